@@ -1,0 +1,342 @@
+# nbdelta
+#
+#   make                      build everything into $(O)
+#   make check                install what is missing, build, run all tests;
+#                             T='qcow2-* error' runs the tests of these names
+#   make demo                 install what is missing, build, show the main job;
+#                             KEEP=DIR leaves its backups there
+#   make check-valgrind       unit tests under valgrind (T= as above)
+#   make check-locks          clang's thread-safety analysis, as errors
+#   make check-headers        every header compiles alone
+#   make lint                 clang-tidy, cppcheck, shellcheck
+#   make fuzz                 build the fuzzers (clang), run each FUZZ_TIME=60 s;
+#                             F='options qmp' runs these
+#   make bench                measure, beside qemu-nbd and nbdkit
+#   make packages             install the Debian packages of all of the above
+#   make install              DESTDIR=... prefix=/usr/local
+#   make uninstall
+#   make clean
+#
+# Variables: V=1 shows commands.  DEBUG=1 turns off optimisation.
+# SANITIZE=address,undefined or SANITIZE=thread builds into its own $(O).
+# O=DIR is the output directory.  CC=, CFLAGS=, LDFLAGS= as usual.
+# JOBS=N and TEST_TIMEOUT=SECONDS go to the tests.
+# Put your habits into config.mak; it is read first and never committed.
+
+-include config.mak
+
+VERSION := 0.1.0
+
+prefix        ?= /usr/local
+bindir        ?= $(prefix)/bin
+datadir       ?= $(prefix)/share
+mandir        ?= $(datadir)/man
+completiondir ?= $(datadir)/bash-completion/completions
+plugindir     ?= $(shell $(PKG_CONFIG) nbdkit --variable=plugindir)
+
+PKG_CONFIG ?= pkg-config
+INSTALL    ?= install
+JOBS       ?= $(shell nproc)
+T          ?= *
+F          ?= *
+FUZZ_TIME  ?= 60
+
+comma := ,
+quote := '
+hash  := \#
+O ?= build$(if $(SANITIZE),-$(subst $(comma),-,$(SANITIZE)))
+
+ifneq ($(SANITIZE)$(DEBUG),)
+CFLAGS ?= $(if $(DEBUG),-O0 -g3,-O2 -g)
+else
+CFLAGS ?= -O2 -g -D_FORTIFY_SOURCE=2 -fstack-protector-strong
+endif
+WARN := -Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes \
+    -Wpointer-arith -Wwrite-strings -Wformat=2 -Wundef -Wcast-qual
+SANITIZE_FLAGS := $(if $(SANITIZE),-fsanitize=$(SANITIZE) \
+    -fno-sanitize-recover=all -fno-omit-frame-pointer)
+ND_CFLAGS := -std=gnu17 -D_GNU_SOURCE -fvisibility=hidden -fPIC -pthread \
+    $(WARN) $(SANITIZE_FLAGS)
+ND_LDFLAGS := -pthread -Wl,-z,relro,-z,now $(SANITIZE_FLAGS)
+
+# The public headers are all that server/ and plugin/ can see; the rest of
+# blocklib is visible only from within, and to tests.
+INC_PUBLIC  := -Iblocklib/include
+INC_PRIVATE := $(INC_PUBLIC) -Iblocklib
+INC_SERVER  := $(INC_PUBLIC) -Iserver
+INC_TESTS   := $(INC_PRIVATE) -Iserver
+
+#--- libraries we need ----------------------------------------------------
+
+# pkg-config name : Debian package
+PKGS := jansson:libjansson-dev zlib:zlib1g-dev libzstd:libzstd-dev \
+    libnbd:libnbd-dev nbdkit:nbdkit-plugin-dev check:check
+
+LIB_PKGS    := jansson zlib libzstd
+SERVER_PKGS := $(LIB_PKGS) libnbd
+PLUGIN_PKGS := $(LIB_PKGS)
+
+# These goals build nothing themselves; check and demo install what is
+# missing before they start the make that looks.
+NO_LOOKUP := check demo packages clean help uninstall install-files
+goals := $(filter-out $(NO_LOOKUP),$(or $(MAKECMDGOALS),all))
+
+name = $(firstword $(subst :, ,$(1)))
+package = $(lastword $(subst :, ,$(1)))
+exists = $(shell $(PKG_CONFIG) --exists $(1) 2>/dev/null && echo yes)
+define missing
+$(info nbdelta: $(1) not found: install the Debian package '$(2)')
+lacking := yes
+endef
+
+ifneq ($(goals),)
+  ifeq ($(shell command -v $(firstword $(CC))),)
+    $(eval $(call missing,the compiler '$(firstword $(CC))',gcc))
+  endif
+  ifeq ($(shell command -v $(PKG_CONFIG)),)
+    $(eval $(call missing,'$(PKG_CONFIG)',pkgconf))
+  else ifeq ($(call exists,$(foreach p,$(PKGS),$(call name,$(p)))),)
+    $(foreach p,$(PKGS),$(if $(call exists,$(call name,$(p))),,$(eval \
+        $(call missing,the library '$(call name,$(p))',$(call package,$(p))))))
+  endif
+  ifneq ($(lacking),)
+    $(error packages are missing ('make check' and 'make demo' install them))
+  endif
+  pkg_libs = $(shell $(PKG_CONFIG) --libs $(1))
+  ND_CFLAGS += $(shell $(PKG_CONFIG) --cflags \
+      $(foreach p,$(PKGS),$(call name,$(p))))
+endif
+
+#--- what is built from what ----------------------------------------------
+
+BLOCKLIB_SRC := $(sort $(wildcard blocklib/*/*.c))
+SERVER_SRC   := $(sort $(wildcard server/*.c))
+PLUGIN_SRC   := $(sort $(wildcard plugin/*.c))
+UNIT_SRC     := $(sort $(wildcard tests/unit/test-*.c))
+FUZZ_SRC     := $(sort $(wildcard tests/fuzz/fuzz-*.c))
+# Programs that functional tests use.
+TOOL_SRC     := $(sort $(wildcard tests/func/*.c))
+FUNC_TESTS   := $(sort $(filter-out %/lib.sh,$(wildcard tests/func/*.sh)))
+MAN_PAGES    := $(sort $(wildcard man/*.1))
+ALL_SRC := $(BLOCKLIB_SRC) $(SERVER_SRC) $(PLUGIN_SRC) $(UNIT_SRC) \
+    $(FUZZ_SRC) $(TOOL_SRC)
+
+obj = $(patsubst %.c,$(O)/%.o,$(1))
+UNIT_TESTS := $(patsubst tests/unit/%.c,$(O)/%,$(UNIT_SRC))
+FUZZERS    := $(patsubst tests/fuzz/%.c,$(O)/%,$(FUZZ_SRC))
+TOOLS      := $(patsubst %.c,$(O)/%,$(TOOL_SRC))
+
+SERVER    := $(O)/nbdelta
+PLUGIN    := $(O)/nbdkit-nbdelta-plugin.so
+BLOCKLIB  := $(O)/libnbdelta.a
+# The server but for main(), for tests and fuzzers that look inside it.
+SERVERLIB := $(O)/libserver.a
+# Those are the ones that include one of its headers.
+space := $(subst ,, )
+SERVER_H := $(subst $(space),\|,$(strip $(notdir $(wildcard server/*.h))))
+INSIDE := $(if $(UNIT_SRC)$(FUZZ_SRC),$(shell grep -l \
+    '^$(hash)include "\($(SERVER_H)\)"' $(UNIT_SRC) $(FUZZ_SRC)))
+
+.PHONY: all
+.DELETE_ON_ERROR:
+.SUFFIXES:
+all: $(SERVER) $(PLUGIN) $(BLOCKLIB)
+
+#--- rules ----------------------------------------------------------------
+
+Q := $(if $(V),,@)
+say = $(if $(V),,@printf '  %-7s %s\n' $(1) $(2);)
+
+$(call obj,$(BLOCKLIB_SRC)): INC := $(INC_PRIVATE)
+$(call obj,$(SERVER_SRC)): INC := $(INC_SERVER)
+$(call obj,$(PLUGIN_SRC)): INC := $(INC_PUBLIC)
+$(call obj,$(UNIT_SRC) $(FUZZ_SRC) $(TOOL_SRC)): INC := $(INC_TESTS)
+
+# What knows the version, so that a new one does not rebuild the rest.
+VERSIONED := $(call obj,$(if $(SERVER_SRC)$(PLUGIN_SRC),$(shell \
+    grep -l NBDELTA_VERSION $(SERVER_SRC) $(PLUGIN_SRC))))
+$(VERSIONED): DEFS := -DNBDELTA_VERSION='"$(VERSION)"'
+$(VERSIONED): $(O)/.version
+
+# Rebuild when flags, version or the list of sources change.
+FLAGS := $(CC) $(CPPFLAGS) $(ND_CFLAGS) $(CFLAGS) $(ND_LDFLAGS) $(LDFLAGS)
+$(O)/.flags: WORDS = $(FLAGS)
+$(O)/.version: WORDS = $(VERSION)
+$(O)/.sources: WORDS = $(BLOCKLIB_SRC) $(SERVER_SRC) $(PLUGIN_SRC)
+$(O)/.flags $(O)/.version $(O)/.sources: FORCE
+	@mkdir -p $(O); w='$(subst $(quote),$(quote)\$(quote)$(quote),$(WORDS))'; \
+	printf '%s\n' "$$w" | cmp -s - $@ || printf '%s\n' "$$w" >$@
+
+$(O)/%.o: %.c $(O)/.flags
+	@mkdir -p $(@D)
+	$(call say,CC,$<)$(CC) $(INC) $(DEFS) $(CPPFLAGS) $(ND_CFLAGS) \
+	    $(CFLAGS) -MMD -MP -c -o $@ $<
+
+$(BLOCKLIB): $(call obj,$(BLOCKLIB_SRC)) $(O)/.sources
+	$(call say,AR,$@)rm -f $@ && $(AR) rcs $@ $(filter %.o,$^)
+
+$(SERVERLIB): $(call obj,$(filter-out server/main.c,$(SERVER_SRC))) \
+    $(O)/.sources
+	$(call say,AR,$@)rm -f $@ && $(AR) rcs $@ $(filter %.o,$^)
+
+link = $(call say,LD,$@)$(CC) $(1) $(ND_LDFLAGS) $(LDFLAGS) -o $@ \
+    $(filter %.o,$^) $(filter %.a,$^) $(call pkg_libs,$(2))
+
+$(SERVER): $(O)/server/main.o $(SERVERLIB) $(BLOCKLIB)
+	$(call link,,$(SERVER_PKGS))
+
+$(PLUGIN): $(call obj,$(PLUGIN_SRC)) $(BLOCKLIB)
+	$(call link,-shared -Wl$(comma)--exclude-libs$(comma)ALL,$(PLUGIN_PKGS))
+
+$(UNIT_TESTS): $(O)/%: $(O)/tests/unit/%.o $(BLOCKLIB)
+	$(call link,,check $(SERVER_PKGS))
+
+$(FUZZERS): $(O)/%: $(O)/tests/fuzz/%.o $(BLOCKLIB)
+	$(call link,$(FUZZ_LINK),$(SERVER_PKGS))
+
+$(TOOLS): $(O)/%: $(O)/%.o $(BLOCKLIB)
+	$(call link,,$(SERVER_PKGS))
+
+$(filter $(INSIDE:tests/unit/%.c=$(O)/%),$(UNIT_TESTS)) \
+$(filter $(INSIDE:tests/fuzz/%.c=$(O)/%),$(FUZZERS)): $(SERVERLIB)
+
+-include $(patsubst %.c,$(O)/%.d,$(ALL_SRC))
+
+#--- tests ----------------------------------------------------------------
+
+# Tests whose name, with or without "test-" and ".sh", T matches.
+picked = $(shell set -f; for t in $(UNIT_TESTS) $(FUNC_TESTS); do \
+    n=$${t$(hash)$(hash)*/}; n=$${n%.sh}; for g in $(T); do \
+    case $$n in ($$g|test-$$g) echo $$t; break;; esac; done; \
+    done)
+FOR_TESTS = BUILD='$(abspath $(O))' SRCDIR='$(CURDIR)' CC='$(CC)' \
+    SANITIZE='$(SANITIZE)' JOBS='$(JOBS)'
+# A make of its own, which looks for the packages that are there by now.
+SUBMAKE = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
+
+.PHONY: check check-run check-valgrind demo demo-run bench packages FORCE
+check:
+	$(Q)tests/packages.sh build test
+	$(Q)+$(SUBMAKE) check-run
+
+demo:
+	$(Q)tests/packages.sh build test
+	$(Q)+$(SUBMAKE) demo-run
+
+packages:
+	$(Q)tests/packages.sh build test dev
+
+ifneq ($(filter check-run check-valgrind,$(MAKECMDGOALS)),)
+PICKED := $(picked)
+ifeq ($(PICKED),)
+$(error no test has a name like '$(T)')
+endif
+# A few unit tests do not need the programs.
+check-run: $(if $(filter %.sh,$(PICKED)),all $(TOOLS))
+check-run: $(filter $(UNIT_TESTS),$(PICKED))
+check-valgrind: $(filter $(UNIT_TESTS),$(PICKED))
+endif
+
+check-run:
+	$(Q)$(FOR_TESTS) tests/run $(PICKED)
+
+VALGRIND := valgrind -q --error-exitcode=119 --leak-check=full \
+    --show-leak-kinds=definite
+# The unit tests only: their code is what the programs run.
+check-valgrind:
+	$(call tool,valgrind,valgrind)
+	$(Q)$(FOR_TESTS) CK_FORK=no TEST_TIMEOUT=900 WRAPPER='$(VALGRIND)' \
+	    tests/run $(filter $(UNIT_TESTS),$(PICKED))
+
+demo-run: all
+	$(Q)$(FOR_TESTS) KEEP='$(KEEP)' tests/demo.sh
+
+bench: all $(TOOLS)
+	$(Q)$(FOR_TESTS) tests/bench.sh
+
+#--- checks of the source -------------------------------------------------
+
+tool = @command -v $(1) >/dev/null || { echo "nbdelta: $(1) not found:" \
+    "install the Debian package '$(2)' ('make packages' does)" >&2; exit 1; }
+
+.PHONY: check-locks check-headers lint
+check-locks:
+	$(call tool,clang,clang)
+	$(Q)clang $(INC_TESTS) $(ND_CFLAGS) -DNBDELTA_VERSION='""' \
+	    -Wthread-safety -Werror -fsyntax-only \
+	    $(BLOCKLIB_SRC) $(SERVER_SRC) $(PLUGIN_SRC)
+
+# Twice, so that a guard is there; with no more than its users can see.
+one_header = printf '$(hash)include "%s"\n' $$h $$h | \
+    $(CC) $(1) -I. $(ND_CFLAGS) -Werror -fsyntax-only -x c - || exit 1
+check-headers:
+	$(Q)for h in blocklib/include/nbdelta/*.h; do \
+	    $(call one_header,$(INC_PUBLIC)); done
+	$(Q)for h in $$(find blocklib -name '*.h' ! -path '*/include/*'); do \
+	    $(call one_header,$(INC_PRIVATE)); done
+	$(Q)for h in $$(find server plugin -name '*.h'); do \
+	    $(call one_header,$(INC_SERVER)); done
+
+LINT_SRC := $(BLOCKLIB_SRC) $(SERVER_SRC) $(PLUGIN_SRC)
+lint:
+	$(call tool,clang-tidy,clang-tidy)
+	$(call tool,cppcheck,cppcheck)
+	$(call tool,shellcheck,shellcheck)
+	$(Q)printf '%s\n' $(LINT_SRC) | xargs -P $(JOBS) -I{} \
+	    clang-tidy --quiet {} -- $(INC_TESTS) $(ND_CFLAGS) \
+	    -DNBDELTA_VERSION='""'
+	$(Q)cppcheck -q --error-exitcode=1 --inline-suppr -j $(JOBS) \
+	    --std=c11 $(INC_TESTS) blocklib server plugin
+	$(Q)shellcheck -x tests/run .ci/run tests/*.sh tests/func/*.sh
+	$(Q)shellcheck -s bash man/nbdelta.bash-completion
+
+#--- fuzzing --------------------------------------------------------------
+
+FO := $(O)-fuzz
+FUZZ_CFLAGS := -O1 -g -fsanitize=fuzzer-no-link,address,undefined \
+    -fno-sanitize-recover=all
+.PHONY: fuzz fuzzers fuzzers-run
+fuzzers:
+	$(call tool,clang,clang libclang-rt-14-dev)
+	$(Q)+$(SUBMAKE) O='$(FO)' CC=clang SANITIZE= FUZZ_LINK=-fsanitize=fuzzer \
+	    CFLAGS='$(FUZZ_CFLAGS)' LDFLAGS='-fsanitize=address,undefined' \
+	    fuzzers-run
+fuzzers-run: $(FUZZERS)
+
+# What a run finds new is kept in the output directory; inputs worth keeping
+# for good go to tests/corpus/NAME by hand.
+fuzz: fuzzers
+	$(Q)set -f; for g in $(F); do set +f; for f in $(FO)/fuzz-$$g; do \
+	    [ -x $$f ] || continue; \
+	    n=$${f##*/fuzz-}; d=tests/fuzz/$$n.dict; c=tests/corpus/$$n; \
+	    [ -d $$c ] || c=; [ -f $$d ] && d=-dict=$$d || d=; \
+	    mkdir -p $(FO)/corpus/$$n; echo "fuzz-$$n, $(FUZZ_TIME) s"; \
+	    $$f -max_total_time=$(FUZZ_TIME) -timeout=20 -rss_limit_mb=2048 \
+	        -verbosity=0 -print_final_stats=1 -artifact_prefix=$(FO)/$$n- \
+	        $$d $(FO)/corpus/$$n $$c || exit 1; done; done
+
+#--- install --------------------------------------------------------------
+
+MAN1    := $(DESTDIR)$(mandir)/man1
+PLUGINS  = $(DESTDIR)$(plugindir)
+
+.PHONY: install install-files uninstall clean help
+install: all install-files
+install-files: | $(if $(filter install,$(MAKECMDGOALS)),all)
+	$(INSTALL) -D -m 755 $(SERVER) $(DESTDIR)$(bindir)/nbdelta
+	$(INSTALL) -D -m 755 $(PLUGIN) $(PLUGINS)/$(notdir $(PLUGIN))
+	$(INSTALL) -d -m 755 $(MAN1)
+	$(INSTALL) -m 644 $(MAN_PAGES) $(MAN1)
+	$(INSTALL) -D -m 644 man/nbdelta.bash-completion \
+	    $(DESTDIR)$(completiondir)/nbdelta
+
+uninstall:
+	rm -f $(DESTDIR)$(bindir)/nbdelta $(PLUGINS)/$(notdir $(PLUGIN)) \
+	    $(patsubst man/%,$(MAN1)/%,$(MAN_PAGES)) \
+	    $(DESTDIR)$(completiondir)/nbdelta
+
+clean:
+	rm -rf build build-*/ $(if $(filter-out build,$(O)),'$(O)')
+
+help:
+	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile

@@ -1,0 +1,664 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Dirty bitmaps of nodes: rules, freezing, marking.
+ *
+ *                    writes                       readers (NBD, query)
+ *                      |                                 |
+ *   normal    ->   bits (if enabled)                   bits
+ *   frozen    ->   successor (if enabled)      bits OR successor
+ *                     the job has a copy of bits
+ *
+ * Bits are set by requests, in any number at once.  Everything else happens
+ * in control sections: requests are drained, and readers that are not
+ * requests are kept out by the bitmap's lock while bits are exchanged, moved
+ * or reset.  Merging only sets bits, so that it keeps nobody out.
+ */
+#include "nbdelta/bitmap.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/dirty.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/graph.h"
+
+#define GRANULARITY_MIN UINT64_C(512)
+#define GRANULARITY_MAX (2 * GiB)
+
+/* Without a better answer, and the limits of a better one. */
+#define GRANULARITY_DEFAULT (64 * KiB)
+#define DEFAULT_MIN         (4 * KiB)
+#define DEFAULT_MAX         (64 * KiB)
+
+/* --- Life --- */
+
+static struct bitmap *bitmap_new(struct node *n, const char *name,
+                                 uint64_t granularity)
+{
+    struct bitmap *bm = calloc(1, sizeof(*bm));
+    char *copy = name ? strdup(name) : NULL;
+    struct hbitmap *bits = hbitmap_new(node_size(n), granularity);
+
+    if (!bm || (name && !copy) || !bits) {
+        free(bm);
+        free(copy);
+        hbitmap_free(bits);
+        return NULL;
+    }
+    bm->name = copy;
+    bm->granularity = granularity;
+    bm->bits = bits;
+    bm->enabled = true;
+    rwlock_init(&bm->lock);
+    atomic_init(&bm->refs, 1);
+    bm->node = n;
+    list_append(&n->bitmaps, &bm->on_node);
+    return bm;
+}
+
+void bitmap_unref(struct bitmap *bm)
+{
+    if (bm && atomic_fetch_sub(&bm->refs, 1) == 1) {
+        rwlock_destroy(&bm->lock);
+        hbitmap_free(bm->bits);
+        hbitmap_free(bm->successor);
+        free(bm->name);
+        free(bm);
+    }
+}
+
+void bitmap_drop(struct bitmap *bm)
+{
+    list_remove(&bm->on_node);
+    bm->node = NULL;
+    atomic_store(&bm->removed, true);
+    bitmap_unref(bm);
+}
+
+void bitmap_release_all(struct node *n)
+{
+    list_for_each_safe (at, &n->bitmaps) {
+        bitmap_drop(list_entry(at, struct bitmap, on_node));
+    }
+}
+
+struct bitmap *bitmap_new_anonymous(struct node *n, uint64_t granularity)
+{
+    return bitmap_new(n, NULL, granularity);
+}
+
+int bitmap_attach(struct node *n, const char *name, uint64_t granularity,
+                  struct bitmap **bmp, struct error **errp)
+{
+    struct bitmap *bm = bitmap_new(n, name, granularity);
+
+    if (!bm) {
+        return error_set(errp, ENOMEM, "no memory for bitmap '%s'", name);
+    }
+    *bmp = bm;
+    return 0;
+}
+
+/* --- Looking up, and what forbids a change --- */
+
+static bool is_busy(const struct bitmap *bm)
+{
+    return bm->users > 0 || bm->successor;
+}
+
+static const char *name_of(const struct bitmap *bm)
+{
+    return bm->name ? bm->name : "";
+}
+
+static int check_busy(const struct bitmap *bm, struct error **errp)
+{
+    if (is_busy(bm)) {
+        return error_set(errp, EBUSY,
+                         "Bitmap '%s' is currently in use by another "
+                         "operation and cannot be used",
+                         name_of(bm));
+    }
+    return 0;
+}
+
+static int check_usable(const struct bitmap *bm, struct error **errp)
+{
+    int r = check_busy(bm, errp);
+
+    if (r == 0 && atomic_load(&bm->inconsistent)) {
+        r = error_set(errp, EINVAL,
+                      "Bitmap '%s' is inconsistent and cannot be used",
+                      name_of(bm));
+    }
+    return r;
+}
+
+static struct bitmap *find(const struct node *n, const char *name)
+{
+    list_for_each (at, &n->bitmaps) {
+        struct bitmap *bm = list_entry(at, struct bitmap, on_node);
+        if (bm->name && strcmp(bm->name, name) == 0) {
+            return bm;
+        }
+    }
+    return NULL;
+}
+
+struct bitmap *bitmap_find(struct node *n, const char *name)
+{
+    struct tree *t = node_enter(n, false);
+    struct bitmap *bm = find(n, name);
+
+    if (bm) {
+        atomic_fetch_add(&bm->refs, 1);
+    }
+    node_leave(t);
+    return bm;
+}
+
+/* --- Size --- */
+
+static int resize_bits(struct bitmap *bm, uint64_t size)
+{
+    rwlock_wrlock(&bm->lock);
+    uint64_t old = hbitmap_size(bm->bits);
+    int r = hbitmap_resize(bm->bits, size);
+    if (r == 0 && bm->successor) {
+        r = hbitmap_resize(bm->successor, size);
+        if (r < 0) {
+            (void)hbitmap_resize(bm->bits, old); /* cannot fail */
+        }
+    }
+    rwlock_unlock(&bm->lock);
+    return r;
+}
+
+static struct hbitmap *collecting(const struct bitmap *bm)
+{
+    return bm->successor ? bm->successor : bm->bits;
+}
+
+static void mark_growth(struct bitmap *bm, uint64_t old, uint64_t size)
+{
+    if (bm->enabled && size > old) {
+        hbitmap_set(collecting(bm), old, size - old);
+    }
+}
+
+int bitmap_resize_all(struct node *n, uint64_t old, uint64_t size,
+                      struct error **errp)
+{
+    struct list *at = n->bitmaps.next;
+
+    for (; at != &n->bitmaps; at = at->next) {
+        struct bitmap *bm = list_entry(at, struct bitmap, on_node);
+        uint64_t had = hbitmap_size(bm->bits);
+        int r = resize_bits(bm, size);
+        if (r < 0) {
+            while ((at = at->prev) != &n->bitmaps) {
+                bm = list_entry(at, struct bitmap, on_node);
+                (void)resize_bits(bm, old); /* cannot fail */
+            }
+            return error_set(errp, ENOMEM, "no memory for the bitmaps of '%s'",
+                             node_name(n));
+        }
+        mark_growth(bm, had, size);
+    }
+    return 0;
+}
+
+/*
+ * A file grows by being written past its end, without a control section.
+ * The bits for what is new then come with the first look of the next one.
+ */
+static int follow_growth(struct bitmap *bm, struct error **errp)
+{
+    uint64_t had = hbitmap_size(bm->bits);
+    uint64_t size = node_size(bm->node);
+
+    if (size > had) {
+        if (resize_bits(bm, size) < 0) {
+            return error_set(errp, ENOMEM, "no memory for bitmap '%s'",
+                             name_of(bm));
+        }
+        mark_growth(bm, had, size);
+    }
+    return 0;
+}
+
+int bitmap_lookup(struct node *n, const char *name, bool change,
+                  struct bitmap **bmp, struct error **errp)
+{
+    struct bitmap *bm = find(n, name);
+    int r;
+
+    if (!bm) {
+        return error_set(errp, ENOENT, "Dirty bitmap '%s' not found", name);
+    }
+    r = change ? check_usable(bm, errp) : 0;
+    if (r == 0) {
+        r = follow_growth(bm, errp);
+    }
+    if (r == 0) {
+        *bmp = bm;
+    }
+    return r;
+}
+
+/* --- Frozen --- */
+
+int bitmap_freeze(struct bitmap *bm, struct error **errp)
+{
+    int r = check_usable(bm, errp);
+
+    if (r == 0) {
+        r = follow_growth(bm, errp);
+    }
+    if (r < 0) {
+        return r;
+    }
+    struct hbitmap *successor = hbitmap_new(hbitmap_size(bm->bits),
+                                            bm->granularity);
+    if (!successor) {
+        return error_set(errp, ENOMEM, "no memory for bitmap '%s'",
+                         name_of(bm));
+    }
+    rwlock_wrlock(&bm->lock);
+    bm->successor = successor;
+    rwlock_unlock(&bm->lock);
+    return 0;
+}
+
+void bitmap_abdicate(struct bitmap *bm)
+{
+    struct hbitmap *old = bm->bits;
+
+    assert(bm->successor);
+    rwlock_wrlock(&bm->lock);
+    bm->bits = bm->successor;
+    bm->successor = NULL;
+    rwlock_unlock(&bm->lock);
+    hbitmap_free(old);
+}
+
+void bitmap_reclaim(struct bitmap *bm)
+{
+    struct hbitmap *old = bm->successor;
+
+    assert(bm->successor);
+    hbitmap_merge(bm->bits, bm->successor);
+    rwlock_wrlock(&bm->lock);
+    bm->successor = NULL;
+    rwlock_unlock(&bm->lock);
+    hbitmap_free(old);
+}
+
+/* --- Commands --- */
+
+/* A section for one bitmap: 0, then *bmp may change until graph_unlock(). */
+static int enter(struct graph *g, struct node *n, const char *name,
+                 struct bitmap **bmp, struct error **errp)
+{
+    graph_lock(g);
+    graph_drain(g, n);
+    int r = bitmap_lookup(n, name, true, bmp, errp);
+    if (r < 0) {
+        graph_unlock(g);
+    }
+    return r;
+}
+
+static int check_new(const char *name, uint64_t granularity,
+                     struct error **errp)
+{
+    if (name[0] == '\0') {
+        return error_set(errp, EINVAL, "Bitmap name cannot be empty");
+    }
+    if (strlen(name) > BITMAP_NAME_MAX) {
+        return error_set(errp, EINVAL, "Bitmap name too long: %s", name);
+    }
+    if (granularity == 0) { /* the default */
+        return 0;
+    }
+    if (granularity < GRANULARITY_MIN || !is_pow2(granularity)) {
+        return error_set(errp, EINVAL,
+                         "Granularity must be power of 2 and at least 512");
+    }
+    if (granularity > GRANULARITY_MAX) {
+        return error_set(errp, EINVAL,
+                         "Granularity must be power of 2, at least 512 and "
+                         "at most 2 GiB");
+    }
+    return 0;
+}
+
+static uint64_t default_granularity(struct node *n)
+{
+    while (n->drv->is_filter) {
+        n = node_child(n, CHILD_FILE);
+    }
+    CLEANUP_JSON json_t *info = n->drv->describe ? json_object() : NULL;
+    if (info) {
+        n->drv->describe(n, info);
+    }
+    json_int_t cluster =
+        json_integer_value(json_object_get(info, "cluster-size"));
+    if (cluster <= 0) {
+        return GRANULARITY_DEFAULT;
+    }
+    return min_u64(max_u64((uint64_t)cluster, DEFAULT_MIN), DEFAULT_MAX);
+}
+
+static int add_locked(struct graph *g, struct node *n, const char *name,
+                      uint64_t granularity, bool disabled, struct error **errp)
+{
+    struct bitmap *bm = NULL;
+
+    if (find(n, name)) {
+        return error_set(errp, EEXIST, "Bitmap already exists: %s", name);
+    }
+    if (granularity == 0) {
+        granularity = default_granularity(n);
+    }
+    graph_drain(g, n);
+    int r = bitmap_attach(n, name, granularity, &bm, errp);
+    if (r == 0) {
+        bm->enabled = !disabled;
+    }
+    return r;
+}
+
+int bitmap_add(struct graph *g, struct node *n, const char *name,
+               uint64_t granularity, bool persistent, bool disabled,
+               struct error **errp)
+{
+    int r = check_new(name, granularity, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    if (persistent) {
+        return error_set(errp, ENOTSUP,
+                         "node '%s' cannot store a persistent bitmap",
+                         node_name(n));
+    }
+    graph_lock(g);
+    r = add_locked(g, n, name, granularity, disabled, errp);
+    graph_unlock(g);
+    return r;
+}
+
+int bitmap_remove(struct graph *g, struct node *n, const char *name,
+                  struct error **errp)
+{
+    struct bitmap *bm;
+
+    graph_lock(g);
+    graph_drain(g, n);
+    bm = find(n, name);
+    int r = bm ? check_busy(bm, errp)
+               : error_set(errp, ENOENT, "Dirty bitmap '%s' not found", name);
+    if (r == 0) {
+        bitmap_drop(bm);
+    }
+    graph_unlock(g);
+    return r;
+}
+
+int bitmap_clear(struct graph *g, struct node *n, const char *name,
+                 struct error **errp)
+{
+    struct bitmap *bm;
+    int r = enter(g, n, name, &bm, errp);
+
+    if (r == 0) {
+        rwlock_wrlock(&bm->lock);
+        hbitmap_reset_all(bm->bits);
+        rwlock_unlock(&bm->lock);
+        graph_unlock(g);
+    }
+    return r;
+}
+
+int bitmap_enable(struct graph *g, struct node *n, const char *name,
+                  bool enable, struct error **errp)
+{
+    struct bitmap *bm;
+    int r = enter(g, n, name, &bm, errp);
+
+    if (r == 0) {
+        bm->enabled = enable;
+        graph_unlock(g);
+    }
+    return r;
+}
+
+/* @src may be of another node, whose tree is not drained: that its bits stay
+ * where they are is due to the control section. */
+static int merge_locked(struct bitmap *bm, struct bitmap *src,
+                        struct error **errp)
+{
+    int r = check_usable(src, errp);
+
+    if (r == 0 && src->node == bm->node) {
+        r = follow_growth(src, errp);
+    }
+    if (r < 0) {
+        return r;
+    }
+    uint64_t to = hbitmap_size(bm->bits);
+    uint64_t from = hbitmap_size(src->bits);
+    if (to != from) {
+        return error_set(errp, EINVAL,
+                         "Bitmaps are of different sizes (destination size "
+                         "is %" PRIu64 ", source size is %" PRIu64
+                         ") and can't be merged",
+                         to, from);
+    }
+    if (src != bm) {
+        hbitmap_merge(bm->bits, src->bits);
+    }
+    return 0;
+}
+
+int bitmap_merge(struct graph *g, struct node *n, const char *name,
+                 struct bitmap *src, struct error **errp)
+{
+    struct bitmap *bm;
+    int r = enter(g, n, name, &bm, errp);
+
+    if (r == 0) {
+        r = merge_locked(bm, src, errp);
+        graph_unlock(g);
+    }
+    return r;
+}
+
+/* --- Reading --- */
+
+const char *bitmap_name(const struct bitmap *bm)
+{
+    return bm->name;
+}
+
+uint64_t bitmap_granularity(const struct bitmap *bm)
+{
+    return bm->granularity;
+}
+
+bool bitmap_removed(const struct bitmap *bm)
+{
+    return atomic_load(&bm->removed);
+}
+
+bool bitmap_readable(const struct bitmap *bm)
+{
+    return !atomic_load(&bm->inconsistent);
+}
+
+uint64_t bitmap_count(const struct bitmap *bm)
+{
+    struct bitmap *locked = (struct bitmap *)(uintptr_t)bm;
+
+    rwlock_rdlock(&locked->lock);
+    uint64_t count = hbitmap_count(bm->bits);
+    rwlock_unlock(&locked->lock);
+    return count;
+}
+
+/* As hbitmap_run for the union of bits and successor. */
+static uint64_t run_of_both(const struct bitmap *bm, uint64_t offset,
+                            uint64_t end, bool *dirty)
+{
+    for (uint64_t at = offset; at < end;) {
+        bool a;
+        bool b;
+        uint64_t la = hbitmap_run(bm->bits, at, end, &a);
+        uint64_t lb = hbitmap_run(bm->successor, at, end, &b);
+
+        if (at == offset) {
+            *dirty = a || b;
+        } else if (*dirty != (a || b)) {
+            return at - offset;
+        }
+        if (a && b) {
+            at += max_u64(la, lb);
+        } else if (a || b) {
+            at += a ? la : lb;
+        } else {
+            at += min_u64(la, lb);
+        }
+    }
+    return end - offset;
+}
+
+static uint64_t run_locked(const struct bitmap *bm, uint64_t offset,
+                           uint64_t end, bool *dirty)
+{
+    uint64_t size = hbitmap_size(bm->bits);
+
+    if (offset >= size) {
+        *dirty = true;
+        return end - offset;
+    }
+    end = min_u64(end, size);
+    return bm->successor ? run_of_both(bm, offset, end, dirty)
+                         : hbitmap_run(bm->bits, offset, end, dirty);
+}
+
+uint64_t bitmap_run(const struct bitmap *bm, uint64_t offset, uint64_t end,
+                    bool *dirty)
+{
+    struct bitmap *locked = (struct bitmap *)(uintptr_t)bm;
+
+    rwlock_rdlock(&locked->lock);
+    uint64_t length = run_locked(bm, offset, end, dirty);
+    rwlock_unlock(&locked->lock);
+    return length;
+}
+
+/* What follow_growth() will add. */
+static uint64_t growth(const struct bitmap *bm, const struct hbitmap *bits)
+{
+    uint64_t size = node_size(bm->node);
+    uint64_t had = hbitmap_size(bits);
+
+    if (!bm->enabled || size <= had) {
+        return 0;
+    }
+    return align_up(size, bm->granularity) - align_up(had, bm->granularity);
+}
+
+static json_t *info_new(const struct bitmap *bm, const struct hbitmap *bits,
+                        bool recording)
+{
+    bool collects = bits == collecting(bm);
+    uint64_t count = hbitmap_count(bits) + (collects ? growth(bm, bits) : 0);
+
+    return json_pack("{s:b, s:b, s:b, s:I, s:I}", "recording", (int)recording,
+                     "persistent", (int)bm->persistent, "busy", 0,
+                     "granularity", (json_int_t)bm->granularity, "count",
+                     (json_int_t)count);
+}
+
+/* One bitmap; as in QEMU, a successor shows before the frozen one. */
+static int add_info(json_t *list, const struct bitmap *bm)
+{
+    if (bm->successor &&
+        json_array_append_new(list, info_new(bm, bm->successor, bm->enabled)) <
+            0) {
+        return -1;
+    }
+    json_t *info = info_new(bm, bm->bits, bm->enabled);
+    if (json_array_append_new(list, info) < 0) {
+        return -1;
+    }
+    if (is_busy(bm)) {
+        (void)json_object_set_new(info, "busy", json_true());
+    }
+    if (atomic_load(&bm->inconsistent)) {
+        (void)json_object_set_new(info, "inconsistent", json_true());
+    }
+    /* A name that is not UTF-8 (from an image) cannot be told. */
+    if (bm->name) {
+        (void)json_object_set_new(info, "name", json_string(bm->name));
+    }
+    return 0;
+}
+
+json_t *bitmap_query(struct node *n)
+{
+    json_t *list = json_array();
+    int r = list ? 0 : -1;
+
+    struct tree *t = node_enter(n, false);
+    for (struct list *at = n->bitmaps.prev; r == 0 && at != &n->bitmaps;
+         at = at->prev) {
+        r = add_info(list, list_entry(at, struct bitmap, on_node));
+    }
+    node_leave(t);
+    if (r < 0) {
+        json_decref(list);
+        return NULL;
+    }
+    return list;
+}
+
+json_t *bitmap_names(struct node *n)
+{
+    json_t *list = json_array();
+
+    struct tree *t = node_enter(n, false);
+    list_for_each (at, &n->bitmaps) {
+        struct bitmap *bm = list_entry(at, struct bitmap, on_node);
+        if (bm->name) {
+            (void)json_array_append_new(list, json_string(bm->name));
+        }
+    }
+    node_leave(t);
+    return list;
+}
+
+/* --- Marking --- */
+
+void bitmap_mark_slow(struct node *n, uint64_t offset, uint64_t bytes)
+{
+    list_for_each (at, &n->bitmaps) {
+        struct bitmap *bm = list_entry(at, struct bitmap, on_node);
+        if (bm->enabled) {
+            struct hbitmap *bits = collecting(bm);
+            uint64_t size = hbitmap_size(bits);
+            /* Past it there are no bits yet: see follow_growth(). */
+            if (offset < size) {
+                hbitmap_set(bits, offset, min_u64(bytes, size - offset));
+            }
+        }
+    }
+}

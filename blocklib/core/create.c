@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Creating images: what does not depend on the format. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/driver.h"
+#include "core/graph.h"
+#include "core/open.h"
+#include "core/opts.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/image.h"
+
+/*
+ * Open the backing file as the new image will name it, to see that it is one
+ * and how large it is.  The user named it himself: no policy.
+ */
+static int measure_backing(const char *filename, const char *backing,
+                           const char *fmt, uint64_t *size,
+                           struct error **errp)
+{
+    CLEANUP_FREE char *path = path_beside(filename, backing);
+    CLEANUP_JSON json_t *options =
+        path ? json_pack("{s:b,s:b,s:{s:s,s:s}}", "read-only", 1,
+                         "force-share", 1, "file", "driver", "file",
+                         "filename", path)
+             : NULL;
+    struct graph *g = graph_new();
+    struct node *n;
+    int r;
+
+    if (!options || !g ||
+        (fmt &&
+         json_object_set_new(options, "driver", json_string(fmt)) < 0)) {
+        r = error_set(errp, EINVAL, "'%s' cannot be a backing file", backing);
+    } else {
+        graph_allow_any_path(g);
+        r = graph_open(g, options, &n, errp);
+        if (r < 0) {
+            error_prefix(errp, "Could not open '%s': ", path);
+        } else {
+            *size = node_size(n);
+        }
+    }
+    graph_free(g);
+    return r;
+}
+
+/* Fill in "size" from the backing file where it is missing. */
+static int complete_options(const char *filename, json_t *options,
+                            struct error **errp)
+{
+    const char *backing =
+        json_string_value(json_object_get(options, "backing_file"));
+    const char *fmt =
+        json_string_value(json_object_get(options, "backing_fmt"));
+    bool unchecked = json_is_true(json_object_get(options,
+                                                  "backing_unchecked"));
+    bool sized = json_object_get(options, "size") != NULL;
+    uint64_t size = 0;
+
+    (void)json_object_del(options, "backing_unchecked");
+    if (backing && backing[0] != '\0') {
+        if (!fmt) {
+            return error_set(errp, EINVAL,
+                             "a backing file needs its format: give "
+                             "backing_fmt (-F) with backing file '%s'",
+                             backing);
+        }
+        if (unchecked && sized) {
+            return 0;
+        }
+        int r = measure_backing(filename, backing, fmt, &size, errp);
+        if (r < 0) {
+            return r;
+        }
+        if (!sized &&
+            json_object_set_new(options, "size",
+                                json_integer((json_int_t)size)) < 0) {
+            return error_set(errp, ENOMEM, "no memory for options");
+        }
+    } else if (!sized) {
+        return error_set(errp, EINVAL,
+                         "Image creation needs a size parameter");
+    }
+    return 0;
+}
+
+int image_create(const char *filename, const char *format,
+                 const json_t *options, struct error **errp)
+{
+    const struct driver *drv = driver_find(format);
+    if (!drv || !drv->create) {
+        return error_set(errp, EINVAL, "Unknown file format '%s'", format);
+    }
+    CLEANUP_JSON json_t *complete = json_deep_copy(options);
+    if (!complete) {
+        return error_set(errp, ENOMEM, "no memory for options");
+    }
+    int r = complete_options(filename, complete, errp);
+    if (r < 0) {
+        return r;
+    }
+    struct opts *opts = opts_new(complete);
+    if (!opts) {
+        return error_set(errp, ENOMEM, "no memory for options");
+    }
+    r = drv->create(filename, opts, errp);
+    opts_free(opts);
+    return r;
+}
+
+const char *const *image_create_options(const char *format)
+{
+    const struct driver *drv = driver_find(format);
+    return drv && drv->create ? drv->create_options : NULL;
+}

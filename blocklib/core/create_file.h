@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_CORE_CREATE_FILE_H
+#define NBDELTA_CORE_CREATE_FILE_H
+
+/*
+ * The file under a new image: made or emptied under its image lock, so that
+ * an image in use is never truncated, and durable when it is finished.
+ */
+#include "nbdelta/types.h"
+
+/* Open @filename for a new image: an empty regular file, or a block device as
+ * it is.  *existed: it was there before.  -EAGAIN: somebody has it locked. */
+int file_create_begin(const char *filename, int *fd, bool *existed,
+                      struct error **errp);
+
+/* pwrite of all of it; 0 or -errno. */
+int file_create_write(int fd, const void *buf, size_t bytes, uint64_t offset);
+
+/* Let the file be at least @end bytes long, with @allocate backed by space. */
+int file_create_extend(int fd, uint64_t end, bool allocate);
+
+/*
+ * Close @fd.  With @r == 0 make the file and its name durable first; else
+ * remove the file, unless it @existed.  Returns @r, or the error of that.
+ */
+int file_create_finish(const char *filename, int fd, bool existed, int r,
+                       struct error **errp);
+
+#endif /* NBDELTA_CORE_CREATE_FILE_H */

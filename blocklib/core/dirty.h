@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_CORE_DIRTY_H
+#define NBDELTA_CORE_DIRTY_H
+
+/* The inside of dirty bitmaps, for core and jobs.  See nbdelta/bitmap.h. */
+#include "core/hbitmap.h"
+#include "core/node.h"
+#include "nbdelta/bitmap.h"
+
+/*
+ * A bitmap in use by a job is *frozen*: it keeps its bits as they were, is
+ * busy, and has a successor that collects the bits of new writes in its
+ * place.  The job's end merges the two, or puts the successor in its place.
+ *
+ *      normal --freeze--> frozen + successor --abdicate--> successor's bits
+ *                                            --reclaim---> old OR new bits
+ */
+struct bitmap {
+    /* Set at creation. */
+    char *name; /* NULL: a job's own, not listed by name */
+    uint64_t granularity;
+    bool persistent;
+
+    /* Tree lock of the node. */
+    struct node *node; /* NULL: removed */
+    struct list on_node;
+    bool enabled;   /* also when frozen: does the successor collect? */
+    unsigned users; /* operations that keep it busy */
+
+    /*
+     * Tree lock, and lock: a control section that changes these, or resets
+     * bits in them, has drained the tree and holds lock for writing; to read
+     * them, one of the two is enough.  A request has the tree; who holds
+     * only a reference takes lock, and so never waits for a drain.
+     */
+    rwlock_t lock;
+    struct hbitmap *bits;
+    struct hbitmap *successor; /* not NULL: frozen */
+
+    /* Atomic. */
+    _Atomic bool inconsistent;
+    _Atomic bool removed;
+    _Atomic unsigned refs; /* its node has one */
+};
+
+/* --- In a control section that has drained the node's tree. --- */
+
+/* An own bitmap of a job, without name, enabled; NULL: no memory. */
+struct bitmap *bitmap_new_anonymous(struct node *n, uint64_t granularity);
+void bitmap_drop(struct bitmap *bm); /* take it off its node and unref */
+
+/* Named, without a check of rules; for formats that load them. */
+int bitmap_attach(struct node *n, const char *name, uint64_t granularity,
+                  struct bitmap **bmp, struct error **errp);
+
+/* The bitmap (no new reference; it stays as long as it is busy), or an error
+ * with QEMU's text: -ENOENT; and when @change is asked for, -EBUSY and
+ * -EINVAL (inconsistent). */
+int bitmap_lookup(struct node *n, const char *name, bool change,
+                  struct bitmap **bmp, struct error **errp);
+
+/* -EBUSY, -EINVAL (inconsistent), -ENOMEM. */
+int bitmap_freeze(struct bitmap *bm, struct error **errp);
+void bitmap_abdicate(struct bitmap *bm); /* the job succeeded */
+void bitmap_reclaim(struct bitmap *bm);  /* it did not; keeps everything */
+
+/* The node changes its size from @old to @size: new granules become dirty
+ * in enabled bitmaps.  All of them are resized or, -ENOMEM, none. */
+int bitmap_resize_all(struct node *n, uint64_t old, uint64_t size,
+                      struct error **errp);
+
+/* Free the bitmaps of a node that is being closed. */
+void bitmap_release_all(struct node *n);
+
+/* --- I/O path, tree lock held for reading. --- */
+
+/* Set the bits of the range in all recording bitmaps of @n. */
+void bitmap_mark_slow(struct node *n, uint64_t offset, uint64_t bytes);
+static inline void bitmap_mark(struct node *n, uint64_t offset,
+                               uint64_t bytes)
+{
+    if (!list_empty(&n->bitmaps)) {
+        bitmap_mark_slow(n, offset, bytes);
+    }
+}
+
+#endif /* NBDELTA_CORE_DIRTY_H */

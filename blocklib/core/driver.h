@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_CORE_DRIVER_H
+#define NBDELTA_CORE_DRIVER_H
+
+/*
+ * Writing a block driver
+ * ======================
+ *
+ * A driver is one `const struct driver` and the state behind node->state.
+ * It calls its children through node_*() (node.h), never through their
+ * driver, and never takes a tree lock.  There are three kinds:
+ *
+ *   protocol   holds its bytes itself: file, mem, null-co.  Core reads and
+ *              writes through preadv and pwritev; map is for status only.
+ *   format     maps its bytes into a child: qcow2, raw.  Core reads and
+ *              overwrites through map and moves the bytes itself; preadv is
+ *              called for OPAQUE extents, pwritev for all that map with
+ *              MAP_WRITE does not answer with DATA.
+ *   filter     shows the data of child[CHILD_FILE] (is_filter): a NULL
+ *              method passes through; map is not called.
+ *
+ * What the core (core/io.c) promises to every I/O method:
+ *
+ *  - bytes > 0 and [offset, offset + bytes) lies inside the node's size;
+ *    only a protocol node that has `growable` set is also written past it;
+ *  - for preadv and pwritev, both are multiples of limits.align and bytes
+ *    is at most limits.max_transfer; zero and discard get multiples of
+ *    limits.zero_align (or the end of the node), of any length;
+ *  - iov describes exactly `bytes` bytes, in at most IOV_MAX_INNER parts;
+ *  - only flags listed in flags_write and flags_zero are passed; FUA that a
+ *    driver does not list becomes a flush after the write;
+ *  - the children exist and stay attached until the method returns;
+ *  - dirty bits of the node are set already.
+ *
+ * What every I/O method promises:
+ *
+ *  - it may run in any number of threads at once;
+ *  - it blocks until done, and returns 0 or -errno, never a short count;
+ *  - with REQ_NOWAIT (MAP_NOWAIT) it returns -EAGAIN, and has changed
+ *    nothing, where it would have to wait for a device or another request.
+ *    Writing to the page cache does not count as waiting;
+ *  - when it fails, the contents of the range are undefined but nothing
+ *    outside the range has changed.
+ */
+#include <jansson.h>
+
+#include "nbdelta/types.h"
+
+struct opts;
+
+enum { CHILD_FILE, CHILD_BACKING, CHILD_TARGET, CHILD_MAX };
+
+struct limits {
+    uint32_t align;        /* of reads and writes; power of two, >= 1 */
+    uint32_t zero_align;   /* of zero and discard; power of two, >= align */
+    uint32_t max_transfer; /* multiple of align */
+    uint32_t pref;         /* preferred size, e.g. the cluster size */
+    bool fast_zero;        /* zero honours REQ_NO_FALLBACK */
+    bool zero_unmaps;      /* zero with REQ_MAY_UNMAP, discard: free space */
+    bool grows_zero;       /* protocol: bytes past the end, once written
+                              around, read as zeroes */
+};
+
+enum map_flags {
+    MAP_NOWAIT = 1 << 0,
+    /* DATA only where the bytes may be overwritten in place; other ranges
+     * come back as OPAQUE, with the length that pwritev shall do. */
+    MAP_WRITE = 1 << 1,
+    /* The caller asks for status, it moves nothing: a protocol may take the
+     * time to look for holes, and need not fill in file and host. */
+    MAP_STATUS = 1 << 2,
+};
+
+enum map_kind {
+    MAP_DATA,        /* the bytes are at `host` of `file` */
+    MAP_ZERO,        /* reads as zeroes */
+    MAP_UNALLOCATED, /* decided by the backing node; zeroes without one */
+    MAP_OPAQUE,      /* data that only preadv and pwritev can get at */
+};
+
+/*
+ * An answer of map.  `length` > 0 bytes from the asked offset on are alike;
+ * it may be less, never more, than what was asked for.  The bytes stay where
+ * they are, and belong to nobody else, until map_put().
+ */
+struct mapping {
+    enum map_kind kind;
+    uint64_t length;
+    struct node *file; /* MAP_DATA */
+    uint64_t host;     /* MAP_DATA */
+    bool host_zero;    /* MAP_ZERO: space is reserved at `host` */
+    bool compressed;   /* MAP_OPAQUE */
+    unsigned ticket;   /* the driver's own, for map_put */
+};
+
+struct driver {
+    const char *name; /* the word in "driver": "..." */
+    bool is_filter;
+    bool is_protocol;
+    bool has_backing; /* the images of this format can name a backing file */
+    size_t state_size;
+    unsigned flags_write; /* REQ_FUA if pwritev honours it itself */
+    unsigned flags_zero;
+
+    /* --- Control path: one thread, no I/O in flight. --- */
+
+    /* Take the driver's own options from @opts, open children by
+     * node_open_child(), set node->size.  After a failure close is not
+     * called: open has cleaned up but for the children. */
+    int (*open)(struct node *n, struct opts *opts, struct error **errp);
+
+    /* Write back what is in memory; errors can only be logged. */
+    void (*close)(struct node *n);
+
+    /* Adjust *lim.  On entry: for protocols and formats {1, 1, 1 GiB, 4096,
+     * false...}, for filters what child[CHILD_FILE] has.  NULL: leave it. */
+    void (*limits)(struct node *n, struct limits *lim);
+
+    /* Grow or shrink; the caller updates node->size and the bitmaps.  Grown
+     * space reads as zeroes, or shows the backing node: the core hides
+     * that.  NULL: the size is fixed. */
+    int (*resize)(struct node *n, uint64_t size, struct error **errp);
+
+    /* Add members to ImageInfo (node_image_info) in @info: "cluster-size",
+     * "format-specific", ...  NULL: nothing to add. */
+    void (*describe)(struct node *n, json_t *info);
+
+    /* Create an image; see image.h.  @opts is complete but not checked. */
+    int (*create)(const char *filename, struct opts *opts,
+                  struct error **errp);
+    const char *const *create_options; /* NULL-terminated */
+
+    /* --- I/O path: any thread, at any time. --- */
+
+    /* NULL: all data, for protocols; required for formats. */
+    int (*map)(struct node *n, uint64_t offset, uint64_t bytes,
+               unsigned flags, struct mapping *m);
+    void (*map_put)(struct node *n, struct mapping *m); /* or NULL */
+
+    int (*preadv)(struct node *n, uint64_t offset, uint64_t bytes,
+                  const struct iovec *iov, int iovcnt, unsigned flags);
+
+    /* NULL: read-only, but for what map gives away with MAP_WRITE. */
+    int (*pwritev)(struct node *n, uint64_t offset, uint64_t bytes,
+                   const struct iovec *iov, int iovcnt, unsigned flags);
+
+    /* NULL or -ENOTSUP: the core writes zeroes, or returns -ENOTSUP when
+     * REQ_NO_FALLBACK was given (which is not passed on). */
+    int (*zero)(struct node *n, uint64_t offset, uint64_t bytes,
+                unsigned flags);
+
+    /* NULL: success; a discard is only a hint. */
+    int (*discard)(struct node *n, uint64_t offset, uint64_t bytes);
+
+    /* Everything completed before this call is durable after it.
+     * NULL: flush child[CHILD_FILE] if there is one. */
+    int (*flush)(struct node *n);
+
+    /* Ask for the range to be read ahead.  NULL: nothing happens. */
+    void (*prefetch)(struct node *n, uint64_t offset, uint64_t bytes);
+};
+
+/* All of them; the table is in core/open.c. */
+extern const struct driver driver_file;
+extern const struct driver driver_mem;
+extern const struct driver driver_null_co;
+extern const struct driver driver_raw;
+extern const struct driver driver_qcow2;
+extern const struct driver driver_cbw;
+
+#endif /* NBDELTA_CORE_DRIVER_H */

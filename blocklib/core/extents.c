@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Status of a range through all layers: each layer's map, and for what a
+ * layer leaves to its backing node, that node's.
+ */
+#include "core/node.h"
+#include "nbdelta/bytes.h"
+
+struct walk {
+    extent_fn *fn;
+    void *opaque;
+    unsigned flags; /* enum map_flags */
+};
+
+/* @shift is what turns an offset of this node into one of the top node. */
+static int walk_node(const struct walk *w, struct node *n, uint64_t offset,
+                     uint64_t bytes, uint64_t shift, unsigned depth);
+
+static int walk_below(const struct walk *w, struct node *n, uint64_t offset,
+                      uint64_t bytes, uint64_t shift, unsigned depth)
+{
+    struct node *backing = node_child(n, CHILD_BACKING);
+    uint64_t size = backing ? backing->size : 0;
+    uint64_t inside = offset < size ? min_u64(bytes, size - offset) : 0;
+
+    if (inside > 0) {
+        int r = walk_node(w, backing, offset, inside, shift, depth + 1);
+        if (r != 0) {
+            return r;
+        }
+    }
+    if (inside == bytes) {
+        return 0;
+    }
+    struct extent e = {
+        .offset = offset + inside + shift,
+        .length = bytes - inside,
+        .flags = EXTENT_ZERO,
+        .depth = depth,
+    };
+    return w->fn(&e, w->opaque);
+}
+
+static int emit(const struct walk *w, struct node *n, const struct mapping *m,
+                uint64_t offset, uint64_t shift, unsigned depth)
+{
+    struct extent e = {
+        .offset = offset + shift,
+        .length = m->length,
+        .flags = EXTENT_ALLOCATED,
+        .depth = depth,
+        .host = m->host,
+    };
+    if (m->kind == MAP_DATA || m->host_zero) {
+        e.flags |= EXTENT_HOST_VALID;
+        e.host_file = node_filename(m->file ? m->file : n);
+    }
+    if (m->kind == MAP_ZERO) {
+        e.flags |= EXTENT_ZERO;
+    } else {
+        e.flags |= EXTENT_DATA;
+    }
+    if (m->compressed) {
+        e.flags |= EXTENT_COMPRESSED;
+    }
+    return w->fn(&e, w->opaque);
+}
+
+static int walk_node(const struct walk *w, struct node *n, uint64_t offset,
+                     uint64_t bytes, uint64_t shift, unsigned depth)
+{
+    while (n->drv->is_filter) {
+        n = node_child(n, CHILD_FILE);
+    }
+    while (bytes > 0) {
+        struct mapping m;
+        int r = node_map(n, offset, bytes, w->flags | MAP_STATUS, &m);
+        if (r < 0) {
+            return r;
+        }
+        if (m.kind == MAP_UNALLOCATED) {
+            r = walk_below(w, n, offset, m.length, shift, depth);
+        } else if (m.kind == MAP_DATA && !n->drv->has_backing &&
+                   !n->drv->is_protocol) {
+            /* A plain window on its file: that one knows its holes. */
+            r = walk_node(w, m.file, m.host, m.length,
+                          shift + offset - m.host, depth);
+        } else {
+            r = emit(w, n, &m, offset, shift, depth);
+        }
+        node_map_put(n, &m);
+        if (r != 0) {
+            return r;
+        }
+        offset += m.length;
+        bytes -= m.length;
+    }
+    return 0;
+}
+
+int node_extents(struct node *n, uint64_t offset, uint64_t bytes,
+                 unsigned flags, extent_fn *fn, void *opaque)
+{
+    struct walk w = {
+        .fn = fn,
+        .opaque = opaque,
+        .flags = flags & REQ_NOWAIT ? MAP_NOWAIT : 0,
+    };
+    return walk_node(&w, n, offset, bytes, 0, 0);
+}

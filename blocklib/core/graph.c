@@ -1,0 +1,614 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Nodes, edges, trees.
+ *
+ * A tree is a connected part of the graph under one rwlock: requests hold it
+ * for reading, the control section that changes edges holds it for writing
+ * ("drained").  Trees merge when an edge connects them:
+ *
+ *     tree 1: blk -> qcow2 -> file       node_attach(filter, TARGET, raw)
+ *     tree 2: raw -> file               =>  all nodes in tree 1, tree 2 empty
+ *
+ * Whoever waits for the lock of an emptied tree finds on waking that its
+ * node has moved, and tries again.  That is why the memory of trees is kept
+ * until the graph is freed.  Only the thread that holds the control lock
+ * takes a tree for writing, and a request holds one tree at a time, so the
+ * order in which a section drains its trees does not matter.
+ */
+#include "core/graph.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/dirty.h"
+#include "core/graph_priv.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/error.h"
+
+/* --- Trees --- */
+
+static struct tree *tree_new(struct graph *g)
+{
+    struct tree *t = g->free_trees;
+
+    if (t) {
+        g->free_trees = t->next_free;
+        return t;
+    }
+    t = calloc(1, sizeof(*t));
+    if (t) {
+        rwlock_init(&t->lock);
+        list_init(&t->nodes);
+        list_append(&g->trees, &t->in_graph);
+    }
+    return t;
+}
+
+static void tree_recycle(struct graph *g, struct tree *t)
+{
+    t->next_free = g->free_trees;
+    g->free_trees = t;
+}
+
+static void set_tree(struct node *n, struct tree *t)
+{
+    atomic_store(&n->tree, t);
+    list_for_each (at, &n->parents) {
+        struct edge *e = list_entry(at, struct edge, on_child);
+        if (!e->parent) {
+            atomic_store(&e->tree, t);
+        }
+    }
+}
+
+static void tree_merge(struct tree *to, struct tree *from)
+{
+    list_for_each_safe (at, &from->nodes) {
+        struct node *n = list_entry(at, struct node, in_tree);
+        list_remove(at);
+        list_append(&to->nodes, at);
+        set_tree(n, to);
+    }
+}
+
+/* The lock that a tree pointer leads to, while the pointer may change. */
+static struct tree *tree_enter(struct tree *_Atomic *from, bool nowait)
+    NO_LOCK_ANALYSIS
+{
+    for (;;) {
+        struct tree *t = atomic_load(from);
+        if (!nowait) {
+            rwlock_rdlock(&t->lock);
+        } else if (!rwlock_tryrdlock(&t->lock)) {
+            return NULL;
+        }
+        if (t == atomic_load(from)) {
+            return t;
+        }
+        rwlock_unlock(&t->lock);
+    }
+}
+
+struct tree *node_enter(struct node *n, bool nowait)
+{
+    return tree_enter(&n->tree, nowait);
+}
+
+struct tree *edge_enter(struct edge *e, bool nowait)
+{
+    return tree_enter(&e->tree, nowait);
+}
+
+void node_leave(struct tree *t) NO_LOCK_ANALYSIS
+{
+    rwlock_unlock(&t->lock);
+}
+
+/* --- Control sections --- */
+
+void graph_lock(struct graph *g) NO_LOCK_ANALYSIS
+{
+    mutex_lock(&g->lock);
+}
+
+static void drain_tree(struct graph *g, struct tree *t) NO_LOCK_ANALYSIS
+{
+    if (!t->drained) {
+        rwlock_wrlock(&t->lock);
+        t->drained = true;
+        t->next_drained = g->drained;
+        g->drained = t;
+    }
+}
+
+void graph_drain(struct graph *g, struct node *n)
+{
+    drain_tree(g, atomic_load(&n->tree));
+}
+
+void graph_unlock(struct graph *g) NO_LOCK_ANALYSIS
+{
+    while (g->drained) {
+        struct tree *t = g->drained;
+        g->drained = t->next_drained;
+        t->drained = false;
+        rwlock_unlock(&t->lock);
+        if (list_empty(&t->nodes)) {
+            tree_recycle(g, t);
+        }
+    }
+    mutex_unlock(&g->lock);
+}
+
+/* --- Nodes --- */
+
+static struct node *find_locked(struct graph *g, const char *name)
+{
+    list_for_each (at, &g->nodes) {
+        struct node *n = list_entry(at, struct node, in_graph);
+        if (strcmp(n->name, name) == 0) {
+            return n;
+        }
+    }
+    return NULL;
+}
+
+struct node *graph_find_locked(struct graph *g, const char *name)
+{
+    return find_locked(g, name);
+}
+
+struct node *graph_find(struct graph *g, const char *name)
+{
+    graph_lock(g);
+    struct node *n = find_locked(g, name);
+    graph_unlock(g);
+    return n;
+}
+
+int graph_each(struct graph *g, int (*fn)(struct node *n, void *opaque),
+               void *opaque)
+{
+    size_t count = 0;
+    size_t room = 0;
+    struct node **nodes = NULL;
+    int r = 0;
+
+    graph_lock(g);
+    list_for_each (at, &g->nodes) {
+        room++;
+    }
+    if (room > 0) {
+        nodes = malloc(room * sizeof(*nodes));
+        r = nodes ? 0 : -ENOMEM;
+    }
+    if (nodes) {
+        list_for_each (at, &g->nodes) {
+            nodes[count++] = list_entry(at, struct node, in_graph);
+        }
+    }
+    graph_unlock(g);
+    for (size_t i = 0; i < count && r == 0; i++) {
+        r = fn(nodes[i], opaque);
+    }
+    free(nodes);
+    return r;
+}
+
+static bool name_is_valid(const char *name)
+{
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyz"
+                                  "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    size_t len = strlen(name);
+
+    return len > 0 && len <= NODE_NAME_MAX && strchr(letters, name[0]) &&
+           len == strspn(name, "abcdefghijklmnopqrstuvwxyz"
+                               "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-");
+}
+
+int node_alloc(struct graph *g, const struct driver *drv, const char *name,
+               struct node **nodep, struct error **errp)
+{
+    char generated[32];
+
+    if (!name) {
+        (void)snprintf(generated, sizeof(generated), "#block%" PRIu64,
+                       g->next_name++);
+        name = generated;
+    } else if (!name_is_valid(name)) {
+        return error_set(errp, EINVAL, "Invalid node-name: '%s'", name);
+    } else if (find_locked(g, name)) {
+        return error_set(errp, EEXIST, "Duplicate nodes with node-name='%s'",
+                         name);
+    }
+    struct node *n = calloc(1, sizeof(*n));
+    char *copy = strdup(name);
+    void *state = calloc(1, drv->state_size ? drv->state_size : 1);
+    struct tree *t = tree_new(g);
+    if (!n || !copy || !state || !t) {
+        free(n);
+        free(copy);
+        free(state);
+        if (t) {
+            tree_recycle(g, t);
+        }
+        return error_set(errp, ENOMEM, "no memory for a node");
+    }
+    n->drv = drv;
+    n->graph = g;
+    n->name = copy;
+    n->state = state;
+    n->refs = 1;
+    n->limits = (struct limits){ 1, 1, 1 * GiB, 4096, false, false, false };
+    list_init(&n->parents);
+    list_init(&n->bitmaps);
+    range_lock_init(&n->rmw);
+    atomic_init(&n->tree, t);
+    list_append(&t->nodes, &n->in_tree);
+    list_append(&g->nodes, &n->in_graph);
+    *nodep = n;
+    return 0;
+}
+
+int node_new(struct graph *g, const struct driver *drv, const char *name,
+             struct node *like, struct node **nodep, struct error **errp)
+{
+    struct node *n;
+    int r = node_alloc(g, drv, name, &n, errp);
+    if (r < 0) {
+        return r;
+    }
+    n->flags = like->flags;
+    n->size = node_size(like);
+    n->filename = strdup(node_filename(like));
+    if (!n->filename) {
+        node_unref(n);
+        return error_set(errp, ENOMEM, "no memory for a node");
+    }
+    n->opened = true;
+    *nodep = n;
+    return 0;
+}
+
+void node_ref(struct node *n)
+{
+    n->refs++;
+}
+
+void node_unref(struct node *n)
+{
+    assert(n->refs > 0);
+    if (--n->refs > 0) {
+        return;
+    }
+    graph_drain(n->graph, n);
+    if (n->opened) {
+        if (!n->flags.read_only && !n->drv->is_filter) {
+            (void)node_flush(n);
+        }
+        if (n->drv->close) {
+            n->drv->close(n);
+        }
+    }
+    bitmap_release_all(n);
+    for (unsigned i = 0; i < CHILD_MAX; i++) {
+        node_detach(n, i);
+    }
+    if (n->preopened) {
+        node_unref(n->preopened);
+    }
+    assert(list_empty(&n->parents));
+    list_remove(&n->in_tree);
+    list_remove(&n->in_graph);
+    range_lock_destroy(&n->rmw);
+    free(n->name);
+    free(n->state);
+    free(n->filename);
+    free(n->image_backing);
+    free(n->image_backing_fmt);
+    free(n);
+}
+
+/* --- Edges --- */
+
+static const char *perm_name(unsigned perm)
+{
+    return perm & PERM_WRITE    ? "write"
+           : perm & PERM_RESIZE ? "resize"
+                                : "consistent read";
+}
+
+static void describe_edge(const struct edge *e, char *buf, size_t len)
+{
+    (void)snprintf(buf, len, "%s%s%s (uses node '%s' as '%s' child)",
+                   e->parent ? "node '" : "",
+                   e->parent ? e->parent->name : e->user,
+                   e->parent ? "'" : "", e->child->name, e->role);
+}
+
+static int check_conflict(const struct edge *e, const struct edge *other,
+                          struct error **errp)
+{
+    unsigned taken = e->perm & ~other->shared;
+    unsigned given = other->perm & ~e->shared;
+    char needs[200];
+    char denies[200];
+
+    if (!taken && !given) {
+        return 0;
+    }
+    describe_edge(taken ? e : other, needs, sizeof(needs));
+    describe_edge(taken ? other : e, denies, sizeof(denies));
+    return error_set(errp, EBUSY,
+                     "Permission conflict on node '%s': permissions '%s' are "
+                     "both required by %s and unshared by %s",
+                     e->child->name, perm_name(taken ? taken : given), needs,
+                     denies);
+}
+
+int edge_link(struct edge *e, struct error **errp)
+{
+    struct node *child = e->child;
+
+    if ((e->perm & (PERM_WRITE | PERM_RESIZE)) && child->flags.read_only) {
+        return error_set(errp, EACCES, "Block node is read-only: '%s'",
+                         child->name);
+    }
+    list_for_each (at, &child->parents) {
+        int r = check_conflict(
+            e, list_entry(at, struct edge, on_child), errp);
+        if (r < 0) {
+            return r;
+        }
+    }
+    graph_drain(child->graph, child);
+    list_append(&child->parents, &e->on_child);
+    atomic_store(&e->tree, atomic_load(&child->tree));
+    node_ref(child);
+    return 0;
+}
+
+void edge_unlink(struct edge *e)
+{
+    graph_drain(e->child->graph, e->child);
+    list_remove(&e->on_child);
+    node_unref(e->child);
+}
+
+int node_attach(struct node *n, unsigned index, struct node *child,
+                const char *role, unsigned perm, unsigned shared,
+                struct error **errp)
+{
+    assert(!n->child[index]);
+    if (node_is_below(child, n)) {
+        return error_set(errp, EINVAL,
+                         "Making '%s' a %s child of '%s' would create a cycle",
+                         child->name, role, n->name);
+    }
+    struct edge *e = calloc(1, sizeof(*e));
+    if (!e) {
+        return error_set(errp, ENOMEM, "no memory for a node");
+    }
+    *e = (struct edge){
+        .child = child,
+        .parent = n,
+        .role = role,
+        .perm = perm,
+        .shared = shared,
+    };
+    int r = edge_link(e, errp);
+    if (r < 0) {
+        free(e);
+        return r;
+    }
+    graph_drain(n->graph, n);
+    struct tree *t = atomic_load(&n->tree);
+    if (t != atomic_load(&child->tree)) {
+        tree_merge(t, atomic_load(&child->tree));
+    }
+    n->child[index] = e;
+    return 0;
+}
+
+/*
+ * The part that @n was connected to by an edge that is gone gets a tree of
+ * its own again, so that draining one does not hold back the other.
+ */
+static void mark_connected(struct node *n)
+{
+    if (n->visited) {
+        return;
+    }
+    n->visited = true;
+    for (unsigned i = 0; i < CHILD_MAX; i++) {
+        if (n->child[i]) {
+            mark_connected(n->child[i]->child);
+        }
+    }
+    list_for_each (at, &n->parents) {
+        struct edge *e = list_entry(at, struct edge, on_child);
+        if (e->parent) {
+            mark_connected(e->parent);
+        }
+    }
+}
+
+static void tree_split(struct graph *g, struct node *n)
+{
+    struct tree *old = atomic_load(&n->tree);
+    bool whole = true;
+
+    list_for_each (at, &old->nodes) {
+        list_entry(at, struct node, in_tree)->visited = false;
+    }
+    mark_connected(n);
+    list_for_each (at, &old->nodes) {
+        whole &= list_entry(at, struct node, in_tree)->visited;
+    }
+    struct tree *t = whole ? NULL : tree_new(g);
+    if (!t) {
+        return; /* connected, or no memory: then they stay together */
+    }
+    drain_tree(g, t);
+    list_for_each_safe (at, &old->nodes) {
+        struct node *moved = list_entry(at, struct node, in_tree);
+        if (moved->visited) {
+            list_remove(at);
+            list_append(&t->nodes, at);
+            set_tree(moved, t);
+        }
+    }
+}
+
+void node_detach(struct node *n, unsigned index)
+{
+    struct edge *e = n->child[index];
+
+    if (!e) {
+        return;
+    }
+    graph_drain(n->graph, n);
+    n->child[index] = NULL;
+    list_remove(&e->on_child);
+    if (e->child->refs > 1) {
+        tree_split(n->graph, e->child);
+    }
+    node_unref(e->child);
+    free(e);
+}
+
+void node_replace(struct node *from, struct node *to,
+                  const struct node *except)
+{
+    graph_drain(from->graph, from);
+    graph_drain(from->graph, to);
+    assert(atomic_load(&from->tree) == atomic_load(&to->tree));
+    list_for_each_safe (at, &from->parents) {
+        struct edge *e = list_entry(at, struct edge, on_child);
+        if (e->parent == except && except) {
+            continue;
+        }
+        list_remove(at);
+        list_append(&to->parents, at);
+        e->child = to;
+        node_ref(to);
+        assert(from->refs > 1);
+        from->refs--;
+    }
+}
+
+bool node_is_below(const struct node *top, const struct node *n)
+{
+    if (top == n) {
+        return true;
+    }
+    for (unsigned i = 0; i < CHILD_MAX; i++) {
+        if (top->child[i] && node_is_below(top->child[i]->child, n)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void node_refresh_limits(struct node *n)
+{
+    struct node *file = node_child(n, CHILD_FILE);
+    struct limits l = { 1, 1, 1 * GiB, 4096, false, false, false };
+
+    if (n->drv->is_filter && file) {
+        l = file->limits;
+    } else if (file) {
+        l.pref = file->limits.pref;
+    }
+    n->limits = l;
+    if (n->drv->limits) {
+        n->drv->limits(n, &n->limits);
+    }
+}
+
+/* --- Facts --- */
+
+const char *node_name(const struct node *n)
+{
+    return n->name;
+}
+
+const char *node_driver(const struct node *n)
+{
+    return n->drv->name;
+}
+
+uint64_t node_size(const struct node *n)
+{
+    return n->size;
+}
+
+bool node_read_only(const struct node *n)
+{
+    return n->flags.read_only;
+}
+
+const char *node_filename(const struct node *n)
+{
+    return n->filename ? n->filename : "";
+}
+
+struct node *node_backing(const struct node *n)
+{
+    while (n->drv->is_filter) {
+        n = node_child(n, CHILD_FILE);
+    }
+    return node_child(n, CHILD_BACKING);
+}
+
+/* --- The graph itself --- */
+
+struct graph *graph_new(void)
+{
+    struct graph *g = calloc(1, sizeof(*g));
+
+    if (g) {
+        mutex_init(&g->lock);
+        list_init(&g->nodes);
+        list_init(&g->trees);
+    }
+    return g;
+}
+
+void graph_free(struct graph *g)
+{
+    if (!g) {
+        return;
+    }
+    graph_lock(g);
+    for (bool again = true; again;) {
+        again = false;
+        list_for_each (at, &g->nodes) {
+            struct node *n = list_entry(at, struct node, in_graph);
+            if (n->monitor_owned) {
+                n->monitor_owned = false;
+                node_unref(n);
+                again = true;
+                break; /* the list has changed */
+            }
+        }
+    }
+    assert(list_empty(&g->nodes));
+    graph_unlock(g);
+    list_for_each_safe (at, &g->trees) {
+        struct tree *t = list_entry(at, struct tree, in_graph);
+        rwlock_destroy(&t->lock);
+        free(t);
+    }
+    for (size_t i = 0; i < g->allowed_count; i++) {
+        free(g->allowed[i]);
+    }
+    free(g->allowed);
+    mutex_destroy(&g->lock);
+    free(g);
+}

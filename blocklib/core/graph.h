@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_CORE_GRAPH_H
+#define NBDELTA_CORE_GRAPH_H
+
+/*
+ * Changing the graph, for core and jobs.  All of it happens inside
+ * graph_lock() ... graph_unlock(); what touches edges drains the trees that
+ * it touches (and leaves them drained until graph_unlock()).
+ */
+#include "core/node.h"
+
+/* graph_open and graph_close without their own section.  node_unref closes
+ * a node, and then its children, when the last reference goes. */
+int graph_open_locked(struct graph *g, const json_t *options,
+                      struct node **nodep, struct error **errp);
+void node_ref(struct node *n);
+void node_unref(struct node *n);
+
+/*
+ * Make a node of @drv that no options describe (a job's filter), without
+ * children, with the size of @like.  @name NULL: a generated one ("#block12").
+ * The caller has its only reference.
+ */
+int node_new(struct graph *g, const struct driver *drv, const char *name,
+             struct node *like, struct node **nodep, struct error **errp);
+
+/* Attach @child to @n.  -EBUSY on conflicting permissions. */
+int node_attach(struct node *n, unsigned index, struct node *child,
+                const char *role, unsigned perm, unsigned shared,
+                struct error **errp);
+void node_detach(struct node *n, unsigned index);
+
+/* Point all parents and users of @from, but @except (or NULL), to @to. */
+void node_replace(struct node *from, struct node *to,
+                  const struct node *except);
+
+/* Compute n->limits anew after its children have changed. */
+void node_refresh_limits(struct node *n);
+
+/* Is @n below @top, or @top itself? */
+bool node_is_below(const struct node *top, const struct node *n);
+
+/* May an image at @image open the path @named that it names?  -EPERM with
+ * the path and the option that would allow it. */
+int policy_check(struct graph *g, const char *image, const char *named,
+                 struct error **errp);
+
+/* @named relative to the directory of @image; malloc()ed. */
+char *path_beside(const char *image, const char *named);
+
+/* The format of a file by its first bytes: "qcow2" or "raw". */
+const char *format_probe(const void *head, size_t len);
+
+#endif /* NBDELTA_CORE_GRAPH_H */

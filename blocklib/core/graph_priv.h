@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_CORE_GRAPH_PRIV_H
+#define NBDELTA_CORE_GRAPH_PRIV_H
+
+/* Between graph.c, open.c, policy.c and blk.c. */
+#include "core/graph.h"
+
+#define NODE_NAME_MAX 255 /* bytes; QEMU takes 31, export names are longer */
+
+struct graph {
+    mutex_t lock; /* the control lock */
+
+    /* Guarded by lock. */
+    struct list nodes; /* oldest first */
+    struct list trees; /* all that were ever made */
+    struct tree *free_trees;
+    struct tree *drained; /* by this control section */
+    uint64_t next_name;
+
+    /* Implicit-open policy: set before the first open. */
+    char **allowed; /* absolute, resolved, without a slash at the end */
+    size_t allowed_count;
+    bool allow_any;
+};
+
+/* A node with a name and nothing else: refs is 1, not opened. */
+int node_alloc(struct graph *g, const struct driver *drv, const char *name,
+               struct node **nodep, struct error **errp);
+
+struct node *graph_find_locked(struct graph *g, const char *name);
+
+/* Put @e (filled in but for the lists) on its child; or take it off. */
+int edge_link(struct edge *e, struct error **errp);
+void edge_unlink(struct edge *e);
+struct tree *edge_enter(struct edge *e, bool nowait);
+
+#endif /* NBDELTA_CORE_GRAPH_PRIV_H */

@@ -1,0 +1,479 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Hierarchical bitmap.
+ *
+ *   level 2   [ 0 0 0 ... 1 ]                    one word: the top
+ *                         |
+ *   level 1   [ ... ][ 0 1 0 ... 0 ]             bit i: word i of level 0
+ *                        |
+ *   level 0   [ ... ][ 0 0 1 1 0 ... ][ ... ]    bit i: granule i
+ *
+ * An upper bit may be set over a word of zeroes, for a search costs only a
+ * step for it.  It must not stay clear over a word that has a bit:
+ *
+ *   set:    A  upper bits, top first (so that no search that begins after
+ *              a set has returned can miss the bit)
+ *           B  the bits of level 0
+ *           C  look again at the upper bits; set what was cleared meanwhile
+ *   reset:  D  clear the bits of a word
+ *           E  if it is zero now: clear the bit above
+ *           F  look again at the word; if it is not zero, set the bit above
+ *              as in C; otherwise the same for the next level
+ *
+ * Of a set and a reset that meet, one repairs: if F comes before B then C
+ * comes after E.  That is an argument over one order of all accesses, so
+ * everything here is sequentially consistent (on x86 the loads, which are
+ * what the usual case consists of, are plain ones).  It also gives what
+ * dirty bitmaps need: the bit comes before the data that is written next,
+ * whether this call has set it or has found it set.
+ *
+ * The counter is raised before bits are set and lowered after they are reset,
+ * so that it never says less than there is.
+ */
+#include "core/hbitmap.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "nbdelta/bytes.h"
+
+#define WORD_SHIFT 6
+#define WORD_BITS  (1U << WORD_SHIFT)
+#define LEVELS_MAX 11 /* for 2^64 bits */
+#define NONE       UINT64_MAX
+
+/* From here on, memory comes straight from the kernel: zero and untouched. */
+#define MAP_MIN (64 * KiB)
+
+typedef _Atomic uint64_t word_t;
+
+struct hbitmap {
+    uint64_t size;
+    uint64_t granules; /* bits of level 0 in use; all others are 0 */
+    unsigned shift;    /* log2 of the granularity */
+
+    unsigned top;               /* the highest level, of one word */
+    uint64_t words[LEVELS_MAX]; /* in each level */
+    word_t *level[LEVELS_MAX];  /* parts of one piece of memory */
+    size_t bytes;               /* its length */
+
+    _Atomic uint64_t set_bits;
+};
+
+/* --- Memory --- */
+
+static void *zeroed_memory(size_t bytes)
+{
+    if (bytes < MAP_MIN) {
+        return calloc(1, bytes);
+    }
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+static void release_memory(void *p, size_t bytes)
+{
+    if (bytes < MAP_MIN) {
+        free(p);
+    } else {
+        (void)munmap(p, bytes);
+    }
+}
+
+struct hbitmap *hbitmap_new(uint64_t size, uint64_t granularity)
+{
+    struct hbitmap *h = calloc(1, sizeof(*h));
+
+    assert(is_pow2(granularity));
+    if (!h) {
+        return NULL;
+    }
+    h->size = size;
+    h->shift = (unsigned)__builtin_ctzll(granularity);
+    h->granules = div_up(size, granularity);
+
+    uint64_t words = max_u64(div_up(h->granules, WORD_BITS), 1);
+    uint64_t total = words;
+    h->words[0] = words;
+    while (words > 1) {
+        words = div_up(words, WORD_BITS);
+        h->words[++h->top] = words;
+        total += words;
+    }
+    if (total > SIZE_MAX / sizeof(word_t)) {
+        free(h);
+        return NULL;
+    }
+    h->bytes = (size_t)total * sizeof(word_t);
+    word_t *at = zeroed_memory(h->bytes);
+    if (!at) {
+        free(h);
+        return NULL;
+    }
+    for (unsigned i = 0; i <= h->top; i++) {
+        h->level[i] = at;
+        at += h->words[i];
+    }
+    return h;
+}
+
+void hbitmap_free(struct hbitmap *h)
+{
+    if (h) {
+        release_memory(h->level[0], h->bytes);
+        free(h);
+    }
+}
+
+uint64_t hbitmap_size(const struct hbitmap *h)
+{
+    return h->size;
+}
+
+uint64_t hbitmap_granularity(const struct hbitmap *h)
+{
+    return UINT64_C(1) << h->shift;
+}
+
+/* --- Words --- */
+
+/* The bits of word @word that lie in [@first, @last]. */
+static uint64_t mask_of(uint64_t word, uint64_t first, uint64_t last)
+{
+    uint64_t mask = UINT64_MAX;
+
+    if (word == first / WORD_BITS) {
+        mask &= UINT64_MAX << first % WORD_BITS;
+    }
+    if (word == last / WORD_BITS) {
+        mask &= UINT64_MAX >> (WORD_BITS - 1 - last % WORD_BITS);
+    }
+    return mask;
+}
+
+static uint64_t ones(uint64_t word)
+{
+    return (uint64_t)__builtin_popcountll(word);
+}
+
+/* Bits of [@first, @last] of level 0 that are clear. */
+static uint64_t clear_bits(const struct hbitmap *h, uint64_t first,
+                           uint64_t last)
+{
+    uint64_t n = 0;
+
+    for (uint64_t i = first / WORD_BITS; i <= last / WORD_BITS; i++) {
+        uint64_t missing = mask_of(i, first, last) &
+                           ~atomic_load(&h->level[0][i]);
+        if (missing) {
+            n += ones(missing);
+        }
+    }
+    return n;
+}
+
+/* Set [@first, @last] of a level; returns how many were clear. */
+static uint64_t set_range(struct hbitmap *h, unsigned level, uint64_t first,
+                          uint64_t last)
+{
+    uint64_t n = 0;
+
+    for (uint64_t i = first / WORD_BITS; i <= last / WORD_BITS; i++) {
+        word_t *word = &h->level[level][i];
+        uint64_t mask = mask_of(i, first, last);
+        if (mask & ~atomic_load(word)) {
+            n += ones(mask & ~atomic_fetch_or(word, mask));
+        }
+    }
+    return n;
+}
+
+/* Bits above [@first, @last] of @level: C and F. */
+static void raise_above(struct hbitmap *h, unsigned level, uint64_t first,
+                        uint64_t last)
+{
+    while (level < h->top) {
+        first /= WORD_BITS;
+        last /= WORD_BITS;
+        level++;
+        (void)set_range(h, level, first, last);
+    }
+}
+
+/* The same, top first: A. */
+static void raise_ahead(struct hbitmap *h, uint64_t first, uint64_t last)
+{
+    for (unsigned level = h->top; level > 0; level--) {
+        (void)set_range(h, level, first >> WORD_SHIFT * level,
+                        last >> WORD_SHIFT * level);
+    }
+}
+
+/* Word @i of level 0 has become zero: E and F. */
+static void lower_above(struct hbitmap *h, uint64_t i)
+{
+    for (unsigned level = 0; level < h->top; level++) {
+        uint64_t bit = UINT64_C(1) << i % WORD_BITS;
+        uint64_t left =
+            atomic_fetch_and(&h->level[level + 1][i / WORD_BITS], ~bit) & ~bit;
+
+        if (atomic_load(&h->level[level][i]) != 0) {
+            raise_above(h, level, i * WORD_BITS, i * WORD_BITS);
+            return;
+        }
+        if (left != 0) {
+            return;
+        }
+        i /= WORD_BITS;
+    }
+}
+
+/* --- Searching --- */
+
+/*
+ * The first set bit in [@from, @limit) of level 0, or NONE: to the right in
+ * a word, up when it has no more, down where there may be something.
+ */
+static uint64_t next_set(const struct hbitmap *h, uint64_t from, uint64_t limit)
+{
+    unsigned level = 0;
+    uint64_t at = from;
+
+    for (;;) {
+        if (at / WORD_BITS >= h->words[level] ||
+            at << WORD_SHIFT * level >= limit) {
+            return NONE;
+        }
+        uint64_t word = atomic_load(&h->level[level][at / WORD_BITS]) &
+                        UINT64_MAX << at % WORD_BITS;
+        if (word == 0 && level == h->top) {
+            return NONE;
+        }
+        if (word == 0) {
+            at = at / WORD_BITS + 1;
+            level++;
+            continue;
+        }
+        at = align_down(at, WORD_BITS) + (uint64_t)__builtin_ctzll(word);
+        if (level == 0) {
+            return at < limit ? at : NONE;
+        }
+        at *= WORD_BITS;
+        level--;
+    }
+}
+
+/* The first clear bit in [@from, @limit) of level 0, or @limit. */
+static uint64_t next_clear(const struct hbitmap *h, uint64_t from,
+                           uint64_t limit)
+{
+    uint64_t at = from;
+
+    while (at < limit) {
+        uint64_t word = ~atomic_load(&h->level[0][at / WORD_BITS]) &
+                        UINT64_MAX << at % WORD_BITS;
+        at = align_down(at, WORD_BITS);
+        if (word != 0) {
+            return min_u64(at + (uint64_t)__builtin_ctzll(word), limit);
+        }
+        at += WORD_BITS;
+    }
+    return limit;
+}
+
+static bool get_bit(const struct hbitmap *h, uint64_t i)
+{
+    return atomic_load(&h->level[0][i / WORD_BITS]) >> i % WORD_BITS & 1;
+}
+
+bool hbitmap_get(const struct hbitmap *h, uint64_t offset)
+{
+    assert(offset < h->size);
+    return get_bit(h, offset >> h->shift);
+}
+
+uint64_t hbitmap_count(const struct hbitmap *h)
+{
+    return atomic_load(&h->set_bits) << h->shift;
+}
+
+/* Where granule @i begins, or @end if that comes first. */
+static uint64_t cut(const struct hbitmap *h, uint64_t i, uint64_t end)
+{
+    return i > (end - 1) >> h->shift ? end : i << h->shift;
+}
+
+uint64_t hbitmap_run(const struct hbitmap *h, uint64_t offset, uint64_t end,
+                     bool *dirty)
+{
+    assert(offset < end && end <= h->size);
+    uint64_t first = offset >> h->shift;
+    uint64_t limit = ((end - 1) >> h->shift) + 1;
+
+    *dirty = get_bit(h, first);
+    uint64_t change = *dirty ? next_clear(h, first + 1, limit)
+                             : next_set(h, first + 1, limit);
+    return cut(h, change, end) - offset;
+}
+
+bool hbitmap_next_dirty(const struct hbitmap *h, uint64_t offset, uint64_t end,
+                        uint64_t *start, uint64_t *bytes)
+{
+    assert(offset < end && end <= h->size);
+    uint64_t limit = ((end - 1) >> h->shift) + 1;
+    uint64_t first = next_set(h, offset >> h->shift, limit);
+
+    if (first == NONE) {
+        return false;
+    }
+    *start = max_u64(first << h->shift, offset);
+    *bytes = cut(h, next_clear(h, first + 1, limit), end) - *start;
+    return true;
+}
+
+/* --- Changing --- */
+
+static void set_granules(struct hbitmap *h, uint64_t first, uint64_t last)
+{
+    uint64_t expected = clear_bits(h, first, last);
+
+    if (expected == 0) {
+        return;
+    }
+    atomic_fetch_add(&h->set_bits, expected);
+    raise_ahead(h, first, last);
+    uint64_t got = set_range(h, 0, first, last);
+    raise_above(h, 0, first, last);
+    if (got != expected) { /* others were here */
+        atomic_fetch_add(&h->set_bits, got - expected);
+    }
+}
+
+static void reset_granules(struct hbitmap *h, uint64_t first, uint64_t last)
+{
+    uint64_t n = 0;
+
+    for (uint64_t at = next_set(h, first, last + 1); at != NONE;) {
+        uint64_t i = at / WORD_BITS;
+        uint64_t mask = mask_of(i, first, last);
+        uint64_t old = atomic_fetch_and(&h->level[0][i], ~mask);
+
+        n += ones(old & mask);
+        if ((old & ~mask) == 0) {
+            lower_above(h, i);
+        }
+        at = next_set(h, (i + 1) * WORD_BITS, last + 1);
+    }
+    if (n > 0) {
+        atomic_fetch_sub(&h->set_bits, n);
+    }
+}
+
+void hbitmap_set(struct hbitmap *h, uint64_t offset, uint64_t bytes)
+{
+    assert(range_inside(offset, bytes, h->size));
+    if (bytes > 0) {
+        set_granules(h, offset >> h->shift, (offset + bytes - 1) >> h->shift);
+    }
+}
+
+void hbitmap_reset(struct hbitmap *h, uint64_t offset, uint64_t bytes)
+{
+    assert(range_inside(offset, bytes, h->size));
+    if (bytes > 0) {
+        reset_granules(h, offset >> h->shift, (offset + bytes - 1) >> h->shift);
+    }
+}
+
+void hbitmap_reset_all(struct hbitmap *h)
+{
+    /* A mapping gives its pages back and reads as zeroes again. */
+    if (h->bytes < MAP_MIN ||
+        madvise(h->level[0], h->bytes, MADV_DONTNEED) != 0) {
+        memset(h->level[0], 0, h->bytes);
+    }
+    atomic_store(&h->set_bits, 0);
+}
+
+/* --- Several --- */
+
+/* Equal granularity: word by word, where @src has something. */
+static void merge_words(struct hbitmap *dst, const struct hbitmap *src)
+{
+    for (uint64_t at = next_set(src, 0, src->granules); at != NONE;) {
+        uint64_t i = at / WORD_BITS;
+        uint64_t bits = atomic_load(&src->level[0][i]);
+        uint64_t expected = ones(bits & ~atomic_load(&dst->level[0][i]));
+
+        if (expected > 0) {
+            atomic_fetch_add(&dst->set_bits, expected);
+            raise_ahead(dst, at, at);
+            uint64_t old = atomic_fetch_or(&dst->level[0][i], bits);
+            raise_above(dst, 0, at, at);
+            uint64_t got = ones(bits & ~old);
+            if (got != expected) {
+                atomic_fetch_add(&dst->set_bits, got - expected);
+            }
+        }
+        at = next_set(src, (i + 1) * WORD_BITS, src->granules);
+    }
+}
+
+void hbitmap_merge(struct hbitmap *dst, const struct hbitmap *src)
+{
+    uint64_t start;
+    uint64_t bytes;
+
+    assert(dst->size == src->size);
+    if (dst->shift == src->shift) {
+        merge_words(dst, src);
+        return;
+    }
+    for (uint64_t at = 0;
+         at < src->size &&
+         hbitmap_next_dirty(src, at, src->size, &start, &bytes);) {
+        hbitmap_set(dst, start, bytes);
+        /* The rest of the last granule of @dst is dirty already. */
+        uint64_t end = start + bytes;
+        at = cut(dst, ((end - 1) >> dst->shift) + 1, src->size);
+    }
+}
+
+struct hbitmap *hbitmap_copy(const struct hbitmap *h)
+{
+    struct hbitmap *copy = hbitmap_new(h->size, hbitmap_granularity(h));
+
+    if (copy) {
+        merge_words(copy, h);
+    }
+    return copy;
+}
+
+int hbitmap_resize(struct hbitmap *h, uint64_t size)
+{
+    uint64_t granules = div_up(size, hbitmap_granularity(h));
+
+    if (granules < h->granules) {
+        reset_granules(h, granules, h->granules - 1);
+    }
+    if (div_up(granules, WORD_BITS) > h->words[0]) {
+        struct hbitmap *bigger = hbitmap_new(size, hbitmap_granularity(h));
+        if (!bigger) {
+            return -ENOMEM;
+        }
+        merge_words(bigger, h);
+        struct hbitmap old = *h;
+        *h = *bigger;
+        *bigger = old;
+        hbitmap_free(bigger);
+        return 0;
+    }
+    h->size = size;
+    h->granules = granules;
+    return 0;
+}

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_CORE_HBITMAP_H
+#define NBDELTA_CORE_HBITMAP_H
+
+/*
+ * Hierarchical bitmap: bits over a byte range, found fast, set without locks
+ * ==========================================================================
+ *
+ * One bit per granule; above it, levels of which one bit covers 64 words of
+ * the level below and says "something may be set there".  Setting a bit that
+ * is set costs one load.  The number of set bits is kept.
+ *
+ * _set, _get, _count, _run, _next_dirty and _merge may run in any number of
+ * threads with each other: what a set that has returned did is found by all
+ * that begin later.  _reset may run beside them too: a bit that is set and
+ * reset at once ends up as either, no other bit suffers; only while it runs
+ * may a search overlook bits within 64 granules that are set just then.  The
+ * rest needs that nobody else uses the bitmap.
+ */
+#include <stdbool.h>
+#include <stdint.h>
+
+struct hbitmap;
+
+/* NULL: no memory.  @granularity is a power of two.  @size may be 0.  Memory
+ * that is never set is never touched. */
+struct hbitmap *hbitmap_new(uint64_t size, uint64_t granularity);
+void hbitmap_free(struct hbitmap *h); /* NULL is fine */
+
+uint64_t hbitmap_size(const struct hbitmap *h);
+uint64_t hbitmap_granularity(const struct hbitmap *h);
+
+/* Set all granules that the range touches.  Range inside the size, bytes
+ * may be 0.  Whoever sees what the caller does next sees the bits too. */
+void hbitmap_set(struct hbitmap *h, uint64_t offset, uint64_t bytes);
+
+/* Reset all granules that the range touches. */
+void hbitmap_reset(struct hbitmap *h, uint64_t offset, uint64_t bytes);
+void hbitmap_reset_all(struct hbitmap *h);
+
+bool hbitmap_get(const struct hbitmap *h, uint64_t offset);
+
+/* Set bits times granularity.  Never less than what is set, unless the same
+ * granules are set and reset at once. */
+uint64_t hbitmap_count(const struct hbitmap *h);
+
+/*
+ * State at @offset (< @end <= size) and how long it lasts: returns the
+ * length of the run from @offset, cut at @end.
+ */
+uint64_t hbitmap_run(const struct hbitmap *h, uint64_t offset, uint64_t end,
+                     bool *dirty);
+
+/* The next dirty area in [@offset, @end): false when there is none; else
+ * *start >= offset and *bytes > 0, cut at the ends. */
+bool hbitmap_next_dirty(const struct hbitmap *h, uint64_t offset,
+                        uint64_t end, uint64_t *start, uint64_t *bytes);
+
+/* dst |= src, across granularities: a granule of @dst becomes dirty when
+ * one of @src that overlaps it is.  Equal sizes. */
+void hbitmap_merge(struct hbitmap *dst, const struct hbitmap *src);
+
+/* A copy with the same granularity, or NULL. */
+struct hbitmap *hbitmap_copy(const struct hbitmap *h);
+
+/* Grow or shrink; new granules are clean.  0 or -ENOMEM, then unchanged.
+ * Going back to a size that it has had never fails. */
+int hbitmap_resize(struct hbitmap *h, uint64_t size);
+
+#endif /* NBDELTA_CORE_HBITMAP_H */

@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "core/imagelock.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "nbdelta/bytes.h"
+#include "nbdelta/error.h"
+
+#define USED_BASE     100
+#define UNSHARED_BASE 200
+
+enum { ACCESS_READ, ACCESS_WRITE, ACCESS_WRITE_UNCHANGED, ACCESS_RESIZE };
+
+static const char *const names[] = { "consistent read", "write",
+                                     "write unchanged", "resize" };
+
+static int lock_byte(int fd, off_t byte)
+{
+    struct flock l = {
+        .l_type = F_RDLCK,
+        .l_whence = SEEK_SET,
+        .l_start = byte,
+        .l_len = 1,
+    };
+    return fcntl(fd, F_OFD_SETLK, &l) < 0 ? -errno : 0;
+}
+
+/* Does another open file hold @byte?  0, -EAGAIN, or what fcntl says. */
+static int probe_byte(int fd, off_t byte)
+{
+    struct flock l = {
+        .l_type = F_WRLCK,
+        .l_whence = SEEK_SET,
+        .l_start = byte,
+        .l_len = 1,
+    };
+    if (fcntl(fd, F_OFD_GETLK, &l) < 0) {
+        return -errno;
+    }
+    return l.l_type == F_UNLCK ? 0 : -EAGAIN;
+}
+
+static int conflict(const char *filename, const char *kind, unsigned access,
+                    struct error **errp)
+{
+    return error_set(errp, EAGAIN,
+                     "Failed to get %s\"%s\" lock: is another process using "
+                     "the image '%s'?",
+                     kind, names[access], filename);
+}
+
+static int lock_all(int fd, unsigned used, unsigned unshared)
+{
+    int r = 0;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(names) && r == 0; i++) {
+        if (used & 1U << i) {
+            r = lock_byte(fd, USED_BASE + (off_t)i);
+        }
+        if (r == 0 && (unshared & 1U << i)) {
+            r = lock_byte(fd, UNSHARED_BASE + (off_t)i);
+        }
+    }
+    return r;
+}
+
+int image_lock(int fd, const char *filename, bool writable,
+               struct error **errp)
+{
+    unsigned used = 1U << ACCESS_READ;
+    unsigned unshared = 1U << ACCESS_WRITE | 1U << ACCESS_RESIZE;
+
+    if (writable) {
+        used |= unshared;
+    }
+    int r = lock_all(fd, used, unshared);
+    if (r < 0) {
+        return error_set(errp, -r, "cannot lock the image '%s': %s", filename,
+                         strerror(-r));
+    }
+    for (unsigned i = 0; i < ARRAY_SIZE(names); i++) {
+        if ((used & 1U << i) &&
+            probe_byte(fd, UNSHARED_BASE + (off_t)i) == -EAGAIN) {
+            return conflict(filename, "", i, errp);
+        }
+        if ((unshared & 1U << i) &&
+            probe_byte(fd, USED_BASE + (off_t)i) == -EAGAIN) {
+            return conflict(filename, "shared ", i, errp);
+        }
+    }
+    return 0;
+}

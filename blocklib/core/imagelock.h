@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_CORE_IMAGELOCK_H
+#define NBDELTA_CORE_IMAGELOCK_H
+
+/*
+ * Image locks, the same bytes as QEMU locks, so that both respect each other
+ * =========================================================================
+ *
+ * Each kind of access n has two bytes of the file.  Who uses the access holds
+ * a shared lock on byte 100 + n; who does not tolerate that others use it
+ * holds one on byte 200 + n.  A conflict is found by asking whether anybody
+ * else holds the opposite byte.  The locks belong to the open file (OFD), so
+ * they also work between two opens of one process, and end with the last
+ * descriptor, however the process ends.
+ */
+#include "nbdelta/types.h"
+
+/*
+ * Lock for reading, or for reading and writing; others may not write
+ * meanwhile.  -EAGAIN: a conflict, -ENOTSUP-like codes where the file system
+ * has no such locks.  Closing @fd unlocks.
+ */
+int image_lock(int fd, const char *filename, bool writable,
+               struct error **errp);
+
+#endif /* NBDELTA_CORE_IMAGELOCK_H */

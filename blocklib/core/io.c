@@ -1,0 +1,428 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The I/O path: map, then move.
+ *
+ *   blk_preadv                      blk.c: checks, enters the tree
+ *     node_preadv(qcow2)            splits, pads
+ *       map -> DATA(file, host)     node_preadv(file, host) -> driver
+ *           -> ZERO                 fill
+ *           -> UNALLOCATED          node_preadv(backing)
+ *           -> OPAQUE               driver's preadv
+ *
+ * Writing asks map for what may be overwritten in place and gives the rest
+ * to the driver's pwritev.  Zero and discard are in zero.c.
+ */
+#include "core/io.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdatomic.h>
+
+#include "core/dirty.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/cleanup.h"
+#include "util/iov.h"
+
+/* Unaligned requests go through bounce buffers of at most this size. */
+#define BOUNCE_MAX (1 * MiB)
+
+/* --- Mapping --- */
+
+int node_map(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags,
+             struct mapping *m)
+{
+    *m = (struct mapping){ .kind = MAP_DATA, .length = bytes };
+
+    if (n->drv->is_filter) {
+        bool own = flags & MAP_WRITE ? n->drv->pwritev != NULL
+                                     : n->drv->preadv != NULL;
+        m->kind = own ? MAP_OPAQUE : MAP_DATA;
+        m->file = node_child(n, CHILD_FILE);
+        m->host = offset;
+        return 0;
+    }
+    if (!n->drv->map) { /* a protocol that knows nothing of holes */
+        m->file = n;
+        m->host = offset;
+        return 0;
+    }
+    int r = n->drv->map(n, offset, bytes, flags, m);
+    assert(r < 0 || (m->length > 0 && m->length <= bytes));
+    return r;
+}
+
+void node_map_put(struct node *n, struct mapping *m)
+{
+    if (n->drv->map_put && !n->drv->is_filter) {
+        n->drv->map_put(n, m);
+    }
+}
+
+/* --- Alignment --- */
+
+static bool iov_is_aligned(const struct iovec *iov, int cnt, uint32_t align)
+{
+    uintptr_t bits = 0;
+    for (int i = 0; i < cnt; i++) {
+        bits |= (uintptr_t)iov[i].iov_base | iov[i].iov_len;
+    }
+    return (bits & (align - 1)) == 0;
+}
+
+static bool needs_bounce(const struct node *n, uint64_t offset, uint64_t bytes,
+                         const struct iovec *iov, int cnt)
+{
+    uint32_t align = n->limits.align;
+    return align > 1 && ((n->drv->is_protocol && !iov_is_aligned(iov, cnt, align)) ||
+                         !is_aligned(offset | bytes, align));
+}
+
+/* Bytes that go through a bounce buffer at once. */
+static uint64_t bounce_chunk(const struct node *n, uint64_t bytes)
+{
+    return min_u64(bytes, min_u64(BOUNCE_MAX, n->limits.max_transfer));
+}
+
+static int read_bounced(struct node *n, uint64_t offset, uint64_t bytes,
+                        const struct iovec *iov, int cnt, unsigned flags)
+{
+    uint64_t align = n->limits.align;
+    uint64_t start = align_down(offset, align);
+    uint64_t end = align_up(offset + bytes, align);
+    uint64_t chunk = bounce_chunk(n, end - start);
+    CLEANUP_FREE char *buf = buf_alloc(chunk);
+    if (!buf) {
+        return -ENOMEM;
+    }
+    for (uint64_t at = start; at < end; at += chunk) {
+        uint64_t len = min_u64(end - at, chunk);
+        int r = node_pread(n, buf, len, at, flags);
+        if (r < 0) {
+            return r;
+        }
+        uint64_t from = max_u64(at, offset);
+        uint64_t to = min_u64(at + len, offset + bytes);
+        iov_from_buf(iov, cnt, from - offset, buf + (from - at), to - from);
+    }
+    return 0;
+}
+
+/* --- Reading --- */
+
+int node_read_backing(struct node *n, uint64_t offset, uint64_t bytes,
+                      const struct iovec *iov, int cnt, unsigned flags)
+{
+    struct node *backing = node_child(n, CHILD_BACKING);
+    uint64_t size = backing ? backing->size : 0;
+    uint64_t inside = offset < size ? min_u64(bytes, size - offset) : 0;
+
+    if (inside < bytes) {
+        iov_fill(iov, cnt, inside, 0, bytes - inside);
+    }
+    if (inside == 0) {
+        return 0;
+    }
+    struct iovec part[IOV_MAX_INNER];
+    int parts = iov_slice(part, iov, cnt, 0, inside);
+    return node_preadv(backing, offset, inside, part, parts, flags);
+}
+
+static int read_mapping(struct node *n, const struct mapping *m,
+                        uint64_t offset, const struct iovec *iov, int cnt,
+                        unsigned flags)
+{
+    switch (m->kind) {
+    case MAP_DATA:
+        return node_preadv(m->file, m->host, m->length, iov, cnt, flags);
+    case MAP_ZERO:
+        iov_fill(iov, cnt, 0, 0, m->length);
+        return 0;
+    case MAP_UNALLOCATED:
+        return node_read_backing(n, offset, m->length, iov, cnt, flags);
+    case MAP_OPAQUE:
+        return n->drv->preadv(n, offset, m->length, iov, cnt, flags);
+    }
+    return -EIO;
+}
+
+static int read_mapped(struct node *n, uint64_t offset, uint64_t bytes,
+                       const struct iovec *iov, int cnt, unsigned flags)
+{
+    for (uint64_t done = 0; done < bytes;) {
+        struct iovec part[IOV_MAX_INNER];
+        struct mapping m;
+        int r = node_map(n, offset + done, bytes - done,
+                         flags & REQ_NOWAIT ? MAP_NOWAIT : 0, &m);
+        if (r < 0) {
+            return r;
+        }
+        if (m.length == bytes) {
+            r = read_mapping(n, &m, offset, iov, cnt, flags);
+        } else {
+            int parts = iov_slice(part, iov, cnt, done, m.length);
+            r = read_mapping(n, &m, offset + done, part, parts, flags);
+        }
+        node_map_put(n, &m);
+        if (r < 0) {
+            return r;
+        }
+        done += m.length;
+    }
+    return 0;
+}
+
+int node_preadv(struct node *n, uint64_t offset, uint64_t bytes,
+                const struct iovec *iov, int cnt, unsigned flags)
+{
+    while (n->drv->is_filter && !n->drv->preadv) {
+        n = node_child(n, CHILD_FILE);
+    }
+    if (needs_bounce(n, offset, bytes, iov, cnt)) {
+        return read_bounced(n, offset, bytes, iov, cnt, flags);
+    }
+    for (uint64_t done = 0; bytes > n->limits.max_transfer;) {
+        struct iovec part[IOV_MAX_INNER];
+        uint64_t len = min_u64(bytes - done, n->limits.max_transfer);
+        int parts = iov_slice(part, iov, cnt, done, len);
+        int r = node_preadv(n, offset + done, len, part, parts, flags);
+        done += len;
+        if (r < 0 || done == bytes) {
+            return r;
+        }
+    }
+    if (n->drv->is_protocol || n->drv->is_filter) {
+        return n->drv->preadv(n, offset, bytes, iov, cnt, flags);
+    }
+    return read_mapped(n, offset, bytes, iov, cnt, flags);
+}
+
+/* --- Writing --- */
+
+static int write_mapped(struct node *n, uint64_t offset, uint64_t bytes,
+                        const struct iovec *iov, int cnt, unsigned flags)
+{
+    for (uint64_t done = 0; done < bytes;) {
+        struct iovec part[IOV_MAX_INNER];
+        struct mapping m;
+        int r = node_map(n, offset + done, bytes - done,
+                         MAP_WRITE | (flags & REQ_NOWAIT ? MAP_NOWAIT : 0),
+                         &m);
+        if (r < 0) {
+            return r;
+        }
+        const struct iovec *v = iov;
+        int parts = cnt;
+        if (m.length != bytes) {
+            parts = iov_slice(part, iov, cnt, done, m.length);
+            v = part;
+        }
+        if (m.kind == MAP_DATA) {
+            r = node_pwritev(m.file, m.host, m.length, v, parts, flags);
+            node_map_put(n, &m);
+        } else {
+            node_map_put(n, &m);
+            r = n->drv->pwritev ? n->drv->pwritev(n, offset + done, m.length,
+                                                  v, parts, flags)
+                                : -EPERM;
+        }
+        if (r < 0) {
+            return r;
+        }
+        done += m.length;
+    }
+    return 0;
+}
+
+static void raise_size(struct node *n, uint64_t end)
+{
+    uint64_t size = n->size;
+    while (size < end &&
+           !atomic_compare_exchange_weak(&n->size, &size, end)) {
+    }
+}
+
+static int write_aligned(struct node *n, uint64_t offset, uint64_t bytes,
+                         const struct iovec *iov, int cnt, unsigned flags)
+{
+    if (!n->drv->is_protocol && !n->drv->is_filter) {
+        return write_mapped(n, offset, bytes, iov, cnt, flags);
+    }
+    if (!n->drv->pwritev) {
+        return -EPERM;
+    }
+    int r = n->drv->pwritev(n, offset, bytes, iov, cnt, flags);
+    if (r == 0 && n->growable) {
+        raise_size(n, offset + bytes);
+    }
+    return r;
+}
+
+/*
+ * Read-modify-write.  Only the first and the last block can be partial; both
+ * are read before anything is written, and nobody else writes to the blocks
+ * meanwhile.
+ */
+static int write_bounced_locked(struct node *n, uint64_t offset,
+                                uint64_t bytes, const struct iovec *iov,
+                                int cnt, unsigned flags)
+{
+    uint64_t align = n->limits.align;
+    uint64_t start = align_down(offset, align);
+    uint64_t end = align_up(offset + bytes, align);
+    uint64_t chunk = bounce_chunk(n, end - start);
+    CLEANUP_FREE char *buf = buf_alloc(chunk);
+    if (!buf) {
+        return -ENOMEM;
+    }
+    for (uint64_t at = start; at < end; at += chunk) {
+        uint64_t len = min_u64(end - at, chunk);
+        uint64_t from = max_u64(at, offset);
+        uint64_t to = min_u64(at + len, offset + bytes);
+        struct iovec v = { buf, align };
+        int r = 0;
+
+        if (from > at || to - at < align) {
+            r = node_preadv(n, at, align, &v, 1, 0);
+        }
+        if (r == 0 && to < at + len && len > align) {
+            v.iov_base = buf + len - align;
+            r = node_preadv(n, at + len - align, align, &v, 1, 0);
+        }
+        if (r < 0) {
+            return r;
+        }
+        iov_to_buf(iov, cnt, from - offset, buf + (from - at), to - from);
+        v = (struct iovec){ buf, len };
+        r = write_aligned(n, at, len, &v, 1, flags);
+        if (r < 0) {
+            return r;
+        }
+    }
+    return 0;
+}
+
+static int write_padded(struct node *n, uint64_t offset, uint64_t bytes,
+                        const struct iovec *iov, int cnt, unsigned flags)
+{
+    uint64_t align = n->limits.align;
+    uint64_t start = align_down(offset, align);
+    uint64_t len = align_up(offset + bytes, align) - start;
+    bool bounce = needs_bounce(n, offset, bytes, iov, cnt);
+    bool partial = bounce && !is_aligned(offset | bytes, align);
+    struct range_req req;
+    int r;
+
+    if (flags & REQ_NOWAIT) {
+        if (bounce || !range_trylock(&n->rmw, &req, start, len, partial)) {
+            return -EAGAIN;
+        }
+    } else {
+        range_lock(&n->rmw, &req, start, len, partial);
+    }
+    r = bounce ? write_bounced_locked(n, offset, bytes, iov, cnt, flags)
+               : write_aligned(n, offset, bytes, iov, cnt, flags);
+    range_unlock(&n->rmw, &req);
+    return r;
+}
+
+int node_write_unmarked(struct node *n, uint64_t offset, uint64_t bytes,
+                        const struct iovec *iov, int cnt, unsigned flags)
+{
+    for (uint64_t done = 0; bytes > n->limits.max_transfer;) {
+        struct iovec part[IOV_MAX_INNER];
+        uint64_t len = min_u64(bytes - done, n->limits.max_transfer);
+        int parts = iov_slice(part, iov, cnt, done, len);
+        int r = node_write_unmarked(n, offset + done, len, part, parts, flags);
+        done += len;
+        if (r < 0 || done == bytes) {
+            return r;
+        }
+    }
+    if (n->limits.align > 1) {
+        return write_padded(n, offset, bytes, iov, cnt, flags);
+    }
+    return write_aligned(n, offset, bytes, iov, cnt, flags);
+}
+
+int node_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
+                 const struct iovec *iov, int cnt, unsigned flags)
+{
+    if (n->flags.read_only) {
+        return -EPERM;
+    }
+    bitmap_mark(n, offset, bytes);
+    if (n->drv->is_filter && !n->drv->pwritev) {
+        return node_pwritev(node_child(n, CHILD_FILE), offset, bytes, iov,
+                            cnt, flags);
+    }
+    bool flush = (flags & REQ_FUA) && !(n->drv->flags_write & REQ_FUA);
+    if (flush && (flags & REQ_NOWAIT)) {
+        return -EAGAIN;
+    }
+    int r = node_write_unmarked(n, offset, bytes, iov, cnt,
+                                flush ? flags & ~(unsigned)REQ_FUA : flags);
+    return r == 0 && flush ? node_flush(n) : r;
+}
+
+/* --- The rest --- */
+
+int node_flush(struct node *n)
+{
+    if (n->flags.read_only && !n->drv->is_filter) {
+        return 0;
+    }
+    if (n->drv->flush) {
+        return n->drv->flush(n);
+    }
+    struct node *child = node_child(n, CHILD_FILE);
+    return child ? node_flush(child) : 0;
+}
+
+int node_prefetch(struct node *n, uint64_t offset, uint64_t bytes)
+{
+    while (n->drv->is_filter) {
+        n = node_child(n, CHILD_FILE);
+    }
+    if (n->drv->is_protocol) {
+        if (n->drv->prefetch) {
+            n->drv->prefetch(n, offset, bytes);
+        }
+        return 0;
+    }
+    for (uint64_t done = 0; done < bytes;) {
+        struct mapping m;
+        int r = node_map(n, offset + done, bytes - done, 0, &m);
+        if (r < 0) {
+            return r;
+        }
+        struct node *backing = node_child(n, CHILD_BACKING);
+        if (m.kind == MAP_DATA) {
+            r = node_prefetch(m.file, m.host, m.length);
+        } else if (m.kind == MAP_UNALLOCATED && backing &&
+                   offset + done < backing->size) {
+            r = node_prefetch(backing, offset + done,
+                              min_u64(m.length,
+                                      backing->size - (offset + done)));
+        }
+        node_map_put(n, &m);
+        if (r < 0) {
+            return r;
+        }
+        done += m.length;
+    }
+    return 0;
+}
+
+int node_pread(struct node *n, void *buf, uint64_t bytes, uint64_t offset,
+               unsigned flags)
+{
+    struct iovec v = { buf, bytes };
+    return node_preadv(n, offset, bytes, &v, 1, flags);
+}
+
+int node_pwrite(struct node *n, const void *buf, uint64_t bytes,
+                uint64_t offset, unsigned flags)
+{
+    struct iovec v = { (void *)(uintptr_t)buf, bytes };
+    return node_pwritev(n, offset, bytes, &v, 1, flags);
+}

@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_CORE_IO_H
+#define NBDELTA_CORE_IO_H
+
+/* Between the files of core that do I/O. */
+#include "core/node.h"
+
+/* node_pwritev after the dirty bits are set; FUA only if the driver can. */
+int node_write_unmarked(struct node *n, uint64_t offset, uint64_t bytes,
+                        const struct iovec *iov, int cnt, unsigned flags);
+
+/* What the layers below @n show for the range: the backing node, as far as
+ * it goes, then zeroes. */
+int node_read_backing(struct node *n, uint64_t offset, uint64_t bytes,
+                      const struct iovec *iov, int cnt, unsigned flags);
+
+#endif /* NBDELTA_CORE_IO_H */

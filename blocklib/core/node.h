@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_CORE_NODE_H
+#define NBDELTA_CORE_NODE_H
+
+/*
+ * The inside of a node, and I/O from parent to child
+ * =================================================
+ *
+ * node_*() I/O takes no tree lock: whoever calls it is inside a request
+ * that came through blk_*() (and holds the tree's lock for reading), or in a
+ * control section that has drained the tree.
+ */
+#include "core/driver.h"
+#include "core/rangelock.h"
+#include "nbdelta/blk.h"
+#include "nbdelta/graph.h"
+#include "nbdelta/list.h"
+#include "nbdelta/thread.h"
+
+/*
+ * The lock of a connected part of the graph.  Trees merge when an edge
+ * connects them; the memory of a tree is recycled but not freed before the
+ * graph is, so that a reader can lock first and look afterwards.
+ */
+struct tree {
+    rwlock_t lock;
+
+    /* Control lock. */
+    struct list nodes; /* of struct node.in_tree */
+    struct list in_graph;
+    struct tree *next_free;
+    struct tree *next_drained;
+    bool drained; /* the control section holds it for writing */
+};
+
+/* A parent's or a user's hold on a node. */
+struct edge {
+    struct node *child;
+    struct node *parent; /* NULL: it is a blk's */
+    const char *role;    /* "file", "backing", "target", "root" */
+    char *user;          /* for texts, of a blk: "export 'vda'" */
+    unsigned perm;       /* enum perm */
+    unsigned shared;     /* enum perm */
+    struct list on_child; /* in child->parents */
+    struct tree *_Atomic tree; /* of a blk: the child's */
+};
+
+/* What children inherit unless their own options say otherwise. */
+struct node_flags {
+    bool read_only;
+    bool direct;      /* cache.direct */
+    bool no_flush;    /* cache.no-flush */
+    bool unmap;       /* discard=unmap */
+    bool force_share; /* do not take image locks that conflict */
+    bool locking;     /* file: take image locks at all */
+};
+
+struct node {
+    /* --- Set at open, never changed. --- */
+    const struct driver *drv;
+    struct graph *graph;
+    char *name;
+    void *state;            /* drv->state_size zeroed bytes */
+    struct limits limits;
+    struct node_flags flags;
+    char *filename;         /* what a person would type to open it */
+    char *image_backing;    /* backing file as the image names it, or NULL */
+    char *image_backing_fmt;
+    bool growable;          /* protocol: writes past the end extend it */
+    bool probed;            /* the format was guessed from the content */
+    struct node *preopened; /* during open: the file child, for probing */
+
+    /* --- Tree lock. --- */
+    struct edge *child[CHILD_MAX]; /* NULL where there is none */
+    struct list parents;           /* of struct edge.on_child */
+    struct list bitmaps;           /* of struct bitmap.on_node (dirty.h) */
+
+    /* --- Control lock. --- */
+    struct list in_graph;
+    struct list in_tree;
+    unsigned refs;          /* edges, and one for the graph (graph_open) */
+    bool monitor_owned;     /* the graph's reference is there */
+    bool opened;            /* drv->open has succeeded */
+    bool visited;           /* scratch of walks */
+    unsigned open_depth;    /* during open: images stacked above */
+
+    /* --- Own lock. --- */
+    struct range_lock rmw;  /* requests while limits.align > 1 */
+
+    /* --- Atomic. --- */
+    _Atomic uint64_t size;
+    struct tree *_Atomic tree;
+};
+
+/*
+ * Enter a request: lock the tree of @n for
+ * reading.  With @nowait, NULL instead of waiting for a drain.  A request
+ * must not enter twice.
+ */
+struct tree *node_enter(struct node *n, bool nowait);
+void node_leave(struct tree *t);
+
+static inline struct node *node_child(const struct node *n, unsigned i)
+{
+    return n->child[i] ? n->child[i]->child : NULL;
+}
+
+/* --- For open methods (control section). --- */
+
+/*
+ * Open or find the child that @opts names under @key ("file") and attach it
+ * as child[@index]; its bytes may be read, and written where this node is
+ * writable; @grow lets writes extend it.  -EINVAL when the key is missing.
+ */
+int node_open_child(struct node *n, struct opts *opts, const char *key,
+                    unsigned index, bool grow, struct error **errp);
+
+/* --- I/O; flags are enum req_flags.  See blk.h for errors. --- */
+
+int node_preadv(struct node *n, uint64_t offset, uint64_t bytes,
+                const struct iovec *iov, int iovcnt, unsigned flags);
+int node_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
+                 const struct iovec *iov, int iovcnt, unsigned flags);
+int node_zero(struct node *n, uint64_t offset, uint64_t bytes,
+              unsigned flags);
+int node_discard(struct node *n, uint64_t offset, uint64_t bytes);
+int node_flush(struct node *n);
+int node_prefetch(struct node *n, uint64_t offset, uint64_t bytes);
+
+/* With one flat buffer. */
+int node_pread(struct node *n, void *buf, uint64_t bytes, uint64_t offset,
+               unsigned flags);
+int node_pwrite(struct node *n, const void *buf, uint64_t bytes,
+                uint64_t offset, unsigned flags);
+
+/* map of this layer alone, filters passed; put it back with node_map_put
+ * after success.  m->file and m->host are then of @n's file child. */
+int node_map(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags,
+             struct mapping *m);
+void node_map_put(struct node *n, struct mapping *m);
+
+/* Walk all layers, as blk_extents. */
+int node_extents(struct node *n, uint64_t offset, uint64_t bytes,
+                 unsigned flags, extent_fn *fn, void *opaque);
+
+/* Resize in a drained section: driver, size, bitmaps. */
+int node_resize(struct node *n, uint64_t size, struct error **errp);
+
+#endif /* NBDELTA_CORE_NODE_H */

@@ -1,0 +1,422 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * From options to nodes.
+ *
+ *   options of a node -> common keys (name, read-only, cache...)
+ *                     -> driver, given or probed from the file child
+ *                     -> driver's open takes its keys, opens its children
+ *                     -> backing: from the options, or from the image by way
+ *                        of the policy
+ *                     -> nothing may be left over
+ */
+#include "core/open.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/graph_priv.h"
+#include "core/opts.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+
+/* No chain is longer; a file that names itself would be endless. */
+#define CHAIN_MAX 200
+
+static const struct driver *const drivers[] = {
+    &driver_cbw,     &driver_file,  &driver_mem,
+    &driver_null_co, &driver_qcow2, &driver_raw,
+};
+
+static const char *const driver_names[] = {
+    "copy-before-write", "file", "mem", "null-co", "qcow2", "raw", NULL,
+};
+
+const struct driver *driver_find(const char *name)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(drivers); i++) {
+        if (strcmp(drivers[i]->name, name) == 0) {
+            return drivers[i];
+        }
+    }
+    return NULL;
+}
+
+const char *const *graph_driver_names(void)
+{
+    return driver_names;
+}
+
+const char *format_probe(const void *head, size_t len)
+{
+    return len >= 4 && memcmp(head, "QFI\xfb", 4) == 0 ? "qcow2" : "raw";
+}
+
+/* What a node's options are opened with. */
+struct context {
+    struct graph *graph;
+    struct node_flags inherited;
+    unsigned depth;
+};
+
+static int open_node(const struct context *ctx, const json_t *options,
+                     struct node **nodep, struct error **errp);
+
+/* --- Children --- */
+
+static int child_by_name(struct graph *g, const char *name,
+                         struct node **nodep, struct error **errp)
+{
+    struct node *child = graph_find_locked(g, name);
+    if (!child) {
+        return error_set(errp, ENOENT,
+                         "Cannot find device='' nor node-name='%s'", name);
+    }
+    node_ref(child);
+    *nodep = child;
+    return 0;
+}
+
+/* The child that @value describes, with a reference for the caller. */
+static int open_or_find(const struct context *ctx, const json_t *value,
+                        const char *key, struct node **nodep,
+                        struct error **errp)
+{
+    if (json_is_string(value)) {
+        return child_by_name(ctx->graph, json_string_value(value), nodep,
+                             errp);
+    }
+    if (json_is_object(value)) {
+        return open_node(ctx, value, nodep, errp);
+    }
+    return error_set(errp, EINVAL,
+                     "option '%s' must be an object or a node name", key);
+}
+
+int node_open_child(struct node *n, struct opts *opts, const char *key,
+                    unsigned index, bool grow, struct error **errp)
+{
+    struct context ctx = { n->graph, n->flags, n->open_depth + 1 };
+    CLEANUP_JSON json_t *value = opts_take(opts, key);
+    struct node *child = n->preopened;
+    int r;
+
+    if (child) {
+        n->preopened = NULL;
+    } else if (!value) {
+        return error_set(errp, EINVAL, "A block device must be specified "
+                                       "for \"%s\"", key);
+    } else {
+        r = open_or_find(&ctx, value, key, &child, errp);
+        if (r < 0) {
+            return r;
+        }
+    }
+    unsigned perm = PERM_READ;
+    if (!n->flags.read_only) {
+        perm |= PERM_WRITE | (grow ? PERM_RESIZE : 0);
+    }
+    r = node_attach(n, index, child, key, perm, PERM_READ, errp);
+    if (r == 0 && grow && !n->flags.read_only && child->drv->is_protocol) {
+        child->growable = true;
+    }
+    node_unref(child); /* the edge holds its own */
+    return r;
+}
+
+/* --- The backing file that the image names --- */
+
+static int describe_backing(struct node *n, json_t **options,
+                            struct error **errp)
+{
+    const char *image = node_filename(n);
+    const char *named = n->image_backing;
+    const char *fmt = n->image_backing_fmt;
+
+    if (strncmp(named, "file:", 5) == 0) {
+        named += 5;
+    } else if (strncmp(named, "json:", 5) == 0 || strstr(named, "://")) {
+        return error_set(errp, EPERM,
+                         "image '%s' names the backing file '%s': only files "
+                         "are opened because an image names them (give it "
+                         "as the option 'backing')",
+                         image, named);
+    }
+    int r = policy_check(n->graph, image, named, errp);
+    if (r < 0) {
+        return r;
+    }
+    CLEANUP_FREE char *path = path_beside(image, named);
+    *options = path ? json_pack("{s:{s:s,s:s}}", "file", "driver", "file",
+                                "filename", path)
+                    : NULL;
+    if (*options && fmt &&
+        json_object_set_new(*options, "driver", json_string(fmt)) < 0) {
+        json_decref(*options);
+        *options = NULL;
+    }
+    if (!*options) {
+        return error_set(errp, EINVAL,
+                         "image '%s' names a backing file that is not UTF-8",
+                         image);
+    }
+    return 0;
+}
+
+static int attach_backing(struct node *n, struct node *backing,
+                          struct error **errp)
+{
+    return node_attach(n, CHILD_BACKING, backing, "backing", PERM_READ,
+                       PERM_ALL, errp);
+}
+
+static int open_backing(struct node *n, struct opts *opts,
+                        struct error **errp)
+{
+    struct context ctx = { n->graph, n->flags, n->open_depth + 1 };
+    bool given = opts_has(opts, "backing");
+    CLEANUP_JSON json_t *value = opts_take(opts, "backing");
+    struct node *backing;
+
+    if (json_is_null(value) || (!given && !n->image_backing)) {
+        return 0;
+    }
+    if (!given) {
+        int r = describe_backing(n, &value, errp);
+        if (r < 0) {
+            return r;
+        }
+    }
+    ctx.inherited.read_only = true;
+    int r = open_or_find(&ctx, value, "backing", &backing, errp);
+    if (r < 0) {
+        if (n->open_depth == 0) { /* once, not once for each layer */
+            error_prefix(errp, "Could not open backing file: ");
+        }
+        return r;
+    }
+    r = attach_backing(n, backing, errp);
+    node_unref(backing);
+    return r;
+}
+
+/* --- Keys that every node takes --- */
+
+static int take_common(struct opts *o, struct node_flags *f,
+                       struct error **errp)
+{
+    static const char *const discard_words[] = { "ignore", "off", "unmap",
+                                                 "on", NULL };
+    static const char *const detect_words[] = { "off", NULL };
+    unsigned discard = f->unmap ? 2 : 0;
+    unsigned detect = 0;
+    bool auto_read_only = false;
+    int r;
+
+    if ((r = opts_bool(o, "read-only", &f->read_only, errp)) < 0 ||
+        (r = opts_bool(o, "auto-read-only", &auto_read_only, errp)) < 0 ||
+        (r = opts_bool(o, "force-share", &f->force_share, errp)) < 0 ||
+        (r = opts_bool(o, "cache.direct", &f->direct, errp)) < 0 ||
+        (r = opts_bool(o, "cache.no-flush", &f->no_flush, errp)) < 0 ||
+        (r = opts_enum(o, "discard", discard_words, &discard, errp)) < 0 ||
+        (r = opts_enum(o, "detect-zeroes", detect_words, &detect, errp)) < 0) {
+        return r;
+    }
+    f->unmap = discard >= 2;
+    if (f->force_share && !f->read_only) {
+        return error_set(errp, EINVAL,
+                         "force-share=on can only be used with read-only "
+                         "images");
+    }
+    return 0;
+}
+
+/* --- Probing --- */
+
+static int probe(const struct context *ctx, struct opts *opts,
+                 struct node_flags flags, struct node **filep,
+                 const char **driver, struct error **errp)
+{
+    struct context child_ctx = { ctx->graph, flags, ctx->depth + 1 };
+    CLEANUP_JSON json_t *value = opts_take(opts, "file");
+    char head[512] = { 0 };
+    int r;
+
+    if (!value) {
+        return error_set(errp, EINVAL, "Parameter 'driver' is missing");
+    }
+    r = open_or_find(&child_ctx, value, "file", filep, errp);
+    if (r < 0) {
+        return r;
+    }
+    uint64_t size = node_size(*filep);
+    r = size == 0 ? 0
+                  : node_pread(*filep, head, min_u64(size, sizeof(head)), 0,
+                               0);
+    if (r < 0) {
+        r = error_set(errp, -r, "cannot read '%s' to find its format: %s",
+                      node_filename(*filep), strerror(-r));
+        node_unref(*filep);
+        return r;
+    }
+    *driver = format_probe(head, sizeof(head));
+    return 0;
+}
+
+/* --- One node --- */
+
+static int set_filename(struct node *n, const char *filename,
+                        const json_t *options)
+{
+    struct node *file = node_child(n, CHILD_FILE);
+
+    if (filename) {
+        n->filename = strdup(filename);
+    } else if (file) {
+        n->filename = strdup(node_filename(file));
+    } else {
+        CLEANUP_FREE char *text = json_dumps(options, JSON_COMPACT);
+        if (!text || asprintf(&n->filename, "json:%s", text) < 0) {
+            n->filename = NULL;
+        }
+    }
+    return n->filename ? 0 : -ENOMEM;
+}
+
+static int open_driver(struct node *n, struct opts *opts,
+                       const json_t *options, struct error **errp)
+{
+    const char *filename =
+        json_string_value(json_object_get(options, "filename"));
+    int r = n->drv->open(n, opts, errp);
+    if (r < 0) {
+        return r;
+    }
+    n->opened = true;
+    if (set_filename(n, n->drv->is_protocol ? filename : NULL, options) < 0) {
+        return error_set(errp, ENOMEM, "no memory for a node");
+    }
+    node_refresh_limits(n);
+    if (n->drv->has_backing) {
+        r = open_backing(n, opts, errp);
+        if (r < 0) {
+            return r;
+        }
+    }
+    CLEANUP_FREE char *what = NULL;
+    if (asprintf(&what, "driver '%s'", n->drv->name) < 0) {
+        what = NULL;
+    }
+    return opts_end(opts, what ? what : n->drv->name, errp);
+}
+
+static int open_with_opts(const struct context *ctx, struct opts *opts,
+                          const json_t *options, struct node **nodep,
+                          struct error **errp)
+{
+    struct node_flags flags = ctx->inherited;
+    const char *driver = NULL;
+    const char *name = NULL;
+    struct node *file = NULL;
+    struct node *n;
+    int r;
+
+    if ((r = opts_str(opts, "driver", &driver, errp)) < 0 ||
+        (r = opts_str(opts, "node-name", &name, errp)) < 0 ||
+        (r = take_common(opts, &flags, errp)) < 0) {
+        return r;
+    }
+    bool probed = !driver;
+    if (probed && opts_has(opts, "filename") && !opts_has(opts, "file")) {
+        driver = "file";
+        probed = false;
+    }
+    if (probed) {
+        r = probe(ctx, opts, flags, &file, &driver, errp);
+        if (r < 0) {
+            return r;
+        }
+    }
+    const struct driver *drv = driver_find(driver);
+    r = drv ? node_alloc(ctx->graph, drv, name, &n, errp)
+            : error_set(errp, EINVAL, "Unknown driver '%s'", driver);
+    if (r < 0) {
+        if (file) {
+            node_unref(file);
+        }
+        return r;
+    }
+    n->flags = flags;
+    n->preopened = file;
+    n->probed = probed;
+    n->open_depth = ctx->depth;
+    r = open_driver(n, opts, options, errp);
+    if (r < 0) {
+        node_unref(n);
+        return r;
+    }
+    *nodep = n;
+    return 0;
+}
+
+static int open_node(const struct context *ctx, const json_t *options,
+                     struct node **nodep, struct error **errp)
+{
+    if (ctx->depth > CHAIN_MAX) {
+        return error_set(errp, ELOOP,
+                         "more than %d images are stacked: does one name "
+                         "itself as its backing file?",
+                         CHAIN_MAX);
+    }
+    struct opts *opts = opts_new(options);
+    if (!opts) {
+        return error_set(errp, ENOMEM, "no memory for options");
+    }
+    int r = open_with_opts(ctx, opts, options, nodep, errp);
+    opts_free(opts);
+    return r;
+}
+
+/* --- The public side --- */
+
+int graph_open_locked(struct graph *g, const json_t *options,
+                      struct node **nodep, struct error **errp)
+{
+    struct context ctx = { .graph = g, .inherited = { .locking = true } };
+
+    if (!json_is_object(options)) {
+        return error_set(errp, EINVAL, "options must be a JSON object");
+    }
+    return open_node(&ctx, options, nodep, errp);
+}
+
+int graph_open(struct graph *g, const json_t *options, struct node **nodep,
+               struct error **errp)
+{
+    graph_lock(g);
+    int r = graph_open_locked(g, options, nodep, errp);
+    if (r == 0) {
+        (*nodep)->monitor_owned = true;
+    }
+    graph_unlock(g);
+    return r;
+}
+
+int graph_close(struct graph *g, struct node *n, struct error **errp)
+{
+    int r = 0;
+
+    graph_lock(g);
+    if (!n->monitor_owned) {
+        r = error_set(errp, EPERM, "Node %s is not owned by the monitor",
+                      n->name);
+    } else if (n->refs > 1) {
+        r = error_set(errp, EBUSY, "Node %s is in use", n->name);
+    } else {
+        n->monitor_owned = false;
+        node_unref(n);
+    }
+    graph_unlock(g);
+    return r;
+}

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_CORE_OPTS_H
+#define NBDELTA_CORE_OPTS_H
+
+/*
+ * Options while they are consumed.  Every getter takes its key away, so that
+ * what is left at the end is what nobody knows, and is refused by name.
+ * Keys may have dots: "cache.direct" looks into {"cache": {...}}; a "cache"
+ * that has nothing in it any more is gone as well.
+ *
+ * Getters leave *val alone and return 0 when the key is absent; -EINVAL with
+ * the key's name when the value has the wrong form.  Strings such as "on",
+ * "64k" are taken for booleans and sizes, because dotted options have no
+ * other values.
+ */
+#include <jansson.h>
+
+#include "nbdelta/types.h"
+
+struct opts;
+
+/* Takes a deep copy of @object, which is one.  NULL: no memory. */
+struct opts *opts_new(const json_t *object);
+void opts_free(struct opts *o); /* NULL is fine */
+
+int opts_str(struct opts *o, const char *key, const char **val,
+             struct error **errp); /* *val lives as long as @o */
+int opts_bool(struct opts *o, const char *key, bool *val, struct error **errp);
+int opts_uint(struct opts *o, const char *key, uint64_t max, uint64_t *val,
+              struct error **errp); /* with size suffixes */
+
+/* One of @words (NULL-terminated); *val becomes its index. */
+int opts_enum(struct opts *o, const char *key, const char *const *words,
+              unsigned *val, struct error **errp);
+
+/* Any value; a new reference, NULL when absent. */
+json_t *opts_take(struct opts *o, const char *key);
+
+bool opts_has(const struct opts *o, const char *key);
+
+/* @what is the subject of the text, such as "driver 'qcow2'".
+ * -EINVAL, "@what does not take the option 'x'", when anything is left. */
+int opts_end(struct opts *o, const char *what, struct error **errp);
+
+#endif /* NBDELTA_CORE_OPTS_H */

@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Nodes in the words of QMP: ImageInfo and BlockDeviceInfo. */
+
+#include "core/graph_priv.h"
+#include "nbdelta/bitmap.h"
+#include "nbdelta/cleanup.h"
+
+static json_t *image_info(struct node *n);
+
+/* What the file below takes on its disk is what the image takes. */
+static void add_actual_size(struct node *n, json_t *info)
+{
+    struct node *file = node_child(n, CHILD_FILE);
+
+    if (file && !json_object_get(info, "actual-size")) {
+        CLEANUP_JSON json_t *below = image_info(file);
+        json_t *size = json_object_get(below, "actual-size");
+        if (size) {
+            (void)json_object_set(info, "actual-size", size);
+        }
+    }
+}
+
+static void add_backing(struct node *n, json_t *info)
+{
+    const char *named = n->image_backing;
+
+    if (!named) {
+        return;
+    }
+    CLEANUP_FREE char *full = path_beside(node_filename(n), named);
+    (void)json_object_set_new(info, "backing-filename", json_string(named));
+    if (full) {
+        (void)json_object_set_new(info, "full-backing-filename",
+                                  json_string(full));
+    }
+    if (n->image_backing_fmt) {
+        (void)json_object_set_new(info, "backing-filename-format",
+                                  json_string(n->image_backing_fmt));
+    }
+}
+
+static json_t *image_info(struct node *n)
+{
+    json_t *info = json_pack("{s:I, s:s, s:s}", "virtual-size",
+                             (json_int_t)node_size(n), "filename",
+                             node_filename(n), "format", node_driver(n));
+    if (!info) {
+        info = json_object(); /* a file name that is not UTF-8 */
+    }
+    if (n->drv->describe) {
+        n->drv->describe(n, info);
+    }
+    if (!json_object_get(info, "dirty-flag")) {
+        (void)json_object_set_new(info, "dirty-flag", json_false());
+    }
+    add_actual_size(n, info);
+    add_backing(n, info);
+    return info;
+}
+
+json_t *node_image_info(struct graph *g, struct node *n)
+{
+    graph_lock(g);
+    json_t *info = image_info(n);
+    graph_unlock(g);
+    return info;
+}
+
+/* ImageInfo with the chain below it, as BlockDeviceInfo has it. */
+static json_t *image_chain(struct node *n)
+{
+    json_t *info = image_info(n);
+    struct node *backing = node_child(n, CHILD_BACKING);
+
+    if (info && backing) {
+        (void)json_object_set_new(info, "backing-image",
+                                  image_chain(backing));
+    }
+    return info;
+}
+
+static json_int_t backing_depth(struct node *n)
+{
+    json_int_t depth = 0;
+
+    for (n = node_child(n, CHILD_BACKING); n;
+         n = node_child(n, CHILD_BACKING)) {
+        depth++;
+    }
+    return depth;
+}
+
+static json_t *device_info(struct node *n)
+{
+    struct node *backing = node_child(n, CHILD_BACKING);
+    json_t *info = json_pack(
+        "{s:i, s:s, s:o, s:i, s:b, s:s, s:I, s:s, s:i, s:i, s:i, s:b, s:i, "
+        "s:i, s:{s:b, s:b, s:b}, s:s}",
+        "iops_rd", 0, "detect_zeroes", "off", "image", image_chain(n),
+        "iops_wr", 0, "ro", (int)n->flags.read_only, "node-name", n->name,
+        "backing_file_depth", backing_depth(n), "drv", node_driver(n),
+        "iops", 0, "bps_wr", 0, "write_threshold", 0, "encrypted", 0, "bps",
+        0, "bps_rd", 0, "cache", "no-flush", (int)n->flags.no_flush, "direct",
+        (int)n->flags.direct, "writeback", 1, "file", node_filename(n));
+
+    if (info && backing) {
+        (void)json_object_set_new(info, "backing_file",
+                                  json_string(node_filename(backing)));
+    }
+    return info ? info : json_object();
+}
+
+json_t *node_query(struct graph *g, struct node *n)
+{
+    graph_lock(g);
+    json_t *info = device_info(n);
+    graph_unlock(g);
+
+    CLEANUP_JSON json_t *bitmaps = bitmap_query(n);
+    if (json_array_size(bitmaps) > 0) {
+        (void)json_object_set(info, "dirty-bitmaps", bitmaps);
+    }
+    return info;
+}

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Changing the size of a disk, in a drained section.
+ *
+ * Order when growing: driver, bitmaps, size, and zeroes over what a longer
+ * backing node would show in the new space.
+ */
+#include <errno.h>
+#include <inttypes.h>
+
+#include "core/dirty.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/error.h"
+
+static int hide_backing(struct node *n, uint64_t old, uint64_t size,
+                        struct error **errp)
+{
+    struct node *backing = node_child(n, CHILD_BACKING);
+    uint64_t end = backing ? min_u64(size, backing->size) : 0;
+
+    if (end <= old) {
+        return 0;
+    }
+    int r = node_zero(n, old, end - old, 0);
+    if (r < 0) {
+        return error_set(errp, -r,
+                         "cannot write zeroes over the backing file's data "
+                         "in the new space of '%s'",
+                         node_name(n));
+    }
+    return 0;
+}
+
+int node_resize(struct node *n, uint64_t size, struct error **errp)
+{
+    uint64_t old = n->size;
+    int r;
+
+    if (size > BLK_SIZE_MAX) {
+        return error_set(errp, EFBIG, "a size of %" PRIu64 " is too large",
+                         size);
+    }
+    if (n->flags.read_only) {
+        return error_set(errp, EACCES, "Block node is read-only: '%s'",
+                         node_name(n));
+    }
+    if (n->drv->is_filter && !n->drv->resize) {
+        r = node_resize(node_child(n, CHILD_FILE), size, errp);
+    } else if (!n->drv->resize) {
+        return error_set(errp, ENOTSUP,
+                         "Image format driver '%s' does not support resize",
+                         node_driver(n));
+    } else {
+        r = n->drv->resize(n, size, errp);
+    }
+    if (r < 0) {
+        return r;
+    }
+    r = bitmap_resize_all(n, old, size, errp);
+    if (r < 0) {
+        return r;
+    }
+    n->size = size;
+    return n->drv->is_filter ? 0 : hide_backing(n, old, size, errp);
+}

@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Zero and discard.
+ *
+ *      |<- head ->|<------- aligned ------->|<- tail ->|
+ *       written            driver's zero        written
+ *
+ * A driver does whole units (limits.zero_align) itself; what sticks out at
+ * the ends is written as zeroes, unless it reads as zeroes already.  Formats
+ * without a zero of their own (raw) hand it down through map.
+ */
+#include <errno.h>
+
+#include "core/dirty.h"
+#include "core/io.h"
+#include "nbdelta/bytes.h"
+#include "util/iov.h"
+
+#define ZEROES_LEN (64 * KiB)
+
+static const char zeroes[ZEROES_LEN] __attribute__((aligned(4096)));
+
+static bool reads_zero(struct node *n, uint64_t offset, uint64_t bytes)
+{
+    struct mapping m;
+
+    if (n->drv->is_protocol || n->drv->is_filter ||
+        node_map(n, offset, bytes, 0, &m) < 0) {
+        return false;
+    }
+    bool zero = m.length == bytes &&
+                (m.kind == MAP_ZERO || (m.kind == MAP_UNALLOCATED &&
+                                        !node_child(n, CHILD_BACKING)));
+    node_map_put(n, &m);
+    return zero;
+}
+
+static int write_zeroes(struct node *n, uint64_t offset, uint64_t bytes,
+                        unsigned flags)
+{
+    while (bytes > 0) {
+        struct iovec iov[BLK_IOV_MAX];
+        uint64_t len = 0;
+        int cnt = 0;
+
+        while (cnt < BLK_IOV_MAX && len < bytes) {
+            uint64_t part = min_u64(bytes - len, ZEROES_LEN);
+            iov[cnt++] = (struct iovec){ (void *)(uintptr_t)zeroes, part };
+            len += part;
+        }
+        int r = node_write_unmarked(n, offset, len, iov, cnt, flags);
+        if (r < 0) {
+            return r;
+        }
+        offset += len;
+        bytes -= len;
+    }
+    return 0;
+}
+
+static int zero_mapped(struct node *n, uint64_t offset, uint64_t bytes,
+                       unsigned flags)
+{
+    while (bytes > 0) {
+        struct mapping m;
+        int r = node_map(n, offset, bytes, MAP_WRITE, &m);
+        if (r < 0) {
+            return r;
+        }
+        if (m.kind == MAP_DATA) {
+            r = node_zero(m.file, m.host, m.length, flags);
+            node_map_put(n, &m);
+        } else {
+            node_map_put(n, &m);
+            r = flags & REQ_NO_FALLBACK
+                    ? -ENOTSUP
+                    : write_zeroes(n, offset, m.length, 0);
+        }
+        if (r < 0) {
+            return r;
+        }
+        offset += m.length;
+        bytes -= m.length;
+    }
+    return 0;
+}
+
+static int zero_partial(struct node *n, uint64_t offset, uint64_t bytes)
+{
+    return bytes == 0 || reads_zero(n, offset, bytes)
+               ? 0
+               : write_zeroes(n, offset, bytes, 0);
+}
+
+static int zero_split(struct node *n, uint64_t offset, uint64_t bytes,
+                      unsigned flags)
+{
+    uint64_t unit = n->limits.zero_align;
+    uint64_t end = offset + bytes;
+    uint64_t from = align_up(offset, unit);
+    uint64_t to = end == n->size ? end : align_down(end, unit);
+
+    if (from >= to) {
+        return zero_partial(n, offset, bytes);
+    }
+    int r = n->drv->zero(n, from, to - from,
+                         flags & ~(unsigned)(REQ_NO_FALLBACK | REQ_FUA |
+                                             REQ_NOWAIT));
+    if (r == -ENOTSUP && !(flags & REQ_NO_FALLBACK)) {
+        r = write_zeroes(n, from, to - from, 0);
+    }
+    if (r == 0) {
+        r = zero_partial(n, offset, from - offset);
+    }
+    if (r == 0) {
+        r = zero_partial(n, to, end - to);
+    }
+    return r;
+}
+
+int node_zero(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags)
+{
+    int r;
+
+    if (n->flags.read_only) {
+        return -EPERM;
+    }
+    if (flags & REQ_NOWAIT) {
+        return -EAGAIN;
+    }
+    if ((flags & REQ_NO_FALLBACK) && !n->limits.fast_zero) {
+        return -ENOTSUP;
+    }
+    bitmap_mark(n, offset, bytes);
+    if (n->drv->is_filter && !n->drv->pwritev && !n->drv->zero) {
+        return node_zero(node_child(n, CHILD_FILE), offset, bytes, flags);
+    }
+    bool fua = flags & REQ_FUA;
+    flags &= ~(unsigned)REQ_FUA;
+    if (n->drv->zero) {
+        r = zero_split(n, offset, bytes, flags);
+    } else if (n->drv->is_protocol || n->drv->is_filter) {
+        r = flags & REQ_NO_FALLBACK ? -ENOTSUP
+                                    : write_zeroes(n, offset, bytes, 0);
+    } else {
+        r = zero_mapped(n, offset, bytes, flags);
+    }
+    return r == 0 && fua ? node_flush(n) : r;
+}
+
+static int discard_mapped(struct node *n, uint64_t offset, uint64_t bytes)
+{
+    while (bytes > 0) {
+        struct mapping m;
+        int r = node_map(n, offset, bytes, MAP_WRITE, &m);
+        if (r < 0) {
+            return r;
+        }
+        if (m.kind == MAP_DATA) {
+            r = node_discard(m.file, m.host, m.length);
+        }
+        node_map_put(n, &m);
+        if (r < 0) {
+            return r;
+        }
+        offset += m.length;
+        bytes -= m.length;
+    }
+    return 0;
+}
+
+int node_discard(struct node *n, uint64_t offset, uint64_t bytes)
+{
+    if (n->flags.read_only) {
+        return -EPERM;
+    }
+    bitmap_mark(n, offset, bytes);
+    if (n->drv->is_filter && !n->drv->discard) {
+        return node_discard(node_child(n, CHILD_FILE), offset, bytes);
+    }
+    if (!n->flags.unmap) {
+        return 0;
+    }
+    if (!n->drv->discard) {
+        return n->drv->is_protocol ? 0 : discard_mapped(n, offset, bytes);
+    }
+    uint64_t end = offset + bytes;
+    uint64_t from = align_up(offset, n->limits.zero_align);
+    uint64_t to =
+        end == n->size ? end : align_down(end, n->limits.zero_align);
+    return from < to ? n->drv->discard(n, from, to - from) : 0;
+}

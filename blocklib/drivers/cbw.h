@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_DRIVERS_CBW_H
+#define NBDELTA_DRIVERS_CBW_H
+
+/* Putting the copy-before-write filter in place; see cbw.c. */
+#include "core/graph.h"
+#include "job/copy.h"
+
+/*
+ * Insert a filter above @source: all who use @source use the filter then,
+ * and nobody else may write to @source.  @copy copies to @target from this
+ * moment on.  In a control section; @source and @target are drained by it
+ * and become one tree.  @name NULL: a generated node name.  On success the
+ * caller owns *filterp until cbw_remove().
+ */
+int cbw_insert(struct graph *g, struct node *source, struct node *target,
+               struct copy *copy, const char *name, struct node **filterp,
+               struct error **errp);
+
+/* Undo it, in a control section.  The two ends are separate trees again. */
+void cbw_remove(struct node *filter);
+
+#endif /* NBDELTA_DRIVERS_CBW_H */

@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * mem: a disk in memory, in chunks that exist once they are written.
+ *
+ *   table:  [ * | NULL | * | ... ]      one pointer per 64 KiB of disk
+ *
+ * Chunk i is guarded, pointer and bytes, by locks[i % LOCKS].
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/node.h"
+#include "core/opts.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/error.h"
+#include "util/iov.h"
+
+#define CHUNK (64 * KiB)
+#define LOCKS 64
+#define MAX   (64 * GiB) /* its table takes 8 MiB, untouched until used */
+
+struct mem {
+    char **table; /* of MAX / CHUNK pointers */
+    mutex_t locks[LOCKS];
+};
+
+static int mem_open(struct node *n, struct opts *opts, struct error **errp)
+{
+    struct mem *s = n->state;
+    uint64_t size = UINT64_MAX;
+    int r = opts_uint(opts, "size", MAX, &size, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    if (size == UINT64_MAX) {
+        return error_set(errp, EINVAL, "Parameter 'size' is missing");
+    }
+    s->table = calloc(MAX / CHUNK, sizeof(*s->table));
+    if (!s->table) {
+        return error_set(errp, ENOMEM, "no memory for a disk");
+    }
+    for (unsigned i = 0; i < LOCKS; i++) {
+        mutex_init(&s->locks[i]);
+    }
+    n->size = size;
+    return 0;
+}
+
+static void mem_close(struct node *n)
+{
+    struct mem *s = n->state;
+
+    for (uint64_t i = 0; i < div_up(n->size, CHUNK); i++) {
+        free(s->table[i]);
+    }
+    free(s->table);
+    for (unsigned i = 0; i < LOCKS; i++) {
+        mutex_destroy(&s->locks[i]);
+    }
+}
+
+static void mem_limits(struct node *n, struct limits *lim)
+{
+    (void)n;
+    lim->grows_zero = true;
+    lim->fast_zero = true;
+    lim->zero_unmaps = true;
+}
+
+enum action { READ, WRITE, ZERO };
+
+/* One chunk's part of a request. */
+static int on_chunk(struct mem *s, enum action action, uint64_t offset,
+                    uint64_t bytes, const struct iovec *iov, int cnt,
+                    uint64_t done)
+{
+    char **chunk = &s->table[offset / CHUNK];
+    uint64_t in = offset % CHUNK;
+    mutex_t *lock = &s->locks[offset / CHUNK % LOCKS];
+    int r = 0;
+
+    mutex_lock(lock);
+    if (action == READ && *chunk) {
+        iov_from_buf(iov, cnt, done, *chunk + in, bytes);
+    } else if (action == READ) {
+        iov_fill(iov, cnt, done, 0, bytes);
+    } else if (action == ZERO && bytes == CHUNK) {
+        free(*chunk);
+        *chunk = NULL;
+    } else if (action == ZERO) {
+        if (*chunk) {
+            memset(*chunk + in, 0, bytes);
+        }
+    } else {
+        if (!*chunk) {
+            *chunk = calloc(1, CHUNK);
+        }
+        if (*chunk) {
+            iov_to_buf(iov, cnt, done, *chunk + in, bytes);
+        } else {
+            r = -ENOMEM;
+        }
+    }
+    mutex_unlock(lock);
+    return r;
+}
+
+static int each_chunk(struct node *n, enum action action, uint64_t offset,
+                      uint64_t bytes, const struct iovec *iov, int cnt)
+{
+    int r = 0;
+
+    if (!range_inside(offset, bytes, MAX)) {
+        return -ENOSPC;
+    }
+    for (uint64_t done = 0; done < bytes && r == 0;) {
+        uint64_t at = offset + done;
+        uint64_t len = min_u64(bytes - done, CHUNK - at % CHUNK);
+        r = on_chunk(n->state, action, at, len, iov, cnt, done);
+        done += len;
+    }
+    return r;
+}
+
+static int mem_preadv(struct node *n, uint64_t offset, uint64_t bytes,
+                      const struct iovec *iov, int cnt, unsigned flags)
+{
+    (void)flags;
+    return each_chunk(n, READ, offset, bytes, iov, cnt);
+}
+
+static int mem_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
+                       const struct iovec *iov, int cnt, unsigned flags)
+{
+    (void)flags;
+    return each_chunk(n, WRITE, offset, bytes, iov, cnt);
+}
+
+static int mem_zero(struct node *n, uint64_t offset, uint64_t bytes,
+                    unsigned flags)
+{
+    (void)flags;
+    return each_chunk(n, ZERO, offset, bytes, NULL, 0);
+}
+
+static int mem_discard(struct node *n, uint64_t offset, uint64_t bytes)
+{
+    return each_chunk(n, ZERO, offset, bytes, NULL, 0);
+}
+
+static bool chunk_exists(struct mem *s, uint64_t index)
+{
+    mutex_lock(&s->locks[index % LOCKS]);
+    bool exists = s->table[index] != NULL;
+    mutex_unlock(&s->locks[index % LOCKS]);
+    return exists;
+}
+
+static int mem_map(struct node *n, uint64_t offset, uint64_t bytes,
+                   unsigned flags, struct mapping *m)
+{
+    struct mem *s = n->state;
+    uint64_t at = align_down(offset, CHUNK) + CHUNK;
+    bool exists = chunk_exists(s, offset / CHUNK);
+
+    while ((flags & MAP_STATUS) && at < offset + bytes &&
+           chunk_exists(s, at / CHUNK) == exists) {
+        at += CHUNK;
+    }
+    m->kind = exists ? MAP_DATA : MAP_ZERO;
+    m->file = n;
+    m->host = offset;
+    m->length = min_u64(bytes, at - offset);
+    return 0;
+}
+
+static int mem_resize(struct node *n, uint64_t size, struct error **errp)
+{
+    if (size > MAX) {
+        return error_set(errp, EFBIG, "a disk in memory has at most 64 GiB");
+    }
+    /* Clear the rest, so that it reads as zeroes when the disk grows again. */
+    return size < n->size
+               ? each_chunk(n, ZERO, size,
+                            align_up(n->size, CHUNK) - size, NULL, 0)
+               : 0;
+}
+
+static int mem_flush(struct node *n)
+{
+    (void)n;
+    return 0;
+}
+
+const struct driver driver_mem = {
+    .name = "mem",
+    .is_protocol = true,
+    .state_size = sizeof(struct mem),
+    .open = mem_open,
+    .close = mem_close,
+    .limits = mem_limits,
+    .resize = mem_resize,
+    .map = mem_map,
+    .preadv = mem_preadv,
+    .pwritev = mem_pwritev,
+    .zero = mem_zero,
+    .discard = mem_discard,
+    .flush = mem_flush,
+};

@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * raw: a window on the file child.
+ *
+ *   node:  0 ............. size
+ *   child:   offset ....... offset + size
+ *
+ * When the format was only guessed to be raw, the first sector is watched: a
+ * guest that writes the header of another format into it could make the next
+ * open follow the file names in there.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include "core/create_file.h"
+#include "core/node.h"
+#include "core/opts.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/error.h"
+#include "util/iov.h"
+
+#define WATCHED 512
+
+struct raw {
+    uint64_t offset;
+    bool fixed; /* a size was given: it does not follow the file's */
+};
+
+static int raw_open(struct node *n, struct opts *opts, struct error **errp)
+{
+    struct raw *s = n->state;
+    uint64_t size = UINT64_MAX;
+    int r;
+
+    if ((r = opts_uint(opts, "offset", BLK_SIZE_MAX, &s->offset, errp)) < 0 ||
+        (r = opts_uint(opts, "size", BLK_SIZE_MAX, &size, errp)) < 0 ||
+        (r = node_open_child(n, opts, "file", CHILD_FILE, true, errp)) < 0) {
+        return r;
+    }
+    uint64_t all = node_size(node_child(n, CHILD_FILE));
+    if (s->offset > all) {
+        return error_set(errp, EINVAL,
+                         "the offset %" PRIu64 " is larger than the file (%"
+                         PRIu64 " bytes)",
+                         s->offset, all);
+    }
+    s->fixed = size != UINT64_MAX;
+    if (s->fixed && size > all - s->offset) {
+        return error_set(errp, EINVAL,
+                         "offset %" PRIu64 " and size %" PRIu64
+                         " exceed the file (%" PRIu64 " bytes)",
+                         s->offset, size, all);
+    }
+    n->size = s->fixed ? size : all - s->offset;
+    return 0;
+}
+
+static void raw_limits(struct node *n, struct limits *lim)
+{
+    const struct limits *below = &node_child(n, CHILD_FILE)->limits;
+
+    lim->pref = below->pref;
+    lim->fast_zero = below->fast_zero;
+    lim->zero_unmaps = below->zero_unmaps;
+    if (n->probed && !n->flags.read_only) {
+        lim->align = lim->zero_align = WATCHED;
+    }
+}
+
+static int raw_map(struct node *n, uint64_t offset, uint64_t bytes,
+                   unsigned flags, struct mapping *m)
+{
+    const struct raw *s = n->state;
+
+    m->kind = MAP_DATA;
+    m->length = bytes;
+    if ((flags & MAP_WRITE) && n->probed && offset < WATCHED) {
+        m->kind = MAP_OPAQUE;
+        m->length = min_u64(bytes, WATCHED - offset);
+    }
+    m->file = node_child(n, CHILD_FILE);
+    m->host = s->offset + offset;
+    return 0;
+}
+
+/* Does @head begin like an image of some format but raw? */
+static bool looks_like_image(const char *head)
+{
+    static const char magic[][9] = { "QFI\xfb", "COWD",     "KDMV",
+                                     "conectix", "vhdxfile", "<<< " };
+
+    for (size_t i = 0; i < ARRAY_SIZE(magic); i++) {
+        if (memcmp(head, magic[i], strlen(magic[i])) == 0) {
+            return true;
+        }
+    }
+    return memcmp(head, "QED\0", 4) == 0;
+}
+
+/* Only the first sector of a guessed image comes here. */
+static int raw_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
+                       const struct iovec *iov, int cnt, unsigned flags)
+{
+    const struct raw *s = n->state;
+    char head[8] = { 0 };
+
+    iov_to_buf(iov, cnt, 0, head, min_u64(bytes, sizeof(head)));
+    if (offset == 0 && looks_like_image(head)) {
+        return -EPERM;
+    }
+    return node_pwritev(node_child(n, CHILD_FILE), s->offset + offset, bytes,
+                        iov, cnt, flags);
+}
+
+static int raw_resize(struct node *n, uint64_t size, struct error **errp)
+{
+    const struct raw *s = n->state;
+
+    if (s->fixed) {
+        return error_set(errp, ENOTSUP,
+                         "a raw node with a fixed size cannot be resized");
+    }
+    return node_resize(node_child(n, CHILD_FILE), s->offset + size, errp);
+}
+
+static const char *const raw_create_options[] = { "size", "preallocation",
+                                                  NULL };
+
+static int fill(int fd, uint64_t size)
+{
+    static const char zeroes[64 * KiB];
+    int r = 0;
+
+    for (uint64_t at = 0; at < size && r == 0; at += sizeof(zeroes)) {
+        r = file_create_write(fd, zeroes, min_u64(sizeof(zeroes), size - at),
+                              at);
+    }
+    return r;
+}
+
+static int raw_create(const char *filename, struct opts *opts,
+                      struct error **errp)
+{
+    static const char *const words[] = { "off", "falloc", "full", NULL };
+    unsigned preallocation = 0;
+    uint64_t size = 0;
+    bool existed;
+    int fd;
+    int r;
+
+    if ((r = opts_uint(opts, "size", BLK_SIZE_MAX, &size, errp)) < 0 ||
+        (r = opts_enum(opts, "preallocation", words, &preallocation, errp)) <
+            0 ||
+        (r = opts_end(opts, "raw image creation", errp)) < 0 ||
+        (r = file_create_begin(filename, &fd, &existed, errp)) < 0) {
+        return r;
+    }
+    r = file_create_extend(fd, size, preallocation == 1);
+    if (r == 0 && preallocation == 2) {
+        r = fill(fd, size);
+    }
+    if (r < 0) {
+        r = error_set(errp, -r, "cannot make '%s' %" PRIu64 " bytes long: %s",
+                      filename, size, strerror(-r));
+    }
+    return file_create_finish(filename, fd, existed, r, errp);
+}
+
+const struct driver driver_raw = {
+    .name = "raw",
+    .state_size = sizeof(struct raw),
+    .open = raw_open,
+    .limits = raw_limits,
+    .resize = raw_resize,
+    .create = raw_create,
+    .create_options = raw_create_options,
+    .map = raw_map,
+    .pwritev = raw_pwritev,
+};

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_BITMAP_H
+#define NBDELTA_BITMAP_H
+
+/*
+ * Dirty bitmaps: which parts of a node changed
+ * ============================================
+ *
+ * A bitmap belongs to a node and has one bit per granule (`granularity`
+ * bytes, a power of two, 512 B to 2 GiB).  Every write, zero, discard or
+ * growth that reaches the node sets bits, before the data is changed.  Names
+ * and rules are those of QMP's block-dirty-bitmap-* commands:
+ *
+ *   recording     writes set bits (disabled bitmaps do not)
+ *   busy          an operation uses it; it cannot be changed or removed
+ *   inconsistent  it cannot be trusted; it can only be removed
+ *
+ * The functions that change things run in a control section of their own;
+ * they may be called from any thread that holds none.
+ */
+#include <jansson.h>
+
+#include "nbdelta/types.h"
+
+#define BITMAP_NAME_MAX 1023 /* bytes */
+
+/*
+ * Create an empty bitmap.  @granularity 0: the cluster size of the image,
+ * at least 4 KiB and at most 64 KiB.  -EINVAL: bad granularity, name empty
+ * or too long; -EEXIST: the name is taken; -ENOTSUP: @persistent on a node
+ * that cannot store it.
+ */
+int bitmap_add(struct graph *g, struct node *n, const char *name,
+               uint64_t granularity, bool persistent, bool disabled,
+               struct error **errp);
+
+/* These fail with -ENOENT, with -EBUSY for a busy bitmap, and (but for
+ * remove) with -EINVAL for an inconsistent one. */
+int bitmap_remove(struct graph *g, struct node *n, const char *name,
+                  struct error **errp);
+int bitmap_clear(struct graph *g, struct node *n, const char *name,
+                 struct error **errp);
+int bitmap_enable(struct graph *g, struct node *n, const char *name,
+                  bool enable, struct error **errp);
+
+/*
+ * Add the bits of @src to the bitmap @name of @n: granules that @src has
+ * dirty, wholly or in part, become dirty.  The sizes of the two nodes must
+ * be equal (-EINVAL).
+ */
+int bitmap_merge(struct graph *g, struct node *n, const char *name,
+                 struct bitmap *src, struct error **errp);
+
+/* A bitmap by name with a new reference, or NULL.  It stays readable after
+ * it is removed from its node.  Takes the tree lock of @n for a moment. */
+struct bitmap *bitmap_find(struct node *n, const char *name);
+void bitmap_unref(struct bitmap *bm); /* NULL is fine */
+
+const char *bitmap_name(const struct bitmap *bm);
+uint64_t bitmap_granularity(const struct bitmap *bm);
+
+/* Dirty bytes: set bits times granularity. */
+uint64_t bitmap_count(const struct bitmap *bm);
+
+/*
+ * Is @offset dirty, and for how long is that the same?  Writes to *dirty,
+ * and returns the length of the run from @offset, at most to @end.
+ * @offset < @end; what lies past the bitmap (the disk has shrunk since) is
+ * dirty.  Does not wait for a drain; concurrent writers may set bits in the
+ * run meanwhile.  While a job uses the bitmap, what changes is dirty too.
+ */
+uint64_t bitmap_run(const struct bitmap *bm, uint64_t offset, uint64_t end,
+                    bool *dirty);
+
+/* Has it been removed from its node since bitmap_find?  It collects nothing
+ * then; so ask after bitmap_run, not before. */
+bool bitmap_removed(const struct bitmap *bm);
+
+/* May it be used as it is: not inconsistent. */
+bool bitmap_readable(const struct bitmap *bm);
+
+/* BlockDirtyInfo of all bitmaps of @n as an array, newest first, a new
+ * reference; NULL: no memory.  Those of jobs are in it, without a name.
+ * Takes the tree lock of @n, as does bitmap_names. */
+json_t *bitmap_query(struct node *n);
+
+/* Names of the bitmaps of @n as an array of strings, oldest first, a new
+ * reference; NULL: no memory. */
+json_t *bitmap_names(struct node *n);
+
+#endif /* NBDELTA_BITMAP_H */

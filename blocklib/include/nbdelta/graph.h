@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_GRAPH_H
+#define NBDELTA_GRAPH_H
+
+/*
+ * The graph: nodes with names, opened, found, drained and closed
+ * =============================================================
+ *
+ * Opening and closing may be called from any thread at any time.  They
+ * block, and while they attach to a node that is in use they hold back the
+ * requests of its tree for that moment.
+ */
+#include <jansson.h>
+
+#include "nbdelta/types.h"
+
+struct graph *graph_new(void);
+
+/* Close what is left (nodes flushed, in order) and free.  No blk may be
+ * left.  NULL is fine. */
+void graph_free(struct graph *g);
+
+/*
+ * The implicit-open policy.  An image is hostile: the name of a backing or
+ * data file *inside* of it is followed only into the directory of that image
+ * and below (symbolic links resolved), and into what is allowed here.
+ * Children that the options name explicitly are not restricted.
+ */
+int graph_allow_path(struct graph *g, const char *dir, struct error **errp);
+void graph_allow_any_path(struct graph *g);
+
+/*
+ * Open a tree of nodes from options of blockdev-add's shape.  Keys of every
+ * node: driver, node-name, read-only, auto-read-only, discard, cache.direct,
+ * cache.no-flush, detect-zeroes (off only), force-share.  Children are
+ * objects, names of existing nodes, or (backing) null for none.
+ * The new node *nodep belongs to the graph until graph_close().
+ *
+ * -EINVAL: a bad option; it is named in @errp.  -EEXIST: the node name is
+ * taken.  -EAGAIN: another process holds the image's lock.  -EACCES, -ENOENT
+ * and the like from the file.  -EPERM: refused by the implicit-open policy.
+ * -ENOTSUP: a feature of the image that we lack.  -EUCLEAN: the image is
+ * damaged.
+ */
+int graph_open(struct graph *g, const json_t *options, struct node **nodep,
+               struct error **errp);
+
+/* Undo graph_open: close @n and the children that only it uses.
+ * -EBUSY when something else uses it. */
+int graph_close(struct graph *g, struct node *n, struct error **errp);
+
+/* A node by its name, or NULL.  The pointer lives until the node is closed;
+ * a caller who does not rule that out holds the monitor lock (job.h). */
+struct node *graph_find(struct graph *g, const char *name);
+
+/* Visit all nodes, oldest first; non-zero from @fn stops and is returned.
+ * No lock is held during @fn, and the same rule as for graph_find holds. */
+int graph_each(struct graph *g, int (*fn)(struct node *n, void *opaque),
+               void *opaque);
+
+/*
+ * Control sections.  graph_lock() admits one thread.  graph_drain() then
+ * waits until no request is inside @n's tree and holds new ones back, until
+ * graph_unlock().  Several trees may be drained: that is one point in time.
+ * Inside, no blk_*() I/O: it would wait for ourselves.
+ */
+void graph_lock(struct graph *g);
+void graph_drain(struct graph *g, struct node *n);
+void graph_unlock(struct graph *g);
+
+/* Facts of one node. */
+const char *node_name(const struct node *n);
+const char *node_driver(const struct node *n); /* "qcow2", "file", ... */
+uint64_t node_size(const struct node *n);
+bool node_read_only(const struct node *n);
+
+/* The node's file name, or JSON options where no name can tell it.
+ * Lives as long as the node. */
+const char *node_filename(const struct node *n);
+
+/* The backing node, or NULL. */
+struct node *node_backing(const struct node *n);
+
+/* BlockDeviceInfo as in query-named-block-nodes: "node-name", "drv",
+ * "file", "ro", "image", "dirty-bitmaps", ...  A new reference. */
+json_t *node_query(struct graph *g, struct node *n);
+
+/* ImageInfo as `qemu-img info --output json` prints it: "filename",
+ * "format", "virtual-size", "actual-size", "cluster-size",
+ * "backing-filename", "format-specific", ...  A new reference. */
+json_t *node_image_info(struct graph *g, struct node *n);
+
+/* Names of all drivers, NULL-terminated, in alphabetical order. */
+const char *const *graph_driver_names(void);
+
+#endif /* NBDELTA_GRAPH_H */

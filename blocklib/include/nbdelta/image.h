@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_IMAGE_H
+#define NBDELTA_IMAGE_H
+
+#include <jansson.h>
+
+#include "nbdelta/types.h"
+
+/*
+ * Create an image file of @format ("qcow2" or "raw") at @filename, replacing
+ * what is there unless a process holds a lock on it.
+ *
+ * @options: an object of creation options as qemu-img's -o takes them, values
+ * as strings, booleans or numbers: size, backing_file, backing_fmt, compat,
+ * cluster_size, refcount_bits, lazy_refcounts, compression_type,
+ * preallocation (raw: size, preallocation).  Without "size", the size of the
+ * backing file.  A relative backing_file is relative to @filename's
+ * directory, and is opened to check it, unless "backing_unchecked" is true.
+ *
+ * -EINVAL names the bad option in @errp.  The new file is durable when this
+ * returns 0; on failure a file that was created here is removed.
+ */
+int image_create(const char *filename, const char *format,
+                 const json_t *options, struct error **errp);
+
+/* Option names that @format takes, NULL-terminated; NULL: no such format. */
+const char *const *image_create_options(const char *format);
+
+#endif /* NBDELTA_IMAGE_H */

@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_THREAD_H
+#define NBDELTA_THREAD_H
+
+/*
+ * Locks that the compiler understands
+ * ===================================
+ *
+ * Thin wrappers over pthreads which abort on misuse and which carry
+ * clang's thread-safety attributes; `make check-locks` turns a missing
+ * lock into a compile error.  What clang 14 can and cannot see in C:
+ *
+ *  - REQUIRES(x->lock) on a function: checked.
+ *  - GUARDED_BY(lock) on a field: only documentation (clang 14 cannot
+ *    name a sibling field in C), so we write it and it expands to nothing.
+ *  - attribute cleanup: not understood.  Therefore memory and fds are
+ *    released by CLEANUP_*, locks never are: take them in a short outer
+ *    function, do the work in a foo_locked() that REQUIRES them.
+ *
+ * The order in which locks are taken is in HACKING.md.
+ */
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#ifdef __clang__
+#define TSA(x) __attribute__((x))
+#else
+#define TSA(x)
+#endif
+
+#define REQUIRES(...)        TSA(requires_capability(__VA_ARGS__))
+#define REQUIRES_SHARED(...) TSA(requires_shared_capability(__VA_ARGS__))
+#define EXCLUDES(...)        TSA(locks_excluded(__VA_ARGS__))
+#define ACQUIRES(...)        TSA(acquire_capability(__VA_ARGS__))
+#define RELEASES(...)        TSA(release_capability(__VA_ARGS__))
+#define NO_LOCK_ANALYSIS     TSA(no_thread_safety_analysis)
+#define GUARDED_BY(lock)
+
+typedef struct TSA(capability("mutex")) mutex {
+    pthread_mutex_t pm;
+} mutex_t;
+
+/* Prefers writers and must not be nested: a reader that waits for a writer
+ * that waits for an outer read lock of the same thread never wakes. */
+typedef struct TSA(capability("rwlock")) rwlock {
+    pthread_rwlock_t prw;
+} rwlock_t;
+
+typedef struct cond {
+    pthread_cond_t pc;
+} cond_t;
+
+void mutex_init(mutex_t *m);
+void mutex_destroy(mutex_t *m);
+void mutex_lock(mutex_t *m) TSA(acquire_capability(*m));
+void mutex_unlock(mutex_t *m) TSA(release_capability(*m));
+
+void rwlock_init(rwlock_t *l);
+void rwlock_destroy(rwlock_t *l);
+void rwlock_rdlock(rwlock_t *l) TSA(acquire_shared_capability(*l));
+bool rwlock_tryrdlock(rwlock_t *l) TSA(try_acquire_shared_capability(true, *l));
+void rwlock_wrlock(rwlock_t *l) TSA(acquire_capability(*l));
+void rwlock_unlock(rwlock_t *l) TSA(release_generic_capability(*l));
+
+void cond_init(cond_t *c);
+void cond_destroy(cond_t *c);
+/* Spurious wake-ups happen: call it in a loop over the condition. */
+void cond_wait(cond_t *c, mutex_t *m) REQUIRES(*m);
+/* As cond_wait; false when @ms milliseconds (monotonic) have passed. */
+bool cond_wait_ms(cond_t *c, mutex_t *m, uint64_t ms) REQUIRES(*m);
+void cond_signal(cond_t *c);
+void cond_broadcast(cond_t *c);
+
+/* Run fn(arg) in a new joinable thread named @name (15 bytes are shown).
+ * All signals are blocked in it, but for the faults that it may raise itself
+ * (SIGSEGV...).  Returns 0 or -errno. */
+int thread_start(pthread_t *t, const char *name, void *(*fn)(void *),
+                 void *arg);
+void thread_join(pthread_t t);
+
+/* Monotonic clock, nanoseconds. */
+uint64_t now_ns(void);
+
+#endif /* NBDELTA_THREAD_H */

@@ -1,0 +1,606 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The copy engine.
+ *
+ *        guest's write                        workers, N threads
+ *             |                                      |
+ *     copy_before_write                       copy_run: claim, copy, ...
+ *             |                                      |
+ *             +---> range lock (exclusive) <---------+
+ *                          |
+ *            bit still set? read, write, reset the bit
+ *                          |
+ *             FILE child ----> TARGET child
+ *
+ * What keeps the point in time whole:
+ *
+ *  1. A bit of `todo` is reset only after its cluster has been read and
+ *     written; bits are never set again.  So a clear bit means that nobody
+ *     needs the old data, and a guest may look at it without any lock.
+ *  2. A cluster is copied only under the range lock, with its bit looked at
+ *     after the lock was taken; a guest that finds it set waits there for a
+ *     worker that has it in hand.
+ *  3. A cluster whose bit is set has not changed since the point in time.
+ *     What node_extents says of it is therefore true at any time, with or
+ *     without the range lock.
+ *  4. When a copy before a write fails, `broken` is set before the range is
+ *     unlocked and the guest goes on.  A broken copy never succeeds.
+ *
+ * Workers enter the tree for each chunk, so that a drain waits for no more
+ * than what they have in hand.
+ */
+#include "job/copy.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "core/rangelock.h"
+#include "nbdelta/bytes.h"
+#include "util/iov.h"
+
+#define WORKERS_DEFAULT 8
+#define WORKERS_MAX     64
+#define CHUNK_DEFAULT   (1 * MiB)
+#define BUFFER_MAX      (2 * MiB)
+#define BUFFERS_KEPT    16
+
+/* Areas of zeroes are larger than chunks, but not endless. */
+#define ZERO_SKIP_MAX (1 * GiB)
+#define ZERO_FAST_MAX (64 * MiB)
+
+/* With a limit of speed, a chunk is what goes through in this time. */
+#define SLICES_PER_SECOND 10
+
+struct copy {
+    /* Set by copy_new. */
+    uint64_t size;
+    uint64_t cluster;
+    uint64_t chunk;
+    size_t buffer_size;
+    unsigned max_workers;
+    bool target_zero;
+    uint64_t total; /* by copy_add */
+
+    /* Tree lock; todo's bits are atomic. */
+    struct node *filter;
+    struct hbitmap *todo;
+
+    struct range_lock in_hand;
+
+    mutex_t lock; /* after the tree lock, before the range lock */
+    /* Guarded by lock. */
+    cond_t wake; /* stop or speed has changed */
+    uint64_t cursor;
+    uint64_t speed;
+    uint64_t next_ns; /* when the speed limit allows another chunk */
+    bool stop;
+    int failed; /* a worker's first failure */
+    enum copy_side failed_side;
+
+    mutex_t pool_lock;
+    /* Guarded by pool_lock. */
+    struct buffer *pool;
+    unsigned pooled;
+
+    /* Atomic. */
+    _Atomic unsigned broken; /* see break_with */
+    _Atomic uint64_t done;
+};
+
+/* An unused buffer; its own memory. */
+struct buffer {
+    struct buffer *next;
+};
+
+/* A part of the set, all of one kind. */
+struct area {
+    uint64_t offset;
+    uint64_t bytes;
+    bool zero;
+};
+
+static bool is_empty(const struct copy *c)
+{
+    uint64_t start;
+    uint64_t bytes;
+
+    return !hbitmap_next_dirty(c->todo, 0, c->size, &start, &bytes);
+}
+
+/* --- Buffers --- */
+
+static void *buffer_get(struct copy *c)
+{
+    mutex_lock(&c->pool_lock);
+    struct buffer *b = c->pool;
+    if (b) {
+        c->pool = b->next;
+        c->pooled--;
+    }
+    mutex_unlock(&c->pool_lock);
+    return b ? b : buf_alloc(c->buffer_size);
+}
+
+static void buffer_put(struct copy *c, void *buf)
+{
+    struct buffer *b = buf;
+
+    mutex_lock(&c->pool_lock);
+    if (c->pooled < BUFFERS_KEPT) {
+        b->next = c->pool;
+        c->pool = b;
+        c->pooled++;
+        b = NULL;
+    }
+    mutex_unlock(&c->pool_lock);
+    free(b);
+}
+
+/* --- Failures --- */
+
+/* The first reason counts: errno, and the side in bit 16. */
+static void break_with(struct copy *c, int r, enum copy_side side)
+{
+    unsigned none = 0;
+    unsigned why = (unsigned)-r | (side == COPY_WRITE ? 1U << 16 : 0);
+    atomic_compare_exchange_strong(&c->broken, &none, why);
+}
+
+static int broken(struct copy *c, enum copy_side *side)
+{
+    unsigned why = atomic_load(&c->broken);
+
+    if (why) {
+        *side = why >> 16 ? COPY_WRITE : COPY_READ;
+    }
+    return -(int)(why & 0xffff);
+}
+
+void copy_break(struct copy *c)
+{
+    break_with(c, -ECANCELED, COPY_READ);
+}
+
+/* --- What is where --- */
+
+struct look {
+    uint64_t end;    /* of what is alike */
+    uint64_t enough; /* how far it is worth looking when it is data */
+    bool zero;
+    bool any;
+};
+
+static int look_at(const struct extent *e, void *opaque)
+{
+    struct look *l = opaque;
+    bool zero = e->flags & EXTENT_ZERO;
+
+    if (!l->any) {
+        l->any = true;
+        l->zero = zero;
+    } else if (l->zero != zero) {
+        return 1;
+    }
+    l->end = e->offset + e->length;
+    return !zero && l->end >= l->enough;
+}
+
+static uint64_t zero_max(const struct copy *c)
+{
+    if (c->target_zero) {
+        return ZERO_SKIP_MAX;
+    }
+    struct node *target = node_child(c->filter, CHILD_TARGET);
+    return target->limits.fast_zero ? ZERO_FAST_MAX : c->chunk;
+}
+
+/*
+ * The kind of what begins at @offset, a cluster's start, and how long it is
+ * the same, in whole clusters and at most to @end.  A cluster that is partly
+ * zero is data.
+ */
+static int classify(struct copy *c, uint64_t offset, uint64_t end,
+                    uint64_t chunk, struct area *a)
+{
+    struct look l = {
+        .end = offset,
+        .enough = min_u64(end, offset + chunk),
+    };
+    uint64_t most = min_u64(end - offset, max_u64(zero_max(c), chunk));
+    int r = node_extents(node_child(c->filter, CHILD_FILE), offset, most, 0,
+                         look_at, &l);
+    if (r < 0) {
+        return r;
+    }
+    uint64_t whole = l.end == c->size ? l.end : align_down(l.end, c->cluster);
+    if (l.zero && whole > offset) {
+        *a = (struct area){offset, whole - offset, true};
+    } else {
+        uint64_t to = min_u64(align_up(l.end, c->cluster), l.enough);
+        *a = (struct area){offset, to - offset, false};
+    }
+    return 0;
+}
+
+/* --- Moving --- */
+
+static void finished(struct copy *c, uint64_t offset, uint64_t bytes)
+{
+    hbitmap_reset(c->todo, offset, bytes);
+    atomic_fetch_add(&c->done, bytes);
+}
+
+static int move_zeroes(struct copy *c, uint64_t offset, uint64_t bytes,
+                       enum copy_side *side)
+{
+    if (!c->target_zero) {
+        int r = node_zero(node_child(c->filter, CHILD_TARGET), offset, bytes,
+                          REQ_MAY_UNMAP);
+        if (r < 0) {
+            *side = COPY_WRITE;
+            return r;
+        }
+    }
+    finished(c, offset, bytes);
+    return 0;
+}
+
+static int move_data(struct copy *c, uint64_t offset, uint64_t bytes, void *buf,
+                     enum copy_side *side)
+{
+    struct node *source = node_child(c->filter, CHILD_FILE);
+    struct node *target = node_child(c->filter, CHILD_TARGET);
+
+    for (uint64_t done = 0; done < bytes;) {
+        uint64_t len = min_u64(bytes - done, c->buffer_size);
+        int r = node_pread(source, buf, len, offset + done, 0);
+        if (r < 0) {
+            *side = COPY_READ;
+            return r;
+        }
+        r = node_pwrite(target, buf, len, offset + done, 0);
+        if (r < 0) {
+            *side = COPY_WRITE;
+            return r;
+        }
+        done += len;
+    }
+    finished(c, offset, bytes);
+    return 0;
+}
+
+/* Copy what the set has of @a.  Its range is locked. */
+static int move_area(struct copy *c, const struct area *a, void *buf,
+                     enum copy_side *side)
+{
+    uint64_t end = a->offset + a->bytes;
+    uint64_t start;
+    uint64_t bytes;
+    int r = broken(c, side);
+
+    for (uint64_t at = a->offset;
+         r == 0 && at < end &&
+         hbitmap_next_dirty(c->todo, at, end, &start, &bytes);
+         at = start + bytes) {
+        r = a->zero ? move_zeroes(c, start, bytes, side)
+                    : move_data(c, start, bytes, buf, side);
+    }
+    return r;
+}
+
+/* --- The guest's side --- */
+
+static int copy_range_locked(struct copy *c, uint64_t offset, uint64_t end,
+                             void *buf, enum copy_side *side)
+{
+    uint64_t start;
+    uint64_t bytes;
+
+    while (offset < end &&
+           hbitmap_next_dirty(c->todo, offset, end, &start, &bytes)) {
+        struct area a;
+        int r = classify(c, start, start + bytes, bytes, &a);
+        if (r < 0) {
+            *side = COPY_READ;
+            return r;
+        }
+        r = move_area(c, &a, buf, side);
+        if (r < 0) {
+            return r;
+        }
+        offset = a.offset + a.bytes;
+    }
+    return 0;
+}
+
+int copy_before_write(struct copy *c, uint64_t offset, uint64_t bytes,
+                      unsigned flags)
+{
+    uint64_t from = align_down(offset, c->cluster);
+    uint64_t end = min_u64(c->size, align_up(offset + bytes, c->cluster));
+    uint64_t start;
+    uint64_t len;
+
+    if (from >= end || atomic_load(&c->broken) ||
+        !hbitmap_next_dirty(c->todo, from, end, &start, &len)) {
+        return 0;
+    }
+    if (flags & REQ_NOWAIT) {
+        return -EAGAIN;
+    }
+    enum copy_side side = COPY_READ;
+    struct range_req req;
+    void *buf = buffer_get(c);
+
+    range_lock(&c->in_hand, &req, from, end - from, true);
+    int r = buf ? copy_range_locked(c, from, end, buf, &side) : -ENOMEM;
+    if (r < 0) {
+        break_with(c, r, side);
+    }
+    range_unlock(&c->in_hand, &req);
+    if (r < 0) {
+        mutex_lock(&c->lock); /* workers that sleep shall see it */
+        cond_broadcast(&c->wake);
+        mutex_unlock(&c->lock);
+    }
+    if (buf) {
+        buffer_put(c, buf);
+    }
+    return 0;
+}
+
+bool copy_is_armed(const struct copy *c)
+{
+    return !atomic_load(&c->broken) && !is_empty(c);
+}
+
+/* --- Workers --- */
+
+enum claim { CLAIM_DONE, CLAIM_AREA, CLAIM_WAIT };
+
+static bool is_over_locked(const struct copy *c) REQUIRES(c->lock)
+{
+    return c->stop || c->failed || atomic_load(&c->broken);
+}
+
+/*
+ * Take the next part of the set.  Claimed parts lie behind the cursor; they
+ * stay in the set until they are copied.
+ */
+static int claim_locked(struct copy *c, struct area *a) REQUIRES(c->lock)
+{
+    uint64_t chunk = c->chunk;
+    uint64_t now = c->speed ? now_ns() : 0;
+    uint64_t start;
+    uint64_t bytes;
+
+    if (is_over_locked(c) || c->cursor >= c->size ||
+        !hbitmap_next_dirty(c->todo, c->cursor, c->size, &start, &bytes)) {
+        return CLAIM_DONE;
+    }
+    if (c->speed) {
+        if (now < c->next_ns) {
+            return CLAIM_WAIT;
+        }
+        uint64_t slice = align_down(c->speed / SLICES_PER_SECOND, c->cluster);
+        chunk = min_u64(chunk, max_u64(slice, c->cluster));
+        bytes = min_u64(bytes, chunk);
+    }
+    int r = classify(c, start, start + bytes, chunk, a);
+    if (r < 0) {
+        return r;
+    }
+    c->cursor = a->offset + a->bytes;
+    if (c->speed) {
+        /* Seconds and the rest apart: no overflow. */
+        uint64_t ns = a->bytes / c->speed * UINT64_C(1000000000);
+        double part = (double)(a->bytes % c->speed) / (double)c->speed;
+        c->next_ns = now + ns + (uint64_t)(part * 1e9);
+    }
+    return CLAIM_AREA;
+}
+
+static void fail(struct copy *c, int r, enum copy_side side)
+{
+    mutex_lock(&c->lock);
+    if (!c->failed) {
+        c->failed = r;
+        c->failed_side = side;
+        cond_broadcast(&c->wake);
+    }
+    mutex_unlock(&c->lock);
+}
+
+static void wait_for_budget(struct copy *c)
+{
+    mutex_lock(&c->lock);
+    uint64_t now = now_ns();
+    if (!is_over_locked(c) && now < c->next_ns) {
+        (void)cond_wait_ms(&c->wake, &c->lock,
+                           (c->next_ns - now) / 1000000 + 1);
+    }
+    mutex_unlock(&c->lock);
+}
+
+/* One chunk, inside a request of the tree. */
+static int step(struct copy *c, void *buf)
+{
+    enum copy_side side = COPY_READ;
+    struct range_req req;
+    struct area a;
+
+    mutex_lock(&c->lock);
+    int r = claim_locked(c, &a);
+    mutex_unlock(&c->lock);
+    if (r == CLAIM_AREA) {
+        range_lock(&c->in_hand, &req, a.offset, a.bytes, true);
+        int moved = move_area(c, &a, buf, &side);
+        range_unlock(&c->in_hand, &req);
+        r = moved < 0 ? moved : r;
+    }
+    if (r < 0) {
+        fail(c, r, side);
+    }
+    return r;
+}
+
+static void *worker(void *opaque)
+{
+    struct copy *c = opaque;
+    void *buf = buffer_get(c);
+    int r = CLAIM_AREA;
+
+    if (!buf) {
+        fail(c, -ENOMEM, COPY_READ);
+        return NULL;
+    }
+    while (r > CLAIM_DONE) {
+        struct tree *t = node_enter(c->filter, false);
+        r = step(c, buf);
+        node_leave(t);
+        if (r == CLAIM_WAIT) {
+            wait_for_budget(c);
+        }
+    }
+    buffer_put(c, buf);
+    return NULL;
+}
+
+static unsigned workers_wanted(const struct copy *c)
+{
+    uint64_t chunks = div_up(hbitmap_count(c->todo), c->chunk);
+    return (unsigned)min_u64(chunks, c->max_workers);
+}
+
+int copy_run(struct copy *c, enum copy_side *side)
+{
+    pthread_t threads[WORKERS_MAX];
+    unsigned wanted = workers_wanted(c);
+    unsigned count = 0;
+
+    mutex_lock(&c->lock);
+    c->cursor = 0;
+    c->failed = 0;
+    mutex_unlock(&c->lock);
+    /* This thread is a worker too; fewer than wanted is well enough. */
+    while (count + 1 < wanted &&
+           thread_start(&threads[count], "copy", worker, c) == 0) {
+        count++;
+    }
+    if (wanted > 0) {
+        (void)worker(c);
+    }
+    while (count > 0) {
+        thread_join(threads[--count]);
+    }
+    int r = broken(c, side);
+    if (r == 0) {
+        mutex_lock(&c->lock);
+        r = c->failed;
+        *side = r < 0 ? c->failed_side : *side;
+        mutex_unlock(&c->lock);
+    }
+    return r < 0 || is_empty(c) ? r : COPY_STOPPED;
+}
+
+/* --- Control --- */
+
+void copy_stop(struct copy *c, bool stop)
+{
+    mutex_lock(&c->lock);
+    c->stop = stop;
+    cond_broadcast(&c->wake);
+    mutex_unlock(&c->lock);
+}
+
+void copy_set_speed(struct copy *c, uint64_t speed)
+{
+    mutex_lock(&c->lock);
+    c->speed = speed;
+    c->next_ns = 0;
+    cond_broadcast(&c->wake);
+    mutex_unlock(&c->lock);
+}
+
+void copy_progress(const struct copy *c, uint64_t *done, uint64_t *total)
+{
+    *done = atomic_load(&c->done);
+    *total = c->total;
+}
+
+void copy_set_filter(struct copy *c, struct node *filter)
+{
+    c->filter = filter;
+}
+
+/* The last cluster of the disk may be a partial one. */
+static void count_total(struct copy *c)
+{
+    uint64_t past = align_up(c->size, c->cluster) - c->size;
+
+    c->total = hbitmap_count(c->todo);
+    if (past > 0 && hbitmap_get(c->todo, c->size - 1)) {
+        c->total -= past;
+    }
+}
+
+void copy_add(struct copy *c, uint64_t offset, uint64_t bytes)
+{
+    if (bytes > 0) {
+        hbitmap_set(c->todo, offset, bytes);
+        count_total(c);
+    }
+}
+
+void copy_add_bits(struct copy *c, const struct hbitmap *bits)
+{
+    if (c->size > 0) {
+        hbitmap_merge(c->todo, bits);
+        count_total(c);
+    }
+}
+
+struct copy *copy_new(const struct copy_options *o)
+{
+    struct copy *c = calloc(1, sizeof(*c));
+    struct hbitmap *todo = hbitmap_new(o->size, o->cluster);
+
+    if (!c || !todo) {
+        free(c);
+        hbitmap_free(todo);
+        return NULL;
+    }
+    c->size = o->size;
+    c->cluster = o->cluster;
+    c->chunk = o->max_chunk ? o->max_chunk : CHUNK_DEFAULT;
+    c->chunk = max_u64(align_down(c->chunk, o->cluster), o->cluster);
+    c->buffer_size = (size_t)min_u64(c->chunk, BUFFER_MAX);
+    c->max_workers = o->max_workers ? o->max_workers : WORKERS_DEFAULT;
+    c->max_workers = (unsigned)min_u64(c->max_workers, WORKERS_MAX);
+    c->target_zero = o->target_zero;
+    c->todo = todo;
+    range_lock_init(&c->in_hand);
+    mutex_init(&c->lock);
+    cond_init(&c->wake);
+    mutex_init(&c->pool_lock);
+    return c;
+}
+
+void copy_free(struct copy *c)
+{
+    if (!c) {
+        return;
+    }
+    while (c->pool) {
+        struct buffer *b = c->pool;
+        c->pool = b->next;
+        free(b);
+    }
+    hbitmap_free(c->todo);
+    range_lock_destroy(&c->in_hand);
+    mutex_destroy(&c->lock);
+    cond_destroy(&c->wake);
+    mutex_destroy(&c->pool_lock);
+    free(c);
+}

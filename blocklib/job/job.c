@@ -1,0 +1,728 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The life cycle of jobs.
+ *
+ *                    cancel, failure
+ *      created ---+------------------------------------------+
+ *         |       |                                          |
+ *      running ---+--- paused (and back)                     |
+ *         |       |                                          |
+ *      waiting ---+    until all of the transaction wait     |
+ *         |       |                                          |
+ *      pending ---+    until job-finalize, if asked for      v
+ *         |                                               aborting
+ *     concluded <--------------------------------------------+
+ *         |            until job-dismiss, if asked for
+ *       null           gone
+ *
+ * Everything here happens under the monitor lock, in whichever thread comes
+ * last: that of a job, or a command's.  A job's thread takes the lock to
+ * change its status and lets go of it while it works.
+ *
+ * A transaction that fails is taken apart in the order of its list, newest
+ * job first; a job that is still at work stops the walk, and its thread
+ * resumes it when it is done.  So nobody waits for a thread under the lock.
+ */
+#include "job/job.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "nbdelta/error.h"
+#include "nbdelta/list.h"
+
+struct jobs_private {
+    struct graph *graph;
+    job_event_fn *emit;
+    void *opaque;
+
+    /* Guarded by jobs->lock. */
+    struct list jobs;    /* those with an id; newest first */
+    struct list threads; /* not joined yet */
+    cond_t changed;      /* a job is gone, or a thread done */
+    bool closing;
+};
+
+struct job_txn {
+    /* Guarded by jobs->lock. */
+    struct list jobs;
+    unsigned refs; /* the creator's and each job's */
+    bool aborting;
+};
+
+static const char *const status_names[JOB_STATUS_MAX] = {
+    [JOB_STATUS_UNDEFINED] = "undefined", [JOB_STATUS_CREATED] = "created",
+    [JOB_STATUS_RUNNING] = "running",     [JOB_STATUS_PAUSED] = "paused",
+    [JOB_STATUS_READY] = "ready",         [JOB_STATUS_STANDBY] = "standby",
+    [JOB_STATUS_WAITING] = "waiting",     [JOB_STATUS_PENDING] = "pending",
+    [JOB_STATUS_ABORTING] = "aborting",   [JOB_STATUS_CONCLUDED] = "concluded",
+    [JOB_STATUS_NULL] = "null",
+};
+
+#define S(name) (1U << JOB_STATUS_##name)
+
+/* Where each status may lead to. */
+static const unsigned transitions[JOB_STATUS_MAX] = {
+    [JOB_STATUS_UNDEFINED] = S(CREATED),
+    [JOB_STATUS_CREATED] = S(RUNNING) | S(ABORTING) | S(NULL),
+    [JOB_STATUS_RUNNING] = S(PAUSED) | S(READY) | S(WAITING) | S(ABORTING),
+    [JOB_STATUS_PAUSED] = S(RUNNING),
+    [JOB_STATUS_READY] = S(STANDBY) | S(WAITING) | S(ABORTING),
+    [JOB_STATUS_STANDBY] = S(READY),
+    [JOB_STATUS_WAITING] = S(PENDING) | S(ABORTING),
+    [JOB_STATUS_PENDING] = S(ABORTING) | S(CONCLUDED),
+    [JOB_STATUS_ABORTING] = S(ABORTING) | S(CONCLUDED),
+    [JOB_STATUS_CONCLUDED] = S(NULL),
+};
+
+#define AT_WORK (S(CREATED) | S(RUNNING) | S(PAUSED) | S(READY) | S(STANDBY))
+
+static const struct {
+    const char *name;
+    unsigned allowed;
+} verbs[] = {
+    [JOB_VERB_CANCEL] = {"cancel", AT_WORK | S(WAITING) | S(PENDING)},
+    [JOB_VERB_PAUSE] = {"pause", AT_WORK},
+    [JOB_VERB_RESUME] = {"resume", AT_WORK},
+    [JOB_VERB_SET_SPEED] = {"set-speed", AT_WORK},
+    [JOB_VERB_COMPLETE] = {"complete", S(READY) | S(STANDBY)},
+    [JOB_VERB_FINALIZE] = {"finalize", S(PENDING)},
+    [JOB_VERB_DISMISS] = {"dismiss", S(CONCLUDED)},
+};
+
+/* --- Events --- */
+
+/* Takes @data; NULL, no memory for it, is an event lost. */
+static void emit(struct jobs *j, const char *name, json_t *data)
+    REQUIRES(j->lock)
+{
+    const struct jobs_private *p = j->p;
+
+    if (data) {
+        p->emit(name, data, p->opaque);
+        json_decref(data);
+    }
+}
+
+static void set_status(struct jobs *j, struct job *job, enum job_status status)
+    REQUIRES(j->lock)
+{
+    assert(transitions[job->status] & (1U << status));
+    job->status = status;
+    emit(
+        j, "JOB_STATUS_CHANGE",
+        json_pack("{s:s, s:s}", "status", status_names[status], "id", job->id));
+}
+
+static void get_progress(struct job *job, uint64_t *done, uint64_t *total)
+{
+    *done = job->done;
+    *total = job->total;
+    if (!job->sampled && job->drv->progress) {
+        job->drv->progress(job, done, total);
+    }
+}
+
+static void emit_end(struct jobs *j, struct job *job) REQUIRES(j->lock)
+{
+    json_t *data = json_pack("{s:s, s:I, s:I, s:I, s:s}", "device", job->id,
+                             "len", (json_int_t)job->total, "offset",
+                             (json_int_t)job->done, "speed",
+                             (json_int_t)job->speed, "type", job->drv->type);
+
+    if (job->cancelled) {
+        emit(j, "BLOCK_JOB_CANCELLED", data);
+        return;
+    }
+    if (data && job->ret < 0) {
+        (void)json_object_set_new(data, "error",
+                                  json_string(strerror(-job->ret)));
+    }
+    emit(j, "BLOCK_JOB_COMPLETED", data);
+}
+
+void job_io_error(struct jobs *j, struct job *job, const char *operation,
+                  const char *action, int r)
+{
+    job->io_status = r == -ENOSPC ? "nospace" : "failed";
+    emit(j, "BLOCK_JOB_ERROR",
+         json_pack("{s:s, s:s, s:s}", "device", job->id, "operation", operation,
+                   "action", action));
+}
+
+/* --- Transactions --- */
+
+struct job_txn *job_txn_new(void)
+{
+    struct job_txn *txn = calloc(1, sizeof(*txn));
+
+    if (txn) {
+        list_init(&txn->jobs);
+        txn->refs = 1;
+    }
+    return txn;
+}
+
+void job_txn_unref(struct job_txn *txn)
+{
+    if (--txn->refs == 0) {
+        assert(list_empty(&txn->jobs));
+        free(txn);
+    }
+}
+
+#define in_txn_of(at) list_entry(at, struct job, in_txn)
+
+/* --- The end of a job --- */
+
+void job_unref(struct jobs *j, struct job *job)
+{
+    assert(job->jobs == j);
+    if (--job->refs == 0) {
+        cond_destroy(&job->wake);
+        free(job->id);
+        job->drv->free(job);
+    }
+}
+
+static void dismiss(struct jobs *j, struct job *job) REQUIRES(j->lock)
+{
+    set_status(j, job, JOB_STATUS_NULL);
+    list_remove(&job->in_jobs);
+    cond_broadcast(&j->p->changed);
+    job_unref(j, job);
+}
+
+static void note_failure(struct jobs *j, struct job *job) REQUIRES(j->lock)
+{
+    if (job->ret == 0 && job->cancelled) {
+        job->ret = -ECANCELED;
+    }
+    if (job->ret < 0 && job->status != JOB_STATUS_ABORTING) {
+        set_status(j, job, JOB_STATUS_ABORTING);
+    }
+}
+
+static void conclude(struct jobs *j, struct job *job) REQUIRES(j->lock)
+{
+    const struct job_driver *drv = job->drv;
+    struct job_txn *txn = job->txn;
+
+    note_failure(j, job);
+    get_progress(job, &job->done, &job->total);
+    job->sampled = true;
+    if (job->ret < 0 && drv->abort) {
+        drv->abort(job);
+    } else if (job->ret == 0 && drv->commit) {
+        drv->commit(job);
+    }
+    if (drv->clean) {
+        drv->clean(job);
+    }
+    emit_end(j, job);
+    list_remove(&job->in_txn);
+    job->txn = NULL;
+    job_txn_unref(txn);
+    set_status(j, job, JOB_STATUS_CONCLUDED);
+    if (!job->manual_dismiss) {
+        dismiss(j, job);
+    }
+}
+
+static void cancel_async(struct jobs *j, struct job *job) REQUIRES(j->lock)
+{
+    job->cancelled = true;
+    job->user_paused = false;
+    job->pause_count = 0;
+    if (job->paused) {
+        job->paused = false;
+        set_status(j, job, JOB_STATUS_RUNNING);
+    }
+    if (!job->finished && job->drv->kick) {
+        job->drv->kick(job, true);
+    }
+    cond_broadcast(&job->wake);
+}
+
+/* The caller holds a reference to @txn. */
+static void txn_abort(struct jobs *j, struct job_txn *txn,
+                      const struct job *cause) REQUIRES(j->lock)
+{
+    if (!txn->aborting) {
+        txn->aborting = true;
+        list_for_each (at, &txn->jobs) {
+            if (in_txn_of(at) != cause) {
+                cancel_async(j, in_txn_of(at));
+            }
+        }
+    }
+    while (!list_empty(&txn->jobs)) {
+        struct job *first = in_txn_of(txn->jobs.next);
+        if (!first->finished) {
+            return;
+        }
+        conclude(j, first);
+    }
+}
+
+static void txn_commit(struct jobs *j, struct job_txn *txn) REQUIRES(j->lock)
+{
+    list_for_each (at, &txn->jobs) {
+        struct job *job = in_txn_of(at);
+        job->ret = job->drv->prepare ? job->drv->prepare(job) : 0;
+        if (job->ret < 0) {
+            note_failure(j, job);
+            txn_abort(j, txn, job);
+            return;
+        }
+    }
+    while (!list_empty(&txn->jobs)) {
+        conclude(j, in_txn_of(txn->jobs.next));
+    }
+}
+
+static void txn_wait(struct jobs *j, struct job *job, struct job_txn *txn)
+    REQUIRES(j->lock)
+{
+    bool manual = false;
+
+    set_status(j, job, JOB_STATUS_WAITING);
+    list_for_each (at, &txn->jobs) {
+        if (!in_txn_of(at)->finished) {
+            return;
+        }
+    }
+    list_for_each (at, &txn->jobs) {
+        struct job *other = in_txn_of(at);
+        set_status(j, other, JOB_STATUS_PENDING);
+        if (other->manual_finalize) {
+            manual = true;
+            emit(j, "BLOCK_JOB_PENDING",
+                 json_pack("{s:s, s:s}", "type", other->drv->type, "id",
+                           other->id));
+        }
+    }
+    if (!manual) {
+        txn_commit(j, txn);
+    }
+}
+
+static void finish(struct jobs *j, struct job *job, int ret) REQUIRES(j->lock)
+{
+    struct job_txn *txn = job->txn;
+
+    job->finished = true;
+    job->ret = ret;
+    note_failure(j, job);
+    txn->refs++;
+    if (job->ret < 0 || txn->aborting) {
+        txn_abort(j, txn, job);
+    } else {
+        txn_wait(j, job, txn);
+    }
+    job_txn_unref(txn);
+}
+
+/* --- The thread --- */
+
+static void pause_point(struct jobs *j, struct job *job) REQUIRES(j->lock)
+{
+    if (job->pause_count == 0 || job->cancelled) {
+        return;
+    }
+    job->paused = true;
+    set_status(j, job, JOB_STATUS_PAUSED);
+    /* Whoever clears `paused` changes the status too. */
+    while (job->paused) {
+        cond_wait(&job->wake, &j->lock);
+    }
+}
+
+static void *job_thread(void *opaque)
+{
+    struct job *job = opaque;
+    struct jobs *j = job->jobs;
+    int r = JOB_STOPPED;
+
+    mutex_lock(&j->lock);
+    while (r == JOB_STOPPED) {
+        pause_point(j, job);
+        if (job->cancelled) {
+            r = -ECANCELED;
+            break;
+        }
+        mutex_unlock(&j->lock);
+        r = job->drv->run(job);
+        mutex_lock(&j->lock);
+    }
+    mutex_unlock(&j->lock);
+    if (job->drv->exit) {
+        r = job->drv->exit(job, r);
+    }
+    mutex_lock(&j->lock);
+    finish(j, job, r);
+    job->thread_done = true;
+    cond_broadcast(&j->p->changed);
+    mutex_unlock(&j->lock);
+    return NULL;
+}
+
+/* Join the threads that are done: they only have to return. */
+static void reap(struct jobs *j) REQUIRES(j->lock)
+{
+    list_for_each_safe (at, &j->p->threads) {
+        struct job *job = list_entry(at, struct job, in_threads);
+        if (job->thread_done) {
+            thread_join(job->thread);
+            list_remove(at);
+            job_unref(j, job);
+        }
+    }
+}
+
+/* --- The start of a job --- */
+
+static bool id_is_valid(const char *id)
+{
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyz"
+                                  "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
+
+    return id[0] != '\0' && strchr(letters, id[0]) &&
+           id[strspn(id, "abcdefghijklmnopqrstuvwxyz"
+                         "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")] == '\0';
+}
+
+static struct job *find(struct jobs *j, const char *id) REQUIRES(j->lock)
+{
+    list_for_each (at, &j->p->jobs) {
+        struct job *job = list_entry(at, struct job, in_jobs);
+        if (strcmp(job->id, id) == 0) {
+            return job;
+        }
+    }
+    return NULL;
+}
+
+int job_check_id(struct jobs *j, const char *id, struct error **errp)
+{
+    if (!id_is_valid(id)) {
+        return error_set(errp, EINVAL, "Invalid job ID '%s'", id);
+    }
+    if (find(j, id)) {
+        return error_set(errp, EEXIST, "Job ID '%s' already in use", id);
+    }
+    if (j->p->closing) {
+        return error_set(errp, ESHUTDOWN,
+                         "job '%s' cannot start: shutting down", id);
+    }
+    return 0;
+}
+
+int job_create(struct jobs *j, struct job *job, const struct job_driver *drv,
+               const struct job_options *o, struct error **errp)
+{
+    reap(j);
+    int r = job_check_id(j, o->id, errp);
+    if (r < 0) {
+        return r;
+    }
+    job->id = strdup(o->id);
+    if (!job->id) {
+        return error_set(errp, ENOMEM, "no memory for job '%s'", o->id);
+    }
+    job->drv = drv;
+    job->jobs = j;
+    job->manual_finalize = o->manual_finalize;
+    job->manual_dismiss = o->manual_dismiss;
+    job->speed = o->speed;
+    job->io_status = "ok";
+    job->refs = 1;
+    list_init(&job->in_jobs);
+    list_init(&job->in_txn);
+    list_init(&job->in_threads);
+    cond_init(&job->wake);
+    return 0;
+}
+
+int job_start(struct jobs *j, struct job *job, struct job_txn *txn,
+              struct error **errp)
+{
+    struct jobs_private *p = j->p;
+    int r = thread_start(&job->thread, job->drv->type, job_thread, job);
+
+    if (r < 0) {
+        return error_set(errp, -r, "cannot start a thread for job '%s': %s",
+                         job->id, strerror(-r));
+    }
+    job->refs++;
+    list_append(&p->threads, &job->in_threads);
+    list_insert_before(p->jobs.next, &job->in_jobs);
+    list_insert_before(txn->jobs.next, &job->in_txn);
+    job->txn = txn;
+    txn->refs++;
+    if (job->drv->set_speed) {
+        job->drv->set_speed(job, job->speed);
+    }
+    set_status(j, job, JOB_STATUS_CREATED);
+    set_status(j, job, JOB_STATUS_RUNNING);
+    /* What QEMU's drain at the start of a job shows to clients. */
+    set_status(j, job, JOB_STATUS_PAUSED);
+    set_status(j, job, JOB_STATUS_RUNNING);
+    return 0;
+}
+
+/* --- Verbs --- */
+
+static int find_for(struct jobs *j, const char *id, enum job_verb verb,
+                    struct job **jobp, struct error **errp) REQUIRES(j->lock)
+{
+    struct job *job = find(j, id);
+
+    if (!job) {
+        return error_set(errp, ENOENT, "Block job '%s' not found", id);
+    }
+    if (!(verbs[verb].allowed & (1U << job->status))) {
+        return error_set(
+            errp, EPERM,
+            "Job '%s' in state '%s' cannot accept command verb '%s'", id,
+            status_names[job->status], verbs[verb].name);
+    }
+    *jobp = job;
+    return 0;
+}
+
+int job_cancel(struct jobs *j, const char *id, bool force, struct error **errp)
+{
+    struct job *job;
+    int r = find_for(j, id, JOB_VERB_CANCEL, &job, errp);
+    if (r < 0) {
+        return r;
+    }
+    if (job->user_paused && !force) {
+        return error_set(errp, EPERM,
+                         "The block job for device '%s' is currently paused",
+                         id);
+    }
+    cancel_async(j, job);
+    if (job->finished) {
+        struct job_txn *txn = job->txn;
+        txn->refs++;
+        txn_abort(j, txn, job);
+        job_txn_unref(txn);
+    }
+    return 0;
+}
+
+int job_pause(struct jobs *j, const char *id, struct error **errp)
+{
+    struct job *job;
+    int r = find_for(j, id, JOB_VERB_PAUSE, &job, errp);
+    if (r < 0) {
+        return r;
+    }
+    if (job->user_paused) {
+        return error_set(errp, EPERM, "Job is already paused");
+    }
+    job->user_paused = true;
+    job->pause_count++;
+    if (!job->finished && job->drv->kick) {
+        job->drv->kick(job, true);
+    }
+    return 0;
+}
+
+int job_resume(struct jobs *j, const char *id, struct error **errp)
+{
+    struct job *job;
+    int r = find_for(j, id, JOB_VERB_RESUME, &job, errp);
+    if (r < 0) {
+        return r;
+    }
+    if (!job->user_paused) {
+        return error_set(errp, EPERM, "Can't resume a job that was not paused");
+    }
+    job->user_paused = false;
+    if (--job->pause_count > 0) {
+        return 0;
+    }
+    job->io_status = "ok";
+    if (job->drv->kick && !job->cancelled) {
+        job->drv->kick(job, false);
+    }
+    if (job->paused) {
+        job->paused = false;
+        set_status(j, job, JOB_STATUS_RUNNING);
+        cond_broadcast(&job->wake);
+    }
+    return 0;
+}
+
+int job_finalize(struct jobs *j, const char *id, struct error **errp)
+{
+    struct job *job;
+    int r = find_for(j, id, JOB_VERB_FINALIZE, &job, errp);
+
+    if (r == 0) {
+        struct job_txn *txn = job->txn;
+        txn->refs++;
+        txn_commit(j, txn);
+        job_txn_unref(txn);
+    }
+    return r;
+}
+
+int job_dismiss(struct jobs *j, const char *id, struct error **errp)
+{
+    struct job *job;
+    int r = find_for(j, id, JOB_VERB_DISMISS, &job, errp);
+
+    if (r == 0) {
+        dismiss(j, job);
+    }
+    return r;
+}
+
+int job_set_speed(struct jobs *j, const char *id, uint64_t speed,
+                  struct error **errp)
+{
+    struct job *job;
+    int r = find_for(j, id, JOB_VERB_SET_SPEED, &job, errp);
+
+    if (r == 0) {
+        job->speed = speed;
+        if (!job->finished && job->drv->set_speed) {
+            job->drv->set_speed(job, speed);
+        }
+    }
+    return r;
+}
+
+/* --- Queries --- */
+
+static void add_error(const struct job *job, json_t *info)
+{
+    if (info && job->ret < 0) {
+        (void)json_object_set_new(info, "error",
+                                  json_string(strerror(-job->ret)));
+    }
+}
+
+json_t *jobs_query(struct jobs *j)
+{
+    json_t *list = json_array();
+
+    list_for_each (at, &j->p->jobs) {
+        struct job *job = list_entry(at, struct job, in_jobs);
+        uint64_t done;
+        uint64_t total;
+
+        get_progress(job, &done, &total);
+        json_t *info = json_pack(
+            "{s:I, s:s, s:I, s:s, s:s}", "current-progress", (json_int_t)done,
+            "status", status_names[job->status], "total-progress",
+            (json_int_t)total, "type", job->drv->type, "id", job->id);
+        add_error(job, info);
+        (void)json_array_append_new(list, info);
+    }
+    return list;
+}
+
+json_t *jobs_query_block(struct jobs *j)
+{
+    json_t *list = json_array();
+
+    list_for_each (at, &j->p->jobs) {
+        struct job *job = list_entry(at, struct job, in_jobs);
+        uint64_t done;
+        uint64_t total;
+
+        get_progress(job, &done, &total);
+        json_t *info = json_pack(
+            "{s:b, s:s, s:I, s:b, s:b, s:s, s:b, s:I, s:b, s:s, s:s, s:I}",
+            "auto-finalize", (int)!job->manual_finalize, "io-status",
+            job->io_status, "offset", (json_int_t)done, "paused",
+            (int)(job->pause_count > 0), "busy",
+            (int)(!job->finished && !job->paused), "status",
+            status_names[job->status], "auto-dismiss",
+            (int)!job->manual_dismiss, "len", (json_int_t)total, "ready",
+            (int)(job->status == JOB_STATUS_READY), "type", job->drv->type,
+            "device", job->id, "speed", (json_int_t)job->speed);
+        add_error(job, info);
+        (void)json_array_append_new(list, info);
+    }
+    return list;
+}
+
+/* --- All jobs --- */
+
+struct jobs *jobs_new(struct graph *g, job_event_fn *fn, void *opaque)
+{
+    struct jobs *j = calloc(1, sizeof(*j));
+    struct jobs_private *p = calloc(1, sizeof(*p));
+
+    if (!j || !p) {
+        free(j);
+        free(p);
+        return NULL;
+    }
+    p->graph = g;
+    p->emit = fn;
+    p->opaque = opaque;
+    list_init(&p->jobs);
+    list_init(&p->threads);
+    cond_init(&p->changed);
+    mutex_init(&j->lock);
+    j->p = p;
+    return j;
+}
+
+struct graph *jobs_graph(struct jobs *j)
+{
+    return j->p->graph;
+}
+
+/* End one job, or see that one will end; false when all are on their way. */
+static bool shut_down_one(struct jobs *j) REQUIRES(j->lock)
+{
+    list_for_each (at, &j->p->jobs) {
+        struct job *job = list_entry(at, struct job, in_jobs);
+        if (job->status == JOB_STATUS_CONCLUDED) {
+            dismiss(j, job);
+            return true;
+        }
+        if (!job->cancelled && job->status != JOB_STATUS_ABORTING) {
+            (void)job_cancel(j, job->id, true, NULL);
+            return true;
+        }
+    }
+    return false;
+}
+
+void jobs_shutdown(struct jobs *j)
+{
+    mutex_lock(&j->lock);
+    j->p->closing = true;
+    for (;;) {
+        reap(j);
+        if (shut_down_one(j)) {
+            continue;
+        }
+        if (list_empty(&j->p->jobs) && list_empty(&j->p->threads)) {
+            break;
+        }
+        cond_wait(&j->p->changed, &j->lock);
+    }
+    mutex_unlock(&j->lock);
+}
+
+void jobs_free(struct jobs *j)
+{
+    if (j) {
+        cond_destroy(&j->p->changed);
+        mutex_destroy(&j->lock);
+        free(j->p);
+        free(j);
+    }
+}

@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_JOB_JOB_H
+#define NBDELTA_JOB_JOB_H
+
+/*
+ * Writing a kind of job
+ * =====================
+ *
+ * A job is a struct of its own that begins with a struct job, a thread that
+ * does the work, and a membership in a transaction: a group of jobs of which
+ * all succeed or none does.
+ *
+ *   job_create      the struct; nobody sees it
+ *   job_start       it has a thread, an id and a status
+ *     run, exit     in its thread, without the lock
+ *   (waiting)       until all of the transaction are there
+ *     prepare       may still fail
+ *     commit | abort, clean
+ *   (concluded, null) then, once the thread is gone too, free
+ */
+#include "nbdelta/job.h"
+#include "nbdelta/list.h"
+
+enum job_status {
+    JOB_STATUS_UNDEFINED,
+    JOB_STATUS_CREATED,
+    JOB_STATUS_RUNNING,
+    JOB_STATUS_PAUSED,
+    JOB_STATUS_READY,
+    JOB_STATUS_STANDBY,
+    JOB_STATUS_WAITING,
+    JOB_STATUS_PENDING,
+    JOB_STATUS_ABORTING,
+    JOB_STATUS_CONCLUDED,
+    JOB_STATUS_NULL,
+    JOB_STATUS_MAX,
+};
+
+enum job_verb {
+    JOB_VERB_CANCEL,
+    JOB_VERB_PAUSE,
+    JOB_VERB_RESUME,
+    JOB_VERB_SET_SPEED,
+    JOB_VERB_COMPLETE,
+    JOB_VERB_FINALIZE,
+    JOB_VERB_DISMISS,
+};
+
+/* run was told to stop by kick; it is called again unless cancelled. */
+#define JOB_STOPPED 1
+
+struct job {
+    /* Set by job_create. */
+    const struct job_driver *drv;
+    struct jobs *jobs;
+    char *id;
+    bool manual_finalize;
+    bool manual_dismiss;
+    pthread_t thread;
+
+    /* Guarded by jobs->lock. */
+    enum job_status status;
+    struct list in_jobs;    /* newest first */
+    struct list in_txn;     /* newest first */
+    struct list in_threads; /* until it is joined */
+    struct job_txn *txn;
+    unsigned refs; /* the registry's, the thread's */
+    unsigned pause_count;
+    bool user_paused;
+    bool paused; /* it has stopped for that */
+    bool cancelled;
+    bool finished; /* run and exit are done; ret is final but for
+                      a cancel or a failing prepare */
+    bool sampled;  /* done and total are */
+    bool thread_done;
+    int ret;
+    uint64_t speed;
+    uint64_t done;
+    uint64_t total;
+    const char *io_status;
+    cond_t wake;
+};
+
+/* Members may be NULL but for type, run and free. */
+struct job_driver {
+    const char *type; /* "backup" */
+
+    /* Do the work, without the lock: 0, -errno or JOB_STOPPED. */
+    int (*run)(struct job *job);
+
+    /* Last thing in the thread, without the lock and always called: @r is
+     * what run returned, or -ECANCELED; returns what shall count. */
+    int (*exit)(struct job *job, int r);
+
+    /* Called under the lock, in this order, when the whole transaction has
+     * come so far: prepare for all, then commit for all; or abort for all,
+     * prepared or not.  clean after either. */
+    int (*prepare)(struct job *job);
+    void (*commit)(struct job *job);
+    void (*abort)(struct job *job);
+    void (*clean)(struct job *job);
+
+    /* Under the lock, must not wait.  While @stop, run shall return soon. */
+    void (*kick)(struct job *job, bool stop);
+    void (*set_speed)(struct job *job, uint64_t speed);
+    void (*progress)(struct job *job, uint64_t *done, uint64_t *total);
+
+    void (*free)(struct job *job);
+};
+
+struct job_options {
+    const char *id;
+    bool manual_finalize;
+    bool manual_dismiss;
+    uint64_t speed;
+};
+
+/* -EINVAL: ill-formed; -EEXIST: taken; -ESHUTDOWN. */
+int job_check_id(struct jobs *j, const char *id, struct error **errp)
+    REQUIRES(j->lock);
+
+/* A transaction with one reference.  NULL: no memory. */
+struct job_txn *job_txn_new(void);
+void job_txn_unref(struct job_txn *txn);
+
+/* Fill in @job, zeroed memory.  -ENOMEM, or what job_check_id says. */
+int job_create(struct jobs *j, struct job *job, const struct job_driver *drv,
+               const struct job_options *o, struct error **errp)
+    REQUIRES(j->lock);
+
+/*
+ * Give it to @txn, its thread and the clients; they see it created and
+ * running.  The thread waits for the lock before it does anything.  When this
+ * fails the caller undoes its own and calls job_unref.
+ */
+int job_start(struct jobs *j, struct job *job, struct job_txn *txn,
+              struct error **errp) REQUIRES(j->lock);
+void job_unref(struct jobs *j, struct job *job) REQUIRES(j->lock);
+
+/* An I/O error: emits BLOCK_JOB_ERROR, @operation is "read" or "write". */
+void job_io_error(struct jobs *j, struct job *job, const char *operation,
+                  const char *action, int r) REQUIRES(j->lock);
+
+struct graph *jobs_graph(struct jobs *j);
+
+#endif /* NBDELTA_JOB_JOB_H */

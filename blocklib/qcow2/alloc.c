@@ -1,0 +1,482 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Clusters: allocating, freeing, counting.
+ *
+ * Invariants, at every instant, and for every subset of the writes to the
+ * file that are not yet flushed:
+ *
+ *   1. Every reference to a cluster that is on disk is covered by the
+ *      refcount on disk.  A crash can leak clusters; it cannot corrupt.
+ *   2. A cluster is not handed out while anything on disk may refer to it,
+ *      or anybody moves bytes of it (map.c: tickets).
+ *   3. A refcount block describes itself: the entry for its own cluster is
+ *      in it, or in a block that is older.
+ *
+ * How 1 and 2 are kept: allocating raises the refcount in memory, and flush.c
+ * writes refcounts, with a barrier, before the tables that refer.  Freeing
+ * goes through limbo:
+ *
+ *   unlinked in memory -> L2/L1 on disk (flush) -> tickets dropped
+ *                      -> discarded in the file -> refcount lowered -> free
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "qcow2/qcow2.h"
+
+static uint64_t refs_per_block(const struct qcow2 *s)
+{
+    return UINT64_C(1) << s->refblock_bits;
+}
+
+/* The block that counts @cluster, pinned; NULL when there is none, and all
+ * its clusters are free. */
+static int block_get(struct qcow2 *s, uint64_t cluster, struct qcow2_table **tp)
+    REQUIRES(s->meta)
+{
+    uint64_t index = cluster >> s->refblock_bits;
+    uint64_t host =
+        index < s->reftable_size ? s->reftable[index] & QCOW2_OFFSET_MASK : 0;
+
+    *tp = NULL;
+    if (host == 0) {
+        return 0;
+    }
+    if (qcow2_in_cluster(s, host) != 0) {
+        return qcow2_mark_corrupt(s);
+    }
+    return qcow2_cache_get(s->refblocks, host, false, tp);
+}
+
+static uint64_t count_in(const struct qcow2 *s, const struct qcow2_table *t,
+                         uint64_t cluster)
+{
+    return qcow2_refcount_load(t->data, s->refcount_order,
+                               cluster & (refs_per_block(s) - 1));
+}
+
+static void set_in(struct qcow2 *s, struct qcow2_table *t, uint64_t cluster,
+                   uint64_t count) REQUIRES(s->meta)
+{
+    qcow2_refcount_store(t->data, s->refcount_order,
+                         cluster & (refs_per_block(s) - 1), count);
+    qcow2_cache_mark_dirty(s->refblocks, t);
+}
+
+int qcow2_refcount_get(struct qcow2 *s, uint64_t cluster, uint64_t *count)
+{
+    struct qcow2_table *t;
+    int r = block_get(s, cluster, &t);
+    if (r < 0) {
+        return r;
+    }
+    *count = t ? count_in(s, t, cluster) : 0;
+    if (t) {
+        qcow2_cache_put(s->refblocks, t);
+    }
+    return 0;
+}
+
+/* --- New refcount blocks --- */
+
+/*
+ * Grow the refcount table.  The new one, and the blocks that count it, lie in
+ * clusters that no block of the old table counts, so that nothing else can be
+ * there:
+ *
+ *     end of what is counted -> [ blocks ][ new table ] -> free
+ *
+ * flush.c writes them before it points the header at the new table.
+ */
+static int measure_reftable(const struct qcow2 *s, uint64_t needed,
+                            uint64_t *blocks, uint64_t *clusters)
+{
+    uint64_t per_cluster = s->cluster_size / 8;
+    uint64_t more = 1;
+
+    do {
+        *blocks = more;
+        *clusters = div_up(max_u64(needed + needed / 2,
+                                   s->reftable_size + *blocks),
+                           per_cluster);
+        more = div_up(*blocks + *clusters, refs_per_block(s));
+    } while (more > *blocks);
+    return *clusters << s->cluster_bits >
+                   max_u64(QCOW2_MAX_REFTABLE_BYTES, s->cluster_size)
+               ? -EFBIG
+               : 0;
+}
+
+/* Refcount block @index at the host cluster @at, with ones for the clusters
+ * [@start, @start + @used) as far as it counts them. */
+static int add_block(struct qcow2 *s, uint64_t index, uint64_t at,
+                     uint64_t start, uint64_t used) REQUIRES(s->meta)
+{
+    struct qcow2_table *t;
+    int r = qcow2_cache_new_table(s->refblocks, at << s->cluster_bits, &t);
+    if (r < 0) {
+        return r;
+    }
+    uint64_t first = index << s->refblock_bits;
+    uint64_t end = min_u64(first + refs_per_block(s), start + used);
+    for (uint64_t c = max_u64(first, start); c < end; c++) {
+        set_in(s, t, c, 1);
+    }
+    qcow2_cache_put(s->refblocks, t);
+    return 0;
+}
+
+static int grow_reftable(struct qcow2 *s, uint64_t needed) REQUIRES(s->meta)
+{
+    uint64_t first = s->reftable_size; /* the first block that is new */
+    uint64_t start = first << s->refblock_bits;
+    uint64_t blocks;
+    uint64_t clusters;
+    int r = measure_reftable(s, needed, &blocks, &clusters);
+    if (r < 0) {
+        return r;
+    }
+    uint64_t entries = clusters << s->cluster_bits >> 3;
+    uint64_t *table = calloc(entries, sizeof(*table));
+    if (!table) {
+        return -ENOMEM;
+    }
+    memcpy(table, s->reftable, s->reftable_size * sizeof(*table));
+    for (uint64_t b = 0; b < blocks && r == 0; b++) {
+        table[first + b] = (start + b) << s->cluster_bits;
+        r = add_block(s, first + b, start + b, start, blocks + clusters);
+    }
+    if (r < 0) {
+        free(table);
+        return r;
+    }
+    uint64_t old = s->reftable_offset;
+    uint64_t old_clusters = s->reftable_size * UINT64_C(8) >> s->cluster_bits;
+    free(s->reftable);
+    s->reftable = table;
+    s->reftable_size = (uint32_t)entries;
+    s->reftable_offset = (start + blocks) << s->cluster_bits;
+    s->reftable_moved = true;
+    qcow2_span_add(&s->reftable_dirty, 0, (uint32_t)entries);
+    s->virgin = max_u64(s->virgin, (start + blocks + clusters)
+                                       << s->cluster_bits);
+    return qcow2_free_later(s, old, old_clusters);
+}
+
+/* A refcount block for the clusters around @cluster, which is the first one
+ * that is wanted there: it becomes the block. */
+static int new_block(struct qcow2 *s, uint64_t cluster) REQUIRES(s->meta)
+{
+    uint64_t index = cluster >> s->refblock_bits;
+
+    if (index >= s->reftable_size) {
+        return grow_reftable(s, index + 1);
+    }
+    int r = add_block(s, index, cluster, cluster, 1);
+    if (r < 0) {
+        return r;
+    }
+    s->reftable[index] = cluster << s->cluster_bits;
+    qcow2_span_add(&s->reftable_dirty, (uint32_t)index, (uint32_t)index + 1);
+    s->virgin = max_u64(s->virgin, (cluster + 1) << s->cluster_bits);
+    return 0;
+}
+
+/* --- Allocating --- */
+
+/* The length of the free run at @cluster, at most @want, within its block;
+ * 0 and *skip clusters that are taken. */
+static uint64_t free_run(const struct qcow2 *s, const struct qcow2_table *t,
+                         uint64_t cluster, uint64_t want, uint64_t *skip)
+{
+    uint64_t end = (cluster | (refs_per_block(s) - 1)) + 1;
+    uint64_t at = cluster;
+
+    while (at < end && count_in(s, t, at) != 0) {
+        at++;
+    }
+    *skip = at - cluster;
+    if (*skip > 0) {
+        return 0;
+    }
+    while (at < end && at - cluster < want && count_in(s, t, at) == 0) {
+        at++;
+    }
+    return at - cluster;
+}
+
+/* Find a free run of 1 to @want clusters at or after @from. */
+static int find_free(struct qcow2 *s, uint64_t from, uint64_t want,
+                     uint64_t *start, uint64_t *run) REQUIRES(s->meta)
+{
+    for (;;) {
+        struct qcow2_table *t;
+        uint64_t skip;
+
+        if (from >= QCOW2_OFFSET_MASK >> s->cluster_bits ||
+            from >= BLK_SIZE_MAX >> s->cluster_bits) {
+            return -EFBIG;
+        }
+        int r = block_get(s, from, &t);
+        if (r == 0 && !t) {
+            r = new_block(s, from);
+            if (r < 0) {
+                return r;
+            }
+            continue;
+        }
+        if (r < 0) {
+            return r;
+        }
+        *run = free_run(s, t, from, want, &skip);
+        qcow2_cache_put(s->refblocks, t);
+        if (*run > 0) {
+            *start = from;
+            return 0;
+        }
+        from += skip;
+    }
+}
+
+static int set_run(struct qcow2 *s, uint64_t cluster, uint64_t clusters,
+                   uint64_t count) REQUIRES(s->meta)
+{
+    while (clusters > 0) {
+        struct qcow2_table *t;
+        int r = block_get(s, cluster, &t);
+        if (r < 0 || !t) {
+            return r < 0 ? r : -EIO;
+        }
+        uint64_t end = (cluster | (refs_per_block(s) - 1)) + 1;
+        uint64_t len = min_u64(clusters, end - cluster);
+        for (uint64_t i = 0; i < len; i++) {
+            set_in(s, t, cluster + i, count);
+        }
+        qcow2_cache_put(s->refblocks, t);
+        cluster += len;
+        clusters -= len;
+    }
+    return 0;
+}
+
+int qcow2_alloc(struct qcow2 *s, uint64_t want, uint64_t *host, uint64_t *got,
+                bool *fresh)
+{
+    uint64_t start;
+    int r = find_free(s, s->free_hint, want, &start, got);
+    if (r == 0) {
+        r = set_run(s, start, *got, 1);
+    }
+    if (r < 0) {
+        return r;
+    }
+    if (start == s->free_hint || *got == want) {
+        s->free_hint = start + *got;
+    }
+    *host = start << s->cluster_bits;
+    *fresh = s->file_grows_zero && *host >= s->virgin;
+    s->virgin = max_u64(s->virgin, *host + (*got << s->cluster_bits));
+    return 0;
+}
+
+int qcow2_alloc_exact(struct qcow2 *s, uint64_t count, uint64_t *host)
+{
+    uint64_t from = s->free_hint;
+    uint64_t begin = 0;
+    uint64_t found = 0;
+
+    while (found < count) {
+        uint64_t start;
+        uint64_t run;
+        int r = find_free(s, from, count - found, &start, &run);
+        if (r < 0) {
+            return r;
+        }
+        if (found == 0 || start != begin + found) {
+            begin = start;
+            found = 0;
+        }
+        found += run;
+        from = start + run;
+    }
+    int r = set_run(s, begin, count, 1);
+    if (r < 0) {
+        return r;
+    }
+    if (begin == s->free_hint) {
+        s->free_hint = begin + count;
+    }
+    *host = begin << s->cluster_bits;
+    s->virgin = max_u64(s->virgin, *host + (count << s->cluster_bits));
+    return 0;
+}
+
+void qcow2_alloc_undo(struct qcow2 *s, uint64_t host, uint64_t clusters)
+{
+    uint64_t first = host >> s->cluster_bits;
+
+    if (set_run(s, first, clusters, 0) == 0) {
+        s->free_hint = min_u64(s->free_hint, first);
+    }
+}
+
+/* --- Freeing --- */
+
+int qcow2_free_later(struct qcow2 *s, uint64_t host, uint64_t clusters)
+{
+    uint64_t epoch = atomic_load(&s->epoch);
+
+    s->freed_clusters += clusters;
+    if (s->freed_count > s->freed_sealed) {
+        struct qcow2_freed *last = &s->freed[s->freed_count - 1];
+        if (last->epoch == epoch &&
+            last->host + (last->clusters << s->cluster_bits) == host) {
+            last->clusters += clusters;
+            return 0;
+        }
+    }
+    if (s->freed_count == s->freed_room) {
+        size_t room = s->freed_room ? s->freed_room * 2 : 64;
+        struct qcow2_freed *more = realloc(s->freed, room * sizeof(*more));
+        if (!more) {
+            s->freed_clusters -= clusters;
+            return -ENOMEM; /* they leak; check finds them */
+        }
+        s->freed = more;
+        s->freed_room = room;
+    }
+    s->freed[s->freed_count++] = (struct qcow2_freed){
+        .host = host,
+        .clusters = clusters,
+        .epoch = epoch,
+    };
+    return 0;
+}
+
+int qcow2_free_entry(struct qcow2 *s, uint64_t entry)
+{
+    uint64_t host = entry & QCOW2_OFFSET_MASK;
+    uint64_t bytes;
+
+    switch (qcow2_entry_kind(s, entry)) {
+    case QCOW2_KIND_UNALLOCATED:
+    case QCOW2_KIND_ZERO_PLAIN:
+        return 0;
+    case QCOW2_KIND_ZERO_ALLOC:
+    case QCOW2_KIND_NORMAL:
+        return qcow2_free_later(s, host, 1);
+    case QCOW2_KIND_COMPRESSED:
+        qcow2_compressed_extent(s, entry, &host, &bytes);
+        uint64_t from = align_down(host, s->cluster_size);
+        uint64_t to = align_up(host + bytes, s->cluster_size);
+        return qcow2_free_later(s, from, (to - from) >> s->cluster_bits);
+    }
+    return 0;
+}
+
+/* One reference less to each cluster of a run. */
+static int lower_run(struct qcow2 *s, const struct qcow2_freed *f)
+    REQUIRES(s->meta)
+{
+    uint64_t first = f->host >> s->cluster_bits;
+
+    for (uint64_t i = 0; i < f->clusters; i++) {
+        struct qcow2_table *t;
+        int r = block_get(s, first + i, &t);
+        if (r < 0) {
+            return r;
+        }
+        uint64_t count = t ? count_in(s, t, first + i) : 0;
+        if (count > 0) {
+            set_in(s, t, first + i, count - 1);
+        }
+        if (t) {
+            qcow2_cache_put(s->refblocks, t);
+        }
+        if (count == 0) {
+            return qcow2_mark_corrupt(s);
+        }
+        if (count == 1) {
+            s->free_hint = min_u64(s->free_hint, first + i);
+        }
+    }
+    return 0;
+}
+
+/* Are all clusters of the run about to become free? */
+static bool is_last_reference(struct qcow2 *s, const struct qcow2_freed *f)
+    REQUIRES(s->meta)
+{
+    uint64_t first = f->host >> s->cluster_bits;
+
+    for (uint64_t i = 0; i < f->clusters; i++) {
+        uint64_t count;
+        if (qcow2_refcount_get(s, first + i, &count) < 0 || count != 1) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void advance_epoch(struct qcow2 *s) REQUIRES(s->meta)
+{
+    for (int i = 0; i < 2; i++) {
+        uint64_t next = atomic_load(&s->epoch) + 1;
+        if (atomic_load(&s->users[next & 1]) > 0) {
+            return;
+        }
+        atomic_store(&s->epoch, next);
+    }
+}
+
+/* Take the runs that are due out of limbo; their number. */
+static size_t take_due(struct qcow2 *s, struct qcow2_freed *due)
+    REQUIRES(s->meta)
+{
+    size_t taken = 0;
+    size_t kept = 0;
+
+    for (size_t i = 0; i < s->freed_count; i++) {
+        struct qcow2_freed *f = &s->freed[i];
+        if (f->durable && f->epoch + 2 <= atomic_load(&s->epoch)) {
+            s->freed_clusters -= f->clusters;
+            due[taken++] = *f;
+        } else {
+            s->freed[kept++] = *f;
+        }
+    }
+    s->freed_count = s->freed_sealed = kept;
+    return taken;
+}
+
+int qcow2_release_freed(struct qcow2 *s)
+{
+    int r = 0;
+
+    mutex_lock(&s->meta);
+    if (s->freed_count == 0) {
+        mutex_unlock(&s->meta);
+        return 0;
+    }
+    advance_epoch(s);
+    struct qcow2_freed *due = malloc(s->freed_count * sizeof(*due));
+    size_t count = due ? take_due(s, due) : 0;
+    mutex_unlock(&s->meta);
+
+    for (size_t i = 0; i < count; i++) {
+        mutex_lock(&s->meta);
+        bool last = is_last_reference(s, &due[i]);
+        mutex_unlock(&s->meta);
+        if (last) { /* still counted: nobody else can get it yet */
+            (void)node_discard(s->file, due[i].host,
+                               due[i].clusters << s->cluster_bits);
+        }
+        mutex_lock(&s->meta);
+        int one = lower_run(s, &due[i]);
+        mutex_unlock(&s->meta);
+        r = r < 0 ? r : one;
+    }
+    free(due);
+    return r;
+}

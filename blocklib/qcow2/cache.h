@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_QCOW2_CACHE_H
+#define NBDELTA_QCOW2_CACHE_H
+
+/*
+ * A write-back cache of metadata tables (L2 tables or refcount blocks), each
+ * one cluster, by their offset in the file.
+ *
+ * A pinned table stays in memory at its address.  Its content is changed only
+ * by the holder of the image's meta lock, and read by anybody who has it
+ * pinned.  The cache never writes a table back by itself, because only
+ * flush.c knows the order: when all tables are dirty or pinned it grows past
+ * its limit, and `qcow2_cache_pressed` tells the writers to do something.
+ */
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "nbdelta/list.h"
+
+struct node;
+struct qcow2_cache;
+
+struct qcow2_table {
+    uint64_t offset;
+    void *data; /* big-endian, as on disk */
+
+    /* Guarded by the cache's lock. */
+    struct qcow2_table *hash_next;
+    struct list lru; /* least recently used first; only while unpinned */
+    unsigned pins;
+    bool dirty;
+    bool loading;
+};
+
+/* Called once for each table that was read, before anybody sees it. */
+typedef int qcow2_table_check(const struct qcow2_table *t, void *opaque);
+
+/* NULL: no memory.  @max: tables to keep. */
+struct qcow2_cache *qcow2_cache_new(struct node *file, size_t table_size,
+                                    size_t max, qcow2_table_check *check,
+                                    void *opaque);
+/* Whatever is dirty is lost.  NULL is fine. */
+void qcow2_cache_free(struct qcow2_cache *c);
+
+/* Pin the table at @offset, reading it when it is not there.  -EAGAIN with
+ * @nowait when that would be needed. */
+int qcow2_cache_get(struct qcow2_cache *c, uint64_t offset, bool nowait,
+                    struct qcow2_table **tp);
+/* Pin a new table of zeroes for @offset, which is not in the cache, or is
+ * and is forgotten.  It is dirty. */
+int qcow2_cache_new_table(struct qcow2_cache *c, uint64_t offset,
+                          struct qcow2_table **tp);
+void qcow2_cache_put(struct qcow2_cache *c, struct qcow2_table *t);
+void qcow2_cache_mark_dirty(struct qcow2_cache *c, struct qcow2_table *t);
+
+/* The table's cluster is free: forget it unwritten. */
+void qcow2_cache_forget(struct qcow2_cache *c, uint64_t offset);
+
+/* Copies of all dirty tables, which are pinned and clean afterwards. */
+struct qcow2_dirty {
+    struct qcow2_table *table;
+    void *copy;
+};
+/* -ENOMEM: nothing has changed.  The caller holds the meta lock. */
+int qcow2_cache_collect(struct qcow2_cache *c, struct qcow2_dirty **list,
+                        size_t *count);
+/* Write the copies, lowest offset first; stops at the first error. */
+int qcow2_cache_write(struct qcow2_cache *c, const struct qcow2_dirty *list,
+                      size_t count);
+/* Unpin and free; @failed makes the tables dirty again. */
+void qcow2_cache_release(struct qcow2_cache *c, struct qcow2_dirty *list,
+                         size_t count, bool failed);
+
+/* Are so many tables dirty that they should be written back? */
+bool qcow2_cache_pressed(struct qcow2_cache *c);
+
+#endif /* NBDELTA_QCOW2_CACHE_H */

@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Reading compressed clusters.
+ *
+ *   L2 entry:  0 1 [ additional 512-byte sectors | host byte offset ]
+ *                    <- cluster_bits - 8 bits ->   <- the rest of 62 ->
+ *
+ * The data begins anywhere in a sector and ends somewhere in the last one;
+ * what follows it there is to be ignored.  The last cluster that was unpacked
+ * is kept, so that small sequential reads unpack each cluster once.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <zlib.h>
+#include <zstd.h>
+
+#include "nbdelta/cleanup.h"
+#include "qcow2/qcow2.h"
+#include "util/iov.h"
+
+void qcow2_compressed_extent(const struct qcow2 *s, uint64_t entry,
+                             uint64_t *host, uint64_t *bytes)
+{
+    unsigned shift = 62 - (s->cluster_bits - 8);
+    uint64_t sectors = (entry >> shift & ((UINT64_C(1) << (62 - shift)) - 1)) + 1;
+
+    *host = entry & ((UINT64_C(1) << shift) - 1);
+    *bytes = sectors * 512 - (*host & 511);
+}
+
+static int inflate_raw(const void *in, size_t in_len, void *out,
+                       size_t out_len)
+{
+    z_stream z = {
+        .next_in = (Bytef *)(uintptr_t)in,
+        .avail_in = (uInt)in_len,
+        .next_out = out,
+        .avail_out = (uInt)out_len,
+    };
+    if (inflateInit2(&z, -12) != Z_OK) {
+        return -ENOMEM;
+    }
+    int r = inflate(&z, Z_FINISH);
+    bool whole = z.avail_out == 0 && (r == Z_STREAM_END || r == Z_BUF_ERROR);
+    (void)inflateEnd(&z);
+    return whole ? 0 : -EIO;
+}
+
+static int unzstd(const void *in, size_t in_len, void *out, size_t out_len)
+{
+    ZSTD_inBuffer src = { in, in_len, 0 };
+    ZSTD_outBuffer dst = { out, out_len, 0 };
+    ZSTD_DStream *d = ZSTD_createDStream();
+    size_t r = 0;
+
+    if (!d) {
+        return -ENOMEM;
+    }
+    while (dst.pos < dst.size) {
+        size_t in_before = src.pos;
+        size_t out_before = dst.pos;
+        r = ZSTD_decompressStream(d, &dst, &src);
+        if (ZSTD_isError(r) ||
+            (src.pos == in_before && dst.pos == out_before)) {
+            break;
+        }
+    }
+    (void)ZSTD_freeDStream(d);
+    return dst.pos == dst.size && !ZSTD_isError(r) ? 0 : -EIO;
+}
+
+static int unpack(struct qcow2 *s, uint64_t entry, void *out)
+{
+    uint64_t host;
+    uint64_t len;
+
+    qcow2_compressed_extent(s, entry, &host, &len);
+    CLEANUP_FREE void *in = malloc(len);
+    if (!in) {
+        return -ENOMEM;
+    }
+    int r = node_pread(s->file, in, len, host, 0);
+    if (r < 0) {
+        return r;
+    }
+    return s->compression == QCOW2_ZSTD
+               ? unzstd(in, len, out, s->cluster_size)
+               : inflate_raw(in, len, out, s->cluster_size);
+}
+
+/* Copy @bytes from @in_cluster on of what @entry leads to. */
+static int read_cluster(struct qcow2 *s, uint64_t entry, uint64_t in_cluster,
+                        uint64_t bytes, const struct iovec *iov, int cnt,
+                        uint64_t iov_offset)
+{
+    mutex_lock(&s->unpacked_lock);
+    if (s->unpacked_entry == entry) {
+        iov_from_buf(iov, cnt, iov_offset, s->unpacked + in_cluster, bytes);
+        mutex_unlock(&s->unpacked_lock);
+        return 0;
+    }
+    mutex_unlock(&s->unpacked_lock);
+
+    unsigned char *out = malloc(s->cluster_size);
+    if (!out) {
+        return -ENOMEM;
+    }
+    int r = unpack(s, entry, out);
+    if (r < 0) {
+        free(out);
+        return r;
+    }
+    iov_from_buf(iov, cnt, iov_offset, out + in_cluster, bytes);
+
+    mutex_lock(&s->unpacked_lock);
+    unsigned char *old = s->unpacked;
+    s->unpacked = out;
+    s->unpacked_entry = entry;
+    mutex_unlock(&s->unpacked_lock);
+    free(old);
+    return 0;
+}
+
+int qcow2_read_compressed(struct node *n, uint64_t offset, uint64_t bytes,
+                          const struct iovec *iov, int cnt, unsigned flags)
+{
+    struct qcow2 *s = n->state;
+
+    if (flags & REQ_NOWAIT) {
+        return -EAGAIN;
+    }
+    for (uint64_t done = 0; done < bytes;) {
+        uint64_t at = offset + done;
+        uint64_t in_cluster = qcow2_in_cluster(s, at);
+        uint64_t len = min_u64(bytes - done, s->cluster_size - in_cluster);
+        struct qcow2_table *t;
+        uint64_t entry = 0;
+        int r = qcow2_l2_get(s, at, false, &t);
+        if (r < 0) {
+            return r;
+        }
+        if (t) {
+            entry = qcow2_entry_load(t, (at & (qcow2_l2_span(s) - 1)) >>
+                                            s->cluster_bits);
+            qcow2_cache_put(s->l2, t);
+        }
+        if (qcow2_entry_kind(s, entry) == QCOW2_KIND_COMPRESSED) {
+            r = read_cluster(s, entry, in_cluster, len, iov, cnt, done);
+        } else { /* it was overwritten since it was mapped */
+            struct iovec part[IOV_MAX_INNER];
+            int parts = iov_slice(part, iov, cnt, done, len);
+            r = node_preadv(n, at, len, part, parts, flags);
+        }
+        if (r < 0) {
+            return r;
+        }
+        done += len;
+    }
+    return 0;
+}

@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Writing metadata back, in the order that keeps invariant 1 (alloc.c):
+ *
+ *   refcount blocks
+ *   -- barrier, if the refcount table changed --   a table entry leads to a
+ *   refcount table                                 block that is there
+ *   -- barrier --                                  refcounts and data first
+ *   L2 tables
+ *   -- barrier, if L1 changed --                   an L1 entry leads to an
+ *   L1 table                                       L2 table that is there
+ *   -- flush --
+ *   clusters in limbo whose unlinking was in this round may be released
+ *
+ * All of it is copied at one instant under meta, then written without it.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "qcow2/qcow2.h"
+
+/* Freed clusters are released at the latest when so much is in limbo. */
+#define LIMBO_MAX (64 * MiB)
+
+/* A piece of the L1 or the refcount table, and the header's fields for the
+ * table if it has moved. */
+struct piece {
+    unsigned char *copy;
+    uint64_t table_offset;
+    struct qcow2_span span;
+    bool moved;
+    unsigned char field[12];
+    uint64_t field_offset;
+};
+
+struct round {
+    struct qcow2_dirty *blocks;
+    size_t block_count;
+    struct qcow2_dirty *l2;
+    size_t l2_count;
+    struct piece reftable;
+    struct piece l1;
+    bool freed; /* something is in limbo */
+};
+
+static int take_piece(struct piece *p, uint64_t table_offset,
+                      struct qcow2_span *dirty, bool *moved)
+{
+    if (qcow2_span_empty(dirty)) {
+        return 0;
+    }
+    p->copy = malloc((size_t)(dirty->to - dirty->from) * 8);
+    if (!p->copy) {
+        return -ENOMEM;
+    }
+    p->table_offset = table_offset;
+    p->span = *dirty;
+    p->moved = *moved;
+    *dirty = (struct qcow2_span){ 0, 0 };
+    *moved = false;
+    return 0;
+}
+
+static int take_tables(struct qcow2 *s, struct round *w) REQUIRES(s->meta)
+{
+    struct piece *p = &w->reftable;
+    int r = take_piece(p, s->reftable_offset, &s->reftable_dirty,
+                       &s->reftable_moved);
+    if (r < 0) {
+        return r;
+    }
+    for (uint32_t i = p->span.from; i < p->span.to; i++) {
+        store_be64(p->copy + (i - p->span.from) * 8UL, s->reftable[i]);
+    }
+    p->field_offset = QCOW2_HDR_REFTABLE;
+    store_be64(p->field, s->reftable_offset);
+    store_be32(p->field + 8, (uint32_t)(s->reftable_size * UINT64_C(8) >>
+                                        s->cluster_bits));
+    p = &w->l1;
+    r = take_piece(p, s->l1_offset, &s->l1_dirty, &s->l1_moved);
+    if (r < 0) {
+        return r;
+    }
+    for (uint32_t i = p->span.from; i < p->span.to; i++) {
+        store_be64(p->copy + (i - p->span.from) * 8UL,
+                   atomic_load(&s->l1[i]));
+    }
+    p->field_offset = QCOW2_HDR_L1;
+    store_be32(p->field, s->l1_size);
+    store_be64(p->field + 4, s->l1_offset);
+    return 0;
+}
+
+static int collect(struct qcow2 *s, struct round *w) REQUIRES(s->meta)
+{
+    int r = qcow2_cache_collect(s->refblocks, &w->blocks, &w->block_count);
+    if (r == 0) {
+        r = qcow2_cache_collect(s->l2, &w->l2, &w->l2_count);
+    }
+    if (r == 0) {
+        r = take_tables(s, w);
+    }
+    w->freed = s->freed_count > 0;
+    s->freed_sealed = s->freed_count;
+    return r;
+}
+
+/* After a barrier of its own, so that what it refers to is there. */
+static int write_piece(struct qcow2 *s, const struct piece *p)
+{
+    if (qcow2_span_empty(&p->span)) {
+        return 0;
+    }
+    int r = node_flush(s->file);
+    if (r == 0) {
+        r = node_pwrite(s->file, p->copy,
+                        (p->span.to - p->span.from) * UINT64_C(8),
+                        p->table_offset + p->span.from * UINT64_C(8), 0);
+    }
+    if (r == 0 && p->moved) {
+        r = node_flush(s->file);
+    }
+    if (r == 0 && p->moved) {
+        r = node_pwrite(s->file, p->field, sizeof(p->field), p->field_offset,
+                        0);
+    }
+    return r;
+}
+
+static int write_round(struct qcow2 *s, const struct round *w)
+{
+    int r = qcow2_cache_write(s->refblocks, w->blocks, w->block_count);
+
+    if (r == 0) {
+        r = write_piece(s, &w->reftable);
+    }
+    if (r == 0 && (w->l2_count > 0 || !qcow2_span_empty(&w->l1.span))) {
+        r = node_flush(s->file);
+    }
+    if (r == 0) {
+        r = qcow2_cache_write(s->l2, w->l2, w->l2_count);
+    }
+    if (r == 0) {
+        r = write_piece(s, &w->l1);
+    }
+    return r < 0 ? r : node_flush(s->file);
+}
+
+static void give_back(const struct piece *p, struct qcow2_span *dirty,
+                      bool *moved)
+{
+    if (!qcow2_span_empty(&p->span)) {
+        qcow2_span_add(dirty, p->span.from, p->span.to);
+        *moved |= p->moved;
+    }
+}
+
+/* After a success, clusters that were in limbo when the round was collected
+ * are unlinked on disk; after a failure everything is dirty again. */
+static void finish(struct qcow2 *s, struct round *w, size_t in_limbo, int r)
+{
+    qcow2_cache_release(s->refblocks, w->blocks, w->block_count, r < 0);
+    qcow2_cache_release(s->l2, w->l2, w->l2_count, r < 0);
+    mutex_lock(&s->meta);
+    if (r < 0) {
+        give_back(&w->reftable, &s->reftable_dirty, &s->reftable_moved);
+        give_back(&w->l1, &s->l1_dirty, &s->l1_moved);
+    } else {
+        for (size_t i = 0; i < in_limbo; i++) {
+            s->freed[i].durable = true;
+        }
+    }
+    mutex_unlock(&s->meta);
+    free(w->reftable.copy);
+    free(w->l1.copy);
+}
+
+static int flush_locked(struct qcow2 *s) REQUIRES(s->flush_lock)
+{
+    struct round w = { 0 };
+
+    mutex_lock(&s->meta);
+    int r = collect(s, &w);
+    size_t in_limbo = s->freed_count;
+    mutex_unlock(&s->meta);
+    if (r == 0) {
+        r = write_round(s, &w);
+    }
+    finish(s, &w, in_limbo, r);
+    return r == 0 && w.freed ? qcow2_release_freed(s) : r;
+}
+
+int qcow2_flush(struct node *n)
+{
+    struct qcow2 *s = n->state;
+
+    mutex_lock(&s->flush_lock);
+    int r = flush_locked(s);
+    mutex_unlock(&s->flush_lock);
+    return r;
+}
+
+int qcow2_relieve(struct qcow2 *s)
+{
+    mutex_lock(&s->meta);
+    bool limbo = s->freed_clusters << s->cluster_bits > LIMBO_MAX;
+    mutex_unlock(&s->meta);
+    if (limbo || qcow2_cache_pressed(s->l2) ||
+        qcow2_cache_pressed(s->refblocks)) {
+        return qcow2_flush(s->node);
+    }
+    return 0;
+}

@@ -1,0 +1,351 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The header and its extensions, from bytes that nobody vouches for.
+ *
+ *   0     magic, version, backing file name (offset, length)
+ *   20    cluster_bits, size, crypt method, L1, refcount table, snapshots
+ *   72    version 3: features, refcount order, header length
+ *   104   compression type, if the header is that long
+ *   then  extensions (type, length, data, padded to 8) up to type 0, all
+ *         within the first cluster, before the backing file name
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "qcow2/qcow2.h"
+
+#define EXT_END          0
+#define EXT_BACKING_FMT  0xe2792aca
+#define EXT_FEATURES     0x6803f857
+#define EXT_BITMAPS      0x23852875
+#define V2_HEADER_LENGTH 72
+#define V3_HEADER_LENGTH 104
+
+/* One entry of the feature name table: type, bit, 46 bytes of name. */
+#define FEATURE_ENTRY 48
+
+static const struct {
+    uint64_t bit;
+    const char *name;
+} refused[] = {
+    { QCOW2_INCOMPAT_DATA_FILE, "external data file" },
+    { QCOW2_INCOMPAT_EXTL2, "extended L2 entries" },
+};
+
+struct extensions {
+    const unsigned char *features; /* points into the caller's bytes */
+    size_t features_len;
+};
+
+/* The text of @len foreign bytes, malloc()ed. */
+static int copy_text(const unsigned char *from, size_t len, char **to,
+                     const char *what, struct error **errp)
+{
+    if (memchr(from, '\0', len)) {
+        return error_set(errp, EINVAL, "the %s contains a NUL byte", what);
+    }
+    free(*to);
+    *to = strndup((const char *)from, len);
+    return *to ? 0 : error_set(errp, ENOMEM, "no memory for the %s", what);
+}
+
+static int parse_extension(uint32_t type, const unsigned char *data,
+                           uint32_t len, struct qcow2_header *h,
+                           struct extensions *x, struct error **errp)
+{
+    switch (type) {
+    case EXT_BACKING_FMT:
+        if (len > 15) {
+            return error_set(errp, EINVAL,
+                             "the backing format name has %" PRIu32
+                             " bytes, at most 15 are allowed",
+                             len);
+        }
+        return copy_text(data, len, &h->backing_fmt, "backing format", errp);
+    case EXT_FEATURES:
+        x->features = data;
+        x->features_len = len;
+        return 0;
+    case EXT_BITMAPS:
+        h->has_bitmaps = true;
+        return 0;
+    default:
+        return 0; /* unknown ones are to be ignored */
+    }
+}
+
+static int parse_extensions(const unsigned char *head, size_t from, size_t end,
+                            struct qcow2_header *h, struct extensions *x,
+                            struct error **errp)
+{
+    while (end - from >= 8) {
+        uint32_t type = load_be32(head + from);
+        uint32_t len = load_be32(head + from + 4);
+
+        from += 8;
+        if (type == EXT_END) {
+            return 0;
+        }
+        if (len > end - from) {
+            return error_set(errp, EINVAL,
+                             "header extension 0x%" PRIx32
+                             " is larger than the header",
+                             type);
+        }
+        int r = parse_extension(type, head + from, len, h, x, errp);
+        if (r < 0) {
+            return r;
+        }
+        from += min_u64(align_up(len, 8), end - from);
+    }
+    return 0;
+}
+
+/* Name the incompatible features that are not ours, as the image does. */
+static int refuse_features(uint64_t bits, const struct extensions *x,
+                           struct error **errp)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(refused); i++) {
+        if (bits & refused[i].bit) {
+            return error_set(errp, ENOTSUP,
+                             "the image uses the qcow2 feature '%s', which "
+                             "is not supported",
+                             refused[i].name);
+        }
+    }
+    unsigned bit = (unsigned)__builtin_ctzll(bits);
+    for (size_t at = 0; at + FEATURE_ENTRY <= x->features_len;
+         at += FEATURE_ENTRY) {
+        if (x->features[at] == 0 && x->features[at + 1] == bit) {
+            return error_set(errp, ENOTSUP,
+                             "Unsupported qcow2 feature(s): %.46s",
+                             (const char *)x->features + at + 2);
+        }
+    }
+    return error_set(errp, ENOTSUP,
+                     "Unsupported qcow2 feature(s): Unknown incompatible "
+                     "feature: %" PRIx64,
+                     UINT64_C(1) << bit);
+}
+
+static int check_table(const struct qcow2_header *h, const char *what,
+                       uint64_t offset, uint64_t bytes, uint64_t max,
+                       struct error **errp)
+{
+    uint64_t cluster_size = UINT64_C(1) << h->cluster_bits;
+
+    if (bytes > max) {
+        return error_set(errp, EFBIG, "%s is too large (%" PRIu64 " bytes)",
+                         what, bytes);
+    }
+    if (!is_aligned(offset, cluster_size) || offset > BLK_SIZE_MAX - bytes ||
+        (offset == 0 && bytes > 0)) {
+        return error_set(errp, EINVAL, "invalid offset 0x%" PRIx64 " of the %s",
+                         offset, what);
+    }
+    return 0;
+}
+
+static int check_sizes(const struct qcow2_header *h, struct error **errp)
+{
+    uint64_t span = UINT64_C(1) << (2 * h->cluster_bits - 3);
+    int r;
+
+    if (h->size > BLK_SIZE_MAX) {
+        return error_set(errp, EFBIG, "the disk is too large");
+    }
+    if (div_up(h->size, span) > h->l1_size) {
+        return error_set(errp, EINVAL,
+                         "the L1 table is too small for the disk's size");
+    }
+    r = check_table(h, "L1 table", h->l1_offset, h->l1_size * UINT64_C(8),
+                    QCOW2_MAX_L1_BYTES, errp);
+    if (r < 0) {
+        return r;
+    }
+    if (h->reftable_clusters == 0) {
+        return error_set(errp, EINVAL,
+                         "the image has no reference count table");
+    }
+    return check_table(h, "reference count table", h->reftable_offset,
+                       (uint64_t)h->reftable_clusters << h->cluster_bits,
+                       max_u64(QCOW2_MAX_REFTABLE_BYTES,
+                               UINT64_C(1) << h->cluster_bits),
+                       errp);
+}
+
+static int parse_v3(const unsigned char *head, size_t len,
+                    struct qcow2_header *h, struct error **errp)
+{
+    if (len < V3_HEADER_LENGTH) {
+        return error_set(errp, EINVAL, "the qcow2 header is cut off");
+    }
+    h->incompatible = load_be64(head + 72);
+    h->compatible = load_be64(head + 80);
+    h->autoclear = load_be64(head + 88);
+    h->refcount_order = load_be32(head + 96);
+    h->header_length = load_be32(head + 100);
+    if (h->header_length < V3_HEADER_LENGTH ||
+        h->header_length > UINT32_C(1) << h->cluster_bits ||
+        h->header_length > len) {
+        return error_set(errp, EINVAL,
+                         "invalid qcow2 header length %" PRIu32,
+                         h->header_length);
+    }
+    if (h->refcount_order > 6) {
+        return error_set(errp, EINVAL,
+                         "reference counts of more than 64 bits");
+    }
+    if (h->header_length > V3_HEADER_LENGTH) {
+        unsigned type = head[V3_HEADER_LENGTH];
+        if (type > QCOW2_ZSTD) {
+            return error_set(errp, ENOTSUP, "unknown compression type %u",
+                             type);
+        }
+        h->compression = type;
+    }
+    if ((h->compression != QCOW2_ZLIB) !=
+        !!(h->incompatible & QCOW2_INCOMPAT_COMPRESSION)) {
+        return error_set(errp, EINVAL,
+                         "the compression type and the header's compression "
+                         "type bit contradict each other");
+    }
+    return 0;
+}
+
+static int parse_backing(const unsigned char *head, size_t len,
+                         struct qcow2_header *h, struct error **errp)
+{
+    uint64_t offset = load_be64(head + 8);
+    uint32_t name_len = load_be32(head + 16);
+
+    if (offset == 0 || name_len == 0) {
+        return 0;
+    }
+    if (name_len > QCOW2_MAX_BACKING_NAME ||
+        !range_inside(offset, name_len,
+                      min_u64(len, UINT64_C(1) << h->cluster_bits))) {
+        return error_set(errp, EINVAL, "invalid backing file name");
+    }
+    return copy_text(head + offset, name_len, &h->backing,
+                     "backing file name", errp);
+}
+
+static int parse_fixed(const unsigned char *head, size_t len,
+                       struct qcow2_header *h, struct error **errp)
+{
+    if (len < V2_HEADER_LENGTH || load_be32(head) != QCOW2_MAGIC) {
+        return error_set(errp, EINVAL, "Image is not in qcow2 format");
+    }
+    h->version = load_be32(head + 4);
+    h->cluster_bits = load_be32(head + 20);
+    h->size = load_be64(head + 24);
+    h->l1_size = load_be32(head + 36);
+    h->l1_offset = load_be64(head + 40);
+    h->reftable_offset = load_be64(head + 48);
+    h->reftable_clusters = load_be32(head + 56);
+    h->snapshots = load_be32(head + 60);
+    h->refcount_order = 4;
+    h->header_length = V2_HEADER_LENGTH;
+    if (h->version != 2 && h->version != 3) {
+        return error_set(errp, ENOTSUP, "Unsupported qcow2 version %" PRIu32,
+                         h->version);
+    }
+    if (h->cluster_bits < QCOW2_MIN_CLUSTER_BITS ||
+        h->cluster_bits > QCOW2_MAX_CLUSTER_BITS) {
+        return error_set(errp, EINVAL,
+                         "Unsupported cluster size: 2^%" PRIu32,
+                         h->cluster_bits);
+    }
+    if (load_be32(head + 32) != 0) {
+        return error_set(errp, ENOTSUP,
+                         "the image is encrypted, which is not supported");
+    }
+    return h->version == 3 ? parse_v3(head, len, h, errp) : 0;
+}
+
+static int parse_all(const unsigned char *head, size_t len,
+                     struct qcow2_header *h, struct error **errp)
+{
+    struct extensions x = { NULL, 0 };
+    int r = parse_fixed(head, len, h, errp);
+    if (r < 0) {
+        return r;
+    }
+    uint64_t end = min_u64(len, UINT64_C(1) << h->cluster_bits);
+    uint64_t backing = load_be64(head + 8);
+    if (backing > h->header_length && backing < end) {
+        end = backing;
+    }
+    r = parse_extensions(head, h->header_length, end, h, &x, errp);
+    if (r < 0) {
+        return r;
+    }
+    uint64_t unknown = h->incompatible &
+                       ~(QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT |
+                         QCOW2_INCOMPAT_COMPRESSION);
+    if (unknown) {
+        return refuse_features(unknown, &x, errp);
+    }
+    r = check_sizes(h, errp);
+    return r < 0 ? r : parse_backing(head, len, h, errp);
+}
+
+int qcow2_header_parse(const unsigned char *head, size_t len,
+                       struct qcow2_header *h, struct error **errp)
+{
+    *h = (struct qcow2_header){ 0 };
+    int r = parse_all(head, len, h, errp);
+    if (r < 0) {
+        qcow2_header_release(h);
+    }
+    return r;
+}
+
+void qcow2_header_release(struct qcow2_header *h)
+{
+    free(h->backing);
+    free(h->backing_fmt);
+    h->backing = NULL;
+    h->backing_fmt = NULL;
+}
+
+/* The cluster size is known only after the first bytes are read. */
+int qcow2_header_read(struct node *file, struct qcow2_header *h,
+                      struct error **errp)
+{
+    unsigned char first[V2_HEADER_LENGTH];
+    uint64_t size = node_size(file);
+    int r = -EINVAL;
+
+    if (size >= sizeof(first)) {
+        r = node_pread(file, first, sizeof(first), 0, 0);
+        if (r < 0) {
+            return error_set(errp, -r, "cannot read the qcow2 header: %s",
+                             strerror(-r));
+        }
+    }
+    if (r < 0 || load_be32(first) != QCOW2_MAGIC) {
+        return error_set(errp, EINVAL, "Image is not in qcow2 format");
+    }
+    uint32_t bits = load_be32(first + 20);
+    if (bits < QCOW2_MIN_CLUSTER_BITS || bits > QCOW2_MAX_CLUSTER_BITS) {
+        return error_set(errp, EINVAL,
+                         "Unsupported cluster size: 2^%" PRIu32, bits);
+    }
+    uint64_t len = min_u64(size, UINT64_C(1) << bits);
+    CLEANUP_FREE unsigned char *head = malloc(len);
+    if (!head) {
+        return error_set(errp, ENOMEM, "no memory for the qcow2 header");
+    }
+    r = node_pread(file, head, len, 0, 0);
+    if (r < 0) {
+        return error_set(errp, -r, "cannot read the qcow2 header: %s",
+                         strerror(-r));
+    }
+    return qcow2_header_parse(head, len, h, errp);
+}

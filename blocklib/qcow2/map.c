@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Where is a guest range?  The two-level walk, without locks of its own.
+ *
+ *   guest offset:  [ L1 index | L2 index | in cluster ]
+ *                      |           |
+ *        s->l1[] ------+--> L2 ----+--> entry -> host cluster
+ *
+ * Tickets.  A mapping that was handed out must stay true while its bytes are
+ * moved: the cluster may be unlinked meanwhile, but not reused.  Whoever maps
+ * counts himself in users[epoch & 1] *before* he loads the entry.  A cluster
+ * unlinked in epoch e is released when the epoch has reached e + 2, and the
+ * epoch advances from x to x + 1 only while users[(x + 1) & 1] is zero: so
+ * everybody who could have seen the old entry has dropped his ticket.
+ */
+#include <errno.h>
+
+#include "qcow2/qcow2.h"
+
+unsigned qcow2_ticket_take(struct qcow2 *s)
+{
+    unsigned ticket = atomic_load(&s->epoch) & 1;
+    atomic_fetch_add(&s->users[ticket], 1);
+    return ticket;
+}
+
+void qcow2_ticket_drop(struct qcow2 *s, unsigned ticket)
+{
+    atomic_fetch_sub(&s->users[ticket], 1);
+}
+
+enum qcow2_kind qcow2_entry_kind(const struct qcow2 *s, uint64_t entry)
+{
+    if (entry & QCOW2_COMPRESSED) {
+        return QCOW2_KIND_COMPRESSED;
+    }
+    bool host = entry & QCOW2_OFFSET_MASK;
+    if (s->version >= 3 && (entry & QCOW2_ZERO)) {
+        return host ? QCOW2_KIND_ZERO_ALLOC : QCOW2_KIND_ZERO_PLAIN;
+    }
+    return host ? QCOW2_KIND_NORMAL : QCOW2_KIND_UNALLOCATED;
+}
+
+int qcow2_mark_corrupt(struct qcow2 *s)
+{
+    if (!atomic_exchange(&s->corrupt, true) && s->version >= 3 &&
+        !s->node->flags.read_only) {
+        unsigned char be[8];
+        store_be64(be, s->incompatible | QCOW2_INCOMPAT_CORRUPT);
+        (void)node_pwrite(s->file, be, sizeof(be), QCOW2_HDR_INCOMPAT, 0);
+        (void)node_flush(s->file);
+    }
+    return -EIO;
+}
+
+int qcow2_l2_get(struct qcow2 *s, uint64_t offset, bool nowait,
+                 struct qcow2_table **tp)
+{
+    uint64_t entry = atomic_load(&s->l1[offset / qcow2_l2_span(s)]);
+    uint64_t host = entry & QCOW2_OFFSET_MASK;
+
+    if (host == 0) {
+        *tp = NULL;
+        return 0;
+    }
+    if (qcow2_in_cluster(s, host) != 0) {
+        return qcow2_mark_corrupt(s);
+    }
+    return qcow2_cache_get(s->l2, host, nowait, tp);
+}
+
+/* How far, from L1 entry to L1 entry, there are no L2 tables at all. */
+static uint64_t unallocated_run(const struct qcow2 *s, uint64_t offset,
+                                uint64_t bytes)
+{
+    uint64_t span = qcow2_l2_span(s);
+    uint64_t end = align_down(offset, span) + span;
+
+    while (end < offset + bytes &&
+           !(atomic_load(&s->l1[end / span]) & QCOW2_OFFSET_MASK)) {
+        end += span;
+    }
+    return min_u64(bytes, end - offset);
+}
+
+/* Does @next continue the range that began @clusters before with @first? */
+static bool continues(const struct qcow2 *s, uint64_t first, uint64_t next,
+                      uint64_t clusters)
+{
+    enum qcow2_kind kind = qcow2_entry_kind(s, first);
+
+    if (qcow2_entry_kind(s, next) != kind) {
+        return false;
+    }
+    switch (kind) {
+    case QCOW2_KIND_NORMAL:
+    case QCOW2_KIND_ZERO_ALLOC:
+        return next == first + clusters * s->cluster_size;
+    default:
+        return true;
+    }
+}
+
+static int describe(struct qcow2 *s, uint64_t entry, uint64_t offset,
+                    unsigned flags, struct mapping *m)
+{
+    uint64_t host = entry & QCOW2_OFFSET_MASK;
+
+    switch (qcow2_entry_kind(s, entry)) {
+    case QCOW2_KIND_UNALLOCATED:
+        m->kind = MAP_UNALLOCATED;
+        break;
+    case QCOW2_KIND_ZERO_ALLOC:
+        m->host = host + qcow2_in_cluster(s, offset);
+        m->host_zero = true;
+        m->kind = MAP_ZERO;
+        break;
+    case QCOW2_KIND_ZERO_PLAIN:
+        m->kind = MAP_ZERO;
+        break;
+    case QCOW2_KIND_COMPRESSED:
+        m->kind = MAP_OPAQUE;
+        m->compressed = true;
+        break;
+    case QCOW2_KIND_NORMAL:
+        if (qcow2_in_cluster(s, host) != 0) {
+            return qcow2_mark_corrupt(s);
+        }
+        m->kind = MAP_DATA;
+        m->file = s->file;
+        m->host = host + qcow2_in_cluster(s, offset);
+        break;
+    }
+    if ((flags & MAP_WRITE) &&
+        (m->kind != MAP_DATA || !(entry & QCOW2_COPIED))) {
+        m->kind = MAP_OPAQUE;
+    }
+    return 0;
+}
+
+/* Fill in *m from the L2 table, or its absence. */
+static int look_up(struct qcow2 *s, uint64_t offset, uint64_t bytes,
+                   unsigned flags, struct mapping *m)
+{
+    struct qcow2_table *t;
+    int r = qcow2_l2_get(s, offset, flags & MAP_NOWAIT, &t);
+    if (r < 0) {
+        return r;
+    }
+    if (!t) {
+        m->kind = flags & MAP_WRITE ? MAP_OPAQUE : MAP_UNALLOCATED;
+        m->length = unallocated_run(s, offset, bytes);
+        return 0;
+    }
+    uint64_t span = qcow2_l2_span(s);
+    uint64_t index = (offset & (span - 1)) >> s->cluster_bits;
+    uint64_t entry = qcow2_entry_load(t, index);
+    uint64_t end = min_u64(offset + bytes, align_down(offset, span) + span);
+    uint64_t at = align_down(offset, s->cluster_size) + s->cluster_size;
+
+    for (uint64_t i = 1;
+         at < end && continues(s, entry, qcow2_entry_load(t, index + i), i);
+         i++) {
+        at += s->cluster_size;
+    }
+    qcow2_cache_put(s->l2, t);
+    m->length = min_u64(at, end) - offset;
+    return describe(s, entry, offset, flags, m);
+}
+
+int qcow2_map(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags,
+              struct mapping *m)
+{
+    struct qcow2 *s = n->state;
+
+    if ((flags & MAP_WRITE) && atomic_load(&s->corrupt)) {
+        return -EIO;
+    }
+    m->ticket = qcow2_ticket_take(s);
+    int r = look_up(s, offset, bytes, flags, m);
+    if (r < 0) {
+        qcow2_ticket_drop(s, m->ticket);
+    }
+    return r;
+}
+
+void qcow2_map_put(struct node *n, struct mapping *m)
+{
+    qcow2_ticket_drop(n->state, m->ticket);
+}

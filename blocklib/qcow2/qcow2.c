@@ -1,0 +1,355 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The qcow2 driver: opening, closing, describing. */
+#include "qcow2/qcow2.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/opts.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+
+/* Memory for L2 tables at the most, unless l2-cache-size says otherwise:
+ * enough for 256 GiB in clusters of 64 KiB. */
+#define L2_CACHE_MAX   (32 * MiB)
+#define L2_CACHE_MIN   4 /* tables */
+#define REFBLOCKS_MAX  (8 * MiB)
+#define REFBLOCKS_MIN  8 /* tables */
+
+static void state_free(struct qcow2 *s)
+{
+    qcow2_cache_free(s->l2);
+    qcow2_cache_free(s->refblocks);
+    free(s->l1);
+    free(s->reftable);
+    free(s->freed);
+    free(s->unpacked);
+    range_lock_destroy(&s->range);
+    mutex_destroy(&s->flush_lock);
+    mutex_destroy(&s->meta);
+    mutex_destroy(&s->unpacked_lock);
+}
+
+/* --- Tables that are read whole --- */
+
+static int read_table(struct qcow2 *s, const char *what, uint64_t offset,
+                      uint64_t entries, uint64_t *table, struct error **errp)
+{
+    CLEANUP_FREE unsigned char *be = malloc(entries * 8 + 1);
+    if (!be) {
+        return error_set(errp, ENOMEM, "no memory for the %s", what);
+    }
+    int r = entries == 0 ? 0
+                         : node_pread(s->file, be, entries * 8, offset, 0);
+    if (r < 0) {
+        return error_set(errp, -r, "cannot read the %s: %s", what,
+                         strerror(-r));
+    }
+    for (uint64_t i = 0; i < entries; i++) {
+        table[i] = load_be64(be + i * 8);
+    }
+    return 0;
+}
+
+static int read_tables(struct qcow2 *s, const struct qcow2_header *h,
+                       struct error **errp)
+{
+    uint64_t entries = (uint64_t)h->reftable_clusters << s->cluster_bits >> 3;
+    CLEANUP_FREE uint64_t *l1 = calloc(h->l1_size + 1UL, sizeof(*l1));
+
+    s->l1 = calloc(h->l1_size + 1UL, sizeof(*s->l1));
+    s->reftable = calloc(entries, sizeof(*s->reftable));
+    if (!l1 || !s->l1 || !s->reftable) {
+        return error_set(errp, ENOMEM, "no memory for the image's tables");
+    }
+    s->l1_size = h->l1_size;
+    s->l1_offset = h->l1_offset;
+    s->reftable_size = (uint32_t)entries;
+    s->reftable_offset = h->reftable_offset;
+    int r = read_table(s, "L1 table", s->l1_offset, s->l1_size, l1, errp);
+    if (r < 0) {
+        return r;
+    }
+    for (uint32_t i = 0; i < s->l1_size; i++) {
+        atomic_init(&s->l1[i], l1[i]);
+    }
+    return read_table(s, "reference count table", s->reftable_offset, entries,
+                      s->reftable, errp);
+}
+
+/* --- Checks --- */
+
+/* May an image with this header be written by us? */
+static int check_writable(const struct qcow2_header *h, struct error **errp)
+{
+    if (h->incompatible & QCOW2_INCOMPAT_CORRUPT) {
+        return error_set(errp, EACCES,
+                         "qcow2: Image is corrupt; cannot be opened "
+                         "read/write");
+    }
+    if (h->incompatible & QCOW2_INCOMPAT_DIRTY) {
+        return error_set(errp, EUCLEAN,
+                         "the image was not closed cleanly and its reference "
+                         "counts are out of date: run 'qemu-img check -r all' "
+                         "on it, or open it read-only");
+    }
+    if (h->snapshots > 0) {
+        return error_set(errp, ENOTSUP,
+                         "the image has internal snapshots, which is not "
+                         "supported for writing: open it read-only");
+    }
+    if (h->has_bitmaps && (h->autoclear & QCOW2_AUTOCLEAR_BITMAPS)) {
+        return error_set(errp, ENOTSUP,
+                         "the image has persistent bitmaps, which writing "
+                         "would invalidate: open it read-only");
+    }
+    return 0;
+}
+
+/*
+ * A table of an L2 entries that was read.  Data clusters that lie in the
+ * header, or in the tables that we keep in memory, would let a write of the
+ * guest destroy them.
+ */
+static int check_l2(const struct qcow2_table *t, void *opaque)
+{
+    struct qcow2 *s = opaque;
+    uint64_t l1_end = s->l1_offset + s->l1_size * UINT64_C(8);
+    uint64_t reftable_end = s->reftable_offset + s->reftable_size * UINT64_C(8);
+
+    for (uint64_t i = 0; i < qcow2_entries_per_l2(s); i++) {
+        uint64_t entry = qcow2_entry_load(t, i);
+        uint64_t host = entry & QCOW2_OFFSET_MASK;
+        if (qcow2_entry_kind(s, entry) != QCOW2_KIND_NORMAL) {
+            continue;
+        }
+        if ((host >= s->l1_offset && host < l1_end) || host == t->offset ||
+            (host >= s->reftable_offset && host < reftable_end)) {
+            (void)qcow2_mark_corrupt(s);
+        }
+    }
+    return 0;
+}
+
+/* --- Opening --- */
+
+static int take_options(struct opts *o, uint64_t *l2_bytes,
+                        uint64_t *refcount_bytes, struct error **errp)
+{
+    static const char *const overlap[] = { "none", "constant", "cached",
+                                           "all", NULL };
+    uint64_t total = 0;
+    unsigned mode = 2;
+    bool ignored = false;
+    int r;
+
+    /* lazy-refcounts: refcounts are always kept; discards always pass. */
+    if ((r = opts_uint(o, "cache-size", INT64_MAX, &total, errp)) < 0 ||
+        (r = opts_uint(o, "l2-cache-size", INT64_MAX, l2_bytes, errp)) < 0 ||
+        (r = opts_uint(o, "refcount-cache-size", INT64_MAX, refcount_bytes,
+                       errp)) < 0 ||
+        (r = opts_bool(o, "lazy-refcounts", &ignored, errp)) < 0 ||
+        (r = opts_bool(o, "pass-discard-request", &ignored, errp)) < 0 ||
+        (r = opts_bool(o, "pass-discard-snapshot", &ignored, errp)) < 0 ||
+        (r = opts_bool(o, "pass-discard-other", &ignored, errp)) < 0 ||
+        (r = opts_enum(o, "overlap-check", overlap, &mode, errp)) < 0) {
+        return r;
+    }
+    if (total > 0 && *l2_bytes == 0) {
+        *l2_bytes = total > *refcount_bytes ? total - *refcount_bytes : 0;
+    }
+    return 0;
+}
+
+static int make_caches(struct qcow2 *s, uint64_t l2_bytes,
+                       uint64_t refcount_bytes, struct error **errp)
+{
+    uint64_t l2_max = max_u64(s->l1_size, L2_CACHE_MIN);
+    uint64_t blocks_max = max_u64(s->reftable_size, REFBLOCKS_MIN);
+    uint64_t l2 = (l2_bytes ? l2_bytes : L2_CACHE_MAX) >> s->cluster_bits;
+    uint64_t blocks =
+        (refcount_bytes ? refcount_bytes : REFBLOCKS_MAX) >> s->cluster_bits;
+
+    l2 = min_u64(max_u64(l2, L2_CACHE_MIN), l2_max);
+    blocks = min_u64(max_u64(blocks, REFBLOCKS_MIN), blocks_max);
+    s->l2 = qcow2_cache_new(s->file, s->cluster_size, l2, check_l2, s);
+    s->refblocks =
+        qcow2_cache_new(s->file, s->cluster_size, blocks, NULL, NULL);
+    return s->l2 && s->refblocks
+               ? 0
+               : error_set(errp, ENOMEM, "no memory for metadata caches");
+}
+
+/* Features that a writer who does not know them has to clear. */
+static int clear_autoclear(struct qcow2 *s, const struct qcow2_header *h,
+                           struct error **errp)
+{
+    unsigned char zero[8] = { 0 };
+
+    if (h->version < 3 || h->autoclear == 0) {
+        return 0;
+    }
+    int r = node_pwrite(s->file, zero, sizeof(zero), QCOW2_HDR_AUTOCLEAR, 0);
+    if (r == 0) {
+        r = node_flush(s->file);
+    }
+    return r < 0 ? error_set(errp, -r, "cannot write the image's header: %s",
+                             strerror(-r))
+                 : 0;
+}
+
+static void take_header(struct qcow2 *s, struct qcow2_header *h)
+{
+    struct node *n = s->node;
+
+    s->version = h->version;
+    s->cluster_bits = h->cluster_bits;
+    s->cluster_size = UINT64_C(1) << h->cluster_bits;
+    s->l2_bits = h->cluster_bits - 3;
+    s->refcount_order = h->refcount_order;
+    s->refblock_bits = h->cluster_bits + 3 - h->refcount_order;
+    s->compression = h->compression;
+    s->compatible = h->compatible;
+    s->incompatible = h->incompatible;
+    atomic_init(&s->corrupt,
+                (h->incompatible & QCOW2_INCOMPAT_CORRUPT) != 0);
+    s->file_grows_zero = s->file->limits.grows_zero;
+    s->virgin = align_up(node_size(s->file), s->cluster_size);
+    n->size = h->size;
+    n->image_backing = h->backing;
+    n->image_backing_fmt = h->backing_fmt;
+    h->backing = NULL;
+    h->backing_fmt = NULL;
+}
+
+static int open_with_header(struct qcow2 *s, struct qcow2_header *h,
+                            uint64_t l2_bytes, uint64_t refcount_bytes,
+                            struct error **errp)
+{
+    bool writable = !s->node->flags.read_only;
+    int r = writable ? check_writable(h, errp) : 0;
+
+    if (r < 0) {
+        return r;
+    }
+    take_header(s, h);
+    r = read_tables(s, h, errp);
+    if (r == 0) {
+        r = make_caches(s, l2_bytes, refcount_bytes, errp);
+    }
+    if (r == 0 && writable) {
+        r = clear_autoclear(s, h, errp);
+    }
+    return r;
+}
+
+static int qcow2_open(struct node *n, struct opts *opts, struct error **errp)
+{
+    struct qcow2 *s = n->state;
+    struct qcow2_header h;
+    uint64_t l2_bytes = 0;
+    uint64_t refcount_bytes = 0;
+
+    int r = take_options(opts, &l2_bytes, &refcount_bytes, errp);
+    if (r == 0) {
+        r = node_open_child(n, opts, "file", CHILD_FILE, true, errp);
+    }
+    if (r < 0) {
+        return r;
+    }
+    s->node = n;
+    s->file = node_child(n, CHILD_FILE);
+    range_lock_init(&s->range);
+    mutex_init(&s->flush_lock);
+    mutex_init(&s->meta);
+    mutex_init(&s->unpacked_lock);
+    r = qcow2_header_read(s->file, &h, errp);
+    if (r == 0) {
+        r = open_with_header(s, &h, l2_bytes, refcount_bytes, errp);
+        qcow2_header_release(&h);
+    }
+    if (r < 0) {
+        error_prefix(errp, "Could not open '%s': ", node_filename(s->file));
+        state_free(s);
+    }
+    return r;
+}
+
+/* The file ends where the last cluster ends, also when the last bytes were
+ * never written: other readers want whole clusters. */
+static void round_up_file(struct qcow2 *s)
+{
+    struct node *file = s->file;
+
+    if (file->drv->resize && file->growable && s->virgin > node_size(file) &&
+        s->file_grows_zero) {
+        (void)node_resize(file, s->virgin, NULL);
+    }
+}
+
+static void qcow2_close(struct node *n)
+{
+    struct qcow2 *s = n->state;
+
+    if (!n->flags.read_only) {
+        /* Twice: the first releases freed clusters, the second says so. */
+        if (qcow2_flush(n) == 0) {
+            (void)qcow2_flush(n);
+        }
+        round_up_file(s);
+    }
+    state_free(s);
+}
+
+static void qcow2_limits(struct node *n, struct limits *lim)
+{
+    const struct qcow2 *s = n->state;
+
+    lim->zero_align = (uint32_t)s->cluster_size;
+    lim->pref = (uint32_t)s->cluster_size;
+    lim->fast_zero = s->version >= 3;
+    lim->zero_unmaps = true;
+}
+
+static void qcow2_describe(struct node *n, json_t *info)
+{
+    const struct qcow2 *s = n->state;
+
+    (void)json_object_set_new(info, "cluster-size",
+                              json_integer((json_int_t)s->cluster_size));
+    json_t *data = json_pack(
+        "{s:s, s:s, s:b, s:i, s:b, s:b}", "compat",
+        s->version >= 3 ? "1.1" : "0.10", "compression-type",
+        s->compression == QCOW2_ZSTD ? "zstd" : "zlib", "lazy-refcounts",
+        (s->compatible & QCOW2_COMPAT_LAZY) != 0, "refcount-bits",
+        1 << s->refcount_order, "corrupt", (int)atomic_load(&s->corrupt),
+        "extended-l2", 0);
+    (void)json_object_set_new(
+        info, "format-specific",
+        json_pack("{s:s, s:o}", "type", "qcow2", "data", data));
+    (void)json_object_set_new(
+        info, "dirty-flag",
+        json_boolean(s->incompatible & QCOW2_INCOMPAT_DIRTY));
+}
+
+const struct driver driver_qcow2 = {
+    .name = "qcow2",
+    .has_backing = true,
+    .state_size = sizeof(struct qcow2),
+    .open = qcow2_open,
+    .close = qcow2_close,
+    .limits = qcow2_limits,
+    .resize = qcow2_resize,
+    .describe = qcow2_describe,
+    .create = qcow2_create,
+    .create_options = qcow2_create_options,
+    .map = qcow2_map,
+    .map_put = qcow2_map_put,
+    .preadv = qcow2_read_compressed,
+    .pwritev = qcow2_pwritev,
+    .zero = qcow2_zero,
+    .discard = qcow2_discard,
+    .flush = qcow2_flush,
+};

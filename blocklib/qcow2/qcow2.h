@@ -1,0 +1,304 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_QCOW2_QCOW2_H
+#define NBDELTA_QCOW2_QCOW2_H
+
+/*
+ * The inside of the qcow2 driver.  Nothing outside of this folder sees it.
+ *
+ * What an image looks like, and who keeps which part:
+ *
+ *   header --> L1 table --> L2 tables --> data clusters      map.c write.c
+ *     |                        (s->l2)
+ *     +------> refcount table --> refcount blocks            alloc.c
+ *                                    (s->refblocks)
+ *
+ * Metadata lives in write-back caches (cache.c).  flush.c writes it in the
+ * order that keeps invariant 1 (see there).
+ *
+ * Locks: flush_lock, then meta, then those inside of the caches.
+ *   range  (guest clusters) held by whatever changes the mapping of a range
+ *   meta   held while L1, L2, refcounts are changed; no data I/O under it
+ * Readers take none of them: they pin an L2 table and load its entries
+ * atomically, and hold a ticket (extents in hand) until the bytes are moved.
+ */
+#include "core/node.h"
+#include "nbdelta/bytes.h"
+#include "qcow2/cache.h"
+
+#define QCOW2_MAGIC 0x514649fb /* "QFI\xfb" */
+
+#define QCOW2_MIN_CLUSTER_BITS 9
+#define QCOW2_MAX_CLUSTER_BITS 21
+#define QCOW2_MAX_L1_BYTES     (32 * MiB)
+#define QCOW2_MAX_REFTABLE_BYTES (8 * MiB)
+#define QCOW2_MAX_BACKING_NAME 1023
+
+/* L1 and L2 entries. */
+#define QCOW2_COPIED      (UINT64_C(1) << 63) /* refcount is exactly one */
+#define QCOW2_COMPRESSED  (UINT64_C(1) << 62)
+#define QCOW2_ZERO        (UINT64_C(1) << 0) /* version 3 */
+#define QCOW2_OFFSET_MASK UINT64_C(0x00fffffffffffe00)
+
+/* Incompatible features. */
+#define QCOW2_INCOMPAT_DIRTY       (UINT64_C(1) << 0)
+#define QCOW2_INCOMPAT_CORRUPT     (UINT64_C(1) << 1)
+#define QCOW2_INCOMPAT_DATA_FILE   (UINT64_C(1) << 2)
+#define QCOW2_INCOMPAT_COMPRESSION (UINT64_C(1) << 3)
+#define QCOW2_INCOMPAT_EXTL2       (UINT64_C(1) << 4)
+#define QCOW2_COMPAT_LAZY          (UINT64_C(1) << 0)
+#define QCOW2_AUTOCLEAR_BITMAPS    (UINT64_C(1) << 0)
+
+enum qcow2_compression { QCOW2_ZLIB = 0, QCOW2_ZSTD = 1 };
+
+/* Byte offsets of header fields that are written on their own. */
+#define QCOW2_HDR_SIZE      24
+#define QCOW2_HDR_L1        36 /* l1_size 4, l1_table_offset 8: one write */
+#define QCOW2_HDR_REFTABLE  48 /* offset 8, clusters 4: one write */
+#define QCOW2_HDR_INCOMPAT  72
+#define QCOW2_HDR_AUTOCLEAR 88
+
+/* A parsed header, in host byte order. */
+struct qcow2_header {
+    uint32_t version;
+    uint32_t cluster_bits;
+    uint64_t size;
+    uint32_t l1_size; /* entries */
+    uint64_t l1_offset;
+    uint64_t reftable_offset;
+    uint32_t reftable_clusters;
+    uint32_t snapshots;
+    uint64_t incompatible;
+    uint64_t compatible;
+    uint64_t autoclear;
+    uint32_t refcount_order;
+    uint32_t header_length;
+    enum qcow2_compression compression;
+    bool has_bitmaps;  /* the bitmaps extension is there */
+    char *backing;     /* malloc()ed, or NULL */
+    char *backing_fmt; /* malloc()ed, or NULL */
+};
+
+/* Entries [from, to) of a table that differ from the disk; empty at first. */
+struct qcow2_span {
+    uint32_t from;
+    uint32_t to;
+};
+
+static inline bool qcow2_span_empty(const struct qcow2_span *p)
+{
+    return p->from >= p->to;
+}
+static inline void qcow2_span_add(struct qcow2_span *p, uint32_t from,
+                                  uint32_t to)
+{
+    bool empty = qcow2_span_empty(p);
+    p->from = empty || from < p->from ? from : p->from;
+    p->to = empty || to > p->to ? to : p->to;
+}
+
+/* A run of clusters that nothing refers to any more, in memory: alloc.c. */
+struct qcow2_freed {
+    uint64_t host;
+    uint64_t clusters;
+    uint64_t epoch; /* when it was unlinked */
+    bool durable;   /* that it was unlinked is on disk */
+};
+
+struct qcow2 {
+    /* --- Set at open. --- */
+    struct node *node;
+    struct node *file;
+    uint32_t version;
+    unsigned cluster_bits;
+    uint64_t cluster_size;
+    unsigned l2_bits;       /* log2 of entries in an L2 table */
+    unsigned refcount_order;
+    unsigned refblock_bits; /* log2 of entries in a refcount block */
+    enum qcow2_compression compression;
+    uint64_t compatible;
+    bool file_grows_zero;
+
+    struct qcow2_cache *l2;
+    struct qcow2_cache *refblocks;
+    struct range_lock range;
+
+    /* --- Control section (drained), and set at open. --- */
+    _Atomic uint64_t *l1; /* entries change under meta */
+    uint32_t l1_size;
+    uint64_t l1_offset;
+
+    mutex_t flush_lock; /* one write-back at a time */
+    mutex_t meta;
+
+    /* --- Guarded by meta. --- */
+    struct qcow2_span l1_dirty;
+    bool l1_moved; /* the header on disk names another place and size */
+    uint64_t *reftable;
+    uint32_t reftable_size; /* entries */
+    uint64_t reftable_offset;
+    struct qcow2_span reftable_dirty;
+    bool reftable_moved;
+    uint64_t free_hint; /* no free cluster (index) lies below it */
+    uint64_t virgin;    /* host bytes from here on were never written */
+    struct qcow2_freed *freed; /* in limbo */
+    size_t freed_count;
+    size_t freed_room;
+    size_t freed_sealed; /* those before it are in a round of flush.c */
+    uint64_t freed_clusters;
+    uint64_t incompatible;
+
+    /* --- Atomic. --- */
+    _Atomic uint64_t epoch;
+    _Atomic uint64_t users[2]; /* extents in hand, by parity of the epoch */
+    _Atomic bool corrupt;      /* no more writes */
+
+    /* Own lock: the last cluster that was decompressed (compress.c). */
+    mutex_t unpacked_lock;
+    uint64_t unpacked_entry; /* its L2 entry; 0: none */
+    unsigned char *unpacked;
+};
+
+static inline uint64_t qcow2_entries_per_l2(const struct qcow2 *s)
+{
+    return UINT64_C(1) << s->l2_bits;
+}
+/* Guest bytes that one L2 table describes. */
+static inline uint64_t qcow2_l2_span(const struct qcow2 *s)
+{
+    return s->cluster_size << s->l2_bits;
+}
+static inline uint64_t qcow2_in_cluster(const struct qcow2 *s, uint64_t offset)
+{
+    return offset & (s->cluster_size - 1);
+}
+
+/* --- header.c --- */
+
+/* Read and check the header of @file.  Frees what it allocated on failure. */
+int qcow2_header_read(struct node *file, struct qcow2_header *h,
+                      struct error **errp);
+/* The same from memory, for the fuzzer: @head holds the first @len bytes. */
+int qcow2_header_parse(const unsigned char *head, size_t len,
+                       struct qcow2_header *h, struct error **errp);
+void qcow2_header_release(struct qcow2_header *h);
+
+/* --- map.c --- */
+
+enum qcow2_kind {
+    QCOW2_KIND_UNALLOCATED,
+    QCOW2_KIND_ZERO_PLAIN,
+    QCOW2_KIND_ZERO_ALLOC,
+    QCOW2_KIND_NORMAL,
+    QCOW2_KIND_COMPRESSED,
+};
+enum qcow2_kind qcow2_entry_kind(const struct qcow2 *s, uint64_t entry);
+
+static inline uint64_t qcow2_entry_load(const struct qcow2_table *t,
+                                        uint64_t index)
+{
+    const _Atomic uint64_t *e = (const _Atomic uint64_t *)t->data;
+    return be64toh(atomic_load_explicit(&e[index], memory_order_acquire));
+}
+
+int qcow2_map(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags,
+              struct mapping *m);
+void qcow2_map_put(struct node *n, struct mapping *m);
+
+/* The L2 table that describes guest @offset, pinned; *tp is NULL when there
+ * is none.  -EAGAIN with @nowait, -EIO for a damaged L1 entry. */
+int qcow2_l2_get(struct qcow2 *s, uint64_t offset, bool nowait,
+                 struct qcow2_table **tp);
+
+/* The same to be changed: made if missing, copied if shared. */
+int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
+                          struct qcow2_table **tp) REQUIRES(s->meta);
+
+/* Put in an entry of such a table. */
+void qcow2_entry_store(struct qcow2 *s, struct qcow2_table *t, uint64_t index,
+                       uint64_t entry) REQUIRES(s->meta);
+
+/* Hold, and release, the clusters that L2 entries lead to. */
+unsigned qcow2_ticket_take(struct qcow2 *s);
+void qcow2_ticket_drop(struct qcow2 *s, unsigned ticket);
+
+/* The image contradicts itself: remember that, on disk too, and write to it
+ * no more.  Returns -EIO. */
+int qcow2_mark_corrupt(struct qcow2 *s);
+
+/* --- alloc.c --- */
+
+/*
+ * Allocate up to @want clusters in a row; *got >= 1.  *fresh: they were never
+ * written and read as zeroes.  Refcounts are set in memory.
+ */
+int qcow2_alloc(struct qcow2 *s, uint64_t want, uint64_t *host, uint64_t *got,
+                bool *fresh) REQUIRES(s->meta);
+/* Exactly @count in a row, for tables. */
+int qcow2_alloc_exact(struct qcow2 *s, uint64_t count, uint64_t *host)
+    REQUIRES(s->meta);
+
+/* Take back an allocation that nothing has referred to, on disk or here. */
+void qcow2_alloc_undo(struct qcow2 *s, uint64_t host, uint64_t clusters)
+    REQUIRES(s->meta);
+
+/* A reference to these clusters is gone from memory: drop their refcount as
+ * soon as that is on disk and nobody moves their bytes any more. */
+int qcow2_free_later(struct qcow2 *s, uint64_t host, uint64_t clusters)
+    REQUIRES(s->meta);
+/* The same for whatever an L2 entry refers to. */
+int qcow2_free_entry(struct qcow2 *s, uint64_t entry) REQUIRES(s->meta);
+
+/* Drop refcounts of runs that are due.  Discards first. */
+int qcow2_release_freed(struct qcow2 *s) EXCLUDES(s->meta);
+
+/* The refcount of a cluster; for tests and checks. */
+int qcow2_refcount_get(struct qcow2 *s, uint64_t cluster, uint64_t *count)
+    REQUIRES(s->meta);
+
+/* refcount.c: one entry of a block of 2^@order bit wide refcounts. */
+uint64_t qcow2_refcount_load(const void *block, unsigned order,
+                             uint64_t index);
+void qcow2_refcount_store(void *block, unsigned order, uint64_t index,
+                          uint64_t count);
+
+/* --- write.c, zero.c --- */
+
+int qcow2_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
+                  const struct iovec *iov, int iovcnt, unsigned flags);
+int qcow2_zero(struct node *n, uint64_t offset, uint64_t bytes,
+               unsigned flags);
+int qcow2_discard(struct node *n, uint64_t offset, uint64_t bytes);
+
+/* --- flush.c --- */
+
+int qcow2_flush(struct node *n);
+
+/* Write back when too much is dirty or waits to be freed; after a change,
+ * without locks. */
+int qcow2_relieve(struct qcow2 *s);
+
+/* --- compress.c --- */
+
+/* preadv of OPAQUE extents. */
+int qcow2_read_compressed(struct node *n, uint64_t offset, uint64_t bytes,
+                          const struct iovec *iov, int iovcnt,
+                          unsigned flags);
+
+/* Where the L2 entry of a compressed cluster leads: byte offset and how many
+ * bytes at the most. */
+void qcow2_compressed_extent(const struct qcow2 *s, uint64_t entry,
+                             uint64_t *host, uint64_t *bytes);
+
+/* --- create.c, resize.c --- */
+
+int qcow2_create(const char *filename, struct opts *opts,
+                 struct error **errp);
+extern const char *const qcow2_create_options[];
+
+int qcow2_resize(struct node *n, uint64_t size, struct error **errp);
+
+/* Map all unallocated clusters of [@offset, @offset + @bytes) to new host
+ * clusters without writing their data (preallocation=metadata). */
+int qcow2_preallocate(struct node *n, uint64_t offset, uint64_t bytes);
+
+#endif /* NBDELTA_QCOW2_QCOW2_H */

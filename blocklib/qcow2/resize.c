@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Growing the disk, in a drained section: a larger L1 table if it needs one,
+ * on disk before the header names it (flush.c), then the size.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "nbdelta/error.h"
+#include "qcow2/qcow2.h"
+
+static int grow_l1(struct qcow2 *s, uint64_t needed)
+{
+    uint64_t entries = align_up(needed, s->cluster_size / 8);
+    uint64_t clusters = entries * 8 >> s->cluster_bits;
+    uint64_t host;
+    _Atomic uint64_t *l1 = calloc(entries, sizeof(*l1));
+
+    if (!l1) {
+        return -ENOMEM;
+    }
+    mutex_lock(&s->meta);
+    int r = qcow2_alloc_exact(s, clusters, &host);
+    if (r == 0) {
+        uint64_t old_bytes = s->l1_size * UINT64_C(8);
+        for (uint32_t i = 0; i < s->l1_size; i++) {
+            atomic_init(&l1[i], atomic_load(&s->l1[i]));
+        }
+        if (s->l1_offset != 0) {
+            (void)qcow2_free_later(s, s->l1_offset,
+                                   div_up(old_bytes, s->cluster_size));
+        }
+        free(s->l1);
+        s->l1 = l1;
+        s->l1_size = (uint32_t)entries;
+        s->l1_offset = host;
+        s->l1_moved = true;
+        qcow2_span_add(&s->l1_dirty, 0, s->l1_size);
+    } else {
+        free(l1);
+    }
+    mutex_unlock(&s->meta);
+    return r;
+}
+
+int qcow2_resize(struct node *n, uint64_t size, struct error **errp)
+{
+    struct qcow2 *s = n->state;
+    uint64_t needed = div_up(size, qcow2_l2_span(s));
+    unsigned char be[8];
+    int r = 0;
+
+    if (!is_aligned(size, 512)) {
+        return error_set(errp, EINVAL,
+                         "The new size must be a multiple of 512");
+    }
+    if (size < n->size) {
+        return error_set(errp, ENOTSUP,
+                         "shrinking a qcow2 image is not supported");
+    }
+    if (needed * 8 > QCOW2_MAX_L1_BYTES) {
+        return error_set(errp, EFBIG,
+                         "a size of %" PRIu64 " is too large for clusters of "
+                         "%" PRIu64 " bytes",
+                         size, s->cluster_size);
+    }
+    if (atomic_load(&s->corrupt)) {
+        r = -EIO;
+    } else if (needed > s->l1_size) {
+        r = grow_l1(s, needed);
+    }
+    if (r == 0) {
+        r = qcow2_flush(n);
+    }
+    if (r == 0) {
+        store_be64(be, size);
+        r = node_pwrite(s->file, be, sizeof(be), QCOW2_HDR_SIZE, 0);
+    }
+    if (r == 0) {
+        r = node_flush(s->file);
+    }
+    return r < 0 ? error_set(errp, -r, "cannot grow '%s': %s",
+                             node_filename(n), strerror(-r))
+                 : 0;
+}

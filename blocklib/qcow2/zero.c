@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Making clusters read as zeroes, by their L2 entries alone.
+ *
+ *   entry now          zero                 zero, may unmap     discard
+ *   unallocated        ZERO (*)             ZERO (*)            ZERO (*)
+ *   normal, COPIED     host | ZERO          ZERO, host freed    the same
+ *   other normal       ZERO, freed          ZERO, freed         the same
+ *   compressed         ZERO, freed          ZERO, freed         the same
+ *
+ *   (*) stays as it is without a backing node: it reads as zeroes already.
+ *
+ * Version 2 has no ZERO: there, entries become unallocated if there is no
+ * backing node; else zero is not supported, and a discard does nothing.
+ */
+#include <errno.h>
+
+#include "qcow2/qcow2.h"
+
+struct zeroing {
+    bool unmap;
+    bool has_backing;
+};
+
+/* What becomes of @entry; *freed: its host clusters are not used any more. */
+static uint64_t zeroed(const struct qcow2 *s, const struct zeroing *z,
+                       uint64_t entry, bool *freed)
+{
+    uint64_t plain = s->version >= 3 && z->has_backing ? QCOW2_ZERO : 0;
+
+    *freed = false;
+    switch (qcow2_entry_kind(s, entry)) {
+    case QCOW2_KIND_ZERO_PLAIN:
+        return entry;
+    case QCOW2_KIND_UNALLOCATED:
+        return plain;
+    case QCOW2_KIND_NORMAL:
+    case QCOW2_KIND_ZERO_ALLOC:
+        if (!z->unmap && (entry & QCOW2_COPIED) && s->version >= 3) {
+            return entry | QCOW2_ZERO;
+        }
+        break;
+    case QCOW2_KIND_COMPRESSED:
+        break;
+    }
+    *freed = true;
+    return s->version >= 3 ? QCOW2_ZERO : 0;
+}
+
+/* The entries for the part of the range that one L2 table describes. */
+static int zero_in_l2(struct qcow2 *s, const struct zeroing *z,
+                      uint64_t offset, uint64_t clusters) REQUIRES(s->meta)
+{
+    uint64_t index = (offset & (qcow2_l2_span(s) - 1)) >> s->cluster_bits;
+    uint64_t l1 = atomic_load(&s->l1[offset / qcow2_l2_span(s)]);
+    struct qcow2_table *t;
+
+    if (!(l1 & QCOW2_OFFSET_MASK) && !z->has_backing) {
+        return 0;
+    }
+    int r = qcow2_l2_get_writable(s, offset, &t);
+    if (r < 0) {
+        return r;
+    }
+    for (uint64_t i = index; i < index + clusters; i++) {
+        uint64_t old = qcow2_entry_load(t, i);
+        bool freed;
+        uint64_t new = zeroed(s, z, old, &freed);
+        if (new != old) {
+            qcow2_entry_store(s, t, i, new);
+        }
+        if (freed) {
+            (void)qcow2_free_entry(s, old); /* or it leaks: no harm */
+        }
+    }
+    qcow2_cache_put(s->l2, t);
+    return 0;
+}
+
+static int zero_range(struct qcow2 *s, const struct zeroing *z,
+                      uint64_t offset, uint64_t bytes)
+{
+    struct range_req req;
+    uint64_t end = offset + bytes;
+    int r = 0;
+
+    if (atomic_load(&s->corrupt)) {
+        return -EIO;
+    }
+    range_lock(&s->range, &req, offset,
+               align_up(end, s->cluster_size) - offset, true);
+    while (offset < end && r == 0) {
+        uint64_t span_end =
+            align_down(offset, qcow2_l2_span(s)) + qcow2_l2_span(s);
+        uint64_t to = min_u64(end, span_end);
+        mutex_lock(&s->meta);
+        r = zero_in_l2(s, z, offset, div_up(to - offset, s->cluster_size));
+        mutex_unlock(&s->meta);
+        offset = to;
+    }
+    range_unlock(&s->range, &req);
+    return r < 0 ? r : qcow2_relieve(s);
+}
+
+int qcow2_zero(struct node *n, uint64_t offset, uint64_t bytes,
+               unsigned flags)
+{
+    struct qcow2 *s = n->state;
+    struct zeroing z = {
+        .unmap = flags & REQ_MAY_UNMAP,
+        .has_backing = node_child(n, CHILD_BACKING) != NULL,
+    };
+
+    if (s->version < 3 && (z.has_backing || !z.unmap)) {
+        return -ENOTSUP;
+    }
+    return zero_range(s, &z, offset, bytes);
+}
+
+int qcow2_discard(struct node *n, uint64_t offset, uint64_t bytes)
+{
+    struct qcow2 *s = n->state;
+    struct zeroing z = {
+        .unmap = true,
+        .has_backing = node_child(n, CHILD_BACKING) != NULL,
+    };
+
+    if (s->version < 3 && z.has_backing) {
+        return 0;
+    }
+    return zero_range(s, &z, offset, bytes);
+}

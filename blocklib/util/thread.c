@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "nbdelta/thread.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+#define NS_PER_SEC UINT64_C(1000000000)
+#define NS_PER_MS  UINT64_C(1000000)
+
+/* What can fail here is misuse of a lock: there is no way to go on. */
+#define MUST(call)         \
+    do {                   \
+        if ((call) != 0) { \
+            abort();       \
+        }                  \
+    } while (0)
+
+void mutex_init(mutex_t *m)
+{
+    MUST(pthread_mutex_init(&m->pm, NULL));
+}
+
+void mutex_destroy(mutex_t *m)
+{
+    MUST(pthread_mutex_destroy(&m->pm));
+}
+
+void mutex_lock(mutex_t *m) NO_LOCK_ANALYSIS
+{
+    MUST(pthread_mutex_lock(&m->pm));
+}
+
+void mutex_unlock(mutex_t *m) NO_LOCK_ANALYSIS
+{
+    MUST(pthread_mutex_unlock(&m->pm));
+}
+
+void rwlock_init(rwlock_t *l)
+{
+    pthread_rwlockattr_t attr;
+
+    /* The plain PREFER_WRITER kind of glibc prefers readers. */
+    MUST(pthread_rwlockattr_init(&attr));
+    MUST(pthread_rwlockattr_setkind_np(
+        &attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP));
+    MUST(pthread_rwlock_init(&l->prw, &attr));
+    MUST(pthread_rwlockattr_destroy(&attr));
+}
+
+void rwlock_destroy(rwlock_t *l)
+{
+    MUST(pthread_rwlock_destroy(&l->prw));
+}
+
+void rwlock_rdlock(rwlock_t *l) NO_LOCK_ANALYSIS
+{
+    MUST(pthread_rwlock_rdlock(&l->prw));
+}
+
+bool rwlock_tryrdlock(rwlock_t *l) NO_LOCK_ANALYSIS
+{
+    int err = pthread_rwlock_tryrdlock(&l->prw);
+
+    if (err != 0 && err != EBUSY) {
+        abort();
+    }
+    return err == 0;
+}
+
+/*
+ * With a time limit that is never reached: deadlock detectors derive an order
+ * of locks from plain locking, and trees, which the holder of the control
+ * lock takes in any order, have none.
+ */
+void rwlock_wrlock(rwlock_t *l) NO_LOCK_ANALYSIS
+{
+    struct timespec never = { .tv_sec = (time_t)1 << 40 };
+    MUST(pthread_rwlock_timedwrlock(&l->prw, &never));
+}
+
+void rwlock_unlock(rwlock_t *l) NO_LOCK_ANALYSIS
+{
+    MUST(pthread_rwlock_unlock(&l->prw));
+}
+
+void cond_init(cond_t *c)
+{
+    pthread_condattr_t attr;
+
+    MUST(pthread_condattr_init(&attr));
+    MUST(pthread_condattr_setclock(&attr, CLOCK_MONOTONIC));
+    MUST(pthread_cond_init(&c->pc, &attr));
+    MUST(pthread_condattr_destroy(&attr));
+}
+
+void cond_destroy(cond_t *c)
+{
+    MUST(pthread_cond_destroy(&c->pc));
+}
+
+void cond_wait(cond_t *c, mutex_t *m)
+{
+    MUST(pthread_cond_wait(&c->pc, &m->pm));
+}
+
+bool cond_wait_ms(cond_t *c, mutex_t *m, uint64_t ms)
+{
+    uint64_t now = now_ns();
+    uint64_t end = INT64_MAX; /* some 290 years: for ever */
+    struct timespec ts;
+    int err;
+
+    if (ms < (end - now) / NS_PER_MS) {
+        end = now + ms * NS_PER_MS;
+    }
+    ts.tv_sec = (time_t)(end / NS_PER_SEC);
+    ts.tv_nsec = (long)(end % NS_PER_SEC);
+    err = pthread_cond_timedwait(&c->pc, &m->pm, &ts);
+    if (err != 0 && err != ETIMEDOUT) {
+        abort();
+    }
+    return err == 0;
+}
+
+void cond_signal(cond_t *c)
+{
+    MUST(pthread_cond_signal(&c->pc));
+}
+
+void cond_broadcast(cond_t *c)
+{
+    MUST(pthread_cond_broadcast(&c->pc));
+}
+
+int thread_start(pthread_t *t, const char *name, void *(*fn)(void *), void *arg)
+{
+    /* Faults are raised in the thread that makes them, whatever is blocked;
+     * left open, a handler (a sanitizer's) still gets to report them. */
+    static const int faults[] = {SIGSEGV, SIGBUS,  SIGFPE,
+                                 SIGILL,  SIGTRAP, SIGSYS};
+    char shown[16];
+    sigset_t block;
+    sigset_t old;
+    int err;
+
+    MUST(sigfillset(&block));
+    for (size_t i = 0; i < sizeof(faults) / sizeof(faults[0]); i++) {
+        MUST(sigdelset(&block, faults[i]));
+    }
+    /* A thread inherits the mask, so there is no moment without it. */
+    MUST(pthread_sigmask(SIG_SETMASK, &block, &old));
+    err = pthread_create(t, NULL, fn, arg);
+    MUST(pthread_sigmask(SIG_SETMASK, &old, NULL));
+    if (err == 0) {
+        (void)snprintf(shown, sizeof(shown), "%s", name);
+        (void)pthread_setname_np(*t, shown);
+    }
+    return -err;
+}
+
+void thread_join(pthread_t t)
+{
+    MUST(pthread_join(t, NULL));
+}
+
+uint64_t now_ns(void)
+{
+    struct timespec ts;
+
+    MUST(clock_gettime(CLOCK_MONOTONIC, &ts));
+    return (uint64_t)ts.tv_sec * NS_PER_SEC + (uint64_t)ts.tv_nsec;
+}

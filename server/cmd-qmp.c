@@ -1,0 +1,621 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* `nbdelta qmp`: one command to a monitor, and the job that it starts. */
+
+#include <errno.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "cli.h"
+#include "commands.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/options.h"
+#include "nbdelta/size.h"
+#include "progress.h"
+#include "qmp-dispatch.h"
+#include "qmp-parse.h"
+
+#define PROGRESS_MS 500
+
+struct client {
+    int fd;
+    struct qmp_parser *parser;
+    json_t *inbox;  /* array: parsed and not looked at yet */
+    json_t *events; /* array: came before the reply that we waited for */
+    bool garbage;
+
+    /* --wait */
+    char *job;     /* its id, or NULL */
+    json_t *final; /* BLOCK_JOB_COMPLETED or BLOCK_JOB_CANCELLED */
+    bool concluded;
+    _Atomic unsigned permille; /* how much is done */
+};
+
+/* --- Arguments. --- */
+
+static json_t *convert_member(json_t *v, const struct qmp_arg *a);
+
+/* What a bare string most likely is, where no table tells. */
+static json_t *guess(const char *text)
+{
+    char *end;
+    long long n;
+
+    if (strcmp(text, "on") == 0 || strcmp(text, "true") == 0) {
+        return json_true();
+    }
+    if (strcmp(text, "off") == 0 || strcmp(text, "false") == 0) {
+        return json_false();
+    }
+    errno = 0;
+    n = strtoll(text, &end, 10);
+    if (errno == 0 && *end == '\0' && end != text &&
+        strchr("-0123456789", *text)) {
+        return json_integer(n);
+    }
+    return json_string(text);
+}
+
+/* Strings that do not fit stay: the other side says what it expects. */
+static json_t *convert_number(const char *text)
+{
+    uint64_t n;
+
+    if (size_parse(text, &n) == 0 && n <= INT64_MAX) {
+        return json_integer((json_int_t)n);
+    }
+    if (text[0] == '-' && size_parse(text + 1, &n) == 0 && n <= INT64_MAX) {
+        return json_integer(-(json_int_t)n);
+    }
+    return json_string(text);
+}
+
+static json_t *convert_string(const char *text, enum qmp_type type)
+{
+    switch (type) {
+    case QMP_BOOL:
+        if (strcmp(text, "on") == 0 || strcmp(text, "yes") == 0 ||
+            strcmp(text, "true") == 0) {
+            return json_true();
+        }
+        if (strcmp(text, "off") == 0 || strcmp(text, "no") == 0 ||
+            strcmp(text, "false") == 0) {
+            return json_false();
+        }
+        return json_string(text);
+    case QMP_INT:
+    case QMP_UINT32:
+    case QMP_SIZE:
+        return convert_number(text);
+    case QMP_ENUMS:
+    case QMP_STR_OR_OBJECT_ARRAY:
+        return json_pack("[s]", text);
+    case QMP_END:
+        return guess(text);
+    default:
+        return json_string(text);
+    }
+}
+
+/* A copy of @object with its strings turned into what @spec wants; NULL
+ * spec: nothing is known.  NULL: no memory. */
+static json_t *convert_object(json_t *object, const struct qmp_arg *spec)
+{
+    static const struct qmp_arg unknown = {.type = QMP_END};
+    json_t *copy = json_object();
+    const char *key;
+    json_t *value;
+
+    json_object_foreach (object, key, value) {
+        const struct qmp_arg *a = spec ? spec : &unknown;
+
+        while (a->type != QMP_END && strcmp(a->name, key) != 0) {
+            a++;
+        }
+        if (json_object_set_new(copy, key, convert_member(value, a)) < 0) {
+            json_decref(copy);
+            return NULL;
+        }
+    }
+    return copy;
+}
+
+static json_t *convert_member(json_t *v, const struct qmp_arg *a)
+{
+    if (json_is_string(v)) {
+        return convert_string(json_string_value(v), a->type);
+    }
+    if (json_is_object(v)) {
+        return convert_object(v, a->members);
+    }
+    return json_incref(v);
+}
+
+/* "key=value" words as one list; a comma within a word is only a comma. */
+static char *join_words(int argc, char **argv)
+{
+    size_t len = 1;
+    char *text;
+    char *out;
+
+    for (int i = 0; i < argc; i++) {
+        len += 2 * strlen(argv[i]) + 1;
+    }
+    text = malloc(len);
+    out = text;
+    for (int i = 0; text && i < argc; i++) {
+        if (i > 0) {
+            *out++ = ',';
+        }
+        for (const char *p = argv[i]; *p; p++) {
+            *out++ = *p;
+            if (*p == ',') {
+                *out++ = ',';
+            }
+        }
+    }
+    if (text) {
+        *out = '\0';
+    }
+    return text;
+}
+
+static int parse_arguments(const char *command, int argc, char **argv,
+                           json_t **args, struct error **errp)
+{
+    const struct qmp_command *known = qmp_find_command(command);
+    CLEANUP_JSON json_t *raw = NULL;
+    char *text;
+    int r;
+
+    if (argc == 1 && argv[0][0] == '{') {
+        return options_parse(argv[0], NULL, args, errp);
+    }
+    for (int i = 0; i < argc; i++) {
+        if (!strchr(argv[i], '=')) {
+            return error_set(errp, EINVAL,
+                             "'%s' is neither KEY=VALUE nor a JSON object",
+                             argv[i]);
+        }
+    }
+    text = join_words(argc, argv);
+    if (!text) {
+        return error_set(errp, ENOMEM, "out of memory");
+    }
+    r = options_parse(text, NULL, &raw, errp);
+    free(text);
+    if (r < 0) {
+        return r;
+    }
+    *args = convert_object(raw, known ? known->args : NULL);
+    return *args ? 0 : error_set(errp, ENOMEM, "out of memory");
+}
+
+/* --- The connection. --- */
+
+static void on_value(json_t *value, const char *why, void *opaque)
+{
+    struct client *c = opaque;
+
+    (void)why;
+    if (!value || json_array_append(c->inbox, value) < 0) {
+        c->garbage = true;
+    }
+}
+
+static int client_open(struct client *c, const char *path, struct error **errp)
+{
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+
+    if (strlen(path) >= sizeof(addr.sun_path)) {
+        return error_set(errp, ENAMETOOLONG,
+                         "the socket path '%s' is longer than %zu bytes", path,
+                         sizeof(addr.sun_path) - 1);
+    }
+    memcpy(addr.sun_path, path, strlen(path));
+    c->inbox = json_array();
+    c->events = json_array();
+    c->parser = qmp_parser_new(on_value, c);
+    if (!c->inbox || !c->events || !c->parser) {
+        return error_set(errp, ENOMEM, "out of memory");
+    }
+    c->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (c->fd < 0 ||
+        connect(c->fd, (const struct sockaddr *)&addr, sizeof(addr)) < 0) {
+        return error_set(errp, errno, "cannot connect to '%s': %s", path,
+                         strerror(errno));
+    }
+    return 0;
+}
+
+static void client_close(struct client *c)
+{
+    if (c->fd >= 0) {
+        (void)close(c->fd);
+    }
+    qmp_parser_free(c->parser);
+    json_decref(c->inbox);
+    json_decref(c->events);
+    json_decref(c->final);
+    free(c->job);
+}
+
+/* The next message, a new reference.  1, 0 after @timeout ms (-1: none), or
+ * an error. */
+static int receive(struct client *c, int timeout, json_t **message,
+                   struct error **errp)
+{
+    char buf[8192];
+    ssize_t n;
+
+    while (json_array_size(c->inbox) == 0) {
+        struct pollfd p = {.fd = c->fd, .events = POLLIN};
+        int r = c->garbage ? -1 : poll(&p, 1, timeout);
+
+        if (c->garbage) {
+            return error_set(errp, EPROTO, "the other side does not speak QMP");
+        }
+        if (r == 0) {
+            return 0;
+        }
+        n = r < 0 ? -1 : recv(c->fd, buf, sizeof(buf), 0);
+        if (n < 0 && errno != EINTR) {
+            return error_set(errp, errno, "cannot receive: %s",
+                             strerror(errno));
+        }
+        if (n == 0) {
+            return error_set(errp, ECONNRESET,
+                             "the other side closed the connection");
+        }
+        if (n > 0) {
+            qmp_parser_feed(c->parser, buf, (size_t)n);
+        }
+    }
+    *message = json_incref(json_array_get(c->inbox, 0));
+    (void)json_array_remove(c->inbox, 0);
+    return 1;
+}
+
+static int send_all(struct client *c, const char *text, size_t len,
+                    struct error **errp)
+{
+    while (len > 0) {
+        ssize_t n = send(c->fd, text, len, MSG_NOSIGNAL);
+
+        if (n < 0 && errno != EINTR) {
+            return error_set(errp, errno, "cannot send: %s", strerror(errno));
+        }
+        if (n > 0) {
+            text += n;
+            len -= (size_t)n;
+        }
+    }
+    return 0;
+}
+
+/* Send a command (@args may be NULL) and wait for the reply; events that
+ * come before are kept in c->events. */
+static int request(struct client *c, const char *command, json_t *args,
+                   json_t **reply, struct error **errp)
+{
+    CLEANUP_JSON json_t *message = json_pack("{s:s, s:O*}", "execute", command,
+                                             "arguments", args);
+    CLEANUP_FREE char *text = NULL;
+    size_t len = 0;
+    int r;
+
+    text = message ? qmp_to_text(message, &len) : NULL;
+    if (!text) {
+        return error_set(errp, ENOMEM, "cannot encode the command");
+    }
+    r = send_all(c, text, len, errp);
+    while (r >= 0) {
+        json_t *m = NULL;
+
+        r = receive(c, -1, &m, errp);
+        if (r < 0) {
+            return r;
+        }
+        if (!json_object_get(m, "event")) {
+            *reply = m;
+            return 0;
+        }
+        if (json_array_append_new(c->events, m) < 0) {
+            return error_set(errp, ENOMEM, "out of memory");
+        }
+    }
+    return r;
+}
+
+/* 0 when @reply has "return"; otherwise the error is on stderr. */
+static int report_reply(const json_t *reply)
+{
+    const json_t *e = json_object_get(reply, "error");
+    const char *class = json_string_value(json_object_get(e, "class"));
+    const char *desc = json_string_value(json_object_get(e, "desc"));
+    CLEANUP_FREE char *text = NULL;
+
+    if (json_object_get(reply, "return")) {
+        return 0;
+    }
+    text = cli_printable(desc ? desc : "reply without a result");
+    return cli_failed("qmp", "%s: %s", class ? class : "error",
+                      text ? text : "");
+}
+
+static int negotiate(struct client *c, struct error **errp)
+{
+    CLEANUP_JSON json_t *greeting = NULL;
+    CLEANUP_JSON json_t *reply = NULL;
+    int r = receive(c, -1, &greeting, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    if (!json_object_get(greeting, "QMP")) {
+        return error_set(errp, EPROTO, "the other side does not speak QMP");
+    }
+    r = request(c, "qmp_capabilities", NULL, &reply, errp);
+    if (r < 0) {
+        return r;
+    }
+    return json_object_get(reply, "return")
+               ? 0
+               : error_set(errp, EPROTO, "qmp_capabilities was refused");
+}
+
+/* --- Waiting for a job. --- */
+
+static const char *event_member(const json_t *event, const char *key)
+{
+    return json_string_value(
+        json_object_get(json_object_get(event, "data"), key));
+}
+
+static bool event_is(const json_t *event, const char *name)
+{
+    const char *e = json_string_value(json_object_get(event, "event"));
+
+    return e && strcmp(e, name) == 0;
+}
+
+static bool same(const char *a, const char *b)
+{
+    return a && b && strcmp(a, b) == 0;
+}
+
+/* Commands run one after another, so the last job that was created before
+ * our reply is ours. */
+static void pick_job(struct client *c, const json_t *args)
+{
+    static const char *const keys[] = {"job-id", "id", "device"};
+    const char *id = json_string_value(json_object_get(args, "job-id"));
+    size_t i;
+    json_t *event;
+
+    json_array_foreach (c->events, i, event) {
+        if (event_is(event, "JOB_STATUS_CHANGE") &&
+            same(event_member(event, "status"), "created")) {
+            id = event_member(event, "id");
+        }
+    }
+    for (i = 0; !id && i < sizeof(keys) / sizeof(keys[0]); i++) {
+        id = json_string_value(json_object_get(args, keys[i]));
+    }
+    c->job = id ? strdup(id) : NULL;
+}
+
+static void follow(struct client *c, json_t *event)
+{
+    const char *status = event_member(event, "status");
+
+    if (event_is(event, "JOB_STATUS_CHANGE") &&
+        same(event_member(event, "id"), c->job)) {
+        c->concluded = c->concluded || same(status, "concluded") ||
+                       same(status, "null");
+    } else if ((event_is(event, "BLOCK_JOB_COMPLETED") ||
+                event_is(event, "BLOCK_JOB_CANCELLED")) &&
+               same(event_member(event, "device"), c->job)) {
+        json_decref(c->final);
+        c->final = json_incref(event);
+    }
+}
+
+static void follow_kept(struct client *c)
+{
+    size_t i;
+    json_t *event;
+
+    json_array_foreach (c->events, i, event) {
+        follow(c, event);
+    }
+    (void)json_array_clear(c->events);
+}
+
+static json_t *find_job(const json_t *jobs, const char *id)
+{
+    size_t i;
+    json_t *job;
+
+    json_array_foreach (jobs, i, job) {
+        if (same(json_string_value(json_object_get(job, "id")), id)) {
+            return job;
+        }
+    }
+    return NULL;
+}
+
+/* Ask how far the job is: 1, 0 when there is no such job, or an error. */
+static int poll_job(struct client *c, struct error **errp)
+{
+    CLEANUP_JSON json_t *reply = NULL;
+    const json_t *job;
+    double total;
+    int r = request(c, "query-jobs", NULL, &reply, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    follow_kept(c);
+    job = find_job(json_object_get(reply, "return"), c->job);
+    total = json_number_value(json_object_get(job, "total-progress"));
+    if (total > 0) {
+        double now =
+            json_number_value(json_object_get(job, "current-progress"));
+
+        atomic_store(&c->permille, (unsigned)(now * 1000 / total));
+    }
+    return job != NULL;
+}
+
+static double job_progress(void *opaque)
+{
+    struct client *c = opaque;
+
+    return atomic_load(&c->permille) / 1000.0;
+}
+
+static int follow_events(struct client *c, bool show, struct error **errp)
+{
+    int r = 0;
+
+    while (r >= 0 && !c->concluded) {
+        json_t *event = NULL;
+
+        r = receive(c, show ? PROGRESS_MS : -1, &event, errp);
+        if (r > 0) {
+            follow(c, event);
+            json_decref(event);
+        } else if (r == 0) {
+            r = poll_job(c, errp);
+        }
+    }
+    return r < 0 ? r : 0;
+}
+
+static int wait_job(struct client *c, struct error **errp)
+{
+    struct progress *p;
+    int r = 1;
+
+    follow_kept(c);
+    /* It must be there now, or have ended in what we have seen. */
+    if (!c->concluded) {
+        r = poll_job(c, errp);
+    }
+    if (r < 0 || c->concluded) {
+        return r < 0 ? r : 0;
+    }
+    if (r == 0) {
+        return error_set(errp, ENOENT, "there is no job '%s'", c->job);
+    }
+    p = progress_start(c->job, job_progress, c);
+    r = follow_events(c, p != NULL, errp);
+    progress_stop(p);
+    return r;
+}
+
+static int report_job(const struct client *c)
+{
+    const char *why;
+
+    if (!c->final) {
+        return cli_failed("qmp", "job '%s' ended without a result", c->job);
+    }
+    cli_print_json(c->final);
+    why = event_member(c->final, "error");
+    if (event_is(c->final, "BLOCK_JOB_CANCELLED")) {
+        why = "cancelled";
+    }
+    return why ? cli_failed("qmp", "job '%s': %s", c->job, why) : 0;
+}
+
+/* --- The command. --- */
+
+static int run(struct client *c, const char *path, const char *command,
+               json_t *args, bool wait, struct error **errp)
+{
+    CLEANUP_JSON json_t *reply = NULL;
+    int r = client_open(c, path, errp);
+
+    if (r == 0) {
+        r = negotiate(c, errp);
+    }
+    if (r == 0) {
+        (void)json_array_clear(c->events);
+        r = request(c, command, args, &reply, errp);
+    }
+    if (r < 0) {
+        return r;
+    }
+    if (report_reply(reply) != 0) {
+        return EXIT_FAILURE;
+    }
+    cli_print_json(json_object_get(reply, "return"));
+    (void)fflush(stdout);
+    if (!wait) {
+        return 0;
+    }
+    pick_job(c, args);
+    if (!c->job) {
+        return error_set(errp, EINVAL, "'%s' has started no job to wait for",
+                         command);
+    }
+    r = wait_job(c, errp);
+    return r < 0 ? r : report_job(c);
+}
+
+static const struct cli_option options[] = {
+    {"wait", 'w', NULL, "follow the job that the command starts to its end"},
+    {NULL, 0, NULL, NULL},
+};
+
+static const struct cli_command command_line = {
+    .name = "qmp",
+    .usage = "SOCKET COMMAND [KEY=VALUE... | JSON] [--wait]",
+    .about = "Send a command to the QMP monitor of a daemon and print what "
+             "it returns.\n"
+             "With --wait, print the last event of the job, too, and fail "
+             "if it failed.\n",
+    .options = options,
+};
+
+int cmd_qmp(int argc, char **argv)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    CLEANUP_JSON json_t *args = NULL;
+    struct client c = {.fd = -1};
+    bool wait = false;
+    int code;
+    int r = 0;
+
+    while ((code = cli_next(&command_line, argc, argv)) != CLI_END) {
+        if (code != 'w') {
+            return code == CLI_HELP ? 0 : CLI_USAGE;
+        }
+        wait = true;
+    }
+    if (argc - optind < 2) {
+        return cli_usage(&command_line, "a socket and a command are needed");
+    }
+    argv += optind;
+    argc -= optind;
+    if (argc > 2) {
+        r = parse_arguments(argv[1], argc - 2, argv + 2, &args, &err);
+    }
+    if (r == 0) {
+        r = run(&c, argv[0], argv[1], args, wait, &err);
+    }
+    client_close(&c);
+    if (r < 0) {
+        return cli_error("qmp", err);
+    }
+    return r == 0 ? cli_finish("qmp") : r;
+}

@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_COMMANDS_H
+#define NBDELTA_SERVER_COMMANDS_H
+
+/* The sub-commands: argv[0] is the command's name, the result is the exit
+ * status. */
+int cmd_create(int argc, char **argv);
+int cmd_info(int argc, char **argv);
+int cmd_map(int argc, char **argv);
+int cmd_qmp(int argc, char **argv);
+int cmd_serve(int argc, char **argv);
+
+#endif /* NBDELTA_SERVER_COMMANDS_H */

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_IMAGE_OPEN_H
+#define NBDELTA_SERVER_IMAGE_OPEN_H
+
+/* Opening an image for a sub-command that only looks at it. */
+#include <stdbool.h>
+
+struct error;
+struct graph;
+struct node;
+
+struct image_open {
+    const char *image;  /* file name, json:... or driver=... */
+    const char *format; /* NULL: probed */
+    bool force_share;   /* also while another process writes to it */
+    bool no_backing;    /* leave a backing file that it names alone */
+};
+
+int image_open(struct graph *g, const struct image_open *o, struct node **nodep,
+               struct error **errp);
+
+#endif /* NBDELTA_SERVER_IMAGE_OPEN_H */

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "qmp-core.h"
+
+#include <errno.h>
+
+#include "daemon.h"
+#include "nbdelta/error.h"
+#include "qmp-dispatch.h"
+
+/* The QEMU whose monitor we behave like: managers look at the number to know
+ * what they may ask for. */
+enum { LIKE_MAJOR = 7, LIKE_MINOR = 2, LIKE_MICRO = 22 };
+
+json_t *qmp_version(void)
+{
+    return json_pack("{s:{s:i, s:i, s:i}, s:s}", "qemu", "micro", LIKE_MICRO,
+                     "minor", LIKE_MINOR, "major", LIKE_MAJOR, "package",
+                     "nbdelta " NBDELTA_VERSION);
+}
+
+static int result(struct qmp_call *call, json_t *value, struct error **errp)
+{
+    call->ret = value;
+    return value ? 0 : error_set(errp, ENOMEM, "Out of memory");
+}
+
+static const char *const capabilities[] = {"oob", NULL};
+
+static const struct qmp_arg capabilities_args[] = {
+    QMP_OPT("enable", ENUMS, .words = capabilities),
+    QMP_LAST,
+};
+
+static int cmd_capabilities(struct qmp_call *call, struct error **errp)
+{
+    (void)errp;
+    /* There is only one capability, so any word is it. */
+    call->state->oob = json_array_size(json_object_get(call->args, "enable")) >
+                       0;
+    call->state->negotiated = true;
+    return 0;
+}
+
+static int cmd_quit(struct qmp_call *call, struct error **errp)
+{
+    (void)errp;
+    daemon_quit(call->daemon);
+    return 0;
+}
+
+static int cmd_query_version(struct qmp_call *call, struct error **errp)
+{
+    return result(call, qmp_version(), errp);
+}
+
+static int add_command(const struct qmp_command *c, void *opaque)
+{
+    return json_array_append_new(opaque, json_pack("{s:s}", "name", c->name));
+}
+
+static int cmd_query_commands(struct qmp_call *call, struct error **errp)
+{
+    json_t *list = json_array();
+
+    if (list && qmp_each_command(add_command, list) != 0) {
+        json_decref(list);
+        list = NULL;
+    }
+    return result(call, list, errp);
+}
+
+static int cmd_query_status(struct qmp_call *call, struct error **errp)
+{
+    return result(call,
+                  json_pack("{s:s, s:b, s:b}", "status", "running",
+                            "singlestep", 0, "running", 1),
+                  errp);
+}
+
+static int cmd_query_name(struct qmp_call *call, struct error **errp)
+{
+    return result(call, json_object(), errp);
+}
+
+const struct qmp_command qmp_core_commands[] = {
+    {"qmp_capabilities", cmd_capabilities, capabilities_args},
+    {"query-commands", cmd_query_commands, NULL},
+    {"query-name", cmd_query_name, NULL},
+    {"query-status", cmd_query_status, NULL},
+    {"query-version", cmd_query_version, NULL},
+    {"quit", cmd_quit, NULL},
+    {NULL, NULL, NULL},
+};

@@ -1,0 +1,10 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_QMP_CORE_H
+#define NBDELTA_SERVER_QMP_CORE_H
+
+#include <jansson.h>
+
+/* VersionInfo, of the greeting and of query-version; a new reference. */
+json_t *qmp_version(void);
+
+#endif /* NBDELTA_SERVER_QMP_CORE_H */

@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_QMP_DISPATCH_H
+#define NBDELTA_SERVER_QMP_DISPATCH_H
+
+/*
+ * From a request to a reply: the command table
+ * ============================================
+ *
+ * A command is a row: its name, what arguments it takes, its handler.  The
+ * handler sees arguments only after they have been checked against the row.
+ */
+#include <jansson.h>
+
+#include "nbdelta/types.h"
+
+struct daemon;
+
+enum qmp_type {
+    QMP_END, /* ends a list of arguments */
+    QMP_STR,
+    QMP_INT, /* int64 */
+    QMP_UINT32,
+    QMP_SIZE, /* uint64, which JSON carries up to INT64_MAX here */
+    QMP_BOOL,
+    QMP_ENUM,                /* one of words */
+    QMP_OBJECT,              /* members */
+    QMP_ENUMS,               /* array of words */
+    QMP_STR_OR_OBJECT_ARRAY, /* each a string, or an object of members */
+};
+
+struct qmp_arg {
+    const char *name;
+    enum qmp_type type;
+    bool optional;
+    const char *const *words;      /* NULL-terminated */
+    const struct qmp_arg *members; /* ends with QMP_END */
+    const char *type_name;         /* in texts, where QEMU has one */
+};
+
+/* Rows of an argument list: QMP_OPT("sync", ENUM, .words = sync_words). */
+#define QMP_ARG(n, t, ...)                          \
+    {                                               \
+        .name = (n), .type = QMP_##t, ##__VA_ARGS__ \
+    }
+#define QMP_OPT(n, t, ...) QMP_ARG(n, t, .optional = true, ##__VA_ARGS__)
+#define QMP_LAST        \
+    {                   \
+        .type = QMP_END \
+    }
+
+enum qmp_class {
+    QMP_GENERIC_ERROR,
+    QMP_COMMAND_NOT_FOUND,
+    QMP_DEVICE_NOT_ACTIVE,
+    QMP_DEVICE_NOT_FOUND,
+};
+
+/* What dispatch knows of a client.  Monitor lock. */
+struct qmp_state {
+    bool negotiated;
+    bool oob;
+};
+
+struct qmp_call {
+    struct daemon *daemon;
+    struct qmp_state *state;
+    json_t *args;         /* an object, checked; never NULL */
+    json_t *ret;          /* the handler's result, {} if left NULL */
+    enum qmp_class class; /* of the error, GENERIC if left alone */
+};
+
+/* Runs under the monitor lock. */
+typedef int qmp_fn(struct qmp_call *call, struct error **errp);
+
+struct qmp_command {
+    const char *name;
+    qmp_fn *fn;
+    const struct qmp_arg *args; /* NULL: none */
+};
+
+/* The parts of the table; a NULL name ends each. */
+extern const struct qmp_command qmp_block_commands[];
+extern const struct qmp_command qmp_job_commands[];
+extern const struct qmp_command qmp_core_commands[];
+
+/* Visit all commands until @fn returns non-zero, and return that. */
+int qmp_each_command(int (*fn)(const struct qmp_command *c, void *opaque),
+                     void *opaque);
+const struct qmp_command *qmp_find_command(const char *name);
+
+/*
+ * Judge a request without running it.  0: *cmd shall run with @call->args
+ * (borrowed from @request).  Otherwise the error is in @errp and
+ * @call->class.
+ */
+int qmp_check_request(json_t *request, struct qmp_call *call,
+                      const struct qmp_command **cmd, struct error **errp);
+
+/* Check @args (NULL: none given) against @spec. */
+int qmp_check_args(json_t *args, const struct qmp_arg *spec,
+                   struct error **errp);
+
+/*
+ * Run @request (any JSON value) and return the reply, NULL when there is no
+ * memory for one.  With the monitor lock.
+ */
+json_t *qmp_dispatch(struct daemon *d, struct qmp_state *state,
+                     json_t *request);
+
+/* The reply for input that is not JSON. */
+json_t *qmp_error_reply(const json_t *id, enum qmp_class class,
+                        const char *desc);
+
+/* A reply or event as it goes on the wire, with its line end; malloc()ed.
+ * NULL: no memory. */
+char *qmp_to_text(const json_t *message, size_t *len);
+
+/* Arguments of a checked call; @fallback when absent. */
+const char *qmp_str(const struct qmp_call *c, const char *name);
+bool qmp_bool(const struct qmp_call *c, const char *name, bool fallback);
+int64_t qmp_int(const struct qmp_call *c, const char *name, int64_t fallback);
+bool qmp_has(const struct qmp_call *c, const char *name);
+
+/* The node that a user calls @name: a node's name, or an export's.  NULL and
+ * QEMU's text when there is none. */
+struct node *qmp_find_node(struct daemon *d, const char *name,
+                           struct error **errp);
+
+#endif /* NBDELTA_SERVER_QMP_DISPATCH_H */

@@ -1,0 +1,62 @@
+#!/bin/bash
+# tests/packages.sh GROUP...    install the missing Debian packages of groups
+#
+# Groups: build (compile), test (make check, make demo), dev (the rest).
+# With everything there it does nothing and needs neither root nor network.
+set -eu -o pipefail
+
+packages_of() {
+    case $1 in
+    build)
+        echo gcc libc6-dev make pkgconf libjansson-dev zlib1g-dev libzstd-dev \
+            libnbd-dev nbdkit-plugin-dev ;;
+    test)
+        echo check groff-base jq libnbd-bin nbdkit procps qemu-utils socat ;;
+    dev)
+        echo clang clang-format clang-tidy cppcheck fio libclang-rt-14-dev \
+            nbd-client qemu-system-common shellcheck valgrind ;;
+    *)
+        echo "usage: tests/packages.sh build|test|dev..." >&2
+        return 2 ;;
+    esac
+}
+
+wanted=()
+for group in "$@"; do
+    list=$(packages_of "$group")
+    # shellcheck disable=SC2206  # a list of words
+    wanted+=($list)
+done
+
+if ! command -v dpkg-query >/dev/null; then
+    echo "This is no Debian: the needed packages are there called" \
+         "${wanted[*]}"
+    exit 0
+fi
+
+# dpkg-query exits 1 when it does not know one of the names.
+have=$(dpkg-query -W -f '${db:Status-Status} ${Package}\n' "${wanted[@]}" \
+       2>/dev/null || true)
+missing=()
+for package in "${wanted[@]}"; do
+    if ! grep -qx "installed $package" <<<"$have"; then
+        missing+=("$package")
+    fi
+done
+if [ ${#missing[@]} -eq 0 ]; then
+    exit 0
+fi
+
+echo "Installing Debian packages: ${missing[*]}"
+become=()
+if [ "$(id -u)" -ne 0 ]; then
+    if ! command -v sudo >/dev/null; then
+        echo "nbdelta: packages: neither root nor sudo; install them by hand" \
+             "with: apt-get install ${missing[*]}" >&2
+        exit 1
+    fi
+    become=(sudo)
+fi
+apt=("${become[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q)
+"${apt[@]}" update
+"${apt[@]}" install -y --no-install-recommends "${missing[@]}"

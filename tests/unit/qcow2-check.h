@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_TEST_QCOW2_CHECK_H
+#define NBDELTA_TEST_QCOW2_CHECK_H
+
+/*
+ * A checker of qcow2 images in memory that shares no code with the driver
+ * (but for byte order): it counts all references from scratch and compares
+ * them with the refcounts.
+ */
+#include <check.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "nbdelta/bytes.h"
+
+struct image {
+    const unsigned char *bytes;
+    uint64_t size;
+};
+
+struct verdict {
+    uint64_t corruptions; /* references that no refcount covers, bad COPIED */
+    uint64_t leaks;       /* refcounts higher than references */
+};
+
+static uint64_t image_be64(const struct image *i, uint64_t at)
+{
+    return at + 8 <= i->size ? load_be64(i->bytes + at) : 0;
+}
+
+static uint64_t image_refcount(const struct image *i, uint64_t cluster)
+{
+    unsigned bits = load_be32(i->bytes + 20);
+    unsigned order =
+        load_be32(i->bytes + 4) >= 3 ? load_be32(i->bytes + 96) : 4;
+    uint64_t table = load_be64(i->bytes + 48);
+    uint64_t entries = (uint64_t)load_be32(i->bytes + 56) << bits >> 3;
+    unsigned block_bits = bits + 3 - order;
+    uint64_t index = cluster >> block_bits;
+
+    if (index >= entries) {
+        return 0;
+    }
+    uint64_t block = image_be64(i, table + index * 8);
+    if (block == 0) {
+        return 0;
+    }
+    uint64_t bit = (cluster & ((UINT64_C(1) << block_bits) - 1)) << order;
+    uint64_t at = block + bit / 8;
+    if (at + 8 > i->size && order >= 3) {
+        return at < i->size ? 1 : 0;
+    }
+    switch (order) {
+    case 3:
+        return i->bytes[at];
+    case 4:
+        return load_be16(i->bytes + at);
+    case 5:
+        return load_be32(i->bytes + at);
+    case 6:
+        return load_be64(i->bytes + at);
+    default:
+        return at < i->size ? i->bytes[at] >> (bit & 7) &
+                                  ((1U << (1U << order)) - 1)
+                            : 0;
+    }
+}
+
+static void count_run(uint32_t *refs, uint64_t clusters, uint64_t from,
+                      uint64_t bytes, unsigned bits)
+{
+    for (uint64_t c = from >> bits; bytes > 0 && c <= (from + bytes - 1) >> bits;
+         c++) {
+        ck_assert_uint_lt(c, clusters);
+        refs[c]++;
+    }
+}
+
+static void check_copied(const struct image *i, uint64_t entry, unsigned bits,
+                         struct verdict *v)
+{
+    uint64_t host = entry & UINT64_C(0x00fffffffffffe00);
+    bool copied = entry >> 63;
+    if (copied && image_refcount(i, host >> bits) != 1) {
+        v->corruptions++;
+    }
+}
+
+/* Only for images without compressed clusters and snapshots. */
+static struct verdict check_image(const struct image *i)
+{
+    const uint64_t mask = UINT64_C(0x00fffffffffffe00);
+    unsigned bits = load_be32(i->bytes + 20);
+    uint64_t cluster = UINT64_C(1) << bits;
+    uint64_t clusters = div_up(i->size, cluster) + 65536;
+    uint32_t *refs = calloc(clusters, sizeof(*refs));
+    uint64_t l1 = load_be64(i->bytes + 40);
+    uint64_t l1_size = load_be32(i->bytes + 36);
+    uint64_t table = load_be64(i->bytes + 48);
+    uint64_t table_bytes = (uint64_t)load_be32(i->bytes + 56) << bits;
+    struct verdict v = { 0, 0 };
+
+    ck_assert_ptr_nonnull(refs);
+    count_run(refs, clusters, 0, cluster, bits);
+    count_run(refs, clusters, l1, l1_size * 8, bits);
+    count_run(refs, clusters, table, table_bytes, bits);
+    for (uint64_t at = 0; at < table_bytes; at += 8) {
+        uint64_t block = image_be64(i, table + at);
+        if (block) {
+            count_run(refs, clusters, block, cluster, bits);
+        }
+    }
+    for (uint64_t a = 0; a < l1_size; a++) {
+        uint64_t e1 = image_be64(i, l1 + a * 8);
+        if (!(e1 & mask)) {
+            continue;
+        }
+        count_run(refs, clusters, e1 & mask, cluster, bits);
+        check_copied(i, e1, bits, &v);
+        for (uint64_t b = 0; b < cluster / 8; b++) {
+            uint64_t e2 = image_be64(i, (e1 & mask) + b * 8);
+            if (e2 & mask) {
+                count_run(refs, clusters, e2 & mask, cluster, bits);
+                check_copied(i, e2, bits, &v);
+            }
+        }
+    }
+    for (uint64_t c = 0; c < clusters; c++) {
+        uint64_t count = image_refcount(i, c);
+        v.corruptions += refs[c] > count;
+        v.leaks += refs[c] < count;
+    }
+    free(refs);
+    return v;
+}
+
+#endif /* NBDELTA_TEST_QCOW2_CHECK_H */

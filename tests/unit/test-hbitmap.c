@@ -1,0 +1,625 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The hierarchical bitmap against a naive one: a sorted list of dirty areas,
+ * in granules, which costs the same whatever the size.
+ */
+#include <check.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/hbitmap.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/thread.h"
+
+/* --- The model --- */
+
+#define AREAS 4096
+
+struct area {
+    uint64_t from;
+    uint64_t to; /* exclusive */
+};
+
+struct model {
+    uint64_t granularity;
+    uint64_t size;
+    struct area areas[AREAS]; /* sorted, not touching one another */
+    unsigned count;
+};
+
+static struct model model;
+static struct model other;
+
+static void model_init(struct model *m, uint64_t size, uint64_t granularity)
+{
+    m->granularity = granularity;
+    m->size = size;
+    m->count = 0;
+}
+
+static void model_put(struct model *m, uint64_t from, uint64_t to, bool set)
+{
+    static struct area old[AREAS];
+    unsigned count = m->count;
+    bool placed = false;
+
+    memcpy(old, m->areas, count * sizeof(old[0]));
+    m->count = 0;
+    for (unsigned i = 0; i < count; i++) {
+        struct area a = old[i];
+        ck_assert_uint_lt(m->count + 3, AREAS);
+        if (set && a.from <= to && from <= a.to) {
+            from = min_u64(from, a.from);
+            to = max_u64(to, a.to);
+            continue;
+        }
+        if (set && !placed && to < a.from) {
+            m->areas[m->count++] = (struct area){from, to};
+            placed = true;
+        }
+        if (set || a.to <= from || to <= a.from) {
+            m->areas[m->count++] = a;
+            continue;
+        }
+        if (a.from < from) {
+            m->areas[m->count++] = (struct area){a.from, from};
+        }
+        if (to < a.to) {
+            m->areas[m->count++] = (struct area){to, a.to};
+        }
+    }
+    if (set && !placed) {
+        m->areas[m->count++] = (struct area){from, to};
+    }
+}
+
+static void model_put_bytes(struct model *m, uint64_t offset, uint64_t bytes,
+                            bool set)
+{
+    if (bytes > 0) {
+        model_put(m, offset / m->granularity,
+                  (offset + bytes - 1) / m->granularity + 1, set);
+    }
+}
+
+static uint64_t model_count(const struct model *m)
+{
+    uint64_t n = 0;
+    for (unsigned i = 0; i < m->count; i++) {
+        n += m->areas[i].to - m->areas[i].from;
+    }
+    return n * m->granularity;
+}
+
+static uint64_t model_run(const struct model *m, uint64_t offset, uint64_t end,
+                          bool *dirty)
+{
+    uint64_t at = offset / m->granularity;
+    *dirty = false;
+    for (unsigned i = 0; i < m->count; i++) {
+        struct area a = m->areas[i];
+        if (at < a.to) {
+            *dirty = at >= a.from;
+            uint64_t change = *dirty ? a.to : a.from;
+            /* The last granule may end past the disk. */
+            uint64_t stop = change > (end - 1) / m->granularity
+                                ? end
+                                : change * m->granularity;
+            return stop - offset;
+        }
+    }
+    return end - offset;
+}
+
+/* --- Comparing --- */
+
+static void same_around(const struct hbitmap *h, const struct model *m,
+                        uint64_t offset, uint64_t end)
+{
+    bool is;
+    bool shall;
+
+    if (offset >= end) {
+        return;
+    }
+    uint64_t want = model_run(m, offset, end, &shall);
+    uint64_t got = hbitmap_run(h, offset, end, &is);
+    ck_assert_int_eq(is, shall);
+    ck_assert_uint_eq(got, want);
+    ck_assert_int_eq(hbitmap_get(h, offset), shall);
+
+    uint64_t start = 0;
+    uint64_t bytes = 0;
+    bool found = hbitmap_next_dirty(h, offset, end, &start, &bytes);
+    if (shall) {
+        ck_assert(found);
+        ck_assert_uint_eq(start, offset);
+        ck_assert_uint_eq(bytes, want);
+    } else {
+        ck_assert_int_eq(found, want < end - offset);
+        if (found) {
+            ck_assert_uint_eq(start, offset + want);
+            ck_assert_uint_eq(bytes, model_run(m, start, end, &shall));
+        }
+    }
+}
+
+/* Every area and every gap, by both ways of walking. */
+static void same(const struct hbitmap *h, const struct model *m)
+{
+    uint64_t at = 0;
+
+    ck_assert_uint_eq(hbitmap_size(h), m->size);
+    ck_assert_uint_eq(hbitmap_granularity(h), m->granularity);
+    ck_assert_uint_eq(hbitmap_count(h), model_count(m));
+    while (at < m->size) {
+        bool is;
+        bool shall;
+        uint64_t want = model_run(m, at, m->size, &shall);
+        ck_assert_uint_eq(hbitmap_run(h, at, m->size, &is), want);
+        ck_assert_int_eq(is, shall);
+        at += want;
+    }
+    ck_assert_uint_eq(at, m->size);
+
+    unsigned i = 0;
+    uint64_t start;
+    uint64_t bytes;
+    for (at = 0;
+         at < m->size && hbitmap_next_dirty(h, at, m->size, &start, &bytes);
+         at = start + bytes) {
+        ck_assert_uint_lt(i, m->count);
+        ck_assert_uint_eq(start, m->areas[i].from * m->granularity);
+        i++;
+    }
+    ck_assert_uint_eq(i, m->count);
+}
+
+/* --- Random operations --- */
+
+static uint64_t seed;
+
+static uint64_t rnd(void)
+{
+    seed ^= seed << 13;
+    seed ^= seed >> 7;
+    seed ^= seed << 17;
+    return seed;
+}
+
+/* Mostly near places where words and levels end. */
+static uint64_t some_offset(const struct model *m)
+{
+    uint64_t granules = div_up(m->size, m->granularity);
+    uint64_t unit = UINT64_C(1) << 6 * (rnd() % 5);
+    uint64_t at = rnd() % granules;
+
+    if (rnd() % 4) {
+        at = align_down(at, unit);
+        at = rnd() % 2 ? at + rnd() % 3 : max_u64(at, 2) - rnd() % 3;
+    }
+    uint64_t offset = min_u64(at, granules - 1) * m->granularity;
+    return min_u64(offset + (rnd() % 2 ? rnd() % m->granularity : 0),
+                   m->size - 1);
+}
+
+/* At most 2^18 granules, so that little memory is used. */
+static uint64_t some_length(const struct model *m, uint64_t offset)
+{
+    uint64_t granules = UINT64_C(1) << rnd() % 19;
+    uint64_t bytes = granules * m->granularity;
+
+    if (rnd() % 2) {
+        bytes = rnd() % bytes + 1;
+    }
+    return min_u64(bytes, m->size - offset);
+}
+
+static void churn(struct hbitmap *h, struct model *m, unsigned rounds)
+{
+    for (unsigned i = 0; i < rounds; i++) {
+        uint64_t offset = some_offset(m);
+        uint64_t bytes = some_length(m, offset);
+        bool set = rnd() % 5 < 3;
+
+        if (set) {
+            hbitmap_set(h, offset, bytes);
+        } else {
+            hbitmap_reset(h, offset, bytes);
+        }
+        model_put_bytes(m, offset, bytes, set);
+        ck_assert_uint_eq(hbitmap_count(h), model_count(m));
+        same_around(h, m, offset, offset + bytes);
+        same_around(h, m, offset, m->size);
+        offset = some_offset(m);
+        same_around(h, m, offset, m->size);
+        same_around(h, m, offset, offset + some_length(m, offset));
+    }
+    same(h, m);
+}
+
+static const uint64_t sizes[] = {
+    1,
+    511,
+    512,
+    513,
+    64 * KiB,
+    32 * KiB * 64 - 1,
+    1 * MiB + 1,
+    100 * MiB + 12345,
+    8 * GiB,
+    UINT64_C(64) * 64 * 64 * 64 * 512,
+    UINT64_C(64) * 64 * 64 * 64 * 512 + 1,
+    3 * TiB - 3,
+    16 * TiB,
+};
+
+START_TEST(random_operations_agree_with_the_model)
+{
+    uint64_t granularity = UINT64_C(512) << _i;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(sizes); i++) {
+        seed = 88172645463325252 + (uint64_t)_i * 1000 + i;
+        struct hbitmap *h = hbitmap_new(sizes[i], granularity);
+        ck_assert_ptr_nonnull(h);
+        model_init(&model, sizes[i], granularity);
+        same(h, &model);
+        churn(h, &model, 80);
+        hbitmap_reset_all(h);
+        model_init(&model, sizes[i], granularity);
+        same(h, &model);
+        churn(h, &model, 10);
+        hbitmap_free(h);
+    }
+}
+END_TEST
+
+START_TEST(nothing_is_dirty_in_an_empty_disk)
+{
+    struct hbitmap *h = hbitmap_new(0, 512);
+    ck_assert_ptr_nonnull(h);
+    hbitmap_set(h, 0, 0);
+    hbitmap_reset(h, 0, 0);
+    hbitmap_reset_all(h);
+    ck_assert_uint_eq(hbitmap_count(h), 0);
+    ck_assert_uint_eq(hbitmap_size(h), 0);
+    struct hbitmap *copy = hbitmap_copy(h);
+    ck_assert_ptr_nonnull(copy);
+    hbitmap_merge(copy, h);
+    hbitmap_free(copy);
+    ck_assert_int_eq(hbitmap_resize(h, 1025), 0);
+    hbitmap_set(h, 1024, 1);
+    ck_assert_uint_eq(hbitmap_count(h), 512);
+    ck_assert_int_eq(hbitmap_resize(h, 0), 0);
+    ck_assert_uint_eq(hbitmap_count(h), 0);
+    hbitmap_free(h);
+    hbitmap_free(NULL);
+}
+END_TEST
+
+START_TEST(an_empty_range_sets_nothing)
+{
+    struct hbitmap *h = hbitmap_new(1 * MiB, 512);
+    hbitmap_set(h, 0, 0);
+    hbitmap_set(h, 1 * MiB, 0);
+    ck_assert_uint_eq(hbitmap_count(h), 0);
+    hbitmap_set(h, 0, 1 * MiB);
+    hbitmap_reset(h, 512, 0);
+    ck_assert_uint_eq(hbitmap_count(h), 1 * MiB);
+    hbitmap_free(h);
+}
+END_TEST
+
+/* A single bit beside each boundary of words and levels is found from afar,
+ * and only there. */
+START_TEST(search_crosses_levels)
+{
+    const uint64_t granules = UINT64_C(1) << 30;
+    struct hbitmap *h = hbitmap_new(granules * 4096, 4096);
+
+    for (unsigned level = 1; level <= 4; level++) {
+        for (uint64_t k = 1; k <= 3; k++) {
+            for (uint64_t delta = 0; delta < 3; delta++) {
+                uint64_t bit = (k << 6 * level) + delta - 1;
+                uint64_t start;
+                uint64_t bytes;
+                bool dirty;
+                hbitmap_set(h, bit * 4096 + 17, 1);
+                ck_assert_uint_eq(hbitmap_run(h, 0, granules * 4096, &dirty),
+                                  bit * 4096);
+                ck_assert(!dirty);
+                ck_assert(
+                    hbitmap_next_dirty(h, 0, granules * 4096, &start, &bytes));
+                ck_assert_uint_eq(start, bit * 4096);
+                ck_assert_uint_eq(bytes, 4096);
+                ck_assert(!hbitmap_next_dirty(h, 0, start, &start, &bytes));
+                ck_assert(!hbitmap_next_dirty(h, (bit + 1) * 4096,
+                                              granules * 4096, &start, &bytes));
+                hbitmap_reset(h, bit * 4096, 1);
+                ck_assert_uint_eq(hbitmap_run(h, 0, granules * 4096, &dirty),
+                                  granules * 4096);
+            }
+        }
+    }
+    hbitmap_free(h);
+}
+END_TEST
+
+static void merge_model(struct model *dst, const struct model *src)
+{
+    for (unsigned i = 0; i < src->count; i++) {
+        uint64_t from = src->areas[i].from * src->granularity;
+        uint64_t to = min_u64(src->areas[i].to * src->granularity, src->size);
+        model_put_bytes(dst, from, to - from, true);
+    }
+}
+
+START_TEST(merge_is_a_union_across_granularities)
+{
+    static const uint64_t some[] = {513, 3 * MiB + 1, 8 * GiB, 16 * TiB - 5};
+    static const unsigned shifts[] = {9, 10, 12, 15, 16, 17, 22, 31};
+    unsigned dst_shift = shifts[(unsigned)_i % ARRAY_SIZE(shifts)];
+    unsigned src_shift = shifts[(unsigned)_i / ARRAY_SIZE(shifts)];
+
+    for (unsigned i = 0; i < ARRAY_SIZE(some); i++) {
+        seed = 1234567 + (uint64_t)_i * 100 + i;
+        model_init(&model, some[i], UINT64_C(1) << dst_shift);
+        model_init(&other, some[i], UINT64_C(1) << src_shift);
+        struct hbitmap *dst = hbitmap_new(some[i], model.granularity);
+        struct hbitmap *src = hbitmap_new(some[i], other.granularity);
+        for (unsigned k = 0; k < 20; k++) {
+            /* The same for both, so that they overlap; small in bytes, so
+             * that the finer one stays small. */
+            uint64_t a = some_offset(&model);
+            uint64_t b = rnd() % 3 ? some_offset(&other) : a;
+            uint64_t la = min_u64(rnd() % (4 * MiB) + 1, some[i] - a);
+            uint64_t lb = min_u64(rnd() % (4 * MiB) + 1, some[i] - b);
+            hbitmap_set(dst, a, la);
+            model_put_bytes(&model, a, la, true);
+            hbitmap_set(src, b, lb);
+            model_put_bytes(&other, b, lb, true);
+        }
+        struct hbitmap *copy = hbitmap_copy(src);
+        same(copy, &other);
+        hbitmap_merge(dst, src);
+        merge_model(&model, &other);
+        same(dst, &model);
+        same(src, &other);
+        hbitmap_merge(dst, copy);
+        same(dst, &model);
+        hbitmap_free(copy);
+        hbitmap_free(dst);
+        hbitmap_free(src);
+    }
+}
+END_TEST
+
+START_TEST(resize_keeps_what_stays_and_adds_clean_space)
+{
+    static const uint64_t steps[] = {
+        1 * MiB, 1 * MiB + 1, 5 * GiB, 64 * KiB, 70 * KiB, 16 * TiB, 3 * GiB,
+        100,     200 * GiB,   0,       7 * MiB,  511,      64 * MiB,
+    };
+    uint64_t granularity = UINT64_C(512) << (_i * 4);
+    struct hbitmap *h = hbitmap_new(0, granularity);
+
+    seed = 42 + (uint64_t)_i;
+    model_init(&model, 0, granularity);
+    for (unsigned i = 0; i < ARRAY_SIZE(steps); i++) {
+        uint64_t granules = div_up(steps[i], granularity);
+        ck_assert_int_eq(hbitmap_resize(h, steps[i]), 0);
+        model.size = steps[i];
+        model_put(&model, granules, UINT64_MAX, false);
+        same(h, &model);
+        if (steps[i] > 0) {
+            churn(h, &model, 15);
+            uint64_t last = align_down(steps[i] - 1, granularity);
+            hbitmap_set(h, last, steps[i] - last);
+            model_put_bytes(&model, last, steps[i] - last, true);
+        }
+    }
+    hbitmap_free(h);
+}
+END_TEST
+
+START_TEST(too_large_is_no_memory)
+{
+    ck_assert_ptr_null(hbitmap_new(UINT64_MAX, 512));
+    struct hbitmap *h = hbitmap_new(1 * MiB, 512);
+    hbitmap_set(h, 0, 1024);
+    ck_assert_int_lt(hbitmap_resize(h, (uint64_t)INT64_MAX), 0);
+    ck_assert_uint_eq(hbitmap_size(h), 1 * MiB);
+    ck_assert_uint_eq(hbitmap_count(h), 1024);
+    hbitmap_free(h);
+}
+END_TEST
+
+/* --- Threads --- */
+
+#define SETTERS 3
+#define ROUNDS  40000
+
+static struct hbitmap *shared;
+static _Atomic bool stop;
+
+struct setter {
+    pthread_t thread;
+    unsigned index;
+};
+
+/*
+ * Granules are dealt out so that the setters and the resetter are always in
+ * the same words and never have the same granule: granule % 4 tells whose it
+ * is.  A setter's granules stay; the resetter's come and go, and make words
+ * empty all the time.
+ */
+static void *set_own(void *arg)
+{
+    const struct setter *s = arg;
+    uint64_t granules = hbitmap_size(shared) / 512;
+
+    for (uint64_t i = 0; i < ROUNDS; i++) {
+        uint64_t granule = i * 4 * 67 % granules / 4 * 4 + s->index;
+        hbitmap_set(shared, granule * 512, 512);
+    }
+    return NULL;
+}
+
+static void *come_and_go(void *arg)
+{
+    uint64_t granules = hbitmap_size(shared) / 512;
+    uint64_t i = 0;
+
+    (void)arg;
+    while (!atomic_load(&stop)) {
+        uint64_t granule = i * 4 * 67 % granules / 4 * 4 + 3;
+        hbitmap_set(shared, granule * 512, 512);
+        hbitmap_reset(shared, granule * 512, 512);
+        i++;
+    }
+    return NULL;
+}
+
+START_TEST(no_set_bit_is_lost_to_a_resetter)
+{
+    static const uint64_t counts[] = {64, 8192, 64 * 64 * 64};
+    uint64_t granules = counts[_i];
+    struct setter setters[SETTERS];
+    pthread_t resetters[2];
+
+    shared = hbitmap_new(granules * 512, 512);
+    atomic_store(&stop, false);
+    /* Two of them would share granules, which the counter does not forgive
+     * them for the moment; in the end it must be right all the same. */
+    for (unsigned i = 0; i < 2; i++) {
+        ck_assert_int_eq(
+            thread_start(&resetters[i], "reset", come_and_go, NULL), 0);
+    }
+    for (unsigned i = 0; i < SETTERS; i++) {
+        setters[i].index = i;
+        ck_assert_int_eq(
+            thread_start(&setters[i].thread, "set", set_own, &setters[i]), 0);
+    }
+    for (unsigned i = 0; i < SETTERS; i++) {
+        thread_join(setters[i].thread);
+    }
+    atomic_store(&stop, true);
+    for (unsigned i = 0; i < 2; i++) {
+        thread_join(resetters[i]);
+    }
+
+    model_init(&model, granules * 512, 512);
+    struct hbitmap *want = hbitmap_new(granules * 512, 512);
+    for (uint64_t i = 0; i < ROUNDS; i++) {
+        hbitmap_set(want, i * 4 * 67 % granules / 4 * 4 * 512, SETTERS * 512);
+    }
+    for (uint64_t i = 0; i < granules; i++) {
+        if (i % 4 == 3) {
+            hbitmap_reset(shared, i * 512, 512);
+        }
+    }
+    ck_assert_uint_eq(hbitmap_count(shared), hbitmap_count(want));
+    /* By search, not by bit: that is where a lost upper bit shows. */
+    for (uint64_t at = 0; at < granules * 512;) {
+        bool is;
+        bool shall;
+        uint64_t run = hbitmap_run(want, at, granules * 512, &shall);
+        ck_assert_uint_eq(hbitmap_run(shared, at, granules * 512, &is), run);
+        ck_assert_int_eq(is, shall);
+        at += run;
+    }
+    hbitmap_free(want);
+    hbitmap_free(shared);
+}
+END_TEST
+
+#define PUBLISHED 20000
+
+static _Atomic uint64_t published;
+
+static void *publish(void *arg)
+{
+    uint64_t granules = hbitmap_size(shared) / 512;
+
+    (void)arg;
+    for (uint64_t i = 1; i <= PUBLISHED; i++) {
+        hbitmap_set(shared, i * 1009 % granules * 512, 512);
+        atomic_store(&published, i);
+    }
+    return NULL;
+}
+
+/* Another one that sets the same bits: then one of the two finds them set
+ * and returns early, which must not be too early for a search. */
+static void *set_the_same(void *arg)
+{
+    uint64_t granules = hbitmap_size(shared) / 512;
+
+    (void)arg;
+    for (uint64_t i = 1; i <= PUBLISHED; i++) {
+        hbitmap_set(shared, i * 1009 % granules * 512, 512);
+    }
+    return NULL;
+}
+
+START_TEST(a_set_that_has_returned_is_found_by_searches)
+{
+    uint64_t granules = UINT64_C(1) << 26;
+    pthread_t threads[2];
+    uint64_t seen = 0;
+
+    shared = hbitmap_new(granules * 512, 512);
+    atomic_store(&published, 0);
+    ck_assert_int_eq(thread_start(&threads[0], "a", publish, NULL), 0);
+    ck_assert_int_eq(thread_start(&threads[1], "b", set_the_same, NULL), 0);
+    while (seen < PUBLISHED) {
+        seen = atomic_load(&published);
+        if (seen > 0) {
+            uint64_t start;
+            uint64_t bytes;
+            uint64_t offset = seen * 1009 % granules * 512;
+            uint64_t from = align_down(offset, 64 * 64 * 512);
+            ck_assert(
+                hbitmap_next_dirty(shared, from, offset + 512, &start, &bytes));
+            /* Steps of 1009 are further apart than a word: one only. */
+            while (start < offset) {
+                ck_assert(hbitmap_next_dirty(shared, start + bytes,
+                                             offset + 512, &start, &bytes));
+            }
+            ck_assert_uint_eq(start, offset);
+            ck_assert_uint_ge(hbitmap_count(shared), seen * 512);
+        }
+    }
+    thread_join(threads[0]);
+    thread_join(threads[1]);
+    ck_assert_uint_eq(hbitmap_count(shared), PUBLISHED * 512);
+    hbitmap_free(shared);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("hbitmap");
+    TCase *tc = tcase_create("alone");
+    tcase_set_timeout(tc, 300);
+    tcase_add_loop_test(tc, random_operations_agree_with_the_model, 0, 23);
+    tcase_add_test(tc, nothing_is_dirty_in_an_empty_disk);
+    tcase_add_test(tc, an_empty_range_sets_nothing);
+    tcase_add_test(tc, search_crosses_levels);
+    tcase_add_loop_test(tc, merge_is_a_union_across_granularities, 0, 64);
+    tcase_add_loop_test(tc, resize_keeps_what_stays_and_adds_clean_space, 0, 6);
+    tcase_add_test(tc, too_large_is_no_memory);
+    suite_add_tcase(s, tc);
+    tc = tcase_create("threads");
+    tcase_set_timeout(tc, 300);
+    tcase_add_loop_test(tc, no_set_bit_is_lost_to_a_resetter, 0, 3);
+    tcase_add_test(tc, a_set_that_has_returned_is_found_by_searches);
+    suite_add_tcase(s, tc);
+    SRunner *sr = srunner_create(s);
+    srunner_run_all(sr, CK_ENV);
+    int failed = srunner_ntests_failed(sr);
+    srunner_free(sr);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}

@@ -1,0 +1,363 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Invariants of qcow2/alloc.c under power cuts.
+ *
+ * A protocol driver of this test records every write and flush below a qcow2
+ * node while random requests run.  Then the power is cut, many times: all
+ * writes before some flush have reached the disk, and of those after it an
+ * arbitrary subset.  Each such image must have no reference that its
+ * refcount does not cover, and must hold all data that was flushed.
+ */
+#include <check.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "core/graph.h"
+#include "core/opts.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/image.h"
+#include "qcow2-check.h"
+#include "util/iov.h"
+
+#define DISK_MAX (64 * MiB)
+#define LOG_MAX  65536
+
+struct record {
+    uint64_t offset;
+    uint64_t bytes; /* 0: a flush */
+    unsigned char *data;
+};
+
+struct recorder {
+    unsigned char *disk;
+    bool garbage; /* what was never written does not read as zeroes */
+    struct record log[LOG_MAX];
+    unsigned count;
+};
+
+static struct recorder rec;
+
+static int rec_preadv(struct node *n, uint64_t offset, uint64_t bytes,
+                      const struct iovec *iov, int cnt, unsigned flags)
+{
+    (void)n;
+    (void)flags;
+    ck_assert_uint_le(offset + bytes, DISK_MAX);
+    iov_from_buf(iov, cnt, 0, rec.disk + offset, bytes);
+    return 0;
+}
+
+static struct record *next_record(void)
+{
+    ck_assert_uint_lt(rec.count, LOG_MAX);
+    return &rec.log[rec.count++];
+}
+
+static int rec_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
+                       const struct iovec *iov, int cnt, unsigned flags)
+{
+    struct record *r = next_record();
+    (void)n;
+    (void)flags;
+    ck_assert_uint_le(offset + bytes, DISK_MAX);
+    r->offset = offset;
+    r->bytes = bytes;
+    r->data = malloc(bytes);
+    ck_assert_ptr_nonnull(r->data);
+    iov_to_buf(iov, cnt, 0, r->data, bytes);
+    memcpy(rec.disk + offset, r->data, bytes);
+    return 0;
+}
+
+static int rec_flush(struct node *n)
+{
+    (void)n;
+    *next_record() = (struct record){ 0 };
+    return 0;
+}
+
+static void rec_limits(struct node *n, struct limits *lim)
+{
+    (void)n;
+    lim->grows_zero = !rec.garbage;
+}
+
+static const struct driver recorder_driver = {
+    .name = "recorder",
+    .is_protocol = true,
+    .limits = rec_limits,
+    .preadv = rec_preadv,
+    .pwritev = rec_pwritev,
+    .flush = rec_flush,
+};
+
+/* --- A qcow2 node over the recorder --- */
+
+static uint64_t seed;
+static uint64_t rnd(uint64_t below)
+{
+    seed ^= seed << 13;
+    seed ^= seed >> 7;
+    seed ^= seed << 17;
+    return seed % below;
+}
+
+static uint64_t load_new_image(const char *options)
+{
+    CLEANUP_JSON json_t *o = json_loads(options, 0, NULL);
+    struct stat st;
+
+    ck_assert_int_eq(image_create("new.qcow2", "qcow2", o, NULL), 0);
+    FILE *f = fopen("new.qcow2", "rb");
+    ck_assert_ptr_nonnull(f);
+    ck_assert_int_eq(fstat(fileno(f), &st), 0);
+    rec.disk = malloc(DISK_MAX);
+    ck_assert_ptr_nonnull(rec.disk);
+    memset(rec.disk, rec.garbage ? 0xa5 : 0, DISK_MAX);
+    ck_assert_uint_eq(fread(rec.disk, 1, (size_t)st.st_size, f),
+                      (size_t)st.st_size);
+    (void)fclose(f);
+    (void)unlink("new.qcow2");
+    rec.count = 0;
+    return (uint64_t)st.st_size;
+}
+
+static struct node *open_recorded(struct graph *g, uint64_t size)
+{
+    CLEANUP_JSON json_t *mem = json_pack("{s:s, s:I}", "driver", "mem",
+                                         "size", (json_int_t)size);
+    CLEANUP_JSON json_t *o =
+        json_pack("{s:s, s:s}", "driver", "qcow2", "file", "rec");
+    struct node *like;
+    struct node *n;
+    struct node *q;
+
+    ck_assert_int_eq(graph_open(g, mem, &like, NULL), 0);
+    graph_lock(g);
+    ck_assert_int_eq(node_new(g, &recorder_driver, "rec", like, &n, NULL), 0);
+    node_refresh_limits(n);
+    graph_unlock(g);
+    ck_assert_int_eq(graph_open(g, o, &q, NULL), 0);
+    graph_lock(g);
+    node_unref(n);
+    graph_unlock(g);
+    return q;
+}
+
+/* --- What the disk must show after a crash --- */
+
+#define GUEST (2 * MiB)
+#define UNIT  512
+#define UNITS (GUEST / UNIT)
+
+/* Each unit of the guest holds a stamp; what a unit may show after a crash is
+ * any stamp since the last flush that was completed, or the one at it. */
+struct history {
+    uint32_t stamp[64];
+    unsigned at[64]; /* the log's length when the write began */
+    unsigned count;
+};
+static struct history units[UNITS];
+static unsigned flushed_at[LOG_MAX]; /* log length at each completed flush */
+static unsigned flush_count;
+
+static void stamp_units(uint64_t from, uint64_t count, uint32_t stamp)
+{
+    for (uint64_t u = from; u < from + count; u++) {
+        struct history *h = &units[u];
+        ck_assert_uint_lt(h->count, 64);
+        h->stamp[h->count] = stamp;
+        h->at[h->count++] = rec.count;
+    }
+}
+
+static void random_request(struct blk *b, uint32_t stamp)
+{
+    uint64_t from = rnd(UNITS);
+    uint64_t count = 1 + rnd(rnd(4) ? 16 : 256);
+    unsigned kind = (unsigned)rnd(10);
+
+    count = min_u64(count, UNITS - from);
+    if (kind < 6) {
+        CLEANUP_FREE unsigned char *buf = malloc(count * UNIT);
+        for (uint64_t u = 0; u < count; u++) {
+            memset(buf + u * UNIT, 0, UNIT);
+            store_be32(buf + u * UNIT, stamp);
+        }
+        stamp_units(from, count, stamp);
+        ck_assert_int_eq(blk_pwrite(b, buf, count * UNIT, from * UNIT, 0), 0);
+    } else if (kind < 9) {
+        stamp_units(from, count, 0);
+        ck_assert_int_eq(blk_zero(b, from * UNIT, count * UNIT,
+                                  kind == 8 ? 0 : REQ_MAY_UNMAP),
+                         0);
+    } else {
+        ck_assert_int_eq(blk_flush(b), 0);
+        flushed_at[flush_count++] = rec.count;
+    }
+}
+
+/* --- Cutting the power --- */
+
+static unsigned char *crashed_image(const unsigned char *before, unsigned *cut)
+{
+    unsigned char *disk = malloc(DISK_MAX);
+    unsigned point = (unsigned)rnd(rec.count + 1);
+    unsigned barrier = 0;
+
+    ck_assert_ptr_nonnull(disk);
+    memcpy(disk, before, DISK_MAX);
+    for (unsigned i = 0; i < point; i++) {
+        if (rec.log[i].bytes == 0) {
+            barrier = i;
+        }
+    }
+    for (unsigned i = 0; i < point; i++) {
+        const struct record *r = &rec.log[i];
+        if (r->bytes > 0 && (i < barrier || rnd(2))) {
+            memcpy(disk + r->offset, r->data, r->bytes);
+        }
+    }
+    *cut = point;
+    return disk;
+}
+
+static void check_data(const unsigned char *disk, unsigned cut)
+{
+    unsigned flushed = 0;
+    FILE *f = fopen("crashed.qcow2", "wb");
+
+    for (unsigned i = 0; i < flush_count && flushed_at[i] <= cut; i++) {
+        flushed = flushed_at[i];
+    }
+    ck_assert_ptr_nonnull(f);
+    ck_assert_uint_eq(fwrite(disk, 1, DISK_MAX, f), DISK_MAX);
+    (void)fclose(f);
+    struct graph *g = graph_new();
+    CLEANUP_JSON json_t *o =
+        json_pack("{s:s, s:b, s:{s:s, s:s}}", "driver", "qcow2", "read-only",
+                  1, "file", "driver", "file", "filename", "crashed.qcow2");
+    CLEANUP_FREE unsigned char *guest = malloc(GUEST);
+    struct node *n;
+    ck_assert_int_eq(graph_open(g, o, &n, NULL), 0);
+    ck_assert_int_eq(node_pread(n, guest, GUEST, 0, 0), 0);
+    graph_free(g);
+    (void)unlink("crashed.qcow2");
+    for (unsigned u = 0; u < UNITS; u++) {
+        const struct history *h = &units[u];
+        uint32_t seen = load_be32(guest + u * UNIT);
+        uint32_t last = 0;
+        bool found = false;
+        for (unsigned i = 0; i < h->count; i++) {
+            if (h->at[i] < flushed) {
+                last = h->stamp[i];
+            } else {
+                found |= seen == h->stamp[i];
+            }
+        }
+        ck_assert_msg(found || seen == last,
+                      "unit %u shows stamp %u after a cut at %u (flushed %u)",
+                      u, seen, cut, flushed);
+    }
+}
+
+static void run_campaign(const char *options, unsigned requests, unsigned cuts,
+                         bool garbage)
+{
+    struct graph *g = graph_new();
+    struct blk *b;
+
+    memset(units, 0, sizeof(units));
+    flush_count = 0;
+    rec.garbage = garbage;
+    uint64_t size = load_new_image(options);
+    unsigned char *before = malloc(DISK_MAX);
+    memcpy(before, rec.disk, DISK_MAX);
+    struct node *n = open_recorded(g, size);
+    ck_assert_int_eq(blk_new(g, n, PERM_READ | PERM_WRITE, PERM_ALL, "test",
+                             &b, NULL),
+                     0);
+    for (unsigned i = 0; i < requests; i++) {
+        random_request(b, i + 1);
+    }
+    blk_free(b);
+    graph_free(g);
+    for (unsigned i = 0; i < cuts; i++) {
+        unsigned cut;
+        unsigned char *disk = crashed_image(before, &cut);
+        struct image image = { disk, DISK_MAX };
+        struct verdict v = check_image(&image);
+        ck_assert_msg(v.corruptions == 0,
+                      "%" PRIu64 " uncovered references after a cut at %u "
+                      "of %u",
+                      v.corruptions, cut, rec.count);
+        if (i % 8 == 0) {
+            check_data(disk, cut);
+        }
+        free(disk);
+    }
+    struct image last = { rec.disk, DISK_MAX };
+    struct verdict v = check_image(&last);
+    ck_assert_uint_eq(v.corruptions, 0);
+    ck_assert_uint_eq(v.leaks, 0);
+    for (unsigned i = 0; i < rec.count; i++) {
+        free(rec.log[i].data);
+    }
+    free(before);
+    free(rec.disk);
+}
+
+START_TEST(small_clusters_survive_power_cuts)
+{
+    seed = 1;
+    run_campaign("{\"size\": 2097152, \"cluster_size\": 512}", 120, 60, _i);
+}
+END_TEST
+
+START_TEST(large_clusters_survive_power_cuts)
+{
+    seed = 2;
+    run_campaign("{\"size\": 2097152, \"cluster_size\": 65536}", 400, 60, _i);
+}
+END_TEST
+
+START_TEST(narrow_refcounts_survive_power_cuts)
+{
+    seed = 3;
+    run_campaign("{\"size\": 2097152, \"cluster_size\": 4096, "
+                 "\"refcount_bits\": 1}",
+                 300, 60, _i);
+}
+END_TEST
+
+START_TEST(wide_refcounts_with_a_growing_table_survive_power_cuts)
+{
+    seed = 4;
+    run_campaign("{\"size\": 2097152, \"cluster_size\": 512, "
+                 "\"refcount_bits\": 64}",
+                 120, 60, _i);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("qcow2-crash");
+    TCase *tc = tcase_create("power-cut");
+
+    tcase_set_timeout(tc, 120);
+    tcase_add_loop_test(tc, small_clusters_survive_power_cuts, 0, 2);
+    tcase_add_loop_test(tc, large_clusters_survive_power_cuts, 0, 2);
+    tcase_add_loop_test(tc, narrow_refcounts_survive_power_cuts, 0, 2);
+    tcase_add_loop_test(tc, wide_refcounts_with_a_growing_table_survive_power_cuts, 0, 2);
+    suite_add_tcase(s, tc);
+    SRunner *sr = srunner_create(s);
+    srunner_run_all(sr, CK_ENV);
+    int failed = srunner_ntests_failed(sr);
+    srunner_free(sr);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}

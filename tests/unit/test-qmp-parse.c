@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include <check.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "nbdelta/cleanup.h"
+#include "qmp-parse.h"
+
+/* What the parser has delivered: values as JSON, errors as text after '!',
+ * separated by newlines. */
+struct seen {
+    char text[8192];
+    size_t values;
+    size_t errors;
+};
+
+static void add_line(struct seen *s, const char *prefix, const char *line)
+{
+    if (strlen(s->text) + strlen(line) + 3 < sizeof(s->text)) {
+        strcat(s->text, s->text[0] ? "\n" : "");
+        strcat(s->text, prefix);
+        strcat(s->text, line);
+    }
+}
+
+static void on_value(json_t *value, const char *why, void *opaque)
+{
+    struct seen *s = opaque;
+    CLEANUP_FREE char *text = NULL;
+
+    if (!value) {
+        s->errors++;
+        add_line(s, "!", why);
+        return;
+    }
+    s->values++;
+    text = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT);
+    ck_assert_ptr_nonnull(text);
+    add_line(s, "", text);
+}
+
+/* Feed @len bytes in portions of @step. */
+static void feed(struct seen *s, const char *data, size_t len, size_t step)
+{
+    struct qmp_parser *p = qmp_parser_new(on_value, s);
+
+    ck_assert_ptr_nonnull(p);
+    memset(s, 0, sizeof(*s));
+    for (size_t i = 0; i < len; i += step) {
+        qmp_parser_feed(p, data + i, len - i < step ? len - i : step);
+    }
+    qmp_parser_free(p);
+}
+
+/* @input gives @expected, however it is cut. */
+static void gives(const char *input, const char *expected)
+{
+    struct seen s;
+
+    for (size_t step = 1; step <= strlen(input); step++) {
+        feed(&s, input, strlen(input), step);
+        ck_assert_msg(strcmp(s.text, expected) == 0,
+                      "%s\nin portions of %zu gives\n%s\nnot\n%s", input, step,
+                      s.text, expected);
+    }
+}
+
+START_TEST(values_need_no_newline)
+{
+    gives("{\"execute\":\"quit\"}", "{\"execute\":\"quit\"}");
+    gives("{\"a\":1}{\"b\":[1,{}]}[]", "{\"a\":1}\n{\"b\":[1,{}]}\n[]");
+    gives(" \r\n\t{ \"a\" :\n1 }\n\n[ 1 , 2 ]", "{\"a\":1}\n[1,2]");
+}
+END_TEST
+
+START_TEST(scalars_end_at_the_next_byte)
+{
+    gives("1 2", "1");
+    gives("true\nnull\n-1.5e3 \"x\"", "true\nnull\n-1500.0\n\"x\"");
+    gives("1\"x\"", "1\n\"x\"");
+}
+END_TEST
+
+START_TEST(quotes_of_either_kind)
+{
+    gives("{'a':'b'}", "{\"a\":\"b\"}");
+    gives("{'a':\"it's\"}", "{\"a\":\"it's\"}");
+    gives("['say \"x\"', 'it\\'s', \"it\\'s\", '\\\"', '\\\\']",
+          "[\"say \\\"x\\\"\",\"it's\",\"it's\",\"\\\"\",\"\\\\\"]");
+    gives("['\\u00e9\\n']", "[\"\u00e9\\n\"]");
+}
+END_TEST
+
+START_TEST(brackets_in_strings_do_not_count)
+{
+    gives("{'}':']{['}{}", "{\"}\":\"]{[\"}\n{}");
+}
+END_TEST
+
+START_TEST(integers_that_do_not_fit_are_real)
+{
+    gives("[9223372036854775807,-9223372036854775808]",
+          "[9223372036854775807,-9223372036854775808]");
+    gives("[9223372036854775808]", "[9.2233720368547758e18]");
+    gives("[1234567890123456789012]", "[1.2345678901234568e21]");
+}
+END_TEST
+
+START_TEST(after_a_bad_message_comes_the_next)
+{
+    gives("{'a' 'b'}{}", "!JSON parse error, ':' expected near '\"b\"'\n{}");
+    gives("[1 2]{}", "!JSON parse error, ']' expected near '2'\n{}");
+    gives("}{}", "!JSON parse error, unexpected token near '}'\n{}");
+    gives("{'a':1,'a':2}{}", "!JSON parse error, duplicate key\n{}");
+    gives("{'a':foo}{}", "!JSON parse error, invalid keyword 'foo'\n{}");
+    gives("foo {}", "!JSON parse error, invalid keyword 'foo'\n{}");
+}
+END_TEST
+
+START_TEST(after_a_stray_byte_structure_is_looked_for)
+{
+    gives("@ {}", "!JSON parse error, stray '@'\n{}");
+    gives("01 {}", "!JSON parse error, stray '01'\n{}");
+    gives("-x{}", "!JSON parse error, stray '-x'\n{}");
+    gives("\x01{}", "!JSON parse error, stray '?'\n{}");
+    gives("'x\n{}", "!JSON parse error, stray '\"x?'\n{}");
+    /* The way of a client to begin anew. */
+    gives("{'a':[{'b\xff{}", "!JSON parse error, stray '\"b?'\n{}");
+    gives("{'a':[1,\xff\n{}", "!JSON parse error, stray '?'\n{}");
+}
+END_TEST
+
+START_TEST(bad_utf8_is_refused)
+{
+    struct seen s;
+
+    feed(&s, "['\x80']{}", 7, 7);
+    ck_assert_uint_eq(s.errors, 1);
+    ck_assert_uint_eq(s.values, 1);
+    feed(&s, "['\\ud800']{}", 12, 12);
+    ck_assert_uint_eq(s.errors, 1);
+    ck_assert_uint_eq(s.values, 1);
+    feed(&s, "['\\u0000']{}", 12, 12);
+    ck_assert_uint_eq(s.errors, 1);
+    ck_assert_uint_eq(s.values, 1);
+}
+END_TEST
+
+static void first_error(const char *data, size_t len, const char *why)
+{
+    struct seen s;
+
+    feed(&s, data, len, 4096);
+    ck_assert_uint_ge(s.errors, 1);
+    ck_assert_msg(strncmp(s.text + 1, why, strlen(why)) == 0, "%.80s", s.text);
+}
+
+START_TEST(nesting_is_bounded)
+{
+    CLEANUP_FREE char *deep = malloc(2 * QMP_MAX_NESTING + 2);
+    struct seen s;
+
+    ck_assert_ptr_nonnull(deep);
+    memset(deep, '[', QMP_MAX_NESTING);
+    memset(deep + QMP_MAX_NESTING, ']', QMP_MAX_NESTING);
+    feed(&s, deep, (size_t)2 * QMP_MAX_NESTING, 100);
+    ck_assert_uint_eq(s.values, 1);
+    ck_assert_uint_eq(s.errors, 0);
+    memset(deep, '[', QMP_MAX_NESTING + 1);
+    first_error(deep, QMP_MAX_NESTING + 1, "JSON nesting depth limit exceeded");
+}
+END_TEST
+
+START_TEST(size_is_bounded)
+{
+    size_t len = QMP_MAX_SIZE + 10;
+    CLEANUP_FREE char *big = malloc(len);
+    struct seen s;
+
+    ck_assert_ptr_nonnull(big);
+    memset(big, 'x', len);
+    big[0] = '"';
+    big[QMP_MAX_SIZE - 10] = '"';
+    feed(&s, big, QMP_MAX_SIZE - 9, 65536);
+    ck_assert_uint_eq(s.values, 1);
+    big[QMP_MAX_SIZE - 10] = 'x';
+    memcpy(big + len - 4, "\"\n[]", 4);
+    feed(&s, big, len, 65536);
+    ck_assert_str_eq(s.text, "!JSON token size limit exceeded\n[]");
+}
+END_TEST
+
+START_TEST(tokens_are_bounded)
+{
+    size_t len = QMP_MAX_TOKENS + 10;
+    CLEANUP_FREE char *many = malloc(len);
+
+    ck_assert_ptr_nonnull(many);
+    memset(many, ',', len);
+    many[0] = '[';
+    first_error(many, len, "JSON token count limit exceeded");
+}
+END_TEST
+
+START_TEST(feed_one_stops_between_values)
+{
+    const char *input = "{}[1]7 ";
+    struct seen s = {"", 0, 0};
+    struct qmp_parser *p = qmp_parser_new(on_value, &s);
+
+    ck_assert_uint_eq(qmp_parser_feed_one(p, input, 7), 2);
+    ck_assert_uint_eq(s.values, 1);
+    ck_assert_uint_eq(qmp_parser_feed_one(p, input + 2, 5), 3);
+    ck_assert_uint_eq(s.values, 2);
+    /* Behind the 7: what ends it is still to come. */
+    ck_assert_uint_eq(qmp_parser_feed_one(p, input + 5, 2), 1);
+    ck_assert_uint_eq(s.values, 3);
+    qmp_parser_free(p);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("qmp-parse");
+    TCase *tc = tcase_create("qmp-parse");
+    tcase_add_test(tc, values_need_no_newline);
+    tcase_add_test(tc, scalars_end_at_the_next_byte);
+    tcase_add_test(tc, quotes_of_either_kind);
+    tcase_add_test(tc, brackets_in_strings_do_not_count);
+    tcase_add_test(tc, integers_that_do_not_fit_are_real);
+    tcase_add_test(tc, after_a_bad_message_comes_the_next);
+    tcase_add_test(tc, after_a_stray_byte_structure_is_looked_for);
+    tcase_add_test(tc, bad_utf8_is_refused);
+    tcase_add_test(tc, nesting_is_bounded);
+    tcase_add_test(tc, size_is_bounded);
+    tcase_add_test(tc, tokens_are_bounded);
+    tcase_add_test(tc, feed_one_stops_between_values);
+    suite_add_tcase(s, tc);
+    SRunner *sr = srunner_create(s);
+    srunner_run_all(sr, CK_ENV);
+    int failed = srunner_ntests_failed(sr);
+    srunner_free(sr);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
