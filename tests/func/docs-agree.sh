@@ -1,0 +1,75 @@
+#!/bin/bash
+# What --help tells, what the man pages describe and what the completion
+# offers is the same: every sub-command, every option.
+set -eu -o pipefail
+
+PATH=$BUILD:$PATH
+failed=
+
+differs() {
+    echo "differs: $*"
+    failed=yes
+}
+
+# Long options, and short ones that --help puts beside them.
+help_options() {
+    nbdelta "$1" --help |
+        sed -n -e 's/^ *-\([[:alnum:]]\), *--\([a-z-]*\).*/-\1 --\2/p' \
+            -e 's/^ *--\([a-z-]*\).*/--\1/p' | sort
+}
+
+# The same from the tags of a page's OPTIONS section.
+man_options() {
+    awk '/^\.SH / { on = $0 == ".SH OPTIONS" } on' "$1" |
+        grep -A1 '^\.TP' | sed -e 's/\\-/-/g' -e 's/\\f.//g' |
+        sed -n -e 's/^\.BR* -\([[:alnum:]]\) "*, "* *--\([a-z-]*\).*/-\1 --\2/p' \
+            -e 's/^\.B[RI]* --\([a-z-]*\).*/--\1/p' | sort
+}
+
+# What the completion offers after "nbdelta $1" for "--".
+offered() {
+    bash -c '. "$1"
+        if [ "$2" ]; then
+            COMP_WORDS=(nbdelta "$2" --) COMP_CWORD=2
+        else
+            COMP_WORDS=(nbdelta --) COMP_CWORD=1
+        fi
+        _nbdelta; printf "%s\n" "${COMPREPLY[@]}"' \
+        _ "$SRCDIR/man/nbdelta.bash-completion" "$1" | sort
+}
+
+compare() {
+    local command=$1 page=$2 help
+    help=$(help_options "$command")
+    [ -n "$help" ] || differs "nbdelta $command --help lists no options"
+    [ -f "$page" ] || { differs "there is no $page"; return; }
+    diff <(echo "$help") <(man_options "$page") ||
+        differs "options of nbdelta $command: --help <, man page >"
+    diff <(grep -o -e '--.*' <<<"$help" | sort) <(offered "$command") ||
+        differs "options of nbdelta $command: --help <, completion >"
+}
+
+# nbdelta itself has just these two.
+for option in --help --version; do
+    nbdelta "$option" >/dev/null
+    man_options "$SRCDIR/man/nbdelta.1" | grep -qx -e "$option" ||
+        differs "nbdelta.1 does not describe $option"
+    offered '' | grep -qx -e "$option" ||
+        differs "the completion does not offer $option"
+done
+
+commands=$(nbdelta --help | sed -n 's/^  \([a-z]\{2,\}\)  *[^ ].*/\1/p')
+[ -n "$commands" ] || differs "nbdelta --help lists no commands"
+for command in $commands; do
+    compare "$command" "$SRCDIR/man/nbdelta-$command.1"
+    grep -q "nbdelta $command\"" "$SRCDIR/man/nbdelta.1" ||
+        differs "nbdelta.1 does not tell about '$command'"
+done
+
+# And no page of a command that is not there.
+for page in "$SRCDIR"/man/nbdelta-*.1; do
+    command=${page##*/nbdelta-}
+    grep -qx "${command%.1}" <<<"$commands" ||
+        differs "$page: --help does not list this command"
+done
+[ -z "$failed" ]

@@ -1,0 +1,41 @@
+#!/bin/bash
+# A library that is missing is told by the name of its Debian package; what
+# builds nothing does not ask.
+set -eu -o pipefail
+
+cat >pkg-config <<'END'
+#!/bin/bash
+case " $* " in
+*\ --exists*\ libnbd\ *) exit 1 ;;
+*) exec /usr/bin/env PATH="$REAL_PATH" pkg-config "$@" ;;
+esac
+END
+chmod +x pkg-config
+export REAL_PATH=$PATH
+
+mk() {
+    make -s --no-print-directory -C "$SRCDIR" O="$PWD/out" \
+        PKG_CONFIG="$PWD/pkg-config" "$@"
+}
+
+if mk all >message 2>&1; then
+    echo "built without libnbd"
+    exit 1
+fi
+grep -qx "nbdelta: the library 'libnbd' not found: install the Debian package\
+ 'libnbd-dev'" message
+grep -q "'make check' and 'make demo' install them" message
+[ "$(grep -c 'not found' message)" -eq 1 ]
+
+if mk PKG_CONFIG=no-such-program all >message 2>&1; then
+    exit 1
+fi
+grep -q "install the Debian package 'pkgconf'" message
+if mk CC=no-such-compiler all >message 2>&1; then
+    exit 1
+fi
+grep -q "install the Debian package 'gcc'" message
+
+mk help | grep -q 'make check'
+mk -n clean >message
+[ ! -e out ]

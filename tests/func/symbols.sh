@@ -1,0 +1,29 @@
+#!/bin/bash
+# The library defines no global name outside of our prefixes, and nothing in
+# libnbd's name space; the plugin exports its entry point alone.
+set -eu -o pipefail
+
+prefixes='bitmap blk buf cbw cond copy driver edge error file format graph
+    hbitmap image iov job jobs mutex node now options opts path policy qcow2
+    range rwlock size thread'
+
+# Names that the compiler's instrumentation adds start with "__".
+nm -g --defined-only "$BUILD/libnbdelta.a" |
+    awk 'NF == 3 && $3 !~ /^__/ { print $3 }' | sort -u >names
+[ -s names ]
+# shellcheck disable=SC2086  # a list of words
+grep -vE "^($(tr -s ' \n' '|' <<<$prefixes | sed 's/|$//'))_" names >others ||
+    true
+if [ -s others ]; then
+    echo "outside of our prefixes:"
+    cat others
+    exit 1
+fi
+
+# Nor may the server, which is linked with libnbd, define such names.
+nm -g --defined-only "$BUILD/libserver.a" |
+    awk 'NF == 3 && $3 ~ /^nbd_/ { print $3; found = 1 } END { exit found }'
+
+nm -D --defined-only "$BUILD/nbdkit-nbdelta-plugin.so" |
+    awk 'NF == 3 && $3 !~ /^__/ { print $3 }' >exported
+diff <(echo plugin_init) exported
