@@ -67,6 +67,14 @@ static struct tree *enter(struct blk *b, unsigned flags, struct node **np)
     return t;
 }
 
+/* The same where waiting is no matter. */
+static struct tree *enter_wait(struct blk *b, struct node **np)
+{
+    struct tree *t = edge_enter(&b->root, false);
+    *np = b->root.child;
+    return t;
+}
+
 static int check(const struct blk *b, const struct node *n, uint64_t offset,
                  uint64_t bytes, unsigned perm)
 {
@@ -175,7 +183,7 @@ int blk_zero(struct blk *b, uint64_t offset, uint64_t bytes, unsigned flags)
 int blk_discard(struct blk *b, uint64_t offset, uint64_t bytes)
 {
     struct node *n;
-    struct tree *t = enter(b, 0, &n);
+    struct tree *t = enter_wait(b, &n);
     int r = check(b, n, offset, bytes, PERM_WRITE);
     if (r == 0 && bytes > 0) {
         r = node_discard(n, offset, bytes);
@@ -187,7 +195,7 @@ int blk_discard(struct blk *b, uint64_t offset, uint64_t bytes)
 int blk_flush(struct blk *b)
 {
     struct node *n;
-    struct tree *t = enter(b, 0, &n);
+    struct tree *t = enter_wait(b, &n);
     int r = node_flush(n);
     node_leave(t);
     return r;
@@ -196,7 +204,7 @@ int blk_flush(struct blk *b)
 int blk_prefetch(struct blk *b, uint64_t offset, uint64_t bytes)
 {
     struct node *n;
-    struct tree *t = enter(b, 0, &n);
+    struct tree *t = enter_wait(b, &n);
     int r = check(b, n, offset, bytes, PERM_READ);
     if (r == 0 && bytes > 0) {
         r = node_prefetch(n, offset, bytes);

@@ -219,15 +219,15 @@ static int find_free(struct qcow2 *s, uint64_t from, uint64_t want,
             return -EFBIG;
         }
         int r = block_get(s, from, &t);
-        if (r == 0 && !t) {
+        if (r < 0) {
+            return r;
+        }
+        if (!t) {
             r = new_block(s, from);
             if (r < 0) {
                 return r;
             }
             continue;
-        }
-        if (r < 0) {
-            return r;
         }
         *run = free_run(s, t, from, want, &skip);
         qcow2_cache_put(s->refblocks, t);

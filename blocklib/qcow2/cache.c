@@ -291,14 +291,14 @@ static int by_offset(const void *a, const void *b)
                                                  : 0;
 }
 
-static size_t collect_locked(struct qcow2_cache *c, struct qcow2_dirty *list)
-    REQUIRES(c->lock)
+static size_t collect_locked(struct qcow2_cache *c, struct qcow2_dirty *list,
+                             size_t max) REQUIRES(c->lock)
 {
     size_t count = 0;
 
     for (size_t i = 0; i < c->buckets; i++) {
         for (struct qcow2_table *t = c->hash[i]; t; t = t->hash_next) {
-            if (t->dirty) {
+            if (t->dirty && count < max) {
                 memcpy(list[count].copy, t->data, c->table_size);
                 list[count++].table = t;
                 pin_locked(t);
@@ -332,7 +332,7 @@ int qcow2_cache_collect(struct qcow2_cache *c, struct qcow2_dirty **list,
         free(l);
         return -ENOMEM;
     }
-    *count = collect_locked(c, l);
+    *count = collect_locked(c, l, n);
     mutex_unlock(&c->lock);
     qsort(l, *count, sizeof(*l), by_offset);
     *list = l;

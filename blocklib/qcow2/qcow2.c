@@ -319,13 +319,16 @@ static void qcow2_describe(struct node *n, json_t *info)
 
     (void)json_object_set_new(info, "cluster-size",
                               json_integer((json_int_t)s->cluster_size));
+    /* Version 2 has no bits for some of it; the order is qemu-img's. */
+    bool v3 = s->version >= 3;
     json_t *data = json_pack(
-        "{s:s, s:s, s:b, s:i, s:b, s:b}", "compat",
-        s->version >= 3 ? "1.1" : "0.10", "compression-type",
-        s->compression == QCOW2_ZSTD ? "zstd" : "zlib", "lazy-refcounts",
-        (s->compatible & QCOW2_COMPAT_LAZY) != 0, "refcount-bits",
-        1 << s->refcount_order, "corrupt", (int)atomic_load(&s->corrupt),
-        "extended-l2", 0);
+        "{s:s, s:s, s:o*, s:i, s:o*, s:o*}", "compat", v3 ? "1.1" : "0.10",
+        "compression-type", s->compression == QCOW2_ZSTD ? "zstd" : "zlib",
+        "lazy-refcounts",
+        v3 ? json_boolean(s->compatible & QCOW2_COMPAT_LAZY) : NULL,
+        "refcount-bits", 1 << s->refcount_order, "corrupt",
+        v3 ? json_boolean(atomic_load(&s->corrupt)) : NULL, "extended-l2",
+        v3 ? json_false() : NULL);
     (void)json_object_set_new(
         info, "format-specific",
         json_pack("{s:s, s:o}", "type", "qcow2", "data", data));

@@ -41,8 +41,8 @@ int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
 {
     uint64_t index = offset / qcow2_l2_span(s);
     uint64_t old = atomic_load(&s->l1[index]);
-    struct qcow2_table *from;
-    struct qcow2_table *to;
+    struct qcow2_table *from = NULL;
+    struct qcow2_table *to = NULL;
     uint64_t host;
 
     int r = qcow2_l2_get(s, offset, false, &from);
@@ -286,7 +286,7 @@ int qcow2_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     struct qcow2 *s = n->state;
     uint64_t start = align_down(offset, s->cluster_size);
     struct range_req req;
-    uint64_t written;
+    uint64_t written = 0;
     int r = 0;
 
     if (flags & REQ_NOWAIT) {

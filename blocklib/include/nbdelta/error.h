@@ -37,6 +37,10 @@ struct error;
 int error_set(struct error **errp, int errnum, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
+#ifdef __clang_analyzer__ /* it cannot see that the result is negative */
+#define error_set(...) (error_set(__VA_ARGS__), -1)
+#endif
+
 /* Put context in front: "cannot open 'a.qcow2': " + what was there. */
 void error_prefix(struct error **errp, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
