@@ -93,13 +93,18 @@ struct bitmap *bitmap_new_anonymous(struct node *n, uint64_t granularity)
     return bitmap_new(n, NULL, granularity);
 }
 
+static int no_memory(const char *name, struct error **errp)
+{
+    return error_set(errp, ENOMEM, "no memory for bitmap '%s'", name);
+}
+
 int bitmap_attach(struct node *n, const char *name, uint64_t granularity,
                   struct bitmap **bmp, struct error **errp)
 {
     struct bitmap *bm = bitmap_new(n, name, granularity);
 
     if (!bm) {
-        return error_set(errp, ENOMEM, "no memory for bitmap '%s'", name);
+        return no_memory(name, errp);
     }
     *bmp = bm;
     return 0;
@@ -138,6 +143,11 @@ static int check_usable(const struct bitmap *bm, struct error **errp)
                       name_of(bm));
     }
     return r;
+}
+
+static int not_found(const char *name, struct error **errp)
+{
+    return error_set(errp, ENOENT, "Dirty bitmap '%s' not found", name);
 }
 
 static struct bitmap *find(const struct node *n, const char *name)
@@ -225,8 +235,7 @@ static int follow_growth(struct bitmap *bm, struct error **errp)
 
     if (size > had) {
         if (resize_bits(bm, size) < 0) {
-            return error_set(errp, ENOMEM, "no memory for bitmap '%s'",
-                             name_of(bm));
+            return no_memory(name_of(bm), errp);
         }
         mark_growth(bm, had, size);
     }
@@ -240,7 +249,7 @@ int bitmap_lookup(struct node *n, const char *name, bool change,
     int r;
 
     if (!bm) {
-        return error_set(errp, ENOENT, "Dirty bitmap '%s' not found", name);
+        return not_found(name, errp);
     }
     r = change ? check_usable(bm, errp) : 0;
     if (r == 0) {
@@ -267,8 +276,7 @@ int bitmap_freeze(struct bitmap *bm, struct error **errp)
     struct hbitmap *successor = hbitmap_new(hbitmap_size(bm->bits),
                                             bm->granularity);
     if (!successor) {
-        return error_set(errp, ENOMEM, "no memory for bitmap '%s'",
-                         name_of(bm));
+        return no_memory(name_of(bm), errp);
     }
     rwlock_wrlock(&bm->lock);
     bm->successor = successor;
@@ -359,8 +367,6 @@ static uint64_t default_granularity(struct node *n)
 static int add_locked(struct graph *g, struct node *n, const char *name,
                       uint64_t granularity, bool disabled, struct error **errp)
 {
-    struct bitmap *bm = NULL;
-
     if (find(n, name)) {
         return error_set(errp, EEXIST, "Bitmap already exists: %s", name);
     }
@@ -368,11 +374,12 @@ static int add_locked(struct graph *g, struct node *n, const char *name,
         granularity = default_granularity(n);
     }
     graph_drain(g, n);
-    int r = bitmap_attach(n, name, granularity, &bm, errp);
-    if (r == 0) {
-        bm->enabled = !disabled;
+    struct bitmap *bm = bitmap_new(n, name, granularity);
+    if (!bm) {
+        return no_memory(name, errp);
     }
-    return r;
+    bm->enabled = !disabled;
+    return 0;
 }
 
 int bitmap_add(struct graph *g, struct node *n, const char *name,
@@ -395,19 +402,26 @@ int bitmap_add(struct graph *g, struct node *n, const char *name,
     return r;
 }
 
-int bitmap_remove(struct graph *g, struct node *n, const char *name,
-                  struct error **errp)
+static int remove_locked(struct node *n, const char *name, struct error **errp)
 {
-    struct bitmap *bm;
+    struct bitmap *bm = find(n, name);
 
-    graph_lock(g);
-    graph_drain(g, n);
-    bm = find(n, name);
-    int r = bm ? check_busy(bm, errp)
-               : error_set(errp, ENOENT, "Dirty bitmap '%s' not found", name);
+    if (!bm) {
+        return not_found(name, errp);
+    }
+    int r = check_busy(bm, errp);
     if (r == 0) {
         bitmap_drop(bm);
     }
+    return r;
+}
+
+int bitmap_remove(struct graph *g, struct node *n, const char *name,
+                  struct error **errp)
+{
+    graph_lock(g);
+    graph_drain(g, n);
+    int r = remove_locked(n, name, errp);
     graph_unlock(g);
     return r;
 }

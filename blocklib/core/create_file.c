@@ -24,6 +24,7 @@ static int open_new(const char *filename, bool *existed)
     return fd < 0 ? -errno : fd;
 }
 
+/* Under the lock. */
 static int empty_file(int fd, const char *filename, struct error **errp)
 {
     struct stat st;
@@ -31,6 +32,11 @@ static int empty_file(int fd, const char *filename, struct error **errp)
     if (fstat(fd, &st) < 0) {
         return error_set(errp, errno, "cannot look at '%s': %s", filename,
                          strerror(errno));
+    }
+    /* Whoever made it has failed since we opened it, and removed it. */
+    if (st.st_nlink == 0) {
+        return error_set(errp, EAGAIN, "'%s' was removed by another process",
+                         filename);
     }
     if (S_ISBLK(st.st_mode)) {
         return 0;
@@ -47,6 +53,15 @@ static int empty_file(int fd, const char *filename, struct error **errp)
     return 0;
 }
 
+/* The name goes before the lock does: afterwards it might be another's. */
+static void drop_file(const char *filename, int fd, bool existed)
+{
+    if (!existed) {
+        (void)unlink(filename);
+    }
+    (void)close(fd);
+}
+
 int file_create_begin(const char *filename, int *fd, bool *existed,
                       struct error **errp)
 {
@@ -56,14 +71,15 @@ int file_create_begin(const char *filename, int *fd, bool *existed,
                          strerror(-new));
     }
     int r = image_lock(new, filename, true, errp);
+    if (r == -EAGAIN) {
+        (void)close(new); /* also one that we made is somebody else's now */
+        return r;
+    }
     if (r == 0) {
         r = empty_file(new, filename, errp);
     }
     if (r < 0) {
-        (void)close(new);
-        if (!*existed) {
-            (void)unlink(filename);
-        }
+        drop_file(filename, new, *existed);
         return r;
     }
     *fd = new;
@@ -97,7 +113,8 @@ int file_create_extend(int fd, uint64_t end, bool allocate)
         return -errno;
     }
     if (!S_ISREG(st.st_mode)) {
-        return 0;
+        off_t size = lseek(fd, 0, SEEK_END);
+        return size >= 0 && (uint64_t)size < end ? -ENOSPC : 0;
     }
     if (allocate && end > 0) {
         return -posix_fallocate(fd, 0, (off_t)end);
@@ -119,8 +136,8 @@ static int sync_directory(const char *filename)
     if (slash) {
         slash[slash == dir] = '\0';
     }
-    CLEANUP_CLOSE int fd =
-        open(slash ? dir : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    CLEANUP_CLOSE int fd = open(slash ? dir : ".",
+                                O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0) {
         return errno == EACCES ? 0 : -errno; /* not ours to read or sync */
     }
@@ -140,9 +157,6 @@ int file_create_finish(const char *filename, int fd, bool existed, int r,
                           strerror(-r));
         }
     }
-    (void)close(fd);
-    if (r < 0 && !existed) {
-        (void)unlink(filename);
-    }
+    drop_file(filename, fd, existed || r == 0);
     return r;
 }

@@ -6,6 +6,8 @@
 #include "core/hbitmap.h"
 #include "core/node.h"
 #include "nbdelta/bitmap.h"
+#include "nbdelta/list.h"
+#include "nbdelta/thread.h"
 
 /*
  * A bitmap in use by a job is *frozen*: it keeps its bits as they were, is

@@ -38,14 +38,16 @@ static struct tree *tree_new(struct graph *g)
 
     if (t) {
         g->free_trees = t->next_free;
-        return t;
-    }
-    t = calloc(1, sizeof(*t));
-    if (t) {
+    } else {
+        t = calloc(1, sizeof(*t));
+        if (!t) {
+            return NULL;
+        }
         rwlock_init(&t->lock);
         list_init(&t->nodes);
         list_append(&g->trees, &t->in_graph);
     }
+    t->born_in = g->section;
     return t;
 }
 
@@ -66,7 +68,7 @@ static void set_tree(struct node *n, struct tree *t)
     }
 }
 
-static void tree_merge(struct tree *to, struct tree *from)
+static void tree_merge(struct graph *g, struct tree *to, struct tree *from)
 {
     list_for_each_safe (at, &from->nodes) {
         struct node *n = list_entry(at, struct node, in_tree);
@@ -74,6 +76,9 @@ static void tree_merge(struct tree *to, struct tree *from)
         list_append(&to->nodes, at);
         set_tree(n, to);
     }
+    if (!from->drained) {
+        tree_recycle(g, from);
+    } /* else graph_unlock does it */
 }
 
 /* The lock that a tree pointer leads to, while the pointer may change. */
@@ -114,11 +119,18 @@ void node_leave(struct tree *t) NO_LOCK_ANALYSIS
 void graph_lock(struct graph *g) NO_LOCK_ANALYSIS
 {
     mutex_lock(&g->lock);
+    g->section++;
+}
+
+/* Nobody can be inside a tree that this section made: no blk leads there. */
+static bool is_private(const struct graph *g, const struct tree *t)
+{
+    return t->born_in == g->section;
 }
 
 static void drain_tree(struct graph *g, struct tree *t) NO_LOCK_ANALYSIS
 {
-    if (!t->drained) {
+    if (!t->drained && !is_private(g, t)) {
         rwlock_wrlock(&t->lock);
         t->drained = true;
         t->next_drained = g->drained;
@@ -303,8 +315,12 @@ void node_unref(struct node *n)
         node_unref(n->preopened);
     }
     assert(list_empty(&n->parents));
+    struct tree *t = atomic_load(&n->tree);
     list_remove(&n->in_tree);
     list_remove(&n->in_graph);
+    if (list_empty(&t->nodes) && !t->drained) {
+        tree_recycle(n->graph, t);
+    }
     range_lock_destroy(&n->rmw);
     free(n->name);
     free(n->state);
@@ -380,6 +396,22 @@ void edge_unlink(struct edge *e)
     node_unref(e->child);
 }
 
+/* Into the one that others may wait for, if there is such. */
+static void merge_trees_of(struct node *a, struct node *b)
+{
+    struct tree *x = atomic_load(&a->tree);
+    struct tree *y = atomic_load(&b->tree);
+
+    if (x == y) {
+        return;
+    }
+    if (is_private(a->graph, x)) {
+        tree_merge(a->graph, y, x);
+    } else {
+        tree_merge(a->graph, x, y);
+    }
+}
+
 int node_attach(struct node *n, unsigned index, struct node *child,
                 const char *role, unsigned perm, unsigned shared,
                 struct error **errp)
@@ -407,10 +439,7 @@ int node_attach(struct node *n, unsigned index, struct node *child,
         return r;
     }
     graph_drain(n->graph, n);
-    struct tree *t = atomic_load(&n->tree);
-    if (t != atomic_load(&child->tree)) {
-        tree_merge(t, atomic_load(&child->tree));
-    }
+    merge_trees_of(n, child);
     n->child[index] = e;
     return 0;
 }
@@ -454,6 +483,7 @@ static void tree_split(struct graph *g, struct node *n)
     if (!t) {
         return; /* connected, or no memory: then they stay together */
     }
+    t->born_in = 0; /* users of its nodes may come at any moment */
     drain_tree(g, t);
     list_for_each_safe (at, &old->nodes) {
         struct node *moved = list_entry(at, struct node, in_tree);

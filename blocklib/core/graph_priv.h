@@ -15,6 +15,7 @@ struct graph {
     struct list trees; /* all that were ever made */
     struct tree *free_trees;
     struct tree *drained; /* by this control section */
+    uint64_t section;     /* number of this control section, from 1 on */
     uint64_t next_name;
 
     /* Implicit-open policy: set before the first open. */

@@ -30,7 +30,8 @@ struct tree {
     struct list in_graph;
     struct tree *next_free;
     struct tree *next_drained;
-    bool drained; /* the control section holds it for writing */
+    bool drained;     /* the control section holds it for writing */
+    uint64_t born_in; /* the section that made it; 0: others may be inside */
 };
 
 /* A parent's or a user's hold on a node. */

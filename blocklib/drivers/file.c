@@ -2,11 +2,15 @@
 /*
  * file: regular files and block devices.
  *
- * Durability: `written` counts changes that are complete, `flushed` how many
- * of them a finished fdatasync has covered.  A flush that finds nothing new
- * returns at once; those that come while one runs share the next.  After a
- * failed fdatasync the kernel has dropped what it could not write, so every
- * later flush fails too.
+ * Durability: `changes` counts the changes that are complete, `flushed` how
+ * many of them a finished fdatasync has covered.  A flush that finds nothing
+ * new returns at once; those that come while one runs share the next.  The
+ * kernel reports only once that it could not write something back, and forgets
+ * it then, so after such a report every later flush fails.
+ *
+ * Status: the last answer about data and holes is kept.  It was true for the
+ * `changes` that were read before the kernel was asked, and is used only
+ * while that number stands: a change that is complete has been counted.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -27,35 +31,86 @@
 #include "nbdelta/error.h"
 #include "util/iov.h"
 
+/* The memory of core's own buffers has no more (buf_alloc). */
+#define DIRECT_ALIGN_MAX 4096
+
+/* Bytes of the file that are all data or all a hole. */
+struct run {
+    uint64_t start;
+    uint64_t end;
+    bool hole;
+};
+
 struct file {
     /* Set at open. */
     int fd;
     bool regular;
-    uint32_t align;
+    bool locked;         /* nobody else writes to the file */
+    uint32_t align;      /* of O_DIRECT, else 1 */
+    uint32_t zero_align; /* what fallocate takes */
 
     mutex_t flush_lock; /* one fdatasync at a time */
 
+    mutex_t status_lock;
+    struct run last GUARDED_BY(status_lock); /* what status found last */
+    uint64_t last_changes GUARDED_BY(status_lock);
+
     /* Atomic. */
-    _Atomic uint64_t written;
+    _Atomic uint64_t changes;
     _Atomic uint64_t flushed;
-    _Atomic bool broken;       /* an fdatasync has failed */
+    _Atomic bool broken; /* an fdatasync has failed */
     _Atomic bool no_zero_range;
     _Atomic bool no_punch;
-    _Atomic bool no_holes;     /* lseek cannot tell them */
+    _Atomic bool no_holes; /* lseek cannot tell them */
     _Atomic bool no_nowait;
 };
 
 /* --- Opening --- */
 
-static uint32_t direct_alignment(int fd, const struct stat *st)
+static uint32_t sector_size(int fd)
 {
     int sector = 0;
 
-    if (S_ISBLK(st->st_mode) && ioctl(fd, BLKSSZGET, &sector) == 0 &&
-        sector > 0 && is_pow2((uint64_t)sector)) {
+    if (ioctl(fd, BLKSSZGET, &sector) == 0 && sector > 0 &&
+        is_pow2((uint64_t)sector)) {
         return (uint32_t)sector;
     }
-    return 4096;
+    return DIRECT_ALIGN_MAX;
+}
+
+/* What O_DIRECT wants of offsets and of memory. */
+static uint32_t direct_alignment(int fd, bool regular)
+{
+    struct statx x;
+
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &x) == 0 &&
+        (x.stx_mask & STATX_DIOALIGN) && is_pow2(x.stx_dio_offset_align) &&
+        is_pow2(x.stx_dio_mem_align)) {
+        return x.stx_dio_offset_align > x.stx_dio_mem_align
+                   ? x.stx_dio_offset_align
+                   : x.stx_dio_mem_align;
+    }
+    return regular ? DIRECT_ALIGN_MAX : sector_size(fd);
+}
+
+static int find_alignment(struct node *n, const char *filename,
+                          struct error **errp)
+{
+    struct file *s = n->state;
+
+    s->align = n->flags.direct ? direct_alignment(s->fd, s->regular) : 1;
+    if (s->align > DIRECT_ALIGN_MAX) {
+        return error_set(errp, ENOTSUP,
+                         "cache.direct=on would need an alignment of %" PRIu32
+                         " bytes for '%s'",
+                         s->align, filename);
+    }
+    s->zero_align = s->align;
+    if (!s->regular) {
+        uint32_t sector = sector_size(s->fd);
+        s->zero_align = sector > s->align ? sector : s->align;
+    }
+    return 0;
 }
 
 static int find_size(struct node *n, const char *filename,
@@ -65,26 +120,38 @@ static int find_size(struct node *n, const char *filename,
     off_t size = s->regular ? st->st_size : lseek(s->fd, 0, SEEK_END);
 
     if (size < 0 || (uint64_t)size > BLK_SIZE_MAX) {
-        return error_set(errp, size < 0 ? errno : EFBIG,
-                         "cannot tell the size of '%s'", filename);
+        int code = size < 0 ? errno : EFBIG;
+        return error_set(errp, code, "cannot use the size of '%s': %s",
+                         filename, strerror(code));
     }
     n->size = (uint64_t)size;
+    return 0;
+}
+
+static int check_kind(const struct stat *st, const char *filename,
+                      struct error **errp)
+{
+    if (!S_ISREG(st->st_mode) && !S_ISBLK(st->st_mode)) {
+        return error_set(errp, EINVAL,
+                         "'%s' is neither a regular file nor a block device",
+                         filename);
+    }
     return 0;
 }
 
 static int open_fd(struct node *n, const char *filename, struct error **errp)
 {
     struct file *s = n->state;
-    int flags = O_CLOEXEC | (n->flags.read_only ? O_RDONLY : O_RDWR) |
+    int flags = O_CLOEXEC | O_NOCTTY | O_NONBLOCK |
+                (n->flags.read_only ? O_RDONLY : O_RDWR) |
                 (n->flags.direct ? O_DIRECT : 0);
     struct stat st;
+    int r;
 
-    /* A FIFO would block the open, a device might do anything. */
-    if (stat(filename, &st) == 0 && !S_ISREG(st.st_mode) &&
-        !S_ISBLK(st.st_mode)) {
-        return error_set(errp, EINVAL,
-                         "'%s' is neither a regular file nor a block device",
-                         filename);
+    /* Opening may do something to a device that is none of ours; looked at
+     * again below, because the name can lead elsewhere by then. */
+    if (stat(filename, &st) == 0 && (r = check_kind(&st, filename, errp)) < 0) {
+        return r;
     }
     s->fd = open(filename, flags);
     if (s->fd < 0) {
@@ -96,12 +163,16 @@ static int open_fd(struct node *n, const char *filename, struct error **errp)
                                "cache.direct=on)"
                              : "");
     }
-    if (fstat(s->fd, &st) < 0) {
+    if (fstat(s->fd, &st) < 0 ||
+        fcntl(s->fd, F_SETFL, flags & ~O_NONBLOCK) < 0) {
         return error_set(errp, errno, "cannot look at '%s': %s", filename,
                          strerror(errno));
     }
     s->regular = S_ISREG(st.st_mode);
-    s->align = n->flags.direct ? direct_alignment(s->fd, &st) : 1;
+    if ((r = check_kind(&st, filename, errp)) < 0 ||
+        (r = find_alignment(n, filename, errp)) < 0) {
+        return r;
+    }
     return find_size(n, filename, &st, errp);
 }
 
@@ -109,9 +180,9 @@ static int take_options(struct node *n, struct opts *opts,
                         const char **filename, bool *locking,
                         struct error **errp)
 {
-    static const char *const lock_words[] = { "auto", "on", "off", NULL };
-    static const char *const aio_words[] = { "threads", "native", "io_uring",
-                                             NULL };
+    static const char *const lock_words[] = {"auto", "on", "off", NULL};
+    static const char *const aio_words[] = {"threads", "native", "io_uring",
+                                            NULL};
     unsigned lock = 0;
     unsigned aio = 0; /* taken for QEMU's sake: all I/O is synchronous here */
     int r;
@@ -132,7 +203,7 @@ static int file_open(struct node *n, struct opts *opts, struct error **errp)
 {
     struct file *s = n->state;
     const char *filename = NULL;
-    bool locking;
+    bool locking = false;
 
     s->fd = -1;
     int r = take_options(n, opts, &filename, &locking, errp);
@@ -148,7 +219,9 @@ static int file_open(struct node *n, struct opts *opts, struct error **errp)
         }
         return r;
     }
+    s->locked = locking;
     mutex_init(&s->flush_lock);
+    mutex_init(&s->status_lock);
     return 0;
 }
 
@@ -156,6 +229,7 @@ static void file_close(struct node *n)
 {
     struct file *s = n->state;
 
+    mutex_destroy(&s->status_lock);
     mutex_destroy(&s->flush_lock);
     (void)close(s->fd);
 }
@@ -164,9 +238,10 @@ static void file_limits(struct node *n, struct limits *lim)
 {
     const struct file *s = n->state;
 
-    lim->align = lim->zero_align = s->align;
+    lim->align = s->align;
+    lim->zero_align = s->zero_align;
     lim->grows_zero = s->regular;
-    lim->fast_zero = true;
+    lim->fast_zero = s->regular; /* a device may have to write zeroes */
     lim->zero_unmaps = true;
 }
 
@@ -218,12 +293,56 @@ static int file_preadv(struct node *n, uint64_t offset, uint64_t bytes,
         if (got < 0) {
             return nowait && would_wait(s, errno) ? -EAGAIN : -errno;
         }
-        if (got == 0) { /* past the end of the file */
+        done += (uint64_t)got;
+        advance(&at, &cnt, (size_t)got);
+        /* The end of the file; maybe inside of a block of O_DIRECT. */
+        if (got == 0 || !is_aligned((uint64_t)got, s->align)) {
             iov_fill(at, cnt, 0, 0, bytes - done);
             return 0;
         }
-        done += (uint64_t)got;
-        advance(&at, &cnt, (size_t)got);
+    }
+    return 0;
+}
+
+/* Whatever became of it: a failed change may have been done in part. */
+static void count_change(struct file *s)
+{
+    atomic_fetch_add(&s->changes, 1);
+}
+
+static ssize_t write_some(struct file *s, const struct iovec *iov, int cnt,
+                          uint64_t offset, bool sync)
+{
+    ssize_t put;
+
+    do {
+        put = pwritev2(s->fd, iov, cnt, (off_t)offset, sync ? RWF_DSYNC : 0);
+    } while (put < 0 && errno == EINTR);
+    if (put == 0) {
+        return -EIO;
+    }
+    return put < 0 ? -errno : put;
+}
+
+static int write_all(struct file *s, const struct iovec *iov, int cnt,
+                     uint64_t offset, uint64_t bytes, bool sync)
+{
+    struct iovec copy[IOV_MAX_INNER];
+    struct iovec *at = copy;
+
+    memcpy(copy, iov, (size_t)cnt * sizeof(*iov));
+    for (uint64_t done = 0; done < bytes;) {
+        ssize_t put = write_some(s, at, cnt, offset + done, sync);
+        if (put < 0) {
+            /* Was it not the write that failed but the writing back, of
+             * this or of older data?  No fdatasync would tell. */
+            if (sync && write_some(s, at, cnt, offset + done, false) > 0) {
+                atomic_store(&s->broken, true);
+            }
+            return (int)put;
+        }
+        done += (uint64_t)put;
+        advance(&at, &cnt, (size_t)put);
     }
     return 0;
 }
@@ -233,8 +352,6 @@ static int file_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
 {
     struct file *s = n->state;
     bool sync = (flags & REQ_FUA) && !n->flags.no_flush;
-    struct iovec copy[IOV_MAX_INNER];
-    struct iovec *at = copy;
 
     if ((flags & REQ_NOWAIT) && (s->align > 1 || sync)) {
         return -EAGAIN;
@@ -242,29 +359,20 @@ static int file_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     if (sync && atomic_load(&s->broken)) {
         return -EIO;
     }
-    memcpy(copy, iov, (size_t)cnt * sizeof(*iov));
-    for (uint64_t done = 0; done < bytes;) {
-        ssize_t put = pwritev2(s->fd, at, cnt, (off_t)(offset + done),
-                               sync ? RWF_DSYNC : 0);
-        if (put < 0 && errno == EINTR) {
-            continue;
-        }
-        if (put <= 0) {
-            return put < 0 ? -errno : -EIO;
-        }
-        done += (uint64_t)put;
-        advance(&at, &cnt, (size_t)put);
-    }
-    atomic_fetch_add(&s->written, 1);
-    return 0;
+    int r = write_all(s, iov, cnt, offset, bytes, sync);
+    count_change(s);
+    return r;
 }
 
 static int sync_locked(struct file *s) REQUIRES(s->flush_lock)
 {
-    uint64_t covers = atomic_load(&s->written);
+    uint64_t covers = atomic_load(&s->changes);
+    int r;
 
-    if (fdatasync(s->fd) < 0) {
-        int r = -errno;
+    do {
+        r = fdatasync(s->fd) < 0 ? -errno : 0;
+    } while (r == -EINTR);
+    if (r < 0) {
         atomic_store(&s->broken, true);
         return r;
     }
@@ -275,7 +383,7 @@ static int sync_locked(struct file *s) REQUIRES(s->flush_lock)
 static int file_flush(struct node *n)
 {
     struct file *s = n->state;
-    uint64_t want = atomic_load(&s->written);
+    uint64_t want = atomic_load(&s->changes);
     int r = 0;
 
     if (n->flags.no_flush) {
@@ -313,22 +421,21 @@ static void file_prefetch(struct node *n, uint64_t offset, uint64_t bytes)
 static int space(struct file *s, int mode, uint64_t offset, uint64_t bytes,
                  _Atomic bool *lacking)
 {
+    int r;
+
     if (atomic_load(lacking)) {
         return -ENOTSUP;
     }
-    for (;;) {
-        if (fallocate(s->fd, mode, (off_t)offset, (off_t)bytes) == 0) {
-            atomic_fetch_add(&s->written, 1);
-            return 0;
-        }
-        if (errno == EOPNOTSUPP || errno == ENOSYS || errno == ENODEV) {
-            atomic_store(lacking, true);
-            return -ENOTSUP;
-        }
-        if (errno != EINTR) {
-            return -errno;
-        }
+    do {
+        r = fallocate(s->fd, mode, (off_t)offset, (off_t)bytes) < 0 ? -errno
+                                                                    : 0;
+    } while (r == -EINTR);
+    count_change(s);
+    if (r == -EOPNOTSUPP || r == -ENOSYS || r == -ENODEV) {
+        atomic_store(lacking, true);
+        return -ENOTSUP;
     }
+    return r;
 }
 
 static int punch(struct file *s, uint64_t offset, uint64_t bytes)
@@ -352,10 +459,25 @@ static int file_zero(struct node *n, uint64_t offset, uint64_t bytes,
     return r;
 }
 
+static int trim_device(struct file *s, uint64_t offset, uint64_t bytes)
+{
+    uint64_t range[2] = {offset, bytes};
+    int r = ioctl(s->fd, BLKDISCARD, range) < 0 ? -errno : 0;
+
+    count_change(s);
+    return r == -EOPNOTSUPP ? 0 : r;
+}
+
+/* A hint: that it is not possible is no error. */
 static int file_discard(struct node *n, uint64_t offset, uint64_t bytes)
 {
-    int r = punch(n->state, offset, bytes);
-    return r == -ENOTSUP ? 0 : r; /* a hint */
+    struct file *s = n->state;
+    int r = punch(s, offset, bytes);
+
+    if (r == -ENOTSUP) {
+        r = s->regular ? 0 : trim_device(s, offset, bytes);
+    }
+    return r;
 }
 
 static int file_resize(struct node *n, uint64_t size, struct error **errp)
@@ -370,34 +492,63 @@ static int file_resize(struct node *n, uint64_t size, struct error **errp)
                          "cannot change the size of '%s' to %" PRIu64 ": %s",
                          node_filename(n), size, strerror(errno));
     }
-    atomic_fetch_add(&s->written, 1);
+    count_change(s);
     return 0;
 }
 
 /* --- Status --- */
 
-/* Data or hole at @offset, and where that ends. */
-static bool find_hole(struct file *s, uint64_t offset, uint64_t end,
-                      bool *hole, uint64_t *next)
+/* What is at @offset, and where does that end?  False where the kernel cannot
+ * tell, or the file changes between the two questions. */
+static bool ask_kernel(struct file *s, uint64_t offset, struct run *run)
 {
     off_t data = lseek(s->fd, (off_t)offset, SEEK_DATA);
 
+    *run = (struct run){.start = offset, .end = UINT64_MAX};
     if (data < 0 && errno == ENXIO) { /* nothing but a hole to the end */
-        *hole = true;
-        *next = end;
+        run->hole = true;
         return true;
     }
     if (data < 0) {
+        if (errno == EINVAL || errno == EOPNOTSUPP) {
+            atomic_store(&s->no_holes, true);
+        }
         return false;
     }
-    *hole = (uint64_t)data > offset;
-    *next = (uint64_t)data;
-    if (!*hole) {
-        off_t stop = lseek(s->fd, data, SEEK_HOLE);
-        if (stop <= data) {
-            return false;
-        }
-        *next = (uint64_t)stop;
+    if ((uint64_t)data > offset) {
+        run->hole = true;
+        run->end = (uint64_t)data;
+        return true;
+    }
+    off_t hole = lseek(s->fd, data, SEEK_HOLE);
+    if (hole <= data) {
+        return false;
+    }
+    run->end = (uint64_t)hole;
+    return true;
+}
+
+static bool recall(struct file *s, uint64_t offset, struct run *run)
+{
+    mutex_lock(&s->status_lock);
+    *run = s->last;
+    bool stands = s->last_changes == atomic_load(&s->changes);
+    mutex_unlock(&s->status_lock);
+    return stands && run->start <= offset && offset < run->end;
+}
+
+static bool find_run(struct file *s, uint64_t offset, struct run *run)
+{
+    uint64_t changes = atomic_load(&s->changes);
+
+    if (!ask_kernel(s, offset, run)) {
+        return false;
+    }
+    if (s->locked) {
+        mutex_lock(&s->status_lock);
+        s->last = *run;
+        s->last_changes = changes;
+        mutex_unlock(&s->status_lock);
     }
     return true;
 }
@@ -406,21 +557,22 @@ static int file_map(struct node *n, uint64_t offset, uint64_t bytes,
                     unsigned flags, struct mapping *m)
 {
     struct file *s = n->state;
-    uint64_t end = offset + bytes;
-    uint64_t next = end;
-    bool hole = false;
+    struct run run = {.start = offset, .end = UINT64_MAX};
 
     if ((flags & MAP_STATUS) && s->regular && !atomic_load(&s->no_holes) &&
-        !find_hole(s, offset, end, &hole, &next)) {
-        atomic_store(&s->no_holes, true);
-        next = end;
-        hole = false;
+        !recall(s, offset, &run)) {
+        if (flags & MAP_NOWAIT) {
+            return -EAGAIN;
+        }
+        if (!find_run(s, offset, &run)) { /* data is always a true answer */
+            run = (struct run){.start = offset, .end = UINT64_MAX};
+        }
     }
-    m->kind = hole ? MAP_ZERO : MAP_DATA;
+    m->kind = run.hole ? MAP_ZERO : MAP_DATA;
     m->file = n;
     m->host = offset;
-    m->host_zero = hole;
-    m->length = min_u64(next, end) - offset;
+    m->host_zero = run.hole;
+    m->length = min_u64(bytes, run.end - offset);
     return 0;
 }
 

@@ -4,9 +4,11 @@
  *
  *   table:  [ * | NULL | * | ... ]      one pointer per 64 KiB of disk
  *
- * Chunk i is guarded, pointer and bytes, by locks[i % LOCKS].
+ * Chunk i is guarded, pointer and bytes, by locks[i % LOCKS]: shared for
+ * reading, exclusive for changing.
  */
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,7 +24,8 @@
 
 struct mem {
     char **table; /* of MAX / CHUNK pointers */
-    mutex_t locks[LOCKS];
+    rwlock_t locks[LOCKS];
+    _Atomic uint64_t used; /* from this chunk on there never was one */
 };
 
 static int mem_open(struct node *n, struct opts *opts, struct error **errp)
@@ -42,7 +45,7 @@ static int mem_open(struct node *n, struct opts *opts, struct error **errp)
         return error_set(errp, ENOMEM, "no memory for a disk");
     }
     for (unsigned i = 0; i < LOCKS; i++) {
-        mutex_init(&s->locks[i]);
+        rwlock_init(&s->locks[i]);
     }
     n->size = size;
     return 0;
@@ -52,12 +55,12 @@ static void mem_close(struct node *n)
 {
     struct mem *s = n->state;
 
-    for (uint64_t i = 0; i < div_up(n->size, CHUNK); i++) {
+    for (uint64_t i = 0; i < s->used; i++) {
         free(s->table[i]);
     }
     free(s->table);
     for (unsigned i = 0; i < LOCKS; i++) {
-        mutex_destroy(&s->locks[i]);
+        rwlock_destroy(&s->locks[i]);
     }
 }
 
@@ -71,40 +74,84 @@ static void mem_limits(struct node *n, struct limits *lim)
 
 enum action { READ, WRITE, ZERO };
 
-/* One chunk's part of a request. */
+static char *new_chunk(struct mem *s, uint64_t index)
+{
+    char *chunk = calloc(1, CHUNK);
+    uint64_t used = s->used;
+
+    while (chunk && used <= index &&
+           !atomic_compare_exchange_weak(&s->used, &used, index + 1)) {
+    }
+    return chunk;
+}
+
+/* One chunk's part of a request: @bytes bytes at @offset of the disk, and at
+ * @done of the iov. */
+static void read_chunk(struct mem *s, uint64_t offset, uint64_t bytes,
+                       const struct iovec *iov, int cnt, uint64_t done)
+{
+    uint64_t index = offset / CHUNK;
+    rwlock_t *lock = &s->locks[index % LOCKS];
+
+    rwlock_rdlock(lock);
+    const char *chunk = s->table[index];
+    if (chunk) {
+        iov_from_buf(iov, cnt, done, chunk + offset % CHUNK, bytes);
+    }
+    rwlock_unlock(lock);
+    if (!chunk) {
+        iov_fill(iov, cnt, done, 0, bytes);
+    }
+}
+
+static int write_chunk(struct mem *s, uint64_t offset, uint64_t bytes,
+                       const struct iovec *iov, int cnt, uint64_t done)
+{
+    uint64_t index = offset / CHUNK;
+    rwlock_t *lock = &s->locks[index % LOCKS];
+
+    rwlock_wrlock(lock);
+    if (!s->table[index]) {
+        s->table[index] = new_chunk(s, index);
+    }
+    char *chunk = s->table[index];
+    if (chunk) {
+        iov_to_buf(iov, cnt, done, chunk + offset % CHUNK, bytes);
+    }
+    rwlock_unlock(lock);
+    return chunk ? 0 : -ENOMEM;
+}
+
+static void zero_chunk(struct mem *s, uint64_t offset, uint64_t bytes)
+{
+    uint64_t index = offset / CHUNK;
+    rwlock_t *lock = &s->locks[index % LOCKS];
+
+    rwlock_wrlock(lock);
+    if (bytes == CHUNK) {
+        free(s->table[index]);
+        s->table[index] = NULL;
+    } else if (s->table[index]) {
+        memset(s->table[index] + offset % CHUNK, 0, bytes);
+    }
+    rwlock_unlock(lock);
+}
+
 static int on_chunk(struct mem *s, enum action action, uint64_t offset,
                     uint64_t bytes, const struct iovec *iov, int cnt,
                     uint64_t done)
 {
-    char **chunk = &s->table[offset / CHUNK];
-    uint64_t in = offset % CHUNK;
-    mutex_t *lock = &s->locks[offset / CHUNK % LOCKS];
-    int r = 0;
-
-    mutex_lock(lock);
-    if (action == READ && *chunk) {
-        iov_from_buf(iov, cnt, done, *chunk + in, bytes);
-    } else if (action == READ) {
-        iov_fill(iov, cnt, done, 0, bytes);
-    } else if (action == ZERO && bytes == CHUNK) {
-        free(*chunk);
-        *chunk = NULL;
-    } else if (action == ZERO) {
-        if (*chunk) {
-            memset(*chunk + in, 0, bytes);
-        }
-    } else {
-        if (!*chunk) {
-            *chunk = calloc(1, CHUNK);
-        }
-        if (*chunk) {
-            iov_to_buf(iov, cnt, done, *chunk + in, bytes);
-        } else {
-            r = -ENOMEM;
-        }
+    switch (action) {
+    case READ:
+        read_chunk(s, offset, bytes, iov, cnt, done);
+        return 0;
+    case WRITE:
+        return write_chunk(s, offset, bytes, iov, cnt, done);
+    case ZERO:
+        zero_chunk(s, offset, bytes);
+        return 0;
     }
-    mutex_unlock(lock);
-    return r;
+    return -EINVAL;
 }
 
 static int each_chunk(struct node *n, enum action action, uint64_t offset,
@@ -152,9 +199,11 @@ static int mem_discard(struct node *n, uint64_t offset, uint64_t bytes)
 
 static bool chunk_exists(struct mem *s, uint64_t index)
 {
-    mutex_lock(&s->locks[index % LOCKS]);
+    rwlock_t *lock = &s->locks[index % LOCKS];
+
+    rwlock_rdlock(lock);
     bool exists = s->table[index] != NULL;
-    mutex_unlock(&s->locks[index % LOCKS]);
+    rwlock_unlock(lock);
     return exists;
 }
 
@@ -182,10 +231,9 @@ static int mem_resize(struct node *n, uint64_t size, struct error **errp)
         return error_set(errp, EFBIG, "a disk in memory has at most 64 GiB");
     }
     /* Clear the rest, so that it reads as zeroes when the disk grows again. */
-    return size < n->size
-               ? each_chunk(n, ZERO, size,
-                            align_up(n->size, CHUNK) - size, NULL, 0)
-               : 0;
+    return size < n->size ? each_chunk(n, ZERO, size,
+                                       align_up(n->size, CHUNK) - size, NULL, 0)
+                          : 0;
 }
 
 static int mem_flush(struct node *n)
@@ -198,6 +246,7 @@ const struct driver driver_mem = {
     .name = "mem",
     .is_protocol = true,
     .state_size = sizeof(struct mem),
+    .flags_write = REQ_FUA, /* there is nothing below to wait for */
     .open = mem_open,
     .close = mem_close,
     .limits = mem_limits,

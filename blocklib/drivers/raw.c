@@ -5,9 +5,10 @@
  *   node:  0 ............. size
  *   child:   offset ....... offset + size
  *
- * When the format was only guessed to be raw, the first sector is watched: a
- * guest that writes the header of another format into it could make the next
- * open follow the file names in there.
+ * When the format was only guessed to be raw, the first bytes are watched: a
+ * guest that writes the header of another format there could make the next
+ * open follow the file names in it.  What counts is the result: writes to
+ * those bytes come one by one, and each is looked at with what is there.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -20,11 +21,15 @@
 #include "nbdelta/error.h"
 #include "util/iov.h"
 
-#define WATCHED 512
+#define MAGIC_MAX 8 /* no header is known by more */
+
+/* Goes through pwritev: a whole block, so that aligned I/O remains so. */
+#define WATCHED 4096
 
 struct raw {
     uint64_t offset;
     bool fixed; /* a size was given: it does not follow the file's */
+    struct range_lock head; /* writes to the first bytes, when watched */
 };
 
 static int raw_open(struct node *n, struct opts *opts, struct error **errp)
@@ -41,8 +46,8 @@ static int raw_open(struct node *n, struct opts *opts, struct error **errp)
     uint64_t all = node_size(node_child(n, CHILD_FILE));
     if (s->offset > all) {
         return error_set(errp, EINVAL,
-                         "the offset %" PRIu64 " is larger than the file (%"
-                         PRIu64 " bytes)",
+                         "the offset %" PRIu64
+                         " is larger than the file (%" PRIu64 " bytes)",
                          s->offset, all);
     }
     s->fixed = size != UINT64_MAX;
@@ -53,7 +58,15 @@ static int raw_open(struct node *n, struct opts *opts, struct error **errp)
                          s->offset, size, all);
     }
     n->size = s->fixed ? size : all - s->offset;
+    range_lock_init(&s->head);
     return 0;
+}
+
+static void raw_close(struct node *n)
+{
+    struct raw *s = n->state;
+
+    range_lock_destroy(&s->head);
 }
 
 static void raw_limits(struct node *n, struct limits *lim)
@@ -63,9 +76,6 @@ static void raw_limits(struct node *n, struct limits *lim)
     lim->pref = below->pref;
     lim->fast_zero = below->fast_zero;
     lim->zero_unmaps = below->zero_unmaps;
-    if (n->probed && !n->flags.read_only) {
-        lim->align = lim->zero_align = WATCHED;
-    }
 }
 
 static int raw_map(struct node *n, uint64_t offset, uint64_t bytes,
@@ -87,8 +97,8 @@ static int raw_map(struct node *n, uint64_t offset, uint64_t bytes,
 /* Does @head begin like an image of some format but raw? */
 static bool looks_like_image(const char *head)
 {
-    static const char magic[][9] = { "QFI\xfb", "COWD",     "KDMV",
-                                     "conectix", "vhdxfile", "<<< " };
+    static const char magic[][9] = {"QFI\xfb",  "COWD",     "KDMV",
+                                    "conectix", "vhdxfile", "<<< "};
 
     for (size_t i = 0; i < ARRAY_SIZE(magic); i++) {
         if (memcmp(head, magic[i], strlen(magic[i])) == 0) {
@@ -98,19 +108,43 @@ static bool looks_like_image(const char *head)
     return memcmp(head, "QED\0", 4) == 0;
 }
 
-/* Only the first sector of a guessed image comes here. */
+/* Would the disk begin like an image after this write? */
+static int check_head(struct node *n, uint64_t offset, uint64_t bytes,
+                      const struct iovec *iov, int cnt)
+{
+    const struct raw *s = n->state;
+    char head[MAGIC_MAX] = {0};
+    int r = node_pread(node_child(n, CHILD_FILE), head,
+                       min_u64(node_size(n), MAGIC_MAX), s->offset, 0);
+    if (r < 0) {
+        return r;
+    }
+    iov_to_buf(iov, cnt, 0, head + offset, min_u64(bytes, MAGIC_MAX - offset));
+    return looks_like_image(head) ? -EPERM : 0;
+}
+
+/* Only the first block of a guessed image comes here. */
 static int raw_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
                        const struct iovec *iov, int cnt, unsigned flags)
 {
-    const struct raw *s = n->state;
-    char head[8] = { 0 };
+    struct raw *s = n->state;
+    struct range_req req;
 
-    iov_to_buf(iov, cnt, 0, head, min_u64(bytes, sizeof(head)));
-    if (offset == 0 && looks_like_image(head)) {
-        return -EPERM;
+    if (offset >= MAGIC_MAX) {
+        return node_pwritev(node_child(n, CHILD_FILE), s->offset + offset,
+                            bytes, iov, cnt, flags);
     }
-    return node_pwritev(node_child(n, CHILD_FILE), s->offset + offset, bytes,
-                        iov, cnt, flags);
+    if (flags & REQ_NOWAIT) {
+        return -EAGAIN;
+    }
+    range_lock(&s->head, &req, 0, MAGIC_MAX, true);
+    int r = check_head(n, offset, bytes, iov, cnt);
+    if (r == 0) {
+        r = node_pwritev(node_child(n, CHILD_FILE), s->offset + offset, bytes,
+                         iov, cnt, flags);
+    }
+    range_unlock(&s->head, &req);
+    return r;
 }
 
 static int raw_resize(struct node *n, uint64_t size, struct error **errp)
@@ -124,8 +158,7 @@ static int raw_resize(struct node *n, uint64_t size, struct error **errp)
     return node_resize(node_child(n, CHILD_FILE), s->offset + size, errp);
 }
 
-static const char *const raw_create_options[] = { "size", "preallocation",
-                                                  NULL };
+static const char *const raw_create_options[] = {"size", "preallocation", NULL};
 
 static int fill(int fd, uint64_t size)
 {
@@ -142,7 +175,7 @@ static int fill(int fd, uint64_t size)
 static int raw_create(const char *filename, struct opts *opts,
                       struct error **errp)
 {
-    static const char *const words[] = { "off", "falloc", "full", NULL };
+    static const char *const words[] = {"off", "falloc", "full", NULL};
     unsigned preallocation = 0;
     uint64_t size = 0;
     bool existed;
@@ -171,6 +204,7 @@ const struct driver driver_raw = {
     .name = "raw",
     .state_size = sizeof(struct raw),
     .open = raw_open,
+    .close = raw_close,
     .limits = raw_limits,
     .resize = raw_resize,
     .create = raw_create,

@@ -105,7 +105,8 @@ static bool is_empty(const struct copy *c)
     uint64_t start;
     uint64_t bytes;
 
-    return !hbitmap_next_dirty(c->todo, 0, c->size, &start, &bytes);
+    return c->size == 0 ||
+           !hbitmap_next_dirty(c->todo, 0, c->size, &start, &bytes);
 }
 
 /* --- Buffers --- */
@@ -365,6 +366,25 @@ static bool is_over_locked(const struct copy *c) REQUIRES(c->lock)
 }
 
 /*
+ * The next run of the set behind the cursor.  It is looked for in a window
+ * first: the length of a run is found by walking it, and it may be the disk.
+ */
+static bool next_run_locked(const struct copy *c, uint64_t *start,
+                            uint64_t *bytes) REQUIRES(c->lock)
+{
+    uint64_t window = max_u64(zero_max(c), c->chunk);
+    uint64_t left = c->size - c->cursor;
+
+    if (left == 0) {
+        return false;
+    }
+    return (window < left &&
+            hbitmap_next_dirty(c->todo, c->cursor, c->cursor + window, start,
+                               bytes)) ||
+           hbitmap_next_dirty(c->todo, c->cursor, c->size, start, bytes);
+}
+
+/*
  * Take the next part of the set.  Claimed parts lie behind the cursor; they
  * stay in the set until they are copied.
  */
@@ -375,8 +395,7 @@ static int claim_locked(struct copy *c, struct area *a) REQUIRES(c->lock)
     uint64_t start;
     uint64_t bytes;
 
-    if (is_over_locked(c) || c->cursor >= c->size ||
-        !hbitmap_next_dirty(c->todo, c->cursor, c->size, &start, &bytes)) {
+    if (is_over_locked(c) || !next_run_locked(c, &start, &bytes)) {
         return CLAIM_DONE;
     }
     if (c->speed) {

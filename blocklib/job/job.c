@@ -95,7 +95,7 @@ static const struct {
 /* --- Events --- */
 
 /* Takes @data; NULL, no memory for it, is an event lost. */
-static void emit(struct jobs *j, const char *name, json_t *data)
+static void send_event(struct jobs *j, const char *name, json_t *data)
     REQUIRES(j->lock)
 {
     const struct jobs_private *p = j->p;
@@ -111,7 +111,7 @@ static void set_status(struct jobs *j, struct job *job, enum job_status status)
 {
     assert(transitions[job->status] & (1U << status));
     job->status = status;
-    emit(
+    send_event(
         j, "JOB_STATUS_CHANGE",
         json_pack("{s:s, s:s}", "status", status_names[status], "id", job->id));
 }
@@ -133,23 +133,23 @@ static void emit_end(struct jobs *j, struct job *job) REQUIRES(j->lock)
                              (json_int_t)job->speed, "type", job->drv->type);
 
     if (job->cancelled) {
-        emit(j, "BLOCK_JOB_CANCELLED", data);
+        send_event(j, "BLOCK_JOB_CANCELLED", data);
         return;
     }
     if (data && job->ret < 0) {
         (void)json_object_set_new(data, "error",
                                   json_string(strerror(-job->ret)));
     }
-    emit(j, "BLOCK_JOB_COMPLETED", data);
+    send_event(j, "BLOCK_JOB_COMPLETED", data);
 }
 
 void job_io_error(struct jobs *j, struct job *job, const char *operation,
                   const char *action, int r)
 {
     job->io_status = r == -ENOSPC ? "nospace" : "failed";
-    emit(j, "BLOCK_JOB_ERROR",
-         json_pack("{s:s, s:s, s:s}", "device", job->id, "operation", operation,
-                   "action", action));
+    send_event(j, "BLOCK_JOB_ERROR",
+               json_pack("{s:s, s:s, s:s}", "device", job->id, "operation",
+                         operation, "action", action));
 }
 
 /* --- Transactions --- */
@@ -210,6 +210,7 @@ static void conclude(struct jobs *j, struct job *job) REQUIRES(j->lock)
     const struct job_driver *drv = job->drv;
     struct job_txn *txn = job->txn;
 
+    assert(txn);
     note_failure(j, job);
     get_progress(job, &job->done, &job->total);
     job->sampled = true;
@@ -299,9 +300,9 @@ static void txn_wait(struct jobs *j, struct job *job, struct job_txn *txn)
         set_status(j, other, JOB_STATUS_PENDING);
         if (other->manual_finalize) {
             manual = true;
-            emit(j, "BLOCK_JOB_PENDING",
-                 json_pack("{s:s, s:s}", "type", other->drv->type, "id",
-                           other->id));
+            send_event(j, "BLOCK_JOB_PENDING",
+                       json_pack("{s:s, s:s}", "type", other->drv->type, "id",
+                                 other->id));
         }
     }
     if (!manual) {
@@ -657,7 +658,7 @@ json_t *jobs_query_block(struct jobs *j)
 
 /* --- All jobs --- */
 
-struct jobs *jobs_new(struct graph *g, job_event_fn *fn, void *opaque)
+struct jobs *jobs_new(struct graph *g, job_event_fn *emit, void *opaque)
 {
     struct jobs *j = calloc(1, sizeof(*j));
     struct jobs_private *p = calloc(1, sizeof(*p));
@@ -668,7 +669,7 @@ struct jobs *jobs_new(struct graph *g, job_event_fn *fn, void *opaque)
         return NULL;
     }
     p->graph = g;
-    p->emit = fn;
+    p->emit = emit;
     p->opaque = opaque;
     list_init(&p->jobs);
     list_init(&p->threads);

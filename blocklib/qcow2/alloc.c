@@ -78,6 +78,24 @@ int qcow2_refcount_get(struct qcow2 *s, uint64_t cluster, uint64_t *count)
     return 0;
 }
 
+/*
+ * Clusters that count as free, and yet are in use all the time, would be
+ * overwritten: the image lies.
+ */
+static int check_unused(struct qcow2 *s, uint64_t cluster, uint64_t clusters)
+    REQUIRES(s->meta)
+{
+    uint64_t from = cluster << s->cluster_bits;
+    uint64_t to = (cluster + clusters) << s->cluster_bits;
+    uint64_t l1_end = s->l1_offset + s->l1_size * UINT64_C(8);
+    uint64_t reftable_end = s->reftable_offset + s->reftable_size * UINT64_C(8);
+
+    return cluster == 0 || (from < l1_end && s->l1_offset < to) ||
+                   (from < reftable_end && s->reftable_offset < to)
+               ? qcow2_mark_corrupt(s)
+               : 0;
+}
+
 /* --- New refcount blocks --- */
 
 /*
@@ -137,6 +155,10 @@ static int grow_reftable(struct qcow2 *s, uint64_t needed) REQUIRES(s->meta)
     if (r < 0) {
         return r;
     }
+    r = check_unused(s, start, blocks + clusters);
+    if (r < 0) {
+        return r;
+    }
     uint64_t entries = clusters << s->cluster_bits >> 3;
     uint64_t *table = calloc(entries, sizeof(*table));
     if (!table) {
@@ -173,7 +195,10 @@ static int new_block(struct qcow2 *s, uint64_t cluster) REQUIRES(s->meta)
     if (index >= s->reftable_size) {
         return grow_reftable(s, index + 1);
     }
-    int r = add_block(s, index, cluster, cluster, 1);
+    int r = check_unused(s, cluster, 1);
+    if (r == 0) {
+        r = add_block(s, index, cluster, cluster, 1);
+    }
     if (r < 0) {
         return r;
     }
@@ -233,7 +258,7 @@ static int find_free(struct qcow2 *s, uint64_t from, uint64_t want,
         qcow2_cache_put(s->refblocks, t);
         if (*run > 0) {
             *start = from;
-            return 0;
+            return check_unused(s, from, *run);
         }
         from += skip;
     }

@@ -63,7 +63,13 @@ struct backup_options {
 /*
  * Start a backup: a point in time of the source, copied while writes to it
  * go on.  Returns when it is running.  All errors have the text that QEMU
- * gives; -EEXIST: the job id is taken.
+ * gives; -EEXIST: the job id is taken; -ENOTSUP: SYNC_NONE, SYNC_TOP of a
+ * disk that has a backing file, compress.
+ *
+ * The source's users are never failed by it: when a copy that has to come
+ * before a write of theirs fails, the write goes on and the job fails.  The
+ * bitmap loses its bits only when the job succeeds, after the target is
+ * durable; a target_file is closed before the job's end can be seen.
  */
 int job_backup(struct jobs *j, const struct backup_options *o,
                struct error **errp) REQUIRES(j->lock);
