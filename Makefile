@@ -180,7 +180,8 @@ $(SERVERLIB): $(call obj,$(filter-out server/main.c,$(SERVER_SRC))) \
 	$(call say,AR,$@)rm -f $@ && $(AR) rcs $@ $(filter %.o,$^)
 
 link = $(call say,LD,$@)$(CC) $(1) $(ND_LDFLAGS) $(LDFLAGS) -o $@ \
-    $(filter %.o,$^) $(filter %.a,$^) $(call pkg_libs,$(2))
+    $(filter %.o,$^) $(filter $(SERVERLIB),$^) $(filter $(BLOCKLIB),$^) \
+    $(call pkg_libs,$(2))
 
 $(SERVER): $(O)/server/main.o $(SERVERLIB) $(BLOCKLIB)
 	$(call link,,$(SERVER_PKGS))

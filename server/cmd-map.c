@@ -186,7 +186,7 @@ static int finish(struct map *m, int r)
 {
     if (r < 0) {
         free(m->last_file);
-    m->last_file = NULL;
+        m->last_file = NULL;
         return r;
     }
     print_last(m);

@@ -2,8 +2,8 @@
 #ifndef NBDELTA_SERVER_COMMANDS_H
 #define NBDELTA_SERVER_COMMANDS_H
 
-/* The sub-commands: argv[0] is the command's name, the result is the exit
- * status. */
+/* The sub-commands.  argv[0] is the command's own name; they return the exit
+ * status (cli.h). */
 int cmd_create(int argc, char **argv);
 int cmd_info(int argc, char **argv);
 int cmd_map(int argc, char **argv);

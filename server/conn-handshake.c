@@ -1,539 +1,446 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The handshake: fixed newstyle, options until GO or EXPORT_NAME.
+ * The handshake: fixed newstyle.
  *
- * An option is read whole (or skipped, when it is too long) before it is
- * answered, so that a bad one leaves the stream in step.
+ * Every option has a reply but EXPORT_NAME.  What cannot be understood is
+ * refused with its data skipped, and the client may go on; only what makes it
+ * impossible to stay in step, or is plainly abuse, ends the connection.
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/uio.h>
+#include <sys/socket.h>
 
 #include "conn.h"
-#include "nbdelta/bitmap.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
-#include "nbdelta/cleanup.h"
-#include "nbdelta/graph.h"
-#include "proto.h"
 
-/* Options with more data than this are skipped, ... */
-#define OPTION_MAX (64U << 10)
-/* ... and with more than this, end the connection. */
-#define OPTION_SKIP_MAX (32U << 20)
-/* A client needs a few options, not thousands. */
+#define OPTION_HEAD 16
+
+/* An option's data up to this is read; more, up to the second, is skipped. */
+#define OPTION_MAX  (32 * KiB)
+#define OPTION_SKIP (16 * MiB)
+
 #define OPTIONS_MAX 1024
 
-#define BITMAP_PREFIX "qemu:dirty-bitmap:"
+/* --- Input. --- */
 
-struct option {
-    uint32_t type;
-    uint32_t length;
-    const unsigned char *data;
-};
-
-/* --- Answering --- */
-
-static int send_bytes(struct conn *c, const void *head, size_t head_len,
-                      const void *data, size_t len)
+static size_t input_left(const struct conn *c)
 {
-    struct iovec v[2] = { { (void *)(uintptr_t)head, head_len },
-                          { (void *)(uintptr_t)data, len } };
-    return conn_send(c, v, len ? 2 : 1, false) == 0;
+    return c->input_end - c->input_at;
 }
 
-static int answer(struct conn *c, const struct option *o, uint32_t type,
-                  const void *data, size_t len)
+static bool receive(struct conn *c)
 {
-    unsigned char head[20];
+    size_t room = INPUT_SIZE - c->input_end;
 
-    store_be64(head, NBD_REP_MAGIC);
-    store_be32(head + 8, o->type);
-    store_be32(head + 12, type);
-    store_be32(head + 16, (uint32_t)len);
-    return send_bytes(c, head, sizeof(head), data, len);
-}
-
-static int answer_text(struct conn *c, const struct option *o, uint32_t type,
-                       const char *text)
-{
-    return answer(c, o, type, text, strlen(text));
-}
-
-static int answer_ack(struct conn *c, const struct option *o)
-{
-    return answer(c, o, NBD_REP_ACK, NULL, 0);
-}
-
-/* --- Taking apart --- */
-
-/* What is left of an option's data. */
-struct cursor {
-    const unsigned char *at;
-    size_t left;
-};
-
-static bool take_u32(struct cursor *p, uint32_t *v)
-{
-    if (p->left < 4) {
-        return false;
+    conn_flush(c);
+    for (;;) {
+        int ms = conn_time_left(c);
+        if (ms == 0 || atomic_load(&c->stopping)) {
+            return false;
+        }
+        ssize_t n =
+            recv(c->fd, c->input + c->input_end, room, MSG_DONTWAIT);
+        if (n > 0) {
+            c->input_end += (size_t)n;
+            return true;
+        }
+        if (n == 0 || (errno != EAGAIN && errno != EWOULDBLOCK &&
+                       errno != EINTR)) {
+            return false;
+        }
+        (void)conn_wait(c, true, ms);
     }
-    *v = load_be32(p->at);
-    p->at += 4;
-    p->left -= 4;
+}
+
+/* Let @n bytes be there. */
+static bool want(struct conn *c, size_t n)
+{
+    while (input_left(c) < n) {
+        c->input_end -= c->input_at;
+        memmove(c->input, c->input + c->input_at, c->input_end);
+        c->input_at = 0;
+        if (!receive(c)) {
+            return false;
+        }
+    }
     return true;
 }
 
-/* A string of @len bytes, malloc()ed; NULL if it is none. */
-static char *take_text(struct cursor *p, uint32_t len)
+static bool skip(struct conn *c, size_t n)
 {
-    if (len > p->left || len > NBD_MAX_STRING ||
-        (len > 0 && memchr(p->at, '\0', len))) {
-        return NULL;
+    while (n > 0) {
+        if (!want(c, 1)) {
+            return false;
+        }
+        size_t part = min_u64(n, input_left(c));
+        c->input_at += part;
+        n -= part;
     }
-    char *text = strndup((const char *)p->at, len);
-    p->at += len;
-    p->left -= len;
-    return text;
+    return true;
 }
 
-static char *take_string(struct cursor *p)
+static bool take(struct option *o, size_t n, const char **p)
+{
+    if (n > o->len) {
+        return false;
+    }
+    *p = o->data;
+    o->data += n;
+    o->len -= n;
+    return true;
+}
+
+bool option_u16(struct option *o, uint16_t *v)
+{
+    const char *p;
+
+    if (!take(o, 2, &p)) {
+        return false;
+    }
+    *v = load_be16(p);
+    return true;
+}
+
+bool option_u32(struct option *o, uint32_t *v)
+{
+    const char *p;
+
+    if (!take(o, 4, &p)) {
+        return false;
+    }
+    *v = load_be32(p);
+    return true;
+}
+
+bool option_string(struct option *o, size_t len, char *s)
+{
+    const char *p;
+
+    if (len > NBD_STRING_MAX || !take(o, len, &p) || memchr(p, 0, len)) {
+        return false;
+    }
+    memcpy(s, p, len);
+    s[len] = '\0';
+    return true;
+}
+
+bool option_text(struct option *o, char *s)
 {
     uint32_t len;
-    return take_u32(p, &len) ? take_text(p, len) : NULL;
+
+    return option_u32(o, &len) && option_string(o, len, s);
 }
 
-/* --- The export --- */
+/* --- Output. --- */
+
+int handshake_reply(struct conn *c, uint32_t option, uint32_t type,
+                    const void *data, size_t len)
+{
+    char *p = batch_room(c, 20 + len);
+
+    if (!p) {
+        return -ENOMEM;
+    }
+    store_be64(p, NBD_OPTION_REPLY_MAGIC);
+    store_be32(p + 8, option);
+    store_be32(p + 12, type);
+    store_be32(p + 16, (uint32_t)len);
+    if (len > 0) {
+        memcpy(p + 20, data, len);
+    }
+    batch_use(c, 20 + len);
+    return 0;
+}
+
+int handshake_error(struct conn *c, uint32_t option, uint32_t type,
+                    const char *text)
+{
+    return handshake_reply(c, option, type, text, strlen(text));
+}
+
+static int raw(struct conn *c, const void *data, size_t len)
+{
+    char *p = batch_room(c, len);
+
+    if (!p) {
+        return -ENOMEM;
+    }
+    memcpy(p, data, len);
+    batch_use(c, len);
+    return 0;
+}
+
+/* --- Options. --- */
 
 static uint16_t transmission_flags(const struct conn *c,
                                    const struct export *e)
 {
-    unsigned flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_CAN_MULTI_CONN |
-                     NBD_FLAG_SEND_CACHE | NBD_FLAG_SEND_FLUSH;
+    /* All connections work on one node, without a cache of their own. */
+    unsigned flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH |
+                     NBD_FLAG_SEND_FUA | NBD_FLAG_CAN_MULTI_CONN |
+                     NBD_FLAG_SEND_CACHE;
 
-    if (e->writable) {
-        flags |= NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_TRIM |
-                 NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO;
-    } else {
-        flags |= NBD_FLAG_READ_ONLY;
-    }
-    if (c->structured) {
-        flags |= NBD_FLAG_SEND_DF;
-    }
+    flags |= e->writable ? NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES |
+                               NBD_FLAG_SEND_FAST_ZERO
+                         : NBD_FLAG_READ_ONLY;
+    flags |= c->structured ? NBD_FLAG_SEND_DF : 0;
     return (uint16_t)flags;
 }
 
-static void begin_transmission(struct conn *c, struct export *e)
+/* The connection is for @e (its reference is taken) from now on. */
+static void choose(struct conn *c, struct export *e, uint64_t size)
 {
-    export_unref(c->exports, c->export);
     c->export = e;
-    /* Contexts count only for the export for which they were selected. */
-    if (!c->context_export || strcmp(c->context_export, e->name) != 0) {
-        conn_drop_contexts(c);
+    c->size = size;
+    if (c->context_export != e) {
+        conn_forget_contexts(c);
     }
 }
 
-static int do_export_name(struct conn *c, const struct option *o)
+static int option_export_name(struct conn *c, struct option *o)
 {
-    struct cursor p = { o->data, o->length };
-    CLEANUP_FREE char *name = take_text(&p, o->length);
-    struct export *e = name ? exports_find(c->exports, name) : NULL;
-    unsigned char reply[10 + 124] = { 0 };
+    char name[NBD_STRING_MAX + 1];
+    char reply[10 + 124] = {0};
 
-    if (!e) {
-        return 0; /* the document knows no other answer */
-    }
-    store_be64(reply, blk_size(e->blk));
-    store_be16(reply + 8, transmission_flags(c, e));
-    begin_transmission(c, e);
-    return send_bytes(c, reply, c->no_zeroes ? 10 : sizeof(reply), NULL, 0);
-}
-
-static int send_block_size(struct conn *c, const struct option *o,
-                           const struct export *e)
-{
-    unsigned char info[14];
-    struct blk_limits lim;
-
-    blk_get_limits(e->blk, &lim);
-    store_be16(info, NBD_INFO_BLOCK_SIZE);
-    store_be32(info + 2, 1);
-    store_be32(info + 6, (uint32_t)min_u64(max_u64(lim.pref, 4096),
-                                           NBD_MAX_PAYLOAD));
-    store_be32(info + 10, NBD_MAX_PAYLOAD);
-    return answer(c, o, NBD_REP_INFO, info, sizeof(info));
-}
-
-static int send_info_text(struct conn *c, const struct option *o, uint16_t what,
-                          const char *text)
-{
-    unsigned char info[2 + NBD_MAX_STRING];
-    size_t len = min_u64(strlen(text), NBD_MAX_STRING);
-
-    store_be16(info, what);
-    memcpy(info + 2, text, len);
-    return answer(c, o, NBD_REP_INFO, info, 2 + len);
-}
-
-static int send_infos(struct conn *c, const struct option *o,
-                      const struct export *e, const unsigned char *asked,
-                      uint16_t count)
-{
-    unsigned char info[12];
-    int ok;
-
-    store_be16(info, NBD_INFO_EXPORT);
-    store_be64(info + 2, blk_size(e->blk));
-    store_be16(info + 10, transmission_flags(c, e));
-    ok = answer(c, o, NBD_REP_INFO, info, sizeof(info));
-    bool sent[4] = { 0 };
-    for (uint16_t i = 0; i < count && ok; i++) {
-        uint16_t what = load_be16(asked + 2 * (size_t)i);
-        if (what >= ARRAY_SIZE(sent) || sent[what]) {
-            continue;
-        }
-        sent[what] = true;
-        if (what == NBD_INFO_NAME) {
-            ok = send_info_text(c, o, what, e->name);
-        } else if (what == NBD_INFO_DESCRIPTION && e->description) {
-            ok = send_info_text(c, o, what, e->description);
-        } else if (what == NBD_INFO_BLOCK_SIZE) {
-            ok = send_block_size(c, o, e);
-        }
-    }
-    return ok;
-}
-
-/* INFO and GO; *go: transmission begins. */
-static int do_info(struct conn *c, const struct option *o, bool *go)
-{
-    struct cursor p = { o->data, o->length };
-    CLEANUP_FREE char *name = take_string(&p);
-
-    if (!name || p.left < 2 ||
-        p.left != 2 + 2 * (size_t)load_be16(p.at)) {
-        return answer_text(c, o, NBD_REP_ERR_INVALID,
-                           "the option's length does not fit its content");
+    if (!option_string(o, o->len, name)) {
+        return -EINVAL;
     }
     struct export *e = exports_find(c->exports, name);
     if (!e) {
-        return answer_text(c, o, NBD_REP_ERR_UNKNOWN,
-                           "there is no export of that name");
+        return -ENOENT;
     }
-    int ok = send_infos(c, o, e, p.at + 2, load_be16(p.at)) &&
-             answer_ack(c, o);
-    *go = ok && o->type == NBD_OPT_GO;
-    if (*go) {
-        begin_transmission(c, e);
+    uint64_t size = blk_size(e->blk);
+    store_be64(reply, size);
+    store_be16(reply + 8, transmission_flags(c, e));
+    choose(c, e, size);
+    return raw(c, reply, c->no_zeroes ? 10 : sizeof(reply));
+}
+
+static int export_names(struct export *e, void *opaque)
+{
+    return json_array_append_new(
+        opaque, json_pack("[s, s]", e->name, e->description ? e->description
+                                                            : ""));
+}
+
+static int reply_server(struct conn *c, const json_t *pair)
+{
+    char data[4 + 2 * NBD_STRING_MAX];
+    const char *name = json_string_value(json_array_get(pair, 0));
+    const char *text = json_string_value(json_array_get(pair, 1));
+    size_t len = name ? strnlen(name, NBD_STRING_MAX) : 0;
+    size_t more = text ? strnlen(text, NBD_STRING_MAX) : 0;
+
+    store_be32(data, (uint32_t)len);
+    memcpy(data + 4, name ? name : "", len);
+    memcpy(data + 4 + len, text ? text : "", more);
+    return handshake_reply(c, NBD_OPT_LIST, NBD_REP_SERVER, data,
+                           4 + len + more);
+}
+
+static int option_list(struct conn *c, struct option *o)
+{
+    if (o->len > 0) {
+        return handshake_error(c, o->type, NBD_REP_ERR_INVALID,
+                               "this option has no data");
+    }
+    json_t *names = json_array();
+    size_t i;
+    json_t *pair;
+    int r = names && exports_each(c->exports, export_names, names) == 0
+                ? 0
+                : -ENOMEM;
+
+    json_array_foreach (names, i, pair) {
+        r = r == 0 ? reply_server(c, pair) : r;
+    }
+    json_decref(names);
+    return r < 0 ? r : handshake_reply(c, o->type, NBD_REP_ACK, NULL, 0);
+}
+
+static int reply_info(struct conn *c, uint32_t option, uint16_t info,
+                      const void *data, size_t len)
+{
+    char reply[2 + NBD_STRING_MAX];
+
+    store_be16(reply, info);
+    memcpy(reply + 2, data, min_u64(len, NBD_STRING_MAX));
+    return handshake_reply(c, option, NBD_REP_INFO, reply, 2 + len);
+}
+
+static int reply_block_size(struct conn *c, uint32_t option,
+                            const struct export *e)
+{
+    struct blk_limits lim;
+    char data[12];
+
+    blk_get_limits(e->blk, &lim);
+    store_be32(data, 1);
+    store_be32(data + 4, is_pow2(lim.pref) && lim.pref >= 512 &&
+                                 lim.pref <= NBD_PAYLOAD_MAX
+                             ? lim.pref
+                             : 4096);
+    store_be32(data + 8, NBD_PAYLOAD_MAX);
+    return reply_info(c, option, NBD_INFO_BLOCK_SIZE, data, sizeof(data));
+}
+
+/* Everything there is to know, but each only once and if it was asked for. */
+static int reply_infos(struct conn *c, struct option *o,
+                       const struct export *e, uint64_t size)
+{
+    char data[10];
+    unsigned asked = 0;
+    uint16_t info;
+
+    while (option_u16(o, &info)) {
+        asked |= info < 16 ? 1U << info : 0;
+    }
+    store_be64(data, size);
+    store_be16(data + 8, transmission_flags(c, e));
+    int r = reply_info(c, o->type, NBD_INFO_EXPORT, data, sizeof(data));
+    if (r == 0 && (asked & 1U << NBD_INFO_NAME)) {
+        r = reply_info(c, o->type, NBD_INFO_NAME, e->name, strlen(e->name));
+    }
+    if (r == 0 && (asked & 1U << NBD_INFO_DESCRIPTION) && e->description) {
+        r = reply_info(c, o->type, NBD_INFO_DESCRIPTION, e->description,
+                       strlen(e->description));
+    }
+    if (r == 0 && (asked & 1U << NBD_INFO_BLOCK_SIZE)) {
+        r = reply_block_size(c, o->type, e);
+    }
+    return r < 0 ? r : handshake_reply(c, o->type, NBD_REP_ACK, NULL, 0);
+}
+
+static int option_info(struct conn *c, struct option *o)
+{
+    char name[NBD_STRING_MAX + 1];
+    uint16_t count;
+
+    if (!option_text(o, name) || !option_u16(o, &count) ||
+        o->len != 2U * count) {
+        return handshake_error(c, o->type, NBD_REP_ERR_INVALID,
+                               "malformed option");
+    }
+    struct export *e = exports_find(c->exports, name);
+    if (!e) {
+        return handshake_error(c, o->type, NBD_REP_ERR_UNKNOWN,
+                               "there is no such export");
+    }
+    uint64_t size = blk_size(e->blk);
+    int r = reply_infos(c, o, e, size);
+    if (r == 0 && o->type == NBD_OPT_GO) {
+        choose(c, e, size);
     } else {
         export_unref(c->exports, e);
     }
-    return ok;
+    return r;
 }
 
-/* The replies are collected first: none is sent under the set's lock. */
-struct listing {
-    unsigned char *bytes;
-    size_t len;
-    const struct option *o;
-    bool failed;
-};
-
-static int list_export(struct export *e, void *opaque)
+static int option_structured(struct conn *c, struct option *o)
 {
-    struct listing *l = opaque;
-    size_t name = strlen(e->name);
-    size_t desc = e->description ? strlen(e->description) : 0;
-    size_t data = 4 + name + desc;
-    unsigned char *more = realloc(l->bytes, l->len + 20 + data);
-
-    if (!more) {
-        l->failed = true;
-        return 1;
-    }
-    l->bytes = more;
-    more += l->len;
-    store_be64(more, NBD_REP_MAGIC);
-    store_be32(more + 8, l->o->type);
-    store_be32(more + 12, NBD_REP_SERVER);
-    store_be32(more + 16, (uint32_t)data);
-    store_be32(more + 20, (uint32_t)name);
-    memcpy(more + 24, e->name, name);
-    if (desc) {
-        memcpy(more + 24 + name, e->description, desc);
-    }
-    l->len += 20 + data;
-    return 0;
-}
-
-static int do_list(struct conn *c, const struct option *o)
-{
-    struct listing l = { .o = o };
-    int ok = 1;
-
-    if (o->length > 0) {
-        return answer_text(c, o, NBD_REP_ERR_INVALID,
-                           "LIST has no data");
-    }
-    (void)exports_each(c->exports, list_export, &l);
-    if (l.len > 0) {
-        ok = send_bytes(c, l.bytes, l.len, NULL, 0);
-    }
-    free(l.bytes);
-    return ok && !l.failed && answer_ack(c, o);
-}
-
-/* --- Metadata contexts --- */
-
-void conn_drop_contexts(struct conn *c)
-{
-    for (unsigned i = 0; i < c->context_count; i++) {
-        bitmap_unref(c->contexts[i].bitmap);
-    }
-    c->context_count = 0;
-}
-
-/* Tell the client of one context, and select it if it asked for that. */
-static int offer(struct conn *c, const struct option *o,
-                 enum context_kind kind, const char *name,
-                 struct bitmap *bitmap)
-{
-    unsigned char data[4 + sizeof(BITMAP_PREFIX) + BITMAP_NAME_MAX];
-    bool set = o->type == NBD_OPT_SET_META_CONTEXT;
-    size_t len = strlen(name);
-    uint32_t id = 0;
-
-    if (set) {
-        for (unsigned i = 0; i < c->context_count; i++) {
-            const struct context *x = &c->contexts[i];
-            if (x->kind == kind && x->bitmap == bitmap) {
-                bitmap_unref(bitmap);
-                return 1; /* a query that came twice */
-            }
-        }
-        if (c->context_count == CONN_CONTEXTS_MAX) {
-            bitmap_unref(bitmap);
-            return 1;
-        }
-        id = c->context_count + 1;
-        c->contexts[c->context_count++] = (struct context){ kind, id, bitmap };
-    } else {
-        bitmap_unref(bitmap);
-    }
-    if (len > sizeof(data) - 4) {
-        return 1;
-    }
-    store_be32(data, id);
-    memcpy(data + 4, name, len);
-    return answer(c, o, NBD_REP_META_CONTEXT, data, 4 + len);
-}
-
-static int offer_bitmap(struct conn *c, const struct option *o,
-                        struct export *e, const char *name)
-{
-    CLEANUP_FREE char *full = NULL;
-    struct bitmap *bm = bitmap_find(blk_node(e->blk), name);
-
-    if (!bm || !bitmap_readable(bm)) {
-        bitmap_unref(bm);
-        return 1;
-    }
-    if (asprintf(&full, BITMAP_PREFIX "%s", name) < 0) {
-        full = NULL;
-        bitmap_unref(bm);
-        return 0;
-    }
-    return offer(c, o, CONTEXT_BITMAP, full, bm);
-}
-
-static int offer_all_bitmaps(struct conn *c, const struct option *o,
-                             struct export *e)
-{
-    CLEANUP_JSON json_t *names = bitmap_names(blk_node(e->blk));
-    int ok = 1;
-
-    for (size_t i = 0; i < json_array_size(names) && ok; i++) {
-        ok = offer_bitmap(c, o, e,
-                          json_string_value(json_array_get(names, i)));
-    }
-    return ok;
-}
-
-/* One query.  "base:", "qemu:" and "qemu:dirty-bitmap:" ask for all of a kind,
- * which only listing gives. */
-static int answer_query(struct conn *c, const struct option *o,
-                        struct export *e, const char *q)
-{
-    bool list = o->type == NBD_OPT_LIST_META_CONTEXT;
-    bool all = list && q[0] == '\0';
-    bool qemu = list && strcmp(q, "qemu:") == 0;
-    int ok = 1;
-
-    if (all || strcmp(q, "base:allocation") == 0 ||
-        (list && strcmp(q, "base:") == 0)) {
-        ok = offer(c, o, CONTEXT_ALLOCATION, "base:allocation", NULL);
-    }
-    if (ok && (all || qemu || strcmp(q, "qemu:allocation-depth") == 0)) {
-        ok = offer(c, o, CONTEXT_DEPTH, "qemu:allocation-depth", NULL);
-    }
-    if (ok && (all || qemu || (list && strcmp(q, BITMAP_PREFIX) == 0))) {
-        return offer_all_bitmaps(c, o, e);
-    }
-    if (ok && strncmp(q, BITMAP_PREFIX, strlen(BITMAP_PREFIX)) == 0) {
-        return offer_bitmap(c, o, e, q + strlen(BITMAP_PREFIX));
-    }
-    return ok;
-}
-
-/* Are the rest of the data @count strings, and nothing else? */
-static bool queries_are_sound(struct cursor p, uint32_t count)
-{
-    for (uint32_t i = 0; i < count; i++) {
-        CLEANUP_FREE char *q = take_string(&p);
-        if (!q) {
-            return false;
-        }
-    }
-    return p.left == 0;
-}
-
-static int answer_queries(struct conn *c, const struct option *o,
-                          struct export *e, struct cursor p, uint32_t count)
-{
-    int ok = 1;
-
-    if (count == 0 && o->type == NBD_OPT_LIST_META_CONTEXT) {
-        ok = answer_query(c, o, e, "");
-    }
-    for (uint32_t i = 0; i < count && ok; i++) {
-        CLEANUP_FREE char *q = take_string(&p);
-        ok = q && answer_query(c, o, e, q);
-    }
-    return ok && answer_ack(c, o);
-}
-
-static int do_meta_context(struct conn *c, const struct option *o)
-{
-    struct cursor p = { o->data, o->length };
-    CLEANUP_FREE char *name = NULL;
-    uint32_t count;
-
-    if (o->type == NBD_OPT_SET_META_CONTEXT) {
-        conn_drop_contexts(c); /* also when this one fails */
-    }
-    if (!c->structured) {
-        return answer_text(c, o, NBD_REP_ERR_INVALID,
-                           "structured replies are not negotiated");
-    }
-    name = take_string(&p);
-    if (!name || !take_u32(&p, &count) || !queries_are_sound(p, count)) {
-        return answer_text(c, o, NBD_REP_ERR_INVALID,
-                           "the option's length does not fit its content");
-    }
-    struct export *e = exports_find(c->exports, name);
-    if (!e) {
-        return answer_text(c, o, NBD_REP_ERR_UNKNOWN,
-                           "there is no export of that name");
-    }
-    int ok = answer_queries(c, o, e, p, count);
-    if (o->type == NBD_OPT_SET_META_CONTEXT) {
-        free(c->context_export);
-        c->context_export = strdup(e->name);
-    }
-    export_unref(c->exports, e);
-    return ok;
-}
-
-/* --- The loop --- */
-
-static int do_structured_reply(struct conn *c, const struct option *o)
-{
-    if (o->length > 0) {
-        return answer_text(c, o, NBD_REP_ERR_INVALID,
-                           "STRUCTURED_REPLY has no data");
+    if (o->len > 0) {
+        return handshake_error(c, o->type, NBD_REP_ERR_INVALID,
+                               "this option has no data");
     }
     c->structured = true;
-    return answer_ack(c, o);
+    return handshake_reply(c, o->type, NBD_REP_ACK, NULL, 0);
 }
 
-/* 1: go on; 0: over; *done: transmission begins. */
-static int do_option(struct conn *c, const struct option *o, bool *done)
+static int run_option(struct conn *c, struct option *o)
 {
+    int r;
+
     switch (o->type) {
     case NBD_OPT_EXPORT_NAME:
-        *done = do_export_name(c, o);
-        return *done;
+        return option_export_name(c, o);
     case NBD_OPT_ABORT:
-        (void)answer_ack(c, o);
-        return 0;
+        r = handshake_reply(c, o->type, NBD_REP_ACK, NULL, 0);
+        return r < 0 ? r : -ECONNABORTED;
     case NBD_OPT_LIST:
-        return do_list(c, o);
+        return option_list(c, o);
     case NBD_OPT_INFO:
     case NBD_OPT_GO:
-        return do_info(c, o, done);
+        return option_info(c, o);
     case NBD_OPT_STRUCTURED_REPLY:
-        return do_structured_reply(c, o);
+        return option_structured(c, o);
     case NBD_OPT_LIST_META_CONTEXT:
     case NBD_OPT_SET_META_CONTEXT:
-        return do_meta_context(c, o);
+        return conn_option_contexts(c, o);
     default:
-        return answer_text(c, o, NBD_REP_ERR_UNSUP,
-                           "this option is not supported");
+        return handshake_error(c, o->type, NBD_REP_ERR_UNSUP,
+                               "this option is not supported");
     }
 }
 
-static int next_option(struct conn *c, bool *done)
+static bool is_known(uint32_t type)
 {
-    CLEANUP_FREE unsigned char *data = NULL;
-    struct option o;
+    return type >= NBD_OPT_LIST && type <= NBD_OPT_SET_META_CONTEXT &&
+           type != 4 && type != NBD_OPT_STARTTLS;
+}
 
-    if (!conn_fill(c, 16) ||
-        load_be64(conn_unread(c)) != NBD_OPTION_MAGIC) {
-        return 0;
+/* An option with more data than any needs. */
+static int long_option(struct conn *c, uint32_t type, uint32_t len)
+{
+    struct option o = {.type = type};
+
+    if (type == NBD_OPT_EXPORT_NAME || len > OPTION_SKIP || !skip(c, len)) {
+        return -EINVAL;
     }
-    o.type = load_be32(conn_unread(c) + 8);
-    o.length = load_be32(conn_unread(c) + 12);
-    c->in_start += 16;
-    if (o.length > OPTION_SKIP_MAX) {
-        return 0;
+    if (type == NBD_OPT_SET_META_CONTEXT) {
+        conn_forget_contexts(c);
     }
-    if (o.length > OPTION_MAX) {
-        return conn_read(c, NULL, o.length) &&
-               o.type != NBD_OPT_EXPORT_NAME &&
-               answer_text(c, &o, NBD_REP_ERR_TOO_BIG,
-                           "the option has too much data");
+    return is_known(type) ? handshake_error(c, type, NBD_REP_ERR_TOO_BIG,
+                                            "too much data")
+                          : run_option(c, &o);
+}
+
+static int next_option(struct conn *c)
+{
+    if (++c->options > OPTIONS_MAX || !want(c, OPTION_HEAD) ||
+        load_be64(c->input + c->input_at) != NBD_OPTION_MAGIC) {
+        return -EINVAL;
     }
-    data = malloc(o.length + 1);
-    if (!data || !conn_read(c, data, o.length)) {
-        return 0;
+    uint32_t type = load_be32(c->input + c->input_at + 8);
+    uint32_t len = load_be32(c->input + c->input_at + 12);
+    c->input_at += OPTION_HEAD;
+    if (len > OPTION_MAX) {
+        return long_option(c, type, len);
     }
-    o.data = data;
-    return do_option(c, &o, done);
+    if (!want(c, len)) {
+        return -ECONNRESET;
+    }
+    struct option o = {type, c->input + c->input_at, len};
+    c->input_at += len;
+    return run_option(c, &o);
 }
 
 int conn_handshake(struct conn *c)
 {
-    unsigned char hello[18];
-    bool done = false;
+    char greeting[18];
 
-    store_be64(hello, NBD_MAGIC);
-    store_be64(hello + 8, NBD_OPTION_MAGIC);
-    store_be16(hello + 16, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES);
-    if (!send_bytes(c, hello, sizeof(hello), NULL, 0) || !conn_fill(c, 4)) {
-        return 0;
+    c->input = malloc(INPUT_SIZE);
+    if (!c->input) {
+        return -ENOMEM;
     }
-    uint32_t flags = load_be32(conn_unread(c));
-    c->in_start += 4;
-    if ((flags & ~(uint32_t)(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES)) ||
-        !(flags & NBD_FLAG_FIXED_NEWSTYLE)) {
-        return 0;
+    store_be64(greeting, NBD_MAGIC);
+    store_be64(greeting + 8, NBD_OPTION_MAGIC);
+    store_be16(greeting + 16, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES);
+    if (raw(c, greeting, sizeof(greeting)) < 0 || !want(c, 4)) {
+        return -ECONNRESET;
+    }
+    uint32_t flags = load_be32(c->input + c->input_at);
+    c->input_at += 4;
+    if (flags & ~(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES)) {
+        return -EINVAL;
     }
     c->no_zeroes = flags & NBD_FLAG_NO_ZEROES;
-    for (unsigned i = 0; i < OPTIONS_MAX && !done; i++) {
-        if (!next_option(c, &done)) {
-            return 0;
+    while (!c->export) {
+        int r = next_option(c);
+        if (r < 0) {
+            return r;
         }
     }
-    return done;
+    return 0;
 }

@@ -1,102 +1,321 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Replies without data, and the heads of those with data. */
+/* Segments, replies, and getting them out.  See conn.h for who sends. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/uio.h>
+#include <sys/socket.h>
 
 #include "conn.h"
 #include "nbdelta/bytes.h"
-#include "proto.h"
 
-uint32_t reply_errno(int r)
+/* --- Segments. --- */
+
+static const struct {
+    uint32_t size;
+    unsigned keep; /* so many for reuse */
+} classes[SEGMENT_CLASSES] = {
+    [SEGMENT_SMALL] = {sizeof(struct segment) + REPLY_MAX, 64},
+    [SEGMENT_MEDIUM] = {SEGMENT_PAYLOAD + INLINE_MAX, 32},
+    [SEGMENT_LARGE] = {SEGMENT_PAYLOAD + PIECE_SIZE, 16},
+};
+
+struct segment *segment_new(struct conn *c, enum segment_class class)
 {
-    switch (-r) {
-    case 0:
-        return 0;
-    case EPERM:
-    case EACCES:
-    case EROFS:
-        return NBD_EPERM;
-    case ENOMEM:
-        return NBD_ENOMEM;
-    case EINVAL:
-        return NBD_EINVAL;
-    case ENOSPC:
-    case EDQUOT:
-    case EFBIG:
-        return NBD_ENOSPC;
-    case EOVERFLOW:
-        return NBD_EOVERFLOW;
-    case ENOTSUP:
-        return NBD_ENOTSUP;
-    case ESHUTDOWN:
-        return NBD_ESHUTDOWN;
-    default:
-        return NBD_EIO;
+    struct segment *s = NULL;
+
+    mutex_lock(&c->lock);
+    if (!list_empty(&c->free_segments[class])) {
+        s = list_entry(c->free_segments[class].next, struct segment, link);
+        list_remove(&s->link);
+        c->free_count[class]--;
+    }
+    mutex_unlock(&c->lock);
+    if (!s) {
+        s = class == SEGMENT_SMALL
+                ? malloc(classes[class].size)
+                : aligned_alloc(SEGMENT_PAYLOAD, classes[class].size);
+        if (!s) {
+            return NULL;
+        }
+        s->class = class;
+        s->size = classes[class].size;
+        list_init(&s->link);
+    }
+    s->head = s->tail = sizeof(*s);
+    return s;
+}
+
+/* Most recently used first: its memory is in the processor's cache. */
+static void free_locked(struct conn *c, struct segment *s) REQUIRES(c->lock)
+{
+    list_remove(&s->link);
+    if (c->free_count[s->class] < classes[s->class].keep) {
+        list_append(c->free_segments[s->class].next, &s->link);
+        c->free_count[s->class]++;
+    } else {
+        free(s);
     }
 }
 
-size_t reply_put_chunk(unsigned char *to, const struct request *rq,
-                       uint16_t flags, uint16_t type, uint32_t length)
+void segment_free(struct conn *c, struct segment *s)
 {
-    store_be32(to, NBD_STRUCTURED_REPLY_MAGIC);
-    store_be16(to + 4, flags);
-    store_be16(to + 6, type);
-    memcpy(to + 8, rq->cookie, 8);
-    store_be32(to + 16, length);
-    return NBD_CHUNK_LEN;
-}
-
-size_t reply_put_simple(unsigned char *to, const struct request *rq, int r)
-{
-    store_be32(to, NBD_SIMPLE_REPLY_MAGIC);
-    store_be32(to + 4, reply_errno(r));
-    memcpy(to + 8, rq->cookie, 8);
-    return NBD_SIMPLE_REPLY_LEN;
-}
-
-/* An error chunk with the text of the error. */
-static size_t put_error(unsigned char *to, size_t room,
-                        const struct request *rq, int r)
-{
-    const char *text = strerror(-r);
-    size_t len = strlen(text);
-
-    if (len > room - NBD_CHUNK_LEN - 6) {
-        len = 0;
+    if (s) {
+        mutex_lock(&c->lock);
+        free_locked(c, s);
+        mutex_unlock(&c->lock);
     }
-    size_t at = reply_put_chunk(to, rq, NBD_REPLY_FLAG_DONE, NBD_REPLY_ERROR,
-                                (uint32_t)(6 + len));
-    store_be32(to + at, reply_errno(r));
-    store_be16(to + at + 4, (uint16_t)len);
-    memcpy(to + at + 6, text, len);
-    return at + 6 + len;
 }
 
-void reply_simple(struct request *rq, int r, bool pooled)
+static void free_all_locked(struct conn *c, struct list *l) REQUIRES(c->lock)
 {
-    struct conn *c = rq->conn;
-    unsigned char own[128];
-    unsigned char *to = pooled ? own : conn_batch_room(c, sizeof(own));
-    size_t len;
+    while (!list_empty(l)) {
+        free_locked(c, list_entry(l->next, struct segment, link));
+    }
+}
 
-    if (!to) {
+void segments_free(struct conn *c, struct list *segments)
+{
+    mutex_lock(&c->lock);
+    free_all_locked(c, segments);
+    mutex_unlock(&c->lock);
+}
+
+void conn_trim(struct conn *c)
+{
+    mutex_lock(&c->lock);
+    for (unsigned i = 0; i < SEGMENT_CLASSES; i++) {
+        list_for_each_safe (l, &c->free_segments[i]) {
+            list_remove(l);
+            free(list_entry(l, struct segment, link));
+        }
+        c->free_count[i] = 0;
+    }
+    list_for_each_safe (l, &c->free_requests) {
+        list_remove(l);
+        free(list_entry(l, struct request, link));
+    }
+    mutex_unlock(&c->lock);
+}
+
+/* --- Replies. --- */
+
+char *put_simple(char *p, uint32_t error, uint64_t cookie)
+{
+    store_be32(p, NBD_SIMPLE_REPLY_MAGIC);
+    store_be32(p + 4, error);
+    store_be64(p + 8, cookie);
+    return p + NBD_SIMPLE_REPLY_SIZE;
+}
+
+char *put_chunk(char *p, uint16_t flags, uint16_t type, uint64_t cookie,
+                uint32_t length)
+{
+    store_be32(p, NBD_STRUCTURED_REPLY_MAGIC);
+    store_be16(p + 4, flags);
+    store_be16(p + 6, type);
+    store_be64(p + 8, cookie);
+    store_be32(p + 16, length);
+    return p + NBD_CHUNK_SIZE;
+}
+
+size_t put_reply(const struct conn *c, char *p, const struct request *rq,
+                 uint32_t error, const char *text)
+{
+    if (c->structured && error == 0 && rq->type == NBD_CMD_READ) {
+        (void)put_chunk(p, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_NONE,
+                        rq->cookie, 0);
+        return NBD_CHUNK_SIZE;
+    }
+    if (!c->structured || error == 0) {
+        (void)put_simple(p, error, rq->cookie);
+        return NBD_SIMPLE_REPLY_SIZE;
+    }
+    uint16_t len = (uint16_t)strnlen(text, REPLY_MAX - NBD_CHUNK_SIZE - 6);
+    p = put_chunk(p, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_ERROR, rq->cookie,
+                  6U + len);
+    store_be32(p, error);
+    store_be16(p + 4, len);
+    memcpy(p + 6, text, len);
+    return NBD_CHUNK_SIZE + 6U + len;
+}
+
+char *batch_room(struct conn *c, size_t n)
+{
+    if (c->batch && c->batch->size - c->batch->tail < n) {
+        conn_queue_batch(c);
+        conn_push(c);
+        conn_throttle(c, 0);
+    }
+    if (!c->batch) {
+        c->batch = segment_new(c, SEGMENT_LARGE);
+    }
+    return c->batch ? segment_at(c->batch, c->batch->tail) : NULL;
+}
+
+void batch_use(struct conn *c, size_t n)
+{
+    c->batch->tail += (uint32_t)n;
+}
+
+void conn_reply(struct conn *c, const struct request *rq, uint32_t error,
+                const char *text, bool batch)
+{
+    if (batch) {
+        char *p = batch_room(c, REPLY_MAX);
+        if (p) {
+            batch_use(c, put_reply(c, p, rq, error, text));
+            return;
+        }
+    } else {
+        struct segment *s = segment_new(c, SEGMENT_SMALL);
+        if (s) {
+            s->tail += (uint32_t)put_reply(c, segment_at(s, s->head), rq,
+                                           error, text);
+            conn_queue(c, s);
+            conn_push(c);
+            return;
+        }
+    }
+    conn_break(c);
+}
+
+/* --- Sending. --- */
+
+static void queue_locked(struct conn *c, struct segment *s) REQUIRES(c->lock)
+{
+    if (c->broken) {
+        free_locked(c, s);
         return;
     }
-    if (!c->structured) {
-        len = reply_put_simple(to, rq, r);
-    } else if (r < 0) {
-        len = put_error(to, sizeof(own), rq, r);
-    } else if (rq->type == NBD_CMD_READ) {
-        len = reply_put_chunk(to, rq, NBD_REPLY_FLAG_DONE, NBD_REPLY_NONE, 0);
-    } else {
-        len = reply_put_simple(to, rq, 0);
+    list_append(&c->out, &s->link);
+    c->out_bytes += s->tail - s->head;
+}
+
+void conn_queue(struct conn *c, struct segment *s)
+{
+    mutex_lock(&c->lock);
+    queue_locked(c, s);
+    mutex_unlock(&c->lock);
+}
+
+void conn_queue_list(struct conn *c, struct list *segments)
+{
+    mutex_lock(&c->lock);
+    while (!list_empty(segments)) {
+        struct segment *s = list_entry(segments->next, struct segment, link);
+
+        list_remove(&s->link);
+        queue_locked(c, s);
     }
-    if (pooled) {
-        struct iovec v = { to, len };
-        (void)conn_send(c, &v, 1, true);
-    } else {
-        conn_batch_commit(c, len);
+    mutex_unlock(&c->lock);
+}
+
+void conn_queue_batch(struct conn *c)
+{
+    if (c->batch && c->batch->tail > c->batch->head) {
+        conn_queue(c, c->batch);
+        c->batch = NULL;
     }
+}
+
+/* @n bytes from the front of `out` have been sent. */
+static void sent_locked(struct conn *c, size_t n) REQUIRES(c->lock)
+{
+    c->out_bytes -= n;
+    while (n > 0) {
+        struct segment *s = list_entry(c->out.next, struct segment, link);
+        size_t part = min_u64(n, s->tail - s->head);
+
+        s->head += (uint32_t)part;
+        n -= part;
+        if (s->head == s->tail) {
+            free_locked(c, s);
+        }
+    }
+}
+
+#define SEND_IOV 64
+
+static int gather_locked(struct conn *c, struct iovec *iov) REQUIRES(c->lock)
+{
+    int n = 0;
+
+    list_for_each (l, &c->out) {
+        struct segment *s = list_entry(l, struct segment, link);
+
+        iov[n++] = (struct iovec){segment_at(s, s->head), s->tail - s->head};
+        if (n == SEND_IOV) {
+            break;
+        }
+    }
+    return n;
+}
+
+static void break_locked(struct conn *c) REQUIRES(c->lock)
+{
+    c->broken = true;
+    /* Who is sending has the front of it in use, and frees it. */
+    if (!c->sending) {
+        free_all_locked(c, &c->out);
+        c->out_bytes = 0;
+    }
+}
+
+/* One sendmsg, without the lock.  False: no more for now. */
+static bool send_some_locked(struct conn *c) REQUIRES(c->lock)
+{
+    struct iovec iov[SEND_IOV];
+    struct msghdr msg = {.msg_iov = iov};
+
+    msg.msg_iovlen = (size_t)gather_locked(c, iov);
+    mutex_unlock(&c->lock);
+    ssize_t n = sendmsg(c->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+    int code = errno;
+    mutex_lock(&c->lock);
+    if (n >= 0) {
+        sent_locked(c, (size_t)n);
+        return true;
+    }
+    if (code == EINTR) {
+        return true;
+    }
+    if (code == EAGAIN || code == EWOULDBLOCK) {
+        c->stalled = true;
+    } else {
+        c->broken = true;
+    }
+    return false;
+}
+
+/* True: its own thread has to look. */
+static bool push_locked(struct conn *c) REQUIRES(c->lock)
+{
+    if (c->sending || c->stalled) {
+        return false;
+    }
+    c->sending = true;
+    while (!list_empty(&c->out) && !c->broken && send_some_locked(c)) {
+    }
+    c->sending = false;
+    if (c->broken) {
+        break_locked(c);
+    }
+    return c->stalled || (c->throttled && c->out_bytes <= OUT_HIGH / 2);
+}
+
+void conn_push(struct conn *c)
+{
+    mutex_lock(&c->lock);
+    bool look = push_locked(c);
+    mutex_unlock(&c->lock);
+    if (look && !pthread_equal(pthread_self(), c->self)) {
+        conn_kick(c);
+    }
+}
+
+void conn_break(struct conn *c)
+{
+    mutex_lock(&c->lock);
+    break_locked(c);
+    mutex_unlock(&c->lock);
 }

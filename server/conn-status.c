@@ -1,135 +1,134 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/*
- * BLOCK_STATUS: one chunk for each selected context, extents of equal state
- * merged, at most EXTENTS_MAX of them, never more than was asked for.
- */
+/* Block status: for each context a chunk of runs of equal flags. */
 #include <errno.h>
-#include <stdlib.h>
-#include <sys/uio.h>
 
 #include "conn.h"
 #include "nbdelta/bitmap.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
-#include "proto.h"
 
-#define EXTENTS_MAX 65536 /* 512 KiB of a reply */
+#define CHUNK_HEAD (NBD_CHUNK_SIZE + 4)
+#define DESCRIPTOR 8
 
-struct states {
+/* A reply is not longer than this. */
+#define REPLY_BYTES (1 * MiB)
+
+struct runs {
     enum context_kind kind;
-    unsigned max;
+    char *at; /* of the last descriptor */
     unsigned count;
-    unsigned room;
-    struct state {
-        uint32_t length;
-        uint32_t flags;
-    } *list;
+    unsigned max;
+    uint32_t length; /* of the last run */
+    uint32_t flags;
 };
 
-/* 0, 1 when it is full, or -ENOMEM. */
-static int add_state(struct states *s, uint64_t length, uint32_t flags)
+/* False: there is no room for one more. */
+static bool add_run(struct runs *rs, uint64_t length, uint32_t flags)
 {
-    if (s->count > 0 && s->list[s->count - 1].flags == flags) {
-        s->list[s->count - 1].length += (uint32_t)length;
-        return 0;
+    if (rs->count > 0 && rs->flags == flags) {
+        rs->length += (uint32_t)length;
+    } else if (rs->count == rs->max) {
+        return false;
+    } else {
+        rs->at += rs->count > 0 ? DESCRIPTOR : 0;
+        rs->count++;
+        rs->length = (uint32_t)length;
+        rs->flags = flags;
     }
-    if (s->count == s->max) {
-        return 1;
+    store_be32(rs->at, rs->length);
+    store_be32(rs->at + 4, rs->flags);
+    return true;
+}
+
+static int add_extent(const struct extent *ext, void *opaque)
+{
+    struct runs *rs = opaque;
+    uint32_t flags;
+
+    if (rs->kind == CONTEXT_DEPTH) {
+        flags = ext->flags & EXTENT_ALLOCATED ? ext->depth + 1 : 0;
+    } else {
+        flags = (ext->flags & EXTENT_DATA ? 0 : NBD_STATE_HOLE) |
+                (ext->flags & EXTENT_ZERO ? NBD_STATE_ZERO : 0);
     }
-    if (s->count == s->room) {
-        unsigned room = s->room ? s->room * 2 : 64;
-        struct state *more = realloc(s->list, room * sizeof(*more));
-        if (!more) {
-            return -ENOMEM;
+    return add_run(rs, ext->length, flags) ? 0 : 1;
+}
+
+static int bitmap_runs(struct bitmap *bm, const struct request *rq,
+                       struct runs *rs)
+{
+    uint64_t at = rq->offset;
+    uint64_t end = rq->offset + rq->length;
+
+    while (at < end) {
+        bool dirty;
+        uint64_t n = bitmap_run(bm, at, end, &dirty);
+
+        if (!add_run(rs, n, dirty ? NBD_STATE_DIRTY : 0)) {
+            break;
         }
-        s->list = more;
-        s->room = room;
+        at += n;
     }
-    s->list[s->count++] = (struct state){ (uint32_t)length, flags };
+    /* In this order: a bitmap that is off its node collects nothing. */
+    return bitmap_removed(bm) || !bitmap_readable(bm) ? -EINVAL : 0;
+}
+
+/* The chunk of one context, *sp. */
+static int context_chunk(struct conn *c, const struct context *ctx,
+                         const struct request *rq, bool last,
+                         struct segment **sp)
+{
+    struct segment *s = segment_new(c, SEGMENT_LARGE);
+    int r;
+
+    if (!s) {
+        return -ENOMEM;
+    }
+    *sp = s;
+    char *head = segment_at(s, s->head);
+    size_t room = min_u64(s->size - s->head, REPLY_BYTES / c->context_count);
+    struct runs rs = {
+        .kind = ctx->kind,
+        .at = head + CHUNK_HEAD,
+        .max = rq->flags & NBD_CMD_FLAG_REQ_ONE
+                   ? 1
+                   : (unsigned)((room - CHUNK_HEAD) / DESCRIPTOR),
+    };
+    if (ctx->kind == CONTEXT_BITMAP) {
+        r = bitmap_runs(ctx->bitmap, rq, &rs);
+    } else {
+        r = blk_extents(c->export->blk, rq->offset, rq->length, 0, add_extent,
+                        &rs);
+    }
+    if (r < 0) {
+        return r;
+    }
+    uint32_t length = 4 + rs.count * DESCRIPTOR;
+    char *p = put_chunk(head, last ? NBD_REPLY_FLAG_DONE : 0,
+                        NBD_REPLY_TYPE_BLOCK_STATUS, rq->cookie, length);
+    store_be32(p, ctx->id);
+    s->tail += NBD_CHUNK_SIZE + length;
     return 0;
 }
 
-static int add_extent(const struct extent *e, void *opaque)
+void conn_status(struct conn *c, const struct request *rq)
 {
-    struct states *s = opaque;
-    uint32_t flags = 0;
+    struct list chunks;
 
-    if (s->kind == CONTEXT_DEPTH) {
-        flags = e->flags & EXTENT_ALLOCATED ? e->depth + 1 : 0;
-    } else {
-        flags |= e->flags & EXTENT_DATA ? 0 : NBD_STATE_HOLE;
-        flags |= e->flags & EXTENT_ZERO ? NBD_STATE_ZERO : 0;
-    }
-    return add_state(s, e->length, flags);
-}
-
-static int add_bitmap(struct states *s, const struct request *rq,
-                      const struct bitmap *bm)
-{
-    uint64_t end = rq->offset + rq->length;
-    int r = 0;
-
-    for (uint64_t at = rq->offset; at < end && r == 0;) {
-        bool dirty;
-        uint64_t length = bitmap_run(bm, at, end, &dirty);
-        r = add_state(s, length, dirty ? NBD_STATE_DIRTY : 0);
-        at += length;
-    }
-    return bitmap_removed(bm) || !bitmap_readable(bm) ? -EINVAL : r;
-}
-
-static int find_states(struct states *s, const struct request *rq,
-                       const struct context *x)
-{
-    s->kind = x->kind;
-    s->count = 0;
-    int r = x->kind == CONTEXT_BITMAP
-                ? add_bitmap(s, rq, x->bitmap)
-                : blk_extents(rq->conn->export->blk, rq->offset, rq->length,
-                              0, add_extent, s);
-    return r < 0 ? r : 0;
-}
-
-static int send_states(const struct states *s, const struct request *rq,
-                       uint32_t id, bool last)
-{
-    unsigned char head[NBD_CHUNK_LEN + 4];
-    uint32_t bytes = s->count * 8;
-    unsigned char *data = malloc(bytes);
-    struct iovec v[2] = { { head, sizeof(head) }, { data, bytes } };
-
-    if (!data) {
-        return -ENOMEM;
-    }
-    size_t at = reply_put_chunk(head, rq, last ? NBD_REPLY_FLAG_DONE : 0,
-                                NBD_REPLY_BLOCK_STATUS, 4 + bytes);
-    store_be32(head + at, id);
-    for (unsigned i = 0; i < s->count; i++) {
-        store_be32(data + i * 8UL, s->list[i].length);
-        store_be32(data + i * 8UL + 4, s->list[i].flags);
-    }
-    int r = conn_send(rq->conn, v, 2, true);
-    free(data);
-    return r;
-}
-
-void conn_block_status(struct request *rq)
-{
-    const struct conn *c = rq->conn;
-    struct states s = {
-        .max = rq->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : EXTENTS_MAX,
-    };
-    int r = 0;
-
-    for (unsigned i = 0; i < c->context_count && r == 0; i++) {
-        r = find_states(&s, rq, &c->contexts[i]);
-        if (r == 0) {
-            r = send_states(&s, rq, c->contexts[i].id,
-                            i + 1 == c->context_count);
+    list_init(&chunks);
+    for (unsigned i = 0; i < c->context_count; i++) {
+        struct segment *s = NULL;
+        int r = context_chunk(c, &c->contexts[i], rq,
+                              i + 1 == c->context_count, &s);
+        if (s) {
+            list_append(&chunks, &s->link);
+        }
+        if (r < 0) {
+            segments_free(c, &chunks);
+            conn_reply_result(c, rq, r, false);
+            return;
         }
     }
-    free(s.list);
-    if (r < 0 && r != -EPIPE) {
-        reply_simple(rq, r, true);
-    }
+    conn_queue_list(c, &chunks);
+    conn_push(c);
 }

@@ -1,257 +1,315 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The life of a connection: buffers, batches, the end. */
+/* The life of a connection: begin, receive, wait, end.  See conn.h. */
 #include "conn.h"
 
 #include <errno.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
-#include "nbdelta/blk.h"
+#include "listen.h"
 #include "nbdelta/bytes.h"
-#include "server.h"
 
-#define HANDSHAKE_SECONDS 20
-/* A client that takes nothing for so long is dropped. */
-#define SEND_SECONDS 60
-#define SOCKET_BUFFER (2 << 20)
-/* After so long without a request, the batch's memory is given back. */
-#define IDLE_SECONDS 2
+/* A connection without requests keeps its buffers for so long. */
+#define IDLE_MS 1000
 
-struct conn *conn_new(struct server *server, struct exports *exports,
+struct conn *conn_new(struct server *s, struct exports *exports,
                       struct pool *pool, int fd)
 {
     struct conn *c = calloc(1, sizeof(*c));
-    unsigned char *in = malloc(CONN_IN_SIZE);
-    struct timeval limit = { .tv_sec = SEND_SECONDS };
-    struct timeval idle = { .tv_sec = IDLE_SECONDS };
-    int buffer = SOCKET_BUFFER;
-    int on = 1;
 
-    if (!c || !in) {
-        free(c);
-        free(in);
+    if (!c) {
+        (void)close(fd);
         return NULL;
     }
-    (void)setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
-    (void)setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &idle, sizeof(idle));
-    (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &buffer, sizeof(buffer));
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-    c->server = server;
+    c->server = s;
     c->exports = exports;
     c->pool = pool;
     c->fd = fd;
-    c->in = in;
-    mutex_init(&c->send_lock);
-    mutex_init(&c->lock);
-    cond_init(&c->finished);
+    c->alone = true;
     list_init(&c->in_server);
+    list_init(&c->out);
+    list_init(&c->pending);
+    list_init(&c->free_requests);
+    for (unsigned i = 0; i < SEGMENT_CLASSES; i++) {
+        list_init(&c->free_segments[i]);
+    }
+    mutex_init(&c->lock);
+    c->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (c->wake < 0) {
+        conn_free(c);
+        return NULL;
+    }
     return c;
 }
 
 void conn_free(struct conn *c)
 {
-    conn_drop_contexts(c);
-    free(c->context_export);
+    conn_break(c);
+    conn_trim(c);
+    conn_forget_contexts(c);
     export_unref(c->exports, c->export);
-    (void)close(c->fd);
-    cond_destroy(&c->finished);
+    free(c->input);
     mutex_destroy(&c->lock);
-    mutex_destroy(&c->send_lock);
-    free(c->batch);
-    free(c->in);
+    if (c->wake >= 0) {
+        (void)close(c->wake);
+    }
+    (void)close(c->fd);
     free(c);
 }
 
-/* --- Reading --- */
-
-/* Wait for bytes until the handshake's deadline. */
-static bool wait_readable(const struct conn *c)
+void conn_kick(struct conn *c)
 {
-    struct pollfd p = { .fd = c->fd, .events = POLLIN };
-    int r;
+    uint64_t one = 1;
 
-    do {
-        uint64_t now = now_ns();
-        if (now >= c->deadline_ns) {
-            return false;
-        }
-        r = poll(&p, 1, (int)((c->deadline_ns - now) / 1000000) + 1);
-    } while (r < 0 && errno == EINTR);
-    return r > 0;
+    while (write(c->wake, &one, sizeof(one)) < 0 && errno == EINTR) {
+    }
 }
 
-static ssize_t receive(struct conn *c, void *to, size_t max)
+void conn_stop(struct conn *c)
 {
-    ssize_t n;
+    atomic_store(&c->stopping, true);
+    (void)shutdown(c->fd, SHUT_RD);
+    conn_kick(c);
+}
 
-    if (c->deadline_ns && !wait_readable(c)) {
-        return 0;
+/* --- Waiting. --- */
+
+static bool no_more(struct conn *c)
+{
+    return atomic_load_explicit(&c->stopping, memory_order_relaxed);
+}
+
+int conn_time_left(const struct conn *c)
+{
+    uint64_t now = now_ns();
+
+    return c->deadline == 0    ? -1
+           : now < c->deadline ? (int)((c->deadline - now) / 1000000) + 1
+                               : 0;
+}
+
+bool conn_wait(struct conn *c, bool input, int ms)
+{
+    struct pollfd fds[2] = {{.fd = c->fd}, {.fd = c->wake, .events = POLLIN}};
+    uint64_t n;
+
+    mutex_lock(&c->lock);
+    bool stalled = c->stalled && !c->broken;
+    mutex_unlock(&c->lock);
+
+    fds[0].events = (short)((input ? POLLIN : 0) | (stalled ? POLLOUT : 0));
+    if (c->hung_up && !input) {
+        fds[0].fd = -1; /* it would be reported over and over */
     }
+    int r = poll(fds, 2, ms);
+    if (r <= 0) {
+        return r < 0;
+    }
+    if (fds[1].revents) {
+        (void)!read(c->wake, &n, sizeof(n));
+    }
+    if (fds[0].revents & (POLLHUP | POLLERR | POLLNVAL)) {
+        c->hung_up = true;
+        conn_break(c);
+    } else if (fds[0].revents & POLLOUT) {
+        mutex_lock(&c->lock);
+        c->stalled = false;
+        mutex_unlock(&c->lock);
+        conn_push(c);
+    }
+    return true;
+}
+
+static bool is_alone(struct conn *c)
+{
+    mutex_lock(&c->lock);
+    bool alone = c->executing == 0 && (list_empty(&c->out) || c->broken);
+    mutex_unlock(&c->lock);
+    return alone;
+}
+
+void conn_flush(struct conn *c)
+{
+    conn_queue_batch(c);
+    conn_push(c);
+    c->alone = is_alone(c);
+}
+
+static bool is_full_locked(struct conn *c, size_t need) REQUIRES(c->lock)
+{
+    size_t held = c->held + c->out_bytes;
+
+    if (c->broken) {
+        return c->executing >= REQUESTS_MAX;
+    }
+    return c->out_bytes > OUT_HIGH || c->executing >= REQUESTS_MAX ||
+           (held > 0 && held + need > HELD_MAX);
+}
+
+void conn_throttle(struct conn *c, size_t need)
+{
+    bool flushed = false;
+
     for (;;) {
-        n = recv(c->fd, to, max, 0);
-        if (n < 0 && errno == EAGAIN) {
-            free(c->batch);
-            c->batch = NULL;
-        } else if (n >= 0 || errno != EINTR) {
+        mutex_lock(&c->lock);
+        bool full = is_full_locked(c, need);
+        c->throttled = full;
+        mutex_unlock(&c->lock);
+        if (!full) {
+            return;
+        }
+        if (no_more(c)) {
+            return;
+        }
+        if (flushed) {
+            if (!conn_wait(c, false, conn_time_left(c))) {
+                conn_break(c); /* still in the handshake */
+            }
+        } else {
+            conn_queue_batch(c);
+            conn_push(c);
+            flushed = true;
+        }
+    }
+}
+
+/* --- Receiving. --- */
+
+/*
+ * When the connection is alone nobody else has anything to send, so a plain
+ * blocking receive does (its socket has a time limit); that is one system
+ * call.  Otherwise what others left unsent needs looking after, too.
+ */
+ssize_t conn_receive(struct conn *c, struct iovec *iov, int cnt)
+{
+    struct msghdr msg = {.msg_iov = iov, .msg_iovlen = (size_t)cnt};
+
+    while (!no_more(c)) {
+        ssize_t n = recvmsg(c->fd, &msg, c->alone ? 0 : MSG_DONTWAIT);
+        if (n >= 0) {
             return n;
         }
-    }
-}
-
-int conn_fill(struct conn *c, size_t bytes)
-{
-    if (conn_buffered(c) >= bytes) {
-        return 1;
-    }
-    if (c->in_start + bytes > CONN_IN_SIZE || conn_buffered(c) == 0) {
-        memmove(c->in, conn_unread(c), conn_buffered(c));
-        c->in_end -= c->in_start;
-        c->in_start = 0;
-    }
-    while (conn_buffered(c) < bytes) {
-        conn_batch_send(c); /* before waiting */
-        ssize_t n = receive(c, c->in + c->in_end, CONN_IN_SIZE - c->in_end);
-        if (n <= 0) {
-            return 0;
-        }
-        c->in_end += (size_t)n;
-    }
-    return 1;
-}
-
-int conn_read(struct conn *c, void *to, uint64_t bytes)
-{
-    unsigned char *at = to;
-
-    while (bytes > 0) {
-        uint64_t len = min_u64(bytes, conn_buffered(c));
-        if (len > 0) {
-            if (at) {
-                memcpy(at, conn_unread(c), len);
-            }
-            c->in_start += len;
-        } else if (at && bytes > CONN_INLINE_MAX) {
-            conn_batch_send(c);
-            ssize_t n = receive(c, at, bytes);
-            if (n <= 0) {
-                return 0;
-            }
-            len = (uint64_t)n;
-        } else if (!conn_fill(c, 1)) {
-            return 0;
-        }
-        at = at ? at + len : NULL;
-        bytes -= len;
-    }
-    return 1;
-}
-
-/* --- Sending --- */
-
-static int send_locked(struct conn *c, const struct iovec *iov, int cnt)
-    REQUIRES(c->send_lock)
-{
-    struct iovec v[8];
-    struct iovec *at = v;
-    struct msghdr m = { 0 };
-
-    memcpy(v, iov, (size_t)cnt * sizeof(*iov));
-    while (cnt > 0) {
-        m.msg_iov = at;
-        m.msg_iovlen = (size_t)cnt;
-        ssize_t n = sendmsg(c->fd, &m, MSG_NOSIGNAL);
-        if (n < 0 && errno == EINTR) {
+        if (errno == EINTR) {
             continue;
         }
-        if (n < 0) {
-            /* Out of step now: nothing may follow. */
-            atomic_store(&c->broken, true);
-            (void)shutdown(c->fd, SHUT_RDWR);
-            return -EPIPE;
+        if (errno != EAGAIN && errno != EWOULDBLOCK) {
+            return -errno;
         }
-        while (cnt > 0 && (size_t)n >= at->iov_len) {
-            n -= (ssize_t)at->iov_len;
-            at++;
-            cnt--;
+        if (c->alone) {
+            return -EAGAIN;
         }
-        if (cnt > 0) {
-            at->iov_base = (char *)at->iov_base + n;
-            at->iov_len -= (size_t)n;
-        }
+        (void)conn_wait(c, true, IDLE_MS);
+        c->alone = is_alone(c);
     }
     return 0;
 }
 
-int conn_send(struct conn *c, const struct iovec *iov, int cnt, bool pooled)
+/* More input behind what is there.  False: the connection ends. */
+static bool fill(struct conn *c)
 {
-    if (pooled) {
-        pool_wait_begin(c->pool);
-    }
-    mutex_lock(&c->send_lock);
-    int r = atomic_load(&c->broken) ? -EPIPE : send_locked(c, iov, cnt);
-    mutex_unlock(&c->send_lock);
-    if (pooled) {
-        pool_wait_end(c->pool);
-    }
-    return r;
-}
-
-unsigned char *conn_batch_room(struct conn *c, size_t bytes)
-{
-    if (c->batch_len + bytes > CONN_BATCH_SIZE) {
-        conn_batch_send(c);
-    }
-    if (!c->batch) {
-        c->batch = malloc(CONN_BATCH_SIZE);
-    }
-    if (!c->batch || atomic_load(&c->broken)) {
-        return NULL;
-    }
-    return c->batch + c->batch_len;
-}
-
-void conn_batch_commit(struct conn *c, size_t bytes)
-{
-    c->batch_len += bytes;
-}
-
-void conn_batch_send(struct conn *c)
-{
-    if (c->batch_len > 0) {
-        struct iovec v = { c->batch, c->batch_len };
-        c->batch_len = 0;
-        (void)conn_send(c, &v, 1, false);
-    }
-}
-
-/* --- Running --- */
-
-static void wait_for_requests(struct conn *c)
-{
-    mutex_lock(&c->lock);
-    while (c->inflight > 0) {
-        cond_wait(&c->finished, &c->lock);
-    }
-    mutex_unlock(&c->lock);
-}
-
-void conn_run(struct conn *c)
-{
-    c->deadline_ns = now_ns() + HANDSHAKE_SECONDS * UINT64_C(1000000000);
-    if (conn_handshake(c)) {
-        c->deadline_ns = 0;
-        while (conn_request(c)) {
+    for (;;) {
+        if (!c->input && !(c->input = malloc(INPUT_SIZE))) {
+            return false;
+        }
+        if (c->input_at > 0) {
+            c->input_end -= c->input_at;
+            memmove(c->input, c->input + c->input_at, c->input_end);
+            c->input_at = 0;
+        }
+        struct iovec iov = {c->input + c->input_end,
+                            INPUT_SIZE - c->input_end};
+        ssize_t n = conn_receive(c, &iov, 1);
+        if (n > 0) {
+            c->input_end += (size_t)n;
+            return true;
+        }
+        if (n != -EAGAIN) {
+            return false;
+        }
+        if (c->input_end == 0) {
+            free(c->input);
+            c->input = NULL;
+            conn_trim(c);
+        }
+        (void)conn_wait(c, true, -1);
+        if (no_more(c)) {
+            return false;
         }
     }
-    conn_batch_send(c);
-    /* The client may see the end only when nothing of it is under way: a
-     * write must not land after one of its next connection. */
-    wait_for_requests(c);
+}
+
+/* --- Begin and end. --- */
+
+/* Wait for the requests in the pool. */
+static void finish_requests(struct conn *c)
+{
+    for (;;) {
+        mutex_lock(&c->lock);
+        unsigned left = c->executing;
+        c->throttled = left > 0; /* be told */
+        mutex_unlock(&c->lock);
+        if (left == 0) {
+            return;
+        }
+        (void)conn_wait(c, false, -1);
+    }
+}
+
+static void finish_replies(struct conn *c)
+{
+    uint64_t now = now_ns();
+    uint64_t end = now + (no_more(c) ? STOP_MS : LINGER_MS) * UINT64_C(1000000);
+
+    while (!is_alone(c) && (now = now_ns()) < end) {
+        if (no_more(c)) { /* since a moment ago */
+            end = min_u64(end, now + STOP_MS * UINT64_C(1000000));
+        }
+        (void)conn_wait(c, false, (int)((end - now) / 1000000) + 1);
+    }
+    conn_break(c);
+}
+
+static void transmission(struct conn *c)
+{
+    static const struct timeval idle = {.tv_sec = IDLE_MS / 1000};
+
+    (void)setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &idle, sizeof(idle));
+    server_enter(c->server, c);
+    while (!no_more(c) && conn_requests(c)) {
+        conn_throttle(c, 0);
+        conn_flush(c);
+        if (!fill(c)) {
+            break;
+        }
+    }
+    conn_queue_batch(c);
+    segment_free(c, c->batch);
+    c->batch = NULL;
+    conn_push(c);
+    finish_requests(c);
+    server_quiet(c->server, c);
+    finish_replies(c);
+}
+
+void *conn_thread(void *arg)
+{
+    struct conn *c = arg;
+
+    c->self = pthread_self();
+    c->deadline = now_ns() + HANDSHAKE_MS * UINT64_C(1000000);
+    int r = conn_handshake(c);
+    if (r == 0) {
+        c->deadline = 0;
+        transmission(c);
+    } else {
+        conn_flush(c); /* why not, if the client takes it at once */
+    }
+    (void)shutdown(c->fd, SHUT_RDWR);
+    atomic_store(&c->finished, true);
+    server_reap_soon(c->server);
+    return NULL;
 }

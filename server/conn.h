@@ -3,56 +3,121 @@
 #define NBDELTA_SERVER_CONN_H
 
 /*
- * One NBD connection
- * ==================
+ * A connection
+ * ============
  *
- *      socket -> in buffer -> parse -> answer at once -> batch -> socket
- *                                |                                  ^
- *                                +-- would block --> pool thread ---+
+ *              +-------------------- its own thread ----------------------+
+ *   socket --> | input buffer --> parse --> what is in memory, at once    |
+ *              |                    |             |                       |
+ *              +--------------------|-------------|-----------------------+
+ *                     may block     v             v one batch
+ *                                 pool --------> out (segments) --> socket
  *
- * The connection's own thread reads, parses and serves what is in memory; it
- * sends its replies in batches.  Everything else goes to the pool, whose
- * threads send their replies themselves, under send_lock.
+ * The thread takes all requests that one recv brought, serves those whose
+ * data is in memory (REQ_NOWAIT) straight into the batch, and sends that with
+ * one sendmsg.  The rest goes to the worker pool.
+ *
+ * Nobody but the connection's own thread waits for its client.  Who has a
+ * reply appends it to `out` and, unless another is sending, sends what the
+ * socket takes (MSG_DONTWAIT).  What it does not take is left to the
+ * connection's thread, which polls.  So a client that does not read holds up
+ * nothing but its own thread: no worker, and no shutdown.
+ *
+ * Back-pressure is not reading: when too much waits to be sent or to be done,
+ * the thread stops parsing until that is less.
+ *
+ * Order at the end: no more requests; those in the pool finish; their replies
+ * go out, for a bounded time; the socket is shut down.  So a client that sees
+ * the end knows that nothing of it is still to be written.
+ *
+ * conn.c            life, receiving, waiting
+ * conn-handshake.c  options;  conn-context.c  those on metadata contexts
+ * conn-request.c    requests: parse, check, serve at once or hand over
+ * conn-work.c       the same in a worker: all that may block
+ * conn-read.c       reads;  conn-status.c  block status
+ * conn-reply.c      segments, replies, sending
  */
-#include <sys/uio.h>
+#include <pthread.h>
+#include <stdatomic.h>
 
 #include "export.h"
-#include "nbdelta/list.h"
+#include "nbd-proto.h"
 #include "nbdelta/thread.h"
+#include "nbdelta/types.h"
 #include "pool.h"
 
-struct bitmap;
 struct server;
 
-/* Requests that are small enough to be served by the connection's thread. */
-#define CONN_INLINE_MAX (64U << 10)
-#define CONN_IN_SIZE    (CONN_INLINE_MAX + 4096)
-#define CONN_BATCH_SIZE (256U << 10)
+#define INPUT_SIZE ((size_t)64 << 10)
 
-/* Requests in the hands of the pool: at most so many, of so many bytes. */
-#define CONN_INFLIGHT_MAX       16
-#define CONN_INFLIGHT_BYTES_MAX (UINT64_C(64) << 20)
+/* Reads and writes up to this are done in the connection's thread when they
+ * need not wait.  Longer reads that need not wait are done there, too, in
+ * pieces of PIECE_SIZE. */
+#define INLINE_MAX (UINT32_C(64) << 10)
+#define PIECE_SIZE (UINT32_C(256) << 10)
 
-#define CONN_CONTEXTS_MAX 64
+/* A write's payload up to this is waited for in the input buffer. */
+#define GATHER_MAX (UINT32_C(16) << 10)
+
+/* Parsing stops while more than this is waiting to be sent; while requests in
+ * the pool and their replies hold more than this; while so many are there. */
+#define OUT_HIGH     ((size_t)2 << 20)
+#define HELD_MAX     ((size_t)32 << 20)
+#define REQUESTS_MAX 256
+
+/* Requests of one connection that are in the hands of the pool at once. */
+#define WORKERS_MAX 16
+
+/* How long the end of a connection waits for its client to take replies. */
+#define LINGER_MS 5000
+#define STOP_MS   2000
+
+#define HANDSHAKE_MS 10000
+
+/* --- Segments: buffers of three sizes, recycled (conn-reply.c). --- */
+
+enum segment_class { SEGMENT_SMALL, SEGMENT_MEDIUM, SEGMENT_LARGE };
+#define SEGMENT_CLASSES 3
+
+/* Payload starts on a page, so that direct I/O needs no copy; headers are put
+ * right before it. */
+#define SEGMENT_PAYLOAD 4096U
+
+struct segment {
+    struct list link;
+    enum segment_class class;
+    uint32_t size; /* of the whole, this struct included */
+    uint32_t head; /* what is in use, from the address of this struct */
+    uint32_t tail;
+};
+
+static inline char *segment_at(struct segment *s, uint32_t at)
+{
+    return (char *)s + at;
+}
+
+/* --- Requests. --- */
+
+struct request {
+    struct work work;
+    struct list link; /* pending or free */
+    struct conn *conn;
+    uint64_t cookie;
+    uint64_t offset;
+    uint32_t length;
+    uint16_t type;
+    uint16_t flags;
+    struct list payload; /* segments of a write */
+};
 
 enum context_kind { CONTEXT_ALLOCATION, CONTEXT_DEPTH, CONTEXT_BITMAP };
 
 struct context {
-    enum context_kind kind;
     uint32_t id;
-    struct bitmap *bitmap; /* a reference, or NULL */
+    enum context_kind kind;
+    struct bitmap *bitmap; /* with a reference */
 };
-
-struct request {
-    struct work work;
-    struct conn *conn;
-    unsigned char cookie[8];
-    uint16_t flags;
-    uint16_t type;
-    uint64_t offset;
-    uint32_t length;
-    unsigned char *payload; /* of a write; malloc()ed */
-};
+#define CONTEXTS_MAX 64
 
 struct conn {
     /* Set at creation. */
@@ -60,95 +125,199 @@ struct conn {
     struct exports *exports;
     struct pool *pool;
     int fd;
+    int wake; /* eventfd */
 
-    /* The server's lock. */
+    /* Guarded by the server's lock. */
+    pthread_t thread;
     struct list in_server;
+    bool serving; /* is in transmission */
+    bool quiet;   /* has executed its last request */
 
-    /* The connection's own thread. */
-    unsigned char *in; /* CONN_IN_SIZE bytes, [in_start, in_end) unread */
-    size_t in_start;
-    size_t in_end;
-    uint64_t deadline_ns; /* of the handshake; 0: none */
-    unsigned char *batch; /* CONN_BATCH_SIZE, only while it is filled */
-    size_t batch_len;
-
-    /* Set by the handshake, then constant. */
-    struct export *export; /* a reference */
-    bool no_zeroes;
+    /* Set by the handshake. */
+    struct export *export;
+    uint64_t size;
     bool structured;
-    char *context_export; /* for which SET_META_CONTEXT was */
-    struct context contexts[CONN_CONTEXTS_MAX];
+    bool no_zeroes;
+    struct context *contexts;
     unsigned context_count;
+    struct export *context_export; /* whose they are, with a reference */
 
-    mutex_t send_lock;
-
-    mutex_t lock;
-    cond_t finished; /* a request has left the pool */
+    /* Its own thread's. */
+    pthread_t self; /* for others to compare with */
+    char *input; /* INPUT_SIZE, or NULL while idle */
+    size_t input_at;
+    size_t input_end;
+    struct segment *batch; /* replies of requests served at once */
+    bool alone;            /* nothing is in the pool, nothing to be sent */
+    bool hung_up;
+    uint64_t deadline; /* of the handshake; 0: it is over */
+    unsigned options;  /* that it has sent */
 
     /* Guarded by lock. */
-    unsigned inflight;
-    uint64_t inflight_bytes;
+    mutex_t lock;
+    struct list out; /* segments to be sent, in order */
+    size_t out_bytes;
+    bool sending; /* somebody is */
+    bool stalled; /* the socket took no more: its own thread polls */
+    bool broken;  /* nothing can be sent any more */
+    unsigned executing; /* requests handed over and not finished */
+    unsigned working;   /* those of them in the hands of the pool */
+    size_t held;        /* their bytes */
+    struct list pending; /* the others */
+    bool throttled;      /* its own thread waits for less */
+    struct list free_requests;
+    struct list free_segments[SEGMENT_CLASSES];
+    unsigned free_count[SEGMENT_CLASSES];
 
-    /* Atomic. */
-    _Atomic bool broken; /* sending has failed: answer no more */
+    _Atomic bool stopping; /* no more requests */
+    _Atomic bool finished; /* the thread is about to end */
 };
 
 /* --- conn.c --- */
 
-/* Serve @fd, which then belongs to the connection, until it ends. */
-struct conn *conn_new(struct server *server, struct exports *exports,
+/* Takes @fd, which is connected.  NULL: no memory; @fd is closed. */
+struct conn *conn_new(struct server *s, struct exports *exports,
                       struct pool *pool, int fd);
-void conn_run(struct conn *c);
-void conn_free(struct conn *c);
+void *conn_thread(void *conn);
+void conn_free(struct conn *c); /* after the thread has ended */
 
-/* Have at least @bytes (<= CONN_IN_SIZE) unread bytes in the buffer: 1, or 0
- * at the end of the stream, on errors and past the deadline. */
-int conn_fill(struct conn *c, size_t bytes);
-static inline unsigned char *conn_unread(const struct conn *c)
-{
-    return c->in + c->in_start;
-}
-static inline size_t conn_buffered(const struct conn *c)
-{
-    return c->in_end - c->in_start;
-}
-/* Read @bytes to @to, or skip them when it is NULL: 1 or 0. */
-int conn_read(struct conn *c, void *to, uint64_t bytes);
+/* Ask it to end.  Any thread. */
+void conn_stop(struct conn *c);
 
-/* Send all of it under send_lock; 0, or -EPIPE and the connection is broken.
- * @pooled: by a thread of the pool. */
-int conn_send(struct conn *c, const struct iovec *iov, int cnt, bool pooled);
+/* Wake its thread out of a poll.  Any thread. */
+void conn_kick(struct conn *c);
 
-/* Room for @bytes (<= CONN_BATCH_SIZE) at the end of the batch, which is sent
- * before if need be.  NULL: no memory, or broken.  conn_batch_commit keeps
- * what was written there. */
-unsigned char *conn_batch_room(struct conn *c, size_t bytes);
-void conn_batch_commit(struct conn *c, size_t bytes);
-void conn_batch_send(struct conn *c);
+/* Wait until input can be read (with @input), output has gone out, or a kick;
+ * at most @ms (-1: for ever).  False: the time is over. */
+bool conn_wait(struct conn *c, bool input, int ms);
+
+/* Milliseconds until the deadline; -1: there is none. */
+int conn_time_left(const struct conn *c);
+
+/* Receive at least a byte into @iov.  0: no more comes, < 0: error; -EAGAIN:
+ * nothing for a second, and the connection is alone. */
+ssize_t conn_receive(struct conn *c, struct iovec *iov, int cnt);
+
+/* Send what is there, the batch too.  Its own thread. */
+void conn_flush(struct conn *c) EXCLUDES(c->lock);
+
+/* Wait until @need more bytes may be held and one more request be made. */
+void conn_throttle(struct conn *c, size_t need) EXCLUDES(c->lock);
 
 /* --- conn-handshake.c --- */
 
-/* 1: transmission shall begin; 0: the connection is over. */
+/* 0: go on to transmission; else the connection ends. */
 int conn_handshake(struct conn *c);
-void conn_drop_contexts(struct conn *c);
+
+/* What is left of the data of an option. */
+struct option {
+    uint32_t type;
+    const char *data;
+    size_t len;
+};
+
+/* Take from the front; false: there is not as much. */
+bool option_u16(struct option *o, uint16_t *v);
+bool option_u32(struct option *o, uint32_t *v);
+
+/* A string, @len bytes long or, of option_text, as long as is said before it.
+ * False: too short, too long, or not a string.  @s has NBD_STRING_MAX + 1. */
+bool option_string(struct option *o, size_t len, char *s);
+bool option_text(struct option *o, char *s);
+
+/* 0, or negative: the connection ends. */
+int handshake_reply(struct conn *c, uint32_t option, uint32_t type,
+                    const void *data, size_t len);
+int handshake_error(struct conn *c, uint32_t option, uint32_t type,
+                    const char *text);
+
+/* --- conn-context.c --- */
+
+/* LIST_META_CONTEXT and SET_META_CONTEXT. */
+int conn_option_contexts(struct conn *c, struct option *o);
+void conn_forget_contexts(struct conn *c);
 
 /* --- conn-request.c --- */
 
-/* Handle the next request: 1, or 0 when the connection is over. */
-int conn_request(struct conn *c);
+/* Serve all complete requests in the input buffer.  False: the connection
+ * ends. */
+bool conn_requests(struct conn *c);
+
+/* --- conn-work.c --- */
+
+/* A request object like @like; NULL: no memory. */
+struct request *request_new(struct conn *c, const struct request *like)
+    EXCLUDES(c->lock);
+void request_free(struct request *r); /* one that was not submitted */
+
+/* Bytes that it holds while it is executing. */
+size_t request_bytes(const struct request *rq);
+
+/* Hand @r over to the pool. */
+void request_submit(struct request *r);
+void request_work(struct work *w);
+
+/* As conn_reply, for what blk_*() returned. */
+void conn_reply_result(struct conn *c, const struct request *rq, int r,
+                       bool batch);
+
+/* --- conn-read.c --- */
+
+/* Read and reply.  With @nowait, in the connection's thread: -EAGAIN when
+ * the rest of it (*rq is adjusted) has to go to the pool.  Otherwise 0. */
+int conn_read(struct conn *c, struct request *rq, bool nowait);
+
+/* The header of a reply with @length bytes of data from @offset, into @p; the
+ * return value is the byte after it. */
+char *put_read_head(const struct conn *c, char *p, uint64_t cookie,
+                    uint64_t offset, uint32_t length, bool last);
+
+/* --- conn-status.c --- */
+
+void conn_status(struct conn *c, const struct request *rq);
 
 /* --- conn-reply.c --- */
 
-/* A complete reply without data: success (0) or -errno. */
-void reply_simple(struct request *rq, int r, bool pooled);
-/* The number on the wire for -errno. */
-uint32_t reply_errno(int r);
-/* The header of a chunk, or of a simple reply, into @to; the length of it. */
-size_t reply_put_chunk(unsigned char *to, const struct request *rq,
-                       uint16_t flags, uint16_t type, uint32_t length);
-size_t reply_put_simple(unsigned char *to, const struct request *rq, int r);
+struct segment *segment_new(struct conn *c, enum segment_class class)
+    EXCLUDES(c->lock);
+void segment_free(struct conn *c, struct segment *s) EXCLUDES(c->lock);
+void segments_free(struct conn *c, struct list *segments) EXCLUDES(c->lock);
 
-/* --- conn-status.c --- */
-void conn_block_status(struct request *rq);
+/* Free what is kept for reuse. */
+void conn_trim(struct conn *c) EXCLUDES(c->lock);
+
+/* Headers into @p; the return value is the byte after it. */
+char *put_simple(char *p, uint32_t error, uint64_t cookie);
+char *put_chunk(char *p, uint16_t flags, uint16_t type, uint64_t cookie,
+                uint32_t length);
+
+/* A whole reply without data, at most REPLY_MAX bytes: success when @error
+ * is 0, else with @text. */
+#define REPLY_MAX 256
+size_t put_reply(const struct conn *c, char *p, const struct request *rq,
+                 uint32_t error, const char *text);
+
+/* Room for @n bytes in the batch, to be taken by batch_use(); NULL: no memory.
+ * The connection's own thread. */
+char *batch_room(struct conn *c, size_t n);
+void batch_use(struct conn *c, size_t n);
+
+/* Reply from any thread; with @batch, from its own and not yet sent.  Without
+ * memory the connection is broken. */
+void conn_reply(struct conn *c, const struct request *rq, uint32_t error,
+                const char *text, bool batch);
+
+/* Append segments to what is to be sent. */
+void conn_queue(struct conn *c, struct segment *s) EXCLUDES(c->lock);
+void conn_queue_list(struct conn *c, struct list *segments) EXCLUDES(c->lock);
+
+/* Queue the batch. */
+void conn_queue_batch(struct conn *c) EXCLUDES(c->lock);
+
+/* Send what the socket takes. */
+void conn_push(struct conn *c) EXCLUDES(c->lock);
+
+/* Nothing can be sent any more: drop it all. */
+void conn_break(struct conn *c) EXCLUDES(c->lock);
 
 #endif /* NBDELTA_SERVER_CONN_H */

@@ -10,15 +10,11 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
-#include "nbdelta/list.h"
 #include "nbdelta/thread.h"
-
-/* The wire's limit for names and descriptions. */
-#define STRING_MAX 4096
 
 struct exports {
     mutex_t lock;
-    struct list all; /* of struct export.in_set, oldest first */
+    struct list list; /* guarded by lock; oldest first */
 };
 
 struct exports *exports_new(void)
@@ -27,7 +23,7 @@ struct exports *exports_new(void)
 
     if (s) {
         mutex_init(&s->lock);
-        list_init(&s->all);
+        list_init(&s->list);
     }
     return s;
 }
@@ -46,97 +42,97 @@ void exports_free(struct exports *s)
     if (!s) {
         return;
     }
-    list_for_each_safe (at, &s->all) {
-        export_free(list_entry(at, struct export, in_set));
+    list_for_each_safe (l, &s->list) {
+        struct export *e = list_entry(l, struct export, in_set);
+
+        list_remove(l);
+        export_free(e);
     }
     mutex_destroy(&s->lock);
     free(s);
 }
 
-static struct export *find_locked(struct exports *s, const char *name)
-    REQUIRES(s->lock)
+static bool is_taken(struct exports *s, const struct export *e) REQUIRES(s->lock)
 {
-    list_for_each (at, &s->all) {
-        struct export *e = list_entry(at, struct export, in_set);
-        if (strcmp(e->name, name) == 0 || name[0] == '\0') {
-            return e;
+    list_for_each (l, &s->list) {
+        struct export *other = list_entry(l, struct export, in_set);
+
+        if (strcmp(other->id, e->id) == 0 ||
+            strcmp(other->name, e->name) == 0) {
+            return true;
         }
     }
-    return NULL;
+    return false;
 }
 
-static int check_unique(struct exports *s, const char *id, const char *name,
-                        struct error **errp)
+static int attach(struct export *e, struct graph *g, struct error **errp)
 {
-    int r = 0;
+    CLEANUP_FREE char *user = NULL;
+    unsigned perm = PERM_READ | (e->writable ? PERM_WRITE : 0);
 
-    mutex_lock(&s->lock);
-    list_for_each (at, &s->all) {
-        const struct export *e = list_entry(at, struct export, in_set);
-        if (strcmp(e->id, id) == 0) {
-            r = error_set(errp, EEXIST,
-                          "Block export id '%s' is already in use", id);
-        } else if (strcmp(e->name, name) == 0) {
-            r = error_set(errp, EEXIST,
-                          "NBD server already has export named '%s'", name);
-        }
+    if (asprintf(&user, "export '%s'", e->name) < 0) {
+        user = NULL;
+        return error_set(errp, ENOMEM, "no memory for an export");
     }
-    mutex_unlock(&s->lock);
-    return r;
+    return blk_new(g, e->node, perm, PERM_ALL, user, &e->blk, errp);
 }
 
 int exports_add(struct exports *s, struct graph *g, struct node *n,
                 const char *id, const char *name, const char *description,
                 bool writable, struct error **errp)
 {
-    unsigned perm = PERM_READ | (writable ? PERM_WRITE | PERM_RESIZE : 0);
-    CLEANUP_FREE char *user = NULL;
-
-    if (strlen(name) > STRING_MAX) {
-        return error_set(errp, EINVAL, "export name is longer than %d bytes",
-                         STRING_MAX);
-    }
-    if (description && strlen(description) > STRING_MAX) {
-        return error_set(errp, EINVAL,
-                         "export description is longer than %d bytes",
-                         STRING_MAX);
-    }
-    int r = check_unique(s, id, name, errp);
-    if (r < 0) {
-        return r;
-    }
     struct export *e = calloc(1, sizeof(*e));
-    if (!e || asprintf(&user, "export '%s'", name) < 0) {
-        free(e);
-        user = NULL;
-        return error_set(errp, ENOMEM, "no memory for export '%s'", name);
+
+    if (!e) {
+        return error_set(errp, ENOMEM, "no memory for an export");
     }
     e->id = strdup(id);
     e->name = strdup(name);
     e->description = description ? strdup(description) : NULL;
+    e->node = n;
     e->writable = writable;
-    r = e->id && e->name && (e->description || !description)
-            ? blk_new(g, n, perm, PERM_ALL, user, &e->blk, errp)
-            : error_set(errp, ENOMEM, "no memory for export '%s'", name);
+    e->refs = 1;
+
+    int r = !e->id || !e->name || (description && !e->description)
+                ? error_set(errp, ENOMEM, "no memory for an export")
+                : attach(e, g, errp);
+    if (r == 0) {
+        mutex_lock(&s->lock);
+        if (is_taken(s, e)) {
+            r = error_set(errp, EEXIST, "there is an export '%s' already",
+                          name);
+        } else {
+            list_append(&s->list, &e->in_set);
+        }
+        mutex_unlock(&s->lock);
+    }
     if (r < 0) {
         export_free(e);
-        return r;
     }
-    mutex_lock(&s->lock);
-    list_append(&s->all, &e->in_set);
-    mutex_unlock(&s->lock);
-    return 0;
+    return r;
 }
 
 struct export *exports_find(struct exports *s, const char *name)
 {
+    struct export *found = NULL;
+
     mutex_lock(&s->lock);
-    struct export *e = find_locked(s, name);
-    if (e) {
-        e->refs++;
+    list_for_each (l, &s->list) {
+        struct export *e = list_entry(l, struct export, in_set);
+
+        if (strcmp(e->name, name) == 0) {
+            found = e;
+            break;
+        }
+    }
+    if (!found && name[0] == '\0' && !list_empty(&s->list)) {
+        found = list_entry(s->list.next, struct export, in_set);
+    }
+    if (found) {
+        found->refs++;
     }
     mutex_unlock(&s->lock);
-    return e;
+    return found;
 }
 
 struct export *exports_find_node(struct exports *s, const struct node *n)
@@ -144,11 +140,13 @@ struct export *exports_find_node(struct exports *s, const struct node *n)
     struct export *found = NULL;
 
     mutex_lock(&s->lock);
-    list_for_each (at, &s->all) {
-        struct export *e = list_entry(at, struct export, in_set);
-        if (!found && blk_node(e->blk) == n) {
-            e->refs++;
+    list_for_each (l, &s->list) {
+        struct export *e = list_entry(l, struct export, in_set);
+
+        if (e->node == n) {
             found = e;
+            found->refs++;
+            break;
         }
     }
     mutex_unlock(&s->lock);
@@ -157,22 +155,28 @@ struct export *exports_find_node(struct exports *s, const struct node *n)
 
 void export_unref(struct exports *s, struct export *e)
 {
-    if (e) {
-        mutex_lock(&s->lock);
-        e->refs--;
-        mutex_unlock(&s->lock);
+    if (!e) {
+        return;
+    }
+    mutex_lock(&s->lock);
+    bool last = --e->refs == 0;
+    mutex_unlock(&s->lock);
+    if (last) {
+        export_free(e);
     }
 }
 
-int exports_each(struct exports *s,
-                 int (*fn)(struct export *e, void *opaque), void *opaque)
+int exports_each(struct exports *s, int (*fn)(struct export *e, void *opaque),
+                 void *opaque)
 {
     int r = 0;
 
     mutex_lock(&s->lock);
-    for (struct list *at = s->all.next; at != &s->all && r == 0;
-         at = at->next) {
-        r = fn(list_entry(at, struct export, in_set), opaque);
+    list_for_each (l, &s->list) {
+        r = fn(list_entry(l, struct export, in_set), opaque);
+        if (r != 0) {
+            break;
+        }
     }
     mutex_unlock(&s->lock);
     return r;

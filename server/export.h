@@ -3,6 +3,7 @@
 #define NBDELTA_SERVER_EXPORT_H
 
 /* Exports: what NBD clients can open, by name. */
+#include <jansson.h>
 #include <stdbool.h>
 
 #include "nbdelta/list.h"
@@ -18,18 +19,21 @@ struct export {
     char *id;   /* of block-export-*; unique */
     char *name; /* on the wire; unique; "" is what a client gets by default */
     char *description; /* or NULL */
+    struct node *node; /* as it was given: filters may stand above it now */
     struct blk *blk;
     bool writable;
 
     /* Guarded by the lock of the set. */
-    struct list in_set;
+    struct list in_set; /* which has a reference */
     unsigned refs;
+    bool removed;
 };
 
 struct exports *exports_new(void);
-void exports_free(struct exports *s); /* no connection is left */
+void exports_free(struct exports *s); /* no connection is left; NULL is fine */
 
-/* Add an export of @n; the first one also answers to the name "". */
+/* Add an export of @n; the first one also answers to the name "".  -EEXIST:
+ * the id or the name is taken. */
 int exports_add(struct exports *s, struct graph *g, struct node *n,
                 const char *id, const char *name, const char *description,
                 bool writable, struct error **errp);
@@ -38,9 +42,10 @@ int exports_add(struct exports *s, struct graph *g, struct node *n,
 struct export *exports_find(struct exports *s, const char *name);
 void export_unref(struct exports *s, struct export *e);
 
-/* Visit all under the set's lock, oldest first. */
-int exports_each(struct exports *s,
-                 int (*fn)(struct export *e, void *opaque), void *opaque);
+/* Visit all under the set's lock, oldest first; what @fn returns other than 0
+ * ends that and is returned. */
+int exports_each(struct exports *s, int (*fn)(struct export *e, void *opaque),
+                 void *opaque);
 
 /* The export of node @n, or NULL, with a reference (query-block). */
 struct export *exports_find_node(struct exports *s, const struct node *n);

@@ -1,77 +1,496 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Sockets and connections: one thread accepts, and joins the threads of
+ * connections that have ended.
+ */
 #include "listen.h"
 
 #include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "conn.h"
+#include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/list.h"
+#include "nbdelta/thread.h"
+#include "pool.h"
 
-/* A socket that nobody listens on any more is removed; 0 when @path is free
- * afterwards. */
-static int remove_stale(const char *path, const struct sockaddr_un *sa,
-                        struct error **errp)
+#define SOCKETS_MAX     16
+#define CONNECTIONS_MAX 1000
+#define BACKLOG         128
+#define SEND_BUFFER     (2 << 20)
+#define WORKERS         64
+
+/* How long a half-open predecessor may take to finish (server_enter). */
+#define SETTLE_NS UINT64_C(5000000000)
+
+struct listener {
+    int fd;
+    char *path; /* of a Unix socket, or NULL */
+    dev_t dev;  /* which file it made */
+    ino_t ino;
+};
+
+struct server {
+    /* Set before server_start. */
+    struct exports *exports;
+    struct pool *pool;
+    int wake; /* eventfd for the accepting thread */
+    struct listener listeners[SOCKETS_MAX];
+    unsigned count;
+    bool started;
+    pthread_t thread;
+
+    /* Guarded by lock. */
+    mutex_t lock;
+    cond_t calmed; /* a connection is quiet now */
+    struct list conns;
+    unsigned conn_count;
+
+    _Atomic bool stopping;
+};
+
+struct server *server_new(struct exports *exports)
 {
-    struct stat st;
+    struct server *s = calloc(1, sizeof(*s));
 
-    if (lstat(path, &st) < 0) {
-        return errno == ENOENT
-                   ? 0
-                   : error_set(errp, errno, "cannot look at '%s': %s", path,
-                               strerror(errno));
+    if (!s) {
+        return NULL;
     }
-    if (!S_ISSOCK(st.st_mode)) {
-        return error_set(errp, EEXIST,
-                         "'%s' is there already and is no socket", path);
+    s->exports = exports;
+    s->pool = pool_new(WORKERS);
+    s->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    list_init(&s->conns);
+    mutex_init(&s->lock);
+    cond_init(&s->calmed);
+    if (!s->pool || s->wake < 0) {
+        server_free(s);
+        return NULL;
     }
-    CLEANUP_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0 ||
-        connect(fd, (const struct sockaddr *)sa, sizeof(*sa)) == 0 ||
-        errno != ECONNREFUSED) {
-        return error_set(errp, EADDRINUSE,
-                         "another process listens on the socket '%s'", path);
+    return s;
+}
+
+void server_free(struct server *s)
+{
+    if (s) {
+        pool_free(s->pool);
+        if (s->wake >= 0) {
+            (void)close(s->wake);
+        }
+        cond_destroy(&s->calmed);
+        mutex_destroy(&s->lock);
+        free(s);
     }
-    if (unlink(path) < 0) {
-        return error_set(errp, errno, "cannot remove the stale socket '%s': %s",
-                         path, strerror(errno));
+}
+
+void server_reap_soon(struct server *s)
+{
+    uint64_t one = 1;
+
+    while (write(s->wake, &one, sizeof(one)) < 0 && errno == EINTR) {
     }
+}
+
+/* --- Listening. --- */
+
+static int add_listener(struct server *s, int fd, char *path,
+                        const struct stat *st, struct error **errp)
+{
+    if (s->count == SOCKETS_MAX) {
+        return error_set(errp, EMFILE, "too many sockets to listen on");
+    }
+    s->listeners[s->count++] = (struct listener){
+        .fd = fd,
+        .path = path,
+        .dev = st ? st->st_dev : 0,
+        .ino = st ? st->st_ino : 0,
+    };
     return 0;
 }
 
-int listen_unix(const char *path, struct error **errp)
+static bool is_same_file(const char *path, dev_t dev, ino_t ino)
 {
-    struct sockaddr_un sa = { .sun_family = AF_UNIX };
-    size_t len = strlen(path);
+    struct stat st;
 
-    if (len == 0 || len >= sizeof(sa.sun_path)) {
-        return error_set(errp, EINVAL,
-                         "the socket path '%s' is empty or longer than %zu "
-                         "bytes",
-                         path, sizeof(sa.sun_path) - 1);
+    return lstat(path, &st) == 0 && st.st_dev == dev && st.st_ino == ino;
+}
+
+static void close_listeners(struct server *s)
+{
+    for (unsigned i = 0; i < s->count; i++) {
+        struct listener *l = &s->listeners[i];
+
+        if (l->path && is_same_file(l->path, l->dev, l->ino)) {
+            (void)unlink(l->path);
+        }
+        free(l->path);
+        (void)close(l->fd);
     }
-    memcpy(sa.sun_path, path, len);
-    int r = remove_stale(path, &sa, errp);
-    if (r < 0) {
-        return r;
+    s->count = 0;
+}
+
+/* Is @path a socket that nobody listens on? */
+static bool is_stale(const char *path, const struct sockaddr_un *addr)
+{
+    CLEANUP_CLOSE int fd = -1;
+    struct stat st;
+
+    if (lstat(path, &st) < 0 || !S_ISSOCK(st.st_mode)) {
+        return false;
     }
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    return fd >= 0 &&
+           connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) < 0 &&
+           errno == ECONNREFUSED;
+}
+
+static int bind_unix(int fd, const char *path, const struct sockaddr_un *addr)
+{
+    const struct sockaddr *sa = (const struct sockaddr *)addr;
+
+    /* The mode of the socket is that of the file that bind makes. */
+    if (fchmod(fd, 0600) < 0) {
+        return -errno;
+    }
+    if (bind(fd, sa, sizeof(*addr)) == 0) {
+        return 0;
+    }
+    if (errno != EADDRINUSE) {
+        return -errno;
+    }
+    if (!is_stale(path, addr)) {
+        return -EADDRINUSE;
+    }
+    (void)unlink(path);
+    return bind(fd, sa, sizeof(*addr)) < 0 ? -errno : 0;
+}
+
+int server_listen_unix(struct server *s, const char *path,
+                       struct error **errp)
+{
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    CLEANUP_CLOSE int fd = -1;
+    struct stat st;
+
+    if (strlen(path) >= sizeof(addr.sun_path)) {
+        return error_set(errp, ENAMETOOLONG,
+                         "the path of the socket '%s' is longer than %zu bytes",
+                         path, sizeof(addr.sun_path) - 1);
+    }
+    memcpy(addr.sun_path, path, strlen(path));
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) {
         return error_set(errp, errno, "cannot make a socket: %s",
                          strerror(errno));
     }
-    /* The mode of the descriptor becomes that of the file, so that there is
-     * no moment at which others can connect. */
-    if (fchmod(fd, 0600) < 0 ||
-        bind(fd, (const struct sockaddr *)&sa, sizeof(sa)) < 0 ||
-        listen(fd, SOMAXCONN) < 0) {
-        r = error_set(errp, errno, "cannot listen on the socket '%s': %s",
-                      path, strerror(errno));
-        (void)close(fd);
+    int r = bind_unix(fd, path, &addr);
+    if (r < 0) {
+        return error_set(errp, -r, "cannot bind the socket '%s': %s", path,
+                         strerror(-r));
+    }
+    char *copy = strdup(path);
+    if (!copy || listen(fd, BACKLOG) < 0 || lstat(path, &st) < 0) {
+        r = copy ? -errno : -ENOMEM;
+        free(copy);
+        (void)unlink(path);
+        return error_set(errp, -r, "cannot listen on '%s': %s", path,
+                         strerror(-r));
+    }
+    r = add_listener(s, fd, copy, &st, errp);
+    if (r < 0) {
+        (void)unlink(path);
+        free(copy);
         return r;
     }
-    return fd;
+    fd = -1;
+    return 0;
+}
+
+/* One address; -errno without a text. */
+static int listen_address(struct server *s, const struct addrinfo *ai,
+                          bool only, struct error **errp)
+{
+    static const int on = 1;
+    /* A single "::" is for IPv4 as well. */
+    const int v6_only = !only;
+    CLEANUP_CLOSE int fd =
+        socket(ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+    if (fd < 0) {
+        return -errno;
+    }
+    (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    if (ai->ai_family == AF_INET6) {
+        (void)setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &v6_only,
+                         sizeof(v6_only));
+    }
+    if (bind(fd, ai->ai_addr, ai->ai_addrlen) < 0 || listen(fd, BACKLOG) < 0) {
+        return -errno;
+    }
+    int r = add_listener(s, fd, NULL, NULL, errp);
+    if (r == 0) {
+        fd = -1;
+    }
+    return r;
+}
+
+/* Is it that the machine does not have such addresses? */
+static bool is_lacking(int r)
+{
+    return r == -EAFNOSUPPORT || r == -EADDRNOTAVAIL;
+}
+
+int server_listen_tcp(struct server *s, const char *host, const char *port,
+                      struct error **errp)
+{
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM,
+                             .ai_flags = host ? AI_PASSIVE : 0};
+    struct addrinfo *list = NULL;
+    int r = getaddrinfo(host, port, &hints, &list);
+    unsigned done = 0;
+
+    if (r != 0) {
+        return error_set(errp, EINVAL, "'%s' port %s: %s",
+                         host ? host : "localhost", port, gai_strerror(r));
+    }
+    int last = -EADDRNOTAVAIL;
+    for (struct addrinfo *ai = list; ai; ai = ai->ai_next) {
+        r = listen_address(s, ai, !list->ai_next, errp);
+        done += r == 0;
+        last = r < 0 ? r : last;
+        if (r < 0 && !is_lacking(r)) {
+            break;
+        }
+    }
+    freeaddrinfo(list);
+    if (done > 0 && (r == 0 || is_lacking(r))) {
+        return 0;
+    }
+    return error_set(errp, -last, "cannot listen on '%s' port %s: %s",
+                     host ? host : "localhost", port, strerror(-last));
+}
+
+/* --- Connections. --- */
+
+static void set_options(int fd)
+{
+    static const int on = 1;
+    static const int buffer = SEND_BUFFER;
+    struct sockaddr_storage addr;
+    socklen_t len = sizeof(addr);
+
+    if (getsockname(fd, (struct sockaddr *)&addr, &len) == 0 &&
+        addr.ss_family != AF_UNIX) {
+        (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+        (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+        return; /* the kernel sizes its buffers */
+    }
+    /* More than the system's limit, if we may. */
+    if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &buffer, sizeof(buffer)) <
+        0) {
+        (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &buffer, sizeof(buffer));
+    }
+}
+
+static void start_conn(struct server *s, int fd)
+{
+    mutex_lock(&s->lock);
+    bool full = s->conn_count >= CONNECTIONS_MAX;
+    mutex_unlock(&s->lock);
+    if (full) {
+        (void)close(fd);
+        return;
+    }
+    set_options(fd);
+    struct conn *c = conn_new(s, s->exports, s->pool, fd);
+    if (!c) {
+        return;
+    }
+    mutex_lock(&s->lock);
+    int r = thread_start(&c->thread, "nbd-conn", conn_thread, c);
+    if (r == 0) {
+        list_append(&s->conns, &c->in_server);
+        s->conn_count++;
+    }
+    mutex_unlock(&s->lock);
+    if (r < 0) {
+        conn_free(c);
+    }
+}
+
+/* Free the connections that have ended. */
+static void reap(struct server *s)
+{
+    struct list gone;
+
+    list_init(&gone);
+    mutex_lock(&s->lock);
+    list_for_each_safe (l, &s->conns) {
+        struct conn *c = list_entry(l, struct conn, in_server);
+
+        if (atomic_load(&c->finished)) {
+            list_remove(l);
+            list_append(&gone, l);
+            s->conn_count--;
+        }
+    }
+    mutex_unlock(&s->lock);
+    list_for_each_safe (l, &gone) {
+        struct conn *c = list_entry(l, struct conn, in_server);
+
+        thread_join(c->thread);
+        conn_free(c);
+    }
+}
+
+/* All at once are told, then each is waited for.  Nobody adds any more. */
+static void end_connections(struct server *s)
+{
+    mutex_lock(&s->lock);
+    list_for_each (l, &s->conns) {
+        conn_stop(list_entry(l, struct conn, in_server));
+    }
+    cond_broadcast(&s->calmed);
+    while (!list_empty(&s->conns)) {
+        struct conn *c = list_entry(s->conns.next, struct conn, in_server);
+
+        mutex_unlock(&s->lock);
+        thread_join(c->thread);
+        mutex_lock(&s->lock);
+        list_remove(&c->in_server);
+        s->conn_count--;
+        mutex_unlock(&s->lock);
+        conn_free(c);
+        mutex_lock(&s->lock);
+    }
+    mutex_unlock(&s->lock);
+}
+
+/*
+ * Is the client of @c gone, and has @c still something to do for it?  One
+ * that is gone for good has what is not begun dropped; one that has closed
+ * its sending half only may want its replies, for a while.
+ */
+static bool is_remnant(struct conn *c, bool patient)
+{
+    struct pollfd p = {.fd = c->fd, .events = POLLRDHUP};
+
+    if (!c->serving || c->quiet || poll(&p, 1, 0) <= 0) {
+        return false;
+    }
+    if (!patient || (p.revents & (POLLHUP | POLLERR))) {
+        conn_stop(c);
+    }
+    return true;
+}
+
+void server_enter(struct server *s, struct conn *c)
+{
+    uint64_t end = now_ns() + SETTLE_NS;
+    bool wait = c->export->writable;
+
+    mutex_lock(&s->lock);
+    while (wait && !atomic_load(&c->stopping)) {
+        bool patient = now_ns() < end;
+
+        wait = false;
+        list_for_each (l, &s->conns) {
+            struct conn *other = list_entry(l, struct conn, in_server);
+
+            if (other != c && other->serving && other->export == c->export) {
+                wait |= is_remnant(other, patient);
+            }
+        }
+        if (wait) {
+            (void)cond_wait_ms(&s->calmed, &s->lock, 100);
+        }
+    }
+    c->serving = true;
+    mutex_unlock(&s->lock);
+}
+
+void server_quiet(struct server *s, struct conn *c)
+{
+    mutex_lock(&s->lock);
+    c->quiet = true;
+    cond_broadcast(&s->calmed);
+    mutex_unlock(&s->lock);
+}
+
+/* --- Accepting. --- */
+
+static void accept_one(struct server *s, int listener)
+{
+    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+
+    if (fd >= 0) {
+        start_conn(s, fd);
+    } else if (errno == EMFILE || errno == ENFILE || errno == ENOMEM ||
+               errno == ENOBUFS) {
+        /* The client stays in the queue: do not spin. */
+        struct pollfd p = {.fd = s->wake, .events = POLLIN};
+        (void)poll(&p, 1, 100);
+    }
+}
+
+static void *accept_thread(void *arg)
+{
+    struct server *s = arg;
+    struct pollfd fds[SOCKETS_MAX + 1];
+    uint64_t n;
+
+    fds[0] = (struct pollfd){.fd = s->wake, .events = POLLIN};
+    for (unsigned i = 0; i < s->count; i++) {
+        fds[i + 1] =
+            (struct pollfd){.fd = s->listeners[i].fd, .events = POLLIN};
+    }
+    while (!atomic_load(&s->stopping)) {
+        reap(s);
+        if (poll(fds, s->count + 1, -1) < 0) {
+            continue;
+        }
+        if (fds[0].revents) {
+            (void)!read(s->wake, &n, sizeof(n));
+        }
+        for (unsigned i = 1; i <= s->count; i++) {
+            if (fds[i].revents && !atomic_load(&s->stopping)) {
+                accept_one(s, fds[i].fd);
+            }
+        }
+    }
+    return NULL;
+}
+
+int server_start(struct server *s, struct error **errp)
+{
+    int r = thread_start(&s->thread, "nbd-accept", accept_thread, s);
+
+    if (r < 0) {
+        return error_set(errp, -r, "cannot start a thread: %s", strerror(-r));
+    }
+    s->started = true;
+    return 0;
+}
+
+void server_stop(struct server *s)
+{
+    atomic_store(&s->stopping, true);
+    server_reap_soon(s);
+    if (s->started) {
+        thread_join(s->thread);
+        s->started = false;
+    }
+    close_listeners(s);
+    end_connections(s);
 }

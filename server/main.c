@@ -1,55 +1,98 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* nbdelta: the sub-commands. */
+/* nbdelta: find the sub-command and run it. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cli.h"
 #include "commands.h"
+#include "nbdelta/bytes.h"
 
-static const struct {
+static const struct command {
     const char *name;
     int (*run)(int argc, char **argv);
     const char *about;
 } commands[] = {
-    { "serve", cmd_serve, "serve disks over NBD, track and back them up" },
-    { "create", cmd_create, "create an image" },
-    { "info", cmd_info, "describe an image or an NBD export" },
-    { "map", cmd_map, "list data, holes or dirty areas" },
-    { "qmp", cmd_qmp, "send a command to a running daemon" },
+    {"serve", cmd_serve, "serve disk images over NBD"},
+    {"create", cmd_create, "create an empty disk image"},
+    {"info", cmd_info, "tell what an image or an export is"},
+    {"map", cmd_map, "tell which ranges hold data or are dirty"},
+    {"qmp", cmd_qmp, "send a command to the monitor of a daemon"},
 };
 
-static int print_help(FILE *to)
+static void print_help(void)
 {
-    (void)fprintf(to, "Usage: nbdelta COMMAND [OPTION]... [ARGUMENT]...\n\n");
-    for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++) {
-        (void)fprintf(to, "  %-8s %s\n", commands[i].name, commands[i].about);
+    printf("Usage: nbdelta COMMAND [ARGUMENT...]\n"
+           "       nbdelta COMMAND --help\n"
+           "\n"
+           "Storage daemon and backup tool for disk images.\n"
+           "\n"
+           "Commands:\n");
+    for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
+        printf("  %-10s %s\n", commands[i].name, commands[i].about);
     }
-    (void)fprintf(to, "\n'nbdelta COMMAND --help' tells more; so does "
-                      "nbdelta-COMMAND(1).\n");
-    return to == stdout ? EXIT_SUCCESS : CLI_USAGE;
+    printf("\n"
+           "Options:\n"
+           "  -h, --help     print this text\n"
+           "      --version  print the version\n");
+}
+
+static const struct command *find(const char *name)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
+        if (strcmp(commands[i].name, name) == 0) {
+            return &commands[i];
+        }
+    }
+    return NULL;
+}
+
+static int unknown(const char *what, const char *name)
+{
+    (void)cli_failed(name, "there is no such %s", what);
+    fprintf(stderr, "Try 'nbdelta --help'.\n");
+    return CLI_USAGE;
+}
+
+/* "help" and "help COMMAND" */
+static int cmd_help(int argc, char **argv)
+{
+    char help[] = "--help";
+
+    if (argc < 2) {
+        print_help();
+        return cli_finish("help");
+    }
+    const struct command *c = find(argv[1]);
+    if (!c) {
+        return unknown("command", argv[1]);
+    }
+    char *args[] = {argv[1], help, NULL};
+    return c->run(2, args);
 }
 
 int main(int argc, char **argv)
 {
-    const char *name = argc > 1 ? argv[1] : NULL;
-
-    if (!name) {
-        return print_help(stderr);
+    if (argc < 2) {
+        fprintf(stderr, "nbdelta: a command is missing: "
+                        "try 'nbdelta --help'\n");
+        return CLI_USAGE;
     }
-    if (strcmp(name, "--help") == 0 || strcmp(name, "help") == 0) {
-        return print_help(stdout);
+    const char *name = argv[1];
+    if (strcmp(name, "help") == 0) {
+        return cmd_help(argc - 1, argv + 1);
+    }
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0) {
+        print_help();
+        return cli_finish("help");
     }
     if (strcmp(name, "--version") == 0) {
-        (void)printf("nbdelta %s\n", NBDELTA_VERSION);
-        return EXIT_SUCCESS;
+        printf("nbdelta %s\n", NBDELTA_VERSION);
+        return cli_finish("version");
     }
-    for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++) {
-        if (strcmp(name, commands[i].name) == 0) {
-            return commands[i].run(argc - 1, argv + 1);
-        }
+    const struct command *c = find(name);
+    if (!c) {
+        return unknown(name[0] == '-' ? "option" : "command", name);
     }
-    (void)fprintf(stderr, "nbdelta: there is no command '%s' (see 'nbdelta "
-                          "--help')\n", name);
-    return CLI_USAGE;
+    return c->run(argc - 1, argv + 1);
 }

@@ -3,67 +3,82 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 
-static bool is_held(const char *path)
+/* The first line of @path into @buf; empty when there is none. */
+static void first_line(const char *path, char *buf, size_t size)
 {
-    CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC);
-    return fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) < 0 &&
-           errno == EWOULDBLOCK;
+    CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    ssize_t n = fd >= 0 ? read(fd, buf, size - 1) : 0;
+
+    buf[n > 0 ? n : 0] = '\0';
+    buf[strcspn(buf, "\n")] = '\0';
 }
 
-static int write_number(int fd)
+int pidfile_check(const char *path, struct error **errp)
 {
-    if (flock(fd, LOCK_EX | LOCK_NB) < 0 ||
-        dprintf(fd, "%ld\n", (long)getpid()) < 0) {
-        return -errno;
+    char line[32];
+    char comm[64];
+    char proc[64];
+    char own[64];
+
+    first_line(path, line, sizeof(line));
+    long pid = strtol(line, NULL, 10);
+    if (pid <= 0 || pid == (long)getpid()) {
+        return 0;
     }
-    return fchmod(fd, 0644) < 0 ? -errno : 0;
+    (void)snprintf(proc, sizeof(proc), "/proc/%ld/comm", pid);
+    first_line(proc, comm, sizeof(comm));
+    first_line("/proc/self/comm", own, sizeof(own));
+    if (comm[0] == '\0' || strcmp(comm, own) != 0) {
+        return 0; /* nobody, or somebody else by now */
+    }
+    return error_set(errp, EEXIST, "'%s' belongs to process %ld, which runs",
+                     path, pid);
 }
 
-int pidfile_write(const char *path, struct error **errp)
+int pidfile_write(struct pidfile *p, struct error **errp)
 {
-    CLEANUP_FREE char *temporary = NULL;
+    CLEANUP_FREE char *temp = NULL;
+    CLEANUP_CLOSE int fd = -1;
+    struct stat st;
 
-    if (is_held(path)) {
-        return error_set(errp, EBUSY,
-                         "the pidfile '%s' belongs to a running process",
-                         path);
+    if (asprintf(&temp, "%s.XXXXXX", p->path) < 0) {
+        temp = NULL;
+        return error_set(errp, ENOMEM, "no memory for a file name");
     }
-    if (asprintf(&temporary, "%s.XXXXXX", path) < 0) {
-        temporary = NULL;
-        return error_set(errp, ENOMEM, "no memory for the pidfile '%s'",
-                         path);
+    fd = mkostemp(temp, O_CLOEXEC);
+    if (fd < 0) {
+        return error_set(errp, errno, "cannot make '%s': %s", p->path,
+                         strerror(errno));
     }
-    int fd = mkostemp(temporary, O_CLOEXEC);
-    int r = fd < 0 ? -errno : write_number(fd);
-    if (r == 0 && rename(temporary, path) < 0) {
-        r = -errno;
+    if (dprintf(fd, "%ld\n", (long)getpid()) < 0 || fchmod(fd, 0644) < 0 ||
+        fstat(fd, &st) < 0 || rename(temp, p->path) < 0) {
+        int code = errno;
+        (void)unlink(temp);
+        return error_set(errp, code, "cannot write '%s': %s", p->path,
+                         strerror(code));
     }
-    if (r == 0) {
-        return fd;
-    }
-    if (fd >= 0) {
-        (void)unlink(temporary);
-        (void)close(fd);
-    }
-    return error_set(errp, -r, "cannot write the pidfile '%s': %s", path,
-                     strerror(-r));
+    p->written = true;
+    p->dev = st.st_dev;
+    p->ino = st.st_ino;
+    return 0;
 }
 
-void pidfile_remove(const char *path, int fd)
+void pidfile_remove(struct pidfile *p)
 {
-    if (fd >= 0) {
-        (void)unlink(path);
-        (void)close(fd);
+    struct stat st;
+
+    if (p->written && lstat(p->path, &st) == 0 && st.st_dev == p->dev &&
+        st.st_ino == p->ino) {
+        (void)unlink(p->path);
     }
+    p->written = false;
 }

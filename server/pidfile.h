@@ -2,16 +2,26 @@
 #ifndef NBDELTA_SERVER_PIDFILE_H
 #define NBDELTA_SERVER_PIDFILE_H
 
+/* The file that tells the daemon's process id, and that it is ready. */
+#include <stdbool.h>
+#include <sys/types.h>
+
 struct error;
 
-/*
- * Write our process number to @path, all at once: whoever sees the file reads
- * a whole number.  The file is locked while we live; -EBUSY when that of
- * another living process is there.  Returns a descriptor to keep, or -errno.
- */
-int pidfile_write(const char *path, struct error **errp);
+struct pidfile {
+    const char *path; /* as given; NULL: none */
+    bool written;
+    dev_t dev;
+    ino_t ino;
+};
 
-/* Remove it. */
-void pidfile_remove(const char *path, int fd);
+/* -EEXIST: the file is there, of an nbdelta that is alive. */
+int pidfile_check(const char *path, struct error **errp);
+
+/* Write it in one step. */
+int pidfile_write(struct pidfile *p, struct error **errp);
+
+/* Remove it, if it is still the one that we wrote. */
+void pidfile_remove(struct pidfile *p);
 
 #endif /* NBDELTA_SERVER_PIDFILE_H */

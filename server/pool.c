@@ -5,34 +5,35 @@
 
 #include "nbdelta/thread.h"
 
-#define IDLE_MS 10000
+#define IDLE_MS 5000
 
 struct pool {
-    unsigned max; /* threads that are at work */
-
-    mutex_t lock;
-    cond_t wanted;  /* there is work, or the end has come */
-    cond_t drained; /* the last thread has gone */
+    unsigned max;
 
     /* Guarded by lock. */
-    struct work *first;
-    struct work **last;
+    mutex_t lock;
+    cond_t work;   /* something was queued, or stop */
+    cond_t exited; /* a thread has left */
+    struct list queue;
+    unsigned queued;
+    unsigned idle; /* threads that wait for work */
     unsigned threads;
-    unsigned idle;
-    unsigned waiting; /* for clients: beyond the limit */
-    bool stopping;
+    bool stop;
+    /* The thread that left last; each that leaves joins the one before. */
+    pthread_t last;
+    bool have_last;
 };
 
-struct pool *pool_new(unsigned max_threads)
+struct pool *pool_new(unsigned max)
 {
     struct pool *p = calloc(1, sizeof(*p));
 
     if (p) {
-        p->max = max_threads;
-        p->last = &p->first;
+        p->max = max;
         mutex_init(&p->lock);
-        cond_init(&p->wanted);
-        cond_init(&p->drained);
+        cond_init(&p->work);
+        cond_init(&p->exited);
+        list_init(&p->queue);
     }
     return p;
 }
@@ -43,107 +44,92 @@ void pool_free(struct pool *p)
         return;
     }
     mutex_lock(&p->lock);
-    p->stopping = true;
-    cond_broadcast(&p->wanted);
+    p->stop = true;
+    cond_broadcast(&p->work);
     while (p->threads > 0) {
-        cond_wait(&p->drained, &p->lock);
+        cond_wait(&p->exited, &p->lock);
     }
     mutex_unlock(&p->lock);
-    cond_destroy(&p->wanted);
-    cond_destroy(&p->drained);
+    if (p->have_last) {
+        thread_join(p->last);
+    }
+    cond_destroy(&p->exited);
+    cond_destroy(&p->work);
     mutex_destroy(&p->lock);
     free(p);
 }
 
-static struct work *take_locked(struct pool *p) REQUIRES(p->lock)
+/* The next piece of work, or NULL: leave. */
+static struct work *next_locked(struct pool *p) REQUIRES(p->lock)
 {
-    struct work *w = p->first;
+    while (list_empty(&p->queue)) {
+        bool woken = true;
 
-    if (w) {
-        p->first = w->next;
-        if (!p->first) {
-            p->last = &p->first;
+        if (!p->stop) {
+            p->idle++;
+            woken = cond_wait_ms(&p->work, &p->lock, IDLE_MS);
+            p->idle--;
+        }
+        if (list_empty(&p->queue) && (p->stop || !woken)) {
+            return NULL;
         }
     }
+    struct work *w = list_entry(p->queue.next, struct work, link);
+    list_remove(&w->link);
+    p->queued--;
     return w;
 }
 
-/* Work, or NULL when the thread shall end. */
-static struct work *wait_for_work(struct pool *p) REQUIRES(p->lock)
-{
-    struct work *w = take_locked(p);
-    bool in_time = true;
-
-    p->idle++;
-    while (!w && !p->stopping && in_time) {
-        in_time = cond_wait_ms(&p->wanted, &p->lock, IDLE_MS);
-        w = take_locked(p);
-    }
-    p->idle--;
-    return w;
-}
-
-static void *pool_thread(void *arg)
+static void *worker(void *arg)
 {
     struct pool *p = arg;
     struct work *w;
 
     mutex_lock(&p->lock);
-    while ((w = wait_for_work(p))) {
+    while ((w = next_locked(p)) != NULL) {
         mutex_unlock(&p->lock);
-        w->run(w);
+        w->fn(w);
         mutex_lock(&p->lock);
     }
-    if (--p->threads == 0) {
-        cond_broadcast(&p->drained);
-    }
+    pthread_t before = p->last;
+    bool join = p->have_last;
+    p->last = pthread_self();
+    p->have_last = true;
+    p->threads--;
+    cond_signal(&p->exited);
     mutex_unlock(&p->lock);
+    if (join) {
+        thread_join(before);
+    }
     return NULL;
 }
 
-static void grow_locked(struct pool *p) REQUIRES(p->lock)
+/* Is there a thread that will take what is queued? */
+static bool enough_threads(struct pool *p) REQUIRES(p->lock)
 {
     pthread_t t;
 
-    if (p->threads - p->waiting < p->max &&
-        thread_start(&t, "worker", pool_thread, p) == 0) {
-        (void)pthread_detach(t);
+    if (p->queued > p->idle && p->threads < p->max &&
+        thread_start(&t, "nbd-worker", worker, p) == 0) {
         p->threads++;
     }
+    return p->threads > 0;
 }
 
 void pool_submit(struct pool *p, struct work *w)
 {
-    w->next = NULL;
     mutex_lock(&p->lock);
-    if (p->idle == 0) {
-        grow_locked(p);
-    }
-    bool alone = p->threads == 0;
-    if (!alone) {
-        *p->last = w;
-        p->last = &w->next;
-        cond_signal(&p->wanted);
+    list_append(&p->queue, &w->link);
+    p->queued++;
+    bool queued = enough_threads(p);
+    if (queued) {
+        cond_signal(&p->work);
+    } else {
+        list_remove(&w->link);
+        p->queued--;
     }
     mutex_unlock(&p->lock);
-    if (alone) {
-        w->run(w);
+    if (!queued) {
+        w->fn(w);
     }
-}
-
-void pool_wait_begin(struct pool *p)
-{
-    mutex_lock(&p->lock);
-    p->waiting++;
-    if (p->first && p->idle == 0) {
-        grow_locked(p);
-    }
-    mutex_unlock(&p->lock);
-}
-
-void pool_wait_end(struct pool *p)
-{
-    mutex_lock(&p->lock);
-    p->waiting--;
-    mutex_unlock(&p->lock);
 }

@@ -2,30 +2,26 @@
 #ifndef NBDELTA_SERVER_POOL_H
 #define NBDELTA_SERVER_POOL_H
 
-/*
- * Threads for work that blocks.  They are started when work waits and nobody
- * is idle, up to a limit, and end when they have been idle for a while.
- */
+/* Threads for what may block, shared by all connections. */
+#include "nbdelta/list.h"
+
 struct pool;
 
-/* Embedded in what is to be done. */
+/* Embed it in what the work is about. */
 struct work {
-    void (*run)(struct work *w);
-    struct work *next;
+    struct list link;
+    void (*fn)(struct work *w);
 };
 
-struct pool *pool_new(unsigned max_threads);
+/* At most @max threads; they are made when there is work for them, and leave
+ * when there has been none for a while.  NULL: no memory. */
+struct pool *pool_new(unsigned max);
 
-/* All work is done, no new one comes.  NULL is fine. */
+/* No work is left or comes any more. */
 void pool_free(struct pool *p);
 
-/* Have w->run(w) called by some thread; by the caller if there is none and
- * none can be started. */
+/* Run w->fn(w) in one of the threads, in the order of submission.  It must not
+ * wait for a client.  (When no thread can be had: here and now.) */
 void pool_submit(struct pool *p, struct work *w);
-
-/* Around a wait for a client: such a thread does not count towards the limit,
- * so that stuck clients cannot use up the pool. */
-void pool_wait_begin(struct pool *p);
-void pool_wait_end(struct pool *p);
 
 #endif /* NBDELTA_SERVER_POOL_H */

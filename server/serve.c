@@ -1,18 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/*
- * nbdelta serve: open the disks, listen, and stop in order.
- *
- *   start  disks -> exports -> jobs, monitors -> sockets -> pidfile
- *   stop   no new clients, requests finished -> jobs cancelled -> monitors
- *          -> disks flushed and closed -> pidfile removed
- */
+/* nbdelta serve: from the command line to a running daemon, and its end. */
+#include <ctype.h>
 #include <errno.h>
+#include <getopt.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
@@ -20,6 +17,7 @@
 #include "commands.h"
 #include "daemon.h"
 #include "export.h"
+#include "listen.h"
 #include "monitor.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/cleanup.h"
@@ -28,214 +26,305 @@
 #include "nbdelta/job.h"
 #include "nbdelta/options.h"
 #include "pidfile.h"
-#include "server.h"
 
 #define DEFAULT_PORT "10809"
 
 enum { OPT_QMP = CLI_LONG, OPT_PIDFILE, OPT_ALLOW_PATH };
 
-static const struct cli_option option_table[] = {
-    { "socket", 'U', "SOCKET", "listen on a Unix socket" },
-    { "bind", 'i', "ADDR", "listen on this address (localhost)" },
-    { "port", 'p', "PORT", "listen on this TCP port (10809)" },
-    { "read-only", 'r', NULL, "open the disks and export them read-only" },
-    { "format", 'f', "FORMAT",
-      "format of all images: qcow2 or raw; else it is guessed" },
-    { "qmp", OPT_QMP, "SOCKET", "take QMP commands on a Unix socket" },
-    { "pidfile", OPT_PIDFILE, "FILE",
-      "write the process number there once clients can connect" },
-    { "allow-path", OPT_ALLOW_PATH, "DIR",
-      "let images name backing files in DIR and below; may repeat" },
-    { NULL, 0, NULL, NULL },
+static const struct cli_option serve_options[] = {
+    {"unix", 'U', "SOCKET", "listen on a Unix socket"},
+    {"address", 'i', "ADDR", "listen on this address (default localhost)"},
+    {"port", 'p', "PORT", "listen on this TCP port (default " DEFAULT_PORT ")"},
+    {"read-only", 'r', NULL, "clients cannot write"},
+    {"format", 'f', "FORMAT", "the images' format (default: look)"},
+    {"qmp", OPT_QMP, "SOCKET", "make a QMP monitor on a Unix socket"},
+    {"pidfile", OPT_PIDFILE, "FILE", "write the process id when ready"},
+    {"allow-path", OPT_ALLOW_PATH, "DIR",
+     "images may name backing files below DIR, too"},
+    {NULL, 0, NULL, NULL},
 };
 
 static const struct cli_command command = {
     .name = "serve",
-    .usage = "[-U SOCKET | -i ADDR -p PORT] [-r] [-f FORMAT] [--qmp SOCKET]\n"
-             "[--pidfile FILE] [--allow-path DIR]... [NAME=]IMAGE...",
-    .about = "Serve disk images over NBD until SIGTERM, SIGINT or QMP's quit.\n"
-             "Each image is exported under its name (disk0, disk1, ... unless\n"
-             "given), the first one also as the default export.  An image is\n"
-             "a file name, or options: json:{...} or driver=...,key=value,...\n",
-    .options = option_table,
+    .usage = "[-U SOCKET | -i ADDR -p PORT] [-r] [-f FORMAT] [--qmp SOCKET] "
+             "[NAME=]IMAGE...",
+    .about = "Serve disk images to NBD clients until SIGTERM or SIGINT.  Each "
+             "is exported\nunder its NAME (default disk0, disk1, ...); the "
+             "first also as the default export.\n",
+    .options = serve_options,
 };
 
-struct settings {
+struct serve {
+    /* The command line. */
     const char *socket;
     const char *address;
     const char *port;
+    bool read_only;
     const char *format;
     const char *qmp;
-    const char *pidfile;
-    bool read_only;
+    struct pidfile pidfile;
     char **images;
     int image_count;
-};
 
-struct service {
     struct daemon daemon;
     struct server *server;
-    int signal_fd;
-    int pid_fd;
+    int signals; /* signalfd */
 };
 
-/* --- Disks --- */
-
-/* The length of the NAME in NAME=IMAGE, 0 when there is none. */
-static size_t name_length(const char *text)
+void daemon_quit(struct daemon *d)
 {
-    static const char first[] = "abcdefghijklmnopqrstuvwxyz"
-                                "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
-    size_t len = strspn(text, "abcdefghijklmnopqrstuvwxyz"
-                              "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-");
+    uint64_t one = 1;
 
-    return strncmp(text, "driver=", 7) != 0 && text[len] == '=' &&
-                   strchr(first, text[0])
-               ? len
-               : 0;
+    while (write(d->quit_fd, &one, sizeof(one)) < 0 && errno == EINTR) {
+    }
 }
 
-static int set_default(json_t *o, const char *key, json_t *value)
+/* --- The command line. --- */
+
+/* The length of NAME in NAME=IMAGE; 0: there is none. */
+static size_t name_length(const char *text)
 {
-    int r = json_object_get(o, key) ? 0 : json_object_set(o, key, value);
-    json_decref(value);
+    size_t n = 0;
+
+    if (strncmp(text, "driver=", 7) == 0 || strncmp(text, "json:", 5) == 0 ||
+        !isalpha((unsigned char)text[0])) {
+        return 0;
+    }
+    while (isalnum((unsigned char)text[n]) ||
+           (text[n] && strchr("_.-", text[n]))) {
+        n++;
+    }
+    return text[n] == '=' ? n : 0;
+}
+
+static int check_port(const char *text)
+{
+    char *end;
+    long n = strtol(text, &end, 10);
+
+    if (!isdigit((unsigned char)text[0]) || *end || n < 1 || n > 65535) {
+        return cli_usage(&command, "'%s' is not a port (1 to 65535)", text);
+    }
+    return 0;
+}
+
+static int take_option(struct serve *s, int code)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+
+    switch (code) {
+    case 'U':
+        s->socket = optarg;
+        break;
+    case 'i':
+        s->address = optarg;
+        break;
+    case 'p':
+        s->port = optarg;
+        return check_port(optarg);
+    case 'r':
+        s->read_only = true;
+        break;
+    case 'f':
+        s->format = optarg;
+        break;
+    case OPT_QMP:
+        s->qmp = optarg;
+        break;
+    case OPT_PIDFILE:
+        s->pidfile.path = optarg;
+        break;
+    default: /* OPT_ALLOW_PATH */
+        if (graph_allow_path(s->daemon.graph, optarg, &err) < 0) {
+            return cli_error(command.name, err);
+        }
+        break;
+    }
+    return 0;
+}
+
+/* 0: go on; otherwise exit, with *status. */
+static int parse(struct serve *s, int argc, char **argv, int *status)
+{
+    int code;
+
+    while ((code = cli_next(&command, argc, argv)) >= 0) {
+        *status = take_option(s, code);
+        if (*status != 0) {
+            return -1;
+        }
+    }
+    *status = code == CLI_HELP ? EXIT_SUCCESS : CLI_USAGE;
+    if (code != CLI_END) {
+        return -1;
+    }
+    s->images = argv + optind;
+    s->image_count = argc - optind;
+    if (s->image_count == 0) {
+        *status = cli_usage(&command, "give at least one image");
+        return -1;
+    }
+    if (s->socket && (s->address || s->port)) {
+        *status = cli_usage(&command, "-U goes without -i and -p");
+        return -1;
+    }
+    return 0;
+}
+
+/* --- Start. --- */
+
+static int open_image(struct serve *s, const char *name, const char *image,
+                      struct error **errp)
+{
+    struct graph *g = s->daemon.graph;
+    CLEANUP_JSON json_t *options = NULL;
+    struct node *n;
+    int r = options_from_image(image, s->format, &options, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    if (json_object_set_new(options, "node-name", json_string(name)) < 0 ||
+        (s->read_only &&
+         json_object_set_new(options, "read-only", json_true()) < 0)) {
+        return error_set(errp, ENOMEM, "no memory for options");
+    }
+    r = graph_open(g, options, &n, errp);
+    if (r == 0) {
+        r = exports_add(s->daemon.exports, g, n, name, name, NULL,
+                        !node_read_only(n), errp);
+    }
     return r;
 }
 
-static int open_disk(struct service *s, const struct settings *set,
-                     const char *name, const char *image,
-                     struct error **errp)
+static int open_images(struct serve *s, struct error **errp)
 {
-    CLEANUP_JSON json_t *o = NULL;
-    struct node *n;
-    int r = options_from_image(image, set->format, &o, errp);
+    for (int i = 0; i < s->image_count; i++) {
+        const char *text = s->images[i];
+        size_t len = name_length(text);
+        char number[32];
+        CLEANUP_FREE char *name = strndup(text, len);
 
-    if (r < 0) {
-        return r;
-    }
-    if (set_default(o, "node-name", json_string(name)) < 0 ||
-        set_default(o, "discard", json_string("unmap")) < 0 ||
-        (set->read_only &&
-         json_object_set_new(o, "read-only", json_true()) < 0)) {
-        return error_set(errp, ENOMEM, "no memory for the disk '%s'", name);
-    }
-    r = graph_open(s->daemon.graph, o, &n, errp);
-    if (r < 0) {
-        return r;
-    }
-    return exports_add(s->daemon.exports, s->daemon.graph, n, name, name, NULL,
-                       !node_read_only(n), errp);
-}
-
-static int open_disks(struct service *s, const struct settings *set)
-{
-    for (int i = 0; i < set->image_count; i++) {
-        CLEANUP_ERROR struct error *err = NULL;
-        CLEANUP_FREE char *name = NULL;
-        const char *image = set->images[i];
-        size_t len = name_length(image);
-        int r = len > 0 ? asprintf(&name, "%.*s", (int)len, image)
-                        : asprintf(&name, "disk%d", i);
-
-        if (r < 0) {
-            name = NULL;
-            return cli_failed(command.name, "no memory");
+        (void)snprintf(number, sizeof(number), "disk%d", i);
+        if (!name) {
+            return error_set(errp, ENOMEM, "no memory for a name");
         }
-        image += len > 0 ? len + 1 : 0;
-        if (open_disk(s, set, name, image, &err) < 0) {
-            return cli_error(image, err);
+        int r = open_image(s, len > 0 ? name : number,
+                           len > 0 ? text + len + 1 : text, errp);
+        if (r < 0) {
+            return r;
         }
     }
     return 0;
 }
 
-/* --- Start --- */
-
-static int listen_all(struct service *s, const struct settings *set)
-{
-    CLEANUP_ERROR struct error *err = NULL;
-    int r = 0;
-
-    if (set->qmp) {
-        r = monitors_listen(s->daemon.monitors, set->qmp, &err);
-    }
-    if (r == 0 && set->socket) {
-        r = server_listen_unix(s->server, set->socket, &err);
-    }
-    if (r == 0 && (!set->socket || set->port || set->address)) {
-        r = server_listen_tcp(s->server, set->address,
-                              set->port ? set->port : DEFAULT_PORT, &err);
-    }
-    if (r == 0) {
-        r = server_start(s->server, &err);
-    }
-    if (r == 0 && set->pidfile) {
-        r = s->pid_fd = pidfile_write(set->pidfile, &err);
-    }
-    return r < 0 ? cli_error(command.name, err) : 0;
-}
-
-/* Signals come through a descriptor; threads inherit the mask. */
-static int catch_signals(struct service *s)
+static int make_fds(struct serve *s, struct error **errp)
 {
     sigset_t set;
 
+    /* Blocked in all threads: they inherit it. */
     (void)sigemptyset(&set);
     (void)sigaddset(&set, SIGTERM);
     (void)sigaddset(&set, SIGINT);
-    (void)sigaddset(&set, SIGPIPE);
     (void)pthread_sigmask(SIG_BLOCK, &set, NULL);
-    (void)sigdelset(&set, SIGPIPE);
-    s->signal_fd = signalfd(-1, &set, SFD_CLOEXEC);
+    (void)signal(SIGPIPE, SIG_IGN);
+    s->signals = signalfd(-1, &set, SFD_CLOEXEC);
     s->daemon.quit_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    return s->signal_fd < 0 || s->daemon.quit_fd < 0
-               ? cli_failed(command.name, "cannot wait for signals: %s",
-                            strerror(errno))
-               : 0;
+    if (s->signals < 0 || s->daemon.quit_fd < 0) {
+        return error_set(errp, errno, "cannot make a descriptor: %s",
+                         strerror(errno));
+    }
+    return 0;
 }
 
-static int set_up(struct service *s)
+static int make_parts(struct serve *s, struct error **errp)
 {
     struct daemon *d = &s->daemon;
 
     d->exports = exports_new();
     d->monitors = monitors_new(d);
-    if (d->exports && d->monitors) {
-        d->jobs = jobs_new(d->graph, monitors_emit, d->monitors);
-        s->server = server_new(d->exports);
-    }
-    return d->jobs && s->server ? 0
-                                : cli_failed(command.name, "no memory");
-}
-
-static void wait_for_end(const struct service *s)
-{
-    struct pollfd p[2] = {
-        { .fd = s->signal_fd, .events = POLLIN },
-        { .fd = s->daemon.quit_fd, .events = POLLIN },
-    };
-    while (poll(p, 2, -1) < 0 && errno == EINTR) {
-    }
-}
-
-/* --- Stop --- */
-
-static int flush_export(struct export *e, void *opaque)
-{
-    int *status = opaque;
-    int r = e->writable ? blk_flush(e->blk) : 0;
-
-    if (r < 0) {
-        *status = cli_failed(e->name, "cannot flush the disk: %s",
-                             strerror(-r));
+    d->jobs = d->monitors ? jobs_new(d->graph, monitors_emit, d->monitors)
+                          : NULL;
+    s->server = d->exports ? server_new(d->exports) : NULL;
+    if (!d->jobs || !s->server) {
+        return error_set(errp, ENOMEM, "no memory");
     }
     return 0;
 }
 
-static int tear_down(struct service *s, const struct settings *set)
+/* Each connection has two descriptors. */
+static void raise_limits(void)
+{
+    struct rlimit lim;
+
+    if (getrlimit(RLIMIT_NOFILE, &lim) == 0 && lim.rlim_cur < lim.rlim_max) {
+        lim.rlim_cur = lim.rlim_max;
+        (void)setrlimit(RLIMIT_NOFILE, &lim);
+    }
+}
+
+static int start(struct serve *s, struct error **errp)
+{
+    int r = s->pidfile.path ? pidfile_check(s->pidfile.path, errp) : 0;
+
+    raise_limits();
+    if (r < 0 || (r = make_fds(s, errp)) < 0 ||
+        (r = make_parts(s, errp)) < 0 || (r = open_images(s, errp)) < 0) {
+        return r;
+    }
+    r = s->socket ? server_listen_unix(s->server, s->socket, errp)
+                  : server_listen_tcp(s->server, s->address,
+                                      s->port ? s->port : DEFAULT_PORT, errp);
+    if (r == 0 && s->qmp) {
+        r = monitors_listen(s->daemon.monitors, s->qmp, errp);
+    }
+    if (r == 0) {
+        r = server_start(s->server, errp);
+    }
+    if (r == 0 && s->pidfile.path) {
+        r = pidfile_write(&s->pidfile, errp);
+    }
+    return r;
+}
+
+/* --- Run and stop. --- */
+
+static void run(struct serve *s)
+{
+    struct pollfd fds[2] = {
+        {.fd = s->signals, .events = POLLIN},
+        {.fd = s->daemon.quit_fd, .events = POLLIN},
+    };
+
+    while (poll(fds, 2, -1) < 0 && errno == EINTR) {
+    }
+}
+
+struct flush {
+    int status;
+};
+
+static int flush_export(struct export *e, void *opaque)
+{
+    struct flush *f = opaque;
+    int r = e->writable ? blk_flush(e->blk) : 0;
+
+    if (r < 0) {
+        f->status = cli_failed(command.name, "cannot flush '%s': %s", e->name,
+                               strerror(-r));
+    }
+    return 0;
+}
+
+/*
+ * In the order of what uses what.  A monitor's command may look at jobs and
+ * exports: monitors go before these; but they tell how jobs ended, so they go
+ * after jobs have.
+ */
+static int stop(struct serve *s)
 {
     struct daemon *d = &s->daemon;
-    int status = EXIT_SUCCESS;
+    struct flush flush = {EXIT_SUCCESS};
 
     if (s->server) {
         server_stop(s->server);
@@ -245,109 +334,43 @@ static int tear_down(struct service *s, const struct settings *set)
     }
     if (d->monitors) {
         monitors_stop(d->monitors);
-        monitors_free(d->monitors);
     }
     if (d->exports) {
-        (void)exports_each(d->exports, flush_export, &status);
+        (void)exports_each(d->exports, flush_export, &flush);
     }
     server_free(s->server);
     jobs_free(d->jobs);
+    monitors_free(d->monitors);
     exports_free(d->exports);
     graph_free(d->graph);
-    if (set->pidfile) {
-        pidfile_remove(set->pidfile, s->pid_fd);
-    }
-    if (s->signal_fd >= 0) {
-        (void)close(s->signal_fd);
+    pidfile_remove(&s->pidfile);
+    if (s->signals >= 0) {
+        (void)close(s->signals);
     }
     if (d->quit_fd >= 0) {
         (void)close(d->quit_fd);
     }
-    return status;
-}
-
-static int run(struct service *s, const struct settings *set)
-{
-    int status = catch_signals(s);
-
-    if (status == 0) {
-        status = set_up(s);
-    }
-    if (status == 0) {
-        status = open_disks(s, set);
-    }
-    if (status == 0) {
-        status = listen_all(s, set);
-    }
-    if (status == 0) {
-        wait_for_end(s);
-    }
-    int end = tear_down(s, set);
-    return status ? status : end;
-}
-
-/* --- The command line --- */
-
-static int take_option(struct graph *g, struct settings *set, int code)
-{
-    CLEANUP_ERROR struct error *err = NULL;
-
-    switch (code) {
-    case 'U':
-        set->socket = optarg;
-        return 0;
-    case 'i':
-        set->address = optarg;
-        return 0;
-    case 'p':
-        set->port = optarg;
-        return 0;
-    case 'r':
-        set->read_only = true;
-        return 0;
-    case 'f':
-        set->format = optarg;
-        return 0;
-    case OPT_QMP:
-        set->qmp = optarg;
-        return 0;
-    case OPT_PIDFILE:
-        set->pidfile = optarg;
-        return 0;
-    default:
-        return graph_allow_path(g, optarg, &err) < 0
-                   ? cli_error("--allow-path", err)
-                   : 0;
-    }
+    return flush.status;
 }
 
 int cmd_serve(int argc, char **argv)
 {
-    struct service s = { .signal_fd = -1, .pid_fd = -1 };
-    struct settings set = { 0 };
-    int status = EXIT_SUCCESS;
-    int code = CLI_END;
+    CLEANUP_ERROR struct error *err = NULL;
+    struct serve s = {.signals = -1, .daemon = {.quit_fd = -1}};
+    int status = EXIT_FAILURE;
 
-    s.daemon.quit_fd = -1;
     s.daemon.graph = graph_new();
     if (!s.daemon.graph) {
         return cli_failed(command.name, "no memory");
     }
-    while (status == EXIT_SUCCESS &&
-           (code = cli_next(&command, argc, argv)) >= 0) {
-        status = take_option(s.daemon.graph, &set, code);
-    }
-    set.images = argv + optind;
-    set.image_count = argc - optind;
-    if (status == EXIT_SUCCESS && code == CLI_END) {
-        if (set.image_count == 0) {
-            status = cli_usage(&command, "no image is given");
-        } else {
-            return run(&s, &set);
+    if (parse(&s, argc, argv, &status) == 0) {
+        bool ok = start(&s, &err) == 0;
+
+        status = ok ? EXIT_SUCCESS : cli_error(command.name, err);
+        if (ok) {
+            run(&s);
         }
-    } else if (code == CLI_BAD) {
-        status = CLI_USAGE;
     }
-    graph_free(s.daemon.graph);
-    return status;
+    int stopped = stop(&s);
+    return status ? status : stopped;
 }

@@ -11,7 +11,8 @@ packages_of() {
         echo gcc libc6-dev make pkgconf libjansson-dev zlib1g-dev libzstd-dev \
             libnbd-dev nbdkit-plugin-dev ;;
     test)
-        echo check groff-base jq libnbd-bin nbdkit procps qemu-utils socat ;;
+        echo check groff-base jq libnbd-bin nbdkit procps python3-libnbd \
+            qemu-utils socat ;;
     dev)
         echo clang clang-format clang-tidy cppcheck fio libclang-rt-14-dev \
             nbd-client qemu-system-common shellcheck valgrind ;;

@@ -489,7 +489,7 @@ static void *worker(void *opaque)
 static unsigned workers_wanted(const struct copy *c)
 {
     uint64_t chunks = div_up(hbitmap_count(c->todo), c->chunk);
-    return (unsigned)min_u64(chunks, c->max_workers);
+    return (unsigned)max_u64(1, min_u64(chunks, c->max_workers));
 }
 
 int copy_run(struct copy *c, enum copy_side *side)
@@ -507,9 +507,7 @@ int copy_run(struct copy *c, enum copy_side *side)
            thread_start(&threads[count], "copy", worker, c) == 0) {
         count++;
     }
-    if (wanted > 0) {
-        (void)worker(c);
-    }
+    (void)worker(c);
     while (count > 0) {
         thread_join(threads[--count]);
     }

@@ -23,9 +23,9 @@
 /* --- A filter for mischief --- */
 
 struct trap {
-    _Atomic int reads;  /* seen */
-    _Atomic int writes; /* seen, with zeroes */
-    _Atomic int read_error;  /* 0 or what all reads fail with */
+    _Atomic int reads;      /* seen */
+    _Atomic int writes;     /* seen, with zeroes */
+    _Atomic int read_error; /* 0 or what all reads fail with */
     _Atomic int write_error;
     _Atomic int flush_error;
     mutex_t lock;
@@ -72,13 +72,12 @@ static inline int trap_preadv(struct node *n, uint64_t offset, uint64_t bytes,
     t->reads++;
     trap_pass(t);
     return t->read_error ? t->read_error
-                         : node_preadv(node_child(n, CHILD_FILE), offset,
-                                       bytes, iov, cnt, flags);
+                         : node_preadv(node_child(n, CHILD_FILE), offset, bytes,
+                                       iov, cnt, flags);
 }
 
 static inline int trap_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
-                               const struct iovec *iov, int cnt,
-                               unsigned flags)
+                               const struct iovec *iov, int cnt, unsigned flags)
 {
     struct trap *t = n->state;
 
@@ -137,8 +136,8 @@ static inline struct node *disk_new(struct graph *g, const char *name,
     graph_lock(g);
     ck_assert_int_eq(node_new(g, &driver_trap, name, mem, &n, NULL), 0);
     ck_assert_int_eq(node_attach(n, CHILD_FILE, mem, "file",
-                                 PERM_READ | PERM_WRITE | PERM_RESIZE,
-                                 PERM_ALL, NULL),
+                                 PERM_READ | PERM_WRITE | PERM_RESIZE, PERM_ALL,
+                                 NULL),
                      0);
     node_refresh_limits(n);
     n->monitor_owned = true;
@@ -159,9 +158,8 @@ static inline char *disk_read(struct node *n)
 {
     char *buf = malloc(node_size(n) + 1);
     struct tree *t = node_enter(n, false);
-    ck_assert_int_eq(node_pread(node_child(n, CHILD_FILE), buf, node_size(n),
-                                0, 0),
-                     0);
+    ck_assert_int_eq(
+        node_pread(node_child(n, CHILD_FILE), buf, node_size(n), 0, 0), 0);
     node_leave(t);
     return buf;
 }
@@ -190,20 +188,21 @@ static inline void disk_fill(struct node *n, uint64_t bytes)
 static inline void ck_disk_is(struct node *n, const char *expected)
 {
     char *now = disk_read(n);
-    for (uint64_t at = 0; at < node_size(n); at++) {
-        ck_assert_msg(now[at] == expected[at],
-                      "byte %llu of '%s' is %d and not %d",
-                      (unsigned long long)at, node_name(n), now[at],
-                      expected[at]);
+    uint64_t at = 0;
+
+    while (at < node_size(n) && now[at] == expected[at]) {
+        at++;
     }
+    ck_assert_msg(at == node_size(n), "'%s' differs at byte %llu", node_name(n),
+                  (unsigned long long)at);
     free(now);
 }
 
 /* --- Events --- */
 
 struct record {
-    char text[4096];        /* "ID:created ID:running ..." */
-    json_t *last;           /* data of the last event but status changes */
+    char text[4096]; /* "ID:created ID:running ..." */
+    json_t *last;    /* data of the last event but status changes */
     void (*look)(const char *name, void *opaque); /* or NULL */
     void *opaque;
 };
@@ -245,7 +244,7 @@ static inline const char *last_str(const struct record *rec, const char *key)
 
 static inline void nap(void)
 {
-    struct timespec ts = { 0, 1000000 };
+    struct timespec ts = {0, 1000000};
     (void)nanosleep(&ts, NULL);
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The copy-before-write filter: what it keeps, and how it comes and goes. */
-#include "drivers/cbw.h"
 #include "../unit/job-util.h"
+#include "drivers/cbw.h"
 
 #define CLUSTER (64 * KiB)
 #define SIZE    (32 * CLUSTER)
@@ -15,7 +15,7 @@ struct point {
 
 static struct copy *copy_all(uint64_t size)
 {
-    struct copy_options o = { .size = size, .cluster = CLUSTER };
+    struct copy_options o = {.size = size, .cluster = CLUSTER};
     struct copy *c = copy_new(&o);
 
     ck_assert_ptr_nonnull(c);
@@ -48,8 +48,7 @@ static void take_out(struct graph *g, struct point *p)
 static struct blk *guest_new(struct graph *g, struct node *n)
 {
     struct blk *b;
-    ck_assert_int_eq(
-        blk_new(g, n, PERM_ALL, PERM_ALL, "guest", &b, NULL), 0);
+    ck_assert_int_eq(blk_new(g, n, PERM_ALL, PERM_ALL, "guest", &b, NULL), 0);
     return b;
 }
 
@@ -125,7 +124,7 @@ START_TEST(guests_and_workers_race_and_nothing_is_lost)
         disk_fill(src, SIZE);
         insert(g, src, &p, "dst");
         for (unsigned i = 0; i < 3; i++) {
-            s[i] = (struct scribbler){ guest, 10 * round + i };
+            s[i] = (struct scribbler){guest, 10 * round + i};
             ck_assert_int_eq(thread_start(&t[i], "s", scribble_thread, &s[i]),
                              0);
         }
@@ -186,6 +185,36 @@ START_TEST(a_guest_waits_for_the_worker_that_has_its_cluster)
 }
 END_TEST
 
+START_TEST(guests_wait_for_one_another_in_a_cluster)
+{
+    struct graph *g = graph_new();
+    struct node *src = disk_new(g, "src", CLUSTER);
+    struct blk *guest = guest_new(g, src);
+    struct point p;
+    pthread_t writer[2];
+
+    disk_fill(src, CLUSTER);
+    insert(g, src, &p, "dst");
+    trap_gate(trap_of(src), true);
+    for (int i = 0; i < 2; i++) {
+        ck_assert_int_eq(thread_start(&writer[i], "write", write_thread, guest),
+                         0);
+    }
+    trap_wait(trap_of(src), 1);
+    for (int i = 0; i < 20; i++) {
+        nap();
+    }
+    trap_gate(trap_of(src), false);
+    thread_join(writer[0]);
+    thread_join(writer[1]);
+    ck_assert_int_eq(trap_of(src)->reads, 1);
+    ck_disk_is(p.dst, p.then);
+    take_out(g, &p);
+    blk_free(guest);
+    graph_free(g);
+}
+END_TEST
+
 START_TEST(users_move_to_the_filter_and_back)
 {
     struct graph *g = graph_new();
@@ -209,8 +238,7 @@ START_TEST(users_move_to_the_filter_and_back)
     error_free(err);
     /* Nobody else writes to the target. */
     ck_assert_int_eq(
-        blk_new(g, p.dst, PERM_WRITE, PERM_ALL, "other", &other, NULL),
-        -EBUSY);
+        blk_new(g, p.dst, PERM_WRITE, PERM_ALL, "other", &other, NULL), -EBUSY);
     take_out(g, &p);
     ck_assert_ptr_eq(blk_node(guest), src);
     ck_assert_int_eq(
@@ -231,9 +259,9 @@ START_TEST(a_target_above_the_source_is_refused)
 
     graph_lock(g);
     graph_drain(g, src);
-    ck_assert_int_eq(cbw_insert(g, node_child(src, CHILD_FILE), src, c, NULL,
-                                &filter, NULL),
-                     -ENOTSUP);
+    ck_assert_int_eq(
+        cbw_insert(g, node_child(src, CHILD_FILE), src, c, NULL, &filter, NULL),
+        -ENOTSUP);
     graph_unlock(g);
     copy_free(c);
     graph_free(g);
@@ -289,8 +317,7 @@ START_TEST(growing_is_fine_and_cutting_off_is_not)
     p.c = copy_all(SIZE);
     graph_lock(g);
     graph_drain(g, src);
-    ck_assert_int_eq(cbw_insert(g, src, p.dst, p.c, NULL, &p.filter, NULL),
-                     0);
+    ck_assert_int_eq(cbw_insert(g, src, p.dst, p.c, NULL, &p.filter, NULL), 0);
     graph_unlock(g);
     ck_assert_int_eq(blk_resize(guest, SIZE / 2, &err), -EBUSY);
     error_free(err);
@@ -319,6 +346,7 @@ int main(void)
         the_point_in_time_outlives_what_a_guest_does,
         guests_and_workers_race_and_nothing_is_lost,
         a_guest_waits_for_the_worker_that_has_its_cluster,
+        guests_wait_for_one_another_in_a_cluster,
         users_move_to_the_filter_and_back,
         a_target_above_the_source_is_refused,
         two_points_in_time_of_one_disk,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The copy engine by itself: sets, zeroes, stopping, speed, failures. */
-#include "drivers/cbw.h"
 #include "../unit/job-util.h"
+#include "drivers/cbw.h"
 
 #define CLUSTER (64 * KiB)
 
@@ -180,7 +180,7 @@ static void *run_thread(void *opaque)
 START_TEST(stopping_waits_for_chunks_in_hand_and_it_can_go_on)
 {
     struct bench b;
-    struct runner run = { .b = &b };
+    struct runner run = {.b = &b};
     pthread_t t;
     uint64_t done;
     uint64_t total;
@@ -198,7 +198,7 @@ START_TEST(stopping_waits_for_chunks_in_hand_and_it_can_go_on)
     thread_join(t);
     ck_assert_int_eq(run.r, COPY_STOPPED);
     copy_progress(b.c, &done, &total);
-    ck_assert_uint_eq(done, 3 * 2 * CLUSTER);
+    ck_assert_uint_eq(done, 6 * CLUSTER);
     copy_stop(b.c, false);
     ck_assert_int_eq(copy_run(b.c, &run.side), 0);
     char *expected = disk_read(b.src);
@@ -229,7 +229,7 @@ END_TEST
 START_TEST(a_new_speed_wakes_those_that_wait_for_the_old)
 {
     struct bench b;
-    struct runner run = { .b = &b };
+    struct runner run = {.b = &b};
     pthread_t t;
     uint64_t done = 0;
     uint64_t total;

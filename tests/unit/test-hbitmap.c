@@ -5,6 +5,7 @@
  */
 #include <check.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -535,67 +536,159 @@ START_TEST(no_set_bit_is_lost_to_a_resetter)
 }
 END_TEST
 
-#define PUBLISHED 20000
+/*
+ * Two threads at the same word at the same time, again and again: the words
+ * are empty at first, so that it is always a first bit, with all that this
+ * means for the levels above.
+ */
+#define STEPS 30000
+#define WORD  (UINT64_C(64) * 512) /* bytes of a word */
 
-static _Atomic uint64_t published;
+static _Atomic uint64_t step_of[2];
 
-static void *publish(void *arg)
+static void in_step(unsigned me, uint64_t i)
 {
-    uint64_t granules = hbitmap_size(shared) / 512;
-
-    (void)arg;
-    for (uint64_t i = 1; i <= PUBLISHED; i++) {
-        hbitmap_set(shared, i * 1009 % granules * 512, 512);
-        atomic_store(&published, i);
-    }
-    return NULL;
-}
-
-/* Another one that sets the same bits: then one of the two finds them set
- * and returns early, which must not be too early for a search. */
-static void *set_the_same(void *arg)
-{
-    uint64_t granules = hbitmap_size(shared) / 512;
-
-    (void)arg;
-    for (uint64_t i = 1; i <= PUBLISHED; i++) {
-        hbitmap_set(shared, i * 1009 % granules * 512, 512);
-    }
-    return NULL;
-}
-
-START_TEST(a_set_that_has_returned_is_found_by_searches)
-{
-    uint64_t granules = UINT64_C(1) << 26;
-    pthread_t threads[2];
-    uint64_t seen = 0;
-
-    shared = hbitmap_new(granules * 512, 512);
-    atomic_store(&published, 0);
-    ck_assert_int_eq(thread_start(&threads[0], "a", publish, NULL), 0);
-    ck_assert_int_eq(thread_start(&threads[1], "b", set_the_same, NULL), 0);
-    while (seen < PUBLISHED) {
-        seen = atomic_load(&published);
-        if (seen > 0) {
-            uint64_t start;
-            uint64_t bytes;
-            uint64_t offset = seen * 1009 % granules * 512;
-            uint64_t from = align_down(offset, 64 * 64 * 512);
-            ck_assert(
-                hbitmap_next_dirty(shared, from, offset + 512, &start, &bytes));
-            /* Steps of 1009 are further apart than a word: one only. */
-            while (start < offset) {
-                ck_assert(hbitmap_next_dirty(shared, start + bytes,
-                                             offset + 512, &start, &bytes));
-            }
-            ck_assert_uint_eq(start, offset);
-            ck_assert_uint_ge(hbitmap_count(shared), seen * 512);
+    atomic_store(&step_of[me], i);
+    for (unsigned spins = 0; atomic_load(&step_of[1 - me]) < i; spins++) {
+        if (spins > 200) {
+            (void)sched_yield();
         }
     }
+    /* Not always at exactly the same time. */
+    for (volatile uint64_t k = 0; k < i * 7 % (me ? 30 : 40); k++) {
+    }
+}
+
+static void both(void *(*first)(void *), void *(*second)(void *))
+{
+    pthread_t threads[2];
+
+    atomic_store(&step_of[0], 0);
+    atomic_store(&step_of[1], 0);
+    shared = hbitmap_new(2 * (STEPS + 1) * WORD, 512);
+    ck_assert_int_eq(thread_start(&threads[0], "first", first, NULL), 0);
+    ck_assert_int_eq(thread_start(&threads[1], "second", second, NULL), 0);
     thread_join(threads[0]);
     thread_join(threads[1]);
-    ck_assert_uint_eq(hbitmap_count(shared), PUBLISHED * 512);
+}
+
+static void *set_first_bits(void *arg)
+{
+    for (uint64_t i = 1; i <= STEPS; i++) {
+        in_step(0, i);
+        hbitmap_set(shared, i * WORD, 512);
+    }
+    return arg;
+}
+
+static void *empty_the_words(void *arg)
+{
+    for (uint64_t i = 1; i <= STEPS; i++) {
+        hbitmap_set(shared, i * WORD + WORD - 512, 512);
+        in_step(1, i);
+        hbitmap_reset(shared, i * WORD + WORD - 512, 512);
+    }
+    return arg;
+}
+
+START_TEST(words_that_empty_and_fill_at_once_are_found)
+{
+    uint64_t start = 0;
+    uint64_t bytes = 0;
+
+    both(set_first_bits, empty_the_words);
+    for (uint64_t i = 1; i <= STEPS; i++) {
+        ck_assert(hbitmap_next_dirty(shared, start + bytes,
+                                     hbitmap_size(shared), &start, &bytes));
+        ck_assert_uint_eq(start, i * WORD);
+    }
+    ck_assert_uint_eq(hbitmap_count(shared), STEPS * 512);
     hbitmap_free(shared);
+}
+END_TEST
+
+/* One of the two finds the bit set and returns at once. */
+static void *set_and_search(unsigned me)
+{
+    for (uint64_t i = 1; i <= STEPS; i++) {
+        uint64_t offset = 2 * i * WORD + 7 * 512;
+        uint64_t start = 0;
+        uint64_t bytes;
+        in_step(me, i);
+        hbitmap_set(shared, offset, 512);
+        ck_assert(hbitmap_next_dirty(shared, offset - WORD, offset + 512,
+                                     &start, &bytes));
+        ck_assert_uint_eq(start, offset);
+        ck_assert_uint_ge(hbitmap_count(shared), i * 512);
+    }
+    return NULL;
+}
+
+static void *set_and_search_0(void *arg)
+{
+    (void)arg;
+    return set_and_search(0);
+}
+
+static void *set_and_search_1(void *arg)
+{
+    (void)arg;
+    return set_and_search(1);
+}
+
+START_TEST(a_set_that_has_returned_is_found)
+{
+    both(set_and_search_0, set_and_search_1);
+    ck_assert_uint_eq(hbitmap_count(shared), STEPS * 512);
+    hbitmap_free(shared);
+}
+END_TEST
+
+/* The same with ranges of many words, which take their time. */
+#define ROUNDS_OF_RANGES 60
+#define RANGE            (4096 * WORD)
+
+static void *set_the_range(void *arg)
+{
+    in_step(0, 1);
+    while (hbitmap_get(shared, WORD + RANGE / 8)) { /* a head start */
+    }
+    hbitmap_set(shared, WORD, RANGE);
+    return arg;
+}
+
+static void *reset_the_range(void *arg)
+{
+    hbitmap_set(shared, WORD, RANGE);
+    in_step(1, 1);
+    hbitmap_reset(shared, WORD, RANGE);
+    return arg;
+}
+
+START_TEST(search_finds_what_is_left_of_a_range)
+{
+    for (unsigned i = 0; i < ROUNDS_OF_RANGES; i++) {
+        uint64_t bits = 0;
+        uint64_t found = 0;
+        uint64_t start;
+        uint64_t bytes;
+        both(set_the_range, reset_the_range);
+        /* Neighbours go, so that no word is found by way of the last one. */
+        for (uint64_t at = WORD; at < WORD + RANGE; at += 2 * WORD) {
+            hbitmap_reset(shared, at, WORD);
+        }
+        for (uint64_t at = WORD; at < WORD + RANGE; at += 512) {
+            bits += hbitmap_get(shared, at) ? 512 : 0;
+        }
+        for (uint64_t at = 0; hbitmap_next_dirty(
+                 shared, at, hbitmap_size(shared), &start, &bytes);
+             at = start + bytes) {
+            found += bytes;
+        }
+        ck_assert_uint_eq(found, bits);
+        ck_assert_uint_eq(hbitmap_count(shared), bits);
+        hbitmap_free(shared);
+    }
 }
 END_TEST
 
@@ -615,7 +708,9 @@ int main(void)
     tc = tcase_create("threads");
     tcase_set_timeout(tc, 300);
     tcase_add_loop_test(tc, no_set_bit_is_lost_to_a_resetter, 0, 3);
-    tcase_add_test(tc, a_set_that_has_returned_is_found_by_searches);
+    tcase_add_test(tc, words_that_empty_and_fill_at_once_are_found);
+    tcase_add_test(tc, a_set_that_has_returned_is_found);
+    tcase_add_test(tc, search_finds_what_is_left_of_a_range);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The life cycle of jobs, shown by jobs that do nothing until told. */
-#include "job/job.h"
 #include "../unit/job-util.h"
+#include "job/job.h"
+
+#define CALLS_MAX 100
 
 /* A job that works until somebody says how it ends. */
 struct toy {
@@ -58,7 +60,8 @@ static void note(struct job *job, const char *call)
 {
     char *calls = toy_of(job)->calls;
     if (calls) {
-        (void)strcat(calls, call);
+        size_t len = strlen(calls);
+        (void)snprintf(calls + len, CALLS_MAX - len, "%s", call);
     }
 }
 
@@ -201,21 +204,20 @@ static void ck_refused(struct world *w, verb_fn *fn, const char *id,
     char text[200];
 
     (void)snprintf(text, sizeof(text),
-                   "Job '%s' in state '%s' cannot accept command verb '%s'",
-                   id, state, verb);
+                   "Job '%s' in state '%s' cannot accept command verb '%s'", id,
+                   state, verb);
     ck_verb(w, fn, id, -EPERM, text);
 }
 
 START_TEST(a_good_job)
 {
     struct world w;
-    char calls[100] = "";
+    char calls[CALLS_MAX] = "";
     bool freed = false;
 
     world_begin(&w);
     struct toy *t = toy_start(&w, "j", NULL, false, false);
-    ck_assert_str_eq(w.rec.text,
-                     "j:created j:running j:paused j:running");
+    ck_assert_str_eq(w.rec.text, "j:created j:running j:paused j:running");
     t->calls = calls;
     t->freed = &freed;
     tell(t, 0);
@@ -236,7 +238,7 @@ END_TEST
 START_TEST(a_job_that_fails)
 {
     struct world w;
-    char calls[100] = "";
+    char calls[CALLS_MAX] = "";
 
     world_begin(&w);
     struct toy *t = toy_start(&w, "j", NULL, false, false);
@@ -335,9 +337,8 @@ START_TEST(pause_and_resume)
     tell(t, 0);
     ck_verb(&w, job_resume, "j", 0, NULL);
     wait_for_jobs(w.j);
-    ck_assert_str_eq(w.rec.text,
-                     "j:paused j:running j:waiting j:pending "
-                     "j:BLOCK_JOB_COMPLETED j:concluded j:null");
+    ck_assert_str_eq(w.rec.text, "j:paused j:running j:waiting j:pending "
+                                 "j:BLOCK_JOB_COMPLETED j:concluded j:null");
     world_end(&w);
 }
 END_TEST
@@ -384,10 +385,9 @@ START_TEST(a_transaction_commits_when_all_are_there)
     wait_for_event(w.j, &w.rec, "d0:waiting");
     tell(d1, 0);
     wait_for_jobs(w.j);
-    ck_assert_str_eq(w.rec.text,
-                     "d0:waiting d1:waiting d1:pending d0:pending "
-                     "d1:BLOCK_JOB_COMPLETED d1:concluded d1:null "
-                     "d0:BLOCK_JOB_COMPLETED d0:concluded d0:null");
+    ck_assert_str_eq(w.rec.text, "d0:waiting d1:waiting d1:pending d0:pending "
+                                 "d1:BLOCK_JOB_COMPLETED d1:concluded d1:null "
+                                 "d0:BLOCK_JOB_COMPLETED d0:concluded d0:null");
     world_end(&w);
 }
 END_TEST
@@ -397,7 +397,7 @@ START_TEST(a_failure_takes_back_the_transaction)
     struct toy *d0;
     struct toy *d1;
     struct world w;
-    char calls[100] = "";
+    char calls[CALLS_MAX] = "";
 
     pair(&w, &d0, &d1);
     d0->calls = calls;
@@ -437,7 +437,7 @@ START_TEST(a_failing_prepare_takes_back_the_transaction)
     struct toy *d0;
     struct toy *d1;
     struct world w;
-    char calls[100] = "";
+    char calls[CALLS_MAX] = "";
 
     pair(&w, &d0, &d1);
     d0->prepare_ret = -EIO;
@@ -459,11 +459,11 @@ START_TEST(ids_are_checked)
         int r;
         const char *text;
     } cases[] = {
-        { "j", -EEXIST, "Job ID 'j' already in use" },
-        { "", -EINVAL, "Invalid job ID ''" },
-        { "#block1", -EINVAL, "Invalid job ID '#block1'" },
-        { "a b", -EINVAL, "Invalid job ID 'a b'" },
-        { "k-1._", 0, NULL },
+        {"j", -EEXIST, "Job ID 'j' already in use"},
+        {"", -EINVAL, "Invalid job ID ''"},
+        {"#block1", -EINVAL, "Invalid job ID '#block1'"},
+        {"a b", -EINVAL, "Invalid job ID 'a b'"},
+        {"k-1._", 0, NULL},
     };
     struct world w;
 
@@ -495,18 +495,18 @@ START_TEST(queries_list_the_newest_first)
     json_t *jobs = jobs_query(w.j);
     json_t *block = jobs_query_block(w.j);
     mutex_unlock(&w.j->lock);
-    json_t *expected = json_pack(
-        "[{s:s,s:s,s:s,s:i,s:i},{s:s,s:s,s:s,s:i,s:i}]", "id", "b", "type",
-        "backup", "status", "running", "current-progress", 11,
-        "total-progress", 22, "id", "a", "type", "backup", "status",
-        "running", "current-progress", 11, "total-progress", 22);
+    json_t *expected =
+        json_pack("[{s:s,s:s,s:s,s:i,s:i},{s:s,s:s,s:s,s:i,s:i}]", "id", "b",
+                  "type", "backup", "status", "running", "current-progress", 11,
+                  "total-progress", 22, "id", "a", "type", "backup", "status",
+                  "running", "current-progress", 11, "total-progress", 22);
     ck_assert(json_equal(jobs, expected));
     json_decref(expected);
-    expected = json_pack(
-        "{s:s,s:s,s:i,s:i,s:b,s:b,s:i,s:s,s:b,s:s,s:b,s:b}", "type", "backup",
-        "device", "a", "len", 22, "offset", 11, "busy", 1, "paused", 0,
-        "speed", 5, "io-status", "ok", "ready", 0, "status", "running",
-        "auto-finalize", 0, "auto-dismiss", 1);
+    expected = json_pack("{s:s,s:s,s:i,s:i,s:b,s:b,s:i,s:s,s:b,s:s,s:b,s:b}",
+                         "type", "backup", "device", "a", "len", 22, "offset",
+                         11, "busy", 1, "paused", 0, "speed", 5, "io-status",
+                         "ok", "ready", 0, "status", "running", "auto-finalize",
+                         0, "auto-dismiss", 1);
     ck_assert(json_equal(json_array_get(block, 1), expected));
     json_decref(expected);
     json_decref(jobs);

@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Requests in the hands of the pool: all that may block. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "conn.h"
+#include "nbdelta/blk.h"
+#include "nbdelta/bytes.h"
+
+/* --- Request objects. --- */
+
+struct request *request_new(struct conn *c, const struct request *like)
+{
+    struct request *r = NULL;
+
+    mutex_lock(&c->lock);
+    if (!list_empty(&c->free_requests)) {
+        r = list_entry(c->free_requests.next, struct request, link);
+        list_remove(&r->link);
+    }
+    mutex_unlock(&c->lock);
+    if (!r && !(r = malloc(sizeof(*r)))) {
+        return NULL;
+    }
+    *r = *like;
+    r->conn = c;
+    r->work.fn = request_work;
+    list_init(&r->work.link);
+    list_init(&r->link);
+    list_init(&r->payload);
+    return r;
+}
+
+void request_free(struct request *r)
+{
+    struct conn *c = r->conn;
+
+    segments_free(c, &r->payload);
+    mutex_lock(&c->lock);
+    list_append(&c->free_requests, &r->link);
+    mutex_unlock(&c->lock);
+}
+
+size_t request_bytes(const struct request *rq)
+{
+    switch (rq->type) {
+    case NBD_CMD_READ:
+    case NBD_CMD_WRITE:
+        return rq->length;
+    case NBD_CMD_BLOCK_STATUS:
+        return MiB;
+    default:
+        return 0;
+    }
+}
+
+void request_submit(struct request *r)
+{
+    struct conn *c = r->conn;
+
+    mutex_lock(&c->lock);
+    c->executing++;
+    c->held += request_bytes(r);
+    bool now = c->working < WORKERS_MAX;
+    if (now) {
+        c->working++;
+    } else {
+        list_append(&c->pending, &r->link);
+    }
+    mutex_unlock(&c->lock);
+    if (now) {
+        pool_submit(c->pool, &r->work);
+    }
+}
+
+/* @r has been replied to.  With the last of them, the connection may be gone
+ * as soon as the lock is. */
+static void request_done(struct request *r)
+{
+    struct conn *c = r->conn;
+    struct pool *pool = c->pool;
+    struct request *next = NULL;
+
+    segments_free(c, &r->payload);
+    mutex_lock(&c->lock);
+    c->held -= request_bytes(r);
+    c->executing--;
+    list_append(&c->free_requests, &r->link);
+    if (!list_empty(&c->pending)) {
+        next = list_entry(c->pending.next, struct request, link);
+        list_remove(&next->link);
+    } else {
+        c->working--;
+    }
+    if (c->throttled) {
+        conn_kick(c);
+    }
+    mutex_unlock(&c->lock);
+    if (next) { /* behind what other connections have there */
+        pool_submit(pool, &next->work);
+    }
+}
+
+/* --- What they do. --- */
+
+static uint32_t wire_error(int r)
+{
+    switch (-r) {
+    case 0:
+        return 0;
+    case EPERM:
+    case EACCES:
+    case EROFS:
+        return NBD_EPERM;
+    case ENOMEM:
+        return NBD_ENOMEM;
+    case EINVAL:
+        return NBD_EINVAL;
+    case ENOSPC:
+    case EDQUOT:
+    case EFBIG:
+        return NBD_ENOSPC;
+    case ESHUTDOWN:
+        return NBD_ESHUTDOWN;
+    default:
+        return NBD_EIO;
+    }
+}
+
+void conn_reply_result(struct conn *c, const struct request *rq, int r,
+                       bool batch)
+{
+    uint32_t error = wire_error(r);
+    const char *text = r < 0 ? strerrordesc_np(-r) : NULL;
+
+    if (r == -ENOTSUP && (rq->flags & NBD_CMD_FLAG_FAST_ZERO) &&
+        rq->type == NBD_CMD_WRITE_ZEROES) {
+        error = NBD_ENOTSUP;
+    }
+    conn_reply(c, rq, error, text ? text : "unknown error", batch);
+}
+
+static int do_write(struct conn *c, const struct request *r)
+{
+    uint64_t offset = r->offset;
+    bool fua = r->flags & NBD_CMD_FLAG_FUA;
+    bool whole = r->length <= BLK_IOV_MAX * PIECE_SIZE;
+    struct list *at = r->payload.next;
+
+    while (at != &r->payload) {
+        struct iovec iov[BLK_IOV_MAX];
+        uint64_t bytes = 0;
+        int n = 0;
+
+        for (; at != &r->payload && n < BLK_IOV_MAX; at = at->next) {
+            struct segment *s = list_entry(at, struct segment, link);
+            iov[n] = (struct iovec){segment_at(s, s->head), s->tail - s->head};
+            bytes += iov[n++].iov_len;
+        }
+        int ret = blk_pwritev(c->export->blk, iov, n, offset,
+                              fua && whole ? REQ_FUA : 0);
+        if (ret < 0) {
+            return ret;
+        }
+        offset += bytes;
+    }
+    return fua && !whole ? blk_flush(c->export->blk) : 0;
+}
+
+static int do_trim(struct conn *c, const struct request *r)
+{
+    int ret = blk_discard(c->export->blk, r->offset, r->length);
+
+    if (ret == 0 && (r->flags & NBD_CMD_FLAG_FUA)) {
+        ret = blk_flush(c->export->blk);
+    }
+    return ret;
+}
+
+static int do_zero(struct conn *c, const struct request *r)
+{
+    unsigned flags = 0;
+
+    if (!(r->flags & NBD_CMD_FLAG_NO_HOLE)) {
+        flags |= REQ_MAY_UNMAP;
+    }
+    if (r->flags & NBD_CMD_FLAG_FUA) {
+        flags |= REQ_FUA;
+    }
+    if (r->flags & NBD_CMD_FLAG_FAST_ZERO) {
+        flags |= REQ_NO_FALLBACK;
+    }
+    return blk_zero(c->export->blk, r->offset, r->length, flags);
+}
+
+void request_work(struct work *w)
+{
+    struct request *r = list_entry(w, struct request, work);
+    struct conn *c = r->conn;
+    struct request rest = *r;
+    int ret;
+
+    switch (r->type) {
+    case NBD_CMD_READ:
+        (void)conn_read(c, &rest, false);
+        break;
+    case NBD_CMD_BLOCK_STATUS:
+        conn_status(c, r);
+        break;
+    default:
+        ret = r->type == NBD_CMD_WRITE          ? do_write(c, r)
+              : r->type == NBD_CMD_TRIM         ? do_trim(c, r)
+              : r->type == NBD_CMD_WRITE_ZEROES ? do_zero(c, r)
+              : r->type == NBD_CMD_FLUSH
+                  ? blk_flush(c->export->blk)
+                  : blk_prefetch(c->export->blk, r->offset, r->length);
+        conn_reply_result(c, r, ret, false);
+        break;
+    }
+    request_done(r);
+}

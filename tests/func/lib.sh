@@ -1,0 +1,137 @@
+# Common helpers of functional tests; to be sourced.
+# shellcheck shell=bash
+#
+#   need COMMAND...         skip the test when one of them is missing
+#   skip WHY, fail WHY      end the test
+#   serve [OPTION...] [NAME=]IMAGE...
+#                           start `nbdelta serve` on the socket $sock and wait
+#                           until clients can connect; sets server, uri, qmp_sock
+#   serve_refused TEXT ARG...   `nbdelta serve ARG...` fails and says TEXT
+#   stop_server             stop it in order; it must exit with 0
+#   uri_of NAME             the URI of an export
+#   qmp COMMAND ...         `nbdelta qmp` to the server
+#   mkimg FILE SIZE [SEED]  a raw image with areas of pseudo-random data
+#   at_exit COMMAND...      run it when the test ends
+#   wait_until WHAT COMMAND...  until COMMAND succeeds, for half a minute
+#   python FILE ARG...      the interpreter that has libnbd
+
+# shellcheck disable=SC2034  # for those who source this
+nbdelta=$BUILD/nbdelta
+PATH=$BUILD:$PATH
+sock=$PWD/nbd.sock
+qmp_sock=$PWD/qmp.sock
+pidfile=$PWD/nbdelta.pid
+uri="nbd+unix:///?socket=$sock"
+server=
+exit_commands=()
+
+fail() {
+    printf '%s: %s\n' "${0##*/}" "$*"
+    exit 1
+}
+
+skip() {
+    printf '%s\n' "$*"
+    exit 77
+}
+
+need() {
+    local command
+    for command in "$@"; do
+        command -v "$command" >/dev/null || skip "$command is not installed"
+    done
+}
+
+at_exit() {
+    exit_commands=("$(printf '%q ' "$@")" "${exit_commands[@]}")
+}
+
+on_exit() {
+    local rc=$? command
+    trap - EXIT
+    set +e
+    for command in "${exit_commands[@]}"; do
+        eval "$command"
+    done
+    if [ -n "$server" ]; then
+        kill -TERM "$server" 2>/dev/null
+        wait "$server"
+    fi
+    exit "$rc"
+}
+trap on_exit EXIT
+trap 'exit 143' TERM
+trap 'exit 130' INT
+
+wait_until() {
+    local what=$1 tries
+    shift
+    for ((tries = 0; tries < 600; tries++)); do
+        if "$@"; then
+            return
+        fi
+        sleep 0.05
+    done
+    fail "not after 30 s: $what"
+}
+
+server_ready() {
+    kill -0 "$server" 2>/dev/null || fail "the server has ended"
+    [ -s "$pidfile" ]
+}
+
+serve() {
+    [ -z "$server" ] || fail "a server is running already"
+    rm -f "$pidfile"
+    nbdelta serve -U "$sock" --qmp "$qmp_sock" --pidfile "$pidfile" "$@" &
+    server=$!
+    wait_until "the server is ready" server_ready
+}
+
+stop_server() {
+    local rc=0
+    kill -TERM "$server"
+    wait "$server" || rc=$?
+    server=
+    [ "$rc" -eq 0 ] || fail "the server ended with $rc"
+    [ ! -e "$sock" ] || fail "the server has left its socket"
+    [ ! -e "$pidfile" ] || fail "the server has left its pidfile"
+}
+
+serve_refused() {
+    local text=$1 rc=0
+    shift
+    nbdelta serve "$@" >refused.out 2>&1 || rc=$?
+    [ "$rc" -ne 0 ] || fail "nbdelta serve $*: not refused"
+    grep -qF -e "$text" refused.out ||
+        fail "nbdelta serve $*: said '$(cat refused.out)', not '$text'"
+}
+
+uri_of() {
+    printf 'nbd+unix:///%s?socket=%s\n' "$1" "$sock"
+}
+
+qmp() {
+    nbdelta qmp "$qmp_sock" "$@"
+}
+
+mkimg() {
+    local file=$1 size=$2 seed=${3-1}
+    truncate -s "$size" "$file"
+    # A third of it is data, in pieces with holes between.
+    awk -v size="$(stat -c %s "$file")" -v seed="$seed" 'BEGIN {
+        srand(seed)
+        for (at = 0; at < size && n++ < 2000; at += step) {
+            len = int((1 + rand() * 31)) * 4096
+            if (at + len > size)
+                len = int((size - at) / 512) * 512
+            if (len > 0)
+                print "write -P " int(1 + rand() * 255), at, len
+            step = int(1 + rand() * 95) * 4096
+        }
+    }' | qemu-io -f raw "$file" >/dev/null
+}
+
+python() {
+    /usr/bin/python3 "$@"
+}
