@@ -25,6 +25,7 @@
 #include "nbdelta/list.h"
 #include "nbdelta/thread.h"
 #include "pool.h"
+#include "unix-socket.h"
 
 #define SOCKETS_MAX     16
 #define CONNECTIONS_MAX 1000
@@ -35,19 +36,12 @@
 /* How long a half-open predecessor may take to finish (server_enter). */
 #define SETTLE_NS UINT64_C(5000000000)
 
-struct listener {
-    int fd;
-    char *path; /* of a Unix socket, or NULL */
-    dev_t dev;  /* which file it made */
-    ino_t ino;
-};
-
 struct server {
     /* Set before server_start. */
     struct exports *exports;
     struct pool *pool;
     int wake; /* eventfd for the accepting thread */
-    struct listener listeners[SOCKETS_MAX];
+    struct unix_socket listeners[SOCKETS_MAX];
     unsigned count;
     bool started;
     pthread_t thread;
@@ -104,117 +98,37 @@ void server_reap_soon(struct server *s)
 
 /* --- Listening. --- */
 
-static int add_listener(struct server *s, int fd, char *path,
-                        const struct stat *st, struct error **errp)
+static int add_listener(struct server *s, const struct unix_socket *u,
+                        struct error **errp)
 {
     if (s->count == SOCKETS_MAX) {
         return error_set(errp, EMFILE, "too many sockets to listen on");
     }
-    s->listeners[s->count++] = (struct listener){
-        .fd = fd,
-        .path = path,
-        .dev = st ? st->st_dev : 0,
-        .ino = st ? st->st_ino : 0,
-    };
+    s->listeners[s->count++] = *u;
     return 0;
-}
-
-static bool is_same_file(const char *path, dev_t dev, ino_t ino)
-{
-    struct stat st;
-
-    return lstat(path, &st) == 0 && st.st_dev == dev && st.st_ino == ino;
 }
 
 static void close_listeners(struct server *s)
 {
     for (unsigned i = 0; i < s->count; i++) {
-        struct listener *l = &s->listeners[i];
-
-        if (l->path && is_same_file(l->path, l->dev, l->ino)) {
-            (void)unlink(l->path);
-        }
-        free(l->path);
-        (void)close(l->fd);
+        unix_socket_close(&s->listeners[i]);
     }
     s->count = 0;
-}
-
-/* Is @path a socket that nobody listens on? */
-static bool is_stale(const char *path, const struct sockaddr_un *addr)
-{
-    CLEANUP_CLOSE int fd = -1;
-    struct stat st;
-
-    if (lstat(path, &st) < 0 || !S_ISSOCK(st.st_mode)) {
-        return false;
-    }
-    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    return fd >= 0 &&
-           connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) < 0 &&
-           errno == ECONNREFUSED;
-}
-
-static int bind_unix(int fd, const char *path, const struct sockaddr_un *addr)
-{
-    const struct sockaddr *sa = (const struct sockaddr *)addr;
-
-    /* The mode of the socket is that of the file that bind makes. */
-    if (fchmod(fd, 0600) < 0) {
-        return -errno;
-    }
-    if (bind(fd, sa, sizeof(*addr)) == 0) {
-        return 0;
-    }
-    if (errno != EADDRINUSE) {
-        return -errno;
-    }
-    if (!is_stale(path, addr)) {
-        return -EADDRINUSE;
-    }
-    (void)unlink(path);
-    return bind(fd, sa, sizeof(*addr)) < 0 ? -errno : 0;
 }
 
 int server_listen_unix(struct server *s, const char *path,
                        struct error **errp)
 {
-    struct sockaddr_un addr = {.sun_family = AF_UNIX};
-    CLEANUP_CLOSE int fd = -1;
-    struct stat st;
+    struct unix_socket u;
+    int r = unix_socket_listen(&u, path, errp);
 
-    if (strlen(path) >= sizeof(addr.sun_path)) {
-        return error_set(errp, ENAMETOOLONG,
-                         "the path of the socket '%s' is longer than %zu bytes",
-                         path, sizeof(addr.sun_path) - 1);
+    if (r == 0) {
+        r = add_listener(s, &u, errp);
+        if (r < 0) {
+            unix_socket_close(&u);
+        }
     }
-    memcpy(addr.sun_path, path, strlen(path));
-    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0) {
-        return error_set(errp, errno, "cannot make a socket: %s",
-                         strerror(errno));
-    }
-    int r = bind_unix(fd, path, &addr);
-    if (r < 0) {
-        return error_set(errp, -r, "cannot bind the socket '%s': %s", path,
-                         strerror(-r));
-    }
-    char *copy = strdup(path);
-    if (!copy || listen(fd, BACKLOG) < 0 || lstat(path, &st) < 0) {
-        r = copy ? -errno : -ENOMEM;
-        free(copy);
-        (void)unlink(path);
-        return error_set(errp, -r, "cannot listen on '%s': %s", path,
-                         strerror(-r));
-    }
-    r = add_listener(s, fd, copy, &st, errp);
-    if (r < 0) {
-        (void)unlink(path);
-        free(copy);
-        return r;
-    }
-    fd = -1;
-    return 0;
+    return r;
 }
 
 /* One address; -errno without a text. */
@@ -238,7 +152,8 @@ static int listen_address(struct server *s, const struct addrinfo *ai,
     if (bind(fd, ai->ai_addr, ai->ai_addrlen) < 0 || listen(fd, BACKLOG) < 0) {
         return -errno;
     }
-    int r = add_listener(s, fd, NULL, NULL, errp);
+    struct unix_socket u = {.fd = fd};
+    int r = add_listener(s, &u, errp);
     if (r == 0) {
         fd = -1;
     }

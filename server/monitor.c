@@ -36,6 +36,7 @@
 #include "qmp-core.h"
 #include "qmp-dispatch.h"
 #include "qmp-parse.h"
+#include "unix-socket.h"
 
 #define LISTENERS_MAX 16
 #define SESSIONS_MAX  64
@@ -46,13 +47,6 @@
 #define OUT_MAX   ((size_t)16 << 20)
 #define STOP_NS   UINT64_C(2000000000)
 
-struct listener {
-    int fd;
-    char path[sizeof(((struct sockaddr_un *)NULL)->sun_path)];
-    dev_t dev; /* which file it made */
-    ino_t ino;
-};
-
 struct monitors {
     /* Set at creation. */
     struct daemon *daemon;
@@ -62,7 +56,7 @@ struct monitors {
     mutex_t lock;
     struct list sessions;
     unsigned session_count;
-    struct listener listeners[LISTENERS_MAX];
+    struct unix_socket listeners[LISTENERS_MAX];
     unsigned listener_count;
     bool accepting; /* the thread runs */
     pthread_t thread;
@@ -477,103 +471,7 @@ struct monitors *monitors_new(struct daemon *d)
     return m;
 }
 
-/* Is @path a socket that nobody listens on? */
-static bool stale_socket(const char *path, const struct sockaddr_un *addr)
-{
-    CLEANUP_CLOSE int fd = -1;
-    struct stat st;
-
-    if (lstat(path, &st) < 0 || !S_ISSOCK(st.st_mode)) {
-        return false;
-    }
-    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    return fd >= 0 &&
-           connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) < 0 &&
-           errno == ECONNREFUSED;
-}
-
-static int bind_socket(int fd, const char *path, const struct sockaddr_un *addr)
-{
-    const struct sockaddr *sa = (const struct sockaddr *)addr;
-
-    if (bind(fd, sa, sizeof(*addr)) == 0) {
-        return 0;
-    }
-    if (errno != EADDRINUSE) {
-        return -errno;
-    }
-    if (!stale_socket(path, addr)) {
-        return -EADDRINUSE;
-    }
-    (void)unlink(path);
-    return bind(fd, sa, sizeof(*addr)) < 0 ? -errno : 0;
-}
-
-/* @fd is bound, and listens, when this succeeds. */
-static int start_listening(int fd, const char *path, struct listener *l,
-                           struct error **errp)
-{
-    struct sockaddr_un addr = {.sun_family = AF_UNIX};
-    struct stat st;
-    int r;
-
-    memcpy(addr.sun_path, path, strlen(path));
-    memcpy(l->path, addr.sun_path, sizeof(l->path));
-    /* The mode of the socket is that of the file that bind makes. */
-    r = fchmod(fd, 0600) < 0 ? -errno : bind_socket(fd, path, &addr);
-    if (r < 0) {
-        return error_set(errp, -r, "cannot bind the monitor socket '%s': %s",
-                         path, strerror(-r));
-    }
-    if (listen(fd, 16) < 0 || lstat(path, &st) < 0) {
-        r = -errno;
-        (void)unlink(path);
-        return error_set(errp, -r, "cannot listen on '%s': %s", path,
-                         strerror(-r));
-    }
-    l->dev = st.st_dev;
-    l->ino = st.st_ino;
-    l->fd = fd;
-    return 0;
-}
-
-static int open_listener(const char *path, struct listener *l,
-                         struct error **errp)
-{
-    size_t max = sizeof(l->path) - 1;
-    int fd;
-    int r;
-
-    if (strlen(path) > max) {
-        return error_set(errp, ENAMETOOLONG,
-                         "the path of the monitor socket '%s' is longer than "
-                         "%zu bytes",
-                         path, max);
-    }
-    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0) {
-        return error_set(errp, errno, "cannot make a socket: %s",
-                         strerror(errno));
-    }
-    r = start_listening(fd, path, l, errp);
-    if (r < 0) {
-        (void)close(fd);
-    }
-    return r;
-}
-
-static void close_listener(struct listener *l)
-{
-    struct stat st;
-
-    if (lstat(l->path, &st) == 0 && st.st_dev == l->dev &&
-        st.st_ino == l->ino) {
-        (void)unlink(l->path);
-    }
-    (void)close(l->fd);
-}
-
-static int add_listener(struct monitors *m, const struct listener *l,
+static int add_listener(struct monitors *m, const struct unix_socket *l,
                         struct error **errp) REQUIRES(m->lock)
 {
     if (m->listener_count == LISTENERS_MAX) {
@@ -594,8 +492,8 @@ static int add_listener(struct monitors *m, const struct listener *l,
 
 int monitors_listen(struct monitors *m, const char *path, struct error **errp)
 {
-    struct listener l = {.fd = -1};
-    int r = open_listener(path, &l, errp);
+    struct unix_socket l;
+    int r = unix_socket_listen(&l, path, errp);
 
     if (r < 0) {
         return r;
@@ -604,7 +502,7 @@ int monitors_listen(struct monitors *m, const char *path, struct error **errp)
     r = add_listener(m, &l, errp);
     mutex_unlock(&m->lock);
     if (r < 0) {
-        close_listener(&l);
+        unix_socket_close(&l);
     }
     kick(m->wake);
     return r;
@@ -625,7 +523,7 @@ void monitors_stop(struct monitors *m)
         thread_join(m->thread);
     }
     for (unsigned i = 0; i < m->listener_count; i++) {
-        close_listener(&m->listeners[i]);
+        unix_socket_close(&m->listeners[i]);
     }
     m->listener_count = 0;
     reap(m, true);

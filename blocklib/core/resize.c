@@ -2,8 +2,9 @@
 /*
  * Changing the size of a disk, in a drained section.
  *
- * Order when growing: driver, bitmaps, size, and zeroes over what a longer
- * backing node would show in the new space.
+ * Order when growing: bitmaps, driver, size, and zeroes over what a longer
+ * backing node would show in the new space; when shrinking, bitmaps come last:
+ * a bitmap is never shorter than its disk.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -31,11 +32,50 @@ static int hide_backing(struct node *n, uint64_t old, uint64_t size,
     return 0;
 }
 
-int node_resize(struct node *n, uint64_t size, struct error **errp)
+static int resize_driver(struct node *n, uint64_t size, struct error **errp)
+{
+    if (n->drv->is_filter && !n->drv->resize) {
+        return node_resize(node_child(n, CHILD_FILE), size, errp);
+    }
+    if (!n->drv->resize) {
+        return error_set(errp, ENOTSUP,
+                         "Image format driver '%s' does not support resize",
+                         node_driver(n));
+    }
+    return n->drv->resize(n, size, errp);
+}
+
+static int grow(struct node *n, uint64_t size, struct error **errp)
 {
     uint64_t old = n->size;
-    int r;
+    int r = bitmap_resize_all(n, old, size, errp);
 
+    if (r < 0) {
+        return r;
+    }
+    r = resize_driver(n, size, errp);
+    if (r < 0) {
+        (void)bitmap_resize_all(n, size, old, NULL);
+        return r;
+    }
+    n->size = size;
+    return n->drv->is_filter ? 0 : hide_backing(n, old, size, errp);
+}
+
+static int shrink(struct node *n, uint64_t size, struct error **errp)
+{
+    uint64_t old = n->size;
+    int r = resize_driver(n, size, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    n->size = size;
+    return bitmap_resize_all(n, old, size, errp);
+}
+
+int node_resize(struct node *n, uint64_t size, struct error **errp)
+{
     if (size > BLK_SIZE_MAX) {
         return error_set(errp, EFBIG, "a size of %" PRIu64 " is too large",
                          size);
@@ -44,22 +84,5 @@ int node_resize(struct node *n, uint64_t size, struct error **errp)
         return error_set(errp, EACCES, "Block node is read-only: '%s'",
                          node_name(n));
     }
-    if (n->drv->is_filter && !n->drv->resize) {
-        r = node_resize(node_child(n, CHILD_FILE), size, errp);
-    } else if (!n->drv->resize) {
-        return error_set(errp, ENOTSUP,
-                         "Image format driver '%s' does not support resize",
-                         node_driver(n));
-    } else {
-        r = n->drv->resize(n, size, errp);
-    }
-    if (r < 0) {
-        return r;
-    }
-    r = bitmap_resize_all(n, old, size, errp);
-    if (r < 0) {
-        return r;
-    }
-    n->size = size;
-    return n->drv->is_filter ? 0 : hide_backing(n, old, size, errp);
+    return size < n->size ? shrink(n, size, errp) : grow(n, size, errp);
 }
