@@ -319,7 +319,7 @@ static int option_info(struct conn *c, struct option *o)
     uint16_t count;
 
     if (!option_text(o, name) || !option_u16(o, &count) ||
-        o->len != 2U * count) {
+        o->len != (size_t)2 * count) {
         return handshake_error(c, o->type, NBD_REP_ERR_INVALID,
                                "malformed option");
     }

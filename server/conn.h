@@ -178,7 +178,7 @@ struct conn {
 /* Takes @fd, which is connected.  NULL: no memory; @fd is closed. */
 struct conn *conn_new(struct server *s, struct exports *exports,
                       struct pool *pool, int fd);
-void *conn_thread(void *conn);
+void *conn_thread(void *arg);
 void conn_free(struct conn *c); /* after the thread has ended */
 
 /* Ask it to end.  Any thread. */

@@ -202,7 +202,7 @@ static void set_options(int fd)
 {
     static const int on = 1;
     static const int buffer = SEND_BUFFER;
-    struct sockaddr_storage addr;
+    struct sockaddr_storage addr = {0};
     socklen_t len = sizeof(addr);
 
     if (getsockname(fd, (struct sockaddr *)&addr, &len) == 0 &&

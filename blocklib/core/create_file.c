@@ -128,16 +128,13 @@ int file_create_extend(int fd, uint64_t end, bool allocate)
 /* The name is durable when its directory is. */
 static int sync_directory(const char *filename)
 {
-    CLEANUP_FREE char *dir = strdup(filename);
+    const char *slash = strrchr(filename, '/');
+    CLEANUP_FREE char *dir =
+        slash ? strndup(filename, (size_t)(slash - filename) + 1) : strdup(".");
     if (!dir) {
         return -ENOMEM;
     }
-    char *slash = strrchr(dir, '/');
-    if (slash) {
-        slash[slash == dir] = '\0';
-    }
-    CLEANUP_CLOSE int fd = open(slash ? dir : ".",
-                                O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    CLEANUP_CLOSE int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0) {
         return errno == EACCES ? 0 : -errno; /* not ours to read or sync */
     }

@@ -52,6 +52,14 @@ static int conflict(const char *filename, const char *kind, unsigned access,
                      kind, names[access], filename);
 }
 
+static int no_locks(const char *filename, int r, struct error **errp)
+{
+    return error_set(errp, -r,
+                     "cannot lock the image '%s' (the file option "
+                     "locking=off opens it without): %s",
+                     filename, strerror(-r));
+}
+
 static int lock_all(int fd, unsigned used, unsigned unshared)
 {
     int r = 0;
@@ -78,17 +86,21 @@ int image_lock(int fd, const char *filename, bool writable,
     }
     int r = lock_all(fd, used, unshared);
     if (r < 0) {
-        return error_set(errp, -r, "cannot lock the image '%s': %s", filename,
-                         strerror(-r));
+        return no_locks(filename, r, errp);
     }
     for (unsigned i = 0; i < ARRAY_SIZE(names); i++) {
-        if ((used & 1U << i) &&
-            probe_byte(fd, UNSHARED_BASE + (off_t)i) == -EAGAIN) {
+        r = used & 1U << i ? probe_byte(fd, UNSHARED_BASE + (off_t)i) : 0;
+        if (r == -EAGAIN) {
             return conflict(filename, "", i, errp);
         }
-        if ((unshared & 1U << i) &&
-            probe_byte(fd, USED_BASE + (off_t)i) == -EAGAIN) {
+        if (r == 0 && (unshared & 1U << i)) {
+            r = probe_byte(fd, USED_BASE + (off_t)i);
+        }
+        if (r == -EAGAIN) {
             return conflict(filename, "shared ", i, errp);
+        }
+        if (r < 0) {
+            return no_locks(filename, r, errp);
         }
     }
     return 0;

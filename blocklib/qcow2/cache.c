@@ -236,6 +236,10 @@ int qcow2_cache_new_table(struct qcow2_cache *c, uint64_t offset,
 {
     mutex_lock(&c->lock);
     struct qcow2_table *t = find_locked(c, offset);
+    while (t && t->loading) { /* a damaged image refers to a free cluster */
+        cond_wait(&c->loaded, &c->lock);
+        t = find_locked(c, offset);
+    }
     if (t) {
         pin_locked(t);
     } else {

@@ -226,10 +226,9 @@ static int fill_header(const struct plan *p, unsigned char *h,
 
 static int write_image(int fd, const struct plan *p, struct error **errp)
 {
-    uint64_t tables = 1 + p->reftable + p->refblocks;
-    uint64_t used = tables + p->l1;
+    uint64_t used = 1 + p->reftable + p->refblocks + p->l1;
     uint64_t per_block = p->cluster_size * 8 >> p->refcount_order;
-    CLEANUP_FREE unsigned char *image = calloc(tables, p->cluster_size);
+    CLEANUP_FREE unsigned char *image = calloc(used, p->cluster_size);
     if (!image) {
         return error_set(errp, ENOMEM, "no memory for the new image");
     }
@@ -246,10 +245,8 @@ static int write_image(int fd, const struct plan *p, struct error **errp)
         qcow2_refcount_store(blocks + c / per_block * p->cluster_size,
                              p->refcount_order, c % per_block, 1);
     }
-    r = file_create_write(fd, image, tables * p->cluster_size, 0);
-    if (r == 0 && ftruncate(fd, (off_t)(used * p->cluster_size)) < 0) {
-        r = -errno;
-    }
+    /* The L1 table, too: a block device is not all zeroes. */
+    r = file_create_write(fd, image, used * p->cluster_size, 0);
     return r < 0 ? error_set(errp, -r, "cannot write the new image: %s",
                              strerror(-r))
                  : 0;

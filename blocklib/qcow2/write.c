@@ -67,8 +67,8 @@ int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
         }
         qcow2_cache_put(s->l2, from);
     }
-    if (r < 0) {
-        return r;
+    if (r < 0 || !to) {
+        return r < 0 ? r : -ENOMEM;
     }
     l1_store(s, index, host | QCOW2_COPIED);
     *tp = to;

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * raw, and the file below it over a kernel that misbehaves: this program has
- * its own fdatasync, pwritev2, preadv2, fallocate and lseek, which fail, stop
- * short, or let something happen in between when a test says so.
+ * its own open, fdatasync, pwritev2, preadv2, fallocate and lseek, which fail,
+ * stop short, or let something happen in between when a test says so.
  */
 #include <check.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +16,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "core/imagelock.h"
 #include "core/node.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
@@ -31,6 +33,8 @@ static struct blk *b;
 
 /* --- The kernel --- */
 
+typedef void hook_fn(void);
+
 static struct {
     _Atomic unsigned syncs;
     int sync_error;       /* of fdatasync, once */
@@ -39,10 +43,39 @@ static struct {
     size_t most;          /* bytes that one call moves, 0: any number */
     unsigned interrupted; /* so many calls fail with EINTR first */
     int lacking;          /* modes of fallocate that there are not */
-    unsigned fallocates;
-    void (*during_sync)(void);
-    void (*during_seek)(void); /* between SEEK_DATA and SEEK_HOLE */
+    _Atomic unsigned fallocates;
+    hook_fn *_Atomic during_sync;
+    hook_fn *_Atomic before_hole; /* between SEEK_DATA and SEEK_HOLE */
+    hook_fn *_Atomic after_data;  /* when SEEK_DATA has found its answer */
+    hook_fn *_Atomic after_read;
+    hook_fn *_Atomic after_open;
 } kernel;
+
+/* Let it happen, once. */
+static void happen(hook_fn *_Atomic *hook)
+{
+    hook_fn *fn = atomic_exchange(hook, NULL);
+
+    if (fn) {
+        fn();
+    }
+}
+
+int open(const char *path, int flags, ...)
+{
+    va_list ap;
+
+    va_start(ap, flags);
+    int mode = flags & O_CREAT ? va_arg(ap, int) : 0;
+    va_end(ap);
+    int fd = (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
+    int code = errno;
+    if (fd >= 0) {
+        happen(&kernel.after_open);
+    }
+    errno = code;
+    return fd;
+}
 
 static int refuse(int code)
 {
@@ -53,9 +86,7 @@ static int refuse(int code)
 int fdatasync(int fd)
 {
     kernel.syncs++;
-    if (kernel.during_sync) {
-        kernel.during_sync();
-    }
+    happen(&kernel.during_sync);
     if (kernel.sync_error) {
         int code = kernel.sync_error;
         kernel.sync_error = 0;
@@ -96,7 +127,11 @@ ssize_t pwritev2(int fd, const struct iovec *iov, int cnt, off_t offset,
 ssize_t preadv2(int fd, const struct iovec *iov, int cnt, off_t offset,
                 int flags)
 {
-    return move(SYS_preadv2, fd, iov, cnt, offset, flags);
+    ssize_t r = move(SYS_preadv2, fd, iov, cnt, offset, flags);
+    int code = errno;
+    happen(&kernel.after_read);
+    errno = code;
+    return r;
 }
 
 int fallocate(int fd, int mode, off_t offset, off_t len)
@@ -110,10 +145,16 @@ int fallocate(int fd, int mode, off_t offset, off_t len)
 
 off_t lseek(int fd, off_t offset, int whence)
 {
-    if (whence == SEEK_HOLE && kernel.during_seek) {
-        kernel.during_seek();
+    if (whence == SEEK_HOLE) {
+        happen(&kernel.before_hole);
     }
-    return syscall(SYS_lseek, fd, offset, whence);
+    off_t r = syscall(SYS_lseek, fd, offset, whence);
+    int code = errno;
+    if (whence == SEEK_DATA) {
+        happen(&kernel.after_data);
+    }
+    errno = code;
+    return r;
 }
 
 /* --- Helpers --- */
@@ -246,35 +287,44 @@ START_TEST(not_by_zeroes_either)
 }
 END_TEST
 
-static void *put_first_half(void *arg)
+START_TEST(not_behind_an_offset_either)
 {
-    int *r = arg;
-    *r = put("QF", 2, 0);
-    return NULL;
+    make_file(SIZE);
+    start("offset=4096," PROBED);
+    ck_assert_int_eq(put("QFI", 3, 0), 0);
+    ck_assert_int_eq(put("\xfb", 1, 3), -EPERM);
+    stop();
 }
+END_TEST
+
+static pthread_t second_half;
+static int second_result;
 
 static void *put_second_half(void *arg)
 {
-    int *r = arg;
-    *r = put("I\xfb", 2, 2);
-    return NULL;
+    second_result = put("I\xfb", 2, 2);
+    return arg;
+}
+
+/* The first half has been looked at and is not written yet.  The pause lets
+ * the second one pass when nothing stops it. */
+static void start_second_half(void)
+{
+    ck_assert_int_eq(
+        thread_start(&second_half, "second", put_second_half, NULL), 0);
+    (void)usleep(50000);
 }
 
 START_TEST(not_by_two_at_once_either)
 {
     make_file(SIZE);
     start(PROBED);
-    for (unsigned i = 0; i < 200; i++) {
-        int r[2];
-        pthread_t t[2];
-
-        ck_assert_int_eq(put("....", 4, 0), 0);
-        ck_assert_int_eq(thread_start(&t[0], "a", put_first_half, &r[0]), 0);
-        ck_assert_int_eq(thread_start(&t[1], "b", put_second_half, &r[1]), 0);
-        thread_join(t[0]);
-        thread_join(t[1]);
-        ck_assert_int_eq(r[0] + r[1], -EPERM);
-    }
+    kernel.after_read = start_second_half;
+    int first_result = put("QF", 2, 0);
+    thread_join(second_half);
+    ck_assert_int_eq(first_result, 0);
+    ck_assert_int_eq(second_result, -EPERM);
+    expect("QF\0\0", 4, 0);
     stop();
 }
 END_TEST
@@ -380,6 +430,7 @@ START_TEST(status_remembers_until_something_changes)
     ck_assert_int_eq(put(page, 4096, 8192), 0);
     ck_assert_int_eq(blk_extents(b, 4096, 9, REQ_NOWAIT, see, &s), -EAGAIN);
     ck_assert_uint_eq(kind_at(8192), 0);
+    ck_assert_int_eq(blk_extents(b, 8200, 9, REQ_NOWAIT, see, &s), 0);
     ck_assert_int_eq(blk_zero(b, 8192, 4096, REQ_MAY_UNMAP), 0);
     ck_assert_uint_ne(kind_at(8192), 0);
     ck_assert_int_eq(put(page, 4096, 8192), 0);
@@ -392,7 +443,6 @@ END_TEST
 static void punch_it(void)
 {
     CLEANUP_CLOSE int fd = open(NAME, O_RDWR);
-    kernel.during_seek = NULL;
     ck_assert_int_eq(syscall(SYS_fallocate, fd,
                              FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0L,
                              65536L),
@@ -407,9 +457,40 @@ START_TEST(a_hole_that_comes_in_between_does_not_end_status)
     make_file(SIZE);
     start(PLAIN);
     ck_assert_int_eq(put(data, 64 * KiB, 0), 0);
-    kernel.during_seek = punch_it;
+    kernel.before_hole = punch_it;
     ck_assert_uint_eq(kind_at(0), 0);
     ck_assert_uint_ne(kind_at(0), 0);
+    stop();
+}
+END_TEST
+
+static void fill_it(void)
+{
+    char page[4096] = {1};
+    ck_assert_int_eq(node_pwrite(n, page, 4096, 0, 0), 0);
+}
+
+/* The hole is filled when the kernel has already called it one. */
+START_TEST(an_answer_that_is_overtaken_is_not_remembered)
+{
+    make_file(SIZE);
+    start(PLAIN);
+    kernel.after_data = fill_it;
+    (void)kind_at(0);
+    ck_assert_uint_eq(kind_at(0), 0);
+    stop();
+}
+END_TEST
+
+/* Others may write to what we have not locked. */
+START_TEST(nothing_is_remembered_without_a_lock)
+{
+    make_file(SIZE);
+    start(PLAIN ",locking=off");
+    ck_assert_uint_ne(kind_at(0), 0);
+    CLEANUP_CLOSE int fd = open(NAME, O_RDWR);
+    ck_assert_int_eq(pwrite(fd, "x", 1, 0), 1);
+    ck_assert_uint_eq(kind_at(0), 0);
     stop();
 }
 END_TEST
@@ -507,7 +588,6 @@ END_TEST
 
 static void write_more(void)
 {
-    kernel.during_sync = NULL;
     ck_assert_int_eq(node_pwrite(n, "y", 1, 1, 0), 0);
 }
 
@@ -613,6 +693,48 @@ START_TEST(space_is_reserved_as_asked)
 }
 END_TEST
 
+static int other = -1;
+
+static void lock_it(void)
+{
+    other = open(NAME, O_RDWR | O_CLOEXEC);
+    ck_assert_int_eq(image_lock(other, NAME, true, NULL), 0);
+}
+
+static void unlink_it(void)
+{
+    ck_assert_int_eq(unlink(NAME), 0);
+}
+
+static int create_small(void)
+{
+    CLEANUP_JSON json_t *o = json_pack("{s:i}", "size", 1000);
+    return image_create(NAME, "raw", o, NULL);
+}
+
+/* Another process takes the file between our making and our locking it. */
+START_TEST(a_file_that_another_has_locked_is_not_removed)
+{
+    memset(&kernel, 0, sizeof(kernel));
+    kernel.after_open = lock_it;
+    ck_assert_int_eq(create_small(), -EAGAIN);
+    ck_assert_int_eq(access(NAME, F_OK), 0);
+    (void)close(other);
+    ck_assert_int_eq(create_small(), 0);
+}
+END_TEST
+
+/* Another process has failed to make it, and cleaned up, while we open it. */
+START_TEST(a_file_that_another_has_removed_is_not_filled)
+{
+    make_file(5);
+    memset(&kernel, 0, sizeof(kernel));
+    kernel.after_open = unlink_it;
+    ck_assert_int_eq(create_small(), -EAGAIN);
+    ck_assert_int_lt(access(NAME, F_OK), 0);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("raw");
@@ -624,12 +746,15 @@ int main(void)
                         formats);
     tcase_add_loop_test(tc, not_by_parts_either, 0, formats);
     tcase_add_test(tc, not_by_zeroes_either);
+    tcase_add_test(tc, not_behind_an_offset_either);
     tcase_add_test(tc, not_by_two_at_once_either);
     tcase_add_loop_test(tc, a_guessed_disk_keeps_its_size, 0, 4);
     tcase_add_test(tc, windows_that_do_not_fit_are_refused);
     tcase_add_test(tc, status_tells_where_in_the_file);
     tcase_add_test(tc, status_remembers_until_something_changes);
     tcase_add_test(tc, a_hole_that_comes_in_between_does_not_end_status);
+    tcase_add_test(tc, an_answer_that_is_overtaken_is_not_remembered);
+    tcase_add_test(tc, nothing_is_remembered_without_a_lock);
     tcase_add_test(tc, what_is_written_is_no_hole_at_once);
     tcase_add_test(tc, short_counts_and_signals_do_not_show);
     tcase_add_test(tc, flush_is_for_what_is_new);
@@ -639,6 +764,8 @@ int main(void)
     tcase_add_test(tc, a_write_that_finds_no_space_is_not);
     tcase_add_test(tc, what_the_file_system_lacks_is_asked_for_once);
     tcase_add_loop_test(tc, space_is_reserved_as_asked, 0, 3);
+    tcase_add_test(tc, a_file_that_another_has_locked_is_not_removed);
+    tcase_add_test(tc, a_file_that_another_has_removed_is_not_filled);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);

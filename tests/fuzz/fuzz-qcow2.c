@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A hostile image: opened, read all over, described, written, zeroed, closed,
+ * and opened again.  Whatever its bytes say, calls return 0 or an error, in
+ * bounded time and memory, and what is read-only stays as it is.
+ *
+ * The image lies in a protocol driver of the fuzzer, which is never larger
+ * than FILE_MAX.  The first 4 bytes of the input choose where to go in the
+ * disk; the rest is the image.
+ */
+#include <errno.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/graph.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "util/iov.h"
+
+#define FILE_MAX  (16 * MiB)
+#define INPUT_MAX (256 * KiB)
+
+static unsigned char *bytes_of_file; /* FILE_MAX, zeroes past the end */
+static uint64_t used;                /* what may not be zero */
+
+static void check(bool ok)
+{
+    if (!ok) {
+        abort();
+    }
+}
+
+static int fuzz_preadv(struct node *n, uint64_t offset, uint64_t bytes,
+                       const struct iovec *iov, int cnt, unsigned flags)
+{
+    uint64_t inside = offset < used ? min_u64(bytes, used - offset) : 0;
+
+    (void)n;
+    (void)flags;
+    check(bytes > 0 && iov_bytes(iov, cnt) == bytes);
+    if (inside > 0) {
+        iov_from_buf(iov, cnt, 0, bytes_of_file + offset, inside);
+    }
+    iov_fill(iov, cnt, inside, 0, bytes - inside);
+    return 0;
+}
+
+static int fuzz_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
+                        const struct iovec *iov, int cnt, unsigned flags)
+{
+    (void)flags;
+    check(!node_read_only(n));
+    check(bytes > 0 && iov_bytes(iov, cnt) == bytes);
+    if (!range_inside(offset, bytes, FILE_MAX)) {
+        return -ENOSPC;
+    }
+    iov_to_buf(iov, cnt, 0, bytes_of_file + offset, bytes);
+    used = max_u64(used, offset + bytes);
+    return 0;
+}
+
+static int fuzz_zero(struct node *n, uint64_t offset, uint64_t bytes,
+                     unsigned flags)
+{
+    (void)flags;
+    check(!node_read_only(n));
+    if (!range_inside(offset, bytes, FILE_MAX)) {
+        return -ENOSPC;
+    }
+    memset(bytes_of_file + offset, 0, bytes);
+    return 0;
+}
+
+static int fuzz_discard(struct node *n, uint64_t offset, uint64_t bytes)
+{
+    return fuzz_zero(n, offset, bytes, 0);
+}
+
+static int fuzz_resize(struct node *n, uint64_t size, struct error **errp)
+{
+    (void)n;
+    if (size > FILE_MAX) {
+        return error_set(errp, EFBIG, "too large");
+    }
+    if (size < used) {
+        memset(bytes_of_file + size, 0, used - size);
+        used = size;
+    }
+    return 0;
+}
+
+static void fuzz_limits(struct node *n, struct limits *lim)
+{
+    (void)n;
+    lim->grows_zero = true;
+    lim->zero_unmaps = true;
+}
+
+static const struct driver fuzz_driver = {
+    .name = "fuzz",
+    .is_protocol = true,
+    .limits = fuzz_limits,
+    .resize = fuzz_resize,
+    .preadv = fuzz_preadv,
+    .pwritev = fuzz_pwritev,
+    .zero = fuzz_zero,
+    .discard = fuzz_discard,
+};
+
+/* --- Using a disk --- */
+
+static uint32_t choice;
+
+/* Offsets near the places where tables, clusters and the disk end. */
+static uint64_t some_offset(uint64_t size)
+{
+    choice = choice * 1664525 + 1013904223;
+    uint64_t high = choice >> 8;
+    uint64_t at = 0;
+
+    switch (choice >> 4 & 3) {
+    case 0:
+        at = high % (64 * KiB);
+        break;
+    case 1:
+        at = (high & 0xff) << (high >> 8 & 31) << (high >> 13 & 15);
+        break;
+    case 2:
+        at = size - min_u64(size, high % (128 * KiB) + 1);
+        break;
+    default:
+        at = high * 4096;
+    }
+    return size == 0 ? 0 : at % size;
+}
+
+struct walk {
+    uint64_t at;
+    unsigned left;
+};
+
+static int on_extent(const struct extent *e, void *opaque)
+{
+    struct walk *w = opaque;
+
+    check(e->length > 0 && e->offset == w->at);
+    w->at += e->length;
+    return --w->left == 0 ? 1 : 0;
+}
+
+static void look(struct blk *b, char *buf, size_t len)
+{
+    uint64_t size = blk_size(b);
+
+    for (unsigned i = 0; i < 12 && size > 0; i++) {
+        uint64_t at = some_offset(size);
+        (void)blk_pread(b, buf, min_u64(len, size - at), at,
+                        i % 4 ? 0 : REQ_NOWAIT);
+        struct walk w = {.at = at, .left = 200};
+        uint64_t bytes = min_u64(i % 2 ? 64 * MiB : 4 * KiB, size - at);
+        int r = blk_extents(b, at, bytes, 0, on_extent, &w);
+        check(r != 0 || w.at == at + bytes);
+        (void)blk_prefetch(b, at, min_u64(len, size - at));
+    }
+}
+
+static void change(struct blk *b, char *buf, size_t len)
+{
+    uint64_t size = blk_size(b);
+
+    for (unsigned i = 0; i < 10 && size > 0; i++) {
+        uint64_t at = some_offset(size);
+        uint64_t bytes = min_u64(1 + choice % len, size - at);
+
+        switch (i % 5) {
+        case 0:
+        case 1:
+            memset(buf, (int)(choice >> 16 | 1), bytes);
+            (void)blk_pwrite(b, buf, bytes, at, i ? 0 : REQ_FUA);
+            break;
+        case 2:
+            (void)blk_zero(b, at, bytes, choice & 256 ? REQ_MAY_UNMAP : 0);
+            break;
+        case 3:
+            (void)blk_discard(b, at, min_u64(size - at, bytes * 16));
+            break;
+        default:
+            (void)blk_flush(b);
+        }
+    }
+    if (choice & 1024) {
+        (void)blk_resize(b, size < GiB ? size + 300000 : size / 2, NULL);
+    }
+}
+
+static void use(struct graph *g, struct node *disk, bool writable)
+{
+    static char buf[70000];
+    struct blk *b = NULL;
+
+    json_decref(node_query(g, disk));
+    json_decref(node_image_info(g, disk));
+    check(blk_new(g, disk, writable ? PERM_ALL : PERM_READ, PERM_ALL, "fuzz",
+                  &b, NULL) == 0);
+    look(b, buf, sizeof(buf));
+    if (writable) {
+        change(b, buf, sizeof(buf));
+        look(b, buf, sizeof(buf));
+        (void)blk_flush(b);
+    }
+    blk_free(b);
+}
+
+static struct node *make_file(struct graph *g)
+{
+    CLEANUP_JSON json_t *o = json_pack("{s:s, s:I}", "driver", "null-co",
+                                       "size", (json_int_t)used);
+    struct node *like = NULL;
+    struct node *file = NULL;
+
+    check(graph_open(g, o, &like, NULL) == 0);
+    graph_lock(g);
+    check(node_new(g, &fuzz_driver, "image", like, &file, NULL) == 0);
+    node_refresh_limits(file);
+    graph_unlock(g);
+    return file;
+}
+
+static void open_and_use(bool writable)
+{
+    struct graph *g = graph_new();
+    struct node *file = make_file(g);
+    struct node *disk = NULL;
+    CLEANUP_ERROR struct error *err = NULL;
+    CLEANUP_JSON json_t *o = json_pack(
+        "{s:s, s:s, s:n, s:b, s:s}", "driver", "qcow2", "file", "image",
+        "backing", "read-only", !writable, "discard", "unmap");
+
+    int r = graph_open(g, o, &disk, &err);
+    if (r == 0) {
+        use(g, disk, writable);
+        check(graph_close(g, disk, NULL) == 0);
+    } else {
+        check(err && error_code(err) == -r && error_message(err)[0]);
+        for (const char *p = error_message(err); *p; p++) {
+            check((unsigned char)*p >= 0x20 && *p != 0x7f);
+        }
+    }
+    graph_lock(g);
+    node_unref(file);
+    graph_unlock(g);
+    graph_free(g);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    if (size < 4 || size > INPUT_MAX) {
+        return 0;
+    }
+    if (!bytes_of_file) {
+        bytes_of_file = calloc(1, FILE_MAX);
+        check(bytes_of_file);
+    }
+    choice = load_be32(data);
+    memcpy(bytes_of_file, data + 4, size - 4);
+    used = size - 4;
+    open_and_use(false);
+    check(memcmp(bytes_of_file, data + 4, size - 4) == 0);
+    open_and_use(true);
+    open_and_use(false);
+    memset(bytes_of_file, 0, used);
+    return 0;
+}
