@@ -321,6 +321,10 @@ static int write_padded(struct node *n, uint64_t offset, uint64_t bytes,
     }
     r = bounce ? write_bounced_locked(n, offset, bytes, iov, cnt, flags)
                : write_aligned(n, offset, bytes, iov, cnt, flags);
+    if (r == 0 && !n->growable && start + len > n->size && n->drv->resize) {
+        /* The block sticks out of the file and has made it longer. */
+        r = n->drv->resize(n, n->size, NULL);
+    }
     range_unlock(&n->rmw, &req);
     return r;
 }

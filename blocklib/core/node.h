@@ -111,7 +111,7 @@ static inline struct node *node_child(const struct node *n, unsigned i)
 /*
  * Open or find the child that @opts names under @key ("file") and attach it
  * as child[@index]; its bytes may be read, and written where this node is
- * writable; @grow lets writes extend it.  -EINVAL when the key is missing.
+ * writable; @grow lets writes extend it (resizing needs no more).  -EINVAL when the key is missing.
  */
 int node_open_child(struct node *n, struct opts *opts, const char *key,
                     unsigned index, bool grow, struct error **errp);

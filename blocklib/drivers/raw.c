@@ -40,7 +40,7 @@ static int raw_open(struct node *n, struct opts *opts, struct error **errp)
 
     if ((r = opts_uint(opts, "offset", BLK_SIZE_MAX, &s->offset, errp)) < 0 ||
         (r = opts_uint(opts, "size", BLK_SIZE_MAX, &size, errp)) < 0 ||
-        (r = node_open_child(n, opts, "file", CHILD_FILE, true, errp)) < 0) {
+        (r = node_open_child(n, opts, "file", CHILD_FILE, false, errp)) < 0) {
         return r;
     }
     uint64_t all = node_size(node_child(n, CHILD_FILE));

@@ -96,10 +96,13 @@ static int zero_range(struct qcow2 *s, const struct zeroing *z,
         mutex_lock(&s->meta);
         r = zero_in_l2(s, z, offset, div_up(to - offset, s->cluster_size));
         mutex_unlock(&s->meta);
+        if (r == 0) { /* a long range must not fill the memory */
+            r = qcow2_relieve(s);
+        }
         offset = to;
     }
     range_unlock(&s->range, &req);
-    return r < 0 ? r : qcow2_relieve(s);
+    return r;
 }
 
 int qcow2_zero(struct node *n, uint64_t offset, uint64_t bytes,
