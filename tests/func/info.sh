@@ -3,15 +3,8 @@
 # of exports, what a server of another make offers.
 set -eu -o pipefail
 
-PATH=$BUILD:$PATH
-server=
-finish() {
-    if [ -n "$server" ]; then
-        kill "$server" 2>/dev/null || true
-        wait "$server" || true
-    fi
-}
-trap finish EXIT
+# shellcheck source=tests/func/lib.sh
+. "$SRCDIR/tests/func/lib.sh"
 
 same() {
     nbdelta info --output json "$1" | jq -S . >ours.json

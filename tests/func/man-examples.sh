@@ -2,16 +2,8 @@
 # The examples of the man pages work, word for word.
 set -eu -o pipefail
 
-PATH=$BUILD:$PATH
-server=
-
-finish() {
-    if [ -n "$server" ]; then
-        kill "$server" 2>/dev/null || true
-        wait "$server" || true
-    fi
-}
-trap finish EXIT
+# shellcheck source=tests/func/lib.sh
+. "$SRCDIR/tests/func/lib.sh"
 
 # The text between .EX and .EE as it is printed.
 examples() {

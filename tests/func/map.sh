@@ -3,15 +3,8 @@
 # of server, base:allocation and dirty bitmaps.
 set -eu -o pipefail
 
-PATH=$BUILD:$PATH
-server=
-finish() {
-    if [ -n "$server" ]; then
-        kill "$server" 2>/dev/null || true
-        wait "$server" || true
-    fi
-}
-trap finish EXIT
+# shellcheck source=tests/func/lib.sh
+. "$SRCDIR/tests/func/lib.sh"
 
 same() {
     local keys='map({start, length, depth, present, zero, data, offset})'

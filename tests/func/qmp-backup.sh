@@ -3,19 +3,10 @@
 # events in QEMU's order, job verbs, errors; the bitmap survives a failure.
 set -eu -o pipefail
 
-PATH=$BUILD:$PATH
-server=
-finish() {
-    if [ -n "$server" ]; then
-        kill "$server" 2>/dev/null || true
-        wait "$server" || true
-    fi
-}
-trap finish EXIT
+# shellcheck source=tests/func/lib.sh
+. "$SRCDIR/tests/func/lib.sh"
 
-for tool in qemu-io qemu-img socat; do
-    command -v "$tool" >/dev/null || { echo "$tool is not here"; exit 77; }
-done
+need qemu-io qemu-img socat
 
 qmp() {
     nbdelta qmp qmp.sock "$@"

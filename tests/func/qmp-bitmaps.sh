@@ -2,15 +2,8 @@
 # Dirty bitmaps through QMP: their life, what they count, QEMU's errors.
 set -eu -o pipefail
 
-PATH=$BUILD:$PATH
-server=
-finish() {
-    if [ -n "$server" ]; then
-        kill "$server" 2>/dev/null || true
-        wait "$server" || true
-    fi
-}
-trap finish EXIT
+# shellcheck source=tests/func/lib.sh
+. "$SRCDIR/tests/func/lib.sh"
 
 command -v qemu-io >/dev/null || { echo "qemu-io is not here"; exit 77; }
 

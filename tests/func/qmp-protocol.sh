@@ -3,17 +3,10 @@
 # garbage, several clients, quit.
 set -eu -o pipefail
 
-PATH=$BUILD:$PATH
-server=
-finish() {
-    if [ -n "$server" ]; then
-        kill "$server" 2>/dev/null || true
-        wait "$server" || true
-    fi
-}
-trap finish EXIT
+# shellcheck source=tests/func/lib.sh
+. "$SRCDIR/tests/func/lib.sh"
 
-command -v socat >/dev/null || { echo "socat is not here"; exit 77; }
+need socat
 
 start() {
     rm -f pid
