@@ -81,8 +81,7 @@ struct answer {
     uint32_t option;
 };
 
-static int reply_context(const struct answer *a, uint32_t id,
-                         const char *name)
+static int reply_context(const struct answer *a, uint32_t id, const char *name)
 {
     char data[4 + NBD_STRING_MAX];
     size_t len = strnlen(name, NBD_STRING_MAX);

@@ -7,7 +7,6 @@
  * impossible to stay in step, or is plainly abuse, ends the connection.
  */
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -40,14 +39,13 @@ static bool receive(struct conn *c)
         if (ms == 0 || atomic_load(&c->stopping)) {
             return false;
         }
-        ssize_t n =
-            recv(c->fd, c->input + c->input_end, room, MSG_DONTWAIT);
+        ssize_t n = recv(c->fd, c->input + c->input_end, room, MSG_DONTWAIT);
         if (n > 0) {
             c->input_end += (size_t)n;
             return true;
         }
-        if (n == 0 || (errno != EAGAIN && errno != EWOULDBLOCK &&
-                       errno != EINTR)) {
+        if (n == 0 ||
+            (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)) {
             return false;
         }
         (void)conn_wait(c, true, ms);
@@ -174,8 +172,7 @@ static int raw(struct conn *c, const void *data, size_t len)
 
 /* --- Options. --- */
 
-static uint16_t transmission_flags(const struct conn *c,
-                                   const struct export *e)
+static uint16_t transmission_flags(const struct conn *c, const struct export *e)
 {
     /* All connections work on one node, without a cache of their own. */
     unsigned flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH |
@@ -221,8 +218,8 @@ static int option_export_name(struct conn *c, struct option *o)
 static int export_names(struct export *e, void *opaque)
 {
     return json_array_append_new(
-        opaque, json_pack("[s, s]", e->name, e->description ? e->description
-                                                            : ""));
+        opaque,
+        json_pack("[s, s]", e->name, e->description ? e->description : ""));
 }
 
 static int reply_server(struct conn *c, const json_t *pair)
@@ -287,8 +284,8 @@ static int reply_block_size(struct conn *c, uint32_t option,
 }
 
 /* Everything there is to know, but each only once and if it was asked for. */
-static int reply_infos(struct conn *c, struct option *o,
-                       const struct export *e, uint64_t size)
+static int reply_infos(struct conn *c, struct option *o, const struct export *e,
+                       uint64_t size)
 {
     char data[10];
     unsigned asked = 0;
@@ -391,9 +388,9 @@ static int long_option(struct conn *c, uint32_t type, uint32_t len)
     if (type == NBD_OPT_SET_META_CONTEXT) {
         conn_forget_contexts(c);
     }
-    return is_known(type) ? handshake_error(c, type, NBD_REP_ERR_TOO_BIG,
-                                            "too much data")
-                          : run_option(c, &o);
+    return is_known(type)
+               ? handshake_error(c, type, NBD_REP_ERR_TOO_BIG, "too much data")
+               : run_option(c, &o);
 }
 
 static int next_option(struct conn *c)
@@ -420,7 +417,7 @@ int conn_handshake(struct conn *c)
 {
     char greeting[18];
 
-    c->input = malloc(INPUT_SIZE);
+    c->input = pages_new(INPUT_SIZE);
     if (!c->input) {
         return -ENOMEM;
     }

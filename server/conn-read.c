@@ -22,8 +22,8 @@ char *put_read_head(const struct conn *c, char *p, uint64_t cookie,
     if (!c->structured) {
         return put_simple(p, 0, cookie);
     }
-    p = put_chunk(p, last ? NBD_REPLY_FLAG_DONE : 0,
-                  NBD_REPLY_TYPE_OFFSET_DATA, cookie, 8 + length);
+    p = put_chunk(p, last ? NBD_REPLY_FLAG_DONE : 0, NBD_REPLY_TYPE_OFFSET_DATA,
+                  cookie, 8 + length);
     store_be64(p, offset);
     return p + 8;
 }
@@ -79,8 +79,7 @@ static int read_whole(struct conn *c, const struct request *rq, bool nowait)
         return r;
     }
     struct segment *first = list_entry(pieces.next, struct segment, link);
-    first->head -=
-        c->structured ? NBD_CHUNK_SIZE + 8 : NBD_SIMPLE_REPLY_SIZE;
+    first->head -= c->structured ? NBD_CHUNK_SIZE + 8 : NBD_SIMPLE_REPLY_SIZE;
     (void)put_read_head(c, segment_at(first, first->head), rq->cookie,
                         rq->offset, rq->length, true);
     conn_queue_list(c, &pieces);
@@ -175,9 +174,8 @@ static int read_runs(struct conn *c, struct request *rq, bool nowait)
             r = next_run(c, rq, nowait, &run);
         }
         if (r == 0) {
-            uint32_t bytes = (uint32_t)min_u64(run.end - rq->offset,
-                                               run.zero ? rq->length
-                                                        : PIECE_SIZE);
+            uint32_t bytes = (uint32_t)min_u64(
+                run.end - rq->offset, run.zero ? rq->length : PIECE_SIZE);
             r = run.zero ? send_hole(c, rq, bytes)
                          : send_data(c, rq, bytes, nowait);
             if (r == 0) {

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 
 #include "conn.h"
@@ -14,10 +15,35 @@ static const struct {
     uint32_t size;
     unsigned keep; /* so many for reuse */
 } classes[SEGMENT_CLASSES] = {
-    [SEGMENT_SMALL] = {sizeof(struct segment) + REPLY_MAX, 64},
-    [SEGMENT_MEDIUM] = {SEGMENT_PAYLOAD + INLINE_MAX, 32},
-    [SEGMENT_LARGE] = {SEGMENT_PAYLOAD + PIECE_SIZE, 16},
+    [SEGMENT_SMALL] = {sizeof(struct segment) + REPLY_MAX, REQUESTS_MAX},
+    [SEGMENT_MEDIUM] = {SEGMENT_PAYLOAD + INLINE_MAX, HELD_MAX / PIECE_SIZE},
+    [SEGMENT_LARGE] = {SEGMENT_PAYLOAD + PIECE_SIZE, HELD_MAX / PIECE_SIZE},
 };
+
+/* Not malloc: what it is given back is often kept by its arenas, and here it
+ * shall leave the process when a connection falls idle. */
+void *pages_new(size_t bytes)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+void pages_free(void *p, size_t bytes)
+{
+    if (p) {
+        (void)munmap(p, bytes);
+    }
+}
+
+static void release(struct segment *s)
+{
+    if (s->class == SEGMENT_SMALL) {
+        free(s);
+    } else {
+        pages_free(s, s->size);
+    }
+}
 
 struct segment *segment_new(struct conn *c, enum segment_class class)
 {
@@ -31,9 +57,8 @@ struct segment *segment_new(struct conn *c, enum segment_class class)
     }
     mutex_unlock(&c->lock);
     if (!s) {
-        s = class == SEGMENT_SMALL
-                ? malloc(classes[class].size)
-                : aligned_alloc(SEGMENT_PAYLOAD, classes[class].size);
+        s = class == SEGMENT_SMALL ? malloc(classes[class].size)
+                                   : pages_new(classes[class].size);
         if (!s) {
             return NULL;
         }
@@ -53,7 +78,7 @@ static void free_locked(struct conn *c, struct segment *s) REQUIRES(c->lock)
         list_append(c->free_segments[s->class].next, &s->link);
         c->free_count[s->class]++;
     } else {
-        free(s);
+        release(s);
     }
 }
 
@@ -82,11 +107,13 @@ void segments_free(struct conn *c, struct list *segments)
 
 void conn_trim(struct conn *c)
 {
+    segment_free(c, c->batch);
+    c->batch = NULL;
     mutex_lock(&c->lock);
     for (unsigned i = 0; i < SEGMENT_CLASSES; i++) {
         list_for_each_safe (l, &c->free_segments[i]) {
             list_remove(l);
-            free(list_entry(l, struct segment, link));
+            release(list_entry(l, struct segment, link));
         }
         c->free_count[i] = 0;
     }
@@ -122,8 +149,8 @@ size_t put_reply(const struct conn *c, char *p, const struct request *rq,
                  uint32_t error, const char *text)
 {
     if (c->structured && error == 0 && rq->type == NBD_CMD_READ) {
-        (void)put_chunk(p, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_NONE,
-                        rq->cookie, 0);
+        (void)put_chunk(p, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_NONE, rq->cookie,
+                        0);
         return NBD_CHUNK_SIZE;
     }
     if (!c->structured || error == 0) {
@@ -169,8 +196,8 @@ void conn_reply(struct conn *c, const struct request *rq, uint32_t error,
     } else {
         struct segment *s = segment_new(c, SEGMENT_SMALL);
         if (s) {
-            s->tail += (uint32_t)put_reply(c, segment_at(s, s->head), rq,
-                                           error, text);
+            s->tail += (uint32_t)put_reply(c, segment_at(s, s->head), rq, error,
+                                           text);
             conn_queue(c, s);
             conn_push(c);
             return;

@@ -13,9 +13,9 @@
 /* --- Checks. --- */
 
 static const struct command {
-    uint16_t flags;     /* that it may have */
-    bool writes;        /* not for a read-only export */
-    uint32_t past_end;  /* the error for a range not inside the export */
+    uint16_t flags;    /* that it may have */
+    bool writes;       /* not for a read-only export */
+    uint32_t past_end; /* the error for a range not inside the export */
 } commands[] = {
     [NBD_CMD_READ] = {NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_DF, false, NBD_EINVAL},
     [NBD_CMD_WRITE] = {NBD_CMD_FLAG_FUA, true, NBD_ENOSPC},

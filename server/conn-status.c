@@ -118,8 +118,8 @@ void conn_status(struct conn *c, const struct request *rq)
     list_init(&chunks);
     for (unsigned i = 0; i < c->context_count; i++) {
         struct segment *s = NULL;
-        int r = context_chunk(c, &c->contexts[i], rq,
-                              i + 1 == c->context_count, &s);
+        int r = context_chunk(c, &c->contexts[i], rq, i + 1 == c->context_count,
+                              &s);
         if (s) {
             list_append(&chunks, &s->link);
         }

@@ -52,7 +52,7 @@ void conn_free(struct conn *c)
     conn_trim(c);
     conn_forget_contexts(c);
     export_unref(c->exports, c->export);
-    free(c->input);
+    pages_free(c->input, INPUT_SIZE);
     mutex_destroy(&c->lock);
     if (c->wake >= 0) {
         (void)close(c->wake);
@@ -212,7 +212,7 @@ ssize_t conn_receive(struct conn *c, struct iovec *iov, int cnt)
 static bool fill(struct conn *c)
 {
     for (;;) {
-        if (!c->input && !(c->input = malloc(INPUT_SIZE))) {
+        if (!c->input && !(c->input = pages_new(INPUT_SIZE))) {
             return false;
         }
         if (c->input_at > 0) {
@@ -220,8 +220,7 @@ static bool fill(struct conn *c)
             memmove(c->input, c->input + c->input_at, c->input_end);
             c->input_at = 0;
         }
-        struct iovec iov = {c->input + c->input_end,
-                            INPUT_SIZE - c->input_end};
+        struct iovec iov = {c->input + c->input_end, INPUT_SIZE - c->input_end};
         ssize_t n = conn_receive(c, &iov, 1);
         if (n > 0) {
             c->input_end += (size_t)n;
@@ -231,7 +230,7 @@ static bool fill(struct conn *c)
             return false;
         }
         if (c->input_end == 0) {
-            free(c->input);
+            pages_free(c->input, INPUT_SIZE);
             c->input = NULL;
             conn_trim(c);
         }
@@ -287,8 +286,6 @@ static void transmission(struct conn *c)
         }
     }
     conn_queue_batch(c);
-    segment_free(c, c->batch);
-    c->batch = NULL;
     conn_push(c);
     finish_requests(c);
     server_quiet(c->server, c);

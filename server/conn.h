@@ -144,7 +144,7 @@ struct conn {
 
     /* Its own thread's. */
     pthread_t self; /* for others to compare with */
-    char *input; /* INPUT_SIZE, or NULL while idle */
+    char *input;    /* INPUT_SIZE, or NULL while idle */
     size_t input_at;
     size_t input_end;
     struct segment *batch; /* replies of requests served at once */
@@ -157,12 +157,12 @@ struct conn {
     mutex_t lock;
     struct list out; /* segments to be sent, in order */
     size_t out_bytes;
-    bool sending; /* somebody is */
-    bool stalled; /* the socket took no more: its own thread polls */
-    bool broken;  /* nothing can be sent any more */
-    unsigned executing; /* requests handed over and not finished */
-    unsigned working;   /* those of them in the hands of the pool */
-    size_t held;        /* their bytes */
+    bool sending;        /* somebody is */
+    bool stalled;        /* the socket took no more: its own thread polls */
+    bool broken;         /* nothing can be sent any more */
+    unsigned executing;  /* requests handed over and not finished */
+    unsigned working;    /* those of them in the hands of the pool */
+    size_t held;         /* their bytes */
     struct list pending; /* the others */
     bool throttled;      /* its own thread waits for less */
     struct list free_requests;
@@ -278,12 +278,16 @@ void conn_status(struct conn *c, const struct request *rq);
 
 /* --- conn-reply.c --- */
 
+/* Whole pages; NULL: no memory. */
+void *pages_new(size_t bytes);
+void pages_free(void *p, size_t bytes); /* NULL is fine */
+
 struct segment *segment_new(struct conn *c, enum segment_class class)
     EXCLUDES(c->lock);
 void segment_free(struct conn *c, struct segment *s) EXCLUDES(c->lock);
 void segments_free(struct conn *c, struct list *segments) EXCLUDES(c->lock);
 
-/* Free what is kept for reuse. */
+/* Free what is kept for reuse, and the batch.  No other thread is at work. */
 void conn_trim(struct conn *c) EXCLUDES(c->lock);
 
 /* Headers into @p; the return value is the byte after it. */

@@ -52,7 +52,8 @@ void exports_free(struct exports *s)
     free(s);
 }
 
-static bool is_taken(struct exports *s, const struct export *e) REQUIRES(s->lock)
+static bool is_taken(struct exports *s, const struct export *e)
+    REQUIRES(s->lock)
 {
     list_for_each (l, &s->list) {
         struct export *other = list_entry(l, struct export, in_set);

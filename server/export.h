@@ -14,7 +14,8 @@ struct graph;
 struct node;
 struct exports;
 
-struct export {
+struct export
+{
     /* Set at creation. */
     char *id;   /* of block-export-*; unique */
     char *name; /* on the wire; unique; "" is what a client gets by default */

@@ -116,8 +116,7 @@ static void close_listeners(struct server *s)
     s->count = 0;
 }
 
-int server_listen_unix(struct server *s, const char *path,
-                       struct error **errp)
+int server_listen_unix(struct server *s, const char *path, struct error **errp)
 {
     struct unix_socket u;
     int r = unix_socket_listen(&u, path, errp);
@@ -367,8 +366,8 @@ static void *accept_thread(void *arg)
 
     fds[0] = (struct pollfd){.fd = s->wake, .events = POLLIN};
     for (unsigned i = 0; i < s->count; i++) {
-        fds[i + 1] =
-            (struct pollfd){.fd = s->listeners[i].fd, .events = POLLIN};
+        fds[i + 1] = (struct pollfd){.fd = s->listeners[i].fd,
+                                     .events = POLLIN};
     }
     while (!atomic_load(&s->stopping)) {
         reap(s);

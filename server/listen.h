@@ -14,8 +14,7 @@ void server_free(struct server *s); /* after server_stop; NULL is fine */
 
 /* A Unix socket, mode 0600.  One that is there is replaced only if nobody
  * listens on it; it is removed by server_stop. */
-int server_listen_unix(struct server *s, const char *path,
-                       struct error **errp);
+int server_listen_unix(struct server *s, const char *path, struct error **errp);
 
 /* A TCP socket on each of the addresses that @host has; NULL: on those of
  * the local host. */

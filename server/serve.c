@@ -47,10 +47,13 @@ static const struct cli_option serve_options[] = {
 static const struct cli_command command = {
     .name = "serve",
     .usage = "[-U SOCKET | -i ADDR -p PORT] [-r] [-f FORMAT] [--qmp SOCKET] "
-             "[NAME=]IMAGE...",
-    .about = "Serve disk images to NBD clients until SIGTERM or SIGINT.  Each "
-             "is exported\nunder its NAME (default disk0, disk1, ...); the "
-             "first also as the default export.\n",
+             "[--pidfile FILE]\n"
+             "[--allow-path DIR]... [NAME=]IMAGE...",
+    .about = "Serve disk images to NBD clients until SIGTERM, SIGINT or QMP's "
+             "quit.\nEach is exported under its NAME (disk0, disk1, ... "
+             "unless given), the first\nalso as the default export.  An image "
+             "is a file name, or options:\njson:{...} or "
+             "driver=...,key=value,...\n",
     .options = serve_options,
 };
 
@@ -70,14 +73,6 @@ struct serve {
     struct server *server;
     int signals; /* signalfd */
 };
-
-void daemon_quit(struct daemon *d)
-{
-    uint64_t one = 1;
-
-    while (write(d->quit_fd, &one, sizeof(one)) < 0 && errno == EINTR) {
-    }
-}
 
 /* --- The command line. --- */
 
@@ -268,8 +263,8 @@ static int start(struct serve *s, struct error **errp)
     int r = s->pidfile.path ? pidfile_check(s->pidfile.path, errp) : 0;
 
     raise_limits();
-    if (r < 0 || (r = make_fds(s, errp)) < 0 ||
-        (r = make_parts(s, errp)) < 0 || (r = open_images(s, errp)) < 0) {
+    if (r < 0 || (r = make_fds(s, errp)) < 0 || (r = make_parts(s, errp)) < 0 ||
+        (r = open_images(s, errp)) < 0) {
         return r;
     }
     r = s->socket ? server_listen_unix(s->server, s->socket, errp)

@@ -101,7 +101,7 @@ stop_server() {
 serve_refused() {
     local text=$1 rc=0
     shift
-    nbdelta serve "$@" >refused.out 2>&1 || rc=$?
+    timeout 60 nbdelta serve "$@" >refused.out 2>&1 || rc=$?
     [ "$rc" -ne 0 ] || fail "nbdelta serve $*: not refused"
     grep -qF -e "$text" refused.out ||
         fail "nbdelta serve $*: said '$(cat refused.out)', not '$text'"

@@ -1,0 +1,148 @@
+"""Clients that stall, flood, die and come back.  argv: the socket and the
+process of a server with the writable export `disk` of 64 MiB of data."""
+import os
+import struct
+import sys
+import time
+
+from nbd_raw import *  # noqa: F403
+
+sock, pid = sys.argv[1], int(sys.argv[2])
+MiB = 2**20
+
+
+def check(ok, *what):
+    if not ok:
+        raise AssertionError(what)
+
+
+def client(**kw):
+    return Client(sock, **kw)
+
+
+def fds():
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def rss():
+    for line in open(f"/proc/{pid}/status"):
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+
+
+def until(what, fn):
+    end = time.monotonic() + 60
+    while not fn():
+        check(time.monotonic() < end, "not after a minute", what)
+        time.sleep(0.05)
+
+
+def stuck_client():
+    """Asks for much and reads nothing."""
+    c = client().go("disk")
+    c.s.setblocking(False)
+    try:
+        for i in range(4):
+            c.send(READ, 0, 32 * MiB, cookie=i)
+            c.send(READ, 0, 64 * MiB - 512, cookie=i)
+            c.send(READ, MiB, 4096, cookie=i)
+            c.send(FLUSH, cookie=i)
+    except BlockingIOError:
+        pass
+    return c
+
+
+def test_handshake_has_an_end():
+    """Begun at once, looked at by the last test."""
+    silent = client(greet=False)
+    slow = client()
+    slow.s.sendall(OPT.pack(IHAVEOPT, LIST, 100) + b"x")
+    return silent, slow
+
+
+def test_a_stuck_client_delays_nobody(keep):
+    keep += [stuck_client() for _ in range(24)]
+    c = client().go("disk")
+    for i in range(20):
+        check(len(c.read(i * MiB, MiB)) == MiB)
+        check(c.error(WRITE, i * MiB, 4096, FUA, data=bytes([i]) * 4096) == 0)
+        check(c.error(FLUSH) == 0)
+
+
+def test_a_stuck_client_goes_and_leaves_nothing():
+    before = fds()
+    for c in [stuck_client() for _ in range(8)]:
+        c.close()
+    until("descriptors are closed", lambda: fds() <= before)
+
+
+def test_death_in_the_middle():
+    before = fds()
+    head = REQ.pack(REQMAGIC, 0, WRITE, 1, 32 * MiB, 8 * MiB)
+    for n in (1, 27, 28, 29, 4096, 100000, 8 * MiB):
+        c = client().go("disk")
+        c.s.sendall((head + bytes(8 * MiB))[:n])
+        c.close()
+    for n in (0, 3, 4, 10, 20, 40):
+        c = client(greet=False)
+        c.recv(18)
+        c.s.sendall((struct.pack(">I", 3) + OPT.pack(IHAVEOPT, GO, 100)
+                     + bytes(100))[:n])
+        c.close()
+    until("descriptors are closed", lambda: fds() <= before)
+    check(client().go("disk").alive())
+
+
+def test_old_writes_do_not_land_on_new_ones():
+    at = 40 * MiB
+    for i in range(60):
+        old = client().go("disk")
+        # Slow ones, of which many fit into the socket.
+        block = REQ.pack(REQMAGIC, FUA, WRITE, 1, at, 4096) + b"o" * 4096
+        old.s.setblocking(False)
+        try:
+            for _ in range(100):
+                old.s.sendall(block)
+        except BlockingIOError:
+            pass
+        old.close()
+        new = client().go("disk")
+        check(new.error(WRITE, at, 4096, data=b"n" * 4096) == 0)
+        check(new.error(FLUSH) == 0)
+        for _ in range(3):
+            check(new.read(at, 4096) == b"n" * 4096, "an old write", i)
+        new.send(DISC)
+        check(new.ended())
+
+
+def test_many_idle_connections(measure):
+    before, least = fds(), rss()
+    idle = [client().go("disk") for _ in range(200)]
+    for c in idle:
+        check(len(c.read(0, 65536)) == 65536)
+        check(c.error(WRITE, 50 * MiB, 65536, data=bytes(65536)) == 0)
+    if measure:
+        print("idle:", (rss() - least) // 200, "bytes each at first",
+              file=sys.stderr)
+        until("idle connections are small",
+              lambda: rss() - least < 200 * 100 * 1024)
+    for c in idle:
+        check(c.alive())
+        c.close()
+    until("descriptors are closed", lambda: fds() <= before)
+
+
+ends = test_handshake_has_an_end()
+test_death_in_the_middle()
+test_a_stuck_client_goes_and_leaves_nothing()
+test_old_writes_do_not_land_on_new_ones()
+test_many_idle_connections(not os.environ.get("SANITIZE"))
+for client_ in ends:
+    try:
+        client_.recv(1000)
+    except (EOFError, ConnectionResetError):
+        pass
+stuck = []
+test_a_stuck_client_delays_nobody(stuck)
+print("stuck", flush=True)
+sys.stdin.read()

@@ -1,0 +1,20 @@
+#!/bin/bash
+# The NBD protocol rule by rule, broken ones first, by a client of our own.
+set -eu -o pipefail
+# shellcheck source=tests/func/lib.sh
+. "$SRCDIR/tests/func/lib.sh"
+need qemu-img qemu-io
+
+for f in rw ro; do
+    truncate -s $((4 * 1024 * 1024 + 512)) $f.raw
+    qemu-io -f raw -c 'write -P 1 0 100k' -c 'write -P 2 1M 1M' \
+        -c 'write -P 3 4M 512' $f.raw >/dev/null
+done
+cp ro.raw ro.copy
+serve rw=json:'{"driver": "raw", "file": {"driver": "file",
+    "filename": "rw.raw"}}' ro=json:'{"driver": "raw", "read-only": true,
+    "file": {"driver": "file", "filename": "ro.raw"}}'
+PYTHONDONTWRITEBYTECODE=1 python "$SRCDIR/tests/func/nbd-protocol.py" "$sock"
+kill -0 "$server"
+stop_server
+cmp ro.raw ro.copy || fail "a read-only export has changed"
