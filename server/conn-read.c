@@ -79,7 +79,8 @@ static int read_whole(struct conn *c, const struct request *rq, bool nowait)
         return r;
     }
     struct segment *first = list_entry(pieces.next, struct segment, link);
-    first->head -= c->structured ? NBD_CHUNK_SIZE + 8 : NBD_SIMPLE_REPLY_SIZE;
+    first->head = SEGMENT_PAYLOAD -
+                  (c->structured ? NBD_CHUNK_SIZE + 8 : NBD_SIMPLE_REPLY_SIZE);
     (void)put_read_head(c, segment_at(first, first->head), rq->cookie,
                         rq->offset, rq->length, true);
     conn_queue_list(c, &pieces);

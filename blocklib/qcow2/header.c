@@ -320,16 +320,16 @@ int qcow2_header_read(struct node *file, struct qcow2_header *h,
 {
     unsigned char first[V2_HEADER_LENGTH];
     uint64_t size = node_size(file);
-    int r = -EINVAL;
 
-    if (size >= sizeof(first)) {
-        r = node_pread(file, first, sizeof(first), 0, 0);
-        if (r < 0) {
-            return error_set(errp, -r, "cannot read the qcow2 header: %s",
-                             strerror(-r));
-        }
+    if (size < sizeof(first)) {
+        return error_set(errp, EINVAL, "Image is not in qcow2 format");
     }
-    if (r < 0 || load_be32(first) != QCOW2_MAGIC) {
+    int r = node_pread(file, first, sizeof(first), 0, 0);
+    if (r < 0) {
+        return error_set(errp, -r, "cannot read the qcow2 header: %s",
+                         strerror(-r));
+    }
+    if (load_be32(first) != QCOW2_MAGIC) {
         return error_set(errp, EINVAL, "Image is not in qcow2 format");
     }
     uint32_t bits = load_be32(first + 20);

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/*
+ * All that a client can send, from its first flags on: options, contexts,
+ * requests, and an end anywhere.  The connection ends, too, with nothing of
+ * it left.
+ */
+#include <jansson.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "conn.h"
+#include "export.h"
+#include "listen.h"
+#include "nbdelta/bitmap.h"
+#include "nbdelta/graph.h"
+#include "nbdelta/thread.h"
+#include "pool.h"
+
+#define INPUT_MAX (32U << 10) /* what a socket takes without a reader */
+
+static struct exports *exports;
+static struct server *server;
+static struct pool *pool;
+
+static void check(bool ok)
+{
+    if (!ok) {
+        abort();
+    }
+}
+
+static void make_disk(struct graph *g, const char *name, bool writable)
+{
+    struct node *n = NULL;
+    json_t *o = json_pack("{s:s, s:i, s:s}", "driver", "mem", "size", 65536,
+                          "node-name", name);
+
+    check(o && graph_open(g, o, &n, NULL) == 0);
+    json_decref(o);
+    check(bitmap_add(g, n, "b0", 4096, false, false, NULL) == 0);
+    check(exports_add(exports, g, n, name, name, "a disk", writable, NULL) ==
+          0);
+}
+
+static void set_up(void)
+{
+    struct graph *g = graph_new();
+
+    exports = exports_new();
+    pool = pool_new(2);
+    check(g && exports && pool);
+    server = server_new(exports);
+    check(server);
+    make_disk(g, "a", true);
+    make_disk(g, "ro", false);
+}
+
+static void *drain(void *arg)
+{
+    const int *fd = arg;
+    char buf[65536];
+
+    while (recv(*fd, buf, sizeof(buf), 0) > 0) {
+    }
+    return NULL;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    pthread_t reader;
+    int fds[2];
+
+    if (size > INPUT_MAX) {
+        return 0;
+    }
+    if (!server) {
+        set_up();
+    }
+    check(socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0);
+    check(send(fds[0], data, size, MSG_DONTWAIT) == (ssize_t)size);
+    check(shutdown(fds[0], SHUT_WR) == 0);
+    struct conn *c = conn_new(server, exports, pool, fds[1]);
+    check(c && thread_start(&reader, "reader", drain, &fds[0]) == 0);
+    (void)conn_thread(c);
+    conn_free(c);
+    thread_join(reader);
+    (void)close(fds[0]);
+    return 0;
+}
