@@ -215,7 +215,8 @@ FOR_TESTS = BUILD='$(abspath $(O))' SRCDIR='$(CURDIR)' CC='$(CC)' \
 # A make of its own, which looks for the packages that are there by now.
 SUBMAKE = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
 
-.PHONY: check check-run check-valgrind demo demo-run bench packages FORCE
+.PHONY: check check-run check-valgrind demo demo-run bench bench-run packages \
+        FORCE
 check:
 	$(Q)tests/packages.sh build test
 	$(Q)+$(SUBMAKE) check-run
@@ -252,7 +253,11 @@ check-valgrind:
 demo-run: all
 	$(Q)$(FOR_TESTS) KEEP='$(KEEP)' tests/demo.sh
 
-bench: all $(TOOLS)
+bench:
+	$(Q)tests/packages.sh build test
+	$(Q)+$(SUBMAKE) bench-run
+
+bench-run: all
 	$(Q)$(FOR_TESTS) tests/bench.sh
 
 #--- checks of the source -------------------------------------------------

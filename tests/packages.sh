@@ -1,7 +1,7 @@
 #!/bin/bash
 # tests/packages.sh GROUP...    install the missing Debian packages of groups
 #
-# Groups: build (compile), test (make check, make demo), dev (the rest).
+# Groups: build (compile), test (make check, demo, bench), dev (the rest).
 # With everything there it does nothing and needs neither root nor network.
 set -eu -o pipefail
 
@@ -11,11 +11,11 @@ packages_of() {
         echo gcc libc6-dev make pkgconf libjansson-dev zlib1g-dev libzstd-dev \
             libnbd-dev nbdkit-plugin-dev ;;
     test)
-        echo check groff-base jq libnbd-bin nbdkit procps python3-libnbd \
-            qemu-utils socat ;;
+        echo check fio groff-base jq libnbd-bin nbdkit procps python3-libnbd \
+            qemu-system-common qemu-utils socat ;;
     dev)
-        echo clang clang-format clang-tidy cppcheck fio libclang-rt-14-dev \
-            nbd-client qemu-system-common shellcheck valgrind ;;
+        echo clang clang-format clang-tidy cppcheck libclang-rt-14-dev \
+            nbd-client shellcheck valgrind ;;
     *)
         echo "usage: tests/packages.sh build|test|dev..." >&2
         return 2 ;;

@@ -1,0 +1,160 @@
+#!/bin/bash
+# What we reach beside our peers, in one run.  Only the ratios count: the
+# machine is never quiet, so the candidates take turns, ROUNDS times, and
+# medians are shown with the least and the most.
+#
+#   BUILD=build [ROUNDS=3] [SECONDS_EACH=2] [SIZE=1G] tests/bench.sh
+set -eu -o pipefail
+PATH=/usr/bin:$PATH
+
+nbdelta=${BUILD:?}/nbdelta
+rounds=${ROUNDS:-3}
+each=${SECONDS_EACH:-2}
+size=${SIZE:-1G}
+for tool in fio nbdcopy nbdkit qemu-nbd qemu-storage-daemon jq; do
+    command -v "$tool" >/dev/null ||
+        { echo "bench: $tool is missing (make packages installs it)"; exit 1; }
+done
+
+work=$(mktemp -d "${TMPDIR:-/tmp}/nbdelta-bench.XXXXXX")
+server=
+stop() {
+    if [ -n "$server" ]; then
+        kill "$server" 2>/dev/null || true
+        wait "$server" 2>/dev/null || true
+        server=
+    fi
+    rm -f "$work/sock" "$work/qmp"
+}
+trap 'stop; rm -rf "$work"' EXIT
+cd "$work"
+uri="nbd+unix:///?socket=$work/sock"
+
+wait_for() {
+    local tries
+    for ((tries = 0; tries < 200; tries++)); do
+        [ -S "$1" ] && return
+        sleep 0.05
+    done
+    echo "bench: the server did not start"
+    exit 1
+}
+
+# start WHO FORMAT: serve disk.FORMAT on `sock`.
+start() {
+    local file=disk.$2
+    case $1 in
+    nbdelta) "$nbdelta" serve -U sock -f "$2" --qmp qmp disk="$file" & ;;
+    qemu-nbd)
+        qemu-nbd -t -e 0 -f "$2" --cache writeback -k "$work/sock" "$file" & ;;
+    q-s-d)
+        qemu-storage-daemon \
+            --blockdev driver=file,node-name=f,filename="$file",aio=io_uring \
+            --blockdev driver="$2",node-name=disk,file=f \
+            --nbd-server addr.type=unix,addr.path="$work/sock" \
+            --export type=nbd,id=e,node-name=disk,name=,writable=on \
+            --chardev socket,id=c,path="$work/qmp",server=on,wait=off \
+            --monitor chardev=c & ;;
+    nbdkit) nbdkit -f -U sock file "$file" & ;;
+    esac
+    server=$!
+    wait_for sock
+}
+
+fio_iops() {
+    fio --name=b --ioengine=nbd --uri="$uri" --rw="$1" --bs="$2" \
+        --iodepth="$3" --size="$size" --runtime="$each" --time_based \
+        --output-format=json --output=fio.json >/dev/null
+    jq '.jobs[0] | .read.iops + .write.iops' fio.json
+}
+
+seconds() {
+    local from
+    from=$(date +%s%N)
+    "$@" >/dev/null
+    awk -v a="$from" -v b="$(date +%s%N)" 'BEGIN { print (b - a) / 1e9 }'
+}
+
+# Our client drives both daemons: they speak the same QMP.
+q_s_d_backup() {
+    "$nbdelta" qmp qmp blockdev-add "{\"driver\": \"qcow2\",
+        \"node-name\": \"t\", \"discard\": \"unmap\", \"file\": {
+        \"driver\": \"file\", \"filename\": \"$work/target.qcow2\"}}"
+    "$nbdelta" qmp qmp blockdev-backup job-id=j device=disk target=t \
+        sync=full --wait
+}
+our_backup() {
+    "$nbdelta" qmp qmp drive-backup device=disk sync=full format=qcow2 \
+        mode=existing target="$work/target.qcow2" --wait
+}
+
+measure() {
+    case $2 in
+    randread*|randwrite*)
+        # shellcheck disable=SC2086  # operation, block size, depth
+        fio_iops ${2//:/ } ;;
+    pull) seconds nbdcopy "$uri" null: ;;
+    backup)
+        rm -f target.qcow2
+        qemu-img create -q -f qcow2 target.qcow2 "$size"
+        if [ "$1" = nbdelta ]; then
+            seconds our_backup
+        else
+            seconds q_s_d_backup
+        fi ;;
+    esac
+}
+
+# row TITLE WHAT FORMAT CANDIDATE...: nbdelta is the first candidate.
+row() {
+    local title=$1 what=$2 format=$3 who round
+    shift 3
+    rm -f result.*
+    for ((round = 0; round < rounds; round++)); do
+        for who in "$@"; do
+            start "$who" "$format"
+            measure "$who" "$what" >>"result.$who"
+            stop
+        done
+    done
+    printf '%-34s' "$title"
+    for who in "$@"; do
+        sort -g "result.$who" | awk -v who="$who" '
+            { v[NR] = $1 }
+            function f(x) {
+                if (x >= 1000)
+                    return sprintf("%.1fK", x / 1000)
+                return sprintf("%.2f", x)
+            }
+            END { m = v[int((NR + 1) / 2)]
+                  printf " %s %s (%s-%s)", who, f(m), f(v[1]), f(v[NR])
+                  print m > "median." who }'
+    done
+    echo
+    printf '%-34s' "  nbdelta / each"
+    for who in "${@:2}"; do
+        awk -v a="$(cat median.nbdelta)" -v b="$(cat "median.$who")" \
+            -v who="$who" 'BEGIN { printf " %s %.2f", who, a / b }'
+    done
+    echo
+}
+
+fallocate -l "$size" disk.raw
+fio --name=fill --filename=disk.raw --rw=write --bs=1M --size="$size" \
+    --refill_buffers --output=/dev/null
+qemu-img convert -f raw -O qcow2 disk.raw disk.qcow2
+cat disk.raw disk.qcow2 >/dev/null
+
+echo "I/O per second (more is better); $rounds rounds, load $(cut -d' ' -f1 /proc/loadavg)"
+for depth in 1 16 64; do
+    row "4K random read, QD $depth, raw" randread:4k:$depth raw \
+        nbdelta qemu-nbd q-s-d nbdkit
+    row "4K random read, QD $depth, qcow2" randread:4k:$depth qcow2 \
+        nbdelta qemu-nbd q-s-d
+done
+row "4K random write, QD 64, qcow2" randwrite:4k:64 qcow2 \
+    nbdelta qemu-nbd q-s-d
+echo "Seconds (less is better)"
+row "nbdcopy pull of $size, raw" pull raw nbdelta qemu-nbd q-s-d nbdkit
+row "nbdcopy pull of $size, qcow2" pull qcow2 nbdelta qemu-nbd q-s-d
+row "full backup of $size to qcow2" backup qcow2 nbdelta q-s-d
