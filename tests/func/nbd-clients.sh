@@ -121,7 +121,7 @@ listen_tcp() {
 }
 listen_tcp
 [ "$(nbdinfo --size "nbd://127.0.0.1:$port")" = 33554432 ]
-nbdcopy "nbd://localhost:$port" out.raw
+nbdcopy "nbd://127.0.0.1:$port" out.raw
 cmp out.raw model.raw
 if [ -e /proc/net/if_inet6 ] && grep -q ' lo$' /proc/net/if_inet6; then
     [ "$(nbdinfo --size "nbd://[::1]:$port")" = 33554432 ]
