@@ -168,14 +168,14 @@ int qcow2_write_compressed(struct node *n, uint64_t offset, uint64_t bytes,
 {
     struct qcow2 *s = n->state;
     const unsigned char *in = buf;
-    CLEANUP_FREE unsigned char *out = malloc(2 * s->cluster_size);
     int r = 0;
 
-    if (!out) {
-        return -ENOMEM;
-    }
     if (atomic_load(&s->corrupt)) {
         return -EIO;
+    }
+    CLEANUP_FREE unsigned char *out = malloc(2 * s->cluster_size);
+    if (!out) {
+        return -ENOMEM;
     }
     for (uint64_t done = 0; done < bytes && r == 0; done += s->cluster_size) {
         uint64_t len = min_u64(bytes - done, s->cluster_size);
