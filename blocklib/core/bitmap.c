@@ -39,11 +39,11 @@
 /* --- Life --- */
 
 static struct bitmap *bitmap_new(struct node *n, const char *name,
-                                 uint64_t granularity)
+                                 uint64_t granularity, uint64_t size)
 {
     struct bitmap *bm = calloc(1, sizeof(*bm));
     char *copy = name ? strdup(name) : NULL;
-    struct hbitmap *bits = hbitmap_new(node_size(n), granularity);
+    struct hbitmap *bits = hbitmap_new(size, granularity);
 
     if (!bm || (name && !copy) || !bits) {
         free(bm);
@@ -75,6 +75,9 @@ void bitmap_unref(struct bitmap *bm)
 
 void bitmap_drop(struct bitmap *bm)
 {
+    if (bm->stored) {
+        bm->node->drv->bitmap_gone(bm);
+    }
     list_remove(&bm->on_node);
     bm->node = NULL;
     atomic_store(&bm->removed, true);
@@ -90,7 +93,7 @@ void bitmap_release_all(struct node *n)
 
 struct bitmap *bitmap_new_anonymous(struct node *n, uint64_t granularity)
 {
-    return bitmap_new(n, NULL, granularity);
+    return bitmap_new(n, NULL, granularity, node_size(n));
 }
 
 static int no_memory(const char *name, struct error **errp)
@@ -101,11 +104,26 @@ static int no_memory(const char *name, struct error **errp)
 int bitmap_attach(struct node *n, const char *name, uint64_t granularity,
                   struct bitmap **bmp, struct error **errp)
 {
-    struct bitmap *bm = bitmap_new(n, name, granularity);
+    struct bitmap *bm = bitmap_new(n, name, granularity, node_size(n));
 
     if (!bm) {
         return no_memory(name, errp);
     }
+    *bmp = bm;
+    return 0;
+}
+
+int bitmap_attach_broken(struct node *n, const char *name, uint64_t granularity,
+                         const char *why, struct bitmap **bmp)
+{
+    struct bitmap *bm = bitmap_new(n, name, granularity, 0);
+
+    if (!bm) {
+        return -ENOMEM;
+    }
+    bm->enabled = false;
+    bm->why = why;
+    atomic_store(&bm->inconsistent, true);
     *bmp = bm;
     return 0;
 }
@@ -143,6 +161,16 @@ static int check_usable(const struct bitmap *bm, struct error **errp)
                       name_of(bm));
     }
     return r;
+}
+
+/* Those in an image that cannot be written stay as they are. */
+static int check_read_only(const struct bitmap *bm, struct error **errp)
+{
+    return bm->persistent && bm->node->flags.read_only
+               ? error_set(errp, EPERM,
+                           "Bitmap '%s' is readonly and cannot be modified",
+                           name_of(bm))
+               : 0;
 }
 
 static int not_found(const char *name, struct error **errp)
@@ -210,11 +238,16 @@ int bitmap_resize_all(struct node *n, uint64_t old, uint64_t size,
     for (; at != &n->bitmaps; at = at->next) {
         struct bitmap *bm = list_entry(at, struct bitmap, on_node);
         uint64_t had = hbitmap_size(bm->bits);
+        if (atomic_load(&bm->inconsistent)) {
+            continue;
+        }
         int r = resize_bits(bm, size);
         if (r < 0) {
             while ((at = at->prev) != &n->bitmaps) {
                 bm = list_entry(at, struct bitmap, on_node);
-                (void)resize_bits(bm, old); /* cannot fail */
+                if (!atomic_load(&bm->inconsistent)) {
+                    (void)resize_bits(bm, old); /* cannot fail */
+                }
             }
             return error_set(errp, ENOMEM, "no memory for the bitmaps of '%s'",
                              node_name(n));
@@ -254,6 +287,9 @@ int bitmap_lookup(struct node *n, const char *name, enum bitmap_use use,
     r = use == BITMAP_USE_CHANGE   ? check_usable(bm, errp)
         : use == BITMAP_USE_REMOVE ? check_busy(bm, errp)
                                    : 0;
+    if (r == 0 && use != BITMAP_USE_ANY) {
+        r = check_read_only(bm, errp);
+    }
     if (r == 0 && use != BITMAP_USE_REMOVE) {
         r = follow_growth(bm, errp);
     }
@@ -286,6 +322,14 @@ int bitmap_freeze(struct bitmap *bm, struct error **errp)
     return 0;
 }
 
+/* It has fewer bits than before. */
+static void relaxed(struct bitmap *bm)
+{
+    if (bm->stored) {
+        bm->node->drv->bitmap_relaxed(bm->node, bm);
+    }
+}
+
 void bitmap_abdicate(struct bitmap *bm)
 {
     struct hbitmap *old = bm->bits;
@@ -296,6 +340,7 @@ void bitmap_abdicate(struct bitmap *bm)
     bm->successor = NULL;
     rwlock_unlock(&bm->lock);
     hbitmap_free(old);
+    relaxed(bm);
 }
 
 void bitmap_reclaim(struct bitmap *bm)
@@ -353,6 +398,21 @@ static uint64_t default_granularity(struct node *n)
     return min_u64(max_u64((uint64_t)cluster, DEFAULT_MIN), DEFAULT_MAX);
 }
 
+static int check_storable(struct node *n, const char *name,
+                          uint64_t granularity, struct error **errp)
+{
+    if (!n->drv->check_bitmap) {
+        return error_set(errp, ENOTSUP,
+                         "Can't store persistent bitmaps to %s: %s",
+                         node_name(n), strerror(ENOTSUP));
+    }
+    if (n->flags.read_only) {
+        return error_set(errp, EACCES, "Block node is read-only: '%s'",
+                         node_name(n));
+    }
+    return n->drv->check_bitmap(n, name, granularity, errp);
+}
+
 int bitmap_add_locked(struct node *n, const char *name, uint64_t granularity,
                       bool persistent, bool disabled, struct bitmap **bmp,
                       struct error **errp)
@@ -365,22 +425,30 @@ int bitmap_add_locked(struct node *n, const char *name, uint64_t granularity,
     if (find(n, name)) {
         return error_set(errp, EEXIST, "Bitmap already exists: %s", name);
     }
-    if (persistent) {
-        return error_set(errp, ENOTSUP,
-                         "Can't store persistent bitmaps to %s: it has no "
-                         "place for them",
-                         node_name(n));
-    }
     if (granularity == 0) {
         granularity = default_granularity(n);
     }
-    struct bitmap *bm = bitmap_new(n, name, granularity);
+    if (persistent) {
+        r = check_storable(n, name, granularity, errp);
+        if (r < 0) {
+            return r;
+        }
+    }
+    struct bitmap *bm = bitmap_new(n, name, granularity, node_size(n));
     if (!bm) {
         return no_memory(name, errp);
     }
     bm->enabled = !disabled;
+    bm->persistent = persistent;
     *bmp = bm;
     return 0;
+}
+
+int bitmap_store(struct node *n, struct error **errp)
+{
+    return n->drv->store_bitmaps && !n->flags.read_only
+               ? n->drv->store_bitmaps(n, errp)
+               : 0;
 }
 
 struct list *bitmap_take_off(struct bitmap *bm)
@@ -404,6 +472,7 @@ struct hbitmap *bitmap_swap_bits(struct bitmap *bm, struct hbitmap *bits)
     rwlock_wrlock(&bm->lock);
     bm->bits = bits;
     rwlock_unlock(&bm->lock);
+    relaxed(bm);
     return old;
 }
 
@@ -516,6 +585,15 @@ uint64_t bitmap_run(const struct bitmap *bm, uint64_t offset, uint64_t end,
     return length;
 }
 
+void bitmap_export(const struct bitmap *bm, uint64_t first, uint64_t count,
+                   void *buf)
+{
+    hbitmap_or_in(bm->bits, first, count, buf);
+    if (bm->successor) {
+        hbitmap_or_in(bm->successor, first, count, buf);
+    }
+}
+
 /* What follow_growth() will add. */
 static uint64_t growth(const struct bitmap *bm, const struct hbitmap *bits)
 {
@@ -600,17 +678,26 @@ json_t *bitmap_names(struct node *n)
 
 /* --- Marking --- */
 
-void bitmap_mark_slow(struct node *n, uint64_t offset, uint64_t bytes)
+int bitmap_mark_slow(struct node *n, uint64_t offset, uint64_t bytes,
+                     bool nowait)
 {
     list_for_each (at, &n->bitmaps) {
         struct bitmap *bm = list_entry(at, struct bitmap, on_node);
-        if (bm->enabled) {
-            struct hbitmap *bits = collecting(bm);
-            uint64_t size = hbitmap_size(bits);
-            /* Past it there are no bits yet: see follow_growth(). */
-            if (offset < size) {
-                hbitmap_set(bits, offset, min_u64(bytes, size - offset));
+        if (!bm->enabled) {
+            continue;
+        }
+        struct hbitmap *bits = collecting(bm);
+        uint64_t size = hbitmap_size(bits);
+        /* Past it there are no bits yet: see follow_growth(). */
+        if (offset < size) {
+            hbitmap_set(bits, offset, min_u64(bytes, size - offset));
+        }
+        if (bm->stored) {
+            int r = n->drv->bitmap_arm(n, bm, offset, bytes, nowait);
+            if (r < 0) {
+                return r;
             }
         }
     }
+    return 0;
 }

@@ -21,12 +21,15 @@ struct bitmap {
     /* Set at creation. */
     char *name; /* NULL: a job's own, not listed by name */
     uint64_t granularity;
-    bool persistent;
 
     /* Tree lock of the node. */
     struct node *node; /* NULL: removed */
     struct list on_node;
     bool enabled;   /* also when frozen: does the successor collect? */
+    bool persistent;
+    bool grew;      /* it has bits that the image may lack */
+    void *stored;   /* the driver's, when it is in the image already */
+    const char *why; /* it is inconsistent; a constant text, or NULL */
     unsigned users; /* operations that keep it busy */
 
     /*
@@ -62,6 +65,11 @@ enum bitmap_use {
     BITMAP_USE_CHANGE, /* also -EINVAL: inconsistent */
 };
 
+/* One that cannot be used, without bits; @why is a constant text. */
+int bitmap_attach_broken(struct node *n, const char *name,
+                         uint64_t granularity, const char *why,
+                         struct bitmap **bmp);
+
 /* The bitmap (no new reference; it stays as long as it is busy), or an error
  * with QEMU's text. */
 int bitmap_lookup(struct node *n, const char *name, enum bitmap_use use,
@@ -89,6 +97,9 @@ int bitmap_freeze(struct bitmap *bm, struct error **errp);
 void bitmap_abdicate(struct bitmap *bm); /* the job succeeded */
 void bitmap_reclaim(struct bitmap *bm);  /* it did not; keeps everything */
 
+/* Let the image say what the node's persistent bitmaps are; durable. */
+int bitmap_store(struct node *n, struct error **errp);
+
 /* The node changes its size from @old to @size: new granules become dirty
  * in enabled bitmaps.  All of them are resized or, -ENOMEM, none. */
 int bitmap_resize_all(struct node *n, uint64_t old, uint64_t size,
@@ -97,16 +108,26 @@ int bitmap_resize_all(struct node *n, uint64_t old, uint64_t size,
 /* Free the bitmaps of a node that is being closed. */
 void bitmap_release_all(struct node *n);
 
-/* --- I/O path, tree lock held for reading. --- */
+/* What is dirty in the granules [@first, @first + @count), also while it is
+ * frozen; as hbitmap_or_in into zeroes. */
+void bitmap_export(const struct bitmap *bm, uint64_t first, uint64_t count,
+                   void *buf);
 
-/* Set the bits of the range in all recording bitmaps of @n. */
-void bitmap_mark_slow(struct node *n, uint64_t offset, uint64_t bytes);
-static inline void bitmap_mark(struct node *n, uint64_t offset,
-                               uint64_t bytes)
+/* --- Tree lock held for reading: the I/O path. --- */
+
+/*
+ * Set the bits of the range in all recording bitmaps of @n, and have those
+ * that are persistent ready for a crash.  -EAGAIN with @nowait when that has
+ * to wait; -errno when the image cannot be written.
+ */
+int bitmap_mark_slow(struct node *n, uint64_t offset, uint64_t bytes,
+                     bool nowait);
+static inline int bitmap_mark(struct node *n, uint64_t offset, uint64_t bytes,
+                              unsigned flags)
 {
-    if (!list_empty(&n->bitmaps)) {
-        bitmap_mark_slow(n, offset, bytes);
-    }
+    return list_empty(&n->bitmaps)
+               ? 0
+               : bitmap_mark_slow(n, offset, bytes, flags & REQ_NOWAIT);
 }
 
 #endif /* NBDELTA_CORE_DIRTY_H */

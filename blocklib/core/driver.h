@@ -125,12 +125,33 @@ struct driver {
      * "format-specific", ...  NULL: nothing to add. */
     void (*describe)(struct node *n, json_t *info);
 
+    /*
+     * Persistent bitmaps.  store makes the image say what the node's bitmaps
+     * are: which, enabled or not, with at least the bits that they have; it
+     * is durable then.  Drained.  NULL: the format has no place for them.
+     * check_bitmap: may one more be stored?
+     */
+    int (*store_bitmaps)(struct node *n, struct error **errp);
+    int (*check_bitmap)(struct node *n, const char *name, uint64_t granularity,
+                        struct error **errp);
+
+    /* The bits of a persistent bitmap have become fewer.  Drained. */
+    void (*bitmap_relaxed)(struct node *n, struct bitmap *bm);
+
+    /* It is about to be freed, stored as it is. */
+    void (*bitmap_gone)(struct bitmap *bm);
+
     /* Create an image; see image.h.  @opts is complete but not checked. */
     int (*create)(const char *filename, struct opts *opts,
                   struct error **errp);
     const char *const *create_options; /* NULL-terminated */
 
     /* --- I/O path: any thread, at any time. --- */
+
+    /* Before the range is changed, after the bits of @bm were set: let a
+     * crash not lose them.  -EAGAIN, only with @nowait: it has to wait. */
+    int (*bitmap_arm)(struct node *n, struct bitmap *bm, uint64_t offset,
+                      uint64_t bytes, bool nowait);
 
     /* NULL: all data, for protocols; required for formats. */
     int (*map)(struct node *n, uint64_t offset, uint64_t bytes,

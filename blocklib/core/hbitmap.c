@@ -33,6 +33,7 @@
 #include "core/hbitmap.h"
 
 #include <assert.h>
+#include <endian.h>
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -402,24 +403,30 @@ void hbitmap_reset_all(struct hbitmap *h)
 
 /* --- Several --- */
 
+/* Add @bits to word @i of level 0. */
+static void merge_word(struct hbitmap *h, uint64_t i, uint64_t bits)
+{
+    uint64_t expected = ones(bits & ~atomic_load(&h->level[0][i]));
+    uint64_t at = i * WORD_BITS;
+
+    if (expected > 0) {
+        atomic_fetch_add(&h->set_bits, expected);
+        raise_ahead(h, at, at);
+        uint64_t old = atomic_fetch_or(&h->level[0][i], bits);
+        raise_above(h, 0, at, at);
+        uint64_t got = ones(bits & ~old);
+        if (got != expected) {
+            atomic_fetch_add(&h->set_bits, got - expected);
+        }
+    }
+}
+
 /* Equal granularity: word by word, where @src has something. */
 static void merge_words(struct hbitmap *dst, const struct hbitmap *src)
 {
     for (uint64_t at = next_set(src, 0, src->granules); at != NONE;) {
         uint64_t i = at / WORD_BITS;
-        uint64_t bits = atomic_load(&src->level[0][i]);
-        uint64_t expected = ones(bits & ~atomic_load(&dst->level[0][i]));
-
-        if (expected > 0) {
-            atomic_fetch_add(&dst->set_bits, expected);
-            raise_ahead(dst, at, at);
-            uint64_t old = atomic_fetch_or(&dst->level[0][i], bits);
-            raise_above(dst, 0, at, at);
-            uint64_t got = ones(bits & ~old);
-            if (got != expected) {
-                atomic_fetch_add(&dst->set_bits, got - expected);
-            }
-        }
+        merge_word(dst, i, atomic_load(&src->level[0][i]));
         at = next_set(src, (i + 1) * WORD_BITS, src->granules);
     }
 }
@@ -452,6 +459,48 @@ struct hbitmap *hbitmap_copy(const struct hbitmap *h)
         merge_words(copy, h);
     }
     return copy;
+}
+
+uint64_t hbitmap_granules(const struct hbitmap *h)
+{
+    return h->granules;
+}
+
+void hbitmap_or_in(const struct hbitmap *h, uint64_t first, uint64_t count,
+                   void *buf)
+{
+    unsigned char *to = buf;
+    uint64_t end = first + count;
+
+    assert(first % 8 == 0 && end <= h->granules);
+    for (uint64_t at = next_set(h, first, end); at != NONE;
+         at = next_set(h, align_up(at + 1, 8), end)) {
+        uint64_t byte = at / 8;
+        uint64_t word = atomic_load(&h->level[0][at / WORD_BITS]);
+        unsigned bits = (unsigned)(word >> byte % 8 * 8) & 0xff;
+        if (end < (byte + 1) * 8) {
+            bits &= (1U << (end - byte * 8)) - 1;
+        }
+        to[byte - first / 8] |= (unsigned char)bits;
+    }
+}
+
+void hbitmap_import(struct hbitmap *h, uint64_t first, uint64_t count,
+                    const void *buf)
+{
+    const unsigned char *from = buf;
+
+    assert(first % WORD_BITS == 0 && first + count <= h->granules);
+    for (uint64_t at = 0; at < count; at += WORD_BITS) {
+        uint64_t here = min_u64(WORD_BITS, count - at);
+        uint64_t bits = 0;
+
+        memcpy(&bits, from + at / 8, div_up(here, 8));
+        bits = le64toh(bits) & (UINT64_MAX >> (WORD_BITS - here));
+        if (bits) {
+            merge_word(h, (first + at) / WORD_BITS, bits);
+        }
+    }
 }
 
 int hbitmap_resize(struct hbitmap *h, uint64_t size)

@@ -63,6 +63,19 @@ void hbitmap_merge(struct hbitmap *dst, const struct hbitmap *src);
 /* A copy with the same granularity, or NULL. */
 struct hbitmap *hbitmap_copy(const struct hbitmap *h);
 
+uint64_t hbitmap_granules(const struct hbitmap *h); /* bits, set or not */
+
+/*
+ * Bits as bytes, the first granule in the lowest bit of the first byte, as
+ * qcow2 stores them: div_up(@count, 8) of them, what is left of the last one
+ * is zero.  @first is a multiple of 8.  or_in adds to what is in @buf; import
+ * sets, and resets nothing (@first is a multiple of 64).
+ */
+void hbitmap_or_in(const struct hbitmap *h, uint64_t first, uint64_t count,
+                   void *buf);
+void hbitmap_import(struct hbitmap *h, uint64_t first, uint64_t count,
+                    const void *buf);
+
 /* Grow or shrink; new granules are clean.  0 or -ENOMEM, then unchanged.
  * Going back to a size that it has had never fails. */
 int hbitmap_resize(struct hbitmap *h, uint64_t size);

@@ -360,7 +360,10 @@ int node_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     if (n->flags.read_only) {
         return -EPERM;
     }
-    bitmap_mark(n, offset, bytes);
+    int r = bitmap_mark(n, offset, bytes, flags);
+    if (r < 0) {
+        return r;
+    }
     if (n->drv->is_filter && !n->drv->pwritev) {
         return node_pwritev(node_child(n, CHILD_FILE), offset, bytes, iov,
                             cnt, flags);
@@ -369,8 +372,8 @@ int node_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     if (flush && (flags & REQ_NOWAIT)) {
         return -EAGAIN;
     }
-    int r = node_write_unmarked(n, offset, bytes, iov, cnt,
-                                flush ? flags & ~(unsigned)REQ_FUA : flags);
+    r = node_write_unmarked(n, offset, bytes, iov, cnt,
+                            flush ? flags & ~(unsigned)REQ_FUA : flags);
     return r == 0 && flush ? node_flush(n) : r;
 }
 
@@ -380,7 +383,10 @@ int node_write_compressed(struct node *n, const void *buf, uint64_t bytes,
     if (n->flags.read_only) {
         return -EPERM;
     }
-    bitmap_mark(n, offset, bytes);
+    int r = bitmap_mark(n, offset, bytes, 0);
+    if (r < 0) {
+        return r;
+    }
     return n->drv->write_compressed(n, offset, bytes, buf);
 }
 

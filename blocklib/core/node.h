@@ -98,6 +98,7 @@ struct node {
     bool monitor_owned;     /* the graph's reference is there */
     bool opened;            /* drv->open has succeeded */
     bool visited;           /* scratch of walks */
+    bool bitmaps_changed;   /* persistent ones, and not stored yet */
     unsigned open_depth;    /* during open: images stacked above */
 
     /* --- Own lock. --- */

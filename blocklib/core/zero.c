@@ -131,7 +131,10 @@ int node_zero(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags)
     if ((flags & REQ_NO_FALLBACK) && !n->limits.fast_zero) {
         return -ENOTSUP;
     }
-    bitmap_mark(n, offset, bytes);
+    r = bitmap_mark(n, offset, bytes, 0);
+    if (r < 0) {
+        return r;
+    }
     if (n->drv->is_filter && !n->drv->pwritev && !n->drv->zero) {
         return node_zero(node_child(n, CHILD_FILE), offset, bytes, flags);
     }
@@ -174,7 +177,10 @@ int node_discard(struct node *n, uint64_t offset, uint64_t bytes)
     if (n->flags.read_only) {
         return -EPERM;
     }
-    bitmap_mark(n, offset, bytes);
+    int r = bitmap_mark(n, offset, bytes, 0);
+    if (r < 0) {
+        return r;
+    }
     if (n->drv->is_filter && !n->drv->discard) {
         return node_discard(node_child(n, CHILD_FILE), offset, bytes);
     }

@@ -33,6 +33,30 @@ static int act_all(struct list *list, struct error **errp)
     return 0;
 }
 
+static int settle_all(struct list *list, struct error **errp)
+{
+    int r = 0;
+
+    list_for_each (at, list) {
+        struct action *a = action_of(at);
+
+        if (r == 0 && a->ops->settle) {
+            r = a->ops->settle(a, errp);
+        }
+    }
+    if (r < 0) {
+        undo_before(list, list);
+        list_for_each (at, list) {
+            struct action *a = action_of(at);
+
+            if (a->ops->settle) {
+                (void)a->ops->settle(a, NULL);
+            }
+        }
+    }
+    return r;
+}
+
 static int act_drained(struct graph *g, struct list *list, struct error **errp)
 {
     graph_lock(g);
@@ -44,6 +68,9 @@ static int act_drained(struct graph *g, struct list *list, struct error **errp)
         }
     }
     int r = act_all(list, errp);
+    if (r == 0) {
+        r = settle_all(list, errp);
+    }
     graph_unlock(g);
     return r;
 }

@@ -78,25 +78,51 @@ static struct change *change_new(struct bitmap_ref ref,
     return c;
 }
 
+/* Of several actions on one node, the first to come stores for all. */
+static int settle(struct action *a, struct error **errp)
+{
+    struct node *n = change_of(a)->ref.node;
+
+    if (!n->bitmaps_changed) {
+        return 0;
+    }
+    n->bitmaps_changed = false;
+    return bitmap_store(n, errp);
+}
+
+/* What @bm says has changed: the image shall follow, if it has it. */
+static void changed(const struct change *c)
+{
+    c->ref.node->bitmaps_changed |= c->bm->persistent;
+}
+
 /* --- add --- */
 
 static int add_act(struct action *a, struct error **errp)
 {
     struct change *c = change_of(a);
+    int r = bitmap_add_locked(c->ref.node, c->ref.name, c->granularity,
+                              c->persistent, c->flag, &c->bm, errp);
 
-    return bitmap_add_locked(c->ref.node, c->ref.name, c->granularity,
-                             c->persistent, c->flag, &c->bm, errp);
+    if (r == 0) {
+        changed(c);
+    }
+    return r;
 }
 
 static void add_undo(struct action *a)
 {
-    bitmap_drop(change_of(a)->bm);
+    const struct change *c = change_of(a);
+
+    changed(c);
+    bitmap_drop(c->bm);
 }
 
 static const struct action_ops add_ops = {
     .drain = drain,
     .act = add_act,
     .undo = add_undo,
+    .settle = settle,
     .free = change_free,
 };
 
@@ -125,6 +151,7 @@ static int remove_act(struct action *a, struct error **errp)
 
     if (r == 0) {
         c->after = bitmap_take_off(c->bm);
+        changed(c);
     }
     return r;
 }
@@ -134,6 +161,7 @@ static void remove_undo(struct action *a)
     struct change *c = change_of(a);
 
     bitmap_put_back(c->bm, c->ref.node, c->after);
+    changed(c);
 }
 
 static void remove_commit(struct action *a)
@@ -146,6 +174,7 @@ static const struct action_ops remove_ops = {
     .act = remove_act,
     .undo = remove_undo,
     .commit = remove_commit,
+    .settle = settle,
     .free = change_free,
 };
 
@@ -178,6 +207,10 @@ static int renew(struct change *c, const struct hbitmap *bits,
         hbitmap_merge(fresh, bits);
     }
     c->spare = bitmap_swap_bits(c->bm, fresh);
+    if (bits) {
+        c->bm->grew = true;
+        changed(c);
+    } /* else the image may have more bits for a while */
     return 0;
 }
 
@@ -194,12 +227,15 @@ static void bits_undo(struct action *a)
     struct change *c = change_of(a);
 
     c->spare = bitmap_swap_bits(c->bm, c->spare);
+    c->bm->grew = true;
+    changed(c);
 }
 
 static const struct action_ops clear_ops = {
     .drain = drain,
     .act = clear_act,
     .undo = bits_undo,
+    .settle = settle,
     .free = change_free,
 };
 
@@ -219,6 +255,7 @@ static int enable_act(struct action *a, struct error **errp)
     if (r == 0) {
         c->was_enabled = c->bm->enabled;
         c->bm->enabled = c->flag;
+        changed(c);
     }
     return r;
 }
@@ -228,12 +265,14 @@ static void enable_undo(struct action *a)
     const struct change *c = change_of(a);
 
     c->bm->enabled = c->was_enabled;
+    changed(c);
 }
 
 static const struct action_ops enable_ops = {
     .drain = drain,
     .act = enable_act,
     .undo = enable_undo,
+    .settle = settle,
     .free = change_free,
 };
 
@@ -279,6 +318,7 @@ static const struct action_ops merge_ops = {
     .drain = drain,
     .act = merge_act,
     .undo = bits_undo,
+    .settle = settle,
     .free = change_free,
 };
 

@@ -18,10 +18,8 @@
 #include "nbdelta/error.h"
 #include "qcow2/qcow2.h"
 
-#define EXT_END          0
 #define EXT_BACKING_FMT  0xe2792aca
 #define EXT_FEATURES     0x6803f857
-#define EXT_BITMAPS      0x23852875
 #define V2_HEADER_LENGTH 72
 #define V3_HEADER_LENGTH 104
 
@@ -70,8 +68,13 @@ static int parse_extension(uint32_t type, const unsigned char *data,
         x->features = data;
         x->features_len = len;
         return 0;
-    case EXT_BITMAPS:
-        h->has_bitmaps = true;
+    case QCOW2_EXT_BITMAPS:
+        if (len >= 24) { /* else it is broken, and they are void */
+            h->has_bitmaps = true;
+            h->bitmaps.count = load_be32(data);
+            h->bitmaps.dir_size = load_be64(data + 8);
+            h->bitmaps.dir_offset = load_be64(data + 16);
+        }
         return 0;
     default:
         return 0; /* unknown ones are to be ignored */
@@ -87,7 +90,7 @@ static int parse_extensions(const unsigned char *head, size_t from, size_t end,
         uint32_t len = load_be32(head + from + 4);
 
         from += 8;
-        if (type == EXT_END) {
+        if (type == QCOW2_EXT_END) {
             return 0;
         }
         if (len > end - from) {

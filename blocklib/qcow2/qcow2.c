@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The qcow2 driver: opening, closing, describing. */
+#include "qcow2/bitmaps.h"
 #include "qcow2/qcow2.h"
 
 #include <errno.h>
@@ -20,6 +21,9 @@
 
 static void state_free(struct qcow2 *s)
 {
+    qcow2_bitmaps_free(s);
+    mutex_destroy(&s->arm_lock);
+    mutex_destroy(&s->arm_queue_lock);
     qcow2_cache_free(s->l2);
     qcow2_cache_free(s->refblocks);
     free(s->l1);
@@ -99,11 +103,6 @@ static int check_writable(const struct qcow2_header *h, struct error **errp)
         return error_set(errp, ENOTSUP,
                          "the image has internal snapshots, which is not "
                          "supported for writing: open it read-only");
-    }
-    if (h->has_bitmaps && (h->autoclear & QCOW2_AUTOCLEAR_BITMAPS)) {
-        return error_set(errp, ENOTSUP,
-                         "the image has persistent bitmaps, which writing "
-                         "would invalidate: open it read-only");
     }
     return 0;
 }
@@ -186,12 +185,14 @@ static int make_caches(struct qcow2 *s, uint64_t l2_bytes,
 static int clear_autoclear(struct qcow2 *s, const struct qcow2_header *h,
                            struct error **errp)
 {
-    unsigned char zero[8] = { 0 };
+    uint64_t known = s->bitmaps_ext.count > 0 ? QCOW2_AUTOCLEAR_BITMAPS : 0;
+    unsigned char be[8];
 
-    if (h->version < 3 || h->autoclear == 0) {
+    if (h->version < 3 || (h->autoclear & ~known) == 0) {
         return 0;
     }
-    int r = node_pwrite(s->file, zero, sizeof(zero), QCOW2_HDR_AUTOCLEAR, 0);
+    store_be64(be, h->autoclear & known);
+    int r = node_pwrite(s->file, be, sizeof(be), QCOW2_HDR_AUTOCLEAR, 0);
     if (r == 0) {
         r = node_flush(s->file);
     }
@@ -239,6 +240,9 @@ static int open_with_header(struct qcow2 *s, struct qcow2_header *h,
     if (r == 0) {
         r = make_caches(s, l2_bytes, refcount_bytes, errp);
     }
+    if (r == 0) {
+        r = qcow2_bitmaps_load(s, h, errp);
+    }
     if (r == 0 && writable) {
         r = clear_autoclear(s, h, errp);
     }
@@ -265,6 +269,10 @@ static int qcow2_open(struct node *n, struct opts *opts, struct error **errp)
     mutex_init(&s->flush_lock);
     mutex_init(&s->meta);
     mutex_init(&s->unpacked_lock);
+    list_init(&s->bitmaps);
+    mutex_init(&s->arm_lock);
+    mutex_init(&s->arm_queue_lock);
+    list_init(&s->arm_queue);
     r = qcow2_header_read(s->file, &h, errp);
     if (r == 0) {
         r = open_with_header(s, &h, l2_bytes, refcount_bytes, errp);
@@ -293,7 +301,9 @@ static void qcow2_close(struct node *n)
 {
     struct qcow2 *s = n->state;
 
+    qcow2_tightener_stop(s);
     if (!n->flags.read_only) {
+        (void)qcow2_bitmaps_settle(s);
         /* Twice: the first releases freed clusters, the second says so. */
         if (qcow2_flush(n) == 0) {
             (void)qcow2_flush(n);
@@ -346,6 +356,11 @@ const struct driver driver_qcow2 = {
     .limits = qcow2_limits,
     .resize = qcow2_resize,
     .describe = qcow2_describe,
+    .store_bitmaps = qcow2_store_bitmaps,
+    .check_bitmap = qcow2_check_bitmap,
+    .bitmap_relaxed = qcow2_bitmap_relaxed,
+    .bitmap_gone = qcow2_bitmap_gone,
+    .bitmap_arm = qcow2_bitmap_arm,
     .create = qcow2_create,
     .create_options = qcow2_create_options,
     .map = qcow2_map,

@@ -48,6 +48,10 @@
 #define QCOW2_COMPAT_LAZY          (UINT64_C(1) << 0)
 #define QCOW2_AUTOCLEAR_BITMAPS    (UINT64_C(1) << 0)
 
+#define QCOW2_EXT_END     0
+#define QCOW2_EXT_BITMAPS 0x23852875
+#define QCOW2_EXT_FILLER  0x6e626466 /* ours: it says nothing */
+
 enum qcow2_compression { QCOW2_ZLIB = 0, QCOW2_ZSTD = 1 };
 
 /* Byte offsets of header fields that are written on their own. */
@@ -56,6 +60,13 @@ enum qcow2_compression { QCOW2_ZLIB = 0, QCOW2_ZSTD = 1 };
 #define QCOW2_HDR_REFTABLE  48 /* offset 8, clusters 4: one write */
 #define QCOW2_HDR_INCOMPAT  72
 #define QCOW2_HDR_AUTOCLEAR 88
+
+/* The bitmaps extension; count 0: there is none. */
+struct qcow2_bitmaps_ext {
+    uint32_t count;
+    uint64_t dir_size; /* bytes */
+    uint64_t dir_offset;
+};
 
 /* A parsed header, in host byte order. */
 struct qcow2_header {
@@ -74,6 +85,7 @@ struct qcow2_header {
     uint32_t header_length;
     enum qcow2_compression compression;
     bool has_bitmaps;  /* the bitmaps extension is there */
+    struct qcow2_bitmaps_ext bitmaps;
     char *backing;     /* malloc()ed, or NULL */
     char *backing_fmt; /* malloc()ed, or NULL */
 };
@@ -153,6 +165,16 @@ struct qcow2 {
     _Atomic uint64_t epoch;
     _Atomic uint64_t users[2]; /* extents in hand, by parity of the epoch */
     _Atomic bool corrupt;      /* no more writes */
+
+    /* --- Bitmaps (bitmaps.h).  Tree lock. --- */
+    struct list bitmaps; /* of struct qcow2_bitmap.in_image */
+    struct qcow2_bitmaps_ext bitmaps_ext;
+    bool bitmaps_volatile;      /* durability "process": no flush to arm */
+    struct tightener *tightener; /* or NULL */
+    mutex_t arm_lock; /* before flush_lock: their clusters are written */
+    mutex_t arm_queue_lock;
+    struct list arm_queue; /* guarded by arm_queue_lock */
+    _Atomic uint64_t arm_flushes; /* counted, for benchmarks */
 
     /* Own lock: the last cluster that was decompressed (compress.c). */
     mutex_t unpacked_lock;

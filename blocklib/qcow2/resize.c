@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "nbdelta/error.h"
-#include "qcow2/qcow2.h"
+#include "qcow2/bitmaps.h"
 
 static int grow_l1(struct qcow2 *s, uint64_t needed)
 {
@@ -74,12 +74,14 @@ int qcow2_resize(struct node *n, uint64_t size, struct error **errp)
     if (r == 0) {
         r = qcow2_flush(n);
     }
-    if (r == 0) {
+    if (r == 0 && s->bitmaps_ext.count > 0) {
+        r = qcow2_bitmaps_resize(s, size);
+    } else if (r == 0) {
         store_be64(be, size);
         r = node_pwrite(s->file, be, sizeof(be), QCOW2_HDR_SIZE, 0);
-    }
-    if (r == 0) {
-        r = node_flush(s->file);
+        if (r == 0) {
+            r = node_flush(s->file);
+        }
     }
     return r < 0 ? error_set(errp, -r, "cannot grow '%s': %s",
                              node_filename(n), strerror(-r))

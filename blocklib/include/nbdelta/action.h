@@ -10,6 +10,7 @@
  *   one control section
  *     drain each
  *     act each, in order    -- one fails --> undo those that acted, backwards
+ *     settle each           -- the same
  *   commit each, then finish each  | abort each
  *   free each
  *
@@ -36,6 +37,10 @@ struct action_ops {
 
     /* In it, after all drains.  Changes everything or, failing, nothing. */
     int (*act)(struct action *a, struct error **errp);
+
+    /* In the same section, after all acts: make it durable.  When it fails,
+     * all is undone, and settled once more as well as it goes. */
+    int (*settle)(struct action *a, struct error **errp);
 
     /* In the same section, only after act succeeded: its exact inverse. */
     void (*undo)(struct action *a);

@@ -1,0 +1,460 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Arming: before data of a region change for the first time, all bits of the
+ * region become ones in the image.
+ *
+ *   writer    set the exact bit -> armed? -> write data
+ *                                   no: queue, then under the arm lock
+ *                                       ones for all that is queued
+ *                                       one flush
+ *                                       armed
+ *   tightener not touched lately -> not armed -> exact bits, no flush
+ *
+ *  1. A region is armed only after its ones are durable, and data are written
+ *     only in armed regions: so the image never lacks a bit.
+ *  2. A writer sets the bit before he looks whether the region is armed; the
+ *     tightener disarms before he reads the bits.  All of these accesses are
+ *     sequentially consistent: one of the two sees the other.
+ *  3. Bits in the image are written under the arm lock: old bits never land
+ *     on newer ones.
+ *  4. A cluster of bits counts in the refcounts on disk before a table entry
+ *     leads to it.
+ *
+ * How much is armed at once doubles while arming is frequent, up to a slice,
+ * which is one table entry; what is armed too much is paid after a crash
+ * only, by a larger increment.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "nbdelta/cleanup.h"
+#include "nbdelta/thread.h"
+#include "qcow2/bitmaps.h"
+
+/* Arming again within this time widens. */
+#define OFTEN_NS  UINT64_C(500000000)
+#define QUIET_MS  2000 /* between two looks of the tightener */
+#define WIDTH_MAX 30
+
+struct request {
+    struct list link;
+    struct qcow2_bitmap *qb;
+    uint64_t first; /* regions */
+    uint64_t last;
+    bool done;
+    int r;
+};
+
+struct tightener {
+    pthread_t thread;
+    struct qcow2 *s;
+    mutex_t lock;
+    cond_t wake;
+    bool stop; /* guarded by lock */
+};
+
+static bool all_armed(const struct qcow2_bitmap *qb, uint64_t first,
+                      uint64_t last)
+{
+    for (uint64_t i = first; i <= last; i++) {
+        bitmap_word_set(qb->touched, i);
+        if (!bitmap_word_get(qb->armed, i)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* log2 of the regions of a slice. */
+static unsigned per_slice_bits(const struct qcow2 *s,
+                               const struct qcow2_bitmap *qb)
+{
+    return qcow2_slice_bits(s, qb) - qb->region_bits;
+}
+
+/* --- Writing ones --- */
+
+static int write_entry(struct qcow2 *s, const struct qcow2_bitmap *qb,
+                       uint64_t slice)
+{
+    unsigned char be[8];
+
+    store_be64(be, qb->table[slice]);
+    return node_pwrite(s->file, be, sizeof(be), qb->table_offset + slice * 8,
+                       0);
+}
+
+/* Set the bits [@from, @to), @from a multiple of 8, in a cluster of bits. */
+static void set_ones(unsigned char *bits, uint64_t from, uint64_t to)
+{
+    memset(bits + from / 8, 0xff, to / 8 - from / 8);
+    if (to % 8) {
+        bits[to / 8] |= (unsigned char)((1U << to % 8) - 1);
+    }
+}
+
+/* The same in the image. */
+static int write_ones(struct qcow2 *s, uint64_t host, uint64_t from,
+                      uint64_t to)
+{
+    uint64_t bytes = div_up(to, 8) - from / 8;
+    CLEANUP_FREE unsigned char *ones = calloc(1, bytes);
+
+    if (!ones) {
+        return -ENOMEM;
+    }
+    set_ones(ones, 0, to - from);
+    return node_pwrite(s->file, ones, bytes, host + from / 8, 0);
+}
+
+/* A cluster for a slice that has none, with these bits. */
+static int new_cluster(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
+                       const unsigned char *bits) REQUIRES(s->arm_lock)
+{
+    uint64_t host = 0;
+    uint64_t got;
+    bool fresh;
+
+    mutex_lock(&s->meta);
+    int r = qcow2_alloc(s, 1, &host, &got, &fresh);
+    mutex_unlock(&s->meta);
+    if (r < 0) {
+        return r;
+    }
+    r = node_pwrite(s->file, bits, s->cluster_size, host, 0);
+    if (r == 0) {
+        r = qcow2_flush(s->node); /* the refcount, and the bits */
+    }
+    if (r < 0) {
+        mutex_lock(&s->meta);
+        (void)qcow2_free_later(s, host, 1);
+        mutex_unlock(&s->meta);
+        return r;
+    }
+    qb->table[slice] = host;
+    return write_entry(s, qb, slice);
+}
+
+/* Ones for the regions [@first, @last], which lie in one slice. */
+static int arm_in_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
+                        uint64_t slice, uint64_t first, uint64_t last)
+    REQUIRES(s->arm_lock)
+{
+    unsigned shift = qb->region_bits - qb->granularity_bits;
+    uint64_t start = slice * s->cluster_size * 8;
+    uint64_t end = min_u64(s->cluster_size * 8,
+                           hbitmap_granules(qb->bm->bits) - start);
+    uint64_t from = (first << shift) - start;
+    uint64_t to = min_u64(((last + 1) << shift) - start, end);
+
+    bitmap_word_set(qb->stale, slice);
+    if (qb->table[slice] == QCOW2_BITMAP_ONES) {
+        return 0;
+    }
+    if (qb->table[slice] != QCOW2_BITMAP_ZEROES) {
+        return write_ones(s, qb->table[slice], from, to);
+    }
+    if (from == 0 && to == end) {
+        qb->table[slice] = QCOW2_BITMAP_ONES;
+        return write_entry(s, qb, slice);
+    }
+    CLEANUP_FREE unsigned char *bits = calloc(1, s->cluster_size);
+    if (!bits) {
+        return -ENOMEM;
+    }
+    set_ones(bits, from, to);
+    return new_cluster(s, qb, slice, bits);
+}
+
+static int arm_regions(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t first,
+                       uint64_t last) REQUIRES(s->arm_lock)
+{
+    unsigned per = per_slice_bits(s, qb);
+    int r = 0;
+
+    while (r == 0 && first <= last) {
+        uint64_t slice = first >> per;
+        uint64_t end = min_u64(((slice + 1) << per) - 1, last);
+
+        r = arm_in_slice(s, qb, slice, first, end);
+        first = end + 1;
+    }
+    return r;
+}
+
+/* --- Requests --- */
+
+/* More than was asked for, if that has been often lately. */
+static void widen(struct qcow2 *s, struct request *q)
+{
+    struct qcow2_bitmap *qb = q->qb;
+    uint64_t now = now_ns();
+    unsigned most = per_slice_bits(s, qb);
+
+    if (now - qb->armed_at < OFTEN_NS && qb->width < most &&
+        qb->width < WIDTH_MAX) {
+        qb->width++;
+    }
+    qb->armed_at = now;
+    uint64_t step = UINT64_C(1) << qb->width;
+    q->first = align_down(q->first, step);
+    q->last = min_u64(align_up(q->last + 1, step), qb->regions) - 1;
+}
+
+static int arm_one(struct qcow2 *s, struct request *q) REQUIRES(s->arm_lock)
+{
+    if (all_armed(q->qb, q->first, q->last)) {
+        return 0;
+    }
+    widen(s, q);
+    return arm_regions(s, q->qb, q->first, q->last);
+}
+
+/* All that are queued, with one flush. */
+static void serve_queue(struct qcow2 *s) REQUIRES(s->arm_lock)
+{
+    struct list batch;
+    int r = 0;
+
+    list_init(&batch);
+    mutex_lock(&s->arm_queue_lock);
+    while (!list_empty(&s->arm_queue)) {
+        struct list *e = s->arm_queue.next;
+        list_remove(e);
+        list_append(&batch, e);
+    }
+    mutex_unlock(&s->arm_queue_lock);
+    list_for_each (e, &batch) {
+        struct request *q = list_entry(e, struct request, link);
+        q->r = arm_one(s, q);
+    }
+    if (!s->tightener) { /* without one, it is the close that tightens */
+        (void)qcow2_tightener_start(s);
+    }
+    if (!s->bitmaps_volatile) {
+        atomic_fetch_add(&s->arm_flushes, 1);
+        r = node_flush(s->file);
+    }
+    list_for_each_safe (e, &batch) {
+        struct request *q = list_entry(e, struct request, link);
+        q->r = q->r < 0 ? q->r : r;
+        for (uint64_t i = q->first; q->r == 0 && i <= q->last; i++) {
+            bitmap_word_set(q->qb->armed, i);
+        }
+        list_remove(e);
+        q->done = true;
+    }
+}
+
+int qcow2_bitmap_arm(struct node *n, struct bitmap *bm, uint64_t offset,
+                     uint64_t bytes, bool nowait)
+{
+    struct qcow2 *s = n->state;
+    struct qcow2_bitmap *qb = bm->stored;
+
+    if (!qb || qb->broken || bytes == 0 || qb->regions == 0) {
+        return 0;
+    }
+    struct request q = {
+        .qb = qb,
+        .first = min_u64(offset >> qb->region_bits, qb->regions - 1),
+        .last = min_u64((offset + bytes - 1) >> qb->region_bits,
+                        qb->regions - 1),
+    };
+    if (all_armed(qb, q.first, q.last)) {
+        return 0;
+    }
+    if (nowait) {
+        return -EAGAIN;
+    }
+    mutex_lock(&s->arm_queue_lock);
+    list_append(&s->arm_queue, &q.link);
+    mutex_unlock(&s->arm_queue_lock);
+    /* Whoever has the lock serves all who wait for it. */
+    mutex_lock(&s->arm_lock);
+    if (!q.done) {
+        serve_queue(s);
+    }
+    mutex_unlock(&s->arm_lock);
+    return q.r;
+}
+
+/* --- Tightening --- */
+
+/* Do all of its granules hold?  Then there is nothing to tighten. */
+static bool is_full(const struct qcow2_bitmap *qb, uint64_t region)
+{
+    uint64_t from = region << qb->region_bits;
+    uint64_t size = hbitmap_size(qb->bm->bits);
+    uint64_t end = min_u64(size, from + (UINT64_C(1) << qb->region_bits));
+    bool dirty = false;
+
+    return from < end && bitmap_run(qb->bm, from, end, &dirty) == end - from &&
+           dirty;
+}
+
+/* Exact bits for one region, whose slice has a cluster. */
+static int tighten_region(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t i)
+    REQUIRES(s->arm_lock)
+{
+    unsigned shift = qb->region_bits - qb->granularity_bits;
+    uint64_t slice = i >> per_slice_bits(s, qb);
+    uint64_t first = i << shift;
+    uint64_t count = min_u64(UINT64_C(1) << shift,
+                             hbitmap_granules(qb->bm->bits) - first);
+    CLEANUP_FREE unsigned char *bits = calloc(1, div_up(count, 8));
+
+    if (!bits) {
+        return -ENOMEM;
+    }
+    bitmap_word_clear(qb->armed, i);
+    bitmap_export(qb->bm, first, count, bits);
+    return node_pwrite(
+        s->file, bits, div_up(count, 8),
+        qb->table[slice] + (first - slice * s->cluster_size * 8) / 8, 0);
+}
+
+/* The same for a slice that is all ones, for the lack of a cluster. */
+static int tighten_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
+                         uint64_t slice, uint64_t first, uint64_t end)
+    REQUIRES(s->arm_lock)
+{
+    CLEANUP_FREE unsigned char *bits = calloc(1, s->cluster_size);
+
+    if (!bits) {
+        return -ENOMEM;
+    }
+    for (uint64_t i = first; i < end; i++) {
+        bitmap_word_clear(qb->armed, i);
+    }
+    qcow2_bitmap_slice(s, qb, slice, bits);
+    return new_cluster(s, qb, slice, bits);
+}
+
+/* Is the region armed and quiet?  A look takes the mark of a touch away. */
+static bool is_due(struct qcow2_bitmap *qb, uint64_t i)
+{
+    if (!bitmap_word_get(qb->armed, i)) {
+        return false;
+    }
+    if (bitmap_word_get(qb->touched, i)) {
+        bitmap_word_clear(qb->touched, i);
+        return false;
+    }
+    return !is_full(qb, i);
+}
+
+static int tighten_in_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
+                            uint64_t slice) REQUIRES(s->arm_lock)
+{
+    unsigned per = per_slice_bits(s, qb);
+    uint64_t first = slice << per;
+    uint64_t end = min_u64((slice + 1) << per, qb->regions);
+    bool has_cluster = qb->table[slice] > QCOW2_BITMAP_ONES;
+    uint64_t due = 0;
+    int r = 0;
+
+    for (uint64_t i = first; i < end && r == 0; i++) {
+        if (is_due(qb, i)) {
+            due++;
+            r = has_cluster ? tighten_region(s, qb, i) : 0;
+        }
+    }
+    if (r == 0 && due == end - first && qb->table[slice] == QCOW2_BITMAP_ONES) {
+        r = tighten_slice(s, qb, slice, first, end);
+    }
+    return r;
+}
+
+static int tighten(struct qcow2 *s, struct qcow2_bitmap *qb)
+    REQUIRES(s->arm_lock)
+{
+    int r = 0;
+
+    for (uint64_t i = 0; i < qb->table_size && r == 0; i++) {
+        if (bitmap_word_get(qb->stale, i)) {
+            r = tighten_in_slice(s, qb, i);
+        }
+    }
+    if (qb->width > 0) {
+        qb->width--;
+    }
+    return r;
+}
+
+int qcow2_bitmaps_tighten(struct qcow2 *s)
+{
+    /* A drain may be on its way to close the image: it does not wait. */
+    struct tree *t = node_enter(s->node, true);
+    int r = 0;
+
+    if (!t) {
+        return 0;
+    }
+    mutex_lock(&s->arm_lock);
+    list_for_each (e, &s->bitmaps) {
+        struct qcow2_bitmap *qb = list_entry(e, struct qcow2_bitmap, in_image);
+
+        if (qb->bm && !qb->broken && r == 0) {
+            r = tighten(s, qb);
+        }
+    }
+    mutex_unlock(&s->arm_lock);
+    node_leave(t);
+    return r;
+}
+
+static void *tightener_thread(void *opaque)
+{
+    struct tightener *t = opaque;
+
+    mutex_lock(&t->lock);
+    while (!t->stop) {
+        (void)cond_wait_ms(&t->wake, &t->lock, QUIET_MS);
+        if (!t->stop) {
+            mutex_unlock(&t->lock);
+            (void)qcow2_bitmaps_tighten(t->s); /* a failure loses nothing */
+            mutex_lock(&t->lock);
+        }
+    }
+    mutex_unlock(&t->lock);
+    return NULL;
+}
+
+int qcow2_tightener_start(struct qcow2 *s)
+{
+    struct tightener *t = calloc(1, sizeof(*t));
+
+    if (!t) {
+        return -ENOMEM;
+    }
+    t->s = s;
+    mutex_init(&t->lock);
+    cond_init(&t->wake);
+    int r = thread_start(&t->thread, "bitmaps", tightener_thread, t);
+    if (r < 0) {
+        free(t);
+        return r;
+    }
+    s->tightener = t;
+    return 0;
+}
+
+void qcow2_tightener_stop(struct qcow2 *s)
+{
+    struct tightener *t = s->tightener;
+
+    if (!t) {
+        return;
+    }
+    mutex_lock(&t->lock);
+    t->stop = true;
+    cond_signal(&t->wake);
+    mutex_unlock(&t->lock);
+    thread_join(t->thread);
+    mutex_destroy(&t->lock);
+    cond_destroy(&t->wake);
+    free(t);
+    s->tightener = NULL;
+}

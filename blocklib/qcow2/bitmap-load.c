@@ -1,0 +1,460 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Reading the bitmaps of an image.
+ *
+ * Nothing here keeps an image from opening.  A bitmap that cannot be trusted
+ * goes into quarantine: users see it as inconsistent, with the reason, and
+ * can remove it; its entry is kept as it is until then.  When the directory
+ * itself cannot be read, nobody can know what was in it: the image is then
+ * treated as one whose bitmaps are void.
+ *
+ * Clusters of bitmaps are written in place later.  So none may belong to
+ * anything else, nor be free: each is looked up once among those of all
+ * bitmaps and of the tables that are in memory, and in the refcounts.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "qcow2/bitmaps.h"
+#include "util/iov.h"
+
+#define QB(e) list_entry(e, struct qcow2_bitmap, in_image)
+
+/* At least so much disk is armed at once. */
+#define REGION_BITS_MIN 22
+
+/* Bytes of bits of all bitmaps of an image. */
+#define ALL_BITS_MAX (8 * GiB)
+
+/* --- Clusters, whose they are --- */
+
+struct owner {
+    uint64_t from; /* host bytes */
+    uint64_t to;
+    struct qcow2_bitmap *qb; /* NULL: the image's own */
+};
+
+struct owners {
+    struct owner *all;
+    size_t count;
+    size_t room;
+};
+
+static int own(struct owners *o, uint64_t from, uint64_t bytes,
+               struct qcow2_bitmap *qb)
+{
+    if (bytes == 0) {
+        return 0;
+    }
+    if (o->count == o->room) {
+        size_t room = o->room ? o->room * 2 : 64;
+        struct owner *more = realloc(o->all, room * sizeof(*more));
+
+        if (!more) {
+            return -ENOMEM;
+        }
+        o->all = more;
+        o->room = room;
+    }
+    o->all[o->count++] = (struct owner){from, from + bytes, qb};
+    return 0;
+}
+
+static int by_place(const void *a, const void *b)
+{
+    const struct owner *x = a;
+    const struct owner *y = b;
+
+    return (x->from > y->from) - (x->from < y->from);
+}
+
+static void quarantine(struct qcow2_bitmap *qb, const char *why)
+{
+    if (qb && !qb->broken) {
+        qb->broken = why;
+    }
+}
+
+/* Is each cluster of the run in use, by count? */
+static bool is_counted(struct qcow2 *s, const struct owner *o)
+{
+    bool counted = true;
+
+    mutex_lock(&s->meta);
+    for (uint64_t at = o->from; counted && at < o->to; at += s->cluster_size) {
+        uint64_t count = 0;
+
+        counted = qcow2_refcount_get(s, at >> s->cluster_bits, &count) == 0 &&
+                  count > 0;
+    }
+    mutex_unlock(&s->meta);
+    return counted;
+}
+
+static void find_clashes(struct qcow2 *s, struct owners *o)
+{
+    if (o->count == 0) {
+        return;
+    }
+    qsort(o->all, o->count, sizeof(*o->all), by_place);
+    size_t widest = 0; /* of those before, the one that ends last */
+    for (size_t i = 0; i < o->count; i++) {
+        if (i > 0 && o->all[i].from < o->all[widest].to) {
+            quarantine(o->all[i].qb, "its clusters belong to others, too");
+            quarantine(o->all[widest].qb, "its clusters belong to others, too");
+        }
+        if (o->all[i].to > o->all[widest].to) {
+            widest = i;
+        }
+        if (o->all[i].qb && !is_counted(s, &o->all[i])) {
+            quarantine(o->all[i].qb, "its clusters count as free");
+        }
+    }
+}
+
+/* --- One bitmap --- */
+
+static bool in_file(const struct qcow2 *s, uint64_t offset, uint64_t bytes)
+{
+    return offset != 0 && qcow2_in_cluster(s, offset) == 0 &&
+           range_inside(offset, bytes,
+                        align_up(node_size(s->file), s->cluster_size));
+}
+
+static int read_table(struct qcow2 *s, struct qcow2_bitmap *qb)
+{
+    uint64_t bytes = qb->table_size * UINT64_C(8);
+
+    if (qb->table_size != qcow2_slices(s, qb, s->node->size) ||
+        qb->table_size > QCOW2_BITMAP_TABLE_MAX) {
+        qb->broken = "its table is of the wrong size";
+        return 0;
+    }
+    if (bytes == 0) {
+        return 0;
+    }
+    if (!in_file(s, qb->table_offset, bytes)) {
+        qb->broken = "its table is outside of the file";
+        return 0;
+    }
+    qb->table = malloc(bytes);
+    if (!qb->table) {
+        return -ENOMEM;
+    }
+    if (node_pread(s->file, qb->table, bytes, qb->table_offset, 0) < 0) {
+        qb->broken = "its table cannot be read";
+        return 0;
+    }
+    for (uint32_t i = 0; i < qb->table_size; i++) {
+        uint64_t entry = be64toh(qb->table[i]);
+
+        qb->table[i] = entry;
+        if (entry != QCOW2_BITMAP_ZEROES && entry != QCOW2_BITMAP_ONES &&
+            ((entry & ~QCOW2_OFFSET_MASK) ||
+             !in_file(s, entry, s->cluster_size))) {
+            qb->broken = "its table has bad entries";
+            break;
+        }
+    }
+    return 0;
+}
+
+static int own_bitmap(struct qcow2 *s, struct owners *o,
+                      struct qcow2_bitmap *qb)
+{
+    int r = own(o, qb->table_offset,
+                align_up(qb->table_size * UINT64_C(8), s->cluster_size), qb);
+
+    for (uint32_t i = 0; r == 0 && i < qb->table_size; i++) {
+        uint64_t entry = qb->table[i];
+
+        if (entry != QCOW2_BITMAP_ZEROES && entry != QCOW2_BITMAP_ONES) {
+            r = own(o, entry, s->cluster_size, qb);
+        }
+    }
+    return r;
+}
+
+static int own_rest(struct qcow2 *s, const struct qcow2_bitmaps_ext *x,
+                    struct owners *o)
+{
+    int r = own(o, 0, s->cluster_size, NULL);
+
+    if (r == 0) {
+        r = own(o, s->l1_offset,
+                align_up(s->l1_size * UINT64_C(8), s->cluster_size), NULL);
+    }
+    if (r == 0) {
+        r = own(o, s->reftable_offset, s->reftable_size * UINT64_C(8), NULL);
+    }
+    return r == 0 ? own(o, x->dir_offset,
+                        align_up(x->dir_size, s->cluster_size), NULL)
+                  : r;
+}
+
+static int check_clusters(struct qcow2 *s, const struct qcow2_bitmaps_ext *x)
+{
+    struct owners o = {NULL, 0, 0};
+    int r = own_rest(s, x, &o);
+
+    list_for_each (e, &s->bitmaps) {
+        if (r == 0 && !QB(e)->broken) {
+            r = own_bitmap(s, &o, QB(e));
+        }
+    }
+    if (r == 0) {
+        find_clashes(s, &o);
+    }
+    free(o.all);
+    return r;
+}
+
+static int by_name(const void *a, const void *b)
+{
+    struct qcow2_bitmap *const *x = a;
+    struct qcow2_bitmap *const *y = b;
+
+    return strcmp((*x)->name, (*y)->name);
+}
+
+static int find_twins(struct qcow2 *s)
+{
+    size_t count = 0;
+    CLEANUP_FREE struct qcow2_bitmap **all =
+        calloc(s->bitmaps_ext.count, sizeof(struct qcow2_bitmap *));
+
+    if (!all) {
+        return -ENOMEM;
+    }
+    list_for_each (e, &s->bitmaps) {
+        all[count++] = QB(e);
+    }
+    qsort(all, count, sizeof(struct qcow2_bitmap *), by_name);
+    for (size_t i = 1; i < count; i++) {
+        if (strcmp(all[i - 1]->name, all[i]->name) == 0) {
+            quarantine(all[i - 1], "another bitmap has the same name");
+            quarantine(all[i], "another bitmap has the same name");
+        }
+    }
+    return 0;
+}
+
+/* Hostile images must not eat all memory. */
+static void limit_bits(struct qcow2 *s)
+{
+    uint64_t total = 0;
+
+    list_for_each (e, &s->bitmaps) {
+        if (!QB(e)->broken) {
+            uint64_t bytes = (s->node->size >> QB(e)->granularity_bits) / 8;
+
+            if (bytes > QCOW2_BITMAP_BITS_MAX || total + bytes > ALL_BITS_MAX) {
+                QB(e)->broken = "it is too large";
+            } else {
+                total += bytes;
+            }
+        }
+    }
+}
+
+int qcow2_bitmap_marks(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t size)
+{
+    unsigned bits = qb->granularity_bits + 3U; /* whole bytes of bits */
+    qb->region_bits = (unsigned)max_u64(
+        bits, min_u64(REGION_BITS_MIN, qcow2_slice_bits(s, qb)));
+    uint64_t regions = div_up(size, UINT64_C(1) << qb->region_bits);
+    uint64_t slices = qcow2_slices(s, qb, size);
+    bitmap_word *armed = calloc(regions / 64 + 1, sizeof(*armed));
+    bitmap_word *touched = calloc(regions / 64 + 1, sizeof(*touched));
+    bitmap_word *stale = calloc(slices / 64 + 1, sizeof(*stale));
+
+    if (!armed || !touched || !stale) {
+        free(armed);
+        free(touched);
+        free(stale);
+        return -ENOMEM;
+    }
+    for (uint64_t i = 0; i < min_u64(qb->regions, regions); i++) {
+        if (bitmap_word_get(qb->armed, i)) {
+            bitmap_word_set(armed, i);
+        }
+    }
+    for (uint64_t i = 0; qb->stale && i < min_u64(qb->table_size, slices);
+         i++) {
+        if (bitmap_word_get(qb->stale, i)) {
+            bitmap_word_set(stale, i);
+        }
+    }
+    free(qb->armed);
+    free(qb->touched);
+    free(qb->stale);
+    qb->armed = armed;
+    qb->touched = touched;
+    qb->stale = stale;
+    qb->regions = regions;
+    return 0;
+}
+
+/* The bits of one slice, which @entry leads to. */
+static int load_slice(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
+                      unsigned char *buf)
+{
+    struct hbitmap *bits = qb->bm->bits;
+    uint64_t per_slice = s->cluster_size * 8;
+    uint64_t first = slice * per_slice;
+    uint64_t count = min_u64(per_slice, hbitmap_granules(bits) - first);
+    uint64_t entry = qb->table[slice];
+
+    if (entry == QCOW2_BITMAP_ZEROES) {
+        return 0;
+    }
+    if (entry == QCOW2_BITMAP_ONES) {
+        uint64_t from = first << qb->granularity_bits;
+        uint64_t bytes = count << qb->granularity_bits;
+        hbitmap_set(bits, from, min_u64(bytes, s->node->size - from));
+        return 0;
+    }
+    int r = node_pread(s->file, buf, div_up(count, 8), entry, 0);
+    if (r == 0) {
+        hbitmap_import(bits, first, count, buf);
+    }
+    return r;
+}
+
+static int load_bits(struct qcow2 *s, struct qcow2_bitmap *qb)
+{
+    CLEANUP_FREE unsigned char *buf = buf_alloc(s->cluster_size);
+    int r = buf ? 0 : -ENOMEM;
+
+    for (uint64_t i = 0; r == 0 && i < qb->table_size; i++) {
+        r = load_slice(s, qb, i, buf);
+    }
+    if (r < 0 && r != -ENOMEM) {
+        hbitmap_reset_all(qb->bm->bits);
+        qb->broken = "its bits cannot be read";
+        r = 0;
+    }
+    return r;
+}
+
+/* Those that are broken are there, too, without bits. */
+static int present_broken(struct qcow2 *s, struct qcow2_bitmap *qb)
+{
+    unsigned bits = qb->granularity_bits;
+    bool sane = bits >= 9 && bits <= 31;
+
+    return bitmap_attach_broken(s->node, qb->name,
+                                UINT64_C(1) << (sane ? bits : s->cluster_bits),
+                                qb->broken, &qb->bm);
+}
+
+static int present_good(struct qcow2 *s, struct qcow2_bitmap *qb)
+{
+    int r = bitmap_attach(s->node, qb->name,
+                          UINT64_C(1) << qb->granularity_bits, &qb->bm, NULL);
+
+    if (r == 0) {
+        r = load_bits(s, qb);
+    }
+    if (r == 0 && !qb->broken) {
+        r = qcow2_bitmap_marks(s, qb, s->node->size);
+    }
+    if (r < 0) {
+        qb->broken = "there is no memory for it";
+    }
+    if (qb->broken && qb->bm) {
+        bitmap_drop(qb->bm);
+        qb->bm = NULL;
+    }
+    return qb->broken ? present_broken(s, qb) : 0;
+}
+
+/* Put it on the node. */
+static int present(struct qcow2 *s, struct qcow2_bitmap *qb,
+                   struct error **errp)
+{
+    int r = qb->broken ? present_broken(s, qb) : present_good(s, qb);
+
+    if (r < 0) {
+        return error_set(errp, -r, "no memory for bitmap '%s'", qb->name);
+    }
+    qb->bm->persistent = true;
+    qb->bm->stored = qb;
+    qb->bm->enabled = !qb->broken && (qb->flags & QCOW2_BITMAP_AUTO);
+    return 0;
+}
+
+/* --- All of them --- */
+
+/* Its entries, or -EINVAL. */
+static int read_directory(struct qcow2 *s, const struct qcow2_bitmaps_ext *x)
+{
+    if (x->count == 0 || x->count > QCOW2_BITMAPS_MAX ||
+        x->dir_size > QCOW2_BITMAP_DIR_MAX ||
+        x->dir_size < (uint64_t)x->count * QCOW2_BITMAP_ENTRY_SIZE ||
+        !in_file(s, x->dir_offset, x->dir_size)) {
+        return -EINVAL;
+    }
+    CLEANUP_FREE unsigned char *dir = malloc(x->dir_size);
+    if (!dir) {
+        return -ENOMEM;
+    }
+    int r = node_pread(s->file, dir, x->dir_size, x->dir_offset, 0);
+    return r < 0 ? -EINVAL
+                 : qcow2_bitmap_dir_parse(dir, x->dir_size, x->count,
+                                          &s->bitmaps);
+}
+
+static int load_all(struct qcow2 *s, struct error **errp)
+{
+    int r = find_twins(s);
+
+    limit_bits(s);
+    list_for_each (e, &s->bitmaps) {
+        if (r == 0 && !QB(e)->broken) {
+            r = read_table(s, QB(e));
+        }
+    }
+    if (r == 0) {
+        r = check_clusters(s, &s->bitmaps_ext);
+    }
+    if (r < 0) {
+        return error_set(errp, -r, "no memory for the image's bitmaps");
+    }
+    list_for_each (e, &s->bitmaps) {
+        r = present(s, QB(e), errp);
+        if (r < 0) {
+            return r;
+        }
+    }
+    return 0;
+}
+
+void qcow2_bitmaps_free(struct qcow2 *s)
+{
+    while (!list_empty(&s->bitmaps)) {
+        qcow2_bitmap_free(QB(s->bitmaps.next));
+    }
+}
+
+int qcow2_bitmaps_load(struct qcow2 *s, const struct qcow2_header *h,
+                       struct error **errp)
+{
+    if (!h->has_bitmaps || !(h->autoclear & QCOW2_AUTOCLEAR_BITMAPS)) {
+        return 0;
+    }
+    s->bitmaps_ext = h->bitmaps;
+    int r = read_directory(s, &s->bitmaps_ext);
+    if (r == -ENOMEM) {
+        return error_set(errp, ENOMEM, "no memory for the image's bitmaps");
+    }
+    if (r < 0) {
+        qcow2_bitmaps_free(s);
+        s->bitmaps_ext = (struct qcow2_bitmaps_ext){0, 0, 0};
+        return 0;
+    }
+    return load_all(s, errp);
+}

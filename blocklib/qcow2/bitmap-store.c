@@ -1,0 +1,485 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Writing bitmaps: what there is, and exact bits.  All of it drained.
+ *
+ *   new directory (and tables, and bits) in free clusters
+ *   -- refcounts, flush --
+ *   the header's extension leads to it, in one write
+ *   -- flush --
+ *   the old directory, and what only it led to, are free
+ *
+ * A crash leaves the one directory or the other.  Bits of a bitmap that stays
+ * are never fewer in the image than in memory: those that grew other than by
+ * writes (a merge) are written before the header.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "qcow2/bitmaps.h"
+#include "util/iov.h"
+
+#define QB(e) list_entry(e, struct qcow2_bitmap, in_image)
+
+/* --- Slices --- */
+
+void qcow2_bitmap_slice(const struct qcow2 *s, const struct qcow2_bitmap *qb,
+                        uint64_t slice, unsigned char *buf)
+{
+    uint64_t per_slice = s->cluster_size * 8;
+    uint64_t first = slice * per_slice;
+    uint64_t count = min_u64(per_slice, hbitmap_granules(qb->bm->bits) - first);
+
+    memset(buf, 0, s->cluster_size);
+    bitmap_export(qb->bm, first, count, buf);
+}
+
+/* Which entry needs no cluster for these bits; else anything. */
+static uint64_t plain_entry(const struct qcow2 *s,
+                            const struct qcow2_bitmap *qb, uint64_t slice,
+                            const unsigned char *buf)
+{
+    uint64_t per_slice = s->cluster_size * 8;
+    uint64_t count =
+        min_u64(per_slice, hbitmap_granules(qb->bm->bits) - slice * per_slice);
+    unsigned char want = buf[0] & 1 ? 0xff : 0;
+
+    for (uint64_t i = 0; i < count / 8; i++) {
+        if (buf[i] != want) {
+            return s->cluster_size;
+        }
+    }
+    unsigned char rest = (unsigned char)((1U << count % 8) - 1);
+    if (count % 8 && buf[count / 8] != (want & rest)) {
+        return s->cluster_size;
+    }
+    return want ? QCOW2_BITMAP_ONES : QCOW2_BITMAP_ZEROES;
+}
+
+static bool is_cluster(uint64_t entry)
+{
+    return entry > QCOW2_BITMAP_ONES;
+}
+
+/* Exact bits of a slice; *entry is what its table entry shall be. */
+static int settle_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
+                        uint64_t slice, unsigned char *buf, uint64_t *entry)
+{
+    uint64_t got;
+    bool fresh;
+    int r = 0;
+
+    qcow2_bitmap_slice(s, qb, slice, buf);
+    uint64_t plain = plain_entry(s, qb, slice, buf);
+    if (!is_cluster(plain)) {
+        *entry = plain;
+        return 0;
+    }
+    *entry = qb->table[slice];
+    if (!is_cluster(*entry)) {
+        mutex_lock(&s->meta);
+        r = qcow2_alloc(s, 1, entry, &got, &fresh);
+        mutex_unlock(&s->meta);
+    }
+    return r < 0 ? r : node_pwrite(s->file, buf, s->cluster_size, *entry, 0);
+}
+
+static void free_run(struct qcow2 *s, uint64_t host, uint64_t bytes)
+{
+    if (bytes > 0 && host != 0) {
+        mutex_lock(&s->meta); /* what does not fit into limbo leaks */
+        (void)qcow2_free_later(s, host, div_up(bytes, s->cluster_size));
+        mutex_unlock(&s->meta);
+    }
+}
+
+static void free_cluster(struct qcow2 *s, uint64_t entry)
+{
+    if (is_cluster(entry)) {
+        free_run(s, entry, s->cluster_size);
+    }
+}
+
+static int write_table(struct qcow2 *s, const struct qcow2_bitmap *qb,
+                       const uint64_t *table)
+{
+    uint64_t bytes = qb->table_size * UINT64_C(8);
+    CLEANUP_FREE unsigned char *be = malloc(bytes + 1);
+
+    if (!be) {
+        return -ENOMEM;
+    }
+    for (uint32_t i = 0; i < qb->table_size; i++) {
+        store_be64(be + i * 8UL, table[i]);
+    }
+    return bytes == 0 ? 0
+                      : node_pwrite(s->file, be, bytes, qb->table_offset, 0);
+}
+
+/* The old entries that are not in use any more are free; the new ones count
+ * if @kept, else those are free. */
+static void swap_table(struct qcow2 *s, struct qcow2_bitmap *qb,
+                       uint64_t *fresh, bool kept)
+{
+    for (uint32_t i = 0; i < qb->table_size; i++) {
+        uint64_t gone = kept ? qb->table[i] : fresh[i];
+        uint64_t stays = kept ? fresh[i] : qb->table[i];
+
+        if (gone != stays) {
+            free_cluster(s, gone);
+        }
+        qb->table[i] = stays;
+        if (kept) {
+            bitmap_word_clear(qb->stale, i);
+        }
+    }
+}
+
+/* Exact bits in place, for slices that have more in the image. */
+static int settle(struct qcow2 *s, struct qcow2_bitmap *qb, unsigned char *buf)
+{
+    CLEANUP_FREE uint64_t *fresh =
+        malloc((qb->table_size + UINT64_C(1)) * sizeof(*fresh));
+    bool changed = false;
+    int r = 0;
+
+    if (!fresh) {
+        return -ENOMEM;
+    }
+    for (uint32_t i = 0; i < qb->table_size; i++) {
+        fresh[i] = qb->table[i];
+        if (r == 0 && bitmap_word_get(qb->stale, i)) {
+            r = settle_slice(s, qb, i, buf, &fresh[i]);
+            changed |= fresh[i] != qb->table[i];
+        }
+    }
+    for (uint64_t i = 0; i <= qb->regions / 64; i++) {
+        atomic_store(&qb->armed[i], 0);
+    }
+    if (r == 0 && changed) {
+        r = qcow2_flush(s->node);
+        if (r == 0) {
+            r = write_table(s, qb, fresh);
+        }
+        if (r == 0) {
+            r = node_flush(s->file);
+        }
+        if (r < 0) { /* which table is there nobody knows: both stay */
+            return r;
+        }
+    }
+    swap_table(s, qb, fresh, r == 0);
+    return r;
+}
+
+int qcow2_bitmaps_settle(struct qcow2 *s)
+{
+    CLEANUP_FREE unsigned char *buf = buf_alloc(s->cluster_size);
+    int r = buf ? 0 : -ENOMEM;
+
+    list_for_each (e, &s->bitmaps) {
+        if (r == 0 && QB(e)->bm && !QB(e)->broken) {
+            r = settle(s, QB(e), buf);
+        }
+    }
+    return r;
+}
+
+void qcow2_bitmap_relaxed(struct node *n, struct bitmap *bm)
+{
+    struct qcow2_bitmap *qb = bm->stored;
+
+    (void)n;
+    for (uint32_t i = 0; qb && !qb->broken && i < qb->table_size; i++) {
+        bitmap_word_set(qb->stale, i);
+    }
+}
+
+void qcow2_bitmap_gone(struct bitmap *bm)
+{
+    struct qcow2_bitmap *qb = bm->stored;
+
+    qb->bm = NULL;
+}
+
+/* --- A bitmap that is new, or has more bits or another size --- */
+
+static int describe(struct qcow2_bitmap *qb, const struct bitmap *bm)
+{
+    qb->name = strdup(bm->name);
+    qb->extra = calloc(1, 1);
+    if (!qb->name || !qb->extra) {
+        return -ENOMEM;
+    }
+    qb->name_len = (uint32_t)strlen(bm->name);
+    qb->type = 1;
+    qb->granularity_bits = (uint8_t)__builtin_ctzll(bm->granularity);
+    return 0;
+}
+
+/* A table with exact bits, and a place for it; nothing leads there yet. */
+static int make_table(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t size)
+{
+    uint64_t slices = qcow2_slices(s, qb, size);
+    CLEANUP_FREE unsigned char *buf = buf_alloc(s->cluster_size);
+    int r;
+
+    free(qb->table);
+    qb->table = calloc(slices + 1, sizeof(*qb->table));
+    if (!buf || !qb->table) {
+        return -ENOMEM;
+    }
+    r = qcow2_bitmap_marks(s, qb, size);
+    qb->table_size = (uint32_t)slices;
+    qb->table_offset = 0;
+    if (r == 0 && slices > 0) {
+        mutex_lock(&s->meta);
+        r = qcow2_alloc_exact(s, div_up(slices * 8, s->cluster_size),
+                              &qb->table_offset);
+        mutex_unlock(&s->meta);
+    }
+    for (uint64_t i = 0; r == 0 && i < slices; i++) {
+        r = settle_slice(s, qb, i, buf, &qb->table[i]);
+    }
+    return r < 0 ? r : write_table(s, qb, qb->table);
+}
+
+static void free_table(struct qcow2 *s, const struct qcow2_bitmap *qb)
+{
+    for (uint32_t i = 0; qb->table && i < qb->table_size; i++) {
+        free_cluster(s, qb->table[i]);
+    }
+    free_run(s, qb->table_offset, qb->table_size * UINT64_C(8));
+}
+
+/* --- The directory --- */
+
+/* What the image shall say. */
+struct plan {
+    uint64_t size; /* of the disk */
+    bool resized;
+    uint32_t count;
+    struct qcow2_bitmap **dir; /* in order; those of `fresh` among them */
+    struct bitmap **bms;       /* the bitmaps that they are */
+    uint32_t *old_flags;
+    struct list fresh; /* of those with a new table */
+    struct qcow2_bitmaps_ext ext;
+};
+
+static uint32_t count_persistent(const struct node *n)
+{
+    uint32_t count = 0;
+
+    list_for_each (e, &n->bitmaps) {
+        count += list_entry(e, struct bitmap, on_node)->persistent;
+    }
+    return count;
+}
+
+static int plan_new(struct qcow2 *s, struct plan *p, struct bitmap *bm,
+                    struct qcow2_bitmap **qbp)
+{
+    struct qcow2_bitmap *qb = calloc(1, sizeof(*qb));
+
+    if (!qb) {
+        return -ENOMEM;
+    }
+    list_append(&p->fresh, &qb->in_image);
+    int r = describe(qb, bm);
+    if (r == 0) {
+        qb->bm = bm;
+        r = make_table(s, qb, p->size);
+        qb->bm = NULL;
+    }
+    *qbp = qb;
+    return r;
+}
+
+/* Its place in the directory; a new table if the old one does not do. */
+static int plan_bitmap(struct qcow2 *s, struct plan *p, struct bitmap *bm)
+{
+    struct qcow2_bitmap *qb = bm->stored;
+    int r = 0;
+
+    if (!qb || (!qb->broken && (p->resized || bm->grew))) {
+        r = plan_new(s, p, bm, &qb);
+    }
+    if (r < 0) {
+        return r;
+    }
+    p->dir[p->count] = qb;
+    p->bms[p->count] = bm;
+    p->old_flags[p->count] = qb->flags;
+    p->count++;
+    if (!qb->broken) {
+        qb->flags &= ~QCOW2_BITMAP_AUTO;
+        qb->flags |= bm->enabled ? QCOW2_BITMAP_AUTO : 0;
+    }
+    return 0;
+}
+
+static int make_plan(struct qcow2 *s, struct plan *p)
+{
+    uint32_t count = count_persistent(s->node);
+    int r = 0;
+
+    list_init(&p->fresh);
+    p->dir = calloc(count + 1UL, sizeof(struct qcow2_bitmap *));
+    p->bms = calloc(count + 1UL, sizeof(struct bitmap *));
+    p->old_flags = calloc(count + 1UL, sizeof(*p->old_flags));
+    if (!p->dir || !p->bms || !p->old_flags) {
+        return -ENOMEM;
+    }
+    list_for_each (e, &s->node->bitmaps) {
+        struct bitmap *bm = list_entry(e, struct bitmap, on_node);
+
+        if (bm->persistent && r == 0) {
+            r = plan_bitmap(s, p, bm);
+        }
+    }
+    return r;
+}
+
+/* The new directory where nothing leads yet. */
+static int write_directory(struct qcow2 *s, struct plan *p)
+{
+    uint64_t bytes = qcow2_bitmap_dir_size(p->dir, p->count);
+
+    if (p->count == 0) {
+        return 0;
+    }
+    if (bytes > QCOW2_BITMAP_DIR_MAX) {
+        return -EFBIG;
+    }
+    CLEANUP_FREE unsigned char *dir = malloc(bytes);
+    if (!dir) {
+        return -ENOMEM;
+    }
+    qcow2_bitmap_dir_write(p->dir, p->count, dir);
+    mutex_lock(&s->meta);
+    int r = qcow2_alloc_exact(s, div_up(bytes, s->cluster_size),
+                              &p->ext.dir_offset);
+    mutex_unlock(&s->meta);
+    if (r < 0) {
+        return r;
+    }
+    p->ext.count = p->count;
+    p->ext.dir_size = bytes;
+    return node_pwrite(s->file, dir, bytes, p->ext.dir_offset, 0);
+}
+
+/* It counts: what the old directory alone led to is free.  Entries in
+ * quarantine may lead to what belongs to others, so theirs leaks. */
+static void adopt(struct qcow2 *s, struct plan *p)
+{
+    struct list old;
+
+    list_init(&old);
+    while (!list_empty(&s->bitmaps)) {
+        struct list *e = s->bitmaps.next;
+        list_remove(e);
+        list_append(&old, e);
+    }
+    for (uint32_t i = 0; i < p->count; i++) {
+        struct qcow2_bitmap *before = p->bms[i]->stored;
+
+        list_remove(&p->dir[i]->in_image);
+        list_append(&s->bitmaps, &p->dir[i]->in_image);
+        if (before && before != p->dir[i]) {
+            before->bm = NULL;
+        }
+        p->dir[i]->bm = p->bms[i];
+        p->bms[i]->stored = p->dir[i];
+        p->bms[i]->grew = false;
+    }
+    while (!list_empty(&old)) {
+        struct qcow2_bitmap *qb = QB(old.next);
+        if (!qb->broken) {
+            free_table(s, qb);
+        }
+        qcow2_bitmap_free(qb);
+    }
+    free_run(s, s->bitmaps_ext.dir_offset, s->bitmaps_ext.dir_size);
+    s->bitmaps_ext = p->ext;
+}
+
+static void give_up(struct qcow2 *s, struct plan *p)
+{
+    for (uint32_t i = 0; i < p->count; i++) {
+        p->dir[i]->flags = p->old_flags[i];
+    }
+    while (!list_empty(&p->fresh)) {
+        free_table(s, QB(p->fresh.next));
+        qcow2_bitmap_free(QB(p->fresh.next));
+    }
+    free_run(s, p->ext.dir_offset, p->ext.dir_size);
+}
+
+static int store(struct qcow2 *s, struct plan *p)
+{
+    int r = make_plan(s, p);
+
+    if (r == 0) {
+        r = write_directory(s, p);
+    }
+    if (r == 0) {
+        r = qcow2_flush(s->node);
+    }
+    if (r < 0) {
+        give_up(s, p);
+    } else {
+        r = qcow2_set_bitmaps_ext(s, &p->ext,
+                                  p->resized ? p->size : UINT64_MAX);
+        /* After a failure nobody knows which of the two counts: both stay. */
+        if (r == 0) {
+            adopt(s, p);
+        }
+    }
+    free(p->dir);
+    free(p->bms);
+    free(p->old_flags);
+    return r;
+}
+
+int qcow2_store_bitmaps(struct node *n, struct error **errp)
+{
+    struct qcow2 *s = n->state;
+    struct plan p = {.size = n->size};
+    int r = atomic_load(&s->corrupt) ? -EIO : store(s, &p);
+
+    return r < 0 ? error_set(errp, -r, "cannot store the bitmaps of '%s': %s",
+                             node_name(n), strerror(-r))
+                 : 0;
+}
+
+int qcow2_bitmaps_resize(struct qcow2 *s, uint64_t size)
+{
+    struct plan p = {.size = size, .resized = true};
+
+    return store(s, &p);
+}
+
+/* --- What can be stored --- */
+
+int qcow2_check_bitmap(struct node *n, const char *name, uint64_t granularity,
+                       struct error **errp)
+{
+    const struct qcow2 *s = n->state;
+    uint64_t bytes = div_up(div_up(n->size, granularity), 8);
+    const char *why = NULL;
+
+    if (s->version < 3) {
+        why = "Cannot store dirty bitmaps in qcow2 v2 files";
+    } else if (count_persistent(n) >= QCOW2_BITMAPS_MAX) {
+        why = "Maximum number of persistent bitmaps is already reached";
+    } else if (bytes > QCOW2_BITMAP_BITS_MAX) {
+        why = "Too much space will be occupied by the bitmap. Use larger "
+              "granularity";
+    }
+    return why ? error_set(errp, EINVAL,
+                           "Cannot make bitmap '%s' storable in '%s': %s", name,
+                           node_name(n), why)
+               : 0;
+}

@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_QCOW2_BITMAPS_H
+#define NBDELTA_QCOW2_BITMAPS_H
+
+/*
+ * Persistent bitmaps: what lies in the image, and what memory has beside it
+ * =========================================================================
+ *
+ *   header extension --> directory --> table --> data clusters
+ *    (number, place)      (name,        one entry a slice of the disk:
+ *                          flags, ...)  zeroes, ones, or a cluster of bits
+ *
+ * Memory has the exact bits.  The image has at least these, at every instant
+ * (bitmap-arm.c), and exactly these after a clean end (bitmap-store.c).  So
+ * in_use is never set by us: whoever opens the image after a crash may trust
+ * what is there.
+ *
+ *   disk     |      slice (32 GiB at 64 KiB)       |     slice     | ...
+ *            | region | region | (4 MiB) ...       |
+ *   a region is armed: all its bits are ones in the image, durably
+ *   a slice is stale:  the image may have more bits than memory
+ */
+#include "core/dirty.h"
+#include "qcow2/qcow2.h"
+
+#define QCOW2_BITMAPS_MAX       65535
+#define QCOW2_BITMAP_DIR_MAX    (64 * MiB)
+#define QCOW2_BITMAP_TABLE_MAX  UINT32_C(0x8000000) /* entries */
+#define QCOW2_BITMAP_BITS_MAX   (512 * MiB) /* bytes of one; QEMU's limit */
+#define QCOW2_BITMAP_ENTRY_SIZE 24 /* of a directory entry, at least */
+
+#define QCOW2_BITMAP_IN_USE UINT32_C(1)
+#define QCOW2_BITMAP_AUTO   UINT32_C(2)
+#define QCOW2_BITMAP_EXTRA  UINT32_C(4) /* unknown extra data do no harm */
+
+/* Table entries without a cluster. */
+#define QCOW2_BITMAP_ZEROES UINT64_C(0)
+#define QCOW2_BITMAP_ONES   UINT64_C(1)
+
+typedef _Atomic uint64_t bitmap_word;
+
+struct qcow2_bitmap {
+    struct list in_image; /* in the order of the directory */
+
+    /* What the directory says. */
+    char *name;
+    uint32_t name_len; /* bytes, without an end */
+    uint32_t flags;
+    uint8_t type;
+    uint8_t granularity_bits;
+    unsigned char *extra;
+    uint32_t extra_len;
+    uint64_t table_offset;
+    uint32_t table_size; /* entries */
+
+    const char *broken; /* why it is in quarantine, or NULL */
+    struct bitmap *bm;  /* on the node, with this as `stored`; NULL: it is
+                           removed, which the image does not know yet */
+
+    /* Not in quarantine.  Tree lock for what is not atomic. */
+    uint64_t *table;       /* host byte order; arm lock */
+    unsigned region_bits;  /* log2 of a region in bytes of disk; not more than
+                              a slice */
+    uint64_t regions;
+    bitmap_word *armed;    /* a bit a region */
+    bitmap_word *touched;  /* since the last look of the tightener */
+    bitmap_word *stale;    /* a bit a slice */
+    unsigned width;        /* log2 of the regions armed at once; arm lock */
+    uint64_t armed_at;     /* ns, when that was last; arm lock */
+};
+
+/* --- bitmap-dir.c: the directory as bytes.  Pure. --- */
+
+/*
+ * Parse @count entries from @len bytes into @list (of struct qcow2_bitmap).
+ * What can be told of one entry alone and makes it unusable is noted in
+ * `broken`.  -EINVAL: the directory as a whole is not one.
+ */
+int qcow2_bitmap_dir_parse(const unsigned char *dir, uint64_t len,
+                           uint32_t count, struct list *list);
+uint64_t qcow2_bitmap_dir_size(struct qcow2_bitmap *const *dir,
+                               uint32_t count); /* bytes */
+void qcow2_bitmap_dir_write(struct qcow2_bitmap *const *dir, uint32_t count,
+                            unsigned char *to);
+void qcow2_bitmap_free(struct qcow2_bitmap *qb); /* and off its list */
+
+/* --- Sizes. --- */
+
+/* Bytes of disk that one table entry stands for, as a power of two. */
+static inline unsigned qcow2_slice_bits(const struct qcow2 *s,
+                                        const struct qcow2_bitmap *qb)
+{
+    return qb->granularity_bits + s->cluster_bits + 3;
+}
+/* Table entries for a disk of @size bytes. */
+static inline uint64_t qcow2_slices(const struct qcow2 *s,
+                                    const struct qcow2_bitmap *qb,
+                                    uint64_t size)
+{
+    return div_up(size, UINT64_C(1) << qcow2_slice_bits(s, qb));
+}
+
+/* --- bitmap-load.c --- */
+
+/* Read the bitmaps of an image that is being opened.  What is broken is put
+ * into quarantine; errors are of memory only. */
+int qcow2_bitmaps_load(struct qcow2 *s, const struct qcow2_header *h,
+                       struct error **errp);
+void qcow2_bitmaps_free(struct qcow2 *s); /* the memory */
+
+/* Make room for the marks of a disk of @size bytes.  -ENOMEM. */
+int qcow2_bitmap_marks(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t size);
+
+static inline bool bitmap_word_get(const bitmap_word *w, uint64_t i)
+{
+    return atomic_load(&w[i / 64]) >> i % 64 & 1;
+}
+static inline void bitmap_word_set(bitmap_word *w, uint64_t i)
+{
+    if (!bitmap_word_get(w, i)) {
+        atomic_fetch_or(&w[i / 64], UINT64_C(1) << i % 64);
+    }
+}
+static inline void bitmap_word_clear(bitmap_word *w, uint64_t i)
+{
+    atomic_fetch_and(&w[i / 64], ~(UINT64_C(1) << i % 64));
+}
+
+/* --- bitmap-arm.c --- */
+
+int qcow2_bitmap_arm(struct node *n, struct bitmap *bm, uint64_t offset,
+                     uint64_t bytes, bool nowait);
+
+/* Write exact bits over what has been quiet since the last call. */
+int qcow2_bitmaps_tighten(struct qcow2 *s);
+
+/* Call that now and then while the image is open. */
+int qcow2_tightener_start(struct qcow2 *s);
+void qcow2_tightener_stop(struct qcow2 *s);
+
+/* --- bitmap-store.c: drained. --- */
+
+int qcow2_store_bitmaps(struct node *n, struct error **errp);
+int qcow2_check_bitmap(struct node *n, const char *name, uint64_t granularity,
+                       struct error **errp);
+void qcow2_bitmap_relaxed(struct node *n, struct bitmap *bm);
+void qcow2_bitmap_gone(struct bitmap *bm);
+
+/* The disk will have @size bytes, the bitmaps in memory have them already.
+ * The new directory counts with the size, in one write. */
+int qcow2_bitmaps_resize(struct qcow2 *s, uint64_t size);
+
+/* Exact bits for all; before the image is closed. */
+int qcow2_bitmaps_settle(struct qcow2 *s);
+
+/* One slice of exact bits.  `buf` has a cluster; zeroes behind the end. */
+void qcow2_bitmap_slice(const struct qcow2 *s, const struct qcow2_bitmap *qb,
+                        uint64_t slice, unsigned char *buf);
+
+/* --- header-ext.c --- */
+
+/* Make it count, with the disk's size if that changes (else UINT64_MAX);
+ * durable, and no crash leaves anything between before and after. */
+int qcow2_set_bitmaps_ext(struct qcow2 *s, const struct qcow2_bitmaps_ext *x,
+                          uint64_t size);
+
+#endif /* NBDELTA_QCOW2_BITMAPS_H */

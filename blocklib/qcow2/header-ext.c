@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The bitmaps extension in the header of an image, changed so that no crash
+ * leaves anything between before and after: a sector is written whole or not
+ * at all.
+ *
+ *   there is one         its 24 bytes are overwritten, in one write
+ *   there is none        it is appended: the data, then type and length with
+ *                        the next end marker, then autoclear bit 0, without
+ *                        which nobody looks at it
+ *   it goes              autoclear bit 0, then its type says nothing
+ *
+ * One that lies across two sectors (of somebody else's making) is appended
+ * anew in one sector first, with the same content; a disk's new size is in
+ * the first sector, and so, unless there was no room, is the extension.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "nbdelta/cleanup.h"
+#include "qcow2/bitmaps.h"
+
+#define SECTOR   UINT64_C(512)
+#define EXT_SIZE 24
+
+struct head {
+    struct qcow2 *s;
+    unsigned char *bytes; /* the first cluster as it is on disk */
+    uint64_t ext;         /* where the extension's data are, or 0 */
+    uint64_t end;         /* where the end marker is */
+    uint64_t limit;       /* extensions lie before it */
+};
+
+static void look(struct head *h)
+{
+    uint64_t name = load_be64(h->bytes + 8);
+    uint64_t at = load_be32(h->bytes + 100);
+
+    h->limit = name > at ? min_u64(name, h->s->cluster_size)
+                         : h->s->cluster_size;
+    h->ext = 0;
+    while (at + 8 <= h->limit) {
+        uint32_t type = load_be32(h->bytes + at);
+        uint64_t len = load_be32(h->bytes + at + 4);
+
+        if (type == QCOW2_EXT_END || at + 8 + len > h->limit) {
+            break;
+        }
+        if (type == QCOW2_EXT_BITMAPS && len >= EXT_SIZE) {
+            h->ext = at + 8;
+        }
+        at += 8 + align_up(len, 8);
+    }
+    h->end = at;
+}
+
+static int put(struct head *h, uint64_t from, uint64_t len)
+{
+    int r = node_pwrite(h->s->file, h->bytes + from, len, from, 0);
+
+    return r < 0 ? r : node_flush(h->s->file);
+}
+
+static bool in_one_sector(uint64_t from, uint64_t len)
+{
+    return from / SECTOR == (from + len - 1) / SECTOR;
+}
+
+static void fill(struct head *h, uint64_t at, const struct qcow2_bitmaps_ext *x)
+{
+    store_be32(h->bytes + at, x->count);
+    store_be32(h->bytes + at + 4, 0);
+    store_be64(h->bytes + at + 8, x->dir_size);
+    store_be64(h->bytes + at + 16, x->dir_offset);
+}
+
+/* The backing file's name is behind the extensions: make room before it. */
+static int move_name(struct head *h, uint64_t needed)
+{
+    uint64_t name = load_be64(h->bytes + 8);
+    uint64_t len = load_be32(h->bytes + 16);
+    uint64_t to = align_up(max_u64(needed, name + len), 8);
+
+    if (name == 0 || name != h->limit || to + len > h->s->cluster_size) {
+        return -ENOSPC;
+    }
+    memcpy(h->bytes + to, h->bytes + name, len);
+    int r = put(h, to, len);
+    if (r == 0) {
+        store_be64(h->bytes + 8, to);
+        r = put(h, 8, 8);
+    }
+    h->limit = to;
+    return r;
+}
+
+/* At the end, behind something that says nothing where that is needed to
+ * have it in one sector. */
+static int append(struct head *h, const struct qcow2_bitmaps_ext *x)
+{
+    uint64_t at = h->end;
+    uint64_t data = at + 8;
+
+    if (!in_one_sector(data, EXT_SIZE)) {
+        data = align_up(data, SECTOR) + 8;
+    }
+    if (data + EXT_SIZE + 8 > h->limit) {
+        int r = move_name(h, data + EXT_SIZE + 8);
+        if (r < 0) {
+            return r;
+        }
+    }
+    memset(h->bytes + at + 8, 0, data + EXT_SIZE + 8 - (at + 8));
+    fill(h, data, x);
+    store_be32(h->bytes + data - 8, QCOW2_EXT_BITMAPS);
+    store_be32(h->bytes + data - 4, EXT_SIZE);
+    int r = put(h, at + 8, data + EXT_SIZE + 8 - (at + 8));
+    if (r < 0) {
+        return r;
+    }
+    /* Now the old end marker gives way. */
+    if (data == at + 8) {
+        store_be32(h->bytes + at, QCOW2_EXT_BITMAPS);
+        store_be32(h->bytes + at + 4, EXT_SIZE);
+    } else {
+        store_be32(h->bytes + at, QCOW2_EXT_FILLER);
+        store_be32(h->bytes + at + 4, (uint32_t)(data - 8 - (at + 8)));
+    }
+    r = put(h, at, 8);
+    h->ext = data;
+    return r;
+}
+
+static int drop(struct head *h, uint64_t ext)
+{
+    store_be32(h->bytes + ext - 8, QCOW2_EXT_FILLER);
+    return put(h, ext - 8, 4);
+}
+
+static int set_autoclear(struct head *h, bool on)
+{
+    uint64_t bits = load_be64(h->bytes + QCOW2_HDR_AUTOCLEAR);
+    uint64_t want = on ? bits | QCOW2_AUTOCLEAR_BITMAPS
+                       : bits & ~QCOW2_AUTOCLEAR_BITMAPS;
+
+    if (bits == want) {
+        return 0;
+    }
+    store_be64(h->bytes + QCOW2_HDR_AUTOCLEAR, want);
+    return put(h, QCOW2_HDR_AUTOCLEAR, 8);
+}
+
+static int set_size(struct head *h, uint64_t size)
+{
+    if (size == UINT64_MAX) {
+        return 0;
+    }
+    store_be64(h->bytes + QCOW2_HDR_SIZE, size);
+    return put(h, QCOW2_HDR_SIZE, 8);
+}
+
+/* In one write, with the size. */
+static int overwrite(struct head *h, const struct qcow2_bitmaps_ext *x,
+                     uint64_t size)
+{
+    fill(h, h->ext, x);
+    if (size == UINT64_MAX) {
+        return put(h, h->ext, EXT_SIZE);
+    }
+    store_be64(h->bytes + QCOW2_HDR_SIZE, size);
+    return put(h, QCOW2_HDR_SIZE, h->ext + EXT_SIZE - QCOW2_HDR_SIZE);
+}
+
+static int change(struct head *h, const struct qcow2_bitmaps_ext *x,
+                  uint64_t size)
+{
+    uint64_t old = h->ext;
+    bool valid = load_be64(h->bytes + QCOW2_HDR_AUTOCLEAR) &
+                 QCOW2_AUTOCLEAR_BITMAPS;
+    int r = 0;
+
+    if (x->count == 0) {
+        r = set_autoclear(h, false);
+        if (r == 0 && old) {
+            r = drop(h, old);
+        }
+        return r < 0 ? r : set_size(h, size);
+    }
+    if (!old || !in_one_sector(old, EXT_SIZE)) {
+        r = append(h, valid && old ? &h->s->bitmaps_ext : x);
+        if (r == 0 && old) {
+            r = drop(h, old);
+        }
+    }
+    if (r == 0) {
+        r = overwrite(h, x, size);
+    }
+    return r < 0 ? r : set_autoclear(h, true);
+}
+
+int qcow2_set_bitmaps_ext(struct qcow2 *s, const struct qcow2_bitmaps_ext *x,
+                          uint64_t size)
+{
+    struct head h = {.s = s};
+    CLEANUP_FREE unsigned char *bytes = calloc(1, s->cluster_size);
+
+    if (!bytes) {
+        return -ENOMEM;
+    }
+    h.bytes = bytes;
+    int r = node_pread(s->file, bytes, s->cluster_size, 0, 0);
+    if (r < 0) {
+        return r;
+    }
+    look(&h);
+    return change(&h, x, size);
+}
