@@ -47,6 +47,7 @@
 #include "nbdelta/types.h"
 
 struct opts;
+struct node_flags;
 
 enum { CHILD_FILE, CHILD_BACKING, CHILD_TARGET, CHILD_MAX };
 
@@ -115,6 +116,18 @@ struct driver {
     /* Adjust *lim.  On entry: for protocols and formats {1, 1, 1 GiB, 4096,
      * false...}, for filters what child[CHILD_FILE] has.  NULL: leave it. */
     void (*limits)(struct node *n, struct limits *lim);
+
+    /*
+     * Go over from n->flags to *@to (read_only, direct, no_flush, unmap may
+     * differ), as a step of several that succeed or fail together: what was
+     * done can still be taken back.  A node that becomes writable comes after
+     * its file child, another one before it.  Then one of the two others is
+     * called, which cannot fail.  NULL: nothing depends on the flags.
+     */
+    int (*reopen)(struct node *n, const struct node_flags *to,
+                  struct error **errp);
+    void (*reopen_commit)(struct node *n);
+    void (*reopen_abort)(struct node *n);
 
     /* Grow or shrink; the caller updates node->size and the bitmaps.  Grown
      * space reads as zeroes, or shows the backing node: the core hides

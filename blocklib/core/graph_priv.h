@@ -30,6 +30,11 @@ int node_alloc(struct graph *g, const struct driver *drv, const char *name,
 
 struct node *graph_find_locked(struct graph *g, const char *name);
 
+/* May @e, as an edge to @child, have @perm?  -EACCES: the child is read-only,
+ * -EBUSY: another parent or user objects. */
+int edge_check(const struct edge *e, const struct node *child, unsigned perm,
+               struct error **errp);
+
 /* Put @e (filled in but for the lists) on its child; or take it off. */
 int edge_link(struct edge *e, struct error **errp);
 void edge_unlink(struct edge *e);

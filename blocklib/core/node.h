@@ -42,6 +42,7 @@ struct edge {
     char *user;          /* for texts, of a blk: "export 'vda'" */
     unsigned perm;       /* enum perm */
     unsigned shared;     /* enum perm */
+    bool may_grow;       /* wants PERM_RESIZE where it wants PERM_WRITE */
     struct list on_child; /* in child->parents */
     struct tree *_Atomic tree; /* of a blk: the child's */
 };
@@ -83,6 +84,8 @@ struct node {
     bool monitor_owned;     /* the graph's reference is there */
     bool opened;            /* drv->open has succeeded */
     bool visited;           /* scratch of walks */
+    unsigned job_count;     /* jobs that work on it (blocker.h) */
+    const char *job_type;   /* of the last of them */
     unsigned open_depth;    /* during open: images stacked above */
 
     /* --- Own lock. --- */

@@ -118,8 +118,11 @@ int node_open_child(struct node *n, struct opts *opts, const char *key,
         perm |= PERM_WRITE | (grow ? PERM_RESIZE : 0);
     }
     r = node_attach(n, index, child, key, perm, PERM_READ, errp);
-    if (r == 0 && grow && !n->flags.read_only && child->drv->is_protocol) {
-        child->growable = true;
+    if (r == 0) {
+        n->child[index]->may_grow = grow;
+        if (grow && !n->flags.read_only && child->drv->is_protocol) {
+            child->growable = true;
+        }
     }
     node_unref(child); /* the edge holds its own */
     return r;

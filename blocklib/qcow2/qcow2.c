@@ -303,6 +303,48 @@ static void qcow2_close(struct node *n)
     state_free(s);
 }
 
+/* Everything on the file as a reader expects it, or this is no close. */
+static int put_away(struct qcow2 *s, struct error **errp)
+{
+    int r = qcow2_flush(s->node);
+
+    if (r == 0) {
+        r = qcow2_flush(s->node); /* the first one has released clusters */
+    }
+    if (r < 0) {
+        return error_set(errp, -r, "cannot flush '%s': %s",
+                         node_filename(s->node), strerror(-r));
+    }
+    round_up_file(s);
+    return 0;
+}
+
+static int qcow2_reopen(struct node *n, const struct node_flags *to,
+                        struct error **errp)
+{
+    struct qcow2 *s = n->state;
+    struct qcow2_header h;
+
+    if (to->read_only == n->flags.read_only) {
+        return 0;
+    }
+    if (to->read_only) {
+        return put_away(s, errp);
+    }
+    int r = qcow2_header_read(s->file, &h, errp);
+    if (r == 0) {
+        r = check_writable(&h, errp);
+        if (r == 0) {
+            r = clear_autoclear(s, &h, errp);
+        }
+        qcow2_header_release(&h);
+    }
+    if (r < 0) {
+        error_prefix(errp, "Could not open '%s': ", node_filename(s->file));
+    }
+    return r;
+}
+
 static void qcow2_limits(struct node *n, struct limits *lim)
 {
     const struct qcow2 *s = n->state;
@@ -343,6 +385,7 @@ const struct driver driver_qcow2 = {
     .state_size = sizeof(struct qcow2),
     .open = qcow2_open,
     .close = qcow2_close,
+    .reopen = qcow2_reopen,
     .limits = qcow2_limits,
     .resize = qcow2_resize,
     .describe = qcow2_describe,
