@@ -134,6 +134,15 @@ struct driver {
      * that.  NULL: the size is fixed. */
     int (*resize)(struct node *n, uint64_t size, struct error **errp);
 
+    /*
+     * Have the image, which is writable, name the file @name of format @fmt
+     * (or NULL) as its backing file; @name NULL: none.  Durable when it
+     * returns 0; at any moment the image names the old one or the new one.
+     * Updates image_backing.  NULL: images of this format name none.
+     */
+    int (*change_backing)(struct node *n, const char *name, const char *fmt,
+                          struct error **errp);
+
     /* Add members to ImageInfo (node_image_info) in @info: "cluster-size",
      * "format-specific", ...  NULL: nothing to add. */
     void (*describe)(struct node *n, json_t *info);

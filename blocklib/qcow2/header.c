@@ -18,8 +18,6 @@
 #include "nbdelta/error.h"
 #include "qcow2/qcow2.h"
 
-#define EXT_END          0
-#define EXT_BACKING_FMT  0xe2792aca
 #define EXT_FEATURES     0x6803f857
 #define EXT_BITMAPS      0x23852875
 #define V2_HEADER_LENGTH 72
@@ -58,7 +56,7 @@ static int parse_extension(uint32_t type, const unsigned char *data,
                            struct extensions *x, struct error **errp)
 {
     switch (type) {
-    case EXT_BACKING_FMT:
+    case QCOW2_EXT_BACKING_FMT:
         if (len > 15) {
             return error_set(errp, EINVAL,
                              "the backing format name has %" PRIu32
@@ -87,7 +85,7 @@ static int parse_extensions(const unsigned char *head, size_t from, size_t end,
         uint32_t len = load_be32(head + from + 4);
 
         from += 8;
-        if (type == EXT_END) {
+        if (type == QCOW2_EXT_END) {
             return 0;
         }
         if (len > end - from) {

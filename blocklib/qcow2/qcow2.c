@@ -388,6 +388,7 @@ const struct driver driver_qcow2 = {
     .reopen = qcow2_reopen,
     .limits = qcow2_limits,
     .resize = qcow2_resize,
+    .change_backing = qcow2_change_backing,
     .describe = qcow2_describe,
     .create = qcow2_create,
     .create_options = qcow2_create_options,

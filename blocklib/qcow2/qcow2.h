@@ -57,6 +57,10 @@ enum qcow2_compression { QCOW2_ZLIB = 0, QCOW2_ZSTD = 1 };
 #define QCOW2_HDR_INCOMPAT  72
 #define QCOW2_HDR_AUTOCLEAR 88
 
+/* Header extensions, of those that more than one file knows. */
+#define QCOW2_EXT_END         0
+#define QCOW2_EXT_BACKING_FMT 0xe2792aca
+
 /* A parsed header, in host byte order. */
 struct qcow2_header {
     uint32_t version;
@@ -288,6 +292,11 @@ int qcow2_read_compressed(struct node *n, uint64_t offset, uint64_t bytes,
  * bytes at the most. */
 void qcow2_compressed_extent(const struct qcow2 *s, uint64_t entry,
                              uint64_t *host, uint64_t *bytes);
+
+/* --- backing.c --- */
+
+int qcow2_change_backing(struct node *n, const char *name, const char *fmt,
+                         struct error **errp);
 
 /* --- create.c, resize.c --- */
 

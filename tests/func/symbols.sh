@@ -5,7 +5,7 @@ set -eu -o pipefail
 
 prefixes='bitmap blk buf cbw cond copy driver edge error file format graph
     hbitmap image iov job jobs mutex node now options opts path policy qcow2
-    range rwlock size thread'
+    range reopen rwlock size snapshot thread'
 
 # Names that the compiler's instrumentation adds start with "__".
 nm -g --defined-only "$BUILD/libnbdelta.a" |
