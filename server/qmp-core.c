@@ -83,11 +83,11 @@ static int cmd_query_name(struct qmp_call *call, struct error **errp)
 }
 
 const struct qmp_command qmp_core_commands[] = {
-    {"qmp_capabilities", cmd_capabilities, capabilities_args},
-    {"query-commands", cmd_query_commands, NULL},
-    {"query-name", cmd_query_name, NULL},
-    {"query-status", cmd_query_status, NULL},
-    {"query-version", cmd_query_version, NULL},
-    {"quit", cmd_quit, NULL},
-    {NULL, NULL, NULL},
+    QMP_COMMAND("qmp_capabilities", cmd_capabilities, capabilities_args),
+    QMP_COMMAND("query-commands", cmd_query_commands, NULL),
+    QMP_COMMAND("query-name", cmd_query_name, NULL),
+    QMP_COMMAND("query-status", cmd_query_status, NULL),
+    QMP_COMMAND("query-version", cmd_query_version, NULL),
+    QMP_COMMAND("quit", cmd_quit, NULL),
+    QMP_COMMANDS_END,
 };

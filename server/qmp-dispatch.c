@@ -8,6 +8,7 @@
 
 #include "daemon.h"
 #include "export.h"
+#include "nbdelta/action.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
@@ -15,9 +16,8 @@
 #include "nbdelta/graph.h"
 
 static const struct qmp_command *const tables[] = {
-    qmp_core_commands,
-    qmp_block_commands,
-    qmp_job_commands,
+    qmp_backup_commands,      qmp_bitmap_commands, qmp_core_commands,
+    qmp_transaction_commands, qmp_block_commands,  qmp_job_commands,
 };
 
 int qmp_each_command(int (*fn)(const struct qmp_command *c, void *opaque),
@@ -117,7 +117,9 @@ static int check_array(const json_t *v, const struct qmp_arg *a,
         char name[80];
 
         (void)snprintf(name, sizeof(name), "%s[%zu]", a->name, i);
-        if (a->type == QMP_ENUMS) {
+        if (a->type == QMP_OBJECTS && !json_is_object(item)) {
+            r = bad_type(at, name, "object", errp);
+        } else if (a->type == QMP_ENUMS) {
             r = check_word(item, a->words, at, name, errp);
         } else if (json_is_object(item)) {
             struct path below = {""};
@@ -157,6 +159,7 @@ static int check_value(json_t *v, const struct qmp_arg *a,
                        a->name);
         return check_members(v, a->members, &below, errp);
     case QMP_ENUMS:
+    case QMP_OBJECTS:
     case QMP_STR_OR_OBJECT_ARRAY:
         return check_array(v, a, at, errp);
     case QMP_UINT32:
@@ -173,6 +176,10 @@ static int check_members(json_t *object, const struct qmp_arg *spec,
     size_t known = 0;
     const char *key;
     json_t *value;
+
+    if (!spec) {
+        return 0;
+    }
 
     for (const struct qmp_arg *a = spec; a->type != QMP_END; a++) {
         json_t *v = json_object_get(object, a->name);
@@ -206,11 +213,11 @@ static int check_members(json_t *object, const struct qmp_arg *spec,
     return 0;
 }
 
-int qmp_check_args(json_t *args, const struct qmp_arg *spec,
+int qmp_check_args(json_t *args, const struct qmp_arg *spec, const char *where,
                    struct error **errp)
 {
     static const struct qmp_arg none[] = {{.type = QMP_END}};
-    const struct path top = {""};
+    struct path top;
     CLEANUP_JSON json_t *empty = NULL;
 
     if (!args) {
@@ -220,6 +227,7 @@ int qmp_check_args(json_t *args, const struct qmp_arg *spec,
         }
         args = empty;
     }
+    (void)snprintf(top.text, sizeof(top.text), "%s", where);
     return check_members(args, spec ? spec : none, &top, errp);
 }
 
@@ -322,7 +330,7 @@ int qmp_check_request(json_t *request, struct qmp_call *call,
     }
     call->class = QMP_GENERIC_ERROR;
     call->args = json_object_get(request, "arguments");
-    return qmp_check_args(call->args, (*cmd)->args, errp);
+    return qmp_check_args(call->args, (*cmd)->args, "", errp);
 }
 
 /* Texts quote names from outside, and some were cut in the middle of
@@ -371,6 +379,18 @@ json_t *qmp_error_reply(const json_t *id, enum qmp_class class,
     return json_incref(reply);
 }
 
+static int run(struct qmp_call *call, const struct qmp_command *cmd,
+               struct error **errp)
+{
+    struct action *a;
+
+    if (cmd->fn) {
+        return cmd->fn(call, errp);
+    }
+    int r = cmd->action(call, NULL, &a, errp);
+    return r < 0 ? r : action_run(call->daemon->graph, a, errp);
+}
+
 json_t *qmp_dispatch(struct daemon *d, struct qmp_state *state, json_t *request)
 {
     CLEANUP_ERROR struct error *err = NULL;
@@ -385,7 +405,7 @@ json_t *qmp_dispatch(struct daemon *d, struct qmp_state *state, json_t *request)
         if (!call.args) {
             call.args = none;
         }
-        r = none && reply ? cmd->fn(&call, &err)
+        r = none && reply ? run(&call, cmd, &err)
                           : error_set(&err, ENOMEM, "Out of memory");
     }
     if (r < 0) {

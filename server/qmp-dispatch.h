@@ -13,7 +13,9 @@
 
 #include "nbdelta/types.h"
 
+struct action;
 struct daemon;
+struct job_txn;
 
 enum qmp_type {
     QMP_END, /* ends a list of arguments */
@@ -23,7 +25,8 @@ enum qmp_type {
     QMP_SIZE, /* uint64, which JSON carries up to INT64_MAX here */
     QMP_BOOL,
     QMP_ENUM,                /* one of words */
-    QMP_OBJECT,              /* members */
+    QMP_OBJECT,              /* members; any object if there are none */
+    QMP_OBJECTS,             /* array of such */
     QMP_ENUMS,               /* array of words */
     QMP_STR_OR_OBJECT_ARRAY, /* each a string, or an object of members */
 };
@@ -72,16 +75,42 @@ struct qmp_call {
 /* Runs under the monitor lock. */
 typedef int qmp_fn(struct qmp_call *call, struct error **errp);
 
+/* What the call asks for, as an action (nbdelta/action.h); under the monitor
+ * lock.  Jobs of it belong to @txn; NULL: each to itself. */
+typedef int qmp_action_fn(struct qmp_call *call, struct job_txn *txn,
+                          struct action **ap, struct error **errp);
+
 struct qmp_command {
     const char *name;
-    qmp_fn *fn;
+    qmp_fn *fn;                 /* NULL: run the action, alone */
     const struct qmp_arg *args; /* NULL: none */
+
+    /* Commands that may be part of a transaction. */
+    qmp_action_fn *action;
+    bool is_job; /* it may be grouped with others */
 };
 
+/* Rows of the table: a command; one that is an action, too. */
+#define QMP_COMMAND(n, f, a)                 \
+    {                                        \
+        .name = (n), .fn = (f), .args = (a), \
+    }
+#define QMP_ACTION(n, f, a, ...)                               \
+    {                                                          \
+        .name = (n), .args = (a), .action = (f), ##__VA_ARGS__ \
+    }
+#define QMP_COMMANDS_END \
+    {                    \
+        .name = NULL,    \
+    }
+
 /* The parts of the table; a NULL name ends each. */
+extern const struct qmp_command qmp_backup_commands[];
+extern const struct qmp_command qmp_bitmap_commands[];
 extern const struct qmp_command qmp_block_commands[];
 extern const struct qmp_command qmp_job_commands[];
 extern const struct qmp_command qmp_core_commands[];
+extern const struct qmp_command qmp_transaction_commands[];
 
 /* Visit all commands until @fn returns non-zero, and return that. */
 int qmp_each_command(int (*fn)(const struct qmp_command *c, void *opaque),
@@ -96,8 +125,9 @@ const struct qmp_command *qmp_find_command(const char *name);
 int qmp_check_request(json_t *request, struct qmp_call *call,
                       const struct qmp_command **cmd, struct error **errp);
 
-/* Check @args (NULL: none given) against @spec. */
-int qmp_check_args(json_t *args, const struct qmp_arg *spec,
+/* Check @args (NULL: none given) against @spec.  @where, "" at the top, comes
+ * before names in texts. */
+int qmp_check_args(json_t *args, const struct qmp_arg *spec, const char *where,
                    struct error **errp);
 
 /*

@@ -242,7 +242,7 @@ static int follow_growth(struct bitmap *bm, struct error **errp)
     return 0;
 }
 
-int bitmap_lookup(struct node *n, const char *name, bool change,
+int bitmap_lookup(struct node *n, const char *name, enum bitmap_use use,
                   struct bitmap **bmp, struct error **errp)
 {
     struct bitmap *bm = find(n, name);
@@ -251,8 +251,10 @@ int bitmap_lookup(struct node *n, const char *name, bool change,
     if (!bm) {
         return not_found(name, errp);
     }
-    r = change ? check_usable(bm, errp) : 0;
-    if (r == 0) {
+    r = use == BITMAP_USE_CHANGE   ? check_usable(bm, errp)
+        : use == BITMAP_USE_REMOVE ? check_busy(bm, errp)
+                                   : 0;
+    if (r == 0 && use != BITMAP_USE_REMOVE) {
         r = follow_growth(bm, errp);
     }
     if (r == 0) {
@@ -308,20 +310,7 @@ void bitmap_reclaim(struct bitmap *bm)
     hbitmap_free(old);
 }
 
-/* --- Commands --- */
-
-/* A section for one bitmap: 0, then *bmp may change until graph_unlock(). */
-static int enter(struct graph *g, struct node *n, const char *name,
-                 struct bitmap **bmp, struct error **errp)
-{
-    graph_lock(g);
-    graph_drain(g, n);
-    int r = bitmap_lookup(n, name, true, bmp, errp);
-    if (r < 0) {
-        graph_unlock(g);
-    }
-    return r;
-}
+/* --- Changes --- */
 
 static int check_new(const char *name, uint64_t granularity,
                      struct error **errp)
@@ -364,104 +353,66 @@ static uint64_t default_granularity(struct node *n)
     return min_u64(max_u64((uint64_t)cluster, DEFAULT_MIN), DEFAULT_MAX);
 }
 
-static int add_locked(struct graph *g, struct node *n, const char *name,
-                      uint64_t granularity, bool disabled, struct error **errp)
-{
-    if (find(n, name)) {
-        return error_set(errp, EEXIST, "Bitmap already exists: %s", name);
-    }
-    if (granularity == 0) {
-        granularity = default_granularity(n);
-    }
-    graph_drain(g, n);
-    struct bitmap *bm = bitmap_new(n, name, granularity);
-    if (!bm) {
-        return no_memory(name, errp);
-    }
-    bm->enabled = !disabled;
-    return 0;
-}
-
-int bitmap_add(struct graph *g, struct node *n, const char *name,
-               uint64_t granularity, bool persistent, bool disabled,
-               struct error **errp)
+int bitmap_add_locked(struct node *n, const char *name, uint64_t granularity,
+                      bool persistent, bool disabled, struct bitmap **bmp,
+                      struct error **errp)
 {
     int r = check_new(name, granularity, errp);
 
     if (r < 0) {
         return r;
     }
+    if (find(n, name)) {
+        return error_set(errp, EEXIST, "Bitmap already exists: %s", name);
+    }
     if (persistent) {
         return error_set(errp, ENOTSUP,
-                         "node '%s' cannot store a persistent bitmap",
+                         "Can't store persistent bitmaps to %s: it has no "
+                         "place for them",
                          node_name(n));
     }
-    graph_lock(g);
-    r = add_locked(g, n, name, granularity, disabled, errp);
-    graph_unlock(g);
-    return r;
-}
-
-static int remove_locked(struct node *n, const char *name, struct error **errp)
-{
-    struct bitmap *bm = find(n, name);
-
+    if (granularity == 0) {
+        granularity = default_granularity(n);
+    }
+    struct bitmap *bm = bitmap_new(n, name, granularity);
     if (!bm) {
-        return not_found(name, errp);
+        return no_memory(name, errp);
     }
-    int r = check_busy(bm, errp);
-    if (r == 0) {
-        bitmap_drop(bm);
-    }
-    return r;
+    bm->enabled = !disabled;
+    *bmp = bm;
+    return 0;
 }
 
-int bitmap_remove(struct graph *g, struct node *n, const char *name,
-                  struct error **errp)
+struct list *bitmap_take_off(struct bitmap *bm)
 {
-    graph_lock(g);
-    graph_drain(g, n);
-    int r = remove_locked(n, name, errp);
-    graph_unlock(g);
-    return r;
+    struct list *after = bm->on_node.prev;
+
+    list_remove(&bm->on_node);
+    return after;
 }
 
-int bitmap_clear(struct graph *g, struct node *n, const char *name,
-                 struct error **errp)
+void bitmap_put_back(struct bitmap *bm, struct node *n, struct list *after)
 {
-    struct bitmap *bm;
-    int r = enter(g, n, name, &bm, errp);
-
-    if (r == 0) {
-        rwlock_wrlock(&bm->lock);
-        hbitmap_reset_all(bm->bits);
-        rwlock_unlock(&bm->lock);
-        graph_unlock(g);
-    }
-    return r;
+    assert(bm->node == n);
+    list_insert_before(after->next, &bm->on_node);
 }
 
-int bitmap_enable(struct graph *g, struct node *n, const char *name,
-                  bool enable, struct error **errp)
+struct hbitmap *bitmap_swap_bits(struct bitmap *bm, struct hbitmap *bits)
 {
-    struct bitmap *bm;
-    int r = enter(g, n, name, &bm, errp);
+    struct hbitmap *old = bm->bits;
 
-    if (r == 0) {
-        bm->enabled = enable;
-        graph_unlock(g);
-    }
-    return r;
+    rwlock_wrlock(&bm->lock);
+    bm->bits = bits;
+    rwlock_unlock(&bm->lock);
+    return old;
 }
 
-/* @src may be of another node, whose tree is not drained: that its bits stay
- * where they are is due to the control section. */
-static int merge_locked(struct bitmap *bm, struct bitmap *src,
+int bitmap_merge_locked(struct bitmap *bm, struct bitmap *src,
                         struct error **errp)
 {
     int r = check_usable(src, errp);
 
-    if (r == 0 && src->node == bm->node) {
+    if (r == 0) {
         r = follow_growth(src, errp);
     }
     if (r < 0) {
@@ -480,19 +431,6 @@ static int merge_locked(struct bitmap *bm, struct bitmap *src,
         hbitmap_merge(bm->bits, src->bits);
     }
     return 0;
-}
-
-int bitmap_merge(struct graph *g, struct node *n, const char *name,
-                 struct bitmap *src, struct error **errp)
-{
-    struct bitmap *bm;
-    int r = enter(g, n, name, &bm, errp);
-
-    if (r == 0) {
-        r = merge_locked(bm, src, errp);
-        graph_unlock(g);
-    }
-    return r;
 }
 
 /* --- Reading --- */

@@ -49,17 +49,40 @@ struct bitmap {
 
 /* An own bitmap of a job, without name, enabled; NULL: no memory. */
 struct bitmap *bitmap_new_anonymous(struct node *n, uint64_t granularity);
-void bitmap_drop(struct bitmap *bm); /* take it off its node and unref */
+void bitmap_drop(struct bitmap *bm); /* take it off its node, for good */
 
 /* Named, without a check of rules; for formats that load them. */
 int bitmap_attach(struct node *n, const char *name, uint64_t granularity,
                   struct bitmap **bmp, struct error **errp);
 
+/* What is asked of a bitmap that is looked up. */
+enum bitmap_use {
+    BITMAP_USE_ANY,    /* -ENOENT */
+    BITMAP_USE_REMOVE, /* also -EBUSY */
+    BITMAP_USE_CHANGE, /* also -EINVAL: inconsistent */
+};
+
 /* The bitmap (no new reference; it stays as long as it is busy), or an error
- * with QEMU's text: -ENOENT; and when @change is asked for, -EBUSY and
- * -EINVAL (inconsistent). */
-int bitmap_lookup(struct node *n, const char *name, bool change,
+ * with QEMU's text. */
+int bitmap_lookup(struct node *n, const char *name, enum bitmap_use use,
                   struct bitmap **bmp, struct error **errp);
+
+/* As bitmap_add. */
+int bitmap_add_locked(struct node *n, const char *name, uint64_t granularity,
+                      bool persistent, bool disabled, struct bitmap **bmp,
+                      struct error **errp);
+
+/* Off its node, and back where it was (@after: what came before it then).
+ * In between it belongs to the caller, who may bitmap_drop it. */
+struct list *bitmap_take_off(struct bitmap *bm);
+void bitmap_put_back(struct bitmap *bm, struct node *n, struct list *after);
+
+/* Exchange its bits; returns the old ones. */
+struct hbitmap *bitmap_swap_bits(struct bitmap *bm, struct hbitmap *bits);
+
+/* Add the bits of @src.  -EBUSY; -EINVAL: inconsistent, or of another size. */
+int bitmap_merge_locked(struct bitmap *bm, struct bitmap *src,
+                        struct error **errp);
 
 /* -EBUSY, -EINVAL (inconsistent), -ENOMEM. */
 int bitmap_freeze(struct bitmap *bm, struct error **errp);

@@ -171,6 +171,12 @@ struct driver {
     int (*zero)(struct node *n, uint64_t offset, uint64_t bytes,
                 unsigned flags);
 
+    /* Write whole clusters (limits.pref; the last may be cut by the disk's
+     * end), compressed as far as that makes them smaller.  NULL: the format
+     * cannot. */
+    int (*write_compressed)(struct node *n, uint64_t offset, uint64_t bytes,
+                            const void *buf);
+
     /* NULL: success; a discard is only a hint. */
     int (*discard)(struct node *n, uint64_t offset, uint64_t bytes);
 

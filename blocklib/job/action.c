@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Running actions: see action.h. */
-#include "job/action.h"
+#include "nbdelta/action.h"
 
 #include "core/graph.h"
-#include "job/job.h"
 #include "nbdelta/graph.h"
 
 #define action_of(at) list_entry(at, struct action, link)
@@ -65,31 +64,70 @@ static int prepare_all(struct list *list, struct list **end,
     return r;
 }
 
-static void settle(struct list *list, const struct list *end, bool success)
-{
-    for (struct list *at = list->next; at != end; at = at->next) {
-        struct action *a = action_of(at);
+typedef void (*step_fn)(struct action *a);
 
-        if (success && a->ops->commit) {
-            a->ops->commit(a);
-        } else if (!success && a->ops->abort) {
-            a->ops->abort(a);
+static void commit_all(struct list *list)
+{
+    list_for_each (at, list) {
+        step_fn commit = action_of(at)->ops->commit;
+        if (commit) {
+            commit(action_of(at));
+        }
+    }
+    list_for_each (at, list) {
+        step_fn finish = action_of(at)->ops->finish;
+        if (finish) {
+            finish(action_of(at));
         }
     }
 }
 
-int actions_run(struct jobs *j, struct list *list, struct error **errp)
+/* Those before @end. */
+static void abort_all(struct list *list, const struct list *end)
+{
+    for (struct list *at = list->next; at != end; at = at->next) {
+        step_fn abort = action_of(at)->ops->abort;
+        if (abort) {
+            abort(action_of(at));
+        }
+    }
+}
+
+void actions_free(struct list *list)
+{
+    list_for_each_safe (at, list) {
+        list_remove(at);
+        action_of(at)->ops->free(action_of(at));
+    }
+}
+
+bool action_is_alone(const struct action *a)
+{
+    return a->link.next == a->link.prev;
+}
+
+int actions_run(struct graph *g, struct list *list, struct error **errp)
 {
     struct list *end;
     int r = prepare_all(list, &end, errp);
 
     if (r == 0) {
-        r = act_drained(jobs_graph(j), list, errp);
+        r = act_drained(g, list, errp);
     }
-    settle(list, end, r == 0);
-    list_for_each_safe (at, list) {
-        list_remove(at);
-        action_of(at)->ops->free(action_of(at));
+    if (r == 0) {
+        commit_all(list);
+    } else {
+        abort_all(list, end);
     }
+    actions_free(list);
     return r;
+}
+
+int action_run(struct graph *g, struct action *a, struct error **errp)
+{
+    struct list list;
+
+    list_init(&list);
+    list_append(&list, &a->link);
+    return actions_run(g, &list, errp);
 }

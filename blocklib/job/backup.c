@@ -2,17 +2,20 @@
 /*
  * The backup job.
  *
- *   command's thread, under the monitor lock
- *     create and open the target
- *     one drained section, the point in time:
+ *   command's thread, under the monitor lock: an action (action.h)
+ *     prepare: create and open the target
+ *     act: in one drained section, the point in time:
  *       freeze the bitmap | insert the filter, its set filled
  *   job's thread
- *     copy until the set is empty
+ *     sync=top: take out of the set what the source's layer does not have
+ *     copy until the set is empty; sync=none: only guests' writes copy
  *     remove the filter
  *     flush the target, close it
  *   under the monitor lock, with all others of the transaction
  *     success: the frozen bitmap gives way to its successor
  *     failure: the two become one again
+ *     (bitmap-mode always: it gives way, but what was not copied stays dirty;
+ *     never: the two become one again)
  *
  *  1. Bits of a bitmap are given up only after what they stand for is durable
  *     in the target.
@@ -34,6 +37,7 @@
 #include "drivers/cbw.h"
 #include "job/copy.h"
 #include "job/job.h"
+#include "nbdelta/action.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
@@ -46,6 +50,10 @@ struct backup {
     struct job job;
     struct graph *graph;
     struct copy *copy;
+    enum backup_sync sync;
+    enum bitmap_mode bitmap_mode;
+    enum job_on_error on_error[2]; /* by enum copy_side */
+    bool skipped; /* sync=top: the set has been looked through */
 
     /* References; control lock. */
     struct node *source;
@@ -62,26 +70,47 @@ static struct backup *backup_of(struct job *job)
 
 /* --- The job --- */
 
-static void report(struct backup *b, enum copy_side side, int r)
+/* What the user wants on such an error; false: fail. */
+static bool retries(struct backup *b, enum copy_side side, int r)
 {
     struct jobs *j = b->job.jobs;
+    bool is_read = side == COPY_READ;
+
+    /* A point in time that is lost does not come back. */
+    enum job_on_error on_error = copy_is_broken(b->copy) ? ON_ERROR_REPORT
+                                                         : b->on_error[side];
 
     mutex_lock(&j->lock);
-    job_io_error(j, &b->job, side == COPY_READ ? "read" : "write", "report", r);
+    bool again = job_retries(j, &b->job, on_error, is_read, r);
     mutex_unlock(&j->lock);
+    return again;
+}
+
+/* What is left to do, by the way to sync. */
+static int copy_some(struct backup *b, enum copy_side *side)
+{
+    if (b->sync == SYNC_NONE) {
+        return copy_wait(b->copy, side);
+    }
+    if (b->sync == SYNC_TOP && !b->skipped) {
+        *side = COPY_READ;
+        int r = copy_skip_unallocated(b->copy);
+        if (r != 0) {
+            return r;
+        }
+        b->skipped = true;
+    }
+    return copy_run(b->copy, side);
 }
 
 static int backup_run(struct job *job)
 {
     struct backup *b = backup_of(job);
     enum copy_side side = COPY_READ;
-    int r = copy_run(b->copy, &side);
+    int r = copy_some(b, &side);
 
-    if (r == COPY_STOPPED) {
+    if (r == COPY_STOPPED || (r < 0 && retries(b, side, r))) {
         return JOB_STOPPED;
-    }
-    if (r < 0) {
-        report(b, side, r);
     }
     return r;
 }
@@ -122,7 +151,9 @@ static int backup_exit(struct job *job, int r)
         r = node_flush(b->target);
         node_leave(t);
         if (r < 0) {
-            report(b, COPY_WRITE, r);
+            mutex_lock(&j->lock);
+            (void)job_retries(j, &b->job, ON_ERROR_REPORT, false, r);
+            mutex_unlock(&j->lock);
         }
     }
     mutex_lock(&j->lock);
@@ -131,16 +162,27 @@ static int backup_exit(struct job *job, int r)
     return r;
 }
 
+static void settle_bitmap(struct backup *b, bool success)
+{
+    struct bitmap *bm = b->bitmap;
+
+    if (b->bitmap_mode == BITMAP_NEVER ||
+        (!success && b->bitmap_mode == BITMAP_ON_SUCCESS)) {
+        bitmap_reclaim(bm);
+        return;
+    }
+    bitmap_abdicate(bm);
+    if (!success) {
+        copy_merge_left(b->copy, bm->bits);
+    }
+}
+
 static void release_bitmap(struct backup *b, bool success)
 {
     if (b->bitmap) {
         graph_lock(b->graph);
         graph_drain(b->graph, b->source);
-        if (success) {
-            bitmap_abdicate(b->bitmap);
-        } else {
-            bitmap_reclaim(b->bitmap);
-        }
+        settle_bitmap(b, success);
         b->bitmap = NULL;
         graph_unlock(b->graph);
     }
@@ -203,41 +245,7 @@ static const struct job_driver backup_driver = {
 
 /* --- Checks that change nothing --- */
 
-static bool has_backing(struct graph *g, struct node *n)
-{
-    graph_lock(g);
-    bool has = node_backing(n) != NULL;
-    graph_unlock(g);
-    return has;
-}
-
-static int check_sync(struct graph *g, const struct backup_options *o,
-                      struct error **errp)
-{
-    if (o->sync == SYNC_INCREMENTAL && !o->bitmap) {
-        return error_set(errp, EINVAL,
-                         "must provide a valid bitmap name for 'incremental' "
-                         "sync mode");
-    }
-    if (o->sync != SYNC_INCREMENTAL && o->bitmap) {
-        return error_set(errp, ENOTSUP,
-                         "a bitmap is only supported with sync mode "
-                         "'incremental'");
-    }
-    if (o->sync == SYNC_NONE) {
-        return error_set(errp, ENOTSUP, "sync mode 'none' is not supported");
-    }
-    /* Without a backing node, top is all there is. */
-    if (o->sync == SYNC_TOP && has_backing(g, o->source)) {
-        return error_set(errp, ENOTSUP,
-                         "sync mode 'top' is not supported for node '%s', "
-                         "which has a backing file",
-                         node_name(o->source));
-    }
-    return 0;
-}
-
-/* Of a moment; asked again in the section that freezes it. */
+/* Of a moment. */
 static int check_bitmap_locked(const struct backup_options *o,
                                struct bitmap **bmp, struct error **errp)
 {
@@ -245,7 +253,7 @@ static int check_bitmap_locked(const struct backup_options *o,
         *bmp = NULL;
         return 0;
     }
-    int r = bitmap_lookup(o->source, o->bitmap, true, bmp, errp);
+    int r = bitmap_lookup(o->source, o->bitmap, BITMAP_USE_CHANGE, bmp, errp);
     if (r == -ENOENT) {
         return error_set(errp, ENOENT, "Bitmap '%s' could not be found",
                          o->bitmap);
@@ -283,20 +291,12 @@ static int check_options(struct jobs *j, const char *id,
                          const struct backup_options *o, struct error **errp)
     REQUIRES(j->lock)
 {
-    struct graph *g = jobs_graph(j);
     int r = job_check_id(j, id, errp);
 
-    if (r == 0) {
-        r = check_sync(g, o, errp);
-    }
-    if (r == 0) {
-        r = check_bitmap(g, o, errp);
-    }
-    if (r == 0 && o->compress) {
-        const char *format = o->target ? node_driver(o->target) : format_of(o);
-        r = error_set(errp, ENOTSUP,
-                      "compressed backups are not supported by format '%s'",
-                      format ? format : "raw");
+    if (r == 0 && o->sync == SYNC_BITMAP && !o->bitmap) {
+        r = error_set(errp, EINVAL,
+                      "must provide a valid bitmap name for 'bitmap' sync "
+                      "mode");
     }
     if (r == 0 && o->target == o->source) {
         r = error_set(errp, EINVAL, "Source and target cannot be the same");
@@ -369,7 +369,22 @@ static int get_target(struct backup *b, const struct backup_options *o,
     return open_target(b, o, errp);
 }
 
-/* --- The start --- */
+/* --- The start: an action --- */
+
+struct start {
+    struct action action;
+    struct jobs *jobs;
+    struct backup_options o;
+    struct job_txn *txn;
+    struct backup *b; /* ours until it has begun */
+    bool enlisted;
+};
+
+/* The monitor lock is held in all callbacks. */
+static struct start *start_of(struct action *a)
+{
+    return list_entry(a, struct start, action);
+}
 
 static uint64_t cluster_size(const struct node *target)
 {
@@ -383,11 +398,17 @@ static int prepare_copy(struct backup *b, const struct backup_options *o,
     struct copy_options c = {
         .size = node_size(o->source),
         .cluster = cluster_size(b->target),
+        .compress = o->compress,
         .target_zero = b->target_zero,
         .max_workers = o->max_workers,
         .max_chunk = o->max_chunk,
     };
 
+    if (o->compress && !b->target->drv->write_compressed) {
+        return error_set(errp, ENOTSUP,
+                         "Compression is not supported for this drive %s",
+                         node_name(b->target));
+    }
     if (node_size(b->target) != c.size) {
         return error_set(errp, EINVAL,
                          "Source and target image have different sizes");
@@ -403,20 +424,66 @@ static int prepare_copy(struct backup *b, const struct backup_options *o,
         return error_set(errp, ENOMEM, "no memory for a backup of '%s'",
                          node_name(o->source));
     }
-    if (!o->bitmap) {
+    if (o->sync != SYNC_BITMAP) {
         copy_add(b->copy, 0, c.size);
     }
     return 0;
 }
 
-/* The point in time; in a control section. */
-static int arm_locked(struct backup *b, const struct backup_options *o,
-                      struct error **errp)
+static int start_prepare(struct action *a, struct error **errp)
+{
+    struct start *s = start_of(a);
+    const struct backup_options *o = &s->o;
+    struct job_options job = {
+        .id = o->job_id ? o->job_id : o->device,
+        .manual_finalize = o->manual_finalize,
+        .manual_dismiss = o->manual_dismiss,
+        .speed = o->speed,
+    };
+
+    mutex_is_held(&s->jobs->lock);
+    int r = check_options(s->jobs, job.id, o, errp);
+
+    /* Here for the sake of the target, which has not been touched yet. */
+    if (r == 0 && action_is_alone(a)) {
+        r = check_bitmap(jobs_graph(s->jobs), o, errp);
+    }
+    if (r < 0) {
+        return r;
+    }
+    struct backup *b = calloc(1, sizeof(*b));
+    if (!b) {
+        return error_set(errp, ENOMEM, "no memory for job '%s'", job.id);
+    }
+    b->graph = jobs_graph(s->jobs);
+    b->sync = o->sync;
+    b->bitmap_mode = o->bitmap_mode;
+    b->on_error[COPY_READ] = o->on_source_error;
+    b->on_error[COPY_WRITE] = o->on_target_error;
+    r = job_create(s->jobs, &b->job, &backup_driver, &job, errp);
+    if (r < 0) {
+        free(b);
+        return r;
+    }
+    s->b = b;
+    r = get_target(b, o, errp);
+    return r < 0 ? r : prepare_copy(b, o, errp);
+}
+
+static void start_drain(struct action *a)
+{
+    const struct start *s = start_of(a);
+
+    graph_drain(s->b->graph, s->o.source);
+}
+
+/* The point in time. */
+static int arm(struct backup *b, const struct backup_options *o,
+               struct error **errp)
 {
     struct bitmap *bm;
-
-    graph_drain(b->graph, o->source);
     int r = check_bitmap_locked(o, &bm, errp);
+
     if (r < 0) {
         return r;
     }
@@ -429,7 +496,9 @@ static int arm_locked(struct backup *b, const struct backup_options *o,
         if (r < 0) {
             return r;
         }
-        copy_add_bits(b->copy, bm->bits);
+        if (o->sync == SYNC_BITMAP) {
+            copy_add_bits(b->copy, bm->bits);
+        }
     }
     r = cbw_insert(b->graph, o->source, b->target, b->copy, o->filter_node_name,
                    &b->filter, errp);
@@ -445,69 +514,125 @@ static int arm_locked(struct backup *b, const struct backup_options *o,
     return 0;
 }
 
-static int arm(struct backup *b, const struct backup_options *o,
-               struct error **errp)
+static void disarm(struct backup *b)
 {
-    graph_lock(b->graph);
-    int r = arm_locked(b, o, errp);
-    graph_unlock(b->graph);
-    return r;
-}
-
-static int start(struct jobs *j, struct backup *b, struct error **errp)
-    REQUIRES(j->lock)
-{
-    struct job_txn *txn = job_txn_new();
-
-    if (!txn) {
-        return error_set(errp, ENOMEM, "no memory for job '%s'", b->job.id);
+    cbw_remove(b->filter);
+    b->filter = NULL;
+    if (b->bitmap) {
+        bitmap_reclaim(b->bitmap);
+        b->bitmap = NULL;
     }
-    int r = job_start(j, &b->job, txn, errp);
-    job_txn_unref(txn);
+    node_unref(b->source);
+    b->source = NULL;
+}
+
+static int start_act(struct action *a, struct error **errp)
+{
+    struct start *s = start_of(a);
+
+    mutex_is_held(&s->jobs->lock);
+    int r = arm(s->b, &s->o, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    r = job_enlist(s->jobs, &s->b->job, s->txn, errp);
+    if (r < 0) {
+        disarm(s->b);
+    } else {
+        s->enlisted = true;
+    }
     return r;
 }
 
-static void undo(struct jobs *j, struct backup *b) REQUIRES(j->lock)
+static void start_undo(struct action *a)
 {
-    if (b->filter) {
-        remove_filter(b);
-        release_bitmap(b, false);
-        graph_lock(b->graph);
-        node_unref(b->source);
-        graph_unlock(b->graph);
+    disarm(start_of(a)->b);
+}
+
+static void start_commit(struct action *a)
+{
+    struct start *s = start_of(a);
+
+    mutex_is_held(&s->jobs->lock);
+    job_begin(s->jobs, &s->b->job);
+}
+
+static void start_finish(struct action *a)
+{
+    struct start *s = start_of(a);
+
+    mutex_is_held(&s->jobs->lock);
+    job_go(s->jobs, &s->b->job);
+}
+
+static void start_abort(struct action *a)
+{
+    struct start *s = start_of(a);
+    struct backup *b = s->b;
+
+    mutex_is_held(&s->jobs->lock);
+    if (!b) {
+        return;
     }
     close_target(b);
     copy_free(b->copy);
-    job_unref(j, &b->job);
+    b->copy = NULL;
+    if (s->enlisted) {
+        job_drop(s->jobs, &b->job);
+    } else {
+        job_unref(s->jobs, &b->job);
+    }
+}
+
+static void start_free(struct action *a)
+{
+    struct start *s = start_of(a);
+
+    job_txn_unref(s->txn);
+    free(s);
+}
+
+static const struct action_ops start_ops = {
+    .prepare = start_prepare,
+    .drain = start_drain,
+    .act = start_act,
+    .undo = start_undo,
+    .commit = start_commit,
+    .finish = start_finish,
+    .abort = start_abort,
+    .free = start_free,
+};
+
+int backup_action(struct jobs *j, const struct backup_options *o,
+                  struct job_txn *txn, struct action **ap, struct error **errp)
+{
+    struct start *s = calloc(1, sizeof(*s));
+
+    if (txn) {
+        job_txn_ref(txn);
+    } else {
+        txn = job_txn_new();
+    }
+    if (!s || !txn) {
+        free(s);
+        job_txn_unref(txn);
+        return error_set(errp, ENOMEM, "no memory for a backup of '%s'",
+                         o->device);
+    }
+    s->action.ops = &start_ops;
+    s->jobs = j;
+    s->o = *o;
+    s->txn = txn;
+    *ap = &s->action;
+    return 0;
 }
 
 int job_backup(struct jobs *j, const struct backup_options *o,
                struct error **errp)
 {
-    struct job_options job = {
-        .id = o->job_id ? o->job_id : o->device,
-        .manual_finalize = o->manual_finalize,
-        .manual_dismiss = o->manual_dismiss,
-        .speed = o->speed,
-    };
-    int r = check_options(j, job.id, o, errp);
-    if (r < 0) {
-        return r;
-    }
-    struct backup *b = calloc(1, sizeof(*b));
-    if (!b) {
-        return error_set(errp, ENOMEM, "no memory for job '%s'", job.id);
-    }
-    b->graph = jobs_graph(j);
-    r = job_create(j, &b->job, &backup_driver, &job, errp);
-    if (r < 0) {
-        free(b);
-        return r;
-    }
-    if ((r = get_target(b, o, errp)) < 0 ||
-        (r = prepare_copy(b, o, errp)) < 0 || (r = arm(b, o, errp)) < 0 ||
-        (r = start(j, b, errp)) < 0) {
-        undo(j, b);
-    }
-    return r;
+    struct action *a;
+    int r = backup_action(j, o, NULL, &a, errp);
+
+    return r < 0 ? r : action_run(jobs_graph(j), a, errp);
 }

@@ -15,8 +15,9 @@
  * What keeps the point in time whole:
  *
  *  1. A bit of `todo` is reset only after its cluster has been read and
- *     written; bits are never set again.  So a clear bit means that nobody
- *     needs the old data, and a guest may look at it without any lock.
+ *     written, or is not wanted; bits are never set again.  So a clear bit
+ * means that nobody needs the old data, and a guest may look at it without any
+ * lock.
  *  2. A cluster is copied only under the range lock, with its bit looked at
  *     after the lock was taken; a guest that finds it set waits there for a
  *     worker that has it in hand.
@@ -45,6 +46,9 @@
 #define BUFFER_MAX      (2 * MiB)
 #define BUFFERS_KEPT    16
 
+/* A look at a map goes this far at once, so that drains do not wait. */
+#define SKIP_STEP (256 * MiB)
+
 /* Areas of zeroes are larger than chunks, but not endless. */
 #define ZERO_SKIP_MAX (1 * GiB)
 #define ZERO_FAST_MAX (64 * MiB)
@@ -60,7 +64,7 @@ struct copy {
     size_t buffer_size;
     unsigned max_workers;
     bool target_zero;
-    uint64_t total; /* by copy_add */
+    bool compress;
 
     /* Tree lock; todo's bits are atomic. */
     struct node *filter;
@@ -72,6 +76,7 @@ struct copy {
     /* Guarded by lock. */
     cond_t wake; /* stop or speed has changed */
     uint64_t cursor;
+    uint64_t skip_cursor; /* of copy_skip_unallocated, which has it alone */
     uint64_t speed;
     uint64_t next_ns; /* when the speed limit allows another chunk */
     bool stop;
@@ -86,6 +91,7 @@ struct copy {
     /* Atomic. */
     _Atomic unsigned broken; /* see break_with */
     _Atomic uint64_t done;
+    _Atomic uint64_t total; /* by copy_add, less what was skipped */
 };
 
 /* An unused buffer; its own memory. */
@@ -156,6 +162,11 @@ static int broken(struct copy *c, enum copy_side *side)
         *side = why >> 16 ? COPY_WRITE : COPY_READ;
     }
     return -(int)(why & 0xffff);
+}
+
+bool copy_is_broken(const struct copy *c)
+{
+    return atomic_load(&c->broken) != 0;
 }
 
 void copy_break(struct copy *c)
@@ -260,7 +271,9 @@ static int move_data(struct copy *c, uint64_t offset, uint64_t bytes, void *buf,
             *side = COPY_READ;
             return r;
         }
-        r = node_pwrite(target, buf, len, offset + done, 0);
+        r = c->compress
+                ? target->drv->write_compressed(target, offset + done, len, buf)
+                : node_pwrite(target, buf, len, offset + done, 0);
         if (r < 0) {
             *side = COPY_WRITE;
             return r;
@@ -521,6 +534,106 @@ int copy_run(struct copy *c, enum copy_side *side)
     return r < 0 || is_empty(c) ? r : COPY_STOPPED;
 }
 
+int copy_wait(struct copy *c, enum copy_side *side)
+{
+    mutex_lock(&c->lock);
+    while (!c->stop && !atomic_load(&c->broken)) {
+        cond_wait(&c->wake, &c->lock);
+    }
+    mutex_unlock(&c->lock);
+    int r = broken(c, side);
+    return r < 0 ? r : COPY_STOPPED;
+}
+
+/* --- Skipping --- */
+
+struct skip {
+    struct copy *c;
+    uint64_t start; /* of what lacks in the layer, up to end */
+    uint64_t end;
+};
+
+/* What is whole of [start, end). */
+static void skip_run(struct skip *s)
+{
+    struct copy *c = s->c;
+    uint64_t from = align_up(s->start, c->cluster);
+    uint64_t end = s->end == c->size ? s->end : align_down(s->end, c->cluster);
+    uint64_t start;
+    uint64_t bytes;
+
+    while (from < end &&
+           hbitmap_next_dirty(c->todo, from, end, &start, &bytes)) {
+        hbitmap_reset(c->todo, start, bytes);
+        atomic_fetch_sub(&c->total, bytes);
+        from = start + bytes;
+    }
+}
+
+static int skip_extent(const struct extent *e, void *opaque)
+{
+    struct skip *s = opaque;
+
+    if ((e->flags & EXTENT_ALLOCATED) && e->depth == 0) {
+        skip_run(s);
+        s->start = e->offset + e->length;
+    }
+    s->end = e->offset + e->length;
+    return 0;
+}
+
+/* Inside a request of the tree. */
+static int skip_some(struct copy *c, uint64_t offset, uint64_t bytes)
+{
+    struct skip s = {.c = c, .start = offset, .end = offset};
+    struct range_req req;
+
+    range_lock(&c->in_hand, &req, offset, bytes, true);
+    int r = node_extents(node_child(c->filter, CHILD_FILE), offset, bytes, 0,
+                         skip_extent, &s);
+    if (r == 0) {
+        skip_run(&s);
+    }
+    range_unlock(&c->in_hand, &req);
+    return r;
+}
+
+int copy_skip_unallocated(struct copy *c)
+{
+    uint64_t most = max_u64(SKIP_STEP, c->cluster);
+    int r = 0;
+
+    while (r == 0 && c->skip_cursor < c->size) {
+        uint64_t bytes = min_u64(most, c->size - c->skip_cursor);
+
+        mutex_lock(&c->lock);
+        bool stop = c->stop;
+        mutex_unlock(&c->lock);
+        if (stop) {
+            return COPY_STOPPED;
+        }
+        struct tree *t = node_enter(c->filter, false);
+        r = skip_some(c, c->skip_cursor, bytes);
+        node_leave(t);
+        c->skip_cursor += r == 0 ? bytes : 0;
+    }
+    return r;
+}
+
+/* The disk may have changed its size since. */
+void copy_merge_left(const struct copy *c, struct hbitmap *bits)
+{
+    uint64_t size = min_u64(hbitmap_size(bits), c->size);
+    uint64_t start;
+    uint64_t len;
+
+    for (uint64_t at = 0;
+         at < size && hbitmap_next_dirty(c->todo, at, size, &start, &len);
+         at = start + len) {
+        hbitmap_set(bits, start, len);
+    }
+}
+
 /* --- Control --- */
 
 void copy_stop(struct copy *c, bool stop)
@@ -543,7 +656,7 @@ void copy_set_speed(struct copy *c, uint64_t speed)
 void copy_progress(const struct copy *c, uint64_t *done, uint64_t *total)
 {
     *done = atomic_load(&c->done);
-    *total = c->total;
+    *total = atomic_load(&c->total);
 }
 
 void copy_set_filter(struct copy *c, struct node *filter)
@@ -556,10 +669,12 @@ static void count_total(struct copy *c)
 {
     uint64_t past = align_up(c->size, c->cluster) - c->size;
 
-    c->total = hbitmap_count(c->todo);
+    uint64_t total = hbitmap_count(c->todo);
+
     if (past > 0 && hbitmap_get(c->todo, c->size - 1)) {
-        c->total -= past;
+        total -= past;
     }
+    atomic_store(&c->total, total);
 }
 
 void copy_add(struct copy *c, uint64_t offset, uint64_t bytes)
@@ -592,10 +707,12 @@ struct copy *copy_new(const struct copy_options *o)
     c->cluster = o->cluster;
     c->chunk = o->max_chunk ? o->max_chunk : CHUNK_DEFAULT;
     c->chunk = max_u64(align_down(c->chunk, o->cluster), o->cluster);
-    c->buffer_size = (size_t)min_u64(c->chunk, BUFFER_MAX);
+    /* Compressing takes whole clusters. */
+    c->buffer_size = (size_t)min_u64(c->chunk, max_u64(BUFFER_MAX, c->cluster));
     c->max_workers = o->max_workers ? o->max_workers : WORKERS_DEFAULT;
     c->max_workers = (unsigned)min_u64(c->max_workers, WORKERS_MAX);
     c->target_zero = o->target_zero;
+    c->compress = o->compress;
     c->todo = todo;
     range_lock_init(&c->in_hand);
     mutex_init(&c->lock);

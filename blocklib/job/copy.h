@@ -22,6 +22,7 @@ struct copy;
 struct copy_options {
     uint64_t size;        /* of the point in time */
     uint64_t cluster;     /* unit of copying, a power of two */
+    bool compress;        /* the target's driver can */
     bool target_zero;     /* the target reads as zeroes where it is untouched */
     unsigned max_workers; /* 0: default */
     uint64_t max_chunk;   /* most that a worker moves at once, 0: default */
@@ -53,6 +54,23 @@ void copy_set_filter(struct copy *c, struct node *filter);
  * is left; after one of a guest's write it fails at once, always.
  */
 int copy_run(struct copy *c, enum copy_side *side);
+
+/*
+ * Take out of the set what the FILE child's own layer does not have; what its
+ * backing chain has stays behind.  0, -errno (reading its map), or
+ * COPY_STOPPED: to be called again.
+ */
+int copy_skip_unallocated(struct copy *c);
+
+/* Copy nothing but what guests are about to write, until copy_stop
+ * (COPY_STOPPED) or until that fails (as in copy_run). */
+int copy_wait(struct copy *c, enum copy_side *side);
+
+/* Did a copy before a guest's write fail?  Then nothing can succeed. */
+bool copy_is_broken(const struct copy *c);
+
+/* Set the bits of what is still in the set.  Nothing is being copied. */
+void copy_merge_left(const struct copy *c, struct hbitmap *bits);
 
 /* Make copy_run return after the chunks that are in hand, until it is called
  * with false.  Any thread, does not wait. */

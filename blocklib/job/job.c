@@ -33,6 +33,8 @@
 #include "nbdelta/error.h"
 #include "nbdelta/list.h"
 
+#define RETRY_MS 100
+
 struct jobs_private {
     struct graph *graph;
     job_event_fn *emit;
@@ -125,12 +127,61 @@ static void get_progress(struct job *job, uint64_t *done, uint64_t *total)
     }
 }
 
+static bool stops_on(enum job_on_error on_error, int r)
+{
+    return on_error == ON_ERROR_STOP ||
+           (on_error == ON_ERROR_ENOSPC && r == -ENOSPC);
+}
+
+bool job_retries(struct jobs *j, struct job *job, enum job_on_error on_error,
+                 bool is_read, int r)
+{
+    bool stops = stops_on(on_error, r);
+    bool ignores = on_error == ON_ERROR_IGNORE;
+
+    send_event(j, "BLOCK_JOB_ERROR",
+               json_pack("{s:s, s:s, s:s}", "device", job->id, "operation",
+                         is_read ? "read" : "write", "action",
+                         stops     ? "stop"
+                         : ignores ? "ignore"
+                                   : "report"));
+    if (stops) {
+        if (!job->user_paused) {
+            job->user_paused = true;
+            job->pause_count++;
+        }
+        if (strcmp(job->io_status, "ok") == 0) {
+            job->io_status = r == -ENOSPC ? "nospace" : "failed";
+        }
+    }
+    job->retrying = ignores;
+    return stops || ignores;
+}
+
+/* The data that all block job events share. */
+static json_t *job_data(const struct job *job)
+{
+    return json_pack("{s:s, s:I, s:I, s:I, s:s}", "device", job->id, "len",
+                     (json_int_t)job->total, "offset", (json_int_t)job->done,
+                     "speed", (json_int_t)job->speed, "type", job->drv->type);
+}
+
+static void take_sample(struct job *job)
+{
+    get_progress(job, &job->done, &job->total);
+}
+
+void job_ready(struct jobs *j, struct job *job)
+{
+    job->is_ready = true;
+    set_status(j, job, JOB_STATUS_READY);
+    take_sample(job);
+    send_event(j, "BLOCK_JOB_READY", job_data(job));
+}
+
 static void emit_end(struct jobs *j, struct job *job) REQUIRES(j->lock)
 {
-    json_t *data = json_pack("{s:s, s:I, s:I, s:I, s:s}", "device", job->id,
-                             "len", (json_int_t)job->total, "offset",
-                             (json_int_t)job->done, "speed",
-                             (json_int_t)job->speed, "type", job->drv->type);
+    json_t *data = job_data(job);
 
     if (job->cancelled) {
         send_event(j, "BLOCK_JOB_CANCELLED", data);
@@ -141,15 +192,6 @@ static void emit_end(struct jobs *j, struct job *job) REQUIRES(j->lock)
                                   json_string(strerror(-job->ret)));
     }
     send_event(j, "BLOCK_JOB_COMPLETED", data);
-}
-
-void job_io_error(struct jobs *j, struct job *job, const char *operation,
-                  const char *action, int r)
-{
-    job->io_status = r == -ENOSPC ? "nospace" : "failed";
-    send_event(j, "BLOCK_JOB_ERROR",
-               json_pack("{s:s, s:s, s:s}", "device", job->id, "operation",
-                         operation, "action", action));
 }
 
 /* --- Transactions --- */
@@ -165,9 +207,14 @@ struct job_txn *job_txn_new(void)
     return txn;
 }
 
+void job_txn_ref(struct job_txn *txn)
+{
+    txn->refs++;
+}
+
 void job_txn_unref(struct job_txn *txn)
 {
-    if (--txn->refs == 0) {
+    if (txn && --txn->refs == 0) {
         assert(list_empty(&txn->jobs));
         free(txn);
     }
@@ -205,14 +252,22 @@ static void note_failure(struct jobs *j, struct job *job) REQUIRES(j->lock)
     }
 }
 
+static void leave_txn(struct job *job)
+{
+    struct job_txn *txn = job->txn;
+
+    list_remove(&job->in_txn);
+    job->txn = NULL;
+    job_txn_unref(txn);
+}
+
 static void conclude(struct jobs *j, struct job *job) REQUIRES(j->lock)
 {
     const struct job_driver *drv = job->drv;
-    struct job_txn *txn = job->txn;
 
-    assert(txn);
+    assert(job->txn);
     note_failure(j, job);
-    get_progress(job, &job->done, &job->total);
+    take_sample(job);
     job->sampled = true;
     if (job->ret < 0 && drv->abort) {
         drv->abort(job);
@@ -223,13 +278,27 @@ static void conclude(struct jobs *j, struct job *job) REQUIRES(j->lock)
         drv->clean(job);
     }
     emit_end(j, job);
-    list_remove(&job->in_txn);
-    job->txn = NULL;
-    job_txn_unref(txn);
+    leave_txn(job);
     set_status(j, job, JOB_STATUS_CONCLUDED);
     if (!job->manual_dismiss) {
         dismiss(j, job);
     }
+}
+
+/* The status while it is at work. */
+static enum job_status work_status(const struct job *job)
+{
+    return job->is_ready ? JOB_STATUS_READY : JOB_STATUS_RUNNING;
+}
+
+/* What is paused works again; its thread follows. */
+static void unpause(struct jobs *j, struct job *job) REQUIRES(j->lock)
+{
+    if (job->paused) {
+        job->paused = false;
+        set_status(j, job, work_status(job));
+    }
+    cond_broadcast(&job->wake);
 }
 
 static void cancel_async(struct jobs *j, struct job *job) REQUIRES(j->lock)
@@ -237,14 +306,10 @@ static void cancel_async(struct jobs *j, struct job *job) REQUIRES(j->lock)
     job->cancelled = true;
     job->user_paused = false;
     job->pause_count = 0;
-    if (job->paused) {
-        job->paused = false;
-        set_status(j, job, JOB_STATUS_RUNNING);
-    }
     if (!job->finished && job->drv->kick) {
         job->drv->kick(job, true);
     }
-    cond_broadcast(&job->wake);
+    unpause(j, job);
 }
 
 /* The caller holds a reference to @txn. */
@@ -334,21 +399,29 @@ static void pause_point(struct jobs *j, struct job *job) REQUIRES(j->lock)
         return;
     }
     job->paused = true;
-    set_status(j, job, JOB_STATUS_PAUSED);
+    set_status(j, job, job->is_ready ? JOB_STATUS_STANDBY : JOB_STATUS_PAUSED);
     /* Whoever clears `paused` changes the status too. */
     while (job->paused) {
         cond_wait(&job->wake, &j->lock);
     }
 }
 
-static void *job_thread(void *opaque)
+/* Not at once: ignoring must not be a flood of events. */
+static void retry_point(struct jobs *j, struct job *job) REQUIRES(j->lock)
 {
-    struct job *job = opaque;
-    struct jobs *j = job->jobs;
+    if (job->retrying) {
+        job->retrying = false;
+        (void)cond_wait_ms(&job->wake, &j->lock, RETRY_MS);
+    }
+}
+
+/* Work and end; the lock is let go of meanwhile. */
+static void work(struct jobs *j, struct job *job) REQUIRES(j->lock)
+{
     int r = JOB_STOPPED;
 
-    mutex_lock(&j->lock);
     while (r == JOB_STOPPED) {
+        retry_point(j, job);
         pause_point(j, job);
         if (job->cancelled) {
             r = -ECANCELED;
@@ -358,12 +431,23 @@ static void *job_thread(void *opaque)
         r = job->drv->run(job);
         mutex_lock(&j->lock);
     }
-    mutex_unlock(&j->lock);
     if (job->drv->exit) {
+        mutex_unlock(&j->lock);
         r = job->drv->exit(job, r);
+        mutex_lock(&j->lock);
     }
-    mutex_lock(&j->lock);
     finish(j, job, r);
+}
+
+static void *job_thread(void *opaque)
+{
+    struct job *job = opaque;
+    struct jobs *j = job->jobs;
+
+    mutex_lock(&j->lock);
+    if (job->txn) { /* else it was dropped */
+        work(j, job);
+    }
     job->thread_done = true;
     cond_broadcast(&j->p->changed);
     mutex_unlock(&j->lock);
@@ -447,12 +531,16 @@ int job_create(struct jobs *j, struct job *job, const struct job_driver *drv,
     return 0;
 }
 
-int job_start(struct jobs *j, struct job *job, struct job_txn *txn,
-              struct error **errp)
+int job_enlist(struct jobs *j, struct job *job, struct job_txn *txn,
+               struct error **errp)
 {
     struct jobs_private *p = j->p;
-    int r = thread_start(&job->thread, job->drv->type, job_thread, job);
+    int r = job_check_id(j, job->id, errp);
 
+    if (r < 0) {
+        return r;
+    }
+    r = thread_start(&job->thread, job->drv->type, job_thread, job);
     if (r < 0) {
         return error_set(errp, -r, "cannot start a thread for job '%s': %s",
                          job->id, strerror(-r));
@@ -467,11 +555,25 @@ int job_start(struct jobs *j, struct job *job, struct job_txn *txn,
         job->drv->set_speed(job, job->speed);
     }
     set_status(j, job, JOB_STATUS_CREATED);
-    set_status(j, job, JOB_STATUS_RUNNING);
-    /* What QEMU's drain at the start of a job shows to clients. */
-    set_status(j, job, JOB_STATUS_PAUSED);
-    set_status(j, job, JOB_STATUS_RUNNING);
     return 0;
+}
+
+void job_drop(struct jobs *j, struct job *job)
+{
+    leave_txn(job);
+    dismiss(j, job);
+}
+
+/* This is what QEMU's drain at the start of jobs shows to clients. */
+void job_begin(struct jobs *j, struct job *job)
+{
+    set_status(j, job, JOB_STATUS_RUNNING);
+    set_status(j, job, JOB_STATUS_PAUSED);
+}
+
+void job_go(struct jobs *j, struct job *job)
+{
+    set_status(j, job, JOB_STATUS_RUNNING);
 }
 
 /* --- Verbs --- */
@@ -505,6 +607,9 @@ int job_cancel(struct jobs *j, const char *id, bool force, struct error **errp)
         return error_set(errp, EPERM,
                          "The block job for device '%s' is currently paused",
                          id);
+    }
+    if (!force && job->drv->cancel && !job->drv->cancel(job)) {
+        return 0;
     }
     cancel_async(j, job);
     if (job->finished) {
@@ -552,12 +657,22 @@ int job_resume(struct jobs *j, const char *id, struct error **errp)
     if (job->drv->kick && !job->cancelled) {
         job->drv->kick(job, false);
     }
-    if (job->paused) {
-        job->paused = false;
-        set_status(j, job, JOB_STATUS_RUNNING);
-        cond_broadcast(&job->wake);
-    }
+    unpause(j, job);
     return 0;
+}
+
+int job_complete(struct jobs *j, const char *id, struct error **errp)
+{
+    struct job *job;
+    int r = find_for(j, id, JOB_VERB_COMPLETE, &job, errp);
+    if (r < 0) {
+        return r;
+    }
+    if (job->cancelled || !job->drv->complete) {
+        return error_set(errp, EPERM,
+                         "The active block job '%s' cannot be completed", id);
+    }
+    return job->drv->complete(job, errp);
 }
 
 int job_finalize(struct jobs *j, const char *id, struct error **errp)

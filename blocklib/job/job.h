@@ -11,7 +11,8 @@
  * all succeed or none does.
  *
  *   job_create      the struct; nobody sees it
- *   job_start       it has a thread, an id and a status
+ *   job_enlist      it has a thread, an id and a status
+ *   job_begin, job_go: it works
  *     run, exit     in its thread, without the lock
  *   (waiting)       until all of the transaction are there
  *     prepare       may still fail
@@ -46,7 +47,8 @@ enum job_verb {
     JOB_VERB_DISMISS,
 };
 
-/* run was told to stop by kick; it is called again unless cancelled. */
+/* run was told to stop by kick, or by job_retries; it is called again unless
+ * cancelled. */
 #define JOB_STOPPED 1
 
 struct job {
@@ -67,8 +69,10 @@ struct job {
     unsigned refs; /* the registry's, the thread's */
     unsigned pause_count;
     bool user_paused;
-    bool paused; /* it has stopped for that */
-    bool cancelled;
+    bool paused;    /* it has stopped for that */
+    bool cancelled; /* by force: it shall fail */
+    bool retrying;  /* an error was ignored: not again at once */
+    bool is_ready;
     bool finished; /* run and exit are done; ret is final but for
                       a cancel or a failing prepare */
     bool sampled;  /* done and total are */
@@ -103,6 +107,13 @@ struct job_driver {
     /* Under the lock, must not wait.  While @stop, run shall return soon. */
     void (*kick)(struct job *job, bool stop);
     void (*set_speed)(struct job *job, uint64_t speed);
+
+    /* Under the lock, must not wait.  complete: the verb, when ready.
+     * cancel, without force: false when that is no failure to this job but a
+     * way to end, which it then does by itself. */
+    int (*complete)(struct job *job, struct error **errp);
+    bool (*cancel)(struct job *job);
+
     void (*progress)(struct job *job, uint64_t *done, uint64_t *total);
 
     void (*free)(struct job *job);
@@ -119,27 +130,38 @@ struct job_options {
 int job_check_id(struct jobs *j, const char *id, struct error **errp)
     REQUIRES(j->lock);
 
-/* A transaction with one reference.  NULL: no memory. */
-struct job_txn *job_txn_new(void);
-void job_txn_unref(struct job_txn *txn);
-
 /* Fill in @job, zeroed memory.  -ENOMEM, or what job_check_id says. */
 int job_create(struct jobs *j, struct job *job, const struct job_driver *drv,
                const struct job_options *o, struct error **errp)
     REQUIRES(j->lock);
 
 /*
- * Give it to @txn, its thread and the clients; they see it created and
- * running.  The thread waits for the lock before it does anything.  When this
- * fails the caller undoes its own and calls job_unref.
+ * Give it to @txn, its thread and the clients; they see it created.  The
+ * thread waits for the lock before it does anything, so that job_drop, in the
+ * same hold of the lock, undoes this: clients see it gone.
+ * When this fails the caller undoes its own and calls job_unref.
  */
-int job_start(struct jobs *j, struct job *job, struct job_txn *txn,
-              struct error **errp) REQUIRES(j->lock);
+int job_enlist(struct jobs *j, struct job *job, struct job_txn *txn,
+               struct error **errp) REQUIRES(j->lock);
+void job_drop(struct jobs *j, struct job *job) REQUIRES(j->lock);
+
+/* It begins, drained: running, paused.  Then, after all that begin together
+ * have, it is running. */
+void job_begin(struct jobs *j, struct job *job) REQUIRES(j->lock);
+void job_go(struct jobs *j, struct job *job) REQUIRES(j->lock);
+
 void job_unref(struct jobs *j, struct job *job) REQUIRES(j->lock);
 
-/* An I/O error: emits BLOCK_JOB_ERROR, @operation is "read" or "write". */
-void job_io_error(struct jobs *j, struct job *job, const char *operation,
-                  const char *action, int r) REQUIRES(j->lock);
+/*
+ * An I/O error -@r: emits BLOCK_JOB_ERROR and says what run shall do, by what
+ * the user wants on such errors.  False: fail.  True: return JOB_STOPPED; the
+ * job pauses, or goes on, with run called again.
+ */
+bool job_retries(struct jobs *j, struct job *job, enum job_on_error on_error,
+                 bool is_read, int r) REQUIRES(j->lock);
+
+/* The job could be completed now: status ready, and BLOCK_JOB_READY. */
+void job_ready(struct jobs *j, struct job *job) REQUIRES(j->lock);
 
 struct graph *jobs_graph(struct jobs *j);
 

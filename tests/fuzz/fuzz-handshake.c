@@ -14,6 +14,7 @@
 #include "conn.h"
 #include "export.h"
 #include "listen.h"
+#include "nbdelta/action.h"
 #include "nbdelta/bitmap.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/thread.h"
@@ -35,12 +36,15 @@ static void check(bool ok)
 static void make_disk(struct graph *g, const char *name, bool writable)
 {
     struct node *n = NULL;
+    struct action *add;
     json_t *o = json_pack("{s:s, s:i, s:s}", "driver", "mem", "size", 65536,
                           "node-name", name);
 
     check(o && graph_open(g, o, &n, NULL) == 0);
     json_decref(o);
-    check(bitmap_add(g, n, "b0", 4096, false, false, NULL) == 0);
+    check(bitmap_add_action((struct bitmap_ref){n, "b0"}, 4096, false, false,
+                            &add, NULL) == 0 &&
+          action_run(g, add, NULL) == 0);
     check(exports_add(exports, g, n, name, name, "a disk", writable, NULL) ==
           0);
 }

@@ -2,6 +2,7 @@
 /* The backup job: the point in time, bitmaps, failures, targets. */
 #include <unistd.h>
 
+#include "bitmap-util.h"
 #include "../unit/job-util.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/image.h"
@@ -170,7 +171,7 @@ START_TEST(incremental_copies_what_is_dirty_and_clears_it)
     char *then = disk_read(w.src);
     (void)start(&w,
                 (struct backup_options){
-                    .sync = SYNC_INCREMENTAL, .bitmap = "m", .speed = 1},
+                    .sync = SYNC_BITMAP, .bitmap = "m", .speed = 1},
                 NULL);
     ck_assert_int_eq(bitmap_clear(w.g, w.src, "m", NULL), -EBUSY);
     guest_write(&w, 20 * CLUSTER, 'c', 100);
@@ -198,7 +199,7 @@ START_TEST(incremental_of_nothing)
     begin(&w);
     add_bitmap(&w);
     (void)start(
-        &w, (struct backup_options){.sync = SYNC_INCREMENTAL, .bitmap = "m"},
+        &w, (struct backup_options){.sync = SYNC_BITMAP, .bitmap = "m"},
         NULL);
     wait_for_jobs(w.j);
     ck_assert_int_eq(last_int(&w.rec, "len"), 0);
@@ -219,7 +220,7 @@ static void start_dirty(struct world *w, bool gate, bool finalize)
         trap_gate(trap_of(w->dst), true);
     }
     (void)start(w,
-                (struct backup_options){.sync = SYNC_INCREMENTAL,
+                (struct backup_options){.sync = SYNC_BITMAP,
                                         .bitmap = "m",
                                         .manual_finalize = finalize},
                 NULL);
@@ -392,7 +393,7 @@ START_TEST(shutdown_loses_no_bit)
     guest_write(&w, 9 * CLUSTER, 'b', 1);
     (void)start(&w,
                 (struct backup_options){
-                    .sync = SYNC_INCREMENTAL, .bitmap = "m", .speed = 1},
+                    .sync = SYNC_BITMAP, .bitmap = "m", .speed = 1},
                 NULL);
     while (trap_of(w.dst)->writes == 0) {
         nap(); /* the second one will come in 18 hours */
@@ -591,7 +592,7 @@ START_TEST(a_qcow2_target_has_the_clusters_that_are_dirty)
     add_bitmap(&w);
     guest_write(&w, 3 * CLUSTER, 'q', 10);
     (void)start(&w,
-                (struct backup_options){.sync = SYNC_INCREMENTAL,
+                (struct backup_options){.sync = SYNC_BITMAP,
                                         .bitmap = "m",
                                         .target_file = w.file,
                                         .format = "qcow2"},
@@ -627,18 +628,18 @@ START_TEST(refusals_leave_everything_as_it_was)
     begin(&w);
     add_bitmap(&w);
     struct node *small = disk_new(w.g, "small", SIZE / 2);
+    struct node *plain = disk_new(w.g, "plain", SIZE);
     const struct {
         struct backup_options o;
         int r;
         const char *text;
     } cases[] = {
-        {{.sync = SYNC_INCREMENTAL},
+        {{.sync = SYNC_BITMAP},
          -EINVAL,
-         "must provide a valid bitmap name for 'incremental' sync mode"},
-        {{.sync = SYNC_INCREMENTAL, .bitmap = "unknown"},
+         "must provide a valid bitmap name for 'bitmap' sync mode"},
+        {{.sync = SYNC_BITMAP, .bitmap = "unknown"},
          -ENOENT,
          "Bitmap 'unknown' could not be found"},
-        {{.sync = SYNC_NONE}, -ENOTSUP, "sync mode 'none' is not supported"},
         {{.sync = SYNC_FULL, .target = small},
          -EINVAL,
          "Source and target image have different sizes"},
@@ -651,19 +652,16 @@ START_TEST(refusals_leave_everything_as_it_was)
         {{.sync = SYNC_FULL, .filter_node_name = "small"},
          -EEXIST,
          "Duplicate nodes with node-name='small'"},
-        {{.sync = SYNC_INCREMENTAL, .bitmap = "m", .filter_node_name = "1234"},
+        {{.sync = SYNC_BITMAP, .bitmap = "m", .filter_node_name = "1234"},
          -EINVAL,
          "Invalid node-name: '1234'"},
         {{.sync = SYNC_FULL, .max_chunk = 4096},
          -EINVAL,
          "Required max-chunk (4096) is less than backup cluster size "
          "(65536)"},
-        {{.sync = SYNC_FULL,
-          .compress = true,
-          .target_file = w.file,
-          .format = "raw"},
+        {{.sync = SYNC_FULL, .compress = true, .target = plain},
          -ENOTSUP,
-         "compressed backups are not supported by format 'raw'"},
+         "Compression is not supported for this drive plain"},
     };
     for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
         ck_assert_int_eq(start(&w, cases[i].o, cases[i].text), cases[i].r);
@@ -686,13 +684,13 @@ START_TEST(a_busy_bitmap_or_id_is_refused)
     guest_write(&w, 9 * CLUSTER, 'b', 1);
     (void)start(&w,
                 (struct backup_options){
-                    .sync = SYNC_INCREMENTAL, .bitmap = "m", .speed = 1},
+                    .sync = SYNC_BITMAP, .bitmap = "m", .speed = 1},
                 NULL);
     (void)start(&w, (struct backup_options){.sync = SYNC_FULL},
                 "Job ID 'b' already in use");
     (void)start(&w,
                 (struct backup_options){
-                    .sync = SYNC_INCREMENTAL, .bitmap = "m", .job_id = "c"},
+                    .sync = SYNC_BITMAP, .bitmap = "m", .job_id = "c"},
                 "Bitmap 'm' is currently in use by another operation and "
                 "cannot be used");
     end(&w);

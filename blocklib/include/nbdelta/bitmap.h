@@ -15,14 +15,22 @@
  *   busy          an operation uses it; it cannot be changed or removed
  *   inconsistent  it cannot be trusted; it can only be removed
  *
- * The functions that change things run in a control section of their own;
- * they may be called from any thread that holds none.
+ * What changes them is an action (action.h): on its own, or one of several
+ * that happen together.
  */
 #include <jansson.h>
 
 #include "nbdelta/types.h"
 
+struct action;
+
 #define BITMAP_NAME_MAX 1023 /* bytes */
+
+/* The names must live until the actions have run. */
+struct bitmap_ref {
+    struct node *node;
+    const char *name;
+};
 
 /*
  * Create an empty bitmap.  @granularity 0: the cluster size of the image,
@@ -30,26 +38,27 @@
  * or too long; -EEXIST: the name is taken; -ENOTSUP: @persistent on a node
  * that cannot store it.
  */
-int bitmap_add(struct graph *g, struct node *n, const char *name,
-               uint64_t granularity, bool persistent, bool disabled,
-               struct error **errp);
+int bitmap_add_action(struct bitmap_ref ref, uint64_t granularity,
+                      bool persistent, bool disabled, struct action **ap,
+                      struct error **errp);
 
 /* These fail with -ENOENT, with -EBUSY for a busy bitmap, and (but for
  * remove) with -EINVAL for an inconsistent one. */
-int bitmap_remove(struct graph *g, struct node *n, const char *name,
-                  struct error **errp);
-int bitmap_clear(struct graph *g, struct node *n, const char *name,
-                 struct error **errp);
-int bitmap_enable(struct graph *g, struct node *n, const char *name,
-                  bool enable, struct error **errp);
+int bitmap_remove_action(struct bitmap_ref ref, struct action **ap,
+                         struct error **errp);
+int bitmap_clear_action(struct bitmap_ref ref, struct action **ap,
+                        struct error **errp);
+int bitmap_enable_action(struct bitmap_ref ref, bool enable,
+                         struct action **ap, struct error **errp);
 
 /*
- * Add the bits of @src to the bitmap @name of @n: granules that @src has
- * dirty, wholly or in part, become dirty.  The sizes of the two nodes must
- * be equal (-EINVAL).
+ * Add the bits of all @sources to a bitmap: granules that one of them has
+ * dirty, wholly or in part, become dirty.  The sizes of the nodes must be
+ * equal (-EINVAL).  @sources is copied.
  */
-int bitmap_merge(struct graph *g, struct node *n, const char *name,
-                 struct bitmap *src, struct error **errp);
+int bitmap_merge_action(struct bitmap_ref ref, const struct bitmap_ref *sources,
+                        size_t count, struct action **ap,
+                        struct error **errp);
 
 /* A bitmap by name with a new reference, or NULL.  It stays readable after
  * it is removed from its node.  Takes the tree lock of @n for a moment. */

@@ -20,6 +20,9 @@
 #include "nbdelta/thread.h"
 #include "nbdelta/types.h"
 
+struct action;
+struct job_txn;
+
 /*
  * All jobs of a process.  @emit is called under the monitor lock for every
  * event, in order; it must not block for long.  @data is borrowed and has
@@ -38,7 +41,27 @@ struct jobs *jobs_new(struct graph *g, job_event_fn *emit, void *opaque);
 void jobs_shutdown(struct jobs *j) EXCLUDES(j->lock);
 void jobs_free(struct jobs *j); /* after jobs_shutdown; NULL is fine */
 
-enum backup_sync { SYNC_FULL, SYNC_TOP, SYNC_NONE, SYNC_INCREMENTAL };
+/* What an I/O error does to a job: BlockdevOnError. */
+enum job_on_error {
+    ON_ERROR_REPORT, /* it fails */
+    ON_ERROR_IGNORE, /* it tries again */
+    ON_ERROR_STOP,   /* it pauses until it is resumed, then tries again */
+    ON_ERROR_ENOSPC, /* stop when it is -ENOSPC, else report */
+};
+
+enum backup_sync {
+    SYNC_FULL,
+    SYNC_TOP,    /* what the source's own layer has */
+    SYNC_NONE,   /* only what is about to change, until it is cancelled */
+    SYNC_BITMAP, /* what the bitmap has dirty; "incremental" is this, too */
+};
+
+/* When the bitmap gives up the bits of what was copied. */
+enum bitmap_mode {
+    BITMAP_ON_SUCCESS, /* all at success, none at failure */
+    BITMAP_NEVER,
+    BITMAP_ALWAYS, /* also at failure those that were copied by then */
+};
 
 /* What drive-backup takes.  Strings may be NULL where "or" says so. */
 struct backup_options {
@@ -46,7 +69,10 @@ struct backup_options {
     struct node *source;
     const char *device;     /* the name that the user wrote for the source */
     enum backup_sync sync;
-    const char *bitmap;     /* for SYNC_INCREMENTAL, else NULL */
+    const char *bitmap;     /* or NULL; to be synchronised, see mode */
+    enum bitmap_mode bitmap_mode;
+    enum job_on_error on_source_error;
+    enum job_on_error on_target_error;
     struct node *target;    /* an open node, or NULL to open target_file */
     const char *target_file;
     const char *format;     /* of target_file, or NULL: that of the source */
@@ -61,16 +87,29 @@ struct backup_options {
 };
 
 /*
- * Start a backup: a point in time of the source, copied while writes to it
- * go on.  Returns when it is running.  All errors have the text that QEMU
- * gives; -EEXIST: the job id is taken; -ENOTSUP: SYNC_NONE, SYNC_TOP of a
- * disk that has a backing file, compress.
+ * Jobs that end together: all succeed, or none does.  One reference; NULL: no
+ * memory.
+ */
+struct job_txn *job_txn_new(void);
+void job_txn_ref(struct job_txn *txn);
+void job_txn_unref(struct job_txn *txn); /* NULL is fine */
+
+/*
+ * A backup as an action (action.h): a point in time of the source, copied
+ * while writes to it go on.  @o is copied, what it points to must live until
+ * the action has run.  @txn is that of the job, or NULL for one of its own.
+ * All errors have the text that QEMU gives; -EEXIST: the job id is taken.
  *
  * The source's users are never failed by it: when a copy that has to come
  * before a write of theirs fails, the write goes on and the job fails.  The
  * bitmap loses its bits only when the job succeeds, after the target is
  * durable; a target_file is closed before the job's end can be seen.
  */
+int backup_action(struct jobs *j, const struct backup_options *o,
+                  struct job_txn *txn, struct action **ap, struct error **errp)
+    REQUIRES(j->lock);
+
+/* A backup that is alone; returns when it is running. */
 int job_backup(struct jobs *j, const struct backup_options *o,
                struct error **errp) REQUIRES(j->lock);
 
@@ -80,6 +119,8 @@ int job_cancel(struct jobs *j, const char *id, bool force,
 int job_pause(struct jobs *j, const char *id, struct error **errp)
     REQUIRES(j->lock);
 int job_resume(struct jobs *j, const char *id, struct error **errp)
+    REQUIRES(j->lock);
+int job_complete(struct jobs *j, const char *id, struct error **errp)
     REQUIRES(j->lock);
 int job_finalize(struct jobs *j, const char *id, struct error **errp)
     REQUIRES(j->lock);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-#ifndef NBDELTA_JOB_ACTION_H
-#define NBDELTA_JOB_ACTION_H
+#ifndef NBDELTA_ACTION_H
+#define NBDELTA_ACTION_H
 
 /*
  * Actions: changes that happen together or not at all
@@ -10,23 +10,25 @@
  *   one control section
  *     drain each
  *     act each, in order    -- one fails --> undo those that acted, backwards
- *   commit each  | abort each
+ *   commit each, then finish each  | abort each
  *   free each
  *
  * Each act sees what those before it have done, so a bitmap may be added and
  * used in one go.  Everything happens at one drained instant.
  */
-#include "nbdelta/job.h"
 #include "nbdelta/list.h"
+#include "nbdelta/types.h"
 
 struct action {
     const struct action_ops *ops;
     struct list link; /* in the list of its transaction */
 };
 
-/* Under the monitor lock all of them.  Members may be NULL but for free. */
+/* All of them are called as actions_run was: under the monitor lock where
+ * there is one (job.h).  Members may be NULL but for free. */
 struct action_ops {
-    /* No control section.  What it leaves behind is for abort or commit. */
+    /* No control section.  What it leaves behind is for abort or commit; when
+     * it fails, abort is called too. */
     int (*prepare)(struct action *a, struct error **errp);
 
     /* In the control section: graph_drain() what act will touch. */
@@ -38,17 +40,24 @@ struct action_ops {
     /* In the same section, only after act succeeded: its exact inverse. */
     void (*undo)(struct action *a);
 
-    /* After the section: all succeeded; or something failed (called for
-     * those whose prepare was called, whether it succeeded or not). */
+    /* After the section, all succeeded: commit each, then finish each. */
     void (*commit)(struct action *a);
+    void (*finish)(struct action *a);
+
+    /* Something failed; for those whose prepare was called. */
     void (*abort)(struct action *a);
 
     void (*free)(struct action *a);
 };
 
-/* Run all of @list, which begins and ends as the caller made it; then free
- * them.  An empty list is a success. */
-int actions_run(struct jobs *j, struct list *list, struct error **errp)
-    REQUIRES(j->lock);
+/* Run all actions of @list, then free them: it is empty afterwards. */
+int actions_run(struct graph *g, struct list *list, struct error **errp);
+int action_run(struct graph *g, struct action *a, struct error **errp);
 
-#endif /* NBDELTA_JOB_ACTION_H */
+/* Is it the only one?  Then nothing before it can change what it sees. */
+bool action_is_alone(const struct action *a);
+
+/* Free actions that were not run. */
+void actions_free(struct list *list);
+
+#endif /* NBDELTA_ACTION_H */
