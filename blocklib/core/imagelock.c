@@ -14,8 +14,8 @@
 
 enum { ACCESS_READ, ACCESS_WRITE, ACCESS_WRITE_UNCHANGED, ACCESS_RESIZE };
 
-static const char *const names[] = { "consistent read", "write",
-                                     "write unchanged", "resize" };
+static const char *const names[] = {"consistent read", "write",
+                                    "write unchanged", "resize"};
 
 static int set_byte(int fd, short type, off_t byte)
 {
@@ -106,8 +106,7 @@ int image_lock_widen(int fd, const char *filename, struct error **errp)
     return r;
 }
 
-int image_lock(int fd, const char *filename, bool writable,
-               struct error **errp)
+int image_lock(int fd, const char *filename, bool writable, struct error **errp)
 {
     unsigned used = used_by(writable);
     unsigned unshared = UNSHARED;

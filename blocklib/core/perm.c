@@ -12,9 +12,9 @@ static const struct {
     unsigned perm;
     const char *name;
 } names[] = {
-    { PERM_READ, "consistent read" },
-    { PERM_WRITE, "write" },
-    { PERM_RESIZE, "resize" },
+    {PERM_READ, "consistent read"},
+    {PERM_WRITE, "write"},
+    {PERM_RESIZE, "resize"},
 };
 
 static void list_names(unsigned perm, char *buf, size_t len)
@@ -23,8 +23,8 @@ static void list_names(unsigned perm, char *buf, size_t len)
     for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
         if (perm & names[i].perm) {
             size_t used = strlen(buf);
-            (void)snprintf(buf + used, len - used, "%s%s",
-                           used > 0 ? ", " : "", names[i].name);
+            (void)snprintf(buf + used, len - used, "%s%s", used > 0 ? ", " : "",
+                           names[i].name);
         }
     }
 }

@@ -49,8 +49,8 @@ static int add_step(struct reopen *set, struct node *n,
     return 0;
 }
 
-int reopen_add(struct reopen *set, struct node *n,
-               const struct node_flags *to, struct error **errp)
+int reopen_add(struct reopen *set, struct node *n, const struct node_flags *to,
+               struct error **errp)
 {
     struct node *file = node_child(n, CHILD_FILE);
     bool follows = file && !file->monitor_owned && !n->drv->is_filter;
@@ -168,8 +168,7 @@ int reopen_apply(struct reopen *set, struct error **errp)
 
 void reopen_finish(struct reopen *set, bool stay)
 {
-    for (struct list *at = set->steps.prev; at != &set->steps;
-         at = at->prev) {
+    for (struct list *at = set->steps.prev; at != &set->steps; at = at->prev) {
         struct step *s = list_entry(at, struct step, link);
 
         if (!s->done) {

@@ -89,8 +89,7 @@ int file_reopen(struct node *n, const struct node_flags *to,
         return error_set(errp, -r, "cannot flush '%s': %s", node_filename(n),
                          strerror(-r));
     }
-    if (to->read_only == n->flags.read_only &&
-        to->direct == n->flags.direct) {
+    if (to->read_only == n->flags.read_only && to->direct == n->flags.direct) {
         return 0;
     }
     struct file_before *before = calloc(1, sizeof(*before));
@@ -98,7 +97,7 @@ int file_reopen(struct node *n, const struct node_flags *to,
         return error_set(errp, ENOMEM, "no memory to reopen '%s'",
                          node_filename(n));
     }
-    *before = (struct file_before){ s->fd, s->align, s->zero_align, false };
+    *before = (struct file_before){s->fd, s->align, s->zero_align, false};
     int fd = open_again(n, to, errp);
     if (fd < 0) {
         free(before);

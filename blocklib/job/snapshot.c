@@ -12,7 +12,7 @@
 #include "core/graph.h"
 #include "core/open.h"
 #include "core/reopen.h"
-#include "job/action.h"
+#include "nbdelta/action.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/image.h"
@@ -94,11 +94,11 @@ static int open_options(const struct snapshot *s, json_t **options,
     if (r < 0) {
         return r;
     }
-    CLEANUP_JSON json_t *more = json_pack(
-        "{s:b, s:s, s:{s:b, s:b}, s:s*}", "read-only", (int)f->read_only,
-        "discard", f->unmap ? "unmap" : "ignore", "cache", "direct",
-        (int)f->direct, "no-flush", (int)f->no_flush, "node-name",
-        s->o.node_name);
+    CLEANUP_JSON json_t *more =
+        json_pack("{s:b, s:s, s:{s:b, s:b}, s:s*}", "read-only",
+                  (int)f->read_only, "discard", f->unmap ? "unmap" : "ignore",
+                  "cache", "direct", (int)f->direct, "no-flush",
+                  (int)f->no_flush, "node-name", s->o.node_name);
     if (!more || json_object_update_missing(*options, more) < 0 ||
         (drv && drv->has_backing &&
          json_object_set_new(*options, "backing", json_null()) < 0)) {

@@ -20,7 +20,7 @@
 #include "nbdelta/error.h"
 #include "qcow2/qcow2.h"
 
-#define SECTOR 512
+#define SECTOR  512
 #define FMT_MAX 15
 
 /* An extension that says nothing, in the place of one that is gone. */
@@ -28,10 +28,10 @@
 
 /* Where things are in the first cluster. */
 struct layout {
-    uint64_t fmt;     /* the format extension, or 0 */
+    uint64_t fmt; /* the format extension, or 0 */
     uint32_t fmt_len;
-    uint64_t end;     /* the end marker */
-    uint64_t name;    /* or 0 */
+    uint64_t end;  /* the end marker */
+    uint64_t name; /* or 0 */
     uint64_t name_end;
 };
 
@@ -48,7 +48,7 @@ static void find_layout(const unsigned char *h, uint64_t size,
 {
     uint64_t at = header_length;
 
-    *l = (struct layout){ 0 };
+    *l = (struct layout){0};
     l->name = load_be64(h + 8);
     l->name_end = l->name ? l->name + load_be32(h + 16) : 0;
     uint64_t limit = l->name > header_length ? l->name : size;
@@ -182,7 +182,7 @@ int qcow2_change_backing(struct node *n, const char *name, const char *fmt,
                          struct error **errp)
 {
     struct qcow2 *s = n->state;
-    struct change c = { .s = s, .name = name, .fmt = name ? fmt : NULL };
+    struct change c = {.s = s, .name = name, .fmt = name ? fmt : NULL};
     CLEANUP_FREE char *new_name = name ? strdup(name) : NULL;
     CLEANUP_FREE char *new_fmt = c.fmt ? strdup(c.fmt) : NULL;
     CLEANUP_FREE unsigned char *head = calloc(1, s->cluster_size);

@@ -3,7 +3,7 @@
 # libnbd's name space; the plugin exports its entry point alone.
 set -eu -o pipefail
 
-prefixes='action actions backup bitmap blk buf cbw cond copy driver edge error file format graph
+prefixes='action actions backup bitmap blk buf cbw chain cond copy driver edge error file format graph
     hbitmap image iov job jobs mutex node now options opts path policy qcow2
     range reopen rwlock size snapshot thread'
 

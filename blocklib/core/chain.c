@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "core/chain.h"
+
+#include <errno.h>
+
+#include "core/blocker.h"
+#include "core/graph.h"
+#include "core/reopen.h"
+#include "nbdelta/error.h"
+
+struct node *chain_next(const struct node *n)
+{
+    return node_child(n, n->drv->is_filter ? CHILD_FILE : CHILD_BACKING);
+}
+
+struct node *chain_skip_filters(struct node *n)
+{
+    while (n && n->drv->is_filter) {
+        n = node_child(n, CHILD_FILE);
+    }
+    return n;
+}
+
+bool chain_contains(struct node *top, const struct node *n)
+{
+    while (top && top != n) {
+        top = chain_next(top);
+    }
+    return top != NULL;
+}
+
+int chain_set_backing_name(struct node *n, const char *name, const char *fmt,
+                           struct error **errp)
+{
+    bool read_only = n->flags.read_only;
+
+    if (!n->drv->change_backing) {
+        return error_set(errp, ENOTSUP,
+                         "Could not change backing file to '%s': format '%s' "
+                         "has none",
+                         name ? name : "", node_driver(n));
+    }
+    int r = node_set_read_only(n, false, errp);
+    if (r < 0) {
+        return r;
+    }
+    r = n->drv->change_backing(n, name, fmt, errp);
+    if (read_only) {
+        int back = node_set_read_only(n, true, r < 0 ? NULL : errp);
+        r = r < 0 ? r : back;
+    }
+    return r;
+}
+
+static int change_backing_locked(struct node *top, const char *device,
+                                 struct node *image, const char *name,
+                                 struct error **errp)
+{
+    const struct node *backing = node_child(image, CHILD_BACKING);
+
+    if (!backing) {
+        return error_set(errp, EINVAL,
+                         "not allowing backing file change on an image "
+                         "without a backing file");
+    }
+    int r = node_check_jobs(top, errp);
+    if (r < 0) {
+        return r;
+    }
+    if (!chain_contains(top, image)) {
+        return error_set(errp, EINVAL,
+                         "'%s' and image file are not in the same chain",
+                         device);
+    }
+    while (backing->drv->is_filter) {
+        backing = node_child(backing, CHILD_FILE);
+    }
+    return chain_set_backing_name(
+        image, name, backing->drv->is_protocol ? "raw" : node_driver(backing),
+        errp);
+}
+
+int chain_change_backing(struct graph *g, struct node *top, const char *device,
+                         struct node *image, const char *name,
+                         struct error **errp)
+{
+    graph_lock(g);
+    graph_drain(g, image);
+    int r = change_backing_locked(top, device, image, name, errp);
+    graph_unlock(g);
+    return r;
+}
