@@ -3,6 +3,9 @@
  * Status of a range through all layers: each layer's map, and for what a
  * layer leaves to its backing node, that node's.
  */
+#include <assert.h>
+#include <errno.h>
+
 #include "core/node.h"
 #include "nbdelta/bytes.h"
 
@@ -39,6 +42,48 @@ static int walk_below(const struct walk *w, struct node *n, uint64_t offset,
         .depth = depth,
     };
     return w->fn(&e, w->opaque);
+}
+
+/* --- Under a guard (node.h): look, check, then tell --- */
+
+struct first {
+    struct extent e;
+    bool any;
+};
+
+static int take_first(const struct extent *e, void *opaque)
+{
+    struct first *f = opaque;
+
+    f->e = *e;
+    f->any = true;
+    return 1;
+}
+
+/* As walk_below, for the first part of the range that is alike; the caller
+ * looks again at what is left of it, from the node's own map on. */
+static int walk_guarded(const struct walk *w, struct node *n, uint64_t offset,
+                        uint64_t *bytes, uint64_t shift, unsigned depth)
+{
+    struct first f = {.any = false};
+    struct walk look = {take_first, &f, w->flags};
+    bool held = node_guard(n, offset, bytes);
+
+    if (*bytes == 0) {
+        return -EIO;
+    }
+    int r = walk_below(&look, n, offset, *bytes, shift, depth);
+
+    if (r < 0) {
+        return r;
+    }
+    assert(f.any);
+    *bytes = min_u64(*bytes, f.e.length);
+    if (held && !node_guard_holds(n, offset, *bytes)) {
+        *bytes = 0;
+        return 0;
+    }
+    return w->fn(&f.e, w->opaque);
 }
 
 static int emit(const struct walk *w, struct node *n, const struct mapping *m,
@@ -78,13 +123,15 @@ static int walk_node(const struct walk *w, struct node *n, uint64_t offset,
         if (r < 0) {
             return r;
         }
-        if (m.kind == MAP_UNALLOCATED) {
+        if (m.kind == MAP_UNALLOCATED && n->guard) {
+            r = walk_guarded(w, n, offset, &m.length, shift, depth);
+        } else if (m.kind == MAP_UNALLOCATED) {
             r = walk_below(w, n, offset, m.length, shift, depth);
         } else if (m.kind == MAP_DATA && !n->drv->has_backing &&
                    !n->drv->is_protocol) {
             /* A plain window on its file: that one knows its holes. */
-            r = walk_node(w, m.file, m.host, m.length,
-                          shift + offset - m.host, depth);
+            r = walk_node(w, m.file, m.host, m.length, shift + offset - m.host,
+                          depth);
         } else {
             r = emit(w, n, &m, offset, shift, depth);
         }

@@ -471,15 +471,14 @@ void node_detach(struct node *n, unsigned index)
     free(e);
 }
 
-void node_replace(struct node *from, struct node *to,
-                  const struct node *except)
+void node_replace(struct node *from, struct node *to)
 {
     graph_drain(from->graph, from);
     graph_drain(from->graph, to);
     assert(atomic_load(&from->tree) == atomic_load(&to->tree));
     list_for_each_safe (at, &from->parents) {
         struct edge *e = list_entry(at, struct edge, on_child);
-        if (e->parent == except && except) {
+        if (e->parent && node_is_below(to, e->parent)) {
             continue;
         }
         list_remove(at);

@@ -30,9 +30,9 @@ int node_attach(struct node *n, unsigned index, struct node *child,
                 struct error **errp);
 void node_detach(struct node *n, unsigned index);
 
-/* Point all parents and users of @from, but @except (or NULL), to @to. */
-void node_replace(struct node *from, struct node *to,
-                  const struct node *except);
+/* Point all parents and users of @from to @to, but for parents that are @to
+ * or below it. */
+void node_replace(struct node *from, struct node *to);
 
 /* Could node_replace(from, to, to) be done?  -EBUSY on conflicting
  * permissions, -EACCES where @to is read-only, -EINVAL on a cycle. */

@@ -156,7 +156,11 @@ static int read_mapped(struct node *n, uint64_t offset, uint64_t bytes,
         if (r < 0) {
             return r;
         }
-        if (m.length == bytes) {
+        bool held = m.kind == MAP_UNALLOCATED && n->guard &&
+                    node_guard(n, offset + done, &m.length);
+        if (m.length == 0) {
+            r = -EIO;
+        } else if (m.length == bytes) {
             r = read_mapping(n, &m, offset, iov, cnt, flags);
         } else {
             int parts = iov_slice(part, iov, cnt, done, m.length);
@@ -166,7 +170,9 @@ static int read_mapped(struct node *n, uint64_t offset, uint64_t bytes,
         if (r < 0) {
             return r;
         }
-        done += m.length;
+        if (!held || node_guard_holds(n, offset + done, m.length)) {
+            done += m.length; /* else it was copied up meanwhile: again */
+        }
     }
     return 0;
 }

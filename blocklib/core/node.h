@@ -57,6 +57,20 @@ struct node_flags {
     bool locking;     /* file: take image locks at all */
 };
 
+/*
+ * Reads that a node leaves to its backing node, while that one is about to
+ * change: what is *held* in the backing node has not changed yet and will be
+ * copied up before it does.  So what was held before and is held after it was
+ * read is true; what is not held any more is in the node itself by then.
+ */
+struct read_guard {
+    /* Is @offset held, and how far, at most to @end, is that the same?
+     * Once not held, never again.  0: all is lost (-EIO). */
+    uint64_t (*run)(const void *opaque, uint64_t offset, uint64_t end,
+                    bool *held);
+    const void *opaque;
+};
+
 struct node {
     /* --- Set at open, never changed. --- */
     const struct driver *drv;
@@ -76,6 +90,7 @@ struct node {
     struct edge *child[CHILD_MAX]; /* NULL where there is none */
     struct list parents;           /* of struct edge.on_child */
     struct list bitmaps;           /* of struct bitmap.on_node (dirty.h) */
+    const struct read_guard *guard; /* or NULL */
 
     /* --- Control lock. --- */
     struct list in_graph;
@@ -149,5 +164,27 @@ int node_extents(struct node *n, uint64_t offset, uint64_t bytes,
 
 /* Resize in a drained section: driver, size, bitmaps. */
 int node_resize(struct node *n, uint64_t size, struct error **errp);
+
+/* Cut @bytes to what is alike for the guard of @n; true: it is held. */
+static inline bool node_guard(const struct node *n, uint64_t offset,
+                              uint64_t *bytes)
+{
+    bool held = false;
+
+    if (n->guard) {
+        *bytes = n->guard->run(n->guard->opaque, offset, offset + *bytes,
+                               &held);
+    }
+    return held;
+}
+
+/* It was held; all of it still is, so what was read of it is true. */
+static inline bool node_guard_holds(const struct node *n, uint64_t offset,
+                                    uint64_t bytes)
+{
+    uint64_t len = bytes;
+
+    return node_guard(n, offset, &len) && len == bytes;
+}
 
 #endif /* NBDELTA_CORE_NODE_H */

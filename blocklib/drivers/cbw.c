@@ -103,13 +103,37 @@ static void take_over_perms(struct node *filter)
     below->shared = PERM_READ;
 }
 
+/* Would a write to @top be one to @n? */
+static bool writes_to(const struct node *top, const struct node *n)
+{
+    if (top == n) {
+        return true;
+    }
+    for (unsigned i = 0; i < CHILD_MAX; i++) {
+        if (i != CHILD_BACKING && top->child[i] &&
+            writes_to(top->child[i]->child, n)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The node that leaves reads of the target to its backing chain. */
+static struct node *reader_of(struct node *target)
+{
+    while (target->drv->is_filter) {
+        target = node_child(target, CHILD_FILE);
+    }
+    return target;
+}
+
 int cbw_insert(struct graph *g, struct node *source, struct node *target,
                struct copy *copy, const char *name, struct node **filterp,
                struct error **errp)
 {
     struct node *n;
 
-    if (node_is_below(target, source)) {
+    if (writes_to(target, source)) {
         return error_set(errp, ENOTSUP,
                          "Node '%s' is part of the chain of the target '%s'",
                          node_name(source), node_name(target));
@@ -129,9 +153,12 @@ int cbw_insert(struct graph *g, struct node *source, struct node *target,
     }
     ((struct cbw *)n->state)->copy = copy;
     node_refresh_limits(n);
-    node_replace(source, n, n);
+    node_replace(source, n);
     take_over_perms(n);
     copy_set_filter(copy, n);
+    if (node_is_below(target, source)) {
+        reader_of(target)->guard = copy_guard(copy);
+    }
     *filterp = n;
     return 0;
 }
@@ -142,8 +169,9 @@ void cbw_remove(struct node *filter)
     struct copy *copy = s->copy;
 
     graph_drain(filter->graph, filter);
-    node_replace(filter, node_child(filter, CHILD_FILE), NULL);
+    node_replace(filter, node_child(filter, CHILD_FILE));
     copy_set_filter(copy, NULL);
+    reader_of(node_child(filter, CHILD_TARGET))->guard = NULL;
     s->copy = NULL;
     node_detach(filter, CHILD_TARGET);
     node_unref(filter);

@@ -306,12 +306,39 @@ static int check_options(struct jobs *j, const char *id,
 
 /* --- The target --- */
 
-static int create_target(const struct backup_options *o, struct error **errp)
+/* What the target shall leave reads to, or NULL. */
+static struct node *backing_for(struct graph *g, const struct backup_options *o)
+{
+    if (o->sync == SYNC_NONE) {
+        return o->source;
+    }
+    if (o->sync != SYNC_TOP) {
+        return NULL;
+    }
+    graph_lock(g);
+    struct node *n = o->source;
+    while (n->drv->is_filter) {
+        n = node_child(n, CHILD_FILE);
+    }
+    struct node *backing = node_child(n, CHILD_BACKING);
+    graph_unlock(g);
+    return backing;
+}
+
+static int create_target(const struct backup_options *o,
+                         const struct node *backing, struct error **errp)
 {
     CLEANUP_JSON json_t *options = json_pack("{s:I}", "size",
                                              (json_int_t)node_size(o->source));
+    int r = options ? 0 : -1;
 
-    if (!options) {
+    if (r == 0 && backing) {
+        r = json_object_set_new(options, "backing_file",
+                                json_string(node_filename(backing))) |
+            json_object_set_new(options, "backing_fmt",
+                                json_string(node_driver(backing)));
+    }
+    if (r < 0) {
         return error_set(errp, ENOMEM, "no memory for options");
     }
     return image_create(o->target_file, format_of(o), options, errp);
@@ -327,8 +354,9 @@ static int set_default(json_t *options, const char *key, json_t *value)
     return json_object_set_new(options, key, value);
 }
 
+/* @backing has been named in it by us, or is the source. */
 static int open_target(struct backup *b, const struct backup_options *o,
-                       struct error **errp)
+                       const struct node *backing, struct error **errp)
 {
     CLEANUP_JSON json_t *options = NULL;
     const struct node_flags *flags = &o->source->flags;
@@ -341,6 +369,10 @@ static int open_target(struct backup *b, const struct backup_options *o,
                               "no-flush", (int)flags->no_flush);
     if (set_default(options, "discard", json_string("unmap")) < 0 ||
         set_default(options, "cache", cache) < 0) {
+        return error_set(errp, ENOMEM, "no memory for options");
+    }
+    if (backing && json_object_set_new(options, "backing",
+                                       json_string(node_name(backing))) < 0) {
         return error_set(errp, ENOMEM, "no memory for options");
     }
     graph_lock(b->graph);
@@ -359,14 +391,17 @@ static int get_target(struct backup *b, const struct backup_options *o,
         b->target = o->target;
         return 0;
     }
+    struct node *backing = backing_for(b->graph, o);
     if (!o->existing) {
-        int r = create_target(o, errp);
+        int r = create_target(o, backing, errp);
         if (r < 0) {
             return r;
         }
-        b->target_zero = true;
+        b->target_zero = !backing;
+    } else if (o->sync != SYNC_NONE) {
+        backing = NULL; /* what the image says */
     }
-    return open_target(b, o, errp);
+    return open_target(b, o, backing, errp);
 }
 
 /* --- The start: an action --- */

@@ -71,6 +71,7 @@ struct copy {
     struct hbitmap *todo;
 
     struct range_lock in_hand;
+    struct read_guard guard; /* set by copy_new */
 
     mutex_t lock; /* after the tree lock, before the range lock */
     /* Guarded by lock. */
@@ -659,6 +660,27 @@ void copy_progress(const struct copy *c, uint64_t *done, uint64_t *total)
     *total = atomic_load(&c->total);
 }
 
+/* By invariant 3.  A point in time that is lost has nothing to give. */
+static uint64_t held_run(const void *opaque, uint64_t offset, uint64_t end,
+                         bool *held)
+{
+    const struct copy *c = opaque;
+
+    *held = false;
+    if (atomic_load(&c->broken)) {
+        return 0;
+    }
+    if (offset >= c->size) {
+        return end - offset;
+    }
+    return hbitmap_run(c->todo, offset, min_u64(end, c->size), held);
+}
+
+const struct read_guard *copy_guard(const struct copy *c)
+{
+    return &c->guard;
+}
+
 void copy_set_filter(struct copy *c, struct node *filter)
 {
     c->filter = filter;
@@ -714,6 +736,7 @@ struct copy *copy_new(const struct copy_options *o)
     c->target_zero = o->target_zero;
     c->compress = o->compress;
     c->todo = todo;
+    c->guard = (struct read_guard){held_run, c};
     range_lock_init(&c->in_hand);
     mutex_init(&c->lock);
     cond_init(&c->wake);

@@ -44,6 +44,9 @@ void copy_free(struct copy *c);                      /* NULL is fine */
 void copy_add(struct copy *c, uint64_t offset, uint64_t bytes);
 void copy_add_bits(struct copy *c, const struct hbitmap *bits);
 
+/* For a target that leaves to the source what was not copied yet. */
+const struct read_guard *copy_guard(const struct copy *c);
+
 /* The filter that has both ends; NULL when it goes.  Drained. */
 void copy_set_filter(struct copy *c, struct node *filter);
 

@@ -413,11 +413,11 @@ START_TEST(a_filter_can_come_and_go_under_requests)
                          0);
         ck_assert_ptr_eq(other->tree, n->tree);
         node_refresh_limits(filter);
-        node_replace(n, filter, filter);
+        node_replace(n, filter);
         graph_unlock(g);
         ck_assert_ptr_eq(blk_node(b), filter);
         graph_lock(g);
-        node_replace(filter, n, NULL);
+        node_replace(filter, n);
         node_unref(filter);
         ck_assert_ptr_ne(other->tree, n->tree);
         graph_unlock(g);
