@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Backing chains: overlays. */
+/* Backing chains: overlays, and what is merged into what is below. */
 #include <errno.h>
 #include <string.h>
 
@@ -33,6 +33,25 @@ static const struct qmp_arg change_backing_args[] = {
     QMP_ARG("device", STR),
     QMP_ARG("image-node-name", STR),
     QMP_ARG("backing-file", STR),
+    QMP_LAST,
+};
+
+static const char *const on_error_words[] = {"report", "ignore", "enospc",
+                                             "stop",   "auto",   NULL};
+
+static const struct qmp_arg commit_args[] = {
+    QMP_OPT("job-id", STR),
+    QMP_ARG("device", STR),
+    QMP_OPT("base-node", STR),
+    QMP_OPT("base", STR),
+    QMP_OPT("top-node", STR),
+    QMP_OPT("top", STR),
+    QMP_OPT("backing-file", STR),
+    QMP_OPT("speed", INT),
+    QMP_OPT("on-error", ENUM, .words = on_error_words),
+    QMP_OPT("filter-node-name", STR),
+    QMP_OPT("auto-finalize", BOOL),
+    QMP_OPT("auto-dismiss", BOOL),
     QMP_LAST,
 };
 
@@ -112,7 +131,64 @@ static int cmd_change_backing(struct qmp_call *call, struct error **errp)
                                 qmp_str(call, "backing-file"), errp);
 }
 
+static enum job_on_error on_error_value(const char *word)
+{
+    if (!word || strcmp(word, "report") == 0) {
+        return ON_ERROR_REPORT;
+    }
+    if (strcmp(word, "ignore") == 0) {
+        return ON_ERROR_IGNORE;
+    }
+    return strcmp(word, "stop") == 0 ? ON_ERROR_STOP : ON_ERROR_ENOSPC;
+}
+
+/* A node by the argument @key, if it is there. */
+static int find_arg(struct qmp_call *call, const char *key, struct node **np,
+                    struct error **errp)
+{
+    const char *name = qmp_str(call, key);
+
+    *np = name ? find_either(call, NULL, name, errp) : NULL;
+    return name && !*np ? -ENODEV : 0;
+}
+
+static int cmd_commit(struct qmp_call *call, struct error **errp)
+    REQUIRES(call->daemon->jobs->lock)
+{
+    int64_t speed = qmp_int(call, "speed", 0);
+    struct commit_options o = {
+        .job_id = qmp_str(call, "job-id"),
+        .device = qmp_str(call, "device"),
+        .top = qmp_str(call, "top"),
+        .base = qmp_str(call, "base"),
+        .backing_file = qmp_str(call, "backing-file"),
+        .filter_node_name = qmp_str(call, "filter-node-name"),
+        .on_error = on_error_value(qmp_str(call, "on-error")),
+        .speed = (uint64_t)speed,
+        .manual_finalize = !qmp_bool(call, "auto-finalize", true),
+        .manual_dismiss = !qmp_bool(call, "auto-dismiss", true),
+    };
+    int r;
+
+    /* First of all: clients find out by it what is supported. */
+    o.root = qmp_find_device(call->daemon, o.device, NULL);
+    if (!o.root) {
+        call->class = QMP_DEVICE_NOT_FOUND;
+        return error_set(errp, ENODEV, "Device '%.200s' not found", o.device);
+    }
+    if ((r = find_arg(call, "top-node", &o.top_node, errp)) < 0 ||
+        (r = find_arg(call, "base-node", &o.base_node, errp)) < 0) {
+        return r;
+    }
+    if (speed < 0) {
+        return error_set(errp, EINVAL,
+                         "Parameter 'speed' expects a non-negative value");
+    }
+    return job_commit(call->daemon->jobs, &o, errp);
+}
+
 const struct qmp_command qmp_chain_commands[] = {
+    QMP_COMMAND("block-commit", cmd_commit, commit_args),
     QMP_ACTION("blockdev-snapshot", snapshot, snapshot_args),
     QMP_ACTION("blockdev-snapshot-sync", snapshot_sync, snapshot_sync_args),
     QMP_COMMAND("change-backing-file", cmd_change_backing, change_backing_args),

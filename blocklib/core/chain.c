@@ -2,10 +2,15 @@
 #include "core/chain.h"
 
 #include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
 
 #include "core/blocker.h"
 #include "core/graph.h"
 #include "core/reopen.h"
+#include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 
 struct node *chain_next(const struct node *n)
@@ -27,6 +32,61 @@ bool chain_contains(struct node *top, const struct node *n)
         top = chain_next(top);
     }
     return top != NULL;
+}
+
+char *chain_backing_name(const struct node *n)
+{
+    const char *name = node_filename(n);
+    CLEANUP_FREE char *cwd = NULL;
+    char *full;
+
+    if (name[0] == '/' || strncmp(name, "json:", 5) == 0) {
+        return strdup(name);
+    }
+    cwd = getcwd(NULL, 0);
+    return cwd && asprintf(&full, "%s/%s", cwd, name) >= 0 ? full : NULL;
+}
+
+const char *chain_backing_format(const struct node *n)
+{
+    while (n->drv->is_filter) {
+        n = node_child(n, CHILD_FILE);
+    }
+    return n->drv->is_protocol ? "raw" : node_driver(n);
+}
+
+static bool same_file(const char *a, const char *b)
+{
+    CLEANUP_FREE char *real_a = a ? realpath(a, NULL) : NULL;
+    CLEANUP_FREE char *real_b = b ? realpath(b, NULL) : NULL;
+
+    return real_a && real_b && strcmp(real_a, real_b) == 0;
+}
+
+/* Is @name a name for @backing, as seen from @image? */
+static bool is_named(const struct node *image, const struct node *backing,
+                     const char *name)
+{
+    if (strcmp(name, node_filename(backing)) == 0 ||
+        (image->image_backing && strcmp(name, image->image_backing) == 0)) {
+        return true;
+    }
+    CLEANUP_FREE char *path = path_beside(node_filename(image), name);
+    return same_file(path, node_filename(backing));
+}
+
+struct node *chain_find_file(struct node *top, const char *name)
+{
+    struct node *n = chain_skip_filters(top);
+    struct node *backing;
+
+    while ((backing = chain_skip_filters(node_child(n, CHILD_BACKING)))) {
+        if (is_named(n, backing, name)) {
+            return backing;
+        }
+        n = backing;
+    }
+    return NULL;
 }
 
 int chain_set_backing_name(struct node *n, const char *name, const char *fmt,
@@ -72,12 +132,8 @@ static int change_backing_locked(struct node *top, const char *device,
                          "'%s' and image file are not in the same chain",
                          device);
     }
-    while (backing->drv->is_filter) {
-        backing = node_child(backing, CHILD_FILE);
-    }
-    return chain_set_backing_name(
-        image, name, backing->drv->is_protocol ? "raw" : node_driver(backing),
-        errp);
+    return chain_set_backing_name(image, name, chain_backing_format(backing),
+                                  errp);
 }
 
 int chain_change_backing(struct graph *g, struct node *top, const char *device,

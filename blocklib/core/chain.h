@@ -16,6 +16,15 @@ struct node *chain_next(const struct node *n);
 /* Is @n in the chain of @top (which is in it, too)? */
 bool chain_contains(struct node *top, const struct node *n);
 
+/* The node in the chain below @top whose file somebody calls @name, as an
+ * image in the chain names it, or as a path; or NULL. */
+struct node *chain_find_file(struct node *top, const char *name);
+
+/* The name that an image, wherever it is, has to give to its backing file
+ * @n, malloc()ed; NULL: no memory.  And the format. */
+char *chain_backing_name(const struct node *n);
+const char *chain_backing_format(const struct node *n);
+
 /* Write @name and @fmt (or NULL) into the image of @n, which may be read-only:
  * then it is writable for that time.  Its tree is drained. */
 int chain_set_backing_name(struct node *n, const char *name, const char *fmt,

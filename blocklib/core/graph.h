@@ -34,8 +34,8 @@ void node_detach(struct node *n, unsigned index);
  * or below it. */
 void node_replace(struct node *from, struct node *to);
 
-/* Could node_replace(from, to, to) be done?  -EBUSY on conflicting
- * permissions, -EACCES where @to is read-only, -EINVAL on a cycle. */
+/* Could that be done?  -EBUSY on conflicting permissions, -EACCES where @to
+ * is read-only and somebody writes. */
 int node_check_replace(const struct node *from, const struct node *to,
                        struct error **errp);
 

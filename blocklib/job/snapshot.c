@@ -3,12 +3,10 @@
 #include "nbdelta/snapshot.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
 #include "core/blocker.h"
+#include "core/chain.h"
 #include "core/graph.h"
 #include "core/open.h"
 #include "core/reopen.h"
@@ -37,36 +35,14 @@ static const char *format_of(const struct snapshot *s)
 
 /* --- The overlay's file --- */
 
-/* The node's file as an image elsewhere names it; malloc()ed. */
-static char *backing_name(const struct node *n)
-{
-    const char *name = node_filename(n);
-    CLEANUP_FREE char *cwd = NULL;
-    char *full;
-
-    if (name[0] == '/' || strncmp(name, "json:", 5) == 0) {
-        return strdup(name);
-    }
-    cwd = getcwd(NULL, 0);
-    return cwd && asprintf(&full, "%s/%s", cwd, name) >= 0 ? full : NULL;
-}
-
-static const char *backing_format(const struct node *n)
-{
-    while (n->drv->is_filter) {
-        n = node_child(n, CHILD_FILE);
-    }
-    return n->drv->is_protocol ? "raw" : node_driver(n);
-}
-
 static int create_file(const struct snapshot *s, struct error **errp)
 {
     const struct node *n = s->o.node;
-    CLEANUP_FREE char *backing = backing_name(n);
+    CLEANUP_FREE char *backing = chain_backing_name(n);
     CLEANUP_JSON json_t *options =
         backing ? json_pack("{s:I, s:s, s:s, s:b}", "size",
                             (json_int_t)node_size(n), "backing_file", backing,
-                            "backing_fmt", backing_format(n),
+                            "backing_fmt", chain_backing_format(n),
                             "backing_unchecked", 1)
                 : NULL;
 
@@ -204,7 +180,7 @@ static int snapshot_act(struct action *a, struct error **errp)
         return r;
     }
     node_ref(n); /* for commit or undo */
-    node_replace(n, s->overlay, s->overlay);
+    node_replace(n, s->overlay);
     node_refresh_above(s->overlay);
     return 0;
 }
@@ -213,7 +189,7 @@ static void snapshot_undo(struct action *a)
 {
     struct snapshot *s = snapshot_of(a);
 
-    node_replace(s->overlay, s->o.node, NULL);
+    node_replace(s->overlay, s->o.node);
     node_refresh_above(s->o.node);
     node_detach(s->overlay, CHILD_BACKING);
     node_unref(s->o.node);
