@@ -101,8 +101,10 @@ static unsigned place(const char *word, const char *const *words)
 {
     unsigned i = 0;
 
-    while (word && strcmp(words[i], word) != 0) {
-        i++;
+    if (word) {
+        while (words[i] && strcmp(words[i], word) != 0) {
+            i++;
+        }
     }
     return i;
 }

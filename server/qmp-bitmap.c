@@ -144,7 +144,6 @@ static int merge(struct qmp_call *call, struct job_txn *txn, struct action **ap,
 {
     const json_t *list = json_object_get(call->args, "bitmaps");
     size_t count = json_array_size(list);
-    CLEANUP_FREE struct bitmap_ref *refs = calloc(count + 1, sizeof(*refs));
     struct bitmap_ref target;
     int r = find_this(call, "target", &target, errp);
 
@@ -152,6 +151,7 @@ static int merge(struct qmp_call *call, struct job_txn *txn, struct action **ap,
     if (r < 0) {
         return r;
     }
+    CLEANUP_FREE struct bitmap_ref *refs = calloc(count + 1, sizeof(*refs));
     if (!refs) {
         return error_set(errp, ENOMEM, "Out of memory");
     }

@@ -374,6 +374,16 @@ int node_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     return r == 0 && flush ? node_flush(n) : r;
 }
 
+int node_write_compressed(struct node *n, const void *buf, uint64_t bytes,
+                          uint64_t offset)
+{
+    if (n->flags.read_only) {
+        return -EPERM;
+    }
+    bitmap_mark(n, offset, bytes);
+    return n->drv->write_compressed(n, offset, bytes, buf);
+}
+
 /* --- The rest --- */
 
 int node_flush(struct node *n)

@@ -142,6 +142,9 @@ int node_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
                  const struct iovec *iov, int iovcnt, unsigned flags);
 int node_zero(struct node *n, uint64_t offset, uint64_t bytes,
               unsigned flags);
+/* Whole clusters, by a driver that has write_compressed. */
+int node_write_compressed(struct node *n, const void *buf, uint64_t bytes,
+                          uint64_t offset);
 int node_discard(struct node *n, uint64_t offset, uint64_t bytes);
 int node_flush(struct node *n);
 int node_prefetch(struct node *n, uint64_t offset, uint64_t bytes);

@@ -272,9 +272,8 @@ static int move_data(struct copy *c, uint64_t offset, uint64_t bytes, void *buf,
             *side = COPY_READ;
             return r;
         }
-        r = c->compress
-                ? target->drv->write_compressed(target, offset + done, len, buf)
-                : node_pwrite(target, buf, len, offset + done, 0);
+        r = c->compress ? node_write_compressed(target, buf, len, offset + done)
+                        : node_pwrite(target, buf, len, offset + done, 0);
         if (r < 0) {
             *side = COPY_WRITE;
             return r;

@@ -346,6 +346,29 @@ void qcow2_alloc_undo(struct qcow2 *s, uint64_t host, uint64_t clusters)
     }
 }
 
+int qcow2_ref_more(struct qcow2 *s, uint64_t host)
+{
+    uint64_t cluster = host >> s->cluster_bits;
+    unsigned bits = 1U << s->refcount_order;
+    uint64_t most = bits == 64 ? UINT64_MAX : (UINT64_C(1) << bits) - 1;
+    struct qcow2_table *t;
+    int r = block_get(s, cluster, &t);
+
+    if (r < 0 || !t) {
+        return r < 0 ? r : qcow2_mark_corrupt(s);
+    }
+    uint64_t count = count_in(s, t, cluster);
+    if (count == 0) {
+        r = qcow2_mark_corrupt(s);
+    } else if (count == most) {
+        r = -EOVERFLOW;
+    } else {
+        set_in(s, t, cluster, count + 1);
+    }
+    qcow2_cache_put(s->refblocks, t);
+    return r;
+}
+
 /* --- Freeing --- */
 
 int qcow2_free_later(struct qcow2 *s, uint64_t host, uint64_t clusters)
@@ -424,12 +447,17 @@ static int lower_run(struct qcow2 *s, const struct qcow2_freed *f)
         }
         if (count == 1) {
             s->free_hint = min_u64(s->free_hint, first + i);
+            if (s->packed > 0 &&
+                (s->packed - 1) >> s->cluster_bits == first + i) {
+                s->packed = 0;
+            }
         }
     }
     return 0;
 }
 
-/* Are all clusters of the run about to become free? */
+/* Are all clusters of the run about to become free?  Then nothing is packed
+ * into them any more. */
 static bool is_last_reference(struct qcow2 *s, const struct qcow2_freed *f)
     REQUIRES(s->meta)
 {
@@ -440,6 +468,10 @@ static bool is_last_reference(struct qcow2 *s, const struct qcow2_freed *f)
         if (qcow2_refcount_get(s, first + i, &count) < 0 || count != 1) {
             return false;
         }
+    }
+    if (s->packed > f->host &&
+        s->packed <= f->host + (f->clusters << s->cluster_bits)) {
+        s->packed = 0;
     }
     return true;
 }

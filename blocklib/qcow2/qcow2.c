@@ -398,5 +398,6 @@ const struct driver driver_qcow2 = {
     .pwritev = qcow2_pwritev,
     .zero = qcow2_zero,
     .discard = qcow2_discard,
+    .write_compressed = qcow2_write_compressed,
     .flush = qcow2_flush,
 };

@@ -149,6 +149,8 @@ struct qcow2 {
     size_t freed_room;
     size_t freed_sealed; /* those before it are in a round of flush.c */
     uint64_t freed_clusters;
+    uint64_t packed; /* host byte where the next compressed data may go, in a
+                        cluster that has some; or at the end of one */
     uint64_t incompatible;
 
     /* --- Atomic. --- */
@@ -255,6 +257,10 @@ int qcow2_free_entry(struct qcow2 *s, uint64_t entry) REQUIRES(s->meta);
 /* Drop refcounts of runs that are due.  Discards first. */
 int qcow2_release_freed(struct qcow2 *s) EXCLUDES(s->meta);
 
+/* One reference more to a cluster that has some.  -EOVERFLOW: no room in its
+ * refcount. */
+int qcow2_ref_more(struct qcow2 *s, uint64_t host) REQUIRES(s->meta);
+
 /* The refcount of a cluster; for tests and checks. */
 int qcow2_refcount_get(struct qcow2 *s, uint64_t cluster, uint64_t *count)
     REQUIRES(s->meta);
@@ -287,6 +293,10 @@ int qcow2_relieve(struct qcow2 *s);
 int qcow2_read_compressed(struct node *n, uint64_t offset, uint64_t bytes,
                           const struct iovec *iov, int iovcnt,
                           unsigned flags);
+
+/* driver.write_compressed: pack.c. */
+int qcow2_write_compressed(struct node *n, uint64_t offset, uint64_t bytes,
+                           const void *buf);
 
 /* Where the L2 entry of a compressed cluster leads: byte offset and how many
  * bytes at the most. */

@@ -86,7 +86,7 @@ static void check_copied(const struct image *i, uint64_t entry, unsigned bits,
     }
 }
 
-/* Only for images without compressed clusters and snapshots. */
+/* Only for images without snapshots. */
 static struct verdict check_image(const struct image *i)
 {
     const uint64_t mask = UINT64_C(0x00fffffffffffe00);
@@ -119,7 +119,14 @@ static struct verdict check_image(const struct image *i)
         check_copied(i, e1, bits, &v);
         for (uint64_t b = 0; b < cluster / 8; b++) {
             uint64_t e2 = image_be64(i, (e1 & mask) + b * 8);
-            if (e2 & mask) {
+            if (e2 >> 62 & 1) {
+                unsigned shift = 62 - (bits - 8);
+                uint64_t at = e2 & ((UINT64_C(1) << shift) - 1);
+                uint64_t more = (e2 & ((UINT64_C(1) << 62) - 1)) >> shift;
+                uint64_t end = align_down(at, 512) + (more + 1) * 512;
+                count_run(refs, clusters, at, end - at, bits);
+                v.corruptions += e2 >> 63;
+            } else if (e2 & mask) {
                 count_run(refs, clusters, e2 & mask, cluster, bits);
                 check_copied(i, e2, bits, &v);
             }

@@ -176,12 +176,29 @@ static void stamp_units(uint64_t from, uint64_t count, uint32_t stamp)
     }
 }
 
+static int write_compressed(struct blk *b, const void *buf, uint64_t bytes,
+                            uint64_t offset)
+{
+    struct node *n = blk_node(b);
+    struct tree *t = node_enter(n, false);
+    int r = node_write_compressed(n, buf, bytes, offset);
+
+    node_leave(t);
+    return r;
+}
+
 static void random_request(struct blk *b, uint32_t stamp)
 {
     uint64_t from = rnd(UNITS);
     uint64_t count = 1 + rnd(rnd(4) ? 16 : 256);
     unsigned kind = (unsigned)rnd(10);
+    uint64_t cluster = max_u64(blk_node(b)->limits.pref / UNIT, 1);
+    bool packed = kind < 2;
 
+    if (packed) {
+        from = align_down(from, cluster);
+        count = align_up(count, cluster);
+    }
     count = min_u64(count, UNITS - from);
     if (kind < 6) {
         CLEANUP_FREE unsigned char *buf = malloc(count * UNIT);
@@ -190,7 +207,10 @@ static void random_request(struct blk *b, uint32_t stamp)
             store_be32(buf + u * UNIT, stamp);
         }
         stamp_units(from, count, stamp);
-        ck_assert_int_eq(blk_pwrite(b, buf, count * UNIT, from * UNIT, 0), 0);
+        ck_assert_int_eq(
+            packed ? write_compressed(b, buf, count * UNIT, from * UNIT)
+                   : blk_pwrite(b, buf, count * UNIT, from * UNIT, 0),
+            0);
     } else if (kind < 9) {
         stamp_units(from, count, 0);
         ck_assert_int_eq(blk_zero(b, from * UNIT, count * UNIT,

@@ -99,13 +99,40 @@ static void expect_equal(struct blk *b, const unsigned char *model,
     }
 }
 
+static void write_compressed(struct blk *b, const void *buf, uint64_t bytes,
+                             uint64_t offset)
+{
+    struct node *n = blk_node(b);
+    struct tree *t = node_enter(n, false);
+
+    ck_assert_int_eq(node_write_compressed(n, buf, bytes, offset), 0);
+    node_leave(t);
+}
+
+/* Some that can be packed, and some that cannot. */
+static void fill(unsigned char *at, uint64_t bytes, bool packs)
+{
+    for (uint64_t i = 0; i < bytes; i++) {
+        at[i] = (unsigned char)(packs && i % 7 ? 'x' : rnd(256));
+    }
+}
+
 /* One random request on the disk and on the model. */
 static void random_request(struct blk *b, unsigned char *model, uint64_t size)
 {
     uint64_t offset = rnd(size);
     uint64_t bytes = min_u64(1 + rnd(rnd(3) ? 9000 : 400000), size - offset);
 
-    switch (rnd(8)) {
+    uint64_t cluster = blk_node(b)->limits.pref;
+
+    switch (rnd(10)) {
+    case 8:
+    case 9:
+        offset = align_down(offset, cluster);
+        bytes = min_u64(align_up(bytes, cluster), size - offset);
+        fill(model + offset, bytes, rnd(4));
+        write_compressed(b, model + offset, bytes, offset);
+        break;
     case 0:
         ck_assert_int_eq(blk_zero(b, offset, bytes, 0), 0);
         memset(model + offset, 0, bytes);
@@ -122,9 +149,7 @@ static void random_request(struct blk *b, unsigned char *model, uint64_t size)
         ck_assert_int_eq(blk_flush(b), 0);
         break;
     default:
-        for (uint64_t i = 0; i < bytes; i++) {
-            model[offset + i] = (unsigned char)rnd(256);
-        }
+        fill(model + offset, bytes, false);
         ck_assert_int_eq(blk_pwrite(b, model + offset, bytes, offset,
                                     rnd(16) ? 0 : REQ_FUA),
                          0);
