@@ -187,8 +187,20 @@ static int cmd_commit(struct qmp_call *call, struct error **errp)
     return job_commit(call->daemon->jobs, &o, errp);
 }
 
+static const struct qmp_arg reopen_args[] = {
+    QMP_ARG("options", OBJECTS),
+    QMP_LAST,
+};
+
+static int cmd_reopen(struct qmp_call *call, struct error **errp)
+{
+    return graph_reopen(call->daemon->graph,
+                        json_object_get(call->args, "options"), errp);
+}
+
 const struct qmp_command qmp_chain_commands[] = {
     QMP_COMMAND("block-commit", cmd_commit, commit_args),
+    QMP_COMMAND("blockdev-reopen", cmd_reopen, reopen_args),
     QMP_ACTION("blockdev-snapshot", snapshot, snapshot_args),
     QMP_ACTION("blockdev-snapshot-sync", snapshot_sync, snapshot_sync_args),
     QMP_COMMAND("change-backing-file", cmd_change_backing, change_backing_args),

@@ -122,12 +122,23 @@ struct driver {
      * differ), as a step of several that succeed or fail together: what was
      * done can still be taken back.  A node that becomes writable comes after
      * its file child, another one before it.  Then one of the two others is
-     * called, which cannot fail.  NULL: nothing depends on the flags.
+     * called, which cannot fail; abort also after a failure, or when it did
+     * not come that far.  NULL: nothing depends on the flags.
      */
     int (*reopen)(struct node *n, const struct node_flags *to,
                   struct error **errp);
     void (*reopen_commit)(struct node *n);
     void (*reopen_abort)(struct node *n);
+
+    /* child[CHILD_FILE] is another node now, of the same content; everything
+     * was flushed before.  NULL: the driver keeps no pointer to it. */
+    void (*file_changed)(struct node *n);
+
+    /* Options, but for those of every node, that may be changed
+     * (NULL-terminated).  reopen_take takes them, all or some, from @opts and
+     * keeps them for the reopen that follows, or for reopen_abort. */
+    const char *const *reopen_options;
+    int (*reopen_take)(struct node *n, struct opts *opts, struct error **errp);
 
     /* Grow or shrink; the caller updates node->size and the bitmaps.  Grown
      * space reads as zeroes, or shows the backing node: the core hides

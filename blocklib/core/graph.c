@@ -322,6 +322,7 @@ void node_unref(struct node *n)
         tree_recycle(n->graph, t);
     }
     range_lock_destroy(&n->rmw);
+    json_decref(n->options);
     free(n->name);
     free(n->state);
     free(n->filename);
@@ -469,6 +470,39 @@ void node_detach(struct node *n, unsigned index)
     }
     node_unref(e->child);
     free(e);
+}
+
+struct edge *node_take_child(struct node *n, unsigned index)
+{
+    struct edge *e = n->child[index];
+
+    if (e) {
+        graph_drain(n->graph, n);
+        n->child[index] = NULL;
+        list_remove(&e->on_child);
+        tree_split(n->graph, e->child);
+    }
+    return e;
+}
+
+void node_put_child(struct node *n, unsigned index, struct edge *e)
+{
+    assert(!n->child[index]);
+    if (e) {
+        graph_drain(n->graph, n);
+        graph_drain(n->graph, e->child);
+        list_append(&e->child->parents, &e->on_child);
+        merge_trees_of(n, e->child);
+        n->child[index] = e;
+    }
+}
+
+void edge_free(struct edge *e)
+{
+    if (e) {
+        node_unref(e->child);
+        free(e);
+    }
 }
 
 void node_replace(struct node *from, struct node *to)

@@ -43,6 +43,7 @@ struct edge {
     unsigned perm;       /* enum perm */
     unsigned shared;     /* enum perm */
     bool may_grow;       /* wants PERM_RESIZE where it wants PERM_WRITE */
+    bool inherits;       /* the child was opened by the parent's options */
     struct list on_child; /* in child->parents */
     struct tree *_Atomic tree; /* of a blk: the child's */
 };
@@ -93,6 +94,7 @@ struct node {
     const struct read_guard *guard; /* or NULL */
 
     /* --- Control lock. --- */
+    json_t *options;        /* what it was opened with; NULL: by a job */
     struct list in_graph;
     struct list in_tree;
     unsigned refs;          /* edges, and one for the graph (graph_open) */

@@ -34,8 +34,8 @@ void reopen_init(struct reopen *set)
     list_init(&set->steps);
 }
 
-static int add_step(struct reopen *set, struct node *n,
-                    const struct node_flags *to, struct error **errp)
+int reopen_add_one(struct reopen *set, struct node *n,
+                   const struct node_flags *to, struct error **errp)
 {
     struct step *s = calloc(1, sizeof(*s));
 
@@ -53,7 +53,7 @@ int reopen_add(struct reopen *set, struct node *n, const struct node_flags *to,
                struct error **errp)
 {
     struct node *file = node_child(n, CHILD_FILE);
-    bool follows = file && !file->monitor_owned && !n->drv->is_filter;
+    bool follows = file && n->child[CHILD_FILE]->inherits;
     bool below_first = n->flags.read_only && !to->read_only;
     int r = 0;
 
@@ -61,7 +61,7 @@ int reopen_add(struct reopen *set, struct node *n, const struct node_flags *to,
         r = reopen_add(set, file, to, errp);
     }
     if (r == 0) {
-        r = add_step(set, n, to, errp);
+        r = reopen_add_one(set, n, to, errp);
     }
     if (r == 0 && follows && !below_first) {
         r = reopen_add(set, file, to, errp);
@@ -149,8 +149,10 @@ static void undo_step(struct step *s)
     if (s->node->drv->reopen_abort) {
         s->node->drv->reopen_abort(s->node);
     }
-    s->node->flags = s->from;
-    put_edge_back(s);
+    if (s->done) {
+        s->node->flags = s->from;
+        put_edge_back(s);
+    }
 }
 
 /* --- The set --- */
@@ -171,9 +173,6 @@ void reopen_finish(struct reopen *set, bool stay)
     for (struct list *at = set->steps.prev; at != &set->steps; at = at->prev) {
         struct step *s = list_entry(at, struct step, link);
 
-        if (!s->done) {
-            continue;
-        }
         if (!stay) {
             undo_step(s);
         } else if (s->node->drv->reopen_commit) {

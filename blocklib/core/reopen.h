@@ -6,8 +6,8 @@
  * Changing the flags of open nodes: read-only, cache modes, discard
  * ================================================================
  *
- * A set of nodes changes together or not at all.  File children that nobody
- * else has opened follow their parents.  All of it in a control section that
+ * A set of nodes changes together or not at all.  File children that their
+ * parents have opened follow them.  All of it in a control section that
  * has drained the trees of the nodes.
  */
 #include "core/node.h"
@@ -18,9 +18,13 @@ struct reopen {
 
 void reopen_init(struct reopen *set);
 
-/* @n shall have @to; what was added first is done first.  -ENOMEM. */
+/* @n shall have @to; what was added first is done first.  -ENOMEM.  A node
+ * that becomes writable comes after its file child, another before it;
+ * reopen_add adds both. */
 int reopen_add(struct reopen *set, struct node *n,
                const struct node_flags *to, struct error **errp);
+int reopen_add_one(struct reopen *set, struct node *n,
+                   const struct node_flags *to, struct error **errp);
 
 /*
  * Do it, so that it can be taken back.  -EACCES, -EBUSY: somebody writes to
