@@ -34,6 +34,20 @@ bool chain_contains(struct node *top, const struct node *n)
     return top != NULL;
 }
 
+int chain_set_read_only(struct node *n, bool read_only, struct error **errp)
+{
+    struct node *below = n->drv->is_filter ? node_child(n, CHILD_FILE) : NULL;
+    int r = below && !read_only ? chain_set_read_only(below, false, errp) : 0;
+
+    if (r == 0) {
+        r = node_set_read_only(n, read_only, errp);
+    }
+    if (r == 0 && below && read_only) {
+        r = chain_set_read_only(below, true, errp);
+    }
+    return r;
+}
+
 char *chain_backing_name(const struct node *n)
 {
     const char *name = node_filename(n);

@@ -16,6 +16,9 @@ struct node *chain_next(const struct node *n);
 /* Is @n in the chain of @top (which is in it, too)? */
 bool chain_contains(struct node *top, const struct node *n);
 
+/* node_set_read_only, of @n and, through filters, of what they filter. */
+int chain_set_read_only(struct node *n, bool read_only, struct error **errp);
+
 /* The node in the chain below @top whose file somebody calls @name, as an
  * image in the chain names it, or as a path; or NULL. */
 struct node *chain_find_file(struct node *top, const char *name);

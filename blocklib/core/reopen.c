@@ -88,7 +88,7 @@ static int get_write_perm(struct step *s, struct error **errp)
 {
     struct edge *e = s->node->child[CHILD_FILE];
 
-    if (!e || s->node->drv->is_filter) {
+    if (!e) {
         return 0;
     }
     unsigned perm = e->perm | PERM_WRITE | (e->may_grow ? PERM_RESIZE : 0);
@@ -136,7 +136,7 @@ static int do_step(struct step *s, struct error **errp)
         put_edge_back(s);
         return r;
     }
-    if (e && s->to.read_only && !n->drv->is_filter) {
+    if (e && s->to.read_only) {
         e->perm &= ~(unsigned)WRITING;
     }
     n->flags = s->to;

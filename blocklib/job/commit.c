@@ -34,7 +34,6 @@
 #include "core/blocker.h"
 #include "core/chain.h"
 #include "core/graph.h"
-#include "core/reopen.h"
 #include "drivers/jobfilter.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
@@ -97,22 +96,22 @@ static const struct mover by_requests = {
 static int drained_extents(struct commit *c, uint64_t offset, uint64_t bytes,
                            extent_fn *fn, void *opaque)
 {
-    return node_extents(c->src, offset, bytes, 0, fn, opaque);
+    return node_extents(c->top, offset, bytes, 0, fn, opaque);
 }
 
 static int drained_read(struct commit *c, uint64_t offset, uint64_t bytes)
 {
-    return node_pread(c->src, c->buf, bytes, offset, 0);
+    return node_pread(c->top, c->buf, bytes, offset, 0);
 }
 
 static int drained_write(struct commit *c, uint64_t offset, uint64_t bytes)
 {
-    return node_pwrite(c->dst, c->buf, bytes, offset, 0);
+    return node_pwrite(c->base, c->buf, bytes, offset, 0);
 }
 
 static int drained_zero(struct commit *c, uint64_t offset, uint64_t bytes)
 {
-    return node_zero(c->dst, offset, bytes, REQ_MAY_UNMAP);
+    return node_zero(c->base, offset, bytes, REQ_MAY_UNMAP);
 }
 
 static const struct mover by_nodes = {
@@ -290,17 +289,17 @@ static int copy_todo(struct commit *c)
 /* In a control section. */
 static int take_bits(struct commit *c)
 {
-    graph_drain(c->graph, c->src);
+    graph_drain(c->graph, c->top);
     struct hbitmap *empty =
-        hbitmap_new(node_size(c->src), hbitmap_granularity(c->dirty->bits));
+        hbitmap_new(node_size(c->top), hbitmap_granularity(c->dirty->bits));
     if (!empty) {
         return -ENOMEM;
     }
     c->todo = bitmap_swap_bits(c->dirty, empty);
     atomic_fetch_add(&c->total, hbitmap_count(c->todo));
     /* Who resizes top itself comes past the filter. */
-    return node_size(c->dst) < node_size(c->src)
-               ? node_resize(c->dst, node_size(c->src), NULL)
+    return node_size(c->base) < node_size(c->top)
+               ? node_resize(c->base, node_size(c->top), NULL)
                : 0;
 }
 
@@ -407,7 +406,7 @@ static void release_users(struct commit *c)
 /* What was written since the last pass. */
 static int catch_up(struct commit *c)
 {
-    uint64_t size = node_size(c->src);
+    uint64_t size = node_size(c->top);
     uint64_t at = 0;
     uint64_t bytes;
     bool reading;
@@ -421,7 +420,7 @@ static int catch_up(struct commit *c)
             at += len;
         }
     }
-    return r < 0 ? r : node_flush(c->dst);
+    return r < 0 ? r : node_flush(c->base);
 }
 
 /* All images that have @n, or a filter above it, as their backing node. */
@@ -462,7 +461,7 @@ static int end_below(struct commit *c)
 {
     CLEANUP_FREE char *name = c->backing_file ? strdup(c->backing_file)
                                               : chain_backing_name(c->base);
-    int r = name ? node_flush(c->dst) : -ENOMEM;
+    int r = name ? node_flush(c->base) : -ENOMEM;
 
     if (r == 0) {
         r = rename_backing(c, c->filter, name);
@@ -479,7 +478,7 @@ static int end_active(struct commit *c)
     }
     r = node_check_replace(c->filter, c->base, NULL);
     if (r == 0) {
-        c->base_read_only = c->src->flags.read_only;
+        c->base_read_only = c->top->flags.read_only;
         r = switch_to_base(c);
     }
     return r;
@@ -491,7 +490,7 @@ static int commit_prepare(struct job *job)
 
     release_users(c);
     graph_lock(c->graph);
-    graph_drain(c->graph, c->src);
+    graph_drain(c->graph, c->top);
     int r = c->active ? end_active(c) : end_below(c);
     graph_unlock(c->graph);
     return r;
@@ -513,7 +512,7 @@ void commit_disarm(struct commit *c)
         c->filter = NULL;
     }
     if (c->base_read_only) {
-        (void)node_set_read_only(c->dst, true, NULL);
+        (void)chain_set_read_only(c->base, true, NULL);
         c->base_read_only = false;
     }
     for (size_t i = 0; i < c->node_count; i++) {

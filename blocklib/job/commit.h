@@ -20,15 +20,14 @@ struct commit {
     struct node **nodes;  /* that are blocked and referenced */
     size_t node_count;
     struct node *filter;  /* above top; NULL once it is removed */
-    struct node *src;     /* top without filters */
+    struct node *top;
     struct node *base;
-    struct node *dst;     /* base without filters */
     bool base_read_only;  /* it was */
-    unsigned depth;       /* layers from src to base */
+    unsigned depth;       /* layers from top to base */
     uint64_t base_size;   /* at the start */
-    struct blk *from;     /* src; NULL once it is released */
-    struct blk *to;       /* dst */
-    struct bitmap *dirty; /* of src, when active */
+    struct blk *from;     /* top; NULL once it is released */
+    struct blk *to;       /* base */
+    struct bitmap *dirty; /* of top, when active */
 
     /* The job's thread, and prepare after it. */
     unsigned char *buf;

@@ -13,7 +13,6 @@
 #include "core/blocker.h"
 #include "core/chain.h"
 #include "core/graph.h"
-#include "core/reopen.h"
 #include "drivers/jobfilter.h"
 #include "job/commit.h"
 #include "nbdelta/blk.h"
@@ -204,13 +203,12 @@ static int arm_locked(struct commit *c, const struct commit_options *o,
 {
     graph_drain(c->graph, p->top);
     c->base = p->base;
-    c->dst = chain_skip_filters(p->base);
-    c->src = chain_skip_filters(p->top);
+    c->top = p->top;
     c->depth = layers(p->top, p->base);
-    c->base_size = node_size(c->dst);
-    atomic_init(&c->total, node_size(c->src));
-    bool read_only = c->dst->flags.read_only;
-    int r = node_set_read_only(c->dst, false, errp);
+    c->base_size = node_size(c->base);
+    atomic_init(&c->total, node_size(c->top));
+    bool read_only = c->base->flags.read_only;
+    int r = chain_set_read_only(c->base, false, errp);
     if (r < 0) {
         return r;
     }
@@ -221,7 +219,7 @@ static int arm_locked(struct commit *c, const struct commit_options *o,
         r = block_chain(c, p, errp);
     }
     if (r == 0 && c->active) {
-        c->dirty = bitmap_new_anonymous(c->src, GRANULARITY);
+        c->dirty = bitmap_new_anonymous(c->top, GRANULARITY);
         if (!c->dirty) {
             r = error_set(errp, ENOMEM, "no memory for job '%s'", c->job.id);
         }
@@ -232,12 +230,12 @@ static int arm_locked(struct commit *c, const struct commit_options *o,
 /* What the job does with the two nodes. */
 static int attach_users(struct commit *c, struct error **errp)
 {
-    unsigned grow = c->base_size < node_size(c->src) ? PERM_RESIZE : 0;
-    int r = blk_new(c->graph, c->dst, PERM_READ | PERM_WRITE | grow, PERM_READ,
+    unsigned grow = c->base_size < node_size(c->top) ? PERM_RESIZE : 0;
+    int r = blk_new(c->graph, c->base, PERM_READ | PERM_WRITE | grow, PERM_READ,
                     "an unnamed block device", &c->to, errp);
 
     return r < 0 ? r
-                 : blk_new(c->graph, c->src, PERM_READ, PERM_ALL,
+                 : blk_new(c->graph, c->top, PERM_READ, PERM_ALL,
                            "an unnamed block device", &c->from, errp);
 }
 
