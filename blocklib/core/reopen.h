@@ -21,8 +21,8 @@ void reopen_init(struct reopen *set);
 /* @n shall have @to; what was added first is done first.  -ENOMEM.  A node
  * that becomes writable comes after its file child, another before it;
  * reopen_add adds both. */
-int reopen_add(struct reopen *set, struct node *n,
-               const struct node_flags *to, struct error **errp);
+int reopen_add(struct reopen *set, struct node *n, const struct node_flags *to,
+               struct error **errp);
 int reopen_add_one(struct reopen *set, struct node *n,
                    const struct node_flags *to, struct error **errp);
 

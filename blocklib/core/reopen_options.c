@@ -25,8 +25,8 @@ struct change {
     struct list link;
     struct node *n;
     unsigned index;
-    struct node *to;   /* with a reference; NULL: none */
-    struct edge *old;  /* taken off */
+    struct node *to;  /* with a reference; NULL: none */
+    struct edge *old; /* taken off */
     bool attached;
 };
 
@@ -70,7 +70,7 @@ static int cannot_change(const char *prefix, const char *key,
 static int plan_child(struct work *w, struct node *n, unsigned index,
                       struct node *to, struct error **errp)
 {
-    static const char *const words[] = { "file", "backing" };
+    static const char *const words[] = {"file", "backing"};
     struct node *old = node_child(n, index);
 
     if (old && old->drv->is_filter && old->job_count > 0 &&
@@ -130,9 +130,10 @@ static int read_child(struct work *w, struct node *n, unsigned index,
                       const char *key, const json_t *value, bool keep,
                       const struct node_flags *flags, struct error **errp)
 {
-    struct node *child = node_child(n, index);
-    bool inherits = child && n->child[index]->inherits;
-    struct source src = { NULL, flags, keep };
+    const struct edge *e = n->child[index];
+    struct node *child = e ? e->child : NULL;
+    bool inherits = e && e->inherits;
+    struct source src = {NULL, flags, keep};
     CLEANUP_JSON json_t *none = json_object();
     struct node *to = NULL;
     int r = 0;
@@ -180,7 +181,7 @@ static bool is_listed(const char *const *list, const char *key)
 static bool is_common(const struct node *n, const char *key)
 {
     static const char *const keys[] = {
-        "read-only",     "auto-read-only", "discard", "cache",
+        "read-only",     "auto-read-only", "discard",   "cache",
         "detect-zeroes", "file",           "node-name", NULL,
     };
     return is_listed(keys, key) ||
@@ -237,7 +238,7 @@ static int read_flags(struct node *n, const json_t *options,
                       const struct node_flags *inherited,
                       struct node_flags *flags, struct error **errp)
 {
-    *flags = (struct node_flags){ .locking = n->flags.locking };
+    *flags = (struct node_flags){.locking = n->flags.locking};
     if (inherited) {
         *flags = *inherited;
     }
@@ -321,9 +322,8 @@ static int read_file(struct work *w, struct node *n, const json_t *options,
     return read_child(w, n, CHILD_FILE, "file", value, keep, flags, errp);
 }
 
-static int read_complete(struct work *w, struct node *n,
-                         const json_t *options, const struct source *src,
-                         struct error **errp)
+static int read_complete(struct work *w, struct node *n, const json_t *options,
+                         const struct source *src, struct error **errp)
 {
     struct node_flags flags;
     int r;
@@ -346,8 +346,7 @@ static int read_complete(struct work *w, struct node *n,
     if (r == 0 && !child_first) {
         r = read_file(w, n, options, src->keep, &flags, errp);
     }
-    return r < 0 ? r
-                 : read_backing(w, n, options, src->keep, &flags, errp);
+    return r < 0 ? r : read_backing(w, n, options, src->keep, &flags, errp);
 }
 
 static int read_node(struct work *w, struct node *n, const struct source *src,
@@ -375,7 +374,7 @@ static int read_item(struct work *w, const json_t *item, struct error **errp)
 {
     const json_t *name = json_object_get(item, "node-name");
     const json_t *driver = json_object_get(item, "driver");
-    struct source src = { item, NULL, false };
+    struct source src = {item, NULL, false};
 
     if (!name) {
         return error_set(errp, EINVAL, "node-name not specified");
@@ -419,9 +418,8 @@ static void tell_driver(struct node *n, unsigned index)
 
 static int take_off(struct change *c, struct error **errp)
 {
-    int r = c->index == CHILD_FILE && !c->n->flags.read_only
-                ? node_flush(c->n)
-                : 0;
+    int r = c->index == CHILD_FILE && !c->n->flags.read_only ? node_flush(c->n)
+                                                             : 0;
 
     if (r < 0) {
         return error_set(errp, -r, "cannot flush '%s': %s", c->n->name,
@@ -560,7 +558,7 @@ static int reopen_locked(struct work *w, const json_t *list,
 
 int graph_reopen(struct graph *g, const json_t *list, struct error **errp)
 {
-    struct work w = { .graph = g };
+    struct work w = {.graph = g};
 
     reopen_init(&w.flags);
     list_init(&w.changes);

@@ -16,9 +16,9 @@ struct file {
     /* Set at open; changed by a reopen, which has drained the tree. */
     int fd;
     bool regular;
-    bool locked;         /* nobody else writes to the file */
-    uint32_t align;      /* of O_DIRECT, else 1 */
-    uint32_t zero_align; /* what fallocate takes */
+    bool locked;                /* nobody else writes to the file */
+    uint32_t align;             /* of O_DIRECT, else 1 */
+    uint32_t zero_align;        /* what fallocate takes */
     struct file_before *before; /* while it is not sure that a reopen stays */
 
     mutex_t flush_lock; /* one fdatasync at a time */

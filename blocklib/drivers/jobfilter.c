@@ -44,9 +44,8 @@ static void take_over_perms(struct node *filter)
     below->shared |= PERM_READ;
 }
 
-int jobfilter_insert(const struct driver *drv, struct node *n,
-                     const char *name, struct node **filterp,
-                     struct error **errp)
+int jobfilter_insert(const struct driver *drv, struct node *n, const char *name,
+                     struct node **filterp, struct error **errp)
 {
     struct node *filter;
     int r = node_new(n->graph, drv, name, n, &filter, errp);

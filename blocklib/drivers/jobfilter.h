@@ -20,9 +20,8 @@ extern const struct driver driver_mirror_top; /* the same while it is written */
  * caller has a reference.  @name NULL: generated.  In a control section that
  * has drained the tree.
  */
-int jobfilter_insert(const struct driver *drv, struct node *n,
-                     const char *name, struct node **filterp,
-                     struct error **errp);
+int jobfilter_insert(const struct driver *drv, struct node *n, const char *name,
+                     struct node **filterp, struct error **errp);
 
 /* Take it out again and drop the caller's reference. */
 void jobfilter_remove(struct node *filter);

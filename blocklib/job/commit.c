@@ -132,7 +132,7 @@ static int take_first(const struct extent *e, void *opaque)
 static int copy_some(struct commit *c, const struct mover *m, uint64_t offset,
                      uint64_t *bytes, bool *reading)
 {
-    struct extent e = { .length = 0 };
+    struct extent e = {.length = 0};
     int r = m->extents(c, offset, *bytes, take_first, &e);
 
     *reading = true;
@@ -290,8 +290,8 @@ static int copy_todo(struct commit *c)
 static int take_bits(struct commit *c)
 {
     graph_drain(c->graph, c->top);
-    struct hbitmap *empty =
-        hbitmap_new(node_size(c->top), hbitmap_granularity(c->dirty->bits));
+    struct hbitmap *empty = hbitmap_new(node_size(c->top),
+                                        hbitmap_granularity(c->dirty->bits));
     if (!empty) {
         return -ENOMEM;
     }

@@ -16,10 +16,10 @@ struct commit {
     struct graph *graph;
     bool active;
     enum job_on_error on_error;
-    char *backing_file;   /* for the image above top, or NULL */
-    struct node **nodes;  /* that are blocked and referenced */
+    char *backing_file;  /* for the image above top, or NULL */
+    struct node **nodes; /* that are blocked and referenced */
     size_t node_count;
-    struct node *filter;  /* above top; NULL once it is removed */
+    struct node *filter; /* above top; NULL once it is removed */
     struct node *top;
     struct node *base;
     bool base_read_only;  /* it was */
@@ -31,10 +31,10 @@ struct commit {
 
     /* The job's thread, and prepare after it. */
     unsigned char *buf;
-    uint64_t at;           /* how far the first pass is */
-    struct hbitmap *todo;  /* of a later pass, or NULL */
+    uint64_t at;          /* how far the first pass is */
+    struct hbitmap *todo; /* of a later pass, or NULL */
     bool ready;
-    uint64_t next_ns;      /* when the speed allows the next chunk */
+    uint64_t next_ns; /* when the speed allows the next chunk */
 
     mutex_t lock;
     cond_t wake;

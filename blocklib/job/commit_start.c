@@ -47,8 +47,7 @@ static int find_top(const struct commit_options *o, struct plan *p,
     }
     if (o->top_node) {
         p->top = o->top_node;
-        return chain_contains(p->root, p->top) ? 0
-                                               : not_in_chain(p->top, errp);
+        return chain_contains(p->root, p->top) ? 0 : not_in_chain(p->top, errp);
     }
     if (o->top && strcmp(node_filename(p->root), o->top) != 0) {
         p->top = chain_find_file(p->root, o->top);
@@ -132,7 +131,7 @@ static int make_plan(const struct commit_options *o, struct plan *p,
 {
     int r;
 
-    *p = (struct plan){ .root = o->root };
+    *p = (struct plan){.root = o->root};
     list_for_each (at, &p->root->parents) {
         if (list_entry(at, struct edge, on_child)->parent) {
             return error_set(errp, EINVAL, "Need a root block node");
@@ -169,8 +168,8 @@ static unsigned layers(struct node *from, const struct node *to)
 
 static int block(struct commit *c, struct node *n)
 {
-    struct node **nodes =
-        realloc(c->nodes, (c->node_count + 1) * sizeof(struct node *));
+    struct node **nodes = realloc(c->nodes,
+                                  (c->node_count + 1) * sizeof(struct node *));
 
     if (!nodes) {
         return -ENOMEM;
@@ -186,11 +185,9 @@ static int block(struct commit *c, struct node *n)
 static int block_chain(struct commit *c, const struct plan *p,
                        struct error **errp)
 {
-    for (struct node *n = p->active ? c->filter : p->root;;
-         n = chain_next(n)) {
+    for (struct node *n = p->active ? c->filter : p->root;; n = chain_next(n)) {
         if (block(c, n) < 0) {
-            return error_set(errp, ENOMEM, "no memory for job '%s'",
-                             c->job.id);
+            return error_set(errp, ENOMEM, "no memory for job '%s'", c->job.id);
         }
         if (n == p->base) {
             return 0;
@@ -265,8 +262,8 @@ static int begin(struct jobs *j, struct commit *c, struct error **errp)
     return r;
 }
 
-static struct commit *commit_new(struct jobs *j,
-                                 const struct commit_options *o, bool active)
+static struct commit *commit_new(struct jobs *j, const struct commit_options *o,
+                                 bool active)
 {
     struct commit *c = calloc(1, sizeof(*c));
 

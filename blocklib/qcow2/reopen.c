@@ -18,11 +18,9 @@ struct qcow2_wanted {
 };
 
 const char *const qcow2_reopen_options[] = {
-    "cache-size",          "l2-cache-size",
-    "refcount-cache-size", "lazy-refcounts",
-    "overlap-check",       "pass-discard-request",
-    "pass-discard-other",  "pass-discard-snapshot",
-    NULL,
+    "cache-size",         "l2-cache-size",         "refcount-cache-size",
+    "lazy-refcounts",     "overlap-check",         "pass-discard-request",
+    "pass-discard-other", "pass-discard-snapshot", NULL,
 };
 
 int qcow2_reopen_take(struct node *n, struct opts *opts, struct error **errp)
@@ -77,8 +75,8 @@ static int begin_writing(struct qcow2 *s, struct error **errp)
 
 static void swap_caches(struct qcow2 *s, struct qcow2_wanted *w)
 {
-    struct qcow2_wanted had = { s->l2_bytes, s->refcount_bytes, s->l2,
-                                s->refblocks, !w->swapped };
+    struct qcow2_wanted had = {s->l2_bytes, s->refcount_bytes, s->l2,
+                               s->refblocks, !w->swapped};
 
     s->l2_bytes = w->l2_bytes;
     s->refcount_bytes = w->refcount_bytes;
@@ -91,8 +89,7 @@ static void swap_caches(struct qcow2 *s, struct qcow2_wanted *w)
 static int change_caches(struct qcow2 *s, struct qcow2_wanted *w,
                          struct error **errp)
 {
-    if (w->l2_bytes == s->l2_bytes &&
-        w->refcount_bytes == s->refcount_bytes) {
+    if (w->l2_bytes == s->l2_bytes && w->refcount_bytes == s->refcount_bytes) {
         return 0;
     }
     int r = s->node->flags.read_only ? 0 : put_away(s, errp);
