@@ -17,7 +17,8 @@
 
 static const struct qmp_command *const tables[] = {
     qmp_backup_commands,      qmp_bitmap_commands, qmp_core_commands,
-    qmp_transaction_commands, qmp_block_commands,  qmp_job_commands,
+    qmp_transaction_commands, qmp_chain_commands,  qmp_block_commands,
+    qmp_job_commands,
 };
 
 int qmp_each_command(int (*fn)(const struct qmp_command *c, void *opaque),
@@ -458,19 +459,36 @@ static int match_export(struct export *e, void *opaque)
     return 0;
 }
 
-struct node *qmp_find_node(struct daemon *d, const char *name,
-                           struct error **errp)
+static struct node *find_exported(struct daemon *d, const char *name)
 {
     struct find_export f = {.name = name};
 
-    f.node = graph_find(d->graph, name);
-    if (!f.node) {
-        (void)exports_each(d->exports, match_export, &f);
-    }
-    if (!f.node) {
+    (void)exports_each(d->exports, match_export, &f);
+    return f.node;
+}
+
+/* The first of the two, or the text. */
+static struct node *either(struct node *n, struct node *other, const char *name,
+                           struct error **errp)
+{
+    if (!n && !other) {
         (void)error_set(errp, ENODEV,
                         "Cannot find device='%.200s' nor node-name='%.200s'",
                         name, name);
     }
-    return f.node;
+    return n ? n : other;
+}
+
+struct node *qmp_find_node(struct daemon *d, const char *name,
+                           struct error **errp)
+{
+    return either(graph_find(d->graph, name), find_exported(d, name), name,
+                  errp);
+}
+
+struct node *qmp_find_device(struct daemon *d, const char *name,
+                             struct error **errp)
+{
+    return either(find_exported(d, name), graph_find(d->graph, name), name,
+                  errp);
 }

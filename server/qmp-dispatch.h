@@ -108,6 +108,7 @@ struct qmp_command {
 extern const struct qmp_command qmp_backup_commands[];
 extern const struct qmp_command qmp_bitmap_commands[];
 extern const struct qmp_command qmp_block_commands[];
+extern const struct qmp_command qmp_chain_commands[];
 extern const struct qmp_command qmp_job_commands[];
 extern const struct qmp_command qmp_core_commands[];
 extern const struct qmp_command qmp_transaction_commands[];
@@ -155,5 +156,10 @@ bool qmp_has(const struct qmp_call *c, const char *name);
  * QEMU's text when there is none. */
 struct node *qmp_find_node(struct daemon *d, const char *name,
                            struct error **errp);
+
+/* The same where the user means a device: the node that the export is
+ * attached to now comes before a node of that name. */
+struct node *qmp_find_device(struct daemon *d, const char *name,
+                             struct error **errp);
 
 #endif /* NBDELTA_SERVER_QMP_DISPATCH_H */

@@ -47,6 +47,7 @@
 #include "nbdelta/types.h"
 
 struct opts;
+struct node_flags;
 
 enum { CHILD_FILE, CHILD_BACKING, CHILD_TARGET, CHILD_MAX };
 
@@ -116,10 +117,42 @@ struct driver {
      * false...}, for filters what child[CHILD_FILE] has.  NULL: leave it. */
     void (*limits)(struct node *n, struct limits *lim);
 
+    /*
+     * Go over from n->flags to *@to (read_only, direct, no_flush, unmap may
+     * differ), as a step of several that succeed or fail together: what was
+     * done can still be taken back.  A node that becomes writable comes after
+     * its file child, another one before it.  Then one of the two others is
+     * called, which cannot fail; abort also after a failure, or when it did
+     * not come that far.  NULL: nothing depends on the flags.
+     */
+    int (*reopen)(struct node *n, const struct node_flags *to,
+                  struct error **errp);
+    void (*reopen_commit)(struct node *n);
+    void (*reopen_abort)(struct node *n);
+
+    /* child[CHILD_FILE] is another node now, of the same content; everything
+     * was flushed before.  NULL: the driver keeps no pointer to it. */
+    void (*file_changed)(struct node *n);
+
+    /* Options, but for those of every node, that may be changed
+     * (NULL-terminated).  reopen_take takes them, all or some, from @opts and
+     * keeps them for the reopen that follows, or for reopen_abort. */
+    const char *const *reopen_options;
+    int (*reopen_take)(struct node *n, struct opts *opts, struct error **errp);
+
     /* Grow or shrink; the caller updates node->size and the bitmaps.  Grown
      * space reads as zeroes, or shows the backing node: the core hides
      * that.  NULL: the size is fixed. */
     int (*resize)(struct node *n, uint64_t size, struct error **errp);
+
+    /*
+     * Have the image, which is writable, name the file @name of format @fmt
+     * (or NULL) as its backing file; @name NULL: none.  Durable when it
+     * returns 0; at any moment the image names the old one or the new one.
+     * Updates image_backing.  NULL: images of this format name none.
+     */
+    int (*change_backing)(struct node *n, const char *name, const char *fmt,
+                          struct error **errp);
 
     /* Add members to ImageInfo (node_image_info) in @info: "cluster-size",
      * "format-specific", ...  NULL: nothing to add. */

@@ -322,6 +322,7 @@ void node_unref(struct node *n)
         tree_recycle(n->graph, t);
     }
     range_lock_destroy(&n->rmw);
+    json_decref(n->options);
     free(n->name);
     free(n->state);
     free(n->filename);
@@ -332,55 +333,14 @@ void node_unref(struct node *n)
 
 /* --- Edges --- */
 
-static const char *perm_name(unsigned perm)
-{
-    return perm & PERM_WRITE    ? "write"
-           : perm & PERM_RESIZE ? "resize"
-                                : "consistent read";
-}
-
-static void describe_edge(const struct edge *e, char *buf, size_t len)
-{
-    (void)snprintf(buf, len, "%s%s%s (uses node '%s' as '%s' child)",
-                   e->parent ? "node '" : "",
-                   e->parent ? e->parent->name : e->user,
-                   e->parent ? "'" : "", e->child->name, e->role);
-}
-
-static int check_conflict(const struct edge *e, const struct edge *other,
-                          struct error **errp)
-{
-    unsigned taken = e->perm & ~other->shared;
-    unsigned given = other->perm & ~e->shared;
-    char needs[200];
-    char denies[200];
-
-    if (!taken && !given) {
-        return 0;
-    }
-    describe_edge(taken ? e : other, needs, sizeof(needs));
-    describe_edge(taken ? other : e, denies, sizeof(denies));
-    return error_set(errp, EBUSY,
-                     "Permission conflict on node '%s': permissions '%s' are "
-                     "both required by %s and unshared by %s",
-                     e->child->name, perm_name(taken ? taken : given), needs,
-                     denies);
-}
-
 int edge_link(struct edge *e, struct error **errp)
 {
     struct node *child = e->child;
 
-    if ((e->perm & (PERM_WRITE | PERM_RESIZE)) && child->flags.read_only) {
-        return error_set(errp, EACCES, "Block node is read-only: '%s'",
-                         child->name);
-    }
-    list_for_each (at, &child->parents) {
-        int r = check_conflict(
-            e, list_entry(at, struct edge, on_child), errp);
-        if (r < 0) {
-            return r;
-        }
+    int r = edge_check(e, child, e->perm, errp);
+
+    if (r < 0) {
+        return r;
     }
     graph_drain(child->graph, child);
     list_append(&child->parents, &e->on_child);
@@ -512,6 +472,39 @@ void node_detach(struct node *n, unsigned index)
     free(e);
 }
 
+struct edge *node_take_child(struct node *n, unsigned index)
+{
+    struct edge *e = n->child[index];
+
+    if (e) {
+        graph_drain(n->graph, n);
+        n->child[index] = NULL;
+        list_remove(&e->on_child);
+        tree_split(n->graph, e->child);
+    }
+    return e;
+}
+
+void node_put_child(struct node *n, unsigned index, struct edge *e)
+{
+    assert(!n->child[index]);
+    if (e) {
+        graph_drain(n->graph, n);
+        graph_drain(n->graph, e->child);
+        list_append(&e->child->parents, &e->on_child);
+        merge_trees_of(n, e->child);
+        n->child[index] = e;
+    }
+}
+
+void edge_free(struct edge *e)
+{
+    if (e) {
+        node_unref(e->child);
+        free(e);
+    }
+}
+
 void node_replace(struct node *from, struct node *to)
 {
     graph_drain(from->graph, from);
@@ -529,6 +522,22 @@ void node_replace(struct node *from, struct node *to)
         assert(from->refs > 1);
         from->refs--;
     }
+}
+
+int node_check_replace(const struct node *from, const struct node *to,
+                       struct error **errp)
+{
+    list_for_each (at, &from->parents) {
+        struct edge *e = list_entry(at, struct edge, on_child);
+        if (e->parent && node_is_below(to, e->parent)) {
+            continue;
+        }
+        int r = edge_check(e, to, e->perm, errp);
+        if (r < 0) {
+            return r;
+        }
+    }
+    return 0;
 }
 
 bool node_is_below(const struct node *top, const struct node *n)
@@ -557,6 +566,21 @@ void node_refresh_limits(struct node *n)
     n->limits = l;
     if (n->drv->limits) {
         n->drv->limits(n, &n->limits);
+    }
+}
+
+void node_refresh_above(struct node *n)
+{
+    list_for_each (at, &n->parents) {
+        struct node *parent = list_entry(at, struct edge, on_child)->parent;
+        if (!parent) {
+            continue;
+        }
+        if (parent->drv->is_filter && node_child(parent, CHILD_FILE) == n) {
+            parent->size = n->size;
+        }
+        node_refresh_limits(parent);
+        node_refresh_above(parent);
     }
 }
 

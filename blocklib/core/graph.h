@@ -34,6 +34,14 @@ void node_detach(struct node *n, unsigned index);
  * or below it. */
 void node_replace(struct node *from, struct node *to);
 
+/* Could that be done?  -EBUSY on conflicting permissions, -EACCES where @to
+ * is read-only and somebody writes. */
+int node_check_replace(const struct node *from, const struct node *to,
+                       struct error **errp);
+
+/* What the nodes above @n have from it: limits, and the size of filters. */
+void node_refresh_above(struct node *n);
+
 /* Compute n->limits anew after its children have changed. */
 void node_refresh_limits(struct node *n);
 

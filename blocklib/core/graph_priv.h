@@ -30,9 +30,20 @@ int node_alloc(struct graph *g, const struct driver *drv, const char *name,
 
 struct node *graph_find_locked(struct graph *g, const char *name);
 
+/* May @e, as an edge to @child, have @perm?  -EACCES: the child is read-only,
+ * -EBUSY: another parent or user objects. */
+int edge_check(const struct edge *e, const struct node *child, unsigned perm,
+               struct error **errp);
+
 /* Put @e (filled in but for the lists) on its child; or take it off. */
 int edge_link(struct edge *e, struct error **errp);
 void edge_unlink(struct edge *e);
+/* Take the edge to a child off (NULL: none), with its reference to the child;
+ * and put it back, without a check, or free it. */
+struct edge *node_take_child(struct node *n, unsigned index);
+void node_put_child(struct node *n, unsigned index, struct edge *e);
+void edge_free(struct edge *e);
+
 struct tree *edge_enter(struct edge *e, bool nowait);
 
 #endif /* NBDELTA_CORE_GRAPH_PRIV_H */

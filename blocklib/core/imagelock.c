@@ -14,13 +14,13 @@
 
 enum { ACCESS_READ, ACCESS_WRITE, ACCESS_WRITE_UNCHANGED, ACCESS_RESIZE };
 
-static const char *const names[] = { "consistent read", "write",
-                                     "write unchanged", "resize" };
+static const char *const names[] = {"consistent read", "write",
+                                    "write unchanged", "resize"};
 
-static int lock_byte(int fd, off_t byte)
+static int set_byte(int fd, short type, off_t byte)
 {
     struct flock l = {
-        .l_type = F_RDLCK,
+        .l_type = type,
         .l_whence = SEEK_SET,
         .l_start = byte,
         .l_len = 1,
@@ -66,24 +66,50 @@ static int lock_all(int fd, unsigned used, unsigned unshared)
 
     for (unsigned i = 0; i < ARRAY_SIZE(names) && r == 0; i++) {
         if (used & 1U << i) {
-            r = lock_byte(fd, USED_BASE + (off_t)i);
+            r = set_byte(fd, F_RDLCK, USED_BASE + (off_t)i);
         }
         if (r == 0 && (unshared & 1U << i)) {
-            r = lock_byte(fd, UNSHARED_BASE + (off_t)i);
+            r = set_byte(fd, F_RDLCK, UNSHARED_BASE + (off_t)i);
         }
     }
     return r;
 }
 
-int image_lock(int fd, const char *filename, bool writable,
-               struct error **errp)
-{
-    unsigned used = 1U << ACCESS_READ;
-    unsigned unshared = 1U << ACCESS_WRITE | 1U << ACCESS_RESIZE;
+#define UNSHARED (1U << ACCESS_WRITE | 1U << ACCESS_RESIZE)
 
-    if (writable) {
-        used |= unshared;
+static unsigned used_by(bool writable)
+{
+    return 1U << ACCESS_READ | (writable ? UNSHARED : 0);
+}
+
+int image_lock_again(int fd, bool writable)
+{
+    return lock_all(fd, used_by(writable), UNSHARED);
+}
+
+void image_lock_narrow(int fd)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(names); i++) {
+        if (used_by(true) & ~used_by(false) & 1U << i) {
+            (void)set_byte(fd, F_UNLCK, USED_BASE + (off_t)i);
+        }
     }
+}
+
+int image_lock_widen(int fd, const char *filename, struct error **errp)
+{
+    int r = image_lock(fd, filename, true, errp);
+
+    if (r < 0) {
+        image_lock_narrow(fd);
+    }
+    return r;
+}
+
+int image_lock(int fd, const char *filename, bool writable, struct error **errp)
+{
+    unsigned used = used_by(writable);
+    unsigned unshared = UNSHARED;
     int r = lock_all(fd, used, unshared);
     if (r < 0) {
         return no_locks(filename, r, errp);

@@ -23,4 +23,15 @@
 int image_lock(int fd, const char *filename, bool writable,
                struct error **errp);
 
+/*
+ * Change what @fd, which holds a lock for reading, holds: for writing too
+ * (as image_lock, but on failure the old lock stands), and back.
+ */
+int image_lock_widen(int fd, const char *filename, struct error **errp);
+void image_lock_narrow(int fd);
+
+/* Lock @fd, another open of a file whose lock the caller holds already with
+ * the same or more access: so there is no conflict to look for. */
+int image_lock_again(int fd, bool writable);
+
 #endif /* NBDELTA_CORE_IMAGELOCK_H */

@@ -42,6 +42,8 @@ struct edge {
     char *user;          /* for texts, of a blk: "export 'vda'" */
     unsigned perm;       /* enum perm */
     unsigned shared;     /* enum perm */
+    bool may_grow;       /* wants PERM_RESIZE where it wants PERM_WRITE */
+    bool inherits;       /* the child was opened by the parent's options */
     struct list on_child; /* in child->parents */
     struct tree *_Atomic tree; /* of a blk: the child's */
 };
@@ -92,6 +94,7 @@ struct node {
     const struct read_guard *guard; /* or NULL */
 
     /* --- Control lock. --- */
+    json_t *options;        /* what it was opened with; NULL: by a job */
     struct list in_graph;
     struct list in_tree;
     unsigned refs;          /* edges, and one for the graph (graph_open) */
@@ -99,6 +102,8 @@ struct node {
     bool opened;            /* drv->open has succeeded */
     bool visited;           /* scratch of walks */
     bool bitmaps_changed;   /* persistent ones, and not stored yet */
+    unsigned job_count;     /* jobs that work on it (blocker.h) */
+    const char *job_type;   /* of the last of them */
     unsigned open_depth;    /* during open: images stacked above */
 
     /* --- Own lock. --- */

@@ -118,8 +118,12 @@ int node_open_child(struct node *n, struct opts *opts, const char *key,
         perm |= PERM_WRITE | (grow ? PERM_RESIZE : 0);
     }
     r = node_attach(n, index, child, key, perm, PERM_READ, errp);
-    if (r == 0 && grow && !n->flags.read_only && child->drv->is_protocol) {
-        child->growable = true;
+    if (r == 0) {
+        n->child[index]->may_grow = grow;
+        n->child[index]->inherits = !child->monitor_owned;
+        if (grow && !n->flags.read_only && child->drv->is_protocol) {
+            child->growable = true;
+        }
     }
     node_unref(child); /* the edge holds its own */
     return r;
@@ -197,14 +201,16 @@ static int open_backing(struct node *n, struct opts *opts,
         return r;
     }
     r = attach_backing(n, backing, errp);
+    if (r == 0) {
+        n->child[CHILD_BACKING]->inherits = !backing->monitor_owned;
+    }
     node_unref(backing);
     return r;
 }
 
 /* --- Keys that every node takes --- */
 
-static int take_common(struct opts *o, struct node_flags *f,
-                       struct error **errp)
+int node_take_flags(struct opts *o, struct node_flags *f, struct error **errp)
 {
     static const char *const discard_words[] = { "ignore", "off", "unmap",
                                                  "on", NULL };
@@ -324,7 +330,7 @@ static int open_with_opts(const struct context *ctx, struct opts *opts,
 
     if ((r = opts_str(opts, "driver", &driver, errp)) < 0 ||
         (r = opts_str(opts, "node-name", &name, errp)) < 0 ||
-        (r = take_common(opts, &flags, errp)) < 0) {
+        (r = node_take_flags(opts, &flags, errp)) < 0) {
         return r;
     }
     bool probed = !driver;
@@ -351,6 +357,7 @@ static int open_with_opts(const struct context *ctx, struct opts *opts,
     n->preopened = file;
     n->probed = probed;
     n->open_depth = ctx->depth;
+    n->options = json_deep_copy(options);
     r = open_driver(n, opts, options, errp);
     if (r < 0) {
         node_unref(n);

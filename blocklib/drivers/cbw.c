@@ -19,6 +19,7 @@
 
 #include <errno.h>
 
+#include "core/blocker.h"
 #include "core/driver.h"
 #include "nbdelta/error.h"
 
@@ -159,6 +160,8 @@ int cbw_insert(struct graph *g, struct node *source, struct node *target,
     if (node_is_below(target, source)) {
         reader_of(target)->guard = copy_guard(copy);
     }
+    node_block(n, "backup");
+    node_block(target, "backup");
     *filterp = n;
     return 0;
 }
@@ -173,6 +176,7 @@ void cbw_remove(struct node *filter)
     copy_set_filter(copy, NULL);
     reader_of(node_child(filter, CHILD_TARGET))->guard = NULL;
     s->copy = NULL;
+    node_unblock(node_child(filter, CHILD_TARGET));
     node_detach(filter, CHILD_TARGET);
     node_unref(filter);
 }

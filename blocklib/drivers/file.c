@@ -25,45 +25,14 @@
 #include <linux/fs.h>
 
 #include "core/imagelock.h"
-#include "core/node.h"
 #include "core/opts.h"
+#include "drivers/file.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
 #include "util/iov.h"
 
 /* The memory of core's own buffers has no more (buf_alloc). */
 #define DIRECT_ALIGN_MAX 4096
-
-/* Bytes of the file that are all data or all a hole. */
-struct run {
-    uint64_t start;
-    uint64_t end;
-    bool hole;
-};
-
-struct file {
-    /* Set at open. */
-    int fd;
-    bool regular;
-    bool locked;         /* nobody else writes to the file */
-    uint32_t align;      /* of O_DIRECT, else 1 */
-    uint32_t zero_align; /* what fallocate takes */
-
-    mutex_t flush_lock; /* one fdatasync at a time */
-
-    mutex_t status_lock;
-    struct run last GUARDED_BY(status_lock); /* what status found last */
-    uint64_t last_changes GUARDED_BY(status_lock);
-
-    /* Atomic. */
-    _Atomic uint64_t changes;
-    _Atomic uint64_t flushed;
-    _Atomic bool broken; /* an fdatasync has failed */
-    _Atomic bool no_zero_range;
-    _Atomic bool no_punch;
-    _Atomic bool no_holes; /* lseek cannot tell them */
-    _Atomic bool no_nowait;
-};
 
 /* --- Opening --- */
 
@@ -93,12 +62,10 @@ static uint32_t direct_alignment(int fd, bool regular)
     return regular ? DIRECT_ALIGN_MAX : sector_size(fd);
 }
 
-static int find_alignment(struct node *n, const char *filename,
-                          struct error **errp)
+int file_find_alignment(struct file *s, bool direct, const char *filename,
+                        struct error **errp)
 {
-    struct file *s = n->state;
-
-    s->align = n->flags.direct ? direct_alignment(s->fd, s->regular) : 1;
+    s->align = direct ? direct_alignment(s->fd, s->regular) : 1;
     if (s->align > DIRECT_ALIGN_MAX) {
         return error_set(errp, ENOTSUP,
                          "cache.direct=on would need an alignment of %" PRIu32
@@ -170,7 +137,7 @@ static int open_fd(struct node *n, const char *filename, struct error **errp)
     }
     s->regular = S_ISREG(st.st_mode);
     if ((r = check_kind(&st, filename, errp)) < 0 ||
-        (r = find_alignment(n, filename, errp)) < 0) {
+        (r = file_find_alignment(s, n->flags.direct, filename, errp)) < 0) {
         return r;
     }
     return find_size(n, filename, &st, errp);
@@ -380,7 +347,7 @@ static int sync_locked(struct file *s) REQUIRES(s->flush_lock)
     return 0;
 }
 
-static int file_flush(struct node *n)
+int file_flush(struct node *n)
 {
     struct file *s = n->state;
     uint64_t want = atomic_load(&s->changes);
@@ -594,6 +561,9 @@ const struct driver driver_file = {
     .flags_write = REQ_FUA,
     .open = file_open,
     .close = file_close,
+    .reopen = file_reopen,
+    .reopen_commit = file_reopen_commit,
+    .reopen_abort = file_reopen_abort,
     .limits = file_limits,
     .resize = file_resize,
     .describe = file_describe,

@@ -73,6 +73,11 @@ static void table_free(struct qcow2_table *t)
     free(t);
 }
 
+void qcow2_cache_set_file(struct qcow2_cache *c, struct node *file)
+{
+    c->file = file;
+}
+
 void qcow2_cache_free(struct qcow2_cache *c)
 {
     if (!c) {

@@ -40,6 +40,9 @@ typedef int qcow2_table_check(const struct qcow2_table *t, void *opaque);
 struct qcow2_cache *qcow2_cache_new(struct node *file, size_t table_size,
                                     size_t max, qcow2_table_check *check,
                                     void *opaque);
+/* From now on in another file of the same content; nothing is dirty. */
+void qcow2_cache_set_file(struct qcow2_cache *c, struct node *file);
+
 /* Whatever is dirty is lost.  NULL is fine. */
 void qcow2_cache_free(struct qcow2_cache *c);
 

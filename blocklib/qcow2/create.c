@@ -208,7 +208,7 @@ static int fill_header(const struct plan *p, unsigned char *h,
         h[104] = (unsigned char)p->compression;
     }
     if (fmt) {
-        at = put_extension(at, 0xe2792aca, p->backing_fmt, fmt);
+        at = put_extension(at, QCOW2_EXT_BACKING_FMT, p->backing_fmt, fmt);
     }
     if (p->version >= 3 && fixed + features <= p->cluster_size) {
         at = put_features(at);

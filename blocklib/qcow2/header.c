@@ -18,7 +18,6 @@
 #include "nbdelta/error.h"
 #include "qcow2/qcow2.h"
 
-#define EXT_BACKING_FMT  0xe2792aca
 #define EXT_FEATURES     0x6803f857
 #define V2_HEADER_LENGTH 72
 #define V3_HEADER_LENGTH 104
@@ -56,7 +55,7 @@ static int parse_extension(uint32_t type, const unsigned char *data,
                            struct extensions *x, struct error **errp)
 {
     switch (type) {
-    case EXT_BACKING_FMT:
+    case QCOW2_EXT_BACKING_FMT:
         if (len > 15) {
             return error_set(errp, EINVAL,
                              "the backing format name has %" PRIu32

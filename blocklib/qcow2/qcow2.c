@@ -30,6 +30,7 @@ static void state_free(struct qcow2 *s)
     free(s->reftable);
     free(s->freed);
     free(s->unpacked);
+    free(s->wanted);
     range_lock_destroy(&s->range);
     mutex_destroy(&s->flush_lock);
     mutex_destroy(&s->meta);
@@ -86,7 +87,7 @@ static int read_tables(struct qcow2 *s, const struct qcow2_header *h,
 /* --- Checks --- */
 
 /* May an image with this header be written by us? */
-static int check_writable(const struct qcow2_header *h, struct error **errp)
+int qcow2_check_writable(const struct qcow2_header *h, struct error **errp)
 {
     if (h->incompatible & QCOW2_INCOMPAT_CORRUPT) {
         return error_set(errp, EACCES,
@@ -134,7 +135,7 @@ static int check_l2(const struct qcow2_table *t, void *opaque)
 
 /* --- Opening --- */
 
-static int take_options(struct opts *o, uint64_t *l2_bytes,
+int qcow2_take_options(struct opts *o, uint64_t *l2_bytes,
                         uint64_t *refcount_bytes, struct error **errp)
 {
     static const char *const overlap[] = { "none", "constant", "cached",
@@ -156,13 +157,21 @@ static int take_options(struct opts *o, uint64_t *l2_bytes,
         (r = opts_enum(o, "overlap-check", overlap, &mode, errp)) < 0) {
         return r;
     }
+    if (total > 0 && *l2_bytes > total) {
+        return error_set(errp, EINVAL,
+                         "l2-cache-size may not exceed cache-size");
+    }
+    if (total > 0 && *refcount_bytes > total) {
+        return error_set(errp, EINVAL,
+                         "refcount-cache-size may not exceed cache-size");
+    }
     if (total > 0 && *l2_bytes == 0) {
         *l2_bytes = total > *refcount_bytes ? total - *refcount_bytes : 0;
     }
     return 0;
 }
 
-static int make_caches(struct qcow2 *s, uint64_t l2_bytes,
+int qcow2_make_caches(struct qcow2 *s, uint64_t l2_bytes,
                        uint64_t refcount_bytes, struct error **errp)
 {
     uint64_t l2_max = max_u64(s->l1_size, L2_CACHE_MIN);
@@ -173,6 +182,8 @@ static int make_caches(struct qcow2 *s, uint64_t l2_bytes,
 
     l2 = min_u64(max_u64(l2, L2_CACHE_MIN), l2_max);
     blocks = min_u64(max_u64(blocks, REFBLOCKS_MIN), blocks_max);
+    s->l2_bytes = l2_bytes;
+    s->refcount_bytes = refcount_bytes;
     s->l2 = qcow2_cache_new(s->file, s->cluster_size, l2, check_l2, s);
     s->refblocks =
         qcow2_cache_new(s->file, s->cluster_size, blocks, NULL, NULL);
@@ -182,7 +193,7 @@ static int make_caches(struct qcow2 *s, uint64_t l2_bytes,
 }
 
 /* Features that a writer who does not know them has to clear. */
-static int clear_autoclear(struct qcow2 *s, const struct qcow2_header *h,
+int qcow2_clear_autoclear(struct qcow2 *s, const struct qcow2_header *h,
                            struct error **errp)
 {
     uint64_t known = s->bitmaps_ext.count > 0 ? QCOW2_AUTOCLEAR_BITMAPS : 0;
@@ -230,7 +241,7 @@ static int open_with_header(struct qcow2 *s, struct qcow2_header *h,
                             struct error **errp)
 {
     bool writable = !s->node->flags.read_only;
-    int r = writable ? check_writable(h, errp) : 0;
+    int r = writable ? qcow2_check_writable(h, errp) : 0;
 
     if (r < 0) {
         return r;
@@ -238,13 +249,13 @@ static int open_with_header(struct qcow2 *s, struct qcow2_header *h,
     take_header(s, h);
     r = read_tables(s, h, errp);
     if (r == 0) {
-        r = make_caches(s, l2_bytes, refcount_bytes, errp);
+        r = qcow2_make_caches(s, l2_bytes, refcount_bytes, errp);
     }
     if (r == 0) {
         r = qcow2_bitmaps_load(s, h, errp);
     }
     if (r == 0 && writable) {
-        r = clear_autoclear(s, h, errp);
+        r = qcow2_clear_autoclear(s, h, errp);
     }
     return r;
 }
@@ -256,7 +267,7 @@ static int qcow2_open(struct node *n, struct opts *opts, struct error **errp)
     uint64_t l2_bytes = 0;
     uint64_t refcount_bytes = 0;
 
-    int r = take_options(opts, &l2_bytes, &refcount_bytes, errp);
+    int r = qcow2_take_options(opts, &l2_bytes, &refcount_bytes, errp);
     if (r == 0) {
         r = node_open_child(n, opts, "file", CHILD_FILE, true, errp);
     }
@@ -287,7 +298,7 @@ static int qcow2_open(struct node *n, struct opts *opts, struct error **errp)
 
 /* The file ends where the last cluster ends, also when the last bytes were
  * never written: other readers want whole clusters. */
-static void round_up_file(struct qcow2 *s)
+void qcow2_round_up_file(struct qcow2 *s)
 {
     struct node *file = s->file;
 
@@ -308,7 +319,7 @@ static void qcow2_close(struct node *n)
         if (qcow2_flush(n) == 0) {
             (void)qcow2_flush(n);
         }
-        round_up_file(s);
+        qcow2_round_up_file(s);
     }
     state_free(s);
 }
@@ -353,8 +364,15 @@ const struct driver driver_qcow2 = {
     .state_size = sizeof(struct qcow2),
     .open = qcow2_open,
     .close = qcow2_close,
+    .reopen = qcow2_reopen,
+    .reopen_commit = qcow2_reopen_commit,
+    .reopen_abort = qcow2_reopen_abort,
+    .reopen_options = qcow2_reopen_options,
+    .reopen_take = qcow2_reopen_take,
+    .file_changed = qcow2_file_changed,
     .limits = qcow2_limits,
     .resize = qcow2_resize,
+    .change_backing = qcow2_change_backing,
     .describe = qcow2_describe,
     .store_bitmaps = qcow2_store_bitmaps,
     .check_bitmap = qcow2_check_bitmap,

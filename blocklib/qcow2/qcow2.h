@@ -49,6 +49,7 @@
 #define QCOW2_AUTOCLEAR_BITMAPS    (UINT64_C(1) << 0)
 
 #define QCOW2_EXT_END     0
+#define QCOW2_EXT_BACKING_FMT 0xe2792aca
 #define QCOW2_EXT_BITMAPS 0x23852875
 #define QCOW2_EXT_FILLER  0x6e626466 /* ours: it says nothing */
 
@@ -129,6 +130,11 @@ struct qcow2 {
     enum qcow2_compression compression;
     uint64_t compatible;
     bool file_grows_zero;
+
+    /* --- Changed by a reopen, which has drained the tree. --- */
+    uint64_t l2_bytes; /* options, 0: default */
+    uint64_t refcount_bytes;
+    struct qcow2_wanted *wanted; /* by the reopen that goes on, or NULL */
 
     struct qcow2_cache *l2;
     struct qcow2_cache *refblocks;
@@ -320,6 +326,37 @@ int qcow2_write_compressed(struct node *n, uint64_t offset, uint64_t bytes,
  * bytes at the most. */
 void qcow2_compressed_extent(const struct qcow2 *s, uint64_t entry,
                              uint64_t *host, uint64_t *bytes);
+
+/* --- qcow2.c, for a reopen --- */
+
+/* The driver's own options; *l2_bytes and *refcount_bytes: 0 where they are
+ * not given. */
+int qcow2_take_options(struct opts *o, uint64_t *l2_bytes,
+                       uint64_t *refcount_bytes, struct error **errp);
+int qcow2_make_caches(struct qcow2 *s, uint64_t l2_bytes,
+                      uint64_t refcount_bytes, struct error **errp);
+
+/* May an image with this header be written by us?  And what has to be
+ * changed in it, before it is. */
+int qcow2_check_writable(const struct qcow2_header *h, struct error **errp);
+int qcow2_clear_autoclear(struct qcow2 *s, const struct qcow2_header *h,
+                          struct error **errp);
+void qcow2_round_up_file(struct qcow2 *s);
+
+/* --- reopen.c --- */
+
+int qcow2_reopen(struct node *n, const struct node_flags *to,
+                 struct error **errp);
+void qcow2_reopen_commit(struct node *n);
+void qcow2_reopen_abort(struct node *n);
+extern const char *const qcow2_reopen_options[];
+int qcow2_reopen_take(struct node *n, struct opts *opts, struct error **errp);
+void qcow2_file_changed(struct node *n);
+
+/* --- backing.c --- */
+
+int qcow2_change_backing(struct node *n, const char *name, const char *fmt,
+                         struct error **errp);
 
 /* --- create.c, resize.c --- */
 

@@ -49,6 +49,16 @@ int graph_open(struct graph *g, const json_t *options, struct node **nodep,
  * -EBUSY when something else uses it. */
 int graph_close(struct graph *g, struct node *n, struct error **errp);
 
+/*
+ * Change the options of open nodes: @list is an array of objects as graph_open
+ * takes them, complete (what is not given returns to its default), each with
+ * the "node-name" of a node.  Children that a node has opened itself can be
+ * changed with it; "file" and "backing" can become other nodes, by name, and
+ * "backing" null.  All of it happens or, on an error, nothing.
+ * -EINVAL: an option that cannot be changed; -EBUSY, -EACCES: permissions.
+ */
+int graph_reopen(struct graph *g, const json_t *list, struct error **errp);
+
 /* A node by its name, or NULL.  The pointer lives until the node is closed;
  * a caller who does not rule that out holds the monitor lock (job.h). */
 struct node *graph_find(struct graph *g, const char *name);

@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "core/chain.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/blocker.h"
+#include "core/graph.h"
+#include "core/reopen.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+
+struct node *chain_next(const struct node *n)
+{
+    return node_child(n, n->drv->is_filter ? CHILD_FILE : CHILD_BACKING);
+}
+
+struct node *chain_skip_filters(struct node *n)
+{
+    while (n && n->drv->is_filter) {
+        n = node_child(n, CHILD_FILE);
+    }
+    return n;
+}
+
+bool chain_contains(struct node *top, const struct node *n)
+{
+    while (top && top != n) {
+        top = chain_next(top);
+    }
+    return top != NULL;
+}
+
+int chain_set_read_only(struct node *n, bool read_only, struct error **errp)
+{
+    struct node *below = n->drv->is_filter ? node_child(n, CHILD_FILE) : NULL;
+    int r = below && !read_only ? chain_set_read_only(below, false, errp) : 0;
+
+    if (r == 0) {
+        r = node_set_read_only(n, read_only, errp);
+    }
+    if (r == 0 && below && read_only) {
+        r = chain_set_read_only(below, true, errp);
+    }
+    return r;
+}
+
+char *chain_backing_name(const struct node *n)
+{
+    const char *name = node_filename(n);
+    CLEANUP_FREE char *cwd = NULL;
+    char *full;
+
+    if (name[0] == '/' || strncmp(name, "json:", 5) == 0) {
+        return strdup(name);
+    }
+    cwd = getcwd(NULL, 0);
+    return cwd && asprintf(&full, "%s/%s", cwd, name) >= 0 ? full : NULL;
+}
+
+const char *chain_backing_format(const struct node *n)
+{
+    while (n->drv->is_filter) {
+        n = node_child(n, CHILD_FILE);
+    }
+    return n->drv->is_protocol ? "raw" : node_driver(n);
+}
+
+static bool same_file(const char *a, const char *b)
+{
+    CLEANUP_FREE char *real_a = a ? realpath(a, NULL) : NULL;
+    CLEANUP_FREE char *real_b = b ? realpath(b, NULL) : NULL;
+
+    return real_a && real_b && strcmp(real_a, real_b) == 0;
+}
+
+/* Is @name a name for @backing, as seen from @image? */
+static bool is_named(const struct node *image, const struct node *backing,
+                     const char *name)
+{
+    if (strcmp(name, node_filename(backing)) == 0 ||
+        (image->image_backing && strcmp(name, image->image_backing) == 0)) {
+        return true;
+    }
+    CLEANUP_FREE char *path = path_beside(node_filename(image), name);
+    return same_file(path, node_filename(backing));
+}
+
+struct node *chain_find_file(struct node *top, const char *name)
+{
+    struct node *n = chain_skip_filters(top);
+    struct node *backing;
+
+    while ((backing = chain_skip_filters(node_child(n, CHILD_BACKING)))) {
+        if (is_named(n, backing, name)) {
+            return backing;
+        }
+        n = backing;
+    }
+    return NULL;
+}
+
+int chain_set_backing_name(struct node *n, const char *name, const char *fmt,
+                           struct error **errp)
+{
+    bool read_only = n->flags.read_only;
+
+    if (!n->drv->change_backing) {
+        return error_set(errp, ENOTSUP,
+                         "Could not change backing file to '%s': format '%s' "
+                         "has none",
+                         name ? name : "", node_driver(n));
+    }
+    int r = node_set_read_only(n, false, errp);
+    if (r < 0) {
+        return r;
+    }
+    r = n->drv->change_backing(n, name, fmt, errp);
+    if (read_only) {
+        int back = node_set_read_only(n, true, r < 0 ? NULL : errp);
+        r = r < 0 ? r : back;
+    }
+    return r;
+}
+
+static int change_backing_locked(struct node *top, const char *device,
+                                 struct node *image, const char *name,
+                                 struct error **errp)
+{
+    const struct node *backing = node_child(image, CHILD_BACKING);
+
+    if (!backing) {
+        return error_set(errp, EINVAL,
+                         "not allowing backing file change on an image "
+                         "without a backing file");
+    }
+    int r = node_check_jobs(top, errp);
+    if (r < 0) {
+        return r;
+    }
+    if (!chain_contains(top, image)) {
+        return error_set(errp, EINVAL,
+                         "'%s' and image file are not in the same chain",
+                         device);
+    }
+    return chain_set_backing_name(image, name, chain_backing_format(backing),
+                                  errp);
+}
+
+int chain_change_backing(struct graph *g, struct node *top, const char *device,
+                         struct node *image, const char *name,
+                         struct error **errp)
+{
+    graph_lock(g);
+    graph_drain(g, image);
+    int r = change_backing_locked(top, device, image, name, errp);
+    graph_unlock(g);
+    return r;
+}

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_CORE_CHAIN_H
+#define NBDELTA_CORE_CHAIN_H
+
+/* Backing chains from the inside.  Control section. */
+#include "core/node.h"
+#include "nbdelta/chain.h"
+
+/* @n, or what is below it when it is a filter. */
+struct node *chain_skip_filters(struct node *n);
+
+/* What decides where @n does not: its filtered or its backing child, NULL at
+ * the end of the chain. */
+struct node *chain_next(const struct node *n);
+
+/* Is @n in the chain of @top (which is in it, too)? */
+bool chain_contains(struct node *top, const struct node *n);
+
+/* node_set_read_only, of @n and, through filters, of what they filter. */
+int chain_set_read_only(struct node *n, bool read_only, struct error **errp);
+
+/* The node in the chain below @top whose file somebody calls @name, as an
+ * image in the chain names it, or as a path; or NULL. */
+struct node *chain_find_file(struct node *top, const char *name);
+
+/* The name that an image, wherever it is, has to give to its backing file
+ * @n, malloc()ed; NULL: no memory.  And the format. */
+char *chain_backing_name(const struct node *n);
+const char *chain_backing_format(const struct node *n);
+
+/* Write @name and @fmt (or NULL) into the image of @n, which may be read-only:
+ * then it is writable for that time.  Its tree is drained. */
+int chain_set_backing_name(struct node *n, const char *name, const char *fmt,
+                           struct error **errp);
+
+#endif /* NBDELTA_CORE_CHAIN_H */

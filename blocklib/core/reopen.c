@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A step is one node.  Permissions come before what needs them:
+ *
+ *   becomes writable    file child (its own step)
+ *                       edge to it gets PERM_WRITE
+ *                       driver's reopen, which may write
+ *   becomes read-only   driver's reopen, which writes back
+ *                       edge loses PERM_WRITE
+ *                       file child (its own step)
+ */
+#include "core/reopen.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "core/graph_priv.h"
+#include "nbdelta/error.h"
+
+struct step {
+    struct list link;
+    struct node *node;
+    struct node_flags from;
+    struct node_flags to;
+    unsigned edge_perm; /* of the file child's edge, before */
+    bool grown;         /* the child has become growable */
+    bool done;
+};
+
+#define WRITING (PERM_WRITE | PERM_RESIZE)
+
+void reopen_init(struct reopen *set)
+{
+    list_init(&set->steps);
+}
+
+int reopen_add_one(struct reopen *set, struct node *n,
+                   const struct node_flags *to, struct error **errp)
+{
+    struct step *s = calloc(1, sizeof(*s));
+
+    if (!s) {
+        return error_set(errp, ENOMEM, "no memory to reopen '%s'",
+                         node_name(n));
+    }
+    s->node = n;
+    s->to = *to;
+    list_append(&set->steps, &s->link);
+    return 0;
+}
+
+int reopen_add(struct reopen *set, struct node *n, const struct node_flags *to,
+               struct error **errp)
+{
+    struct node *file = node_child(n, CHILD_FILE);
+    bool follows = file && n->child[CHILD_FILE]->inherits;
+    bool below_first = n->flags.read_only && !to->read_only;
+    int r = 0;
+
+    if (follows && below_first) {
+        r = reopen_add(set, file, to, errp);
+    }
+    if (r == 0) {
+        r = reopen_add_one(set, n, to, errp);
+    }
+    if (r == 0 && follows && !below_first) {
+        r = reopen_add(set, file, to, errp);
+    }
+    return r;
+}
+
+/* --- One step --- */
+
+static int check_users(const struct node *n, struct error **errp)
+{
+    list_for_each (at, &n->parents) {
+        if (list_entry(at, struct edge, on_child)->perm & WRITING) {
+            return error_set(errp, EBUSY,
+                             "Read-only block node '%s' cannot support "
+                             "read-write users",
+                             node_name(n));
+        }
+    }
+    return 0;
+}
+
+static int get_write_perm(struct step *s, struct error **errp)
+{
+    struct edge *e = s->node->child[CHILD_FILE];
+
+    if (!e) {
+        return 0;
+    }
+    unsigned perm = e->perm | PERM_WRITE | (e->may_grow ? PERM_RESIZE : 0);
+    int r = edge_check(e, e->child, perm, errp);
+    if (r < 0) {
+        return r;
+    }
+    e->perm = perm;
+    if (e->may_grow && e->child->drv->is_protocol && !e->child->growable) {
+        e->child->growable = true;
+        s->grown = true;
+    }
+    return 0;
+}
+
+static void put_edge_back(struct step *s)
+{
+    struct edge *e = s->node->child[CHILD_FILE];
+
+    if (e) {
+        e->perm = s->edge_perm;
+        if (s->grown) {
+            e->child->growable = false;
+        }
+    }
+}
+
+static int do_step(struct step *s, struct error **errp)
+{
+    struct node *n = s->node;
+    struct edge *e = n->child[CHILD_FILE];
+    int r = 0;
+
+    s->from = n->flags;
+    s->edge_perm = e ? e->perm : 0;
+    if (n->flags.read_only && !s->to.read_only) {
+        r = get_write_perm(s, errp);
+    } else if (s->to.read_only && !n->flags.read_only) {
+        r = check_users(n, errp);
+    }
+    if (r == 0 && n->drv->reopen) {
+        r = n->drv->reopen(n, &s->to, errp);
+    }
+    if (r < 0) {
+        put_edge_back(s);
+        return r;
+    }
+    if (e && s->to.read_only) {
+        e->perm &= ~(unsigned)WRITING;
+    }
+    n->flags = s->to;
+    s->done = true;
+    return 0;
+}
+
+static void undo_step(struct step *s)
+{
+    if (s->node->drv->reopen_abort) {
+        s->node->drv->reopen_abort(s->node);
+    }
+    if (s->done) {
+        s->node->flags = s->from;
+        put_edge_back(s);
+    }
+}
+
+/* --- The set --- */
+
+int reopen_apply(struct reopen *set, struct error **errp)
+{
+    list_for_each (at, &set->steps) {
+        int r = do_step(list_entry(at, struct step, link), errp);
+        if (r < 0) {
+            return r;
+        }
+    }
+    return 0;
+}
+
+void reopen_finish(struct reopen *set, bool stay)
+{
+    for (struct list *at = set->steps.prev; at != &set->steps; at = at->prev) {
+        struct step *s = list_entry(at, struct step, link);
+
+        if (!stay) {
+            undo_step(s);
+        } else if (s->node->drv->reopen_commit) {
+            s->node->drv->reopen_commit(s->node);
+        }
+    }
+    list_for_each_safe (at, &set->steps) {
+        struct step *s = list_entry(at, struct step, link);
+
+        node_refresh_limits(s->node);
+        node_refresh_above(s->node);
+        list_remove(at);
+        free(s);
+    }
+}
+
+int node_set_read_only(struct node *n, bool read_only, struct error **errp)
+{
+    struct node_flags to = n->flags;
+    struct reopen set;
+
+    if (n->flags.read_only == read_only) {
+        return 0;
+    }
+    to.read_only = read_only;
+    reopen_init(&set);
+    int r = reopen_add(&set, n, &to, errp);
+    if (r == 0) {
+        r = reopen_apply(&set, errp);
+    }
+    reopen_finish(&set, r == 0);
+    return r;
+}

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_CORE_REOPEN_H
+#define NBDELTA_CORE_REOPEN_H
+
+/*
+ * Changing the flags of open nodes: read-only, cache modes, discard
+ * ================================================================
+ *
+ * A set of nodes changes together or not at all.  File children that their
+ * parents have opened follow them.  All of it in a control section that
+ * has drained the trees of the nodes.
+ */
+#include "core/node.h"
+
+struct reopen {
+    struct list steps;
+};
+
+void reopen_init(struct reopen *set);
+
+/* @n shall have @to; what was added first is done first.  -ENOMEM.  A node
+ * that becomes writable comes after its file child, another before it;
+ * reopen_add adds both. */
+int reopen_add(struct reopen *set, struct node *n, const struct node_flags *to,
+               struct error **errp);
+int reopen_add_one(struct reopen *set, struct node *n,
+                   const struct node_flags *to, struct error **errp);
+
+/*
+ * Do it, so that it can be taken back.  -EACCES, -EBUSY: somebody writes to
+ * a node that shall become read-only, or objects to a new writer; -EAGAIN:
+ * another process has locked the image; and what the drivers say.  On
+ * failure everything is as it was.  reopen_finish has to follow either way.
+ */
+int reopen_apply(struct reopen *set, struct error **errp);
+
+/* Make it stay, or take it back; and empty the set. */
+void reopen_finish(struct reopen *set, bool stay);
+
+/* All of this for one flag of one node, whose tree is drained. */
+int node_set_read_only(struct node *n, bool read_only, struct error **errp);
+
+#endif /* NBDELTA_CORE_REOPEN_H */

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_DRIVERS_FILE_H
+#define NBDELTA_DRIVERS_FILE_H
+
+/* Between file.c and file_reopen.c. */
+#include "core/node.h"
+
+/* Bytes of the file that are all data or all a hole. */
+struct run {
+    uint64_t start;
+    uint64_t end;
+    bool hole;
+};
+
+struct file {
+    /* Set at open; changed by a reopen, which has drained the tree. */
+    int fd;
+    bool regular;
+    bool locked;                /* nobody else writes to the file */
+    uint32_t align;             /* of O_DIRECT, else 1 */
+    uint32_t zero_align;        /* what fallocate takes */
+    struct file_before *before; /* while it is not sure that a reopen stays */
+
+    mutex_t flush_lock; /* one fdatasync at a time */
+
+    mutex_t status_lock;
+    struct run last GUARDED_BY(status_lock); /* what status found last */
+    uint64_t last_changes GUARDED_BY(status_lock);
+
+    /* Atomic. */
+    _Atomic uint64_t changes;
+    _Atomic uint64_t flushed;
+    _Atomic bool broken; /* an fdatasync has failed */
+    _Atomic bool no_zero_range;
+    _Atomic bool no_punch;
+    _Atomic bool no_holes; /* lseek cannot tell them */
+    _Atomic bool no_nowait;
+};
+
+/* Find out what O_DIRECT (if @direct) and fallocate want of s->fd. */
+int file_find_alignment(struct file *s, bool direct, const char *filename,
+                        struct error **errp);
+
+int file_flush(struct node *n);
+
+int file_reopen(struct node *n, const struct node_flags *to,
+                struct error **errp);
+void file_reopen_commit(struct node *n);
+void file_reopen_abort(struct node *n);
+
+#endif /* NBDELTA_DRIVERS_FILE_H */

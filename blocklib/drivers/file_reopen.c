@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Opening a file again with other flags.
+ *
+ * Its descriptor is replaced by another one of the same inode, by way of
+ * /proc/self/fd: the name may lead elsewhere by now.  The old one stays open,
+ * with its lock, until it is sure that the new one stays; so no other
+ * process can get in between.
+ */
+#include "drivers/file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/imagelock.h"
+#include "nbdelta/error.h"
+
+struct file_before {
+    int fd;
+    uint32_t align;
+    uint32_t zero_align;
+    bool widened; /* the lock of fd, for the new one's sake */
+};
+
+static int open_again(const struct node *n, const struct node_flags *to,
+                      struct error **errp)
+{
+    const struct file *s = n->state;
+    int flags = O_CLOEXEC | O_NOCTTY | (to->read_only ? O_RDONLY : O_RDWR) |
+                (to->direct ? O_DIRECT : 0);
+    char path[40];
+
+    (void)snprintf(path, sizeof(path), "/proc/self/fd/%d", s->fd);
+    int fd = open(path, flags);
+    if (fd < 0) {
+        int code = errno;
+        return error_set(errp, code, "Could not open '%s': %s",
+                         node_filename(n), strerror(code));
+    }
+    return fd;
+}
+
+static int lock_again(struct node *n, const struct node_flags *to,
+                      struct file_before *before, int fd, struct error **errp)
+{
+    const struct file *s = n->state;
+    int r = 0;
+
+    if (!s->locked) {
+        return 0;
+    }
+    if (n->flags.read_only && !to->read_only) {
+        r = image_lock_widen(s->fd, node_filename(n), errp);
+        before->widened = r == 0;
+    }
+    if (r == 0) {
+        r = image_lock_again(fd, !to->read_only);
+        if (r < 0) {
+            r = error_set(errp, -r, "cannot lock the image '%s': %s",
+                          node_filename(n), strerror(-r));
+        }
+    }
+    return r;
+}
+
+static void take_back(struct file *s, struct file_before *before)
+{
+    s->fd = before->fd;
+    s->align = before->align;
+    s->zero_align = before->zero_align;
+    if (before->widened) {
+        image_lock_narrow(s->fd);
+    }
+    free(before);
+}
+
+int file_reopen(struct node *n, const struct node_flags *to,
+                struct error **errp)
+{
+    struct file *s = n->state;
+    /* An error of writing back is told to descriptors that were open. */
+    int r = n->flags.read_only ? 0 : file_flush(n);
+
+    if (r < 0) {
+        return error_set(errp, -r, "cannot flush '%s': %s", node_filename(n),
+                         strerror(-r));
+    }
+    if (to->read_only == n->flags.read_only && to->direct == n->flags.direct) {
+        return 0;
+    }
+    struct file_before *before = calloc(1, sizeof(*before));
+    if (!before) {
+        return error_set(errp, ENOMEM, "no memory to reopen '%s'",
+                         node_filename(n));
+    }
+    *before = (struct file_before){s->fd, s->align, s->zero_align, false};
+    int fd = open_again(n, to, errp);
+    if (fd < 0) {
+        free(before);
+        return fd;
+    }
+    r = lock_again(n, to, before, fd, errp);
+    s->fd = fd;
+    if (r == 0) {
+        r = file_find_alignment(s, to->direct, node_filename(n), errp);
+    }
+    if (r < 0) {
+        take_back(s, before);
+        (void)close(fd);
+        return r;
+    }
+    s->before = before;
+    return 0;
+}
+
+void file_reopen_commit(struct node *n)
+{
+    struct file *s = n->state;
+
+    if (s->before) {
+        (void)close(s->before->fd);
+        free(s->before);
+        s->before = NULL;
+    }
+}
+
+void file_reopen_abort(struct node *n)
+{
+    struct file *s = n->state;
+
+    if (s->before) {
+        (void)close(s->fd);
+        take_back(s, s->before);
+        s->before = NULL;
+    }
+}

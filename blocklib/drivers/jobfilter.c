@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "drivers/jobfilter.h"
+
+#include <errno.h>
+
+#include "nbdelta/error.h"
+
+static int refuse_resize(struct node *n, uint64_t size, struct error **errp)
+{
+    (void)size;
+    return error_set(errp, EBUSY,
+                     "Node '%s' is busy: block device is in use by block job: "
+                     "commit",
+                     node_name(node_child(n, CHILD_FILE)));
+}
+
+const struct driver driver_commit_top = {
+    .name = "commit_top",
+    .is_filter = true,
+    .flags_write = REQ_FUA,
+    .flags_zero = REQ_MAY_UNMAP,
+    .resize = refuse_resize,
+};
+
+const struct driver driver_mirror_top = {
+    .name = "mirror_top",
+    .is_filter = true,
+    .flags_write = REQ_FUA,
+    .flags_zero = REQ_MAY_UNMAP,
+    .resize = refuse_resize,
+};
+
+/* The filter does with its child what its users do with it. */
+static void take_over_perms(struct node *filter)
+{
+    struct edge *below = filter->child[CHILD_FILE];
+
+    list_for_each (at, &filter->parents) {
+        const struct edge *e = list_entry(at, struct edge, on_child);
+        below->perm |= e->perm;
+        below->shared &= e->shared;
+    }
+    /* The job itself reads. */
+    below->shared |= PERM_READ;
+}
+
+int jobfilter_insert(const struct driver *drv, struct node *n, const char *name,
+                     struct node **filterp, struct error **errp)
+{
+    struct node *filter;
+    int r = node_new(n->graph, drv, name, n, &filter, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    r = node_attach(filter, CHILD_FILE, n, "file", PERM_READ, PERM_ALL, errp);
+    if (r < 0) {
+        node_unref(filter);
+        return r;
+    }
+    node_refresh_limits(filter);
+    node_replace(n, filter);
+    take_over_perms(filter);
+    *filterp = filter;
+    return 0;
+}
+
+void jobfilter_remove(struct node *filter)
+{
+    graph_drain(filter->graph, filter);
+    node_replace(filter, node_child(filter, CHILD_FILE));
+    node_unref(filter);
+}

@@ -1,0 +1,618 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The commit job.
+ *
+ *     users                      what is copied: all that a layer from top
+ *       |                        down to above base decides
+ *    (filter)
+ *      top      --.
+ *      ...        | read
+ *      base    <--'  write
+ *
+ * First pass: from the start to the end of the disk.  Below the active layer
+ * nothing changes meanwhile, and that is all.  The active layer has a dirty
+ * bitmap; a later pass takes its bits, in a drained section, and copies what
+ * they say.  Bits are taken while no request is in flight, so what was
+ * written under a bit that is taken can be read, and what is written later
+ * sets a new one.  When a pass finds little, the job is ready; the last bits
+ * are copied in the drained section that ends the job.
+ *
+ * What is written to base is never seen through top: there, one of the layers
+ * that are copied decides.  So a job that fails has changed nothing but the
+ * content of base.
+ *
+ * The end, below the active layer, in this order: base is flushed, the image
+ * above top names base (durable), the nodes between are dropped.
+ */
+#include "job/commit.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/blocker.h"
+#include "core/chain.h"
+#include "core/graph.h"
+#include "drivers/jobfilter.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+
+#define CHUNK (1 * MiB)
+
+/* A pass that finds no more than this is the last one, or comes before the
+ * job is ready. */
+#define LITTLE (4 * MiB)
+
+/* How often a job that is ready looks for what was written. */
+#define SYNC_MS 100
+
+static struct commit *commit_of(struct job *job)
+{
+    return list_entry(job, struct commit, job);
+}
+
+/* --- Copying a range --- */
+
+/* How the parts are moved: by requests of the job's, or, in a drained
+ * section, by nodes. */
+struct mover {
+    int (*extents)(struct commit *c, uint64_t offset, uint64_t bytes,
+                   extent_fn *fn, void *opaque);
+    int (*read)(struct commit *c, uint64_t offset, uint64_t bytes);
+    int (*write)(struct commit *c, uint64_t offset, uint64_t bytes);
+    int (*zero)(struct commit *c, uint64_t offset, uint64_t bytes);
+};
+
+static int job_extents(struct commit *c, uint64_t offset, uint64_t bytes,
+                       extent_fn *fn, void *opaque)
+{
+    return blk_extents(c->from, offset, bytes, 0, fn, opaque);
+}
+
+static int job_read(struct commit *c, uint64_t offset, uint64_t bytes)
+{
+    return blk_pread(c->from, c->buf, bytes, offset, 0);
+}
+
+static int job_write(struct commit *c, uint64_t offset, uint64_t bytes)
+{
+    return blk_pwrite(c->to, c->buf, bytes, offset, 0);
+}
+
+static int job_zero(struct commit *c, uint64_t offset, uint64_t bytes)
+{
+    return blk_zero(c->to, offset, bytes, REQ_MAY_UNMAP);
+}
+
+static const struct mover by_requests = {
+    job_extents,
+    job_read,
+    job_write,
+    job_zero,
+};
+
+static int drained_extents(struct commit *c, uint64_t offset, uint64_t bytes,
+                           extent_fn *fn, void *opaque)
+{
+    return node_extents(c->top, offset, bytes, 0, fn, opaque);
+}
+
+static int drained_read(struct commit *c, uint64_t offset, uint64_t bytes)
+{
+    return node_pread(c->top, c->buf, bytes, offset, 0);
+}
+
+static int drained_write(struct commit *c, uint64_t offset, uint64_t bytes)
+{
+    return node_pwrite(c->base, c->buf, bytes, offset, 0);
+}
+
+static int drained_zero(struct commit *c, uint64_t offset, uint64_t bytes)
+{
+    return node_zero(c->base, offset, bytes, REQ_MAY_UNMAP);
+}
+
+static const struct mover by_nodes = {
+    drained_extents,
+    drained_read,
+    drained_write,
+    drained_zero,
+};
+
+static int take_first(const struct extent *e, void *opaque)
+{
+    *(struct extent *)opaque = *e;
+    return 1;
+}
+
+/* Move what has to be moved of a range that is alike and starts at @offset;
+ * *bytes becomes its length. */
+static int copy_some(struct commit *c, const struct mover *m, uint64_t offset,
+                     uint64_t *bytes, bool *reading)
+{
+    struct extent e = {.length = 0};
+    int r = m->extents(c, offset, *bytes, take_first, &e);
+
+    *reading = true;
+    if (r < 0) {
+        return r;
+    }
+    *bytes = min_u64(*bytes, e.length);
+    if (e.depth >= c->depth) {
+        return 0;
+    }
+    if (e.flags & EXTENT_ZERO) {
+        /* Where base has grown it has zeroes. */
+        bool fresh = offset >= c->base_size && !(e.flags & EXTENT_ALLOCATED);
+        *reading = false;
+        return fresh ? 0 : m->zero(c, offset, *bytes);
+    }
+    r = m->read(c, offset, *bytes);
+    if (r == 0) {
+        *reading = false;
+        r = m->write(c, offset, *bytes);
+    }
+    return r;
+}
+
+static int copy_range(struct commit *c, const struct mover *m, uint64_t offset,
+                      uint64_t bytes, bool *reading)
+{
+    while (bytes > 0) {
+        uint64_t len = bytes;
+        int r = copy_some(c, m, offset, &len, reading);
+        if (r < 0) {
+            return r;
+        }
+        offset += len;
+        bytes -= len;
+    }
+    return 0;
+}
+
+/* --- Pace --- */
+
+/* Wait until the speed allows more, or for @ms.  False: stop now. */
+static bool pace(struct commit *c)
+{
+    mutex_lock(&c->lock);
+    for (;;) {
+        uint64_t now = now_ns();
+        if (c->stop || c->speed == 0 || now >= c->next_ns) {
+            break;
+        }
+        (void)cond_wait_ms(&c->wake, &c->lock,
+                           (c->next_ns - now) / 1000000 + 1);
+    }
+    bool go = !c->stop;
+    mutex_unlock(&c->lock);
+    return go;
+}
+
+static void count_speed(struct commit *c, uint64_t bytes)
+{
+    mutex_lock(&c->lock);
+    if (c->speed > 0) {
+        c->next_ns = max_u64(c->next_ns, now_ns()) +
+                     (uint64_t)((double)bytes * 1e9 / (double)c->speed);
+    }
+    mutex_unlock(&c->lock);
+}
+
+/* Bytes of the next chunk: with a low speed, small ones. */
+static uint64_t chunk(struct commit *c)
+{
+    mutex_lock(&c->lock);
+    uint64_t speed = c->speed;
+    mutex_unlock(&c->lock);
+    return speed == 0 ? CHUNK
+                      : min_u64(CHUNK, max_u64(align_up(speed / 4, 64 * KiB),
+                                               64 * KiB));
+}
+
+/* --- Passes --- */
+
+static int failed(struct commit *c, bool reading, int r)
+{
+    struct jobs *j = c->job.jobs;
+
+    mutex_lock(&j->lock);
+    bool again = job_retries(j, &c->job, c->on_error, reading, r);
+    mutex_unlock(&j->lock);
+    return again ? JOB_STOPPED : r;
+}
+
+static int copy_chunk(struct commit *c, uint64_t offset, uint64_t bytes)
+{
+    bool reading;
+
+    if (!pace(c)) {
+        return JOB_STOPPED;
+    }
+    int r = copy_range(c, &by_requests, offset, bytes, &reading);
+    if (r < 0) {
+        return failed(c, reading, r);
+    }
+    count_speed(c, bytes);
+    atomic_fetch_add(&c->done, bytes);
+    return 0;
+}
+
+static int grow_base(struct commit *c)
+{
+    uint64_t size = blk_size(c->from);
+    int r = 0;
+
+    if (blk_size(c->to) < size) {
+        r = blk_resize(c->to, size, NULL);
+    }
+    return r < 0 ? failed(c, false, r) : 0;
+}
+
+static int first_pass(struct commit *c)
+{
+    uint64_t size = blk_size(c->from);
+    int r = 0;
+
+    while (r == 0 && c->at < size) {
+        uint64_t len = min_u64(chunk(c), size - c->at);
+        r = copy_chunk(c, c->at, len);
+        if (r == 0) {
+            c->at += len;
+        }
+    }
+    return r;
+}
+
+/* Copy what is set in todo, and free it. */
+static int copy_todo(struct commit *c)
+{
+    uint64_t size = hbitmap_size(c->todo);
+    uint64_t start;
+    uint64_t bytes;
+
+    while (hbitmap_next_dirty(c->todo, 0, size, &start, &bytes)) {
+        bytes = min_u64(bytes, chunk(c));
+        int r = copy_chunk(c, start, bytes);
+        if (r != 0) {
+            return r;
+        }
+        hbitmap_reset(c->todo, start, bytes);
+    }
+    hbitmap_free(c->todo);
+    c->todo = NULL;
+    return 0;
+}
+
+/* In a control section. */
+static int take_bits(struct commit *c)
+{
+    graph_drain(c->graph, c->top);
+    struct hbitmap *empty = hbitmap_new(node_size(c->top),
+                                        hbitmap_granularity(c->dirty->bits));
+    if (!empty) {
+        return -ENOMEM;
+    }
+    c->todo = bitmap_swap_bits(c->dirty, empty);
+    atomic_fetch_add(&c->total, hbitmap_count(c->todo));
+    /* Who resizes top itself comes past the filter. */
+    return node_size(c->base) < node_size(c->top)
+               ? node_resize(c->base, node_size(c->top), NULL)
+               : 0;
+}
+
+static int later_pass(struct commit *c, uint64_t *found)
+{
+    int r = 0;
+
+    *found = 0;
+    if (!c->todo) {
+        graph_lock(c->graph);
+        r = take_bits(c);
+        graph_unlock(c->graph);
+        if (r < 0) {
+            return r;
+        }
+        *found = hbitmap_count(c->todo);
+    }
+    return copy_todo(c);
+}
+
+/* Wait a little.  True: the job shall end. */
+static bool wait_for_end(struct commit *c, bool *stop)
+{
+    mutex_lock(&c->lock);
+    if (!c->complete && !c->end && !c->stop) {
+        (void)cond_wait_ms(&c->wake, &c->lock, SYNC_MS);
+    }
+    bool end = c->complete || c->end;
+    *stop = c->stop;
+    mutex_unlock(&c->lock);
+    return end;
+}
+
+static int become_ready(struct commit *c)
+{
+    int r = blk_flush(c->to);
+
+    if (r < 0) {
+        return failed(c, false, r);
+    }
+    struct jobs *j = c->job.jobs;
+    mutex_lock(&j->lock);
+    if (!c->job.cancelled) {
+        job_ready(j, &c->job);
+        c->ready = true;
+    }
+    mutex_unlock(&j->lock);
+    return c->ready ? 0 : JOB_STOPPED;
+}
+
+static int keep_up(struct commit *c)
+{
+    bool stop = false;
+    bool end = false;
+
+    while (!stop) {
+        uint64_t found;
+        int r = later_pass(c, &found);
+        if (r != 0) {
+            return r;
+        }
+        if (found > LITTLE) {
+            continue;
+        }
+        if (!c->ready) {
+            r = become_ready(c);
+            if (r != 0) {
+                return r;
+            }
+        } else if (end) {
+            return 0;
+        }
+        end = wait_for_end(c, &stop);
+    }
+    return JOB_STOPPED;
+}
+
+static int commit_run(struct job *job)
+{
+    struct commit *c = commit_of(job);
+    int r = grow_base(c);
+
+    if (r == 0) {
+        r = first_pass(c);
+    }
+    if (r == 0 && c->active) {
+        r = keep_up(c);
+    }
+    return r;
+}
+
+/* --- The end --- */
+
+static void release_users(struct commit *c)
+{
+    blk_free(c->from);
+    blk_free(c->to);
+    c->from = NULL;
+    c->to = NULL;
+}
+
+/* In a drained section from here on. */
+
+/* What was written since the last pass. */
+static int catch_up(struct commit *c)
+{
+    uint64_t size = node_size(c->top);
+    uint64_t at = 0;
+    uint64_t bytes;
+    bool reading;
+    int r = take_bits(c);
+
+    while (r == 0 && hbitmap_next_dirty(c->todo, at, size, &at, &bytes)) {
+        for (uint64_t end = at + bytes; r == 0 && at < end;) {
+            uint64_t len = min_u64(CHUNK, end - at);
+            r = copy_range(c, &by_nodes, at, len, &reading);
+            atomic_fetch_add(&c->done, len);
+            at += len;
+        }
+    }
+    return r < 0 ? r : node_flush(c->base);
+}
+
+/* All images that have @n, or a filter above it, as their backing node. */
+static int rename_backing(struct commit *c, struct node *n, const char *name)
+{
+    int r = 0;
+
+    list_for_each (at, &n->parents) {
+        const struct edge *e = list_entry(at, struct edge, on_child);
+        if (r < 0 || !e->parent) {
+            continue;
+        }
+        if (e->parent->drv->is_filter) {
+            r = rename_backing(c, e->parent, name);
+        } else if (e == e->parent->child[CHILD_BACKING]) {
+            r = chain_set_backing_name(e->parent, name,
+                                       chain_backing_format(c->base), NULL);
+        }
+    }
+    return r;
+}
+
+static int switch_to_base(struct commit *c)
+{
+    int r = node_check_replace(c->filter, c->base, NULL);
+
+    if (r < 0) {
+        return r;
+    }
+    node_replace(c->filter, c->base);
+    node_refresh_above(c->base);
+    node_unref(c->filter);
+    c->filter = NULL;
+    return 0;
+}
+
+static int end_below(struct commit *c)
+{
+    CLEANUP_FREE char *name = c->backing_file ? strdup(c->backing_file)
+                                              : chain_backing_name(c->base);
+    int r = name ? node_flush(c->base) : -ENOMEM;
+
+    if (r == 0) {
+        r = rename_backing(c, c->filter, name);
+    }
+    return r < 0 ? r : switch_to_base(c);
+}
+
+static int end_active(struct commit *c)
+{
+    int r = catch_up(c);
+
+    if (r < 0 || !c->complete) {
+        return r;
+    }
+    r = node_check_replace(c->filter, c->base, NULL);
+    if (r == 0) {
+        c->base_read_only = c->top->flags.read_only;
+        r = switch_to_base(c);
+    }
+    return r;
+}
+
+static int commit_prepare(struct job *job)
+{
+    struct commit *c = commit_of(job);
+
+    release_users(c);
+    graph_lock(c->graph);
+    graph_drain(c->graph, c->top);
+    int r = c->active ? end_active(c) : end_below(c);
+    graph_unlock(c->graph);
+    return r;
+}
+
+void commit_disarm(struct commit *c)
+{
+    release_users(c);
+    graph_lock(c->graph);
+    if (c->base) {
+        graph_drain(c->graph, c->base);
+    }
+    if (c->dirty) {
+        bitmap_drop(c->dirty);
+        c->dirty = NULL;
+    }
+    if (c->filter) {
+        jobfilter_remove(c->filter);
+        c->filter = NULL;
+    }
+    if (c->base_read_only) {
+        (void)chain_set_read_only(c->base, true, NULL);
+        c->base_read_only = false;
+    }
+    for (size_t i = 0; i < c->node_count; i++) {
+        node_unblock(c->nodes[i]);
+        node_unref(c->nodes[i]);
+    }
+    c->node_count = 0;
+    graph_unlock(c->graph);
+}
+
+static void commit_clean(struct job *job)
+{
+    commit_disarm(commit_of(job));
+}
+
+/* --- Verbs --- */
+
+static void commit_kick(struct job *job, bool stop)
+{
+    struct commit *c = commit_of(job);
+
+    mutex_lock(&c->lock);
+    c->stop = stop;
+    cond_broadcast(&c->wake);
+    mutex_unlock(&c->lock);
+}
+
+static void commit_set_speed(struct job *job, uint64_t speed)
+{
+    struct commit *c = commit_of(job);
+
+    mutex_lock(&c->lock);
+    c->speed = speed;
+    c->next_ns = 0;
+    cond_broadcast(&c->wake);
+    mutex_unlock(&c->lock);
+}
+
+static void ask_for_end(struct commit *c, bool *how)
+{
+    mutex_lock(&c->lock);
+    *how = true;
+    cond_broadcast(&c->wake);
+    mutex_unlock(&c->lock);
+}
+
+static int commit_complete(struct job *job, struct error **errp)
+{
+    struct commit *c = commit_of(job);
+
+    if (!c->ready) {
+        return error_set(errp, EPERM,
+                         "The active block job '%s' cannot be completed",
+                         job->id);
+    }
+    ask_for_end(c, &c->complete);
+    return 0;
+}
+
+/* When base has it all, to stop is no failure. */
+static bool commit_cancel(struct job *job)
+{
+    struct commit *c = commit_of(job);
+
+    if (c->ready) {
+        ask_for_end(c, &c->end);
+    }
+    return !c->ready;
+}
+
+static void commit_progress(struct job *job, uint64_t *done, uint64_t *total)
+{
+    const struct commit *c = commit_of(job);
+
+    *done = atomic_load(&c->done);
+    *total = atomic_load(&c->total);
+}
+
+static void commit_free(struct job *job)
+{
+    struct commit *c = commit_of(job);
+
+    hbitmap_free(c->todo);
+    cond_destroy(&c->wake);
+    mutex_destroy(&c->lock);
+    free(c->backing_file);
+    free(c->nodes);
+    free(c->buf);
+    free(c);
+}
+
+const struct job_driver commit_driver = {
+    .type = "commit",
+    .run = commit_run,
+    .prepare = commit_prepare,
+    .clean = commit_clean,
+    .kick = commit_kick,
+    .set_speed = commit_set_speed,
+    .complete = commit_complete,
+    .cancel = commit_cancel,
+    .progress = commit_progress,
+    .free = commit_free,
+};

@@ -1,0 +1,323 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The start of a commit job: which nodes are meant, may it be, and then
+ *
+ *   base is made writable | the filter is inserted above top | all nodes that
+ *   take part are blocked for others | the active layer gets its bitmap
+ */
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/blocker.h"
+#include "core/chain.h"
+#include "core/graph.h"
+#include "drivers/jobfilter.h"
+#include "job/commit.h"
+#include "nbdelta/blk.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/error.h"
+
+#define CHUNK       (1 * MiB)
+#define GRANULARITY (64 * KiB)
+
+struct plan {
+    struct node *root;
+    struct node *top;
+    struct node *base;
+    bool active;
+};
+
+/* --- Which nodes? --- */
+
+static int not_in_chain(const struct node *n, struct error **errp)
+{
+    return error_set(errp, EINVAL, "'%s' is not in this backing file chain",
+                     node_name(n));
+}
+
+static int find_top(const struct commit_options *o, struct plan *p,
+                    struct error **errp)
+{
+    p->top = p->root;
+    if (o->top_node && o->top) {
+        return error_set(errp, EINVAL,
+                         "'top-node' and 'top' are mutually exclusive");
+    }
+    if (o->top_node) {
+        p->top = o->top_node;
+        return chain_contains(p->root, p->top) ? 0 : not_in_chain(p->top, errp);
+    }
+    if (o->top && strcmp(node_filename(p->root), o->top) != 0) {
+        p->top = chain_find_file(p->root, o->top);
+        if (!p->top) {
+            return error_set(errp, ENOENT, "Top image file %s not found",
+                             o->top);
+        }
+    }
+    return 0;
+}
+
+/* The lowest node of the chain. */
+static struct node *chain_end(struct node *n)
+{
+    while (chain_skip_filters(n) && chain_next(chain_skip_filters(n))) {
+        n = chain_next(chain_skip_filters(n));
+    }
+    return n;
+}
+
+static int find_base(const struct commit_options *o, struct plan *p,
+                     struct error **errp)
+{
+    if (o->base_node && o->base) {
+        return error_set(errp, EINVAL,
+                         "'base-node' and 'base' are mutually exclusive");
+    }
+    if (o->base_node) {
+        p->base = o->base_node;
+        return chain_contains(p->top, p->base) ? 0
+                                               : not_in_chain(p->base, errp);
+    }
+    p->base = o->base ? chain_find_file(p->top, o->base) : chain_end(p->top);
+    if (!p->base) {
+        return error_set(errp, ENOENT, "Can't find '%s' in the backing chain",
+                         o->base);
+    }
+    return 0;
+}
+
+static bool has_writer(const struct node *n)
+{
+    list_for_each (at, &n->parents) {
+        if (list_entry(at, struct edge, on_child)->perm & PERM_WRITE) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static int check_active(const struct commit_options *o, struct plan *p,
+                        struct error **errp)
+{
+    bool is_root = chain_skip_filters(p->top) == chain_skip_filters(p->root);
+
+    p->active = is_root || has_writer(p->top);
+    if (p->active && o->backing_file) {
+        return error_set(errp, EINVAL,
+                         is_root ? "'backing-file' specified, but 'top' is "
+                                   "the active layer"
+                                 : "'backing-file' specified, but 'top' has a "
+                                   "writer on it");
+    }
+    return 0;
+}
+
+/* The nodes from @from down to @to, which is below. */
+static int check_free(struct node *from, const struct node *to,
+                      struct error **errp)
+{
+    for (struct node *n = from;; n = chain_next(n)) {
+        int r = node_check_jobs(n, errp);
+        if (r < 0 || n == to) {
+            return r;
+        }
+    }
+}
+
+static int make_plan(const struct commit_options *o, struct plan *p,
+                     struct error **errp)
+{
+    int r;
+
+    *p = (struct plan){.root = o->root};
+    list_for_each (at, &p->root->parents) {
+        if (list_entry(at, struct edge, on_child)->parent) {
+            return error_set(errp, EINVAL, "Need a root block node");
+        }
+    }
+    if ((r = node_check_jobs(p->root, errp)) < 0 ||
+        (r = find_top(o, p, errp)) < 0 || (r = find_base(o, p, errp)) < 0 ||
+        (r = check_free(p->top, p->base, errp)) < 0) {
+        return r;
+    }
+    if (p->top == p->base) {
+        return error_set(errp, EINVAL, "cannot commit an image into itself");
+    }
+    r = check_active(o, p, errp);
+    if (r == 0 && chain_skip_filters(p->top) == chain_skip_filters(p->base)) {
+        return error_set(errp, EINVAL,
+                         "Invalid files for merge: top and base are the same");
+    }
+    /* The image above top is changed, too. */
+    return r < 0 || p->active ? r : check_free(p->root, p->top, errp);
+}
+
+/* --- Arming --- */
+
+static unsigned layers(struct node *from, const struct node *to)
+{
+    unsigned count = 0;
+
+    for (struct node *n = from; n != to; n = chain_next(n)) {
+        count += !n->drv->is_filter;
+    }
+    return count;
+}
+
+static int block(struct commit *c, struct node *n)
+{
+    struct node **nodes = realloc(c->nodes,
+                                  (c->node_count + 1) * sizeof(struct node *));
+
+    if (!nodes) {
+        return -ENOMEM;
+    }
+    c->nodes = nodes;
+    c->nodes[c->node_count++] = n;
+    node_ref(n);
+    node_block(n, "commit");
+    return 0;
+}
+
+/* From the root, or top when there is nothing above it to change. */
+static int block_chain(struct commit *c, const struct plan *p,
+                       struct error **errp)
+{
+    for (struct node *n = p->active ? c->filter : p->root;; n = chain_next(n)) {
+        if (block(c, n) < 0) {
+            return error_set(errp, ENOMEM, "no memory for job '%s'", c->job.id);
+        }
+        if (n == p->base) {
+            return 0;
+        }
+    }
+}
+
+static int arm_locked(struct commit *c, const struct commit_options *o,
+                      const struct plan *p, struct error **errp)
+{
+    graph_drain(c->graph, p->top);
+    c->base = p->base;
+    c->top = p->top;
+    c->depth = layers(p->top, p->base);
+    c->base_size = node_size(c->base);
+    atomic_init(&c->total, node_size(c->top));
+    bool read_only = c->base->flags.read_only;
+    int r = chain_set_read_only(c->base, false, errp);
+    if (r < 0) {
+        return r;
+    }
+    c->base_read_only = read_only;
+    r = jobfilter_insert(c->active ? &driver_mirror_top : &driver_commit_top,
+                         p->top, o->filter_node_name, &c->filter, errp);
+    if (r == 0) {
+        r = block_chain(c, p, errp);
+    }
+    if (r == 0 && c->active) {
+        c->dirty = bitmap_new_anonymous(c->top, GRANULARITY);
+        if (!c->dirty) {
+            r = error_set(errp, ENOMEM, "no memory for job '%s'", c->job.id);
+        }
+    }
+    return r;
+}
+
+/* What the job does with the two nodes. */
+static int attach_users(struct commit *c, struct error **errp)
+{
+    unsigned grow = c->base_size < node_size(c->top) ? PERM_RESIZE : 0;
+    int r = blk_new(c->graph, c->base, PERM_READ | PERM_WRITE | grow, PERM_READ,
+                    "an unnamed block device", &c->to, errp);
+
+    return r < 0 ? r
+                 : blk_new(c->graph, c->top, PERM_READ, PERM_ALL,
+                           "an unnamed block device", &c->from, errp);
+}
+
+static int arm(struct commit *c, const struct commit_options *o,
+               const struct plan *p, struct error **errp)
+{
+    graph_lock(c->graph);
+    int r = arm_locked(c, o, p, errp);
+    graph_unlock(c->graph);
+    return r < 0 ? r : attach_users(c, errp);
+}
+
+static int begin(struct jobs *j, struct commit *c, struct error **errp)
+    REQUIRES(j->lock)
+{
+    struct job_txn *txn = job_txn_new();
+
+    if (!txn) {
+        return error_set(errp, ENOMEM, "no memory for job '%s'", c->job.id);
+    }
+    int r = job_enlist(j, &c->job, txn, errp);
+    if (r == 0) {
+        job_begin(j, &c->job);
+        job_go(j, &c->job);
+    }
+    job_txn_unref(txn);
+    return r;
+}
+
+static struct commit *commit_new(struct jobs *j, const struct commit_options *o,
+                                 bool active)
+{
+    struct commit *c = calloc(1, sizeof(*c));
+
+    if (!c) {
+        return NULL;
+    }
+    c->graph = jobs_graph(j);
+    c->active = active;
+    c->on_error = o->on_error;
+    c->buf = malloc(CHUNK);
+    c->backing_file = o->backing_file ? strdup(o->backing_file) : NULL;
+    mutex_init(&c->lock);
+    cond_init(&c->wake);
+    if (!c->buf || (o->backing_file && !c->backing_file)) {
+        commit_driver.free(&c->job);
+        return NULL;
+    }
+    return c;
+}
+
+int job_commit(struct jobs *j, const struct commit_options *o,
+               struct error **errp)
+{
+    struct job_options job = {
+        .id = o->job_id ? o->job_id : o->device,
+        .manual_finalize = o->manual_finalize,
+        .manual_dismiss = o->manual_dismiss,
+        .speed = o->speed,
+    };
+    struct graph *g = jobs_graph(j);
+    struct plan p;
+
+    graph_lock(g);
+    int r = make_plan(o, &p, errp);
+    graph_unlock(g);
+    if (r < 0) {
+        return r;
+    }
+    struct commit *c = commit_new(j, o, p.active);
+    if (!c) {
+        return error_set(errp, ENOMEM, "no memory for job '%s'", job.id);
+    }
+    r = job_create(j, &c->job, &commit_driver, &job, errp);
+    if (r < 0) {
+        commit_driver.free(&c->job);
+        return r;
+    }
+    r = arm(c, o, &p, errp);
+    if (r == 0) {
+        r = begin(j, c, errp);
+    }
+    if (r < 0) {
+        commit_disarm(c);
+        job_unref(j, &c->job);
+    }
+    return r;
+}
