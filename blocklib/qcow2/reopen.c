@@ -6,7 +6,7 @@
 
 #include "core/opts.h"
 #include "nbdelta/error.h"
-#include "qcow2/qcow2.h"
+#include "qcow2/bitmaps.h"
 
 /* What a reopen wants, and, once it is done but can be taken back, had. */
 struct qcow2_wanted {
@@ -42,8 +42,11 @@ int qcow2_reopen_take(struct node *n, struct opts *opts, struct error **errp)
 /* Everything on the file as a reader expects it. */
 static int put_away(struct qcow2 *s, struct error **errp)
 {
-    int r = qcow2_flush(s->node);
+    int r = qcow2_bitmaps_settle(s);
 
+    if (r == 0) {
+        r = qcow2_flush(s->node);
+    }
     if (r == 0) {
         r = qcow2_flush(s->node); /* the first one has released clusters */
     }
