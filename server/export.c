@@ -183,8 +183,9 @@ int export_add_bitmap(struct exports *s, struct export *e, struct node *n,
     if (r < 0) {
         return r;
     }
-    /* What clients see must not change under them. */
-    if (!e->writable && !node_read_only(e->node) && bitmap_enabled(bm)) {
+    /* What clients see must not change under them, unless it is on purpose. */
+    if (below && !e->writable && bitmap_enabled(bm) &&
+        !node_read_only(bitmap_node(bm))) {
         bitmap_release(g, bm);
         return error_set(errp, EINVAL,
                          "Enabled bitmap '%s' incompatible with readonly export",

@@ -213,14 +213,20 @@ static const struct qmp_arg *variant_of(const json_t *object,
     return none;
 }
 
-static bool is_in(const struct qmp_arg *spec, const char *name)
+const struct qmp_arg *qmp_find_arg(const struct qmp_arg *spec,
+                                   const json_t *object, const char *key)
 {
     const struct qmp_arg *a = spec;
 
-    while (!qmp_is_last(a) && strcmp(a->name, name) != 0) {
+    while (a && !qmp_is_last(a)) {
+        if (strcmp(a->name, key) == 0) {
+            return a;
+        }
         a++;
     }
-    return !qmp_is_last(a);
+    return a && a->type == QMP_UNION
+               ? qmp_find_arg(variant_of(object, a), object, key)
+               : NULL;
 }
 
 /* In the order of the table, then what the table does not have. */
@@ -228,7 +234,6 @@ static int check_members(json_t *object, const struct qmp_arg *spec,
                          const struct path *at, struct error **errp)
 {
     const struct qmp_arg *last = NULL;
-    const struct qmp_arg *variant = NULL;
     size_t known = 0;
     const char *key;
     json_t *value;
@@ -238,14 +243,14 @@ static int check_members(json_t *object, const struct qmp_arg *spec,
     }
     int r = check_known(object, spec, at, &known, &last, errp);
     if (r == 0 && last->type == QMP_UNION) {
-        variant = variant_of(object, last);
-        r = check_known(object, variant, at, &known, &last, errp);
+        r = check_known(object, variant_of(object, last), at, &known, &last,
+                        errp);
     }
     if (r < 0 || last->type == QMP_REST || known == json_object_size(object)) {
         return r;
     }
     json_object_foreach (object, key, value) {
-        if (!is_in(spec, key) && !(variant && is_in(variant, key))) {
+        if (!qmp_find_arg(spec, object, key)) {
             return error_set(errp, EINVAL, "Parameter '%s%.200s' is unexpected",
                              at->text, key);
         }

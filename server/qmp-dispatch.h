@@ -154,6 +154,11 @@ const struct qmp_command *qmp_find_command(const char *name);
 int qmp_check_request(json_t *request, struct qmp_call *call,
                       const struct qmp_command **cmd, struct error **errp);
 
+/* The row for the member @key of @object in @spec (NULL: nothing is known),
+ * variants included, or NULL. */
+const struct qmp_arg *qmp_find_arg(const struct qmp_arg *spec,
+                                   const json_t *object, const char *key);
+
 /* Check @args (NULL: none given) against @spec.  @where, "" at the top, comes
  * before names in texts. */
 int qmp_check_args(json_t *args, const struct qmp_arg *spec, const char *where,

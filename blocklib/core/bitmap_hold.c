@@ -63,3 +63,8 @@ bool bitmap_enabled(const struct bitmap *bm)
 {
     return bm->enabled;
 }
+
+struct node *bitmap_node(const struct bitmap *bm)
+{
+    return bm->node;
+}

@@ -76,8 +76,9 @@ int bitmap_hold(struct graph *g, struct node *n, const char *name, bool below,
                 struct bitmap **bmp, struct error **errp);
 void bitmap_release(struct graph *g, struct bitmap *bm);
 
-/* Does it record writes?  Of a bitmap that is held. */
+/* Of a bitmap that is held: does it record writes, and whose? */
 bool bitmap_enabled(const struct bitmap *bm);
+struct node *bitmap_node(const struct bitmap *bm);
 
 const char *bitmap_name(const struct bitmap *bm);
 uint64_t bitmap_granularity(const struct bitmap *bm);
