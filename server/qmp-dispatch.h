@@ -32,6 +32,8 @@ enum qmp_type {
     QMP_OBJECTS,             /* array of such */
     QMP_ENUMS,               /* array of words */
     QMP_STR_OR_OBJECT_ARRAY, /* each a string, or an object of members */
+    QMP_STRS,                /* array of strings */
+    QMP_ANY,
 };
 
 struct qmp_arg {
@@ -39,6 +41,7 @@ struct qmp_arg {
     enum qmp_type type;
     bool optional;
     const char *const *words;      /* NULL-terminated */
+    const char *const *(*words_of)(void); /* or what returns them */
     const struct qmp_arg *members; /* a list */
     const char *type_name;         /* in texts, where QEMU has one */
     const struct qmp_variant *variants; /* ends with a NULL name */
@@ -107,15 +110,17 @@ struct qmp_command {
     qmp_fn *fn;                 /* NULL: run the action, alone */
     const struct qmp_arg *args; /* NULL: none */
 
+    const struct qmp_arg *ret; /* what it returns; NULL: an empty object */
+
     /* Commands that may be part of a transaction. */
     qmp_action_fn *action;
     bool is_job; /* it may be grouped with others */
 };
 
 /* Rows of the table: a command; one that is an action, too. */
-#define QMP_COMMAND(n, f, a)                 \
-    {                                        \
-        .name = (n), .fn = (f), .args = (a), \
+#define QMP_COMMAND(n, f, a, ...)                          \
+    {                                                      \
+        .name = (n), .fn = (f), .args = (a), ##__VA_ARGS__ \
     }
 #define QMP_ACTION(n, f, a, ...)                               \
     {                                                          \
@@ -125,6 +130,12 @@ struct qmp_command {
     {                    \
         .name = NULL,    \
     }
+
+struct qmp_event {
+    const char *name;
+    const struct qmp_arg *data;
+};
+extern const struct qmp_event qmp_events[]; /* a NULL name ends it */
 
 /* The parts of the table; a NULL name ends each. */
 extern const struct qmp_command qmp_backup_commands[];
@@ -136,6 +147,7 @@ extern const struct qmp_command qmp_node_commands[];
 extern const struct qmp_command qmp_object_commands[];
 extern const struct qmp_command qmp_job_commands[];
 extern const struct qmp_command qmp_core_commands[];
+extern const struct qmp_command qmp_schema_commands[];
 extern const struct qmp_command qmp_transaction_commands[];
 
 /* --nbd-server: as nbd-server-start, but for its addr. */

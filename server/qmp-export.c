@@ -333,6 +333,14 @@ static const struct qmp_arg server_remove_args[] = {
     QMP_LAST,
 };
 
+static const struct qmp_arg info_members[] = {
+    QMP_ARG("id", STR),        QMP_ARG("type", ENUM, .words = types),
+    QMP_ARG("node-name", STR), QMP_ARG("shutting-down", BOOL),
+    QMP_LAST,
+};
+static const struct qmp_arg exports_type =
+    QMP_ARG("", OBJECTS, .members = info_members);
+
 const struct qmp_command qmp_nbd_server_option =
     QMP_COMMAND("nbd-server", option_server, option_args);
 
@@ -343,6 +351,7 @@ const struct qmp_command qmp_export_commands[] = {
     QMP_COMMAND("nbd-server-remove", cmd_server_remove, server_remove_args),
     QMP_COMMAND("nbd-server-start", cmd_server_start, start_args),
     QMP_COMMAND("nbd-server-stop", cmd_server_stop, NULL),
-    QMP_COMMAND("query-block-exports", cmd_query_exports, NULL),
+    QMP_COMMAND("query-block-exports", cmd_query_exports, NULL,
+                .ret = &exports_type),
     QMP_COMMANDS_END,
 };
