@@ -89,15 +89,15 @@ static const struct qmp_arg name_members[] = {
     QMP_ARG("name", STR),
     QMP_LAST,
 };
-static const struct qmp_arg commands_type =
-    QMP_ARG("", OBJECTS, .members = name_members);
+static const struct qmp_arg commands_type = QMP_ARG("", OBJECTS,
+                                                    .members = name_members);
 
 static const struct qmp_arg guest_name_members[] = {
     QMP_OPT("name", STR),
     QMP_LAST,
 };
-static const struct qmp_arg name_type =
-    QMP_ARG("", OBJECT, .members = guest_name_members);
+static const struct qmp_arg name_type = QMP_ARG("", OBJECT,
+                                                .members = guest_name_members);
 
 static const struct qmp_arg status_members[] = {
     QMP_ARG("running", BOOL),
@@ -105,8 +105,8 @@ static const struct qmp_arg status_members[] = {
     QMP_ARG("status", STR),
     QMP_LAST,
 };
-static const struct qmp_arg status_type =
-    QMP_ARG("", OBJECT, .members = status_members);
+static const struct qmp_arg status_type = QMP_ARG("", OBJECT,
+                                                  .members = status_members);
 
 static const struct qmp_arg triple_members[] = {
     QMP_ARG("major", INT),
@@ -119,19 +119,16 @@ static const struct qmp_arg version_members[] = {
     QMP_ARG("package", STR),
     QMP_LAST,
 };
-static const struct qmp_arg version_type =
-    QMP_ARG("", OBJECT, .members = version_members);
+static const struct qmp_arg version_type = QMP_ARG("", OBJECT,
+                                                   .members = version_members);
 
 const struct qmp_command qmp_core_commands[] = {
     QMP_COMMAND("qmp_capabilities", cmd_capabilities, capabilities_args),
     QMP_COMMAND("query-commands", cmd_query_commands, NULL,
                 .ret = &commands_type),
-    QMP_COMMAND("query-name", cmd_query_name, NULL,
-                .ret = &name_type),
-    QMP_COMMAND("query-status", cmd_query_status, NULL,
-                .ret = &status_type),
-    QMP_COMMAND("query-version", cmd_query_version, NULL,
-                .ret = &version_type),
+    QMP_COMMAND("query-name", cmd_query_name, NULL, .ret = &name_type),
+    QMP_COMMAND("query-status", cmd_query_status, NULL, .ret = &status_type),
+    QMP_COMMAND("query-version", cmd_query_version, NULL, .ret = &version_type),
     QMP_COMMAND("quit", cmd_quit, NULL),
     QMP_COMMANDS_END,
 };

@@ -40,11 +40,11 @@ struct qmp_arg {
     const char *name;
     enum qmp_type type;
     bool optional;
-    const char *const *words;      /* NULL-terminated */
+    const char *const *words;             /* NULL-terminated */
     const char *const *(*words_of)(void); /* or what returns them */
-    const struct qmp_arg *members; /* a list */
-    const char *type_name;         /* in texts, where QEMU has one */
-    const struct qmp_variant *variants; /* ends with a NULL name */
+    const struct qmp_arg *members;        /* a list */
+    const char *type_name;                /* in texts, where QEMU has one */
+    const struct qmp_variant *variants;   /* ends with a NULL name */
 };
 
 struct qmp_variant {
@@ -66,9 +66,9 @@ struct qmp_variant {
     {                    \
         .type = QMP_REST \
     }
-#define QMP_VARIANTS(tag, v)                                  \
-    {                                                         \
-        .name = (tag), .type = QMP_UNION, .variants = (v),    \
+#define QMP_VARIANTS(tag, v)                               \
+    {                                                      \
+        .name = (tag), .type = QMP_UNION, .variants = (v), \
     }
 
 static inline bool qmp_is_last(const struct qmp_arg *a)

@@ -18,8 +18,8 @@ static const struct qmp_arg status_members[] = {
     QMP_LAST,
 };
 
-#define JOB_MEMBERS                                                        \
-    QMP_ARG("type", STR), QMP_ARG("device", STR), QMP_ARG("len", INT),     \
+#define JOB_MEMBERS                                                    \
+    QMP_ARG("type", STR), QMP_ARG("device", STR), QMP_ARG("len", INT), \
         QMP_ARG("offset", INT), QMP_ARG("speed", INT)
 
 static const struct qmp_arg job_members[] = {JOB_MEMBERS, QMP_LAST};

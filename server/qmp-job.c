@@ -216,7 +216,6 @@ const struct qmp_command qmp_job_commands[] = {
     QMP_COMMAND("job-resume", cmd_job_resume, id_args),
     QMP_COMMAND("query-block-jobs", cmd_query_block_jobs, NULL,
                 .ret = &qmp_block_jobs_type),
-    QMP_COMMAND("query-jobs", cmd_query_jobs, NULL,
-                .ret = &qmp_jobs_type),
+    QMP_COMMAND("query-jobs", cmd_query_jobs, NULL, .ret = &qmp_jobs_type),
     QMP_COMMANDS_END,
 };

@@ -145,8 +145,8 @@ static void object_of(struct schema *s, const struct qmp_arg *spec,
         json_t *member = json_pack("{s:s, s:s}", "name", a->name, "type",
                                    t.text);
         if (a->optional) {
-            s->failed |=
-                json_object_set_new(member, "default", json_null()) < 0;
+            s->failed |= json_object_set_new(member, "default", json_null()) <
+                         0;
         }
         add(s, members, member);
     }

@@ -18,8 +18,8 @@ static const struct qmp_arg job_members[] = {
     QMP_OPT("error", STR),
     QMP_LAST,
 };
-const struct qmp_arg qmp_jobs_type =
-    QMP_ARG("", OBJECTS, .members = job_members);
+const struct qmp_arg qmp_jobs_type = QMP_ARG("", OBJECTS,
+                                             .members = job_members);
 
 static const struct qmp_arg block_job_members[] = {
     QMP_ARG("type", STR),
@@ -48,13 +48,13 @@ static const struct qmp_arg specific_members[] = {
     QMP_LAST,
 };
 
-#define IMAGE_MEMBERS                                                        \
-    QMP_ARG("filename", STR), QMP_ARG("format", STR),                        \
-        QMP_OPT("dirty-flag", BOOL), QMP_OPT("actual-size", INT),            \
-        QMP_ARG("virtual-size", INT), QMP_OPT("cluster-size", INT),          \
-        QMP_OPT("backing-filename", STR),                                    \
-        QMP_OPT("full-backing-filename", STR),                               \
-        QMP_OPT("backing-filename-format", STR),                             \
+#define IMAGE_MEMBERS                                               \
+    QMP_ARG("filename", STR), QMP_ARG("format", STR),               \
+        QMP_OPT("dirty-flag", BOOL), QMP_OPT("actual-size", INT),   \
+        QMP_ARG("virtual-size", INT), QMP_OPT("cluster-size", INT), \
+        QMP_OPT("backing-filename", STR),                           \
+        QMP_OPT("full-backing-filename", STR),                      \
+        QMP_OPT("backing-filename-format", STR),                    \
         QMP_OPT("format-specific", OBJECT, .members = specific_members)
 
 /* It has those below it inside. */
@@ -100,8 +100,8 @@ static const struct qmp_arg node_members[] = {
     QMP_OPT("dirty-bitmaps", OBJECTS, .members = dirty_members),
     QMP_LAST,
 };
-const struct qmp_arg qmp_nodes_type =
-    QMP_ARG("", OBJECTS, .members = node_members);
+const struct qmp_arg qmp_nodes_type = QMP_ARG("", OBJECTS,
+                                              .members = node_members);
 
 static const struct qmp_arg block_members[] = {
     QMP_ARG("device", STR),
@@ -114,14 +114,14 @@ static const struct qmp_arg block_members[] = {
     QMP_OPT("io-status", ENUM, .words = io_status_words),
     QMP_LAST,
 };
-const struct qmp_arg qmp_block_type =
-    QMP_ARG("", OBJECTS, .members = block_members);
+const struct qmp_arg qmp_block_type = QMP_ARG("", OBJECTS,
+                                              .members = block_members);
 
 /* --- The schema itself. --- */
 
-static const char *const meta_types[] = {"builtin",   "enum",    "array",
-                                         "object",    "alternate", "command",
-                                         "event",     NULL};
+static const char *const meta_types[] = {"builtin", "enum",      "array",
+                                         "object",  "alternate", "command",
+                                         "event",   NULL};
 
 static const struct qmp_arg builtin_members[] = {
     QMP_ARG("json-type", STR),
@@ -175,15 +175,15 @@ static const struct qmp_arg event_members[] = {
     QMP_LAST,
 };
 static const struct qmp_variant schema_variants[] = {
-    {"builtin", builtin_members}, {"enum", enum_members},
-    {"array", array_members},     {"object", object_members},
+    {"builtin", builtin_members},     {"enum", enum_members},
+    {"array", array_members},         {"object", object_members},
     {"alternate", alternate_members}, {"command", command_members},
-    {"event", event_members},     {NULL, NULL},
+    {"event", event_members},         {NULL, NULL},
 };
 static const struct qmp_arg schema_members[] = {
     QMP_ARG("name", STR),
     QMP_ARG("meta-type", ENUM, .words = meta_types),
     QMP_VARIANTS("meta-type", schema_variants),
 };
-const struct qmp_arg qmp_schema_type =
-    QMP_ARG("", OBJECTS, .members = schema_members);
+const struct qmp_arg qmp_schema_type = QMP_ARG("", OBJECTS,
+                                               .members = schema_members);

@@ -9,11 +9,11 @@
 #include "qmp-dispatch.h"
 
 /* Values for qmp_command.ret. */
-extern const struct qmp_arg qmp_jobs_type;        /* JobInfo array */
-extern const struct qmp_arg qmp_block_jobs_type;  /* BlockJobInfo array */
-extern const struct qmp_arg qmp_nodes_type;       /* BlockDeviceInfo array */
-extern const struct qmp_arg qmp_block_type;       /* BlockInfo array */
-extern const struct qmp_arg qmp_schema_type;      /* SchemaInfo array */
+extern const struct qmp_arg qmp_jobs_type;       /* JobInfo array */
+extern const struct qmp_arg qmp_block_jobs_type; /* BlockJobInfo array */
+extern const struct qmp_arg qmp_nodes_type;      /* BlockDeviceInfo array */
+extern const struct qmp_arg qmp_block_type;      /* BlockInfo array */
+extern const struct qmp_arg qmp_schema_type;     /* SchemaInfo array */
 
 /* JobStatus. */
 extern const char *const qmp_job_status_words[];
