@@ -115,7 +115,7 @@ static void add_variants(struct schema *s, const struct qmp_arg *u,
     json_t *list = json_array();
 
     for (const struct qmp_variant *v = u->variants; v->name; v++) {
-        struct type_name n;
+        struct type_name n = {""};
 
         object_of(s, v->members, &n);
         add(s, list, json_pack("{s:s, s:s}", "case", v->name, "type", n.text));
@@ -139,7 +139,7 @@ static void object_of(struct schema *s, const struct qmp_arg *spec,
                                "object", "members", members);
 
     for (; !qmp_is_last(a); a++) {
-        struct type_name t;
+        struct type_name t = {""};
 
         type_of(s, a, &t);
         json_t *member = json_pack("{s:s, s:s}", "name", a->name, "type",
@@ -160,8 +160,8 @@ static void object_of(struct schema *s, const struct qmp_arg *spec,
 static void alternate_of(struct schema *s, const struct qmp_arg *spec,
                          struct type_name *n)
 {
-    struct type_name text;
-    struct type_name object;
+    struct type_name text = {""};
+    struct type_name object = {""};
 
     if (find_name(s, 'a', spec, n)) {
         builtin(s, "str", "string", &text);
@@ -213,8 +213,8 @@ static void type_of(struct schema *s, const struct qmp_arg *a,
 static int add_command(const struct qmp_command *c, void *opaque)
 {
     struct schema *s = opaque;
-    struct type_name arg;
-    struct type_name ret;
+    struct type_name arg = {""};
+    struct type_name ret = {""};
 
     object_of(s, c->args, &arg);
     if (c->ret) {
@@ -231,7 +231,7 @@ static int add_command(const struct qmp_command *c, void *opaque)
 static void add_events(struct schema *s)
 {
     for (const struct qmp_event *e = qmp_events; e->name; e++) {
-        struct type_name arg;
+        struct type_name arg = {""};
 
         object_of(s, e->data, &arg);
         add(s, s->users,
