@@ -19,8 +19,10 @@ struct job_txn;
 enum qmp_type {
     /* These end a list of arguments. */
     QMP_END,
-    QMP_REST,  /* there may be others, which the handler checks */
-    QMP_UNION, /* one of variants, as the member of this name says */
+    QMP_REST,   /* there may be others, which the handler checks */
+    QMP_ACTION, /* part of a transaction: the handler knows the data of a type
+                 */
+    QMP_UNION,  /* one of variants, as the member of this name says */
     /* These are arguments. */
     QMP_STR,
     QMP_INT, /* int64 */
@@ -148,6 +150,7 @@ extern const struct qmp_command qmp_object_commands[];
 extern const struct qmp_command qmp_job_commands[];
 extern const struct qmp_command qmp_core_commands[];
 extern const struct qmp_command qmp_schema_commands[];
+extern const struct qmp_command qmp_abort_action; /* no command */
 extern const struct qmp_command qmp_transaction_commands[];
 
 /* --nbd-server: as nbd-server-start, but for its addr. */

@@ -124,6 +124,66 @@ static void add_variants(struct schema *s, const struct qmp_arg *u,
                  json_object_set_new(object, "variants", list) < 0;
 }
 
+/* --- Transactions: a case for each command that is an action. --- */
+
+struct actions {
+    struct schema *schema;
+    json_t *members; /* of the enum, and its values, and the cases */
+    json_t *values;
+    json_t *cases;
+};
+
+static int add_action(const struct qmp_command *c, void *opaque)
+{
+    struct actions *as = opaque;
+    struct schema *s = as->schema;
+    struct type_name args = {""};
+    struct type_name whole = {""};
+
+    if (!c->action) {
+        return 0;
+    }
+    object_of(s, c->args, &args);
+    (void)find_name(s, 't', c, &whole);
+    add(s, s->types,
+        json_pack("{s:s, s:s, s:[{s:s, s:s}]}", "name", whole.text, "meta-type",
+                  "object", "members", "name", "data", "type", args.text));
+    add(s, as->members, json_pack("{s:s}", "name", c->name));
+    add(s, as->values, json_string(c->name));
+    add(s, as->cases,
+        json_pack("{s:s, s:s}", "case", c->name, "type", whole.text));
+    return 0;
+}
+
+/* @key: the rows that describe an action. */
+static void action_of(struct schema *s, const struct qmp_arg *key,
+                      struct type_name *n)
+{
+    struct actions as = {s, json_array(), json_array(), json_array()};
+    struct type_name type = {""};
+
+    (void)find_name(s, 'e', key, &type);
+    (void)qmp_each_command(add_action, &as);
+    (void)add_action(&qmp_abort_action, &as);
+    add(s, s->types,
+        json_pack("{s:s, s:s, s:o, s:o}", "name", type.text, "meta-type",
+                  "enum", "members", as.members, "values", as.values));
+    add(s, s->types,
+        json_pack("{s:s, s:s, s:[{s:s, s:s}], s:s, s:o}", "name", n->text,
+                  "meta-type", "object", "members", "name", "type", "type",
+                  type.text, "tag", "type", "variants", as.cases));
+}
+
+static bool is_action(const struct qmp_arg *spec)
+{
+    while (!qmp_is_last(spec)) {
+        spec++;
+    }
+    return spec->type == QMP_ACTION;
+}
+
+/* --- Objects. --- */
+
 /* @spec NULL: without members. */
 static void object_of(struct schema *s, const struct qmp_arg *spec,
                       struct type_name *n)
@@ -132,6 +192,10 @@ static void object_of(struct schema *s, const struct qmp_arg *spec,
     const struct qmp_arg *a = spec ? spec : none;
 
     if (!find_name(s, 'o', qmp_is_last(a) ? none : a, n)) {
+        return;
+    }
+    if (is_action(a)) {
+        action_of(s, a, n);
         return;
     }
     json_t *members = json_array();

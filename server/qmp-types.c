@@ -42,10 +42,38 @@ const struct qmp_arg qmp_block_jobs_type =
 
 /* --- Nodes. --- */
 
-static const struct qmp_arg specific_members[] = {
-    QMP_ARG("type", STR),
-    QMP_ARG("data", OBJECT), /* as the format has it */
+static const char *const bitmap_flag_words[] = {"in-use", "auto", NULL};
+static const struct qmp_arg stored_members[] = {
+    QMP_ARG("name", STR),
+    QMP_ARG("granularity", INT),
+    QMP_ARG("flags", ENUMS, .words = bitmap_flag_words),
     QMP_LAST,
+};
+
+static const char *const compression_words[] = {"zlib", "zstd", NULL};
+static const struct qmp_arg qcow2_members[] = {
+    QMP_ARG("compat", STR),
+    QMP_OPT("extended-l2", BOOL),
+    QMP_OPT("lazy-refcounts", BOOL),
+    QMP_OPT("corrupt", BOOL),
+    QMP_ARG("refcount-bits", INT),
+    QMP_OPT("bitmaps", OBJECTS, .members = stored_members),
+    QMP_ARG("compression-type", ENUM, .words = compression_words),
+    QMP_LAST,
+};
+static const struct qmp_arg qcow2_wrapper[] = {
+    QMP_ARG("data", OBJECT, .members = qcow2_members),
+    QMP_LAST,
+};
+
+static const char *const specific_words[] = {"qcow2", NULL};
+static const struct qmp_variant specific_variants[] = {
+    {"qcow2", qcow2_wrapper},
+    {NULL, NULL},
+};
+static const struct qmp_arg specific_members[] = {
+    QMP_ARG("type", ENUM, .words = specific_words),
+    QMP_VARIANTS("type", specific_variants),
 };
 
 #define IMAGE_MEMBERS                                               \

@@ -140,8 +140,7 @@ def kind(schema, name):
 
 # Where we differ from QEMU 7.2 on purpose: "command.argument".
 MORE = {
-    # What is inside depends on another member, and is checked by that.
-    'transaction.actions',
+    # What is inside depends on the driver, and is checked by that.
     'blockdev-reopen.options',
     # We have one more: mem.
     'blockdev-add.driver',
@@ -162,9 +161,15 @@ def compare(ours, theirs):
             if set(a['values']) - set(b['values']):
                 problems.append(f'{at}: {set(a["values"]) - set(b["values"])}')
         if a['meta-type'] != 'object' or b['meta-type'] != 'object' or \
-                depth > 3:
+                depth > 4:
             return None
-        mine, other = ours.members(a), theirs.members(b)
+        cases = {v['case']: v['type'] for v in b.get('variants', [])}
+        for v in a.get('variants', []):
+            if v['case'] in cases:
+                both(ours.by_name[v['type']], theirs.by_name[cases[v['case']]],
+                     f'{at}({v["case"]})', depth)
+        mine = {m['name']: m for m in a['members']}
+        other = {m['name']: m for m in b['members']}
         for name, m in mine.items():
             where = f'{at}.{name}'
             if where in MORE:
@@ -172,7 +177,7 @@ def compare(ours, theirs):
             o = other.get(name)
             if not o:
                 problems.append(f'{where}: QEMU has none')
-            elif 'default' in m and 'default' not in o and 'tag' not in b:
+            elif 'default' in m and 'default' not in o:
                 problems.append(f'{where}: QEMU requires it')
             elif 'default' in o and 'default' not in m:
                 problems.append(f'{where}: optional in QEMU')
@@ -230,7 +235,10 @@ def ask_all():
 
 
 ask_all()
-m.ask('block-dirty-bitmap-add', {'node': 'disk', 'name': 'b'})
+m.ask('transaction', {'actions': [
+    {'type': 'block-dirty-bitmap-add', 'data': {'node': 'disk', 'name': 'b'}},
+    {'type': 'block-dirty-bitmap-clear', 'data': {'node': 'disk',
+                                                  'name': 'b'}}]})
 m.ask('blockdev-add', {'driver': 'null-co', 'node-name': 'n', 'size': 65536})
 m.ask('block-export-add', {'type': 'nbd', 'id': 'x', 'node-name': 'disk',
                            'name': 'x', 'bitmaps': [
