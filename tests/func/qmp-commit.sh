@@ -110,7 +110,7 @@ generic "Parameter 'on-error' does not accept value 'x'" device=disk on-error=x
 
 qmp block-commit device=disk job-id=j top=low.qcow2 base=base.img speed=1 \
     filter-node-name=filter
-generic "Node 'disk' is busy: block device is in use by block job: commit" \
+generic "Need a root block node" \
     device=disk job-id=k top=low.qcow2
 [ "$(qmp query-named-block-nodes |
     jq -r '.[] | select(."node-name" == "filter") | .drv')" = commit_top ] ||

@@ -247,7 +247,7 @@ START_TEST(below_the_active_layer_the_chain_gets_shorter)
     ck_assert_msg(r == 0, "%s", error_message(err));
     wait_for_event(j, &rec, "j:null");
     ck_assert_str_eq(rec.text,
-                     "j:created j:running j:paused j:running j:waiting "
+                     "j:created j:running j:waiting "
                      "j:pending j:BLOCK_JOB_COMPLETED j:concluded j:null");
     ck_assert_int_eq(last_int(&rec, "len"), SIZE);
     ck_assert_int_eq(last_int(&rec, "offset"), SIZE);
