@@ -113,6 +113,10 @@ cannot_write() {
     ! qemu-io -f qcow2 -c quit "$1" >/dev/null 2>&1
 }
 
+job_is_ready() {
+    qmp query-jobs | jq -e '.[0].status == "ready"' >/dev/null
+}
+
 no_jobs() {
     [ "$(qmp query-jobs | jq length)" = 0 ]
 }
@@ -155,6 +159,31 @@ reopen "$(node over over.qcow2 '.backing = "hd2"')"
 [ "$(qmp query-named-block-nodes | jq -c '.[] | select(."node-name" == "over") |
     .cache')" = '{"no-flush":false,"direct":false,"writeback":true}' ] ||
     fail "what is not given does not return to its default: $(nodes)"
+
+# --- A bitmap of an image that is read-only, and then not. ---
+
+qmp block-dirty-bitmap-add node=over name=b0 persistent=true
+qemu-io -f raw -c 'write -q -P 7 6M 1M' "$(uri_of over)"
+qmp blockdev-snapshot-sync device=over snapshot-file="$PWD/new.qcow2" \
+    snapshot-node-name=new
+if qmp block-dirty-bitmap-clear node=over name=b0 2>err; then
+    fail "a read-only bitmap was cleared"
+fi
+reopen "$(node over over.qcow2 '.backing = "hd2"')"
+qmp block-dirty-bitmap-clear node=over name=b0
+qmp block-commit device=over job-id=j base-node=over --wait >ready &
+commit=$!
+wait_until "the job is ready" job_is_ready
+qmp job-complete id=j
+wait "$commit"
+read_only over false
+[ "$(qmp query-named-block-nodes | jq -c '[.[] |
+    select(."node-name" == "over") | ."dirty-bitmaps"[].count]')" = '[0]' ] ||
+    fail "the bitmap is not clear"
+qemu-io -f raw -c 'write -q -P 7 6M 128k' "$(uri_of over)"
+[ "$(qmp query-named-block-nodes | jq -c '[.[] |
+    select(."node-name" == "over") | ."dirty-bitmaps"[].count]')" = '[131072]' ] ||
+    fail "the bitmap does not record"
 
 # --- Chains: insert, turn round, take apart. ---
 
