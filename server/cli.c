@@ -14,6 +14,13 @@
 
 #define OPTIONS_MAX 31
 
+static const char *program; /* NULL: nbdelta */
+
+void cli_set_program(const char *name)
+{
+    program = name;
+}
+
 static bool has_letter(const struct cli_option *o)
 {
     return o->code > 0 && o->code < CLI_LONG;
@@ -41,7 +48,8 @@ static void print_help(const struct cli_command *c)
 
     while (*form) {
         size_t len = strcspn(form, "\n");
-        printf("%-6s nbdelta %s %.*s\n", lead, c->name, (int)len, form);
+        printf("%-6s %s%s %.*s\n", lead, program ? program : "nbdelta ",
+               program ? "" : c->name, (int)len, form);
         form += len + (form[len] == '\n');
         lead = "";
     }
@@ -60,6 +68,9 @@ static void getopt_tables(const struct cli_command *c, struct option *longs,
 {
     size_t n = 0;
 
+    if (c->in_order) {
+        *shorts++ = '-';
+    }
     /* ':' makes getopt tell a missing argument from an unknown option. */
     *shorts++ = ':';
     for (const struct cli_option *o = c->options; o->name && n < OPTIONS_MAX;
@@ -85,7 +96,7 @@ static void getopt_tables(const struct cli_command *c, struct option *longs,
 int cli_next(const struct cli_command *c, int argc, char **argv)
 {
     struct option longs[OPTIONS_MAX + 2];
-    char shorts[2 * OPTIONS_MAX + 3];
+    char shorts[2 * OPTIONS_MAX + 4];
 
     getopt_tables(c, longs, shorts);
     opterr = 0;
@@ -143,7 +154,11 @@ __attribute__((format(printf, 2, 0))) static void print_error(const char *what,
 int cli_error(const char *what, const struct error *err)
 {
     (void)fflush(stdout);
-    fprintf(stderr, "nbdelta: %s: %s\n", what, error_message(err));
+    if (program) {
+        fprintf(stderr, "%s: %s\n", program, error_message(err));
+    } else {
+        fprintf(stderr, "nbdelta: %s: %s\n", what, error_message(err));
+    }
     return EXIT_FAILURE;
 }
 
@@ -164,7 +179,8 @@ int cli_usage(const struct cli_command *c, const char *fmt, ...)
     va_start(ap, fmt);
     print_error(c->name, fmt, ap);
     va_end(ap);
-    fprintf(stderr, "Try 'nbdelta %s --help'.\n", c->name);
+    fprintf(stderr, "Try '%s%s --help'.\n", program ? program : "nbdelta ",
+            program ? "" : c->name);
     return CLI_USAGE;
 }
 

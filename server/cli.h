@@ -33,7 +33,14 @@ struct cli_command {
     const char *usage; /* "[-f FORMAT] FILE SIZE"; a line per form */
     const char *about; /* what it does; lines end with \n */
     const struct cli_option *options; /* but for --help, which all have */
+    bool in_order; /* arguments come from cli_next, too, in their place */
 };
+
+/* The code of an argument that comes in its place. */
+#define CLI_ARGUMENT 1
+
+/* Be called @name, and not "nbdelta COMMAND", in help and errors. */
+void cli_set_program(const char *name);
 
 /* Answers of cli_next beside the codes of options. */
 enum {

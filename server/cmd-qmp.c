@@ -108,18 +108,16 @@ static json_t *convert_string(const char *text, enum qmp_type type)
  * spec: nothing is known.  NULL: no memory. */
 static json_t *convert_object(json_t *object, const struct qmp_arg *spec)
 {
-    static const struct qmp_arg unknown = {.type = QMP_END};
+    static const struct qmp_arg unknown = QMP_LAST;
     json_t *copy = json_object();
     const char *key;
     json_t *value;
 
     json_object_foreach (object, key, value) {
-        const struct qmp_arg *a = spec ? spec : &unknown;
+        const struct qmp_arg *a = qmp_find_arg(spec, object, key);
 
-        while (a->type != QMP_END && strcmp(a->name, key) != 0) {
-            a++;
-        }
-        if (json_object_set_new(copy, key, convert_member(value, a)) < 0) {
+        if (json_object_set_new(copy, key,
+                                convert_member(value, a ? a : &unknown)) < 0) {
             json_decref(copy);
             return NULL;
         }

@@ -10,4 +10,8 @@ int cmd_map(int argc, char **argv);
 int cmd_qmp(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
 
+/* The program under this name does what QEMU's does. */
+#define STORAGE_DAEMON "qemu-storage-daemon"
+int cmd_storage_daemon(int argc, char **argv);
+
 #endif /* NBDELTA_SERVER_COMMANDS_H */

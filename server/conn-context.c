@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Metadata contexts: base:allocation, qemu:allocation-depth, and
- * qemu:dirty-bitmap:NAME for each bitmap that the node has at that moment.
+ * qemu:dirty-bitmap:NAME, those that the export offers.
  *
  * A query is a context's name.  For listing it may also be what a name begins
  * with: "base:", "qemu:", "qemu:dirty-bitmap:".
@@ -108,21 +108,17 @@ static int select_context(struct conn *c, const struct context *ctx)
     return 0;
 }
 
+/* The reference to @bitmap is taken. */
 static int offer(const struct answer *a, const char *name, uint32_t id,
-                 enum context_kind kind, const char *bitmap)
+                 enum context_kind kind, struct bitmap *bitmap)
 {
     bool list = a->option == NBD_OPT_LIST_META_CONTEXT;
-    struct context ctx = {.id = id, .kind = kind};
+    struct context ctx = {.id = id, .kind = kind, .bitmap = bitmap};
 
-    if (!asks_for(a->queries, name, list)) {
+    if (!asks_for(a->queries, name, list) ||
+        (bitmap && !bitmap_readable(bitmap))) {
+        bitmap_unref(bitmap);
         return 0;
-    }
-    if (bitmap) {
-        ctx.bitmap = bitmap_find(a->export->node, bitmap);
-        if (!ctx.bitmap || !bitmap_readable(ctx.bitmap)) {
-            bitmap_unref(ctx.bitmap);
-            return 0;
-        }
     }
     int r = list ? 0 : select_context(a->conn, &ctx);
     if (list || r < 0) {
@@ -131,7 +127,17 @@ static int offer(const struct answer *a, const char *name, uint32_t id,
     return r < 0 ? r : reply_context(a, list ? 0 : id, name);
 }
 
-static int offer_bitmaps(const struct answer *a)
+static int offer_bitmap(const struct answer *a, uint32_t id,
+                        struct bitmap *bitmap)
+{
+    char text[sizeof(BITMAP_PREFIX) + BITMAP_NAME_MAX];
+
+    (void)snprintf(text, sizeof(text), BITMAP_PREFIX "%s", bitmap_name(bitmap));
+    return offer(a, text, id, CONTEXT_BITMAP, bitmap);
+}
+
+/* Those that the node has now. */
+static int offer_all_bitmaps(const struct answer *a)
 {
     CLEANUP_JSON json_t *names = bitmap_names(a->export->node);
     size_t i;
@@ -141,11 +147,10 @@ static int offer_bitmaps(const struct answer *a)
         return -ENOMEM;
     }
     json_array_foreach (names, i, name) {
-        char text[sizeof(BITMAP_PREFIX) + BITMAP_NAME_MAX];
-        const char *bitmap = json_string_value(name);
+        struct bitmap *bm =
+            bitmap_find(a->export->node, json_string_value(name));
+        int r = bm ? offer_bitmap(a, 3 + (uint32_t)i, bm) : 0;
 
-        (void)snprintf(text, sizeof(text), BITMAP_PREFIX "%s", bitmap);
-        int r = offer(a, text, 3 + (uint32_t)i, CONTEXT_BITMAP, bitmap);
         if (r < 0) {
             return r;
         }
@@ -153,12 +158,24 @@ static int offer_bitmaps(const struct answer *a)
     return 0;
 }
 
+static int offer_bitmaps(const struct answer *a)
+{
+    const struct export *e = a->export;
+    int r = e->all_bitmaps ? offer_all_bitmaps(a) : 0;
+
+    for (unsigned i = 0; r == 0 && i < e->bitmap_count; i++) {
+        bitmap_ref(e->bitmaps[i]);
+        r = offer_bitmap(a, 3 + i, e->bitmaps[i]);
+    }
+    return r;
+}
+
 static int answer(const struct answer *a)
 {
     struct conn *c = a->conn;
     int r = offer(a, "base:allocation", 1, CONTEXT_ALLOCATION, NULL);
 
-    if (r == 0) {
+    if (r == 0 && a->export->allocation_depth) {
         r = offer(a, "qemu:allocation-depth", 2, CONTEXT_DEPTH, NULL);
     }
     if (r == 0) {

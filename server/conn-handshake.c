@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 
 #include "conn.h"
+#include "listen.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 
@@ -176,9 +177,9 @@ static uint16_t transmission_flags(const struct conn *c, const struct export *e)
 {
     /* All connections work on one node, without a cache of their own. */
     unsigned flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH |
-                     NBD_FLAG_SEND_FUA | NBD_FLAG_CAN_MULTI_CONN |
-                     NBD_FLAG_SEND_CACHE;
+                     NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_CACHE;
 
+    flags |= server_max(c->server) != 1 ? NBD_FLAG_CAN_MULTI_CONN : 0;
     flags |= e->writable ? NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES |
                                NBD_FLAG_SEND_FAST_ZERO
                          : NBD_FLAG_READ_ONLY;

@@ -308,6 +308,9 @@ static enum step one_request(struct conn *c)
     };
     const char *why = NULL;
 
+    if (c->export->writethrough && rq.type != NBD_CMD_READ) {
+        rq.flags |= NBD_CMD_FLAG_FUA;
+    }
     if (load_be32(p) != NBD_REQUEST_MAGIC || rq.type == NBD_CMD_DISC) {
         return STEP_END;
     }

@@ -9,6 +9,8 @@ struct graph;
 struct jobs;
 struct exports;
 struct monitors;
+struct objects;
+struct server;
 
 /* Set before the first client can connect, and not changed before the last
  * one is gone. */
@@ -17,6 +19,8 @@ struct daemon {
     struct jobs *jobs;         /* has the monitor lock */
     struct exports *exports;   /* export.h */
     struct monitors *monitors; /* monitor.h */
+    struct objects *objects;   /* object.h */
+    struct server *server;     /* listen.h */
     int quit_fd;               /* eventfd: readable once it shall stop */
 };
 

@@ -5,7 +5,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
+#include "daemon.h"
+#include "monitor.h"
+#include "nbdelta/bitmap.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
@@ -13,23 +18,39 @@
 #include "nbdelta/thread.h"
 
 struct exports {
+    struct daemon *daemon;
+    int gone_fd; /* eventfd: an export waits for exports_collect */
+    cond_t collected;
+
     mutex_t lock;
     struct list list; /* guarded by lock; oldest first */
 };
 
-struct exports *exports_new(void)
+struct exports *exports_new(struct daemon *d)
 {
     struct exports *s = calloc(1, sizeof(*s));
 
-    if (s) {
-        mutex_init(&s->lock);
-        list_init(&s->list);
+    if (!s) {
+        return NULL;
     }
+    s->daemon = d;
+    s->gone_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (s->gone_fd < 0) {
+        free(s);
+        return NULL;
+    }
+    mutex_init(&s->lock);
+    cond_init(&s->collected);
+    list_init(&s->list);
     return s;
 }
 
-static void export_free(struct export *e)
+static void export_free(struct exports *s, struct export *e)
 {
+    for (unsigned i = 0; i < e->bitmap_count; i++) {
+        bitmap_release(s->daemon->graph, e->bitmaps[i]);
+    }
+    free(e->bitmaps);
     blk_free(e->blk);
     free(e->id);
     free(e->name);
@@ -46,27 +67,62 @@ void exports_free(struct exports *s)
         struct export *e = list_entry(l, struct export, in_set);
 
         list_remove(l);
-        export_free(e);
+        export_free(s, e);
     }
+    cond_destroy(&s->collected);
     mutex_destroy(&s->lock);
+    (void)close(s->gone_fd);
     free(s);
 }
 
-static bool is_taken(struct exports *s, const struct export *e)
+int exports_fd(const struct exports *s)
+{
+    return s->gone_fd;
+}
+
+/* --- Adding. --- */
+
+static struct export *find_id(struct exports *s, const char *id)
     REQUIRES(s->lock)
 {
     list_for_each (l, &s->list) {
-        struct export *other = list_entry(l, struct export, in_set);
+        struct export *e = list_entry(l, struct export, in_set);
 
-        if (strcmp(other->id, e->id) == 0 ||
-            strcmp(other->name, e->name) == 0) {
-            return true;
+        if (strcmp(e->id, id) == 0) {
+            return e;
         }
     }
-    return false;
+    return NULL;
 }
 
-static int attach(struct export *e, struct graph *g, struct error **errp)
+int exports_check_id(struct exports *s, const char *id, struct error **errp)
+{
+    mutex_lock(&s->lock);
+    bool taken = find_id(s, id);
+    mutex_unlock(&s->lock);
+    return taken ? error_set(errp, EEXIST,
+                             "Block export id '%s' is already in use", id)
+                 : 0;
+}
+
+/* That of an export that is going away is free. */
+static int check_name(struct exports *s, const char *name, struct error **errp)
+{
+    bool taken = false;
+
+    mutex_lock(&s->lock);
+    list_for_each (l, &s->list) {
+        struct export *e = list_entry(l, struct export, in_set);
+
+        taken |= !e->removed && strcmp(e->name, name) == 0;
+    }
+    mutex_unlock(&s->lock);
+    return taken ? error_set(errp, EEXIST,
+                             "NBD server already has export named '%s'", name)
+                 : 0;
+}
+
+static int attach(struct graph *g, struct export *e, struct error **errp)
 {
     CLEANUP_FREE char *user = NULL;
     unsigned perm = PERM_READ | (e->writable ? PERM_WRITE : 0);
@@ -78,40 +134,80 @@ static int attach(struct export *e, struct graph *g, struct error **errp)
     return blk_new(g, e->node, perm, PERM_ALL, user, &e->blk, errp);
 }
 
-int exports_add(struct exports *s, struct graph *g, struct node *n,
-                const char *id, const char *name, const char *description,
-                bool writable, struct error **errp)
+int export_new(struct exports *s, const struct export_options *o,
+               struct export **ep, struct error **errp)
 {
-    struct export *e = calloc(1, sizeof(*e));
+    int r = exports_check_id(s, o->id, errp);
+
+    r = r == 0 ? check_name(s, o->name, errp) : r;
+    struct export *e = r == 0 ? calloc(1, sizeof(*e)) : NULL;
 
     if (!e) {
+        return r < 0 ? r : error_set(errp, ENOMEM, "no memory for an export");
+    }
+    e->id = strdup(o->id);
+    e->name = strdup(o->name);
+    e->description = o->description ? strdup(o->description) : NULL;
+    e->node = o->node;
+    e->writable = o->writable;
+    e->writethrough = o->writethrough;
+    e->allocation_depth = o->allocation_depth;
+    e->all_bitmaps = o->all_bitmaps;
+    e->is_default = o->is_default;
+    e->refs = 1;
+    list_init(&e->in_set);
+    r = !e->id || !e->name || (o->description && !e->description)
+            ? error_set(errp, ENOMEM, "no memory for an export")
+            : attach(s->daemon->graph, e, errp);
+    if (r < 0) {
+        export_free(s, e);
+        return r;
+    }
+    *ep = e;
+    return 0;
+}
+
+int export_add_bitmap(struct exports *s, struct export *e, struct node *n,
+                      const char *name, bool below, struct error **errp)
+{
+    struct graph *g = s->daemon->graph;
+    size_t bytes = (e->bitmap_count + 1) * sizeof(struct bitmap *);
+    struct bitmap **grown = realloc(e->bitmaps, bytes);
+    struct bitmap *bm;
+
+    if (!grown) {
         return error_set(errp, ENOMEM, "no memory for an export");
     }
-    e->id = strdup(id);
-    e->name = strdup(name);
-    e->description = description ? strdup(description) : NULL;
-    e->node = n;
-    e->writable = writable;
-    e->refs = 1;
-
-    int r = !e->id || !e->name || (description && !e->description)
-                ? error_set(errp, ENOMEM, "no memory for an export")
-                : attach(e, g, errp);
-    if (r == 0) {
-        mutex_lock(&s->lock);
-        if (is_taken(s, e)) {
-            r = error_set(errp, EEXIST, "there is an export '%s' already",
-                          name);
-        } else {
-            list_append(&s->list, &e->in_set);
-        }
-        mutex_unlock(&s->lock);
-    }
+    e->bitmaps = grown;
+    int r = bitmap_hold(g, n, name, below, &bm, errp);
     if (r < 0) {
-        export_free(e);
+        return r;
     }
-    return r;
+    /* What clients see must not change under them, unless it is on purpose. */
+    if (below && !e->writable && bitmap_enabled(bm) &&
+        !node_read_only(bitmap_node(bm))) {
+        bitmap_release(g, bm);
+        return error_set(errp, EINVAL,
+                         "Enabled bitmap '%s' incompatible with readonly export",
+                         name);
+    }
+    e->bitmaps[e->bitmap_count++] = bm;
+    return 0;
 }
+
+void export_publish(struct exports *s, struct export *e)
+{
+    mutex_lock(&s->lock);
+    list_append(&s->list, &e->in_set);
+    mutex_unlock(&s->lock);
+}
+
+void export_drop(struct exports *s, struct export *e)
+{
+    export_free(s, e);
+}
+
+/* --- Finding. --- */
 
 struct export *exports_find(struct exports *s, const char *name)
 {
@@ -121,13 +217,16 @@ struct export *exports_find(struct exports *s, const char *name)
     list_for_each (l, &s->list) {
         struct export *e = list_entry(l, struct export, in_set);
 
+        if (e->removed) {
+            continue;
+        }
         if (strcmp(e->name, name) == 0) {
             found = e;
             break;
         }
-    }
-    if (!found && name[0] == '\0' && !list_empty(&s->list)) {
-        found = list_entry(s->list.next, struct export, in_set);
+        if (!found && name[0] == '\0' && e->is_default) {
+            found = e;
+        }
     }
     if (found) {
         found->refs++;
@@ -144,7 +243,7 @@ struct export *exports_find_node(struct exports *s, const struct node *n)
     list_for_each (l, &s->list) {
         struct export *e = list_entry(l, struct export, in_set);
 
-        if (e->node == n) {
+        if (e->node == n && !e->removed) {
             found = e;
             found->refs++;
             break;
@@ -154,19 +253,6 @@ struct export *exports_find_node(struct exports *s, const struct node *n)
     return found;
 }
 
-void export_unref(struct exports *s, struct export *e)
-{
-    if (!e) {
-        return;
-    }
-    mutex_lock(&s->lock);
-    bool last = --e->refs == 0;
-    mutex_unlock(&s->lock);
-    if (last) {
-        export_free(e);
-    }
-}
-
 int exports_each(struct exports *s, int (*fn)(struct export *e, void *opaque),
                  void *opaque)
 {
@@ -174,11 +260,157 @@ int exports_each(struct exports *s, int (*fn)(struct export *e, void *opaque),
 
     mutex_lock(&s->lock);
     list_for_each (l, &s->list) {
-        r = fn(list_entry(l, struct export, in_set), opaque);
+        struct export *e = list_entry(l, struct export, in_set);
+
+        r = e->removed ? 0 : fn(e, opaque);
         if (r != 0) {
             break;
         }
     }
     mutex_unlock(&s->lock);
     return r;
+}
+
+json_t *exports_query(struct exports *s)
+{
+    json_t *list = json_array();
+    int r = list ? 0 : -1;
+
+    mutex_lock(&s->lock);
+    list_for_each (l, &s->list) {
+        struct export *e = list_entry(l, struct export, in_set);
+        json_t *info =
+            json_pack("{s:s, s:b, s:s, s:s}", "node-name",
+                      node_name(blk_node(e->blk)), "shutting-down",
+                      (int)e->removed, "type", "nbd", "id", e->id);
+
+        r = r < 0 ? r : json_array_insert_new(list, 0, info);
+    }
+    mutex_unlock(&s->lock);
+    if (r < 0) {
+        json_decref(list);
+        return NULL;
+    }
+    return list;
+}
+
+/* --- Removing. --- */
+
+static void unref_locked(struct exports *s, struct export *e) REQUIRES(s->lock)
+{
+    uint64_t one = 1;
+
+    if (--e->refs == 0) {
+        while (write(s->gone_fd, &one, sizeof(one)) < 0 && errno == EINTR) {
+        }
+    }
+}
+
+void export_unref(struct exports *s, struct export *e)
+{
+    if (e) {
+        mutex_lock(&s->lock);
+        unref_locked(s, e);
+        mutex_unlock(&s->lock);
+    }
+}
+
+int exports_remove(struct exports *s, const char *id, bool safe,
+                   struct export **ep, struct error **errp)
+{
+    int r = 0;
+
+    mutex_lock(&s->lock);
+    struct export *e = find_id(s, id);
+    if (!e) {
+        r = error_set(errp, ENOENT, "Export '%.200s' is not found", id);
+    } else if (e->removed) {
+        r = error_set(errp, EALREADY, "Export '%s' is already shutting down",
+                      id);
+    } else if (safe && e->refs > 1) {
+        r = error_set(errp, EBUSY, "export '%s' still in use", id);
+    } else {
+        e->removed = true; /* the set's reference is the caller's now */
+        *ep = e;
+    }
+    mutex_unlock(&s->lock);
+    return r;
+}
+
+bool export_is_removed(struct exports *s, const struct export *e)
+{
+    mutex_lock(&s->lock);
+    bool removed = e->removed;
+    mutex_unlock(&s->lock);
+    return removed;
+}
+
+void exports_remove_all(struct exports *s)
+{
+    mutex_lock(&s->lock);
+    list_for_each (l, &s->list) {
+        struct export *e = list_entry(l, struct export, in_set);
+
+        if (!e->removed) {
+            e->removed = true;
+            unref_locked(s, e);
+        }
+    }
+    mutex_unlock(&s->lock);
+}
+
+/* One that nobody uses, taken off the list, or NULL. */
+static struct export *take_gone(struct exports *s)
+{
+    struct export *gone = NULL;
+
+    mutex_lock(&s->lock);
+    list_for_each (l, &s->list) {
+        struct export *e = list_entry(l, struct export, in_set);
+
+        if (e->refs == 0) {
+            gone = e;
+            list_remove(l);
+            break;
+        }
+    }
+    mutex_unlock(&s->lock);
+    return gone;
+}
+
+void exports_collect(struct exports *s, struct jobs *j)
+{
+    struct export *e;
+    uint64_t n;
+
+    mutex_is_held(&j->lock);
+    (void)!read(s->gone_fd, &n, sizeof(n));
+    while ((e = take_gone(s))) {
+        CLEANUP_JSON json_t *data = json_pack("{s:s}", "id", e->id);
+
+        export_free(s, e);
+        monitors_emit("BLOCK_EXPORT_DELETED", data, s->daemon->monitors);
+    }
+    cond_broadcast(&s->collected);
+}
+
+static bool has_removed(struct exports *s)
+{
+    bool found = false;
+
+    mutex_lock(&s->lock);
+    list_for_each (l, &s->list) {
+        found |= list_entry(l, struct export, in_set)->removed;
+    }
+    mutex_unlock(&s->lock);
+    return found;
+}
+
+void exports_settle(struct exports *s, struct jobs *j)
+{
+    exports_collect(s, j);
+    while (has_removed(s)) {
+        cond_wait(&s->collected, &j->lock);
+        exports_collect(s, j);
+    }
 }

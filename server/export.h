@@ -2,51 +2,114 @@
 #ifndef NBDELTA_SERVER_EXPORT_H
 #define NBDELTA_SERVER_EXPORT_H
 
-/* Exports: what NBD clients can open, by name. */
+/*
+ * Exports: what NBD clients can open, by name
+ * ===========================================
+ *
+ * The set has a reference to an export, and so has each connection that uses
+ * it.  Removing gives up that of the set: new clients do not find it any
+ * more, and when the last connection has gone it is deleted, which takes the
+ * monitor lock: exports_collect().
+ */
 #include <jansson.h>
-#include <stdbool.h>
 
+#include "nbdelta/job.h"
 #include "nbdelta/list.h"
 
 struct blk;
+struct bitmap;
+struct daemon;
 struct error;
 struct graph;
 struct node;
 struct exports;
 
+struct export_options {
+    const char *id;          /* of block-export-*; unique */
+    const char *name;        /* on the wire; unique */
+    const char *description; /* or NULL */
+    struct node *node;
+    bool writable;
+    bool writethrough;     /* each write is durable before it is answered */
+    bool allocation_depth; /* offer that context */
+    bool all_bitmaps;      /* offer those that the node has at that moment */
+    bool is_default;       /* answers to the name "", too, if it is first */
+};
+
 struct export
 {
     /* Set at creation. */
-    char *id;   /* of block-export-*; unique */
-    char *name; /* on the wire; unique; "" is what a client gets by default */
+    char *id;
+    char *name;
     char *description; /* or NULL */
     struct node *node; /* as it was given: filters may stand above it now */
     struct blk *blk;
     bool writable;
+    bool writethrough;
+    bool allocation_depth;
+    bool all_bitmaps;
+    bool is_default;
+
+    /* Set before clients can find it: bitmaps that it holds and offers. */
+    struct bitmap **bitmaps;
+    unsigned bitmap_count;
 
     /* Guarded by the lock of the set. */
-    struct list in_set; /* which has a reference */
+    struct list in_set;
     unsigned refs;
     bool removed;
 };
 
-struct exports *exports_new(void);
+struct exports *exports_new(struct daemon *d);
 void exports_free(struct exports *s); /* no connection is left; NULL is fine */
 
-/* Add an export of @n; the first one also answers to the name "".  -EEXIST:
- * the id or the name is taken. */
-int exports_add(struct exports *s, struct graph *g, struct node *n,
-                const char *id, const char *name, const char *description,
-                bool writable, struct error **errp);
+/* -EEXIST: there is one with this id. */
+int exports_check_id(struct exports *s, const char *id, struct error **errp);
+
+/* An export of its own that no client finds yet.  -EEXIST: the id or the name
+ * is taken. */
+int export_new(struct exports *s, const struct export_options *o,
+               struct export **ep, struct error **errp);
+
+/* Offer the bitmap @name of @n, or of what is below (bitmap_hold). */
+int export_add_bitmap(struct exports *s, struct export *e, struct node *n,
+                      const char *name, bool below, struct error **errp);
+
+/* Clients find it from now on; or it is not wanted.  @e is taken. */
+void export_publish(struct exports *s, struct export *e);
+void export_drop(struct exports *s, struct export *e);
 
 /* By its name, with a reference; NULL when there is none. */
 struct export *exports_find(struct exports *s, const char *name);
-void export_unref(struct exports *s, struct export *e);
+void export_unref(struct exports *s, struct export *e); /* NULL is fine */
 
-/* Visit all under the set's lock, oldest first; what @fn returns other than 0
- * ends that and is returned. */
+/* New clients do not find it any more.  -ENOENT; -EALREADY: it was removed
+ * before; with @safe -EBUSY: it has clients.  Those that are left have to be
+ * told to go: *ep, with a reference. */
+int exports_remove(struct exports *s, const char *id, bool safe,
+                   struct export **ep, struct error **errp);
+void exports_remove_all(struct exports *s);
+
+bool export_is_removed(struct exports *s, const struct export *e);
+
+/* Readable when some are to be collected. */
+int exports_fd(const struct exports *s);
+
+/* Delete those that are removed and without clients, and tell of it
+ * (BLOCK_EXPORT_DELETED). */
+void exports_collect(struct exports *s, struct jobs *j) REQUIRES(j->lock);
+
+/* Wait until all that are removed are deleted, with the monitor lock given up
+ * meanwhile. */
+void exports_settle(struct exports *s, struct jobs *j) REQUIRES(j->lock);
+
+/* Visit those that are not removed under the set's lock, oldest first; what
+ * @fn returns other than 0 ends that and is returned. */
 int exports_each(struct exports *s, int (*fn)(struct export *e, void *opaque),
                  void *opaque);
+
+/* BlockExportInfo of all, newest first; NULL: no memory. */
+json_t *exports_query(struct exports *s);
 
 /* The export of node @n, or NULL, with a reference (query-block). */
 struct export *exports_find_node(struct exports *s, const struct node *n);

@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Sockets and connections: one thread accepts, and joins the threads of
- * connections that have ended.
+ * Sockets and connections: one thread accepts, joins the threads of
+ * connections that have ended, and deletes exports that nobody uses any more.
  */
 #include "listen.h"
 
 #include <errno.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -14,22 +13,18 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
+#include "address.h"
 #include "conn.h"
+#include "daemon.h"
 #include "nbdelta/bytes.h"
-#include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/list.h"
 #include "nbdelta/thread.h"
 #include "pool.h"
-#include "unix-socket.h"
 
-#define SOCKETS_MAX     16
 #define CONNECTIONS_MAX 1000
-#define BACKLOG         128
 #define SEND_BUFFER     (2 << 20)
 #define WORKERS         64
 
@@ -38,16 +33,18 @@
 
 struct server {
     /* Set before server_start. */
+    struct daemon *daemon;
     struct exports *exports;
     struct pool *pool;
     int wake; /* eventfd for the accepting thread */
-    struct unix_socket listeners[SOCKETS_MAX];
-    unsigned count;
     bool started;
     pthread_t thread;
 
     /* Guarded by lock. */
     mutex_t lock;
+    bool running;
+    unsigned max; /* connections; 0: no limit but our own */
+    struct listeners listeners;
     cond_t calmed; /* a connection is quiet now */
     struct list conns;
     unsigned conn_count;
@@ -55,14 +52,15 @@ struct server {
     _Atomic bool stopping;
 };
 
-struct server *server_new(struct exports *exports)
+struct server *server_new(struct daemon *d)
 {
     struct server *s = calloc(1, sizeof(*s));
 
     if (!s) {
         return NULL;
     }
-    s->exports = exports;
+    s->daemon = d;
+    s->exports = d->exports;
     s->pool = pool_new(WORKERS);
     s->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     list_init(&s->conns);
@@ -88,6 +86,12 @@ void server_free(struct server *s)
     }
 }
 
+static bool is_full(const struct server *s) REQUIRES(s->lock)
+{
+    return s->conn_count >= CONNECTIONS_MAX ||
+           (s->max > 0 && s->conn_count >= s->max);
+}
+
 void server_reap_soon(struct server *s)
 {
     uint64_t one = 1;
@@ -98,101 +102,77 @@ void server_reap_soon(struct server *s)
 
 /* --- Listening. --- */
 
-static int add_listener(struct server *s, const struct unix_socket *u,
-                        struct error **errp)
+int server_open(struct server *s, unsigned max, struct error **errp)
 {
-    if (s->count == SOCKETS_MAX) {
-        return error_set(errp, EMFILE, "too many sockets to listen on");
-    }
-    s->listeners[s->count++] = *u;
-    return 0;
-}
+    int r = 0;
 
-static void close_listeners(struct server *s)
-{
-    for (unsigned i = 0; i < s->count; i++) {
-        unix_socket_close(&s->listeners[i]);
+    mutex_lock(&s->lock);
+    if (s->running) {
+        r = error_set(errp, EEXIST, "NBD server already running");
+    } else {
+        s->running = true;
+        s->max = max;
     }
-    s->count = 0;
-}
-
-int server_listen_unix(struct server *s, const char *path, struct error **errp)
-{
-    struct unix_socket u;
-    int r = unix_socket_listen(&u, path, errp);
-
-    if (r == 0) {
-        r = add_listener(s, &u, errp);
-        if (r < 0) {
-            unix_socket_close(&u);
-        }
-    }
+    mutex_unlock(&s->lock);
     return r;
 }
 
-/* One address; -errno without a text. */
-static int listen_address(struct server *s, const struct addrinfo *ai,
-                          bool only, struct error **errp)
+bool server_running(struct server *s)
 {
-    static const int on = 1;
-    /* A single "::" is for IPv4 as well. */
-    const int v6_only = !only;
-    CLEANUP_CLOSE int fd =
-        socket(ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    mutex_lock(&s->lock);
+    bool running = s->running;
+    mutex_unlock(&s->lock);
+    return running;
+}
 
-    if (fd < 0) {
-        return -errno;
-    }
-    (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-    if (ai->ai_family == AF_INET6) {
-        (void)setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &v6_only,
-                         sizeof(v6_only));
-    }
-    if (bind(fd, ai->ai_addr, ai->ai_addrlen) < 0 || listen(fd, BACKLOG) < 0) {
-        return -errno;
-    }
-    struct unix_socket u = {.fd = fd};
-    int r = add_listener(s, &u, errp);
-    if (r == 0) {
-        fd = -1;
-    }
+unsigned server_max(struct server *s)
+{
+    mutex_lock(&s->lock);
+    unsigned max = s->max;
+    mutex_unlock(&s->lock);
+    return max;
+}
+
+int server_listen(struct server *s, const json_t *addr, struct error **errp)
+{
+    mutex_lock(&s->lock);
+    int r = address_listen(addr, &s->listeners, errp);
+    mutex_unlock(&s->lock);
+    server_reap_soon(s);
     return r;
 }
 
-/* Is it that the machine does not have such addresses? */
-static bool is_lacking(int r)
+/* All are told; who waits for their end reaps them. */
+static void stop_connections(struct server *s) REQUIRES(s->lock)
 {
-    return r == -EAFNOSUPPORT || r == -EADDRNOTAVAIL;
+    list_for_each (l, &s->conns) {
+        conn_stop(list_entry(l, struct conn, in_server));
+    }
+    cond_broadcast(&s->calmed);
 }
 
-int server_listen_tcp(struct server *s, const char *host, const char *port,
-                      struct error **errp)
+void server_close(struct server *s)
 {
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM,
-                             .ai_flags = host ? AI_PASSIVE : 0};
-    struct addrinfo *list = NULL;
-    int r = getaddrinfo(host, port, &hints, &list);
-    unsigned done = 0;
+    mutex_lock(&s->lock);
+    s->running = false;
+    listeners_close(&s->listeners);
+    stop_connections(s);
+    mutex_unlock(&s->lock);
+    server_reap_soon(s);
+}
 
-    if (r != 0) {
-        return error_set(errp, EINVAL, "'%s' port %s: %s",
-                         host ? host : "localhost", port, gai_strerror(r));
-    }
-    int last = -EADDRNOTAVAIL;
-    for (struct addrinfo *ai = list; ai; ai = ai->ai_next) {
-        r = listen_address(s, ai, !list->ai_next, errp);
-        done += r == 0;
-        last = r < 0 ? r : last;
-        if (r < 0 && !is_lacking(r)) {
-            break;
+void server_end_export(struct server *s, const struct export *e)
+{
+    mutex_lock(&s->lock);
+    list_for_each (l, &s->conns) {
+        struct conn *c = list_entry(l, struct conn, in_server);
+
+        if (c->serving && c->export == e) {
+            conn_stop(c);
         }
     }
-    freeaddrinfo(list);
-    if (done > 0 && (r == 0 || is_lacking(r))) {
-        return 0;
-    }
-    return error_set(errp, -last, "cannot listen on '%s' port %s: %s",
-                     host ? host : "localhost", port, strerror(-last));
+    cond_broadcast(&s->calmed);
+    mutex_unlock(&s->lock);
 }
 
 /* --- Connections. --- */
@@ -217,30 +197,19 @@ static void set_options(int fd)
     }
 }
 
-static void start_conn(struct server *s, int fd)
+static void start_conn(struct server *s, int fd) REQUIRES(s->lock)
 {
-    mutex_lock(&s->lock);
-    bool full = s->conn_count >= CONNECTIONS_MAX;
-    mutex_unlock(&s->lock);
-    if (full) {
-        (void)close(fd);
-        return;
-    }
     set_options(fd);
     struct conn *c = conn_new(s, s->exports, s->pool, fd);
     if (!c) {
         return;
     }
-    mutex_lock(&s->lock);
-    int r = thread_start(&c->thread, "nbd-conn", conn_thread, c);
-    if (r == 0) {
-        list_append(&s->conns, &c->in_server);
-        s->conn_count++;
-    }
-    mutex_unlock(&s->lock);
-    if (r < 0) {
+    if (thread_start(&c->thread, "nbd-conn", conn_thread, c) < 0) {
         conn_free(c);
+        return;
     }
+    list_append(&s->conns, &c->in_server);
+    s->conn_count++;
 }
 
 /* Free the connections that have ended. */
@@ -272,10 +241,7 @@ static void reap(struct server *s)
 static void end_connections(struct server *s)
 {
     mutex_lock(&s->lock);
-    list_for_each (l, &s->conns) {
-        conn_stop(list_entry(l, struct conn, in_server));
-    }
-    cond_broadcast(&s->calmed);
+    stop_connections(s);
     while (!list_empty(&s->conns)) {
         struct conn *c = list_entry(s->conns.next, struct conn, in_server);
 
@@ -332,6 +298,10 @@ void server_enter(struct server *s, struct conn *c)
     }
     c->serving = true;
     mutex_unlock(&s->lock);
+    /* Either server_end_export finds it, or it was removed before. */
+    if (export_is_removed(s->exports, c->export)) {
+        conn_stop(c);
+    }
 }
 
 void server_quiet(struct server *s, struct conn *c)
@@ -344,43 +314,77 @@ void server_quiet(struct server *s, struct conn *c)
 
 /* --- Accepting. --- */
 
-static void accept_one(struct server *s, int listener)
+/* True: wait a moment before the next try. */
+static bool accept_one(struct server *s, int listener) REQUIRES(s->lock)
 {
     int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
 
     if (fd >= 0) {
         start_conn(s, fd);
-    } else if (errno == EMFILE || errno == ENFILE || errno == ENOMEM ||
-               errno == ENOBUFS) {
-        /* The client stays in the queue: do not spin. */
-        struct pollfd p = {.fd = s->wake, .events = POLLIN};
-        (void)poll(&p, 1, 100);
+        return false;
     }
+    return errno == EMFILE || errno == ENFILE || errno == ENOMEM ||
+           errno == ENOBUFS;
+}
+
+/* What can be accepted, from sockets that are open now: none of them blocks. */
+static bool accept_all(struct server *s)
+{
+    bool rest = false;
+
+    mutex_lock(&s->lock);
+    for (unsigned i = 0; i < s->listeners.count && !is_full(s); i++) {
+        rest |= accept_one(s, s->listeners.at[i].fd);
+    }
+    mutex_unlock(&s->lock);
+    return rest;
+}
+
+static void collect(struct server *s)
+{
+    struct jobs *jobs = s->daemon->jobs;
+
+    mutex_lock(&jobs->lock);
+    exports_collect(s->exports, jobs);
+    mutex_unlock(&jobs->lock);
+}
+
+/* Clients above the maximum stay in the queues of the sockets. */
+static nfds_t poll_set(struct server *s, struct pollfd *fds)
+{
+    nfds_t n = 2;
+
+    fds[0] = (struct pollfd){.fd = s->wake, .events = POLLIN};
+    fds[1] = (struct pollfd){.fd = exports_fd(s->exports), .events = POLLIN};
+    mutex_lock(&s->lock);
+    for (unsigned i = 0; i < s->listeners.count && !is_full(s); i++) {
+        fds[n++] = (struct pollfd){.fd = s->listeners.at[i].fd,
+                                   .events = POLLIN};
+    }
+    mutex_unlock(&s->lock);
+    return n;
 }
 
 static void *accept_thread(void *arg)
 {
     struct server *s = arg;
-    struct pollfd fds[SOCKETS_MAX + 1];
-    uint64_t n;
+    struct pollfd fds[LISTENERS_MAX + 2];
+    uint64_t count;
 
-    fds[0] = (struct pollfd){.fd = s->wake, .events = POLLIN};
-    for (unsigned i = 0; i < s->count; i++) {
-        fds[i + 1] = (struct pollfd){.fd = s->listeners[i].fd,
-                                     .events = POLLIN};
-    }
     while (!atomic_load(&s->stopping)) {
         reap(s);
-        if (poll(fds, s->count + 1, -1) < 0) {
+        nfds_t n = poll_set(s, fds);
+        if (poll(fds, n, -1) < 0) {
             continue;
         }
         if (fds[0].revents) {
-            (void)!read(s->wake, &n, sizeof(n));
+            (void)!read(s->wake, &count, sizeof(count));
         }
-        for (unsigned i = 1; i <= s->count; i++) {
-            if (fds[i].revents && !atomic_load(&s->stopping)) {
-                accept_one(s, fds[i].fd);
-            }
+        if (fds[1].revents) {
+            collect(s);
+        }
+        if (!atomic_load(&s->stopping) && accept_all(s)) {
+            (void)poll(fds, 1, 100); /* those clients wait: do not spin */
         }
     }
     return NULL;
@@ -400,11 +404,10 @@ int server_start(struct server *s, struct error **errp)
 void server_stop(struct server *s)
 {
     atomic_store(&s->stopping, true);
-    server_reap_soon(s);
+    server_close(s);
     if (s->started) {
         thread_join(s->thread);
         s->started = false;
     }
-    close_listeners(s);
     end_connections(s);
 }

@@ -4,28 +4,41 @@
 
 /* The NBD server: its sockets and connections. */
 
+#include <jansson.h>
+#include <stdbool.h>
+
 struct conn;
+struct daemon;
 struct error;
-struct exports;
+struct export;
 struct server;
 
-struct server *server_new(struct exports *exports); /* NULL: no memory */
+/* The server of @d->exports.  NULL: no memory. */
+struct server *server_new(struct daemon *d);
 void server_free(struct server *s); /* after server_stop; NULL is fine */
 
-/* A Unix socket, mode 0600.  One that is there is replaced only if nobody
- * listens on it; it is removed by server_stop. */
-int server_listen_unix(struct server *s, const char *path, struct error **errp);
+/* It runs from now on (-EEXIST: it did), with at most @max connections at
+ * once (0: no limit); the others wait.  With the monitor lock, or before
+ * there are threads. */
+int server_open(struct server *s, unsigned max, struct error **errp);
+bool server_running(struct server *s);
+unsigned server_max(struct server *s);
 
-/* A TCP socket on each of the addresses that @host has; NULL: on those of
- * the local host. */
-int server_listen_tcp(struct server *s, const char *host, const char *port,
-                      struct error **errp);
+/* Listen on one more checked address (address.h); Unix sockets have the mode
+ * 0600. */
+int server_listen(struct server *s, const json_t *addr, struct error **errp);
 
-/* Begin to accept clients. */
+/* It does not run any more: nobody listens, connections are told to end. */
+void server_close(struct server *s);
+
+/* Tell the connections that use @e, which is removed, to end. */
+void server_end_export(struct server *s, const struct export *e);
+
+/* Begin to accept clients, and to delete exports that nobody uses. */
 int server_start(struct server *s, struct error **errp);
 
 /* No new clients; what has been requested is done and answered, as far as
- * clients take it within seconds; connections end. */
+ * clients take it within seconds; connections have ended. */
 void server_stop(struct server *s);
 
 /*

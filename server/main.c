@@ -71,8 +71,18 @@ static int cmd_help(int argc, char **argv)
     return c->run(2, args);
 }
 
+static bool is_called(const char *path, const char *name)
+{
+    const char *slash = path ? strrchr(path, '/') : NULL;
+
+    return path && strcmp(slash ? slash + 1 : path, name) == 0;
+}
+
 int main(int argc, char **argv)
 {
+    if (is_called(argv[0], STORAGE_DAEMON)) {
+        return cmd_storage_daemon(argc, argv);
+    }
     if (argc < 2) {
         fprintf(stderr, "nbdelta: a command is missing: "
                         "try 'nbdelta --help'\n");

@@ -1,17 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /*
- * One thread accepts, one thread serves each session:
- *
- *      socket --> input --> parser --> dispatch (under the monitor lock)
- *                                          | reply
- *      socket <-- sending <-- out <--------+------- monitors_emit
- *                                                   (any thread)
- *
- * Events and replies meet in `out`, which only the monitor lock's holder
- * fills, so that all sessions see them in the same order.  Nobody waits for
- * a client: a session whose own replies pile up is not read from, and one
- * that lets events pile up is dropped.
+ * One thread looks after all monitors: it accepts clients, connects again
+ * where that is asked for, and joins the threads of sessions that have ended.
+ * Events and replies meet in the sessions' output, which only the monitor
+ * lock's holder fills, so that all sessions see them in the same order.
  */
 #include "monitor.h"
 
@@ -22,146 +15,63 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "address.h"
+#include "chardev.h"
 #include "daemon.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
-#include "nbdelta/job.h"
 #include "nbdelta/list.h"
 #include "nbdelta/thread.h"
-#include "qmp-core.h"
 #include "qmp-dispatch.h"
-#include "qmp-parse.h"
-#include "unix-socket.h"
+#include "qmp-keyval.h"
+#include "session.h"
 
-#define LISTENERS_MAX 16
-#define SESSIONS_MAX  64
-#define INPUT_SIZE    65536
-/* Requests wait while more than this is to be sent; the session is dropped
- * when events make it this. */
-#define OUT_PAUSE ((size_t)256 << 10)
-#define OUT_MAX   ((size_t)16 << 20)
-#define STOP_NS   UINT64_C(2000000000)
+#define MONITORS_MAX 64
+#define SESSIONS_MAX 64
+#define SECOND       UINT64_C(1000000000)
+#define STOP_NS      (2 * SECOND)
+
+struct monitor {
+    struct chardev *chardev;
+    bool pretty;
+    bool connected;    /* does not listen: it has a session */
+    uint64_t retry_at; /* when to connect again, if it does */
+};
+
+struct link {
+    struct list in_monitors;
+    struct session *session;
+    struct monitor *monitor;
+};
 
 struct monitors {
-    /* Set at creation. */
+    /* Set before the start. */
     struct daemon *daemon;
-    int wake; /* eventfd for the accepting thread */
-
-    /* Guarded by lock. */
-    mutex_t lock;
-    struct list sessions;
-    unsigned session_count;
-    struct unix_socket listeners[LISTENERS_MAX];
-    unsigned listener_count;
-    bool accepting; /* the thread runs */
+    struct chardevs *chardevs;
+    int wake; /* eventfd for the thread */
+    bool started;
     pthread_t thread;
+
+    /* The thread's, once it has started. */
+    struct monitor monitors[MONITORS_MAX];
+    unsigned count;
+
+    /* Guarded by lock; changed by the thread only. */
+    mutex_t lock;
+    struct list links;
+    unsigned session_count;
 
     _Atomic bool stopping;
-    _Atomic uint64_t deadline;
 };
 
-struct buffer {
-    char *data;
-    size_t len;
-    size_t alloc;
-};
-
-struct session {
-    /* Set at creation. */
-    struct monitors *m;
-    int fd;
-    int wake; /* eventfd: there is something in out, or stop */
-    pthread_t thread;
-    struct list in_monitors; /* lock of the set */
-
-    /* Monitor lock. */
-    struct qmp_state state;
-
-    /* Guarded by lock. */
-    mutex_t lock;
-    struct buffer out;
-    bool overrun;
-
-    /* Its own thread's. */
-    struct qmp_parser *parser;
-    struct buffer sending;
-    size_t sent;
-    char *input;
-    size_t input_len;
-    size_t input_used;
-    bool eof;
-
-    _Atomic bool finished;
-};
-
-static void kick(int fd)
+static void kick(struct monitors *m)
 {
     uint64_t one = 1;
 
-    while (write(fd, &one, sizeof(one)) < 0 && errno == EINTR) {
-    }
-}
-
-static void unkick(int fd)
-{
-    uint64_t n;
-
-    while (read(fd, &n, sizeof(n)) < 0 && errno == EINTR) {
-    }
-}
-
-/* --- Output. --- */
-
-static bool buffer_append(struct buffer *b, const char *data, size_t len)
-{
-    if (b->alloc - b->len < len) {
-        size_t alloc = b->alloc ? b->alloc : 4096;
-        char *grown;
-
-        while (alloc - b->len < len) {
-            alloc *= 2;
-        }
-        grown = realloc(b->data, alloc);
-        if (!grown) {
-            return false;
-        }
-        b->data = grown;
-        b->alloc = alloc;
-    }
-    memcpy(b->data + b->len, data, len);
-    b->len += len;
-    return true;
-}
-
-static void queue_text(struct session *s, const char *text, size_t len)
-{
-    mutex_lock(&s->lock);
-    if (s->out.len > OUT_MAX || !buffer_append(&s->out, text, len)) {
-        s->overrun = true;
-    }
-    mutex_unlock(&s->lock);
-    kick(s->wake);
-}
-
-/* Queue @message (taken); a session that cannot get its reply ends. */
-static void queue_message(struct session *s, json_t *message)
-{
-    size_t len = 0;
-    char *text = message ? qmp_to_text(message, &len) : NULL;
-
-    json_decref(message);
-    if (text) {
-        queue_text(s, text, len);
-        free(text);
-    } else {
-        mutex_lock(&s->lock);
-        s->overrun = true;
-        mutex_unlock(&s->lock);
+    while (write(m->wake, &one, sizeof(one)) < 0 && errno == EINTR) {
     }
 }
 
@@ -169,218 +79,50 @@ void monitors_emit(const char *name, json_t *data, void *opaque)
 {
     struct monitors *m = opaque;
     struct timespec now = {0, 0};
-    CLEANUP_JSON json_t *event = NULL;
-    CLEANUP_FREE char *text = NULL;
-    size_t len = 0;
 
     (void)clock_gettime(CLOCK_REALTIME, &now);
-    event = json_pack("{s:{s:I, s:I}, s:s, s:O}", "timestamp", "seconds",
-                      (json_int_t)now.tv_sec, "microseconds",
-                      (json_int_t)(now.tv_nsec / 1000), "event", name, "data",
-                      data);
-    text = event ? qmp_to_text(event, &len) : NULL;
+    CLEANUP_JSON json_t *event =
+        json_pack("{s:{s:I, s:I}, s:s, s:O}", "timestamp", "seconds",
+                  (json_int_t)now.tv_sec, "microseconds",
+                  (json_int_t)(now.tv_nsec / 1000), "event", name, "data", data);
 
     mutex_lock(&m->lock);
-    list_for_each (e, &m->sessions) {
-        struct session *s = list_entry(e, struct session, in_monitors);
-
-        if (!s->state.negotiated) {
-            continue;
-        }
-        if (text) {
-            queue_text(s, text, len);
-        } else {
-            mutex_lock(&s->lock);
-            s->overrun = true;
-            mutex_unlock(&s->lock);
-        }
+    list_for_each (l, &m->links) {
+        session_event(list_entry(l, struct link, in_monitors)->session, event);
     }
     mutex_unlock(&m->lock);
 }
 
-/* --- A session. --- */
+/* --- Sessions. --- */
 
-static void on_value(json_t *value, const char *why, void *opaque)
+/* @ch is taken.  Without memory the client is gone. */
+static void add_session(struct monitors *m, struct monitor *mon,
+                        const struct channel *ch)
 {
-    struct session *s = opaque;
-    struct jobs *jobs = s->m->daemon->jobs;
+    struct session *s = session_new(m->daemon, ch, mon->pretty, m->wake);
+    struct link *link = s ? calloc(1, sizeof(*link)) : NULL;
 
-    mutex_lock(&jobs->lock);
-    queue_message(s, value ? qmp_dispatch(s->m->daemon, &s->state, value)
-                           : qmp_error_reply(NULL, QMP_GENERIC_ERROR, why));
-    mutex_unlock(&jobs->lock);
-}
-
-/* Refill `sending`; returns how much is to be sent, or -1 after an overrun. */
-static ssize_t take_output(struct session *s)
-{
-    size_t todo = s->sending.len - s->sent;
-    bool overrun;
-
-    mutex_lock(&s->lock);
-    if (todo == 0) {
-        struct buffer spent = s->sending;
-
-        if (spent.alloc > OUT_PAUSE) {
-            free(spent.data);
-            spent = (struct buffer){NULL, 0, 0};
-        }
-        s->sending = s->out;
-        s->out = spent;
-        s->out.len = 0;
-        s->sent = 0;
-        todo = s->sending.len;
-    }
-    todo += s->out.len;
-    overrun = s->overrun;
-    mutex_unlock(&s->lock);
-    return overrun ? -1 : (ssize_t)todo;
-}
-
-/* False when the session is over. */
-static bool send_some(struct session *s)
-{
-    ssize_t n;
-
-    if (s->sent == s->sending.len) {
-        return true;
-    }
-    n = send(s->fd, s->sending.data + s->sent, s->sending.len - s->sent,
-             MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (n < 0) {
-        return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR;
-    }
-    s->sent += (size_t)n;
-    return true;
-}
-
-static bool receive_some(struct session *s)
-{
-    ssize_t n = recv(s->fd, s->input, INPUT_SIZE, MSG_DONTWAIT);
-
-    if (n < 0) {
-        return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR;
-    }
-    s->input_used = 0;
-    s->input_len = (size_t)n;
-    s->eof = n == 0;
-    return true;
-}
-
-/*
- * One turn: send what is there, run at most one request, read more, wait.
- * False when the session is over.
- */
-static bool session_turn(struct session *s)
-{
-    bool stopping = atomic_load(&s->m->stopping);
-    bool input = s->input_used < s->input_len;
-    ssize_t todo = take_output(s);
-    bool room = todo >= 0 && (size_t)todo < OUT_PAUSE;
-    struct pollfd fds[2];
-    uint64_t deadline = atomic_load(&s->m->deadline);
-    int timeout = -1;
-
-    if (todo < 0 || !send_some(s)) {
-        return false;
-    }
-    if (todo == 0 && (stopping || (s->eof && !input))) {
-        return false;
-    }
-    if (stopping) {
-        if (now_ns() >= deadline) {
-            return false;
-        }
-        timeout = 50;
-    } else if (input && room) {
-        s->input_used += qmp_parser_feed_one(
-            s->parser, s->input + s->input_used, s->input_len - s->input_used);
-        return true;
-    }
-    fds[0] = (struct pollfd){.fd = s->fd};
-    fds[1] = (struct pollfd){.fd = s->wake, .events = POLLIN};
-    if (!input && room && !stopping && !s->eof) {
-        fds[0].events |= POLLIN;
-    }
-    if (todo > 0) {
-        fds[0].events |= POLLOUT;
-    }
-    if (poll(fds, 2, timeout) < 0 && errno != EINTR) {
-        return false;
-    }
-    if (fds[1].revents) {
-        unkick(s->wake);
-    }
-    if ((fds[0].events & POLLIN) &&
-        (fds[0].revents & (POLLIN | POLLHUP | POLLERR))) {
-        return receive_some(s);
-    }
-    return true;
-}
-
-static void *session_thread(void *arg)
-{
-    struct session *s = arg;
-
-    while (session_turn(s)) {
-    }
-    (void)shutdown(s->fd, SHUT_RDWR);
-    atomic_store(&s->finished, true);
-    kick(s->m->wake);
-    return NULL;
-}
-
-static void session_free(struct session *s)
-{
-    qmp_parser_free(s->parser);
-    mutex_destroy(&s->lock);
-    free(s->input);
-    free(s->out.data);
-    free(s->sending.data);
-    if (s->wake >= 0) {
-        (void)close(s->wake);
-    }
-    (void)close(s->fd);
-    free(s);
-}
-
-static json_t *greeting(void)
-{
-    return json_pack("{s:{s:o, s:[s]}}", "QMP", "version", qmp_version(),
-                     "capabilities", "oob");
-}
-
-/* @fd is taken. */
-static void session_start(struct monitors *m, int fd)
-{
-    struct session *s = calloc(1, sizeof(*s));
-
-    if (!s) {
-        (void)close(fd);
-        return;
-    }
-    s->m = m;
-    s->fd = fd;
-    list_init(&s->in_monitors);
-    mutex_init(&s->lock);
-    s->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    s->parser = qmp_parser_new(on_value, s);
-    s->input = malloc(INPUT_SIZE);
-    if (s->wake < 0 || !s->parser || !s->input) {
-        session_free(s);
-        return;
-    }
-    queue_message(s, greeting());
-
-    mutex_lock(&m->lock);
-    if (thread_start(&s->thread, "qmp", session_thread, s) < 0) {
+    if (link) {
+        link->session = s;
+        link->monitor = mon;
+        /* Events find it before its client can have negotiated. */
+        mutex_lock(&m->lock);
+        list_append(&m->links, &link->in_monitors);
+        m->session_count++;
         mutex_unlock(&m->lock);
-        session_free(s);
-        return;
+        if (session_start(s) == 0) {
+            mon->connected = true;
+            return;
+        }
+        mutex_lock(&m->lock);
+        list_remove(&link->in_monitors);
+        m->session_count--;
+        mutex_unlock(&m->lock);
+        free(link);
     }
-    list_append(&m->sessions, &s->in_monitors);
-    m->session_count++;
-    mutex_unlock(&m->lock);
+    if (s) {
+        session_free(s);
+    }
 }
 
 /* Free the sessions that have ended, or, with @all, wait for each. */
@@ -390,70 +132,136 @@ static void reap(struct monitors *m, bool all)
 
     list_init(&gone);
     mutex_lock(&m->lock);
-    list_for_each_safe (e, &m->sessions) {
-        struct session *s = list_entry(e, struct session, in_monitors);
+    list_for_each_safe (l, &m->links) {
+        struct link *link = list_entry(l, struct link, in_monitors);
 
-        if (all || atomic_load(&s->finished)) {
-            list_remove(e);
-            list_append(&gone, e);
+        if (all || session_finished(link->session)) {
+            list_remove(l);
+            list_append(&gone, l);
             m->session_count--;
         }
     }
     mutex_unlock(&m->lock);
-    list_for_each_safe (e, &gone) {
-        struct session *s = list_entry(e, struct session, in_monitors);
+    list_for_each_safe (l, &gone) {
+        struct link *link = list_entry(l, struct link, in_monitors);
+        struct monitor *mon = link->monitor;
 
-        kick(s->wake);
-        thread_join(s->thread);
-        session_free(s);
+        session_free(link->session);
+        mon->connected = false;
+        mon->retry_at = now_ns() + chardev_reconnect(mon->chardev) * SECOND;
+        free(link);
     }
 }
 
-/* --- Listening. --- */
+/* --- The thread. --- */
 
-static void *accept_thread(void *arg)
+/* One client of each socket that has one.  True: wait a moment before the
+ * next try. */
+static bool accept_clients(struct monitors *m, struct monitor *mon)
+{
+    struct listeners *ls = chardev_listeners(mon->chardev);
+    bool rest = false;
+
+    for (unsigned i = 0; ls && i < ls->count; i++) {
+        if (m->session_count >= SESSIONS_MAX) {
+            break;
+        }
+        int fd = accept4(ls->at[i].fd, NULL, NULL, SOCK_CLOEXEC);
+        if (fd >= 0) {
+            add_session(m, mon, &(struct channel){fd, fd});
+        } else {
+            rest |= errno == EMFILE || errno == ENFILE || errno == ENOMEM;
+        }
+    }
+    return rest;
+}
+
+static bool may_reconnect(const struct monitor *mon)
+{
+    return !mon->connected && chardev_reconnect(mon->chardev) > 0;
+}
+
+static void reconnect(struct monitors *m, struct monitor *mon)
+{
+    struct channel ch;
+
+    if (chardev_connect(mon->chardev, NULL) < 0) {
+        mon->retry_at = now_ns() + chardev_reconnect(mon->chardev) * SECOND;
+    } else if (chardev_take(mon->chardev, &ch)) {
+        add_session(m, mon, &ch);
+    }
+}
+
+/* Milliseconds until the next reconnect; -1: for ever. */
+static int time_left(struct monitors *m)
+{
+    uint64_t now = now_ns();
+    uint64_t left = UINT64_MAX;
+
+    for (unsigned i = 0; i < m->count; i++) {
+        const struct monitor *mon = &m->monitors[i];
+
+        if (may_reconnect(mon)) {
+            uint64_t ns = mon->retry_at > now ? mon->retry_at - now : 0;
+            left = ns < left ? ns : left;
+        }
+    }
+    return left == UINT64_MAX ? -1 : (int)(left / 1000000 + 1);
+}
+
+/* Sockets that have clients for us, while there is room for more. */
+static nfds_t poll_set(struct monitors *m, struct pollfd *fds, nfds_t max)
+{
+    nfds_t n = 1;
+
+    fds[0] = (struct pollfd){.fd = m->wake, .events = POLLIN};
+    for (unsigned i = 0; i < m->count && m->session_count < SESSIONS_MAX; i++) {
+        const struct listeners *ls =
+            chardev_listeners(m->monitors[i].chardev);
+
+        for (unsigned k = 0; ls && k < ls->count && n < max; k++) {
+            fds[n++] =
+                (struct pollfd){.fd = ls->at[k].fd, .events = POLLIN};
+        }
+    }
+    return n;
+}
+
+static void *monitors_thread(void *arg)
 {
     struct monitors *m = arg;
+    struct pollfd fds[MONITORS_MAX + LISTENERS_MAX];
+    uint64_t count;
 
     while (!atomic_load(&m->stopping)) {
-        struct pollfd fds[LISTENERS_MAX + 1] = {
-            {.fd = m->wake, .events = POLLIN}};
-        nfds_t n = 1;
+        bool rest = false;
 
         reap(m, false);
-        mutex_lock(&m->lock);
-        for (unsigned i = 0;
-             i < m->listener_count && m->session_count < SESSIONS_MAX; i++) {
-            fds[n++] = (struct pollfd){.fd = m->listeners[i].fd,
-                                       .events = POLLIN};
-        }
-        mutex_unlock(&m->lock);
-
-        if (poll(fds, n, -1) < 0) {
+        nfds_t n = poll_set(m, fds, MONITORS_MAX + LISTENERS_MAX);
+        if (poll(fds, n, time_left(m)) < 0) {
             continue;
         }
         if (fds[0].revents) {
-            unkick(m->wake);
+            (void)!read(m->wake, &count, sizeof(count));
         }
-        for (nfds_t i = 1; i < n; i++) {
-            int fd;
+        for (unsigned i = 0; i < m->count && !atomic_load(&m->stopping); i++) {
+            struct monitor *mon = &m->monitors[i];
 
-            if (!fds[i].revents) {
-                continue;
+            rest |= accept_clients(m, mon);
+            if (may_reconnect(mon) && mon->retry_at <= now_ns()) {
+                reconnect(m, mon);
             }
-            fd = accept4(fds[i].fd, NULL, NULL, SOCK_CLOEXEC);
-            if (fd >= 0) {
-                session_start(m, fd);
-            } else if (errno == EMFILE || errno == ENFILE || errno == ENOMEM) {
-                /* The client stays in the queue: do not spin. */
-                (void)poll(fds, 1, 100);
-            }
+        }
+        if (rest) {
+            (void)poll(fds, 1, 100); /* those clients wait: do not spin */
         }
     }
     return NULL;
 }
 
-struct monitors *monitors_new(struct daemon *d)
+/* --- Life. --- */
+
+struct monitors *monitors_new(struct daemon *d, struct chardevs *chardevs)
 {
     struct monitors *m = calloc(1, sizeof(*m));
 
@@ -461,7 +269,8 @@ struct monitors *monitors_new(struct daemon *d)
         return NULL;
     }
     m->daemon = d;
-    list_init(&m->sessions);
+    m->chardevs = chardevs;
+    list_init(&m->links);
     m->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (m->wake < 0) {
         free(m);
@@ -471,61 +280,96 @@ struct monitors *monitors_new(struct daemon *d)
     return m;
 }
 
-static int add_listener(struct monitors *m, const struct unix_socket *l,
-                        struct error **errp) REQUIRES(m->lock)
+static int check_room(const struct monitors *m, struct error **errp)
 {
-    if (m->listener_count == LISTENERS_MAX) {
-        return error_set(errp, EMFILE, "too many monitor sockets");
-    }
-    if (!m->accepting) {
-        int r = thread_start(&m->thread, "qmp-accept", accept_thread, m);
-
-        if (r < 0) {
-            return error_set(errp, -r, "cannot start a thread: %s",
-                             strerror(-r));
-        }
-        m->accepting = true;
-    }
-    m->listeners[m->listener_count++] = *l;
-    return 0;
+    return m->count == MONITORS_MAX
+               ? error_set(errp, EMFILE, "too many monitors")
+               : 0;
 }
 
 int monitors_listen(struct monitors *m, const char *path, struct error **errp)
 {
-    struct unix_socket l;
-    int r = unix_socket_listen(&l, path, errp);
+    struct monitor *mon = &m->monitors[m->count];
+    int r = check_room(m, errp);
 
-    if (r < 0) {
+    if (r == 0) {
+        r = chardevs_listen(m->chardevs, path, &mon->chardev, errp);
+    }
+    if (r == 0) {
+        m->count++;
+    }
+    return r;
+}
+
+static const char *const modes[] = {"readline", "control", NULL};
+
+static const struct qmp_arg monitor_args[] = {
+    QMP_ARG("chardev", STR),
+    QMP_OPT("id", STR),
+    QMP_OPT("mode", ENUM, .words = modes),
+    QMP_OPT("pretty", BOOL),
+    QMP_LAST,
+};
+
+int monitors_add(struct monitors *m, const char *text, struct error **errp)
+{
+    struct monitor *mon = &m->monitors[m->count];
+    CLEANUP_JSON json_t *o = NULL;
+    int r = check_room(m, errp);
+
+    if (r < 0 ||
+        (r = qmp_parse_option(text, "chardev", monitor_args, &o, errp)) < 0) {
         return r;
     }
-    mutex_lock(&m->lock);
-    r = add_listener(m, &l, errp);
-    mutex_unlock(&m->lock);
-    if (r < 0) {
-        unix_socket_close(&l);
+    const char *mode = json_string_value(json_object_get(o, "mode"));
+    if (mode && strcmp(mode, "readline") == 0) {
+        return error_set(errp, ENOTSUP,
+                         "there is no monitor for people (mode=readline), only "
+                         "mode=control");
     }
-    kick(m->wake);
+    r = chardevs_claim(m->chardevs,
+                       json_string_value(json_object_get(o, "chardev")),
+                       &mon->chardev, errp);
+    if (r == 0) {
+        mon->pretty = json_is_true(json_object_get(o, "pretty"));
+        m->count++;
+    }
     return r;
+}
+
+int monitors_start(struct monitors *m, struct error **errp)
+{
+    for (unsigned i = 0; i < m->count; i++) {
+        struct channel ch;
+
+        if (chardev_take(m->monitors[i].chardev, &ch)) {
+            add_session(m, &m->monitors[i], &ch);
+        }
+    }
+    int r = thread_start(&m->thread, "qmp-accept", monitors_thread, m);
+    if (r < 0) {
+        return error_set(errp, -r, "cannot start a thread: %s", strerror(-r));
+    }
+    m->started = true;
+    return 0;
 }
 
 void monitors_stop(struct monitors *m)
 {
-    bool accepting;
+    uint64_t deadline = now_ns() + STOP_NS;
 
-    atomic_store(&m->deadline, now_ns() + STOP_NS);
     atomic_store(&m->stopping, true);
-    kick(m->wake);
-    mutex_lock(&m->lock);
-    accepting = m->accepting;
-    m->accepting = false;
-    mutex_unlock(&m->lock);
-    if (accepting) {
+    kick(m);
+    if (m->started) {
         thread_join(m->thread);
+        m->started = false;
     }
-    for (unsigned i = 0; i < m->listener_count; i++) {
-        unix_socket_close(&m->listeners[i]);
+    mutex_lock(&m->lock);
+    list_for_each (l, &m->links) {
+        session_stop(list_entry(l, struct link, in_monitors)->session,
+                     deadline);
     }
-    m->listener_count = 0;
+    mutex_unlock(&m->lock);
     reap(m, true);
 }
 

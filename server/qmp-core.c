@@ -10,6 +10,7 @@
 /* The QEMU whose monitor we behave like: managers look at the number to know
  * what they may ask for. */
 enum { LIKE_MAJOR = 7, LIKE_MINOR = 2, LIKE_MICRO = 22 };
+const char qmp_like_version[] = "7.2.22";
 
 json_t *qmp_version(void)
 {

@@ -4,6 +4,9 @@
 
 #include <jansson.h>
 
+/* The version of QEMU in it, as text. */
+extern const char qmp_like_version[];
+
 /* VersionInfo, of the greeting and of query-version; a new reference. */
 json_t *qmp_version(void);
 

@@ -16,9 +16,10 @@
 #include "nbdelta/graph.h"
 
 static const struct qmp_command *const tables[] = {
-    qmp_backup_commands,      qmp_bitmap_commands, qmp_core_commands,
-    qmp_transaction_commands, qmp_chain_commands,  qmp_block_commands,
-    qmp_job_commands,
+    qmp_backup_commands, qmp_bitmap_commands, qmp_block_commands,
+    qmp_chain_commands,  qmp_core_commands,   qmp_export_commands,
+    qmp_job_commands,    qmp_node_commands,   qmp_object_commands,
+    qmp_transaction_commands,
 };
 
 int qmp_each_command(int (*fn)(const struct qmp_command *c, void *opaque),
@@ -170,19 +171,15 @@ static int check_value(json_t *v, const struct qmp_arg *a,
     }
 }
 
-/* In the order of the table, then what the table does not have. */
-static int check_members(json_t *object, const struct qmp_arg *spec,
-                         const struct path *at, struct error **errp)
+/* The arguments of @spec, in its order; counts those that are there.  The row
+ * that ends the list is *last. */
+static int check_known(json_t *object, const struct qmp_arg *spec,
+                       const struct path *at, size_t *known,
+                       const struct qmp_arg **last, struct error **errp)
 {
-    size_t known = 0;
-    const char *key;
-    json_t *value;
+    const struct qmp_arg *a = spec;
 
-    if (!spec) {
-        return 0;
-    }
-
-    for (const struct qmp_arg *a = spec; a->type != QMP_END; a++) {
+    for (; !qmp_is_last(a); a++) {
         json_t *v = json_object_get(object, a->name);
 
         if (v) {
@@ -191,22 +188,69 @@ static int check_members(json_t *object, const struct qmp_arg *spec,
             if (r < 0) {
                 return r;
             }
-            known++;
+            ++*known;
         } else if (!a->optional) {
             return error_set(errp, EINVAL, "Parameter '%s%s' is missing",
                              at->text, a->name);
         }
     }
-    if (known == json_object_size(object)) {
+    *last = a;
+    return 0;
+}
+
+/* The arguments that the union @u adds, as its tag in @object says. */
+static const struct qmp_arg *variant_of(const json_t *object,
+                                        const struct qmp_arg *u)
+{
+    static const struct qmp_arg none[] = {QMP_LAST};
+    const char *tag = json_string_value(json_object_get(object, u->name));
+
+    for (const struct qmp_variant *v = u->variants; tag && v->name; v++) {
+        if (strcmp(v->name, tag) == 0) {
+            return v->members ? v->members : none;
+        }
+    }
+    return none;
+}
+
+const struct qmp_arg *qmp_find_arg(const struct qmp_arg *spec,
+                                   const json_t *object, const char *key)
+{
+    const struct qmp_arg *a = spec;
+
+    while (a && !qmp_is_last(a)) {
+        if (strcmp(a->name, key) == 0) {
+            return a;
+        }
+        a++;
+    }
+    return a && a->type == QMP_UNION
+               ? qmp_find_arg(variant_of(object, a), object, key)
+               : NULL;
+}
+
+/* In the order of the table, then what the table does not have. */
+static int check_members(json_t *object, const struct qmp_arg *spec,
+                         const struct path *at, struct error **errp)
+{
+    const struct qmp_arg *last = NULL;
+    size_t known = 0;
+    const char *key;
+    json_t *value;
+
+    if (!spec) {
         return 0;
     }
+    int r = check_known(object, spec, at, &known, &last, errp);
+    if (r == 0 && last->type == QMP_UNION) {
+        r = check_known(object, variant_of(object, last), at, &known, &last,
+                        errp);
+    }
+    if (r < 0 || last->type == QMP_REST || known == json_object_size(object)) {
+        return r;
+    }
     json_object_foreach (object, key, value) {
-        const struct qmp_arg *a = spec;
-
-        while (a->type != QMP_END && strcmp(a->name, key) != 0) {
-            a++;
-        }
-        if (a->type == QMP_END) {
+        if (!qmp_find_arg(spec, object, key)) {
             return error_set(errp, EINVAL, "Parameter '%s%.200s' is unexpected",
                              at->text, key);
         }

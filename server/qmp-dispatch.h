@@ -4,8 +4,7 @@
 
 /*
  * From a request to a reply: the command table
- * ============================================
- *
+ * ===================================== *
  * A command is a row: its name, what arguments it takes, its handler.  The
  * handler sees arguments only after they have been checked against the row.
  */
@@ -18,7 +17,11 @@ struct daemon;
 struct job_txn;
 
 enum qmp_type {
-    QMP_END, /* ends a list of arguments */
+    /* These end a list of arguments. */
+    QMP_END,
+    QMP_REST,  /* there may be others, which the handler checks */
+    QMP_UNION, /* one of variants, as the member of this name says */
+    /* These are arguments. */
     QMP_STR,
     QMP_INT, /* int64 */
     QMP_UINT32,
@@ -36,8 +39,14 @@ struct qmp_arg {
     enum qmp_type type;
     bool optional;
     const char *const *words;      /* NULL-terminated */
-    const struct qmp_arg *members; /* ends with QMP_END */
+    const struct qmp_arg *members; /* a list */
     const char *type_name;         /* in texts, where QEMU has one */
+    const struct qmp_variant *variants; /* ends with a NULL name */
+};
+
+struct qmp_variant {
+    const char *name;
+    const struct qmp_arg *members; /* NULL: none but those of all */
 };
 
 /* Rows of an argument list: QMP_OPT("sync", ENUM, .words = sync_words). */
@@ -50,6 +59,19 @@ struct qmp_arg {
     {                   \
         .type = QMP_END \
     }
+#define QMP_OTHERS       \
+    {                    \
+        .type = QMP_REST \
+    }
+#define QMP_VARIANTS(tag, v)                                  \
+    {                                                         \
+        .name = (tag), .type = QMP_UNION, .variants = (v),    \
+    }
+
+static inline bool qmp_is_last(const struct qmp_arg *a)
+{
+    return a->type <= QMP_UNION;
+}
 
 enum qmp_class {
     QMP_GENERIC_ERROR,
@@ -109,9 +131,15 @@ extern const struct qmp_command qmp_backup_commands[];
 extern const struct qmp_command qmp_bitmap_commands[];
 extern const struct qmp_command qmp_block_commands[];
 extern const struct qmp_command qmp_chain_commands[];
+extern const struct qmp_command qmp_export_commands[];
+extern const struct qmp_command qmp_node_commands[];
+extern const struct qmp_command qmp_object_commands[];
 extern const struct qmp_command qmp_job_commands[];
 extern const struct qmp_command qmp_core_commands[];
 extern const struct qmp_command qmp_transaction_commands[];
+
+/* --nbd-server: as nbd-server-start, but for its addr. */
+extern const struct qmp_command qmp_nbd_server_option;
 
 /* Visit all commands until @fn returns non-zero, and return that. */
 int qmp_each_command(int (*fn)(const struct qmp_command *c, void *opaque),
@@ -125,6 +153,11 @@ const struct qmp_command *qmp_find_command(const char *name);
  */
 int qmp_check_request(json_t *request, struct qmp_call *call,
                       const struct qmp_command **cmd, struct error **errp);
+
+/* The row for the member @key of @object in @spec (NULL: nothing is known),
+ * variants included, or NULL. */
+const struct qmp_arg *qmp_find_arg(const struct qmp_arg *spec,
+                                   const json_t *object, const char *key);
 
 /* Check @args (NULL: none given) against @spec.  @where, "" at the top, comes
  * before names in texts. */

@@ -2,7 +2,6 @@
 /* nbdelta serve: from the command line to a running daemon, and its end. */
 #include <ctype.h>
 #include <errno.h>
-#include <getopt.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -13,9 +12,11 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include "chardev.h"
 #include "cli.h"
 #include "commands.h"
 #include "daemon.h"
+#include "daemonize.h"
 #include "export.h"
 #include "listen.h"
 #include "monitor.h"
@@ -25,56 +26,26 @@
 #include "nbdelta/graph.h"
 #include "nbdelta/job.h"
 #include "nbdelta/options.h"
+#include "object.h"
 #include "pidfile.h"
+#include "qmp-keyval.h"
+#include "serve-options.h"
 
-#define DEFAULT_PORT "10809"
-
-enum { OPT_QMP = CLI_LONG, OPT_PIDFILE, OPT_ALLOW_PATH };
-
-static const struct cli_option serve_options[] = {
-    {"unix", 'U', "SOCKET", "listen on a Unix socket"},
-    {"address", 'i', "ADDR", "listen on this address (default localhost)"},
-    {"port", 'p', "PORT", "listen on this TCP port (default " DEFAULT_PORT ")"},
-    {"read-only", 'r', NULL, "clients cannot write"},
-    {"format", 'f', "FORMAT", "the images' format (default: look)"},
-    {"qmp", OPT_QMP, "SOCKET", "make a QMP monitor on a Unix socket"},
-    {"pidfile", OPT_PIDFILE, "FILE", "write the process id when ready"},
-    {"allow-path", OPT_ALLOW_PATH, "DIR",
-     "images may name backing files below DIR, too"},
-    {NULL, 0, NULL, NULL},
-};
-
-static const struct cli_command command = {
-    .name = "serve",
-    .usage = "[-U SOCKET | -i ADDR -p PORT] [-r] [-f FORMAT] [--qmp SOCKET] "
-             "[--pidfile FILE]\n"
-             "[--allow-path DIR]... [NAME=]IMAGE...",
-    .about = "Serve disk images to NBD clients until SIGTERM, SIGINT or QMP's "
-             "quit.\nEach is exported under its NAME (disk0, disk1, ... "
-             "unless given), the first\nalso as the default export.  An image "
-             "is a file name, or options:\njson:{...} or "
-             "driver=...,key=value,...\n",
-    .options = serve_options,
-};
+#define DEFAULT_PORT    "10809"
+#define CONNECTIONS_MAX 1000
 
 struct serve {
-    /* The command line. */
-    const char *socket;
-    const char *address;
-    const char *port;
-    bool read_only;
-    const char *format;
-    const char *qmp;
+    struct serve_config config;
     struct pidfile pidfile;
-    char **images;
-    int image_count;
+    unsigned images; /* opened so far */
 
     struct daemon daemon;
-    struct server *server;
+    struct chardevs *chardevs;
     int signals; /* signalfd */
+    int ready;   /* of daemonize */
 };
 
-/* --- The command line. --- */
+/* --- Images. --- */
 
 /* The length of NAME in NAME=IMAGE; 0: there is none. */
 static size_t name_length(const char *text)
@@ -92,126 +63,123 @@ static size_t name_length(const char *text)
     return text[n] == '=' ? n : 0;
 }
 
-static int check_port(const char *text)
+static int export_image(struct serve *s, struct node *n, const char *name,
+                        struct error **errp)
 {
-    char *end;
-    long n = strtol(text, &end, 10);
+    struct exports *exports = s->daemon.exports;
+    struct export_options o = {
+        .id = name,
+        .name = name,
+        .node = n,
+        .writable = !node_read_only(n),
+        .allocation_depth = true,
+        .all_bitmaps = true,
+        .is_default = true,
+    };
+    struct export *e;
+    int r = export_new(exports, &o, &e, errp);
 
-    if (!isdigit((unsigned char)text[0]) || *end || n < 1 || n > 65535) {
-        return cli_usage(&command, "'%s' is not a port (1 to 65535)", text);
+    if (r == 0) {
+        export_publish(exports, e);
     }
-    return 0;
+    return r;
 }
 
-static int take_option(struct serve *s, int code)
-{
-    CLEANUP_ERROR struct error *err = NULL;
-
-    switch (code) {
-    case 'U':
-        s->socket = optarg;
-        break;
-    case 'i':
-        s->address = optarg;
-        break;
-    case 'p':
-        s->port = optarg;
-        return check_port(optarg);
-    case 'r':
-        s->read_only = true;
-        break;
-    case 'f':
-        s->format = optarg;
-        break;
-    case OPT_QMP:
-        s->qmp = optarg;
-        break;
-    case OPT_PIDFILE:
-        s->pidfile.path = optarg;
-        break;
-    default: /* OPT_ALLOW_PATH */
-        if (graph_allow_path(s->daemon.graph, optarg, &err) < 0) {
-            return cli_error(command.name, err);
-        }
-        break;
-    }
-    return 0;
-}
-
-/* 0: go on; otherwise exit, with *status. */
-static int parse(struct serve *s, int argc, char **argv, int *status)
-{
-    int code;
-
-    while ((code = cli_next(&command, argc, argv)) >= 0) {
-        *status = take_option(s, code);
-        if (*status != 0) {
-            return -1;
-        }
-    }
-    *status = code == CLI_HELP ? EXIT_SUCCESS : CLI_USAGE;
-    if (code != CLI_END) {
-        return -1;
-    }
-    s->images = argv + optind;
-    s->image_count = argc - optind;
-    if (s->image_count == 0) {
-        *status = cli_usage(&command, "give at least one image");
-        return -1;
-    }
-    if (s->socket && (s->address || s->port)) {
-        *status = cli_usage(&command, "-U goes without -i and -p");
-        return -1;
-    }
-    return 0;
-}
-
-/* --- Start. --- */
-
-static int open_image(struct serve *s, const char *name, const char *image,
+static int open_named(struct serve *s, const char *name, const char *image,
                       struct error **errp)
 {
-    struct graph *g = s->daemon.graph;
     CLEANUP_JSON json_t *options = NULL;
     struct node *n;
-    int r = options_from_image(image, s->format, &options, errp);
+    int r = options_from_image(image, s->config.format, &options, errp);
 
     if (r < 0) {
         return r;
     }
     if (json_object_set_new(options, "node-name", json_string(name)) < 0 ||
-        (s->read_only &&
+        (s->config.read_only &&
          json_object_set_new(options, "read-only", json_true()) < 0)) {
         return error_set(errp, ENOMEM, "no memory for options");
     }
-    r = graph_open(g, options, &n, errp);
-    if (r == 0) {
-        r = exports_add(s->daemon.exports, g, n, name, name, NULL,
-                        !node_read_only(n), errp);
-    }
-    return r;
+    r = graph_open(s->daemon.graph, options, &n, errp);
+    return r < 0 ? r : export_image(s, n, name, errp);
 }
 
-static int open_images(struct serve *s, struct error **errp)
+static int open_image(struct serve *s, const char *text, struct error **errp)
 {
-    for (int i = 0; i < s->image_count; i++) {
-        const char *text = s->images[i];
-        size_t len = name_length(text);
-        char number[32];
-        CLEANUP_FREE char *name = strndup(text, len);
+    size_t len = name_length(text);
+    char number[32];
+    CLEANUP_FREE char *name = strndup(text, len);
 
-        (void)snprintf(number, sizeof(number), "disk%d", i);
-        if (!name) {
-            return error_set(errp, ENOMEM, "no memory for a name");
-        }
-        int r = open_image(s, len > 0 ? name : number,
-                           len > 0 ? text + len + 1 : text, errp);
-        if (r < 0) {
-            return r;
+    (void)snprintf(number, sizeof(number), "disk%u", s->images++);
+    if (!name) {
+        return error_set(errp, ENOMEM, "no memory for a name");
+    }
+    return open_named(s, len > 0 ? name : number,
+                      len > 0 ? text + len + 1 : text, errp);
+}
+
+/* --- Options, in their order. --- */
+
+static int do_option(struct serve *s, const struct serve_item *it,
+                     struct error **errp)
+{
+    struct daemon *d = &s->daemon;
+
+    switch (it->code) {
+    case OPT_QMP:
+        return monitors_listen(d->monitors, it->arg, errp);
+    case OPT_MONITOR:
+        return monitors_add(d->monitors, it->arg, errp);
+    case OPT_CHARDEV:
+        return chardevs_add(s->chardevs, it->arg, s->signals,
+                            !s->config.daemonize, errp);
+    case OPT_BLOCKDEV:
+        return qmp_run_option(d, qmp_find_command("blockdev-add"), it->arg,
+                              "driver", errp);
+    case OPT_EXPORT:
+        return qmp_run_option(d, qmp_find_command("block-export-add"), it->arg,
+                              "type", errp);
+    case OPT_OBJECT:
+        return qmp_run_option(d, qmp_find_command("object-add"), it->arg,
+                              "qom-type", errp);
+    case OPT_NBD_SERVER:
+        return qmp_run_option(d, &qmp_nbd_server_option, it->arg, NULL, errp);
+    case OPT_ALLOW_PATH:
+        return graph_allow_path(d->graph, it->arg, errp);
+    default:
+        return open_image(s, it->arg, errp);
+    }
+}
+
+/* Whose text is it?  That of an object may be a secret. */
+static void add_context(const struct serve_item *it, struct error **errp)
+{
+    if (it->name && it->code == OPT_OBJECT) {
+        error_prefix(errp, "--%s: ", it->name);
+    } else if (it->name) {
+        error_prefix(errp, "--%s %s: ", it->name, it->arg);
+    }
+}
+
+/* Which files images may name is known before the first is opened. */
+static int do_options(struct serve *s, struct error **errp)
+{
+    for (int pass = 0; pass < 2; pass++) {
+        for (unsigned i = 0; i < s->config.count; i++) {
+            const struct serve_item *it = &s->config.items[i];
+            bool early = it->code == OPT_ALLOW_PATH;
+            int r = early == (pass == 0) ? do_option(s, it, errp) : 0;
+
+            if (r < 0) {
+                add_context(it, errp);
+                return r;
+            }
         }
     }
     return 0;
 }
+
+/* --- Start. --- */
 
 static int make_fds(struct serve *s, struct error **errp)
 {
@@ -236,15 +204,41 @@ static int make_parts(struct serve *s, struct error **errp)
 {
     struct daemon *d = &s->daemon;
 
-    d->exports = exports_new();
-    d->monitors = monitors_new(d);
-    d->jobs = d->monitors ? jobs_new(d->graph, monitors_emit, d->monitors)
-                          : NULL;
-    s->server = d->exports ? server_new(d->exports) : NULL;
-    if (!d->jobs || !s->server) {
+    d->graph = graph_new();
+    d->objects = objects_new();
+    s->chardevs = chardevs_new();
+    d->exports = d->graph ? exports_new(d) : NULL;
+    d->monitors = s->chardevs ? monitors_new(d, s->chardevs) : NULL;
+    d->jobs = d->graph && d->monitors
+                  ? jobs_new(d->graph, monitors_emit, d->monitors)
+                  : NULL;
+    d->server = d->exports ? server_new(d) : NULL;
+    if (!d->objects || !d->jobs || !d->server) {
         return error_set(errp, ENOMEM, "no memory");
     }
     return 0;
+}
+
+/* What -U, -i and -p ask for, or images without any of them. */
+static int listen_short(struct serve *s, struct error **errp)
+{
+    const struct serve_config *cfg = &s->config;
+    CLEANUP_JSON json_t *addr = NULL;
+
+    if (!cfg->socket && !cfg->address && !cfg->port &&
+        (!cfg->has_images || cfg->has_server)) {
+        return 0;
+    }
+    addr = cfg->socket
+               ? json_pack("{s:s, s:s}", "type", "unix", "path", cfg->socket)
+               : json_pack("{s:s, s:s*, s:s}", "type", "inet", "host",
+                           cfg->address, "port",
+                           cfg->port ? cfg->port : DEFAULT_PORT);
+    if (!addr) {
+        return error_set(errp, EINVAL, "the address is not UTF-8 text");
+    }
+    int r = server_open(s->daemon.server, CONNECTIONS_MAX, errp);
+    return r < 0 ? r : server_listen(s->daemon.server, addr, errp);
 }
 
 /* Each connection has two descriptors. */
@@ -258,26 +252,30 @@ static void raise_limits(void)
     }
 }
 
+/* Clients that come meanwhile wait in the queues of the sockets. */
 static int start(struct serve *s, struct error **errp)
 {
-    int r = s->pidfile.path ? pidfile_check(s->pidfile.path, errp) : 0;
+    int r;
 
-    raise_limits();
-    if (r < 0 || (r = make_fds(s, errp)) < 0 || (r = make_parts(s, errp)) < 0 ||
-        (r = open_images(s, errp)) < 0) {
+    s->pidfile.path = s->config.pidfile;
+    if (s->pidfile.path && (r = pidfile_check(s->pidfile.path, errp)) < 0) {
         return r;
     }
-    r = s->socket ? server_listen_unix(s->server, s->socket, errp)
-                  : server_listen_tcp(s->server, s->address,
-                                      s->port ? s->port : DEFAULT_PORT, errp);
-    if (r == 0 && s->qmp) {
-        r = monitors_listen(s->daemon.monitors, s->qmp, errp);
+    if (s->config.daemonize && (r = daemonize(&s->ready, errp)) < 0) {
+        return r;
     }
+    raise_limits();
+    if ((r = make_fds(s, errp)) < 0 || (r = make_parts(s, errp)) < 0 ||
+        (r = listen_short(s, errp)) < 0 || (r = do_options(s, errp)) < 0 ||
+        (r = server_start(s->daemon.server, errp)) < 0) {
+        return r;
+    }
+    if (s->pidfile.path && (r = pidfile_write(&s->pidfile, errp)) < 0) {
+        return r;
+    }
+    r = monitors_start(s->daemon.monitors, errp);
     if (r == 0) {
-        r = server_start(s->server, errp);
-    }
-    if (r == 0 && s->pidfile.path) {
-        r = pidfile_write(&s->pidfile, errp);
+        daemonize_ready(s->ready);
     }
     return r;
 }
@@ -296,6 +294,7 @@ static void run(struct serve *s)
 }
 
 struct flush {
+    const char *name;
     int status;
 };
 
@@ -305,7 +304,7 @@ static int flush_export(struct export *e, void *opaque)
     int r = e->writable ? blk_flush(e->blk) : 0;
 
     if (r < 0) {
-        f->status = cli_failed(command.name, "cannot flush '%s': %s", e->name,
+        f->status = cli_failed(f->name, "cannot flush '%s': %s", e->name,
                                strerror(-r));
     }
     return 0;
@@ -319,10 +318,19 @@ static int flush_export(struct export *e, void *opaque)
 static int stop(struct serve *s)
 {
     struct daemon *d = &s->daemon;
-    struct flush flush = {EXIT_SUCCESS};
+    struct flush flush = {s->config.command->name, EXIT_SUCCESS};
 
-    if (s->server) {
-        server_stop(s->server);
+    if (d->server) {
+        server_stop(d->server);
+    }
+    if (d->exports) {
+        (void)exports_each(d->exports, flush_export, &flush);
+    }
+    if (d->jobs && d->exports) {
+        exports_remove_all(d->exports);
+        mutex_lock(&d->jobs->lock);
+        exports_collect(d->exports, d->jobs);
+        mutex_unlock(&d->jobs->lock);
     }
     if (d->jobs) {
         jobs_shutdown(d->jobs);
@@ -330,13 +338,12 @@ static int stop(struct serve *s)
     if (d->monitors) {
         monitors_stop(d->monitors);
     }
-    if (d->exports) {
-        (void)exports_each(d->exports, flush_export, &flush);
-    }
-    server_free(s->server);
+    server_free(d->server);
     jobs_free(d->jobs);
     monitors_free(d->monitors);
+    chardevs_free(s->chardevs);
     exports_free(d->exports);
+    objects_free(d->objects);
     graph_free(d->graph);
     pidfile_remove(&s->pidfile);
     if (s->signals >= 0) {
@@ -345,27 +352,35 @@ static int stop(struct serve *s)
     if (d->quit_fd >= 0) {
         (void)close(d->quit_fd);
     }
+    free(s->config.items);
     return flush.status;
 }
 
-int cmd_serve(int argc, char **argv)
+static int serve(bool storage_daemon, int argc, char **argv)
 {
     CLEANUP_ERROR struct error *err = NULL;
-    struct serve s = {.signals = -1, .daemon = {.quit_fd = -1}};
+    struct serve s = {.signals = -1, .ready = -1, .daemon = {.quit_fd = -1}};
     int status = EXIT_FAILURE;
 
-    s.daemon.graph = graph_new();
-    if (!s.daemon.graph) {
-        return cli_failed(command.name, "no memory");
-    }
-    if (parse(&s, argc, argv, &status) == 0) {
+    if (serve_parse(&s.config, storage_daemon, argc, argv, &status) == 0) {
         bool ok = start(&s, &err) == 0;
 
-        status = ok ? EXIT_SUCCESS : cli_error(command.name, err);
+        status = ok ? EXIT_SUCCESS : cli_error(s.config.command->name, err);
         if (ok) {
             run(&s);
         }
     }
     int stopped = stop(&s);
     return status ? status : stopped;
+}
+
+int cmd_serve(int argc, char **argv)
+{
+    return serve(false, argc, argv);
+}
+
+int cmd_storage_daemon(int argc, char **argv)
+{
+    cli_set_program(STORAGE_DAEMON);
+    return serve(true, argc, argv);
 }

@@ -383,9 +383,7 @@ static int check_new(const char *name, uint64_t granularity,
 
 static uint64_t default_granularity(struct node *n)
 {
-    while (n->drv->is_filter) {
-        n = node_child(n, CHILD_FILE);
-    }
+    n = node_skip_filters(n);
     CLEANUP_JSON json_t *info = n->drv->describe ? json_object() : NULL;
     if (info) {
         n->drv->describe(n, info);

@@ -18,14 +18,6 @@ struct node *chain_next(const struct node *n)
     return node_child(n, n->drv->is_filter ? CHILD_FILE : CHILD_BACKING);
 }
 
-struct node *chain_skip_filters(struct node *n)
-{
-    while (n && n->drv->is_filter) {
-        n = node_child(n, CHILD_FILE);
-    }
-    return n;
-}
-
 bool chain_contains(struct node *top, const struct node *n)
 {
     while (top && top != n) {
@@ -63,9 +55,7 @@ char *chain_backing_name(const struct node *n)
 
 const char *chain_backing_format(const struct node *n)
 {
-    while (n->drv->is_filter) {
-        n = node_child(n, CHILD_FILE);
-    }
+    n = node_skip_filters(n);
     return n->drv->is_protocol ? "raw" : node_driver(n);
 }
 
@@ -91,10 +81,10 @@ static bool is_named(const struct node *image, const struct node *backing,
 
 struct node *chain_find_file(struct node *top, const char *name)
 {
-    struct node *n = chain_skip_filters(top);
+    struct node *n = node_skip_filters(top);
     struct node *backing;
 
-    while ((backing = chain_skip_filters(node_child(n, CHILD_BACKING)))) {
+    while ((backing = node_skip_filters(node_child(n, CHILD_BACKING)))) {
         if (is_named(n, backing, name)) {
             return backing;
         }

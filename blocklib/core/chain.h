@@ -6,9 +6,6 @@
 #include "core/node.h"
 #include "nbdelta/chain.h"
 
-/* @n, or what is below it when it is a filter. */
-struct node *chain_skip_filters(struct node *n);
-
 /* What decides where @n does not: its filtered or its backing child, NULL at
  * the end of the chain. */
 struct node *chain_next(const struct node *n);

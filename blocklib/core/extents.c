@@ -114,9 +114,7 @@ static int emit(const struct walk *w, struct node *n, const struct mapping *m,
 static int walk_node(const struct walk *w, struct node *n, uint64_t offset,
                      uint64_t bytes, uint64_t shift, unsigned depth)
 {
-    while (n->drv->is_filter) {
-        n = node_child(n, CHILD_FILE);
-    }
+    n = node_skip_filters(n);
     while (bytes > 0) {
         struct mapping m;
         int r = node_map(n, offset, bytes, w->flags | MAP_STATUS, &m);

@@ -613,9 +613,7 @@ const char *node_filename(const struct node *n)
 
 struct node *node_backing(const struct node *n)
 {
-    while (n->drv->is_filter) {
-        n = node_child(n, CHILD_FILE);
-    }
+    n = node_skip_filters(n);
     return node_child(n, CHILD_BACKING);
 }
 

@@ -406,9 +406,7 @@ int node_flush(struct node *n)
 
 int node_prefetch(struct node *n, uint64_t offset, uint64_t bytes)
 {
-    while (n->drv->is_filter) {
-        n = node_child(n, CHILD_FILE);
-    }
+    n = node_skip_filters(n);
     if (n->drv->is_protocol) {
         if (n->drv->prefetch) {
             n->drv->prefetch(n, offset, bytes);

@@ -171,6 +171,15 @@ int node_extents(struct node *n, uint64_t offset, uint64_t bytes,
 /* Resize in a drained section: driver, size, bitmaps. */
 int node_resize(struct node *n, uint64_t size, struct error **errp);
 
+/* @n, or what is below it when it is a filter; NULL is fine. */
+static inline struct node *node_skip_filters(const struct node *n)
+{
+    while (n && n->drv->is_filter) {
+        n = node_child(n, CHILD_FILE);
+    }
+    return (struct node *)(uintptr_t)n;
+}
+
 /* Cut @bytes to what is alike for the guard of @n; true: it is held. */
 static inline bool node_guard(const struct node *n, uint64_t offset,
                               uint64_t *bytes)

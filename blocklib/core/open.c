@@ -410,17 +410,38 @@ int graph_open(struct graph *g, const json_t *options, struct node **nodep,
     return r;
 }
 
+/* What stands in the way of closing @n, in the order in which QEMU looks. */
+static int check_unused(const struct node *n, struct error **errp)
+{
+    list_for_each (at, &n->parents) {
+        if (!list_entry(at, struct edge, on_child)->parent) {
+            return error_set(errp, EBUSY, "Node %s is in use", n->name);
+        }
+    }
+    list_for_each (at, &n->parents) {
+        const struct edge *e = list_entry(at, struct edge, on_child);
+
+        if (strcmp(e->role, "backing") == 0) {
+            return error_set(errp, EBUSY,
+                             "Node '%s' is busy: node is used as backing hd "
+                             "of '%s'",
+                             n->name, e->parent->name);
+        }
+    }
+    if (!n->monitor_owned) {
+        return error_set(errp, EPERM, "Node %s is not owned by the monitor",
+                         n->name);
+    }
+    return n->refs > 1
+               ? error_set(errp, EBUSY, "Block device %s is in use", n->name)
+               : 0;
+}
+
 int graph_close(struct graph *g, struct node *n, struct error **errp)
 {
-    int r = 0;
-
     graph_lock(g);
-    if (!n->monitor_owned) {
-        r = error_set(errp, EPERM, "Node %s is not owned by the monitor",
-                      n->name);
-    } else if (n->refs > 1) {
-        r = error_set(errp, EBUSY, "Node %s is in use", n->name);
-    } else {
+    int r = check_unused(n, errp);
+    if (r == 0) {
         n->monitor_owned = false;
         node_unref(n);
     }

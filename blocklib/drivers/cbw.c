@@ -119,15 +119,6 @@ static bool writes_to(const struct node *top, const struct node *n)
     return false;
 }
 
-/* The node that leaves reads of the target to its backing chain. */
-static struct node *reader_of(struct node *target)
-{
-    while (target->drv->is_filter) {
-        target = node_child(target, CHILD_FILE);
-    }
-    return target;
-}
-
 int cbw_insert(struct graph *g, struct node *source, struct node *target,
                struct copy *copy, const char *name, struct node **filterp,
                struct error **errp)
@@ -157,8 +148,8 @@ int cbw_insert(struct graph *g, struct node *source, struct node *target,
     node_replace(source, n);
     take_over_perms(n);
     copy_set_filter(copy, n);
-    if (node_is_below(target, source)) {
-        reader_of(target)->guard = copy_guard(copy);
+    if (node_is_below(target, source)) { /* it leaves reads to it */
+        node_skip_filters(target)->guard = copy_guard(copy);
     }
     node_block(n, "backup");
     node_block(target, "backup");
@@ -174,7 +165,7 @@ void cbw_remove(struct node *filter)
     graph_drain(filter->graph, filter);
     node_replace(filter, node_child(filter, CHILD_FILE));
     copy_set_filter(copy, NULL);
-    reader_of(node_child(filter, CHILD_TARGET))->guard = NULL;
+    node_skip_filters(node_child(filter, CHILD_TARGET))->guard = NULL;
     s->copy = NULL;
     node_unblock(node_child(filter, CHILD_TARGET));
     node_detach(filter, CHILD_TARGET);

@@ -32,6 +32,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/chain.h"
 #include "core/dirty.h"
 #include "core/graph.h"
 #include "drivers/cbw.h"
@@ -276,15 +277,8 @@ static int check_bitmap(struct graph *g, const struct backup_options *o,
 /* NULL: an existing file is probed. */
 static const char *format_of(const struct backup_options *o)
 {
-    const struct node *n = o->source;
-
-    if (o->format || o->existing) {
-        return o->format;
-    }
-    while (n->drv->is_filter) {
-        n = node_child(n, CHILD_FILE);
-    }
-    return n->drv->is_protocol ? "raw" : node_driver(n);
+    return o->format || o->existing ? o->format
+                                    : chain_backing_format(o->source);
 }
 
 static int check_options(struct jobs *j, const char *id,
@@ -316,11 +310,8 @@ static struct node *backing_for(struct graph *g, const struct backup_options *o)
         return NULL;
     }
     graph_lock(g);
-    struct node *n = o->source;
-    while (n->drv->is_filter) {
-        n = node_child(n, CHILD_FILE);
-    }
-    struct node *backing = node_child(n, CHILD_BACKING);
+    struct node *backing =
+        node_child(node_skip_filters(o->source), CHILD_BACKING);
     graph_unlock(g);
     return backing;
 }
@@ -332,11 +323,11 @@ static int create_target(const struct backup_options *o,
                                              (json_int_t)node_size(o->source));
     int r = options ? 0 : -1;
 
+    CLEANUP_FREE char *name = backing ? chain_backing_name(backing) : NULL;
     if (r == 0 && backing) {
-        r = json_object_set_new(options, "backing_file",
-                                json_string(node_filename(backing))) |
+        r = json_object_set_new(options, "backing_file", json_string(name)) |
             json_object_set_new(options, "backing_fmt",
-                                json_string(node_driver(backing)));
+                                json_string(chain_backing_format(backing)));
     }
     if (r < 0) {
         return error_set(errp, ENOMEM, "no memory for options");

@@ -59,8 +59,8 @@ static int find_top(const struct commit_options *o, struct plan *p,
 /* The lowest node of the chain. */
 static struct node *chain_end(struct node *n)
 {
-    while (chain_skip_filters(n) && chain_next(chain_skip_filters(n))) {
-        n = chain_next(chain_skip_filters(n));
+    while (node_skip_filters(n) && chain_next(node_skip_filters(n))) {
+        n = chain_next(node_skip_filters(n));
     }
     return n;
 }
@@ -98,7 +98,7 @@ static bool has_writer(const struct node *n)
 static int check_active(const struct commit_options *o, struct plan *p,
                         struct error **errp)
 {
-    bool is_root = chain_skip_filters(p->top) == chain_skip_filters(p->root);
+    bool is_root = node_skip_filters(p->top) == node_skip_filters(p->root);
 
     p->active = is_root || has_writer(p->top);
     if (p->active && o->backing_file) {
@@ -151,7 +151,7 @@ static int make_plan(const struct commit_options *o, struct plan *p,
         return error_set(errp, EINVAL, "cannot commit an image into itself");
     }
     r = check_active(o, p, errp);
-    if (r == 0 && chain_skip_filters(p->top) == chain_skip_filters(p->base)) {
+    if (r == 0 && node_skip_filters(p->top) == node_skip_filters(p->base)) {
         return error_set(errp, EINVAL,
                          "Invalid files for merge: top and base are the same");
     }

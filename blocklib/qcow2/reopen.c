@@ -42,8 +42,11 @@ int qcow2_reopen_take(struct node *n, struct opts *opts, struct error **errp)
 /* All metadata on the file. */
 static int write_back(struct qcow2 *s, struct error **errp)
 {
-    int r = qcow2_flush(s->node);
+    int r = qcow2_bitmaps_settle(s);
 
+    if (r == 0) {
+        r = qcow2_flush(s->node);
+    }
     if (r == 0) {
         r = qcow2_flush(s->node); /* the first one has released clusters */
     }

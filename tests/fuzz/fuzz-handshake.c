@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "conn.h"
+#include "daemon.h"
 #include "export.h"
 #include "listen.h"
 #include "nbdelta/action.h"
@@ -45,18 +46,25 @@ static void make_disk(struct graph *g, const char *name, bool writable)
     check(bitmap_add_action((struct bitmap_ref){n, "b0"}, 4096, false, false,
                             &add, NULL) == 0 &&
           action_run(g, add, NULL) == 0);
-    check(exports_add(exports, g, n, name, name, "a disk", writable, NULL) ==
-          0);
+    struct export_options e = {.id = name, .name = name, .node = n,
+                               .description = "a disk", .writable = writable,
+                               .allocation_depth = true, .all_bitmaps = true,
+                               .is_default = true};
+    struct export *made;
+    check(export_new(exports, &e, &made, NULL) == 0);
+    export_publish(exports, made);
 }
 
 static void set_up(void)
 {
+    static struct daemon daemon;
     struct graph *g = graph_new();
 
-    exports = exports_new();
+    daemon.graph = g;
+    daemon.exports = exports = exports_new(&daemon);
     pool = pool_new(2);
     check(g && exports && pool);
-    server = server_new(exports);
+    server = server_new(&daemon);
     check(server);
     make_disk(g, "a", true);
     make_disk(g, "ro", false);

@@ -63,7 +63,22 @@ int bitmap_merge_action(struct bitmap_ref ref, const struct bitmap_ref *sources,
 /* A bitmap by name with a new reference, or NULL.  It stays readable after
  * it is removed from its node.  Takes the tree lock of @n for a moment. */
 struct bitmap *bitmap_find(struct node *n, const char *name);
+void bitmap_ref(struct bitmap *bm);
 void bitmap_unref(struct bitmap *bm); /* NULL is fine */
+
+/*
+ * Find the bitmap @name of @n or, with @below, of the first node that has one
+ * among @n and the images under it, and keep it busy until bitmap_release():
+ * nobody changes or removes it, but writes still set bits.  -ENOENT; -EBUSY:
+ * somebody else does so; -EINVAL: inconsistent.
+ */
+int bitmap_hold(struct graph *g, struct node *n, const char *name, bool below,
+                struct bitmap **bmp, struct error **errp);
+void bitmap_release(struct graph *g, struct bitmap *bm);
+
+/* Of a bitmap that is held: does it record writes, and whose? */
+bool bitmap_enabled(const struct bitmap *bm);
+struct node *bitmap_node(const struct bitmap *bm);
 
 const char *bitmap_name(const struct bitmap *bm);
 uint64_t bitmap_granularity(const struct bitmap *bm);

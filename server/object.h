@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_OBJECT_H
+#define NBDELTA_SERVER_OBJECT_H
+
+/*
+ * Objects that a user makes (object-add, --object) and names in other
+ * options: secrets, TLS credentials, throttle groups, I/O threads.  They are
+ * checked and kept; all of it under the monitor lock.
+ */
+#include <jansson.h>
+
+#include "qmp-dispatch.h"
+
+struct error;
+struct objects;
+
+/* May things be called so: a letter, then letters, digits, '-', '.', '_'. */
+bool id_is_well_formed(const char *id);
+
+/* Arguments of object-add. */
+extern const struct qmp_arg object_args[];
+
+struct objects *objects_new(void); /* NULL: no memory */
+void objects_free(struct objects *s); /* NULL is fine */
+
+/* Add one of checked @props.  -EEXIST: the id is taken. */
+int objects_add(struct objects *s, json_t *props, struct error **errp);
+int objects_del(struct objects *s, const char *id, struct error **errp);
+
+/* The type of the object @id ("secret"), or NULL. */
+const char *objects_type(const struct objects *s, const char *id);
+
+#endif /* NBDELTA_SERVER_OBJECT_H */

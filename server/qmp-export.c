@@ -1,0 +1,348 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* The NBD server and its exports. */
+#include <errno.h>
+#include <string.h>
+
+#include "address.h"
+#include "daemon.h"
+#include "export.h"
+#include "listen.h"
+#include "nbd-proto.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/graph.h"
+#include "nbdelta/job.h"
+#include "object.h"
+#include "qmp-dispatch.h"
+
+#define MAX_CONNECTIONS 100 /* unless told otherwise, as QEMU */
+
+/* --- The server. --- */
+
+/* The members beside the address. */
+static int check_tls(struct qmp_call *call, struct error **errp)
+{
+    const char *id = qmp_str(call, "tls-creds");
+
+    if (!id) {
+        return qmp_has(call, "tls-authz")
+                   ? error_set(errp, EINVAL,
+                               "'tls-authz' goes with 'tls-creds' only")
+                   : 0;
+    }
+    const char *type = objects_type(call->daemon->objects, id);
+    if (!type) {
+        return error_set(errp, ENOENT, "No TLS credentials with id '%.200s'",
+                         id);
+    }
+    if (strncmp(type, "tls-creds-", strlen("tls-creds-")) != 0) {
+        return error_set(errp, EINVAL,
+                         "Object with id '%s' is not TLS credentials", id);
+    }
+    return error_set(errp, ENOTSUP,
+                     "TLS credentials '%s' cannot be used: this server does "
+                     "not speak TLS",
+                     id);
+}
+
+static int start_server(struct qmp_call *call, const json_t *addr,
+                        struct error **errp)
+{
+    struct server *s = call->daemon->server;
+    unsigned max = (unsigned)qmp_int(call, "max-connections", MAX_CONNECTIONS);
+    int r = server_running(s)
+                ? error_set(errp, EEXIST, "NBD server already running")
+                : check_tls(call, errp);
+
+    if (r < 0 || (r = server_open(s, max, errp)) < 0) {
+        return r;
+    }
+    r = server_listen(s, addr, errp);
+    if (r < 0) {
+        server_close(s);
+    }
+    return r;
+}
+
+static int cmd_server_start(struct qmp_call *call, struct error **errp)
+{
+    CLEANUP_JSON json_t *addr =
+        address_from_legacy(json_object_get(call->args, "addr"));
+
+    return addr ? start_server(call, addr, errp)
+                : error_set(errp, ENOMEM, "Out of memory");
+}
+
+static int option_server(struct qmp_call *call, struct error **errp)
+{
+    return start_server(call, json_object_get(call->args, "addr"), errp);
+}
+
+/* All of them are deleted, and so told of, before the reply. */
+static int cmd_server_stop(struct qmp_call *call, struct error **errp)
+{
+    struct daemon *d = call->daemon;
+
+    if (!server_running(d->server)) {
+        return error_set(errp, EINVAL, "NBD server not running");
+    }
+    mutex_is_held(&d->jobs->lock);
+    exports_remove_all(d->exports);
+    server_close(d->server);
+    exports_settle(d->exports, d->jobs);
+    return 0;
+}
+
+/* --- Exports. --- */
+
+static int check_strings(const struct export_options *o, struct error **errp)
+{
+    if (strlen(o->name) > NBD_STRING_MAX) {
+        return error_set(errp, EINVAL, "export name '%.64s...' too long",
+                         o->name);
+    }
+    if (o->description && strlen(o->description) > NBD_STRING_MAX) {
+        return error_set(errp, EINVAL, "description '%.64s...' too long",
+                         o->description);
+    }
+    return 0;
+}
+
+/* One of "bitmaps": a name that is looked for below the node, too, or that of
+ * a certain node. */
+static int add_bitmap(struct daemon *d, struct export *e, const json_t *item,
+                      struct error **errp)
+{
+    const char *name = json_string_value(item);
+    struct node *n = e->node;
+
+    if (name) {
+        return export_add_bitmap(d->exports, e, n, name, true, errp);
+    }
+    name = json_string_value(json_object_get(item, "name"));
+    const char *node = json_string_value(json_object_get(item, "node"));
+    n = qmp_find_node(d, node, NULL);
+    if (!n) {
+        return error_set(errp, ENODEV, "Node '%.200s' not found", node);
+    }
+    return export_add_bitmap(d->exports, e, n, name, false, errp);
+}
+
+static int add_export(struct daemon *d, const struct export_options *o,
+                      const json_t *bitmaps, struct error **errp)
+{
+    struct export *e;
+    size_t i;
+    json_t *item;
+    int r = server_running(d->server)
+                ? check_strings(o, errp)
+                : error_set(errp, EINVAL, "NBD server not running");
+
+    if (r < 0 || (r = export_new(d->exports, o, &e, errp)) < 0) {
+        return r;
+    }
+    json_array_foreach (bitmaps, i, item) {
+        r = r == 0 ? add_bitmap(d, e, item, errp) : r;
+    }
+    if (r < 0) {
+        export_drop(d->exports, e);
+    } else {
+        export_publish(d->exports, e);
+    }
+    return r;
+}
+
+static int check_iothread(struct qmp_call *call, struct error **errp)
+{
+    const char *id = qmp_str(call, "iothread");
+    const char *type = id ? objects_type(call->daemon->objects, id) : NULL;
+
+    if (id && (!type || strcmp(type, "iothread") != 0)) {
+        return error_set(errp, ENOENT, "iothread \"%.200s\" not found", id);
+    }
+    return 0;
+}
+
+static int cmd_export_add(struct qmp_call *call, struct error **errp)
+{
+    struct daemon *d = call->daemon;
+    const char *node = qmp_str(call, "node-name");
+    const char *name = qmp_str(call, "name");
+    struct export_options o = {
+        .id = qmp_str(call, "id"),
+        .name = name ? name : node,
+        .description = qmp_str(call, "description"),
+        .node = graph_find(d->graph, node),
+        .writable = qmp_bool(call, "writable", false),
+        .writethrough = qmp_bool(call, "writethrough", false),
+        .allocation_depth = qmp_bool(call, "allocation-depth", false),
+    };
+
+    if (!id_is_well_formed(o.id)) {
+        return error_set(errp, EINVAL, "Invalid block export id");
+    }
+    int r = exports_check_id(d->exports, o.id, errp);
+    if (r < 0) {
+        return r;
+    }
+    if (!o.node) {
+        return error_set(errp, ENODEV,
+                         "Cannot find device='' nor node-name='%.200s'", node);
+    }
+    if (o.writable && node_read_only(o.node)) {
+        return error_set(errp, EACCES,
+                         "Cannot export read-only node as writable");
+    }
+    r = check_iothread(call, errp);
+    return r < 0 ? r
+                 : add_export(d, &o, json_object_get(call->args, "bitmaps"),
+                              errp);
+}
+
+/* The name is the id as well; a read-only node is so, whatever is asked. */
+static int cmd_server_add(struct qmp_call *call, struct error **errp)
+{
+    struct daemon *d = call->daemon;
+    const char *device = qmp_str(call, "device");
+    const char *name = qmp_str(call, "name");
+    const json_t *bitmap = json_object_get(call->args, "bitmap");
+    struct export_options o = {
+        .id = name ? name : device,
+        .name = name ? name : device,
+        .description = qmp_str(call, "description"),
+        .node = qmp_find_node(d, device, errp),
+    };
+    CLEANUP_JSON json_t *bitmaps =
+        bitmap ? json_pack("[O]", bitmap) : json_array();
+
+    if (!o.node) {
+        return -ENODEV;
+    }
+    if (!id_is_well_formed(o.id)) {
+        return error_set(errp, EINVAL, "Invalid block export id");
+    }
+    o.writable = qmp_bool(call, "writable", false) && !node_read_only(o.node);
+    int r = exports_check_id(d->exports, o.id, errp);
+    return r < 0 ? r : add_export(d, &o, bitmaps, errp);
+}
+
+static int remove_export(struct qmp_call *call, const char *id,
+                         struct error **errp)
+{
+    struct daemon *d = call->daemon;
+    const char *mode = qmp_str(call, "mode");
+    bool safe = !mode || strcmp(mode, "safe") == 0;
+    struct export *e;
+    int r = exports_remove(d->exports, id, safe, &e, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    server_end_export(d->server, e);
+    export_unref(d->exports, e);
+    /* Now, unless it has to wait for clients. */
+    mutex_is_held(&d->jobs->lock);
+    exports_collect(d->exports, d->jobs);
+    return 0;
+}
+
+static int cmd_export_del(struct qmp_call *call, struct error **errp)
+{
+    return remove_export(call, qmp_str(call, "id"), errp);
+}
+
+static int cmd_server_remove(struct qmp_call *call, struct error **errp)
+{
+    return remove_export(call, qmp_str(call, "name"), errp);
+}
+
+static int cmd_query_exports(struct qmp_call *call, struct error **errp)
+{
+    call->ret = exports_query(call->daemon->exports);
+    return call->ret ? 0 : error_set(errp, ENOMEM, "Out of memory");
+}
+
+/* --- The table. --- */
+
+static const char *const modes[] = {"safe", "hard", NULL};
+static const char *const types[] = {"nbd", NULL};
+
+static const struct qmp_arg start_args[] = {
+    QMP_ARG("addr", OBJECT, .members = address_legacy_args),
+    QMP_OPT("tls-creds", STR),
+    QMP_OPT("tls-authz", STR),
+    QMP_OPT("max-connections", UINT32),
+    QMP_LAST,
+};
+
+static const struct qmp_arg option_args[] = {
+    QMP_ARG("addr", OBJECT, .members = address_args),
+    QMP_OPT("tls-creds", STR),
+    QMP_OPT("tls-authz", STR),
+    QMP_OPT("max-connections", UINT32),
+    QMP_LAST,
+};
+
+static const struct qmp_arg bitmap_args[] = {
+    QMP_ARG("node", STR),
+    QMP_ARG("name", STR),
+    QMP_LAST,
+};
+
+static const struct qmp_arg nbd_args[] = {
+    QMP_OPT("name", STR),
+    QMP_OPT("description", STR),
+    QMP_OPT("bitmaps", STR_OR_OBJECT_ARRAY, .members = bitmap_args,
+            .type_name = "BlockDirtyBitmapOrStr"),
+    QMP_OPT("allocation-depth", BOOL),
+    QMP_LAST,
+};
+
+static const struct qmp_variant export_variants[] = {
+    {"nbd", nbd_args},
+    {NULL, NULL},
+};
+
+static const struct qmp_arg export_add_args[] = {
+    QMP_ARG("type", ENUM, .words = types),
+    QMP_ARG("id", STR),
+    QMP_OPT("fixed-iothread", BOOL),
+    QMP_OPT("iothread", STR),
+    QMP_ARG("node-name", STR),
+    QMP_OPT("writable", BOOL),
+    QMP_OPT("writethrough", BOOL),
+    QMP_VARIANTS("type", export_variants),
+};
+
+static const struct qmp_arg export_del_args[] = {
+    QMP_ARG("id", STR),
+    QMP_OPT("mode", ENUM, .words = modes),
+    QMP_LAST,
+};
+
+static const struct qmp_arg server_add_args[] = {
+    QMP_OPT("name", STR),      QMP_OPT("description", STR),
+    QMP_ARG("device", STR),    QMP_OPT("writable", BOOL),
+    QMP_OPT("bitmap", STR),    QMP_LAST,
+};
+
+static const struct qmp_arg server_remove_args[] = {
+    QMP_ARG("name", STR),
+    QMP_OPT("mode", ENUM, .words = modes),
+    QMP_LAST,
+};
+
+const struct qmp_command qmp_nbd_server_option =
+    QMP_COMMAND("nbd-server", option_server, option_args);
+
+const struct qmp_command qmp_export_commands[] = {
+    QMP_COMMAND("block-export-add", cmd_export_add, export_add_args),
+    QMP_COMMAND("block-export-del", cmd_export_del, export_del_args),
+    QMP_COMMAND("nbd-server-add", cmd_server_add, server_add_args),
+    QMP_COMMAND("nbd-server-remove", cmd_server_remove, server_remove_args),
+    QMP_COMMAND("nbd-server-start", cmd_server_start, start_args),
+    QMP_COMMAND("nbd-server-stop", cmd_server_stop, NULL),
+    QMP_COMMAND("query-block-exports", cmd_query_exports, NULL),
+    QMP_COMMANDS_END,
+};

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Nodes come and go. */
+#include <errno.h>
+#include <string.h>
+
+#include "daemon.h"
+#include "nbdelta/error.h"
+#include "nbdelta/graph.h"
+#include "qmp-dispatch.h"
+
+static bool is_driver(const char *name)
+{
+    for (const char *const *d = graph_driver_names(); *d; d++) {
+        if (strcmp(*d, name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static int cmd_add(struct qmp_call *call, struct error **errp)
+{
+    const char *driver = qmp_str(call, "driver");
+    struct node *n;
+
+    if (!is_driver(driver)) {
+        return error_set(errp, EINVAL,
+                         "Parameter 'driver' does not accept value '%.200s'",
+                         driver);
+    }
+    if (!qmp_has(call, "node-name")) {
+        return error_set(errp, EINVAL,
+                         "'node-name' must be specified for the root node");
+    }
+    return graph_open(call->daemon->graph, call->args, &n, errp);
+}
+
+static int cmd_del(struct qmp_call *call, struct error **errp)
+{
+    const char *name = qmp_str(call, "node-name");
+    struct node *n = graph_find(call->daemon->graph, name);
+
+    if (!n) {
+        return error_set(errp, ENODEV,
+                         "Failed to find node with node-name='%.200s'", name);
+    }
+    return graph_close(call->daemon->graph, n, errp);
+}
+
+/* What else there is depends on the driver, which checks it. */
+static const struct qmp_arg add_args[] = {
+    QMP_ARG("driver", STR),
+    QMP_OPT("node-name", STR),
+    QMP_OTHERS,
+};
+
+static const struct qmp_arg del_args[] = {
+    QMP_ARG("node-name", STR),
+    QMP_LAST,
+};
+
+const struct qmp_command qmp_node_commands[] = {
+    QMP_COMMAND("blockdev-add", cmd_add, add_args),
+    QMP_COMMAND("blockdev-del", cmd_del, del_args),
+    QMP_COMMANDS_END,
+};

@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "serve-options.h"
+
+#include <ctype.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "commands.h"
+#include "qmp-core.h"
+
+#define DAEMON_OPTIONS                                                        \
+    {"blockdev", OPT_BLOCKDEV, "OPTIONS", "open a node, as blockdev-add"},    \
+        {"chardev", OPT_CHARDEV, "OPTIONS", "make a character device"},       \
+        {"daemonize", OPT_DAEMONIZE, NULL, "go to the background when ready"}, \
+        {"export", OPT_EXPORT, "OPTIONS", "as block-export-add"},             \
+        {"monitor", OPT_MONITOR, "OPTIONS", "a QMP monitor on a chardev"},    \
+        {"nbd-server", OPT_NBD_SERVER, "OPTIONS", "as nbd-server-start"},     \
+        {"object", OPT_OBJECT, "OPTIONS", "as object-add"},                   \
+        {"pidfile", OPT_PIDFILE, "FILE", "write the process id when ready"},  \
+        {"trace", 'T', "OPTIONS", "accepted; there is nothing to trace"},     \
+    {                                                                         \
+        "version", 'V', NULL, "print the version"                             \
+    }
+
+static const struct cli_option serve_options[] = {
+    {"unix", 'U', "SOCKET", "listen on a Unix socket"},
+    {"address", 'i', "ADDR", "listen on this address (default localhost)"},
+    {"port", 'p', "PORT", "listen on this TCP port (default 10809)"},
+    {"read-only", 'r', NULL, "clients cannot write"},
+    {"format", 'f', "FORMAT", "the images' format (default: look)"},
+    {"qmp", OPT_QMP, "SOCKET", "make a QMP monitor on a Unix socket"},
+    {"allow-path", OPT_ALLOW_PATH, "DIR",
+     "images may name backing files below DIR, too"},
+    DAEMON_OPTIONS,
+    {NULL, 0, NULL, NULL},
+};
+
+static const struct cli_command serve_command = {
+    .name = "serve",
+    .usage = "[-U SOCKET | -i ADDR -p PORT] [-r] [-f FORMAT] [--qmp SOCKET] "
+             "[--pidfile FILE]\n"
+             "[--allow-path DIR]... [--daemonize] [OPTION...] "
+             "[NAME=]IMAGE...",
+    .about = "Serve disk images to NBD clients until SIGTERM, SIGINT or QMP's "
+             "quit.\nEach is exported under its NAME (disk0, disk1, ... "
+             "unless given), the first\nalso as the default export.  An image "
+             "is a file name, or options:\njson:{...} or "
+             "driver=...,key=value,...\n"
+             "Options that are those of qemu-storage-daemon take JSON or "
+             "key=value,... and are\ndone in their order, with the images; "
+             "with them, images can be left out.\n",
+    .options = serve_options,
+    .in_order = true,
+};
+
+static const struct cli_option daemon_options[] = {
+    DAEMON_OPTIONS,
+    {NULL, 0, NULL, NULL},
+};
+
+static const struct cli_command daemon_command = {
+    .name = STORAGE_DAEMON,
+    .usage = "[OPTION...]",
+    .about = "Serve block devices over NBD, under QMP's control, as QEMU's "
+             "program of this\nname does (this is nbdelta).  Options are done "
+             "in their order.\n",
+    .options = daemon_options,
+    .in_order = true,
+};
+
+static int check_port(const struct serve_config *cfg)
+{
+    const char *text = cfg->port;
+    char *end;
+    long n = strtol(text, &end, 10);
+
+    if (!isdigit((unsigned char)text[0]) || *end || n < 1 || n > 65535) {
+        return cli_usage(cfg->command, "'%s' is not a port (1 to 65535)", text);
+    }
+    return 0;
+}
+
+static const char *option_name(const struct serve_config *cfg, int code)
+{
+    const struct cli_option *o = cfg->command->options;
+
+    while (o->name && o->code != code) {
+        o++;
+    }
+    return o->name;
+}
+
+static void add_item(struct serve_config *cfg, int code)
+{
+    cfg->items[cfg->count++] = (struct serve_item){
+        .code = code,
+        .name = option_name(cfg, code),
+        .arg = optarg,
+    };
+    cfg->has_images |= code == CLI_ARGUMENT;
+    cfg->has_server |= code == OPT_NBD_SERVER;
+}
+
+/* 0: go on. */
+static int take_option(struct serve_config *cfg, int code)
+{
+    switch (code) {
+    case 'U':
+        cfg->socket = optarg;
+        break;
+    case 'i':
+        cfg->address = optarg;
+        break;
+    case 'p':
+        cfg->port = optarg;
+        return check_port(cfg);
+    case 'r':
+        cfg->read_only = true;
+        break;
+    case 'f':
+        cfg->format = optarg;
+        break;
+    case 'T':
+        break;
+    case OPT_PIDFILE:
+        cfg->pidfile = optarg;
+        break;
+    case OPT_DAEMONIZE:
+        cfg->daemonize = true;
+        break;
+    default:
+        add_item(cfg, code);
+        break;
+    }
+    return 0;
+}
+
+static int check(const struct serve_config *cfg)
+{
+    if (cfg->command == &daemon_command) {
+        return cfg->has_images
+                   ? cli_usage(cfg->command, "Unexpected argument")
+                   : 0;
+    }
+    if (cfg->count == 0) {
+        return cli_usage(cfg->command, "give at least one image");
+    }
+    if (cfg->socket && (cfg->address || cfg->port)) {
+        return cli_usage(cfg->command, "-U goes without -i and -p");
+    }
+    return 0;
+}
+
+static void print_version(bool storage_daemon)
+{
+    if (storage_daemon) {
+        printf(STORAGE_DAEMON " version %s (nbdelta %s)\n", qmp_like_version,
+               NBDELTA_VERSION);
+    } else {
+        printf("nbdelta %s\n", NBDELTA_VERSION);
+    }
+}
+
+int serve_parse(struct serve_config *cfg, bool storage_daemon, int argc,
+                char **argv, int *status)
+{
+    int code;
+
+    cfg->command = storage_daemon ? &daemon_command : &serve_command;
+    cfg->items = calloc((size_t)argc, sizeof(*cfg->items));
+    if (!cfg->items) {
+        *status = cli_failed(cfg->command->name, "no memory");
+        return -1;
+    }
+    while ((code = cli_next(cfg->command, argc, argv)) >= 0) {
+        if (code == 'V') {
+            print_version(storage_daemon);
+            *status = cli_finish(cfg->command->name);
+            return -1;
+        }
+        *status = take_option(cfg, code);
+        if (*status != 0) {
+            return -1;
+        }
+    }
+    while (optind < argc) { /* after "--" */
+        optarg = argv[optind++];
+        add_item(cfg, CLI_ARGUMENT);
+    }
+    *status = code == CLI_HELP ? EXIT_SUCCESS : CLI_USAGE;
+    if (code != CLI_END) {
+        return -1;
+    }
+    *status = check(cfg);
+    return *status == 0 ? 0 : -1;
+}

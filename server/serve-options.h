@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_SERVE_OPTIONS_H
+#define NBDELTA_SERVER_SERVE_OPTIONS_H
+
+/* The command line of `nbdelta serve`, and of qemu-storage-daemon. */
+#include <stdbool.h>
+
+#include "cli.h"
+
+enum serve_code {
+    OPT_QMP = CLI_LONG,
+    OPT_PIDFILE,
+    OPT_ALLOW_PATH,
+    OPT_BLOCKDEV,
+    OPT_CHARDEV,
+    OPT_DAEMONIZE,
+    OPT_EXPORT,
+    OPT_MONITOR,
+    OPT_NBD_SERVER,
+    OPT_OBJECT,
+};
+
+/* What is done in the order of the command line: options of these codes, and
+ * images (CLI_ARGUMENT). */
+struct serve_item {
+    int code;
+    const char *name; /* of the option, NULL: an image */
+    const char *arg;
+};
+
+struct serve_config {
+    const struct cli_command *command;
+
+    /* These hold for all, wherever they stand. */
+    const char *socket;
+    const char *address;
+    const char *port;
+    bool read_only;
+    const char *format;
+    const char *pidfile;
+    bool daemonize;
+    bool has_images;
+    bool has_server; /* --nbd-server is among the items */
+
+    struct serve_item *items;
+    unsigned count;
+};
+
+/* 0: go on; otherwise exit, with *status.  @storage_daemon: only the long
+ * options that QEMU's has. */
+int serve_parse(struct serve_config *cfg, bool storage_daemon, int argc,
+                char **argv, int *status);
+
+#endif /* NBDELTA_SERVER_SERVE_OPTIONS_H */

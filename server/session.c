@@ -1,0 +1,384 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "session.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "daemon.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/job.h"
+#include "nbdelta/thread.h"
+#include "qmp-core.h"
+#include "qmp-dispatch.h"
+#include "qmp-parse.h"
+
+#define INPUT_SIZE 65536
+/* Requests wait while more than this is to be sent; the session is dropped
+ * when events make it this. */
+#define OUT_PAUSE ((size_t)256 << 10)
+#define OUT_MAX   ((size_t)16 << 20)
+/* A pipe or terminal that is ready takes this much without waiting. */
+#define WRITE_MAX 4096
+
+struct buffer {
+    char *data;
+    size_t len;
+    size_t alloc;
+};
+
+struct session {
+    /* Set at creation. */
+    struct daemon *daemon;
+    struct channel ch;
+    bool pretty;
+    int owner; /* eventfd to be written at the end */
+    int wake;  /* eventfd: there is something in out, or stop */
+    bool started;
+    pthread_t thread;
+
+    /* Monitor lock. */
+    struct qmp_state state;
+
+    /* Guarded by lock. */
+    mutex_t lock;
+    struct buffer out;
+    bool overrun;
+
+    /* Its own thread's. */
+    struct qmp_parser *parser;
+    struct buffer sending;
+    size_t sent;
+    char *input;
+    size_t input_len;
+    size_t input_used;
+    bool eof;
+
+    _Atomic bool finished;
+    _Atomic uint64_t deadline; /* 0: go on */
+};
+
+static void kick(int fd)
+{
+    uint64_t one = 1;
+
+    while (write(fd, &one, sizeof(one)) < 0 && errno == EINTR) {
+    }
+}
+
+static void unkick(int fd)
+{
+    uint64_t n;
+
+    while (read(fd, &n, sizeof(n)) < 0 && errno == EINTR) {
+    }
+}
+
+/* --- Output. --- */
+
+static bool buffer_append(struct buffer *b, const char *data, size_t len)
+{
+    if (b->alloc - b->len < len) {
+        size_t alloc = b->alloc ? b->alloc : 4096;
+        char *grown;
+
+        while (alloc - b->len < len) {
+            alloc *= 2;
+        }
+        grown = realloc(b->data, alloc);
+        if (!grown) {
+            return false;
+        }
+        b->data = grown;
+        b->alloc = alloc;
+    }
+    memcpy(b->data + b->len, data, len);
+    b->len += len;
+    return true;
+}
+
+/* Many lines, each of which ends as one of QMP does. */
+static char *pretty_text(const json_t *message, size_t *len)
+{
+    CLEANUP_FREE char *text =
+        json_dumps(message, JSON_ENSURE_ASCII | JSON_INDENT(4));
+    size_t n = text ? strlen(text) : 0;
+    char *lines = text ? malloc(2 * n + 2) : NULL;
+    size_t at = 0;
+
+    if (!lines) {
+        return NULL;
+    }
+    for (size_t i = 0; i <= n; i++) {
+        if (text[i] == '\n' || i == n) {
+            lines[at++] = '\r';
+            lines[at++] = '\n';
+        } else {
+            lines[at++] = text[i];
+        }
+    }
+    *len = at;
+    return lines;
+}
+
+/* A session that cannot get its reply ends. */
+static void queue(struct session *s, const json_t *message)
+{
+    size_t len = 0;
+    CLEANUP_FREE char *text = !message    ? NULL
+                              : s->pretty ? pretty_text(message, &len)
+                                          : qmp_to_text(message, &len);
+
+    mutex_lock(&s->lock);
+    if (!text || s->out.len > OUT_MAX || !buffer_append(&s->out, text, len)) {
+        s->overrun = true;
+    }
+    mutex_unlock(&s->lock);
+    kick(s->wake);
+}
+
+static void queue_reply(struct session *s, json_t *message)
+{
+    queue(s, message);
+    json_decref(message);
+}
+
+void session_event(struct session *s, const json_t *event)
+{
+    if (s->state.negotiated) {
+        queue(s, event);
+    }
+}
+
+/* Refill `sending`; returns how much is to be sent, or -1 after an overrun. */
+static ssize_t take_output(struct session *s)
+{
+    size_t todo = s->sending.len - s->sent;
+    bool overrun;
+
+    mutex_lock(&s->lock);
+    if (todo == 0) {
+        struct buffer spent = s->sending;
+
+        if (spent.alloc > OUT_PAUSE) {
+            free(spent.data);
+            spent = (struct buffer){NULL, 0, 0};
+        }
+        s->sending = s->out;
+        s->out = spent;
+        s->out.len = 0;
+        s->sent = 0;
+        todo = s->sending.len;
+    }
+    todo += s->out.len;
+    overrun = s->overrun;
+    mutex_unlock(&s->lock);
+    return overrun ? -1 : (ssize_t)todo;
+}
+
+/* As send, also to what is no socket; without waiting. */
+static ssize_t put(int fd, const char *data, size_t len)
+{
+    struct pollfd p = {.fd = fd, .events = POLLOUT};
+    ssize_t n = send(fd, data, len, MSG_NOSIGNAL | MSG_DONTWAIT);
+
+    if (n >= 0 || errno != ENOTSOCK) {
+        return n;
+    }
+    if (poll(&p, 1, 0) <= 0) {
+        errno = EAGAIN;
+        return -1;
+    }
+    return write(fd, data, len < WRITE_MAX ? len : WRITE_MAX);
+}
+
+static bool is_transient(void)
+{
+    return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR;
+}
+
+/* False when the session is over. */
+static bool send_some(struct session *s)
+{
+    ssize_t n;
+
+    if (s->sent == s->sending.len) {
+        return true;
+    }
+    n = put(s->ch.out, s->sending.data + s->sent, s->sending.len - s->sent);
+    if (n < 0) {
+        return is_transient();
+    }
+    s->sent += (size_t)n;
+    return true;
+}
+
+/* --- Input. --- */
+
+static void on_value(json_t *value, const char *why, void *opaque)
+{
+    struct session *s = opaque;
+    struct jobs *jobs = s->daemon->jobs;
+
+    mutex_lock(&jobs->lock);
+    queue_reply(s, value ? qmp_dispatch(s->daemon, &s->state, value)
+                         : qmp_error_reply(NULL, QMP_GENERIC_ERROR, why));
+    mutex_unlock(&jobs->lock);
+}
+
+/* It is known to be readable. */
+static bool receive_some(struct session *s)
+{
+    ssize_t n = recv(s->ch.in, s->input, INPUT_SIZE, MSG_DONTWAIT);
+
+    if (n < 0 && errno == ENOTSOCK) {
+        n = read(s->ch.in, s->input, INPUT_SIZE);
+    }
+    if (n < 0) {
+        return is_transient();
+    }
+    s->input_used = 0;
+    s->input_len = (size_t)n;
+    s->eof = n == 0;
+    return true;
+}
+
+/*
+ * One turn: send what is there, run at most one request, read more, wait.
+ * False when the session is over.
+ */
+static bool session_turn(struct session *s)
+{
+    uint64_t deadline = atomic_load(&s->deadline);
+    bool input = s->input_used < s->input_len;
+    ssize_t todo = take_output(s);
+    bool room = todo >= 0 && (size_t)todo < OUT_PAUSE;
+    struct pollfd fds[3] = {{.fd = -1, .events = POLLIN},
+                            {.fd = -1, .events = POLLOUT},
+                            {.fd = s->wake, .events = POLLIN}};
+    int timeout = -1;
+
+    if (todo < 0 || !send_some(s)) {
+        return false;
+    }
+    if (todo == 0 && (deadline || (s->eof && !input))) {
+        return false;
+    }
+    if (deadline) {
+        if (now_ns() >= deadline) {
+            return false;
+        }
+        timeout = 50;
+    } else if (input && room) {
+        s->input_used += qmp_parser_feed_one(
+            s->parser, s->input + s->input_used, s->input_len - s->input_used);
+        return true;
+    }
+    if (!input && room && !deadline && !s->eof) {
+        fds[0].fd = s->ch.in;
+    }
+    if (todo > 0) {
+        fds[1].fd = s->ch.out;
+    }
+    if (poll(fds, 3, timeout) < 0 && errno != EINTR) {
+        return false;
+    }
+    if (fds[2].revents) {
+        unkick(s->wake);
+    }
+    return fds[0].revents ? receive_some(s) : true;
+}
+
+/* --- Life. --- */
+
+static void *session_thread(void *arg)
+{
+    struct session *s = arg;
+
+    while (session_turn(s)) {
+    }
+    if (s->ch.in == s->ch.out) {
+        (void)shutdown(s->ch.out, SHUT_RDWR);
+    }
+    atomic_store(&s->finished, true);
+    kick(s->owner);
+    return NULL;
+}
+
+static json_t *greeting(void)
+{
+    return json_pack("{s:{s:o, s:[s]}}", "QMP", "version", qmp_version(),
+                     "capabilities", "oob");
+}
+
+struct session *session_new(struct daemon *d, const struct channel *ch,
+                            bool pretty, int wake)
+{
+    struct session *s = calloc(1, sizeof(*s));
+
+    if (!s) {
+        if (ch->in >= 0 && ch->in != ch->out) {
+            (void)close(ch->in);
+        }
+        (void)close(ch->out);
+        return NULL;
+    }
+    s->daemon = d;
+    s->ch = *ch;
+    s->pretty = pretty;
+    s->owner = wake;
+    mutex_init(&s->lock);
+    s->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    s->parser = qmp_parser_new(on_value, s);
+    s->input = malloc(INPUT_SIZE);
+    if (s->wake < 0 || !s->parser || !s->input) {
+        session_free(s);
+        return NULL;
+    }
+    queue_reply(s, greeting());
+    return s;
+}
+
+int session_start(struct session *s)
+{
+    int r = thread_start(&s->thread, "qmp", session_thread, s);
+
+    s->started = r == 0;
+    return r;
+}
+
+bool session_finished(const struct session *s)
+{
+    return atomic_load(&s->finished);
+}
+
+void session_stop(struct session *s, uint64_t deadline)
+{
+    atomic_store(&s->deadline, deadline);
+    kick(s->wake);
+}
+
+void session_free(struct session *s)
+{
+    if (s->started) {
+        thread_join(s->thread);
+    }
+    qmp_parser_free(s->parser);
+    mutex_destroy(&s->lock);
+    free(s->input);
+    free(s->out.data);
+    free(s->sending.data);
+    if (s->wake >= 0) {
+        (void)close(s->wake);
+    }
+    if (s->ch.in >= 0 && s->ch.in != s->ch.out) {
+        (void)close(s->ch.in);
+    }
+    (void)close(s->ch.out);
+    free(s);
+}
