@@ -303,20 +303,31 @@ static int look_around(struct commit *c)
     return 0;
 }
 
+/* The next piece of todo from @at on; false: there is none. */
+static bool next_piece(const struct commit *c, uint64_t at, uint64_t *start,
+                       uint64_t *bytes)
+{
+    uint64_t size = hbitmap_size(c->todo);
+
+    if (at >= size || !hbitmap_next_dirty(c->todo, at, size, start, bytes)) {
+        return false;
+    }
+    *bytes = min_u64(*bytes, COMMIT_CHUNK);
+    return true;
+}
+
 /* Copy what is set in todo, and free it. */
 static int copy_todo(struct commit *c)
 {
-    uint64_t size = hbitmap_size(c->todo);
-    uint64_t start;
-    uint64_t bytes;
+    uint64_t at = 0;
+    uint64_t bytes = 0;
 
-    while (hbitmap_next_dirty(c->todo, 0, size, &start, &bytes)) {
-        bytes = min_u64(bytes, COMMIT_CHUNK);
-        int r = copy_chunk(c, start, bytes);
+    while (next_piece(c, at, &at, &bytes)) {
+        int r = copy_chunk(c, at, bytes);
         if (r != 0) {
             return r;
         }
-        hbitmap_reset(c->todo, start, bytes);
+        hbitmap_reset(c->todo, at, bytes);
     }
     hbitmap_free(c->todo);
     c->todo = NULL;
@@ -444,20 +455,16 @@ static void release_users(struct commit *c)
 /* What was written since the last pass. */
 static int catch_up(struct commit *c)
 {
-    uint64_t size = node_size(c->top);
     uint64_t at = 0;
-    uint64_t bytes;
+    uint64_t bytes = 0;
     uint64_t moved;
     bool reading;
     int r = take_bits(c);
 
-    while (r == 0 && hbitmap_next_dirty(c->todo, at, size, &at, &bytes)) {
-        for (uint64_t end = at + bytes; r == 0 && at < end;) {
-            uint64_t len = min_u64(COMMIT_CHUNK, end - at);
-            r = copy_range(c, &by_nodes, at, len, &moved, &reading);
-            atomic_fetch_add(&c->done, len);
-            at += len;
-        }
+    while (r == 0 && next_piece(c, at, &at, &bytes)) {
+        r = copy_range(c, &by_nodes, at, bytes, &moved, &reading);
+        atomic_fetch_add(&c->done, bytes);
+        at += bytes;
     }
     return r < 0 ? r : node_flush(c->base);
 }

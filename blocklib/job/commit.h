@@ -29,7 +29,7 @@ struct commit {
     bool base_read_only;  /* it was */
     unsigned depth;       /* layers from top to base */
     uint64_t base_size;   /* at the start */
-    struct blk *from;     /* top; NULL once it is released */
+    struct blk *from;     /* filter; NULL once it is released */
     struct blk *to;       /* base */
     struct bitmap *dirty; /* of top, when active */
 

@@ -237,7 +237,7 @@ static int attach_users(struct commit *c, struct error **errp)
                     "an unnamed block device", &c->to, errp);
 
     return r < 0 ? r
-                 : blk_new(c->graph, c->top, PERM_READ, PERM_ALL,
+                 : blk_new(c->graph, c->filter, PERM_READ, PERM_ALL,
                            "an unnamed block device", &c->from, errp);
 }
 

@@ -67,7 +67,11 @@ refused "node-name not specified" \
     "$(node hd0 hd0.qcow2 'del(."node-name")')"
 refused "Failed to find node with node-name='no'" "$(node no hd0.qcow2)"
 refused "Failed to find node with node-name=''" "$(node '' hd0.qcow2)"
-refused "Parameter 'driver' is missing" "$(node hd0 hd0.qcow2 'del(.driver)')"
+refused "Invalid parameter type for 'options[0].node-name', expected: string" \
+    "$(node hd0 hd0.qcow2 '."node-name" = null')"
+refused "Invalid parameter type for 'options[1].file.filename', expected: string" \
+    "$(node hd0 hd0.qcow2)" "$(node hd1 hd1.qcow2 '.file.filename = null')"
+refused "Parameter 'options[0].driver' is missing" "$(node hd0 hd0.qcow2 'del(.driver)')"
 refused "Parameter 'driver' does not accept value ''" \
     "$(node hd0 hd0.qcow2 '.driver = ""')"
 refused "Cannot change the option 'driver'" \
