@@ -88,14 +88,9 @@ static int snapshot_sync(struct qmp_call *call, struct job_txn *txn,
     };
 
     (void)txn;
+    o.needs_name = name != NULL;
     o.node = find_either(call, qmp_str(call, "device"), name, errp);
-    if (!o.node) {
-        return -ENODEV;
-    }
-    if (name && !o.node_name) {
-        return error_set(errp, EINVAL, "New overlay node-name missing");
-    }
-    return snapshot_action(&o, ap, errp);
+    return o.node ? snapshot_action(&o, ap, errp) : -ENODEV;
 }
 
 static int snapshot(struct qmp_call *call, struct job_txn *txn,

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/blocker.h"
 #include "core/graph_priv.h"
 #include "core/opts.h"
 #include "nbdelta/bytes.h"
@@ -418,15 +419,9 @@ static int check_unused(const struct node *n, struct error **errp)
             return error_set(errp, EBUSY, "Node %s is in use", n->name);
         }
     }
-    list_for_each (at, &n->parents) {
-        const struct edge *e = list_entry(at, struct edge, on_child);
-
-        if (strcmp(e->role, "backing") == 0) {
-            return error_set(errp, EBUSY,
-                             "Node '%s' is busy: node is used as backing hd "
-                             "of '%s'",
-                             n->name, e->parent->name);
-        }
+    int r = node_check_unblocked(n, errp);
+    if (r < 0) {
+        return r;
     }
     if (!n->monitor_owned) {
         return error_set(errp, EPERM, "Node %s is not owned by the monitor",

@@ -53,8 +53,7 @@ int edge_check(const struct edge *e, const struct node *child, unsigned perm,
                struct error **errp)
 {
     if ((perm & (PERM_WRITE | PERM_RESIZE)) && child->flags.read_only) {
-        return error_set(errp, EACCES, "Block node is read-only: '%s'",
-                         child->name);
+        return error_set(errp, EACCES, "Block node is read-only");
     }
     list_for_each (at, &child->parents) {
         const struct edge *other = list_entry(at, struct edge, on_child);

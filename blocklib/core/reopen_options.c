@@ -372,31 +372,16 @@ static int read_node(struct work *w, struct node *n, const struct source *src,
 
 static int read_item(struct work *w, const json_t *item, struct error **errp)
 {
-    const json_t *name = json_object_get(item, "node-name");
-    const json_t *driver = json_object_get(item, "driver");
+    const char *name = json_string_value(json_object_get(item, "node-name"));
     struct source src = {item, NULL, false};
 
     if (!name) {
         return error_set(errp, EINVAL, "node-name not specified");
     }
-    if (!json_is_string(name) || (driver && !json_is_string(driver))) {
-        return error_set(errp, EINVAL,
-                         "Invalid parameter type for '%s', expected: string",
-                         json_is_string(name) ? "driver" : "node-name");
-    }
-    if (!driver) {
-        return error_set(errp, EINVAL, "Parameter 'driver' is missing");
-    }
-    if (!driver_find(json_string_value(driver))) {
-        return error_set(errp, EINVAL,
-                         "Parameter 'driver' does not accept value '%s'",
-                         json_string_value(driver));
-    }
-    struct node *n = graph_find_locked(w->graph, json_string_value(name));
+    struct node *n = graph_find_locked(w->graph, name);
     return n ? read_node(w, n, &src, errp)
              : error_set(errp, ENOENT,
-                         "Failed to find node with node-name='%s'",
-                         json_string_value(name));
+                         "Failed to find node with node-name='%s'", name);
 }
 
 /* --- Doing it --- */
@@ -540,7 +525,7 @@ static int reopen_locked(struct work *w, const json_t *list,
 {
     size_t i;
     json_t *item;
-    int r = 0;
+    int r = reopen_check_types(list, errp);
 
     json_array_foreach (list, i, item) {
         r = r < 0 ? r : read_item(w, item, errp);

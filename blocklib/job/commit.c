@@ -9,13 +9,14 @@
  *      ...        | read
  *      base    <--'  write
  *
- * First pass: from the start to the end of the disk.  Below the active layer
- * nothing changes meanwhile, and that is all.  The active layer has a dirty
- * bitmap; a later pass takes its bits, in a drained section, and copies what
- * they say.  Bits are taken while no request is in flight, so what was
- * written under a bit that is taken can be read, and what is written later
- * sets a new one.  When a pass finds little, the job is ready; the last bits
- * are copied in the drained section that ends the job.
+ * Below the active layer nothing changes meanwhile: one pass from the start
+ * to the end of the disk is all.  The active layer has a dirty bitmap, and a
+ * set that is still to do.  It begins as what there is to copy; when it is
+ * empty, it becomes what the bitmap has, which is clean then.  Bits are taken
+ * in a drained section, while no request is in flight: so what was written
+ * under a bit that is taken can be read, and what is written later sets a new
+ * one.  When there is little to take, the job is ready; the last bits are
+ * copied in the drained section that ends the job.
  *
  * What is written to base is never seen through top: there, one of the layers
  * that are copied decides.  So a job that fails has changed nothing but the
@@ -39,11 +40,12 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 
-#define CHUNK (1 * MiB)
-
 /* A pass that finds no more than this is the last one, or comes before the
  * job is ready. */
 #define LITTLE (4 * MiB)
+
+/* So much of the active layer may go before the speed counts. */
+#define BURST (16 * MiB)
 
 /* How often a job that is ready looks for what was written. */
 #define SYNC_MS 100
@@ -128,9 +130,9 @@ static int take_first(const struct extent *e, void *opaque)
 }
 
 /* Move what has to be moved of a range that is alike and starts at @offset;
- * *bytes becomes its length. */
+ * *bytes becomes its length.  *moved counts what took time. */
 static int copy_some(struct commit *c, const struct mover *m, uint64_t offset,
-                     uint64_t *bytes, bool *reading)
+                     uint64_t *bytes, uint64_t *moved, bool *reading)
 {
     struct extent e = {.length = 0};
     int r = m->extents(c, offset, *bytes, take_first, &e);
@@ -143,6 +145,7 @@ static int copy_some(struct commit *c, const struct mover *m, uint64_t offset,
     if (e.depth >= c->depth) {
         return 0;
     }
+    *moved += *bytes;
     if (e.flags & EXTENT_ZERO) {
         /* Where base has grown it has zeroes. */
         bool fresh = offset >= c->base_size && !(e.flags & EXTENT_ALLOCATED);
@@ -158,11 +161,12 @@ static int copy_some(struct commit *c, const struct mover *m, uint64_t offset,
 }
 
 static int copy_range(struct commit *c, const struct mover *m, uint64_t offset,
-                      uint64_t bytes, bool *reading)
+                      uint64_t bytes, uint64_t *moved, bool *reading)
 {
+    *moved = 0;
     while (bytes > 0) {
         uint64_t len = bytes;
-        int r = copy_some(c, m, offset, &len, reading);
+        int r = copy_some(c, m, offset, &len, moved, reading);
         if (r < 0) {
             return r;
         }
@@ -194,22 +198,11 @@ static bool pace(struct commit *c)
 static void count_speed(struct commit *c, uint64_t bytes)
 {
     mutex_lock(&c->lock);
-    if (c->speed > 0) {
+    if (c->speed > 0 && (!c->active || atomic_load(&c->done) + bytes > BURST)) {
         c->next_ns = max_u64(c->next_ns, now_ns()) +
                      (uint64_t)((double)bytes * 1e9 / (double)c->speed);
     }
     mutex_unlock(&c->lock);
-}
-
-/* Bytes of the next chunk: with a low speed, small ones. */
-static uint64_t chunk(struct commit *c)
-{
-    mutex_lock(&c->lock);
-    uint64_t speed = c->speed;
-    mutex_unlock(&c->lock);
-    return speed == 0 ? CHUNK
-                      : min_u64(CHUNK, max_u64(align_up(speed / 4, 64 * KiB),
-                                               64 * KiB));
 }
 
 /* --- Passes --- */
@@ -226,16 +219,17 @@ static int failed(struct commit *c, bool reading, int r)
 
 static int copy_chunk(struct commit *c, uint64_t offset, uint64_t bytes)
 {
+    uint64_t moved;
     bool reading;
 
     if (!pace(c)) {
         return JOB_STOPPED;
     }
-    int r = copy_range(c, &by_requests, offset, bytes, &reading);
+    int r = copy_range(c, &by_requests, offset, bytes, &moved, &reading);
     if (r < 0) {
         return failed(c, reading, r);
     }
-    count_speed(c, bytes);
+    count_speed(c, moved);
     atomic_fetch_add(&c->done, bytes);
     return 0;
 }
@@ -251,13 +245,14 @@ static int grow_base(struct commit *c)
     return r < 0 ? failed(c, false, r) : 0;
 }
 
-static int first_pass(struct commit *c)
+/* All there is, below the active layer. */
+static int only_pass(struct commit *c)
 {
     uint64_t size = blk_size(c->from);
     int r = 0;
 
     while (r == 0 && c->at < size) {
-        uint64_t len = min_u64(chunk(c), size - c->at);
+        uint64_t len = min_u64(COMMIT_CHUNK, size - c->at);
         r = copy_chunk(c, c->at, len);
         if (r == 0) {
             c->at += len;
@@ -266,20 +261,73 @@ static int first_pass(struct commit *c)
     return r;
 }
 
+static int note_extent(const struct extent *e, void *opaque)
+{
+    struct commit *c = opaque;
+    uint64_t size = hbitmap_size(c->todo);
+
+    if (e->depth < c->depth && e->offset < size) {
+        hbitmap_set(c->todo, e->offset, min_u64(e->length, size - e->offset));
+    }
+    return 0;
+}
+
+/* Find out what there is to copy of the active layer. */
+static int look_around(struct commit *c)
+{
+    uint64_t size = blk_size(c->from);
+    int r = 0;
+
+    if (c->at == 0) {
+        hbitmap_free(c->todo);
+        c->todo = hbitmap_new(size, COMMIT_GRANULARITY);
+    }
+    if (!c->todo) {
+        return -ENOMEM;
+    }
+    while (r == 0 && c->at < size) {
+        uint64_t len = min_u64(GiB, size - c->at);
+        if (!pace(c)) {
+            return JOB_STOPPED;
+        }
+        r = blk_extents(c->from, c->at, len, 0, note_extent, c);
+        if (r == 0) {
+            c->at += len;
+        }
+    }
+    if (r < 0) {
+        return failed(c, true, r);
+    }
+    atomic_store(&c->total, hbitmap_count(c->todo));
+    c->looked = true;
+    return 0;
+}
+
+/* The next piece of todo from @at on; false: there is none. */
+static bool next_piece(const struct commit *c, uint64_t at, uint64_t *start,
+                       uint64_t *bytes)
+{
+    uint64_t size = hbitmap_size(c->todo);
+
+    if (at >= size || !hbitmap_next_dirty(c->todo, at, size, start, bytes)) {
+        return false;
+    }
+    *bytes = min_u64(*bytes, COMMIT_CHUNK);
+    return true;
+}
+
 /* Copy what is set in todo, and free it. */
 static int copy_todo(struct commit *c)
 {
-    uint64_t size = hbitmap_size(c->todo);
-    uint64_t start;
-    uint64_t bytes;
+    uint64_t at = 0;
+    uint64_t bytes = 0;
 
-    while (hbitmap_next_dirty(c->todo, 0, size, &start, &bytes)) {
-        bytes = min_u64(bytes, chunk(c));
-        int r = copy_chunk(c, start, bytes);
+    while (next_piece(c, at, &at, &bytes)) {
+        int r = copy_chunk(c, at, bytes);
         if (r != 0) {
             return r;
         }
-        hbitmap_reset(c->todo, start, bytes);
+        hbitmap_reset(c->todo, at, bytes);
     }
     hbitmap_free(c->todo);
     c->todo = NULL;
@@ -303,11 +351,12 @@ static int take_bits(struct commit *c)
                : 0;
 }
 
-static int later_pass(struct commit *c, uint64_t *found)
+/* Copy what is to do; when nothing was, what was *found in the bitmap. */
+static int next_pass(struct commit *c, uint64_t *found)
 {
     int r = 0;
 
-    *found = 0;
+    *found = UINT64_MAX;
     if (!c->todo) {
         graph_lock(c->graph);
         r = take_bits(c);
@@ -357,7 +406,7 @@ static int keep_up(struct commit *c)
 
     while (!stop) {
         uint64_t found;
-        int r = later_pass(c, &found);
+        int r = next_pass(c, &found);
         if (r != 0) {
             return r;
         }
@@ -382,13 +431,13 @@ static int commit_run(struct job *job)
     struct commit *c = commit_of(job);
     int r = grow_base(c);
 
-    if (r == 0) {
-        r = first_pass(c);
+    if (r == 0 && !c->active) {
+        return only_pass(c);
     }
-    if (r == 0 && c->active) {
-        r = keep_up(c);
+    if (r == 0 && !c->looked) {
+        r = look_around(c);
     }
-    return r;
+    return r == 0 ? keep_up(c) : r;
 }
 
 /* --- The end --- */
@@ -406,19 +455,16 @@ static void release_users(struct commit *c)
 /* What was written since the last pass. */
 static int catch_up(struct commit *c)
 {
-    uint64_t size = node_size(c->top);
     uint64_t at = 0;
-    uint64_t bytes;
+    uint64_t bytes = 0;
+    uint64_t moved;
     bool reading;
     int r = take_bits(c);
 
-    while (r == 0 && hbitmap_next_dirty(c->todo, at, size, &at, &bytes)) {
-        for (uint64_t end = at + bytes; r == 0 && at < end;) {
-            uint64_t len = min_u64(CHUNK, end - at);
-            r = copy_range(c, &by_nodes, at, len, &reading);
-            atomic_fetch_add(&c->done, len);
-            at += len;
-        }
+    while (r == 0 && next_piece(c, at, &at, &bytes)) {
+        r = copy_range(c, &by_nodes, at, bytes, &moved, &reading);
+        atomic_fetch_add(&c->done, bytes);
+        at += bytes;
     }
     return r < 0 ? r : node_flush(c->base);
 }

@@ -6,8 +6,12 @@
 #include "core/dirty.h"
 #include "core/node.h"
 #include "job/job.h"
+#include "nbdelta/bytes.h"
 #include "nbdelta/chain.h"
 #include "nbdelta/thread.h"
+
+#define COMMIT_CHUNK       (512 * KiB) /* that is copied at once, at most */
+#define COMMIT_GRANULARITY (64 * KiB)  /* of the dirty bitmap */
 
 struct commit {
     struct job job;
@@ -25,14 +29,15 @@ struct commit {
     bool base_read_only;  /* it was */
     unsigned depth;       /* layers from top to base */
     uint64_t base_size;   /* at the start */
-    struct blk *from;     /* top; NULL once it is released */
+    struct blk *from;     /* filter; NULL once it is released */
     struct blk *to;       /* base */
     struct bitmap *dirty; /* of top, when active */
 
     /* The job's thread, and prepare after it. */
     unsigned char *buf;
-    uint64_t at;          /* how far the first pass is */
-    struct hbitmap *todo; /* of a later pass, or NULL */
+    uint64_t at;          /* how far the first look at all is */
+    bool looked;          /* active: todo was filled by it */
+    struct hbitmap *todo; /* active: still to be copied; NULL: nothing */
     bool ready;
     uint64_t next_ns; /* when the speed allows the next chunk */
 

@@ -19,9 +19,6 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
 
-#define CHUNK       (1 * MiB)
-#define GRANULARITY (64 * KiB)
-
 struct plan {
     struct node *root;
     struct node *top;
@@ -126,19 +123,27 @@ static int check_free(struct node *from, const struct node *to,
     }
 }
 
+/* Is it used by nobody but devices, exports and the like? */
+static bool is_root(const struct node *n)
+{
+    list_for_each (at, &n->parents) {
+        if (list_entry(at, struct edge, on_child)->parent) {
+            return false;
+        }
+    }
+    return n->job_count == 0;
+}
+
 static int make_plan(const struct commit_options *o, struct plan *p,
                      struct error **errp)
 {
     int r;
 
     *p = (struct plan){.root = o->root};
-    list_for_each (at, &p->root->parents) {
-        if (list_entry(at, struct edge, on_child)->parent) {
-            return error_set(errp, EINVAL, "Need a root block node");
-        }
+    if (!is_root(p->root)) {
+        return error_set(errp, EINVAL, "Need a root block node");
     }
-    if ((r = node_check_jobs(p->root, errp)) < 0 ||
-        (r = find_top(o, p, errp)) < 0 || (r = find_base(o, p, errp)) < 0 ||
+    if ((r = find_top(o, p, errp)) < 0 || (r = find_base(o, p, errp)) < 0 ||
         (r = check_free(p->top, p->base, errp)) < 0) {
         return r;
     }
@@ -203,7 +208,7 @@ static int arm_locked(struct commit *c, const struct commit_options *o,
     c->top = p->top;
     c->depth = layers(p->top, p->base);
     c->base_size = node_size(c->base);
-    atomic_init(&c->total, node_size(c->top));
+    atomic_init(&c->total, c->active ? 0 : node_size(c->top));
     bool read_only = c->base->flags.read_only;
     int r = chain_set_read_only(c->base, false, errp);
     if (r < 0) {
@@ -216,7 +221,7 @@ static int arm_locked(struct commit *c, const struct commit_options *o,
         r = block_chain(c, p, errp);
     }
     if (r == 0 && c->active) {
-        c->dirty = bitmap_new_anonymous(c->top, GRANULARITY);
+        c->dirty = bitmap_new_anonymous(c->top, COMMIT_GRANULARITY);
         if (!c->dirty) {
             r = error_set(errp, ENOMEM, "no memory for job '%s'", c->job.id);
         }
@@ -232,7 +237,7 @@ static int attach_users(struct commit *c, struct error **errp)
                     "an unnamed block device", &c->to, errp);
 
     return r < 0 ? r
-                 : blk_new(c->graph, c->top, PERM_READ, PERM_ALL,
+                 : blk_new(c->graph, c->filter, PERM_READ, PERM_ALL,
                            "an unnamed block device", &c->from, errp);
 }
 
@@ -255,7 +260,6 @@ static int begin(struct jobs *j, struct commit *c, struct error **errp)
     }
     int r = job_enlist(j, &c->job, txn, errp);
     if (r == 0) {
-        job_begin(j, &c->job);
         job_go(j, &c->job);
     }
     job_txn_unref(txn);
@@ -273,7 +277,7 @@ static struct commit *commit_new(struct jobs *j, const struct commit_options *o,
     c->graph = jobs_graph(j);
     c->active = active;
     c->on_error = o->on_error;
-    c->buf = malloc(CHUNK);
+    c->buf = malloc(COMMIT_CHUNK);
     c->backing_file = o->backing_file ? strdup(o->backing_file) : NULL;
     mutex_init(&c->lock);
     cond_init(&c->wake);

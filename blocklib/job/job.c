@@ -760,7 +760,7 @@ json_t *jobs_query_block(struct jobs *j)
             "auto-finalize", (int)!job->manual_finalize, "io-status",
             job->io_status, "offset", (json_int_t)done, "paused",
             (int)(job->pause_count > 0), "busy",
-            (int)(!job->finished && !job->paused), "status",
+            (int)(!job->finished && !job->paused && !job->is_ready), "status",
             status_names[job->status], "auto-dismiss",
             (int)!job->manual_dismiss, "len", (json_int_t)total, "ready",
             (int)(job->status == JOB_STATUS_READY), "type", job->drv->type,

@@ -146,7 +146,8 @@ int job_enlist(struct jobs *j, struct job *job, struct job_txn *txn,
 void job_drop(struct jobs *j, struct job *job) REQUIRES(j->lock);
 
 /* It begins, drained: running, paused.  Then, after all that begin together
- * have, it is running. */
+ * have, it is running.  A job that does not begin in a drained section only
+ * goes. */
 void job_begin(struct jobs *j, struct job *job) REQUIRES(j->lock);
 void job_go(struct jobs *j, struct job *job) REQUIRES(j->lock);
 

@@ -121,6 +121,9 @@ static int snapshot_prepare(struct action *a, struct error **errp)
         s->overlay = s->o.overlay;
         return 0;
     }
+    if (s->o.needs_name && !s->o.node_name) {
+        return error_set(errp, EINVAL, "New overlay node-name missing");
+    }
     if (s->o.node_name && graph_find(s->graph, s->o.node_name)) {
         return error_set(errp, EEXIST, "New overlay node-name already in use");
     }

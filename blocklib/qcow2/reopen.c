@@ -39,8 +39,8 @@ int qcow2_reopen_take(struct node *n, struct opts *opts, struct error **errp)
     return qcow2_take_options(opts, &w->l2_bytes, &w->refcount_bytes, errp);
 }
 
-/* Everything on the file as a reader expects it. */
-static int put_away(struct qcow2 *s, struct error **errp)
+/* All metadata on the file. */
+static int write_back(struct qcow2 *s, struct error **errp)
 {
     int r = qcow2_bitmaps_settle(s);
 
@@ -50,12 +50,25 @@ static int put_away(struct qcow2 *s, struct error **errp)
     if (r == 0) {
         r = qcow2_flush(s->node); /* the first one has released clusters */
     }
+    return r < 0 ? error_set(errp, -r, "cannot flush '%s': %s",
+                             node_filename(s->node), strerror(-r))
+                 : 0;
+}
+
+/* The file as after a close. */
+static int put_away(struct qcow2 *s, struct error **errp)
+{
+    qcow2_tightener_stop(s); /* the next write starts it again */
+    int r = qcow2_bitmaps_settle(s);
     if (r < 0) {
-        return error_set(errp, -r, "cannot flush '%s': %s",
+        return error_set(errp, -r, "cannot store the bitmaps of '%s': %s",
                          node_filename(s->node), strerror(-r));
     }
-    qcow2_round_up_file(s);
-    return 0;
+    r = write_back(s, errp);
+    if (r == 0) {
+        qcow2_round_up_file(s);
+    }
+    return r;
 }
 
 static int begin_writing(struct qcow2 *s, struct error **errp)
@@ -95,7 +108,7 @@ static int change_caches(struct qcow2 *s, struct qcow2_wanted *w,
     if (w->l2_bytes == s->l2_bytes && w->refcount_bytes == s->refcount_bytes) {
         return 0;
     }
-    int r = s->node->flags.read_only ? 0 : put_away(s, errp);
+    int r = s->node->flags.read_only ? 0 : write_back(s, errp);
     if (r == 0) {
         swap_caches(s, w);
         r = qcow2_make_caches(s, s->l2_bytes, s->refcount_bytes, errp);

@@ -61,8 +61,9 @@ make_chain() {
     qemu-io -c 'write -q -P 2 256k 300k' -c 'write -q -z 1M 100k' mid.qcow2
     qemu-img create -q -f qcow2 -b mid.qcow2 -F qcow2 low.qcow2 8M
     qemu-io -c 'write -q -P 3 1200k 300k' -c 'write -q -P 3 6M 64k' low.qcow2
-    qemu-img create -q -f qcow2 -b low.qcow2 -F qcow2 top.qcow2 16M
-    qemu-io -c 'write -q -P 4 300k 64k' -c 'write -q -P 4 12M 1M' top.qcow2
+    qemu-img create -q -f qcow2 -b low.qcow2 -F qcow2 top.qcow2 64M
+    qemu-io -c 'write -q -P 4 300k 64k' -c 'write -q -P 4 12M 1M' \
+        -c 'write -q -P 5 32M 24M' top.qcow2
     qemu-img convert -O raw top.qcow2 reference.raw
 }
 
@@ -110,7 +111,7 @@ generic "Parameter 'on-error' does not accept value 'x'" device=disk on-error=x
 
 qmp block-commit device=disk job-id=j top=low.qcow2 base=base.img speed=1 \
     filter-node-name=filter
-generic "Node 'disk' is busy: block device is in use by block job: commit" \
+generic "Need a root block node" \
     device=disk job-id=k top=low.qcow2
 [ "$(qmp query-named-block-nodes |
     jq -r '.[] | select(."node-name" == "filter") | .drv')" = commit_top ] ||
@@ -177,7 +178,7 @@ qmp job-finalize id=j
 wait_until "it is concluded" job_is concluded
 [ "$(qmp query-jobs | jq -r '.[0].error')" = null ] || fail "the job failed"
 qmp job-dismiss id=j
-both -c 'write -P 27 5M 1M' -c 'write -P 28 15M 64k'
+both -c 'write -P 27 5M 1M' -c 'write -P 28 63M 64k'
 [ "$(images | jq -c '.[0]')" = '["base.img",false]' ] || fail "$(images)"
 stop_server
 cmp base.img reference.raw || fail "base.img has other content"

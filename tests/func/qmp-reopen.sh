@@ -67,7 +67,11 @@ refused "node-name not specified" \
     "$(node hd0 hd0.qcow2 'del(."node-name")')"
 refused "Failed to find node with node-name='no'" "$(node no hd0.qcow2)"
 refused "Failed to find node with node-name=''" "$(node '' hd0.qcow2)"
-refused "Parameter 'driver' is missing" "$(node hd0 hd0.qcow2 'del(.driver)')"
+refused "Invalid parameter type for 'options[0].node-name', expected: string" \
+    "$(node hd0 hd0.qcow2 '."node-name" = null')"
+refused "Invalid parameter type for 'options[1].file.filename', expected: string" \
+    "$(node hd0 hd0.qcow2)" "$(node hd1 hd1.qcow2 '.file.filename = null')"
+refused "Parameter 'options[0].driver' is missing" "$(node hd0 hd0.qcow2 'del(.driver)')"
 refused "Parameter 'driver' does not accept value ''" \
     "$(node hd0 hd0.qcow2 '.driver = ""')"
 refused "Cannot change the option 'driver'" \
@@ -113,6 +117,10 @@ cannot_write() {
     ! qemu-io -f qcow2 -c quit "$1" >/dev/null 2>&1
 }
 
+job_is_ready() {
+    qmp query-jobs | jq -e '.[0].status == "ready"' >/dev/null
+}
+
 no_jobs() {
     [ "$(qmp query-jobs | jq length)" = 0 ]
 }
@@ -155,6 +163,31 @@ reopen "$(node over over.qcow2 '.backing = "hd2"')"
 [ "$(qmp query-named-block-nodes | jq -c '.[] | select(."node-name" == "over") |
     .cache')" = '{"no-flush":false,"direct":false,"writeback":true}' ] ||
     fail "what is not given does not return to its default: $(nodes)"
+
+# --- A bitmap of an image that is read-only, and then not. ---
+
+qmp block-dirty-bitmap-add node=over name=b0 persistent=true
+qemu-io -f raw -c 'write -q -P 7 6M 1M' "$(uri_of over)"
+qmp blockdev-snapshot-sync device=over snapshot-file="$PWD/new.qcow2" \
+    snapshot-node-name=new
+if qmp block-dirty-bitmap-clear node=over name=b0 2>err; then
+    fail "a read-only bitmap was cleared"
+fi
+reopen "$(node over over.qcow2 '.backing = "hd2"')"
+qmp block-dirty-bitmap-clear node=over name=b0
+qmp block-commit device=over job-id=j base-node=over --wait >ready &
+commit=$!
+wait_until "the job is ready" job_is_ready
+qmp job-complete id=j
+wait "$commit"
+read_only over false
+[ "$(qmp query-named-block-nodes | jq -c '[.[] |
+    select(."node-name" == "over") | ."dirty-bitmaps"[].count]')" = '[0]' ] ||
+    fail "the bitmap is not clear"
+qemu-io -f raw -c 'write -q -P 7 6M 128k' "$(uri_of over)"
+[ "$(qmp query-named-block-nodes | jq -c '[.[] |
+    select(."node-name" == "over") | ."dirty-bitmaps"[].count]')" = '[131072]' ] ||
+    fail "the bitmap does not record"
 
 # --- Chains: insert, turn round, take apart. ---
 

@@ -42,7 +42,8 @@ truncate -s 8M plain.raw
 serve "disk=$PWD/base.qcow2" \
     "other=driver=qcow2,read-only=on,file.filename=$PWD/free.qcow2"
 io -c 'write -P 1 0 256k'
-qmp block-dirty-bitmap-add node=disk name=b0
+qmp block-dirty-bitmap-add node=disk name=b0 persistent=true
+io -c 'write -P 1 64k 64k'
 
 # --- What is refused changes nothing. ---
 
@@ -98,8 +99,10 @@ refused "Node 'o1' is busy: node is used as backing hd of 'o2'" \
     blockdev-snapshot-sync node-name=o1 snapshot-node-name=x snapshot-file=x
 # The bitmap stays with its node, to which nobody writes any more.
 [ "$(qmp query-named-block-nodes | jq -c '.[] |
-    select(."node-name" == "disk") | ."dirty-bitmaps" | map(.count)')" = '[0]' ] ||
-    fail "the bitmap has moved"
+    select(."node-name" == "disk") | ."dirty-bitmaps" | map(.count)')" = '[65536]' ] ||
+    fail "the bitmap has moved, or not kept its bits"
+refused "Bitmap 'b0' is readonly and cannot be modified" \
+    block-dirty-bitmap-remove node=disk name=b0
 # Nobody else holds locks on what is below but for reading.
 qemu-img info -U o1.qcow2 >/dev/null
 qemu-io -r -f qcow2 -c 'read -P 1 0 64k' base.qcow2 >/dev/null ||
@@ -130,6 +133,10 @@ content o2.qcow2
 for file in base o1 o2; do
     qemu-img check -q $file.qcow2 || fail "$file.qcow2 is damaged"
 done
+# The bitmap was stored when its node became read-only.
+[ "$(qemu-img info --output json base.qcow2 |
+    jq -c '."format-specific".data.bitmaps | map([.name, .flags])')" = \
+    '[["b0",["auto"]]]' ] || fail "base.qcow2 has lost its bitmap"
 [ "$(qemu-img info --backing-chain --output json o2.qcow2 |
     jq -c 'map(."backing-filename" // "")')" = \
     '["./o1.qcow2","base.qcow2",""]' ] ||

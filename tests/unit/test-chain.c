@@ -32,6 +32,8 @@ static void teardown(void)
     jobs_free(j);
     graph_free(g);
     json_decref(rec.last);
+    user = NULL;
+    memset(&rec, 0, sizeof(rec));
 }
 
 /* A new qcow2 node on top of @backing (NULL: none). */
@@ -247,7 +249,7 @@ START_TEST(below_the_active_layer_the_chain_gets_shorter)
     ck_assert_msg(r == 0, "%s", error_message(err));
     wait_for_event(j, &rec, "j:null");
     ck_assert_str_eq(rec.text,
-                     "j:created j:running j:paused j:running j:waiting "
+                     "j:created j:running j:waiting "
                      "j:pending j:BLOCK_JOB_COMPLETED j:concluded j:null");
     ck_assert_int_eq(last_int(&rec, "len"), SIZE);
     ck_assert_int_eq(last_int(&rec, "offset"), SIZE);
@@ -335,6 +337,77 @@ START_TEST(writes_during_the_first_pass_are_not_lost)
     ck_byte(9005, 'n');
     ck_byte(55005, 'm');
     ck_byte(60000, 't');
+    teardown();
+}
+END_TEST
+
+#define BLOCK 4096
+
+struct writer {
+    pthread_t thread;
+    _Atomic bool stop;
+    unsigned char model[SIZE / BLOCK]; /* what each block shall hold */
+};
+
+static void *write_all_the_time(void *opaque)
+{
+    struct writer *w = opaque;
+    uint64_t seed = 7;
+
+    while (!w->stop) {
+        seed = seed * UINT64_C(6364136223846793005) + 1442695040888963407;
+        uint64_t block = (seed >> 33) % (SIZE / BLOCK - 4);
+        int byte = (int)(seed >> 20 & 0x7f) + 1;
+        if (byte < 20) {
+            ck_assert_int_eq(
+                blk_zero(user, block * BLOCK, 4 * BLOCK, REQ_MAY_UNMAP), 0);
+            memset(w->model + block, 0, 4);
+        } else {
+            put(block * BLOCK, byte, BLOCK);
+            w->model[block] = (unsigned char)byte;
+        }
+    }
+    return NULL;
+}
+
+/* Up and down again, as long as it takes to lose something. */
+START_TEST(a_busy_writer_loses_nothing)
+{
+    static struct writer w;
+    char name[16];
+
+    setup(SIZE);
+    attach_user(base);
+    ck_assert_int_eq(blk_zero(user, 0, SIZE, 0), 0);
+    ck_assert_int_eq(thread_start(&w.thread, "writer", write_all_the_time, &w),
+                     0);
+    for (int i = 0; i < 5; i++) {
+        (void)snprintf(name, sizeof(name), "over%d", i);
+        struct node *over = image_new(name, NULL, SIZE, false);
+        ck_assert_int_eq(overlay(base, over, NULL), 0);
+        for (int n = 0; n < 20; n++) {
+            nap();
+        }
+        struct commit_options o = options(over);
+        ck_assert_int_eq(start(&o, NULL), 0);
+        wait_for_event(j, &rec, "j:BLOCK_JOB_READY");
+        for (int n = 0; n < 20; n++) {
+            nap();
+        }
+        verb(job_complete);
+        wait_for_event(j, &rec, "j:null");
+        ck_assert_ptr_eq(blk_node(user), base);
+        ck_assert_int_eq(graph_close(g, over, NULL), 0);
+    }
+    w.stop = true;
+    thread_join(w.thread);
+    char *now = all();
+    for (uint64_t i = 0; i < SIZE; i += BLOCK / 2) {
+        ck_assert_msg((unsigned char)now[i] == w.model[i / BLOCK],
+                      "byte %llu is %d, not %d", (unsigned long long)i, now[i],
+                      w.model[i / BLOCK]);
+    }
+    free(now);
     teardown();
 }
 END_TEST
@@ -543,6 +616,7 @@ int main(void)
         the_active_layer_gives_way_to_base,
         cancelled_when_ready_it_leaves_the_chain,
         writes_during_the_first_pass_are_not_lost,
+        a_busy_writer_loses_nothing,
         an_error_stops_it_and_it_goes_on,
         an_error_of_writing_leaves_the_chain,
         an_error_of_the_last_flush_leaves_the_chain,

@@ -25,6 +25,7 @@ struct snapshot_options {
     struct node *overlay;  /* an open node, or NULL to open overlay_file */
     const char *overlay_file;
     const char *node_name; /* of the file's node, or NULL: generated */
+    bool needs_name;       /* the user has called the node by its own */
     const char *format;    /* of the file, or NULL: qcow2 */
     bool existing;         /* do not create the file */
 };

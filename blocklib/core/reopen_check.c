@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What can be wrong with options of nodes, whatever they are for. */
+#include <errno.h>
+#include <stdio.h>
+
+#include "core/open.h"
+#include "core/reopen.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/error.h"
+
+/* @path, with a dot at its end, is where @o is found. */
+static int check_types(const json_t *o, const char *path, struct error **errp)
+{
+    static const char *const strings[] = {"driver", "node-name", "filename"};
+    static const char *const children[] = {"file", "backing"};
+    const json_t *driver = json_object_get(o, "driver");
+    char below[200];
+
+    for (size_t i = 0; i < ARRAY_SIZE(strings); i++) {
+        const json_t *value = json_object_get(o, strings[i]);
+        if (value && !json_is_string(value)) {
+            return error_set(errp, EINVAL,
+                             "Invalid parameter type for '%s%s', expected: "
+                             "string",
+                             path, strings[i]);
+        }
+    }
+    if (!driver) {
+        return error_set(errp, EINVAL, "Parameter '%sdriver' is missing", path);
+    }
+    if (!driver_find(json_string_value(driver))) {
+        return error_set(errp, EINVAL,
+                         "Parameter 'driver' does not accept value '%s'",
+                         json_string_value(driver));
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(children); i++) {
+        const json_t *child = json_object_get(o, children[i]);
+        (void)snprintf(below, sizeof(below), "%s%s.", path, children[i]);
+        int r = json_is_object(child) ? check_types(child, below, errp) : 0;
+        if (r < 0) {
+            return r;
+        }
+    }
+    return 0;
+}
+
+int reopen_check_types(const json_t *list, struct error **errp)
+{
+    size_t i;
+    json_t *item;
+    char path[40];
+    int r = 0;
+
+    json_array_foreach (list, i, item) {
+        (void)snprintf(path, sizeof(path), "options[%zu].", i);
+        r = r < 0 ? r : check_types(item, path, errp);
+    }
+    return r;
+}
