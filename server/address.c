@@ -26,8 +26,8 @@ static const struct qmp_arg unix_args[] = {
 };
 
 static const struct qmp_arg inet_args[] = {
-    QMP_ARG("host", STR),   QMP_ARG("port", STR),   QMP_OPT("to", UINT32),
-    QMP_OPT("ipv4", BOOL),  QMP_OPT("ipv6", BOOL),  QMP_LAST,
+    QMP_ARG("host", STR),  QMP_ARG("port", STR),  QMP_OPT("to", UINT32),
+    QMP_OPT("ipv4", BOOL), QMP_OPT("ipv6", BOOL), QMP_LAST,
 };
 
 static const struct qmp_arg fd_args[] = {
@@ -47,8 +47,8 @@ const struct qmp_arg address_args[] = {
     QMP_VARIANTS("type", variants),
 };
 
-#define LEGACY(list)                                     \
-    {                                                    \
+#define LEGACY(list)                                         \
+    {                                                        \
         QMP_ARG("data", OBJECT, .members = (list)), QMP_LAST \
     }
 static const struct qmp_arg legacy_inet[] = LEGACY(inet_args);
@@ -71,8 +71,8 @@ json_t *address_from_legacy(const json_t *legacy)
 {
     json_t *addr = json_deep_copy(json_object_get(legacy, "data"));
 
-    if (addr && json_object_set(addr, "type",
-                                json_object_get(legacy, "type")) < 0) {
+    if (addr &&
+        json_object_set(addr, "type", json_object_get(legacy, "type")) < 0) {
         json_decref(addr);
         return NULL;
     }
@@ -100,8 +100,8 @@ int address_take_fd(const char *text, bool listening, int *fdp,
     long n = strtol(text, &end, 10);
 
     if (!isdigit((unsigned char)text[0]) || *end || n > INT32_MAX) {
-        return error_set(errp, EINVAL,
-                         "'%s' is not the number of a descriptor", text);
+        return error_set(errp, EINVAL, "'%s' is not the number of a descriptor",
+                         text);
     }
     if (getsockopt((int)n, SOL_SOCKET, SO_ACCEPTCONN, &accepts, &len) < 0) {
         return error_set(errp, errno, "descriptor %ld is not a socket: %s", n,

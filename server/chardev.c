@@ -117,21 +117,24 @@ static const struct qmp_arg stdio_args[] = {
 };
 
 static const struct qmp_arg socket_args[] = {
-    QMP_OPT("path", STR),         QMP_OPT("host", STR),
-    QMP_OPT("port", STR),         QMP_OPT("fd", STR),
-    QMP_OPT("server", BOOL),      QMP_OPT("wait", BOOL),
-    QMP_OPT("nodelay", BOOL),     QMP_OPT("ipv4", BOOL),
-    QMP_OPT("ipv6", BOOL),        QMP_OPT("to", UINT32),
-    QMP_OPT("reconnect", UINT32), QMP_OPT("tls-creds", STR),
+    QMP_OPT("path", STR),
+    QMP_OPT("host", STR),
+    QMP_OPT("port", STR),
+    QMP_OPT("fd", STR),
+    QMP_OPT("server", BOOL),
+    QMP_OPT("wait", BOOL),
+    QMP_OPT("nodelay", BOOL),
+    QMP_OPT("ipv4", BOOL),
+    QMP_OPT("ipv6", BOOL),
+    QMP_OPT("to", UINT32),
+    QMP_OPT("reconnect", UINT32),
+    QMP_OPT("tls-creds", STR),
     QMP_LAST,
 };
 
 static const struct qmp_variant variants[] = {
-    {"file", file_args},
-    {"null", NULL},
-    {"socket", socket_args},
-    {"stdio", stdio_args},
-    {NULL, NULL},
+    {"file", file_args},   {"null", NULL}, {"socket", socket_args},
+    {"stdio", stdio_args}, {NULL, NULL},
 };
 
 static const struct qmp_arg chardev_args[] = {
@@ -227,8 +230,8 @@ static int open_socket(struct chardev *c, const json_t *o, int stop_fd,
         return -EINVAL;
     }
     if (json_object_get(o, "tls-creds")) {
-        return error_set(errp, ENOTSUP,
-                         "chardev '%s': TLS is not supported", c->id);
+        return error_set(errp, ENOTSUP, "chardev '%s': TLS is not supported",
+                         c->id);
     }
     c->reconnect =
         (unsigned)json_integer_value(json_object_get(o, "reconnect"));

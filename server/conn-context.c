@@ -147,8 +147,8 @@ static int offer_all_bitmaps(const struct answer *a)
         return -ENOMEM;
     }
     json_array_foreach (names, i, name) {
-        struct bitmap *bm =
-            bitmap_find(a->export->node, json_string_value(name));
+        struct bitmap *bm = bitmap_find(a->export->node,
+                                        json_string_value(name));
         int r = bm ? offer_bitmap(a, 3 + (uint32_t)i, bm) : 0;
 
         if (r < 0) {

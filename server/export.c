@@ -187,9 +187,9 @@ int export_add_bitmap(struct exports *s, struct export *e, struct node *n,
     if (below && !e->writable && bitmap_enabled(bm) &&
         !node_read_only(bitmap_node(bm))) {
         bitmap_release(g, bm);
-        return error_set(errp, EINVAL,
-                         "Enabled bitmap '%s' incompatible with readonly export",
-                         name);
+        return error_set(
+            errp, EINVAL,
+            "Enabled bitmap '%s' incompatible with readonly export", name);
     }
     e->bitmaps[e->bitmap_count++] = bm;
     return 0;
@@ -279,10 +279,9 @@ json_t *exports_query(struct exports *s)
     mutex_lock(&s->lock);
     list_for_each (l, &s->list) {
         struct export *e = list_entry(l, struct export, in_set);
-        json_t *info =
-            json_pack("{s:s, s:b, s:s, s:s}", "node-name",
-                      node_name(blk_node(e->blk)), "shutting-down",
-                      (int)e->removed, "type", "nbd", "id", e->id);
+        json_t *info = json_pack("{s:s, s:b, s:s, s:s}", "node-name",
+                                 node_name(blk_node(e->blk)), "shutting-down",
+                                 (int)e->removed, "type", "nbd", "id", e->id);
 
         r = r < 0 ? r : json_array_insert_new(list, 0, info);
     }

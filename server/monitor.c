@@ -81,10 +81,10 @@ void monitors_emit(const char *name, json_t *data, void *opaque)
     struct timespec now = {0, 0};
 
     (void)clock_gettime(CLOCK_REALTIME, &now);
-    CLEANUP_JSON json_t *event =
-        json_pack("{s:{s:I, s:I}, s:s, s:O}", "timestamp", "seconds",
-                  (json_int_t)now.tv_sec, "microseconds",
-                  (json_int_t)(now.tv_nsec / 1000), "event", name, "data", data);
+    CLEANUP_JSON json_t *event = json_pack(
+        "{s:{s:I, s:I}, s:s, s:O}", "timestamp", "seconds",
+        (json_int_t)now.tv_sec, "microseconds",
+        (json_int_t)(now.tv_nsec / 1000), "event", name, "data", data);
 
     mutex_lock(&m->lock);
     list_for_each (l, &m->links) {
@@ -216,12 +216,10 @@ static nfds_t poll_set(struct monitors *m, struct pollfd *fds, nfds_t max)
 
     fds[0] = (struct pollfd){.fd = m->wake, .events = POLLIN};
     for (unsigned i = 0; i < m->count && m->session_count < SESSIONS_MAX; i++) {
-        const struct listeners *ls =
-            chardev_listeners(m->monitors[i].chardev);
+        const struct listeners *ls = chardev_listeners(m->monitors[i].chardev);
 
         for (unsigned k = 0; ls && k < ls->count && n < max; k++) {
-            fds[n++] =
-                (struct pollfd){.fd = ls->at[k].fd, .events = POLLIN};
+            fds[n++] = (struct pollfd){.fd = ls->at[k].fd, .events = POLLIN};
         }
     }
     return n;

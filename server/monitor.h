@@ -14,8 +14,7 @@ struct monitors *monitors_new(struct daemon *d, struct chardevs *chardevs);
 
 /* A monitor on a Unix socket that listens (mode 0600; a stale one is replaced
  * only if nobody listens on it). */
-int monitors_listen(struct monitors *m, const char *path,
-                    struct error **errp);
+int monitors_listen(struct monitors *m, const char *path, struct error **errp);
 
 /* A monitor as an option tells: "[chardev=]ID[,mode=control][,pretty=on]". */
 int monitors_add(struct monitors *m, const char *text, struct error **errp);

@@ -25,9 +25,12 @@ static const char *const formats[] = {"raw", "base64", NULL};
 static const char *const endpoints[] = {"client", "server", NULL};
 
 static const struct qmp_arg iothread_args[] = {
-    QMP_OPT("aio-max-batch", INT),   QMP_OPT("thread-pool-min", INT),
-    QMP_OPT("thread-pool-max", INT), QMP_OPT("poll-max-ns", INT),
-    QMP_OPT("poll-grow", INT),       QMP_OPT("poll-shrink", INT),
+    QMP_OPT("aio-max-batch", INT),
+    QMP_OPT("thread-pool-min", INT),
+    QMP_OPT("thread-pool-max", INT),
+    QMP_OPT("poll-max-ns", INT),
+    QMP_OPT("poll-grow", INT),
+    QMP_OPT("poll-shrink", INT),
     QMP_LAST,
 };
 
@@ -39,13 +42,13 @@ static const struct qmp_arg secret_args[] = {
 };
 
 /* Of one kind of limit: steady, in bursts, and for how many seconds. */
-#define LIMIT(prefix, what)                                              \
-    QMP_OPT(prefix what, INT), QMP_OPT(prefix what "-max", INT),         \
+#define LIMIT(prefix, what)                                      \
+    QMP_OPT(prefix what, INT), QMP_OPT(prefix what "-max", INT), \
         QMP_OPT(prefix what "-max-length", INT)
-#define LIMITS(prefix)                                                   \
-    LIMIT(prefix, "bps-total"), LIMIT(prefix, "bps-read"),               \
-        LIMIT(prefix, "bps-write"), LIMIT(prefix, "iops-total"),         \
-        LIMIT(prefix, "iops-read"), LIMIT(prefix, "iops-write"),         \
+#define LIMITS(prefix)                                           \
+    LIMIT(prefix, "bps-total"), LIMIT(prefix, "bps-read"),       \
+        LIMIT(prefix, "bps-write"), LIMIT(prefix, "iops-total"), \
+        LIMIT(prefix, "iops-read"), LIMIT(prefix, "iops-write"), \
         QMP_OPT(prefix "iops-size", INT)
 
 static const struct qmp_arg limits_args[] = {LIMITS(""), QMP_LAST};
@@ -56,9 +59,10 @@ static const struct qmp_arg throttle_args[] = {
     QMP_LAST,
 };
 
-#define TLS_ARGS                                                             \
-    QMP_OPT("verify-peer", BOOL), QMP_OPT("dir", STR),                       \
-        QMP_OPT("endpoint", ENUM, .words = endpoints), QMP_OPT("priority", STR)
+#define TLS_ARGS                                       \
+    QMP_OPT("verify-peer", BOOL), QMP_OPT("dir", STR), \
+        QMP_OPT("endpoint", ENUM, .words = endpoints), \
+        QMP_OPT("priority", STR)
 
 static const struct qmp_arg psk_args[] = {
     TLS_ARGS,
@@ -74,12 +78,9 @@ static const struct qmp_arg x509_args[] = {
 };
 
 static const struct qmp_variant variants[] = {
-    {"iothread", iothread_args},
-    {"secret", secret_args},
-    {"throttle-group", throttle_args},
-    {"tls-creds-psk", psk_args},
-    {"tls-creds-x509", x509_args},
-    {NULL, NULL},
+    {"iothread", iothread_args},       {"secret", secret_args},
+    {"throttle-group", throttle_args}, {"tls-creds-psk", psk_args},
+    {"tls-creds-x509", x509_args},     {NULL, NULL},
 };
 
 const struct qmp_arg object_args[] = {
@@ -187,7 +188,8 @@ int objects_add(struct objects *s, json_t *props, struct error **errp)
                          id);
     }
     int r = check(props, errp);
-    if (r == 0 && json_object_set_new(s->by_id, id, json_deep_copy(props)) < 0) {
+    if (r == 0 &&
+        json_object_set_new(s->by_id, id, json_deep_copy(props)) < 0) {
         r = error_set(errp, ENOMEM, "Out of memory");
     }
     return r;

@@ -20,7 +20,7 @@ bool id_is_well_formed(const char *id);
 /* Arguments of object-add. */
 extern const struct qmp_arg object_args[];
 
-struct objects *objects_new(void); /* NULL: no memory */
+struct objects *objects_new(void);    /* NULL: no memory */
 void objects_free(struct objects *s); /* NULL is fine */
 
 /* Add one of checked @props.  -EEXIST: the id is taken. */

@@ -14,6 +14,7 @@
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "qmp-dispatch.h"
+#include "qmp-types.h"
 
 /* --- Queries. --- */
 
@@ -135,7 +136,8 @@ static int cmd_resize(struct qmp_call *call, struct error **errp)
 
 const struct qmp_command qmp_block_commands[] = {
     QMP_COMMAND("block_resize", cmd_resize, resize_args),
-    QMP_COMMAND("query-block", cmd_query_block, NULL),
-    QMP_COMMAND("query-named-block-nodes", cmd_query_nodes, nodes_args),
+    QMP_COMMAND("query-block", cmd_query_block, NULL, .ret = &qmp_block_type),
+    QMP_COMMAND("query-named-block-nodes", cmd_query_nodes, nodes_args,
+                .ret = &qmp_nodes_type),
     QMP_COMMANDS_END,
 };

@@ -83,12 +83,52 @@ static int cmd_query_name(struct qmp_call *call, struct error **errp)
     return result(call, json_object(), errp);
 }
 
+/* --- What they return. --- */
+
+static const struct qmp_arg name_members[] = {
+    QMP_ARG("name", STR),
+    QMP_LAST,
+};
+static const struct qmp_arg commands_type = QMP_ARG("", OBJECTS,
+                                                    .members = name_members);
+
+static const struct qmp_arg guest_name_members[] = {
+    QMP_OPT("name", STR),
+    QMP_LAST,
+};
+static const struct qmp_arg name_type = QMP_ARG("", OBJECT,
+                                                .members = guest_name_members);
+
+static const struct qmp_arg status_members[] = {
+    QMP_ARG("running", BOOL),
+    QMP_ARG("singlestep", BOOL),
+    QMP_ARG("status", STR),
+    QMP_LAST,
+};
+static const struct qmp_arg status_type = QMP_ARG("", OBJECT,
+                                                  .members = status_members);
+
+static const struct qmp_arg triple_members[] = {
+    QMP_ARG("major", INT),
+    QMP_ARG("minor", INT),
+    QMP_ARG("micro", INT),
+    QMP_LAST,
+};
+static const struct qmp_arg version_members[] = {
+    QMP_ARG("qemu", OBJECT, .members = triple_members),
+    QMP_ARG("package", STR),
+    QMP_LAST,
+};
+static const struct qmp_arg version_type = QMP_ARG("", OBJECT,
+                                                   .members = version_members);
+
 const struct qmp_command qmp_core_commands[] = {
     QMP_COMMAND("qmp_capabilities", cmd_capabilities, capabilities_args),
-    QMP_COMMAND("query-commands", cmd_query_commands, NULL),
-    QMP_COMMAND("query-name", cmd_query_name, NULL),
-    QMP_COMMAND("query-status", cmd_query_status, NULL),
-    QMP_COMMAND("query-version", cmd_query_version, NULL),
+    QMP_COMMAND("query-commands", cmd_query_commands, NULL,
+                .ret = &commands_type),
+    QMP_COMMAND("query-name", cmd_query_name, NULL, .ret = &name_type),
+    QMP_COMMAND("query-status", cmd_query_status, NULL, .ret = &status_type),
+    QMP_COMMAND("query-version", cmd_query_version, NULL, .ret = &version_type),
     QMP_COMMAND("quit", cmd_quit, NULL),
     QMP_COMMANDS_END,
 };

@@ -16,10 +16,10 @@
 #include "nbdelta/graph.h"
 
 static const struct qmp_command *const tables[] = {
-    qmp_backup_commands, qmp_bitmap_commands, qmp_block_commands,
-    qmp_chain_commands,  qmp_core_commands,   qmp_export_commands,
-    qmp_job_commands,    qmp_node_commands,   qmp_object_commands,
-    qmp_transaction_commands,
+    qmp_backup_commands, qmp_bitmap_commands,      qmp_block_commands,
+    qmp_chain_commands,  qmp_core_commands,        qmp_export_commands,
+    qmp_job_commands,    qmp_node_commands,        qmp_object_commands,
+    qmp_schema_commands, qmp_transaction_commands,
 };
 
 int qmp_each_command(int (*fn)(const struct qmp_command *c, void *opaque),
@@ -123,6 +123,8 @@ static int check_array(const json_t *v, const struct qmp_arg *a,
             r = bad_type(at, name, "object", errp);
         } else if (a->type == QMP_ENUMS) {
             r = check_word(item, a->words, at, name, errp);
+        } else if (a->type == QMP_STRS) {
+            r = json_is_string(item) ? 0 : bad_type(at, name, "string", errp);
         } else if (json_is_object(item)) {
             struct path below = {""};
 
@@ -152,7 +154,8 @@ static int check_value(json_t *v, const struct qmp_arg *a,
     case QMP_BOOL:
         return json_is_boolean(v) ? 0 : bad_type(at, a->name, "boolean", errp);
     case QMP_ENUM:
-        return check_word(v, a->words, at, a->name, errp);
+        return check_word(v, a->words_of ? a->words_of() : a->words, at,
+                          a->name, errp);
     case QMP_OBJECT:
         if (!json_is_object(v)) {
             return bad_type(at, a->name, "object", errp);
@@ -163,7 +166,10 @@ static int check_value(json_t *v, const struct qmp_arg *a,
     case QMP_ENUMS:
     case QMP_OBJECTS:
     case QMP_STR_OR_OBJECT_ARRAY:
+    case QMP_STRS:
         return check_array(v, a, at, errp);
+    case QMP_ANY:
+        return 0;
     case QMP_UINT32:
     case QMP_SIZE:
     default:

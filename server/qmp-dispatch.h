@@ -19,8 +19,10 @@ struct job_txn;
 enum qmp_type {
     /* These end a list of arguments. */
     QMP_END,
-    QMP_REST,  /* there may be others, which the handler checks */
-    QMP_UNION, /* one of variants, as the member of this name says */
+    QMP_REST,   /* there may be others, which the handler checks */
+    QMP_ACTION, /* part of a transaction: the handler knows the data of a type
+                 */
+    QMP_UNION,  /* one of variants, as the member of this name says */
     /* These are arguments. */
     QMP_STR,
     QMP_INT, /* int64 */
@@ -32,16 +34,19 @@ enum qmp_type {
     QMP_OBJECTS,             /* array of such */
     QMP_ENUMS,               /* array of words */
     QMP_STR_OR_OBJECT_ARRAY, /* each a string, or an object of members */
+    QMP_STRS,                /* array of strings */
+    QMP_ANY,
 };
 
 struct qmp_arg {
     const char *name;
     enum qmp_type type;
     bool optional;
-    const char *const *words;      /* NULL-terminated */
-    const struct qmp_arg *members; /* a list */
-    const char *type_name;         /* in texts, where QEMU has one */
-    const struct qmp_variant *variants; /* ends with a NULL name */
+    const char *const *words;             /* NULL-terminated */
+    const char *const *(*words_of)(void); /* or what returns them */
+    const struct qmp_arg *members;        /* a list */
+    const char *type_name;                /* in texts, where QEMU has one */
+    const struct qmp_variant *variants;   /* ends with a NULL name */
 };
 
 struct qmp_variant {
@@ -63,9 +68,9 @@ struct qmp_variant {
     {                    \
         .type = QMP_REST \
     }
-#define QMP_VARIANTS(tag, v)                                  \
-    {                                                         \
-        .name = (tag), .type = QMP_UNION, .variants = (v),    \
+#define QMP_VARIANTS(tag, v)                               \
+    {                                                      \
+        .name = (tag), .type = QMP_UNION, .variants = (v), \
     }
 
 static inline bool qmp_is_last(const struct qmp_arg *a)
@@ -107,15 +112,17 @@ struct qmp_command {
     qmp_fn *fn;                 /* NULL: run the action, alone */
     const struct qmp_arg *args; /* NULL: none */
 
+    const struct qmp_arg *ret; /* what it returns; NULL: an empty object */
+
     /* Commands that may be part of a transaction. */
     qmp_action_fn *action;
     bool is_job; /* it may be grouped with others */
 };
 
 /* Rows of the table: a command; one that is an action, too. */
-#define QMP_COMMAND(n, f, a)                 \
-    {                                        \
-        .name = (n), .fn = (f), .args = (a), \
+#define QMP_COMMAND(n, f, a, ...)                          \
+    {                                                      \
+        .name = (n), .fn = (f), .args = (a), ##__VA_ARGS__ \
     }
 #define QMP_ACTION(n, f, a, ...)                               \
     {                                                          \
@@ -125,6 +132,12 @@ struct qmp_command {
     {                    \
         .name = NULL,    \
     }
+
+struct qmp_event {
+    const char *name;
+    const struct qmp_arg *data;
+};
+extern const struct qmp_event qmp_events[]; /* a NULL name ends it */
 
 /* The parts of the table; a NULL name ends each. */
 extern const struct qmp_command qmp_backup_commands[];
@@ -136,6 +149,8 @@ extern const struct qmp_command qmp_node_commands[];
 extern const struct qmp_command qmp_object_commands[];
 extern const struct qmp_command qmp_job_commands[];
 extern const struct qmp_command qmp_core_commands[];
+extern const struct qmp_command qmp_schema_commands[];
+extern const struct qmp_command qmp_abort_action; /* no command */
 extern const struct qmp_command qmp_transaction_commands[];
 
 /* --nbd-server: as nbd-server-start, but for its addr. */

@@ -213,8 +213,8 @@ static int cmd_server_add(struct qmp_call *call, struct error **errp)
         .description = qmp_str(call, "description"),
         .node = qmp_find_node(d, device, errp),
     };
-    CLEANUP_JSON json_t *bitmaps =
-        bitmap ? json_pack("[O]", bitmap) : json_array();
+    CLEANUP_JSON json_t *bitmaps = bitmap ? json_pack("[O]", bitmap)
+                                          : json_array();
 
     if (!o.node) {
         return -ENODEV;
@@ -322,9 +322,9 @@ static const struct qmp_arg export_del_args[] = {
 };
 
 static const struct qmp_arg server_add_args[] = {
-    QMP_OPT("name", STR),      QMP_OPT("description", STR),
-    QMP_ARG("device", STR),    QMP_OPT("writable", BOOL),
-    QMP_OPT("bitmap", STR),    QMP_LAST,
+    QMP_OPT("name", STR),   QMP_OPT("description", STR),
+    QMP_ARG("device", STR), QMP_OPT("writable", BOOL),
+    QMP_OPT("bitmap", STR), QMP_LAST,
 };
 
 static const struct qmp_arg server_remove_args[] = {
@@ -332,6 +332,16 @@ static const struct qmp_arg server_remove_args[] = {
     QMP_OPT("mode", ENUM, .words = modes),
     QMP_LAST,
 };
+
+static const struct qmp_arg info_members[] = {
+    QMP_ARG("id", STR),
+    QMP_ARG("type", ENUM, .words = types),
+    QMP_ARG("node-name", STR),
+    QMP_ARG("shutting-down", BOOL),
+    QMP_LAST,
+};
+static const struct qmp_arg exports_type = QMP_ARG("", OBJECTS,
+                                                   .members = info_members);
 
 const struct qmp_command qmp_nbd_server_option =
     QMP_COMMAND("nbd-server", option_server, option_args);
@@ -343,6 +353,7 @@ const struct qmp_command qmp_export_commands[] = {
     QMP_COMMAND("nbd-server-remove", cmd_server_remove, server_remove_args),
     QMP_COMMAND("nbd-server-start", cmd_server_start, start_args),
     QMP_COMMAND("nbd-server-stop", cmd_server_stop, NULL),
-    QMP_COMMAND("query-block-exports", cmd_query_exports, NULL),
+    QMP_COMMAND("query-block-exports", cmd_query_exports, NULL,
+                .ret = &exports_type),
     QMP_COMMANDS_END,
 };

@@ -12,6 +12,7 @@
 #include "nbdelta/graph.h"
 #include "nbdelta/job.h"
 #include "qmp-dispatch.h"
+#include "qmp-types.h"
 
 static int set_speed(int64_t speed, uint64_t *out, struct error **errp)
 {
@@ -213,7 +214,8 @@ const struct qmp_command qmp_job_commands[] = {
     QMP_COMMAND("job-finalize", cmd_job_finalize, id_args),
     QMP_COMMAND("job-pause", cmd_job_pause, id_args),
     QMP_COMMAND("job-resume", cmd_job_resume, id_args),
-    QMP_COMMAND("query-block-jobs", cmd_query_block_jobs, NULL),
-    QMP_COMMAND("query-jobs", cmd_query_jobs, NULL),
+    QMP_COMMAND("query-block-jobs", cmd_query_block_jobs, NULL,
+                .ret = &qmp_block_jobs_type),
+    QMP_COMMAND("query-jobs", cmd_query_jobs, NULL, .ret = &qmp_jobs_type),
     QMP_COMMANDS_END,
 };

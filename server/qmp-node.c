@@ -2,33 +2,16 @@
 
 /* Nodes come and go. */
 #include <errno.h>
-#include <string.h>
 
 #include "daemon.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "qmp-dispatch.h"
 
-static bool is_driver(const char *name)
-{
-    for (const char *const *d = graph_driver_names(); *d; d++) {
-        if (strcmp(*d, name) == 0) {
-            return true;
-        }
-    }
-    return false;
-}
-
 static int cmd_add(struct qmp_call *call, struct error **errp)
 {
-    const char *driver = qmp_str(call, "driver");
     struct node *n;
 
-    if (!is_driver(driver)) {
-        return error_set(errp, EINVAL,
-                         "Parameter 'driver' does not accept value '%.200s'",
-                         driver);
-    }
     if (!qmp_has(call, "node-name")) {
         return error_set(errp, EINVAL,
                          "'node-name' must be specified for the root node");
@@ -50,7 +33,7 @@ static int cmd_del(struct qmp_call *call, struct error **errp)
 
 /* What else there is depends on the driver, which checks it. */
 static const struct qmp_arg add_args[] = {
-    QMP_ARG("driver", STR),
+    QMP_ARG("driver", ENUM, .words_of = graph_driver_names),
     QMP_OPT("node-name", STR),
     QMP_OTHERS,
 };

@@ -15,7 +15,7 @@
 static const struct qmp_arg action_args[] = {
     QMP_ARG("type", STR),
     QMP_ARG("data", OBJECT),
-    QMP_LAST,
+    {.type = QMP_ACTION},
 };
 
 static const char *const mode_words[] = {"individual", "grouped", NULL};
@@ -62,7 +62,7 @@ static int abort_action(struct qmp_call *call, struct job_txn *txn,
     return 0;
 }
 
-static const struct qmp_command abort_command = {
+const struct qmp_command qmp_abort_action = {
     .name = "abort",
     .action = abort_action,
 };
@@ -73,7 +73,7 @@ static const struct qmp_command *find_action(const json_t *item)
 {
     const char *type = json_string_value(json_object_get(item, "type"));
     const struct qmp_command *c = strcmp(type, "abort") == 0
-                                      ? &abort_command
+                                      ? &qmp_abort_action
                                       : qmp_find_command(type);
 
     return c && c->action ? c : NULL;

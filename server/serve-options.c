@@ -9,18 +9,18 @@
 #include "commands.h"
 #include "qmp-core.h"
 
-#define DAEMON_OPTIONS                                                        \
-    {"blockdev", OPT_BLOCKDEV, "OPTIONS", "open a node, as blockdev-add"},    \
-        {"chardev", OPT_CHARDEV, "OPTIONS", "make a character device"},       \
+#define DAEMON_OPTIONS                                                         \
+    {"blockdev", OPT_BLOCKDEV, "OPTIONS", "open a node, as blockdev-add"},     \
+        {"chardev", OPT_CHARDEV, "OPTIONS", "make a character device"},        \
         {"daemonize", OPT_DAEMONIZE, NULL, "go to the background when ready"}, \
-        {"export", OPT_EXPORT, "OPTIONS", "as block-export-add"},             \
-        {"monitor", OPT_MONITOR, "OPTIONS", "a QMP monitor on a chardev"},    \
-        {"nbd-server", OPT_NBD_SERVER, "OPTIONS", "as nbd-server-start"},     \
-        {"object", OPT_OBJECT, "OPTIONS", "as object-add"},                   \
-        {"pidfile", OPT_PIDFILE, "FILE", "write the process id when ready"},  \
-        {"trace", 'T', "OPTIONS", "accepted; there is nothing to trace"},     \
-    {                                                                         \
-        "version", 'V', NULL, "print the version"                             \
+        {"export", OPT_EXPORT, "OPTIONS", "as block-export-add"},              \
+        {"monitor", OPT_MONITOR, "OPTIONS", "a QMP monitor on a chardev"},     \
+        {"nbd-server", OPT_NBD_SERVER, "OPTIONS", "as nbd-server-start"},      \
+        {"object", OPT_OBJECT, "OPTIONS", "as object-add"},                    \
+        {"pidfile", OPT_PIDFILE, "FILE", "write the process id when ready"},   \
+        {"trace", 'T', "OPTIONS", "accepted; there is nothing to trace"},      \
+    {                                                                          \
+        "version", 'V', NULL, "print the version"                              \
     }
 
 static const struct cli_option serve_options[] = {
@@ -139,9 +139,8 @@ static int take_option(struct serve_config *cfg, int code)
 static int check(const struct serve_config *cfg)
 {
     if (cfg->command == &daemon_command) {
-        return cfg->has_images
-                   ? cli_usage(cfg->command, "Unexpected argument")
-                   : 0;
+        return cfg->has_images ? cli_usage(cfg->command, "Unexpected argument")
+                               : 0;
     }
     if (cfg->count == 0) {
         return cli_usage(cfg->command, "give at least one image");

@@ -105,8 +105,8 @@ static bool buffer_append(struct buffer *b, const char *data, size_t len)
 /* Many lines, each of which ends as one of QMP does. */
 static char *pretty_text(const json_t *message, size_t *len)
 {
-    CLEANUP_FREE char *text =
-        json_dumps(message, JSON_ENSURE_ASCII | JSON_INDENT(4));
+    CLEANUP_FREE char *text = json_dumps(message,
+                                         JSON_ENSURE_ASCII | JSON_INDENT(4));
     size_t n = text ? strlen(text) : 0;
     char *lines = text ? malloc(2 * n + 2) : NULL;
     size_t at = 0;

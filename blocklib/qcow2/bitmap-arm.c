@@ -17,7 +17,10 @@
  *     sequentially consistent: one of the two sees the other.
  *  3. Bits in the image are written under the arm lock: old bits never land
  *     on newer ones.
- *  4. A cluster of bits counts in the refcounts on disk before a table entry
+ *  4. Bits that were cleared go from the image only after what had been written
+ *     before that is durable: a crash that takes such data back makes a
+ *     change, too.
+ *  5. A cluster of bits counts in the refcounts on disk before a table entry
  *     leads to it.
  *
  * How much is armed at once doubles while arming is frequent, up to a slice,
@@ -233,7 +236,6 @@ static void serve_queue(struct qcow2 *s) REQUIRES(s->arm_lock)
         (void)qcow2_tightener_start(s);
     }
     if (!s->bitmaps_volatile) {
-        atomic_fetch_add(&s->arm_flushes, 1);
         r = node_flush(s->file);
     }
     list_for_each_safe (e, &batch) {
@@ -367,6 +369,18 @@ static int tighten_in_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
     return r;
 }
 
+int qcow2_bitmaps_sync(struct qcow2 *s)
+{
+    if (!atomic_exchange(&s->bitmaps_relaxed, false)) {
+        return 0;
+    }
+    int r = qcow2_flush(s->node);
+    if (r < 0) {
+        atomic_store(&s->bitmaps_relaxed, true);
+    }
+    return r;
+}
+
 static int tighten(struct qcow2 *s, struct qcow2_bitmap *qb)
     REQUIRES(s->arm_lock)
 {
@@ -393,6 +407,7 @@ int qcow2_bitmaps_tighten(struct qcow2 *s)
         return 0;
     }
     mutex_lock(&s->arm_lock);
+    r = qcow2_bitmaps_sync(s);
     list_for_each (e, &s->bitmaps) {
         struct qcow2_bitmap *qb = list_entry(e, struct qcow2_bitmap, in_image);
 

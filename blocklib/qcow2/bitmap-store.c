@@ -177,7 +177,7 @@ static int settle(struct qcow2 *s, struct qcow2_bitmap *qb, unsigned char *buf)
 int qcow2_bitmaps_settle(struct qcow2 *s)
 {
     CLEANUP_FREE unsigned char *buf = buf_alloc(s->cluster_size);
-    int r = buf ? 0 : -ENOMEM;
+    int r = buf ? qcow2_bitmaps_sync(s) : -ENOMEM;
 
     list_for_each (e, &s->bitmaps) {
         if (r == 0 && QB(e)->bm && !QB(e)->broken) {
@@ -190,8 +190,9 @@ int qcow2_bitmaps_settle(struct qcow2 *s)
 void qcow2_bitmap_relaxed(struct node *n, struct bitmap *bm)
 {
     struct qcow2_bitmap *qb = bm->stored;
+    struct qcow2 *s = n->state;
 
-    (void)n;
+    atomic_store(&s->bitmaps_relaxed, true);
     for (uint32_t i = 0; qb && !qb->broken && i < qb->table_size; i++) {
         bitmap_word_set(qb->stale, i);
     }

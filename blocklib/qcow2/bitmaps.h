@@ -134,6 +134,9 @@ int qcow2_bitmap_arm(struct node *n, struct bitmap *bm, uint64_t offset,
 /* Write exact bits over what has been quiet since the last call. */
 int qcow2_bitmaps_tighten(struct qcow2 *s);
 
+/* Have durable what was written before bits were cleared. */
+int qcow2_bitmaps_sync(struct qcow2 *s);
+
 /* Call that now and then while the image is open. */
 int qcow2_tightener_start(struct qcow2 *s);
 void qcow2_tightener_stop(struct qcow2 *s);

@@ -29,8 +29,15 @@ struct head {
     unsigned char *bytes; /* the first cluster as it is on disk */
     uint64_t ext;         /* where the extension's data are, or 0 */
     uint64_t end;         /* where the end marker is */
+    uint64_t names;       /* the extension with names of features, or 0 */
+    uint64_t reuse;       /* one that was dropped, in one sector, or 0 */
     uint64_t limit;       /* extensions lie before it */
 };
+
+static bool in_one_sector(uint64_t from, uint64_t len)
+{
+    return from / SECTOR == (from + len - 1) / SECTOR;
+}
 
 static void look(struct head *h)
 {
@@ -47,6 +54,13 @@ static void look(struct head *h)
         if (type == QCOW2_EXT_END || at + 8 + len > h->limit) {
             break;
         }
+        if (type == QCOW2_EXT_FEATURES) {
+            h->names = at;
+        }
+        if (type == QCOW2_EXT_FILLER && len == EXT_SIZE &&
+            in_one_sector(at, 8 + EXT_SIZE)) {
+            h->reuse = at;
+        }
         if (type == QCOW2_EXT_BITMAPS && len >= EXT_SIZE) {
             h->ext = at + 8;
         }
@@ -60,11 +74,6 @@ static int put(struct head *h, uint64_t from, uint64_t len)
     int r = node_pwrite(h->s->file, h->bytes + from, len, from, 0);
 
     return r < 0 ? r : node_flush(h->s->file);
-}
-
-static bool in_one_sector(uint64_t from, uint64_t len)
-{
-    return from / SECTOR == (from + len - 1) / SECTOR;
 }
 
 static void fill(struct head *h, uint64_t at, const struct qcow2_bitmaps_ext *x)
@@ -95,6 +104,27 @@ static int move_name(struct head *h, uint64_t needed)
     return r;
 }
 
+/* In a header without room, at the cost of the names of features, which
+ * nobody needs: in one sector, so at once. */
+static int replace_names(struct head *h, const struct qcow2_bitmaps_ext *x)
+{
+    uint64_t at = h->names;
+    uint64_t len = at ? align_up(load_be32(h->bytes + at + 4), 8) : 0;
+
+    if (len < EXT_SIZE + 8 || !in_one_sector(at, 8 + len)) {
+        return -ENOSPC;
+    }
+    memset(h->bytes + at, 0, 8 + len);
+    store_be32(h->bytes + at, QCOW2_EXT_BITMAPS);
+    store_be32(h->bytes + at + 4, EXT_SIZE);
+    fill(h, at + 8, x);
+    store_be32(h->bytes + at + 8 + EXT_SIZE, QCOW2_EXT_FILLER);
+    store_be32(h->bytes + at + 8 + EXT_SIZE + 4,
+               (uint32_t)(len - EXT_SIZE - 8));
+    h->ext = at + 8;
+    return put(h, at, 8 + len);
+}
+
 /* At the end, behind something that says nothing where that is needed to
  * have it in one sector. */
 static int append(struct head *h, const struct qcow2_bitmaps_ext *x)
@@ -102,13 +132,19 @@ static int append(struct head *h, const struct qcow2_bitmaps_ext *x)
     uint64_t at = h->end;
     uint64_t data = at + 8;
 
+    if (h->reuse) {
+        h->ext = h->reuse + 8;
+        fill(h, h->ext, x);
+        store_be32(h->bytes + h->reuse, QCOW2_EXT_BITMAPS);
+        return put(h, h->reuse, 8 + EXT_SIZE);
+    }
     if (!in_one_sector(data, EXT_SIZE)) {
         data = align_up(data, SECTOR) + 8;
     }
     if (data + EXT_SIZE + 8 > h->limit) {
         int r = move_name(h, data + EXT_SIZE + 8);
         if (r < 0) {
-            return r;
+            return r == -ENOSPC ? replace_names(h, x) : r;
         }
     }
     memset(h->bytes + at + 8, 0, data + EXT_SIZE + 8 - (at + 8));

@@ -18,7 +18,6 @@
 #include "nbdelta/error.h"
 #include "qcow2/qcow2.h"
 
-#define EXT_FEATURES     0x6803f857
 #define V2_HEADER_LENGTH 72
 #define V3_HEADER_LENGTH 104
 
@@ -63,7 +62,7 @@ static int parse_extension(uint32_t type, const unsigned char *data,
                              len);
         }
         return copy_text(data, len, &h->backing_fmt, "backing format", errp);
-    case EXT_FEATURES:
+    case QCOW2_EXT_FEATURES:
         x->features = data;
         x->features_len = len;
         return 0;

@@ -48,10 +48,11 @@
 #define QCOW2_COMPAT_LAZY          (UINT64_C(1) << 0)
 #define QCOW2_AUTOCLEAR_BITMAPS    (UINT64_C(1) << 0)
 
-#define QCOW2_EXT_END     0
+#define QCOW2_EXT_END         0
 #define QCOW2_EXT_BACKING_FMT 0xe2792aca
-#define QCOW2_EXT_BITMAPS 0x23852875
-#define QCOW2_EXT_FILLER  0x6e626466 /* ours: it says nothing */
+#define QCOW2_EXT_FEATURES    0x6803f857
+#define QCOW2_EXT_BITMAPS     0x23852875
+#define QCOW2_EXT_FILLER      0x6e626466 /* ours: it says nothing */
 
 enum qcow2_compression { QCOW2_ZLIB = 0, QCOW2_ZSTD = 1 };
 
@@ -180,7 +181,7 @@ struct qcow2 {
     mutex_t arm_lock; /* before flush_lock: their clusters are written */
     mutex_t arm_queue_lock;
     struct list arm_queue; /* guarded by arm_queue_lock */
-    _Atomic uint64_t arm_flushes; /* counted, for benchmarks */
+    _Atomic bool bitmaps_relaxed; /* bits went; see qcow2_bitmaps_sync */
 
     /* Own lock: the last cluster that was decompressed (compress.c). */
     mutex_t unpacked_lock;

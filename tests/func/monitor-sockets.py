@@ -139,6 +139,14 @@ p.terminate()
 assert p.wait(60) == 1
 assert 'told to stop' in p.stderr.read()
 
+# It connects over TCP.
+with socket.create_server(('127.0.0.1', 0)) as sock:
+    sock.settimeout(60)
+    p = start('--chardev',
+              f'socket,id=a,host=127.0.0.1,port={sock.getsockname()[1]}',
+              '--monitor', 'a')
+    quit(p, Client(sock.accept()[0]).greeted())
+
 # It connects, once.
 sock = listener('there')
 p = start('--chardev', 'socket,id=a,path=there', '--monitor', 'a',

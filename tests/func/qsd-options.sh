@@ -102,6 +102,22 @@ kill -TERM "$server"
 wait "$server"
 server=
 
+# On a socket that was inherited.
+python - "$nbdelta" <<'END'
+import socket, subprocess, sys
+sock = socket.socket(socket.AF_UNIX)
+sock.bind('given')
+sock.listen()
+p = subprocess.Popen([sys.argv[1], 'serve', '--nbd-server',
+                      f'addr.type=fd,addr.str={sock.fileno()}', 'disk.raw'],
+                     pass_fds=[sock.fileno()])
+size = subprocess.check_output(['nbdinfo', '--size',
+                                'nbd+unix:///?socket=given'])
+assert size == b'4194304\n', size
+p.terminate()
+assert p.wait(60) == 0
+END
+
 # Without anything to serve, and without a socket, as long as it is told to.
 start nbdelta serve --qmp "$qmp_sock"
 is "$(qmp query-block-exports)" '[]'

@@ -86,6 +86,38 @@ static void check_copied(const struct image *i, uint64_t entry, unsigned bits,
     }
 }
 
+/* What persistent bitmaps lead to, if they count. */
+static void count_bitmaps(const struct image *i, uint32_t *refs,
+                          uint64_t clusters, unsigned bits)
+{
+    const uint64_t mask = UINT64_C(0x00fffffffffffe00);
+    uint64_t at = load_be32(i->bytes + 4) >= 3 ? load_be32(i->bytes + 100) : 0;
+
+    if (at == 0 || !(load_be64(i->bytes + 88) & 1)) {
+        return;
+    }
+    while (load_be32(i->bytes + at) != 0x23852875) {
+        at += 8 + align_up(load_be32(i->bytes + at + 4), 8);
+    }
+    uint32_t count = load_be32(i->bytes + at + 8);
+    uint64_t entry = load_be64(i->bytes + at + 24);
+    count_run(refs, clusters, entry, load_be64(i->bytes + at + 16), bits);
+    for (uint32_t n = 0; n < count; n++) {
+        const unsigned char *e = i->bytes + entry;
+        uint64_t table = load_be64(e);
+        uint64_t entries = load_be32(e + 8);
+
+        count_run(refs, clusters, table, entries * 8, bits);
+        for (uint64_t k = 0; k < entries; k++) {
+            uint64_t host = image_be64(i, table + k * 8) & mask;
+            if (host) {
+                count_run(refs, clusters, host, UINT64_C(1) << bits, bits);
+            }
+        }
+        entry += align_up(24 + load_be32(e + 20) + load_be16(e + 18), 8);
+    }
+}
+
 /* Only for images without snapshots. */
 static struct verdict check_image(const struct image *i)
 {
@@ -132,6 +164,7 @@ static struct verdict check_image(const struct image *i)
             }
         }
     }
+    count_bitmaps(i, refs, clusters, bits);
     for (uint64_t c = 0; c < clusters; c++) {
         uint64_t count = image_refcount(i, c);
         v.corruptions += refs[c] > count;

@@ -10,144 +10,10 @@
  */
 #include <check.h>
 #include <inttypes.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-#include "core/graph.h"
 #include "core/opts.h"
-#include "nbdelta/cleanup.h"
-#include "nbdelta/error.h"
-#include "nbdelta/image.h"
+#include "power-cut.h"
 #include "qcow2-check.h"
-#include "util/iov.h"
-
-#define DISK_MAX (64 * MiB)
-#define LOG_MAX  65536
-
-struct record {
-    uint64_t offset;
-    uint64_t bytes; /* 0: a flush */
-    unsigned char *data;
-};
-
-struct recorder {
-    unsigned char *disk;
-    bool garbage; /* what was never written does not read as zeroes */
-    struct record log[LOG_MAX];
-    unsigned count;
-};
-
-static struct recorder rec;
-
-static int rec_preadv(struct node *n, uint64_t offset, uint64_t bytes,
-                      const struct iovec *iov, int cnt, unsigned flags)
-{
-    (void)n;
-    (void)flags;
-    ck_assert_uint_le(offset + bytes, DISK_MAX);
-    iov_from_buf(iov, cnt, 0, rec.disk + offset, bytes);
-    return 0;
-}
-
-static struct record *next_record(void)
-{
-    ck_assert_uint_lt(rec.count, LOG_MAX);
-    return &rec.log[rec.count++];
-}
-
-static int rec_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
-                       const struct iovec *iov, int cnt, unsigned flags)
-{
-    struct record *r = next_record();
-    (void)n;
-    (void)flags;
-    ck_assert_uint_le(offset + bytes, DISK_MAX);
-    r->offset = offset;
-    r->bytes = bytes;
-    r->data = malloc(bytes);
-    ck_assert_ptr_nonnull(r->data);
-    iov_to_buf(iov, cnt, 0, r->data, bytes);
-    memcpy(rec.disk + offset, r->data, bytes);
-    return 0;
-}
-
-static int rec_flush(struct node *n)
-{
-    (void)n;
-    *next_record() = (struct record){ 0 };
-    return 0;
-}
-
-static void rec_limits(struct node *n, struct limits *lim)
-{
-    (void)n;
-    lim->grows_zero = !rec.garbage;
-}
-
-static const struct driver recorder_driver = {
-    .name = "recorder",
-    .is_protocol = true,
-    .limits = rec_limits,
-    .preadv = rec_preadv,
-    .pwritev = rec_pwritev,
-    .flush = rec_flush,
-};
-
-/* --- A qcow2 node over the recorder --- */
-
-static uint64_t seed;
-static uint64_t rnd(uint64_t below)
-{
-    seed ^= seed << 13;
-    seed ^= seed >> 7;
-    seed ^= seed << 17;
-    return seed % below;
-}
-
-static uint64_t load_new_image(const char *options)
-{
-    CLEANUP_JSON json_t *o = json_loads(options, 0, NULL);
-    struct stat st;
-
-    ck_assert_int_eq(image_create("new.qcow2", "qcow2", o, NULL), 0);
-    FILE *f = fopen("new.qcow2", "rb");
-    ck_assert_ptr_nonnull(f);
-    ck_assert_int_eq(fstat(fileno(f), &st), 0);
-    rec.disk = malloc(DISK_MAX);
-    ck_assert_ptr_nonnull(rec.disk);
-    memset(rec.disk, rec.garbage ? 0xa5 : 0, DISK_MAX);
-    ck_assert_uint_eq(fread(rec.disk, 1, (size_t)st.st_size, f),
-                      (size_t)st.st_size);
-    (void)fclose(f);
-    (void)unlink("new.qcow2");
-    rec.count = 0;
-    return (uint64_t)st.st_size;
-}
-
-static struct node *open_recorded(struct graph *g, uint64_t size)
-{
-    CLEANUP_JSON json_t *mem = json_pack("{s:s, s:I}", "driver", "mem",
-                                         "size", (json_int_t)size);
-    CLEANUP_JSON json_t *o =
-        json_pack("{s:s, s:s}", "driver", "qcow2", "file", "rec");
-    struct node *like;
-    struct node *n;
-    struct node *q;
-
-    ck_assert_int_eq(graph_open(g, mem, &like, NULL), 0);
-    graph_lock(g);
-    ck_assert_int_eq(node_new(g, &recorder_driver, "rec", like, &n, NULL), 0);
-    node_refresh_limits(n);
-    graph_unlock(g);
-    ck_assert_int_eq(graph_open(g, o, &q, NULL), 0);
-    graph_lock(g);
-    node_unref(n);
-    graph_unlock(g);
-    return q;
-}
 
 /* --- What the disk must show after a crash --- */
 
@@ -220,31 +86,6 @@ static void random_request(struct blk *b, uint32_t stamp)
         ck_assert_int_eq(blk_flush(b), 0);
         flushed_at[flush_count++] = rec.count;
     }
-}
-
-/* --- Cutting the power --- */
-
-static unsigned char *crashed_image(const unsigned char *before, unsigned *cut)
-{
-    unsigned char *disk = malloc(DISK_MAX);
-    unsigned point = (unsigned)rnd(rec.count + 1);
-    unsigned barrier = 0;
-
-    ck_assert_ptr_nonnull(disk);
-    memcpy(disk, before, DISK_MAX);
-    for (unsigned i = 0; i < point; i++) {
-        if (rec.log[i].bytes == 0) {
-            barrier = i;
-        }
-    }
-    for (unsigned i = 0; i < point; i++) {
-        const struct record *r = &rec.log[i];
-        if (r->bytes > 0 && (i < barrier || rnd(2))) {
-            memcpy(disk + r->offset, r->data, r->bytes);
-        }
-    }
-    *cut = point;
-    return disk;
 }
 
 static void check_data(const unsigned char *disk, unsigned cut)
@@ -325,11 +166,8 @@ static void run_campaign(const char *options, unsigned requests, unsigned cuts,
     struct verdict v = check_image(&last);
     ck_assert_uint_eq(v.corruptions, 0);
     ck_assert_uint_eq(v.leaks, 0);
-    for (unsigned i = 0; i < rec.count; i++) {
-        free(rec.log[i].data);
-    }
     free(before);
-    free(rec.disk);
+    forget_records();
 }
 
 START_TEST(small_clusters_survive_power_cuts)

@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* The events that clients may see. */
+#include "qmp-dispatch.h"
+#include "qmp-types.h"
+
+static const char *const operations[] = {"read", "write", NULL};
+static const char *const actions[] = {"ignore", "report", "stop", NULL};
+
+static const struct qmp_arg export_members[] = {
+    QMP_ARG("id", STR),
+    QMP_LAST,
+};
+
+static const struct qmp_arg status_members[] = {
+    QMP_ARG("id", STR),
+    QMP_ARG("status", ENUM, .words = qmp_job_status_words),
+    QMP_LAST,
+};
+
+#define JOB_MEMBERS                                                    \
+    QMP_ARG("type", STR), QMP_ARG("device", STR), QMP_ARG("len", INT), \
+        QMP_ARG("offset", INT), QMP_ARG("speed", INT)
+
+static const struct qmp_arg job_members[] = {JOB_MEMBERS, QMP_LAST};
+
+static const struct qmp_arg completed_members[] = {
+    JOB_MEMBERS,
+    QMP_OPT("error", STR),
+    QMP_LAST,
+};
+
+static const struct qmp_arg error_members[] = {
+    QMP_ARG("device", STR),
+    QMP_ARG("operation", ENUM, .words = operations),
+    QMP_ARG("action", ENUM, .words = actions),
+    QMP_LAST,
+};
+
+static const struct qmp_arg pending_members[] = {
+    QMP_ARG("type", STR),
+    QMP_ARG("id", STR),
+    QMP_LAST,
+};
+
+const struct qmp_event qmp_events[] = {
+    {"BLOCK_EXPORT_DELETED", export_members},
+    {"BLOCK_JOB_CANCELLED", job_members},
+    {"BLOCK_JOB_COMPLETED", completed_members},
+    {"BLOCK_JOB_ERROR", error_members},
+    {"BLOCK_JOB_PENDING", pending_members},
+    {"BLOCK_JOB_READY", job_members},
+    {"JOB_STATUS_CHANGE", status_members},
+    {NULL, NULL},
+};

@@ -1,0 +1,269 @@
+# The schema of the daemon, held against itself, against replies and events,
+# and against another program's.  argv: a QMP socket, qemu-storage-daemon or ''.
+import json
+import os
+import socket
+import subprocess
+import sys
+
+
+class Monitor:
+    def __init__(self, sock):
+        self.sock = sock
+        self.sock.settimeout(60)
+        self.file = sock.makefile('r')
+        self.events = []
+        self.recv()
+        self.ask('qmp_capabilities')
+
+    def recv(self):
+        return json.loads(self.file.readline())
+
+    def ask(self, command, arguments=None):
+        message = {'execute': command, 'arguments': arguments or {}}
+        self.sock.sendall(json.dumps(message).encode())
+        while True:
+            reply = self.recv()
+            if 'event' not in reply:
+                assert 'return' in reply, (message, reply)
+                return reply['return']
+            self.events.append(reply)
+
+    def until(self, name, **data):
+        def fits(e):
+            return e['event'] == name and data.items() <= e['data'].items()
+        while not any(fits(e) for e in self.events):
+            self.events.append(self.recv())
+
+
+class Schema:
+    def __init__(self, entries):
+        self.entries = entries
+        self.by_name = {e['name']: e for e in entries}
+
+    def of(self, meta):
+        return {e['name']: e for e in self.entries if e['meta-type'] == meta}
+
+    def references(self, e):
+        for key in 'arg-type', 'ret-type', 'element-type':
+            if key in e:
+                yield e[key]
+        if e['meta-type'] in ('object', 'alternate'):
+            for m in e['members'] + e.get('variants', []):
+                yield m['type']
+
+    def check(self):
+        """Nothing is missing, twice there, or not used."""
+        assert len(self.by_name) == len(self.entries), 'a name is there twice'
+        used = set()
+        for e in self.entries:
+            for name in self.references(e):
+                assert name in self.by_name, f'{e["name"]}: no type {name}'
+                used.add(name)
+            if e['meta-type'] == 'object' and 'tag' in e:
+                tag = [m for m in e['members'] if m['name'] == e['tag']]
+                cases = self.by_name[tag[0]['type']]['values']
+                assert [v['case'] for v in e['variants']] == cases, e
+        types = {e['name'] for e in self.entries
+                 if e['meta-type'] not in ('command', 'event')}
+        assert types == used, f'nobody uses {types - used}'
+        for name in types:
+            meta = self.by_name[name]['meta-type']
+            if meta in ('object', 'enum', 'alternate'):
+                assert name.isdigit(), f'a type is called {name}'
+
+    def members(self, e, value=None):
+        """Those of an object, and of its variants: of @value's, or all."""
+        found = {m['name']: m for m in e['members']}
+        for v in e.get('variants', []):
+            if value is None or value.get(e['tag']) == v['case']:
+                found.update(self.members(self.by_name[v['type']]))
+        return found
+
+    def validate(self, type_name, value, at):
+        e = self.by_name[type_name]
+        meta = e['meta-type']
+        if meta == 'builtin':
+            kinds = {'string': str, 'int': int, 'boolean': bool,
+                     'value': object}
+            ok = isinstance(value, kinds[e['json-type']])
+            if e['json-type'] == 'int':
+                ok = ok and not isinstance(value, bool)
+            assert ok, f'{at}: {value!r} is no {type_name}'
+        elif meta == 'enum':
+            assert value in e['values'], f'{at}: {value!r}, not {e["values"]}'
+        elif meta == 'array':
+            assert isinstance(value, list), at
+            for i, item in enumerate(value):
+                self.validate(e['element-type'], item, f'{at}[{i}]')
+        elif meta == 'alternate':
+            for m in e['members']:
+                try:
+                    return self.validate(m['type'], value, at)
+                except AssertionError:
+                    pass
+            raise AssertionError(f'{at}: {value!r} is none of its types')
+        else:
+            assert isinstance(value, dict), at
+            members = self.members(e, value)
+            for name, m in members.items():
+                if name in value:
+                    self.validate(m['type'], value[name], f'{at}.{name}')
+                else:
+                    assert 'default' in m, f'{at}: {name} is missing'
+            unknown = set(value) - set(members)
+            assert not unknown, f'{at}: not described: {unknown}'
+
+
+class Checked(Monitor):
+    """A monitor that holds all it sends and gets against the schema."""
+    schema = None
+
+    def ask(self, command, arguments=None):
+        reply = super().ask(command, arguments)
+        if self.schema:
+            e = self.schema.of('command')[command]
+            if command not in ('blockdev-add',):
+                self.schema.validate(e['arg-type'], arguments or {}, command)
+            self.schema.validate(e['ret-type'], reply, f'{command} returns')
+        return reply
+
+
+def kind(schema, name):
+    e = schema.by_name[name]
+    return {'builtin': lambda: e['json-type'],
+            'enum': lambda: 'string',
+            'array': lambda: [kind(schema, e['element-type'])],
+            'object': lambda: 'object',
+            'alternate': lambda: 'alternate'}[e['meta-type']]()
+
+
+# Where we differ from QEMU 7.2 on purpose: "command.argument".
+MORE = {
+    # What is inside depends on the driver, and is checked by that.
+    'blockdev-reopen.options',
+    # We have one more: mem.
+    'blockdev-add.driver',
+}
+
+
+def compare(ours, theirs):
+    """What we say of a command that both have is what they say."""
+    common = set(ours.of('command')) & set(theirs.of('command'))
+    assert len(common) > 30, common
+    problems = []
+
+    def both(a, b, at, depth):
+        if a['meta-type'] == 'array' and b['meta-type'] == 'array':
+            return both(ours.by_name[a['element-type']],
+                        theirs.by_name[b['element-type']], at, depth)
+        if a['meta-type'] == 'enum' and b['meta-type'] == 'enum':
+            if set(a['values']) - set(b['values']):
+                problems.append(f'{at}: {set(a["values"]) - set(b["values"])}')
+        if a['meta-type'] != 'object' or b['meta-type'] != 'object' or \
+                depth > 4:
+            return None
+        cases = {v['case']: v['type'] for v in b.get('variants', [])}
+        for v in a.get('variants', []):
+            if v['case'] in cases:
+                both(ours.by_name[v['type']], theirs.by_name[cases[v['case']]],
+                     f'{at}({v["case"]})', depth)
+        mine = {m['name']: m for m in a['members']}
+        other = {m['name']: m for m in b['members']}
+        for name, m in mine.items():
+            where = f'{at}.{name}'
+            if where in MORE:
+                continue
+            o = other.get(name)
+            if not o:
+                problems.append(f'{where}: QEMU has none')
+            elif 'default' in m and 'default' not in o:
+                problems.append(f'{where}: QEMU requires it')
+            elif 'default' in o and 'default' not in m:
+                problems.append(f'{where}: optional in QEMU')
+            elif kind(ours, m['type']) != kind(theirs, o['type']) and \
+                    kind(ours, m['type']) != 'value':
+                problems.append(f'{where}: {kind(ours, m["type"])}, in QEMU '
+                                f'{kind(theirs, o["type"])}')
+            else:
+                both(ours.by_name[m['type']], theirs.by_name[o['type']],
+                     where, depth + 1)
+
+    for name in sorted(common):
+        a, b = ours.of('command')[name], theirs.of('command')[name]
+        both(ours.by_name[a['arg-type']], theirs.by_name[b['arg-type']], name,
+             0)
+        both(ours.by_name[a['ret-type']], theirs.by_name[b['ret-type']],
+             f'{name} returns', 0)
+        if kind(ours, a['ret-type']) != kind(theirs, b['ret-type']):
+            problems.append(f'{name} returns something else')
+    for name, e in ours.of('event').items():
+        both(ours.by_name[e['arg-type']],
+             theirs.by_name[theirs.by_name[name]['arg-type']], name, 0)
+    assert not problems, '\n'.join(problems)
+
+
+def schema_of(program):
+    """That of another program, which has a monitor on a socketpair."""
+    a, b = socket.socketpair()
+    p = subprocess.Popen([program, '--chardev', f'socket,id=c,fd={b.fileno()}',
+                          '--monitor', 'c'], pass_fds=[b.fileno()])
+    b.close()
+    m = Monitor(a)
+    schema = Schema(m.ask('query-qmp-schema'))
+    m.ask('quit')
+    assert p.wait(60) == 0
+    return schema
+
+
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+m = Checked(s)
+schema = Schema(m.ask('query-qmp-schema'))
+schema.check()
+assert set(schema.of('command')) == {c['name']
+                                     for c in m.ask('query-commands')}
+m.schema = schema
+
+# Every query, at rest and with something to tell.
+queries = [c for c in schema.of('command') if c.startswith('query-')]
+
+
+def ask_all():
+    for query in queries:
+        m.ask(query)
+
+
+ask_all()
+m.ask('transaction', {'actions': [
+    {'type': 'block-dirty-bitmap-add', 'data': {'node': 'disk', 'name': 'b'}},
+    {'type': 'block-dirty-bitmap-clear', 'data': {'node': 'disk',
+                                                  'name': 'b'}}]})
+m.ask('blockdev-add', {'driver': 'null-co', 'node-name': 'n', 'size': 65536})
+m.ask('block-export-add', {'type': 'nbd', 'id': 'x', 'node-name': 'disk',
+                           'name': 'x', 'bitmaps': [
+                               {'node': 'disk', 'name': 'b'}]})
+common = {'device': 'disk', 'sync': 'full', 'format': 'qcow2'}
+m.ask('drive-backup', {**common, 'job-id': 'slow', 'target': 'slow.qcow2',
+                       'speed': 1})
+m.ask('drive-backup', {**common, 'job-id': 'kept', 'target': 'kept.qcow2',
+                       'auto-dismiss': False, 'auto-finalize': False})
+m.until('BLOCK_JOB_PENDING', id='kept')
+ask_all()
+m.ask('job-finalize', {'id': 'kept'})
+m.until('JOB_STATUS_CHANGE', id='kept', status='concluded')
+ask_all()
+m.ask('job-dismiss', {'id': 'kept'})
+m.ask('block-job-cancel', {'device': 'slow', 'force': True})
+m.until('JOB_STATUS_CHANGE', id='slow', status='null')
+m.ask('block-export-del', {'id': 'x'})
+m.until('BLOCK_EXPORT_DELETED', id='x')
+names = set()
+for event in m.events:
+    names.add(event['event'])
+    e = schema.of('event')[event['event']]
+    schema.validate(e['arg-type'], event['data'], event['event'])
+assert len(names) >= 4, names
+
+if sys.argv[2]:
+    compare(schema, schema_of(sys.argv[2]))

@@ -1,0 +1,21 @@
+#!/bin/bash
+# query-qmp-schema: whole, true of what is returned and emitted, and in accord
+# with that of QEMU's storage daemon.
+set -eu -o pipefail
+# shellcheck source=tests/func/lib.sh
+. "$SRCDIR/tests/func/lib.sh"
+need qemu-img jq
+
+mkimg base.raw 8M
+qemu-img create -q -f qcow2 -b base.raw -F raw top.qcow2
+serve disk=top.qcow2
+theirs=$(command -v qemu-storage-daemon || true)
+python "$SRCDIR/tests/func/qmp-schema.py" "$qmp_sock" "$theirs"
+
+# What can be emitted is described.
+grep -rhoE '"(BLOCK|JOB|DEVICE|NODE)_[A-Z_]+"' "$SRCDIR"/blocklib/*/*.c \
+    "$SRCDIR/server/export.c" | tr -d '"' | sort -u >emitted
+[ -s emitted ]
+qmp query-qmp-schema | jq -r '.[] | select(."meta-type" == "event").name' |
+    sort >described
+diff emitted described || fail "events that are emitted <, described >"

@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_TESTS_POWER_CUT_H
+#define NBDELTA_TESTS_POWER_CUT_H
+
+/*
+ * A protocol driver that records every write and flush, and images as a power
+ * cut may leave them: all writes before some flush are there, and of those
+ * after it an arbitrary subset.
+ */
+#include <check.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "core/graph.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/image.h"
+#include "util/iov.h"
+
+#define DISK_MAX (64 * MiB)
+#define LOG_MAX  65536
+
+struct record {
+    uint64_t offset;
+    uint64_t bytes; /* 0: a flush */
+    unsigned char *data;
+};
+
+struct recorder {
+    mutex_t lock; /* of the log and the disk */
+    unsigned char *disk;
+    bool garbage; /* what was never written does not read as zeroes */
+    struct record log[LOG_MAX];
+    unsigned count;
+};
+
+static struct recorder rec;
+
+static inline int rec_preadv(struct node *n, uint64_t offset, uint64_t bytes,
+                             const struct iovec *iov, int cnt, unsigned flags)
+{
+    (void)n;
+    (void)flags;
+    ck_assert_uint_le(offset + bytes, DISK_MAX);
+    mutex_lock(&rec.lock);
+    iov_from_buf(iov, cnt, 0, rec.disk + offset, bytes);
+    mutex_unlock(&rec.lock);
+    return 0;
+}
+
+static inline struct record *next_record(void)
+{
+    ck_assert_uint_lt(rec.count, LOG_MAX);
+    return &rec.log[rec.count++];
+}
+
+static inline int rec_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
+                              const struct iovec *iov, int cnt, unsigned flags)
+{
+    (void)n;
+    (void)flags;
+    ck_assert_uint_le(offset + bytes, DISK_MAX);
+    mutex_lock(&rec.lock);
+    struct record *r = next_record();
+    r->offset = offset;
+    r->bytes = bytes;
+    r->data = malloc(bytes);
+    ck_assert_ptr_nonnull(r->data);
+    iov_to_buf(iov, cnt, 0, r->data, bytes);
+    memcpy(rec.disk + offset, r->data, bytes);
+    mutex_unlock(&rec.lock);
+    return 0;
+}
+
+static inline int rec_flush(struct node *n)
+{
+    (void)n;
+    mutex_lock(&rec.lock);
+    *next_record() = (struct record){0};
+    mutex_unlock(&rec.lock);
+    return 0;
+}
+
+static inline void rec_limits(struct node *n, struct limits *lim)
+{
+    (void)n;
+    lim->grows_zero = !rec.garbage;
+}
+
+static const struct driver recorder_driver = {
+    .name = "recorder",
+    .is_protocol = true,
+    .limits = rec_limits,
+    .preadv = rec_preadv,
+    .pwritev = rec_pwritev,
+    .flush = rec_flush,
+};
+
+/* --- A qcow2 node over the recorder --- */
+
+static uint64_t seed;
+static inline uint64_t rnd(uint64_t below)
+{
+    seed ^= seed << 13;
+    seed ^= seed >> 7;
+    seed ^= seed << 17;
+    return seed % below;
+}
+
+static inline uint64_t load_new_image(const char *options)
+{
+    CLEANUP_JSON json_t *o = json_loads(options, 0, NULL);
+    struct stat st;
+
+    ck_assert_int_eq(image_create("new.qcow2", "qcow2", o, NULL), 0);
+    FILE *f = fopen("new.qcow2", "rb");
+    ck_assert_ptr_nonnull(f);
+    ck_assert_int_eq(fstat(fileno(f), &st), 0);
+    rec.disk = malloc(DISK_MAX);
+    ck_assert_ptr_nonnull(rec.disk);
+    memset(rec.disk, rec.garbage ? 0xa5 : 0, DISK_MAX);
+    ck_assert_uint_eq(fread(rec.disk, 1, (size_t)st.st_size, f),
+                      (size_t)st.st_size);
+    (void)fclose(f);
+    (void)unlink("new.qcow2");
+    rec.count = 0;
+    mutex_init(&rec.lock);
+    return (uint64_t)st.st_size;
+}
+
+static inline struct node *open_recorded(struct graph *g, uint64_t size)
+{
+    CLEANUP_JSON json_t *mem = json_pack("{s:s, s:I}", "driver", "mem", "size",
+                                         (json_int_t)size);
+    CLEANUP_JSON json_t *o = json_pack("{s:s, s:s}", "driver", "qcow2", "file",
+                                       "rec");
+    struct node *like;
+    struct node *n;
+    struct node *q;
+
+    ck_assert_int_eq(graph_open(g, mem, &like, NULL), 0);
+    graph_lock(g);
+    ck_assert_int_eq(node_new(g, &recorder_driver, "rec", like, &n, NULL), 0);
+    node_refresh_limits(n);
+    graph_unlock(g);
+    ck_assert_int_eq(graph_open(g, o, &q, NULL), 0);
+    graph_lock(g);
+    node_unref(n);
+    graph_unlock(g);
+    return q;
+}
+
+/* --- Cutting the power --- */
+
+static inline unsigned char *crashed_image(const unsigned char *before,
+                                           unsigned *cut)
+{
+    unsigned char *disk = malloc(DISK_MAX);
+    unsigned point = (unsigned)rnd(rec.count + 1);
+    unsigned barrier = 0;
+
+    ck_assert_ptr_nonnull(disk);
+    memcpy(disk, before, DISK_MAX);
+    for (unsigned i = 0; i < point; i++) {
+        if (rec.log[i].bytes == 0) {
+            barrier = i;
+        }
+    }
+    for (unsigned i = 0; i < point; i++) {
+        const struct record *r = &rec.log[i];
+        if (r->bytes > 0 && (i < barrier || rnd(2))) {
+            memcpy(disk + r->offset, r->data, r->bytes);
+        }
+    }
+    *cut = point;
+    return disk;
+}
+
+static inline void forget_records(void)
+{
+    for (unsigned i = 0; i < rec.count; i++) {
+        free(rec.log[i].data);
+    }
+    free(rec.disk);
+    mutex_destroy(&rec.lock);
+}
+
+#endif /* NBDELTA_TESTS_POWER_CUT_H */

@@ -1,0 +1,375 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The promise of persistent bitmaps, under power cuts: a granule whose data
+ * differs from what it was when a bitmap was last cleared has its bit set in
+ * the image, whatever subset of the unflushed writes is there.
+ *
+ * The bitmaps are read by code of this test; and a driver that does not arm
+ * must be caught, or the campaign shows nothing.
+ */
+#include <inttypes.h>
+#include <limits.h>
+
+#include "bitmap-util.h"
+#include "core/driver.h"
+#include "nbdelta/action.h"
+#include "nbdelta/bitmap.h"
+#include "nbdelta/blk.h"
+#include "power-cut.h"
+#include "qcow2-check.h"
+#include "qcow2/bitmaps.h"
+
+/* The guest writes one unit in each slot. */
+#define SLOTS  2048
+#define SLOT   (64 * KiB)
+#define GUEST  (SLOTS * SLOT)
+#define UNIT   512
+#define NAMES  4
+#define EVENTS 400
+#define STAMPS 64
+
+struct history {
+    uint32_t stamp[STAMPS];
+    unsigned count;
+};
+
+/* A bitmap from when it was cleared until the next such moment. */
+struct life {
+    unsigned name;
+    unsigned from; /* the log's length when that was done */
+    unsigned to;   /* and when the next thing began */
+    uint32_t *base;
+};
+
+static struct history slots[SLOTS];
+static struct life lives[EVENTS];
+static unsigned life_count;
+static struct life *alive[NAMES];
+static const char *const names[NAMES] = {"a", "bb", "ccc", "dddd"};
+
+static uint32_t stamp_of(unsigned slot)
+{
+    const struct history *h = &slots[slot];
+
+    return h->count ? h->stamp[h->count - 1] : 0;
+}
+
+static void end_life(unsigned name)
+{
+    if (alive[name]) {
+        alive[name]->to = rec.count;
+        alive[name] = NULL;
+    }
+}
+
+static void begin_life(unsigned name)
+{
+    ck_assert_uint_lt(life_count, EVENTS);
+    struct life *l = &lives[life_count++];
+
+    *l = (struct life){name, rec.count, UINT_MAX,
+                       malloc(SLOTS * sizeof(uint32_t))};
+    for (unsigned i = 0; i < SLOTS; i++) {
+        l->base[i] = stamp_of(i);
+    }
+    alive[name] = l;
+}
+
+static void write_slot(struct blk *b, unsigned slot, uint32_t stamp)
+{
+    unsigned char buf[UNIT] = {0};
+    struct history *h = &slots[slot];
+    uint64_t offset = slot * SLOT;
+
+    if (h->count == STAMPS) {
+        return;
+    }
+    h->stamp[h->count++] = stamp;
+    store_be32(buf, stamp);
+    ck_assert_int_eq(stamp ? blk_pwrite(b, buf, UNIT, offset, 0)
+                           : blk_zero(b, offset, UNIT, REQ_MAY_UNMAP),
+                     0);
+}
+
+static void freeze(struct graph *g, struct node *n, unsigned name, int what)
+{
+    struct bitmap *bm;
+
+    graph_lock(g);
+    graph_drain(g, n);
+    ck_assert_int_eq(bitmap_lookup(n, names[name], BITMAP_USE_ANY, &bm, NULL),
+                     0);
+    if (what == 0) {
+        ck_assert_int_eq(bitmap_freeze(bm, NULL), 0);
+    } else if (what == 1) {
+        bitmap_abdicate(bm);
+    } else {
+        bitmap_reclaim(bm);
+    }
+    graph_unlock(g);
+}
+
+/* A backup job's use of a bitmap, while the guest writes. */
+static void backup(struct graph *g, struct node *n, struct blk *b,
+                   unsigned name, uint32_t stamp)
+{
+    bool success = rnd(2);
+
+    freeze(g, n, name, 0);
+    if (success) {
+        /* What it stands for is that of the beginning, once it succeeds. */
+        struct life *before = alive[name];
+        begin_life(name);
+        struct life *after = alive[name];
+        write_slot(b, (unsigned)rnd(SLOTS), stamp);
+        before->to = rec.count;
+        after->from = rec.count;
+    } else {
+        write_slot(b, (unsigned)rnd(SLOTS), stamp);
+    }
+    freeze(g, n, name, success ? 1 : 2);
+}
+
+static void random_event(struct graph *g, struct node *n, struct blk *b,
+                         uint32_t stamp)
+{
+    unsigned name = (unsigned)rnd(NAMES);
+    static const uint64_t granularities[] = {512, 4096, 65536, 1 << 20};
+
+    switch (rnd(20)) {
+    case 0:
+        if (alive[name]) {
+            alive[name]->to = rec.count;
+            ck_assert_int_eq(bitmap_clear(g, n, names[name], NULL), 0);
+            begin_life(name);
+            break;
+        }
+        /* fall through */
+    case 1:
+        if (!alive[name]) {
+            ck_assert_int_eq(bitmap_add(g, n, names[name], granularities[name],
+                                        true, false, NULL),
+                             0);
+            begin_life(name);
+        } else if (rnd(2)) {
+            end_life(name);
+            ck_assert_int_eq(bitmap_remove(g, n, names[name], NULL), 0);
+        }
+        break;
+    case 2:
+        ck_assert_int_eq(blk_flush(b), 0);
+        break;
+    case 3:
+        ck_assert_int_eq(qcow2_bitmaps_tighten(n->state), 0);
+        break;
+    case 4:
+        if (alive[name]) {
+            backup(g, n, b, name, stamp);
+        }
+        break;
+    case 5:
+        write_slot(b, (unsigned)rnd(SLOTS), 0);
+        break;
+    default:
+        /* Near each other, and anywhere. */
+        write_slot(b, (unsigned)(rnd(3) ? rnd(64) : rnd(SLOTS)), stamp);
+    }
+}
+
+/* --- Reading an image --- */
+
+static uint64_t be64_at(const unsigned char *disk, uint64_t at)
+{
+    ck_assert_uint_le(at + 8, DISK_MAX);
+    return load_be64(disk + at);
+}
+
+/* The directory entry of @name, or 0; its length in *len. */
+static uint64_t find_entry(const unsigned char *disk, const char *name)
+{
+    uint64_t at = load_be32(disk + 100);
+
+    if (!(load_be64(disk + 88) & 1)) {
+        return 0;
+    }
+    while (load_be32(disk + at) != 0x23852875) {
+        ck_assert_uint_ne(load_be32(disk + at), 0);
+        at += 8 + align_up(load_be32(disk + at + 4), 8);
+    }
+    uint32_t count = load_be32(disk + at + 8);
+    uint64_t entry = load_be64(disk + at + 24);
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t extra = load_be32(disk + entry + 20);
+        uint16_t len = load_be16(disk + entry + 18);
+
+        ck_assert_uint_lt(entry, DISK_MAX - 64);
+        ck_assert_uint_eq(load_be32(disk + entry + 12) & 1, 0); /* in use */
+        if (len == strlen(name) &&
+            memcmp(disk + entry + 24 + extra, name, len) == 0) {
+            return entry;
+        }
+        entry += align_up(24 + extra + len, 8);
+    }
+    return 0;
+}
+
+static bool bit_at(const unsigned char *disk, uint64_t entry, uint64_t offset)
+{
+    unsigned cluster_bits = load_be32(disk + 20);
+    uint64_t bit = offset >> disk[entry + 17];
+    uint64_t slice = bit >> (cluster_bits + 3);
+    uint64_t in_slice = bit & ((UINT64_C(8) << cluster_bits) - 1);
+    uint64_t host = be64_at(disk, be64_at(disk, entry) + slice * 8);
+
+    if (host < 2) {
+        return host;
+    }
+    ck_assert_uint_lt(host, DISK_MAX);
+    return disk[host + in_slice / 8] >> in_slice % 8 & 1;
+}
+
+/* What the guest would find. */
+static unsigned char *read_guest(const unsigned char *disk)
+{
+    unsigned char *guest = calloc(SLOTS, UNIT);
+    FILE *f = fopen("crashed.qcow2", "wb");
+
+    ck_assert_ptr_nonnull(f);
+    ck_assert_uint_eq(fwrite(disk, 1, DISK_MAX, f), DISK_MAX);
+    (void)fclose(f);
+    struct graph *g = graph_new();
+    CLEANUP_JSON json_t *o =
+        json_pack("{s:s, s:b, s:{s:s, s:s}}", "driver", "qcow2", "read-only", 1,
+                  "file", "driver", "file", "filename", "crashed.qcow2");
+    struct node *n;
+    ck_assert_int_eq(graph_open(g, o, &n, NULL), 0);
+    for (uint64_t i = 0; i < SLOTS; i++) {
+        ck_assert_int_eq(node_pread(n, guest + i * UNIT, UNIT, i * SLOT, 0), 0);
+    }
+    graph_free(g);
+    (void)unlink("crashed.qcow2");
+    return guest;
+}
+
+/* How many changes lack their bit; *seen counts those that have it. */
+static unsigned count_lost(const unsigned char *disk, unsigned cut,
+                           unsigned *seen)
+{
+    CLEANUP_FREE unsigned char *guest = read_guest(disk);
+    unsigned lost = 0;
+
+    for (unsigned i = 0; i < life_count; i++) {
+        const struct life *l = &lives[i];
+        if (cut < l->from || cut >= l->to) {
+            continue;
+        }
+        uint64_t entry = find_entry(disk, names[l->name]);
+        ck_assert_msg(entry != 0, "bitmap '%s' is gone after a cut at %u",
+                      names[l->name], cut);
+        for (unsigned slot = 0; slot < SLOTS; slot++) {
+            if (load_be32(guest + slot * UNIT) != l->base[slot]) {
+                bool bit = bit_at(disk, entry, slot * SLOT);
+                *seen += bit;
+                lost += !bit;
+            }
+        }
+    }
+    return lost;
+}
+
+/* --- The campaign --- */
+
+static int no_arming(struct node *n, struct bitmap *bm, uint64_t offset,
+                     uint64_t bytes, bool nowait)
+{
+    (void)n;
+    (void)bm;
+    (void)offset;
+    (void)bytes;
+    (void)nowait;
+    return 0;
+}
+
+static unsigned run_campaign(const char *options, unsigned cuts, bool arms)
+{
+    struct driver careless = driver_qcow2;
+    struct graph *g = graph_new();
+    unsigned lost = 0;
+    unsigned seen = 0;
+    struct blk *b;
+
+    memset(slots, 0, sizeof(slots));
+    memset(alive, 0, sizeof(alive));
+    life_count = 0;
+    rec.garbage = false;
+    uint64_t size = load_new_image(options);
+    unsigned char *before = malloc(DISK_MAX);
+    memcpy(before, rec.disk, DISK_MAX);
+    struct node *n = open_recorded(g, size);
+    careless.bitmap_arm = no_arming;
+    if (!arms) {
+        n->drv = &careless;
+    }
+    ck_assert_int_eq(
+        blk_new(g, n, PERM_READ | PERM_WRITE, PERM_ALL, "test", &b, NULL), 0);
+    for (unsigned i = 0; i < EVENTS; i++) {
+        random_event(g, n, b, i + 1);
+    }
+    for (unsigned i = 0; i < NAMES; i++) {
+        end_life(i);
+    }
+    blk_free(b);
+    graph_free(g);
+    for (unsigned i = 0; i < cuts; i++) {
+        unsigned cut;
+        unsigned char *disk = crashed_image(before, &cut);
+        struct image image = {disk, DISK_MAX};
+
+        ck_assert_uint_eq(check_image(&image).corruptions, 0);
+        lost += count_lost(disk, cut, &seen);
+        free(disk);
+    }
+    ck_assert(!arms || seen > 100); /* it was worth the effort */
+    for (unsigned i = 0; i < life_count; i++) {
+        free(lives[i].base);
+    }
+    free(before);
+    forget_records();
+    return lost;
+}
+
+static const char *const shapes[] = {
+    "{\"size\": 134217728, \"cluster_size\": 65536}",
+    "{\"size\": 134217728, \"cluster_size\": 4096}",
+    "{\"size\": 134217728, \"cluster_size\": 512}",
+};
+
+START_TEST(no_power_cut_loses_a_bit)
+{
+    seed = 11 + (unsigned)_i;
+    ck_assert_uint_eq(run_campaign(shapes[_i % 3], 20, true), 0);
+}
+END_TEST
+
+START_TEST(without_arming_bits_are_lost)
+{
+    seed = 11 + (unsigned)_i;
+    ck_assert_uint_gt(run_campaign(shapes[_i % 3], 10, false), 0);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("bitmap-crash");
+    TCase *tc = tcase_create("power-cut");
+
+    tcase_set_timeout(tc, 300);
+    tcase_add_loop_test(tc, no_power_cut_loses_a_bit, 0, 6);
+    tcase_add_loop_test(tc, without_arming_bits_are_lost, 0, 3);
+    suite_add_tcase(s, tc);
+    SRunner *sr = srunner_create(s);
+    srunner_run_all(sr, CK_ENV);
+    int failed = srunner_ntests_failed(sr);
+    srunner_free(sr);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
