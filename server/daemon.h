@@ -9,6 +9,8 @@
 
 struct graph;
 struct jobs;
+struct devices;
+struct io_tasks;
 struct exports;
 struct monitors;
 struct objects;
@@ -23,6 +25,9 @@ struct daemon {
     struct monitors *monitors; /* monitor.h */
     struct objects *objects;   /* object.h */
     struct server *server;     /* listen.h */
+    struct devices *devices;   /* device.h */
+    struct io_tasks *io_tasks; /* qemu-io.h */
+    bool vm_compat;            /* as an emulator, not as a storage daemon */
     int quit_fd;               /* eventfd: readable once it shall stop */
 
     /* Monitor lock. */

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "daemon.h"
+#include "device.h"
 #include "export.h"
 #include "nbdelta/bitmap.h"
 #include "nbdelta/blk.h"
@@ -42,6 +43,19 @@ static int add_name(struct export *e, void *opaque)
     return json_array_append_new(c->list, json_string(e->name));
 }
 
+static int add_device(const char *id, struct blk *b, const char *qdev,
+                      void *opaque)
+{
+    struct collect *c = opaque;
+    struct node *n = blk_node(b);
+
+    return json_array_append_new(
+        c->list,
+        json_pack("{s:s, s:s*, s:b, s:b, s:o, s:s}", "device", id, "qdev", qdev,
+                  "locked", 0, "removable", 0, "inserted",
+                  node_query(c->daemon->graph, n), "type", "unknown"));
+}
+
 /* The names first: node_query() takes locks that come before the exports'. */
 static int cmd_query_block(struct qmp_call *call, struct error **errp)
 {
@@ -52,6 +66,10 @@ static int cmd_query_block(struct qmp_call *call, struct error **errp)
     json_t *name;
     int r = c.list ? exports_each(d->exports, add_name, &c) : -1;
 
+    if (r == 0 && d->devices) {
+        struct collect backends = {d, devices};
+        r = devices_each(d->devices, add_device, &backends);
+    }
     json_array_foreach (c.list, i, name) {
         struct node *n = qmp_find_node(d, json_string_value(name), NULL);
 

@@ -4,6 +4,8 @@
 #include <errno.h>
 
 #include "daemon.h"
+#include "monitor.h"
+#include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "qmp-dispatch.h"
 
@@ -42,10 +44,28 @@ static int cmd_capabilities(struct qmp_call *call, struct error **errp)
     return 0;
 }
 
+/* An emulator says that it ends, a storage daemon does not. */
 static int cmd_quit(struct qmp_call *call, struct error **errp)
 {
+    struct daemon *d = call->daemon;
+
+    if (d->vm_compat) {
+        CLEANUP_JSON json_t *data = json_pack("{s:b, s:s}", "guest", 0,
+                                              "reason", "host-qmp-quit");
+        if (!data) {
+            return error_set(errp, ENOMEM, "Out of memory");
+        }
+        monitors_emit("SHUTDOWN", data, d->monitors);
+    }
+    daemon_quit(d);
+    return 0;
+}
+
+/* There is no guest that would stop or go on. */
+static int cmd_stop_or_cont(struct qmp_call *call, struct error **errp)
+{
+    (void)call;
     (void)errp;
-    daemon_quit(call->daemon);
     return 0;
 }
 
@@ -124,6 +144,8 @@ static const struct qmp_arg version_type = QMP_ARG("", OBJECT,
 
 const struct qmp_command qmp_core_commands[] = {
     QMP_COMMAND("qmp_capabilities", cmd_capabilities, capabilities_args),
+    QMP_COMMAND("cont", cmd_stop_or_cont, NULL),
+    QMP_COMMAND("stop", cmd_stop_or_cont, NULL),
     QMP_COMMAND("query-commands", cmd_query_commands, NULL,
                 .ret = &commands_type),
     QMP_COMMAND("query-name", cmd_query_name, NULL, .ret = &name_type),

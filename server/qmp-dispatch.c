@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "daemon.h"
+#include "device.h"
 #include "export.h"
 #include "nbdelta/action.h"
 #include "nbdelta/blk.h"
@@ -16,10 +17,10 @@
 #include "nbdelta/graph.h"
 
 static const struct qmp_command *const tables[] = {
-    qmp_backup_commands, qmp_bitmap_commands,      qmp_block_commands,
-    qmp_chain_commands,  qmp_core_commands,        qmp_export_commands,
-    qmp_job_commands,    qmp_node_commands,        qmp_object_commands,
-    qmp_schema_commands, qmp_transaction_commands,
+    qmp_backup_commands, qmp_bitmap_commands, qmp_block_commands,
+    qmp_chain_commands,  qmp_core_commands,   qmp_export_commands,
+    qmp_hmp_commands,    qmp_job_commands,    qmp_node_commands,
+    qmp_object_commands, qmp_schema_commands, qmp_transaction_commands,
 };
 
 int qmp_each_command(int (*fn)(const struct qmp_command *c, void *opaque),
@@ -509,9 +510,15 @@ static int match_export(struct export *e, void *opaque)
     return 0;
 }
 
+/* As a device: a block backend, or an export. */
 static struct node *find_exported(struct daemon *d, const char *name)
 {
     struct find_export f = {.name = name};
+    const struct blk *b = d->devices ? devices_find(d->devices, name) : NULL;
+
+    if (b) {
+        return blk_node(b);
+    }
 
     (void)exports_each(d->exports, match_export, &f);
     return f.node;

@@ -43,6 +43,12 @@ static const struct qmp_arg pending_members[] = {
     QMP_LAST,
 };
 
+static const struct qmp_arg shutdown_members[] = {
+    QMP_ARG("guest", BOOL),
+    QMP_ARG("reason", STR),
+    QMP_LAST,
+};
+
 const struct qmp_event qmp_events[] = {
     {"BLOCK_EXPORT_DELETED", export_members},
     {"BLOCK_JOB_CANCELLED", job_members},
@@ -51,5 +57,6 @@ const struct qmp_event qmp_events[] = {
     {"BLOCK_JOB_PENDING", pending_members},
     {"BLOCK_JOB_READY", job_members},
     {"JOB_STATUS_CHANGE", status_members},
+    {"SHUTDOWN", shutdown_members},
     {NULL, NULL},
 };

@@ -32,6 +32,10 @@ static const struct cli_option serve_options[] = {
     {"qmp", OPT_QMP, "SOCKET", "make a QMP monitor on a Unix socket"},
     {"allow-path", OPT_ALLOW_PATH, "DIR",
      "images may name backing files below DIR, too"},
+    {"vm-compat", OPT_VM_COMPAT, NULL,
+     "stand in for a QEMU without a guest: see the man page"},
+    {"drive", OPT_DRIVE, "OPTIONS", "a disk as QEMU's -drive (--vm-compat)"},
+    {"device", OPT_DEVICE, "OPTIONS", "a name for a drive (--vm-compat)"},
     DAEMON_OPTIONS,
     {NULL, 0, NULL, NULL},
 };
@@ -100,6 +104,7 @@ static void add_item(struct serve_config *cfg, int code)
     };
     cfg->has_images |= code == CLI_ARGUMENT;
     cfg->has_server |= code == OPT_NBD_SERVER;
+    cfg->has_drives |= code == OPT_DRIVE || code == OPT_DEVICE;
 }
 
 /* 0: go on. */
@@ -129,6 +134,9 @@ static int take_option(struct serve_config *cfg, int code)
     case OPT_DAEMONIZE:
         cfg->daemonize = true;
         break;
+    case OPT_VM_COMPAT:
+        cfg->vm_compat = true;
+        break;
     default:
         add_item(cfg, code);
         break;
@@ -142,7 +150,11 @@ static int check(const struct serve_config *cfg)
         return cfg->has_images ? cli_usage(cfg->command, "Unexpected argument")
                                : 0;
     }
-    if (cfg->count == 0) {
+    if (cfg->has_drives && !cfg->vm_compat) {
+        return cli_usage(cfg->command,
+                         "--drive and --device need --vm-compat");
+    }
+    if (cfg->count == 0 && !cfg->vm_compat) {
         return cli_usage(cfg->command, "give at least one image");
     }
     if (cfg->socket && (cfg->address || cfg->port)) {

@@ -13,11 +13,14 @@ enum serve_code {
     OPT_ALLOW_PATH,
     OPT_BLOCKDEV,
     OPT_CHARDEV,
+    OPT_DEVICE,
+    OPT_DRIVE,
     OPT_DAEMONIZE,
     OPT_EXPORT,
     OPT_MONITOR,
     OPT_NBD_SERVER,
     OPT_OBJECT,
+    OPT_VM_COMPAT,
 };
 
 /* What is done in the order of the command line: options of these codes, and
@@ -39,6 +42,8 @@ struct serve_config {
     const char *format;
     const char *pidfile;
     bool daemonize;
+    bool vm_compat;
+    bool has_drives;
     bool has_images;
     bool has_server; /* --nbd-server is among the items */
 

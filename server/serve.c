@@ -17,6 +17,7 @@
 #include "commands.h"
 #include "daemon.h"
 #include "daemonize.h"
+#include "device.h"
 #include "export.h"
 #include "listen.h"
 #include "monitor.h"
@@ -28,6 +29,7 @@
 #include "nbdelta/options.h"
 #include "object.h"
 #include "pidfile.h"
+#include "qemu-io.h"
 #include "qmp-keyval.h"
 #include "serve-options.h"
 
@@ -144,6 +146,10 @@ static int do_option(struct serve *s, const struct serve_item *it,
                               "qom-type", errp);
     case OPT_NBD_SERVER:
         return qmp_run_option(d, &qmp_nbd_server_option, it->arg, NULL, errp);
+    case OPT_DRIVE:
+        return devices_add_drive(d, it->arg, errp);
+    case OPT_DEVICE:
+        return devices_add_device(d, it->arg, errp);
     case OPT_ALLOW_PATH:
         return graph_allow_path(d->graph, it->arg, errp);
     default:
@@ -206,6 +212,9 @@ static int make_parts(struct serve *s, struct error **errp)
 
     d->graph = graph_new();
     d->objects = objects_new();
+    d->devices = devices_new();
+    d->io_tasks = io_tasks_new();
+    d->vm_compat = s->config.vm_compat;
     s->chardevs = chardevs_new();
     d->exports = d->graph ? exports_new(d) : NULL;
     d->monitors = s->chardevs ? monitors_new(d, s->chardevs) : NULL;
@@ -213,7 +222,7 @@ static int make_parts(struct serve *s, struct error **errp)
                   ? jobs_new(d->graph, monitors_emit, d->monitors)
                   : NULL;
     d->server = d->exports ? server_new(d) : NULL;
-    if (!d->objects || !d->jobs || !d->server) {
+    if (!d->objects || !d->devices || !d->io_tasks || !d->jobs || !d->server) {
         return error_set(errp, ENOMEM, "no memory");
     }
     return 0;
@@ -344,6 +353,8 @@ static int stop(struct serve *s)
     monitors_free(d->monitors);
     chardevs_free(s->chardevs);
     exports_free(d->exports);
+    io_tasks_free(d->io_tasks);
+    devices_free(d->devices);
     objects_free(d->objects);
     graph_free(d->graph);
     pidfile_remove(&s->pidfile);

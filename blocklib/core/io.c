@@ -354,11 +354,28 @@ int node_write_unmarked(struct node *n, uint64_t offset, uint64_t bytes,
     return write_aligned(n, offset, bytes, iov, cnt, flags);
 }
 
+/* detect-zeroes; what makes a file longer is written. */
+static bool shall_be_zeroed(const struct node *n, uint64_t end,
+                            const struct iovec *iov, int cnt)
+{
+    bool zero = n->flags.detect_zeroes != DETECT_OFF && end <= n->size;
+
+    for (int i = 0; i < cnt && zero; i++) {
+        zero = buf_is_zero(iov[i].iov_base, iov[i].iov_len);
+    }
+    return zero;
+}
+
 int node_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
                  const struct iovec *iov, int cnt, unsigned flags)
 {
     if (n->flags.read_only) {
         return -EPERM;
+    }
+    if (shall_be_zeroed(n, offset + bytes, iov, cnt)) {
+        bool unmap = n->flags.detect_zeroes == DETECT_UNMAP;
+        return node_zero(n, offset, bytes,
+                         flags | (unmap ? REQ_MAY_UNMAP : 0));
     }
     int r = bitmap_mark(n, offset, bytes, flags);
     if (r < 0) {

@@ -48,12 +48,16 @@ struct edge {
     struct tree *_Atomic tree; /* of a blk: the child's */
 };
 
+/* What becomes of a write of nothing but zeroes. */
+enum detect_zeroes { DETECT_OFF, DETECT_ON, DETECT_UNMAP };
+
 /* What children inherit unless their own options say otherwise. */
 struct node_flags {
     bool read_only;
     bool direct;      /* cache.direct */
     bool no_flush;    /* cache.no-flush */
     bool unmap;       /* discard=unmap */
+    uint8_t detect_zeroes; /* enum detect_zeroes; not inherited */
     bool force_share; /* do not take image locks that conflict */
     bool locking;     /* file: take image locks at all */
 };

@@ -215,9 +215,9 @@ int node_take_flags(struct opts *o, struct node_flags *f, struct error **errp)
 {
     static const char *const discard_words[] = { "ignore", "off", "unmap",
                                                  "on", NULL };
-    static const char *const detect_words[] = { "off", NULL };
+    static const char *const detect_words[] = { "off", "on", "unmap", NULL };
     unsigned discard = f->unmap ? 2 : 0;
-    unsigned detect = 0;
+    unsigned detect = DETECT_OFF;
     bool auto_read_only = false;
     int r;
 
@@ -231,6 +231,12 @@ int node_take_flags(struct opts *o, struct node_flags *f, struct error **errp)
         return r;
     }
     f->unmap = discard >= 2;
+    f->detect_zeroes = (uint8_t)detect;
+    if (detect == DETECT_UNMAP && !f->unmap) {
+        return error_set(errp, EINVAL,
+                         "setting detect-zeroes to unmap is not allowed "
+                         "without setting discard operation to unmap");
+    }
     if (f->force_share && !f->read_only) {
         return error_set(errp, EINVAL,
                          "force-share=on can only be used with read-only "

@@ -93,11 +93,12 @@ static json_int_t backing_depth(struct node *n)
 
 static json_t *device_info(struct node *n)
 {
+    static const char *const detect[] = { "off", "on", "unmap" };
     struct node *backing = node_child(n, CHILD_BACKING);
     json_t *info = json_pack(
         "{s:i, s:s, s:o, s:i, s:b, s:s, s:I, s:s, s:i, s:i, s:i, s:b, s:i, "
         "s:i, s:{s:b, s:b, s:b}, s:s}",
-        "iops_rd", 0, "detect_zeroes", "off", "image", image_chain(n),
+        "iops_rd", 0, "detect_zeroes", detect[n->flags.detect_zeroes], "image", image_chain(n),
         "iops_wr", 0, "ro", (int)n->flags.read_only, "node-name", n->name,
         "backing_file_depth", backing_depth(n), "drv", node_driver(n),
         "iops", 0, "bps_wr", 0, "write_threshold", 0, "encrypted", 0, "bps",

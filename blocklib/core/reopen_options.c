@@ -132,14 +132,13 @@ static int read_child(struct work *w, struct node *n, unsigned index,
 {
     const struct edge *e = n->child[index];
     struct node *child = e ? e->child : NULL;
-    bool inherits = e && e->inherits;
     struct source src = {NULL, flags, keep};
     CLEANUP_JSON json_t *none = json_object();
     struct node *to = NULL;
     int r = 0;
 
     if (json_is_object(value)) {
-        if (!inherits) {
+        if (!child || !e->inherits) {
             return refuse_object(key, value, errp);
         }
         src.options = value;
@@ -159,7 +158,7 @@ static int read_child(struct work *w, struct node *n, unsigned index,
     if (value && to != child) {
         return plan_child(w, n, index, to, errp);
     }
-    if (!inherits) {
+    if (!child || !e->inherits) {
         return 0;
     }
     src.options = none;

@@ -27,7 +27,7 @@
 #define REGION_BITS_MIN 22
 
 /* Bytes of bits of all bitmaps of an image. */
-#define ALL_BITS_MAX (8 * GiB)
+#define ALL_BITS_MAX (2 * GiB)
 
 /* --- Clusters, whose they are --- */
 

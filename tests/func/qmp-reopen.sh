@@ -6,7 +6,7 @@ set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"
 
-need qemu-img qemu-io jq
+need qemu-img qemu-io nbdinfo jq
 
 # node NAME FILE [JQ]: the options of a qcow2 node
 node() {
@@ -163,6 +163,24 @@ reopen "$(node over over.qcow2 '.backing = "hd2"')"
 [ "$(qmp query-named-block-nodes | jq -c '.[] | select(."node-name" == "over") |
     .cache')" = '{"no-flush":false,"direct":false,"writeback":true}' ] ||
     fail "what is not given does not return to its default: $(nodes)"
+
+# --- Zeroes that are written, and found or not. ---
+
+before=$(nodes)
+refused "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap" \
+    "$(node over over.qcow2 '.backing = "hd2" | ."detect-zeroes" = "unmap"')"
+qemu-io -f raw -c 'write -q -P 6 2M 192k' -c 'write -q -P 0 2M 64k' \
+    "$(uri_of over)"
+reopen "$(node over over.qcow2 '.backing = "hd2" | ."detect-zeroes" = "on"')"
+[ "$(qmp query-named-block-nodes | jq -r '.[] |
+    select(."node-name" == "over") | .detect_zeroes')" = on ] ||
+    fail "detect-zeroes is not on"
+qemu-io -f raw -c 'write -q -P 0 2112k 64k' "$(uri_of over)"
+reopen "$(node over over.qcow2 '.backing = "hd2"')"
+[ "$(nbdinfo --map --json "$(uri_of over)" | jq -c '[.[] |
+    select(.offset + .length > 2097152 and .offset < 2293760) | .type]')" = \
+    '[0,3,0]' ] ||
+    fail "zeroes: $(nbdinfo --map "$(uri_of over)")"
 
 # --- A bitmap of an image that is read-only, and then not. ---
 

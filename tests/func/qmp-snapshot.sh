@@ -163,7 +163,29 @@ qmp transaction "$(jq -cn --arg dir "$PWD" '{actions: [
     {type: "blockdev-snapshot-sync", data: {"node-name": "with",
      "snapshot-file": ($dir + "/t2.qcow2"), "snapshot-node-name": "t2"}}]}')"
 io -c 'write -P 4 1M 64k' -c 'read -P 3 128k 64k'
+
+# --- An overlay that is open already: then the chain is as it names it. ---
+
+nbdelta create -b "$PWD/t1.qcow2" -F qcow2 t3.qcow2
+add() {
+    qmp blockdev-add "$(jq -cn --arg n "$1" --arg f "$PWD/$1.qcow2" \
+        '{driver: "qcow2", "node-name": $n, backing: null,
+          file: {driver: "file", filename: $f}}' | jq -c ". + $2")"
+}
+add t3 '{"read-only": true}'
+refused "Block node is read-only" blockdev-snapshot node=t1 overlay=t3
+qmp blockdev-del node-name=t3
+add t3 '{}'
+qmp blockdev-snapshot node=t1 overlay=t3
+refused "Node 't1' is busy: node is used as backing hd of 't3'" \
+    blockdev-snapshot node=t1 overlay=t3
+io -c 'read -P 4 1M 64k' -c 'write -P 5 2M 64k' -c 'read -P 3 128k 64k'
+refused "Node t3 is in use" blockdev-del node-name=t3
 stop_server
+content t3.qcow2
+qemu-io -r t3.qcow2 -c 'read -P 4 1M 64k' -c 'read -P 5 2M 64k' >content.out
+! grep -q 'verification failed' content.out || fail "t3: $(cat content.out)"
+qemu-img check -q t3.qcow2
 content t1.qcow2
 qemu-img check -q t1.qcow2
 qemu-img check -q moved/o2.qcow2

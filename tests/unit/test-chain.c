@@ -3,7 +3,7 @@
 #include "job-util.h"
 
 #include "core/chain.h"
-#include "core/reopen.h"
+#include "drivers/jobfilter.h"
 #include "nbdelta/action.h"
 #include "nbdelta/chain.h"
 #include "nbdelta/image.h"
@@ -370,6 +370,23 @@ static void *write_all_the_time(void *opaque)
     return NULL;
 }
 
+/* A filter that takes its time between the dirty bit, which is set before it
+ * is called, and the data. */
+static int slow_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
+                        const struct iovec *iov, int cnt, unsigned flags)
+{
+    nap();
+    return node_pwritev(node_child(n, CHILD_FILE), offset, bytes, iov, cnt,
+                        flags);
+}
+
+static const struct driver driver_slow = {
+    .name = "slow",
+    .is_filter = true,
+    .flags_zero = REQ_MAY_UNMAP,
+    .pwritev = slow_pwritev,
+};
+
 /* Up and down again, as long as it takes to lose something. */
 START_TEST(a_busy_writer_loses_nothing)
 {
@@ -388,15 +405,24 @@ START_TEST(a_busy_writer_loses_nothing)
         for (int n = 0; n < 20; n++) {
             nap();
         }
-        struct commit_options o = options(over);
+        struct node *slow;
+        graph_lock(g);
+        graph_drain(g, over);
+        ck_assert_int_eq(
+            jobfilter_insert(&driver_slow, over, "slow", &slow, NULL), 0);
+        graph_unlock(g);
+        struct commit_options o = options(slow);
         ck_assert_int_eq(start(&o, NULL), 0);
         wait_for_event(j, &rec, "j:BLOCK_JOB_READY");
-        for (int n = 0; n < 20; n++) {
+        for (int n = 0; n < 300; n++) {
             nap();
         }
         verb(job_complete);
         wait_for_event(j, &rec, "j:null");
         ck_assert_ptr_eq(blk_node(user), base);
+        graph_lock(g);
+        node_unref(slow);
+        graph_unlock(g);
         ck_assert_int_eq(graph_close(g, over, NULL), 0);
     }
     w.stop = true;

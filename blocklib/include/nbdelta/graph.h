@@ -32,7 +32,7 @@ void graph_allow_any_path(struct graph *g);
 /*
  * Open a tree of nodes from options of blockdev-add's shape.  Keys of every
  * node: driver, node-name, read-only, auto-read-only, discard, cache.direct,
- * cache.no-flush, detect-zeroes (off only), force-share.  Children are
+ * cache.no-flush, detect-zeroes, force-share.  Children are
  * objects, names of existing nodes, or (backing) null for none.
  * The new node *nodep belongs to the graph until graph_close().
  *

@@ -1,0 +1,282 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "device.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon.h"
+#include "nbdelta/blk.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/graph.h"
+#include "nbdelta/list.h"
+#include "nbdelta/options.h"
+
+struct device {
+    struct list in_devices;
+    char *id;
+    char *qdev; /* of -device, or NULL */
+    struct blk *blk;
+};
+
+struct devices {
+    struct list list;
+    unsigned unnamed;
+};
+
+#define DEVICE(e) list_entry(e, struct device, in_devices)
+
+struct devices *devices_new(void)
+{
+    struct devices *d = calloc(1, sizeof(*d));
+
+    if (d) {
+        list_init(&d->list);
+    }
+    return d;
+}
+
+static void device_free(struct device *dev)
+{
+    list_remove(&dev->in_devices);
+    blk_free(dev->blk);
+    free(dev->id);
+    free(dev->qdev);
+    free(dev);
+}
+
+void devices_free(struct devices *d)
+{
+    if (d) {
+        while (!list_empty(&d->list)) {
+            device_free(DEVICE(d->list.next));
+        }
+        free(d);
+    }
+}
+
+static struct device *find(const struct devices *d, const char *name)
+{
+    list_for_each (e, &d->list) {
+        struct device *dev = DEVICE(e);
+
+        if (strcmp(dev->id, name) == 0 ||
+            (dev->qdev && strcmp(dev->qdev, name) == 0)) {
+            return dev;
+        }
+    }
+    return NULL;
+}
+
+struct blk *devices_find(const struct devices *d, const char *name)
+{
+    const struct device *dev = find(d, name);
+
+    return dev ? dev->blk : NULL;
+}
+
+int devices_each(const struct devices *d,
+                 int (*fn)(const char *id, struct blk *b, const char *qdev,
+                           void *opaque),
+                 void *opaque)
+{
+    int r = 0;
+
+    list_for_each (e, &d->list) {
+        const struct device *dev = DEVICE(e);
+
+        if (r == 0) {
+            r = fn(dev->id, dev->blk, dev->qdev, opaque);
+        }
+    }
+    return r;
+}
+
+/* --- The options of a drive --- */
+
+static int no_memory(struct error **errp)
+{
+    return error_set(errp, ENOMEM, "no memory for options");
+}
+
+/* Take @key out of @o: its text, malloc()ed, or NULL when it is not there or
+ * no text. */
+static char *take(json_t *o, const char *key)
+{
+    const char *text = json_string_value(json_object_get(o, key));
+    char *copy = text ? strdup(text) : NULL;
+
+    if (copy) {
+        (void)json_object_del(o, key);
+    }
+    return copy;
+}
+
+/* cache=MODE in the words of nodes. */
+static int set_cache(json_t *o, const char *mode, struct error **errp)
+{
+    static const struct {
+        const char *mode;
+        bool direct;
+        bool no_flush;
+    } modes[] = {
+        {"none", true, false},          {"off", true, false},
+        {"directsync", true, false},    {"writeback", false, false},
+        {"writethrough", false, false}, {"unsafe", false, true},
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(modes); i++) {
+        if (strcmp(modes[i].mode, mode) == 0) {
+            json_t *cache = json_pack("{s:b, s:b}", "direct",
+                                      (int)modes[i].direct, "no-flush",
+                                      (int)modes[i].no_flush);
+            return json_object_set_new(o, "cache", cache) < 0 ? no_memory(errp)
+                                                              : 0;
+        }
+    }
+    return error_set(errp, EINVAL, "invalid cache option");
+}
+
+/* file=NAME: whatever a user calls an image, with the rest of the options in
+ * its outer node. */
+static int set_file(json_t **op, const char *file, const char *format,
+                    struct error **errp)
+{
+    CLEANUP_JSON json_t *image = NULL;
+    int r = options_from_image(file, format, &image, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    if (json_object_update_missing(*op, image) < 0) {
+        return no_memory(errp);
+    }
+    return 0;
+}
+
+static int set_read_only(json_t *o, const char *text, struct error **errp)
+{
+    bool on = strcmp(text, "on") == 0;
+
+    if (!on && strcmp(text, "off") != 0) {
+        return error_set(errp, EINVAL,
+                         "Parameter 'read-only' expects 'on' or 'off'");
+    }
+    return json_object_set_new(o, "read-only", json_boolean(on)) < 0
+               ? no_memory(errp)
+               : 0;
+}
+
+/* From what -drive takes to what graph_open does. */
+static int node_options(json_t *o, struct error **errp)
+{
+    CLEANUP_FREE char *file = take(o, "file");
+    CLEANUP_FREE char *format = take(o, "format");
+    CLEANUP_FREE char *driver = take(o, "driver");
+    CLEANUP_FREE char *cache = take(o, "cache");
+    CLEANUP_FREE char *readonly = take(o, "readonly");
+    CLEANUP_FREE char *read_only = take(o, "read-only");
+    const char *outer = driver ? driver : format;
+    static const char *const ignored[] = {
+        "if", "media", "aio", "index", "snapshot", "werror", "rerror"};
+    int r = 0;
+
+    for (size_t i = 0; i < ARRAY_SIZE(ignored); i++) {
+        (void)json_object_del(o, ignored[i]);
+    }
+    if (cache) {
+        r = set_cache(o, cache, errp);
+    }
+    if (r == 0 && (readonly || read_only)) {
+        r = set_read_only(o, read_only ? read_only : readonly, errp);
+    }
+    if (r == 0 && file) {
+        r = set_file(&o, file, outer, errp);
+    } else if (r == 0 && outer &&
+               json_object_set_new(o, "driver", json_string(outer)) < 0) {
+        r = no_memory(errp);
+    }
+    return r;
+}
+
+/* --- */
+
+/* @id becomes the device's. */
+static int add(struct daemon *d, char *id, struct node *n, struct error **errp)
+{
+    struct device *dev = calloc(1, sizeof(*dev));
+
+    if (!dev) {
+        free(id);
+        return no_memory(errp);
+    }
+    list_init(&dev->in_devices);
+    dev->id = id;
+    int r = blk_new(d->graph, n, 0, PERM_ALL, id, &dev->blk, errp);
+    if (r < 0) {
+        device_free(dev);
+        return r;
+    }
+    list_append(&d->devices->list, &dev->in_devices);
+    return 0;
+}
+
+int devices_add_drive(struct daemon *d, const char *text, struct error **errp)
+{
+    CLEANUP_JSON json_t *o = NULL;
+    struct node *n;
+    int r = options_parse(text, "file", &o, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    char *id = take(o, "id");
+    if (!id && asprintf(&id, "drive%u", d->devices->unnamed++) < 0) {
+        return no_memory(errp);
+    }
+    if (find(d->devices, id)) {
+        r = error_set(errp, EEXIST, "Duplicate ID '%s' for drive", id);
+    } else {
+        r = node_options(o, errp);
+    }
+    if (r == 0) {
+        r = graph_open(d->graph, o, &n, errp);
+    }
+    if (r < 0) {
+        free(id);
+        return r;
+    }
+    return add(d, id, n, errp);
+}
+
+int devices_add_device(struct daemon *d, const char *text, struct error **errp)
+{
+    CLEANUP_JSON json_t *o = NULL;
+    int r = options_parse(text, "driver", &o, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    const char *drive = json_string_value(json_object_get(o, "drive"));
+    struct device *dev = drive ? find(d->devices, drive) : NULL;
+    struct node *n = drive && !dev ? graph_find(d->graph, drive) : NULL;
+    char *id = take(o, "id");
+    if (drive && !dev && !n) {
+        free(id);
+        return error_set(errp, ENODEV, "Property 'drive' can't find value '%s'",
+                         drive);
+    }
+    if (dev && id) {
+        free(dev->qdev);
+        dev->qdev = id;
+        id = NULL;
+    }
+    if (!n || !id) { /* no disk, or nobody can ask for it */
+        free(id);
+        return 0;
+    }
+    return add(d, id, n, errp);
+}

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_DEVICE_H
+#define NBDELTA_SERVER_DEVICE_H
+
+/*
+ * Block backends: disks by the name that a guest's device would have.  Only
+ * for --vm-compat, which stands in for an emulator without a guest.  Under
+ * the monitor lock, but for devices_free.
+ */
+#include <jansson.h>
+
+struct blk;
+struct daemon;
+struct devices;
+struct error;
+
+struct devices *devices_new(void);    /* NULL: no memory */
+void devices_free(struct devices *d); /* NULL is fine */
+
+/* Open a disk as QEMU's -drive says: id=, file=, format=, if=, node-name=,
+ * cache=, read-only=, and options of its nodes in dotted keys.  -EINVAL,
+ * -EEXIST, or what graph_open says. */
+int devices_add_drive(struct daemon *d, const char *text, struct error **errp);
+
+/* Give a drive another name, as -device DRIVER,id=,drive= does; there is no
+ * hardware.  -EINVAL, -ENODEV: no such drive. */
+int devices_add_device(struct daemon *d, const char *text, struct error **errp);
+
+/* The disk of a backend, or of a device's id; NULL: there is none.  Its node
+ * changes with what is inserted above. */
+struct blk *devices_find(const struct devices *d, const char *name);
+
+/* Visit their names, oldest first; as exports_each. */
+int devices_each(const struct devices *d,
+                 int (*fn)(const char *id, struct blk *b, const char *qdev,
+                           void *opaque),
+                 void *opaque);
+
+#endif /* NBDELTA_SERVER_DEVICE_H */

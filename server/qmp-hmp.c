@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/*
+ * human-monitor-command: of the words that QEMU's human monitor knows, the
+ * one that tests of its block layer live by: `qemu-io [-d] DEVICE "COMMAND"`.
+ */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon.h"
+#include "device.h"
+#include "nbdelta/blk.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/graph.h"
+#include "nbdelta/job.h"
+#include "qemu-io.h"
+#include "qmp-dispatch.h"
+
+#define WORDS_MAX 8
+#define QDEV_PATH "/machine/peripheral/"
+
+static const struct qmp_arg hmp_args[] = {
+    QMP_ARG("command-line", STR),
+    QMP_OPT("cpu-index", INT),
+    QMP_LAST,
+};
+
+/* Split @text into words, in place; "..." is one, \ takes what follows. */
+static int split(char *text, char **words)
+{
+    int count = 0;
+    char *to = text;
+
+    while (*text && count < WORDS_MAX) {
+        bool quoted = false;
+
+        while (*text == ' ') {
+            text++;
+        }
+        if (!*text) {
+            break;
+        }
+        words[count++] = to;
+        while (*text && (quoted || *text != ' ')) {
+            if (*text == '"') {
+                quoted = !quoted;
+                text++;
+                continue;
+            }
+            if (*text == '\\' && text[1]) {
+                text++;
+            }
+            *to++ = *text++;
+        }
+        if (*text) {
+            text++;
+        }
+        *to++ = '\0';
+    }
+    return count;
+}
+
+static int reply(struct qmp_call *call, struct error **errp, const char *fmt,
+                 ...) __attribute__((format(printf, 3, 4)));
+static int reply(struct qmp_call *call, struct error **errp, const char *fmt,
+                 ...)
+{
+    char text[400];
+    va_list ap;
+
+    va_start(ap, fmt);
+    (void)vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    call->ret = json_string(text);
+    return call->ret ? 0 : error_set(errp, ENOMEM, "Out of memory");
+}
+
+/*
+ * The I/O is done without the monitor lock: it may have to wait for a job, or
+ * for a command of another client.  The disk stays: a blk has it.
+ */
+static int qemu_io(struct qmp_call *call, const char *name, const char *command,
+                   struct error **errp) REQUIRES(call->daemon->jobs->lock)
+{
+    struct daemon *d = call->daemon;
+    CLEANUP_ERROR struct error *err = NULL;
+    struct blk *hold;
+
+    if (strncmp(name, QDEV_PATH, strlen(QDEV_PATH)) == 0) {
+        name += strlen(QDEV_PATH);
+    }
+    struct node *n = qmp_find_device(d, name, NULL);
+    if (!n) {
+        return reply(call, errp, "Error: Device '%.200s' not found\r\n", name);
+    }
+    if (blk_new(d->graph, n, 0, PERM_ALL, "qemu-io", &hold, &err) < 0) {
+        return reply(call, errp, "Error: %s\r\n", error_message(err));
+    }
+    mutex_unlock(&d->jobs->lock);
+    io_command(d->io_tasks, d->graph, n, command);
+    mutex_lock(&d->jobs->lock);
+    blk_free(hold);
+    return reply(call, errp, "%s", "");
+}
+
+static int cmd_human(struct qmp_call *call, struct error **errp)
+    REQUIRES(call->daemon->jobs->lock)
+{
+    CLEANUP_FREE char *text = strdup(qmp_str(call, "command-line"));
+    char *words[WORDS_MAX] = {NULL};
+    int count = text ? split(text, words) : 0;
+    int first = 1;
+
+    if (count == 0) {
+        return reply(call, errp, "%s", "");
+    }
+    if (strcmp(words[0], "qemu-io") != 0) {
+        return reply(call, errp, "unknown command: '%.200s'\r\n", words[0]);
+    }
+    if (count > 1 && strcmp(words[1], "-d") == 0) {
+        first++;
+    }
+    if (count != first + 2) {
+        return reply(call, errp,
+                     "%s: usage: qemu-io [-d] device \"command\"\r\n",
+                     words[0]);
+    }
+    return qemu_io(call, words[first], words[first + 1], errp);
+}
+
+static const struct qmp_arg text_type = QMP_ARG("", STR);
+
+const struct qmp_command qmp_hmp_commands[] = {
+    QMP_COMMAND("human-monitor-command", cmd_human, hmp_args,
+                .ret = &text_type),
+    QMP_COMMANDS_END,
+};
