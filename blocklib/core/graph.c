@@ -131,6 +131,13 @@ static bool is_private(const struct graph *g, const struct tree *t)
 static void drain_tree(struct graph *g, struct tree *t) NO_LOCK_ANALYSIS
 {
     if (!t->drained && !is_private(g, t)) {
+        atomic_store(&t->draining, true);
+        list_for_each (at, &t->nodes) {
+            struct node *n = list_entry(at, struct node, in_tree);
+            if (n->drv->drain) {
+                n->drv->drain(n);
+            }
+        }
         rwlock_wrlock(&t->lock);
         t->drained = true;
         t->next_drained = g->drained;
@@ -149,6 +156,7 @@ void graph_unlock(struct graph *g) NO_LOCK_ANALYSIS
         struct tree *t = g->drained;
         g->drained = t->next_drained;
         t->drained = false;
+        atomic_store(&t->draining, false);
         rwlock_unlock(&t->lock);
         if (list_empty(&t->nodes)) {
             tree_recycle(g, t);
@@ -581,6 +589,19 @@ void node_refresh_above(struct node *n)
         }
         node_refresh_limits(parent);
         node_refresh_above(parent);
+    }
+}
+
+void node_set_growable(struct node *n, bool growable)
+{
+    struct node *end = node_skip_filters(n);
+
+    if (!end->drv->is_protocol) {
+        return;
+    }
+    end->growable = growable;
+    for (; n != end; n = node_child(n, CHILD_FILE)) {
+        n->growable = growable;
     }
 }
 
