@@ -241,6 +241,7 @@ extern const struct driver driver_raw;
 extern const struct driver driver_qcow2;
 extern const struct driver driver_cbw;
 extern const struct driver driver_blkdebug;
+extern const struct driver driver_throttle;
 
 
 #endif /* NBDELTA_CORE_DRIVER_H */

@@ -27,6 +27,7 @@
 
 #include "core/dirty.h"
 #include "core/graph_priv.h"
+#include "core/throttle_group.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
 
@@ -134,7 +135,7 @@ static void drain_tree(struct graph *g, struct tree *t) NO_LOCK_ANALYSIS
         atomic_store(&t->draining, true);
         list_for_each (at, &t->nodes) {
             struct node *n = list_entry(at, struct node, in_tree);
-            if (n->drv->drain) {
+            if (n->opened && n->drv->drain) {
                 n->drv->drain(n);
             }
         }
@@ -648,6 +649,7 @@ struct graph *graph_new(void)
         mutex_init(&g->lock);
         list_init(&g->nodes);
         list_init(&g->trees);
+        list_init(&g->throttle_groups);
     }
     return g;
 }
@@ -671,6 +673,7 @@ void graph_free(struct graph *g)
         }
     }
     assert(list_empty(&g->nodes));
+    throttle_groups_free(&g->throttle_groups);
     graph_unlock(g);
     list_for_each_safe (at, &g->trees) {
         struct tree *t = list_entry(at, struct tree, in_graph);

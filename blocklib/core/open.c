@@ -26,12 +26,12 @@
 
 static const struct driver *const drivers[] = {
     &driver_blkdebug, &driver_cbw,   &driver_file, &driver_mem,
-    &driver_null_co,  &driver_qcow2, &driver_raw,
+    &driver_null_co,  &driver_qcow2, &driver_raw,  &driver_throttle,
 };
 
 static const char *const driver_names[] = {
     "blkdebug", "copy-before-write", "file", "mem",    "null-co",
-    "qcow2",    "raw",               NULL,
+    "qcow2",    "raw",               "throttle", NULL,
 };
 
 const struct driver *driver_find(const char *name)
