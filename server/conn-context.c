@@ -209,8 +209,7 @@ int conn_option_contexts(struct conn *c, struct option *o)
     }
     struct export *e = exports_find(c->exports, name);
     if (!e) {
-        return handshake_error(c, o->type, NBD_REP_ERR_UNKNOWN,
-                               "there is no such export");
+        return handshake_unknown(c, o->type, name);
     }
     struct answer a = {c, &qs, e, o->type};
     if (o->type == NBD_OPT_SET_META_CONTEXT) {

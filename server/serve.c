@@ -215,6 +215,7 @@ static int make_parts(struct serve *s, struct error **errp)
     d->devices = devices_new();
     d->io_tasks = io_tasks_new();
     d->vm_compat = s->config.vm_compat;
+    d->exit_on_disconnect = s->config.exit_on_disconnect;
     s->chardevs = chardevs_new();
     d->exports = d->graph ? exports_new(d) : NULL;
     d->monitors = s->chardevs ? monitors_new(d, s->chardevs) : NULL;

@@ -284,10 +284,11 @@ int bitmap_lookup(struct node *n, const char *name, enum bitmap_use use,
     if (!bm) {
         return not_found(name, errp);
     }
-    r = use == BITMAP_USE_CHANGE   ? check_usable(bm, errp)
+    r = use == BITMAP_USE_CHANGE || use == BITMAP_USE_READ
+            ? check_usable(bm, errp)
         : use == BITMAP_USE_REMOVE ? check_busy(bm, errp)
                                    : 0;
-    if (r == 0 && use != BITMAP_USE_ANY) {
+    if (r == 0 && (use == BITMAP_USE_CHANGE || use == BITMAP_USE_REMOVE)) {
         r = check_read_only(bm, errp);
     }
     if (r == 0 && use != BITMAP_USE_REMOVE) {
@@ -590,6 +591,21 @@ void bitmap_export(const struct bitmap *bm, uint64_t first, uint64_t count,
     if (bm->successor) {
         hbitmap_or_in(bm->successor, first, count, buf);
     }
+}
+
+void *bitmap_bytes(const struct bitmap *bm, size_t *len)
+{
+    struct bitmap *locked = (struct bitmap *)(uintptr_t)bm;
+
+    rwlock_rdlock(&locked->lock);
+    uint64_t count = hbitmap_granules(bm->bits);
+    *len = (size_t)max_u64(div_up(count, 64), 1) * 8;
+    void *bytes = calloc(1, *len);
+    if (bytes) {
+        bitmap_export(bm, 0, count, bytes);
+    }
+    rwlock_unlock(&locked->lock);
+    return bytes;
 }
 
 /* What follow_growth() will add. */

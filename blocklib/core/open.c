@@ -177,6 +177,15 @@ static int attach_backing(struct node *n, struct node *backing,
                        PERM_ALL, errp);
 }
 
+/* Options for the backing file that the image names, but not which it is. */
+static bool completes_backing(const struct node *n, const json_t *value)
+{
+    return n->image_backing && json_is_object(value) &&
+           !json_object_get(value, "driver") &&
+           !json_object_get(value, "file") &&
+           !json_object_get(value, "filename");
+}
+
 static int open_backing(struct node *n, struct opts *opts,
                         struct error **errp)
 {
@@ -188,8 +197,15 @@ static int open_backing(struct node *n, struct opts *opts,
     if (json_is_null(value) || (!given && !n->image_backing)) {
         return 0;
     }
-    if (!given) {
+    if (!given || completes_backing(n, value)) {
+        json_t *more = value;
+
+        value = NULL;
         int r = describe_backing(n, &value, errp);
+        if (r == 0 && more && json_object_update(value, more) < 0) {
+            r = error_set(errp, ENOMEM, "no memory for options");
+        }
+        json_decref(more);
         if (r < 0) {
             return r;
         }

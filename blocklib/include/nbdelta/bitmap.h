@@ -96,6 +96,12 @@ uint64_t bitmap_count(const struct bitmap *bm);
 uint64_t bitmap_run(const struct bitmap *bm, uint64_t offset, uint64_t end,
                     bool *dirty);
 
+/*
+ * Its bits as bytes, malloc()ed: the first granule in the lowest bit of the
+ * first one; *len is a multiple of 8, and at least that.  NULL: no memory.
+ */
+void *bitmap_bytes(const struct bitmap *bm, size_t *len);
+
 /* Has it been removed from its node since bitmap_find?  It collects nothing
  * then; so ask after bitmap_run, not before. */
 bool bitmap_removed(const struct bitmap *bm);
