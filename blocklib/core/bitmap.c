@@ -189,14 +189,21 @@ static struct bitmap *find(const struct node *n, const char *name)
     return NULL;
 }
 
-struct bitmap *bitmap_find(struct node *n, const char *name)
+struct bitmap *bitmap_find_inside(struct node *n, const char *name)
 {
-    struct tree *t = node_enter(n, false);
     struct bitmap *bm = find(n, name);
 
     if (bm) {
-        atomic_fetch_add(&bm->refs, 1);
+        bitmap_ref(bm);
     }
+    return bm;
+}
+
+struct bitmap *bitmap_find(struct node *n, const char *name)
+{
+    struct tree *t = node_enter(n, false);
+    struct bitmap *bm = bitmap_find_inside(n, name);
+
     node_leave(t);
     return bm;
 }
@@ -675,17 +682,24 @@ json_t *bitmap_query(struct node *n)
     return list;
 }
 
-json_t *bitmap_names(struct node *n)
+json_t *bitmap_names_inside(struct node *n)
 {
     json_t *list = json_array();
 
-    struct tree *t = node_enter(n, false);
     list_for_each (at, &n->bitmaps) {
         struct bitmap *bm = list_entry(at, struct bitmap, on_node);
         if (bm->name) {
             (void)json_array_append_new(list, json_string(bm->name));
         }
     }
+    return list;
+}
+
+json_t *bitmap_names(struct node *n)
+{
+    struct tree *t = node_enter(n, false);
+    json_t *list = bitmap_names_inside(n);
+
     node_leave(t);
     return list;
 }

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/dirty.h"
 #include "core/graph_priv.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
@@ -91,6 +92,25 @@ struct node *blk_node(const struct blk *b)
     struct node *n = b->root.child;
     node_leave(t);
     return n;
+}
+
+struct bitmap *blk_bitmap_find(struct blk *b, const char *name)
+{
+    struct tree *t = edge_enter(&b->root, false);
+    struct bitmap *bm =
+        bitmap_find_inside(node_skip_filters(b->root.child), name);
+
+    node_leave(t);
+    return bm;
+}
+
+json_t *blk_bitmap_names(struct blk *b)
+{
+    struct tree *t = edge_enter(&b->root, false);
+    json_t *names = bitmap_names_inside(node_skip_filters(b->root.child));
+
+    node_leave(t);
+    return names;
 }
 
 uint64_t blk_size(const struct blk *b)

@@ -118,4 +118,11 @@ json_t *bitmap_query(struct node *n);
  * reference; NULL: no memory. */
 json_t *bitmap_names(struct node *n);
 
+/*
+ * bitmap_find and bitmap_names for threads that do not keep nodes from being
+ * replaced and closed: of what @b is attached to then, filters passed.
+ */
+struct bitmap *blk_bitmap_find(struct blk *b, const char *name);
+json_t *blk_bitmap_names(struct blk *b);
+
 #endif /* NBDELTA_BITMAP_H */
