@@ -136,10 +136,10 @@ static int offer_bitmap(const struct answer *a, uint32_t id,
     return offer(a, text, id, CONTEXT_BITMAP, bitmap);
 }
 
-/* Those that the node has now. */
+/* Those that the disk has now. */
 static int offer_all_bitmaps(const struct answer *a)
 {
-    CLEANUP_JSON json_t *names = bitmap_names(a->export->node);
+    CLEANUP_JSON json_t *names = blk_bitmap_names(a->export->blk);
     size_t i;
     json_t *name;
 
@@ -147,8 +147,8 @@ static int offer_all_bitmaps(const struct answer *a)
         return -ENOMEM;
     }
     json_array_foreach (names, i, name) {
-        struct bitmap *bm = bitmap_find(a->export->node,
-                                        json_string_value(name));
+        struct bitmap *bm =
+            blk_find_bitmap(a->export->blk, json_string_value(name));
         int r = bm ? offer_bitmap(a, 3 + (uint32_t)i, bm) : 0;
 
         if (r < 0) {

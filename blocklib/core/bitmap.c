@@ -22,6 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/chain.h"
 #include "core/dirty.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
@@ -655,6 +656,36 @@ json_t *bitmap_query(struct node *n)
     if (r < 0) {
         json_decref(list);
         return NULL;
+    }
+    return list;
+}
+
+struct bitmap *bitmap_find_in_chain(struct node *n, const char *name)
+{
+    struct bitmap *bm = NULL;
+
+    for (; n && !bm; n = chain_next(n)) {
+        bm = find(n, name);
+    }
+    if (bm) {
+        atomic_fetch_add(&bm->refs, 1);
+    }
+    return bm;
+}
+
+json_t *bitmap_names_in_chain(struct node *n)
+{
+    CLEANUP_JSON json_t *names = json_object();
+    json_t *list = json_array();
+
+    for (; n; n = chain_next(n)) {
+        list_for_each (at, &n->bitmaps) {
+            const char *name = list_entry(at, struct bitmap, on_node)->name;
+            if (name && !json_object_get(names, name)) {
+                (void)json_object_set_new(names, name, json_true());
+                (void)json_array_append_new(list, json_string(name));
+            }
+        }
     }
     return list;
 }

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/dirty.h"
 #include "core/graph_priv.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
@@ -91,6 +92,24 @@ struct node *blk_node(const struct blk *b)
     struct node *n = b->root.child;
     node_leave(t);
     return n;
+}
+
+struct bitmap *blk_find_bitmap(struct blk *b, const char *name)
+{
+    struct node *n;
+    struct tree *t = enter_wait(b, &n);
+    struct bitmap *bm = bitmap_find_in_chain(n, name);
+    node_leave(t);
+    return bm;
+}
+
+json_t *blk_bitmap_names(struct blk *b)
+{
+    struct node *n;
+    struct tree *t = enter_wait(b, &n);
+    json_t *list = bitmap_names_in_chain(n);
+    node_leave(t);
+    return list;
 }
 
 uint64_t blk_size(const struct blk *b)

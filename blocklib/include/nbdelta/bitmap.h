@@ -66,6 +66,11 @@ struct bitmap *bitmap_find(struct node *n, const char *name);
 void bitmap_ref(struct bitmap *bm);
 void bitmap_unref(struct bitmap *bm); /* NULL is fine */
 
+/* The same for what @b is attached to now: the first one of its chain, in
+ * which overlays come and go.  And all names, as bitmap_names. */
+struct bitmap *blk_find_bitmap(struct blk *b, const char *name);
+json_t *blk_bitmap_names(struct blk *b);
+
 /*
  * Find the bitmap @name of @n or, with @below, of the first node that has one
  * among @n and the images under it, and keep it busy until bitmap_release():
