@@ -26,8 +26,7 @@ void conn_forget_contexts(struct conn *c)
     free(c->contexts);
     c->contexts = NULL;
     c->context_count = 0;
-    export_unref(c->exports, c->context_export);
-    c->context_export = NULL;
+    c->contexts_of = 0;
 }
 
 /* --- Queries. --- */
@@ -215,8 +214,7 @@ int conn_option_contexts(struct conn *c, struct option *o)
     }
     struct answer a = {c, &qs, e, o->type};
     if (o->type == NBD_OPT_SET_META_CONTEXT) {
-        c->context_export = e;
-        return answer(&a);
+        c->contexts_of = e->serial;
     }
     int r = answer(&a);
     export_unref(c->exports, e);

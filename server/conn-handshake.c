@@ -192,7 +192,7 @@ static void choose(struct conn *c, struct export *e, uint64_t size)
 {
     c->export = e;
     c->size = size;
-    if (c->context_export != e) {
+    if (c->contexts_of != e->serial) {
         conn_forget_contexts(c);
     }
 }

@@ -140,7 +140,7 @@ struct conn {
     bool no_zeroes;
     struct context *contexts;
     unsigned context_count;
-    struct export *context_export; /* whose they are, with a reference */
+    uint64_t contexts_of; /* serial of their export; 0: there are none */
 
     /* Its own thread's. */
     pthread_t self; /* for others to compare with */

@@ -5,6 +5,8 @@
 /* What `nbdelta serve` consists of. */
 #include <stdbool.h>
 
+#include "nbdelta/thread.h"
+
 struct graph;
 struct jobs;
 struct devices;
@@ -27,10 +29,18 @@ struct daemon {
     struct io_tasks *io_tasks; /* qemu-io.h */
     bool vm_compat;            /* as an emulator, not as a storage daemon */
     int quit_fd;               /* eventfd: readable once it shall stop */
+
+    /* Monitor lock. */
+    cond_t ended;
+    bool has_ended; /* no exports and jobs are left */
 };
 
-/* Ask the main thread to stop everything in order.  Any thread; returns at
- * once; calling it again does nothing. */
+/* Ask the main thread to stop everything in order, and wait until exports and
+ * jobs have ended: so their last events come before the reply to "quit".
+ * With the monitor lock, which is given up meanwhile. */
 void daemon_quit(struct daemon *d);
+
+/* They have; let those go on who wait for it.  Takes the monitor lock. */
+void daemon_ended(struct daemon *d);
 
 #endif /* NBDELTA_SERVER_DAEMON_H */

@@ -2,6 +2,7 @@
 #include "export.h"
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +22,7 @@ struct exports {
     struct daemon *daemon;
     int gone_fd; /* eventfd: an export waits for exports_collect */
     cond_t collected;
+    _Atomic uint64_t serials; /* given out so far */
 
     mutex_t lock;
     struct list list; /* guarded by lock; oldest first */
@@ -154,6 +156,7 @@ int export_new(struct exports *s, const struct export_options *o,
     e->allocation_depth = o->allocation_depth;
     e->all_bitmaps = o->all_bitmaps;
     e->is_default = o->is_default;
+    e->serial = atomic_fetch_add(&s->serials, 1) + 1;
     e->refs = 1;
     list_init(&e->in_set);
     r = !e->id || !e->name || (o->description && !e->description)

@@ -49,6 +49,7 @@ struct export
     bool allocation_depth;
     bool all_bitmaps;
     bool is_default;
+    uint64_t serial; /* not 0, and no other has or had it */
 
     /* Set before clients can find it: bitmaps that it holds and offers. */
     struct bitmap **bitmaps;

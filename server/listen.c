@@ -76,6 +76,7 @@ struct server *server_new(struct daemon *d)
 void server_free(struct server *s)
 {
     if (s) {
+        listeners_close(&s->listeners); /* of a command that came late */
         pool_free(s->pool);
         if (s->wake >= 0) {
             (void)close(s->wake);
@@ -135,9 +136,21 @@ unsigned server_max(struct server *s)
 
 int server_listen(struct server *s, const json_t *addr, struct error **errp)
 {
+    struct listeners more = {.count = 0};
+    int r = address_listen(addr, &more, errp);
+
+    /* A name may take its time to be found: not under the lock. */
     mutex_lock(&s->lock);
-    int r = address_listen(addr, &s->listeners, errp);
+    if (s->listeners.count + more.count > LISTENERS_MAX) {
+        r = error_set(errp, EMFILE, "too many sockets to listen on");
+    }
+    for (unsigned i = 0; r == 0 && i < more.count; i++) {
+        s->listeners.at[s->listeners.count++] = more.at[i];
+    }
     mutex_unlock(&s->lock);
+    if (r < 0) {
+        listeners_close(&more);
+    }
     server_reap_soon(s);
     return r;
 }

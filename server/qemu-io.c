@@ -15,6 +15,7 @@
 #include <time.h>
 
 #include "nbdelta/blk.h"
+#include "nbdelta/blkdebug.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
@@ -24,6 +25,7 @@
 
 #define WORDS_MAX   32
 #define PATTERN     0xcd
+#define BREAK_MS    60000 /* a request that never comes is an error */
 #define REQUEST_MAX (INT64_C(1) << 31)
 
 struct io_tasks {
@@ -450,6 +452,29 @@ static void do_sleep(const char *ms)
     }
 }
 
+/* Breakpoints of a blkdebug node below @n. */
+static bool do_break(struct node *n, int argc, char **argv)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    int r = 0;
+
+    if (strcmp(argv[0], "break") == 0 && argc == 3) {
+        r = blkdebug_break(n, argv[1], argv[2], &err);
+    } else if (strcmp(argv[0], "remove_break") == 0 && argc == 2) {
+        r = blkdebug_remove_break(n, argv[1], &err);
+    } else if (strcmp(argv[0], "resume") == 0 && argc == 2) {
+        r = blkdebug_resume(n, argv[1], &err);
+    } else if (strcmp(argv[0], "wait_break") == 0 && argc == 2) {
+        (void)blkdebug_wait_break(n, argv[1], BREAK_MS);
+    } else {
+        return false;
+    }
+    if (r < 0) {
+        printf("Could not %s: %s\n", argv[0], error_message(err));
+    }
+    return true;
+}
+
 static void do_words(struct io_tasks *t, struct graph *g, struct node *n,
                      int argc, char **argv)
 {
@@ -464,7 +489,7 @@ static void do_words(struct io_tasks *t, struct graph *g, struct node *n,
         printf("%s\n", size_human(node_size(n), size, sizeof(size)));
     } else if (strcmp(argv[0], "sleep") == 0) {
         do_sleep(argv[1]);
-    } else {
+    } else if (!do_break(n, argc, argv)) {
         printf("command \"%s\" not found\n", argv[0]);
     }
 }

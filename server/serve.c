@@ -343,6 +343,7 @@ static int stop(struct serve *s)
     }
     if (d->jobs) {
         jobs_shutdown(d->jobs);
+        daemon_ended(d);
     }
     if (d->monitors) {
         monitors_stop(d->monitors);
@@ -363,6 +364,7 @@ static int stop(struct serve *s)
     if (d->quit_fd >= 0) {
         (void)close(d->quit_fd);
     }
+    cond_destroy(&d->ended);
     free(s->config.items);
     return flush.status;
 }
@@ -373,6 +375,7 @@ static int serve(bool storage_daemon, int argc, char **argv)
     struct serve s = {.signals = -1, .ready = -1, .daemon = {.quit_fd = -1}};
     int status = EXIT_FAILURE;
 
+    cond_init(&s.daemon.ended);
     if (serve_parse(&s.config, storage_daemon, argc, argv, &status) == 0) {
         bool ok = start(&s, &err) == 0;
 

@@ -48,6 +48,7 @@
 
 struct opts;
 struct node_flags;
+enum node_event;
 
 enum { CHILD_FILE, CHILD_BACKING, CHILD_TARGET, CHILD_MAX };
 
@@ -216,6 +217,18 @@ struct driver {
      * NULL: flush child[CHILD_FILE] if there is one. */
     int (*flush)(struct node *n);
 
+    /* For filters that look at requests: the range's status is asked for.
+     * NULL: it passes. */
+    int (*status)(struct node *n, uint64_t offset, uint64_t bytes);
+
+    /* A parent tells what it is about to do (event.h).  NULL: nothing
+     * listens. */
+    void (*event)(struct node *n, enum node_event event);
+
+    /* The tree is about to be drained: requests that wait here for anything
+     * but I/O have to go on, until node_is_draining() is false again. */
+    void (*drain)(struct node *n);
+
     /* Ask for the range to be read ahead.  NULL: nothing happens. */
     void (*prefetch)(struct node *n, uint64_t offset, uint64_t bytes);
 };
@@ -227,5 +240,8 @@ extern const struct driver driver_null_co;
 extern const struct driver driver_raw;
 extern const struct driver driver_qcow2;
 extern const struct driver driver_cbw;
+extern const struct driver driver_blkdebug;
+extern const struct driver driver_throttle;
+
 
 #endif /* NBDELTA_CORE_DRIVER_H */

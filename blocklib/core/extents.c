@@ -114,7 +114,12 @@ static int emit(const struct walk *w, struct node *n, const struct mapping *m,
 static int walk_node(const struct walk *w, struct node *n, uint64_t offset,
                      uint64_t bytes, uint64_t shift, unsigned depth)
 {
-    n = node_skip_filters(n);
+    for (; n->drv->is_filter; n = node_child(n, CHILD_FILE)) {
+        int r = n->drv->status ? n->drv->status(n, offset, bytes) : 0;
+        if (r < 0) {
+            return r;
+        }
+    }
     while (bytes > 0) {
         struct mapping m;
         int r = node_map(n, offset, bytes, w->flags | MAP_STATUS, &m);

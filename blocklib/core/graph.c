@@ -27,6 +27,7 @@
 
 #include "core/dirty.h"
 #include "core/graph_priv.h"
+#include "core/throttle_group.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
 
@@ -131,6 +132,13 @@ static bool is_private(const struct graph *g, const struct tree *t)
 static void drain_tree(struct graph *g, struct tree *t) NO_LOCK_ANALYSIS
 {
     if (!t->drained && !is_private(g, t)) {
+        atomic_store(&t->draining, true);
+        list_for_each (at, &t->nodes) {
+            struct node *n = list_entry(at, struct node, in_tree);
+            if (n->opened && n->drv->drain) {
+                n->drv->drain(n);
+            }
+        }
         rwlock_wrlock(&t->lock);
         t->drained = true;
         t->next_drained = g->drained;
@@ -149,6 +157,7 @@ void graph_unlock(struct graph *g) NO_LOCK_ANALYSIS
         struct tree *t = g->drained;
         g->drained = t->next_drained;
         t->drained = false;
+        atomic_store(&t->draining, false);
         rwlock_unlock(&t->lock);
         if (list_empty(&t->nodes)) {
             tree_recycle(g, t);
@@ -584,6 +593,19 @@ void node_refresh_above(struct node *n)
     }
 }
 
+void node_set_growable(struct node *n, bool growable)
+{
+    struct node *end = node_skip_filters(n);
+
+    if (!end->drv->is_protocol) {
+        return;
+    }
+    end->growable = growable;
+    for (; n != end; n = node_child(n, CHILD_FILE)) {
+        n->growable = growable;
+    }
+}
+
 /* --- Facts --- */
 
 const char *node_name(const struct node *n)
@@ -627,6 +649,7 @@ struct graph *graph_new(void)
         mutex_init(&g->lock);
         list_init(&g->nodes);
         list_init(&g->trees);
+        list_init(&g->throttle_groups);
     }
     return g;
 }
@@ -650,6 +673,7 @@ void graph_free(struct graph *g)
         }
     }
     assert(list_empty(&g->nodes));
+    throttle_groups_free(&g->throttle_groups);
     graph_unlock(g);
     list_for_each_safe (at, &g->trees) {
         struct tree *t = list_entry(at, struct tree, in_graph);

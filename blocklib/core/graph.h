@@ -45,6 +45,10 @@ void node_refresh_above(struct node *n);
 /* Compute n->limits anew after its children have changed. */
 void node_refresh_limits(struct node *n);
 
+/* Shall writes past the end extend @n?  If it is a protocol, that is, or a
+ * filter over one: those let them through. */
+void node_set_growable(struct node *n, bool growable);
+
 /* Is @n below @top, or @top itself? */
 bool node_is_below(const struct node *top, const struct node *n);
 

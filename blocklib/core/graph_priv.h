@@ -17,6 +17,7 @@ struct graph {
     struct tree *drained; /* by this control section */
     uint64_t section;     /* number of this control section, from 1 on */
     uint64_t next_name;
+    struct list throttle_groups;
 
     /* Implicit-open policy: set before the first open. */
     char **allowed; /* absolute, resolved, without a slash at the end */

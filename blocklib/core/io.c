@@ -19,6 +19,7 @@
 #include <stdatomic.h>
 
 #include "core/dirty.h"
+#include "core/event.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "util/iov.h"
@@ -122,6 +123,11 @@ int node_read_backing(struct node *n, uint64_t offset, uint64_t bytes,
     if (inside == 0) {
         return 0;
     }
+    int r = node_event_in_request(node_child(n, CHILD_FILE),
+                                  EVENT_READ_BACKING_AIO, flags);
+    if (r < 0) {
+        return r;
+    }
     struct iovec part[IOV_MAX_INNER];
     int parts = iov_slice(part, iov, cnt, 0, inside);
     return node_preadv(backing, offset, inside, part, parts, flags);
@@ -131,9 +137,14 @@ static int read_mapping(struct node *n, const struct mapping *m,
                         uint64_t offset, const struct iovec *iov, int cnt,
                         unsigned flags)
 {
+    int r;
+
     switch (m->kind) {
     case MAP_DATA:
-        return node_preadv(m->file, m->host, m->length, iov, cnt, flags);
+        r = node_event_in_request(m->file, EVENT_READ_AIO, flags);
+        return r < 0 ? r
+                     : node_preadv(m->file, m->host, m->length, iov, cnt,
+                                   flags);
     case MAP_ZERO:
         iov_fill(iov, cnt, 0, 0, m->length);
         return 0;
@@ -223,7 +234,10 @@ static int write_mapped(struct node *n, uint64_t offset, uint64_t bytes,
             v = part;
         }
         if (m.kind == MAP_DATA) {
-            r = node_pwritev(m.file, m.host, m.length, v, parts, flags);
+            r = node_event_in_request(m.file, EVENT_WRITE_AIO, flags);
+            if (r == 0) {
+                r = node_pwritev(m.file, m.host, m.length, v, parts, flags);
+            }
             node_map_put(n, &m);
         } else {
             node_map_put(n, &m);
@@ -288,11 +302,15 @@ static int write_bounced_locked(struct node *n, uint64_t offset,
         int r = 0;
 
         if (from > at || to - at < align) {
+            node_event(n, EVENT_PWRITEV_RMW_HEAD);
             r = node_preadv(n, at, align, &v, 1, 0);
+            node_event(n, EVENT_PWRITEV_RMW_AFTER_HEAD);
         }
         if (r == 0 && to < at + len && len > align) {
+            node_event(n, EVENT_PWRITEV_RMW_TAIL);
             v.iov_base = buf + len - align;
             r = node_preadv(n, at + len - align, align, &v, 1, 0);
+            node_event(n, EVENT_PWRITEV_RMW_AFTER_TAIL);
         }
         if (r < 0) {
             return r;
@@ -327,7 +345,8 @@ static int write_padded(struct node *n, uint64_t offset, uint64_t bytes,
     }
     r = bounce ? write_bounced_locked(n, offset, bytes, iov, cnt, flags)
                : write_aligned(n, offset, bytes, iov, cnt, flags);
-    if (r == 0 && !n->growable && start + len > n->size && n->drv->resize) {
+    if (r == 0 && n->drv->is_protocol && !n->growable &&
+        start + len > n->size && n->drv->resize) {
         /* The block sticks out of the file and has made it longer. */
         r = n->drv->resize(n, n->size, NULL);
     }
@@ -411,14 +430,24 @@ int node_write_compressed(struct node *n, const void *buf, uint64_t bytes,
 
 int node_flush(struct node *n)
 {
+    struct node *child = node_child(n, CHILD_FILE);
+
     if (n->flags.read_only && !n->drv->is_filter) {
         return 0;
+    }
+    if (child && !n->drv->is_filter) {
+        node_event(child, EVENT_FLUSH_TO_OS);
     }
     if (n->drv->flush) {
         return n->drv->flush(n);
     }
-    struct node *child = node_child(n, CHILD_FILE);
-    return child ? node_flush(child) : 0;
+    if (!child) {
+        return 0;
+    }
+    if (!n->drv->is_filter && !n->flags.no_flush) {
+        node_event(child, EVENT_FLUSH_TO_DISK);
+    }
+    return node_flush(child);
 }
 
 int node_prefetch(struct node *n, uint64_t offset, uint64_t bytes)

@@ -10,6 +10,8 @@
  * that came through blk_*() (and holds the tree's lock for reading), or in a
  * control section that has drained the tree.
  */
+#include <stdatomic.h>
+
 #include "core/driver.h"
 #include "core/rangelock.h"
 #include "nbdelta/blk.h"
@@ -24,6 +26,7 @@
  */
 struct tree {
     rwlock_t lock;
+    _Atomic bool draining; /* the control section waits for it or holds it */
 
     /* Control lock. */
     struct list nodes; /* of struct node.in_tree */
@@ -125,6 +128,12 @@ struct node {
  */
 struct tree *node_enter(struct node *n, bool nowait);
 void node_leave(struct tree *t);
+
+/* In a request: shall it go on without waiting for anybody's leave? */
+static inline bool node_is_draining(const struct node *n)
+{
+    return atomic_load(&atomic_load(&n->tree)->draining);
+}
 
 static inline struct node *node_child(const struct node *n, unsigned i)
 {

@@ -26,12 +26,13 @@
 #define CHAIN_MAX 200
 
 static const struct driver *const drivers[] = {
-    &driver_cbw,     &driver_file,  &driver_mem,
-    &driver_null_co, &driver_qcow2, &driver_raw,
+    &driver_blkdebug, &driver_cbw,   &driver_file, &driver_mem,
+    &driver_null_co,  &driver_qcow2, &driver_raw,  &driver_throttle,
 };
 
 static const char *const driver_names[] = {
-    "copy-before-write", "file", "mem", "null-co", "qcow2", "raw", NULL,
+    "blkdebug", "copy-before-write", "file", "mem",    "null-co",
+    "qcow2",    "raw",               "throttle", NULL,
 };
 
 const struct driver *driver_find(const char *name)
@@ -122,8 +123,8 @@ int node_open_child(struct node *n, struct opts *opts, const char *key,
     if (r == 0) {
         n->child[index]->may_grow = grow;
         n->child[index]->inherits = !child->monitor_owned;
-        if (grow && !n->flags.read_only && child->drv->is_protocol) {
-            child->growable = true;
+        if (grow && !n->flags.read_only) {
+            node_set_growable(child, true);
         }
     }
     node_unref(child); /* the edge holds its own */
@@ -383,11 +384,16 @@ static int open_node(const struct context *ctx, const json_t *options,
                          "itself as its backing file?",
                          CHAIN_MAX);
     }
-    struct opts *opts = opts_new(options);
+    CLEANUP_JSON json_t *full = NULL;
+    int r = options_expand(options, &full, errp);
+    if (r < 0) {
+        return r;
+    }
+    struct opts *opts = opts_new(full);
     if (!opts) {
         return error_set(errp, ENOMEM, "no memory for options");
     }
-    int r = open_with_opts(ctx, opts, options, nodep, errp);
+    r = open_with_opts(ctx, opts, full, nodep, errp);
     opts_free(opts);
     return r;
 }

@@ -376,8 +376,10 @@ int options_from_image(const char *text, const char *format, json_t **options,
         return error_set(errp, EINVAL, "the file name '%s' is not UTF-8 text",
                          text);
     }
-    object = json_pack("{s:{s:s,s:O}}", "file", "driver", "file", "filename",
-                       name);
+    object = has_prefix(text, "blkdebug:")
+                 ? json_pack("{s:{s:O}}", "file", "filename", name)
+                 : json_pack("{s:{s:s,s:O}}", "file", "driver", "file",
+                             "filename", name);
     if (!object || (format && json_object_set_new(object, "driver",
                                                   json_string(format)) < 0)) {
         return no_memory(errp);

@@ -42,4 +42,12 @@ bool opts_has(const struct opts *o, const char *key);
  * -EINVAL, "@what does not take the option 'x'", when anything is left. */
 int opts_end(struct opts *o, const char *what, struct error **errp);
 
+/*
+ * A node's options with a file name that stands for more spelled out:
+ * "blkdebug:RULES:FILE" (RULES may be empty) without a driver, or for driver
+ * blkdebug.  Else @options themselves.  A new reference.  Names that images
+ * give come with another driver, so nothing in them is looked at.
+ */
+int options_expand(const json_t *options, json_t **full, struct error **errp);
+
 #endif /* NBDELTA_CORE_OPTS_H */

@@ -23,7 +23,7 @@ struct step {
     struct node_flags from;
     struct node_flags to;
     unsigned edge_perm; /* of the file child's edge, before */
-    bool grown;         /* the child has become growable */
+    struct node *grown; /* the child has become growable */
     bool done;
 };
 
@@ -97,9 +97,9 @@ static int get_write_perm(struct step *s, struct error **errp)
         return r;
     }
     e->perm = perm;
-    if (e->may_grow && e->child->drv->is_protocol && !e->child->growable) {
-        e->child->growable = true;
-        s->grown = true;
+    if (e->may_grow && !e->child->growable) {
+        node_set_growable(e->child, true);
+        s->grown = e->child;
     }
     return 0;
 }
@@ -111,7 +111,7 @@ static void put_edge_back(struct step *s)
     if (e) {
         e->perm = s->edge_perm;
         if (s->grown) {
-            e->child->growable = false;
+            node_set_growable(s->grown, false);
         }
     }
 }

@@ -445,8 +445,8 @@ static int check_new_edge(struct change *c, struct error **errp)
     int r = edge_check(e, e->child, perm, errp);
     if (r == 0) {
         e->perm = perm;
-        if ((perm & PERM_RESIZE) && e->child->drv->is_protocol) {
-            e->child->growable = true;
+        if (perm & PERM_RESIZE) {
+            node_set_growable(e->child, true);
         }
     }
     return r;

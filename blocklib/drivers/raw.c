@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "core/create_file.h"
+#include "core/event.h"
 #include "core/node.h"
 #include "core/opts.h"
 #include "nbdelta/bytes.h"
@@ -130,15 +131,20 @@ static int raw_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     struct raw *s = n->state;
     struct range_req req;
 
+    if (offset < MAGIC_MAX && (flags & REQ_NOWAIT)) {
+        return -EAGAIN;
+    }
+    int r = node_event_in_request(node_child(n, CHILD_FILE), EVENT_WRITE_AIO,
+                                  flags);
+    if (r < 0) {
+        return r;
+    }
     if (offset >= MAGIC_MAX) {
         return node_pwritev(node_child(n, CHILD_FILE), s->offset + offset,
                             bytes, iov, cnt, flags);
     }
-    if (flags & REQ_NOWAIT) {
-        return -EAGAIN;
-    }
     range_lock(&s->head, &req, 0, MAGIC_MAX, true);
-    int r = check_head(n, offset, bytes, iov, cnt);
+    r = check_head(n, offset, bytes, iov, cnt);
     if (r == 0) {
         r = node_pwritev(node_child(n, CHILD_FILE), s->offset + offset, bytes,
                          iov, cnt, flags);

@@ -147,6 +147,7 @@ static int add_block(struct qcow2 *s, uint64_t index, uint64_t at,
 
 static int grow_reftable(struct qcow2 *s, uint64_t needed) REQUIRES(s->meta)
 {
+    node_event(s->file, EVENT_REFTABLE_GROW);
     uint64_t first = s->reftable_size; /* the first block that is new */
     uint64_t start = first << s->refblock_bits;
     uint64_t blocks;
@@ -192,6 +193,7 @@ static int new_block(struct qcow2 *s, uint64_t cluster) REQUIRES(s->meta)
 {
     uint64_t index = cluster >> s->refblock_bits;
 
+    node_event(s->file, EVENT_REFBLOCK_ALLOC);
     if (index >= s->reftable_size) {
         return grow_reftable(s, index + 1);
     }
@@ -289,6 +291,8 @@ int qcow2_alloc(struct qcow2 *s, uint64_t want, uint64_t *host, uint64_t *got,
                 bool *fresh)
 {
     uint64_t start;
+
+    node_event(s->file, EVENT_CLUSTER_ALLOC);
     int r = find_free(s, s->free_hint, want, &start, got);
     if (r == 0) {
         r = set_run(s, start, *got, 1);
@@ -311,6 +315,7 @@ int qcow2_alloc_exact(struct qcow2 *s, uint64_t count, uint64_t *host)
     uint64_t begin = 0;
     uint64_t found = 0;
 
+    node_event(s->file, EVENT_CLUSTER_ALLOC);
     while (found < count) {
         uint64_t start;
         uint64_t run;
@@ -428,6 +433,8 @@ static int lower_run(struct qcow2 *s, const struct qcow2_freed *f)
     REQUIRES(s->meta)
 {
     uint64_t first = f->host >> s->cluster_bits;
+
+    node_event(s->file, EVENT_CLUSTER_FREE);
 
     for (uint64_t i = 0; i < f->clusters; i++) {
         struct qcow2_table *t;

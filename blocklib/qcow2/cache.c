@@ -26,6 +26,8 @@ struct qcow2_cache {
     unsigned shift; /* log2 of table_size */
     qcow2_table_check *check;
     void *opaque;
+    enum node_event load_event;
+    enum node_event update_event;
 
     mutex_t lock;
     cond_t loaded;
@@ -60,11 +62,19 @@ struct qcow2_cache *qcow2_cache_new(struct node *file, size_t table_size,
     c->buckets = buckets;
     c->check = check;
     c->opaque = opaque;
+    c->load_event = c->update_event = EVENT_NONE;
     c->hash = hash;
     mutex_init(&c->lock);
     cond_init(&c->loaded);
     list_init(&c->lru);
     return c;
+}
+
+void qcow2_cache_set_events(struct qcow2_cache *c, enum node_event load,
+                            enum node_event update)
+{
+    c->load_event = load;
+    c->update_event = update;
 }
 
 static void table_free(struct qcow2_table *t)
@@ -187,6 +197,7 @@ static struct qcow2_table *add_locked(struct qcow2_cache *c, uint64_t offset)
  * looking again. */
 static int load(struct qcow2_cache *c, struct qcow2_table *t) EXCLUDES(c->lock)
 {
+    node_event(c->file, c->load_event);
     int r = node_pread(c->file, t->data, c->table_size, t->offset, 0);
     if (r == 0 && c->check) {
         r = c->check(t, c->opaque);
@@ -354,6 +365,7 @@ int qcow2_cache_write(struct qcow2_cache *c, const struct qcow2_dirty *list,
     int r = 0;
 
     for (size_t i = 0; i < count && r == 0; i++) {
+        node_event(c->file, c->update_event);
         r = node_pwrite(c->file, list[i].copy, c->table_size,
                         list[i].table->offset, 0);
     }

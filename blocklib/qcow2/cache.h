@@ -16,9 +16,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "core/event.h"
 #include "nbdelta/list.h"
 
-struct node;
 struct qcow2_cache;
 
 struct qcow2_table {
@@ -40,6 +40,10 @@ typedef int qcow2_table_check(const struct qcow2_table *t, void *opaque);
 struct qcow2_cache *qcow2_cache_new(struct node *file, size_t table_size,
                                     size_t max, qcow2_table_check *check,
                                     void *opaque);
+/* The events that the file is told before a table is read, and before one is
+ * written (event.h). */
+void qcow2_cache_set_events(struct qcow2_cache *c, enum node_event load,
+                            enum node_event update);
 /* From now on in another file of the same content; nothing is dirty. */
 void qcow2_cache_set_file(struct qcow2_cache *c, struct node *file);
 

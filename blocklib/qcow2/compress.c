@@ -80,6 +80,7 @@ static int unpack(struct qcow2 *s, uint64_t entry, void *out)
     if (!in) {
         return -ENOMEM;
     }
+    node_event(s->file, EVENT_READ_COMPRESSED);
     int r = node_pread(s->file, in, len, host, 0);
     if (r < 0) {
         return r;

@@ -25,6 +25,8 @@
 /* A piece of the L1 or the refcount table, and the header's fields for the
  * table if it has moved. */
 struct piece {
+    enum node_event write_event;  /* before the piece is written */
+    enum node_event switch_event; /* before the header's fields are */
     unsigned char *copy;
     uint64_t table_offset;
     struct qcow2_span span;
@@ -72,6 +74,9 @@ static int take_tables(struct qcow2 *s, struct round *w) REQUIRES(s->meta)
     for (uint32_t i = p->span.from; i < p->span.to; i++) {
         store_be64(p->copy + (i - p->span.from) * 8UL, s->reftable[i]);
     }
+    p->write_event = p->moved ? EVENT_REFBLOCK_ALLOC_WRITE_TABLE
+                              : EVENT_REFBLOCK_ALLOC_HOOKUP;
+    p->switch_event = EVENT_REFBLOCK_ALLOC_SWITCH_TABLE;
     p->field_offset = QCOW2_HDR_REFTABLE;
     store_be64(p->field, s->reftable_offset);
     store_be32(p->field + 8, (uint32_t)(s->reftable_size * UINT64_C(8) >>
@@ -85,6 +90,8 @@ static int take_tables(struct qcow2 *s, struct round *w) REQUIRES(s->meta)
         store_be64(p->copy + (i - p->span.from) * 8UL,
                    atomic_load(&s->l1[i]));
     }
+    p->write_event = p->moved ? EVENT_L1_GROW_WRITE_TABLE : EVENT_L1_UPDATE;
+    p->switch_event = EVENT_L1_GROW_ACTIVATE_TABLE;
     p->field_offset = QCOW2_HDR_L1;
     store_be32(p->field, s->l1_size);
     store_be64(p->field + 4, s->l1_offset);
@@ -113,6 +120,7 @@ static int write_piece(struct qcow2 *s, const struct piece *p)
     }
     int r = node_flush(s->file);
     if (r == 0) {
+        node_event(s->file, p->write_event);
         r = node_pwrite(s->file, p->copy,
                         (p->span.to - p->span.from) * UINT64_C(8),
                         p->table_offset + p->span.from * UINT64_C(8), 0);
@@ -121,14 +129,20 @@ static int write_piece(struct qcow2 *s, const struct piece *p)
         r = node_flush(s->file);
     }
     if (r == 0 && p->moved) {
+        node_event(s->file, p->switch_event);
         r = node_pwrite(s->file, p->field, sizeof(p->field), p->field_offset,
                         0);
     }
     return r;
 }
 
-static int write_round(struct qcow2 *s, const struct round *w)
+static int write_round(struct qcow2 *s, const struct round *w, bool to_disk)
 {
+    if (!qcow2_span_empty(&w->reftable.span)) { /* blocks that are new */
+        node_event(s->file, w->reftable.moved
+                                ? EVENT_REFBLOCK_ALLOC_WRITE_BLOCKS
+                                : EVENT_REFBLOCK_ALLOC_WRITE);
+    }
     int r = qcow2_cache_write(s->refblocks, w->blocks, w->block_count);
 
     if (r == 0) {
@@ -142,6 +156,9 @@ static int write_round(struct qcow2 *s, const struct round *w)
     }
     if (r == 0) {
         r = write_piece(s, &w->l1);
+    }
+    if (r == 0 && to_disk) {
+        node_event(s->file, EVENT_FLUSH_TO_DISK);
     }
     return r < 0 ? r : node_flush(s->file);
 }
@@ -175,7 +192,7 @@ static void finish(struct qcow2 *s, struct round *w, size_t in_limbo, int r)
     free(w->l1.copy);
 }
 
-static int flush_locked(struct qcow2 *s) REQUIRES(s->flush_lock)
+static int flush_locked(struct qcow2 *s, bool to_disk) REQUIRES(s->flush_lock)
 {
     struct round w = { 0 };
 
@@ -184,20 +201,28 @@ static int flush_locked(struct qcow2 *s) REQUIRES(s->flush_lock)
     size_t in_limbo = s->freed_count;
     mutex_unlock(&s->meta);
     if (r == 0) {
-        r = write_round(s, &w);
+        r = write_round(s, &w, to_disk);
     }
     finish(s, &w, in_limbo, r);
     return r == 0 && w.freed ? qcow2_release_freed(s) : r;
 }
 
-int qcow2_flush(struct node *n)
+static int flush(struct qcow2 *s, bool to_disk)
 {
-    struct qcow2 *s = n->state;
-
     mutex_lock(&s->flush_lock);
-    int r = flush_locked(s);
+    int r = flush_locked(s, to_disk);
     mutex_unlock(&s->flush_lock);
     return r;
+}
+
+int qcow2_flush(struct node *n)
+{
+    return flush(n->state, false);
+}
+
+int qcow2_flush_to_disk(struct node *n)
+{
+    return flush(n->state, !n->flags.no_flush);
 }
 
 int qcow2_relieve(struct qcow2 *s)

@@ -106,6 +106,7 @@ static int link_packed(struct qcow2 *s, uint64_t offset, uint64_t entry)
     if (r < 0) {
         return r;
     }
+    node_event(s->file, EVENT_L2_UPDATE_COMPRESSED);
     uint64_t old = qcow2_entry_load(t, index);
     qcow2_entry_store(s, t, index, entry);
     qcow2_cache_put(s->l2, t);
@@ -127,6 +128,7 @@ static int store(struct qcow2 *s, uint64_t offset, const void *data,
     uint64_t host;
 
     mutex_lock(&s->meta);
+    node_event(s->file, EVENT_CLUSTER_ALLOC_BYTES);
     int r = alloc_packed(s, bytes, &host);
     mutex_unlock(&s->meta);
     if (r < 0) {
@@ -134,6 +136,7 @@ static int store(struct qcow2 *s, uint64_t offset, const void *data,
     }
     uint64_t entry = make_entry(s, host, bytes);
     forget_unpacked(s);
+    node_event(s->file, EVENT_WRITE_COMPRESSED);
     r = node_pwrite(s->file, data, bytes, host, 0);
     mutex_lock(&s->meta);
     if (r == 0) {

@@ -80,6 +80,7 @@ static int read_tables(struct qcow2 *s, const struct qcow2_header *h,
     for (uint32_t i = 0; i < s->l1_size; i++) {
         atomic_init(&s->l1[i], l1[i]);
     }
+    node_event(s->file, EVENT_REFTABLE_LOAD);
     return read_table(s, "reference count table", s->reftable_offset, entries,
                       s->reftable, errp);
 }
@@ -187,9 +188,13 @@ int qcow2_make_caches(struct qcow2 *s, uint64_t l2_bytes,
     s->l2 = qcow2_cache_new(s->file, s->cluster_size, l2, check_l2, s);
     s->refblocks =
         qcow2_cache_new(s->file, s->cluster_size, blocks, NULL, NULL);
-    return s->l2 && s->refblocks
-               ? 0
-               : error_set(errp, ENOMEM, "no memory for metadata caches");
+    if (!s->l2 || !s->refblocks) {
+        return error_set(errp, ENOMEM, "no memory for metadata caches");
+    }
+    qcow2_cache_set_events(s->l2, EVENT_L2_LOAD, EVENT_L2_UPDATE);
+    qcow2_cache_set_events(s->refblocks, EVENT_REFBLOCK_LOAD,
+                           EVENT_REFBLOCK_UPDATE_PART);
+    return 0;
 }
 
 /* Features that a writer who does not know them has to clear. */
@@ -388,5 +393,5 @@ const struct driver driver_qcow2 = {
     .zero = qcow2_zero,
     .discard = qcow2_discard,
     .write_compressed = qcow2_write_compressed,
-    .flush = qcow2_flush,
+    .flush = qcow2_flush_to_disk,
 };

@@ -306,7 +306,10 @@ int qcow2_discard(struct node *n, uint64_t offset, uint64_t bytes);
 
 /* --- flush.c --- */
 
+/* All metadata to the file, and the file flushed. */
 int qcow2_flush(struct node *n);
+/* The same for a parent: the file is told before it is flushed for good. */
+int qcow2_flush_to_disk(struct node *n);
 
 /* Write back when too much is dirty or waits to be freed; after a change,
  * without locks. */

@@ -22,6 +22,7 @@ static int grow_l1(struct qcow2 *s, uint64_t needed)
         return -ENOMEM;
     }
     mutex_lock(&s->meta);
+    node_event(s->file, EVENT_L1_GROW_ALLOC_TABLE);
     int r = qcow2_alloc_exact(s, clusters, &host);
     if (r == 0) {
         uint64_t old_bytes = s->l1_size * UINT64_C(8);

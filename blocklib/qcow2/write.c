@@ -60,6 +60,9 @@ int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
             qcow2_alloc_undo(s, host, 1);
         }
     }
+    if (from && r == 0) {
+        node_event(s->file, EVENT_L2_ALLOC_COW_READ);
+    }
     if (from) {
         if (r == 0) {
             memcpy(to->data, from->data, s->cluster_size);
@@ -70,6 +73,7 @@ int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
     if (r < 0 || !to) {
         return r < 0 ? r : -ENOMEM;
     }
+    node_event(s->file, EVENT_L2_ALLOC_WRITE);
     l1_store(s, index, host | QCOW2_COPIED);
     *tp = to;
     return 0;
@@ -184,6 +188,7 @@ static int read_old(struct qcow2 *s, uint64_t offset, uint64_t bytes,
         memset(buf, 0, inside);
         return 0;
     }
+    node_event(s->file, EVENT_COW_READ);
     return node_pread(s->node, buf, inside, offset, 0);
 }
 
@@ -200,6 +205,7 @@ static int write_piece(struct qcow2 *s, const struct piece *p,
     int r = 0;
 
     if (p->in_place || (head == 0 && tail == 0)) {
+        node_event(s->file, EVENT_WRITE_AIO);
         return node_pwritev(s->file, p->host + head, p->bytes, iov, cnt, 0);
     }
     CLEANUP_FREE char *buf = buf_alloc(head + tail);
@@ -229,6 +235,10 @@ static int write_piece(struct qcow2 *s, const struct piece *p,
     if (with_tail) {
         v[n++] = (struct iovec){ buf + head, tail };
         len += tail;
+    }
+    node_event(s->file, EVENT_WRITE_AIO);
+    if (with_head || with_tail) {
+        node_event(s->file, EVENT_COW_WRITE);
     }
     return node_pwritev(s->file, from, len, v, n, 0);
 }

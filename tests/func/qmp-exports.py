@@ -15,7 +15,9 @@ lines = qmp.makefile('r')
 
 
 def recv():
-    return json.loads(lines.readline())
+    message = json.loads(lines.readline())
+    message.pop('timestamp', None)
+    return message
 
 
 def ask(command, **arguments):
@@ -38,6 +40,18 @@ for arguments in {}, {'mode': 'safe'}:
     assert ask('block-export-del', id='live', **arguments) == \
         error("export 'live' still in use")
 assert one.error(WRITE, 0, 512, data=b'y' * 512) == 0
+
+# One that has only asked for contexts holds nothing.
+asker = Client(sys.argv[1])
+assert asker.option(STRUCTURED)[0] == ACK
+assert ask('block-export-add', type='nbd', id='brief', name='brief',
+           **{'node-name': 'top'}) == {'return': {}}
+kind, contexts = asker.option(SET_META, meta_data('brief', 'base:allocation'))
+assert kind == ACK and len(contexts) == 1
+qmp.sendall(b'{"execute": "block-export-del", "arguments": {"id": "brief"}}')
+assert recv() == {'event': 'BLOCK_EXPORT_DELETED', 'data': {'id': 'brief'}}
+assert recv() == {'return': {}}
+asker.close()
 
 # Hard: both are gone, and only then it is deleted.
 reply = ask('block-export-del', id='live', mode='hard')

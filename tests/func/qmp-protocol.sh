@@ -134,8 +134,10 @@ fi
 grep -q "'qmp.sock': Address already in use" err
 nbdelta qmp qmp.sock query-name >/dev/null
 
-# quit: the reply comes, then the end.
-is "$(ask "{'execute':'quit','id':'bye'}")" '{"return": {}, "id": "bye"}'
+# quit: the last events come, the reply, the end.
+is "$(ask "{'execute':'quit','id':'bye'}" | sed 's/.*"event"/"event"/')" \
+    '"event": "BLOCK_EXPORT_DELETED", "data": {"id": "disk0"}}
+{"return": {}, "id": "bye"}'
 wait "$server"
 server=
 kill "$sleeper" 2>/dev/null || true

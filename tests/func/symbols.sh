@@ -3,10 +3,10 @@
 # libnbd's name space; the plugin exports its entry point alone.
 set -eu -o pipefail
 
-prefixes='action actions backup bitmap blk buf cbw chain commit cond copy
+prefixes='action actions backup bitmap blk blkdebug buf cbw chain commit cond copy
     driver edge error file format graph hbitmap image iov job jobfilter
     jobs mutex node now options opts path policy qcow2 range reopen rwlock
-    size snapshot thread'
+    size snapshot thread throttle'
 
 # Names that the compiler's instrumentation adds start with "__".
 nm -g --defined-only "$BUILD/libnbdelta.a" |

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* File names that stand for options. */
+#include <errno.h>
+#include <string.h>
+
+#include "core/opts.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+
+#define PREFIX "blkdebug:"
+
+static int expand(const json_t *options, const char *name, json_t **full,
+                  struct error **errp)
+{
+    bool prefixed = strncmp(name, PREFIX, strlen(PREFIX)) == 0;
+    const char *rules = prefixed ? name + strlen(PREFIX) : name;
+    const char *image = prefixed ? strchr(rules, ':') : name;
+
+    if (!image) {
+        return error_set(errp, EINVAL,
+                         "blkdebug requires both config file and image path");
+    }
+    CLEANUP_JSON json_t *copy = json_copy((json_t *)(uintptr_t)options);
+    size_t len = prefixed ? (size_t)(image - rules) : 0;
+    json_t *config = len > 0 ? json_stringn(rules, len) : NULL;
+    json_t *child = json_pack("{s:s}", "filename", image + prefixed);
+    int r = json_object_del(copy, "filename") |
+            json_object_set_new(copy, "driver", json_string("blkdebug")) |
+            json_object_set_new(copy, "image", child);
+
+    if (len > 0) {
+        r |= json_object_set_new(copy, "config", config);
+    }
+    if (r != 0) {
+        return error_set(errp, ENOMEM, "no memory for options");
+    }
+    *full = json_incref(copy);
+    return 0;
+}
+
+int options_expand(const json_t *options, json_t **full, struct error **errp)
+{
+    const json_t *driver = json_object_get(options, "driver");
+    const char *name = json_string_value(json_object_get(options, "filename"));
+    const char *word = json_string_value(driver);
+
+    if (name && (driver ? word && strcmp(word, "blkdebug") == 0
+                        : strncmp(name, PREFIX, strlen(PREFIX)) == 0)) {
+        return expand(options, name, full, errp);
+    }
+    *full = json_incref((json_t *)(uintptr_t)options);
+    return 0;
+}
