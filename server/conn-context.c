@@ -135,7 +135,7 @@ static int offer_bitmap(const struct answer *a, uint32_t id,
     return offer(a, text, id, CONTEXT_BITMAP, bitmap);
 }
 
-/* Those that the node has now. */
+/* Those that the disk has now. */
 static int offer_all_bitmaps(const struct answer *a)
 {
     CLEANUP_JSON json_t *names = blk_bitmap_names(a->export->blk);

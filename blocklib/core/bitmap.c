@@ -22,6 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/chain.h"
 #include "core/dirty.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
@@ -189,21 +190,14 @@ static struct bitmap *find(const struct node *n, const char *name)
     return NULL;
 }
 
-struct bitmap *bitmap_find_inside(struct node *n, const char *name)
+struct bitmap *bitmap_find(struct node *n, const char *name)
 {
+    struct tree *t = node_enter(n, false);
     struct bitmap *bm = find(n, name);
 
     if (bm) {
         bitmap_ref(bm);
     }
-    return bm;
-}
-
-struct bitmap *bitmap_find(struct node *n, const char *name)
-{
-    struct tree *t = node_enter(n, false);
-    struct bitmap *bm = bitmap_find_inside(n, name);
-
     node_leave(t);
     return bm;
 }
@@ -682,25 +676,33 @@ json_t *bitmap_query(struct node *n)
     return list;
 }
 
-json_t *bitmap_names_inside(struct node *n)
+struct bitmap *bitmap_find_in_chain(struct node *n, const char *name)
 {
-    json_t *list = json_array();
+    struct bitmap *bm = NULL;
 
-    list_for_each (at, &n->bitmaps) {
-        struct bitmap *bm = list_entry(at, struct bitmap, on_node);
-        if (bm->name) {
-            (void)json_array_append_new(list, json_string(bm->name));
-        }
+    for (; n && !bm; n = chain_next(n)) {
+        bm = find(n, name);
     }
-    return list;
+    if (bm) {
+        atomic_fetch_add(&bm->refs, 1);
+    }
+    return bm;
 }
 
-json_t *bitmap_names(struct node *n)
+json_t *bitmap_names_in_chain(struct node *n)
 {
-    struct tree *t = node_enter(n, false);
-    json_t *list = bitmap_names_inside(n);
+    CLEANUP_JSON json_t *names = json_object();
+    json_t *list = json_array();
 
-    node_leave(t);
+    for (; n; n = chain_next(n)) {
+        list_for_each (at, &n->bitmaps) {
+            const char *name = list_entry(at, struct bitmap, on_node)->name;
+            if (name && !json_object_get(names, name)) {
+                (void)json_object_set_new(names, name, json_true());
+                (void)json_array_append_new(list, json_string(name));
+            }
+        }
+    }
     return list;
 }
 

@@ -97,9 +97,7 @@ struct node *blk_node(const struct blk *b)
 struct bitmap *blk_bitmap_find(struct blk *b, const char *name)
 {
     struct tree *t = edge_enter(&b->root, false);
-    struct bitmap *bm =
-        bitmap_find_inside(node_skip_filters(b->root.child), name);
-
+    struct bitmap *bm = bitmap_find_in_chain(b->root.child, name);
     node_leave(t);
     return bm;
 }
@@ -107,7 +105,7 @@ struct bitmap *blk_bitmap_find(struct blk *b, const char *name)
 json_t *blk_bitmap_names(struct blk *b)
 {
     struct tree *t = edge_enter(&b->root, false);
-    json_t *names = bitmap_names_inside(node_skip_filters(b->root.child));
+    json_t *names = bitmap_names_in_chain(b->root.child);
 
     node_leave(t);
     return names;

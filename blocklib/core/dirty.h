@@ -116,9 +116,10 @@ void bitmap_export(const struct bitmap *bm, uint64_t first, uint64_t count,
 
 /* --- Tree lock held for reading: the I/O path. --- */
 
-/* bitmap_find, and the names of what it can find. */
-struct bitmap *bitmap_find_inside(struct node *n, const char *name);
-json_t *bitmap_names_inside(struct node *n);
+/* The first of that name from @n down, with a reference, or NULL; and the
+ * names of all, a new reference, NULL: no memory. */
+struct bitmap *bitmap_find_in_chain(struct node *n, const char *name);
+json_t *bitmap_names_in_chain(struct node *n);
 
 /*
  * Set the bits of the range in all recording bitmaps of @n, and have those

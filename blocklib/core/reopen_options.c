@@ -176,14 +176,20 @@ static bool is_listed(const char *const *list, const char *key)
     return list && *list;
 }
 
+/* What the option for the file child is called: "image" in some filters. */
+static const char *file_key(const struct node *n)
+{
+    return n->child[CHILD_FILE] ? n->child[CHILD_FILE]->role : "file";
+}
+
 /* Handled elsewhere: flags, children. */
 static bool is_common(const struct node *n, const char *key)
 {
     static const char *const keys[] = {
         "read-only",     "auto-read-only", "discard",   "cache",
-        "detect-zeroes", "file",           "node-name", NULL,
+        "detect-zeroes", "node-name",      NULL,
     };
-    return is_listed(keys, key) ||
+    return is_listed(keys, key) || strcmp(key, file_key(n)) == 0 ||
            (n->drv->has_backing && strcmp(key, "backing") == 0);
 }
 
@@ -313,12 +319,16 @@ static int read_file(struct work *w, struct node *n, const json_t *options,
                      bool keep, const struct node_flags *flags,
                      struct error **errp)
 {
-    const json_t *value = json_object_get(options, "file");
+    const char *key = file_key(n);
+    const json_t *value = json_object_get(options, key);
+    const char *name = json_string_value(value);
 
-    if (n->drv->is_protocol) {
-        return value ? cannot_change("", "file", errp) : 0;
+    if (n->drv->is_protocol ||
+        (name && strcmp(key, "file") != 0 &&
+         strcmp(name, node_child(n, CHILD_FILE)->name) != 0)) {
+        return value ? cannot_change("", key, errp) : 0;
     }
-    return read_child(w, n, CHILD_FILE, "file", value, keep, flags, errp);
+    return read_child(w, n, CHILD_FILE, key, value, keep, flags, errp);
 }
 
 static int read_complete(struct work *w, struct node *n, const json_t *options,
@@ -362,7 +372,7 @@ static int read_node(struct work *w, struct node *n, const struct source *src,
                                       n->drv->name, n->name);
     }
     if (src->keep) { /* the children as they are now, not as they were */
-        (void)json_object_del(options, "file");
+        (void)json_object_del(options, file_key(n));
         (void)json_object_del(options, "backing");
     }
     graph_drain(w->graph, n);

@@ -6,7 +6,7 @@ set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"
 
-need qemu-img qemu-io jq
+need qemu-img qemu-io nbdinfo jq
 
 refused() {
     local text=$1
@@ -178,6 +178,10 @@ qmp job-finalize id=j
 wait_until "it is concluded" job_is concluded
 [ "$(qmp query-jobs | jq -r '.[0].error')" = null ] || fail "the job failed"
 qmp job-dismiss id=j
+# What was the active layer is not needed by anybody.
+qmp blockdev-del node-name=disk
+[ "$(nbdinfo --json "$(uri_of disk)" | jq '.exports[0]."export-size"')" = \
+    67108864 ] || fail "the export has another size"
 both -c 'write -P 27 5M 1M' -c 'write -P 28 63M 64k'
 [ "$(images | jq -c '.[0]')" = '["base.img",false]' ] || fail "$(images)"
 stop_server

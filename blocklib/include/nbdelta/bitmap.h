@@ -111,16 +111,13 @@ bool bitmap_readable(const struct bitmap *bm);
 
 /* BlockDirtyInfo of all bitmaps of @n as an array, newest first, a new
  * reference; NULL: no memory.  Those of jobs are in it, without a name.
- * Takes the tree lock of @n, as does bitmap_names. */
+ * Takes the tree lock of @n. */
 json_t *bitmap_query(struct node *n);
 
-/* Names of the bitmaps of @n as an array of strings, oldest first, a new
- * reference; NULL: no memory. */
-json_t *bitmap_names(struct node *n);
-
 /*
- * bitmap_find and bitmap_names for threads that do not keep nodes from being
- * replaced and closed: of what @b is attached to then, filters passed.
+ * For threads that do not keep nodes from being replaced and closed: the first
+ * bitmap of that name in the chain that @b is attached to then, as
+ * bitmap_find; and the names of all, a new array, NULL: no memory.
  */
 struct bitmap *blk_bitmap_find(struct blk *b, const char *name);
 json_t *blk_bitmap_names(struct blk *b);
