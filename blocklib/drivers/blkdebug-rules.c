@@ -216,8 +216,8 @@ static int parse_line(struct parser *p, const char *line, struct error **errp)
         for (p->action = BLKDEBUG_INJECT;
              strcmp(section_names[p->action], key) != 0; p->action++) {
             if (p->action == BLKDEBUG_SET_STATE) {
-                return error_set(errp, EINVAL,
-                                 "There is no option group '%s'", key);
+                return error_set(errp, EINVAL, "There is no option group '%s'",
+                                 key);
             }
         }
         p->section = json_object();

@@ -151,7 +151,7 @@ END_TEST
 
 START_TEST(an_iotype_fails_only_requests_of_its_kind)
 {
-    static const char *const types[] = {"read",    "write", "write-zeroes",
+    static const char *const types[] = {"read", "write", "write-zeroes",
                                         "discard", "flush"};
     char text[100];
 
@@ -509,9 +509,9 @@ START_TEST(an_image_cannot_ask_for_it)
     write_file("rules", "[inject-error]\nevent = \"none\"\n");
     write_file("lower", "x");
     create_qcow2("disk.qcow2",
-                 json_pack("{s:s, s:s, s:s, s:b}", "size", "1M",
-                           "backing_file", "file:blkdebug:rules:lower",
-                           "backing_fmt", "raw", "backing_unchecked", 1));
+                 json_pack("{s:s, s:s, s:s, s:b}", "size", "1M", "backing_file",
+                           "file:blkdebug:rules:lower", "backing_fmt", "raw",
+                           "backing_unchecked", 1));
     int r = open_json("driver=qcow2,file.driver=file,file.filename=disk.qcow2",
                       &n, &err);
     ck_assert_int_eq(r, -ENOENT); /* of a file with that name */
@@ -571,11 +571,13 @@ START_TEST(permissions_can_be_taken_and_denied)
                                "image=mem,unshare-child-perms.0=write",
                                &n, NULL),
                      0);
-    ck_assert_int_eq(
-        open_json("driver=blkdebug,image=mem,read-only=on,"
-                  "take-child-perms.0=consistent-read", &n, NULL), 0);
     ck_assert_int_eq(open_json("driver=blkdebug,image=mem,read-only=on,"
-                               "take-child-perms.0=write", &n, &err),
+                               "take-child-perms.0=consistent-read",
+                               &n, NULL),
+                     0);
+    ck_assert_int_eq(open_json("driver=blkdebug,image=mem,read-only=on,"
+                               "take-child-perms.0=write",
+                               &n, &err),
                      -EBUSY);
 }
 END_TEST
