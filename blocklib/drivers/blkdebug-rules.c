@@ -26,7 +26,7 @@
 #define LINE_MAX_ 1200 /* of the file; values have up to 1023 bytes */
 
 static const char *const event_names[EVENT_COUNT + 1] = {
-#define EVENT_NAME(constant, word) [EVENT_##constant] = word,
+#define EVENT_NAME(constant, word) [EVENT_##constant] = (word),
     NODE_EVENTS(EVENT_NAME)
 #undef EVENT_NAME
 };
