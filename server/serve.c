@@ -211,7 +211,7 @@ static int make_parts(struct serve *s, struct error **errp)
     struct daemon *d = &s->daemon;
 
     d->graph = graph_new();
-    d->objects = objects_new();
+    d->objects = objects_new(d->graph);
     d->devices = devices_new();
     d->io_tasks = io_tasks_new();
     d->vm_compat = s->config.vm_compat;
