@@ -159,15 +159,18 @@ static int set_file(json_t **op, const char *file, const char *format,
                     struct error **errp)
 {
     CLEANUP_JSON json_t *image = NULL;
-    bool pseudo = strncmp(file, "blkdebug:", 9) == 0;
-    bool outer = format && strcmp(format, "blkdebug") == 0;
-    int r = options_from_image(file, pseudo && outer ? NULL : format, &image,
-                               errp);
+    int r = 0;
+
+    if (format && strcmp(format, "blkdebug") == 0) {
+        image = json_pack("{s:s, s:s}", "driver", format, "filename", file);
+    } else {
+        r = options_from_image(file, format, &image, errp);
+    }
 
     if (r < 0) {
         return r;
     }
-    if (json_object_update_missing(*op, image) < 0) {
+    if (!image || json_object_update_missing(*op, image) < 0) {
         return no_memory(errp);
     }
     return 0;

@@ -219,6 +219,9 @@ static int drive_backup(struct qmp_call *call, struct job_txn *txn,
     }
     o.target_file = qmp_str(call, "target");
     o.format = qmp_str(call, "format");
+    if (o.format && strcmp(o.format, "file") == 0) {
+        o.format = "raw"; /* the same bytes */
+    }
     o.existing = mode && strcmp(mode, "existing") == 0;
     if (o.format && !known_format(o.format)) {
         return error_set(errp, EINVAL, "Unknown file format '%.200s'",

@@ -525,13 +525,15 @@ int copy_run(struct copy *c, enum copy_side *side)
         thread_join(threads[--count]);
     }
     int r = broken(c, side);
+    mutex_lock(&c->lock);
     if (r == 0) {
-        mutex_lock(&c->lock);
         r = c->failed;
         *side = r < 0 ? c->failed_side : *side;
-        mutex_unlock(&c->lock);
     }
-    return r < 0 || is_empty(c) ? r : COPY_STOPPED;
+    /* Who asks for a stop gets one, also when that was the last of it. */
+    bool stopped = c->stop;
+    mutex_unlock(&c->lock);
+    return r < 0 || (is_empty(c) && !stopped) ? r : COPY_STOPPED;
 }
 
 int copy_wait(struct copy *c, enum copy_side *side)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Growing the disk, in a drained section: a larger L1 table if it needs one,
- * on disk before the header names it (flush.c), then the size.
+ * Changing the size of the disk, in a drained section.  To grow: a larger L1
+ * table if it needs one, on disk before the header names it (flush.c), then
+ * the size.  To shrink: zeroes over what goes, then the size.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -46,11 +47,52 @@ static int grow_l1(struct qcow2 *s, uint64_t needed)
     return r;
 }
 
+/* What was there shall not come back when the disk grows again. */
+static int clear_end(struct qcow2 *s, uint64_t size)
+{
+    struct node *n = s->node;
+    uint64_t whole = min_u64(align_up(size, s->cluster_size), n->size);
+    int r = whole > size ? node_zero(n, size, whole - size, 0) : 0;
+
+    if (r == 0 && n->size > whole) {
+        r = node_zero(n, whole, n->size - whole, REQ_MAY_UNMAP);
+    }
+    return r;
+}
+
+static int write_size(struct qcow2 *s, uint64_t size)
+{
+    unsigned char be[8];
+
+    store_be64(be, size);
+    int r = node_pwrite(s->file, be, sizeof(be), QCOW2_HDR_SIZE, 0);
+    return r < 0 ? r : node_flush(s->file);
+}
+
+/* The L1 table stays as long as it is. */
+static int shrink(struct qcow2 *s, uint64_t size, struct error **errp)
+{
+    if (s->bitmaps_ext.count > 0) {
+        return error_set(errp, ENOTSUP,
+                         "shrinking an image with persistent bitmaps is not "
+                         "supported");
+    }
+    int r = atomic_load(&s->corrupt) ? -EIO : clear_end(s, size);
+    if (r == 0) {
+        r = qcow2_flush(s->node);
+    }
+    if (r == 0) {
+        r = write_size(s, size);
+    }
+    return r < 0 ? error_set(errp, -r, "cannot shrink '%s': %s",
+                             node_filename(s->node), strerror(-r))
+                 : 0;
+}
+
 int qcow2_resize(struct node *n, uint64_t size, struct error **errp)
 {
     struct qcow2 *s = n->state;
     uint64_t needed = div_up(size, qcow2_l2_span(s));
-    unsigned char be[8];
     int r = 0;
 
     if (!is_aligned(size, 512)) {
@@ -58,8 +100,7 @@ int qcow2_resize(struct node *n, uint64_t size, struct error **errp)
                          "The new size must be a multiple of 512");
     }
     if (size < n->size) {
-        return error_set(errp, ENOTSUP,
-                         "shrinking a qcow2 image is not supported");
+        return shrink(s, size, errp);
     }
     if (needed * 8 > QCOW2_MAX_L1_BYTES) {
         return error_set(errp, EFBIG,
@@ -78,11 +119,7 @@ int qcow2_resize(struct node *n, uint64_t size, struct error **errp)
     if (r == 0 && s->bitmaps_ext.count > 0) {
         r = qcow2_bitmaps_resize(s, size);
     } else if (r == 0) {
-        store_be64(be, size);
-        r = node_pwrite(s->file, be, sizeof(be), QCOW2_HDR_SIZE, 0);
-        if (r == 0) {
-            r = node_flush(s->file);
-        }
+        r = write_size(s, size);
     }
     return r < 0 ? error_set(errp, -r, "cannot grow '%s': %s",
                              node_filename(n), strerror(-r))
