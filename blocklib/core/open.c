@@ -177,6 +177,15 @@ static int attach_backing(struct node *n, struct node *backing,
                        PERM_ALL, errp);
 }
 
+/* Options such as a node name, for the file that the image names. */
+static bool leaves_file_to_image(const json_t *value)
+{
+    return !value ||
+           (json_is_object(value) && !json_object_get(value, "driver") &&
+            !json_object_get(value, "file") &&
+            !json_object_get(value, "filename"));
+}
+
 static int open_backing(struct node *n, struct opts *opts,
                         struct error **errp)
 {
@@ -188,10 +197,16 @@ static int open_backing(struct node *n, struct opts *opts,
     if (json_is_null(value) || (!given && !n->image_backing)) {
         return 0;
     }
-    if (!given) {
-        int r = describe_backing(n, &value, errp);
+    if (n->image_backing && leaves_file_to_image(value)) {
+        CLEANUP_JSON json_t *described = NULL;
+        int r = describe_backing(n, &described, errp);
         if (r < 0) {
             return r;
+        }
+        if (!value) {
+            value = json_incref(described);
+        } else if (json_object_update_missing(value, described) < 0) {
+            return error_set(errp, ENOMEM, "no memory for options");
         }
     }
     ctx.inherited.read_only = true;
