@@ -71,7 +71,7 @@ json_t *node_image_info(struct graph *g, struct node *n)
 static json_t *image_chain(struct node *n)
 {
     json_t *info = image_info(n);
-    struct node *backing = node_child(n, CHILD_BACKING);
+    struct node *backing = node_skip_filters(node_backing(n));
 
     if (info && backing) {
         (void)json_object_set_new(info, "backing-image",
