@@ -11,6 +11,8 @@
 #   make lint                 clang-tidy, cppcheck, shellcheck
 #   make fuzz                 build the fuzzers (clang), run each FUZZ_TIME=60 s;
 #                             F='options qmp' runs these
+#   make check-iotests IOTESTS=DIR [T="124 055"]
+#                             run QEMU's own tests, from a QEMU source tree
 #   make bench                measure, beside qemu-nbd and nbdkit
 #   make packages             install the Debian packages of all of the above
 #   make install              DESTDIR=... prefix=/usr/local
@@ -70,15 +72,17 @@ INC_TESTS   := $(INC_PRIVATE) -Iserver
 
 # pkg-config name : Debian package
 PKGS := jansson:libjansson-dev zlib:zlib1g-dev libzstd:libzstd-dev \
-    libnbd:libnbd-dev nbdkit:nbdkit-plugin-dev check:check
+    gnutls:libgnutls28-dev libnbd:libnbd-dev nbdkit:nbdkit-plugin-dev \
+    check:check
 
 LIB_PKGS    := jansson zlib libzstd
-SERVER_PKGS := $(LIB_PKGS) libnbd
+SERVER_PKGS := $(LIB_PKGS) gnutls libnbd
 PLUGIN_PKGS := $(LIB_PKGS)
 
 # These goals build nothing themselves; check and demo install what is
 # missing before they start the make that looks.
-NO_LOOKUP := check demo packages clean help uninstall install-files
+NO_LOOKUP := check check-iotests demo bench packages clean help uninstall \
+    install-files
 goals := $(filter-out $(NO_LOOKUP),$(or $(MAKECMDGOALS),all))
 
 name = $(firstword $(subst :, ,$(1)))
@@ -215,7 +219,7 @@ FOR_TESTS = BUILD='$(abspath $(O))' SRCDIR='$(CURDIR)' CC='$(CC)' \
 # A make of its own, which looks for the packages that are there by now.
 SUBMAKE = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
 
-.PHONY: check check-run check-valgrind demo demo-run bench bench-run packages \
+.PHONY: check check-run check-iotests check-iotests-run check-valgrind demo demo-run bench bench-run packages \
         FORCE
 check:
 	$(Q)tests/packages.sh build test
@@ -252,6 +256,13 @@ check-valgrind:
 
 demo-run: all
 	$(Q)$(FOR_TESTS) KEEP='$(KEEP)' tests/demo.sh
+
+check-iotests:
+	$(Q)tests/packages.sh build test
+	$(Q)+$(SUBMAKE) check-iotests-run
+check-iotests-run: all
+	$(Q)NBDELTA='$(abspath $(SERVER))' IOTESTS='$(IOTESTS)' FMT='$(FMT)' \
+	    tests/iotests/run $(if $(filter-out *,$(T)),$(T))
 
 bench:
 	$(Q)tests/packages.sh build test

@@ -146,8 +146,8 @@ static int offer_all_bitmaps(const struct answer *a)
         return -ENOMEM;
     }
     json_array_foreach (names, i, name) {
-        struct bitmap *bm =
-            blk_find_bitmap(a->export->blk, json_string_value(name));
+        struct bitmap *bm = blk_bitmap_find(a->export->blk,
+                                            json_string_value(name));
         int r = bm ? offer_bitmap(a, 3 + (uint32_t)i, bm) : 0;
 
         if (r < 0) {
@@ -209,8 +209,7 @@ int conn_option_contexts(struct conn *c, struct option *o)
     }
     struct export *e = exports_find(c->exports, name);
     if (!e) {
-        return handshake_error(c, o->type, NBD_REP_ERR_UNKNOWN,
-                               "there is no such export");
+        return handshake_unknown(c, o->type, name);
     }
     struct answer a = {c, &qs, e, o->type};
     if (o->type == NBD_OPT_SET_META_CONTEXT) {

@@ -7,6 +7,7 @@
  * impossible to stay in step, or is plainly abuse, ends the connection.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -157,6 +158,15 @@ int handshake_error(struct conn *c, uint32_t option, uint32_t type,
                     const char *text)
 {
     return handshake_reply(c, option, type, text, strlen(text));
+}
+
+int handshake_unknown(struct conn *c, uint32_t option, const char *name)
+{
+    char text[120];
+
+    (void)snprintf(text, sizeof(text), "export '%.80s%s' not present", name,
+                   strlen(name) < 80 ? "" : "...");
+    return handshake_error(c, option, NBD_REP_ERR_UNKNOWN, text);
 }
 
 static int raw(struct conn *c, const void *data, size_t len)
@@ -323,8 +333,7 @@ static int option_info(struct conn *c, struct option *o)
     }
     struct export *e = exports_find(c->exports, name);
     if (!e) {
-        return handshake_error(c, o->type, NBD_REP_ERR_UNKNOWN,
-                               "there is no such export");
+        return handshake_unknown(c, o->type, name);
     }
     uint64_t size = blk_size(e->blk);
     int r = reply_infos(c, o, e, size);

@@ -230,6 +230,8 @@ int handshake_reply(struct conn *c, uint32_t option, uint32_t type,
                     const void *data, size_t len);
 int handshake_error(struct conn *c, uint32_t option, uint32_t type,
                     const char *text);
+/* NBD_REP_ERR_UNKNOWN, with the name as far as it is short. */
+int handshake_unknown(struct conn *c, uint32_t option, const char *name);
 
 /* --- conn-context.c --- */
 

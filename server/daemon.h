@@ -28,6 +28,7 @@ struct daemon {
     struct devices *devices;   /* device.h */
     struct io_tasks *io_tasks; /* qemu-io.h */
     bool vm_compat;            /* as an emulator, not as a storage daemon */
+    bool exit_on_disconnect;   /* when the last NBD client has gone */
     int quit_fd;               /* eventfd: readable once it shall stop */
 
     /* Monitor lock. */

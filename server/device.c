@@ -140,13 +140,29 @@ static int set_cache(json_t *o, const char *mode, struct error **errp)
     return error_set(errp, EINVAL, "invalid cache option");
 }
 
+/* The name that QEMU gives to one that has none. */
+static char *default_id(struct devices *d, const json_t *o)
+{
+    const char *bus = json_string_value(json_object_get(o, "if"));
+    unsigned n = d->unnamed++;
+    char *id = NULL;
+    int r = !bus || strcmp(bus, "ide") == 0
+                ? asprintf(&id, "ide%u-hd%u", n / 2, n % 2)
+                : asprintf(&id, "%s%u", bus, n);
+
+    return r < 0 ? NULL : id;
+}
+
 /* file=NAME: whatever a user calls an image, with the rest of the options in
  * its outer node. */
 static int set_file(json_t **op, const char *file, const char *format,
                     struct error **errp)
 {
     CLEANUP_JSON json_t *image = NULL;
-    int r = options_from_image(file, format, &image, errp);
+    bool pseudo = strncmp(file, "blkdebug:", 9) == 0;
+    bool outer = format && strcmp(format, "blkdebug") == 0;
+    int r = options_from_image(file, pseudo && outer ? NULL : format, &image,
+                               errp);
 
     if (r < 0) {
         return r;
@@ -234,7 +250,10 @@ int devices_add_drive(struct daemon *d, const char *text, struct error **errp)
         return r;
     }
     char *id = take(o, "id");
-    if (!id && asprintf(&id, "drive%u", d->devices->unnamed++) < 0) {
+    if (!id) {
+        id = default_id(d->devices, o);
+    }
+    if (!id) {
         return no_memory(errp);
     }
     if (find(d->devices, id)) {

@@ -124,7 +124,8 @@ static int check_name(struct exports *s, const char *name, struct error **errp)
                  : 0;
 }
 
-static int attach(struct graph *g, struct export *e, struct error **errp)
+static int attach(struct graph *g, struct export *e, struct node *n,
+                  struct error **errp)
 {
     CLEANUP_FREE char *user = NULL;
     unsigned perm = PERM_READ | (e->writable ? PERM_WRITE : 0);
@@ -133,7 +134,7 @@ static int attach(struct graph *g, struct export *e, struct error **errp)
         user = NULL;
         return error_set(errp, ENOMEM, "no memory for an export");
     }
-    return blk_new(g, e->node, perm, PERM_ALL, user, &e->blk, errp);
+    return blk_new(g, n, perm, PERM_ALL, user, &e->blk, errp);
 }
 
 int export_new(struct exports *s, const struct export_options *o,
@@ -150,7 +151,6 @@ int export_new(struct exports *s, const struct export_options *o,
     e->id = strdup(o->id);
     e->name = strdup(o->name);
     e->description = o->description ? strdup(o->description) : NULL;
-    e->node = o->node;
     e->writable = o->writable;
     e->writethrough = o->writethrough;
     e->allocation_depth = o->allocation_depth;
@@ -161,7 +161,7 @@ int export_new(struct exports *s, const struct export_options *o,
     list_init(&e->in_set);
     r = !e->id || !e->name || (o->description && !e->description)
             ? error_set(errp, ENOMEM, "no memory for an export")
-            : attach(s->daemon->graph, e, errp);
+            : attach(s->daemon->graph, e, o->node, errp);
     if (r < 0) {
         export_free(s, e);
         return r;
@@ -233,24 +233,6 @@ struct export *exports_find(struct exports *s, const char *name)
     }
     if (found) {
         found->refs++;
-    }
-    mutex_unlock(&s->lock);
-    return found;
-}
-
-struct export *exports_find_node(struct exports *s, const struct node *n)
-{
-    struct export *found = NULL;
-
-    mutex_lock(&s->lock);
-    list_for_each (l, &s->list) {
-        struct export *e = list_entry(l, struct export, in_set);
-
-        if (e->node == n && !e->removed) {
-            found = e;
-            found->refs++;
-            break;
-        }
     }
     mutex_unlock(&s->lock);
     return found;

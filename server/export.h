@@ -42,7 +42,6 @@ struct export
     char *id;
     char *name;
     char *description; /* or NULL */
-    struct node *node; /* as it was given: filters may stand above it now */
     struct blk *blk;
     bool writable;
     bool writethrough;
@@ -111,8 +110,5 @@ int exports_each(struct exports *s, int (*fn)(struct export *e, void *opaque),
 
 /* BlockExportInfo of all, newest first; NULL: no memory. */
 json_t *exports_query(struct exports *s);
-
-/* The export of node @n, or NULL, with a reference (query-block). */
-struct export *exports_find_node(struct exports *s, const struct node *n);
 
 #endif /* NBDELTA_SERVER_EXPORT_H */

@@ -48,6 +48,7 @@ struct server {
     cond_t calmed; /* a connection is quiet now */
     struct list conns;
     unsigned conn_count;
+    bool used; /* an export was opened */
 
     _Atomic bool stopping;
 };
@@ -241,7 +242,11 @@ static void reap(struct server *s)
             s->conn_count--;
         }
     }
+    bool last = s->used && s->conn_count == 0;
     mutex_unlock(&s->lock);
+    if (last && s->daemon->exit_on_disconnect) {
+        daemon_quit(s->daemon);
+    }
     list_for_each_safe (l, &gone) {
         struct conn *c = list_entry(l, struct conn, in_server);
 
@@ -310,6 +315,7 @@ void server_enter(struct server *s, struct conn *c)
         }
     }
     c->serving = true;
+    s->used = true;
     mutex_unlock(&s->lock);
     /* Either server_end_export finds it, or it was removed before. */
     if (export_is_removed(s->exports, c->export)) {

@@ -10,8 +10,10 @@
 
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/throttle.h"
 
 struct objects {
+    struct graph *graph; /* keeps the throttle groups */
     json_t *by_id; /* id -> properties, "qom-type" among them */
 };
 
@@ -152,11 +154,12 @@ bool id_is_well_formed(const char *id)
 
 /* --- The set. --- */
 
-struct objects *objects_new(void)
+struct objects *objects_new(struct graph *g)
 {
     struct objects *s = calloc(1, sizeof(*s));
 
     if (s) {
+        s->graph = g;
         s->by_id = json_object();
     }
     if (s && !s->by_id) {
@@ -174,6 +177,11 @@ void objects_free(struct objects *s)
     }
 }
 
+static bool is_group(const char *type)
+{
+    return type && strcmp(type, "throttle-group") == 0;
+}
+
 int objects_add(struct objects *s, json_t *props, struct error **errp)
 {
     const char *id = text_of(props, "id");
@@ -188,8 +196,14 @@ int objects_add(struct objects *s, json_t *props, struct error **errp)
                          id);
     }
     int r = check(props, errp);
+    if (r == 0 && is_group(text_of(props, "qom-type"))) {
+        r = throttle_group_create(s->graph, props, errp);
+    }
     if (r == 0 &&
         json_object_set_new(s->by_id, id, json_deep_copy(props)) < 0) {
+        if (is_group(text_of(props, "qom-type"))) {
+            (void)throttle_group_delete(s->graph, id, NULL);
+        }
         r = error_set(errp, ENOMEM, "Out of memory");
     }
     return r;
@@ -197,6 +211,12 @@ int objects_add(struct objects *s, json_t *props, struct error **errp)
 
 int objects_del(struct objects *s, const char *id, struct error **errp)
 {
+    if (is_group(objects_type(s, id))) {
+        int r = throttle_group_delete(s->graph, id, errp);
+        if (r < 0) {
+            return r;
+        }
+    }
     return json_object_del(s->by_id, id) < 0
                ? error_set(errp, ENOENT, "object '%.200s' not found", id)
                : 0;

@@ -12,6 +12,7 @@
 #include "qmp-dispatch.h"
 
 struct error;
+struct graph;
 struct objects;
 
 /* May things be called so: a letter, then letters, digits, '-', '.', '_'. */
@@ -20,10 +21,12 @@ bool id_is_well_formed(const char *id);
 /* Arguments of object-add. */
 extern const struct qmp_arg object_args[];
 
-struct objects *objects_new(void);    /* NULL: no memory */
-void objects_free(struct objects *s); /* NULL is fine */
+struct objects *objects_new(struct graph *g); /* NULL: no memory */
+void objects_free(struct objects *s);         /* NULL is fine */
 
-/* Add one of checked @props.  -EEXIST: the id is taken. */
+/* Add one of checked @props.  -EEXIST: the id is taken.  A throttle group is
+ * made in the graph, and with its deletion goes from there: -EBUSY while a
+ * node uses it. */
 int objects_add(struct objects *s, json_t *props, struct error **errp);
 int objects_del(struct objects *s, const char *id, struct error **errp);
 

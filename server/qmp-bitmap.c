@@ -2,6 +2,8 @@
 
 /* Changes of dirty bitmaps, alone or in a transaction. */
 #include <errno.h>
+#include <gnutls/crypto.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "daemon.h"
@@ -11,6 +13,8 @@
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "qmp-dispatch.h"
+
+#define SHA256_BYTES 32
 
 static const struct qmp_arg bitmap_args[] = {
     QMP_ARG("node", STR),
@@ -159,6 +163,54 @@ static int merge(struct qmp_call *call, struct job_txn *txn, struct action **ap,
     return r < 0 ? r : bitmap_merge_action(target, refs, count, ap, errp);
 }
 
+/* --- What its bits are, in short --- */
+
+static int hash_bits(struct qmp_call *call, const struct bitmap *bm,
+                     struct error **errp)
+{
+    unsigned char sum[SHA256_BYTES];
+    char text[2 * SHA256_BYTES + 1];
+    size_t len;
+    CLEANUP_FREE void *bytes = bitmap_bytes(bm, &len);
+
+    if (!bytes) {
+        return error_set(errp, ENOMEM, "Out of memory");
+    }
+    if (gnutls_hash_fast(GNUTLS_DIG_SHA256, bytes, len, sum) < 0) {
+        return error_set(errp, EIO, "Unable to calculate a hash");
+    }
+    for (size_t i = 0; i < SHA256_BYTES; i++) {
+        (void)snprintf(text + 2 * i, 3, "%02x", sum[i]);
+    }
+    call->ret = json_pack("{s:s}", "sha256", text);
+    return call->ret ? 0 : error_set(errp, ENOMEM, "Out of memory");
+}
+
+static int cmd_sha256(struct qmp_call *call, struct error **errp)
+{
+    struct bitmap_ref ref;
+    int r = find_this(call, "name", &ref, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    struct bitmap *bm = bitmap_find(ref.node, ref.name);
+    if (!bm) {
+        return error_set(errp, ENOENT, "Dirty bitmap '%.1023s' not found",
+                         ref.name);
+    }
+    r = hash_bits(call, bm, errp);
+    bitmap_unref(bm);
+    return r;
+}
+
+static const struct qmp_arg sha256_members[] = {
+    QMP_ARG("sha256", STR),
+    QMP_LAST,
+};
+static const struct qmp_arg sha256_type = QMP_ARG("", OBJECT,
+                                                  .members = sha256_members);
+
 const struct qmp_command qmp_bitmap_commands[] = {
     QMP_ACTION("block-dirty-bitmap-add", add, add_args),
     QMP_ACTION("block-dirty-bitmap-clear", clear, bitmap_args),
@@ -166,5 +218,7 @@ const struct qmp_command qmp_bitmap_commands[] = {
     QMP_ACTION("block-dirty-bitmap-enable", enable, bitmap_args),
     QMP_ACTION("block-dirty-bitmap-merge", merge, merge_args),
     QMP_ACTION("block-dirty-bitmap-remove", remove_bitmap, bitmap_args),
+    QMP_COMMAND("x-debug-block-dirty-bitmap-sha256", cmd_sha256, bitmap_args,
+                .ret = &sha256_type),
     QMP_COMMANDS_END,
 };

@@ -111,14 +111,14 @@ static int check_strings(const struct export_options *o, struct error **errp)
 
 /* One of "bitmaps": a name that is looked for below the node, too, or that of
  * a certain node. */
-static int add_bitmap(struct daemon *d, struct export *e, const json_t *item,
-                      struct error **errp)
+static int add_bitmap(struct daemon *d, struct export *e, struct node *own,
+                      const json_t *item, struct error **errp)
 {
     const char *name = json_string_value(item);
-    struct node *n = e->node;
+    struct node *n;
 
     if (name) {
-        return export_add_bitmap(d->exports, e, n, name, true, errp);
+        return export_add_bitmap(d->exports, e, own, name, true, errp);
     }
     name = json_string_value(json_object_get(item, "name"));
     const char *node = json_string_value(json_object_get(item, "node"));
@@ -143,7 +143,7 @@ static int add_export(struct daemon *d, const struct export_options *o,
         return r;
     }
     json_array_foreach (bitmaps, i, item) {
-        r = r == 0 ? add_bitmap(d, e, item, errp) : r;
+        r = r == 0 ? add_bitmap(d, e, o->node, item, errp) : r;
     }
     if (r < 0) {
         export_drop(d->exports, e);

@@ -100,9 +100,9 @@ static int qemu_io(struct qmp_call *call, const char *name, const char *command,
     if (blk_new(d->graph, n, 0, PERM_ALL, "qemu-io", &hold, &err) < 0) {
         return reply(call, errp, "Error: %s\r\n", error_message(err));
     }
-    mutex_unlock(&d->jobs->lock);
+    mutex_unlock(&call->daemon->jobs->lock);
     io_command(d->io_tasks, d->graph, n, command);
-    mutex_lock(&d->jobs->lock);
+    mutex_lock(&call->daemon->jobs->lock);
     blk_free(hold);
     return reply(call, errp, "%s", "");
 }

@@ -32,6 +32,8 @@ static const struct cli_option serve_options[] = {
     {"qmp", OPT_QMP, "SOCKET", "make a QMP monitor on a Unix socket"},
     {"allow-path", OPT_ALLOW_PATH, "DIR",
      "images may name backing files below DIR, too"},
+    {"exit-on-disconnect", OPT_EXIT_ON_DISCONNECT, NULL,
+     "end when the last client has gone, as qemu-nbd"},
     {"vm-compat", OPT_VM_COMPAT, NULL,
      "stand in for a QEMU without a guest: see the man page"},
     {"drive", OPT_DRIVE, "OPTIONS", "a disk as QEMU's -drive (--vm-compat)"},
@@ -133,6 +135,9 @@ static int take_option(struct serve_config *cfg, int code)
         break;
     case OPT_DAEMONIZE:
         cfg->daemonize = true;
+        break;
+    case OPT_EXIT_ON_DISCONNECT:
+        cfg->exit_on_disconnect = true;
         break;
     case OPT_VM_COMPAT:
         cfg->vm_compat = true;

@@ -16,6 +16,7 @@ enum serve_code {
     OPT_DEVICE,
     OPT_DRIVE,
     OPT_DAEMONIZE,
+    OPT_EXIT_ON_DISCONNECT,
     OPT_EXPORT,
     OPT_MONITOR,
     OPT_NBD_SERVER,
@@ -43,6 +44,7 @@ struct serve_config {
     const char *pidfile;
     bool daemonize;
     bool vm_compat;
+    bool exit_on_disconnect;
     bool has_drives;
     bool has_images;
     bool has_server; /* --nbd-server is among the items */

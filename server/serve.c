@@ -211,10 +211,11 @@ static int make_parts(struct serve *s, struct error **errp)
     struct daemon *d = &s->daemon;
 
     d->graph = graph_new();
-    d->objects = objects_new();
+    d->objects = objects_new(d->graph);
     d->devices = devices_new();
     d->io_tasks = io_tasks_new();
     d->vm_compat = s->config.vm_compat;
+    d->exit_on_disconnect = s->config.exit_on_disconnect;
     s->chardevs = chardevs_new();
     d->exports = d->graph ? exports_new(d) : NULL;
     d->monitors = s->chardevs ? monitors_new(d, s->chardevs) : NULL;

@@ -9,7 +9,7 @@ packages_of() {
     case $1 in
     build)
         echo gcc libc6-dev make pkgconf libjansson-dev zlib1g-dev libzstd-dev \
-            libnbd-dev nbdkit-plugin-dev ;;
+            libgnutls28-dev libnbd-dev nbdkit-plugin-dev ;;
     test)
         echo check fio groff-base jq libnbd-bin nbdkit procps python3-libnbd \
             qemu-system-common qemu-utils socat ;;

@@ -196,7 +196,7 @@ struct bitmap *bitmap_find(struct node *n, const char *name)
     struct bitmap *bm = find(n, name);
 
     if (bm) {
-        atomic_fetch_add(&bm->refs, 1);
+        bitmap_ref(bm);
     }
     node_leave(t);
     return bm;
@@ -285,10 +285,11 @@ int bitmap_lookup(struct node *n, const char *name, enum bitmap_use use,
     if (!bm) {
         return not_found(name, errp);
     }
-    r = use == BITMAP_USE_CHANGE   ? check_usable(bm, errp)
+    r = use == BITMAP_USE_CHANGE || use == BITMAP_USE_READ
+            ? check_usable(bm, errp)
         : use == BITMAP_USE_REMOVE ? check_busy(bm, errp)
                                    : 0;
-    if (r == 0 && use != BITMAP_USE_ANY) {
+    if (r == 0 && (use == BITMAP_USE_CHANGE || use == BITMAP_USE_REMOVE)) {
         r = check_read_only(bm, errp);
     }
     if (r == 0 && use != BITMAP_USE_REMOVE) {
@@ -593,6 +594,21 @@ void bitmap_export(const struct bitmap *bm, uint64_t first, uint64_t count,
     }
 }
 
+void *bitmap_bytes(const struct bitmap *bm, size_t *len)
+{
+    struct bitmap *locked = (struct bitmap *)(uintptr_t)bm;
+
+    rwlock_rdlock(&locked->lock);
+    uint64_t count = hbitmap_granules(bm->bits);
+    *len = (size_t)max_u64(div_up(count, 64), 1) * 8;
+    void *bytes = calloc(1, *len);
+    if (bytes) {
+        bitmap_export(bm, 0, count, bytes);
+    }
+    rwlock_unlock(&locked->lock);
+    return bytes;
+}
+
 /* What follow_growth() will add. */
 static uint64_t growth(const struct bitmap *bm, const struct hbitmap *bits)
 {
@@ -687,21 +703,6 @@ json_t *bitmap_names_in_chain(struct node *n)
             }
         }
     }
-    return list;
-}
-
-json_t *bitmap_names(struct node *n)
-{
-    json_t *list = json_array();
-
-    struct tree *t = node_enter(n, false);
-    list_for_each (at, &n->bitmaps) {
-        struct bitmap *bm = list_entry(at, struct bitmap, on_node);
-        if (bm->name) {
-            (void)json_array_append_new(list, json_string(bm->name));
-        }
-    }
-    node_leave(t);
     return list;
 }
 

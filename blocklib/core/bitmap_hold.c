@@ -37,7 +37,7 @@ int bitmap_hold(struct graph *g, struct node *n, const char *name, bool below,
     if (!n) {
         r = error_set(errp, ENOENT, "Bitmap '%s' is not found", name);
     } else {
-        r = bitmap_lookup(n, name, BITMAP_USE_CHANGE, &bm, errp);
+        r = bitmap_lookup(n, name, BITMAP_USE_READ, &bm, errp);
     }
     if (r == 0) {
         bm->users++;

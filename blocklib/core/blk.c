@@ -94,22 +94,21 @@ struct node *blk_node(const struct blk *b)
     return n;
 }
 
-struct bitmap *blk_find_bitmap(struct blk *b, const char *name)
+struct bitmap *blk_bitmap_find(struct blk *b, const char *name)
 {
-    struct node *n;
-    struct tree *t = enter_wait(b, &n);
-    struct bitmap *bm = bitmap_find_in_chain(n, name);
+    struct tree *t = edge_enter(&b->root, false);
+    struct bitmap *bm = bitmap_find_in_chain(b->root.child, name);
     node_leave(t);
     return bm;
 }
 
 json_t *blk_bitmap_names(struct blk *b)
 {
-    struct node *n;
-    struct tree *t = enter_wait(b, &n);
-    json_t *list = bitmap_names_in_chain(n);
+    struct tree *t = edge_enter(&b->root, false);
+    json_t *names = bitmap_names_in_chain(b->root.child);
+
     node_leave(t);
-    return list;
+    return names;
 }
 
 uint64_t blk_size(const struct blk *b)

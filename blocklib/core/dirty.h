@@ -61,8 +61,9 @@ int bitmap_attach(struct node *n, const char *name, uint64_t granularity,
 /* What is asked of a bitmap that is looked up. */
 enum bitmap_use {
     BITMAP_USE_ANY,    /* -ENOENT */
-    BITMAP_USE_REMOVE, /* also -EBUSY */
-    BITMAP_USE_CHANGE, /* also -EINVAL: inconsistent */
+    BITMAP_USE_READ,   /* also -EBUSY, -EINVAL: inconsistent */
+    BITMAP_USE_REMOVE, /* also -EBUSY, -EPERM: in a read-only image */
+    BITMAP_USE_CHANGE, /* all of these */
 };
 
 /* One that cannot be used, without bits; @why is a constant text. */

@@ -180,13 +180,13 @@ static int attach_backing(struct node *n, struct node *backing,
                        PERM_ALL, errp);
 }
 
-/* Options such as a node name, for the file that the image names. */
-static bool leaves_file_to_image(const json_t *value)
+/* Options for the backing file that the image names, but not which it is. */
+static bool completes_backing(const struct node *n, const json_t *value)
 {
-    return !value ||
-           (json_is_object(value) && !json_object_get(value, "driver") &&
-            !json_object_get(value, "file") &&
-            !json_object_get(value, "filename"));
+    return n->image_backing && json_is_object(value) &&
+           !json_object_get(value, "driver") &&
+           !json_object_get(value, "file") &&
+           !json_object_get(value, "filename");
 }
 
 static int open_backing(struct node *n, struct opts *opts,
@@ -200,16 +200,17 @@ static int open_backing(struct node *n, struct opts *opts,
     if (json_is_null(value) || (!given && !n->image_backing)) {
         return 0;
     }
-    if (n->image_backing && leaves_file_to_image(value)) {
-        CLEANUP_JSON json_t *described = NULL;
-        int r = describe_backing(n, &described, errp);
+    if (!given || completes_backing(n, value)) {
+        json_t *more = value;
+
+        value = NULL;
+        int r = describe_backing(n, &value, errp);
+        if (r == 0 && more && json_object_update(value, more) < 0) {
+            r = error_set(errp, ENOMEM, "no memory for options");
+        }
+        json_decref(more);
         if (r < 0) {
             return r;
-        }
-        if (!value) {
-            value = json_incref(described);
-        } else if (json_object_update_missing(value, described) < 0) {
-            return error_set(errp, ENOMEM, "no memory for options");
         }
     }
     ctx.inherited.read_only = true;

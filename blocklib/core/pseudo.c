@@ -7,7 +7,8 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 
-#define PREFIX "blkdebug:"
+#define PREFIX  "blkdebug:"
+#define NULL_CO "null-co://"
 
 static int expand(const json_t *options, const char *name, json_t **full,
                   struct error **errp)
@@ -47,6 +48,16 @@ int options_expand(const json_t *options, json_t **full, struct error **errp)
     if (name && (driver ? word && strcmp(word, "blkdebug") == 0
                         : strncmp(name, PREFIX, strlen(PREFIX)) == 0)) {
         return expand(options, name, full, errp);
+    }
+    if (name && !driver && strcmp(name, NULL_CO) == 0) {
+        CLEANUP_JSON json_t *copy = json_copy((json_t *)(uintptr_t)options);
+
+        if (json_object_del(copy, "filename") < 0 ||
+            json_object_set_new(copy, "driver", json_string("null-co")) < 0) {
+            return error_set(errp, ENOMEM, "no memory for options");
+        }
+        *full = json_incref(copy);
+        return 0;
     }
     *full = json_incref((json_t *)(uintptr_t)options);
     return 0;

@@ -2,7 +2,6 @@
 #include "core/throttle.h"
 
 #include <errno.h>
-#include <string.h>
 
 #include "nbdelta/error.h"
 
@@ -90,9 +89,7 @@ bool throttle_limits_something(const struct throttle_config *c)
 void throttle_start(struct throttle *t, const struct throttle_config *c,
                     uint64_t now)
 {
-    memset(t, 0, sizeof(*t));
-    t->config = *c;
-    t->leaked = now;
+    *t = (struct throttle){.config = *c, .leaked = now};
 }
 
 static double less(double level, double by)

@@ -121,9 +121,9 @@ unsigned throttle_group_waiting(struct throttle_group *t)
 /* --- Limits as options --- */
 
 static const char *const limit_names[THROTTLE_BUCKETS] = {
-    [THROTTLE_BPS_TOTAL] = "bps-total",   [THROTTLE_BPS_READ] = "bps-read",
-    [THROTTLE_BPS_WRITE] = "bps-write",   [THROTTLE_IOPS_TOTAL] = "iops-total",
-    [THROTTLE_IOPS_READ] = "iops-read",   [THROTTLE_IOPS_WRITE] = "iops-write",
+    [THROTTLE_BPS_TOTAL] = "bps-total", [THROTTLE_BPS_READ] = "bps-read",
+    [THROTTLE_BPS_WRITE] = "bps-write", [THROTTLE_IOPS_TOTAL] = "iops-total",
+    [THROTTLE_IOPS_READ] = "iops-read", [THROTTLE_IOPS_WRITE] = "iops-write",
 };
 
 static int take_value(struct opts *o, const char *prefix, const char *name,
@@ -208,8 +208,8 @@ static int read_properties(struct opts *o, const char **id,
 static struct throttle_group *find(struct graph *g, const char *name)
 {
     list_for_each (at, &g->throttle_groups) {
-        struct throttle_group *t =
-            list_entry(at, struct throttle_group, in_graph);
+        struct throttle_group *t = list_entry(at, struct throttle_group,
+                                              in_graph);
         if (strcmp(t->name, name) == 0) {
             return t;
         }

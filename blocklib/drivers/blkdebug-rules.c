@@ -26,7 +26,7 @@
 #define LINE_MAX_ 1200 /* of the file; values have up to 1023 bytes */
 
 static const char *const event_names[EVENT_COUNT + 1] = {
-#define EVENT_NAME(constant, word) [EVENT_##constant] = word,
+#define EVENT_NAME(constant, word) [EVENT_##constant] = (word),
     NODE_EVENTS(EVENT_NAME)
 #undef EVENT_NAME
 };
@@ -216,8 +216,8 @@ static int parse_line(struct parser *p, const char *line, struct error **errp)
         for (p->action = BLKDEBUG_INJECT;
              strcmp(section_names[p->action], key) != 0; p->action++) {
             if (p->action == BLKDEBUG_SET_STATE) {
-                return error_set(errp, EINVAL,
-                                 "There is no option group '%s'", key);
+                return error_set(errp, EINVAL, "There is no option group '%s'",
+                                 key);
             }
         }
         p->section = json_object();

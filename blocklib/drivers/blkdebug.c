@@ -344,8 +344,8 @@ static int take_limits(struct node *n, struct opts *o, struct error **errp)
     int r = take_limit(o, "align", 1, &s->align, errp);
 
     if (r == 0 && (s->align & (s->align - 1)) != 0) {
-        r = error_set(errp, EINVAL, "Cannot meet constraints with align %"
-                                    PRIu64, s->align);
+        r = error_set(errp, EINVAL,
+                      "Cannot meet constraints with align %" PRIu64, s->align);
     }
     if (r < 0) {
         return r;
@@ -480,8 +480,8 @@ static void blkdebug_limits(struct node *n, struct limits *lim)
         lim->align = (uint32_t)s->align;
     }
     if (s->opt_write_zero) {
-        lim->zero_align =
-            (uint32_t)(s->opt_write_zero & (~s->opt_write_zero + 1));
+        lim->zero_align = (uint32_t)(s->opt_write_zero &
+                                     (~s->opt_write_zero + 1));
     }
     if (lim->zero_align < lim->align) {
         lim->zero_align = lim->align;

@@ -9,13 +9,13 @@
  *   job's thread
  *     sync=top: take out of the set what the source's layer does not have
  *     copy until the set is empty; sync=none: only guests' writes copy
- *     remove the filter
- *     flush the target, close it
+ *     flush the target
  *   under the monitor lock, with all others of the transaction
  *     success: the frozen bitmap gives way to its successor
  *     failure: the two become one again
  *     (bitmap-mode always: it gives way, but what was not copied stays dirty;
  *     never: the two become one again)
+ *     remove the filter, close the target
  *
  *  1. Bits of a bitmap are given up only after what they stand for is durable
  *     in the target.
@@ -136,31 +136,30 @@ static void close_target(struct backup *b)
     }
 }
 
+static int flush_target(struct backup *b)
+{
+    struct jobs *j = b->job.jobs;
+    struct tree *t = node_enter(b->target, false);
+    int r = node_flush(b->target);
+
+    node_leave(t);
+    if (r < 0) {
+        mutex_lock(&j->lock);
+        (void)job_retries(j, &b->job, ON_ERROR_REPORT, false, r);
+        mutex_unlock(&j->lock);
+    }
+    return r;
+}
+
 static int backup_exit(struct job *job, int r)
 {
     struct backup *b = backup_of(job);
-    struct jobs *j = job->jobs;
 
     if (r < 0) {
         copy_break(b->copy);
+        return r;
     }
-    mutex_lock(&j->lock);
-    remove_filter(b);
-    mutex_unlock(&j->lock);
-    if (r == 0) {
-        struct tree *t = node_enter(b->target, false);
-        r = node_flush(b->target);
-        node_leave(t);
-        if (r < 0) {
-            mutex_lock(&j->lock);
-            (void)job_retries(j, &b->job, ON_ERROR_REPORT, false, r);
-            mutex_unlock(&j->lock);
-        }
-    }
-    mutex_lock(&j->lock);
-    close_target(b);
-    mutex_unlock(&j->lock);
-    return r;
+    return flush_target(b);
 }
 
 static void settle_bitmap(struct backup *b, bool success)
@@ -203,6 +202,8 @@ static void backup_clean(struct job *job)
 {
     struct backup *b = backup_of(job);
 
+    remove_filter(b);
+    close_target(b);
     graph_lock(b->graph);
     node_unref(b->source);
     b->source = NULL;
@@ -254,7 +255,10 @@ static int check_bitmap_locked(const struct backup_options *o,
         *bmp = NULL;
         return 0;
     }
-    int r = bitmap_lookup(o->source, o->bitmap, BITMAP_USE_CHANGE, bmp, errp);
+    int r = bitmap_lookup(o->source, o->bitmap,
+                          o->bitmap_mode == BITMAP_NEVER ? BITMAP_USE_READ
+                                                         : BITMAP_USE_CHANGE,
+                          bmp, errp);
     if (r == -ENOENT) {
         return error_set(errp, ENOENT, "Bitmap '%s' could not be found",
                          o->bitmap);

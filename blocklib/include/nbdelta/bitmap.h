@@ -66,11 +66,6 @@ struct bitmap *bitmap_find(struct node *n, const char *name);
 void bitmap_ref(struct bitmap *bm);
 void bitmap_unref(struct bitmap *bm); /* NULL is fine */
 
-/* The same for what @b is attached to now: the first one of its chain, in
- * which overlays come and go.  And all names, as bitmap_names. */
-struct bitmap *blk_find_bitmap(struct blk *b, const char *name);
-json_t *blk_bitmap_names(struct blk *b);
-
 /*
  * Find the bitmap @name of @n or, with @below, of the first node that has one
  * among @n and the images under it, and keep it busy until bitmap_release():
@@ -101,6 +96,12 @@ uint64_t bitmap_count(const struct bitmap *bm);
 uint64_t bitmap_run(const struct bitmap *bm, uint64_t offset, uint64_t end,
                     bool *dirty);
 
+/*
+ * Its bits as bytes, malloc()ed: the first granule in the lowest bit of the
+ * first one; *len is a multiple of 8, and at least that.  NULL: no memory.
+ */
+void *bitmap_bytes(const struct bitmap *bm, size_t *len);
+
 /* Has it been removed from its node since bitmap_find?  It collects nothing
  * then; so ask after bitmap_run, not before. */
 bool bitmap_removed(const struct bitmap *bm);
@@ -110,11 +111,15 @@ bool bitmap_readable(const struct bitmap *bm);
 
 /* BlockDirtyInfo of all bitmaps of @n as an array, newest first, a new
  * reference; NULL: no memory.  Those of jobs are in it, without a name.
- * Takes the tree lock of @n, as does bitmap_names. */
+ * Takes the tree lock of @n. */
 json_t *bitmap_query(struct node *n);
 
-/* Names of the bitmaps of @n as an array of strings, oldest first, a new
- * reference; NULL: no memory. */
-json_t *bitmap_names(struct node *n);
+/*
+ * For threads that do not keep nodes from being replaced and closed: the first
+ * bitmap of that name in the chain that @b is attached to then, as
+ * bitmap_find; and the names of all, a new array, NULL: no memory.
+ */
+struct bitmap *blk_bitmap_find(struct blk *b, const char *name);
+json_t *blk_bitmap_names(struct blk *b);
 
 #endif /* NBDELTA_BITMAP_H */
