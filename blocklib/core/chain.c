@@ -67,12 +67,27 @@ static bool same_file(const char *a, const char *b)
     return real_a && real_b && strcmp(real_a, real_b) == 0;
 }
 
+/* Is @backing what @image names, and not something given in its place? */
+static bool is_own_backing(const struct node *image, const struct node *backing)
+{
+    CLEANUP_FREE char *path =
+        image->image_backing
+            ? path_beside(node_filename(image), image->image_backing)
+            : NULL;
+    return same_file(path, node_filename(backing));
+}
+
 /* Is @name a name for @backing, as seen from @image? */
 static bool is_named(const struct node *image, const struct node *backing,
                      const char *name)
 {
-    if (strcmp(name, node_filename(backing)) == 0 ||
-        (image->image_backing && strcmp(name, image->image_backing) == 0)) {
+    if (strcmp(name, node_filename(backing)) == 0) {
+        return true;
+    }
+    if (!is_own_backing(image, backing)) {
+        return false;
+    }
+    if (strcmp(name, image->image_backing) == 0) {
         return true;
     }
     CLEANUP_FREE char *path = path_beside(node_filename(image), name);

@@ -116,6 +116,9 @@ int node_open_child(struct node *n, struct opts *opts, const char *key,
         }
     }
     unsigned perm = PERM_READ;
+    if (n->drv->is_filter && child->flags.read_only) {
+        n->flags.read_only = true; /* it can be no more than what it filters */
+    }
     if (!n->flags.read_only) {
         perm |= PERM_WRITE | (grow ? PERM_RESIZE : 0);
     }

@@ -71,7 +71,7 @@ json_t *node_image_info(struct graph *g, struct node *n)
 static json_t *image_chain(struct node *n)
 {
     json_t *info = image_info(n);
-    struct node *backing = node_child(n, CHILD_BACKING);
+    struct node *backing = node_skip_filters(node_backing(n));
 
     if (info && backing) {
         (void)json_object_set_new(info, "backing-image",
@@ -82,10 +82,10 @@ static json_t *image_chain(struct node *n)
 
 static json_int_t backing_depth(struct node *n)
 {
-    json_int_t depth = 0;
+    json_int_t depth = -1;
 
-    for (n = node_child(n, CHILD_BACKING); n;
-         n = node_child(n, CHILD_BACKING)) {
+    for (n = node_skip_filters(n); n;
+         n = node_skip_filters(node_child(n, CHILD_BACKING))) {
         depth++;
     }
     return depth;

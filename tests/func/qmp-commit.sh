@@ -42,11 +42,14 @@ images() {
 
 # The chain of $1 is whole, and says the same as reference.raw.
 is_whole() {
-    local file
+    local file rc
     qemu-img info --backing-chain --output json "$1" |
         jq -r '.[] | select(.format == "qcow2") | .filename' >chain.list
     while read -r file; do
-        qemu-img check -q "$file" || fail "$file is damaged"
+        rc=0
+        qemu-img check -q "$file" >check.out || rc=$?
+        # A kill may leak clusters (3), nothing else.
+        [ "$rc" -eq 0 ] || [ "$rc" -eq 3 ] || fail "$file: $(cat check.out)"
     done <chain.list
     qemu-img compare -q "$1" reference.raw ||
         fail "$1 has other content: $(qemu-img compare "$1" reference.raw)"
