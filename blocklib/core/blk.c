@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/blocker.h"
 #include "core/dirty.h"
 #include "core/graph_priv.h"
 #include "nbdelta/bytes.h"
@@ -255,7 +256,12 @@ int blk_resize(struct blk *b, uint64_t size, struct error **errp)
     }
     graph_lock(b->graph);
     graph_drain(b->graph, b->root.child);
-    int r = node_resize(b->root.child, size, errp);
+    int r = size < node_size(b->root.child)
+                ? node_check_jobs(b->root.child, errp)
+                : 0;
+    if (r == 0) {
+        r = node_resize(b->root.child, size, errp);
+    }
     graph_unlock(b->graph);
     return r;
 }

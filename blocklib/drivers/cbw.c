@@ -57,17 +57,10 @@ static int cbw_discard(struct node *n, uint64_t offset, uint64_t bytes)
     return r < 0 ? r : node_discard(node_child(n, CHILD_FILE), offset, bytes);
 }
 
-/* What grows is not part of the point in time; what is cut off may be. */
+/* What grows is not part of the point in time; blk_resize lets nobody cut off
+ * what a job works on. */
 static int cbw_resize(struct node *n, uint64_t size, struct error **errp)
 {
-    const struct cbw *s = n->state;
-
-    if (size < node_size(n) && copy_is_armed(s->copy)) {
-        return error_set(errp, EBUSY,
-                         "Node '%s' is busy: a backup that is running needs "
-                         "the end of the disk",
-                         node_name(node_child(n, CHILD_FILE)));
-    }
     return node_resize(node_child(n, CHILD_FILE), size, errp);
 }
 

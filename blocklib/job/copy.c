@@ -364,11 +364,6 @@ int copy_before_write(struct copy *c, uint64_t offset, uint64_t bytes,
     return 0;
 }
 
-bool copy_is_armed(const struct copy *c)
-{
-    return !atomic_load(&c->broken) && !is_empty(c);
-}
-
 /* --- Workers --- */
 
 enum claim { CLAIM_DONE, CLAIM_AREA, CLAIM_WAIT };

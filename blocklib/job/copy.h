@@ -93,9 +93,6 @@ void copy_break(struct copy *c);
 int copy_before_write(struct copy *c, uint64_t offset, uint64_t bytes,
                       unsigned flags);
 
-/* Is there anything that a guest's write must still be held up for? */
-bool copy_is_armed(const struct copy *c);
-
 /* Bytes copied, by whomever, and bytes in the set at the start. */
 void copy_progress(const struct copy *c, uint64_t *done, uint64_t *total);
 

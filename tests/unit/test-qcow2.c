@@ -251,7 +251,35 @@ START_TEST(growing_keeps_data_and_hides_a_longer_backing_file)
         ck_assert_int_eq(buf[0], at < 1 * MiB ? 0x5a : 0);
     }
     ck_assert_int_eq(blk_pwrite(b, buf, 512, 64 * MiB - 512, 0), 0);
-    ck_assert_int_eq(blk_resize(b, 1 * MiB, NULL), -ENOTSUP);
+    blk_free(b);
+    graph_free(g);
+    expect_sound("disk.qcow2");
+}
+END_TEST
+
+START_TEST(what_is_cut_off_does_not_come_back)
+{
+    unsigned char buf[4096];
+    unsigned char zero[4096] = {0};
+
+    create("disk.qcow2", "qcow2",
+           json_pack("{s:I}", "size", (json_int_t)(4 * MiB)));
+    struct graph *g = graph_new();
+    struct blk *b = must_open(g, "disk.qcow2", false);
+    memset(buf, 0x77, sizeof(buf));
+    for (uint64_t at = 0; at < 4 * MiB; at += sizeof(buf)) {
+        ck_assert_int_eq(blk_pwrite(b, buf, sizeof(buf), at, 0), 0);
+    }
+    /* In the middle of a cluster. */
+    ck_assert_int_eq(blk_resize(b, 1 * MiB + 4096, NULL), 0);
+    ck_assert_uint_eq(blk_size(b), 1 * MiB + 4096);
+    ck_assert_int_eq(blk_flush(b), 0);
+    ck_assert_int_eq(blk_resize(b, 4 * MiB, NULL), 0);
+    for (uint64_t at = 0; at < 4 * MiB; at += sizeof(buf)) {
+        unsigned char got[4096];
+        ck_assert_int_eq(blk_pread(b, got, sizeof(got), at, 0), 0);
+        ck_assert_mem_eq(got, at <= 1 * MiB ? buf : zero, sizeof(got));
+    }
     blk_free(b);
     graph_free(g);
     expect_sound("disk.qcow2");
@@ -490,6 +518,7 @@ int main(void)
         tc, random_requests_over_a_shorter_backing_file_match_a_model, 0,
         (int)ARRAY_SIZE(shapes));
     tcase_add_test(tc, growing_keeps_data_and_hides_a_longer_backing_file);
+    tcase_add_test(tc, what_is_cut_off_does_not_come_back);
     tcase_add_test(tc, bad_headers_are_refused_by_what_is_wrong);
     tcase_add_test(tc, unknown_features_are_refused_by_their_name);
     tcase_add_test(tc, images_that_cannot_be_written_right_open_read_only);
