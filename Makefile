@@ -304,7 +304,8 @@ lint:
 	    -DNBDELTA_VERSION='""'
 	$(Q)cppcheck -q --error-exitcode=1 --inline-suppr -j $(JOBS) \
 	    --std=c11 $(INC_TESTS) blocklib server plugin
-	$(Q)shellcheck -x tests/run .ci/run tests/*.sh tests/func/*.sh
+	$(Q)shellcheck -x tests/run .ci/run tests/*.sh tests/func/*.sh \
+	    tests/iotests/run tests/iotests/qemu tests/iotests/qemu-nbd
 	$(Q)shellcheck -s bash man/nbdelta.bash-completion
 
 #--- fuzzing --------------------------------------------------------------

@@ -246,7 +246,7 @@ static int add(struct daemon *d, char *id, struct node *n, struct error **errp)
 int devices_add_drive(struct daemon *d, const char *text, struct error **errp)
 {
     CLEANUP_JSON json_t *o = NULL;
-    struct node *n;
+    struct node *n = NULL;
     int r = options_parse(text, "file", &o, errp);
 
     if (r < 0) {

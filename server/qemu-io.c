@@ -379,19 +379,19 @@ static bool take_range(struct request *q, int argc, char **argv)
 static const struct verb {
     const char *name;
     const char *alias;
-    enum op op;
     const char *options; /* NULL: takes no range */
+    enum op op;
     bool aio;
 } verbs[] = {
-    {"read", "r", OP_READ, "CP:l:pqs:v", false},
-    {"readv", NULL, OP_READ, "CP:qv", false},
-    {"write", "w", OP_WRITE, "CfnpP:quz", false},
-    {"writev", NULL, OP_WRITE, "CfqP:", false},
-    {"aio_read", NULL, OP_READ, "CP:qv", true},
-    {"aio_write", NULL, OP_WRITE, "CfP:quz", true},
-    {"discard", "d", OP_DISCARD, "Cq", false},
-    {"flush", "f", OP_FLUSH, NULL, false},
-    {"truncate", "t", OP_TRUNCATE, NULL, false},
+    {"read", "r", "CP:l:pqs:v", OP_READ, false},
+    {"readv", NULL, "CP:qv", OP_READ, false},
+    {"write", "w", "CfnpP:quz", OP_WRITE, false},
+    {"writev", NULL, "CfqP:", OP_WRITE, false},
+    {"aio_read", NULL, "CP:qv", OP_READ, true},
+    {"aio_write", NULL, "CfP:quz", OP_WRITE, true},
+    {"discard", "d", "Cq", OP_DISCARD, false},
+    {"flush", "f", NULL, OP_FLUSH, false},
+    {"truncate", "t", NULL, OP_TRUNCATE, false},
 };
 
 static const struct verb *find_verb(const char *name)

@@ -99,14 +99,12 @@ static int check_bitmap(const struct qmp_call *call, struct error **errp)
 /* The place of @word, which has been checked, among @words; 0 without one. */
 static unsigned place(const char *word, const char *const *words)
 {
-    unsigned i = 0;
-
-    if (word) {
-        while (words[i] && strcmp(words[i], word) != 0) {
-            i++;
+    for (unsigned i = 0; word && words[i]; i++) {
+        if (strcmp(words[i], word) == 0) {
+            return i;
         }
     }
-    return i;
+    return 0;
 }
 
 static enum backup_sync sync_value(const char *word)

@@ -231,25 +231,28 @@ static void mark_growth(struct bitmap *bm, uint64_t old, uint64_t size)
     }
 }
 
+/* Those before @stop were resized: back to @old, which cannot fail. */
+static void resize_back(struct node *n, const struct list *stop, uint64_t old)
+{
+    for (struct list *at = n->bitmaps.next; at != stop; at = at->next) {
+        struct bitmap *bm = list_entry(at, struct bitmap, on_node);
+        if (!atomic_load(&bm->inconsistent)) {
+            (void)resize_bits(bm, old);
+        }
+    }
+}
+
 int bitmap_resize_all(struct node *n, uint64_t old, uint64_t size,
                       struct error **errp)
 {
-    struct list *at = n->bitmaps.next;
-
-    for (; at != &n->bitmaps; at = at->next) {
+    list_for_each (at, &n->bitmaps) {
         struct bitmap *bm = list_entry(at, struct bitmap, on_node);
         uint64_t had = hbitmap_size(bm->bits);
         if (atomic_load(&bm->inconsistent)) {
             continue;
         }
-        int r = resize_bits(bm, size);
-        if (r < 0) {
-            while ((at = at->prev) != &n->bitmaps) {
-                bm = list_entry(at, struct bitmap, on_node);
-                if (!atomic_load(&bm->inconsistent)) {
-                    (void)resize_bits(bm, old); /* cannot fail */
-                }
-            }
+        if (resize_bits(bm, size) < 0) {
+            resize_back(n, at, old);
             return error_set(errp, ENOMEM, "no memory for the bitmaps of '%s'",
                              node_name(n));
         }
