@@ -13,10 +13,12 @@
 #include "daemon.h"
 #include "device.h"
 #include "nbdelta/blk.h"
+#include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/job.h"
+#include "nbdelta/size.h"
 #include "qemu-io.h"
 #include "qmp-dispatch.h"
 
@@ -107,6 +109,35 @@ static int qemu_io(struct qmp_call *call, const char *name, const char *command,
     return reply(call, errp, "%s", "");
 }
 
+/* block_resize DEVICE SIZE, in MiB unless there is a suffix. */
+static int block_resize(struct qmp_call *call, const char *name,
+                        const char *text, struct error **errp)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    struct node *n = qmp_find_device(call->daemon, name, &err);
+    char last = text[0] ? text[strlen(text) - 1] : 'x';
+    uint64_t size = 0;
+    struct blk *b;
+
+    if (!n) {
+        return reply(call, errp, "Error: %s\r\n", error_message(err));
+    }
+    if (size_parse(text, &size) < 0) {
+        return reply(call, errp, "invalid size\n");
+    }
+    if (last >= '0' && last <= '9') {
+        size *= MiB;
+    }
+    int r = blk_new(call->daemon->graph, n, PERM_RESIZE, PERM_ALL,
+                    "block_resize", &b, &err);
+    if (r == 0) {
+        r = blk_resize(b, size, &err);
+        blk_free(b);
+    }
+    return r < 0 ? reply(call, errp, "Error: %s\r\n", error_message(err))
+                 : reply(call, errp, "%s", "");
+}
+
 static int cmd_human(struct qmp_call *call, struct error **errp)
     REQUIRES(call->daemon->jobs->lock)
 {
@@ -117,6 +148,9 @@ static int cmd_human(struct qmp_call *call, struct error **errp)
 
     if (count == 0) {
         return reply(call, errp, "%s", "");
+    }
+    if (strcmp(words[0], "block_resize") == 0 && count == 3) {
+        return block_resize(call, words[1], words[2], errp);
     }
     if (strcmp(words[0], "qemu-io") != 0) {
         return reply(call, errp, "unknown command: '%.200s'\r\n", words[0]);

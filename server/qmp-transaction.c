@@ -117,6 +117,7 @@ static int check_all(const json_t *actions, bool grouped, struct error **errp)
     return 0;
 }
 
+/* Made and prepared one by one: one may name the node that another opens. */
 static int add_action(struct qmp_call *call, json_t *item, struct job_txn *txn,
                       struct list *list, struct error **errp)
 {
@@ -127,10 +128,7 @@ static int add_action(struct qmp_call *call, json_t *item, struct job_txn *txn,
     sub.args = json_object_get(item, "data");
     int r = c->action(&sub, txn, &a, errp);
     call->class = sub.class;
-    if (r == 0) {
-        list_append(list, &a->link);
-    }
-    return r;
+    return r < 0 ? r : actions_add(list, a, errp);
 }
 
 static int run_all(struct qmp_call *call, struct job_txn *txn,
@@ -149,7 +147,7 @@ static int run_all(struct qmp_call *call, struct job_txn *txn,
         }
     }
     if (r < 0) {
-        actions_free(&list);
+        actions_cancel(&list);
         return r;
     }
     return actions_run(call->daemon->graph, &list, errp);

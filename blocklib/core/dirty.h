@@ -27,6 +27,7 @@ struct bitmap {
     struct list on_node;
     bool enabled;   /* also when frozen: does the successor collect? */
     bool persistent;
+    bool loaded;    /* it was in the image when that was opened */
     bool grew;      /* it has bits that the image may lack */
     void *stored;   /* the driver's, when it is in the image already */
     const char *why; /* it is inconsistent; a constant text, or NULL */

@@ -75,20 +75,25 @@ static int act_drained(struct graph *g, struct list *list, struct error **errp)
     return r;
 }
 
-/* *end: the first whose prepare was not called. */
-static int prepare_all(struct list *list, struct list **end,
-                       struct error **errp)
+static int prepare(struct action *a, struct error **errp)
 {
-    int r = 0;
-
-    *end = list->next;
-    while (r == 0 && *end != list) {
-        struct action *a = action_of(*end);
-
-        *end = (*end)->next;
-        r = a->ops->prepare ? a->ops->prepare(a, errp) : 0;
+    if (a->prepared) {
+        return 0;
     }
-    return r;
+    a->prepared = true;
+    return a->ops->prepare ? a->ops->prepare(a, errp) : 0;
+}
+
+static int prepare_all(struct list *list, struct error **errp)
+{
+    list_for_each (at, list) {
+        int r = prepare(action_of(at), errp);
+
+        if (r < 0) {
+            return r;
+        }
+    }
+    return 0;
 }
 
 typedef void (*step_fn)(struct action *a);
@@ -109,23 +114,35 @@ static void commit_all(struct list *list)
     }
 }
 
-/* Those before @end. */
-static void abort_all(struct list *list, const struct list *end)
+static void abort_all(struct list *list)
 {
-    for (struct list *at = list->next; at != end; at = at->next) {
-        step_fn abort = action_of(at)->ops->abort;
-        if (abort) {
-            abort(action_of(at));
+    list_for_each (at, list) {
+        struct action *a = action_of(at);
+
+        if (a->prepared && a->ops->abort) {
+            a->ops->abort(a);
         }
     }
 }
 
-void actions_free(struct list *list)
+static void free_all(struct list *list)
 {
     list_for_each_safe (at, list) {
         list_remove(at);
         action_of(at)->ops->free(action_of(at));
     }
+}
+
+int actions_add(struct list *list, struct action *a, struct error **errp)
+{
+    list_append(list, &a->link);
+    return prepare(a, errp);
+}
+
+void actions_cancel(struct list *list)
+{
+    abort_all(list);
+    free_all(list);
 }
 
 bool action_is_alone(const struct action *a)
@@ -135,19 +152,18 @@ bool action_is_alone(const struct action *a)
 
 int actions_run(struct graph *g, struct list *list, struct error **errp)
 {
-    struct list *end;
-    int r = prepare_all(list, &end, errp);
+    int r = prepare_all(list, errp);
 
     if (r == 0) {
         r = act_drained(g, list, errp);
     }
-    if (r == 0) {
-        commit_all(list);
-    } else {
-        abort_all(list, end);
+    if (r < 0) {
+        actions_cancel(list);
+        return r;
     }
-    actions_free(list);
-    return r;
+    commit_all(list);
+    free_all(list);
+    return 0;
 }
 
 int action_run(struct graph *g, struct action *a, struct error **errp)

@@ -382,6 +382,7 @@ static int present(struct qcow2 *s, struct qcow2_bitmap *qb,
         return error_set(errp, -r, "no memory for bitmap '%s'", qb->name);
     }
     qb->bm->persistent = true;
+    qb->bm->loaded = true;
     qb->bm->stored = qb;
     qb->bm->enabled = !qb->broken && (qb->flags & QCOW2_BITMAP_AUTO);
     return 0;
@@ -431,6 +432,29 @@ static int load_all(struct qcow2 *s, struct error **errp)
         }
     }
     return 0;
+}
+
+json_t *qcow2_bitmaps_describe(const struct qcow2 *s)
+{
+    json_t *list = json_array();
+
+    list_for_each (e, &s->bitmaps) {
+        const struct qcow2_bitmap *qb = QB(e);
+        json_t *flags = json_array();
+
+        if (qb->flags & QCOW2_BITMAP_IN_USE) {
+            (void)json_array_append_new(flags, json_string("in-use"));
+        }
+        if (qb->flags & QCOW2_BITMAP_AUTO) {
+            (void)json_array_append_new(flags, json_string("auto"));
+        }
+        /* A name that is not UTF-8 cannot be told. */
+        (void)json_array_append_new(
+            list, json_pack("{s:o, s:s*, s:I}", "flags", flags, "name",
+                            qb->name, "granularity",
+                            (json_int_t)1 << qb->granularity_bits % 62));
+    }
+    return list;
 }
 
 void qcow2_bitmaps_free(struct qcow2 *s)

@@ -333,12 +333,15 @@ static int make_plan(struct qcow2 *s, struct plan *p)
     if (!p->dir || !p->bms || !p->old_flags) {
         return -ENOMEM;
     }
-    list_for_each (e, &s->node->bitmaps) {
+    /* As QEMU does: those that were there, then the others, newest first. */
+    struct list *all = &s->node->bitmaps;
+    for (struct list *e = all->next; e != all && r == 0; e = e->next) {
         struct bitmap *bm = list_entry(e, struct bitmap, on_node);
-
-        if (bm->persistent && r == 0) {
-            r = plan_bitmap(s, p, bm);
-        }
+        r = bm->persistent && bm->loaded ? plan_bitmap(s, p, bm) : 0;
+    }
+    for (struct list *e = all->prev; e != all && r == 0; e = e->prev) {
+        struct bitmap *bm = list_entry(e, struct bitmap, on_node);
+        r = bm->persistent && !bm->loaded ? plan_bitmap(s, p, bm) : 0;
     }
     return r;
 }

@@ -20,6 +20,8 @@
  *   a region is armed: all its bits are ones in the image, durably
  *   a slice is stale:  the image may have more bits than memory
  */
+#include <jansson.h>
+
 #include "core/dirty.h"
 #include "qcow2/qcow2.h"
 
@@ -107,6 +109,9 @@ static inline uint64_t qcow2_slices(const struct qcow2 *s,
 int qcow2_bitmaps_load(struct qcow2 *s, const struct qcow2_header *h,
                        struct error **errp);
 void qcow2_bitmaps_free(struct qcow2 *s); /* the memory */
+
+/* As `qemu-img info` lists them; a new reference. */
+json_t *qcow2_bitmaps_describe(const struct qcow2 *s);
 
 /* Make room for the marks of a disk of @size bytes.  -ENOMEM. */
 int qcow2_bitmap_marks(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t size);

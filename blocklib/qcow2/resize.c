@@ -69,20 +69,31 @@ static int write_size(struct qcow2 *s, uint64_t size)
     return r < 0 ? r : node_flush(s->file);
 }
 
+/* They are as long as the disk when they are stored with its new size. */
+static int shrink_bitmaps(struct qcow2 *s, uint64_t size)
+{
+    uint64_t old = s->node->size;
+    int r = bitmap_resize_all(s->node, old, size, NULL);
+
+    if (r == 0) {
+        r = qcow2_bitmaps_resize(s, size);
+        if (r < 0) {
+            (void)bitmap_resize_all(s->node, size, old, NULL);
+        }
+    }
+    return r;
+}
+
 /* The L1 table stays as long as it is. */
 static int shrink(struct qcow2 *s, uint64_t size, struct error **errp)
 {
-    if (s->bitmaps_ext.count > 0) {
-        return error_set(errp, ENOTSUP,
-                         "shrinking an image with persistent bitmaps is not "
-                         "supported");
-    }
     int r = atomic_load(&s->corrupt) ? -EIO : clear_end(s, size);
     if (r == 0) {
         r = qcow2_flush(s->node);
     }
     if (r == 0) {
-        r = write_size(s, size);
+        r = s->bitmaps_ext.count > 0 ? shrink_bitmaps(s, size)
+                                     : write_size(s, size);
     }
     return r < 0 ? error_set(errp, -r, "cannot shrink '%s': %s",
                              node_filename(s->node), strerror(-r))

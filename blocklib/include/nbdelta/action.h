@@ -6,7 +6,7 @@
  * Actions: changes that happen together or not at all
  * ===================================================
  *
- *   prepare each            slow, invisible: create and open files
+ *   prepare each            slow: create and open files
  *   one control section
  *     drain each
  *     act each, in order    -- one fails --> undo those that acted, backwards
@@ -23,6 +23,7 @@
 struct action {
     const struct action_ops *ops;
     struct list link; /* in the list of its transaction */
+    bool prepared;    /* prepare was called */
 };
 
 /* All of them are called as actions_run was: under the monitor lock where
@@ -55,6 +56,12 @@ struct action_ops {
     void (*free)(struct action *a);
 };
 
+/* Append @a to @list and prepare it, so that the next one can be made of what
+ * it has opened.  @a is on the list also when that fails; actions_cancel is
+ * the end of it then. */
+int actions_add(struct list *list, struct action *a, struct error **errp);
+void actions_cancel(struct list *list); /* abort, free */
+
 /* Run all actions of @list, then free them: it is empty afterwards. */
 int actions_run(struct graph *g, struct list *list, struct error **errp);
 int action_run(struct graph *g, struct action *a, struct error **errp);
@@ -62,7 +69,7 @@ int action_run(struct graph *g, struct action *a, struct error **errp);
 /* Is it the only one?  Then nothing before it can change what it sees. */
 bool action_is_alone(const struct action *a);
 
-/* Free actions that were not run. */
-void actions_free(struct list *list);
+/* Is it the only one so far?  Then nothing before it changes what it sees. */
+bool action_is_alone(const struct action *a);
 
 #endif /* NBDELTA_ACTION_H */
