@@ -11,7 +11,9 @@
  *   tightener not touched lately -> not armed -> exact bits, no flush
  *
  *  1. A region is armed only after its ones are durable, and data are written
- *     only in armed regions: so the image never lacks a bit.
+ *     only in armed regions: so the image never lacks a bit.  (With
+ *     bitmap-durability=process they are in the page cache, where a killed
+ *     process leaves them.)
  *  2. A writer sets the bit before he looks whether the region is armed; the
  *     tightener disarms before he reads the bits.  All of these accesses are
  *     sequentially consistent: one of the two sees the other.

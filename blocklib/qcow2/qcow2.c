@@ -267,12 +267,18 @@ static int open_with_header(struct qcow2 *s, struct qcow2_header *h,
 
 static int qcow2_open(struct node *n, struct opts *opts, struct error **errp)
 {
+    static const char *const durability[] = { "power", "process", NULL };
     struct qcow2 *s = n->state;
     struct qcow2_header h;
     uint64_t l2_bytes = 0;
     uint64_t refcount_bytes = 0;
+    unsigned level = 0;
 
     int r = qcow2_take_options(opts, &l2_bytes, &refcount_bytes, errp);
+    if (r == 0) {
+        r = opts_enum(opts, "bitmap-durability", durability, &level, errp);
+    }
+    s->bitmaps_volatile = level == 1;
     if (r == 0) {
         r = node_open_child(n, opts, "file", CHILD_FILE, true, errp);
     }

@@ -176,7 +176,7 @@ struct qcow2 {
     /* --- Bitmaps (bitmaps.h).  Tree lock. --- */
     struct list bitmaps; /* of struct qcow2_bitmap.in_image */
     struct qcow2_bitmaps_ext bitmaps_ext;
-    bool bitmaps_volatile;      /* durability "process": no flush to arm */
+    bool bitmaps_volatile;       /* set at open: bitmap-durability=process */
     struct tightener *tightener; /* or NULL */
     mutex_t arm_lock; /* before flush_lock: their clusters are written */
     mutex_t arm_queue_lock;

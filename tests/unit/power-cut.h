@@ -132,16 +132,22 @@ static inline uint64_t load_new_image(const char *options)
     return (uint64_t)st.st_size;
 }
 
-static inline struct node *open_recorded(struct graph *g, uint64_t size)
+/* With an option more, if @key is not NULL. */
+static inline struct node *open_recorded_with(struct graph *g, uint64_t size,
+                                              const char *key,
+                                              const char *value)
 {
     CLEANUP_JSON json_t *mem = json_pack("{s:s, s:I}", "driver", "mem", "size",
                                          (json_int_t)size);
-    CLEANUP_JSON json_t *o = json_pack("{s:s, s:s}", "driver", "qcow2", "file",
-                                       "rec");
+    CLEANUP_JSON json_t *o =
+        json_pack("{s:s, s:s}", "driver", "qcow2", "file", "rec");
     struct node *like;
     struct node *n;
     struct node *q;
 
+    if (key) {
+        (void)json_object_set_new(o, key, json_string(value));
+    }
     ck_assert_int_eq(graph_open(g, mem, &like, NULL), 0);
     graph_lock(g);
     ck_assert_int_eq(node_new(g, &recorder_driver, "rec", like, &n, NULL), 0);
@@ -152,6 +158,11 @@ static inline struct node *open_recorded(struct graph *g, uint64_t size)
     node_unref(n);
     graph_unlock(g);
     return q;
+}
+
+static inline struct node *open_recorded(struct graph *g, uint64_t size)
+{
+    return open_recorded_with(g, size, NULL, NULL);
 }
 
 /* --- Cutting the power --- */

@@ -358,6 +358,44 @@ START_TEST(without_arming_bits_are_lost)
 }
 END_TEST
 
+/* How often the first touches of @count far regions flush. */
+static unsigned count_flushes(const char *level, unsigned count)
+{
+    struct graph *g = graph_new();
+    unsigned flushes = 0;
+    struct blk *b;
+
+    rec.garbage = false;
+    uint64_t size = load_new_image("{\"size\": 1099511627776}");
+    struct node *n = open_recorded_with(g, size, "bitmap-durability", level);
+    ck_assert_int_eq(blk_new(g, n, PERM_READ | PERM_WRITE, PERM_ALL, "test", &b,
+                             NULL),
+                     0);
+    ck_assert_int_eq(bitmap_add(g, n, "a", 65536, true, false, NULL), 0);
+    ck_assert_int_eq(blk_pwrite(b, "x", 1, 0, 0), 0); /* a cluster of bits */
+    unsigned from = rec.count;
+    for (uint64_t i = 1; i <= count; i++) {
+        ck_assert_int_eq(blk_pwrite(b, "x", 1, i * 8 * MiB, 0), 0);
+    }
+    for (unsigned i = from; i < rec.count; i++) {
+        flushes += rec.log[i].bytes == 0;
+    }
+    blk_free(b);
+    graph_free(g);
+    forget_records();
+    return flushes;
+}
+
+START_TEST(arming_flushes_seldom_and_with_process_never)
+{
+    ck_assert_uint_eq(count_flushes("process", 100), 0);
+    unsigned flushes = count_flushes("power", 1000);
+    ck_assert_uint_ge(flushes, 1);
+    /* 8000 MiB were touched, each region for the first time. */
+    ck_assert_uint_lt(flushes, 8000 / 64);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("bitmap-crash");
@@ -366,6 +404,7 @@ int main(void)
     tcase_set_timeout(tc, 300);
     tcase_add_loop_test(tc, no_power_cut_loses_a_bit, 0, 6);
     tcase_add_loop_test(tc, without_arming_bits_are_lost, 0, 3);
+    tcase_add_test(tc, arming_flushes_seldom_and_with_process_never);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);
