@@ -83,29 +83,31 @@ static int reply(struct qmp_call *call, struct error **errp, const char *fmt,
 
 /*
  * The I/O is done without the monitor lock: it may have to wait for a job, or
- * for a command of another client.  The disk stays: a blk has it.
+ * for a command of another client.  The disk stays: the request has it.
  */
-static int qemu_io(struct qmp_call *call, const char *name, const char *command,
-                   struct error **errp) REQUIRES(call->daemon->jobs->lock)
+static int qemu_io(struct qmp_call *call, const char *name, bool qdev,
+                   const char *command, struct error **errp)
+    REQUIRES(call->daemon->jobs->lock)
 {
     struct daemon *d = call->daemon;
-    CLEANUP_ERROR struct error *err = NULL;
-    struct blk *hold;
 
     if (strncmp(name, QDEV_PATH, strlen(QDEV_PATH)) == 0) {
         name += strlen(QDEV_PATH);
     }
     struct node *n = qmp_find_device(d, name, NULL);
     if (!n) {
-        return reply(call, errp, "Error: Device '%.200s' not found\r\n", name);
+        return reply(call, errp,
+                     qdev ? "Error: Device '%.200s' not found\r\n"
+                          : "Error: Cannot find device='' nor "
+                            "node-name='%.200s'\r\n",
+                     name);
     }
-    if (blk_new(d->graph, n, 0, PERM_ALL, "qemu-io", &hold, &err) < 0) {
-        return reply(call, errp, "Error: %s\r\n", error_message(err));
+    struct io_request *q = io_prepare(d->io_tasks, d->graph, n, command);
+    if (q) {
+        mutex_unlock(&call->daemon->jobs->lock);
+        io_perform(q);
+        mutex_lock(&call->daemon->jobs->lock);
     }
-    mutex_unlock(&call->daemon->jobs->lock);
-    io_command(d->io_tasks, d->graph, n, command);
-    mutex_lock(&call->daemon->jobs->lock);
-    blk_free(hold);
     return reply(call, errp, "%s", "");
 }
 
@@ -163,7 +165,7 @@ static int cmd_human(struct qmp_call *call, struct error **errp)
                      "%s: usage: qemu-io [-d] device \"command\"\r\n",
                      words[0]);
     }
-    return qemu_io(call, words[first], words[first + 1], errp);
+    return qemu_io(call, words[first], first > 1, words[first + 1], errp);
 }
 
 static const struct qmp_arg text_type = QMP_ARG("", STR);

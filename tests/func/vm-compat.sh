@@ -1,0 +1,108 @@
+#!/bin/bash
+# serve --vm-compat in the place of an emulator: drives and their names, and
+# the human monitor's qemu-io, which does and prints what qemu-io does.
+set -eu -o pipefail
+# shellcheck source=tests/func/lib.sh
+. "$SRCDIR/tests/func/lib.sh"
+need qemu-img qemu-io jq
+
+for disk in a b; do
+    qemu-img create -q -f qcow2 "$disk.base" 4M
+    qemu-io -f qcow2 -c 'write -P 9 1M 1M' "$disk.base" >/dev/null
+    qemu-img create -q -f qcow2 -b "$disk.base" -F qcow2 "$disk.qcow2" 4M
+done
+printf 'pattern' >pattern
+mkfifo out.fifo
+cat out.fifo >out &
+reader=$!
+
+serve --vm-compat \
+    --drive "if=virtio,id=drive0,file=a.qcow2,format=qcow2,cache=writeback,aio=threads,discard=unmap,node-name=node0" \
+    --device "virtio-blk,id=disk0,drive=drive0" >out.fifo
+
+hmp() {
+    qmp human-monitor-command "command-line=$1"
+}
+
+io() {
+    [ "$(hmp "qemu-io drive0 \"$1\"")" = '""' ] || fail "$1: not answered"
+}
+
+# --- The same commands, by qemu-io and by the monitor ---
+
+cat >commands <<'COMMANDS'
+write -P 5 0 128k
+write -z 64k 64k
+write -s pattern 3M 1k
+writev -P 6 2M 512 512 1k
+aio_write -P 7 2560k 64k
+aio_flush
+read -P 5 0 64k
+read -P 6 0 64k
+read -P 5 -s 512 -l 512 0 1k
+read -q -v 0 16
+read -v 3M 40
+readv -P 6 2M 1k 1k
+aio_read -P 7 2560k 64k
+aio_flush
+read -P 9 1M 1M
+read 0
+read 4M 512
+write 4095k 2k
+write -P 300 0 512
+write -u 0 512
+write -z -P 1 0 512
+write 0 2G
+read -P 1 -l 1k 0 512
+read x 1
+discard 0 64k
+discard 4M 64k
+read -P 0 0 64k
+flush
+length
+alloc 0 4M
+alloc 2560k
+map
+truncate 5M
+length
+write -P 8 4M 1M
+nonsense 1 2
+COMMANDS
+args=()
+while read -r command; do
+    args+=(-c "$command")
+    io "$command"
+done <commands
+
+# By node and by device, too.
+[ "$(hmp 'qemu-io node0 "write -qP 4 512k 64k"')" = '""' ] || fail node
+[ "$(hmp 'qemu-io -d disk0 "write -qP 3 576k 64k"')" = '""' ] || fail qdev
+args+=(-c 'write -qP 4 512k 64k' -c 'write -qP 3 576k 64k')
+
+case $(hmp 'qemu-io nobody "flush"') in
+*"Cannot find device='' nor node-name='nobody'"*) ;;
+*) fail "an unknown disk" ;;
+esac
+case $(hmp 'frobnicate 1') in
+*"unknown command: 'frobnicate'"*) ;;
+*) fail "an unknown command" ;;
+esac
+
+qmp query-block >block.json
+jq -e '.[] | select(.device == "drive0") |
+       .qdev == "disk0" and .inserted."node-name" == "node0"' block.json \
+    >/dev/null || fail "query-block: $(cat block.json)"
+
+stop_server
+wait "$reader"
+
+# Times differ, also in how many digits they have.
+same() {
+    sed -E 's/^([^,]*), 1 ops; .*/\1, 1 ops/; s/^qemu-io: //' "$1"
+}
+stdbuf -oL qemu-io -f qcow2 "${args[@]}" b.qcow2 >expected 2>&1 || true
+same expected >expected.same
+same out >out.same
+diff -u expected.same out.same || fail "not what qemu-io prints"
+qemu-img compare -q a.qcow2 b.qcow2 || fail "not what qemu-io writes"
+qemu-img check -q a.qcow2 || fail "the image is damaged"
