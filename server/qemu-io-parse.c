@@ -128,6 +128,35 @@ static int take_option(struct io_args *a, char option, const char *value,
     return 0;
 }
 
+/* The letters of one word; their values may be in the next ones. */
+static int take_letters(struct io_args *a, const struct verb *v, char **words,
+                        int count, int *at, struct error **errp)
+{
+    int r = 0;
+
+    for (const char *p = words[(*at)++] + 1; r == 0 && *p;) {
+        const char *known = *p != ':' ? strchr(v->options, *p) : NULL;
+        const char *value = "";
+        char option = *p++;
+
+        if (!known) {
+            return error_set(errp, EINVAL, "%s: invalid option -- '%c'",
+                             v->name, option);
+        }
+        if (known[1] == ':' && !*p && *at == count) {
+            return error_set(errp, EINVAL,
+                             "%s: option requires an argument -- '%c'", v->name,
+                             option);
+        }
+        if (known[1] == ':') {
+            value = *p ? p : words[(*at)++];
+            p = "";
+        }
+        r = take_option(a, option, value, errp);
+    }
+    return r;
+}
+
 /* The options come first.  Returns the number of words that they take. */
 static int take_options(struct io_args *a, const struct verb *v, char **words,
                         int count, struct error **errp)
@@ -135,33 +164,12 @@ static int take_options(struct io_args *a, const struct verb *v, char **words,
     int at = 1;
 
     while (at < count && words[at][0] == '-' && words[at][1]) {
-        const char *p = words[at++] + 1;
-
-        if (strcmp(p, "-") == 0) {
-            break;
+        if (strcmp(words[at], "--") == 0) {
+            return at + 1;
         }
-        while (*p) {
-            const char *known = *p != ':' ? strchr(v->options, *p) : NULL;
-            const char *value = NULL;
-            char option = *p++;
-
-            if (!known) {
-                return error_set(errp, EINVAL, "%s: invalid option -- '%c'",
-                                 v->name, option);
-            }
-            if (known[1] == ':') {
-                value = *p ? p : at < count ? words[at++] : NULL;
-                if (!value) {
-                    return error_set(errp, EINVAL,
-                                     "%s: option requires an argument -- '%c'",
-                                     v->name, option);
-                }
-                p = "";
-            }
-            int r = take_option(a, option, value, errp);
-            if (r < 0) {
-                return r;
-            }
+        int r = take_letters(a, v, words, count, &at, errp);
+        if (r < 0) {
+            return r;
         }
     }
     return at;
@@ -312,6 +320,9 @@ int io_parse(const char *command, struct io_args *out, struct error **errp)
     out->text = strdup(command);
     if (!out->text) {
         return error_set(errp, ENOMEM, "Out of memory");
+    }
+    for (int i = 0; i < WORDS_MAX; i++) {
+        words[i] = out->text + strlen(command);
     }
     for (char *p = out->text; (word = strtok_r(p, " \t\n", &rest)); p = NULL) {
         if (count == WORDS_MAX) {

@@ -19,10 +19,12 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
+#include "nbdelta/job.h"
 #include "nbdelta/thread.h"
 #include "qemu-io-parse.h"
 
 #define PATTERN  0xcd
+#define POLL_MS  2
 #define BREAK_MS 60000 /* a request that never comes is an error */
 
 struct io_tasks {
@@ -33,8 +35,10 @@ struct io_tasks {
 
 struct io_request {
     struct io_tasks *tasks;
+    struct jobs *jobs;
     struct graph *g;
-    struct blk *blk;
+    struct blk *blk; /* NULL: not needed */
+    char *name;      /* of the node */
     struct io_args args;
     struct timespec began;
 };
@@ -317,10 +321,9 @@ static int do_map(const struct io_request *q)
 
 /* --- The rest --- */
 
-static int do_info(const struct io_request *q)
+static void print_info(struct graph *g, struct node *n)
 {
-    struct node *n = blk_node(q->blk);
-    CLEANUP_JSON json_t *info = node_image_info(q->g, n);
+    CLEANUP_JSON json_t *info = node_image_info(g, n);
     json_int_t cluster =
         json_integer_value(json_object_get(info, "cluster-size"));
     char size[80];
@@ -330,36 +333,50 @@ static int do_info(const struct io_request *q)
         printf("cluster size: %s\n",
                size_text((double)cluster, size, sizeof(size)));
     }
-    return 0;
 }
 
-static int do_break(const struct io_request *q)
+/*
+ * What needs no requests is done at once.  Nothing is attached for it: that
+ * would drain the tree, and let those go on who are held up there.  False:
+ * there is more to do.
+ */
+static bool do_at_once(struct graph *g, struct node *n, const struct io_args *a)
 {
     CLEANUP_ERROR struct error *err = NULL;
-    const struct io_args *a = &q->args;
-    struct node *n = blk_node(q->blk);
+    char size[80];
     int r;
 
-    if (a->op == IO_WAIT_BREAK) {
-        (void)blkdebug_wait_break(n, a->tag, BREAK_MS);
-    } else if (a->op == IO_BREAK) {
+    switch (a->op) {
+    case IO_NOTHING:
+        return true;
+    case IO_LENGTH:
+        printf("%s\n", size_text((double)node_size(n), size, sizeof(size)));
+        return true;
+    case IO_INFO:
+        print_info(g, n);
+        return true;
+    case IO_BREAK:
         r = blkdebug_break(n, a->event, a->tag, &err);
         if (r < 0) {
             printf("Could not set breakpoint: %s\n", strerror(-r));
         }
-    } else if (a->op == IO_REMOVE_BREAK) {
+        return true;
+    case IO_REMOVE_BREAK:
         r = blkdebug_remove_break(n, a->tag, &err);
         if (r < 0) {
             printf("Could not remove breakpoint %s: %s\n", a->tag,
                    strerror(-r));
         }
-    } else {
+        return true;
+    case IO_RESUME:
         r = blkdebug_resume(n, a->tag, &err);
         if (r < 0) {
             printf("Could not resume request: %s\n", strerror(-r));
         }
+        return true;
+    default:
+        return false;
     }
-    return 0;
 }
 
 static void do_sleep(uint64_t ms)
@@ -367,6 +384,22 @@ static void do_sleep(uint64_t ms)
     struct timespec ts = {(time_t)(ms / 1000), (long)(ms % 1000 * 1000000)};
 
     while (nanosleep(&ts, &ts) < 0 && errno == EINTR) {
+    }
+}
+
+/* The node may go meanwhile, so it is looked up again and again. */
+static void wait_for_break(const struct io_request *q)
+{
+    bool over = false;
+
+    for (uint64_t ms = 0; !over && ms < BREAK_MS; ms += POLL_MS) {
+        mutex_lock(&q->jobs->lock);
+        struct node *n = graph_find(q->g, q->name);
+        over = !n || blkdebug_is_suspended(n, q->args.tag);
+        mutex_unlock(&q->jobs->lock);
+        if (!over) {
+            do_sleep(POLL_MS);
+        }
     }
 }
 
@@ -381,8 +414,6 @@ static void wait_for_aio(struct io_tasks *t)
 
 static int perform(const struct io_request *q)
 {
-    char size[80];
-
     switch (q->args.op) {
     case IO_READ:
     case IO_WRITE:
@@ -392,11 +423,6 @@ static int perform(const struct io_request *q)
         return blk_flush(q->blk);
     case IO_TRUNCATE:
         return do_truncate(q);
-    case IO_LENGTH:
-        printf("%s\n", size_text((double)blk_size(q->blk), size, sizeof(size)));
-        return 0;
-    case IO_INFO:
-        return do_info(q);
     case IO_ALLOC:
         return do_alloc(q);
     case IO_MAP:
@@ -404,11 +430,12 @@ static int perform(const struct io_request *q)
     case IO_SLEEP:
         do_sleep(q->args.bytes);
         return 0;
-    case IO_AIO_FLUSH:
-        wait_for_aio(q->tasks);
+    case IO_WAIT_BREAK:
+        wait_for_break(q);
         return 0;
     default:
-        return do_break(q);
+        wait_for_aio(q->tasks);
+        return 0;
     }
 }
 
@@ -426,6 +453,7 @@ static void run(struct io_request *q)
 static void request_free(struct io_request *q)
 {
     blk_free(q->blk);
+    free(q->name);
     io_args_clear(&q->args);
     free(q);
 }
@@ -494,27 +522,42 @@ static unsigned perms_of(enum io_op op)
     }
 }
 
-struct io_request *io_prepare(struct io_tasks *t, struct graph *g,
-                              struct node *n, const char *command)
+/* Only requests need a blk. */
+static int attach(struct io_request *q, struct node *n, struct error **errp)
+{
+    enum io_op op = q->args.op;
+
+    if (op == IO_SLEEP || op == IO_AIO_FLUSH || op == IO_WAIT_BREAK) {
+        q->name = strdup(node_name(n));
+        return q->name ? 0 : error_set(errp, ENOMEM, "Out of memory");
+    }
+    return blk_new(q->g, n, perms_of(op), PERM_ALL, "qemu-io", &q->blk, errp);
+}
+
+struct io_request *io_prepare(struct io_tasks *t, struct jobs *jobs,
+                              struct graph *g, struct node *n,
+                              const char *command)
 {
     CLEANUP_ERROR struct error *err = NULL;
     struct io_request *q = calloc(1, sizeof(*q));
     int r = -ENOMEM;
+    bool done = false;
 
     if (q) {
         q->tasks = t;
+        q->jobs = jobs;
         q->g = g;
         r = io_parse(command, &q->args, &err);
-        if (r == 0 && q->args.op != IO_NOTHING) {
-            r = blk_new(g, n, perms_of(q->args.op), PERM_ALL, "qemu-io",
-                        &q->blk, &err);
+        done = r < 0 || do_at_once(g, n, &q->args);
+        if (!done) {
+            r = attach(q, n, &err);
         }
     }
     if (r < 0) {
         printf("%s\n", err ? error_message(err) : strerror(-r));
-        (void)fflush(stdout);
     }
-    if (q && !q->blk) {
+    (void)fflush(stdout);
+    if (q && (done || r < 0)) {
         request_free(q);
         q = NULL;
     }

@@ -7,6 +7,7 @@
 struct graph;
 struct io_request;
 struct io_tasks;
+struct jobs;
 struct node;
 
 struct io_tasks *io_tasks_new(void); /* NULL: no memory */
@@ -15,11 +16,13 @@ struct io_tasks *io_tasks_new(void); /* NULL: no memory */
 void io_tasks_free(struct io_tasks *t);
 
 /*
- * Read @command and attach to @n.  Under the monitor lock, so @n is there.
- * NULL: nothing is to be done; errors are printed on standard output.
+ * Read @command and attach to @n, if it is to do I/O; that lets requests go on
+ * that are held up there.  Under the monitor lock, so @n is there.
+ * NULL: nothing is left to do; errors are printed on standard output.
  */
-struct io_request *io_prepare(struct io_tasks *t, struct graph *g,
-                              struct node *n, const char *command);
+struct io_request *io_prepare(struct io_tasks *t, struct jobs *jobs,
+                              struct graph *g, struct node *n,
+                              const char *command);
 
 /*
  * Do it, as qemu-io prints it on standard output, errors too, and free @q.

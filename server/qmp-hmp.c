@@ -102,7 +102,8 @@ static int qemu_io(struct qmp_call *call, const char *name, bool qdev,
                             "node-name='%.200s'\r\n",
                      name);
     }
-    struct io_request *q = io_prepare(d->io_tasks, d->graph, n, command);
+    struct io_request *q = io_prepare(d->io_tasks, d->jobs, d->graph, n,
+                                      command);
     if (q) {
         mutex_unlock(&call->daemon->jobs->lock);
         io_perform(q);

@@ -11,6 +11,7 @@ for disk in a b; do
     qemu-io -f qcow2 -c 'write -P 9 1M 1M' "$disk.base" >/dev/null
     qemu-img create -q -f qcow2 -b "$disk.base" -F qcow2 "$disk.qcow2" 4M
 done
+qemu-img create -q -f qcow2 c.qcow2 4M
 printf 'pattern' >pattern
 mkfifo out.fifo
 cat out.fifo >out &
@@ -18,6 +19,7 @@ reader=$!
 
 serve --vm-compat \
     --drive "if=virtio,id=drive0,file=a.qcow2,format=qcow2,cache=writeback,aio=threads,discard=unmap,node-name=node0" \
+    --drive "if=none,id=drive1,file=blkdebug::c.qcow2,format=qcow2" \
     --device "virtio-blk,id=disk0,drive=drive0" >out.fifo
 
 hmp() {
@@ -79,6 +81,39 @@ done <commands
 [ "$(hmp 'qemu-io -d disk0 "write -qP 3 576k 64k"')" = '""' ] || fail qdev
 args+=(-c 'write -qP 4 512k 64k' -c 'write -qP 3 576k 64k')
 
+# A request that is held up holds up neither its own monitor, when it has been
+# started with aio_, nor any other.
+io1() {
+    [ "$(timeout 30 nbdelta qmp "$qmp_sock" human-monitor-command \
+        "command-line=qemu-io drive1 \"$1\"")" = '""' ] ||
+        fail "$1: not answered"
+}
+io1 'break write_aio A'
+io1 'aio_write -qP 1 0 64k'
+io1 'wait_break A'
+io1 'length'
+timeout 30 nbdelta qmp "$qmp_sock" query-block >/dev/null ||
+    fail "query-block waits for a request"
+io1 'resume A' # prints an error if it has gone on already
+io1 'aio_flush'
+io1 'break write_aio B'
+io1 'write -qP 2 1M 64k' &
+writer=$!
+io1 'wait_break B'
+timeout 30 nbdelta qmp "$qmp_sock" query-block >/dev/null ||
+    fail "query-block waits for a write"
+io1 'resume B'
+wait "$writer"
+io1 'resume B' # by now there is none
+# Commands of several monitors at once: options are not mixed up.
+for i in 1 2 3 4; do
+    for ((n = 0; n < 20; n++)); do
+        io1 "write -q -P $((i + 10)) $((i + 1))28k 4k"
+    done &
+    clients[i]=$!
+done
+wait "${clients[@]}"
+
 case $(hmp 'qemu-io nobody "flush"') in
 *"Cannot find device='' nor node-name='nobody'"*) ;;
 *) fail "an unknown disk" ;;
@@ -96,12 +131,21 @@ jq -e '.[] | select(.device == "drive0") |
 stop_server
 wait "$reader"
 
+qemu-io -f qcow2 -r c.qcow2 -c 'read -P 1 0 64k' -c 'read -P 2 1M 64k' \
+    -c 'read -P 11 228k 4k' -c 'read -P 12 328k 4k' -c 'read -P 13 428k 4k' \
+    -c 'read -P 14 528k 4k' >c.out
+! grep -q 'verification failed' c.out || fail "c.qcow2: $(cat c.out)"
+
 # Times differ, also in how many digits they have.
 same() {
     sed -E 's/^([^,]*), 1 ops; .*/\1, 1 ops/; s/^qemu-io: //' "$1"
 }
 stdbuf -oL qemu-io -f qcow2 "${args[@]}" b.qcow2 >expected 2>&1 || true
-same expected >expected.same
+{
+    same expected
+    printf '%s\n' '4 MiB' \
+        'Could not resume request: No such file or directory'
+} >expected.same
 same out >out.same
 diff -u expected.same out.same || fail "not what qemu-io prints"
 qemu-img compare -q a.qcow2 b.qcow2 || fail "not what qemu-io writes"
