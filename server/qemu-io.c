@@ -69,12 +69,13 @@ static const char *size_text(double value, char *buf, size_t len)
 static void time_text(double s, bool fixed, char *buf, size_t len)
 {
     unsigned whole = (unsigned)s;
+    unsigned minutes = whole / 60;
 
     if (!fixed && whole == 0) {
         (void)snprintf(buf, len, "%05.2f sec", s);
     } else {
-        (void)snprintf(buf, len, "%u:%02u:%05.2f", whole / 3600,
-                       whole / 60 % 60, s - whole / 60 * 60);
+        (void)snprintf(buf, len, "%u:%02u:%05.2f", whole / 3600, minutes % 60,
+                       s - minutes * 60.0);
     }
 }
 
