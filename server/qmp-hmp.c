@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /*
- * human-monitor-command: of the words that QEMU's human monitor knows, the
- * one that tests of its block layer live by: `qemu-io [-d] DEVICE "COMMAND"`.
+ * human-monitor-command: of the words that QEMU's human monitor knows, those
+ * that tests of its block layer live by: `qemu-io [-d] DEVICE "COMMAND"`,
+ * `drive_add 0 OPTIONS`, `drive_del ID`.
  */
 #include <errno.h>
 #include <stdarg.h>
@@ -141,6 +142,19 @@ static int block_resize(struct qmp_call *call, const char *name,
                  : reply(call, errp, "%s", "");
 }
 
+static int drive(struct qmp_call *call, bool add, const char *what,
+                 struct error **errp)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    int r = add ? devices_add_drive(call->daemon, what, &err)
+                : devices_delete_drive(call->daemon, what, &err);
+
+    if (r < 0) {
+        return reply(call, errp, "Error: %s\r\n", error_message(err));
+    }
+    return reply(call, errp, "%s", add ? "OK\r\n" : "");
+}
+
 static int cmd_human(struct qmp_call *call, struct error **errp)
     REQUIRES(call->daemon->jobs->lock)
 {
@@ -154,6 +168,14 @@ static int cmd_human(struct qmp_call *call, struct error **errp)
     }
     if (strcmp(words[0], "block_resize") == 0 && count == 3) {
         return block_resize(call, words[1], words[2], errp);
+    }
+    if (call->daemon->devices && count == 3 &&
+        strcmp(words[0], "drive_add") == 0) { /* a bus address comes first */
+        return drive(call, true, words[2], errp);
+    }
+    if (call->daemon->devices && count == 2 &&
+        strcmp(words[0], "drive_del") == 0) {
+        return drive(call, false, words[1], errp);
     }
     if (strcmp(words[0], "qemu-io") != 0) {
         return reply(call, errp, "unknown command: '%.200s'\r\n", words[0]);

@@ -114,6 +114,34 @@ for i in 1 2 3 4; do
 done
 wait "${clients[@]}"
 
+# --- Drives come and go ---
+
+qemu-img create -q -f qcow2 d.qcow2 1M
+[ "$(hmp 'drive_add 0 if=none,id=drive2,file=d.qcow2,format=qcow2')" = \
+    '"OK\r\n"' ] || fail drive_add
+case $(hmp 'drive_add 0 if=none,id=drive2,file=d.qcow2') in
+*"Duplicate ID 'drive2'"*) ;;
+*) fail "a second drive of the name" ;;
+esac
+[ "$(hmp 'qemu-io drive2 "write -q -P 1 0 1k"')" = '""' ] || fail drive2
+# Not while others use its node, and it is still there then.
+node=$(qmp query-block | jq -r '.[] | select(.device == "drive2") |
+       .inserted."node-name"')
+qmp block-export-add type=nbd id=e "node-name=$node" >/dev/null
+case $(hmp 'drive_del drive2') in
+*Error:*) ;;
+*) fail "drive_del of a disk in use" ;;
+esac
+[ "$(hmp 'qemu-io drive2 "read -q -P 1 0 1k"')" = '""' ] || fail still
+qmp block-export-del id=e >/dev/null
+[ "$(hmp 'drive_del drive2')" = '""' ] || fail drive_del
+qemu-io -f qcow2 -c 'read -P 1 0 1k' d.qcow2 >d.out ||
+    fail "drive_del has not closed the image: $(cat d.out)"
+case $(hmp 'drive_del drive2') in
+*"Device 'drive2' not found"*) ;;
+*) fail "a drive that is gone" ;;
+esac
+
 case $(hmp 'qemu-io nobody "flush"') in
 *"Cannot find device='' nor node-name='nobody'"*) ;;
 *) fail "an unknown disk" ;;
