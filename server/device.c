@@ -274,6 +274,24 @@ int devices_add_drive(struct daemon *d, const char *text, struct error **errp)
     return add(d, id, n, errp);
 }
 
+int devices_delete_drive(struct daemon *d, const char *id, struct error **errp)
+{
+    struct device *dev = find(d->devices, id);
+
+    if (!dev) {
+        return error_set(errp, ENODEV, "Device '%.200s' not found", id);
+    }
+    struct node *n = blk_node(dev->blk);
+    blk_free(dev->blk);
+    dev->blk = NULL;
+    int r = graph_close(d->graph, n, errp);
+    if (r < 0 && blk_new(d->graph, n, 0, PERM_ALL, id, &dev->blk, NULL) == 0) {
+        return r;
+    }
+    device_free(dev);
+    return r;
+}
+
 int devices_add_device(struct daemon *d, const char *text, struct error **errp)
 {
     CLEANUP_JSON json_t *o = NULL;

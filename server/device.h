@@ -22,6 +22,10 @@ void devices_free(struct devices *d); /* NULL is fine */
  * -EEXIST, or what graph_open says. */
 int devices_add_drive(struct daemon *d, const char *text, struct error **errp);
 
+/* Close a drive and its node.  -ENODEV: there is none; -EBUSY: somebody else
+ * uses the node. */
+int devices_delete_drive(struct daemon *d, const char *id, struct error **errp);
+
 /* Give a drive another name, as -device DRIVER,id=,drive= does; there is no
  * hardware.  -EINVAL, -ENODEV: no such drive. */
 int devices_add_device(struct daemon *d, const char *text, struct error **errp);

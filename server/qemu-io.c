@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Commands of qemu-io: words, options, then one request.  What starts with
- * "aio_" has a thread of its own, so that a request that is held up holds up
- * nobody; aio_flush and the end of the daemon wait for them.
+ * What commands of qemu-io do and print.  What starts with "aio_" has a
+ * thread of its own, so that a request that is held up holds up nobody;
+ * aio_flush and the end of the daemon wait for them.
  */
 #include "qemu-io.h"
 
 #include <errno.h>
-#include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,13 +19,13 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
-#include "nbdelta/size.h"
+#include "nbdelta/job.h"
 #include "nbdelta/thread.h"
+#include "qemu-io-parse.h"
 
-#define WORDS_MAX   32
-#define PATTERN     0xcd
-#define BREAK_MS    60000 /* a request that never comes is an error */
-#define REQUEST_MAX (INT64_C(1) << 31)
+#define PATTERN  0xcd
+#define POLL_MS  2
+#define BREAK_MS 60000 /* a request that never comes is an error */
 
 struct io_tasks {
     mutex_t lock;
@@ -34,27 +33,51 @@ struct io_tasks {
     unsigned running; /* guarded by lock */
 };
 
-enum op { OP_READ, OP_WRITE, OP_FLUSH, OP_DISCARD, OP_TRUNCATE };
-
-struct request {
+struct io_request {
     struct io_tasks *tasks;
+    struct jobs *jobs;
     struct graph *g;
-    struct blk *blk;
-    const char *verb; /* in messages */
-    enum op op;
-    uint64_t offset;
-    uint64_t bytes;
-    int pattern; /* -1: none was given */
-    unsigned flags;
-    bool zero;
-    bool quiet;
-    bool dump;
-    uint64_t check_from; /* read: where the pattern is to be, in the request */
-    uint64_t check_len;
+    struct blk *blk; /* NULL: not needed */
+    char *name;      /* of the node */
+    struct io_args args;
     struct timespec began;
 };
 
 /* --- Output --- */
+
+/* "512 bytes", "1.500 MiB": with a fraction of three digits, or none. */
+static const char *size_text(double value, char *buf, size_t len)
+{
+    static const char *const units[] = {"bytes", "KiB", "MiB", "GiB",
+                                        "TiB",   "PiB", "EiB"};
+    char number[64];
+    size_t unit = 0;
+
+    while (unit + 1 < ARRAY_SIZE(units) && value >= 1024) {
+        value /= 1024;
+        unit++;
+    }
+    (void)snprintf(number, sizeof(number), "%.*f", unit == 0 ? 6 : 3, value);
+    char *fraction = strstr(number, ".000");
+    if (fraction) {
+        *fraction = '\0';
+    }
+    (void)snprintf(buf, len, "%s %s", number, units[unit]);
+    return buf;
+}
+
+static void time_text(double s, bool fixed, char *buf, size_t len)
+{
+    unsigned whole = (unsigned)s;
+    unsigned minutes = whole / 60;
+
+    if (!fixed && whole == 0) {
+        (void)snprintf(buf, len, "%05.2f sec", s);
+    } else {
+        (void)snprintf(buf, len, "%u:%02u:%05.2f", whole / 3600, minutes % 60,
+                       s - minutes * 60.0);
+    }
+}
 
 static double seconds_since(const struct timespec *from)
 {
@@ -65,22 +88,30 @@ static double seconds_since(const struct timespec *from)
            (double)(now.tv_nsec - from->tv_nsec) / 1e9;
 }
 
-static void report(const struct request *q, const char *did)
+static void report(const struct io_request *q, const char *did)
 {
+    const struct io_args *a = &q->args;
     double s = seconds_since(&q->began);
-    double per_second = s > 0 ? (double)q->bytes / s : 0;
-    char size[32];
-    char rate[32];
+    double per_second = s > 0 ? 1 / s : 0;
+    char size[80];
+    char rate[80];
+    char took[64];
 
-    if (q->quiet) {
+    if (a->quiet) {
         return;
     }
-    printf("%s %" PRIu64 "/%" PRIu64 " bytes at offset %" PRIu64 "\n", did,
-           q->bytes, q->bytes, q->offset);
-    printf("%s, 1 ops; 00:00:%05.2f (%s/sec and %.4f ops/sec)\n",
-           size_human(q->bytes, size, sizeof(size)), s,
-           size_human((uint64_t)per_second, rate, sizeof(rate)),
-           s > 0 ? 1 / s : 0);
+    time_text(s, a->terse, took, sizeof(took));
+    if (a->terse) {
+        printf("%" PRIu64 ",1,%s,%.3f,%.3f\n", a->bytes, took,
+               (double)a->bytes * per_second, per_second);
+        return;
+    }
+    printf("%s %" PRIu64 "/%" PRIu64 " bytes at offset %" PRIu64
+           "\n%s, 1 ops; %s (%s/sec and %.4f ops/sec)\n",
+           did, a->bytes, a->bytes, a->offset,
+           size_text((double)a->bytes, size, sizeof(size)), took,
+           size_text((double)a->bytes * per_second, rate, sizeof(rate)),
+           per_second);
 }
 
 static void dump(uint64_t offset, const unsigned char *buf, uint64_t bytes)
@@ -88,63 +119,90 @@ static void dump(uint64_t offset, const unsigned char *buf, uint64_t bytes)
     for (uint64_t at = 0; at < bytes; at += 16) {
         uint64_t len = min_u64(16, bytes - at);
 
-        printf("%08" PRIx64 ": ", offset + at);
+        printf("%08" PRIx64 ":  ", offset + at);
         for (uint64_t i = 0; i < len; i++) {
-            printf(" %02x", buf[at + i]);
+            printf("%02x ", buf[at + i]);
         }
-        printf("  ");
+        (void)putchar(' ');
         for (uint64_t i = 0; i < len; i++) {
             unsigned char c = buf[at + i];
-            (void)putchar(c >= 0x20 && c < 0x7f ? c : '.');
+            (void)putchar(c > 0x20 && c < 0x7f ? c : '.');
         }
         (void)putchar('\n');
     }
 }
 
-/* --- One request --- */
+/* --- Requests --- */
 
-static void verify(const struct request *q, const unsigned char *buf)
+static void verify(const struct io_args *a, const unsigned char *buf)
 {
-    for (uint64_t i = 0; i < q->check_len; i++) {
-        if (buf[q->check_from + i] != q->pattern) {
+    for (uint64_t i = 0; i < a->check_len; i++) {
+        if (buf[a->check_from + i] != a->pattern) {
             printf("Pattern verification failed at offset %" PRIu64 ", %" PRIu64
                    " bytes\n",
-                   q->offset + q->check_from, q->check_len);
+                   a->offset + a->check_from, a->check_len);
             return;
         }
     }
 }
 
-static int do_read(const struct request *q)
+static int do_read(const struct io_request *q)
 {
-    CLEANUP_FREE unsigned char *buf = malloc(q->bytes + 1);
-    int r = buf ? blk_pread(q->blk, buf, q->bytes, q->offset, 0) : -ENOMEM;
+    const struct io_args *a = &q->args;
+    CLEANUP_FREE unsigned char *buf = malloc(a->bytes + 1);
+    int r = buf ? blk_pread(q->blk, buf, a->bytes, a->offset, 0) : -ENOMEM;
 
     if (r == 0) {
-        if (q->pattern >= 0) {
-            verify(q, buf);
+        if (a->pattern >= 0) {
+            verify(a, buf);
         }
-        if (q->dump) {
-            dump(q->offset, buf, q->bytes);
+        if (a->dump && !a->quiet) {
+            dump(a->offset, buf, a->bytes);
         }
         report(q, "read");
     }
     return r;
 }
 
-static int do_write(const struct request *q)
+/* Fill @buf with the start of a file, again and again.  False: it was said
+ * why not. */
+static bool fill_from_file(unsigned char *buf, uint64_t bytes, const char *name)
 {
+    FILE *f = fopen(name, "re");
+    size_t len = f ? fread(buf, 1, bytes, f) : 0;
+
+    if (!f || ferror(f)) {
+        printf("%s: %s\n", name, strerror(errno));
+    } else if (len == 0 && bytes > 0) {
+        printf("%s: file is empty\n", name);
+    }
+    if (f) {
+        (void)fclose(f);
+    }
+    for (uint64_t at = len; len > 0 && at < bytes; at++) {
+        buf[at] = buf[at - len];
+    }
+    return len > 0 || (f && bytes == 0);
+}
+
+static int do_write(const struct io_request *q)
+{
+    const struct io_args *a = &q->args;
     int r;
 
-    if (q->zero) {
-        r = blk_zero(q->blk, q->offset, q->bytes, q->flags);
+    if (a->zero) {
+        r = blk_zero(q->blk, a->offset, a->bytes, a->flags);
     } else {
-        CLEANUP_FREE unsigned char *buf = malloc(q->bytes + 1);
+        CLEANUP_FREE unsigned char *buf = malloc(a->bytes + 1);
         if (!buf) {
             return -ENOMEM;
         }
-        memset(buf, q->pattern >= 0 ? q->pattern : PATTERN, q->bytes);
-        r = blk_pwrite(q->blk, buf, q->bytes, q->offset, q->flags);
+        if (!a->file) {
+            memset(buf, a->pattern >= 0 ? a->pattern : PATTERN, a->bytes);
+        } else if (!fill_from_file(buf, a->bytes, a->file)) {
+            return 0;
+        }
+        r = blk_pwrite(q->blk, buf, a->bytes, a->offset, a->flags);
     }
     if (r == 0) {
         report(q, "wrote");
@@ -152,81 +210,198 @@ static int do_write(const struct request *q)
     return r;
 }
 
-static int perform(const struct request *q)
+static int do_discard(const struct io_request *q)
 {
-    int r;
+    int r = blk_discard(q->blk, q->args.offset, q->args.bytes);
 
-    switch (q->op) {
-    case OP_READ:
-        return do_read(q);
-    case OP_WRITE:
-        return do_write(q);
-    case OP_DISCARD:
-        r = blk_discard(q->blk, q->offset, q->bytes);
-        if (r == 0) {
-            report(q, "discard");
-        }
-        return r;
-    case OP_TRUNCATE: {
-        CLEANUP_ERROR struct error *err = NULL;
-        if (blk_resize(q->blk, q->offset, &err) < 0) {
-            printf("%s\n", error_message(err));
-        }
+    if (r == 0) {
+        report(q, "discard");
+    }
+    return r;
+}
+
+/* QEMU's block layer says EIO of what is not inside of the disk. */
+static int do_range(const struct io_request *q)
+{
+    const struct io_args *a = &q->args;
+    uint64_t size = blk_size(q->blk);
+
+    if (a->offset > size || a->bytes > size - a->offset) {
+        return -EIO;
+    }
+    return a->op == IO_READ    ? do_read(q)
+           : a->op == IO_WRITE ? do_write(q)
+                               : do_discard(q);
+}
+
+static int do_truncate(const struct io_request *q)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+
+    if (blk_resize(q->blk, q->args.offset, &err) < 0) {
+        printf("%s\n", error_message(err));
+    }
+    return 0;
+}
+
+/* --- What is allocated in the top layer --- */
+
+struct runs {
+    uint64_t allocated; /* bytes */
+    struct extent run;  /* neighbours that are alike so far */
+    bool print;
+};
+
+static bool in_top(const struct extent *e)
+{
+    return (e->flags & EXTENT_ALLOCATED) && e->depth == 0;
+}
+
+static void print_run(const struct extent *e)
+{
+    char length[80];
+    char offset[80];
+
+    if (e->length > 0) {
+        printf("%s (0x%" PRIx64 ") bytes %s at offset %s (0x%" PRIx64 ")\n",
+               size_text((double)e->length, length, sizeof(length)), e->length,
+               in_top(e) ? "    allocated" : "not allocated",
+               size_text((double)e->offset, offset, sizeof(offset)), e->offset);
+    }
+}
+
+static int add_extent(const struct extent *e, void *opaque)
+{
+    struct runs *r = opaque;
+
+    r->allocated += in_top(e) ? e->length : 0;
+    if (r->run.length > 0 && in_top(&r->run) == in_top(e)) {
+        r->run.length += e->length;
         return 0;
     }
-    case OP_FLUSH:
-    default:
-        return blk_flush(q->blk);
+    if (r->print) {
+        print_run(&r->run);
     }
+    r->run = *e;
+    return 0;
 }
 
-static void run(struct request *q)
+static int do_alloc(const struct io_request *q)
 {
-    (void)clock_gettime(CLOCK_MONOTONIC, &q->began);
-    int r = perform(q);
+    const struct io_args *a = &q->args;
+    struct runs runs = {.print = false};
+    uint64_t size = blk_size(q->blk);
+    uint64_t bytes = a->offset < size ? min_u64(a->bytes, size - a->offset) : 0;
+    int r = bytes > 0
+                ? blk_extents(q->blk, a->offset, bytes, 0, add_extent, &runs)
+                : 0;
+    char offset[80];
 
     if (r < 0) {
-        printf("%s failed: %s\n", q->verb, strerror(-r));
+        printf("is_allocated failed: %s\n", strerror(-r));
+    } else {
+        printf("%" PRIu64 "/%" PRIu64 " bytes allocated at offset %s\n",
+               runs.allocated, bytes,
+               size_text((double)a->offset, offset, sizeof(offset)));
     }
-    (void)fflush(stdout);
-    blk_free(q->blk);
+    return 0;
 }
 
-static void *aio_thread(void *opaque)
+static int do_map(const struct io_request *q)
 {
-    struct request *q = opaque;
-    struct io_tasks *t = q->tasks;
+    struct runs runs = {.print = true};
+    uint64_t size = blk_size(q->blk);
+    int r = size > 0 ? blk_extents(q->blk, 0, size, 0, add_extent, &runs) : 0;
 
-    run(q);
-    free(q);
-    mutex_lock(&t->lock);
-    t->running--;
-    cond_broadcast(&t->changed);
-    mutex_unlock(&t->lock);
-    return NULL;
+    print_run(&runs.run);
+    if (r < 0) {
+        printf("Failed to get allocation status: %s\n", strerror(-r));
+    }
+    return 0;
 }
 
-static void start_aio(const struct request *q)
-{
-    struct request *own = malloc(sizeof(*own));
-    pthread_t thread;
+/* --- The rest --- */
 
-    if (own) {
-        *own = *q;
-        mutex_lock(&q->tasks->lock);
-        q->tasks->running++;
-        mutex_unlock(&q->tasks->lock);
-        if (thread_start(&thread, "qemu-io", aio_thread, own) == 0) {
-            (void)pthread_detach(thread);
-            return;
+static void print_info(struct graph *g, struct node *n)
+{
+    CLEANUP_JSON json_t *info = node_image_info(g, n);
+    json_int_t cluster =
+        json_integer_value(json_object_get(info, "cluster-size"));
+    char size[80];
+
+    printf("format name: %s\n", node_driver(n));
+    if (cluster > 0) {
+        printf("cluster size: %s\n",
+               size_text((double)cluster, size, sizeof(size)));
+    }
+}
+
+/*
+ * What needs no requests is done at once.  Nothing is attached for it: that
+ * would drain the tree, and let those go on who are held up there.  False:
+ * there is more to do.
+ */
+static bool do_at_once(struct graph *g, struct node *n, const struct io_args *a)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    char size[80];
+    int r;
+
+    switch (a->op) {
+    case IO_NOTHING:
+        return true;
+    case IO_LENGTH:
+        printf("%s\n", size_text((double)node_size(n), size, sizeof(size)));
+        return true;
+    case IO_INFO:
+        print_info(g, n);
+        return true;
+    case IO_BREAK:
+        r = blkdebug_break(n, a->event, a->tag, &err);
+        if (r < 0) {
+            printf("Could not set breakpoint: %s\n", strerror(-r));
         }
-        mutex_lock(&q->tasks->lock);
-        q->tasks->running--;
-        mutex_unlock(&q->tasks->lock);
-        free(own);
+        return true;
+    case IO_REMOVE_BREAK:
+        r = blkdebug_remove_break(n, a->tag, &err);
+        if (r < 0) {
+            printf("Could not remove breakpoint %s: %s\n", a->tag,
+                   strerror(-r));
+        }
+        return true;
+    case IO_RESUME:
+        r = blkdebug_resume(n, a->tag, &err);
+        if (r < 0) {
+            printf("Could not resume request: %s\n", strerror(-r));
+        }
+        return true;
+    default:
+        return false;
     }
-    printf("%s failed: %s\n", q->verb, strerror(ENOMEM));
-    blk_free(q->blk);
+}
+
+static void do_sleep(uint64_t ms)
+{
+    struct timespec ts = {(time_t)(ms / 1000), (long)(ms % 1000 * 1000000)};
+
+    while (nanosleep(&ts, &ts) < 0 && errno == EINTR) {
+    }
+}
+
+/* The node may go meanwhile, so it is looked up again and again. */
+static void wait_for_break(const struct io_request *q)
+{
+    bool over = false;
+
+    for (uint64_t ms = 0; !over && ms < BREAK_MS; ms += POLL_MS) {
+        mutex_lock(&q->jobs->lock);
+        struct node *n = graph_find(q->g, q->name);
+        over = !n || blkdebug_is_suspended(n, q->args.tag);
+        mutex_unlock(&q->jobs->lock);
+        if (!over) {
+            do_sleep(POLL_MS);
+        }
+    }
 }
 
 static void wait_for_aio(struct io_tasks *t)
@@ -236,6 +411,158 @@ static void wait_for_aio(struct io_tasks *t)
         cond_wait(&t->changed, &t->lock);
     }
     mutex_unlock(&t->lock);
+}
+
+static int perform(const struct io_request *q)
+{
+    switch (q->args.op) {
+    case IO_READ:
+    case IO_WRITE:
+    case IO_DISCARD:
+        return do_range(q);
+    case IO_FLUSH:
+        return blk_flush(q->blk);
+    case IO_TRUNCATE:
+        return do_truncate(q);
+    case IO_ALLOC:
+        return do_alloc(q);
+    case IO_MAP:
+        return do_map(q);
+    case IO_SLEEP:
+        do_sleep(q->args.bytes);
+        return 0;
+    case IO_WAIT_BREAK:
+        wait_for_break(q);
+        return 0;
+    default:
+        wait_for_aio(q->tasks);
+        return 0;
+    }
+}
+
+static void run(struct io_request *q)
+{
+    (void)clock_gettime(CLOCK_MONOTONIC, &q->began);
+    int r = perform(q);
+
+    if (r < 0) {
+        printf("%s failed: %s\n", q->args.verb, strerror(-r));
+    }
+    (void)fflush(stdout);
+}
+
+static void request_free(struct io_request *q)
+{
+    blk_free(q->blk);
+    free(q->name);
+    io_args_clear(&q->args);
+    free(q);
+}
+
+static void task_ended(struct io_tasks *t)
+{
+    mutex_lock(&t->lock);
+    t->running--;
+    cond_broadcast(&t->changed);
+    mutex_unlock(&t->lock);
+}
+
+static void *aio_thread(void *opaque)
+{
+    struct io_request *q = opaque;
+    struct io_tasks *t = q->tasks;
+
+    run(q);
+    request_free(q);
+    task_ended(t);
+    return NULL;
+}
+
+static void start_aio(struct io_request *q)
+{
+    struct io_tasks *t = q->tasks;
+    pthread_t thread;
+
+    mutex_lock(&t->lock);
+    t->running++;
+    mutex_unlock(&t->lock);
+    if (thread_start(&thread, "qemu-io", aio_thread, q) == 0) {
+        (void)pthread_detach(thread);
+        return;
+    }
+    printf("%s failed: %s\n", q->args.verb, strerror(ENOMEM));
+    (void)fflush(stdout);
+    request_free(q);
+    task_ended(t);
+}
+
+void io_perform(struct io_request *q)
+{
+    if (q->args.aio) {
+        start_aio(q);
+    } else {
+        run(q);
+        request_free(q);
+    }
+}
+
+static unsigned perms_of(enum io_op op)
+{
+    switch (op) {
+    case IO_READ:
+    case IO_ALLOC:
+    case IO_MAP:
+        return PERM_READ;
+    case IO_WRITE:
+    case IO_DISCARD:
+        return PERM_WRITE;
+    case IO_TRUNCATE:
+        return PERM_WRITE | PERM_RESIZE;
+    default:
+        return 0;
+    }
+}
+
+/* Only requests need a blk. */
+static int attach(struct io_request *q, struct node *n, struct error **errp)
+{
+    enum io_op op = q->args.op;
+
+    if (op == IO_SLEEP || op == IO_AIO_FLUSH || op == IO_WAIT_BREAK) {
+        q->name = strdup(node_name(n));
+        return q->name ? 0 : error_set(errp, ENOMEM, "Out of memory");
+    }
+    return blk_new(q->g, n, perms_of(op), PERM_ALL, "qemu-io", &q->blk, errp);
+}
+
+struct io_request *io_prepare(struct io_tasks *t, struct jobs *jobs,
+                              struct graph *g, struct node *n,
+                              const char *command)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    struct io_request *q = calloc(1, sizeof(*q));
+    int r = -ENOMEM;
+    bool done = false;
+
+    if (q) {
+        q->tasks = t;
+        q->jobs = jobs;
+        q->g = g;
+        r = io_parse(command, &q->args, &err);
+        done = r < 0 || do_at_once(g, n, &q->args);
+        if (!done) {
+            r = attach(q, n, &err);
+        }
+    }
+    if (r < 0) {
+        printf("%s\n", err ? error_message(err) : strerror(-r));
+    }
+    (void)fflush(stdout);
+    if (q && (done || r < 0)) {
+        request_free(q);
+        q = NULL;
+    }
+    return q;
 }
 
 struct io_tasks *io_tasks_new(void)
@@ -256,259 +583,5 @@ void io_tasks_free(struct io_tasks *t)
         mutex_destroy(&t->lock);
         cond_destroy(&t->changed);
         free(t);
-    }
-}
-
-/* --- Words --- */
-
-static bool take_number(const char *text, uint64_t *out)
-{
-    if (size_parse(text, out) < 0) {
-        printf("non-numeric length argument -- %s\n", text);
-        return false;
-    }
-    return true;
-}
-
-static bool take_pattern(const char *text, int *out)
-{
-    char *end;
-    long v = strtol(text, &end, 0);
-
-    if (*end || end == text || v < 0 || v > 255) {
-        printf("%s is not a valid pattern byte\n", text);
-        return false;
-    }
-    *out = (int)v;
-    return true;
-}
-
-/* Options, then offset and lengths.  False: it was said what is wrong. */
-static bool take_options(struct request *q, const char *known, int argc,
-                         char **argv)
-{
-    uint64_t check_from = 0;
-    uint64_t check_len = 0;
-    int c;
-
-    optind = 0;
-    opterr = 0;
-    while ((c = getopt(argc, argv, known)) != -1) {
-        switch (c) {
-        case 'P':
-            if (!take_pattern(optarg, &q->pattern)) {
-                return false;
-            }
-            break;
-        case 's':
-        case 'l':
-            if (!take_number(optarg, c == 's' ? &check_from : &check_len)) {
-                return false;
-            }
-            break;
-        case 'q':
-            q->quiet = true;
-            break;
-        case 'v':
-            q->dump = true;
-            break;
-        case 'f':
-            q->flags |= REQ_FUA;
-            break;
-        case 'z':
-            q->zero = true;
-            break;
-        case 'u':
-            q->flags |= REQ_MAY_UNMAP;
-            break;
-        case 'n':
-            q->flags |= REQ_NO_FALLBACK;
-            break;
-        case 'C': /* a report in another form */
-        case 'p':
-            break;
-        default:
-            printf("%s: invalid option\n", argv[0]);
-            return false;
-        }
-    }
-    if (q->zero && q->pattern >= 0) {
-        printf("-z and -P cannot be specified at the same time\n");
-        return false;
-    }
-    q->check_from = check_from;
-    q->check_len = check_len;
-    return true;
-}
-
-static bool take_range(struct request *q, int argc, char **argv)
-{
-    if (argc < 2) {
-        printf("bad argument count %d to %s, expected at least 2 arguments\n",
-               argc, q->verb);
-        return false;
-    }
-    if (!take_number(argv[0], &q->offset)) {
-        return false;
-    }
-    for (int i = 1; i < argc; i++) {
-        uint64_t more;
-
-        if (!take_number(argv[i], &more)) {
-            return false;
-        }
-        q->bytes += more;
-    }
-    if (q->bytes > REQUEST_MAX && !q->zero && q->op != OP_DISCARD) {
-        printf("length cannot exceed %" PRIu64 ", given %s\n",
-               (uint64_t)REQUEST_MAX, argv[1]);
-        return false;
-    }
-    if (q->check_from > q->bytes || q->check_len > q->bytes - q->check_from) {
-        printf("pattern verification range exceeds end of read data\n");
-        return false;
-    }
-    if (q->check_len == 0) {
-        q->check_len = q->bytes - q->check_from;
-    }
-    return true;
-}
-
-/* --- Commands --- */
-
-static const struct verb {
-    const char *name;
-    const char *alias;
-    const char *options; /* NULL: takes no range */
-    enum op op;
-    bool aio;
-} verbs[] = {
-    {"read", "r", "CP:l:pqs:v", OP_READ, false},
-    {"readv", NULL, "CP:qv", OP_READ, false},
-    {"write", "w", "CfnpP:quz", OP_WRITE, false},
-    {"writev", NULL, "CfqP:", OP_WRITE, false},
-    {"aio_read", NULL, "CP:qv", OP_READ, true},
-    {"aio_write", NULL, "CfP:quz", OP_WRITE, true},
-    {"discard", "d", "Cq", OP_DISCARD, false},
-    {"flush", "f", NULL, OP_FLUSH, false},
-    {"truncate", "t", NULL, OP_TRUNCATE, false},
-};
-
-static const struct verb *find_verb(const char *name)
-{
-    for (size_t i = 0; i < ARRAY_SIZE(verbs); i++) {
-        if (strcmp(verbs[i].name, name) == 0 ||
-            (verbs[i].alias && strcmp(verbs[i].alias, name) == 0)) {
-            return &verbs[i];
-        }
-    }
-    return NULL;
-}
-
-static unsigned perms_of(enum op op)
-{
-    return op == OP_TRUNCATE ? PERM_WRITE | PERM_RESIZE
-           : op == OP_READ   ? PERM_READ
-           : op == OP_FLUSH  ? 0
-                             : PERM_WRITE;
-}
-
-static void do_verb(struct io_tasks *t, struct graph *g, struct node *n,
-                    const struct verb *v, int argc, char **argv)
-{
-    CLEANUP_ERROR struct error *err = NULL;
-    struct request q = {
-        .tasks = t,
-        .g = g,
-        .verb = v->name,
-        .op = v->op,
-        .pattern = -1,
-    };
-
-    if (v->options && (!take_options(&q, v->options, argc, argv) ||
-                       !take_range(&q, argc - optind, argv + optind))) {
-        return;
-    }
-    if (v->op == OP_TRUNCATE &&
-        (argc < 2 || !take_number(argv[argc - 1], &q.offset))) {
-        return;
-    }
-    if (blk_new(g, n, perms_of(v->op), PERM_ALL, "qemu-io", &q.blk, &err) < 0) {
-        printf("%s\n", error_message(err));
-    } else if (v->aio) {
-        start_aio(&q);
-    } else {
-        run(&q);
-    }
-}
-
-static void do_sleep(const char *ms)
-{
-    uint64_t n = 0;
-
-    if (ms && take_number(ms, &n)) {
-        struct timespec ts = {(time_t)(n / 1000), (long)(n % 1000 * 1000000)};
-        (void)nanosleep(&ts, NULL);
-    }
-}
-
-/* Breakpoints of a blkdebug node below @n. */
-static bool do_break(struct node *n, int argc, char **argv)
-{
-    CLEANUP_ERROR struct error *err = NULL;
-    int r = 0;
-
-    if (strcmp(argv[0], "break") == 0 && argc == 3) {
-        r = blkdebug_break(n, argv[1], argv[2], &err);
-    } else if (strcmp(argv[0], "remove_break") == 0 && argc == 2) {
-        r = blkdebug_remove_break(n, argv[1], &err);
-    } else if (strcmp(argv[0], "resume") == 0 && argc == 2) {
-        r = blkdebug_resume(n, argv[1], &err);
-    } else if (strcmp(argv[0], "wait_break") == 0 && argc == 2) {
-        (void)blkdebug_wait_break(n, argv[1], BREAK_MS);
-    } else {
-        return false;
-    }
-    if (r < 0) {
-        printf("Could not %s: %s\n", argv[0], error_message(err));
-    }
-    return true;
-}
-
-static void do_words(struct io_tasks *t, struct graph *g, struct node *n,
-                     int argc, char **argv)
-{
-    const struct verb *v = find_verb(argv[0]);
-    char size[32];
-
-    if (v) {
-        do_verb(t, g, n, v, argc, argv);
-    } else if (strcmp(argv[0], "aio_flush") == 0) {
-        wait_for_aio(t);
-    } else if (strcmp(argv[0], "length") == 0 || strcmp(argv[0], "l") == 0) {
-        printf("%s\n", size_human(node_size(n), size, sizeof(size)));
-    } else if (strcmp(argv[0], "sleep") == 0) {
-        do_sleep(argv[1]);
-    } else if (!do_break(n, argc, argv)) {
-        printf("command \"%s\" not found\n", argv[0]);
-    }
-}
-
-void io_command(struct io_tasks *t, struct graph *g, struct node *n,
-                const char *command)
-{
-    CLEANUP_FREE char *text = strdup(command);
-    char *words[WORDS_MAX + 1] = {NULL};
-    char *rest = text;
-    char *word;
-    int count = 0;
-
-    while (text && count < WORDS_MAX &&
-           (word = strtok_r(rest, " \t\n", &rest))) {
-        words[count++] = word;
-    }
-    if (count > 0) {
-        do_words(t, g, n, count, words);
-        (void)fflush(stdout);
     }
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /*
- * human-monitor-command: of the words that QEMU's human monitor knows, the
- * one that tests of its block layer live by: `qemu-io [-d] DEVICE "COMMAND"`.
+ * human-monitor-command: of the words that QEMU's human monitor knows, those
+ * that tests of its block layer live by: `qemu-io [-d] DEVICE "COMMAND"`,
+ * `drive_add 0 OPTIONS`, `drive_del ID`.
  */
 #include <errno.h>
 #include <stdarg.h>
@@ -83,29 +84,32 @@ static int reply(struct qmp_call *call, struct error **errp, const char *fmt,
 
 /*
  * The I/O is done without the monitor lock: it may have to wait for a job, or
- * for a command of another client.  The disk stays: a blk has it.
+ * for a command of another client.  The disk stays: the request has it.
  */
-static int qemu_io(struct qmp_call *call, const char *name, const char *command,
-                   struct error **errp) REQUIRES(call->daemon->jobs->lock)
+static int qemu_io(struct qmp_call *call, const char *name, bool qdev,
+                   const char *command, struct error **errp)
+    REQUIRES(call->daemon->jobs->lock)
 {
     struct daemon *d = call->daemon;
-    CLEANUP_ERROR struct error *err = NULL;
-    struct blk *hold;
 
     if (strncmp(name, QDEV_PATH, strlen(QDEV_PATH)) == 0) {
         name += strlen(QDEV_PATH);
     }
     struct node *n = qmp_find_device(d, name, NULL);
     if (!n) {
-        return reply(call, errp, "Error: Device '%.200s' not found\r\n", name);
+        return reply(call, errp,
+                     qdev ? "Error: Device '%.200s' not found\r\n"
+                          : "Error: Cannot find device='' nor "
+                            "node-name='%.200s'\r\n",
+                     name);
     }
-    if (blk_new(d->graph, n, 0, PERM_ALL, "qemu-io", &hold, &err) < 0) {
-        return reply(call, errp, "Error: %s\r\n", error_message(err));
+    struct io_request *q = io_prepare(d->io_tasks, d->jobs, d->graph, n,
+                                      command);
+    if (q) {
+        mutex_unlock(&call->daemon->jobs->lock);
+        io_perform(q);
+        mutex_lock(&call->daemon->jobs->lock);
     }
-    mutex_unlock(&call->daemon->jobs->lock);
-    io_command(d->io_tasks, d->graph, n, command);
-    mutex_lock(&call->daemon->jobs->lock);
-    blk_free(hold);
     return reply(call, errp, "%s", "");
 }
 
@@ -138,6 +142,19 @@ static int block_resize(struct qmp_call *call, const char *name,
                  : reply(call, errp, "%s", "");
 }
 
+static int drive(struct qmp_call *call, bool add, const char *what,
+                 struct error **errp)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    int r = add ? devices_add_drive(call->daemon, what, &err)
+                : devices_delete_drive(call->daemon, what, &err);
+
+    if (r < 0) {
+        return reply(call, errp, "Error: %s\r\n", error_message(err));
+    }
+    return reply(call, errp, "%s", add ? "OK\r\n" : "");
+}
+
 static int cmd_human(struct qmp_call *call, struct error **errp)
     REQUIRES(call->daemon->jobs->lock)
 {
@@ -152,6 +169,14 @@ static int cmd_human(struct qmp_call *call, struct error **errp)
     if (strcmp(words[0], "block_resize") == 0 && count == 3) {
         return block_resize(call, words[1], words[2], errp);
     }
+    if (call->daemon->devices && count == 3 &&
+        strcmp(words[0], "drive_add") == 0) { /* a bus address comes first */
+        return drive(call, true, words[2], errp);
+    }
+    if (call->daemon->devices && count == 2 &&
+        strcmp(words[0], "drive_del") == 0) {
+        return drive(call, false, words[1], errp);
+    }
     if (strcmp(words[0], "qemu-io") != 0) {
         return reply(call, errp, "unknown command: '%.200s'\r\n", words[0]);
     }
@@ -163,7 +188,7 @@ static int cmd_human(struct qmp_call *call, struct error **errp)
                      "%s: usage: qemu-io [-d] device \"command\"\r\n",
                      words[0]);
     }
-    return qemu_io(call, words[first], words[first + 1], errp);
+    return qemu_io(call, words[first], first > 1, words[first + 1], errp);
 }
 
 static const struct qmp_arg text_type = QMP_ARG("", STR);
