@@ -5,6 +5,7 @@
  * that tests of its block layer live by: `qemu-io [-d] DEVICE "COMMAND"`,
  * `drive_add 0 OPTIONS`, `drive_del ID`.
  */
+#include <ctype.h>
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -119,7 +120,8 @@ static int block_resize(struct qmp_call *call, const char *name,
 {
     CLEANUP_ERROR struct error *err = NULL;
     struct node *n = qmp_find_device(call->daemon, name, &err);
-    char last = text[0] ? text[strlen(text) - 1] : 'x';
+    size_t len = strlen(text);
+    bool bare = len > 0 && isdigit((unsigned char)text[len - 1]);
     uint64_t size = 0;
     struct blk *b;
 
@@ -129,7 +131,7 @@ static int block_resize(struct qmp_call *call, const char *name,
     if (size_parse(text, &size) < 0) {
         return reply(call, errp, "invalid size\n");
     }
-    if (last >= '0' && last <= '9') {
+    if (bare) {
         size *= MiB;
     }
     int r = blk_new(call->daemon->graph, n, PERM_RESIZE, PERM_ALL,
