@@ -7,11 +7,14 @@
 #include <string.h>
 
 #include "daemon.h"
+#include "export.h"
+#include "listen.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
+#include "nbdelta/job.h"
 #include "nbdelta/list.h"
 #include "nbdelta/options.h"
 
@@ -274,6 +277,81 @@ int devices_add_drive(struct daemon *d, const char *text, struct error **errp)
     return add(d, id, n, errp);
 }
 
+/* --- Taking a disk out --- */
+
+struct on_node {
+    const struct node *node;
+    char *id; /* malloc()ed */
+};
+
+static int note_export(struct export *e, void *opaque)
+{
+    struct on_node *o = opaque;
+
+    if (blk_node(e->blk) != o->node) {
+        return 0;
+    }
+    o->id = strdup(e->id);
+    return 1;
+}
+
+/* An export of @n, to be freed; NULL: there is none. */
+static char *find_export(struct daemon *d, const struct node *n)
+{
+    struct on_node o = {n, NULL};
+
+    (void)exports_each(d->exports, note_export, &o);
+    return o.id;
+}
+
+/* Clients are told to go, and have gone. */
+static void end_exports(struct daemon *d, const struct node *n)
+    REQUIRES(d->jobs->lock)
+{
+    char *id;
+
+    while ((id = find_export(d, n))) {
+        struct export *e;
+
+        if (exports_remove(d->exports, id, false, &e, NULL) == 0) {
+            server_end_export(d->server, e);
+            export_unref(d->exports, e);
+        }
+        free(id);
+    }
+    exports_settle(d->exports, d->jobs);
+}
+
+/* -EBUSY: somebody else has it; it stays then. */
+static int take_out(struct daemon *d, struct device *dev, struct error **errp)
+{
+    if (!dev->blk) {
+        return 0;
+    }
+    struct node *n = blk_node(dev->blk);
+    blk_free(dev->blk);
+    dev->blk = NULL;
+    int r = graph_close(d->graph, n, errp);
+    if (r < 0) {
+        (void)blk_new(d->graph, n, 0, PERM_ALL, dev->id, &dev->blk, NULL);
+    }
+    return r;
+}
+
+int devices_eject(struct daemon *d, const char *name, struct error **errp)
+{
+    struct device *dev = find(d->devices, name);
+
+    if (!dev) {
+        return error_set(errp, ENODEV, "Device '%.200s' not found", name);
+    }
+    mutex_is_held(&d->jobs->lock);
+    if (dev->blk) {
+        end_exports(d, blk_node(dev->blk));
+    }
+    return take_out(d, dev, errp);
+}
+
 int devices_delete_drive(struct daemon *d, const char *id, struct error **errp)
 {
     struct device *dev = find(d->devices, id);
@@ -281,14 +359,10 @@ int devices_delete_drive(struct daemon *d, const char *id, struct error **errp)
     if (!dev) {
         return error_set(errp, ENODEV, "Device '%.200s' not found", id);
     }
-    struct node *n = blk_node(dev->blk);
-    blk_free(dev->blk);
-    dev->blk = NULL;
-    int r = graph_close(d->graph, n, errp);
-    if (r < 0 && blk_new(d->graph, n, 0, PERM_ALL, id, &dev->blk, NULL) == 0) {
-        return r;
+    int r = take_out(d, dev, errp);
+    if (r == 0) {
+        device_free(dev);
     }
-    device_free(dev);
     return r;
 }
 

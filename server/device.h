@@ -30,8 +30,13 @@ int devices_delete_drive(struct daemon *d, const char *id, struct error **errp);
  * hardware.  -EINVAL, -ENODEV: no such drive. */
 int devices_add_device(struct daemon *d, const char *text, struct error **errp);
 
-/* The disk of a backend, or of a device's id; NULL: there is none.  Its node
- * changes with what is inserted above. */
+/* Take the disk out of a backend: exports of it end, its nodes are closed.
+ * -ENODEV: there is no such backend; -EBUSY: something else uses the disk,
+ * which then stays. */
+int devices_eject(struct daemon *d, const char *name, struct error **errp);
+
+/* The disk of a backend, or of a device's id; NULL: there is none.  or it
+ * has none.  Its node changes with what is inserted above. */
 struct blk *devices_find(const struct devices *d, const char *name);
 
 /* Visit their names, oldest first; as exports_each. */

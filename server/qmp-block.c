@@ -47,13 +47,12 @@ static int add_device(const char *id, struct blk *b, const char *qdev,
                       void *opaque)
 {
     struct collect *c = opaque;
-    struct node *n = blk_node(b);
+    json_t *inserted = b ? node_query(c->daemon->graph, blk_node(b)) : NULL;
 
     return json_array_append_new(
-        c->list,
-        json_pack("{s:s, s:s*, s:b, s:b, s:o, s:s}", "device", id, "qdev", qdev,
-                  "locked", 0, "removable", 0, "inserted",
-                  node_query(c->daemon->graph, n), "type", "unknown"));
+        c->list, json_pack("{s:s, s:s*, s:b, s:b, s:o*, s:s}", "device", id,
+                           "qdev", qdev, "locked", 0, "removable", 0,
+                           "inserted", inserted, "type", "unknown"));
 }
 
 /* The names first: node_query() takes locks that come before the exports'. */
@@ -152,8 +151,33 @@ static int cmd_resize(struct qmp_call *call, struct error **errp)
     return r;
 }
 
+/* --- Media. --- */
+
+static const struct qmp_arg eject_args[] = {
+    QMP_OPT("device", STR),
+    QMP_OPT("id", STR),
+    QMP_OPT("force", BOOL),
+    QMP_LAST,
+};
+
+static int cmd_eject(struct qmp_call *call, struct error **errp)
+{
+    const char *device = qmp_str(call, "device");
+    const char *id = qmp_str(call, "id");
+
+    if (!device == !id) {
+        return error_set(errp, EINVAL, "Need exactly one of 'device' and 'id'");
+    }
+    int r = devices_eject(call->daemon, device ? device : id, errp);
+    if (r == -ENODEV) {
+        call->class = QMP_DEVICE_NOT_FOUND;
+    }
+    return r;
+}
+
 const struct qmp_command qmp_block_commands[] = {
     QMP_COMMAND("block_resize", cmd_resize, resize_args),
+    QMP_COMMAND("eject", cmd_eject, eject_args),
     QMP_COMMAND("query-block", cmd_query_block, NULL, .ret = &qmp_block_type),
     QMP_COMMAND("query-named-block-nodes", cmd_query_nodes, nodes_args,
                 .ret = &qmp_nodes_type),

@@ -156,6 +156,21 @@ jq -e '.[] | select(.device == "drive0") |
        .qdev == "disk0" and .inserted."node-name" == "node0"' block.json \
     >/dev/null || fail "query-block: $(cat block.json)"
 
+# A medium that is taken out: its export ends, its image is free, the drive
+# stays.
+qmp nbd-server-add device=drive1 name=c >/dev/null
+qmp query-block-exports | jq -e 'any(.id == "c")' >/dev/null
+qmp eject device=drive1 >/dev/null
+qmp query-block-exports | jq -e 'all(.id != "c")' >/dev/null ||
+    fail "the export of an ejected disk"
+qmp query-block | jq -e '.[] | select(.device == "drive1") |
+    has("inserted") | not' >/dev/null || fail "it is still there"
+qemu-io -f qcow2 -c 'flush' c.qcow2 || fail "the image is still locked"
+if qmp eject device=nobody 2>err; then
+    fail "a drive that does not exist"
+fi
+grep -q "DeviceNotFound: Device 'nobody' not found" err || fail "$(cat err)"
+
 stop_server
 wait "$reader"
 
