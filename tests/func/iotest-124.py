@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 # The scenarios of iotest-124.sh.  argv: nbdelta, then the disks' format and,
 # after a comma, options for their creation.  Works in the current directory.
 import json
