@@ -36,9 +36,13 @@ struct daemon {
     bool has_ended; /* no exports and jobs are left */
 };
 
-/* Ask the main thread to stop everything in order, and wait until exports and
- * jobs have ended: so their last events come before the reply to "quit".
- * With the monitor lock, which is given up meanwhile. */
+/* Ask the main thread to stop everything in order.  Does not wait: also for
+ * threads that the main thread joins then.  With any locks. */
+void daemon_ask_quit(struct daemon *d);
+
+/* The same, and wait until exports and jobs have ended: so their last events
+ * come before the reply to "quit".  With the monitor lock, which is given up
+ * meanwhile. */
 void daemon_quit(struct daemon *d);
 
 /* They have; let those go on who wait for it.  Takes the monitor lock. */

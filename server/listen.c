@@ -245,7 +245,7 @@ static void reap(struct server *s)
     bool last = s->used && s->conn_count == 0;
     mutex_unlock(&s->lock);
     if (last && s->daemon->exit_on_disconnect) {
-        daemon_quit(s->daemon);
+        daemon_ask_quit(s->daemon);
     }
     list_for_each_safe (l, &gone) {
         struct conn *c = list_entry(l, struct conn, in_server);
