@@ -34,7 +34,8 @@ rc=0
 wait "$server" || rc=$?
 server=
 [ "$rc" -eq 0 ] || fail "it ended with $rc"
-[ ! -e "$sock" ] && [ ! -e "$pidfile" ] || fail "it has left files"
+[ ! -e "$sock" ] || fail "it has left its socket"
+[ ! -e "$pidfile" ] || fail "it has left its pidfile"
 qemu-io -f qcow2 -r -c 'read -P 1 0 64k' -c 'read -P 2 1M 64k' \
     -c 'read -P 3 2M 64k' disk.qcow2 >read.out
 ! grep -q failed read.out || fail "$(cat read.out)"
