@@ -21,6 +21,11 @@ void daemon_quit(struct daemon *d)
     (void)d;
 }
 
+void daemon_ask_quit(struct daemon *d)
+{
+    (void)d;
+}
+
 static void check(bool ok)
 {
     if (!ok) {

@@ -16,6 +16,11 @@ void daemon_quit(struct daemon *d)
     (void)d;
 }
 
+void daemon_ask_quit(struct daemon *d)
+{
+    (void)d;
+}
+
 struct verdict {
     struct qmp_state state;
     char text[512]; /* "" when the request is good */
