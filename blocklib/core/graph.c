@@ -355,7 +355,7 @@ int edge_link(struct edge *e, struct error **errp)
     list_append(&child->parents, &e->on_child);
     atomic_store(&e->tree, atomic_load(&child->tree));
     node_ref(child);
-    perms_hand_down(child);
+    node_hand_down_perms(child);
     return 0;
 }
 
@@ -363,7 +363,7 @@ void edge_unlink(struct edge *e)
 {
     graph_drain(e->child->graph, e->child);
     list_remove(&e->on_child);
-    perms_hand_down(e->child);
+    node_hand_down_perms(e->child);
     node_unref(e->child);
 }
 
@@ -404,8 +404,8 @@ int node_attach(struct node *n, unsigned index, struct node *child,
         .perm = perm,
         .shared = shared,
     };
-    if (index == CHILD_FILE && perms_pass(n)) {
-        perms_inherit(e);
+    if (index == CHILD_FILE && node_passes_perms(n)) {
+        edge_inherit_perms(e);
     }
     int r = edge_link(e, errp);
     if (r < 0) {
@@ -479,7 +479,7 @@ void node_detach(struct node *n, unsigned index)
     graph_drain(n->graph, n);
     n->child[index] = NULL;
     list_remove(&e->on_child);
-    perms_hand_down(e->child);
+    node_hand_down_perms(e->child);
     if (e->child->refs > 1) {
         tree_split(n->graph, e->child);
     }
@@ -495,7 +495,7 @@ struct edge *node_take_child(struct node *n, unsigned index)
         graph_drain(n->graph, n);
         n->child[index] = NULL;
         list_remove(&e->on_child);
-        perms_hand_down(e->child);
+        node_hand_down_perms(e->child);
         tree_split(n->graph, e->child);
     }
     return e;
@@ -510,7 +510,7 @@ void node_put_child(struct node *n, unsigned index, struct edge *e)
         list_append(&e->child->parents, &e->on_child);
         merge_trees_of(n, e->child);
         n->child[index] = e;
-        perms_hand_down(e->child);
+        node_hand_down_perms(e->child);
     }
 }
 
@@ -539,8 +539,8 @@ void node_replace(struct node *from, struct node *to)
         assert(from->refs > 1);
         from->refs--;
     }
-    perms_hand_down(from);
-    perms_hand_down(to);
+    node_hand_down_perms(from);
+    node_hand_down_perms(to);
 }
 
 int node_check_replace(const struct node *from, const struct node *to,

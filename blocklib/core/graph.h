@@ -37,13 +37,14 @@ void node_replace(struct node *from, struct node *to);
 
 /*
  * Filters, and formats that say so, want of their file child what their
- * parents want of them: nothing while they have none.  perms_check: does what
+ * parents want of them: nothing while they have none.  node_check_perms: does
+ * what
  * @n's parents want conflict with anybody below?  -EBUSY, -EACCES.
- * perms_hand_down: give it to the edges below, after a change that was
+ * node_hand_down_perms: give it to the edges below, after a change that was
  * checked.
  */
-int perms_check(const struct node *n, struct error **errp);
-void perms_hand_down(struct node *n);
+int node_check_perms(const struct node *n, struct error **errp);
+void node_hand_down_perms(struct node *n);
 
 /* Could node_replace be done?  -EBUSY on conflicting permissions, -EACCES where
  * @to is read-only and somebody writes. */

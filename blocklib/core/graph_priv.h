@@ -40,13 +40,13 @@ int edge_check(const struct edge *e, const struct node *child, unsigned perm,
                struct error **errp);
 
 /* Does @n pass on to its file child what is wanted of it (graph.h)? */
-static inline bool perms_pass(const struct node *n)
+static inline bool node_passes_perms(const struct node *n)
 {
     return n->drv->is_filter || n->drv->passes_perms;
 }
 
 /* A new edge to the file child of such a node. */
-void perms_inherit(struct edge *e);
+void edge_inherit_perms(struct edge *e);
 
 /* Put @e (filled in but for the lists) on its child; or take it off. */
 int edge_link(struct edge *e, struct error **errp);

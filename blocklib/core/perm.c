@@ -62,7 +62,7 @@ static int conflict(const struct node *child, unsigned perm,
 
 static bool passes_on(const struct node *n)
 {
-    return perms_pass(n) && n->child[CHILD_FILE];
+    return node_passes_perms(n) && n->child[CHILD_FILE];
 }
 
 /* What @n does with its file child; @e, unless NULL, counts as a parent that
@@ -127,7 +127,7 @@ int edge_check(const struct edge *e, const struct node *child, unsigned perm,
     return check(e, child, &p, errp);
 }
 
-int perms_check(const struct node *n, struct error **errp)
+int node_check_perms(const struct node *n, struct error **errp)
 {
     if (!passes_on(n)) {
         return 0;
@@ -137,7 +137,7 @@ int perms_check(const struct node *n, struct error **errp)
     return check(e, e->child, &p, errp);
 }
 
-void perms_hand_down(struct node *n)
+void node_hand_down_perms(struct node *n)
 {
     while (passes_on(n)) {
         struct edge *e = n->child[CHILD_FILE];
@@ -149,7 +149,7 @@ void perms_hand_down(struct node *n)
     }
 }
 
-void perms_inherit(struct edge *e)
+void edge_inherit_perms(struct edge *e)
 {
     const struct perms p = passed_on(e->parent, NULL, NULL);
 

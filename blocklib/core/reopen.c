@@ -89,9 +89,9 @@ static void set_perm(struct node *n, unsigned perm)
 {
     struct edge *e = n->child[CHILD_FILE];
 
-    if (!perms_pass(n)) {
+    if (!node_passes_perms(n)) {
         e->perm = perm;
-        perms_hand_down(e->child);
+        node_hand_down_perms(e->child);
     }
 }
 
@@ -103,7 +103,8 @@ static int get_write_perm(struct step *s, struct error **errp)
         return 0;
     }
     unsigned perm = e->perm | PERM_WRITE | (e->may_grow ? PERM_RESIZE : 0);
-    int r = perms_pass(s->node) ? 0 : edge_check(e, e->child, perm, errp);
+    int r = node_passes_perms(s->node) ? 0
+                                       : edge_check(e, e->child, perm, errp);
     if (r < 0) {
         return r;
     }

@@ -452,13 +452,13 @@ static int check_new_edge(struct change *c, struct error **errp)
         return 0;
     }
     unsigned perm = wanted_perm(c);
-    if (!perms_pass(c->n) || c->index != CHILD_FILE) {
+    if (!node_passes_perms(c->n) || c->index != CHILD_FILE) {
         int r = edge_check(e, e->child, perm, errp);
         if (r < 0) {
             return r;
         }
         e->perm = perm;
-        perms_hand_down(e->child);
+        node_hand_down_perms(e->child);
     }
     if (perm & PERM_RESIZE) {
         node_set_growable(e->child, true);

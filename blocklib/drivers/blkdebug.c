@@ -408,10 +408,10 @@ static int change_perms(struct node *n, struct opts *opts, struct error **errp)
 
     if ((r = take_perms(opts, "take-child-perms", &s->take, errp)) < 0 ||
         (r = take_perms(opts, "unshare-child-perms", &s->deny, errp)) < 0 ||
-        (r = perms_check(n, errp)) < 0) {
+        (r = node_check_perms(n, errp)) < 0) {
         return r;
     }
-    perms_hand_down(n);
+    node_hand_down_perms(n);
     return 0;
 }
 

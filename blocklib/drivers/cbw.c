@@ -141,13 +141,13 @@ int cbw_insert(struct graph *g, struct node *source, struct node *target,
     s->by_job = true;
     node_refresh_limits(n);
     node_replace(source, n);
-    r = perms_check(n, errp);
+    r = node_check_perms(n, errp);
     if (r < 0) {
         node_replace(n, source);
         node_unref(n);
         return r;
     }
-    perms_hand_down(n);
+    node_hand_down_perms(n);
     copy_set_filter(copy, n);
     if (node_is_below(target, source)) { /* it leaves reads to it */
         node_skip_filters(target)->guard = copy_guard(copy);
