@@ -650,6 +650,7 @@ struct graph *graph_new(void)
         list_init(&g->nodes);
         list_init(&g->trees);
         list_init(&g->throttle_groups);
+        tls_creds_set_init(&g->tls_creds);
     }
     return g;
 }
@@ -684,6 +685,7 @@ void graph_free(struct graph *g)
         free(g->allowed[i]);
     }
     free(g->allowed);
+    tls_creds_set_destroy(&g->tls_creds);
     mutex_destroy(&g->lock);
     free(g);
 }

@@ -4,6 +4,7 @@
 
 /* Between graph.c, open.c, policy.c and blk.c. */
 #include "core/graph.h"
+#include "core/tls_creds.h"
 
 #define NODE_NAME_MAX 255 /* bytes; QEMU takes 31, export names are longer */
 
@@ -23,6 +24,8 @@ struct graph {
     char **allowed; /* absolute, resolved, without a slash at the end */
     size_t allowed_count;
     bool allow_any;
+
+    struct tls_creds_set tls_creds; /* has a lock of its own */
 };
 
 /* A node with a name and nothing else: refs is 1, not opened. */

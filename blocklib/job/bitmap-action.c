@@ -192,34 +192,29 @@ static int look_up(struct change *c, struct error **errp)
                          errp);
 }
 
-/* Put new bits in place of the old ones: empty, then with what @bits has. */
-static int renew(struct change *c, const struct hbitmap *bits,
-                 struct error **errp)
+static struct hbitmap *bits_like(const struct change *c, struct error **errp)
 {
-    struct hbitmap *fresh = hbitmap_new(hbitmap_size(c->bm->bits),
-                                        c->bm->granularity);
+    struct hbitmap *bits = hbitmap_new(hbitmap_size(c->bm->bits),
+                                       c->bm->granularity);
 
-    if (!fresh) {
-        return error_set(errp, ENOMEM, "no memory for bitmap '%s'",
-                         c->ref.name);
+    if (!bits) {
+        (void)error_set(errp, ENOMEM, "no memory for bitmap '%s'", c->ref.name);
     }
-    if (bits) {
-        hbitmap_merge(fresh, bits);
-    }
-    c->spare = bitmap_swap_bits(c->bm, fresh);
-    if (bits) {
-        c->bm->grew = true;
-        changed(c);
-    } /* else the image may have more bits for a while */
-    return 0;
+    return bits;
 }
 
+/* The image may have more bits for a while. */
 static int clear_act(struct action *a, struct error **errp)
 {
     struct change *c = change_of(a);
     int r = look_up(c, errp);
+    struct hbitmap *empty = r < 0 ? NULL : bits_like(c, errp);
 
-    return r < 0 ? r : renew(c, NULL, errp);
+    if (!empty) {
+        return r < 0 ? r : -ENOMEM;
+    }
+    c->spare = bitmap_swap_bits(c->bm, empty);
+    return 0;
 }
 
 static void bits_undo(struct action *a)
@@ -254,7 +249,7 @@ static int enable_act(struct action *a, struct error **errp)
 
     if (r == 0) {
         c->was_enabled = c->bm->enabled;
-        c->bm->enabled = c->flag;
+        bitmap_set_enabled(c->bm, c->flag);
         changed(c);
     }
     return r;
@@ -264,7 +259,7 @@ static void enable_undo(struct action *a)
 {
     const struct change *c = change_of(a);
 
-    c->bm->enabled = c->was_enabled;
+    bitmap_set_enabled(c->bm, c->was_enabled);
     changed(c);
 }
 
@@ -290,28 +285,34 @@ int bitmap_enable_action(struct bitmap_ref ref, bool enable, struct action **ap,
 
 /* --- merge --- */
 
-/* A copy of the bits with all sources merged takes their place. */
+/* Bits of its own and of all sources take the place of the old ones. */
 static int merge_act(struct action *a, struct error **errp)
 {
     struct change *c = change_of(a);
     int r = look_up(c, errp);
+    struct hbitmap *bits = r < 0 ? NULL : bits_like(c, errp);
 
-    if (r == 0) {
-        r = renew(c, c->bm->bits, errp);
+    if (!bits) {
+        return r < 0 ? r : -ENOMEM;
     }
+    hbitmap_merge(bits, c->bm->bits);
     for (size_t i = 0; r == 0 && i < c->source_count; i++) {
         struct bitmap *src;
 
         r = bitmap_lookup(c->sources[i].node, c->sources[i].name,
                           BITMAP_USE_ANY, &src, errp);
         if (r == 0) {
-            r = bitmap_merge_locked(c->bm, src, errp);
+            r = bitmap_merge_locked(bits, src, errp);
         }
     }
-    if (r < 0 && c->spare) {
-        bits_undo(a);
+    if (r < 0) {
+        hbitmap_free(bits);
+        return r;
     }
-    return r;
+    c->spare = bitmap_swap_bits(c->bm, bits);
+    c->bm->grew = true;
+    changed(c);
+    return 0;
 }
 
 static const struct action_ops merge_ops = {
