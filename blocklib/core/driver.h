@@ -193,6 +193,12 @@ struct driver {
                   struct error **errp);
     const char *const *create_options; /* NULL-terminated */
 
+    /* Write an empty image onto @file, an open node that the caller holds;
+     * the options of create, but that nothing is rounded.  Not in a control
+     * section nor in a request.  Durable when it returns 0.  NULL: no. */
+    int (*format)(struct graph *g, struct node *file, struct opts *opts,
+                  struct error **errp);
+
     /* --- I/O path: any thread, at any time. --- */
 
     /* Before the range is changed, after the bits of @bm were set: let a
