@@ -366,6 +366,23 @@ int devices_delete_drive(struct daemon *d, const char *id, struct error **errp)
     return r;
 }
 
+int devices_set_disk(struct daemon *d, const char *name, struct node *n,
+                     struct error **errp)
+{
+    struct device *dev = find(d->devices, name);
+    struct blk *b;
+
+    if (!dev) {
+        return error_set(errp, ENODEV, "Device '%.200s' not found", name);
+    }
+    int r = blk_new(d->graph, n, 0, PERM_ALL, dev->id, &b, errp);
+    if (r == 0) {
+        blk_free(dev->blk);
+        dev->blk = b;
+    }
+    return r;
+}
+
 int devices_add_device(struct daemon *d, const char *text, struct error **errp)
 {
     CLEANUP_JSON json_t *o = NULL;
