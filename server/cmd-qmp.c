@@ -26,6 +26,7 @@ struct client {
     /* --wait */
     char *job;     /* its id, or NULL */
     json_t *final; /* BLOCK_JOB_COMPLETED or BLOCK_JOB_CANCELLED */
+    json_t *info;  /* of query-jobs, the last */
     bool concluded;
     _Atomic unsigned permille; /* how much is done */
 };
@@ -273,7 +274,7 @@ static json_t *find_job(const json_t *jobs, const char *id)
 static int poll_job(struct client *c, struct error **errp)
 {
     CLEANUP_JSON json_t *reply = NULL;
-    const json_t *job;
+    json_t *job;
     double total;
     int r = qmp_client_request(&c->qmp, "query-jobs", NULL, &reply, errp);
 
@@ -289,6 +290,8 @@ static int poll_job(struct client *c, struct error **errp)
 
         atomic_store(&c->permille, (unsigned)(now * 1000 / total));
     }
+    json_decref(c->info);
+    c->info = json_incref(job);
     return job != NULL;
 }
 
@@ -339,16 +342,25 @@ static int wait_job(struct client *c, struct error **errp)
     return r;
 }
 
-static int report_job(const struct client *c)
+/* What tells of the end: the last event or, for jobs that have none, what
+ * query-jobs says. */
+static int report_job(struct client *c, struct error **errp)
 {
     const char *why;
 
     if (!c->final) {
+        int r = poll_job(c, errp);
+        if (r < 0) {
+            return r;
+        }
+    }
+    if (!c->final && !c->info) {
         return cli_failed("qmp", "job '%s' ended without a result", c->job);
     }
-    cli_print_json(c->final);
-    why = event_member(c->final, "error");
-    if (event_is(c->final, "BLOCK_JOB_CANCELLED")) {
+    cli_print_json(c->final ? c->final : c->info);
+    why = c->final ? event_member(c->final, "error")
+                   : json_string_value(json_object_get(c->info, "error"));
+    if (c->final && event_is(c->final, "BLOCK_JOB_CANCELLED")) {
         why = "cancelled";
     }
     return why ? cli_failed("qmp", "job '%s': %s", c->job, why) : 0;
@@ -383,7 +395,7 @@ static int run(struct client *c, const char *path, const char *command,
                          command);
     }
     r = wait_job(c, errp);
-    return r < 0 ? r : report_job(c);
+    return r < 0 ? r : report_job(c, errp);
 }
 
 static const struct cli_option options[] = {
@@ -429,6 +441,7 @@ int cmd_qmp(int argc, char **argv)
     }
     qmp_client_close(&c.qmp);
     json_decref(c.final);
+    json_decref(c.info);
     free(c.job);
     if (r < 0) {
         return cli_error("qmp", err);
