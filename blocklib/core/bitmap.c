@@ -458,6 +458,16 @@ int bitmap_add_locked(struct node *n, const char *name, uint64_t granularity,
     return 0;
 }
 
+int bitmap_make_persistent(struct bitmap *bm, struct error **errp)
+{
+    int r = bm->persistent ? 0
+                           : check_storable(bm->node, name_of(bm),
+                                            bm->granularity, errp);
+
+    bm->persistent = bm->persistent || r == 0;
+    return r;
+}
+
 int bitmap_store(struct node *n, struct error **errp)
 {
     return n->drv->store_bitmaps && !n->flags.read_only
