@@ -101,6 +101,9 @@ struct hbitmap *bitmap_swap_bits(struct bitmap *bm, struct hbitmap *bits);
 int bitmap_merge_locked(struct hbitmap *bits, struct bitmap *src,
                         struct error **errp);
 
+/* bitmap_store() will store it, too.  -ENOTSUP, -EACCES, -EINVAL: it cannot. */
+int bitmap_make_persistent(struct bitmap *bm, struct error **errp);
+
 void bitmap_set_enabled(struct bitmap *bm, bool enabled);
 
 /* The bits that writes set. */
