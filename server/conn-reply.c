@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 
 #include "conn.h"
 #include "nbdelta/bytes.h"
@@ -126,44 +125,49 @@ void conn_trim(struct conn *c)
 
 /* --- Replies. --- */
 
-char *put_simple(char *p, uint32_t error, uint64_t cookie)
+void put_simple(char *p, uint32_t error, uint64_t cookie)
 {
     store_be32(p, NBD_SIMPLE_REPLY_MAGIC);
     store_be32(p + 4, error);
     store_be64(p + 8, cookie);
-    return p + NBD_SIMPLE_REPLY_SIZE;
 }
 
-char *put_chunk(char *p, uint16_t flags, uint16_t type, uint64_t cookie,
-                uint32_t length)
+char *put_chunk(const struct conn *c, char *p, const struct request *rq,
+                uint16_t flags, uint16_t type, uint32_t length)
 {
-    store_be32(p, NBD_STRUCTURED_REPLY_MAGIC);
+    store_be32(p, c->extended ? NBD_EXTENDED_REPLY_MAGIC
+                              : NBD_STRUCTURED_REPLY_MAGIC);
     store_be16(p + 4, flags);
     store_be16(p + 6, type);
-    store_be64(p + 8, cookie);
-    store_be32(p + 16, length);
-    return p + NBD_CHUNK_SIZE;
+    store_be64(p + 8, rq->cookie);
+    if (c->extended) {
+        store_be64(p + 16, rq->origin);
+        store_be64(p + 24, length);
+    } else {
+        store_be32(p + 16, length);
+    }
+    return p + chunk_size(c);
 }
 
 size_t put_reply(const struct conn *c, char *p, const struct request *rq,
                  uint32_t error, const char *text)
 {
-    if (c->structured && error == 0 && rq->type == NBD_CMD_READ) {
-        (void)put_chunk(p, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_NONE, rq->cookie,
-                        0);
-        return NBD_CHUNK_SIZE;
+    if (error == 0 &&
+        (c->extended || (c->structured && rq->type == NBD_CMD_READ))) {
+        (void)put_chunk(c, p, rq, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_NONE, 0);
+        return chunk_size(c);
     }
     if (!c->structured || error == 0) {
-        (void)put_simple(p, error, rq->cookie);
+        put_simple(p, error, rq->cookie);
         return NBD_SIMPLE_REPLY_SIZE;
     }
-    uint16_t len = (uint16_t)strnlen(text, REPLY_MAX - NBD_CHUNK_SIZE - 6);
-    p = put_chunk(p, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_ERROR, rq->cookie,
-                  6U + len);
+    size_t len = strnlen(text, REPLY_MAX - NBD_EXTENDED_CHUNK_SIZE - 6);
+    p = put_chunk(c, p, rq, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_ERROR,
+                  (uint32_t)(6 + len));
     store_be32(p, error);
-    store_be16(p + 4, len);
+    store_be16(p + 4, (uint16_t)len);
     memcpy(p + 6, text, len);
-    return NBD_CHUNK_SIZE + 6U + len;
+    return chunk_size(c) + 6 + len;
 }
 
 char *batch_room(struct conn *c, size_t n)
@@ -288,25 +292,23 @@ static void break_locked(struct conn *c) REQUIRES(c->lock)
     }
 }
 
-/* One sendmsg, without the lock.  False: no more for now. */
+/* Sends once, without the lock.  False: no more for now. */
 static bool send_some_locked(struct conn *c) REQUIRES(c->lock)
 {
     struct iovec iov[SEND_IOV];
-    struct msghdr msg = {.msg_iov = iov};
+    int cnt = gather_locked(c, iov);
 
-    msg.msg_iovlen = (size_t)gather_locked(c, iov);
     mutex_unlock(&c->lock);
-    ssize_t n = sendmsg(c->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
-    int code = errno;
+    ssize_t n = transport_send(&c->io, iov, cnt);
     mutex_lock(&c->lock);
     if (n >= 0) {
         sent_locked(c, (size_t)n);
         return true;
     }
-    if (code == EINTR) {
+    if (n == -EINTR) {
         return true;
     }
-    if (code == EAGAIN || code == EWOULDBLOCK) {
+    if (n == -EAGAIN) {
         c->stalled = true;
     } else {
         c->broken = true;

@@ -108,7 +108,7 @@ int exports_check_id(struct exports *s, const char *id, struct error **errp)
 }
 
 /* That of an export that is going away is free. */
-static int check_name(struct exports *s, const char *name, struct error **errp)
+bool exports_has_name(struct exports *s, const char *name)
 {
     bool taken = false;
 
@@ -119,9 +119,15 @@ static int check_name(struct exports *s, const char *name, struct error **errp)
         taken |= !e->removed && strcmp(e->name, name) == 0;
     }
     mutex_unlock(&s->lock);
-    return taken ? error_set(errp, EEXIST,
-                             "NBD server already has export named '%s'", name)
-                 : 0;
+    return taken;
+}
+
+static int check_name(struct exports *s, const char *name, struct error **errp)
+{
+    return exports_has_name(s, name)
+               ? error_set(errp, EEXIST,
+                           "NBD server already has export named '%s'", name)
+               : 0;
 }
 
 static int attach(struct graph *g, struct export *e, struct node *n,
@@ -201,6 +207,7 @@ int export_add_bitmap(struct exports *s, struct export *e, struct node *n,
 void export_publish(struct exports *s, struct export *e)
 {
     mutex_lock(&s->lock);
+    e->idle_since = now_ns();
     list_append(&s->list, &e->in_set);
     mutex_unlock(&s->lock);
 }
@@ -315,6 +322,25 @@ struct export *exports_find(struct exports *s, const char *name)
     return e;
 }
 
+unsigned exports_clients(struct exports *s, const char *id)
+{
+    mutex_lock(&s->lock);
+    const struct export *e = find_id(s, id);
+    unsigned clients = e && !e->removed ? e->refs - 1 : 0;
+    mutex_unlock(&s->lock);
+    return clients;
+}
+
+uint64_t exports_idle_ns(struct exports *s, const char *id)
+{
+    mutex_lock(&s->lock);
+    const struct export *e = find_id(s, id);
+    bool idle = e && !e->removed && e->refs == 1;
+    uint64_t ns = idle ? now_ns() - e->idle_since : 0;
+    mutex_unlock(&s->lock);
+    return ns;
+}
+
 int exports_each(struct exports *s, int (*fn)(struct export *e, void *opaque),
                  void *opaque)
 {
@@ -365,6 +391,7 @@ static void unref_locked(struct exports *s, struct export *e) REQUIRES(s->lock)
 {
     uint64_t one = 1;
 
+    e->idle_since = now_ns();
     if (--e->refs == 0) {
         while (write(s->gone_fd, &one, sizeof(one)) < 0 && errno == EINTR) {
         }

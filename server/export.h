@@ -63,6 +63,7 @@ struct export
     struct list in_set;
     unsigned refs;
     bool removed;
+    uint64_t idle_since; /* now_ns() when its last client went */
 };
 
 struct exports *exports_new(struct daemon *d);
@@ -96,6 +97,14 @@ void export_unref(struct exports *s, struct export *e); /* NULL is fine */
 int exports_remove(struct exports *s, const char *id, bool safe,
                    struct export **ep, struct error **errp);
 void exports_remove_all(struct exports *s);
+
+/* Is the name taken? */
+bool exports_has_name(struct exports *s, const char *name);
+
+/* Connections that use the export @id, 0 if there is none; and for how many
+ * nanoseconds there has been none. */
+unsigned exports_clients(struct exports *s, const char *id);
+uint64_t exports_idle_ns(struct exports *s, const char *id);
 
 /* Has it been removed, or what it is a view of? */
 bool export_is_removed(struct exports *s, const struct export *e);

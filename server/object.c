@@ -8,20 +8,27 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/throttle.h"
+#include "nbdelta/tls_creds.h"
 
 struct objects {
-    struct graph *graph; /* keeps the throttle groups */
-    json_t *by_id; /* id -> properties, "qom-type" among them */
+    struct graph *graph; /* keeps throttle groups and TLS credentials */
+    json_t *by_id;       /* id -> properties, "qom-type" among them */
 };
 
 /* --- Types. --- */
 
 static const char *const types[] = {
-    "iothread",      "secret",         "throttle-group",
-    "tls-creds-psk", "tls-creds-x509", NULL,
+    "iothread",
+    "secret",
+    "throttle-group",
+    "tls-creds-anon",
+    "tls-creds-psk",
+    "tls-creds-x509",
+    NULL,
 };
 static const char *const formats[] = {"raw", "base64", NULL};
 static const char *const endpoints[] = {"client", "server", NULL};
@@ -66,6 +73,11 @@ static const struct qmp_arg throttle_args[] = {
         QMP_OPT("endpoint", ENUM, .words = endpoints), \
         QMP_OPT("priority", STR)
 
+static const struct qmp_arg anon_args[] = {
+    TLS_ARGS,
+    QMP_LAST,
+};
+
 static const struct qmp_arg psk_args[] = {
     TLS_ARGS,
     QMP_OPT("username", STR),
@@ -80,9 +92,13 @@ static const struct qmp_arg x509_args[] = {
 };
 
 static const struct qmp_variant variants[] = {
-    {"iothread", iothread_args},       {"secret", secret_args},
-    {"throttle-group", throttle_args}, {"tls-creds-psk", psk_args},
-    {"tls-creds-x509", x509_args},     {NULL, NULL},
+    {"iothread", iothread_args},
+    {"secret", secret_args},
+    {"throttle-group", throttle_args},
+    {"tls-creds-anon", anon_args},
+    {"tls-creds-psk", psk_args},
+    {"tls-creds-x509", x509_args},
+    {NULL, NULL},
 };
 
 const struct qmp_arg object_args[] = {
@@ -177,9 +193,26 @@ void objects_free(struct objects *s)
     }
 }
 
-static bool is_group(const char *type)
+/* Some kinds are known to the graph, because its nodes use them. */
+static const struct kind {
+    const char *type;
+    int (*create)(struct graph *g, const json_t *props, struct error **errp);
+    int (*delete)(struct graph *g, const char *id, struct error **errp);
+} kinds[] = {
+    {"throttle-group", throttle_group_create, throttle_group_delete},
+    {"tls-creds-anon", tls_creds_create, tls_creds_delete},
+    {"tls-creds-psk", tls_creds_create, tls_creds_delete},
+    {"tls-creds-x509", tls_creds_create, tls_creds_delete},
+};
+
+static const struct kind *kind_of(const char *type)
 {
-    return type && strcmp(type, "throttle-group") == 0;
+    for (size_t i = 0; type && i < ARRAY_SIZE(kinds); i++) {
+        if (strcmp(type, kinds[i].type) == 0) {
+            return &kinds[i];
+        }
+    }
+    return NULL;
 }
 
 int objects_add(struct objects *s, json_t *props, struct error **errp)
@@ -195,14 +228,15 @@ int objects_add(struct objects *s, json_t *props, struct error **errp)
                          "(type 'container')",
                          id);
     }
+    const struct kind *kind = kind_of(text_of(props, "qom-type"));
     int r = check(props, errp);
-    if (r == 0 && is_group(text_of(props, "qom-type"))) {
-        r = throttle_group_create(s->graph, props, errp);
+    if (r == 0 && kind) {
+        r = kind->create(s->graph, props, errp);
     }
     if (r == 0 &&
         json_object_set_new(s->by_id, id, json_deep_copy(props)) < 0) {
-        if (is_group(text_of(props, "qom-type"))) {
-            (void)throttle_group_delete(s->graph, id, NULL);
+        if (kind) {
+            (void)kind->delete (s->graph, id, NULL);
         }
         r = error_set(errp, ENOMEM, "Out of memory");
     }
@@ -211,11 +245,11 @@ int objects_add(struct objects *s, json_t *props, struct error **errp)
 
 int objects_del(struct objects *s, const char *id, struct error **errp)
 {
-    if (is_group(objects_type(s, id))) {
-        int r = throttle_group_delete(s->graph, id, errp);
-        if (r < 0) {
-            return r;
-        }
+    const struct kind *kind = kind_of(objects_type(s, id));
+    int r = kind ? kind->delete (s->graph, id, errp) : 0;
+
+    if (r < 0) {
+        return r;
     }
     return json_object_del(s->by_id, id) < 0
                ? error_set(errp, ENOENT, "object '%.200s' not found", id)

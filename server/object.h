@@ -24,9 +24,9 @@ extern const struct qmp_arg object_args[];
 struct objects *objects_new(struct graph *g); /* NULL: no memory */
 void objects_free(struct objects *s);         /* NULL is fine */
 
-/* Add one of checked @props.  -EEXIST: the id is taken.  A throttle group is
- * made in the graph, and with its deletion goes from there: -EBUSY while a
- * node uses it. */
+/* Add one of checked @props.  -EEXIST: the id is taken.  Throttle groups
+ * and TLS credentials are made in the graph, and with their deletion go from
+ * there: -EBUSY while a node uses the group. */
 int objects_add(struct objects *s, json_t *props, struct error **errp);
 int objects_del(struct objects *s, const char *id, struct error **errp);
 

@@ -4,6 +4,7 @@
 
 /* Between graph.c, open.c, policy.c and blk.c. */
 #include "core/graph.h"
+#include "core/tls_creds.h"
 
 #define NODE_NAME_MAX 255 /* bytes; QEMU takes 31, export names are longer */
 
@@ -23,6 +24,8 @@ struct graph {
     char **allowed; /* absolute, resolved, without a slash at the end */
     size_t allowed_count;
     bool allow_any;
+
+    struct tls_creds_set tls_creds; /* has a lock of its own */
 };
 
 /* A node with a name and nothing else: refs is 1, not opened. */
@@ -35,6 +38,15 @@ struct node *graph_find_locked(struct graph *g, const char *name);
  * -EBUSY: another parent or user objects. */
 int edge_check(const struct edge *e, const struct node *child, unsigned perm,
                struct error **errp);
+
+/* Does @n pass on to its file child what is wanted of it (graph.h)? */
+static inline bool node_passes_perms(const struct node *n)
+{
+    return n->drv->is_filter || n->drv->passes_perms;
+}
+
+/* A new edge to the file child of such a node. */
+void edge_inherit_perms(struct edge *e);
 
 /* Put @e (filled in but for the lists) on its child; or take it off. */
 int edge_link(struct edge *e, struct error **errp);

@@ -146,7 +146,7 @@ start nbdelta serve --qmp "$qmp_sock" --object secret,id=s,data=abc \
     --object throttle-group,id=g,limits.iops-total=10 \
     --object '{"qom-type": "throttle-group", "id": "h", "x-bps-total": 4096}' \
     --object tls-creds-x509,id=t,endpoint=server,dir=. \
-    --object tls-creds-psk,id=p,endpoint=server
+    --object tls-creds-psk,id=p,endpoint=server,dir=.
 for id in s g h t p; do
     qmp object-del id=$id
 done
@@ -165,7 +165,8 @@ serve_refused "NBD server not running" --blockdev null-co,node-name=a \
     --export nbd,id=x,node-name=a
 serve_refused "NBD server already running" -U "$sock" \
     --nbd-server addr.type=unix,addr.path=x
-serve_refused "does not speak TLS" --object tls-creds-psk,id=t \
+serve_refused "Missing 'dir'" --object tls-creds-psk,id=t,endpoint=server
+serve_refused "does not speak TLS" --object tls-creds-psk,id=t,dir=. \
     --nbd-server addr.type=unix,addr.path=x,tls-creds=t
 serve_refused "No TLS credentials with id 'x'" \
     --nbd-server addr.type=unix,addr.path=x,tls-creds=x
