@@ -187,7 +187,8 @@ static uint16_t transmission_flags(const struct conn *c, const struct export *e)
     unsigned flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH |
                      NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_CACHE;
 
-    flags |= server_max(c->server) != 1 ? NBD_FLAG_CAN_MULTI_CONN : 0;
+    /* Of a view each connection has its own. */
+    flags |= server_max(c->server) != 1 && !e->of ? NBD_FLAG_CAN_MULTI_CONN : 0;
     flags |= e->writable ? NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES |
                                NBD_FLAG_SEND_FAST_ZERO
                          : NBD_FLAG_READ_ONLY;
@@ -196,6 +197,21 @@ static uint16_t transmission_flags(const struct conn *c, const struct export *e)
                  ? NBD_FLAG_BLOCK_STATUS_PAYLOAD
                  : 0;
     return (uint16_t)flags;
+}
+
+struct export *conn_find_export(struct conn *c, const char *name)
+{
+    if (c->view && strcmp(c->view->name, name) == 0) {
+        export_ref(c->exports, c->view);
+        return c->view;
+    }
+    struct export *e = exports_find(c->exports, name);
+    if (e && e->of) {
+        export_unref(c->exports, c->view);
+        export_ref(c->exports, e);
+        c->view = e;
+    }
+    return e;
 }
 
 /* The connection is for @e (its reference is taken) from now on. */
@@ -216,7 +232,7 @@ static int option_export_name(struct conn *c, struct option *o)
     if (!option_string(o, o->len, name) || c->extended) {
         return -EINVAL;
     }
-    struct export *e = exports_find(c->exports, name);
+    struct export *e = conn_find_export(c, name);
     if (!e) {
         return -ENOENT;
     }
@@ -332,7 +348,7 @@ static int option_info(struct conn *c, struct option *o)
         return handshake_error(c, o->type, NBD_REP_ERR_INVALID,
                                "malformed option");
     }
-    struct export *e = exports_find(c->exports, name);
+    struct export *e = conn_find_export(c, name);
     if (!e) {
         return handshake_unknown(c, o->type, name);
     }

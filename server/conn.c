@@ -52,6 +52,7 @@ void conn_free(struct conn *c)
     conn_trim(c);
     conn_forget_contexts(c);
     export_unref(c->exports, c->export);
+    export_unref(c->exports, c->view);
     pages_free(c->input, INPUT_SIZE);
     mutex_destroy(&c->lock);
     if (c->wake >= 0) {

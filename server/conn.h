@@ -138,6 +138,7 @@ struct conn {
 
     /* Set by the handshake. */
     struct export *export;
+    struct export *view; /* the last that it asked for, or NULL */
     uint64_t size;
     bool structured;
     bool extended; /* and structured */
@@ -236,6 +237,9 @@ int handshake_error(struct conn *c, uint32_t option, uint32_t type,
                     const char *text);
 /* NBD_REP_ERR_UNKNOWN, with the name as far as it is short. */
 int handshake_unknown(struct conn *c, uint32_t option, const char *name);
+
+/* As exports_find; but a view is the same one for all options. */
+struct export *conn_find_export(struct conn *c, const char *name);
 
 /* --- conn-context.c --- */
 

@@ -10,6 +10,10 @@
  * it.  Removing gives up that of the set: new clients do not find it any
  * more, and when the last connection has gone it is deleted, which takes the
  * monitor lock: exports_collect().
+ *
+ * NAME@dirty=BITMAP is a view of the export NAME: what a bitmap that it offers
+ * has dirty.  It is made when a client asks for it, and is that client's
+ * alone: it is not listed, nobody else finds it, and it goes with NAME.
  */
 #include <jansson.h>
 
@@ -49,6 +53,7 @@ struct export
     bool all_bitmaps;
     bool is_default;
     uint64_t serial; /* not 0, and no other has or had it */
+    struct export *of; /* a view: of this one, with a reference; or NULL */
 
     /* Set before clients can find it: bitmaps that it holds and offers. */
     struct bitmap **bitmaps;
@@ -80,8 +85,10 @@ int export_add_bitmap(struct exports *s, struct export *e, struct node *n,
 void export_publish(struct exports *s, struct export *e);
 void export_drop(struct exports *s, struct export *e);
 
-/* By its name, with a reference; NULL when there is none. */
+/* By its name, with a reference; NULL when there is none.  A view is a new
+ * one each time. */
 struct export *exports_find(struct exports *s, const char *name);
+void export_ref(struct exports *s, struct export *e);
 void export_unref(struct exports *s, struct export *e); /* NULL is fine */
 
 /* New clients do not find it any more.  -ENOENT; -EALREADY: it was removed
@@ -99,6 +106,7 @@ bool exports_has_name(struct exports *s, const char *name);
 unsigned exports_clients(struct exports *s, const char *id);
 uint64_t exports_idle_ns(struct exports *s, const char *id);
 
+/* Has it been removed, or what it is a view of? */
 bool export_is_removed(struct exports *s, const struct export *e);
 
 /* Readable when some are to be collected. */
