@@ -685,7 +685,7 @@ struct copy *copy_new(const struct copy_options *o)
     cond_init(&c->wake);
     mutex_init(&c->pool_lock);
     if (o->policy.max_wait_ms > 0) {
-        c->errands = errands_new(c);
+        c->errands = copy_errands_new(c);
         if (!c->errands) {
             copy_free(c);
             return NULL;
@@ -699,7 +699,7 @@ void copy_free(struct copy *c)
     if (!c) {
         return;
     }
-    errands_free(c->errands);
+    copy_errands_free(c->errands);
     while (c->pool) {
         struct buffer *b = c->pool;
         c->pool = b->next;

@@ -298,7 +298,7 @@ void copy_settle(struct copy *c)
     }
 }
 
-void errands_room(struct errands *e)
+void copy_errands_room(struct errands *e)
 {
     mutex_lock(&e->lock);
     e->rooms++;
@@ -306,7 +306,7 @@ void errands_room(struct errands *e)
     mutex_unlock(&e->lock);
 }
 
-struct errands *errands_new(struct copy *c)
+struct errands *copy_errands_new(struct copy *c)
 {
     struct errands *e = calloc(1, sizeof(*e));
 
@@ -321,7 +321,7 @@ struct errands *errands_new(struct copy *c)
     return e;
 }
 
-void errands_free(struct errands *e)
+void copy_errands_free(struct errands *e)
 {
     if (!e) {
         return;

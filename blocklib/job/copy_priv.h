@@ -72,9 +72,9 @@ void copy_break_with(struct copy *c, int r, enum copy_side side);
 
 /* --- copy_guest.c, for copy.c --- */
 
-struct errands *errands_new(struct copy *c); /* NULL: no memory */
-void errands_free(struct errands *e);        /* NULL is fine */
+struct errands *copy_errands_new(struct copy *c); /* NULL: no memory */
+void copy_errands_free(struct errands *e);        /* NULL is fine */
 /* Room was made in the target: those who wait for it try again. */
-void errands_room(struct errands *e);
+void copy_errands_room(struct errands *e);
 
 #endif /* NBDELTA_JOB_COPY_PRIV_H */

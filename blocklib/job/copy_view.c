@@ -170,7 +170,7 @@ int copy_view_discard(struct copy *c, uint64_t offset, uint64_t bytes)
     int r = node_discard(side_of(c, false), from, end - from);
     range_unlock(&c->in_hand, &req);
     if (c->errands) {
-        errands_room(c->errands);
+        copy_errands_room(c->errands);
     }
     return r;
 }
