@@ -34,6 +34,8 @@ struct export_options {
     bool allocation_depth; /* offer that context */
     bool all_bitmaps;      /* offer those that the node has at that moment */
     bool is_default;       /* answers to the name "", too, if it is first */
+    const char *authz;     /* who may open it: an authorization; NULL: all */
+    const char *authz_writable; /* and who of these may write */
 };
 
 struct export
@@ -48,7 +50,9 @@ struct export
     bool allocation_depth;
     bool all_bitmaps;
     bool is_default;
-    uint64_t serial; /* not 0, and no other has or had it */
+    char *authz;          /* or NULL */
+    char *authz_writable; /* or NULL */
+    uint64_t serial;      /* not 0, and no other has or had it */
 
     /* Set before clients can find it: bitmaps that it holds and offers. */
     struct bitmap **bitmaps;

@@ -247,7 +247,7 @@ static int listen_short(struct serve *s, struct error **errp)
     if (!addr) {
         return error_set(errp, EINVAL, "the address is not UTF-8 text");
     }
-    int r = server_open(s->daemon.server, CONNECTIONS_MAX, errp);
+    int r = server_open(s->daemon.server, CONNECTIONS_MAX, NULL, errp);
     return r < 0 ? r : server_listen(s->daemon.server, addr, errp);
 }
 
