@@ -199,7 +199,8 @@ int conn_option_contexts(struct conn *c, struct option *o)
     }
     if (!c->structured) {
         return handshake_error(c, o->type, NBD_REP_ERR_INVALID,
-                               "structured replies come first");
+                               "structured replies or extended headers come "
+                               "first");
     }
     bool ok = option_text(o, name) && option_u32(o, &qs.count);
     qs.at = *o;

@@ -193,6 +193,9 @@ static uint16_t transmission_flags(const struct conn *c, const struct export *e)
                        NBD_FLAG_SEND_FAST_ZERO
                  : NBD_FLAG_READ_ONLY;
     flags |= c->structured ? NBD_FLAG_SEND_DF : 0;
+    flags |= c->extended && c->context_count > 0 && c->contexts_of == e->serial
+                 ? NBD_FLAG_BLOCK_STATUS_PAYLOAD
+                 : 0;
     return (uint16_t)flags;
 }
 
@@ -212,7 +215,7 @@ static int option_export_name(struct conn *c, struct option *o)
     char name[NBD_STRING_MAX + 1];
     char reply[10 + 124] = {0};
 
-    if (!option_string(o, o->len, name)) {
+    if (!option_string(o, o->len, name) || c->extended) {
         return -EINVAL;
     }
     struct export *e = conn_find_export(c, name, NULL);
@@ -350,13 +353,27 @@ static int option_info(struct conn *c, struct option *o)
     return r;
 }
 
-static int option_structured(struct conn *c, struct option *o)
+/* STRUCTURED_REPLY and EXTENDED_HEADERS: up, never down or twice. */
+static int option_replies(struct conn *c, struct option *o)
 {
+    bool extended = o->type == NBD_OPT_EXTENDED_HEADERS;
+
     if (o->len > 0) {
         return handshake_error(c, o->type, NBD_REP_ERR_INVALID,
                                "this option has no data");
     }
+    if (c->extended) {
+        return handshake_error(c, o->type,
+                               extended ? NBD_REP_ERR_INVALID
+                                        : NBD_REP_ERR_EXT_HEADER_REQD,
+                               "extended headers already negotiated");
+    }
+    if (c->structured && !extended) {
+        return handshake_error(c, o->type, NBD_REP_ERR_INVALID,
+                               "structured reply already negotiated");
+    }
     c->structured = true;
+    c->extended = extended;
     return handshake_reply(c, o->type, NBD_REP_ACK, NULL, 0);
 }
 
@@ -383,7 +400,8 @@ static int run_option(struct conn *c, struct option *o)
     case NBD_OPT_GO:
         return option_info(c, o);
     case NBD_OPT_STRUCTURED_REPLY:
-        return option_structured(c, o);
+    case NBD_OPT_EXTENDED_HEADERS:
+        return option_replies(c, o);
     case NBD_OPT_STARTTLS:
         return conn_option_starttls(c, o);
     case NBD_OPT_LIST_META_CONTEXT:
@@ -397,7 +415,7 @@ static int run_option(struct conn *c, struct option *o)
 
 static bool is_known(uint32_t type)
 {
-    return type >= NBD_OPT_LIST && type <= NBD_OPT_SET_META_CONTEXT &&
+    return type >= NBD_OPT_LIST && type <= NBD_OPT_EXTENDED_HEADERS &&
            type != 4;
 }
 

@@ -42,6 +42,7 @@ static int shake_hands(struct conn *c)
 static void forget(struct conn *c)
 {
     c->structured = false;
+    c->extended = false;
     conn_forget_contexts(c);
 }
 

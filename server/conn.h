@@ -107,8 +107,10 @@ struct request {
     struct list link; /* pending or free */
     struct conn *conn;
     uint64_t cookie;
-    uint64_t offset;
-    uint32_t length;
+    uint64_t origin; /* the offset, as the client sent it */
+    uint64_t offset; /* of what is left to be done */
+    uint64_t length;
+    uint64_t contexts; /* of block status: bits, by index in conn.contexts */
     uint16_t type;
     uint16_t flags;
     struct list payload; /* segments of a write */
@@ -121,7 +123,7 @@ struct context {
     enum context_kind kind;
     struct bitmap *bitmap; /* with a reference */
 };
-#define CONTEXTS_MAX 64
+#define CONTEXTS_MAX 64 /* bits in request.contexts */
 
 struct conn {
     /* Set at creation. */
@@ -144,6 +146,7 @@ struct conn {
     bool writable; /* for this client */
     bool fixed;    /* newstyle, so there are options */
     bool structured;
+    bool extended; /* and structured */
     bool no_zeroes;
     struct context *contexts;
     unsigned context_count;
@@ -298,10 +301,10 @@ void conn_reply_result(struct conn *c, const struct request *rq, int r,
  * the rest of it (*rq is adjusted) has to go to the pool.  Otherwise 0. */
 int conn_read(struct conn *c, struct request *rq, bool nowait);
 
-/* The header of a reply with @length bytes of data from @offset, into @p; the
- * return value is the byte after it. */
-char *put_read_head(const struct conn *c, char *p, uint64_t cookie,
-                    uint64_t offset, uint32_t length, bool last);
+/* The header of a reply with the first @length bytes of @rq, into @p. */
+void put_read_head(const struct conn *c, char *p, const struct request *rq,
+                   uint32_t length, bool last);
+size_t read_head_size(const struct conn *c);
 
 /* --- conn-status.c --- */
 
@@ -317,10 +320,16 @@ void segments_free(struct conn *c, struct list *segments) EXCLUDES(c->lock);
 /* Free what is kept for reuse, and the batch.  No other thread is at work. */
 void conn_trim(struct conn *c) EXCLUDES(c->lock);
 
-/* Headers into @p; the return value is the byte after it. */
-char *put_simple(char *p, uint32_t error, uint64_t cookie);
-char *put_chunk(char *p, uint16_t flags, uint16_t type, uint64_t cookie,
-                uint32_t length);
+/* Headers into @p: of a simple reply; of a chunk, which is structured or
+ * extended (the return value is the byte after it, chunk_size() further). */
+void put_simple(char *p, uint32_t error, uint64_t cookie);
+char *put_chunk(const struct conn *c, char *p, const struct request *rq,
+                uint16_t flags, uint16_t type, uint32_t length);
+
+static inline size_t chunk_size(const struct conn *c)
+{
+    return c->extended ? NBD_EXTENDED_CHUNK_SIZE : NBD_CHUNK_SIZE;
+}
 
 /* A whole reply without data, at most REPLY_MAX bytes: success when @error
  * is 0, else with @text. */

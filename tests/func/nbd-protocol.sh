@@ -11,9 +11,10 @@ for f in rw ro; do
         -c 'write -P 3 4M 512' $f.raw >/dev/null
 done
 cp ro.raw ro.copy
+qemu-img create -q -f qcow2 big.qcow2 16T
 serve rw=json:'{"driver": "raw", "file": {"driver": "file",
     "filename": "rw.raw"}}' ro=json:'{"driver": "raw", "read-only": true,
-    "file": {"driver": "file", "filename": "ro.raw"}}'
+    "file": {"driver": "file", "filename": "ro.raw"}}' big=big.qcow2
 PYTHONDONTWRITEBYTECODE=1 python "$SRCDIR/tests/func/nbd-protocol.py" "$sock"
 kill -0 "$server"
 stop_server
