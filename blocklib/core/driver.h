@@ -172,6 +172,10 @@ struct driver {
      * "format-specific", ...  NULL: nothing to add. */
     void (*describe)(struct node *n, json_t *info);
 
+    /* Add the driver's own members to "driver-specific" of BlockStats in
+     * @own.  NULL: there are none. */
+    void (*stats)(struct node *n, json_t *own);
+
     /*
      * Persistent bitmaps.  store makes the image say what the node's bitmaps
      * are: which, enabled or not, with at least the bits that they have; it
