@@ -187,7 +187,8 @@ static uint16_t transmission_flags(const struct conn *c, const struct export *e)
     unsigned flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH |
                      NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_CACHE;
 
-    flags |= server_max(c->server) != 1 ? NBD_FLAG_CAN_MULTI_CONN : 0;
+    /* Of a view each connection has its own. */
+    flags |= server_max(c->server) != 1 && !e->of ? NBD_FLAG_CAN_MULTI_CONN : 0;
     flags |= conn_may_write(c, e)
                  ? NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES |
                        NBD_FLAG_SEND_FAST_ZERO

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* STARTTLS, and what a client may open once it is known. */
 #include <errno.h>
+#include <string.h>
 
 #include "conn.h"
 #include "listen.h"
@@ -43,6 +44,8 @@ static void forget(struct conn *c)
 {
     c->structured = false;
     c->extended = false;
+    export_unref(c->exports, c->view);
+    c->view = NULL;
     conn_forget_contexts(c);
 }
 
@@ -106,11 +109,27 @@ bool conn_may_write(const struct conn *c, const struct export *e)
     return e->writable && conn_is_allowed(c, e->authz_writable);
 }
 
+/* As exports_find; but a view is the same one for all options. */
+static struct export *find(struct conn *c, const char *name)
+{
+    if (c->view && strcmp(c->view->name, name) == 0) {
+        export_ref(c->exports, c->view);
+        return c->view;
+    }
+    struct export *e = exports_find(c->exports, name);
+    if (e && e->of) {
+        export_unref(c->exports, c->view);
+        export_ref(c->exports, e);
+        c->view = e;
+    }
+    return e;
+}
+
 struct export *conn_find_export(struct conn *c, const char *name,
                                 bool *needs_tls)
 {
-    struct export *e = exports_find(c->exports, name);
-    bool denied = e && !conn_is_allowed(c, e->authz);
+    struct export *e = find(c, name);
+    bool denied = e && !conn_is_allowed(c, e->of ? e->of->authz : e->authz);
 
     if (needs_tls) {
         *needs_tls = denied && !c->io.tls && conn_tls_mode(c) != TLS_OFF;

@@ -142,6 +142,7 @@ struct conn {
 
     /* Set by the handshake. */
     struct export *export;
+    struct export *view; /* the last that it asked for, or NULL */
     uint64_t size;
     bool writable; /* for this client */
     bool fixed;    /* newstyle, so there are options */
@@ -260,8 +261,9 @@ bool conn_needs_tls(const struct conn *c, uint32_t option);
 bool conn_is_allowed(const struct conn *c, const char *authz);
 bool conn_may_write(const struct conn *c, const struct export *e);
 
-/* As exports_find, of those that it may open.  *needs_tls (or NULL): there is
- * one that it may open after STARTTLS, perhaps. */
+/* As exports_find, of those that it may open; but a view is the same one for
+ * all options.  *needs_tls (or NULL): there is one that it may open after
+ * STARTTLS, perhaps. */
 struct export *conn_find_export(struct conn *c, const char *name,
                                 bool *needs_tls);
 

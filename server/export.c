@@ -92,7 +92,7 @@ static struct export *find_id(struct exports *s, const char *id)
     list_for_each (l, &s->list) {
         struct export *e = list_entry(l, struct export, in_set);
 
-        if (strcmp(e->id, id) == 0) {
+        if (!e->of && strcmp(e->id, id) == 0) {
             return e;
         }
     }
@@ -110,7 +110,7 @@ int exports_check_id(struct exports *s, const char *id, struct error **errp)
 }
 
 /* That of an export that is going away is free. */
-static int check_name(struct exports *s, const char *name, struct error **errp)
+bool exports_has_name(struct exports *s, const char *name)
 {
     bool taken = false;
 
@@ -121,9 +121,15 @@ static int check_name(struct exports *s, const char *name, struct error **errp)
         taken |= !e->removed && strcmp(e->name, name) == 0;
     }
     mutex_unlock(&s->lock);
-    return taken ? error_set(errp, EEXIST,
-                             "NBD server already has export named '%s'", name)
-                 : 0;
+    return taken;
+}
+
+static int check_name(struct exports *s, const char *name, struct error **errp)
+{
+    return exports_has_name(s, name)
+               ? error_set(errp, EEXIST,
+                           "NBD server already has export named '%s'", name)
+               : 0;
 }
 
 static int attach(struct graph *g, struct export *e, struct node *n,
@@ -212,6 +218,7 @@ int export_add_bitmap(struct exports *s, struct export *e, struct node *n,
 void export_publish(struct exports *s, struct export *e)
 {
     mutex_lock(&s->lock);
+    e->idle_since = now_ns();
     list_append(&s->list, &e->in_set);
     mutex_unlock(&s->lock);
 }
@@ -221,9 +228,73 @@ void export_drop(struct exports *s, struct export *e)
     export_free(s, e);
 }
 
+/* --- Views. --- */
+
+#define VIEW_MARK "@dirty="
+
+/* A bitmap that @e offers, with a reference, or NULL. */
+static struct bitmap *offered_bitmap(struct export *e, const char *name)
+{
+    for (unsigned i = 0; i < e->bitmap_count; i++) {
+        if (strcmp(bitmap_name(e->bitmaps[i]), name) == 0) {
+            bitmap_ref(e->bitmaps[i]);
+            return e->bitmaps[i];
+        }
+    }
+    return e->all_bitmaps ? blk_bitmap_find(e->blk, name) : NULL;
+}
+
+static struct export *view_alloc(struct exports *s, const char *name)
+{
+    struct export *e = calloc(1, sizeof(*e));
+
+    if (!e || !(e->name = strdup(name))) {
+        free(e);
+        return NULL;
+    }
+    e->serial = atomic_fetch_add(&s->serials, 1) + 1;
+    e->refs = 1;
+    e->removed = true; /* nobody finds it */
+    return e;
+}
+
+static int view_attach(struct exports *s, struct export *e,
+                       const struct export *of, struct bitmap *bm)
+{
+    CLEANUP_FREE char *user = NULL;
+
+    if (asprintf(&user, "export '%s'", e->name) < 0) {
+        user = NULL;
+        return -ENOMEM;
+    }
+    return blk_dirty_view(s->daemon->graph, of->blk, bm, user, &e->blk, NULL);
+}
+
+/* The view @name of @of, whose reference is taken, or NULL. */
+static struct export *view_new(struct exports *s, struct export *of,
+                               const char *name, const char *bitmap)
+{
+    struct bitmap *bm = offered_bitmap(of, bitmap);
+    struct export *e = bm ? view_alloc(s, name) : NULL;
+
+    if (e && view_attach(s, e, of, bm) == 0) {
+        e->of = of;
+        export_publish(s, e);
+    } else {
+        if (e) {
+            export_free(s, e);
+        }
+        export_unref(s, of);
+        e = NULL;
+    }
+    bitmap_unref(bm);
+    return e;
+}
+
 /* --- Finding. --- */
 
-struct export *exports_find(struct exports *s, const char *name)
+/* The one whose name are these @len bytes, with a reference, or NULL. */
+static struct export *find_name(struct exports *s, const char *name, size_t len)
 {
     struct export *found = NULL;
 
@@ -234,11 +305,11 @@ struct export *exports_find(struct exports *s, const char *name)
         if (e->removed) {
             continue;
         }
-        if (strcmp(e->name, name) == 0) {
+        if (strlen(e->name) == len && memcmp(e->name, name, len) == 0) {
             found = e;
             break;
         }
-        if (!found && name[0] == '\0' && e->is_default) {
+        if (!found && len == 0 && e->is_default) {
             found = e;
         }
     }
@@ -247,6 +318,38 @@ struct export *exports_find(struct exports *s, const char *name)
     }
     mutex_unlock(&s->lock);
     return found;
+}
+
+struct export *exports_find(struct exports *s, const char *name)
+{
+    struct export *e = find_name(s, name, strlen(name));
+
+    /* Names may have anything in them, also this. */
+    for (const char *p = name; !e && (p = strstr(p, VIEW_MARK)); p++) {
+        struct export *of = find_name(s, name, (size_t)(p - name));
+
+        e = of ? view_new(s, of, name, p + strlen(VIEW_MARK)) : NULL;
+    }
+    return e;
+}
+
+unsigned exports_clients(struct exports *s, const char *id)
+{
+    mutex_lock(&s->lock);
+    const struct export *e = find_id(s, id);
+    unsigned clients = e && !e->removed ? e->refs - 1 : 0;
+    mutex_unlock(&s->lock);
+    return clients;
+}
+
+uint64_t exports_idle_ns(struct exports *s, const char *id)
+{
+    mutex_lock(&s->lock);
+    const struct export *e = find_id(s, id);
+    bool idle = e && !e->removed && e->refs == 1;
+    uint64_t ns = idle ? now_ns() - e->idle_since : 0;
+    mutex_unlock(&s->lock);
+    return ns;
 }
 
 int exports_each(struct exports *s, int (*fn)(struct export *e, void *opaque),
@@ -275,6 +378,10 @@ json_t *exports_query(struct exports *s)
     mutex_lock(&s->lock);
     list_for_each (l, &s->list) {
         struct export *e = list_entry(l, struct export, in_set);
+
+        if (e->of) {
+            continue;
+        }
         json_t *info = json_pack("{s:s, s:b, s:s, s:s}", "node-name",
                                  node_name(blk_node(e->blk)), "shutting-down",
                                  (int)e->removed, "type", "nbd", "id", e->id);
@@ -295,10 +402,18 @@ static void unref_locked(struct exports *s, struct export *e) REQUIRES(s->lock)
 {
     uint64_t one = 1;
 
+    e->idle_since = now_ns();
     if (--e->refs == 0) {
         while (write(s->gone_fd, &one, sizeof(one)) < 0 && errno == EINTR) {
         }
     }
+}
+
+void export_ref(struct exports *s, struct export *e)
+{
+    mutex_lock(&s->lock);
+    e->refs++;
+    mutex_unlock(&s->lock);
 }
 
 void export_unref(struct exports *s, struct export *e)
@@ -335,7 +450,7 @@ int exports_remove(struct exports *s, const char *id, bool safe,
 bool export_is_removed(struct exports *s, const struct export *e)
 {
     mutex_lock(&s->lock);
-    bool removed = e->removed;
+    bool removed = e->of ? e->of->removed : e->removed;
     mutex_unlock(&s->lock);
     return removed;
 }
@@ -381,6 +496,13 @@ void exports_collect(struct exports *s, struct jobs *j)
     mutex_is_held(&j->lock);
     (void)!read(s->gone_fd, &n, sizeof(n));
     while ((e = take_gone(s))) {
+        if (e->of) {
+            struct export *of = e->of;
+
+            export_free(s, e);
+            export_unref(s, of);
+            continue;
+        }
         CLEANUP_JSON json_t *data = json_pack("{s:s}", "id", e->id);
 
         export_free(s, e);

@@ -203,7 +203,7 @@ void server_end_export(struct server *s, const struct export *e)
     list_for_each (l, &s->conns) {
         struct conn *c = list_entry(l, struct conn, in_server);
 
-        if (c->serving && c->export == e) {
+        if (c->serving && (c->export == e || c->export->of == e)) {
             conn_stop(c);
         }
     }
