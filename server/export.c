@@ -57,6 +57,8 @@ static void export_free(struct exports *s, struct export *e)
     free(e->id);
     free(e->name);
     free(e->description);
+    free(e->authz);
+    free(e->authz_writable);
     free(e);
 }
 
@@ -143,6 +145,11 @@ static int attach(struct graph *g, struct export *e, struct node *n,
     return blk_new(g, n, perm, PERM_ALL, user, &e->blk, errp);
 }
 
+static char *copy(const char *text)
+{
+    return text ? strdup(text) : NULL;
+}
+
 int export_new(struct exports *s, const struct export_options *o,
                struct export **ep, struct error **errp)
 {
@@ -156,7 +163,9 @@ int export_new(struct exports *s, const struct export_options *o,
     }
     e->id = strdup(o->id);
     e->name = strdup(o->name);
-    e->description = o->description ? strdup(o->description) : NULL;
+    e->description = copy(o->description);
+    e->authz = copy(o->authz);
+    e->authz_writable = copy(o->authz_writable);
     e->writable = o->writable;
     e->writethrough = o->writethrough;
     e->allocation_depth = o->allocation_depth;
@@ -165,7 +174,9 @@ int export_new(struct exports *s, const struct export_options *o,
     e->serial = atomic_fetch_add(&s->serials, 1) + 1;
     e->refs = 1;
     list_init(&e->in_set);
-    r = !e->id || !e->name || (o->description && !e->description)
+    r = !e->id || !e->name || !e->description != !o->description ||
+                !e->authz != !o->authz ||
+                !e->authz_writable != !o->authz_writable
             ? error_set(errp, ENOMEM, "no memory for an export")
             : attach(s->daemon->graph, e, o->node, errp);
     if (r < 0) {

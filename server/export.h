@@ -38,6 +38,8 @@ struct export_options {
     bool allocation_depth; /* offer that context */
     bool all_bitmaps;      /* offer those that the node has at that moment */
     bool is_default;       /* answers to the name "", too, if it is first */
+    const char *authz;     /* who may open it: an authorization; NULL: all */
+    const char *authz_writable; /* and who of these may write */
 };
 
 struct export
@@ -52,8 +54,10 @@ struct export
     bool allocation_depth;
     bool all_bitmaps;
     bool is_default;
-    uint64_t serial; /* not 0, and no other has or had it */
-    struct export *of; /* a view: of this one, with a reference; or NULL */
+    char *authz;          /* or NULL */
+    char *authz_writable; /* or NULL */
+    uint64_t serial;      /* not 0, and no other has or had it */
+    struct export *of;    /* a view: of this one, with a reference; or NULL */
 
     /* Set before clients can find it: bitmaps that it holds and offers. */
     struct bitmap **bitmaps;
