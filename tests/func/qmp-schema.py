@@ -146,6 +146,9 @@ MORE = {
     'blockdev-add.driver',
     'blockdev-create.options.driver',
     'blockdev-create.options(qcow2).backing-fmt',
+    # Why a bitmap cannot be used.
+    'query-block returns.inserted.dirty-bitmaps.inconsistent-reason',
+    'query-named-block-nodes returns.dirty-bitmaps.inconsistent-reason',
 }
 
 
