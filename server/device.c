@@ -226,6 +226,19 @@ static int node_options(json_t *o, struct error **errp)
 
 /* --- */
 
+/* Let @dev be on @n. */
+static int attach(struct daemon *d, struct device *dev, struct node *n,
+                  struct error **errp)
+{
+    CLEANUP_FREE char *user = NULL;
+
+    if (asprintf(&user, "block device '%s'", dev->id) < 0) {
+        user = NULL;
+        return no_memory(errp);
+    }
+    return blk_new(d->graph, n, 0, PERM_ALL, user, &dev->blk, errp);
+}
+
 /* @id becomes the device's. */
 static int add(struct daemon *d, char *id, struct node *n, struct error **errp)
 {
@@ -237,7 +250,7 @@ static int add(struct daemon *d, char *id, struct node *n, struct error **errp)
     }
     list_init(&dev->in_devices);
     dev->id = id;
-    int r = blk_new(d->graph, n, 0, PERM_ALL, id, &dev->blk, errp);
+    int r = attach(d, dev, n, errp);
     if (r < 0) {
         device_free(dev);
         return r;
@@ -333,7 +346,7 @@ static int take_out(struct daemon *d, struct device *dev, struct error **errp)
     dev->blk = NULL;
     int r = graph_close(d->graph, n, errp);
     if (r < 0) {
-        (void)blk_new(d->graph, n, 0, PERM_ALL, dev->id, &dev->blk, NULL);
+        (void)attach(d, dev, n, NULL);
     }
     return r;
 }
@@ -362,6 +375,23 @@ int devices_delete_drive(struct daemon *d, const char *id, struct error **errp)
     int r = take_out(d, dev, errp);
     if (r == 0) {
         device_free(dev);
+    }
+    return r;
+}
+
+int devices_set_disk(struct daemon *d, const char *name, struct node *n,
+                     struct error **errp)
+{
+    struct device *dev = find(d->devices, name);
+    struct blk *b;
+
+    if (!dev) {
+        return error_set(errp, ENODEV, "Device '%.200s' not found", name);
+    }
+    int r = blk_new(d->graph, n, 0, PERM_ALL, dev->id, &b, errp);
+    if (r == 0) {
+        blk_free(dev->blk);
+        dev->blk = b;
     }
     return r;
 }

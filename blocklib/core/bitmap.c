@@ -458,6 +458,33 @@ int bitmap_add_locked(struct node *n, const char *name, uint64_t granularity,
     return 0;
 }
 
+bool node_keeps_bitmaps(const struct node *n)
+{
+    return n->drv->check_bitmap;
+}
+
+int bitmap_check_persistent(struct bitmap_ref ref, struct error **errp)
+{
+    graph_lock(ref.node->graph);
+    int r = check_new(ref.name, 0, errp);
+    if (r == 0) {
+        r = check_storable(ref.node, ref.name, default_granularity(ref.node),
+                           errp);
+    }
+    graph_unlock(ref.node->graph);
+    return r;
+}
+
+int bitmap_make_persistent(struct bitmap *bm, struct error **errp)
+{
+    int r = bm->persistent ? 0
+                           : check_storable(bm->node, name_of(bm),
+                                            bm->granularity, errp);
+
+    bm->persistent = bm->persistent || r == 0;
+    return r;
+}
+
 int bitmap_store(struct node *n, struct error **errp)
 {
     return n->drv->store_bitmaps && !n->flags.read_only

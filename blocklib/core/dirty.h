@@ -102,6 +102,9 @@ struct hbitmap *bitmap_swap_bits(struct bitmap *bm, struct hbitmap *bits);
 int bitmap_merge_locked(struct hbitmap *bits, struct bitmap *src,
                         struct error **errp);
 
+/* bitmap_store() will store it, too.  -ENOTSUP, -EACCES, -EINVAL: it cannot. */
+int bitmap_make_persistent(struct bitmap *bm, struct error **errp);
+
 void bitmap_set_enabled(struct bitmap *bm, bool enabled);
 
 /* The bits that writes set. */
@@ -154,9 +157,8 @@ int bitmap_mark_slow(struct node *n, uint64_t offset, uint64_t bytes,
 static inline int bitmap_mark(struct node *n, uint64_t offset, uint64_t bytes,
                               unsigned flags)
 {
-    return n->recording
-               ? bitmap_mark_slow(n, offset, bytes, flags & REQ_NOWAIT)
-               : 0;
+    return n->recording ? bitmap_mark_slow(n, offset, bytes, flags & REQ_NOWAIT)
+                        : 0;
 }
 
 #endif /* NBDELTA_CORE_DIRTY_H */

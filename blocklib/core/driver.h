@@ -46,6 +46,7 @@
 
 #include "nbdelta/types.h"
 
+struct copy;
 struct opts;
 struct node_flags;
 enum node_event;
@@ -61,6 +62,13 @@ struct limits {
     bool zero_unmaps;      /* zero with REQ_MAY_UNMAP, discard: free space */
     bool grows_zero;       /* protocol: bytes past the end, once written
                               around, read as zeroes */
+};
+
+/* What a node does with a child, and lets others do; enum perm. */
+struct perms {
+    unsigned perm;
+    unsigned shared;
+    bool used; /* somebody uses the node itself */
 };
 
 enum map_flags {
@@ -100,6 +108,8 @@ struct driver {
     bool is_filter;
     bool is_protocol;
     bool has_backing; /* the images of this format can name a backing file */
+    bool passes_perms; /* a format that uses its file child as it is used
+                          itself; filters always do */
     size_t state_size;
     unsigned flags_write; /* REQ_FUA if pwritev honours it itself */
     unsigned flags_zero;
@@ -135,6 +145,10 @@ struct driver {
      * was flushed before.  NULL: the driver keeps no pointer to it. */
     void (*file_changed)(struct node *n);
 
+    /* On entry *p is what the node's users want and share, and it becomes what
+     * the node wants of its file child.  NULL: the same. */
+    void (*child_perms)(const struct node *n, struct perms *p);
+
     /* Options, but for those of every node, that may be changed
      * (NULL-terminated).  reopen_take takes them, all or some, from @opts and
      * keeps them for the reopen that follows, or for reopen_abort. */
@@ -158,6 +172,10 @@ struct driver {
     /* Add members to ImageInfo (node_image_info) in @info: "cluster-size",
      * "format-specific", ...  NULL: nothing to add. */
     void (*describe)(struct node *n, json_t *info);
+
+    /* Add the driver's own members to "driver-specific" of BlockStats in
+     * @own.  NULL: there are none. */
+    void (*stats)(struct node *n, json_t *own);
 
     /*
      * Persistent bitmaps.  store makes the image say what the node's bitmaps
@@ -224,6 +242,10 @@ struct driver {
      * NULL: flush child[CHILD_FILE] if there is one. */
     int (*flush)(struct node *n);
 
+    /* The copy engine that keeps a point in time of the file child, for those
+     * who read it (job/copy.h).  NULL: there is none. */
+    struct copy *(*snapshot)(const struct node *n);
+
     /* For filters that look at requests: the range's status is asked for.
      * NULL: it passes. */
     int (*status)(struct node *n, uint64_t offset, uint64_t bytes);
@@ -235,6 +257,10 @@ struct driver {
     /* The tree is about to be drained: requests that wait here for anything
      * but I/O have to go on, until node_is_draining() is false again. */
     void (*drain)(struct node *n);
+
+    /* It is drained: no request is in it.  Wait for what goes on without one.
+     * NULL: nothing does. */
+    void (*drained)(struct node *n);
 
     /* Ask for the range to be read ahead.  NULL: nothing happens. */
     void (*prefetch)(struct node *n, uint64_t offset, uint64_t bytes);
@@ -248,7 +274,7 @@ extern const struct driver driver_raw;
 extern const struct driver driver_qcow2;
 extern const struct driver driver_cbw;
 extern const struct driver driver_blkdebug;
+extern const struct driver driver_snapshot_access;
 extern const struct driver driver_throttle;
-
 
 #endif /* NBDELTA_CORE_DRIVER_H */

@@ -9,6 +9,7 @@
  *             all ones in its place          drop the new
  *   clear     empty bits for the old ones    the old ones    free the others
  *   enable    the flag                       the old flag
+ *   persist   the flag                       the old flag
  *   merge     grown bits for the old ones    the old ones    free the others
  */
 #include <errno.h>
@@ -43,6 +44,7 @@ struct change {
     size_t taken_count;
     struct hbitmap *spare; /* clear, merge: the bits that are not in use */
     bool was_enabled;
+    bool was_persistent;
 };
 
 static struct change *change_of(struct action *a)
@@ -394,6 +396,43 @@ int bitmap_enable_action(struct bitmap_ref ref, bool enable, struct action **ap,
     }
     c->flag = enable;
     return 0;
+}
+
+/* --- persist --- */
+
+static int persist_act(struct action *a, struct error **errp)
+{
+    struct change *c = change_of(a);
+    int r = look_up(c, errp);
+
+    if (r == 0) {
+        c->was_persistent = c->bm->persistent;
+        r = bitmap_make_persistent(c->bm, errp);
+        changed(c);
+    }
+    return r;
+}
+
+static void persist_undo(struct action *a)
+{
+    const struct change *c = change_of(a);
+
+    changed(c);
+    c->bm->persistent = c->was_persistent;
+}
+
+static const struct action_ops persist_ops = {
+    .drain = drain,
+    .act = persist_act,
+    .undo = persist_undo,
+    .settle = settle,
+    .free = change_free,
+};
+
+int bitmap_persist_action(struct bitmap_ref ref, struct action **ap,
+                          struct error **errp)
+{
+    return change_new(ref, &persist_ops, ap, errp) ? 0 : -ENOMEM;
 }
 
 /* --- merge --- */

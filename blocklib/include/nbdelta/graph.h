@@ -95,10 +95,16 @@ struct node *node_backing(const struct node *n);
  * "file", "ro", "image", "dirty-bitmaps", ...  A new reference. */
 json_t *node_query(struct graph *g, struct node *n);
 
+/* BlockStats as in query-blockstats with query-nodes.  A new reference. */
+json_t *node_query_stats(struct graph *g, struct node *n);
+
 /* ImageInfo as `qemu-img info --output json` prints it: "filename",
  * "format", "virtual-size", "actual-size", "cluster-size",
  * "backing-filename", "format-specific", ...  A new reference. */
 json_t *node_image_info(struct graph *g, struct node *n);
+
+/* XDbgBlockGraph: all nodes, users and edges.  A new reference. */
+json_t *graph_query(struct graph *g);
 
 /* Names of all drivers, NULL-terminated, in alphabetical order. */
 const char *const *graph_driver_names(void);
