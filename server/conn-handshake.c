@@ -187,10 +187,12 @@ static uint16_t transmission_flags(const struct conn *c, const struct export *e)
     unsigned flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH |
                      NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_CACHE;
 
-    flags |= server_max(c->server) != 1 ? NBD_FLAG_CAN_MULTI_CONN : 0;
-    flags |= e->writable ? NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES |
-                               NBD_FLAG_SEND_FAST_ZERO
-                         : NBD_FLAG_READ_ONLY;
+    /* Of a view each connection has its own. */
+    flags |= server_max(c->server) != 1 && !e->of ? NBD_FLAG_CAN_MULTI_CONN : 0;
+    flags |= conn_may_write(c, e)
+                 ? NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES |
+                       NBD_FLAG_SEND_FAST_ZERO
+                 : NBD_FLAG_READ_ONLY;
     flags |= c->structured ? NBD_FLAG_SEND_DF : 0;
     flags |= c->extended && c->context_count > 0 && c->contexts_of == e->serial
                  ? NBD_FLAG_BLOCK_STATUS_PAYLOAD
@@ -203,6 +205,7 @@ static void choose(struct conn *c, struct export *e, uint64_t size)
 {
     c->export = e;
     c->size = size;
+    c->writable = conn_may_write(c, e);
     if (c->contexts_of != e->serial) {
         conn_forget_contexts(c);
     }
@@ -216,7 +219,7 @@ static int option_export_name(struct conn *c, struct option *o)
     if (!option_string(o, o->len, name) || c->extended) {
         return -EINVAL;
     }
-    struct export *e = exports_find(c->exports, name);
+    struct export *e = conn_find_export(c, name, NULL);
     if (!e) {
         return -ENOENT;
     }
@@ -230,15 +233,15 @@ static int option_export_name(struct conn *c, struct option *o)
 static int export_names(struct export *e, void *opaque)
 {
     return json_array_append_new(
-        opaque,
-        json_pack("[s, s]", e->name, e->description ? e->description : ""));
+        opaque, json_pack("[s, s, s?]", e->name,
+                          e->description ? e->description : "", e->authz));
 }
 
-static int reply_server(struct conn *c, const json_t *pair)
+static int reply_server(struct conn *c, const json_t *item)
 {
     char data[4 + 2 * NBD_STRING_MAX];
-    const char *name = json_string_value(json_array_get(pair, 0));
-    const char *text = json_string_value(json_array_get(pair, 1));
+    const char *name = json_string_value(json_array_get(item, 0));
+    const char *text = json_string_value(json_array_get(item, 1));
     size_t len = name ? strnlen(name, NBD_STRING_MAX) : 0;
     size_t more = text ? strnlen(text, NBD_STRING_MAX) : 0;
 
@@ -257,13 +260,15 @@ static int option_list(struct conn *c, struct option *o)
     }
     json_t *names = json_array();
     size_t i;
-    json_t *pair;
+    json_t *item;
     int r = names && exports_each(c->exports, export_names, names) == 0
                 ? 0
                 : -ENOMEM;
 
-    json_array_foreach (names, i, pair) {
-        r = r == 0 ? reply_server(c, pair) : r;
+    json_array_foreach (names, i, item) {
+        if (conn_is_allowed(c, json_string_value(json_array_get(item, 2)))) {
+            r = r == 0 ? reply_server(c, item) : r;
+        }
     }
     json_decref(names);
     return r < 0 ? r : handshake_reply(c, o->type, NBD_REP_ACK, NULL, 0);
@@ -332,9 +337,12 @@ static int option_info(struct conn *c, struct option *o)
         return handshake_error(c, o->type, NBD_REP_ERR_INVALID,
                                "malformed option");
     }
-    struct export *e = exports_find(c->exports, name);
+    bool needs_tls;
+    struct export *e = conn_find_export(c, name, &needs_tls);
     if (!e) {
-        return handshake_unknown(c, o->type, name);
+        return needs_tls ? handshake_error(c, o->type, NBD_REP_ERR_TLS_REQD,
+                                           "this export needs TLS")
+                         : handshake_unknown(c, o->type, name);
     }
     uint64_t size = blk_size(e->blk);
     int r = reply_infos(c, o, e, size);
@@ -374,6 +382,13 @@ static int run_option(struct conn *c, struct option *o)
 {
     int r;
 
+    if (conn_needs_tls(c, o->type)) {
+        return o->type == NBD_OPT_EXPORT_NAME
+                   ? -EPERM
+                   : handshake_error(
+                         c, o->type, NBD_REP_ERR_TLS_REQD,
+                         "TLS is required, before any other option");
+    }
     switch (o->type) {
     case NBD_OPT_EXPORT_NAME:
         return option_export_name(c, o);
@@ -388,6 +403,8 @@ static int run_option(struct conn *c, struct option *o)
     case NBD_OPT_STRUCTURED_REPLY:
     case NBD_OPT_EXTENDED_HEADERS:
         return option_replies(c, o);
+    case NBD_OPT_STARTTLS:
+        return conn_option_starttls(c, o);
     case NBD_OPT_LIST_META_CONTEXT:
     case NBD_OPT_SET_META_CONTEXT:
         return conn_option_contexts(c, o);
@@ -400,7 +417,7 @@ static int run_option(struct conn *c, struct option *o)
 static bool is_known(uint32_t type)
 {
     return type >= NBD_OPT_LIST && type <= NBD_OPT_EXTENDED_HEADERS &&
-           type != 4 && type != NBD_OPT_STARTTLS;
+           type != 4;
 }
 
 /* An option with more data than any needs. */
@@ -414,7 +431,7 @@ static int long_option(struct conn *c, uint32_t type, uint32_t len)
     if (type == NBD_OPT_SET_META_CONTEXT) {
         conn_forget_contexts(c);
     }
-    return is_known(type)
+    return is_known(type) && !conn_needs_tls(c, type)
                ? handshake_error(c, type, NBD_REP_ERR_TOO_BIG, "too much data")
                : run_option(c, &o);
 }
@@ -459,6 +476,10 @@ int conn_handshake(struct conn *c)
         return -EINVAL;
     }
     c->no_zeroes = flags & NBD_FLAG_NO_ZEROES;
+    c->fixed = flags & NBD_FLAG_FIXED_NEWSTYLE;
+    if (!c->fixed && tls_policy_mode(c->policy) == TLS_REQUIRE) {
+        return -EPERM;
+    }
     while (!c->export) {
         int r = next_option(c);
         if (r < 0) {

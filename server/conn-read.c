@@ -120,7 +120,8 @@ static int next_run(struct conn *c, const struct request *rq, bool nowait,
                     struct run *run)
 {
     *run = (struct run){.any = false};
-    if (rq->length > INLINE_MAX) {
+    /* The holes of a view have bytes (dirty-view.c). */
+    if (rq->length > INLINE_MAX && !c->export->of) {
         int r = blk_extents(c->export->blk, rq->offset, rq->length,
                             nowait ? REQ_NOWAIT : 0, add_extent, run);
         if (r == -EAGAIN && nowait) {

@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "conn.h"
 #include "nbdelta/bytes.h"
@@ -18,22 +17,6 @@ static const struct {
     [SEGMENT_MEDIUM] = {SEGMENT_PAYLOAD + INLINE_MAX, HELD_MAX / PIECE_SIZE},
     [SEGMENT_LARGE] = {SEGMENT_PAYLOAD + PIECE_SIZE, HELD_MAX / PIECE_SIZE},
 };
-
-/* Not malloc: what it is given back is often kept by its arenas, and here it
- * shall leave the process when a connection falls idle. */
-void *pages_new(size_t bytes)
-{
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    return p == MAP_FAILED ? NULL : p;
-}
-
-void pages_free(void *p, size_t bytes)
-{
-    if (p) {
-        (void)munmap(p, bytes);
-    }
-}
 
 static void release(struct segment *s)
 {
@@ -108,6 +91,7 @@ void conn_trim(struct conn *c)
 {
     segment_free(c, c->batch);
     c->batch = NULL;
+    transport_trim(&c->io);
     mutex_lock(&c->lock);
     for (unsigned i = 0; i < SEGMENT_CLASSES; i++) {
         list_for_each_safe (l, &c->free_segments[i]) {
@@ -323,7 +307,8 @@ static bool push_locked(struct conn *c) REQUIRES(c->lock)
         return false;
     }
     c->sending = true;
-    while (!list_empty(&c->out) && !c->broken && send_some_locked(c)) {
+    while ((!list_empty(&c->out) || transport_unsent(&c->io)) && !c->broken &&
+           send_some_locked(c)) {
     }
     c->sending = false;
     if (c->broken) {

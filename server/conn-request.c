@@ -96,7 +96,7 @@ static uint32_t check(const struct conn *c, const struct request *rq,
         return NBD_EINVAL;
     }
     const struct command *cmd = &commands[rq->type];
-    if (cmd->writes && !c->export->writable) {
+    if (cmd->writes && !c->writable) {
         *why = "the export is read-only";
         return NBD_EPERM;
     }

@@ -32,6 +32,7 @@
  *
  * conn.c            life, receiving, waiting
  * conn-handshake.c  options;  conn-context.c  those on metadata contexts
+ * conn-tls.c        STARTTLS, and who may open which export
  * conn-request.c    requests: parse, check, serve at once or hand over
  * conn-work.c       the same in a worker: all that may block
  * conn-read.c       reads;  conn-status.c  block status
@@ -44,7 +45,9 @@
 #include "nbd-proto.h"
 #include "nbdelta/thread.h"
 #include "nbdelta/types.h"
+#include "pages.h"
 #include "pool.h"
+#include "tls-policy.h"
 #include "transport.h"
 
 struct server;
@@ -127,6 +130,7 @@ struct conn {
     struct server *server;
     struct exports *exports;
     struct pool *pool;
+    struct tls_policy *policy; /* with a reference, or NULL */
     struct transport io;
     int wake; /* eventfd */
 
@@ -138,7 +142,10 @@ struct conn {
 
     /* Set by the handshake. */
     struct export *export;
+    struct export *view; /* the last that it asked for, or NULL */
     uint64_t size;
+    bool writable; /* for this client */
+    bool fixed;    /* newstyle, so there are options */
     bool structured;
     bool extended; /* and structured */
     bool no_zeroes;
@@ -179,9 +186,10 @@ struct conn {
 
 /* --- conn.c --- */
 
-/* Takes @fd, which is connected.  NULL: no memory; @fd is closed. */
+/* Takes @fd, which is connected.  @p is what the server asks of its clients.
+ * NULL: no memory; @fd is closed. */
 struct conn *conn_new(struct server *s, struct exports *exports,
-                      struct pool *pool, int fd);
+                      struct pool *pool, struct tls_policy *p, int fd);
 void *conn_thread(void *arg);
 void conn_free(struct conn *c); /* after the thread has ended */
 
@@ -237,6 +245,28 @@ int handshake_error(struct conn *c, uint32_t option, uint32_t type,
 /* NBD_REP_ERR_UNKNOWN, with the name as far as it is short. */
 int handshake_unknown(struct conn *c, uint32_t option, const char *name);
 
+/* --- conn-tls.c --- */
+
+/* STARTTLS.  All that was negotiated before is forgotten. */
+int conn_option_starttls(struct conn *c, const struct option *o);
+
+/* What holds for this client: one that cannot ask for TLS gets none. */
+enum tls_mode conn_tls_mode(const struct conn *c);
+
+/* Is @option refused until TLS has been started? */
+bool conn_needs_tls(const struct conn *c, uint32_t option);
+
+/* Is this client one of those whom @authz (NULL: all) allows; may it write to
+ * @e? */
+bool conn_is_allowed(const struct conn *c, const char *authz);
+bool conn_may_write(const struct conn *c, const struct export *e);
+
+/* As exports_find, of those that it may open; but a view is the same one for
+ * all options.  *needs_tls (or NULL): there is one that it may open after
+ * STARTTLS, perhaps. */
+struct export *conn_find_export(struct conn *c, const char *name,
+                                bool *needs_tls);
+
 /* --- conn-context.c --- */
 
 /* LIST_META_CONTEXT and SET_META_CONTEXT. */
@@ -283,10 +313,6 @@ size_t read_head_size(const struct conn *c);
 void conn_status(struct conn *c, const struct request *rq);
 
 /* --- conn-reply.c --- */
-
-/* Whole pages; NULL: no memory. */
-void *pages_new(size_t bytes);
-void pages_free(void *p, size_t bytes); /* NULL is fine */
 
 struct segment *segment_new(struct conn *c, enum segment_class class)
     EXCLUDES(c->lock);

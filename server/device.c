@@ -383,6 +383,22 @@ int devices_delete_drive(struct daemon *d, const char *id, struct error **errp)
     return r;
 }
 
+int devices_set_disk(struct daemon *d, const char *name, struct node *n,
+                     struct error **errp)
+{
+    struct device *dev = find(d->devices, name);
+
+    if (!dev) {
+        return error_set(errp, ENODEV, "Device '%.200s' not found", name);
+    }
+    struct blk *old = dev->blk;
+    int r = attach(d, dev, n, errp);
+    if (r == 0) {
+        blk_free(old);
+    }
+    return r;
+}
+
 /* --- Devices --- */
 
 int devices_plug(struct daemon *d, const char *id, const char *drive,

@@ -13,6 +13,7 @@ struct blk;
 struct daemon;
 struct devices;
 struct error;
+struct node;
 
 struct devices *devices_new(void);    /* NULL: no memory */
 void devices_free(struct devices *d); /* NULL is fine */
@@ -43,7 +44,15 @@ int devices_unplug(struct daemon *d, const char *id, struct error **errp);
  * which then stays. */
 int devices_eject(struct daemon *d, const char *name, struct error **errp);
 
-/* The disk of a backend, or of a device's id; NULL: there is none.  or it
+/* Give a backend another disk; the old one stays open.  -ENODEV: there is no
+ * such backend. */
+int devices_set_disk(struct daemon *d, const char *name, struct node *n,
+                     struct error **errp);
+
+/* What names of devices begin with in QEMU's tree of objects. */
+#define QDEV_PATH "/machine/peripheral/"
+
+/* The disk of a backend, or of a device's id; NULL: there is none, or it
  * has none.  Its node changes with what is inserted above. */
 struct blk *devices_find(const struct devices *d, const char *name);
 

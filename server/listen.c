@@ -22,7 +22,9 @@
 #include "nbdelta/error.h"
 #include "nbdelta/list.h"
 #include "nbdelta/thread.h"
+#include "object.h"
 #include "pool.h"
+#include "tls-policy.h"
 
 #define CONNECTIONS_MAX 1000
 #define SEND_BUFFER     (2 << 20)
@@ -44,6 +46,7 @@ struct server {
     mutex_t lock;
     bool running;
     unsigned max; /* connections; 0: no limit but our own */
+    struct tls_policy *policy;
     struct listeners listeners;
     cond_t calmed; /* a connection is quiet now */
     struct list conns;
@@ -78,6 +81,7 @@ void server_free(struct server *s)
 {
     if (s) {
         listeners_close(&s->listeners); /* of a command that came late */
+        tls_policy_unref(s->policy);
         pool_free(s->pool);
         if (s->wake >= 0) {
             (void)close(s->wake);
@@ -104,7 +108,8 @@ void server_reap_soon(struct server *s)
 
 /* --- Listening. --- */
 
-int server_open(struct server *s, unsigned max, struct error **errp)
+int server_open(struct server *s, unsigned max, struct tls_policy *p,
+                struct error **errp)
 {
     int r = 0;
 
@@ -114,6 +119,7 @@ int server_open(struct server *s, unsigned max, struct error **errp)
     } else {
         s->running = true;
         s->max = max;
+        s->policy = tls_policy_ref(p);
     }
     mutex_unlock(&s->lock);
     return r;
@@ -133,6 +139,20 @@ unsigned server_max(struct server *s)
     unsigned max = s->max;
     mutex_unlock(&s->lock);
     return max;
+}
+
+bool server_has_tls(struct server *s)
+{
+    mutex_lock(&s->lock);
+    bool tls = tls_policy_mode(s->policy) != TLS_OFF;
+    mutex_unlock(&s->lock);
+    return tls;
+}
+
+bool server_allows(const struct server *s, const char *authz,
+                   const char *identity)
+{
+    return objects_allow(s->daemon->objects, authz, identity);
 }
 
 int server_listen(struct server *s, const json_t *addr, struct error **errp)
@@ -169,6 +189,8 @@ void server_close(struct server *s)
 {
     mutex_lock(&s->lock);
     s->running = false;
+    tls_policy_unref(s->policy);
+    s->policy = NULL;
     listeners_close(&s->listeners);
     stop_connections(s);
     mutex_unlock(&s->lock);
@@ -181,7 +203,7 @@ void server_end_export(struct server *s, const struct export *e)
     list_for_each (l, &s->conns) {
         struct conn *c = list_entry(l, struct conn, in_server);
 
-        if (c->serving && c->export == e) {
+        if (c->serving && (c->export == e || c->export->of == e)) {
             conn_stop(c);
         }
     }
@@ -214,7 +236,7 @@ static void set_options(int fd)
 static void start_conn(struct server *s, int fd) REQUIRES(s->lock)
 {
     set_options(fd);
-    struct conn *c = conn_new(s, s->exports, s->pool, fd);
+    struct conn *c = conn_new(s, s->exports, s->pool, s->policy, fd);
     if (!c) {
         return;
     }
@@ -296,7 +318,7 @@ static bool is_remnant(struct conn *c, bool patient)
 void server_enter(struct server *s, struct conn *c)
 {
     uint64_t end = now_ns() + SETTLE_NS;
-    bool wait = c->export->writable;
+    bool wait = c->writable;
 
     mutex_lock(&s->lock);
     while (wait && !atomic_load(&c->stopping)) {

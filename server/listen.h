@@ -12,17 +12,26 @@ struct daemon;
 struct error;
 struct export;
 struct server;
+struct tls_policy;
 
 /* The server of @d->exports.  NULL: no memory. */
 struct server *server_new(struct daemon *d);
 void server_free(struct server *s); /* after server_stop; NULL is fine */
 
 /* It runs from now on (-EEXIST: it did), with at most @max connections at
- * once (0: no limit); the others wait.  With the monitor lock, or before
- * there are threads. */
-int server_open(struct server *s, unsigned max, struct error **errp);
+ * once (0: no limit); the others wait.  @p (NULL: no TLS) holds for its
+ * clients.  With the monitor lock, or before there are threads. */
+int server_open(struct server *s, unsigned max, struct tls_policy *p,
+                struct error **errp);
 bool server_running(struct server *s);
 unsigned server_max(struct server *s);
+
+/* Can its clients be known, by TLS? */
+bool server_has_tls(struct server *s);
+
+/* Does the authorization object @authz allow @identity (NULL: unknown)? */
+bool server_allows(const struct server *s, const char *authz,
+                   const char *identity);
 
 /* Listen on one more checked address (address.h); Unix sockets have the mode
  * 0600. */

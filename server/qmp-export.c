@@ -15,35 +15,45 @@
 #include "nbdelta/job.h"
 #include "object.h"
 #include "qmp-dispatch.h"
+#include "tls-policy.h"
+#include "tls.h"
 
 #define MAX_CONNECTIONS 100 /* unless told otherwise, as QEMU */
 
 /* --- The server. --- */
 
-/* The members beside the address. */
-static int check_tls(struct qmp_call *call, struct error **errp)
+/* *policy: of the members beside the address; NULL: there is none. */
+static int tls_policy_of(struct qmp_call *call, struct tls_policy **policy,
+                         struct error **errp)
 {
+    const struct objects *objects = call->daemon->objects;
     const char *id = qmp_str(call, "tls-creds");
+    const char *authz = qmp_str(call, "tls-authz");
+    struct tls_keys *keys;
 
     if (!id) {
-        return qmp_has(call, "tls-authz")
-                   ? error_set(errp, EINVAL,
-                               "'tls-authz' goes with 'tls-creds' only")
-                   : 0;
+        return authz ? error_set(errp, EINVAL,
+                                 "'tls-authz' goes with 'tls-creds' only")
+                     : 0;
     }
-    const char *type = objects_type(call->daemon->objects, id);
-    if (!type) {
-        return error_set(errp, ENOENT, "No TLS credentials with id '%.200s'",
-                         id);
+    int r = objects_tls_keys(objects, id, true, &keys, errp);
+    if (r < 0) {
+        return r;
     }
-    if (strncmp(type, "tls-creds-", strlen("tls-creds-")) != 0) {
-        return error_set(errp, EINVAL,
-                         "Object with id '%s' is not TLS credentials", id);
+    if (authz && !tls_keys_identify(keys)) {
+        r = error_set(errp, EINVAL,
+                      "TLS credentials '%s' do not tell who a client is, so "
+                      "'tls-authz' cannot be used",
+                      id);
+    } else if (authz) {
+        r = objects_check_authz(objects, authz, errp);
     }
-    return error_set(errp, ENOTSUP,
-                     "TLS credentials '%s' cannot be used: this server does "
-                     "not speak TLS",
-                     id);
+    if (r == 0) {
+        *policy = tls_policy_new(TLS_REQUIRE, keys, authz);
+        r = *policy ? 0 : error_set(errp, ENOMEM, "Out of memory");
+    }
+    tls_keys_unref(keys);
+    return r;
 }
 
 static int start_server(struct qmp_call *call, const json_t *addr,
@@ -51,11 +61,16 @@ static int start_server(struct qmp_call *call, const json_t *addr,
 {
     struct server *s = call->daemon->server;
     unsigned max = (unsigned)qmp_int(call, "max-connections", MAX_CONNECTIONS);
+    struct tls_policy *policy = NULL;
     int r = server_running(s)
                 ? error_set(errp, EEXIST, "NBD server already running")
-                : check_tls(call, errp);
+                : tls_policy_of(call, &policy, errp);
 
-    if (r < 0 || (r = server_open(s, max, errp)) < 0) {
+    if (r == 0) {
+        r = server_open(s, max, policy, errp);
+        tls_policy_unref(policy);
+    }
+    if (r < 0) {
         return r;
     }
     r = server_listen(s, addr, errp);
@@ -164,6 +179,23 @@ static int check_iothread(struct qmp_call *call, struct error **errp)
     return 0;
 }
 
+/* Whom it is for, if not for all. */
+static int check_authz(struct qmp_call *call, const char *key,
+                       struct error **errp)
+{
+    const struct daemon *d = call->daemon;
+    const char *id = qmp_str(call, key);
+
+    if (!id || !server_running(d->server)) { /* add_export tells of that */
+        return 0;
+    }
+    return server_has_tls(d->server)
+               ? objects_check_authz(d->objects, id, errp)
+               : error_set(errp, EINVAL,
+                           "'%s' goes with a server that has 'tls-creds' only",
+                           key);
+}
+
 static int cmd_export_add(struct qmp_call *call, struct error **errp)
 {
     struct daemon *d = call->daemon;
@@ -177,6 +209,8 @@ static int cmd_export_add(struct qmp_call *call, struct error **errp)
         .writable = qmp_bool(call, "writable", false),
         .writethrough = qmp_bool(call, "writethrough", false),
         .allocation_depth = qmp_bool(call, "allocation-depth", false),
+        .authz = qmp_str(call, "tls-authz"),
+        .authz_writable = qmp_str(call, "tls-authz-writable"),
     };
 
     if (!id_is_well_formed(o.id)) {
@@ -194,10 +228,12 @@ static int cmd_export_add(struct qmp_call *call, struct error **errp)
         return error_set(errp, EACCES,
                          "Cannot export read-only node as writable");
     }
-    r = check_iothread(call, errp);
-    return r < 0 ? r
-                 : add_export(d, &o, json_object_get(call->args, "bitmaps"),
-                              errp);
+    if ((r = check_iothread(call, errp)) < 0 ||
+        (r = check_authz(call, "tls-authz", errp)) < 0 ||
+        (r = check_authz(call, "tls-authz-writable", errp)) < 0) {
+        return r;
+    }
+    return add_export(d, &o, json_object_get(call->args, "bitmaps"), errp);
 }
 
 /* The name is the id as well; a read-only node is so, whatever is asked. */
@@ -296,6 +332,8 @@ static const struct qmp_arg nbd_args[] = {
     QMP_OPT("bitmaps", STR_OR_OBJECT_ARRAY, .members = bitmap_args,
             .type_name = "BlockDirtyBitmapOrStr"),
     QMP_OPT("allocation-depth", BOOL),
+    QMP_OPT("tls-authz", STR),
+    QMP_OPT("tls-authz-writable", STR),
     QMP_LAST,
 };
 

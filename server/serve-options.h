@@ -21,6 +21,10 @@ enum serve_code {
     OPT_MONITOR,
     OPT_NBD_SERVER,
     OPT_OBJECT,
+    OPT_TLS,
+    OPT_TLS_CERTIFICATES,
+    OPT_TLS_PSK,
+    OPT_TLS_VERIFY_PEER,
     OPT_VM_COMPAT,
 };
 
@@ -39,6 +43,10 @@ struct serve_config {
     const char *socket;
     const char *address;
     const char *port;
+    const char *tls; /* off, on, require, or NULL */
+    const char *tls_certificates;
+    const char *tls_psk;
+    bool tls_verify_peer;
     bool read_only;
     const char *format;
     const char *pidfile;

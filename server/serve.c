@@ -32,6 +32,7 @@
 #include "qemu-io.h"
 #include "qmp-keyval.h"
 #include "serve-options.h"
+#include "tls-policy.h"
 
 #define DEFAULT_PORT    "10809"
 #define CONNECTIONS_MAX 1000
@@ -247,7 +248,14 @@ static int listen_short(struct serve *s, struct error **errp)
     if (!addr) {
         return error_set(errp, EINVAL, "the address is not UTF-8 text");
     }
-    int r = server_open(s->daemon.server, CONNECTIONS_MAX, errp);
+    struct tls_policy *policy;
+    int r = tls_policy_load(cfg->tls, cfg->tls_certificates, cfg->tls_psk,
+                            cfg->tls_verify_peer, &policy, errp);
+    if (r < 0) {
+        return r;
+    }
+    r = server_open(s->daemon.server, CONNECTIONS_MAX, policy, errp);
+    tls_policy_unref(policy);
     return r < 0 ? r : server_listen(s->daemon.server, addr, errp);
 }
 

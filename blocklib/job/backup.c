@@ -45,8 +45,6 @@
 #include "nbdelta/image.h"
 #include "nbdelta/options.h"
 
-#define CLUSTER_MIN (64 * KiB)
-
 struct backup {
     struct job job;
     struct graph *graph;
@@ -424,18 +422,12 @@ static struct start *start_of(struct action *a)
     return list_entry(a, struct start, action);
 }
 
-static uint64_t cluster_size(const struct node *target)
-{
-    uint64_t pref = target->limits.pref;
-    return is_pow2(pref) ? max_u64(pref, CLUSTER_MIN) : CLUSTER_MIN;
-}
-
 static int prepare_copy(struct backup *b, const struct backup_options *o,
                         struct error **errp)
 {
     struct copy_options c = {
         .size = node_size(o->source),
-        .cluster = cluster_size(b->target),
+        .cluster = copy_cluster_for(b->target),
         .compress = o->compress,
         .target_zero = b->target_zero,
         .max_workers = o->max_workers,

@@ -1,17 +1,23 @@
 """Rule by rule: argv is the socket of a server with the exports rw (also
 the default one; 4 MiB + 512, pattern below), ro (read-only) and big (qcow2,
-16 TiB, empty)."""
+16 TiB, empty), and a directory with certificates, if all of it shall go over
+TLS."""
 import struct
 import sys
 
 from nbd_raw import *  # noqa: F403
+from nbd_tls import context, start_tls
 
 sock = sys.argv[1]
+tls = context(sys.argv[2]) if len(sys.argv) > 2 else None
 SIZE = 4 * 2**20 + 512
 
 
 def client(**kw):
-    return Client(sock, **kw)
+    c = Client(sock, **kw)
+    # One that offers no fixed newstyle cannot ask for TLS.
+    fixed = kw.get("flags", 3) in (1, 3) and kw.get("greet", True)
+    return start_tls(c, tls) if tls and fixed else c
 
 
 def check(ok, *what):
@@ -40,8 +46,16 @@ def test_bad_option_magic_ends_it():
 def test_unknown_options_are_refused_and_skipped():
     c = client()
     for opt, data in ((0, b""), (4, b"x"), (12, b""), (99, b"y" * 100000),
-                      (0xFFFFFFFF, b"z" * 4096), (STARTTLS, b"")):
+                      (0xFFFFFFFF, b"z" * 4096)):
         is_(c.option(opt, data)[0], UNSUP)
+    is_(c.option(LIST)[0], ACK)
+
+
+def test_tls_begins_once_or_never():
+    c = client()
+    is_(c.option(STARTTLS)[0], INVALID if tls else POLICY)
+    is_(c.option(STARTTLS, b"x")[0], INVALID if tls else POLICY)
+    is_(c.option(STARTTLS, bytes(100000))[0], TOO_BIG)
     is_(c.option(LIST)[0], ACK)
 
 

@@ -145,7 +145,13 @@ MORE = {
     # We have one more: mem.
     'blockdev-add.driver',
     'blockdev-create.options.driver',
+    # Authorization for each export.
+    'block-export-add(nbd).tls-authz',
+    'block-export-add(nbd).tls-authz-writable',
     'blockdev-create.options(qcow2).backing-fmt',
+    # Why a bitmap cannot be used.
+    'query-block returns.inserted.dirty-bitmaps.inconsistent-reason',
+    'query-named-block-nodes returns.dirty-bitmaps.inconsistent-reason',
 }
 
 

@@ -95,7 +95,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     check(socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0);
     check(send(fds[0], data, size, MSG_DONTWAIT) == (ssize_t)size);
     check(shutdown(fds[0], SHUT_WR) == 0);
-    struct conn *c = conn_new(server, exports, pool, fds[1]);
+    struct conn *c = conn_new(server, exports, pool, NULL, fds[1]);
     check(c != NULL);
     check(thread_start(&reader, "reader", drain, &fds[0]) == 0);
     (void)conn_thread(c);
