@@ -27,9 +27,17 @@ int devices_add_drive(struct daemon *d, const char *text, struct error **errp);
  * uses the node. */
 int devices_delete_drive(struct daemon *d, const char *id, struct error **errp);
 
-/* Give a drive another name, as -device DRIVER,id=,drive= does; there is no
- * hardware.  -EINVAL, -ENODEV: no such drive. */
+/*
+ * A device @id on the drive or node @drive (NULL: without a disk): a drive has
+ * another name then; there is no hardware.  -ENODEV: no such drive, -EEXIST:
+ * the id is taken.  In the words of -device: DRIVER,id=,drive=.
+ * unplug: its drive goes as well, unless it is just a node, and jobs on that
+ * are cancelled; nodes live while others use them.  -ENODEV: no such device.
+ */
+int devices_plug(struct daemon *d, const char *id, const char *drive,
+                 struct error **errp);
 int devices_add_device(struct daemon *d, const char *text, struct error **errp);
+int devices_unplug(struct daemon *d, const char *id, struct error **errp);
 
 /* Take the disk out of a backend: exports of it end, its nodes are closed.
  * -ENODEV: there is no such backend; -EBUSY: something else uses the disk,
@@ -48,7 +56,8 @@ int devices_set_disk(struct daemon *d, const char *name, struct node *n,
  * has none.  Its node changes with what is inserted above. */
 struct blk *devices_find(const struct devices *d, const char *name);
 
-/* Visit their names, oldest first; as exports_each. */
+/* Visit their names, oldest first; as exports_each.  @id is "" of a device on
+ * a node. */
 int devices_each(const struct devices *d,
                  int (*fn)(const char *id, struct blk *b, const char *qdev,
                            void *opaque),

@@ -207,7 +207,8 @@ struct driver {
     /* --- I/O path: any thread, at any time. --- */
 
     /* Before the range is changed, after the bits of @bm were set: let a
-     * crash not lose them.  -EAGAIN, only with @nowait: it has to wait. */
+     * crash not lose them; of an inconsistent one that is recorded, say in
+     * the image that it is.  -EAGAIN, only with @nowait: it has to wait. */
     int (*bitmap_arm)(struct node *n, struct bitmap *bm, uint64_t offset,
                       uint64_t bytes, bool nowait);
 

@@ -475,3 +475,16 @@ int graph_close(struct graph *g, struct node *n, struct error **errp)
     graph_unlock(g);
     return r;
 }
+
+void graph_forget(struct graph *g, struct node *n)
+{
+    graph_lock(g);
+    while (!n->monitor_owned && n->drv->is_filter && node_child(n, CHILD_FILE)) {
+        n = node_child(n, CHILD_FILE);
+    }
+    if (n->monitor_owned) {
+        n->monitor_owned = false;
+        node_unref(n);
+    }
+    graph_unlock(g);
+}

@@ -220,6 +220,13 @@ static void backup_set_speed(struct job *job, uint64_t speed)
     copy_set_speed(backup_of(job)->copy, speed);
 }
 
+static bool backup_uses(struct job *job, const struct node *n)
+{
+    const struct backup *b = backup_of(job);
+
+    return n == b->source || n == b->filter || n == b->target;
+}
+
 static void backup_progress(struct job *job, uint64_t *done, uint64_t *total)
 {
     copy_progress(backup_of(job)->copy, done, total);
@@ -239,6 +246,7 @@ static const struct job_driver backup_driver = {
     .clean = backup_clean,
     .kick = backup_kick,
     .set_speed = backup_set_speed,
+    .uses = backup_uses,
     .progress = backup_progress,
     .free = backup_free,
 };
