@@ -114,12 +114,12 @@ static uint32_t wire_error(int r)
     case 0:
         return 0;
     case EPERM:
-    case EACCES:
     case EROFS:
         return NBD_EPERM;
     case ENOMEM:
         return NBD_ENOMEM;
     case EINVAL:
+    case EACCES: /* no part of a point in time; what QEMU says then */
         return NBD_EINVAL;
     case ENOSPC:
     case EDQUOT:

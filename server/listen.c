@@ -101,7 +101,8 @@ static struct server *server_at(struct list *l)
     return list_entry(l, struct server, in_all);
 }
 
-static void unref_locked(struct server *s) REQUIRES(s->all->lock)
+static void unref_locked(struct servers *ss, struct server *s)
+    REQUIRES(ss->lock)
 {
     if (--s->refs == 0) {
         tls_policy_unref(s->policy);
@@ -116,7 +117,7 @@ void server_unref(struct server *s)
         struct servers *ss = s->all;
 
         mutex_lock(&ss->lock);
-        unref_locked(s);
+        unref_locked(ss, s);
         mutex_unlock(&ss->lock);
     }
 }
@@ -290,16 +291,17 @@ char *servers_uri(struct servers *ss, const struct export *e)
 }
 
 /* The connections of @s are told; who waits for their end reaps them. */
-static void stop_connections(struct server *s) REQUIRES(s->all->lock)
+static void stop_connections(struct servers *ss, const struct server *s)
+    REQUIRES(ss->lock)
 {
-    list_for_each (l, &s->all->conns) {
+    list_for_each (l, &ss->conns) {
         struct conn *c = list_entry(l, struct conn, in_server);
 
         if (c->server == s) {
             conn_stop(c);
         }
     }
-    cond_broadcast(&s->all->calmed);
+    cond_broadcast(&ss->calmed);
 }
 
 void server_close(struct server *s)
@@ -311,8 +313,8 @@ void server_close(struct server *s)
         s->running = false;
         list_remove(&s->in_all);
         listeners_close(&s->listeners);
-        stop_connections(s);
-        unref_locked(s);
+        stop_connections(ss, s);
+        unref_locked(ss, s);
     }
     mutex_unlock(&ss->lock);
     wake_up(ss);
@@ -393,22 +395,23 @@ static void set_options(int fd)
 }
 
 /* No more clients for now: they stay in the queues of the sockets. */
-static bool is_full(const struct server *s) REQUIRES(s->all->lock)
+static bool is_full(const struct servers *ss, const struct server *s)
+    REQUIRES(ss->lock)
 {
-    return s->all->conn_count >= CONNECTIONS_MAX ||
+    return ss->conn_count >= CONNECTIONS_MAX ||
            (s->max > 0 && s->conn_count >= s->max);
 }
 
 /* Has this address enough connections already? */
-static bool is_crowded(const struct server *s, const struct peer *peer)
-    REQUIRES(s->all->lock)
+static bool is_crowded(const struct servers *ss, const struct server *s,
+                       const struct peer *peer) REQUIRES(ss->lock)
 {
     unsigned count = 0;
 
     if (s->max_per_address == 0) {
         return false;
     }
-    list_for_each (l, &s->all->conns) {
+    list_for_each (l, &ss->conns) {
         const struct conn *c = list_entry(l, struct conn, in_server);
 
         count += c->server == s && peer_equal(&c->peer, peer);
@@ -416,13 +419,13 @@ static bool is_crowded(const struct server *s, const struct peer *peer)
     return count >= s->max_per_address;
 }
 
-static void start_conn(struct server *s, int fd) REQUIRES(s->all->lock)
+static void start_conn(struct servers *ss, struct server *s, int fd)
+    REQUIRES(ss->lock)
 {
-    struct servers *ss = s->all;
     struct peer peer;
 
     peer_of(fd, &peer);
-    if (is_crowded(s, &peer)) {
+    if (is_crowded(ss, s, &peer)) {
         (void)close(fd);
         return;
     }
@@ -496,7 +499,7 @@ static void end_connections(struct servers *ss)
         list_remove(&c->in_server);
         ss->conn_count--;
         c->server->conn_count--;
-        unref_locked(c->server);
+        unref_locked(ss, c->server);
         mutex_unlock(&ss->lock);
         conn_free(c);
         mutex_lock(&ss->lock);
@@ -566,12 +569,13 @@ void server_quiet(struct server *s, struct conn *c)
 /* --- Accepting. --- */
 
 /* True: wait a moment before the next try. */
-static bool accept_one(struct server *s, int listener) REQUIRES(s->all->lock)
+static bool accept_one(struct servers *ss, struct server *s, int listener)
+    REQUIRES(ss->lock)
 {
     int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
 
     if (fd >= 0) {
-        start_conn(s, fd);
+        start_conn(ss, s, fd);
         return false;
     }
     return errno == EMFILE || errno == ENFILE || errno == ENOMEM ||
@@ -587,8 +591,8 @@ static bool accept_all(struct servers *ss)
     list_for_each (l, &ss->list) {
         struct server *s = server_at(l);
 
-        for (unsigned i = 0; i < s->listeners.count && !is_full(s); i++) {
-            rest |= accept_one(s, s->listeners.at[i].fd);
+        for (unsigned i = 0; i < s->listeners.count && !is_full(ss, s); i++) {
+            rest |= accept_one(ss, s, s->listeners.at[i].fd);
         }
     }
     mutex_unlock(&ss->lock);
@@ -636,7 +640,7 @@ static void watch_all(struct servers *ss, struct poll_set *ps)
     list_for_each (l, &ss->list) {
         struct server *s = server_at(l);
 
-        for (unsigned i = 0; i < s->listeners.count && !is_full(s); i++) {
+        for (unsigned i = 0; i < s->listeners.count && !is_full(ss, s); i++) {
             watch(ps, s->listeners.at[i].fd);
         }
     }

@@ -287,9 +287,46 @@ static int cmd_eject(struct qmp_call *call, struct error **errp)
     return r;
 }
 
+/* Of all that QEMU's objects have, a device's disk alone can be set. */
+static int cmd_qom_set(struct qmp_call *call, struct error **errp)
+{
+    const char *path = qmp_str(call, "path");
+    const char *property = qmp_str(call, "property");
+    const char *value = json_string_value(json_object_get(call->args, "value"));
+    const char *name = path;
+    struct daemon *d = call->daemon;
+
+    if (strncmp(path, QDEV_PATH, strlen(QDEV_PATH)) == 0) {
+        name += strlen(QDEV_PATH);
+    }
+    if (strcmp(property, "drive") != 0) {
+        return error_set(errp, EINVAL, "Property '%.100s.%.100s' not found",
+                         name, property);
+    }
+    struct node *n = value ? qmp_find_device(d, value, NULL) : NULL;
+    if (!n) {
+        return error_set(errp, ENODEV,
+                         "Property '%.100s.drive' can't find value '%.200s'",
+                         name, value ? value : "");
+    }
+    int r = devices_set_disk(d, name, n, errp);
+    if (r == -ENODEV) {
+        call->class = QMP_DEVICE_NOT_FOUND;
+    }
+    return r;
+}
+
+static const struct qmp_arg qom_set_args[] = {
+    QMP_ARG("path", STR),
+    QMP_ARG("property", STR),
+    QMP_ARG("value", ANY),
+    QMP_LAST,
+};
+
 const struct qmp_command qmp_block_commands[] = {
     QMP_COMMAND("block_resize", cmd_resize, resize_args),
     QMP_COMMAND("eject", cmd_eject, eject_args),
+    QMP_COMMAND("qom-set", cmd_qom_set, qom_set_args),
     QMP_COMMAND("query-block", cmd_query_block, NULL, .ret = &qmp_block_type),
     QMP_COMMAND("query-blockstats", cmd_query_stats, stats_args,
                 .ret = &qmp_stats_type),

@@ -278,7 +278,7 @@ static int follow_growth(struct bitmap *bm, struct error **errp)
     uint64_t had = hbitmap_size(bm->bits);
     uint64_t size = node_size(bm->node);
 
-    if (size > had) {
+    if (size > had && !atomic_load(&bm->inconsistent)) {
         if (resize_bits(bm, size) < 0) {
             return no_memory(name_of(bm), errp);
         }
@@ -651,6 +651,40 @@ void *bitmap_bytes(const struct bitmap *bm, size_t *len)
     return bytes;
 }
 
+/* How many bytes at @text are one character of UTF-8; 0: they are not. */
+static size_t character(const char *text)
+{
+    size_t left = strnlen(text, 4);
+
+    for (size_t len = 1; len <= left; len++) {
+        CLEANUP_JSON json_t *one = json_stringn(text, len);
+        if (one) {
+            return len;
+        }
+    }
+    return 0;
+}
+
+json_t *bitmap_name_json(const char *name)
+{
+    static const char unknown[] = "\xef\xbf\xbd"; /* U+FFFD */
+    json_t *plain = json_string(name);
+    CLEANUP_FREE char *shown = plain ? NULL : malloc(strlen(name) * 3 + 1);
+    char *to = shown;
+
+    if (!shown) {
+        return plain;
+    }
+    for (const char *at = name; *at;) {
+        size_t len = character(at);
+
+        to = len ? mempcpy(to, at, len) : mempcpy(to, unknown, 3);
+        at += len ? len : 1;
+    }
+    *to = '\0';
+    return json_string(shown);
+}
+
 /* What follow_growth() will add. */
 static uint64_t growth(const struct bitmap *bm, const struct hbitmap *bits)
 {
@@ -692,10 +726,11 @@ static int add_info(json_t *list, const struct bitmap *bm)
     }
     if (atomic_load(&bm->inconsistent)) {
         (void)json_object_set_new(info, "inconsistent", json_true());
+        (void)json_object_set_new(info, "inconsistent-reason",
+                                  json_string(bm->why));
     }
-    /* A name that is not UTF-8 (from an image) cannot be told. */
     if (bm->name) {
-        (void)json_object_set_new(info, "name", json_string(bm->name));
+        (void)json_object_set_new(info, "name", bitmap_name_json(bm->name));
     }
     return 0;
 }

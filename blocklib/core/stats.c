@@ -158,29 +158,39 @@ static json_t *counters(const struct stats *s, bool device, uint64_t highest)
     return o;
 }
 
-static json_t *node_stats(struct node *n, bool with_backing);
+static json_t *describe(struct node *n, const struct stats *s, bool device);
 
-static void add_below(struct node *n, bool with_backing, json_t *info)
+/* A device's does not show the filters that jobs have put there. */
+static struct node *shown(struct node *n, bool device)
 {
-    struct node *file = node_child(n, CHILD_FILE);
-    struct node *backing = n->drv->is_filter ? file
-                                             : node_child(n, CHILD_BACKING);
+    while (device && n && !n->options && n->drv->is_filter) {
+        n = node_child(n, CHILD_FILE);
+    }
+    return n;
+}
+
+static void add_below(struct node *n, bool device, json_t *info)
+{
+    struct node *file = shown(node_child(n, CHILD_FILE), device);
+    struct node *backing = shown(node_child(n, CHILD_BACKING), device);
 
     if (file) {
-        (void)json_object_set_new(info, "parent",
-                                  node_stats(file, with_backing));
+        (void)json_object_set_new(info, "parent", describe(file, NULL, device));
     }
-    if (backing && with_backing) {
+    if (n->drv->is_filter) {
+        backing = file;
+    }
+    if (backing && device) {
         (void)json_object_set_new(info, "backing",
-                                  node_stats(backing, with_backing));
+                                  describe(backing, NULL, device));
     }
 }
 
-static json_t *describe(struct node *n, const struct stats *s, bool device,
-                        bool with_backing)
+/* @device: in what is told of a device, as @s is, which nodes do not have. */
+static json_t *describe(struct node *n, const struct stats *s, bool device)
 {
     json_t *info = json_pack("{s:o, s:s}", "stats",
-                             counters(s, device, atomic_load(&n->highest)),
+                             counters(s, s != NULL, atomic_load(&n->highest)),
                              "node-name", n->name);
 
     if (n->drv->stats) {
@@ -188,28 +198,19 @@ static json_t *describe(struct node *n, const struct stats *s, bool device,
         n->drv->stats(n, own);
         (void)json_object_set_new(info, "driver-specific", own);
     }
-    add_below(n, with_backing, info);
+    add_below(n, device, info);
     return info;
 }
 
-static json_t *node_stats(struct node *n, bool with_backing)
-{
-    return describe(n, NULL, false, with_backing);
-}
-
-/* Filters that jobs have put there are not shown. */
 json_t *node_device_stats(struct node *n, const struct stats *s)
 {
-    while (!n->options && n->drv->is_filter && node_child(n, CHILD_FILE)) {
-        n = node_child(n, CHILD_FILE);
-    }
-    return describe(n, s, true, true);
+    return describe(shown(n, true), s, true);
 }
 
 json_t *node_query_stats(struct graph *g, struct node *n)
 {
     graph_lock(g);
-    json_t *info = node_stats(n, false);
+    json_t *info = describe(n, NULL, false);
     graph_unlock(g);
     return info;
 }

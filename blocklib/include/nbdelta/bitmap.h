@@ -43,7 +43,8 @@ int bitmap_add_action(struct bitmap_ref ref, uint64_t granularity,
                       struct error **errp);
 
 /* These fail with -ENOENT, with -EBUSY for a busy bitmap, and (but for
- * remove) with -EINVAL for an inconsistent one. */
+ * remove, which takes all of that name) with -EINVAL for an inconsistent
+ * one.  Of a persistent bitmap they are durable when they have run. */
 int bitmap_remove_action(struct bitmap_ref ref, struct action **ap,
                          struct error **errp);
 int bitmap_clear_action(struct bitmap_ref ref, struct action **ap,
@@ -60,6 +61,14 @@ int bitmap_check_persistent(struct bitmap_ref ref, struct error **errp);
  * the action has run.  Also -ENOTSUP: the node cannot store it. */
 int bitmap_persist_action(struct bitmap_ref ref, struct action **ap,
                           struct error **errp);
+
+/*
+ * Replace an inconsistent bitmap by one of that name with all bits set, which
+ * records if that one is said to do so.  @granularity 0: as it was.  -EINVAL:
+ * it is not inconsistent, or has a granularity that cannot be stored.
+ */
+int bitmap_repair_action(struct bitmap_ref ref, uint64_t granularity,
+                         struct action **ap, struct error **errp);
 
 /*
  * Add the bits of all @sources to a bitmap: granules that one of them has

@@ -49,6 +49,10 @@ int graph_open(struct graph *g, const json_t *options, struct node **nodep,
  * -EBUSY when something else uses it. */
 int graph_close(struct graph *g, struct node *n, struct error **errp);
 
+/* Undo graph_open, also while others use @n, who keep it alive.  @n may be a
+ * filter that a job has put above. */
+void graph_forget(struct graph *g, struct node *n);
+
 /*
  * Change the options of open nodes: @list is an array of objects as graph_open
  * takes them, complete (what is not given returns to its default), each with
