@@ -84,13 +84,17 @@ static int cbw_resize(struct node *n, uint64_t size, struct error **errp)
 static void cbw_drain(struct node *n)
 {
     const struct cbw *s = n->state;
-    copy_hurry(s->copy);
+    if (s->copy) { /* else it is being taken out */
+        copy_hurry(s->copy);
+    }
 }
 
 static void cbw_drained(struct node *n)
 {
     const struct cbw *s = n->state;
-    copy_settle(s->copy);
+    if (s->copy) {
+        copy_settle(s->copy);
+    }
 }
 
 static struct copy *cbw_snapshot(const struct node *n)

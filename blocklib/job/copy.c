@@ -116,7 +116,7 @@ void copy_break_with(struct copy *c, int r, enum copy_side side)
     cond_broadcast(&c->wake);
     mutex_unlock(&c->lock);
     if (c->policy.lost) {
-        c->policy.lost(c->policy.opaque, r);
+        c->policy.lost(c->policy.opaque, r, side);
     }
 }
 

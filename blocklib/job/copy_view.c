@@ -91,7 +91,7 @@ int copy_view_preadv(struct copy *c, uint64_t offset, uint64_t bytes,
             atomic_fetch_add(&c->counters.pulled, len);
         }
     }
-    return 0;
+    return c->policy.once ? copy_view_discard(c, offset, bytes) : 0;
 }
 
 struct first {
