@@ -101,8 +101,8 @@ static struct server *server_at(struct list *l)
     return list_entry(l, struct server, in_all);
 }
 
-static void unref_locked(struct servers *ss, struct server *s)
-    REQUIRES(ss->lock)
+/* With the lock of all. */
+static void unref_locked(struct server *s)
 {
     if (--s->refs == 0) {
         tls_policy_unref(s->policy);
@@ -117,7 +117,7 @@ void server_unref(struct server *s)
         struct servers *ss = s->all;
 
         mutex_lock(&ss->lock);
-        unref_locked(ss, s);
+        unref_locked(s);
         mutex_unlock(&ss->lock);
     }
 }
@@ -314,7 +314,7 @@ void server_close(struct server *s)
         list_remove(&s->in_all);
         listeners_close(&s->listeners);
         stop_connections(ss, s);
-        unref_locked(ss, s);
+        unref_locked(s);
     }
     mutex_unlock(&ss->lock);
     wake_up(ss);
@@ -499,7 +499,7 @@ static void end_connections(struct servers *ss)
         list_remove(&c->in_server);
         ss->conn_count--;
         c->server->conn_count--;
-        unref_locked(ss, c->server);
+        unref_locked(c->server);
         mutex_unlock(&ss->lock);
         conn_free(c);
         mutex_lock(&ss->lock);
