@@ -151,7 +151,7 @@ static struct export *find(struct conn *c, const char *name)
         export_ref(c->exports, c->view);
         return c->view;
     }
-    struct export *e = exports_find(c->exports, name);
+    struct export *e = exports_find(c->exports, server_serial(c->server), name);
     if (e && e->of) {
         export_unref(c->exports, c->view);
         export_ref(c->exports, e);

@@ -113,6 +113,17 @@ static void cbw_child_perms(const struct node *n, struct perms *p)
     }
 }
 
+static void cbw_describe_bits(const struct node *n, bool of_child, json_t *list)
+{
+    const struct cbw *s = n->state;
+
+    if (of_child) {
+        copy_describe_todo(s->copy, list);
+    } else {
+        copy_describe_view(s->copy, list);
+    }
+}
+
 /* --- With options --- */
 
 /* Would a write to @top be one to @n? */
@@ -309,6 +320,7 @@ const struct driver driver_cbw = {
     .drain = cbw_drain,
     .drained = cbw_drained,
     .snapshot = cbw_snapshot,
+    .describe_bits = cbw_describe_bits,
 };
 
 /* --- By a job --- */

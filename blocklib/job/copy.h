@@ -162,6 +162,13 @@ int copy_view_map(struct copy *c, uint64_t offset, uint64_t bytes,
  * them, and the target's space is free. */
 int copy_view_discard(struct copy *c, uint64_t offset, uint64_t bytes);
 
+/*
+ * What QEMU shows of a copy, as BlockDirtyInfo: what is to do; what views may
+ * read, and where guests have written since.  Added to @list.
+ */
+void copy_describe_todo(const struct copy *c, json_t *list);
+void copy_describe_view(const struct copy *c, json_t *list);
+
 const struct copy_counters *copy_counters(const struct copy *c);
 
 /* Bytes that views may still read. */
