@@ -13,7 +13,7 @@ struct image_open {
     const char *image;  /* file name, json:... or driver=... */
     const char *format; /* NULL: probed */
     bool force_share;   /* also while another process writes to it */
-    bool no_backing;    /* leave a backing file that it names alone */
+    bool header_only;   /* leave files that it names alone */
 };
 
 int image_open(struct graph *g, const struct image_open *o, struct node **nodep,
