@@ -158,6 +158,13 @@ int qcow2_resize(struct node *n, uint64_t size, struct error **errp)
     if (!s->data) {
         return error_set(errp, ENOMEDIUM, "the data file is not open");
     }
+    if (size == 0 && s->bitmaps_ext.count > 0) {
+        /* Their tables would be empty, and QEMU not open the image. */
+        return error_set(errp, ENOTSUP,
+                         "cannot shrink '%s' to nothing: it has persistent "
+                         "bitmaps",
+                         node_filename(n));
+    }
     if (size < n->size) {
         return shrink(s, size, errp);
     }
