@@ -94,10 +94,10 @@ int image_create(const char *filename, const char *format,
 {
     return json_object_get(options, "data_file_exists")
                ? error_set(errp, EINVAL, "Invalid parameter 'data_file_exists'")
-               : create_image(filename, format, options, errp);
+               : image_make(filename, format, options, errp);
 }
 
-int create_image(const char *filename, const char *format,
+int image_make(const char *filename, const char *format,
                  const json_t *options, struct error **errp)
 {
     const struct driver *drv = driver_find(format);

@@ -9,7 +9,7 @@ struct error;
 /* As image_create, with an option more that is not for users:
  * "data_file_exists" has the data file left as it is, and the image made only
  * where nothing is yet (-EEXIST). */
-int create_image(const char *filename, const char *format,
+int image_make(const char *filename, const char *format,
                  const json_t *options, struct error **errp);
 
 #endif /* NBDELTA_CORE_CREATE_H */
