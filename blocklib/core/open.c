@@ -75,7 +75,8 @@ static int child_by_name(struct graph *g, const char *name,
     struct node *child = graph_find_locked(g, name);
     if (!child) {
         return error_set(errp, ENOENT,
-                         "Cannot find device='' nor node-name='%s'", name);
+                         "Cannot find device='%s' nor node-name='%s'", name,
+                         name);
     }
     node_ref(child);
     *nodep = child;
