@@ -98,28 +98,6 @@ static int put(int byte, uint64_t bytes, uint64_t offset)
     return r;
 }
 
-/* Writes, zeroes and discards all over the disk; @seed makes them differ. */
-static void scribble(unsigned seed, int count)
-{
-    for (int i = 0; i < count; i++) {
-        uint64_t offset = (uint64_t)rand_r(&seed) % SIZE;
-        uint64_t most = min_u64(SIZE - offset, 3 * CLUSTER);
-        uint64_t bytes = 1 + (uint64_t)rand_r(&seed) % most;
-        int r;
-        switch (rand_r(&seed) % 4) {
-        case 0:
-            r = blk_zero(guest, offset, bytes, REQ_MAY_UNMAP);
-            break;
-        case 1:
-            r = blk_discard(guest, offset, bytes);
-            break;
-        default:
-            r = put(200 + i % 50, bytes, offset);
-        }
-        ck_assert_int_eq(r, 0);
-    }
-}
-
 START_TEST(the_past_is_read_while_a_guest_goes_on)
 {
     disks();
@@ -127,7 +105,7 @@ START_TEST(the_past_is_read_while_a_guest_goes_on)
     ck_past_is_then(0, SIZE);
     ck_assert_int_eq(trap_of(dst)->writes, 0); /* reading copies nothing */
     for (unsigned round = 0; round < 10; round++) {
-        scribble(round, 10);
+        disk_scribble(guest, round, 10);
         ck_past_is_then(0, SIZE);
         ck_past_is_then(round * 1000 + 1, 3 * CLUSTER - 77);
     }
@@ -143,7 +121,7 @@ struct racer {
 static void *guest_thread(void *opaque)
 {
     const struct racer *r = opaque;
-    scribble(r->seed, 150);
+    disk_scribble(guest, r->seed, 150);
     return NULL;
 }
 
