@@ -31,6 +31,7 @@ struct trap {
     mutex_t lock;
     cond_t moved;
     bool closed; /* the gate: requests that arrive wait */
+    int most;    /* but no more than so many, the others pass; 0: all wait */
     int waiting;
 };
 
@@ -55,12 +56,14 @@ static inline void trap_wait(struct trap *t, int count)
 static inline void trap_pass(struct trap *t)
 {
     mutex_lock(&t->lock);
-    t->waiting++;
-    cond_broadcast(&t->moved);
-    while (t->closed) {
-        cond_wait(&t->moved, &t->lock);
+    if (t->most == 0 || t->waiting < t->most) {
+        t->waiting++;
+        cond_broadcast(&t->moved);
+        while (t->closed) {
+            cond_wait(&t->moved, &t->lock);
+        }
+        t->waiting--;
     }
-    t->waiting--;
     mutex_unlock(&t->lock);
 }
 
