@@ -76,8 +76,8 @@ PKGS := jansson:libjansson-dev zlib:zlib1g-dev libzstd:libzstd-dev \
     gnutls:libgnutls28-dev libnbd:libnbd-dev nbdkit:nbdkit-plugin-dev \
     check:check
 
-LIB_PKGS    := jansson zlib libzstd
-SERVER_PKGS := $(LIB_PKGS) gnutls libnbd
+LIB_PKGS    := jansson zlib libzstd libnbd
+SERVER_PKGS := $(LIB_PKGS) gnutls
 PLUGIN_PKGS := $(LIB_PKGS)
 
 # These goals build nothing themselves; check and demo install what is
