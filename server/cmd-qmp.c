@@ -3,14 +3,10 @@
 /* `nbdelta qmp`: one command to a monitor, and the job that it starts. */
 
 #include <errno.h>
-#include <poll.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <unistd.h>
 
 #include "cli.h"
 #include "commands.h"
@@ -19,21 +15,18 @@
 #include "nbdelta/options.h"
 #include "nbdelta/size.h"
 #include "progress.h"
+#include "qmp-client.h"
 #include "qmp-dispatch.h"
-#include "qmp-parse.h"
 
 #define PROGRESS_MS 500
 
 struct client {
-    int fd;
-    struct qmp_parser *parser;
-    json_t *inbox;  /* array: parsed and not looked at yet */
-    json_t *events; /* array: came before the reply that we waited for */
-    bool garbage;
+    struct qmp_client qmp;
 
     /* --wait */
     char *job;     /* its id, or NULL */
     json_t *final; /* BLOCK_JOB_COMPLETED or BLOCK_JOB_CANCELLED */
+    json_t *info;  /* of query-jobs, the last */
     bool concluded;
     _Atomic unsigned permille; /* how much is done */
 };
@@ -196,179 +189,6 @@ static int parse_arguments(const char *command, int argc, char **argv,
     return *args ? 0 : error_set(errp, ENOMEM, "out of memory");
 }
 
-/* --- The connection. --- */
-
-static void on_value(json_t *value, const char *why, void *opaque)
-{
-    struct client *c = opaque;
-
-    (void)why;
-    if (!value || json_array_append(c->inbox, value) < 0) {
-        c->garbage = true;
-    }
-}
-
-static int client_open(struct client *c, const char *path, struct error **errp)
-{
-    struct sockaddr_un addr = {.sun_family = AF_UNIX};
-
-    if (strlen(path) >= sizeof(addr.sun_path)) {
-        return error_set(errp, ENAMETOOLONG,
-                         "the socket path '%s' is longer than %zu bytes", path,
-                         sizeof(addr.sun_path) - 1);
-    }
-    memcpy(addr.sun_path, path, strlen(path));
-    c->inbox = json_array();
-    c->events = json_array();
-    c->parser = qmp_parser_new(on_value, c);
-    if (!c->inbox || !c->events || !c->parser) {
-        return error_set(errp, ENOMEM, "out of memory");
-    }
-    c->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (c->fd < 0 ||
-        connect(c->fd, (const struct sockaddr *)&addr, sizeof(addr)) < 0) {
-        return error_set(errp, errno, "cannot connect to '%s': %s", path,
-                         strerror(errno));
-    }
-    return 0;
-}
-
-static void client_close(struct client *c)
-{
-    if (c->fd >= 0) {
-        (void)close(c->fd);
-    }
-    qmp_parser_free(c->parser);
-    json_decref(c->inbox);
-    json_decref(c->events);
-    json_decref(c->final);
-    free(c->job);
-}
-
-/* The next message, a new reference.  1, 0 after @timeout ms (-1: none), or
- * an error. */
-static int receive(struct client *c, int timeout, json_t **message,
-                   struct error **errp)
-{
-    char buf[8192];
-    ssize_t n;
-
-    while (json_array_size(c->inbox) == 0) {
-        struct pollfd p = {.fd = c->fd, .events = POLLIN};
-        int r = c->garbage ? -1 : poll(&p, 1, timeout);
-
-        if (c->garbage) {
-            return error_set(errp, EPROTO, "the other side does not speak QMP");
-        }
-        if (r == 0) {
-            return 0;
-        }
-        n = r < 0 ? -1 : recv(c->fd, buf, sizeof(buf), 0);
-        if (n < 0 && errno != EINTR) {
-            return error_set(errp, errno, "cannot receive: %s",
-                             strerror(errno));
-        }
-        if (n == 0) {
-            return error_set(errp, ECONNRESET,
-                             "the other side closed the connection");
-        }
-        if (n > 0) {
-            qmp_parser_feed(c->parser, buf, (size_t)n);
-        }
-    }
-    *message = json_incref(json_array_get(c->inbox, 0));
-    (void)json_array_remove(c->inbox, 0);
-    return 1;
-}
-
-static int send_all(struct client *c, const char *text, size_t len,
-                    struct error **errp)
-{
-    while (len > 0) {
-        ssize_t n = send(c->fd, text, len, MSG_NOSIGNAL);
-
-        if (n < 0 && errno != EINTR) {
-            return error_set(errp, errno, "cannot send: %s", strerror(errno));
-        }
-        if (n > 0) {
-            text += n;
-            len -= (size_t)n;
-        }
-    }
-    return 0;
-}
-
-/* Send a command (@args may be NULL) and wait for the reply; events that
- * come before are kept in c->events. */
-static int request(struct client *c, const char *command, json_t *args,
-                   json_t **reply, struct error **errp)
-{
-    CLEANUP_JSON json_t *message = json_pack("{s:s, s:O*}", "execute", command,
-                                             "arguments", args);
-    CLEANUP_FREE char *text = NULL;
-    size_t len = 0;
-    int r;
-
-    text = message ? qmp_to_text(message, &len) : NULL;
-    if (!text) {
-        return error_set(errp, ENOMEM, "cannot encode the command");
-    }
-    r = send_all(c, text, len, errp);
-    while (r >= 0) {
-        json_t *m = NULL;
-
-        r = receive(c, -1, &m, errp);
-        if (r < 0) {
-            return r;
-        }
-        if (!json_object_get(m, "event")) {
-            *reply = m;
-            return 0;
-        }
-        if (json_array_append_new(c->events, m) < 0) {
-            return error_set(errp, ENOMEM, "out of memory");
-        }
-    }
-    return r;
-}
-
-/* 0 when @reply has "return"; otherwise the error is on stderr. */
-static int report_reply(const json_t *reply)
-{
-    const json_t *e = json_object_get(reply, "error");
-    const char *class = json_string_value(json_object_get(e, "class"));
-    const char *desc = json_string_value(json_object_get(e, "desc"));
-    CLEANUP_FREE char *text = NULL;
-
-    if (json_object_get(reply, "return")) {
-        return 0;
-    }
-    text = cli_printable(desc ? desc : "reply without a result");
-    return cli_failed("qmp", "%s: %s", class ? class : "error",
-                      text ? text : "");
-}
-
-static int negotiate(struct client *c, struct error **errp)
-{
-    CLEANUP_JSON json_t *greeting = NULL;
-    CLEANUP_JSON json_t *reply = NULL;
-    int r = receive(c, -1, &greeting, errp);
-
-    if (r < 0) {
-        return r;
-    }
-    if (!json_object_get(greeting, "QMP")) {
-        return error_set(errp, EPROTO, "the other side does not speak QMP");
-    }
-    r = request(c, "qmp_capabilities", NULL, &reply, errp);
-    if (r < 0) {
-        return r;
-    }
-    return json_object_get(reply, "return")
-               ? 0
-               : error_set(errp, EPROTO, "qmp_capabilities was refused");
-}
-
 /* --- Waiting for a job. --- */
 
 static const char *event_member(const json_t *event, const char *key)
@@ -398,7 +218,7 @@ static void pick_job(struct client *c, const json_t *args)
     size_t i;
     json_t *event;
 
-    json_array_foreach (c->events, i, event) {
+    json_array_foreach (c->qmp.events, i, event) {
         if (event_is(event, "JOB_STATUS_CHANGE") &&
             same(event_member(event, "status"), "created")) {
             id = event_member(event, "id");
@@ -431,10 +251,10 @@ static void follow_kept(struct client *c)
     size_t i;
     json_t *event;
 
-    json_array_foreach (c->events, i, event) {
+    json_array_foreach (c->qmp.events, i, event) {
         follow(c, event);
     }
-    (void)json_array_clear(c->events);
+    (void)json_array_clear(c->qmp.events);
 }
 
 static json_t *find_job(const json_t *jobs, const char *id)
@@ -454,9 +274,9 @@ static json_t *find_job(const json_t *jobs, const char *id)
 static int poll_job(struct client *c, struct error **errp)
 {
     CLEANUP_JSON json_t *reply = NULL;
-    const json_t *job;
+    json_t *job;
     double total;
-    int r = request(c, "query-jobs", NULL, &reply, errp);
+    int r = qmp_client_request(&c->qmp, "query-jobs", NULL, &reply, errp);
 
     if (r < 0) {
         return r;
@@ -470,6 +290,8 @@ static int poll_job(struct client *c, struct error **errp)
 
         atomic_store(&c->permille, (unsigned)(now * 1000 / total));
     }
+    json_decref(c->info);
+    c->info = json_incref(job);
     return job != NULL;
 }
 
@@ -487,7 +309,7 @@ static int follow_events(struct client *c, bool show, struct error **errp)
     while (r >= 0 && !c->concluded) {
         json_t *event = NULL;
 
-        r = receive(c, show ? PROGRESS_MS : -1, &event, errp);
+        r = qmp_client_receive(&c->qmp, show ? PROGRESS_MS : -1, &event, errp);
         if (r > 0) {
             follow(c, event);
             json_decref(event);
@@ -520,16 +342,25 @@ static int wait_job(struct client *c, struct error **errp)
     return r;
 }
 
-static int report_job(const struct client *c)
+/* What tells of the end: the last event or, for jobs that have none, what
+ * query-jobs says. */
+static int report_job(struct client *c, struct error **errp)
 {
     const char *why;
 
     if (!c->final) {
+        int r = poll_job(c, errp);
+        if (r < 0) {
+            return r;
+        }
+    }
+    if (!c->final && !c->info) {
         return cli_failed("qmp", "job '%s' ended without a result", c->job);
     }
-    cli_print_json(c->final);
-    why = event_member(c->final, "error");
-    if (event_is(c->final, "BLOCK_JOB_CANCELLED")) {
+    cli_print_json(c->final ? c->final : c->info);
+    why = c->final ? event_member(c->final, "error")
+                   : json_string_value(json_object_get(c->info, "error"));
+    if (c->final && event_is(c->final, "BLOCK_JOB_CANCELLED")) {
         why = "cancelled";
     }
     return why ? cli_failed("qmp", "job '%s': %s", c->job, why) : 0;
@@ -541,19 +372,16 @@ static int run(struct client *c, const char *path, const char *command,
                json_t *args, bool wait, struct error **errp)
 {
     CLEANUP_JSON json_t *reply = NULL;
-    int r = client_open(c, path, errp);
+    int r = qmp_client_open(&c->qmp, path, errp);
 
     if (r == 0) {
-        r = negotiate(c, errp);
-    }
-    if (r == 0) {
-        (void)json_array_clear(c->events);
-        r = request(c, command, args, &reply, errp);
+        (void)json_array_clear(c->qmp.events);
+        r = qmp_client_request(&c->qmp, command, args, &reply, errp);
     }
     if (r < 0) {
         return r;
     }
-    if (report_reply(reply) != 0) {
+    if (qmp_client_failed("qmp", reply) != 0) {
         return EXIT_FAILURE;
     }
     cli_print_json(json_object_get(reply, "return"));
@@ -567,7 +395,7 @@ static int run(struct client *c, const char *path, const char *command,
                          command);
     }
     r = wait_job(c, errp);
-    return r < 0 ? r : report_job(c);
+    return r < 0 ? r : report_job(c, errp);
 }
 
 static const struct cli_option options[] = {
@@ -589,7 +417,7 @@ int cmd_qmp(int argc, char **argv)
 {
     CLEANUP_ERROR struct error *err = NULL;
     CLEANUP_JSON json_t *args = NULL;
-    struct client c = {.fd = -1};
+    struct client c = {.qmp = {.fd = -1}};
     bool wait = false;
     int code;
     int r = 0;
@@ -611,7 +439,10 @@ int cmd_qmp(int argc, char **argv)
     if (r == 0) {
         r = run(&c, argv[0], argv[1], args, wait, &err);
     }
-    client_close(&c);
+    qmp_client_close(&c.qmp);
+    json_decref(c.final);
+    json_decref(c.info);
+    free(c.job);
     if (r < 0) {
         return cli_error("qmp", err);
     }

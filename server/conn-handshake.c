@@ -9,7 +9,6 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/socket.h>
 
 #include "conn.h"
 #include "listen.h"
@@ -33,7 +32,7 @@ static size_t input_left(const struct conn *c)
 
 static bool receive(struct conn *c)
 {
-    size_t room = INPUT_SIZE - c->input_end;
+    struct iovec iov = {c->input + c->input_end, INPUT_SIZE - c->input_end};
 
     conn_flush(c);
     for (;;) {
@@ -41,13 +40,12 @@ static bool receive(struct conn *c)
         if (ms == 0 || atomic_load(&c->stopping)) {
             return false;
         }
-        ssize_t n = recv(c->fd, c->input + c->input_end, room, MSG_DONTWAIT);
+        ssize_t n = transport_receive(&c->io, &iov, 1, false);
         if (n > 0) {
             c->input_end += (size_t)n;
             return true;
         }
-        if (n == 0 ||
-            (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)) {
+        if (n != -EAGAIN && n != -EINTR) {
             return false;
         }
         (void)conn_wait(c, true, ms);

@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 
 #include "conn.h"
 #include "nbdelta/bytes.h"
@@ -288,25 +287,23 @@ static void break_locked(struct conn *c) REQUIRES(c->lock)
     }
 }
 
-/* One sendmsg, without the lock.  False: no more for now. */
+/* Sends once, without the lock.  False: no more for now. */
 static bool send_some_locked(struct conn *c) REQUIRES(c->lock)
 {
     struct iovec iov[SEND_IOV];
-    struct msghdr msg = {.msg_iov = iov};
+    int cnt = gather_locked(c, iov);
 
-    msg.msg_iovlen = (size_t)gather_locked(c, iov);
     mutex_unlock(&c->lock);
-    ssize_t n = sendmsg(c->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
-    int code = errno;
+    ssize_t n = transport_send(&c->io, iov, cnt);
     mutex_lock(&c->lock);
     if (n >= 0) {
         sent_locked(c, (size_t)n);
         return true;
     }
-    if (code == EINTR) {
+    if (n == -EINTR) {
         return true;
     }
-    if (code == EAGAIN || code == EWOULDBLOCK) {
+    if (n == -EAGAIN) {
         c->stalled = true;
     } else {
         c->broken = true;

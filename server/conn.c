@@ -28,7 +28,7 @@ struct conn *conn_new(struct server *s, struct exports *exports,
     c->server = s;
     c->exports = exports;
     c->pool = pool;
-    c->fd = fd;
+    c->io.fd = fd;
     c->alone = true;
     list_init(&c->in_server);
     list_init(&c->out);
@@ -57,7 +57,7 @@ void conn_free(struct conn *c)
     if (c->wake >= 0) {
         (void)close(c->wake);
     }
-    (void)close(c->fd);
+    (void)close(c->io.fd);
     free(c);
 }
 
@@ -72,7 +72,7 @@ void conn_kick(struct conn *c)
 void conn_stop(struct conn *c)
 {
     atomic_store(&c->stopping, true);
-    (void)shutdown(c->fd, SHUT_RD);
+    (void)shutdown(c->io.fd, SHUT_RD);
     conn_kick(c);
 }
 
@@ -94,7 +94,8 @@ int conn_time_left(const struct conn *c)
 
 bool conn_wait(struct conn *c, bool input, int ms)
 {
-    struct pollfd fds[2] = {{.fd = c->fd}, {.fd = c->wake, .events = POLLIN}};
+    struct pollfd fds[2] = {{.fd = c->io.fd},
+                            {.fd = c->wake, .events = POLLIN}};
     uint64_t n;
 
     mutex_lock(&c->lock);
@@ -186,21 +187,13 @@ void conn_throttle(struct conn *c, size_t need)
  */
 ssize_t conn_receive(struct conn *c, struct iovec *iov, int cnt)
 {
-    struct msghdr msg = {.msg_iov = iov, .msg_iovlen = (size_t)cnt};
-
     while (!no_more(c)) {
-        ssize_t n = recvmsg(c->fd, &msg, c->alone ? 0 : MSG_DONTWAIT);
-        if (n >= 0) {
-            return n;
-        }
-        if (errno == EINTR) {
+        ssize_t n = transport_receive(&c->io, iov, cnt, c->alone);
+        if (n == -EINTR) {
             continue;
         }
-        if (errno != EAGAIN && errno != EWOULDBLOCK) {
-            return -errno;
-        }
-        if (c->alone) {
-            return -EAGAIN;
+        if (n != -EAGAIN || c->alone) {
+            return n;
         }
         (void)conn_wait(c, true, IDLE_MS);
         c->alone = is_alone(c);
@@ -276,7 +269,7 @@ static void transmission(struct conn *c)
 {
     static const struct timeval idle = {.tv_sec = IDLE_MS / 1000};
 
-    (void)setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &idle, sizeof(idle));
+    (void)setsockopt(c->io.fd, SOL_SOCKET, SO_RCVTIMEO, &idle, sizeof(idle));
     server_enter(c->server, c);
     while (!no_more(c) && conn_requests(c)) {
         conn_throttle(c, 0);
@@ -305,7 +298,7 @@ void *conn_thread(void *arg)
     } else {
         conn_flush(c); /* why not, if the client takes it at once */
     }
-    (void)shutdown(c->fd, SHUT_RDWR);
+    transport_end(&c->io);
     atomic_store(&c->finished, true);
     server_reap_soon(c->server);
     return NULL;

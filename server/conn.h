@@ -45,6 +45,7 @@
 #include "nbdelta/thread.h"
 #include "nbdelta/types.h"
 #include "pool.h"
+#include "transport.h"
 
 struct server;
 
@@ -124,7 +125,7 @@ struct conn {
     struct server *server;
     struct exports *exports;
     struct pool *pool;
-    int fd;
+    struct transport io;
     int wake; /* eventfd */
 
     /* Guarded by the server's lock. */

@@ -282,7 +282,7 @@ static void end_connections(struct server *s)
  */
 static bool is_remnant(struct conn *c, bool patient)
 {
-    struct pollfd p = {.fd = c->fd, .events = POLLRDHUP};
+    struct pollfd p = {.fd = c->io.fd, .events = POLLRDHUP};
 
     if (!c->serving || c->quiet || poll(&p, 1, 0) <= 0) {
         return false;

@@ -144,6 +144,7 @@ extern const struct qmp_command qmp_backup_commands[];
 extern const struct qmp_command qmp_bitmap_commands[];
 extern const struct qmp_command qmp_block_commands[];
 extern const struct qmp_command qmp_chain_commands[];
+extern const struct qmp_command qmp_create_commands[];
 extern const struct qmp_command qmp_export_commands[];
 extern const struct qmp_command qmp_hmp_commands[];
 extern const struct qmp_command qmp_node_commands[];

@@ -46,13 +46,13 @@ static const struct qmp_arg speed_args[] = {
     QMP_LAST,
 };
 
-static json_t *find_job(json_t *list, const char *id)
+static json_t *find_job(json_t *list, const char *key, const char *id)
 {
     size_t i;
     json_t *job;
 
     json_array_foreach (list, i, job) {
-        const char *name = json_string_value(json_object_get(job, "id"));
+        const char *name = json_string_value(json_object_get(job, key));
 
         if (name && strcmp(name, id) == 0) {
             return job;
@@ -66,12 +66,13 @@ static json_t *find_job(json_t *list, const char *id)
 static int need_job(struct qmp_call *call, const char *id, bool block,
                     struct error **errp) REQUIRES(call->daemon->jobs->lock)
 {
-    CLEANUP_JSON json_t *list = jobs_query(call->daemon->jobs);
+    CLEANUP_JSON json_t *list = block ? jobs_query_block(call->daemon->jobs)
+                                      : jobs_query(call->daemon->jobs);
 
     if (!list) {
         return error_set(errp, ENOMEM, "Out of memory");
     }
-    if (find_job(list, id)) {
+    if (find_job(list, block ? "device" : "id", id)) {
         return 0;
     }
     if (!block) {

@@ -11,6 +11,7 @@
  */
 #include <errno.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
@@ -109,16 +110,35 @@ static void enum_of(struct schema *s, const char *const *words,
 static void object_of(struct schema *s, const struct qmp_arg *spec,
                       struct type_name *n);
 
-static void add_variants(struct schema *s, const struct qmp_arg *u,
-                         json_t *object)
+static const char *const *words_of(const struct qmp_arg *a)
+{
+    return a->words_of ? a->words_of() : a->words;
+}
+
+/* What the union @u adds in the case of @word; NULL: nothing. */
+static const struct qmp_arg *members_of(const struct qmp_arg *u,
+                                        const char *word)
+{
+    for (const struct qmp_variant *v = u->variants; v->name; v++) {
+        if (strcmp(v->name, word) == 0) {
+            return v->members;
+        }
+    }
+    return NULL;
+}
+
+/* There is a case for each word of the tag, which is one of @spec. */
+static void add_variants(struct schema *s, const struct qmp_arg *spec,
+                         const struct qmp_arg *u, json_t *object)
 {
     json_t *list = json_array();
+    const struct qmp_arg *tag = qmp_find_arg(spec, NULL, u->name);
 
-    for (const struct qmp_variant *v = u->variants; v->name; v++) {
+    for (const char *const *w = words_of(tag); *w; w++) {
         struct type_name n = {""};
 
-        object_of(s, v->members, &n);
-        add(s, list, json_pack("{s:s, s:s}", "case", v->name, "type", n.text));
+        object_of(s, members_of(u, *w), &n);
+        add(s, list, json_pack("{s:s, s:s}", "case", *w, "type", n.text));
     }
     s->failed |= json_object_set_new(object, "tag", json_string(u->name)) < 0 ||
                  json_object_set_new(object, "variants", list) < 0;
@@ -215,7 +235,7 @@ static void object_of(struct schema *s, const struct qmp_arg *spec,
         add(s, members, member);
     }
     if (a->type == QMP_UNION) {
-        add_variants(s, a, object);
+        add_variants(s, spec, a, object);
     }
     add(s, s->types, object);
 }
@@ -255,7 +275,7 @@ static void type_of(struct schema *s, const struct qmp_arg *a,
         break;
     case QMP_ENUM:
     case QMP_ENUMS:
-        enum_of(s, a->words_of ? a->words_of() : a->words, n);
+        enum_of(s, words_of(a), n);
         break;
     case QMP_STR_OR_OBJECT_ARRAY:
         alternate_of(s, a->members, n);

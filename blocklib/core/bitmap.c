@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Dirty bitmaps of nodes: rules, freezing, marking.
+ * Dirty bitmaps of nodes: rules, freezing, reading.  Marking: bitmap_mark.c.
  *
  *                    writes                       readers (NBD, query)
  *                      |                                 |
@@ -79,14 +79,21 @@ void bitmap_drop(struct bitmap *bm)
     if (bm->stored) {
         bm->node->drv->bitmap_gone(bm);
     }
+    struct node *n = bm->node;
+    bool listed = !list_empty(&bm->on_node);
+
     list_remove(&bm->on_node);
     bm->node = NULL;
+    if (listed && n->recording) { /* neither being loaded nor closed */
+        bitmap_nest(n, bm);
+    }
     atomic_store(&bm->removed, true);
     bitmap_unref(bm);
 }
 
 void bitmap_release_all(struct node *n)
 {
+    n->recording = NULL;
     list_for_each_safe (at, &n->bitmaps) {
         bitmap_drop(list_entry(at, struct bitmap, on_node));
     }
@@ -94,7 +101,12 @@ void bitmap_release_all(struct node *n)
 
 struct bitmap *bitmap_new_anonymous(struct node *n, uint64_t granularity)
 {
-    return bitmap_new(n, NULL, granularity, node_size(n));
+    struct bitmap *bm = bitmap_new(n, NULL, granularity, node_size(n));
+
+    if (bm) {
+        bitmap_nest(n, bm);
+    }
+    return bm;
 }
 
 static int no_memory(const char *name, struct error **errp)
@@ -219,15 +231,10 @@ static int resize_bits(struct bitmap *bm, uint64_t size)
     return r;
 }
 
-static struct hbitmap *collecting(const struct bitmap *bm)
-{
-    return bm->successor ? bm->successor : bm->bits;
-}
-
 static void mark_growth(struct bitmap *bm, uint64_t old, uint64_t size)
 {
     if (bm->enabled && size > old) {
-        hbitmap_set(collecting(bm), old, size - old);
+        hbitmap_set(bitmap_collecting(bm), old, size - old);
     }
 }
 
@@ -258,6 +265,7 @@ int bitmap_resize_all(struct node *n, uint64_t old, uint64_t size,
         }
         mark_growth(bm, had, size);
     }
+    bitmap_nest(n, NULL);
     return 0;
 }
 
@@ -275,6 +283,7 @@ static int follow_growth(struct bitmap *bm, struct error **errp)
             return no_memory(name_of(bm), errp);
         }
         mark_growth(bm, had, size);
+        bitmap_nest(bm->node, bm);
     }
     return 0;
 }
@@ -324,6 +333,7 @@ int bitmap_freeze(struct bitmap *bm, struct error **errp)
     rwlock_wrlock(&bm->lock);
     bm->successor = successor;
     rwlock_unlock(&bm->lock);
+    bitmap_nest(bm->node, bm);
     return 0;
 }
 
@@ -358,6 +368,7 @@ void bitmap_reclaim(struct bitmap *bm)
     bm->successor = NULL;
     rwlock_unlock(&bm->lock);
     hbitmap_free(old);
+    bitmap_nest(bm->node, bm);
 }
 
 /* --- Changes --- */
@@ -441,10 +452,20 @@ int bitmap_add_locked(struct node *n, const char *name, uint64_t granularity,
     if (!bm) {
         return no_memory(name, errp);
     }
-    bm->enabled = !disabled;
     bm->persistent = persistent;
+    bitmap_set_enabled(bm, !disabled);
     *bmp = bm;
     return 0;
+}
+
+int bitmap_make_persistent(struct bitmap *bm, struct error **errp)
+{
+    int r = bm->persistent ? 0
+                           : check_storable(bm->node, name_of(bm),
+                                            bm->granularity, errp);
+
+    bm->persistent = bm->persistent || r == 0;
+    return r;
 }
 
 int bitmap_store(struct node *n, struct error **errp)
@@ -459,6 +480,7 @@ struct list *bitmap_take_off(struct bitmap *bm)
     struct list *after = bm->on_node.prev;
 
     list_remove(&bm->on_node);
+    bitmap_nest(bm->node, bm);
     return after;
 }
 
@@ -466,6 +488,7 @@ void bitmap_put_back(struct bitmap *bm, struct node *n, struct list *after)
 {
     assert(bm->node == n);
     list_insert_before(after->next, &bm->on_node);
+    bitmap_nest(n, bm);
 }
 
 struct hbitmap *bitmap_swap_bits(struct bitmap *bm, struct hbitmap *bits)
@@ -475,11 +498,12 @@ struct hbitmap *bitmap_swap_bits(struct bitmap *bm, struct hbitmap *bits)
     rwlock_wrlock(&bm->lock);
     bm->bits = bits;
     rwlock_unlock(&bm->lock);
+    bitmap_nest(bm->node, bm);
     relaxed(bm);
     return old;
 }
 
-int bitmap_merge_locked(struct bitmap *bm, struct bitmap *src,
+int bitmap_merge_locked(struct hbitmap *bits, struct bitmap *src,
                         struct error **errp)
 {
     int r = check_usable(src, errp);
@@ -490,7 +514,7 @@ int bitmap_merge_locked(struct bitmap *bm, struct bitmap *src,
     if (r < 0) {
         return r;
     }
-    uint64_t to = hbitmap_size(bm->bits);
+    uint64_t to = hbitmap_size(bits);
     uint64_t from = hbitmap_size(src->bits);
     if (to != from) {
         return error_set(errp, EINVAL,
@@ -499,9 +523,7 @@ int bitmap_merge_locked(struct bitmap *bm, struct bitmap *src,
                          ") and can't be merged",
                          to, from);
     }
-    if (src != bm) {
-        hbitmap_merge(bm->bits, src->bits);
-    }
+    hbitmap_merge(bits, src->bits);
     return 0;
 }
 
@@ -627,7 +649,7 @@ static uint64_t growth(const struct bitmap *bm, const struct hbitmap *bits)
 static json_t *info_new(const struct bitmap *bm, const struct hbitmap *bits,
                         bool recording)
 {
-    bool collects = bits == collecting(bm);
+    bool collects = bits == bitmap_collecting(bm);
     uint64_t count = hbitmap_count(bits) + (collects ? growth(bm, bits) : 0);
 
     return json_pack("{s:b, s:b, s:b, s:I, s:I}", "recording", (int)recording,
@@ -707,30 +729,4 @@ json_t *bitmap_names_in_chain(struct node *n)
         }
     }
     return list;
-}
-
-/* --- Marking --- */
-
-int bitmap_mark_slow(struct node *n, uint64_t offset, uint64_t bytes,
-                     bool nowait)
-{
-    list_for_each (at, &n->bitmaps) {
-        struct bitmap *bm = list_entry(at, struct bitmap, on_node);
-        if (!bm->enabled) {
-            continue;
-        }
-        struct hbitmap *bits = collecting(bm);
-        uint64_t size = hbitmap_size(bits);
-        /* Past it there are no bits yet: see follow_growth(). */
-        if (offset < size) {
-            hbitmap_set(bits, offset, min_u64(bytes, size - offset));
-        }
-        if (bm->stored) {
-            int r = n->drv->bitmap_arm(n, bm, offset, bytes, nowait);
-            if (r < 0) {
-                return r;
-            }
-        }
-    }
-    return 0;
 }

@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "core/driver.h"
-#include "core/graph.h"
+#include "core/graph_priv.h"
 #include "core/open.h"
 #include "core/opts.h"
 #include "nbdelta/cleanup.h"
@@ -108,6 +108,51 @@ int image_create(const char *filename, const char *format,
         return error_set(errp, ENOMEM, "no memory for options");
     }
     r = drv->create(filename, opts, errp);
+    opts_free(opts);
+    return r;
+}
+
+/* The node that @file names or describes, with a reference. */
+static int take_file(struct graph *g, const json_t *file, struct node **np,
+                     struct error **errp)
+{
+    const char *name = json_string_value(file);
+    int r = 0;
+
+    graph_lock(g);
+    if (!name) {
+        r = graph_open_locked(g, file, np, errp);
+    } else if ((*np = graph_find_locked(g, name))) {
+        node_ref(*np);
+    } else {
+        r = error_set(errp, ENODEV,
+                      "Cannot find device='%s' nor node-name='%s'", name,
+                      name);
+    }
+    graph_unlock(g);
+    return r;
+}
+
+int image_format(struct graph *g, const char *format, const json_t *file,
+                 const json_t *options, struct error **errp)
+{
+    const struct driver *drv = driver_find(format);
+    struct node *n = NULL;
+
+    if (!drv || !drv->format) {
+        return error_set(errp, EINVAL, "'%s' is no format to create", format);
+    }
+    struct opts *opts = opts_new(options);
+    if (!opts) {
+        return error_set(errp, ENOMEM, "no memory for options");
+    }
+    int r = take_file(g, file, &n, errp);
+    if (r == 0) {
+        r = drv->format(g, n, opts, errp);
+        graph_lock(g);
+        node_unref(n);
+        graph_unlock(g);
+    }
     opts_free(opts);
     return r;
 }

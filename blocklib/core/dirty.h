@@ -33,6 +33,11 @@ struct bitmap {
     const char *why; /* it is inconsistent; a constant text, or NULL */
     unsigned users; /* operations that keep it busy */
 
+    /* Tree lock: nests of recording bitmaps (bitmap_mark.c). */
+    struct bitmap *outer; /* has all bits of this one; or NULL */
+    struct bitmap *inner;
+    struct bitmap *rest; /* of an innermost one: the next nest's */
+
     /*
      * Tree lock, and lock: a control section that changes these, or resets
      * bits in them, has drained the tree and holds lock for writing; to read
@@ -55,7 +60,8 @@ struct bitmap {
 struct bitmap *bitmap_new_anonymous(struct node *n, uint64_t granularity);
 void bitmap_drop(struct bitmap *bm); /* take it off its node, for good */
 
-/* Named, without a check of rules; for formats that load them. */
+/* Named, without a check of rules; for formats that load them.  It is recorded
+ * into only after bitmap_nest(). */
 int bitmap_attach(struct node *n, const char *name, uint64_t granularity,
                   struct bitmap **bmp, struct error **errp);
 
@@ -90,9 +96,23 @@ void bitmap_put_back(struct bitmap *bm, struct node *n, struct list *after);
 /* Exchange its bits; returns the old ones. */
 struct hbitmap *bitmap_swap_bits(struct bitmap *bm, struct hbitmap *bits);
 
-/* Add the bits of @src.  -EBUSY; -EINVAL: inconsistent, or of another size. */
-int bitmap_merge_locked(struct bitmap *bm, struct bitmap *src,
+/* Add the bits of @src to @bits, which no bitmap has yet.  -EBUSY; -EINVAL:
+ * inconsistent, or of another size. */
+int bitmap_merge_locked(struct hbitmap *bits, struct bitmap *src,
                         struct error **errp);
+
+/* bitmap_store() will store it, too.  -ENOTSUP, -EACCES, -EINVAL: it cannot. */
+int bitmap_make_persistent(struct bitmap *bm, struct error **errp);
+
+void bitmap_set_enabled(struct bitmap *bm, bool enabled);
+
+/* The bits that writes set. */
+struct hbitmap *bitmap_collecting(const struct bitmap *bm);
+
+/* The bits of @changed (NULL: of any), or the list, are not what they were:
+ * put recording bitmaps into nests anew.  Only formats that have loaded their
+ * bitmaps need to; the functions here do it themselves. */
+void bitmap_nest(struct node *n, const struct bitmap *changed);
 
 /* -EBUSY, -EINVAL (inconsistent), -ENOMEM. */
 int bitmap_freeze(struct bitmap *bm, struct error **errp);
@@ -132,9 +152,8 @@ int bitmap_mark_slow(struct node *n, uint64_t offset, uint64_t bytes,
 static inline int bitmap_mark(struct node *n, uint64_t offset, uint64_t bytes,
                               unsigned flags)
 {
-    return list_empty(&n->bitmaps)
-               ? 0
-               : bitmap_mark_slow(n, offset, bytes, flags & REQ_NOWAIT);
+    return n->recording ? bitmap_mark_slow(n, offset, bytes, flags & REQ_NOWAIT)
+                        : 0;
 }
 
 #endif /* NBDELTA_CORE_DIRTY_H */

@@ -66,6 +66,13 @@ struct limits {
                               around, read as zeroes */
 };
 
+/* What a node does with a child, and lets others do; enum perm. */
+struct perms {
+    unsigned perm;
+    unsigned shared;
+    bool used; /* somebody uses the node itself */
+};
+
 enum map_flags {
     MAP_NOWAIT = 1 << 0,
     /* DATA only where the bytes may be overwritten in place; other ranges
@@ -104,6 +111,8 @@ struct driver {
     bool is_filter;
     bool is_protocol;
     bool has_backing; /* the images of this format can name a backing file */
+    bool passes_perms; /* a format that uses its file child as it is used
+                          itself; filters always do */
     size_t state_size;
     unsigned flags_write; /* REQ_FUA if pwritev honours it itself */
     unsigned flags_zero;
@@ -138,6 +147,10 @@ struct driver {
     /* child[CHILD_FILE] is another node now, of the same content; everything
      * was flushed before.  NULL: the driver keeps no pointer to it. */
     void (*file_changed)(struct node *n);
+
+    /* On entry *p is what the node's users want and share, and it becomes what
+     * the node wants of its file child.  NULL: the same. */
+    void (*child_perms)(const struct node *n, struct perms *p);
 
     /* Options, but for those of every node, that may be changed
      * (NULL-terminated).  reopen_take takes them, all or some, from @opts and
@@ -183,6 +196,12 @@ struct driver {
     int (*create)(const char *filename, struct opts *opts,
                   struct error **errp);
     const char *const *create_options; /* NULL-terminated */
+
+    /* Write an empty image onto @file, an open node that the caller holds;
+     * the options of create, but that nothing is rounded.  Not in a control
+     * section nor in a request.  Durable when it returns 0.  NULL: no. */
+    int (*format)(struct graph *g, struct node *file, struct opts *opts,
+                  struct error **errp);
 
     /* --- I/O path: any thread, at any time. --- */
 

@@ -355,6 +355,7 @@ int edge_link(struct edge *e, struct error **errp)
     list_append(&child->parents, &e->on_child);
     atomic_store(&e->tree, atomic_load(&child->tree));
     node_ref(child);
+    node_hand_down_perms(child);
     return 0;
 }
 
@@ -362,6 +363,7 @@ void edge_unlink(struct edge *e)
 {
     graph_drain(e->child->graph, e->child);
     list_remove(&e->on_child);
+    node_hand_down_perms(e->child);
     node_unref(e->child);
 }
 
@@ -402,6 +404,9 @@ int node_attach(struct node *n, unsigned index, struct node *child,
         .perm = perm,
         .shared = shared,
     };
+    if (index == CHILD_FILE && node_passes_perms(n)) {
+        edge_inherit_perms(e);
+    }
     int r = edge_link(e, errp);
     if (r < 0) {
         free(e);
@@ -474,6 +479,7 @@ void node_detach(struct node *n, unsigned index)
     graph_drain(n->graph, n);
     n->child[index] = NULL;
     list_remove(&e->on_child);
+    node_hand_down_perms(e->child);
     if (e->child->refs > 1) {
         tree_split(n->graph, e->child);
     }
@@ -489,6 +495,7 @@ struct edge *node_take_child(struct node *n, unsigned index)
         graph_drain(n->graph, n);
         n->child[index] = NULL;
         list_remove(&e->on_child);
+        node_hand_down_perms(e->child);
         tree_split(n->graph, e->child);
     }
     return e;
@@ -503,6 +510,7 @@ void node_put_child(struct node *n, unsigned index, struct edge *e)
         list_append(&e->child->parents, &e->on_child);
         merge_trees_of(n, e->child);
         n->child[index] = e;
+        node_hand_down_perms(e->child);
     }
 }
 
@@ -531,6 +539,8 @@ void node_replace(struct node *from, struct node *to)
         assert(from->refs > 1);
         from->refs--;
     }
+    node_hand_down_perms(from);
+    node_hand_down_perms(to);
 }
 
 int node_check_replace(const struct node *from, const struct node *to,
@@ -567,6 +577,9 @@ void node_refresh_limits(struct node *n)
     struct node *file = node_child(n, CHILD_FILE);
     struct limits l = { 1, 1, 1 * GiB, 4096, false, false, false };
 
+    if (!file && !n->drv->is_protocol) {
+        return; /* it gets another child, or the old one back */
+    }
     if (n->drv->is_filter && file) {
         l = file->limits;
     } else if (file) {

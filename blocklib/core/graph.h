@@ -24,7 +24,8 @@ void node_unref(struct node *n);
 int node_new(struct graph *g, const struct driver *drv, const char *name,
              struct node *like, struct node **nodep, struct error **errp);
 
-/* Attach @child to @n.  -EBUSY on conflicting permissions. */
+/* Attach @child to @n.  -EBUSY on conflicting permissions.  The file child of
+ * a node that passes permissions on gets those instead of @perm, @shared. */
 int node_attach(struct node *n, unsigned index, struct node *child,
                 const char *role, unsigned perm, unsigned shared,
                 struct error **errp);
@@ -34,8 +35,19 @@ void node_detach(struct node *n, unsigned index);
  * or below it. */
 void node_replace(struct node *from, struct node *to);
 
-/* Could that be done?  -EBUSY on conflicting permissions, -EACCES where @to
- * is read-only and somebody writes. */
+/*
+ * Filters, and formats that say so, want of their file child what their
+ * parents want of them: nothing while they have none.  node_check_perms: does
+ * what
+ * @n's parents want conflict with anybody below?  -EBUSY, -EACCES.
+ * node_hand_down_perms: give it to the edges below, after a change that was
+ * checked.
+ */
+int node_check_perms(const struct node *n, struct error **errp);
+void node_hand_down_perms(struct node *n);
+
+/* Could node_replace be done?  -EBUSY on conflicting permissions, -EACCES where
+ * @to is read-only and somebody writes. */
 int node_check_replace(const struct node *from, const struct node *to,
                        struct error **errp);
 

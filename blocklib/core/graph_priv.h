@@ -39,6 +39,15 @@ struct node *graph_find_locked(struct graph *g, const char *name);
 int edge_check(const struct edge *e, const struct node *child, unsigned perm,
                struct error **errp);
 
+/* Does @n pass on to its file child what is wanted of it (graph.h)? */
+static inline bool node_passes_perms(const struct node *n)
+{
+    return n->drv->is_filter || n->drv->passes_perms;
+}
+
+/* A new edge to the file child of such a node. */
+void edge_inherit_perms(struct edge *e);
+
 /* Put @e (filled in but for the lists) on its child; or take it off. */
 int edge_link(struct edge *e, struct error **errp);
 void edge_unlink(struct edge *e);

@@ -298,6 +298,13 @@ bool hbitmap_get(const struct hbitmap *h, uint64_t offset)
     return get_bit(h, offset >> h->shift);
 }
 
+bool hbitmap_all_set(const struct hbitmap *h, uint64_t offset, uint64_t bytes)
+{
+    assert(range_inside(offset, bytes, h->size));
+    return bytes == 0 || clear_bits(h, offset >> h->shift,
+                                    (offset + bytes - 1) >> h->shift) == 0;
+}
+
 uint64_t hbitmap_count(const struct hbitmap *h)
 {
     return atomic_load(&h->set_bits) << h->shift;
@@ -449,6 +456,48 @@ void hbitmap_merge(struct hbitmap *dst, const struct hbitmap *src)
         uint64_t end = start + bytes;
         at = cut(dst, ((end - 1) >> dst->shift) + 1, src->size);
     }
+}
+
+/* Equal granularity, word by word. */
+static bool covers_words(const struct hbitmap *outer,
+                         const struct hbitmap *inner)
+{
+    for (uint64_t at = next_set(inner, 0, inner->granules); at != NONE;) {
+        uint64_t i = at / WORD_BITS;
+        if (atomic_load(&inner->level[0][i]) &
+            ~atomic_load(&outer->level[0][i])) {
+            return false;
+        }
+        at = next_set(inner, (i + 1) * WORD_BITS, inner->granules);
+    }
+    return true;
+}
+
+bool hbitmap_covers(const struct hbitmap *outer, const struct hbitmap *inner)
+{
+    uint64_t had = atomic_load(&outer->set_bits);
+    uint64_t asked = atomic_load(&inner->set_bits);
+    uint64_t start;
+    uint64_t bytes;
+
+    if (outer->size != inner->size) {
+        return false;
+    }
+    if (asked == 0 || had == outer->granules) {
+        return true;
+    }
+    if (outer->shift == inner->shift) {
+        return asked <= had && covers_words(outer, inner);
+    }
+    for (uint64_t at = 0;
+         at < inner->size &&
+         hbitmap_next_dirty(inner, at, inner->size, &start, &bytes);
+         at = start + bytes) {
+        if (!hbitmap_all_set(outer, start, bytes)) {
+            return false;
+        }
+    }
+    return true;
 }
 
 struct hbitmap *hbitmap_copy(const struct hbitmap *h)

@@ -44,6 +44,13 @@ bool hbitmap_get(const struct hbitmap *h, uint64_t offset);
  * granules are set and reset at once. */
 uint64_t hbitmap_count(const struct hbitmap *h);
 
+/* Are all granules that the range touches set?  True for no bytes. */
+bool hbitmap_all_set(const struct hbitmap *h, uint64_t offset, uint64_t bytes);
+
+/* Is all that @inner has dirty dirty in @outer?  False when the sizes differ.
+ * Nobody changes them. */
+bool hbitmap_covers(const struct hbitmap *outer, const struct hbitmap *inner);
+
 /*
  * State at @offset (< @end <= size) and how long it lasts: returns the
  * length of the run from @offset, cut at @end.

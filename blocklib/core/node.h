@@ -99,6 +99,7 @@ struct node {
     struct edge *child[CHILD_MAX]; /* NULL where there is none */
     struct list parents;           /* of struct edge.on_child */
     struct list bitmaps;           /* of struct bitmap.on_node (dirty.h) */
+    struct bitmap *recording;      /* the first of those that record */
     const struct read_guard *guard; /* or NULL */
 
     /* --- Control lock. --- */

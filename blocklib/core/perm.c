@@ -1,5 +1,16 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Who may do what with a node, beside all others who use it. */
+/*
+ * Who may do what with a node, beside all others who use it.
+ *
+ *     export: write          cbw (nobody uses it)
+ *        |                    |
+ *     throttle: write         |      the edges of filters, and of raw, want
+ * what |                    |      is wanted of these nodes themselves
+ *        +----> source <------+
+ *
+ * Formats keep what they took when they were opened: they have metadata to
+ * write.
+ */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -49,16 +60,46 @@ static int conflict(const struct node *child, unsigned perm,
         denies->parent ? "'" : "", child->name, denies->role);
 }
 
-int edge_check(const struct edge *e, const struct node *child, unsigned perm,
-               struct error **errp)
+static bool passes_on(const struct node *n)
 {
-    if ((perm & (PERM_WRITE | PERM_RESIZE)) && child->flags.read_only) {
+    return node_passes_perms(n) && n->child[CHILD_FILE];
+}
+
+/* What @n does with its file child; @e, unless NULL, counts as a parent that
+ * wants *@p, whether it is one yet or not. */
+static struct perms passed_on(const struct node *n, const struct edge *e,
+                              const struct perms *p)
+{
+    struct perms sum = {.perm = 0, .shared = PERM_ALL, .used = e != NULL};
+
+    if (e) {
+        sum.perm = p->perm;
+        sum.shared = p->shared;
+    }
+    list_for_each (at, &n->parents) {
+        const struct edge *parent = list_entry(at, struct edge, on_child);
+        if (parent != e) {
+            sum.perm |= parent->perm;
+            sum.shared &= parent->shared;
+            sum.used = true;
+        }
+    }
+    if (n->drv->child_perms) {
+        n->drv->child_perms(n, &sum);
+    }
+    return sum;
+}
+
+static int check(const struct edge *e, const struct node *child,
+                 const struct perms *p, struct error **errp)
+{
+    if ((p->perm & (PERM_WRITE | PERM_RESIZE)) && child->flags.read_only) {
         return error_set(errp, EACCES, "Block node is read-only");
     }
     list_for_each (at, &child->parents) {
         const struct edge *other = list_entry(at, struct edge, on_child);
-        unsigned taken = perm & ~other->shared;
-        unsigned given = other->perm & ~e->shared;
+        unsigned taken = p->perm & ~other->shared;
+        unsigned given = other->perm & ~p->shared;
 
         if (other == e) {
             continue;
@@ -70,5 +111,48 @@ int edge_check(const struct edge *e, const struct node *child, unsigned perm,
             return conflict(child, given, other, e, errp);
         }
     }
-    return 0;
+    if (!passes_on(child)) {
+        return 0;
+    }
+    const struct edge *next = child->child[CHILD_FILE];
+    const struct perms more = passed_on(child, e, p);
+    return check(next, next->child, &more, errp);
+}
+
+int edge_check(const struct edge *e, const struct node *child, unsigned perm,
+               struct error **errp)
+{
+    const struct perms p = {.perm = perm, .shared = e->shared};
+
+    return check(e, child, &p, errp);
+}
+
+int node_check_perms(const struct node *n, struct error **errp)
+{
+    if (!passes_on(n)) {
+        return 0;
+    }
+    const struct edge *e = n->child[CHILD_FILE];
+    const struct perms p = passed_on(n, NULL, NULL);
+    return check(e, e->child, &p, errp);
+}
+
+void node_hand_down_perms(struct node *n)
+{
+    while (passes_on(n)) {
+        struct edge *e = n->child[CHILD_FILE];
+        const struct perms p = passed_on(n, NULL, NULL);
+
+        e->perm = p.perm;
+        e->shared = p.shared;
+        n = e->child;
+    }
+}
+
+void edge_inherit_perms(struct edge *e)
+{
+    const struct perms p = passed_on(e->parent, NULL, NULL);
+
+    e->perm = p.perm;
+    e->shared = p.shared;
 }

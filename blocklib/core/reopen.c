@@ -84,6 +84,17 @@ static int check_users(const struct node *n, struct error **errp)
     return 0;
 }
 
+/* What passes its permissions on has those that it shall have. */
+static void set_perm(struct node *n, unsigned perm)
+{
+    struct edge *e = n->child[CHILD_FILE];
+
+    if (!node_passes_perms(n)) {
+        e->perm = perm;
+        node_hand_down_perms(e->child);
+    }
+}
+
 static int get_write_perm(struct step *s, struct error **errp)
 {
     struct edge *e = s->node->child[CHILD_FILE];
@@ -92,11 +103,12 @@ static int get_write_perm(struct step *s, struct error **errp)
         return 0;
     }
     unsigned perm = e->perm | PERM_WRITE | (e->may_grow ? PERM_RESIZE : 0);
-    int r = edge_check(e, e->child, perm, errp);
+    int r = node_passes_perms(s->node) ? 0
+                                       : edge_check(e, e->child, perm, errp);
     if (r < 0) {
         return r;
     }
-    e->perm = perm;
+    set_perm(s->node, perm);
     if (e->may_grow && !e->child->growable) {
         node_set_growable(e->child, true);
         s->grown = e->child;
@@ -109,7 +121,7 @@ static void put_edge_back(struct step *s)
     struct edge *e = s->node->child[CHILD_FILE];
 
     if (e) {
-        e->perm = s->edge_perm;
+        set_perm(s->node, s->edge_perm);
         if (s->grown) {
             node_set_growable(s->grown, false);
         }
@@ -137,7 +149,7 @@ static int do_step(struct step *s, struct error **errp)
         return r;
     }
     if (e && s->to.read_only) {
-        e->perm &= ~(unsigned)WRITING;
+        set_perm(n, e->perm & ~(unsigned)WRITING);
     }
     n->flags = s->to;
     s->done = true;

@@ -452,14 +452,18 @@ static int check_new_edge(struct change *c, struct error **errp)
         return 0;
     }
     unsigned perm = wanted_perm(c);
-    int r = edge_check(e, e->child, perm, errp);
-    if (r == 0) {
-        e->perm = perm;
-        if (perm & PERM_RESIZE) {
-            node_set_growable(e->child, true);
+    if (!node_passes_perms(c->n) || c->index != CHILD_FILE) {
+        int r = edge_check(e, e->child, perm, errp);
+        if (r < 0) {
+            return r;
         }
+        e->perm = perm;
+        node_hand_down_perms(e->child);
     }
-    return r;
+    if (perm & PERM_RESIZE) {
+        node_set_growable(e->child, true);
+    }
+    return 0;
 }
 
 #define change_of(at) list_entry(at, struct change, link)

@@ -40,6 +40,8 @@ struct blkdebug {
     uint64_t max_write_zero;
     uint64_t opt_discard;
     uint64_t max_discard;
+    unsigned take; /* enum perm, of the child, also while nobody asks */
+    unsigned deny; /* to others */
 
     _Atomic bool written; /* since the last flush */
 
@@ -399,31 +401,26 @@ static int take_perms(struct opts *o, const char *key, unsigned *perms,
     return 0;
 }
 
-/* Attach the child anew with what the options change of its permissions. */
 static int change_perms(struct node *n, struct opts *opts, struct error **errp)
 {
-    const struct edge *e = n->child[CHILD_FILE];
-    struct node *child = e->child;
-    unsigned take = 0;
-    unsigned deny = 0;
+    struct blkdebug *s = n->state;
     int r;
 
-    if ((r = take_perms(opts, "take-child-perms", &take, errp)) < 0 ||
-        (r = take_perms(opts, "unshare-child-perms", &deny, errp)) < 0 ||
-        (take == 0 && deny == 0)) {
+    if ((r = take_perms(opts, "take-child-perms", &s->take, errp)) < 0 ||
+        (r = take_perms(opts, "unshare-child-perms", &s->deny, errp)) < 0 ||
+        (r = node_check_perms(n, errp)) < 0) {
         return r;
     }
-    unsigned perm = e->perm | take;
-    unsigned shared = e->shared & ~deny;
-    bool inherits = e->inherits;
-    node_ref(child);
-    node_detach(n, CHILD_FILE);
-    r = node_attach(n, CHILD_FILE, child, "image", perm, shared, errp);
-    if (r == 0) {
-        n->child[CHILD_FILE]->inherits = inherits;
-    }
-    node_unref(child);
-    return r;
+    node_hand_down_perms(n);
+    return 0;
+}
+
+static void blkdebug_child_perms(const struct node *n, struct perms *p)
+{
+    const struct blkdebug *s = n->state;
+
+    p->perm |= s->take;
+    p->shared &= ~s->deny;
 }
 
 static int open_parts(struct node *n, struct opts *opts, struct error **errp)
@@ -509,6 +506,7 @@ const struct driver driver_blkdebug = {
     .open = blkdebug_open,
     .close = blkdebug_close,
     .limits = blkdebug_limits,
+    .child_perms = blkdebug_child_perms,
     .resize = blkdebug_resize,
     .preadv = blkdebug_preadv,
     .pwritev = blkdebug_pwritev,

@@ -25,6 +25,7 @@
 
 struct cbw {
     struct copy *copy; /* tree lock */
+    bool by_job;       /* set once it is in place */
 };
 
 static int copy_first(struct node *n, uint64_t offset, uint64_t bytes,
@@ -72,6 +73,16 @@ static int cbw_open(struct node *n, struct opts *opts, struct error **errp)
                      node_name(n), node_driver(n));
 }
 
+/* A write that came past the filter would harm the point in time. */
+static void cbw_child_perms(const struct node *n, struct perms *p)
+{
+    const struct cbw *s = n->state;
+
+    if (p->used || s->by_job) {
+        p->shared &= PERM_READ;
+    }
+}
+
 const struct driver driver_cbw = {
     .name = "copy-before-write",
     .is_filter = true,
@@ -79,23 +90,12 @@ const struct driver driver_cbw = {
     .flags_write = REQ_FUA,
     .flags_zero = REQ_MAY_UNMAP,
     .open = cbw_open,
+    .child_perms = cbw_child_perms,
     .resize = cbw_resize,
     .pwritev = cbw_pwritev,
     .zero = cbw_zero,
     .discard = cbw_discard,
 };
-
-/* The filter does with its child what its users do with it.  A write that
- * came past the filter would harm the point in time. */
-static void take_over_perms(struct node *filter)
-{
-    struct edge *below = filter->child[CHILD_FILE];
-
-    list_for_each (at, &filter->parents) {
-        below->perm |= list_entry(at, struct edge, on_child)->perm;
-    }
-    below->shared = PERM_READ;
-}
 
 /* Would a write to @top be one to @n? */
 static bool writes_to(const struct node *top, const struct node *n)
@@ -136,10 +136,18 @@ int cbw_insert(struct graph *g, struct node *source, struct node *target,
         node_unref(n);
         return r;
     }
-    ((struct cbw *)n->state)->copy = copy;
+    struct cbw *s = n->state;
+    s->copy = copy;
+    s->by_job = true;
     node_refresh_limits(n);
     node_replace(source, n);
-    take_over_perms(n);
+    r = node_check_perms(n, errp);
+    if (r < 0) {
+        node_replace(n, source);
+        node_unref(n);
+        return r;
+    }
+    node_hand_down_perms(n);
     copy_set_filter(copy, n);
     if (node_is_below(target, source)) { /* it leaves reads to it */
         node_skip_filters(target)->guard = copy_guard(copy);

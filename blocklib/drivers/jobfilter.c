@@ -30,20 +30,6 @@ const struct driver driver_mirror_top = {
     .resize = refuse_resize,
 };
 
-/* The filter does with its child what its users do with it. */
-static void take_over_perms(struct node *filter)
-{
-    struct edge *below = filter->child[CHILD_FILE];
-
-    list_for_each (at, &filter->parents) {
-        const struct edge *e = list_entry(at, struct edge, on_child);
-        below->perm |= e->perm;
-        below->shared &= e->shared;
-    }
-    /* The job itself reads. */
-    below->shared |= PERM_READ;
-}
-
 int jobfilter_insert(const struct driver *drv, struct node *n, const char *name,
                      struct node **filterp, struct error **errp)
 {
@@ -60,7 +46,6 @@ int jobfilter_insert(const struct driver *drv, struct node *n, const char *name,
     }
     node_refresh_limits(filter);
     node_replace(n, filter);
-    take_over_perms(filter);
     *filterp = filter;
     return 0;
 }

@@ -208,6 +208,7 @@ static int raw_create(const char *filename, struct opts *opts,
 
 const struct driver driver_raw = {
     .name = "raw",
+    .passes_perms = true,
     .state_size = sizeof(struct raw),
     .open = raw_open,
     .close = raw_close,

@@ -4,6 +4,7 @@
 
 #include "core/graph.h"
 #include "nbdelta/graph.h"
+#include "nbdelta/thread.h"
 
 #define action_of(at) list_entry(at, struct action, link)
 
@@ -57,9 +58,11 @@ static int settle_all(struct list *list, struct error **errp)
     return r;
 }
 
-static int act_drained(struct graph *g, struct list *list, struct error **errp)
+static int act_drained(struct graph *g, struct list *list, uint64_t *drained_ns,
+                       struct error **errp)
 {
     graph_lock(g);
+    uint64_t begin = now_ns();
     list_for_each (at, list) {
         struct action *a = action_of(at);
 
@@ -72,6 +75,9 @@ static int act_drained(struct graph *g, struct list *list, struct error **errp)
         r = settle_all(list, errp);
     }
     graph_unlock(g);
+    if (drained_ns) {
+        *drained_ns = now_ns() - begin;
+    }
     return r;
 }
 
@@ -150,12 +156,13 @@ bool action_is_alone(const struct action *a)
     return a->link.next == a->link.prev;
 }
 
-int actions_run(struct graph *g, struct list *list, struct error **errp)
+int actions_run_timed(struct graph *g, struct list *list, uint64_t *drained_ns,
+                      struct error **errp)
 {
     int r = prepare_all(list, errp);
 
     if (r == 0) {
-        r = act_drained(g, list, errp);
+        r = act_drained(g, list, drained_ns, errp);
     }
     if (r < 0) {
         actions_cancel(list);
@@ -164,6 +171,11 @@ int actions_run(struct graph *g, struct list *list, struct error **errp)
     commit_all(list);
     free_all(list);
     return 0;
+}
+
+int actions_run(struct graph *g, struct list *list, struct error **errp)
+{
+    return actions_run_timed(g, list, NULL, errp);
 }
 
 int action_run(struct graph *g, struct action *a, struct error **errp)

@@ -7,6 +7,7 @@
  *   remove    off the node                   put it back     drop it
  *   clear     empty bits for the old ones    the old ones    free the others
  *   enable    the flag                       the old flag
+ *   persist   the flag                       the old flag
  *   merge     grown bits for the old ones    the old ones    free the others
  */
 #include <errno.h>
@@ -35,6 +36,7 @@ struct change {
     struct list *after;    /* remove: its place */
     struct hbitmap *spare; /* clear, merge: the bits that are not in use */
     bool was_enabled;
+    bool was_persistent;
 };
 
 static struct change *change_of(struct action *a)
@@ -192,34 +194,29 @@ static int look_up(struct change *c, struct error **errp)
                          errp);
 }
 
-/* Put new bits in place of the old ones: empty, then with what @bits has. */
-static int renew(struct change *c, const struct hbitmap *bits,
-                 struct error **errp)
+static struct hbitmap *bits_like(const struct change *c, struct error **errp)
 {
-    struct hbitmap *fresh = hbitmap_new(hbitmap_size(c->bm->bits),
-                                        c->bm->granularity);
+    struct hbitmap *bits = hbitmap_new(hbitmap_size(c->bm->bits),
+                                       c->bm->granularity);
 
-    if (!fresh) {
-        return error_set(errp, ENOMEM, "no memory for bitmap '%s'",
-                         c->ref.name);
+    if (!bits) {
+        (void)error_set(errp, ENOMEM, "no memory for bitmap '%s'", c->ref.name);
     }
-    if (bits) {
-        hbitmap_merge(fresh, bits);
-    }
-    c->spare = bitmap_swap_bits(c->bm, fresh);
-    if (bits) {
-        c->bm->grew = true;
-        changed(c);
-    } /* else the image may have more bits for a while */
-    return 0;
+    return bits;
 }
 
+/* The image may have more bits for a while. */
 static int clear_act(struct action *a, struct error **errp)
 {
     struct change *c = change_of(a);
     int r = look_up(c, errp);
+    struct hbitmap *empty = r < 0 ? NULL : bits_like(c, errp);
 
-    return r < 0 ? r : renew(c, NULL, errp);
+    if (!empty) {
+        return r < 0 ? r : -ENOMEM;
+    }
+    c->spare = bitmap_swap_bits(c->bm, empty);
+    return 0;
 }
 
 static void bits_undo(struct action *a)
@@ -254,7 +251,7 @@ static int enable_act(struct action *a, struct error **errp)
 
     if (r == 0) {
         c->was_enabled = c->bm->enabled;
-        c->bm->enabled = c->flag;
+        bitmap_set_enabled(c->bm, c->flag);
         changed(c);
     }
     return r;
@@ -264,7 +261,7 @@ static void enable_undo(struct action *a)
 {
     const struct change *c = change_of(a);
 
-    c->bm->enabled = c->was_enabled;
+    bitmap_set_enabled(c->bm, c->was_enabled);
     changed(c);
 }
 
@@ -288,30 +285,73 @@ int bitmap_enable_action(struct bitmap_ref ref, bool enable, struct action **ap,
     return 0;
 }
 
-/* --- merge --- */
+/* --- persist --- */
 
-/* A copy of the bits with all sources merged takes their place. */
-static int merge_act(struct action *a, struct error **errp)
+static int persist_act(struct action *a, struct error **errp)
 {
     struct change *c = change_of(a);
     int r = look_up(c, errp);
 
     if (r == 0) {
-        r = renew(c, c->bm->bits, errp);
+        c->was_persistent = c->bm->persistent;
+        r = bitmap_make_persistent(c->bm, errp);
+        changed(c);
     }
+    return r;
+}
+
+static void persist_undo(struct action *a)
+{
+    const struct change *c = change_of(a);
+
+    changed(c);
+    c->bm->persistent = c->was_persistent;
+}
+
+static const struct action_ops persist_ops = {
+    .drain = drain,
+    .act = persist_act,
+    .undo = persist_undo,
+    .settle = settle,
+    .free = change_free,
+};
+
+int bitmap_persist_action(struct bitmap_ref ref, struct action **ap,
+                          struct error **errp)
+{
+    return change_new(ref, &persist_ops, ap, errp) ? 0 : -ENOMEM;
+}
+
+/* --- merge --- */
+
+/* Bits of its own and of all sources take the place of the old ones. */
+static int merge_act(struct action *a, struct error **errp)
+{
+    struct change *c = change_of(a);
+    int r = look_up(c, errp);
+    struct hbitmap *bits = r < 0 ? NULL : bits_like(c, errp);
+
+    if (!bits) {
+        return r < 0 ? r : -ENOMEM;
+    }
+    hbitmap_merge(bits, c->bm->bits);
     for (size_t i = 0; r == 0 && i < c->source_count; i++) {
         struct bitmap *src;
 
         r = bitmap_lookup(c->sources[i].node, c->sources[i].name,
                           BITMAP_USE_ANY, &src, errp);
         if (r == 0) {
-            r = bitmap_merge_locked(c->bm, src, errp);
+            r = bitmap_merge_locked(bits, src, errp);
         }
     }
-    if (r < 0 && c->spare) {
-        bits_undo(a);
+    if (r < 0) {
+        hbitmap_free(bits);
+        return r;
     }
-    return r;
+    c->spare = bitmap_swap_bits(c->bm, bits);
+    c->bm->grew = true;
+    changed(c);
+    return 0;
 }
 
 static const struct action_ops merge_ops = {

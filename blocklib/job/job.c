@@ -179,6 +179,15 @@ void job_ready(struct jobs *j, struct job *job)
     send_event(j, "BLOCK_JOB_READY", job_data(job));
 }
 
+static void add_error(const struct job *job, json_t *info)
+{
+    if (info && job->ret < 0) {
+        const char *text = job->error ? error_message(job->error)
+                                      : strerror(-job->ret);
+        (void)json_object_set_new(info, "error", json_string(text));
+    }
+}
+
 static void emit_end(struct jobs *j, struct job *job) REQUIRES(j->lock)
 {
     json_t *data = job_data(job);
@@ -187,10 +196,7 @@ static void emit_end(struct jobs *j, struct job *job) REQUIRES(j->lock)
         send_event(j, "BLOCK_JOB_CANCELLED", data);
         return;
     }
-    if (data && job->ret < 0) {
-        (void)json_object_set_new(data, "error",
-                                  json_string(strerror(-job->ret)));
-    }
+    add_error(job, data);
     send_event(j, "BLOCK_JOB_COMPLETED", data);
 }
 
@@ -230,6 +236,7 @@ void job_unref(struct jobs *j, struct job *job)
     if (--job->refs == 0) {
         cond_destroy(&job->wake);
         free(job->id);
+        error_free(job->error);
         job->drv->free(job);
     }
 }
@@ -277,7 +284,9 @@ static void conclude(struct jobs *j, struct job *job) REQUIRES(j->lock)
     if (drv->clean) {
         drv->clean(job);
     }
-    emit_end(j, job);
+    if (!drv->general) {
+        emit_end(j, job);
+    }
     leave_txn(job);
     set_status(j, job, JOB_STATUS_CONCLUDED);
     if (!job->manual_dismiss) {
@@ -717,14 +726,6 @@ int job_set_speed(struct jobs *j, const char *id, uint64_t speed,
 
 /* --- Queries --- */
 
-static void add_error(const struct job *job, json_t *info)
-{
-    if (info && job->ret < 0) {
-        (void)json_object_set_new(info, "error",
-                                  json_string(strerror(-job->ret)));
-    }
-}
-
 json_t *jobs_query(struct jobs *j)
 {
     json_t *list = json_array();
@@ -754,6 +755,9 @@ json_t *jobs_query_block(struct jobs *j)
         uint64_t done;
         uint64_t total;
 
+        if (job->drv->general) {
+            continue;
+        }
         get_progress(job, &done, &total);
         json_t *info = json_pack(
             "{s:b, s:s, s:I, s:b, s:b, s:s, s:b, s:I, s:b, s:s, s:s, s:I}",

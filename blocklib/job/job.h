@@ -78,6 +78,7 @@ struct job {
     bool sampled;  /* done and total are */
     bool thread_done;
     int ret;
+    struct error *error; /* of run, with a text of its own, or NULL */
     uint64_t speed;
     uint64_t done;
     uint64_t total;
@@ -88,6 +89,8 @@ struct job {
 /* Members may be NULL but for type, run and free. */
 struct job_driver {
     const char *type; /* "backup" */
+    bool general;     /* no block job: the older generation of verbs, queries
+                         and events does not know it */
 
     /* Do the work, without the lock: 0, -errno or JOB_STOPPED. */
     int (*run)(struct job *job);

@@ -431,6 +431,7 @@ static int load_all(struct qcow2 *s, struct error **errp)
             return r;
         }
     }
+    bitmap_nest(s->node, NULL);
     return 0;
 }
 

@@ -8,7 +8,6 @@
  * be preallocated is then written through the driver itself.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,6 +33,7 @@ struct plan {
     unsigned compression;
     unsigned preallocation;
     bool lazy;
+    bool exact; /* the size is not to be rounded */
     const char *backing;
     const char *backing_fmt;
 
@@ -103,8 +103,52 @@ static int take_options(struct opts *o, struct plan *p, struct error **errp)
     return 0;
 }
 
+/* What version 2 does not have. */
+static int check_old(const struct plan *p, struct error **errp)
+{
+    if (p->lazy) {
+        return error_set(errp, EINVAL,
+                         "Lazy refcounts only supported with compatibility "
+                         "level 1.1 and above (use version=v3 or greater)");
+    }
+    if (p->refcount_order != 4) {
+        return error_set(errp, EINVAL,
+                         "Different refcount widths than 16 bits require "
+                         "compatibility level 1.1 or above (use version=v3 or "
+                         "greater)");
+    }
+    if (p->compression != QCOW2_ZLIB) {
+        return error_set(errp, EINVAL,
+                         "Non-zlib compression type is only supported with "
+                         "compatibility level 1.1 and above (use version=v3 "
+                         "or greater)");
+    }
+    return 0;
+}
+
+static int check_backing(const struct plan *p, struct error **errp)
+{
+    if (!p->backing) {
+        return p->backing_fmt ? error_set(errp, EINVAL,
+                                          "Backing format cannot be used "
+                                          "without backing file")
+                              : 0;
+    }
+    if (strlen(p->backing) > QCOW2_MAX_BACKING_NAME) {
+        return error_set(errp, EINVAL, "Backing file name too long");
+    }
+    return p->preallocation != PRE_OFF
+               ? error_set(errp, EINVAL, "Backing file and preallocation "
+                                         "cannot be used at the same time")
+               : 0;
+}
+
 static int check_options(struct plan *p, struct error **errp)
 {
+    if (p->exact && !is_aligned(p->size, 512)) {
+        return error_set(errp, EINVAL,
+                         "Image size must be a multiple of 512 bytes");
+    }
     if (!is_pow2(p->cluster_size) ||
         p->cluster_size < UINT64_C(1) << QCOW2_MIN_CLUSTER_BITS ||
         p->cluster_size > UINT64_C(1) << QCOW2_MAX_CLUSTER_BITS) {
@@ -112,18 +156,13 @@ static int check_options(struct plan *p, struct error **errp)
                                        "between 512 and 2048k");
     }
     p->cluster_bits = (unsigned)__builtin_ctzll(p->cluster_size);
-    if (p->version < 3 && (p->refcount_order != 4 || p->lazy ||
-                           p->compression != QCOW2_ZLIB)) {
-        return error_set(errp, EINVAL,
-                         "refcount_bits other than 16, lazy_refcounts and "
-                         "compression_type need compat=1.1");
+    int r = p->version < 3 ? check_old(p, errp) : 0;
+    if (r < 0) {
+        return r;
     }
-    if (p->backing && strlen(p->backing) > QCOW2_MAX_BACKING_NAME) {
-        return error_set(errp, EINVAL, "Backing file name too long");
-    }
-    if (p->backing && p->preallocation != PRE_OFF) {
-        return error_set(errp, EINVAL, "Backing file and preallocation "
-                                       "cannot be used at the same time");
+    r = check_backing(p, errp);
+    if (r < 0) {
+        return r;
     }
     p->size = align_up(p->size, 512);
     p->l1_entries = div_up(p->size, p->cluster_size * p->cluster_size / 8);
@@ -150,6 +189,19 @@ static void lay_out(struct plan *p)
         p->refblocks = div_up(all, per_block);
         p->reftable = div_up(p->refblocks * 8, p->cluster_size);
     } while (p->reftable + p->refblocks != old);
+}
+
+static int make_plan(struct opts *opts, struct plan *p, struct error **errp)
+{
+    int r = take_options(opts, p, errp);
+
+    if (r == 0) {
+        r = check_options(p, errp);
+    }
+    if (r == 0) {
+        lay_out(p);
+    }
+    return r;
 }
 
 /* --- The header cluster --- */
@@ -222,21 +274,28 @@ static int fill_header(const struct plan *p, unsigned char *h,
     return 0;
 }
 
-/* --- Writing it --- */
+/* --- The bytes of the whole image --- */
 
-static int write_image(int fd, const struct plan *p, struct error **errp)
+struct image {
+    unsigned char *bytes; /* malloc()ed */
+    uint64_t len;
+};
+
+static int make_image(const struct plan *p, struct image *im,
+                      struct error **errp)
 {
     uint64_t used = 1 + p->reftable + p->refblocks + p->l1;
     uint64_t per_block = p->cluster_size * 8 >> p->refcount_order;
-    CLEANUP_FREE unsigned char *image = calloc(used, p->cluster_size);
-    if (!image) {
+    unsigned char *bytes = calloc(used, p->cluster_size);
+    if (!bytes) {
         return error_set(errp, ENOMEM, "no memory for the new image");
     }
-    int r = fill_header(p, image, errp);
+    int r = fill_header(p, bytes, errp);
     if (r < 0) {
+        free(bytes);
         return r;
     }
-    unsigned char *reftable = image + p->cluster_size;
+    unsigned char *reftable = bytes + p->cluster_size;
     unsigned char *blocks = reftable + p->reftable * p->cluster_size;
     for (uint64_t b = 0; b < p->refblocks; b++) {
         store_be64(reftable + b * 8, (1 + p->reftable + b) * p->cluster_size);
@@ -246,108 +305,217 @@ static int write_image(int fd, const struct plan *p, struct error **errp)
                              p->refcount_order, c % per_block, 1);
     }
     /* The L1 table, too: a block device is not all zeroes. */
-    r = file_create_write(fd, image, used * p->cluster_size, 0);
-    return r < 0 ? error_set(errp, -r, "cannot write the new image: %s",
-                             strerror(-r))
-                 : 0;
+    *im = (struct image){ bytes, used * p->cluster_size };
+    return 0;
 }
 
-/* --- Preallocation --- */
-
-static int write_all(struct node *n, struct error **errp)
+static int cannot_write(int r, struct error **errp)
 {
-    int r = node_zero(n, 0, n->size, 0);
-    if (r == 0) {
-        CLEANUP_FREE char *zeroes = calloc(1, 1 * MiB);
-        r = zeroes ? 0 : -ENOMEM;
-        for (uint64_t at = 0; at < n->size && r == 0; at += 1 * MiB) {
-            r = node_pwrite(n, zeroes, min_u64(1 * MiB, n->size - at), at, 0);
-        }
-    }
-    return r < 0 ? error_set(errp, -r, "cannot write the data of '%s': %s",
-                             node_filename(n), strerror(-r))
-                 : 0;
+    return error_set(errp, -r, "cannot write the new image: %s", strerror(-r));
 }
 
-static int preallocate_node(struct node *n, const struct plan *p,
-                            struct error **errp)
+/* --- Preallocation, through the driver itself --- */
+
+/* What is done in one request. */
+#define STEP (256 * MiB)
+
+/* Write zeroes over the clusters of [offset, offset + bytes), which are
+ * allocated: all of them in fact, or by way of the file, which gives them
+ * space or need not.  What the file has there may be older than the image. */
+static int fill_step(struct node *n, unsigned how, uint64_t offset,
+                     uint64_t bytes, const void *zeroes)
+{
+    struct node *file = node_child(n, CHILD_FILE);
+    int r = 0;
+
+    while (bytes > 0 && r == 0) {
+        struct mapping m;
+        uint64_t len = min_u64(bytes, how == PRE_FULL ? 1 * MiB : STEP);
+
+        r = node_map(n, offset, len, 0, &m);
+        if (r < 0) {
+            return r;
+        }
+        len = m.length;
+        if (m.kind != MAP_DATA) {
+            r = -EIO; /* somebody else is at it */
+        } else if (how == PRE_FULL) {
+            r = node_pwrite(file, zeroes, len, m.host, 0);
+        } else {
+            r = node_zero(file, m.host, len,
+                          how == PRE_METADATA ? REQ_MAY_UNMAP : 0);
+        }
+        node_map_put(n, &m);
+        offset += len;
+        bytes -= len;
+    }
+    return r;
+}
+
+static int preallocate_steps(struct node *n, unsigned how)
+{
+    CLEANUP_FREE char *zeroes = calloc(1, 1 * MiB);
+    int r = zeroes ? 0 : -ENOMEM;
+
+    for (uint64_t at = 0; at < n->size && r == 0; at += STEP) {
+        uint64_t len = min_u64(STEP, n->size - at);
+        struct tree *t = node_enter(n, false);
+
+        r = qcow2_preallocate(n, at, len);
+        if (r == 0) {
+            r = fill_step(n, how, at, len, zeroes);
+        }
+        node_leave(t);
+    }
+    return r;
+}
+
+/* Let the file be as long as what is in it.  Drained. */
+static int finish_node(struct node *n)
 {
     struct qcow2 *s = n->state;
-    int r = qcow2_preallocate(n, 0, n->size);
+    struct node *file = node_child(n, CHILD_FILE);
+    int r = qcow2_flush(n);
 
-    if (r == 0) {
-        r = qcow2_flush(n);
+    mutex_lock(&s->meta);
+    uint64_t end = s->virgin;
+    mutex_unlock(&s->meta);
+    if (r == 0 && node_size(file) < end) {
+        r = node_resize(file, end, NULL);
     }
-    if (r == 0) {
-        mutex_lock(&s->meta);
-        uint64_t end = s->virgin;
-        mutex_unlock(&s->meta);
-        CLEANUP_CLOSE int fd = open(node_filename(n), O_RDWR | O_CLOEXEC);
-        r = fd < 0 ? -errno
-                   : file_create_extend(fd, end,
-                                        p->preallocation == PRE_FALLOC);
-    }
-    if (r < 0) {
-        return error_set(errp, -r, "cannot preallocate '%s': %s",
-                         node_filename(n), strerror(-r));
-    }
-    return p->preallocation == PRE_FULL ? write_all(n, errp) : 0;
+    return r < 0 ? r : node_flush(n);
 }
 
-static int preallocate(const char *filename, const struct plan *p,
+/* In the image on @file, which blockdev-add would take as it is. */
+static int preallocate(struct graph *g, json_t *file, const struct plan *p,
                        struct error **errp)
 {
-    CLEANUP_JSON json_t *options =
-        json_pack("{s:s, s:{s:s, s:s}}", "driver", "qcow2", "file", "driver",
-                  "file", "filename", filename);
-    struct graph *g = graph_new();
-    struct node *n;
-    int r;
+    CLEANUP_JSON json_t *options = json_pack("{s:s, s:O}", "driver", "qcow2",
+                                             "file", file);
+    struct node *n = NULL;
 
-    if (!g || !options) {
-        graph_free(g);
-        return error_set(errp, ENOMEM, "no memory to preallocate '%s'",
-                         filename);
+    graph_lock(g);
+    int r = options ? graph_open_locked(g, options, &n, errp)
+                    : error_set(errp, ENOMEM, "no memory for options");
+    graph_unlock(g);
+    if (r < 0) {
+        return r;
     }
-    r = graph_open(g, options, &n, errp);
+    r = preallocate_steps(n, p->preallocation);
+    graph_lock(g);
+    graph_drain(g, n);
     if (r == 0) {
-        graph_lock(g);
-        graph_drain(g, n);
-        r = preallocate_node(n, p, errp);
-        if (r == 0) {
-            r = node_flush(n);
-            r = r < 0 ? error_set(errp, -r, "cannot flush '%s'", filename) : 0;
-        }
-        graph_unlock(g);
+        r = finish_node(n);
     }
+    if (r < 0) {
+        r = error_set(errp, -r, "cannot preallocate '%s': %s",
+                      node_filename(n), strerror(-r));
+    }
+    node_unref(n);
+    graph_unlock(g);
+    return r;
+}
+
+static bool has_more(const struct plan *p)
+{
+    return p->preallocation != PRE_OFF && p->size > 0;
+}
+
+/* --- Into a file --- */
+
+static int preallocate_file(const char *filename, const struct plan *p,
+                            struct error **errp)
+{
+    CLEANUP_JSON json_t *file = json_pack("{s:s, s:s}", "driver", "file",
+                                          "filename", filename);
+    struct graph *g = graph_new();
+    int r = g && file ? preallocate(g, file, p, errp)
+                      : error_set(errp, ENOMEM, "no memory to preallocate '%s'",
+                                  filename);
+
     graph_free(g);
+    return r;
+}
+
+static int write_file(const char *filename, const struct image *im,
+                      const struct plan *p, struct error **errp)
+{
+    bool existed;
+    int fd;
+    int r = file_create_begin(filename, &fd, &existed, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    r = file_create_write(fd, im->bytes, im->len, 0);
+    r = r < 0 ? cannot_write(r, errp) : 0;
+    r = file_create_finish(filename, fd, existed, r, errp);
+    if (r == 0 && has_more(p)) {
+        r = preallocate_file(filename, p, errp);
+        if (r < 0 && !existed) {
+            (void)unlink(filename);
+        }
+    }
     return r;
 }
 
 int qcow2_create(const char *filename, struct opts *opts, struct error **errp)
 {
     struct plan p = { 0 };
-    bool existed;
-    int fd;
+    struct image im = { 0 };
+    int r = make_plan(opts, &p, errp);
 
-    int r = take_options(opts, &p, errp);
     if (r == 0) {
-        r = check_options(&p, errp);
+        r = make_image(&p, &im, errp);
     }
     if (r == 0) {
-        lay_out(&p);
-        r = file_create_begin(filename, &fd, &existed, errp);
+        r = write_file(filename, &im, &p, errp);
     }
+    free(im.bytes);
+    return r;
+}
+
+/* --- Onto a node --- */
+
+static int write_node(struct graph *g, struct node *file,
+                      const struct image *im, struct error **errp)
+{
+    struct blk *b;
+    int r = blk_new(g, file, PERM_WRITE | PERM_RESIZE, PERM_ALL,
+                    "an unnamed block device", &b, errp);
+
     if (r < 0) {
         return r;
     }
-    r = write_image(fd, &p, errp);
-    r = file_create_finish(filename, fd, existed, r, errp);
-    if (r == 0 && p.preallocation != PRE_OFF && p.size > 0) {
-        r = preallocate(filename, &p, errp);
-        if (r < 0 && !existed) {
-            (void)unlink(filename);
-        }
+    if (blk_size(b) < im->len) {
+        r = blk_resize(b, im->len, errp);
     }
+    if (r == 0) {
+        r = blk_pwrite(b, im->bytes, im->len, 0, 0);
+        if (r == 0) {
+            r = blk_flush(b);
+        }
+        r = r < 0 ? cannot_write(r, errp) : 0;
+    }
+    blk_free(b);
     return r;
+}
+
+int qcow2_format(struct graph *g, struct node *file, struct opts *opts,
+                 struct error **errp)
+{
+    CLEANUP_JSON json_t *name = json_string(node_name(file));
+    struct plan p = { .exact = true };
+    struct image im = { 0 };
+    int r = name ? make_plan(opts, &p, errp)
+                 : error_set(errp, ENOMEM, "no memory for options");
+
+    if (r == 0) {
+        r = make_image(&p, &im, errp);
+    }
+    if (r == 0) {
+        r = write_node(g, file, &im, errp);
+    }
+    free(im.bytes);
+    return r == 0 && has_more(&p) ? preallocate(g, name, &p, errp) : r;
 }

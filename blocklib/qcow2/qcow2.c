@@ -393,6 +393,7 @@ const struct driver driver_qcow2 = {
     .bitmap_arm = qcow2_bitmap_arm,
     .create = qcow2_create,
     .create_options = qcow2_create_options,
+    .format = qcow2_format,
     .map = qcow2_map,
     .map_put = qcow2_map_put,
     .preadv = qcow2_read_compressed,

@@ -144,6 +144,8 @@ MORE = {
     'blockdev-reopen.options',
     # We have one more: mem.
     'blockdev-add.driver',
+    'blockdev-create.options.driver',
+    'blockdev-create.options(qcow2).backing-fmt',
 }
 
 

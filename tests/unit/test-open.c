@@ -91,19 +91,41 @@ START_TEST(names_are_unique_and_nodes_in_use_are_not_closed)
 }
 END_TEST
 
-START_TEST(two_writers_of_one_node_exclude_each_other)
+START_TEST(what_users_want_goes_through_to_the_shared_child)
 {
     CLEANUP_ERROR struct error *err = NULL;
     struct graph *g = graph_new();
+    struct node *b;
+    struct node *c;
+    struct blk *one;
+    struct blk *two;
 
+    /* While nobody uses them, two nodes over one disk do not meet. */
     ck_assert_int_eq(open_text(g, "driver=mem,size=1M,node-name=a", NULL,
                                NULL),
                      0);
-    ck_assert_int_eq(open_text(g, "driver=raw,file=a,node-name=b", NULL, NULL),
+    ck_assert_int_eq(open_text(g, "driver=raw,file=a,node-name=b", &b, NULL),
                      0);
-    ck_assert_int_eq(open_text(g, "driver=raw,file=a,node-name=c", NULL, &err),
+    ck_assert_int_eq(open_text(g,
+                               "driver=blkdebug,image.driver=raw,image.file=a,"
+                               "node-name=c",
+                               &c, NULL),
+                     0);
+    ck_assert_int_eq(blk_new(g, b, PERM_ALL, PERM_READ, "one", &one, NULL), 0);
+    ck_assert_int_eq(blk_new(g, c, PERM_ALL, PERM_ALL, "two", &two, &err),
                      -EBUSY);
-    ck_assert_ptr_nonnull(strstr(error_message(err), "node 'b'"));
+    ck_assert_ptr_nonnull(strstr(error_message(err), "unshared by node 'b'"));
+    ck_assert_int_eq(blk_new(g, c, PERM_READ, PERM_ALL, "two", &two, NULL), 0);
+    blk_free(two);
+    blk_free(one);
+    ck_assert_int_eq(blk_new(g, c, PERM_ALL, PERM_ALL, "two", &two, NULL), 0);
+    /* A user who shares less than another one has taken. */
+    error_free(err);
+    err = NULL;
+    ck_assert_int_eq(blk_new(g, b, PERM_READ, PERM_READ, "one", &one, &err),
+                     -EBUSY);
+    ck_assert_ptr_nonnull(strstr(error_message(err), "unshared by node 'b'"));
+    blk_free(two);
     graph_free(g);
 }
 END_TEST
@@ -300,7 +322,7 @@ int main(void)
 
     tcase_add_test(tc, bad_options_are_refused_by_name);
     tcase_add_test(tc, names_are_unique_and_nodes_in_use_are_not_closed);
-    tcase_add_test(tc, two_writers_of_one_node_exclude_each_other);
+    tcase_add_test(tc, what_users_want_goes_through_to_the_shared_child);
     tcase_add_test(tc, formats_are_probed);
     tcase_add_test(tc, a_guessed_raw_image_cannot_be_turned_into_another_format);
     tcase_add_test(tc, backing_files_beside_the_image_and_below_are_opened);

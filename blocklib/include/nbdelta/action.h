@@ -66,8 +66,10 @@ void actions_cancel(struct list *list); /* abort, free */
 int actions_run(struct graph *g, struct list *list, struct error **errp);
 int action_run(struct graph *g, struct action *a, struct error **errp);
 
-/* Is it the only one?  Then nothing before it can change what it sees. */
-bool action_is_alone(const struct action *a);
+/* As actions_run; writes to *drained_ns, unless prepare failed, for how many
+ * nanoseconds requests were held back. */
+int actions_run_timed(struct graph *g, struct list *list, uint64_t *drained_ns,
+                      struct error **errp);
 
 /* Is it the only one so far?  Then nothing before it changes what it sees. */
 bool action_is_alone(const struct action *a);

@@ -51,6 +51,11 @@ int bitmap_clear_action(struct bitmap_ref ref, struct action **ap,
 int bitmap_enable_action(struct bitmap_ref ref, bool enable,
                          struct action **ap, struct error **errp);
 
+/* Make it persistent, if it is not: it is in the image, with all its bits, when
+ * the action has run.  Also -ENOTSUP: the node cannot store it. */
+int bitmap_persist_action(struct bitmap_ref ref, struct action **ap,
+                          struct error **errp);
+
 /*
  * Add the bits of all @sources to a bitmap: granules that one of them has
  * dirty, wholly or in part, become dirty.  The sizes of the nodes must be

@@ -23,6 +23,16 @@
 int image_create(const char *filename, const char *format,
                  const json_t *options, struct error **errp);
 
+/*
+ * Make what the node @file holds an empty image of @format ("qcow2"), with
+ * @options as above, "size" among them; a backing file is not looked at.
+ * @file: the name of a node of @g, or options to open one for this.  What the
+ * node holds elsewhere stays, and is not seen in the image.  In the caller's
+ * thread, without locks.  -EBUSY: somebody does not allow it to be written.
+ */
+int image_format(struct graph *g, const char *format, const json_t *file,
+                 const json_t *options, struct error **errp);
+
 /* Option names that @format takes, NULL-terminated; NULL: no such format. */
 const char *const *image_create_options(const char *format);
 

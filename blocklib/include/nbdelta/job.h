@@ -113,6 +113,20 @@ int backup_action(struct jobs *j, const struct backup_options *o,
 int job_backup(struct jobs *j, const struct backup_options *o,
                struct error **errp) REQUIRES(j->lock);
 
+/* What blockdev-create takes: image.h tells of each. */
+struct image_options {
+    const char *job_id;
+    const char *format;
+    const char *filename;  /* for image_create, or NULL */
+    const json_t *file;    /* for image_format, or NULL */
+    const json_t *options;
+};
+
+/* Create an image, in a job that is no block job and is to be dismissed.
+ * What goes wrong with the image is the job's error. */
+int job_create_image(struct jobs *j, const struct image_options *o,
+                     struct error **errp) REQUIRES(j->lock);
+
 /* Job verbs.  -ENOENT: no such job; -EPERM: not in this state. */
 int job_cancel(struct jobs *j, const char *id, bool force,
                struct error **errp) REQUIRES(j->lock);

@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Marking what is written, at the price of one bitmap.
+ *
+ * Checkpoints of a disk are bitmaps that began one after another, so what a
+ * newer one has dirty the older ones have dirty, too:
+ *
+ *      oldest   # # # # . # # .        outer
+ *               # # . # . # . .          ^
+ *      newest   # . . # . . . .        inner
+ *
+ * Recording bitmaps are kept in nests, in which each has all bits of its
+ * inner one.  A write looks at the innermost first and goes outwards until
+ * one has its bits set: all further out have them.  Then it sets bits from
+ * there inwards, so that at every moment
+ *
+ *   - a bit is set in a bitmap only after it is set in the outer one, and
+ *     after that one was armed: who finds it set need not look further out.
+ *
+ * That what is set and was armed stays in the image is the business of the
+ * format: it writes only more than that (driver->bitmap_arm).  The bitmap
+ * in which the bits were found is armed again, because who has set them may
+ * still be waiting for that.
+ *
+ *      node->recording -> inner -> ... -> outer      one nest
+ *                           | rest
+ *                           +-> inner -> ...         the next one
+ */
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "core/dirty.h"
+#include "nbdelta/bytes.h"
+
+struct hbitmap *bitmap_collecting(const struct bitmap *bm)
+{
+    return bm->successor ? bm->successor : bm->bits;
+}
+
+/* --- Nests, in drained sections --- */
+
+static bool covers(const struct bitmap *outer, const struct bitmap *inner)
+{
+    return outer->granularity >= inner->granularity &&
+           hbitmap_covers(bitmap_collecting(outer), bitmap_collecting(inner));
+}
+
+/* For qsort: fewer dirty bytes first, the newer of equal ones first (they come
+ * with the newest first, and keep `rank`). */
+struct ranked {
+    struct bitmap *bm;
+    uint64_t count;
+    unsigned rank;
+};
+
+static int compare(const void *va, const void *vb)
+{
+    const struct ranked *a = va;
+    const struct ranked *b = vb;
+
+    if (a->count != b->count) {
+        return a->count < b->count ? -1 : 1;
+    }
+    return a->rank < b->rank ? -1 : 1;
+}
+
+/* All recording bitmaps, newest first, linked by `rest`, in no nest. */
+static unsigned link_apart(struct node *n)
+{
+    struct bitmap **end = &n->recording;
+    unsigned count = 0;
+
+    for (struct list *at = n->bitmaps.prev; at != &n->bitmaps; at = at->prev) {
+        struct bitmap *bm = list_entry(at, struct bitmap, on_node);
+        bm->inner = NULL;
+        if (bm->enabled) {
+            *end = bm;
+            end = &bm->rest;
+            count++;
+        } else {
+            bm->outer = NULL;
+        }
+    }
+    *end = NULL;
+    return count;
+}
+
+/* Build nests of @sorted.  A pair that was together stays so unless one of it
+ * is @changed (NULL: all have). */
+static void link_nests(struct node *n, const struct ranked *sorted,
+                       unsigned count, const struct bitmap *changed)
+{
+    struct bitmap *older = NULL;
+
+    for (unsigned i = count; i-- > 0;) {
+        struct bitmap *bm = sorted[i].bm;
+        bool known = older && bm->outer == older && changed && bm != changed &&
+                     older != changed;
+
+        bm->outer = older && (known || covers(older, bm)) ? older : NULL;
+        bm->rest = bm->outer ? older->rest : older;
+        if (bm->outer) {
+            older->inner = bm;
+        }
+        older = bm;
+    }
+    n->recording = older;
+}
+
+void bitmap_nest(struct node *n, const struct bitmap *changed)
+{
+    unsigned count = link_apart(n);
+
+    if (count < 2) {
+        if (n->recording) {
+            n->recording->outer = NULL;
+        }
+        return;
+    }
+    struct ranked *sorted = calloc(count, sizeof(*sorted));
+    struct bitmap *bm = n->recording;
+    for (unsigned i = 0; i < count; i++) {
+        if (sorted) {
+            sorted[i] =
+                (struct ranked){bm, hbitmap_count(bitmap_collecting(bm)), i};
+        } else { /* each for itself does, too */
+            bm->outer = NULL;
+        }
+        bm = bm->rest;
+    }
+    if (sorted) {
+        qsort(sorted, count, sizeof(*sorted), compare);
+        link_nests(n, sorted, count, changed);
+        free(sorted);
+    }
+}
+
+void bitmap_set_enabled(struct bitmap *bm, bool enabled)
+{
+    bm->enabled = enabled;
+    bitmap_nest(bm->node, bm);
+}
+
+/* --- Marking, in requests --- */
+
+/* Past the end there are no bits yet: they come when the bitmap follows a
+ * node that has grown. */
+static uint64_t inside(const struct hbitmap *bits, uint64_t offset,
+                       uint64_t bytes)
+{
+    uint64_t size = hbitmap_size(bits);
+
+    return offset < size ? min_u64(bytes, size - offset) : 0;
+}
+
+static bool is_marked(const struct bitmap *bm, uint64_t offset, uint64_t bytes)
+{
+    const struct hbitmap *bits = bitmap_collecting(bm);
+
+    return hbitmap_all_set(bits, offset, inside(bits, offset, bytes));
+}
+
+static int mark_one(struct node *n, struct bitmap *bm, uint64_t offset,
+                    uint64_t bytes, bool nowait)
+{
+    struct hbitmap *bits = bitmap_collecting(bm);
+    uint64_t here = inside(bits, offset, bytes);
+
+    if (here > 0) {
+        hbitmap_set(bits, offset, here);
+    }
+    return bm->stored ? n->drv->bitmap_arm(n, bm, offset, bytes, nowait) : 0;
+}
+
+static int mark_nest(struct node *n, struct bitmap *innermost, uint64_t offset,
+                     uint64_t bytes, bool nowait)
+{
+    struct bitmap *bm = innermost;
+    int r = 0;
+
+    while (bm->outer && !is_marked(bm, offset, bytes)) {
+        bm = bm->outer;
+    }
+    for (; r == 0 && bm; bm = bm->inner) {
+        r = mark_one(n, bm, offset, bytes, nowait);
+    }
+    return r;
+}
+
+int bitmap_mark_slow(struct node *n, uint64_t offset, uint64_t bytes,
+                     bool nowait)
+{
+    int r = 0;
+
+    for (struct bitmap *bm = n->recording; r == 0 && bm; bm = bm->rest) {
+        r = mark_nest(n, bm, offset, bytes, nowait);
+    }
+    return r;
+}

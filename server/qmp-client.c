@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "qmp-client.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "cli.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "qmp-dispatch.h"
+#include "qmp-parse.h"
+
+static void on_value(json_t *value, const char *why, void *opaque)
+{
+    struct qmp_client *c = opaque;
+
+    (void)why;
+    if (!value || json_array_append(c->inbox, value) < 0) {
+        c->garbage = true;
+    }
+}
+
+static int dial(struct qmp_client *c, const char *path, struct error **errp)
+{
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+
+    if (strlen(path) >= sizeof(addr.sun_path)) {
+        return error_set(errp, ENAMETOOLONG,
+                         "the socket path '%s' is longer than %zu bytes", path,
+                         sizeof(addr.sun_path) - 1);
+    }
+    memcpy(addr.sun_path, path, strlen(path));
+    c->inbox = json_array();
+    c->events = json_array();
+    c->parser = qmp_parser_new(on_value, c);
+    if (!c->inbox || !c->events || !c->parser) {
+        return error_set(errp, ENOMEM, "out of memory");
+    }
+    c->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (c->fd < 0 ||
+        connect(c->fd, (const struct sockaddr *)&addr, sizeof(addr)) < 0) {
+        return error_set(errp, errno, "cannot connect to '%s': %s", path,
+                         strerror(errno));
+    }
+    return 0;
+}
+
+void qmp_client_close(struct qmp_client *c)
+{
+    if (c->fd >= 0) {
+        (void)close(c->fd);
+    }
+    qmp_parser_free(c->parser);
+    json_decref(c->inbox);
+    json_decref(c->events);
+}
+
+int qmp_client_receive(struct qmp_client *c, int timeout, json_t **message,
+                       struct error **errp)
+{
+    char buf[8192];
+    ssize_t n;
+
+    while (json_array_size(c->inbox) == 0) {
+        struct pollfd p = {.fd = c->fd, .events = POLLIN};
+        int r = c->garbage ? -1 : poll(&p, 1, timeout);
+
+        if (c->garbage) {
+            return error_set(errp, EPROTO, "the other side does not speak QMP");
+        }
+        if (r == 0) {
+            return 0;
+        }
+        n = r < 0 ? -1 : recv(c->fd, buf, sizeof(buf), 0);
+        if (n < 0 && errno != EINTR) {
+            return error_set(errp, errno, "cannot receive: %s",
+                             strerror(errno));
+        }
+        if (n == 0) {
+            return error_set(errp, ECONNRESET,
+                             "the other side closed the connection");
+        }
+        if (n > 0) {
+            qmp_parser_feed(c->parser, buf, (size_t)n);
+        }
+    }
+    *message = json_incref(json_array_get(c->inbox, 0));
+    (void)json_array_remove(c->inbox, 0);
+    return 1;
+}
+
+static int send_all(struct qmp_client *c, const char *text, size_t len,
+                    struct error **errp)
+{
+    while (len > 0) {
+        ssize_t n = send(c->fd, text, len, MSG_NOSIGNAL);
+
+        if (n < 0 && errno != EINTR) {
+            return error_set(errp, errno, "cannot send: %s", strerror(errno));
+        }
+        if (n > 0) {
+            text += n;
+            len -= (size_t)n;
+        }
+    }
+    return 0;
+}
+
+int qmp_client_request(struct qmp_client *c, const char *command, json_t *args,
+                       json_t **reply, struct error **errp)
+{
+    CLEANUP_JSON json_t *message = json_pack("{s:s, s:O*}", "execute", command,
+                                             "arguments", args);
+    CLEANUP_FREE char *text = NULL;
+    size_t len = 0;
+    int r;
+
+    text = message ? qmp_to_text(message, &len) : NULL;
+    if (!text) {
+        return error_set(errp, ENOMEM, "cannot encode the command");
+    }
+    r = send_all(c, text, len, errp);
+    while (r >= 0) {
+        json_t *m = NULL;
+
+        r = qmp_client_receive(c, -1, &m, errp);
+        if (r < 0) {
+            return r;
+        }
+        if (!json_object_get(m, "event")) {
+            *reply = m;
+            return 0;
+        }
+        if (json_array_append_new(c->events, m) < 0) {
+            return error_set(errp, ENOMEM, "out of memory");
+        }
+    }
+    return r;
+}
+
+static int negotiate(struct qmp_client *c, struct error **errp)
+{
+    CLEANUP_JSON json_t *greeting = NULL;
+    CLEANUP_JSON json_t *reply = NULL;
+    int r = qmp_client_receive(c, -1, &greeting, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    if (!json_object_get(greeting, "QMP")) {
+        return error_set(errp, EPROTO, "the other side does not speak QMP");
+    }
+    r = qmp_client_request(c, "qmp_capabilities", NULL, &reply, errp);
+    if (r < 0) {
+        return r;
+    }
+    return json_object_get(reply, "return")
+               ? 0
+               : error_set(errp, EPROTO, "qmp_capabilities was refused");
+}
+
+int qmp_client_open(struct qmp_client *c, const char *path, struct error **errp)
+{
+    int r = dial(c, path, errp);
+
+    return r < 0 ? r : negotiate(c, errp);
+}
+
+int qmp_client_failed(const char *what, const json_t *reply)
+{
+    const json_t *e = json_object_get(reply, "error");
+    const char *class = json_string_value(json_object_get(e, "class"));
+    const char *desc = json_string_value(json_object_get(e, "desc"));
+    CLEANUP_FREE char *text = NULL;
+
+    if (json_object_get(reply, "return")) {
+        return 0;
+    }
+    text = cli_printable(desc ? desc : "reply without a result");
+    return cli_failed(what, "%s: %s", class ? class : "error",
+                      text ? text : "");
+}
