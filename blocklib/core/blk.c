@@ -61,6 +61,11 @@ void blk_free(struct blk *b)
     }
 }
 
+/*
+ * A request that had to make room for a drain (-ERESTART) leaves the tree and
+ * begins again: to do all of it once more does no harm.
+ */
+
 /* A request: the tree is entered, the node found, the range checked. */
 static struct tree *enter(struct blk *b, unsigned flags, struct node **np)
 {
@@ -141,15 +146,19 @@ int blk_preadv(struct blk *b, const struct iovec *iov, int iovcnt,
 {
     uint64_t bytes = iov_bytes(iov, iovcnt);
     struct node *n;
-    struct tree *t = enter(b, flags, &n);
-    if (!t) {
-        return -EAGAIN;
-    }
-    int r = check(b, n, offset, bytes, PERM_READ);
-    if (r == 0 && bytes > 0) {
-        r = node_preadv(n, offset, bytes, iov, iovcnt, flags);
-    }
-    node_leave(t);
+    int r;
+
+    do {
+        struct tree *t = enter(b, flags, &n);
+        if (!t) {
+            return -EAGAIN;
+        }
+        r = check(b, n, offset, bytes, PERM_READ);
+        if (r == 0 && bytes > 0) {
+            r = node_preadv(n, offset, bytes, iov, iovcnt, flags);
+        }
+        node_leave(t);
+    } while (r == -ERESTART);
     return r;
 }
 
@@ -158,15 +167,19 @@ int blk_pwritev(struct blk *b, const struct iovec *iov, int iovcnt,
 {
     uint64_t bytes = iov_bytes(iov, iovcnt);
     struct node *n;
-    struct tree *t = enter(b, flags, &n);
-    if (!t) {
-        return -EAGAIN;
-    }
-    int r = check(b, n, offset, bytes, PERM_WRITE);
-    if (r == 0 && bytes > 0) {
-        r = node_pwritev(n, offset, bytes, iov, iovcnt, flags);
-    }
-    node_leave(t);
+    int r;
+
+    do {
+        struct tree *t = enter(b, flags, &n);
+        if (!t) {
+            return -EAGAIN;
+        }
+        r = check(b, n, offset, bytes, PERM_WRITE);
+        if (r == 0 && bytes > 0) {
+            r = node_pwritev(n, offset, bytes, iov, iovcnt, flags);
+        }
+        node_leave(t);
+    } while (r == -ERESTART);
     return r;
 }
 
@@ -187,64 +200,101 @@ int blk_pwrite(struct blk *b, const void *buf, uint64_t bytes,
 int blk_zero(struct blk *b, uint64_t offset, uint64_t bytes, unsigned flags)
 {
     struct node *n;
-    struct tree *t = enter(b, flags, &n);
-    if (!t) {
-        return -EAGAIN;
-    }
-    int r = check(b, n, offset, bytes, PERM_WRITE);
-    if (r == 0 && bytes > 0) {
-        r = node_zero(n, offset, bytes, flags);
-    }
-    node_leave(t);
+    int r;
+
+    do {
+        struct tree *t = enter(b, flags, &n);
+        if (!t) {
+            return -EAGAIN;
+        }
+        r = check(b, n, offset, bytes, PERM_WRITE);
+        if (r == 0 && bytes > 0) {
+            r = node_zero(n, offset, bytes, flags);
+        }
+        node_leave(t);
+    } while (r == -ERESTART);
     return r;
 }
 
 int blk_discard(struct blk *b, uint64_t offset, uint64_t bytes)
 {
     struct node *n;
-    struct tree *t = enter_wait(b, &n);
-    int r = check(b, n, offset, bytes, PERM_WRITE);
-    if (r == 0 && bytes > 0) {
-        r = node_discard(n, offset, bytes);
-    }
-    node_leave(t);
+    int r;
+
+    do {
+        struct tree *t = enter_wait(b, &n);
+        r = check(b, n, offset, bytes, PERM_WRITE);
+        if (r == 0 && bytes > 0) {
+            r = node_discard(n, offset, bytes);
+        }
+        node_leave(t);
+    } while (r == -ERESTART);
     return r;
 }
 
 int blk_flush(struct blk *b)
 {
     struct node *n;
-    struct tree *t = enter_wait(b, &n);
-    int r = node_flush(n);
-    node_leave(t);
+    int r;
+
+    do {
+        struct tree *t = enter_wait(b, &n);
+        r = node_flush(n);
+        node_leave(t);
+    } while (r == -ERESTART);
     return r;
 }
 
 int blk_prefetch(struct blk *b, uint64_t offset, uint64_t bytes)
 {
     struct node *n;
-    struct tree *t = enter_wait(b, &n);
-    int r = check(b, n, offset, bytes, PERM_READ);
-    if (r == 0 && bytes > 0) {
-        r = node_prefetch(n, offset, bytes);
-    }
-    node_leave(t);
+    int r;
+
+    do {
+        struct tree *t = enter_wait(b, &n);
+        r = check(b, n, offset, bytes, PERM_READ);
+        if (r == 0 && bytes > 0) {
+            r = node_prefetch(n, offset, bytes);
+        }
+        node_leave(t);
+    } while (r == -ERESTART);
     return r;
+}
+
+/* What was told of a walk that may begin again. */
+struct told {
+    extent_fn *fn;
+    void *opaque;
+    uint64_t end;
+};
+
+static int tell(const struct extent *e, void *opaque)
+{
+    struct told *told = opaque;
+
+    told->end = e->offset + e->length;
+    return told->fn(e, told->opaque);
 }
 
 int blk_extents(struct blk *b, uint64_t offset, uint64_t bytes,
                 unsigned flags, extent_fn *fn, void *opaque)
 {
+    struct told told = {fn, opaque, offset};
+    uint64_t end = offset + bytes;
     struct node *n;
-    struct tree *t = enter(b, flags, &n);
-    if (!t) {
-        return -EAGAIN;
-    }
-    int r = check(b, n, offset, bytes, PERM_READ);
-    if (r == 0 && bytes > 0) {
-        r = node_extents(n, offset, bytes, flags, fn, opaque);
-    }
-    node_leave(t);
+    int r;
+
+    do {
+        struct tree *t = enter(b, flags, &n);
+        if (!t) {
+            return -EAGAIN;
+        }
+        r = check(b, n, offset, bytes, PERM_READ);
+        if (r == 0 && told.end < end) {
+            r = node_extents(n, told.end, end - told.end, flags, tell, &told);
+        }
+        node_leave(t);
+    } while (r == -ERESTART);
     return r;
 }
 

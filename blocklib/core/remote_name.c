@@ -238,7 +238,7 @@ static int parse_host_port(const char *p, size_t len, const char *text,
     return json_object_set_new(server, "type", json_string("inet")) |
                    json_object_set_new(server, "host",
                                        json_stringn(p + braces,
-                                                    host - 2 * braces)) |
+                                                    host - (braces ? 2 : 0))) |
                    json_object_set_new(server, "port",
                                        json_stringn(colon + 1,
                                                     len - host - 1))

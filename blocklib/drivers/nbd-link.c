@@ -192,7 +192,7 @@ static int turn(struct nbd_handle *h, const struct patience *p,
     int done = 0;
 
     if (fd >= 0 && dir != 0) {
-        int got = patience_poll(p, fd, (short)((reads ? POLLIN : 0) |
+        int got = remote_poll(p, fd, (short)((reads ? POLLIN : 0) |
                                                (writes ? POLLOUT : 0)));
         if (got < 0) {
             return error_set(errp, -got, "%s", strerror(-got));

@@ -26,7 +26,7 @@
 #define KEEP_COUNT      3
 #define UNACKED_MS      60000
 
-int patience_poll(const struct patience *p, int fd, short events)
+int remote_poll(const struct patience *p, int fd, short events)
 {
     struct pollfd fds[2] = {{.fd = fd, .events = events},
                             {.fd = p->kick, .events = POLLIN}};
@@ -64,7 +64,7 @@ static int wait_connected(int fd, const struct patience *p)
     int r;
 
     do {
-        r = patience_poll(p, fd, POLLOUT);
+        r = remote_poll(p, fd, POLLOUT);
     } while (r == 0);
     if (r < 0) {
         return r;
@@ -89,7 +89,7 @@ static int connect_patiently(int fd, const struct sockaddr *sa, socklen_t len,
         }
         struct patience soon = *p;
         soon.until = min_u64(p->until, now_ns() + 50 * UINT64_C(1000000));
-        int r = patience_poll(&soon, -1, 0);
+        int r = remote_poll(&soon, -1, 0);
         if (r < 0 && (r != -ETIMEDOUT || now_ns() >= p->until)) {
             return r;
         }

@@ -68,7 +68,7 @@ struct patience {
 
 /* Wait for @events on @fd, or for a kick.  Their revents, 0 for a kick;
  * -ETIMEDOUT, -ECANCELED. */
-int patience_poll(const struct patience *p, int fd, short events);
+int remote_poll(const struct patience *p, int fd, short events);
 
 /* A connected socket.  -ETIMEDOUT, -ECANCELED, and what connecting gives. */
 int remote_socket(struct remote_address *a, const struct patience *p,
