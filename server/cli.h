@@ -6,7 +6,7 @@
  * What all sub-commands share: options, errors, output.
  *
  * Exit status: 0, EXIT_FAILURE (1) when the work failed, CLI_USAGE (2) when
- * the command line makes no sense.
+ * the command line makes no sense; from 3 on, what the command's page tells.
  */
 #include <jansson.h>
 #include <stdbool.h>

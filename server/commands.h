@@ -4,6 +4,7 @@
 
 /* The sub-commands.  argv[0] is the command's own name; they return the exit
  * status (cli.h). */
+int cmd_bitmap(int argc, char **argv);
 int cmd_create(int argc, char **argv);
 int cmd_info(int argc, char **argv);
 int cmd_map(int argc, char **argv);

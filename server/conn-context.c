@@ -199,7 +199,8 @@ int conn_option_contexts(struct conn *c, struct option *o)
     }
     if (!c->structured) {
         return handshake_error(c, o->type, NBD_REP_ERR_INVALID,
-                               "structured replies come first");
+                               "structured replies or extended headers come "
+                               "first");
     }
     bool ok = option_text(o, name) && option_u32(o, &qs.count);
     qs.at = *o;
@@ -207,7 +208,7 @@ int conn_option_contexts(struct conn *c, struct option *o)
         return handshake_error(c, o->type, NBD_REP_ERR_INVALID,
                                "malformed option");
     }
-    struct export *e = exports_find(c->exports, name);
+    struct export *e = conn_find_export(c, name, NULL);
     if (!e) {
         return handshake_unknown(c, o->type, name);
     }

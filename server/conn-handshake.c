@@ -187,11 +187,16 @@ static uint16_t transmission_flags(const struct conn *c, const struct export *e)
     unsigned flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH |
                      NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_CACHE;
 
-    flags |= server_max(c->server) != 1 ? NBD_FLAG_CAN_MULTI_CONN : 0;
-    flags |= e->writable ? NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES |
-                               NBD_FLAG_SEND_FAST_ZERO
-                         : NBD_FLAG_READ_ONLY;
+    /* Of a view each connection has its own. */
+    flags |= server_max(c->server) != 1 && !e->of ? NBD_FLAG_CAN_MULTI_CONN : 0;
+    flags |= conn_may_write(c, e)
+                 ? NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES |
+                       NBD_FLAG_SEND_FAST_ZERO
+                 : NBD_FLAG_READ_ONLY;
     flags |= c->structured ? NBD_FLAG_SEND_DF : 0;
+    flags |= c->extended && c->context_count > 0 && c->contexts_of == e->serial
+                 ? NBD_FLAG_BLOCK_STATUS_PAYLOAD
+                 : 0;
     return (uint16_t)flags;
 }
 
@@ -200,6 +205,7 @@ static void choose(struct conn *c, struct export *e, uint64_t size)
 {
     c->export = e;
     c->size = size;
+    c->writable = conn_may_write(c, e);
     if (c->contexts_of != e->serial) {
         conn_forget_contexts(c);
     }
@@ -210,10 +216,10 @@ static int option_export_name(struct conn *c, struct option *o)
     char name[NBD_STRING_MAX + 1];
     char reply[10 + 124] = {0};
 
-    if (!option_string(o, o->len, name)) {
+    if (!option_string(o, o->len, name) || c->extended) {
         return -EINVAL;
     }
-    struct export *e = exports_find(c->exports, name);
+    struct export *e = conn_find_export(c, name, NULL);
     if (!e) {
         return -ENOENT;
     }
@@ -224,18 +230,28 @@ static int option_export_name(struct conn *c, struct option *o)
     return raw(c, reply, c->no_zeroes ? 10 : sizeof(reply));
 }
 
+struct names {
+    uint64_t server;
+    json_t *list;
+};
+
 static int export_names(struct export *e, void *opaque)
 {
-    return json_array_append_new(
-        opaque,
-        json_pack("[s, s]", e->name, e->description ? e->description : ""));
+    struct names *n = opaque;
+
+    return e->server != n->server
+               ? 0
+               : json_array_append_new(
+                     n->list,
+                     json_pack("[s, s, s?]", e->name,
+                               e->description ? e->description : "", e->authz));
 }
 
-static int reply_server(struct conn *c, const json_t *pair)
+static int reply_server(struct conn *c, const json_t *item)
 {
     char data[4 + 2 * NBD_STRING_MAX];
-    const char *name = json_string_value(json_array_get(pair, 0));
-    const char *text = json_string_value(json_array_get(pair, 1));
+    const char *name = json_string_value(json_array_get(item, 0));
+    const char *text = json_string_value(json_array_get(item, 1));
     size_t len = name ? strnlen(name, NBD_STRING_MAX) : 0;
     size_t more = text ? strnlen(text, NBD_STRING_MAX) : 0;
 
@@ -252,17 +268,18 @@ static int option_list(struct conn *c, struct option *o)
         return handshake_error(c, o->type, NBD_REP_ERR_INVALID,
                                "this option has no data");
     }
-    json_t *names = json_array();
+    struct names n = {server_serial(c->server), json_array()};
     size_t i;
-    json_t *pair;
-    int r = names && exports_each(c->exports, export_names, names) == 0
-                ? 0
-                : -ENOMEM;
+    json_t *item;
+    int r = n.list && exports_each(c->exports, export_names, &n) == 0 ? 0
+                                                                      : -ENOMEM;
 
-    json_array_foreach (names, i, pair) {
-        r = r == 0 ? reply_server(c, pair) : r;
+    json_array_foreach (n.list, i, item) {
+        if (conn_is_allowed(c, json_string_value(json_array_get(item, 2)))) {
+            r = r == 0 ? reply_server(c, item) : r;
+        }
     }
-    json_decref(names);
+    json_decref(n.list);
     return r < 0 ? r : handshake_reply(c, o->type, NBD_REP_ACK, NULL, 0);
 }
 
@@ -329,9 +346,12 @@ static int option_info(struct conn *c, struct option *o)
         return handshake_error(c, o->type, NBD_REP_ERR_INVALID,
                                "malformed option");
     }
-    struct export *e = exports_find(c->exports, name);
+    bool needs_tls;
+    struct export *e = conn_find_export(c, name, &needs_tls);
     if (!e) {
-        return handshake_unknown(c, o->type, name);
+        return needs_tls ? handshake_error(c, o->type, NBD_REP_ERR_TLS_REQD,
+                                           "this export needs TLS")
+                         : handshake_unknown(c, o->type, name);
     }
     uint64_t size = blk_size(e->blk);
     int r = reply_infos(c, o, e, size);
@@ -343,13 +363,27 @@ static int option_info(struct conn *c, struct option *o)
     return r;
 }
 
-static int option_structured(struct conn *c, struct option *o)
+/* STRUCTURED_REPLY and EXTENDED_HEADERS: up, never down or twice. */
+static int option_replies(struct conn *c, struct option *o)
 {
+    bool extended = o->type == NBD_OPT_EXTENDED_HEADERS;
+
     if (o->len > 0) {
         return handshake_error(c, o->type, NBD_REP_ERR_INVALID,
                                "this option has no data");
     }
+    if (c->extended) {
+        return handshake_error(c, o->type,
+                               extended ? NBD_REP_ERR_INVALID
+                                        : NBD_REP_ERR_EXT_HEADER_REQD,
+                               "extended headers already negotiated");
+    }
+    if (c->structured && !extended) {
+        return handshake_error(c, o->type, NBD_REP_ERR_INVALID,
+                               "structured reply already negotiated");
+    }
     c->structured = true;
+    c->extended = extended;
     return handshake_reply(c, o->type, NBD_REP_ACK, NULL, 0);
 }
 
@@ -357,6 +391,13 @@ static int run_option(struct conn *c, struct option *o)
 {
     int r;
 
+    if (conn_needs_tls(c, o->type)) {
+        return o->type == NBD_OPT_EXPORT_NAME
+                   ? -EPERM
+                   : handshake_error(
+                         c, o->type, NBD_REP_ERR_TLS_REQD,
+                         "TLS is required, before any other option");
+    }
     switch (o->type) {
     case NBD_OPT_EXPORT_NAME:
         return option_export_name(c, o);
@@ -369,7 +410,10 @@ static int run_option(struct conn *c, struct option *o)
     case NBD_OPT_GO:
         return option_info(c, o);
     case NBD_OPT_STRUCTURED_REPLY:
-        return option_structured(c, o);
+    case NBD_OPT_EXTENDED_HEADERS:
+        return option_replies(c, o);
+    case NBD_OPT_STARTTLS:
+        return conn_option_starttls(c, o);
     case NBD_OPT_LIST_META_CONTEXT:
     case NBD_OPT_SET_META_CONTEXT:
         return conn_option_contexts(c, o);
@@ -381,8 +425,8 @@ static int run_option(struct conn *c, struct option *o)
 
 static bool is_known(uint32_t type)
 {
-    return type >= NBD_OPT_LIST && type <= NBD_OPT_SET_META_CONTEXT &&
-           type != 4 && type != NBD_OPT_STARTTLS;
+    return type >= NBD_OPT_LIST && type <= NBD_OPT_EXTENDED_HEADERS &&
+           type != 4;
 }
 
 /* An option with more data than any needs. */
@@ -396,7 +440,7 @@ static int long_option(struct conn *c, uint32_t type, uint32_t len)
     if (type == NBD_OPT_SET_META_CONTEXT) {
         conn_forget_contexts(c);
     }
-    return is_known(type)
+    return is_known(type) && !conn_needs_tls(c, type)
                ? handshake_error(c, type, NBD_REP_ERR_TOO_BIG, "too much data")
                : run_option(c, &o);
 }
@@ -441,6 +485,10 @@ int conn_handshake(struct conn *c)
         return -EINVAL;
     }
     c->no_zeroes = flags & NBD_FLAG_NO_ZEROES;
+    c->fixed = flags & NBD_FLAG_FIXED_NEWSTYLE;
+    if (!c->fixed && tls_policy_mode(c->policy) == TLS_REQUIRE) {
+        return -EPERM;
+    }
     while (!c->export) {
         int r = next_option(c);
         if (r < 0) {

@@ -16,16 +16,21 @@
 /* A hole shorter than this is sent as data. */
 #define HOLE_MIN 4096
 
-char *put_read_head(const struct conn *c, char *p, uint64_t cookie,
-                    uint64_t offset, uint32_t length, bool last)
+size_t read_head_size(const struct conn *c)
+{
+    return c->structured ? chunk_size(c) + 8 : NBD_SIMPLE_REPLY_SIZE;
+}
+
+void put_read_head(const struct conn *c, char *p, const struct request *rq,
+                   uint32_t length, bool last)
 {
     if (!c->structured) {
-        return put_simple(p, 0, cookie);
+        put_simple(p, 0, rq->cookie);
+        return;
     }
-    p = put_chunk(p, last ? NBD_REPLY_FLAG_DONE : 0, NBD_REPLY_TYPE_OFFSET_DATA,
-                  cookie, 8 + length);
-    store_be64(p, offset);
-    return p + 8;
+    p = put_chunk(c, p, rq, last ? NBD_REPLY_FLAG_DONE : 0,
+                  NBD_REPLY_TYPE_OFFSET_DATA, 8 + length);
+    store_be64(p, rq->offset);
 }
 
 /* A segment with @bytes read from @offset. */
@@ -54,7 +59,7 @@ static int read_piece(struct conn *c, uint64_t offset, uint32_t bytes,
 static int read_pieces(struct conn *c, const struct request *rq, bool nowait,
                        struct list *pieces)
 {
-    for (uint32_t done = 0; done < rq->length;) {
+    for (uint64_t done = 0; done < rq->length;) {
         uint32_t part = (uint32_t)min_u64(rq->length - done, PIECE_SIZE);
         struct segment *s = NULL;
         int r = read_piece(c, rq->offset + done, part, nowait, &s);
@@ -79,10 +84,9 @@ static int read_whole(struct conn *c, const struct request *rq, bool nowait)
         return r;
     }
     struct segment *first = list_entry(pieces.next, struct segment, link);
-    first->head = SEGMENT_PAYLOAD -
-                  (c->structured ? NBD_CHUNK_SIZE + 8 : NBD_SIMPLE_REPLY_SIZE);
-    (void)put_read_head(c, segment_at(first, first->head), rq->cookie,
-                        rq->offset, rq->length, true);
+    first->head = SEGMENT_PAYLOAD - (uint32_t)read_head_size(c);
+    put_read_head(c, segment_at(first, first->head), rq, (uint32_t)rq->length,
+                  true);
     conn_queue_list(c, &pieces);
     conn_push(c);
     return 0;
@@ -116,7 +120,8 @@ static int next_run(struct conn *c, const struct request *rq, bool nowait,
                     struct run *run)
 {
     *run = (struct run){.any = false};
-    if (rq->length > INLINE_MAX) {
+    /* The holes of a view have bytes (dirty-view.c). */
+    if (rq->length > INLINE_MAX && !c->export->of) {
         int r = blk_extents(c->export->blk, rq->offset, rq->length,
                             nowait ? REQ_NOWAIT : 0, add_extent, run);
         if (r == -EAGAIN && nowait) {
@@ -136,12 +141,12 @@ static int send_hole(struct conn *c, const struct request *rq, uint32_t bytes)
     if (!s) {
         return -ENOMEM;
     }
-    char *p = put_chunk(segment_at(s, s->head),
+    char *p = put_chunk(c, segment_at(s, s->head), rq,
                         bytes == rq->length ? NBD_REPLY_FLAG_DONE : 0,
-                        NBD_REPLY_TYPE_OFFSET_HOLE, rq->cookie, 12);
+                        NBD_REPLY_TYPE_OFFSET_HOLE, 12);
     store_be64(p, rq->offset);
     store_be32(p + 8, bytes);
-    s->tail += NBD_CHUNK_SIZE + 12;
+    s->tail += (uint32_t)chunk_size(c) + 12;
     conn_queue(c, s);
     return 0;
 }
@@ -155,9 +160,8 @@ static int send_data(struct conn *c, const struct request *rq, uint32_t bytes,
     if (r < 0) {
         return r;
     }
-    s->head -= NBD_CHUNK_SIZE + 8;
-    (void)put_read_head(c, segment_at(s, s->head), rq->cookie, rq->offset,
-                        bytes, bytes == rq->length);
+    s->head -= (uint32_t)read_head_size(c);
+    put_read_head(c, segment_at(s, s->head), rq, bytes, bytes == rq->length);
     conn_queue(c, s);
     conn_push(c);
     return 0;

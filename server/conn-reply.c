@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "conn.h"
 #include "nbdelta/bytes.h"
@@ -18,22 +17,6 @@ static const struct {
     [SEGMENT_MEDIUM] = {SEGMENT_PAYLOAD + INLINE_MAX, HELD_MAX / PIECE_SIZE},
     [SEGMENT_LARGE] = {SEGMENT_PAYLOAD + PIECE_SIZE, HELD_MAX / PIECE_SIZE},
 };
-
-/* Not malloc: what it is given back is often kept by its arenas, and here it
- * shall leave the process when a connection falls idle. */
-void *pages_new(size_t bytes)
-{
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    return p == MAP_FAILED ? NULL : p;
-}
-
-void pages_free(void *p, size_t bytes)
-{
-    if (p) {
-        (void)munmap(p, bytes);
-    }
-}
 
 static void release(struct segment *s)
 {
@@ -108,6 +91,7 @@ void conn_trim(struct conn *c)
 {
     segment_free(c, c->batch);
     c->batch = NULL;
+    transport_trim(&c->io);
     mutex_lock(&c->lock);
     for (unsigned i = 0; i < SEGMENT_CLASSES; i++) {
         list_for_each_safe (l, &c->free_segments[i]) {
@@ -125,44 +109,49 @@ void conn_trim(struct conn *c)
 
 /* --- Replies. --- */
 
-char *put_simple(char *p, uint32_t error, uint64_t cookie)
+void put_simple(char *p, uint32_t error, uint64_t cookie)
 {
     store_be32(p, NBD_SIMPLE_REPLY_MAGIC);
     store_be32(p + 4, error);
     store_be64(p + 8, cookie);
-    return p + NBD_SIMPLE_REPLY_SIZE;
 }
 
-char *put_chunk(char *p, uint16_t flags, uint16_t type, uint64_t cookie,
-                uint32_t length)
+char *put_chunk(const struct conn *c, char *p, const struct request *rq,
+                uint16_t flags, uint16_t type, uint32_t length)
 {
-    store_be32(p, NBD_STRUCTURED_REPLY_MAGIC);
+    store_be32(p, c->extended ? NBD_EXTENDED_REPLY_MAGIC
+                              : NBD_STRUCTURED_REPLY_MAGIC);
     store_be16(p + 4, flags);
     store_be16(p + 6, type);
-    store_be64(p + 8, cookie);
-    store_be32(p + 16, length);
-    return p + NBD_CHUNK_SIZE;
+    store_be64(p + 8, rq->cookie);
+    if (c->extended) {
+        store_be64(p + 16, rq->origin);
+        store_be64(p + 24, length);
+    } else {
+        store_be32(p + 16, length);
+    }
+    return p + chunk_size(c);
 }
 
 size_t put_reply(const struct conn *c, char *p, const struct request *rq,
                  uint32_t error, const char *text)
 {
-    if (c->structured && error == 0 && rq->type == NBD_CMD_READ) {
-        (void)put_chunk(p, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_NONE, rq->cookie,
-                        0);
-        return NBD_CHUNK_SIZE;
+    if (error == 0 &&
+        (c->extended || (c->structured && rq->type == NBD_CMD_READ))) {
+        (void)put_chunk(c, p, rq, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_NONE, 0);
+        return chunk_size(c);
     }
     if (!c->structured || error == 0) {
-        (void)put_simple(p, error, rq->cookie);
+        put_simple(p, error, rq->cookie);
         return NBD_SIMPLE_REPLY_SIZE;
     }
-    uint16_t len = (uint16_t)strnlen(text, REPLY_MAX - NBD_CHUNK_SIZE - 6);
-    p = put_chunk(p, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_ERROR, rq->cookie,
-                  6U + len);
+    size_t len = strnlen(text, REPLY_MAX - NBD_EXTENDED_CHUNK_SIZE - 6);
+    p = put_chunk(c, p, rq, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_ERROR,
+                  (uint32_t)(6 + len));
     store_be32(p, error);
-    store_be16(p + 4, len);
+    store_be16(p + 4, (uint16_t)len);
     memcpy(p + 6, text, len);
-    return NBD_CHUNK_SIZE + 6U + len;
+    return chunk_size(c) + 6 + len;
 }
 
 char *batch_room(struct conn *c, size_t n)
@@ -318,7 +307,8 @@ static bool push_locked(struct conn *c) REQUIRES(c->lock)
         return false;
     }
     c->sending = true;
-    while (!list_empty(&c->out) && !c->broken && send_some_locked(c)) {
+    while ((!list_empty(&c->out) || transport_unsent(&c->io)) && !c->broken &&
+           send_some_locked(c)) {
     }
     c->sending = false;
     if (c->broken) {

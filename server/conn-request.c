@@ -17,6 +17,7 @@ static const struct command {
     bool writes;       /* not for a read-only export */
     uint32_t past_end; /* the error for a range not inside the export */
 } commands[] = {
+    /* PAYLOAD_LEN is looked at in payload_fits(). */
     [NBD_CMD_READ] = {NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_DF, false, NBD_EINVAL},
     [NBD_CMD_WRITE] = {NBD_CMD_FLAG_FUA, true, NBD_ENOSPC},
     [NBD_CMD_FLUSH] = {NBD_CMD_FLAG_FUA, false, NBD_EINVAL},
@@ -65,6 +66,28 @@ static uint32_t check_kind(const struct conn *c, const struct request *rq,
     }
 }
 
+/* Bytes that come behind the header of @rq. */
+static uint64_t payload_length(const struct conn *c, const struct request *rq)
+{
+    bool has = c->extended ? rq->flags & NBD_CMD_FLAG_PAYLOAD_LEN
+                           : rq->type == NBD_CMD_WRITE;
+
+    return has ? rq->length : 0;
+}
+
+/* A payload, and what says that there is one, are in their place. */
+static bool payload_fits(const struct conn *c, const struct request *rq)
+{
+    bool has = rq->flags & NBD_CMD_FLAG_PAYLOAD_LEN;
+
+    if (!c->extended) {
+        return !has;
+    }
+    return rq->type == NBD_CMD_WRITE          ? has
+           : rq->type == NBD_CMD_BLOCK_STATUS ? true
+                                              : !has;
+}
+
 static uint32_t check(const struct conn *c, const struct request *rq,
                       const char **why)
 {
@@ -73,12 +96,18 @@ static uint32_t check(const struct conn *c, const struct request *rq,
         return NBD_EINVAL;
     }
     const struct command *cmd = &commands[rq->type];
-    if (cmd->writes && !c->export->writable) {
+    if (cmd->writes && !c->writable) {
         *why = "the export is read-only";
         return NBD_EPERM;
     }
-    if (rq->flags & ~cmd->flags) {
+    if ((rq->flags & ~(cmd->flags | NBD_CMD_FLAG_PAYLOAD_LEN))) {
         *why = "a flag that this command does not have";
+        return NBD_EINVAL;
+    }
+    if (!payload_fits(c, rq)) {
+        *why = rq->type == NBD_CMD_WRITE
+                   ? "a write, and only that, has a payload and its length"
+                   : "a payload that this command does not have";
         return NBD_EINVAL;
     }
     if (!range_inside(rq->offset, rq->length, c->size)) {
@@ -95,6 +124,11 @@ static size_t input_left(const struct conn *c)
     return c->input_end - c->input_at;
 }
 
+static size_t head_size(const struct conn *c)
+{
+    return c->extended ? NBD_EXTENDED_REQUEST_SIZE : NBD_REQUEST_SIZE;
+}
+
 /* As conn_receive, but it also waits where that would not. */
 static bool receive(struct conn *c, struct iovec *iov, int cnt, size_t *got)
 {
@@ -108,7 +142,7 @@ static bool receive(struct conn *c, struct iovec *iov, int cnt, size_t *got)
 }
 
 /* Let @n bytes of a payload that nobody wants go by. */
-static bool skip_payload(struct conn *c, size_t n)
+static bool skip_payload(struct conn *c, uint64_t n)
 {
     for (;;) {
         size_t part = min_u64(n, input_left(c));
@@ -198,8 +232,8 @@ static bool receive_write(struct conn *c, const struct request *rq)
     if (input_left(c) < rq->length) {
         conn_flush(c);
     }
-    for (uint32_t left = rq->length; left > 0;) {
-        uint32_t part = (uint32_t)min_u64(left, PIECE_SIZE);
+    for (uint64_t left = rq->length; left > 0;) {
+        size_t part = min_u64(left, PIECE_SIZE);
         struct segment *s = payload_segment(c, part);
 
         if (!s) {
@@ -226,27 +260,32 @@ fail:
 
 enum step { STEP_ON, STEP_WAIT, STEP_END };
 
-static enum step write_request(struct conn *c, const struct request *rq)
+/* An answer at once; the payload that nobody wants goes by. */
+static enum step answer(struct conn *c, const struct request *rq,
+                        uint64_t payload, uint32_t error, const char *why)
+{
+    if (!skip_payload(c, payload)) {
+        return STEP_END;
+    }
+    conn_reply(c, rq, error, why, true);
+    return STEP_ON;
+}
+
+static enum step write_request(struct conn *c, const struct request *rq,
+                               uint64_t payload)
 {
     const char *why = NULL;
-
-    if (rq->length > NBD_PAYLOAD_MAX) {
-        return STEP_END; /* so much cannot be meant */
-    }
     uint32_t error = check(c, rq, &why);
-    if (error || rq->length == 0) {
-        c->input_at += NBD_REQUEST_SIZE;
-        if (!skip_payload(c, rq->length)) {
-            return STEP_END;
-        }
-        conn_reply(c, rq, error, why, true);
-        return STEP_ON;
+
+    if (error || payload == 0) {
+        c->input_at += head_size(c);
+        return answer(c, rq, payload, error, why);
     }
-    size_t there = input_left(c) - NBD_REQUEST_SIZE;
+    size_t there = input_left(c) - head_size(c);
     if (there < rq->length && rq->length <= GATHER_MAX) {
         return STEP_WAIT;
     }
-    c->input_at += NBD_REQUEST_SIZE;
+    c->input_at += head_size(c);
     if (there >= rq->length && try_write(c, rq, c->input + c->input_at)) {
         c->input_at += rq->length;
         return STEP_ON;
@@ -256,20 +295,21 @@ static enum step write_request(struct conn *c, const struct request *rq)
 
 /* --- The others. --- */
 
-static bool submit(struct conn *c, const struct request *rq)
+static enum step submit(struct conn *c, const struct request *rq)
 {
     conn_throttle(c, request_bytes(rq));
     struct request *r = request_new(c, rq);
-    if (r) {
-        request_submit(r);
+    if (!r) {
+        return STEP_END;
     }
-    return r != NULL;
+    request_submit(r);
+    return STEP_ON;
 }
 
 /* A short read, straight into the batch.  -EAGAIN: it would have to wait. */
 static int read_into_batch(struct conn *c, const struct request *rq)
 {
-    size_t head = c->structured ? NBD_CHUNK_SIZE + 8 : NBD_SIMPLE_REPLY_SIZE;
+    size_t head = read_head_size(c);
     char *p = batch_room(c, head + rq->length);
 
     if (!p) {
@@ -284,52 +324,118 @@ static int read_into_batch(struct conn *c, const struct request *rq)
         conn_reply_result(c, rq, r, true);
         return 0;
     }
-    (void)put_read_head(c, p, rq->cookie, rq->offset, rq->length, true);
+    put_read_head(c, p, rq, (uint32_t)rq->length, true);
     batch_use(c, head + rq->length);
     return 0;
 }
 
-static bool read_request(struct conn *c, struct request *rq)
+static enum step read_request(struct conn *c, struct request *rq)
 {
     int r = rq->length <= INLINE_MAX ? read_into_batch(c, rq)
                                      : conn_read(c, rq, true);
-    return r == 0 || submit(c, rq);
+    return r == 0 ? STEP_ON : submit(c, rq);
+}
+
+static uint64_t all_contexts(const struct conn *c)
+{
+    return c->context_count == 0 ? 0 : UINT64_MAX >> (64 - c->context_count);
+}
+
+/* Only the contexts whose ids are at @p.  False: one is unknown, or twice. */
+static bool pick_contexts(struct conn *c, struct request *rq, const char *p,
+                          size_t count)
+{
+    rq->contexts = 0;
+    for (; count > 0; count--, p += 4) {
+        uint64_t bit = 0;
+
+        for (unsigned i = 0; i < c->context_count; i++) {
+            bit |= c->contexts[i].id == load_be32(p) ? UINT64_C(1) << i : 0;
+        }
+        if (bit == 0 || (rq->contexts & bit)) {
+            return false;
+        }
+        rq->contexts |= bit;
+    }
+    return true;
+}
+
+/* Block status of contexts that the payload names, behind the length that is
+ * meant. */
+static enum step filtered_status(struct conn *c, struct request *rq)
+{
+    const uint64_t payload = rq->length;
+    const char *why = "unknown metadata contexts";
+
+    if (payload < 12 || payload % 4 != 0 ||
+        payload > 8 + 4 * (uint64_t)c->context_count) {
+        c->input_at += head_size(c);
+        return answer(c, rq, payload, NBD_EINVAL, why);
+    }
+    if (input_left(c) < head_size(c) + payload) {
+        return STEP_WAIT;
+    }
+    const char *p = c->input + c->input_at + head_size(c);
+    rq->length = load_be64(p);
+    uint32_t error = pick_contexts(c, rq, p + 8, (payload - 8) / 4)
+                         ? check(c, rq, &why)
+                         : NBD_EINVAL;
+    c->input_at += head_size(c) + payload;
+    return error ? answer(c, rq, 0, error, why) : submit(c, rq);
+}
+
+/* What is at the front of the input.  False: no request. */
+static bool parse(const struct conn *c, struct request *rq)
+{
+    const char *p = c->input + c->input_at;
+    uint32_t magic = c->extended ? NBD_EXTENDED_REQUEST_MAGIC
+                                 : NBD_REQUEST_MAGIC;
+
+    *rq = (struct request){
+        .flags = load_be16(p + 4),
+        .type = load_be16(p + 6),
+        .cookie = load_be64(p + 8),
+        .origin = load_be64(p + 16),
+        .offset = load_be64(p + 16),
+        .length = c->extended ? load_be64(p + 24) : load_be32(p + 24),
+        .contexts = all_contexts(c),
+    };
+    if (c->export->writethrough && rq->type != NBD_CMD_READ) {
+        rq->flags |= NBD_CMD_FLAG_FUA;
+    }
+    return load_be32(p) == magic;
 }
 
 static enum step one_request(struct conn *c)
 {
-    const char *p = c->input + c->input_at;
-    struct request rq = {
-        .flags = load_be16(p + 4),
-        .type = load_be16(p + 6),
-        .cookie = load_be64(p + 8),
-        .offset = load_be64(p + 16),
-        .length = load_be32(p + 24),
-    };
     const char *why = NULL;
+    struct request rq;
 
-    if (c->export->writethrough && rq.type != NBD_CMD_READ) {
-        rq.flags |= NBD_CMD_FLAG_FUA;
-    }
-    if (load_be32(p) != NBD_REQUEST_MAGIC || rq.type == NBD_CMD_DISC) {
+    if (!parse(c, &rq) || rq.type == NBD_CMD_DISC) {
         return STEP_END;
     }
-    if (rq.type == NBD_CMD_WRITE) {
-        return write_request(c, &rq);
+    uint64_t payload = payload_length(c, &rq);
+    if (payload > NBD_PAYLOAD_MAX) {
+        return STEP_END; /* so much cannot be meant */
     }
-    c->input_at += NBD_REQUEST_SIZE;
+    if (rq.type == NBD_CMD_WRITE) {
+        return write_request(c, &rq, payload);
+    }
+    if (rq.type == NBD_CMD_BLOCK_STATUS && c->extended &&
+        (rq.flags & NBD_CMD_FLAG_PAYLOAD_LEN)) {
+        return filtered_status(c, &rq);
+    }
+    c->input_at += head_size(c);
     uint32_t error = check(c, &rq, &why);
     if (error || (rq.type == NBD_CMD_READ && rq.length == 0)) {
-        conn_reply(c, &rq, error, why, true);
-        return STEP_ON;
+        return answer(c, &rq, payload, error, why);
     }
-    bool ok = rq.type == NBD_CMD_READ ? read_request(c, &rq) : submit(c, &rq);
-    return ok ? STEP_ON : STEP_END;
+    return rq.type == NBD_CMD_READ ? read_request(c, &rq) : submit(c, &rq);
 }
 
 bool conn_requests(struct conn *c)
 {
-    while (input_left(c) >= NBD_REQUEST_SIZE) {
+    while (input_left(c) >= head_size(c)) {
         if (atomic_load_explicit(&c->stopping, memory_order_relaxed)) {
             return false;
         }

@@ -7,18 +7,17 @@
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 
-#define CHUNK_HEAD (NBD_CHUNK_SIZE + 4)
-#define DESCRIPTOR 8
-
 /* A reply is not longer than this. */
 #define REPLY_BYTES (1 * MiB)
 
 struct runs {
     enum context_kind kind;
-    char *at; /* of the last descriptor */
+    bool extended;   /* descriptors have 64-bit fields */
+    uint32_t stride; /* their size */
+    char *at;        /* of the last one */
     unsigned count;
     unsigned max;
-    uint32_t length; /* of the last run */
+    uint64_t length; /* of the last run */
     uint32_t flags;
 };
 
@@ -26,17 +25,22 @@ struct runs {
 static bool add_run(struct runs *rs, uint64_t length, uint32_t flags)
 {
     if (rs->count > 0 && rs->flags == flags) {
-        rs->length += (uint32_t)length;
+        rs->length += length;
     } else if (rs->count == rs->max) {
         return false;
     } else {
-        rs->at += rs->count > 0 ? DESCRIPTOR : 0;
+        rs->at += rs->count > 0 ? rs->stride : 0;
         rs->count++;
-        rs->length = (uint32_t)length;
+        rs->length = length;
         rs->flags = flags;
     }
-    store_be32(rs->at, rs->length);
-    store_be32(rs->at + 4, rs->flags);
+    if (rs->extended) {
+        store_be64(rs->at, rs->length);
+        store_be64(rs->at + 8, rs->flags);
+    } else { /* no longer than the request */
+        store_be32(rs->at, (uint32_t)rs->length);
+        store_be32(rs->at + 4, rs->flags);
+    }
     return true;
 }
 
@@ -73,11 +77,12 @@ static int bitmap_runs(struct bitmap *bm, const struct request *rq,
     return bitmap_removed(bm) || !bitmap_readable(bm) ? -EINVAL : 0;
 }
 
-/* The chunk of one context, *sp. */
+/* The chunk of one of @count contexts, *sp. */
 static int context_chunk(struct conn *c, const struct context *ctx,
-                         const struct request *rq, bool last,
+                         const struct request *rq, unsigned count, bool last,
                          struct segment **sp)
 {
+    const uint32_t before = c->extended ? 8 : 4; /* the descriptors */
     struct segment *s = segment_new(c, SEGMENT_LARGE);
     int r;
 
@@ -86,14 +91,16 @@ static int context_chunk(struct conn *c, const struct context *ctx,
     }
     *sp = s;
     char *head = segment_at(s, s->head);
-    size_t room = min_u64(s->size - s->head, REPLY_BYTES / c->context_count);
+    size_t room = min_u64(s->size - s->head, REPLY_BYTES / count);
     struct runs rs = {
         .kind = ctx->kind,
-        .at = head + CHUNK_HEAD,
-        .max = rq->flags & NBD_CMD_FLAG_REQ_ONE
-                   ? 1
-                   : (unsigned)((room - CHUNK_HEAD) / DESCRIPTOR),
+        .extended = c->extended,
+        .stride = c->extended ? 16 : 8,
+        .at = head + chunk_size(c) + before,
     };
+    rs.max = rq->flags & NBD_CMD_FLAG_REQ_ONE
+                 ? 1
+                 : (unsigned)((room - chunk_size(c) - before) / rs.stride);
     if (ctx->kind == CONTEXT_BITMAP) {
         r = bitmap_runs(ctx->bitmap, rq, &rs);
     } else {
@@ -103,23 +110,30 @@ static int context_chunk(struct conn *c, const struct context *ctx,
     if (r < 0) {
         return r;
     }
-    uint32_t length = 4 + rs.count * DESCRIPTOR;
-    char *p = put_chunk(head, last ? NBD_REPLY_FLAG_DONE : 0,
-                        NBD_REPLY_TYPE_BLOCK_STATUS, rq->cookie, length);
+    uint32_t length = before + rs.count * rs.stride;
+    char *p = put_chunk(c, head, rq, last ? NBD_REPLY_FLAG_DONE : 0,
+                        c->extended ? NBD_REPLY_TYPE_BLOCK_STATUS_EXT
+                                    : NBD_REPLY_TYPE_BLOCK_STATUS,
+                        length);
     store_be32(p, ctx->id);
-    s->tail += NBD_CHUNK_SIZE + length;
+    if (c->extended) {
+        store_be32(p + 4, rs.count);
+    }
+    s->tail += (uint32_t)chunk_size(c) + length;
     return 0;
 }
 
 void conn_status(struct conn *c, const struct request *rq)
 {
+    unsigned count = (unsigned)__builtin_popcountll(rq->contexts);
     struct list chunks;
 
     list_init(&chunks);
-    for (unsigned i = 0; i < c->context_count; i++) {
+    for (uint64_t left = rq->contexts; left != 0; left &= left - 1) {
+        struct context *ctx = &c->contexts[__builtin_ctzll(left)];
         struct segment *s = NULL;
-        int r = context_chunk(c, &c->contexts[i], rq, i + 1 == c->context_count,
-                              &s);
+        int r = context_chunk(c, ctx, rq, count, (left & (left - 1)) == 0, &s);
+
         if (s) {
             list_append(&chunks, &s->link);
         }

@@ -47,7 +47,7 @@ size_t request_bytes(const struct request *rq)
     switch (rq->type) {
     case NBD_CMD_READ:
     case NBD_CMD_WRITE:
-        return rq->length;
+        return (size_t)rq->length; /* at most NBD_PAYLOAD_MAX */
     case NBD_CMD_BLOCK_STATUS:
         return MiB;
     default:
@@ -104,18 +104,22 @@ static void request_done(struct request *r)
 
 /* --- What they do. --- */
 
+/* Longer ranges to trim, zero or cache are done piece by piece: who drains the
+ * tree, or ends the connection, does not wait for all of them. */
+#define RANGE_PIECE (1 * GiB)
+
 static uint32_t wire_error(int r)
 {
     switch (-r) {
     case 0:
         return 0;
     case EPERM:
-    case EACCES:
     case EROFS:
         return NBD_EPERM;
     case ENOMEM:
         return NBD_ENOMEM;
     case EINVAL:
+    case EACCES: /* no part of a point in time; what QEMU says then */
         return NBD_EINVAL;
     case ENOSPC:
     case EDQUOT:
@@ -145,7 +149,7 @@ static int do_write(struct conn *c, const struct request *r)
 {
     uint64_t offset = r->offset;
     bool fua = r->flags & NBD_CMD_FLAG_FUA;
-    bool whole = r->length <= BLK_IOV_MAX * PIECE_SIZE;
+    bool whole = r->length <= (uint64_t)BLK_IOV_MAX * PIECE_SIZE;
     struct list *at = r->payload.next;
 
     while (at != &r->payload) {
@@ -168,30 +172,54 @@ static int do_write(struct conn *c, const struct request *r)
     return fua && !whole ? blk_flush(c->export->blk) : 0;
 }
 
-static int do_trim(struct conn *c, const struct request *r)
+static int do_piece(struct conn *c, const struct request *r, uint64_t offset,
+                    uint64_t bytes)
 {
-    int ret = blk_discard(c->export->blk, r->offset, r->length);
+    struct blk *blk = c->export->blk;
 
-    if (ret == 0 && (r->flags & NBD_CMD_FLAG_FUA)) {
-        ret = blk_flush(c->export->blk);
+    switch (r->type) {
+    case NBD_CMD_TRIM:
+        return blk_discard(blk, offset, bytes);
+    case NBD_CMD_CACHE:
+        return blk_prefetch(blk, offset, bytes);
+    default:
+        return blk_zero(
+            blk, offset, bytes,
+            (r->flags & NBD_CMD_FLAG_NO_HOLE ? 0 : REQ_MAY_UNMAP) |
+                (r->flags & NBD_CMD_FLAG_FAST_ZERO ? REQ_NO_FALLBACK : 0));
     }
-    return ret;
 }
 
-static int do_zero(struct conn *c, const struct request *r)
+/* Nobody waits for its replies any more, or they have to be soon. */
+static bool is_given_up(struct conn *c)
 {
-    unsigned flags = 0;
+    mutex_lock(&c->lock);
+    bool broken = c->broken;
+    mutex_unlock(&c->lock);
+    return broken || atomic_load(&c->stopping);
+}
 
-    if (!(r->flags & NBD_CMD_FLAG_NO_HOLE)) {
-        flags |= REQ_MAY_UNMAP;
+/* Trim, zero, cache: up to 2^64 bytes.  A fast zero fails before it has changed
+ * anything or not at all, so it is not divided. */
+static int do_range(struct conn *c, const struct request *r)
+{
+    bool whole = r->flags & NBD_CMD_FLAG_FAST_ZERO;
+    uint64_t end = r->offset + r->length;
+
+    for (uint64_t at = r->offset, next; at < end; at = next) {
+        if (at > r->offset && is_given_up(c)) {
+            return -ESHUTDOWN;
+        }
+        next = whole ? end
+                     : min_u64(end, align_down(at + RANGE_PIECE, RANGE_PIECE));
+        int ret = do_piece(c, r, at, next - at);
+        if (ret < 0) {
+            return ret;
+        }
     }
-    if (r->flags & NBD_CMD_FLAG_FUA) {
-        flags |= REQ_FUA;
-    }
-    if (r->flags & NBD_CMD_FLAG_FAST_ZERO) {
-        flags |= REQ_NO_FALLBACK;
-    }
-    return blk_zero(c->export->blk, r->offset, r->length, flags);
+    return r->flags & NBD_CMD_FLAG_FUA && r->type != NBD_CMD_CACHE
+               ? blk_flush(c->export->blk)
+               : 0;
 }
 
 void request_work(struct work *w)
@@ -209,12 +237,9 @@ void request_work(struct work *w)
         conn_status(c, r);
         break;
     default:
-        ret = r->type == NBD_CMD_WRITE          ? do_write(c, r)
-              : r->type == NBD_CMD_TRIM         ? do_trim(c, r)
-              : r->type == NBD_CMD_WRITE_ZEROES ? do_zero(c, r)
-              : r->type == NBD_CMD_FLUSH
-                  ? blk_flush(c->export->blk)
-                  : blk_prefetch(c->export->blk, r->offset, r->length);
+        ret = r->type == NBD_CMD_WRITE   ? do_write(c, r)
+              : r->type == NBD_CMD_FLUSH ? blk_flush(c->export->blk)
+                                         : do_range(c, r);
         conn_reply_result(c, r, ret, false);
         break;
     }

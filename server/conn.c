@@ -12,12 +12,13 @@
 
 #include "listen.h"
 #include "nbdelta/bytes.h"
+#include "tls.h"
 
 /* A connection without requests keeps its buffers for so long. */
 #define IDLE_MS 1000
 
 struct conn *conn_new(struct server *s, struct exports *exports,
-                      struct pool *pool, int fd)
+                      struct pool *pool, struct tls_policy *p, int fd)
 {
     struct conn *c = calloc(1, sizeof(*c));
 
@@ -28,6 +29,7 @@ struct conn *conn_new(struct server *s, struct exports *exports,
     c->server = s;
     c->exports = exports;
     c->pool = pool;
+    c->policy = tls_policy_ref(p);
     c->io.fd = fd;
     c->alone = true;
     list_init(&c->in_server);
@@ -52,7 +54,10 @@ void conn_free(struct conn *c)
     conn_trim(c);
     conn_forget_contexts(c);
     export_unref(c->exports, c->export);
+    export_unref(c->exports, c->view);
     pages_free(c->input, INPUT_SIZE);
+    tls_free(c->io.tls);
+    tls_policy_unref(c->policy);
     mutex_destroy(&c->lock);
     if (c->wake >= 0) {
         (void)close(c->wake);
@@ -128,7 +133,8 @@ bool conn_wait(struct conn *c, bool input, int ms)
 static bool is_alone(struct conn *c)
 {
     mutex_lock(&c->lock);
-    bool alone = c->executing == 0 && (list_empty(&c->out) || c->broken);
+    bool alone = c->executing == 0 &&
+                 ((list_empty(&c->out) && !c->stalled) || c->broken);
     mutex_unlock(&c->lock);
     return alone;
 }

@@ -32,6 +32,7 @@
  *
  * conn.c            life, receiving, waiting
  * conn-handshake.c  options;  conn-context.c  those on metadata contexts
+ * conn-tls.c        STARTTLS, and who may open which export
  * conn-request.c    requests: parse, check, serve at once or hand over
  * conn-work.c       the same in a worker: all that may block
  * conn-read.c       reads;  conn-status.c  block status
@@ -44,7 +45,10 @@
 #include "nbd-proto.h"
 #include "nbdelta/thread.h"
 #include "nbdelta/types.h"
+#include "pages.h"
+#include "peer.h"
 #include "pool.h"
+#include "tls-policy.h"
 #include "transport.h"
 
 struct server;
@@ -104,8 +108,10 @@ struct request {
     struct list link; /* pending or free */
     struct conn *conn;
     uint64_t cookie;
-    uint64_t offset;
-    uint32_t length;
+    uint64_t origin; /* the offset, as the client sent it */
+    uint64_t offset; /* of what is left to be done */
+    uint64_t length;
+    uint64_t contexts; /* of block status: bits, by index in conn.contexts */
     uint16_t type;
     uint16_t flags;
     struct list payload; /* segments of a write */
@@ -118,13 +124,15 @@ struct context {
     enum context_kind kind;
     struct bitmap *bitmap; /* with a reference */
 };
-#define CONTEXTS_MAX 64
+#define CONTEXTS_MAX 64 /* bits in request.contexts */
 
 struct conn {
     /* Set at creation. */
-    struct server *server;
+    struct server *server; /* with a reference of who made it */
+    struct peer peer;
     struct exports *exports;
     struct pool *pool;
+    struct tls_policy *policy; /* with a reference, or NULL */
     struct transport io;
     int wake; /* eventfd */
 
@@ -136,8 +144,12 @@ struct conn {
 
     /* Set by the handshake. */
     struct export *export;
+    struct export *view; /* the last that it asked for, or NULL */
     uint64_t size;
+    bool writable; /* for this client */
+    bool fixed;    /* newstyle, so there are options */
     bool structured;
+    bool extended; /* and structured */
     bool no_zeroes;
     struct context *contexts;
     unsigned context_count;
@@ -176,9 +188,10 @@ struct conn {
 
 /* --- conn.c --- */
 
-/* Takes @fd, which is connected.  NULL: no memory; @fd is closed. */
+/* Takes @fd, which is connected.  @p is what the server asks of its clients.
+ * NULL: no memory; @fd is closed. */
 struct conn *conn_new(struct server *s, struct exports *exports,
-                      struct pool *pool, int fd);
+                      struct pool *pool, struct tls_policy *p, int fd);
 void *conn_thread(void *arg);
 void conn_free(struct conn *c); /* after the thread has ended */
 
@@ -234,6 +247,28 @@ int handshake_error(struct conn *c, uint32_t option, uint32_t type,
 /* NBD_REP_ERR_UNKNOWN, with the name as far as it is short. */
 int handshake_unknown(struct conn *c, uint32_t option, const char *name);
 
+/* --- conn-tls.c --- */
+
+/* STARTTLS.  All that was negotiated before is forgotten. */
+int conn_option_starttls(struct conn *c, const struct option *o);
+
+/* What holds for this client: one that cannot ask for TLS gets none. */
+enum tls_mode conn_tls_mode(const struct conn *c);
+
+/* Is @option refused until TLS has been started? */
+bool conn_needs_tls(const struct conn *c, uint32_t option);
+
+/* Is this client one of those whom @authz (NULL: all) allows; may it write to
+ * @e? */
+bool conn_is_allowed(const struct conn *c, const char *authz);
+bool conn_may_write(const struct conn *c, const struct export *e);
+
+/* As exports_find, of those that it may open; but a view is the same one for
+ * all options.  *needs_tls (or NULL): there is one that it may open after
+ * STARTTLS, perhaps. */
+struct export *conn_find_export(struct conn *c, const char *name,
+                                bool *needs_tls);
+
 /* --- conn-context.c --- */
 
 /* LIST_META_CONTEXT and SET_META_CONTEXT. */
@@ -270,20 +305,16 @@ void conn_reply_result(struct conn *c, const struct request *rq, int r,
  * the rest of it (*rq is adjusted) has to go to the pool.  Otherwise 0. */
 int conn_read(struct conn *c, struct request *rq, bool nowait);
 
-/* The header of a reply with @length bytes of data from @offset, into @p; the
- * return value is the byte after it. */
-char *put_read_head(const struct conn *c, char *p, uint64_t cookie,
-                    uint64_t offset, uint32_t length, bool last);
+/* The header of a reply with the first @length bytes of @rq, into @p. */
+void put_read_head(const struct conn *c, char *p, const struct request *rq,
+                   uint32_t length, bool last);
+size_t read_head_size(const struct conn *c);
 
 /* --- conn-status.c --- */
 
 void conn_status(struct conn *c, const struct request *rq);
 
 /* --- conn-reply.c --- */
-
-/* Whole pages; NULL: no memory. */
-void *pages_new(size_t bytes);
-void pages_free(void *p, size_t bytes); /* NULL is fine */
 
 struct segment *segment_new(struct conn *c, enum segment_class class)
     EXCLUDES(c->lock);
@@ -293,10 +324,16 @@ void segments_free(struct conn *c, struct list *segments) EXCLUDES(c->lock);
 /* Free what is kept for reuse, and the batch.  No other thread is at work. */
 void conn_trim(struct conn *c) EXCLUDES(c->lock);
 
-/* Headers into @p; the return value is the byte after it. */
-char *put_simple(char *p, uint32_t error, uint64_t cookie);
-char *put_chunk(char *p, uint16_t flags, uint16_t type, uint64_t cookie,
-                uint32_t length);
+/* Headers into @p: of a simple reply; of a chunk, which is structured or
+ * extended (the return value is the byte after it, chunk_size() further). */
+void put_simple(char *p, uint32_t error, uint64_t cookie);
+char *put_chunk(const struct conn *c, char *p, const struct request *rq,
+                uint16_t flags, uint16_t type, uint32_t length);
+
+static inline size_t chunk_size(const struct conn *c)
+{
+    return c->extended ? NBD_EXTENDED_CHUNK_SIZE : NBD_CHUNK_SIZE;
+}
 
 /* A whole reply without data, at most REPLY_MAX bytes: success when @error
  * is 0, else with @text. */

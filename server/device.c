@@ -22,6 +22,7 @@ struct device {
     struct list in_devices;
     char *id;
     char *qdev; /* of -device, or NULL */
+    bool bare;  /* there is no drive: the device is on a node */
     struct blk *blk;
 };
 
@@ -92,7 +93,8 @@ int devices_each(const struct devices *d,
         const struct device *dev = DEVICE(e);
 
         if (r == 0) {
-            r = fn(dev->id, dev->blk, dev->qdev, opaque);
+            r = dev->bare ? fn("", dev->blk, dev->id, opaque)
+                          : fn(dev->id, dev->blk, dev->qdev, opaque);
         }
     }
     return r;
@@ -226,8 +228,22 @@ static int node_options(json_t *o, struct error **errp)
 
 /* --- */
 
+/* Let @dev be on @n. */
+static int attach(struct daemon *d, struct device *dev, struct node *n,
+                  struct error **errp)
+{
+    CLEANUP_FREE char *user = NULL;
+
+    if (asprintf(&user, "block device '%s'", dev->id) < 0) {
+        user = NULL;
+        return no_memory(errp);
+    }
+    return blk_new(d->graph, n, 0, PERM_ALL, user, &dev->blk, errp);
+}
+
 /* @id becomes the device's. */
-static int add(struct daemon *d, char *id, struct node *n, struct error **errp)
+static int add(struct daemon *d, char *id, bool bare, struct node *n,
+               struct error **errp)
 {
     struct device *dev = calloc(1, sizeof(*dev));
 
@@ -237,7 +253,8 @@ static int add(struct daemon *d, char *id, struct node *n, struct error **errp)
     }
     list_init(&dev->in_devices);
     dev->id = id;
-    int r = blk_new(d->graph, n, 0, PERM_ALL, id, &dev->blk, errp);
+    dev->bare = bare;
+    int r = attach(d, dev, n, errp);
     if (r < 0) {
         device_free(dev);
         return r;
@@ -274,7 +291,7 @@ int devices_add_drive(struct daemon *d, const char *text, struct error **errp)
         free(id);
         return r;
     }
-    return add(d, id, n, errp);
+    return add(d, id, false, n, errp);
 }
 
 /* --- Taking a disk out --- */
@@ -314,7 +331,7 @@ static void end_exports(struct daemon *d, const struct node *n)
         struct export *e;
 
         if (exports_remove(d->exports, id, false, &e, NULL) == 0) {
-            server_end_export(d->server, e);
+            servers_end_export(d->servers, e);
             export_unref(d->exports, e);
         }
         free(id);
@@ -333,7 +350,7 @@ static int take_out(struct daemon *d, struct device *dev, struct error **errp)
     dev->blk = NULL;
     int r = graph_close(d->graph, n, errp);
     if (r < 0) {
-        (void)blk_new(d->graph, n, 0, PERM_ALL, dev->id, &dev->blk, NULL);
+        (void)attach(d, dev, n, NULL);
     }
     return r;
 }
@@ -366,31 +383,77 @@ int devices_delete_drive(struct daemon *d, const char *id, struct error **errp)
     return r;
 }
 
+int devices_set_disk(struct daemon *d, const char *name, struct node *n,
+                     struct error **errp)
+{
+    struct device *dev = find(d->devices, name);
+
+    if (!dev) {
+        return error_set(errp, ENODEV, "Device '%.200s' not found", name);
+    }
+    struct blk *old = dev->blk;
+    int r = attach(d, dev, n, errp);
+    if (r == 0) {
+        blk_free(old);
+    }
+    return r;
+}
+
+/* --- Devices --- */
+
+int devices_plug(struct daemon *d, const char *id, const char *drive,
+                 struct error **errp)
+{
+    struct device *dev = drive ? find(d->devices, drive) : NULL;
+    struct node *n = drive && !dev ? graph_find(d->graph, drive) : NULL;
+
+    if (id && find(d->devices, id)) {
+        return error_set(errp, EEXIST, "Duplicate device ID '%.200s'", id);
+    }
+    if (drive && !dev && !n) {
+        return error_set(errp, ENODEV,
+                         "Property 'drive' can't find value '%.200s'", drive);
+    }
+    if (!id || (!dev && !n)) { /* no disk, or nobody can ask for it */
+        return 0;
+    }
+    char *name = strdup(id);
+    if (!name) {
+        return no_memory(errp);
+    }
+    if (n) {
+        return add(d, name, true, n, errp);
+    }
+    free(dev->qdev);
+    dev->qdev = name;
+    return 0;
+}
+
 int devices_add_device(struct daemon *d, const char *text, struct error **errp)
 {
     CLEANUP_JSON json_t *o = NULL;
     int r = options_parse(text, "driver", &o, errp);
 
-    if (r < 0) {
-        return r;
+    return r < 0 ? r
+                 : devices_plug(d, json_string_value(json_object_get(o, "id")),
+                                json_string_value(json_object_get(o, "drive")),
+                                errp);
+}
+
+int devices_unplug(struct daemon *d, const char *id, struct error **errp)
+{
+    struct device *dev = find(d->devices, id);
+
+    if (!dev || (!dev->bare && strcmp(dev->id, id) == 0)) {
+        return error_set(errp, ENODEV, "Device '%.200s' not found", id);
     }
-    const char *drive = json_string_value(json_object_get(o, "drive"));
-    struct device *dev = drive ? find(d->devices, drive) : NULL;
-    struct node *n = drive && !dev ? graph_find(d->graph, drive) : NULL;
-    char *id = take(o, "id");
-    if (drive && !dev && !n) {
-        free(id);
-        return error_set(errp, ENODEV, "Property 'drive' can't find value '%s'",
-                         drive);
+    if (!dev->bare && dev->blk) {
+        struct node *n = blk_node(dev->blk);
+
+        mutex_is_held(&d->jobs->lock);
+        jobs_cancel_on(d->jobs, n);
+        graph_forget(d->graph, n);
     }
-    if (dev && id) {
-        free(dev->qdev);
-        dev->qdev = id;
-        id = NULL;
-    }
-    if (!n || !id) { /* no disk, or nobody can ask for it */
-        free(id);
-        return 0;
-    }
-    return add(d, id, n, errp);
+    device_free(dev);
+    return 0;
 }

@@ -57,6 +57,8 @@ static void export_free(struct exports *s, struct export *e)
     free(e->id);
     free(e->name);
     free(e->description);
+    free(e->authz);
+    free(e->authz_writable);
     free(e);
 }
 
@@ -90,7 +92,7 @@ static struct export *find_id(struct exports *s, const char *id)
     list_for_each (l, &s->list) {
         struct export *e = list_entry(l, struct export, in_set);
 
-        if (strcmp(e->id, id) == 0) {
+        if (!e->of && strcmp(e->id, id) == 0) {
             return e;
         }
     }
@@ -108,7 +110,7 @@ int exports_check_id(struct exports *s, const char *id, struct error **errp)
 }
 
 /* That of an export that is going away is free. */
-static int check_name(struct exports *s, const char *name, struct error **errp)
+bool exports_has_name(struct exports *s, uint64_t server, const char *name)
 {
     bool taken = false;
 
@@ -116,12 +118,20 @@ static int check_name(struct exports *s, const char *name, struct error **errp)
     list_for_each (l, &s->list) {
         struct export *e = list_entry(l, struct export, in_set);
 
-        taken |= !e->removed && strcmp(e->name, name) == 0;
+        taken |= e->server == server && !e->removed &&
+                 strcmp(e->name, name) == 0;
     }
     mutex_unlock(&s->lock);
-    return taken ? error_set(errp, EEXIST,
-                             "NBD server already has export named '%s'", name)
-                 : 0;
+    return taken;
+}
+
+static int check_name(struct exports *s, uint64_t server, const char *name,
+                      struct error **errp)
+{
+    return exports_has_name(s, server, name)
+               ? error_set(errp, EEXIST,
+                           "NBD server already has export named '%s'", name)
+               : 0;
 }
 
 static int attach(struct graph *g, struct export *e, struct node *n,
@@ -137,20 +147,28 @@ static int attach(struct graph *g, struct export *e, struct node *n,
     return blk_new(g, n, perm, PERM_ALL, user, &e->blk, errp);
 }
 
+static char *copy(const char *text)
+{
+    return text ? strdup(text) : NULL;
+}
+
 int export_new(struct exports *s, const struct export_options *o,
                struct export **ep, struct error **errp)
 {
     int r = exports_check_id(s, o->id, errp);
 
-    r = r == 0 ? check_name(s, o->name, errp) : r;
+    r = r == 0 ? check_name(s, o->server, o->name, errp) : r;
     struct export *e = r == 0 ? calloc(1, sizeof(*e)) : NULL;
 
     if (!e) {
         return r < 0 ? r : error_set(errp, ENOMEM, "no memory for an export");
     }
+    e->server = o->server;
     e->id = strdup(o->id);
     e->name = strdup(o->name);
-    e->description = o->description ? strdup(o->description) : NULL;
+    e->description = copy(o->description);
+    e->authz = copy(o->authz);
+    e->authz_writable = copy(o->authz_writable);
     e->writable = o->writable;
     e->writethrough = o->writethrough;
     e->allocation_depth = o->allocation_depth;
@@ -159,7 +177,9 @@ int export_new(struct exports *s, const struct export_options *o,
     e->serial = atomic_fetch_add(&s->serials, 1) + 1;
     e->refs = 1;
     list_init(&e->in_set);
-    r = !e->id || !e->name || (o->description && !e->description)
+    r = !e->id || !e->name || !e->description != !o->description ||
+                !e->authz != !o->authz ||
+                !e->authz_writable != !o->authz_writable
             ? error_set(errp, ENOMEM, "no memory for an export")
             : attach(s->daemon->graph, e, o->node, errp);
     if (r < 0) {
@@ -201,6 +221,7 @@ int export_add_bitmap(struct exports *s, struct export *e, struct node *n,
 void export_publish(struct exports *s, struct export *e)
 {
     mutex_lock(&s->lock);
+    e->idle_since = now_ns();
     list_append(&s->list, &e->in_set);
     mutex_unlock(&s->lock);
 }
@@ -210,9 +231,74 @@ void export_drop(struct exports *s, struct export *e)
     export_free(s, e);
 }
 
+/* --- Views. --- */
+
+#define VIEW_MARK "@dirty="
+
+/* A bitmap that @e offers, with a reference, or NULL. */
+static struct bitmap *offered_bitmap(struct export *e, const char *name)
+{
+    for (unsigned i = 0; i < e->bitmap_count; i++) {
+        if (strcmp(bitmap_name(e->bitmaps[i]), name) == 0) {
+            bitmap_ref(e->bitmaps[i]);
+            return e->bitmaps[i];
+        }
+    }
+    return e->all_bitmaps ? blk_bitmap_find(e->blk, name) : NULL;
+}
+
+static struct export *view_alloc(struct exports *s, const char *name)
+{
+    struct export *e = calloc(1, sizeof(*e));
+
+    if (!e || !(e->name = strdup(name))) {
+        free(e);
+        return NULL;
+    }
+    e->serial = atomic_fetch_add(&s->serials, 1) + 1;
+    e->refs = 1;
+    e->removed = true; /* nobody finds it */
+    return e;
+}
+
+static int view_attach(struct exports *s, struct export *e,
+                       const struct export *of, struct bitmap *bm)
+{
+    CLEANUP_FREE char *user = NULL;
+
+    if (asprintf(&user, "export '%s'", e->name) < 0) {
+        user = NULL;
+        return -ENOMEM;
+    }
+    return blk_dirty_view(s->daemon->graph, of->blk, bm, user, &e->blk, NULL);
+}
+
+/* The view @name of @of, whose reference is taken, or NULL. */
+static struct export *view_new(struct exports *s, struct export *of,
+                               const char *name, const char *bitmap)
+{
+    struct bitmap *bm = offered_bitmap(of, bitmap);
+    struct export *e = bm ? view_alloc(s, name) : NULL;
+
+    if (e && view_attach(s, e, of, bm) == 0) {
+        e->of = of;
+        export_publish(s, e);
+    } else {
+        if (e) {
+            export_free(s, e);
+        }
+        export_unref(s, of);
+        e = NULL;
+    }
+    bitmap_unref(bm);
+    return e;
+}
+
 /* --- Finding. --- */
 
-struct export *exports_find(struct exports *s, const char *name)
+/* The one whose name are these @len bytes, with a reference, or NULL. */
+static struct export *find_name(struct exports *s, uint64_t server,
+                                const char *name, size_t len)
 {
     struct export *found = NULL;
 
@@ -220,14 +306,14 @@ struct export *exports_find(struct exports *s, const char *name)
     list_for_each (l, &s->list) {
         struct export *e = list_entry(l, struct export, in_set);
 
-        if (e->removed) {
+        if (e->removed || e->server != server) {
             continue;
         }
-        if (strcmp(e->name, name) == 0) {
+        if (strlen(e->name) == len && memcmp(e->name, name, len) == 0) {
             found = e;
             break;
         }
-        if (!found && name[0] == '\0' && e->is_default) {
+        if (!found && len == 0 && e->is_default) {
             found = e;
         }
     }
@@ -236,6 +322,50 @@ struct export *exports_find(struct exports *s, const char *name)
     }
     mutex_unlock(&s->lock);
     return found;
+}
+
+struct export *exports_find(struct exports *s, uint64_t server,
+                            const char *name)
+{
+    struct export *e = find_name(s, server, name, strlen(name));
+
+    /* Names may have anything in them, also this. */
+    for (const char *p = name; !e && (p = strstr(p, VIEW_MARK)); p++) {
+        struct export *of = find_name(s, server, name, (size_t)(p - name));
+
+        e = of ? view_new(s, of, name, p + strlen(VIEW_MARK)) : NULL;
+    }
+    return e;
+}
+
+struct export *exports_find_id(struct exports *s, const char *id)
+{
+    mutex_lock(&s->lock);
+    struct export *e = find_id(s, id);
+    if (e) {
+        e->refs++;
+    }
+    mutex_unlock(&s->lock);
+    return e;
+}
+
+unsigned exports_clients(struct exports *s, const char *id)
+{
+    mutex_lock(&s->lock);
+    const struct export *e = find_id(s, id);
+    unsigned clients = e && !e->removed ? e->refs - 1 : 0;
+    mutex_unlock(&s->lock);
+    return clients;
+}
+
+uint64_t exports_idle_ns(struct exports *s, const char *id)
+{
+    mutex_lock(&s->lock);
+    const struct export *e = find_id(s, id);
+    bool idle = e && !e->removed && e->refs == 1;
+    uint64_t ns = idle ? now_ns() - e->idle_since : 0;
+    mutex_unlock(&s->lock);
+    return ns;
 }
 
 int exports_each(struct exports *s, int (*fn)(struct export *e, void *opaque),
@@ -264,6 +394,10 @@ json_t *exports_query(struct exports *s)
     mutex_lock(&s->lock);
     list_for_each (l, &s->list) {
         struct export *e = list_entry(l, struct export, in_set);
+
+        if (e->of) {
+            continue;
+        }
         json_t *info = json_pack("{s:s, s:b, s:s, s:s}", "node-name",
                                  node_name(blk_node(e->blk)), "shutting-down",
                                  (int)e->removed, "type", "nbd", "id", e->id);
@@ -284,10 +418,18 @@ static void unref_locked(struct exports *s, struct export *e) REQUIRES(s->lock)
 {
     uint64_t one = 1;
 
+    e->idle_since = now_ns();
     if (--e->refs == 0) {
         while (write(s->gone_fd, &one, sizeof(one)) < 0 && errno == EINTR) {
         }
     }
+}
+
+void export_ref(struct exports *s, struct export *e)
+{
+    mutex_lock(&s->lock);
+    e->refs++;
+    mutex_unlock(&s->lock);
 }
 
 void export_unref(struct exports *s, struct export *e)
@@ -324,18 +466,18 @@ int exports_remove(struct exports *s, const char *id, bool safe,
 bool export_is_removed(struct exports *s, const struct export *e)
 {
     mutex_lock(&s->lock);
-    bool removed = e->removed;
+    bool removed = e->of ? e->of->removed : e->removed;
     mutex_unlock(&s->lock);
     return removed;
 }
 
-void exports_remove_all(struct exports *s)
+void exports_remove_all(struct exports *s, uint64_t server)
 {
     mutex_lock(&s->lock);
     list_for_each (l, &s->list) {
         struct export *e = list_entry(l, struct export, in_set);
 
-        if (!e->removed) {
+        if (!e->removed && (server == 0 || e->server == server)) {
             e->removed = true;
             unref_locked(s, e);
         }
@@ -370,6 +512,13 @@ void exports_collect(struct exports *s, struct jobs *j)
     mutex_is_held(&j->lock);
     (void)!read(s->gone_fd, &n, sizeof(n));
     while ((e = take_gone(s))) {
+        if (e->of) {
+            struct export *of = e->of;
+
+            export_free(s, e);
+            export_unref(s, of);
+            continue;
+        }
         CLEANUP_JSON json_t *data = json_pack("{s:s}", "id", e->id);
 
         export_free(s, e);
@@ -384,7 +533,9 @@ static bool has_removed(struct exports *s)
 
     mutex_lock(&s->lock);
     list_for_each (l, &s->list) {
-        found |= list_entry(l, struct export, in_set)->removed;
+        const struct export *e = list_entry(l, struct export, in_set);
+
+        found |= e->of ? e->of->removed : e->removed;
     }
     mutex_unlock(&s->lock);
     return found;

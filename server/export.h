@@ -10,6 +10,10 @@
  * it.  Removing gives up that of the set: new clients do not find it any
  * more, and when the last connection has gone it is deleted, which takes the
  * monitor lock: exports_collect().
+ *
+ * NAME@dirty=BITMAP is a view of the export NAME: what a bitmap that it offers
+ * has dirty.  It is made when a client asks for it, and is that client's
+ * alone: it is not listed, nobody else finds it, and it goes with NAME.
  */
 #include <jansson.h>
 
@@ -25,8 +29,9 @@ struct node;
 struct exports;
 
 struct export_options {
+    uint64_t server;         /* whose clients can open it (server_serial) */
     const char *id;          /* of block-export-*; unique */
-    const char *name;        /* on the wire; unique */
+    const char *name;        /* on the wire; unique in its server */
     const char *description; /* or NULL */
     struct node *node;
     bool writable;
@@ -34,11 +39,14 @@ struct export_options {
     bool allocation_depth; /* offer that context */
     bool all_bitmaps;      /* offer those that the node has at that moment */
     bool is_default;       /* answers to the name "", too, if it is first */
+    const char *authz;     /* who may open it: an authorization; NULL: all */
+    const char *authz_writable; /* and who of these may write */
 };
 
 struct export
 {
     /* Set at creation. */
+    uint64_t server;
     char *id;
     char *name;
     char *description; /* or NULL */
@@ -48,7 +56,10 @@ struct export
     bool allocation_depth;
     bool all_bitmaps;
     bool is_default;
-    uint64_t serial; /* not 0, and no other has or had it */
+    char *authz;          /* or NULL */
+    char *authz_writable; /* or NULL */
+    uint64_t serial;      /* not 0, and no other has or had it */
+    struct export *of;    /* a view: of this one, with a reference; or NULL */
 
     /* Set before clients can find it: bitmaps that it holds and offers. */
     struct bitmap **bitmaps;
@@ -58,6 +69,7 @@ struct export
     struct list in_set;
     unsigned refs;
     bool removed;
+    uint64_t idle_since; /* now_ns() when its last client went */
 };
 
 struct exports *exports_new(struct daemon *d);
@@ -79,8 +91,13 @@ int export_add_bitmap(struct exports *s, struct export *e, struct node *n,
 void export_publish(struct exports *s, struct export *e);
 void export_drop(struct exports *s, struct export *e);
 
-/* By its name, with a reference; NULL when there is none. */
-struct export *exports_find(struct exports *s, const char *name);
+/* That of @server by its name, with a reference; NULL when there is none.  A
+ * view is a new one each time. */
+struct export *exports_find(struct exports *s, uint64_t server,
+                            const char *name);
+/* By its id. */
+struct export *exports_find_id(struct exports *s, const char *id);
+void export_ref(struct exports *s, struct export *e);
 void export_unref(struct exports *s, struct export *e); /* NULL is fine */
 
 /* New clients do not find it any more.  -ENOENT; -EALREADY: it was removed
@@ -88,8 +105,18 @@ void export_unref(struct exports *s, struct export *e); /* NULL is fine */
  * told to go: *ep, with a reference. */
 int exports_remove(struct exports *s, const char *id, bool safe,
                    struct export **ep, struct error **errp);
-void exports_remove_all(struct exports *s);
+/* All of @server; 0: of all. */
+void exports_remove_all(struct exports *s, uint64_t server);
 
+/* Is the name taken in @server? */
+bool exports_has_name(struct exports *s, uint64_t server, const char *name);
+
+/* Connections that use the export @id, 0 if there is none; and for how many
+ * nanoseconds there has been none. */
+unsigned exports_clients(struct exports *s, const char *id);
+uint64_t exports_idle_ns(struct exports *s, const char *id);
+
+/* Has it been removed, or what it is a view of? */
 bool export_is_removed(struct exports *s, const struct export *e);
 
 /* Readable when some are to be collected. */

@@ -13,12 +13,15 @@ static int open_once(struct graph *g, const struct image_open *o,
                      bool no_backing, struct node **nodep, struct error **errp)
 {
     CLEANUP_JSON json_t *options = NULL;
-    int r = options_from_image(o->image, o->format, &options, errp);
+    int r = o->image_opts
+                ? options_parse(o->image, NULL, &options, errp)
+                : options_from_image(o->image, o->format, &options, errp);
 
     if (r < 0) {
         return r;
     }
-    if (json_object_set_new(options, "read-only", json_true()) < 0 ||
+    if (json_object_set_new(options, "read-only", json_boolean(!o->writable)) <
+            0 ||
         (o->force_share &&
          json_object_set_new(options, "force-share", json_true()) < 0) ||
         (no_backing && !json_object_get(options, "backing") &&
@@ -38,7 +41,7 @@ int image_open(struct graph *g, const struct image_open *o, struct node **nodep,
     /* Perhaps it is of a format without backing files, which refuses the
      * option; if it is not, this says what is wrong. */
     int r = open_once(g, o, false, nodep, errp);
-    if (r == -EAGAIN && !o->force_share) {
+    if (r == -EAGAIN && !o->force_share && !o->writable) {
         CLEANUP_ERROR struct error *why = *errp;
         *errp = NULL;
         return error_set(errp, EAGAIN,

@@ -2,7 +2,7 @@
 #ifndef NBDELTA_SERVER_IMAGE_OPEN_H
 #define NBDELTA_SERVER_IMAGE_OPEN_H
 
-/* Opening an image for a sub-command that only looks at it. */
+/* Opening an image for a sub-command. */
 #include <stdbool.h>
 
 struct error;
@@ -14,6 +14,8 @@ struct image_open {
     const char *format; /* NULL: probed */
     bool force_share;   /* also while another process writes to it */
     bool no_backing;    /* leave a backing file that it names alone */
+    bool writable;      /* for more than looking at it */
+    bool image_opts;    /* `image` is a list of options, as in QEMU's tools */
 };
 
 int image_open(struct graph *g, const struct image_open *o, struct node **nodep,

@@ -17,6 +17,7 @@ static const struct command {
     {"create", cmd_create, "create an empty disk image"},
     {"info", cmd_info, "tell what an image or an export is"},
     {"map", cmd_map, "tell which ranges hold data or are dirty"},
+    {"bitmap", cmd_bitmap, "list or change the bitmaps of an image"},
     {"qmp", cmd_qmp, "send a command to the monitor of a daemon"},
 };
 

@@ -3,34 +3,42 @@
 
 #include <ctype.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "authz.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/list.h"
 #include "nbdelta/throttle.h"
 #include "nbdelta/tls_creds.h"
+#include "secret.h"
+#include "tls.h"
+
+/* Credentials whose files are loaded. */
+struct loaded {
+    struct list in_set;
+    char *id;
+    struct tls_keys *keys;
+};
 
 struct objects {
-    struct graph *graph; /* keeps throttle groups and TLS credentials */
-    json_t *by_id;       /* id -> properties, "qom-type" among them */
+    struct graph *graph;     /* keeps throttle groups and TLS credentials */
+    struct authz_set *authz; /* keeps those of these types */
+    struct list loaded;
+    json_t *by_id; /* id -> properties, "qom-type" among them */
 };
 
 /* --- Types. --- */
 
 static const char *const types[] = {
-    "iothread",
-    "secret",
-    "throttle-group",
-    "tls-creds-anon",
-    "tls-creds-psk",
-    "tls-creds-x509",
-    NULL,
+    "authz-list",     "authz-listfile",
+    "authz-simple",   "iothread",
+    "secret",         "throttle-group",
+    "tls-creds-anon", "tls-creds-psk",
+    "tls-creds-x509", NULL,
 };
-static const char *const formats[] = {"raw", "base64", NULL};
 static const char *const endpoints[] = {"client", "server", NULL};
 
 static const struct qmp_arg iothread_args[] = {
@@ -40,13 +48,6 @@ static const struct qmp_arg iothread_args[] = {
     QMP_OPT("poll-max-ns", INT),
     QMP_OPT("poll-grow", INT),
     QMP_OPT("poll-shrink", INT),
-    QMP_LAST,
-};
-
-static const struct qmp_arg secret_args[] = {
-    QMP_OPT("data", STR),
-    QMP_OPT("file", STR),
-    QMP_OPT("format", ENUM, .words = formats),
     QMP_LAST,
 };
 
@@ -92,6 +93,9 @@ static const struct qmp_arg x509_args[] = {
 };
 
 static const struct qmp_variant variants[] = {
+    {"authz-list", authz_list_args},
+    {"authz-listfile", authz_listfile_args},
+    {"authz-simple", authz_simple_args},
     {"iothread", iothread_args},
     {"secret", secret_args},
     {"throttle-group", throttle_args},
@@ -107,55 +111,9 @@ const struct qmp_arg object_args[] = {
     QMP_VARIANTS("qom-type", variants),
 };
 
-/* --- Checks that the list of arguments cannot express. --- */
-
 static const char *text_of(const json_t *props, const char *key)
 {
     return json_string_value(json_object_get(props, key));
-}
-
-static int check_readable(const char *path, struct error **errp)
-{
-    CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-
-    return fd < 0 ? error_set(errp, errno, "Unable to read %s: %s", path,
-                              strerror(errno))
-                  : 0;
-}
-
-static int check_secret(const json_t *props, struct error **errp)
-{
-    const char *file = text_of(props, "file");
-
-    if (text_of(props, "data") && file) {
-        return error_set(errp, EINVAL,
-                         "'file' and 'data' are mutually exclusive");
-    }
-    if (!text_of(props, "data") && !file) {
-        return error_set(errp, EINVAL,
-                         "Either 'file' or 'data' must be provided");
-    }
-    return file ? check_readable(file, errp) : 0;
-}
-
-static int check_dir(const json_t *props, struct error **errp)
-{
-    const char *dir = text_of(props, "dir");
-
-    return dir && access(dir, X_OK) < 0
-               ? error_set(errp, errno, "Unable to access credentials %s: %s",
-                           dir, strerror(errno))
-               : 0;
-}
-
-static int check(const json_t *props, struct error **errp)
-{
-    const char *type = text_of(props, "qom-type");
-
-    if (strcmp(type, "secret") == 0) {
-        return check_secret(props, errp);
-    }
-    return strncmp(type, "tls-", 4) == 0 ? check_dir(props, errp) : 0;
 }
 
 bool id_is_well_formed(const char *id)
@@ -168,18 +126,192 @@ bool id_is_well_formed(const char *id)
     return isalpha((unsigned char)id[0]) && id[n] == '\0';
 }
 
+/* --- TLS credentials. --- */
+
+static int find_secret(const struct objects *s, const char *id, char **secret,
+                       struct error **errp)
+{
+    const json_t *props = json_object_get(s->by_id, id);
+
+    if (!props) {
+        return error_set(errp, ENOENT, "No secret with id '%s'", id);
+    }
+    if (strcmp(text_of(props, "qom-type"), "secret") != 0) {
+        return error_set(errp, EINVAL, "Object with id '%s' is not a secret",
+                         id);
+    }
+    return secret_text(props, secret, errp);
+}
+
+static struct loaded *find_loaded(const struct objects *s, const char *id)
+{
+    list_for_each (l, &s->loaded) {
+        struct loaded *k = list_entry(l, struct loaded, in_set);
+
+        if (strcmp(k->id, id) == 0) {
+            return k;
+        }
+    }
+    return NULL;
+}
+
+static void unload(struct loaded *k)
+{
+    list_remove(&k->in_set);
+    tls_keys_unref(k->keys);
+    free(k->id);
+    free(k);
+}
+
+static int load(struct objects *s, const struct tls_creds *c,
+                struct error **errp)
+{
+    struct loaded *k = calloc(1, sizeof(*k));
+    char *password = NULL;
+    int r = 0;
+
+    if (!k || !(k->id = strdup(c->id))) {
+        free(k);
+        return error_set(errp, ENOMEM, "Out of memory");
+    }
+    list_init(&k->in_set);
+    if (c->passwordid) {
+        r = find_secret(s, c->passwordid, &password, errp);
+    }
+    if (r == 0) {
+        r = tls_keys_load(c, password, &k->keys, errp);
+    }
+    secret_free(password);
+    if (r < 0) {
+        unload(k);
+        return r;
+    }
+    list_append(&s->loaded, &k->in_set);
+    return 0;
+}
+
+/* The properties go to the graph, the files are loaded here. */
+static int add_creds(struct objects *s, const json_t *props,
+                     struct error **errp)
+{
+    const char *id = text_of(props, "id");
+    const char *endpoint = text_of(props, "endpoint");
+    bool server = endpoint && strcmp(endpoint, "server") == 0;
+    const struct tls_creds *c;
+    int r = tls_creds_create(s->graph, props, errp);
+
+    if (r < 0 || (r = tls_creds_get(s->graph, id, server, &c, errp)) < 0) {
+        return r;
+    }
+    r = load(s, c, errp);
+    tls_creds_put(c);
+    if (r < 0) {
+        (void)tls_creds_delete(s->graph, id, NULL);
+    }
+    return r;
+}
+
+static int remove_creds(struct objects *s, const char *id, struct error **errp)
+{
+    unload(find_loaded(s, id));
+    return tls_creds_delete(s->graph, id, errp);
+}
+
+int objects_tls_keys(const struct objects *s, const char *id, bool server,
+                     struct tls_keys **keys, struct error **errp)
+{
+    const struct loaded *k = find_loaded(s, id);
+    const struct tls_creds *c;
+
+    if (!k && objects_type(s, id)) {
+        return error_set(errp, EINVAL,
+                         "Object with id '%s' is not TLS credentials", id);
+    }
+    int r = tls_creds_get(s->graph, id, server, &c, errp);
+    if (r == 0) {
+        tls_creds_put(c);
+        *keys = tls_keys_ref(k->keys);
+    }
+    return r;
+}
+
+/* --- The others. --- */
+
+static int add_group(struct objects *s, const json_t *props,
+                     struct error **errp)
+{
+    return throttle_group_create(s->graph, props, errp);
+}
+
+static int remove_group(struct objects *s, const char *id, struct error **errp)
+{
+    return throttle_group_delete(s->graph, id, errp);
+}
+
+static int add_authz(struct objects *s, const json_t *props,
+                     struct error **errp)
+{
+    return authz_add(s->authz, props, errp);
+}
+
+static int remove_authz(struct objects *s, const char *id, struct error **errp)
+{
+    (void)errp;
+    authz_remove(s->authz, id);
+    return 0;
+}
+
+int objects_check_authz(const struct objects *s, const char *id,
+                        struct error **errp)
+{
+    return authz_exists(s->authz, id)
+               ? 0
+               : error_set(errp, ENOENT, "Cannot find QAuthZ object ID %.200s",
+                           id);
+}
+
+bool objects_allow(const struct objects *s, const char *authz,
+                   const char *identity)
+{
+    return authz_allows(s->authz, authz, identity);
+}
+
 /* --- The set. --- */
+
+/* Some kinds are kept elsewhere. */
+static const struct kind {
+    const char *prefix; /* of the types */
+    int (*add)(struct objects *s, const json_t *props, struct error **errp);
+    int (*remove)(struct objects *s, const char *id, struct error **errp);
+} kinds[] = {
+    {"authz-", add_authz, remove_authz},
+    {"throttle-group", add_group, remove_group},
+    {"tls-creds-", add_creds, remove_creds},
+};
+
+static const struct kind *kind_of(const char *type)
+{
+    for (size_t i = 0; type && i < ARRAY_SIZE(kinds); i++) {
+        if (strncmp(type, kinds[i].prefix, strlen(kinds[i].prefix)) == 0) {
+            return &kinds[i];
+        }
+    }
+    return NULL;
+}
 
 struct objects *objects_new(struct graph *g)
 {
     struct objects *s = calloc(1, sizeof(*s));
 
-    if (s) {
-        s->graph = g;
-        s->by_id = json_object();
+    if (!s) {
+        return NULL;
     }
-    if (s && !s->by_id) {
-        free(s);
+    s->graph = g;
+    list_init(&s->loaded);
+    s->authz = authz_set_new();
+    s->by_id = json_object();
+    if (!s->authz || !s->by_id) {
+        objects_free(s);
         return NULL;
     }
     return s;
@@ -188,36 +320,21 @@ struct objects *objects_new(struct graph *g)
 void objects_free(struct objects *s)
 {
     if (s) {
+        list_for_each_safe (l, &s->loaded) {
+            unload(list_entry(l, struct loaded, in_set));
+        }
+        authz_set_free(s->authz);
         json_decref(s->by_id);
         free(s);
     }
 }
 
-/* Some kinds are known to the graph, because its nodes use them. */
-static const struct kind {
-    const char *type;
-    int (*create)(struct graph *g, const json_t *props, struct error **errp);
-    int (*delete)(struct graph *g, const char *id, struct error **errp);
-} kinds[] = {
-    {"throttle-group", throttle_group_create, throttle_group_delete},
-    {"tls-creds-anon", tls_creds_create, tls_creds_delete},
-    {"tls-creds-psk", tls_creds_create, tls_creds_delete},
-    {"tls-creds-x509", tls_creds_create, tls_creds_delete},
-};
-
-static const struct kind *kind_of(const char *type)
-{
-    for (size_t i = 0; type && i < ARRAY_SIZE(kinds); i++) {
-        if (strcmp(type, kinds[i].type) == 0) {
-            return &kinds[i];
-        }
-    }
-    return NULL;
-}
-
 int objects_add(struct objects *s, json_t *props, struct error **errp)
 {
     const char *id = text_of(props, "id");
+    const char *type = text_of(props, "qom-type");
+    const struct kind *kind = kind_of(type);
+    int r = 0;
 
     if (!id_is_well_formed(id)) {
         return error_set(errp, EINVAL, "Parameter 'id' expects an identifier");
@@ -228,15 +345,15 @@ int objects_add(struct objects *s, json_t *props, struct error **errp)
                          "(type 'container')",
                          id);
     }
-    const struct kind *kind = kind_of(text_of(props, "qom-type"));
-    int r = check(props, errp);
-    if (r == 0 && kind) {
-        r = kind->create(s->graph, props, errp);
+    if (strcmp(type, "secret") == 0) {
+        r = secret_check(props, errp);
+    } else if (kind) {
+        r = kind->add(s, props, errp);
     }
     if (r == 0 &&
         json_object_set_new(s->by_id, id, json_deep_copy(props)) < 0) {
         if (kind) {
-            (void)kind->delete (s->graph, id, NULL);
+            (void)kind->remove(s, id, NULL);
         }
         r = error_set(errp, ENOMEM, "Out of memory");
     }
@@ -246,7 +363,7 @@ int objects_add(struct objects *s, json_t *props, struct error **errp)
 int objects_del(struct objects *s, const char *id, struct error **errp)
 {
     const struct kind *kind = kind_of(objects_type(s, id));
-    int r = kind ? kind->delete (s->graph, id, errp) : 0;
+    int r = kind ? kind->remove(s, id, errp) : 0;
 
     if (r < 0) {
         return r;

@@ -4,8 +4,9 @@
 
 /*
  * Objects that a user makes (object-add, --object) and names in other
- * options: secrets, TLS credentials, throttle groups, I/O threads.  They are
- * checked and kept; all of it under the monitor lock.
+ * options: secrets, TLS credentials, authorizations, throttle groups, I/O
+ * threads.  They are checked and kept; all of it under the monitor lock, but
+ * for objects_allow().
  */
 #include <jansson.h>
 
@@ -14,6 +15,7 @@
 struct error;
 struct graph;
 struct objects;
+struct tls_keys;
 
 /* May things be called so: a letter, then letters, digits, '-', '.', '_'. */
 bool id_is_well_formed(const char *id);
@@ -32,5 +34,19 @@ int objects_del(struct objects *s, const char *id, struct error **errp);
 
 /* The type of the object @id ("secret"), or NULL. */
 const char *objects_type(const struct objects *s, const char *id);
+
+/* The loaded keys of the TLS credentials @id, for a server or a client, with a
+ * reference.  -ENOENT; -EINVAL: they are something else. */
+int objects_tls_keys(const struct objects *s, const char *id, bool server,
+                     struct tls_keys **keys, struct error **errp);
+
+/* -ENOENT: @id is no authorization. */
+int objects_check_authz(const struct objects *s, const char *id,
+                        struct error **errp);
+
+/* Does the authorization @authz allow @identity (NULL: unknown)?  Any
+ * thread. */
+bool objects_allow(const struct objects *s, const char *authz,
+                   const char *identity);
 
 #endif /* NBDELTA_SERVER_OBJECT_H */

@@ -43,6 +43,12 @@ static const struct qmp_arg pending_members[] = {
     QMP_LAST,
 };
 
+static const struct qmp_arg deleted_members[] = {
+    QMP_OPT("device", STR),
+    QMP_ARG("path", STR),
+    QMP_LAST,
+};
+
 static const struct qmp_arg shutdown_members[] = {
     QMP_ARG("guest", BOOL),
     QMP_ARG("reason", STR),
@@ -56,6 +62,7 @@ const struct qmp_event qmp_events[] = {
     {"BLOCK_JOB_ERROR", error_members},
     {"BLOCK_JOB_PENDING", pending_members},
     {"BLOCK_JOB_READY", job_members},
+    {"DEVICE_DELETED", deleted_members},
     {"JOB_STATUS_CHANGE", status_members},
     {"SHUTDOWN", shutdown_members},
     {NULL, NULL},

@@ -15,53 +15,75 @@
 #include "nbdelta/job.h"
 #include "object.h"
 #include "qmp-dispatch.h"
+#include "tls-policy.h"
+#include "tls.h"
 
 #define MAX_CONNECTIONS 100 /* unless told otherwise, as QEMU */
 
 /* --- The server. --- */
 
-/* The members beside the address. */
-static int check_tls(struct qmp_call *call, struct error **errp)
+/* *policy: of the members beside the address; NULL: there is none. */
+static int tls_policy_of(struct qmp_call *call, struct tls_policy **policy,
+                         struct error **errp)
 {
+    const struct objects *objects = call->daemon->objects;
     const char *id = qmp_str(call, "tls-creds");
+    const char *authz = qmp_str(call, "tls-authz");
+    struct tls_keys *keys;
 
     if (!id) {
-        return qmp_has(call, "tls-authz")
-                   ? error_set(errp, EINVAL,
-                               "'tls-authz' goes with 'tls-creds' only")
-                   : 0;
+        return authz ? error_set(errp, EINVAL,
+                                 "'tls-authz' goes with 'tls-creds' only")
+                     : 0;
     }
-    const char *type = objects_type(call->daemon->objects, id);
-    if (!type) {
-        return error_set(errp, ENOENT, "No TLS credentials with id '%.200s'",
-                         id);
+    int r = objects_tls_keys(objects, id, true, &keys, errp);
+    if (r < 0) {
+        return r;
     }
-    if (strncmp(type, "tls-creds-", strlen("tls-creds-")) != 0) {
-        return error_set(errp, EINVAL,
-                         "Object with id '%s' is not TLS credentials", id);
+    if (authz && !tls_keys_identify(keys)) {
+        r = error_set(errp, EINVAL,
+                      "TLS credentials '%s' do not tell who a client is, so "
+                      "'tls-authz' cannot be used",
+                      id);
+    } else if (authz) {
+        r = objects_check_authz(objects, authz, errp);
     }
-    return error_set(errp, ENOTSUP,
-                     "TLS credentials '%s' cannot be used: this server does "
-                     "not speak TLS",
-                     id);
+    if (r == 0) {
+        *policy = tls_policy_new(TLS_REQUIRE, keys, authz);
+        r = *policy ? 0 : error_set(errp, ENOMEM, "Out of memory");
+    }
+    tls_keys_unref(keys);
+    return r;
 }
 
 static int start_server(struct qmp_call *call, const json_t *addr,
                         struct error **errp)
 {
-    struct server *s = call->daemon->server;
-    unsigned max = (unsigned)qmp_int(call, "max-connections", MAX_CONNECTIONS);
-    int r = server_running(s)
-                ? error_set(errp, EEXIST, "NBD server already running")
-                : check_tls(call, errp);
+    struct server_options o = {
+        .id = qmp_str(call, "id"),
+        .max = (unsigned)qmp_int(call, "max-connections", MAX_CONNECTIONS),
+        .max_per_address = (unsigned)qmp_int(call,
+                                             "max-connections-per-address", 0),
+    };
+    struct server *s;
 
-    if (r < 0 || (r = server_open(s, max, errp)) < 0) {
+    if (o.id && !id_is_well_formed(o.id)) {
+        return error_set(errp, EINVAL, "Invalid NBD server id");
+    }
+    int r = tls_policy_of(call, &o.policy, errp);
+    if (r < 0) {
+        return r;
+    }
+    r = server_open(call->daemon->servers, &o, &s, errp);
+    tls_policy_unref(o.policy);
+    if (r < 0) {
         return r;
     }
     r = server_listen(s, addr, errp);
     if (r < 0) {
         server_close(s);
     }
+    server_unref(s);
     return r;
 }
 
@@ -79,17 +101,19 @@ static int option_server(struct qmp_call *call, struct error **errp)
     return start_server(call, json_object_get(call->args, "addr"), errp);
 }
 
-/* All of them are deleted, and so told of, before the reply. */
+/* All its exports are deleted, and so told of, before the reply. */
 static int cmd_server_stop(struct qmp_call *call, struct error **errp)
 {
     struct daemon *d = call->daemon;
+    struct server *s = server_find(d->servers, qmp_str(call, "id"), errp);
 
-    if (!server_running(d->server)) {
-        return error_set(errp, EINVAL, "NBD server not running");
+    if (!s) {
+        return -ENOENT;
     }
     mutex_is_held(&d->jobs->lock);
-    exports_remove_all(d->exports);
-    server_close(d->server);
+    exports_remove_all(d->exports, server_serial(s));
+    server_close(s);
+    server_unref(s);
     exports_settle(d->exports, d->jobs);
     return 0;
 }
@@ -135,9 +159,7 @@ static int add_export(struct daemon *d, const struct export_options *o,
     struct export *e;
     size_t i;
     json_t *item;
-    int r = server_running(d->server)
-                ? check_strings(o, errp)
-                : error_set(errp, EINVAL, "NBD server not running");
+    int r = check_strings(o, errp);
 
     if (r < 0 || (r = export_new(d->exports, o, &e, errp)) < 0) {
         return r;
@@ -164,6 +186,40 @@ static int check_iothread(struct qmp_call *call, struct error **errp)
     return 0;
 }
 
+/* Whom it is for, if not for all. */
+static int check_authz(struct qmp_call *call, const struct server *s,
+                       const char *key, struct error **errp)
+{
+    const char *id = qmp_str(call, key);
+
+    if (!id) {
+        return 0;
+    }
+    return server_has_tls(s)
+               ? objects_check_authz(call->daemon->objects, id, errp)
+               : error_set(errp, EINVAL,
+                           "'%s' goes with a server that has 'tls-creds' only",
+                           key);
+}
+
+/* The server @id is the one that @o is for. */
+static int add_export_to(struct qmp_call *call, const char *id,
+                         struct export_options *o, const json_t *bitmaps,
+                         struct error **errp)
+{
+    struct server *s = server_find(call->daemon->servers, id, errp);
+    int r;
+
+    if (!s) {
+        return -ENOENT;
+    }
+    o->server = server_serial(s);
+    r = check_authz(call, s, "tls-authz", errp);
+    r = r < 0 ? r : check_authz(call, s, "tls-authz-writable", errp);
+    server_unref(s);
+    return r < 0 ? r : add_export(call->daemon, o, bitmaps, errp);
+}
+
 static int cmd_export_add(struct qmp_call *call, struct error **errp)
 {
     struct daemon *d = call->daemon;
@@ -177,6 +233,8 @@ static int cmd_export_add(struct qmp_call *call, struct error **errp)
         .writable = qmp_bool(call, "writable", false),
         .writethrough = qmp_bool(call, "writethrough", false),
         .allocation_depth = qmp_bool(call, "allocation-depth", false),
+        .authz = qmp_str(call, "tls-authz"),
+        .authz_writable = qmp_str(call, "tls-authz-writable"),
     };
 
     if (!id_is_well_formed(o.id)) {
@@ -196,8 +254,8 @@ static int cmd_export_add(struct qmp_call *call, struct error **errp)
     }
     r = check_iothread(call, errp);
     return r < 0 ? r
-                 : add_export(d, &o, json_object_get(call->args, "bitmaps"),
-                              errp);
+                 : add_export_to(call, qmp_str(call, "server"), &o,
+                                 json_object_get(call->args, "bitmaps"), errp);
 }
 
 /* The name is the id as well; a read-only node is so, whatever is asked. */
@@ -224,7 +282,7 @@ static int cmd_server_add(struct qmp_call *call, struct error **errp)
     }
     o.writable = qmp_bool(call, "writable", false) && !node_read_only(o.node);
     int r = exports_check_id(d->exports, o.id, errp);
-    return r < 0 ? r : add_export(d, &o, bitmaps, errp);
+    return r < 0 ? r : add_export_to(call, NULL, &o, bitmaps, errp);
 }
 
 static int remove_export(struct qmp_call *call, const char *id,
@@ -239,7 +297,7 @@ static int remove_export(struct qmp_call *call, const char *id,
     if (r < 0) {
         return r;
     }
-    server_end_export(d->server, e);
+    servers_end_export(d->servers, e);
     export_unref(d->exports, e);
     /* Now, unless it has to wait for clients. */
     mutex_is_held(&d->jobs->lock);
@@ -269,18 +327,27 @@ static const char *const modes[] = {"safe", "hard", NULL};
 static const char *const types[] = {"nbd", NULL};
 
 static const struct qmp_arg start_args[] = {
+    QMP_OPT("id", STR),
     QMP_ARG("addr", OBJECT, .members = address_legacy_args),
     QMP_OPT("tls-creds", STR),
     QMP_OPT("tls-authz", STR),
     QMP_OPT("max-connections", UINT32),
+    QMP_OPT("max-connections-per-address", UINT32),
     QMP_LAST,
 };
 
 static const struct qmp_arg option_args[] = {
+    QMP_OPT("id", STR),
     QMP_ARG("addr", OBJECT, .members = address_args),
     QMP_OPT("tls-creds", STR),
     QMP_OPT("tls-authz", STR),
     QMP_OPT("max-connections", UINT32),
+    QMP_OPT("max-connections-per-address", UINT32),
+    QMP_LAST,
+};
+
+static const struct qmp_arg stop_args[] = {
+    QMP_OPT("id", STR),
     QMP_LAST,
 };
 
@@ -296,6 +363,9 @@ static const struct qmp_arg nbd_args[] = {
     QMP_OPT("bitmaps", STR_OR_OBJECT_ARRAY, .members = bitmap_args,
             .type_name = "BlockDirtyBitmapOrStr"),
     QMP_OPT("allocation-depth", BOOL),
+    QMP_OPT("server", STR),
+    QMP_OPT("tls-authz", STR),
+    QMP_OPT("tls-authz-writable", STR),
     QMP_LAST,
 };
 
@@ -352,7 +422,7 @@ const struct qmp_command qmp_export_commands[] = {
     QMP_COMMAND("nbd-server-add", cmd_server_add, server_add_args),
     QMP_COMMAND("nbd-server-remove", cmd_server_remove, server_remove_args),
     QMP_COMMAND("nbd-server-start", cmd_server_start, start_args),
-    QMP_COMMAND("nbd-server-stop", cmd_server_stop, NULL),
+    QMP_COMMAND("nbd-server-stop", cmd_server_stop, stop_args),
     QMP_COMMAND("query-block-exports", cmd_query_exports, NULL,
                 .ret = &exports_type),
     QMP_COMMANDS_END,

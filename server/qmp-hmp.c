@@ -25,7 +25,6 @@
 #include "qmp-dispatch.h"
 
 #define WORDS_MAX 8
-#define QDEV_PATH "/machine/peripheral/"
 
 static const struct qmp_arg hmp_args[] = {
     QMP_ARG("command-line", STR),

@@ -97,7 +97,8 @@ static const struct qmp_arg dirty_members[] = {
     QMP_OPT("name", STR),          QMP_ARG("count", INT),
     QMP_ARG("granularity", INT),   QMP_ARG("recording", BOOL),
     QMP_ARG("busy", BOOL),         QMP_ARG("persistent", BOOL),
-    QMP_OPT("inconsistent", BOOL), QMP_LAST,
+    QMP_OPT("inconsistent", BOOL), QMP_OPT("inconsistent-reason", STR),
+    QMP_LAST,
 };
 
 static const struct qmp_arg cache_members[] = {
@@ -144,6 +145,99 @@ static const struct qmp_arg block_members[] = {
 };
 const struct qmp_arg qmp_block_type = QMP_ARG("", OBJECTS,
                                               .members = block_members);
+
+/* --- Statistics, and the graph. --- */
+
+#define COUNTERS(op)                                                   \
+    QMP_ARG(op "_operations", INT), QMP_ARG(op "_total_time_ns", INT), \
+        QMP_ARG("failed_" op "_operations", INT),                      \
+        QMP_ARG("invalid_" op "_operations", INT)
+#define BYTE_COUNTERS(op) \
+    COUNTERS(op), QMP_ARG(op "_bytes", INT), QMP_ARG(op "_merged", INT)
+
+/* Of intervals that are given to devices; here nobody gives any. */
+#define LATENCY(op)                            \
+    QMP_ARG("min_" op "_latency_ns", INT),     \
+        QMP_ARG("max_" op "_latency_ns", INT), \
+        QMP_ARG("avg_" op "_latency_ns", INT)
+static const struct qmp_arg timed_members[] = {
+    QMP_ARG("interval_length", INT),
+    LATENCY("rd"),
+    LATENCY("wr"),
+    LATENCY("flush"),
+    QMP_ARG("avg_rd_queue_depth", ANY),
+    QMP_ARG("avg_wr_queue_depth", ANY),
+    QMP_LAST,
+};
+
+static const struct qmp_arg counter_members[] = {
+    BYTE_COUNTERS("rd"),
+    BYTE_COUNTERS("wr"),
+    BYTE_COUNTERS("unmap"),
+    COUNTERS("flush"),
+    QMP_ARG("wr_highest_offset", INT),
+    QMP_OPT("idle_time_ns", INT),
+    QMP_ARG("account_invalid", BOOL),
+    QMP_ARG("account_failed", BOOL),
+    QMP_ARG("timed_stats", OBJECTS, .members = timed_members),
+    QMP_LAST,
+};
+
+static const char *const own_words[] = {"file", NULL};
+static const struct qmp_arg file_members[] = {
+    QMP_ARG("discard-nb-ok", INT),
+    QMP_ARG("discard-nb-failed", INT),
+    QMP_ARG("discard-bytes-ok", INT),
+    QMP_LAST,
+};
+static const struct qmp_variant own_variants[] = {
+    {"file", file_members},
+    {NULL, NULL},
+};
+static const struct qmp_arg own_members[] = {
+    QMP_ARG("driver", ENUM, .words = own_words),
+    QMP_VARIANTS("driver", own_variants),
+};
+
+extern const struct qmp_arg qmp_stats_members[];
+const struct qmp_arg qmp_stats_members[] = {
+    QMP_OPT("device", STR),
+    QMP_OPT("qdev", STR),
+    QMP_OPT("node-name", STR),
+    QMP_ARG("stats", OBJECT, .members = counter_members),
+    QMP_OPT("driver-specific", OBJECT, .members = own_members),
+    QMP_OPT("parent", OBJECT, .members = qmp_stats_members),
+    QMP_OPT("backing", OBJECT, .members = qmp_stats_members),
+    QMP_LAST,
+};
+const struct qmp_arg qmp_stats_type = QMP_ARG("", OBJECTS,
+                                              .members = qmp_stats_members);
+
+static const char *const vertex_words[] = {"block-backend", "block-job",
+                                           "block-driver", NULL};
+static const struct qmp_arg vertex_members[] = {
+    QMP_ARG("id", INT),
+    QMP_ARG("type", ENUM, .words = vertex_words),
+    QMP_ARG("name", STR),
+    QMP_LAST,
+};
+static const char *const perm_words[] = {"consistent-read", "write",
+                                         "write-unchanged", "resize", NULL};
+static const struct qmp_arg edge_members[] = {
+    QMP_ARG("parent", INT),
+    QMP_ARG("child", INT),
+    QMP_ARG("name", STR),
+    QMP_ARG("perm", ENUMS, .words = perm_words),
+    QMP_ARG("shared-perm", ENUMS, .words = perm_words),
+    QMP_LAST,
+};
+static const struct qmp_arg graph_members[] = {
+    QMP_ARG("nodes", OBJECTS, .members = vertex_members),
+    QMP_ARG("edges", OBJECTS, .members = edge_members),
+    QMP_LAST,
+};
+const struct qmp_arg qmp_graph_type = QMP_ARG("", OBJECT,
+                                              .members = graph_members);
 
 /* --- The schema itself. --- */
 

@@ -13,6 +13,8 @@ extern const struct qmp_arg qmp_jobs_type;       /* JobInfo array */
 extern const struct qmp_arg qmp_block_jobs_type; /* BlockJobInfo array */
 extern const struct qmp_arg qmp_nodes_type;      /* BlockDeviceInfo array */
 extern const struct qmp_arg qmp_block_type;      /* BlockInfo array */
+extern const struct qmp_arg qmp_stats_type;      /* BlockStats array */
+extern const struct qmp_arg qmp_graph_type;      /* XDbgBlockGraph */
 extern const struct qmp_arg qmp_schema_type;     /* SchemaInfo array */
 
 /* JobStatus. */

@@ -5,6 +5,7 @@
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "commands.h"
 #include "qmp-core.h"
@@ -28,12 +29,25 @@ static const struct cli_option serve_options[] = {
     {"address", 'i', "ADDR", "listen on this address (default localhost)"},
     {"port", 'p', "PORT", "listen on this TCP port (default 10809)"},
     {"read-only", 'r', NULL, "clients cannot write"},
+    {"tls", OPT_TLS, "MODE",
+     "off, on, or require (the default when there are keys)"},
+    {"tls-certificates", OPT_TLS_CERTIFICATES, "DIR",
+     "TLS with the certificates in DIR"},
+    {"tls-psk", OPT_TLS_PSK, "FILE", "TLS with the users' keys in FILE"},
+    {"tls-verify-peer", OPT_TLS_VERIFY_PEER, NULL,
+     "clients have to have a certificate of our CA"},
     {"format", 'f', "FORMAT", "the images' format (default: look)"},
     {"qmp", OPT_QMP, "SOCKET", "make a QMP monitor on a Unix socket"},
     {"allow-path", OPT_ALLOW_PATH, "DIR",
      "images may name backing files below DIR, too"},
     {"exit-on-disconnect", OPT_EXIT_ON_DISCONNECT, NULL,
      "end when the last client has gone, as qemu-nbd"},
+    {"exit-with-parent", OPT_EXIT_WITH_PARENT, NULL,
+     "end when the process that started it does"},
+    {"print-uri", OPT_PRINT_URI, NULL,
+     "print the URIs of the exports when ready"},
+    {"socket-mode", OPT_SOCKET_MODE, "MODE",
+     "who may open the socket of -U, as for chmod (600)"},
     {"vm-compat", OPT_VM_COMPAT, NULL,
      "stand in for a QEMU without a guest: see the man page"},
     {"drive", OPT_DRIVE, "OPTIONS", "a disk as QEMU's -drive (--vm-compat)"},
@@ -87,6 +101,18 @@ static int check_port(const struct serve_config *cfg)
     return 0;
 }
 
+static int take_mode(struct serve_config *cfg)
+{
+    char *end;
+    unsigned long mode = strtoul(optarg, &end, 8);
+
+    if (!isdigit((unsigned char)optarg[0]) || *end || mode > 0777) {
+        return cli_usage(cfg->command, "'%s' is not a mode (0 to 777)", optarg);
+    }
+    cfg->socket_mode = (unsigned)mode;
+    return 0;
+}
+
 static const char *option_name(const struct serve_config *cfg, int code)
 {
     const struct cli_option *o = cfg->command->options;
@@ -130,6 +156,18 @@ static int take_option(struct serve_config *cfg, int code)
         break;
     case 'T':
         break;
+    case OPT_TLS:
+        cfg->tls = optarg;
+        break;
+    case OPT_TLS_CERTIFICATES:
+        cfg->tls_certificates = optarg;
+        break;
+    case OPT_TLS_PSK:
+        cfg->tls_psk = optarg;
+        break;
+    case OPT_TLS_VERIFY_PEER:
+        cfg->tls_verify_peer = true;
+        break;
     case OPT_PIDFILE:
         cfg->pidfile = optarg;
         break;
@@ -139,6 +177,14 @@ static int take_option(struct serve_config *cfg, int code)
     case OPT_EXIT_ON_DISCONNECT:
         cfg->exit_on_disconnect = true;
         break;
+    case OPT_EXIT_WITH_PARENT:
+        cfg->exit_with_parent = true;
+        break;
+    case OPT_PRINT_URI:
+        cfg->print_uri = true;
+        break;
+    case OPT_SOCKET_MODE:
+        return take_mode(cfg);
     case OPT_VM_COMPAT:
         cfg->vm_compat = true;
         break;
@@ -149,6 +195,35 @@ static int take_option(struct serve_config *cfg, int code)
     return 0;
 }
 
+static int check_tls(const struct serve_config *cfg)
+{
+    const char *mode = cfg->tls ? cfg->tls : "require";
+    bool any = cfg->tls_certificates || cfg->tls_psk;
+
+    if (strcmp(mode, "off") != 0 && strcmp(mode, "on") != 0 &&
+        strcmp(mode, "require") != 0) {
+        return cli_usage(cfg->command,
+                         "--tls is 'off', 'on' or 'require', not '%s'", mode);
+    }
+    if (cfg->tls && strcmp(mode, "off") != 0 && !any) {
+        return cli_usage(cfg->command,
+                         "--tls needs --tls-certificates or --tls-psk");
+    }
+    if (cfg->tls_certificates && cfg->tls_psk) {
+        return cli_usage(cfg->command,
+                         "--tls-certificates goes without --tls-psk");
+    }
+    if (cfg->tls_verify_peer && !cfg->tls_certificates) {
+        return cli_usage(cfg->command,
+                         "--tls-verify-peer needs --tls-certificates");
+    }
+    return any && cfg->has_server && !cfg->socket && !cfg->address && !cfg->port
+               ? cli_usage(cfg->command,
+                           "the --tls options are for -U, -i and -p: "
+                           "--nbd-server has tls-creds")
+               : 0;
+}
+
 static int check(const struct serve_config *cfg)
 {
     if (cfg->command == &daemon_command) {
@@ -156,8 +231,7 @@ static int check(const struct serve_config *cfg)
                                : 0;
     }
     if (cfg->has_drives && !cfg->vm_compat) {
-        return cli_usage(cfg->command,
-                         "--drive and --device need --vm-compat");
+        return cli_usage(cfg->command, "--drive and --device need --vm-compat");
     }
     if (cfg->count == 0 && !cfg->vm_compat) {
         return cli_usage(cfg->command, "give at least one image");
@@ -165,7 +239,11 @@ static int check(const struct serve_config *cfg)
     if (cfg->socket && (cfg->address || cfg->port)) {
         return cli_usage(cfg->command, "-U goes without -i and -p");
     }
-    return 0;
+    if (cfg->daemonize && cfg->exit_with_parent) {
+        return cli_usage(cfg->command,
+                         "--daemonize goes without --exit-with-parent");
+    }
+    return check_tls(cfg);
 }
 
 static void print_version(bool storage_daemon)
@@ -184,6 +262,8 @@ int serve_parse(struct serve_config *cfg, bool storage_daemon, int argc,
     int code;
 
     cfg->command = storage_daemon ? &daemon_command : &serve_command;
+    cfg->storage_daemon = storage_daemon;
+    cfg->socket_mode = 0600;
     cfg->items = calloc((size_t)argc, sizeof(*cfg->items));
     if (!cfg->items) {
         *status = cli_failed(cfg->command->name, "no memory");

@@ -17,10 +17,17 @@ enum serve_code {
     OPT_DRIVE,
     OPT_DAEMONIZE,
     OPT_EXIT_ON_DISCONNECT,
+    OPT_EXIT_WITH_PARENT,
     OPT_EXPORT,
     OPT_MONITOR,
     OPT_NBD_SERVER,
     OPT_OBJECT,
+    OPT_PRINT_URI,
+    OPT_SOCKET_MODE,
+    OPT_TLS,
+    OPT_TLS_CERTIFICATES,
+    OPT_TLS_PSK,
+    OPT_TLS_VERIFY_PEER,
     OPT_VM_COMPAT,
 };
 
@@ -34,17 +41,25 @@ struct serve_item {
 
 struct serve_config {
     const struct cli_command *command;
+    bool storage_daemon; /* as QEMU's program of this name */
 
     /* These hold for all, wherever they stand. */
     const char *socket;
     const char *address;
     const char *port;
+    const char *tls; /* off, on, require, or NULL */
+    const char *tls_certificates;
+    const char *tls_psk;
+    bool tls_verify_peer;
     bool read_only;
     const char *format;
     const char *pidfile;
     bool daemonize;
     bool vm_compat;
     bool exit_on_disconnect;
+    bool exit_with_parent;
+    bool print_uri;
+    unsigned socket_mode; /* of that of -U */
     bool has_drives;
     bool has_images;
     bool has_server; /* --nbd-server is among the items */

@@ -3,7 +3,7 @@
 #define NBDELTA_SERVER_TRANSPORT_H
 
 /*
- * How bytes get to a client and back: over a socket.
+ * How bytes get to a client and back: over a socket, in the clear or by TLS.
  *
  * One thread receives; one at a time sends, and that may be another.
  */
@@ -11,8 +11,11 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
+struct tls;
+
 struct transport {
-    int fd; /* connected; blocking */
+    int fd;          /* connected; blocking */
+    struct tls *tls; /* after its handshake; NULL: in the clear */
 };
 
 /*
@@ -28,7 +31,15 @@ ssize_t transport_receive(struct transport *t, struct iovec *iov, int cnt,
  * the socket takes no more, -EINTR, and other errors. */
 ssize_t transport_send(struct transport *t, struct iovec *iov, int cnt);
 
+/* Is there something left of what was taken?  Then transport_send() has to be
+ * called again, if need be with nothing new. */
+bool transport_unsent(const struct transport *t);
+
 /* No more goes in or out; the other side is told.  Nobody sends any more. */
 void transport_end(struct transport *t);
+
+/* Give up buffers while it is idle.  The receiving thread, when nobody sends.
+ */
+void transport_trim(struct transport *t);
 
 #endif /* NBDELTA_SERVER_TRANSPORT_H */

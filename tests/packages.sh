@@ -11,7 +11,7 @@ packages_of() {
         echo gcc libc6-dev make pkgconf libjansson-dev zlib1g-dev libzstd-dev \
             libgnutls28-dev libnbd-dev nbdkit-plugin-dev ;;
     test)
-        echo check fio groff-base jq libnbd-bin nbdkit procps python3-libnbd \
+        echo check fio gnutls-bin groff-base jq libnbd-bin nbdkit procps python3-libnbd \
             qemu-system-common qemu-utils socat ;;
     dev)
         echo clang clang-format clang-tidy cppcheck libclang-rt-14-dev \

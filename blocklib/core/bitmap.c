@@ -278,7 +278,7 @@ static int follow_growth(struct bitmap *bm, struct error **errp)
     uint64_t had = hbitmap_size(bm->bits);
     uint64_t size = node_size(bm->node);
 
-    if (size > had) {
+    if (size > had && !atomic_load(&bm->inconsistent)) {
         if (resize_bits(bm, size) < 0) {
             return no_memory(name_of(bm), errp);
         }
@@ -458,6 +458,23 @@ int bitmap_add_locked(struct node *n, const char *name, uint64_t granularity,
     return 0;
 }
 
+bool node_keeps_bitmaps(const struct node *n)
+{
+    return n->drv->check_bitmap;
+}
+
+int bitmap_check_persistent(struct bitmap_ref ref, struct error **errp)
+{
+    graph_lock(ref.node->graph);
+    int r = check_new(ref.name, 0, errp);
+    if (r == 0) {
+        r = check_storable(ref.node, ref.name, default_granularity(ref.node),
+                           errp);
+    }
+    graph_unlock(ref.node->graph);
+    return r;
+}
+
 int bitmap_make_persistent(struct bitmap *bm, struct error **errp)
 {
     int r = bm->persistent ? 0
@@ -634,6 +651,40 @@ void *bitmap_bytes(const struct bitmap *bm, size_t *len)
     return bytes;
 }
 
+/* How many bytes at @text are one character of UTF-8; 0: they are not. */
+static size_t character(const char *text)
+{
+    size_t left = strnlen(text, 4);
+
+    for (size_t len = 1; len <= left; len++) {
+        CLEANUP_JSON json_t *one = json_stringn(text, len);
+        if (one) {
+            return len;
+        }
+    }
+    return 0;
+}
+
+json_t *bitmap_name_json(const char *name)
+{
+    static const char unknown[] = "\xef\xbf\xbd"; /* U+FFFD */
+    json_t *plain = json_string(name);
+    CLEANUP_FREE char *shown = plain ? NULL : malloc(strlen(name) * 3 + 1);
+    char *to = shown;
+
+    if (!shown) {
+        return plain;
+    }
+    for (const char *at = name; *at;) {
+        size_t len = character(at);
+
+        to = len ? mempcpy(to, at, len) : mempcpy(to, unknown, 3);
+        at += len ? len : 1;
+    }
+    *to = '\0';
+    return json_string(shown);
+}
+
 /* What follow_growth() will add. */
 static uint64_t growth(const struct bitmap *bm, const struct hbitmap *bits)
 {
@@ -675,12 +726,28 @@ static int add_info(json_t *list, const struct bitmap *bm)
     }
     if (atomic_load(&bm->inconsistent)) {
         (void)json_object_set_new(info, "inconsistent", json_true());
+        (void)json_object_set_new(info, "inconsistent-reason",
+                                  json_string(bm->why));
     }
-    /* A name that is not UTF-8 (from an image) cannot be told. */
     if (bm->name) {
-        (void)json_object_set_new(info, "name", json_string(bm->name));
+        (void)json_object_set_new(info, "name", bitmap_name_json(bm->name));
     }
     return 0;
+}
+
+/* Those of copies; in QEMU they are bitmaps without names, and the oldest. */
+static void add_bits(json_t *list, const struct node *n)
+{
+    if (n->drv->describe_bits) {
+        n->drv->describe_bits(n, false, list);
+    }
+    list_for_each (at, &n->parents) {
+        const struct edge *e = list_entry(at, struct edge, on_child);
+        const struct node *p = e->parent;
+        if (p && p->drv->describe_bits && e == p->child[CHILD_FILE]) {
+            p->drv->describe_bits(p, true, list);
+        }
+    }
 }
 
 json_t *bitmap_query(struct node *n)
@@ -689,6 +756,9 @@ json_t *bitmap_query(struct node *n)
     int r = list ? 0 : -1;
 
     struct tree *t = node_enter(n, false);
+    if (r == 0) {
+        add_bits(list, n);
+    }
     for (struct list *at = n->bitmaps.prev; r == 0 && at != &n->bitmaps;
          at = at->prev) {
         r = add_info(list, list_entry(at, struct bitmap, on_node));

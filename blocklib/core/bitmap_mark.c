@@ -42,7 +42,9 @@ struct hbitmap *bitmap_collecting(const struct bitmap *bm)
 
 static bool covers(const struct bitmap *outer, const struct bitmap *inner)
 {
-    return outer->granularity >= inner->granularity &&
+    return !atomic_load(&outer->inconsistent) &&
+           !atomic_load(&inner->inconsistent) &&
+           outer->granularity >= inner->granularity &&
            hbitmap_covers(bitmap_collecting(outer), bitmap_collecting(inner));
 }
 
@@ -65,7 +67,8 @@ static int compare(const void *va, const void *vb)
     return a->rank < b->rank ? -1 : 1;
 }
 
-/* All recording bitmaps, newest first, linked by `rest`, in no nest. */
+/* All recording bitmaps, newest first, linked by `rest`, in no nest; and
+ * those that would record if they were not inconsistent. */
 static unsigned link_apart(struct node *n)
 {
     struct bitmap **end = &n->recording;
@@ -74,7 +77,7 @@ static unsigned link_apart(struct node *n)
     for (struct list *at = n->bitmaps.prev; at != &n->bitmaps; at = at->prev) {
         struct bitmap *bm = list_entry(at, struct bitmap, on_node);
         bm->inner = NULL;
-        if (bm->enabled) {
+        if (bm->enabled || bm->recorded) {
             *end = bm;
             end = &bm->rest;
             count++;

@@ -10,6 +10,7 @@
 #include "core/blocker.h"
 #include "core/dirty.h"
 #include "core/graph_priv.h"
+#include "core/stats.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
 #include "util/iov.h"
@@ -17,6 +18,7 @@
 struct blk {
     struct graph *graph;
     struct edge root; /* child changes under the tree lock */
+    struct stats stats;
 };
 
 int blk_new(struct graph *g, struct node *n, unsigned perm, unsigned shared,
@@ -66,29 +68,54 @@ void blk_free(struct blk *b)
  * begins again: to do all of it once more does no harm.
  */
 
-/* A request: the tree is entered, the node found, the range checked. */
-static struct tree *enter(struct blk *b, unsigned flags, struct node **np)
+/* A request: the tree is entered, the node found, the range checked, and the
+ * end counted. */
+struct request {
+    struct tree *tree;
+    struct node *node;
+    enum stats_op op;
+    uint64_t bytes;
+    struct stats_timer timer;
+    bool refused;
+};
+
+/* False, only with REQ_NOWAIT: it would have to wait. */
+static bool enter(struct blk *b, struct request *q, enum stats_op op,
+                  uint64_t bytes, unsigned flags)
 {
-    struct tree *t = edge_enter(&b->root, flags & REQ_NOWAIT);
-    *np = t ? b->root.child : NULL;
-    return t;
+    *q = (struct request){.op = op, .bytes = bytes};
+    stats_begin(&q->timer, flags);
+    q->tree = edge_enter(&b->root, flags & REQ_NOWAIT);
+    q->node = q->tree ? b->root.child : NULL;
+    return q->tree;
 }
 
-/* The same where waiting is no matter. */
-static struct tree *enter_wait(struct blk *b, struct node **np)
+static int check(const struct blk *b, struct request *q, uint64_t offset,
+                 unsigned perm)
 {
-    struct tree *t = edge_enter(&b->root, false);
-    *np = b->root.child;
-    return t;
-}
-
-static int check(const struct blk *b, const struct node *n, uint64_t offset,
-                 uint64_t bytes, unsigned perm)
-{
+    q->refused = true;
     if ((b->root.perm & perm) != perm) {
         return -EPERM;
     }
-    return range_inside(offset, bytes, n->size) ? 0 : -EINVAL;
+    if (!range_inside(offset, q->bytes, q->node->size)) {
+        return -EINVAL;
+    }
+    q->refused = false;
+    return 0;
+}
+
+static int leave(struct blk *b, const struct request *q, int r)
+{
+    node_leave(q->tree);
+    if (r == -ERESTART) {
+        return r; /* not its end */
+    }
+    if (q->refused) {
+        stats_invalid(&b->stats, q->op);
+    } else {
+        stats_end(&b->stats, q->op, q->bytes, &q->timer, r);
+    }
+    return r;
 }
 
 struct node *blk_node(const struct blk *b)
@@ -145,19 +172,18 @@ int blk_preadv(struct blk *b, const struct iovec *iov, int iovcnt,
                uint64_t offset, unsigned flags)
 {
     uint64_t bytes = iov_bytes(iov, iovcnt);
-    struct node *n;
+    struct request q;
     int r;
 
     do {
-        struct tree *t = enter(b, flags, &n);
-        if (!t) {
+        if (!enter(b, &q, STATS_READ, bytes, flags)) {
             return -EAGAIN;
         }
-        r = check(b, n, offset, bytes, PERM_READ);
+        r = check(b, &q, offset, PERM_READ);
         if (r == 0 && bytes > 0) {
-            r = node_preadv(n, offset, bytes, iov, iovcnt, flags);
+            r = node_preadv(q.node, offset, bytes, iov, iovcnt, flags);
         }
-        node_leave(t);
+        r = leave(b, &q, r);
     } while (r == -ERESTART);
     return r;
 }
@@ -166,19 +192,18 @@ int blk_pwritev(struct blk *b, const struct iovec *iov, int iovcnt,
                 uint64_t offset, unsigned flags)
 {
     uint64_t bytes = iov_bytes(iov, iovcnt);
-    struct node *n;
+    struct request q;
     int r;
 
     do {
-        struct tree *t = enter(b, flags, &n);
-        if (!t) {
+        if (!enter(b, &q, STATS_WRITE, bytes, flags)) {
             return -EAGAIN;
         }
-        r = check(b, n, offset, bytes, PERM_WRITE);
+        r = check(b, &q, offset, PERM_WRITE);
         if (r == 0 && bytes > 0) {
-            r = node_pwritev(n, offset, bytes, iov, iovcnt, flags);
+            r = node_pwritev(q.node, offset, bytes, iov, iovcnt, flags);
         }
-        node_leave(t);
+        r = leave(b, &q, r);
     } while (r == -ERESTART);
     return r;
 }
@@ -199,64 +224,62 @@ int blk_pwrite(struct blk *b, const void *buf, uint64_t bytes,
 
 int blk_zero(struct blk *b, uint64_t offset, uint64_t bytes, unsigned flags)
 {
-    struct node *n;
+    struct request q;
     int r;
 
     do {
-        struct tree *t = enter(b, flags, &n);
-        if (!t) {
+        if (!enter(b, &q, STATS_WRITE, bytes, flags)) {
             return -EAGAIN;
         }
-        r = check(b, n, offset, bytes, PERM_WRITE);
+        r = check(b, &q, offset, PERM_WRITE);
         if (r == 0 && bytes > 0) {
-            r = node_zero(n, offset, bytes, flags);
+            r = node_zero(q.node, offset, bytes, flags);
         }
-        node_leave(t);
+        r = leave(b, &q, r);
     } while (r == -ERESTART);
     return r;
 }
 
 int blk_discard(struct blk *b, uint64_t offset, uint64_t bytes)
 {
-    struct node *n;
+    struct request q;
     int r;
 
     do {
-        struct tree *t = enter_wait(b, &n);
-        r = check(b, n, offset, bytes, PERM_WRITE);
+        (void)enter(b, &q, STATS_UNMAP, bytes, 0);
+        r = check(b, &q, offset, PERM_WRITE);
         if (r == 0 && bytes > 0) {
-            r = node_discard(n, offset, bytes);
+            r = node_discard(q.node, offset, bytes);
         }
-        node_leave(t);
+        r = leave(b, &q, r);
     } while (r == -ERESTART);
     return r;
 }
 
 int blk_flush(struct blk *b)
 {
-    struct node *n;
+    struct request q;
     int r;
 
     do {
-        struct tree *t = enter_wait(b, &n);
-        r = node_flush(n);
-        node_leave(t);
+        (void)enter(b, &q, STATS_FLUSH, 0, 0);
+        r = leave(b, &q, node_flush(q.node));
     } while (r == -ERESTART);
     return r;
 }
 
 int blk_prefetch(struct blk *b, uint64_t offset, uint64_t bytes)
 {
-    struct node *n;
+    struct request q;
     int r;
 
     do {
-        struct tree *t = enter_wait(b, &n);
-        r = check(b, n, offset, bytes, PERM_READ);
+        (void)enter(b, &q, STATS_NONE, bytes, 0);
+        r = check(b, &q, offset, PERM_READ);
         if (r == 0 && bytes > 0) {
-            r = node_prefetch(n, offset, bytes);
+            r = node_prefetch(q.node, offset, bytes);
         }
-        node_leave(t);
+        r = leave(b, &q, r);
     } while (r == -ERESTART);
     return r;
 }
@@ -281,21 +304,29 @@ int blk_extents(struct blk *b, uint64_t offset, uint64_t bytes,
 {
     struct told told = {fn, opaque, offset};
     uint64_t end = offset + bytes;
-    struct node *n;
+    struct request q;
     int r;
 
     do {
-        struct tree *t = enter(b, flags, &n);
-        if (!t) {
+        if (!enter(b, &q, STATS_NONE, bytes, flags)) {
             return -EAGAIN;
         }
-        r = check(b, n, offset, bytes, PERM_READ);
+        r = check(b, &q, offset, PERM_READ);
         if (r == 0 && told.end < end) {
-            r = node_extents(n, told.end, end - told.end, flags, tell, &told);
+            r = node_extents(q.node, told.end, end - told.end, flags, tell,
+                             &told);
         }
-        node_leave(t);
+        r = leave(b, &q, r);
     } while (r == -ERESTART);
     return r;
+}
+
+json_t *blk_query_stats(struct blk *b)
+{
+    graph_lock(b->graph);
+    json_t *info = node_device_stats(b->root.child, &b->stats);
+    graph_unlock(b->graph);
+    return info;
 }
 
 int blk_resize(struct blk *b, uint64_t size, struct error **errp)

@@ -28,9 +28,10 @@ struct bitmap {
     bool enabled;   /* also when frozen: does the successor collect? */
     bool persistent;
     bool loaded;    /* it was in the image when that was opened */
-    bool grew;      /* it has bits that the image may lack */
+    bool rewrite;   /* its bits in the image have to become these */
     void *stored;   /* the driver's, when it is in the image already */
     const char *why; /* it is inconsistent; a constant text, or NULL */
+    bool recorded;   /* it is inconsistent, and was enabled before */
     unsigned users; /* operations that keep it busy */
 
     /* Tree lock: nests of recording bitmaps (bitmap_mark.c). */
@@ -129,6 +130,10 @@ int bitmap_resize_all(struct node *n, uint64_t old, uint64_t size,
 
 /* Free the bitmaps of a node that is being closed. */
 void bitmap_release_all(struct node *n);
+
+/* A name for JSON, with U+FFFD for bytes that are not UTF-8: those of names
+ * from images can be anything.  NULL: no memory. */
+json_t *bitmap_name_json(const char *name);
 
 /* What is dirty in the granules [@first, @first + @count), also while it is
  * frozen; as hbitmap_or_in into zeroes. */

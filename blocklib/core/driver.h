@@ -49,6 +49,7 @@
 
 #include "nbdelta/types.h"
 
+struct copy;
 struct opts;
 struct node_flags;
 enum node_event;
@@ -176,6 +177,10 @@ struct driver {
      * "format-specific", ...  NULL: nothing to add. */
     void (*describe)(struct node *n, json_t *info);
 
+    /* Add the driver's own members to "driver-specific" of BlockStats in
+     * @own.  NULL: there are none. */
+    void (*stats)(struct node *n, json_t *own);
+
     /*
      * Persistent bitmaps.  store makes the image say what the node's bitmaps
      * are: which, enabled or not, with at least the bits that they have; it
@@ -206,7 +211,8 @@ struct driver {
     /* --- I/O path: any thread, at any time. --- */
 
     /* Before the range is changed, after the bits of @bm were set: let a
-     * crash not lose them.  -EAGAIN, only with @nowait: it has to wait. */
+     * crash not lose them; of an inconsistent one that is recorded, say in
+     * the image that it is.  -EAGAIN, only with @nowait: it has to wait. */
     int (*bitmap_arm)(struct node *n, struct bitmap *bm, uint64_t offset,
                       uint64_t bytes, bool nowait);
 
@@ -240,6 +246,14 @@ struct driver {
      * NULL: flush child[CHILD_FILE] if there is one. */
     int (*flush)(struct node *n);
 
+    /* The copy engine that keeps a point in time of the file child, for those
+     * who read it (job/copy.h).  NULL: there is none. */
+    struct copy *(*snapshot)(const struct node *n);
+
+    /* Bits that the node keeps for itself, and for its file child, as
+     * BlockDirtyInfo without names: added to @list.  NULL: none. */
+    void (*describe_bits)(const struct node *n, bool of_child, json_t *list);
+
     /* For filters that look at requests: the range's status is asked for.
      * NULL: it passes. */
     int (*status)(struct node *n, uint64_t offset, uint64_t bytes);
@@ -257,6 +271,10 @@ struct driver {
      * that follow, as long as it does not come: their user has given up. */
     void (*cancel)(struct node *n);
 
+    /* It is drained: no request is in it.  Wait for what goes on without one.
+     * NULL: nothing does. */
+    void (*drained)(struct node *n);
+
     /* Ask for the range to be read ahead.  NULL: nothing happens. */
     void (*prefetch)(struct node *n, uint64_t offset, uint64_t bytes);
 };
@@ -270,7 +288,7 @@ extern const struct driver driver_raw;
 extern const struct driver driver_qcow2;
 extern const struct driver driver_cbw;
 extern const struct driver driver_blkdebug;
+extern const struct driver driver_snapshot_access;
 extern const struct driver driver_throttle;
-
 
 #endif /* NBDELTA_CORE_DRIVER_H */

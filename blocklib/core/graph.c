@@ -140,6 +140,12 @@ static void drain_tree(struct graph *g, struct tree *t) NO_LOCK_ANALYSIS
             }
         }
         rwlock_wrlock(&t->lock);
+        list_for_each (at, &t->nodes) {
+            struct node *n = list_entry(at, struct node, in_tree);
+            if (n->opened && n->drv->drained) {
+                n->drv->drained(n);
+            }
+        }
         t->drained = true;
         t->next_drained = g->drained;
         g->drained = t;

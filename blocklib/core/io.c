@@ -400,6 +400,7 @@ int node_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     if (r < 0) {
         return r;
     }
+    node_note_write(n, offset + bytes);
     if (n->drv->is_filter && !n->drv->pwritev) {
         return node_pwritev(node_child(n, CHILD_FILE), offset, bytes, iov,
                             cnt, flags);
@@ -423,6 +424,7 @@ int node_write_compressed(struct node *n, const void *buf, uint64_t bytes,
     if (r < 0) {
         return r;
     }
+    node_note_write(n, offset + bytes);
     return n->drv->write_compressed(n, offset, bytes, buf);
 }
 

@@ -120,6 +120,7 @@ struct node {
 
     /* --- Atomic. --- */
     _Atomic uint64_t size;
+    _Atomic uint64_t highest; /* end of what was ever written */
     struct tree *_Atomic tree;
 };
 
@@ -192,6 +193,18 @@ int node_extents(struct node *n, uint64_t offset, uint64_t bytes,
 
 /* Resize in a drained section: driver, size, bitmaps. */
 int node_resize(struct node *n, uint64_t size, struct error **errp);
+
+/* A write up to @end is about to happen. */
+static inline void node_note_write(struct node *n, uint64_t end)
+{
+    uint64_t old = atomic_load_explicit(&n->highest, memory_order_relaxed);
+
+    while (old < end &&
+           !atomic_compare_exchange_weak_explicit(&n->highest, &old, end,
+                                                  memory_order_relaxed,
+                                                  memory_order_relaxed)) {
+    }
+}
 
 /* @n, or what is below it when it is a filter; NULL is fine. */
 static inline struct node *node_skip_filters(const struct node *n)

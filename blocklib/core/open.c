@@ -28,12 +28,13 @@
 static const struct driver *const drivers[] = {
     &driver_blkdebug, &driver_cbw,   &driver_file, &driver_mem,
     &driver_nbd,      &driver_null_co, &driver_qcow2, &driver_raw,
+    &driver_snapshot_access,
     &driver_throttle,
 };
 
 static const char *const driver_names[] = {
     "blkdebug", "copy-before-write", "file", "mem", "nbd", "null-co",
-    "qcow2",    "raw",               "throttle", NULL,
+    "qcow2", "raw", "snapshot-access", "throttle", NULL,
 };
 
 const struct driver *driver_find(const char *name)
@@ -117,7 +118,7 @@ int node_open_child(struct node *n, struct opts *opts, const char *key,
         }
     }
     unsigned perm = PERM_READ;
-    if (n->drv->is_filter && child->flags.read_only) {
+    if (n->drv->is_filter && index == CHILD_FILE && child->flags.read_only) {
         n->flags.read_only = true; /* it can be no more than what it filters */
     }
     if (!n->flags.read_only) {
@@ -489,4 +490,17 @@ int graph_close(struct graph *g, struct node *n, struct error **errp)
     }
     graph_unlock(g);
     return r;
+}
+
+void graph_forget(struct graph *g, struct node *n)
+{
+    graph_lock(g);
+    while (!n->monitor_owned && n->drv->is_filter && node_child(n, CHILD_FILE)) {
+        n = node_child(n, CHILD_FILE);
+    }
+    if (n->monitor_owned) {
+        n->monitor_owned = false;
+        node_unref(n);
+    }
+    graph_unlock(g);
 }

@@ -78,7 +78,7 @@ static struct perms passed_on(const struct node *n, const struct edge *e,
     }
     list_for_each (at, &n->parents) {
         const struct edge *parent = list_entry(at, struct edge, on_child);
-        if (parent != e) {
+        if (!e || parent != e) {
             sum.perm |= parent->perm;
             sum.shared &= parent->shared;
             sum.used = true;

@@ -26,7 +26,8 @@ void tls_creds_set_init(struct tls_creds_set *s)
 
 void tls_creds_put(const struct tls_creds *c)
 {
-    struct entry *e = c ? list_entry(c, struct entry, c) : NULL;
+    void *ours = (void *)(uintptr_t)c; /* only others must not change it */
+    struct entry *e = c ? list_entry(ours, struct entry, c) : NULL;
 
     if (e && atomic_fetch_sub(&e->users, 1) == 1) {
         opts_free(e->opts);

@@ -135,6 +135,7 @@ int node_zero(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags)
     if (r < 0) {
         return r;
     }
+    node_note_write(n, offset + bytes);
     if (n->drv->is_filter && !n->drv->pwritev && !n->drv->zero) {
         return node_zero(node_child(n, CHILD_FILE), offset, bytes, flags);
     }

@@ -2,30 +2,38 @@
 /*
  * copy-before-write: a filter that keeps a point in time of its child.
  *
- *      exports, jobs                       job's workers
- *           |                                    |
- *     copy-before-write ---- FILE --> source <---+  reads
- *           |                                    |
- *           +------------- TARGET --> target <---+  writes
+ *      guests                 snapshot-access, the job's workers
+ *           |                    |  reads
+ *     copy-before-write ---- FILE --> source
+ *           |                    |
+ *           +------------- TARGET --> target
  *
  * What changes the disk (write, zero, discard) first has the copy engine
  * copy what is needed of the range, then passes.  Reads and flushes pass.
  *
- * A copy that fails never fails or delays the guest's request any further:
- * the point in time is given up instead, and the job that wants it fails.
- * (QEMU fails the guest's request there.)
+ * A job puts it in place with a copy of its own (cbw_insert).  There, a copy
+ * that fails never fails or delays the guest's request any further: the point
+ * in time is given up instead, and the job that wants it fails.  (QEMU fails
+ * the guest's request there.)  A node that options describe has its own copy,
+ * of what its bitmap has when it is opened, and does on failures what its
+ * options say.
  */
 #include "drivers/cbw.h"
 
 #include <errno.h>
+#include <inttypes.h>
 
 #include "core/blocker.h"
-#include "core/driver.h"
+#include "core/dirty.h"
+#include "core/graph_priv.h"
+#include "core/opts.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 
 struct cbw {
     struct copy *copy; /* tree lock */
-    bool by_job;       /* set once it is in place */
+    bool by_job;       /* the copy is a job's; set once it is in place */
 };
 
 static int copy_first(struct node *n, uint64_t offset, uint64_t bytes,
@@ -58,19 +66,41 @@ static int cbw_discard(struct node *n, uint64_t offset, uint64_t bytes)
     return r < 0 ? r : node_discard(node_child(n, CHILD_FILE), offset, bytes);
 }
 
-/* What grows is not part of the point in time; blk_resize lets nobody cut off
- * what a job works on. */
+/* What grows is not part of the point in time.  (blk_resize lets nobody cut
+ * off what a job works on.) */
 static int cbw_resize(struct node *n, uint64_t size, struct error **errp)
 {
+    const struct cbw *s = n->state;
+
+    if (size < copy_size(s->copy)) {
+        return error_set(errp, EBUSY,
+                         "Node '%s' keeps a point in time of %" PRIu64
+                         " bytes, which cannot be cut off",
+                         node_name(n), copy_size(s->copy));
+    }
     return node_resize(node_child(n, CHILD_FILE), size, errp);
 }
 
-static int cbw_open(struct node *n, struct opts *opts, struct error **errp)
+static void cbw_drain(struct node *n)
 {
-    (void)opts;
-    return error_set(errp, ENOTSUP,
-                     "node '%s': '%s' nodes are made by backup jobs only",
-                     node_name(n), node_driver(n));
+    const struct cbw *s = n->state;
+    if (s->copy) { /* else it is being taken out */
+        copy_hurry(s->copy);
+    }
+}
+
+static void cbw_drained(struct node *n)
+{
+    const struct cbw *s = n->state;
+    if (s->copy) {
+        copy_settle(s->copy);
+    }
+}
+
+static struct copy *cbw_snapshot(const struct node *n)
+{
+    const struct cbw *s = n->state;
+    return s->copy;
 }
 
 /* A write that came past the filter would harm the point in time. */
@@ -83,19 +113,18 @@ static void cbw_child_perms(const struct node *n, struct perms *p)
     }
 }
 
-const struct driver driver_cbw = {
-    .name = "copy-before-write",
-    .is_filter = true,
-    .state_size = sizeof(struct cbw),
-    .flags_write = REQ_FUA,
-    .flags_zero = REQ_MAY_UNMAP,
-    .open = cbw_open,
-    .child_perms = cbw_child_perms,
-    .resize = cbw_resize,
-    .pwritev = cbw_pwritev,
-    .zero = cbw_zero,
-    .discard = cbw_discard,
-};
+static void cbw_describe_bits(const struct node *n, bool of_child, json_t *list)
+{
+    const struct cbw *s = n->state;
+
+    if (of_child) {
+        copy_describe_todo(s->copy, list);
+    } else {
+        copy_describe_view(s->copy, list);
+    }
+}
+
+/* --- With options --- */
 
 /* Would a write to @top be one to @n? */
 static bool writes_to(const struct node *top, const struct node *n)
@@ -112,18 +141,225 @@ static bool writes_to(const struct node *top, const struct node *n)
     return false;
 }
 
-int cbw_insert(struct graph *g, struct node *source, struct node *target,
-               struct copy *copy, const char *name, struct node **filterp,
-               struct error **errp)
+static int check_target(const struct node *source, const struct node *target,
+                        struct error **errp)
 {
-    struct node *n;
-
     if (writes_to(target, source)) {
         return error_set(errp, ENOTSUP,
                          "Node '%s' is part of the chain of the target '%s'",
                          node_name(source), node_name(target));
     }
-    int r = node_new(g, &driver_cbw, name, source, &n, errp);
+    return 0;
+}
+
+/* A target above the source leaves reads to it. */
+static int guard_target(struct node *n, struct copy *copy, struct error **errp)
+{
+    struct node *target = node_child(n, CHILD_TARGET);
+
+    if (!node_is_below(target, node_child(n, CHILD_FILE))) {
+        return 0;
+    }
+    target = node_skip_filters(target);
+    if (target->guard) {
+        return error_set(errp, EBUSY,
+                         "Node '%s' is the target of another "
+                         "copy-before-write node",
+                         node_name(target));
+    }
+    target->guard = copy_guard(copy);
+    return 0;
+}
+
+static void unguard_target(const struct node *n, const struct copy *copy)
+{
+    struct node *target = node_skip_filters(node_child(n, CHILD_TARGET));
+
+    if (target->guard == copy_guard(copy)) {
+        target->guard = NULL;
+    }
+}
+
+/* The bits of the moment; NULL when there is no such option. */
+static int take_bitmap(struct node *n, struct opts *opts, struct bitmap **bmp,
+                       struct error **errp)
+{
+    const char *node = NULL;
+    const char *name = NULL;
+    int r;
+
+    *bmp = NULL;
+    if (!opts_has(opts, "bitmap")) {
+        return 0;
+    }
+    if ((r = opts_str(opts, "bitmap.node", &node, errp)) < 0 ||
+        (r = opts_str(opts, "bitmap.name", &name, errp)) < 0) {
+        return r;
+    }
+    if (!node || !name) {
+        return error_set(errp, EINVAL, "Parameter 'bitmap.%s' is missing",
+                         node ? "name" : "node");
+    }
+    struct node *of = graph_find_locked(n->graph, node);
+    if (!of) {
+        return error_set(errp, ENOENT,
+                         "Cannot find device='' nor node-name='%s'", node);
+    }
+    graph_drain(n->graph, of);
+    r = bitmap_lookup(of, name, BITMAP_USE_READ, bmp, errp);
+    if (r == 0 && hbitmap_size((*bmp)->bits) != n->size) {
+        r = error_set(errp, EINVAL,
+                      "Bitmap '%s' has another size than node '%s'", name,
+                      node_name(n));
+    }
+    return r;
+}
+
+static int take_policy(struct opts *opts, struct copy_policy *p,
+                       struct error **errp)
+{
+    static const char *const words[] = {"break-guest-write", "break-snapshot",
+                                        NULL};
+    unsigned on_error = 0;
+    uint64_t timeout = 0;
+    int r;
+
+    if ((r = opts_enum(opts, "on-cbw-error", words, &on_error, errp)) < 0 ||
+        (r = opts_uint(opts, "cbw-timeout", UINT32_MAX, &timeout, errp)) < 0) {
+        return r;
+    }
+    *p = (struct copy_policy){
+        .break_write = on_error == 0,
+        .max_wait_ms = timeout * 1000,
+    };
+    return 0;
+}
+
+static int make_copy(struct node *n, const struct copy_policy *policy,
+                     const struct bitmap *bm, struct error **errp)
+{
+    struct cbw *s = n->state;
+    struct copy_options o = {
+        .size = node_size(n),
+        .cluster = copy_cluster_for(node_child(n, CHILD_TARGET)),
+        .policy = *policy,
+    };
+
+    struct copy *copy = copy_new(&o);
+    if (!copy) {
+        return error_set(errp, ENOMEM, "no memory for node '%s'", node_name(n));
+    }
+    if (bm) {
+        copy_add_bits(copy, bm->bits);
+    } else {
+        copy_add(copy, 0, o.size);
+    }
+    int r = copy_show(copy) < 0
+                ? error_set(errp, ENOMEM, "no memory for node '%s'",
+                            node_name(n))
+                : guard_target(n, copy, errp);
+    if (r < 0) {
+        copy_free(copy);
+        return r;
+    }
+    copy_set_filter(copy, n);
+    s->copy = copy;
+    return 0;
+}
+
+static int cbw_open(struct node *n, struct opts *opts, struct error **errp)
+{
+    struct copy_policy policy;
+    struct bitmap *bm;
+    int r;
+
+    if ((r = node_open_child(n, opts, "file", CHILD_FILE, false, errp)) < 0 ||
+        (r = node_open_child(n, opts, "target", CHILD_TARGET, false, errp)) <
+            0) {
+        return r;
+    }
+    const struct node *file = node_child(n, CHILD_FILE);
+    const struct node *target = node_child(n, CHILD_TARGET);
+    n->size = node_size(file);
+    if (node_size(target) < n->size) {
+        return error_set(errp, EINVAL,
+                         "The target '%s' is smaller than node '%s'",
+                         node_name(target), node_name(file));
+    }
+    if ((r = check_target(file, target, errp)) < 0 ||
+        (r = take_bitmap(n, opts, &bm, errp)) < 0 ||
+        (r = take_policy(opts, &policy, errp)) < 0) {
+        return r;
+    }
+    return make_copy(n, &policy, bm, errp);
+}
+
+static void cbw_close(struct node *n)
+{
+    struct cbw *s = n->state;
+
+    if (!s->by_job) {
+        unguard_target(n, s->copy);
+        copy_free(s->copy);
+    }
+}
+
+const struct driver driver_cbw = {
+    .name = "copy-before-write",
+    .is_filter = true,
+    .state_size = sizeof(struct cbw),
+    .flags_write = REQ_FUA,
+    .flags_zero = REQ_MAY_UNMAP,
+    .open = cbw_open,
+    .close = cbw_close,
+    .child_perms = cbw_child_perms,
+    .resize = cbw_resize,
+    .pwritev = cbw_pwritev,
+    .zero = cbw_zero,
+    .discard = cbw_discard,
+    .drain = cbw_drain,
+    .drained = cbw_drained,
+    .snapshot = cbw_snapshot,
+    .describe_bits = cbw_describe_bits,
+};
+
+/* --- By a job --- */
+
+static int insert(struct node *n, struct node *source, struct copy *copy,
+                  struct error **errp)
+{
+    struct cbw *s = n->state;
+
+    int r = guard_target(n, copy, errp);
+    if (r < 0) {
+        return r;
+    }
+    s->copy = copy;
+    s->by_job = true;
+    node_refresh_limits(n);
+    node_replace(source, n);
+    r = node_check_perms(n, errp);
+    if (r < 0) {
+        node_replace(n, source);
+        unguard_target(n, copy);
+        return r;
+    }
+    node_hand_down_perms(n);
+    copy_set_filter(copy, n);
+    return 0;
+}
+
+int cbw_insert(struct graph *g, struct node *source, struct node *target,
+               struct copy *copy, const char *name, struct node **filterp,
+               struct error **errp)
+{
+    struct node *n;
+    int r = check_target(source, target, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    r = node_new(g, &driver_cbw, name, source, &n, errp);
     if (r < 0) {
         return r;
     }
@@ -132,25 +368,13 @@ int cbw_insert(struct graph *g, struct node *source, struct node *target,
         r = node_attach(n, CHILD_TARGET, target, "target",
                         PERM_READ | PERM_WRITE, PERM_READ, errp);
     }
+    if (r == 0) {
+        r = insert(n, source, copy, errp);
+    }
     if (r < 0) {
+        ((struct cbw *)n->state)->by_job = true; /* close frees no copy */
         node_unref(n);
         return r;
-    }
-    struct cbw *s = n->state;
-    s->copy = copy;
-    s->by_job = true;
-    node_refresh_limits(n);
-    node_replace(source, n);
-    r = node_check_perms(n, errp);
-    if (r < 0) {
-        node_replace(n, source);
-        node_unref(n);
-        return r;
-    }
-    node_hand_down_perms(n);
-    copy_set_filter(copy, n);
-    if (node_is_below(target, source)) { /* it leaves reads to it */
-        node_skip_filters(target)->guard = copy_guard(copy);
     }
     node_block(n, "backup");
     node_block(target, "backup");
@@ -166,7 +390,7 @@ void cbw_remove(struct node *filter)
     graph_drain(filter->graph, filter);
     node_replace(filter, node_child(filter, CHILD_FILE));
     copy_set_filter(copy, NULL);
-    node_skip_filters(node_child(filter, CHILD_TARGET))->guard = NULL;
+    unguard_target(filter, copy);
     s->copy = NULL;
     node_unblock(node_child(filter, CHILD_TARGET));
     node_detach(filter, CHILD_TARGET);

@@ -432,7 +432,17 @@ static int trim_device(struct file *s, uint64_t offset, uint64_t bytes)
     int r = ioctl(s->fd, BLKDISCARD, range) < 0 ? -errno : 0;
 
     count_change(s);
-    return r == -EOPNOTSUPP ? 0 : r;
+    return r;
+}
+
+static void count_discard(struct file *s, uint64_t bytes, int r)
+{
+    if (r < 0) {
+        atomic_fetch_add(&s->discards_failed, 1);
+    } else {
+        atomic_fetch_add(&s->discards, 1);
+        atomic_fetch_add(&s->discarded, bytes);
+    }
 }
 
 /* A hint: that it is not possible is no error. */
@@ -441,10 +451,24 @@ static int file_discard(struct node *n, uint64_t offset, uint64_t bytes)
     struct file *s = n->state;
     int r = punch(s, offset, bytes);
 
-    if (r == -ENOTSUP) {
-        r = s->regular ? 0 : trim_device(s, offset, bytes);
+    if (r == -ENOTSUP && !s->regular) {
+        r = trim_device(s, offset, bytes);
     }
-    return r;
+    count_discard(s, bytes, r);
+    return r == -ENOTSUP ? 0 : r;
+}
+
+static void file_stats(struct node *n, json_t *own)
+{
+    struct file *s = n->state;
+    json_t *more =
+        json_pack("{s:I, s:I, s:I}", "discard-nb-ok",
+                  (json_int_t)atomic_load(&s->discards), "discard-nb-failed",
+                  (json_int_t)atomic_load(&s->discards_failed),
+                  "discard-bytes-ok", (json_int_t)atomic_load(&s->discarded));
+
+    (void)json_object_update(own, more);
+    json_decref(more);
 }
 
 static int file_resize(struct node *n, uint64_t size, struct error **errp)
@@ -567,6 +591,7 @@ const struct driver driver_file = {
     .limits = file_limits,
     .resize = file_resize,
     .describe = file_describe,
+    .stats = file_stats,
     .map = file_map,
     .preadv = file_preadv,
     .pwritev = file_pwritev,

@@ -35,6 +35,9 @@ struct file {
     _Atomic bool no_punch;
     _Atomic bool no_holes; /* lseek cannot tell them */
     _Atomic bool no_nowait;
+    _Atomic uint64_t discards; /* and how much by them */
+    _Atomic uint64_t discarded;
+    _Atomic uint64_t discards_failed;
 };
 
 /* Find out what O_DIRECT (if @direct) and fallocate want of s->fd. */

@@ -45,8 +45,6 @@
 #include "nbdelta/image.h"
 #include "nbdelta/options.h"
 
-#define CLUSTER_MIN (64 * KiB)
-
 struct backup {
     struct job job;
     struct graph *graph;
@@ -232,6 +230,13 @@ static void backup_set_speed(struct job *job, uint64_t speed)
     copy_set_speed(backup_of(job)->copy, speed);
 }
 
+static bool backup_uses(struct job *job, const struct node *n)
+{
+    const struct backup *b = backup_of(job);
+
+    return n == b->source || n == b->filter || n == b->target;
+}
+
 static void backup_progress(struct job *job, uint64_t *done, uint64_t *total)
 {
     copy_progress(backup_of(job)->copy, done, total);
@@ -252,6 +257,7 @@ static const struct job_driver backup_driver = {
     .kick = backup_kick,
     .give_up = backup_give_up,
     .set_speed = backup_set_speed,
+    .uses = backup_uses,
     .progress = backup_progress,
     .free = backup_free,
 };
@@ -427,18 +433,12 @@ static struct start *start_of(struct action *a)
     return list_entry(a, struct start, action);
 }
 
-static uint64_t cluster_size(const struct node *target)
-{
-    uint64_t pref = target->limits.pref;
-    return is_pow2(pref) ? max_u64(pref, CLUSTER_MIN) : CLUSTER_MIN;
-}
-
 static int prepare_copy(struct backup *b, const struct backup_options *o,
                         struct error **errp)
 {
     struct copy_options c = {
         .size = node_size(o->source),
-        .cluster = cluster_size(b->target),
+        .cluster = copy_cluster_for(b->target),
         .compress = o->compress,
         .target_zero = b->target_zero,
         .max_workers = o->max_workers,

@@ -5,6 +5,8 @@
  *             act                            undo            afterwards
  *   add       a new bitmap on the node       drop it
  *   remove    off the node                   put it back     drop it
+ *   repair    off the node, a new one of     the same, and   drop the old one
+ *             all ones in its place          drop the new
  *   clear     empty bits for the old ones    the old ones    free the others
  *   enable    the flag                       the old flag
  *   persist   the flag                       the old flag
@@ -20,6 +22,11 @@
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 
+struct taken {
+    struct bitmap *bm;
+    struct list *after; /* its place */
+};
+
 struct change {
     struct action action;
     struct bitmap_ref ref;
@@ -33,7 +40,8 @@ struct change {
 
     /* What act did. */
     struct bitmap *bm;
-    struct list *after;    /* remove: its place */
+    struct taken *taken; /* remove, repair: those off the node, in order */
+    size_t taken_count;
     struct hbitmap *spare; /* clear, merge: the bits that are not in use */
     bool was_enabled;
     bool was_persistent;
@@ -60,6 +68,7 @@ static void change_free(struct action *a)
 
     hbitmap_free(c->spare);
     free(c->sources);
+    free(c->taken);
     free(c);
 }
 
@@ -145,30 +154,68 @@ int bitmap_add_action(struct bitmap_ref ref, uint64_t granularity,
 
 /* --- remove --- */
 
-static int remove_act(struct action *a, struct error **errp)
+static void put_back(struct change *c)
 {
-    struct change *c = change_of(a);
-    int r = bitmap_lookup(c->ref.node, c->ref.name, BITMAP_USE_REMOVE, &c->bm,
+    struct node *n = c->ref.node;
+
+    while (c->taken_count > 0) {
+        const struct taken *t = &c->taken[--c->taken_count];
+        bitmap_put_back(t->bm, n, t->after);
+        n->bitmaps_changed |= t->bm->persistent;
+    }
+}
+
+static int take_off(struct change *c, struct bitmap *bm, struct error **errp)
+{
+    struct taken *more = realloc(c->taken,
+                                 (c->taken_count + 1) * sizeof(*more));
+
+    if (!more) {
+        return error_set(errp, ENOMEM, "no memory for bitmap '%s'",
+                         c->ref.name);
+    }
+    c->taken = more;
+    more[c->taken_count++] = (struct taken){bm, bitmap_take_off(bm)};
+    c->ref.node->bitmaps_changed |= bm->persistent;
+    return 0;
+}
+
+/* All of that name: an image may have several, which are inconsistent then;
+ * nobody can say that the other one is good. */
+static int take_all(struct change *c, struct error **errp)
+{
+    struct bitmap *bm;
+    int r = bitmap_lookup(c->ref.node, c->ref.name, BITMAP_USE_REMOVE, &bm,
                           errp);
 
-    if (r == 0) {
-        c->after = bitmap_take_off(c->bm);
-        changed(c);
+    while (r == 0) {
+        r = take_off(c, bm, errp);
+        if (r == 0 && bitmap_lookup(c->ref.node, c->ref.name, BITMAP_USE_REMOVE,
+                                    &bm, NULL) < 0) {
+            return 0;
+        }
     }
+    put_back(c);
     return r;
+}
+
+static int remove_act(struct action *a, struct error **errp)
+{
+    return take_all(change_of(a), errp);
 }
 
 static void remove_undo(struct action *a)
 {
-    struct change *c = change_of(a);
-
-    bitmap_put_back(c->bm, c->ref.node, c->after);
-    changed(c);
+    put_back(change_of(a));
 }
 
 static void remove_commit(struct action *a)
 {
-    bitmap_drop(change_of(a)->bm);
+    const struct change *c = change_of(a);
+
+    for (size_t i = 0; i < c->taken_count; i++) {
+        bitmap_drop(c->taken[i].bm);
+    }
 }
 
 static const struct action_ops remove_ops = {
@@ -184,6 +231,68 @@ int bitmap_remove_action(struct bitmap_ref ref, struct action **ap,
                          struct error **errp)
 {
     return change_new(ref, &remove_ops, ap, errp) ? 0 : -ENOMEM;
+}
+
+/* --- repair --- */
+
+static int repair_act(struct action *a, struct error **errp)
+{
+    struct change *c = change_of(a);
+    int r = take_all(c, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    const struct bitmap *old = c->taken[0].bm;
+    if (bitmap_readable(old)) {
+        r = error_set(errp, EINVAL,
+                      "Bitmap '%s' is not inconsistent: there is nothing to "
+                      "repair",
+                      c->ref.name);
+    } else {
+        r = bitmap_add_locked(c->ref.node, c->ref.name,
+                              c->granularity ? c->granularity
+                                             : bitmap_granularity(old),
+                              true, !old->recorded, &c->bm, errp);
+    }
+    if (r < 0) {
+        put_back(c);
+        return r;
+    }
+    uint64_t size = hbitmap_size(c->bm->bits);
+    if (size > 0) {
+        hbitmap_set(c->bm->bits, 0, size);
+    }
+    return 0;
+}
+
+static void repair_undo(struct action *a)
+{
+    struct change *c = change_of(a);
+
+    bitmap_drop(c->bm);
+    put_back(c);
+}
+
+static const struct action_ops repair_ops = {
+    .drain = drain,
+    .act = repair_act,
+    .undo = repair_undo,
+    .commit = remove_commit,
+    .settle = settle,
+    .free = change_free,
+};
+
+int bitmap_repair_action(struct bitmap_ref ref, uint64_t granularity,
+                         struct action **ap, struct error **errp)
+{
+    struct change *c = change_new(ref, &repair_ops, ap, errp);
+
+    if (!c) {
+        return -ENOMEM;
+    }
+    c->granularity = granularity;
+    return 0;
 }
 
 /* --- clear --- */
@@ -205,7 +314,13 @@ static struct hbitmap *bits_like(const struct change *c, struct error **errp)
     return bits;
 }
 
-/* The image may have more bits for a while. */
+static void swap_bits(struct change *c, struct hbitmap *bits)
+{
+    c->spare = bitmap_swap_bits(c->bm, bits);
+    c->bm->rewrite = true;
+    changed(c);
+}
+
 static int clear_act(struct action *a, struct error **errp)
 {
     struct change *c = change_of(a);
@@ -215,7 +330,7 @@ static int clear_act(struct action *a, struct error **errp)
     if (!empty) {
         return r < 0 ? r : -ENOMEM;
     }
-    c->spare = bitmap_swap_bits(c->bm, empty);
+    swap_bits(c, empty);
     return 0;
 }
 
@@ -223,9 +338,7 @@ static void bits_undo(struct action *a)
 {
     struct change *c = change_of(a);
 
-    c->spare = bitmap_swap_bits(c->bm, c->spare);
-    c->bm->grew = true;
-    changed(c);
+    swap_bits(c, c->spare);
 }
 
 static const struct action_ops clear_ops = {
@@ -348,9 +461,7 @@ static int merge_act(struct action *a, struct error **errp)
         hbitmap_free(bits);
         return r;
     }
-    c->spare = bitmap_swap_bits(c->bm, bits);
-    c->bm->grew = true;
-    changed(c);
+    swap_bits(c, bits);
     return 0;
 }
 

@@ -650,6 +650,17 @@ static void commit_free(struct job *job)
     free(c);
 }
 
+static bool commit_uses(struct job *job, const struct node *n)
+{
+    const struct commit *c = list_entry(job, struct commit, job);
+    size_t i = 0;
+
+    while (i < c->node_count && c->nodes[i] != n) {
+        i++;
+    }
+    return i < c->node_count;
+}
+
 const struct job_driver commit_driver = {
     .type = "commit",
     .run = commit_run,
@@ -659,6 +670,7 @@ const struct job_driver commit_driver = {
     .set_speed = commit_set_speed,
     .complete = commit_complete,
     .cancel = commit_cancel,
+    .uses = commit_uses,
     .progress = commit_progress,
     .free = commit_free,
 };

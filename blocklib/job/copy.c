@@ -16,27 +16,26 @@
  *
  *  1. A bit of `todo` is reset only after its cluster has been read and
  *     written, or is not wanted; bits are never set again.  So a clear bit
- * means that nobody needs the old data, and a guest may look at it without any
- * lock.
+ *     means that nobody needs the old data, and a guest may look at it
+ *     without any lock.
  *  2. A cluster is copied only under the range lock, with its bit looked at
  *     after the lock was taken; a guest that finds it set waits there for a
  *     worker that has it in hand.
  *  3. A cluster whose bit is set has not changed since the point in time.
  *     What node_extents says of it is therefore true at any time, with or
  *     without the range lock.
- *  4. When a copy before a write fails, `broken` is set before the range is
- *     unlocked and the guest goes on.  A broken copy never succeeds.
+ *  4. When a copy before a write fails, the write fails, or `broken` is set
+ *     before the guest goes on.  A broken copy never succeeds.
  *
  * Workers enter the tree for each chunk, so that a drain waits for no more
  * than what they have in hand.
  */
-#include "job/copy.h"
+#include "job/copy_priv.h"
 
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 
-#include "core/rangelock.h"
 #include "nbdelta/bytes.h"
 #include "util/iov.h"
 
@@ -56,62 +55,6 @@
 /* With a limit of speed, a chunk is what goes through in this time. */
 #define SLICES_PER_SECOND 10
 
-struct copy {
-    /* Set by copy_new. */
-    uint64_t size;
-    uint64_t cluster;
-    uint64_t chunk;
-    size_t buffer_size;
-    unsigned max_workers;
-    bool target_zero;
-    bool compress;
-
-    /* Tree lock; todo's bits are atomic. */
-    struct node *filter;
-    struct hbitmap *todo;
-
-    struct range_lock in_hand;
-    struct read_guard guard; /* set by copy_new */
-
-    /* After the tree lock, before `lock`: held while the source is asked what
-     * it has, which may take its time. */
-    mutex_t claim_lock;
-    /* Guarded by claim_lock. */
-    uint64_t cursor;
-
-    mutex_t lock; /* after the tree lock, before the range lock */
-    /* Guarded by lock. */
-    cond_t wake; /* stop or speed has changed */
-    uint64_t skip_cursor; /* of copy_skip_unallocated, which has it alone */
-    uint64_t speed;
-    uint64_t next_ns; /* when the speed limit allows another chunk */
-    bool stop;
-    int failed; /* a worker's first failure */
-    enum copy_side failed_side;
-
-    mutex_t pool_lock;
-    /* Guarded by pool_lock. */
-    struct buffer *pool;
-    unsigned pooled;
-
-    /* Atomic. */
-    _Atomic unsigned broken; /* see break_with */
-    _Atomic uint64_t done;
-    _Atomic uint64_t total; /* by copy_add, less what was skipped */
-};
-
-/* An unused buffer; its own memory. */
-struct buffer {
-    struct buffer *next;
-};
-
-/* A part of the set, all of one kind. */
-struct area {
-    uint64_t offset;
-    uint64_t bytes;
-    bool zero;
-};
-
 static bool is_empty(const struct copy *c)
 {
     uint64_t start;
@@ -123,7 +66,12 @@ static bool is_empty(const struct copy *c)
 
 /* --- Buffers --- */
 
-static void *buffer_get(struct copy *c)
+/* An unused one; its own memory. */
+struct buffer {
+    struct buffer *next;
+};
+
+void *copy_buffer_get(struct copy *c)
 {
     mutex_lock(&c->pool_lock);
     struct buffer *b = c->pool;
@@ -135,10 +83,13 @@ static void *buffer_get(struct copy *c)
     return b ? b : buf_alloc(c->buffer_size);
 }
 
-static void buffer_put(struct copy *c, void *buf)
+void copy_buffer_put(struct copy *c, void *buf)
 {
     struct buffer *b = buf;
 
+    if (!b) {
+        return;
+    }
     mutex_lock(&c->pool_lock);
     if (c->pooled < BUFFERS_KEPT) {
         b->next = c->pool;
@@ -152,12 +103,21 @@ static void buffer_put(struct copy *c, void *buf)
 
 /* --- Failures --- */
 
-/* The first reason counts: errno, and the side in bit 16. */
-static void break_with(struct copy *c, int r, enum copy_side side)
+/* `broken` has errno, and the side in bit 16. */
+void copy_break_with(struct copy *c, int r, enum copy_side side)
 {
     unsigned none = 0;
     unsigned why = (unsigned)-r | (side == COPY_WRITE ? 1U << 16 : 0);
-    atomic_compare_exchange_strong(&c->broken, &none, why);
+
+    if (!atomic_compare_exchange_strong(&c->broken, &none, why)) {
+        return;
+    }
+    mutex_lock(&c->lock); /* workers that sleep shall see it */
+    cond_broadcast(&c->wake);
+    mutex_unlock(&c->lock);
+    if (c->policy.lost) {
+        c->policy.lost(c->policy.opaque, r, side);
+    }
 }
 
 static int broken(struct copy *c, enum copy_side *side)
@@ -177,7 +137,7 @@ bool copy_is_broken(const struct copy *c)
 
 void copy_break(struct copy *c)
 {
-    break_with(c, -ECANCELED, COPY_READ);
+    copy_break_with(c, -ECANCELED, COPY_READ);
 }
 
 /* --- What is where --- */
@@ -308,10 +268,8 @@ static int move_area(struct copy *c, const struct area *a, void *buf,
     return r;
 }
 
-/* --- The guest's side --- */
-
-static int copy_range_locked(struct copy *c, uint64_t offset, uint64_t end,
-                             void *buf, enum copy_side *side)
+int copy_range_locked(struct copy *c, uint64_t offset, uint64_t end, void *buf,
+                      enum copy_side *side)
 {
     uint64_t start;
     uint64_t bytes;
@@ -328,46 +286,10 @@ static int copy_range_locked(struct copy *c, uint64_t offset, uint64_t end,
         if (r < 0) {
             return r;
         }
+        atomic_fetch_add(&c->counters.saved, a.bytes);
         offset = a.offset + a.bytes;
     }
     return 0;
-}
-
-int copy_before_write(struct copy *c, uint64_t offset, uint64_t bytes,
-                      unsigned flags)
-{
-    uint64_t from = align_down(offset, c->cluster);
-    uint64_t end = min_u64(c->size, align_up(offset + bytes, c->cluster));
-    uint64_t start;
-    uint64_t len;
-
-    if (from >= end || atomic_load(&c->broken) ||
-        !hbitmap_next_dirty(c->todo, from, end, &start, &len)) {
-        return 0;
-    }
-    if (flags & REQ_NOWAIT) {
-        return -EAGAIN;
-    }
-    enum copy_side side = COPY_READ;
-    struct range_req req;
-    void *buf = buffer_get(c);
-
-    range_lock(&c->in_hand, &req, from, end - from, true);
-    int r = buf ? copy_range_locked(c, from, end, buf, &side) : -ENOMEM;
-    bool restart = r == -ERESTART; /* the guest's request makes room */
-    if (r < 0 && !restart) {
-        break_with(c, r, side);
-    }
-    range_unlock(&c->in_hand, &req);
-    if (r < 0 && !restart) {
-        mutex_lock(&c->lock); /* workers that sleep shall see it */
-        cond_broadcast(&c->wake);
-        mutex_unlock(&c->lock);
-    }
-    if (buf) {
-        buffer_put(c, buf);
-    }
-    return restart ? r : 0;
 }
 
 /* --- Workers --- */
@@ -505,7 +427,7 @@ static int step(struct copy *c, void *buf)
 static void *worker(void *opaque)
 {
     struct copy *c = opaque;
-    void *buf = buffer_get(c);
+    void *buf = copy_buffer_get(c);
     int r = CLAIM_AREA;
 
     if (!buf) {
@@ -520,7 +442,7 @@ static void *worker(void *opaque)
             wait_for_budget(c);
         }
     }
-    buffer_put(c, buf);
+    copy_buffer_put(c, buf);
     return NULL;
 }
 
@@ -744,14 +666,34 @@ void copy_add_bits(struct copy *c, const struct hbitmap *bits)
     }
 }
 
+#define CLUSTER_MIN (64 * KiB)
+
+uint64_t copy_cluster_for(const struct node *target)
+{
+    uint64_t pref = target->limits.pref;
+    return is_pow2(pref) ? max_u64(pref, CLUSTER_MIN) : CLUSTER_MIN;
+}
+
+uint64_t copy_size(const struct copy *c)
+{
+    return c->size;
+}
+
+uint64_t copy_cluster(const struct copy *c)
+{
+    return c->cluster;
+}
+
 struct copy *copy_new(const struct copy_options *o)
 {
     struct copy *c = calloc(1, sizeof(*c));
     struct hbitmap *todo = hbitmap_new(o->size, o->cluster);
+    struct hbitmap *written = hbitmap_new(o->size, o->cluster);
 
-    if (!c || !todo) {
+    if (!c || !todo || !written) {
         free(c);
         hbitmap_free(todo);
+        hbitmap_free(written);
         return NULL;
     }
     c->size = o->size;
@@ -764,13 +706,22 @@ struct copy *copy_new(const struct copy_options *o)
     c->max_workers = (unsigned)min_u64(c->max_workers, WORKERS_MAX);
     c->target_zero = o->target_zero;
     c->compress = o->compress;
+    c->policy = o->policy;
     c->todo = todo;
+    c->written = written;
     c->guard = (struct read_guard){held_run, c};
     range_lock_init(&c->in_hand);
     mutex_init(&c->claim_lock);
     mutex_init(&c->lock);
     cond_init(&c->wake);
     mutex_init(&c->pool_lock);
+    if (o->policy.max_wait_ms > 0) {
+        c->errands = copy_errands_new(c);
+        if (!c->errands) {
+            copy_free(c);
+            return NULL;
+        }
+    }
     return c;
 }
 
@@ -779,12 +730,15 @@ void copy_free(struct copy *c)
     if (!c) {
         return;
     }
+    copy_errands_free(c->errands);
     while (c->pool) {
         struct buffer *b = c->pool;
         c->pool = b->next;
         free(b);
     }
     hbitmap_free(c->todo);
+    hbitmap_free(c->written);
+    hbitmap_free(c->visible);
     range_lock_destroy(&c->in_hand);
     mutex_destroy(&c->claim_lock);
     mutex_destroy(&c->lock);

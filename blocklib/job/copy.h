@@ -10,14 +10,42 @@
  * child of a filter node to its TARGET child, by whoever comes first: workers
  * in the background, or a guest's write that is about to change them.
  *
- * The life of a copy: copy_new, copy_add..., then the filter is put in place
- * (drivers/cbw.h), copy_run as often as it takes, the filter is removed,
- * copy_free.
+ *      guest's write -> copy_before_write     copy_run, workers
+ *                \                             /
+ *                 todo: FILE child -----> TARGET child
+ *                            \             /
+ *               copy_view_*: what is in todo is still in FILE, the rest in
+ *               TARGET; so one who reads the point in time need not copy it
+ *
+ * The life of a copy: copy_new, copy_add..., copy_show (for a view), then the
+ * filter is put in place (drivers/cbw.h), copy_run as often as it takes, the
+ * filter is removed, copy_free.
  */
 #include "core/hbitmap.h"
 #include "core/node.h"
 
 struct copy;
+
+enum copy_side {
+    COPY_READ,
+    COPY_WRITE,
+};
+
+/* What a copy before a guest's write may cost the guest. */
+struct copy_policy {
+    bool break_write; /* when it fails, fail the write; else the point in time
+                         is given up and the write goes on */
+    bool wait_room;   /* a full target is waited for, as long as max_wait_ms:
+                         who reads may discard */
+    uint64_t max_wait_ms; /* then it has failed: -ETIMEDOUT; 0: no limit */
+    bool once;            /* what a view has read is discarded */
+    int lost_errno;       /* what a view reads of a point in time that is lost;
+                             0: -EACCES */
+    /* The point in time was given up for @why (-errno).  Called once, inside
+     * a request: it waits for nothing.  NULL: nobody cares. */
+    void (*lost)(void *opaque, int why, enum copy_side side);
+    void *opaque;
+};
 
 struct copy_options {
     uint64_t size;        /* of the point in time */
@@ -26,18 +54,33 @@ struct copy_options {
     bool target_zero;     /* the target reads as zeroes where it is untouched */
     unsigned max_workers; /* 0: default */
     uint64_t max_chunk;   /* most that a worker moves at once, 0: default */
+    struct copy_policy policy;
 };
 
-enum copy_side {
-    COPY_READ,
-    COPY_WRITE,
+/* Guests' writes that had to wait for a copy, by how long: the last bucket has
+ * those from 2^23 us (8 s) on, bucket i those below 2^i us. */
+#define COPY_BUCKETS 25
+
+struct copy_counters {
+    _Atomic uint64_t waits[COPY_BUCKETS];
+    _Atomic uint64_t wait_ns; /* sum */
+    _Atomic uint64_t wait_max_ns;
+    _Atomic uint64_t saved;     /* bytes that guests' writes had copied */
+    _Atomic uint64_t pulled;    /* bytes read through a view */
+    _Atomic uint64_t discarded; /* bytes that a view said it needs no more */
 };
 
 /* copy_run was told to stop; there may be more to do. */
 #define COPY_STOPPED 1
 
+/* The unit of copying for a target: its cluster, 64 KiB at least, as QEMU. */
+uint64_t copy_cluster_for(const struct node *target);
+
 struct copy *copy_new(const struct copy_options *o); /* NULL: no memory */
 void copy_free(struct copy *c);                      /* NULL is fine */
+
+uint64_t copy_size(const struct copy *c);
+uint64_t copy_cluster(const struct copy *c);
 
 /* Put a range, or what @bits has dirty, into the set.  Before anything is
  * copied; rounded out to clusters.  The size of @bits is that of the copy. */
@@ -87,11 +130,49 @@ void copy_break(struct copy *c);
 
 /*
  * Called inside a request, before it changes the range: copies what is left
- * of it to do.  When that fails, it is the point in time that is given up,
- * never the request.  -EAGAIN, only with REQ_NOWAIT: it would have to wait.
+ * of it to do.  -EAGAIN, only with REQ_NOWAIT: it would have to wait.  Other
+ * errors only where the policy says so: the write must not go on.
  */
 int copy_before_write(struct copy *c, uint64_t offset, uint64_t bytes,
                       unsigned flags);
+
+/* The tree is about to be drained: who waits for room in the target goes on.
+ * It is: wait for copies that guests have not waited for. */
+void copy_hurry(struct copy *c);
+void copy_settle(struct copy *c);
+
+/*
+ * Views: reading the point in time.  Inside a request of the filter's tree.
+ * Guests wait for no reader: what was read of the FILE child counts only if it
+ * is still to do afterwards.
+ */
+
+/* What is in the set now is what views may read.  -ENOMEM. */
+int copy_show(struct copy *c);
+
+/* The policy's lost_errno; -EACCES: not in the set, or discarded. */
+int copy_view_preadv(struct copy *c, uint64_t offset, uint64_t bytes,
+                     const struct iovec *iov, int cnt, unsigned flags);
+
+/* As the map of a driver, for MAP_STATUS: MAP_ZERO or MAP_OPAQUE. */
+int copy_view_map(struct copy *c, uint64_t offset, uint64_t bytes,
+                  unsigned flags, struct mapping *m);
+
+/* The clusters inside of the range are not needed any more: nobody copies
+ * them, and the target's space is free. */
+int copy_view_discard(struct copy *c, uint64_t offset, uint64_t bytes);
+
+/*
+ * What QEMU shows of a copy, as BlockDirtyInfo: what is to do; what views may
+ * read, and where guests have written since.  Added to @list.
+ */
+void copy_describe_todo(const struct copy *c, json_t *list);
+void copy_describe_view(const struct copy *c, json_t *list);
+
+const struct copy_counters *copy_counters(const struct copy *c);
+
+/* Bytes that views may still read. */
+uint64_t copy_visible(const struct copy *c);
 
 /* Bytes copied, by whomever, and bytes in the set at the start. */
 void copy_progress(const struct copy *c, uint64_t *done, uint64_t *total);

@@ -633,6 +633,21 @@ int job_cancel(struct jobs *j, const char *id, bool force, struct error **errp)
     return 0;
 }
 
+void jobs_cancel_on(struct jobs *j, const struct node *n)
+{
+    struct list *at = j->p->jobs.next;
+
+    while (at != &j->p->jobs) {
+        struct job *job = list_entry(at, struct job, in_jobs);
+
+        at = at->next;
+        if (!job->cancelled && job->drv->uses && job->drv->uses(job, n) &&
+            job_cancel(j, job->id, false, NULL) == 0) {
+            at = j->p->jobs.next; /* others may have gone with it */
+        }
+    }
+}
+
 int job_pause(struct jobs *j, const char *id, struct error **errp)
 {
     struct job *job;

@@ -120,6 +120,9 @@ struct job_driver {
     int (*complete)(struct job *job, struct error **errp);
     bool (*cancel)(struct job *job);
 
+    /* Does it work on @n?  Under the lock; NULL: on none. */
+    bool (*uses)(struct job *job, const struct node *n);
+
     void (*progress)(struct job *job, uint64_t *done, uint64_t *total);
 
     void (*free)(struct job *job);

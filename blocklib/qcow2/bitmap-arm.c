@@ -251,13 +251,67 @@ static void serve_queue(struct qcow2 *s) REQUIRES(s->arm_lock)
     }
 }
 
+/* Say in the image that what is in quarantine is in use. */
+static int void_all(struct qcow2 *s) REQUIRES(s->arm_lock)
+{
+    uint64_t at = s->bitmaps_ext.dir_offset;
+    unsigned char be[4];
+    int r = 0;
+
+    list_for_each (e, &s->bitmaps) {
+        struct qcow2_bitmap *qb = list_entry(e, struct qcow2_bitmap, in_image);
+
+        if (r == 0 && qb->broken && !(qb->flags & QCOW2_BITMAP_IN_USE)) {
+            store_be32(be, qb->flags | QCOW2_BITMAP_IN_USE);
+            r = node_pwrite(s->file, be, sizeof(be), at + QCOW2_BITMAP_FLAGS_AT,
+                            0);
+        }
+        at += qcow2_bitmap_entry_size(qb);
+    }
+    if (r == 0 && !s->bitmaps_volatile) {
+        r = node_flush(s->file);
+    }
+    list_for_each (e, &s->bitmaps) {
+        struct qcow2_bitmap *qb = list_entry(e, struct qcow2_bitmap, in_image);
+
+        if (r == 0 && qb->broken) {
+            qb->flags |= QCOW2_BITMAP_IN_USE;
+            atomic_store(&qb->voided, true);
+        }
+    }
+    return r;
+}
+
+/* A bitmap in quarantine will lack a change: nobody shall trust it when what
+ * is wrong with it has gone. */
+static int void_it(struct qcow2 *s, struct qcow2_bitmap *qb, bool nowait)
+{
+    int r = 0;
+
+    if (atomic_load(&qb->voided)) {
+        return 0;
+    }
+    if (nowait) {
+        return -EAGAIN;
+    }
+    mutex_lock(&s->arm_lock);
+    if (!atomic_load(&qb->voided)) {
+        r = void_all(s);
+    }
+    mutex_unlock(&s->arm_lock);
+    return r;
+}
+
 int qcow2_bitmap_arm(struct node *n, struct bitmap *bm, uint64_t offset,
                      uint64_t bytes, bool nowait)
 {
     struct qcow2 *s = n->state;
     struct qcow2_bitmap *qb = bm->stored;
 
-    if (!qb || qb->broken || bytes == 0 || qb->regions == 0) {
+    if (qb && qb->broken && bytes > 0) {
+        return void_it(s, qb, nowait);
+    }
+    if (!qb || bytes == 0 || qb->regions == 0) {
         return 0;
     }
     struct request q = {

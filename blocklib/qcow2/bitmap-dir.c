@@ -38,6 +38,11 @@ static uint64_t entry_size(uint64_t extra_len, uint64_t name_len)
     return align_up(QCOW2_BITMAP_ENTRY_SIZE + extra_len + name_len, 8);
 }
 
+uint64_t qcow2_bitmap_entry_size(const struct qcow2_bitmap *qb)
+{
+    return entry_size(qb->extra_len, qb->name_len);
+}
+
 /* A copy with a zero behind it. */
 static void *copy(const void *from, size_t len)
 {
@@ -50,7 +55,8 @@ static void *copy(const void *from, size_t len)
     return to;
 }
 
-static const char *judge(const struct qcow2_bitmap *qb)
+/* Can its table be understood? */
+static const char *judge_table(const struct qcow2_bitmap *qb)
 {
     if (qb->flags & ~FLAGS_KNOWN) {
         return "it has unknown flags";
@@ -62,6 +68,11 @@ static const char *judge(const struct qcow2_bitmap *qb)
         qb->granularity_bits > GRANULARITY_BITS_MAX) {
         return "its granularity is out of range";
     }
+    return NULL;
+}
+
+static const char *judge_rest(const struct qcow2_bitmap *qb)
+{
     if (qb->name_len == 0 || qb->name_len > BITMAP_NAME_MAX ||
         strlen(qb->name) != qb->name_len) {
         return "its name is no name";
@@ -70,7 +81,7 @@ static const char *judge(const struct qcow2_bitmap *qb)
         return "it has extra data that is not known";
     }
     if (qb->flags & QCOW2_BITMAP_IN_USE) {
-        return "it was in use when the image was not closed";
+        return "it is marked as in use: writes may lack in it";
     }
     return NULL;
 }
@@ -93,7 +104,7 @@ static int parse_entry(const unsigned char *at, uint64_t left, uint64_t *used,
     }
     qb->table_offset = load_be64(at);
     qb->table_size = load_be32(at + 8);
-    qb->flags = load_be32(at + 12);
+    qb->flags = load_be32(at + QCOW2_BITMAP_FLAGS_AT);
     qb->type = at[16];
     qb->granularity_bits = at[17];
     qb->name_len = name_len;
@@ -104,7 +115,12 @@ static int parse_entry(const unsigned char *at, uint64_t left, uint64_t *used,
     if (!qb->extra || !qb->name) {
         return -ENOMEM;
     }
-    qb->broken = judge(qb);
+    qb->broken = judge_table(qb);
+    qb->sound = !qb->broken;
+    if (!qb->broken) {
+        qb->broken = judge_rest(qb);
+    }
+    atomic_store(&qb->voided, qb->flags & QCOW2_BITMAP_IN_USE);
     return 0;
 }
 
@@ -128,7 +144,7 @@ uint64_t qcow2_bitmap_dir_size(struct qcow2_bitmap *const *dir, uint32_t count)
     uint64_t size = 0;
 
     for (uint32_t i = 0; i < count; i++) {
-        size += entry_size(dir[i]->extra_len, dir[i]->name_len);
+        size += qcow2_bitmap_entry_size(dir[i]);
     }
     return size;
 }
@@ -138,12 +154,12 @@ void qcow2_bitmap_dir_write(struct qcow2_bitmap *const *dir, uint32_t count,
 {
     for (uint32_t i = 0; i < count; i++) {
         const struct qcow2_bitmap *qb = dir[i];
-        uint64_t size = entry_size(qb->extra_len, qb->name_len);
+        uint64_t size = qcow2_bitmap_entry_size(qb);
 
         memset(to, 0, size);
         store_be64(to, qb->table_offset);
         store_be32(to + 8, qb->table_size);
-        store_be32(to + 12, qb->flags);
+        store_be32(to + QCOW2_BITMAP_FLAGS_AT, qb->flags);
         to[16] = qb->type;
         to[17] = qb->granularity_bits;
         store_be16(to + 18, (uint16_t)qb->name_len);

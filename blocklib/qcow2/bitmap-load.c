@@ -4,13 +4,15 @@
  *
  * Nothing here keeps an image from opening.  A bitmap that cannot be trusted
  * goes into quarantine: users see it as inconsistent, with the reason, and
- * can remove it; its entry is kept as it is until then.  When the directory
- * itself cannot be read, nobody can know what was in it: the image is then
- * treated as one whose bitmaps are void.
+ * can remove it; its entry is kept until then.  When the directory itself
+ * cannot be read, nobody can know what was in it: the image is then treated as
+ * one whose bitmaps are void.
  *
- * Clusters of bitmaps are written in place later.  So none may belong to
- * anything else, nor be free: each is looked up once among those of all
- * bitmaps and of the tables that are in memory, and in the refcounts.
+ * Clusters of bitmaps are written in place later, and freed with the bitmap.
+ * So none may belong to anything else, nor be free: each is looked up once
+ * among those of all bitmaps and of the tables that are in memory, and in the
+ * refcounts.  A bitmap whose clusters pass is sound, also one that is in
+ * quarantine for something else.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -78,6 +80,17 @@ static void quarantine(struct qcow2_bitmap *qb, const char *why)
     }
 }
 
+/* It leads to clusters that are not its own. */
+static void distrust(struct qcow2_bitmap *qb, const char *why)
+{
+    quarantine(qb, why);
+    if (qb) {
+        qb->sound = false;
+        free(qb->table);
+        qb->table = NULL;
+    }
+}
+
 /* Is each cluster of the run in use, by count? */
 static bool is_counted(struct qcow2 *s, const struct owner *o)
 {
@@ -103,14 +116,14 @@ static void find_clashes(struct qcow2 *s, struct owners *o)
     size_t widest = 0; /* of those before, the one that ends last */
     for (size_t i = 0; i < o->count; i++) {
         if (i > 0 && o->all[i].from < o->all[widest].to) {
-            quarantine(o->all[i].qb, "its clusters belong to others, too");
-            quarantine(o->all[widest].qb, "its clusters belong to others, too");
+            distrust(o->all[i].qb, "its clusters belong to others, too");
+            distrust(o->all[widest].qb, "its clusters belong to others, too");
         }
         if (o->all[i].to > o->all[widest].to) {
             widest = i;
         }
         if (o->all[i].qb && !is_counted(s, &o->all[i])) {
-            quarantine(o->all[i].qb, "its clusters count as free");
+            distrust(o->all[i].qb, "its clusters count as free");
         }
     }
 }
@@ -124,30 +137,8 @@ static bool in_file(const struct qcow2 *s, uint64_t offset, uint64_t bytes)
                         align_up(node_size(s->file), s->cluster_size));
 }
 
-static int read_table(struct qcow2 *s, struct qcow2_bitmap *qb)
+static const char *check_entries(const struct qcow2 *s, struct qcow2_bitmap *qb)
 {
-    uint64_t bytes = qb->table_size * UINT64_C(8);
-
-    if (qb->table_size != qcow2_slices(s, qb, s->node->size) ||
-        qb->table_size > QCOW2_BITMAP_TABLE_MAX) {
-        qb->broken = "its table is of the wrong size";
-        return 0;
-    }
-    if (bytes == 0) {
-        return 0;
-    }
-    if (!in_file(s, qb->table_offset, bytes)) {
-        qb->broken = "its table is outside of the file";
-        return 0;
-    }
-    qb->table = malloc(bytes);
-    if (!qb->table) {
-        return -ENOMEM;
-    }
-    if (node_pread(s->file, qb->table, bytes, qb->table_offset, 0) < 0) {
-        qb->broken = "its table cannot be read";
-        return 0;
-    }
     for (uint32_t i = 0; i < qb->table_size; i++) {
         uint64_t entry = be64toh(qb->table[i]);
 
@@ -155,9 +146,33 @@ static int read_table(struct qcow2 *s, struct qcow2_bitmap *qb)
         if (entry != QCOW2_BITMAP_ZEROES && entry != QCOW2_BITMAP_ONES &&
             ((entry & ~QCOW2_OFFSET_MASK) ||
              !in_file(s, entry, s->cluster_size))) {
-            qb->broken = "its table has bad entries";
-            break;
+            return "its table has bad entries";
         }
+    }
+    return NULL;
+}
+
+static int read_table(struct qcow2 *s, struct qcow2_bitmap *qb)
+{
+    uint64_t bytes = qb->table_size * UINT64_C(8);
+    const char *why = NULL;
+
+    if (qb->table_size != qcow2_slices(s, qb, s->node->size) ||
+        qb->table_size > QCOW2_BITMAP_TABLE_MAX) {
+        why = "its table is of the wrong size";
+    } else if (bytes > 0 && !in_file(s, qb->table_offset, bytes)) {
+        why = "its table is outside of the file";
+    } else if (bytes > 0) {
+        qb->table = malloc(bytes);
+        if (!qb->table) {
+            return -ENOMEM;
+        }
+        why = node_pread(s->file, qb->table, bytes, qb->table_offset, 0) < 0
+                  ? "its table cannot be read"
+                  : check_entries(s, qb);
+    }
+    if (why) {
+        distrust(qb, why);
     }
     return 0;
 }
@@ -178,10 +193,26 @@ static int own_bitmap(struct qcow2 *s, struct owners *o,
     return r;
 }
 
+/* Of one cluster, which an L1 or refcount table entry leads to. */
+static int own_table(const struct qcow2 *s, struct owners *o, uint64_t entry)
+{
+    uint64_t host = entry & QCOW2_OFFSET_MASK;
+
+    return host ? own(o, host, s->cluster_size, NULL) : 0;
+}
+
+/* What memory knows of the rest of the image: not the data. */
 static int own_rest(struct qcow2 *s, const struct qcow2_bitmaps_ext *x,
                     struct owners *o)
 {
     int r = own(o, 0, s->cluster_size, NULL);
+
+    for (uint64_t i = 0; r == 0 && i < s->l1_size; i++) {
+        r = own_table(s, o, atomic_load(&s->l1[i]));
+    }
+    for (uint32_t i = 0; r == 0 && i < s->reftable_size; i++) {
+        r = own_table(s, o, s->reftable[i]);
+    }
 
     if (r == 0) {
         r = own(o, s->l1_offset,
@@ -201,7 +232,7 @@ static int check_clusters(struct qcow2 *s, const struct qcow2_bitmaps_ext *x)
     int r = own_rest(s, x, &o);
 
     list_for_each (e, &s->bitmaps) {
-        if (r == 0 && !QB(e)->broken) {
+        if (r == 0 && QB(e)->sound) {
             r = own_bitmap(s, &o, QB(e));
         }
     }
@@ -248,11 +279,11 @@ static void limit_bits(struct qcow2 *s)
     uint64_t total = 0;
 
     list_for_each (e, &s->bitmaps) {
-        if (!QB(e)->broken) {
+        if (QB(e)->sound) {
             uint64_t bytes = (s->node->size >> QB(e)->granularity_bits) / 8;
 
             if (bytes > QCOW2_BITMAP_BITS_MAX || total + bytes > ALL_BITS_MAX) {
-                QB(e)->broken = "it is too large";
+                distrust(QB(e), "it is too large");
             } else {
                 total += bytes;
             }
@@ -384,7 +415,9 @@ static int present(struct qcow2 *s, struct qcow2_bitmap *qb,
     qb->bm->persistent = true;
     qb->bm->loaded = true;
     qb->bm->stored = qb;
-    qb->bm->enabled = !qb->broken && (qb->flags & QCOW2_BITMAP_AUTO);
+    bool enabled = qb->flags & QCOW2_BITMAP_AUTO;
+    qb->bm->recorded = qb->broken && enabled;
+    qb->bm->enabled = !qb->broken && enabled;
     return 0;
 }
 
@@ -415,7 +448,7 @@ static int load_all(struct qcow2 *s, struct error **errp)
 
     limit_bits(s);
     list_for_each (e, &s->bitmaps) {
-        if (r == 0 && !QB(e)->broken) {
+        if (r == 0 && QB(e)->sound) {
             r = read_table(s, QB(e));
         }
     }
@@ -449,10 +482,9 @@ json_t *qcow2_bitmaps_describe(const struct qcow2 *s)
         if (qb->flags & QCOW2_BITMAP_AUTO) {
             (void)json_array_append_new(flags, json_string("auto"));
         }
-        /* A name that is not UTF-8 cannot be told. */
         (void)json_array_append_new(
-            list, json_pack("{s:o, s:s*, s:I}", "flags", flags, "name",
-                            qb->name, "granularity",
+            list, json_pack("{s:o, s:o*, s:I}", "flags", flags, "name",
+                            bitmap_name_json(qb->name), "granularity",
                             (json_int_t)1 << qb->granularity_bits % 62));
     }
     return list;

@@ -9,8 +9,9 @@
  *   the old directory, and what only it led to, are free
  *
  * A crash leaves the one directory or the other.  Bits of a bitmap that stays
- * are never fewer in the image than in memory: those that grew other than by
- * writes (a merge) are written before the header.
+ * are never fewer in the image than in memory: those that changed other than
+ * by writes (a merge, a clear) are in a new table.  The flush before the
+ * header makes durable, too, what was written before bits were cleared.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -209,11 +210,20 @@ void qcow2_bitmap_gone(struct bitmap *bm)
 
 static int describe(struct qcow2_bitmap *qb, const struct bitmap *bm)
 {
+    const struct qcow2_bitmap *old = bm->stored;
+    uint32_t extra_len = old ? old->extra_len : 0;
+
     qb->name = strdup(bm->name);
-    qb->extra = calloc(1, 1);
+    qb->extra = calloc(1, extra_len + 1UL);
     if (!qb->name || !qb->extra) {
         return -ENOMEM;
     }
+    if (extra_len > 0) { /* known to do no harm; it stays as it is */
+        memcpy(qb->extra, old->extra, extra_len);
+        qb->extra_len = extra_len;
+        qb->flags = old->flags & QCOW2_BITMAP_EXTRA;
+    }
+    qb->sound = true;
     qb->name_len = (uint32_t)strlen(bm->name);
     qb->type = 1;
     qb->granularity_bits = (uint8_t)__builtin_ctzll(bm->granularity);
@@ -304,7 +314,7 @@ static int plan_bitmap(struct qcow2 *s, struct plan *p, struct bitmap *bm)
     struct qcow2_bitmap *qb = bm->stored;
     int r = 0;
 
-    if (!qb || (!qb->broken && (p->resized || bm->grew))) {
+    if (!qb || (!qb->broken && (p->resized || bm->rewrite))) {
         r = plan_new(s, p, bm, &qb);
     }
     if (r < 0) {
@@ -374,8 +384,8 @@ static int write_directory(struct qcow2 *s, struct plan *p)
     return node_pwrite(s->file, dir, bytes, p->ext.dir_offset, 0);
 }
 
-/* It counts: what the old directory alone led to is free.  Entries in
- * quarantine may lead to what belongs to others, so theirs leaks. */
+/* It counts: what the old directory alone led to is free.  What is not sound
+ * may lead to what belongs to others, so that leaks. */
 static void adopt(struct qcow2 *s, struct plan *p)
 {
     struct list old;
@@ -396,11 +406,11 @@ static void adopt(struct qcow2 *s, struct plan *p)
         }
         p->dir[i]->bm = p->bms[i];
         p->bms[i]->stored = p->dir[i];
-        p->bms[i]->grew = false;
+        p->bms[i]->rewrite = false;
     }
     while (!list_empty(&old)) {
         struct qcow2_bitmap *qb = QB(old.next);
-        if (!qb->broken) {
+        if (qb->sound) {
             free_table(s, qb);
         }
         qcow2_bitmap_free(qb);
@@ -476,6 +486,8 @@ int qcow2_check_bitmap(struct node *n, const char *name, uint64_t granularity,
 
     if (s->version < 3) {
         why = "Cannot store dirty bitmaps in qcow2 v2 files";
+    } else if (n->size == 0) {
+        why = "An empty disk has no place for bitmaps";
     } else if (count_persistent(n) >= QCOW2_BITMAPS_MAX) {
         why = "Maximum number of persistent bitmaps is already reached";
     } else if (bytes > QCOW2_BITMAP_BITS_MAX) {

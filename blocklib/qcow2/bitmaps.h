@@ -12,8 +12,10 @@
  *
  * Memory has the exact bits.  The image has at least these, at every instant
  * (bitmap-arm.c), and exactly these after a clean end (bitmap-store.c).  So
- * in_use is never set by us: whoever opens the image after a crash may trust
- * what is there.
+ * in_use is not set by us: whoever opens the image after a crash may trust
+ * what is there.  But for bitmaps in quarantine, which do not record: these
+ * get it before the first change of data, lest they are trusted when what is
+ * wrong with them has gone.
  *
  *   disk     |      slice (32 GiB at 64 KiB)       |     slice     | ...
  *            | region | region | (4 MiB) ...       |
@@ -30,6 +32,7 @@
 #define QCOW2_BITMAP_TABLE_MAX  UINT32_C(0x8000000) /* entries */
 #define QCOW2_BITMAP_BITS_MAX   (512 * MiB) /* bytes of one; QEMU's limit */
 #define QCOW2_BITMAP_ENTRY_SIZE 24 /* of a directory entry, at least */
+#define QCOW2_BITMAP_FLAGS_AT   12 /* in it */
 
 #define QCOW2_BITMAP_IN_USE UINT32_C(1)
 #define QCOW2_BITMAP_AUTO   UINT32_C(2)
@@ -56,11 +59,15 @@ struct qcow2_bitmap {
     uint32_t table_size; /* entries */
 
     const char *broken; /* why it is in quarantine, or NULL */
+    bool sound;         /* its table leads to clusters of its own; also of
+                           some that are in quarantine */
+    _Atomic bool voided; /* in quarantine, and the image says in_use */
     struct bitmap *bm;  /* on the node, with this as `stored`; NULL: it is
                            removed, which the image does not know yet */
 
+    uint64_t *table;       /* if sound; host byte order; arm lock */
+
     /* Not in quarantine.  Tree lock for what is not atomic. */
-    uint64_t *table;       /* host byte order; arm lock */
     unsigned region_bits;  /* log2 of a region in bytes of disk; not more than
                               a slice */
     uint64_t regions;
@@ -84,6 +91,7 @@ uint64_t qcow2_bitmap_dir_size(struct qcow2_bitmap *const *dir,
                                uint32_t count); /* bytes */
 void qcow2_bitmap_dir_write(struct qcow2_bitmap *const *dir, uint32_t count,
                             unsigned char *to);
+uint64_t qcow2_bitmap_entry_size(const struct qcow2_bitmap *qb); /* bytes */
 void qcow2_bitmap_free(struct qcow2_bitmap *qb); /* and off its list */
 
 /* --- Sizes. --- */

@@ -110,6 +110,13 @@ int qcow2_resize(struct node *n, uint64_t size, struct error **errp)
         return error_set(errp, EINVAL,
                          "The new size must be a multiple of 512");
     }
+    if (size == 0 && s->bitmaps_ext.count > 0) {
+        /* Their tables would be empty, and QEMU not open the image. */
+        return error_set(errp, ENOTSUP,
+                         "cannot shrink '%s' to nothing: it has persistent "
+                         "bitmaps",
+                         node_filename(n));
+    }
     if (size < n->size) {
         return shrink(s, size, errp);
     }

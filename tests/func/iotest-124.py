@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # The scenarios of iotest-124.sh.  argv: nbdelta, then the disks' format and,
 # after a comma, options for their creation.  Works in the current directory.
-import json
 import os
-import socket
 import subprocess
 import sys
 import time
+
+from qmp_daemon import Daemon
 
 NBDELTA = sys.argv[1]
 FORMAT, _, OPTIONS = sys.argv[2].partition(',')
@@ -45,98 +45,6 @@ def create(name, size='64M', fmt='qcow2', parent=None, options=''):
 def io(fmt, image, commands):
     run('qemu-io', '-f', fmt,
         *[word for c in commands for word in ('-c', c)], image)
-
-
-class QmpError(Exception):
-    pass
-
-
-class Daemon:
-    """nbdelta serve and a monitor; events wait until they are asked for."""
-
-    def __init__(self):
-        self.events = []
-        self.process = subprocess.Popen(
-            [NBDELTA, 'serve', '--pidfile', 'pid',
-             '--chardev', 'socket,id=m,path=qmp.sock,server=on,wait=off',
-             '--monitor', 'chardev=m',
-             '--nbd-server', 'addr.type=unix,addr.path=nbd.sock'])
-        while not os.path.exists('pid'):
-            assert self.process.poll() is None
-            time.sleep(0.02)
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect('qmp.sock')
-        self.socket.settimeout(120)
-        self.lines = self.socket.makefile('r')
-        assert 'QMP' in self.receive()
-        self.ask('qmp_capabilities')
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, *_):
-        if kind is not None:
-            self.process.kill()
-        else:
-            self.ask('quit')
-        status = self.process.wait(60)
-        self.lines.close()
-        self.socket.close()
-        assert kind is not None or status == 0, status
-
-    def receive(self):
-        line = self.lines.readline()
-        assert line, 'the monitor has ended'
-        return json.loads(line)
-
-    def ask(self, command, **arguments):
-        arguments = {k.replace('_', '-'): v for k, v in arguments.items()}
-        self.socket.sendall(json.dumps(
-            {'execute': command, 'arguments': arguments}).encode())
-        while True:
-            message = self.receive()
-            if 'event' in message:
-                self.events.append(message)
-            elif 'error' in message:
-                raise QmpError(message['error']['class'])
-            else:
-                return message['return']
-
-    def refuses(self, command, **arguments):
-        try:
-            self.ask(command, **arguments)
-        except QmpError as e:
-            assert str(e) == 'GenericError', e
-        else:
-            raise AssertionError(f'{command} {arguments}: not refused')
-        assert self.ask('query-jobs') == []
-
-    def event(self, name, **data):
-        """The oldest such event; those before it stay."""
-        seen = 0
-        while True:
-            while seen < len(self.events):
-                e = self.events[seen]
-                if e['event'] == name and data.items() <= e['data'].items():
-                    del self.events[seen]
-                    return e['data']
-                seen += 1
-            self.events.append(self.receive())
-
-    def quiet(self):
-        """No job, and nothing to tell but of changes that jobs went through."""
-        assert self.ask('query-block-jobs') == []
-        left = [e for e in self.events if e['event'] != 'JOB_STATUS_CHANGE']
-        assert left == [], left
-        self.events.clear()
-
-    def end_of(self, job):
-        """How a job ended: the data of BLOCK_JOB_COMPLETED."""
-        data = self.event('BLOCK_JOB_COMPLETED', device=job)
-        self.event('JOB_STATUS_CHANGE', id=job, status='null')
-        if 'error' not in data:
-            assert data['offset'] == data['len'], data
-        return data
 
 
 class Disk:
@@ -231,7 +139,7 @@ class Disk:
 
 
 def simple(**how):
-    with Daemon() as daemon:
+    with Daemon(NBDELTA) as daemon:
         disk = Disk(daemon)
         disk.full()
         disk.bitmap(**how)
@@ -254,7 +162,7 @@ def large_granularity():
 
 def larger_cluster_target():
     for size in '128k', '2M':
-        with Daemon() as daemon:
+        with Daemon(NBDELTA) as daemon:
             disk = Disk(daemon)
             create('drive0.full', options='cluster_size=' + size)
             data = disk.backup(sync='full', target='drive0.full',
@@ -277,7 +185,7 @@ def larger_cluster_target():
 
 
 def missing_bitmap():
-    with Daemon() as daemon:
+    with Daemon(NBDELTA) as daemon:
         Disk(daemon)
         daemon.refuses('drive-backup', device='drive0', sync='incremental',
                        format='qcow2', target='no')
@@ -285,7 +193,7 @@ def missing_bitmap():
 
 
 def unknown_bitmap():
-    with Daemon() as daemon:
+    with Daemon(NBDELTA) as daemon:
         Disk(daemon)
         daemon.refuses('drive-backup', device='drive0', sync='incremental',
                        format='qcow2', target='no', bitmap='unknown')
@@ -293,7 +201,7 @@ def unknown_bitmap():
 
 
 def bad_granularity():
-    with Daemon() as daemon:
+    with Daemon(NBDELTA) as daemon:
         Disk(daemon)
         for granularity in 64000, 0, 256, 1 << 32:
             daemon.refuses('block-dirty-bitmap-add', node='drive0',
@@ -301,7 +209,7 @@ def bad_granularity():
 
 
 def growing():
-    with Daemon() as daemon:
+    with Daemon(NBDELTA) as daemon:
         disk = Disk(daemon)
         disk.full()
         disk.bitmap()
@@ -314,7 +222,7 @@ def growing():
 
 
 def failure():
-    with Daemon() as daemon:
+    with Daemon(NBDELTA) as daemon:
         disk = Disk(daemon, file=FAIL_A_READ)
         disk.full()
         disk.bitmap()
@@ -332,7 +240,7 @@ def failure():
 
 
 def pause():
-    with Daemon() as daemon:
+    with Daemon(NBDELTA) as daemon:
         disk = Disk(daemon, file=FAIL_A_READ)
         disk.full()
         disk.bitmap()
@@ -364,7 +272,7 @@ def action(kind, **data):
 
 
 def transaction():
-    with Daemon() as daemon:
+    with Daemon(NBDELTA) as daemon:
         disk = Disk(daemon)
         disk.bitmap('bitmap0')
         disk.write(FIRST)
@@ -391,7 +299,7 @@ def increments(disks, targets):
 
 
 def transaction_failure(race=False):
-    with Daemon() as daemon:
+    with Daemon(NBDELTA) as daemon:
         disks = [Disk(daemon),
                  Disk(daemon, 'drive1', FAIL_A_READ,
                       ['write -P 0x14 0 512', 'write -P 0x5d 1M 32k',
@@ -433,7 +341,7 @@ def transaction_failure_race():
 
 
 def four_disks_under_fio():
-    with Daemon() as daemon:
+    with Daemon(NBDELTA) as daemon:
         disks = [Disk(daemon, f'drive{i}') for i in range(4)]
         for disk in disks:
             disk.bitmap()

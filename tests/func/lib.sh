@@ -14,6 +14,8 @@
 #   at_exit COMMAND...      run it when the test ends
 #   wait_until WHAT COMMAND...  until COMMAND succeeds, for half a minute
 #   python FILE ARG...      the interpreter that has libnbd
+#   make_pki DIR            a CA, the server "localhost" and the client "alice"
+#   make_cert DIR NAME LINE...  NAME-cert.pem and its key, from template lines
 
 # shellcheck disable=SC2034  # for those who source this
 nbdelta=$BUILD/nbdelta
@@ -133,5 +135,30 @@ mkimg() {
 }
 
 python() {
-    /usr/bin/python3 "$@"
+    PYTHONDONTWRITEBYTECODE=1 /usr/bin/python3 "$@"
+}
+
+# The CA signs itself.
+make_cert() {
+    local dir=$1 name=$2 how=(--generate-certificate
+        --load-ca-certificate "$1/ca-cert.pem"
+        --load-ca-privkey "$1/ca-key.pem")
+    shift 2
+    if [ "$name" = ca ]; then
+        how=(--generate-self-signed)
+    fi
+    printf '%s\n' "$@" signing_key >"$dir/template"
+    certtool --generate-privkey --ecc --outfile "$dir/$name-key.pem" 2>/dev/null
+    certtool "${how[@]}" --load-privkey "$dir/$name-key.pem" \
+        --template "$dir/template" --outfile "$dir/$name-cert.pem" \
+        2>"$dir/certtool.err" || fail "certtool: $(cat "$dir/certtool.err")"
+}
+
+make_pki() {
+    mkdir -p "$1"
+    make_cert "$1" ca 'cn = CA of the tests' ca cert_signing_key \
+        'expiration_days = 30'
+    make_cert "$1" server 'cn = localhost' 'dns_name = localhost' \
+        'ip_address = 127.0.0.1' tls_www_server 'expiration_days = 30'
+    make_cert "$1" client 'cn = alice' tls_www_client 'expiration_days = 30'
 }

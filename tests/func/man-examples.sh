@@ -74,3 +74,6 @@ nbdelta qmp qmp.sock block-dirty-bitmap-remove node=disk0 name=b0
 run_page nbdelta-qmp
 wait "$server"
 server=
+
+nbdelta create disk.qcow2 1M
+run_page nbdelta-bitmap

@@ -1,16 +1,23 @@
 """Rule by rule: argv is the socket of a server with the exports rw (also
-the default one; 4 MiB + 512, pattern below) and ro (read-only)."""
+the default one; 4 MiB + 512, pattern below), ro (read-only) and big (qcow2,
+16 TiB, empty), and a directory with certificates, if all of it shall go over
+TLS."""
 import struct
 import sys
 
 from nbd_raw import *  # noqa: F403
+from nbd_tls import context, start_tls
 
 sock = sys.argv[1]
+tls = context(sys.argv[2]) if len(sys.argv) > 2 else None
 SIZE = 4 * 2**20 + 512
 
 
 def client(**kw):
-    return Client(sock, **kw)
+    c = Client(sock, **kw)
+    # One that offers no fixed newstyle cannot ask for TLS.
+    fixed = kw.get("flags", 3) in (1, 3) and kw.get("greet", True)
+    return start_tls(c, tls) if tls and fixed else c
 
 
 def check(ok, *what):
@@ -38,9 +45,17 @@ def test_bad_option_magic_ends_it():
 
 def test_unknown_options_are_refused_and_skipped():
     c = client()
-    for opt, data in ((0, b""), (4, b"x"), (11, b""), (99, b"y" * 100000),
-                      (0xFFFFFFFF, b"z" * 4096), (STARTTLS, b"")):
+    for opt, data in ((0, b""), (4, b"x"), (12, b""), (99, b"y" * 100000),
+                      (0xFFFFFFFF, b"z" * 4096)):
         is_(c.option(opt, data)[0], UNSUP)
+    is_(c.option(LIST)[0], ACK)
+
+
+def test_tls_begins_once_or_never():
+    c = client()
+    is_(c.option(STARTTLS)[0], INVALID if tls else POLICY)
+    is_(c.option(STARTTLS, b"x")[0], INVALID if tls else POLICY)
+    is_(c.option(STARTTLS, bytes(100000))[0], TOO_BIG)
     is_(c.option(LIST)[0], ACK)
 
 
@@ -48,9 +63,11 @@ def test_options_with_data_that_have_none():
     c = client()
     is_(c.option(LIST, b"x")[0], INVALID)
     is_(c.option(STRUCTURED, b"x")[0], INVALID)
+    is_(c.option(EXTENDED, b"x")[0], INVALID)
+    is_(c.option(EXTENDED, bytes(100000))[0], TOO_BIG)
     kind, out = c.option(LIST)
     is_(kind, ACK)
-    is_([p[4:] for _, p in out], [b"rw", b"ro"])
+    is_([p[4:] for _, p in out], [b"rw", b"ro", b"big"])
 
 
 def test_abort_is_acknowledged():
@@ -171,7 +188,6 @@ def test_contexts_are_replaced_also_by_failure():
         is_(c.option(SET_META, meta_data("rw", "base:allocation"))[0], ACK)
         c.option(SET_META, data)
         is_(c.option(GO, info_data("rw"))[0], ACK)
-        c.structured = True
         is_(status_error(c), EINVAL)
         check(c.alive())
 
@@ -179,20 +195,26 @@ def test_contexts_are_replaced_also_by_failure():
 # --- Transmission ---
 
 def modes():
-    return (client().go("rw"), client().go("rw", structured=False))
+    return (client().go("rw"), client().go("rw", structured=False),
+            client().go("rw", extended=True))
 
 
 def test_bad_magic_ends_it():
     for c in modes():
-        c.send(READ, 0, 512, magic=REQMAGIC + 1)
+        c.send(READ, 0, 512, bad=1)
         check(c.ended())
+    plain, extended = client().go("rw"), client().go("rw", extended=True)
+    plain.s.sendall(extended.request(READ, 0, 512))
+    check(plain.ended())
+    extended.s.sendall(plain.request(READ, 0, 512) + bytes(4))
+    check(extended.ended())
 
 
 def test_disc_waits_for_requests():
     for c in modes():
         c.s.sendall(
-            REQ.pack(REQMAGIC, FUA, WRITE, 1, 2**20, 70000) + b"d" * 70000
-            + REQ.pack(REQMAGIC, 0, DISC, 2, 0, 0))
+            c.request(WRITE, 2**20, 70000, FUA, 1, b"d" * 70000)
+            + c.request(DISC, cookie=2))
         is_(c.result(1)[0], 0)
         check(c.ended())
 
@@ -202,7 +224,7 @@ def test_unknown_commands_and_flags():
         for cmd in (8, 9, 255, 65535):
             is_(c.error(cmd, 0, 512), EINVAL)
         for cmd in (READ, FLUSH, TRIM, CACHE, ZERO, STATUS):
-            is_(c.error(cmd, 0, 0 if cmd == FLUSH else 512, 32), EINVAL)
+            is_(c.error(cmd, 0, 0 if cmd == FLUSH else 512, 64), EINVAL)
         is_(c.error(READ, 0, 512, REQ_ONE), EINVAL)
         is_(c.error(TRIM, 0, 512, NO_HOLE), EINVAL)
         is_(c.error(FLUSH, 0, 0, DF), EINVAL)
@@ -230,8 +252,8 @@ def test_past_the_end():
 
 
 def test_read_only():
-    for structured in (True, False):
-        c = client().go("ro", structured=structured)
+    for kw in ({}, {"structured": False}, {"extended": True}):
+        c = client().go("ro", **kw)
         for n in (1, 512, 65536, 3 * 2**20):
             is_(c.error(WRITE, 0, n, data=b"w" * n), EPERM)
         is_(c.error(WRITE, SIZE, 512, data=bytes(512)), EPERM)
@@ -276,21 +298,27 @@ def test_reads_of_all_sizes():
 
 
 def test_df_gives_one_chunk():
-    c = client().go("rw")
-    error, chunks = c.call(READ, 0, SIZE, DF)
-    is_((error, len(chunks)), (0, 1))
-    error, chunks = c.call(READ, 0, SIZE)
-    kinds = {kind for kind, _ in chunks}
-    is_((error, kinds), (0, {1, 2}))
+    for c in (client().go("rw"), client().go("rw", extended=True)):
+        error, chunks = c.call(READ, 0, SIZE, DF)
+        is_((error, len(chunks)), (0, 1))
+        error, chunks = c.call(READ, 0, SIZE)
+        kinds = {kind for kind, _ in chunks}
+        is_((error, kinds), (0, {1, 2}))
 
 
-def extents(c, offset, length, flags=0):
-    error, chunks = c.call(STATUS, offset, length, flags)
+def extents(c, offset, length, flags=0, data=b""):
+    """Of each context.  With @data as payload, @length is in it."""
+    error, chunks = c.call(STATUS, offset, len(data) or length, flags, data)
     is_(error, 0)
     out = {}
     for kind, p in chunks:
-        is_(kind, 5)
-        ext = [struct.unpack(">II", p[i:i + 8]) for i in range(4, len(p), 8)]
+        if c.extended:
+            is_(kind, 6)
+            is_(len(p), 8 + 16 * struct.unpack(">I", p[4:8])[0])
+            ext = list(struct.iter_unpack(">QQ", p[8:]))
+        else:
+            is_(kind, 5)
+            ext = list(struct.iter_unpack(">II", p[4:]))
         check(ext and all(n > 0 for n, _ in ext))
         check(sum(n for n, _ in ext) <= length)
         check(all(a[1] != b[1] for a, b in zip(ext, ext[1:])), "not joined")
@@ -300,16 +328,147 @@ def extents(c, offset, length, flags=0):
 
 
 def test_status_of_several_contexts():
-    c = client().go("rw", contexts=["qemu:allocation-depth", "base:allocation",
-                                    "base:allocation", "x-y:z"])
-    is_(set(c.contexts.values()), {"base:allocation", "qemu:allocation-depth"})
-    got = extents(c, 0, SIZE)
-    is_(set(got), set(c.contexts.values()))
-    is_(sum(n for n, _ in got["base:allocation"]), SIZE)
-    for offset, n in ((0, SIZE), (1, 1000), (5000, 2**20)):
-        one = extents(c, offset, n, REQ_ONE)
-        for ext in one.values():
-            is_(len(ext), 1)
+    for extended in (False, True):
+        c = client().go("rw", extended=extended, contexts=[
+            "qemu:allocation-depth", "base:allocation", "base:allocation",
+            "x-y:z"])
+        is_(set(c.contexts.values()),
+            {"base:allocation", "qemu:allocation-depth"})
+        got = extents(c, 0, SIZE)
+        is_(set(got), set(c.contexts.values()))
+        is_(sum(n for n, _ in got["base:allocation"]), SIZE)
+        for offset, n in ((0, SIZE), (1, 1000), (5000, 2**20)):
+            one = extents(c, offset, n, REQ_ONE)
+            for ext in one.values():
+                is_(len(ext), 1)
+        check(c.alive())
+
+
+# --- Extended headers ---
+
+def test_extended_headers_are_for_good():
+    c = client()
+    is_(c.option(STRUCTURED)[0], ACK)
+    is_(c.option(STRUCTURED)[0], INVALID)
+    is_(c.option(EXTENDED)[0], ACK)
+    is_(c.option(EXTENDED)[0], INVALID)
+    is_(c.option(STRUCTURED)[0], EXT_HEADER_REQD)
+    c.send_option(EXPORT_NAME, b"rw")
+    check(c.ended())
+    # Either of them lets contexts be negotiated.
+    c = client()
+    is_(c.option(EXTENDED)[0], ACK)
+    kind, out = c.option(SET_META, meta_data("rw", "base:allocation"))
+    is_((kind, len(out)), (ACK, 1))
+    is_(c.option(GO, info_data("rw"))[0], ACK)
+    check(c.alive())
+
+
+def test_the_payload_of_status_is_offered_where_it_makes_sense():
+    offer = 1 << 12
+    contexts = ["base:allocation"]
+    is_(client().go("rw", contexts=contexts).flags & offer, 0)
+    is_(client().go("rw", extended=True).flags & offer, 0)
+    c = client().go("rw", extended=True, contexts=contexts)
+    is_(c.flags & offer, offer)
+    c = client()
+    c.option(EXTENDED)
+    c.option(SET_META, meta_data("ro", *contexts))
+    kind, out = c.option(GO, info_data("rw"))
+    is_((kind, struct.unpack(">H", out[0][1][10:])[0] & offer), (ACK, 0))
+
+
+def test_only_a_write_has_a_payload():
+    c = client().go("rw", extended=True, contexts=["base:allocation"])
+    for cmd in (READ, FLUSH, TRIM, CACHE, ZERO, 8, 65535):
+        for n in (1, 512, 100000):
+            is_(c.error(cmd, 0, n, PAYLOAD_LEN, data=b"p" * n), EINVAL)
+    is_(c.error(TRIM, 0, 0, PAYLOAD_LEN), EINVAL)
+    # Without the flag nothing follows.
+    c.s.sendall(XREQ.pack(XREQMAGIC, 0, WRITE, 7, 0, 512))
+    is_(c.result()[0], EINVAL)
+    is_(c.error(WRITE, SIZE, 70000, data=bytes(70000)), ENOSPC)
+    check(c.alive())
+    for cmd in (READ, ZERO, STATUS):
+        c = client().go("rw", extended=True, contexts=["base:allocation"])
+        c.send(cmd, 0, 32 * 2**20 + 1, PAYLOAD_LEN)
+        check(c.ended())
+    for c in modes()[:2]:
+        is_(c.error(READ, 0, 512, PAYLOAD_LEN), EINVAL)
+        is_(c.error(WRITE, 0, 512, PAYLOAD_LEN, data=bytes(512)), EINVAL)
+        check(c.alive())
+
+
+def test_64_bit_lengths():
+    c = client().go("rw", extended=True, contexts=["base:allocation"])
+    for n in (2**32, 2**32 + 512, 2**63, 2**64 - 1):
+        for cmd in (READ, TRIM, CACHE, STATUS):
+            is_(c.error(cmd, 0, n), EINVAL)
+        is_(c.error(ZERO, 0, n), ENOSPC)
+    is_(c.error(READ, 0, 2**32 + 512), EINVAL)
+    check(c.alive())
+    BIG = 16 * 2**40
+    c = client().go("big", extended=True, contexts=[
+        "base:allocation", "qemu:allocation-depth"])
+    is_(c.size, BIG)
+    is_(c.error(READ, 0, BIG), EOVERFLOW)
+    is_(c.error(WRITE, 5 * 2**40, 512, data=b"5" * 512), 0)
+    got = extents(c, 0, BIG)
+    is_(got["qemu:allocation-depth"],
+        [(5 * 2**40, 0), (65536, 1), (11 * 2**40 - 65536, 0)])
+    is_(got["base:allocation"],
+        [(5 * 2**40, 3), (65536, 0), (11 * 2**40 - 65536, 3)])
+    is_(extents(c, 0, BIG, REQ_ONE)["base:allocation"], [(5 * 2**40, 3)])
+    is_(c.error(CACHE, 0, BIG), 0)
+    is_(c.error(ZERO, 2**40, 10 * 2**40, FUA | FAST_ZERO), 0)
+    is_(c.read(5 * 2**40, 512), bytes(512))
+    is_(c.error(WRITE, 5 * 2**40, 512, data=b"5" * 512), 0)
+    is_(c.error(ZERO, 5 * 2**40 - 512, 2**32 + 1024, FUA), 0)
+    is_(c.read(5 * 2**40, 512), bytes(512))
+    is_(c.error(TRIM, 0, BIG, FUA), 0)
+    # A client with compact headers sees the same in 32 bits.
+    c = client().go("big", contexts=["base:allocation"])
+    is_(extents(c, 5 * 2**40, 2**32 - 512),
+        {"base:allocation": [(2**32 - 512, 3)]})
+
+
+def pick(length, *ids):
+    return struct.pack(">Q", length) + b"".join(
+        struct.pack(">I", i) for i in ids)
+
+
+def test_status_of_some_contexts():
+    c = client().go("rw", extended=True, contexts=[
+        "base:allocation", "qemu:allocation-depth"])
+    ids = {name: i for i, name in c.contexts.items()}
+    every = extents(c, 0, SIZE)
+    for names in (["base:allocation"], ["qemu:allocation-depth"],
+                  ["qemu:allocation-depth", "base:allocation"]):
+        got = extents(c, 0, SIZE, PAYLOAD_LEN,
+                      pick(SIZE, *(ids[name] for name in names)))
+        is_(got, {name: every[name] for name in names})
+    one = ids["base:allocation"]
+    is_(extents(c, 4096, 512, PAYLOAD_LEN | REQ_ONE, pick(512, one)),
+        {"base:allocation": [(512, 0)]})
+    for data in (pick(SIZE), pick(SIZE, 99), pick(SIZE, one, one),
+                 pick(SIZE, one, 0), pick(SIZE, *ids.values(), one),
+                 pick(SIZE, one) + b"x", pick(SIZE)[:4], b"x" * 100000,
+                 pick(SIZE + 1, one), pick(2**64 - 1, one), pick(0, one)):
+        is_(c.error(STATUS, 0, len(data), PAYLOAD_LEN, data=data), EINVAL)
+        check(c.alive())
+    is_(c.error(STATUS, 0, 0, PAYLOAD_LEN), EINVAL)
+    # In portions.
+    for byte in c.request(STATUS, 0, 12, PAYLOAD_LEN, data=pick(SIZE, one)):
+        c.s.sendall(bytes([byte]))
+    error, chunks = c.result()
+    is_((error, len(chunks)), (0, 1))
+    check(c.alive())
+    # Nothing was negotiated; or it is not extended.
+    c = client().go("rw", extended=True)
+    is_(c.error(STATUS, 0, 12, PAYLOAD_LEN, data=pick(SIZE, 1)), EINVAL)
+    check(c.alive())
+    c = client().go("rw", contexts=["base:allocation"])
+    is_(c.error(STATUS, 0, 12, PAYLOAD_LEN), EINVAL)
     check(c.alive())
 
 
@@ -333,14 +492,15 @@ def test_a_flood_of_requests_is_answered_once_each():
             at = i * 512 % (2**20)
             if i % 3 == 2:
                 todo[i] = 0
-                out += REQ.pack(REQMAGIC, FUA if i % 9 == 2 else 0, WRITE, i,
-                                2**20 + at, n) + bytes([i % 256]) * n
+                out += c.request(WRITE, 2**20 + at, n,
+                                 FUA if i % 9 == 2 else 0, i,
+                                 bytes([i % 256]) * n)
             elif i % 100 == 0:
                 todo[i] = 0
-                out += REQ.pack(REQMAGIC, 0, FLUSH, i, 0, 0)
+                out += c.request(FLUSH, cookie=i)
             else:
                 todo[i] = n
-                out += REQ.pack(REQMAGIC, 0, READ, i, at, n)
+                out += c.request(READ, at, n, cookie=i)
         # In portions that respect no boundary.
         import threading
         def feed():
@@ -354,6 +514,8 @@ def test_a_flood_of_requests_is_answered_once_each():
             n = todo.pop(cookie)
             if kind is None:
                 c.recv(n)
+            elif n == 0:
+                is_((kind, payload), (0, b""))
             else:
                 is_(kind, 1)
                 is_(len(payload) - 8, n)

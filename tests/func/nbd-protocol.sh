@@ -1,9 +1,10 @@
 #!/bin/bash
-# The NBD protocol rule by rule, broken ones first, by a client of our own.
+# The NBD protocol rule by rule, broken ones first, by a client of our own; in
+# the clear and over TLS.
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"
-need qemu-img qemu-io
+need qemu-img qemu-io certtool
 
 for f in rw ro; do
     truncate -s $((4 * 1024 * 1024 + 512)) $f.raw
@@ -11,10 +12,17 @@ for f in rw ro; do
         -c 'write -P 3 4M 512' $f.raw >/dev/null
 done
 cp ro.raw ro.copy
-serve rw=json:'{"driver": "raw", "file": {"driver": "file",
-    "filename": "rw.raw"}}' ro=json:'{"driver": "raw", "read-only": true,
-    "file": {"driver": "file", "filename": "ro.raw"}}'
-PYTHONDONTWRITEBYTECODE=1 python "$SRCDIR/tests/func/nbd-protocol.py" "$sock"
-kill -0 "$server"
-stop_server
+qemu-img create -q -f qcow2 big.qcow2 16T
+make_pki pki
+for tls in '' pki; do
+    serve ${tls:+--tls on --tls-certificates pki --tls-verify-peer} \
+        rw=json:'{"driver": "raw", "file": {"driver": "file",
+            "filename": "rw.raw"}}' \
+        ro=json:'{"driver": "raw", "read-only": true,
+            "file": {"driver": "file", "filename": "ro.raw"}}' big=big.qcow2
+    # shellcheck disable=SC2086  # a word, or none
+    python "$SRCDIR/tests/func/nbd-protocol.py" "$sock" $tls
+    kill -0 "$server"
+    stop_server
+done
 cmp ro.raw ro.copy || fail "a read-only export has changed"

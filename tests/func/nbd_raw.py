@@ -5,18 +5,20 @@ import struct
 OPT = struct.Struct(">QII")
 REP = struct.Struct(">QIII")
 REQ = struct.Struct(">IHHQQI")
+XREQ = struct.Struct(">IHHQQQ")
 MAGIC = 0x4E42444D41474943
 IHAVEOPT = 0x49484156454F5054
 REPMAGIC = 0x3E889045565A9
 REQMAGIC = 0x25609513
+XREQMAGIC = 0x21E41C71
 
-EXPORT_NAME, ABORT, LIST, STARTTLS, INFO, GO, STRUCTURED, LIST_META, SET_META \
-    = 1, 2, 3, 5, 6, 7, 8, 9, 10
+(EXPORT_NAME, ABORT, LIST, STARTTLS, INFO, GO, STRUCTURED, LIST_META, SET_META,
+ EXTENDED) = 1, 2, 3, 5, 6, 7, 8, 9, 10, 11
 ACK, SERVER, REP_INFO, META = 1, 2, 3, 4
-UNSUP, POLICY, INVALID, UNKNOWN, TOO_BIG = (
-    0x80000000 | n for n in (1, 2, 3, 6, 9))
+UNSUP, POLICY, INVALID, UNKNOWN, TOO_BIG, EXT_HEADER_REQD = (
+    0x80000000 | n for n in (1, 2, 3, 6, 9, 10))
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, ZERO, STATUS = range(8)
-FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = 1, 2, 4, 8, 16
+FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO, PAYLOAD_LEN = 1, 2, 4, 8, 16, 32
 EPERM, EIO, EINVAL, ENOSPC, EOVERFLOW, ENOTSUP = 1, 5, 22, 28, 75, 95
 
 
@@ -40,7 +42,7 @@ class Client:
         self.s = socket.socket(socket.AF_UNIX)
         self.s.settimeout(60)
         self.s.connect(path)
-        self.structured = False
+        self.structured = self.extended = False
         if greet:
             magic, opt, hs = struct.unpack(">QQH", self.recv(18))
             assert (magic, opt, hs) == (MAGIC, IHAVEOPT, 3)
@@ -78,14 +80,16 @@ class Client:
         out = []
         while True:
             kind, payload = self.reply(opt)
+            if kind == ACK and opt in (STRUCTURED, EXTENDED):
+                self.structured, self.extended = True, opt == EXTENDED
             if kind == ACK or kind & 0x80000000:
                 return kind, out
             out.append((kind, payload))
 
-    def go(self, name="", structured=True, contexts=()):
-        if structured:
-            assert self.option(STRUCTURED)[0] == ACK
-            self.structured = True
+    def go(self, name="", structured=True, contexts=(), extended=False):
+        if structured and not self.structured:
+            kind = self.option(EXTENDED if extended else STRUCTURED)[0]
+            assert kind == ACK, hex(kind)
         self.contexts = {}
         if contexts:
             kind, out = self.option(SET_META, meta_data(name, *contexts))
@@ -99,20 +103,33 @@ class Client:
 
     # --- Requests ---
 
-    def send(self, cmd, offset=0, length=0, flags=0, cookie=7, data=b"",
-             magic=REQMAGIC):
-        self.s.sendall(REQ.pack(magic, flags, cmd, cookie, offset, length)
-                       + data)
+    def request(self, cmd, offset=0, length=0, flags=0, cookie=7, data=b"",
+                bad=0):
+        """Bytes of a request.  A write gets the flag that it has to have."""
+        if not self.extended:
+            return REQ.pack(REQMAGIC + bad, flags, cmd, cookie, offset,
+                            length) + data
+        flags |= PAYLOAD_LEN if cmd == WRITE else 0
+        return XREQ.pack(XREQMAGIC + bad, flags, cmd, cookie, offset,
+                         length) + data
+
+    def send(self, *args, **kw):
+        self.s.sendall(self.request(*args, **kw))
 
     def message(self):
         """(cookie, error, done, kind, payload): a simple reply, whose data
         has to be read by who knows of it, or a chunk."""
         magic = struct.unpack(">I", self.recv(4))[0]
-        if magic == 0x67446698:
+        if magic == 0x67446698 and not self.extended:
             error, cookie = struct.unpack(">IQ", self.recv(12))
             return cookie, error, True, None, b""
-        assert magic == 0x668E33EF, hex(magic)
-        flags, kind, cookie, length = struct.unpack(">HHQI", self.recv(16))
+        if self.extended:
+            assert magic == 0x6E8A278C, hex(magic)
+            flags, kind, cookie, self.origin, length = struct.unpack(
+                ">HHQQQ", self.recv(28))
+        else:
+            assert magic == 0x668E33EF and self.structured, hex(magic)
+            flags, kind, cookie, length = struct.unpack(">HHQI", self.recv(16))
         payload = self.recv(length)
         error = 0
         if kind & 0x8000:
@@ -133,7 +150,9 @@ class Client:
 
     def call(self, cmd, offset=0, length=0, flags=0, data=b""):
         self.send(cmd, offset, length, flags, data=data)
-        return self.result()
+        result = self.result()
+        assert not self.extended or self.origin == offset
+        return result
 
     def error(self, *args, **kw):
         return self.call(*args, **kw)[0]

@@ -145,9 +145,8 @@ serve_refused "nosuch.raw" --daemonize -U "$sock" nosuch.raw
 start nbdelta serve --qmp "$qmp_sock" --object secret,id=s,data=abc \
     --object throttle-group,id=g,limits.iops-total=10 \
     --object '{"qom-type": "throttle-group", "id": "h", "x-bps-total": 4096}' \
-    --object tls-creds-x509,id=t,endpoint=server,dir=. \
-    --object tls-creds-psk,id=p,endpoint=server,dir=.
-for id in s g h t p; do
+    --object tls-creds-anon,id=t,endpoint=server
+for id in s g h t; do
     qmp object-del id=$id
 done
 qmp quit
@@ -166,8 +165,11 @@ serve_refused "NBD server not running" --blockdev null-co,node-name=a \
 serve_refused "NBD server already running" -U "$sock" \
     --nbd-server addr.type=unix,addr.path=x
 serve_refused "Missing 'dir'" --object tls-creds-psk,id=t,endpoint=server
-serve_refused "does not speak TLS" --object tls-creds-psk,id=t,dir=. \
-    --nbd-server addr.type=unix,addr.path=x,tls-creds=t
+serve_refused "Unable to access credentials ./keys.psk: No such file" \
+    --object tls-creds-psk,id=t,dir=.
+serve_refused "Object with id 's' is not TLS credentials" \
+    --object secret,id=s,data=x \
+    --nbd-server addr.type=unix,addr.path=x,tls-creds=s
 serve_refused "No TLS credentials with id 'x'" \
     --nbd-server addr.type=unix,addr.path=x,tls-creds=x
 serve_refused "'addr.path' is missing" --nbd-server addr.type=unix

@@ -171,6 +171,39 @@ if qmp eject device=nobody 2>err; then
 fi
 grep -q "DeviceNotFound: Device 'nobody' not found" err || fail "$(cat err)"
 
+# A device is a name for a drive or a node; it takes its drive with it, whose
+# job is cancelled, but not a node.
+qmp blockdev-add driver=null-co node-name=n0 size=1M >/dev/null
+qmp device_add driver=scsi-hd id=bare drive=n0 >/dev/null
+qmp query-block | jq -e 'any(.[]; .qdev == "bare" and .device == "" and
+    .inserted."node-name" == "n0")' >/dev/null || fail "bare: no such device"
+if qmp blockdev-del node-name=n0 2>/dev/null; then
+    fail "a node that a device is on"
+fi
+if qmp device_add driver=scsi-hd id=bare drive=n0 2>err; then
+    fail "the same device twice"
+fi
+grep -q "GenericError: Duplicate device ID 'bare'" err || fail "$(cat err)"
+qmp device_del id=bare >/dev/null
+qmp blockdev-del node-name=n0 >/dev/null
+if qmp device_del id=bare 2>err; then
+    fail "a device that does not exist"
+fi
+grep -q "DeviceNotFound: Device 'bare' not found" err || fail "$(cat err)"
+
+qemu-img create -q -f qcow2 e.qcow2 4M
+[ "$(hmp 'drive_add 0 if=none,id=drive3,file=e.qcow2,format=qcow2')" != "" ]
+qmp device_add driver=scsi-hd id=plugged drive=drive3 >/dev/null
+qmp drive-backup device=drive3 target=f.qcow2 sync=none >/dev/null
+qmp device_del id=plugged >/dev/null
+is_gone() {
+    [ "$(qmp query-jobs)" = '[]' ] && qemu-io -f qcow2 -c flush e.qcow2 \
+        2>/dev/null
+}
+wait_until "the job and the disk are gone" is_gone
+qmp query-block | jq -e 'all(.[]; .device != "drive3")' >/dev/null ||
+    fail "the drive of a device that is gone"
+
 stop_server
 wait "$reader"
 

@@ -43,7 +43,8 @@ int bitmap_add_action(struct bitmap_ref ref, uint64_t granularity,
                       struct error **errp);
 
 /* These fail with -ENOENT, with -EBUSY for a busy bitmap, and (but for
- * remove) with -EINVAL for an inconsistent one. */
+ * remove, which takes all of that name) with -EINVAL for an inconsistent
+ * one.  Of a persistent bitmap they are durable when they have run. */
 int bitmap_remove_action(struct bitmap_ref ref, struct action **ap,
                          struct error **errp);
 int bitmap_clear_action(struct bitmap_ref ref, struct action **ap,
@@ -51,10 +52,23 @@ int bitmap_clear_action(struct bitmap_ref ref, struct action **ap,
 int bitmap_enable_action(struct bitmap_ref ref, bool enable,
                          struct action **ap, struct error **errp);
 
+/* Has the image format of @n a place for bitmaps?  And could a new one, of the
+ * default granularity, be stored there: 0, or the error that it would be. */
+bool node_keeps_bitmaps(const struct node *n);
+int bitmap_check_persistent(struct bitmap_ref ref, struct error **errp);
+
 /* Make it persistent, if it is not: it is in the image, with all its bits, when
  * the action has run.  Also -ENOTSUP: the node cannot store it. */
 int bitmap_persist_action(struct bitmap_ref ref, struct action **ap,
                           struct error **errp);
+
+/*
+ * Replace an inconsistent bitmap by one of that name with all bits set, which
+ * records if that one is said to do so.  @granularity 0: as it was.  -EINVAL:
+ * it is not inconsistent, or has a granularity that cannot be stored.
+ */
+int bitmap_repair_action(struct bitmap_ref ref, uint64_t granularity,
+                         struct action **ap, struct error **errp);
 
 /*
  * Add the bits of all @sources to a bitmap: granules that one of them has
@@ -126,5 +140,16 @@ json_t *bitmap_query(struct node *n);
  */
 struct bitmap *blk_bitmap_find(struct blk *b, const char *name);
 json_t *blk_bitmap_names(struct blk *b);
+
+/*
+ * Open a view of the disk that @b is attached to: the same bytes, read-only,
+ * but with extents that are data where @bm has dirty, and else holes that are
+ * said to be zeroes.  They are the bits of now; the bytes, those of the holes
+ * too, are the disk's at the time of reading.  @b stays attached while this
+ * runs; *viewp lives on its own until blk_free().  -ENOENT: @bm is no bitmap
+ * of that disk any more; -EINVAL: inconsistent.  Drains.
+ */
+int blk_dirty_view(struct graph *g, struct blk *b, struct bitmap *bm,
+                   const char *user, struct blk **viewp, struct error **errp);
 
 #endif /* NBDELTA_BITMAP_H */

@@ -17,6 +17,8 @@
  * it returns 0; a write or zero with REQ_FUA is durable when it returns 0.
  * A failed flush means that earlier writes may be lost.
  */
+#include <jansson.h>
+
 #include "nbdelta/types.h"
 
 /* What a user wants to do with a node, and lets others do meanwhile. */
@@ -84,5 +86,13 @@ int blk_extents(struct blk *b, uint64_t offset, uint64_t bytes,
 /* Grow or shrink the disk (needs PERM_RESIZE), with its bitmaps.  New space
  * reads as zeroes and is dirty.  Drains. */
 int blk_resize(struct blk *b, uint64_t size, struct error **errp);
+
+/*
+ * BlockStats as in query-blockstats: what was done by way of @b, and on the
+ * nodes below it.  The total time of requests that were served from memory at
+ * once is an estimate.  A new reference.  blk_no_stats: without a blk.
+ */
+json_t *blk_query_stats(struct blk *b);
+json_t *blk_no_stats(void);
 
 #endif /* NBDELTA_BLK_H */

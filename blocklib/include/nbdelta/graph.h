@@ -49,6 +49,10 @@ int graph_open(struct graph *g, const json_t *options, struct node **nodep,
  * -EBUSY when something else uses it. */
 int graph_close(struct graph *g, struct node *n, struct error **errp);
 
+/* Undo graph_open, also while others use @n, who keep it alive.  @n may be a
+ * filter that a job has put above. */
+void graph_forget(struct graph *g, struct node *n);
+
 /*
  * Change the options of open nodes: @list is an array of objects as graph_open
  * takes them, complete (what is not given returns to its default), each with
@@ -95,10 +99,16 @@ struct node *node_backing(const struct node *n);
  * "file", "ro", "image", "dirty-bitmaps", ...  A new reference. */
 json_t *node_query(struct graph *g, struct node *n);
 
+/* BlockStats as in query-blockstats with query-nodes.  A new reference. */
+json_t *node_query_stats(struct graph *g, struct node *n);
+
 /* ImageInfo as `qemu-img info --output json` prints it: "filename",
  * "format", "virtual-size", "actual-size", "cluster-size",
  * "backing-filename", "format-specific", ...  A new reference. */
 json_t *node_image_info(struct graph *g, struct node *n);
+
+/* XDbgBlockGraph: all nodes, users and edges.  A new reference. */
+json_t *graph_query(struct graph *g);
 
 /* Names of all drivers, NULL-terminated, in alphabetical order. */
 const char *const *graph_driver_names(void);

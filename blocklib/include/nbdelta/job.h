@@ -130,6 +130,8 @@ int job_create_image(struct jobs *j, const struct image_options *o,
 /* Job verbs.  -ENOENT: no such job; -EPERM: not in this state. */
 int job_cancel(struct jobs *j, const char *id, bool force,
                struct error **errp) REQUIRES(j->lock);
+/* All that work on @n, without force. */
+void jobs_cancel_on(struct jobs *j, const struct node *n) REQUIRES(j->lock);
 int job_pause(struct jobs *j, const char *id, struct error **errp)
     REQUIRES(j->lock);
 int job_resume(struct jobs *j, const char *id, struct error **errp)

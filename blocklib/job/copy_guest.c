@@ -1,0 +1,347 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The guest's side of the copy engine: what happens before a write.
+ *
+ * Without a limit of time the guest's own thread copies.  With one it sends
+ * an errand, because I/O that has begun cannot be given up:
+ *
+ *      guest                               errand threads
+ *        post ------------------> queue --> take the range, copy
+ *        wait <----------------------------- done
+ *          | time is up
+ *          +- nobody has begun: take it back
+ *          +- else leave it; it ends alone, and copy_settle waits for it
+ *
+ * An errand that was left may end at any time, and does no harm then: either
+ * the guest's write has failed, so that its cluster is as it was, or the point
+ * in time is broken (invariant 4 in copy.c).
+ *
+ * Errands hold no tree lock of their own: a guest who waits has it, and a
+ * drain that has let all guests out settles what they left.
+ */
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "job/copy_priv.h"
+#include "nbdelta/bytes.h"
+
+#define ERRAND_THREADS 16
+
+struct errand {
+    struct list link; /* in the queue, until somebody begins */
+    uint64_t offset;
+    uint64_t end;
+    bool begun;
+    bool done;
+    bool left; /* by the guest: who ends it frees it */
+    int result;
+    enum copy_side side;
+    cond_t ended;
+};
+
+struct errands {
+    struct copy *copy;
+    mutex_t lock; /* innermost */
+    /* Guarded by lock. */
+    cond_t posted;
+    cond_t idle;
+    cond_t room;
+    struct list queue;
+    unsigned queued;
+    unsigned busy;
+    unsigned waiting; /* threads with nothing to do */
+    unsigned count;
+    unsigned rooms; /* how often there was room */
+    bool end;
+    pthread_t threads[ERRAND_THREADS];
+};
+
+#define errand_of(at) list_entry(at, struct errand, link)
+
+/* The range is in whole clusters. */
+static int copy_here(struct copy *c, uint64_t offset, uint64_t end,
+                     enum copy_side *side)
+{
+    struct range_req req;
+    void *buf = copy_buffer_get(c);
+
+    *side = COPY_READ;
+    if (!buf) {
+        return -ENOMEM;
+    }
+    range_lock(&c->in_hand, &req, offset, end - offset, true);
+    int r = copy_range_locked(c, offset, end, buf, side);
+    range_unlock(&c->in_hand, &req);
+    copy_buffer_put(c, buf);
+    return r;
+}
+
+/* --- Errand threads --- */
+
+static void end_locked(struct errands *e, struct errand *t, int r)
+    REQUIRES(e->lock)
+{
+    e->busy--;
+    if (e->busy == 0) {
+        cond_broadcast(&e->idle);
+    }
+    if (t->left) {
+        cond_destroy(&t->ended);
+        free(t);
+        return;
+    }
+    t->result = r;
+    t->done = true;
+    cond_signal(&t->ended);
+}
+
+static struct errand *next_locked(struct errands *e) REQUIRES(e->lock)
+{
+    while (list_empty(&e->queue) && !e->end) {
+        e->waiting++;
+        cond_wait(&e->posted, &e->lock);
+        e->waiting--;
+    }
+    if (list_empty(&e->queue)) {
+        return NULL;
+    }
+    struct errand *t = errand_of(e->queue.next);
+    list_remove(&t->link);
+    e->queued--;
+    t->begun = true;
+    e->busy++;
+    return t;
+}
+
+static void *errand_thread(void *opaque)
+{
+    struct errands *e = opaque;
+    struct errand *t;
+
+    mutex_lock(&e->lock);
+    while ((t = next_locked(e))) {
+        mutex_unlock(&e->lock);
+        enum copy_side side;
+        int r = copy_here(e->copy, t->offset, t->end, &side);
+        mutex_lock(&e->lock);
+        t->side = side;
+        end_locked(e, t, r);
+    }
+    mutex_unlock(&e->lock);
+    return NULL;
+}
+
+/* --- The guest, with a limit --- */
+
+static void post_locked(struct errands *e, struct errand *t) REQUIRES(e->lock)
+{
+    list_append(&e->queue, &t->link);
+    e->queued++;
+    if (e->queued > e->waiting && e->count < ERRAND_THREADS &&
+        thread_start(&e->threads[e->count], "errand", errand_thread, e) == 0) {
+        e->count++;
+    }
+    cond_signal(&e->posted);
+}
+
+static bool wait_until(cond_t *cond, struct errands *e, uint64_t deadline)
+    REQUIRES(e->lock)
+{
+    uint64_t now = now_ns();
+
+    return now < deadline &&
+           (cond_wait_ms(cond, &e->lock, div_up(deadline - now, 1000000)),
+            true);
+}
+
+static int await_locked(struct errands *e, struct errand *t, uint64_t deadline,
+                        enum copy_side *side) REQUIRES(e->lock)
+{
+    while (!t->done && wait_until(&t->ended, e, deadline)) {
+    }
+    if (!t->done && t->begun) {
+        t->left = true;
+        return -ETIMEDOUT;
+    }
+    int r = t->done ? t->result : -ETIMEDOUT;
+    if (t->done) {
+        *side = t->side;
+    } else {
+        list_remove(&t->link);
+        e->queued--;
+    }
+    cond_destroy(&t->ended);
+    free(t);
+    return r;
+}
+
+static int send(struct errands *e, uint64_t offset, uint64_t end,
+                uint64_t deadline, enum copy_side *side)
+{
+    struct errand *t = calloc(1, sizeof(*t));
+
+    *side = COPY_WRITE;
+    if (!t) {
+        return -ENOMEM;
+    }
+    t->offset = offset;
+    t->end = end;
+    cond_init(&t->ended);
+    mutex_lock(&e->lock);
+    post_locked(e, t);
+    int r = await_locked(e, t, deadline, side);
+    mutex_unlock(&e->lock);
+    return r;
+}
+
+/* Wait for more than @rooms.  A drain keeps out those who make room. */
+static bool await_room(struct errands *e, unsigned rooms, uint64_t deadline)
+{
+    mutex_lock(&e->lock);
+    while (e->rooms == rooms && !node_is_draining(e->copy->filter) &&
+           wait_until(&e->room, e, deadline)) {
+    }
+    bool more = e->rooms != rooms;
+    mutex_unlock(&e->lock);
+    return more;
+}
+
+static unsigned rooms_of(struct errands *e)
+{
+    mutex_lock(&e->lock);
+    unsigned rooms = e->rooms;
+    mutex_unlock(&e->lock);
+    return rooms;
+}
+
+static int copy_in_time(struct copy *c, uint64_t offset, uint64_t end,
+                        uint64_t deadline, enum copy_side *side)
+{
+    bool again = true;
+    int r = 0;
+
+    while (again) {
+        unsigned rooms = rooms_of(c->errands);
+        r = send(c->errands, offset, end, deadline, side);
+        again = r == -ENOSPC && c->policy.wait_room &&
+                await_room(c->errands, rooms, deadline);
+    }
+    return r;
+}
+
+/* --- */
+
+static void count_wait(struct copy_counters *k, uint64_t ns)
+{
+    uint64_t us = ns / 1000;
+    unsigned i = us == 0 ? 0 : 64U - (unsigned)__builtin_clzll(us);
+    uint64_t max = atomic_load(&k->wait_max_ns);
+
+    atomic_fetch_add(&k->waits[min_u64(i, COPY_BUCKETS - 1)], 1);
+    atomic_fetch_add(&k->wait_ns, ns);
+    while (max < ns &&
+           !atomic_compare_exchange_weak(&k->wait_max_ns, &max, ns)) {
+    }
+}
+
+int copy_before_write(struct copy *c, uint64_t offset, uint64_t bytes,
+                      unsigned flags)
+{
+    uint64_t from = align_down(offset, c->cluster);
+    uint64_t end = min_u64(c->size, align_up(offset + bytes, c->cluster));
+    uint64_t start;
+    uint64_t len;
+
+    if (from >= end || atomic_load(&c->broken)) {
+        return 0;
+    }
+    if (!hbitmap_next_dirty(c->todo, from, end, &start, &len)) {
+        hbitmap_set(c->written, from, end - from);
+        return 0;
+    }
+    if (flags & REQ_NOWAIT) {
+        return -EAGAIN;
+    }
+    enum copy_side side;
+    uint64_t begin = now_ns();
+    uint64_t deadline = begin + c->policy.max_wait_ms * 1000000;
+    int r = c->errands ? copy_in_time(c, from, end, deadline, &side)
+                       : copy_here(c, from, end, &side);
+
+    count_wait(&c->counters, now_ns() - begin);
+    if (r == 0) {
+        hbitmap_set(c->written, from, end - from);
+    } else if (r != -ERESTART && !c->policy.break_write) {
+        copy_break_with(c, r, side);
+        r = 0;
+    }
+    return r;
+}
+
+void copy_hurry(struct copy *c)
+{
+    struct errands *e = c->errands;
+
+    if (e) {
+        mutex_lock(&e->lock);
+        cond_broadcast(&e->room);
+        mutex_unlock(&e->lock);
+    }
+}
+
+void copy_settle(struct copy *c)
+{
+    struct errands *e = c->errands;
+
+    if (e) {
+        mutex_lock(&e->lock);
+        while (e->busy > 0) {
+            cond_wait(&e->idle, &e->lock);
+        }
+        mutex_unlock(&e->lock);
+    }
+}
+
+void copy_errands_room(struct errands *e)
+{
+    mutex_lock(&e->lock);
+    e->rooms++;
+    cond_broadcast(&e->room);
+    mutex_unlock(&e->lock);
+}
+
+struct errands *copy_errands_new(struct copy *c)
+{
+    struct errands *e = calloc(1, sizeof(*e));
+
+    if (e) {
+        e->copy = c;
+        mutex_init(&e->lock);
+        cond_init(&e->posted);
+        cond_init(&e->idle);
+        cond_init(&e->room);
+        list_init(&e->queue);
+    }
+    return e;
+}
+
+void copy_errands_free(struct errands *e)
+{
+    if (!e) {
+        return;
+    }
+    mutex_lock(&e->lock);
+    e->end = true;
+    cond_broadcast(&e->posted);
+    unsigned count = e->count;
+    mutex_unlock(&e->lock);
+    while (count > 0) {
+        thread_join(e->threads[--count]);
+    }
+    mutex_destroy(&e->lock);
+    cond_destroy(&e->posted);
+    cond_destroy(&e->idle);
+    cond_destroy(&e->room);
+    free(e);
+}

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_JOB_COPY_PRIV_H
+#define NBDELTA_JOB_COPY_PRIV_H
+
+/* Between copy.c (workers), copy_guest.c (writes) and copy_view.c (reads). */
+#include "core/rangelock.h"
+#include "job/copy.h"
+
+struct copy {
+    /* Set by copy_new. */
+    uint64_t size;
+    uint64_t cluster;
+    uint64_t chunk;
+    size_t buffer_size;
+    unsigned max_workers;
+    bool target_zero;
+    bool compress;
+    struct copy_policy policy;
+
+    /* Tree lock; the bits are atomic. */
+    struct node *filter;
+    struct hbitmap *todo;
+    struct hbitmap *written; /* where guests have, and it is not broken */
+    struct hbitmap *visible; /* what a view may read; NULL: it has none */
+
+    struct range_lock in_hand;
+    struct read_guard guard; /* set by copy_new */
+
+    /* After the tree lock, before `lock`: held while the source is asked what
+     * it has, which may take its time. */
+    mutex_t claim_lock;
+    /* Guarded by claim_lock. */
+    uint64_t cursor;
+
+    mutex_t lock; /* after the tree lock, before the range lock */
+    /* Guarded by lock. */
+    cond_t wake; /* stop or speed has changed */
+    uint64_t skip_cursor; /* of copy_skip_unallocated, which has it alone */
+    uint64_t speed;
+    uint64_t next_ns; /* when the speed limit allows another chunk */
+    bool stop;
+    int failed; /* a worker's first failure */
+    enum copy_side failed_side;
+
+    struct errands *errands; /* copy_guest.c; NULL: guests copy themselves */
+
+    mutex_t pool_lock;
+    /* Guarded by pool_lock. */
+    struct buffer *pool;
+    unsigned pooled;
+
+    /* Atomic. */
+    _Atomic unsigned broken; /* see copy_break_with */
+    _Atomic uint64_t done;
+    _Atomic uint64_t total; /* by copy_add, less what was skipped */
+    struct copy_counters counters;
+};
+
+/* A part of the set, all of one kind. */
+struct area {
+    uint64_t offset;
+    uint64_t bytes;
+    bool zero;
+};
+
+/* --- copy.c, for the others --- */
+
+void *copy_buffer_get(struct copy *c);           /* NULL: no memory */
+void copy_buffer_put(struct copy *c, void *buf); /* NULL is fine */
+
+/* What the set has in [offset, end); its range is locked. */
+int copy_range_locked(struct copy *c, uint64_t offset, uint64_t end, void *buf,
+                      enum copy_side *side);
+
+/* Break it for the reason @r; the first one counts.  Tells who waits, and the
+ * policy's `lost`. */
+void copy_break_with(struct copy *c, int r, enum copy_side side);
+
+/* --- copy_guest.c, for copy.c --- */
+
+struct errands *copy_errands_new(struct copy *c); /* NULL: no memory */
+void copy_errands_free(struct errands *e);        /* NULL is fine */
+/* Room was made in the target: those who wait for it try again. */
+void copy_errands_room(struct errands *e);
+
+#endif /* NBDELTA_JOB_COPY_PRIV_H */

@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The reader's side of the copy engine.
+ *
+ *      visible   1 1 1 1 0 0 1 1      what was in the set, less discards
+ *      todo      1 1 0 1 0 0 0 1      not copied yet
+ *      read      F F T F - - T F      FILE, TARGET, or -EACCES
+ *
+ * A reader holds up nobody.  A cluster that was to do before it was read from
+ * FILE, and is to do afterwards, had not changed meanwhile (invariant 3 in
+ * copy.c); if it is not to do any more, it is in TARGET by now.  Bits are
+ * never set again, so this ends.  A point in time that breaks is seen broken
+ * before the guest's write can be read.
+ */
+#include <errno.h>
+#include <stdatomic.h>
+
+#include "job/copy_priv.h"
+#include "nbdelta/bytes.h"
+#include "util/iov.h"
+
+static int lost(const struct copy *c)
+{
+    return c->policy.lost_errno ? c->policy.lost_errno : -EACCES;
+}
+
+/* Where the range begins, and how much of it is there. */
+static int find(const struct copy *c, uint64_t offset, uint64_t *bytes,
+                bool *held)
+{
+    bool visible = false;
+
+    if (atomic_load(&c->broken)) {
+        return lost(c);
+    }
+    if (offset >= c->size || !c->visible) {
+        return -EACCES;
+    }
+    uint64_t end = offset + min_u64(*bytes, c->size - offset);
+    uint64_t len = hbitmap_run(c->visible, offset, end, &visible);
+    if (!visible) {
+        return -EACCES;
+    }
+    *bytes = hbitmap_run(c->todo, offset, offset + len, held);
+    return 0;
+}
+
+/* Is what was found still so, after it was looked at? 1: yes, 0: look again. */
+static int still(const struct copy *c, uint64_t offset, uint64_t bytes,
+                 bool held)
+{
+    uint64_t len = bytes;
+    bool now = held;
+    int r = find(c, offset, &len, &now);
+
+    return r < 0 ? r : now == held && len == bytes;
+}
+
+static struct node *side_of(const struct copy *c, bool held)
+{
+    return node_child(c->filter, held ? CHILD_FILE : CHILD_TARGET);
+}
+
+int copy_view_preadv(struct copy *c, uint64_t offset, uint64_t bytes,
+                     const struct iovec *iov, int cnt, unsigned flags)
+{
+    for (uint64_t done = 0; done < bytes;) {
+        struct iovec part[IOV_MAX_INNER];
+        uint64_t at = offset + done;
+        uint64_t len = bytes - done;
+        bool held = false;
+        int r = find(c, at, &len, &held);
+
+        if (r < 0) {
+            return r;
+        }
+        struct node *n = side_of(c, held);
+        int parts = iov_slice(part, iov, cnt, done, len);
+        r = range_inside(at, len, node_size(n))
+                ? node_preadv(n, at, len, part, parts, flags)
+                : -EIO; /* somebody has cut it off */
+        int same = still(c, at, len, held);
+        if (same < 0) {
+            return same;
+        }
+        if (same && r < 0) {
+            return r;
+        }
+        if (same) {
+            done += len;
+            atomic_fetch_add(&c->counters.pulled, len);
+        }
+    }
+    return c->policy.once ? copy_view_discard(c, offset, bytes) : 0;
+}
+
+struct first {
+    uint64_t length;
+    bool zero;
+};
+
+static int take_first(const struct extent *e, void *opaque)
+{
+    struct first *f = opaque;
+
+    f->length = e->length;
+    f->zero = e->flags & EXTENT_ZERO;
+    return 1;
+}
+
+int copy_view_map(struct copy *c, uint64_t offset, uint64_t bytes,
+                  unsigned flags, struct mapping *m)
+{
+    for (;;) {
+        struct first f = {.length = 0};
+        uint64_t len = bytes;
+        bool held = false;
+        int r = find(c, offset, &len, &held);
+
+        if (r < 0) {
+            return r;
+        }
+        struct node *n = side_of(c, held);
+        r = range_inside(offset, len, node_size(n))
+                ? node_extents(n, offset, len,
+                               flags & MAP_NOWAIT ? REQ_NOWAIT : 0, take_first,
+                               &f)
+                : -EIO;
+        len = r < 0 ? len : f.length;
+        int same = still(c, offset, len, held);
+        if (same < 0) {
+            return same;
+        }
+        if (same) {
+            m->kind = f.zero ? MAP_ZERO : MAP_OPAQUE;
+            m->length = len;
+            return r < 0 ? r : 0;
+        }
+    }
+}
+
+static void forget_locked(struct copy *c, uint64_t from, uint64_t end)
+{
+    uint64_t start;
+    uint64_t len;
+
+    while (from < end &&
+           hbitmap_next_dirty(c->visible, from, end, &start, &len)) {
+        hbitmap_reset(c->visible, start, len);
+        hbitmap_reset(c->todo, start, len);
+        atomic_fetch_add(&c->counters.discarded, len);
+        from = start + len;
+    }
+}
+
+int copy_view_discard(struct copy *c, uint64_t offset, uint64_t bytes)
+{
+    uint64_t from = align_up(offset, c->cluster);
+    uint64_t end = min_u64(offset + bytes, c->size);
+    struct range_req req;
+
+    if (end < c->size) {
+        end = align_down(end, c->cluster);
+    }
+    if (from >= end || !c->visible) {
+        return 0;
+    }
+    range_lock(&c->in_hand, &req, from, end - from, true);
+    forget_locked(c, from, end);
+    int r = node_discard(side_of(c, false), from, end - from);
+    range_unlock(&c->in_hand, &req);
+    if (c->errands) {
+        copy_errands_room(c->errands);
+    }
+    return r;
+}
+
+static void add_bits(json_t *list, const struct copy *c, uint64_t count)
+{
+    (void)json_array_append_new(
+        list, json_pack("{s:b, s:b, s:b, s:I, s:I}", "recording", 0,
+                        "persistent", 0, "busy", 0, "granularity",
+                        (json_int_t)c->cluster, "count", (json_int_t)count));
+}
+
+void copy_describe_todo(const struct copy *c, json_t *list)
+{
+    add_bits(list, c, hbitmap_count(c->todo));
+}
+
+void copy_describe_view(const struct copy *c, json_t *list)
+{
+    add_bits(list, c,
+             c->visible ? hbitmap_count(c->visible)
+                        : align_up(c->size, c->cluster));
+    add_bits(list, c, hbitmap_count(c->written));
+}
+
+int copy_show(struct copy *c)
+{
+    c->visible = hbitmap_copy(c->todo);
+    return c->visible ? 0 : -ENOMEM;
+}
+
+uint64_t copy_visible(const struct copy *c)
+{
+    return c->visible ? hbitmap_count(c->visible) : 0;
+}
+
+const struct copy_counters *copy_counters(const struct copy *c)
+{
+    return &c->counters;
+}

@@ -1,0 +1,177 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* STARTTLS, and what a client may open once it is known. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cli.h"
+#include "conn.h"
+#include "listen.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "tls.h"
+
+/* What has been replied in the clear goes out before TLS begins. */
+static int send_all(struct conn *c)
+{
+    conn_flush(c);
+    while (!c->alone) {
+        int ms = conn_time_left(c);
+        if (ms == 0 || atomic_load(&c->stopping)) {
+            return -ETIMEDOUT;
+        }
+        (void)conn_wait(c, false, ms);
+        conn_flush(c);
+    }
+    return c->hung_up ? -ECONNRESET : 0;
+}
+
+#define SECOND UINT64_C(1000000000)
+
+/* The administrator wants to know why a client does not come in, but not be
+ * flooded by it. */
+static void tell(const char *what, const char *why)
+{
+    static _Atomic uint64_t next;
+    uint64_t now = now_ns();
+    uint64_t from = atomic_load(&next);
+    CLEANUP_FREE char *text = cli_printable(why);
+
+    if (now >= from &&
+        atomic_compare_exchange_strong(&next, &from, now + SECOND)) {
+        fprintf(stderr, "nbdelta: %s%s\n", what, text ? text : "");
+    }
+}
+
+static int shake_hands(struct conn *c, struct error **errp)
+{
+    int r;
+
+    while ((r = tls_handshake(c->io.tls, errp)) == -EAGAIN) {
+        int ms = conn_time_left(c);
+        if (ms == 0 || atomic_load(&c->stopping)) {
+            return -ETIMEDOUT;
+        }
+        mutex_lock(&c->lock);
+        c->stalled = tls_unsent(c->io.tls);
+        mutex_unlock(&c->lock);
+        (void)conn_wait(c, true, ms);
+    }
+    return r;
+}
+
+/* TLS is open: is this client welcome? */
+static int check_identity(const struct conn *c)
+{
+    const char *who = tls_identity(c->io.tls);
+
+    if (!c->policy->authz || server_allows(c->server, c->policy->authz, who)) {
+        return 0;
+    }
+    tls_end(c->io.tls, true);
+    tell("a TLS client is not authorized: ", who ? who : "nobody");
+    return -EACCES;
+}
+
+/* All that was agreed on in the clear may be somebody else's doing. */
+static void forget(struct conn *c)
+{
+    c->structured = false;
+    c->extended = false;
+    export_unref(c->exports, c->view);
+    c->view = NULL;
+    conn_forget_contexts(c);
+}
+
+int conn_option_starttls(struct conn *c, const struct option *o)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+
+    if (c->io.tls) {
+        return handshake_error(c, o->type, NBD_REP_ERR_INVALID,
+                               "TLS already enabled");
+    }
+    if (conn_tls_mode(c) == TLS_OFF) {
+        return handshake_error(c, o->type, NBD_REP_ERR_POLICY,
+                               "TLS not configured");
+    }
+    if (o->len > 0) {
+        return handshake_error(c, o->type, NBD_REP_ERR_INVALID,
+                               "this option has no data");
+    }
+    /* What comes before our reply is not the client's: it waits for that. */
+    if (c->input_at < c->input_end) {
+        return -EPROTO;
+    }
+    forget(c);
+    int r = handshake_reply(c, o->type, NBD_REP_ACK, NULL, 0);
+    if (r < 0 || (r = send_all(c)) < 0) {
+        return r;
+    }
+    c->io.tls = tls_new(c->policy->keys, c->io.fd, NULL);
+    if (!c->io.tls) {
+        return -ENOMEM;
+    }
+    r = shake_hands(c, &err);
+    if (err) {
+        tell("a client is turned away: ", error_message(err));
+    }
+    return r < 0 ? r : check_identity(c);
+}
+
+enum tls_mode conn_tls_mode(const struct conn *c)
+{
+    return c->fixed ? tls_policy_mode(c->policy) : TLS_OFF;
+}
+
+bool conn_needs_tls(const struct conn *c, uint32_t option)
+{
+    return conn_tls_mode(c) == TLS_REQUIRE && !c->io.tls &&
+           option != NBD_OPT_STARTTLS && option != NBD_OPT_ABORT;
+}
+
+/* --- Exports. --- */
+
+bool conn_is_allowed(const struct conn *c, const char *authz)
+{
+    return !authz || (c->io.tls &&
+                      server_allows(c->server, authz, tls_identity(c->io.tls)));
+}
+
+bool conn_may_write(const struct conn *c, const struct export *e)
+{
+    return e->writable && conn_is_allowed(c, e->authz_writable);
+}
+
+/* As exports_find; but a view is the same one for all options. */
+static struct export *find(struct conn *c, const char *name)
+{
+    if (c->view && strcmp(c->view->name, name) == 0) {
+        export_ref(c->exports, c->view);
+        return c->view;
+    }
+    struct export *e = exports_find(c->exports, server_serial(c->server), name);
+    if (e && e->of) {
+        export_unref(c->exports, c->view);
+        export_ref(c->exports, e);
+        c->view = e;
+    }
+    return e;
+}
+
+struct export *conn_find_export(struct conn *c, const char *name,
+                                bool *needs_tls)
+{
+    struct export *e = find(c, name);
+    bool denied = e && !conn_is_allowed(c, e->of ? e->of->authz : e->authz);
+
+    if (needs_tls) {
+        *needs_tls = denied && !c->io.tls && conn_tls_mode(c) != TLS_OFF;
+    }
+    if (denied) {
+        export_unref(c->exports, e);
+        e = NULL;
+    }
+    return e;
+}
