@@ -246,7 +246,9 @@ int blk_discard(struct blk *b, uint64_t offset, uint64_t bytes)
     int r;
 
     do {
-        (void)enter(b, &q, STATS_UNMAP, bytes, 0);
+        if (!enter(b, &q, STATS_UNMAP, bytes, 0)) {
+            return -EAGAIN; /* with REQ_NOWAIT only */
+        }
         r = check(b, &q, offset, PERM_WRITE);
         if (r == 0 && bytes > 0) {
             r = node_discard(q.node, offset, bytes);
@@ -262,7 +264,9 @@ int blk_flush(struct blk *b)
     int r;
 
     do {
-        (void)enter(b, &q, STATS_FLUSH, 0, 0);
+        if (!enter(b, &q, STATS_FLUSH, 0, 0)) {
+            return -EAGAIN; /* with REQ_NOWAIT only */
+        }
         r = leave(b, &q, node_flush(q.node));
     } while (r == -ERESTART);
     return r;
@@ -274,7 +278,9 @@ int blk_prefetch(struct blk *b, uint64_t offset, uint64_t bytes)
     int r;
 
     do {
-        (void)enter(b, &q, STATS_NONE, bytes, 0);
+        if (!enter(b, &q, STATS_NONE, bytes, 0)) {
+            return -EAGAIN; /* with REQ_NOWAIT only */
+        }
         r = check(b, &q, offset, PERM_READ);
         if (r == 0 && bytes > 0) {
             r = node_prefetch(q.node, offset, bytes);

@@ -15,14 +15,10 @@ static const struct scheme {
     enum transport transport;
     bool tls;
 } schemes[] = {
-    {"nbd://", OVER_TCP, false},
-    {"nbd+tcp://", OVER_TCP, false},
-    {"nbd+unix://", OVER_UNIX, false},
-    {"nbd+vsock://", OVER_VSOCK, false},
-    {"nbds://", OVER_TCP, true},
-    {"nbds+tcp://", OVER_TCP, true},
-    {"nbds+unix://", OVER_UNIX, true},
-    {"nbds+vsock://", OVER_VSOCK, true},
+    {"nbd://", OVER_TCP, false},       {"nbd+tcp://", OVER_TCP, false},
+    {"nbd+unix://", OVER_UNIX, false}, {"nbd+vsock://", OVER_VSOCK, false},
+    {"nbds://", OVER_TCP, true},       {"nbds+tcp://", OVER_TCP, true},
+    {"nbds+unix://", OVER_UNIX, true}, {"nbds+vsock://", OVER_VSOCK, true},
 };
 
 #define OLD_PREFIX "nbd:"
@@ -185,8 +181,7 @@ static int parse_authority(const struct name *nm, const struct scheme *s,
     int r = put(nm, server, vsock ? "cid" : "host", host, len);
     if (r == 0) {
         r = p < end ? put(nm, server, "port", p, (size_t)(end - p))
-                    : put(nm, server, "port", REMOTE_PORT,
-                          strlen(REMOTE_PORT));
+                    : put(nm, server, "port", REMOTE_PORT, strlen(REMOTE_PORT));
     }
     return r;
 }
@@ -200,8 +195,8 @@ static int parse_uri(const struct name *nm, const struct scheme *s,
     const char *path = p + authority;
     const char *query = path + strcspn(path, "?");
 
-    if (json_object_set_new(server, "type",
-                            json_string(types[s->transport])) < 0 ||
+    if (json_object_set_new(server, "type", json_string(types[s->transport])) <
+            0 ||
         (s->tls && json_object_set_new(nm->options, "tls", json_true()) < 0)) {
         return no_memory(nm->errp);
     }
@@ -236,12 +231,11 @@ static int parse_host_port(const char *p, size_t len, const char *text,
     }
     bool braces = *p == '[';
     return json_object_set_new(server, "type", json_string("inet")) |
-                   json_object_set_new(server, "host",
-                                       json_stringn(p + braces,
-                                                    host - (braces ? 2 : 0))) |
+                   json_object_set_new(
+                       server, "host",
+                       json_stringn(p + braces, host - (braces ? 2 : 0))) |
                    json_object_set_new(server, "port",
-                                       json_stringn(colon + 1,
-                                                    len - host - 1))
+                                       json_stringn(colon + 1, len - host - 1))
                ? error_set(errp, EINVAL, "'%s' is not UTF-8 text", text)
                : 0;
 }

@@ -39,10 +39,10 @@
 #define MS UINT64_C(1000000) /* nanoseconds */
 
 /* One attempt to connect, with all that is negotiated. */
-#define ATTEMPT_NS (30 * 1000 * MS)
+#define ATTEMPT_NS (30000 * MS)
 /* Between attempts: twice as long each time. */
 #define PAUSE_MIN_NS (100 * MS)
-#define PAUSE_MAX_NS (16 * 1000 * MS)
+#define PAUSE_MAX_NS (16000 * MS)
 /* For the server to close what we say good-bye to. */
 #define FAREWELL_NS (500 * MS)
 
@@ -192,8 +192,8 @@ static int turn(struct nbd_handle *h, const struct patience *p,
     int done = 0;
 
     if (fd >= 0 && dir != 0) {
-        int got = remote_poll(p, fd, (short)((reads ? POLLIN : 0) |
-                                               (writes ? POLLOUT : 0)));
+        int got = remote_poll(
+            p, fd, (short)((reads ? POLLIN : 0) | (writes ? POLLOUT : 0)));
         if (got < 0) {
             return error_set(errp, -got, "%s", strerror(-got));
         }
@@ -283,8 +283,7 @@ static int negotiate(struct nbd_handle *h, const struct patience *p,
         r = turn(h, p, errp);
     }
     if (r == -ETIMEDOUT) {
-        return error_set(errp, ETIMEDOUT,
-                         "the server does not answer (%s)",
+        return error_set(errp, ETIMEDOUT, "the server does not answer (%s)",
                          nbd_connection_state(h));
     }
     return r;
@@ -345,12 +344,11 @@ static void set_why_locked(struct remote *r, struct error *err)
 }
 
 /* A new connection: is it one to what we know?  It is up then. */
-static int accept_link_locked(struct link *l, struct nbd_handle *h,
+static int accept_link_locked(struct remote *r, struct link *l,
+                              struct nbd_handle *h,
                               const struct remote_info *info,
-                              struct error **errp) REQUIRES(l->remote->lock)
+                              struct error **errp) REQUIRES(r->lock)
 {
-    struct remote *r = l->remote;
-
     if (!r->known) {
         r->info = *info;
         r->known = true;
@@ -417,7 +415,7 @@ static void attempt(struct link *l)
 
     mutex_lock(&r->lock);
     if (c == 0) {
-        c = accept_link_locked(l, h, &info, &err);
+        c = accept_link_locked(r, l, h, &info, &err);
     }
     if (c < 0) {
         l->state = LINK_IDLE;
@@ -436,10 +434,9 @@ static void attempt(struct link *l)
 }
 
 /* After the pause that is due; what ended too soon makes it longer. */
-static bool wait_wanted_locked(struct link *l) REQUIRES(l->remote->lock)
+static bool wait_wanted_locked(struct remote *r, struct link *l)
+    REQUIRES(r->lock)
 {
-    struct remote *r = l->remote;
-
     while (!r->stop && !l->wanted) {
         cond_wait(&r->changed, &r->lock);
     }
@@ -447,8 +444,7 @@ static bool wait_wanted_locked(struct link *l) REQUIRES(l->remote->lock)
     for (uint64_t now; !r->stop && (now = now_ns()) < until;) {
         (void)cond_wait_ms(&r->changed, &r->lock, div_up(until - now, MS));
     }
-    l->pause_ns = min_u64(max_u64(2 * l->pause_ns, PAUSE_MIN_NS),
-                          PAUSE_MAX_NS);
+    l->pause_ns = min_u64(max_u64(2 * l->pause_ns, PAUSE_MIN_NS), PAUSE_MAX_NS);
     l->state = LINK_CONNECTING;
     return !r->stop;
 }
@@ -460,7 +456,7 @@ static void *link_main(void *opaque)
 
     for (;;) {
         mutex_lock(&r->lock);
-        bool go = wait_wanted_locked(l);
+        bool go = wait_wanted_locked(r, l);
         mutex_unlock(&r->lock);
         if (!go) {
             return NULL;

@@ -74,8 +74,9 @@ static int take_inet(struct opts *opts, struct remote_address *a,
         return missing(a->host ? "server.port" : "server.host", errp);
     }
     if (!v4 && !v6) {
-        return error_set(errp, EINVAL, "Cannot disable IPv4 and IPv6 at same "
-                                       "time");
+        return error_set(errp, EINVAL,
+                         "Cannot disable IPv4 and IPv6 at same "
+                         "time");
     }
     if (!v6 || (v4_given && v4 && !v6_given)) {
         a->family = AF_INET;
@@ -146,8 +147,7 @@ static int take_fd(struct opts *opts, struct remote_address *a,
     a->fd = fcntl((int)n, F_DUPFD_CLOEXEC, 3);
     int flags = a->fd < 0 ? -1 : fcntl(a->fd, F_GETFL);
     if (flags < 0 || fcntl(a->fd, F_SETFL, flags | O_NONBLOCK) < 0) {
-        return error_set(errp, errno, "descriptor %ld: %s", n,
-                         strerror(errno));
+        return error_set(errp, errno, "descriptor %ld: %s", n, strerror(errno));
     }
     return 0;
 }
@@ -273,8 +273,8 @@ static int check_tls(const struct remote_options *o, struct error **errp)
     return 0;
 }
 
-static int take_tls(struct node *n, struct opts *opts,
-                    struct remote_options *o, struct error **errp)
+static int take_tls(struct node *n, struct opts *opts, struct remote_options *o,
+                    struct error **errp)
 {
     const char *id = NULL;
     int r;
@@ -337,8 +337,7 @@ int remote_options_take(struct node *n, struct opts *opts,
         (r = take_copy(opts, "export", &o->export, errp)) < 0 ||
         (r = take_tls(n, opts, o, errp)) < 0 ||
         (r = take_context(opts, o, errp)) < 0 ||
-        (r = opts_uint(opts, "reconnect-delay", DELAY_MAX, &delay, errp)) <
-            0 ||
+        (r = opts_uint(opts, "reconnect-delay", DELAY_MAX, &delay, errp)) < 0 ||
         (r = opts_uint(opts, "open-timeout", DELAY_MAX, &timeout, errp)) < 0 ||
         (r = opts_uint(opts, "connections", REMOTE_CONNECTIONS_MAX,
                        &connections, errp)) < 0) {
@@ -396,9 +395,12 @@ static char *escape(const char *text)
 static char *json_filename(const json_t *options)
 {
     static const char *const keys[] = {
-        "server",       "path",           "host",         "port",
-        "export",       "tls-creds",      "tls-hostname", "tls",
-        "tls-username", "tls-certificates", "tls-psk-file",
+        "server",       "path",
+        "host",         "port",
+        "export",       "tls-creds",
+        "tls-hostname", "tls",
+        "tls-username", "tls-certificates",
+        "tls-psk-file",
     };
     CLEANUP_JSON json_t *some = json_pack("{s:s}", "driver", "nbd");
     CLEANUP_FREE char *text = NULL;
@@ -417,8 +419,9 @@ static char *json_filename(const json_t *options)
 char *remote_filename(const struct remote_options *o, const json_t *options)
 {
     const struct remote_address *a = &o->address;
+    const char *host = a->host ? a->host : "";
     CLEANUP_FREE char *export = escape(o->export ? o->export : "");
-    CLEANUP_FREE char *path = escape(a->host ? a->host : "");
+    CLEANUP_FREE char *path = escape(host);
     const char *slash = o->export ? "/" : "";
     char *name = NULL;
     int len = -1;
@@ -430,8 +433,8 @@ char *remote_filename(const struct remote_options *o, const json_t *options)
         len = asprintf(&name, "nbd+unix://%s%s?socket=%s", slash, export, path);
     } else if (a->type == REMOTE_INET && a->family == AF_UNSPEC &&
                (!o->tls || o->creds)) {
-        bool v6 = strchr(a->host, ':') != NULL;
-        len = asprintf(&name, "nbd://%s%s%s:%s%s%s", v6 ? "[" : "", a->host,
+        bool v6 = strchr(host, ':') != NULL;
+        len = asprintf(&name, "nbd://%s%s%s:%s%s%s", v6 ? "[" : "", host,
                        v6 ? "]" : "", a->port, slash, export);
     } else {
         return json_filename(options);

@@ -35,7 +35,7 @@ int remote_poll(const struct patience *p, int fd, short events)
     for (;;) {
         uint64_t now = now_ns();
         uint64_t left = now < p->until ? p->until - now : 0;
-        int ms = (int)min_u64(div_up(left, 1000000), 60 * 1000);
+        int ms = (int)min_u64(div_up(left, 1000000), 60000);
         int n = poll(fds, 2, ms);
 
         if (n < 0 && errno != EINTR) {
@@ -119,8 +119,7 @@ static void set_option(int fd, int level, int name, int value)
 }
 
 static int connect_inet(const struct remote_address *a,
-                        const struct patience *p, int *fdp,
-                        struct error **errp)
+                        const struct patience *p, int *fdp, struct error **errp)
 {
     struct addrinfo hints = {.ai_family = a->family,
                              .ai_socktype = SOCK_STREAM};
@@ -128,8 +127,9 @@ static int connect_inet(const struct remote_address *a,
     int r = getaddrinfo(a->host, a->port, &hints, &list);
 
     if (r != 0) {
-        return error_set(errp, EINVAL, "address resolution failed for %s:%s: "
-                                       "%s",
+        return error_set(errp, EINVAL,
+                         "address resolution failed for %s:%s: "
+                         "%s",
                          a->host, a->port, gai_strerror(r));
     }
     r = -EADDRNOTAVAIL;
@@ -152,8 +152,7 @@ static int connect_inet(const struct remote_address *a,
 }
 
 static int connect_unix(const struct remote_address *a,
-                        const struct patience *p, int *fdp,
-                        struct error **errp)
+                        const struct patience *p, int *fdp, struct error **errp)
 {
     struct sockaddr_un sun = {.sun_family = AF_UNIX};
     size_t len = strlen(a->host);
@@ -165,9 +164,10 @@ static int connect_unix(const struct remote_address *a,
     memcpy(sun.sun_path + a->abstract, a->host, len);
     size_t used = offsetof(struct sockaddr_un, sun_path) + len + 1;
     int r = connect_to(AF_UNIX, (const struct sockaddr *)&sun,
-                       a->abstract && a->tight ? (socklen_t)used : sizeof(sun), p, fdp);
-    return r < 0 ? error_set(errp, -r, "Failed to connect to '%s': %s",
-                             a->host, strerror(-r))
+                       a->abstract && a->tight ? (socklen_t)used : sizeof(sun),
+                       p, fdp);
+    return r < 0 ? error_set(errp, -r, "Failed to connect to '%s': %s", a->host,
+                             strerror(-r))
                  : 0;
 }
 
@@ -175,9 +175,8 @@ static int connect_vsock(const struct remote_address *a,
                          const struct patience *p, int *fdp,
                          struct error **errp)
 {
-    struct sockaddr_vm vm = {.svm_family = AF_VSOCK,
-                             .svm_cid = a->cid,
-                             .svm_port = a->vport};
+    struct sockaddr_vm vm = {
+        .svm_family = AF_VSOCK, .svm_cid = a->cid, .svm_port = a->vport};
     int r = connect_to(AF_VSOCK, (const struct sockaddr *)&vm, sizeof(vm), p,
                        fdp);
     return r < 0 ? error_set(errp, -r, "Failed to connect to '%u:%u': %s",

@@ -129,10 +129,10 @@ struct request {
     uint64_t offset;
     uint64_t bytes;
     uint32_t flags;
-    uint64_t seen;           /* bytes that a read was given */
-    const char *context;     /* for status */
-    uint64_t length;         /* of the first extent; 0: none yet */
-    uint32_t state;          /* its flags */
+    uint64_t seen;       /* bytes that a read was given */
+    const char *context; /* for status */
+    uint64_t length;     /* of the first extent; 0: none yet */
+    uint32_t state;      /* its flags */
 };
 
 /* Each part of a read's answer: one that is left out must not pass. */
@@ -445,9 +445,9 @@ static void remote_describe(struct node *n, json_t *info)
                                   json_string(error_message(r->why)));
     }
     mutex_unlock(&r->lock);
-    (void)json_object_set_new(info, "format-specific",
-                              json_pack("{s:s,s:o}", "type", "nbd", "data",
-                                        data));
+    (void)json_object_set_new(
+        info, "format-specific",
+        json_pack("{s:s,s:o}", "type", "nbd", "data", data));
 }
 
 const struct driver driver_nbd = {

@@ -19,23 +19,23 @@ enum remote_type { REMOTE_INET, REMOTE_UNIX, REMOTE_VSOCK, REMOTE_FD };
 
 struct remote_address {
     enum remote_type type;
-    char *host; /* inet: without brackets; unix: the path */
-    char *port; /* inet */
-    int family; /* inet: AF_UNSPEC, AF_INET or AF_INET6 */
+    char *host;     /* inet: without brackets; unix: the path */
+    char *port;     /* inet */
+    int family;     /* inet: AF_UNSPEC, AF_INET or AF_INET6 */
     bool abstract;  /* unix: the path is no file's */
     bool tight;     /* unix, abstract: ... and nothing follows it */
     uint32_t cid;   /* vsock */
     uint32_t vport; /* vsock */
-    int fd; /* fd: until it is used, then -1; else -1 */
+    int fd;         /* fd: until it is used, then -1; else -1 */
 };
 
 struct remote_options {
     struct remote_address address;
     char *export;
-    char *context;      /* that tells of extents */
-    bool dirty_bitmap;  /* ... is that of x-dirty-bitmap: it has to be there */
-    uint64_t delay_ns;  /* reconnect-delay */
-    uint64_t open_ns;   /* open-timeout */
+    char *context;     /* that tells of extents */
+    bool dirty_bitmap; /* ... is that of x-dirty-bitmap: it has to be there */
+    uint64_t delay_ns; /* reconnect-delay */
+    uint64_t open_ns;  /* open-timeout */
     unsigned connections;
     bool tls;
     const struct tls_creds *creds; /* or NULL */
@@ -71,8 +71,8 @@ struct patience {
 int remote_poll(const struct patience *p, int fd, short events);
 
 /* A connected socket.  -ETIMEDOUT, -ECANCELED, and what connecting gives. */
-int remote_socket(struct remote_address *a, const struct patience *p,
-                  int *fdp, struct error **errp);
+int remote_socket(struct remote_address *a, const struct patience *p, int *fdp,
+                  struct error **errp);
 
 /* --- Connections (nbd-link.c) --- */
 
@@ -110,10 +110,10 @@ struct link {
 
     /* Guarded by remote->lock. */
     enum link_state state;
-    bool wanted;           /* requests would like to have it */
-    bool proven;           /* it has answered a request */
-    unsigned users;        /* requests that use handle */
-    uint64_t pause_ns;     /* before the next attempt */
+    bool wanted;               /* requests would like to have it */
+    bool proven;               /* it has answered a request */
+    unsigned users;            /* requests that use handle */
+    uint64_t pause_ns;         /* before the next attempt */
     struct nbd_handle *handle; /* UP, LOST */
 };
 
@@ -128,7 +128,7 @@ struct remote {
     struct remote_info info;
 
     /* Guarded by lock. */
-    bool known;        /* info is filled in */
+    bool known; /* info is filled in */
     bool stop;
     unsigned failures; /* of connecting, so far */
     struct error *why; /* the last failure, or what ended a connection */

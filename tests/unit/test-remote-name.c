@@ -93,8 +93,8 @@ END_TEST
 
 START_TEST(other_files_are_left_alone)
 {
-    static const char *const names[] = {"disk.raw", "/nbd://x", "nbd",
-                                        "nbdx:", "nbd+ssh://h", "./nbd:h:1"};
+    static const char *const names[] = {"disk.raw", "/nbd://x",    "nbd",
+                                        "nbdx:",    "nbd+ssh://h", "./nbd:h:1"};
 
     for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
         ck_assert_msg(!remote_is_name(names[i]), "%s", names[i]);
@@ -121,8 +121,7 @@ START_TEST(a_file_name_becomes_a_node)
     ck_assert_str_eq(json_string_value(json_object_get(a, "driver")), "nbd");
     ck_assert_ptr_null(json_object_get(a, "filename"));
     ck_assert_ptr_nonnull(json_object_get(a, "x"));
-    ck_assert_int_eq(expand("{\"driver\": \"nbd\", \"uri\": \"nbd://h/\"}",
-                            &b),
+    ck_assert_int_eq(expand("{\"driver\": \"nbd\", \"uri\": \"nbd://h/\"}", &b),
                      0);
     ck_assert_ptr_null(json_object_get(b, "uri"));
     ck_assert_ptr_nonnull(json_object_get(b, "server"));
@@ -132,8 +131,8 @@ START_TEST(a_file_name_becomes_a_node)
     ck_assert_ptr_nonnull(json_object_get(c, "filename"));
     ck_assert_int_eq(
         expand("{\"filename\": \"nbd://h/\", \"export\": \"x\"}", &d), -EINVAL);
-    ck_assert_int_eq(
-        expand("{\"driver\": \"nbd\", \"filename\": \"x\"}", &d), -EINVAL);
+    ck_assert_int_eq(expand("{\"driver\": \"nbd\", \"filename\": \"x\"}", &d),
+                     -EINVAL);
 }
 END_TEST
 
