@@ -200,9 +200,10 @@ struct driver {
 
     /* Write an empty image onto @file, an open node that the caller holds;
      * the options of create, but that nothing is rounded.  Not in a control
-     * section nor in a request.  Durable when it returns 0.  NULL: no. */
+     * section nor in a request.  Durable when it returns 0.  A node that it
+     * has opened for that is *opened, which the caller closes.  NULL: no. */
     int (*format)(struct graph *g, struct node *file, struct opts *opts,
-                  struct error **errp);
+                  struct node **opened, struct error **errp);
 
     /* --- I/O path: any thread, at any time. --- */
 

@@ -285,8 +285,14 @@ static int take_options(struct node *n, const json_t *options,
 static int remember(struct work *w, struct node *n, const json_t *options,
                     struct error **errp)
 {
+    list_for_each (at, &w->fresh) {
+        if (list_entry(at, struct fresh, link)->n == n) {
+            return error_set(errp, EINVAL,
+                             "Node '%s' is to be reopened more than once",
+                             n->name);
+        }
+    }
     struct fresh *f = calloc(1, sizeof(*f));
-
     if (!f) {
         return no_memory(errp);
     }
