@@ -213,7 +213,7 @@ static int wait_for_client(struct chardev *c, int stop_fd, struct error **errp)
 static int open_server(struct chardev *c, const json_t *o, const json_t *addr,
                        int stop_fd, struct error **errp)
 {
-    int r = address_listen(addr, &c->listeners, errp);
+    int r = address_listen(addr, 0600, &c->listeners, errp);
 
     c->listening = true;
     return r == 0 && flag(o, "wait", true) ? wait_for_client(c, stop_fd, errp)
@@ -333,7 +333,7 @@ int chardevs_listen(struct chardevs *s, const char *path, struct chardev **cp,
     if (!c) {
         return error_set(errp, ENOMEM, "no memory for a chardev");
     }
-    int r = unix_socket_listen(&c->listeners.at[0], path, errp);
+    int r = unix_socket_listen(&c->listeners.at[0], path, 0600, errp);
     if (r < 0) {
         chardev_free(c);
         return r;

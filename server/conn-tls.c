@@ -1,10 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* STARTTLS, and what a client may open once it is known. */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
+#include "cli.h"
 #include "conn.h"
 #include "listen.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
 #include "tls.h"
 
 /* What has been replied in the clear goes out before TLS begins. */
@@ -22,11 +27,28 @@ static int send_all(struct conn *c)
     return c->hung_up ? -ECONNRESET : 0;
 }
 
-static int shake_hands(struct conn *c)
+#define SECOND UINT64_C(1000000000)
+
+/* The administrator wants to know why a client does not come in, but not be
+ * flooded by it. */
+static void tell(const char *what, const char *why)
+{
+    static _Atomic uint64_t next;
+    uint64_t now = now_ns();
+    uint64_t from = atomic_load(&next);
+    CLEANUP_FREE char *text = cli_printable(why);
+
+    if (now >= from &&
+        atomic_compare_exchange_strong(&next, &from, now + SECOND)) {
+        fprintf(stderr, "nbdelta: %s%s\n", what, text ? text : "");
+    }
+}
+
+static int shake_hands(struct conn *c, struct error **errp)
 {
     int r;
 
-    while ((r = tls_handshake(c->io.tls, NULL)) == -EAGAIN) {
+    while ((r = tls_handshake(c->io.tls, errp)) == -EAGAIN) {
         int ms = conn_time_left(c);
         if (ms == 0 || atomic_load(&c->stopping)) {
             return -ETIMEDOUT;
@@ -37,6 +59,19 @@ static int shake_hands(struct conn *c)
         (void)conn_wait(c, true, ms);
     }
     return r;
+}
+
+/* TLS is open: is this client welcome? */
+static int check_identity(const struct conn *c)
+{
+    const char *who = tls_identity(c->io.tls);
+
+    if (!c->policy->authz || server_allows(c->server, c->policy->authz, who)) {
+        return 0;
+    }
+    tls_end(c->io.tls, true);
+    tell("a TLS client is not authorized: ", who ? who : "nobody");
+    return -EACCES;
 }
 
 /* All that was agreed on in the clear may be somebody else's doing. */
@@ -51,6 +86,8 @@ static void forget(struct conn *c)
 
 int conn_option_starttls(struct conn *c, const struct option *o)
 {
+    CLEANUP_ERROR struct error *err = NULL;
+
     if (c->io.tls) {
         return handshake_error(c, o->type, NBD_REP_ERR_INVALID,
                                "TLS already enabled");
@@ -76,13 +113,11 @@ int conn_option_starttls(struct conn *c, const struct option *o)
     if (!c->io.tls) {
         return -ENOMEM;
     }
-    r = shake_hands(c);
-    if (r == 0 && c->policy->authz &&
-        !server_allows(c->server, c->policy->authz, tls_identity(c->io.tls))) {
-        tls_end(c->io.tls, true);
-        r = -EACCES;
+    r = shake_hands(c, &err);
+    if (err) {
+        tell("a client is turned away: ", error_message(err));
     }
-    return r;
+    return r < 0 ? r : check_identity(c);
 }
 
 enum tls_mode conn_tls_mode(const struct conn *c)
@@ -116,7 +151,7 @@ static struct export *find(struct conn *c, const char *name)
         export_ref(c->exports, c->view);
         return c->view;
     }
-    struct export *e = exports_find(c->exports, name);
+    struct export *e = exports_find(c->exports, server_serial(c->server), name);
     if (e && e->of) {
         export_unref(c->exports, c->view);
         export_ref(c->exports, e);

@@ -247,6 +247,10 @@ struct driver {
      * who read it (job/copy.h).  NULL: there is none. */
     struct copy *(*snapshot)(const struct node *n);
 
+    /* Bits that the node keeps for itself, and for its file child, as
+     * BlockDirtyInfo without names: added to @list.  NULL: none. */
+    void (*describe_bits)(const struct node *n, bool of_child, json_t *list);
+
     /* For filters that look at requests: the range's status is asked for.
      * NULL: it passes. */
     int (*status)(struct node *n, uint64_t offset, uint64_t bytes);

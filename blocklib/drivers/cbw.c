@@ -84,13 +84,17 @@ static int cbw_resize(struct node *n, uint64_t size, struct error **errp)
 static void cbw_drain(struct node *n)
 {
     const struct cbw *s = n->state;
-    copy_hurry(s->copy);
+    if (s->copy) { /* else it is being taken out */
+        copy_hurry(s->copy);
+    }
 }
 
 static void cbw_drained(struct node *n)
 {
     const struct cbw *s = n->state;
-    copy_settle(s->copy);
+    if (s->copy) {
+        copy_settle(s->copy);
+    }
 }
 
 static struct copy *cbw_snapshot(const struct node *n)
@@ -106,6 +110,17 @@ static void cbw_child_perms(const struct node *n, struct perms *p)
 
     if (p->used || s->by_job) {
         p->shared &= PERM_READ;
+    }
+}
+
+static void cbw_describe_bits(const struct node *n, bool of_child, json_t *list)
+{
+    const struct cbw *s = n->state;
+
+    if (of_child) {
+        copy_describe_todo(s->copy, list);
+    } else {
+        copy_describe_view(s->copy, list);
     }
 }
 
@@ -305,6 +320,7 @@ const struct driver driver_cbw = {
     .drain = cbw_drain,
     .drained = cbw_drained,
     .snapshot = cbw_snapshot,
+    .describe_bits = cbw_describe_bits,
 };
 
 /* --- By a job --- */

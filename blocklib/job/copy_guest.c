@@ -253,8 +253,11 @@ int copy_before_write(struct copy *c, uint64_t offset, uint64_t bytes,
     uint64_t start;
     uint64_t len;
 
-    if (from >= end || atomic_load(&c->broken) ||
-        !hbitmap_next_dirty(c->todo, from, end, &start, &len)) {
+    if (from >= end || atomic_load(&c->broken)) {
+        return 0;
+    }
+    if (!hbitmap_next_dirty(c->todo, from, end, &start, &len)) {
+        hbitmap_set(c->written, from, end - from);
         return 0;
     }
     if (flags & REQ_NOWAIT) {
@@ -267,7 +270,9 @@ int copy_before_write(struct copy *c, uint64_t offset, uint64_t bytes,
                        : copy_here(c, from, end, &side);
 
     count_wait(&c->counters, now_ns() - begin);
-    if (r < 0 && !c->policy.break_write) {
+    if (r == 0) {
+        hbitmap_set(c->written, from, end - from);
+    } else if (!c->policy.break_write) {
         copy_break_with(c, r, side);
         r = 0;
     }
