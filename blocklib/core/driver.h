@@ -155,6 +155,10 @@ struct driver {
     const char *const *reopen_options;
     int (*reopen_take)(struct node *n, struct opts *opts, struct error **errp);
 
+    /* The size of @n when its file child has @below bytes.  NULL: that of
+     * filters is @below, that of others does not depend on it. */
+    uint64_t (*size_over)(const struct node *n, uint64_t below);
+
     /* Grow or shrink; the caller updates node->size and the bitmaps.  Grown
      * space reads as zeroes, or shows the backing node: the core hides
      * that.  NULL: the size is fixed. */

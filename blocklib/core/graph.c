@@ -604,8 +604,8 @@ void node_refresh_above(struct node *n)
         if (!parent) {
             continue;
         }
-        if (parent->drv->is_filter && node_child(parent, CHILD_FILE) == n) {
-            parent->size = n->size;
+        if (node_child(parent, CHILD_FILE) == n) {
+            node_follow_size(parent);
         }
         node_refresh_limits(parent);
         node_refresh_above(parent);

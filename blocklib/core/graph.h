@@ -51,7 +51,8 @@ void node_hand_down_perms(struct node *n);
 int node_check_replace(const struct node *from, const struct node *to,
                        struct error **errp);
 
-/* What the nodes above @n have from it: limits, and the size of filters. */
+/* What the nodes above @n have from it: limits, and the size of those that
+ * have that of their file child. */
 void node_refresh_above(struct node *n);
 
 /* Compute n->limits anew after its children have changed. */

@@ -183,8 +183,15 @@ void node_map_put(struct node *n, struct mapping *m);
 int node_extents(struct node *n, uint64_t offset, uint64_t bytes,
                  unsigned flags, extent_fn *fn, void *opaque);
 
-/* Resize in a drained section: driver, size, bitmaps. */
+/* Resize in a drained section: driver, size, bitmaps, and what is above. */
 int node_resize(struct node *n, uint64_t size, struct error **errp);
+
+/* Its file child has another size, or is another node: drained. */
+void node_follow_size(struct node *n);
+
+/* May it become smaller?  -EBUSY: a job works on it or on what is above and has
+ * the same size. */
+int node_check_shrink(const struct node *n, struct error **errp);
 
 /* A write up to @end is about to happen. */
 static inline void node_note_write(struct node *n, uint64_t end)
