@@ -310,6 +310,7 @@ int disks_enter(struct disks *ds, const char *name, bool readonly,
         return no_memory(errp);
     }
     o->disk = d;
+    list_init(&o->link);
     mutex_lock(&ds->lock);
     int r = enter_disk(ds, d, readonly, o, errp);
     mutex_unlock(&ds->lock);
