@@ -13,6 +13,7 @@
 #                             F='options qmp' runs these
 #   make check-iotests IOTESTS=DIR [T="124 055"]
 #                             run QEMU's own tests, from a QEMU source tree
+#   make stress [SECONDS=60]  eight QMP clients at once, that send anything
 #   make crash [ROUNDS=200]   kill the server while bitmaps change, again and again
 #   make bench                measure, beside qemu-nbd and nbdkit
 #   make packages             install the Debian packages of all of the above
@@ -220,7 +221,7 @@ FOR_TESTS = BUILD='$(abspath $(O))' SRCDIR='$(CURDIR)' CC='$(CC)' \
 # A make of its own, which looks for the packages that are there by now.
 SUBMAKE = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
 
-.PHONY: check check-run check-iotests check-iotests-run check-valgrind demo crash demo-run bench bench-run packages \
+.PHONY: check check-run check-iotests check-iotests-run check-valgrind demo crash stress demo-run bench bench-run packages \
         FORCE
 check:
 	$(Q)tests/packages.sh build test
@@ -264,6 +265,11 @@ check-iotests:
 check-iotests-run: all
 	$(Q)NBDELTA='$(abspath $(SERVER))' IOTESTS='$(IOTESTS)' FMT='$(FMT)' \
 	    tests/iotests/run $(if $(filter-out *,$(T)),$(T))
+
+# The long form of tests/func/qmp-stress.sh; SANITIZE= as usual.
+stress: all
+	$(Q)$(FOR_TESTS) STRESS_SECONDS='$(or $(SECONDS),60)' TEST_TIMEOUT=7200 \
+	    tests/run tests/func/qmp-stress.sh
 
 # The long campaign of tests/func/bitmap-kill.sh.
 crash: all

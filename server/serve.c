@@ -222,7 +222,7 @@ static int make_parts(struct serve *s, struct error **errp)
     d->io_tasks = io_tasks_new();
     d->vm_compat = s->config.vm_compat;
     d->exit_on_disconnect = s->config.exit_on_disconnect;
-    s->chardevs = chardevs_new();
+    s->chardevs = chardevs_new(d->objects);
     d->exports = d->graph ? exports_new(d) : NULL;
     d->monitors = s->chardevs ? monitors_new(d, s->chardevs) : NULL;
     d->jobs = d->graph && d->monitors

@@ -15,7 +15,8 @@
  *   format     maps its bytes into a child: qcow2, raw.  Core reads and
  *              overwrites through map and moves the bytes itself; preadv is
  *              called for OPAQUE extents, pwritev for all that map with
- *              MAP_WRITE does not answer with DATA.
+ *              MAP_WRITE does not answer with DATA.  The bytes are in
+ *              child[CHILD_DATA] if there is one, else in child[CHILD_FILE].
  *   filter     shows the data of child[CHILD_FILE] (is_filter): a NULL
  *              method passes through; map is not called.
  *
@@ -51,7 +52,7 @@ struct opts;
 struct node_flags;
 enum node_event;
 
-enum { CHILD_FILE, CHILD_BACKING, CHILD_TARGET, CHILD_MAX };
+enum { CHILD_FILE, CHILD_BACKING, CHILD_TARGET, CHILD_DATA, CHILD_MAX };
 
 struct limits {
     uint32_t align;        /* of reads and writes; power of two, >= 1 */
@@ -141,8 +142,8 @@ struct driver {
     void (*reopen_commit)(struct node *n);
     void (*reopen_abort)(struct node *n);
 
-    /* child[CHILD_FILE] is another node now, of the same content; everything
-     * was flushed before.  NULL: the driver keeps no pointer to it. */
+    /* child[CHILD_FILE] or child[CHILD_DATA] is another node now, of the same
+     * content.  NULL: the driver keeps no pointer to them. */
     void (*file_changed)(struct node *n);
 
     /* On entry *p is what the node's users want and share, and it becomes what
@@ -154,6 +155,10 @@ struct driver {
      * keeps them for the reopen that follows, or for reopen_abort. */
     const char *const *reopen_options;
     int (*reopen_take)(struct node *n, struct opts *opts, struct error **errp);
+
+    /* The size of @n when its file child has @below bytes.  NULL: that of
+     * filters is @below, that of others does not depend on it. */
+    uint64_t (*size_over)(const struct node *n, uint64_t below);
 
     /* Grow or shrink; the caller updates node->size and the bitmaps.  Grown
      * space reads as zeroes, or shows the backing node: the core hides
@@ -200,9 +205,10 @@ struct driver {
 
     /* Write an empty image onto @file, an open node that the caller holds;
      * the options of create, but that nothing is rounded.  Not in a control
-     * section nor in a request.  Durable when it returns 0.  NULL: no. */
+     * section nor in a request.  Durable when it returns 0.  A node that it
+     * has opened for that is *opened, which the caller closes.  NULL: no. */
     int (*format)(struct graph *g, struct node *file, struct opts *opts,
-                  struct error **errp);
+                  struct node **opened, struct error **errp);
 
     /* --- I/O path: any thread, at any time. --- */
 

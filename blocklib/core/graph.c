@@ -544,6 +544,9 @@ void node_replace(struct node *from, struct node *to)
         node_ref(to);
         assert(from->refs > 1);
         from->refs--;
+        if (e->parent && e->parent->drv->file_changed) {
+            e->parent->drv->file_changed(e->parent);
+        }
     }
     node_hand_down_perms(from);
     node_hand_down_perms(to);
@@ -604,8 +607,8 @@ void node_refresh_above(struct node *n)
         if (!parent) {
             continue;
         }
-        if (parent->drv->is_filter && node_child(parent, CHILD_FILE) == n) {
-            parent->size = n->size;
+        if (node_child(parent, CHILD_FILE) == n) {
+            node_follow_size(parent);
         }
         node_refresh_limits(parent);
         node_refresh_above(parent);
