@@ -272,7 +272,7 @@ static int become_view(struct disks *ds, struct opened *o, const char *name,
     bitmap_unref(bm);
     if (r == 0) {
         o->blk = view;
-        o->is_view = true;
+        o->bitmap = bitmap;
         o->writable = false;
     }
     return r;
@@ -331,7 +331,7 @@ int disks_enter(struct disks *ds, const char *name, bool readonly,
 
 void disks_leave(struct disks *ds, struct opened *o)
 {
-    if (o->is_view) {
+    if (o->bitmap) {
         blk_free(o->blk);
     }
     mutex_lock(&ds->lock);
