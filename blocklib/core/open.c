@@ -26,14 +26,17 @@
 #define CHAIN_MAX 200
 
 static const struct driver *const drivers[] = {
-    &driver_blkdebug, &driver_cbw,   &driver_file, &driver_mem,
-    &driver_null_co,  &driver_qcow2, &driver_raw,  &driver_snapshot_access,
+    &driver_blkdebug, &driver_logwrites, &driver_cbw,
+    &driver_file,     &driver_mem,       &driver_null_co,
+    &driver_qcow2,    &driver_raw,       &driver_snapshot_access,
     &driver_throttle,
 };
 
 static const char *const driver_names[] = {
-    "blkdebug", "copy-before-write", "file",     "mem", "null-co", "qcow2",
-    "raw",      "snapshot-access",   "throttle", NULL,
+    "blkdebug", "blklogwrites", "copy-before-write",
+    "file",     "mem",          "null-co",
+    "qcow2",    "raw",          "snapshot-access",
+    "throttle", NULL,
 };
 
 const struct driver *driver_find(const char *name)
@@ -68,8 +71,8 @@ static int open_node(const struct context *ctx, const json_t *options,
 
 /* --- Children --- */
 
-static int child_by_name(struct graph *g, const char *name,
-                         struct node **nodep, struct error **errp)
+static int child_by_name(struct graph *g, const char *name, struct node **nodep,
+                         struct error **errp)
 {
     struct node *child = graph_find_locked(g, name);
     if (!child) {
@@ -87,8 +90,7 @@ static int open_or_find(const struct context *ctx, const json_t *value,
                         struct error **errp)
 {
     if (json_is_string(value)) {
-        return child_by_name(ctx->graph, json_string_value(value), nodep,
-                             errp);
+        return child_by_name(ctx->graph, json_string_value(value), nodep, errp);
     }
     if (json_is_object(value)) {
         return open_node(ctx, value, nodep, errp);
@@ -100,7 +102,7 @@ static int open_or_find(const struct context *ctx, const json_t *value,
 int node_open_child(struct node *n, struct opts *opts, const char *key,
                     unsigned index, bool grow, struct error **errp)
 {
-    struct context ctx = { n->graph, n->flags, n->open_depth + 1 };
+    struct context ctx = {n->graph, n->flags, n->open_depth + 1};
     CLEANUP_JSON json_t *value = opts_take(opts, key);
     struct node *child = n->preopened;
     int r;
@@ -108,8 +110,10 @@ int node_open_child(struct node *n, struct opts *opts, const char *key,
     if (child) {
         n->preopened = NULL;
     } else if (!value) {
-        return error_set(errp, EINVAL, "A block device must be specified "
-                                       "for \"%s\"", key);
+        return error_set(errp, EINVAL,
+                         "A block device must be specified "
+                         "for \"%s\"",
+                         key);
     } else {
         r = open_or_find(&ctx, value, key, &child, errp);
         if (r < 0) {
@@ -190,10 +194,9 @@ static bool completes_backing(const struct node *n, const json_t *value)
            !json_object_get(value, "filename");
 }
 
-static int open_backing(struct node *n, struct opts *opts,
-                        struct error **errp)
+static int open_backing(struct node *n, struct opts *opts, struct error **errp)
 {
-    struct context ctx = { n->graph, n->flags, n->open_depth + 1 };
+    struct context ctx = {n->graph, n->flags, n->open_depth + 1};
     bool given = opts_has(opts, "backing");
     CLEANUP_JSON json_t *value = opts_take(opts, "backing");
     struct node *backing;
@@ -234,9 +237,9 @@ static int open_backing(struct node *n, struct opts *opts,
 
 int node_take_flags(struct opts *o, struct node_flags *f, struct error **errp)
 {
-    static const char *const discard_words[] = { "ignore", "off", "unmap",
-                                                 "on", NULL };
-    static const char *const detect_words[] = { "off", "on", "unmap", NULL };
+    static const char *const discard_words[] = {"ignore", "off", "unmap", "on",
+                                                NULL};
+    static const char *const detect_words[] = {"off", "on", "unmap", NULL};
     unsigned discard = f->unmap ? 2 : 0;
     unsigned detect = DETECT_OFF;
     bool auto_read_only = false;
@@ -272,9 +275,9 @@ static int probe(const struct context *ctx, struct opts *opts,
                  struct node_flags flags, struct node **filep,
                  const char **driver, struct error **errp)
 {
-    struct context child_ctx = { ctx->graph, flags, ctx->depth + 1 };
+    struct context child_ctx = {ctx->graph, flags, ctx->depth + 1};
     CLEANUP_JSON json_t *value = opts_take(opts, "file");
-    char head[512] = { 0 };
+    char head[512] = {0};
     int r;
 
     if (!value) {
@@ -286,8 +289,7 @@ static int probe(const struct context *ctx, struct opts *opts,
     }
     uint64_t size = node_size(*filep);
     r = size == 0 ? 0
-                  : node_pread(*filep, head, min_u64(size, sizeof(head)), 0,
-                               0);
+                  : node_pread(*filep, head, min_u64(size, sizeof(head)), 0, 0);
     if (r < 0) {
         r = error_set(errp, -r, "cannot read '%s' to find its format: %s",
                       node_filename(*filep), strerror(-r));
@@ -318,8 +320,8 @@ static int set_filename(struct node *n, const char *filename,
     return n->filename ? 0 : -ENOMEM;
 }
 
-static int open_driver(struct node *n, struct opts *opts,
-                       const json_t *options, struct error **errp)
+static int open_driver(struct node *n, struct opts *opts, const json_t *options,
+                       struct error **errp)
 {
     const char *filename =
         json_string_value(json_object_get(options, "filename"));
@@ -423,7 +425,7 @@ static int open_node(const struct context *ctx, const json_t *options,
 int graph_open_locked(struct graph *g, const json_t *options,
                       struct node **nodep, struct error **errp)
 {
-    struct context ctx = { .graph = g, .inherited = { .locking = true } };
+    struct context ctx = {.graph = g, .inherited = {.locking = true}};
 
     if (!json_is_object(options)) {
         return error_set(errp, EINVAL, "options must be a JSON object");
@@ -479,7 +481,8 @@ int graph_close(struct graph *g, struct node *n, struct error **errp)
 void graph_forget(struct graph *g, struct node *n)
 {
     graph_lock(g);
-    while (!n->monitor_owned && n->drv->is_filter && node_child(n, CHILD_FILE)) {
+    while (!n->monitor_owned && n->drv->is_filter &&
+           node_child(n, CHILD_FILE)) {
         n = node_child(n, CHILD_FILE);
     }
     if (n->monitor_owned) {
