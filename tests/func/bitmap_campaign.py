@@ -229,6 +229,20 @@ class Campaign:
         else:
             self.resize()
 
+    def resume(self, daemon, image):
+        """After a crash that left @image: what was asked for last has happened
+        or not, and nothing is promised of that."""
+        self.daemon = daemon
+        moment = self.clock()
+        if self.steps and self.steps[-1][1] is None:
+            self.names = {name: bool(b.flags & AUTO) for name, b in
+                          bitmap_image.bitmaps(image).items()}
+        for name, lives in self.alive.items():
+            self.alive[name] = [life for life in lives if life.end is None]
+        self.lives = sum(self.alive.values(), [])
+        self.steps = [(moment, moment, {}, dict(self.names))]
+        bitmap_image.forget()
+
     # --- What an image must say ---
 
     def names_at(self, moment):

@@ -18,6 +18,12 @@ def shared(chunk):
     return _known.setdefault(chunk, chunk)
 
 
+def forget():
+    """What is shared from now on is apart from what was before."""
+    _known.clear()
+    _known[ZEROES] = ZEROES
+
+
 def chunks(data):
     data = bytes(data)
     return tuple(shared(data[i:i + CHUNK].ljust(CHUNK, b'\0'))
