@@ -1,168 +1,190 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * nbdkit-nbdelta-plugin: disk images of blocklib, read-only, served by nbdkit
+ * nbdkit-nbdelta-plugin: disk images of blocklib served by nbdkit
  *
  *   nbdkit nbdelta disk.qcow2
  *
- * The image is opened once, before nbdkit goes into the background, so that
- * what is wrong is told to the user; all connections share it.
+ *   config...     parameters (config.c)
+ *   get_ready     all disks are opened, so that what is wrong is told to the
+ *                 user, and closed: threads do not survive a fork
+ *   after_fork    opened for good (disk.c)
+ *   open, close   a client comes and goes; requests in any number of threads
+ *   cleanup       flushed and closed
  */
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
 #include <errno.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "disk.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
-#include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
-#include "nbdelta/options.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
-/* Set before the first connection, and not changed before the last is gone. */
-static struct graph *graph;
-static struct blk *disk;
-static char *image;
-static char *format;
+/* Set before the first client comes, and not changed before the last is
+ * gone. */
+static struct config config;
+static struct disks *disks;
 
-/* --- Configuration --- */
+/* 0, or -1 after telling what is wrong. */
+static int told(int r, struct error *err)
+{
+    if (r < 0) {
+        nbdkit_error("%s", error_message(err));
+        errno = -r;
+    }
+    error_free(err);
+    return r < 0 ? -1 : 0;
+}
+
+/* --- Life --- */
 
 static void plugin_load(void)
 {
-    graph = graph_new();
+    config_init(&config);
 }
 
 static void plugin_unload(void)
 {
-    blk_free(disk);
-    graph_free(graph);
-    free(image);
-    free(format);
-}
-
-static int set_once(char **where, const char *key, char *value)
-{
-    if (!value) {
-        return -1; /* nbdkit told why */
-    }
-    if (*where) {
-        nbdkit_error("%s= is given twice", key);
-        free(value);
-        return -1;
-    }
-    *where = value;
-    return 0;
-}
-
-static char *copy(const char *text)
-{
-    char *s = strdup(text);
-    if (!s) {
-        nbdkit_error("strdup: %m");
-    }
-    return s;
-}
-
-static int set_image(const char *value)
-{
-    bool options = strncmp(value, "json:", 5) == 0 ||
-                   strncmp(value, "driver=", 7) == 0;
-
-    /* nbdkit changes its directory. */
-    return set_once(&image, "file",
-                    options ? copy(value) : nbdkit_absolute_path(value));
+    disks_free(disks);
+    config_free(&config);
 }
 
 static int plugin_config(const char *key, const char *value)
 {
-    CLEANUP_ERROR struct error *err = NULL;
+    struct error *err = NULL;
+    int r = config_take(&config, key, value, &err);
 
-    if (!graph) {
-        nbdkit_error("no memory");
-        return -1;
-    }
-    if (strcmp(key, "file") == 0) {
-        return set_image(value);
-    }
-    if (strcmp(key, "format") == 0) {
-        return set_once(&format, key, copy(value));
-    }
-    if (strcmp(key, "allow-path") == 0) {
-        if (graph_allow_path(graph, value, &err) < 0) {
-            nbdkit_error("%s", error_message(err));
-            return -1;
-        }
-        return 0;
-    }
-    nbdkit_error("unknown parameter '%s'", key);
-    return -1;
+    return told(r, err);
 }
 
 static int plugin_config_complete(void)
 {
-    if (!image) {
-        nbdkit_error("which image? Give file=IMAGE");
-        return -1;
-    }
-    return 0;
-}
+    struct error *err = NULL;
+    int r = config_complete(&config, &err);
 
-static int open_disk(struct error **errp)
-{
-    CLEANUP_JSON json_t *options = NULL;
-    struct node *n;
-
-    int r = options_from_image(image, format, &options, errp);
-    if (r < 0) {
-        return r;
+    if (r == 0) {
+        r = disks_new(&config, &disks, &err);
     }
-    if (json_object_set_new(options, "read-only", json_true()) < 0) {
-        return error_set(errp, ENOMEM, "no memory");
-    }
-    r = graph_open(graph, options, &n, errp);
-    if (r < 0) {
-        return r;
-    }
-    return blk_new(graph, n, PERM_READ, PERM_READ, "nbdkit", &disk, errp);
+    return told(r, err);
 }
 
 static int plugin_get_ready(void)
 {
-    CLEANUP_ERROR struct error *err = NULL;
+    struct error *err = NULL;
+    int r = disks_open(disks, &err);
 
-    if (open_disk(&err) < 0) {
-        nbdkit_error("%s", error_message(err));
-        return -1;
+    if (r == 0) {
+        r = disks_close(disks, &err);
     }
-    return 0;
+    return told(r, err);
 }
 
-/* --- Connections --- */
+static int plugin_after_fork(void)
+{
+    struct error *err = NULL;
+    int r = disks_open(disks, &err);
+
+    return told(r, err);
+}
+
+static void plugin_cleanup(void)
+{
+    struct error *err = NULL;
+    int r = disks_close(disks, &err);
+
+    (void)told(r, err);
+}
+
+static void plugin_dump(void)
+{
+    const char *const *names = graph_driver_names();
+
+    printf("nbdelta_drivers=");
+    for (unsigned i = 0; names[i]; i++) {
+        printf("%s%s", i > 0 ? " " : "", names[i]);
+    }
+    printf("\n");
+}
+
+/* --- Exports --- */
+
+#define VIEW_TEXT "what the bitmap '%s' has dirty"
+
+static int add_export(const char *name, const char *bitmap, void *opaque)
+{
+    char text[sizeof(VIEW_TEXT) + 1024];
+
+    if (bitmap) {
+        (void)snprintf(text, sizeof(text), VIEW_TEXT, bitmap);
+    }
+    return nbdkit_add_export(opaque, name, bitmap ? text : NULL);
+}
+
+static int plugin_list_exports(int readonly, int is_tls,
+                               struct nbdkit_exports *exports)
+{
+    (void)readonly;
+    (void)is_tls;
+    return disks_each_export(disks, add_export, exports) < 0 ? -1 : 0;
+}
+
+static const char *plugin_default_export(int readonly, int is_tls)
+{
+    (void)readonly;
+    (void)is_tls;
+    return config.sources[0].name;
+}
+
+/* --- Clients --- */
 
 static void *plugin_open(int readonly)
 {
-    (void)readonly;
-    return NBDKIT_HANDLE_NOT_NEEDED;
+    const char *name = nbdkit_export_name();
+    struct opened *o = NULL;
+    struct error *err = NULL;
+
+    if (!name) {
+        nbdkit_error("no memory");
+        return NULL;
+    }
+    int r = disks_enter(disks, name, readonly, &o, &err);
+    return told(r, err) < 0 ? NULL : o;
+}
+
+static void plugin_close(void *handle)
+{
+    disks_leave(disks, handle);
 }
 
 static int64_t plugin_get_size(void *handle)
 {
-    (void)handle;
-    return (int64_t)blk_size(disk);
+    const struct opened *o = handle;
+
+    return (int64_t)blk_size(o->blk);
+}
+
+static const char *plugin_export_description(void *handle)
+{
+    const struct opened *o = handle;
+
+    return o->is_view ? "what a bitmap has dirty" : NULL;
 }
 
 static int plugin_block_size(void *handle, uint32_t *minimum,
                              uint32_t *preferred, uint32_t *maximum)
 {
+    const struct opened *o = handle;
     struct blk_limits lim;
 
-    (void)handle;
-    blk_get_limits(disk, &lim);
+    blk_get_limits(o->blk, &lim);
     /* Smaller requests are emulated, so that 1 is never refused; nbdkit
      * wants the preferred size in [512, 32M]. */
     *minimum = 1;
@@ -171,10 +193,40 @@ static int plugin_block_size(void *handle, uint32_t *minimum,
     return 0;
 }
 
+static int plugin_can_write(void *handle)
+{
+    const struct opened *o = handle;
+
+    return o->writable;
+}
+
+static int plugin_can_trim(void *handle)
+{
+    const struct opened *o = handle;
+    struct blk_limits lim;
+
+    blk_get_limits(o->blk, &lim);
+    return lim.unmap;
+}
+
+/* Of a view each client has its own. */
+static int plugin_can_multi_conn(void *handle)
+{
+    const struct opened *o = handle;
+
+    return !o->is_view;
+}
+
 static int plugin_yes(void *handle)
 {
     (void)handle;
     return 1;
+}
+
+static int plugin_can_fua(void *handle)
+{
+    (void)handle;
+    return NBDKIT_FUA_NATIVE;
 }
 
 static int plugin_can_cache(void *handle)
@@ -187,29 +239,87 @@ static int plugin_can_cache(void *handle)
 
 static int result(int r, const char *what, uint64_t offset)
 {
-    if (r == 0) {
-        return 0;
+    if (r < 0) {
+        nbdkit_error("%s at offset %llu: %s", what, (unsigned long long)offset,
+                     strerror(-r));
+        errno = -r;
+        return -1;
     }
-    nbdkit_error("%s at offset %llu: %s", what, (unsigned long long)offset,
-                 strerror(-r));
-    nbdkit_set_error(-r);
-    return -1;
+    return 0;
+}
+
+/* Does it have to be durable when it returns? */
+static bool is_through(uint32_t flags)
+{
+    return config.writethrough || (flags & NBDKIT_FLAG_FUA);
 }
 
 static int plugin_pread(void *handle, void *buf, uint32_t count,
                         uint64_t offset, uint32_t flags)
 {
-    (void)handle;
+    const struct opened *o = handle;
+
     (void)flags;
-    return result(blk_pread(disk, buf, count, offset, 0), "read", offset);
+    return result(blk_pread(o->blk, buf, count, offset, 0), "read", offset);
+}
+
+static int plugin_pwrite(void *handle, const void *buf, uint32_t count,
+                         uint64_t offset, uint32_t flags)
+{
+    const struct opened *o = handle;
+    unsigned req = is_through(flags) ? REQ_FUA : 0;
+
+    return result(blk_pwrite(o->blk, buf, count, offset, req), "write", offset);
+}
+
+static int plugin_zero(void *handle, uint32_t count, uint64_t offset,
+                       uint32_t flags)
+{
+    const struct opened *o = handle;
+    unsigned req = is_through(flags) ? REQ_FUA : 0;
+
+    req |= flags & NBDKIT_FLAG_MAY_TRIM ? REQ_MAY_UNMAP : 0;
+    req |= flags & NBDKIT_FLAG_FAST_ZERO ? REQ_NO_FALLBACK : 0;
+    int r = blk_zero(o->blk, offset, count, req);
+    if (r == -ENOTSUP) { /* an answer, and no failure */
+        errno = ENOTSUP;
+        return -1;
+    }
+    return result(r, "zero", offset);
+}
+
+static int plugin_trim(void *handle, uint32_t count, uint64_t offset,
+                       uint32_t flags)
+{
+    const struct opened *o = handle;
+    int r = blk_discard(o->blk, offset, count);
+
+    if (r == 0 && is_through(flags)) {
+        r = blk_flush(o->blk);
+    }
+    return result(r, "trim", offset);
+}
+
+static int plugin_flush(void *handle, uint32_t flags)
+{
+    const struct opened *o = handle;
+    int r = blk_flush(o->blk);
+
+    (void)flags;
+    if (r < 0) {
+        nbdkit_error("flush: %s", strerror(-r));
+        errno = -r;
+    }
+    return r < 0 ? -1 : 0;
 }
 
 static int plugin_cache(void *handle, uint32_t count, uint64_t offset,
                         uint32_t flags)
 {
-    (void)handle;
+    const struct opened *o = handle;
+
     (void)flags;
-    return result(blk_prefetch(disk, offset, count), "cache", offset);
+    return result(blk_prefetch(o->blk, offset, count), "cache", offset);
 }
 
 struct extents {
@@ -238,36 +348,51 @@ static int add_extent(const struct extent *ext, void *opaque)
 static int plugin_extents(void *handle, uint32_t count, uint64_t offset,
                           uint32_t flags, struct nbdkit_extents *list)
 {
+    const struct opened *o = handle;
     struct extents e = {list, flags & NBDKIT_FLAG_REQ_ONE};
-
-    (void)handle;
-    int r = blk_extents(disk, offset, count, 0, add_extent, &e);
+    int r = blk_extents(o->blk, offset, count, 0, add_extent, &e);
     return result(r < 0 ? r : 0, "extents", offset);
 }
 
 static struct nbdkit_plugin plugin = {
     .name = "nbdelta",
     .longname = "nbdelta disk images",
-    .description = "Serve qcow2 and raw disk images, read-only.",
+    .description = "Serve qcow2 and raw disk images, with dirty bitmaps.",
     .version = NBDELTA_VERSION,
     .load = plugin_load,
     .unload = plugin_unload,
+    .dump_plugin = plugin_dump,
     .config = plugin_config,
     .config_complete = plugin_config_complete,
-    .config_help =
-        "[file=]<IMAGE>     (required) The disk image to serve.\n"
-        "format=<FORMAT>    Its format: qcow2 or raw (default: look at it).\n"
-        "allow-path=<DIR>   Follow names of backing files into DIR, too.",
+    .config_help = config_help,
     .magic_config_key = "file",
     .get_ready = plugin_get_ready,
+    .after_fork = plugin_after_fork,
+    .cleanup = plugin_cleanup,
+    .list_exports = plugin_list_exports,
+    .default_export = plugin_default_export,
     .open = plugin_open,
+    .close = plugin_close,
     .get_size = plugin_get_size,
+    .export_description = plugin_export_description,
     .block_size = plugin_block_size,
-    .can_multi_conn = plugin_yes,
+    .can_write = plugin_can_write,
+    .can_flush = plugin_yes,
+    .can_trim = plugin_can_trim,
+    .can_zero = plugin_yes,
+    .can_fast_zero = plugin_yes,
+    .can_fua = plugin_can_fua,
+    .can_multi_conn = plugin_can_multi_conn,
     .can_cache = plugin_can_cache,
+    .can_extents = plugin_yes,
     .pread = plugin_pread,
+    .pwrite = plugin_pwrite,
+    .zero = plugin_zero,
+    .trim = plugin_trim,
+    .flush = plugin_flush,
     .cache = plugin_cache,
     .extents = plugin_extents,
+    .errno_is_preserved = 1,
 };
 
 /* nbdkit declares it nowhere; the macro below defines it. */

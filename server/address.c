@@ -13,12 +13,14 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <linux/vm_sockets.h>
+
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 
 #define BACKLOG 128
 
-static const char *const types[] = {"inet", "unix", "fd", NULL};
+static const char *const types[] = {"inet", "unix", "vsock", "fd", NULL};
 
 static const struct qmp_arg unix_args[] = {
     QMP_ARG("path", STR),
@@ -30,16 +32,20 @@ static const struct qmp_arg inet_args[] = {
     QMP_OPT("ipv4", BOOL), QMP_OPT("ipv6", BOOL), QMP_LAST,
 };
 
+static const struct qmp_arg vsock_args[] = {
+    QMP_ARG("cid", STR),
+    QMP_ARG("port", STR),
+    QMP_LAST,
+};
+
 static const struct qmp_arg fd_args[] = {
     QMP_ARG("str", STR),
     QMP_LAST,
 };
 
 static const struct qmp_variant variants[] = {
-    {"inet", inet_args},
-    {"unix", unix_args},
-    {"fd", fd_args},
-    {NULL, NULL},
+    {"inet", inet_args}, {"unix", unix_args}, {"vsock", vsock_args},
+    {"fd", fd_args},     {NULL, NULL},
 };
 
 const struct qmp_arg address_args[] = {
@@ -53,13 +59,12 @@ const struct qmp_arg address_args[] = {
     }
 static const struct qmp_arg legacy_inet[] = LEGACY(inet_args);
 static const struct qmp_arg legacy_unix[] = LEGACY(unix_args);
+static const struct qmp_arg legacy_vsock[] = LEGACY(vsock_args);
 static const struct qmp_arg legacy_fd[] = LEGACY(fd_args);
 
 static const struct qmp_variant legacy_variants[] = {
-    {"inet", legacy_inet},
-    {"unix", legacy_unix},
-    {"fd", legacy_fd},
-    {NULL, NULL},
+    {"inet", legacy_inet}, {"unix", legacy_unix}, {"vsock", legacy_vsock},
+    {"fd", legacy_fd},     {NULL, NULL},
 };
 
 const struct qmp_arg address_legacy_args[] = {
@@ -247,9 +252,62 @@ static int listen_range(const json_t *addr, struct listeners *l,
     return r;
 }
 
+/* --- Virtual machine sockets. --- */
+
+static int parse_u32(const char *what, const char *text, unsigned *n,
+                     struct error **errp)
+{
+    char *end;
+    unsigned long long v = strtoull(text, &end, 10);
+
+    if (!isdigit((unsigned char)text[0]) || *end || v > UINT32_MAX) {
+        return error_set(errp, EINVAL, "Failed to parse %s '%s'", what, text);
+    }
+    *n = (unsigned)v;
+    return 0;
+}
+
+static int vsock_address(const json_t *addr, struct sockaddr_vm *vm,
+                         struct error **errp)
+{
+    *vm = (struct sockaddr_vm){.svm_family = AF_VSOCK};
+    int r = parse_u32("cid", text_of(addr, "cid"), &vm->svm_cid, errp);
+
+    return r < 0
+               ? r
+               : parse_u32("port", text_of(addr, "port"), &vm->svm_port, errp);
+}
+
+static int listen_vsock(const json_t *addr, struct listeners *l,
+                        struct error **errp)
+{
+    struct sockaddr_vm vm;
+    int r = vsock_address(addr, &vm, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    CLEANUP_CLOSE int fd =
+        socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0 || bind(fd, (const struct sockaddr *)&vm, sizeof(vm)) < 0 ||
+        listen(fd, BACKLOG) < 0) {
+        r = -errno;
+        return error_set(errp, -r, "cannot listen on vsock cid %s port %s: %s",
+                         text_of(addr, "cid"), text_of(addr, "port"),
+                         strerror(-r));
+    }
+    struct unix_socket u = {.fd = fd};
+    r = add_listener(l, &u, errp);
+    if (r == 0) {
+        fd = -1;
+    }
+    return r;
+}
+
 /* --- All kinds. --- */
 
-int address_listen(const json_t *addr, struct listeners *l, struct error **errp)
+int address_listen(const json_t *addr, mode_t mode, struct listeners *l,
+                   struct error **errp)
 {
     struct unix_socket u = {.fd = -1};
     int r;
@@ -257,8 +315,11 @@ int address_listen(const json_t *addr, struct listeners *l, struct error **errp)
     if (is_type(addr, "inet")) {
         return listen_range(addr, l, errp);
     }
+    if (is_type(addr, "vsock")) {
+        return listen_vsock(addr, l, errp);
+    }
     r = is_type(addr, "unix")
-            ? unix_socket_listen(&u, text_of(addr, "path"), errp)
+            ? unix_socket_listen(&u, text_of(addr, "path"), mode, errp)
             : address_take_fd(text_of(addr, "str"), true, &u.fd, errp);
     if (r == 0 && (r = add_listener(l, &u, errp)) < 0) {
         unix_socket_close(&u);
@@ -322,8 +383,26 @@ static int connect_inet(const json_t *addr, int *fdp, struct error **errp)
                  : 0;
 }
 
+static int connect_vsock(const json_t *addr, int *fdp, struct error **errp)
+{
+    struct sockaddr_vm vm;
+    int r = vsock_address(addr, &vm, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    r = connect_to(AF_VSOCK, (const struct sockaddr *)&vm, sizeof(vm), fdp);
+    return r < 0 ? error_set(errp, -r, "Failed to connect to '%s:%s': %s",
+                             text_of(addr, "cid"), text_of(addr, "port"),
+                             strerror(-r))
+                 : 0;
+}
+
 int address_connect(const json_t *addr, int *fdp, struct error **errp)
 {
+    if (is_type(addr, "vsock")) {
+        return connect_vsock(addr, fdp, errp);
+    }
     if (is_type(addr, "unix")) {
         return connect_unix(text_of(addr, "path"), fdp, errp);
     }

@@ -7,6 +7,7 @@
  *
  *   {"type": "unix", "path": ...}
  *   {"type": "inet", "host": ..., "port": ..., "to", "ipv4", "ipv6"}
+ *   {"type": "vsock", "cid": ..., "port": ...}
  *   {"type": "fd", "str": number of an inherited descriptor}
  */
 #include "qmp-dispatch.h"
@@ -30,8 +31,9 @@ struct listeners {
     unsigned count;
 };
 
-/* Add what listens on the checked @addr to @l, or nothing. */
-int address_listen(const json_t *addr, struct listeners *l,
+/* Add what listens on the checked @addr to @l, or nothing.  A Unix socket that
+ * it makes has @mode. */
+int address_listen(const json_t *addr, mode_t mode, struct listeners *l,
                    struct error **errp);
 void listeners_close(struct listeners *l); /* all; their files go */
 

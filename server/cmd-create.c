@@ -50,6 +50,8 @@ static const struct {
     {"lazy_refcounts", "on: update reference counts late (off)"},
     {"compression_type", "of compressed clusters: zlib or zstd"},
     {"preallocation", "off, metadata, falloc or full"},
+    {"data_file", "file for the data; it is created, or emptied"},
+    {"data_file_raw", "on: the data file is a raw image of the disk (off)"},
     {NULL, NULL},
 };
 

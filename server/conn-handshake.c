@@ -230,11 +230,21 @@ static int option_export_name(struct conn *c, struct option *o)
     return raw(c, reply, c->no_zeroes ? 10 : sizeof(reply));
 }
 
+struct names {
+    uint64_t server;
+    json_t *list;
+};
+
 static int export_names(struct export *e, void *opaque)
 {
-    return json_array_append_new(
-        opaque, json_pack("[s, s, s?]", e->name,
-                          e->description ? e->description : "", e->authz));
+    struct names *n = opaque;
+
+    return e->server != n->server
+               ? 0
+               : json_array_append_new(
+                     n->list,
+                     json_pack("[s, s, s?]", e->name,
+                               e->description ? e->description : "", e->authz));
 }
 
 static int reply_server(struct conn *c, const json_t *item)
@@ -258,19 +268,18 @@ static int option_list(struct conn *c, struct option *o)
         return handshake_error(c, o->type, NBD_REP_ERR_INVALID,
                                "this option has no data");
     }
-    json_t *names = json_array();
+    struct names n = {server_serial(c->server), json_array()};
     size_t i;
     json_t *item;
-    int r = names && exports_each(c->exports, export_names, names) == 0
-                ? 0
-                : -ENOMEM;
+    int r = n.list && exports_each(c->exports, export_names, &n) == 0 ? 0
+                                                                      : -ENOMEM;
 
-    json_array_foreach (names, i, item) {
+    json_array_foreach (n.list, i, item) {
         if (conn_is_allowed(c, json_string_value(json_array_get(item, 2)))) {
             r = r == 0 ? reply_server(c, item) : r;
         }
     }
-    json_decref(names);
+    json_decref(n.list);
     return r < 0 ? r : handshake_reply(c, o->type, NBD_REP_ACK, NULL, 0);
 }
 

@@ -3,8 +3,10 @@
 #include <errno.h>
 #include <string.h>
 
+#include "cli.h"
 #include "conn.h"
 #include "listen.h"
+#include "nbdelta/error.h"
 #include "tls.h"
 
 /* What has been replied in the clear goes out before TLS begins. */
@@ -22,11 +24,11 @@ static int send_all(struct conn *c)
     return c->hung_up ? -ECONNRESET : 0;
 }
 
-static int shake_hands(struct conn *c)
+static int shake_hands(struct conn *c, struct error **errp)
 {
     int r;
 
-    while ((r = tls_handshake(c->io.tls, NULL)) == -EAGAIN) {
+    while ((r = tls_handshake(c->io.tls, errp)) == -EAGAIN) {
         int ms = conn_time_left(c);
         if (ms == 0 || atomic_load(&c->stopping)) {
             return -ETIMEDOUT;
@@ -37,6 +39,19 @@ static int shake_hands(struct conn *c)
         (void)conn_wait(c, true, ms);
     }
     return r;
+}
+
+/* TLS is open: is this client welcome? */
+static int check_identity(const struct conn *c)
+{
+    const char *who = tls_identity(c->io.tls);
+
+    if (!c->policy->authz || server_allows(c->server, c->policy->authz, who)) {
+        return 0;
+    }
+    tls_end(c->io.tls, true);
+    cli_tell_seldom("a TLS client is not authorized", who ? who : "nobody");
+    return -EACCES;
 }
 
 /* All that was agreed on in the clear may be somebody else's doing. */
@@ -51,6 +66,8 @@ static void forget(struct conn *c)
 
 int conn_option_starttls(struct conn *c, const struct option *o)
 {
+    CLEANUP_ERROR struct error *err = NULL;
+
     if (c->io.tls) {
         return handshake_error(c, o->type, NBD_REP_ERR_INVALID,
                                "TLS already enabled");
@@ -76,13 +93,11 @@ int conn_option_starttls(struct conn *c, const struct option *o)
     if (!c->io.tls) {
         return -ENOMEM;
     }
-    r = shake_hands(c);
-    if (r == 0 && c->policy->authz &&
-        !server_allows(c->server, c->policy->authz, tls_identity(c->io.tls))) {
-        tls_end(c->io.tls, true);
-        r = -EACCES;
+    r = shake_hands(c, &err);
+    if (err) {
+        cli_tell_seldom("a client is turned away", error_message(err));
     }
-    return r;
+    return r < 0 ? r : check_identity(c);
 }
 
 enum tls_mode conn_tls_mode(const struct conn *c)
@@ -116,7 +131,7 @@ static struct export *find(struct conn *c, const char *name)
         export_ref(c->exports, c->view);
         return c->view;
     }
-    struct export *e = exports_find(c->exports, name);
+    struct export *e = exports_find(c->exports, server_serial(c->server), name);
     if (e && e->of) {
         export_unref(c->exports, c->view);
         export_ref(c->exports, e);

@@ -46,6 +46,7 @@
 #include "nbdelta/thread.h"
 #include "nbdelta/types.h"
 #include "pages.h"
+#include "peer.h"
 #include "pool.h"
 #include "tls-policy.h"
 #include "transport.h"
@@ -127,7 +128,8 @@ struct context {
 
 struct conn {
     /* Set at creation. */
-    struct server *server;
+    struct server *server; /* with a reference of who made it */
+    struct peer peer;
     struct exports *exports;
     struct pool *pool;
     struct tls_policy *policy; /* with a reference, or NULL */

@@ -14,7 +14,7 @@ struct io_tasks;
 struct exports;
 struct monitors;
 struct objects;
-struct server;
+struct servers;
 
 /* Set before the first client can connect, and not changed before the last
  * one is gone. */
@@ -24,7 +24,7 @@ struct daemon {
     struct exports *exports;   /* export.h */
     struct monitors *monitors; /* monitor.h */
     struct objects *objects;   /* object.h */
-    struct server *server;     /* listen.h */
+    struct servers *servers;   /* listen.h */
     struct devices *devices;   /* device.h */
     struct io_tasks *io_tasks; /* qemu-io.h */
     bool vm_compat;            /* as an emulator, not as a storage daemon */

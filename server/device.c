@@ -331,7 +331,7 @@ static void end_exports(struct daemon *d, const struct node *n)
         struct export *e;
 
         if (exports_remove(d->exports, id, false, &e, NULL) == 0) {
-            server_end_export(d->server, e);
+            servers_end_export(d->servers, e);
             export_unref(d->exports, e);
         }
         free(id);

@@ -110,7 +110,7 @@ int exports_check_id(struct exports *s, const char *id, struct error **errp)
 }
 
 /* That of an export that is going away is free. */
-bool exports_has_name(struct exports *s, const char *name)
+bool exports_has_name(struct exports *s, uint64_t server, const char *name)
 {
     bool taken = false;
 
@@ -118,15 +118,17 @@ bool exports_has_name(struct exports *s, const char *name)
     list_for_each (l, &s->list) {
         struct export *e = list_entry(l, struct export, in_set);
 
-        taken |= !e->removed && strcmp(e->name, name) == 0;
+        taken |= e->server == server && !e->removed &&
+                 strcmp(e->name, name) == 0;
     }
     mutex_unlock(&s->lock);
     return taken;
 }
 
-static int check_name(struct exports *s, const char *name, struct error **errp)
+static int check_name(struct exports *s, uint64_t server, const char *name,
+                      struct error **errp)
 {
-    return exports_has_name(s, name)
+    return exports_has_name(s, server, name)
                ? error_set(errp, EEXIST,
                            "NBD server already has export named '%s'", name)
                : 0;
@@ -155,12 +157,13 @@ int export_new(struct exports *s, const struct export_options *o,
 {
     int r = exports_check_id(s, o->id, errp);
 
-    r = r == 0 ? check_name(s, o->name, errp) : r;
+    r = r == 0 ? check_name(s, o->server, o->name, errp) : r;
     struct export *e = r == 0 ? calloc(1, sizeof(*e)) : NULL;
 
     if (!e) {
         return r < 0 ? r : error_set(errp, ENOMEM, "no memory for an export");
     }
+    e->server = o->server;
     e->id = strdup(o->id);
     e->name = strdup(o->name);
     e->description = copy(o->description);
@@ -294,7 +297,8 @@ static struct export *view_new(struct exports *s, struct export *of,
 /* --- Finding. --- */
 
 /* The one whose name are these @len bytes, with a reference, or NULL. */
-static struct export *find_name(struct exports *s, const char *name, size_t len)
+static struct export *find_name(struct exports *s, uint64_t server,
+                                const char *name, size_t len)
 {
     struct export *found = NULL;
 
@@ -302,7 +306,7 @@ static struct export *find_name(struct exports *s, const char *name, size_t len)
     list_for_each (l, &s->list) {
         struct export *e = list_entry(l, struct export, in_set);
 
-        if (e->removed) {
+        if (e->removed || e->server != server) {
             continue;
         }
         if (strlen(e->name) == len && memcmp(e->name, name, len) == 0) {
@@ -320,16 +324,28 @@ static struct export *find_name(struct exports *s, const char *name, size_t len)
     return found;
 }
 
-struct export *exports_find(struct exports *s, const char *name)
+struct export *exports_find(struct exports *s, uint64_t server,
+                            const char *name)
 {
-    struct export *e = find_name(s, name, strlen(name));
+    struct export *e = find_name(s, server, name, strlen(name));
 
     /* Names may have anything in them, also this. */
     for (const char *p = name; !e && (p = strstr(p, VIEW_MARK)); p++) {
-        struct export *of = find_name(s, name, (size_t)(p - name));
+        struct export *of = find_name(s, server, name, (size_t)(p - name));
 
         e = of ? view_new(s, of, name, p + strlen(VIEW_MARK)) : NULL;
     }
+    return e;
+}
+
+struct export *exports_find_id(struct exports *s, const char *id)
+{
+    mutex_lock(&s->lock);
+    struct export *e = find_id(s, id);
+    if (e) {
+        e->refs++;
+    }
+    mutex_unlock(&s->lock);
     return e;
 }
 
@@ -455,13 +471,13 @@ bool export_is_removed(struct exports *s, const struct export *e)
     return removed;
 }
 
-void exports_remove_all(struct exports *s)
+void exports_remove_all(struct exports *s, uint64_t server)
 {
     mutex_lock(&s->lock);
     list_for_each (l, &s->list) {
         struct export *e = list_entry(l, struct export, in_set);
 
-        if (!e->removed) {
+        if (!e->removed && (server == 0 || e->server == server)) {
             e->removed = true;
             unref_locked(s, e);
         }
@@ -517,7 +533,9 @@ static bool has_removed(struct exports *s)
 
     mutex_lock(&s->lock);
     list_for_each (l, &s->list) {
-        found |= list_entry(l, struct export, in_set)->removed;
+        const struct export *e = list_entry(l, struct export, in_set);
+
+        found |= e->of ? e->of->removed : e->removed;
     }
     mutex_unlock(&s->lock);
     return found;

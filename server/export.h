@@ -29,8 +29,9 @@ struct node;
 struct exports;
 
 struct export_options {
+    uint64_t server;         /* whose clients can open it (server_serial) */
     const char *id;          /* of block-export-*; unique */
-    const char *name;        /* on the wire; unique */
+    const char *name;        /* on the wire; unique in its server */
     const char *description; /* or NULL */
     struct node *node;
     bool writable;
@@ -45,6 +46,7 @@ struct export_options {
 struct export
 {
     /* Set at creation. */
+    uint64_t server;
     char *id;
     char *name;
     char *description; /* or NULL */
@@ -89,9 +91,12 @@ int export_add_bitmap(struct exports *s, struct export *e, struct node *n,
 void export_publish(struct exports *s, struct export *e);
 void export_drop(struct exports *s, struct export *e);
 
-/* By its name, with a reference; NULL when there is none.  A view is a new
- * one each time. */
-struct export *exports_find(struct exports *s, const char *name);
+/* That of @server by its name, with a reference; NULL when there is none.  A
+ * view is a new one each time. */
+struct export *exports_find(struct exports *s, uint64_t server,
+                            const char *name);
+/* By its id. */
+struct export *exports_find_id(struct exports *s, const char *id);
 void export_ref(struct exports *s, struct export *e);
 void export_unref(struct exports *s, struct export *e); /* NULL is fine */
 
@@ -100,10 +105,11 @@ void export_unref(struct exports *s, struct export *e); /* NULL is fine */
  * told to go: *ep, with a reference. */
 int exports_remove(struct exports *s, const char *id, bool safe,
                    struct export **ep, struct error **errp);
-void exports_remove_all(struct exports *s);
+/* All of @server; 0: of all. */
+void exports_remove_all(struct exports *s, uint64_t server);
 
-/* Is the name taken? */
-bool exports_has_name(struct exports *s, const char *name);
+/* Is the name taken in @server? */
+bool exports_has_name(struct exports *s, uint64_t server, const char *name);
 
 /* Connections that use the export @id, 0 if there is none; and for how many
  * nanoseconds there has been none. */

@@ -15,6 +15,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "address-uri.h"
 #include "address.h"
 #include "conn.h"
 #include "daemon.h"
@@ -23,6 +24,7 @@
 #include "nbdelta/list.h"
 #include "nbdelta/thread.h"
 #include "object.h"
+#include "peer.h"
 #include "pool.h"
 #include "tls-policy.h"
 
@@ -33,8 +35,25 @@
 /* How long a half-open predecessor may take to finish (server_enter). */
 #define SETTLE_NS UINT64_C(5000000000)
 
+/* All is guarded by the lock of `all` that is not set at its opening. */
 struct server {
-    /* Set before server_start. */
+    struct servers *all;
+    char *id; /* NULL: the one without a name */
+    uint64_t serial;
+    unsigned max;             /* connections; 0: no limit but that of all */
+    unsigned max_per_address; /* of those from one address; 0: no limit */
+    mode_t socket_mode;
+    struct tls_policy *policy;
+
+    struct list in_all; /* while it runs */
+    bool running;
+    unsigned refs; /* one of the list, one of each connection, and others */
+    struct listeners listeners;
+    unsigned conn_count;
+};
+
+struct servers {
+    /* Set before servers_start. */
     struct daemon *daemon;
     struct exports *exports;
     struct pool *pool;
@@ -44,11 +63,9 @@ struct server {
 
     /* Guarded by lock. */
     mutex_t lock;
-    bool running;
-    unsigned max; /* connections; 0: no limit but our own */
-    struct tls_policy *policy;
-    struct listeners listeners;
-    cond_t calmed; /* a connection is quiet now */
+    struct list list; /* those that run */
+    uint64_t serials; /* given out so far */
+    cond_t calmed;    /* a connection is quiet now */
     struct list conns;
     unsigned conn_count;
     bool used; /* an export was opened */
@@ -56,159 +73,303 @@ struct server {
     _Atomic bool stopping;
 };
 
-struct server *server_new(struct daemon *d)
+struct servers *servers_new(struct daemon *d)
 {
-    struct server *s = calloc(1, sizeof(*s));
+    struct servers *ss = calloc(1, sizeof(*ss));
 
-    if (!s) {
+    if (!ss) {
         return NULL;
     }
-    s->daemon = d;
-    s->exports = d->exports;
-    s->pool = pool_new(WORKERS);
-    s->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    list_init(&s->conns);
-    mutex_init(&s->lock);
-    cond_init(&s->calmed);
-    if (!s->pool || s->wake < 0) {
-        server_free(s);
+    ss->daemon = d;
+    ss->exports = d->exports;
+    ss->pool = pool_new(WORKERS);
+    ss->serials = SERVER_UNNAMED;
+    ss->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    list_init(&ss->list);
+    list_init(&ss->conns);
+    mutex_init(&ss->lock);
+    cond_init(&ss->calmed);
+    if (!ss->pool || ss->wake < 0) {
+        servers_free(ss);
         return NULL;
     }
-    return s;
+    return ss;
 }
 
-void server_free(struct server *s)
+static struct server *server_at(struct list *l)
 {
-    if (s) {
-        listeners_close(&s->listeners); /* of a command that came late */
+    return list_entry(l, struct server, in_all);
+}
+
+/* With the lock of all. */
+static void unref_locked(struct server *s)
+{
+    if (--s->refs == 0) {
         tls_policy_unref(s->policy);
-        pool_free(s->pool);
-        if (s->wake >= 0) {
-            (void)close(s->wake);
-        }
-        cond_destroy(&s->calmed);
-        mutex_destroy(&s->lock);
+        free(s->id);
         free(s);
     }
 }
 
-static bool is_full(const struct server *s) REQUIRES(s->lock)
+void server_unref(struct server *s)
 {
-    return s->conn_count >= CONNECTIONS_MAX ||
-           (s->max > 0 && s->conn_count >= s->max);
+    if (s) {
+        struct servers *ss = s->all;
+
+        mutex_lock(&ss->lock);
+        unref_locked(s);
+        mutex_unlock(&ss->lock);
+    }
+}
+
+static void wake_up(struct servers *ss)
+{
+    uint64_t one = 1;
+
+    while (write(ss->wake, &one, sizeof(one)) < 0 && errno == EINTR) {
+    }
 }
 
 void server_reap_soon(struct server *s)
 {
-    uint64_t one = 1;
-
-    while (write(s->wake, &one, sizeof(one)) < 0 && errno == EINTR) {
-    }
+    wake_up(s->all);
 }
 
 /* --- Listening. --- */
 
-int server_open(struct server *s, unsigned max, struct tls_policy *p,
-                struct error **errp)
+static struct server *find_locked(struct servers *ss, const char *id)
+    REQUIRES(ss->lock)
+{
+    list_for_each (l, &ss->list) {
+        struct server *s = server_at(l);
+
+        if (id && s->id ? strcmp(id, s->id) == 0 : !id && !s->id) {
+            return s;
+        }
+    }
+    return NULL;
+}
+
+static int is_running(const char *id, struct error **errp)
+{
+    return id ? error_set(errp, EEXIST, "NBD server '%s' already running", id)
+              : error_set(errp, EEXIST, "NBD server already running");
+}
+
+static struct server *server_alloc(struct servers *ss,
+                                   const struct server_options *o)
+{
+    struct server *s = calloc(1, sizeof(*s));
+
+    if (!s || (o->id && !(s->id = strdup(o->id)))) {
+        free(s);
+        return NULL;
+    }
+    s->all = ss;
+    s->max = o->max;
+    s->max_per_address = o->max_per_address;
+    s->socket_mode = o->socket_mode ? o->socket_mode : 0600;
+    s->policy = tls_policy_ref(o->policy);
+    s->running = true;
+    s->refs = 2;
+    list_init(&s->in_all);
+    return s;
+}
+
+int server_open(struct servers *ss, const struct server_options *o,
+                struct server **sp, struct error **errp)
 {
     int r = 0;
 
-    mutex_lock(&s->lock);
-    if (s->running) {
-        r = error_set(errp, EEXIST, "NBD server already running");
+    mutex_lock(&ss->lock);
+    if (find_locked(ss, o->id)) {
+        r = is_running(o->id, errp);
+    } else if (!(*sp = server_alloc(ss, o))) {
+        r = error_set(errp, ENOMEM, "Out of memory");
     } else {
-        s->running = true;
-        s->max = max;
-        s->policy = tls_policy_ref(p);
+        (*sp)->serial = o->id ? ++ss->serials : SERVER_UNNAMED;
+        list_append(&ss->list, &(*sp)->in_all);
     }
-    mutex_unlock(&s->lock);
+    mutex_unlock(&ss->lock);
     return r;
 }
 
-bool server_running(struct server *s)
+struct server *server_find(struct servers *ss, const char *id,
+                           struct error **errp)
 {
-    mutex_lock(&s->lock);
-    bool running = s->running;
-    mutex_unlock(&s->lock);
-    return running;
+    mutex_lock(&ss->lock);
+    struct server *s = find_locked(ss, id);
+    if (s) {
+        s->refs++;
+    }
+    mutex_unlock(&ss->lock);
+    if (!s && id) {
+        (void)error_set(errp, ENOENT, "NBD server '%.200s' not running", id);
+    } else if (!s) {
+        (void)error_set(errp, EINVAL, "NBD server not running");
+    }
+    return s;
 }
 
-unsigned server_max(struct server *s)
+uint64_t server_serial(const struct server *s)
 {
-    mutex_lock(&s->lock);
-    unsigned max = s->max;
-    mutex_unlock(&s->lock);
-    return max;
+    return s->serial;
 }
 
-bool server_has_tls(struct server *s)
+const char *server_id(const struct server *s)
 {
-    mutex_lock(&s->lock);
-    bool tls = tls_policy_mode(s->policy) != TLS_OFF;
-    mutex_unlock(&s->lock);
-    return tls;
+    return s->id;
+}
+
+unsigned server_max(const struct server *s)
+{
+    return s->max;
+}
+
+bool server_has_tls(const struct server *s)
+{
+    return tls_policy_mode(s->policy) != TLS_OFF;
 }
 
 bool server_allows(const struct server *s, const char *authz,
                    const char *identity)
 {
-    return objects_allow(s->daemon->objects, authz, identity);
+    return objects_allow(s->all->daemon->objects, authz, identity);
 }
 
 int server_listen(struct server *s, const json_t *addr, struct error **errp)
 {
     struct listeners more = {.count = 0};
-    int r = address_listen(addr, &more, errp);
+    int r = address_listen(addr, s->socket_mode, &more, errp);
 
     /* A name may take its time to be found: not under the lock. */
-    mutex_lock(&s->lock);
+    mutex_lock(&s->all->lock);
     if (s->listeners.count + more.count > LISTENERS_MAX) {
         r = error_set(errp, EMFILE, "too many sockets to listen on");
+    } else if (!s->running) {
+        r = error_set(errp, ESHUTDOWN, "the NBD server was stopped meanwhile");
     }
     for (unsigned i = 0; r == 0 && i < more.count; i++) {
         s->listeners.at[s->listeners.count++] = more.at[i];
     }
-    mutex_unlock(&s->lock);
+    mutex_unlock(&s->all->lock);
     if (r < 0) {
         listeners_close(&more);
     }
-    server_reap_soon(s);
+    wake_up(s->all);
     return r;
 }
 
-/* All are told; who waits for their end reaps them. */
-static void stop_connections(struct server *s) REQUIRES(s->lock)
+char *server_uri(struct server *s, const char *name)
 {
-    list_for_each (l, &s->conns) {
-        conn_stop(list_entry(l, struct conn, in_server));
+    bool tls = tls_policy_mode(s->policy) == TLS_REQUIRE;
+    char *uri = NULL;
+
+    mutex_lock(&s->all->lock);
+    for (unsigned i = 0; !uri && i < s->listeners.count; i++) {
+        uri = address_uri(s->listeners.at[i].fd, tls, name);
     }
-    cond_broadcast(&s->calmed);
+    mutex_unlock(&s->all->lock);
+    return uri;
+}
+
+char *servers_uri(struct servers *ss, const struct export *e)
+{
+    struct server *s = NULL;
+
+    mutex_lock(&ss->lock);
+    list_for_each (l, &ss->list) {
+        if (server_at(l)->serial == e->server) {
+            s = server_at(l);
+            s->refs++;
+        }
+    }
+    mutex_unlock(&ss->lock);
+    char *uri = s ? server_uri(s, e->name) : NULL;
+    server_unref(s);
+    return uri;
+}
+
+/* The connections of @s are told; who waits for their end reaps them. */
+static void stop_connections(struct servers *ss, const struct server *s)
+    REQUIRES(ss->lock)
+{
+    list_for_each (l, &ss->conns) {
+        struct conn *c = list_entry(l, struct conn, in_server);
+
+        if (c->server == s) {
+            conn_stop(c);
+        }
+    }
+    cond_broadcast(&ss->calmed);
 }
 
 void server_close(struct server *s)
 {
-    mutex_lock(&s->lock);
-    s->running = false;
-    tls_policy_unref(s->policy);
-    s->policy = NULL;
-    listeners_close(&s->listeners);
-    stop_connections(s);
-    mutex_unlock(&s->lock);
-    server_reap_soon(s);
+    struct servers *ss = s->all;
+
+    mutex_lock(&ss->lock);
+    if (s->running) {
+        s->running = false;
+        list_remove(&s->in_all);
+        listeners_close(&s->listeners);
+        stop_connections(ss, s);
+        unref_locked(s);
+    }
+    mutex_unlock(&ss->lock);
+    wake_up(ss);
 }
 
-void server_end_export(struct server *s, const struct export *e)
+/* One that runs, with a reference, or NULL. */
+static struct server *any_server(struct servers *ss)
 {
-    mutex_lock(&s->lock);
-    list_for_each (l, &s->conns) {
+    struct server *s = NULL;
+
+    mutex_lock(&ss->lock);
+    if (!list_empty(&ss->list)) {
+        s = server_at(ss->list.next);
+        s->refs++;
+    }
+    mutex_unlock(&ss->lock);
+    return s;
+}
+
+static void close_all(struct servers *ss)
+{
+    struct server *s;
+
+    while ((s = any_server(ss))) {
+        server_close(s);
+        server_unref(s);
+    }
+}
+
+void servers_free(struct servers *ss)
+{
+    if (ss) {
+        close_all(ss); /* of commands that came late */
+        pool_free(ss->pool);
+        if (ss->wake >= 0) {
+            (void)close(ss->wake);
+        }
+        cond_destroy(&ss->calmed);
+        mutex_destroy(&ss->lock);
+        free(ss);
+    }
+}
+
+void servers_end_export(struct servers *ss, const struct export *e)
+{
+    mutex_lock(&ss->lock);
+    list_for_each (l, &ss->conns) {
         struct conn *c = list_entry(l, struct conn, in_server);
 
         if (c->serving && (c->export == e || c->export->of == e)) {
             conn_stop(c);
         }
     }
-    cond_broadcast(&s->calmed);
-    mutex_unlock(&s->lock);
+    cond_broadcast(&ss->calmed);
+    mutex_unlock(&ss->lock);
 }
 
 /* --- Connections. --- */
@@ -233,68 +394,117 @@ static void set_options(int fd)
     }
 }
 
-static void start_conn(struct server *s, int fd) REQUIRES(s->lock)
+/* No more clients for now: they stay in the queues of the sockets. */
+static bool is_full(const struct servers *ss, const struct server *s)
+    REQUIRES(ss->lock)
 {
+    return ss->conn_count >= CONNECTIONS_MAX ||
+           (s->max > 0 && s->conn_count >= s->max);
+}
+
+/* Has this address enough connections already? */
+static bool is_crowded(const struct servers *ss, const struct server *s,
+                       const struct peer *peer) REQUIRES(ss->lock)
+{
+    unsigned count = 0;
+
+    if (s->max_per_address == 0) {
+        return false;
+    }
+    list_for_each (l, &ss->conns) {
+        const struct conn *c = list_entry(l, struct conn, in_server);
+
+        count += c->server == s && peer_equal(&c->peer, peer);
+    }
+    return count >= s->max_per_address;
+}
+
+static void start_conn(struct servers *ss, struct server *s, int fd)
+    REQUIRES(ss->lock)
+{
+    struct peer peer;
+
+    peer_of(fd, &peer);
+    if (is_crowded(ss, s, &peer)) {
+        (void)close(fd);
+        return;
+    }
     set_options(fd);
-    struct conn *c = conn_new(s, s->exports, s->pool, s->policy, fd);
+    struct conn *c = conn_new(s, ss->exports, ss->pool, s->policy, fd);
     if (!c) {
         return;
     }
+    c->peer = peer;
     if (thread_start(&c->thread, "nbd-conn", conn_thread, c) < 0) {
         conn_free(c);
         return;
     }
-    list_append(&s->conns, &c->in_server);
+    list_append(&ss->conns, &c->in_server);
+    ss->conn_count++;
     s->conn_count++;
+    s->refs++;
+}
+
+/* @c has ended, and is in no list any more.  Without locks. */
+static void free_conn(struct conn *c)
+{
+    struct server *s = c->server;
+
+    thread_join(c->thread);
+    conn_free(c);
+    server_unref(s);
 }
 
 /* Free the connections that have ended. */
-static void reap(struct server *s)
+static void reap(struct servers *ss)
 {
     struct list gone;
 
     list_init(&gone);
-    mutex_lock(&s->lock);
-    list_for_each_safe (l, &s->conns) {
+    mutex_lock(&ss->lock);
+    list_for_each_safe (l, &ss->conns) {
         struct conn *c = list_entry(l, struct conn, in_server);
 
         if (atomic_load(&c->finished)) {
             list_remove(l);
             list_append(&gone, l);
-            s->conn_count--;
+            ss->conn_count--;
+            c->server->conn_count--;
         }
     }
-    bool last = s->used && s->conn_count == 0;
-    mutex_unlock(&s->lock);
-    if (last && s->daemon->exit_on_disconnect) {
-        daemon_ask_quit(s->daemon);
+    bool last = ss->used && ss->conn_count == 0;
+    mutex_unlock(&ss->lock);
+    if (last && ss->daemon->exit_on_disconnect) {
+        daemon_ask_quit(ss->daemon);
     }
     list_for_each_safe (l, &gone) {
-        struct conn *c = list_entry(l, struct conn, in_server);
-
-        thread_join(c->thread);
-        conn_free(c);
+        free_conn(list_entry(l, struct conn, in_server));
     }
 }
 
 /* All at once are told, then each is waited for.  Nobody adds any more. */
-static void end_connections(struct server *s)
+static void end_connections(struct servers *ss)
 {
-    mutex_lock(&s->lock);
-    stop_connections(s);
-    while (!list_empty(&s->conns)) {
-        struct conn *c = list_entry(s->conns.next, struct conn, in_server);
-
-        mutex_unlock(&s->lock);
-        thread_join(c->thread);
-        mutex_lock(&s->lock);
-        list_remove(&c->in_server);
-        s->conn_count--;
-        mutex_unlock(&s->lock);
-        conn_free(c);
-        mutex_lock(&s->lock);
+    mutex_lock(&ss->lock);
+    list_for_each (l, &ss->conns) {
+        conn_stop(list_entry(l, struct conn, in_server));
     }
-    mutex_unlock(&s->lock);
+    cond_broadcast(&ss->calmed);
+    while (!list_empty(&ss->conns)) {
+        struct conn *c = list_entry(ss->conns.next, struct conn, in_server);
+
+        mutex_unlock(&ss->lock);
+        thread_join(c->thread);
+        mutex_lock(&ss->lock);
+        list_remove(&c->in_server);
+        ss->conn_count--;
+        c->server->conn_count--;
+        unref_locked(c->server);
+        mutex_unlock(&ss->lock);
+        conn_free(c);
+        mutex_lock(&ss->lock);
+    }
+    mutex_unlock(&ss->lock);
 }
 
 /*
@@ -317,15 +527,16 @@ static bool is_remnant(struct conn *c, bool patient)
 
 void server_enter(struct server *s, struct conn *c)
 {
+    struct servers *ss = s->all;
     uint64_t end = now_ns() + SETTLE_NS;
     bool wait = c->writable;
 
-    mutex_lock(&s->lock);
+    mutex_lock(&ss->lock);
     while (wait && !atomic_load(&c->stopping)) {
         bool patient = now_ns() < end;
 
         wait = false;
-        list_for_each (l, &s->conns) {
+        list_for_each (l, &ss->conns) {
             struct conn *other = list_entry(l, struct conn, in_server);
 
             if (other != c && other->serving && other->export == c->export) {
@@ -333,35 +544,38 @@ void server_enter(struct server *s, struct conn *c)
             }
         }
         if (wait) {
-            (void)cond_wait_ms(&s->calmed, &s->lock, 100);
+            (void)cond_wait_ms(&ss->calmed, &ss->lock, 100);
         }
     }
     c->serving = true;
-    s->used = true;
-    mutex_unlock(&s->lock);
-    /* Either server_end_export finds it, or it was removed before. */
-    if (export_is_removed(s->exports, c->export)) {
+    ss->used = true;
+    mutex_unlock(&ss->lock);
+    /* Either servers_end_export finds it, or it was removed before. */
+    if (export_is_removed(ss->exports, c->export)) {
         conn_stop(c);
     }
 }
 
 void server_quiet(struct server *s, struct conn *c)
 {
-    mutex_lock(&s->lock);
+    struct servers *ss = s->all;
+
+    mutex_lock(&ss->lock);
     c->quiet = true;
-    cond_broadcast(&s->calmed);
-    mutex_unlock(&s->lock);
+    cond_broadcast(&ss->calmed);
+    mutex_unlock(&ss->lock);
 }
 
 /* --- Accepting. --- */
 
 /* True: wait a moment before the next try. */
-static bool accept_one(struct server *s, int listener) REQUIRES(s->lock)
+static bool accept_one(struct servers *ss, struct server *s, int listener)
+    REQUIRES(ss->lock)
 {
     int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
 
     if (fd >= 0) {
-        start_conn(s, fd);
+        start_conn(ss, s, fd);
         return false;
     }
     return errno == EMFILE || errno == ENFILE || errno == ENOMEM ||
@@ -369,86 +583,114 @@ static bool accept_one(struct server *s, int listener) REQUIRES(s->lock)
 }
 
 /* What can be accepted, from sockets that are open now: none of them blocks. */
-static bool accept_all(struct server *s)
+static bool accept_all(struct servers *ss)
 {
     bool rest = false;
 
-    mutex_lock(&s->lock);
-    for (unsigned i = 0; i < s->listeners.count && !is_full(s); i++) {
-        rest |= accept_one(s, s->listeners.at[i].fd);
+    mutex_lock(&ss->lock);
+    list_for_each (l, &ss->list) {
+        struct server *s = server_at(l);
+
+        for (unsigned i = 0; i < s->listeners.count && !is_full(ss, s); i++) {
+            rest |= accept_one(ss, s, s->listeners.at[i].fd);
+        }
     }
-    mutex_unlock(&s->lock);
+    mutex_unlock(&ss->lock);
     return rest;
 }
 
-static void collect(struct server *s)
+static void collect(struct servers *ss)
 {
-    struct jobs *jobs = s->daemon->jobs;
+    struct jobs *jobs = ss->daemon->jobs;
 
     mutex_lock(&jobs->lock);
-    exports_collect(s->exports, jobs);
+    exports_collect(ss->exports, jobs);
     mutex_unlock(&jobs->lock);
 }
 
-/* Clients above the maximum stay in the queues of the sockets. */
-static nfds_t poll_set(struct server *s, struct pollfd *fds)
-{
-    nfds_t n = 2;
+/* What the accepting thread waits for. */
+struct poll_set {
+    struct pollfd *fds;
+    size_t count;
+    size_t room;
+};
 
-    fds[0] = (struct pollfd){.fd = s->wake, .events = POLLIN};
-    fds[1] = (struct pollfd){.fd = exports_fd(s->exports), .events = POLLIN};
-    mutex_lock(&s->lock);
-    for (unsigned i = 0; i < s->listeners.count && !is_full(s); i++) {
-        fds[n++] = (struct pollfd){.fd = s->listeners.at[i].fd,
-                                   .events = POLLIN};
+/* Without memory for it, a socket is not listened to for now. */
+static void watch(struct poll_set *ps, int fd)
+{
+    if (ps->count == ps->room) {
+        size_t room = 2 * ps->room + 8;
+        struct pollfd *grown = reallocarray(ps->fds, room, sizeof(*ps->fds));
+
+        if (!grown) {
+            return;
+        }
+        ps->fds = grown;
+        ps->room = room;
     }
-    mutex_unlock(&s->lock);
-    return n;
+    ps->fds[ps->count++] = (struct pollfd){.fd = fd, .events = POLLIN};
+}
+
+static void watch_all(struct servers *ss, struct poll_set *ps)
+{
+    ps->count = 0;
+    watch(ps, ss->wake);
+    watch(ps, exports_fd(ss->exports));
+    mutex_lock(&ss->lock);
+    list_for_each (l, &ss->list) {
+        struct server *s = server_at(l);
+
+        for (unsigned i = 0; i < s->listeners.count && !is_full(ss, s); i++) {
+            watch(ps, s->listeners.at[i].fd);
+        }
+    }
+    mutex_unlock(&ss->lock);
 }
 
 static void *accept_thread(void *arg)
 {
-    struct server *s = arg;
-    struct pollfd fds[LISTENERS_MAX + 2];
+    struct servers *ss = arg;
+    struct pollfd wake = {.fd = ss->wake, .events = POLLIN};
+    struct poll_set ps = {.count = 0};
     uint64_t count;
 
-    while (!atomic_load(&s->stopping)) {
-        reap(s);
-        nfds_t n = poll_set(s, fds);
-        if (poll(fds, n, -1) < 0) {
+    while (!atomic_load(&ss->stopping)) {
+        reap(ss);
+        watch_all(ss, &ps);
+        if (poll(ps.fds, ps.count, ps.count > 1 ? -1 : 100) < 0) {
             continue;
         }
-        if (fds[0].revents) {
-            (void)!read(s->wake, &count, sizeof(count));
+        (void)!read(ss->wake, &count, sizeof(count));
+        if (ps.count > 1 && ps.fds[1].revents) {
+            collect(ss);
         }
-        if (fds[1].revents) {
-            collect(s);
-        }
-        if (!atomic_load(&s->stopping) && accept_all(s)) {
-            (void)poll(fds, 1, 100); /* those clients wait: do not spin */
+        if (!atomic_load(&ss->stopping) && accept_all(ss)) {
+            (void)poll(&wake, 1, 100); /* those clients wait: do not spin */
         }
     }
+    free(ps.fds);
     return NULL;
 }
 
-int server_start(struct server *s, struct error **errp)
+int servers_start(struct servers *ss, struct error **errp)
 {
-    int r = thread_start(&s->thread, "nbd-accept", accept_thread, s);
+    int r = thread_start(&ss->thread, "nbd-accept", accept_thread, ss);
 
     if (r < 0) {
         return error_set(errp, -r, "cannot start a thread: %s", strerror(-r));
     }
-    s->started = true;
+    ss->started = true;
     return 0;
 }
 
-void server_stop(struct server *s)
+void servers_stop(struct servers *ss)
 {
-    atomic_store(&s->stopping, true);
-    server_close(s);
-    if (s->started) {
-        thread_join(s->thread);
-        s->started = false;
+    atomic_store(&ss->stopping, true);
+    close_all(ss);
+    wake_up(ss);
+    if (ss->started) {
+        thread_join(ss->thread);
+        ss->started = false;
     }
-    end_connections(s);
+    end_connections(ss);
 }

@@ -2,53 +2,89 @@
 #ifndef NBDELTA_SERVER_LISTEN_H
 #define NBDELTA_SERVER_LISTEN_H
 
-/* The NBD server: its sockets and connections. */
-
+/*
+ * NBD servers: their sockets and connections
+ * ==========================================
+ *
+ * A daemon has any number of servers, one of them without a name.  Each has
+ * sockets, limits and exports of its own, and asks of its clients what its TLS
+ * policy says.  One thread accepts for all of them, one pool works for all.
+ */
 #include <jansson.h>
 #include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
 
 struct conn;
 struct daemon;
 struct error;
 struct export;
 struct server;
+struct servers;
 struct tls_policy;
 
-/* The server of @d->exports.  NULL: no memory. */
-struct server *server_new(struct daemon *d);
-void server_free(struct server *s); /* after server_stop; NULL is fine */
+/* Those of @d, for @d->exports.  NULL: no memory. */
+struct servers *servers_new(struct daemon *d);
 
-/* It runs from now on (-EEXIST: it did), with at most @max connections at
- * once (0: no limit); the others wait.  @p (NULL: no TLS) holds for its
- * clients.  With the monitor lock, or before there are threads. */
-int server_open(struct server *s, unsigned max, struct tls_policy *p,
-                struct error **errp);
-bool server_running(struct server *s);
-unsigned server_max(struct server *s);
+/* After servers_stop; nobody has a reference to a server any more.  NULL is
+ * fine. */
+void servers_free(struct servers *ss);
+
+/* Begin to accept clients, and to delete exports that nobody uses. */
+int servers_start(struct servers *ss, struct error **errp);
+
+/* No new clients; what has been requested is done and answered, as far as
+ * clients take it within seconds; connections have ended. */
+void servers_stop(struct servers *ss);
+
+/* Tell the connections that use @e, which is removed, to end. */
+void servers_end_export(struct servers *ss, const struct export *e);
+
+struct server_options {
+    const char *id;            /* NULL: the one without a name */
+    unsigned max;              /* connections at once, others wait; 0: any */
+    unsigned max_per_address;  /* those above it are closed; 0: any number */
+    mode_t socket_mode;        /* of Unix sockets; 0: 0600 */
+    struct tls_policy *policy; /* NULL: no TLS */
+};
+
+/* A server that runs from now on, without a socket yet; *sp has a reference.
+ * -EEXIST: there is one of that name. */
+int server_open(struct servers *ss, const struct server_options *o,
+                struct server **sp, struct error **errp);
+
+/* One that runs, with a reference; NULL: there is none. */
+struct server *server_find(struct servers *ss, const char *id,
+                           struct error **errp);
+void server_unref(struct server *s); /* NULL is fine */
+
+/* Listen on one more checked address (address.h). */
+int server_listen(struct server *s, const json_t *addr, struct error **errp);
+
+/* It does not run any more: nobody listens, nobody finds it, its connections
+ * are told to end. */
+void server_close(struct server *s);
+
+/* What exports name it by (export_options); not 0, and never another's.  The
+ * one without a name has always the same, also before it is opened. */
+#define SERVER_UNNAMED 1
+uint64_t server_serial(const struct server *s);
+
+const char *server_id(const struct server *s); /* NULL: it has no name */
+unsigned server_max(const struct server *s);
 
 /* Can its clients be known, by TLS? */
-bool server_has_tls(struct server *s);
+bool server_has_tls(const struct server *s);
 
 /* Does the authorization object @authz allow @identity (NULL: unknown)? */
 bool server_allows(const struct server *s, const char *authz,
                    const char *identity);
 
-/* Listen on one more checked address (address.h); Unix sockets have the mode
- * 0600. */
-int server_listen(struct server *s, const json_t *addr, struct error **errp);
+/* A URI of its export @name, malloc()ed; NULL: no socket of it can be told. */
+char *server_uri(struct server *s, const char *name);
 
-/* It does not run any more: nobody listens, connections are told to end. */
-void server_close(struct server *s);
-
-/* Tell the connections that use @e, which is removed, to end. */
-void server_end_export(struct server *s, const struct export *e);
-
-/* Begin to accept clients, and to delete exports that nobody uses. */
-int server_start(struct server *s, struct error **errp);
-
-/* No new clients; what has been requested is done and answered, as far as
- * clients take it within seconds; connections have ended. */
-void server_stop(struct server *s);
+/* The same of @e. */
+char *servers_uri(struct servers *ss, const struct export *e);
 
 /*
  * A connection enters transmission, or has executed its last request.

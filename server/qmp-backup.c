@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "daemon.h"
+#include "nbdelta/bitmap.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/job.h"
@@ -54,7 +55,38 @@ static const struct qmp_arg blockdev_backup_args[] = {
 };
 
 /* QEMU's rules on which bitmap goes with which way to sync. */
-static int check_bitmap(const struct qmp_call *call, struct error **errp)
+static int check_bitmap_use(const char *sync, const char *mode,
+                            struct error **errp)
+{
+    if (!mode && strcmp(sync, "incremental") != 0) {
+        return error_set(errp, EINVAL,
+                         "Bitmap sync mode must be given when providing a "
+                         "bitmap");
+    }
+    if (strcmp(sync, "none") == 0) {
+        return error_set(errp, EINVAL,
+                         "sync mode 'none' does not produce meaningful bitmap "
+                         "outputs");
+    }
+    if (mode && strcmp(mode, "never") == 0 && strcmp(sync, "bitmap") != 0) {
+        return error_set(errp, EINVAL,
+                         "Bitmap sync mode 'never' has no meaningful effect "
+                         "when combined with sync mode '%s'",
+                         sync);
+    }
+    return 0;
+}
+
+static bool has_bitmap(struct node *n, const char *name)
+{
+    struct bitmap *bm = bitmap_find(n, name);
+
+    bitmap_unref(bm);
+    return bm != NULL;
+}
+
+static int check_bitmap(const struct qmp_call *call, struct node *source,
+                        struct error **errp)
 {
     const char *sync = qmp_str(call, "sync");
     const char *name = qmp_str(call, "bitmap");
@@ -77,23 +109,12 @@ static int check_bitmap(const struct qmp_call *call, struct error **errp)
                                 "bitmap")
                     : 0;
     }
-    if (!mode && !incremental) {
-        return error_set(errp, EINVAL,
-                         "Bitmap sync mode must be given when providing a "
-                         "bitmap");
+    /* One that lacks is said first; in a transaction, an action before this
+     * may add it. */
+    if (check_bitmap_use(sync, mode, NULL) < 0 && !has_bitmap(source, name)) {
+        return error_set(errp, ENOENT, "Bitmap '%s' could not be found", name);
     }
-    if (strcmp(sync, "none") == 0) {
-        return error_set(errp, EINVAL,
-                         "sync mode 'none' does not produce meaningful bitmap "
-                         "outputs");
-    }
-    if (mode && strcmp(mode, "never") == 0 && strcmp(sync, "bitmap") != 0) {
-        return error_set(errp, EINVAL,
-                         "Bitmap sync mode 'never' has no meaningful effect "
-                         "when combined with sync mode '%s'",
-                         sync);
-    }
-    return 0;
+    return check_bitmap_use(sync, mode, errp);
 }
 
 /* The place of @word, which has been checked, among @words; 0 without one. */
@@ -164,11 +185,6 @@ static int common_options(struct qmp_call *call, struct backup_options *o,
                           struct error **errp)
 {
     int64_t speed = qmp_int(call, "speed", 0);
-    int r = check_bitmap(call, errp);
-
-    if (r < 0) {
-        return r;
-    }
     *o = (struct backup_options){
         .job_id = qmp_str(call, "job-id"),
         .device = qmp_str(call, "device"),
@@ -186,6 +202,10 @@ static int common_options(struct qmp_call *call, struct backup_options *o,
     };
     if (!o->source) {
         return -ENODEV;
+    }
+    int r = check_bitmap(call, o->source, errp);
+    if (r < 0) {
+        return r;
     }
     if (speed < 0) {
         return error_set(errp, EINVAL,

@@ -37,10 +37,18 @@ static int finish(struct qmp_call *call, json_t *list, int r,
     return !list || r != 0 ? out_of_memory(errp) : 0;
 }
 
+/* Once, also when several servers have an export of that name. */
 static int add_name(struct export *e, void *opaque)
 {
     struct collect *c = opaque;
+    size_t i;
+    json_t *name;
 
+    json_array_foreach (c->list, i, name) {
+        if (strcmp(json_string_value(name), e->name) == 0) {
+            return 0;
+        }
+    }
     return json_array_append_new(c->list, json_string(e->name));
 }
 
@@ -137,23 +145,32 @@ static int add_device_stats(const char *id, struct blk *b, const char *qdev,
                      b ? blk_query_stats(b) : blk_no_stats());
 }
 
-/* Again the names first. */
+static int add_id(struct export *e, void *opaque)
+{
+    struct collect *c = opaque;
+
+    return json_array_append_new(c->list, json_string(e->id));
+}
+
+/* Again a list first. */
 static int add_export_stats(struct daemon *d, json_t *list)
 {
-    struct collect names = {d, json_array()};
-    int r = names.list ? exports_each(d->exports, add_name, &names) : -1;
+    struct collect ids = {d, json_array()};
+    int r = ids.list ? exports_each(d->exports, add_id, &ids) : -1;
     size_t i;
-    json_t *name;
+    json_t *id;
 
-    json_array_foreach (names.list, i, name) {
-        struct export *e = exports_find(d->exports, json_string_value(name));
+    json_array_foreach (ids.list, i, id) {
+        struct export *e = exports_find_id(d->exports, json_string_value(id));
 
         if (e) {
+            CLEANUP_JSON json_t *name = json_string(e->name);
+
             r |= add_stats(list, name, NULL, blk_query_stats(e->blk));
             export_unref(d->exports, e);
         }
     }
-    json_decref(names.list);
+    json_decref(ids.list);
     return r;
 }
 

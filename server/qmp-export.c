@@ -59,17 +59,23 @@ static int tls_policy_of(struct qmp_call *call, struct tls_policy **policy,
 static int start_server(struct qmp_call *call, const json_t *addr,
                         struct error **errp)
 {
-    struct server *s = call->daemon->server;
-    unsigned max = (unsigned)qmp_int(call, "max-connections", MAX_CONNECTIONS);
-    struct tls_policy *policy = NULL;
-    int r = server_running(s)
-                ? error_set(errp, EEXIST, "NBD server already running")
-                : tls_policy_of(call, &policy, errp);
+    struct server_options o = {
+        .id = qmp_str(call, "id"),
+        .max = (unsigned)qmp_int(call, "max-connections", MAX_CONNECTIONS),
+        .max_per_address = (unsigned)qmp_int(call,
+                                             "max-connections-per-address", 0),
+    };
+    struct server *s;
 
-    if (r == 0) {
-        r = server_open(s, max, policy, errp);
-        tls_policy_unref(policy);
+    if (o.id && !id_is_well_formed(o.id)) {
+        return error_set(errp, EINVAL, "Invalid NBD server id");
     }
+    int r = tls_policy_of(call, &o.policy, errp);
+    if (r < 0) {
+        return r;
+    }
+    r = server_open(call->daemon->servers, &o, &s, errp);
+    tls_policy_unref(o.policy);
     if (r < 0) {
         return r;
     }
@@ -77,6 +83,7 @@ static int start_server(struct qmp_call *call, const json_t *addr,
     if (r < 0) {
         server_close(s);
     }
+    server_unref(s);
     return r;
 }
 
@@ -94,17 +101,19 @@ static int option_server(struct qmp_call *call, struct error **errp)
     return start_server(call, json_object_get(call->args, "addr"), errp);
 }
 
-/* All of them are deleted, and so told of, before the reply. */
+/* All its exports are deleted, and so told of, before the reply. */
 static int cmd_server_stop(struct qmp_call *call, struct error **errp)
 {
     struct daemon *d = call->daemon;
+    struct server *s = server_find(d->servers, qmp_str(call, "id"), errp);
 
-    if (!server_running(d->server)) {
-        return error_set(errp, EINVAL, "NBD server not running");
+    if (!s) {
+        return -ENOENT;
     }
     mutex_is_held(&d->jobs->lock);
-    exports_remove_all(d->exports);
-    server_close(d->server);
+    exports_remove_all(d->exports, server_serial(s));
+    server_close(s);
+    server_unref(s);
     exports_settle(d->exports, d->jobs);
     return 0;
 }
@@ -150,9 +159,7 @@ static int add_export(struct daemon *d, const struct export_options *o,
     struct export *e;
     size_t i;
     json_t *item;
-    int r = server_running(d->server)
-                ? check_strings(o, errp)
-                : error_set(errp, EINVAL, "NBD server not running");
+    int r = check_strings(o, errp);
 
     if (r < 0 || (r = export_new(d->exports, o, &e, errp)) < 0) {
         return r;
@@ -180,20 +187,37 @@ static int check_iothread(struct qmp_call *call, struct error **errp)
 }
 
 /* Whom it is for, if not for all. */
-static int check_authz(struct qmp_call *call, const char *key,
-                       struct error **errp)
+static int check_authz(struct qmp_call *call, const struct server *s,
+                       const char *key, struct error **errp)
 {
-    const struct daemon *d = call->daemon;
     const char *id = qmp_str(call, key);
 
-    if (!id || !server_running(d->server)) { /* add_export tells of that */
+    if (!id) {
         return 0;
     }
-    return server_has_tls(d->server)
-               ? objects_check_authz(d->objects, id, errp)
+    return server_has_tls(s)
+               ? objects_check_authz(call->daemon->objects, id, errp)
                : error_set(errp, EINVAL,
                            "'%s' goes with a server that has 'tls-creds' only",
                            key);
+}
+
+/* The server @id is the one that @o is for. */
+static int add_export_to(struct qmp_call *call, const char *id,
+                         struct export_options *o, const json_t *bitmaps,
+                         struct error **errp)
+{
+    struct server *s = server_find(call->daemon->servers, id, errp);
+    int r;
+
+    if (!s) {
+        return -ENOENT;
+    }
+    o->server = server_serial(s);
+    r = check_authz(call, s, "tls-authz", errp);
+    r = r < 0 ? r : check_authz(call, s, "tls-authz-writable", errp);
+    server_unref(s);
+    return r < 0 ? r : add_export(call->daemon, o, bitmaps, errp);
 }
 
 static int cmd_export_add(struct qmp_call *call, struct error **errp)
@@ -228,12 +252,10 @@ static int cmd_export_add(struct qmp_call *call, struct error **errp)
         return error_set(errp, EACCES,
                          "Cannot export read-only node as writable");
     }
-    if ((r = check_iothread(call, errp)) < 0 ||
-        (r = check_authz(call, "tls-authz", errp)) < 0 ||
-        (r = check_authz(call, "tls-authz-writable", errp)) < 0) {
-        return r;
-    }
-    return add_export(d, &o, json_object_get(call->args, "bitmaps"), errp);
+    r = check_iothread(call, errp);
+    return r < 0 ? r
+                 : add_export_to(call, qmp_str(call, "server"), &o,
+                                 json_object_get(call->args, "bitmaps"), errp);
 }
 
 /* The name is the id as well; a read-only node is so, whatever is asked. */
@@ -260,7 +282,7 @@ static int cmd_server_add(struct qmp_call *call, struct error **errp)
     }
     o.writable = qmp_bool(call, "writable", false) && !node_read_only(o.node);
     int r = exports_check_id(d->exports, o.id, errp);
-    return r < 0 ? r : add_export(d, &o, bitmaps, errp);
+    return r < 0 ? r : add_export_to(call, NULL, &o, bitmaps, errp);
 }
 
 static int remove_export(struct qmp_call *call, const char *id,
@@ -275,7 +297,7 @@ static int remove_export(struct qmp_call *call, const char *id,
     if (r < 0) {
         return r;
     }
-    server_end_export(d->server, e);
+    servers_end_export(d->servers, e);
     export_unref(d->exports, e);
     /* Now, unless it has to wait for clients. */
     mutex_is_held(&d->jobs->lock);
@@ -305,18 +327,27 @@ static const char *const modes[] = {"safe", "hard", NULL};
 static const char *const types[] = {"nbd", NULL};
 
 static const struct qmp_arg start_args[] = {
+    QMP_OPT("id", STR),
     QMP_ARG("addr", OBJECT, .members = address_legacy_args),
     QMP_OPT("tls-creds", STR),
     QMP_OPT("tls-authz", STR),
     QMP_OPT("max-connections", UINT32),
+    QMP_OPT("max-connections-per-address", UINT32),
     QMP_LAST,
 };
 
 static const struct qmp_arg option_args[] = {
+    QMP_OPT("id", STR),
     QMP_ARG("addr", OBJECT, .members = address_args),
     QMP_OPT("tls-creds", STR),
     QMP_OPT("tls-authz", STR),
     QMP_OPT("max-connections", UINT32),
+    QMP_OPT("max-connections-per-address", UINT32),
+    QMP_LAST,
+};
+
+static const struct qmp_arg stop_args[] = {
+    QMP_OPT("id", STR),
     QMP_LAST,
 };
 
@@ -332,6 +363,7 @@ static const struct qmp_arg nbd_args[] = {
     QMP_OPT("bitmaps", STR_OR_OBJECT_ARRAY, .members = bitmap_args,
             .type_name = "BlockDirtyBitmapOrStr"),
     QMP_OPT("allocation-depth", BOOL),
+    QMP_OPT("server", STR),
     QMP_OPT("tls-authz", STR),
     QMP_OPT("tls-authz-writable", STR),
     QMP_LAST,
@@ -390,7 +422,7 @@ const struct qmp_command qmp_export_commands[] = {
     QMP_COMMAND("nbd-server-add", cmd_server_add, server_add_args),
     QMP_COMMAND("nbd-server-remove", cmd_server_remove, server_remove_args),
     QMP_COMMAND("nbd-server-start", cmd_server_start, start_args),
-    QMP_COMMAND("nbd-server-stop", cmd_server_stop, NULL),
+    QMP_COMMAND("nbd-server-stop", cmd_server_stop, stop_args),
     QMP_COMMAND("query-block-exports", cmd_query_exports, NULL,
                 .ret = &exports_type),
     QMP_COMMANDS_END,

@@ -42,6 +42,12 @@ static const struct cli_option serve_options[] = {
      "images may name backing files below DIR, too"},
     {"exit-on-disconnect", OPT_EXIT_ON_DISCONNECT, NULL,
      "end when the last client has gone, as qemu-nbd"},
+    {"exit-with-parent", OPT_EXIT_WITH_PARENT, NULL,
+     "end when the process that started it does"},
+    {"print-uri", OPT_PRINT_URI, NULL,
+     "print the URIs of the exports when ready"},
+    {"socket-mode", OPT_SOCKET_MODE, "MODE",
+     "who may open the socket of -U, as for chmod (600)"},
     {"vm-compat", OPT_VM_COMPAT, NULL,
      "stand in for a QEMU without a guest: see the man page"},
     {"drive", OPT_DRIVE, "OPTIONS", "a disk as QEMU's -drive (--vm-compat)"},
@@ -92,6 +98,18 @@ static int check_port(const struct serve_config *cfg)
     if (!isdigit((unsigned char)text[0]) || *end || n < 1 || n > 65535) {
         return cli_usage(cfg->command, "'%s' is not a port (1 to 65535)", text);
     }
+    return 0;
+}
+
+static int take_mode(struct serve_config *cfg)
+{
+    char *end;
+    unsigned long mode = strtoul(optarg, &end, 8);
+
+    if (!isdigit((unsigned char)optarg[0]) || *end || mode > 0777) {
+        return cli_usage(cfg->command, "'%s' is not a mode (0 to 777)", optarg);
+    }
+    cfg->socket_mode = (unsigned)mode;
     return 0;
 }
 
@@ -159,6 +177,14 @@ static int take_option(struct serve_config *cfg, int code)
     case OPT_EXIT_ON_DISCONNECT:
         cfg->exit_on_disconnect = true;
         break;
+    case OPT_EXIT_WITH_PARENT:
+        cfg->exit_with_parent = true;
+        break;
+    case OPT_PRINT_URI:
+        cfg->print_uri = true;
+        break;
+    case OPT_SOCKET_MODE:
+        return take_mode(cfg);
     case OPT_VM_COMPAT:
         cfg->vm_compat = true;
         break;
@@ -213,6 +239,10 @@ static int check(const struct serve_config *cfg)
     if (cfg->socket && (cfg->address || cfg->port)) {
         return cli_usage(cfg->command, "-U goes without -i and -p");
     }
+    if (cfg->daemonize && cfg->exit_with_parent) {
+        return cli_usage(cfg->command,
+                         "--daemonize goes without --exit-with-parent");
+    }
     return check_tls(cfg);
 }
 
@@ -232,6 +262,8 @@ int serve_parse(struct serve_config *cfg, bool storage_daemon, int argc,
     int code;
 
     cfg->command = storage_daemon ? &daemon_command : &serve_command;
+    cfg->storage_daemon = storage_daemon;
+    cfg->socket_mode = 0600;
     cfg->items = calloc((size_t)argc, sizeof(*cfg->items));
     if (!cfg->items) {
         *status = cli_failed(cfg->command->name, "no memory");

@@ -17,10 +17,13 @@ enum serve_code {
     OPT_DRIVE,
     OPT_DAEMONIZE,
     OPT_EXIT_ON_DISCONNECT,
+    OPT_EXIT_WITH_PARENT,
     OPT_EXPORT,
     OPT_MONITOR,
     OPT_NBD_SERVER,
     OPT_OBJECT,
+    OPT_PRINT_URI,
+    OPT_SOCKET_MODE,
     OPT_TLS,
     OPT_TLS_CERTIFICATES,
     OPT_TLS_PSK,
@@ -38,6 +41,7 @@ struct serve_item {
 
 struct serve_config {
     const struct cli_command *command;
+    bool storage_daemon; /* as QEMU's program of this name */
 
     /* These hold for all, wherever they stand. */
     const char *socket;
@@ -53,6 +57,9 @@ struct serve_config {
     bool daemonize;
     bool vm_compat;
     bool exit_on_disconnect;
+    bool exit_with_parent;
+    bool print_uri;
+    unsigned socket_mode; /* of that of -U */
     bool has_drives;
     bool has_images;
     bool has_server; /* --nbd-server is among the items */

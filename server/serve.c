@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
@@ -27,6 +28,7 @@
 #include "nbdelta/graph.h"
 #include "nbdelta/job.h"
 #include "nbdelta/options.h"
+#include "notify.h"
 #include "object.h"
 #include "pidfile.h"
 #include "qemu-io.h"
@@ -44,8 +46,10 @@ struct serve {
 
     struct daemon daemon;
     struct chardevs *chardevs;
-    int signals; /* signalfd */
-    int ready;   /* of daemonize */
+    struct notify notify;
+    int activated; /* sockets that were given */
+    int signals;   /* signalfd */
+    int ready;     /* of daemonize */
 };
 
 /* --- Images. --- */
@@ -71,6 +75,7 @@ static int export_image(struct serve *s, struct node *n, const char *name,
 {
     struct exports *exports = s->daemon.exports;
     struct export_options o = {
+        .server = SERVER_UNNAMED,
         .id = name,
         .name = name,
         .node = n,
@@ -217,46 +222,96 @@ static int make_parts(struct serve *s, struct error **errp)
     d->io_tasks = io_tasks_new();
     d->vm_compat = s->config.vm_compat;
     d->exit_on_disconnect = s->config.exit_on_disconnect;
-    s->chardevs = chardevs_new();
+    s->chardevs = chardevs_new(d->objects);
     d->exports = d->graph ? exports_new(d) : NULL;
     d->monitors = s->chardevs ? monitors_new(d, s->chardevs) : NULL;
     d->jobs = d->graph && d->monitors
                   ? jobs_new(d->graph, monitors_emit, d->monitors)
                   : NULL;
-    d->server = d->exports ? server_new(d) : NULL;
-    if (!d->objects || !d->devices || !d->io_tasks || !d->jobs || !d->server) {
+    d->servers = d->exports ? servers_new(d) : NULL;
+    if (!d->objects || !d->devices || !d->io_tasks || !d->jobs || !d->servers) {
         return error_set(errp, ENOMEM, "no memory");
     }
     return 0;
 }
 
-/* What -U, -i and -p ask for, or images without any of them. */
+/* The sockets that were given. */
+static int listen_activated(const struct serve *s, struct server *server,
+                            struct error **errp)
+{
+    int r = 0;
+
+    for (int i = 0; r == 0 && i < s->activated; i++) {
+        char number[16];
+
+        (void)snprintf(number, sizeof(number), "%d", ACTIVATION_FIRST + i);
+        CLEANUP_JSON json_t *addr = json_pack("{s:s, s:s}", "type", "fd", "str",
+                                              number);
+        r = addr ? server_listen(server, addr, errp)
+                 : error_set(errp, ENOMEM, "no memory for an address");
+    }
+    return r;
+}
+
+/* What -U, -i and -p say. */
+static int listen_given(const struct serve_config *cfg, struct server *server,
+                        struct error **errp)
+{
+    CLEANUP_JSON json_t *addr =
+        cfg->socket
+            ? json_pack("{s:s, s:s}", "type", "unix", "path", cfg->socket)
+            : json_pack("{s:s, s:s*, s:s}", "type", "inet", "host",
+                        cfg->address, "port",
+                        cfg->port ? cfg->port : DEFAULT_PORT);
+
+    return addr ? server_listen(server, addr, errp)
+                : error_set(errp, EINVAL, "the address is not UTF-8 text");
+}
+
+/* The server that -U, -i, -p and socket activation ask for, or images without
+ * any of them. */
 static int listen_short(struct serve *s, struct error **errp)
 {
     const struct serve_config *cfg = &s->config;
-    CLEANUP_JSON json_t *addr = NULL;
+    struct server_options o = {.max = CONNECTIONS_MAX,
+                               .socket_mode = cfg->socket_mode};
+    bool given = cfg->socket || cfg->address || cfg->port;
+    struct server *server;
 
-    if (!cfg->socket && !cfg->address && !cfg->port &&
-        (!cfg->has_images || cfg->has_server)) {
+    if (given && s->activated > 0) {
+        return error_set(errp, EINVAL,
+                         "-U, -i and -p go without socket activation");
+    }
+    if (!given && s->activated == 0 && (!cfg->has_images || cfg->has_server)) {
         return 0;
     }
-    addr = cfg->socket
-               ? json_pack("{s:s, s:s}", "type", "unix", "path", cfg->socket)
-               : json_pack("{s:s, s:s*, s:s}", "type", "inet", "host",
-                           cfg->address, "port",
-                           cfg->port ? cfg->port : DEFAULT_PORT);
-    if (!addr) {
-        return error_set(errp, EINVAL, "the address is not UTF-8 text");
-    }
-    struct tls_policy *policy;
     int r = tls_policy_load(cfg->tls, cfg->tls_certificates, cfg->tls_psk,
-                            cfg->tls_verify_peer, &policy, errp);
+                            cfg->tls_verify_peer, &o.policy, errp);
     if (r < 0) {
         return r;
     }
-    r = server_open(s->daemon.server, CONNECTIONS_MAX, policy, errp);
-    tls_policy_unref(policy);
-    return r < 0 ? r : server_listen(s->daemon.server, addr, errp);
+    r = server_open(s->daemon.servers, &o, &server, errp);
+    tls_policy_unref(o.policy);
+    if (r < 0) {
+        return r;
+    }
+    r = s->activated > 0 ? listen_activated(s, server, errp)
+                         : listen_given(cfg, server, errp);
+    server_unref(server);
+    return r;
+}
+
+/* Images are exports of the server without a name: there has to be one. */
+static int check_server(const struct serve *s, struct error **errp)
+{
+    struct server *server = server_find(s->daemon.servers, NULL, NULL);
+
+    server_unref(server);
+    return server || !s->config.has_images
+               ? 0
+               : error_set(errp, EINVAL,
+                           "the images have no server: give -U, -p or an "
+                           "--nbd-server without id");
 }
 
 /* Each connection has two descriptors. */
@@ -270,11 +325,57 @@ static void raise_limits(void)
     }
 }
 
+/* Be told to end when the process that has started this one ends. */
+static int follow_parent(struct error **errp)
+{
+    pid_t parent = getppid();
+
+    if (prctl(PR_SET_PDEATHSIG, SIGTERM) < 0 || getppid() != parent) {
+        return error_set(errp, ESRCH, "cannot follow the parent process");
+    }
+    return 0;
+}
+
+/* What this process was given, and whom it obeys. */
+static int take_over(struct serve *s, struct error **errp)
+{
+    notify_init(&s->notify);
+    if (!s->config.storage_daemon) {
+        s->activated = activation_take(errp);
+        if (s->activated < 0) {
+            return s->activated;
+        }
+    }
+    return s->config.exit_with_parent ? follow_parent(errp) : 0;
+}
+
+static int print_uri(struct export *e, void *opaque)
+{
+    const struct serve *s = opaque;
+    CLEANUP_FREE char *uri = servers_uri(s->daemon.servers, e);
+
+    return !uri || puts(uri) < 0 ? 1 : 0;
+}
+
+static int print_uris(struct serve *s, struct error **errp)
+{
+    if (exports_each(s->daemon.exports, print_uri, s) != 0) {
+        return error_set(errp, EINVAL,
+                         "the exports have no URIs that could be printed");
+    }
+    return fflush(stdout) < 0
+               ? error_set(errp, errno, "standard output: %s", strerror(errno))
+               : 0;
+}
+
 /* Clients that come meanwhile wait in the queues of the sockets. */
 static int start(struct serve *s, struct error **errp)
 {
-    int r;
+    int r = take_over(s, errp);
 
+    if (r < 0) {
+        return r;
+    }
     s->pidfile.path = s->config.pidfile;
     if (s->pidfile.path && (r = pidfile_check(s->pidfile.path, errp)) < 0) {
         return r;
@@ -285,17 +386,20 @@ static int start(struct serve *s, struct error **errp)
     raise_limits();
     if ((r = make_fds(s, errp)) < 0 || (r = make_parts(s, errp)) < 0 ||
         (r = listen_short(s, errp)) < 0 || (r = do_options(s, errp)) < 0 ||
-        (r = server_start(s->daemon.server, errp)) < 0) {
+        (r = check_server(s, errp)) < 0 ||
+        (r = servers_start(s->daemon.servers, errp)) < 0) {
         return r;
     }
     if (s->pidfile.path && (r = pidfile_write(&s->pidfile, errp)) < 0) {
         return r;
     }
-    r = monitors_start(s->daemon.monitors, errp);
-    if (r == 0) {
-        daemonize_ready(s->ready);
+    if ((r = monitors_start(s->daemon.monitors, errp)) < 0 ||
+        (s->config.print_uri && (r = print_uris(s, errp)) < 0)) {
+        return r;
     }
-    return r;
+    daemonize_ready(s->ready);
+    notify_tell(&s->notify, "READY=1");
+    return 0;
 }
 
 /* --- Run and stop. --- */
@@ -338,14 +442,14 @@ static int stop(struct serve *s)
     struct daemon *d = &s->daemon;
     struct flush flush = {s->config.command->name, EXIT_SUCCESS};
 
-    if (d->server) {
-        server_stop(d->server);
+    if (d->servers) {
+        servers_stop(d->servers);
     }
     if (d->exports) {
         (void)exports_each(d->exports, flush_export, &flush);
     }
     if (d->jobs && d->exports) {
-        exports_remove_all(d->exports);
+        exports_remove_all(d->exports, 0);
         mutex_lock(&d->jobs->lock);
         exports_collect(d->exports, d->jobs);
         mutex_unlock(&d->jobs->lock);
@@ -357,7 +461,7 @@ static int stop(struct serve *s)
     if (d->monitors) {
         monitors_stop(d->monitors);
     }
-    server_free(d->server);
+    servers_free(d->servers);
     jobs_free(d->jobs);
     monitors_free(d->monitors);
     chardevs_free(s->chardevs);
@@ -391,6 +495,7 @@ static int serve(bool storage_daemon, int argc, char **argv)
         status = ok ? EXIT_SUCCESS : cli_error(s.config.command->name, err);
         if (ok) {
             run(&s);
+            notify_tell(&s.notify, "STOPPING=1");
         }
     }
     int stopped = stop(&s);

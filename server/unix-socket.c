@@ -30,28 +30,28 @@ static bool is_stale(const char *path, const struct sockaddr_un *addr)
            errno == ECONNREFUSED;
 }
 
-static int bind_path(int fd, const char *path, const struct sockaddr_un *addr)
+static int bind_path(int fd, const char *path, mode_t mode,
+                     const struct sockaddr_un *addr)
 {
     const struct sockaddr *sa = (const struct sockaddr *)addr;
 
-    /* The mode of the socket is that of the file that bind makes. */
-    if (fchmod(fd, 0600) < 0) {
+    /* The mode of the socket is that of the file that bind makes, less the
+     * umask. */
+    if (fchmod(fd, mode) < 0) {
         return -errno;
     }
-    if (bind(fd, sa, sizeof(*addr)) == 0) {
-        return 0;
+    int r = bind(fd, sa, sizeof(*addr));
+    if (r < 0 && errno == EADDRINUSE) {
+        if (!is_stale(path, addr)) {
+            return -EADDRINUSE;
+        }
+        (void)unlink(path);
+        r = bind(fd, sa, sizeof(*addr));
     }
-    if (errno != EADDRINUSE) {
-        return -errno;
-    }
-    if (!is_stale(path, addr)) {
-        return -EADDRINUSE;
-    }
-    (void)unlink(path);
-    return bind(fd, sa, sizeof(*addr)) < 0 ? -errno : 0;
+    return r < 0 || chmod(path, mode) < 0 ? -errno : 0;
 }
 
-int unix_socket_listen(struct unix_socket *u, const char *path,
+int unix_socket_listen(struct unix_socket *u, const char *path, mode_t mode,
                        struct error **errp)
 {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
@@ -69,7 +69,7 @@ int unix_socket_listen(struct unix_socket *u, const char *path,
         return error_set(errp, errno, "cannot make a socket: %s",
                          strerror(errno));
     }
-    int r = bind_path(fd, path, &addr);
+    int r = bind_path(fd, path, mode, &addr);
     if (r < 0) {
         return error_set(errp, -r, "cannot bind the socket '%s': %s", path,
                          strerror(-r));

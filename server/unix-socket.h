@@ -15,10 +15,10 @@ struct unix_socket {
 };
 
 /*
- * Listen at @path, mode 0600 from the first moment.  A socket that is there
+ * Listen at @path, with @mode from the first moment.  A socket that is there
  * is replaced only if nobody listens on it (-EADDRINUSE).
  */
-int unix_socket_listen(struct unix_socket *u, const char *path,
+int unix_socket_listen(struct unix_socket *u, const char *path, mode_t mode,
                        struct error **errp);
 
 /* Close it, and remove its file if that is still the one it made. */

@@ -735,12 +735,30 @@ static int add_info(json_t *list, const struct bitmap *bm)
     return 0;
 }
 
+/* Those of copies; in QEMU they are bitmaps without names, and the oldest. */
+static void add_bits(json_t *list, const struct node *n)
+{
+    if (n->drv->describe_bits) {
+        n->drv->describe_bits(n, false, list);
+    }
+    list_for_each (at, &n->parents) {
+        const struct edge *e = list_entry(at, struct edge, on_child);
+        const struct node *p = e->parent;
+        if (p && p->drv->describe_bits && e == p->child[CHILD_FILE]) {
+            p->drv->describe_bits(p, true, list);
+        }
+    }
+}
+
 json_t *bitmap_query(struct node *n)
 {
     json_t *list = json_array();
     int r = list ? 0 : -1;
 
     struct tree *t = node_enter(n, false);
+    if (r == 0) {
+        add_bits(list, n);
+    }
     for (struct list *at = n->bitmaps.prev; r == 0 && at != &n->bitmaps;
          at = at->prev) {
         r = add_info(list, list_entry(at, struct bitmap, on_node));

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/create.h"
 #include "core/driver.h"
 #include "core/graph_priv.h"
 #include "core/open.h"
@@ -89,6 +90,14 @@ static int complete_options(const char *filename, json_t *options,
 }
 
 int image_create(const char *filename, const char *format,
+                 const json_t *options, struct error **errp)
+{
+    return json_object_get(options, "data_file_exists")
+               ? error_set(errp, EINVAL, "Invalid parameter 'data_file_exists'")
+               : image_make(filename, format, options, errp);
+}
+
+int image_make(const char *filename, const char *format,
                  const json_t *options, struct error **errp)
 {
     const struct driver *drv = driver_find(format);

@@ -15,7 +15,8 @@
  *   format     maps its bytes into a child: qcow2, raw.  Core reads and
  *              overwrites through map and moves the bytes itself; preadv is
  *              called for OPAQUE extents, pwritev for all that map with
- *              MAP_WRITE does not answer with DATA.
+ *              MAP_WRITE does not answer with DATA.  The bytes are in
+ *              child[CHILD_DATA] if there is one, else in child[CHILD_FILE].
  *   filter     shows the data of child[CHILD_FILE] (is_filter): a NULL
  *              method passes through; map is not called.
  *
@@ -51,7 +52,7 @@ struct opts;
 struct node_flags;
 enum node_event;
 
-enum { CHILD_FILE, CHILD_BACKING, CHILD_TARGET, CHILD_MAX };
+enum { CHILD_FILE, CHILD_BACKING, CHILD_TARGET, CHILD_DATA, CHILD_MAX };
 
 struct limits {
     uint32_t align;        /* of reads and writes; power of two, >= 1 */
@@ -141,8 +142,8 @@ struct driver {
     void (*reopen_commit)(struct node *n);
     void (*reopen_abort)(struct node *n);
 
-    /* child[CHILD_FILE] is another node now, of the same content; everything
-     * was flushed before.  NULL: the driver keeps no pointer to it. */
+    /* child[CHILD_FILE] or child[CHILD_DATA] is another node now, of the same
+     * content.  NULL: the driver keeps no pointer to them. */
     void (*file_changed)(struct node *n);
 
     /* On entry *p is what the node's users want and share, and it becomes what
@@ -245,6 +246,10 @@ struct driver {
     /* The copy engine that keeps a point in time of the file child, for those
      * who read it (job/copy.h).  NULL: there is none. */
     struct copy *(*snapshot)(const struct node *n);
+
+    /* Bits that the node keeps for itself, and for its file child, as
+     * BlockDirtyInfo without names: added to @list.  NULL: none. */
+    void (*describe_bits)(const struct node *n, bool of_child, json_t *list);
 
     /* For filters that look at requests: the range's status is asked for.
      * NULL: it passes. */

@@ -544,6 +544,9 @@ void node_replace(struct node *from, struct node *to)
         node_ref(to);
         assert(from->refs > 1);
         from->refs--;
+        if (e->parent && e->parent->drv->file_changed) {
+            e->parent->drv->file_changed(e->parent);
+        }
     }
     node_hand_down_perms(from);
     node_hand_down_perms(to);

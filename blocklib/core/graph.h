@@ -64,9 +64,9 @@ void node_set_growable(struct node *n, bool growable);
 /* Is @n below @top, or @top itself? */
 bool node_is_below(const struct node *top, const struct node *n);
 
-/* May an image at @image open the path @named that it names?  -EPERM with
- * the path and the option that would allow it. */
-int policy_check(struct graph *g, const char *image, const char *named,
+/* May an image at @image open @path (as the kernel takes it) because it names
+ * it?  -EPERM with the path and the option that would allow it. */
+int policy_check(struct graph *g, const char *image, const char *path,
                  struct error **errp);
 
 /* @named relative to the directory of @image; malloc()ed. */

@@ -152,6 +152,15 @@ static inline struct node *node_child(const struct node *n, unsigned i)
 int node_open_child(struct node *n, struct opts *opts, const char *key,
                     unsigned index, bool grow, struct error **errp);
 
+/*
+ * The same for the file that holds the data of an image whose metadata are in
+ * child[CHILD_FILE], as child[CHILD_DATA]: what @opts names under "data-file",
+ * else the file @named by the image (or NULL), by way of the policy.  No
+ * child, and 0, in a graph that opens none (graph_without_data).
+ */
+int node_open_data(struct node *n, struct opts *opts, const char *named,
+                   struct error **errp);
+
 /* --- I/O; flags are enum req_flags.  See blk.h for errors. --- */
 
 int node_preadv(struct node *n, uint64_t offset, uint64_t bytes,
@@ -174,7 +183,8 @@ int node_pwrite(struct node *n, const void *buf, uint64_t bytes,
                 uint64_t offset, unsigned flags);
 
 /* map of this layer alone, filters passed; put it back with node_map_put
- * after success.  m->file and m->host are then of @n's file child. */
+ * after success.  m->file and m->host are then of @n's file child,
+ * or of the one that has its data. */
 int node_map(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags,
              struct mapping *m);
 void node_map_put(struct node *n, struct mapping *m);

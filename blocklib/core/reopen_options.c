@@ -190,6 +190,7 @@ static bool is_common(const struct node *n, const char *key)
         "detect-zeroes", "node-name",      NULL,
     };
     return is_listed(keys, key) || strcmp(key, file_key(n)) == 0 ||
+           (n->child[CHILD_DATA] && strcmp(key, "data-file") == 0) ||
            (n->drv->has_backing && strcmp(key, "backing") == 0);
 }
 
@@ -331,6 +332,35 @@ static int read_file(struct work *w, struct node *n, const json_t *options,
     return read_child(w, n, CHILD_FILE, key, value, keep, flags, errp);
 }
 
+/* It stays the one that it is; its own options may change.  If it was opened
+ * because the image names it, it has none that a user could repeat. */
+static int read_data(struct work *w, struct node *n, const json_t *options,
+                     bool keep, const struct node_flags *flags,
+                     struct error **errp)
+{
+    const json_t *value = json_object_get(options, "data-file");
+    const char *name = json_string_value(value);
+    const struct node *child = node_child(n, CHILD_DATA);
+
+    if (!child) {
+        return 0;
+    }
+    if (name && strcmp(name, child->name) != 0) {
+        return cannot_change("", "data-file", errp);
+    }
+    keep |= !json_object_get(n->options, "data-file");
+    return read_child(w, n, CHILD_DATA, "data-file", value, keep, flags, errp);
+}
+
+static int read_written(struct work *w, struct node *n, const json_t *options,
+                        bool keep, const struct node_flags *flags,
+                        struct error **errp)
+{
+    int r = read_file(w, n, options, keep, flags, errp);
+
+    return r < 0 ? r : read_data(w, n, options, keep, flags, errp);
+}
+
 static int read_complete(struct work *w, struct node *n, const json_t *options,
                          const struct source *src, struct error **errp)
 {
@@ -344,7 +374,7 @@ static int read_complete(struct work *w, struct node *n, const json_t *options,
     }
     bool child_first = n->flags.read_only && !flags.read_only;
     if (child_first) {
-        r = read_file(w, n, options, src->keep, &flags, errp);
+        r = read_written(w, n, options, src->keep, &flags, errp);
     }
     if (r == 0) {
         r = reopen_add_one(&w->flags, n, &flags, errp);
@@ -353,7 +383,7 @@ static int read_complete(struct work *w, struct node *n, const json_t *options,
         r = take_options(n, options, errp);
     }
     if (r == 0 && !child_first) {
-        r = read_file(w, n, options, src->keep, &flags, errp);
+        r = read_written(w, n, options, src->keep, &flags, errp);
     }
     return r < 0 ? r : read_backing(w, n, options, src->keep, &flags, errp);
 }
@@ -374,6 +404,7 @@ static int read_node(struct work *w, struct node *n, const struct source *src,
     if (src->keep) { /* the children as they are now, not as they were */
         (void)json_object_del(options, file_key(n));
         (void)json_object_del(options, "backing");
+        (void)json_object_del(options, "data-file");
     }
     graph_drain(w->graph, n);
     return read_complete(w, n, options, src, errp);

@@ -84,13 +84,17 @@ static int cbw_resize(struct node *n, uint64_t size, struct error **errp)
 static void cbw_drain(struct node *n)
 {
     const struct cbw *s = n->state;
-    copy_hurry(s->copy);
+    if (s->copy) { /* else it is being taken out */
+        copy_hurry(s->copy);
+    }
 }
 
 static void cbw_drained(struct node *n)
 {
     const struct cbw *s = n->state;
-    copy_settle(s->copy);
+    if (s->copy) {
+        copy_settle(s->copy);
+    }
 }
 
 static struct copy *cbw_snapshot(const struct node *n)
@@ -106,6 +110,17 @@ static void cbw_child_perms(const struct node *n, struct perms *p)
 
     if (p->used || s->by_job) {
         p->shared &= PERM_READ;
+    }
+}
+
+static void cbw_describe_bits(const struct node *n, bool of_child, json_t *list)
+{
+    const struct cbw *s = n->state;
+
+    if (of_child) {
+        copy_describe_todo(s->copy, list);
+    } else {
+        copy_describe_view(s->copy, list);
     }
 }
 
@@ -187,8 +202,7 @@ static int take_bitmap(struct node *n, struct opts *opts, struct bitmap **bmp,
     }
     struct node *of = graph_find_locked(n->graph, node);
     if (!of) {
-        return error_set(errp, ENOENT,
-                         "Cannot find device='' nor node-name='%s'", node);
+        return error_set(errp, ENOENT, "Node '%s' not found", node);
     }
     graph_drain(n->graph, of);
     r = bitmap_lookup(of, name, BITMAP_USE_READ, bmp, errp);
@@ -258,6 +272,10 @@ static int cbw_open(struct node *n, struct opts *opts, struct error **errp)
     struct bitmap *bm;
     int r;
 
+    if (!opts_has(opts, "file") || !opts_has(opts, "target")) {
+        return error_set(errp, EINVAL, "Parameter '%s' is missing",
+                         opts_has(opts, "file") ? "target" : "file");
+    }
     if ((r = node_open_child(n, opts, "file", CHILD_FILE, false, errp)) < 0 ||
         (r = node_open_child(n, opts, "target", CHILD_TARGET, false, errp)) <
             0) {
@@ -305,6 +323,7 @@ const struct driver driver_cbw = {
     .drain = cbw_drain,
     .drained = cbw_drained,
     .snapshot = cbw_snapshot,
+    .describe_bits = cbw_describe_bits,
 };
 
 /* --- By a job --- */

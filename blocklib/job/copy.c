@@ -116,7 +116,7 @@ void copy_break_with(struct copy *c, int r, enum copy_side side)
     cond_broadcast(&c->wake);
     mutex_unlock(&c->lock);
     if (c->policy.lost) {
-        c->policy.lost(c->policy.opaque, r);
+        c->policy.lost(c->policy.opaque, r, side);
     }
 }
 
@@ -661,10 +661,12 @@ struct copy *copy_new(const struct copy_options *o)
 {
     struct copy *c = calloc(1, sizeof(*c));
     struct hbitmap *todo = hbitmap_new(o->size, o->cluster);
+    struct hbitmap *written = hbitmap_new(o->size, o->cluster);
 
-    if (!c || !todo) {
+    if (!c || !todo || !written) {
         free(c);
         hbitmap_free(todo);
+        hbitmap_free(written);
         return NULL;
     }
     c->size = o->size;
@@ -679,6 +681,7 @@ struct copy *copy_new(const struct copy_options *o)
     c->compress = o->compress;
     c->policy = o->policy;
     c->todo = todo;
+    c->written = written;
     c->guard = (struct read_guard){held_run, c};
     range_lock_init(&c->in_hand);
     mutex_init(&c->lock);
@@ -706,6 +709,7 @@ void copy_free(struct copy *c)
         free(b);
     }
     hbitmap_free(c->todo);
+    hbitmap_free(c->written);
     hbitmap_free(c->visible);
     range_lock_destroy(&c->in_hand);
     mutex_destroy(&c->lock);

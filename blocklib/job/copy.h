@@ -26,6 +26,11 @@
 
 struct copy;
 
+enum copy_side {
+    COPY_READ,
+    COPY_WRITE,
+};
+
 /* What a copy before a guest's write may cost the guest. */
 struct copy_policy {
     bool break_write; /* when it fails, fail the write; else the point in time
@@ -33,11 +38,12 @@ struct copy_policy {
     bool wait_room;   /* a full target is waited for, as long as max_wait_ms:
                          who reads may discard */
     uint64_t max_wait_ms; /* then it has failed: -ETIMEDOUT; 0: no limit */
+    bool once;            /* what a view has read is discarded */
     int lost_errno;       /* what a view reads of a point in time that is lost;
                              0: -EACCES */
     /* The point in time was given up for @why (-errno).  Called once, inside
      * a request: it waits for nothing.  NULL: nobody cares. */
-    void (*lost)(void *opaque, int why);
+    void (*lost)(void *opaque, int why, enum copy_side side);
     void *opaque;
 };
 
@@ -62,11 +68,6 @@ struct copy_counters {
     _Atomic uint64_t saved;     /* bytes that guests' writes had copied */
     _Atomic uint64_t pulled;    /* bytes read through a view */
     _Atomic uint64_t discarded; /* bytes that a view said it needs no more */
-};
-
-enum copy_side {
-    COPY_READ,
-    COPY_WRITE,
 };
 
 /* copy_run was told to stop; there may be more to do. */
@@ -160,6 +161,13 @@ int copy_view_map(struct copy *c, uint64_t offset, uint64_t bytes,
 /* The clusters inside of the range are not needed any more: nobody copies
  * them, and the target's space is free. */
 int copy_view_discard(struct copy *c, uint64_t offset, uint64_t bytes);
+
+/*
+ * What QEMU shows of a copy, as BlockDirtyInfo: what is to do; what views may
+ * read, and where guests have written since.  Added to @list.
+ */
+void copy_describe_todo(const struct copy *c, json_t *list);
+void copy_describe_view(const struct copy *c, json_t *list);
 
 const struct copy_counters *copy_counters(const struct copy *c);
 

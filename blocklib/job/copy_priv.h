@@ -20,6 +20,7 @@ struct copy {
     /* Tree lock; the bits are atomic. */
     struct node *filter;
     struct hbitmap *todo;
+    struct hbitmap *written; /* where guests have, and it is not broken */
     struct hbitmap *visible; /* what a view may read; NULL: it has none */
 
     struct range_lock in_hand;

@@ -91,7 +91,7 @@ int copy_view_preadv(struct copy *c, uint64_t offset, uint64_t bytes,
             atomic_fetch_add(&c->counters.pulled, len);
         }
     }
-    return 0;
+    return c->policy.once ? copy_view_discard(c, offset, bytes) : 0;
 }
 
 struct first {
@@ -173,6 +173,27 @@ int copy_view_discard(struct copy *c, uint64_t offset, uint64_t bytes)
         copy_errands_room(c->errands);
     }
     return r;
+}
+
+static void add_bits(json_t *list, const struct copy *c, uint64_t count)
+{
+    (void)json_array_append_new(
+        list, json_pack("{s:b, s:b, s:b, s:I, s:I}", "recording", 0,
+                        "persistent", 0, "busy", 0, "granularity",
+                        (json_int_t)c->cluster, "count", (json_int_t)count));
+}
+
+void copy_describe_todo(const struct copy *c, json_t *list)
+{
+    add_bits(list, c, hbitmap_count(c->todo));
+}
+
+void copy_describe_view(const struct copy *c, json_t *list)
+{
+    add_bits(list, c,
+             c->visible ? hbitmap_count(c->visible)
+                        : align_up(c->size, c->cluster));
+    add_bits(list, c, hbitmap_count(c->written));
 }
 
 int copy_show(struct copy *c)

@@ -55,13 +55,6 @@ sound() {
     [ "$rc" -eq 0 ] || [ "$rc" -eq 3 ] || fail "$1: $(cat check.out)"
 }
 
-kill_server() {
-    kill -9 "$server"
-    wait "$server" 2>/dev/null || true
-    server=
-    rm -f "$sock" "$qmp_sock"
-}
-
 # What QEMU stored, and a user of ours changes.
 qemu-img create -q -f qcow2 disk.qcow2 1G
 qemu-img bitmap --add disk.qcow2 a

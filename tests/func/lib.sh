@@ -8,6 +8,12 @@
 #                           until clients can connect; sets server, uri, qmp_sock
 #   serve_refused TEXT ARG...   `nbdelta serve ARG...` fails and says TEXT
 #   stop_server             stop it in order; it must exit with 0
+#   serve_plugin [PARAMETER...]
+#                           the same with the plugin in nbdkit, which takes
+#                           the options in the array nbdkit_options
+#   need_plugin             skip the test when nbdkit cannot load it
+#   stop_plugin, kill_server    stop it in order; kill -9 any of them
+#   plugin_refused TEXT PARAMETER...    nbdkit does not start and says TEXT
 #   uri_of NAME             the URI of an export
 #   qmp COMMAND ...         `nbdelta qmp` to the server
 #   mkimg FILE SIZE [SEED]  a raw image with areas of pseudo-random data
@@ -107,6 +113,74 @@ serve_refused() {
     [ "$rc" -ne 0 ] || fail "nbdelta serve $*: not refused"
     grep -qF -e "$text" refused.out ||
         fail "nbdelta serve $*: said '$(cat refused.out)', not '$text'"
+}
+
+kill_server() {
+    kill -9 "$server"
+    wait "$server" 2>/dev/null || true
+    server=
+    rm -f "$sock" "$qmp_sock" "$pidfile"
+}
+
+plugin=$BUILD/nbdkit-nbdelta-plugin.so
+nbdkit_options=()
+
+# nbdkit is not instrumented itself, so that it needs the runtime first.  Leaks
+# of nbdkit are none of ours.
+plugin_preload() {
+    case ${SANITIZE-}:${CC-cc} in
+    :*) ;;
+    *address*) ${CC-cc} -print-file-name=libasan.so ;;
+    *thread*) ${CC-cc} -print-file-name=libtsan.so ;;
+    esac
+}
+
+need_plugin() {
+    need nbdkit
+    case ${SANITIZE-}:${CC-cc} in
+    ?*:*clang*) skip "nbdkit cannot load what clang has instrumented" ;;
+    esac
+}
+
+run_nbdkit() {
+    local preload
+    preload=$(plugin_preload)
+    if [ -n "$preload" ]; then
+        ASAN_OPTIONS="detect_leaks=0:${ASAN_OPTIONS-}" LD_PRELOAD=$preload \
+            exec nbdkit "$@"
+    fi
+    exec nbdkit "$@"
+}
+
+serve_plugin() {
+    [ -z "$server" ] || fail "a server is running already"
+    rm -f "$pidfile" "$sock"
+    run_nbdkit -f -U "$sock" -P "$pidfile" "${nbdkit_options[@]}" "$plugin" \
+        "$@" &
+    server=$!
+    wait_until "nbdkit is ready" server_ready
+}
+
+stop_plugin() {
+    local rc=0
+    kill -TERM "$server" 2>/dev/null || true
+    wait "$server" || rc=$?
+    server=
+    [ "$rc" -eq 0 ] || fail "nbdkit ended with $rc"
+    rm -f "$sock" "$pidfile"
+}
+
+# Under a runtime that was loaded first even nbdkit's own plugins hang at the
+# exit that follows a failed start.
+plugin_refused() {
+    local text=$1 rc=0
+    shift
+    [ -z "${SANITIZE-}" ] || return 0
+    timeout 60 nbdkit -f -U "$sock" "${nbdkit_options[@]}" "$plugin" "$@" \
+        >refused.out 2>&1 </dev/null || rc=$?
+    [ "$rc" -ne 0 ] || fail "nbdkit nbdelta $*: not refused"
+    grep -qF -e "$text" refused.out ||
+        fail "nbdkit nbdelta $*: said '$(cat refused.out)', not '$text'"
 }
 
 uri_of() {

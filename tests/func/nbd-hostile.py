@@ -1,13 +1,16 @@
 """Clients that stall, flood, die and come back.  argv: the socket and the
-process of a server with the writable export `disk` of 64 MiB of data."""
+process of a server with the writable export `disk` of 64 MiB of data, and a
+directory with certificates, if it wants TLS."""
 import os
 import struct
 import sys
 import time
 
 from nbd_raw import *  # noqa: F403
+from nbd_tls import context, start_tls
 
 sock, pid = sys.argv[1], int(sys.argv[2])
+tls = context(sys.argv[3]) if len(sys.argv) > 3 else None
 MiB = 2**20
 
 
@@ -17,7 +20,8 @@ def check(ok, *what):
 
 
 def client(**kw):
-    return Client(sock, **kw)
+    c = Client(sock, **kw)
+    return start_tls(c, tls) if tls and kw.get("greet", True) else c
 
 
 def fds():

@@ -1,15 +1,22 @@
 #!/bin/bash
 # Clients that stall, flood and die delay nobody, leave nothing behind, and do
-# not keep the server from stopping.
+# not keep the server from stopping.  With OVER_TLS=yes they speak TLS.
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"
 
 head -c 64M /dev/urandom >disk.raw
-serve -f raw disk=disk.raw
+tls=
+if [ "${OVER_TLS-}" ]; then
+    need certtool
+    tls=pki
+    make_pki pki
+fi
+serve ${tls:+--tls-certificates pki --tls-verify-peer} -f raw disk=disk.raw
 export PYTHONDONTWRITEBYTECODE=1
 mkfifo go
-python "$SRCDIR/tests/func/nbd-hostile.py" "$sock" "$server" <go >said &
+# shellcheck disable=SC2086  # a word, or none
+python "$SRCDIR/tests/func/nbd-hostile.py" "$sock" "$server" $tls <go >said &
 client=$!
 exec 3>go
 stuck_or_ended() {

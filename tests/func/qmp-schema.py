@@ -145,6 +145,11 @@ MORE = {
     # We have one more: mem.
     'blockdev-add.driver',
     'blockdev-create.options.driver',
+    # Several servers, and what one client may have of each.
+    'block-export-add(nbd).server',
+    'nbd-server-start.id',
+    'nbd-server-start.max-connections-per-address',
+    'nbd-server-stop.id',
     # Authorization for each export.
     'block-export-add(nbd).tls-authz',
     'block-export-add(nbd).tls-authz-writable',

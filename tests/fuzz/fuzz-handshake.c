@@ -24,6 +24,7 @@
 #define INPUT_MAX (32U << 10) /* what a socket takes without a reader */
 
 static struct exports *exports;
+static struct servers *servers;
 static struct server *server;
 static struct pool *pool;
 
@@ -46,9 +47,14 @@ static void make_disk(struct graph *g, const char *name, bool writable)
     check(bitmap_add_action((struct bitmap_ref){n, "b0"}, 4096, false, false,
                             &add, NULL) == 0 &&
           action_run(g, add, NULL) == 0);
-    struct export_options e = {.id = name, .name = name, .node = n,
-                               .description = "a disk", .writable = writable,
-                               .allocation_depth = true, .all_bitmaps = true,
+    struct export_options e = {.server = SERVER_UNNAMED,
+                               .id = name,
+                               .name = name,
+                               .node = n,
+                               .description = "a disk",
+                               .writable = writable,
+                               .allocation_depth = true,
+                               .all_bitmaps = true,
                                .is_default = true};
     struct export *made;
     check(export_new(exports, &e, &made, NULL) == 0);
@@ -64,8 +70,9 @@ static void set_up(void)
     daemon.exports = exports = exports_new(&daemon);
     pool = pool_new(2);
     check(g && exports && pool);
-    server = server_new(&daemon);
-    check(server);
+    servers = servers_new(&daemon);
+    check(servers && server_open(servers, &(struct server_options){.max = 0},
+                                 &server, NULL) == 0);
     make_disk(g, "a", true);
     make_disk(g, "ro", false);
 }

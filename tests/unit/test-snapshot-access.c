@@ -393,6 +393,35 @@ START_TEST(time_is_limited_and_the_snapshot_breaks)
 }
 END_TEST
 
+/* The count of bits without a name, as in query-named-block-nodes. */
+static uint64_t count_of(const char *node, size_t index)
+{
+    json_t *info = node_query(g, graph_find(g, node));
+    json_t *bits = json_array_get(json_object_get(info, "dirty-bitmaps"),
+                                  index);
+    uint64_t count =
+        (uint64_t)json_integer_value(json_object_get(bits, "count"));
+
+    ck_assert_ptr_nonnull(bits);
+    ck_assert_ptr_null(json_object_get(bits, "name"));
+    json_decref(info);
+    return count;
+}
+
+START_TEST(queries_show_the_bits_that_qemu_shows)
+{
+    disks();
+    keep("");
+    ck_assert_int_eq(put('x', 3 * CLUSTER, 0), 0);
+    ck_assert_int_eq(blk_discard(past, 10 * CLUSTER, 2 * CLUSTER), 0);
+    ck_assert_int_eq(put('x', 1, 10 * CLUSTER), 0);
+    ck_assert_uint_eq(count_of("src", 0), SIZE - 5 * CLUSTER); /* to do */
+    ck_assert_uint_eq(count_of("cbw", 0), SIZE - 2 * CLUSTER); /* readable */
+    ck_assert_uint_eq(count_of("cbw", 1), 4 * CLUSTER);        /* written */
+    done();
+}
+END_TEST
+
 struct sum {
     uint64_t zero;
     uint64_t data;
@@ -502,8 +531,10 @@ START_TEST(bad_options_are_named)
         const char *options;
         const char *text;
     } bad[] = {
-        {"\"driver\": \"copy-before-write\", \"file\": \"src\"", "\"target\""},
-        {"\"driver\": \"copy-before-write\", \"target\": \"dst\"", "\"file\""},
+        {"\"driver\": \"copy-before-write\", \"file\": \"src\"",
+         "'target' is missing"},
+        {"\"driver\": \"copy-before-write\", \"target\": \"dst\"",
+         "'file' is missing"},
         {"\"driver\": \"copy-before-write\", \"file\": \"src\", "
          "\"target\": \"src\"",
          "part of the chain of the target 'src'"},
@@ -569,6 +600,7 @@ int main(void)
         time_is_limited_and_the_write_fails,
         time_is_limited_and_the_snapshot_breaks,
         status_tells_of_the_past,
+        queries_show_the_bits_that_qemu_shows,
         it_is_put_below_a_node_in_use,
         growing_is_fine_and_cutting_off_is_not,
         bad_options_are_named,

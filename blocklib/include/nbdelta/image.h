@@ -13,9 +13,11 @@
  * @options: an object of creation options as qemu-img's -o takes them, values
  * as strings, booleans or numbers: size, backing_file, backing_fmt, compat,
  * cluster_size, refcount_bits, lazy_refcounts, compression_type,
- * preallocation (raw: size, preallocation).  Without "size", the size of the
+ * preallocation, data_file, data_file_raw (raw: size, preallocation).  Without "size", the size of the
  * backing file.  A relative backing_file is relative to @filename's
  * directory, and is opened to check it, unless "backing_unchecked" is true.
+ * data_file is created, too, or emptied; its name is stored as it is given,
+ * and is relative to the directory where we run, as in QEMU.
  *
  * -EINVAL names the bad option in @errp.  The new file is durable when this
  * returns 0; on failure a file that was created here is removed.

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_DRIVERS_SCRATCH_H
+#define NBDELTA_DRIVERS_SCRATCH_H
+
+/* Temporary space for blocks: see scratch.c. */
+#include "core/graph.h"
+
+struct scratch_options {
+    const char *dir; /* for the file; NULL: $TMPDIR or /var/tmp */
+    uint64_t quota;  /* most bytes that it has at once; 0: no limit */
+    uint64_t memory; /* so many of them in memory */
+};
+
+/*
+ * A node without name, of the size of @like, that reads as zeroes.  In a
+ * control section.  The caller has its only reference.  The errors of
+ * open(2): the file cannot be made in the directory.
+ */
+int scratch_new(struct graph *g, struct node *like,
+                const struct scratch_options *o, struct node **np,
+                struct error **errp);
+
+struct scratch_usage {
+    uint64_t bytes;
+    bool in_file;       /* some of them, now or before */
+    bool quota_was_hit; /* by the last write that failed for want of space */
+};
+void scratch_usage(const struct node *n, struct scratch_usage *u);
+
+/* Remove files in @dir (NULL: as above) whose makers are gone. */
+void scratch_clean(const char *dir);
+
+#endif /* NBDELTA_DRIVERS_SCRATCH_H */

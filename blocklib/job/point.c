@@ -1,0 +1,415 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Points in time: copy-before-write into scratch, and a node to read it by.
+ *
+ *   prepare   the scratch, its file, the copy engine
+ *   act       the instant, drained: bits of `since` copied, the filter put
+ *             below all who use the node, snapshot-access above the filter
+ *   undo, end backwards
+ *
+ * Several points of one node stack up: the filter of the newest is next to
+ * the node, and each copies for itself.
+ */
+#include "nbdelta/point.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "core/dirty.h"
+#include "core/graph.h"
+#include "drivers/cbw.h"
+#include "drivers/scratch.h"
+#include "nbdelta/action.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/error.h"
+
+/* What one point keeps in memory before it needs its file. */
+#define MEMORY_MAX (16 * MiB)
+
+struct point {
+    /* Set by prepare. */
+    struct graph *graph;
+    struct copy *copy;
+    uint64_t quota;
+    void (*lost)(void *opaque);
+    void *opaque;
+
+    /* References; control lock. */
+    struct node *source;
+    struct node *scratch;
+    struct node *filter; /* NULL: not in place */
+    struct node *access;
+
+    /* Atomic. */
+    const char *_Atomic why; /* NULL: whole; a constant text */
+};
+
+/* --- Losing it --- */
+
+static const char *reason(const struct point *p, int r, enum copy_side side)
+{
+    struct scratch_usage u;
+
+    if (r == -ETIMEDOUT) {
+        return "timeout";
+    }
+    if (side == COPY_READ) {
+        return "read-error";
+    }
+    if (r != -ENOSPC && r != -EDQUOT) {
+        return "scratch-error";
+    }
+    scratch_usage(p->scratch, &u);
+    return u.quota_was_hit ? "quota" : "no-space";
+}
+
+static void on_lost(void *opaque, int r, enum copy_side side)
+{
+    struct point *p = opaque;
+
+    atomic_store(&p->why, reason(p, r, side));
+    if (p->lost) {
+        p->lost(p->opaque);
+    }
+}
+
+const char *point_lost_why(const struct point *p)
+{
+    return atomic_load(&p->why);
+}
+
+/* --- Begin --- */
+
+struct start {
+    struct action action;
+    struct graph *graph;
+    struct point_options o;
+    struct point *p; /* ours until commit */
+    bool committed;
+};
+
+static struct start *start_of(struct action *a)
+{
+    return list_entry(a, struct start, action);
+}
+
+static int no_memory(const struct node *n, struct error **errp)
+{
+    return error_set(errp, ENOMEM, "no memory for a point in time of '%s'",
+                     node_name(n));
+}
+
+/* Without `since` all of it, which takes a while for large disks and so is
+ * done before the instant. */
+static int prepare_copy(struct point *p, const struct point_options *o,
+                        struct error **errp)
+{
+    unsigned delay = o->max_delay_ms ? o->max_delay_ms : POINT_DELAY_MS;
+    const struct copy_options c = {
+        .size = node_size(o->node),
+        .cluster = copy_cluster_for(p->scratch),
+        .target_zero = true,
+        .policy =
+            {
+                .break_write = o->break_guest_write,
+                .wait_room = true,
+                .once = o->once,
+                .max_wait_ms = delay,
+                .lost_errno = -EIO,
+                .lost = on_lost,
+                .opaque = p,
+            },
+    };
+
+    p->copy = copy_new(&c);
+    if (!p->copy) {
+        return no_memory(o->node, errp);
+    }
+    if (o->since) {
+        return 0;
+    }
+    copy_add(p->copy, 0, c.size);
+    return copy_show(p->copy) < 0 ? no_memory(o->node, errp) : 0;
+}
+
+static int start_prepare(struct action *a, struct error **errp)
+{
+    struct start *s = start_of(a);
+    const struct scratch_options so = {
+        .dir = s->o.scratch,
+        .quota = s->o.quota,
+        .memory = s->o.quota ? min_u64(s->o.quota, MEMORY_MAX) : MEMORY_MAX,
+    };
+
+    scratch_clean(so.dir);
+    graph_lock(s->graph);
+    int r = scratch_new(s->graph, s->o.node, &so, &s->p->scratch, errp);
+    graph_unlock(s->graph);
+    return r < 0 ? r : prepare_copy(s->p, &s->o, errp);
+}
+
+static void start_drain(struct action *a)
+{
+    const struct start *s = start_of(a);
+
+    graph_drain(s->graph, s->o.node);
+}
+
+/* What the bitmap has, with what has been written during a job that uses it.
+ * NULL: no memory. */
+static struct hbitmap *bits_of(const struct bitmap *bm)
+{
+    struct hbitmap *bits = hbitmap_copy(bm->bits);
+
+    if (bits && bm->successor) {
+        hbitmap_merge(bits, bm->successor);
+    }
+    return bits;
+}
+
+/* @bits become the context bitmap's, or are freed. */
+static int add_context(struct point *p, const char *name, struct hbitmap *bits,
+                       struct error **errp)
+{
+    struct bitmap *bm;
+    int r = name ? bitmap_add_locked(p->access, name, hbitmap_granularity(bits),
+                                     false, true, &bm, errp)
+                 : 0;
+
+    if (name && r == 0) {
+        bits = bitmap_swap_bits(bm, bits);
+    }
+    hbitmap_free(bits);
+    return r;
+}
+
+static int take_since(struct point *p, const struct point_options *o,
+                      struct error **errp)
+{
+    struct bitmap *bm;
+    int r = bitmap_lookup(o->node, o->since, BITMAP_USE_ANY, &bm, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    if (atomic_load(&bm->inconsistent)) {
+        return error_set(errp, EINVAL,
+                         "Bitmap '%s' is inconsistent and cannot be used",
+                         o->since);
+    }
+    struct hbitmap *bits = bits_of(bm);
+    if (!bits) {
+        return no_memory(o->node, errp);
+    }
+    copy_add_bits(p->copy, bits);
+    if (copy_show(p->copy) < 0) {
+        hbitmap_free(bits);
+        return no_memory(o->node, errp);
+    }
+    return add_context(p, o->context, bits, errp);
+}
+
+static int make_access(struct point *p, struct error **errp)
+{
+    struct node *n;
+    int r = node_new(p->graph, &driver_snapshot_access, NULL, p->source, &n,
+                     errp);
+
+    if (r < 0) {
+        return r;
+    }
+    n->flags = (struct node_flags){.unmap = true};
+    r = node_attach(n, CHILD_FILE, p->filter, "file", 0, PERM_ALL, errp);
+    if (r < 0) {
+        node_unref(n);
+        return r;
+    }
+    node_refresh_limits(n);
+    p->access = n;
+    return 0;
+}
+
+/* Everything that act has done, or the part that it has done. */
+static void take_down(struct point *p)
+{
+    if (p->access) {
+        node_unref(p->access);
+        p->access = NULL;
+    }
+    if (p->filter) {
+        cbw_remove(p->filter);
+        p->filter = NULL;
+    }
+    if (p->source) {
+        node_unref(p->source);
+        p->source = NULL;
+    }
+}
+
+static int start_act(struct action *a, struct error **errp)
+{
+    struct start *s = start_of(a);
+    struct point *p = s->p;
+
+    if (node_size(s->o.node) != copy_size(p->copy)) {
+        return error_set(errp, EBUSY, "Node '%s' is being resized",
+                         node_name(s->o.node));
+    }
+    int r = cbw_insert(s->graph, s->o.node, p->scratch, p->copy, NULL,
+                       &p->filter, errp);
+    if (r == 0) {
+        node_ref(s->o.node);
+        p->source = s->o.node;
+        r = make_access(p, errp);
+    }
+    if (r == 0 && s->o.since) {
+        r = take_since(p, &s->o, errp);
+    }
+    if (r < 0) {
+        take_down(p);
+    }
+    return r;
+}
+
+static void start_undo(struct action *a)
+{
+    take_down(start_of(a)->p);
+}
+
+static void start_commit(struct action *a)
+{
+    start_of(a)->committed = true;
+}
+
+static void point_free(struct point *p)
+{
+    graph_lock(p->graph);
+    take_down(p);
+    if (p->scratch) {
+        node_unref(p->scratch);
+    }
+    graph_unlock(p->graph);
+    copy_free(p->copy);
+    free(p);
+}
+
+static void start_free(struct action *a)
+{
+    struct start *s = start_of(a);
+
+    if (!s->committed) {
+        point_free(s->p);
+    }
+    free(s);
+}
+
+static const struct action_ops start_ops = {
+    .prepare = start_prepare,
+    .drain = start_drain,
+    .act = start_act,
+    .undo = start_undo,
+    .commit = start_commit,
+    .free = start_free,
+};
+
+int point_action(struct graph *g, const struct point_options *o,
+                 struct point **pp, struct action **ap, struct error **errp)
+{
+    struct start *s = calloc(1, sizeof(*s));
+    struct point *p = calloc(1, sizeof(*p));
+
+    if (!s || !p) {
+        free(s);
+        free(p);
+        return no_memory(o->node, errp);
+    }
+    p->graph = g;
+    p->quota = o->quota;
+    p->lost = o->lost;
+    p->opaque = o->opaque;
+    s->action.ops = &start_ops;
+    s->graph = g;
+    s->o = *o;
+    s->p = p;
+    *pp = p;
+    *ap = &s->action;
+    return 0;
+}
+
+/* --- What there is of it --- */
+
+struct node *point_node(const struct point *p)
+{
+    return p->access;
+}
+
+static json_t *integer(uint64_t v)
+{
+    return json_integer((json_int_t)v);
+}
+
+static json_t *query_scratch(const struct point *p)
+{
+    struct scratch_usage u;
+    json_t *o = json_object();
+
+    scratch_usage(p->scratch, &u);
+    (void)json_object_set_new(o, "bytes", integer(u.bytes));
+    if (p->quota) {
+        (void)json_object_set_new(o, "quota", integer(p->quota));
+    }
+    (void)json_object_set_new(o, "where",
+                              json_string(u.in_file ? "file" : "memory"));
+    return o;
+}
+
+static json_t *query_delay(const struct copy_counters *k)
+{
+    json_t *boundaries = json_array();
+    json_t *bins = json_array();
+
+    for (unsigned i = 0; i < COPY_BUCKETS; i++) {
+        if (i < COPY_BUCKETS - 1) {
+            (void)json_array_append_new(boundaries,
+                                        integer(UINT64_C(1000) << i));
+        }
+        (void)json_array_append_new(bins, integer(atomic_load(&k->waits[i])));
+    }
+    return json_pack("{s:o, s:o, s:o, s:o}", "boundaries", boundaries, "bins",
+                     bins, "max-ns", integer(atomic_load(&k->wait_max_ns)),
+                     "total-ns", integer(atomic_load(&k->wait_ns)));
+}
+
+json_t *point_query(const struct point *p)
+{
+    const struct copy_counters *k = copy_counters(p->copy);
+    const char *why = point_lost_why(p);
+    json_t *o = json_object();
+
+    (void)json_object_set_new(o, "scratch", query_scratch(p));
+    (void)json_object_set_new(o, "copied", integer(atomic_load(&k->saved)));
+    (void)json_object_set_new(o, "pulled", integer(atomic_load(&k->pulled)));
+    (void)json_object_set_new(o, "discarded",
+                              integer(atomic_load(&k->discarded)));
+    (void)json_object_set_new(o, "left", integer(copy_visible(p->copy)));
+    if (why) {
+        (void)json_object_set_new(o, "lost", json_string(why));
+    }
+    (void)json_object_set_new(o, "delay", query_delay(k));
+    return o;
+}
+
+/* --- End --- */
+
+void point_end(struct point *p)
+{
+    if (p) {
+        point_free(p);
+    }
+}
+
+void point_clean(const char *dir)
+{
+    scratch_clean(dir);
+}

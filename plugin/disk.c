@@ -1,0 +1,388 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "disk.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "nbdelta/action.h"
+#include "nbdelta/bitmap.h"
+#include "nbdelta/blk.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/graph.h"
+
+#define VIEW_MARK "@dirty="
+
+static int no_memory(struct error **errp)
+{
+    return error_set(errp, ENOMEM, "no memory");
+}
+
+int disks_new(const struct config *c, struct disks **dsp, struct error **errp)
+{
+    struct disks *ds = calloc(1, sizeof(*ds));
+    int r = 0;
+
+    if (!ds) {
+        return no_memory(errp);
+    }
+    mutex_init(&ds->lock);
+    list_init(&ds->opened);
+    ds->config = c;
+    ds->graph = graph_new();
+    ds->all = calloc(c->source_count, sizeof(*ds->all));
+    if (!ds->graph || !ds->all) {
+        disks_free(ds);
+        return no_memory(errp);
+    }
+    for (; ds->count < c->source_count; ds->count++) {
+        ds->all[ds->count].source = &c->sources[ds->count];
+    }
+    for (unsigned i = 0; i < c->allowed.count && r == 0; i++) {
+        r = graph_allow_path(ds->graph, c->allowed.at[i], errp);
+    }
+    if (r < 0) {
+        disks_free(ds);
+        return r;
+    }
+    *dsp = ds;
+    return 0;
+}
+
+void disks_free(struct disks *ds)
+{
+    if (ds) {
+        graph_free(ds->graph);
+        mutex_destroy(&ds->lock);
+        free(ds->all);
+        free(ds);
+    }
+}
+
+/* --- Bitmaps of bitmap= --- */
+
+/* One that is there has to be of use. */
+static int check_bitmap(const struct disk *d, const char *name,
+                        const struct bitmap *bm, struct error **errp)
+{
+    if (!bitmap_readable(bm)) {
+        return error_set(errp, EINVAL,
+                         "the bitmap '%s' of '%s' is inconsistent: see "
+                         "'nbdelta bitmap repair'",
+                         name, d->source->name);
+    }
+    if (!bitmap_enabled(bm)) {
+        return error_set(errp, EINVAL,
+                         "the bitmap '%s' of '%s' is disabled, and does not "
+                         "know what changed since: see 'nbdelta bitmap "
+                         "enable', or take another name",
+                         name, d->source->name);
+    }
+    return 0;
+}
+
+static int need_bitmap(struct disks *ds, const struct disk *d, const char *name,
+                       struct error **errp)
+{
+    struct bitmap *bm = bitmap_find(d->node, name);
+    struct action *a;
+    int r;
+
+    if (bm) {
+        r = check_bitmap(d, name, bm, errp);
+        bitmap_unref(bm);
+        return r;
+    }
+    r = bitmap_add_action((struct bitmap_ref){d->node, name}, 0, true, false,
+                          &a, errp);
+    r = r < 0 ? r : action_run(ds->graph, a, errp);
+    if (r < 0) {
+        error_prefix(errp, "bitmap=%s: ", name);
+    }
+    return r;
+}
+
+/* --- Opening and closing --- */
+
+static int open_node(struct disks *ds, struct disk *d, bool writable,
+                     bool no_backing, struct error **errp)
+{
+    CLEANUP_JSON json_t *o = json_deep_copy(d->source->options);
+
+    if (!o ||
+        (!writable && json_object_set_new(o, "read-only", json_true()) < 0) ||
+        (no_backing && !json_object_get(o, "backing") &&
+         json_object_set_new(o, "backing", json_null()) < 0)) {
+        return no_memory(errp);
+    }
+    return graph_open(ds->graph, o, &d->node, errp);
+}
+
+/* Images of a format without backing files refuse the option. */
+static int open_source(struct disks *ds, struct disk *d, bool writable,
+                       struct error **errp)
+{
+    bool no_backing = d->source->no_backing;
+    int r = no_backing ? open_node(ds, d, writable, true, NULL) : -EINVAL;
+
+    return r == -EINVAL ? open_node(ds, d, writable, false, errp) : r;
+}
+
+static void close_disk(struct disks *ds, struct disk *d)
+{
+    blk_free(d->blk);
+    d->blk = NULL;
+    if (d->node) {
+        (void)graph_close(ds->graph, d->node, NULL); /* nobody else has it */
+        d->node = NULL;
+    }
+}
+
+/* All of it or, on an error, nothing. */
+static int open_disk(struct disks *ds, struct disk *d, bool writable,
+                     struct error **errp)
+{
+    const struct strings *bitmaps = &ds->config->bitmaps;
+    CLEANUP_FREE char *user = NULL;
+    int r = open_source(ds, d, writable, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    d->writable = writable && !node_read_only(d->node);
+    for (unsigned i = 0; i < bitmaps->count && r == 0; i++) {
+        r = need_bitmap(ds, d, bitmaps->at[i], errp);
+    }
+    if (r == 0 && asprintf(&user, "export '%s'", d->source->name) < 0) {
+        user = NULL;
+        r = no_memory(errp);
+    }
+    if (r == 0) {
+        r = blk_new(ds->graph, d->node,
+                    PERM_READ | (d->writable ? PERM_WRITE : 0), PERM_ALL, user,
+                    &d->blk, errp);
+    }
+    if (r < 0) {
+        close_disk(ds, d);
+    }
+    return r;
+}
+
+int disks_open(struct disks *ds, struct error **errp)
+{
+    int r = 0;
+
+    mutex_lock(&ds->lock);
+    for (unsigned i = 0; i < ds->count && r == 0; i++) {
+        r = open_disk(ds, &ds->all[i], ds->config->bitmaps.count > 0, errp);
+    }
+    for (unsigned i = 0; i < ds->count && r < 0; i++) {
+        close_disk(ds, &ds->all[i]);
+    }
+    mutex_unlock(&ds->lock);
+    return r;
+}
+
+int disks_close(struct disks *ds, struct error **errp)
+{
+    int failed = 0;
+
+    list_for_each_safe (l, &ds->opened) {
+        disks_leave(ds, list_entry(l, struct opened, link));
+    }
+    mutex_lock(&ds->lock);
+    for (unsigned i = 0; i < ds->count; i++) {
+        struct disk *d = &ds->all[i];
+        int r = d->blk && d->writable ? blk_flush(d->blk) : 0;
+
+        if (r < 0 && failed == 0) {
+            failed = error_set(errp, -r, "cannot flush '%s': %s",
+                               d->source->name, strerror(-r));
+        }
+        close_disk(ds, d);
+    }
+    mutex_unlock(&ds->lock);
+    return failed;
+}
+
+/* --- Clients --- */
+
+/*
+ * A client that may write has come, and nobody has the disk open.  Where we
+ * may only read, so may the client; what else is wrong it has to be told.
+ */
+static int make_writable(struct disks *ds, struct disk *d, struct error **errp)
+    REQUIRES(ds->lock)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+
+    close_disk(ds, d);
+    int r = open_disk(ds, d, true, &err);
+    if (r == 0) {
+        d->stays_read_only = !d->writable; /* its options say so */
+        return 0;
+    }
+    d->stays_read_only = r == -EACCES || r == -EPERM || r == -EROFS;
+    int again = open_disk(ds, d, false, errp);
+    if (again < 0 || d->stays_read_only) {
+        return again;
+    }
+    return error_set(errp, -r, "%s", error_message(err));
+}
+
+static int enter_disk(struct disks *ds, struct disk *d, bool readonly,
+                      struct opened *o, struct error **errp) REQUIRES(ds->lock)
+{
+    int r = d->node ? 0 : open_disk(ds, d, false, errp);
+
+    if (r == 0 && !readonly && !d->writable && !d->stays_read_only &&
+        d->clients == 0) {
+        r = make_writable(ds, d, errp);
+    }
+    if (r == 0) {
+        d->clients++;
+        o->blk = d->blk;
+        o->writable = !readonly && d->writable;
+        list_append(&ds->opened, &o->link);
+    }
+    return r;
+}
+
+/* Have @o, which is a disk, become a view of it. */
+static int become_view(struct disks *ds, struct opened *o, const char *name,
+                       const char *bitmap, struct error **errp)
+{
+    CLEANUP_FREE char *user = NULL;
+    struct bitmap *bm = blk_bitmap_find(o->blk, bitmap);
+    struct blk *view;
+    int r;
+
+    if (!bm) {
+        return error_set(errp, ENOENT, "'%s' has no bitmap '%s'",
+                         o->disk->source->name, bitmap);
+    }
+    if (asprintf(&user, "export '%s'", name) < 0) {
+        user = NULL;
+        r = no_memory(errp);
+    } else {
+        r = blk_dirty_view(ds->graph, o->blk, bm, user, &view, errp);
+    }
+    bitmap_unref(bm);
+    if (r == 0) {
+        o->blk = view;
+        o->is_view = true;
+        o->writable = false;
+    }
+    return r;
+}
+
+static struct disk *find(struct disks *ds, const char *name, size_t len)
+{
+    for (unsigned i = 0; i < ds->count; i++) {
+        const char *is = ds->all[i].source->name;
+
+        if (len == 0 || (strlen(is) == len && memcmp(is, name, len) == 0)) {
+            return &ds->all[i];
+        }
+    }
+    return NULL;
+}
+
+int disks_enter(struct disks *ds, const char *name, bool readonly,
+                struct opened **op, struct error **errp)
+{
+    struct disk *d = find(ds, name, strlen(name));
+    const char *mark = d ? NULL : strstr(name, VIEW_MARK);
+
+    if (mark) { /* names of disks have no '@' */
+        d = find(ds, name, (size_t)(mark - name));
+    }
+    if (!d) {
+        return error_set(errp, ENOENT,
+                         "there is no export '%.200s'; 'nbdinfo --list' shows "
+                         "all",
+                         name);
+    }
+    struct opened *o = calloc(1, sizeof(*o));
+    if (!o) {
+        return no_memory(errp);
+    }
+    o->disk = d;
+    mutex_lock(&ds->lock);
+    int r = enter_disk(ds, d, readonly, o, errp);
+    mutex_unlock(&ds->lock);
+    if (r < 0) {
+        free(o);
+        return r;
+    }
+    if (mark) {
+        r = become_view(ds, o, name, mark + strlen(VIEW_MARK), errp);
+    }
+    if (r < 0) {
+        disks_leave(ds, o);
+        return r;
+    }
+    *op = o;
+    return 0;
+}
+
+void disks_leave(struct disks *ds, struct opened *o)
+{
+    if (o->is_view) {
+        blk_free(o->blk);
+    }
+    mutex_lock(&ds->lock);
+    o->disk->clients--;
+    list_remove(&o->link);
+    mutex_unlock(&ds->lock);
+    free(o);
+}
+
+/* --- Listing --- */
+
+typedef int export_fn(const char *name, const char *bitmap, void *opaque);
+
+static int each_view(struct blk *b, const char *disk, export_fn *fn,
+                     void *opaque)
+{
+    CLEANUP_JSON json_t *names = blk_bitmap_names(b);
+    json_t *entry;
+    size_t i;
+    int r = names ? 0 : -ENOMEM;
+
+    json_array_foreach (names, i, entry) {
+        const char *bitmap = json_string_value(entry);
+        struct bitmap *bm = blk_bitmap_find(b, bitmap);
+        CLEANUP_FREE char *name = NULL;
+
+        if (r == 0 && bm && bitmap_readable(bm)) {
+            if (asprintf(&name, "%s" VIEW_MARK "%s", disk, bitmap) < 0) {
+                name = NULL;
+                r = -ENOMEM;
+            } else {
+                r = fn(name, bitmap, opaque);
+            }
+        }
+        bitmap_unref(bm);
+    }
+    return r;
+}
+
+int disks_each_export(struct disks *ds, export_fn *fn, void *opaque)
+{
+    int r = 0;
+
+    mutex_lock(&ds->lock);
+    for (unsigned i = 0; i < ds->count && r == 0; i++) {
+        const struct disk *d = &ds->all[i];
+
+        r = fn(d->source->name, NULL, opaque);
+        if (r == 0 && d->blk) {
+            r = each_view(d->blk, d->source->name, fn, opaque);
+        }
+    }
+    mutex_unlock(&ds->lock);
+    return r;
+}

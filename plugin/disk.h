@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_PLUGIN_DISK_H
+#define NBDELTA_PLUGIN_DISK_H
+
+/*
+ * The disks that are exported
+ * ===========================
+ *
+ * All connections share one tree of nodes per disk.  It is open, and its
+ * files are locked, as long as nbdkit runs: read-only, until the first client
+ * comes that may write.  That is when one knows that nbdkit was not started
+ * with -r.  A disk with bitmap= is opened for writing at once.
+ */
+#include "config.h"
+#include "nbdelta/list.h"
+#include "nbdelta/thread.h"
+#include "nbdelta/types.h"
+
+struct disk {
+    /* Set at creation. */
+    const struct source *source;
+
+    /* Guarded by the lock of the disks. */
+    struct node *node; /* NULL: closed */
+    struct blk *blk;   /* valid while clients > 0, for them without the lock */
+    bool writable;
+    bool stays_read_only; /* opening it for writing was not permitted */
+    unsigned clients;
+};
+
+struct disks {
+    struct graph *graph;
+    const struct config *config;
+    struct disk *all; /* by the order of config.sources */
+    unsigned count;
+    mutex_t lock;
+    struct list opened; /* guarded by lock */
+};
+
+/* No disk is open then.  @c must outlive *ds.  -ENOMEM; or a directory of
+ * allow-path= is not there. */
+int disks_new(const struct config *c, struct disks **dsp, struct error **errp);
+void disks_free(struct disks *ds); /* all are closed; NULL is fine */
+
+/* Open all, making bitmaps that are missing; all or none is open afterwards.
+ * Threads may be started. */
+int disks_open(struct disks *ds, struct error **errp);
+
+/* Flush and close them, with their threads, and what clients have opened: on
+ * its way out nbdkit does not close that.  Nothing is in flight.  The first
+ * error of flushing; they are closed all the same. */
+int disks_close(struct disks *ds, struct error **errp);
+
+/* What a client has opened: a disk, or a view of one. */
+struct opened {
+    struct list link;
+    struct disk *disk;
+    struct blk *blk;
+    bool writable;
+    bool is_view;
+};
+
+/*
+ * Open the export @name: that of a disk ("" is the first one), or
+ * NAME@dirty=BITMAP, which has the status of a bitmap (blk_dirty_view()).
+ * -ENOENT: there is none; -EINVAL: the bitmap is inconsistent.  @readonly:
+ * the client will not write.  disks_leave() is the end of *op.
+ */
+int disks_enter(struct disks *ds, const char *name, bool readonly,
+                struct opened **op, struct error **errp);
+void disks_leave(struct disks *ds, struct opened *o);
+
+/* Call @fn with the name of each export, views included (@bitmap is NULL for
+ * the others).  Non-zero stops and is returned. */
+int disks_each_export(struct disks *ds,
+                      int (*fn)(const char *name, const char *bitmap,
+                                void *opaque),
+                      void *opaque);
+
+#endif /* NBDELTA_PLUGIN_DISK_H */
