@@ -13,6 +13,7 @@
 #                             F='options qmp' runs these
 #   make check-iotests IOTESTS=DIR [T="124 055"]
 #                             run QEMU's own tests, from a QEMU source tree
+#   make stress [SECONDS=60]  eight QMP clients at once, that send anything
 #   make crash [ROUNDS=200] [SEED=N]
 #                             kill the server, and cut its power, while bitmaps
 #                             change, again and again
@@ -78,8 +79,8 @@ PKGS := jansson:libjansson-dev zlib:zlib1g-dev libzstd:libzstd-dev \
     gnutls:libgnutls28-dev libnbd:libnbd-dev nbdkit:nbdkit-plugin-dev \
     check:check
 
-LIB_PKGS    := jansson zlib libzstd
-SERVER_PKGS := $(LIB_PKGS) gnutls libnbd
+LIB_PKGS    := jansson zlib libzstd libnbd
+SERVER_PKGS := $(LIB_PKGS) gnutls
 PLUGIN_PKGS := $(LIB_PKGS)
 
 # These goals build nothing themselves; check and demo install what is
@@ -229,7 +230,7 @@ FOR_TESTS = BUILD='$(abspath $(O))' SRCDIR='$(CURDIR)' CC='$(CC)' \
 # A make of its own, which looks for the packages that are there by now.
 SUBMAKE = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
 
-.PHONY: check check-run check-iotests check-iotests-run check-valgrind demo crash demo-run bench bench-run packages \
+.PHONY: check check-run check-iotests check-iotests-run check-valgrind demo crash stress demo-run bench bench-run packages \
         FORCE
 check:
 	$(Q)tests/packages.sh build test
@@ -273,6 +274,11 @@ check-iotests:
 check-iotests-run: all
 	$(Q)NBDELTA='$(abspath $(SERVER))' IOTESTS='$(IOTESTS)' FMT='$(FMT)' \
 	    tests/iotests/run $(if $(filter-out *,$(T)),$(T))
+
+# The long form of tests/func/qmp-stress.sh; SANITIZE= as usual.
+stress: all
+	$(Q)$(FOR_TESTS) STRESS_SECONDS='$(or $(SECONDS),60)' TEST_TIMEOUT=7200 \
+	    tests/run tests/func/qmp-stress.sh
 
 # The long campaigns of these tests.
 crash: all $(TOOLS)

@@ -27,17 +27,15 @@
 #define CHAIN_MAX 200
 
 static const struct driver *const drivers[] = {
-    &driver_blkdebug, &driver_logwrites, &driver_cbw,
-    &driver_file,     &driver_mem,       &driver_null_co,
-    &driver_qcow2,    &driver_raw,       &driver_snapshot_access,
+    &driver_blkdebug, &driver_logwrites, &driver_cbw, &driver_file, &driver_mem,
+    &driver_nbd,      &driver_null_co, &driver_qcow2, &driver_raw,
+    &driver_snapshot_access,
     &driver_throttle,
 };
 
 static const char *const driver_names[] = {
-    "blkdebug", "blklogwrites", "copy-before-write",
-    "file",     "mem",          "null-co",
-    "qcow2",    "raw",          "snapshot-access",
-    "throttle", NULL,
+    "blkdebug", "blklogwrites", "copy-before-write", "file", "mem", "nbd",
+    "null-co", "qcow2", "raw", "snapshot-access", "throttle", NULL,
 };
 
 const struct driver *driver_find(const char *name)
@@ -72,8 +70,8 @@ static int open_node(const struct context *ctx, const json_t *options,
 
 /* --- Children --- */
 
-static int child_by_name(struct graph *g, const char *name, struct node **nodep,
-                         struct error **errp)
+static int child_by_name(struct graph *g, const char *name,
+                         struct node **nodep, struct error **errp)
 {
     struct node *child = graph_find_locked(g, name);
     if (!child) {
@@ -92,7 +90,8 @@ static int open_or_find(const struct context *ctx, const json_t *value,
                         struct error **errp)
 {
     if (json_is_string(value)) {
-        return child_by_name(ctx->graph, json_string_value(value), nodep, errp);
+        return child_by_name(ctx->graph, json_string_value(value), nodep,
+                             errp);
     }
     if (json_is_object(value)) {
         return open_node(ctx, value, nodep, errp);
@@ -128,7 +127,7 @@ static int attach_opened(struct node *n, unsigned index, struct node *child,
 int node_open_child(struct node *n, struct opts *opts, const char *key,
                     unsigned index, bool grow, struct error **errp)
 {
-    struct context ctx = {n->graph, n->flags, n->open_depth + 1};
+    struct context ctx = { n->graph, n->flags, n->open_depth + 1 };
     CLEANUP_JSON json_t *value = opts_take(opts, key);
     struct node *child = n->preopened;
     int r;
@@ -136,10 +135,8 @@ int node_open_child(struct node *n, struct opts *opts, const char *key,
     if (child) {
         n->preopened = NULL;
     } else if (!value) {
-        return error_set(errp, EINVAL,
-                         "A block device must be specified "
-                         "for \"%s\"",
-                         key);
+        return error_set(errp, EINVAL, "A block device must be specified "
+                                       "for \"%s\"", key);
     } else {
         r = open_or_find(&ctx, value, key, &child, errp);
         if (r < 0) {
@@ -288,9 +285,10 @@ static bool completes_backing(const struct node *n, const json_t *value)
            !json_object_get(value, "filename");
 }
 
-static int open_backing(struct node *n, struct opts *opts, struct error **errp)
+static int open_backing(struct node *n, struct opts *opts,
+                        struct error **errp)
 {
-    struct context ctx = {n->graph, n->flags, n->open_depth + 1};
+    struct context ctx = { n->graph, n->flags, n->open_depth + 1 };
     bool given = opts_has(opts, "backing");
     CLEANUP_JSON json_t *value = opts_take(opts, "backing");
     struct node *backing;
@@ -331,16 +329,15 @@ static int open_backing(struct node *n, struct opts *opts, struct error **errp)
 
 int node_take_flags(struct opts *o, struct node_flags *f, struct error **errp)
 {
-    static const char *const discard_words[] = {"ignore", "off", "unmap", "on",
-                                                NULL};
-    static const char *const detect_words[] = {"off", "on", "unmap", NULL};
+    static const char *const discard_words[] = { "ignore", "off", "unmap",
+                                                 "on", NULL };
+    static const char *const detect_words[] = { "off", "on", "unmap", NULL };
     unsigned discard = f->unmap ? 2 : 0;
     unsigned detect = DETECT_OFF;
-    bool auto_read_only = false;
     int r;
 
     if ((r = opts_bool(o, "read-only", &f->read_only, errp)) < 0 ||
-        (r = opts_bool(o, "auto-read-only", &auto_read_only, errp)) < 0 ||
+        (r = opts_bool(o, "auto-read-only", &f->auto_read_only, errp)) < 0 ||
         (r = opts_bool(o, "force-share", &f->force_share, errp)) < 0 ||
         (r = opts_bool(o, "cache.direct", &f->direct, errp)) < 0 ||
         (r = opts_bool(o, "cache.no-flush", &f->no_flush, errp)) < 0 ||
@@ -369,9 +366,9 @@ static int probe(const struct context *ctx, struct opts *opts,
                  struct node_flags flags, struct node **filep,
                  const char **driver, struct error **errp)
 {
-    struct context child_ctx = {ctx->graph, flags, ctx->depth + 1};
+    struct context child_ctx = { ctx->graph, flags, ctx->depth + 1 };
     CLEANUP_JSON json_t *value = opts_take(opts, "file");
-    char head[512] = {0};
+    char head[512] = { 0 };
     int r;
 
     if (!value) {
@@ -383,7 +380,8 @@ static int probe(const struct context *ctx, struct opts *opts,
     }
     uint64_t size = node_size(*filep);
     r = size == 0 ? 0
-                  : node_pread(*filep, head, min_u64(size, sizeof(head)), 0, 0);
+                  : node_pread(*filep, head, min_u64(size, sizeof(head)), 0,
+                               0);
     if (r < 0) {
         r = error_set(errp, -r, "cannot read '%s' to find its format: %s",
                       node_filename(*filep), strerror(-r));
@@ -396,13 +394,29 @@ static int probe(const struct context *ctx, struct opts *opts,
 
 /* --- One node --- */
 
+/* That of a node whose file child has no other than the options @file. */
+static char *json_filename_above(const struct node *n, const char *file)
+{
+    char *name;
+
+    return asprintf(&name, "json:{\"driver\":\"%s\",\"file\":%s}",
+                    n->drv->name, file) < 0
+               ? NULL
+               : name;
+}
+
 static int set_filename(struct node *n, const char *filename,
                         const json_t *options)
 {
     struct node *file = node_child(n, CHILD_FILE);
 
+    if (n->filename) {
+        return 0; /* the driver knows better */
+    }
     if (filename) {
         n->filename = strdup(filename);
+    } else if (file && strncmp(node_filename(file), "json:", 5) == 0) {
+        n->filename = json_filename_above(n, node_filename(file) + 5);
     } else if (file) {
         n->filename = strdup(node_filename(file));
     } else {
@@ -414,8 +428,8 @@ static int set_filename(struct node *n, const char *filename,
     return n->filename ? 0 : -ENOMEM;
 }
 
-static int open_driver(struct node *n, struct opts *opts, const json_t *options,
-                       struct error **errp)
+static int open_driver(struct node *n, struct opts *opts,
+                       const json_t *options, struct error **errp)
 {
     const char *filename =
         json_string_value(json_object_get(options, "filename"));
@@ -519,7 +533,7 @@ static int open_node(const struct context *ctx, const json_t *options,
 int graph_open_locked(struct graph *g, const json_t *options,
                       struct node **nodep, struct error **errp)
 {
-    struct context ctx = {.graph = g, .inherited = {.locking = true}};
+    struct context ctx = { .graph = g, .inherited = { .locking = true } };
 
     if (!json_is_object(options)) {
         return error_set(errp, EINVAL, "options must be a JSON object");
@@ -575,8 +589,7 @@ int graph_close(struct graph *g, struct node *n, struct error **errp)
 void graph_forget(struct graph *g, struct node *n)
 {
     graph_lock(g);
-    while (!n->monitor_owned && n->drv->is_filter &&
-           node_child(n, CHILD_FILE)) {
+    while (!n->monitor_owned && n->drv->is_filter && node_child(n, CHILD_FILE)) {
         n = node_child(n, CHILD_FILE);
     }
     if (n->monitor_owned) {

@@ -31,9 +31,18 @@ int image_create(const char *filename, const char *format,
  * @file: the name of a node of @g, or options to open one for this.  What the
  * node holds elsewhere stays, and is not seen in the image.  In the caller's
  * thread, without locks.  -EBUSY: somebody does not allow it to be written.
+ *
+ * In *left are nodes that stay, also after a failure, until image_release;
+ * that closes them, so it needs the monitor lock as graph_close does.
  */
+struct image_nodes {
+    struct node *file;
+    struct node *image;
+};
 int image_format(struct graph *g, const char *format, const json_t *file,
-                 const json_t *options, struct error **errp);
+                 const json_t *options, struct image_nodes *left,
+                 struct error **errp);
+void image_release(struct graph *g, struct image_nodes *left);
 
 /* Option names that @format takes, NULL-terminated; NULL: no such format. */
 const char *const *image_create_options(const char *format);
