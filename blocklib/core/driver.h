@@ -40,6 +40,9 @@
  *  - with REQ_NOWAIT (MAP_NOWAIT) it returns -EAGAIN, and has changed
  *    nothing, where it would have to wait for a device or another request.
  *    Writing to the page cache does not count as waiting;
+ *  - with -ERESTART, it had to wait for something else than a device, and
+ *    makes room for a drain: whoever has entered the tree leaves it and does
+ *    it all again.  blk_*() and the copy engine do; to others it is an error;
  *  - when it fails, the contents of the range are undefined but nothing
  *    outside the range has changed.
  */
@@ -101,6 +104,7 @@ struct mapping {
     uint64_t host;     /* MAP_DATA */
     bool host_zero;    /* MAP_ZERO: space is reserved at `host` */
     bool compressed;   /* MAP_OPAQUE */
+    bool no_data;      /* MAP_DATA, of status: not to be shown as data */
     unsigned ticket;   /* the driver's own, for map_put */
 };
 
@@ -231,7 +235,7 @@ struct driver {
                    const struct iovec *iov, int iovcnt, unsigned flags);
 
     /* NULL or -ENOTSUP: the core writes zeroes, or returns -ENOTSUP when
-     * REQ_NO_FALLBACK was given (which is not passed on). */
+     * REQ_NO_FALLBACK was given (which is passed on if it is listed). */
     int (*zero)(struct node *n, uint64_t offset, uint64_t bytes,
                 unsigned flags);
 
@@ -265,8 +269,13 @@ struct driver {
     void (*event)(struct node *n, enum node_event event);
 
     /* The tree is about to be drained: requests that wait here for anything
-     * but I/O have to go on, until node_is_draining() is false again. */
+     * but I/O have to go on, until node_is_draining() is false again.  Who
+     * cannot go on returns -ERESTART. */
     void (*drain)(struct node *n);
+
+    /* Requests that wait here for anything but I/O have to fail, and those
+     * that follow, as long as it does not come: their user has given up. */
+    void (*cancel)(struct node *n);
 
     /* It is drained: no request is in it.  Wait for what goes on without one.
      * NULL: nothing does. */
@@ -279,12 +288,14 @@ struct driver {
 /* All of them; the table is in core/open.c. */
 extern const struct driver driver_file;
 extern const struct driver driver_mem;
+extern const struct driver driver_nbd;
 extern const struct driver driver_null_co;
 extern const struct driver driver_raw;
 extern const struct driver driver_qcow2;
 extern const struct driver driver_cbw;
 extern const struct driver driver_blkdebug;
 extern const struct driver driver_snapshot_access;
+extern const struct driver driver_logwrites;
 extern const struct driver driver_throttle;
 
 #endif /* NBDELTA_CORE_DRIVER_H */

@@ -568,6 +568,25 @@ int node_check_replace(const struct node *from, const struct node *to,
     return 0;
 }
 
+static void cancel_waiting(struct node *n)
+{
+    if (n->drv->cancel) {
+        n->drv->cancel(n);
+    }
+    for (unsigned i = 0; i < CHILD_MAX; i++) {
+        if (n->child[i]) {
+            cancel_waiting(n->child[i]->child);
+        }
+    }
+}
+
+void graph_cancel_waiting(struct graph *g, struct node *n)
+{
+    graph_lock(g);
+    cancel_waiting(n);
+    graph_unlock(g);
+}
+
 bool node_is_below(const struct node *top, const struct node *n)
 {
     if (top == n) {

@@ -57,6 +57,7 @@ enum detect_zeroes { DETECT_OFF, DETECT_ON, DETECT_UNMAP };
 /* What children inherit unless their own options say otherwise. */
 struct node_flags {
     bool read_only;
+    bool auto_read_only; /* become read-only where writing is not possible */
     bool direct;      /* cache.direct */
     bool no_flush;    /* cache.no-flush */
     bool unmap;       /* discard=unmap */
@@ -135,6 +136,13 @@ void node_leave(struct tree *t);
 static inline bool node_is_draining(const struct node *n)
 {
     return atomic_load(&atomic_load(&n->tree)->draining);
+}
+
+/* Is the caller no request, but a control section that has drained the tree?
+ * Then nobody comes who could end what it waits for. */
+static inline bool node_is_drained(const struct node *n)
+{
+    return atomic_load(&n->tree)->drained;
 }
 
 static inline struct node *node_child(const struct node *n, unsigned i)
