@@ -202,8 +202,7 @@ static int take_bitmap(struct node *n, struct opts *opts, struct bitmap **bmp,
     }
     struct node *of = graph_find_locked(n->graph, node);
     if (!of) {
-        return error_set(errp, ENOENT,
-                         "Cannot find device='' nor node-name='%s'", node);
+        return error_set(errp, ENOENT, "Node '%s' not found", node);
     }
     graph_drain(n->graph, of);
     r = bitmap_lookup(of, name, BITMAP_USE_READ, bmp, errp);
@@ -273,6 +272,10 @@ static int cbw_open(struct node *n, struct opts *opts, struct error **errp)
     struct bitmap *bm;
     int r;
 
+    if (!opts_has(opts, "file") || !opts_has(opts, "target")) {
+        return error_set(errp, EINVAL, "Parameter '%s' is missing",
+                         opts_has(opts, "file") ? "target" : "file");
+    }
     if ((r = node_open_child(n, opts, "file", CHILD_FILE, false, errp)) < 0 ||
         (r = node_open_child(n, opts, "target", CHILD_TARGET, false, errp)) <
             0) {

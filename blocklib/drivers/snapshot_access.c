@@ -95,7 +95,9 @@ static void access_child_perms(const struct node *n, struct perms *p)
 
 static int access_open(struct node *n, struct opts *opts, struct error **errp)
 {
-    int r = node_open_child(n, opts, "file", CHILD_FILE, false, errp);
+    int r = opts_has(opts, "file")
+                ? node_open_child(n, opts, "file", CHILD_FILE, false, errp)
+                : error_set(errp, EINVAL, "Parameter 'file' is missing");
 
     if (r < 0) {
         return r;

@@ -134,15 +134,20 @@ static void *errand_thread(void *opaque)
 
 /* --- The guest, with a limit --- */
 
-static void post_locked(struct errands *e, struct errand *t) REQUIRES(e->lock)
+/* False: there is no thread that would do it, and none can be made. */
+static bool post_locked(struct errands *e, struct errand *t) REQUIRES(e->lock)
 {
-    list_append(&e->queue, &t->link);
-    e->queued++;
-    if (e->queued > e->waiting && e->count < ERRAND_THREADS &&
+    if (e->queued >= e->waiting && e->count < ERRAND_THREADS &&
         thread_start(&e->threads[e->count], "errand", errand_thread, e) == 0) {
         e->count++;
     }
+    if (e->count == 0) {
+        return false;
+    }
+    list_append(&e->queue, &t->link);
+    e->queued++;
     cond_signal(&e->posted);
+    return true;
 }
 
 static bool wait_until(cond_t *cond, struct errands *e, uint64_t deadline)
@@ -189,9 +194,14 @@ static int send(struct errands *e, uint64_t offset, uint64_t end,
     t->end = end;
     cond_init(&t->ended);
     mutex_lock(&e->lock);
-    post_locked(e, t);
-    int r = await_locked(e, t, deadline, side);
+    bool posted = post_locked(e, t);
+    int r = posted ? await_locked(e, t, deadline, side) : 0;
     mutex_unlock(&e->lock);
+    if (!posted) {
+        cond_destroy(&t->ended);
+        free(t);
+        r = copy_here(e->copy, offset, end, side);
+    }
     return r;
 }
 
@@ -272,7 +282,7 @@ int copy_before_write(struct copy *c, uint64_t offset, uint64_t bytes,
     count_wait(&c->counters, now_ns() - begin);
     if (r == 0) {
         hbitmap_set(c->written, from, end - from);
-    } else if (!c->policy.break_write) {
+    } else if (r != -ERESTART && !c->policy.break_write) {
         copy_break_with(c, r, side);
         r = 0;
     }

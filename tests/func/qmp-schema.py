@@ -214,7 +214,9 @@ def compare(ours, theirs):
             problems.append(f'{name} returns something else')
     for name, e in ours.of('event').items():
         if name not in theirs.by_name:
-            assert name in ('SHUTDOWN', 'DEVICE_DELETED'), name  # of virtual machines
+            # Of virtual machines, and our own.
+            assert name in ('SHUTDOWN', 'DEVICE_DELETED', 'BACKUP_ENDED',
+                            'BACKUP_SNAPSHOT_LOST'), name
             continue
         both(ours.by_name[e['arg-type']],
              theirs.by_name[theirs.by_name[name]['arg-type']], name, 0)

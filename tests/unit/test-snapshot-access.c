@@ -531,8 +531,10 @@ START_TEST(bad_options_are_named)
         const char *options;
         const char *text;
     } bad[] = {
-        {"\"driver\": \"copy-before-write\", \"file\": \"src\"", "\"target\""},
-        {"\"driver\": \"copy-before-write\", \"target\": \"dst\"", "\"file\""},
+        {"\"driver\": \"copy-before-write\", \"file\": \"src\"",
+         "'target' is missing"},
+        {"\"driver\": \"copy-before-write\", \"target\": \"dst\"",
+         "'file' is missing"},
         {"\"driver\": \"copy-before-write\", \"file\": \"src\", "
          "\"target\": \"src\"",
          "part of the chain of the target 'src'"},
