@@ -14,8 +14,11 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/list.h"
+#include "object.h"
 #include "qmp-dispatch.h"
 #include "qmp-keyval.h"
+#include "tls-policy.h"
+#include "tls.h"
 
 struct chardev {
     struct list in_set;
@@ -25,18 +28,23 @@ struct chardev {
     struct listeners listeners;
     unsigned reconnect;
     json_t *address;        /* where to connect to again, or NULL */
+    struct tls_policy *tls; /* or NULL */
     struct channel channel; /* out < 0: no connection is there */
 };
 
 struct chardevs {
+    const struct objects *objects;
     struct list list;
 };
 
-struct chardevs *chardevs_new(void)
+static const struct channel no_channel = {.in = -1, .out = -1};
+
+struct chardevs *chardevs_new(const struct objects *objects)
 {
     struct chardevs *s = calloc(1, sizeof(*s));
 
     if (s) {
+        s->objects = objects;
         list_init(&s->list);
     }
     return s;
@@ -47,7 +55,7 @@ static struct chardev *chardev_new(const char *id)
     struct chardev *c = calloc(1, sizeof(*c));
 
     if (c) {
-        c->channel = (struct channel){-1, -1};
+        c->channel = no_channel;
         c->id = id ? strdup(id) : NULL;
         list_init(&c->in_set);
     }
@@ -60,13 +68,14 @@ static struct chardev *chardev_new(const char *id)
 
 static void close_channel(struct channel *ch)
 {
+    tls_free(ch->tls);
     if (ch->in >= 0 && ch->in != ch->out) {
         (void)close(ch->in);
     }
     if (ch->out >= 0) {
         (void)close(ch->out);
     }
-    *ch = (struct channel){-1, -1};
+    *ch = no_channel;
 }
 
 static void chardev_free(struct chardev *c)
@@ -75,6 +84,7 @@ static void chardev_free(struct chardev *c)
     listeners_close(&c->listeners);
     close_channel(&c->channel);
     json_decref(c->address);
+    tls_policy_unref(c->tls);
     free(c->id);
     free(c);
 }
@@ -117,19 +127,13 @@ static const struct qmp_arg stdio_args[] = {
 };
 
 static const struct qmp_arg socket_args[] = {
-    QMP_OPT("path", STR),
-    QMP_OPT("host", STR),
-    QMP_OPT("port", STR),
-    QMP_OPT("fd", STR),
-    QMP_OPT("server", BOOL),
-    QMP_OPT("wait", BOOL),
-    QMP_OPT("nodelay", BOOL),
-    QMP_OPT("ipv4", BOOL),
-    QMP_OPT("ipv6", BOOL),
-    QMP_OPT("to", UINT32),
-    QMP_OPT("reconnect", UINT32),
-    QMP_OPT("tls-creds", STR),
-    QMP_LAST,
+    QMP_OPT("path", STR),         QMP_OPT("host", STR),
+    QMP_OPT("port", STR),         QMP_OPT("fd", STR),
+    QMP_OPT("server", BOOL),      QMP_OPT("wait", BOOL),
+    QMP_OPT("nodelay", BOOL),     QMP_OPT("ipv4", BOOL),
+    QMP_OPT("ipv6", BOOL),        QMP_OPT("to", UINT32),
+    QMP_OPT("reconnect", UINT32), QMP_OPT("tls-creds", STR),
+    QMP_OPT("tls-authz", STR),    QMP_LAST,
 };
 
 static const struct qmp_variant variants[] = {
@@ -210,6 +214,48 @@ static int wait_for_client(struct chardev *c, int stop_fd, struct error **errp)
                : 0;
 }
 
+/* As QEMU, over TCP alone. */
+static int find_tls(const struct objects *objects, struct chardev *c,
+                    const json_t *o, bool server, struct error **errp)
+{
+    const char *id = json_string_value(json_object_get(o, "tls-creds"));
+    const char *authz = json_string_value(json_object_get(o, "tls-authz"));
+    const char *other = json_object_get(o, "path") ? "unix"
+                        : json_object_get(o, "fd") ? "fd"
+                                                   : NULL;
+    struct tls_keys *keys;
+
+    if (!id) {
+        return authz ? error_set(errp, EINVAL,
+                                 "'tls_authz' option requires 'tls_creds' "
+                                 "option")
+                     : 0;
+    }
+    if (other) {
+        return error_set(errp, EINVAL,
+                         "'tls_creds' option is incompatible with '%s' "
+                         "address type",
+                         other);
+    }
+    int r = objects_tls_keys(objects, id, server, &keys, errp);
+    if (r < 0) {
+        return r;
+    }
+    if (authz && (!server || !tls_keys_identify(keys))) {
+        r = error_set(errp, EINVAL,
+                      "'tls_authz' needs TLS credentials of a server that "
+                      "tell who a client is");
+    } else if (authz) {
+        r = objects_check_authz(objects, authz, errp);
+    }
+    if (r == 0) {
+        c->tls = tls_policy_new(TLS_REQUIRE, keys, authz);
+        r = c->tls ? 0 : error_set(errp, ENOMEM, "no memory for a chardev");
+    }
+    tls_keys_unref(keys);
+    return r;
+}
+
 static int open_server(struct chardev *c, const json_t *o, const json_t *addr,
                        int stop_fd, struct error **errp)
 {
@@ -220,8 +266,8 @@ static int open_server(struct chardev *c, const json_t *o, const json_t *addr,
                                            : r;
 }
 
-static int open_socket(struct chardev *c, const json_t *o, int stop_fd,
-                       struct error **errp)
+static int open_socket(struct chardevs *s, struct chardev *c, const json_t *o,
+                       int stop_fd, struct error **errp)
 {
     CLEANUP_JSON json_t *addr = address_of(o, errp);
     bool server = flag(o, "server", false);
@@ -229,9 +275,9 @@ static int open_socket(struct chardev *c, const json_t *o, int stop_fd,
     if (!addr) {
         return -EINVAL;
     }
-    if (json_object_get(o, "tls-creds")) {
-        return error_set(errp, ENOTSUP, "chardev '%s': TLS is not supported",
-                         c->id);
+    int r = find_tls(s->objects, c, o, server, errp);
+    if (r < 0) {
+        return r;
     }
     c->reconnect =
         (unsigned)json_integer_value(json_object_get(o, "reconnect"));
@@ -253,7 +299,7 @@ static int open_socket(struct chardev *c, const json_t *o, int stop_fd,
         return open_server(c, o, addr, stop_fd, errp);
     }
     c->address = json_incref(addr);
-    int r = chardev_connect(c, c->reconnect > 0 ? NULL : errp);
+    r = chardev_connect(c, c->reconnect > 0 ? NULL : errp);
     return c->reconnect > 0 ? 0 : r;
 }
 
@@ -269,7 +315,7 @@ static int open_stdio(struct chardev *c, bool has_stdio, struct error **errp)
                          "cannot use stdio by multiple character devices");
     }
     taken = true;
-    c->channel = (struct channel){STDIN_FILENO, STDOUT_FILENO};
+    c->channel = (struct channel){.in = STDIN_FILENO, .out = STDOUT_FILENO};
     return 0;
 }
 
@@ -285,13 +331,13 @@ static int open_file(struct chardev *c, const json_t *o, struct error **errp)
                   : 0;
 }
 
-static int open_backend(struct chardev *c, const json_t *o, int stop_fd,
-                        bool has_stdio, struct error **errp)
+static int open_backend(struct chardevs *s, struct chardev *c, const json_t *o,
+                        int stop_fd, bool has_stdio, struct error **errp)
 {
     const char *backend = json_string_value(json_object_get(o, "backend"));
 
     if (strcmp(backend, "socket") == 0) {
-        return open_socket(c, o, stop_fd, errp);
+        return open_socket(s, c, o, stop_fd, errp);
     }
     if (strcmp(backend, "stdio") == 0) {
         return open_stdio(c, has_stdio, errp);
@@ -316,7 +362,7 @@ int chardevs_add(struct chardevs *s, const char *text, int stop_fd,
     if (!c) {
         return error_set(errp, ENOMEM, "no memory for a chardev");
     }
-    r = open_backend(c, o, stop_fd, has_stdio, errp);
+    r = open_backend(s, c, o, stop_fd, has_stdio, errp);
     if (r < 0) {
         chardev_free(c);
         return r;
@@ -375,7 +421,23 @@ bool chardev_take(struct chardev *c, struct channel *ch)
         return false;
     }
     *ch = c->channel;
-    c->channel = (struct channel){-1, -1};
+    c->channel = no_channel;
+    return true;
+}
+
+bool chardev_accept(struct chardev *c, int fd, struct channel *ch)
+{
+    const char *host = json_string_value(json_object_get(c->address, "host"));
+
+    *ch = (struct channel){.in = fd, .out = fd};
+    if (c->tls) {
+        ch->authz = c->tls->authz;
+        ch->tls = tls_new(c->tls->keys, fd, host && *host ? host : NULL);
+    }
+    if (c->tls && !ch->tls) {
+        close_channel(ch);
+        return false;
+    }
     return true;
 }
 
@@ -389,8 +451,7 @@ int chardev_connect(struct chardev *c, struct error **errp)
     int fd = -1;
     int r = address_connect(c->address, &fd, errp);
 
-    if (r == 0) {
-        c->channel = (struct channel){fd, fd};
-    }
-    return r;
+    return r == 0 && !chardev_accept(c, fd, &c->channel)
+               ? error_set(errp, ENOMEM, "no memory for a chardev")
+               : r;
 }

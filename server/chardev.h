@@ -20,14 +20,19 @@ struct chardev;
 struct chardevs;
 struct error;
 struct listeners;
+struct objects;
+struct tls;
 
 /* The two directions; they may be one descriptor.  in < 0: no input comes. */
 struct channel {
     int in;
     int out;
+    struct tls *tls;   /* over both, its handshake not begun; or NULL */
+    const char *authz; /* who may be at the other end: its device's, or NULL */
 };
 
-struct chardevs *chardevs_new(void);
+/* TLS credentials are looked for in @objects. */
+struct chardevs *chardevs_new(const struct objects *objects);
 /* Sockets that listen are closed, and their files removed.  NULL is fine. */
 void chardevs_free(struct chardevs *s);
 
@@ -50,6 +55,10 @@ int chardevs_claim(struct chardevs *s, const char *id, struct chardev **cp,
 
 /* What it listens on; NULL: it does not. */
 struct listeners *chardev_listeners(struct chardev *c);
+
+/* The channel over @fd, a connection of this device.  False: no memory, and @fd
+ * is closed. */
+bool chardev_accept(struct chardev *c, int fd, struct channel *ch);
 
 /* The connection that is there, to be closed by the caller; false: none. */
 bool chardev_take(struct chardev *c, struct channel *ch);

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <getopt.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,8 +12,10 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/thread.h"
 
 #define OPTIONS_MAX 31
+#define SECOND      UINT64_C(1000000000)
 
 static const char *program; /* NULL: nbdelta */
 
@@ -210,4 +213,17 @@ char *cli_printable(const char *text)
         }
     }
     return copy;
+}
+
+void cli_tell_seldom(const char *what, const char *why)
+{
+    static _Atomic uint64_t next;
+    uint64_t now = now_ns();
+    uint64_t from = atomic_load(&next);
+    CLEANUP_FREE char *text = cli_printable(why);
+
+    if (now >= from &&
+        atomic_compare_exchange_strong(&next, &from, now + SECOND)) {
+        fprintf(stderr, "nbdelta: %s: %s\n", what, text ? text : "");
+    }
 }

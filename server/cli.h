@@ -64,6 +64,10 @@ int cli_failed(const char *what, const char *fmt, ...)
 int cli_usage(const struct cli_command *c, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 
+/* Print `nbdelta: WHAT: why` for what clients cause: once a second at most, and
+ * with control characters as '?'.  Any thread. */
+void cli_tell_seldom(const char *what, const char *why);
+
 /* Parse the argument of --output into *json. */
 int cli_output_format(const struct cli_command *c, const char *text,
                       bool *json);

@@ -42,7 +42,9 @@ int client_connect(const char *uri, struct nbd_handle **hp, struct error **errp)
     if (!h) {
         return failed(errp);
     }
-    if (nbd_set_full_info(h, true) < 0 || nbd_set_opt_mode(h, true) < 0 ||
+    /* The user's own URI may name files with keys. */
+    if (nbd_set_uri_allow_local_file(h, true) < 0 ||
+        nbd_set_full_info(h, true) < 0 || nbd_set_opt_mode(h, true) < 0 ||
         nbd_connect_uri(h, uri) < 0) {
         int r = failed(errp);
         error_prefix(errp, "cannot connect to '%s': ", uri);

@@ -565,8 +565,8 @@ static int run(struct request *rq, int argc, char **argv)
 int cmd_bitmap(int argc, char **argv)
 {
     struct request rq = {
-        .image = {.no_backing = true},
-        .source = {.no_backing = true},
+        .image = {.header_only = true},
+        .source = {.header_only = true},
         .verb = VERB_LIST,
         .graph = graph_new(),
     };

@@ -1,14 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* STARTTLS, and what a client may open once it is known. */
 #include <errno.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "cli.h"
 #include "conn.h"
 #include "listen.h"
-#include "nbdelta/bytes.h"
-#include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "tls.h"
 
@@ -25,23 +22,6 @@ static int send_all(struct conn *c)
         conn_flush(c);
     }
     return c->hung_up ? -ECONNRESET : 0;
-}
-
-#define SECOND UINT64_C(1000000000)
-
-/* The administrator wants to know why a client does not come in, but not be
- * flooded by it. */
-static void tell(const char *what, const char *why)
-{
-    static _Atomic uint64_t next;
-    uint64_t now = now_ns();
-    uint64_t from = atomic_load(&next);
-    CLEANUP_FREE char *text = cli_printable(why);
-
-    if (now >= from &&
-        atomic_compare_exchange_strong(&next, &from, now + SECOND)) {
-        fprintf(stderr, "nbdelta: %s%s\n", what, text ? text : "");
-    }
 }
 
 static int shake_hands(struct conn *c, struct error **errp)
@@ -70,7 +50,7 @@ static int check_identity(const struct conn *c)
         return 0;
     }
     tls_end(c->io.tls, true);
-    tell("a TLS client is not authorized: ", who ? who : "nobody");
+    cli_tell_seldom("a TLS client is not authorized", who ? who : "nobody");
     return -EACCES;
 }
 
@@ -115,7 +95,7 @@ int conn_option_starttls(struct conn *c, const struct option *o)
     }
     r = shake_hands(c, &err);
     if (err) {
-        tell("a client is turned away: ", error_message(err));
+        cli_tell_seldom("a client is turned away", error_message(err));
     }
     return r < 0 ? r : check_identity(c);
 }

@@ -34,7 +34,10 @@ static int open_once(struct graph *g, const struct image_open *o,
 int image_open(struct graph *g, const struct image_open *o, struct node **nodep,
                struct error **errp)
 {
-    if (o->no_backing && open_once(g, o, true, nodep, NULL) == 0) {
+    if (o->header_only) {
+        graph_without_data(g);
+    }
+    if (o->header_only && open_once(g, o, true, nodep, NULL) == 0) {
         return 0;
     }
 

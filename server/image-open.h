@@ -13,7 +13,7 @@ struct image_open {
     const char *image;  /* file name, json:... or driver=... */
     const char *format; /* NULL: probed */
     bool force_share;   /* also while another process writes to it */
-    bool no_backing;    /* leave a backing file that it names alone */
+    bool header_only;   /* leave files that it names alone */
     bool writable;      /* for more than looking at it */
     bool image_opts;    /* `image` is a list of options, as in QEMU's tools */
 };

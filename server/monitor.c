@@ -168,7 +168,10 @@ static bool accept_clients(struct monitors *m, struct monitor *mon)
         }
         int fd = accept4(ls->at[i].fd, NULL, NULL, SOCK_CLOEXEC);
         if (fd >= 0) {
-            add_session(m, mon, &(struct channel){fd, fd});
+            struct channel ch;
+            if (chardev_accept(mon->chardev, fd, &ch)) {
+                add_session(m, mon, &ch);
+            }
         } else {
             rest |= errno == EMFILE || errno == ENFILE || errno == ENOMEM;
         }

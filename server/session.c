@@ -10,13 +10,17 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "cli.h"
 #include "daemon.h"
 #include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
 #include "nbdelta/job.h"
 #include "nbdelta/thread.h"
+#include "object.h"
 #include "qmp-core.h"
 #include "qmp-dispatch.h"
 #include "qmp-parse.h"
+#include "tls.h"
 
 #define INPUT_SIZE 65536
 /* Requests wait while more than this is to be sent; the session is dropped
@@ -25,6 +29,8 @@
 #define OUT_MAX   ((size_t)16 << 20)
 /* A pipe or terminal that is ready takes this much without waiting. */
 #define WRITE_MAX 4096
+/* How long the handshake of TLS may take. */
+#define HANDSHAKE_NS UINT64_C(10000000000)
 
 struct buffer {
     char *data;
@@ -182,37 +188,58 @@ static ssize_t take_output(struct session *s)
 }
 
 /* As send, also to what is no socket; without waiting. */
-static ssize_t put(int fd, const char *data, size_t len)
+static ssize_t put(const struct channel *ch, char *data, size_t len)
 {
-    struct pollfd p = {.fd = fd, .events = POLLOUT};
-    ssize_t n = send(fd, data, len, MSG_NOSIGNAL | MSG_DONTWAIT);
+    struct pollfd p = {.fd = ch->out, .events = POLLOUT};
 
-    if (n >= 0 || errno != ENOTSOCK) {
-        return n;
+    if (ch->tls) {
+        struct iovec iov = {data, len};
+        return tls_send(ch->tls, &iov, len > 0);
     }
-    if (poll(&p, 1, 0) <= 0) {
-        errno = EAGAIN;
-        return -1;
+    ssize_t n = send(ch->out, data, len, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n < 0 && errno == ENOTSOCK) {
+        if (poll(&p, 1, 0) <= 0) {
+            return -EAGAIN;
+        }
+        n = write(ch->out, data, len < WRITE_MAX ? len : WRITE_MAX);
     }
-    return write(fd, data, len < WRITE_MAX ? len : WRITE_MAX);
+    return n < 0 ? -errno : n;
 }
 
-static bool is_transient(void)
+static ssize_t get(const struct channel *ch, char *data, size_t len)
 {
-    return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR;
+    if (ch->tls) {
+        const struct iovec iov = {data, len};
+        return tls_receive(ch->tls, &iov, 1, false);
+    }
+    ssize_t n = recv(ch->in, data, len, MSG_DONTWAIT);
+    if (n < 0 && errno == ENOTSOCK) {
+        n = read(ch->in, data, len); /* it can be read */
+    }
+    return n < 0 ? -errno : n;
+}
+
+static bool is_transient(ssize_t r)
+{
+    return r == -EAGAIN || r == -EINTR;
+}
+
+static bool is_unsent(const struct session *s)
+{
+    return s->ch.tls && tls_unsent(s->ch.tls);
 }
 
 /* False when the session is over. */
 static bool send_some(struct session *s)
 {
-    ssize_t n;
+    size_t left = s->sending.len - s->sent;
 
-    if (s->sent == s->sending.len) {
+    if (left == 0 && !is_unsent(s)) {
         return true;
     }
-    n = put(s->ch.out, s->sending.data + s->sent, s->sending.len - s->sent);
+    ssize_t n = put(&s->ch, left > 0 ? s->sending.data + s->sent : NULL, left);
     if (n < 0) {
-        return is_transient();
+        return is_transient(n);
     }
     s->sent += (size_t)n;
     return true;
@@ -231,16 +258,13 @@ static void on_value(json_t *value, const char *why, void *opaque)
     mutex_unlock(&jobs->lock);
 }
 
-/* It is known to be readable. */
+/* It is known to be readable, or TLS. */
 static bool receive_some(struct session *s)
 {
-    ssize_t n = recv(s->ch.in, s->input, INPUT_SIZE, MSG_DONTWAIT);
+    ssize_t n = get(&s->ch, s->input, INPUT_SIZE);
 
-    if (n < 0 && errno == ENOTSOCK) {
-        n = read(s->ch.in, s->input, INPUT_SIZE);
-    }
     if (n < 0) {
-        return is_transient();
+        return is_transient(n);
     }
     s->input_used = 0;
     s->input_len = (size_t)n;
@@ -258,6 +282,7 @@ static bool session_turn(struct session *s)
     bool input = s->input_used < s->input_len;
     ssize_t todo = take_output(s);
     bool room = todo >= 0 && (size_t)todo < OUT_PAUSE;
+    bool idle;
     struct pollfd fds[3] = {{.fd = -1, .events = POLLIN},
                             {.fd = -1, .events = POLLOUT},
                             {.fd = s->wake, .events = POLLIN}};
@@ -266,7 +291,8 @@ static bool session_turn(struct session *s)
     if (todo < 0 || !send_some(s)) {
         return false;
     }
-    if (todo == 0 && (deadline || (s->eof && !input))) {
+    idle = todo == 0 && !is_unsent(s);
+    if (idle && (deadline || (s->eof && !input))) {
         return false;
     }
     if (deadline) {
@@ -281,8 +307,15 @@ static bool session_turn(struct session *s)
     }
     if (!input && room && !deadline && !s->eof) {
         fds[0].fd = s->ch.in;
+        /* What TLS has received already is not to be polled for. */
+        if (s->ch.tls && !receive_some(s)) {
+            return false;
+        }
+        if (s->input_used < s->input_len || s->eof) {
+            return true;
+        }
     }
-    if (todo > 0) {
+    if (!idle) {
         fds[1].fd = s->ch.out;
     }
     if (poll(fds, 3, timeout) < 0 && errno != EINTR) {
@@ -296,11 +329,65 @@ static bool session_turn(struct session *s)
 
 /* --- Life. --- */
 
+/* Wait for what the handshake of TLS waits for.  False: it takes too long. */
+static bool wait_for_handshake(struct session *s, uint64_t end)
+{
+    struct pollfd fds[2] = {{.fd = s->ch.in, .events = POLLIN},
+                            {.fd = s->wake, .events = POLLIN}};
+    uint64_t now = now_ns();
+
+    if (now >= end || atomic_load(&s->deadline)) {
+        return false;
+    }
+    if (is_unsent(s)) {
+        fds[0].events |= POLLOUT;
+    }
+    if (poll(fds, 2, (int)((end - now) / 1000000) + 1) < 0 && errno != EINTR) {
+        return false;
+    }
+    if (fds[1].revents) {
+        unkick(s->wake);
+    }
+    return !(fds[0].revents & POLLOUT) || send_some(s);
+}
+
+/* The other side is the one that is wanted here. */
+static bool shake_hands(struct session *s)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    uint64_t end = now_ns() + HANDSHAKE_NS;
+    const char *who;
+    int r;
+
+    while ((r = tls_handshake(s->ch.tls, &err)) == -EAGAIN) {
+        if (!wait_for_handshake(s, end)) {
+            return false;
+        }
+    }
+    if (r < 0) {
+        cli_tell_seldom("a monitor's other side is turned away",
+                        error_message(err));
+        return false;
+    }
+    who = tls_identity(s->ch.tls);
+    if (s->ch.authz && !objects_allow(s->daemon->objects, s->ch.authz, who)) {
+        tls_end(s->ch.tls, true);
+        cli_tell_seldom("a TLS client is not authorized", who ? who : "nobody");
+        return false;
+    }
+    return true;
+}
+
 static void *session_thread(void *arg)
 {
     struct session *s = arg;
 
-    while (session_turn(s)) {
+    if (!s->ch.tls || shake_hands(s)) {
+        while (session_turn(s)) {
+        }
+    }
+    if (s->ch.tls) {
+        tls_end(s->ch.tls, false);
     }
     if (s->ch.in == s->ch.out) {
         (void)shutdown(s->ch.out, SHUT_RDWR);
@@ -322,6 +409,7 @@ struct session *session_new(struct daemon *d, const struct channel *ch,
     struct session *s = calloc(1, sizeof(*s));
 
     if (!s) {
+        tls_free(ch->tls);
         if (ch->in >= 0 && ch->in != ch->out) {
             (void)close(ch->in);
         }
@@ -373,6 +461,7 @@ void session_free(struct session *s)
     free(s->input);
     free(s->out.data);
     free(s->sending.data);
+    tls_free(s->ch.tls);
     if (s->wake >= 0) {
         (void)close(s->wake);
     }

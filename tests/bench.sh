@@ -3,15 +3,18 @@
 # machine is never quiet, so the candidates take turns, ROUNDS times, and
 # medians are shown with the least and the most.
 #
-#   BUILD=build [ROUNDS=3] [SECONDS_EACH=2] [SIZE=1G] tests/bench.sh
+#   BUILD=build [ROUNDS=3] [SECONDS_EACH=2] [SIZE=1G] [ROWS='plugin*'] \
+#       tests/bench.sh
 set -eu -o pipefail
 PATH=/usr/bin:$PATH
 
 nbdelta=${BUILD:?}/nbdelta
+plugin=$BUILD/nbdkit-nbdelta-plugin.so
 rounds=${ROUNDS:-3}
 each=${SECONDS_EACH:-2}
 size=${SIZE:-1G}
-for tool in fio nbdcopy nbdkit qemu-nbd qemu-storage-daemon jq; do
+for tool in fio nbdcopy nbdkit qemu-nbd qemu-storage-daemon jq certtool \
+    psktool; do
     command -v "$tool" >/dev/null ||
         { echo "bench: $tool is missing (make packages installs it)"; exit 1; }
 done
@@ -40,8 +43,35 @@ wait_for() {
     exit 1
 }
 
+# The same with TLS: start_tls WHO KIND, with `x509` certificates or `psk`.
+start_tls() {
+    local creds=tls-creds-$2,id=t,dir=$work/keys,endpoint=server
+    local addr=addr.type=unix,addr.path=$work/sock
+    case $1 in
+    nbdelta|q-s-d)
+        local program=("$nbdelta" serve)
+        [ "$1" = nbdelta ] || program=(qemu-storage-daemon)
+        "${program[@]}" --object "$creds" --nbd-server "$addr,tls-creds=t" \
+            --blockdev file,node-name=f,filename=disk.raw \
+            --blockdev raw,node-name=disk,file=f \
+            --export nbd,id=e,node-name=disk,name=disk & ;;
+    qemu-nbd)
+        qemu-nbd -t -e 0 -f raw -r --cache writeback -x disk -k "$work/sock" \
+            --object "$creds" --tls-creds t disk.raw & ;;
+    nbdkit)
+        local how=(--tls-certificates="$work/keys" --tls-verify-peer)
+        [ "$2" = x509 ] || how=(--tls-psk="$work/keys/keys.psk")
+        nbdkit -f -U sock -r --tls=require "${how[@]}" file disk.raw & ;;
+    esac
+    server=$!
+    wait_for sock
+}
+
 # start WHO FORMAT: serve disk.FORMAT on `sock`.
 start() {
+    case $2 in
+    tls-*) start_tls "$1" "${2#tls-}"; return ;;
+    esac
     local file=disk.$2
     case $1 in
     nbdelta) "$nbdelta" serve -U sock -f "$2" --qmp qmp disk="$file" & ;;
@@ -56,6 +86,7 @@ start() {
             --chardev socket,id=c,path="$work/qmp",server=on,wait=off \
             --monitor chardev=c & ;;
     nbdkit) nbdkit -f -U sock file "$file" & ;;
+    plugin) nbdkit -f -U sock "$plugin" "$file" format="$2" & ;;
     esac
     server=$!
     wait_for sock
@@ -73,6 +104,21 @@ seconds() {
     from=$(date +%s%N)
     "$@" >/dev/null
     awk -v a="$from" -v b="$(date +%s%N)" 'BEGIN { print (b - a) / 1e9 }'
+}
+
+# nbdcopy is what takes keys in a URI: pull WHAT, all of it or so many 4K.
+tls_pull() {
+    local query="socket=$work/sock"
+    case $1 in
+    *-x509) query="nbds+unix:///disk?$query&tls-certificates=$work/keys" ;;
+    *) query="nbds+unix://user@/disk?$query&tls-psk-file=$work/keys/keys.psk" ;;
+    esac
+    case $1 in
+    tls-1m-*) seconds nbdcopy --connections=1 --requests=8 \
+        --request-size=1048576 "$query" null: ;;
+    *) seconds nbdcopy --connections=1 --requests=1 --request-size=4096 \
+        "$query" null: ;;
+    esac
 }
 
 # Our client drives both daemons: they speak the same QMP.
@@ -94,6 +140,7 @@ measure() {
         # shellcheck disable=SC2086  # operation, block size, depth
         fio_iops ${2//:/ } ;;
     pull) seconds nbdcopy "$uri" null: ;;
+    tls-*) tls_pull "$2" ;;
     backup)
         rm -f target.qcow2
         qemu-img create -q -f qcow2 target.qcow2 "$size"
@@ -105,10 +152,12 @@ measure() {
     esac
 }
 
-# row TITLE WHAT FORMAT CANDIDATE...: nbdelta is the first candidate.
+# row TITLE WHAT FORMAT CANDIDATE...: the first candidate is ours.
 row() {
     local title=$1 what=$2 format=$3 who round
     shift 3
+    # shellcheck disable=SC2053  # a pattern
+    [[ $title == ${ROWS-*} ]] || return 0
     rm -f result.*
     for ((round = 0; round < rounds; round++)); do
         for who in "$@"; do
@@ -131,9 +180,9 @@ row() {
                   print m > "median." who }'
     done
     echo
-    printf '%-34s' "  nbdelta / each"
+    printf '%-34s' "  $1 / each"
     for who in "${@:2}"; do
-        awk -v a="$(cat median.nbdelta)" -v b="$(cat "median.$who")" \
+        awk -v a="$(cat "median.$1")" -v b="$(cat "median.$who")" \
             -v who="$who" 'BEGIN { printf " %s %.2f", who, a / b }'
     done
     echo
@@ -154,7 +203,47 @@ for depth in 1 16 64; do
 done
 row "4K random write, QD 64, qcow2" randwrite:4k:64 qcow2 \
     nbdelta qemu-nbd q-s-d
+for depth in 1 16; do
+    row "plugin: 4K random read, QD $depth, raw" randread:4k:$depth raw \
+        plugin nbdkit nbdelta
+    row "plugin: 4K random read, QD $depth, qcow2" randread:4k:$depth qcow2 \
+        plugin qemu-nbd nbdelta
+    row "plugin: 4K random write, QD $depth, raw" randwrite:4k:$depth raw \
+        plugin nbdkit nbdelta
+    row "plugin: 4K random write, QD $depth, qcow2" randwrite:4k:$depth qcow2 \
+        plugin qemu-nbd nbdelta
+done
 echo "Seconds (less is better)"
+row "plugin: nbdcopy pull of $size, raw" pull raw plugin nbdkit nbdelta
+row "plugin: nbdcopy pull of $size, qcow2" pull qcow2 plugin qemu-nbd nbdelta
 row "nbdcopy pull of $size, raw" pull raw nbdelta qemu-nbd q-s-d nbdkit
 row "nbdcopy pull of $size, qcow2" pull qcow2 nbdelta qemu-nbd q-s-d
 row "full backup of $size to qcow2" backup qcow2 nbdelta q-s-d
+
+mkdir keys
+psktool -u user -p keys/keys.psk >/dev/null 2>&1
+key_pair() {
+    printf '%s\n' "${@:2}" signing_key 'expiration_days = 2' >template
+    certtool --generate-privkey --ecc --outfile "keys/$1-key.pem" 2>/dev/null
+    if [ "$1" = ca ]; then
+        certtool --generate-self-signed --load-privkey keys/ca-key.pem \
+            --template template --outfile keys/ca-cert.pem 2>/dev/null
+    else
+        certtool --generate-certificate --load-privkey "keys/$1-key.pem" \
+            --load-ca-privkey keys/ca-key.pem --template template \
+            --load-ca-certificate keys/ca-cert.pem \
+            --outfile "keys/$1-cert.pem" 2>/dev/null
+    fi
+}
+key_pair ca 'cn = bench' ca cert_signing_key
+key_pair server 'cn = localhost' tls_www_server
+key_pair client 'cn = user' tls_www_client
+for kind in x509 psk; do
+    row "TLS $kind, pull, 1M x 8" tls-1m-$kind tls-$kind \
+        nbdelta qemu-nbd q-s-d nbdkit
+done
+truncate -s 16M disk.raw
+for kind in x509 psk; do
+    row "TLS $kind, pull of 16M, 4K x 1" tls-4k-$kind tls-$kind \
+        nbdelta qemu-nbd nbdkit
+done

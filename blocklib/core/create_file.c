@@ -3,21 +3,23 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/imagelock.h"
+#include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 
-static int open_new(const char *filename, bool *existed)
+static int open_new(const char *filename, bool replace, bool *existed)
 {
     int fd = open(filename, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
 
     *existed = false;
-    if (fd < 0 && errno == EEXIST) {
+    if (fd < 0 && errno == EEXIST && replace) {
         *existed = true;
         fd = open(filename, O_RDWR | O_CLOEXEC);
     }
@@ -62,10 +64,10 @@ static void drop_file(const char *filename, int fd, bool existed)
     (void)close(fd);
 }
 
-int file_create_begin(const char *filename, int *fd, bool *existed,
-                      struct error **errp)
+int file_create_begin(const char *filename, bool replace, int *fd,
+                      bool *existed, struct error **errp)
 {
-    int new = open_new(filename, existed);
+    int new = open_new(filename, replace, existed);
     if (new < 0) {
         return error_set(errp, -new, "Could not create '%s': %s", filename,
                          strerror(-new));
@@ -156,4 +158,37 @@ int file_create_finish(const char *filename, int fd, bool existed, int r,
     }
     drop_file(filename, fd, existed || r == 0);
     return r;
+}
+
+static int write_zeroes(int fd, uint64_t size)
+{
+    static const char zeroes[64 * KiB];
+    int r = 0;
+
+    for (uint64_t at = 0; at < size && r == 0; at += sizeof(zeroes)) {
+        r = file_create_write(fd, zeroes, min_u64(sizeof(zeroes), size - at),
+                              at);
+    }
+    return r;
+}
+
+int file_create_plain(const char *filename, uint64_t size, enum file_room room,
+                      struct error **errp)
+{
+    bool existed;
+    int fd;
+    int r = file_create_begin(filename, true, &fd, &existed, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    r = file_create_extend(fd, size, room == ROOM_RESERVED);
+    if (r == 0 && room == ROOM_WRITTEN) {
+        r = write_zeroes(fd, size);
+    }
+    if (r < 0) {
+        r = error_set(errp, -r, "cannot make '%s' %" PRIu64 " bytes long: %s",
+                      filename, size, strerror(-r));
+    }
+    return file_create_finish(filename, fd, existed, r, errp);
 }

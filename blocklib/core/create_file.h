@@ -9,9 +9,10 @@
 #include "nbdelta/types.h"
 
 /* Open @filename for a new image: an empty regular file, or a block device as
- * it is.  *existed: it was there before.  -EAGAIN: somebody has it locked. */
-int file_create_begin(const char *filename, int *fd, bool *existed,
-                      struct error **errp);
+ * it is.  *existed: it was there before, which is -EEXIST without @replace.
+ * -EAGAIN: somebody has it locked. */
+int file_create_begin(const char *filename, bool replace, int *fd,
+                      bool *existed, struct error **errp);
 
 /* pwrite of all of it; 0 or -errno. */
 int file_create_write(int fd, const void *buf, size_t bytes, uint64_t offset);
@@ -25,5 +26,13 @@ int file_create_extend(int fd, uint64_t end, bool allocate);
  */
 int file_create_finish(const char *filename, int fd, bool existed, int r,
                        struct error **errp);
+
+/* How much of a file takes space on its disk. */
+enum file_room { ROOM_NONE, ROOM_RESERVED, ROOM_WRITTEN };
+
+/* A file of @size zeroes, durable, in place of what is at @filename.  (A block
+ * device keeps what it has, but for ROOM_WRITTEN.)  Removed on failure. */
+int file_create_plain(const char *filename, uint64_t size, enum file_room room,
+                      struct error **errp);
 
 #endif /* NBDELTA_CORE_CREATE_FILE_H */

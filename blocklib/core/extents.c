@@ -102,6 +102,8 @@ static int emit(const struct walk *w, struct node *n, const struct mapping *m,
     }
     if (m->kind == MAP_ZERO) {
         e.flags |= EXTENT_ZERO;
+    } else if (m->no_data) {
+        e.flags = 0;
     } else {
         e.flags |= EXTENT_DATA;
     }
@@ -130,8 +132,9 @@ static int walk_node(const struct walk *w, struct node *n, uint64_t offset,
             r = walk_guarded(w, n, offset, &m.length, shift, depth);
         } else if (m.kind == MAP_UNALLOCATED) {
             r = walk_below(w, n, offset, m.length, shift, depth);
-        } else if (m.kind == MAP_DATA && !n->drv->has_backing &&
-                   !n->drv->is_protocol) {
+        } else if (m.kind == MAP_DATA && !n->drv->is_protocol &&
+                   (!n->drv->has_backing ||
+                    m.file == node_child(n, CHILD_DATA))) {
             /* A plain window on its file: that one knows its holes. */
             r = walk_node(w, m.file, m.host, m.length, shift + offset - m.host,
                           depth);

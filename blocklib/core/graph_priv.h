@@ -24,6 +24,7 @@ struct graph {
     char **allowed; /* absolute, resolved, without a slash at the end */
     size_t allowed_count;
     bool allow_any;
+    bool without_data; /* set before the first open, too */
 
     struct tls_creds_set tls_creds; /* has a lock of its own */
 };

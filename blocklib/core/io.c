@@ -141,7 +141,8 @@ static int read_mapping(struct node *n, const struct mapping *m,
 
     switch (m->kind) {
     case MAP_DATA:
-        r = node_event_in_request(m->file, EVENT_READ_AIO, flags);
+        r = node_event_in_request(node_child(n, CHILD_FILE), EVENT_READ_AIO,
+                                  flags);
         return r < 0 ? r
                      : node_preadv(m->file, m->host, m->length, iov, cnt,
                                    flags);
@@ -234,7 +235,8 @@ static int write_mapped(struct node *n, uint64_t offset, uint64_t bytes,
             v = part;
         }
         if (m.kind == MAP_DATA) {
-            r = node_event_in_request(m.file, EVENT_WRITE_AIO, flags);
+            r = node_event_in_request(node_child(n, CHILD_FILE),
+                                      EVENT_WRITE_AIO, flags);
             if (r == 0) {
                 r = node_pwritev(m.file, m.host, m.length, v, parts, flags);
             }

@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "core/blocker.h"
 #include "core/graph_priv.h"
@@ -26,14 +27,15 @@
 #define CHAIN_MAX 200
 
 static const struct driver *const drivers[] = {
-    &driver_blkdebug, &driver_cbw,   &driver_file, &driver_mem,
-    &driver_null_co,  &driver_qcow2, &driver_raw,  &driver_snapshot_access,
+    &driver_blkdebug, &driver_logwrites, &driver_cbw, &driver_file, &driver_mem,
+    &driver_nbd,      &driver_null_co, &driver_qcow2, &driver_raw,
+    &driver_snapshot_access,
     &driver_throttle,
 };
 
 static const char *const driver_names[] = {
-    "blkdebug", "copy-before-write", "file",     "mem", "null-co", "qcow2",
-    "raw",      "snapshot-access",   "throttle", NULL,
+    "blkdebug", "blklogwrites", "copy-before-write", "file", "mem", "nbd",
+    "null-co", "qcow2", "raw", "snapshot-access", "throttle", NULL,
 };
 
 const struct driver *driver_find(const char *name)
@@ -98,6 +100,30 @@ static int open_or_find(const struct context *ctx, const json_t *value,
                      "option '%s' must be an object or a node name", key);
 }
 
+/* Attach what was opened for @n, whose reference goes. */
+static int attach_opened(struct node *n, unsigned index, struct node *child,
+                         const char *key, bool grow, struct error **errp)
+{
+    unsigned perm = PERM_READ;
+
+    if (n->drv->is_filter && index == CHILD_FILE && child->flags.read_only) {
+        n->flags.read_only = true; /* it can be no more than what it filters */
+    }
+    if (!n->flags.read_only) {
+        perm |= PERM_WRITE | (grow ? PERM_RESIZE : 0);
+    }
+    int r = node_attach(n, index, child, key, perm, PERM_READ, errp);
+    if (r == 0) {
+        n->child[index]->may_grow = grow;
+        n->child[index]->inherits = !child->monitor_owned;
+        if (grow && !n->flags.read_only) {
+            node_set_growable(child, true);
+        }
+    }
+    node_unref(child); /* the edge holds its own */
+    return r;
+}
+
 int node_open_child(struct node *n, struct opts *opts, const char *key,
                     unsigned index, bool grow, struct error **errp)
 {
@@ -117,26 +143,27 @@ int node_open_child(struct node *n, struct opts *opts, const char *key,
             return r;
         }
     }
-    unsigned perm = PERM_READ;
-    if (n->drv->is_filter && index == CHILD_FILE && child->flags.read_only) {
-        n->flags.read_only = true; /* it can be no more than what it filters */
-    }
-    if (!n->flags.read_only) {
-        perm |= PERM_WRITE | (grow ? PERM_RESIZE : 0);
-    }
-    r = node_attach(n, index, child, key, perm, PERM_READ, errp);
-    if (r == 0) {
-        n->child[index]->may_grow = grow;
-        n->child[index]->inherits = !child->monitor_owned;
-        if (grow && !n->flags.read_only) {
-            node_set_growable(child, true);
-        }
-    }
-    node_unref(child); /* the edge holds its own */
-    return r;
+    return attach_opened(n, index, child, key, grow, errp);
 }
 
-/* --- The backing file that the image names --- */
+/* --- Files that the image names --- */
+
+/* @named without "file:"; -EPERM where it is no name of a file. */
+static int strip_protocol(const char *image, const char *what,
+                          const char *option, const char **named,
+                          struct error **errp)
+{
+    if (strncmp(*named, "file:", 5) == 0) {
+        *named += 5;
+    } else if (strncmp(*named, "json:", 5) == 0 || strstr(*named, "://")) {
+        return error_set(errp, EPERM,
+                         "image '%s' names the %s '%s': only files are opened "
+                         "because an image names them (give it as the option "
+                         "'%s')",
+                         image, what, *named, option);
+    }
+    return 0;
+}
 
 static int describe_backing(struct node *n, json_t **options,
                             struct error **errp)
@@ -144,24 +171,21 @@ static int describe_backing(struct node *n, json_t **options,
     const char *image = node_filename(n);
     const char *named = n->image_backing;
     const char *fmt = n->image_backing_fmt;
+    int r = strip_protocol(image, "backing file", "backing", &named, errp);
 
-    if (strncmp(named, "file:", 5) == 0) {
-        named += 5;
-    } else if (strncmp(named, "json:", 5) == 0 || strstr(named, "://")) {
-        return error_set(errp, EPERM,
-                         "image '%s' names the backing file '%s': only files "
-                         "are opened because an image names them (give it "
-                         "as the option 'backing')",
-                         image, named);
-    }
-    int r = policy_check(n->graph, image, named, errp);
     if (r < 0) {
         return r;
     }
     CLEANUP_FREE char *path = path_beside(image, named);
-    *options = path ? json_pack("{s:{s:s,s:s}}", "file", "driver", "file",
-                                "filename", path)
-                    : NULL;
+    if (!path) {
+        return error_set(errp, ENOMEM, "no memory for the path '%s'", named);
+    }
+    r = policy_check(n->graph, image, path, errp);
+    if (r < 0) {
+        return r;
+    }
+    *options = json_pack("{s:{s:s,s:s}}", "file", "driver", "file", "filename",
+                         path);
     if (*options && fmt &&
         json_object_set_new(*options, "driver", json_string(fmt)) < 0) {
         json_decref(*options);
@@ -173,6 +197,76 @@ static int describe_backing(struct node *n, json_t **options,
                          image);
     }
     return 0;
+}
+
+/*
+ * QEMU takes a data file's relative name from the directory where it runs,
+ * which is not where an image is that was made elsewhere.  So both are looked
+ * at; two files are one too many.
+ */
+static int find_data_file(const char *image, const char *named, char **pathp,
+                          struct error **errp)
+{
+    CLEANUP_FREE char *beside = path_beside(image, named);
+    CLEANUP_FREE char *here = strdup(named);
+    struct stat a;
+    struct stat b;
+
+    if (!beside || !here) {
+        return error_set(errp, ENOMEM, "no memory for the path '%s'", named);
+    }
+    bool at_image = stat(beside, &a) == 0;
+    bool at_us = stat(here, &b) == 0;
+    if (at_image && at_us && (a.st_dev != b.st_dev || a.st_ino != b.st_ino)) {
+        return error_set(errp, EINVAL,
+                         "image '%s' names the data file '%s', which is both "
+                         "in its directory and in this one: give the right "
+                         "one as the option 'data-file'",
+                         image, named);
+    }
+    char **found = at_image ? &beside : &here;
+    *pathp = *found;
+    *found = NULL;
+    return 0;
+}
+
+int node_open_data(struct node *n, struct opts *opts, const char *named,
+                   struct error **errp)
+{
+    struct context ctx = { n->graph, n->flags, n->open_depth + 1 };
+    const char *image = node_filename(node_child(n, CHILD_FILE));
+    CLEANUP_FREE char *path = NULL;
+    CLEANUP_JSON json_t *options = NULL;
+    struct node *child;
+    int r;
+
+    if (n->graph->without_data) {
+        json_decref(opts_take(opts, "data-file"));
+        return 0;
+    }
+    if (opts_has(opts, "data-file")) {
+        return node_open_child(n, opts, "data-file", CHILD_DATA, true, errp);
+    }
+    if (!named) {
+        return error_set(errp, EINVAL,
+                         "'data-file' is required for this image");
+    }
+    if ((r = strip_protocol(image, "data file", "data-file", &named, errp)) <
+            0 ||
+        (r = find_data_file(image, named, &path, errp)) < 0 ||
+        (r = policy_check(n->graph, image, path, errp)) < 0) {
+        return r;
+    }
+    options = json_pack("{s:s,s:s}", "driver", "file", "filename", path);
+    if (!options) {
+        return error_set(errp, EINVAL,
+                         "image '%s' names a data file that is not UTF-8",
+                         image);
+    }
+    r = open_node(&ctx, options, &child, errp);
+    return r < 0 ? r
+                 : attach_opened(n, CHILD_DATA, child, "data-file", true,
+                                 errp);
 }
 
 static int attach_backing(struct node *n, struct node *backing,
@@ -240,11 +334,10 @@ int node_take_flags(struct opts *o, struct node_flags *f, struct error **errp)
     static const char *const detect_words[] = { "off", "on", "unmap", NULL };
     unsigned discard = f->unmap ? 2 : 0;
     unsigned detect = DETECT_OFF;
-    bool auto_read_only = false;
     int r;
 
     if ((r = opts_bool(o, "read-only", &f->read_only, errp)) < 0 ||
-        (r = opts_bool(o, "auto-read-only", &auto_read_only, errp)) < 0 ||
+        (r = opts_bool(o, "auto-read-only", &f->auto_read_only, errp)) < 0 ||
         (r = opts_bool(o, "force-share", &f->force_share, errp)) < 0 ||
         (r = opts_bool(o, "cache.direct", &f->direct, errp)) < 0 ||
         (r = opts_bool(o, "cache.no-flush", &f->no_flush, errp)) < 0 ||
@@ -301,13 +394,29 @@ static int probe(const struct context *ctx, struct opts *opts,
 
 /* --- One node --- */
 
+/* That of a node whose file child has no other than the options @file. */
+static char *json_filename_above(const struct node *n, const char *file)
+{
+    char *name;
+
+    return asprintf(&name, "json:{\"driver\":\"%s\",\"file\":%s}",
+                    n->drv->name, file) < 0
+               ? NULL
+               : name;
+}
+
 static int set_filename(struct node *n, const char *filename,
                         const json_t *options)
 {
     struct node *file = node_child(n, CHILD_FILE);
 
+    if (n->filename) {
+        return 0; /* the driver knows better */
+    }
     if (filename) {
         n->filename = strdup(filename);
+    } else if (file && strncmp(node_filename(file), "json:", 5) == 0) {
+        n->filename = json_filename_above(n, node_filename(file) + 5);
     } else if (file) {
         n->filename = strdup(node_filename(file));
     } else {

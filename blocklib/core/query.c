@@ -3,21 +3,29 @@
 
 #include "core/graph_priv.h"
 #include "nbdelta/bitmap.h"
+#include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 
 static json_t *image_info(struct node *n);
 
-/* What the file below takes on its disk is what the image takes. */
+/* What the files below take on their disks is what the image takes. */
 static void add_actual_size(struct node *n, json_t *info)
 {
-    struct node *file = node_child(n, CHILD_FILE);
+    static const unsigned below[] = {CHILD_FILE, CHILD_DATA};
+    bool own = json_object_get(info, "actual-size");
+    json_int_t sum = 0;
+    bool any = false;
 
-    if (file && !json_object_get(info, "actual-size")) {
-        CLEANUP_JSON json_t *below = image_info(file);
-        json_t *size = json_object_get(below, "actual-size");
-        if (size) {
-            (void)json_object_set(info, "actual-size", size);
-        }
+    for (size_t i = 0; i < ARRAY_SIZE(below) && !own; i++) {
+        struct node *child = node_child(n, below[i]);
+        CLEANUP_JSON json_t *of = child ? image_info(child) : NULL;
+        json_t *size = json_object_get(of, "actual-size");
+
+        any |= size != NULL;
+        sum += json_integer_value(size);
+    }
+    if (any) {
+        (void)json_object_set_new(info, "actual-size", json_integer(sum));
     }
 }
 

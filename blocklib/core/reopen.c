@@ -2,12 +2,12 @@
 /*
  * A step is one node.  Permissions come before what needs them:
  *
- *   becomes writable    file child (its own step)
- *                       edge to it gets PERM_WRITE
+ *   becomes writable    file and data child (their own steps)
+ *                       edges to them get PERM_WRITE
  *                       driver's reopen, which may write
  *   becomes read-only   driver's reopen, which writes back
- *                       edge loses PERM_WRITE
- *                       file child (its own step)
+ *                       edges lose PERM_WRITE
+ *                       file and data child (their own steps)
  */
 #include "core/reopen.h"
 
@@ -15,17 +15,25 @@
 #include <stdlib.h>
 
 #include "core/graph_priv.h"
+#include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
+
+struct edge_before {
+    unsigned perm;
+    bool grown; /* the child has become growable */
+};
 
 struct step {
     struct list link;
     struct node *node;
     struct node_flags from;
     struct node_flags to;
-    unsigned edge_perm; /* of the file child's edge, before */
-    struct node *grown; /* the child has become growable */
+    struct edge_before before[CHILD_MAX];
     bool done;
 };
+
+/* Children that are written to as their parent is. */
+static const unsigned written[] = {CHILD_FILE, CHILD_DATA};
 
 #define WRITING (PERM_WRITE | PERM_RESIZE)
 
@@ -49,24 +57,29 @@ int reopen_add_one(struct reopen *set, struct node *n,
     return 0;
 }
 
+/* The children that inherit. */
+static int add_below(struct reopen *set, struct node *n,
+                     const struct node_flags *to, struct error **errp)
+{
+    int r = 0;
+
+    for (size_t i = 0; i < ARRAY_SIZE(written) && r == 0; i++) {
+        const struct edge *e = n->child[written[i]];
+        r = e && e->inherits ? reopen_add(set, e->child, to, errp) : 0;
+    }
+    return r;
+}
+
 int reopen_add(struct reopen *set, struct node *n, const struct node_flags *to,
                struct error **errp)
 {
-    struct node *file = node_child(n, CHILD_FILE);
-    bool follows = file && n->child[CHILD_FILE]->inherits;
     bool below_first = n->flags.read_only && !to->read_only;
-    int r = 0;
+    int r = below_first ? add_below(set, n, to, errp) : 0;
 
-    if (follows && below_first) {
-        r = reopen_add(set, file, to, errp);
-    }
     if (r == 0) {
         r = reopen_add_one(set, n, to, errp);
     }
-    if (r == 0 && follows && !below_first) {
-        r = reopen_add(set, file, to, errp);
-    }
-    return r;
+    return r == 0 && !below_first ? add_below(set, n, to, errp) : r;
 }
 
 /* --- One step --- */
@@ -85,9 +98,9 @@ static int check_users(const struct node *n, struct error **errp)
 }
 
 /* What passes its permissions on has those that it shall have. */
-static void set_perm(struct node *n, unsigned perm)
+static void set_perm(struct node *n, unsigned index, unsigned perm)
 {
-    struct edge *e = n->child[CHILD_FILE];
+    struct edge *e = n->child[index];
 
     if (!node_passes_perms(n)) {
         e->perm = perm;
@@ -95,9 +108,9 @@ static void set_perm(struct node *n, unsigned perm)
     }
 }
 
-static int get_write_perm(struct step *s, struct error **errp)
+static int get_write_perm(struct step *s, unsigned index, struct error **errp)
 {
-    struct edge *e = s->node->child[CHILD_FILE];
+    struct edge *e = s->node->child[index];
 
     if (!e) {
         return 0;
@@ -108,22 +121,25 @@ static int get_write_perm(struct step *s, struct error **errp)
     if (r < 0) {
         return r;
     }
-    set_perm(s->node, perm);
+    set_perm(s->node, index, perm);
     if (e->may_grow && !e->child->growable) {
         node_set_growable(e->child, true);
-        s->grown = e->child;
+        s->before[index].grown = true;
     }
     return 0;
 }
 
-static void put_edge_back(struct step *s)
+static void put_edges_back(struct step *s)
 {
-    struct edge *e = s->node->child[CHILD_FILE];
+    for (size_t i = 0; i < ARRAY_SIZE(written); i++) {
+        struct edge *e = s->node->child[written[i]];
+        const struct edge_before *b = &s->before[written[i]];
 
-    if (e) {
-        set_perm(s->node, s->edge_perm);
-        if (s->grown) {
-            node_set_growable(s->grown, false);
+        if (e) {
+            set_perm(s->node, written[i], b->perm);
+            if (b->grown) {
+                node_set_growable(e->child, false);
+            }
         }
     }
 }
@@ -131,13 +147,17 @@ static void put_edge_back(struct step *s)
 static int do_step(struct step *s, struct error **errp)
 {
     struct node *n = s->node;
-    struct edge *e = n->child[CHILD_FILE];
     int r = 0;
 
     s->from = n->flags;
-    s->edge_perm = e ? e->perm : 0;
+    for (size_t i = 0; i < ARRAY_SIZE(written); i++) {
+        const struct edge *e = n->child[written[i]];
+        s->before[written[i]].perm = e ? e->perm : 0;
+    }
     if (n->flags.read_only && !s->to.read_only) {
-        r = get_write_perm(s, errp);
+        for (size_t i = 0; i < ARRAY_SIZE(written) && r == 0; i++) {
+            r = get_write_perm(s, written[i], errp);
+        }
     } else if (s->to.read_only && !n->flags.read_only) {
         r = check_users(n, errp);
     }
@@ -145,11 +165,14 @@ static int do_step(struct step *s, struct error **errp)
         r = n->drv->reopen(n, &s->to, errp);
     }
     if (r < 0) {
-        put_edge_back(s);
+        put_edges_back(s);
         return r;
     }
-    if (e && s->to.read_only) {
-        set_perm(n, e->perm & ~(unsigned)WRITING);
+    for (size_t i = 0; i < ARRAY_SIZE(written) && s->to.read_only; i++) {
+        const struct edge *e = n->child[written[i]];
+        if (e) {
+            set_perm(n, written[i], e->perm & ~(unsigned)WRITING);
+        }
     }
     n->flags = s->to;
     s->done = true;
@@ -163,7 +186,7 @@ static void undo_step(struct step *s)
     }
     if (s->done) {
         s->node->flags = s->from;
-        put_edge_back(s);
+        put_edges_back(s);
     }
 }
 

@@ -12,7 +12,7 @@
 static int check_types(const json_t *o, const char *path, struct error **errp)
 {
     static const char *const strings[] = {"driver", "node-name", "filename"};
-    static const char *const children[] = {"file", "backing"};
+    static const char *const children[] = {"file", "backing", "data-file"};
     const json_t *driver = json_object_get(o, "driver");
     char below[200];
 

@@ -190,6 +190,7 @@ static bool is_common(const struct node *n, const char *key)
         "detect-zeroes", "node-name",      NULL,
     };
     return is_listed(keys, key) || strcmp(key, file_key(n)) == 0 ||
+           (n->child[CHILD_DATA] && strcmp(key, "data-file") == 0) ||
            (n->drv->has_backing && strcmp(key, "backing") == 0);
 }
 
@@ -285,8 +286,14 @@ static int take_options(struct node *n, const json_t *options,
 static int remember(struct work *w, struct node *n, const json_t *options,
                     struct error **errp)
 {
+    list_for_each (at, &w->fresh) {
+        if (list_entry(at, struct fresh, link)->n == n) {
+            return error_set(errp, EINVAL,
+                             "Node '%s' is to be reopened more than once",
+                             n->name);
+        }
+    }
     struct fresh *f = calloc(1, sizeof(*f));
-
     if (!f) {
         return no_memory(errp);
     }
@@ -331,6 +338,35 @@ static int read_file(struct work *w, struct node *n, const json_t *options,
     return read_child(w, n, CHILD_FILE, key, value, keep, flags, errp);
 }
 
+/* It stays the one that it is; its own options may change.  If it was opened
+ * because the image names it, it has none that a user could repeat. */
+static int read_data(struct work *w, struct node *n, const json_t *options,
+                     bool keep, const struct node_flags *flags,
+                     struct error **errp)
+{
+    const json_t *value = json_object_get(options, "data-file");
+    const char *name = json_string_value(value);
+    const struct node *child = node_child(n, CHILD_DATA);
+
+    if (!child) {
+        return 0;
+    }
+    if (name && strcmp(name, child->name) != 0) {
+        return cannot_change("", "data-file", errp);
+    }
+    keep |= !json_object_get(n->options, "data-file");
+    return read_child(w, n, CHILD_DATA, "data-file", value, keep, flags, errp);
+}
+
+static int read_written(struct work *w, struct node *n, const json_t *options,
+                        bool keep, const struct node_flags *flags,
+                        struct error **errp)
+{
+    int r = read_file(w, n, options, keep, flags, errp);
+
+    return r < 0 ? r : read_data(w, n, options, keep, flags, errp);
+}
+
 static int read_complete(struct work *w, struct node *n, const json_t *options,
                          const struct source *src, struct error **errp)
 {
@@ -344,7 +380,7 @@ static int read_complete(struct work *w, struct node *n, const json_t *options,
     }
     bool child_first = n->flags.read_only && !flags.read_only;
     if (child_first) {
-        r = read_file(w, n, options, src->keep, &flags, errp);
+        r = read_written(w, n, options, src->keep, &flags, errp);
     }
     if (r == 0) {
         r = reopen_add_one(&w->flags, n, &flags, errp);
@@ -353,7 +389,7 @@ static int read_complete(struct work *w, struct node *n, const json_t *options,
         r = take_options(n, options, errp);
     }
     if (r == 0 && !child_first) {
-        r = read_file(w, n, options, src->keep, &flags, errp);
+        r = read_written(w, n, options, src->keep, &flags, errp);
     }
     return r < 0 ? r : read_backing(w, n, options, src->keep, &flags, errp);
 }
@@ -374,6 +410,7 @@ static int read_node(struct work *w, struct node *n, const struct source *src,
     if (src->keep) { /* the children as they are now, not as they were */
         (void)json_object_del(options, file_key(n));
         (void)json_object_del(options, "backing");
+        (void)json_object_del(options, "data-file");
     }
     graph_drain(w->graph, n);
     return read_complete(w, n, options, src, errp);
@@ -443,6 +480,15 @@ static int attach(struct change *c, struct error **errp)
     return r;
 }
 
+/* A smaller child cuts off what is above, where jobs may be at work. */
+static int check_size(const struct change *c, struct error **errp)
+{
+    return c->index == CHILD_FILE && c->to && c->old &&
+                   node_size(c->to) < node_size(c->old->child)
+               ? node_check_shrink(c->n, errp)
+               : 0;
+}
+
 /* With the flags as they shall be. */
 static int check_new_edge(struct change *c, struct error **errp)
 {
@@ -483,6 +529,7 @@ static int do_changes(struct work *w, struct error **errp)
     }
     list_for_each (at, &w->changes) {
         r = r < 0 ? r : check_new_edge(change_of(at), errp);
+        r = r < 0 ? r : check_size(change_of(at), errp);
     }
     return r;
 }
@@ -511,6 +558,7 @@ static void free_work(struct work *w, bool stay)
         struct change *c = change_of(at);
         list_remove(at);
         node_refresh_limits(c->n);
+        node_follow_size(c->n);
         node_refresh_above(c->n);
         edge_free(c->old);
         if (c->to) {

@@ -164,46 +164,33 @@ static int raw_resize(struct node *n, uint64_t size, struct error **errp)
     return node_resize(node_child(n, CHILD_FILE), s->offset + size, errp);
 }
 
-static const char *const raw_create_options[] = {"size", "preallocation", NULL};
-
-static int fill(int fd, uint64_t size)
+static uint64_t raw_size_over(const struct node *n, uint64_t below)
 {
-    static const char zeroes[64 * KiB];
-    int r = 0;
+    const struct raw *s = n->state;
+    uint64_t all = below > s->offset ? below - s->offset : 0;
 
-    for (uint64_t at = 0; at < size && r == 0; at += sizeof(zeroes)) {
-        r = file_create_write(fd, zeroes, min_u64(sizeof(zeroes), size - at),
-                              at);
-    }
-    return r;
+    return s->fixed ? min_u64(n->size, all) : all;
 }
+
+static const char *const raw_create_options[] = {"size", "preallocation", NULL};
 
 static int raw_create(const char *filename, struct opts *opts,
                       struct error **errp)
 {
     static const char *const words[] = {"off", "falloc", "full", NULL};
+    static const enum file_room room[] = {ROOM_NONE, ROOM_RESERVED,
+                                          ROOM_WRITTEN};
     unsigned preallocation = 0;
     uint64_t size = 0;
-    bool existed;
-    int fd;
     int r;
 
     if ((r = opts_uint(opts, "size", BLK_SIZE_MAX, &size, errp)) < 0 ||
         (r = opts_enum(opts, "preallocation", words, &preallocation, errp)) <
             0 ||
-        (r = opts_end(opts, "raw image creation", errp)) < 0 ||
-        (r = file_create_begin(filename, &fd, &existed, errp)) < 0) {
+        (r = opts_end(opts, "raw image creation", errp)) < 0) {
         return r;
     }
-    r = file_create_extend(fd, size, preallocation == 1);
-    if (r == 0 && preallocation == 2) {
-        r = fill(fd, size);
-    }
-    if (r < 0) {
-        r = error_set(errp, -r, "cannot make '%s' %" PRIu64 " bytes long: %s",
-                      filename, size, strerror(-r));
-    }
-    return file_create_finish(filename, fd, existed, r, errp);
+    return file_create_plain(filename, size, room[preallocation], errp);
 }
 
 const struct driver driver_raw = {
@@ -213,6 +200,7 @@ const struct driver driver_raw = {
     .open = raw_open,
     .close = raw_close,
     .limits = raw_limits,
+    .size_over = raw_size_over,
     .resize = raw_resize,
     .create = raw_create,
     .create_options = raw_create_options,

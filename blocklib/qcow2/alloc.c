@@ -12,6 +12,12 @@
  *   3. A refcount block describes itself: the entry for its own cluster is
  *      in it, or in a block that is older.
  *
+ * An external data file has its own.  There, nothing is allocated, counted
+ * or freed: the place of a guest cluster is its own.
+ *
+ *   4. What an L2 entry on disk leads to was flushed in the data file before.
+ *   5. A raw data file reads as the guest sees the disk (zero.c, resize.c).
+ *
  * How 1 and 2 are kept: allocating raises the refcount in memory, and flush.c
  * writes refcounts, with a barrier, before the tables that refer.  Freeing
  * goes through limbo:
@@ -412,6 +418,9 @@ int qcow2_free_entry(struct qcow2 *s, uint64_t entry)
     uint64_t host = entry & QCOW2_OFFSET_MASK;
     uint64_t bytes;
 
+    if (s->external) {
+        return 0;
+    }
     switch (qcow2_entry_kind(s, entry)) {
     case QCOW2_KIND_UNALLOCATED:
     case QCOW2_KIND_ZERO_PLAIN:

@@ -188,7 +188,8 @@ int qcow2_change_backing(struct node *n, const char *name, const char *fmt,
         return error_set(errp, ENOMEM, "no memory for the image's header");
     }
     c.head = head;
-    int r = name && (strlen(name) > QCOW2_MAX_BACKING_NAME ||
+    /* A raw data file has all that there is to be seen. */
+    int r = name && (s->raw || strlen(name) > QCOW2_MAX_BACKING_NAME ||
                      (fmt && strlen(fmt) > FMT_MAX))
                 ? -EINVAL
                 : qcow2_flush(n); /* the header's fields, too */

@@ -2,10 +2,12 @@
 /*
  * Making an image:
  *
- *   header | refcount table | refcount blocks | L1 table (all zero)
+ *   header | refcount table | refcount blocks | L1 table | L2 tables
  *
- * one after the other, every cluster counted once.  What the caller asks to
- * be preallocated is then written through the driver itself.
+ * one after the other, every cluster counted once.  L2 tables are there only
+ * for a data file that is preallocated, or raw: then each cluster has its
+ * place in it already, and the tables never change again.  Without a data
+ * file, what shall be preallocated is written through the driver itself.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -36,19 +38,23 @@ struct plan {
     bool exact; /* the size is not to be rounded */
     const char *backing;
     const char *backing_fmt;
+    const char *data_file;
+    bool data_raw;
+    bool data_exists; /* and is not touched; then the image must not exist */
 
     /* Worked out: clusters, in the order in which they lie. */
     uint64_t l1_entries;
     uint64_t reftable;
     uint64_t refblocks;
     uint64_t l1;
+    uint64_t l2; /* all that the disk needs, or 0 */
 };
 
 const char *const qcow2_create_options[] = {
     "size",          "backing_file",  "backing_fmt",
     "compat",        "cluster_size",  "refcount_bits",
     "lazy_refcounts", "compression_type", "preallocation",
-    NULL,
+    "data_file",     "data_file_raw", NULL,
 };
 
 static const struct {
@@ -88,12 +94,18 @@ static int take_options(struct opts *o, struct plan *p, struct error **errp)
             0 ||
         (r = opts_str(o, "backing_file", &p->backing, errp)) < 0 ||
         (r = opts_str(o, "backing_fmt", &p->backing_fmt, errp)) < 0 ||
+        (r = opts_str(o, "data_file", &p->data_file, errp)) < 0 ||
+        (r = opts_bool(o, "data_file_raw", &p->data_raw, errp)) < 0 ||
+        (r = opts_bool(o, "data_file_exists", &p->data_exists, errp)) < 0 ||
         (r = opts_end(o, "qcow2 image creation", errp)) < 0) {
         return r;
     }
     p->version = version % 2 ? 3 : 2;
     if (p->backing && p->backing[0] == '\0') {
         p->backing = NULL;
+    }
+    if (p->data_file && p->data_file[0] == '\0') {
+        p->data_file = NULL;
     }
     if (!is_pow2(bits) || bits > 64) {
         return error_set(errp, EINVAL, "Refcount width must be a power of two "
@@ -143,6 +155,27 @@ static int check_backing(const struct plan *p, struct error **errp)
                : 0;
 }
 
+static int check_data_file(struct plan *p, struct error **errp)
+{
+    if (p->data_raw && !p->data_file) {
+        return error_set(errp, EINVAL, "data-file-raw requires data-file");
+    }
+    if (p->data_raw && p->backing) {
+        return error_set(errp, EINVAL, "Backing file and data-file-raw cannot "
+                                       "be used at the same time");
+    }
+    if (p->data_file && p->version < 3) {
+        return error_set(errp, EINVAL,
+                         "External data files are only supported with "
+                         "compatibility level 1.1 and above (use version=v3 "
+                         "or greater)");
+    }
+    if (p->data_raw && p->preallocation == PRE_OFF) {
+        p->preallocation = PRE_METADATA; /* it is as the tables say */
+    }
+    return 0;
+}
+
 static int check_options(struct plan *p, struct error **errp)
 {
     if (p->exact && !is_aligned(p->size, 512)) {
@@ -160,7 +193,10 @@ static int check_options(struct plan *p, struct error **errp)
     if (r < 0) {
         return r;
     }
-    r = check_backing(p, errp);
+    r = check_data_file(p, errp);
+    if (r == 0) {
+        r = check_backing(p, errp);
+    }
     if (r < 0) {
         return r;
     }
@@ -170,6 +206,9 @@ static int check_options(struct plan *p, struct error **errp)
         return error_set(errp, EFBIG,
                          "The image size is too large for this cluster size "
                          "(try using a larger cluster size)");
+    }
+    if (p->data_file && p->preallocation != PRE_OFF) {
+        p->l2 = p->l1_entries;
     }
     p->l1_entries = max_u64(p->l1_entries, 1);
     return 0;
@@ -185,7 +224,7 @@ static void lay_out(struct plan *p)
     p->refblocks = 1;
     do {
         old = p->reftable + p->refblocks;
-        uint64_t all = 1 + p->reftable + p->refblocks + p->l1;
+        uint64_t all = 1 + p->reftable + p->refblocks + p->l1 + p->l2;
         p->refblocks = div_up(all, per_block);
         p->reftable = div_up(p->refblocks * 8, p->cluster_size);
     } while (p->reftable + p->refblocks != old);
@@ -235,13 +274,15 @@ static int fill_header(const struct plan *p, unsigned char *h,
     size_t name = p->backing ? strlen(p->backing) : 0;
     size_t fmt = p->backing && p->backing_fmt ? strlen(p->backing_fmt) : 0;
     size_t features = 8 + ARRAY_SIZE(feature_names) * FEATURE_ENTRY;
-    size_t fixed = length + (fmt ? 8 + align_up(fmt, 8) : 0) + 8 + name;
+    size_t data = p->data_file ? strlen(p->data_file) : 0;
+    size_t fixed = length + (fmt ? 8 + align_up(fmt, 8) : 0) +
+                   (data ? 8 + align_up(data, 8) : 0) + 8 + name;
     unsigned char *at = h + length;
 
     if (fixed > p->cluster_size) {
-        return error_set(errp, EINVAL, "Backing file name too long for the "
-                                       "header of %" PRIu64 " bytes",
-                         p->cluster_size);
+        return error_set(errp, EINVAL, "%s file name too long for the header "
+                                       "of %" PRIu64 " bytes",
+                         data > name ? "Data" : "Backing", p->cluster_size);
     }
     store_be32(h, QCOW2_MAGIC);
     store_be32(h + 4, p->version);
@@ -253,14 +294,20 @@ static int fill_header(const struct plan *p, unsigned char *h,
     store_be32(h + 56, (uint32_t)p->reftable);
     if (p->version >= 3) {
         store_be64(h + QCOW2_HDR_INCOMPAT,
-                   p->compression ? QCOW2_INCOMPAT_COMPRESSION : 0);
+                   (p->compression ? QCOW2_INCOMPAT_COMPRESSION : 0) |
+                       (data ? QCOW2_INCOMPAT_DATA_FILE : 0));
         store_be64(h + 80, p->lazy ? QCOW2_COMPAT_LAZY : 0);
+        store_be64(h + QCOW2_HDR_AUTOCLEAR,
+                   p->data_raw ? QCOW2_AUTOCLEAR_RAW : 0);
         store_be32(h + 96, p->refcount_order);
         store_be32(h + 100, HEADER_LENGTH);
         h[104] = (unsigned char)p->compression;
     }
     if (fmt) {
         at = put_extension(at, QCOW2_EXT_BACKING_FMT, p->backing_fmt, fmt);
+    }
+    if (data) {
+        at = put_extension(at, QCOW2_EXT_DATA_FILE, p->data_file, data);
     }
     if (p->version >= 3 && fixed + features <= p->cluster_size) {
         at = put_features(at);
@@ -274,7 +321,7 @@ static int fill_header(const struct plan *p, unsigned char *h,
     return 0;
 }
 
-/* --- The bytes of the whole image --- */
+/* --- The bytes of the whole image, but for L2 tables --- */
 
 struct image {
     unsigned char *bytes; /* malloc()ed */
@@ -285,6 +332,7 @@ static int make_image(const struct plan *p, struct image *im,
                       struct error **errp)
 {
     uint64_t used = 1 + p->reftable + p->refblocks + p->l1;
+    uint64_t l1 = used - p->l1;
     uint64_t per_block = p->cluster_size * 8 >> p->refcount_order;
     unsigned char *bytes = calloc(used, p->cluster_size);
     if (!bytes) {
@@ -300,18 +348,52 @@ static int make_image(const struct plan *p, struct image *im,
     for (uint64_t b = 0; b < p->refblocks; b++) {
         store_be64(reftable + b * 8, (1 + p->reftable + b) * p->cluster_size);
     }
-    for (uint64_t c = 0; c < used; c++) {
+    for (uint64_t c = 0; c < used + p->l2; c++) {
         qcow2_refcount_store(blocks + c / per_block * p->cluster_size,
                              p->refcount_order, c % per_block, 1);
     }
-    /* The L1 table, too: a block device is not all zeroes. */
+    /* An L1 table of zeroes, too: a block device is not all zeroes. */
+    for (uint64_t t = 0; t < p->l2; t++) {
+        store_be64(bytes + l1 * p->cluster_size + t * 8,
+                   (used + t) * p->cluster_size | QCOW2_COPIED);
+    }
     *im = (struct image){ bytes, used * p->cluster_size };
     return 0;
 }
 
-static int cannot_write(int r, struct error **errp)
+/* Write bytes of the image to where it shall be. */
+typedef int put_fn(void *to, const void *bytes, uint64_t len, uint64_t offset);
+
+/* Each cluster at the place in the data file that the guest sees it at. */
+static int put_l2(const struct plan *p, uint64_t start, put_fn *put, void *to)
 {
-    return error_set(errp, -r, "cannot write the new image: %s", strerror(-r));
+    uint64_t entries = p->cluster_size / 8;
+    uint64_t clusters = div_up(p->size, p->cluster_size);
+    CLEANUP_FREE unsigned char *table = malloc(p->cluster_size);
+    int r = table ? 0 : -ENOMEM;
+
+    for (uint64_t t = 0; t < p->l2 && r == 0; t++) {
+        for (uint64_t i = 0; i < entries; i++) {
+            uint64_t c = t * entries + i;
+            store_be64(table + i * 8,
+                       c < clusters ? c << p->cluster_bits | QCOW2_COPIED : 0);
+        }
+        r = put(to, table, p->cluster_size, start + t * p->cluster_size);
+    }
+    return r;
+}
+
+static int put_image(const struct plan *p, const struct image *im, put_fn *put,
+                     void *to, struct error **errp)
+{
+    int r = put(to, im->bytes, im->len, 0);
+
+    if (r == 0) {
+        r = put_l2(p, im->len, put, to);
+    }
+    return r < 0 ? error_set(errp, -r, "cannot write the new image: %s",
+                             strerror(-r))
+                 : 0;
 }
 
 /* --- Preallocation, through the driver itself --- */
@@ -386,42 +468,57 @@ static int finish_node(struct node *n)
     return r < 0 ? r : node_flush(n);
 }
 
-/* In the image on @file, which blockdev-add would take as it is. */
+/* In the image on @file, which blockdev-add would take as it is; the caller
+ * closes *np, when it is not NULL. */
 static int preallocate(struct graph *g, json_t *file, const struct plan *p,
-                       struct error **errp)
+                       struct node **np, struct error **errp)
 {
     CLEANUP_JSON json_t *options = json_pack("{s:s, s:O}", "driver", "qcow2",
                                              "file", file);
-    struct node *n = NULL;
 
+    *np = NULL;
     graph_lock(g);
-    int r = options ? graph_open_locked(g, options, &n, errp)
+    int r = options ? graph_open_locked(g, options, np, errp)
                     : error_set(errp, ENOMEM, "no memory for options");
     graph_unlock(g);
     if (r < 0) {
         return r;
     }
-    r = preallocate_steps(n, p->preallocation);
-    graph_lock(g);
-    graph_drain(g, n);
+    r = preallocate_steps(*np, p->preallocation);
     if (r == 0) {
-        r = finish_node(n);
+        graph_lock(g);
+        graph_drain(g, *np);
+        r = finish_node(*np);
+        graph_unlock(g);
     }
-    if (r < 0) {
-        r = error_set(errp, -r, "cannot preallocate '%s': %s",
-                      node_filename(n), strerror(-r));
-    }
-    node_unref(n);
-    graph_unlock(g);
-    return r;
+    return r < 0 ? error_set(errp, -r, "cannot preallocate '%s': %s",
+                             node_filename(*np), strerror(-r))
+                 : 0;
 }
 
 static bool has_more(const struct plan *p)
 {
-    return p->preallocation != PRE_OFF && p->size > 0;
+    return p->preallocation != PRE_OFF && p->size > 0 && !p->data_file;
 }
 
 /* --- Into a file --- */
+
+static int put_to_file(void *to, const void *bytes, uint64_t len,
+                       uint64_t offset)
+{
+    return file_create_write(*(int *)to, bytes, len, offset);
+}
+
+static int make_data_file(const struct plan *p, struct error **errp)
+{
+    enum file_room room = p->preallocation == PRE_FULL     ? ROOM_WRITTEN
+                          : p->preallocation == PRE_FALLOC ? ROOM_RESERVED
+                                                           : ROOM_NONE;
+
+    return p->data_file && !p->data_exists
+               ? file_create_plain(p->data_file, p->size, room, errp)
+               : 0;
+}
 
 static int preallocate_file(const char *filename, const struct plan *p,
                             struct error **errp)
@@ -429,10 +526,16 @@ static int preallocate_file(const char *filename, const struct plan *p,
     CLEANUP_JSON json_t *file = json_pack("{s:s, s:s}", "driver", "file",
                                           "filename", filename);
     struct graph *g = graph_new();
-    int r = g && file ? preallocate(g, file, p, errp)
+    struct node *n = NULL;
+    int r = g && file ? preallocate(g, file, p, &n, errp)
                       : error_set(errp, ENOMEM, "no memory to preallocate '%s'",
                                   filename);
 
+    if (n) {
+        graph_lock(g);
+        node_unref(n);
+        graph_unlock(g);
+    }
     graph_free(g);
     return r;
 }
@@ -442,13 +545,15 @@ static int write_file(const char *filename, const struct image *im,
 {
     bool existed;
     int fd;
-    int r = file_create_begin(filename, &fd, &existed, errp);
+    int r = file_create_begin(filename, !p->data_exists, &fd, &existed, errp);
 
     if (r < 0) {
         return r;
     }
-    r = file_create_write(fd, im->bytes, im->len, 0);
-    r = r < 0 ? cannot_write(r, errp) : 0;
+    r = put_image(p, im, put_to_file, &fd, errp);
+    if (r == 0) {
+        r = make_data_file(p, errp);
+    }
     r = file_create_finish(filename, fd, existed, r, errp);
     if (r == 0 && has_more(p)) {
         r = preallocate_file(filename, p, errp);
@@ -477,9 +582,17 @@ int qcow2_create(const char *filename, struct opts *opts, struct error **errp)
 
 /* --- Onto a node --- */
 
-static int write_node(struct graph *g, struct node *file,
-                      const struct image *im, struct error **errp)
+static int put_to_node(void *to, const void *bytes, uint64_t len,
+                       uint64_t offset)
 {
+    return blk_pwrite(to, bytes, len, offset, 0);
+}
+
+static int write_node(struct graph *g, struct node *file,
+                      const struct plan *p, const struct image *im,
+                      struct error **errp)
+{
+    uint64_t end = im->len + (p->l2 << p->cluster_bits);
     struct blk *b;
     int r = blk_new(g, file, PERM_WRITE | PERM_RESIZE, PERM_ALL,
                     "an unnamed block device", &b, errp);
@@ -487,22 +600,24 @@ static int write_node(struct graph *g, struct node *file,
     if (r < 0) {
         return r;
     }
-    if (blk_size(b) < im->len) {
-        r = blk_resize(b, im->len, errp);
+    if (blk_size(b) < end) {
+        r = blk_resize(b, end, errp);
     }
     if (r == 0) {
-        r = blk_pwrite(b, im->bytes, im->len, 0, 0);
-        if (r == 0) {
-            r = blk_flush(b);
-        }
-        r = r < 0 ? cannot_write(r, errp) : 0;
+        r = put_image(p, im, put_to_node, b, errp);
+    }
+    if (r == 0) {
+        r = blk_flush(b);
+        r = r < 0 ? error_set(errp, -r, "cannot flush the new image: %s",
+                              strerror(-r))
+                  : 0;
     }
     blk_free(b);
     return r;
 }
 
 int qcow2_format(struct graph *g, struct node *file, struct opts *opts,
-                 struct error **errp)
+                 struct node **opened, struct error **errp)
 {
     CLEANUP_JSON json_t *name = json_string(node_name(file));
     struct plan p = { .exact = true };
@@ -514,8 +629,8 @@ int qcow2_format(struct graph *g, struct node *file, struct opts *opts,
         r = make_image(&p, &im, errp);
     }
     if (r == 0) {
-        r = write_node(g, file, &im, errp);
+        r = write_node(g, file, &p, &im, errp);
     }
     free(im.bytes);
-    return r == 0 && has_more(&p) ? preallocate(g, name, &p, errp) : r;
+    return r == 0 && has_more(&p) ? preallocate(g, name, &p, opened, errp) : r;
 }

@@ -2,6 +2,7 @@
 /*
  * Writing metadata back, in the order that keeps invariant 1 (alloc.c):
  *
+ *   -- flush of the data file, if there is one --  invariant 4
  *   refcount blocks
  *   -- barrier, if the refcount table changed --   a table entry leads to a
  *   refcount table                                 block that is there
@@ -138,13 +139,17 @@ static int write_piece(struct qcow2 *s, const struct piece *p)
 
 static int write_round(struct qcow2 *s, const struct round *w, bool to_disk)
 {
+    int r = s->external && s->data ? node_flush(s->data) : 0;
+
+    if (r < 0) {
+        return r;
+    }
     if (!qcow2_span_empty(&w->reftable.span)) { /* blocks that are new */
         node_event(s->file, w->reftable.moved
                                 ? EVENT_REFBLOCK_ALLOC_WRITE_BLOCKS
                                 : EVENT_REFBLOCK_ALLOC_WRITE);
     }
-    int r = qcow2_cache_write(s->refblocks, w->blocks, w->block_count);
-
+    r = qcow2_cache_write(s->refblocks, w->blocks, w->block_count);
     if (r == 0) {
         r = write_piece(s, &w->reftable);
     }

@@ -28,7 +28,6 @@ static const struct {
     uint64_t bit;
     const char *name;
 } refused[] = {
-    { QCOW2_INCOMPAT_DATA_FILE, "external data file" },
     { QCOW2_INCOMPAT_EXTL2, "extended L2 entries" },
 };
 
@@ -66,6 +65,10 @@ static int parse_extension(uint32_t type, const unsigned char *data,
         x->features = data;
         x->features_len = len;
         return 0;
+    case QCOW2_EXT_DATA_FILE:
+        return len == 0 ? 0
+                        : copy_text(data, len, &h->data_file, "data file name",
+                                    errp);
     case QCOW2_EXT_BITMAPS:
         if (len >= 24) { /* else it is broken, and they are void */
             h->has_bitmaps = true;
@@ -288,9 +291,14 @@ static int parse_all(const unsigned char *head, size_t len,
     }
     uint64_t unknown = h->incompatible &
                        ~(QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT |
-                         QCOW2_INCOMPAT_COMPRESSION);
+                         QCOW2_INCOMPAT_COMPRESSION |
+                         QCOW2_INCOMPAT_DATA_FILE);
     if (unknown) {
         return refuse_features(unknown, &x, errp);
+    }
+    if ((h->autoclear & QCOW2_AUTOCLEAR_RAW) &&
+        !(h->incompatible & QCOW2_INCOMPAT_DATA_FILE)) {
+        return error_set(errp, EINVAL, "data-file-raw requires a data file");
     }
     r = check_sizes(h, errp);
     return r < 0 ? r : parse_backing(head, len, h, errp);
@@ -311,8 +319,10 @@ void qcow2_header_release(struct qcow2_header *h)
 {
     free(h->backing);
     free(h->backing_fmt);
+    free(h->data_file);
     h->backing = NULL;
     h->backing_fmt = NULL;
+    h->data_file = NULL;
 }
 
 /* The cluster size is known only after the first bytes are read. */

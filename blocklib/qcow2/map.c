@@ -38,6 +38,9 @@ enum qcow2_kind qcow2_entry_kind(const struct qcow2 *s, uint64_t entry)
     if (s->version >= 3 && (entry & QCOW2_ZERO)) {
         return host ? QCOW2_KIND_ZERO_ALLOC : QCOW2_KIND_ZERO_PLAIN;
     }
+    if (s->external && (entry & QCOW2_COPIED)) {
+        return QCOW2_KIND_NORMAL; /* the first cluster is at offset 0 */
+    }
     return host ? QCOW2_KIND_NORMAL : QCOW2_KIND_UNALLOCATED;
 }
 
@@ -105,12 +108,19 @@ static int describe(struct qcow2 *s, uint64_t entry, uint64_t offset,
                     unsigned flags, struct mapping *m)
 {
     uint64_t host = entry & QCOW2_OFFSET_MASK;
+    enum qcow2_kind kind = qcow2_entry_kind(s, entry);
 
-    switch (qcow2_entry_kind(s, entry)) {
+    if (((kind == QCOW2_KIND_NORMAL || kind == QCOW2_KIND_ZERO_ALLOC) &&
+         qcow2_host_is_wrong(s, entry, offset)) ||
+        (kind == QCOW2_KIND_COMPRESSED && s->external)) {
+        return qcow2_mark_corrupt(s);
+    }
+    switch (kind) {
     case QCOW2_KIND_UNALLOCATED:
         m->kind = MAP_UNALLOCATED;
         break;
     case QCOW2_KIND_ZERO_ALLOC:
+        m->file = s->data;
         m->host = host + qcow2_in_cluster(s, offset);
         m->host_zero = true;
         m->kind = MAP_ZERO;
@@ -123,11 +133,11 @@ static int describe(struct qcow2 *s, uint64_t entry, uint64_t offset,
         m->compressed = true;
         break;
     case QCOW2_KIND_NORMAL:
-        if (qcow2_in_cluster(s, host) != 0) {
-            return qcow2_mark_corrupt(s);
+        if (!s->data) {
+            return -ENOMEDIUM;
         }
         m->kind = MAP_DATA;
-        m->file = s->file;
+        m->file = s->data;
         m->host = host + qcow2_in_cluster(s, offset);
         break;
     }

@@ -31,6 +31,7 @@ static void state_free(struct qcow2 *s)
     free(s->freed);
     free(s->unpacked);
     free(s->wanted);
+    free(s->data_name);
     range_lock_destroy(&s->range);
     mutex_destroy(&s->flush_lock);
     mutex_destroy(&s->meta);
@@ -117,6 +118,9 @@ int qcow2_check_writable(const struct qcow2_header *h, struct error **errp)
 static int check_l2(const struct qcow2_table *t, void *opaque)
 {
     struct qcow2 *s = opaque;
+    if (s->external) {
+        return 0; /* data are in another file */
+    }
     uint64_t l1_end = s->l1_offset + s->l1_size * UINT64_C(8);
     uint64_t reftable_end = s->reftable_offset + s->reftable_size * UINT64_C(8);
 
@@ -201,7 +205,8 @@ int qcow2_make_caches(struct qcow2 *s, uint64_t l2_bytes,
 int qcow2_clear_autoclear(struct qcow2 *s, const struct qcow2_header *h,
                            struct error **errp)
 {
-    uint64_t known = s->bitmaps_ext.count > 0 ? QCOW2_AUTOCLEAR_BITMAPS : 0;
+    uint64_t known = (s->bitmaps_ext.count > 0 ? QCOW2_AUTOCLEAR_BITMAPS : 0) |
+                     (s->raw ? QCOW2_AUTOCLEAR_RAW : 0);
     unsigned char be[8];
 
     if (h->version < 3 || (h->autoclear & ~known) == 0) {
@@ -237,8 +242,28 @@ static void take_header(struct qcow2 *s, struct qcow2_header *h)
     n->size = h->size;
     n->image_backing = h->backing;
     n->image_backing_fmt = h->backing_fmt;
+    s->data_name = h->data_file;
     h->backing = NULL;
     h->backing_fmt = NULL;
+    h->data_file = NULL;
+}
+
+static int open_data(struct qcow2 *s, const struct qcow2_header *h,
+                     struct opts *opts, struct error **errp)
+{
+    s->external = h->incompatible & QCOW2_INCOMPAT_DATA_FILE;
+    s->raw = h->autoclear & QCOW2_AUTOCLEAR_RAW;
+    if (!s->external) {
+        s->data = s->file;
+        return opts_has(opts, "data-file")
+                   ? error_set(errp, EINVAL,
+                               "'data-file' can only be set for images with "
+                               "an external data file")
+                   : 0;
+    }
+    int r = node_open_data(s->node, opts, h->data_file, errp);
+    s->data = node_child(s->node, CHILD_DATA);
+    return r;
 }
 
 static int open_with_header(struct qcow2 *s, struct qcow2_header *h,
@@ -297,7 +322,8 @@ static int qcow2_open(struct node *n, struct opts *opts, struct error **errp)
     list_init(&s->arm_queue);
     r = qcow2_header_read(s->file, &h, errp);
     if (r == 0) {
-        r = open_with_header(s, &h, l2_bytes, refcount_bytes, errp);
+        r = open_data(s, &h, opts, errp);
+        r = r < 0 ? r : open_with_header(s, &h, l2_bytes, refcount_bytes, errp);
         qcow2_header_release(&h);
     }
     if (r < 0) {
@@ -339,6 +365,13 @@ static void qcow2_limits(struct node *n, struct limits *lim)
 {
     const struct qcow2 *s = n->state;
 
+    if (s->raw && s->data) { /* it does as it is told, without us */
+        lim->zero_align = s->data->limits.zero_align;
+        lim->pref = (uint32_t)s->cluster_size;
+        lim->fast_zero = s->data->limits.fast_zero;
+        lim->zero_unmaps = s->data->limits.zero_unmaps;
+        return;
+    }
     lim->zero_align = (uint32_t)s->cluster_size;
     lim->pref = (uint32_t)s->cluster_size;
     lim->fast_zero = s->version >= 3;
@@ -354,12 +387,13 @@ static void qcow2_describe(struct node *n, json_t *info)
     /* Version 2 has no bits for some of it; the order is qemu-img's. */
     bool v3 = s->version >= 3;
     json_t *data = json_pack(
-        "{s:s, s:s, s:o*, s:o*, s:i, s:o*, s:o*}", "compat",
+        "{s:s, s:s, s:o*, s:o*, s:i, s:s*, s:o*, s:o*, s:o*}", "compat",
         v3 ? "1.1" : "0.10", "compression-type",
         s->compression == QCOW2_ZSTD ? "zstd" : "zlib", "lazy-refcounts",
         v3 ? json_boolean(s->compatible & QCOW2_COMPAT_LAZY) : NULL, "bitmaps",
         list_empty(&s->bitmaps) ? NULL : qcow2_bitmaps_describe(s),
-        "refcount-bits", 1 << s->refcount_order, "corrupt",
+        "refcount-bits", 1 << s->refcount_order, "data-file", s->data_name,
+        "data-file-raw", s->external ? json_boolean(s->raw) : NULL, "corrupt",
         v3 ? json_boolean(atomic_load(&s->corrupt)) : NULL, "extended-l2",
         v3 ? json_false() : NULL);
     (void)json_object_set_new(

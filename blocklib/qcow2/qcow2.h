@@ -12,6 +12,10 @@
  *     +------> refcount table --> refcount blocks            alloc.c
  *                                    (s->refblocks)
  *
+ * With an external data file, the data clusters are in that, each at the
+ * offset that the guest sees it at, and nothing counts them.  If the data file
+ * is raw besides, it reads as the guest sees the disk at any time.
+ *
  * Metadata lives in write-back caches (cache.c).  flush.c writes it in the
  * order that keeps invariant 1 (see there).
  *
@@ -47,11 +51,13 @@
 #define QCOW2_INCOMPAT_EXTL2       (UINT64_C(1) << 4)
 #define QCOW2_COMPAT_LAZY          (UINT64_C(1) << 0)
 #define QCOW2_AUTOCLEAR_BITMAPS    (UINT64_C(1) << 0)
+#define QCOW2_AUTOCLEAR_RAW        (UINT64_C(1) << 1)
 
 #define QCOW2_EXT_END         0
 #define QCOW2_EXT_BACKING_FMT 0xe2792aca
 #define QCOW2_EXT_FEATURES    0x6803f857
 #define QCOW2_EXT_BITMAPS     0x23852875
+#define QCOW2_EXT_DATA_FILE   0x44415441
 #define QCOW2_EXT_FILLER      0x6e626466 /* ours: it says nothing */
 
 enum qcow2_compression { QCOW2_ZLIB = 0, QCOW2_ZSTD = 1 };
@@ -90,6 +96,7 @@ struct qcow2_header {
     struct qcow2_bitmaps_ext bitmaps;
     char *backing;     /* malloc()ed, or NULL */
     char *backing_fmt; /* malloc()ed, or NULL */
+    char *data_file;   /* malloc()ed, or NULL */
 };
 
 /* Entries [from, to) of a table that differ from the disk; empty at first. */
@@ -122,6 +129,11 @@ struct qcow2 {
     /* --- Set at open. --- */
     struct node *node;
     struct node *file;
+    struct node *data; /* where data clusters are: file, or the data file;
+                          NULL: that is not open (graph_without_data) */
+    bool external;     /* there is a data file */
+    bool raw;          /* which is raw */
+    char *data_name;   /* as the image names it, or NULL */
     uint32_t version;
     unsigned cluster_bits;
     uint64_t cluster_size;
@@ -243,6 +255,15 @@ int qcow2_l2_get(struct qcow2 *s, uint64_t offset, bool nowait,
 /* The same to be changed: made if missing, copied if shared. */
 int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
                           struct qcow2_table **tp) REQUIRES(s->meta);
+
+/* Does an entry for guest @offset lead to a place where no cluster can be? */
+static inline bool qcow2_host_is_wrong(const struct qcow2 *s, uint64_t entry,
+                                       uint64_t offset)
+{
+    uint64_t host = entry & QCOW2_OFFSET_MASK;
+    return s->external ? host != align_down(offset, s->cluster_size)
+                       : qcow2_in_cluster(s, host) != 0;
+}
 
 /* Put in an entry of such a table. */
 void qcow2_entry_store(struct qcow2 *s, struct qcow2_table *t, uint64_t index,
@@ -367,7 +388,7 @@ int qcow2_change_backing(struct node *n, const char *name, const char *fmt,
 int qcow2_create(const char *filename, struct opts *opts,
                  struct error **errp);
 int qcow2_format(struct graph *g, struct node *file, struct opts *opts,
-                 struct error **errp);
+                 struct node **opened, struct error **errp);
 extern const char *const qcow2_create_options[];
 
 int qcow2_resize(struct node *n, uint64_t size, struct error **errp);

@@ -166,6 +166,7 @@ void qcow2_file_changed(struct node *n)
     struct qcow2 *s = n->state;
 
     s->file = node_child(n, CHILD_FILE);
+    s->data = s->external ? node_child(n, CHILD_DATA) : s->file;
     s->file_grows_zero = s->file->limits.grows_zero;
     qcow2_cache_set_file(s->l2, s->file);
     qcow2_cache_set_file(s->refblocks, s->file);

@@ -3,6 +3,10 @@
  * Changing the size of the disk, in a drained section.  To grow: a larger L1
  * table if it needs one, on disk before the header names it (flush.c), then
  * the size.  To shrink: zeroes over what goes, then the size.
+ *
+ * An external data file is never shorter than the disk: it grows first, and
+ * shrinks first, too, because it is what may refuse (a block device), and what
+ * is cut off from it reads as zeroes.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -52,7 +56,8 @@ static int clear_end(struct qcow2 *s, uint64_t size)
 {
     struct node *n = s->node;
     uint64_t whole = min_u64(align_up(size, s->cluster_size), n->size);
-    int r = whole > size ? node_zero(n, size, whole - size, 0) : 0;
+    bool partly = whole > size && !s->external;
+    int r = partly ? node_zero(n, size, whole - size, 0) : 0;
 
     if (r == 0 && n->size > whole) {
         r = node_zero(n, whole, n->size - whole, REQ_MAY_UNMAP);
@@ -87,7 +92,15 @@ static int shrink_bitmaps(struct qcow2 *s, uint64_t size)
 /* The L1 table stays as long as it is. */
 static int shrink(struct qcow2 *s, uint64_t size, struct error **errp)
 {
-    int r = atomic_load(&s->corrupt) ? -EIO : clear_end(s, size);
+    int r = 0;
+
+    if (s->external && node_size(s->data) > size) {
+        r = node_resize(s->data, size, errp);
+        if (r < 0) {
+            return r;
+        }
+    }
+    r = atomic_load(&s->corrupt) ? -EIO : clear_end(s, size);
     if (r == 0) {
         r = qcow2_flush(s->node);
     }
@@ -100,6 +113,38 @@ static int shrink(struct qcow2 *s, uint64_t size, struct error **errp)
                  : 0;
 }
 
+/*
+ * A data file that is long enough.  If it was longer than the disk, what it
+ * has there is not the disk's; a raw one, though, shows it, as in QEMU.
+ */
+static int grow_data(struct qcow2 *s, uint64_t size, struct error **errp)
+{
+    uint64_t from = s->node->size;
+    uint64_t have = node_size(s->data);
+    uint64_t to = min_u64(align_up(from, s->cluster_size), have);
+    int r = 0;
+
+    if (!s->raw && from < to) {
+        r = node_zero(s->data, from, to - from, 0);
+    }
+    if (r < 0) {
+        return error_set(errp, -r, "cannot write zeroes at the end of '%s': %s",
+                         node_filename(s->data), strerror(-r));
+    }
+    return have < size ? node_resize(s->data, size, errp) : 0;
+}
+
+static int grow_tables(struct qcow2 *s, uint64_t size, uint64_t needed)
+{
+    struct node *n = s->node;
+    int r = needed > s->l1_size ? grow_l1(s, needed) : 0;
+
+    if (r == 0 && s->raw) { /* none of it leaves anything to the tables */
+        r = qcow2_preallocate(n, n->size, size - n->size);
+    }
+    return r < 0 ? r : qcow2_flush(n);
+}
+
 int qcow2_resize(struct node *n, uint64_t size, struct error **errp)
 {
     struct qcow2 *s = n->state;
@@ -109,6 +154,9 @@ int qcow2_resize(struct node *n, uint64_t size, struct error **errp)
     if (!is_aligned(size, 512)) {
         return error_set(errp, EINVAL,
                          "The new size must be a multiple of 512");
+    }
+    if (!s->data) {
+        return error_set(errp, ENOMEDIUM, "the data file is not open");
     }
     if (size == 0 && s->bitmaps_ext.count > 0) {
         /* Their tables would be empty, and QEMU not open the image. */
@@ -126,14 +174,13 @@ int qcow2_resize(struct node *n, uint64_t size, struct error **errp)
                          "%" PRIu64 " bytes",
                          size, s->cluster_size);
     }
-    if (atomic_load(&s->corrupt)) {
-        r = -EIO;
-    } else if (needed > s->l1_size) {
-        r = grow_l1(s, needed);
+    if (s->external) {
+        r = grow_data(s, size, errp);
+        if (r < 0) {
+            return r;
+        }
     }
-    if (r == 0) {
-        r = qcow2_flush(n);
-    }
+    r = atomic_load(&s->corrupt) ? -EIO : grow_tables(s, size, needed);
     if (r == 0 && s->bitmaps_ext.count > 0) {
         r = qcow2_bitmaps_resize(s, size);
     } else if (r == 0) {

@@ -12,6 +12,8 @@
  *   |...head|######## the request ########|tail...|
  *
  * What a reader sees changes with the L2 entries, after the data is there.
+ * In an external data file a cluster has its place already; all the rest is
+ * the same.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -149,7 +151,9 @@ static int plan(struct qcow2 *s, uint64_t offset, uint64_t bytes,
     p->reserved = is_reserved(s, entry);
     if (p->in_place || p->reserved) {
         p->host = entry & QCOW2_OFFSET_MASK;
-        r = qcow2_in_cluster(s, p->host) ? qcow2_mark_corrupt(s) : 0;
+        r = qcow2_host_is_wrong(s, entry, start) ? qcow2_mark_corrupt(s) : 0;
+    } else if (s->external) {
+        p->host = start;
     } else {
         r = qcow2_alloc(s, p->clusters, &p->host, &p->clusters, &p->fresh);
     }
@@ -192,12 +196,39 @@ static int read_old(struct qcow2 *s, uint64_t offset, uint64_t bytes,
     return node_pread(s->node, buf, inside, offset, 0);
 }
 
+/* Does the data file have nothing there?  Then it reads as zeroes. */
+static bool is_hole(const struct qcow2 *s, uint64_t host, uint64_t bytes)
+{
+    struct node *n = node_skip_filters(s->data);
+    struct mapping m;
+
+    if (node_map(n, host, bytes, MAP_STATUS, &m) < 0) {
+        return false;
+    }
+    bool hole = m.kind == MAP_ZERO && m.length == bytes;
+    node_map_put(n, &m);
+    return hole;
+}
+
+/* What of the last cluster lies behind the request; a data file ends with the
+ * disk. */
+static uint64_t tail_of(const struct qcow2 *s, const struct piece *p)
+{
+    uint64_t end = align_down(p->offset, s->cluster_size) +
+                   (p->clusters << s->cluster_bits);
+
+    if (s->external) {
+        end = min_u64(end, s->node->size);
+    }
+    return end - (p->offset + p->bytes);
+}
+
 /* One write of head, data and tail to the piece's host clusters. */
 static int write_piece(struct qcow2 *s, const struct piece *p,
                        const struct iovec *iov, int cnt)
 {
     uint64_t head = qcow2_in_cluster(s, p->offset);
-    uint64_t tail = (p->clusters << s->cluster_bits) - head - p->bytes;
+    uint64_t tail = tail_of(s, p);
     struct iovec v[IOV_MAX_INNER];
     bool head_zero = true;
     bool tail_zero = true;
@@ -206,8 +237,10 @@ static int write_piece(struct qcow2 *s, const struct piece *p,
 
     if (p->in_place || (head == 0 && tail == 0)) {
         node_event(s->file, EVENT_WRITE_AIO);
-        return node_pwritev(s->file, p->host + head, p->bytes, iov, cnt, 0);
+        return node_pwritev(s->data, p->host + head, p->bytes, iov, cnt, 0);
     }
+    bool fresh = p->fresh ||
+                 (s->external && is_hole(s, p->host, head + p->bytes + tail));
     CLEANUP_FREE char *buf = buf_alloc(head + tail);
     if (!buf) {
         return -ENOMEM;
@@ -222,8 +255,8 @@ static int write_piece(struct qcow2 *s, const struct piece *p,
         return r;
     }
     /* What was never written need not be filled with zeroes. */
-    bool with_head = head > 0 && !(p->fresh && head_zero);
-    bool with_tail = tail > 0 && !(p->fresh && tail_zero);
+    bool with_head = head > 0 && !(fresh && head_zero);
+    bool with_tail = tail > 0 && !(fresh && tail_zero);
     uint64_t from = p->host + (with_head ? 0 : head);
     uint64_t len = p->bytes;
     if (with_head) {
@@ -240,7 +273,7 @@ static int write_piece(struct qcow2 *s, const struct piece *p,
     if (with_head || with_tail) {
         node_event(s->file, EVENT_COW_WRITE);
     }
-    return node_pwritev(s->file, from, len, v, n, 0);
+    return node_pwritev(s->data, from, len, v, n, 0);
 }
 
 /* The data is there: let the L2 entries say so. */
@@ -281,7 +314,7 @@ static int do_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
     mutex_lock(&s->meta);
     if (r == 0 && !p.in_place) {
         r = link_piece(s, &p);
-    } else if (r < 0 && !p.in_place && !p.reserved) {
+    } else if (r < 0 && !p.in_place && !p.reserved && !s->external) {
         qcow2_alloc_undo(s, p.host, p.clusters);
     }
     mutex_unlock(&s->meta);
@@ -301,6 +334,9 @@ int qcow2_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
 
     if (flags & REQ_NOWAIT) {
         return -EAGAIN;
+    }
+    if (!s->data) {
+        return -ENOMEDIUM;
     }
     if (atomic_load(&s->corrupt)) {
         return -EIO;

@@ -8,10 +8,15 @@
  *   other normal       ZERO, freed          ZERO, freed         the same
  *   compressed         ZERO, freed          ZERO, freed         the same
  *
+ *   ("freed" in an external data file: discarded there)
+ *
  *   (*) stays as it is without a backing node: it reads as zeroes already.
  *
  * Version 2 has no ZERO: there, entries become unallocated if there is no
  * backing node; else zero is not supported, and a discard does nothing.
+ *
+ * A raw data file has to be zero itself.  Then its zeroes are what counts, and
+ * the entries stay as they are.
  */
 #include <errno.h>
 
@@ -77,6 +82,24 @@ static int zero_in_l2(struct qcow2 *s, const struct zeroing *z,
     return 0;
 }
 
+/* The part of [@offset, @offset + *@bytes) that the data file has; what lies
+ * behind its end reads as zeroes. */
+static bool clip_to_data(const struct qcow2 *s, uint64_t offset,
+                         uint64_t *bytes)
+{
+    uint64_t size = node_size(s->data);
+
+    *bytes = offset < size ? min_u64(*bytes, size - offset) : 0;
+    return *bytes > 0;
+}
+
+static int discard_data(struct qcow2 *s, uint64_t offset, uint64_t bytes)
+{
+    return clip_to_data(s, offset, &bytes)
+               ? node_discard(s->data, offset, bytes)
+               : 0;
+}
+
 static int zero_range(struct qcow2 *s, const struct zeroing *z,
                       uint64_t offset, uint64_t bytes)
 {
@@ -96,6 +119,9 @@ static int zero_range(struct qcow2 *s, const struct zeroing *z,
         mutex_lock(&s->meta);
         r = zero_in_l2(s, z, offset, div_up(to - offset, s->cluster_size));
         mutex_unlock(&s->meta);
+        if (r == 0 && s->external && z->unmap) { /* nobody sees it any more */
+            r = discard_data(s, offset, to - offset);
+        }
         if (r == 0) { /* a long range must not fill the memory */
             r = qcow2_relieve(s);
         }
@@ -103,6 +129,45 @@ static int zero_range(struct qcow2 *s, const struct zeroing *z,
     }
     range_unlock(&s->range, &req);
     return r;
+}
+
+/* Would the backing node be seen somewhere in the range? */
+static int shows_backing(struct qcow2 *s, uint64_t offset, uint64_t bytes)
+{
+    while (bytes > 0) {
+        struct mapping m;
+        int r = qcow2_map(s->node, offset, bytes, 0, &m);
+
+        if (r < 0) {
+            return r;
+        }
+        qcow2_map_put(s->node, &m);
+        if (m.kind == MAP_UNALLOCATED) {
+            return true;
+        }
+        offset += m.length;
+        bytes -= m.length;
+    }
+    return false;
+}
+
+static int zero_raw(struct qcow2 *s, uint64_t offset, uint64_t bytes,
+                    unsigned flags)
+{
+    unsigned fast = s->data->limits.fast_zero ? REQ_NO_FALLBACK : 0;
+
+    if (atomic_load(&s->corrupt)) {
+        return -EIO;
+    }
+    if (node_child(s->node, CHILD_BACKING)) {
+        int r = shows_backing(s, offset, bytes);
+        if (r != 0) {
+            return r < 0 ? r : -ENOTSUP;
+        }
+    }
+    return clip_to_data(s, offset, &bytes)
+               ? node_zero(s->data, offset, bytes, flags | fast)
+               : 0;
 }
 
 int qcow2_zero(struct node *n, uint64_t offset, uint64_t bytes,
@@ -114,6 +179,12 @@ int qcow2_zero(struct node *n, uint64_t offset, uint64_t bytes,
         .has_backing = node_child(n, CHILD_BACKING) != NULL,
     };
 
+    if (!s->data) {
+        return -ENOMEDIUM;
+    }
+    if (s->raw) {
+        return zero_raw(s, offset, bytes, flags);
+    }
     if (s->version < 3 && (z.has_backing || !z.unmap)) {
         return -ENOTSUP;
     }
@@ -128,6 +199,12 @@ int qcow2_discard(struct node *n, uint64_t offset, uint64_t bytes)
         .has_backing = node_child(n, CHILD_BACKING) != NULL,
     };
 
+    if (!s->data) {
+        return -ENOMEDIUM;
+    }
+    if (s->raw) {
+        return discard_data(s, offset, bytes);
+    }
     if (s->version < 3 && z.has_backing) {
         return 0;
     }

@@ -70,6 +70,7 @@ serve_refused "'reconnect'" \
 serve_refused "'wait'" --chardev socket,id=c,path=a,wait=off
 serve_refused "is not a socket" --chardev socket,id=c,fd=1
 serve_refused "number of a descriptor" --chardev socket,id=c,fd=x
-serve_refused "TLS" --chardev socket,id=c,path=a,tls-creds=t,server=on,wait=off
+serve_refused "'tls_creds' option is incompatible with 'unix' address type" \
+    --chardev socket,id=c,path=a,tls-creds=t,server=on,wait=off
 serve_refused "stdio" --chardev stdio,id=a --chardev stdio,id=b
 serve_refused "stdio" --daemonize --chardev stdio,id=a

@@ -77,6 +77,12 @@ done
 refuses "$(uri_of a)" 'requires TLS'
 nbdcopy "$(tls_uri client a)" out.raw
 cmp a.raw out.raw
+nbdelta info --output json "$(tls_uri client a)" >info.json
+jq -e '.tls and ."virtual-size" == 33554432' info.json >out ||
+    fail "nbdelta info: $(cat info.json)"
+nbdelta map --output json "$(tls_uri client a)" |
+    jq -e '.[-1] | .start + .length == 33554432' >out ||
+    fail "nbdelta map"
 nbdcopy --request-size=33554432 "$(tls_uri client a)" out.raw
 cmp a.raw out.raw
 nbdcopy --requests=64 --request-size=4096 --connections=4 \

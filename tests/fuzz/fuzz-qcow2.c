@@ -5,8 +5,9 @@
  * bounded time and memory, and what is read-only stays as it is.
  *
  * The image lies in a protocol driver of the fuzzer, which is never larger
- * than FILE_MAX.  The first 4 bytes of the input choose where to go in the
- * disk; the rest is the image.
+ * than FILE_MAX; its data file, if it says that it has one, in memory.  The
+ * first 4 bytes of the input choose where to go in the disk; the rest is the
+ * image.
  */
 #include <errno.h>
 #include <stdint.h>
@@ -228,6 +229,13 @@ static struct node *make_file(struct graph *g)
     return file;
 }
 
+/* Does the header tell of an external data file? */
+static bool has_data_file(void)
+{
+    return used >= 80 && load_be32(bytes_of_file + 4) == 3 &&
+           (load_be64(bytes_of_file + 72) & 4);
+}
+
 static void open_and_use(bool writable)
 {
     struct graph *g = graph_new();
@@ -237,6 +245,12 @@ static void open_and_use(bool writable)
     CLEANUP_JSON json_t *o = json_pack(
         "{s:s, s:s, s:n, s:b, s:s}", "driver", "qcow2", "file", "image",
         "backing", "read-only", !writable, "discard", "unmap");
+
+    if (has_data_file()) { /* now and then too short for the disk */
+        (void)json_object_set_new(o, "data-file",
+                                  json_pack("{s:s, s:i}", "driver", "mem",
+                                            "size", choice & 1 ? 4096 : MiB));
+    }
 
     int r = graph_open(g, o, &disk, &err);
     if (r == 0) {

@@ -6,6 +6,9 @@
  * A protocol driver that records every write and flush, and images as a power
  * cut may leave them: all writes before some flush are there, and of those
  * after it an arbitrary subset.
+ *
+ * Two files can be recorded in one log: what is at DATA_AT of the disk is the
+ * second one, a data file, with flushes of its own.
  */
 #include <check.h>
 #include <stdio.h>
@@ -22,11 +25,12 @@
 #include "util/iov.h"
 
 #define DISK_MAX (64 * MiB)
+#define DATA_AT  (32 * MiB)
 #define LOG_MAX  65536
 
 struct record {
     uint64_t offset;
-    uint64_t bytes; /* 0: a flush */
+    uint64_t bytes; /* 0: a flush, of the file at that offset */
     unsigned char *data;
 };
 
@@ -34,6 +38,7 @@ struct recorder {
     mutex_t lock; /* of the log and the disk */
     unsigned char *disk;
     bool garbage; /* what was never written does not read as zeroes */
+    bool has_data; /* there are two files */
     struct record log[LOG_MAX];
     unsigned count;
 };
@@ -91,6 +96,38 @@ static inline void rec_limits(struct node *n, struct limits *lim)
     lim->grows_zero = !rec.garbage;
 }
 
+static inline int rec_data_preadv(struct node *n, uint64_t offset,
+                                  uint64_t bytes, const struct iovec *iov,
+                                  int cnt, unsigned flags)
+{
+    return rec_preadv(n, DATA_AT + offset, bytes, iov, cnt, flags);
+}
+
+static inline int rec_data_pwritev(struct node *n, uint64_t offset,
+                                   uint64_t bytes, const struct iovec *iov,
+                                   int cnt, unsigned flags)
+{
+    return rec_pwritev(n, DATA_AT + offset, bytes, iov, cnt, flags);
+}
+
+static inline int rec_data_flush(struct node *n)
+{
+    (void)n;
+    mutex_lock(&rec.lock);
+    *next_record() = (struct record){.offset = DATA_AT};
+    mutex_unlock(&rec.lock);
+    return 0;
+}
+
+static const struct driver data_recorder_driver = {
+    .name = "data-recorder",
+    .is_protocol = true,
+    .limits = rec_limits,
+    .preadv = rec_data_preadv,
+    .pwritev = rec_data_pwritev,
+    .flush = rec_data_flush,
+};
+
 static const struct driver recorder_driver = {
     .name = "recorder",
     .is_protocol = true,
@@ -132,6 +169,27 @@ static inline uint64_t load_new_image(const char *options)
     return (uint64_t)st.st_size;
 }
 
+/* A node of @drv, with a reference. */
+static inline struct node *new_recorder(struct graph *g,
+                                        const struct driver *drv,
+                                        const char *name, struct node *like)
+{
+    struct node *n;
+
+    graph_lock(g);
+    ck_assert_int_eq(node_new(g, drv, name, like, &n, NULL), 0);
+    node_refresh_limits(n);
+    graph_unlock(g);
+    return n;
+}
+
+static inline void drop(struct graph *g, struct node *n)
+{
+    graph_lock(g);
+    node_unref(n);
+    graph_unlock(g);
+}
+
 /* With an option more, if @key is not NULL. */
 static inline struct node *open_recorded_with(struct graph *g, uint64_t size,
                                               const char *key,
@@ -142,21 +200,25 @@ static inline struct node *open_recorded_with(struct graph *g, uint64_t size,
     CLEANUP_JSON json_t *o =
         json_pack("{s:s, s:s}", "driver", "qcow2", "file", "rec");
     struct node *like;
-    struct node *n;
+    struct node *data = NULL;
     struct node *q;
 
+    if (rec.has_data) {
+        (void)json_object_set_new(o, "data-file", json_string("rec-data"));
+    }
     if (key) {
         (void)json_object_set_new(o, key, json_string(value));
     }
     ck_assert_int_eq(graph_open(g, mem, &like, NULL), 0);
-    graph_lock(g);
-    ck_assert_int_eq(node_new(g, &recorder_driver, "rec", like, &n, NULL), 0);
-    node_refresh_limits(n);
-    graph_unlock(g);
+    struct node *n = new_recorder(g, &recorder_driver, "rec", like);
+    if (rec.has_data) {
+        data = new_recorder(g, &data_recorder_driver, "rec-data", like);
+    }
     ck_assert_int_eq(graph_open(g, o, &q, NULL), 0);
-    graph_lock(g);
-    node_unref(n);
-    graph_unlock(g);
+    drop(g, n);
+    if (data) {
+        drop(g, data);
+    }
     return q;
 }
 
@@ -167,23 +229,28 @@ static inline struct node *open_recorded(struct graph *g, uint64_t size)
 
 /* --- Cutting the power --- */
 
+static inline bool is_data(const struct record *r)
+{
+    return rec.has_data && r->offset >= DATA_AT;
+}
+
 static inline unsigned char *crashed_image(const unsigned char *before,
                                            unsigned *cut)
 {
     unsigned char *disk = malloc(DISK_MAX);
     unsigned point = (unsigned)rnd(rec.count + 1);
-    unsigned barrier = 0;
+    unsigned barriers[2] = {0, 0};
 
     ck_assert_ptr_nonnull(disk);
     memcpy(disk, before, DISK_MAX);
     for (unsigned i = 0; i < point; i++) {
         if (rec.log[i].bytes == 0) {
-            barrier = i;
+            barriers[is_data(&rec.log[i])] = i;
         }
     }
     for (unsigned i = 0; i < point; i++) {
         const struct record *r = &rec.log[i];
-        if (r->bytes > 0 && (i < barrier || rnd(2))) {
+        if (r->bytes > 0 && (i < barriers[is_data(r)] || rnd(2))) {
             memcpy(disk + r->offset, r->data, r->bytes);
         }
     }

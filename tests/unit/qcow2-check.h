@@ -118,10 +118,24 @@ static void count_bitmaps(const struct image *i, uint32_t *refs,
     }
 }
 
+/* With a data file: each cluster at its own place, and never compressed. */
+static void check_external(uint64_t entry, uint64_t guest, struct verdict *v)
+{
+    uint64_t host = entry & UINT64_C(0x00fffffffffffe00);
+    bool copied = entry >> 63;
+
+    if ((host || copied) && (host != guest || !copied)) {
+        v->corruptions += host != 0 || !(entry & 1);
+    }
+    v->corruptions += entry >> 62 & 1;
+}
+
 /* Only for images without snapshots. */
 static struct verdict check_image(const struct image *i)
 {
     const uint64_t mask = UINT64_C(0x00fffffffffffe00);
+    bool external = load_be32(i->bytes + 4) >= 3 &&
+                    load_be64(i->bytes + 72) & 4;
     unsigned bits = load_be32(i->bytes + 20);
     uint64_t cluster = UINT64_C(1) << bits;
     uint64_t clusters = div_up(i->size, cluster) + 65536;
@@ -151,7 +165,9 @@ static struct verdict check_image(const struct image *i)
         check_copied(i, e1, bits, &v);
         for (uint64_t b = 0; b < cluster / 8; b++) {
             uint64_t e2 = image_be64(i, (e1 & mask) + b * 8);
-            if (e2 >> 62 & 1) {
+            if (external) {
+                check_external(e2, (a * (cluster / 8) + b) * cluster, &v);
+            } else if (e2 >> 62 & 1) {
                 unsigned shift = 62 - (bits - 8);
                 uint64_t at = e2 & ((UINT64_C(1) << shift) - 1);
                 uint64_t more = (e2 & ((UINT64_C(1) << 62) - 1)) >> shift;

@@ -6,7 +6,8 @@
  * node while random requests run.  Then the power is cut, many times: all
  * writes before some flush have reached the disk, and of those after it an
  * arbitrary subset.  Each such image must have no reference that its
- * refcount does not cover, and must hold all data that was flushed.
+ * refcount does not cover, and must hold all data that was flushed.  So must
+ * a raw data file alone.
  */
 #include <check.h>
 #include <inttypes.h>
@@ -59,7 +60,7 @@ static void random_request(struct blk *b, uint32_t stamp)
     uint64_t count = 1 + rnd(rnd(4) ? 16 : 256);
     unsigned kind = (unsigned)rnd(10);
     uint64_t cluster = max_u64(blk_node(b)->limits.pref / UNIT, 1);
-    bool packed = kind < 2;
+    bool packed = kind < 2 && !rec.has_data;
 
     if (packed) {
         from = align_down(from, cluster);
@@ -88,27 +89,45 @@ static void random_request(struct blk *b, uint32_t stamp)
     }
 }
 
-static void check_data(const unsigned char *disk, unsigned cut)
+static void spill(const char *name, const unsigned char *bytes, uint64_t len)
 {
-    unsigned flushed = 0;
-    FILE *f = fopen("crashed.qcow2", "wb");
+    FILE *f = fopen(name, "wb");
 
-    for (unsigned i = 0; i < flush_count && flushed_at[i] <= cut; i++) {
-        flushed = flushed_at[i];
-    }
     ck_assert_ptr_nonnull(f);
-    ck_assert_uint_eq(fwrite(disk, 1, DISK_MAX, f), DISK_MAX);
+    ck_assert_uint_eq(fwrite(bytes, 1, len, f), len);
     (void)fclose(f);
+}
+
+/* What the guest sees after the crash. */
+static void read_guest(const unsigned char *disk, unsigned char *guest)
+{
     struct graph *g = graph_new();
     CLEANUP_JSON json_t *o =
         json_pack("{s:s, s:b, s:{s:s, s:s}}", "driver", "qcow2", "read-only",
                   1, "file", "driver", "file", "filename", "crashed.qcow2");
-    CLEANUP_FREE unsigned char *guest = malloc(GUEST);
     struct node *n;
+
+    spill("crashed.qcow2", disk, rec.has_data ? DATA_AT : DISK_MAX);
+    if (rec.has_data) {
+        spill("crashed.data", disk + DATA_AT, GUEST);
+        (void)json_object_set_new(o, "data-file",
+                                  json_pack("{s:s, s:s}", "driver", "file",
+                                            "filename", "crashed.data"));
+    }
     ck_assert_int_eq(graph_open(g, o, &n, NULL), 0);
     ck_assert_int_eq(node_pread(n, guest, GUEST, 0, 0), 0);
     graph_free(g);
     (void)unlink("crashed.qcow2");
+    (void)unlink("crashed.data");
+}
+
+static void check_guest(const unsigned char *guest, unsigned cut)
+{
+    unsigned flushed = 0;
+
+    for (unsigned i = 0; i < flush_count && flushed_at[i] <= cut; i++) {
+        flushed = flushed_at[i];
+    }
     for (unsigned u = 0; u < UNITS; u++) {
         const struct history *h = &units[u];
         uint32_t seen = load_be32(guest + u * UNIT);
@@ -127,6 +146,17 @@ static void check_data(const unsigned char *disk, unsigned cut)
     }
 }
 
+static void check_data(const unsigned char *disk, unsigned cut, bool raw)
+{
+    CLEANUP_FREE unsigned char *guest = malloc(GUEST);
+
+    read_guest(disk, guest);
+    check_guest(guest, cut);
+    if (raw) {
+        check_guest(disk + DATA_AT, cut);
+    }
+}
+
 static void run_campaign(const char *options, unsigned requests, unsigned cuts,
                          bool garbage)
 {
@@ -136,6 +166,7 @@ static void run_campaign(const char *options, unsigned requests, unsigned cuts,
     memset(units, 0, sizeof(units));
     flush_count = 0;
     rec.garbage = garbage;
+    rec.has_data = strstr(options, "data_file");
     uint64_t size = load_new_image(options);
     unsigned char *before = malloc(DISK_MAX);
     memcpy(before, rec.disk, DISK_MAX);
@@ -158,10 +189,11 @@ static void run_campaign(const char *options, unsigned requests, unsigned cuts,
                       "of %u",
                       v.corruptions, cut, rec.count);
         if (i % 8 == 0) {
-            check_data(disk, cut);
+            check_data(disk, cut, strstr(options, "data_file_raw"));
         }
         free(disk);
     }
+    (void)unlink("guest.data");
     struct image last = { rec.disk, DISK_MAX };
     struct verdict v = check_image(&last);
     ck_assert_uint_eq(v.corruptions, 0);
@@ -202,6 +234,24 @@ START_TEST(wide_refcounts_with_a_growing_table_survive_power_cuts)
 }
 END_TEST
 
+START_TEST(a_data_file_survives_power_cuts)
+{
+    seed = 5;
+    run_campaign("{\"size\": 2097152, \"cluster_size\": 4096, "
+                 "\"data_file\": \"guest.data\"}",
+                 300, 100, _i);
+}
+END_TEST
+
+START_TEST(a_raw_data_file_survives_power_cuts)
+{
+    seed = 6;
+    run_campaign("{\"size\": 2097152, \"cluster_size\": 65536, "
+                 "\"data_file\": \"guest.data\", \"data_file_raw\": true}",
+                 300, 100, false);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("qcow2-crash");
@@ -212,6 +262,8 @@ int main(void)
     tcase_add_loop_test(tc, large_clusters_survive_power_cuts, 0, 2);
     tcase_add_loop_test(tc, narrow_refcounts_survive_power_cuts, 0, 2);
     tcase_add_loop_test(tc, wide_refcounts_with_a_growing_table_survive_power_cuts, 0, 2);
+    tcase_add_loop_test(tc, a_data_file_survives_power_cuts, 0, 2);
+    tcase_add_test(tc, a_raw_data_file_survives_power_cuts);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);

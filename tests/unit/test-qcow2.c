@@ -117,15 +117,38 @@ static void fill(unsigned char *at, uint64_t bytes, bool packs)
     }
 }
 
+/* What the disk lies over, and where its data are. */
+enum setting { ALONE, BACKED, DATA_FILE, DATA_FILE_BACKED, RAW_DATA_FILE };
+
+static void expect_size(const char *name, uint64_t want)
+{
+    uint64_t size;
+
+    free(slurp(name, &size));
+    ck_assert_uint_eq(size, want);
+}
+
+/* A raw data file reads as the disk, at any time. */
+static void expect_raw(const unsigned char *model)
+{
+    uint64_t size;
+    CLEANUP_FREE unsigned char *bytes = slurp("disk.data", &size);
+
+    ck_assert_uint_eq(size, DISK);
+    ck_assert_msg(memcmp(bytes, model, DISK) == 0,
+                  "the data file differs from the model");
+}
+
 /* One random request on the disk and on the model. */
-static void random_request(struct blk *b, unsigned char *model, uint64_t size)
+static void random_request(struct blk *b, unsigned char *model, uint64_t size,
+                           bool packs)
 {
     uint64_t offset = rnd(size);
     uint64_t bytes = min_u64(1 + rnd(rnd(3) ? 9000 : 400000), size - offset);
 
     uint64_t cluster = blk_node(b)->limits.pref;
 
-    switch (rnd(10)) {
+    switch (rnd(packs ? 10 : 8)) {
     case 8:
     case 9:
         offset = align_down(offset, cluster);
@@ -157,8 +180,10 @@ static void random_request(struct blk *b, unsigned char *model, uint64_t size)
 }
 
 static void run_model(uint64_t cluster, unsigned refcount_bits, bool v2,
-                      bool backing)
+                      enum setting setting)
 {
+    bool backing = setting == BACKED || setting == DATA_FILE_BACKED;
+    bool data = setting >= DATA_FILE;
     unsigned char *model = calloc(1, DISK);
     json_t *o = json_pack("{s:I, s:I, s:i, s:s}", "size", (json_int_t)DISK,
                           "cluster_size", (json_int_t)cluster,
@@ -177,17 +202,28 @@ static void run_model(uint64_t cluster, unsigned refcount_bits, bool v2,
                                   json_string("lower.raw"));
         (void)json_object_set_new(o, "backing_fmt", json_string("raw"));
     }
+    if (data) {
+        (void)json_object_set_new(o, "data_file", json_string("disk.data"));
+        (void)json_object_set_new(o, "data_file_raw",
+                                  json_boolean(setting == RAW_DATA_FILE));
+    }
     create("disk.qcow2", "qcow2", o);
     for (int round = 0; round < 3; round++) {
         struct graph *g = graph_new();
         struct blk *b = must_open(g, "disk.qcow2", false);
         for (int i = 0; i < 60; i++) {
-            random_request(b, model, DISK);
+            random_request(b, model, DISK, !data);
+            if (setting == RAW_DATA_FILE && i % 4 == 0) {
+                expect_raw(model);
+            }
         }
         expect_equal(b, model, DISK);
         blk_free(b);
         graph_free(g);
         expect_sound("disk.qcow2");
+        if (data) { /* it ends with the disk, not with a cluster */
+            expect_size("disk.data", DISK);
+        }
         g = graph_new();
         b = must_open(g, "disk.qcow2", true);
         expect_equal(b, model, DISK);
@@ -195,6 +231,7 @@ static void run_model(uint64_t cluster, unsigned refcount_bits, bool v2,
         graph_free(g);
     }
     (void)unlink("disk.qcow2");
+    (void)unlink("disk.data");
     (void)unlink("lower.raw");
     free(model);
 }
@@ -212,13 +249,22 @@ static const struct {
 
 START_TEST(random_requests_match_a_model)
 {
-    run_model(shapes[_i].cluster, shapes[_i].bits, shapes[_i].v2, false);
+    run_model(shapes[_i].cluster, shapes[_i].bits, shapes[_i].v2, ALONE);
 }
 END_TEST
 
 START_TEST(random_requests_over_a_shorter_backing_file_match_a_model)
 {
-    run_model(shapes[_i].cluster, shapes[_i].bits, shapes[_i].v2, true);
+    run_model(shapes[_i].cluster, shapes[_i].bits, shapes[_i].v2, BACKED);
+}
+END_TEST
+
+/* In turn: a data file, one over a backing file, a raw one. */
+START_TEST(random_requests_with_a_data_file_match_a_model)
+{
+    static const uint64_t clusters[] = {512, 4096, 65536, 2097152};
+
+    run_model(clusters[_i / 3], 16, false, DATA_FILE + _i % 3);
 }
 END_TEST
 
@@ -340,7 +386,8 @@ START_TEST(bad_headers_are_refused_by_what_is_wrong)
     expect_header_refused(100, 90, 4, -EINVAL, "header length 90");
     expect_header_refused(104, 7, 1, -ENOTSUP, "compression type 7");
     expect_header_refused(104, 1, 1, -EINVAL, "contradict");
-    expect_header_refused(72, 4, 8, -ENOTSUP, "external data file");
+    expect_header_refused(72, 4, 8, -EINVAL, "'data-file' is required");
+    expect_header_refused(88, 2, 8, -EINVAL, "requires a data file");
     expect_header_refused(72, 16, 8, -ENOTSUP, "extended L2");
     expect_header_refused(72, UINT64_C(1) << 40, 8, -ENOTSUP,
                           "Unsupported qcow2 feature(s)");
@@ -517,6 +564,8 @@ int main(void)
     tcase_add_loop_test(
         tc, random_requests_over_a_shorter_backing_file_match_a_model, 0,
         (int)ARRAY_SIZE(shapes));
+    tcase_add_loop_test(tc, random_requests_with_a_data_file_match_a_model, 0,
+                        12);
     tcase_add_test(tc, growing_keeps_data_and_hides_a_longer_backing_file);
     tcase_add_test(tc, what_is_cut_off_does_not_come_back);
     tcase_add_test(tc, bad_headers_are_refused_by_what_is_wrong);

@@ -29,6 +29,10 @@ void graph_free(struct graph *g);
 int graph_allow_path(struct graph *g, const char *dir, struct error **errp);
 void graph_allow_any_path(struct graph *g);
 
+/* For those who only look at headers: data files of images are not opened.
+ * Data in them then answer with -ENOMEDIUM. */
+void graph_without_data(struct graph *g);
+
 /*
  * Open a tree of nodes from options of blockdev-add's shape.  Keys of every
  * node: driver, node-name, read-only, auto-read-only, discard, cache.direct,
