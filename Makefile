@@ -13,7 +13,10 @@
 #                             F='options qmp' runs these
 #   make check-iotests IOTESTS=DIR [T="124 055"]
 #                             run QEMU's own tests, from a QEMU source tree
-#   make crash [ROUNDS=200]   kill the server while bitmaps change, again and again
+#   make stress [SECONDS=60]  eight QMP clients at once, that send anything
+#   make crash [ROUNDS=200] [SEED=N]
+#                             kill the server, and cut its power, while bitmaps
+#                             change, again and again
 #   make bench                measure, beside qemu-nbd and nbdkit
 #   make packages             install the Debian packages of all of the above
 #   make install              DESTDIR=... prefix=/usr/local
@@ -76,8 +79,8 @@ PKGS := jansson:libjansson-dev zlib:zlib1g-dev libzstd:libzstd-dev \
     gnutls:libgnutls28-dev libnbd:libnbd-dev nbdkit:nbdkit-plugin-dev \
     check:check
 
-LIB_PKGS    := jansson zlib libzstd
-SERVER_PKGS := $(LIB_PKGS) gnutls libnbd
+LIB_PKGS    := jansson zlib libzstd libnbd
+SERVER_PKGS := $(LIB_PKGS) gnutls
 PLUGIN_PKGS := $(LIB_PKGS)
 
 # These goals build nothing themselves; check and demo install what is
@@ -130,6 +133,8 @@ obj = $(patsubst %.c,$(O)/%.o,$(1))
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(O)/%,$(UNIT_SRC))
 FUZZERS    := $(patsubst tests/fuzz/%.c,$(O)/%,$(FUZZ_SRC))
 TOOLS      := $(patsubst %.c,$(O)/%,$(TOOL_SRC))
+
+CARELESS   := $(O)/tests/func/careless
 
 SERVER    := $(O)/nbdelta
 PLUGIN    := $(O)/nbdkit-nbdelta-plugin.so
@@ -200,8 +205,13 @@ $(UNIT_TESTS): $(O)/%: $(O)/tests/unit/%.o $(BLOCKLIB)
 $(FUZZERS): $(O)/%: $(O)/tests/fuzz/%.o $(BLOCKLIB)
 	$(call link,$(FUZZ_LINK),$(SERVER_PKGS))
 
-$(TOOLS): $(O)/%: $(O)/%.o $(BLOCKLIB)
+$(filter-out $(CARELESS),$(TOOLS)): $(O)/%: $(O)/%.o $(BLOCKLIB)
 	$(call link,,$(SERVER_PKGS))
+
+# The server, but for one function of qcow2.
+$(CARELESS): $(O)/tests/func/careless.o $(O)/server/main.o $(SERVERLIB) \
+    $(BLOCKLIB)
+	$(call link,-Wl$(comma)--wrap=qcow2_bitmap_arm,$(SERVER_PKGS))
 
 $(filter $(INSIDE:tests/unit/%.c=$(O)/%),$(UNIT_TESTS)) \
 $(filter $(INSIDE:tests/fuzz/%.c=$(O)/%),$(FUZZERS)): $(SERVERLIB)
@@ -220,7 +230,7 @@ FOR_TESTS = BUILD='$(abspath $(O))' SRCDIR='$(CURDIR)' CC='$(CC)' \
 # A make of its own, which looks for the packages that are there by now.
 SUBMAKE = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
 
-.PHONY: check check-run check-iotests check-iotests-run check-valgrind demo crash demo-run bench bench-run packages \
+.PHONY: check check-run check-iotests check-iotests-run check-valgrind demo crash stress demo-run bench bench-run packages \
         FORCE
 check:
 	$(Q)tests/packages.sh build test
@@ -265,10 +275,16 @@ check-iotests-run: all
 	$(Q)NBDELTA='$(abspath $(SERVER))' IOTESTS='$(IOTESTS)' FMT='$(FMT)' \
 	    tests/iotests/run $(if $(filter-out *,$(T)),$(T))
 
-# The long campaign of tests/func/bitmap-kill.sh.
-crash: all
-	$(Q)$(FOR_TESTS) ROUNDS='$(or $(ROUNDS),200)' TEST_TIMEOUT=7200 \
-	    tests/run tests/func/bitmap-kill.sh
+# The long form of tests/func/qmp-stress.sh; SANITIZE= as usual.
+stress: all
+	$(Q)$(FOR_TESTS) STRESS_SECONDS='$(or $(SECONDS),60)' TEST_TIMEOUT=7200 \
+	    tests/run tests/func/qmp-stress.sh
+
+# The long campaigns of these tests.
+crash: all $(TOOLS)
+	$(Q)$(FOR_TESTS) ROUNDS='$(or $(ROUNDS),200)' SEED='$(SEED)' \
+	    TEST_TIMEOUT=7200 tests/run tests/func/bitmap-kill.sh \
+	    tests/func/bitmap-power.sh
 
 bench:
 	$(Q)tests/packages.sh build test

@@ -160,8 +160,9 @@ static uint64_t inside(const struct hbitmap *bits, uint64_t offset,
 static bool is_marked(const struct bitmap *bm, uint64_t offset, uint64_t bytes)
 {
     const struct hbitmap *bits = bitmap_collecting(bm);
+    uint64_t here = inside(bits, offset, bytes);
 
-    return hbitmap_all_set(bits, offset, inside(bits, offset, bytes));
+    return here == 0 || hbitmap_all_set(bits, offset, here);
 }
 
 static int mark_one(struct node *n, struct bitmap *bm, uint64_t offset,

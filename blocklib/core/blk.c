@@ -63,6 +63,11 @@ void blk_free(struct blk *b)
     }
 }
 
+/*
+ * A request that had to make room for a drain (-ERESTART) leaves the tree and
+ * begins again: to do all of it once more does no harm.
+ */
+
 /* A request: the tree is entered, the node found, the range checked, and the
  * end counted. */
 struct request {
@@ -102,6 +107,9 @@ static int check(const struct blk *b, struct request *q, uint64_t offset,
 static int leave(struct blk *b, const struct request *q, int r)
 {
     node_leave(q->tree);
+    if (r == -ERESTART) {
+        return r; /* not its end */
+    }
     if (q->refused) {
         stats_invalid(&b->stats, q->op);
     } else {
@@ -165,15 +173,19 @@ int blk_preadv(struct blk *b, const struct iovec *iov, int iovcnt,
 {
     uint64_t bytes = iov_bytes(iov, iovcnt);
     struct request q;
+    int r;
 
-    if (!enter(b, &q, STATS_READ, bytes, flags)) {
-        return -EAGAIN;
-    }
-    int r = check(b, &q, offset, PERM_READ);
-    if (r == 0 && bytes > 0) {
-        r = node_preadv(q.node, offset, bytes, iov, iovcnt, flags);
-    }
-    return leave(b, &q, r);
+    do {
+        if (!enter(b, &q, STATS_READ, bytes, flags)) {
+            return -EAGAIN;
+        }
+        r = check(b, &q, offset, PERM_READ);
+        if (r == 0 && bytes > 0) {
+            r = node_preadv(q.node, offset, bytes, iov, iovcnt, flags);
+        }
+        r = leave(b, &q, r);
+    } while (r == -ERESTART);
+    return r;
 }
 
 int blk_pwritev(struct blk *b, const struct iovec *iov, int iovcnt,
@@ -181,15 +193,19 @@ int blk_pwritev(struct blk *b, const struct iovec *iov, int iovcnt,
 {
     uint64_t bytes = iov_bytes(iov, iovcnt);
     struct request q;
+    int r;
 
-    if (!enter(b, &q, STATS_WRITE, bytes, flags)) {
-        return -EAGAIN;
-    }
-    int r = check(b, &q, offset, PERM_WRITE);
-    if (r == 0 && bytes > 0) {
-        r = node_pwritev(q.node, offset, bytes, iov, iovcnt, flags);
-    }
-    return leave(b, &q, r);
+    do {
+        if (!enter(b, &q, STATS_WRITE, bytes, flags)) {
+            return -EAGAIN;
+        }
+        r = check(b, &q, offset, PERM_WRITE);
+        if (r == 0 && bytes > 0) {
+            r = node_pwritev(q.node, offset, bytes, iov, iovcnt, flags);
+        }
+        r = leave(b, &q, r);
+    } while (r == -ERESTART);
+    return r;
 }
 
 int blk_pread(struct blk *b, void *buf, uint64_t bytes, uint64_t offset,
@@ -209,62 +225,106 @@ int blk_pwrite(struct blk *b, const void *buf, uint64_t bytes,
 int blk_zero(struct blk *b, uint64_t offset, uint64_t bytes, unsigned flags)
 {
     struct request q;
+    int r;
 
-    if (!enter(b, &q, STATS_WRITE, bytes, flags)) {
-        return -EAGAIN;
-    }
-    int r = check(b, &q, offset, PERM_WRITE);
-    if (r == 0 && bytes > 0) {
-        r = node_zero(q.node, offset, bytes, flags);
-    }
-    return leave(b, &q, r);
+    do {
+        if (!enter(b, &q, STATS_WRITE, bytes, flags)) {
+            return -EAGAIN;
+        }
+        r = check(b, &q, offset, PERM_WRITE);
+        if (r == 0 && bytes > 0) {
+            r = node_zero(q.node, offset, bytes, flags);
+        }
+        r = leave(b, &q, r);
+    } while (r == -ERESTART);
+    return r;
 }
 
 int blk_discard(struct blk *b, uint64_t offset, uint64_t bytes)
 {
     struct request q;
+    int r;
 
-    (void)enter(b, &q, STATS_UNMAP, bytes, 0);
-    int r = check(b, &q, offset, PERM_WRITE);
-    if (r == 0 && bytes > 0) {
-        r = node_discard(q.node, offset, bytes);
-    }
-    return leave(b, &q, r);
+    do {
+        if (!enter(b, &q, STATS_UNMAP, bytes, 0)) {
+            return -EAGAIN; /* with REQ_NOWAIT only */
+        }
+        r = check(b, &q, offset, PERM_WRITE);
+        if (r == 0 && bytes > 0) {
+            r = node_discard(q.node, offset, bytes);
+        }
+        r = leave(b, &q, r);
+    } while (r == -ERESTART);
+    return r;
 }
 
 int blk_flush(struct blk *b)
 {
     struct request q;
+    int r;
 
-    (void)enter(b, &q, STATS_FLUSH, 0, 0);
-    return leave(b, &q, node_flush(q.node));
+    do {
+        if (!enter(b, &q, STATS_FLUSH, 0, 0)) {
+            return -EAGAIN; /* with REQ_NOWAIT only */
+        }
+        r = leave(b, &q, node_flush(q.node));
+    } while (r == -ERESTART);
+    return r;
 }
 
 int blk_prefetch(struct blk *b, uint64_t offset, uint64_t bytes)
 {
     struct request q;
+    int r;
 
-    (void)enter(b, &q, STATS_NONE, bytes, 0);
-    int r = check(b, &q, offset, PERM_READ);
-    if (r == 0 && bytes > 0) {
-        r = node_prefetch(q.node, offset, bytes);
-    }
-    return leave(b, &q, r);
+    do {
+        if (!enter(b, &q, STATS_NONE, bytes, 0)) {
+            return -EAGAIN; /* with REQ_NOWAIT only */
+        }
+        r = check(b, &q, offset, PERM_READ);
+        if (r == 0 && bytes > 0) {
+            r = node_prefetch(q.node, offset, bytes);
+        }
+        r = leave(b, &q, r);
+    } while (r == -ERESTART);
+    return r;
+}
+
+/* What was told of a walk that may begin again. */
+struct told {
+    extent_fn *fn;
+    void *opaque;
+    uint64_t end;
+};
+
+static int tell(const struct extent *e, void *opaque)
+{
+    struct told *told = opaque;
+
+    told->end = e->offset + e->length;
+    return told->fn(e, told->opaque);
 }
 
 int blk_extents(struct blk *b, uint64_t offset, uint64_t bytes,
                 unsigned flags, extent_fn *fn, void *opaque)
 {
+    struct told told = {fn, opaque, offset};
+    uint64_t end = offset + bytes;
     struct request q;
+    int r;
 
-    if (!enter(b, &q, STATS_NONE, bytes, flags)) {
-        return -EAGAIN;
-    }
-    int r = check(b, &q, offset, PERM_READ);
-    if (r == 0 && bytes > 0) {
-        r = node_extents(q.node, offset, bytes, flags, fn, opaque);
-    }
-    return leave(b, &q, r);
+    do {
+        if (!enter(b, &q, STATS_NONE, bytes, flags)) {
+            return -EAGAIN;
+        }
+        r = check(b, &q, offset, PERM_READ);
+        if (r == 0 && told.end < end) {
+            r = node_extents(q.node, told.end, end - told.end, flags, tell,
+                             &told);
+        }
+        r = leave(b, &q, r);
+    } while (r == -ERESTART);
+    return r;
 }
 
 json_t *blk_query_stats(struct blk *b)
@@ -284,7 +344,7 @@ int blk_resize(struct blk *b, uint64_t size, struct error **errp)
     graph_lock(b->graph);
     graph_drain(b->graph, b->root.child);
     int r = size < node_size(b->root.child)
-                ? node_check_jobs(b->root.child, errp)
+                ? node_check_shrink(b->root.child, errp)
                 : 0;
     if (r == 0) {
         r = node_resize(b->root.child, size, errp);

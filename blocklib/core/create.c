@@ -143,11 +143,12 @@ static int take_file(struct graph *g, const json_t *file, struct node **np,
 }
 
 int image_format(struct graph *g, const char *format, const json_t *file,
-                 const json_t *options, struct error **errp)
+                 const json_t *options, struct image_nodes *left,
+                 struct error **errp)
 {
     const struct driver *drv = driver_find(format);
-    struct node *n = NULL;
 
+    *left = (struct image_nodes){NULL, NULL};
     if (!drv || !drv->format) {
         return error_set(errp, EINVAL, "'%s' is no format to create", format);
     }
@@ -155,15 +156,25 @@ int image_format(struct graph *g, const char *format, const json_t *file,
     if (!opts) {
         return error_set(errp, ENOMEM, "no memory for options");
     }
-    int r = take_file(g, file, &n, errp);
+    int r = take_file(g, file, &left->file, errp);
     if (r == 0) {
-        r = drv->format(g, n, opts, errp);
-        graph_lock(g);
-        node_unref(n);
-        graph_unlock(g);
+        r = drv->format(g, left->file, opts, &left->image, errp);
     }
     opts_free(opts);
     return r;
+}
+
+void image_release(struct graph *g, struct image_nodes *left)
+{
+    graph_lock(g);
+    if (left->image) {
+        node_unref(left->image);
+    }
+    if (left->file) {
+        node_unref(left->file);
+    }
+    graph_unlock(g);
+    *left = (struct image_nodes){NULL, NULL};
 }
 
 const char *const *image_create_options(const char *format)

@@ -40,6 +40,9 @@
  *  - with REQ_NOWAIT (MAP_NOWAIT) it returns -EAGAIN, and has changed
  *    nothing, where it would have to wait for a device or another request.
  *    Writing to the page cache does not count as waiting;
+ *  - with -ERESTART, it had to wait for something else than a device, and
+ *    makes room for a drain: whoever has entered the tree leaves it and does
+ *    it all again.  blk_*() and the copy engine do; to others it is an error;
  *  - when it fails, the contents of the range are undefined but nothing
  *    outside the range has changed.
  */
@@ -101,6 +104,7 @@ struct mapping {
     uint64_t host;     /* MAP_DATA */
     bool host_zero;    /* MAP_ZERO: space is reserved at `host` */
     bool compressed;   /* MAP_OPAQUE */
+    bool no_data;      /* MAP_DATA, of status: not to be shown as data */
     unsigned ticket;   /* the driver's own, for map_put */
 };
 
@@ -156,6 +160,10 @@ struct driver {
     const char *const *reopen_options;
     int (*reopen_take)(struct node *n, struct opts *opts, struct error **errp);
 
+    /* The size of @n when its file child has @below bytes.  NULL: that of
+     * filters is @below, that of others does not depend on it. */
+    uint64_t (*size_over)(const struct node *n, uint64_t below);
+
     /* Grow or shrink; the caller updates node->size and the bitmaps.  Grown
      * space reads as zeroes, or shows the backing node: the core hides
      * that.  NULL: the size is fixed. */
@@ -201,9 +209,10 @@ struct driver {
 
     /* Write an empty image onto @file, an open node that the caller holds;
      * the options of create, but that nothing is rounded.  Not in a control
-     * section nor in a request.  Durable when it returns 0.  NULL: no. */
+     * section nor in a request.  Durable when it returns 0.  A node that it
+     * has opened for that is *opened, which the caller closes.  NULL: no. */
     int (*format)(struct graph *g, struct node *file, struct opts *opts,
-                  struct error **errp);
+                  struct node **opened, struct error **errp);
 
     /* --- I/O path: any thread, at any time. --- */
 
@@ -226,7 +235,7 @@ struct driver {
                    const struct iovec *iov, int iovcnt, unsigned flags);
 
     /* NULL or -ENOTSUP: the core writes zeroes, or returns -ENOTSUP when
-     * REQ_NO_FALLBACK was given (which is not passed on). */
+     * REQ_NO_FALLBACK was given (which is passed on if it is listed). */
     int (*zero)(struct node *n, uint64_t offset, uint64_t bytes,
                 unsigned flags);
 
@@ -260,8 +269,13 @@ struct driver {
     void (*event)(struct node *n, enum node_event event);
 
     /* The tree is about to be drained: requests that wait here for anything
-     * but I/O have to go on, until node_is_draining() is false again. */
+     * but I/O have to go on, until node_is_draining() is false again.  Who
+     * cannot go on returns -ERESTART. */
     void (*drain)(struct node *n);
+
+    /* Requests that wait here for anything but I/O have to fail, and those
+     * that follow, as long as it does not come: their user has given up. */
+    void (*cancel)(struct node *n);
 
     /* It is drained: no request is in it.  Wait for what goes on without one.
      * NULL: nothing does. */
@@ -274,12 +288,14 @@ struct driver {
 /* All of them; the table is in core/open.c. */
 extern const struct driver driver_file;
 extern const struct driver driver_mem;
+extern const struct driver driver_nbd;
 extern const struct driver driver_null_co;
 extern const struct driver driver_raw;
 extern const struct driver driver_qcow2;
 extern const struct driver driver_cbw;
 extern const struct driver driver_blkdebug;
 extern const struct driver driver_snapshot_access;
+extern const struct driver driver_logwrites;
 extern const struct driver driver_throttle;
 
 #endif /* NBDELTA_CORE_DRIVER_H */

@@ -102,6 +102,8 @@ static int emit(const struct walk *w, struct node *n, const struct mapping *m,
     }
     if (m->kind == MAP_ZERO) {
         e.flags |= EXTENT_ZERO;
+    } else if (m->no_data) {
+        e.flags = 0;
     } else {
         e.flags |= EXTENT_DATA;
     }

@@ -51,7 +51,8 @@ void node_hand_down_perms(struct node *n);
 int node_check_replace(const struct node *from, const struct node *to,
                        struct error **errp);
 
-/* What the nodes above @n have from it: limits, and the size of filters. */
+/* What the nodes above @n have from it: limits, and the size of those that
+ * have that of their file child. */
 void node_refresh_above(struct node *n);
 
 /* Compute n->limits anew after its children have changed. */
@@ -60,6 +61,11 @@ void node_refresh_limits(struct node *n);
 /* Shall writes past the end extend @n?  If it is a protocol, that is, or a
  * filter over one: those let them through. */
 void node_set_growable(struct node *n, bool growable);
+
+/* Requests in @n and below it that wait for anything but I/O (a connection)
+ * fail, and so do later ones while it does not come.  Takes the control
+ * lock. */
+void graph_cancel_waiting(struct graph *g, struct node *n);
 
 /* Is @n below @top, or @top itself? */
 bool node_is_below(const struct node *top, const struct node *n);

@@ -500,12 +500,67 @@ bool hbitmap_covers(const struct hbitmap *outer, const struct hbitmap *inner)
     return true;
 }
 
+static uint64_t get_word(const struct hbitmap *h, unsigned level, uint64_t i)
+{
+    return atomic_load_explicit(&h->level[level][i], memory_order_relaxed);
+}
+
+static void put_word(struct hbitmap *h, unsigned level, uint64_t i,
+                     uint64_t word)
+{
+    atomic_store_explicit(&h->level[level][i], word, memory_order_relaxed);
+}
+
+/* Nobody else sees @dst yet, so its upper levels can follow at the end.  They
+ * are not those of @src, which may have changed in between. */
+static void fill_words(struct hbitmap *dst, const struct hbitmap *src)
+{
+    uint64_t count = 0;
+
+    for (uint64_t i = 0; i < src->words[0]; i += WORD_BITS) {
+        uint64_t there = src->top == 0 ? 1 : get_word(src, 1, i / WORD_BITS);
+        uint64_t found = 0;
+        for (; there != 0; there &= there - 1) {
+            unsigned k = (unsigned)__builtin_ctzll(there);
+            uint64_t word = get_word(src, 0, i + k);
+            if (word != 0) {
+                put_word(dst, 0, i + k, word);
+                found |= UINT64_C(1) << k;
+                count += ones(word);
+            }
+        }
+        if (found != 0 && dst->top > 0) {
+            put_word(dst, 1, i / WORD_BITS, found);
+        }
+    }
+    for (unsigned level = 2; level <= dst->top; level++) {
+        for (uint64_t i = 0; i < dst->words[level - 1]; i++) {
+            if (get_word(dst, level - 1, i) != 0) {
+                uint64_t above = get_word(dst, level, i / WORD_BITS);
+                put_word(dst, level, i / WORD_BITS,
+                         above | UINT64_C(1) << i % WORD_BITS);
+            }
+        }
+    }
+    atomic_store(&dst->set_bits, count);
+}
+
+void hbitmap_fill(struct hbitmap *dst, const struct hbitmap *src)
+{
+    assert(dst->size == src->size);
+    if (dst->shift == src->shift && atomic_load(&dst->set_bits) == 0) {
+        fill_words(dst, src);
+    } else {
+        hbitmap_merge(dst, src);
+    }
+}
+
 struct hbitmap *hbitmap_copy(const struct hbitmap *h)
 {
     struct hbitmap *copy = hbitmap_new(h->size, hbitmap_granularity(h));
 
     if (copy) {
-        merge_words(copy, h);
+        hbitmap_fill(copy, h);
     }
     return copy;
 }

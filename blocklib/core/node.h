@@ -57,6 +57,7 @@ enum detect_zeroes { DETECT_OFF, DETECT_ON, DETECT_UNMAP };
 /* What children inherit unless their own options say otherwise. */
 struct node_flags {
     bool read_only;
+    bool auto_read_only; /* become read-only where writing is not possible */
     bool direct;      /* cache.direct */
     bool no_flush;    /* cache.no-flush */
     bool unmap;       /* discard=unmap */
@@ -137,6 +138,13 @@ static inline bool node_is_draining(const struct node *n)
     return atomic_load(&atomic_load(&n->tree)->draining);
 }
 
+/* Is the caller no request, but a control section that has drained the tree?
+ * Then nobody comes who could end what it waits for. */
+static inline bool node_is_drained(const struct node *n)
+{
+    return atomic_load(&n->tree)->drained;
+}
+
 static inline struct node *node_child(const struct node *n, unsigned i)
 {
     return n->child[i] ? n->child[i]->child : NULL;
@@ -193,8 +201,15 @@ void node_map_put(struct node *n, struct mapping *m);
 int node_extents(struct node *n, uint64_t offset, uint64_t bytes,
                  unsigned flags, extent_fn *fn, void *opaque);
 
-/* Resize in a drained section: driver, size, bitmaps. */
+/* Resize in a drained section: driver, size, bitmaps, and what is above. */
 int node_resize(struct node *n, uint64_t size, struct error **errp);
+
+/* Its file child has another size, or is another node: drained. */
+void node_follow_size(struct node *n);
+
+/* May it become smaller?  -EBUSY: a job works on it or on what is above and has
+ * the same size. */
+int node_check_shrink(const struct node *n, struct error **errp);
 
 /* A write up to @end is about to happen. */
 static inline void node_note_write(struct node *n, uint64_t end)

@@ -27,14 +27,15 @@
 #define CHAIN_MAX 200
 
 static const struct driver *const drivers[] = {
-    &driver_blkdebug, &driver_cbw,   &driver_file, &driver_mem,
-    &driver_null_co,  &driver_qcow2, &driver_raw,  &driver_snapshot_access,
+    &driver_blkdebug, &driver_logwrites, &driver_cbw, &driver_file, &driver_mem,
+    &driver_nbd,      &driver_null_co, &driver_qcow2, &driver_raw,
+    &driver_snapshot_access,
     &driver_throttle,
 };
 
 static const char *const driver_names[] = {
-    "blkdebug", "copy-before-write", "file",     "mem", "null-co", "qcow2",
-    "raw",      "snapshot-access",   "throttle", NULL,
+    "blkdebug", "blklogwrites", "copy-before-write", "file", "mem", "nbd",
+    "null-co", "qcow2", "raw", "snapshot-access", "throttle", NULL,
 };
 
 const struct driver *driver_find(const char *name)
@@ -333,11 +334,10 @@ int node_take_flags(struct opts *o, struct node_flags *f, struct error **errp)
     static const char *const detect_words[] = { "off", "on", "unmap", NULL };
     unsigned discard = f->unmap ? 2 : 0;
     unsigned detect = DETECT_OFF;
-    bool auto_read_only = false;
     int r;
 
     if ((r = opts_bool(o, "read-only", &f->read_only, errp)) < 0 ||
-        (r = opts_bool(o, "auto-read-only", &auto_read_only, errp)) < 0 ||
+        (r = opts_bool(o, "auto-read-only", &f->auto_read_only, errp)) < 0 ||
         (r = opts_bool(o, "force-share", &f->force_share, errp)) < 0 ||
         (r = opts_bool(o, "cache.direct", &f->direct, errp)) < 0 ||
         (r = opts_bool(o, "cache.no-flush", &f->no_flush, errp)) < 0 ||
@@ -394,13 +394,29 @@ static int probe(const struct context *ctx, struct opts *opts,
 
 /* --- One node --- */
 
+/* That of a node whose file child has no other than the options @file. */
+static char *json_filename_above(const struct node *n, const char *file)
+{
+    char *name;
+
+    return asprintf(&name, "json:{\"driver\":\"%s\",\"file\":%s}",
+                    n->drv->name, file) < 0
+               ? NULL
+               : name;
+}
+
 static int set_filename(struct node *n, const char *filename,
                         const json_t *options)
 {
     struct node *file = node_child(n, CHILD_FILE);
 
+    if (n->filename) {
+        return 0; /* the driver knows better */
+    }
     if (filename) {
         n->filename = strdup(filename);
+    } else if (file && strncmp(node_filename(file), "json:", 5) == 0) {
+        n->filename = json_filename_above(n, node_filename(file) + 5);
     } else if (file) {
         n->filename = strdup(node_filename(file));
     } else {

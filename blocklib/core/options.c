@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/remote_name.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
@@ -376,7 +377,7 @@ int options_from_image(const char *text, const char *format, json_t **options,
         return error_set(errp, EINVAL, "the file name '%s' is not UTF-8 text",
                          text);
     }
-    object = has_prefix(text, "blkdebug:")
+    object = has_prefix(text, "blkdebug:") || remote_is_name(text)
                  ? json_pack("{s:{s:O}}", "file", "filename", name)
                  : json_pack("{s:{s:s,s:O}}", "file", "driver", "file",
                              "filename", name);
@@ -386,4 +387,12 @@ int options_from_image(const char *text, const char *format, json_t **options,
     }
     *options = json_incref(object);
     return 0;
+}
+
+int options_from_nbd_name(const char *text, json_t **options,
+                          struct error **errp)
+{
+    return remote_is_name(text)
+               ? remote_name_parse(text, options, errp)
+               : error_set(errp, EINVAL, "'%s' is not an NBD URI", text);
 }

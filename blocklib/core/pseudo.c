@@ -4,6 +4,8 @@
 #include <string.h>
 
 #include "core/opts.h"
+#include "core/remote_name.h"
+#include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 
@@ -39,6 +41,37 @@ static int expand(const json_t *options, const char *name, json_t **full,
     return 0;
 }
 
+/* The name of a remote export says where it is, and nothing else does. */
+static int expand_remote(const json_t *options, const char *key, json_t **full,
+                         struct error **errp)
+{
+    static const char *const conflicts[] = {"host", "port", "path", "export",
+                                            "server"};
+    const char *name = json_string_value(json_object_get(options, key));
+    CLEANUP_JSON json_t *copy = json_copy((json_t *)(uintptr_t)options);
+    CLEANUP_JSON json_t *named = NULL;
+
+    for (size_t i = 0; i < ARRAY_SIZE(conflicts); i++) {
+        if (json_object_get(options, conflicts[i])) {
+            return error_set(errp, EINVAL,
+                             "Option '%s' cannot be used with a %s",
+                             conflicts[i],
+                             strcmp(key, "uri") == 0 ? "URI" : "file name");
+        }
+    }
+    int r = remote_name_parse(name, &named, errp);
+    if (r < 0) {
+        return r;
+    }
+    if (json_object_del(copy, key) < 0 ||
+        json_object_set_new(copy, "driver", json_string("nbd")) < 0 ||
+        json_object_update(copy, named) < 0) {
+        return error_set(errp, ENOMEM, "no memory for options");
+    }
+    *full = json_incref(copy);
+    return 0;
+}
+
 int options_expand(const json_t *options, json_t **full, struct error **errp)
 {
     const json_t *driver = json_object_get(options, "driver");
@@ -58,6 +91,14 @@ int options_expand(const json_t *options, json_t **full, struct error **errp)
         }
         *full = json_incref(copy);
         return 0;
+    }
+    bool remote = driver ? word && strcmp(word, "nbd") == 0
+                         : name && remote_is_name(name);
+    if (remote && name) {
+        return expand_remote(options, "filename", full, errp);
+    }
+    if (remote && json_is_string(json_object_get(options, "uri"))) {
+        return expand_remote(options, "uri", full, errp);
     }
     *full = json_incref((json_t *)(uintptr_t)options);
     return 0;

@@ -286,8 +286,14 @@ static int take_options(struct node *n, const json_t *options,
 static int remember(struct work *w, struct node *n, const json_t *options,
                     struct error **errp)
 {
+    list_for_each (at, &w->fresh) {
+        if (list_entry(at, struct fresh, link)->n == n) {
+            return error_set(errp, EINVAL,
+                             "Node '%s' is to be reopened more than once",
+                             n->name);
+        }
+    }
     struct fresh *f = calloc(1, sizeof(*f));
-
     if (!f) {
         return no_memory(errp);
     }
@@ -474,6 +480,15 @@ static int attach(struct change *c, struct error **errp)
     return r;
 }
 
+/* A smaller child cuts off what is above, where jobs may be at work. */
+static int check_size(const struct change *c, struct error **errp)
+{
+    return c->index == CHILD_FILE && c->to && c->old &&
+                   node_size(c->to) < node_size(c->old->child)
+               ? node_check_shrink(c->n, errp)
+               : 0;
+}
+
 /* With the flags as they shall be. */
 static int check_new_edge(struct change *c, struct error **errp)
 {
@@ -514,6 +529,7 @@ static int do_changes(struct work *w, struct error **errp)
     }
     list_for_each (at, &w->changes) {
         r = r < 0 ? r : check_new_edge(change_of(at), errp);
+        r = r < 0 ? r : check_size(change_of(at), errp);
     }
     return r;
 }
@@ -542,6 +558,7 @@ static void free_work(struct work *w, bool stay)
         struct change *c = change_of(at);
         list_remove(at);
         node_refresh_limits(c->n);
+        node_follow_size(c->n);
         node_refresh_above(c->n);
         edge_free(c->old);
         if (c->to) {

@@ -9,7 +9,9 @@
 #include <errno.h>
 #include <inttypes.h>
 
+#include "core/blocker.h"
 #include "core/dirty.h"
+#include "core/graph.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
 
@@ -84,5 +86,49 @@ int node_resize(struct node *n, uint64_t size, struct error **errp)
         return error_set(errp, EACCES, "Block node is read-only: '%s'",
                          node_name(n));
     }
-    return size < n->size ? shrink(n, size, errp) : grow(n, size, errp);
+    int r = size < n->size ? shrink(n, size, errp) : grow(n, size, errp);
+
+    node_refresh_above(n);
+    return r;
+}
+
+/* --- Nodes that have the size of what is below them --- */
+
+static bool follows(const struct node *n)
+{
+    return n->drv->is_filter || n->drv->size_over;
+}
+
+void node_follow_size(struct node *n)
+{
+    const struct node *file = node_child(n, CHILD_FILE);
+    uint64_t old = n->size;
+
+    if (!file || !follows(n)) {
+        return;
+    }
+    uint64_t size = n->drv->size_over ? n->drv->size_over(n, file->size)
+                                      : file->size;
+    if (size > old && bitmap_resize_all(n, old, size, NULL) < 0) {
+        return; /* it does not show all of it */
+    }
+    n->size = size;
+    if (size < old) {
+        (void)bitmap_resize_all(n, old, size, NULL);
+    }
+}
+
+int node_check_shrink(const struct node *n, struct error **errp)
+{
+    int r = node_check_jobs(n, errp);
+
+    list_for_each (at, &n->parents) {
+        const struct node *parent = list_entry(at, struct edge,
+                                               on_child)->parent;
+        if (r == 0 && parent && follows(parent) &&
+            node_child(parent, CHILD_FILE) == n) {
+            r = node_check_shrink(parent, errp);
+        }
+    }
+    return r;
 }

@@ -103,9 +103,9 @@ static int zero_split(struct node *n, uint64_t offset, uint64_t bytes,
     if (from >= to) {
         return zero_partial(n, offset, bytes);
     }
-    int r = n->drv->zero(n, from, to - from,
-                         flags & ~(unsigned)(REQ_NO_FALLBACK | REQ_FUA |
-                                             REQ_NOWAIT));
+    unsigned dropped = REQ_FUA | REQ_NOWAIT |
+                       (~n->drv->flags_zero & REQ_NO_FALLBACK);
+    int r = n->drv->zero(n, from, to - from, flags & ~dropped);
     if (r == -ENOTSUP && !(flags & REQ_NO_FALLBACK)) {
         r = write_zeroes(n, from, to - from, 0);
     }

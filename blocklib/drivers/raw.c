@@ -164,6 +164,14 @@ static int raw_resize(struct node *n, uint64_t size, struct error **errp)
     return node_resize(node_child(n, CHILD_FILE), s->offset + size, errp);
 }
 
+static uint64_t raw_size_over(const struct node *n, uint64_t below)
+{
+    const struct raw *s = n->state;
+    uint64_t all = below > s->offset ? below - s->offset : 0;
+
+    return s->fixed ? min_u64(n->size, all) : all;
+}
+
 static const char *const raw_create_options[] = {"size", "preallocation", NULL};
 
 static int raw_create(const char *filename, struct opts *opts,
@@ -192,6 +200,7 @@ const struct driver driver_raw = {
     .open = raw_open,
     .close = raw_close,
     .limits = raw_limits,
+    .size_over = raw_size_over,
     .resize = raw_resize,
     .create = raw_create,
     .create_options = raw_create_options,

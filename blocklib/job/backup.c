@@ -137,10 +137,13 @@ static void close_target(struct backup *b)
 static int flush_target(struct backup *b)
 {
     struct jobs *j = b->job.jobs;
-    struct tree *t = node_enter(b->target, false);
-    int r = node_flush(b->target);
+    int r;
 
-    node_leave(t);
+    do {
+        struct tree *t = node_enter(b->target, false);
+        r = node_flush(b->target);
+        node_leave(t);
+    } while (r == -ERESTART);
     if (r < 0) {
         mutex_lock(&j->lock);
         (void)job_retries(j, &b->job, ON_ERROR_REPORT, false, r);
@@ -215,6 +218,13 @@ static void backup_kick(struct job *job, bool stop)
     copy_stop(backup_of(job)->copy, stop);
 }
 
+static void backup_give_up(struct job *job)
+{
+    struct backup *b = backup_of(job);
+
+    graph_cancel_waiting(b->graph, b->target);
+}
+
 static void backup_set_speed(struct job *job, uint64_t speed)
 {
     copy_set_speed(backup_of(job)->copy, speed);
@@ -245,6 +255,7 @@ static const struct job_driver backup_driver = {
     .abort = backup_abort,
     .clean = backup_clean,
     .kick = backup_kick,
+    .give_up = backup_give_up,
     .set_speed = backup_set_speed,
     .uses = backup_uses,
     .progress = backup_progress,

@@ -306,7 +306,7 @@ static bool is_over_locked(const struct copy *c) REQUIRES(c->lock)
  * first: the length of a run is found by walking it, and it may be the disk.
  */
 static bool next_run_locked(const struct copy *c, uint64_t *start,
-                            uint64_t *bytes) REQUIRES(c->lock)
+                            uint64_t *bytes) REQUIRES(c->claim_lock)
 {
     uint64_t window = max_u64(zero_max(c), c->chunk);
     uint64_t left = c->size - c->cursor;
@@ -324,21 +324,26 @@ static bool next_run_locked(const struct copy *c, uint64_t *start,
  * Take the next part of the set.  Claimed parts lie behind the cursor; they
  * stay in the set until they are copied.
  */
-static int claim_locked(struct copy *c, struct area *a) REQUIRES(c->lock)
+static int claim_locked(struct copy *c, struct area *a) REQUIRES(c->claim_lock)
 {
     uint64_t chunk = c->chunk;
-    uint64_t now = c->speed ? now_ns() : 0;
     uint64_t start;
     uint64_t bytes;
 
-    if (is_over_locked(c) || !next_run_locked(c, &start, &bytes)) {
+    mutex_lock(&c->lock);
+    bool over = is_over_locked(c);
+    uint64_t speed = c->speed;
+    uint64_t next_ns = c->next_ns;
+    mutex_unlock(&c->lock);
+    uint64_t now = speed ? now_ns() : 0;
+    if (over || !next_run_locked(c, &start, &bytes)) {
         return CLAIM_DONE;
     }
-    if (c->speed) {
-        if (now < c->next_ns) {
+    if (speed) {
+        if (now < next_ns) {
             return CLAIM_WAIT;
         }
-        uint64_t slice = align_down(c->speed / SLICES_PER_SECOND, c->cluster);
+        uint64_t slice = align_down(speed / SLICES_PER_SECOND, c->cluster);
         chunk = min_u64(chunk, max_u64(slice, c->cluster));
         bytes = min_u64(bytes, chunk);
     }
@@ -347,13 +352,26 @@ static int claim_locked(struct copy *c, struct area *a) REQUIRES(c->lock)
         return r;
     }
     c->cursor = a->offset + a->bytes;
-    if (c->speed) {
+    if (speed) {
         /* Seconds and the rest apart: no overflow. */
-        uint64_t ns = a->bytes / c->speed * UINT64_C(1000000000);
-        double part = (double)(a->bytes % c->speed) / (double)c->speed;
-        c->next_ns = now + ns + (uint64_t)(part * 1e9);
+        uint64_t ns = a->bytes / speed * UINT64_C(1000000000);
+        double part = (double)(a->bytes % speed) / (double)speed;
+        mutex_lock(&c->lock);
+        if (c->speed == speed) {
+            c->next_ns = now + ns + (uint64_t)(part * 1e9);
+        }
+        mutex_unlock(&c->lock);
     }
     return CLAIM_AREA;
+}
+
+/* What was claimed has not been done; whatever lies between is looked at
+ * again, too. */
+static void give_back(struct copy *c, const struct area *a)
+{
+    mutex_lock(&c->claim_lock);
+    c->cursor = min_u64(c->cursor, a->offset);
+    mutex_unlock(&c->claim_lock);
 }
 
 static void fail(struct copy *c, int r, enum copy_side side)
@@ -385,14 +403,20 @@ static int step(struct copy *c, void *buf)
     struct range_req req;
     struct area a;
 
-    mutex_lock(&c->lock);
+    mutex_lock(&c->claim_lock);
     int r = claim_locked(c, &a);
-    mutex_unlock(&c->lock);
+    mutex_unlock(&c->claim_lock);
     if (r == CLAIM_AREA) {
         range_lock(&c->in_hand, &req, a.offset, a.bytes, true);
         int moved = move_area(c, &a, buf, &side);
         range_unlock(&c->in_hand, &req);
+        if (moved == -ERESTART) {
+            give_back(c, &a);
+        }
         r = moved < 0 ? moved : r;
+    }
+    if (r == -ERESTART) {
+        return CLAIM_AREA; /* again, when the drain is over */
     }
     if (r < 0) {
         fail(c, r, side);
@@ -434,8 +458,10 @@ int copy_run(struct copy *c, enum copy_side *side)
     unsigned wanted = workers_wanted(c);
     unsigned count = 0;
 
-    mutex_lock(&c->lock);
+    mutex_lock(&c->claim_lock);
     c->cursor = 0;
+    mutex_unlock(&c->claim_lock);
+    mutex_lock(&c->lock);
     c->failed = 0;
     mutex_unlock(&c->lock);
     /* This thread is a worker too; fewer than wanted is well enough. */
@@ -541,6 +567,7 @@ int copy_skip_unallocated(struct copy *c)
         r = skip_some(c, c->skip_cursor, bytes);
         node_leave(t);
         c->skip_cursor += r == 0 ? bytes : 0;
+        r = r == -ERESTART ? 0 : r;
     }
     return r;
 }
@@ -634,7 +661,7 @@ void copy_add(struct copy *c, uint64_t offset, uint64_t bytes)
 void copy_add_bits(struct copy *c, const struct hbitmap *bits)
 {
     if (c->size > 0) {
-        hbitmap_merge(c->todo, bits);
+        hbitmap_fill(c->todo, bits);
         count_total(c);
     }
 }
@@ -684,6 +711,7 @@ struct copy *copy_new(const struct copy_options *o)
     c->written = written;
     c->guard = (struct read_guard){held_run, c};
     range_lock_init(&c->in_hand);
+    mutex_init(&c->claim_lock);
     mutex_init(&c->lock);
     cond_init(&c->wake);
     mutex_init(&c->pool_lock);
@@ -712,6 +740,7 @@ void copy_free(struct copy *c)
     hbitmap_free(c->written);
     hbitmap_free(c->visible);
     range_lock_destroy(&c->in_hand);
+    mutex_destroy(&c->claim_lock);
     mutex_destroy(&c->lock);
     cond_destroy(&c->wake);
     mutex_destroy(&c->pool_lock);

@@ -282,7 +282,7 @@ int copy_before_write(struct copy *c, uint64_t offset, uint64_t bytes,
     count_wait(&c->counters, now_ns() - begin);
     if (r == 0) {
         hbitmap_set(c->written, from, end - from);
-    } else if (!c->policy.break_write) {
+    } else if (r != -ERESTART && !c->policy.break_write) {
         copy_break_with(c, r, side);
         r = 0;
     }

@@ -26,10 +26,15 @@ struct copy {
     struct range_lock in_hand;
     struct read_guard guard; /* set by copy_new */
 
+    /* After the tree lock, before `lock`: held while the source is asked what
+     * it has, which may take its time. */
+    mutex_t claim_lock;
+    /* Guarded by claim_lock. */
+    uint64_t cursor;
+
     mutex_t lock; /* after the tree lock, before the range lock */
     /* Guarded by lock. */
     cond_t wake; /* stop or speed has changed */
-    uint64_t cursor;
     uint64_t skip_cursor; /* of copy_skip_unallocated, which has it alone */
     uint64_t speed;
     uint64_t next_ns; /* when the speed limit allows another chunk */

@@ -18,6 +18,8 @@ struct create {
     json_t *file;
     json_t *options;
 
+    struct image_nodes left; /* run's, then clean's */
+
     /* Atomic. */
     _Atomic bool done;
 };
@@ -33,10 +35,15 @@ static int create_run(struct job *job)
     int r = c->filename
                 ? image_create(c->filename, c->format, c->options, &job->error)
                 : image_format(jobs_graph(job->jobs), c->format, c->file,
-                               c->options, &job->error);
+                               c->options, &c->left, &job->error);
 
     atomic_store(&c->done, true);
     return r;
+}
+
+static void create_clean(struct job *job)
+{
+    image_release(jobs_graph(job->jobs), &create_of(job)->left);
 }
 
 static void create_progress(struct job *job, uint64_t *done, uint64_t *total)
@@ -60,6 +67,7 @@ static const struct job_driver create_driver = {
     .type = "create",
     .general = true,
     .run = create_run,
+    .clean = create_clean,
     .progress = create_progress,
     .free = create_free,
 };

@@ -318,6 +318,9 @@ static void cancel_async(struct jobs *j, struct job *job) REQUIRES(j->lock)
     if (!job->finished && job->drv->kick) {
         job->drv->kick(job, true);
     }
+    if (!job->finished && job->drv->give_up) {
+        job->drv->give_up(job);
+    }
     unpause(j, job);
 }
 

@@ -109,6 +109,9 @@ struct job_driver {
 
     /* Under the lock, must not wait.  While @stop, run shall return soon. */
     void (*kick)(struct job *job, bool stop);
+    /* Under the lock, for one that is cancelled by force and has not finished:
+     * requests of run that wait for what may never come shall fail. */
+    void (*give_up)(struct job *job);
     void (*set_speed)(struct job *job, uint64_t speed);
 
     /* Under the lock, must not wait.  complete: the verb, when ready.

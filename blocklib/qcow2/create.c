@@ -468,34 +468,32 @@ static int finish_node(struct node *n)
     return r < 0 ? r : node_flush(n);
 }
 
-/* In the image on @file, which blockdev-add would take as it is. */
+/* In the image on @file, which blockdev-add would take as it is; the caller
+ * closes *np, when it is not NULL. */
 static int preallocate(struct graph *g, json_t *file, const struct plan *p,
-                       struct error **errp)
+                       struct node **np, struct error **errp)
 {
     CLEANUP_JSON json_t *options = json_pack("{s:s, s:O}", "driver", "qcow2",
                                              "file", file);
-    struct node *n = NULL;
 
+    *np = NULL;
     graph_lock(g);
-    int r = options ? graph_open_locked(g, options, &n, errp)
+    int r = options ? graph_open_locked(g, options, np, errp)
                     : error_set(errp, ENOMEM, "no memory for options");
     graph_unlock(g);
     if (r < 0) {
         return r;
     }
-    r = preallocate_steps(n, p->preallocation);
-    graph_lock(g);
-    graph_drain(g, n);
+    r = preallocate_steps(*np, p->preallocation);
     if (r == 0) {
-        r = finish_node(n);
+        graph_lock(g);
+        graph_drain(g, *np);
+        r = finish_node(*np);
+        graph_unlock(g);
     }
-    if (r < 0) {
-        r = error_set(errp, -r, "cannot preallocate '%s': %s",
-                      node_filename(n), strerror(-r));
-    }
-    node_unref(n);
-    graph_unlock(g);
-    return r;
+    return r < 0 ? error_set(errp, -r, "cannot preallocate '%s': %s",
+                             node_filename(*np), strerror(-r))
+                 : 0;
 }
 
 static bool has_more(const struct plan *p)
@@ -528,10 +526,16 @@ static int preallocate_file(const char *filename, const struct plan *p,
     CLEANUP_JSON json_t *file = json_pack("{s:s, s:s}", "driver", "file",
                                           "filename", filename);
     struct graph *g = graph_new();
-    int r = g && file ? preallocate(g, file, p, errp)
+    struct node *n = NULL;
+    int r = g && file ? preallocate(g, file, p, &n, errp)
                       : error_set(errp, ENOMEM, "no memory to preallocate '%s'",
                                   filename);
 
+    if (n) {
+        graph_lock(g);
+        node_unref(n);
+        graph_unlock(g);
+    }
     graph_free(g);
     return r;
 }
@@ -613,7 +617,7 @@ static int write_node(struct graph *g, struct node *file,
 }
 
 int qcow2_format(struct graph *g, struct node *file, struct opts *opts,
-                 struct error **errp)
+                 struct node **opened, struct error **errp)
 {
     CLEANUP_JSON json_t *name = json_string(node_name(file));
     struct plan p = { .exact = true };
@@ -628,5 +632,5 @@ int qcow2_format(struct graph *g, struct node *file, struct opts *opts,
         r = write_node(g, file, &p, &im, errp);
     }
     free(im.bytes);
-    return r == 0 && has_more(&p) ? preallocate(g, name, &p, errp) : r;
+    return r == 0 && has_more(&p) ? preallocate(g, name, &p, opened, errp) : r;
 }

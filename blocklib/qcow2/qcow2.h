@@ -388,7 +388,7 @@ int qcow2_change_backing(struct node *n, const char *name, const char *fmt,
 int qcow2_create(const char *filename, struct opts *opts,
                  struct error **errp);
 int qcow2_format(struct graph *g, struct node *file, struct opts *opts,
-                 struct error **errp);
+                 struct node **opened, struct error **errp);
 extern const char *const qcow2_create_options[];
 
 int qcow2_resize(struct node *n, uint64_t size, struct error **errp);

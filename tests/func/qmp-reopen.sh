@@ -72,6 +72,8 @@ refused "Invalid parameter type for 'options[0].node-name', expected: string" \
 refused "Invalid parameter type for 'options[1].file.filename', expected: string" \
     "$(node hd0 hd0.qcow2)" "$(node hd1 hd1.qcow2 '.file.filename = null')"
 refused "Parameter 'options[0].driver' is missing" "$(node hd0 hd0.qcow2 'del(.driver)')"
+refused "Node 'hd0' is to be reopened more than once" \
+    "$(node hd0 hd0.qcow2)" "$(node hd0 hd0.qcow2 '."read-only" = true')"
 refused "Parameter 'driver' does not accept value ''" \
     "$(node hd0 hd0.qcow2 '.driver = ""')"
 refused "Cannot change the option 'driver'" \

@@ -1,0 +1,714 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Connections to an NBD server.
+ *
+ *     requests (any thread)          the thread of a link
+ *        |                              |
+ *        | choose a link that is UP     | connects, negotiates   --> UP
+ *        | queue in its handle ------>  | poll: sends and receives
+ *        | wait for `done`   <--------  | completion callback
+ *        |                              | lost: all fail          --> LOST
+ *        | wait for a link that is UP   | connects again, later and later
+ *
+ * Neither the lock of the remote nor anything else is held across the
+ * network: a caller queues its request, which sends what the socket takes at
+ * once, and sleeps.  libnbd's own lock of a handle is held while one of its
+ * functions runs, callbacks included, so none of them is called under ours.
+ *
+ * A handle belongs to the thread of its link.  Others use it while they are
+ * counted in `users`; it is closed when the last of them has gone.
+ *
+ * A request whose connection is lost may have been done or not, and is done
+ * again: to read, write, zero or discard the same once more harms nothing, as
+ * long as the server finishes or drops what a dead connection has left before
+ * it does what comes by a newer one.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "drivers/nbd.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/tls_creds.h"
+
+#define MS UINT64_C(1000000) /* nanoseconds */
+
+/* One attempt to connect, with all that is negotiated. */
+#define ATTEMPT_NS (30000 * MS)
+/* Between attempts: twice as long each time. */
+#define PAUSE_MIN_NS (100 * MS)
+#define PAUSE_MAX_NS (16000 * MS)
+/* For the server to close what we say good-bye to. */
+#define FAREWELL_NS (500 * MS)
+
+/* --- What libnbd says --- */
+
+/* Its last error in this thread, without the function that it begins with. */
+static int failed(struct error **errp)
+{
+    int code = nbd_get_errno();
+    const char *why = nbd_get_error();
+    const char *colon = why ? strstr(why, ": ") : NULL;
+
+    if (colon && strncmp(why, "nbd_", 4) == 0) {
+        why = colon + 2;
+    }
+    return error_set(errp, code > 0 ? code : EIO, "%s",
+                     why ? why : "the server closed the connection");
+}
+
+static uint32_t block_size(struct nbd_handle *h, int which)
+{
+    int64_t n = nbd_get_block_size(h, which);
+    return n > 0 && n <= UINT32_MAX ? (uint32_t)n : 0;
+}
+
+static int get_info(const struct remote_options *o, struct nbd_handle *h,
+                    struct remote_info *i, struct error **errp)
+{
+    int64_t size = nbd_get_size(h);
+
+    if (size < 0 || (uint64_t)size > BLK_SIZE_MAX) {
+        return error_set(errp, EFBIG, "the export is too large");
+    }
+    *i = (struct remote_info){
+        .size = (uint64_t)size,
+        .min = block_size(h, LIBNBD_SIZE_MINIMUM),
+        .pref = block_size(h, LIBNBD_SIZE_PREFERRED),
+        .max = block_size(h, LIBNBD_SIZE_MAXIMUM),
+        .read_only = nbd_is_read_only(h) == 1,
+        .rotational = nbd_is_rotational(h) == 1,
+        .can_flush = nbd_can_flush(h) == 1,
+        .can_fua = nbd_can_fua(h) == 1,
+        .can_trim = nbd_can_trim(h) == 1,
+        .can_zero = nbd_can_zero(h) == 1,
+        .can_fast_zero = nbd_can_fast_zero(h) == 1,
+        .can_cache = nbd_can_cache(h) == 1,
+        .multi_conn = nbd_can_multi_conn(h) == 1,
+        .context = nbd_can_meta_context(h, o->context) == 1,
+    };
+    if (!is_pow2(i->min)) {
+        i->min = 0;
+    }
+    if (o->dirty_bitmap && !i->context) {
+        return error_set(errp, EINVAL, "requested x-dirty-bitmap %s not found",
+                         o->context);
+    }
+    return 0;
+}
+
+static int changed(const char *what, struct error **errp)
+{
+    return error_set(errp, ESTALE, "the export has changed: %s", what);
+}
+
+/* Is what a new connection tells still what we rely on? */
+static int compare_info(const struct remote_info *is,
+                        const struct remote_info *was, struct error **errp)
+{
+    if (is->size != was->size) {
+        return changed("it has another size", errp);
+    }
+    if (is->read_only != was->read_only) {
+        return changed(is->read_only ? "it is read-only now"
+                                     : "it is not read-only any more",
+                       errp);
+    }
+    if (is->min != was->min || is->pref != was->pref || is->max != was->max) {
+        return changed("it has other block sizes", errp);
+    }
+    if (is->can_flush != was->can_flush || is->can_fua != was->can_fua ||
+        is->can_trim != was->can_trim || is->can_zero != was->can_zero ||
+        is->can_fast_zero != was->can_fast_zero ||
+        is->can_cache != was->can_cache || is->context != was->context ||
+        is->multi_conn != was->multi_conn) {
+        return changed("the server offers other commands for it", errp);
+    }
+    return 0;
+}
+
+/* --- Connecting --- */
+
+static bool link_stops(void *opaque)
+{
+    struct remote *r = ((struct link *)opaque)->remote;
+
+    mutex_lock(&r->lock);
+    bool stop = r->stop;
+    mutex_unlock(&r->lock);
+    return stop;
+}
+
+/* ... or has somebody found out that the connection is of no use? */
+static bool link_ends(void *opaque)
+{
+    struct link *l = opaque;
+    struct remote *r = l->remote;
+
+    mutex_lock(&r->lock);
+    bool stop = r->stop || l->state == LINK_LOST;
+    mutex_unlock(&r->lock);
+    return stop;
+}
+
+static bool never(void *opaque)
+{
+    (void)opaque;
+    return false;
+}
+
+static struct patience patience_of(struct link *l, uint64_t ns,
+                                   bool (*stop)(void *opaque))
+{
+    return (struct patience){now_ns() + ns, l->kick, stop, l};
+}
+
+static bool is_gone(struct nbd_handle *h)
+{
+    return nbd_aio_is_dead(h) || nbd_aio_is_closed(h);
+}
+
+static int closed(struct error **errp)
+{
+    return error_set(errp, ENOTCONN, "the server closed the connection");
+}
+
+/*
+ * Let libnbd do what the socket is ready for, or wait until it is.
+ * -ENOTCONN: the connection is gone.
+ */
+static int turn(struct nbd_handle *h, const struct patience *p,
+                struct error **errp)
+{
+    int fd = nbd_aio_get_fd(h);
+    unsigned dir = nbd_aio_get_direction(h);
+    bool reads = dir & LIBNBD_AIO_DIRECTION_READ;
+    bool writes = dir & LIBNBD_AIO_DIRECTION_WRITE;
+    int done = 0;
+
+    if (fd >= 0 && dir != 0) {
+        int got = remote_poll(
+            p, fd, (short)((reads ? POLLIN : 0) | (writes ? POLLOUT : 0)));
+        if (got < 0) {
+            return error_set(errp, -got, "%s", strerror(-got));
+        }
+        /* One of both only: the first may change what is allowed. */
+        if (reads && (got & (POLLIN | POLLHUP | POLLERR | POLLNVAL))) {
+            done = nbd_aio_notify_read(h);
+        } else if (writes && got) {
+            done = nbd_aio_notify_write(h);
+        }
+    }
+    if (!is_gone(h)) {
+        return 0;
+    }
+    (void)(done < 0 ? failed(errp) : closed(errp));
+    return -ENOTCONN;
+}
+
+static int set_tls(const struct remote_options *o, struct nbd_handle *h)
+{
+    const struct tls_creds *c = o->creds;
+    CLEANUP_FREE char *keys = NULL;
+    const char *psk = o->tls_psk_file;
+    const char *dir = o->tls_certificates;
+    const char *user = o->tls_username;
+
+    if (!o->tls) {
+        return nbd_set_tls(h, LIBNBD_TLS_DISABLE);
+    }
+    if (c && c->kind == TLS_PSK) {
+        if (asprintf(&keys, "%s/keys.psk", c->dir) < 0) {
+            keys = NULL;
+            return -1;
+        }
+        psk = keys;
+        user = c->username;
+    } else if (c) {
+        dir = c->dir;
+    }
+    if (nbd_set_tls(h, LIBNBD_TLS_REQUIRE) < 0 ||
+        (user && nbd_set_tls_username(h, user) < 0) ||
+        (psk && nbd_set_tls_psk_file(h, psk) < 0) ||
+        (dir && nbd_set_tls_certificates(h, dir) < 0)) {
+        return -1;
+    }
+    return nbd_set_tls_verify_peer(h, remote_verifies(o));
+}
+
+static int set_up(const struct remote_options *o, struct nbd_handle *h)
+{
+    /* Reads may end in a tail that is no whole block. */
+    uint32_t strict = LIBNBD_STRICT_MASK & ~LIBNBD_STRICT_ALIGN;
+
+    return nbd_set_strict_mode(h, strict) < 0 ||
+                   nbd_set_export_name(h, o->export ? o->export : "") < 0 ||
+                   nbd_add_meta_context(h, o->context) < 0 || set_tls(o, h) < 0
+               ? -1
+               : 0;
+}
+
+/* libnbd compares a certificate with the name that it has connected to. */
+static int start_connecting(struct remote_options *o, struct nbd_handle *h,
+                            const struct patience *p, struct error **errp)
+{
+    if (remote_verifies(o)) {
+        return nbd_aio_connect_tcp(h, o->address.host, o->address.port) < 0
+                   ? failed(errp)
+                   : 0;
+    }
+    int fd;
+    int r = remote_socket(&o->address, p, &fd, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    if (nbd_aio_connect_socket(h, fd) < 0) { /* which has taken it */
+        return failed(errp);
+    }
+    return 0;
+}
+
+static int negotiate(struct nbd_handle *h, const struct patience *p,
+                     struct error **errp)
+{
+    int r = 0;
+
+    while (r == 0 && !nbd_aio_is_ready(h)) {
+        r = turn(h, p, errp);
+    }
+    if (r == -ETIMEDOUT) {
+        return error_set(errp, ETIMEDOUT, "the server does not answer (%s)",
+                         nbd_connection_state(h));
+    }
+    return r;
+}
+
+static int connect_handle(struct link *l, struct nbd_handle **hp,
+                          struct remote_info *info, struct error **errp)
+{
+    struct remote_options *o = &l->remote->options;
+    struct patience p = patience_of(l, ATTEMPT_NS, link_stops);
+    struct nbd_handle *h = nbd_create();
+
+    if (!h) {
+        return failed(errp);
+    }
+    int r = set_up(o, h) < 0 ? failed(errp) : 0;
+    if (r == 0) {
+        r = start_connecting(o, h, &p, errp);
+    }
+    if (r == 0) {
+        r = negotiate(h, &p, errp);
+    }
+    if (r == 0) {
+        r = get_info(o, h, info, errp);
+    }
+    if (r < 0) {
+        nbd_close(h);
+        return r;
+    }
+    *hp = h;
+    return 0;
+}
+
+/* --- The thread of a link --- */
+
+static void kick(const struct link *l)
+{
+    uint64_t one = 1;
+
+    (void)!write(l->kick, &one, sizeof(one));
+}
+
+static void farewell(struct link *l, struct nbd_handle *h)
+{
+    struct patience p = patience_of(l, FAREWELL_NS, never);
+
+    if (nbd_aio_is_ready(h) && nbd_aio_disconnect(h, 0) == 0) {
+        while (turn(h, &p, NULL) == 0) {
+        }
+    }
+}
+
+static void set_why_locked(struct remote *r, struct error *err)
+    REQUIRES(r->lock)
+{
+    error_free(r->why);
+    r->why = err;
+}
+
+/* A new connection: is it one to what we know?  It is up then. */
+static int accept_link_locked(struct remote *r, struct link *l,
+                              struct nbd_handle *h,
+                              const struct remote_info *info,
+                              struct error **errp) REQUIRES(r->lock)
+{
+    if (!r->known) {
+        r->info = *info;
+        r->known = true;
+    }
+    int c = compare_info(info, &r->info, errp);
+    if (c < 0) {
+        return c;
+    }
+    l->handle = h;
+    l->state = LINK_UP;
+    l->wanted = false;
+    l->proven = false;
+    r->deadline = 0;
+    set_why_locked(r, NULL);
+    cond_broadcast(&r->changed);
+    return 0;
+}
+
+/* Serve the connection until it is lost, or all shall stop. */
+static void run_link(struct link *l)
+{
+    struct remote *r = l->remote;
+    struct patience p = patience_of(l, INT64_MAX / 2, link_ends);
+    struct error *err = NULL;
+    int c = 0;
+
+    while (c == 0) {
+        c = turn(l->handle, &p, &err);
+    }
+    if (c == -ECANCELED) {
+        (void)closed(&err);
+        farewell(l, l->handle);
+    }
+    mutex_lock(&r->lock);
+    l->state = LINK_LOST;
+    set_why_locked(r, err);
+    cond_broadcast(&r->changed);
+    mutex_unlock(&r->lock);
+}
+
+/* Nobody will use the handle again; close it. */
+static void drop_handle(struct link *l)
+{
+    struct remote *r = l->remote;
+
+    mutex_lock(&r->lock);
+    while (l->users > 0) {
+        cond_wait(&r->changed, &r->lock);
+    }
+    struct nbd_handle *h = l->handle;
+    l->handle = NULL;
+    l->state = LINK_IDLE;
+    mutex_unlock(&r->lock);
+    nbd_close(h);
+}
+
+static void attempt(struct link *l)
+{
+    struct remote *r = l->remote;
+    struct remote_info info;
+    struct error *err = NULL;
+    struct nbd_handle *h = NULL;
+    int c = connect_handle(l, &h, &info, &err);
+
+    mutex_lock(&r->lock);
+    if (c == 0) {
+        c = accept_link_locked(r, l, h, &info, &err);
+    }
+    if (c < 0) {
+        l->state = LINK_IDLE;
+        set_why_locked(r, err);
+        r->failures++;
+        cond_broadcast(&r->changed);
+    }
+    mutex_unlock(&r->lock);
+    if (c == 0) {
+        run_link(l);
+        drop_handle(l);
+    } else if (h) {
+        farewell(l, h);
+        nbd_close(h);
+    }
+}
+
+/* After the pause that is due; what ended too soon makes it longer. */
+static bool wait_wanted_locked(struct remote *r, struct link *l)
+    REQUIRES(r->lock)
+{
+    while (!r->stop && !l->wanted) {
+        cond_wait(&r->changed, &r->lock);
+    }
+    uint64_t until = now_ns() + l->pause_ns;
+    for (uint64_t now; !r->stop && (now = now_ns()) < until;) {
+        (void)cond_wait_ms(&r->changed, &r->lock, div_up(until - now, MS));
+    }
+    l->pause_ns = min_u64(max_u64(2 * l->pause_ns, PAUSE_MIN_NS), PAUSE_MAX_NS);
+    l->state = LINK_CONNECTING;
+    return !r->stop;
+}
+
+static void *link_main(void *opaque)
+{
+    struct link *l = opaque;
+    struct remote *r = l->remote;
+
+    for (;;) {
+        mutex_lock(&r->lock);
+        bool go = wait_wanted_locked(r, l);
+        mutex_unlock(&r->lock);
+        if (!go) {
+            return NULL;
+        }
+        attempt(l);
+    }
+}
+
+static int start_link(struct remote *r, struct link *l)
+{
+    *l = (struct link){.remote = r, .wanted = true};
+    l->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (l->kick < 0) {
+        return -errno;
+    }
+    int c = thread_start(&l->thread, "nbd client", link_main, l);
+    if (c < 0) {
+        (void)close(l->kick);
+        return c;
+    }
+    mutex_lock(&r->lock);
+    r->count++;
+    mutex_unlock(&r->lock);
+    return 0;
+}
+
+/* --- Begin and end --- */
+
+/* Until the first connection is up, or it is clear that none will be. */
+static void wait_first_locked(struct remote *r) REQUIRES(r->lock)
+{
+    uint64_t until = now_ns() + r->options.open_ns;
+    uint64_t now;
+
+    while (!r->known && (r->failures == 0 || r->options.open_ns > 0)) {
+        if (r->options.open_ns == 0) {
+            cond_wait(&r->changed, &r->lock);
+        } else if ((now = now_ns()) < until) {
+            (void)cond_wait_ms(&r->changed, &r->lock, div_up(until - now, MS));
+        } else {
+            break;
+        }
+    }
+}
+
+int remote_connect(struct remote *r, struct error **errp)
+{
+    int c = start_link(r, &r->links[0]);
+
+    if (c < 0) {
+        return error_set(errp, -c, "cannot start a thread: %s", strerror(-c));
+    }
+    mutex_lock(&r->lock);
+    wait_first_locked(r);
+    if (!r->known) {
+        int code = r->why ? error_code(r->why) : ETIMEDOUT;
+        c = error_set(errp, code, "%s",
+                      r->why ? error_message(r->why)
+                             : "the server does not answer");
+    }
+    mutex_unlock(&r->lock);
+    if (c < 0) {
+        remote_disconnect(r);
+    }
+    return c;
+}
+
+void remote_connect_more(struct remote *r)
+{
+    while (r->count < r->options.connections && r->info.multi_conn &&
+           start_link(r, &r->links[r->count]) == 0) {
+    }
+}
+
+void remote_disconnect(struct remote *r)
+{
+    mutex_lock(&r->lock);
+    r->stop = true;
+    cond_broadcast(&r->changed);
+    mutex_unlock(&r->lock);
+    for (unsigned i = 0; i < r->count; i++) {
+        kick(&r->links[i]);
+    }
+    for (unsigned i = 0; i < r->count; i++) {
+        thread_join(r->links[i].thread);
+        (void)close(r->links[i].kick);
+    }
+    error_free(r->why);
+    r->why = NULL;
+}
+
+/* --- Requests --- */
+
+/* The one with the fewest requests, and say that the others are missed. */
+static struct link *choose_locked(struct remote *r) REQUIRES(r->lock)
+{
+    struct link *best = NULL;
+
+    for (unsigned i = 0; i < r->count; i++) {
+        struct link *l = &r->links[i];
+        if (l->state == LINK_UP) {
+            best = !best || l->users < best->users ? l : best;
+        } else if (!l->wanted) {
+            l->wanted = true;
+            cond_broadcast(&r->changed);
+        }
+    }
+    return best;
+}
+
+/* May a request wait, or wait on, for a connection? */
+static int may_wait_locked(struct remote *r, uint64_t until) REQUIRES(r->lock)
+{
+    uint64_t now = now_ns();
+
+    if (r->options.delay_ns == 0 || now >= until) {
+        return -EIO;
+    }
+    if (r->deadline == 0) {
+        r->deadline = now + r->options.delay_ns;
+    }
+    if (now >= r->deadline || node_is_drained(r->node)) {
+        return -EIO;
+    }
+    return node_is_draining(r->node) ? -ERESTART : 0;
+}
+
+static int link_get(struct remote *r, uint64_t until, struct link **lp)
+{
+    struct link *l;
+    int c = 0;
+
+    mutex_lock(&r->lock);
+    while (!(l = choose_locked(r)) && (c = may_wait_locked(r, until)) == 0) {
+        uint64_t end = min_u64(until, r->deadline);
+        uint64_t now = now_ns();
+        (void)cond_wait_ms(&r->changed, &r->lock,
+                           now < end ? div_up(end - now, MS) : 1);
+    }
+    if (l) {
+        l->users++;
+        c = 0;
+    }
+    mutex_unlock(&r->lock);
+    *lp = l;
+    return c;
+}
+
+/* @lost: it has turned out to be of no use. */
+static void link_put(struct link *l, bool lost)
+{
+    struct remote *r = l->remote;
+
+    mutex_lock(&r->lock);
+    l->users--;
+    if (lost && l->state == LINK_UP) {
+        l->state = LINK_LOST;
+        kick(l);
+    }
+    if (!lost && !l->proven) {
+        l->proven = true;
+        l->pause_ns = 0;
+    }
+    if (l->state == LINK_LOST && l->users == 0) {
+        cond_broadcast(&r->changed);
+    }
+    mutex_unlock(&r->lock);
+}
+
+static int call_done(void *opaque, int *error)
+{
+    struct call *c = opaque;
+    struct remote *r = c->remote; /* it outlives *c */
+
+    mutex_lock(&r->lock);
+    c->error = *error;
+    c->done = true;
+    cond_signal(&c->cond);
+    mutex_unlock(&r->lock);
+    return 1;
+}
+
+static int wait_done(struct call *c)
+{
+    struct remote *r = c->remote;
+
+    mutex_lock(&r->lock);
+    while (!c->done) {
+        cond_wait(&c->cond, &r->lock);
+    }
+    mutex_unlock(&r->lock);
+    return -c->error;
+}
+
+/* -ENOTCONN: it is not known whether it was done. */
+static int do_call(struct link *l, issue_fn *issue, void *opaque)
+{
+    struct call call = {.remote = l->remote};
+    nbd_completion_callback done = {.callback = call_done, .user_data = &call};
+    int c;
+
+    cond_init(&call.cond);
+    if (issue(l->handle, done, opaque) >= 0) {
+        c = 0;
+    } else if (is_gone(l->handle)) {
+        c = -ENOTCONN;
+    } else {
+        int code = nbd_get_errno();
+        c = code > 0 ? -code : -EIO;
+    }
+    /* What could not be sent at once waits for the thread to see that the
+     * socket takes more; a handle that has died waits for it, too. */
+    if (nbd_aio_get_direction(l->handle) != LIBNBD_AIO_DIRECTION_READ) {
+        kick(l);
+    }
+    if (c == 0) {
+        c = wait_done(&call);
+    }
+    cond_destroy(&call.cond);
+    return c;
+}
+
+int remote_request(struct remote *r, issue_fn *issue, void *opaque)
+{
+    uint64_t until = UINT64_MAX;
+
+    for (;;) {
+        struct link *l;
+        int c = link_get(r, until, &l);
+
+        if (c < 0) {
+            return c;
+        }
+        c = do_call(l, issue, opaque);
+        bool lost = c == -ENOTCONN || c == -ESHUTDOWN;
+        link_put(l, lost);
+        if (!lost) {
+            return c;
+        }
+        if (r->options.delay_ns == 0) {
+            return -EIO;
+        }
+        until = min_u64(until, now_ns() + r->options.delay_ns);
+    }
+}
+
+void remote_kick(struct remote *r, bool give_up)
+{
+    mutex_lock(&r->lock);
+    if (give_up) {
+        r->deadline = 1; /* until there is a connection again */
+    }
+    cond_broadcast(&r->changed);
+    mutex_unlock(&r->lock);
+}

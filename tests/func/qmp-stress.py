@@ -1,0 +1,518 @@
+# Eight QMP clients at once, that send what comes to their minds, while others
+# read and write over NBD; in the end all is as it was.
+# argv: QMP socket, NBD socket, pid of the server, seed, commands (0: none) or
+# seconds ("60s").  In the directory of the disks.
+import json
+import os
+import random
+import socket
+import sys
+import threading
+import time
+
+import nbd
+
+QMP, SOCK, PID, SEED, AMOUNT = sys.argv[1:]
+PID = int(PID)
+CLIENTS = 8
+WRITERS = 3
+END = time.time() + float(AMOUNT[:-1]) if AMOUNT.endswith('s') else None
+MANY = sys.maxsize if END else int(AMOUNT)
+PATIENCE = 120
+POOL = 16  # threads that the server may keep
+CLASSES = {'GenericError', 'CommandNotFound', 'DeviceNotFound',
+           'DeviceNotActive'}
+DISKS = ['disk0', 'disk1', 'disk2', 'disk3']
+
+failures = []
+stop = threading.Event()
+counts = {}
+
+
+def over():
+    return bool(failures) or (END is not None and time.time() > END)
+
+
+class Gone(Exception):
+    pass
+
+
+class Client:
+    def __init__(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(PATIENCE)
+        self.sock.connect(QMP)
+        self.file = self.sock.makefile('rb')
+        self.status = {}
+        self.id = 0
+        assert 'QMP' in self.recv()
+        self.ask('qmp_capabilities')
+
+    def recv(self):
+        try:
+            line = self.file.readline()
+        except socket.timeout:
+            raise AssertionError('no answer') from None
+        if not line:
+            raise Gone
+        return json.loads(line)
+
+    # The order in which a job's status may change.
+    NEXT = {'created': ('running', 'aborting', 'null'),
+            'running': ('paused', 'ready', 'waiting', 'aborting'),
+            'paused': ('running',), 'ready': ('standby', 'waiting', 'aborting'),
+            'standby': ('ready',), 'waiting': ('pending', 'aborting'),
+            'pending': ('aborting', 'concluded'), 'concluded': ('null',),
+            'aborting': ('aborting', 'concluded'), 'null': ('created',)}
+
+    def event(self, e):
+        assert set(e) == {'event', 'data', 'timestamp'}, e
+        if e['event'] == 'JOB_STATUS_CHANGE':
+            job, status = e['data']['id'], e['data']['status']
+            before = self.status.get(job)
+            assert before is None or status in self.NEXT[before], \
+                f'{job}: {before}, {status}'
+            self.status[job] = status
+
+    def reply(self, want):
+        while True:
+            m = self.recv()
+            if 'event' in m:
+                self.event(m)
+                continue
+            assert m.get('id') == want, (m, want)
+            if 'error' in m:
+                assert m['error']['class'] in CLASSES, m
+                assert m['error']['desc'], m
+            else:
+                assert 'return' in m, m
+            return m
+
+    def send(self, command, arguments=None):
+        self.id += 1
+        request = {'execute': command, 'id': self.id}
+        if arguments:
+            request['arguments'] = arguments
+        self.sock.sendall(json.dumps(request).encode())
+        return self.id
+
+    def ask(self, command, arguments=None):
+        reply = self.reply(self.send(command, arguments))
+        key = command, 'return' in reply
+        counts[key] = counts.get(key, 0) + 1
+        return reply
+
+    def close(self):
+        self.file.close()
+        self.sock.close()
+
+
+# --- Commands ---
+
+# Mostly what can be there.
+
+def disk(r):
+    return r.choice(DISKS)
+
+
+def node(r):
+    return r.choices([disk(r), 'n' + str(r.randrange(4)), 'nosuch'],
+                     [60, 38, 2])[0]
+
+
+def bitmap(r):
+    return r.choices(['b0', 'b1', 'b2'], [60, 38, 2])[0]
+
+
+def job(r):
+    return r.choice(['j0', 'j1', 'j2', 'j3'])
+
+
+def maybe(r, arguments, **more):
+    for key, value in more.items():
+        if r.random() < 0.3:
+            arguments[key.replace('_', '-')] = value
+    return arguments
+
+
+def flag(r):
+    return r.random() < 0.5
+
+
+def backup(r):
+    a = {'job-id': job(r), 'device': disk(r),
+         'sync': r.choice(['full', 'top', 'none', 'full', 'bitmap',
+                           'incremental', 'incremental'])}
+    if r.random() < 0.1 or a['sync'] in ('bitmap', 'incremental'):
+        a['bitmap'] = bitmap(r)
+        if a['sync'] != 'incremental':
+            a['bitmap-mode'] = r.choice(['on-success', 'always', 'never'])
+    if r.random() < 0.1:
+        maybe(r, a, compress=True, x_perf={'max-workers': r.randrange(5)},
+              filter_node_name='filter' + str(r.randrange(2)))
+    return maybe(r, a, speed=r.choice([0, 65536, 1 << 22]),
+                 auto_dismiss=flag(r), auto_finalize=flag(r),
+                 on_source_error=r.choice(['report', 'stop', 'ignore']))
+
+
+def drive_backup(r):
+    a = backup(r)
+    a['target'] = f't{r.randrange(6)}.img'
+    a['format'] = r.choice(['qcow2', 'qcow2', 'qcow2', 'raw'])
+    if r.random() < 0.1:
+        a['mode'] = 'existing'
+    return 'drive-backup', a
+
+
+def blockdev_backup(r):
+    a = backup(r)
+    a['target'] = 'n' + str(r.randrange(4))
+    return 'blockdev-backup', a
+
+
+def bitmap_add(r):
+    return 'block-dirty-bitmap-add', maybe(
+        r, {'node': node(r), 'name': bitmap(r)}, persistent=flag(r),
+        disabled=flag(r), granularity=r.choice([512, 65536, 65536, 1 << 20]))
+
+
+def bitmap_verb(r):
+    verb = r.choice(['remove', 'clear', 'clear', 'enable', 'enable', 'disable'])
+    return f'block-dirty-bitmap-{verb}', {'node': node(r), 'name': bitmap(r)}
+
+
+def bitmap_merge(r):
+    names = [r.choice([bitmap(r), {'node': node(r), 'name': bitmap(r)}])
+             for _ in range(r.randrange(4))]
+    return 'block-dirty-bitmap-merge', {'node': node(r), 'target': bitmap(r),
+                                        'bitmaps': names}
+
+
+def snapshot(r):
+    a = {'device': disk(r), 'snapshot-file': f'o{r.randrange(6)}.qcow2'}
+    if r.random() < 0.1:
+        a = {'node-name': node(r), 'snapshot-file': f'o{r.randrange(6)}.qcow2'}
+        maybe(r, a, snapshot_node_name=node(r), format='raw')
+    return 'blockdev-snapshot-sync', a
+
+
+def blockdev_snapshot(r):
+    return 'blockdev-snapshot', {'node': node(r), 'overlay': node(r)}
+
+
+ACTIONS = [drive_backup, blockdev_backup, bitmap_add, bitmap_verb, bitmap_verb,
+           bitmap_merge, snapshot, blockdev_snapshot,
+           lambda r: ('abort', {})]
+
+
+def transaction(r):
+    actions = [r.choice(ACTIONS)(r) for _ in range(r.randrange(5))]
+    a = {'actions': [{'type': t, 'data': d} for t, d in actions]}
+    return 'transaction', maybe(
+        r, a, properties={'completion-mode': r.choice(['grouped',
+                                                       'individual'])})
+
+
+def options(r, name=None):
+    o = {'driver': r.choice(['null-co', 'qcow2', 'raw', 'mem', 'mem', 'mem',
+                             'blkdebug', 'throttle', 'file',
+                             'copy-before-write'])}
+    if name:
+        o['node-name'] = name
+    below = r.choice([node(r), {'driver': 'file',
+                                'filename': f't{r.randrange(6)}.img'}])
+    if o['driver'] in ('null-co', 'mem'):
+        o['size'] = r.choice([8 << 20, 16 << 20, 32 << 20, 0, -1])
+    elif o['driver'] == 'blkdebug':
+        o['image'] = below
+    elif o['driver'] == 'file':
+        o['filename'] = f't{r.randrange(6)}.img'
+    else:
+        o['file'] = below
+    if o['driver'] == 'throttle':
+        o['throttle-group'] = r.choice(['g0', 'g1'])
+    if o['driver'] == 'qcow2' and r.random() < 0.3:
+        o['backing'] = r.choice([node(r), None])
+    if o['driver'] == 'copy-before-write':
+        o['target'] = node(r)
+    if r.random() < 0.2:
+        maybe(r, o, read_only=flag(r), discard=r.choice(['unmap', 'ignore']),
+              cache={'direct': flag(r)}, detect_zeroes='on')
+    return o
+
+
+def blockdev_add(r):
+    return 'blockdev-add', options(r, r.choice(['n0', 'n1', 'n2', 'n3']))
+
+
+def blockdev_del(r):
+    return 'blockdev-del', {'node-name': node(r)}
+
+
+def blockdev_create(r):
+    o = {'driver': 'file', 'filename': f't{r.randrange(6)}.img',
+         'size': r.choice([0, 1 << 20, 64 << 20])}
+    if flag(r):
+        o = maybe(r, {'driver': 'qcow2', 'file': node(r), 'size': 1 << 22},
+                  preallocation=r.choice(['metadata', 'full']),
+                  cluster_size=r.choice([512, 65536]))
+    return 'blockdev-create', {'job-id': job(r), 'options': o}
+
+
+def reopen(r):
+    return 'blockdev-reopen', {'options': [options(r, node(r))
+                                           for _ in range(r.randrange(3))]}
+
+
+def commit(r):
+    a = {'job-id': job(r), 'device': disk(r)}
+    if r.random() < 0.3:
+        maybe(r, a, top_node=node(r), base_node=disk(r))
+    return 'block-commit', maybe(r, a, speed=r.choice([0, 1 << 20]),
+                                 auto_dismiss=flag(r), auto_finalize=flag(r))
+
+
+def resize(r):
+    return 'block_resize', {'node-name': node(r),
+                            'size': r.choice([8 << 20, 64 << 20, 65 << 20,
+                                              12345])}
+
+
+def job_verb(r):
+    if flag(r):
+        verb = r.choice(['cancel', 'pause', 'resume', 'complete', 'finalize',
+                         'dismiss', 'dismiss'])
+        return f'job-{verb}', {'id': job(r)}
+    verb = r.choice(['cancel', 'pause', 'resume', 'complete', 'set-speed'])
+    a = {'device': job(r)}
+    if verb == 'set-speed':
+        a['speed'] = r.choice([0, 1 << 20, -1])
+    elif verb == 'cancel':
+        maybe(r, a, force=True)
+    return f'block-job-{verb}', a
+
+
+def export_add(r):
+    return 'block-export-add', maybe(
+        r, {'type': 'nbd', 'id': 'e' + str(r.randrange(4)),
+            'node-name': node(r)}, name='x' + str(r.randrange(4)),
+        writable=flag(r), bitmaps=[bitmap(r)], description='d' * 300)
+
+
+def export_del(r):
+    return 'block-export-del', maybe(r, {'id': 'e' + str(r.randrange(4))},
+                                     mode=r.choice(['hard', 'safe']))
+
+
+def throttle_object(r):
+    if flag(r):
+        return 'object-del', {'id': 'g1'}
+    return 'object-add', {'qom-type': 'throttle-group', 'id': 'g1',
+                          'limits': {'bps-total': 1 << 24}}
+
+
+def query(r):
+    return r.choice(['query-block', 'query-named-block-nodes', 'query-jobs',
+                     'query-block-jobs', 'query-block-exports',
+                     'query-blockstats', 'x-debug-query-block-graph',
+                     'query-commands', 'nosuch']), None
+
+
+def checksum(r):
+    return 'x-debug-block-dirty-bitmap-sha256', {'node': node(r),
+                                                 'name': bitmap(r)}
+
+
+def bad_arguments(r):
+    c, a = random_command(r)
+    a = dict(a or {})
+    if a and flag(r):
+        a.pop(r.choice(list(a)))
+    else:
+        a[r.choice(list(a) + ['odd'])] = r.choice([None, 7, 'x', [], {}, True])
+    return c, a
+
+
+COMMANDS = [(6, drive_backup), (4, blockdev_backup), (6, bitmap_add),
+            (8, bitmap_verb), (4, bitmap_merge), (2, snapshot),
+            (2, blockdev_snapshot), (8, transaction), (6, blockdev_add),
+            (6, blockdev_del), (3, blockdev_create), (4, reopen), (4, commit),
+            (2, resize), (16, job_verb), (4, export_add), (4, export_del),
+            (2, throttle_object), (6, query), (2, checksum),
+            (6, bad_arguments)]
+
+
+def random_command(r):
+    make = r.choices([c for _, c in COMMANDS], [w for w, _ in COMMANDS])[0]
+    return make(r)
+
+
+# --- What else clients do ---
+
+def garbage(r):
+    """Its client goes after that."""
+    client = Client()
+    kind = r.randrange(5)
+    try:
+        if kind == 0:
+            client.sock.sendall(os.urandom(r.randrange(2000)))
+        elif kind == 1:
+            client.sock.sendall(b'[' * r.randrange(5000))
+        elif kind == 2:
+            client.sock.sendall(b'{"execute": "query-jobs", "id": "' +
+                                b'x' * r.randrange(100000))
+        elif kind == 3:
+            for _ in range(r.randrange(30)):  # replies that nobody reads
+                client.send('query-named-block-nodes')
+        else:
+            client.send(*random_command(r))
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+    client.close()
+
+
+def clear(client):
+    """Things must not pile up."""
+    client.ask('block-export-del', {'id': 'e0', 'mode': 'hard'})
+    for i in range(4):
+        client.ask('job-resume', {'id': f'j{i}'})
+        client.ask('job-cancel', {'id': f'j{i}'})
+        client.ask('job-dismiss', {'id': f'j{i}'})
+
+
+def run_client(number):
+    r = random.Random(f'{SEED}-{number}')
+    client = Client()
+    for i in range(MANY):
+        if over():
+            break
+        client.ask(*random_command(r))
+        if r.random() < 0.02:
+            garbage(r)
+        if r.random() < 0.02:
+            client.close()
+            client = Client()
+        if r.random() < 0.01:
+            clear(client)
+    client.close()
+
+
+def run_writer(number):
+    r = random.Random(f'{SEED}-nbd-{number}')
+    while not stop.is_set() and not over():
+        h = nbd.NBD()
+        h.set_export_name(r.choice(DISKS + ['x0', 'x1', 'e0', 'e1']))
+        try:
+            h.connect_unix(SOCK)
+            size = h.get_size()
+            for _ in range(r.randrange(100)):
+                at = r.randrange(max(size - 65536, 1))
+                length = min(r.choice([512, 4096, 65536]), size - at)
+                if length <= 0 or stop.is_set():
+                    break
+                do = r.randrange(6)
+                if do < 2:
+                    h.pread(length, at)
+                elif do == 2:
+                    h.pwrite(bytes([r.randrange(256)]) * length, at)
+                elif do == 3:
+                    h.zero(length, at)
+                elif do == 4:
+                    h.trim(length, at)
+                else:
+                    h.flush()
+            if flag(r):
+                h.shutdown()
+        except nbd.Error:
+            time.sleep(0.01)
+
+
+def guarded(f, number):
+    try:
+        f(number)
+    except Exception as e:  # all of them, also the asserts
+        failures.append(f'{f.__name__}({number}): {type(e).__name__} {e}')
+
+
+# --- The end: all goes, and nothing is left ---
+
+def resources():
+    return (len(os.listdir(f'/proc/{PID}/fd')),
+            len(os.listdir(f'/proc/{PID}/task')))
+
+
+def files_of(client):
+    """How many files the nodes have open."""
+    nodes = client.ask('query-named-block-nodes')['return']
+    return sum(n['drv'] == 'file' for n in nodes)
+
+
+def settled(client):
+    """What is there is by the nodes, and a pool of threads."""
+    files, threads = resources()
+    more = files_of(client) - before_files
+    return files <= before[0] + 2 * more and threads <= before[1] + POOL + more
+
+
+def wait_for(what, condition):
+    deadline = time.time() + PATIENCE
+    while not condition():
+        assert time.time() < deadline, f'not in the end: {what}'
+        time.sleep(0.02)
+
+
+def jobs_end(client):
+    jobs = client.ask('query-jobs')['return']
+    for j in jobs:
+        if j['status'] == 'concluded':
+            client.ask('job-dismiss', {'id': j['id']})
+        else:
+            client.ask('job-cancel', {'id': j['id']})
+    return not jobs
+
+
+def nodes_go(client):
+    """A node goes when nothing above it is there any more."""
+    for x in client.ask('query-block-exports')['return']:
+        if x['id'] not in DISKS:
+            client.ask('block-export-del', {'id': x['id'], 'mode': 'hard'})
+    names = [n['node-name'] for n in
+             client.ask('query-named-block-nodes')['return']]
+    for name in ('n0', 'n1', 'n2', 'n3'):
+        if name in names:
+            client.ask('blockdev-del', {'node-name': name})
+    return not {'n0', 'n1', 'n2', 'n3'} & set(names)
+
+
+client = Client()
+before = resources()
+before_files = files_of(client)
+threads = [threading.Thread(target=guarded, args=(run_client, i))
+           for i in range(CLIENTS)]
+writers = [threading.Thread(target=guarded, args=(run_writer, i))
+           for i in range(WRITERS)]
+for t in threads + writers:
+    t.start()
+for t in threads:
+    t.join()
+stop.set()
+for t in writers:
+    t.join()
+if not failures:
+    try:
+        client.close()
+        client = Client()
+        wait_for('no jobs', lambda: jobs_end(client))
+        nodes_go(client)
+        wait_for('files and threads are given back', lambda: settled(client))
+    except Exception as e:
+        failures.append(f'the end: {type(e).__name__} {e}')
+for f in failures:
+    print(f)
+done = sum(n for (_, good), n in counts.items() if good)
+refused = sum(n for (_, good), n in counts.items() if not good)
+print(f'{done} commands succeeded, {refused} did not')
+if '-v' in os.environ.get('STRESS', ''):
+    for (command, good), n in sorted(counts.items()):
+        print(f'{command:40} {"ok" if good else "refused":8} {n}')
+sys.exit(bool(failures))

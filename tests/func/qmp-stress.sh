@@ -1,0 +1,36 @@
+#!/bin/bash
+# Eight QMP clients send random commands, valid and not, while jobs run and
+# others read and write over NBD.  Bounded by a number of commands; `make stress
+# SECONDS=60` runs as long.  STRESS_SEED=N repeats what was random.
+set -eu -o pipefail
+# shellcheck source=tests/func/lib.sh
+. "$SRCDIR/tests/func/lib.sh"
+need qemu-img
+python -c 'import nbd' 2>/dev/null || skip "python has no libnbd"
+
+seed=${STRESS_SEED:-$RANDOM}
+amount=${STRESS_SECONDS:+${STRESS_SECONDS}s}
+echo "seed $seed"
+
+nbdelta create base.qcow2 16M
+nbdelta create -b base.qcow2 -F qcow2 d0.qcow2
+nbdelta create d1.qcow2 32M
+nbdelta create -o cluster_size=4k d2.qcow2 8M
+mkimg d3.raw 16M
+serve --object throttle-group,id=g0,limits.iops-total=2000 \
+    disk0=d0.qcow2 disk1=d1.qcow2 disk2=d2.qcow2 disk3=d3.raw
+
+rc=0
+python "$SRCDIR/tests/func/qmp-stress.py" "$qmp_sock" "$sock" "$server" \
+    "$seed" "${amount:-150}" || rc=$?
+kill -0 "$server" 2>/dev/null || fail "the server has ended (seed $seed)"
+[ $rc -eq 0 ] || fail "seed $seed"
+stop_server
+
+# Of the others, nobody knows who wrote what to them.
+for image in ./*.qcow2; do
+    if [ "$(head -c 3 "$image")" = QFI ]; then
+        qemu-img check -q "$image" >check.out 2>&1 ||
+            fail "$image (seed $seed): $(cat check.out)"
+    fi
+done
