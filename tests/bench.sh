@@ -67,9 +67,52 @@ start_tls() {
     wait_for sock
 }
 
+# disk.qcow2, and what it was a moment ago to be pulled, at $past.
+start_past() {
+    case $1 in
+    nbdelta)
+        "$nbdelta" serve -U sock --qmp qmp disk=disk.qcow2 & ;;
+    q-s-d)
+        rm -f scratch.qcow2
+        qemu-img create -q -f qcow2 scratch.qcow2 "$size"
+        qemu-storage-daemon \
+            --blockdev file,node-name=f,filename=disk.qcow2,aio=io_uring \
+            --blockdev qcow2,node-name=disk,file=f \
+            --blockdev file,node-name=sf,filename=scratch.qcow2,aio=io_uring \
+            --blockdev qcow2,node-name=scratch,file=sf \
+            --blockdev copy-before-write,node-name=cbw,file=disk,target=scratch \
+            --blockdev snapshot-access,node-name=past,file=cbw \
+            --nbd-server addr.type=unix,addr.path="$work/sock" \
+            --export nbd,id=e,node-name=cbw,name=,writable=on \
+            --export nbd,id=p,node-name=past,name=past & ;;
+    esac
+    server=$!
+    wait_for sock
+    past="nbd+unix:///past?socket=$work/sock"
+    if [ "$1" = nbdelta ]; then
+        wait_for qmp
+        past=$("$nbdelta" backup-begin qmp --scratch . --output json |
+            jq -r '.disks[0].uri')
+    fi
+}
+
+# A guest that writes while a backup is pulled: iops, or p99 in microseconds.
+guest_writes() {
+    local pull
+    nbdcopy "$past" null: &
+    pull=$!
+    fio_iops randwrite 4k 16 >iops
+    wait "$pull"
+    case $1 in
+    *iops) cat iops ;;
+    *) jq '.jobs[0].write.clat_ns.percentile["99.000000"] / 1000' fio.json ;;
+    esac
+}
+
 # start WHO FORMAT: serve disk.FORMAT on `sock`.
 start() {
     case $2 in
+    past) start_past "$1"; return ;;
     tls-*) start_tls "$1" "${2#tls-}"; return ;;
     esac
     local file=disk.$2
@@ -140,6 +183,7 @@ measure() {
         # shellcheck disable=SC2086  # operation, block size, depth
         fio_iops ${2//:/ } ;;
     pull) seconds nbdcopy "$uri" null: ;;
+    guest-*) guest_writes "$2" ;;
     tls-*) tls_pull "$2" ;;
     backup)
         rm -f target.qcow2
@@ -203,6 +247,8 @@ for depth in 1 16 64; do
 done
 row "4K random write, QD 64, qcow2" randwrite:4k:64 qcow2 \
     nbdelta qemu-nbd q-s-d
+row "4K random write, QD 16, qcow2" randwrite:4k:16 qcow2 nbdelta q-s-d
+row "  while its past is pulled" guest-iops past nbdelta q-s-d
 for depth in 1 16; do
     row "plugin: 4K random read, QD $depth, raw" randread:4k:$depth raw \
         plugin nbdkit nbdelta
@@ -213,6 +259,8 @@ for depth in 1 16; do
     row "plugin: 4K random write, QD $depth, qcow2" randwrite:4k:$depth qcow2 \
         plugin qemu-nbd nbdelta
 done
+echo "Microseconds (less is better)"
+row "p99 of these writes, then" guest-p99 past nbdelta q-s-d
 echo "Seconds (less is better)"
 row "plugin: nbdcopy pull of $size, raw" pull raw plugin nbdkit nbdelta
 row "plugin: nbdcopy pull of $size, qcow2" pull qcow2 plugin qemu-nbd nbdelta
