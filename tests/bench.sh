@@ -3,13 +3,13 @@
 # machine is never quiet, so the candidates take turns, ROUNDS times, and
 # medians are shown with the least and the most.
 #
-#   BUILD=build [ROUNDS=3] [SECONDS_EACH=2] [SIZE=1G] [ONLY=REGEX] tests/bench.sh
-#
-# ONLY picks rows by their titles.
+#   BUILD=build [ROUNDS=3] [SECONDS_EACH=2] [SIZE=1G] [ROWS='plugin*'] \
+#       tests/bench.sh
 set -eu -o pipefail
 PATH=/usr/bin:$PATH
 
 nbdelta=${BUILD:?}/nbdelta
+plugin=$BUILD/nbdkit-nbdelta-plugin.so
 rounds=${ROUNDS:-3}
 each=${SECONDS_EACH:-2}
 size=${SIZE:-1G}
@@ -67,6 +67,48 @@ start_tls() {
     wait_for sock
 }
 
+# disk.qcow2, and what it was a moment ago to be pulled, at $past.
+start_past() {
+    case $1 in
+    nbdelta)
+        "$nbdelta" serve -U sock --qmp qmp disk=disk.qcow2 & ;;
+    q-s-d)
+        rm -f scratch.qcow2
+        qemu-img create -q -f qcow2 scratch.qcow2 "$size"
+        qemu-storage-daemon \
+            --blockdev file,node-name=f,filename=disk.qcow2,aio=io_uring \
+            --blockdev qcow2,node-name=disk,file=f \
+            --blockdev file,node-name=sf,filename=scratch.qcow2,aio=io_uring \
+            --blockdev qcow2,node-name=scratch,file=sf \
+            --blockdev copy-before-write,node-name=cbw,file=disk,target=scratch \
+            --blockdev snapshot-access,node-name=past,file=cbw \
+            --nbd-server addr.type=unix,addr.path="$work/sock" \
+            --export nbd,id=e,node-name=cbw,name=,writable=on \
+            --export nbd,id=p,node-name=past,name=past & ;;
+    esac
+    server=$!
+    wait_for sock
+    past="nbd+unix:///past?socket=$work/sock"
+    if [ "$1" = nbdelta ]; then
+        wait_for qmp
+        past=$("$nbdelta" backup-begin qmp --scratch . --output json |
+            jq -r '.disks[0].uri')
+    fi
+}
+
+# A guest that writes while a backup is pulled: iops, or p99 in microseconds.
+guest_writes() {
+    local pull
+    nbdcopy "$past" null: &
+    pull=$!
+    fio_iops randwrite 4k 16 >iops
+    wait "$pull"
+    case $1 in
+    *iops) cat iops ;;
+    *) jq '.jobs[0].write.clat_ns.percentile["99.000000"] / 1000' fio.json ;;
+    esac
+}
+
 # start WHO FORMAT: serve disk.FORMAT on `sock`; WHO+N: with so many persistent
 # bitmaps.
 start() {
@@ -88,6 +130,7 @@ change_bitmaps() {
 
 start_plain() {
     case $2 in
+    past) start_past "$1"; return ;;
     tls-*) start_tls "$1" "${2#tls-}"; return ;;
     esac
     local file=disk.$2 format=$2
@@ -112,6 +155,7 @@ start_plain() {
             --chardev socket,id=c,path="$work/qmp",server=on,wait=off \
             --monitor chardev=c & ;;
     nbdkit) nbdkit -f -U sock file "$file" & ;;
+    plugin) nbdkit -f -U sock "$plugin" "$file" format="$2" & ;;
     esac
     server=$!
     wait_for sock
@@ -224,6 +268,7 @@ measure() {
         # shellcheck disable=SC2086  # operation, block size, depth
         fio_iops ${2//:/ } ;;
     pull) seconds nbdcopy "$uri" null: ;;
+    guest-*) guest_writes "$2" ;;
     tls-*) tls_pull "$2" ;;
     backup)
         rm -f target.qcow2
@@ -236,11 +281,12 @@ measure() {
     esac
 }
 
-# row TITLE WHAT FORMAT CANDIDATE...: nbdelta is the first candidate.
+# row TITLE WHAT FORMAT CANDIDATE...: the first candidate is ours.
 row() {
     local title=$1 what=$2 format=$3 who round
     shift 3
-    [[ $title =~ ${ONLY-} ]] || return 0
+    # shellcheck disable=SC2053  # a pattern
+    [[ $title == ${ROWS-*} ]] || return 0
     rm -f result.*
     for ((round = 0; round < rounds; round++)); do
         for who in "$@"; do
@@ -266,9 +312,9 @@ row() {
                   print m > "median." who }'
     done
     echo
-    printf '%-34s' "  nbdelta / each"
+    printf '%-34s' "  $1 / each"
     for who in "${@:2}"; do
-        awk -v a="$(cat median.nbdelta)" -v b="$(cat "median.$who")" \
+        awk -v a="$(cat "median.$1")" -v b="$(cat "median.$who")" \
             -v who="$who" 'BEGIN { printf " %s %.2f", who, a / b }'
     done
     echo
@@ -293,10 +339,26 @@ for count in 1 4; do
     row "4K random write, QD 64, $count bitmaps" randwrite:4k:64 qcow2 \
         nbdelta "nbdelta+$count" q-s-d "q-s-d+$count"
 done
+row "4K random write, QD 16, qcow2" randwrite:4k:16 qcow2 nbdelta q-s-d
+row "  while its past is pulled" guest-iops past nbdelta q-s-d
+for depth in 1 16; do
+    row "plugin: 4K random read, QD $depth, raw" randread:4k:$depth raw \
+        plugin nbdkit nbdelta
+    row "plugin: 4K random read, QD $depth, qcow2" randread:4k:$depth qcow2 \
+        plugin qemu-nbd nbdelta
+    row "plugin: 4K random write, QD $depth, raw" randwrite:4k:$depth raw \
+        plugin nbdkit nbdelta
+    row "plugin: 4K random write, QD $depth, qcow2" randwrite:4k:$depth qcow2 \
+        plugin qemu-nbd nbdelta
+done
 echo "Microseconds of CPU a request (less is better)"
 row "4K random write, QD 64, 1, 4 bitmaps" cpu:randwrite:4k:64 qcow2 \
     nbdelta nbdelta+1 nbdelta+4 q-s-d q-s-d+4
+echo "Microseconds (less is better)"
+row "p99 of these writes, then" guest-p99 past nbdelta q-s-d
 echo "Seconds (less is better)"
+row "plugin: nbdcopy pull of $size, raw" pull raw plugin nbdkit nbdelta
+row "plugin: nbdcopy pull of $size, qcow2" pull qcow2 plugin qemu-nbd nbdelta
 row "nbdcopy pull of $size, raw" pull raw nbdelta qemu-nbd q-s-d nbdkit
 row "nbdcopy pull of $size, qcow2" pull qcow2 nbdelta qemu-nbd q-s-d
 row "full backup of $size to qcow2" backup qcow2 nbdelta q-s-d
