@@ -214,6 +214,8 @@ static void choose(struct conn *c, struct export *e, uint64_t size)
     c->export = e;
     c->size = size;
     c->writable = conn_may_write(c, e);
+    export_unref(c->exports, c->view); /* it has its own of what it uses */
+    c->view = NULL;
     if (c->contexts_of != e->serial) {
         conn_forget_contexts(c);
     }
