@@ -1,7 +1,8 @@
 #!/bin/bash
 # Eight QMP clients send random commands, valid and not, while jobs run and
 # others read and write over NBD.  Bounded by a number of commands; `make stress
-# SECONDS=60` runs as long.  STRESS_SEED=N repeats what was random.
+# SECONDS=60` runs as long.  STRESS_SEED=N repeats what was random (not how the
+# clients meet), STRESS_LOG=FILE has what they asked.
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"
