@@ -31,7 +31,13 @@ stop_server
 # Of the others, nobody knows who wrote what to them.
 for image in ./*.qcow2; do
     if [ "$(head -c 3 "$image")" = QFI ]; then
-        qemu-img check -q "$image" >check.out 2>&1 ||
+        # By itself: what it was put upon may be no file.
+        rc=0
+        qemu-img check -q "json:{\"driver\": \"qcow2\", \"backing\": null,
+            \"file\": {\"driver\": \"file\", \"filename\": \"$image\"}}" \
+            >check.out 2>&1 || rc=$?
+        # Leaked clusters (3) do no harm.
+        [ $rc -eq 0 ] || [ $rc -eq 3 ] ||
             fail "$image (seed $seed): $(cat check.out)"
     fi
 done
