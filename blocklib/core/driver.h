@@ -273,8 +273,9 @@ struct driver {
      * cannot go on returns -ERESTART. */
     void (*drain)(struct node *n);
 
-    /* Requests that wait here for anything but I/O have to fail, and those
-     * that follow, as long as it does not come: their user has given up. */
+    /* Requests that wait here for anything but I/O have to fail soon, and
+     * those that follow at once, as long as it does not come: their user has
+     * given up. */
     void (*cancel)(struct node *n);
 
     /* It is drained: no request is in it.  Wait for what goes on without one.

@@ -570,7 +570,7 @@ int node_check_replace(const struct node *from, const struct node *to,
 
 static void cancel_waiting(struct node *n)
 {
-    if (n->drv->cancel) {
+    if (n->opened && n->drv->cancel) {
         n->drv->cancel(n);
     }
     for (unsigned i = 0; i < CHILD_MAX; i++) {
@@ -584,6 +584,18 @@ void graph_cancel_waiting(struct graph *g, struct node *n)
 {
     graph_lock(g);
     cancel_waiting(n);
+    graph_unlock(g);
+}
+
+void graph_give_up(struct graph *g)
+{
+    graph_lock(g);
+    list_for_each (at, &g->nodes) {
+        struct node *n = list_entry(at, struct node, in_graph);
+        if (n->opened && n->drv->cancel) {
+            n->drv->cancel(n);
+        }
+    }
     graph_unlock(g);
 }
 
