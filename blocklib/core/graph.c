@@ -568,25 +568,6 @@ int node_check_replace(const struct node *from, const struct node *to,
     return 0;
 }
 
-static void cancel_waiting(struct node *n)
-{
-    if (n->opened && n->drv->cancel) {
-        n->drv->cancel(n);
-    }
-    for (unsigned i = 0; i < CHILD_MAX; i++) {
-        if (n->child[i]) {
-            cancel_waiting(n->child[i]->child);
-        }
-    }
-}
-
-void graph_cancel_waiting(struct graph *g, struct node *n)
-{
-    graph_lock(g);
-    cancel_waiting(n);
-    graph_unlock(g);
-}
-
 void graph_give_up(struct graph *g)
 {
     graph_lock(g);
