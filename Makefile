@@ -14,7 +14,9 @@
 #   make check-iotests IOTESTS=DIR [T="124 055"]
 #                             run QEMU's own tests, from a QEMU source tree
 #   make stress [SECONDS=60]  eight QMP clients at once, that send anything
-#   make crash [ROUNDS=200]   kill the server while bitmaps change, again and again
+#   make crash [ROUNDS=200] [SEED=N]
+#                             kill the server, and cut its power, while bitmaps
+#                             change, again and again
 #   make bench                measure, beside qemu-nbd and nbdkit
 #   make packages             install the Debian packages of all of the above
 #   make install              DESTDIR=... prefix=/usr/local
@@ -132,6 +134,8 @@ UNIT_TESTS := $(patsubst tests/unit/%.c,$(O)/%,$(UNIT_SRC))
 FUZZERS    := $(patsubst tests/fuzz/%.c,$(O)/%,$(FUZZ_SRC))
 TOOLS      := $(patsubst %.c,$(O)/%,$(TOOL_SRC))
 
+CARELESS   := $(O)/tests/func/careless
+
 SERVER    := $(O)/nbdelta
 PLUGIN    := $(O)/nbdkit-nbdelta-plugin.so
 BLOCKLIB  := $(O)/libnbdelta.a
@@ -201,8 +205,13 @@ $(UNIT_TESTS): $(O)/%: $(O)/tests/unit/%.o $(BLOCKLIB)
 $(FUZZERS): $(O)/%: $(O)/tests/fuzz/%.o $(BLOCKLIB)
 	$(call link,$(FUZZ_LINK),$(SERVER_PKGS))
 
-$(TOOLS): $(O)/%: $(O)/%.o $(BLOCKLIB)
+$(filter-out $(CARELESS),$(TOOLS)): $(O)/%: $(O)/%.o $(BLOCKLIB)
 	$(call link,,$(SERVER_PKGS))
+
+# The server, but for one function of qcow2.
+$(CARELESS): $(O)/tests/func/careless.o $(O)/server/main.o $(SERVERLIB) \
+    $(BLOCKLIB)
+	$(call link,-Wl$(comma)--wrap=qcow2_bitmap_arm,$(SERVER_PKGS))
 
 $(filter $(INSIDE:tests/unit/%.c=$(O)/%),$(UNIT_TESTS)) \
 $(filter $(INSIDE:tests/fuzz/%.c=$(O)/%),$(FUZZERS)): $(SERVERLIB)
@@ -271,10 +280,11 @@ stress: all
 	$(Q)$(FOR_TESTS) STRESS_SECONDS='$(or $(SECONDS),60)' TEST_TIMEOUT=7200 \
 	    tests/run tests/func/qmp-stress.sh
 
-# The long campaign of tests/func/bitmap-kill.sh.
-crash: all
-	$(Q)$(FOR_TESTS) ROUNDS='$(or $(ROUNDS),200)' TEST_TIMEOUT=7200 \
-	    tests/run tests/func/bitmap-kill.sh
+# The long campaigns of these tests.
+crash: all $(TOOLS)
+	$(Q)$(FOR_TESTS) ROUNDS='$(or $(ROUNDS),200)' SEED='$(SEED)' \
+	    TEST_TIMEOUT=7200 tests/run tests/func/bitmap-kill.sh \
+	    tests/func/bitmap-power.sh
 
 bench:
 	$(Q)tests/packages.sh build test

@@ -16,6 +16,8 @@
 #include "nbdelta/size.h"
 #include "progress.h"
 
+enum { OPT_TRACK = CLI_LONG, OPT_BITMAP, OPT_FORCE };
+
 static const struct cli_option option_table[] = {
     {"format", 'f', "FORMAT", "qcow2 (the default) or raw"},
     {"options", 'o', "KEY=VALUE,...",
@@ -23,17 +25,25 @@ static const struct cli_option option_table[] = {
     {"backing", 'b', "FILE",
      "show what FILE holds wherever nothing was written"},
     {"backing-format", 'F', "FORMAT", "format of the backing file"},
+    {"track", OPT_TRACK, "RAW",
+     "beside RAW, a raw disk that stays as it is"},
+    {"bitmap", OPT_BITMAP, "NAME", "with --track: add a dirty bitmap"},
+    {"force", OPT_FORCE, NULL,
+     "with --track: RAW may look like another format"},
     {NULL, 0, NULL, NULL},
 };
 
 static const struct cli_command command = {
     .name = "create",
     .usage = "[-f FORMAT] [-o KEY=VALUE,...] FILE SIZE\n"
-             "[-o KEY=VALUE,...] -b BACKING -F FORMAT FILE [SIZE]",
+             "[-o KEY=VALUE,...] -b BACKING -F FORMAT FILE [SIZE]\n"
+             "--track RAW [--bitmap NAME] [--force] FILE",
     .about = "Create an empty disk image.  SIZE is in bytes or has one of\n"
              "the suffixes k M G T P E; with a backing file it can be left\n"
              "out.  An image that is there already is replaced, unless\n"
-             "another process uses it.\n",
+             "another process uses it.\n"
+             "With --track, FILE is a new qcow2 image that holds no data: it\n"
+             "remembers which blocks of the raw disk RAW change.\n",
     .options = option_table,
 };
 
@@ -119,6 +129,9 @@ struct request {
     const char *format;
     json_t *options;
     bool help; /* list the options of the format */
+    const char *track;
+    const char *bitmap;
+    bool force;
 };
 
 /* Add the options of one -o to those that were there. */
@@ -159,12 +172,44 @@ static int create(struct request *rq, const char *filename)
     return r < 0 ? cli_error(command.name, err) : EXIT_SUCCESS;
 }
 
+static int track(const struct request *rq, const char *filename)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    struct image_track how = {rq->options, rq->bitmap, rq->force};
+
+    return image_track(filename, rq->track, &how, &err) < 0
+               ? cli_error(command.name, err)
+               : EXIT_SUCCESS;
+}
+
+/* FILE alone, and what makes no sense beside it. */
+static int take_tracked(const struct request *rq, int argc, char **argv)
+{
+    if (argc < 1) {
+        return cli_usage(&command, "which file?");
+    }
+    if (argc > 1) {
+        return cli_usage(&command, "the size is that of '%s'", rq->track);
+    }
+    if (strcmp(rq->format, "qcow2") != 0) {
+        return cli_usage(&command, "--track makes a qcow2 image");
+    }
+    return track(rq, argv[0]);
+}
+
 static int take_arguments(struct request *rq, int argc, char **argv)
 {
     int r = 0;
 
     if (rq->help) {
         return print_options(rq->format);
+    }
+    if (rq->track) {
+        return take_tracked(rq, argc, argv);
+    }
+    if (rq->bitmap || rq->force) {
+        return cli_usage(&command, "'%s' needs --track",
+                         rq->bitmap ? "--bitmap" : "--force");
     }
     if (argc < 1 || argc > 2) {
         return cli_usage(&command,
@@ -201,6 +246,15 @@ static int run(struct request *rq, int argc, char **argv)
             break;
         case 'F':
             r = add_option(rq, "backing_fmt", optarg);
+            break;
+        case OPT_TRACK:
+            rq->track = optarg;
+            break;
+        case OPT_BITMAP:
+            rq->bitmap = optarg;
+            break;
+        case OPT_FORCE:
+            rq->force = true;
             break;
         default:
             return code == CLI_HELP ? EXIT_SUCCESS : CLI_USAGE;

@@ -4,6 +4,8 @@
 
 /* The sub-commands.  argv[0] is the command's own name; they return the exit
  * status (cli.h). */
+int cmd_backup_begin(int argc, char **argv);
+int cmd_backup_end(int argc, char **argv);
 int cmd_bitmap(int argc, char **argv);
 int cmd_create(int argc, char **argv);
 int cmd_info(int argc, char **argv);

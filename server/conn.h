@@ -77,8 +77,6 @@ struct server;
 #define LINGER_MS 5000
 #define STOP_MS   2000
 
-#define HANDSHAKE_MS 10000
-
 /* --- Segments: buffers of three sizes, recycled (conn-reply.c). --- */
 
 enum segment_class { SEGMENT_SMALL, SEGMENT_MEDIUM, SEGMENT_LARGE };

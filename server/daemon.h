@@ -14,6 +14,7 @@ struct io_tasks;
 struct exports;
 struct monitors;
 struct objects;
+struct pulls;
 struct servers;
 
 /* Set before the first client can connect, and not changed before the last
@@ -24,6 +25,7 @@ struct daemon {
     struct exports *exports;   /* export.h */
     struct monitors *monitors; /* monitor.h */
     struct objects *objects;   /* object.h */
+    struct pulls *pulls;       /* pull.h */
     struct servers *servers;   /* listen.h */
     struct devices *devices;   /* device.h */
     struct io_tasks *io_tasks; /* qemu-io.h */

@@ -42,6 +42,7 @@ struct server {
     uint64_t serial;
     unsigned max;             /* connections; 0: no limit but that of all */
     unsigned max_per_address; /* of those from one address; 0: no limit */
+    unsigned handshake_s;
     mode_t socket_mode;
     struct tls_policy *policy;
 
@@ -168,6 +169,7 @@ static struct server *server_alloc(struct servers *ss,
     s->all = ss;
     s->max = o->max;
     s->max_per_address = o->max_per_address;
+    s->handshake_s = o->handshake_s;
     s->socket_mode = o->socket_mode ? o->socket_mode : 0600;
     s->policy = tls_policy_ref(o->policy);
     s->running = true;
@@ -224,6 +226,11 @@ const char *server_id(const struct server *s)
 unsigned server_max(const struct server *s)
 {
     return s->max;
+}
+
+unsigned server_handshake_s(const struct server *s)
+{
+    return s->handshake_s;
 }
 
 bool server_has_tls(const struct server *s)

@@ -14,6 +14,8 @@ static const struct command {
     const char *about;
 } commands[] = {
     {"serve", cmd_serve, "serve disk images over NBD"},
+    {"backup-begin", cmd_backup_begin, "freeze disks of a daemon, to be pulled"},
+    {"backup-end", cmd_backup_end, "end such a backup"},
     {"create", cmd_create, "create an empty disk image"},
     {"info", cmd_info, "tell what an image or an export is"},
     {"map", cmd_map, "tell which ranges hold data or are dirty"},
@@ -30,7 +32,7 @@ static void print_help(void)
            "\n"
            "Commands:\n");
     for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
-        printf("  %-10s %s\n", commands[i].name, commands[i].about);
+        printf("  %-12s %s\n", commands[i].name, commands[i].about);
     }
     printf("\n"
            "Options:\n"

@@ -150,6 +150,7 @@ extern const struct qmp_command qmp_export_commands[];
 extern const struct qmp_command qmp_hmp_commands[];
 extern const struct qmp_command qmp_node_commands[];
 extern const struct qmp_command qmp_object_commands[];
+extern const struct qmp_command qmp_pull_commands[];
 extern const struct qmp_command qmp_job_commands[];
 extern const struct qmp_command qmp_core_commands[];
 extern const struct qmp_command qmp_schema_commands[];

@@ -55,7 +55,25 @@ static const struct qmp_arg shutdown_members[] = {
     QMP_LAST,
 };
 
+static const char *const results[] = {"success", "failed", "expired",
+                                      "shutdown", NULL};
+
+static const struct qmp_arg ended_members[] = {
+    QMP_ARG("id", STR),
+    QMP_ARG("result", ENUM, .words = results),
+    QMP_LAST,
+};
+
+static const struct qmp_arg lost_members[] = {
+    QMP_ARG("id", STR),
+    QMP_ARG("node", STR),
+    QMP_ARG("reason", STR),
+    QMP_LAST,
+};
+
 const struct qmp_event qmp_events[] = {
+    {"BACKUP_ENDED", ended_members},
+    {"BACKUP_SNAPSHOT_LOST", lost_members},
     {"BLOCK_EXPORT_DELETED", export_members},
     {"BLOCK_JOB_CANCELLED", job_members},
     {"BLOCK_JOB_COMPLETED", completed_members},

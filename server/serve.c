@@ -28,9 +28,11 @@
 #include "nbdelta/graph.h"
 #include "nbdelta/job.h"
 #include "nbdelta/options.h"
+#include "nbdelta/point.h"
 #include "notify.h"
 #include "object.h"
 #include "pidfile.h"
+#include "pull.h"
 #include "qemu-io.h"
 #include "qmp-keyval.h"
 #include "serve-options.h"
@@ -229,7 +231,9 @@ static int make_parts(struct serve *s, struct error **errp)
                   ? jobs_new(d->graph, monitors_emit, d->monitors)
                   : NULL;
     d->servers = d->exports ? servers_new(d) : NULL;
-    if (!d->objects || !d->devices || !d->io_tasks || !d->jobs || !d->servers) {
+    d->pulls = pulls_new(d);
+    if (!d->objects || !d->devices || !d->io_tasks || !d->jobs || !d->servers ||
+        !d->pulls) {
         return error_set(errp, ENOMEM, "no memory");
     }
     return 0;
@@ -274,6 +278,7 @@ static int listen_short(struct serve *s, struct error **errp)
 {
     const struct serve_config *cfg = &s->config;
     struct server_options o = {.max = CONNECTIONS_MAX,
+                               .handshake_s = HANDSHAKE_S,
                                .socket_mode = cfg->socket_mode};
     bool given = cfg->socket || cfg->address || cfg->port;
     struct server *server;
@@ -384,6 +389,7 @@ static int start(struct serve *s, struct error **errp)
         return r;
     }
     raise_limits();
+    point_clean(NULL);
     if ((r = make_fds(s, errp)) < 0 || (r = make_parts(s, errp)) < 0 ||
         (r = listen_short(s, errp)) < 0 || (r = do_options(s, errp)) < 0 ||
         (r = check_server(s, errp)) < 0 ||
@@ -457,6 +463,9 @@ static int stop(struct serve *s)
         exports_collect(d->exports, d->jobs);
         mutex_unlock(&d->jobs->lock);
     }
+    if (d->jobs && d->pulls) {
+        pulls_stop(d->pulls);
+    }
     if (d->jobs) {
         jobs_shutdown(d->jobs);
         daemon_ended(d);
@@ -467,6 +476,7 @@ static int stop(struct serve *s)
     servers_free(d->servers);
     jobs_free(d->jobs);
     monitors_free(d->monitors);
+    pulls_free(d->pulls);
     chardevs_free(s->chardevs);
     exports_free(d->exports);
     io_tasks_free(d->io_tasks);

@@ -3,11 +3,13 @@
 # machine is never quiet, so the candidates take turns, ROUNDS times, and
 # medians are shown with the least and the most.
 #
-#   BUILD=build [ROUNDS=3] [SECONDS_EACH=2] [SIZE=1G] tests/bench.sh
+#   BUILD=build [ROUNDS=3] [SECONDS_EACH=2] [SIZE=1G] [ROWS='plugin*'] \
+#       tests/bench.sh
 set -eu -o pipefail
 PATH=/usr/bin:$PATH
 
 nbdelta=${BUILD:?}/nbdelta
+plugin=$BUILD/nbdkit-nbdelta-plugin.so
 rounds=${ROUNDS:-3}
 each=${SECONDS_EACH:-2}
 size=${SIZE:-1G}
@@ -84,6 +86,7 @@ start() {
             --chardev socket,id=c,path="$work/qmp",server=on,wait=off \
             --monitor chardev=c & ;;
     nbdkit) nbdkit -f -U sock file "$file" & ;;
+    plugin) nbdkit -f -U sock "$plugin" "$file" format="$2" & ;;
     esac
     server=$!
     wait_for sock
@@ -149,10 +152,12 @@ measure() {
     esac
 }
 
-# row TITLE WHAT FORMAT CANDIDATE...: nbdelta is the first candidate.
+# row TITLE WHAT FORMAT CANDIDATE...: the first candidate is ours.
 row() {
     local title=$1 what=$2 format=$3 who round
     shift 3
+    # shellcheck disable=SC2053  # a pattern
+    [[ $title == ${ROWS-*} ]] || return 0
     rm -f result.*
     for ((round = 0; round < rounds; round++)); do
         for who in "$@"; do
@@ -175,9 +180,9 @@ row() {
                   print m > "median." who }'
     done
     echo
-    printf '%-34s' "  nbdelta / each"
+    printf '%-34s' "  $1 / each"
     for who in "${@:2}"; do
-        awk -v a="$(cat median.nbdelta)" -v b="$(cat "median.$who")" \
+        awk -v a="$(cat "median.$1")" -v b="$(cat "median.$who")" \
             -v who="$who" 'BEGIN { printf " %s %.2f", who, a / b }'
     done
     echo
@@ -198,7 +203,19 @@ for depth in 1 16 64; do
 done
 row "4K random write, QD 64, qcow2" randwrite:4k:64 qcow2 \
     nbdelta qemu-nbd q-s-d
+for depth in 1 16; do
+    row "plugin: 4K random read, QD $depth, raw" randread:4k:$depth raw \
+        plugin nbdkit nbdelta
+    row "plugin: 4K random read, QD $depth, qcow2" randread:4k:$depth qcow2 \
+        plugin qemu-nbd nbdelta
+    row "plugin: 4K random write, QD $depth, raw" randwrite:4k:$depth raw \
+        plugin nbdkit nbdelta
+    row "plugin: 4K random write, QD $depth, qcow2" randwrite:4k:$depth qcow2 \
+        plugin qemu-nbd nbdelta
+done
 echo "Seconds (less is better)"
+row "plugin: nbdcopy pull of $size, raw" pull raw plugin nbdkit nbdelta
+row "plugin: nbdcopy pull of $size, qcow2" pull qcow2 plugin qemu-nbd nbdelta
 row "nbdcopy pull of $size, raw" pull raw nbdelta qemu-nbd q-s-d nbdkit
 row "nbdcopy pull of $size, qcow2" pull qcow2 nbdelta qemu-nbd q-s-d
 row "full backup of $size to qcow2" backup qcow2 nbdelta q-s-d

@@ -296,6 +296,7 @@ extern const struct driver driver_qcow2;
 extern const struct driver driver_cbw;
 extern const struct driver driver_blkdebug;
 extern const struct driver driver_snapshot_access;
+extern const struct driver driver_logwrites;
 extern const struct driver driver_throttle;
 
 #endif /* NBDELTA_CORE_DRIVER_H */

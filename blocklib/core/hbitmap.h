@@ -6,8 +6,8 @@
  * Hierarchical bitmap: bits over a byte range, found fast, set without locks
  * ==========================================================================
  *
- * One bit per granule; above it, levels of which one bit covers 64 words of
- * the level below and says "something may be set there".  Setting a bit that
+ * One bit per granule; above it, levels of which one bit covers a word of the
+ * level below and says "something may be set there".  Setting a bit that
  * is set costs one load.  The number of set bits is kept.
  *
  * _set, _get, _count, _run, _next_dirty and _merge may run in any number of
@@ -66,6 +66,14 @@ bool hbitmap_next_dirty(const struct hbitmap *h, uint64_t offset,
 /* dst |= src, across granularities: a granule of @dst becomes dirty when
  * one of @src that overlaps it is.  Equal sizes. */
 void hbitmap_merge(struct hbitmap *dst, const struct hbitmap *src);
+
+/* The same where nobody else uses @dst yet, which is much faster. */
+void hbitmap_fill(struct hbitmap *dst, const struct hbitmap *src);
+
+/* As hbitmap_merge, of equal granularity; what @dst did not have becomes dirty
+ * in @more, too. */
+void hbitmap_catch_up(struct hbitmap *dst, const struct hbitmap *src,
+                      struct hbitmap *more);
 
 /* A copy with the same granularity, or NULL. */
 struct hbitmap *hbitmap_copy(const struct hbitmap *h);

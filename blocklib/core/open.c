@@ -27,15 +27,15 @@
 #define CHAIN_MAX 200
 
 static const struct driver *const drivers[] = {
-    &driver_blkdebug, &driver_cbw,   &driver_file, &driver_mem,
+    &driver_blkdebug, &driver_logwrites, &driver_cbw, &driver_file, &driver_mem,
     &driver_nbd,      &driver_null_co, &driver_qcow2, &driver_raw,
     &driver_snapshot_access,
     &driver_throttle,
 };
 
 static const char *const driver_names[] = {
-    "blkdebug", "copy-before-write", "file", "mem", "nbd", "null-co",
-    "qcow2", "raw", "snapshot-access", "throttle", NULL,
+    "blkdebug", "blklogwrites", "copy-before-write", "file", "mem", "nbd",
+    "null-co", "qcow2", "raw", "snapshot-access", "throttle", NULL,
 };
 
 const struct driver *driver_find(const char *name)

@@ -447,7 +447,7 @@ static int merge_act(struct action *a, struct error **errp)
     if (!bits) {
         return r < 0 ? r : -ENOMEM;
     }
-    hbitmap_merge(bits, c->bm->bits);
+    hbitmap_fill(bits, c->bm->bits);
     for (size_t i = 0; r == 0 && i < c->source_count; i++) {
         struct bitmap *src;
 

@@ -661,7 +661,7 @@ void copy_add(struct copy *c, uint64_t offset, uint64_t bytes)
 void copy_add_bits(struct copy *c, const struct hbitmap *bits)
 {
     if (c->size > 0) {
-        hbitmap_merge(c->todo, bits);
+        hbitmap_fill(c->todo, bits);
         count_total(c);
     }
 }

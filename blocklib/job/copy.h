@@ -150,6 +150,10 @@ void copy_settle(struct copy *c);
 /* What is in the set now is what views may read.  -ENOMEM. */
 int copy_show(struct copy *c);
 
+/* And may read what @bits has dirty, too, which is put into the set; before
+ * anything is copied. */
+void copy_show_more(struct copy *c, const struct hbitmap *bits);
+
 /* The policy's lost_errno; -EACCES: not in the set, or discarded. */
 int copy_view_preadv(struct copy *c, uint64_t offset, uint64_t bytes,
                      const struct iovec *iov, int cnt, unsigned flags);

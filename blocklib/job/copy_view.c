@@ -202,6 +202,14 @@ int copy_show(struct copy *c)
     return c->visible ? 0 : -ENOMEM;
 }
 
+void copy_show_more(struct copy *c, const struct hbitmap *bits)
+{
+    copy_add_bits(c, bits);
+    if (c->size > 0) {
+        hbitmap_merge(c->visible, bits);
+    }
+}
+
 uint64_t copy_visible(const struct copy *c)
 {
     return c->visible ? hbitmap_count(c->visible) : 0;

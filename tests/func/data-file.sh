@@ -112,7 +112,7 @@ rm -f x.qcow2 x.data
 
 rm -f disk.qcow2 disk.data
 nbdelta create -o data_file=disk.data,preallocation=falloc disk.qcow2 1M
-[ "$(stat -c '%b * %B' disk.data | bc)" -ge 1048576 ]
+[ $(($(stat -c '%b * %B' disk.data))) -ge 1048576 ]
 qemu-img check -q disk.qcow2
 rm disk.qcow2 disk.data
 nbdelta create -o data_file=disk.data,data_file_raw=on disk.qcow2 8M
@@ -137,7 +137,7 @@ qemu-img compare -q -f qcow2 -F raw disk.qcow2 disk.data
 nodes=(
     --blockdev "file,node-name=data,filename=$PWD/disk.data"
     --blockdev "qcow2,node-name=disk,data-file=data,file.driver=file,file.filename=$PWD/disk.qcow2"
-    --export nbd,id=exp,node-name=disk,name=disk,writable=on
+    --export 'nbd,id=exp,node-name=disk,name=disk,writable=on'
 )
 cp disk.data before.raw
 nbdelta serve --chardev "socket,id=q,path=$qmp_sock,server=on,wait=off" \

@@ -58,11 +58,11 @@ for option in --help --version; do
         differs "the completion does not offer $option"
 done
 
-commands=$(nbdelta --help | sed -n 's/^  \([a-z]\{2,\}\)  *[^ ].*/\1/p')
+commands=$(nbdelta --help | sed -n 's/^  \([a-z-]\{2,\}\)  *[^ ].*/\1/p')
 [ -n "$commands" ] || differs "nbdelta --help lists no commands"
 for command in $commands; do
     compare "$command" "$SRCDIR/man/nbdelta-$command.1"
-    grep -q "nbdelta $command\"" "$SRCDIR/man/nbdelta.1" ||
+    grep -qF "nbdelta ${command//-/\\-}\"" "$SRCDIR/man/nbdelta.1" ||
         differs "nbdelta.1 does not tell about '$command'"
 done
 

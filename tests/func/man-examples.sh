@@ -77,3 +77,13 @@ server=
 
 nbdelta create disk.qcow2 1M
 run_page nbdelta-bitmap
+
+qemu-img create -q -f qcow2 vda.qcow2 4M
+qemu-img create -q -f qcow2 vdb.qcow2 4M
+rm -f -- *.sock
+run_page nbdelta-backup-begin
+wait "$server"
+server=
+for disk in vda vdb; do
+    qemu-img compare -q $disk.tue.qcow2 $disk.qcow2
+done

@@ -69,5 +69,40 @@ echo >&"${client[1]}"
 read -r line <&"${client[0]}"
 [ "$line" = "done" ] || fail "$line"
 
+# Under another name, as for whom a backup is; each name once.
+qmp block-dirty-bitmap-add node=vda name=b2 disabled=on >/dev/null
+qmp block-export-add '{"type": "nbd", "id": "e", "node-name": "vda",
+    "name": "backup", "bitmaps": [
+    {"node": "vda", "name": "b0", "context-name": "backup-vda"},
+    {"node": "vda", "name": "b2"}]}' >/dev/null
+nbdinfo --json "$(uri_of backup)" | jq -c '.exports[0].contexts' >contexts
+[ "$(cat contexts)" = \
+    '["base:allocation","qemu:dirty-bitmap:backup-vda","qemu:dirty-bitmap:b2"]' ] ||
+    fail "contexts: $(cat contexts)"
+nbdinfo --map=qemu:dirty-bitmap:backup-vda --json "$(uri_of backup)" |
+    jq -c '[.[] | select(.type == 1) | [.offset, .length]]' >as
+runs b0 | cmp - as
+qmp block-export-del id=e >/dev/null
+refused() {
+    if qmp block-export-add "$2" >out 2>&1; then
+        fail "not refused: $2"
+    fi
+    grep -qF "$1" out || fail "$(cat out)"
+}
+refused "already has a bitmap named 'b2'" '{"type": "nbd", "id": "e",
+    "node-name": "vda", "name": "x", "bitmaps": [
+    {"node": "vda", "name": "b0", "context-name": "b2"},
+    {"node": "vda", "name": "b2"}]}'
+refused '1 to 1023 bytes' '{"type": "nbd", "id": "e", "node-name": "vda",
+    "name": "x", "bitmaps": [
+    {"node": "vda", "name": "b0", "context-name": ""}]}'
+
+# What changes is not for a read-only export, found by its name: as QEMU.
+refused "Enabled bitmap 'b0' incompatible with readonly export" \
+    '{"type": "nbd", "id": "e", "node-name": "vda", "name": "x",
+    "bitmaps": ["b0"]}'
+qmp block-export-add '{"type": "nbd", "id": "e", "node-name": "vda",
+    "name": "x", "bitmaps": ["b2"]}' >/dev/null
+
 stop_server
 qemu-img check -q disk.qcow2

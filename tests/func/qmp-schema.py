@@ -146,8 +146,10 @@ MORE = {
     'blockdev-add.driver',
     'blockdev-create.options.driver',
     # Several servers, and what one client may have of each.
+    'block-export-add(nbd).bitmaps.context-name',
     'block-export-add(nbd).server',
     'nbd-server-start.id',
+    'nbd-server-start.handshake-max-seconds',
     'nbd-server-start.max-connections-per-address',
     'nbd-server-stop.id',
     # Authorization for each export.
@@ -212,7 +214,9 @@ def compare(ours, theirs):
             problems.append(f'{name} returns something else')
     for name, e in ours.of('event').items():
         if name not in theirs.by_name:
-            assert name in ('SHUTDOWN', 'DEVICE_DELETED'), name  # of virtual machines
+            # Of virtual machines, and our own.
+            assert name in ('SHUTDOWN', 'DEVICE_DELETED', 'BACKUP_ENDED',
+                            'BACKUP_SNAPSHOT_LOST'), name
             continue
         both(ours.by_name[e['arg-type']],
              theirs.by_name[theirs.by_name[name]['arg-type']], name, 0)

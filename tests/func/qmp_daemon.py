@@ -8,7 +8,11 @@ import time
 
 
 class QmpError(Exception):
-    pass
+    """str() is the class of the error, text its description."""
+
+    def __init__(self, error):
+        super().__init__(error['class'])
+        self.text = error['desc']
 
 
 class Daemon:
@@ -38,14 +42,15 @@ class Daemon:
         return self
 
     def __exit__(self, kind, *_):
+        gone = self.process.poll() is not None  # a test has killed it
         if kind is not None:
             self.process.kill()
-        else:
+        elif not gone:
             self.ask('quit')
         status = self.process.wait(60)
         self.lines.close()
         self.socket.close()
-        assert kind is not None or status == 0, status
+        assert kind is not None or gone or status == 0, status
 
     def receive(self):
         line = self.lines.readline()
@@ -61,7 +66,7 @@ class Daemon:
             if 'event' in message:
                 self.events.append(message)
             elif 'error' in message:
-                raise QmpError(message['error']['class'])
+                raise QmpError(message['error'])
             else:
                 return message['return']
 

@@ -44,6 +44,24 @@ int image_format(struct graph *g, const char *format, const json_t *file,
                  struct error **errp);
 void image_release(struct graph *g, struct image_nodes *left);
 
+struct image_track {
+    const json_t *options; /* of qcow2: cluster_size, ...; NULL: none */
+    const char *bitmap;    /* add a persistent one of that name; or NULL */
+    bool force;            /* @raw may look like an image of some format */
+};
+
+/*
+ * Create a qcow2 image at @filename, where nothing is yet, with the file or
+ * block device @raw as its raw data file: same disk, same bytes.  @raw is
+ * neither written to nor changed in size.  A size that is no multiple of 512
+ * bytes is rounded up in the image.
+ *
+ * -EEXIST: there is something at @filename.  -EAGAIN, -EBUSY: somebody uses
+ * @raw.  -EINVAL: it is not raw, or empty, or an option is bad.
+ */
+int image_track(const char *filename, const char *raw,
+                const struct image_track *how, struct error **errp);
+
 /* Option names that @format takes, NULL-terminated; NULL: no such format. */
 const char *const *image_create_options(const char *format);
 

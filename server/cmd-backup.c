@@ -1,0 +1,358 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* `nbdelta backup-begin` and `nbdelta backup-end`: a point in time of many
+ * disks of a running daemon, to be pulled. */
+#include <errno.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli.h"
+#include "commands.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/options.h"
+#include "nbdelta/size.h"
+#include "qmp-client.h"
+
+enum {
+    OPT_CHECKPOINT = CLI_LONG,
+    OPT_DISCARD,
+    OPT_DISK,
+    OPT_DROP,
+    OPT_EXPIRE,
+    OPT_FAILED,
+    OPT_LISTEN,
+    OPT_MAX_DELAY,
+    OPT_ON_LIMIT,
+    OPT_ONCE,
+    OPT_OUTPUT,
+    OPT_SCRATCH,
+    OPT_SERVER,
+};
+
+static const struct cli_option begin_options[] = {
+    {"disk", OPT_DISK, "NODE[,since=CHECKPOINT][,export=NAME]",
+     "a disk, and from when on; default: all that are served"},
+    {"checkpoint", OPT_CHECKPOINT, "NAME", "the new checkpoint"},
+    {"listen", OPT_LISTEN, "URI",
+     "export there; default: where the daemon does"},
+    {"server", OPT_SERVER, "ID", "the NBD server of the daemon to export on"},
+    {"scratch", OPT_SCRATCH, "DIR[,quota=SIZE]",
+     "where what is overwritten meanwhile is kept"},
+    {"expire", OPT_EXPIRE, "SECONDS",
+     "end it as failed when nobody has been connected for so long"},
+    {"max-delay", OPT_MAX_DELAY, "MS",
+     "most that a guest's write waits for room in scratch"},
+    {"on-limit", OPT_ON_LIMIT, "drop-snapshot|break-guest-write",
+     "what gives way when there is no room"},
+    {"once", OPT_ONCE, NULL, "keep nothing that was read"},
+    {"discard", OPT_DISCARD, NULL,
+     "clients may discard what they do not need any more"},
+    {"output", OPT_OUTPUT, "human|json", "for people, or for programs"},
+    {NULL, 0, NULL, NULL},
+};
+
+static const struct cli_command begin_command = {
+    .name = "backup-begin",
+    .usage = "SOCKET [--disk NODE[,since=CHECKPOINT]]... [--checkpoint NAME]\n"
+             "  [--listen URI] [--scratch DIR[,quota=SIZE]] [OPTION...]",
+    .about = "Freeze a point in time of disks of the daemon whose monitor is "
+             "at SOCKET, and\nexport it for clients that pull, with what has "
+             "changed since a checkpoint.\n",
+    .options = begin_options,
+};
+
+static const struct cli_option end_options[] = {
+    {"failed", OPT_FAILED, NULL, "it did not work: forget the new checkpoint"},
+    {"drop", OPT_DROP, "CHECKPOINT", "not needed any more, when it worked"},
+    {NULL, 0, NULL, NULL},
+};
+
+static const struct cli_command end_command = {
+    .name = "backup-end",
+    .usage = "SOCKET ID [--failed] [--drop CHECKPOINT]...",
+    .about = "End the backup ID: its exports go, and its checkpoint stays if "
+             "it worked.\n",
+    .options = end_options,
+};
+
+/* --- Arguments --- */
+
+/* @text as an object whose first value may come without its key. */
+static int parse_object(const char *text, const char *implied, const char *also,
+                        json_t **object, struct error **errp)
+{
+    const char *key;
+    json_t *value;
+    int r = options_parse(text, implied, object, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    json_object_foreach (*object, key, value) {
+        if (!json_is_string(value) ||
+            (strcmp(key, implied) != 0 && !strstr(also, key))) {
+            return error_set(errp, EINVAL, "'%s': there is no '%s'", text, key);
+        }
+    }
+    return json_object_get(*object, implied)
+               ? 0
+               : error_set(errp, EINVAL, "'%s': '%s' is missing", text,
+                           implied);
+}
+
+static int add_disk(json_t *args, const char *text, struct error **errp)
+{
+    json_t *disks = json_object_get(args, "disks");
+    json_t *disk = NULL;
+    int r = parse_object(text, "node", "since export", &disk, errp);
+
+    if (!disks) {
+        disks = json_array();
+        (void)json_object_set_new(args, "disks", disks);
+    }
+    (void)json_array_append_new(disks, disk);
+    return r;
+}
+
+static int set_scratch(json_t *args, const char *text, struct error **errp)
+{
+    json_t *scratch = NULL;
+    uint64_t quota;
+    int r = parse_object(text, "dir", "quota", &scratch, errp);
+    const char *size = json_string_value(json_object_get(scratch, "quota"));
+
+    (void)json_object_set_new(args, "scratch", scratch);
+    if (r < 0 || !size) {
+        return r;
+    }
+    r = size_parse(size, &quota);
+    if (r < 0 || quota > INT64_MAX) {
+        return error_set(errp, EINVAL, "'%s' is not a size", size);
+    }
+    (void)json_object_set_new(scratch, "quota",
+                              json_integer((json_int_t)quota));
+    return 0;
+}
+
+/* An NBD URI without an export, as a socket address. */
+static int set_listen(json_t *args, const char *text, struct error **errp)
+{
+    CLEANUP_JSON json_t *options = NULL;
+    int r = options_from_nbd_name(text, &options, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    if (json_object_size(options) != 1) {
+        return error_set(errp, EINVAL,
+                         "'%s' has more than an address (for TLS, name a "
+                         "server that has it with --server)",
+                         text);
+    }
+    return json_object_set(args, "listen", json_object_get(options, "server"));
+}
+
+static int set_number(json_t *args, const char *key, const char *text,
+                      struct error **errp)
+{
+    char *end;
+
+    errno = 0;
+    long long n = strtoll(text, &end, 10);
+    if (errno != 0 || *end || end == text || n < 0 || n > INT32_MAX) {
+        return error_set(errp, EINVAL, "'%s' is not a number", text);
+    }
+    return json_object_set_new(args, key, json_integer(n));
+}
+
+static int begin_option(json_t *args, int code, struct error **errp)
+{
+    switch (code) {
+    case OPT_DISK:
+        return add_disk(args, optarg, errp);
+    case OPT_CHECKPOINT:
+        return json_object_set_new(args, "checkpoint", json_string(optarg));
+    case OPT_SCRATCH:
+        return set_scratch(args, optarg, errp);
+    case OPT_LISTEN:
+        return set_listen(args, optarg, errp);
+    case OPT_SERVER:
+        return json_object_set_new(args, "server", json_string(optarg));
+    case OPT_EXPIRE:
+        return set_number(args, "expire", optarg, errp);
+    case OPT_MAX_DELAY:
+        return set_number(args, "max-delay-ms", optarg, errp);
+    case OPT_ON_LIMIT:
+        return json_object_set_new(args, "on-limit", json_string(optarg));
+    default:
+        return json_object_set_new(args, code == OPT_ONCE ? "once" : "discard",
+                                   json_true());
+    }
+}
+
+/* --- The daemon --- */
+
+/* Every node that an export shows, once. */
+static int add_all_disks(struct qmp_client *c, json_t *args,
+                         struct error **errp)
+{
+    CLEANUP_JSON json_t *reply = NULL;
+    CLEANUP_JSON json_t *seen = json_object();
+    json_t *disks = json_array();
+    size_t i;
+    json_t *export;
+    int r = qmp_client_request(c, "query-block-exports", NULL, &reply, errp);
+
+    (void)json_object_set_new(args, "disks", disks);
+    json_array_foreach (json_object_get(reply, "return"), i, export) {
+        json_t *node = json_object_get(export, "node-name");
+        const char *name = json_string_value(node);
+        if (name && !json_object_get(seen, name)) {
+            (void)json_object_set(seen, name, node);
+            (void)json_array_insert_new(disks, 0,
+                                        json_pack("{s:O}", "node", node));
+        }
+    }
+    if (r == 0 && json_array_size(disks) == 0) {
+        r = error_set(errp, ENOENT, "the daemon serves no disks");
+    }
+    return r;
+}
+
+static const char *text_of(const json_t *object, const char *key)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+
+    return text ? text : "";
+}
+
+static void print_disk(const json_t *disk)
+{
+    char estimate[32];
+    char size[32];
+    const char *reason = text_of(disk, "reason");
+
+    (void)size_human(
+        (uint64_t)json_integer_value(json_object_get(disk, "estimate")),
+        estimate, sizeof(estimate));
+    (void)size_human(
+        (uint64_t)json_integer_value(json_object_get(disk, "size")), size,
+        sizeof(size));
+    printf("%s: %s%s%s%s, about %s of %s\n", text_of(disk, "node"),
+           text_of(disk, "mode"), *reason ? " (" : "", reason,
+           *reason ? ")" : "", estimate, size);
+    printf("  %s\n", text_of(disk, "uri"));
+    if (*text_of(disk, "context")) {
+        printf("  %s\n", text_of(disk, "context"));
+    }
+}
+
+static void print_begun(const json_t *begun)
+{
+    size_t i;
+    json_t *disk;
+    const char *checkpoint = text_of(begun, "checkpoint");
+
+    printf("%s: begun%s%s, writes were held back for %lld us\n",
+           text_of(begun, "id"), *checkpoint ? ", checkpoint " : "", checkpoint,
+           (long long)json_integer_value(json_object_get(begun, "drained-us")));
+    json_array_foreach (json_object_get(begun, "disks"), i, disk) {
+        print_disk(disk);
+    }
+}
+
+static int run(struct qmp_client *c, const char *socket, const char *command,
+               json_t *args, json_t **reply, struct error **errp)
+{
+    int r = qmp_client_open(c, socket, errp);
+
+    if (r == 0 && strcmp(command, "backup-begin") == 0 &&
+        !json_object_get(args, "disks")) {
+        r = add_all_disks(c, args, errp);
+    }
+    return r < 0 ? r : qmp_client_request(c, command, args, reply, errp);
+}
+
+/* The exit status; *reply is what the daemon said when it is 0. */
+static int talk(const char *socket, const char *command, json_t *args,
+                json_t **reply)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    struct qmp_client c = {.fd = -1};
+    int r = run(&c, socket, command, args, reply, &err);
+
+    qmp_client_close(&c);
+    return r < 0 ? cli_error(command, err) : qmp_client_failed(command, *reply);
+}
+
+/* --- The commands --- */
+
+int cmd_backup_begin(int argc, char **argv)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    CLEANUP_JSON json_t *args = json_object();
+    CLEANUP_JSON json_t *reply = NULL;
+    bool json = false;
+    int code;
+
+    while ((code = cli_next(&begin_command, argc, argv)) != CLI_END) {
+        if (code < 0) {
+            return code == CLI_HELP ? 0 : CLI_USAGE;
+        }
+        if (code == OPT_OUTPUT) {
+            if (cli_output_format(&begin_command, optarg, &json) != 0) {
+                return CLI_USAGE;
+            }
+        } else if (begin_option(args, code, &err) < 0) {
+            return cli_usage(&begin_command, "%s", error_message(err));
+        }
+    }
+    if (argc - optind != 1) {
+        return cli_usage(&begin_command, "one socket is needed");
+    }
+    int status = talk(argv[optind], "backup-begin", args, &reply);
+    if (status != 0) {
+        return status;
+    }
+    if (json) {
+        cli_print_json(json_object_get(reply, "return"));
+    } else {
+        print_begun(json_object_get(reply, "return"));
+    }
+    return cli_finish("backup-begin");
+}
+
+int cmd_backup_end(int argc, char **argv)
+{
+    CLEANUP_JSON json_t *drop = json_array();
+    CLEANUP_JSON json_t *reply = NULL;
+    bool success = true;
+    int code;
+
+    while ((code = cli_next(&end_command, argc, argv)) != CLI_END) {
+        if (code < 0) {
+            return code == CLI_HELP ? 0 : CLI_USAGE;
+        }
+        if (code == OPT_FAILED) {
+            success = false;
+        } else {
+            (void)json_array_append_new(drop, json_string(optarg));
+        }
+    }
+    if (argc - optind != 2) {
+        return cli_usage(&end_command, "a socket and the ID of a backup are "
+                                       "needed");
+    }
+    if (!success && json_array_size(drop) > 0) {
+        return cli_usage(&end_command, "--drop and --failed exclude each "
+                                       "other");
+    }
+    CLEANUP_JSON json_t *args = json_pack("{s:s, s:b, s:O}", "id",
+                                          argv[optind + 1], "success",
+                                          (int)success, "drop", drop);
+    return args ? talk(argv[optind], "backup-end", args, &reply)
+                : cli_usage(&end_command, "the ID is not UTF-8 text");
+}

@@ -1,0 +1,875 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Sessions of backups that clients pull: see pull.h.
+ *
+ *   begin:  check -> one transaction (points in time, new bitmaps) -> exports
+ *   end:    new bitmaps become persistent -> exports go -> points in time go
+ *           -> dropped checkpoints go
+ *
+ * The order at the end: a crash before the first step leaves nothing of the
+ * new checkpoint, one after it leaves it and perhaps some old ones too many.
+ *
+ * A point in time that is lost tells so from within somebody's request, where
+ * no lock may be taken: it wakes the thread here, which sends the event.
+ */
+#include "pull.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "checkpoint.h"
+#include "daemon.h"
+#include "export.h"
+#include "listen.h"
+#include "monitor.h"
+#include "nbdelta/action.h"
+#include "nbdelta/bitmap.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/graph.h"
+#include "nbdelta/job.h"
+#include "nbdelta/point.h"
+
+#define NS UINT64_C(1000000000)
+
+struct pull_disk {
+    struct node *node; /* stays: a point in time is kept of it */
+    char *name;
+    char *since;         /* what is exported, or NULL: all */
+    const char *reason;  /* why not what was asked for, or NULL */
+    char *context;       /* the bitmap's name there, or NULL */
+    struct point *point; /* NULL: not yet, or gone */
+    char *export_id;     /* NULL: not exported */
+    char *export;
+    char *uri; /* or NULL: it has none */
+    uint64_t estimate;
+    struct bitmap *fresh; /* the new checkpoint's, held; or NULL */
+    bool has_fresh;
+    bool told; /* that its point in time was lost */
+};
+
+struct pull {
+    struct list link;
+    char *id;
+    char *checkpoint; /* or NULL */
+    uint64_t drained_ns;
+    uint64_t expire_ns; /* 0: never */
+    struct server *server;
+    bool own_server;
+    bool discard;
+    bool ending;
+    unsigned count;
+    struct pull_disk disks[];
+};
+
+struct pulls {
+    struct daemon *daemon;
+    int wake; /* eventfd */
+    pthread_t thread;
+    bool started;
+    _Atomic bool stopping;
+
+    /* Monitor lock. */
+    struct list sessions; /* oldest first */
+    uint64_t serial;
+};
+
+static struct pull *pull_of(struct list *at)
+{
+    return list_entry(at, struct pull, link);
+}
+
+static int out_of_memory(struct error **errp)
+{
+    return error_set(errp, ENOMEM, "Out of memory");
+}
+
+/* --- Life of a session's memory --- */
+
+static void session_free(struct pull *s)
+{
+    for (unsigned i = 0; i < s->count; i++) {
+        struct pull_disk *d = &s->disks[i];
+        free(d->name);
+        free(d->since);
+        free(d->context);
+        free(d->export_id);
+        free(d->export);
+        free(d->uri);
+    }
+    list_remove(&s->link);
+    free(s->id);
+    free(s->checkpoint);
+    free(s);
+}
+
+static int copy_text(char **to, const char *text)
+{
+    *to = text ? strdup(text) : NULL;
+    return text && !*to ? -ENOMEM : 0;
+}
+
+static struct pull *session_new(struct pulls *p, const struct pull_options *o)
+{
+    struct pull *s = calloc(1, sizeof(*s) + o->count * sizeof(s->disks[0]));
+    int r = 0;
+
+    if (!s) {
+        return NULL;
+    }
+    list_init(&s->link);
+    s->expire_ns = o->expire * NS;
+    s->discard = o->discard;
+    s->count = o->count;
+    if (asprintf(&s->id, "b%" PRIu64, ++p->serial) < 0) {
+        s->id = NULL;
+        r = -ENOMEM;
+    }
+    r = r < 0 ? r : copy_text(&s->checkpoint, o->checkpoint);
+    for (unsigned i = 0; r == 0 && i < o->count; i++) {
+        s->disks[i].node = o->disks[i].node;
+        r = copy_text(&s->disks[i].name, node_name(o->disks[i].node));
+    }
+    if (r < 0) {
+        session_free(s);
+        return NULL;
+    }
+    return s;
+}
+
+/* --- Checks --- */
+
+/* Decide whether the disk can be told apart since @since. */
+static int choose_mode(struct pull_disk *d, const char *since)
+{
+    d->reason = since ? checkpoint_missing(d->node, since) : NULL;
+    return since && !d->reason ? copy_text(&d->since, since) : 0;
+}
+
+static int check_disk(const struct pull *s, unsigned i, struct error **errp)
+{
+    const struct pull_disk *d = &s->disks[i];
+
+    for (unsigned k = 0; k < i; k++) {
+        if (s->disks[k].node == d->node) {
+            return error_set(errp, EINVAL, "Node '%s' is given twice", d->name);
+        }
+    }
+    return s->checkpoint && node_keeps_bitmaps(d->node)
+               ? bitmap_check_persistent(
+                     (struct bitmap_ref){d->node, s->checkpoint}, errp)
+               : 0;
+}
+
+static int check_disks(struct pull *s, const struct pull_options *o,
+                       struct error **errp)
+{
+    for (unsigned i = 0; i < s->count; i++) {
+        int r = check_disk(s, i, errp);
+
+        if (r < 0) {
+            return r;
+        }
+        if (choose_mode(&s->disks[i], o->disks[i].since) < 0) {
+            return out_of_memory(errp);
+        }
+    }
+    return 0;
+}
+
+/* --- The instant --- */
+
+static void wake(struct pulls *p)
+{
+    uint64_t one = 1;
+
+    (void)!write(p->wake, &one, sizeof(one));
+}
+
+static void point_lost(void *opaque)
+{
+    wake(opaque);
+}
+
+static int add_point(struct pulls *p, struct pull_disk *d,
+                     const struct pull_options *o, struct list *actions,
+                     struct error **errp)
+{
+    const struct point_options po = {
+        .node = d->node,
+        .since = d->since,
+        .context = d->context,
+        .scratch = o->scratch,
+        .quota = o->quota,
+        .max_delay_ms = o->max_delay_ms,
+        .break_guest_write = o->break_guest_write,
+        .once = o->once,
+        .lost = point_lost,
+        .opaque = p,
+    };
+    struct action *a;
+    int r = point_action(p->daemon->graph, &po, &d->point, &a, errp);
+
+    return r < 0 ? r : actions_add(actions, a, errp);
+}
+
+static int add_fresh(const struct pull *s, struct pull_disk *d,
+                     struct list *actions, struct error **errp)
+{
+    struct action *a;
+    int r = bitmap_add_action((struct bitmap_ref){d->node, s->checkpoint}, 0,
+                              false, false, &a, errp);
+
+    if (r == 0) {
+        r = actions_add(actions, a, errp);
+    }
+    d->has_fresh = r == 0;
+    return r;
+}
+
+static int take_instant(struct pulls *p, struct pull *s,
+                        const struct pull_options *o, struct error **errp)
+{
+    struct list actions;
+    int r = 0;
+
+    list_init(&actions);
+    for (unsigned i = 0; r == 0 && i < s->count; i++) {
+        struct pull_disk *d = &s->disks[i];
+
+        if (d->since && asprintf(&d->context, "backup-%s", d->name) < 0) {
+            d->context = NULL;
+            r = out_of_memory(errp);
+        }
+        r = r < 0 ? r : add_point(p, d, o, &actions, errp);
+    }
+    for (unsigned i = 0; r == 0 && s->checkpoint && i < s->count; i++) {
+        r = add_fresh(s, &s->disks[i], &actions, errp);
+    }
+    if (r < 0) {
+        actions_cancel(&actions);
+    } else {
+        r = actions_run_timed(p->daemon->graph, &actions, &s->drained_ns, errp);
+    }
+    if (r < 0) { /* what there was went with its action */
+        for (unsigned i = 0; i < s->count; i++) {
+            s->disks[i].point = NULL;
+            s->disks[i].has_fresh = false;
+        }
+    }
+    return r;
+}
+
+/* Nobody else changes or removes the new bitmaps meanwhile. */
+static void hold_fresh(struct pulls *p, struct pull *s)
+{
+    for (unsigned i = 0; i < s->count; i++) {
+        struct pull_disk *d = &s->disks[i];
+        if (d->has_fresh && !d->fresh) {
+            (void)bitmap_hold(p->daemon->graph, d->node, s->checkpoint, false,
+                              &d->fresh, NULL);
+        }
+    }
+}
+
+static void release_fresh(struct pulls *p, struct pull *s)
+{
+    for (unsigned i = 0; i < s->count; i++) {
+        struct pull_disk *d = &s->disks[i];
+        if (d->fresh) {
+            bitmap_release(p->daemon->graph, d->fresh);
+            d->fresh = NULL;
+        }
+    }
+}
+
+static void remove_fresh(struct pulls *p, struct pull *s)
+{
+    struct list actions;
+
+    release_fresh(p, s);
+    list_init(&actions);
+    for (unsigned i = 0; i < s->count; i++) {
+        struct pull_disk *d = &s->disks[i];
+        const struct bitmap_ref ref = {d->node, s->checkpoint};
+        struct action *a;
+        if (d->has_fresh && bitmap_remove_action(ref, &a, NULL) == 0) {
+            (void)actions_add(&actions, a, NULL);
+        }
+        d->has_fresh = false;
+    }
+    (void)actions_run(p->daemon->graph, &actions, NULL);
+}
+
+static void end_points(struct pull *s)
+{
+    for (unsigned i = 0; i < s->count; i++) {
+        point_end(s->disks[i].point); /* NULL is fine */
+        s->disks[i].point = NULL;
+    }
+}
+
+/* --- Exports --- */
+
+/* The one of the session's own, or one that runs. */
+static int choose_server(struct pulls *p, struct pull *s,
+                         const struct pull_options *o, struct error **errp)
+{
+    struct servers *servers = p->daemon->servers;
+    const struct server_options so = {.id = s->id};
+
+    if (!o->listen) {
+        s->server = server_find(servers, o->server, errp);
+        return s->server ? 0 : -ENOENT;
+    }
+    if (o->server) {
+        return error_set(errp, EINVAL,
+                         "'listen' and 'server' exclude each other");
+    }
+    int r = server_open(servers, &so, &s->server, errp);
+    s->own_server = r == 0;
+    return r < 0 ? r : server_listen(s->server, o->listen, errp);
+}
+
+static void leave_server(struct pull *s)
+{
+    if (s->own_server) {
+        server_close(s->server);
+    }
+    server_unref(s->server);
+    s->server = NULL;
+}
+
+/* An export that is not there yet, by the disk's name or, where that is
+ * taken, NAME@SESSION. */
+static int choose_name(struct pulls *p, const struct pull *s,
+                       struct pull_disk *d, const char *asked)
+{
+    struct exports *exports = p->daemon->exports;
+
+    if (asked ||
+        !exports_has_name(exports, server_serial(s->server), d->name)) {
+        return copy_text(&d->export, asked ? asked : d->name);
+    }
+    if (asprintf(&d->export, "%s@%s", d->name, s->id) < 0) {
+        d->export = NULL;
+        return -ENOMEM;
+    }
+    return 0;
+}
+
+static int export_point(struct pulls *p, struct pull *s, struct pull_disk *d,
+                        const char *asked, struct error **errp)
+{
+    struct exports *exports = p->daemon->exports;
+    struct node *n = point_node(d->point);
+    CLEANUP_FREE char *id = NULL;
+    struct export *e;
+
+    if (choose_name(p, s, d, asked) < 0 ||
+        asprintf(&id, "%s-%s", s->id, d->name) < 0) {
+        return out_of_memory(errp);
+    }
+    const struct export_options o = {
+        .server = server_serial(s->server),
+        .id = id,
+        .name = d->export,
+        .node = n,
+        .writable = s->discard, /* that is all that the node takes */
+    };
+    int r = export_new(exports, &o, &e, errp);
+    if (r < 0) {
+        return r;
+    }
+    r = d->context ? export_add_bitmap(exports, e, n, d->context, false, errp)
+                   : 0;
+    if (r < 0) {
+        export_drop(exports, e);
+        return r;
+    }
+    export_publish(exports, e);
+    d->export_id = id;
+    id = NULL;
+    d->uri = server_uri(s->server, d->export);
+    return 0;
+}
+
+/* New clients do not find them, those that are there have to go. */
+static void remove_exports(struct pulls *p, struct pull *s)
+{
+    struct daemon *d = p->daemon;
+    struct export *e;
+
+    for (unsigned i = 0; i < s->count; i++) {
+        const char *id = s->disks[i].export_id;
+        if (id && exports_remove(d->exports, id, false, &e, NULL) == 0) {
+            servers_end_export(d->servers, e);
+            export_unref(d->exports, e);
+        }
+    }
+    mutex_is_held(&d->jobs->lock);
+    exports_settle(d->exports, d->jobs);
+}
+
+/* --- Estimates, before anything is pulled --- */
+
+/* What the files of the chain take on their disks, at most all of it. */
+static uint64_t allocated(struct graph *g, struct node *n)
+{
+    uint64_t size = node_size(n);
+    uint64_t sum = 0;
+
+    for (; n && sum < size; n = node_backing(n)) {
+        CLEANUP_JSON json_t *info = node_image_info(g, n);
+        const json_t *actual = json_object_get(info, "actual-size");
+        sum += json_is_integer(actual) ? (uint64_t)json_integer_value(actual)
+                                       : size;
+    }
+    return min_u64(sum, size);
+}
+
+static uint64_t estimate(struct pulls *p, const struct pull_disk *d)
+{
+    struct bitmap *bm = d->context
+                            ? bitmap_find(point_node(d->point), d->context)
+                            : NULL;
+    uint64_t bytes = bm ? min_u64(bitmap_count(bm), node_size(d->node))
+                        : allocated(p->daemon->graph, d->node);
+
+    bitmap_unref(bm);
+    return bytes;
+}
+
+/* --- Begin --- */
+
+static void *thread(void *arg);
+
+/* It is there from the first session on. */
+static int start_thread(struct pulls *p, struct error **errp)
+{
+    if (p->started) {
+        return 0;
+    }
+    int r = thread_start(&p->thread, "backups", thread, p);
+    if (r < 0) {
+        return error_set(errp, -r, "cannot start a thread: %s", strerror(-r));
+    }
+    p->started = true;
+    return 0;
+}
+
+static json_t *describe_disk(const struct pull_disk *d)
+{
+    CLEANUP_FREE char *context = NULL;
+
+    if (d->context &&
+        asprintf(&context, "qemu:dirty-bitmap:%s", d->context) < 0) {
+        context = NULL;
+    }
+    return json_pack("{s:s, s:s, s:s*, s:s*, s:I, s:I, s:s, s:s*}", "node",
+                     d->name, "export", d->export, "uri", d->uri, "context",
+                     context, "size", (json_int_t)node_size(d->node),
+                     "estimate", (json_int_t)d->estimate, "mode",
+                     d->since ? "incremental" : "full", "reason", d->reason);
+}
+
+static json_t *describe_disks(const struct pull *s)
+{
+    json_t *list = json_array();
+
+    for (unsigned i = 0; i < s->count; i++) {
+        (void)json_array_append_new(list, describe_disk(&s->disks[i]));
+    }
+    return list;
+}
+
+static json_t *describe(const struct pull *s)
+{
+    return json_pack("{s:s, s:s*, s:I, s:o}", "id", s->id, "checkpoint",
+                     s->checkpoint, "drained-us",
+                     (json_int_t)(s->drained_ns / 1000), "disks",
+                     describe_disks(s));
+}
+
+static int export_all(struct pulls *p, struct pull *s,
+                      const struct pull_options *o, struct error **errp)
+{
+    int r = 0;
+
+    for (unsigned i = 0; r == 0 && i < s->count; i++) {
+        struct pull_disk *d = &s->disks[i];
+
+        d->estimate = estimate(p, d);
+        r = export_point(p, s, d, o->disks[i].export, errp);
+    }
+    return r;
+}
+
+static int begin(struct pulls *p, struct pull *s, const struct pull_options *o,
+                 struct error **errp)
+{
+    int r = check_disks(s, o, errp);
+
+    if (r < 0 || (r = choose_server(p, s, o, errp)) < 0 ||
+        (r = take_instant(p, s, o, errp)) < 0) {
+        return r;
+    }
+    hold_fresh(p, s);
+    r = export_all(p, s, o, errp);
+    if (r < 0) {
+        remove_exports(p, s);
+        end_points(s);
+        remove_fresh(p, s);
+    }
+    return r;
+}
+
+int pulls_begin(struct pulls *p, const struct pull_options *o, json_t **reply,
+                struct error **errp)
+{
+    if (atomic_load(&p->stopping)) {
+        return error_set(errp, ESHUTDOWN, "The daemon is about to end");
+    }
+    int r = start_thread(p, errp);
+    struct pull *s = r < 0 ? NULL : session_new(p, o);
+    r = r < 0 ? r : s ? begin(p, s, o, errp) : out_of_memory(errp);
+    if (r < 0) {
+        if (s) {
+            leave_server(s);
+            session_free(s);
+        }
+        return r;
+    }
+    list_append(&p->sessions, &s->link);
+    wake(p); /* there is a new deadline */
+    *reply = describe(s);
+    return *reply ? 0 : out_of_memory(errp);
+}
+
+/* --- End --- */
+
+static int check_success(const struct pull *s, const json_t *drop,
+                         struct error **errp)
+{
+    size_t i;
+    json_t *item;
+
+    for (unsigned k = 0; k < s->count; k++) {
+        const char *why = point_lost_why(s->disks[k].point);
+        if (why) {
+            return error_set(errp, EIO,
+                             "The point in time of '%s' was lost (%s): the "
+                             "backup can only be ended as failed",
+                             s->disks[k].name, why);
+        }
+    }
+    json_array_foreach (drop, i, item) {
+        const char *name = json_string_value(item);
+        bool found = s->checkpoint && strcmp(name, s->checkpoint) == 0;
+        if (found) {
+            return error_set(errp, EINVAL, "'%s' is the new checkpoint", name);
+        }
+        for (unsigned k = 0; k < s->count; k++) {
+            found |= !checkpoint_missing(s->disks[k].node, name);
+        }
+        if (!found) {
+            return error_set(errp, ENOENT, "There is no checkpoint '%s'", name);
+        }
+    }
+    return 0;
+}
+
+/* The new checkpoint is durable, on all disks or none. */
+static int persist_fresh(struct pulls *p, struct pull *s, struct error **errp)
+{
+    struct list actions;
+    int r = 0;
+
+    release_fresh(p, s);
+    list_init(&actions);
+    for (unsigned i = 0; r == 0 && i < s->count; i++) {
+        struct pull_disk *d = &s->disks[i];
+        struct action *a;
+        if (!d->has_fresh || !node_keeps_bitmaps(d->node)) {
+            continue;
+        }
+        r = bitmap_persist_action((struct bitmap_ref){d->node, s->checkpoint},
+                                  &a, errp);
+        r = r < 0 ? r : actions_add(&actions, a, errp);
+    }
+    if (r < 0) {
+        actions_cancel(&actions);
+    } else {
+        r = actions_run(p->daemon->graph, &actions, errp);
+    }
+    if (r < 0) {
+        hold_fresh(p, s); /* the session goes on */
+    }
+    return r;
+}
+
+/* Too many checkpoints are no harm: what cannot go now can later. */
+static void drop_old(struct pulls *p, const struct pull *s, const json_t *drop)
+{
+    size_t i;
+    json_t *item;
+
+    json_array_foreach (drop, i, item) {
+        CLEANUP_JSON json_t *nodes = json_array();
+        for (unsigned k = 0; k < s->count; k++) {
+            if (!checkpoint_missing(s->disks[k].node,
+                                    json_string_value(item))) {
+                (void)json_array_append_new(nodes,
+                                            json_string(s->disks[k].name));
+            }
+        }
+        (void)checkpoint_delete(p->daemon, json_string_value(item), nodes,
+                                NULL);
+    }
+}
+
+static void tell_end(struct pulls *p, const struct pull *s, const char *result)
+{
+    CLEANUP_JSON json_t *data = json_pack("{s:s, s:s}", "id", s->id, "result",
+                                          result);
+
+    monitors_emit("BACKUP_ENDED", data, p->daemon->monitors);
+}
+
+/* After its checkpoint is settled, one way or the other. */
+static void finish(struct pulls *p, struct pull *s, const char *result)
+{
+    s->ending = true;
+    remove_exports(p, s);
+    leave_server(s);
+    end_points(s);
+    tell_end(p, s, result);
+    session_free(s);
+}
+
+static void fail(struct pulls *p, struct pull *s, const char *result)
+{
+    remove_fresh(p, s);
+    finish(p, s, result);
+}
+
+static struct pull *find(const struct pulls *p, const char *id)
+{
+    list_for_each (at, &p->sessions) {
+        struct pull *s = pull_of(at);
+        if (!s->ending && strcmp(s->id, id) == 0) {
+            return s;
+        }
+    }
+    return NULL;
+}
+
+int pulls_end(struct pulls *p, const char *id, bool success, const json_t *drop,
+              struct error **errp)
+{
+    struct pull *s = find(p, id);
+
+    if (!s) {
+        return error_set(errp, ENOENT, "There is no backup '%.200s'", id);
+    }
+    if (!success) {
+        fail(p, s, "failed");
+        return 0;
+    }
+    int r = check_success(s, drop, errp);
+    if (r == 0) {
+        r = persist_fresh(p, s, errp);
+    }
+    if (r < 0) {
+        return r;
+    }
+    drop_old(p, s, drop);
+    finish(p, s, "success");
+    return 0;
+}
+
+/* --- Queries --- */
+
+static json_t *query_disk(struct pulls *p, const struct pull_disk *d)
+{
+    json_t *info = describe_disk(d);
+    CLEANUP_JSON json_t *point = point_query(d->point);
+    unsigned clients = d->export_id
+                           ? exports_clients(p->daemon->exports, d->export_id)
+                           : 0;
+
+    if (!info || json_object_update(info, point) < 0 ||
+        json_object_set_new(info, "clients", json_integer(clients)) < 0) {
+        json_decref(info);
+        return NULL;
+    }
+    return info;
+}
+
+static json_t *query_session(struct pulls *p, const struct pull *s)
+{
+    json_t *info = describe(s);
+    json_t *disks = json_array();
+
+    for (unsigned i = 0; i < s->count; i++) {
+        (void)json_array_append_new(disks, query_disk(p, &s->disks[i]));
+    }
+    (void)json_object_set_new(info, "disks", disks);
+    if (s->expire_ns > 0) {
+        (void)json_object_set_new(
+            info, "expire", json_integer((json_int_t)(s->expire_ns / NS)));
+    }
+    return info;
+}
+
+json_t *pulls_query(struct pulls *p)
+{
+    json_t *list = json_array();
+
+    list_for_each (at, &p->sessions) {
+        const struct pull *s = pull_of(at);
+        if (!s->ending &&
+            json_array_append_new(list, query_session(p, s)) < 0) {
+            json_decref(list);
+            return NULL;
+        }
+    }
+    return list;
+}
+
+/* --- The thread: lost points in time, sessions that expire --- */
+
+static void tell_lost(struct pulls *p, struct pull *s)
+{
+    for (unsigned i = 0; i < s->count; i++) {
+        struct pull_disk *d = &s->disks[i];
+        const char *why = d->told ? NULL : point_lost_why(d->point);
+        if (why) {
+            CLEANUP_JSON json_t *data = json_pack(
+                "{s:s, s:s, s:s}", "id", s->id, "node", d->name, "reason", why);
+            monitors_emit("BACKUP_SNAPSHOT_LOST", data, p->daemon->monitors);
+            d->told = true;
+        }
+    }
+}
+
+/* Nanoseconds until it expires; 0: it has. */
+static uint64_t time_left(struct pulls *p, const struct pull *s)
+{
+    uint64_t left = UINT64_MAX;
+
+    if (s->expire_ns == 0) {
+        return left;
+    }
+    for (unsigned i = 0; i < s->count; i++) {
+        uint64_t idle = exports_idle_ns(p->daemon->exports,
+                                        s->disks[i].export_id);
+        uint64_t rest = s->expire_ns - min_u64(idle, s->expire_ns);
+        left = i == 0 ? rest : max_u64(left, rest);
+    }
+    return left;
+}
+
+/* Returns when to look again. */
+static uint64_t look(struct pulls *p)
+{
+    uint64_t next = UINT64_MAX;
+
+    list_for_each_safe (at, &p->sessions) {
+        struct pull *s = pull_of(at);
+        if (s->ending) {
+            continue;
+        }
+        tell_lost(p, s);
+        uint64_t left = time_left(p, s);
+        if (left == 0) {
+            /* It gives up the lock: the list may be another one then. */
+            fail(p, s, "expired");
+            return 0;
+        }
+        next = min_u64(next, left);
+    }
+    return next;
+}
+
+static void *thread(void *arg)
+{
+    struct pulls *p = arg;
+    struct jobs *j = p->daemon->jobs;
+
+    while (!atomic_load(&p->stopping)) {
+        struct pollfd fd = {.fd = p->wake, .events = POLLIN};
+        uint64_t n;
+
+        mutex_lock(&j->lock);
+        uint64_t next = look(p);
+        mutex_unlock(&j->lock);
+        uint64_t ms = div_up(min_u64(next, 3600 * NS), NS / 1000);
+        (void)poll(&fd, 1, next == UINT64_MAX ? -1 : (int)ms);
+        (void)!read(p->wake, &n, sizeof(n));
+    }
+    return NULL;
+}
+
+struct pulls *pulls_new(struct daemon *d)
+{
+    struct pulls *p = calloc(1, sizeof(*p));
+
+    if (!p) {
+        return NULL;
+    }
+    p->daemon = d;
+    list_init(&p->sessions);
+    p->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (p->wake < 0) {
+        free(p);
+        return NULL;
+    }
+    return p;
+}
+
+static struct pull *first_open(const struct pulls *p)
+{
+    list_for_each (at, &p->sessions) {
+        if (!pull_of(at)->ending) {
+            return pull_of(at);
+        }
+    }
+    return NULL;
+}
+
+void pulls_stop(struct pulls *p)
+{
+    struct jobs *j = p->daemon->jobs;
+
+    mutex_lock(&j->lock);
+    atomic_store(&p->stopping, true);
+    bool started = p->started;
+    mutex_unlock(&j->lock);
+    wake(p);
+    if (started) {
+        thread_join(p->thread);
+    }
+    mutex_lock(&j->lock);
+    struct pull *s;
+    while ((s = first_open(p))) { /* each time anew: the lock is given up */
+        fail(p, s, "shutdown");
+    }
+    mutex_unlock(&j->lock);
+}
+
+void pulls_free(struct pulls *p)
+{
+    if (p) {
+        (void)close(p->wake);
+        free(p);
+    }
+}
