@@ -7,6 +7,7 @@
  * impossible to stay in step, or is plainly abuse, ends the connection.
  */
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -387,16 +388,22 @@ static int option_replies(struct conn *c, struct option *o)
     return handshake_reply(c, o->type, NBD_REP_ACK, NULL, 0);
 }
 
+static int refuse_before_tls(struct conn *c, uint32_t option)
+{
+    char text[60];
+
+    (void)snprintf(text, sizeof(text),
+                   "Option 0x%" PRIx32 " not permitted before TLS", option);
+    return handshake_error(c, option, NBD_REP_ERR_TLS_REQD, text);
+}
+
 static int run_option(struct conn *c, struct option *o)
 {
     int r;
 
     if (conn_needs_tls(c, o->type)) {
-        return o->type == NBD_OPT_EXPORT_NAME
-                   ? -EPERM
-                   : handshake_error(
-                         c, o->type, NBD_REP_ERR_TLS_REQD,
-                         "TLS is required, before any other option");
+        return o->type == NBD_OPT_EXPORT_NAME ? -EPERM
+                                              : refuse_before_tls(c, o->type);
     }
     switch (o->type) {
     case NBD_OPT_EXPORT_NAME:

@@ -22,11 +22,19 @@ make_cert pki bob 'cn = bob' 'organization = Guests' tls_www_client \
 make_pki other
 cp other/client-key.pem pki/stranger-key.pem
 cp other/client-cert.pem pki/stranger-cert.pem
-printf 'crl_next_update = 30\ncrl_number = 1\n' >pki/template
-certtool --generate-crl --load-ca-certificate pki/ca-cert.pem \
-    --load-ca-privkey pki/ca-key.pem --load-certificate pki/revoked-cert.pem \
-    --template pki/template --outfile pki/ca-crl.pem 2>crl.err ||
-    fail "certtool: $(cat crl.err)"
+# revoke NAME...: these, and no others, are revoked.
+revoke() {
+    local name
+    printf 'crl_next_update = 30\ncrl_number = 1\n' >template
+    for name in "$@"; do
+        cat "pki/$name-cert.pem"
+    done >bad.pem
+    certtool --generate-crl --load-ca-certificate pki/ca-cert.pem \
+        --load-ca-privkey pki/ca-key.pem --load-certificate bad.pem \
+        --template template --outfile pki/ca-crl.pem 2>crl.err ||
+        fail "certtool: $(cat crl.err)"
+}
+revoke revoked
 
 # A client's directory: certs NAME CA-DIR.
 client_dir() {
@@ -107,6 +115,23 @@ for version in 1.2 1.3; do
         "driver=nbd,path=$must,export=a,tls-creds=t,tls-hostname=localhost" \
         >out || fail "TLS $version: $(cat out)"
 done
+
+# Certificates are revoked and renewed while it runs; a bad one changes nothing.
+revoke revoked bob
+refuses "$(tls_uri bob a)" .
+opens "$(tls_uri client a)"
+revoke revoked
+opens "$(tls_uri bob a)"
+cp pki/server-cert.pem pki/server-key.pem .
+cp pki/expired-cert.pem pki/server-cert.pem
+opens "$(tls_uri client a)"
+make_cert pki server 'cn = localhost' 'dns_name = renewed' tls_www_server \
+    'expiration_days = 30'
+qemu-img info --object "$x509" --image-opts \
+    "driver=nbd,path=$must,export=a,tls-creds=t,tls-hostname=renewed" >out ||
+    fail "the certificate was not renewed"
+mv server-cert.pem server-key.pem pki/
+opens "$(tls_uri client a)"
 stop_server
 qemu-io -f raw -c 'read -P 7 1M 3M' a.raw | grep -q '^read' ||
     fail "what was written is not there"
