@@ -269,7 +269,8 @@ struct driver {
     void (*event)(struct node *n, enum node_event event);
 
     /* The tree is about to be drained: requests that wait here for anything
-     * but I/O have to go on, until node_is_draining() is false again.  Who
+     * but I/O have to go on, until node_is_draining() is false again.  (Or it
+     * is not, but somebody of them may have become node_is_unwanted().)  Who
      * cannot go on returns -ERESTART. */
     void (*drain)(struct node *n);
 

@@ -31,6 +31,8 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
 
+_Thread_local const _Atomic bool *node_unwanted;
+
 /* --- Trees --- */
 
 static struct tree *tree_new(struct graph *g)
@@ -566,6 +568,25 @@ int node_check_replace(const struct node *from, const struct node *to,
         }
     }
     return 0;
+}
+
+static void wake_waiting(struct node *n)
+{
+    if (n->opened && n->drv->drain) {
+        n->drv->drain(n);
+    }
+    for (unsigned i = 0; i < CHILD_MAX; i++) {
+        if (n->child[i]) {
+            wake_waiting(n->child[i]->child);
+        }
+    }
+}
+
+void graph_wake_waiting(struct graph *g, struct node *n)
+{
+    graph_lock(g);
+    wake_waiting(n);
+    graph_unlock(g);
 }
 
 void graph_give_up(struct graph *g)

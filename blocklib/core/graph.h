@@ -62,6 +62,10 @@ void node_refresh_limits(struct node *n);
  * filter over one: those let them through. */
 void node_set_growable(struct node *n, bool growable);
 
+/* Requests in @n and below it that wait for anything but I/O look again
+ * whether they shall.  Takes the control lock, and drains nothing. */
+void graph_wake_waiting(struct graph *g, struct node *n);
+
 /* Is @n below @top, or @top itself? */
 bool node_is_below(const struct node *top, const struct node *n);
 

@@ -574,7 +574,7 @@ static int may_wait_locked(struct remote *r, uint64_t until) REQUIRES(r->lock)
 {
     uint64_t now = now_ns();
 
-    if (r->options.delay_ns == 0 || now >= until) {
+    if (r->options.delay_ns == 0 || now >= until || node_is_unwanted()) {
         return -EIO;
     }
     if (r->deadline == 0) {

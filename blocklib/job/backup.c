@@ -219,15 +219,13 @@ static void backup_kick(struct job *job, bool stop)
     copy_stop(backup_of(job)->copy, stop);
 }
 
-/* Workers that wait for a connection make room for a drain; before they begin
- * again they see that they shall stop. */
 static void backup_give_up(struct job *job)
 {
     struct backup *b = backup_of(job);
 
-    graph_lock(b->graph);
-    graph_drain(b->graph, b->target);
-    graph_unlock(b->graph);
+    copy_give_up(b->copy);
+    graph_wake_waiting(b->graph, b->source);
+    graph_wake_waiting(b->graph, b->target);
 }
 
 static void backup_set_speed(struct job *job, uint64_t speed)
