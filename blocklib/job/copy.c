@@ -274,12 +274,15 @@ int copy_range_locked(struct copy *c, uint64_t offset, uint64_t end, void *buf,
     uint64_t start;
     uint64_t bytes;
 
+    *side = COPY_READ;
+    if (end > node_size(node_child(c->filter, CHILD_FILE))) {
+        return -EIO; /* somebody has cut it off */
+    }
     while (offset < end &&
            hbitmap_next_dirty(c->todo, offset, end, &start, &bytes)) {
         struct area a;
         int r = classify(c, start, start + bytes, bytes, &a);
         if (r < 0) {
-            *side = COPY_READ;
             return r;
         }
         r = move_area(c, &a, buf, side);

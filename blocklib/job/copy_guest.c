@@ -28,6 +28,9 @@
 
 #define ERRAND_THREADS 16
 
+/* An errand that takes longer is something to tell (thread_wait_begin). */
+#define PATIENCE_NS UINT64_C(5000000)
+
 struct errand {
     struct list link; /* in the queue, until somebody begins */
     uint64_t offset;
@@ -163,7 +166,15 @@ static bool wait_until(cond_t *cond, struct errands *e, uint64_t deadline)
 static int await_locked(struct errands *e, struct errand *t, uint64_t deadline,
                         enum copy_side *side) REQUIRES(e->lock)
 {
-    while (!t->done && wait_until(&t->ended, e, deadline)) {
+    uint64_t soon = min_u64(deadline, now_ns() + PATIENCE_NS);
+
+    while (!t->done && wait_until(&t->ended, e, soon)) {
+    }
+    if (!t->done) {
+        thread_wait_begin();
+        while (!t->done && wait_until(&t->ended, e, deadline)) {
+        }
+        thread_wait_end();
     }
     if (!t->done && t->begun) {
         t->left = true;
@@ -208,12 +219,14 @@ static int send(struct errands *e, uint64_t offset, uint64_t end,
 /* Wait for more than @rooms.  A drain keeps out those who make room. */
 static bool await_room(struct errands *e, unsigned rooms, uint64_t deadline)
 {
+    thread_wait_begin();
     mutex_lock(&e->lock);
     while (e->rooms == rooms && !node_is_draining(e->copy->filter) &&
            wait_until(&e->room, e, deadline)) {
     }
     bool more = e->rooms != rooms;
     mutex_unlock(&e->lock);
+    thread_wait_end();
     return more;
 }
 
