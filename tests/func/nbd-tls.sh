@@ -3,7 +3,7 @@
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"
-need nbdinfo nbdcopy qemu-img qemu-io certtool psktool jq
+need nbdinfo nbdcopy nbdkit qemu-img qemu-io certtool psktool jq
 
 must=$PWD/nbd.sock
 may=$PWD/may.sock
@@ -148,6 +148,12 @@ psktool -u bob -p keys/keys.psk >/dev/null 2>&1
 opens "$(psk_uri bob keys/keys.psk a)"
 nbdcopy "$(psk_uri alice keys/keys.psk a)" out.raw
 cmp a.raw out.raw
+rm -f out.raw
+# shellcheck disable=SC2016  # nbdkit's variable
+nbdkit --exit-with-parent -U - --run 'nbdcopy "$uri" out.raw' nbd \
+    socket="$must" export=a tls=require tls-psk="$PWD/keys/keys.psk" \
+    tls-username=alice 2>err || fail "nbdkit nbd: $(cat err)"
+cmp a.raw out.raw
 psk=tls-creds-psk,id=t,dir=$PWD/keys,endpoint=client
 qemu-img compare -q --object "$psk" --image-opts driver=raw,file.filename=a.raw \
     "driver=nbd,path=$must,export=a,tls-creds=t"
@@ -165,6 +171,16 @@ stop_server
 serve -f raw --tls=on --tls-psk keys/keys.psk a=a.raw
 opens "$(psk_uri alice keys/keys.psk a)"
 opens "$(uri_of a)"
+stop_server
+serve -f raw --tls=on --tls-psk keys/keys.psk a=a.raw \
+    --object authz-simple,id=z,identity=alice \
+    --export nbd,id=x,node-name=a,name=private,tls-authz=z
+refuses "$(uri_of private)" 'requires TLS'
+refuses "$(uri_of nosuch)" "not present\|No such"
+refuses "$(psk_uri bob keys/keys.psk private)" "not present\|No such"
+opens "$(psk_uri alice keys/keys.psk private)"
+[ "$(nbdinfo --list --json "$uri" | jq -c '[.exports[]."export-name"]')" = \
+    '["a"]' ] || fail "a list in the clear tells of a private export"
 stop_server
 serve -f raw --tls=off --tls-psk keys/keys.psk a=a.raw
 refuses "$(psk_uri alice keys/keys.psk a)" TLS
@@ -318,10 +334,13 @@ serve_refused "Cannot find QAuthZ object ID z" --object $t,dir=pki \
     --nbd-server "$(on_must),tls-authz=z"
 serve_refused "do not tell who a client is" --object $t,dir=pki,verify-peer=off \
     --object authz-simple,id=z,identity=x --nbd-server "$(on_must),tls-authz=z"
-serve_refused "goes with a server that has 'tls-creds' only" \
-    --object authz-simple,id=z,identity=x --blockdev null-co,node-name=n \
-    --nbd-server "addr.type=unix,addr.path=$must" \
-    --export nbd,id=n,node-name=n,tls-authz=z
+for how in --nbd-server="addr.type=unix,addr.path=$must" \
+    "--unix=$must --tls-certificates=pki"; do
+    # shellcheck disable=SC2086  # words
+    serve_refused "whose TLS credentials tell who a client is" $how \
+        --object authz-simple,id=z,identity=x --blockdev null-co,node-name=n \
+        --export nbd,id=n,node-name=n,tls-authz=z
+done
 echo '[]' >list.json
 serve_refused "File 'list.json' must contain a JSON object" \
     --object authz-listfile,id=z,filename=list.json
