@@ -163,6 +163,7 @@ struct conn {
     bool hung_up;
     uint64_t deadline; /* of the handshake; 0: it is over */
     unsigned options;  /* that it has sent */
+    uint64_t informed; /* serial of the export of an INFO just before */
 
     /* Guarded by lock. */
     mutex_t lock;

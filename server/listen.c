@@ -27,6 +27,7 @@
 #include "peer.h"
 #include "pool.h"
 #include "tls-policy.h"
+#include "tls.h"
 
 #define CONNECTIONS_MAX 1000
 #define SEND_BUFFER     (2 << 20)
@@ -233,9 +234,9 @@ unsigned server_handshake_s(const struct server *s)
     return s->handshake_s;
 }
 
-bool server_has_tls(const struct server *s)
+bool server_can_identify(const struct server *s)
 {
-    return tls_policy_mode(s->policy) != TLS_OFF;
+    return s->policy && tls_keys_identify(s->policy->keys);
 }
 
 bool server_allows(const struct server *s, const char *authz,

@@ -77,8 +77,8 @@ const char *server_id(const struct server *s); /* NULL: it has no name */
 unsigned server_max(const struct server *s);
 unsigned server_handshake_s(const struct server *s);
 
-/* Can its clients be known, by TLS? */
-bool server_has_tls(const struct server *s);
+/* Does its TLS tell who a client is? */
+bool server_can_identify(const struct server *s);
 
 /* Does the authorization object @authz allow @identity (NULL: unknown)? */
 bool server_allows(const struct server *s, const char *authz,

@@ -227,8 +227,8 @@ int objects_tls_keys(const struct objects *s, const char *id, bool server,
         return objects_type(s, id)
                    ? error_set(errp, EINVAL,
                                "Object with id '%s' is not TLS credentials", id)
-                   : error_set(errp, ENOENT,
-                               "No TLS credentials with id '%s'", id);
+                   : error_set(errp, ENOENT, "No TLS credentials with id '%s'",
+                               id);
     }
     int r = tls_creds_get(s->graph, id, server, &c, errp);
     if (r == 0) {

@@ -204,10 +204,11 @@ static int check_authz(struct qmp_call *call, const struct server *s,
     if (!id) {
         return 0;
     }
-    return server_has_tls(s)
+    return server_can_identify(s)
                ? objects_check_authz(call->daemon->objects, id, errp)
                : error_set(errp, EINVAL,
-                           "'%s' goes with a server that has 'tls-creds' only",
+                           "'%s' goes with a server whose TLS credentials "
+                           "tell who a client is",
                            key);
 }
 

@@ -204,7 +204,7 @@ struct tls *tls_new(struct tls_keys *k, int fd, const char *host)
     if (!t) {
         return NULL;
     }
-    t->keys = tls_keys_ref(k);
+    t->keys = tls_keys_now(k);
     t->fd = fd;
     t->host = host ? strdup(host) : NULL;
     mutex_init(&t->lock);

@@ -138,6 +138,16 @@ static inline bool node_is_draining(const struct node *n)
     return atomic_load(&atomic_load(&n->tree)->draining);
 }
 
+/* Once it is set, nobody wants the requests of this thread any more: they wait
+ * for nothing but I/O, and fail.  NULL: they are wanted.  Who sets it calls
+ * graph_wake_waiting() then. */
+extern _Thread_local const _Atomic bool *node_unwanted;
+
+static inline bool node_is_unwanted(void)
+{
+    return node_unwanted && atomic_load(node_unwanted);
+}
+
 /* Is the caller no request, but a control section that has drained the tree?
  * Then nobody comes who could end what it waits for. */
 static inline bool node_is_drained(const struct node *n)

@@ -132,11 +132,12 @@ def test_a_description_is_told_where_there_is_one():
 
 
 def test_go_tells_what_info_told():
-    for kw in ({}, {"structured": True}, {"extended": True}):
+    for options in ((), (STRUCTURED,), (STRUCTURED, SET_META), (EXTENDED,),
+                    (EXTENDED, SET_META)):
         c = client()
-        if kw:
-            c.option(EXTENDED if "extended" in kw else STRUCTURED)
-            c.option(SET_META, meta_data("rw", "base:allocation"))
+        for opt in options:
+            is_(c.option(opt, meta_data("rw", "base:allocation")
+                         if opt == SET_META else b"")[0], ACK)
         told = c.option(INFO, info_data("rw", 3, 1))
         is_(c.option(GO, info_data("rw", 3, 1)), told)
         check(c.alive())
@@ -431,6 +432,16 @@ def test_the_payload_of_status_is_offered_where_it_makes_sense():
     c.option(SET_META, meta_data("ro", *contexts))
     kind, out = c.option(GO, info_data("rw"))
     is_((kind, struct.unpack(">H", out[0][1][10:])[0] & offer), (ACK, 0))
+    # Who asks is told; and who asks again, for good, the same.
+    for between, want in (((), offer), ((LIST,), 0)):
+        c = client()
+        c.option(EXTENDED)
+        kind, out = c.option(INFO, info_data("rw"))
+        is_((kind, struct.unpack(">H", out[0][1][10:])[0] & offer),
+            (ACK, offer))
+        for opt in between:
+            c.option(opt)
+        is_(c.go("rw").flags & offer, want)
 
 
 def test_only_a_write_has_a_payload():

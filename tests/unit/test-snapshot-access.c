@@ -544,6 +544,36 @@ START_TEST(growing_is_fine_and_cutting_off_is_not)
 }
 END_TEST
 
+START_TEST(a_file_child_that_is_cut_off_harms_nobody)
+{
+    char buf[10];
+
+    disks();
+    keep("");
+    blk_free(guest);
+    guest = NULL;
+    /* Below all of it, past the filter, which nobody uses for the moment. */
+    blk_free(past);
+    past = NULL;
+    ck_assert_int_eq(graph_close(g, graph_find(g, "past"), NULL), 0);
+    graph_lock(g);
+    graph_drain(g, src);
+    ck_assert_int_eq(
+        node_resize(node_child(src, CHILD_FILE), 3 * CLUSTER + 100, NULL), 0);
+    node_refresh_above(node_child(src, CHILD_FILE));
+    graph_unlock(g);
+    guest = must_attach("cbw", PERM_ALL);
+    must_open("{\"driver\": \"snapshot-access\", \"node-name\": \"past\", "
+              "\"file\": \"cbw\"}");
+    past = must_attach("past", PERM_READ);
+    ck_assert_int_eq(put('x', 10, 3 * CLUSTER), -EIO);
+    ck_assert_int_eq(put('x', 10, 2 * CLUSTER), 0);
+    ck_past_is_then(0, 3 * CLUSTER);
+    ck_assert_int_eq(blk_pread(past, buf, 10, 3 * CLUSTER + 95, 0), -EINVAL);
+    done();
+}
+END_TEST
+
 START_TEST(bad_options_are_named)
 {
     static const struct {
@@ -623,6 +653,7 @@ int main(void)
         queries_show_the_bits_that_qemu_shows,
         it_is_put_below_a_node_in_use,
         growing_is_fine_and_cutting_off_is_not,
+        a_file_child_that_is_cut_off_harms_nobody,
         bad_options_are_named,
     };
     return run_suite("snapshot-access", tests, ARRAY_SIZE(tests));
