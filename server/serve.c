@@ -448,6 +448,9 @@ static int stop(struct serve *s)
     struct daemon *d = &s->daemon;
     struct flush flush = {s->config.command->name, EXIT_SUCCESS};
 
+    if (d->graph) {
+        graph_give_up(d->graph);
+    }
     if (d->servers) {
         servers_stop(d->servers);
     }

@@ -120,6 +120,9 @@ void copy_merge_left(const struct copy *c, struct hbitmap *bits);
 
 /* Make copy_run return after the chunks that are in hand, until it is called
  * with false.  Any thread, does not wait. */
+/* Workers are not wanted any more, whatever they wait for: graph_wake_waiting
+ * has to follow. */
+void copy_give_up(struct copy *c);
 void copy_stop(struct copy *c, bool stop);
 
 /* For what workers copy, in bytes a second; 0: as fast as it goes. */
