@@ -284,7 +284,7 @@ stress: all
 crash: all $(TOOLS)
 	$(Q)$(FOR_TESTS) ROUNDS='$(or $(ROUNDS),200)' SEED='$(SEED)' \
 	    TEST_TIMEOUT=7200 tests/run tests/func/bitmap-kill.sh \
-	    tests/func/bitmap-power.sh
+	    tests/func/bitmap-power.sh tests/func/pull-kill.sh
 
 bench:
 	$(Q)tests/packages.sh build test

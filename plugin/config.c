@@ -381,12 +381,11 @@ static int check_needed(const struct config *c, struct error **errp)
 
 static int check_cache(const struct config *c, struct error **errp)
 {
-    if (c->cache && c->direct >= 0 &&
-        c->direct != is_one_of(c->cache, "none", "directsync")) {
+    if (c->direct == 0 && is_one_of(c->cache, "none", "directsync")) {
         return error_set(errp, EINVAL,
-                         "cache=%s and direct=%s contradict each other: leave "
-                         "direct= away",
-                         c->cache, switch_words[c->direct]);
+                         "cache=%s and direct=off contradict each other: leave "
+                         "one of them away",
+                         c->cache);
     }
     return 0;
 }

@@ -272,7 +272,7 @@ static int become_view(struct disks *ds, struct opened *o, const char *name,
     bitmap_unref(bm);
     if (r == 0) {
         o->blk = view;
-        o->is_view = true;
+        o->bitmap = bitmap;
         o->writable = false;
     }
     return r;
@@ -310,6 +310,7 @@ int disks_enter(struct disks *ds, const char *name, bool readonly,
         return no_memory(errp);
     }
     o->disk = d;
+    list_init(&o->link);
     mutex_lock(&ds->lock);
     int r = enter_disk(ds, d, readonly, o, errp);
     mutex_unlock(&ds->lock);
@@ -330,7 +331,7 @@ int disks_enter(struct disks *ds, const char *name, bool readonly,
 
 void disks_leave(struct disks *ds, struct opened *o)
 {
-    if (o->is_view) {
+    if (o->bitmap) {
         blk_free(o->blk);
     }
     mutex_lock(&ds->lock);

@@ -57,14 +57,15 @@ struct opened {
     struct disk *disk;
     struct blk *blk;
     bool writable;
-    bool is_view;
+    const char *bitmap; /* it is a view, of this one; or NULL */
 };
 
 /*
  * Open the export @name: that of a disk ("" is the first one), or
  * NAME@dirty=BITMAP, which has the status of a bitmap (blk_dirty_view()).
  * -ENOENT: there is none; -EINVAL: the bitmap is inconsistent.  @readonly:
- * the client will not write.  disks_leave() is the end of *op.
+ * the client will not write.  disks_leave() is the end of *op, up to which
+ * @name must live.
  */
 int disks_enter(struct disks *ds, const char *name, bool readonly,
                 struct opened **op, struct error **errp);

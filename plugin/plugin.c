@@ -175,7 +175,7 @@ static const char *plugin_export_description(void *handle)
 {
     const struct opened *o = handle;
 
-    return o->is_view ? "what a bitmap has dirty" : NULL;
+    return o->bitmap ? nbdkit_printf_intern(VIEW_TEXT, o->bitmap) : NULL;
 }
 
 static int plugin_block_size(void *handle, uint32_t *minimum,
@@ -214,7 +214,7 @@ static int plugin_can_multi_conn(void *handle)
 {
     const struct opened *o = handle;
 
-    return !o->is_view;
+    return !o->bitmap;
 }
 
 static int plugin_yes(void *handle)

@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "nbdelta/bytes.h"
@@ -13,16 +12,9 @@
 #include "nbdelta/error.h"
 #include "nbdelta/list.h"
 #include "nbdelta/thread.h"
+#include "stamp.h"
 
 #define FILE_SIZE_MAX MiB
-
-/* What tells that a file is another one, or has been written. */
-struct stamp {
-    struct timespec changed;
-    dev_t dev;
-    ino_t ino;
-    off_t size;
-};
 
 struct authz {
     struct list in_set;
@@ -110,20 +102,6 @@ static int read_rules(const char *path, json_t **rules, struct error **errp)
     return 0;
 }
 
-static struct stamp stamp_of(const char *path)
-{
-    struct stat st;
-    struct stamp s = {.size = -1};
-
-    if (stat(path, &st) == 0) {
-        s.changed = st.st_ctim;
-        s.dev = st.st_dev;
-        s.ino = st.st_ino;
-        s.size = st.st_size;
-    }
-    return s;
-}
-
 static int load_file(struct authz *a, struct error **errp)
 {
     const char *path = text_of(a->props, "filename");
@@ -137,11 +115,8 @@ static int load_file(struct authz *a, struct error **errp)
 static void refresh(struct authz *a)
 {
     struct stamp now = stamp_of(text_of(a->props, "filename"));
-    const struct stamp *then = &a->stamp;
 
-    if (now.changed.tv_sec != then->changed.tv_sec ||
-        now.changed.tv_nsec != then->changed.tv_nsec || now.dev != then->dev ||
-        now.ino != then->ino || now.size != then->size) {
+    if (!stamp_same(&now, &a->stamp)) {
         (void)load_file(a, NULL);
     }
 }

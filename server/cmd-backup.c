@@ -23,6 +23,7 @@ enum {
     OPT_DROP,
     OPT_EXPIRE,
     OPT_FAILED,
+    OPT_LISTEN,
     OPT_MAX_DELAY,
     OPT_ON_LIMIT,
     OPT_ONCE,
@@ -35,6 +36,8 @@ static const struct cli_option begin_options[] = {
     {"disk", OPT_DISK, "NODE[,since=CHECKPOINT][,export=NAME]",
      "a disk, and from when on; default: all that are served"},
     {"checkpoint", OPT_CHECKPOINT, "NAME", "the new checkpoint"},
+    {"listen", OPT_LISTEN, "URI",
+     "export there; default: where the daemon does"},
     {"server", OPT_SERVER, "ID", "the NBD server of the daemon to export on"},
     {"scratch", OPT_SCRATCH, "DIR[,quota=SIZE]",
      "where what is overwritten meanwhile is kept"},
@@ -54,7 +57,7 @@ static const struct cli_option begin_options[] = {
 static const struct cli_command begin_command = {
     .name = "backup-begin",
     .usage = "SOCKET [--disk NODE[,since=CHECKPOINT]]... [--checkpoint NAME]\n"
-             "  [--scratch DIR[,quota=SIZE]] [OPTION...]",
+             "  [--listen URI] [--scratch DIR[,quota=SIZE]] [OPTION...]",
     .about = "Freeze a point in time of disks of the daemon whose monitor is "
              "at SOCKET, and\nexport it for clients that pull, with what has "
              "changed since a checkpoint.\n",
@@ -134,6 +137,24 @@ static int set_scratch(json_t *args, const char *text, struct error **errp)
     return 0;
 }
 
+/* An NBD URI without an export, as a socket address. */
+static int set_listen(json_t *args, const char *text, struct error **errp)
+{
+    CLEANUP_JSON json_t *options = NULL;
+    int r = options_from_nbd_name(text, &options, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    if (json_object_size(options) != 1) {
+        return error_set(errp, EINVAL,
+                         "'%s' has more than an address (for TLS, name a "
+                         "server that has it with --server)",
+                         text);
+    }
+    return json_object_set(args, "listen", json_object_get(options, "server"));
+}
+
 static int set_number(json_t *args, const char *key, const char *text,
                       struct error **errp)
 {
@@ -156,6 +177,8 @@ static int begin_option(json_t *args, int code, struct error **errp)
         return json_object_set_new(args, "checkpoint", json_string(optarg));
     case OPT_SCRATCH:
         return set_scratch(args, optarg, errp);
+    case OPT_LISTEN:
+        return set_listen(args, optarg, errp);
     case OPT_SERVER:
         return json_object_set_new(args, "server", json_string(optarg));
     case OPT_EXPIRE:

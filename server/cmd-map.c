@@ -2,7 +2,7 @@
 /*
  * nbdelta map: what each range of a disk is.
  *
- *   image:  blk_extents ----------\
+ *   image:  blk_extents, bitmap --\
  *   URI:    BLOCK_STATUS replies --+-> struct run -> joined -> text or JSON
  *
  * Neighbours that are alike become one line.
@@ -19,6 +19,7 @@
 #include "client.h"
 #include "commands.h"
 #include "image-open.h"
+#include "nbdelta/bitmap.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
@@ -41,8 +42,8 @@ static const struct cli_option option_table[] = {
 
 static const struct cli_command command = {
     .name = "map",
-    .usage = "[-U] [-f FORMAT] [--allow-path DIR] [--output human|json] "
-             "IMAGE\n"
+    .usage = "[-U] [-f FORMAT] [--bitmap NAME] [--allow-path DIR] "
+             "[--output human|json] IMAGE\n"
              "[--bitmap NAME] [--output human|json] URI",
     .about = "Tell which ranges of a disk hold data, read as zeroes, or are\n"
              "dirty in a bitmap.\n",
@@ -211,17 +212,51 @@ static int add_extent(const struct extent *e, void *opaque)
     return add_run(opaque, &r);
 }
 
-static int map_node(struct map *m, struct graph *g, struct node *n,
-                    const char *image, struct error **errp)
+static int map_bits(struct map *m, const struct bitmap *bm, uint64_t size)
 {
-    struct blk *b;
-    int r = blk_new(g, n, PERM_READ, PERM_ALL, "map", &b, errp);
+    int r = 0;
 
-    if (r < 0) {
-        return r;
+    for (uint64_t at = 0; at < size && r == 0;) {
+        struct run run = {.start = at};
+
+        run.length = bitmap_run(bm, at, size, &run.dirty);
+        r = add_run(m, &run);
+        at += run.length;
     }
-    r = finish(m, blk_extents(b, 0, blk_size(b), 0, add_extent, m));
-    blk_free(b);
+    return finish(m, r);
+}
+
+/* That of the image, or of the first below it that has one. */
+static int map_bitmap(struct map *m, struct blk *b, const char *image,
+                      const char *name, struct error **errp)
+{
+    struct bitmap *bm = blk_bitmap_find(b, name);
+    int r;
+
+    if (!bm) {
+        return error_set(errp, ENOENT, "image '%s' has no bitmap '%s'", image,
+                         name);
+    }
+    if (bitmap_readable(bm)) {
+        r = map_bits(m, bm, blk_size(b));
+        r = r < 0
+                ? error_set(errp, -r, "cannot write the map: %s", strerror(-r))
+                : 0;
+    } else {
+        r = error_set(errp, EINVAL,
+                      "Bitmap '%s' is inconsistent and cannot be used (see "
+                      "'nbdelta bitmap repair')",
+                      name);
+    }
+    bitmap_unref(bm);
+    return r;
+}
+
+static int map_extents(struct map *m, struct blk *b, const char *image,
+                       struct error **errp)
+{
+    int r = finish(m, blk_extents(b, 0, blk_size(b), 0, add_extent, m));
+
     return r < 0
                ? error_set(errp, -r, "cannot map '%s': %s", image, strerror(-r))
                : 0;
@@ -231,16 +266,17 @@ static int map_image(struct map *m, struct graph *g, const struct image_open *o,
                      const char *bitmap, struct error **errp)
 {
     struct node *n;
+    struct blk *b;
     int r = image_open(g, o, &n, errp);
 
+    r = r < 0 ? r : blk_new(g, n, PERM_READ, PERM_ALL, "map", &b, errp);
     if (r < 0) {
         return r;
     }
-    if (bitmap) {
-        return error_set(errp, ENOENT, "image '%s' holds no bitmap '%s'",
-                         o->image, bitmap);
-    }
-    return map_node(m, g, n, o->image, errp);
+    r = bitmap ? map_bitmap(m, b, o->image, bitmap, errp)
+               : map_extents(m, b, o->image, errp);
+    blk_free(b);
+    return r;
 }
 
 /* --- Exports --- */

@@ -88,6 +88,7 @@ static json_t *convert_string(const char *text, enum qmp_type type)
     case QMP_SIZE:
         return convert_number(text);
     case QMP_ENUMS:
+    case QMP_STRS:
     case QMP_STR_OR_OBJECT_ARRAY:
         return json_pack("[s]", text);
     case QMP_END:

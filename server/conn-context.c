@@ -126,12 +126,12 @@ static int offer(const struct answer *a, const char *name, uint32_t id,
     return r < 0 ? r : reply_context(a, list ? 0 : id, name);
 }
 
-static int offer_bitmap(const struct answer *a, uint32_t id,
+static int offer_bitmap(const struct answer *a, uint32_t id, const char *name,
                         struct bitmap *bitmap)
 {
     char text[sizeof(BITMAP_PREFIX) + BITMAP_NAME_MAX];
 
-    (void)snprintf(text, sizeof(text), BITMAP_PREFIX "%s", bitmap_name(bitmap));
+    (void)snprintf(text, sizeof(text), BITMAP_PREFIX "%s", name);
     return offer(a, text, id, CONTEXT_BITMAP, bitmap);
 }
 
@@ -146,9 +146,9 @@ static int offer_all_bitmaps(const struct answer *a)
         return -ENOMEM;
     }
     json_array_foreach (names, i, name) {
-        struct bitmap *bm = blk_bitmap_find(a->export->blk,
-                                            json_string_value(name));
-        int r = bm ? offer_bitmap(a, 3 + (uint32_t)i, bm) : 0;
+        const char *text = json_string_value(name);
+        struct bitmap *bm = blk_bitmap_find(a->export->blk, text);
+        int r = bm ? offer_bitmap(a, 3 + (uint32_t)i, text, bm) : 0;
 
         if (r < 0) {
             return r;
@@ -163,8 +163,10 @@ static int offer_bitmaps(const struct answer *a)
     int r = e->all_bitmaps ? offer_all_bitmaps(a) : 0;
 
     for (unsigned i = 0; r == 0 && i < e->bitmap_count; i++) {
-        bitmap_ref(e->bitmaps[i]);
-        r = offer_bitmap(a, 3 + i, e->bitmaps[i]);
+        const struct export_bitmap *b = &e->bitmaps[i];
+
+        bitmap_ref(b->bitmap);
+        r = offer_bitmap(a, 3 + i, b->name, b->bitmap);
     }
     return r;
 }

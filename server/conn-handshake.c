@@ -7,6 +7,7 @@
  * impossible to stay in step, or is plainly abuse, ends the connection.
  */
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -181,6 +182,15 @@ static int raw(struct conn *c, const void *data, size_t len)
 
 /* --- Options. --- */
 
+/* The payload of block status is offered to whom it can be of use: who asks, or
+ * has chosen contexts; and what INFO has told, GO tells again. */
+static bool offers_payload(const struct conn *c, const struct export *e)
+{
+    return c->extended &&
+           (c->informed == e->serial ||
+            (c->context_count > 0 && c->contexts_of == e->serial));
+}
+
 static uint16_t transmission_flags(const struct conn *c, const struct export *e)
 {
     /* All connections work on one node, without a cache of their own. */
@@ -194,9 +204,7 @@ static uint16_t transmission_flags(const struct conn *c, const struct export *e)
                        NBD_FLAG_SEND_FAST_ZERO
                  : NBD_FLAG_READ_ONLY;
     flags |= c->structured ? NBD_FLAG_SEND_DF : 0;
-    flags |= c->extended && c->context_count > 0 && c->contexts_of == e->serial
-                 ? NBD_FLAG_BLOCK_STATUS_PAYLOAD
-                 : 0;
+    flags |= offers_payload(c, e) ? NBD_FLAG_BLOCK_STATUS_PAYLOAD : 0;
     return (uint16_t)flags;
 }
 
@@ -206,6 +214,8 @@ static void choose(struct conn *c, struct export *e, uint64_t size)
     c->export = e;
     c->size = size;
     c->writable = conn_may_write(c, e);
+    export_unref(c->exports, c->view); /* it has its own of what it uses */
+    c->view = NULL;
     if (c->contexts_of != e->serial) {
         conn_forget_contexts(c);
     }
@@ -354,6 +364,9 @@ static int option_info(struct conn *c, struct option *o)
                          : handshake_unknown(c, o->type, name);
     }
     uint64_t size = blk_size(e->blk);
+    if (o->type == NBD_OPT_INFO) {
+        c->informed = e->serial;
+    }
     int r = reply_infos(c, o, e, size);
     if (r == 0 && o->type == NBD_OPT_GO) {
         choose(c, e, size);
@@ -387,16 +400,25 @@ static int option_replies(struct conn *c, struct option *o)
     return handshake_reply(c, o->type, NBD_REP_ACK, NULL, 0);
 }
 
+static int refuse_before_tls(struct conn *c, uint32_t option)
+{
+    char text[60];
+
+    (void)snprintf(text, sizeof(text),
+                   "Option 0x%" PRIx32 " not permitted before TLS", option);
+    return handshake_error(c, option, NBD_REP_ERR_TLS_REQD, text);
+}
+
 static int run_option(struct conn *c, struct option *o)
 {
     int r;
 
     if (conn_needs_tls(c, o->type)) {
-        return o->type == NBD_OPT_EXPORT_NAME
-                   ? -EPERM
-                   : handshake_error(
-                         c, o->type, NBD_REP_ERR_TLS_REQD,
-                         "TLS is required, before any other option");
+        return o->type == NBD_OPT_EXPORT_NAME ? -EPERM
+                                              : refuse_before_tls(c, o->type);
+    }
+    if (o->type != NBD_OPT_INFO && o->type != NBD_OPT_GO) {
+        c->informed = 0;
     }
     switch (o->type) {
     case NBD_OPT_EXPORT_NAME:

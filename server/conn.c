@@ -92,9 +92,10 @@ int conn_time_left(const struct conn *c)
 {
     uint64_t now = now_ns();
 
-    return c->deadline == 0    ? -1
-           : now < c->deadline ? (int)((c->deadline - now) / 1000000) + 1
-                               : 0;
+    return c->deadline == 0 ? -1
+           : now < c->deadline
+               ? (int)min_u64((c->deadline - now) / 1000000 + 1, INT32_MAX)
+               : 0;
 }
 
 bool conn_wait(struct conn *c, bool input, int ms)
@@ -296,7 +297,8 @@ void *conn_thread(void *arg)
     struct conn *c = arg;
 
     c->self = pthread_self();
-    c->deadline = now_ns() + HANDSHAKE_MS * UINT64_C(1000000);
+    uint64_t limit = server_handshake_s(c->server) * UINT64_C(1000000000);
+    c->deadline = limit > 0 ? now_ns() + limit : 0;
     int r = conn_handshake(c);
     if (r == 0) {
         c->deadline = 0;

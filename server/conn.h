@@ -77,8 +77,6 @@ struct server;
 #define LINGER_MS 5000
 #define STOP_MS   2000
 
-#define HANDSHAKE_MS 10000
-
 /* --- Segments: buffers of three sizes, recycled (conn-reply.c). --- */
 
 enum segment_class { SEGMENT_SMALL, SEGMENT_MEDIUM, SEGMENT_LARGE };
@@ -165,6 +163,7 @@ struct conn {
     bool hung_up;
     uint64_t deadline; /* of the handshake; 0: it is over */
     unsigned options;  /* that it has sent */
+    uint64_t informed; /* serial of the export of an INFO just before */
 
     /* Guarded by lock. */
     mutex_t lock;

@@ -50,7 +50,8 @@ struct exports *exports_new(struct daemon *d)
 static void export_free(struct exports *s, struct export *e)
 {
     for (unsigned i = 0; i < e->bitmap_count; i++) {
-        bitmap_release(s->daemon->graph, e->bitmaps[i]);
+        bitmap_release(s->daemon->graph, e->bitmaps[i].bitmap);
+        free(e->bitmaps[i].name);
     }
     free(e->bitmaps);
     blk_free(e->blk);
@@ -190,31 +191,51 @@ int export_new(struct exports *s, const struct export_options *o,
     return 0;
 }
 
-int export_add_bitmap(struct exports *s, struct export *e, struct node *n,
-                      const char *name, bool below, struct error **errp)
+/* Room for one more, of that name. */
+static int reserve_bitmap(struct export *e, const char *as, struct error **errp)
 {
-    struct graph *g = s->daemon->graph;
-    size_t bytes = (e->bitmap_count + 1) * sizeof(struct bitmap *);
-    struct bitmap **grown = realloc(e->bitmaps, bytes);
-    struct bitmap *bm;
+    struct export_bitmap *grown;
 
+    for (unsigned i = 0; i < e->bitmap_count; i++) {
+        if (strcmp(e->bitmaps[i].name, as) == 0) {
+            return error_set(errp, EEXIST,
+                             "Export '%s' already has a bitmap named '%s'",
+                             e->id, as);
+        }
+    }
+    grown = reallocarray(e->bitmaps, e->bitmap_count + 1, sizeof(*e->bitmaps));
     if (!grown) {
         return error_set(errp, ENOMEM, "no memory for an export");
     }
     e->bitmaps = grown;
-    int r = bitmap_hold(g, n, name, below, &bm, errp);
-    if (r < 0) {
+    return 0;
+}
+
+int export_add_bitmap_as(struct exports *s, struct export *e, struct node *n,
+                         const char *name, bool below, const char *as,
+                         struct error **errp)
+{
+    struct graph *g = s->daemon->graph;
+    struct export_bitmap b = {NULL, NULL};
+    int r = reserve_bitmap(e, as, errp);
+
+    if (r < 0 || (r = bitmap_hold(g, n, name, below, &b.bitmap, errp)) < 0) {
         return r;
     }
     /* What clients see must not change under them, unless it is on purpose. */
-    if (below && !e->writable && bitmap_enabled(bm) &&
-        !node_read_only(bitmap_node(bm))) {
-        bitmap_release(g, bm);
-        return error_set(
-            errp, EINVAL,
-            "Enabled bitmap '%s' incompatible with readonly export", name);
+    if (below && !e->writable && bitmap_enabled(b.bitmap) &&
+        !node_read_only(bitmap_node(b.bitmap))) {
+        r = error_set(errp, EINVAL,
+                      "Enabled bitmap '%s' incompatible with readonly export",
+                      name);
+    } else if (!(b.name = strdup(as))) {
+        r = error_set(errp, ENOMEM, "no memory for an export");
     }
-    e->bitmaps[e->bitmap_count++] = bm;
+    if (r < 0) {
+        bitmap_release(g, b.bitmap);
+        return r;
+    }
+    e->bitmaps[e->bitmap_count++] = b;
     return 0;
 }
 
@@ -239,9 +260,9 @@ void export_drop(struct exports *s, struct export *e)
 static struct bitmap *offered_bitmap(struct export *e, const char *name)
 {
     for (unsigned i = 0; i < e->bitmap_count; i++) {
-        if (strcmp(bitmap_name(e->bitmaps[i]), name) == 0) {
-            bitmap_ref(e->bitmaps[i]);
-            return e->bitmaps[i];
+        if (strcmp(e->bitmaps[i].name, name) == 0) {
+            bitmap_ref(e->bitmaps[i].bitmap);
+            return e->bitmaps[i].bitmap;
         }
     }
     return e->all_bitmaps ? blk_bitmap_find(e->blk, name) : NULL;

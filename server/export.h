@@ -43,6 +43,11 @@ struct export_options {
     const char *authz_writable; /* and who of these may write */
 };
 
+struct export_bitmap {
+    struct bitmap *bitmap;
+    char *name; /* of its context, behind "qemu:dirty-bitmap:" */
+};
+
 struct export
 {
     /* Set at creation. */
@@ -62,7 +67,7 @@ struct export
     struct export *of;    /* a view: of this one, with a reference; or NULL */
 
     /* Set before clients can find it: bitmaps that it holds and offers. */
-    struct bitmap **bitmaps;
+    struct export_bitmap *bitmaps;
     unsigned bitmap_count;
 
     /* Guarded by the lock of the set. */
@@ -83,9 +88,19 @@ int exports_check_id(struct exports *s, const char *id, struct error **errp);
 int export_new(struct exports *s, const struct export_options *o,
                struct export **ep, struct error **errp);
 
-/* Offer the bitmap @name of @n, or of what is below (bitmap_hold). */
-int export_add_bitmap(struct exports *s, struct export *e, struct node *n,
-                      const char *name, bool below, struct error **errp);
+/* Offer the bitmap @name of @n, or of what is below (bitmap_hold), under the
+ * name @as.  -EEXIST: another has that name here. */
+int export_add_bitmap_as(struct exports *s, struct export *e, struct node *n,
+                         const char *name, bool below, const char *as,
+                         struct error **errp);
+
+/* The same under its own name. */
+static inline int export_add_bitmap(struct exports *s, struct export *e,
+                                    struct node *n, const char *name,
+                                    bool below, struct error **errp)
+{
+    return export_add_bitmap_as(s, e, n, name, below, name, errp);
+}
 
 /* Clients find it from now on; or it is not wanted.  @e is taken. */
 void export_publish(struct exports *s, struct export *e);

@@ -27,6 +27,7 @@
 #include "peer.h"
 #include "pool.h"
 #include "tls-policy.h"
+#include "tls.h"
 
 #define CONNECTIONS_MAX 1000
 #define SEND_BUFFER     (2 << 20)
@@ -42,6 +43,7 @@ struct server {
     uint64_t serial;
     unsigned max;             /* connections; 0: no limit but that of all */
     unsigned max_per_address; /* of those from one address; 0: no limit */
+    unsigned handshake_s;
     mode_t socket_mode;
     struct tls_policy *policy;
 
@@ -168,6 +170,7 @@ static struct server *server_alloc(struct servers *ss,
     s->all = ss;
     s->max = o->max;
     s->max_per_address = o->max_per_address;
+    s->handshake_s = o->handshake_s;
     s->socket_mode = o->socket_mode ? o->socket_mode : 0600;
     s->policy = tls_policy_ref(o->policy);
     s->running = true;
@@ -226,9 +229,14 @@ unsigned server_max(const struct server *s)
     return s->max;
 }
 
-bool server_has_tls(const struct server *s)
+unsigned server_handshake_s(const struct server *s)
 {
-    return tls_policy_mode(s->policy) != TLS_OFF;
+    return s->handshake_s;
+}
+
+bool server_can_identify(const struct server *s)
+{
+    return s->policy && tls_keys_identify(s->policy->keys);
 }
 
 bool server_allows(const struct server *s, const char *authz,

@@ -40,10 +40,13 @@ void servers_stop(struct servers *ss);
 /* Tell the connections that use @e, which is removed, to end. */
 void servers_end_export(struct servers *ss, const struct export *e);
 
+#define HANDSHAKE_S 10 /* unless told otherwise, as QEMU */
+
 struct server_options {
     const char *id;            /* NULL: the one without a name */
     unsigned max;              /* connections at once, others wait; 0: any */
     unsigned max_per_address;  /* those above it are closed; 0: any number */
+    unsigned handshake_s;      /* that a client may take for it; 0: any time */
     mode_t socket_mode;        /* of Unix sockets; 0: 0600 */
     struct tls_policy *policy; /* NULL: no TLS */
 };
@@ -72,9 +75,10 @@ uint64_t server_serial(const struct server *s);
 
 const char *server_id(const struct server *s); /* NULL: it has no name */
 unsigned server_max(const struct server *s);
+unsigned server_handshake_s(const struct server *s);
 
-/* Can its clients be known, by TLS? */
-bool server_has_tls(const struct server *s);
+/* Does its TLS tell who a client is? */
+bool server_can_identify(const struct server *s);
 
 /* Does the authorization object @authz allow @identity (NULL: unknown)? */
 bool server_allows(const struct server *s, const char *authz,

@@ -223,9 +223,12 @@ int objects_tls_keys(const struct objects *s, const char *id, bool server,
     const struct loaded *k = find_loaded(s, id);
     const struct tls_creds *c;
 
-    if (!k && objects_type(s, id)) {
-        return error_set(errp, EINVAL,
-                         "Object with id '%s' is not TLS credentials", id);
+    if (!k) {
+        return objects_type(s, id)
+                   ? error_set(errp, EINVAL,
+                               "Object with id '%s' is not TLS credentials", id)
+                   : error_set(errp, ENOENT, "No TLS credentials with id '%s'",
+                               id);
     }
     int r = tls_creds_get(s->graph, id, server, &c, errp);
     if (r == 0) {

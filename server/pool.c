@@ -18,6 +18,7 @@ struct pool {
     unsigned queued;
     unsigned idle; /* threads that wait for work */
     unsigned threads;
+    unsigned waiting; /* of these, for somebody (thread_wait_begin) */
     bool stop;
     /* The thread that left last; each that leaves joins the one before. */
     pthread_t last;
@@ -62,6 +63,9 @@ void pool_free(struct pool *p)
 /* The next piece of work, or NULL: leave. */
 static struct work *next_locked(struct pool *p) REQUIRES(p->lock)
 {
+    if (p->threads > p->max + p->waiting) {
+        return NULL; /* those who waited are back */
+    }
     while (list_empty(&p->queue)) {
         bool woken = true;
 
@@ -80,11 +84,41 @@ static struct work *next_locked(struct pool *p) REQUIRES(p->lock)
     return w;
 }
 
+static void *worker(void *arg);
+
+/* Is there a thread that will take what is queued? */
+static bool enough_threads(struct pool *p) REQUIRES(p->lock)
+{
+    pthread_t t;
+
+    if (p->queued > p->idle && p->threads < p->max + p->waiting &&
+        thread_start(&t, "nbd-worker", worker, p) == 0) {
+        p->threads++;
+    }
+    return p->threads > 0;
+}
+
+/* One that waits is as good as none, for those in the queue. */
+static void on_wait(void *opaque, bool waits)
+{
+    struct pool *p = opaque;
+
+    mutex_lock(&p->lock);
+    if (waits) {
+        p->waiting++;
+        (void)enough_threads(p);
+    } else {
+        p->waiting--;
+    }
+    mutex_unlock(&p->lock);
+}
+
 static void *worker(void *arg)
 {
     struct pool *p = arg;
     struct work *w;
 
+    thread_on_wait(on_wait, p);
     mutex_lock(&p->lock);
     while ((w = next_locked(p)) != NULL) {
         mutex_unlock(&p->lock);
@@ -102,18 +136,6 @@ static void *worker(void *arg)
         thread_join(before);
     }
     return NULL;
-}
-
-/* Is there a thread that will take what is queued? */
-static bool enough_threads(struct pool *p) REQUIRES(p->lock)
-{
-    pthread_t t;
-
-    if (p->queued > p->idle && p->threads < p->max &&
-        thread_start(&t, "nbd-worker", worker, p) == 0) {
-        p->threads++;
-    }
-    return p->threads > 0;
 }
 
 void pool_submit(struct pool *p, struct work *w)

@@ -13,8 +13,10 @@ struct work {
     void (*fn)(struct work *w);
 };
 
-/* At most @max threads; they are made when there is work for them, and leave
- * when there has been none for a while.  NULL: no memory. */
+/* At most @max threads that work; those that wait for somebody
+ * (thread_wait_begin) do not count: it may be for other work in here.  They
+ * are made when there is work for them, and leave when there has been none for
+ * a while.  NULL: no memory. */
 struct pool *pool_new(unsigned max);
 
 /* No work is left or comes any more. */

@@ -9,6 +9,7 @@
 #include "export.h"
 #include "listen.h"
 #include "nbd-proto.h"
+#include "nbdelta/bitmap.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
@@ -62,6 +63,8 @@ static int start_server(struct qmp_call *call, const json_t *addr,
     struct server_options o = {
         .id = qmp_str(call, "id"),
         .max = (unsigned)qmp_int(call, "max-connections", MAX_CONNECTIONS),
+        .handshake_s = (unsigned)qmp_int(call, "handshake-max-seconds",
+                                         HANDSHAKE_S),
         .max_per_address = (unsigned)qmp_int(call,
                                              "max-connections-per-address", 0),
     };
@@ -134,7 +137,7 @@ static int check_strings(const struct export_options *o, struct error **errp)
 }
 
 /* One of "bitmaps": a name that is looked for below the node, too, or that of
- * a certain node. */
+ * a certain node, and perhaps what clients shall call it. */
 static int add_bitmap(struct daemon *d, struct export *e, struct node *own,
                       const json_t *item, struct error **errp)
 {
@@ -146,11 +149,17 @@ static int add_bitmap(struct daemon *d, struct export *e, struct node *own,
     }
     name = json_string_value(json_object_get(item, "name"));
     const char *node = json_string_value(json_object_get(item, "node"));
+    const char *as = json_string_value(json_object_get(item, "context-name"));
     n = qmp_find_node(d, node, NULL);
     if (!n) {
         return error_set(errp, ENODEV, "Node '%.200s' not found", node);
     }
-    return export_add_bitmap(d->exports, e, n, name, false, errp);
+    if (as && (as[0] == '\0' || strlen(as) > BITMAP_NAME_MAX)) {
+        return error_set(errp, EINVAL, "a context's name has 1 to %d bytes",
+                         BITMAP_NAME_MAX);
+    }
+    return export_add_bitmap_as(d->exports, e, n, name, false, as ? as : name,
+                                errp);
 }
 
 static int add_export(struct daemon *d, const struct export_options *o,
@@ -195,10 +204,11 @@ static int check_authz(struct qmp_call *call, const struct server *s,
     if (!id) {
         return 0;
     }
-    return server_has_tls(s)
+    return server_can_identify(s)
                ? objects_check_authz(call->daemon->objects, id, errp)
                : error_set(errp, EINVAL,
-                           "'%s' goes with a server that has 'tls-creds' only",
+                           "'%s' goes with a server whose TLS credentials "
+                           "tell who a client is",
                            key);
 }
 
@@ -328,6 +338,7 @@ static const char *const types[] = {"nbd", NULL};
 
 static const struct qmp_arg start_args[] = {
     QMP_OPT("id", STR),
+    QMP_OPT("handshake-max-seconds", UINT32),
     QMP_ARG("addr", OBJECT, .members = address_legacy_args),
     QMP_OPT("tls-creds", STR),
     QMP_OPT("tls-authz", STR),
@@ -338,6 +349,7 @@ static const struct qmp_arg start_args[] = {
 
 static const struct qmp_arg option_args[] = {
     QMP_OPT("id", STR),
+    QMP_OPT("handshake-max-seconds", UINT32),
     QMP_ARG("addr", OBJECT, .members = address_args),
     QMP_OPT("tls-creds", STR),
     QMP_OPT("tls-authz", STR),
@@ -354,6 +366,7 @@ static const struct qmp_arg stop_args[] = {
 static const struct qmp_arg bitmap_args[] = {
     QMP_ARG("node", STR),
     QMP_ARG("name", STR),
+    QMP_OPT("context-name", STR),
     QMP_LAST,
 };
 

@@ -94,10 +94,14 @@ const struct qmp_arg qmp_image_members[] = {
 };
 
 static const struct qmp_arg dirty_members[] = {
-    QMP_OPT("name", STR),          QMP_ARG("count", INT),
-    QMP_ARG("granularity", INT),   QMP_ARG("recording", BOOL),
-    QMP_ARG("busy", BOOL),         QMP_ARG("persistent", BOOL),
-    QMP_OPT("inconsistent", BOOL), QMP_OPT("inconsistent-reason", STR),
+    QMP_OPT("name", STR),
+    QMP_ARG("count", INT),
+    QMP_ARG("granularity", INT),
+    QMP_ARG("recording", BOOL),
+    QMP_ARG("busy", BOOL),
+    QMP_ARG("persistent", BOOL),
+    QMP_OPT("inconsistent", BOOL),
+    QMP_OPT("inconsistent-reason", STR),
     QMP_LAST,
 };
 

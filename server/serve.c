@@ -278,6 +278,7 @@ static int listen_short(struct serve *s, struct error **errp)
 {
     const struct serve_config *cfg = &s->config;
     struct server_options o = {.max = CONNECTIONS_MAX,
+                               .handshake_s = HANDSHAKE_S,
                                .socket_mode = cfg->socket_mode};
     bool given = cfg->socket || cfg->address || cfg->port;
     struct server *server;
@@ -447,6 +448,9 @@ static int stop(struct serve *s)
     struct daemon *d = &s->daemon;
     struct flush flush = {s->config.command->name, EXIT_SUCCESS};
 
+    if (d->graph) {
+        graph_give_up(d->graph);
+    }
     if (d->servers) {
         servers_stop(d->servers);
     }

@@ -1,13 +1,18 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* From credentials in a directory to what gnutls makes sessions with. */
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "cli.h"
+#include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/thread.h"
+#include "stamp.h"
 #include "tls-priv.h"
 
 /* TLS 1.2 and later.  A server chooses, and takes the cheapest cipher that
@@ -282,8 +287,8 @@ static struct tls_keys *keys_new(enum tls_kind kind, bool server,
     return k;
 }
 
-int tls_keys_load(const struct tls_creds *c, const char *password,
-                  struct tls_keys **kp, struct error **errp)
+static int load(const struct tls_creds *c, const char *password,
+                struct tls_keys **kp, struct error **errp)
 {
     struct tls_keys *k = keys_new(c->kind, c->server, errp);
 
@@ -325,6 +330,129 @@ int tls_keys_load_psk(const char *path, struct tls_keys **kp,
     return 0;
 }
 
+/* --- Renewal: certificates expire, and are revoked. --- */
+
+struct renewal {
+    /* Set at creation; strings are our own. */
+    struct tls_creds creds;
+    char *password;
+
+    mutex_t lock;
+    /* Guarded by lock. */
+    struct stamp stamps[4]; /* of the files, before they were loaded */
+    struct tls_keys *newer; /* of files that have changed; or NULL */
+};
+
+static void look(const struct tls_creds *c, struct stamp *stamps)
+{
+    const char *const names[] = {
+        "ca-cert.pem",
+        "ca-crl.pem",
+        c->server ? "server-cert.pem" : "client-cert.pem",
+        c->server ? "server-key.pem" : "client-key.pem",
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        char path[PATH_MAX];
+
+        (void)snprintf(path, sizeof(path), "%s/%s", c->dir, names[i]);
+        stamps[i] = stamp_of(path);
+    }
+}
+
+static void renewal_free(struct renewal *n)
+{
+    if (n) {
+        tls_keys_unref(n->newer);
+        if (n->password) {
+            explicit_bzero(n->password, strlen(n->password));
+        }
+        free(n->password);
+        free((void *)(uintptr_t)n->creds.dir);
+        free((void *)(uintptr_t)n->creds.priority);
+        mutex_destroy(&n->lock);
+        free(n);
+    }
+}
+
+static int renewal_new(const struct tls_creds *c, const char *password,
+                       struct renewal **np, struct error **errp)
+{
+    struct renewal *n = calloc(1, sizeof(*n));
+
+    if (!n) {
+        return error_set(errp, ENOMEM, "Out of memory");
+    }
+    mutex_init(&n->lock);
+    n->creds = *c;
+    n->creds.id = n->creds.username = n->creds.passwordid = NULL;
+    n->creds.dir = strdup(c->dir);
+    n->creds.priority = c->priority ? strdup(c->priority) : NULL;
+    n->password = password ? strdup(password) : NULL;
+    look(c, n->stamps);
+    if (!n->creds.dir || !n->creds.priority != !c->priority ||
+        !n->password != !password) {
+        renewal_free(n);
+        return error_set(errp, ENOMEM, "Out of memory");
+    }
+    *np = n;
+    return 0;
+}
+
+/* A certificate and its key may change one after the other: what does not fit
+ * is left alone until the next change. */
+static void renew_locked(struct renewal *n) REQUIRES(n->lock)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    struct stamp now[ARRAY_SIZE(n->stamps)];
+    struct tls_keys *k;
+    bool same = true;
+
+    look(&n->creds, now);
+    for (size_t i = 0; i < ARRAY_SIZE(now); i++) {
+        same &= stamp_same(&now[i], &n->stamps[i]);
+    }
+    if (same) {
+        return;
+    }
+    memcpy(n->stamps, now, sizeof(now));
+    if (load(&n->creds, n->password, &k, &err) < 0) {
+        cli_tell_seldom("TLS goes on with the files that it had",
+                        error_message(err));
+        return;
+    }
+    tls_keys_unref(n->newer);
+    n->newer = k;
+}
+
+struct tls_keys *tls_keys_now(struct tls_keys *k)
+{
+    struct renewal *n = k->renewal;
+
+    if (!n) {
+        return tls_keys_ref(k);
+    }
+    mutex_lock(&n->lock);
+    renew_locked(n);
+    struct tls_keys *now = tls_keys_ref(n->newer ? n->newer : k);
+    mutex_unlock(&n->lock);
+    return now;
+}
+
+int tls_keys_load(const struct tls_creds *c, const char *password,
+                  struct tls_keys **kp, struct error **errp)
+{
+    struct renewal *n = NULL;
+    int r = c->kind == TLS_X509 ? renewal_new(c, password, &n, errp) : 0;
+
+    if (r < 0 || (r = load(c, password, kp, errp)) < 0) {
+        renewal_free(n);
+        return r;
+    }
+    (*kp)->renewal = n;
+    return 0;
+}
+
 struct tls_keys *tls_keys_ref(struct tls_keys *k)
 {
     atomic_fetch_add(&k->users, 1);
@@ -353,6 +481,7 @@ void tls_keys_unref(struct tls_keys *k)
 {
     if (k && atomic_fetch_sub(&k->users, 1) == 1) {
         free_cred(k);
+        renewal_free(k->renewal);
         if (k->priority) {
             gnutls_priority_deinit(k->priority);
         }

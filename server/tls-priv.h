@@ -10,6 +10,8 @@
 #include "nbdelta/tls_creds.h"
 #include "tls.h"
 
+struct renewal;
+
 struct tls_keys {
     enum tls_kind kind;
     bool server;
@@ -23,8 +25,12 @@ struct tls_keys {
         gnutls_anon_client_credentials_t anon_client;
         void *any; /* NULL: not made yet */
     } cred;
+    struct renewal *renewal; /* or NULL: they stay as they are */
     _Atomic unsigned users;
 };
+
+/* @k, or what its files have become since; with a reference for a session. */
+struct tls_keys *tls_keys_now(struct tls_keys *k);
 
 /* Why a certificate that was verified with @status is not trusted. */
 const char *tls_reason(unsigned status);

@@ -16,7 +16,7 @@
  * less than OUT_FULL of it: so there is room for one more, and for what may
  * have to go before it. */
 #define IN_SIZE    ((size_t)64 << 10)
-#define OUT_FULL   ((size_t)264 << 10)
+#define OUT_FULL   ((size_t)132 << 10)
 #define OUT_SIZE   (OUT_FULL + ((size_t)32 << 10))
 #define RECORD_MAX ((size_t)16 << 10)
 
@@ -26,8 +26,7 @@ struct tls {
     int fd;
     char *host;
 
-    /* The receiving thread's.  gnutls takes all that is in the buffer before
-     * it asks for more. */
+    /* The receiving thread's. */
     char *in; /* IN_SIZE, or NULL */
     size_t in_at;
     size_t in_end;
@@ -92,12 +91,18 @@ static ssize_t fill(struct tls *t, bool wait)
     if (!t->in && !(t->in = pages_new(IN_SIZE))) {
         return -ENOMEM;
     }
-    ssize_t n = recv(t->fd, t->in, IN_SIZE, wait ? 0 : MSG_DONTWAIT);
+    if (t->in_at == t->in_end) {
+        t->in_at = t->in_end = 0;
+    }
+    if (t->in_end == IN_SIZE) {
+        return -EMSGSIZE; /* gnutls takes it all before it wants more */
+    }
+    ssize_t n = recv(t->fd, t->in + t->in_end, IN_SIZE - t->in_end,
+                     wait ? 0 : MSG_DONTWAIT);
     if (n < 0) {
         return -errno;
     }
-    t->in_at = 0;
-    t->in_end = (size_t)n;
+    t->in_end += (size_t)n;
     t->in_over = n == 0;
     return n;
 }
@@ -199,7 +204,7 @@ struct tls *tls_new(struct tls_keys *k, int fd, const char *host)
     if (!t) {
         return NULL;
     }
-    t->keys = tls_keys_ref(k);
+    t->keys = tls_keys_now(k);
     t->fd = fd;
     t->host = host ? strdup(host) : NULL;
     mutex_init(&t->lock);
@@ -353,10 +358,13 @@ static ssize_t receive_some(struct tls *t, void *data, size_t size)
 {
     ssize_t r;
 
+    /* It says "again" after a message of its own (new keys), too. */
     mutex_lock(&t->lock);
     do {
         r = gnutls_record_recv(t->session, data, size);
-    } while (r == GNUTLS_E_INTERRUPTED || r == GNUTLS_E_WARNING_ALERT_RECEIVED);
+    } while (r == GNUTLS_E_INTERRUPTED ||
+             r == GNUTLS_E_WARNING_ALERT_RECEIVED ||
+             (r == GNUTLS_E_AGAIN && t->in_at < t->in_end));
     mutex_unlock(&t->lock);
     return r >= 0                                ? r
            : r == GNUTLS_E_AGAIN                 ? -EAGAIN

@@ -30,8 +30,9 @@ struct tls_keys;
 
 /*
  * Load the files of @c; @password opens the private key of a certificate,
- * NULL: there is none.  Reads files; PSK servers read theirs again for each
- * client.  -ENOENT, -EACCES: a file; -EINVAL: what is in one.
+ * NULL: there is none.  Sessions look whether files have changed since, and
+ * load them again; those that cannot be used leave things as they were.
+ * -ENOENT, -EACCES: a file; -EINVAL: what is in one.
  */
 int tls_keys_load(const struct tls_creds *c, const char *password,
                   struct tls_keys **kp, struct error **errp);

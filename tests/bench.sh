@@ -3,11 +3,13 @@
 # machine is never quiet, so the candidates take turns, ROUNDS times, and
 # medians are shown with the least and the most.
 #
-#   BUILD=build [ROUNDS=3] [SECONDS_EACH=2] [SIZE=1G] tests/bench.sh
+#   BUILD=build [ROUNDS=3] [SECONDS_EACH=2] [SIZE=1G] [ROWS='plugin*'] \
+#       tests/bench.sh
 set -eu -o pipefail
 PATH=/usr/bin:$PATH
 
 nbdelta=${BUILD:?}/nbdelta
+plugin=$BUILD/nbdkit-nbdelta-plugin.so
 rounds=${ROUNDS:-3}
 each=${SECONDS_EACH:-2}
 size=${SIZE:-1G}
@@ -65,35 +67,147 @@ start_tls() {
     wait_for sock
 }
 
-# start WHO FORMAT: serve disk.FORMAT on `sock`.
+# disk.qcow2, and what it was a moment ago to be pulled, at $past.
+start_past() {
+    case $1 in
+    nbdelta)
+        "$nbdelta" serve -U sock --qmp qmp disk=disk.qcow2 & ;;
+    q-s-d)
+        rm -f scratch.qcow2
+        qemu-img create -q -f qcow2 scratch.qcow2 "$size"
+        qemu-storage-daemon \
+            --blockdev file,node-name=f,filename=disk.qcow2,aio=io_uring \
+            --blockdev qcow2,node-name=disk,file=f \
+            --blockdev file,node-name=sf,filename=scratch.qcow2,aio=io_uring \
+            --blockdev qcow2,node-name=scratch,file=sf \
+            --blockdev copy-before-write,node-name=cbw,file=disk,target=scratch \
+            --blockdev snapshot-access,node-name=past,file=cbw \
+            --nbd-server addr.type=unix,addr.path="$work/sock" \
+            --export nbd,id=e,node-name=cbw,name=,writable=on \
+            --export nbd,id=p,node-name=past,name=past & ;;
+    esac
+    server=$!
+    wait_for sock
+    past="nbd+unix:///past?socket=$work/sock"
+    if [ "$1" = nbdelta ]; then
+        wait_for qmp
+        past=$("$nbdelta" backup-begin qmp --scratch . --output json |
+            jq -r '.disks[0].uri')
+    fi
+}
+
+# A guest that writes while a backup is pulled: iops, or p99 in microseconds.
+guest_writes() {
+    local pull
+    nbdcopy "$past" null: &
+    pull=$!
+    fio_iops randwrite 4k 16 >iops
+    wait "$pull"
+    case $1 in
+    *iops) cat iops ;;
+    *) jq '.jobs[0].write.clat_ns.percentile["99.000000"] / 1000' fio.json ;;
+    esac
+}
+
+# start WHO FORMAT: serve disk.FORMAT on `sock`; WHO+N: with so many persistent
+# bitmaps.
 start() {
+    local bitmaps=${1#*+}
+    start_plain "${1%+*}" "$2"
+    [ "$bitmaps" != "$1" ] || return 0
+    wait_for qmp
+    change_bitmaps add "$bitmaps" '"persistent": true,'
+}
+
+# change_bitmaps VERB COUNT [ARGUMENTS]
+change_bitmaps() {
+    local i
+    for ((i = 0; i < $2; i++)); do
+        "$nbdelta" qmp qmp "block-dirty-bitmap-$1" \
+            "{${3-} \"node\": \"disk\", \"name\": \"b$i\"}" >/dev/null
+    done
+}
+
+start_plain() {
     case $2 in
+    past) start_past "$1"; return ;;
     tls-*) start_tls "$1" "${2#tls-}"; return ;;
     esac
-    local file=disk.$2
+    local file=disk.$2 format=$2
+    case $2 in
+    first) # nothing was written to it yet
+        file=first.qcow2 format=qcow2
+        qemu-img create -q -f qcow2 "$file" 10G ;;
+    large) file=large.qcow2 format=qcow2 ;;
+    esac
     case $1 in
-    nbdelta) "$nbdelta" serve -U sock -f "$2" --qmp qmp disk="$file" & ;;
+    nbdelta)
+        "$nbdelta" serve -U sock -f "$format" --qmp qmp disk="$file" & ;;
     qemu-nbd)
-        qemu-nbd -t -e 0 -f "$2" --cache writeback -k "$work/sock" "$file" & ;;
+        qemu-nbd -t -e 0 -f "$format" --cache writeback -k "$work/sock" \
+            "$file" & ;;
     q-s-d)
         qemu-storage-daemon \
             --blockdev driver=file,node-name=f,filename="$file",aio=io_uring \
-            --blockdev driver="$2",node-name=disk,file=f \
+            --blockdev driver="$format",node-name=disk,file=f \
             --nbd-server addr.type=unix,addr.path="$work/sock" \
             --export type=nbd,id=e,node-name=disk,name=,writable=on \
             --chardev socket,id=c,path="$work/qmp",server=on,wait=off \
             --monitor chardev=c & ;;
     nbdkit) nbdkit -f -U sock file "$file" & ;;
+    plugin) nbdkit -f -U sock "$plugin" "$file" format="$2" & ;;
     esac
     server=$!
     wait_for sock
 }
 
-fio_iops() {
+run_fio() {
     fio --name=b --ioengine=nbd --uri="$uri" --rw="$1" --bs="$2" \
         --iodepth="$3" --size="$size" --runtime="$each" --time_based \
         --output-format=json --output=fio.json >/dev/null
+}
+fio_iops() {
+    run_fio "$@"
     jq '.jobs[0] | .read.iops + .write.iops' fio.json
+}
+
+# Microseconds of the server's CPU for a request: steadier than requests a
+# second.  What was never written is written before.
+cpu_us() {
+    awk -v hz="$(getconf CLK_TCK)" '{ printf "%d", ($14 + $15) / hz * 1e6 }' \
+        "/proc/$server/stat"
+}
+fio_cpu() {
+    local before
+    run_fio "$@"
+    before=$(cpu_us)
+    run_fio "$@"
+    jq --argjson us "$(($(cpu_us) - before))" \
+        '.jobs[0] | $us / (.read.total_ios + .write.total_ios)' fio.json
+}
+
+# The first touch of each 4 MiB of a new disk of 10 GiB, one after the other
+# at random: seconds, or flushes to the disk.
+first_touches() {
+    fio --name=b --ioengine=nbd --uri="$uri" --rw=randwrite --bs=4k \
+        --iodepth=1 --size=10G --number_ios=2560 --output=fio.txt >/dev/null
+}
+
+# 1 GiB in clusters that are new, anywhere in 10 GiB.
+allocate() {
+    fio --name=b --ioengine=nbd --uri="$uri" --rw=randwrite --bs=64k \
+        --iodepth=16 --size=10G --number_ios=16384 --output=fio.txt >/dev/null
+}
+
+count_flushes() {
+    local tracer
+    strace -f -p "$server" -e trace=fsync,fdatasync -o trace 2>/dev/null &
+    tracer=$!
+    sleep 1
+    first_touches
+    kill "$tracer"
+    wait "$tracer" 2>/dev/null || true
+    grep -c 'sync(' trace || true
 }
 
 seconds() {
@@ -133,10 +247,33 @@ our_backup() {
 
 measure() {
     case $2 in
+    cpu:*)
+        local shape=${2#cpu:}
+        # shellcheck disable=SC2086  # operation, block size, depth
+        fio_cpu ${shape//:/ } ;;
+    allocate) seconds allocate ;;
+    cold) # what the server has read in is written to
+        sync "disk.$3"
+        dd if="disk.$3" iflag=nocache count=0 status=none
+        nbdcopy "$uri" null:
+        fio_iops randwrite 4k 64 ;;
+    touches) seconds first_touches ;;
+    flushes) count_flushes ;;
+    load)
+        stop
+        if [ "$1" = nbdelta ]; then
+            seconds "$nbdelta" info large.qcow2
+        else
+            seconds qemu-img info large.qcow2
+        fi ;;
+    end)
+        qemu-io -f raw "$uri" <touches >/dev/null
+        seconds stop ;;
     randread*|randwrite*)
         # shellcheck disable=SC2086  # operation, block size, depth
         fio_iops ${2//:/ } ;;
     pull) seconds nbdcopy "$uri" null: ;;
+    guest-*) guest_writes "$2" ;;
     tls-*) tls_pull "$2" ;;
     backup)
         rm -f target.qcow2
@@ -149,15 +286,20 @@ measure() {
     esac
 }
 
-# row TITLE WHAT FORMAT CANDIDATE...: nbdelta is the first candidate.
+# row TITLE WHAT FORMAT CANDIDATE...: the first candidate is ours.
 row() {
     local title=$1 what=$2 format=$3 who round
     shift 3
+    # shellcheck disable=SC2053  # a pattern
+    [[ $title == ${ROWS-*} ]] || return 0
     rm -f result.*
     for ((round = 0; round < rounds; round++)); do
         for who in "$@"; do
             start "$who" "$format"
-            measure "$who" "$what" >>"result.$who"
+            measure "$who" "$what" "$format" >>"result.$who"
+            if [[ $who = *+* ]]; then
+                change_bitmaps remove "${who#*+}"
+            fi
             stop
         done
     done
@@ -175,9 +317,9 @@ row() {
                   print m > "median." who }'
     done
     echo
-    printf '%-34s' "  nbdelta / each"
+    printf '%-34s' "  $1 / each"
     for who in "${@:2}"; do
-        awk -v a="$(cat median.nbdelta)" -v b="$(cat "median.$who")" \
+        awk -v a="$(cat "median.$1")" -v b="$(cat "median.$who")" \
             -v who="$who" 'BEGIN { printf " %s %.2f", who, a / b }'
     done
     echo
@@ -198,10 +340,55 @@ for depth in 1 16 64; do
 done
 row "4K random write, QD 64, qcow2" randwrite:4k:64 qcow2 \
     nbdelta qemu-nbd q-s-d
+row "4K random write, QD 64, cache was cold" cold qcow2 \
+    nbdelta qemu-nbd q-s-d
+for count in 1 4; do
+    row "4K random write, QD 64, $count bitmaps" randwrite:4k:64 qcow2 \
+        nbdelta "nbdelta+$count" q-s-d "q-s-d+$count"
+done
+row "4K random write, QD 16, qcow2" randwrite:4k:16 qcow2 nbdelta q-s-d
+row "  while its past is pulled" guest-iops past nbdelta q-s-d
+for depth in 1 16; do
+    row "plugin: 4K random read, QD $depth, raw" randread:4k:$depth raw \
+        plugin nbdkit nbdelta
+    row "plugin: 4K random read, QD $depth, qcow2" randread:4k:$depth qcow2 \
+        plugin qemu-nbd nbdelta
+    row "plugin: 4K random write, QD $depth, raw" randwrite:4k:$depth raw \
+        plugin nbdkit nbdelta
+    row "plugin: 4K random write, QD $depth, qcow2" randwrite:4k:$depth qcow2 \
+        plugin qemu-nbd nbdelta
+done
+echo "Microseconds of CPU a request (less is better)"
+row "4K random write, QD 64, 1, 4 bitmaps" cpu:randwrite:4k:64 qcow2 \
+    nbdelta nbdelta+1 nbdelta+4 q-s-d q-s-d+4
+echo "Microseconds (less is better)"
+row "p99 of these writes, then" guest-p99 past nbdelta q-s-d
 echo "Seconds (less is better)"
+row "plugin: nbdcopy pull of $size, raw" pull raw plugin nbdkit nbdelta
+row "plugin: nbdcopy pull of $size, qcow2" pull qcow2 plugin qemu-nbd nbdelta
 row "nbdcopy pull of $size, raw" pull raw nbdelta qemu-nbd q-s-d nbdkit
 row "nbdcopy pull of $size, qcow2" pull qcow2 nbdelta qemu-nbd q-s-d
 row "full backup of $size to qcow2" backup qcow2 nbdelta q-s-d
+
+row "1 GiB in new clusters, 64K, QD 16" allocate first nbdelta qemu-nbd q-s-d
+
+# Bitmaps of disks that were never written to: `first` is made anew each time.
+row "2560 first touches of 10 GiB" touches first nbdelta nbdelta+1 nbdelta+4
+if command -v strace >/dev/null; then
+    echo "Flushes for that"
+    row "2560 first touches of 10 GiB" flushes first \
+        nbdelta nbdelta+1 nbdelta+4
+fi
+
+# A disk of 16 TiB, with a bit set in each 32 GiB: 32 MiB of bits in the file.
+qemu-img create -q -f qcow2 large.qcow2 16T
+qemu-img bitmap --add large.qcow2 b0
+for ((i = 0; i < 512; i++)); do
+    echo "write -q $((i * 32 + 5))G 4k"
+done >touches
+qemu-io -f qcow2 large.qcow2 <touches >/dev/null
+row "info of a bitmap of 16 TiB" load large nbdelta q-s-d
+row "stop after touches all over it" end large nbdelta q-s-d
 
 mkdir keys
 psktool -u user -p keys/keys.psk >/dev/null 2>&1

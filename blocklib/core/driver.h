@@ -269,12 +269,14 @@ struct driver {
     void (*event)(struct node *n, enum node_event event);
 
     /* The tree is about to be drained: requests that wait here for anything
-     * but I/O have to go on, until node_is_draining() is false again.  Who
+     * but I/O have to go on, until node_is_draining() is false again.  (Or it
+     * is not, but somebody of them may have become node_is_unwanted().)  Who
      * cannot go on returns -ERESTART. */
     void (*drain)(struct node *n);
 
-    /* Requests that wait here for anything but I/O have to fail, and those
-     * that follow, as long as it does not come: their user has given up. */
+    /* Requests that wait here for anything but I/O have to fail soon, and
+     * those that follow at once, as long as it does not come: their user has
+     * given up. */
     void (*cancel)(struct node *n);
 
     /* It is drained: no request is in it.  Wait for what goes on without one.

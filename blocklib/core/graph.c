@@ -31,6 +31,8 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
 
+_Thread_local const _Atomic bool *node_unwanted;
+
 /* --- Trees --- */
 
 static struct tree *tree_new(struct graph *g)
@@ -568,22 +570,34 @@ int node_check_replace(const struct node *from, const struct node *to,
     return 0;
 }
 
-static void cancel_waiting(struct node *n)
+static void wake_waiting(struct node *n)
 {
-    if (n->drv->cancel) {
-        n->drv->cancel(n);
+    if (n->opened && n->drv->drain) {
+        n->drv->drain(n);
     }
     for (unsigned i = 0; i < CHILD_MAX; i++) {
         if (n->child[i]) {
-            cancel_waiting(n->child[i]->child);
+            wake_waiting(n->child[i]->child);
         }
     }
 }
 
-void graph_cancel_waiting(struct graph *g, struct node *n)
+void graph_wake_waiting(struct graph *g, struct node *n)
 {
     graph_lock(g);
-    cancel_waiting(n);
+    wake_waiting(n);
+    graph_unlock(g);
+}
+
+void graph_give_up(struct graph *g)
+{
+    graph_lock(g);
+    list_for_each (at, &g->nodes) {
+        struct node *n = list_entry(at, struct node, in_graph);
+        if (n->opened && n->drv->cancel) {
+            n->drv->cancel(n);
+        }
+    }
     graph_unlock(g);
 }
 

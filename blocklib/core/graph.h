@@ -62,10 +62,9 @@ void node_refresh_limits(struct node *n);
  * filter over one: those let them through. */
 void node_set_growable(struct node *n, bool growable);
 
-/* Requests in @n and below it that wait for anything but I/O (a connection)
- * fail, and so do later ones while it does not come.  Takes the control
- * lock. */
-void graph_cancel_waiting(struct graph *g, struct node *n);
+/* Requests in @n and below it that wait for anything but I/O look again
+ * whether they shall.  Takes the control lock, and drains nothing. */
+void graph_wake_waiting(struct graph *g, struct node *n);
 
 /* Is @n below @top, or @top itself? */
 bool node_is_below(const struct node *top, const struct node *n);

@@ -410,6 +410,35 @@ void hbitmap_reset_all(struct hbitmap *h)
 
 /* --- Several --- */
 
+/* Words of level 0 that have bits, from the left to the right. */
+struct scan {
+    const struct hbitmap *h;
+    uint64_t block; /* of 64 words: the next one */
+    uint64_t there; /* words of the last one that may have some */
+};
+
+static bool scan_next(struct scan *s, uint64_t *i, uint64_t *word)
+{
+    const struct hbitmap *h = s->h;
+
+    do {
+        if (s->there == 0) {
+            uint64_t at = next_set(h, s->block * WORD_BITS * WORD_BITS,
+                                   h->granules);
+            if (at == NONE) {
+                return false;
+            }
+            s->block = at / WORD_BITS / WORD_BITS;
+            s->there = h->top == 0 ? 1 : atomic_load(&h->level[1][s->block]);
+            s->block++;
+        }
+        *i = (s->block - 1) * WORD_BITS + (uint64_t)__builtin_ctzll(s->there);
+        *word = atomic_load(&h->level[0][*i]);
+        s->there &= s->there - 1;
+    } while (*word == 0);
+    return true;
+}
+
 /* Add @bits to word @i of level 0. */
 static void merge_word(struct hbitmap *h, uint64_t i, uint64_t bits)
 {
@@ -431,10 +460,11 @@ static void merge_word(struct hbitmap *h, uint64_t i, uint64_t bits)
 /* Equal granularity: word by word, where @src has something. */
 static void merge_words(struct hbitmap *dst, const struct hbitmap *src)
 {
-    for (uint64_t at = next_set(src, 0, src->granules); at != NONE;) {
-        uint64_t i = at / WORD_BITS;
-        merge_word(dst, i, atomic_load(&src->level[0][i]));
-        at = next_set(src, (i + 1) * WORD_BITS, src->granules);
+    struct scan scan = {.h = src};
+    uint64_t word;
+
+    for (uint64_t i; scan_next(&scan, &i, &word);) {
+        merge_word(dst, i, word);
     }
 }
 
@@ -462,13 +492,13 @@ void hbitmap_merge(struct hbitmap *dst, const struct hbitmap *src)
 static bool covers_words(const struct hbitmap *outer,
                          const struct hbitmap *inner)
 {
-    for (uint64_t at = next_set(inner, 0, inner->granules); at != NONE;) {
-        uint64_t i = at / WORD_BITS;
-        if (atomic_load(&inner->level[0][i]) &
-            ~atomic_load(&outer->level[0][i])) {
+    struct scan scan = {.h = inner};
+    uint64_t word;
+
+    for (uint64_t i; scan_next(&scan, &i, &word);) {
+        if (word & ~atomic_load(&outer->level[0][i])) {
             return false;
         }
-        at = next_set(inner, (i + 1) * WORD_BITS, inner->granules);
     }
     return true;
 }
@@ -500,45 +530,32 @@ bool hbitmap_covers(const struct hbitmap *outer, const struct hbitmap *inner)
     return true;
 }
 
-static uint64_t get_word(const struct hbitmap *h, unsigned level, uint64_t i)
+/* For a bitmap that nobody else sees yet.  Was there something? */
+static bool add_to_word(struct hbitmap *h, unsigned level, uint64_t i,
+                        uint64_t bits)
 {
-    return atomic_load_explicit(&h->level[level][i], memory_order_relaxed);
+    word_t *word = &h->level[level][i];
+    uint64_t old = atomic_load_explicit(word, memory_order_relaxed);
+
+    atomic_store_explicit(word, old | bits, memory_order_relaxed);
+    return old != 0;
 }
 
-static void put_word(struct hbitmap *h, unsigned level, uint64_t i,
-                     uint64_t word)
-{
-    atomic_store_explicit(&h->level[level][i], word, memory_order_relaxed);
-}
-
-/* Nobody else sees @dst yet, so its upper levels can follow at the end.  They
- * are not those of @src, which may have changed in between. */
+/* The upper levels are not those of @src, which may change meanwhile. */
 static void fill_words(struct hbitmap *dst, const struct hbitmap *src)
 {
+    struct scan scan = {.h = src};
     uint64_t count = 0;
+    uint64_t word;
 
-    for (uint64_t i = 0; i < src->words[0]; i += WORD_BITS) {
-        uint64_t there = src->top == 0 ? 1 : get_word(src, 1, i / WORD_BITS);
-        uint64_t found = 0;
-        for (; there != 0; there &= there - 1) {
-            unsigned k = (unsigned)__builtin_ctzll(there);
-            uint64_t word = get_word(src, 0, i + k);
-            if (word != 0) {
-                put_word(dst, 0, i + k, word);
-                found |= UINT64_C(1) << k;
-                count += ones(word);
-            }
-        }
-        if (found != 0 && dst->top > 0) {
-            put_word(dst, 1, i / WORD_BITS, found);
-        }
-    }
-    for (unsigned level = 2; level <= dst->top; level++) {
-        for (uint64_t i = 0; i < dst->words[level - 1]; i++) {
-            if (get_word(dst, level - 1, i) != 0) {
-                uint64_t above = get_word(dst, level, i / WORD_BITS);
-                put_word(dst, level, i / WORD_BITS,
-                         above | UINT64_C(1) << i % WORD_BITS);
+    for (uint64_t i; scan_next(&scan, &i, &word);) {
+        (void)add_to_word(dst, 0, i, word);
+        count += ones(word);
+        for (unsigned level = 1; level <= dst->top; level++) {
+            uint64_t bit = UINT64_C(1) << i % WORD_BITS;
+            i /= WORD_BITS;
+            if (add_to_word(dst, level, i, bit)) {
+                break;
             }
         }
     }
@@ -552,6 +569,23 @@ void hbitmap_fill(struct hbitmap *dst, const struct hbitmap *src)
         fill_words(dst, src);
     } else {
         hbitmap_merge(dst, src);
+    }
+}
+
+void hbitmap_catch_up(struct hbitmap *dst, const struct hbitmap *src,
+                      struct hbitmap *more)
+{
+    struct scan scan = {.h = src};
+    uint64_t word;
+
+    assert(dst->size == src->size && dst->size == more->size &&
+           dst->shift == src->shift && dst->shift == more->shift);
+    for (uint64_t i; scan_next(&scan, &i, &word);) {
+        word &= ~atomic_load(&dst->level[0][i]);
+        if (word != 0) {
+            merge_word(dst, i, word);
+            merge_word(more, i, word);
+        }
     }
 }
 

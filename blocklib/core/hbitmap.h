@@ -70,6 +70,11 @@ void hbitmap_merge(struct hbitmap *dst, const struct hbitmap *src);
 /* The same where nobody else uses @dst yet, which is much faster. */
 void hbitmap_fill(struct hbitmap *dst, const struct hbitmap *src);
 
+/* As hbitmap_merge, of equal granularity; what @dst did not have becomes dirty
+ * in @more, too. */
+void hbitmap_catch_up(struct hbitmap *dst, const struct hbitmap *src,
+                      struct hbitmap *more);
+
 /* A copy with the same granularity, or NULL. */
 struct hbitmap *hbitmap_copy(const struct hbitmap *h);
 

@@ -138,6 +138,16 @@ static inline bool node_is_draining(const struct node *n)
     return atomic_load(&atomic_load(&n->tree)->draining);
 }
 
+/* Once it is set, nobody wants the requests of this thread any more: they wait
+ * for nothing but I/O, and fail.  NULL: they are wanted.  Who sets it calls
+ * graph_wake_waiting() then. */
+extern _Thread_local const _Atomic bool *node_unwanted;
+
+static inline bool node_is_unwanted(void)
+{
+    return node_unwanted && atomic_load(node_unwanted);
+}
+
 /* Is the caller no request, but a control section that has drained the tree?
  * Then nobody comes who could end what it waits for. */
 static inline bool node_is_drained(const struct node *n)
@@ -230,6 +240,16 @@ static inline struct node *node_skip_filters(const struct node *n)
         n = node_child(n, CHILD_FILE);
     }
     return (struct node *)(uintptr_t)n;
+}
+
+/* @n, or what is below it when it is a filter that a job has put there, and
+ * will take away. */
+static inline struct node *node_skip_job_filters(struct node *n)
+{
+    while (n && !n->options && n->drv->is_filter && node_child(n, CHILD_FILE)) {
+        n = node_child(n, CHILD_FILE);
+    }
+    return n;
 }
 
 /* Cut @bytes to what is alike for the guard of @n; true: it is held. */

@@ -388,3 +388,11 @@ int options_from_image(const char *text, const char *format, json_t **options,
     *options = json_incref(object);
     return 0;
 }
+
+int options_from_nbd_name(const char *text, json_t **options,
+                          struct error **errp)
+{
+    return remote_is_name(text)
+               ? remote_name_parse(text, options, errp)
+               : error_set(errp, EINVAL, "'%s' is not an NBD URI", text);
+}

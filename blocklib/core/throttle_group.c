@@ -72,10 +72,12 @@ int throttle_group_wait(struct throttle_group *t, const struct node *n,
     if (flags & REQ_NOWAIT) {
         return -EAGAIN;
     }
+    thread_wait_begin();
     mutex_lock(&t->lock);
     queue_up(t, n, write);
     throttle_account(&t->state, write, bytes);
     mutex_unlock(&t->lock);
+    thread_wait_end();
     return 0;
 }
 

@@ -105,12 +105,14 @@ static void hold_up(struct node *n, struct blkdebug_rule *rule)
 {
     struct blkdebug *s = n->state;
 
+    thread_wait_begin();
     mutex_lock(&s->lock);
     while (!rule->resumed && !node_is_draining(n)) {
         cond_wait(&s->moved, &s->lock);
     }
     list_remove(&rule->link);
     mutex_unlock(&s->lock);
+    thread_wait_end();
     blkdebug_rule_free(rule);
 }
 

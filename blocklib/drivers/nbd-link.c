@@ -43,6 +43,8 @@
 /* Between attempts: twice as long each time. */
 #define PAUSE_MIN_NS (100 * MS)
 #define PAUSE_MAX_NS (16000 * MS)
+/* For an attempt under way, where waiting makes no sense any more. */
+#define GIVE_UP_NS (1000 * MS)
 /* For the server to close what we say good-bye to. */
 #define FAREWELL_NS (500 * MS)
 
@@ -572,7 +574,7 @@ static int may_wait_locked(struct remote *r, uint64_t until) REQUIRES(r->lock)
 {
     uint64_t now = now_ns();
 
-    if (r->options.delay_ns == 0 || now >= until) {
+    if (r->options.delay_ns == 0 || now >= until || node_is_unwanted()) {
         return -EIO;
     }
     if (r->deadline == 0) {
@@ -706,8 +708,9 @@ int remote_request(struct remote *r, issue_fn *issue, void *opaque)
 void remote_kick(struct remote *r, bool give_up)
 {
     mutex_lock(&r->lock);
-    if (give_up) {
-        r->deadline = 1; /* until there is a connection again */
+    uint64_t soon = now_ns() + GIVE_UP_NS;
+    if (give_up && (r->deadline == 0 || r->deadline > soon)) {
+        r->deadline = soon; /* until there is a connection again */
     }
     cond_broadcast(&r->changed);
     mutex_unlock(&r->lock);

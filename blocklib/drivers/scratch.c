@@ -37,6 +37,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "core/create_file.h"
 #include "core/hbitmap.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
@@ -195,24 +196,6 @@ static void place_free(struct scratch *s, place_t place)
 
 /* --- The file --- */
 
-static int write_file(const struct scratch *s, const char *buf, uint64_t bytes,
-                      uint64_t offset)
-{
-    while (bytes > 0) {
-        ssize_t n = pwrite(s->fd, buf, bytes, (off_t)offset);
-        if (n < 0 && errno == EINTR) {
-            continue;
-        }
-        if (n <= 0) {
-            return n < 0 ? -errno : -EIO;
-        }
-        buf += n;
-        offset += (uint64_t)n;
-        bytes -= (uint64_t)n;
-    }
-    return 0;
-}
-
 static int read_file(const struct scratch *s, char *buf, uint64_t bytes,
                      uint64_t offset)
 {
@@ -240,8 +223,9 @@ static int move(struct scratch *s, bool write, const struct iovec *iov, int cnt,
     int r = 0;
 
     for (int i = 0; i < parts && r == 0; i++) {
-        r = write ? write_file(s, v[i].iov_base, v[i].iov_len, offset)
-                  : read_file(s, v[i].iov_base, v[i].iov_len, offset);
+        r = write
+                ? file_create_write(s->fd, v[i].iov_base, v[i].iov_len, offset)
+                : read_file(s, v[i].iov_base, v[i].iov_len, offset);
         offset += v[i].iov_len;
     }
     return r;
@@ -272,7 +256,7 @@ static int clear_slot(struct scratch *s, uint64_t slot)
 {
     static const char zeroes[UNIT];
 
-    return write_file(s, zeroes, UNIT, slot * UNIT);
+    return file_create_write(s->fd, zeroes, UNIT, slot * UNIT);
 }
 
 static int put(struct scratch *s, place_t place, bool fresh,

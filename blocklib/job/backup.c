@@ -35,6 +35,7 @@
 #include "core/chain.h"
 #include "core/dirty.h"
 #include "core/graph.h"
+#include "core/remote_name.h"
 #include "drivers/cbw.h"
 #include "job/copy.h"
 #include "job/job.h"
@@ -222,7 +223,9 @@ static void backup_give_up(struct job *job)
 {
     struct backup *b = backup_of(job);
 
-    graph_cancel_waiting(b->graph, b->target);
+    copy_give_up(b->copy);
+    graph_wake_waiting(b->graph, b->source);
+    graph_wake_waiting(b->graph, b->target);
 }
 
 static void backup_set_speed(struct job *job, uint64_t speed)
@@ -337,8 +340,29 @@ static struct node *backing_for(struct graph *g, const struct backup_options *o)
     return backing;
 }
 
-static int create_target(const struct backup_options *o,
-                         const struct node *backing, struct error **errp)
+/* An export is there already; but it may hold an image. */
+static int create_remote(struct graph *g, const struct backup_options *o,
+                         const json_t *options, struct error **errp)
+{
+    CLEANUP_JSON json_t *file = json_pack("{s:s}", "filename", o->target_file);
+    const char *format = format_of(o);
+    struct image_nodes left;
+
+    if (strcmp(format, "raw") == 0) {
+        return 0;
+    }
+    int r = file ? image_format(g, format, file, options, &left, errp)
+                 : error_set(errp, EINVAL, "the target's name is not UTF-8");
+    if (file) {
+        image_release(g, &left);
+    }
+    return r;
+}
+
+/* *zero: it reads as zeroes then. */
+static int create_target(struct graph *g, const struct backup_options *o,
+                         const struct node *backing, bool *zero,
+                         struct error **errp)
 {
     CLEANUP_JSON json_t *options = json_pack("{s:I}", "size",
                                              (json_int_t)node_size(o->source));
@@ -353,7 +377,10 @@ static int create_target(const struct backup_options *o,
     if (r < 0) {
         return error_set(errp, ENOMEM, "no memory for options");
     }
-    return image_create(o->target_file, format_of(o), options, errp);
+    bool remote = remote_is_name(o->target_file);
+    *zero = !backing && (!remote || strcmp(format_of(o), "raw") != 0);
+    return remote ? create_remote(g, o, options, errp)
+                  : image_create(o->target_file, format_of(o), options, errp);
 }
 
 /* Keys that the user has not spelled out follow the source. */
@@ -405,11 +432,10 @@ static int get_target(struct backup *b, const struct backup_options *o,
     }
     struct node *backing = backing_for(b->graph, o);
     if (!o->existing) {
-        int r = create_target(o, backing, errp);
+        int r = create_target(b->graph, o, backing, &b->target_zero, errp);
         if (r < 0) {
             return r;
         }
-        b->target_zero = !backing;
     } else if (o->sync != SYNC_NONE) {
         backing = NULL; /* what the image says */
     }
@@ -664,6 +690,10 @@ int backup_action(struct jobs *j, const struct backup_options *o,
     s->action.ops = &start_ops;
     s->jobs = j;
     s->o = *o;
+    graph_lock(jobs_graph(j));
+    s->o.source = node_skip_job_filters(o->source);
+    s->o.target = node_skip_job_filters(o->target);
+    graph_unlock(jobs_graph(j));
     s->txn = txn;
     *ap = &s->action;
     return 0;

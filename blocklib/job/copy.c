@@ -274,12 +274,15 @@ int copy_range_locked(struct copy *c, uint64_t offset, uint64_t end, void *buf,
     uint64_t start;
     uint64_t bytes;
 
+    *side = COPY_READ;
+    if (end > node_size(node_child(c->filter, CHILD_FILE))) {
+        return -EIO; /* somebody has cut it off */
+    }
     while (offset < end &&
            hbitmap_next_dirty(c->todo, offset, end, &start, &bytes)) {
         struct area a;
         int r = classify(c, start, start + bytes, bytes, &a);
         if (r < 0) {
-            *side = COPY_READ;
             return r;
         }
         r = move_area(c, &a, buf, side);
@@ -418,6 +421,9 @@ static int step(struct copy *c, void *buf)
     if (r == -ERESTART) {
         return CLAIM_AREA; /* again, when the drain is over */
     }
+    if (r < 0 && atomic_load(&c->given_up)) {
+        return CLAIM_DONE;
+    }
     if (r < 0) {
         fail(c, r, side);
     }
@@ -434,6 +440,7 @@ static void *worker(void *opaque)
         fail(c, -ENOMEM, COPY_READ);
         return NULL;
     }
+    node_unwanted = &c->given_up;
     while (r > CLAIM_DONE) {
         struct tree *t = node_enter(c->filter, false);
         r = step(c, buf);
@@ -442,6 +449,7 @@ static void *worker(void *opaque)
             wait_for_budget(c);
         }
     }
+    node_unwanted = NULL;
     copy_buffer_put(c, buf);
     return NULL;
 }
@@ -587,6 +595,11 @@ void copy_merge_left(const struct copy *c, struct hbitmap *bits)
 }
 
 /* --- Control --- */
+
+void copy_give_up(struct copy *c)
+{
+    atomic_store(&c->given_up, true);
+}
 
 void copy_stop(struct copy *c, bool stop)
 {

@@ -120,6 +120,9 @@ void copy_merge_left(const struct copy *c, struct hbitmap *bits);
 
 /* Make copy_run return after the chunks that are in hand, until it is called
  * with false.  Any thread, does not wait. */
+/* Workers are not wanted any more, whatever they wait for: graph_wake_waiting
+ * has to follow. */
+void copy_give_up(struct copy *c);
 void copy_stop(struct copy *c, bool stop);
 
 /* For what workers copy, in bytes a second; 0: as fast as it goes. */
@@ -149,6 +152,10 @@ void copy_settle(struct copy *c);
 
 /* What is in the set now is what views may read.  -ENOMEM. */
 int copy_show(struct copy *c);
+
+/* And may read what @bits has dirty, too, which is put into the set; before
+ * anything is copied. */
+void copy_show_more(struct copy *c, const struct hbitmap *bits);
 
 /* The policy's lost_errno; -EACCES: not in the set, or discarded. */
 int copy_view_preadv(struct copy *c, uint64_t offset, uint64_t bytes,

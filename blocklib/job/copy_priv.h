@@ -51,6 +51,7 @@ struct copy {
 
     /* Atomic. */
     _Atomic unsigned broken; /* see copy_break_with */
+    _Atomic bool given_up;
     _Atomic uint64_t done;
     _Atomic uint64_t total; /* by copy_add, less what was skipped */
     struct copy_counters counters;

@@ -109,8 +109,8 @@ struct job_driver {
 
     /* Under the lock, must not wait.  While @stop, run shall return soon. */
     void (*kick)(struct job *job, bool stop);
-    /* Under the lock, for one that is cancelled by force and has not finished:
-     * requests of run that wait for what may never come shall fail. */
+    /* Under the lock, after kick, for one that is cancelled by force: requests
+     * of run that wait for what may never come (a connection) shall end. */
     void (*give_up)(struct job *job);
     void (*set_speed)(struct job *job, uint64_t speed);
 

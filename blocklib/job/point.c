@@ -2,9 +2,10 @@
 /*
  * Points in time: copy-before-write into scratch, and a node to read it by.
  *
- *   prepare   the scratch, its file, the copy engine
- *   act       the instant, drained: bits of `since` copied, the filter put
- *             below all who use the node, snapshot-access above the filter
+ *   prepare   the scratch, its file, the copy engine; the bits of `since`
+ *             copied, which takes a while for large disks
+ *   act       the instant, drained: bits that came since then added, the
+ *             filter put below all who use the node, snapshot-access above it
  *   undo, end backwards
  *
  * Several points of one node stack up: the filter of the newest is next to
@@ -87,6 +88,11 @@ struct start {
     struct point_options o;
     struct point *p; /* ours until commit */
     bool committed;
+
+    /* With `since`: the bitmap, with a reference, and what it had before the
+     * instant, which the copy engine knows of.  NULL: not yet. */
+    struct bitmap *bm;
+    struct hbitmap *bits;
 };
 
 static struct start *start_of(struct action *a)
@@ -100,11 +106,33 @@ static int no_memory(const struct node *n, struct error **errp)
                      node_name(n));
 }
 
-/* Without `since` all of it, which takes a while for large disks and so is
- * done before the instant. */
-static int prepare_copy(struct point *p, const struct point_options *o,
-                        struct error **errp)
+/* What the bitmap has, with what has been written during a job that uses it.
+ * NULL: no memory. */
+static struct hbitmap *bits_of(struct bitmap *bm)
 {
+    rwlock_rdlock(&bm->lock);
+    struct hbitmap *bits = hbitmap_copy(bm->bits);
+    if (bits && bm->successor) {
+        hbitmap_merge(bits, bm->successor);
+    }
+    rwlock_unlock(&bm->lock);
+    return bits;
+}
+
+/* Where that fails, act looks again and tells. */
+static void add_early(struct start *s)
+{
+    s->bm = bitmap_find(s->o.node, s->o.since);
+    s->bits = s->bm ? bits_of(s->bm) : NULL;
+    if (s->bits && hbitmap_size(s->bits) == copy_size(s->p->copy)) {
+        copy_add_bits(s->p->copy, s->bits);
+    }
+}
+
+static int prepare_copy(struct start *s, struct error **errp)
+{
+    struct point *p = s->p;
+    const struct point_options *o = &s->o;
     unsigned delay = o->max_delay_ms ? o->max_delay_ms : POINT_DELAY_MS;
     const struct copy_options c = {
         .size = node_size(o->node),
@@ -127,9 +155,10 @@ static int prepare_copy(struct point *p, const struct point_options *o,
         return no_memory(o->node, errp);
     }
     if (o->since) {
-        return 0;
+        add_early(s);
+    } else {
+        copy_add(p->copy, 0, c.size);
     }
-    copy_add(p->copy, 0, c.size);
     return copy_show(p->copy) < 0 ? no_memory(o->node, errp) : 0;
 }
 
@@ -146,7 +175,7 @@ static int start_prepare(struct action *a, struct error **errp)
     graph_lock(s->graph);
     int r = scratch_new(s->graph, s->o.node, &so, &s->p->scratch, errp);
     graph_unlock(s->graph);
-    return r < 0 ? r : prepare_copy(s->p, &s->o, errp);
+    return r < 0 ? r : prepare_copy(s, errp);
 }
 
 static void start_drain(struct action *a)
@@ -154,18 +183,6 @@ static void start_drain(struct action *a)
     const struct start *s = start_of(a);
 
     graph_drain(s->graph, s->o.node);
-}
-
-/* What the bitmap has, with what has been written during a job that uses it.
- * NULL: no memory. */
-static struct hbitmap *bits_of(const struct bitmap *bm)
-{
-    struct hbitmap *bits = hbitmap_copy(bm->bits);
-
-    if (bits && bm->successor) {
-        hbitmap_merge(bits, bm->successor);
-    }
-    return bits;
 }
 
 /* @bits become the context bitmap's, or are freed. */
@@ -184,11 +201,45 @@ static int add_context(struct point *p, const char *name, struct hbitmap *bits,
     return r;
 }
 
-static int take_since(struct point *p, const struct point_options *o,
-                      struct error **errp)
+/* What the bitmap has by now: bits that it has lost meanwhile stay, which is
+ * more than is needed, never less. */
+static int catch_up(struct start *s, struct error **errp)
+{
+    struct hbitmap *more = hbitmap_new(hbitmap_size(s->bits),
+                                       hbitmap_granularity(s->bits));
+
+    if (!more) {
+        return no_memory(s->o.node, errp);
+    }
+    hbitmap_catch_up(s->bits, s->bm->bits, more);
+    if (s->bm->successor) {
+        hbitmap_catch_up(s->bits, s->bm->successor, more);
+    }
+    copy_show_more(s->p->copy, more);
+    hbitmap_free(more);
+    return 0;
+}
+
+/* It is another one than before. */
+static int take_anew(struct start *s, struct bitmap *bm, struct error **errp)
+{
+    hbitmap_free(s->bits);
+    s->bits = bits_of(bm);
+    if (!s->bits) {
+        return no_memory(s->o.node, errp);
+    }
+    if (hbitmap_size(s->bits) != copy_size(s->p->copy)) {
+        return error_set(errp, EBUSY, "Bitmap '%s' is of another size",
+                         s->o.since);
+    }
+    copy_show_more(s->p->copy, s->bits);
+    return 0;
+}
+
+static int take_since(struct start *s, struct error **errp)
 {
     struct bitmap *bm;
-    int r = bitmap_lookup(o->node, o->since, BITMAP_USE_ANY, &bm, errp);
+    int r = bitmap_lookup(s->o.node, s->o.since, BITMAP_USE_ANY, &bm, errp);
 
     if (r < 0) {
         return r;
@@ -196,18 +247,16 @@ static int take_since(struct point *p, const struct point_options *o,
     if (atomic_load(&bm->inconsistent)) {
         return error_set(errp, EINVAL,
                          "Bitmap '%s' is inconsistent and cannot be used",
-                         o->since);
+                         s->o.since);
     }
-    struct hbitmap *bits = bits_of(bm);
-    if (!bits) {
-        return no_memory(o->node, errp);
+    bool same = bm == s->bm && s->bits &&
+                hbitmap_size(s->bits) == hbitmap_size(bm->bits);
+    r = same ? catch_up(s, errp) : take_anew(s, bm, errp);
+    if (r == 0) {
+        r = add_context(s->p, s->o.context, s->bits, errp);
+        s->bits = NULL;
     }
-    copy_add_bits(p->copy, bits);
-    if (copy_show(p->copy) < 0) {
-        hbitmap_free(bits);
-        return no_memory(o->node, errp);
-    }
-    return add_context(p, o->context, bits, errp);
+    return r;
 }
 
 static int make_access(struct point *p, struct error **errp)
@@ -264,7 +313,7 @@ static int start_act(struct action *a, struct error **errp)
         r = make_access(p, errp);
     }
     if (r == 0 && s->o.since) {
-        r = take_since(p, &s->o, errp);
+        r = take_since(s, errp);
     }
     if (r < 0) {
         take_down(p);
@@ -301,6 +350,8 @@ static void start_free(struct action *a)
     if (!s->committed) {
         point_free(s->p);
     }
+    hbitmap_free(s->bits);
+    bitmap_unref(s->bm);
     free(s);
 }
 
@@ -331,6 +382,9 @@ int point_action(struct graph *g, const struct point_options *o,
     s->action.ops = &start_ops;
     s->graph = g;
     s->o = *o;
+    graph_lock(s->graph);
+    s->o.node = node_skip_job_filters(o->node);
+    graph_unlock(s->graph);
     s->p = p;
     *pp = p;
     *ap = &s->action;

@@ -179,13 +179,14 @@ int qcow2_take_options(struct opts *o, uint64_t *l2_bytes,
 int qcow2_make_caches(struct qcow2 *s, uint64_t l2_bytes,
                        uint64_t refcount_bytes, struct error **errp)
 {
-    uint64_t l2_max = max_u64(s->l1_size, L2_CACHE_MIN);
     uint64_t blocks_max = max_u64(s->reftable_size, REFBLOCKS_MIN);
     uint64_t l2 = (l2_bytes ? l2_bytes : L2_CACHE_MAX) >> s->cluster_bits;
     uint64_t blocks =
         (refcount_bytes ? refcount_bytes : REFBLOCKS_MAX) >> s->cluster_bits;
 
-    l2 = min_u64(max_u64(l2, L2_CACHE_MIN), l2_max);
+    /* Also where the disk is smaller: half of it may be dirty, and then all
+     * that such a disk has. */
+    l2 = max_u64(l2, L2_CACHE_MIN);
     blocks = min_u64(max_u64(blocks, REFBLOCKS_MIN), blocks_max);
     s->l2_bytes = l2_bytes;
     s->refcount_bytes = refcount_bytes;

@@ -166,6 +166,33 @@ void thread_join(pthread_t t)
     MUST(pthread_join(t, NULL));
 }
 
+/* Of this thread. */
+static _Thread_local struct {
+    void (*fn)(void *opaque, bool waits);
+    void *opaque;
+    unsigned depth;
+} on_wait;
+
+void thread_on_wait(void (*fn)(void *opaque, bool waits), void *opaque)
+{
+    on_wait.fn = fn;
+    on_wait.opaque = opaque;
+}
+
+void thread_wait_begin(void)
+{
+    if (on_wait.depth++ == 0 && on_wait.fn) {
+        on_wait.fn(on_wait.opaque, true);
+    }
+}
+
+void thread_wait_end(void)
+{
+    if (--on_wait.depth == 0 && on_wait.fn) {
+        on_wait.fn(on_wait.opaque, false);
+    }
+}
+
 uint64_t now_ns(void)
 {
     struct timespec ts;

@@ -121,15 +121,16 @@ def test_old_writes_do_not_land_on_new_ones():
 
 def test_many_idle_connections(measure):
     before, least = fds(), rss()
-    idle = [client().go("disk") for _ in range(200)]
+    idle = [client().go("disk") for _ in range(500)]
     for c in idle:
         check(len(c.read(0, 65536)) == 65536)
         check(c.error(WRITE, 50 * MiB, 65536, data=bytes(65536)) == 0)
     if measure:
-        print("idle:", (rss() - least) // 200, "bytes each at first",
+        print("idle:", (rss() - least) // 500, "bytes each at first",
               file=sys.stderr)
         until("idle connections are small",
-              lambda: rss() - least < 200 * 100 * 1024)
+              lambda: rss() - least < 500 * 100 * 1024)
+        print("idle:", (rss() - least) // 500, "bytes each", file=sys.stderr)
     for c in idle:
         check(c.alive())
         c.close()

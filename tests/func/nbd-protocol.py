@@ -67,7 +67,8 @@ def test_options_with_data_that_have_none():
     is_(c.option(EXTENDED, bytes(100000))[0], TOO_BIG)
     kind, out = c.option(LIST)
     is_(kind, ACK)
-    is_([p[4:] for _, p in out], [b"rw", b"ro", b"big"])
+    is_([p[4:] for _, p in out], [b"rw", b"ro", b"big", b"toldfor a human"])
+    is_(struct.unpack(">I", out[3][1][:4])[0], 4)
 
 
 def test_abort_is_acknowledged():
@@ -121,6 +122,47 @@ def test_infos():
     is_(most, 32 * 2**20)
     kind, out = c.option(INFO, info_data("rw"))
     is_([p[:2] for _, p in out], [b"\0\0"])
+
+
+def test_a_description_is_told_where_there_is_one():
+    for name, told in (("told", b"for a human"), ("rw", None)):
+        kind, out = client().option(INFO, info_data(name, 2))
+        infos = {p[:2]: p[2:] for _, p in out}
+        is_((kind, infos.get(b"\0\2")), (ACK, told))
+
+
+def test_go_tells_what_info_told():
+    for options in ((), (STRUCTURED,), (STRUCTURED, SET_META), (EXTENDED,),
+                    (EXTENDED, SET_META)):
+        c = client()
+        for opt in options:
+            is_(c.option(opt, meta_data("rw", "base:allocation")
+                         if opt == SET_META else b"")[0], ACK)
+        told = c.option(INFO, info_data("rw", 3, 1))
+        is_(c.option(GO, info_data("rw", 3, 1)), told)
+        check(c.alive())
+
+
+def test_an_export_that_is_not_there_ends_nothing():
+    c = client()
+    is_(c.option(GO, info_data("nosuch"))[0], UNKNOWN)
+    is_(c.option(INFO, info_data("nosuch"))[0], UNKNOWN)
+    check(c.go("rw").alive())
+
+
+def test_many_options():
+    c = client()
+    for _ in range(200):
+        is_(c.option(LIST)[0], ACK)
+        is_(c.option(INFO, info_data("rw", 0, 1, 2, 3))[0], ACK)
+    check(c.go("rw").alive())
+    # Also when they come all at once.
+    c = client()
+    c.s.sendall(OPT.pack(IHAVEOPT, LIST, 0) * 100)
+    for _ in range(100):
+        while c.reply(LIST)[0] != ACK:
+            pass
+    check(c.go("rw").alive())
 
 
 def test_flags():
@@ -235,6 +277,19 @@ def test_unknown_commands_and_flags():
     is_(modes()[1].error(READ, 0, 512, DF), EINVAL)
 
 
+def test_fua_on_all():
+    for c in modes():
+        check(len(c.read(0, 512, FUA)) == 512)
+        is_(c.error(FLUSH, 0, 0, FUA), 0)
+        is_(c.error(CACHE, 0, 512, FUA), 0)
+        is_(c.error(TRIM, 3 * 2**20, 512, FUA), 0)
+        is_(c.error(ZERO, 3 * 2**20, 512, FUA), 0)
+        is_(c.error(WRITE, 3 * 2**20, 512, FUA, data=bytes(512)), 0)
+        check(c.alive())
+    c = client().go("rw", contexts=["base:allocation"])
+    is_(c.error(STATUS, 0, 512, FUA), 0)
+
+
 def test_past_the_end():
     for c in modes():
         for offset, n in ((SIZE, 1), (SIZE - 1, 2), (2**64 - 1, 1),
@@ -258,7 +313,8 @@ def test_read_only():
             is_(c.error(WRITE, 0, n, data=b"w" * n), EPERM)
         is_(c.error(WRITE, SIZE, 512, data=bytes(512)), EPERM)
         is_(c.error(TRIM, 0, 512), EPERM)
-        is_(c.error(ZERO, 0, 512), EPERM)
+        for flags in (0, FAST_ZERO, FUA | NO_HOLE | FAST_ZERO):
+            is_(c.error(ZERO, 0, 512, flags), EPERM)
         is_(c.error(FLUSH), 0)
         check(c.alive())
 
@@ -376,6 +432,16 @@ def test_the_payload_of_status_is_offered_where_it_makes_sense():
     c.option(SET_META, meta_data("ro", *contexts))
     kind, out = c.option(GO, info_data("rw"))
     is_((kind, struct.unpack(">H", out[0][1][10:])[0] & offer), (ACK, 0))
+    # Who asks is told; and who asks again, for good, the same.
+    for between, want in (((), offer), ((LIST,), 0)):
+        c = client()
+        c.option(EXTENDED)
+        kind, out = c.option(INFO, info_data("rw"))
+        is_((kind, struct.unpack(">H", out[0][1][10:])[0] & offer),
+            (ACK, offer))
+        for opt in between:
+            c.option(opt)
+        is_(c.go("rw").flags & offer, want)
 
 
 def test_only_a_write_has_a_payload():

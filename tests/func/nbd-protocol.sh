@@ -19,7 +19,8 @@ for tls in '' pki; do
         rw=json:'{"driver": "raw", "file": {"driver": "file",
             "filename": "rw.raw"}}' \
         ro=json:'{"driver": "raw", "read-only": true,
-            "file": {"driver": "file", "filename": "ro.raw"}}' big=big.qcow2
+            "file": {"driver": "file", "filename": "ro.raw"}}' big=big.qcow2 \
+    --export nbd,id=told,node-name=ro,name=told,description='for a human'
     # shellcheck disable=SC2086  # a word, or none
     python "$SRCDIR/tests/func/nbd-protocol.py" "$sock" $tls
     kill -0 "$server"

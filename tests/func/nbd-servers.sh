@@ -130,6 +130,36 @@ else:
     raise SystemExit("a place that was given up is not free")
 END
 
+# A client that lets its handshake drip has its time, and no more; one that is
+# through it has all the time it wants.
+qmp nbd-server-start \
+    "$(start quick ', "handshake-max-seconds": 1, "max-connections": 3')" >out
+qmp block-export-add type=nbd id=q node-name=a server=quick >out
+python - "$SRCDIR/tests/func" <<'END'
+import sys, threading, time
+sys.path.insert(0, sys.argv[1])
+from nbd_raw import *
+stays = Client("quick.sock").go("a")
+cut = []
+def drip():
+    c = Client("quick.sock")
+    try:
+        for byte in OPT.pack(IHAVEOPT, LIST, 4000) + bytes(4000):
+            c.s.sendall(bytes([byte]))
+            time.sleep(0.05)
+    except (BrokenPipeError, ConnectionResetError):
+        cut.append(c)
+threads = [threading.Thread(target=drip) for _ in range(2)]
+for t in threads:
+    t.start()
+third = Client("quick.sock").go("a")
+assert third.alive()
+for t in threads:
+    t.join()
+assert len(cut) == 2
+assert stays.alive() and third.alive()
+END
+
 # Many of them come and go with clients in every state.
 for ((i = 0; i < 20; i++)); do
     qmp nbd-server-start "$(start "s$i")" >out

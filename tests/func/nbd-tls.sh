@@ -3,7 +3,7 @@
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"
-need nbdinfo nbdcopy qemu-img qemu-io certtool psktool jq
+need nbdinfo nbdcopy nbdkit qemu-img qemu-io certtool psktool jq
 
 must=$PWD/nbd.sock
 may=$PWD/may.sock
@@ -22,11 +22,19 @@ make_cert pki bob 'cn = bob' 'organization = Guests' tls_www_client \
 make_pki other
 cp other/client-key.pem pki/stranger-key.pem
 cp other/client-cert.pem pki/stranger-cert.pem
-printf 'crl_next_update = 30\ncrl_number = 1\n' >pki/template
-certtool --generate-crl --load-ca-certificate pki/ca-cert.pem \
-    --load-ca-privkey pki/ca-key.pem --load-certificate pki/revoked-cert.pem \
-    --template pki/template --outfile pki/ca-crl.pem 2>crl.err ||
-    fail "certtool: $(cat crl.err)"
+# revoke NAME...: these, and no others, are revoked.
+revoke() {
+    local name
+    printf 'crl_next_update = 30\ncrl_number = 1\n' >template
+    for name in "$@"; do
+        cat "pki/$name-cert.pem"
+    done >bad.pem
+    certtool --generate-crl --load-ca-certificate pki/ca-cert.pem \
+        --load-ca-privkey pki/ca-key.pem --load-certificate bad.pem \
+        --template template --outfile pki/ca-crl.pem 2>crl.err ||
+        fail "certtool: $(cat crl.err)"
+}
+revoke revoked
 
 # A client's directory: certs NAME CA-DIR.
 client_dir() {
@@ -107,6 +115,23 @@ for version in 1.2 1.3; do
         "driver=nbd,path=$must,export=a,tls-creds=t,tls-hostname=localhost" \
         >out || fail "TLS $version: $(cat out)"
 done
+
+# Certificates are revoked and renewed while it runs; a bad one changes nothing.
+revoke revoked bob
+refuses "$(tls_uri bob a)" .
+opens "$(tls_uri client a)"
+revoke revoked
+opens "$(tls_uri bob a)"
+cp pki/server-cert.pem pki/server-key.pem .
+cp pki/expired-cert.pem pki/server-cert.pem
+opens "$(tls_uri client a)"
+make_cert pki server 'cn = localhost' 'dns_name = renewed' tls_www_server \
+    'expiration_days = 30'
+qemu-img info --object "$x509" --image-opts \
+    "driver=nbd,path=$must,export=a,tls-creds=t,tls-hostname=renewed" >out ||
+    fail "the certificate was not renewed"
+mv server-cert.pem server-key.pem pki/
+opens "$(tls_uri client a)"
 stop_server
 qemu-io -f raw -c 'read -P 7 1M 3M' a.raw | grep -q '^read' ||
     fail "what was written is not there"
@@ -123,6 +148,12 @@ psktool -u bob -p keys/keys.psk >/dev/null 2>&1
 opens "$(psk_uri bob keys/keys.psk a)"
 nbdcopy "$(psk_uri alice keys/keys.psk a)" out.raw
 cmp a.raw out.raw
+rm -f out.raw
+# shellcheck disable=SC2016  # nbdkit's variable
+nbdkit --exit-with-parent -U - --run 'nbdcopy "$uri" out.raw' nbd \
+    socket="$must" export=a tls=require tls-psk="$PWD/keys/keys.psk" \
+    tls-username=alice 2>err || fail "nbdkit nbd: $(cat err)"
+cmp a.raw out.raw
 psk=tls-creds-psk,id=t,dir=$PWD/keys,endpoint=client
 qemu-img compare -q --object "$psk" --image-opts driver=raw,file.filename=a.raw \
     "driver=nbd,path=$must,export=a,tls-creds=t"
@@ -135,11 +166,37 @@ for cipher in AES-128-GCM CHACHA20-POLY1305; do
 done
 stop_server
 
+# Replies of workers, beside requests that come in: behind blkdebug nothing is
+# served at once.
+truncate -s 32M c.raw
+serve --tls-psk keys/keys.psk a=driver=blkdebug,image.driver=raw,image.file.driver=file,image.file.filename=a.raw \
+    c=driver=blkdebug,image.driver=raw,image.file.driver=file,image.file.filename=c.raw
+for size in 4096 262144 1048576; do
+    nbdcopy --connections=4 --requests=64 --request-size=$size \
+        "$(psk_uri alice keys/keys.psk a)" out.raw
+    cmp a.raw out.raw
+    nbdcopy --connections=4 --requests=64 --request-size=$size a.raw \
+        "$(psk_uri alice keys/keys.psk c)"
+    nbdcopy "$(psk_uri alice keys/keys.psk c)" out.raw
+    cmp a.raw out.raw
+done
+stop_server
+
 # --- The client chooses, or there is no choice. ---
 
 serve -f raw --tls=on --tls-psk keys/keys.psk a=a.raw
 opens "$(psk_uri alice keys/keys.psk a)"
 opens "$(uri_of a)"
+stop_server
+serve -f raw --tls=on --tls-psk keys/keys.psk a=a.raw \
+    --object authz-simple,id=z,identity=alice \
+    --export nbd,id=x,node-name=a,name=private,tls-authz=z
+refuses "$(uri_of private)" 'requires TLS'
+refuses "$(uri_of nosuch)" "not present\|No such"
+refuses "$(psk_uri bob keys/keys.psk private)" "not present\|No such"
+opens "$(psk_uri alice keys/keys.psk private)"
+[ "$(nbdinfo --list --json "$uri" | jq -c '[.exports[]."export-name"]')" = \
+    '["a"]' ] || fail "a list in the clear tells of a private export"
 stop_server
 serve -f raw --tls=off --tls-psk keys/keys.psk a=a.raw
 refuses "$(psk_uri alice keys/keys.psk a)" TLS
@@ -293,10 +350,13 @@ serve_refused "Cannot find QAuthZ object ID z" --object $t,dir=pki \
     --nbd-server "$(on_must),tls-authz=z"
 serve_refused "do not tell who a client is" --object $t,dir=pki,verify-peer=off \
     --object authz-simple,id=z,identity=x --nbd-server "$(on_must),tls-authz=z"
-serve_refused "goes with a server that has 'tls-creds' only" \
-    --object authz-simple,id=z,identity=x --blockdev null-co,node-name=n \
-    --nbd-server "addr.type=unix,addr.path=$must" \
-    --export nbd,id=n,node-name=n,tls-authz=z
+for how in --nbd-server="addr.type=unix,addr.path=$must" \
+    "--unix=$must --tls-certificates=pki"; do
+    # shellcheck disable=SC2086  # words
+    serve_refused "whose TLS credentials tell who a client is" $how \
+        --object authz-simple,id=z,identity=x --blockdev null-co,node-name=n \
+        --export nbd,id=n,node-name=n,tls-authz=z
+done
 echo '[]' >list.json
 serve_refused "File 'list.json' must contain a JSON object" \
     --object authz-listfile,id=z,filename=list.json

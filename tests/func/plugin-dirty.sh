@@ -34,6 +34,8 @@ fi
 nbdinfo --list --json "$uri" | jq -e '.exports |
     map(select(."export-name" == "disk0@dirty=fine")) |
     .[0].description == "what the bitmap '\''fine'\'' has dirty"' >/dev/null
+nbdinfo --json "$(view fine)" | jq -e '.exports[0].description ==
+    "what the bitmap '\''fine'\'' has dirty"' >/dev/null
 qemu-io -f raw -c 'write -P 2 1000k 4k' -c 'write -z 3M 12k' \
     -c 'discard 5M 64k' -c 'write -P 3 10000001 77' "$uri" >/dev/null
 [ "$(runs fine)" = \

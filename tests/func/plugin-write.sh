@@ -97,37 +97,56 @@ plugin_refused "bitmap=b0: Can't store persistent bitmaps to disk0" data.raw for
 
 
 # Several exports, each with a name; nbdkit in the background, which changes
-# its directory; and paths in options.
+# its directory and forks, which threads of remote disks do not survive; and
+# paths in options.
 names() {
     nbdinfo --list --json "$uri" | jq -c '[.exports[]."export-name"]'
 }
 qemu-img create -q -f qcow2 a.qcow2 1M
 qemu-img bitmap --add a.qcow2 x
+qemu-nbd -r -t -f raw -k "$PWD/far.sock" --pid-file="$PWD/far.pid" out.raw &
+far=$!
+wait_until "qemu-nbd is ready" test -s far.pid
+rm -f "$pidfile"
 run_nbdkit -U "$sock" -P "$pidfile" "$plugin" a:a.qcow2 data.raw \
+    "far:nbd+unix:///?socket=$PWD/far.sock" \
     blockdev='{"driver": "qcow2", "node-name": "c", "file": {"driver": "file",
         "filename": "disk.qcow2"}}' &
 wait_until "nbdkit is ready" test -s "$pidfile"
 daemon=$(cat "$pidfile")
-at_exit kill "$daemon"
-[ "$(names)" = '["a","a@dirty=x","disk1","c","c@dirty=b0"]' ] || fail "$(names)"
+at_exit kill "$daemon" "$far"
+[ "$(names)" = '["a","a@dirty=x","disk1","far","c","c@dirty=b0"]' ] ||
+    fail "$(names)"
 [ "$(nbdinfo --json "$uri" | jq -r '.exports[0]."export-name"')" = a ]
 [ "$(nbdinfo --size "$(uri_of c)")" = $((48 << 20)) ]
-rm -f out.raw
-nbdcopy "$(uri_of disk1)" out.raw
-cmp data.raw out.raw
+nbdcopy "$(uri_of disk1)" near.raw
+cmp data.raw near.raw
+nbdcopy "$(uri_of far)" far.raw
+cmp out.raw far.raw
 for name in d a@dirty=y d@dirty=x @dirty= a@dirty; do
     if nbdinfo --size "$(uri_of "$name")" 2>err; then
         fail "there is an export $name"
     fi
     grep -q "has no export named '$name'" err
 done
-kill "$daemon"
+kill "$daemon" "$far"
 exit_commands=()
+wait "$far" || true
 ended() {
     ! kill -0 "$daemon" 2>/dev/null
 }
 wait_until "nbdkit has ended" ended
 rm "$sock"
+
+# A raw disk with bitmaps in a qcow2 image beside it.
+truncate -s 8M plain.img
+nbdelta create --track plain.img --bitmap t track.qcow2
+serve_plugin track.qcow2
+guest -c 'write -P 6 1M 64k'
+[ "$(runs t)" = '[[1048576,65536]]' ]
+stop_plugin
+looks_like raw plain.img -c 'read -P 6 1M 64k'
+qemu-img check -q track.qcow2
 
 # Writes that are to be durable at once are flushed; others wait for a flush.
 broken=qcow2,discard=unmap,file.driver=blkdebug,file.image.driver=file,file.image.filename=a.qcow2,file.inject-error.0.event=flush_to_disk

@@ -11,7 +11,9 @@ import time
 
 import nbd
 
-from qmp_daemon import Daemon, QmpError
+import pull_util
+from pull_util import connect, dirty, end, live, pull_into
+from qmp_daemon import QmpError
 
 NBDELTA = sys.argv[1]
 MIB = 1 << 20
@@ -29,41 +31,18 @@ def run(*command):
     return done.stdout
 
 
-def live(name):
-    return f'nbd+unix:///{name}?socket=nbd.sock'
-
-
-def connect(uri, *contexts):
-    h = nbd.NBD()
-    for context in contexts:
-        h.add_meta_context(context)
-    h.connect_uri(uri)
-    return h
-
-
 def start(names=DISKS, fmt='qcow2'):
     """A daemon that serves these disks, which exist or are made."""
-    options = []
     for name in names:
         if not os.path.exists(f'{name}.img'):
             run('qemu-img', 'create', '-q', '-f', fmt, f'{name}.img',
                 str(SIZE))
-        options += ['--blockdev', f'{fmt},node-name={name},file.driver=file,'
-                    f'file.filename={name}.img,discard=unmap', '--export',
-                    f'nbd,id={name},node-name={name},name={name},writable=on']
-    return Daemon(NBDELTA, *options)
+    return pull_util.start(NBDELTA, names, fmt)
 
 
 def begin(daemon, *disks, **arguments):
     disks = [d if isinstance(d, dict) else {'node': d} for d in disks]
     return daemon.ask('backup-begin', disks=disks, **arguments)
-
-
-def end(daemon, begun, success=True, **arguments):
-    daemon.ask('backup-end', id=begun['id'], success=success, **arguments)
-    data = daemon.event('BACKUP_ENDED')
-    assert data == {'id': begun['id'],
-                    'result': 'success' if success else 'failed'}, data
 
 
 def refused(daemon, text, command, **arguments):
@@ -75,38 +54,16 @@ def refused(daemon, text, command, **arguments):
         raise AssertionError(f'{command} {arguments}: not refused')
 
 
-def dirty(disk):
-    """The dirty extents of an export of a backup."""
-    h = connect(disk['uri'], disk['context'])
-    runs = []
-    at = 0
-
-    def extents(context, offset, entries, error):
-        nonlocal at
-        for length, flags in zip(entries[::2], entries[1::2]):
-            if flags & 1:
-                runs.append((at, length))
-            at += length
-
-    while at < h.get_size():
-        h.block_status(min(h.get_size() - at, 1 << 30), at, extents)
-    h.shutdown()
-    return runs
-
-
 def pull(disk, path):
     """Bring the raw file at path to what the disk was."""
     if disk['mode'] == 'full':
         run('nbdcopy', disk['uri'], path)
         return
-    h = connect(disk['uri'])
-    with open(path, 'r+b') as f:
-        for offset, length in dirty(disk):
-            for at in range(offset, offset + length, MIB):
-                n = min(MIB, offset + length - at)
-                f.seek(at)
-                f.write(h.pread(n, at))
-    h.shutdown()
+    with open(path, 'rb') as f:
+        data = bytearray(f.read())
+    pull_into(disk, data)
+    with open(path, 'wb') as f:
+        f.write(data)
 
 
 def same(path, other):

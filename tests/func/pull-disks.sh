@@ -4,6 +4,47 @@
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"
-need qemu-img nbdcopy nbdinfo fio
+need qemu-img qemu-io nbdcopy nbdinfo fio jq
 
 python "$SRCDIR/tests/func/pull-disks.py" "$nbdelta"
+
+# The same from a shell: by default all disks, on a server of its own.
+for name in a b; do
+    qemu-img create -q -f qcow2 $name.qcow2 1M
+    qemu-io -f qcow2 -c 'write -P 7 0 64k' $name.qcow2 >/dev/null
+done
+serve a=a.qcow2 b=b.qcow2
+nbdelta backup-begin "$qmp_sock" --listen "nbd+unix:///?socket=$PWD/pull.sock" \
+    --checkpoint c1 --scratch .,quota=1M --max-delay 100 --output json >begun
+[ "$(jq -c '[.id, .checkpoint, [.disks[] | [.node, .export, .mode, .size]]]' \
+    begun)" = '["b1","c1",[["a","a","full",1048576],["b","b","full",1048576]]]' ] ||
+    fail "$(cat begun)"
+nbdcopy "$(jq -r '.disks[1].uri' begun)" b.raw
+qemu-img compare -q -f raw -F qcow2 b.raw b.qcow2 -U
+nbdelta backup-end "$qmp_sock" b1
+[ ! -e pull.sock ]
+nbdelta backup-begin "$qmp_sock" --disk a,since=c1 --disk b,since=c2 >text
+grep -q '^a: incremental, about 0 B of 1 MiB$' text || fail "$(cat text)"
+grep -q '^b: full (no-checkpoint), about' text || fail "$(cat text)"
+nbdelta backup-end "$qmp_sock" b2 --drop c1
+[ "$(qmp checkpoint-list | jq length)" -eq 0 ]
+
+refused() {
+    local status=$1 text=$2 rc=0
+    shift 2
+    nbdelta "$@" >out 2>&1 || rc=$?
+    { [ $rc -eq "$status" ] && grep -qF -e "$text" out; } ||
+        fail "nbdelta $*: $rc, $(cat out)"
+}
+refused 1 'There is no backup' backup-end "$qmp_sock" b2
+refused 2 'a socket and the ID' backup-end "$qmp_sock"
+refused 2 'exclude each other' backup-end "$qmp_sock" b1 --failed --drop c1
+refused 2 "there is no 'sense'" backup-begin "$qmp_sock" --disk a,sense=c1
+refused 2 'is not a size' backup-begin "$qmp_sock" --scratch .,quota=much
+refused 2 'more than an address' backup-begin "$qmp_sock" \
+    --listen nbds://localhost
+refused 1 'Cannot find' backup-begin "$qmp_sock" --disk c
+refused 1 'no/such' backup-begin "$qmp_sock" --scratch no/such
+refused 1 'cannot connect' backup-begin no.sock
+[ "$(qmp query-backups)" = '[]' ]
+stop_server

@@ -146,8 +146,10 @@ MORE = {
     'blockdev-add.driver',
     'blockdev-create.options.driver',
     # Several servers, and what one client may have of each.
+    'block-export-add(nbd).bitmaps.context-name',
     'block-export-add(nbd).server',
     'nbd-server-start.id',
+    'nbd-server-start.handshake-max-seconds',
     'nbd-server-start.max-connections-per-address',
     'nbd-server-stop.id',
     # Authorization for each export.

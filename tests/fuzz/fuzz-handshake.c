@@ -19,13 +19,17 @@
 #include "nbdelta/bitmap.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/thread.h"
+#include "nbdelta/tls_creds.h"
 #include "pool.h"
+#include "tls-policy.h"
+#include "tls.h"
 
 #define INPUT_MAX (32U << 10) /* what a socket takes without a reader */
 
 static struct exports *exports;
 static struct servers *servers;
 static struct server *server;
+static struct tls_policy *policy; /* TLS may be started */
 static struct pool *pool;
 
 static void check(bool ok)
@@ -73,6 +77,12 @@ static void set_up(void)
     servers = servers_new(&daemon);
     check(servers && server_open(servers, &(struct server_options){.max = 0},
                                  &server, NULL) == 0);
+    const struct tls_creds creds = {.kind = TLS_ANON, .server = true};
+    struct tls_keys *keys;
+    check(tls_keys_load(&creds, NULL, &keys, NULL) == 0);
+    policy = tls_policy_new(TLS_ON, keys, NULL);
+    tls_keys_unref(keys);
+    check(policy != NULL);
     make_disk(g, "a", true);
     make_disk(g, "ro", false);
 }
@@ -102,7 +112,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     check(socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0);
     check(send(fds[0], data, size, MSG_DONTWAIT) == (ssize_t)size);
     check(shutdown(fds[0], SHUT_WR) == 0);
-    struct conn *c = conn_new(server, exports, pool, NULL, fds[1]);
+    struct conn *c = conn_new(server, exports, pool, policy, fds[1]);
     check(c != NULL);
     check(thread_start(&reader, "reader", drain, &fds[0]) == 0);
     (void)conn_thread(c);

@@ -31,6 +31,7 @@ struct trap {
     mutex_t lock;
     cond_t moved;
     bool closed; /* the gate: requests that arrive wait */
+    int most;    /* but no more than so many, the others pass; 0: all wait */
     int waiting;
 };
 
@@ -55,12 +56,14 @@ static inline void trap_wait(struct trap *t, int count)
 static inline void trap_pass(struct trap *t)
 {
     mutex_lock(&t->lock);
-    t->waiting++;
-    cond_broadcast(&t->moved);
-    while (t->closed) {
-        cond_wait(&t->moved, &t->lock);
+    if (t->most == 0 || t->waiting < t->most) {
+        t->waiting++;
+        cond_broadcast(&t->moved);
+        while (t->closed) {
+            cond_wait(&t->moved, &t->lock);
+        }
+        t->waiting--;
     }
-    t->waiting--;
     mutex_unlock(&t->lock);
 }
 
@@ -135,6 +138,7 @@ static inline struct node *disk_new(struct graph *g, const char *name,
     json_decref(o);
     graph_lock(g);
     ck_assert_int_eq(node_new(g, &driver_trap, name, mem, &n, NULL), 0);
+    n->options = json_object(); /* it is no job's */
     ck_assert_int_eq(node_attach(n, CHILD_FILE, mem, "file",
                                  PERM_READ | PERM_WRITE | PERM_RESIZE, PERM_ALL,
                                  NULL),
@@ -196,6 +200,34 @@ static inline void ck_disk_is(struct node *n, const char *expected)
     ck_assert_msg(at == node_size(n), "'%s' differs at byte %llu", node_name(n),
                   (unsigned long long)at);
     free(now);
+}
+
+/* Writes, zeroes and discards all over a disk; @seed makes them differ. */
+static inline void disk_scribble(struct blk *b, unsigned seed, int count)
+{
+    uint64_t size = blk_size(b);
+    uint64_t max = 192 * KiB;
+    char *buf = malloc(max);
+
+    for (int i = 0; i < count; i++) {
+        uint64_t offset = (uint64_t)rand_r(&seed) % size;
+        uint64_t most = min_u64(size - offset, max);
+        uint64_t bytes = 1 + (uint64_t)rand_r(&seed) % most;
+        int r;
+        switch (rand_r(&seed) % 4) {
+        case 0:
+            r = blk_zero(b, offset, bytes, REQ_MAY_UNMAP);
+            break;
+        case 1:
+            r = blk_discard(b, offset, bytes);
+            break;
+        default:
+            memset(buf, 128 + i % 100, bytes);
+            r = blk_pwrite(b, buf, bytes, offset, i % 2 ? REQ_FUA : 0);
+        }
+        ck_assert_int_eq(r, 0);
+    }
+    free(buf);
 }
 
 /* --- Events --- */

@@ -52,32 +52,6 @@ static struct blk *guest_new(struct graph *g, struct node *n)
     return b;
 }
 
-/* Writes, zeroes and discards all over the disk; @seed makes them differ. */
-static void scribble(struct blk *b, unsigned seed, int count)
-{
-    char *buf = malloc(3 * CLUSTER);
-
-    for (int i = 0; i < count; i++) {
-        uint64_t offset = (uint64_t)rand_r(&seed) % SIZE;
-        uint64_t most = min_u64(SIZE - offset, 3 * CLUSTER);
-        uint64_t bytes = 1 + (uint64_t)rand_r(&seed) % most;
-        int r;
-        switch (rand_r(&seed) % 4) {
-        case 0:
-            r = blk_zero(b, offset, bytes, REQ_MAY_UNMAP);
-            break;
-        case 1:
-            r = blk_discard(b, offset, bytes);
-            break;
-        default:
-            memset(buf, 128 + i % 100, bytes);
-            r = blk_pwrite(b, buf, bytes, offset, i % 2 ? REQ_FUA : 0);
-        }
-        ck_assert_int_eq(r, 0);
-    }
-    free(buf);
-}
-
 START_TEST(the_point_in_time_outlives_what_a_guest_does)
 {
     enum copy_side side;
@@ -88,9 +62,9 @@ START_TEST(the_point_in_time_outlives_what_a_guest_does)
 
     disk_fill(src, SIZE);
     insert(g, src, &p, "dst");
-    scribble(guest, 1, 60);
+    disk_scribble(guest, 1, 60);
     ck_assert_int_eq(copy_run(p.c, &side), 0);
-    scribble(guest, 2, 20);
+    disk_scribble(guest, 2, 20);
     ck_disk_is(p.dst, p.then);
     take_out(g, &p);
     blk_free(guest);
@@ -106,7 +80,7 @@ struct scribbler {
 static void *scribble_thread(void *opaque)
 {
     struct scribbler *s = opaque;
-    scribble(s->b, s->seed, 200);
+    disk_scribble(s->b, s->seed, 200);
     return NULL;
 }
 
@@ -279,16 +253,16 @@ static void two_points(bool first_goes_first)
 
     disk_fill(src, SIZE);
     insert(g, src, &a, "a");
-    scribble(guest, 1, 20);
+    disk_scribble(guest, 1, 20);
     insert(g, src, &b, "b");
-    scribble(guest, 2, 20);
+    disk_scribble(guest, 2, 20);
     ck_assert_int_eq(copy_run(a.c, &side), 0);
     ck_assert_int_eq(copy_run(b.c, &side), 0);
-    scribble(guest, 3, 20);
+    disk_scribble(guest, 3, 20);
     ck_disk_is(a.dst, a.then);
     ck_disk_is(b.dst, b.then);
     take_out(g, first_goes_first ? &a : &b);
-    scribble(guest, 4, 20);
+    disk_scribble(guest, 4, 20);
     take_out(g, first_goes_first ? &b : &a);
     ck_assert_ptr_eq(blk_node(guest), src);
     blk_free(guest);

@@ -315,13 +315,13 @@ END_TEST
 
 static void expect_bytes(struct blk *of, uint64_t from, uint64_t to, int byte)
 {
-    unsigned char buf[4096];
+    unsigned char got[4096];
+    unsigned char want[sizeof(got)];
 
-    for (uint64_t at = from; at < to; at += sizeof(buf)) {
-        ck_assert_int_eq(blk_pread(of, buf, sizeof(buf), at, 0), 0);
-        for (size_t i = 0; i < sizeof(buf); i++) {
-            ck_assert_int_eq(buf[i], byte);
-        }
+    memset(want, byte, sizeof(want));
+    for (uint64_t at = from; at < to; at += sizeof(got)) {
+        ck_assert_int_eq(blk_pread(of, got, sizeof(got), at, 0), 0);
+        ck_assert_mem_eq(got, want, sizeof(got));
     }
 }
 

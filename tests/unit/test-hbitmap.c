@@ -384,6 +384,23 @@ START_TEST(merge_is_a_union_across_granularities)
         }
         struct hbitmap *copy = hbitmap_copy(src);
         same(copy, &other);
+        ck_assert(hbitmap_covers(copy, src));
+        ck_assert(hbitmap_covers(src, copy));
+        if (hbitmap_count(src) > 0) {
+            uint64_t at;
+            uint64_t len;
+            ck_assert(hbitmap_next_dirty(src, 0, some[i], &at, &len));
+            hbitmap_reset(copy, at, 1);
+            ck_assert(!hbitmap_covers(copy, src));
+            ck_assert(hbitmap_covers(src, copy));
+            struct hbitmap *more = hbitmap_new(hbitmap_size(src),
+                                               hbitmap_granularity(src));
+            hbitmap_catch_up(copy, src, more);
+            same(copy, &other);
+            ck_assert_uint_eq(hbitmap_count(more), hbitmap_granularity(src));
+            ck_assert(hbitmap_get(more, at));
+            hbitmap_free(more);
+        }
         hbitmap_merge(dst, src);
         merge_model(&model, &other);
         same(dst, &model);

@@ -216,6 +216,59 @@ START_TEST(since_a_bitmap_and_what_it_had)
 }
 END_TEST
 
+/* Between prepare and act: a write, and with @another a new bitmap c1. */
+static void prepare_then_act(bool another)
+{
+    struct point_options o;
+    struct action *a;
+    struct point *p;
+    struct list actions;
+
+    setup(SIZE);
+    o = options();
+    o.since = "c1";
+    o.context = "backup-src";
+    list_init(&actions);
+    ck_assert_int_eq(bitmap_add(g, src, "c1", CLUSTER, false, false, NULL), 0);
+    ck_assert_int_eq(put('n', 100, CLUSTER), 0);
+    ck_assert_int_eq(point_action(g, &o, &p, &a, NULL), 0);
+    ck_assert_int_eq(actions_add(&actions, a, NULL), 0);
+    if (another) {
+        ck_assert_int_eq(bitmap_remove(g, src, "c1", NULL), 0);
+        ck_assert_int_eq(bitmap_add(g, src, "c1", CLUSTER, false, false, NULL),
+                         0);
+    }
+    ck_assert_int_eq(put('m', 100, 5 * CLUSTER), 0);
+    free(then);
+    then = disk_read(src);
+    ck_assert_int_eq(actions_run(g, &actions, NULL), 0);
+    ck_assert_int_eq(put('x', SIZE, 0), 0);
+
+    struct blk *past = past_of(p);
+    struct bitmap *bm = bitmap_find(point_node(p), "backup-src");
+    ck_assert_uint_eq(bitmap_count(bm), (another ? 1 : 2) * CLUSTER);
+    bitmap_unref(bm);
+    ck_past(past, 5 * CLUSTER, CLUSTER);
+    if (!another) {
+        ck_past(past, CLUSTER, CLUSTER);
+    }
+    blk_free(past);
+    point_end(p);
+    teardown();
+}
+
+START_TEST(the_instant_is_that_of_the_act)
+{
+    prepare_then_act(false);
+}
+END_TEST
+
+START_TEST(another_bitmap_of_that_name_counts)
+{
+    prepare_then_act(true);
+}
+END_TEST
+
 START_TEST(a_full_scratch_loses_the_point_and_no_write)
 {
     setup(SIZE);
@@ -589,6 +642,8 @@ int main(void)
     const TTest *const tests[] = {
         the_past_is_kept_in_memory_then_in_a_file,
         since_a_bitmap_and_what_it_had,
+        the_instant_is_that_of_the_act,
+        another_bitmap_of_that_name_counts,
         a_full_scratch_loses_the_point_and_no_write,
         a_write_waits_for_room_that_a_reader_makes,
         a_drain_does_not_wait_for_room,

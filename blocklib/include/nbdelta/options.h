@@ -36,4 +36,10 @@ int options_parse(const char *text, const char *implied, json_t **options,
 int options_from_image(const char *text, const char *format, json_t **options,
                        struct error **errp);
 
+/* Take apart the name of an export of another server, as an image may have one
+ * (nbd://..., nbd+unix:///..., nbd:unix:...): a new object with "server", a
+ * SocketAddress, and where they are given "export", "tls"...  -EINVAL. */
+int options_from_nbd_name(const char *text, json_t **options,
+                          struct error **errp);
+
 #endif /* NBDELTA_OPTIONS_H */

@@ -86,6 +86,16 @@ int thread_start(pthread_t *t, const char *name, void *(*fn)(void *),
                  void *arg);
 void thread_join(pthread_t t);
 
+/*
+ * Who waits for somebody, and not for I/O, says so before and after, so that
+ * those who count threads that work (a pool) can have another one meanwhile:
+ * else requests that wait for a request might have all of them.  Any lock may
+ * be held; nests.  thread_on_wait: @fn is called for this thread then.
+ */
+void thread_wait_begin(void);
+void thread_wait_end(void);
+void thread_on_wait(void (*fn)(void *opaque, bool waits), void *opaque);
+
 /* Monotonic clock, nanoseconds. */
 uint64_t now_ns(void);
 
