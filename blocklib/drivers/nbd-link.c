@@ -50,18 +50,29 @@
 
 /* --- What libnbd says --- */
 
-/* Its last error in this thread, without the function that it begins with. */
+/* @why behind the name of a function of @library that it begins with; or
+ * NULL. */
+static const char *behind(const char *why, const char *library)
+{
+    const char *colon = strstr(why, ": ");
+
+    return colon && strncmp(why, library, strlen(library)) == 0 ? colon + 2
+                                                                : NULL;
+}
+
+/* Its last error in this thread. */
 static int failed(struct error **errp)
 {
     int code = nbd_get_errno();
     const char *why = nbd_get_error();
-    const char *colon = why ? strstr(why, ": ") : NULL;
 
-    if (colon && strncmp(why, "nbd_", 4) == 0) {
-        why = colon + 2;
-    }
-    return error_set(errp, code > 0 ? code : EIO, "%s",
-                     why ? why : "the server closed the connection");
+    why = why ? why : "the server closed the connection";
+    why = behind(why, "nbd_") ? behind(why, "nbd_") : why;
+    code = code > 0 ? code : EIO;
+    return behind(why, "gnutls_")
+               ? error_set(errp, code, "TLS handshake failed: %s",
+                           behind(why, "gnutls_"))
+               : error_set(errp, code, "%s", why);
 }
 
 static uint32_t block_size(struct nbd_handle *h, int which)
@@ -514,10 +525,13 @@ int remote_connect(struct remote *r, struct error **errp)
     mutex_lock(&r->lock);
     wait_first_locked(r);
     if (!r->known) {
-        int code = r->why ? error_code(r->why) : ETIMEDOUT;
-        c = error_set(errp, code, "%s",
-                      r->why ? error_message(r->why)
-                             : "the server does not answer");
+        const char *why = r->why ? error_message(r->why)
+                                 : "the server does not answer";
+        c = error_set(errp, r->why ? error_code(r->why) : ETIMEDOUT, "%s",
+                      why);
+        if (strncmp(why, "Failed to connect to", 20) != 0) {
+            error_prefix(errp, "'%s': ", node_filename(r->node));
+        }
     }
     mutex_unlock(&r->lock);
     if (c < 0) {
