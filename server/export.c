@@ -216,26 +216,26 @@ int export_add_bitmap_as(struct exports *s, struct export *e, struct node *n,
                          struct error **errp)
 {
     struct graph *g = s->daemon->graph;
-    CLEANUP_FREE char *copy = strdup(as);
-    struct bitmap *bm;
-
-    if (!copy) {
-        return error_set(errp, ENOMEM, "no memory for an export");
-    }
+    struct export_bitmap b = {NULL, NULL};
     int r = reserve_bitmap(e, as, errp);
-    if (r < 0 || (r = bitmap_hold(g, n, name, below, &bm, errp)) < 0) {
+
+    if (r < 0 || (r = bitmap_hold(g, n, name, below, &b.bitmap, errp)) < 0) {
         return r;
     }
     /* What clients see must not change under them, unless it is on purpose. */
-    if (below && !e->writable && bitmap_enabled(bm) &&
-        !node_read_only(bitmap_node(bm))) {
-        bitmap_release(g, bm);
-        return error_set(
-            errp, EINVAL,
-            "Enabled bitmap '%s' incompatible with readonly export", name);
+    if (below && !e->writable && bitmap_enabled(b.bitmap) &&
+        !node_read_only(bitmap_node(b.bitmap))) {
+        r = error_set(errp, EINVAL,
+                      "Enabled bitmap '%s' incompatible with readonly export",
+                      name);
+    } else if (!(b.name = strdup(as))) {
+        r = error_set(errp, ENOMEM, "no memory for an export");
     }
-    e->bitmaps[e->bitmap_count++] = (struct export_bitmap){bm, copy};
-    copy = NULL;
+    if (r < 0) {
+        bitmap_release(g, b.bitmap);
+        return r;
+    }
+    e->bitmaps[e->bitmap_count++] = b;
     return 0;
 }
 

@@ -252,6 +252,11 @@ measure() {
         # shellcheck disable=SC2086  # operation, block size, depth
         fio_cpu ${shape//:/ } ;;
     allocate) seconds allocate ;;
+    cold) # what the server has read in is written to
+        sync "disk.$3"
+        dd if="disk.$3" iflag=nocache count=0 status=none
+        nbdcopy "$uri" null:
+        fio_iops randwrite 4k 64 ;;
     touches) seconds first_touches ;;
     flushes) count_flushes ;;
     load)
@@ -291,7 +296,7 @@ row() {
     for ((round = 0; round < rounds; round++)); do
         for who in "$@"; do
             start "$who" "$format"
-            measure "$who" "$what" >>"result.$who"
+            measure "$who" "$what" "$format" >>"result.$who"
             if [[ $who = *+* ]]; then
                 change_bitmaps remove "${who#*+}"
             fi
@@ -334,6 +339,8 @@ for depth in 1 16 64; do
         nbdelta qemu-nbd q-s-d
 done
 row "4K random write, QD 64, qcow2" randwrite:4k:64 qcow2 \
+    nbdelta qemu-nbd q-s-d
+row "4K random write, QD 64, cache was cold" cold qcow2 \
     nbdelta qemu-nbd q-s-d
 for count in 1 4; do
     row "4K random write, QD 64, $count bitmaps" randwrite:4k:64 qcow2 \

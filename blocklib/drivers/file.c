@@ -187,6 +187,7 @@ static int file_open(struct node *n, struct opts *opts, struct error **errp)
         return r;
     }
     s->locked = locking;
+    file_advise(n);
     mutex_init(&s->flush_lock);
     mutex_init(&s->status_lock);
     return 0;
@@ -268,6 +269,7 @@ static int file_preadv(struct node *n, uint64_t offset, uint64_t bytes,
             return 0;
         }
     }
+    file_was_read(n, offset, bytes, !nowait);
     return 0;
 }
 

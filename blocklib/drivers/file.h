@@ -2,7 +2,7 @@
 #ifndef NBDELTA_DRIVERS_FILE_H
 #define NBDELTA_DRIVERS_FILE_H
 
-/* Between file.c and file_reopen.c. */
+/* Between file.c, file_ahead.c and file_reopen.c. */
 #include "core/node.h"
 
 /* Bytes of the file that are all data or all a hole. */
@@ -10,6 +10,13 @@ struct run {
     uint64_t start;
     uint64_t end;
     bool hole;
+};
+
+/* A reader who goes through the file: file_ahead.c. */
+struct ahead {
+    _Atomic uint64_t next; /* where he will go on */
+    _Atomic uint64_t upto; /* what is asked for ends here */
+    _Atomic unsigned streak;
 };
 
 struct file {
@@ -35,6 +42,7 @@ struct file {
     _Atomic bool no_punch;
     _Atomic bool no_holes; /* lseek cannot tell them */
     _Atomic bool no_nowait;
+    struct ahead ahead;
     _Atomic uint64_t discards; /* and how much by them */
     _Atomic uint64_t discarded;
     _Atomic uint64_t discards_failed;
@@ -45,6 +53,13 @@ int file_find_alignment(struct file *s, bool direct, const char *filename,
                         struct error **errp);
 
 int file_flush(struct node *n);
+
+/* Tell the kernel how s->fd is used.  After n->flags, and s->align. */
+void file_advise(const struct node *n);
+
+/* The range was read, and @waited: it was maybe not in memory. */
+void file_was_read(struct node *n, uint64_t offset, uint64_t bytes,
+                   bool waited);
 
 int file_reopen(struct node *n, const struct node_flags *to,
                 struct error **errp);

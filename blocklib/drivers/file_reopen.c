@@ -125,6 +125,7 @@ void file_reopen_commit(struct node *n)
         (void)close(s->before->fd);
         free(s->before);
         s->before = NULL;
+        file_advise(n);
     }
 }
 

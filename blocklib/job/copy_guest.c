@@ -55,7 +55,10 @@ struct errands {
     unsigned busy;
     unsigned waiting; /* threads with nothing to do */
     unsigned count;
-    unsigned rooms; /* how often there was room */
+    unsigned rooms;   /* how often there was room, and once at the start */
+    unsigned full_at; /* in the end, nothing was left of so many of them */
+    bool turn;        /* one of those who wait for room tries it; the others
+                         would read for nothing what they could not put */
     bool end;
     pthread_t threads[ERRAND_THREADS];
 };
@@ -216,20 +219,6 @@ static int send(struct errands *e, uint64_t offset, uint64_t end,
     return r;
 }
 
-/* Wait for more than @rooms.  A drain keeps out those who make room. */
-static bool await_room(struct errands *e, unsigned rooms, uint64_t deadline)
-{
-    thread_wait_begin();
-    mutex_lock(&e->lock);
-    while (e->rooms == rooms && !node_is_draining(e->copy->filter) &&
-           wait_until(&e->room, e, deadline)) {
-    }
-    bool more = e->rooms != rooms;
-    mutex_unlock(&e->lock);
-    thread_wait_end();
-    return more;
-}
-
 static unsigned rooms_of(struct errands *e)
 {
     mutex_lock(&e->lock);
@@ -238,19 +227,58 @@ static unsigned rooms_of(struct errands *e)
     return rooms;
 }
 
+/* Somebody has tried since there was room for the time @rooms: in vain
+ * (@full) or not. */
+static void tried(struct errands *e, unsigned rooms, bool full, bool had_turn)
+{
+    mutex_lock(&e->lock);
+    if (full && rooms > e->full_at) {
+        e->full_at = rooms;
+    }
+    if (had_turn) {
+        e->turn = false;
+        cond_broadcast(&e->room);
+    }
+    mutex_unlock(&e->lock);
+}
+
+/* Wait for room, and for the turn to try it.  False: time is up; or there is a
+ * drain, which keeps out those who make room. */
+static bool await_room(struct errands *e, uint64_t deadline)
+{
+    thread_wait_begin();
+    mutex_lock(&e->lock);
+    while ((e->rooms == e->full_at || e->turn) &&
+           !node_is_draining(e->copy->filter) &&
+           wait_until(&e->room, e, deadline)) {
+    }
+    bool mine = e->rooms != e->full_at && !e->turn;
+    e->turn |= mine;
+    mutex_unlock(&e->lock);
+    thread_wait_end();
+    return mine;
+}
+
 static int copy_in_time(struct copy *c, uint64_t offset, uint64_t end,
                         uint64_t deadline, enum copy_side *side)
 {
-    bool again = true;
-    int r = 0;
+    struct errands *e = c->errands;
+    bool turn = false;
 
-    while (again) {
-        unsigned rooms = rooms_of(c->errands);
-        r = send(c->errands, offset, end, deadline, side);
-        again = r == -ENOSPC && c->policy.wait_room &&
-                await_room(c->errands, rooms, deadline);
+    for (;;) {
+        unsigned rooms = rooms_of(e);
+        int r = send(e, offset, end, deadline, side);
+        bool full = r == -ENOSPC && c->policy.wait_room;
+
+        tried(e, rooms, full, turn);
+        if (!full) {
+            return r;
+        }
+        turn = await_room(e, deadline);
+        if (!turn) {
+            return r;
+        }
     }
-    return r;
 }
 
 /* --- */
@@ -340,6 +368,7 @@ struct errands *copy_errands_new(struct copy *c)
 
     if (e) {
         e->copy = c;
+        e->rooms = 1;
         mutex_init(&e->lock);
         cond_init(&e->posted);
         cond_init(&e->idle);

@@ -69,6 +69,41 @@ echo >&"${client[1]}"
 read -r line <&"${client[0]}"
 [ "$line" = "done" ] || fail "$line"
 
+# More runs than a reply may have: it is cut, and going on from there gives the
+# rest.
+qmp block-dirty-bitmap-add node=vda name=fine granularity=512 >/dev/null
+python - "$SRCDIR/tests/func" "$sock" <<'END'
+import sys
+sys.path.insert(0, sys.argv[1])
+from nbd_raw import *
+END, N = 64 * 2**20, 40000
+c = Client(sys.argv[2]).go("vda")
+for i in range(0, N, 100):
+    c.s.sendall(b"".join(c.request(WRITE, j * 1024, 512, data=bytes(512))
+                         for j in range(i, i + 100)))
+    for _ in range(100):
+        assert c.message()[1] == 0
+for extended in (False, True):
+    c = Client(sys.argv[2]).go("vda", extended=extended, contexts=[
+        "qemu:dirty-bitmap:fine", "base:allocation", "qemu:dirty-bitmap:b0"])
+    fine = {v: k for k, v in c.contexts.items()}["qemu:dirty-bitmap:fine"]
+    at, replies, runs = 0, 0, []
+    while at < END:
+        error, chunks = c.call(STATUS, at, END - at)
+        assert error == 0 and len(chunks) == 3
+        assert sum(len(p) for _, p in chunks) <= 2**20
+        for kind, p in chunks:
+            if struct.unpack(">I", p[:4])[0] == fine:
+                runs += struct.iter_unpack(">QQ" if extended else ">II",
+                                           p[8 if extended else 4:])
+        at = sum(n for n, _ in runs)
+        replies += 1
+    assert replies > 1 and at == END
+    assert runs[:2 * N] == [(512, 1), (512, 0)] * (N - 1) + [
+        (512, 1), (END - N * 1024 + 512, 0)]
+END
+qmp block-dirty-bitmap-remove node=vda name=fine >/dev/null
+
 # Under another name, as for whom a backup is; each name once.
 qmp block-dirty-bitmap-add node=vda name=b2 disabled=on >/dev/null
 qmp block-export-add '{"type": "nbd", "id": "e", "node-name": "vda",

@@ -133,3 +133,30 @@ stop_server
 # The increment is what the disk was before the last write.
 qemu-io -f qcow2 -c 'write -P 5 40M 64k' inc.qcow2 >/dev/null
 qemu-img compare disk.qcow2 inc.qcow2
+
+# A point in time while the guest writes on: only what is dirty is kept, so
+# that a client which reads more is refused, and never gets anything else.
+qemu-img create -q -f qcow2 live.qcow2 16M
+serve vda=live.qcow2
+guest -c 'write -P 1 0 16M'
+nbdelta backup-begin "$qmp_sock" --disk vda --checkpoint c1 >/dev/null
+nbdcopy "$(uri_of vda@b1)" full.raw
+nbdelta backup-end "$qmp_sock" b1
+guest -c 'write -P 2 1M 64k' -c 'write -z 3M 64k'
+nbdelta backup-begin "$qmp_sock" --disk vda,since=c1 --scratch . >/dev/null
+guest -c 'write -P 7 1M 128k' -c 'write -P 7 3M 1M' -c 'write -P 7 8M 1M'
+qemu-img create -q -f qcow2 -b full.raw -F raw kept.qcow2
+pull() {
+    nbdcopy --destination-is-zero -S 0 "$@" "$(uri_of vda@b2@dirty=backup-vda)" \
+        -- [ qemu-nbd -f qcow2 kept.qcow2 ]
+}
+if pull 2>err; then
+    fail "more was read than what is kept"
+fi
+grep -q 'read at offset .* failed' err
+pull --request-size=65536
+nbdelta backup-end "$qmp_sock" b2
+stop_server
+cp full.raw then.raw
+qemu-io -f raw -c 'write -P 2 1M 64k' -c 'write -z 3M 64k' then.raw >/dev/null
+qemu-img compare -f raw -F qcow2 then.raw kept.qcow2

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -692,6 +693,80 @@ START_TEST(a_new_image_that_cannot_be_made_leaves_no_file)
 }
 END_TEST
 
+/* --- Reading ahead --- */
+
+#define FAR (512 * KiB) /* ahead of the reader */
+
+static bool in_memory(uint64_t offset)
+{
+    unsigned char page = 0;
+    CLEANUP_CLOSE int fd = open(NAME, O_RDONLY);
+    void *p = mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, (off_t)offset);
+
+    ck_assert(p != MAP_FAILED);
+    ck_assert_int_eq(mincore(p, 4096, &page), 0);
+    (void)munmap(p, 4096);
+    return page & 1;
+}
+
+/* False where the file system has its files in memory only. */
+static bool make_cold_file(void)
+{
+    CLEANUP_FREE char *data = malloc(SIZE);
+    CLEANUP_CLOSE int fd = open(NAME, O_RDWR | O_CREAT | O_TRUNC, 0600);
+
+    memset(data, 1, SIZE);
+    for (uint64_t at = 0; at < 4 * SIZE; at += SIZE) {
+        ck_assert_int_eq(pwrite(fd, data, SIZE, (off_t)at), SIZE);
+    }
+    ck_assert_int_eq(fsync(fd), 0);
+    (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+    return !in_memory(0) && !in_memory(4 * MiB + FAR);
+}
+
+static void read_some(uint64_t offset, uint64_t step)
+{
+    char buf[4096];
+
+    for (unsigned i = 0; i < 6; i++) {
+        ck_assert_int_eq(blk_pread(b, buf, sizeof(buf), offset + i * step, 0),
+                         0);
+    }
+}
+
+START_TEST(who_reads_in_order_is_read_ahead_for)
+{
+    if (!make_cold_file()) {
+        return;
+    }
+    start("driver=file,filename=" NAME);
+    read_some(4 * MiB, 4096);
+    bool there = false;
+    for (unsigned i = 0; i < 5000 && !there; i++) {
+        there = in_memory(4 * MiB + FAR);
+        (void)usleep(1000);
+    }
+    ck_assert(there);
+    ck_assert(!in_memory(6 * MiB)); /* not all of it */
+    stop();
+}
+END_TEST
+
+/* Not even what the kernel would think of: large folios. */
+START_TEST(who_reads_here_and_there_gets_what_he_asked_for)
+{
+    if (!make_cold_file()) {
+        return;
+    }
+    start("driver=file,filename=" NAME);
+    read_some(0, 1 * MiB + 8192);
+    ck_assert(in_memory(0));
+    ck_assert(!in_memory(8192));
+    ck_assert(!in_memory(FAR));
+    stop();
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("file");
@@ -714,6 +789,8 @@ int main(void)
     tcase_add_test(tc, a_read_only_node_is_not_written);
     tcase_add_test(tc, image_locks_keep_two_writers_apart);
     tcase_add_test(tc, a_new_image_that_cannot_be_made_leaves_no_file);
+    tcase_add_test(tc, who_reads_in_order_is_read_ahead_for);
+    tcase_add_test(tc, who_reads_here_and_there_gets_what_he_asked_for);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Reading ahead for files that are written to.
+ *
+ * What the kernel reads ahead by itself lies in large folios, and a small
+ * write into one of those takes ten times as long as one into a page (ext4).
+ * So the kernel is told that it is read at random, which ends that, and what
+ * is read in order is asked for here: WILLNEED brings single pages.
+ *
+ *     ---- reads ---->|next        |upto
+ *     |  read already |  on its way  |
+ *
+ * Requests overtake one another: a stream is what stays near `next`.  One is
+ * remembered, which is for a reader who waits for each answer; those who have
+ * many requests on the way need no help.  Lost updates of several threads do no
+ * harm: it is advice.
+ */
+#include <fcntl.h>
+
+#include "drivers/file.h"
+#include "nbdelta/bytes.h"
+
+#define NEAR   (1 * MiB)
+#define WINDOW (1 * MiB)
+#define STREAK 3 /* reads in order make a stream */
+
+static bool wants_advice(const struct node *n, const struct file *s)
+{
+    return !n->flags.read_only && s->align == 1;
+}
+
+void file_advise(const struct node *n)
+{
+    const struct file *s = n->state;
+
+    if (wants_advice(n, s)) {
+        (void)posix_fadvise(s->fd, 0, 0, POSIX_FADV_RANDOM);
+    }
+}
+
+static bool is_near(uint64_t a, uint64_t b)
+{
+    return a < b ? b - a <= NEAR : a - b <= NEAR;
+}
+
+static void follow(struct file *s, uint64_t end)
+{
+    uint64_t upto = atomic_load(&s->ahead.upto);
+    uint64_t from = max_u64(upto, end);
+
+    if (end + WINDOW / 2 > upto &&
+        atomic_compare_exchange_strong(&s->ahead.upto, &upto, from + WINDOW)) {
+        (void)posix_fadvise(s->fd, (off_t)from, WINDOW, POSIX_FADV_WILLNEED);
+    }
+}
+
+void file_was_read(struct node *n, uint64_t offset, uint64_t bytes, bool waited)
+{
+    struct file *s = n->state;
+    struct ahead *a = &s->ahead;
+    bool streams = atomic_load_explicit(&a->streak, memory_order_relaxed) >=
+                   STREAK;
+
+    if (!(waited || streams) || !wants_advice(n, s)) {
+        return;
+    }
+    uint64_t next = atomic_load(&a->next);
+    if (is_near(offset, next)) {
+        atomic_store(&a->next, max_u64(next, offset + bytes));
+        if (!streams) {
+            atomic_fetch_add(&a->streak, 1);
+        } else {
+            follow(s, max_u64(next, offset + bytes));
+        }
+    } else if (waited) { /* what is in memory needs nothing */
+        atomic_store(&a->next, offset + bytes);
+        atomic_store(&a->upto, 0);
+        atomic_store(&a->streak, 0);
+    }
+}
