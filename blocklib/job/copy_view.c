@@ -19,7 +19,7 @@
 #include "nbdelta/bytes.h"
 #include "util/iov.h"
 
-static int lost(const struct copy *c)
+static int lost_error(const struct copy *c)
 {
     return c->policy.lost_errno ? c->policy.lost_errno : -EACCES;
 }
@@ -31,7 +31,7 @@ static int find(const struct copy *c, uint64_t offset, uint64_t *bytes,
     bool visible = false;
 
     if (atomic_load(&c->broken)) {
-        return lost(c);
+        return lost_error(c);
     }
     if (offset >= c->size || !c->visible) {
         return -EACCES;
@@ -45,15 +45,17 @@ static int find(const struct copy *c, uint64_t offset, uint64_t *bytes,
     return 0;
 }
 
-/* Is what was found still so, after it was looked at? 1: yes, 0: look again. */
-static int still(const struct copy *c, uint64_t offset, uint64_t bytes,
-                 bool held)
+/* After what was found was looked at: cut *bytes to how far it is still so. */
+static int keep_true(const struct copy *c, uint64_t offset, uint64_t *bytes,
+                     bool held)
 {
-    uint64_t len = bytes;
     bool now = held;
-    int r = find(c, offset, &len, &now);
+    int r = find(c, offset, bytes, &now);
 
-    return r < 0 ? r : now == held && len == bytes;
+    if (r == 0 && now != held) {
+        *bytes = 0;
+    }
+    return r;
 }
 
 static struct node *side_of(const struct copy *c, bool held)
@@ -79,19 +81,17 @@ int copy_view_preadv(struct copy *c, uint64_t offset, uint64_t bytes,
         r = range_inside(at, len, node_size(n))
                 ? node_preadv(n, at, len, part, parts, flags)
                 : -EIO; /* somebody has cut it off */
-        int same = still(c, at, len, held);
-        if (same < 0) {
-            return same;
+        int lost = keep_true(c, at, &len, held);
+        if (lost < 0 || (len > 0 && r < 0)) {
+            return lost < 0 ? lost : r;
         }
-        if (same && r < 0) {
-            return r;
-        }
-        if (same) {
-            done += len;
-            atomic_fetch_add(&c->counters.pulled, len);
-        }
+        done += len;
+        atomic_fetch_add(&c->counters.pulled, len);
     }
-    return c->policy.once ? copy_view_discard(c, offset, bytes) : 0;
+    if (c->policy.once) {
+        (void)copy_view_discard(c, offset, bytes);
+    }
+    return 0;
 }
 
 struct first {
@@ -127,14 +127,14 @@ int copy_view_map(struct copy *c, uint64_t offset, uint64_t bytes,
                                &f)
                 : -EIO;
         len = r < 0 ? len : f.length;
-        int same = still(c, offset, len, held);
-        if (same < 0) {
-            return same;
+        int lost = keep_true(c, offset, &len, held);
+        if (lost < 0 || (len > 0 && r < 0)) {
+            return lost < 0 ? lost : r;
         }
-        if (same) {
+        if (len > 0) {
             m->kind = f.zero ? MAP_ZERO : MAP_OPAQUE;
             m->length = len;
-            return r < 0 ? r : 0;
+            return 0;
         }
     }
 }

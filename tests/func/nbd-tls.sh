@@ -166,6 +166,22 @@ for cipher in AES-128-GCM CHACHA20-POLY1305; do
 done
 stop_server
 
+# Replies of workers, beside requests that come in: behind blkdebug nothing is
+# served at once.
+truncate -s 32M c.raw
+serve --tls-psk keys/keys.psk a=driver=blkdebug,image.driver=raw,image.file.driver=file,image.file.filename=a.raw \
+    c=driver=blkdebug,image.driver=raw,image.file.driver=file,image.file.filename=c.raw
+for size in 4096 262144 1048576; do
+    nbdcopy --connections=4 --requests=64 --request-size=$size \
+        "$(psk_uri alice keys/keys.psk a)" out.raw
+    cmp a.raw out.raw
+    nbdcopy --connections=4 --requests=64 --request-size=$size a.raw \
+        "$(psk_uri alice keys/keys.psk c)"
+    nbdcopy "$(psk_uri alice keys/keys.psk c)" out.raw
+    cmp a.raw out.raw
+done
+stop_server
+
 # --- The client chooses, or there is no choice. ---
 
 serve -f raw --tls=on --tls-psk keys/keys.psk a=a.raw
