@@ -37,6 +37,9 @@ static const struct qmp_arg yank_args[] = {
     QMP_LAST,
 };
 
+static const struct qmp_arg instances_type = QMP_ARG("", OBJECTS,
+                                                     .members = instance_args);
+
 /* The node that an instance names, or NULL. */
 static const char *node_of(const json_t *instance)
 {
@@ -106,7 +109,7 @@ void qmp_yank_early(struct daemon *d, const json_t *request)
 }
 
 const struct qmp_command qmp_yank_commands[] = {
-    QMP_COMMAND("query-yank", cmd_query_yank, NULL),
+    QMP_COMMAND("query-yank", cmd_query_yank, NULL, .ret = &instances_type),
     QMP_COMMAND("yank", cmd_yank, yank_args),
     QMP_COMMANDS_END,
 };
