@@ -242,6 +242,16 @@ static inline struct node *node_skip_filters(const struct node *n)
     return (struct node *)(uintptr_t)n;
 }
 
+/* @n, or what is below it when it is a filter that a job has put there, and
+ * will take away. */
+static inline struct node *node_skip_job_filters(struct node *n)
+{
+    while (n && !n->options && n->drv->is_filter && node_child(n, CHILD_FILE)) {
+        n = node_child(n, CHILD_FILE);
+    }
+    return n;
+}
+
 /* Cut @bytes to what is alike for the guard of @n; true: it is held. */
 static inline bool node_guard(const struct node *n, uint64_t offset,
                               uint64_t *bytes)

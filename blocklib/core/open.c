@@ -589,9 +589,7 @@ int graph_close(struct graph *g, struct node *n, struct error **errp)
 void graph_forget(struct graph *g, struct node *n)
 {
     graph_lock(g);
-    while (!n->monitor_owned && n->drv->is_filter && node_child(n, CHILD_FILE)) {
-        n = node_child(n, CHILD_FILE);
-    }
+    n = node_skip_job_filters(n);
     if (n->monitor_owned) {
         n->monitor_owned = false;
         node_unref(n);

@@ -163,10 +163,7 @@ static json_t *describe(struct node *n, const struct stats *s, bool device);
 /* A device's does not show the filters that jobs have put there. */
 static struct node *shown(struct node *n, bool device)
 {
-    while (device && n && !n->options && n->drv->is_filter) {
-        n = node_child(n, CHILD_FILE);
-    }
-    return n;
+    return device ? node_skip_job_filters(n) : n;
 }
 
 static void add_below(struct node *n, bool device, json_t *info)

@@ -690,6 +690,10 @@ int backup_action(struct jobs *j, const struct backup_options *o,
     s->action.ops = &start_ops;
     s->jobs = j;
     s->o = *o;
+    graph_lock(jobs_graph(j));
+    s->o.source = node_skip_job_filters(o->source);
+    s->o.target = node_skip_job_filters(o->target);
+    graph_unlock(jobs_graph(j));
     s->txn = txn;
     *ap = &s->action;
     return 0;

@@ -382,6 +382,9 @@ int point_action(struct graph *g, const struct point_options *o,
     s->action.ops = &start_ops;
     s->graph = g;
     s->o = *o;
+    graph_lock(s->graph);
+    s->o.node = node_skip_job_filters(o->node);
+    graph_unlock(s->graph);
     s->p = p;
     *pp = p;
     *ap = &s->action;

@@ -24,6 +24,10 @@ CLASSES = {'GenericError', 'CommandNotFound', 'DeviceNotFound',
            'DeviceNotActive'}
 DISKS = ['disk0', 'disk1', 'disk2', 'disk3']
 
+# What was asked, when its reply had come.
+LOG = open(os.environ['STRESS_LOG'], 'w', 1) if 'STRESS_LOG' in os.environ \
+    else None
+
 failures = []
 stop = threading.Event()
 counts = {}
@@ -98,6 +102,9 @@ class Client:
 
     def ask(self, command, arguments=None):
         reply = self.reply(self.send(command, arguments))
+        if LOG:
+            LOG.write(json.dumps([command, arguments, reply.get('error')]) +
+                      '\n')
         key = command, 'return' in reply
         counts[key] = counts.get(key, 0) + 1
         return reply
@@ -512,7 +519,4 @@ for f in failures:
 done = sum(n for (_, good), n in counts.items() if good)
 refused = sum(n for (_, good), n in counts.items() if not good)
 print(f'{done} commands succeeded, {refused} did not')
-if '-v' in os.environ.get('STRESS', ''):
-    for (command, good), n in sorted(counts.items()):
-        print(f'{command:40} {"ok" if good else "refused":8} {n}')
 sys.exit(bool(failures))

@@ -1,7 +1,8 @@
 #!/bin/bash
 # Eight QMP clients send random commands, valid and not, while jobs run and
 # others read and write over NBD.  Bounded by a number of commands; `make stress
-# SECONDS=60` runs as long.  STRESS_SEED=N repeats what was random.
+# SECONDS=60` runs as long.  STRESS_SEED=N repeats what was random (not how the
+# clients meet), STRESS_LOG=FILE has what they asked.
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"
@@ -30,7 +31,13 @@ stop_server
 # Of the others, nobody knows who wrote what to them.
 for image in ./*.qcow2; do
     if [ "$(head -c 3 "$image")" = QFI ]; then
-        qemu-img check -q "$image" >check.out 2>&1 ||
+        # By itself: what it was put upon may be no file.
+        rc=0
+        qemu-img check -q "json:{\"driver\": \"qcow2\", \"backing\": null,
+            \"file\": {\"driver\": \"file\", \"filename\": \"$image\"}}" \
+            >check.out 2>&1 || rc=$?
+        # Leaked clusters (3) do no harm.
+        [ $rc -eq 0 ] || [ $rc -eq 3 ] ||
             fail "$image (seed $seed): $(cat check.out)"
     fi
 done

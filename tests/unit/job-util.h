@@ -138,6 +138,7 @@ static inline struct node *disk_new(struct graph *g, const char *name,
     json_decref(o);
     graph_lock(g);
     ck_assert_int_eq(node_new(g, &driver_trap, name, mem, &n, NULL), 0);
+    n->options = json_object(); /* it is no job's */
     ck_assert_int_eq(node_attach(n, CHILD_FILE, mem, "file",
                                  PERM_READ | PERM_WRITE | PERM_RESIZE, PERM_ALL,
                                  NULL),
