@@ -291,6 +291,25 @@ opens "$(psk_uri alice keys/keys.psk a)"
 refuses "$(psk_uri bob keys/keys.psk a)" "not present\|No such"
 stop_server
 
+# By commands; credentials that are deleted serve on until the server stops.
+serve_objects
+start_tls() {
+    qmp nbd-server-start "{\"tls-creds\": \"t\", \"addr\": {
+        \"type\": \"unix\", \"data\": {\"path\": \"$must\"}}}"
+}
+qmp object-add qom-type=tls-creds-psk id=t dir=keys endpoint=server >out
+start_tls >out
+qmp block-export-add type=nbd id=a node-name=a >out
+opens "$(psk_uri alice keys/keys.psk a)"
+qmp object-del id=t >out
+opens "$(psk_uri alice keys/keys.psk a)"
+qmp nbd-server-stop >out
+if start_tls >out 2>err; then
+    fail "credentials were used that are not there"
+fi
+grep -q "No TLS credentials with id 't'" err || fail "$(cat err)"
+stop_server
+
 # A key that a password opens.
 mkdir -p locked
 cp pki/ca-cert.pem pki/server-cert.pem locked/
