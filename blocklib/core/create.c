@@ -40,7 +40,7 @@ static int measure_backing(const char *filename, const char *backing,
         graph_allow_any_path(g);
         r = graph_open(g, options, &n, errp);
         if (r < 0) {
-            error_prefix(errp, "Could not open '%s': ", path);
+            error_prefix(errp, "Could not open backing image: ");
         } else {
             *size = node_size(n);
         }
