@@ -16,7 +16,7 @@
  * less than OUT_FULL of it: so there is room for one more, and for what may
  * have to go before it. */
 #define IN_SIZE    ((size_t)64 << 10)
-#define OUT_FULL   ((size_t)264 << 10)
+#define OUT_FULL   ((size_t)132 << 10)
 #define OUT_SIZE   (OUT_FULL + ((size_t)32 << 10))
 #define RECORD_MAX ((size_t)16 << 10)
 

@@ -12,7 +12,7 @@ packages_of() {
             libgnutls28-dev libnbd-dev nbdkit-plugin-dev ;;
     test)
         echo check fio gnutls-bin groff-base jq libnbd-bin nbdkit procps python3-libnbd \
-            qemu-system-common qemu-utils socat ;;
+            qemu-system-common qemu-system-x86 qemu-utils socat ;;
     dev)
         echo clang clang-format clang-tidy cppcheck libclang-rt-14-dev \
             nbd-client shellcheck valgrind ;;

@@ -497,7 +497,6 @@ struct list *bitmap_take_off(struct bitmap *bm)
     struct list *after = bm->on_node.prev;
 
     list_remove(&bm->on_node);
-    bitmap_nest(bm->node, bm);
     return after;
 }
 
@@ -505,7 +504,6 @@ void bitmap_put_back(struct bitmap *bm, struct node *n, struct list *after)
 {
     assert(bm->node == n);
     list_insert_before(after->next, &bm->on_node);
-    bitmap_nest(n, bm);
 }
 
 struct hbitmap *bitmap_swap_bits(struct bitmap *bm, struct hbitmap *bits)

@@ -40,7 +40,7 @@ static int measure_backing(const char *filename, const char *backing,
         graph_allow_any_path(g);
         r = graph_open(g, options, &n, errp);
         if (r < 0) {
-            error_prefix(errp, "Could not open '%s': ", path);
+            error_prefix(errp, "Could not open backing image: ");
         } else {
             *size = node_size(n);
         }
@@ -98,7 +98,7 @@ int image_create(const char *filename, const char *format,
 }
 
 int image_make(const char *filename, const char *format,
-                 const json_t *options, struct error **errp)
+               const json_t *options, struct error **errp)
 {
     const struct driver *drv = driver_find(format);
     if (!drv || !drv->create) {

@@ -90,7 +90,8 @@ int bitmap_add_locked(struct node *n, const char *name, uint64_t granularity,
                       struct error **errp);
 
 /* Off its node, and back where it was (@after: what came before it then).
- * In between it belongs to the caller, who may bitmap_drop it. */
+ * In between it belongs to the caller, who may bitmap_drop it.  After all that
+ * go or come, bitmap_nest(n, NULL). */
 struct list *bitmap_take_off(struct bitmap *bm);
 void bitmap_put_back(struct bitmap *bm, struct node *n, struct list *after);
 

@@ -163,6 +163,7 @@ static void put_back(struct change *c)
         bitmap_put_back(t->bm, n, t->after);
         n->bitmaps_changed |= t->bm->persistent;
     }
+    bitmap_nest(n, NULL);
 }
 
 static int take_off(struct change *c, struct bitmap *bm, struct error **errp)
@@ -192,6 +193,7 @@ static int take_all(struct change *c, struct error **errp)
         r = take_off(c, bm, errp);
         if (r == 0 && bitmap_lookup(c->ref.node, c->ref.name, BITMAP_USE_REMOVE,
                                     &bm, NULL) < 0) {
+            bitmap_nest(c->ref.node, NULL);
             return 0;
         }
     }

@@ -315,6 +315,67 @@ int qcow2_alloc(struct qcow2 *s, uint64_t want, uint64_t *host, uint64_t *got,
     return 0;
 }
 
+/* Behind the last block, at *index, room for blocks that count themselves and
+ * @count clusters more. */
+static int room_for_blocks(struct qcow2 *s, uint64_t count, uint64_t *index,
+                           uint64_t *blocks) REQUIRES(s->meta)
+{
+    *blocks = 1;
+    while (*blocks < div_up(*blocks + count, refs_per_block(s))) {
+        *blocks = div_up(*blocks + count, refs_per_block(s));
+    }
+    for (;;) {
+        *index = s->reftable_size;
+        while (*index > 0 && s->reftable[*index - 1] == 0) {
+            --*index;
+        }
+        if (*index + *blocks <= s->reftable_size) {
+            return 0;
+        }
+        int r = grow_reftable(s, *index + *blocks);
+        if (r < 0) {
+            return r;
+        }
+    }
+}
+
+/*
+ * A run that is longer than what one block counts, while a block lies in the
+ * first of its own clusters otherwise: new ones, in front of it.
+ *
+ *     end of what is counted -> [ blocks ][ run ]
+ */
+static int alloc_long(struct qcow2 *s, uint64_t count, uint64_t *host)
+    REQUIRES(s->meta)
+{
+    uint64_t index;
+    uint64_t blocks;
+    int r = room_for_blocks(s, count, &index, &blocks);
+    if (r < 0) {
+        return r;
+    }
+    uint64_t start = index << s->refblock_bits;
+    if (start + blocks + count > BLK_SIZE_MAX >> s->cluster_bits) {
+        return -EFBIG;
+    }
+    r = check_unused(s, start, blocks + count);
+    for (uint64_t b = 0; b < blocks && r == 0; b++) {
+        node_event(s->file, EVENT_REFBLOCK_ALLOC);
+        r = add_block(s, index + b, start + b, start, blocks + count);
+        if (r == 0) {
+            s->reftable[index + b] = (start + b) << s->cluster_bits;
+            qcow2_span_add(&s->reftable_dirty, (uint32_t)(index + b),
+                           (uint32_t)(index + b) + 1);
+        }
+    }
+    if (r == 0) {
+        *host = (start + blocks) << s->cluster_bits;
+        s->virgin = max_u64(s->virgin,
+                            (start + blocks + count) << s->cluster_bits);
+    }
+    return r;
+}
+
 int qcow2_alloc_exact(struct qcow2 *s, uint64_t count, uint64_t *host)
 {
     uint64_t from = s->free_hint;
@@ -322,6 +383,9 @@ int qcow2_alloc_exact(struct qcow2 *s, uint64_t count, uint64_t *host)
     uint64_t found = 0;
 
     node_event(s->file, EVENT_CLUSTER_ALLOC);
+    if (count >= refs_per_block(s)) {
+        return alloc_long(s, count, host);
+    }
     while (found < count) {
         uint64_t start;
         uint64_t run;
