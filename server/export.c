@@ -346,7 +346,8 @@ static struct export *find_name(struct exports *s, uint64_t server,
 }
 
 struct export *exports_find(struct exports *s, uint64_t server,
-                            const char *name)
+                            const char *name, may_open_fn *may_open,
+                            void *opaque)
 {
     struct export *e = find_name(s, server, name, strlen(name));
 
@@ -354,6 +355,9 @@ struct export *exports_find(struct exports *s, uint64_t server,
     for (const char *p = name; !e && (p = strstr(p, VIEW_MARK)); p++) {
         struct export *of = find_name(s, server, name, (size_t)(p - name));
 
+        if (of && !may_open(of, opaque)) {
+            return of;
+        }
         e = of ? view_new(s, of, name, p + strlen(VIEW_MARK)) : NULL;
     }
     return e;

@@ -106,10 +106,15 @@ static inline int export_add_bitmap(struct exports *s, struct export *e,
 void export_publish(struct exports *s, struct export *e);
 void export_drop(struct exports *s, struct export *e);
 
-/* That of @server by its name, with a reference; NULL when there is none.  A
- * view is a new one each time. */
+/*
+ * That of @server by its name, with a reference; NULL when there is none.  A
+ * view is a new one each time, and costs a drain: where @may_open says no of
+ * the export that it would be of, it is not made, and that export returned.
+ */
+typedef bool may_open_fn(const struct export *e, void *opaque);
 struct export *exports_find(struct exports *s, uint64_t server,
-                            const char *name);
+                            const char *name, may_open_fn *may_open,
+                            void *opaque);
 /* By its id. */
 struct export *exports_find_id(struct exports *s, const char *id);
 void export_ref(struct exports *s, struct export *e);

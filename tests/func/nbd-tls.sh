@@ -257,6 +257,13 @@ opens "$(tls_uri client private)"
 refuses "$(tls_uri bob private)" "not present\|No such"
 refuses "$(tls_uri client guests)" "not present\|No such"
 opens "$(tls_uri bob guests)"
+# What a bitmap has dirty is for those who may see the disk.
+qmp block-dirty-bitmap-add node=a name=b disabled=true >out
+qmp block-export-add '{"type": "nbd", "id": "d", "node-name": "a",
+    "name": "views", "tls-authz": "alice", "bitmaps": ["b"]}' >out
+opens "$(tls_uri client views@dirty=b)"
+refuses "$(tls_uri bob views@dirty=b)" "not present\|No such"
+qmp block-export-del id=d mode=hard >out
 if nbdinfo --is read-only "$(tls_uri client shared)"; then
     fail "alice cannot write"
 fi
