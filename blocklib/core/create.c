@@ -98,7 +98,7 @@ int image_create(const char *filename, const char *format,
 }
 
 int image_make(const char *filename, const char *format,
-                 const json_t *options, struct error **errp)
+               const json_t *options, struct error **errp)
 {
     const struct driver *drv = driver_find(format);
     if (!drv || !drv->create) {
