@@ -297,8 +297,10 @@ void *conn_thread(void *arg)
     struct conn *c = arg;
 
     c->self = pthread_self();
-    uint64_t limit = server_handshake_s(c->server) * UINT64_C(1000000000);
-    c->deadline = limit > 0 ? now_ns() + limit : 0;
+    unsigned seconds = server_handshake_s(c->server);
+    c->deadline = seconds == HANDSHAKE_FOREVER
+                      ? 0
+                      : now_ns() + seconds * UINT64_C(1000000000);
     int r = conn_handshake(c);
     if (r == 0) {
         c->deadline = 0;

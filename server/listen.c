@@ -170,7 +170,7 @@ static struct server *server_alloc(struct servers *ss,
     s->all = ss;
     s->max = o->max;
     s->max_per_address = o->max_per_address;
-    s->handshake_s = o->handshake_s;
+    s->handshake_s = o->handshake_s ? o->handshake_s : HANDSHAKE_S;
     s->socket_mode = o->socket_mode ? o->socket_mode : 0600;
     s->policy = tls_policy_ref(o->policy);
     s->running = true;

@@ -70,6 +70,7 @@ static int start_server(struct qmp_call *call, const json_t *addr,
     };
     struct server *s;
 
+    o.handshake_s = o.handshake_s ? o.handshake_s : HANDSHAKE_FOREVER;
     if (o.id && !id_is_well_formed(o.id)) {
         return error_set(errp, EINVAL, "Invalid NBD server id");
     }

@@ -135,11 +135,13 @@ END
 qmp nbd-server-start \
     "$(start quick ', "handshake-max-seconds": 1, "max-connections": 3')" >out
 qmp block-export-add type=nbd id=q node-name=a server=quick >out
+qmp nbd-server-start "$(start slow ', "handshake-max-seconds": 0')" >out
 python - "$SRCDIR/tests/func" <<'END'
 import sys, threading, time
 sys.path.insert(0, sys.argv[1])
 from nbd_raw import *
 stays = Client("quick.sock").go("a")
+silent = Client("slow.sock")
 cut = []
 def drip():
     c = Client("quick.sock")
@@ -158,6 +160,7 @@ for t in threads:
     t.join()
 assert len(cut) == 2
 assert stays.alive() and third.alive()
+assert silent.option(LIST)[0] == ACK
 END
 
 # Many of them come and go with clients in every state.
