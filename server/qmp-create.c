@@ -72,7 +72,9 @@ static json_t *image_options(json_t *args)
             continue;
         }
         for (char *p = name; p && *p; p++) {
-            *p = *p == '-' ? '_' : *p;
+            if (*p == '-') {
+                *p = '_';
+            }
         }
         if (!name || json_object_set(options, name, value) < 0) {
             json_decref(options);
