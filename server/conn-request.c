@@ -225,7 +225,7 @@ static bool receive_write(struct conn *c, const struct request *rq)
     struct request *r;
 
     conn_throttle(c, rq->length);
-    r = request_new(c, rq);
+    r = conn_is_ending(c) ? NULL : request_new(c, rq);
     if (!r) {
         return false;
     }
@@ -298,7 +298,7 @@ static enum step write_request(struct conn *c, const struct request *rq,
 static enum step submit(struct conn *c, const struct request *rq)
 {
     conn_throttle(c, request_bytes(rq));
-    struct request *r = request_new(c, rq);
+    struct request *r = conn_is_ending(c) ? NULL : request_new(c, rq);
     if (!r) {
         return STEP_END;
     }
@@ -331,8 +331,17 @@ static int read_into_batch(struct conn *c, const struct request *rq)
 
 static enum step read_request(struct conn *c, struct request *rq)
 {
-    int r = rq->length <= INLINE_MAX ? read_into_batch(c, rq)
-                                     : conn_read(c, rq, true);
+    int r;
+
+    if (rq->length <= INLINE_MAX) {
+        r = read_into_batch(c, rq);
+    } else {
+        conn_throttle(c, rq->length);
+        if (conn_is_ending(c)) {
+            return STEP_END;
+        }
+        r = conn_read(c, rq, true);
+    }
     return r == 0 ? STEP_ON : submit(c, rq);
 }
 
@@ -436,7 +445,7 @@ static enum step one_request(struct conn *c)
 bool conn_requests(struct conn *c)
 {
     while (input_left(c) >= head_size(c)) {
-        if (atomic_load_explicit(&c->stopping, memory_order_relaxed)) {
+        if (conn_is_ending(c)) {
             return false;
         }
         enum step step = one_request(c);

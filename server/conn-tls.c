@@ -124,6 +124,11 @@ bool conn_may_write(const struct conn *c, const struct export *e)
     return e->writable && conn_is_allowed(c, e->authz_writable);
 }
 
+static bool may_open(const struct export *e, void *opaque)
+{
+    return conn_is_allowed(opaque, e->authz);
+}
+
 /* As exports_find; but a view is the same one for all options. */
 static struct export *find(struct conn *c, const char *name)
 {
@@ -131,7 +136,8 @@ static struct export *find(struct conn *c, const char *name)
         export_ref(c->exports, c->view);
         return c->view;
     }
-    struct export *e = exports_find(c->exports, server_serial(c->server), name);
+    struct export *e = exports_find(c->exports, server_serial(c->server), name,
+                                    may_open, c);
     if (e && e->of) {
         export_unref(c->exports, c->view);
         export_ref(c->exports, e);

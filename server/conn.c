@@ -83,9 +83,10 @@ void conn_stop(struct conn *c)
 
 /* --- Waiting. --- */
 
-static bool no_more(struct conn *c)
+bool conn_is_ending(struct conn *c)
 {
-    return atomic_load_explicit(&c->stopping, memory_order_relaxed);
+    return c->hung_up ||
+           atomic_load_explicit(&c->stopping, memory_order_relaxed);
 }
 
 int conn_time_left(const struct conn *c)
@@ -166,11 +167,9 @@ void conn_throttle(struct conn *c, size_t need)
         mutex_lock(&c->lock);
         bool full = is_full_locked(c, need);
         c->throttled = full;
+        c->hung_up |= c->broken;
         mutex_unlock(&c->lock);
-        if (!full) {
-            return;
-        }
-        if (no_more(c)) {
+        if (!full || conn_is_ending(c)) {
             return;
         }
         if (flushed) {
@@ -194,7 +193,7 @@ void conn_throttle(struct conn *c, size_t need)
  */
 ssize_t conn_receive(struct conn *c, struct iovec *iov, int cnt)
 {
-    while (!no_more(c)) {
+    while (!conn_is_ending(c)) {
         ssize_t n = transport_receive(&c->io, iov, cnt, c->alone);
         if (n == -EINTR) {
             continue;
@@ -235,7 +234,7 @@ static bool fill(struct conn *c)
             conn_trim(c);
         }
         (void)conn_wait(c, true, -1);
-        if (no_more(c)) {
+        if (conn_is_ending(c)) {
             return false;
         }
     }
@@ -261,10 +260,11 @@ static void finish_requests(struct conn *c)
 static void finish_replies(struct conn *c)
 {
     uint64_t now = now_ns();
-    uint64_t end = now + (no_more(c) ? STOP_MS : LINGER_MS) * UINT64_C(1000000);
+    uint64_t end = now + (conn_is_ending(c) ? STOP_MS : LINGER_MS) *
+                             UINT64_C(1000000);
 
     while (!is_alone(c) && (now = now_ns()) < end) {
-        if (no_more(c)) { /* since a moment ago */
+        if (conn_is_ending(c)) { /* since a moment ago */
             end = min_u64(end, now + STOP_MS * UINT64_C(1000000));
         }
         (void)conn_wait(c, false, (int)((end - now) / 1000000) + 1);
@@ -278,7 +278,7 @@ static void transmission(struct conn *c)
 
     (void)setsockopt(c->io.fd, SOL_SOCKET, SO_RCVTIMEO, &idle, sizeof(idle));
     server_enter(c->server, c);
-    while (!no_more(c) && conn_requests(c)) {
+    while (!conn_is_ending(c) && conn_requests(c)) {
         conn_throttle(c, 0);
         conn_flush(c);
         if (!fill(c)) {
@@ -297,8 +297,10 @@ void *conn_thread(void *arg)
     struct conn *c = arg;
 
     c->self = pthread_self();
-    uint64_t limit = server_handshake_s(c->server) * UINT64_C(1000000000);
-    c->deadline = limit > 0 ? now_ns() + limit : 0;
+    unsigned seconds = server_handshake_s(c->server);
+    c->deadline = seconds == HANDSHAKE_FOREVER
+                      ? 0
+                      : now_ns() + seconds * UINT64_C(1000000000);
     int r = conn_handshake(c);
     if (r == 0) {
         c->deadline = 0;

@@ -160,10 +160,10 @@ struct conn {
     size_t input_end;
     struct segment *batch; /* replies of requests served at once */
     bool alone;            /* nothing is in the pool, nothing to be sent */
-    bool hung_up;
-    uint64_t deadline; /* of the handshake; 0: it is over */
-    unsigned options;  /* that it has sent */
-    uint64_t informed; /* serial of the export of an INFO just before */
+    bool hung_up;          /* its client is gone, and sees no reply */
+    uint64_t deadline;     /* of the handshake; 0: it is over */
+    unsigned options;      /* that it has sent */
+    uint64_t informed;     /* serial of the export of an INFO just before */
 
     /* Guarded by lock. */
     mutex_t lock;
@@ -214,7 +214,12 @@ ssize_t conn_receive(struct conn *c, struct iovec *iov, int cnt);
 /* Send what is there, the batch too.  Its own thread. */
 void conn_flush(struct conn *c) EXCLUDES(c->lock);
 
-/* Wait until @need more bytes may be held and one more request be made. */
+/* No more requests are to be begun.  What a client that is gone has asked for
+ * is dropped: it may be back on another connection, with newer writes. */
+bool conn_is_ending(struct conn *c);
+
+/* Wait until @need more bytes may be held and one more request be made, or
+ * the connection is ending. */
 void conn_throttle(struct conn *c, size_t need) EXCLUDES(c->lock);
 
 /* --- conn-handshake.c --- */

@@ -30,6 +30,7 @@ struct exports;
 
 struct export_options {
     uint64_t server;         /* whose clients can open it (server_serial) */
+    const char *server_id;   /* its name; NULL: it has none */
     const char *id;          /* of block-export-*; unique */
     const char *name;        /* on the wire; unique in its server */
     const char *description; /* or NULL */
@@ -52,6 +53,7 @@ struct export
 {
     /* Set at creation. */
     uint64_t server;
+    char *server_id; /* or NULL */
     char *id;
     char *name;
     char *description; /* or NULL */
@@ -106,10 +108,15 @@ static inline int export_add_bitmap(struct exports *s, struct export *e,
 void export_publish(struct exports *s, struct export *e);
 void export_drop(struct exports *s, struct export *e);
 
-/* That of @server by its name, with a reference; NULL when there is none.  A
- * view is a new one each time. */
+/*
+ * That of @server by its name, with a reference; NULL when there is none.  A
+ * view is a new one each time, and costs a drain: where @may_open says no of
+ * the export that it would be of, it is not made, and that export returned.
+ */
+typedef bool may_open_fn(const struct export *e, void *opaque);
 struct export *exports_find(struct exports *s, uint64_t server,
-                            const char *name);
+                            const char *name, may_open_fn *may_open,
+                            void *opaque);
 /* By its id. */
 struct export *exports_find_id(struct exports *s, const char *id);
 void export_ref(struct exports *s, struct export *e);

@@ -170,7 +170,7 @@ static struct server *server_alloc(struct servers *ss,
     s->all = ss;
     s->max = o->max;
     s->max_per_address = o->max_per_address;
-    s->handshake_s = o->handshake_s;
+    s->handshake_s = o->handshake_s ? o->handshake_s : HANDSHAKE_S;
     s->socket_mode = o->socket_mode ? o->socket_mode : 0600;
     s->policy = tls_policy_ref(o->policy);
     s->running = true;
@@ -217,11 +217,6 @@ struct server *server_find(struct servers *ss, const char *id,
 uint64_t server_serial(const struct server *s)
 {
     return s->serial;
-}
-
-const char *server_id(const struct server *s)
-{
-    return s->id;
 }
 
 unsigned server_max(const struct server *s)

@@ -40,13 +40,16 @@ void servers_stop(struct servers *ss);
 /* Tell the connections that use @e, which is removed, to end. */
 void servers_end_export(struct servers *ss, const struct export *e);
 
-#define HANDSHAKE_S 10 /* unless told otherwise, as QEMU */
+/* Seconds that a client may take to choose an export: unless told otherwise,
+ * as QEMU; and no limit. */
+#define HANDSHAKE_S       10
+#define HANDSHAKE_FOREVER UINT32_MAX
 
 struct server_options {
     const char *id;            /* NULL: the one without a name */
     unsigned max;              /* connections at once, others wait; 0: any */
     unsigned max_per_address;  /* those above it are closed; 0: any number */
-    unsigned handshake_s;      /* that a client may take for it; 0: any time */
+    unsigned handshake_s;      /* 0: HANDSHAKE_S */
     mode_t socket_mode;        /* of Unix sockets; 0: 0600 */
     struct tls_policy *policy; /* NULL: no TLS */
 };
@@ -73,7 +76,6 @@ void server_close(struct server *s);
 #define SERVER_UNNAMED 1
 uint64_t server_serial(const struct server *s);
 
-const char *server_id(const struct server *s); /* NULL: it has no name */
 unsigned server_max(const struct server *s);
 unsigned server_handshake_s(const struct server *s);
 

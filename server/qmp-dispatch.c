@@ -22,6 +22,7 @@ static const struct qmp_command *const tables[] = {
     qmp_device_commands, qmp_export_commands, qmp_hmp_commands,
     qmp_job_commands,    qmp_node_commands,   qmp_object_commands,
     qmp_pull_commands,   qmp_schema_commands, qmp_transaction_commands,
+    qmp_yank_commands,
 };
 
 int qmp_each_command(int (*fn)(const struct qmp_command *c, void *opaque),

@@ -156,6 +156,7 @@ extern const struct qmp_command qmp_core_commands[];
 extern const struct qmp_command qmp_schema_commands[];
 extern const struct qmp_command qmp_abort_action; /* no command */
 extern const struct qmp_command qmp_transaction_commands[];
+extern const struct qmp_command qmp_yank_commands[];
 
 /* --nbd-server: as nbd-server-start, but for its addr. */
 extern const struct qmp_command qmp_nbd_server_option;

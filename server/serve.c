@@ -278,7 +278,6 @@ static int listen_short(struct serve *s, struct error **errp)
 {
     const struct serve_config *cfg = &s->config;
     struct server_options o = {.max = CONNECTIONS_MAX,
-                               .handshake_s = HANDSHAKE_S,
                                .socket_mode = cfg->socket_mode};
     bool given = cfg->socket || cfg->address || cfg->port;
     struct server *server;

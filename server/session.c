@@ -19,6 +19,7 @@
 #include "object.h"
 #include "qmp-core.h"
 #include "qmp-dispatch.h"
+#include "qmp-yank.h"
 #include "qmp-parse.h"
 #include "tls.h"
 
@@ -252,6 +253,7 @@ static void on_value(json_t *value, const char *why, void *opaque)
     struct session *s = opaque;
     struct jobs *jobs = s->daemon->jobs;
 
+    qmp_yank_early(s->daemon, value);
     mutex_lock(&jobs->lock);
     queue_reply(s, value ? qmp_dispatch(s->daemon, &s->state, value)
                          : qmp_error_reply(NULL, QMP_GENERIC_ERROR, why));

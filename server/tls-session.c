@@ -135,7 +135,10 @@ static int verify(gnutls_session_t session)
     struct tls *t = gnutls_session_get_ptr(session);
     unsigned status = 0;
 
-    if (gnutls_certificate_verify_peers3(session, t->host, &status) < 0) {
+    if (!t->keys->server && !t->host) {
+        t->why = "No hostname for certificate validation";
+    } else if (gnutls_certificate_verify_peers3(session, t->host, &status) <
+               0) {
         t->why = "there is no certificate that could be verified";
     } else if (status != 0) {
         t->why = tls_reason(status);

@@ -50,8 +50,8 @@ bool tls_keys_identify(const struct tls_keys *k);
 /* --- Sessions. --- */
 
 /* One over the connected @fd, for the end that @k are for; a client wants the
- * server's certificate to be for @host.  NULL: no memory.  @fd stays the
- * caller's. */
+ * server's certificate to be for @host (NULL: none will do).  NULL: no memory.
+ * @fd stays the caller's. */
 struct tls *tls_new(struct tls_keys *k, int fd, const char *host);
 void tls_free(struct tls *t); /* NULL is fine */
 

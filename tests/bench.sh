@@ -245,6 +245,15 @@ our_backup() {
         mode=existing target="$work/target.qcow2" --wait
 }
 
+# Into an export of another server.
+remote_backup() {
+    "$nbdelta" qmp qmp blockdev-add "{\"driver\": \"nbd\",
+        \"node-name\": \"t\", \"discard\": \"unmap\", \"server\": {
+        \"type\": \"unix\", \"path\": \"$work/far\"}}"
+    "$nbdelta" qmp qmp blockdev-backup job-id=j device=disk target=t \
+        sync=full --wait
+}
+
 measure() {
     case $2 in
     cpu:*)
@@ -283,6 +292,15 @@ measure() {
         else
             seconds q_s_d_backup
         fi ;;
+    remote)
+        rm -f target.raw
+        truncate -s "$size" target.raw
+        qemu-nbd -t -f raw --discard=unmap -k "$work/far" target.raw &
+        local far=$!
+        wait_for "$work/far"
+        seconds remote_backup
+        kill "$far"
+        wait "$far" || true ;;
     esac
 }
 
@@ -369,6 +387,7 @@ row "plugin: nbdcopy pull of $size, qcow2" pull qcow2 plugin qemu-nbd nbdelta
 row "nbdcopy pull of $size, raw" pull raw nbdelta qemu-nbd q-s-d nbdkit
 row "nbdcopy pull of $size, qcow2" pull qcow2 nbdelta qemu-nbd q-s-d
 row "full backup of $size to qcow2" backup qcow2 nbdelta q-s-d
+row "full backup of $size to a remote disk" remote qcow2 nbdelta q-s-d
 
 row "1 GiB in new clusters, 64K, QD 16" allocate first nbdelta qemu-nbd q-s-d
 

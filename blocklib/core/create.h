@@ -10,6 +10,6 @@ struct error;
  * "data_file_exists" has the data file left as it is, and the image made only
  * where nothing is yet (-EEXIST). */
 int image_make(const char *filename, const char *format,
-                 const json_t *options, struct error **errp);
+               const json_t *options, struct error **errp);
 
 #endif /* NBDELTA_CORE_CREATE_H */

@@ -706,6 +706,7 @@ struct graph *graph_new(void)
         list_init(&g->trees);
         list_init(&g->throttle_groups);
         tls_creds_set_init(&g->tls_creds);
+        yank_set_init(&g->yanks);
     }
     return g;
 }
@@ -741,6 +742,7 @@ void graph_free(struct graph *g)
     }
     free(g->allowed);
     tls_creds_set_destroy(&g->tls_creds);
+    yank_set_destroy(&g->yanks);
     mutex_destroy(&g->lock);
     free(g);
 }

@@ -5,6 +5,7 @@
 /* Between graph.c, open.c, policy.c and blk.c. */
 #include "core/graph.h"
 #include "core/tls_creds.h"
+#include "core/yank.h"
 
 #define NODE_NAME_MAX 255 /* bytes; QEMU takes 31, export names are longer */
 
@@ -27,6 +28,7 @@ struct graph {
     bool without_data; /* set before the first open, too */
 
     struct tls_creds_set tls_creds; /* has a lock of its own */
+    struct yank_set yanks;          /* so has this */
 };
 
 /* A node with a name and nothing else: refs is 1, not opened. */

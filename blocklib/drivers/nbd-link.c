@@ -28,6 +28,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "drivers/nbd.h"
@@ -50,18 +51,29 @@
 
 /* --- What libnbd says --- */
 
-/* Its last error in this thread, without the function that it begins with. */
+/* @why behind the name of a function of @library that it begins with; or
+ * NULL. */
+static const char *behind(const char *why, const char *library)
+{
+    const char *colon = strstr(why, ": ");
+
+    return colon && strncmp(why, library, strlen(library)) == 0 ? colon + 2
+                                                                : NULL;
+}
+
+/* Its last error in this thread. */
 static int failed(struct error **errp)
 {
     int code = nbd_get_errno();
     const char *why = nbd_get_error();
-    const char *colon = why ? strstr(why, ": ") : NULL;
 
-    if (colon && strncmp(why, "nbd_", 4) == 0) {
-        why = colon + 2;
-    }
-    return error_set(errp, code > 0 ? code : EIO, "%s",
-                     why ? why : "the server closed the connection");
+    why = why ? why : "the server closed the connection";
+    why = behind(why, "nbd_") ? behind(why, "nbd_") : why;
+    code = code > 0 ? code : EIO;
+    return behind(why, "gnutls_")
+               ? error_set(errp, code, "TLS handshake failed: %s",
+                           behind(why, "gnutls_"))
+               : error_set(errp, code, "%s", why);
 }
 
 static uint32_t block_size(struct nbd_handle *h, int which)
@@ -141,7 +153,7 @@ static bool link_stops(void *opaque)
     struct remote *r = ((struct link *)opaque)->remote;
 
     mutex_lock(&r->lock);
-    bool stop = r->stop;
+    bool stop = r->stop || r->yanked;
     mutex_unlock(&r->lock);
     return stop;
 }
@@ -338,6 +350,19 @@ static void farewell(struct link *l, struct nbd_handle *h)
     }
 }
 
+/* Requests that have no answer yet get one: -ENOTCONN. */
+static void cut(struct link *l, struct nbd_handle *h)
+{
+    struct patience p = patience_of(l, FAREWELL_NS, never);
+    int fd = nbd_aio_get_fd(h);
+
+    if (!is_gone(h) && fd >= 0) {
+        (void)shutdown(fd, SHUT_RDWR);
+    }
+    while (turn(h, &p, NULL) == 0) {
+    }
+}
+
 static void set_why_locked(struct remote *r, struct error *err)
     REQUIRES(r->lock)
 {
@@ -355,7 +380,7 @@ static int accept_link_locked(struct remote *r, struct link *l,
         r->info = *info;
         r->known = true;
     }
-    int c = compare_info(info, &r->info, errp);
+    int c = r->yanked ? closed(errp) : compare_info(info, &r->info, errp);
     if (c < 0) {
         return c;
     }
@@ -383,6 +408,7 @@ static void run_link(struct link *l)
     if (c == -ECANCELED) {
         (void)closed(&err);
         farewell(l, l->handle);
+        cut(l, l->handle);
     }
     mutex_lock(&r->lock);
     l->state = LINK_LOST;
@@ -439,7 +465,7 @@ static void attempt(struct link *l)
 static bool wait_wanted_locked(struct remote *r, struct link *l)
     REQUIRES(r->lock)
 {
-    while (!r->stop && !l->wanted) {
+    while (!r->stop && (!l->wanted || r->yanked)) {
         cond_wait(&r->changed, &r->lock);
     }
     uint64_t until = now_ns() + l->pause_ns;
@@ -514,10 +540,12 @@ int remote_connect(struct remote *r, struct error **errp)
     mutex_lock(&r->lock);
     wait_first_locked(r);
     if (!r->known) {
-        int code = r->why ? error_code(r->why) : ETIMEDOUT;
-        c = error_set(errp, code, "%s",
-                      r->why ? error_message(r->why)
-                             : "the server does not answer");
+        const char *why = r->why ? error_message(r->why)
+                                 : "the server does not answer";
+        c = error_set(errp, r->why ? error_code(r->why) : ETIMEDOUT, "%s", why);
+        if (strncmp(why, "Failed to connect to", 20) != 0) {
+            error_prefix(errp, "'%s': ", node_filename(r->node));
+        }
     }
     mutex_unlock(&r->lock);
     if (c < 0) {
@@ -561,7 +589,7 @@ static struct link *choose_locked(struct remote *r) REQUIRES(r->lock)
         struct link *l = &r->links[i];
         if (l->state == LINK_UP) {
             best = !best || l->users < best->users ? l : best;
-        } else if (!l->wanted) {
+        } else if (!l->wanted && !r->yanked) {
             l->wanted = true;
             cond_broadcast(&r->changed);
         }
@@ -574,7 +602,8 @@ static int may_wait_locked(struct remote *r, uint64_t until) REQUIRES(r->lock)
 {
     uint64_t now = now_ns();
 
-    if (r->options.delay_ns == 0 || now >= until || node_is_unwanted()) {
+    if (r->options.delay_ns == 0 || now >= until || r->yanked ||
+        node_is_unwanted()) {
         return -EIO;
     }
     if (r->deadline == 0) {
@@ -703,6 +732,22 @@ int remote_request(struct remote *r, issue_fn *issue, void *opaque)
         }
         until = min_u64(until, now_ns() + r->options.delay_ns);
     }
+}
+
+void remote_yank(void *opaque)
+{
+    struct remote *r = opaque;
+
+    mutex_lock(&r->lock);
+    r->yanked = true;
+    for (unsigned i = 0; i < r->count; i++) {
+        if (r->links[i].state == LINK_UP) {
+            r->links[i].state = LINK_LOST;
+        }
+        kick(&r->links[i]);
+    }
+    cond_broadcast(&r->changed);
+    mutex_unlock(&r->lock);
 }
 
 void remote_kick(struct remote *r, bool give_up)

@@ -72,6 +72,12 @@ static int remote_open(struct node *n, struct opts *opts, struct error **errp)
     }
     n->size = r->info.size;
     remote_connect_more(r);
+    r->yank = (struct yank){
+        .name = n->name,
+        .fn = remote_yank,
+        .opaque = r,
+    };
+    yank_register(n->graph, &r->yank);
     return 0;
 }
 
@@ -79,6 +85,7 @@ static void remote_close(struct node *n)
 {
     struct remote *r = n->state;
 
+    yank_unregister(n->graph, &r->yank);
     remote_disconnect(r);
     release(r);
 }

@@ -6,6 +6,7 @@
 #include <libnbd.h>
 
 #include "core/node.h"
+#include "core/yank.h"
 #include "nbdelta/thread.h"
 
 struct opts;
@@ -130,10 +131,13 @@ struct remote {
     /* Guarded by lock. */
     bool known; /* info is filled in */
     bool stop;
+    bool yanked;       /* no connection any more */
     unsigned failures; /* of connecting, so far */
     struct error *why; /* the last failure, or what ended a connection */
     uint64_t deadline; /* now_ns(): requests wait no longer; 0: nobody waits */
     unsigned count;    /* of links that have threads */
+
+    struct yank yank;
 
     /* Atomic. */
     _Atomic bool no_large_zero; /* the server refuses what exceeds info.max */
@@ -169,6 +173,9 @@ void remote_disconnect(struct remote *r);
 typedef int64_t issue_fn(struct nbd_handle *h, nbd_completion_callback done,
                          void *opaque);
 int remote_request(struct remote *r, issue_fn *issue, void *opaque);
+
+/* Cut all connections, for good; does not wait. */
+void remote_yank(void *opaque);
 
 /* Whoever waits for a connection looks whether he still may, or gives up. */
 void remote_kick(struct remote *r, bool give_up);

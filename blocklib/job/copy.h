@@ -133,14 +133,15 @@ void copy_break(struct copy *c);
 
 /*
  * Called inside a request, before it changes the range: copies what is left
- * of it to do.  -EAGAIN, only with REQ_NOWAIT: it would have to wait.  Other
- * errors only where the policy says so: the write must not go on.
+ * of it to do.  -EAGAIN, only with REQ_NOWAIT: it would have to wait.
+ * -ERESTART: as in driver.h.  Other errors only where the policy says so: the
+ * write must not go on.
  */
 int copy_before_write(struct copy *c, uint64_t offset, uint64_t bytes,
                       unsigned flags);
 
-/* The tree is about to be drained: who waits for room in the target goes on.
- * It is: wait for copies that guests have not waited for. */
+/* The tree is about to be drained: who waits for room in the target comes
+ * back.  It is: wait for copies that guests have not waited for. */
 void copy_hurry(struct copy *c);
 void copy_settle(struct copy *c);
 

@@ -243,7 +243,7 @@ static void tried(struct errands *e, unsigned rooms, bool full, bool had_turn)
 }
 
 /* Wait for room, and for the turn to try it.  False: time is up; or there is a
- * drain, which keeps out those who make room. */
+ * drain, which keeps out those who make room: the request comes back, then. */
 static bool await_room(struct errands *e, uint64_t deadline)
 {
     thread_wait_begin();
@@ -276,7 +276,7 @@ static int copy_in_time(struct copy *c, uint64_t offset, uint64_t end,
         }
         turn = await_room(e, deadline);
         if (!turn) {
-            return r;
+            return node_is_draining(c->filter) ? -ERESTART : r;
         }
     }
 }

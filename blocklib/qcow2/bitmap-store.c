@@ -495,7 +495,7 @@ int qcow2_check_bitmap(struct node *n, const char *name, uint64_t granularity,
               "granularity";
     }
     return why ? error_set(errp, EINVAL,
-                           "Cannot make bitmap '%s' storable in '%s': %s", name,
+                           "Can't make bitmap '%s' persistent in '%s': %s", name,
                            node_name(n), why)
                : 0;
 }

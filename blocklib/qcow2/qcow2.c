@@ -388,12 +388,13 @@ static void qcow2_describe(struct node *n, json_t *info)
     /* Version 2 has no bits for some of it; the order is qemu-img's. */
     bool v3 = s->version >= 3;
     json_t *data = json_pack(
-        "{s:s, s:s, s:o*, s:o*, s:i, s:s*, s:o*, s:o*, s:o*}", "compat",
+        "{s:s, s:s, s:o*, s:o*, s:i, s:o*, s:o*, s:o*, s:o*}", "compat",
         v3 ? "1.1" : "0.10", "compression-type",
         s->compression == QCOW2_ZSTD ? "zstd" : "zlib", "lazy-refcounts",
         v3 ? json_boolean(s->compatible & QCOW2_COMPAT_LAZY) : NULL, "bitmaps",
         list_empty(&s->bitmaps) ? NULL : qcow2_bitmaps_describe(s),
-        "refcount-bits", 1 << s->refcount_order, "data-file", s->data_name,
+        "refcount-bits", 1 << s->refcount_order, "data-file",
+        s->data_name ? json_string(s->data_name) : NULL,
         "data-file-raw", s->external ? json_boolean(s->raw) : NULL, "corrupt",
         v3 ? json_boolean(atomic_load(&s->corrupt)) : NULL, "extended-l2",
         v3 ? json_false() : NULL);

@@ -1,9 +1,11 @@
 """Clients that stall, flood, die and come back.  argv: the socket and the
 process of a server with the writable export `disk` of 64 MiB of data, and a
 directory with certificates, if it wants TLS."""
+import fcntl
 import os
 import struct
 import sys
+import termios
 import time
 
 from nbd_raw import *  # noqa: F403
@@ -64,6 +66,21 @@ def test_handshake_has_an_end():
     return silent, slow
 
 
+def test_a_stuck_client_has_its_share_of_memory(measure):
+    before = rss()
+    every = []
+    for kw in ({}, {"structured": False}, {"extended": True}):
+        c = client().go("disk", **kw)
+        c.s.sendall(b"".join(c.request(READ, 0, 32 * MiB, DF if kw == {} else 0)
+                             for _ in range(64)))
+        every.append(c)
+    time.sleep(1)
+    if measure:
+        check(rss() - before < 250 * MiB, rss() - before)
+    for c in every:
+        c.close()
+
+
 def test_a_stuck_client_delays_nobody(keep):
     keep += [stuck_client() for _ in range(24)]
     c = client().go("disk")
@@ -119,6 +136,39 @@ def test_old_writes_do_not_land_on_new_ones():
         check(new.ended())
 
 
+def until_stuck(c):
+    """The server has sent what the socket takes, and goes no further."""
+    seen, since = 0, time.monotonic()
+    while seen < MiB // 4 or time.monotonic() - since < 1:
+        n = struct.unpack("i", fcntl.ioctl(c.s, termios.FIONREAD, bytes(4)))[0]
+        if n != seen:
+            seen, since = n, time.monotonic()
+        time.sleep(0.05)
+
+
+def test_what_a_stuck_client_has_asked_for_dies_with_it():
+    """It comes back while the server thinks that it is only slow."""
+    at = 41 * MiB
+    for i in range(4):
+        before = fds()
+        old = client().go("disk", structured=i % 2 == 0)
+        old.s.sendall(
+            b"".join(old.request(READ, j * MiB, MiB) for j in range(12)) +
+            b"".join(old.request(WRITE, at, 512, data=b"o" * 512)
+                     for j in range(20)))
+        until_stuck(old)
+        new = client().go("disk")
+        check(new.error(WRITE, at, 512, data=b"n" * 512) == 0)
+        old.close()
+        new.send(FLUSH)
+        check(new.result()[0] == 0)
+        until("the old connection is gone", lambda: fds() <= before + 2)
+        check(new.read(at, 512) == b"n" * 512, "an old write", i)
+        new.send(DISC)
+        check(new.ended())
+        new.close()
+
+
 def test_many_idle_connections(measure):
     before, least = fds(), rss()
     idle = [client().go("disk") for _ in range(500)]
@@ -141,6 +191,8 @@ ends = test_handshake_has_an_end()
 test_death_in_the_middle()
 test_a_stuck_client_goes_and_leaves_nothing()
 test_old_writes_do_not_land_on_new_ones()
+test_what_a_stuck_client_has_asked_for_dies_with_it()
+test_a_stuck_client_has_its_share_of_memory(not os.environ.get("SANITIZE"))
 test_many_idle_connections(not os.environ.get("SANITIZE"))
 for client_ in ends:
     try:

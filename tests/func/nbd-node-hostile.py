@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # A server that does not keep to the protocol, and nbdelta as its client.
 import errno
+import json
 import os
 import socket
 import struct
@@ -13,6 +14,7 @@ import nbd
 HERE = os.getcwd()
 FAR = HERE + "/far.sock"
 NEAR = HERE + "/near.sock"
+QMP = HERE + "/near.qmp"
 
 REPLY_MAGIC = 0x3e889045565a9
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, ZERO, STATUS = range(8)
@@ -306,8 +308,8 @@ class Near:
         if os.path.exists("near.pid"):
             os.unlink("near.pid")
         self.process = subprocess.Popen(
-            ["nbdelta", "serve", "-f", "raw", "-U", NEAR, "--pidfile",
-             "near.pid", "driver=raw,file." +
+            ["nbdelta", "serve", "-U", NEAR, "--pidfile",
+             "near.pid", "--qmp", QMP, "driver=raw,file.node-name=far,file." +
              disk(options).replace(",", ",file.")])
         end = time.monotonic() + 30
         while not os.path.exists("near.pid") or \
@@ -323,9 +325,11 @@ class Near:
             self.process.kill()
         self.process.terminate()
         try:
-            self.process.wait(30)
+            status = self.process.wait(30)
         finally:
             self.process.kill()
+        # 1: it could not flush what is out of reach.
+        assert failure or status in (0, 1), "nbdelta ended with %d" % status
 
 
 def failure(call, *args):
@@ -361,6 +365,93 @@ def a_delay_is_not_for_ever():
         assert failure(client().pread, 65536, 0) == errno.EIO
         assert time.monotonic() - begin < 20
         assert server.count < 30, "%d connections" % server.count
+    server.stop()
+
+
+class ShutsDown(Server):
+    """The first connection says so to a write, and leaves reads alone."""
+
+    def talk(self, s):
+        self.first = self.count == 1
+        super().talk(s)
+
+    def read(self, s, cookie, offset, length):
+        if not self.first:
+            super().read(s, cookie, offset, length)
+
+    def other(self, s, cookie, kind):
+        self.simple(s, cookie, 108 if self.first and kind == WRITE else 0)
+
+
+def who_shuts_down_is_left():
+    server = ShutsDown()
+    with Near(",reconnect-delay=60"):
+        got = []
+        reader = threading.Thread(
+            target=lambda: got.append(client().pread(512, 0)))
+        reader.start()
+        time.sleep(0.5)
+        assert not got
+        assert failure(client().pwrite, b"x" * 512, 0) == 0
+        reader.join(30)
+        assert got == [b"D" * 512]
+        assert server.count == 2
+    server.stop()
+
+
+class NeverAnswers(Server):
+    def read(self, s, cookie, offset, length):
+        pass
+
+
+class Monitor:
+    def __init__(self):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(QMP)
+        self.socket.settimeout(30)
+        self.lines = self.socket.makefile("r")
+        self.lines.readline()
+        self.ask("qmp_capabilities")
+
+    def send(self, command, **arguments):
+        self.socket.sendall(json.dumps(
+            {"execute": command, "arguments": arguments}).encode())
+
+    def reply(self):
+        return json.loads(self.lines.readline())
+
+    def ask(self, command, **arguments):
+        self.send(command, **arguments)
+        return self.reply()
+
+
+def a_yank_frees_what_hangs():
+    far, nobody = ({"type": "block-node", "node-name": n}
+                   for n in ("far", "nobody"))
+    server = NeverAnswers()
+    with Near(",reconnect-delay=600"):
+        one, two, three = Monitor(), Monitor(), Monitor()
+        assert two.ask("query-yank")["return"] == [far]
+        got = []
+        h = client()
+        reader = threading.Thread(
+            target=lambda: got.append(failure(h.pread, 512, 0)))
+        reader.start()
+        time.sleep(0.5)
+        # It holds the monitor, and waits for the request to end.
+        one.send("block-dirty-bitmap-add", node="disk0", name="b")
+        two.send("yank", instances=[far, nobody])
+        time.sleep(0.5)
+        assert not got
+        three.send("yank", instances=[far])
+        reader.join(30)
+        assert got == [errno.EIO]
+        assert one.reply() == {"return": {}}
+        assert two.reply()["error"] == {"class": "DeviceNotFound",
+                                        "desc": "Instance not found"}
+        assert three.reply() == {"return": {}}
+        assert failure(client().pread, 512, 0) == errno.EIO
+        assert server.count == 1
     server.stop()
 
 
@@ -465,6 +556,8 @@ def odd_limits_are_served():
 opening_fails()
 reads_fail()
 a_delay_is_not_for_ever()
+who_shuts_down_is_left()
+a_yank_frees_what_hangs()
 errors_are_told()
 extents_are_checked()
 odd_limits_are_served()

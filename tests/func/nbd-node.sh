@@ -102,6 +102,12 @@ qmp query-named-block-nodes >nodes
 jq -e 'any(.[]; .file == "nbd://127.0.0.1:'"$far_port"'")' nodes >out
 jq -e 'any(.[]; .file | startswith("json:"))' nodes >out
 stop_server
+# A connected socket is a connection, once.
+exec 5<>"/dev/tcp/127.0.0.1/$far_port"
+nbdelta map --output json driver=nbd,server.type=fd,server.str=5 | jq -e 'map(.length) | add == 1048576' >out
+exec 5>&-
+refused 'not a socket' driver=nbd,server.type=fd,server.str=0 </dev/null
+refused "'x' is not the number" driver=nbd,server.type=fd,server.str=x
 end_far
 
 # Reads and writes pass, holes are seen, zeroes are no data.

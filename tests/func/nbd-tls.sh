@@ -257,6 +257,13 @@ opens "$(tls_uri client private)"
 refuses "$(tls_uri bob private)" "not present\|No such"
 refuses "$(tls_uri client guests)" "not present\|No such"
 opens "$(tls_uri bob guests)"
+# What a bitmap has dirty is for those who may see the disk.
+qmp block-dirty-bitmap-add node=a name=b disabled=true >out
+qmp block-export-add '{"type": "nbd", "id": "d", "node-name": "a",
+    "name": "views", "tls-authz": "alice", "bitmaps": ["b"]}' >out
+opens "$(tls_uri client views@dirty=b)"
+refuses "$(tls_uri bob views@dirty=b)" "not present\|No such"
+qmp block-export-del id=d mode=hard >out
 if nbdinfo --is read-only "$(tls_uri client shared)"; then
     fail "alice cannot write"
 fi
@@ -282,6 +289,25 @@ serve_objects --object tls-creds-psk,id=t,dir=keys,endpoint=server \
     --nbd-server "$(on_must)" --export nbd,id=a,node-name=a,tls-authz=z
 opens "$(psk_uri alice keys/keys.psk a)"
 refuses "$(psk_uri bob keys/keys.psk a)" "not present\|No such"
+stop_server
+
+# By commands; credentials that are deleted serve on until the server stops.
+serve_objects
+start_tls() {
+    qmp nbd-server-start "{\"tls-creds\": \"t\", \"addr\": {
+        \"type\": \"unix\", \"data\": {\"path\": \"$must\"}}}"
+}
+qmp object-add qom-type=tls-creds-psk id=t dir=keys endpoint=server >out
+start_tls >out
+qmp block-export-add type=nbd id=a node-name=a >out
+opens "$(psk_uri alice keys/keys.psk a)"
+qmp object-del id=t >out
+opens "$(psk_uri alice keys/keys.psk a)"
+qmp nbd-server-stop >out
+if start_tls >out 2>err; then
+    fail "credentials were used that are not there"
+fi
+grep -q "No TLS credentials with id 't'" err || fail "$(cat err)"
 stop_server
 
 # A key that a password opens.

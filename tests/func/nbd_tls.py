@@ -10,6 +10,8 @@ from nbd_raw import ACK, STARTTLS, Client
 def context(pki, name="client", ca="ca-cert.pem"):
     """Of the files in `pki`: NAME-cert.pem and its key, if there are any."""
     ctx = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # An end that was not told is an error.
+    ctx.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0x80)
     ctx.load_verify_locations(os.path.join(pki, ca))
     if name:
         ctx.load_cert_chain(os.path.join(pki, name + "-cert.pem"),
@@ -64,6 +66,19 @@ class TlsSocket:
                 self._fill()
             except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
                 return b""
+
+    def read_told_end(self):
+        """The other side says that it ends, and does not just go."""
+        while True:
+            try:
+                with self.lock:
+                    assert self.obj.read(1) == b"", "there is more"
+                return
+            except ssl.SSLZeroReturnError:
+                return
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._fill()
 
     def sendall(self, data):
         for i in range(0, len(data), 1 << 20):

@@ -107,9 +107,14 @@ qemu-img bitmap --add a.qcow2 x
 qemu-nbd -r -t -f raw -k "$PWD/far.sock" --pid-file="$PWD/far.pid" out.raw &
 far=$!
 wait_until "qemu-nbd is ready" test -s far.pid
+remote="far:nbd+unix:///?socket=$PWD/far.sock"
+if [ -n "${SANITIZE-}" ]; then
+    # With libnbd and a preloaded runtime nbdkit hangs in exit().
+    cp out.raw copy.raw
+    remote=far:copy.raw
+fi
 rm -f "$pidfile"
-run_nbdkit -U "$sock" -P "$pidfile" "$plugin" a:a.qcow2 data.raw \
-    "far:nbd+unix:///?socket=$PWD/far.sock" \
+run_nbdkit -U "$sock" -P "$pidfile" "$plugin" a:a.qcow2 data.raw "$remote" \
     blockdev='{"driver": "qcow2", "node-name": "c", "file": {"driver": "file",
         "filename": "disk.qcow2"}}' &
 wait_until "nbdkit is ready" test -s "$pidfile"

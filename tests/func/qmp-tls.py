@@ -146,6 +146,23 @@ def server_context(where):
     return ctx
 
 
+def test_a_monitor_that_does_not_know_where_it_connects_to():
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(60)
+    d = daemon("--object", CREDS + "client", "--chardev",
+               f"socket,id=c,port={listener.getsockname()[1]},ipv4=on,"
+               "reconnect=1,tls-creds=t", "--monitor", "c")
+    s, _ = listener.accept()
+    try:
+        s = server_context(pki).wrap_socket(s, server_side=True)
+        check(s.recv(1) == b"")
+    except (ssl.SSLError, ConnectionResetError):
+        pass
+    d.terminate()
+    check(d.wait(60) == 0)
+    check("No hostname for certificate validation" in d.stderr.read())
+
+
 def test_a_monitor_that_connects():
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(60)

@@ -177,6 +177,27 @@ qmp blockdev-add driver=null-co node-name=n0 size=1M >/dev/null
 qmp device_add driver=scsi-hd id=bare drive=n0 >/dev/null
 qmp query-block | jq -e 'any(.[]; .qdev == "bare" and .device == "" and
     .inserted."node-name" == "n0")' >/dev/null || fail "bare: no such device"
+# Its disk can become another one, and the old one is free then.
+qmp blockdev-add driver=null-co node-name=n1 size=2M >/dev/null
+qom_set() {
+    qmp qom-set "path=/machine/peripheral/$1" "property=$2" "value=$3"
+}
+qom_set bare drive n1 >/dev/null
+qmp query-block | jq -e 'any(.[]; .qdev == "bare" and
+    .inserted."node-name" == "n1")' >/dev/null || fail "bare: not on n1"
+qmp blockdev-del node-name=n0 >/dev/null
+qmp blockdev-add driver=null-co node-name=n0 size=1M >/dev/null
+if qom_set bare drive n2 2>err || qom_set bare color red 2>>err ||
+    qom_set nobody drive n0 2>>err; then
+    fail "qom-set of what there is not"
+fi
+diff - err <<'END' || fail "qom-set"
+nbdelta: qmp: GenericError: Property 'bare.drive' can't find value 'n2'
+nbdelta: qmp: GenericError: Property 'bare.color' not found
+nbdelta: qmp: DeviceNotFound: Device 'nobody' not found
+END
+qom_set bare drive n0 >/dev/null
+qmp blockdev-del node-name=n1 >/dev/null
 if qmp blockdev-del node-name=n0 2>/dev/null; then
     fail "a node that a device is on"
 fi

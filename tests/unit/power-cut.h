@@ -24,8 +24,10 @@
 #include "nbdelta/image.h"
 #include "util/iov.h"
 
+#ifndef DISK_MAX /* a crash is a copy of it all */
 #define DISK_MAX (64 * MiB)
-#define DATA_AT  (32 * MiB)
+#endif
+#define DATA_AT  (DISK_MAX / 2)
 #define LOG_MAX  65536
 
 struct record {

@@ -253,6 +253,28 @@ START_TEST(headers_are_read_without_the_data)
 }
 END_TEST
 
+START_TEST(a_name_that_is_no_text_hides_nothing_else)
+{
+    create("\xc3\xa9.data", false);
+    (void)unlink("\xc3\xa9.data");
+    CLEANUP_CLOSE int fd = open(NAME, O_RDWR);
+    ck_assert_int_eq(pwrite(fd, "\xff", 1, 112 + 8), 1);
+    refused(true, NULL, -ENOENT, "Could not open");
+
+    CLEANUP_JSON json_t *o = NULL;
+    ck_assert_int_eq(options_from_image(NAME, "qcow2", &o, NULL), 0);
+    g = graph_new();
+    graph_without_data(g);
+    ck_assert_int_eq(graph_open(g, o, &n, NULL), 0);
+    CLEANUP_JSON json_t *info = node_image_info(g, n);
+    const json_t *data = json_object_get(
+        json_object_get(info, "format-specific"), "data");
+    ck_assert_ptr_null(json_object_get(data, "data-file"));
+    ck_assert_ptr_nonnull(json_object_get(data, "data-file-raw"));
+    finish();
+}
+END_TEST
+
 /* --- Hostile tables --- */
 
 static uint64_t l2_offset(void)
@@ -414,6 +436,7 @@ int main(void)
     tcase_add_test(tc, an_image_is_not_its_own_data_file);
     tcase_add_test(tc, the_option_is_for_images_that_have_one);
     tcase_add_test(tc, headers_are_read_without_the_data);
+    tcase_add_test(tc, a_name_that_is_no_text_hides_nothing_else);
     tcase_add_test(tc, entries_that_lead_elsewhere_are_corrupt);
     tcase_add_loop_test(tc, the_data_file_follows_the_disk, 0, 2);
     tcase_add_loop_test(tc, growing_into_what_the_data_file_has, 0, 2);

@@ -350,6 +350,34 @@ START_TEST(a_drain_does_not_wait_for_room)
 }
 END_TEST
 
+START_TEST(a_drain_loses_no_point)
+{
+    struct write w;
+
+    setup(SIZE);
+    struct point_options o = options();
+    o.quota = CLUSTER;
+    struct point *p = must_begin(&o);
+    struct blk *past = past_of(p);
+    ck_assert_int_eq(put('x', CLUSTER, 0), 0);
+    write_later(&w, 5 * CLUSTER);
+    for (int i = 0; i < 10; i++) {
+        nap();
+        struct blk *another = past_of(p); /* which drains */
+        blk_free(another);
+    }
+    ck_assert_ptr_null(point_lost_why(p));
+    ck_assert_int_eq(blk_discard(past, 0, CLUSTER), 0);
+    thread_join(w.t);
+    ck_assert_int_eq(w.r, 0);
+    ck_assert_ptr_null(point_lost_why(p));
+    ck_past(past, CLUSTER, SIZE - CLUSTER);
+    blk_free(past);
+    point_end(p);
+    teardown();
+}
+END_TEST
+
 START_TEST(or_the_write_fails_where_that_was_asked_for)
 {
     setup(SIZE);
@@ -647,6 +675,7 @@ int main(void)
         a_full_scratch_loses_the_point_and_no_write,
         a_write_waits_for_room_that_a_reader_makes,
         a_drain_does_not_wait_for_room,
+        a_drain_loses_no_point,
         or_the_write_fails_where_that_was_asked_for,
         slow_copies_lose_the_point,
         an_error_of_the_disk_loses_the_point,

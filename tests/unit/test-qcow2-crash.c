@@ -13,6 +13,7 @@
 #include <inttypes.h>
 
 #include "core/opts.h"
+#define DISK_MAX (16 * MiB)
 #include "power-cut.h"
 #include "qcow2-check.h"
 
@@ -239,7 +240,7 @@ START_TEST(a_data_file_survives_power_cuts)
     seed = 5;
     run_campaign("{\"size\": 2097152, \"cluster_size\": 4096, "
                  "\"data_file\": \"guest.data\"}",
-                 300, 100, _i);
+                 300, 40, _i);
 }
 END_TEST
 
@@ -248,7 +249,7 @@ START_TEST(a_raw_data_file_survives_power_cuts)
     seed = 6;
     run_campaign("{\"size\": 2097152, \"cluster_size\": 65536, "
                  "\"data_file\": \"guest.data\", \"data_file_raw\": true}",
-                 300, 100, false);
+                 300, 40, false);
 }
 END_TEST
 

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_CORE_YANK_H
+#define NBDELTA_CORE_YANK_H
+
+/* What of a graph can be yanked, from the inside. */
+#include "nbdelta/list.h"
+#include "nbdelta/thread.h"
+#include "nbdelta/yank.h"
+
+struct yank_set {
+    mutex_t lock;     /* before driver mutexes, after nothing */
+    struct list list; /* guarded by lock; of struct yank */
+};
+
+/* Of a driver, in the state of its node. */
+struct yank {
+    struct list link;
+    const char *name;         /* of the node */
+    void (*fn)(void *opaque); /* must not wait */
+    void *opaque;
+};
+
+void yank_set_init(struct yank_set *s);
+void yank_set_destroy(struct yank_set *s);
+void yank_register(struct graph *g, struct yank *y);
+void yank_unregister(struct graph *g, struct yank *y);
+
+#endif /* NBDELTA_CORE_YANK_H */
