@@ -219,11 +219,6 @@ uint64_t server_serial(const struct server *s)
     return s->serial;
 }
 
-const char *server_id(const struct server *s)
-{
-    return s->id;
-}
-
 unsigned server_max(const struct server *s)
 {
     return s->max;

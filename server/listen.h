@@ -76,7 +76,6 @@ void server_close(struct server *s);
 #define SERVER_UNNAMED 1
 uint64_t server_serial(const struct server *s);
 
-const char *server_id(const struct server *s); /* NULL: it has no name */
 unsigned server_max(const struct server *s);
 unsigned server_handshake_s(const struct server *s);
 
