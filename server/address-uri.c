@@ -70,14 +70,23 @@ static bool authority(const union address *a, char *text, size_t size)
     }
 }
 
-/* NULL: it is not a path. */
+/* NULL: it is not a path.  Others need not be where we are: an absolute one,
+ * as long as the file is there. */
 static char *socket_path(const union address *a, socklen_t len)
 {
     size_t head = offsetof(struct sockaddr_un, sun_path);
 
-    return a->any.sa_family != AF_UNIX || len <= head || !a->un.sun_path[0]
-               ? NULL
-               : strndup(a->un.sun_path, len - head);
+    if (a->any.sa_family != AF_UNIX || len <= head || !a->un.sun_path[0]) {
+        return NULL;
+    }
+    char *path = strndup(a->un.sun_path, len - head);
+    char *absolute = path && path[0] != '/' ? realpath(path, NULL) : NULL;
+
+    if (absolute) {
+        free(path);
+        path = absolute;
+    }
+    return path;
 }
 
 char *address_uri(int fd, bool tls, const char *name)

@@ -63,6 +63,9 @@ qemu-io -f raw -c 'write -P 7 0 1M' \
 nbdcopy "nbd+unix:///c?socket=$PWD/two.sock" copy.raw
 cmp copy.raw c.raw
 
+is "$(qmp query-block-exports | jq -c 'map([.id, .server])')" \
+    '[["c3","three"],["c2","two"],["b2","two"],["a",null]]'
+
 # A client of one server does not hold up the end of another.
 qmp block-export-add type=nbd id=a5 node-name=a server=three name=a >out
 export PYTHONDONTWRITEBYTECODE=1
@@ -135,11 +138,13 @@ END
 qmp nbd-server-start \
     "$(start quick ', "handshake-max-seconds": 1, "max-connections": 3')" >out
 qmp block-export-add type=nbd id=q node-name=a server=quick >out
+qmp nbd-server-start "$(start slow ', "handshake-max-seconds": 0')" >out
 python - "$SRCDIR/tests/func" <<'END'
 import sys, threading, time
 sys.path.insert(0, sys.argv[1])
 from nbd_raw import *
 stays = Client("quick.sock").go("a")
+silent = Client("slow.sock")
 cut = []
 def drip():
     c = Client("quick.sock")
@@ -158,6 +163,7 @@ for t in threads:
     t.join()
 assert len(cut) == 2
 assert stays.alive() and third.alive()
+assert silent.option(LIST)[0] == ACK
 END
 
 # Many of them come and go with clients in every state.

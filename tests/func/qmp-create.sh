@@ -50,8 +50,8 @@ refused() {
 
 # FILTER is true of what qemu-img says of FILE.
 is() {
-    qemu-img info --output json "$1" >info
-    jq -e "$2" info >/dev/null || fail "$1 is not $2: $(cat info)"
+    qemu-img info --output json "$1" >info.json
+    jq -e "$2" info.json >/dev/null || fail "$1 is not $2: $(cat info.json)"
 }
 
 # --- Files ---

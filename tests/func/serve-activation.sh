@@ -61,7 +61,7 @@ uri_told() {
     grep -q 'act0' said
 }
 wait_until 'the URI is told' uri_told
-is "$(tail -n 1 said)" "nbd+unix:///disk0?socket=act0.sock"
+is "$(tail -n 1 said)" "nbd+unix:///disk0?socket=$(realpath act0.sock)"
 for i in 0 1; do
     is "$(nbdinfo --size "nbd+unix:///?socket=$PWD/act$i.sock")" 4194304
 done
