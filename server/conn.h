@@ -138,6 +138,7 @@ struct conn {
     pthread_t thread;
     struct list in_server;
     bool serving; /* is in transmission */
+    const void *disk; /* its node then, only to be compared; when serving */
     bool quiet;   /* has executed its last request */
 
     /* Set by the handshake. */

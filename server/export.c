@@ -61,6 +61,7 @@ static void export_free(struct exports *s, struct export *e)
     free(e->description);
     free(e->authz);
     free(e->authz_writable);
+    free(e->server_id);
     free(e);
 }
 
@@ -174,6 +175,7 @@ int export_new(struct exports *s, const struct export_options *o,
     e->description = copy(o->description);
     e->authz = copy(o->authz);
     e->authz_writable = copy(o->authz_writable);
+    e->server_id = copy(o->server_id);
     e->writable = o->writable;
     e->writethrough = o->writethrough;
     e->allocation_depth = o->allocation_depth;
@@ -185,7 +187,8 @@ int export_new(struct exports *s, const struct export_options *o,
     list_init(&e->in_set);
     r = !e->id || !e->name || !e->description != !o->description ||
                 !e->authz != !o->authz ||
-                !e->authz_writable != !o->authz_writable
+                !e->authz_writable != !o->authz_writable ||
+                !e->server_id != !o->server_id
             ? error_set(errp, ENOMEM, "no memory for an export")
             : attach(s->daemon->graph, e, o->node, errp);
     if (r < 0) {
@@ -430,9 +433,10 @@ json_t *exports_query(struct exports *s)
         if (e->of) {
             continue;
         }
-        json_t *info = json_pack("{s:s, s:b, s:s, s:s}", "node-name",
+        json_t *info = json_pack("{s:s, s:b, s:s, s:s, s:s*}", "node-name",
                                  node_name(blk_node(e->blk)), "shutting-down",
-                                 (int)e->removed, "type", "nbd", "id", e->id);
+                                 (int)e->removed, "type", "nbd", "id", e->id,
+                                 "server", e->server_id);
 
         r = r < 0 ? r : json_array_insert_new(list, 0, info);
     }

@@ -30,6 +30,7 @@ struct exports;
 
 struct export_options {
     uint64_t server;         /* whose clients can open it (server_serial) */
+    const char *server_id;   /* its name; NULL: it has none */
     const char *id;          /* of block-export-*; unique */
     const char *name;        /* on the wire; unique in its server */
     const char *description; /* or NULL */
@@ -53,6 +54,7 @@ struct export
 {
     /* Set at creation. */
     uint64_t server;
+    char *server_id; /* or NULL */
     char *id;
     char *name;
     char *description; /* or NULL */

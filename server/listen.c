@@ -19,6 +19,7 @@
 #include "address.h"
 #include "conn.h"
 #include "daemon.h"
+#include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
 #include "nbdelta/list.h"
@@ -217,11 +218,6 @@ struct server *server_find(struct servers *ss, const char *id,
 uint64_t server_serial(const struct server *s)
 {
     return s->serial;
-}
-
-const char *server_id(const struct server *s)
-{
-    return s->id;
 }
 
 unsigned server_max(const struct server *s)
@@ -538,8 +534,10 @@ void server_enter(struct server *s, struct conn *c)
     struct servers *ss = s->all;
     uint64_t end = now_ns() + SETTLE_NS;
     bool wait = c->writable;
+    const struct node *disk = blk_node(c->export->blk);
 
     mutex_lock(&ss->lock);
+    c->disk = disk;
     while (wait && !atomic_load(&c->stopping)) {
         bool patient = now_ns() < end;
 
@@ -547,7 +545,8 @@ void server_enter(struct server *s, struct conn *c)
         list_for_each (l, &ss->conns) {
             struct conn *other = list_entry(l, struct conn, in_server);
 
-            if (other != c && other->serving && other->export == c->export) {
+            if (other != c && other->serving &&
+                (other->export == c->export || other->disk == c->disk)) {
                 wait |= is_remnant(other, patient);
             }
         }

@@ -76,7 +76,6 @@ void server_close(struct server *s);
 #define SERVER_UNNAMED 1
 uint64_t server_serial(const struct server *s);
 
-const char *server_id(const struct server *s); /* NULL: it has no name */
 unsigned server_max(const struct server *s);
 unsigned server_handshake_s(const struct server *s);
 
@@ -98,8 +97,8 @@ char *servers_uri(struct servers *ss, const struct export *e);
  *
  * A client that lost its connection and comes back must not find an old write
  * landing on a new one: so a connection to a writable export waits, before
- * it enters, until those whose clients are gone have done or dropped what
- * they had received.
+ * it enters, until those to the same disk whose clients are gone have done or
+ * dropped what they had received.
  */
 void server_enter(struct server *s, struct conn *c);
 void server_quiet(struct server *s, struct conn *c);

@@ -63,6 +63,7 @@ struct pull {
     uint64_t drained_ns;
     uint64_t expire_ns; /* 0: never */
     struct server *server;
+    char *server_id; /* of one that runs, if it has a name */
     bool own_server;
     bool discard;
     bool ending;
@@ -108,6 +109,7 @@ static void session_free(struct pull *s)
     list_remove(&s->link);
     free(s->id);
     free(s->checkpoint);
+    free(s->server_id);
     free(s);
 }
 
@@ -134,6 +136,7 @@ static struct pull *session_new(struct pulls *p, const struct pull_options *o)
         r = -ENOMEM;
     }
     r = r < 0 ? r : copy_text(&s->checkpoint, o->checkpoint);
+    r = r < 0 ? r : copy_text(&s->server_id, o->server);
     for (unsigned i = 0; r == 0 && i < o->count; i++) {
         struct node *n = point_source(p->daemon->graph, o->disks[i].node);
         s->disks[i].node = n;
@@ -404,6 +407,7 @@ static int export_point(struct pulls *p, struct pull *s, struct pull_disk *d,
     }
     const struct export_options o = {
         .server = server_serial(s->server),
+        .server_id = s->own_server ? s->id : s->server_id,
         .id = id,
         .name = d->export,
         .node = n,

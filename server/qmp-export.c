@@ -220,6 +220,7 @@ static int add_export_to(struct qmp_call *call, const char *id,
         return -ENOENT;
     }
     o->server = server_serial(s);
+    o->server_id = id;
     r = check_authz(call, s, "tls-authz", errp);
     r = r < 0 ? r : check_authz(call, s, "tls-authz-writable", errp);
     server_unref(s);
@@ -413,11 +414,9 @@ static const struct qmp_arg server_remove_args[] = {
 };
 
 static const struct qmp_arg info_members[] = {
-    QMP_ARG("id", STR),
-    QMP_ARG("type", ENUM, .words = types),
-    QMP_ARG("node-name", STR),
-    QMP_ARG("shutting-down", BOOL),
-    QMP_LAST,
+    QMP_ARG("id", STR),        QMP_ARG("type", ENUM, .words = types),
+    QMP_ARG("node-name", STR), QMP_ARG("shutting-down", BOOL),
+    QMP_OPT("server", STR),    QMP_LAST,
 };
 static const struct qmp_arg exports_type = QMP_ARG("", OBJECTS,
                                                    .members = info_members);

@@ -142,26 +142,71 @@ static int take_file(struct graph *g, const json_t *file, struct node **np,
     return r;
 }
 
+/* The node for the data, if there is one: the image names its file, and finds
+ * it as it is. */
+static int take_data(struct graph *g, json_t *options, struct node **np,
+                     struct error **errp)
+{
+    const json_t *ref = json_object_get(options, "data_file");
+    int r = ref ? take_file(g, ref, np, errp) : 0;
+
+    if (r < 0 || !ref) {
+        return r;
+    }
+    return json_object_set_new(options, "data_file",
+                               json_string(node_filename(*np))) < 0 ||
+                   json_object_set_new(options, "data_file_exists",
+                                       json_true()) < 0
+               ? error_set(errp, ENOMEM, "no memory for options")
+               : 0;
+}
+
+/* It is as long as the disk, at least. */
+static int stretch(struct graph *g, struct node *data, const json_t *options,
+                   struct error **errp)
+{
+    uint64_t size =
+        (uint64_t)json_integer_value(json_object_get(options, "size"));
+    struct blk *b;
+
+    if (!data || node_size(data) >= size) {
+        return 0;
+    }
+    int r = blk_new(g, data, PERM_WRITE | PERM_RESIZE, PERM_ALL,
+                    "an unnamed block device", &b, errp);
+    if (r == 0) {
+        r = blk_resize(b, size, errp);
+        blk_free(b);
+    }
+    return r;
+}
+
 int image_format(struct graph *g, const char *format, const json_t *file,
                  const json_t *options, struct image_nodes *left,
                  struct error **errp)
 {
     const struct driver *drv = driver_find(format);
 
-    *left = (struct image_nodes){NULL, NULL};
+    CLEANUP_JSON json_t *complete = json_deep_copy(options);
+
+    *left = (struct image_nodes){NULL, NULL, NULL};
     if (!drv || !drv->format) {
         return error_set(errp, EINVAL, "'%s' is no format to create", format);
     }
-    struct opts *opts = opts_new(options);
+    int r = take_file(g, file, &left->file, errp);
+    if (r == 0) {
+        r = take_data(g, complete, &left->data, errp);
+    }
+    if (r < 0) {
+        return r;
+    }
+    struct opts *opts = opts_new(complete);
     if (!opts) {
         return error_set(errp, ENOMEM, "no memory for options");
     }
-    int r = take_file(g, file, &left->file, errp);
-    if (r == 0) {
-        r = drv->format(g, left->file, opts, &left->image, errp);
-    }
+    r = drv->format(g, left->file, opts, &left->image, errp);
     opts_free(opts);
-    return r;
+    return r < 0 ? r : stretch(g, left->data, complete, errp);
 }
 
 void image_release(struct graph *g, struct image_nodes *left)
@@ -170,11 +215,14 @@ void image_release(struct graph *g, struct image_nodes *left)
     if (left->image) {
         node_unref(left->image);
     }
+    if (left->data) {
+        node_unref(left->data);
+    }
     if (left->file) {
         node_unref(left->file);
     }
     graph_unlock(g);
-    *left = (struct image_nodes){NULL, NULL};
+    *left = (struct image_nodes){NULL, NULL, NULL};
 }
 
 const char *const *image_create_options(const char *format)

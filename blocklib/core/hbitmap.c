@@ -530,7 +530,7 @@ bool hbitmap_covers(const struct hbitmap *outer, const struct hbitmap *inner)
     return true;
 }
 
-/* For a bitmap that nobody else sees yet.  Was there something? */
+/* Where nobody else uses the bitmap.  Was there something? */
 static bool add_to_word(struct hbitmap *h, unsigned level, uint64_t i,
                         uint64_t bits)
 {
@@ -541,6 +541,21 @@ static bool add_to_word(struct hbitmap *h, unsigned level, uint64_t i,
     return old != 0;
 }
 
+/* As merge_word; returns how many bits are new. */
+static uint64_t put_word(struct hbitmap *h, uint64_t i, uint64_t bits)
+{
+    uint64_t fresh = bits & ~atomic_load_explicit(&h->level[0][i],
+                                                  memory_order_relaxed);
+    bool had = add_to_word(h, 0, i, bits);
+
+    for (unsigned level = 1; !had && level <= h->top; level++) {
+        uint64_t bit = UINT64_C(1) << i % WORD_BITS;
+        i /= WORD_BITS;
+        had = add_to_word(h, level, i, bit);
+    }
+    return ones(fresh);
+}
+
 /* The upper levels are not those of @src, which may change meanwhile. */
 static void fill_words(struct hbitmap *dst, const struct hbitmap *src)
 {
@@ -549,15 +564,7 @@ static void fill_words(struct hbitmap *dst, const struct hbitmap *src)
     uint64_t word;
 
     for (uint64_t i; scan_next(&scan, &i, &word);) {
-        (void)add_to_word(dst, 0, i, word);
-        count += ones(word);
-        for (unsigned level = 1; level <= dst->top; level++) {
-            uint64_t bit = UINT64_C(1) << i % WORD_BITS;
-            i /= WORD_BITS;
-            if (add_to_word(dst, level, i, bit)) {
-                break;
-            }
-        }
+        count += put_word(dst, i, word);
     }
     atomic_store(&dst->set_bits, count);
 }
@@ -627,18 +634,24 @@ void hbitmap_import(struct hbitmap *h, uint64_t first, uint64_t count,
                     const void *buf)
 {
     const unsigned char *from = buf;
+    uint64_t fresh = 0;
 
     assert(first % WORD_BITS == 0 && first + count <= h->granules);
     for (uint64_t at = 0; at < count; at += WORD_BITS) {
         uint64_t here = min_u64(WORD_BITS, count - at);
         uint64_t bits = 0;
 
-        memcpy(&bits, from + at / 8, div_up(here, 8));
+        if (here == WORD_BITS) {
+            memcpy(&bits, from + at / 8, sizeof(bits));
+        } else {
+            memcpy(&bits, from + at / 8, div_up(here, 8));
+        }
         bits = le64toh(bits) & (UINT64_MAX >> (WORD_BITS - here));
         if (bits) {
-            merge_word(h, (first + at) / WORD_BITS, bits);
+            fresh += put_word(h, (first + at) / WORD_BITS, bits);
         }
     }
+    atomic_fetch_add(&h->set_bits, fresh);
 }
 
 int hbitmap_resize(struct hbitmap *h, uint64_t size)

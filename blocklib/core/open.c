@@ -106,7 +106,8 @@ static int attach_opened(struct node *n, unsigned index, struct node *child,
 {
     unsigned perm = PERM_READ;
 
-    if (n->drv->is_filter && index == CHILD_FILE && child->flags.read_only) {
+    if ((n->drv->is_filter || n->flags.auto_read_only) &&
+        index == CHILD_FILE && child->flags.read_only) {
         n->flags.read_only = true; /* it can be no more than what it filters */
     }
     if (!n->flags.read_only) {

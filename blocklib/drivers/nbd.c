@@ -231,13 +231,11 @@ static int64_t issue_status(struct nbd_handle *h, nbd_completion_callback done,
 /* --- Reading and writing --- */
 
 /* The one buffer of a request, or one in its place; NULL: no memory. */
-static void *flat(const struct iovec *iov, int cnt, uint64_t bytes,
-                  char **bounce)
+static void *flat(const struct iovec *iov, uint64_t bytes, char **bounce)
 {
     if (iov->iov_len >= bytes) {
         return iov->iov_base;
     }
-    (void)cnt;
     *bounce = buf_alloc(bytes);
     return *bounce;
 }
@@ -260,7 +258,7 @@ static int remote_preadv(struct node *n, uint64_t offset, uint64_t bytes,
         return -EAGAIN;
     }
     if (q.bytes > 0) {
-        q.buf = flat(iov, cnt, q.bytes, &bounce);
+        q.buf = flat(iov, q.bytes, &bounce);
         c = q.buf ? remote_request(r, issue_read, &q) : -ENOMEM;
     }
     if (c == 0 && q.seen != q.bytes) {
@@ -300,7 +298,7 @@ static int remote_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
         return -ENOSPC;
     }
     q.flags = fua && r->info.can_fua ? LIBNBD_CMD_FLAG_FUA : 0;
-    q.buf = flat(iov, cnt, q.bytes, &bounce);
+    q.buf = flat(iov, q.bytes, &bounce);
     if (!q.buf) {
         return -ENOMEM;
     }
@@ -314,9 +312,12 @@ static int remote_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
 /* --- Space --- */
 
 /* What exceeds the maximum a server may refuse, though there is no data. */
-static bool refuses_large(struct remote *r, const struct request *q, int c)
+static bool refuses_large(struct node *n, const struct request *q, int c)
 {
-    if ((c != -EINVAL && c != -EOVERFLOW) || q->bytes <= TRANSFER_MAX) {
+    struct remote *r = n->state;
+
+    if ((c != -EINVAL && c != -EOVERFLOW) ||
+        q->bytes <= n->limits.max_transfer) {
         return false;
     }
     atomic_store(&r->no_large_zero, true);
@@ -339,7 +340,7 @@ static int in_parts(struct node *n, issue_fn *issue, uint64_t offset,
             .flags = flags,
         };
         int c = remote_request(r, issue, &q);
-        if (c < 0 && !refuses_large(r, &q, c)) {
+        if (c < 0 && !refuses_large(n, &q, c)) {
             return c;
         }
         offset += c == 0 ? q.bytes : 0;

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 
-import nbd
 import writelog
 from bitmap_campaign import NODE, Campaign
 from qmp_daemon import Daemon
@@ -73,7 +72,7 @@ def main():
     daemon = start()
     try:
         campaign = work(daemon)
-    except (AssertionError, nbd.Error):
+    except BaseException:
         daemon.process.kill()
         raise
     with daemon:

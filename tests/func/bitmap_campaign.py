@@ -7,6 +7,7 @@ moment on, until another, each sector that differs from `base` is dirty; for a
 bitmap that was disabled, each that differed then.
 """
 import os
+import subprocess
 
 import bitmap_image
 import nbd
@@ -203,6 +204,64 @@ class Campaign:
         self.daemon.ask('blockdev-del', node_name=target)
         self.daemon.events.clear()
 
+    def by_hand(self):
+        """Commands of qemu-io, through the human monitor."""
+        for offset, length in self.ranges(2):
+            what = self.rng.choice(['write -P 7', 'write -z', 'write -z -u',
+                                    'discard', 'aio_write -P 9'])
+            self.daemon.ask('human-monitor-command', command_line=f'qemu-io '
+                            f'{NODE} "{what} {offset} {length}"')
+        self.daemon.ask('human-monitor-command',
+                        command_line=f'qemu-io {NODE} aio_flush')
+
+    def commit(self):
+        """Writes into an overlay, and a job that brings them down."""
+        n, self.jobs = self.jobs, self.jobs + 1
+        overlay, job = f'overlay{n}', f'commit{n}'
+        path = f'{overlay}.qcow2'
+        subprocess.run(['qemu-img', 'create', '-q', '-f', 'qcow2', path,
+                        str(self.size)], check=True)
+        self.daemon.ask('blockdev-add', driver='qcow2', node_name=overlay,
+                        file={'driver': 'file', 'filename': path},
+                        backing=None)
+        self.daemon.ask('blockdev-snapshot', node=NODE, overlay=overlay)
+        self.burst()
+        self.daemon.ask('block-commit', job_id=job, device=overlay,
+                        base_node=NODE)
+        self.burst()
+        self.daemon.event('BLOCK_JOB_READY', device=job)
+        self.burst()
+        self.daemon.ask('job-complete', id=job)
+        self.daemon.event('JOB_STATUS_CHANGE', id=job, status='null')
+        self.daemon.ask('blockdev-del', node_name=overlay)
+        self.daemon.events.clear()
+        os.unlink(path)
+
+    def restore(self):
+        """The disk is the target of a backup; nobody else writes to it."""
+        n, self.jobs = self.jobs, self.jobs + 1
+        source, job = f'source{n}', f'restore{n}'
+        with open(f'{source}.img', 'wb') as f:
+            f.truncate(self.size)
+            for offset, length in self.ranges(20):
+                f.seek(offset)
+                f.write(self.rng.randbytes(length))
+        self.daemon.ask('blockdev-add', driver='raw', node_name=source,
+                        file={'driver': 'file', 'filename': f'{source}.img'})
+        self.handle.shutdown()
+        self.handle = None
+        self.daemon.ask('block-export-del', id='e', mode='hard')
+        self.daemon.event('BLOCK_EXPORT_DELETED', id='e')
+        self.daemon.ask('blockdev-backup', job_id=job, device=source,
+                        target=NODE, sync='full')
+        self.daemon.event('JOB_STATUS_CHANGE', id=job, status='null')
+        self.daemon.ask('block-export-add', type='nbd', id='e',
+                        node_name=NODE, name=NODE, writable=True)
+        self.connect()
+        self.daemon.ask('blockdev-del', node_name=source)
+        self.daemon.events.clear()
+        os.unlink(f'{source}.img')
+
     def resize(self):
         """What is cut off is forgotten, and dirty when it comes back; but a
         bitmap that is disabled does not record that."""
@@ -222,10 +281,12 @@ class Campaign:
             self.burst()
         elif what < 0.70:
             self.handle.flush()
-        elif what < 0.90:
+        elif what < 0.88:
             self.verb()
-        elif what < 0.96:
+        elif what < 0.92:
             self.backup()
+        elif what < 0.97:
+            self.rng.choice([self.by_hand, self.commit, self.restore])()
         else:
             self.resize()
 

@@ -196,6 +196,33 @@ kill "$server"
 wait "$server" || fail "the server ended with $?"
 server=
 
+# --- blockdev-create: an image for a data file that is there, as iotest 244. ---
+
+truncate -s 1M raw.data
+qemu-io -f raw -c 'write -q -P 42 0 1M' raw.data
+: >meta.qcow2
+serve disk.qcow2
+qmp blockdev-add driver=file node-name=raw filename="$PWD/raw.data" >/dev/null
+format() {
+    nbdelta qmp --wait "$qmp_sock" blockdev-create "{\"job-id\": \"c\",
+        \"options\": {\"driver\": \"qcow2\", \"size\": 2097152, $1
+        \"file\": {\"driver\": \"file\",
+        \"filename\": \"$PWD/meta.qcow2\"}}}" >/dev/null 2>err || true
+    qmp job-dismiss id=c >/dev/null
+    cat err
+}
+format '"data-file-raw": true,' | grep -q 'data-file-raw requires data-file' ||
+    fail "$(cat err)"
+format '"data-file": "none",' | grep -q "Cannot find device='none'" ||
+    fail "$(cat err)"
+[ -z "$(format '"data-file": "raw", "data-file-raw": true,')" ] ||
+    fail "$(cat err)"
+stop_server
+[ "$(stat -c %s raw.data)" = 2097152 ]
+qemu-io -f raw -c 'read -q -P 42 0 1M' -c 'read -q -P 0 1M 1M' raw.data
+qemu-img check -q meta.qcow2
+qemu-img compare -q -f raw -F qcow2 raw.data meta.qcow2
+
 # A data file that belongs to its image follows it.
 serve "disk0=driver=qcow2,read-only=on,file.driver=file,file.filename=$PWD/disk.qcow2"
 reopen_disk0() {

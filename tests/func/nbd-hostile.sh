@@ -13,6 +13,8 @@ if [ "${OVER_TLS-}" ]; then
     make_pki pki
 fi
 serve ${tls:+--tls-certificates pki --tls-verify-peer} -f raw disk=disk.raw
+qmp block-export-add type=nbd id=again node-name=disk name=again \
+    writable=true >/dev/null
 export PYTHONDONTWRITEBYTECODE=1
 mkfifo go
 # shellcheck disable=SC2086  # a word, or none

@@ -532,6 +532,34 @@ class NoRoom(Server):
     size = 0
 
 
+class SmallBlocks(Server):
+    """It takes no more than 64 KiB at once, without data neither."""
+    blocks = (1, 4096, 65536)
+    longest = 0
+
+    def request(self, s):
+        _, flags, kind, cookie, offset, length = struct.unpack(
+            ">IHHQQI", self.get(s, 28))
+        if kind == WRITE:
+            self.get(s, length)
+        if kind == DISC:
+            return False
+        if kind in (ZERO, TRIM):
+            self.simple(s, cookie, 22 if length > 65536 else 0)
+            if length <= 65536:
+                self.longest = max(self.longest, length)
+            return True
+        if length > 65536 and kind in (READ, WRITE):
+            return False
+        if kind == READ:
+            self.read(s, cookie, offset, length)
+        elif kind == STATUS:
+            self.status(s, cookie, offset, length)
+        else:
+            self.other(s, cookie, kind)
+        return True
+
+
 class NoBlocks(Server):
     blocks = None
     structured = False
@@ -545,6 +573,14 @@ def odd_limits_are_served():
             assert h.pread(1000, 77) == b"D" * 1000, kind
             assert failure(h.pwrite, b"x" * 1000, 77) == 0, kind
         server.stop()
+    server = SmallBlocks()
+    with Near():
+        h = client()
+        assert failure(h.zero, 1 << 20, 0) == 0
+        assert server.longest == 65536
+        assert failure(h.pwrite, b"x" * (1 << 20), 0) == 0
+        assert h.pread(1 << 20, 0) == b"D" * (1 << 20)
+    server.stop()
     for kind in (HugeBlocks, NoRoom):
         server = kind()
         r = subprocess.run(["nbdelta", "map", disk()], timeout=60,

@@ -170,6 +170,9 @@ stop_server
 serve "driver=nbd,server.type=unix,server.path=$far,auto-read-only=on"
 nbdinfo --is readonly "$uri"
 stop_server
+serve "driver=raw,auto-read-only=on,file.driver=nbd,file.server.type=unix,file.server.path=$far"
+nbdinfo --is readonly "$uri"
+stop_server
 end_far
 
 # Several connections, where the server says that they see one disk.

@@ -63,6 +63,9 @@ qemu-io -f raw -c 'write -P 7 0 1M' \
 nbdcopy "nbd+unix:///c?socket=$PWD/two.sock" copy.raw
 cmp copy.raw c.raw
 
+is "$(qmp query-block-exports | jq -c 'map([.id, .server])')" \
+    '[["c3","three"],["c2","two"],["b2","two"],["a",null]]'
+
 # A client of one server does not hold up the end of another.
 qmp block-export-add type=nbd id=a5 node-name=a server=three name=a >out
 export PYTHONDONTWRITEBYTECODE=1

@@ -152,6 +152,7 @@ MORE = {
     'nbd-server-start.handshake-max-seconds',
     'nbd-server-start.max-connections-per-address',
     'nbd-server-stop.id',
+    'query-block-exports returns.server',
     # Authorization for each export.
     'block-export-add(nbd).tls-authz',
     'block-export-add(nbd).tls-authz-writable',

@@ -32,11 +32,15 @@ int image_create(const char *filename, const char *format,
  * node holds elsewhere stays, and is not seen in the image.  In the caller's
  * thread, without locks.  -EBUSY: somebody does not allow it to be written.
  *
+ * "data_file" is the same for the node of an external data file: it is not
+ * emptied, only made as long as the disk.
+ *
  * In *left are nodes that stay, also after a failure, until image_release;
  * that closes them, so it needs the monitor lock as graph_close does.
  */
 struct image_nodes {
     struct node *file;
+    struct node *data;
     struct node *image;
 };
 int image_format(struct graph *g, const char *format, const json_t *file,
