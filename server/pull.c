@@ -139,7 +139,7 @@ static struct pull *session_new(struct pulls *p, const struct pull_options *o)
     r = r < 0 ? r : copy_text(&s->server_id, o->server);
     for (unsigned i = 0; r == 0 && i < o->count; i++) {
         s->disks[i].node = o->disks[i].node;
-        r = copy_text(&s->disks[i].name, node_name(o->disks[i].node));
+        r = copy_text(&s->disks[i].name, o->disks[i].name);
     }
     if (r < 0) {
         session_free(s);

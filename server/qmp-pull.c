@@ -31,6 +31,7 @@ static int fill_disks(struct qmp_call *call, const json_t *list,
         if (!d->node) {
             return -ENODEV;
         }
+        d->name = json_string_value(json_object_get(item, "node"));
         d->since = json_string_value(json_object_get(item, "since"));
         d->export = json_string_value(json_object_get(item, "export"));
     }

@@ -127,6 +127,15 @@ struct node *blk_node(const struct blk *b)
     return n;
 }
 
+struct node *blk_disk(const struct blk *b)
+{
+    struct blk *locked = (struct blk *)(uintptr_t)b;
+    struct tree *t = edge_enter(&locked->root, false);
+    struct node *n = node_skip_job_filters(b->root.child);
+    node_leave(t);
+    return n;
+}
+
 struct bitmap *blk_bitmap_find(struct blk *b, const char *name)
 {
     struct tree *t = edge_enter(&b->root, false);
@@ -211,14 +220,14 @@ int blk_pwritev(struct blk *b, const struct iovec *iov, int iovcnt,
 int blk_pread(struct blk *b, void *buf, uint64_t bytes, uint64_t offset,
               unsigned flags)
 {
-    struct iovec v = { buf, bytes };
+    struct iovec v = {buf, bytes};
     return blk_preadv(b, &v, 1, offset, flags);
 }
 
-int blk_pwrite(struct blk *b, const void *buf, uint64_t bytes,
-               uint64_t offset, unsigned flags)
+int blk_pwrite(struct blk *b, const void *buf, uint64_t bytes, uint64_t offset,
+               unsigned flags)
 {
-    struct iovec v = { (void *)(uintptr_t)buf, bytes };
+    struct iovec v = {(void *)(uintptr_t)buf, bytes};
     return blk_pwritev(b, &v, 1, offset, flags);
 }
 
@@ -305,8 +314,8 @@ static int tell(const struct extent *e, void *opaque)
     return told->fn(e, told->opaque);
 }
 
-int blk_extents(struct blk *b, uint64_t offset, uint64_t bytes,
-                unsigned flags, extent_fn *fn, void *opaque)
+int blk_extents(struct blk *b, uint64_t offset, uint64_t bytes, unsigned flags,
+                extent_fn *fn, void *opaque)
 {
     struct told told = {fn, opaque, offset};
     uint64_t end = offset + bytes;
