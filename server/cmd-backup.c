@@ -195,33 +195,6 @@ static int begin_option(json_t *args, int code, struct error **errp)
 
 /* --- The daemon --- */
 
-/* Every node that an export shows, once. */
-static int add_all_disks(struct qmp_client *c, json_t *args,
-                         struct error **errp)
-{
-    CLEANUP_JSON json_t *reply = NULL;
-    CLEANUP_JSON json_t *seen = json_object();
-    json_t *disks = json_array();
-    size_t i;
-    json_t *export;
-    int r = qmp_client_request(c, "query-block-exports", NULL, &reply, errp);
-
-    (void)json_object_set_new(args, "disks", disks);
-    json_array_foreach (json_object_get(reply, "return"), i, export) {
-        json_t *node = json_object_get(export, "node-name");
-        const char *name = json_string_value(node);
-        if (name && !json_object_get(seen, name)) {
-            (void)json_object_set(seen, name, node);
-            (void)json_array_insert_new(disks, 0,
-                                        json_pack("{s:O}", "node", node));
-        }
-    }
-    if (r == 0 && json_array_size(disks) == 0) {
-        r = error_set(errp, ENOENT, "the daemon serves no disks");
-    }
-    return r;
-}
-
 static const char *text_of(const json_t *object, const char *key)
 {
     const char *text = json_string_value(json_object_get(object, key));
@@ -269,10 +242,6 @@ static int run(struct qmp_client *c, const char *socket, const char *command,
 {
     int r = qmp_client_open(c, socket, errp);
 
-    if (r == 0 && strcmp(command, "backup-begin") == 0 &&
-        !json_object_get(args, "disks")) {
-        r = add_all_disks(c, args, errp);
-    }
     return r < 0 ? r : qmp_client_request(c, command, args, reply, errp);
 }
 

@@ -40,6 +40,7 @@ struct export_options {
     bool allocation_depth; /* offer that context */
     bool all_bitmaps;      /* offer those that the node has at that moment */
     bool is_default;       /* answers to the name "", too, if it is first */
+    bool of_backup;        /* no disk: no command takes it for a device */
     const char *authz;     /* who may open it: an authorization; NULL: all */
     const char *authz_writable; /* and who of these may write */
 };
@@ -63,6 +64,7 @@ struct export
     bool allocation_depth;
     bool all_bitmaps;
     bool is_default;
+    bool of_backup;
     char *authz;          /* or NULL */
     char *authz_writable; /* or NULL */
     uint64_t serial;      /* not 0, and no other has or had it */
@@ -134,7 +136,7 @@ void exports_remove_all(struct exports *s, uint64_t server);
 bool exports_has_name(struct exports *s, uint64_t server, const char *name);
 
 /* Connections that use the export @id, 0 if there is none; and for how many
- * nanoseconds there has been none. */
+ * nanoseconds there has been none (UINT64_MAX: nobody can any more). */
 unsigned exports_clients(struct exports *s, const char *id);
 uint64_t exports_idle_ns(struct exports *s, const char *id);
 

@@ -30,9 +30,8 @@ struct pulls;
 
 struct pull_disk_options {
     struct node *node;
-    const char *name;   /* what the user calls it */
     const char *since;  /* a checkpoint; NULL: the whole disk */
-    const char *export; /* or NULL: the name, made unique */
+    const char *export; /* or NULL: the disk's name, made unique */
 };
 
 struct pull_options {

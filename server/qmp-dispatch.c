@@ -505,7 +505,8 @@ static int match_export(struct export *e, void *opaque)
 {
     struct find_export *f = opaque;
 
-    if (strcmp(e->name, f->name) == 0 || strcmp(e->id, f->name) == 0) {
+    if (!e->of_backup &&
+        (strcmp(e->name, f->name) == 0 || strcmp(e->id, f->name) == 0)) {
         f->node = blk_node(e->blk);
         return 1;
     }
