@@ -220,14 +220,14 @@ int blk_pwritev(struct blk *b, const struct iovec *iov, int iovcnt,
 int blk_pread(struct blk *b, void *buf, uint64_t bytes, uint64_t offset,
               unsigned flags)
 {
-    struct iovec v = {buf, bytes};
+    struct iovec v = { buf, bytes };
     return blk_preadv(b, &v, 1, offset, flags);
 }
 
-int blk_pwrite(struct blk *b, const void *buf, uint64_t bytes, uint64_t offset,
-               unsigned flags)
+int blk_pwrite(struct blk *b, const void *buf, uint64_t bytes,
+               uint64_t offset, unsigned flags)
 {
-    struct iovec v = {(void *)(uintptr_t)buf, bytes};
+    struct iovec v = { (void *)(uintptr_t)buf, bytes };
     return blk_pwritev(b, &v, 1, offset, flags);
 }
 
@@ -314,8 +314,8 @@ static int tell(const struct extent *e, void *opaque)
     return told->fn(e, told->opaque);
 }
 
-int blk_extents(struct blk *b, uint64_t offset, uint64_t bytes, unsigned flags,
-                extent_fn *fn, void *opaque)
+int blk_extents(struct blk *b, uint64_t offset, uint64_t bytes,
+                unsigned flags, extent_fn *fn, void *opaque)
 {
     struct told told = {fn, opaque, offset};
     uint64_t end = offset + bytes;

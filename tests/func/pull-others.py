@@ -126,7 +126,7 @@ def its_exports_are_no_devices():
         assert read(begun['disks'][0]['uri']) == b'1'
         # Nor can anybody else have an export by its id when it is gone.
         name = f"{begun['id']}:a"
-        daemon.ask('block-export-del', id=name)
+        daemon.ask('block-export-del', id=name, mode='hard')
         refused(daemon, 'Invalid block export id', 'block-export-add', id=name,
                 type='nbd', name='mine', node_name='a')
         end(daemon, begun)
