@@ -80,9 +80,18 @@ static const struct cli_command end_command = {
 
 /* --- Arguments --- */
 
+static bool is_one_of(const char *word, const char *const *words)
+{
+    while (*words && strcmp(*words, word) != 0) {
+        words++;
+    }
+    return *words;
+}
+
 /* @text as an object whose first value may come without its key. */
-static int parse_object(const char *text, const char *implied, const char *also,
-                        json_t **object, struct error **errp)
+static int parse_object(const char *text, const char *implied,
+                        const char *const *also, json_t **object,
+                        struct error **errp)
 {
     const char *key;
     json_t *value;
@@ -93,7 +102,7 @@ static int parse_object(const char *text, const char *implied, const char *also,
     }
     json_object_foreach (*object, key, value) {
         if (!json_is_string(value) ||
-            (strcmp(key, implied) != 0 && !strstr(also, key))) {
+            (strcmp(key, implied) != 0 && !is_one_of(key, also))) {
             return error_set(errp, EINVAL, "'%s': there is no '%s'", text, key);
         }
     }
@@ -105,9 +114,10 @@ static int parse_object(const char *text, const char *implied, const char *also,
 
 static int add_disk(json_t *args, const char *text, struct error **errp)
 {
+    static const char *const also[] = {"since", "export", NULL};
     json_t *disks = json_object_get(args, "disks");
     json_t *disk = NULL;
-    int r = parse_object(text, "node", "since export", &disk, errp);
+    int r = parse_object(text, "node", also, &disk, errp);
 
     if (!disks) {
         disks = json_array();
@@ -119,9 +129,10 @@ static int add_disk(json_t *args, const char *text, struct error **errp)
 
 static int set_scratch(json_t *args, const char *text, struct error **errp)
 {
+    static const char *const also[] = {"quota", NULL};
     json_t *scratch = NULL;
     uint64_t quota;
-    int r = parse_object(text, "dir", "quota", &scratch, errp);
+    int r = parse_object(text, "dir", also, &scratch, errp);
     const char *size = json_string_value(json_object_get(scratch, "quota"));
 
     (void)json_object_set_new(args, "scratch", scratch);

@@ -577,6 +577,24 @@ static bool has_removed(struct exports *s)
     return found;
 }
 
+static bool is_removed(struct exports *s, const char *id)
+{
+    mutex_lock(&s->lock);
+    const struct export *e = find_id(s, id);
+    bool removed = e && e->removed;
+    mutex_unlock(&s->lock);
+    return removed;
+}
+
+void exports_settle_one(struct exports *s, struct jobs *j, const char *id)
+{
+    exports_collect(s, j);
+    while (is_removed(s, id)) {
+        cond_wait(&s->collected, &j->lock);
+        exports_collect(s, j);
+    }
+}
+
 void exports_settle(struct exports *s, struct jobs *j)
 {
     exports_collect(s, j);

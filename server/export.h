@@ -154,6 +154,11 @@ void exports_collect(struct exports *s, struct jobs *j) REQUIRES(j->lock);
  * meanwhile. */
 void exports_settle(struct exports *s, struct jobs *j) REQUIRES(j->lock);
 
+/* The same for one, whatever becomes of others: that which @id named when it
+ * was removed, if it is there at all. */
+void exports_settle_one(struct exports *s, struct jobs *j, const char *id)
+    REQUIRES(j->lock);
+
 /* Visit those that are not removed under the set's lock, oldest first; what
  * @fn returns other than 0 ends that and is returned. */
 int exports_each(struct exports *s, int (*fn)(struct export *e, void *opaque),

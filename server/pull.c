@@ -464,7 +464,11 @@ static void remove_exports(struct pulls *p, struct pull *s)
         }
     }
     mutex_is_held(&d->jobs->lock);
-    exports_settle(d->exports, d->jobs);
+    for (unsigned i = 0; i < s->count; i++) {
+        if (s->disks[i].export_id) {
+            exports_settle_one(d->exports, d->jobs, s->disks[i].export_id);
+        }
+    }
 }
 
 /* --- Estimates, before anything is pulled --- */

@@ -105,7 +105,7 @@ def all_disks_are_those_of_no_backup():
                 ] == ['a', 'b']
         end(daemon, begun)
         for name in 'a', 'b', 'a2':
-            daemon.ask('block-export-del', id=name)
+            daemon.ask('block-export-del', id=name, mode='hard')
         refused(daemon, 'There are no exports', 'backup-begin')
 
 
@@ -243,6 +243,35 @@ def without_its_exports_it_expires():
         assert checkpoints(daemon) == ['c2']
 
 
+def no_other_export_holds_up_its_end():
+    with start('a') as daemon:
+        image('t')
+        daemon.ask('blockdev-add', driver='qcow2', node_name='slow',
+                   file={'driver': 'blkdebug', 'image': {
+                       'driver': 'file', 'filename': 't.img'}})
+        daemon.ask('block-export-add', id='slow', type='nbd', name='slow',
+                   node_name='slow', writable=True)
+
+        def debug(command):
+            return daemon.ask('human-monitor-command',
+                              command_line=f'qemu-io slow "{command}"')
+
+        debug('break write_aio A')
+        h = connect(live('slow'))
+        h.aio_pwrite(bytes(65536), 0)
+        while h.aio_in_flight() and not h.aio_is_ready():
+            h.poll(1000)
+        debug('wait_break A')
+        begun = begin(daemon, 'a')
+        daemon.ask('block-export-del', id='slow', mode='hard')
+        end(daemon, begun)
+        assert [e['id'] for e in daemon.ask('query-block-exports')
+                if e['shutting-down']] == ['slow']
+        debug('resume A')
+        gone = [daemon.event('BLOCK_EXPORT_DELETED')['id'] for _ in range(2)]
+        assert gone == [f"{begun['id']}:a", 'slow'], gone
+
+
 def names_may_be_odd():
     with start('a') as daemon:
         for name in 'x' * 1023, 'a/b=c@d \u00fc', '@dirty=', '%41#?&':
@@ -277,6 +306,7 @@ for scenario in (the_filter_of_a_job_stands_for_its_disk,
                  what_is_inconsistent_can_be_dropped,
                  a_snapshot_meanwhile_changes_nothing_of_the_past,
                  without_its_exports_it_expires,
+                 no_other_export_holds_up_its_end,
                  names_may_be_odd):
     print(scenario.__name__, flush=True)
     scenario()
