@@ -31,6 +31,7 @@
 #include "monitor.h"
 #include "nbdelta/action.h"
 #include "nbdelta/bitmap.h"
+#include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
@@ -119,6 +120,24 @@ static int copy_text(char **to, const char *text)
     return text && !*to ? -ENOMEM : 0;
 }
 
+static int match_disk(struct export *e, void *opaque)
+{
+    struct pull_disk *d = opaque;
+
+    if (!e->is_default || blk_disk(e->blk) != d->node) {
+        return 0;
+    }
+    return copy_text(&d->name, e->id) < 0 ? -ENOMEM : 1;
+}
+
+/* An image of the command line has its name, whichever its node is now. */
+static int name_disk(const struct pulls *p, struct pull_disk *d)
+{
+    int r = exports_each(p->daemon->exports, match_disk, d);
+
+    return r == 0 ? copy_text(&d->name, node_name(d->node)) : r < 0 ? r : 0;
+}
+
 static struct pull *session_new(struct pulls *p, const struct pull_options *o)
 {
     struct pull *s = calloc(1, sizeof(*s) + o->count * sizeof(s->disks[0]));
@@ -140,7 +159,7 @@ static struct pull *session_new(struct pulls *p, const struct pull_options *o)
     for (unsigned i = 0; r == 0 && i < o->count; i++) {
         struct node *n = point_source(p->daemon->graph, o->disks[i].node);
         s->disks[i].node = n;
-        r = copy_text(&s->disks[i].name, node_name(n));
+        r = name_disk(p, &s->disks[i]);
     }
     if (r < 0) {
         session_free(s);
@@ -667,8 +686,8 @@ static void drop_old(struct pulls *p, const struct pull *s, const json_t *drop)
         CLEANUP_JSON json_t *nodes = json_array();
         for (unsigned k = 0; k < s->count; k++) {
             if (can_drop(p, s->disks[k].node, json_string_value(item))) {
-                (void)json_array_append_new(nodes,
-                                            json_string(s->disks[k].name));
+                (void)json_array_append_new(
+                    nodes, json_string(node_name(s->disks[k].node)));
             }
         }
         (void)checkpoint_delete(p->daemon, json_string_value(item), nodes,

@@ -146,7 +146,7 @@ static int add_bitmap(struct daemon *d, struct export *e, struct node *own,
     name = json_string_value(json_object_get(item, "name"));
     const char *node = json_string_value(json_object_get(item, "node"));
     const char *as = json_string_value(json_object_get(item, "context-name"));
-    n = qmp_find_node(d, node, NULL);
+    n = graph_find(d->graph, node);
     if (!n) {
         return error_set(errp, ENODEV, "Node '%.200s' not found", node);
     }
