@@ -181,7 +181,9 @@ static int remove_from_named(struct daemon *d, const json_t *nodes,
 
     rm->strict = true;
     json_array_foreach (nodes, i, item) {
-        struct node *n = qmp_find_node(d, json_string_value(item), rm->errp);
+        const char *name = json_string_value(item);
+        struct node *n = graph_find(d->graph, name); /* as the list has it */
+        n = n ? n : qmp_find_node(d, name, rm->errp);
         r = r < 0 ? r : n ? remove_from(n, rm) : -ENODEV;
     }
     return r;

@@ -80,9 +80,18 @@ static const struct cli_command end_command = {
 
 /* --- Arguments --- */
 
+static bool is_one_of(const char *word, const char *const *words)
+{
+    while (*words && strcmp(*words, word) != 0) {
+        words++;
+    }
+    return *words;
+}
+
 /* @text as an object whose first value may come without its key. */
-static int parse_object(const char *text, const char *implied, const char *also,
-                        json_t **object, struct error **errp)
+static int parse_object(const char *text, const char *implied,
+                        const char *const *also, json_t **object,
+                        struct error **errp)
 {
     const char *key;
     json_t *value;
@@ -93,7 +102,7 @@ static int parse_object(const char *text, const char *implied, const char *also,
     }
     json_object_foreach (*object, key, value) {
         if (!json_is_string(value) ||
-            (strcmp(key, implied) != 0 && !strstr(also, key))) {
+            (strcmp(key, implied) != 0 && !is_one_of(key, also))) {
             return error_set(errp, EINVAL, "'%s': there is no '%s'", text, key);
         }
     }
@@ -105,9 +114,10 @@ static int parse_object(const char *text, const char *implied, const char *also,
 
 static int add_disk(json_t *args, const char *text, struct error **errp)
 {
+    static const char *const also[] = {"since", "export", NULL};
     json_t *disks = json_object_get(args, "disks");
     json_t *disk = NULL;
-    int r = parse_object(text, "node", "since export", &disk, errp);
+    int r = parse_object(text, "node", also, &disk, errp);
 
     if (!disks) {
         disks = json_array();
@@ -119,9 +129,10 @@ static int add_disk(json_t *args, const char *text, struct error **errp)
 
 static int set_scratch(json_t *args, const char *text, struct error **errp)
 {
+    static const char *const also[] = {"quota", NULL};
     json_t *scratch = NULL;
     uint64_t quota;
-    int r = parse_object(text, "dir", "quota", &scratch, errp);
+    int r = parse_object(text, "dir", also, &scratch, errp);
     const char *size = json_string_value(json_object_get(scratch, "quota"));
 
     (void)json_object_set_new(args, "scratch", scratch);
@@ -195,33 +206,6 @@ static int begin_option(json_t *args, int code, struct error **errp)
 
 /* --- The daemon --- */
 
-/* Every node that an export shows, once. */
-static int add_all_disks(struct qmp_client *c, json_t *args,
-                         struct error **errp)
-{
-    CLEANUP_JSON json_t *reply = NULL;
-    CLEANUP_JSON json_t *seen = json_object();
-    json_t *disks = json_array();
-    size_t i;
-    json_t *export;
-    int r = qmp_client_request(c, "query-block-exports", NULL, &reply, errp);
-
-    (void)json_object_set_new(args, "disks", disks);
-    json_array_foreach (json_object_get(reply, "return"), i, export) {
-        json_t *node = json_object_get(export, "node-name");
-        const char *name = json_string_value(node);
-        if (name && !json_object_get(seen, name)) {
-            (void)json_object_set(seen, name, node);
-            (void)json_array_insert_new(disks, 0,
-                                        json_pack("{s:O}", "node", node));
-        }
-    }
-    if (r == 0 && json_array_size(disks) == 0) {
-        r = error_set(errp, ENOENT, "the daemon serves no disks");
-    }
-    return r;
-}
-
 static const char *text_of(const json_t *object, const char *key)
 {
     const char *text = json_string_value(json_object_get(object, key));
@@ -269,10 +253,6 @@ static int run(struct qmp_client *c, const char *socket, const char *command,
 {
     int r = qmp_client_open(c, socket, errp);
 
-    if (r == 0 && strcmp(command, "backup-begin") == 0 &&
-        !json_object_get(args, "disks")) {
-        r = add_all_disks(c, args, errp);
-    }
     return r < 0 ? r : qmp_client_request(c, command, args, reply, errp);
 }
 

@@ -24,9 +24,10 @@ struct client {
     struct qmp_client qmp;
 
     /* --wait */
-    char *job;     /* its id, or NULL */
-    json_t *final; /* BLOCK_JOB_COMPLETED or BLOCK_JOB_CANCELLED */
-    json_t *info;  /* of query-jobs, the last */
+    char *job;         /* its id, or NULL */
+    json_t *final;     /* BLOCK_JOB_COMPLETED or BLOCK_JOB_CANCELLED */
+    json_t *info;      /* of query-jobs, the last */
+    const char *where; /* the last BLOCK_JOB_ERROR, in words, or NULL */
     bool concluded;
     _Atomic unsigned permille; /* how much is done */
 };
@@ -239,6 +240,11 @@ static void follow(struct client *c, json_t *event)
         same(event_member(event, "id"), c->job)) {
         c->concluded = c->concluded || same(status, "concluded") ||
                        same(status, "null");
+    } else if (event_is(event, "BLOCK_JOB_ERROR") &&
+               same(event_member(event, "device"), c->job)) {
+        c->where = same(event_member(event, "operation"), "read")
+                       ? " (while reading from the source)"
+                       : " (while writing to the target)";
     } else if ((event_is(event, "BLOCK_JOB_COMPLETED") ||
                 event_is(event, "BLOCK_JOB_CANCELLED")) &&
                same(event_member(event, "device"), c->job)) {
@@ -347,6 +353,7 @@ static int wait_job(struct client *c, struct error **errp)
  * query-jobs says. */
 static int report_job(struct client *c, struct error **errp)
 {
+    const char *where = c->where;
     const char *why;
 
     if (!c->final) {
@@ -363,8 +370,11 @@ static int report_job(struct client *c, struct error **errp)
                    : json_string_value(json_object_get(c->info, "error"));
     if (c->final && event_is(c->final, "BLOCK_JOB_CANCELLED")) {
         why = "cancelled";
+        where = NULL;
     }
-    return why ? cli_failed("qmp", "job '%s': %s", c->job, why) : 0;
+    return why ? cli_failed("qmp", "job '%s': %s%s", c->job, why,
+                            where ? where : "")
+               : 0;
 }
 
 /* --- The command. --- */

@@ -11,6 +11,7 @@
 
 #include "daemon.h"
 #include "monitor.h"
+#include "nbd-proto.h"
 #include "nbdelta/bitmap.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/cleanup.h"
@@ -130,6 +131,9 @@ bool exports_has_name(struct exports *s, uint64_t server, const char *name)
 static int check_name(struct exports *s, uint64_t server, const char *name,
                       struct error **errp)
 {
+    if (strlen(name) > NBD_STRING_MAX) {
+        return error_set(errp, EINVAL, "export name '%.64s...' too long", name);
+    }
     return exports_has_name(s, server, name)
                ? error_set(errp, EEXIST,
                            "NBD server already has export named '%s'", name)
@@ -177,6 +181,7 @@ int export_new(struct exports *s, const struct export_options *o,
     e->allocation_depth = o->allocation_depth;
     e->all_bitmaps = o->all_bitmaps;
     e->is_default = o->is_default;
+    e->of_backup = o->of_backup;
     e->serial = atomic_fetch_add(&s->serials, 1) + 1;
     e->refs = 1;
     list_init(&e->in_set);
@@ -390,8 +395,10 @@ uint64_t exports_idle_ns(struct exports *s, const char *id)
 {
     mutex_lock(&s->lock);
     const struct export *e = find_id(s, id);
-    bool idle = e && !e->removed && e->refs == 1;
-    uint64_t ns = idle ? now_ns() - e->idle_since : 0;
+    unsigned unused = e && e->removed ? 0 : 1; /* the set's reference */
+    uint64_t ns = !e                  ? UINT64_MAX
+                  : e->refs == unused ? now_ns() - e->idle_since
+                                      : 0;
     mutex_unlock(&s->lock);
     return ns;
 }
@@ -568,6 +575,24 @@ static bool has_removed(struct exports *s)
     }
     mutex_unlock(&s->lock);
     return found;
+}
+
+static bool is_removed(struct exports *s, const char *id)
+{
+    mutex_lock(&s->lock);
+    const struct export *e = find_id(s, id);
+    bool removed = e && e->removed;
+    mutex_unlock(&s->lock);
+    return removed;
+}
+
+void exports_settle_one(struct exports *s, struct jobs *j, const char *id)
+{
+    exports_collect(s, j);
+    while (is_removed(s, id)) {
+        cond_wait(&s->collected, &j->lock);
+        exports_collect(s, j);
+    }
 }
 
 void exports_settle(struct exports *s, struct jobs *j)

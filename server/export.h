@@ -40,6 +40,7 @@ struct export_options {
     bool allocation_depth; /* offer that context */
     bool all_bitmaps;      /* offer those that the node has at that moment */
     bool is_default;       /* answers to the name "", too, if it is first */
+    bool of_backup;        /* no disk: no command takes it for a device */
     const char *authz;     /* who may open it: an authorization; NULL: all */
     const char *authz_writable; /* and who of these may write */
 };
@@ -63,6 +64,7 @@ struct export
     bool allocation_depth;
     bool all_bitmaps;
     bool is_default;
+    bool of_backup;
     char *authz;          /* or NULL */
     char *authz_writable; /* or NULL */
     uint64_t serial;      /* not 0, and no other has or had it */
@@ -134,7 +136,7 @@ void exports_remove_all(struct exports *s, uint64_t server);
 bool exports_has_name(struct exports *s, uint64_t server, const char *name);
 
 /* Connections that use the export @id, 0 if there is none; and for how many
- * nanoseconds there has been none. */
+ * nanoseconds there has been none (UINT64_MAX: nobody can any more). */
 unsigned exports_clients(struct exports *s, const char *id);
 uint64_t exports_idle_ns(struct exports *s, const char *id);
 
@@ -151,6 +153,11 @@ void exports_collect(struct exports *s, struct jobs *j) REQUIRES(j->lock);
 /* Wait until all that are removed are deleted, with the monitor lock given up
  * meanwhile. */
 void exports_settle(struct exports *s, struct jobs *j) REQUIRES(j->lock);
+
+/* The same for one, whatever becomes of others: that which @id named when it
+ * was removed, if it is there at all. */
+void exports_settle_one(struct exports *s, struct jobs *j, const char *id)
+    REQUIRES(j->lock);
 
 /* Visit those that are not removed under the set's lock, oldest first; what
  * @fn returns other than 0 ends that and is returned. */

@@ -31,6 +31,7 @@
 #include "monitor.h"
 #include "nbdelta/action.h"
 #include "nbdelta/bitmap.h"
+#include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
@@ -47,7 +48,7 @@ struct pull_disk {
     const char *reason;  /* why not what was asked for, or NULL */
     char *context;       /* the bitmap's name there, or NULL */
     struct point *point; /* NULL: not yet, or gone */
-    char *export_id;     /* NULL: not exported */
+    char *export_id;     /* NULL: not exported; nobody else can choose it */
     char *export;
     char *uri; /* or NULL: it has none */
     uint64_t estimate;
@@ -119,6 +120,24 @@ static int copy_text(char **to, const char *text)
     return text && !*to ? -ENOMEM : 0;
 }
 
+static int match_disk(struct export *e, void *opaque)
+{
+    struct pull_disk *d = opaque;
+
+    if (!e->is_default || blk_disk(e->blk) != d->node) {
+        return 0;
+    }
+    return copy_text(&d->name, e->id) < 0 ? -ENOMEM : 1;
+}
+
+/* An image of the command line has its name, whichever its node is now. */
+static int name_disk(const struct pulls *p, struct pull_disk *d)
+{
+    int r = exports_each(p->daemon->exports, match_disk, d);
+
+    return r == 0 ? copy_text(&d->name, node_name(d->node)) : r < 0 ? r : 0;
+}
+
 static struct pull *session_new(struct pulls *p, const struct pull_options *o)
 {
     struct pull *s = calloc(1, sizeof(*s) + o->count * sizeof(s->disks[0]));
@@ -138,8 +157,9 @@ static struct pull *session_new(struct pulls *p, const struct pull_options *o)
     r = r < 0 ? r : copy_text(&s->checkpoint, o->checkpoint);
     r = r < 0 ? r : copy_text(&s->server_id, o->server);
     for (unsigned i = 0; r == 0 && i < o->count; i++) {
-        s->disks[i].node = o->disks[i].node;
-        r = copy_text(&s->disks[i].name, node_name(o->disks[i].node));
+        struct node *n = point_source(p->daemon->graph, o->disks[i].node);
+        s->disks[i].node = n;
+        r = name_disk(p, &s->disks[i]);
     }
     if (r < 0) {
         session_free(s);
@@ -150,10 +170,33 @@ static struct pull *session_new(struct pulls *p, const struct pull_options *o)
 
 /* --- Checks --- */
 
-/* Decide whether the disk can be told apart since @since. */
-static int choose_mode(struct pull_disk *d, const char *since)
+/* Is the bitmap what a session has begun and may forget again? */
+static bool is_pending(const struct pulls *p, const struct node *n,
+                       const char *checkpoint)
 {
-    d->reason = since ? checkpoint_missing(d->node, since) : NULL;
+    list_for_each (at, &p->sessions) {
+        const struct pull *s = pull_of(at);
+        if (!s->checkpoint || strcmp(s->checkpoint, checkpoint) != 0) {
+            continue;
+        }
+        for (unsigned i = 0; i < s->count; i++) {
+            if (s->disks[i].fresh && s->disks[i].node == n) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+/* Decide whether the disk can be told apart since @since. */
+static int choose_mode(const struct pulls *p, struct pull_disk *d,
+                       const char *since)
+{
+    if (since) {
+        d->reason = is_pending(p, d->node, since)
+                        ? "checkpoint-pending"
+                        : checkpoint_missing(d->node, since);
+    }
     return since && !d->reason ? copy_text(&d->since, since) : 0;
 }
 
@@ -172,8 +215,8 @@ static int check_disk(const struct pull *s, unsigned i, struct error **errp)
                : 0;
 }
 
-static int check_disks(struct pull *s, const struct pull_options *o,
-                       struct error **errp)
+static int check_disks(const struct pulls *p, struct pull *s,
+                       const struct pull_options *o, struct error **errp)
 {
     for (unsigned i = 0; i < s->count; i++) {
         int r = check_disk(s, i, errp);
@@ -181,7 +224,7 @@ static int check_disks(struct pull *s, const struct pull_options *o,
         if (r < 0) {
             return r;
         }
-        if (choose_mode(&s->disks[i], o->disks[i].since) < 0) {
+        if (choose_mode(p, &s->disks[i], o->disks[i].since) < 0) {
             return out_of_memory(errp);
         }
     }
@@ -378,7 +421,7 @@ static int export_point(struct pulls *p, struct pull *s, struct pull_disk *d,
     struct export *e;
 
     if (choose_name(p, s, d, asked) < 0 ||
-        asprintf(&id, "%s-%s", s->id, d->name) < 0) {
+        asprintf(&id, "%s:%s", s->id, d->name) < 0) {
         return out_of_memory(errp);
     }
     const struct export_options o = {
@@ -388,6 +431,7 @@ static int export_point(struct pulls *p, struct pull *s, struct pull_disk *d,
         .name = d->export,
         .node = n,
         .writable = s->discard, /* that is all that the node takes */
+        .of_backup = true,
     };
     int r = export_new(exports, &o, &e, errp);
     if (r < 0) {
@@ -420,7 +464,11 @@ static void remove_exports(struct pulls *p, struct pull *s)
         }
     }
     mutex_is_held(&d->jobs->lock);
-    exports_settle(d->exports, d->jobs);
+    for (unsigned i = 0; i < s->count; i++) {
+        if (s->disks[i].export_id) {
+            exports_settle_one(d->exports, d->jobs, s->disks[i].export_id);
+        }
+    }
 }
 
 /* --- Estimates, before anything is pulled --- */
@@ -520,7 +568,7 @@ static int export_all(struct pulls *p, struct pull *s,
 static int begin(struct pulls *p, struct pull *s, const struct pull_options *o,
                  struct error **errp)
 {
-    int r = check_disks(s, o, errp);
+    int r = check_disks(p, s, o, errp);
 
     if (r < 0 || (r = choose_server(p, s, o, errp)) < 0 ||
         (r = take_instant(p, s, o, errp)) < 0) {
@@ -560,8 +608,16 @@ int pulls_begin(struct pulls *p, const struct pull_options *o, json_t **reply,
 
 /* --- End --- */
 
-static int check_success(const struct pull *s, const json_t *drop,
-                         struct error **errp)
+static bool can_drop(const struct pulls *p, struct node *n, const char *name)
+{
+    const char *why = checkpoint_missing(n, name);
+
+    return (!why || strcmp(why, "bitmap-inconsistent") == 0) &&
+           !is_pending(p, n, name);
+}
+
+static int check_success(const struct pulls *p, const struct pull *s,
+                         const json_t *drop, struct error **errp)
 {
     size_t i;
     json_t *item;
@@ -582,7 +638,7 @@ static int check_success(const struct pull *s, const json_t *drop,
             return error_set(errp, EINVAL, "'%s' is the new checkpoint", name);
         }
         for (unsigned k = 0; k < s->count; k++) {
-            found |= !checkpoint_missing(s->disks[k].node, name);
+            found |= can_drop(p, s->disks[k].node, name);
         }
         if (!found) {
             return error_set(errp, ENOENT, "There is no checkpoint '%s'", name);
@@ -629,10 +685,9 @@ static void drop_old(struct pulls *p, const struct pull *s, const json_t *drop)
     json_array_foreach (drop, i, item) {
         CLEANUP_JSON json_t *nodes = json_array();
         for (unsigned k = 0; k < s->count; k++) {
-            if (!checkpoint_missing(s->disks[k].node,
-                                    json_string_value(item))) {
-                (void)json_array_append_new(nodes,
-                                            json_string(s->disks[k].name));
+            if (can_drop(p, s->disks[k].node, json_string_value(item))) {
+                (void)json_array_append_new(
+                    nodes, json_string(node_name(s->disks[k].node)));
             }
         }
         (void)checkpoint_delete(p->daemon, json_string_value(item), nodes,
@@ -688,7 +743,7 @@ int pulls_end(struct pulls *p, const char *id, bool success, const json_t *drop,
         fail(p, s, "failed");
         return 0;
     }
-    int r = check_success(s, drop, errp);
+    int r = check_success(p, s, drop, errp);
     if (r == 0) {
         r = persist_fresh(p, s, errp);
     }

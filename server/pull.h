@@ -31,7 +31,7 @@ struct pulls;
 struct pull_disk_options {
     struct node *node;
     const char *since;  /* a checkpoint; NULL: the whole disk */
-    const char *export; /* or NULL: the node's name, made unique */
+    const char *export; /* or NULL: the disk's name, made unique */
 };
 
 struct pull_options {

@@ -61,7 +61,16 @@ static int add(struct qmp_call *call, struct job_txn *txn, struct action **ap,
                              qmp_bool(call, "disabled", false), ap, errp);
 }
 
-/* Unlike elsewhere a node that lacks is "not found" here. */
+static bool has_bitmap(struct node *n, const char *name)
+{
+    struct bitmap *bm = bitmap_find(n, name);
+
+    bitmap_unref(bm);
+    return bm != NULL;
+}
+
+/* Unlike elsewhere a node that lacks is "not found" here.  A disk that has gone
+ * on in a snapshot has left its bitmaps to the node of that name. */
 static int find(struct qmp_call *call, const char *node, const char *name,
                 struct bitmap_ref *ref, struct error **errp)
 {
@@ -70,7 +79,10 @@ static int find(struct qmp_call *call, const char *node, const char *name,
     if (!n) {
         return error_set(errp, ENODEV, "Node '%.200s' not found", node);
     }
-    *ref = (struct bitmap_ref){n, name};
+    struct node *named = graph_find(call->daemon->graph, node);
+    bool left = named && named != n && !has_bitmap(n, name) &&
+                has_bitmap(named, name);
+    *ref = (struct bitmap_ref){left ? named : n, name};
     return 0;
 }
 

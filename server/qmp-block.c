@@ -242,8 +242,10 @@ static int cmd_resize(struct qmp_call *call, struct error **errp)
     struct blk *b;
     int r;
 
-    if (device || name) {
-        n = qmp_find_node(call->daemon, device ? device : name, NULL);
+    if (device) {
+        n = qmp_find_node(call->daemon, device, NULL);
+    } else if (name) {
+        n = graph_find(call->daemon->graph, name);
     }
     if (!n || (device && name)) {
         return error_set(errp, ENODEV,

@@ -43,10 +43,18 @@ static int dial(struct qmp_client *c, const char *path, struct error **errp)
     c->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (c->fd < 0 ||
         connect(c->fd, (const struct sockaddr *)&addr, sizeof(addr)) < 0) {
-        return error_set(errp, errno, "cannot connect to '%s': %s", path,
-                         strerror(errno));
+        return error_set(
+            errp, errno, "cannot connect to '%s': %s%s", path, strerror(errno),
+            errno == ECONNREFUSED ? " (the daemon that made it is gone)" : "");
     }
     return 0;
+}
+
+static int no_qmp(struct error **errp)
+{
+    return error_set(errp, EPROTO,
+                     "the other side does not speak QMP (the socket for it is "
+                     "that of --qmp)");
 }
 
 void qmp_client_close(struct qmp_client *c)
@@ -70,7 +78,7 @@ int qmp_client_receive(struct qmp_client *c, int timeout, json_t **message,
         int r = c->garbage ? -1 : poll(&p, 1, timeout);
 
         if (c->garbage) {
-            return error_set(errp, EPROTO, "the other side does not speak QMP");
+            return no_qmp(errp);
         }
         if (r == 0) {
             return 0;
@@ -152,7 +160,7 @@ static int negotiate(struct qmp_client *c, struct error **errp)
         return r;
     }
     if (!json_object_get(greeting, "QMP")) {
-        return error_set(errp, EPROTO, "the other side does not speak QMP");
+        return no_qmp(errp);
     }
     r = qmp_client_request(c, "qmp_capabilities", NULL, &reply, errp);
     if (r < 0) {

@@ -505,7 +505,8 @@ static int match_export(struct export *e, void *opaque)
 {
     struct find_export *f = opaque;
 
-    if (strcmp(e->name, f->name) == 0 || strcmp(e->id, f->name) == 0) {
+    if (!e->of_backup &&
+        (strcmp(e->name, f->name) == 0 || strcmp(e->id, f->name) == 0)) {
         f->node = blk_node(e->blk);
         return 1;
     }
@@ -526,6 +527,27 @@ static struct node *find_exported(struct daemon *d, const char *name)
     return f.node;
 }
 
+static int match_image(struct export *e, void *opaque)
+{
+    struct find_export *f = opaque;
+
+    if (e->is_default && strcmp(e->id, f->name) == 0) {
+        f->node = blk_disk(e->blk);
+        return 1;
+    }
+    return 0;
+}
+
+/* As an image of the command line: what its clients see now, which a snapshot
+ * or a commit has taken from the node of that name to another one. */
+static struct node *find_image(struct daemon *d, const char *name)
+{
+    struct find_export f = {.name = name};
+
+    (void)exports_each(d->exports, match_image, &f);
+    return f.node;
+}
+
 /* The first of the two, or the text. */
 static struct node *either(struct node *n, struct node *other, const char *name,
                            struct error **errp)
@@ -541,8 +563,10 @@ static struct node *either(struct node *n, struct node *other, const char *name,
 struct node *qmp_find_node(struct daemon *d, const char *name,
                            struct error **errp)
 {
-    return either(graph_find(d->graph, name), find_exported(d, name), name,
-                  errp);
+    struct node *n = find_image(d, name);
+
+    return either(n ? n : graph_find(d->graph, name), find_exported(d, name),
+                  name, errp);
 }
 
 struct node *qmp_find_device(struct daemon *d, const char *name,

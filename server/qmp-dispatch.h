@@ -205,12 +205,13 @@ bool qmp_bool(const struct qmp_call *c, const char *name, bool fallback);
 int64_t qmp_int(const struct qmp_call *c, const char *name, int64_t fallback);
 bool qmp_has(const struct qmp_call *c, const char *name);
 
-/* The node that a user calls @name: a node's name, or an export's.  NULL and
- * QEMU's text when there is none. */
+/* The node that a user calls @name: an image of the command line, a node's
+ * name, or an export's.  The first is wherever its clients are now: a backup of
+ * it has what they write.  NULL and QEMU's text when there is none. */
 struct node *qmp_find_node(struct daemon *d, const char *name,
                            struct error **errp);
 
-/* The same where the user means a device: the node that the export is
+/* The same where the user means a device: the node that any export is
  * attached to now comes before a node of that name. */
 struct node *qmp_find_device(struct daemon *d, const char *name,
                              struct error **errp);

@@ -124,17 +124,12 @@ static int cmd_server_stop(struct qmp_call *call, struct error **errp)
 
 /* --- Exports. --- */
 
-static int check_strings(const struct export_options *o, struct error **errp)
+static int check_description(const char *text, struct error **errp)
 {
-    if (strlen(o->name) > NBD_STRING_MAX) {
-        return error_set(errp, EINVAL, "export name '%.64s...' too long",
-                         o->name);
-    }
-    if (o->description && strlen(o->description) > NBD_STRING_MAX) {
-        return error_set(errp, EINVAL, "description '%.64s...' too long",
-                         o->description);
-    }
-    return 0;
+    return text && strlen(text) > NBD_STRING_MAX
+               ? error_set(errp, EINVAL, "description '%.64s...' too long",
+                           text)
+               : 0;
 }
 
 /* One of "bitmaps": a name that is looked for below the node, too, or that of
@@ -151,7 +146,7 @@ static int add_bitmap(struct daemon *d, struct export *e, struct node *own,
     name = json_string_value(json_object_get(item, "name"));
     const char *node = json_string_value(json_object_get(item, "node"));
     const char *as = json_string_value(json_object_get(item, "context-name"));
-    n = qmp_find_node(d, node, NULL);
+    n = graph_find(d->graph, node);
     if (!n) {
         return error_set(errp, ENODEV, "Node '%.200s' not found", node);
     }
@@ -169,7 +164,7 @@ static int add_export(struct daemon *d, const struct export_options *o,
     struct export *e;
     size_t i;
     json_t *item;
-    int r = check_strings(o, errp);
+    int r = check_description(o->description, errp);
 
     if (r < 0 || (r = export_new(d->exports, o, &e, errp)) < 0) {
         return r;

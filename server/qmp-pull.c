@@ -9,21 +9,76 @@
 #include "address.h"
 #include "checkpoint.h"
 #include "daemon.h"
+#include "export.h"
+#include "nbdelta/blk.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/point.h"
 #include "pull.h"
 #include "qmp-dispatch.h"
 
 #define DISKS_MAX 256
 
+struct disks {
+    struct pull_disk_options at[DISKS_MAX];
+    size_t count;
+};
+
+static int add_exported(struct export *e, void *opaque)
+{
+    struct disks *disks = opaque;
+
+    if (e->of_backup) {
+        return 0;
+    }
+    if (disks->count == DISKS_MAX) {
+        return -E2BIG;
+    }
+    disks->at[disks->count++].node = blk_node(e->blk);
+    return 0;
+}
+
+/* All that clients can open, each once: the oldest export first. */
+static int all_disks(struct daemon *d, struct disks *disks, struct error **errp)
+{
+    size_t kept = 0;
+
+    if (exports_each(d->exports, add_exported, disks) < 0) {
+        return error_set(errp, E2BIG,
+                         "There are more than %d exports: name "
+                         "the disks",
+                         DISKS_MAX);
+    }
+    for (size_t i = 0; i < disks->count; i++) {
+        struct node *n = point_source(d->graph, disks->at[i].node);
+        size_t k = 0;
+        while (k < kept && disks->at[k].node != n) {
+            k++;
+        }
+        disks->at[k].node = n;
+        kept = k == kept ? kept + 1 : kept;
+    }
+    disks->count = kept;
+    return kept > 0 ? 0 : error_set(errp, ENOENT, "There are no exports");
+}
+
 static int fill_disks(struct qmp_call *call, const json_t *list,
-                      struct pull_disk_options *disks, struct error **errp)
+                      struct disks *disks, struct error **errp)
 {
     size_t i;
+
+    if (!list) {
+        return all_disks(call->daemon, disks, errp);
+    }
+    disks->count = json_array_size(list);
+    if (disks->count == 0 || disks->count > DISKS_MAX) {
+        return error_set(errp, EINVAL, "'disks' has to name 1 to %d nodes",
+                         DISKS_MAX);
+    }
     json_t *item;
 
     json_array_foreach (list, i, item) {
-        struct pull_disk_options *d = &disks[i];
+        struct pull_disk_options *d = &disks->at[i];
 
         d->node = qmp_find_node(
             call->daemon, json_string_value(json_object_get(item, "node")),
@@ -48,26 +103,21 @@ static int cmd_begin(struct qmp_call *call, struct error **errp)
     const json_t *scratch = json_object_get(call->args, "scratch");
     const char *limit = qmp_str(call, "on-limit");
     const char *checkpoint = qmp_str(call, "checkpoint");
-    size_t count = json_array_size(list);
 
-    if (count == 0 || count > DISKS_MAX) {
-        return error_set(errp, EINVAL, "'disks' has to name 1 to %d nodes",
-                         DISKS_MAX);
-    }
     if (checkpoint && checkpoint[0] == '\0') {
         return error_set(errp, EINVAL, "Checkpoint name cannot be empty");
     }
-    if (qmp_int(call, "expire", 0) < 0) {
-        return error_set(errp, EINVAL, "'expire' cannot be negative");
-    }
-    CLEANUP_FREE struct pull_disk_options *disks = calloc(count,
-                                                          sizeof(*disks));
+    CLEANUP_FREE struct disks *disks = calloc(1, sizeof(*disks));
     if (!disks) {
         return error_set(errp, ENOMEM, "Out of memory");
     }
+    int r = fill_disks(call, list, disks, errp);
+    if (r < 0) {
+        return r;
+    }
     const struct pull_options o = {
-        .disks = disks,
-        .count = (unsigned)count,
+        .disks = disks->at,
+        .count = (unsigned)disks->count,
         .checkpoint = checkpoint,
         .listen = json_object_get(call->args, "listen"),
         .server = qmp_str(call, "server"),
@@ -79,8 +129,7 @@ static int cmd_begin(struct qmp_call *call, struct error **errp)
         .once = qmp_bool(call, "once", false),
         .discard = qmp_bool(call, "discard", false),
     };
-    int r = fill_disks(call, list, disks, errp);
-    return r < 0 ? r : pulls_begin(call->daemon->pulls, &o, &call->ret, errp);
+    return pulls_begin(call->daemon->pulls, &o, &call->ret, errp);
 }
 
 static int cmd_end(struct qmp_call *call, struct error **errp)
@@ -128,12 +177,12 @@ static const struct qmp_arg scratch_args[] = {
 };
 
 static const struct qmp_arg begin_args[] = {
-    QMP_ARG("disks", OBJECTS, .members = disk_args),
+    QMP_OPT("disks", OBJECTS, .members = disk_args),
     QMP_OPT("checkpoint", STR),
     QMP_OPT("listen", OBJECT, .members = address_args),
     QMP_OPT("server", STR),
     QMP_OPT("scratch", OBJECT, .members = scratch_args),
-    QMP_OPT("expire", INT),
+    QMP_OPT("expire", UINT32),
     QMP_OPT("max-delay-ms", UINT32),
     QMP_OPT("on-limit", ENUM, .words = limit_words),
     QMP_OPT("once", BOOL),

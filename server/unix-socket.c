@@ -51,6 +51,16 @@ static int bind_path(int fd, const char *path, mode_t mode,
     return r < 0 || chmod(path, mode) < 0 ? -errno : 0;
 }
 
+/* What keeps @path from being ours, for an error text. */
+static const char *in_the_way(const char *path)
+{
+    struct stat st;
+
+    return lstat(path, &st) == 0 && !S_ISSOCK(st.st_mode)
+               ? " (it is something else than a socket)"
+               : " (another process listens on it)";
+}
+
 int unix_socket_listen(struct unix_socket *u, const char *path, mode_t mode,
                        struct error **errp)
 {
@@ -71,8 +81,9 @@ int unix_socket_listen(struct unix_socket *u, const char *path, mode_t mode,
     }
     int r = bind_path(fd, path, mode, &addr);
     if (r < 0) {
-        return error_set(errp, -r, "cannot bind the socket '%s': %s", path,
-                         strerror(-r));
+        return error_set(errp, -r, "cannot bind the socket '%s': %s%s", path,
+                         strerror(-r),
+                         r == -EADDRINUSE ? in_the_way(path) : "");
     }
     u->path = strdup(path);
     if (!u->path || listen(fd, BACKLOG) < 0 || lstat(path, &st) < 0) {

@@ -127,6 +127,15 @@ struct node *blk_node(const struct blk *b)
     return n;
 }
 
+struct node *blk_disk(const struct blk *b)
+{
+    struct blk *locked = (struct blk *)(uintptr_t)b;
+    struct tree *t = edge_enter(&locked->root, false);
+    struct node *n = node_skip_job_filters(b->root.child);
+    node_leave(t);
+    return n;
+}
+
 struct bitmap *blk_bitmap_find(struct blk *b, const char *name)
 {
     struct tree *t = edge_enter(&b->root, false);

@@ -76,8 +76,10 @@ int policy_check(struct graph *g, const char *image, const char *path,
     CLEANUP_FREE char *real_image = realpath(image, NULL);
     CLEANUP_FREE char *real = realpath(path, NULL);
     if (!real) {
-        return error_set(errp, errno, "Could not open '%s': %s", path,
-                         strerror(errno));
+        return error_set(errp, errno,
+                         "image '%s' names the file '%s', which cannot be "
+                         "opened: %s",
+                         image, path, strerror(errno));
     }
     if (real_image) {
         char *slash = strrchr(real_image, '/');

@@ -106,6 +106,18 @@ static int check_kind(const struct stat *st, const char *filename,
     return 0;
 }
 
+int file_check_writable(int fd, const char *filename, struct error **errp)
+{
+    int read_only = 0;
+
+    if (ioctl(fd, BLKROGET, &read_only) == 0 && read_only) {
+        return error_set(errp, EACCES,
+                         "Could not open '%s': The device is not writable: %s",
+                         filename, strerror(EACCES));
+    }
+    return 0;
+}
+
 static int open_fd(struct node *n, const char *filename, struct error **errp)
 {
     struct file *s = n->state;
@@ -137,6 +149,8 @@ static int open_fd(struct node *n, const char *filename, struct error **errp)
     }
     s->regular = S_ISREG(st.st_mode);
     if ((r = check_kind(&st, filename, errp)) < 0 ||
+        (!n->flags.read_only &&
+         (r = file_check_writable(s->fd, filename, errp)) < 0) ||
         (r = file_find_alignment(s, n->flags.direct, filename, errp)) < 0) {
         return r;
     }

@@ -52,6 +52,10 @@ struct file {
 int file_find_alignment(struct file *s, bool direct, const char *filename,
                         struct error **errp);
 
+/* -EACCES when @fd is a block device that is read-only: such a one can be
+ * opened for writing all the same. */
+int file_check_writable(int fd, const char *filename, struct error **errp);
+
 int file_flush(struct node *n);
 
 /* Tell the kernel how s->fd is used.  After n->flags, and s->align. */

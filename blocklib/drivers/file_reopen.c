@@ -41,6 +41,11 @@ static int open_again(const struct node *n, const struct node_flags *to,
         return error_set(errp, code, "Could not open '%s': %s",
                          node_filename(n), strerror(code));
     }
+    int r = to->read_only ? 0 : file_check_writable(fd, node_filename(n), errp);
+    if (r < 0) {
+        (void)close(fd);
+        return r;
+    }
     return fd;
 }
 

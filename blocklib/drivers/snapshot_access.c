@@ -12,6 +12,8 @@
  * is (job/copy_view.c).  A discard tells it that a block is not needed any
  * more.  It wants no permissions: what it reads is not what others write.
  */
+#include "drivers/snapshot_access.h"
+
 #include <errno.h>
 
 #include "core/graph.h"
@@ -20,12 +22,35 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
 
-/* NULL: the node below is another one now, which keeps nothing. */
+struct access {
+    bool ended; /* tree lock */
+};
+
+/* NULL: it has ended, or the node below is another one now, which keeps
+ * nothing. */
 static struct copy *copy_of(const struct node *n)
 {
+    const struct access *s = n->state;
     const struct node *below = node_child(n, CHILD_FILE);
 
-    return below->drv->snapshot ? below->drv->snapshot(below) : NULL;
+    return below->drv->snapshot && !s->ended ? below->drv->snapshot(below)
+                                             : NULL;
+}
+
+/* Why there is none. */
+static int nothing_kept(const struct node *n)
+{
+    const struct access *s = n->state;
+
+    return s->ended ? -EIO : -ENOTSUP;
+}
+
+void snapshot_access_end(struct node *n)
+{
+    struct access *s = n->state;
+
+    graph_drain(n->graph, n);
+    s->ended = true;
 }
 
 static int access_map(struct node *n, uint64_t offset, uint64_t bytes,
@@ -46,7 +71,8 @@ static int access_preadv(struct node *n, uint64_t offset, uint64_t bytes,
 {
     struct copy *c = copy_of(n);
 
-    return c ? copy_view_preadv(c, offset, bytes, iov, cnt, flags) : -ENOTSUP;
+    return c ? copy_view_preadv(c, offset, bytes, iov, cnt, flags)
+             : nothing_kept(n);
 }
 
 static int access_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
@@ -65,7 +91,7 @@ static int access_discard(struct node *n, uint64_t offset, uint64_t bytes)
 {
     struct copy *c = copy_of(n);
 
-    return c ? copy_view_discard(c, offset, bytes) : -ENOTSUP;
+    return c ? copy_view_discard(c, offset, bytes) : nothing_kept(n);
 }
 
 static int access_flush(struct node *n)
@@ -114,6 +140,7 @@ static int access_open(struct node *n, struct opts *opts, struct error **errp)
 
 const struct driver driver_snapshot_access = {
     .name = "snapshot-access",
+    .state_size = sizeof(struct access),
     .passes_perms = true,
     .open = access_open,
     .limits = access_limits,

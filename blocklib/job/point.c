@@ -21,6 +21,7 @@
 #include "core/graph.h"
 #include "drivers/cbw.h"
 #include "drivers/scratch.h"
+#include "drivers/snapshot_access.h"
 #include "nbdelta/action.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
@@ -283,6 +284,7 @@ static int make_access(struct point *p, struct error **errp)
 static void take_down(struct point *p)
 {
     if (p->access) {
+        snapshot_access_end(p->access); /* others may have come to use it */
         node_unref(p->access);
         p->access = NULL;
     }
@@ -364,6 +366,14 @@ static const struct action_ops start_ops = {
     .free = start_free,
 };
 
+struct node *point_source(struct graph *g, struct node *n)
+{
+    graph_lock(g);
+    n = node_skip_job_filters(n);
+    graph_unlock(g);
+    return n;
+}
+
 int point_action(struct graph *g, const struct point_options *o,
                  struct point **pp, struct action **ap, struct error **errp)
 {
@@ -382,9 +392,7 @@ int point_action(struct graph *g, const struct point_options *o,
     s->action.ops = &start_ops;
     s->graph = g;
     s->o = *o;
-    graph_lock(s->graph);
-    s->o.node = node_skip_job_filters(o->node);
-    graph_unlock(s->graph);
+    s->o.node = point_source(g, o->node);
     s->p = p;
     *pp = p;
     *ap = &s->action;

@@ -4,7 +4,8 @@
  * region become ones in the image.
  *
  *   writer    set the exact bit -> armed? -> write data
- *                                   no: queue, then under the arm lock
+ *                                   no: queue, with all other bitmaps that
+ *                                       record; then under the arm lock
  *                                       ones for all that is queued
  *                                       one flush
  *                                       armed
@@ -302,34 +303,83 @@ static int void_it(struct qcow2 *s, struct qcow2_bitmap *qb, bool nowait)
     return r;
 }
 
-int qcow2_bitmap_arm(struct node *n, struct bitmap *bm, uint64_t offset,
-                     uint64_t bytes, bool nowait)
+/* The regions of the range.  False: there are none. */
+static bool regions_of(struct qcow2_bitmap *qb, uint64_t offset, uint64_t bytes,
+                       struct request *q)
 {
-    struct qcow2 *s = n->state;
-    struct qcow2_bitmap *qb = bm->stored;
-
-    if (qb && qb->broken && bytes > 0) {
-        return void_it(s, qb, nowait);
+    if (bytes == 0 || qb->regions == 0) {
+        return false;
     }
-    if (!qb || bytes == 0 || qb->regions == 0) {
-        return 0;
-    }
-    struct request q = {
+    *q = (struct request){
         .qb = qb,
         .first = min_u64(offset >> qb->region_bits, qb->regions - 1),
         .last = min_u64((offset + bytes - 1) >> qb->region_bits,
                         qb->regions - 1),
     };
-    if (all_armed(qb, q.first, q.last)) {
+    return true;
+}
+
+/*
+ * The other bitmaps that record, as far as they are not armed there: they will
+ * be asked for next, and so have the same flush.  Without memory they wait.
+ */
+static struct request *others(struct qcow2 *s, const struct qcow2_bitmap *own,
+                              uint64_t offset, uint64_t bytes, size_t *count)
+{
+    struct request *qs = NULL;
+    size_t room = 0;
+
+    *count = 0;
+    list_for_each (e, &s->bitmaps) {
+        struct qcow2_bitmap *qb = list_entry(e, struct qcow2_bitmap, in_image);
+        struct request q;
+
+        if (qb == own || qb->broken || !qb->bm || !qb->bm->enabled ||
+            !regions_of(qb, offset, bytes, &q) ||
+            all_armed(qb, q.first, q.last)) {
+            continue;
+        }
+        if (*count == room) {
+            size_t more = room ? 2 * room : 16;
+            struct request *grown = realloc(qs, more * sizeof(*qs));
+            if (!grown) {
+                break;
+            }
+            qs = grown;
+            room = more;
+        }
+        qs[(*count)++] = q;
+    }
+    return qs;
+}
+
+int qcow2_bitmap_arm(struct node *n, struct bitmap *bm, uint64_t offset,
+                     uint64_t bytes, bool nowait)
+{
+    struct qcow2 *s = n->state;
+    struct qcow2_bitmap *qb = bm->stored;
+    struct request q;
+    size_t count;
+
+    if (qb && qb->broken && bytes > 0) {
+        return void_it(s, qb, nowait);
+    }
+    if (!qb || !regions_of(qb, offset, bytes, &q) ||
+        all_armed(qb, q.first, q.last)) {
         return 0;
     }
     if (nowait) {
         return -EAGAIN;
     }
+    CLEANUP_FREE struct request *more = others(s, qb, offset, bytes, &count);
     mutex_lock(&s->arm_queue_lock);
     list_append(&s->arm_queue, &q.link);
+    for (size_t i = 0; i < count; i++) {
+        list_append(&s->arm_queue, &more[i].link);
+    }
     mutex_unlock(&s->arm_queue_lock);
-    /* Whoever has the lock serves all who wait for it. */
+    /* Whoever has the lock serves all who wait for it; those that came into the
+     * queue together leave it together. */
     mutex_lock(&s->arm_lock);
     if (!q.done) {
         serve_queue(s);

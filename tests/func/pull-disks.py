@@ -338,7 +338,7 @@ def it_may_have_a_server_of_its_own():
         assert 'a@' not in run('nbdinfo', '--list', live(''))
         servers = {e['id']: e.get('server')
                    for e in daemon.ask('query-block-exports')}
-        assert servers == {'a': None, begun['id'] + '-a': begun['id']}, servers
+        assert servers == {'a': None, begun['id'] + ':a': begun['id']}, servers
         run('nbdcopy', disk['uri'], 'a.copy')
         end(daemon, begun)
         assert not os.path.exists('pull.sock')

@@ -40,6 +40,7 @@ refused 1 'There is no backup' backup-end "$qmp_sock" b2
 refused 2 'a socket and the ID' backup-end "$qmp_sock"
 refused 2 'exclude each other' backup-end "$qmp_sock" b1 --failed --drop c1
 refused 2 "there is no 'sense'" backup-begin "$qmp_sock" --disk a,sense=c1
+refused 2 "there is no 'in'" backup-begin "$qmp_sock" --disk a,in=c1
 refused 2 'is not a size' backup-begin "$qmp_sock" --scratch .,quota=much
 refused 2 'more than an address' backup-begin "$qmp_sock" \
     --listen nbds://localhost

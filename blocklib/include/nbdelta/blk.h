@@ -44,6 +44,9 @@ void blk_free(struct blk *b);
 /* The node it is attached to now. */
 struct node *blk_node(const struct blk *b);
 
+/* The same, without filters that jobs have put in between: a disk's own node. */
+struct node *blk_disk(const struct blk *b);
+
 uint64_t blk_size(const struct blk *b);
 
 struct blk_limits {

@@ -48,6 +48,10 @@ struct point_options {
 
 #define POINT_DELAY_MS 2000
 
+/* What a point of @n is a point of: filters that jobs and other points have put
+ * there, and will take away, are left out. */
+struct node *point_source(struct graph *g, struct node *n);
+
 /*
  * The begin as an action (action.h): its act is the instant.  The strings
  * live until it has run.  *pp lives until the action fails (then it is gone
@@ -75,8 +79,8 @@ const char *point_lost_why(const struct point *p);
  */
 json_t *point_query(const struct point *p);
 
-/* Give it up.  Nobody uses point_node() any more.  Control path, under the
- * monitor lock where there is one.  NULL is fine. */
+/* Give it up.  Who still uses point_node(), a job or an export, gets -EIO.
+ * Control path, under the monitor lock where there is one.  NULL is fine. */
 void point_end(struct point *p);
 
 /* Remove scratch files that a crash has left in @dir; NULL: the default. */
