@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "bitmap-util.h"
 #include "core/graph.h"
@@ -258,6 +259,7 @@ static void compare_one(unsigned i)
 
 START_TEST(whatever_changes_each_has_what_it_would_have_alone)
 {
+    memset(model, 0, sizeof(model));
     srand((unsigned)_i + 1);
     for (unsigned step = 0; step < STEPS; step++) {
         if (rand() % 4 > 0) {
