@@ -31,17 +31,23 @@ static bool has_letter(const struct cli_option *o)
 
 /* --- Help --- */
 
+#define HELP_INDENT 31
+
+/* What an option does, beside it or, if it is long, below. */
 static void help_line(const struct cli_option *o)
 {
-    char left[48];
     char letter[8] = "    ";
 
     if (has_letter(o)) {
         (void)snprintf(letter, sizeof(letter), "-%c, ", o->code);
     }
-    (void)snprintf(left, sizeof(left), "%s--%s%s%s", letter, o->name,
-                   o->arg ? "=" : "", o->arg ? o->arg : "");
-    printf("  %-28s %s\n", left, o->help);
+    int width = printf("  %s--%s%s%s", letter, o->name, o->arg ? "=" : "",
+                       o->arg ? o->arg : "");
+    if (width >= HELP_INDENT) {
+        printf("\n");
+        width = 0;
+    }
+    printf("%*s%s\n", HELP_INDENT - width, "", o->help);
 }
 
 static void print_help(const struct cli_command *c)

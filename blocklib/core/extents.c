@@ -132,7 +132,7 @@ static int walk_node(const struct walk *w, struct node *n, uint64_t offset,
             r = walk_guarded(w, n, offset, &m.length, shift, depth);
         } else if (m.kind == MAP_UNALLOCATED) {
             r = walk_below(w, n, offset, m.length, shift, depth);
-        } else if (m.kind == MAP_DATA && !n->drv->is_protocol &&
+        } else if (m.kind == MAP_DATA && m.file && !n->drv->is_protocol &&
                    (!n->drv->has_backing ||
                     m.file == node_child(n, CHILD_DATA))) {
             /* A plain window on its file: that one knows its holes. */

@@ -232,9 +232,16 @@ static int logwrites_flush(struct node *n)
 static int find_end(struct logwrites *s, struct error **errp)
 {
     unsigned char head[ENTRY_SIZE];
+    uint64_t size = node_size(s->log);
     uint64_t end = s->sector;
 
     for (uint64_t i = 0; i < s->entries; i++) {
+        /* There, bytes read as zeroes, and any number of them as entries. */
+        if (!range_inside(end, sizeof(head), size)) {
+            return error_set(
+                errp, EINVAL,
+                "Log entry %" PRIu64 " lies behind the end of the log", i);
+        }
         int r = node_pread(s->log, head, sizeof(head), end, 0);
         if (r < 0) {
             return error_set(errp, -r,

@@ -54,7 +54,9 @@ serve_refused "in use (it is something else than a socket)" -U plain top.qcow2
 kill -9 "$server"
 wait "$server" 2>/dev/null || true
 server=
-[ -S "$sock" ] && [ -S "$qmp_sock" ] || fail "the sockets have gone"
+for left in "$sock" "$qmp_sock"; do
+    [ -S "$left" ] || fail "'$left' has gone"
+done
 told "$qmp_sock" "refused (the daemon that made it is gone)"
 serve base.qcow2 # on the same sockets, with nothing to clean up
 qmp query-name >/dev/null

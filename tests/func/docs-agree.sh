@@ -42,6 +42,8 @@ compare() {
     local command=$1 page=$2 help
     help=$(help_options "$command")
     [ -n "$help" ] || differs "nbdelta $command --help lists no options"
+    nbdelta "$command" --help | grep -E '^ +-' | grep -E '\[[^]]*$' &&
+        differs "nbdelta $command --help leaves out a part of these lines"
     [ -f "$page" ] || { differs "there is no $page"; return; }
     diff <(echo "$help") <(man_options "$page") ||
         differs "options of nbdelta $command: --help <, man page >"

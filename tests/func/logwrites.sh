@@ -108,3 +108,6 @@ printf '\0' | dd of=ours.log bs=1 seek=$((4096 + 16)) conv=notrunc status=none
 printf '\377%.0s' {1..8} |
     dd of=ours.log bs=1 seek=$((4096 + 8)) conv=notrunc status=none
 refused "Invalid length in log entry 0" ,file.log-append=on
+truncate -s 4096 ours.log
+printf '\20' | dd of=ours.log bs=1 seek=23 conv=notrunc status=none
+refused "Log entry 0 lies behind the end of the log" ,file.log-append=on
