@@ -10,19 +10,17 @@
  * new checkpoint, one after it leaves it and perhaps some old ones too many.
  *
  * A point in time that is lost tells so from within somebody's request, where
- * no lock may be taken: it wakes the thread here, which sends the event.
+ * no lock may be taken: it wakes the thread of pull-watch.c, which sends the
+ * event.
  */
 #include "pull.h"
 
 #include <errno.h>
 #include <inttypes.h>
-#include <poll.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 #include "checkpoint.h"
 #include "daemon.h"
@@ -38,56 +36,7 @@
 #include "nbdelta/graph.h"
 #include "nbdelta/job.h"
 #include "nbdelta/point.h"
-
-#define NS UINT64_C(1000000000)
-
-struct pull_disk {
-    struct node *node; /* stays: a point in time is kept of it */
-    char *name;
-    char *since;         /* what is exported, or NULL: all */
-    const char *reason;  /* why not what was asked for, or NULL */
-    char *context;       /* the bitmap's name there, or NULL */
-    struct point *point; /* NULL: not yet, or gone */
-    char *export_id;     /* NULL: not exported; nobody else can choose it */
-    char *export;
-    char *uri; /* or NULL: it has none */
-    uint64_t estimate;
-    struct bitmap *fresh; /* the new checkpoint's, held; or NULL */
-    bool has_fresh;
-    bool told; /* that its point in time was lost */
-};
-
-struct pull {
-    struct list link;
-    char *id;
-    char *checkpoint; /* or NULL */
-    uint64_t drained_ns;
-    uint64_t expire_ns; /* 0: never */
-    struct server *server;
-    char *server_id; /* of one that runs, if it has a name */
-    bool own_server;
-    bool discard;
-    bool ending;
-    unsigned count;
-    struct pull_disk disks[];
-};
-
-struct pulls {
-    struct daemon *daemon;
-    int wake; /* eventfd */
-    pthread_t thread;
-    bool started;
-    _Atomic bool stopping;
-
-    /* Monitor lock. */
-    struct list sessions; /* oldest first */
-    uint64_t serial;
-};
-
-static struct pull *pull_of(struct list *at)
-{
-    return list_entry(at, struct pull, link);
-}
+#include "pull-priv.h"
 
 static int out_of_memory(struct error **errp)
 {
@@ -233,16 +182,9 @@ static int check_disks(const struct pulls *p, struct pull *s,
 
 /* --- The instant --- */
 
-static void wake(struct pulls *p)
-{
-    uint64_t one = 1;
-
-    (void)!write(p->wake, &one, sizeof(one));
-}
-
 static void point_lost(void *opaque)
 {
-    wake(opaque);
+    pulls_wake(opaque);
 }
 
 static int add_point(struct pulls *p, struct pull_disk *d,
@@ -502,23 +444,7 @@ static uint64_t estimate(struct pulls *p, const struct pull_disk *d)
 
 /* --- Begin --- */
 
-static void *thread(void *arg);
-
-/* It is there from the first session on. */
-static int start_thread(struct pulls *p, struct error **errp)
-{
-    if (p->started) {
-        return 0;
-    }
-    int r = thread_start(&p->thread, "backups", thread, p);
-    if (r < 0) {
-        return error_set(errp, -r, "cannot start a thread: %s", strerror(-r));
-    }
-    p->started = true;
-    return 0;
-}
-
-static json_t *describe_disk(const struct pull_disk *d)
+json_t *pull_describe_disk(const struct pull_disk *d)
 {
     CLEANUP_FREE char *context = NULL;
 
@@ -538,12 +464,12 @@ static json_t *describe_disks(const struct pull *s)
     json_t *list = json_array();
 
     for (unsigned i = 0; i < s->count; i++) {
-        (void)json_array_append_new(list, describe_disk(&s->disks[i]));
+        (void)json_array_append_new(list, pull_describe_disk(&s->disks[i]));
     }
     return list;
 }
 
-static json_t *describe(const struct pull *s)
+json_t *pull_describe(const struct pull *s)
 {
     return json_pack("{s:s, s:s*, s:I, s:o}", "id", s->id, "checkpoint",
                      s->checkpoint, "drained-us",
@@ -590,7 +516,7 @@ int pulls_begin(struct pulls *p, const struct pull_options *o, json_t **reply,
     if (atomic_load(&p->stopping)) {
         return error_set(errp, ESHUTDOWN, "The daemon is about to end");
     }
-    int r = start_thread(p, errp);
+    int r = pulls_start_thread(p, errp);
     struct pull *s = r < 0 ? NULL : session_new(p, o);
     r = r < 0 ? r : s ? begin(p, s, o, errp) : out_of_memory(errp);
     if (r < 0) {
@@ -601,8 +527,8 @@ int pulls_begin(struct pulls *p, const struct pull_options *o, json_t **reply,
         return r;
     }
     list_append(&p->sessions, &s->link);
-    wake(p); /* there is a new deadline */
-    *reply = describe(s);
+    pulls_wake(p); /* there is a new deadline */
+    *reply = pull_describe(s);
     return *reply ? 0 : out_of_memory(errp);
 }
 
@@ -647,31 +573,32 @@ static int check_success(const struct pulls *p, const struct pull *s,
     return 0;
 }
 
-/* The new checkpoint is durable, on all disks or none. */
+static int persist_one(struct pulls *p, const struct pull *s,
+                       const struct pull_disk *d, struct error **errp)
+{
+    struct action *a;
+    int r = bitmap_persist_action((struct bitmap_ref){d->node, s->checkpoint},
+                                  &a, errp);
+
+    return r < 0 ? r : action_run(p->daemon->graph, a, errp);
+}
+
+/* The new checkpoint becomes durable: disk by disk, so that the guests of each
+ * are held back for its own only.  After a failure the session goes on, and its
+ * end without success removes what is stored by then. */
 static int persist_fresh(struct pulls *p, struct pull *s, struct error **errp)
 {
-    struct list actions;
     int r = 0;
 
     release_fresh(p, s);
-    list_init(&actions);
     for (unsigned i = 0; r == 0 && i < s->count; i++) {
-        struct pull_disk *d = &s->disks[i];
-        struct action *a;
-        if (!d->has_fresh || !node_keeps_bitmaps(d->node)) {
-            continue;
+        const struct pull_disk *d = &s->disks[i];
+        if (d->has_fresh && node_keeps_bitmaps(d->node)) {
+            r = persist_one(p, s, d, errp);
         }
-        r = bitmap_persist_action((struct bitmap_ref){d->node, s->checkpoint},
-                                  &a, errp);
-        r = r < 0 ? r : actions_add(&actions, a, errp);
     }
     if (r < 0) {
-        actions_cancel(&actions);
-    } else {
-        r = actions_run(p->daemon->graph, &actions, errp);
-    }
-    if (r < 0) {
-        hold_fresh(p, s); /* the session goes on */
+        hold_fresh(p, s);
     }
     return r;
 }
@@ -683,15 +610,14 @@ static void drop_old(struct pulls *p, const struct pull *s, const json_t *drop)
     json_t *item;
 
     json_array_foreach (drop, i, item) {
-        CLEANUP_JSON json_t *nodes = json_array();
+        const char *name = json_string_value(item);
         for (unsigned k = 0; k < s->count; k++) {
-            if (can_drop(p, s->disks[k].node, json_string_value(item))) {
-                (void)json_array_append_new(
-                    nodes, json_string(node_name(s->disks[k].node)));
+            struct node *n = s->disks[k].node;
+            CLEANUP_JSON json_t *nodes = json_pack("[s]", node_name(n));
+            if (nodes && can_drop(p, n, name)) {
+                (void)checkpoint_delete(p->daemon, name, nodes, NULL);
             }
         }
-        (void)checkpoint_delete(p->daemon, json_string_value(item), nodes,
-                                NULL);
     }
 }
 
@@ -714,7 +640,7 @@ static void finish(struct pulls *p, struct pull *s, const char *result)
     session_free(s);
 }
 
-static void fail(struct pulls *p, struct pull *s, const char *result)
+void pull_fail(struct pulls *p, struct pull *s, const char *result)
 {
     remove_fresh(p, s);
     finish(p, s, result);
@@ -740,7 +666,7 @@ int pulls_end(struct pulls *p, const char *id, bool success, const json_t *drop,
         return error_set(errp, ENOENT, "There is no backup '%.200s'", id);
     }
     if (!success) {
-        fail(p, s, "failed");
+        pull_fail(p, s, "failed");
         return 0;
     }
     int r = check_success(p, s, drop, errp);
@@ -753,182 +679,4 @@ int pulls_end(struct pulls *p, const char *id, bool success, const json_t *drop,
     drop_old(p, s, drop);
     finish(p, s, "success");
     return 0;
-}
-
-/* --- Queries --- */
-
-static json_t *query_disk(struct pulls *p, const struct pull_disk *d)
-{
-    json_t *info = describe_disk(d);
-    CLEANUP_JSON json_t *point = point_query(d->point);
-    unsigned clients = d->export_id
-                           ? exports_clients(p->daemon->exports, d->export_id)
-                           : 0;
-
-    if (!info || json_object_update(info, point) < 0 ||
-        json_object_set_new(info, "clients", json_integer(clients)) < 0) {
-        json_decref(info);
-        return NULL;
-    }
-    return info;
-}
-
-static json_t *query_session(struct pulls *p, const struct pull *s)
-{
-    json_t *info = describe(s);
-    json_t *disks = json_array();
-
-    for (unsigned i = 0; i < s->count; i++) {
-        (void)json_array_append_new(disks, query_disk(p, &s->disks[i]));
-    }
-    (void)json_object_set_new(info, "disks", disks);
-    if (s->expire_ns > 0) {
-        (void)json_object_set_new(
-            info, "expire", json_integer((json_int_t)(s->expire_ns / NS)));
-    }
-    return info;
-}
-
-json_t *pulls_query(struct pulls *p)
-{
-    json_t *list = json_array();
-
-    list_for_each (at, &p->sessions) {
-        const struct pull *s = pull_of(at);
-        if (!s->ending &&
-            json_array_append_new(list, query_session(p, s)) < 0) {
-            json_decref(list);
-            return NULL;
-        }
-    }
-    return list;
-}
-
-/* --- The thread: lost points in time, sessions that expire --- */
-
-static void tell_lost(struct pulls *p, struct pull *s)
-{
-    for (unsigned i = 0; i < s->count; i++) {
-        struct pull_disk *d = &s->disks[i];
-        const char *why = d->told ? NULL : point_lost_why(d->point);
-        if (why) {
-            CLEANUP_JSON json_t *data = json_pack(
-                "{s:s, s:s, s:s}", "id", s->id, "node", d->name, "reason", why);
-            monitors_emit("BACKUP_SNAPSHOT_LOST", data, p->daemon->monitors);
-            d->told = true;
-        }
-    }
-}
-
-/* Nanoseconds until it expires; 0: it has. */
-static uint64_t time_left(struct pulls *p, const struct pull *s)
-{
-    uint64_t left = UINT64_MAX;
-
-    if (s->expire_ns == 0) {
-        return left;
-    }
-    for (unsigned i = 0; i < s->count; i++) {
-        uint64_t idle = exports_idle_ns(p->daemon->exports,
-                                        s->disks[i].export_id);
-        uint64_t rest = s->expire_ns - min_u64(idle, s->expire_ns);
-        left = i == 0 ? rest : max_u64(left, rest);
-    }
-    return left;
-}
-
-/* Returns when to look again. */
-static uint64_t look(struct pulls *p)
-{
-    uint64_t next = UINT64_MAX;
-
-    list_for_each_safe (at, &p->sessions) {
-        struct pull *s = pull_of(at);
-        if (s->ending) {
-            continue;
-        }
-        tell_lost(p, s);
-        uint64_t left = time_left(p, s);
-        if (left == 0) {
-            /* It gives up the lock: the list may be another one then. */
-            fail(p, s, "expired");
-            return 0;
-        }
-        next = min_u64(next, left);
-    }
-    return next;
-}
-
-static void *thread(void *arg)
-{
-    struct pulls *p = arg;
-    struct jobs *j = p->daemon->jobs;
-
-    while (!atomic_load(&p->stopping)) {
-        struct pollfd fd = {.fd = p->wake, .events = POLLIN};
-        uint64_t n;
-
-        mutex_lock(&j->lock);
-        uint64_t next = look(p);
-        mutex_unlock(&j->lock);
-        uint64_t ms = div_up(min_u64(next, 3600 * NS), NS / 1000);
-        (void)poll(&fd, 1, next == UINT64_MAX ? -1 : (int)ms);
-        (void)!read(p->wake, &n, sizeof(n));
-    }
-    return NULL;
-}
-
-struct pulls *pulls_new(struct daemon *d)
-{
-    struct pulls *p = calloc(1, sizeof(*p));
-
-    if (!p) {
-        return NULL;
-    }
-    p->daemon = d;
-    list_init(&p->sessions);
-    p->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (p->wake < 0) {
-        free(p);
-        return NULL;
-    }
-    return p;
-}
-
-static struct pull *first_open(const struct pulls *p)
-{
-    list_for_each (at, &p->sessions) {
-        if (!pull_of(at)->ending) {
-            return pull_of(at);
-        }
-    }
-    return NULL;
-}
-
-void pulls_stop(struct pulls *p)
-{
-    struct jobs *j = p->daemon->jobs;
-
-    mutex_lock(&j->lock);
-    atomic_store(&p->stopping, true);
-    bool started = p->started;
-    mutex_unlock(&j->lock);
-    wake(p);
-    if (started) {
-        thread_join(p->thread);
-    }
-    mutex_lock(&j->lock);
-    struct pull *s;
-    while ((s = first_open(p))) { /* each time anew: the lock is given up */
-        fail(p, s, "shutdown");
-    }
-    mutex_unlock(&j->lock);
-}
-
-void pulls_free(struct pulls *p)
-{
-    if (p) {
-        (void)close(p->wake);
-        free(p);
-    }
 }

@@ -274,8 +274,8 @@ struct driver {
      * cannot go on returns -ERESTART. */
     void (*drain)(struct node *n);
 
-    /* Requests that wait here for anything but I/O have to fail soon, and
-     * those that follow at once, as long as it does not come: their user has
+    /* Requests that wait here for anything but I/O have to go on or, where
+     * they cannot, fail soon, and those that follow at once: their user has
      * given up. */
     void (*cancel)(struct node *n);
 

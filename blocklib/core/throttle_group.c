@@ -33,6 +33,7 @@ struct throttle_group {
     /* Guarded by lock. */
     struct throttle state;
     struct list queue[2]; /* of struct waiter; [1]: writes */
+    bool released;        /* nobody waits any more */
     uint64_t (*now)(void);
 };
 
@@ -48,7 +49,7 @@ static void queue_up(struct throttle_group *t, const struct node *n, bool write)
     struct waiter w;
 
     list_append(&t->queue[write], &w.link);
-    while (!node_is_draining(n)) {
+    while (!node_is_draining(n) && !t->released) {
         if (t->queue[write].next != &w.link) {
             cond_wait(&t->moved, &t->lock);
             continue;
@@ -79,6 +80,14 @@ int throttle_group_wait(struct throttle_group *t, const struct node *n,
     mutex_unlock(&t->lock);
     thread_wait_end();
     return 0;
+}
+
+void throttle_group_release(struct throttle_group *t)
+{
+    mutex_lock(&t->lock);
+    t->released = true;
+    cond_broadcast(&t->moved);
+    mutex_unlock(&t->lock);
 }
 
 void throttle_group_kick(struct throttle_group *t)

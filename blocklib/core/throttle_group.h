@@ -21,6 +21,9 @@ void throttle_group_put(struct throttle_group *t);
 int throttle_group_wait(struct throttle_group *t, const struct node *n,
                         bool write, uint64_t bytes, unsigned flags);
 
+/* There are no limits any more, for nobody, whatever they are. */
+void throttle_group_release(struct throttle_group *t);
+
 /* Let all that wait look again. */
 void throttle_group_kick(struct throttle_group *t);
 

@@ -53,6 +53,7 @@ struct blkdebug {
     uint64_t next_armed;
     struct list rules;     /* newest first */
     struct list suspended; /* rules that hold up a request; newest first */
+    bool released;         /* nothing is held up any more */
 };
 
 #define rule_of(at) list_entry(at, struct blkdebug_rule, link)
@@ -107,7 +108,7 @@ static void hold_up(struct node *n, struct blkdebug_rule *rule)
 
     thread_wait_begin();
     mutex_lock(&s->lock);
-    while (!rule->resumed && !node_is_draining(n)) {
+    while (!rule->resumed && !s->released && !node_is_draining(n)) {
         cond_wait(&s->moved, &s->lock);
     }
     list_remove(&rule->link);
@@ -129,7 +130,7 @@ static void blkdebug_event(struct node *n, enum node_event event)
     }
     list_init(&hit);
     mutex_lock(&s->lock);
-    apply_rules(s, event, !node_is_draining(n), &hit);
+    apply_rules(s, event, !s->released && !node_is_draining(n), &hit);
     while (!list_empty(&hit)) {
         struct blkdebug_rule *rule = rule_of(hit.next);
         list_remove(&rule->link);
@@ -152,6 +153,17 @@ static void blkdebug_drain(struct node *n)
     struct blkdebug *s = n->state;
 
     mutex_lock(&s->lock);
+    cond_broadcast(&s->moved);
+    mutex_unlock(&s->lock);
+}
+
+/* In the end nothing is held up. */
+static void blkdebug_cancel(struct node *n)
+{
+    struct blkdebug *s = n->state;
+
+    mutex_lock(&s->lock);
+    s->released = true;
     cond_broadcast(&s->moved);
     mutex_unlock(&s->lock);
 }
@@ -518,6 +530,7 @@ const struct driver driver_blkdebug = {
     .status = blkdebug_status,
     .event = blkdebug_event,
     .drain = blkdebug_drain,
+    .cancel = blkdebug_cancel,
 };
 
 /* --- Breakpoints --- */

@@ -56,6 +56,14 @@ static void throttle_drain(struct node *n)
     throttle_group_kick(s->group);
 }
 
+/* In the end nobody waits for a limit. */
+static void throttle_cancel(struct node *n)
+{
+    const struct throttle_node *s = n->state;
+
+    throttle_group_release(s->group);
+}
+
 static int throttle_open(struct node *n, struct opts *opts, struct error **errp)
 {
     struct throttle_node *s = n->state;
@@ -103,4 +111,5 @@ const struct driver driver_throttle = {
     .zero = throttle_zero,
     .discard = throttle_discard,
     .drain = throttle_drain,
+    .cancel = throttle_cancel,
 };

@@ -66,3 +66,32 @@ grep -qF "Throttle group 'other' does not exist" out || fail "$(cat out)"
     {"iops-total": 1, "iops-read": 1}}' >out 2>&1 || fail "$(cat out)"
 grep -qF 'cannot be used at the same time' out || fail "$(cat out)"
 stop_server
+
+# --- the end, while requests are held up ---
+
+cat >waits.py <<'END'
+import sys, nbd
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+first = h.aio_pread(nbd.Buffer(65536), 0)
+while not h.aio_command_completed(first):  # the others wait for long
+    h.poll(-1)
+for i in range(1, 4):
+    h.aio_pread(nbd.Buffer(65536), i * 65536)
+print("wait", flush=True)
+try:
+    while h.aio_in_flight():
+        h.poll(-1)
+except nbd.Error:
+    pass
+END
+serve --object throttle-group,id=tg,x-bps-total=1 \
+    --blockdev driver=file,node-name=f,filename=disk.raw \
+    --blockdev driver=throttle,node-name=t,throttle-group=tg,file=f \
+    vda=driver=raw,file=t
+python waits.py "$(uri_of vda)" >said &
+client=$!
+wait_until "the client's reads wait" test -s said
+nbdinfo --size "$(uri_of vda)" >/dev/null # after what came before
+stop_server
+wait "$client"

@@ -68,8 +68,9 @@ void graph_forget(struct graph *g, struct node *n);
 int graph_reopen(struct graph *g, const json_t *list, struct error **errp);
 
 /* All is about to end: requests of any node that wait for what may never come
- * (a connection) fail after a second, and so do later ones.  Takes the control
- * lock. */
+ * (a connection) fail after a second, and so do later ones; those that only
+ * wait for their time (throttle) or for somebody's word (blkdebug) go on.
+ * Takes the control lock. */
 void graph_give_up(struct graph *g);
 
 /* A node by its name, or NULL.  The pointer lives until the node is closed;

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_PULL_PRIV_H
+#define NBDELTA_SERVER_PULL_PRIV_H
+
+/* Between pull.c (begin and end) and pull-watch.c (queries, and the thread). */
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "nbdelta/list.h"
+#include "pull.h"
+
+#define NS UINT64_C(1000000000)
+
+struct pull_disk {
+    struct node *node; /* stays: a point in time is kept of it */
+    char *name;
+    char *since;         /* what is exported, or NULL: all */
+    const char *reason;  /* why not what was asked for, or NULL */
+    char *context;       /* the bitmap's name there, or NULL */
+    struct point *point; /* NULL: not yet, or gone */
+    char *export_id;     /* NULL: not exported; nobody else can choose it */
+    char *export;
+    char *uri; /* or NULL: it has none */
+    uint64_t estimate;
+    struct bitmap *fresh; /* the new checkpoint's, held; or NULL */
+    bool has_fresh;
+    bool told; /* that its point in time was lost */
+};
+
+struct pull {
+    struct list link;
+    char *id;
+    char *checkpoint; /* or NULL */
+    uint64_t drained_ns;
+    uint64_t expire_ns; /* 0: never */
+    struct server *server;
+    char *server_id; /* of one that runs, if it has a name */
+    bool own_server;
+    bool discard;
+    bool ending;
+    unsigned count;
+    struct pull_disk disks[];
+};
+
+struct pulls {
+    struct daemon *daemon;
+    int wake; /* eventfd */
+    pthread_t thread;
+    bool started;
+    _Atomic bool stopping;
+
+    /* Monitor lock. */
+    struct list sessions; /* oldest first */
+    uint64_t serial;
+};
+
+static inline struct pull *pull_of(struct list *at)
+{
+    return list_entry(at, struct pull, link);
+}
+
+/* What backup-begin says of it; new references, NULL: no memory. */
+json_t *pull_describe(const struct pull *s);
+json_t *pull_describe_disk(const struct pull_disk *d);
+
+/* Make the thread look again.  With any locks. */
+void pulls_wake(struct pulls *p);
+
+/* It is there from the first session on.  Monitor lock. */
+int pulls_start_thread(struct pulls *p, struct error **errp);
+
+/* End @s without success; @result as BACKUP_ENDED has it.  Monitor lock, which
+ * is given up meanwhile. */
+void pull_fail(struct pulls *p, struct pull *s, const char *result);
+
+#endif /* NBDELTA_SERVER_PULL_PRIV_H */
