@@ -90,7 +90,8 @@ same_info() {
 same_info disk.qcow2
 mv disk.data away.data
 same_info disk.qcow2 # without a look at the data
-serve_refused "disk.data': No such file" -U "$sock" disk.qcow2
+serve_refused "names the file 'disk.data', which cannot be opened: No such file" \
+    -U "$sock" disk.qcow2
 mv away.data disk.data
 map=$(nbdelta map --output=json disk.qcow2)
 [ "$(jq -c 'map(.start != .offset) | any' <<<"$map")" = false ] ||
