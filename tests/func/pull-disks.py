@@ -12,8 +12,7 @@ import time
 import nbd
 
 import pull_util
-from pull_util import connect, dirty, end, live, pull_into
-from qmp_daemon import QmpError
+from pull_util import begin, connect, dirty, end, live, pull_into, refused
 
 NBDELTA = sys.argv[1]
 MIB = 1 << 20
@@ -38,20 +37,6 @@ def start(names=DISKS, fmt='qcow2'):
             run('qemu-img', 'create', '-q', '-f', fmt, f'{name}.img',
                 str(SIZE))
     return pull_util.start(NBDELTA, names, fmt)
-
-
-def begin(daemon, *disks, **arguments):
-    disks = [d if isinstance(d, dict) else {'node': d} for d in disks]
-    return daemon.ask('backup-begin', disks=disks, **arguments)
-
-
-def refused(daemon, text, command, **arguments):
-    try:
-        daemon.ask(command, **arguments)
-    except QmpError as e:
-        assert text in e.text, e.text
-    else:
-        raise AssertionError(f'{command} {arguments}: not refused')
 
 
 def pull(disk, path):

@@ -9,8 +9,7 @@ import time
 import nbd
 
 import pull_util
-from pull_util import connect, end, live
-from qmp_daemon import QmpError
+from pull_util import begin, connect, end, live, refused
 
 NBDELTA = sys.argv[1]
 MIB = 1 << 20
@@ -26,20 +25,6 @@ def start(*names):
         if not os.path.exists(f'{name}.img'):
             image(name)
     return pull_util.start(NBDELTA, names)
-
-
-def begin(daemon, *disks, **arguments):
-    disks = [d if isinstance(d, dict) else {'node': d} for d in disks]
-    return daemon.ask('backup-begin', disks=disks, **arguments)
-
-
-def refused(daemon, text, command, **arguments):
-    try:
-        daemon.ask(command, **arguments)
-    except QmpError as e:
-        assert text in e.text, e.text
-    else:
-        raise AssertionError(f'{command} {arguments}: not refused')
 
 
 def write(name, byte, length=MIB):

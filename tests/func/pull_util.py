@@ -2,7 +2,7 @@
 """Backups that are pulled, for tests in Python."""
 import nbd
 
-from qmp_daemon import Daemon
+from qmp_daemon import Daemon, QmpError
 
 DIRTY_GRAIN = 65536
 CHUNK = 1 << 20
@@ -28,6 +28,20 @@ def start(program, names, fmt='qcow2'):
                     f'file.filename={name}.img,discard=unmap', '--export',
                     f'nbd,id={name},node-name={name},name={name},writable=on']
     return Daemon(program, *options)
+
+
+def begin(daemon, *disks, **arguments):
+    disks = [d if isinstance(d, dict) else {'node': d} for d in disks]
+    return daemon.ask('backup-begin', disks=disks, **arguments)
+
+
+def refused(daemon, text, command, **arguments):
+    try:
+        daemon.ask(command, **arguments)
+    except QmpError as e:
+        assert text in e.text, e.text
+    else:
+        raise AssertionError(f'{command} {arguments}: not refused')
 
 
 def end(daemon, begun, success=True, **arguments):
