@@ -264,6 +264,7 @@ static int repair_act(struct action *a, struct error **errp)
     uint64_t size = hbitmap_size(c->bm->bits);
     if (size > 0) {
         hbitmap_set(c->bm->bits, 0, size);
+        bitmap_nest(c->ref.node, c->bm); /* it has more than others now */
     }
     return 0;
 }

@@ -482,7 +482,13 @@ START_TEST(repaired_it_is_wholly_dirty_and_records)
     }
     ck_assert_int_eq(
         bitmap_repair_action((struct bitmap_ref){n, name}, 0, &a, NULL), 0);
+    /* Beside one that records, too, and is not cheated of a write. */
+    ck_assert_int_eq(bitmap_add(g, n, "beside", 4096, false, false, NULL), 0);
     ck_assert_int_eq(action_run(g, a, NULL), 0);
+    write_at(4096);
+    struct bitmap *beside = bitmap_find(n, "beside");
+    ck_assert_uint_eq(bitmap_count(beside), 4096);
+    bitmap_unref(beside);
     stop();
     start();
     CLEANUP_JSON json_t *now = shown(name);
