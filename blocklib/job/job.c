@@ -30,6 +30,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/list.h"
 
@@ -633,18 +634,23 @@ int job_cancel(struct jobs *j, const char *id, bool force, struct error **errp)
     return 0;
 }
 
+/* By their ids: with one of them others may go, and one that is only asked to
+ * end stays for a while. */
 void jobs_cancel_on(struct jobs *j, const struct node *n)
 {
-    struct list *at = j->p->jobs.next;
+    CLEANUP_JSON json_t *ids = json_array();
+    size_t i;
+    json_t *id;
 
-    while (at != &j->p->jobs) {
+    list_for_each (at, &j->p->jobs) {
         struct job *job = list_entry(at, struct job, in_jobs);
 
-        at = at->next;
-        if (!job->cancelled && job->drv->uses && job->drv->uses(job, n) &&
-            job_cancel(j, job->id, false, NULL) == 0) {
-            at = j->p->jobs.next; /* others may have gone with it */
+        if (!job->cancelled && job->drv->uses && job->drv->uses(job, n)) {
+            (void)json_array_append_new(ids, json_string(job->id));
         }
+    }
+    json_array_foreach (ids, i, id) {
+        (void)job_cancel(j, json_string_value(id), false, NULL);
     }
 }
 

@@ -225,6 +225,23 @@ wait_until "the job and the disk are gone" is_gone
 qmp query-block | jq -e 'all(.[]; .device != "drive3")' >/dev/null ||
     fail "the drive of a device that is gone"
 
+# A job that is only asked to end, since it is ready, does not hold that up.
+qemu-img create -q -f qcow2 g.qcow2 4M
+[ "$(hmp 'drive_add 0 if=none,id=drive4,file=g.qcow2,format=qcow2')" != "" ]
+qmp device_add driver=scsi-hd id=ready drive=drive4 >/dev/null
+qmp blockdev-snapshot-sync device=drive4 snapshot-file="$PWD/h.qcow2" >/dev/null
+qmp block-commit device=drive4 job-id=c4 >/dev/null
+is_ready() {
+    [ "$(qmp query-jobs | jq -r '.[0].status')" = ready ]
+}
+wait_until "the commit is ready" is_ready
+timeout 60 nbdelta qmp "$qmp_sock" device_del id=ready >/dev/null ||
+    fail "device_del of a disk whose commit is ready"
+no_jobs() {
+    [ "$(qmp query-jobs)" = '[]' ]
+}
+wait_until "the commit has ended" no_jobs
+
 stop_server
 wait "$reader"
 
