@@ -50,7 +50,7 @@ static int add_disk(json_t *all, const struct node *n, const json_t *bitmap)
                              json_object_get(bitmap, "persistent"), "busy",
                              json_object_get(bitmap, "busy"), "inconsistent",
                              (int)is_true(bitmap, "inconsistent"), "reason",
-                             json_object_get(bitmap, "reason"));
+                             json_object_get(bitmap, "inconsistent-reason"));
 
     if (!entry) {
         entry = json_pack("{s:s, s:[]}", "name", name, "disks");
@@ -146,6 +146,19 @@ const char *checkpoint_missing(struct node *n, const char *name)
     return why;
 }
 
+bool checkpoint_exists(struct node *n, const char *name)
+{
+    CLEANUP_JSON json_t *bitmaps = bitmap_query(n);
+    bool found = false;
+    size_t i;
+    json_t *bitmap;
+
+    json_array_foreach (bitmaps, i, bitmap) {
+        found |= is_checkpoint(n, bitmap) && strcmp(name_of(bitmap), name) == 0;
+    }
+    return found;
+}
+
 /* --- Removing. --- */
 
 struct removal {
@@ -158,10 +171,9 @@ struct removal {
 static int remove_from(struct node *n, void *opaque)
 {
     struct removal *rm = opaque;
-    const char *why = checkpoint_missing(n, rm->name);
     struct action *a;
 
-    if (why && strcmp(why, "bitmap-inconsistent") != 0) {
+    if (!checkpoint_exists(n, rm->name)) {
         return rm->strict ? error_set(rm->errp, ENOENT,
                                       "Node '%s' has no checkpoint '%s'",
                                       node_name(n), rm->name)

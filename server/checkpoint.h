@@ -12,6 +12,7 @@
  * monitor lock.
  */
 #include <jansson.h>
+#include <stdbool.h>
 
 struct daemon;
 struct error;
@@ -26,6 +27,9 @@ json_t *checkpoints_query(struct daemon *d);
  * -ENOENT; -EBUSY; -EPERM: an image is read-only. */
 int checkpoint_delete(struct daemon *d, const char *name, const json_t *nodes,
                       struct error **errp);
+
+/* Has @n the checkpoint @name, be it one that can be used or not? */
+bool checkpoint_exists(struct node *n, const char *name);
 
 /* Why what has changed on @n since the checkpoint @name cannot be told, as a
  * code ("no-checkpoint"); NULL: it can. */

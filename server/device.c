@@ -364,7 +364,13 @@ int devices_eject(struct daemon *d, const char *name, struct error **errp)
     }
     mutex_is_held(&d->jobs->lock);
     if (dev->blk) {
-        end_exports(d, blk_node(dev->blk));
+        /* It gives up the lock: the device, or its disk, may go meanwhile. */
+        const struct node *n = blk_node(dev->blk);
+        end_exports(d, n);
+        dev = find(d->devices, name);
+        if (!dev || !dev->blk || blk_node(dev->blk) != n) {
+            return error_set(errp, EBUSY, "Device '%.200s' has changed", name);
+        }
     }
     return take_out(d, dev, errp);
 }

@@ -279,22 +279,19 @@ static void release_fresh(struct pulls *p, struct pull *s)
     }
 }
 
+/* Disk by disk: what cannot be stored on one does not keep the others. */
 static void remove_fresh(struct pulls *p, struct pull *s)
 {
-    struct list actions;
-
     release_fresh(p, s);
-    list_init(&actions);
     for (unsigned i = 0; i < s->count; i++) {
         struct pull_disk *d = &s->disks[i];
         const struct bitmap_ref ref = {d->node, s->checkpoint};
         struct action *a;
         if (d->has_fresh && bitmap_remove_action(ref, &a, NULL) == 0) {
-            (void)actions_add(&actions, a, NULL);
+            (void)action_run(p->daemon->graph, a, NULL);
         }
         d->has_fresh = false;
     }
-    (void)actions_run(p->daemon->graph, &actions, NULL);
 }
 
 static void end_points(struct pull *s)
@@ -503,9 +500,9 @@ static int begin(struct pulls *p, struct pull *s, const struct pull_options *o,
     hold_fresh(p, s);
     r = export_all(p, s, o, errp);
     if (r < 0) {
+        remove_fresh(p, s);
         remove_exports(p, s);
         end_points(s);
-        remove_fresh(p, s);
     }
     return r;
 }
@@ -536,10 +533,7 @@ int pulls_begin(struct pulls *p, const struct pull_options *o, json_t **reply,
 
 static bool can_drop(const struct pulls *p, struct node *n, const char *name)
 {
-    const char *why = checkpoint_missing(n, name);
-
-    return (!why || strcmp(why, "bitmap-inconsistent") == 0) &&
-           !is_pending(p, n, name);
+    return checkpoint_exists(n, name) && !is_pending(p, n, name);
 }
 
 static int check_success(const struct pulls *p, const struct pull *s,

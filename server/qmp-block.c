@@ -44,6 +44,9 @@ static int add_name(struct export *e, void *opaque)
     size_t i;
     json_t *name;
 
+    if (e->of_backup) {
+        return 0;
+    }
     json_array_foreach (c->list, i, name) {
         if (strcmp(json_string_value(name), e->name) == 0) {
             return 0;
@@ -149,7 +152,8 @@ static int add_id(struct export *e, void *opaque)
 {
     struct collect *c = opaque;
 
-    return json_array_append_new(c->list, json_string(e->id));
+    return e->of_backup ? 0
+                        : json_array_append_new(c->list, json_string(e->id));
 }
 
 /* Again a list first. */

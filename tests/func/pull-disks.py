@@ -236,6 +236,9 @@ def any_checkpoint_is_a_start_and_none_needs_another():
             end(daemon, begin(daemon, 'a', checkpoint=f'c{n}'))
             h.pwrite(b'x' * SLOT, 2 * n * SLOT)
         assert list(checkpoints(daemon)) == ['c0', 'c1', 'c2', 'c3']
+        # A bitmap of that name that is no checkpoint stays.
+        daemon.ask('block-dirty-bitmap-add', node='a', name='mine')
+        refused(daemon, 'no checkpoint', 'checkpoint-delete', name='mine')
         daemon.ask('checkpoint-delete', name='c2')
         refused(daemon, 'no checkpoint', 'checkpoint-delete', name='c2')
         for n in (0, 1, 3):
@@ -287,6 +290,9 @@ def whom_nobody_reads_it_expires():
     with start(('a',)) as daemon:
         end(daemon, begin(daemon, 'a', checkpoint='c1'))
         begun = begin(daemon, 'a', checkpoint='c2', expire=1)
+        assert 'a@' not in str(daemon.ask('query-blockstats'))
+        assert 'a@' not in str([d['device']
+                                for d in daemon.ask('query-block')])
         h = connect(begun['disks'][0]['uri'])
         time.sleep(2)
         h.pread(512, 0)
