@@ -418,7 +418,8 @@ static bool is_crowded(const struct servers *ss, const struct server *s,
     list_for_each (l, &ss->conns) {
         const struct conn *c = list_entry(l, struct conn, in_server);
 
-        count += c->server == s && peer_equal(&c->peer, peer);
+        count += c->server == s && !atomic_load(&c->finished) &&
+                 peer_equal(&c->peer, peer);
     }
     return count >= s->max_per_address;
 }

@@ -624,8 +624,10 @@ static int link_get(struct remote *r, uint64_t until, struct link **lp)
     while (!(l = choose_locked(r)) && (c = may_wait_locked(r, until)) == 0) {
         uint64_t end = min_u64(until, r->deadline);
         uint64_t now = now_ns();
+        thread_wait_begin(); /* others shall have a thread meanwhile */
         (void)cond_wait_ms(&r->changed, &r->lock,
                            now < end ? div_up(end - now, MS) : 1);
+        thread_wait_end();
     }
     if (l) {
         l->users++;

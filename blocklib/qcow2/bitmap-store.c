@@ -324,6 +324,9 @@ static int plan_bitmap(struct qcow2 *s, struct plan *p, struct bitmap *bm)
     p->bms[p->count] = bm;
     p->old_flags[p->count] = qb->flags;
     p->count++;
+    if (qb->broken && p->resized) { /* it lacks what the disk grows */
+        qb->flags |= QCOW2_BITMAP_IN_USE;
+    }
     if (!qb->broken) {
         qb->flags &= ~QCOW2_BITMAP_AUTO;
         qb->flags |= bm->enabled ? QCOW2_BITMAP_AUTO : 0;

@@ -100,7 +100,7 @@ static int shrink(struct qcow2 *s, uint64_t size, struct error **errp)
             return r;
         }
     }
-    r = atomic_load(&s->corrupt) ? -EIO : clear_end(s, size);
+    r = clear_end(s, size);
     if (r == 0) {
         r = qcow2_flush(s->node);
     }
@@ -165,6 +165,9 @@ int qcow2_resize(struct node *n, uint64_t size, struct error **errp)
                          "bitmaps",
                          node_filename(n));
     }
+    if (atomic_load(&s->corrupt)) { /* before the data file is cut */
+        return error_set(errp, EIO, "image '%s' is corrupt", node_filename(n));
+    }
     if (size < n->size) {
         return shrink(s, size, errp);
     }
@@ -180,13 +183,13 @@ int qcow2_resize(struct node *n, uint64_t size, struct error **errp)
             return r;
         }
     }
-    r = atomic_load(&s->corrupt) ? -EIO : grow_tables(s, size, needed);
+    r = grow_tables(s, size, needed);
     if (r == 0 && s->bitmaps_ext.count > 0) {
         r = qcow2_bitmaps_resize(s, size);
     } else if (r == 0) {
         r = write_size(s, size);
     }
-    return r < 0 ? error_set(errp, -r, "cannot grow '%s': %s",
-                             node_filename(n), strerror(-r))
+    return r < 0 ? error_set(errp, -r, "cannot grow '%s': %s", node_filename(n),
+                             strerror(-r))
                  : 0;
 }

@@ -341,10 +341,6 @@ def opening_waits():
         assert p.wait(60) == 0
 
 
-import sys
-if len(sys.argv) > 1:
-    eval(sys.argv[1])
-    sys.exit()
 requests_wait_and_are_done()
 what_is_under_way_is_done_again()
 without_a_delay_they_fail_at_once_and_later_ones_do_not()
