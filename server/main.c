@@ -7,6 +7,7 @@
 #include "cli.h"
 #include "commands.h"
 #include "nbdelta/bytes.h"
+#include "process.h"
 
 static const struct command {
     const char *name;
@@ -83,6 +84,9 @@ static bool is_called(const char *path, const char *name)
 
 int main(int argc, char **argv)
 {
+    if (!process_begin()) {
+        return EXIT_FAILURE; /* and nobody to tell why */
+    }
     if (is_called(argv[0], STORAGE_DAEMON)) {
         return cmd_storage_daemon(argc, argv);
     }

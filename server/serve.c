@@ -32,6 +32,7 @@
 #include "notify.h"
 #include "object.h"
 #include "pidfile.h"
+#include "process.h"
 #include "pull.h"
 #include "qemu-io.h"
 #include "qmp-keyval.h"
@@ -199,11 +200,7 @@ static int make_fds(struct serve *s, struct error **errp)
 {
     sigset_t set;
 
-    /* Blocked in all threads: they inherit it. */
-    (void)sigemptyset(&set);
-    (void)sigaddset(&set, SIGTERM);
-    (void)sigaddset(&set, SIGINT);
-    (void)pthread_sigmask(SIG_BLOCK, &set, NULL);
+    process_take_signals(&set);
     (void)signal(SIGPIPE, SIG_IGN);
     s->signals = signalfd(-1, &set, SFD_CLOEXEC);
     s->daemon.quit_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -334,7 +331,7 @@ static int follow_parent(struct error **errp)
 {
     pid_t parent = getppid();
 
-    if (prctl(PR_SET_PDEATHSIG, SIGTERM) < 0 || getppid() != parent) {
+    if (prctl(PR_SET_PDEATHSIG, PROCESS_ORPHANED) < 0 || getppid() != parent) {
         return error_set(errp, ESRCH, "cannot follow the parent process");
     }
     return 0;

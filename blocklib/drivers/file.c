@@ -293,6 +293,13 @@ static void count_change(struct file *s)
     atomic_fetch_add(&s->changes, 1);
 }
 
+/* errno of a write: a limit on the size of files (RLIMIT_FSIZE, or that of the
+ * file system) is a lack of room to whoever writes. */
+static int write_error(void)
+{
+    return errno == EFBIG ? -ENOSPC : -errno;
+}
+
 static ssize_t write_some(struct file *s, const struct iovec *iov, int cnt,
                           uint64_t offset, bool sync)
 {
@@ -304,7 +311,7 @@ static ssize_t write_some(struct file *s, const struct iovec *iov, int cnt,
     if (put == 0) {
         return -EIO;
     }
-    return put < 0 ? -errno : put;
+    return put < 0 ? write_error() : put;
 }
 
 static int write_all(struct file *s, const struct iovec *iov, int cnt,
@@ -410,8 +417,9 @@ static int space(struct file *s, int mode, uint64_t offset, uint64_t bytes,
         return -ENOTSUP;
     }
     do {
-        r = fallocate(s->fd, mode, (off_t)offset, (off_t)bytes) < 0 ? -errno
-                                                                    : 0;
+        r = fallocate(s->fd, mode, (off_t)offset, (off_t)bytes) < 0
+                ? write_error()
+                : 0;
     } while (r == -EINTR);
     count_change(s);
     if (r == -EOPNOTSUPP || r == -ENOSYS || r == -ENODEV) {

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "process.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "nbdelta/bytes.h"
+
+/* Put something harmless at @fd, which is the lowest that is free. */
+static bool fill(int fd)
+{
+    /* What is printed for nobody is lost, and it is told. */
+    int flags = fd == STDOUT_FILENO ? O_RDONLY : O_RDWR;
+    int got = open("/dev/null", flags | O_NOCTTY);
+
+    if (got < 0) {
+        got = open("/", O_RDONLY | O_DIRECTORY); /* a bare root has no /dev */
+    }
+    return got == fd;
+}
+
+bool process_begin(void)
+{
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+        if (fcntl(fd, F_GETFD) < 0 && errno == EBADF && !fill(fd)) {
+            return false;
+        }
+    }
+    (void)signal(SIGXFSZ, SIG_IGN);
+    return true;
+}
+
+static bool is_ignored(int sig)
+{
+    struct sigaction old;
+
+    return sigaction(sig, NULL, &old) == 0 && old.sa_handler == SIG_IGN;
+}
+
+void process_take_signals(sigset_t *set)
+{
+    static const int ending[] = {SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGXCPU};
+    sigset_t before;
+
+    (void)pthread_sigmask(SIG_BLOCK, NULL, &before);
+    (void)sigemptyset(set);
+    (void)sigaddset(set, PROCESS_ORPHANED);
+    for (size_t i = 0; i < ARRAY_SIZE(ending); i++) {
+        /* A shell has a background job ignore SIGINT and SIGQUIT; who sends
+         * one of them to this process means it.  nohup means SIGHUP. */
+        bool nohup = ending[i] == SIGHUP && is_ignored(SIGHUP);
+
+        if (!sigismember(&before, ending[i]) && !nohup) {
+            (void)sigaddset(set, ending[i]);
+        }
+    }
+    (void)pthread_sigmask(SIG_BLOCK, set, NULL);
+}
