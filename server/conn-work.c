@@ -70,7 +70,7 @@ void request_submit(struct request *r)
     }
     mutex_unlock(&c->lock);
     if (now) {
-        pool_submit(c->pool, &r->work);
+        pool_submit(c->pool, c->export->share, &r->work);
     }
 }
 
@@ -80,6 +80,7 @@ static void request_done(struct request *r)
 {
     struct conn *c = r->conn;
     struct pool *pool = c->pool;
+    struct share *share = c->export->share;
     struct request *next = NULL;
 
     segments_free(c, &r->payload);
@@ -98,7 +99,7 @@ static void request_done(struct request *r)
     }
     mutex_unlock(&c->lock);
     if (next) { /* behind what other connections have there */
-        pool_submit(pool, &next->work);
+        pool_submit(pool, share, &next->work);
     }
 }
 

@@ -56,6 +56,7 @@ static void export_free(struct exports *s, struct export *e)
     }
     free(e->bitmaps);
     blk_free(e->blk);
+    share_unref(e->share);
     free(e->id);
     free(e->name);
     free(e->description);
@@ -183,9 +184,10 @@ int export_new(struct exports *s, const struct export_options *o,
     e->is_default = o->is_default;
     e->of_backup = o->of_backup;
     e->serial = atomic_fetch_add(&s->serials, 1) + 1;
+    e->share = share_new();
     e->refs = 1;
     list_init(&e->in_set);
-    r = !e->id || !e->name || !e->description != !o->description ||
+    r = !e->id || !e->name || !e->share || !e->description != !o->description ||
                 !e->authz != !o->authz ||
                 !e->authz_writable != !o->authz_writable ||
                 !e->server_id != !o->server_id
@@ -311,6 +313,7 @@ static struct export *view_new(struct exports *s, struct export *of,
 
     if (e && view_attach(s, e, of, bm) == 0) {
         e->of = of;
+        e->share = share_ref(of->share);
         export_publish(s, e);
     } else {
         if (e) {

@@ -19,6 +19,7 @@
 
 #include "nbdelta/job.h"
 #include "nbdelta/list.h"
+#include "pool.h"
 
 struct blk;
 struct bitmap;
@@ -59,6 +60,7 @@ struct export
     char *name;
     char *description; /* or NULL */
     struct blk *blk;
+    struct share *share; /* of the pool; a view has that of its disk */
     bool writable;
     bool writethrough;
     bool allocation_depth;

@@ -48,6 +48,8 @@
 #define GIVE_UP_NS (1000 * MS)
 /* For the server to close what we say good-bye to. */
 #define FAREWELL_NS (500 * MS)
+/* A server that has not answered for so long is no storage but somebody. */
+#define SLOW_MS 500
 
 /* --- What libnbd says --- */
 
@@ -672,15 +674,26 @@ static int call_done(void *opaque, int *error)
     return 1;
 }
 
+/* A server that takes its time is somebody to be waited for: others shall have
+ * a thread meanwhile. */
 static int wait_done(struct call *c)
 {
     struct remote *r = c->remote;
+    bool told = false;
 
     mutex_lock(&r->lock);
     while (!c->done) {
-        cond_wait(&c->cond, &r->lock);
+        if (told) {
+            cond_wait(&c->cond, &r->lock);
+        } else if (!cond_wait_ms(&c->cond, &r->lock, SLOW_MS)) {
+            thread_wait_begin();
+            told = true;
+        }
     }
     mutex_unlock(&r->lock);
+    if (told) {
+        thread_wait_end();
+    }
     return -c->error;
 }
 

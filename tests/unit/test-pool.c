@@ -11,6 +11,8 @@
 
 #define MAX 2
 
+static struct share *one;
+static struct share *other;
 static mutex_t lock;
 static cond_t moved;
 /* Guarded by lock. */
@@ -103,8 +105,31 @@ static struct pool *setup(void)
     open = false;
     inside = most = done = 0;
     struct pool *p = pool_new(MAX);
-    ck_assert_ptr_nonnull(p);
+    one = share_new();
+    other = share_new();
+    ck_assert(p && one && other);
     return p;
+}
+
+static void teardown(struct pool *p)
+{
+    pool_free(p);
+    share_unref(one);
+    share_unref(other);
+}
+
+static void open_gate(void)
+{
+    mutex_lock(&lock);
+    open = true;
+    cond_broadcast(&moved);
+    mutex_unlock(&lock);
+}
+
+static void pause_ms(long ms)
+{
+    struct timespec ts = {0, ms * 1000000};
+    (void)nanosleep(&ts, NULL);
 }
 
 START_TEST(there_are_no_more_than_asked_for)
@@ -114,19 +139,17 @@ START_TEST(there_are_no_more_than_asked_for)
 
     for (int i = 0; i < 6; i++) {
         w[i].fn = busy_fn;
-        pool_submit(p, &w[i]);
+        pool_submit(p, one, &w[i]);
     }
     await_inside(MAX);
-    struct timespec ts = {0, 30000000};
-    (void)nanosleep(&ts, NULL);
+    pause_ms(30);
     mutex_lock(&lock);
     ck_assert_int_eq(inside, MAX);
-    open = true;
-    cond_broadcast(&moved);
     mutex_unlock(&lock);
+    open_gate();
     await_done(6);
     ck_assert_int_eq(most, MAX);
-    pool_free(p);
+    teardown(p);
 }
 END_TEST
 
@@ -138,12 +161,12 @@ START_TEST(who_waits_for_other_work_does_not_hold_it_up)
 
     for (int i = 0; i < 20; i++) {
         w[i].fn = wait_fn;
-        pool_submit(p, &w[i]);
+        pool_submit(p, one, &w[i]);
     }
     await_inside(20);
-    pool_submit(p, &last); /* which ends the waiting of all */
+    pool_submit(p, one, &last); /* which ends the waiting of all */
     await_done(21);
-    pool_free(p);
+    teardown(p);
 }
 END_TEST
 
@@ -158,11 +181,11 @@ START_TEST(waits_may_be_nested_and_the_number_falls_again)
     thread_wait_end();
     for (int i = 0; i < 6; i++) {
         w[i].fn = wait_fn;
-        pool_submit(p, &w[i]);
+        pool_submit(p, one, &w[i]);
     }
     await_inside(6);
     struct work last = {.fn = open_fn};
-    pool_submit(p, &last);
+    pool_submit(p, one, &last);
     await_done(7);
     mutex_lock(&lock);
     open = false;
@@ -170,18 +193,80 @@ START_TEST(waits_may_be_nested_and_the_number_falls_again)
     mutex_unlock(&lock);
     for (int i = 0; i < 6; i++) {
         w[i].fn = busy_fn;
-        pool_submit(p, &w[i]);
+        pool_submit(p, one, &w[i]);
     }
     await_inside(MAX);
     last.fn = busy_fn;
-    pool_submit(p, &last);
-    mutex_lock(&lock);
-    open = true;
-    cond_broadcast(&moved);
-    mutex_unlock(&lock);
+    pool_submit(p, one, &last);
+    open_gate();
     await_done(14);
     ck_assert_int_eq(most, MAX);
-    pool_free(p);
+    teardown(p);
+}
+END_TEST
+
+/* Neither as work nor as what waits: all threads of one are stuck. */
+START_TEST(one_share_holds_up_no_other)
+{
+    struct pool *p = setup();
+    struct work w[40];
+    struct work last = {.fn = open_fn};
+
+    for (int i = 0; i < 40; i++) {
+        w[i].fn = i % 2 ? busy_fn : wait_fn;
+        pool_submit(p, one, &w[i]);
+    }
+    await_inside(MAX);
+    pool_submit(p, other, &last); /* which ends it */
+    await_done(41);
+    teardown(p);
+}
+END_TEST
+
+START_TEST(a_share_has_threads_of_its_own_up_to_a_number)
+{
+    struct pool *p = setup();
+    struct work w[SHARE_MIN + 4];
+    struct work stuck[MAX];
+
+    for (int i = 0; i < MAX; i++) {
+        stuck[i].fn = busy_fn;
+        pool_submit(p, one, &stuck[i]);
+    }
+    for (int i = 0; i < SHARE_MIN + 4; i++) {
+        w[i].fn = busy_fn;
+        pool_submit(p, other, &w[i]);
+    }
+    int own = SHARE_MIN < MAX ? SHARE_MIN : MAX;
+    await_inside(MAX + own);
+    pause_ms(30);
+    mutex_lock(&lock);
+    ck_assert_int_eq(inside, MAX + own);
+    mutex_unlock(&lock);
+    open_gate();
+    await_done(MAX + SHARE_MIN + 4);
+    teardown(p);
+}
+END_TEST
+
+START_TEST(those_that_wait_have_a_bound)
+{
+    struct pool *p = setup();
+    enum { COUNT = SHARE_WAITING + 20 };
+    struct work w[COUNT];
+
+    for (int i = 0; i < COUNT; i++) {
+        w[i].fn = wait_fn;
+        pool_submit(p, one, &w[i]);
+    }
+    await_inside(SHARE_WAITING + MAX);
+    pause_ms(30);
+    mutex_lock(&lock);
+    ck_assert_int_eq(inside, SHARE_WAITING + MAX);
+    mutex_unlock(&lock);
+    open_gate();
+    await_done(COUNT);
+    teardown(p);
 }
 END_TEST
 
@@ -193,6 +278,9 @@ int main(void)
     tcase_add_test(tc, there_are_no_more_than_asked_for);
     tcase_add_test(tc, who_waits_for_other_work_does_not_hold_it_up);
     tcase_add_test(tc, waits_may_be_nested_and_the_number_falls_again);
+    tcase_add_test(tc, one_share_holds_up_no_other);
+    tcase_add_test(tc, a_share_has_threads_of_its_own_up_to_a_number);
+    tcase_add_test(tc, those_that_wait_have_a_bound);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);
