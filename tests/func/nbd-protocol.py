@@ -450,9 +450,6 @@ def test_only_a_write_has_a_payload():
         for n in (1, 512, 100000):
             is_(c.error(cmd, 0, n, PAYLOAD_LEN, data=b"p" * n), EINVAL)
     is_(c.error(TRIM, 0, 0, PAYLOAD_LEN), EINVAL)
-    # Without the flag nothing follows.
-    c.s.sendall(XREQ.pack(XREQMAGIC, 0, WRITE, 7, 0, 512))
-    is_(c.result()[0], EINVAL)
     is_(c.error(WRITE, SIZE, 70000, data=bytes(70000)), ENOSPC)
     check(c.alive())
     for cmd in (READ, ZERO, STATUS):
@@ -463,6 +460,71 @@ def test_only_a_write_has_a_payload():
         is_(c.error(READ, 0, 512, PAYLOAD_LEN), EINVAL)
         is_(c.error(WRITE, 0, 512, PAYLOAD_LEN, data=bytes(512)), EINVAL)
         check(c.alive())
+
+
+def test_a_write_has_its_payload_whether_or_not_it_says_so():
+    c = client().go("rw", extended=True)
+    at = 3 * 2**20
+    for flags in (0, FUA, PAYLOAD_LEN, PAYLOAD_LEN | FUA):
+        for n in (0, 1, 512, 4096, 16384, 16385, 65536, 65537, 2**20):
+            data = bytes([n % 251 + 1]) * n
+            c.send(WRITE, at, n, flags, data=data, plain=True)
+            is_(c.result()[0], 0)
+            check(n == 0 or c.read(at, n) == data, n, flags)
+    c.error(ZERO, at, 2**20)
+
+
+# What a request carries, if it is taken for one, would change the disk.
+def poison(c, n):
+    one = c.request(WRITE, 2 * 2**20, 512, data=b"P" * 512, cookie=666)
+    return (one * (n // len(one) + 1))[:n]
+
+
+def refused(c):
+    """(request without its payload, its payload's bytes, error or None: it is
+    served): all kinds of requests, with what can be wrong with them."""
+    big = 32 * 2**20
+    for cmd in (*range(10), 255, 65535):
+        if cmd == DISC:
+            continue
+        for flags in (0, FUA, DF, REQ_ONE, NO_HOLE, FAST_ZERO, 64, 0x8000,
+                      PAYLOAD_LEN, PAYLOAD_LEN | FUA, PAYLOAD_LEN | DF,
+                      PAYLOAD_LEN | 0x4000):
+            for offset, n in ((0, 0), (0, 1), (4096, 512), (SIZE, 12),
+                              (SIZE - 1, 5000), (2**64 - 1, 70000),
+                              (2**63, 512)):
+                has = cmd == WRITE or (c.extended and flags & PAYLOAD_LEN)
+                if cmd in (WRITE, TRIM, ZERO) and c.flags & 2 == 0 \
+                        and offset <= SIZE - n:
+                    offset = 3 * 2**20
+                yield cmd, flags, offset, n, n if has else 0
+    # The longest payload that is read away.
+    yield WRITE, 0, SIZE, big, big
+    if c.extended:
+        for cmd in (READ, TRIM, 8, 65535, STATUS):
+            yield cmd, PAYLOAD_LEN, 0, big, big
+
+
+def test_a_refused_request_is_read_away_to_its_end():
+    for name in ("rw", "ro"):
+        for kw in ({}, {"structured": False}, {"extended": True},
+                   {"contexts": ["base:allocation"]},
+                   {"contexts": ["base:allocation"], "extended": True}):
+            c = client().go(name, **kw)
+            before = c.read(2 * 2**20, 2**20)
+            for cmd, flags, offset, n, payload in refused(c):
+                c.send(cmd, offset, n, flags, data=poison(c, payload),
+                       plain=True)
+                error, _ = c.result()
+                if cmd == READ and not error and not c.structured:
+                    c.recv(n)
+                if cmd not in (WRITE, TRIM, ZERO) or name == "ro" or \
+                        offset + n > SIZE:
+                    check(c.alive(), cmd, flags, offset, n)
+                if error == 0:
+                    check(cmd < 8 and not flags & 0xc000)
+            check(c.alive())
+            check(c.read(2 * 2**20, 2**20) == before)
 
 
 def test_64_bit_lengths():

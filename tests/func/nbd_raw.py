@@ -104,12 +104,13 @@ class Client:
     # --- Requests ---
 
     def request(self, cmd, offset=0, length=0, flags=0, cookie=7, data=b"",
-                bad=0):
-        """Bytes of a request.  A write gets the flag that it has to have."""
+                bad=0, plain=False):
+        """Bytes of a request.  A write gets the flag that it ought to have,
+        unless it is to be @plain."""
         if not self.extended:
             return REQ.pack(REQMAGIC + bad, flags, cmd, cookie, offset,
                             length) + data
-        flags |= PAYLOAD_LEN if cmd == WRITE else 0
+        flags |= PAYLOAD_LEN if cmd == WRITE and not plain else 0
         return XREQ.pack(XREQMAGIC + bad, flags, cmd, cookie, offset,
                          length) + data
 
