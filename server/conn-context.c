@@ -214,6 +214,7 @@ int conn_option_contexts(struct conn *c, struct option *o)
     if (!e) {
         return handshake_unknown(c, o->type, name);
     }
+    handshake_welcome(c);
     struct answer a = {c, &qs, e, o->type};
     if (o->type == NBD_OPT_SET_META_CONTEXT) {
         c->contexts_of = e->serial;

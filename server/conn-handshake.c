@@ -18,10 +18,12 @@
 
 #define OPTION_HEAD 16
 
-/* An option's data up to this is read; more, up to the second, is skipped. */
+/* An option's data up to this is read; more is skipped, up to the second for
+ * all options of a client. */
 #define OPTION_MAX  (32 * KiB)
 #define OPTION_SKIP (16 * MiB)
 
+/* Options of a client, those not counted that handshake_welcome() is for. */
 #define OPTIONS_MAX 1024
 
 /* --- Input. --- */
@@ -166,6 +168,12 @@ int handshake_unknown(struct conn *c, uint32_t option, const char *name)
     (void)snprintf(text, sizeof(text), "export '%.80s%s' not present", name,
                    strlen(name) < 80 ? "" : "...");
     return handshake_error(c, option, NBD_REP_ERR_UNKNOWN, text);
+}
+
+void handshake_welcome(struct conn *c)
+{
+    c->options--;
+    conn_renew_deadline(c);
 }
 
 static int raw(struct conn *c, const void *data, size_t len)
@@ -363,6 +371,7 @@ static int option_info(struct conn *c, struct option *o)
                                            "this export needs TLS")
                          : handshake_unknown(c, o->type, name);
     }
+    handshake_welcome(c);
     uint64_t size = blk_size(e->blk);
     if (o->type == NBD_OPT_INFO) {
         c->informed = e->serial;
@@ -456,9 +465,11 @@ static int long_option(struct conn *c, uint32_t type, uint32_t len)
 {
     struct option o = {.type = type};
 
-    if (type == NBD_OPT_EXPORT_NAME || len > OPTION_SKIP || !skip(c, len)) {
+    if (type == NBD_OPT_EXPORT_NAME || len > OPTION_SKIP - c->skipped ||
+        !skip(c, len)) {
         return -EINVAL;
     }
+    c->skipped += len;
     if (type == NBD_OPT_SET_META_CONTEXT) {
         conn_forget_contexts(c);
     }

@@ -89,6 +89,15 @@ bool conn_is_ending(struct conn *c)
            atomic_load_explicit(&c->stopping, memory_order_relaxed);
 }
 
+void conn_renew_deadline(struct conn *c)
+{
+    unsigned seconds = server_handshake_s(c->server);
+
+    c->deadline = seconds == HANDSHAKE_FOREVER
+                      ? 0
+                      : now_ns() + seconds * UINT64_C(1000000000);
+}
+
 int conn_time_left(const struct conn *c)
 {
     uint64_t now = now_ns();
@@ -297,10 +306,7 @@ void *conn_thread(void *arg)
     struct conn *c = arg;
 
     c->self = pthread_self();
-    unsigned seconds = server_handshake_s(c->server);
-    c->deadline = seconds == HANDSHAKE_FOREVER
-                      ? 0
-                      : now_ns() + seconds * UINT64_C(1000000000);
+    conn_renew_deadline(c);
     int r = conn_handshake(c);
     if (r == 0) {
         c->deadline = 0;

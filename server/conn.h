@@ -163,7 +163,8 @@ struct conn {
     bool alone;            /* nothing is in the pool, nothing to be sent */
     bool hung_up;          /* its client is gone, and sees no reply */
     uint64_t deadline;     /* of the handshake; 0: it is over */
-    unsigned options;      /* that it has sent */
+    unsigned options;      /* that it has sent, and are counted */
+    uint32_t skipped;      /* bytes of options too long to be read */
     uint64_t informed;     /* serial of the export of an INFO just before */
 
     /* Guarded by lock. */
@@ -204,6 +205,9 @@ void conn_kick(struct conn *c);
 /* Wait until input can be read (with @input), output has gone out, or a kick;
  * at most @ms (-1: for ever).  False: the time is over. */
 bool conn_wait(struct conn *c, bool input, int ms);
+
+/* The handshake may take its time from now on. */
+void conn_renew_deadline(struct conn *c);
 
 /* Milliseconds until the deadline; -1: there is none. */
 int conn_time_left(const struct conn *c);
@@ -249,6 +253,11 @@ int handshake_reply(struct conn *c, uint32_t option, uint32_t type,
                     const void *data, size_t len);
 int handshake_error(struct conn *c, uint32_t option, uint32_t type,
                     const char *text);
+/* The client has asked about an export that it may open.  It could as well
+ * have opened it and stayed for ever: its question does not count, and its
+ * time begins anew.  So a listing may be of any length, while who gets
+ * nothing, or does nothing, is gone soon. */
+void handshake_welcome(struct conn *c);
 /* NBD_REP_ERR_UNKNOWN, with the name as far as it is short. */
 int handshake_unknown(struct conn *c, uint32_t option, const char *name);
 

@@ -165,6 +165,27 @@ def test_many_options():
     check(c.go("rw").alive())
 
 
+def test_good_options_have_no_end_and_bad_ones_have():
+    c = client()
+    c.option(EXTENDED)
+    for _ in range(1000):
+        is_(c.option(INFO, info_data("rw", 0, 1, 2, 3))[0], ACK)
+        is_(c.option(LIST_META, meta_data("rw", "base:"))[0], ACK)
+    check(c.go("rw").alive())
+    for opt, data in ((INFO, info_data("nosuch")), (LIST, b"x"), (99, b""),
+                      (SET_META, meta_data("nosuch", "base:")), (LIST, b""),
+                      (INFO, bytes(2**20))):
+        c = client()
+        seen = 0
+        try:
+            while seen < 2000:
+                c.option(opt, data)
+                seen += 1
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            pass
+        check(10 < seen < 1100, opt, seen)
+
+
 def test_flags():
     rw, ro = client().go("rw").flags, client().go("ro").flags
     is_(rw & 2, 0)
