@@ -7,23 +7,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "nbdelta/text.h"
+
 struct error {
     int errnum;
     char msg[]; /* one line of printable text */
 };
-
-/* Names in messages may come from images and clients: they must not reach a
- * terminal or a log with control characters in them. */
-static void make_printable(char *s)
-{
-    for (; *s; s++) {
-        unsigned char c = (unsigned char)*s;
-
-        if (c < 0x20 || c == 0x7f) {
-            *s = '?';
-        }
-    }
-}
 
 /* A new error whose sentence is the format's text and then @tail, or NULL. */
 static struct error *error_make(int errnum, const char *tail, const char *fmt,
@@ -50,7 +39,8 @@ static struct error *error_make(int errnum, const char *tail, const char *fmt,
     err->errnum = errnum;
     (void)vsnprintf(err->msg, (size_t)len + 1, fmt, ap);
     memcpy(err->msg + len, tail, tail_len + 1);
-    make_printable(err->msg);
+    /* Names may come from images and clients. */
+    text_make_printable(err->msg);
     return err;
 }
 

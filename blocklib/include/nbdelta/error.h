@@ -31,8 +31,8 @@ struct error;
  *
  * @errnum is positive.  Returns -@errnum, also when @errp is NULL and
  * when there is no memory left for the message.  An error that is in *errp
- * already is freed, so *errp must have been set to NULL at first.  Control
- * characters of names become '?'.
+ * already is freed, so *errp must have been set to NULL at first.  What is not
+ * only to be read in names (text.h) becomes '?': the sentence is UTF-8.
  */
 int error_set(struct error **errp, int errnum, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));

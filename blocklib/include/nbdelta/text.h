@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_TEXT_H
+#define NBDELTA_TEXT_H
+
+/*
+ * Text from elsewhere
+ * ===================
+ *
+ * Names and sentences from images, clients and servers are bytes that
+ * somebody else has chosen.  Before they reach a terminal or a log, all goes
+ * through here that could do more there than be read:
+ *
+ *   C0 and C1 controls, DEL     begin a terminal's command, or a new line
+ *   bidirectional controls      show text in another order than it has
+ *   line separators, tags       are lines, or are not seen at all
+ *   what is not UTF-8           is a C1 control to a terminal in Latin-1
+ */
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* The length of the character that @s begins with, and the character in *code;
+ * 0: @s does not begin with one in UTF-8 (the shortest form, no surrogates, at
+ * most U+10FFFF).  @s ends with a NUL byte, which is a character. */
+size_t text_char(const char *s, uint32_t *code);
+
+/* Is it only to be read?  False: it is one of those above. */
+bool text_is_plain(uint32_t code);
+
+/* Put a '?' in the place of each character, and of each byte that is none,
+ * that is not plain.  @s does not grow. */
+void text_make_printable(char *s);
+
+#endif /* NBDELTA_TEXT_H */
