@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <getopt.h>
 #include <stdarg.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,16 +11,20 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
-#include "nbdelta/thread.h"
+#include "nbdelta/text.h"
 
 #define OPTIONS_MAX 31
-#define SECOND      UINT64_C(1000000000)
 
 static const char *program; /* NULL: nbdelta */
 
 void cli_set_program(const char *name)
 {
     program = name;
+}
+
+const char *cli_program(void)
+{
+    return program ? program : "nbdelta";
 }
 
 static bool has_letter(const struct cli_option *o)
@@ -213,23 +216,8 @@ char *cli_printable(const char *text)
 {
     char *copy = strdup(text);
 
-    for (char *p = copy; p && *p; p++) {
-        if ((unsigned char)*p < 0x20 || *p == 0x7f) {
-            *p = '?';
-        }
+    if (copy) {
+        text_make_printable(copy);
     }
     return copy;
-}
-
-void cli_tell_seldom(const char *what, const char *why)
-{
-    static _Atomic uint64_t next;
-    uint64_t now = now_ns();
-    uint64_t from = atomic_load(&next);
-    CLEANUP_FREE char *text = cli_printable(why);
-
-    if (now >= from &&
-        atomic_compare_exchange_strong(&next, &from, now + SECOND)) {
-        fprintf(stderr, "nbdelta: %s: %s\n", what, text ? text : "");
-    }
 }

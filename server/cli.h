@@ -41,6 +41,7 @@ struct cli_command {
 
 /* Be called @name, and not "nbdelta COMMAND", in help and errors. */
 void cli_set_program(const char *name);
+const char *cli_program(void); /* "nbdelta", if there was no other */
 
 /* Answers of cli_next beside the codes of options. */
 enum {
@@ -64,10 +65,6 @@ int cli_failed(const char *what, const char *fmt, ...)
 int cli_usage(const struct cli_command *c, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 
-/* Print `nbdelta: WHAT: why` for what clients cause: once a second at most, and
- * with control characters as '?'.  Any thread. */
-void cli_tell_seldom(const char *what, const char *why);
-
 /* Parse the argument of --output into *json. */
 int cli_output_format(const struct cli_command *c, const char *text,
                       bool *json);
@@ -79,8 +76,8 @@ void cli_print_json(const json_t *j);
  * with the error printed. */
 int cli_finish(const char *what);
 
-/* Text from elsewhere for a terminal: control characters become '?'.
- * Free the result; NULL: no memory. */
+/* A copy of text from elsewhere, for a terminal: what is not only to be read
+ * (text.h) becomes '?'.  Free the result; NULL: no memory. */
 char *cli_printable(const char *text);
 
 #endif /* NBDELTA_SERVER_CLI_H */

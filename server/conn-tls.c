@@ -3,9 +3,9 @@
 #include <errno.h>
 #include <string.h>
 
-#include "cli.h"
 #include "conn.h"
 #include "listen.h"
+#include "log.h"
 #include "nbdelta/error.h"
 #include "tls.h"
 
@@ -44,13 +44,15 @@ static int shake_hands(struct conn *c, struct error **errp)
 /* TLS is open: is this client welcome? */
 static int check_identity(const struct conn *c)
 {
+    static struct log_limit limit = {.every_s = 1};
     const char *who = tls_identity(c->io.tls);
 
     if (!c->policy->authz || server_allows(c->server, c->policy->authz, who)) {
         return 0;
     }
     tls_end(c->io.tls, true);
-    cli_tell_seldom("a TLS client is not authorized", who ? who : "nobody");
+    log_seldom(&limit, TELL_WARNING, "a TLS client is not authorized: %s",
+               who ? who : "nobody");
     return -EACCES;
 }
 
@@ -95,7 +97,10 @@ int conn_option_starttls(struct conn *c, const struct option *o)
     }
     r = shake_hands(c, &err);
     if (err) {
-        cli_tell_seldom("a client is turned away", error_message(err));
+        static struct log_limit limit = {.every_s = 1};
+
+        log_seldom(&limit, TELL_WARNING, "a client is turned away: %s",
+                   error_message(err));
     }
     return r < 0 ? r : check_identity(c);
 }

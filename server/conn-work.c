@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Requests in the hands of the pool: all that may block. */
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "conn.h"
+#include "log.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 
@@ -133,12 +135,64 @@ static uint32_t wire_error(int r)
     }
 }
 
+/* Did the storage fail, rather than the client ask for what cannot be? */
+static bool is_io_error(int r)
+{
+    switch (-r) {
+    case 0:
+    case EACCES: /* told already: a point in time was lost */
+    case EAGAIN:
+    case EINVAL:
+    case ENOTSUP:
+    case EPERM:
+    case EROFS:
+    case ESHUTDOWN:
+        return false;
+    default:
+        return true;
+    }
+}
+
+static const char *request_name(const struct request *rq)
+{
+    switch (rq->type) {
+    case NBD_CMD_READ:
+        return "read";
+    case NBD_CMD_WRITE:
+        return "write";
+    case NBD_CMD_FLUSH:
+        return "flush";
+    case NBD_CMD_TRIM:
+        return "discard";
+    case NBD_CMD_WRITE_ZEROES:
+        return "write of zeroes";
+    case NBD_CMD_CACHE:
+        return "prefetch";
+    default:
+        return "block status";
+    }
+}
+
+/* Whose request it was does not matter for the limit: it is the disk's. */
+static void log_io_error(struct conn *c, const struct request *rq, int r)
+{
+    struct export *e = c->export->of ? c->export->of : c->export;
+
+    log_seldom(&e->io_errors, TELL_ERROR,
+               "export '%.200s': a client's %s at %" PRIu64 " (%" PRIu64
+               " bytes) failed: %s",
+               e->name, request_name(rq), rq->offset, rq->length, strerror(-r));
+}
+
 void conn_reply_result(struct conn *c, const struct request *rq, int r,
                        bool batch)
 {
     uint32_t error = wire_error(r);
     const char *text = r < 0 ? strerrordesc_np(-r) : NULL;
 
+    if (is_io_error(r)) {
+        log_io_error(c, rq, r);
+    }
     if (r == -ENOTSUP && (rq->flags & NBD_CMD_FLAG_FAST_ZERO) &&
         rq->type == NBD_CMD_WRITE_ZEROES) {
         error = NBD_ENOTSUP;

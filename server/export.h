@@ -17,6 +17,7 @@
  */
 #include <jansson.h>
 
+#include "log.h"
 #include "nbdelta/job.h"
 #include "nbdelta/list.h"
 #include "pool.h"
@@ -75,6 +76,8 @@ struct export
     /* Set before clients can find it: bitmaps that it holds and offers. */
     struct export_bitmap *bitmaps;
     unsigned bitmap_count;
+
+    struct log_limit io_errors; /* the log's */
 
     /* Guarded by the lock of the set. */
     struct list in_set;

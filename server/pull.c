@@ -26,6 +26,7 @@
 #include "daemon.h"
 #include "export.h"
 #include "listen.h"
+#include "log.h"
 #include "monitor.h"
 #include "nbdelta/action.h"
 #include "nbdelta/bitmap.h"
@@ -525,6 +526,7 @@ int pulls_begin(struct pulls *p, const struct pull_options *o, json_t **reply,
     }
     list_append(&p->sessions, &s->link);
     pulls_wake(p); /* there is a new deadline */
+    log_line(TELL_NOTE, "backup '%.200s' begun, disks: %u", s->id, s->count);
     *reply = pull_describe(s);
     return *reply ? 0 : out_of_memory(errp);
 }
@@ -621,6 +623,8 @@ static void tell_end(struct pulls *p, const struct pull *s, const char *result)
                                           result);
 
     monitors_emit("BACKUP_ENDED", data, p->daemon->monitors);
+    log_line(strcmp(result, "success") == 0 ? TELL_NOTE : TELL_WARNING,
+             "backup '%.200s' ended: %s", s->id, result);
 }
 
 /* After its checkpoint is settled, one way or the other. */

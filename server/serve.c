@@ -21,6 +21,7 @@
 #include "device.h"
 #include "export.h"
 #include "listen.h"
+#include "log.h"
 #include "monitor.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/cleanup.h"
@@ -497,6 +498,7 @@ static int serve(bool storage_daemon, int argc, char **argv)
     struct serve s = {.signals = -1, .ready = -1, .daemon = {.quit_fd = -1}};
     int status = EXIT_FAILURE;
 
+    log_init();
     cond_init(&s.daemon.ended);
     if (serve_parse(&s.config, storage_daemon, argc, argv, &status) == 0) {
         bool ok = start(&s, &err) == 0;

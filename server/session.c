@@ -10,8 +10,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "cli.h"
 #include "daemon.h"
+#include "log.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/job.h"
@@ -356,6 +356,7 @@ static bool wait_for_handshake(struct session *s, uint64_t end)
 /* The other side is the one that is wanted here. */
 static bool shake_hands(struct session *s)
 {
+    static struct log_limit limit = {.every_s = 1};
     CLEANUP_ERROR struct error *err = NULL;
     uint64_t end = now_ns() + HANDSHAKE_NS;
     const char *who;
@@ -367,14 +368,16 @@ static bool shake_hands(struct session *s)
         }
     }
     if (r < 0) {
-        cli_tell_seldom("a monitor's other side is turned away",
-                        error_message(err));
+        log_seldom(&limit, TELL_WARNING,
+                   "a monitor's other side is turned away: %s",
+                   error_message(err));
         return false;
     }
     who = tls_identity(s->ch.tls);
     if (s->ch.authz && !objects_allow(s->daemon->objects, s->ch.authz, who)) {
         tls_end(s->ch.tls, true);
-        cli_tell_seldom("a TLS client is not authorized", who ? who : "nobody");
+        log_seldom(&limit, TELL_WARNING, "a TLS client is not authorized: %s",
+                   who ? who : "nobody");
         return false;
     }
     return true;

@@ -7,7 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "cli.h"
+#include "log.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
@@ -417,8 +417,11 @@ static void renew_locked(struct renewal *n) REQUIRES(n->lock)
     }
     memcpy(n->stamps, now, sizeof(now));
     if (load(&n->creds, n->password, &k, &err) < 0) {
-        cli_tell_seldom("TLS goes on with the files that it had",
-                        error_message(err));
+        static struct log_limit limit = {.every_s = 1};
+
+        log_seldom(&limit, TELL_WARNING,
+                   "TLS goes on with the files that it had: %s",
+                   error_message(err));
         return;
     }
     tls_keys_unref(n->newer);

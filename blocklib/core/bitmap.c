@@ -28,6 +28,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
+#include "nbdelta/tell.h"
 
 #define GRANULARITY_MIN UINT64_C(512)
 #define GRANULARITY_MAX (2 * GiB)
@@ -137,6 +138,9 @@ int bitmap_attach_broken(struct node *n, const char *name, uint64_t granularity,
     bm->enabled = false;
     bm->why = why;
     atomic_store(&bm->inconsistent, true);
+    tell_event(TELL_WARNING,
+               "bitmap '%.200s' of node '%.200s' cannot be trusted: %s", name,
+               node_name(n), why);
     *bmp = bm;
     return 0;
 }

@@ -33,6 +33,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/list.h"
+#include "nbdelta/tell.h"
 
 #define RETRY_MS 100
 
@@ -147,6 +148,10 @@ bool job_retries(struct jobs *j, struct job *job, enum job_on_error on_error,
                          : ignores ? "ignore"
                                    : "report"));
     if (stops) {
+        tell_event(TELL_ERROR,
+                   "job '%.200s' (%s) waits for job-resume: a %s failed: %s",
+                   job->id, job->drv->type, is_read ? "read" : "write",
+                   strerror(-r));
         if (!job->user_paused) {
             job->user_paused = true;
             job->pause_count++;
@@ -180,12 +185,24 @@ void job_ready(struct jobs *j, struct job *job)
     send_event(j, "BLOCK_JOB_READY", job_data(job));
 }
 
+static const char *error_text(const struct job *job)
+{
+    return job->error ? error_message(job->error) : strerror(-job->ret);
+}
+
 static void add_error(const struct job *job, json_t *info)
 {
     if (info && job->ret < 0) {
-        const char *text = job->error ? error_message(job->error)
-                                      : strerror(-job->ret);
-        (void)json_object_set_new(info, "error", json_string(text));
+        (void)json_object_set_new(info, "error", json_string(error_text(job)));
+    }
+}
+
+/* Those that were cancelled have somebody who knows. */
+static void tell_failure(const struct job *job)
+{
+    if (job->ret < 0 && !job->cancelled) {
+        tell_event(TELL_ERROR, "job '%.200s' (%s) failed: %s", job->id,
+                   job->drv->type, error_text(job));
     }
 }
 
@@ -275,6 +292,7 @@ static void conclude(struct jobs *j, struct job *job) REQUIRES(j->lock)
 
     assert(job->txn);
     note_failure(j, job);
+    tell_failure(job);
     take_sample(job);
     job->sampled = true;
     if (job->ret < 0 && drv->abort) {

@@ -16,6 +16,7 @@
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/dirty.h"
 #include "core/graph.h"
@@ -25,6 +26,8 @@
 #include "nbdelta/action.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
+#include "nbdelta/graph.h"
+#include "nbdelta/tell.h"
 
 /* What one point keeps in memory before it needs its file. */
 #define MEMORY_MAX (16 * MiB)
@@ -70,7 +73,12 @@ static void on_lost(void *opaque, int r, enum copy_side side)
 {
     struct point *p = opaque;
 
-    atomic_store(&p->why, reason(p, r, side));
+    const char *why = reason(p, r, side);
+
+    atomic_store(&p->why, why);
+    tell_event(TELL_ERROR,
+               "a point in time of node '%.200s' is lost: %s (%s)",
+               node_name(p->source), why, strerror(-r));
     if (p->lost) {
         p->lost(p->opaque);
     }

@@ -15,6 +15,8 @@
  */
 #include <errno.h>
 
+#include "nbdelta/graph.h"
+#include "nbdelta/tell.h"
 #include "qcow2/qcow2.h"
 
 unsigned qcow2_ticket_take(struct qcow2 *s)
@@ -46,8 +48,14 @@ enum qcow2_kind qcow2_entry_kind(const struct qcow2 *s, uint64_t entry)
 
 int qcow2_mark_corrupt(struct qcow2 *s)
 {
-    if (!atomic_exchange(&s->corrupt, true) && s->version >= 3 &&
-        !s->node->flags.read_only) {
+    if (atomic_exchange(&s->corrupt, true)) {
+        return -EIO;
+    }
+    tell_event(TELL_ERROR,
+               "the image of node '%.200s' is corrupt: its tables contradict "
+               "each other",
+               node_name(s->node));
+    if (s->version >= 3 && !s->node->flags.read_only) {
         unsigned char be[8];
         store_be64(be, s->incompatible | QCOW2_INCOMPAT_CORRUPT);
         (void)node_pwrite(s->file, be, sizeof(be), QCOW2_HDR_INCOMPAT, 0);

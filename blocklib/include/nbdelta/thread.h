@@ -51,6 +51,9 @@ typedef struct cond {
     pthread_cond_t pc;
 } cond_t;
 
+/* Of one with static storage: it needs no mutex_init. */
+#define MUTEX_STATIC {PTHREAD_MUTEX_INITIALIZER}
+
 void mutex_init(mutex_t *m);
 void mutex_destroy(mutex_t *m);
 void mutex_lock(mutex_t *m) TSA(acquire_capability(*m));
