@@ -249,20 +249,21 @@ static int option_export_name(struct conn *c, struct option *o)
 }
 
 struct names {
-    uint64_t server;
-    json_t *list;
+    const struct conn *conn;
+    json_t *list; /* name and description of those that it may open */
 };
 
 static int export_names(struct export *e, void *opaque)
 {
     struct names *n = opaque;
 
-    return e->server != n->server
+    return e->server != server_serial(n->conn->server) ||
+                   !conn_may_open(n->conn, e)
                ? 0
                : json_array_append_new(
                      n->list,
-                     json_pack("[s, s, s?]", e->name,
-                               e->description ? e->description : "", e->authz));
+                     json_pack("[s, s]", e->name,
+                               e->description ? e->description : ""));
 }
 
 static int reply_server(struct conn *c, const json_t *item)
@@ -286,16 +287,14 @@ static int option_list(struct conn *c, struct option *o)
         return handshake_error(c, o->type, NBD_REP_ERR_INVALID,
                                "this option has no data");
     }
-    struct names n = {server_serial(c->server), json_array()};
+    struct names n = {c, json_array()};
     size_t i;
     json_t *item;
     int r = n.list && exports_each(c->exports, export_names, &n) == 0 ? 0
                                                                       : -ENOMEM;
 
     json_array_foreach (n.list, i, item) {
-        if (conn_is_allowed(c, json_string_value(json_array_get(item, 2)))) {
-            r = r == 0 ? reply_server(c, item) : r;
-        }
+        r = r == 0 ? reply_server(c, item) : r;
     }
     json_decref(n.list);
     return r < 0 ? r : handshake_reply(c, o->type, NBD_REP_ACK, NULL, 0);

@@ -118,20 +118,51 @@ bool conn_needs_tls(const struct conn *c, uint32_t option)
 
 /* --- Exports. --- */
 
-bool conn_is_allowed(const struct conn *c, const char *authz)
+static bool is_allowed(const struct conn *c, const char *authz)
 {
     return !authz || (c->io.tls &&
                       server_allows(c->server, authz, tls_identity(c->io.tls)));
 }
 
+/* A policy that came with an export, from another server perhaps, asks no less
+ * here than there. */
+static bool meets(const struct conn *c, const struct tls_policy *p)
+{
+    return tls_policy_mode(p) != TLS_REQUIRE ||
+           (c->io.tls && is_allowed(c, p->authz));
+}
+
+static const struct export_rules *rules_of(const struct export *e)
+{
+    return e->of ? &e->of->rules : &e->rules;
+}
+
+bool conn_may_open(const struct conn *c, const struct export *e)
+{
+    const struct export_rules *rs = rules_of(e);
+    bool may = false;
+
+    for (unsigned i = 0; i < rs->count && !may; i++) {
+        may = is_allowed(c, rs->at[i].authz) && meets(c, rs->at[i].policy);
+    }
+    return may;
+}
+
 bool conn_may_write(const struct conn *c, const struct export *e)
 {
-    return e->writable && conn_is_allowed(c, e->authz_writable);
+    const struct export_rules *rs = rules_of(e);
+    bool may = false;
+
+    for (unsigned i = 0; i < rs->count && !may; i++) {
+        may = is_allowed(c, rs->at[i].authz) && meets(c, rs->at[i].policy) &&
+              is_allowed(c, rs->at[i].authz_writable);
+    }
+    return e->writable && may;
 }
 
 static bool may_open(const struct export *e, void *opaque)
 {
-    return conn_is_allowed(opaque, e->authz);
+    return conn_may_open(opaque, e);
 }
 
 /* As exports_find; but a view is the same one for all options. */
@@ -155,7 +186,7 @@ struct export *conn_find_export(struct conn *c, const char *name,
                                 bool *needs_tls)
 {
     struct export *e = find(c, name);
-    bool denied = e && !conn_is_allowed(c, e->of ? e->of->authz : e->authz);
+    bool denied = e && !conn_may_open(c, e);
 
     if (needs_tls) {
         *needs_tls = denied && !c->io.tls && conn_tls_mode(c) != TLS_OFF;

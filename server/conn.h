@@ -272,9 +272,8 @@ enum tls_mode conn_tls_mode(const struct conn *c);
 /* Is @option refused until TLS has been started? */
 bool conn_needs_tls(const struct conn *c, uint32_t option);
 
-/* Is this client one of those whom @authz (NULL: all) allows; may it write to
- * @e? */
-bool conn_is_allowed(const struct conn *c, const char *authz);
+/* Do the rules of @e let this client in; and may it write? */
+bool conn_may_open(const struct conn *c, const struct export *e);
 bool conn_may_write(const struct conn *c, const struct export *e);
 
 /* As exports_find, of those that it may open; but a view is the same one for

@@ -18,6 +18,7 @@
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/thread.h"
+#include "tls-policy.h"
 
 struct exports {
     struct daemon *daemon;
@@ -48,6 +49,57 @@ struct exports *exports_new(struct daemon *d)
     return s;
 }
 
+/* --- Rules. --- */
+
+static char *copy(const char *text)
+{
+    return text ? strdup(text) : NULL;
+}
+
+int export_rules_add(struct export_rules *rs, struct tls_policy *policy,
+                     const char *authz, const char *authz_writable)
+{
+    struct export_rule *grown =
+        reallocarray(rs->at, rs->count + 1, sizeof(*grown));
+
+    if (!grown) {
+        return -ENOMEM;
+    }
+    rs->at = grown;
+    struct export_rule *r = &rs->at[rs->count++];
+    *r = (struct export_rule){tls_policy_ref(policy), copy(authz),
+                              copy(authz_writable)};
+    return !r->authz != !authz || !r->authz_writable != !authz_writable
+               ? -ENOMEM
+               : 0;
+}
+
+void export_rules_free(struct export_rules *rs)
+{
+    for (unsigned i = 0; i < rs->count; i++) {
+        tls_policy_unref(rs->at[i].policy);
+        free(rs->at[i].authz);
+        free(rs->at[i].authz_writable);
+    }
+    free(rs->at);
+    *rs = (struct export_rules){NULL, 0};
+}
+
+static int set_rules(struct export *e, const struct export_options *o)
+{
+    const struct export_rules *rs = o->rules;
+    int r = 0;
+
+    if (!rs || rs->count == 0) {
+        return export_rules_add(&e->rules, NULL, o->authz, o->authz_writable);
+    }
+    for (unsigned i = 0; r == 0 && i < rs->count; i++) {
+        r = export_rules_add(&e->rules, rs->at[i].policy, rs->at[i].authz,
+                             rs->at[i].authz_writable);
+    }
+    return r;
+}
+
 static void export_free(struct exports *s, struct export *e)
 {
     for (unsigned i = 0; i < e->bitmap_count; i++) {
@@ -60,8 +112,7 @@ static void export_free(struct exports *s, struct export *e)
     free(e->id);
     free(e->name);
     free(e->description);
-    free(e->authz);
-    free(e->authz_writable);
+    export_rules_free(&e->rules);
     free(e->server_id);
     free(e);
 }
@@ -154,11 +205,6 @@ static int attach(struct graph *g, struct export *e, struct node *n,
     return blk_new(g, n, perm, PERM_ALL, user, &e->blk, errp);
 }
 
-static char *copy(const char *text)
-{
-    return text ? strdup(text) : NULL;
-}
-
 int export_new(struct exports *s, const struct export_options *o,
                struct export **ep, struct error **errp)
 {
@@ -174,8 +220,6 @@ int export_new(struct exports *s, const struct export_options *o,
     e->id = strdup(o->id);
     e->name = strdup(o->name);
     e->description = copy(o->description);
-    e->authz = copy(o->authz);
-    e->authz_writable = copy(o->authz_writable);
     e->server_id = copy(o->server_id);
     e->writable = o->writable;
     e->writethrough = o->writethrough;
@@ -188,9 +232,7 @@ int export_new(struct exports *s, const struct export_options *o,
     e->refs = 1;
     list_init(&e->in_set);
     r = !e->id || !e->name || !e->share || !e->description != !o->description ||
-                !e->authz != !o->authz ||
-                !e->authz_writable != !o->authz_writable ||
-                !e->server_id != !o->server_id
+                !e->server_id != !o->server_id || set_rules(e, o) < 0
             ? error_set(errp, ENOMEM, "no memory for an export")
             : attach(s->daemon->graph, e, o->node, errp);
     if (r < 0) {

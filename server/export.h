@@ -30,6 +30,27 @@ struct graph;
 struct node;
 struct exports;
 
+struct tls_policy;
+
+/* Whom it lets in: a client that @authz (NULL: all) allows, and that has done
+ * what @policy (NULL: nothing) asks for; and who of these may write. */
+struct export_rule {
+    struct tls_policy *policy; /* with a reference */
+    char *authz;
+    char *authz_writable;
+};
+
+/* A client may open an export when one of its rules lets it in. */
+struct export_rules {
+    struct export_rule *at;
+    unsigned count;
+};
+
+/* One more; the strings are copied, NULL is fine.  -ENOMEM. */
+int export_rules_add(struct export_rules *rs, struct tls_policy *policy,
+                     const char *authz, const char *authz_writable);
+void export_rules_free(struct export_rules *rs);
+
 struct export_options {
     uint64_t server;         /* whose clients can open it (server_serial) */
     const char *server_id;   /* its name; NULL: it has none */
@@ -45,6 +66,8 @@ struct export_options {
     bool of_backup;        /* no disk: no command takes it for a device */
     const char *authz;     /* who may open it: an authorization; NULL: all */
     const char *authz_writable; /* and who of these may write */
+    /* In place of these two, if there are any: of what it is derived from. */
+    const struct export_rules *rules;
 };
 
 struct export_bitmap {
@@ -68,10 +91,9 @@ struct export
     bool all_bitmaps;
     bool is_default;
     bool of_backup;
-    char *authz;          /* or NULL */
-    char *authz_writable; /* or NULL */
-    uint64_t serial;      /* not 0, and no other has or had it */
-    struct export *of;    /* a view: of this one, with a reference; or NULL */
+    struct export_rules rules; /* of a view: those of `of` hold */
+    uint64_t serial;           /* not 0, and no other has or had it */
+    struct export *of; /* a view: of this one, with a reference; or NULL */
 
     /* Set before clients can find it: bitmaps that it holds and offers. */
     struct export_bitmap *bitmaps;

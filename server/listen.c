@@ -277,7 +277,8 @@ char *server_uri(struct server *s, const char *name)
     return uri;
 }
 
-char *servers_uri(struct servers *ss, const struct export *e)
+/* The one that @e names, with a reference, or NULL. */
+static struct server *server_of(struct servers *ss, const struct export *e)
 {
     struct server *s = NULL;
 
@@ -289,9 +290,30 @@ char *servers_uri(struct servers *ss, const struct export *e)
         }
     }
     mutex_unlock(&ss->lock);
+    return s;
+}
+
+char *servers_uri(struct servers *ss, const struct export *e)
+{
+    struct server *s = server_of(ss, e);
     char *uri = s ? server_uri(s, e->name) : NULL;
+
     server_unref(s);
     return uri;
+}
+
+struct tls_policy *server_policy(const struct server *s)
+{
+    return tls_policy_ref(s->policy);
+}
+
+struct tls_policy *servers_policy(struct servers *ss, const struct export *e)
+{
+    struct server *s = server_of(ss, e);
+    struct tls_policy *p = s ? server_policy(s) : NULL;
+
+    server_unref(s);
+    return p;
 }
 
 /* The connections of @s are told; who waits for their end reaps them. */

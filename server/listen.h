@@ -79,6 +79,12 @@ uint64_t server_serial(const struct server *s);
 unsigned server_max(const struct server *s);
 unsigned server_handshake_s(const struct server *s);
 
+/* What it asks of its clients, with a reference; NULL: no TLS. */
+struct tls_policy *server_policy(const struct server *s);
+
+/* The same of the one that @e names. */
+struct tls_policy *servers_policy(struct servers *ss, const struct export *e);
+
 /* Does its TLS tell who a client is? */
 bool server_can_identify(const struct server *s);
 

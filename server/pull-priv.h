@@ -2,12 +2,16 @@
 #ifndef NBDELTA_SERVER_PULL_PRIV_H
 #define NBDELTA_SERVER_PULL_PRIV_H
 
-/* Between pull.c (begin and end) and pull-watch.c (queries, and the thread). */
+/* Between pull.c (begin and end), pull-access.c (who may open the exports), and
+ * pull-watch.c (queries, and the thread). */
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "export.h"
 #include "nbdelta/list.h"
 #include "pull.h"
+
+struct tls_policy;
 
 #define NS UINT64_C(1000000000)
 
@@ -22,6 +26,7 @@ struct pull_disk {
     char *export;
     char *uri; /* or NULL: it has none */
     uint64_t estimate;
+    struct export_rules rules; /* of its exports, for the backup's */
     struct bitmap *fresh; /* the new checkpoint's, held; or NULL */
     bool has_fresh;
     bool told; /* that its point in time was lost */
@@ -68,6 +73,18 @@ void pulls_wake(struct pulls *p);
 
 /* It is there from the first session on.  Monitor lock. */
 int pulls_start_thread(struct pulls *p, struct error **errp);
+
+/* Fill the disks' rules. */
+int pull_gather_rules(struct pulls *p, struct pull *s, struct error **errp);
+
+/* What a server of the session's own asks of its clients: *pp, with a
+ * reference; NULL: nothing.  -EINVAL: the disks' servers ask for different
+ * credentials. */
+int pull_own_policy(const struct pull *s, struct tls_policy **pp,
+                    struct error **errp);
+
+/* -EACCES: no client of the session's server could open one of the exports. */
+int pull_check_rules(const struct pull *s, struct error **errp);
 
 /* End @s without success; @result as BACKUP_ENDED has it.  Monitor lock, which
  * is given up meanwhile. */

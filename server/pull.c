@@ -38,6 +38,7 @@
 #include "nbdelta/job.h"
 #include "nbdelta/point.h"
 #include "pull-priv.h"
+#include "tls-policy.h"
 
 static int out_of_memory(struct error **errp)
 {
@@ -56,6 +57,7 @@ static void session_free(struct pull *s)
         free(d->export_id);
         free(d->export);
         free(d->uri);
+        export_rules_free(&d->rules);
     }
     list_remove(&s->link);
     free(s->id);
@@ -305,24 +307,36 @@ static void end_points(struct pull *s)
 
 /* --- Exports --- */
 
+/* For as long as the session lasts. */
+static int open_server(struct pulls *p, struct pull *s, const json_t *addr,
+                       struct error **errp)
+{
+    struct server_options o = {.id = s->id};
+    int r = pull_own_policy(s, &o.policy, errp);
+
+    r = r < 0 ? r : server_open(p->daemon->servers, &o, &s->server, errp);
+    tls_policy_unref(o.policy);
+    s->own_server = r == 0;
+    return r < 0 ? r : server_listen(s->server, addr, errp);
+}
+
 /* The one of the session's own, or one that runs. */
 static int choose_server(struct pulls *p, struct pull *s,
                          const struct pull_options *o, struct error **errp)
 {
-    struct servers *servers = p->daemon->servers;
-    const struct server_options so = {.id = s->id};
+    int r = 0;
 
-    if (!o->listen) {
-        s->server = server_find(servers, o->server, errp);
-        return s->server ? 0 : -ENOENT;
-    }
-    if (o->server) {
+    if (o->listen && o->server) {
         return error_set(errp, EINVAL,
                          "'listen' and 'server' exclude each other");
     }
-    int r = server_open(servers, &so, &s->server, errp);
-    s->own_server = r == 0;
-    return r < 0 ? r : server_listen(s->server, o->listen, errp);
+    if (o->listen) {
+        r = open_server(p, s, o->listen, errp);
+    } else {
+        s->server = server_find(p->daemon->servers, o->server, errp);
+        r = s->server ? 0 : -ENOENT;
+    }
+    return r < 0 ? r : pull_check_rules(s, errp);
 }
 
 static void leave_server(struct pull *s)
@@ -372,6 +386,7 @@ static int export_point(struct pulls *p, struct pull *s, struct pull_disk *d,
         .node = n,
         .writable = s->discard, /* that is all that the node takes */
         .of_backup = true,
+        .rules = &d->rules,
     };
     int r = export_new(exports, &o, &e, errp);
     if (r < 0) {
@@ -494,8 +509,8 @@ static int begin(struct pulls *p, struct pull *s, const struct pull_options *o,
 {
     int r = check_disks(p, s, o, errp);
 
-    if (r < 0 || (r = choose_server(p, s, o, errp)) < 0 ||
-        (r = take_instant(p, s, o, errp)) < 0) {
+    if (r < 0 || (r = pull_gather_rules(p, s, errp)) < 0 ||
+        (r = choose_server(p, s, o, errp)) < 0 || (r = take_instant(p, s, o, errp)) < 0) {
         return r;
     }
     hold_fresh(p, s);

@@ -136,6 +136,14 @@ struct node *blk_disk(const struct blk *b)
     return n;
 }
 
+bool blk_shows(const struct blk *b, const struct node *n)
+{
+    graph_lock(b->graph);
+    bool same = node_skip_filters(b->root.child) == node_skip_filters(n);
+    graph_unlock(b->graph);
+    return same;
+}
+
 struct bitmap *blk_bitmap_find(struct blk *b, const char *name)
 {
     struct tree *t = edge_enter(&b->root, false);

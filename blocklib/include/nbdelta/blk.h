@@ -47,6 +47,10 @@ struct node *blk_node(const struct blk *b);
 /* The same, without filters that jobs have put in between: a disk's own node. */
 struct node *blk_disk(const struct blk *b);
 
+/* Does it show the disk that @n is of: the same node, without the filters that
+ * are above either?  Takes the control lock. */
+bool blk_shows(const struct blk *b, const struct node *n);
+
 uint64_t blk_size(const struct blk *b);
 
 struct blk_limits {

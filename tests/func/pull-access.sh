@@ -1,0 +1,13 @@
+#!/bin/bash
+# Who may open a disk may open its backup, and nobody else.
+set -eu -o pipefail
+# shellcheck source=tests/func/lib.sh
+. "$SRCDIR/tests/func/lib.sh"
+need qemu-img psktool
+python -c 'import nbd' 2>/dev/null || skip "python3-libnbd is not installed"
+
+mkdir psk
+for name in alice bob carol; do
+    psktool -u $name -p psk/keys.psk >psktool.out
+done
+python "$SRCDIR/tests/func/pull-access.py" "$nbdelta"
