@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "address.h"
+#include "log.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/list.h"
@@ -202,7 +203,7 @@ static int wait_for_client(struct chardev *c, int stop_fd, struct error **errp)
         fds[i + 1] = (struct pollfd){.fd = c->listeners.at[i].fd,
                                      .events = POLLIN};
     }
-    fprintf(stderr, "nbdelta: chardev '%s': waiting for a client\n", c->id);
+    log_line(TELL_NOTE, "chardev '%s': waiting for a client", c->id);
     while (poll(fds, c->listeners.count + 1, -1) < 0) {
         if (errno != EINTR) {
             return error_set(errp, errno, "cannot wait for a client: %s",

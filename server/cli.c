@@ -165,11 +165,14 @@ __attribute__((format(printf, 2, 0))) static void print_error(const char *what,
 
 int cli_error(const char *what, const struct error *err)
 {
+    CLEANUP_FREE char *shown = cli_printable(what);
+
     (void)fflush(stdout);
     if (program) {
         fprintf(stderr, "%s: %s\n", program, error_message(err));
     } else {
-        fprintf(stderr, "nbdelta: %s: %s\n", what, error_message(err));
+        fprintf(stderr, "nbdelta: %s: %s\n", shown ? shown : "?",
+                error_message(err));
     }
     return EXIT_FAILURE;
 }
@@ -198,9 +201,45 @@ int cli_usage(const struct cli_command *c, const char *fmt, ...)
 
 /* --- Output --- */
 
+/* As UTF-16 has it, for JSON. */
+static void print_escaped(uint32_t code)
+{
+    if (code > 0xffff) {
+        printf("\\u%04x", 0xd7c0 + (code >> 10));
+        code = 0xdc00 + (code & 0x3ff);
+    }
+    printf("\\u%04x", code);
+}
+
+/* Part of a text in JSON, where whole characters are, and control characters
+ * in strings alone, but for the lines between. */
+static int print_json_part(const char *text, size_t size, void *opaque)
+{
+    const char *end = text + size;
+    const char *plain = text; /* not printed yet, from there to @text */
+
+    (void)opaque;
+    while (text < end) {
+        uint32_t code = 0;
+        size_t len = text_char(text, &code);
+
+        if (len > 0 && (code == '\n' || text_is_plain(code))) {
+            text += len;
+            continue;
+        }
+        (void)fwrite(plain, 1, (size_t)(text - plain), stdout);
+        print_escaped(len > 0 ? code : 0xfffd);
+        text += len > 0 ? len : 1;
+        plain = text;
+    }
+    (void)fwrite(plain, 1, (size_t)(end - plain), stdout);
+    return 0;
+}
+
 void cli_print_json(const json_t *j)
 {
-    (void)json_dumpf(j, stdout, JSON_INDENT(4) | JSON_ENCODE_ANY);
+    (void)json_dump_callback(j, print_json_part, NULL,
+                             JSON_INDENT(4) | JSON_ENCODE_ANY);
     putchar('\n');
 }
 

@@ -69,7 +69,8 @@ int cli_usage(const struct cli_command *c, const char *fmt, ...)
 int cli_output_format(const struct cli_command *c, const char *text,
                       bool *json);
 
-/* Print @j in many lines, as qemu-img does. */
+/* Print @j in many lines, as qemu-img does; what is not only to be read in its
+ * strings, as \u escapes. */
 void cli_print_json(const json_t *j);
 
 /* Push out standard output: 0, or EXIT_FAILURE when it could not be written,

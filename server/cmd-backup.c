@@ -206,42 +206,55 @@ static int begin_option(json_t *args, int code, struct error **errp)
 
 /* --- The daemon --- */
 
-static const char *text_of(const json_t *object, const char *key)
+/* To be freed by who has asked, as all texts of the daemon that are printed. */
+static char *text_of(const json_t *object, const char *key)
 {
     const char *text = json_string_value(json_object_get(object, key));
 
-    return text ? text : "";
+    return cli_printable(text ? text : "");
+}
+
+static void print_size(const char *lead, const json_t *object, const char *key)
+{
+    char size[32];
+
+    (void)size_human((uint64_t)json_integer_value(json_object_get(object, key)),
+                     size, sizeof(size));
+    printf("%s%s", lead, size);
 }
 
 static void print_disk(const json_t *disk)
 {
-    char estimate[32];
-    char size[32];
-    const char *reason = text_of(disk, "reason");
+    CLEANUP_FREE char *node = text_of(disk, "node");
+    CLEANUP_FREE char *mode = text_of(disk, "mode");
+    CLEANUP_FREE char *reason = text_of(disk, "reason");
+    CLEANUP_FREE char *uri = text_of(disk, "uri");
+    CLEANUP_FREE char *context = text_of(disk, "context");
 
-    (void)size_human(
-        (uint64_t)json_integer_value(json_object_get(disk, "estimate")),
-        estimate, sizeof(estimate));
-    (void)size_human(
-        (uint64_t)json_integer_value(json_object_get(disk, "size")), size,
-        sizeof(size));
-    printf("%s: %s%s%s%s, about %s of %s\n", text_of(disk, "node"),
-           text_of(disk, "mode"), *reason ? " (" : "", reason,
-           *reason ? ")" : "", estimate, size);
-    printf("  %s\n", text_of(disk, "uri"));
-    if (*text_of(disk, "context")) {
-        printf("  %s\n", text_of(disk, "context"));
+    if (!node || !mode || !reason || !uri || !context) {
+        return;
+    }
+    printf("%s: %s%s%s%s", node, mode, *reason ? " (" : "", reason,
+           *reason ? ")" : "");
+    print_size(", about ", disk, "estimate");
+    print_size(" of ", disk, "size");
+    printf("\n  %s\n", uri);
+    if (*context) {
+        printf("  %s\n", context);
     }
 }
 
 static void print_begun(const json_t *begun)
 {
+    CLEANUP_FREE char *id = text_of(begun, "id");
+    CLEANUP_FREE char *checkpoint = text_of(begun, "checkpoint");
+    bool has_checkpoint = checkpoint && *checkpoint;
     size_t i;
     json_t *disk;
-    const char *checkpoint = text_of(begun, "checkpoint");
 
-    printf("%s: begun%s%s, writes were held back for %lld us\n",
-           text_of(begun, "id"), *checkpoint ? ", checkpoint " : "", checkpoint,
+    printf("%s: begun%s%s, writes were held back for %lld us\n", id ? id : "?",
+           has_checkpoint ? ", checkpoint " : "",
+           has_checkpoint ? checkpoint : "",
            (long long)json_integer_value(json_object_get(begun, "drained-us")));
     json_array_foreach (json_object_get(begun, "disks"), i, disk) {
         print_disk(disk);

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "cli.h"
 #include "nbdelta/thread.h"
 
 #define FIRST_MS 500
@@ -12,7 +13,7 @@
 
 struct progress {
     /* Set at creation. */
-    const char *what;
+    char *what;
     progress_fn *fn;
     void *opaque;
     pthread_t thread;
@@ -43,7 +44,7 @@ static void *show(void *arg)
 
     for (uint64_t ms = FIRST_MS; pause_ms(p, ms); ms = EVERY_MS) {
         double done = p->fn(p->opaque);
-        fprintf(stderr, "\r%s: %5.1f %%", p->what,
+        fprintf(stderr, "\r%s: %5.1f %%", p->what ? p->what : "?",
                 done < 0   ? 0
                 : done > 1 ? 100
                            : done * 100);
@@ -64,7 +65,7 @@ struct progress *progress_start(const char *what, progress_fn *fn, void *opaque)
     if (!p) {
         return NULL;
     }
-    p->what = what;
+    p->what = cli_printable(what);
     p->fn = fn;
     p->opaque = opaque;
     mutex_init(&p->lock);
@@ -72,6 +73,7 @@ struct progress *progress_start(const char *what, progress_fn *fn, void *opaque)
     if (thread_start(&p->thread, "progress", show, p) < 0) {
         cond_destroy(&p->stopped);
         mutex_destroy(&p->lock);
+        free(p->what);
         free(p);
         return NULL;
     }
@@ -90,5 +92,6 @@ void progress_stop(struct progress *p)
     thread_join(p->thread);
     cond_destroy(&p->stopped);
     mutex_destroy(&p->lock);
+    free(p->what);
     free(p);
 }

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "cli.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/blkdebug.h"
 #include "nbdelta/bytes.h"
@@ -168,13 +169,14 @@ static int do_read(const struct io_request *q)
  * why not. */
 static bool fill_from_file(unsigned char *buf, uint64_t bytes, const char *name)
 {
+    CLEANUP_FREE char *shown = cli_printable(name);
     FILE *f = fopen(name, "re");
     size_t len = f ? fread(buf, 1, bytes, f) : 0;
 
     if (!f || ferror(f)) {
-        printf("%s: %s\n", name, strerror(errno));
+        printf("%s: %s\n", shown ? shown : "?", strerror(errno));
     } else if (len == 0 && bytes > 0) {
-        printf("%s: file is empty\n", name);
+        printf("%s: file is empty\n", shown ? shown : "?");
     }
     if (f) {
         (void)fclose(f);
@@ -336,6 +338,18 @@ static void print_info(struct graph *g, struct node *n)
     }
 }
 
+static void remove_break(struct node *n, const char *tag)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    CLEANUP_FREE char *shown = cli_printable(tag);
+    int r = blkdebug_remove_break(n, tag, &err);
+
+    if (r < 0) {
+        printf("Could not remove breakpoint %s: %s\n", shown ? shown : "?",
+               strerror(-r));
+    }
+}
+
 /*
  * What needs no requests is done at once.  Nothing is attached for it: that
  * would drain the tree, and let those go on who are held up there.  False:
@@ -363,11 +377,7 @@ static bool do_at_once(struct graph *g, struct node *n, const struct io_args *a)
         }
         return true;
     case IO_REMOVE_BREAK:
-        r = blkdebug_remove_break(n, a->tag, &err);
-        if (r < 0) {
-            printf("Could not remove breakpoint %s: %s\n", a->tag,
-                   strerror(-r));
-        }
+        remove_break(n, a->tag);
         return true;
     case IO_RESUME:
         r = blkdebug_resume(n, a->tag, &err);
