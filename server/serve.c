@@ -379,7 +379,8 @@ static int start(struct serve *s, struct error **errp)
         return r;
     }
     s->pidfile.path = s->config.pidfile;
-    if (s->pidfile.path && (r = pidfile_check(s->pidfile.path, errp)) < 0) {
+    r = pidfile_check(&s->pidfile, errp);
+    if (r < 0) {
         return r;
     }
     if (s->config.daemonize && (r = daemonize(&s->ready, errp)) < 0) {
@@ -390,10 +391,8 @@ static int start(struct serve *s, struct error **errp)
     if ((r = make_fds(s, errp)) < 0 || (r = make_parts(s, errp)) < 0 ||
         (r = listen_short(s, errp)) < 0 || (r = do_options(s, errp)) < 0 ||
         (r = check_server(s, errp)) < 0 ||
-        (r = servers_start(s->daemon.servers, errp)) < 0) {
-        return r;
-    }
-    if (s->pidfile.path && (r = pidfile_write(&s->pidfile, errp)) < 0) {
+        (r = servers_start(s->daemon.servers, errp)) < 0 ||
+        (r = pidfile_write(&s->pidfile, errp)) < 0) {
         return r;
     }
     if ((r = monitors_start(s->daemon.monitors, errp)) < 0 ||
@@ -495,7 +494,8 @@ static int stop(struct serve *s)
 static int serve(bool storage_daemon, int argc, char **argv)
 {
     CLEANUP_ERROR struct error *err = NULL;
-    struct serve s = {.signals = -1, .ready = -1, .daemon = {.quit_fd = -1}};
+    struct serve s = {.signals = -1, .ready = -1, .daemon = {.quit_fd = -1},
+                      .pidfile = PIDFILE_INIT};
     int status = EXIT_FAILURE;
 
     log_init();
