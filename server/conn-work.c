@@ -200,31 +200,21 @@ void conn_reply_result(struct conn *c, const struct request *rq, int r,
     conn_reply(c, rq, error, text ? text : "unknown error", batch);
 }
 
+_Static_assert((uint64_t)BLK_IOV_MAX * PIECE_SIZE >= NBD_PAYLOAD_MAX,
+               "a write is one request");
+
+/* In one go: a point in time has all of it or nothing. */
 static int do_write(struct conn *c, const struct request *r)
 {
-    uint64_t offset = r->offset;
-    bool fua = r->flags & NBD_CMD_FLAG_FUA;
-    bool whole = r->length <= (uint64_t)BLK_IOV_MAX * PIECE_SIZE;
-    struct list *at = r->payload.next;
+    struct iovec iov[BLK_IOV_MAX];
+    int n = 0;
 
-    while (at != &r->payload) {
-        struct iovec iov[BLK_IOV_MAX];
-        uint64_t bytes = 0;
-        int n = 0;
-
-        for (; at != &r->payload && n < BLK_IOV_MAX; at = at->next) {
-            struct segment *s = list_entry(at, struct segment, link);
-            iov[n] = (struct iovec){segment_at(s, s->head), s->tail - s->head};
-            bytes += iov[n++].iov_len;
-        }
-        int ret = blk_pwritev(c->export->blk, iov, n, offset,
-                              fua && whole ? REQ_FUA : 0);
-        if (ret < 0) {
-            return ret;
-        }
-        offset += bytes;
+    list_for_each (at, &r->payload) {
+        struct segment *s = list_entry(at, struct segment, link);
+        iov[n++] = (struct iovec){segment_at(s, s->head), s->tail - s->head};
     }
-    return fua && !whole ? blk_flush(c->export->blk) : 0;
+    return blk_pwritev(c->export->blk, iov, n, r->offset,
+                       r->flags & NBD_CMD_FLAG_FUA ? REQ_FUA : 0);
 }
 
 static int do_piece(struct conn *c, const struct request *r, uint64_t offset,

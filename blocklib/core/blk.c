@@ -65,7 +65,8 @@ void blk_free(struct blk *b)
 
 /*
  * A request that had to make room for a drain (-ERESTART) leaves the tree and
- * begins again: to do all of it once more does no harm.
+ * begins again: to do all of it once more does no harm.  By then it has changed
+ * nothing, or all (node_progress).
  */
 
 /* A request: the tree is entered, the node found, the range checked, and the
@@ -86,6 +87,7 @@ static bool enter(struct blk *b, struct request *q, enum stats_op op,
     *q = (struct request){.op = op, .bytes = bytes};
     stats_begin(&q->timer, flags);
     q->tree = edge_enter(&b->root, flags & REQ_NOWAIT);
+    node_progress = PROGRESS_UNTOUCHED;
     q->node = q->tree ? b->root.child : NULL;
     return q->tree;
 }
@@ -106,6 +108,7 @@ static int check(const struct blk *b, struct request *q, uint64_t offset,
 
 static int leave(struct blk *b, const struct request *q, int r)
 {
+    node_progress = PROGRESS_NONE;
     node_leave(q->tree);
     if (r == -ERESTART) {
         return r; /* not its end */

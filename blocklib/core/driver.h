@@ -42,7 +42,10 @@
  *    Writing to the page cache does not count as waiting;
  *  - with -ERESTART, it had to wait for something else than a device, and
  *    makes room for a drain: whoever has entered the tree leaves it and does
- *    it all again.  blk_*() and the copy engine do; to others it is an error;
+ *    it all again.  blk_*() and the copy engine do; to others it is an error.
+ *    A request that has changed a part of its range goes on waiting instead
+ *    (node_shall_restart(); who does it in parts says node_request_changed()
+ *    between them);
  *  - when it fails, the contents of the range are undefined but nothing
  *    outside the range has changed.
  */

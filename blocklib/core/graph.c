@@ -32,6 +32,7 @@
 #include "nbdelta/error.h"
 
 _Thread_local const _Atomic bool *node_unwanted;
+_Thread_local enum node_progress node_progress;
 
 /* --- Trees --- */
 

@@ -216,15 +216,85 @@ int node_preadv(struct node *n, uint64_t offset, uint64_t bytes,
 
 /* --- Writing --- */
 
+/* Pieces that a write without waiting may have. */
+#define PIECES_MAX 8
+
+struct pieces {
+    struct mapping at[PIECES_MAX];
+    unsigned count;
+};
+
+static void put_pieces(struct node *n, struct pieces *p)
+{
+    while (p->count > 0) {
+        node_map_put(n, &p->at[--p->count]);
+    }
+}
+
+/* -EAGAIN: there is one that needs the driver's pwritev, or too many. */
+static int map_pieces(struct node *n, uint64_t offset, uint64_t bytes,
+                      struct pieces *p)
+{
+    *p = (struct pieces){.count = 0};
+    while (bytes > 0) {
+        struct mapping *m = &p->at[p->count];
+        int r = p->count == PIECES_MAX ? -EAGAIN
+                                       : node_map(n, offset, bytes,
+                                                  MAP_WRITE | MAP_NOWAIT, m);
+        if (r == 0) {
+            p->count++;
+            r = m->kind == MAP_DATA ? 0 : -EAGAIN;
+        }
+        if (r < 0) {
+            put_pieces(n, p);
+            return r;
+        }
+        offset += m->length;
+        bytes -= m->length;
+    }
+    return 0;
+}
+
+/*
+ * Without waiting.  All of the range is mapped before a byte of it moves, and
+ * only the first piece may be turned away by what is below: from then on the
+ * request has changed something, so -EAGAIN is no answer any more.
+ */
+static int write_mapped_nowait(struct node *n, uint64_t offset, uint64_t bytes,
+                               const struct iovec *iov, int cnt, unsigned flags)
+{
+    struct pieces p;
+    uint64_t done = 0;
+    int r = map_pieces(n, offset, bytes, &p);
+
+    for (unsigned i = 0; r == 0 && i < p.count; i++) {
+        const struct mapping *m = &p.at[i];
+        struct iovec part[IOV_MAX_INNER];
+        int parts = iov_slice(part, iov, cnt, done, m->length);
+
+        r = node_event_in_request(node_child(n, CHILD_FILE), EVENT_WRITE_AIO,
+                                  flags);
+        if (r == 0) {
+            r = node_pwritev(m->file, m->host, m->length, part, parts, flags);
+        }
+        done += m->length;
+        flags &= ~(unsigned)REQ_NOWAIT;
+        node_request_changed();
+    }
+    put_pieces(n, &p);
+    return r;
+}
+
 static int write_mapped(struct node *n, uint64_t offset, uint64_t bytes,
                         const struct iovec *iov, int cnt, unsigned flags)
 {
+    if (flags & REQ_NOWAIT) {
+        return write_mapped_nowait(n, offset, bytes, iov, cnt, flags);
+    }
     for (uint64_t done = 0; done < bytes;) {
         struct iovec part[IOV_MAX_INNER];
         struct mapping m;
-        int r = node_map(n, offset + done, bytes - done,
-                         MAP_WRITE | (flags & REQ_NOWAIT ? MAP_NOWAIT : 0),
-                         &m);
+        int r = node_map(n, offset + done, bytes - done, MAP_WRITE, &m);
         if (r < 0) {
             return r;
         }
@@ -251,6 +321,9 @@ static int write_mapped(struct node *n, uint64_t offset, uint64_t bytes,
             return r;
         }
         done += m.length;
+        if (done < bytes) {
+            node_request_changed();
+        }
     }
     return 0;
 }
@@ -323,6 +396,9 @@ static int write_bounced_locked(struct node *n, uint64_t offset,
         if (r < 0) {
             return r;
         }
+        if (at + len < end) {
+            node_request_changed();
+        }
     }
     return 0;
 }
@@ -368,6 +444,8 @@ int node_write_unmarked(struct node *n, uint64_t offset, uint64_t bytes,
         if (r < 0 || done == bytes) {
             return r;
         }
+        flags &= ~(unsigned)REQ_NOWAIT;
+        node_request_changed();
     }
     if (n->limits.align > 1) {
         return write_padded(n, offset, bytes, iov, cnt, flags);

@@ -138,6 +138,35 @@ static inline bool node_is_draining(const struct node *n)
     return atomic_load(&atomic_load(&n->tree)->draining);
 }
 
+/*
+ * How far this thread's request of a user (blk_*) has come.  One that has
+ * changed a part of its range, and not all of it, keeps the tree until it has
+ * done the rest: a point in time, which begins in a drain, has it whole or not
+ * at all.
+ */
+enum node_progress {
+    PROGRESS_NONE,      /* it is no user's: what it does by half harms nothing */
+    PROGRESS_UNTOUCHED, /* nothing has changed yet */
+    PROGRESS_CHANGED,
+};
+extern _Thread_local enum node_progress node_progress;
+
+/* A part is done, and there is more. */
+static inline void node_request_changed(void)
+{
+    if (node_progress == PROGRESS_UNTOUCHED) {
+        node_progress = PROGRESS_CHANGED;
+    }
+}
+
+/* In a request that waits for somebody: shall it leave the tree to a drain,
+ * with -ERESTART?  One that has begun to change something goes on waiting; so
+ * the wait has to have a limit. */
+static inline bool node_shall_restart(const struct node *n)
+{
+    return node_is_draining(n) && node_progress != PROGRESS_CHANGED;
+}
+
 /* Once it is set, nobody wants the requests of this thread any more: they wait
  * for nothing but I/O, and fail.  NULL: they are wanted.  Who sets it calls
  * graph_wake_waiting() then. */

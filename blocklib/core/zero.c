@@ -54,6 +54,9 @@ static int write_zeroes(struct node *n, uint64_t offset, uint64_t bytes,
         }
         offset += len;
         bytes -= len;
+        if (bytes > 0) {
+            node_request_changed();
+        }
     }
     return 0;
 }
@@ -81,6 +84,9 @@ static int zero_mapped(struct node *n, uint64_t offset, uint64_t bytes,
         }
         offset += m.length;
         bytes -= m.length;
+        if (bytes > 0) {
+            node_request_changed();
+        }
     }
     return 0;
 }
@@ -109,7 +115,8 @@ static int zero_split(struct node *n, uint64_t offset, uint64_t bytes,
     if (r == -ENOTSUP && !(flags & REQ_NO_FALLBACK)) {
         r = write_zeroes(n, from, to - from, 0);
     }
-    if (r == 0) {
+    if (r == 0 && (offset < from || to < end)) {
+        node_request_changed();
         r = zero_partial(n, offset, from - offset);
     }
     if (r == 0) {
@@ -169,6 +176,9 @@ static int discard_mapped(struct node *n, uint64_t offset, uint64_t bytes)
         }
         offset += m.length;
         bytes -= m.length;
+        if (bytes > 0) {
+            node_request_changed();
+        }
     }
     return 0;
 }

@@ -614,7 +614,7 @@ static int may_wait_locked(struct remote *r, uint64_t until) REQUIRES(r->lock)
     if (now >= r->deadline || node_is_drained(r->node)) {
         return -EIO;
     }
-    return node_is_draining(r->node) ? -ERESTART : 0;
+    return node_shall_restart(r->node) ? -ERESTART : 0;
 }
 
 static int link_get(struct remote *r, uint64_t until, struct link **lp)

@@ -344,6 +344,9 @@ static int in_parts(struct node *n, issue_fn *issue, uint64_t offset,
             return c;
         }
         offset += c == 0 ? q.bytes : 0;
+        if (c == 0 && offset < end) {
+            node_request_changed();
+        }
     }
     return 0;
 }

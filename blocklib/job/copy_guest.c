@@ -37,6 +37,7 @@ struct errand {
     uint64_t end;
     bool begun;
     bool done;
+    bool keeps; /* the guest's request keeps the tree: its node_progress */
     bool left; /* by the guest: who ends it frees it */
     int result;
     enum copy_side side;
@@ -129,6 +130,7 @@ static void *errand_thread(void *opaque)
     while ((t = next_locked(e))) {
         mutex_unlock(&e->lock);
         enum copy_side side;
+        node_progress = t->keeps ? PROGRESS_CHANGED : PROGRESS_NONE;
         int r = copy_here(e->copy, t->offset, t->end, &side);
         mutex_lock(&e->lock);
         t->side = side;
@@ -206,6 +208,7 @@ static int send(struct errands *e, uint64_t offset, uint64_t end,
     }
     t->offset = offset;
     t->end = end;
+    t->keeps = node_progress == PROGRESS_CHANGED;
     cond_init(&t->ended);
     mutex_lock(&e->lock);
     bool posted = post_locked(e, t);
@@ -276,7 +279,7 @@ static int copy_in_time(struct copy *c, uint64_t offset, uint64_t end,
         }
         turn = await_room(e, deadline);
         if (!turn) {
-            return node_is_draining(c->filter) ? -ERESTART : r;
+            return node_shall_restart(c->filter) ? -ERESTART : r;
         }
     }
 }
@@ -317,8 +320,13 @@ int copy_before_write(struct copy *c, uint64_t offset, uint64_t bytes,
     enum copy_side side;
     uint64_t begin = now_ns();
     uint64_t deadline = begin + c->policy.max_wait_ms * 1000000;
+    enum node_progress progress = node_progress;
+    if (progress == PROGRESS_UNTOUCHED) { /* and so it is after the copy */
+        node_progress = PROGRESS_NONE;
+    }
     int r = c->errands ? copy_in_time(c, from, end, deadline, &side)
                        : copy_here(c, from, end, &side);
+    node_progress = progress;
 
     count_wait(&c->counters, now_ns() - begin);
     if (r == 0) {

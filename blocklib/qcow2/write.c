@@ -345,6 +345,9 @@ int qcow2_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
                align_up(offset + bytes, s->cluster_size) - start, true);
     for (uint64_t done = 0; done < bytes && r == 0; done += written) {
         r = do_piece(s, offset + done, bytes - done, iov, cnt, done, &written);
+        if (r == 0 && done + written < bytes) {
+            node_request_changed();
+        }
     }
     range_unlock(&s->range, &req);
     return r < 0 ? r : qcow2_relieve(s);

@@ -119,6 +119,9 @@ static int zero_range(struct qcow2 *s, const struct zeroing *z,
         mutex_lock(&s->meta);
         r = zero_in_l2(s, z, offset, div_up(to - offset, s->cluster_size));
         mutex_unlock(&s->meta);
+        if (r == 0 && to < end) {
+            node_request_changed();
+        }
         if (r == 0 && s->external && z->unmap) { /* nobody sees it any more */
             r = discard_data(s, offset, to - offset);
         }

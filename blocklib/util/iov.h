@@ -8,9 +8,11 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#include "nbdelta/types.h"
+
 /* What an iovec holds at the most inside of blocklib: the caller's elements
  * and a head and a tail that the core put around them. */
-#define IOV_MAX_INNER 20
+#define IOV_MAX_INNER (BLK_IOV_MAX + 4)
 
 uint64_t iov_bytes(const struct iovec *iov, int cnt);
 

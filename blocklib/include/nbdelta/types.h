@@ -49,7 +49,7 @@ struct extent {
 typedef int extent_fn(const struct extent *ext, void *opaque);
 
 /* At most this many elements in an iovec that is passed to blk_*(). */
-#define BLK_IOV_MAX 16
+#define BLK_IOV_MAX 128
 
 /* No node is larger: offsets must stay positive in an off_t. */
 #define BLK_SIZE_MAX ((uint64_t)INT64_MAX & ~(uint64_t)0xfffff)
