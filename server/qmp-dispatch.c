@@ -15,6 +15,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
+#include "nbdelta/job.h"
 
 static const struct qmp_command *const tables[] = {
     qmp_backup_commands, qmp_bitmap_commands, qmp_block_commands,
@@ -459,6 +460,7 @@ json_t *qmp_dispatch(struct daemon *d, struct qmp_state *state, json_t *request)
         if (!call.args) {
             call.args = none;
         }
+        jobs_settle(d->jobs);
         r = none && reply ? run(&call, cmd, &err)
                           : error_set(&err, ENOMEM, "Out of memory");
     }

@@ -30,12 +30,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/list.h"
 #include "nbdelta/tell.h"
 
 #define RETRY_MS 100
+
+/* How long later commands wait for what an earlier one has asked a job for. */
+#define SETTLE_NS UINT64_C(2000000000)
 
 struct jobs_private {
     struct graph *graph;
@@ -45,7 +49,7 @@ struct jobs_private {
     /* Guarded by jobs->lock. */
     struct list jobs;    /* those with an id; newest first */
     struct list threads; /* not joined yet */
-    cond_t changed;      /* a job is gone, or a thread done */
+    cond_t changed;      /* a job is gone, finished or paused, or a thread done */
     bool closing;
 };
 
@@ -329,9 +333,54 @@ static void unpause(struct jobs *j, struct job *job) REQUIRES(j->lock)
     cond_broadcast(&job->wake);
 }
 
+/*
+ * QEMU's jobs run in the loop that reads commands, so what a command has asked
+ * a job for is there before the next one is read: callers delete a target right
+ * after they have cancelled its job.  Here the job has a thread of its own, and
+ * the next command waits for it, as long as that makes sense.
+ */
+static void shall_settle(struct job *job)
+{
+    job->settle_ns = now_ns() + SETTLE_NS;
+}
+
+static bool is_settled(const struct job *job)
+{
+    return job->finished ||
+           (!job->cancelled && !job->ending &&
+            (job->pause_count == 0 || job->paused));
+}
+
+/* Until when there is somebody to wait for; 0: there is nobody. */
+static uint64_t unsettled_until(struct jobs *j, uint64_t now) REQUIRES(j->lock)
+{
+    uint64_t until = 0;
+
+    list_for_each (at, &j->p->jobs) {
+        const struct job *job = list_entry(at, struct job, in_jobs);
+        if (job->settle_ns > now && !is_settled(job)) {
+            until = max_u64(until, job->settle_ns);
+        }
+    }
+    return until;
+}
+
+void jobs_settle(struct jobs *j)
+{
+    uint64_t now = now_ns();
+    uint64_t until;
+
+    while ((until = unsettled_until(j, now)) > now) {
+        (void)cond_wait_ms(&j->p->changed, &j->lock,
+                           (until - now) / 1000000 + 1);
+        now = now_ns();
+    }
+}
+
 static void cancel_async(struct jobs *j, struct job *job) REQUIRES(j->lock)
 {
     job->cancelled = true;
+    shall_settle(job);
     job->user_paused = false;
     job->pause_count = 0;
     if (!job->finished && job->drv->kick) {
@@ -412,6 +461,7 @@ static void finish(struct jobs *j, struct job *job, int ret) REQUIRES(j->lock)
 
     job->finished = true;
     job->ret = ret;
+    cond_broadcast(&j->p->changed);
     note_failure(j, job);
     txn->refs++;
     if (job->ret < 0 || txn->aborting) {
@@ -430,6 +480,7 @@ static void pause_point(struct jobs *j, struct job *job) REQUIRES(j->lock)
         return;
     }
     job->paused = true;
+    cond_broadcast(&j->p->changed);
     set_status(j, job, job->is_ready ? JOB_STATUS_STANDBY : JOB_STATUS_PAUSED);
     /* Whoever clears `paused` changes the status too. */
     while (job->paused) {
@@ -640,6 +691,8 @@ int job_cancel(struct jobs *j, const char *id, bool force, struct error **errp)
                          id);
     }
     if (!force && job->drv->cancel && !job->drv->cancel(job)) {
+        job->ending = true;
+        shall_settle(job);
         return 0;
     }
     cancel_async(j, job);
@@ -684,6 +737,7 @@ int job_pause(struct jobs *j, const char *id, struct error **errp)
     }
     job->user_paused = true;
     job->pause_count++;
+    shall_settle(job);
     if (!job->finished && job->drv->kick) {
         job->drv->kick(job, true);
     }
@@ -723,7 +777,12 @@ int job_complete(struct jobs *j, const char *id, struct error **errp)
         return error_set(errp, EPERM,
                          "The active block job '%s' cannot be completed", id);
     }
-    return job->drv->complete(job, errp);
+    r = job->drv->complete(job, errp);
+    if (r == 0) {
+        job->ending = true;
+        shall_settle(job);
+    }
+    return r;
 }
 
 int job_finalize(struct jobs *j, const char *id, struct error **errp)

@@ -2,6 +2,7 @@
 /* The life cycle of jobs, shown by jobs that do nothing until told. */
 #include "../unit/job-util.h"
 #include "job/job.h"
+#include "nbdelta/cleanup.h"
 
 #define CALLS_MAX 100
 
@@ -17,6 +18,7 @@ struct toy {
     cond_t moved;
     bool told;
     bool stopped;
+    bool deaf; /* as one whose storage hangs */
 };
 
 static struct toy *toy_of(struct job *job)
@@ -51,7 +53,7 @@ static void toy_kick(struct job *job, bool stop)
     struct toy *t = toy_of(job);
 
     mutex_lock(&t->lock);
-    t->stopped = stop;
+    t->stopped = stop && !t->deaf;
     cond_broadcast(&t->moved);
     mutex_unlock(&t->lock);
 }
@@ -528,6 +530,94 @@ START_TEST(queries_list_the_newest_first)
 }
 END_TEST
 
+static void *tell_later(void *opaque)
+{
+    struct timespec ts = {0, 50000000};
+
+    (void)nanosleep(&ts, NULL);
+    trap_gate(opaque, false);
+    return NULL;
+}
+
+static json_t *status_of_the_only_job(struct jobs *j)
+{
+    CLEANUP_JSON json_t *list = jobs_query(j);
+    const json_t *first = json_array_get(list, 0);
+
+    return first ? json_incref(json_object_get(first, "status")) : NULL;
+}
+
+/* What a job's thread does at the next command, after what the last one asked
+ * for: held up at a gate, and then not. */
+START_TEST(the_next_command_sees_what_the_last_one_asked_for)
+{
+    enum { CANCEL, FORCE, PAUSE, MAX };
+
+    for (int verb = 0; verb < MAX; verb++) {
+        struct graph *g = graph_new();
+        struct record rec = {.last = NULL};
+        struct jobs *j = jobs_new(g, record_event, &rec);
+        struct node *src = disk_new(g, "src", 64 * KiB);
+        struct node *dst = disk_new(g, "dst", 64 * KiB);
+        struct backup_options o = {
+            .source = src, .target = dst, .device = "b"};
+        pthread_t t;
+
+        disk_fill(src, 64 * KiB);
+        trap_gate(trap_of(src), true);
+        mutex_lock(&j->lock);
+        ck_assert_int_eq(job_backup(j, &o, NULL), 0);
+        mutex_unlock(&j->lock);
+        trap_wait(trap_of(src), 1);
+        ck_assert_int_eq(thread_start(&t, "later", tell_later, trap_of(src)),
+                         0);
+        mutex_lock(&j->lock);
+        ck_assert_int_eq(verb == PAUSE ? job_pause(j, "b", NULL)
+                                       : job_cancel(j, "b", verb == FORCE, NULL),
+                         0);
+        jobs_settle(j);
+        json_t *status = status_of_the_only_job(j);
+        if (verb == PAUSE) {
+            ck_assert_str_eq(json_string_value(status), "paused");
+        } else {
+            ck_assert_ptr_null(status);
+            ck_assert_int_eq(graph_close(g, dst, NULL), 0);
+        }
+        mutex_unlock(&j->lock);
+        json_decref(status);
+        thread_join(t);
+        jobs_shutdown(j);
+        jobs_free(j);
+        graph_free(g);
+        json_decref(rec.last);
+    }
+}
+END_TEST
+
+START_TEST(a_job_that_hangs_is_waited_for_once)
+{
+    struct world w;
+    uint64_t start;
+
+    world_begin(&w);
+    struct toy *t = toy_start(&w, "a", NULL, false, false);
+    mutex_lock(&t->lock);
+    t->deaf = true;
+    mutex_unlock(&t->lock);
+    mutex_lock(&w.j->lock);
+    ck_assert_int_eq(job_cancel(w.j, "a", true, NULL), 0);
+    start = now_ns();
+    jobs_settle(w.j);
+    ck_assert_uint_lt(now_ns() - start, UINT64_C(60000000000));
+    start = now_ns();
+    jobs_settle(w.j);
+    ck_assert_uint_lt(now_ns() - start, UINT64_C(1000000000));
+    mutex_unlock(&w.j->lock);
+    tell(t, 0);
+    world_end(&w);
+}
+END_TEST
+
 START_TEST(shutdown_ends_jobs_in_any_state)
 {
     struct world w;
@@ -569,6 +659,8 @@ int main(void)
         a_failing_prepare_takes_back_the_transaction,
         ids_are_checked,
         queries_list_the_newest_first,
+        the_next_command_sees_what_the_last_one_asked_for,
+        a_job_that_hangs_is_waited_for_once,
         shutdown_ends_jobs_in_any_state,
     };
     return run_suite("job", tests, ARRAY_SIZE(tests));

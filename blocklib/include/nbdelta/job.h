@@ -145,6 +145,11 @@ int job_dismiss(struct jobs *j, const char *id, struct error **errp)
 int job_set_speed(struct jobs *j, const char *id, uint64_t speed,
                   struct error **errp) REQUIRES(j->lock);
 
+/* Before a command: wait, with the lock given up, until jobs have done what
+ * earlier commands have asked of them, to end or to pause.  Two seconds after
+ * they were asked nobody waits any more: their storage hangs. */
+void jobs_settle(struct jobs *j) REQUIRES(j->lock);
+
 /* JobInfo and BlockJobInfo arrays; new references. */
 json_t *jobs_query(struct jobs *j) REQUIRES(j->lock);
 json_t *jobs_query_block(struct jobs *j) REQUIRES(j->lock);
