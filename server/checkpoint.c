@@ -127,7 +127,8 @@ json_t *checkpoints_query(struct daemon *d)
 
 /* --- Looking for one. --- */
 
-const char *checkpoint_missing(struct node *n, const char *name)
+const char *checkpoint_missing(struct daemon *d, struct node *n,
+                               const char *name)
 {
     CLEANUP_JSON json_t *bitmaps = bitmap_query(n);
     const char *why = "new-disk";
@@ -143,7 +144,7 @@ const char *checkpoint_missing(struct node *n, const char *name)
         }
         why = is_checkpoint(n, bitmap) ? "no-checkpoint" : why;
     }
-    return why;
+    return bitmap_below(d->graph, n, name) ? "base-bitmap" : why;
 }
 
 bool checkpoint_exists(struct node *n, const char *name)

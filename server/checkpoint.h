@@ -33,6 +33,7 @@ bool checkpoint_exists(struct node *n, const char *name);
 
 /* Why what has changed on @n since the checkpoint @name cannot be told, as a
  * code ("no-checkpoint"); NULL: it can. */
-const char *checkpoint_missing(struct node *n, const char *name);
+const char *checkpoint_missing(struct daemon *d, struct node *n,
+                               const char *name);
 
 #endif /* NBDELTA_SERVER_CHECKPOINT_H */

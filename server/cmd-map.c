@@ -226,16 +226,27 @@ static int map_bits(struct map *m, const struct bitmap *bm, uint64_t size)
     return finish(m, r);
 }
 
-/* That of the image, or of the first below it that has one. */
-static int map_bitmap(struct map *m, struct blk *b, const char *image,
-                      const char *name, struct error **errp)
+static int no_bitmap(struct graph *g, const struct blk *b, const char *image,
+                     const char *name, struct error **errp)
+{
+    const struct node *n = bitmap_below(g, blk_node(b), name);
+
+    return n ? error_set(errp, ENOENT,
+                         "image '%s' has no bitmap '%s'; that of '%s' below it "
+                         "tells nothing about this one",
+                         image, name, node_filename(n))
+             : error_set(errp, ENOENT, "image '%s' has no bitmap '%s'", image,
+                         name);
+}
+
+static int map_bitmap(struct map *m, struct graph *g, struct blk *b,
+                      const char *image, const char *name, struct error **errp)
 {
     struct bitmap *bm = blk_bitmap_find(b, name);
     int r;
 
     if (!bm) {
-        return error_set(errp, ENOENT, "image '%s' has no bitmap '%s'", image,
-                         name);
+        return no_bitmap(g, b, image, name, errp);
     }
     if (bitmap_readable(bm)) {
         r = map_bits(m, bm, blk_size(b));
@@ -273,7 +284,7 @@ static int map_image(struct map *m, struct graph *g, const struct image_open *o,
     if (r < 0) {
         return r;
     }
-    r = bitmap ? map_bitmap(m, b, o->image, bitmap, errp)
+    r = bitmap ? map_bitmap(m, g, b, o->image, bitmap, errp)
                : map_extents(m, b, o->image, errp);
     blk_free(b);
     return r;

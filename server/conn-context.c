@@ -112,7 +112,10 @@ static int offer(const struct answer *a, const char *name, uint32_t id,
                  enum context_kind kind, struct bitmap *bitmap)
 {
     bool list = a->option == NBD_OPT_LIST_META_CONTEXT;
-    struct context ctx = {.id = id, .kind = kind, .bitmap = bitmap};
+    struct context ctx = {.id = id,
+                          .kind = kind,
+                          .bitmap = bitmap,
+                          .own = a->export->all_bitmaps};
 
     if (!asks_for(a->queries, name, list) ||
         (bitmap && !bitmap_readable(bitmap))) {

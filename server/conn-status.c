@@ -58,9 +58,10 @@ static int add_extent(const struct extent *ext, void *opaque)
     return add_run(rs, ext->length, flags) ? 0 : 1;
 }
 
-static int bitmap_runs(struct bitmap *bm, const struct request *rq,
-                       struct runs *rs)
+static int bitmap_runs(struct conn *c, const struct context *ctx,
+                       const struct request *rq, struct runs *rs)
 {
+    struct bitmap *bm = ctx->bitmap;
     uint64_t at = rq->offset;
     uint64_t end = rq->offset + rq->length;
 
@@ -73,8 +74,12 @@ static int bitmap_runs(struct bitmap *bm, const struct request *rq,
         }
         at += n;
     }
-    /* In this order: a bitmap that is off its node collects nothing. */
-    return bitmap_removed(bm) || !bitmap_readable(bm) ? -EINVAL : 0;
+    /* In this order: a bitmap that is off its node collects nothing; nor does
+     * one on which an image has been put. */
+    return bitmap_removed(bm) || !bitmap_readable(bm) ||
+                   (ctx->own && !blk_bitmap_is_own(c->export->blk, bm))
+               ? -EINVAL
+               : 0;
 }
 
 /* The chunk of one of @count contexts, *sp. */
@@ -102,7 +107,7 @@ static int context_chunk(struct conn *c, const struct context *ctx,
                  ? 1
                  : (unsigned)((room - chunk_size(c) - before) / rs.stride);
     if (ctx->kind == CONTEXT_BITMAP) {
-        r = bitmap_runs(ctx->bitmap, rq, &rs);
+        r = bitmap_runs(c, ctx, rq, &rs);
     } else {
         r = blk_extents(c->export->blk, rq->offset, rq->length, 0, add_extent,
                         &rs);

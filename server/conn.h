@@ -121,6 +121,7 @@ struct context {
     uint32_t id;
     enum context_kind kind;
     struct bitmap *bitmap; /* with a reference */
+    bool own; /* it was not named: offered while it is of the disk itself */
 };
 #define CONTEXTS_MAX 64 /* bits in request.contexts */
 

@@ -147,7 +147,7 @@ static int choose_mode(const struct pulls *p, struct pull_disk *d,
     if (since) {
         d->reason = is_pending(p, d->node, since)
                         ? "checkpoint-pending"
-                        : checkpoint_missing(d->node, since);
+                        : checkpoint_missing(p->daemon, d->node, since);
     }
     return since && !d->reason ? copy_text(&d->since, since) : 0;
 }

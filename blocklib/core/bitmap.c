@@ -773,11 +773,17 @@ json_t *bitmap_query(struct node *n)
     return list;
 }
 
-struct bitmap *bitmap_find_in_chain(struct node *n, const char *name)
+/* The next node that has bitmaps of the disk, or NULL. */
+static struct node *next_of_disk(const struct node *n)
+{
+    return n->drv->is_filter ? node_child(n, CHILD_FILE) : NULL;
+}
+
+struct bitmap *bitmap_find_of_disk(struct node *n, const char *name)
 {
     struct bitmap *bm = NULL;
 
-    for (; n && !bm; n = chain_next(n)) {
+    for (; n && !bm; n = next_of_disk(n)) {
         bm = find(n, name);
     }
     if (bm) {
@@ -786,12 +792,12 @@ struct bitmap *bitmap_find_in_chain(struct node *n, const char *name)
     return bm;
 }
 
-json_t *bitmap_names_in_chain(struct node *n)
+json_t *bitmap_names_of_disk(struct node *n)
 {
     CLEANUP_JSON json_t *names = json_object();
     json_t *list = json_array();
 
-    for (; n; n = chain_next(n)) {
+    for (; n; n = next_of_disk(n)) {
         list_for_each (at, &n->bitmaps) {
             const char *name = list_entry(at, struct bitmap, on_node)->name;
             if (name && !json_object_get(names, name)) {
@@ -801,4 +807,12 @@ json_t *bitmap_names_in_chain(struct node *n)
         }
     }
     return list;
+}
+
+bool bitmap_is_of_disk(const struct node *n, const struct bitmap *bm)
+{
+    while (n && n != bm->node) {
+        n = next_of_disk(n);
+    }
+    return n;
 }

@@ -23,6 +23,15 @@ static struct node *node_with(struct node *n, const char *name)
     return n;
 }
 
+struct node *bitmap_below(struct graph *g, struct node *n, const char *name)
+{
+    graph_lock(g);
+    n = node_child(node_skip_filters(n), CHILD_BACKING);
+    n = n ? node_with(n, name) : NULL;
+    graph_unlock(g);
+    return n;
+}
+
 int bitmap_hold(struct graph *g, struct node *n, const char *name, bool below,
                 struct bitmap **bmp, struct error **errp)
 {

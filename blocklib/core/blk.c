@@ -150,7 +150,7 @@ bool blk_shows(const struct blk *b, const struct node *n)
 struct bitmap *blk_bitmap_find(struct blk *b, const char *name)
 {
     struct tree *t = edge_enter(&b->root, false);
-    struct bitmap *bm = bitmap_find_in_chain(b->root.child, name);
+    struct bitmap *bm = bitmap_find_of_disk(b->root.child, name);
     node_leave(t);
     return bm;
 }
@@ -158,10 +158,19 @@ struct bitmap *blk_bitmap_find(struct blk *b, const char *name)
 json_t *blk_bitmap_names(struct blk *b)
 {
     struct tree *t = edge_enter(&b->root, false);
-    json_t *names = bitmap_names_in_chain(b->root.child);
+    json_t *names = bitmap_names_of_disk(b->root.child);
 
     node_leave(t);
     return names;
+}
+
+bool blk_bitmap_is_own(struct blk *b, const struct bitmap *bm)
+{
+    struct tree *t = edge_enter(&b->root, false);
+    bool own = bitmap_is_of_disk(b->root.child, bm);
+
+    node_leave(t);
+    return own;
 }
 
 uint64_t blk_size(const struct blk *b)

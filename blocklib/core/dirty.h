@@ -143,10 +143,15 @@ void bitmap_export(const struct bitmap *bm, uint64_t first, uint64_t count,
 
 /* --- Tree lock held for reading: the I/O path. --- */
 
-/* The first of that name from @n down, with a reference, or NULL; and the
- * names of all, a new reference, NULL: no memory. */
-struct bitmap *bitmap_find_in_chain(struct node *n, const char *name);
-json_t *bitmap_names_in_chain(struct node *n);
+/*
+ * Of the bitmaps that tell what changes on the disk @n: those of @n and, if it
+ * is a filter, of what is below it.  One of a backing file tells nothing about
+ * writes to the image above.  That of this name, with a reference, or NULL; the
+ * names of all, a new reference, NULL: no memory; is @bm one of them?
+ */
+struct bitmap *bitmap_find_of_disk(struct node *n, const char *name);
+json_t *bitmap_names_of_disk(struct node *n);
+bool bitmap_is_of_disk(const struct node *n, const struct bitmap *bm);
 
 /*
  * Set the bits of the range in all recording bitmaps of @n, and have those

@@ -74,13 +74,17 @@ for ((i = 1; i <= 3; i++)); do
     stop_plugin
 done
 
-# A bitmap of the backing file is one, too; one of no disk is not there.
+# Of a bitmap of the backing file there is no view: it tells nothing about the
+# disk.
 qemu-img create -q -f qcow2 -b disk.qcow2 -F qcow2 over.qcow2
+qemu-img bitmap --add over.qcow2 own
 serve_plugin over.qcow2
-runs fine >/dev/null
-if nbdinfo --size "$(view nosuch)" 2>err; then
-    fail "there is a view of no bitmap"
-fi
+runs own >/dev/null
+for bitmap in nosuch fine; do
+    if nbdinfo --size "$(view $bitmap)" 2>err; then
+        fail "there is a view of $bitmap"
+    fi
+done
 
 # A stop waits for clients, and what they have open then nbdkit leaves to us.
 cat >hold.py <<'END'
@@ -91,7 +95,7 @@ h.pread(512, 0)
 print("open", flush=True)
 sys.stdin.readline()
 END
-coproc HOLD { exec /usr/bin/python3 hold.py "$(view fine)"; }
+coproc HOLD { exec /usr/bin/python3 hold.py "$(view own)"; }
 read -r line <&"${HOLD[0]}"
 [ "$line" = open ]
 client=$HOLD_PID

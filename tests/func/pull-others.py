@@ -189,7 +189,7 @@ def a_snapshot_meanwhile_changes_nothing_of_the_past():
         uri = begun['disks'][0]['uri']
         assert read(uri) == b'1'
         second = begin(daemon, {'node': 'over', 'since': 'c1'})
-        assert second['disks'][0]['reason'] == 'new-disk', second
+        assert second['disks'][0]['reason'] == 'base-bitmap', second
         write('a', b'3')
         assert read(second['disks'][0]['uri']) == b'2'
         assert read(uri) == b'1'

@@ -357,7 +357,7 @@ START_TEST(several_bitmaps_do_not_mind_one_another)
     only("rough", 0, 1 * MiB);
 
     add("third", 4096);
-    CLEANUP_JSON json_t *names = bitmap_names_in_chain(n);
+    CLEANUP_JSON json_t *names = bitmap_names_of_disk(n);
     ck_assert_uint_eq(json_array_size(names), 2);
     ck_assert_str_eq(json_string_value(json_array_get(names, 0)), "rough");
     ck_assert_str_eq(json_string_value(json_array_get(names, 1)), "third");
@@ -527,7 +527,7 @@ START_TEST(freezing_keeps_the_bits_and_collects_apart)
     ck_assert_uint_eq(json_array_size(list), 2);
     says(info(list, 0, NULL), true, false, 2 * G);
     says(info(list, 1, "b"), true, true, G);
-    CLEANUP_JSON json_t *names = bitmap_names_in_chain(n);
+    CLEANUP_JSON json_t *names = bitmap_names_of_disk(n);
     ck_assert_uint_eq(json_array_size(names), 1);
 
     /* Whoever asks what has changed is not told less for the job. */
@@ -621,7 +621,7 @@ START_TEST(a_jobs_own_bitmap_has_no_name)
     ck_assert_ptr_null(bitmap_name(own));
     CLEANUP_JSON json_t *list = bitmap_query(n);
     says(info(list, 0, NULL), true, false, 4096);
-    CLEANUP_JSON json_t *names = bitmap_names_in_chain(n);
+    CLEANUP_JSON json_t *names = bitmap_names_of_disk(n);
     ck_assert_uint_eq(json_array_size(names), 0);
     graph_lock(g);
     graph_drain(g, n);

@@ -133,13 +133,20 @@ bool bitmap_readable(const struct bitmap *bm);
  * Takes the tree lock of @n. */
 json_t *bitmap_query(struct node *n);
 
+/* The first image below the disk @n that has a bitmap of that name, or NULL.
+ * It knows nothing of what is written to @n. */
+struct node *bitmap_below(struct graph *g, struct node *n, const char *name);
+
 /*
- * For threads that do not keep nodes from being replaced and closed: the first
- * bitmap of that name in the chain that @b is attached to then, as
- * bitmap_find; and the names of all, a new array, NULL: no memory.
+ * For threads that do not keep nodes from being replaced and closed.  Of the
+ * bitmaps that tell what changes on the disk that @b is attached to then (so
+ * none of images below: they know nothing of writes to those above): that of
+ * this name, as bitmap_find; the names of all, a new array, NULL: no memory;
+ * is @bm one of them?
  */
 struct bitmap *blk_bitmap_find(struct blk *b, const char *name);
 json_t *blk_bitmap_names(struct blk *b);
+bool blk_bitmap_is_own(struct blk *b, const struct bitmap *bm);
 
 /*
  * Open a view of the disk that @b is attached to: the same bytes, read-only,
