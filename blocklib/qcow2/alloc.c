@@ -55,6 +55,22 @@ static int block_get(struct qcow2 *s, uint64_t cluster, struct qcow2_table **tp)
     return qcow2_cache_get(s->refblocks, host, false, tp);
 }
 
+/* The same to be changed. */
+static int block_get_writable(struct qcow2 *s, uint64_t cluster,
+                              struct qcow2_table **tp) REQUIRES(s->meta)
+{
+    int r = block_get(s, cluster, tp);
+
+    if (r < 0 || !*tp) {
+        return r;
+    }
+    r = qcow2_keep_room(s, *tp);
+    if (r < 0) {
+        qcow2_cache_put(s->refblocks, *tp);
+    }
+    return r;
+}
+
 static uint64_t count_in(const struct qcow2 *s, const struct qcow2_table *t,
                          uint64_t cluster)
 {
@@ -132,8 +148,8 @@ static int measure_reftable(const struct qcow2 *s, uint64_t needed,
                : 0;
 }
 
-/* Refcount block @index at the host cluster @at, with ones for the clusters
- * [@start, @start + @used) as far as it counts them. */
+/* Refcount block @index at the host cluster @at, which has room, with ones for
+ * the clusters [@start, @start + @used) as far as it counts them. */
 static int add_block(struct qcow2 *s, uint64_t index, uint64_t at,
                      uint64_t start, uint64_t used) REQUIRES(s->meta)
 {
@@ -142,6 +158,7 @@ static int add_block(struct qcow2 *s, uint64_t index, uint64_t at,
     if (r < 0) {
         return r;
     }
+    t->has_room = true;
     uint64_t first = index << s->refblock_bits;
     uint64_t end = min_u64(first + refs_per_block(s), start + used);
     for (uint64_t c = max_u64(first, start); c < end; c++) {
@@ -149,6 +166,53 @@ static int add_block(struct qcow2 *s, uint64_t index, uint64_t at,
     }
     qcow2_cache_put(s->refblocks, t);
     return 0;
+}
+
+/* They are not referred to: forget new blocks from the host cluster @at on. */
+static void drop_blocks(struct qcow2 *s, uint64_t at, uint64_t count)
+    REQUIRES(s->meta)
+{
+    for (uint64_t b = 0; b < count; b++) {
+        qcow2_cache_forget(s->refblocks, (at + b) << s->cluster_bits);
+    }
+}
+
+/* Room for @count blocks in a row at the host cluster @at, and the blocks. */
+static int add_blocks(struct qcow2 *s, uint64_t index, uint64_t at,
+                      uint64_t count, uint64_t used) REQUIRES(s->meta)
+{
+    int r = qcow2_take_room(s, at << s->cluster_bits, count << s->cluster_bits);
+
+    for (uint64_t b = 0; b < count && r == 0; b++) {
+        r = add_block(s, index + b, at + b, at, used);
+        if (r < 0) {
+            drop_blocks(s, at, b);
+        }
+    }
+    return r;
+}
+
+/* The refcount table leads to such blocks. */
+static int hook_up(struct qcow2 *s, uint64_t index, uint64_t at,
+                   uint64_t count) REQUIRES(s->meta)
+{
+    const _Atomic uint64_t *table = (const _Atomic uint64_t *)s->reftable;
+    int r = 0;
+
+    for (uint64_t b = 0; b < count && r == 0; b++) {
+        r = qcow2_keep_entry_room(s, s->reftable_offset, table,
+                                  s->reftable_size, index + b);
+    }
+    for (uint64_t b = 0; b < count && r == 0; b++) {
+        s->reftable[index + b] = (at + b) << s->cluster_bits;
+    }
+    if (r == 0) {
+        qcow2_span_add(&s->reftable_dirty, (uint32_t)index,
+                       (uint32_t)(index + count));
+    } else {
+        drop_blocks(s, at, count);
+    }
+    return r;
 }
 
 static int grow_reftable(struct qcow2 *s, uint64_t needed) REQUIRES(s->meta)
@@ -172,9 +236,13 @@ static int grow_reftable(struct qcow2 *s, uint64_t needed) REQUIRES(s->meta)
         return -ENOMEM;
     }
     memcpy(table, s->reftable, s->reftable_size * sizeof(*table));
-    for (uint64_t b = 0; b < blocks && r == 0; b++) {
+    for (uint64_t b = 0; b < blocks; b++) {
         table[first + b] = (start + b) << s->cluster_bits;
-        r = add_block(s, first + b, start + b, start, blocks + clusters);
+    }
+    r = qcow2_take_room(s, (start + blocks) << s->cluster_bits,
+                        clusters << s->cluster_bits);
+    if (r == 0) {
+        r = add_blocks(s, first, start, blocks, blocks + clusters);
     }
     if (r < 0) {
         free(table);
@@ -205,13 +273,14 @@ static int new_block(struct qcow2 *s, uint64_t cluster) REQUIRES(s->meta)
     }
     int r = check_unused(s, cluster, 1);
     if (r == 0) {
-        r = add_block(s, index, cluster, cluster, 1);
+        r = add_blocks(s, index, cluster, 1, 1);
+    }
+    if (r == 0) {
+        r = hook_up(s, index, cluster, 1);
     }
     if (r < 0) {
         return r;
     }
-    s->reftable[index] = cluster << s->cluster_bits;
-    qcow2_span_add(&s->reftable_dirty, (uint32_t)index, (uint32_t)index + 1);
     s->virgin = max_u64(s->virgin, (cluster + 1) << s->cluster_bits);
     return 0;
 }
@@ -272,25 +341,40 @@ static int find_free(struct qcow2 *s, uint64_t from, uint64_t want,
     }
 }
 
-static int set_run(struct qcow2 *s, uint64_t cluster, uint64_t clusters,
-                   uint64_t count) REQUIRES(s->meta)
+/* As far as that went; *done clusters. */
+static int set_some(struct qcow2 *s, uint64_t cluster, uint64_t clusters,
+                    uint64_t count, uint64_t *done) REQUIRES(s->meta)
 {
-    while (clusters > 0) {
+    for (*done = 0; *done < clusters;) {
         struct qcow2_table *t;
-        int r = block_get(s, cluster, &t);
+        uint64_t at = cluster + *done;
+        int r = block_get_writable(s, at, &t);
         if (r < 0 || !t) {
             return r < 0 ? r : -EIO;
         }
-        uint64_t end = (cluster | (refs_per_block(s) - 1)) + 1;
-        uint64_t len = min_u64(clusters, end - cluster);
+        uint64_t end = (at | (refs_per_block(s) - 1)) + 1;
+        uint64_t len = min_u64(clusters - *done, end - at);
         for (uint64_t i = 0; i < len; i++) {
-            set_in(s, t, cluster + i, count);
+            set_in(s, t, at + i, count);
         }
         qcow2_cache_put(s->refblocks, t);
-        cluster += len;
-        clusters -= len;
+        *done += len;
     }
     return 0;
+}
+
+/* Count a run of free clusters, all or none. */
+static int take_run(struct qcow2 *s, uint64_t cluster, uint64_t clusters)
+    REQUIRES(s->meta)
+{
+    uint64_t done;
+    uint64_t undone;
+    int r = set_some(s, cluster, clusters, 1, &done);
+
+    if (r < 0) {
+        (void)set_some(s, cluster, done, 0, &undone);
+    }
+    return r;
 }
 
 int qcow2_alloc(struct qcow2 *s, uint64_t want, uint64_t *host, uint64_t *got,
@@ -301,7 +385,7 @@ int qcow2_alloc(struct qcow2 *s, uint64_t want, uint64_t *host, uint64_t *got,
     node_event(s->file, EVENT_CLUSTER_ALLOC);
     int r = find_free(s, s->free_hint, want, &start, got);
     if (r == 0) {
-        r = set_run(s, start, *got, 1);
+        r = take_run(s, start, *got);
     }
     if (r < 0) {
         return r;
@@ -359,14 +443,12 @@ static int alloc_long(struct qcow2 *s, uint64_t count, uint64_t *host)
         return -EFBIG;
     }
     r = check_unused(s, start, blocks + count);
-    for (uint64_t b = 0; b < blocks && r == 0; b++) {
+    if (r == 0) {
         node_event(s->file, EVENT_REFBLOCK_ALLOC);
-        r = add_block(s, index + b, start + b, start, blocks + count);
-        if (r == 0) {
-            s->reftable[index + b] = (start + b) << s->cluster_bits;
-            qcow2_span_add(&s->reftable_dirty, (uint32_t)(index + b),
-                           (uint32_t)(index + b) + 1);
-        }
+        r = add_blocks(s, index, start, blocks, blocks + count);
+    }
+    if (r == 0) {
+        r = hook_up(s, index, start, blocks);
     }
     if (r == 0) {
         *host = (start + blocks) << s->cluster_bits;
@@ -400,7 +482,7 @@ int qcow2_alloc_exact(struct qcow2 *s, uint64_t count, uint64_t *host)
         found += run;
         from = start + run;
     }
-    int r = set_run(s, begin, count, 1);
+    int r = take_run(s, begin, count);
     if (r < 0) {
         return r;
     }
@@ -415,8 +497,10 @@ int qcow2_alloc_exact(struct qcow2 *s, uint64_t count, uint64_t *host)
 void qcow2_alloc_undo(struct qcow2 *s, uint64_t host, uint64_t clusters)
 {
     uint64_t first = host >> s->cluster_bits;
+    uint64_t done;
 
-    if (set_run(s, first, clusters, 0) == 0) {
+    (void)set_some(s, first, clusters, 0, &done); /* or they leak */
+    if (done > 0) {
         s->free_hint = min_u64(s->free_hint, first);
     }
 }
@@ -427,7 +511,7 @@ int qcow2_ref_more(struct qcow2 *s, uint64_t host)
     unsigned bits = 1U << s->refcount_order;
     uint64_t most = bits == 64 ? UINT64_MAX : (UINT64_C(1) << bits) - 1;
     struct qcow2_table *t;
-    int r = block_get(s, cluster, &t);
+    int r = block_get_writable(s, cluster, &t);
 
     if (r < 0 || !t) {
         return r < 0 ? r : qcow2_mark_corrupt(s);
@@ -446,35 +530,41 @@ int qcow2_ref_more(struct qcow2 *s, uint64_t host)
 
 /* --- Freeing --- */
 
-int qcow2_free_later(struct qcow2 *s, uint64_t host, uint64_t clusters)
+static int add_to_limbo(struct qcow2 *s, const struct qcow2_freed *f)
+    REQUIRES(s->meta)
 {
-    uint64_t epoch = atomic_load(&s->epoch);
-
-    s->freed_clusters += clusters;
-    if (s->freed_count > s->freed_sealed) {
-        struct qcow2_freed *last = &s->freed[s->freed_count - 1];
-        if (last->epoch == epoch &&
-            last->host + (last->clusters << s->cluster_bits) == host) {
-            last->clusters += clusters;
-            return 0;
-        }
-    }
     if (s->freed_count == s->freed_room) {
         size_t room = s->freed_room ? s->freed_room * 2 : 64;
         struct qcow2_freed *more = realloc(s->freed, room * sizeof(*more));
         if (!more) {
-            s->freed_clusters -= clusters;
             return -ENOMEM; /* they leak; check finds them */
         }
         s->freed = more;
         s->freed_room = room;
     }
-    s->freed[s->freed_count++] = (struct qcow2_freed){
+    s->freed[s->freed_count++] = *f;
+    s->freed_clusters += f->clusters;
+    return 0;
+}
+
+int qcow2_free_later(struct qcow2 *s, uint64_t host, uint64_t clusters)
+{
+    struct qcow2_freed f = {
         .host = host,
         .clusters = clusters,
-        .epoch = epoch,
+        .epoch = atomic_load(&s->epoch),
     };
-    return 0;
+
+    if (s->freed_count > s->freed_sealed) {
+        struct qcow2_freed *last = &s->freed[s->freed_count - 1];
+        if (!last->durable && last->epoch == f.epoch &&
+            last->host + (last->clusters << s->cluster_bits) == host) {
+            last->clusters += clusters;
+            s->freed_clusters += clusters;
+            return 0;
+        }
+    }
+    return add_to_limbo(s, &f);
 }
 
 int qcow2_free_entry(struct qcow2 *s, uint64_t entry)
@@ -501,39 +591,50 @@ int qcow2_free_entry(struct qcow2 *s, uint64_t entry)
     return 0;
 }
 
-/* One reference less to each cluster of a run. */
-static int lower_run(struct qcow2 *s, const struct qcow2_freed *f)
-    REQUIRES(s->meta)
+/* One reference less to a cluster. */
+static int lower(struct qcow2 *s, uint64_t cluster) REQUIRES(s->meta)
 {
-    uint64_t first = f->host >> s->cluster_bits;
+    struct qcow2_table *t;
+    int r = block_get_writable(s, cluster, &t);
 
-    node_event(s->file, EVENT_CLUSTER_FREE);
-
-    for (uint64_t i = 0; i < f->clusters; i++) {
-        struct qcow2_table *t;
-        int r = block_get(s, first + i, &t);
-        if (r < 0) {
-            return r;
-        }
-        uint64_t count = t ? count_in(s, t, first + i) : 0;
-        if (count > 0) {
-            set_in(s, t, first + i, count - 1);
-        }
-        if (t) {
-            qcow2_cache_put(s->refblocks, t);
-        }
-        if (count == 0) {
-            return qcow2_mark_corrupt(s);
-        }
-        if (count == 1) {
-            s->free_hint = min_u64(s->free_hint, first + i);
-            if (s->packed > 0 &&
-                (s->packed - 1) >> s->cluster_bits == first + i) {
-                s->packed = 0;
-            }
+    if (r < 0) {
+        return r;
+    }
+    uint64_t count = t ? count_in(s, t, cluster) : 0;
+    if (count > 0) {
+        set_in(s, t, cluster, count - 1);
+    }
+    if (t) {
+        qcow2_cache_put(s->refblocks, t);
+    }
+    if (count == 0) {
+        return qcow2_mark_corrupt(s);
+    }
+    if (count == 1) {
+        atomic_fetch_add(&s->released, 1);
+        s->free_hint = min_u64(s->free_hint, cluster);
+        if (s->packed > 0 && (s->packed - 1) >> s->cluster_bits == cluster) {
+            s->packed = 0;
         }
     }
     return 0;
+}
+
+/* The same for each cluster of a run.  What cannot be done for want of room
+ * goes back to limbo: that is no reason for a flush to fail. */
+static int lower_run(struct qcow2 *s, struct qcow2_freed f) REQUIRES(s->meta)
+{
+    int r = 0;
+
+    node_event(s->file, EVENT_CLUSTER_FREE);
+    while (f.clusters > 0 && r == 0) {
+        r = lower(s, f.host >> s->cluster_bits);
+        if (r == 0) {
+            f.host += s->cluster_size;
+            f.clusters--;
+        }
+    }
+    return r == -ENOSPC ? add_to_limbo(s, &f) : r;
 }
 
 /* Are all clusters of the run about to become free?  Then nothing is packed
@@ -610,7 +711,7 @@ int qcow2_release_freed(struct qcow2 *s)
                                due[i].clusters << s->cluster_bits);
         }
         mutex_lock(&s->meta);
-        int one = lower_run(s, &due[i]);
+        int one = lower_run(s, due[i]);
         mutex_unlock(&s->meta);
         r = r < 0 ? r : one;
     }

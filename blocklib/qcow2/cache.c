@@ -186,6 +186,7 @@ static struct qcow2_table *add_locked(struct qcow2_cache *c, uint64_t offset)
     t->pins = 1;
     t->dirty = false;
     t->loading = false;
+    t->has_room = false;
     struct qcow2_table **at = bucket(c, offset);
     t->hash_next = *at;
     *at = t;

@@ -24,6 +24,7 @@ struct qcow2_cache;
 struct qcow2_table {
     uint64_t offset;
     void *data; /* big-endian, as on disk */
+    bool has_room; /* the file has blocks for it (room.c); meta lock */
 
     /* Guarded by the cache's lock. */
     struct qcow2_table *hash_next;
@@ -61,7 +62,7 @@ int qcow2_cache_new_table(struct qcow2_cache *c, uint64_t offset,
 void qcow2_cache_put(struct qcow2_cache *c, struct qcow2_table *t);
 void qcow2_cache_mark_dirty(struct qcow2_cache *c, struct qcow2_table *t);
 
-/* The table's cluster is free: forget it unwritten. */
+/* The table's cluster is free: forget it unwritten.  Nobody has it pinned. */
 void qcow2_cache_forget(struct qcow2_cache *c, uint64_t offset);
 
 /* Copies of all dirty tables, which are pinned and clean afterwards. */

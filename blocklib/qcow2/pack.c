@@ -122,8 +122,8 @@ static void forget_unpacked(struct qcow2 *s)
     mutex_unlock(&s->unpacked_lock);
 }
 
-static int store(struct qcow2 *s, uint64_t offset, const void *data,
-                 uint64_t bytes)
+static int try_store(struct qcow2 *s, uint64_t offset, const void *data,
+                     uint64_t bytes)
 {
     uint64_t host;
 
@@ -146,6 +146,18 @@ static int store(struct qcow2 *s, uint64_t offset, const void *data,
         (void)qcow2_free_entry(s, entry);
     }
     mutex_unlock(&s->meta);
+    return r;
+}
+
+static int store(struct qcow2 *s, uint64_t offset, const void *data,
+                 uint64_t bytes)
+{
+    uint64_t seen = atomic_load(&s->released);
+    int r;
+
+    do {
+        r = try_store(s, offset, data, bytes);
+    } while (qcow2_try_again(s, &r, &seen));
     return r;
 }
 

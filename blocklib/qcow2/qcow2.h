@@ -183,6 +183,7 @@ struct qcow2 {
     /* --- Atomic. --- */
     _Atomic uint64_t epoch;
     _Atomic uint64_t users[2]; /* extents in hand, by parity of the epoch */
+    _Atomic uint64_t released; /* clusters that became free out of limbo */
     _Atomic bool corrupt;      /* no more writes */
 
     /* --- Bitmaps (bitmaps.h).  Tree lock. --- */
@@ -317,12 +318,35 @@ uint64_t qcow2_refcount_load(const void *block, unsigned order,
 void qcow2_refcount_store(void *block, unsigned order, uint64_t index,
                           uint64_t count);
 
+/* --- room.c --- */
+
+/* Let the file have blocks for new metadata, which are zeroes then; or, with
+ * -ENOSPC, not. */
+int qcow2_take_room(struct qcow2 *s, uint64_t host, uint64_t bytes)
+    REQUIRES(s->meta);
+/* The same for a table of the caches that is about to be changed. */
+int qcow2_keep_room(struct qcow2 *s, struct qcow2_table *t) REQUIRES(s->meta);
+/* The same for entry @index of the L1 or the refcount table. */
+int qcow2_keep_entry_room(struct qcow2 *s, uint64_t table_offset,
+                          const _Atomic uint64_t *table, uint64_t entries,
+                          uint64_t index) REQUIRES(s->meta);
+
+/*
+ * Is what ended with *r, and has changed nothing, worth another try?  It is
+ * when it found no room and clusters have been freed since *seen, which is
+ * `released` as it was before the first try.  Flushes, and waits a limited
+ * time for those who use such clusters.  Else false, with the error in *r.
+ */
+bool qcow2_try_again(struct qcow2 *s, int *r, uint64_t *seen)
+    EXCLUDES(s->meta);
+
 /* --- write.c, zero.c --- */
 
 int qcow2_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
                   const struct iovec *iov, int iovcnt, unsigned flags);
 int qcow2_zero(struct node *n, uint64_t offset, uint64_t bytes,
                unsigned flags);
+int qcow2_zero_part(struct node *n, uint64_t offset, uint64_t bytes);
 int qcow2_discard(struct node *n, uint64_t offset, uint64_t bytes);
 
 /* --- flush.c --- */

@@ -16,7 +16,7 @@
 #include "nbdelta/error.h"
 #include "qcow2/bitmaps.h"
 
-static int grow_l1(struct qcow2 *s, uint64_t needed)
+static int try_grow_l1(struct qcow2 *s, uint64_t needed)
 {
     uint64_t entries = align_up(needed, s->cluster_size / 8);
     uint64_t clusters = entries * 8 >> s->cluster_bits;
@@ -29,6 +29,12 @@ static int grow_l1(struct qcow2 *s, uint64_t needed)
     mutex_lock(&s->meta);
     node_event(s->file, EVENT_L1_GROW_ALLOC_TABLE);
     int r = qcow2_alloc_exact(s, clusters, &host);
+    if (r == 0) {
+        r = qcow2_take_room(s, host, clusters << s->cluster_bits);
+        if (r < 0) {
+            qcow2_alloc_undo(s, host, clusters);
+        }
+    }
     if (r == 0) {
         uint64_t old_bytes = s->l1_size * UINT64_C(8);
         for (uint32_t i = 0; i < s->l1_size; i++) {
@@ -48,6 +54,17 @@ static int grow_l1(struct qcow2 *s, uint64_t needed)
         free(l1);
     }
     mutex_unlock(&s->meta);
+    return r;
+}
+
+static int grow_l1(struct qcow2 *s, uint64_t needed)
+{
+    uint64_t seen = atomic_load(&s->released);
+    int r;
+
+    do {
+        r = try_grow_l1(s, needed);
+    } while (qcow2_try_again(s, &r, &seen));
     return r;
 }
 

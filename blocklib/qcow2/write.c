@@ -31,6 +31,25 @@ void qcow2_entry_store(struct qcow2 *s, struct qcow2_table *t, uint64_t index,
     qcow2_cache_mark_dirty(s->l2, t);
 }
 
+/* All room that L2 table @index, at @host, needs, and the table. */
+static int new_l2(struct qcow2 *s, uint64_t index, uint64_t host,
+                  struct qcow2_table **tp) REQUIRES(s->meta)
+{
+    int r = qcow2_keep_entry_room(s, s->l1_offset, s->l1, s->l1_size, index);
+
+    node_event(s->file, EVENT_L2_ALLOC_WRITE);
+    if (r == 0) {
+        r = qcow2_take_room(s, host, s->cluster_size);
+    }
+    if (r == 0) {
+        r = qcow2_cache_new_table(s->l2, host, tp);
+    }
+    if (r == 0) {
+        (*tp)->has_room = true;
+    }
+    return r;
+}
+
 static void l1_store(struct qcow2 *s, uint64_t index, uint64_t entry)
     REQUIRES(s->meta)
 {
@@ -52,12 +71,16 @@ int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
         return r;
     }
     if (from && (old & QCOW2_COPIED)) {
+        r = qcow2_keep_room(s, from);
+        if (r < 0) {
+            qcow2_cache_put(s->l2, from);
+        }
         *tp = from;
-        return 0;
+        return r;
     }
     r = qcow2_alloc_exact(s, 1, &host);
     if (r == 0) {
-        r = qcow2_cache_new_table(s->l2, host, &to);
+        r = new_l2(s, index, host, &to);
         if (r < 0) {
             qcow2_alloc_undo(s, host, 1);
         }
@@ -75,7 +98,6 @@ int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
     if (r < 0 || !to) {
         return r < 0 ? r : -ENOMEM;
     }
-    node_event(s->file, EVENT_L2_ALLOC_WRITE);
     l1_store(s, index, host | QCOW2_COPIED);
     *tp = to;
     return 0;
@@ -295,9 +317,9 @@ static int link_piece(struct qcow2 *s, const struct piece *p) REQUIRES(s->meta)
     return r == -ENOMEM ? 0 : r;
 }
 
-static int do_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
-                    const struct iovec *iov, int cnt, uint64_t done,
-                    uint64_t *written)
+static int try_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
+                     const struct iovec *iov, int cnt, uint64_t done,
+                     uint64_t *written)
 {
     struct iovec part[IOV_MAX_INNER];
     struct piece p;
@@ -320,6 +342,19 @@ static int do_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
     mutex_unlock(&s->meta);
     qcow2_cache_put(s->l2, p.l2);
     *written = p.bytes;
+    return r;
+}
+
+static int do_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
+                    const struct iovec *iov, int cnt, uint64_t done,
+                    uint64_t *written)
+{
+    uint64_t seen = atomic_load(&s->released);
+    int r;
+
+    do {
+        r = try_piece(s, offset, bytes, iov, cnt, done, written);
+    } while (qcow2_try_again(s, &r, &seen));
     return r;
 }
 
@@ -353,6 +388,25 @@ int qcow2_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     return r < 0 ? r : qcow2_relieve(s);
 }
 
+/* *done: the bytes of the first piece. */
+static int reserve_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
+                         uint64_t *done)
+{
+    struct piece p;
+
+    mutex_lock(&s->meta);
+    int r = plan(s, offset, bytes, &p);
+    if (r == 0) {
+        if (!p.in_place && !p.reserved) {
+            r = link_piece(s, &p);
+        }
+        qcow2_cache_put(s->l2, p.l2);
+        *done = p.bytes;
+    }
+    mutex_unlock(&s->meta);
+    return r;
+}
+
 int qcow2_preallocate(struct node *n, uint64_t offset, uint64_t bytes)
 {
     struct qcow2 *s = n->state;
@@ -360,18 +414,13 @@ int qcow2_preallocate(struct node *n, uint64_t offset, uint64_t bytes)
     int r = 0;
 
     while (offset < end && r == 0) {
-        struct piece p;
+        uint64_t seen = atomic_load(&s->released);
+        uint64_t done = 0;
 
-        mutex_lock(&s->meta);
-        r = plan(s, offset, end - offset, &p);
-        if (r == 0) {
-            if (!p.in_place && !p.reserved) {
-                r = link_piece(s, &p);
-            }
-            qcow2_cache_put(s->l2, p.l2);
-            offset += p.bytes;
-        }
-        mutex_unlock(&s->meta);
+        do {
+            r = reserve_piece(s, offset, end - offset, &done);
+        } while (qcow2_try_again(s, &r, &seen));
+        offset += done;
         if (r == 0) {
             r = qcow2_relieve(s);
         }
