@@ -242,6 +242,10 @@ struct driver {
     int (*zero)(struct node *n, uint64_t offset, uint64_t bytes,
                 unsigned flags);
 
+    /* The same for a range that lies in one unit of limits.zero_align and is
+     * not all of it.  NULL or -ENOTSUP: the core writes zeroes. */
+    int (*zero_part)(struct node *n, uint64_t offset, uint64_t bytes);
+
     /* Write whole clusters (limits.pref; the last may be cut by the disk's
      * end), compressed as far as that makes them smaller.  NULL: the format
      * cannot. */

@@ -189,6 +189,13 @@ static inline struct node *node_child(const struct node *n, unsigned i)
     return n->child[i] ? n->child[i]->child : NULL;
 }
 
+/* Is there, or may there be when it is opened again, a backing file?  Then
+ * what is unallocated need not read as zeroes for good. */
+static inline bool node_may_have_backing(const struct node *n)
+{
+    return n->child[CHILD_BACKING] || n->image_backing;
+}
+
 /* --- For open methods (control section). --- */
 
 /*

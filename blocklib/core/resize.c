@@ -3,8 +3,9 @@
  * Changing the size of a disk, in a drained section.
  *
  * Order when growing: bitmaps, driver, size, and zeroes over what a longer
- * backing node would show in the new space; when shrinking, bitmaps come last:
- * a bitmap is never shorter than its disk.
+ * backing file would show in the new space; when shrinking, bitmaps come last:
+ * a bitmap is never shorter than its disk.  Of a backing file that the image
+ * names and that is not open, nobody knows how long it is.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -19,7 +20,9 @@ static int hide_backing(struct node *n, uint64_t old, uint64_t size,
                         struct error **errp)
 {
     struct node *backing = node_child(n, CHILD_BACKING);
-    uint64_t end = backing ? min_u64(size, backing->size) : 0;
+    uint64_t end = backing                     ? min_u64(size, backing->size)
+                   : node_may_have_backing(n) ? size
+                                               : 0;
 
     if (end <= old) {
         return 0;
@@ -47,11 +50,29 @@ static int resize_driver(struct node *n, uint64_t size, struct error **errp)
     return n->drv->resize(n, size, errp);
 }
 
+/* Zeroes over a part of a unit would be written with the rest of it, which the
+ * backing file has; without fast zeroes, all of the new space would be. */
+static int check_hideable(const struct node *n, struct error **errp)
+{
+    bool hidden = node_may_have_backing(n) && !node_child(n, CHILD_BACKING);
+
+    return hidden && (!n->limits.fast_zero ||
+                      !is_aligned(n->size, n->limits.zero_align))
+               ? error_set(errp, ENOTSUP,
+                           "'%s' cannot grow while its backing file is not "
+                           "open",
+                           node_name(n))
+               : 0;
+}
+
 static int grow(struct node *n, uint64_t size, struct error **errp)
 {
     uint64_t old = n->size;
-    int r = bitmap_resize_all(n, old, size, errp);
+    int r = check_hideable(n, errp);
 
+    if (r == 0) {
+        r = bitmap_resize_all(n, old, size, errp);
+    }
     if (r < 0) {
         return r;
     }

@@ -6,8 +6,10 @@
  *       written            driver's zero        written
  *
  * A driver does whole units (limits.zero_align) itself; what sticks out at
- * the ends is written as zeroes, unless it reads as zeroes already.  Formats
- * without a zero of their own (raw) hand it down through map.
+ * the ends is written as zeroes, unless the driver can do without (zero_part).
+ * That it reads as zeroes is no reason to leave it out: what is unallocated
+ * may show a backing file another time.  Formats without a zero of their own
+ * (raw) hand it down through map.
  */
 #include <errno.h>
 
@@ -19,21 +21,6 @@
 #define ZEROES_LEN (64 * KiB)
 
 static const char zeroes[ZEROES_LEN] __attribute__((aligned(4096)));
-
-static bool reads_zero(struct node *n, uint64_t offset, uint64_t bytes)
-{
-    struct mapping m;
-
-    if (n->drv->is_protocol || n->drv->is_filter ||
-        node_map(n, offset, bytes, 0, &m) < 0) {
-        return false;
-    }
-    bool zero = m.length == bytes &&
-                (m.kind == MAP_ZERO || (m.kind == MAP_UNALLOCATED &&
-                                        !node_child(n, CHILD_BACKING)));
-    node_map_put(n, &m);
-    return zero;
-}
 
 static int write_zeroes(struct node *n, uint64_t offset, uint64_t bytes,
                         unsigned flags)
@@ -91,11 +78,29 @@ static int zero_mapped(struct node *n, uint64_t offset, uint64_t bytes,
     return 0;
 }
 
+/* A part of a unit, or of two. */
 static int zero_partial(struct node *n, uint64_t offset, uint64_t bytes)
 {
-    return bytes == 0 || reads_zero(n, offset, bytes)
-               ? 0
-               : write_zeroes(n, offset, bytes, 0);
+    uint64_t unit = n->limits.zero_align;
+
+    while (bytes > 0) {
+        uint64_t len = min_u64(bytes, align_down(offset, unit) + unit - offset);
+        int r = n->drv->zero_part ? n->drv->zero_part(n, offset, len)
+                                  : -ENOTSUP;
+
+        if (r == -ENOTSUP) {
+            r = write_zeroes(n, offset, len, 0);
+        }
+        if (r < 0) {
+            return r;
+        }
+        offset += len;
+        bytes -= len;
+        if (bytes > 0) {
+            node_request_changed();
+        }
+    }
+    return 0;
 }
 
 static int zero_split(struct node *n, uint64_t offset, uint64_t bytes,

@@ -435,6 +435,7 @@ const struct driver driver_qcow2 = {
     .preadv = qcow2_read_compressed,
     .pwritev = qcow2_pwritev,
     .zero = qcow2_zero,
+    .zero_part = qcow2_zero_part,
     .discard = qcow2_discard,
     .write_compressed = qcow2_write_compressed,
     .flush = qcow2_flush_to_disk,

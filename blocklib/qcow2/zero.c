@@ -3,17 +3,22 @@
  * Making clusters read as zeroes, by their L2 entries alone.
  *
  *   entry now          zero                 zero, may unmap     discard
- *   unallocated        ZERO (*)             ZERO (*)            ZERO (*)
+ *   unallocated        ZERO                 ZERO                ZERO (*)
  *   normal, COPIED     host | ZERO          ZERO, host freed    the same
  *   other normal       ZERO, freed          ZERO, freed         the same
  *   compressed         ZERO, freed          ZERO, freed         the same
  *
  *   ("freed" in an external data file: discarded there)
  *
- *   (*) stays as it is without a backing node: it reads as zeroes already.
+ *   (*) stays as it is without a backing file: a discard leaves open what is
+ *       read afterwards.
  *
- * Version 2 has no ZERO: there, entries become unallocated if there is no
- * backing node; else zero is not supported, and a discard does nothing.
+ * Zeroes that were written are stored, also where unallocated reads as zeroes
+ * now: an image may be opened without the backing file that it names, and may
+ * get one later.  Whether there is a backing *node* says nothing about that.
+ *
+ * Version 2 has no ZERO: there, zero is not supported; a discard makes entries
+ * unallocated if there is no backing file, and else does nothing.
  *
  * A raw data file has to be zero itself.  Then its zeroes are what counts, and
  * the entries stay as they are.
@@ -24,21 +29,19 @@
 
 struct zeroing {
     bool unmap;
-    bool has_backing;
+    bool fill; /* what is unallocated becomes ZERO */
 };
 
 /* What becomes of @entry; *freed: its host clusters are not used any more. */
 static uint64_t zeroed(const struct qcow2 *s, const struct zeroing *z,
                        uint64_t entry, bool *freed)
 {
-    uint64_t plain = s->version >= 3 && z->has_backing ? QCOW2_ZERO : 0;
-
     *freed = false;
     switch (qcow2_entry_kind(s, entry)) {
     case QCOW2_KIND_ZERO_PLAIN:
         return entry;
     case QCOW2_KIND_UNALLOCATED:
-        return plain;
+        return z->fill ? QCOW2_ZERO : entry;
     case QCOW2_KIND_NORMAL:
     case QCOW2_KIND_ZERO_ALLOC:
         if (!z->unmap && (entry & QCOW2_COPIED) && s->version >= 3) {
@@ -60,7 +63,7 @@ static int zero_in_l2(struct qcow2 *s, const struct zeroing *z,
     uint64_t l1 = atomic_load(&s->l1[offset / qcow2_l2_span(s)]);
     struct qcow2_table *t;
 
-    if (!(l1 & QCOW2_OFFSET_MASK) && !z->has_backing) {
+    if (!(l1 & QCOW2_OFFSET_MASK) && !z->fill) {
         return 0;
     }
     int r = qcow2_l2_get_writable(s, offset, &t);
@@ -100,6 +103,20 @@ static int discard_data(struct qcow2 *s, uint64_t offset, uint64_t bytes)
                : 0;
 }
 
+static int zero_clusters(struct qcow2 *s, const struct zeroing *z,
+                         uint64_t offset, uint64_t clusters)
+{
+    uint64_t seen = atomic_load(&s->released);
+    int r;
+
+    do {
+        mutex_lock(&s->meta);
+        r = zero_in_l2(s, z, offset, clusters);
+        mutex_unlock(&s->meta);
+    } while (qcow2_try_again(s, &r, &seen));
+    return r;
+}
+
 static int zero_range(struct qcow2 *s, const struct zeroing *z,
                       uint64_t offset, uint64_t bytes)
 {
@@ -116,9 +133,7 @@ static int zero_range(struct qcow2 *s, const struct zeroing *z,
         uint64_t span_end =
             align_down(offset, qcow2_l2_span(s)) + qcow2_l2_span(s);
         uint64_t to = min_u64(end, span_end);
-        mutex_lock(&s->meta);
-        r = zero_in_l2(s, z, offset, div_up(to - offset, s->cluster_size));
-        mutex_unlock(&s->meta);
+        r = zero_clusters(s, z, offset, div_up(to - offset, s->cluster_size));
         if (r == 0 && to < end) {
             node_request_changed();
         }
@@ -162,7 +177,7 @@ static int zero_raw(struct qcow2 *s, uint64_t offset, uint64_t bytes,
     if (atomic_load(&s->corrupt)) {
         return -EIO;
     }
-    if (node_child(s->node, CHILD_BACKING)) {
+    if (node_may_have_backing(s->node)) {
         int r = shows_backing(s, offset, bytes);
         if (r != 0) {
             return r < 0 ? r : -ENOTSUP;
@@ -179,7 +194,7 @@ int qcow2_zero(struct node *n, uint64_t offset, uint64_t bytes,
     struct qcow2 *s = n->state;
     struct zeroing z = {
         .unmap = flags & REQ_MAY_UNMAP,
-        .has_backing = node_child(n, CHILD_BACKING) != NULL,
+        .fill = true,
     };
 
     if (!s->data) {
@@ -188,10 +203,62 @@ int qcow2_zero(struct node *n, uint64_t offset, uint64_t bytes,
     if (s->raw) {
         return zero_raw(s, offset, bytes, flags);
     }
-    if (s->version < 3 && (z.has_backing || !z.unmap)) {
+    if (s->version < 3) {
         return -ENOTSUP;
     }
     return zero_range(s, &z, offset, bytes);
+}
+
+static int note_zero(const struct extent *e, void *opaque)
+{
+    bool *zero = opaque;
+
+    *zero = e->flags & EXTENT_ZERO;
+    return !*zero;
+}
+
+/* A cluster that nothing is allocated for and that reads as zeroes becomes one
+ * of zeroes.  Whoever writes to it meanwhile would need the range lock. */
+static int zero_unallocated(struct qcow2 *s, uint64_t start)
+{
+    struct node *n = s->node;
+    struct zeroing z = {.fill = true};
+    uint64_t length = min_u64(s->cluster_size, n->size - start);
+    struct mapping m;
+    bool zero = false;
+
+    int r = qcow2_map(n, start, length, 0, &m);
+    if (r < 0) {
+        return r;
+    }
+    qcow2_map_put(n, &m);
+    if (m.kind != MAP_UNALLOCATED) {
+        return m.kind == MAP_ZERO ? 0 : -ENOTSUP;
+    }
+    r = node_extents(n, start, length, 0, note_zero, &zero);
+    if (r < 0) {
+        return r;
+    }
+    return zero ? zero_clusters(s, &z, start, 1) : -ENOTSUP;
+}
+
+int qcow2_zero_part(struct node *n, uint64_t offset, uint64_t bytes)
+{
+    struct qcow2 *s = n->state;
+    uint64_t start = align_down(offset, s->cluster_size);
+    struct range_req req;
+
+    (void)bytes; /* the rest of the cluster is the same */
+    if (!s->data || s->raw || s->version < 3) {
+        return -ENOTSUP;
+    }
+    if (atomic_load(&s->corrupt)) {
+        return -EIO;
+    }
+    range_lock(&s->range, &req, start, s->cluster_size, true);
+    int r = zero_unallocated(s, start);
+    range_unlock(&s->range, &req);
+    return r < 0 ? r : qcow2_relieve(s);
 }
 
 int qcow2_discard(struct node *n, uint64_t offset, uint64_t bytes)
@@ -199,7 +266,7 @@ int qcow2_discard(struct node *n, uint64_t offset, uint64_t bytes)
     struct qcow2 *s = n->state;
     struct zeroing z = {
         .unmap = true,
-        .has_backing = node_child(n, CHILD_BACKING) != NULL,
+        .fill = node_may_have_backing(n),
     };
 
     if (!s->data) {
@@ -208,7 +275,7 @@ int qcow2_discard(struct node *n, uint64_t offset, uint64_t bytes)
     if (s->raw) {
         return discard_data(s, offset, bytes);
     }
-    if (s->version < 3 && z.has_backing) {
+    if (s->version < 3 && z.fill) {
         return 0;
     }
     return zero_range(s, &z, offset, bytes);

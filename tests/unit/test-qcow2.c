@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "core/graph.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
@@ -303,6 +304,161 @@ START_TEST(growing_keeps_data_and_hides_a_longer_backing_file)
 }
 END_TEST
 
+/* --- Zeroes that only the backing file, which is not open, would show --- */
+
+#define LAYER (1 * MiB)
+
+static struct blk *open_alone(struct graph *g, const char *name)
+{
+    CLEANUP_JSON json_t *o = json_pack(
+        "{s:s, s:s, s:n, s:{s:s, s:s}}", "driver", "qcow2", "discard", "unmap",
+        "backing", "file", "driver", "file", "filename", name);
+    struct blk *b;
+    struct node *n;
+
+    ck_assert_int_eq(graph_open(g, o, &n, NULL), 0);
+    ck_assert_int_eq(blk_new(g, n, PERM_READ | PERM_WRITE | PERM_RESIZE,
+                             PERM_ALL, "test", &b, NULL),
+                     0);
+    return b;
+}
+
+static void name_backing(const char *name)
+{
+    struct graph *g = graph_new();
+    struct blk *b = open_alone(g, name);
+    struct node *n = blk_node(b);
+
+    graph_lock(g);
+    graph_drain(g, n);
+    ck_assert_int_eq(n->drv->change_backing(n, "lower.raw", "raw", NULL), 0);
+    graph_unlock(g);
+    blk_free(b);
+    graph_free(g);
+}
+
+static const struct {
+    uint64_t offset;
+    uint64_t bytes;
+    bool discard; /* holds only if a backing file is named */
+} zeroed[] = {
+    {0, 64 * KiB, false},
+    {128 * KiB, 4096, false},             /* part of a cluster */
+    {256 * KiB - 512, 1024, false},       /* parts of two */
+    {320 * KiB + 512, 128 * KiB, false},  /* and one between them */
+    {512 * KiB, 64 * KiB, true},
+    {LAYER - 512, 512, false},
+};
+
+static void zero_all(struct blk *b, bool named, unsigned flags)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(zeroed); i++) {
+        int r = zeroed[i].discard && named
+                    ? blk_discard(b, zeroed[i].offset, zeroed[i].bytes)
+                    : blk_zero(b, zeroed[i].offset, zeroed[i].bytes, flags);
+        ck_assert_int_eq(r, 0);
+    }
+}
+
+static void expect_zeroed(const char *name)
+{
+    static unsigned char got[LAYER];
+    struct graph *g = graph_new();
+    struct blk *b = must_open(g, name, true);
+
+    ck_assert_int_eq(blk_pread(b, got, LAYER, 0, 0), 0);
+    for (size_t i = 0; i < ARRAY_SIZE(zeroed); i++) {
+        for (uint64_t at = 0; at < zeroed[i].bytes; at++) {
+            ck_assert_msg(got[zeroed[i].offset + at] == 0,
+                          "zeroes at %" PRIu64 " are not stored",
+                          zeroed[i].offset);
+        }
+    }
+    ck_assert_int_eq(got[LAYER - 64 * KiB - 1], 9); /* it is there at all */
+    blk_free(b);
+    graph_free(g);
+}
+
+static void make_lower(uint64_t size)
+{
+    unsigned char *nines = malloc(size);
+    FILE *f = fopen("lower.raw", "wb");
+
+    memset(nines, 9, size);
+    ck_assert_uint_eq(fwrite(nines, 1, size, f), size);
+    (void)fclose(f);
+    free(nines);
+}
+
+/* The image names its backing file before or after; in version 3 and 2; with
+ * leave to unmap and without. */
+START_TEST(zeroes_are_stored_while_the_backing_file_is_not_open)
+{
+    bool named = _i & 1;
+    bool old = _i & 2;
+    unsigned flags = _i & 4 ? REQ_MAY_UNMAP : 0;
+    json_t *o = json_pack("{s:i, s:s}", "size", (int)LAYER, "compat",
+                          old ? "0.10" : "1.1");
+
+    make_lower(LAYER);
+    if (named) {
+        (void)json_object_set_new(o, "backing_file", json_string("lower.raw"));
+        (void)json_object_set_new(o, "backing_fmt", json_string("raw"));
+    }
+    create("disk.qcow2", "qcow2", o);
+    struct graph *g = graph_new();
+    struct blk *b = open_alone(g, "disk.qcow2");
+    zero_all(b, named && !old, flags);
+    blk_free(b);
+    graph_free(g);
+    if (!named) {
+        name_backing("disk.qcow2");
+    }
+    expect_zeroed("disk.qcow2");
+    expect_sound("disk.qcow2");
+    (void)unlink("disk.qcow2");
+    (void)unlink("lower.raw");
+}
+END_TEST
+
+START_TEST(growing_hides_a_backing_file_that_is_not_open)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    unsigned char buf[4096];
+
+    make_lower(2 * LAYER);
+    create("disk.qcow2", "qcow2",
+           json_pack("{s:i, s:s, s:s}", "size", (int)LAYER, "backing_file",
+                     "lower.raw", "backing_fmt", "raw"));
+    struct graph *g = graph_new();
+    struct blk *b = open_alone(g, "disk.qcow2");
+    ck_assert_int_eq(blk_resize(b, 2 * LAYER, NULL), 0);
+    blk_free(b);
+    graph_free(g);
+    g = graph_new();
+    b = must_open(g, "disk.qcow2", true);
+    for (uint64_t at = 0; at < 2 * LAYER; at += 64 * KiB) {
+        ck_assert_int_eq(blk_pread(b, buf, sizeof(buf), at, 0), 0);
+        ck_assert_int_eq(buf[0], at < LAYER ? 9 : 0);
+    }
+    blk_free(b);
+    graph_free(g);
+    (void)unlink("disk.qcow2");
+    /* Where a part of a cluster would have to be zero it is refused. */
+    create("disk.qcow2", "qcow2",
+           json_pack("{s:i, s:s, s:s}", "size", (int)LAYER - 512,
+                     "backing_file", "lower.raw", "backing_fmt", "raw"));
+    g = graph_new();
+    b = open_alone(g, "disk.qcow2");
+    ck_assert_int_eq(blk_resize(b, 2 * LAYER, &err), -ENOTSUP);
+    ck_assert_uint_eq(blk_size(b), LAYER - 512);
+    blk_free(b);
+    graph_free(g);
+    (void)unlink("disk.qcow2");
+    (void)unlink("lower.raw");
+}
+END_TEST
+
 START_TEST(what_is_cut_off_does_not_come_back)
 {
     unsigned char buf[4096];
@@ -567,6 +723,9 @@ int main(void)
     tcase_add_loop_test(tc, random_requests_with_a_data_file_match_a_model, 0,
                         12);
     tcase_add_test(tc, growing_keeps_data_and_hides_a_longer_backing_file);
+    tcase_add_loop_test(
+        tc, zeroes_are_stored_while_the_backing_file_is_not_open, 0, 8);
+    tcase_add_test(tc, growing_hides_a_backing_file_that_is_not_open);
     tcase_add_test(tc, what_is_cut_off_does_not_come_back);
     tcase_add_test(tc, bad_headers_are_refused_by_what_is_wrong);
     tcase_add_test(tc, unknown_features_are_refused_by_their_name);
