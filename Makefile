@@ -17,6 +17,10 @@
 #   make crash [ROUNDS=200] [SEED=N]
 #                             kill the server, and cut its power, while bitmaps
 #                             change, again and again
+#   make faults [SEED=N] [CASE='OPERATION/SHAPE/KIND-K/ERROR...']
+#                             storage fails in each operation that changes
+#                             metadata, at each request, and what is left is
+#                             right; CASE='clear resize': these operations
 #   make bench                measure, beside qemu-nbd and nbdkit
 #   make packages             install the Debian packages of all of the above
 #   make install              DESTDIR=... prefix=/usr/local
@@ -135,6 +139,7 @@ FUZZERS    := $(patsubst tests/fuzz/%.c,$(O)/%,$(FUZZ_SRC))
 TOOLS      := $(patsubst %.c,$(O)/%,$(TOOL_SRC))
 
 CARELESS   := $(O)/tests/func/careless
+FAULTY     := $(O)/tests/func/faulty
 
 SERVER    := $(O)/nbdelta
 PLUGIN    := $(O)/nbdkit-nbdelta-plugin.so
@@ -205,13 +210,18 @@ $(UNIT_TESTS): $(O)/%: $(O)/tests/unit/%.o $(BLOCKLIB)
 $(FUZZERS): $(O)/%: $(O)/tests/fuzz/%.o $(BLOCKLIB)
 	$(call link,$(FUZZ_LINK),$(SERVER_PKGS))
 
-$(filter-out $(CARELESS),$(TOOLS)): $(O)/%: $(O)/%.o $(BLOCKLIB)
+$(filter-out $(CARELESS) $(FAULTY),$(TOOLS)): $(O)/%: $(O)/%.o $(BLOCKLIB)
 	$(call link,,$(SERVER_PKGS))
 
 # The server, but for one function of qcow2.
 $(CARELESS): $(O)/tests/func/careless.o $(O)/server/main.o $(SERVERLIB) \
     $(BLOCKLIB)
 	$(call link,-Wl$(comma)--wrap=qcow2_bitmap_arm,$(SERVER_PKGS))
+
+# The server, on a file system that fails.
+$(FAULTY): $(O)/tests/func/faulty.o $(O)/server/main.o $(SERVERLIB) $(BLOCKLIB)
+	$(call link,$(addprefix -Wl$(comma)--wrap=,pwritev2 pwrite ftruncate \
+	    fdatasync fsync),$(SERVER_PKGS))
 
 $(filter $(INSIDE:tests/unit/%.c=$(O)/%),$(UNIT_TESTS)) \
 $(filter $(INSIDE:tests/fuzz/%.c=$(O)/%),$(FUZZERS)): $(SERVERLIB)
@@ -230,7 +240,7 @@ FOR_TESTS = BUILD='$(abspath $(O))' SRCDIR='$(CURDIR)' CC='$(CC)' \
 # A make of its own, which looks for the packages that are there by now.
 SUBMAKE = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
 
-.PHONY: check check-run check-iotests check-iotests-run check-valgrind demo crash stress demo-run bench bench-run packages \
+.PHONY: check check-run check-iotests check-iotests-run check-valgrind demo crash faults stress demo-run bench bench-run packages \
         FORCE
 check:
 	$(Q)tests/packages.sh build test
@@ -285,6 +295,11 @@ crash: all $(TOOLS)
 	$(Q)$(FOR_TESTS) ROUNDS='$(or $(ROUNDS),200)' SEED='$(SEED)' \
 	    TEST_TIMEOUT=7200 tests/run tests/func/bitmap-kill.sh \
 	    tests/func/bitmap-power.sh tests/func/pull-kill.sh
+
+# All cases of this test.
+faults: all $(TOOLS)
+	$(Q)$(FOR_TESTS) SEED='$(SEED)' FAULTS_CASES='$(or $(CASE),all)' \
+	    TEST_TIMEOUT=14400 tests/run tests/func/faults.sh
 
 bench:
 	$(Q)tests/packages.sh build test
