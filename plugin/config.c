@@ -19,8 +19,10 @@ const char config_help[] =
     "blockdev=<OPTIONS>        Instead: the options of QMP's blockdev-add.\n"
     "format=<FORMAT>           Of the images: qcow2 or raw (default: look).\n"
     "backing=off               Leave the backing files of the images alone.\n"
-    "allow-path=<DIR>          Follow names of backing files into DIR, too;\n"
-    "                          may be repeated.\n"
+    "follow=<WHAT>             Which files images may name: beside (default),\n"
+    "                          data (also data files beside), none.\n"
+    "allow-path=<PATH>         Images may name files below PATH, too; may be\n"
+    "                          repeated.\n"
     "cache=<MODE>              writeback (default), writethrough, none,\n"
     "                          directsync or unsafe.\n"
     "direct=on                 Bypass the page cache.\n"
@@ -38,6 +40,7 @@ static const char *const cache_words[] = {
     "writeback", "writethrough", "none", "directsync", "unsafe", NULL,
 };
 static const char *const discard_words[] = {"unmap", "ignore", NULL};
+static const char *const follow_words[] = {"beside", "data", "none", NULL};
 static const char *const durability_words[] = {"power", "process", NULL};
 static const char *const switch_words[] = {"off", "on", NULL};
 
@@ -190,6 +193,9 @@ int config_take(struct config *c, const char *key, const char *value,
     }
     if (strcmp(key, "allow-path") == 0) {
         return add_dir(c, value, errp);
+    }
+    if (strcmp(key, "follow") == 0) {
+        return set_text(&c->follow, key, value, follow_words, errp);
     }
     if (strcmp(key, "cache") == 0) {
         return set_text(&c->cache, key, value, cache_words, errp);
@@ -457,6 +463,7 @@ void config_free(struct config *c)
     strings_free(&c->files);
     strings_free(&c->blockdevs);
     free(c->format);
+    free(c->follow);
     free(c->cache);
     free(c->discard);
     free(c->durability);

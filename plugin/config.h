@@ -33,6 +33,7 @@ struct config {
     struct strings files;
     struct strings blockdevs;
     char *format;
+    char *follow;
     char *cache;
     char *discard;
     char *durability;

@@ -20,6 +20,15 @@ static int no_memory(struct error **errp)
     return error_set(errp, ENOMEM, "no memory");
 }
 
+static enum graph_follow follow_of(const struct config *c)
+{
+    const char *word = c->follow ? c->follow : "beside";
+
+    return strcmp(word, "none") == 0   ? FOLLOW_NONE
+           : strcmp(word, "data") == 0 ? FOLLOW_DATA
+                                       : FOLLOW_BESIDE;
+}
+
 int disks_new(const struct config *c, struct disks **dsp, struct error **errp)
 {
     struct disks *ds = calloc(1, sizeof(*ds));
@@ -40,6 +49,7 @@ int disks_new(const struct config *c, struct disks **dsp, struct error **errp)
     for (; ds->count < c->source_count; ds->count++) {
         ds->all[ds->count].source = &c->sources[ds->count];
     }
+    graph_follow(ds->graph, follow_of(c));
     for (unsigned i = 0; i < c->allowed.count && r == 0; i++) {
         r = graph_allow_path(ds->graph, c->allowed.at[i], errp);
     }

@@ -38,8 +38,10 @@ static const struct cli_option serve_options[] = {
      "clients have to have a certificate of our CA"},
     {"format", 'f', "FORMAT", "the images' format (default: look)"},
     {"qmp", OPT_QMP, "SOCKET", "make a QMP monitor on a Unix socket"},
-    {"allow-path", OPT_ALLOW_PATH, "DIR",
-     "images may name backing files below DIR, too"},
+    {"allow-path", OPT_ALLOW_PATH, "PATH",
+     "images may name files below PATH, too"},
+    {"follow", OPT_FOLLOW, "WHAT",
+     "which files images may name: none, beside, data (beside)"},
     {"exit-on-disconnect", OPT_EXIT_ON_DISCONNECT, NULL,
      "end when the last client has gone, as qemu-nbd"},
     {"exit-with-parent", OPT_EXIT_WITH_PARENT, NULL,
@@ -60,7 +62,7 @@ static const struct cli_command serve_command = {
     .name = "serve",
     .usage = "[-U SOCKET | -i ADDR -p PORT] [-r] [-f FORMAT] [--qmp SOCKET] "
              "[--pidfile FILE]\n"
-             "[--allow-path DIR]... [--daemonize] [OPTION...] "
+             "[--allow-path PATH]... [--follow WHAT] [--daemonize] [OPTION...] "
              "[NAME=]IMAGE...",
     .about = "Serve disk images to NBD clients until SIGTERM, SIGINT or QMP's "
              "quit.\nEach is exported under its NAME (disk0, disk1, ... "
@@ -110,6 +112,22 @@ static int take_mode(struct serve_config *cfg)
         return cli_usage(cfg->command, "'%s' is not a mode (0 to 777)", optarg);
     }
     cfg->socket_mode = (unsigned)mode;
+    return 0;
+}
+
+static int take_follow(struct serve_config *cfg)
+{
+    if (strcmp(optarg, "none") == 0) {
+        cfg->follow = FOLLOW_NONE;
+    } else if (strcmp(optarg, "beside") == 0) {
+        cfg->follow = FOLLOW_BESIDE;
+    } else if (strcmp(optarg, "data") == 0) {
+        cfg->follow = FOLLOW_DATA;
+    } else {
+        return cli_usage(cfg->command,
+                         "--follow is 'none', 'beside' or 'data', not '%s'",
+                         optarg);
+    }
     return 0;
 }
 
@@ -185,6 +203,8 @@ static int take_option(struct serve_config *cfg, int code)
         break;
     case OPT_SOCKET_MODE:
         return take_mode(cfg);
+    case OPT_FOLLOW:
+        return take_follow(cfg);
     case OPT_VM_COMPAT:
         cfg->vm_compat = true;
         break;

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 
 #include "cli.h"
+#include "nbdelta/graph.h"
 
 enum serve_code {
     OPT_QMP = CLI_LONG,
@@ -19,6 +20,7 @@ enum serve_code {
     OPT_EXIT_ON_DISCONNECT,
     OPT_EXIT_WITH_PARENT,
     OPT_EXPORT,
+    OPT_FOLLOW,
     OPT_MONITOR,
     OPT_NBD_SERVER,
     OPT_OBJECT,
@@ -53,6 +55,7 @@ struct serve_config {
     bool tls_verify_peer;
     bool read_only;
     const char *format;
+    enum graph_follow follow;
     const char *pidfile;
     bool daemonize;
     bool vm_compat;

@@ -177,14 +177,19 @@ static void add_context(const struct serve_item *it, struct error **errp)
     }
 }
 
-/* Which files images may name is known before the first is opened. */
+/* Which files images may name is known before the first is opened; and who can
+ * connect to the socket of --qmp finds images that are open. */
+static int pass_of(const struct serve_item *it)
+{
+    return it->code == OPT_ALLOW_PATH ? 0 : it->code == OPT_QMP ? 2 : 1;
+}
+
 static int do_options(struct serve *s, struct error **errp)
 {
-    for (int pass = 0; pass < 2; pass++) {
+    for (int pass = 0; pass < 3; pass++) {
         for (unsigned i = 0; i < s->config.count; i++) {
             const struct serve_item *it = &s->config.items[i];
-            bool early = it->code == OPT_ALLOW_PATH;
-            int r = early == (pass == 0) ? do_option(s, it, errp) : 0;
+            int r = pass_of(it) == pass ? do_option(s, it, errp) : 0;
 
             if (r < 0) {
                 add_context(it, errp);
@@ -217,6 +222,9 @@ static int make_parts(struct serve *s, struct error **errp)
     struct daemon *d = &s->daemon;
 
     d->graph = graph_new();
+    if (d->graph) {
+        graph_follow(d->graph, s->config.follow);
+    }
     d->objects = objects_new(d->graph);
     d->devices = devices_new();
     d->io_tasks = io_tasks_new();

@@ -9,6 +9,7 @@
 
 #include "core/blocker.h"
 #include "core/graph.h"
+#include "core/image_name.h"
 #include "core/reopen.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
@@ -72,7 +73,7 @@ static bool is_own_backing(const struct node *image, const struct node *backing)
 {
     CLEANUP_FREE char *path =
         image->image_backing
-            ? path_beside(node_filename(image), image->image_backing)
+            ? image_name_path(image->image_backing, node_filename(image))
             : NULL;
     return same_file(path, node_filename(backing));
 }

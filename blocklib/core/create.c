@@ -6,22 +6,64 @@
 #include <string.h>
 
 #include "core/create.h"
+#include "core/door.h"
 #include "core/driver.h"
 #include "core/graph_priv.h"
 #include "core/open.h"
 #include "core/opts.h"
+#include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/image.h"
 
+/* --- Permissions, and which file it is --- */
+
+void node_access(const struct node *n, struct file_access *a)
+{
+    static const unsigned shown[] = {CHILD_FILE, CHILD_BACKING, CHILD_DATA};
+    struct stat st;
+
+    if (n->drv->fstat && n->drv->fstat(n, &st) == 0) {
+        file_access_narrow(a, &st);
+    } else if (n->drv->is_protocol) {
+        a->mode &= FILE_ACCESS_OWNER.mode;
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(shown); i++) {
+        const struct node *child = node_child(n, shown[i]);
+
+        if (child) {
+            node_access(child, a);
+        }
+    }
+}
+
+int node_check_made(const struct node *n, const struct file_make *how,
+                    struct error **errp)
+{
+    const struct node *file = node_at_bottom(n);
+    struct stat st;
+
+    return file->drv->fstat && file->drv->fstat(file, &st) == 0 &&
+                   door_same(&st, &how->made)
+               ? 0
+               : error_set(errp, ESTALE,
+                           "'%s' is not the file that was made there",
+                           node_filename(file));
+}
+
+/* --- Creating --- */
+
 /*
- * Open the backing file as the new image will name it, to see that it is one
- * and how large it is.  The user named it himself: no policy.
+ * Open the backing file as the new image will name it, to see that it is one,
+ * how large it is, and who may read it.  The user named it himself: no policy.
+ * What it names in its turn is not opened.
  */
 static int measure_backing(const char *filename, const char *backing,
                            const char *fmt, uint64_t *size,
-                           struct error **errp)
+                           struct file_access *access, struct error **errp)
 {
+    const struct driver *drv = driver_find(fmt);
+
     CLEANUP_FREE char *path = path_beside(filename, backing);
     CLEANUP_JSON json_t *options =
         path ? json_pack("{s:b,s:b,s:{s:s,s:s}}", "read-only", 1,
@@ -33,16 +75,18 @@ static int measure_backing(const char *filename, const char *backing,
     int r;
 
     if (!options || !g ||
-        (fmt &&
-         json_object_set_new(options, "driver", json_string(fmt)) < 0)) {
+        json_object_set_new(options, "driver", json_string(fmt)) < 0 ||
+        (drv && drv->has_backing &&
+         json_object_set_new(options, "backing", json_null()) < 0)) {
         r = error_set(errp, EINVAL, "'%s' cannot be a backing file", backing);
     } else {
-        graph_allow_any_path(g);
+        graph_without_data(g);
         r = graph_open(g, options, &n, errp);
         if (r < 0) {
             error_prefix(errp, "Could not open backing image: ");
         } else {
             *size = node_size(n);
+            node_access(n, access);
         }
     }
     graph_free(g);
@@ -51,7 +95,7 @@ static int measure_backing(const char *filename, const char *backing,
 
 /* Fill in "size" from the backing file where it is missing. */
 static int complete_options(const char *filename, json_t *options,
-                            struct error **errp)
+                            struct file_access *access, struct error **errp)
 {
     const char *backing =
         json_string_value(json_object_get(options, "backing_file"));
@@ -73,7 +117,7 @@ static int complete_options(const char *filename, json_t *options,
         if (unchecked && sized) {
             return 0;
         }
-        int r = measure_backing(filename, backing, fmt, &size, errp);
+        int r = measure_backing(filename, backing, fmt, &size, access, errp);
         if (r < 0) {
             return r;
         }
@@ -89,16 +133,26 @@ static int complete_options(const char *filename, json_t *options,
     return 0;
 }
 
-int image_create(const char *filename, const char *format,
-                 const json_t *options, struct error **errp)
+int image_create_as(const char *filename, const char *format,
+                    const json_t *options, struct file_make *how,
+                    struct error **errp)
 {
     return json_object_get(options, "data_file_exists")
                ? error_set(errp, EINVAL, "Invalid parameter 'data_file_exists'")
-               : image_make(filename, format, options, errp);
+               : image_make(filename, format, options, how, errp);
+}
+
+int image_create(const char *filename, const char *format,
+                 const json_t *options, struct error **errp)
+{
+    struct file_make how = {.access = FILE_ACCESS_ANY};
+
+    return image_create_as(filename, format, options, &how, errp);
 }
 
 int image_make(const char *filename, const char *format,
-               const json_t *options, struct error **errp)
+               const json_t *options, struct file_make *how,
+               struct error **errp)
 {
     const struct driver *drv = driver_find(format);
     if (!drv || !drv->create) {
@@ -108,7 +162,7 @@ int image_make(const char *filename, const char *format,
     if (!complete) {
         return error_set(errp, ENOMEM, "no memory for options");
     }
-    int r = complete_options(filename, complete, errp);
+    int r = complete_options(filename, complete, &how->access, errp);
     if (r < 0) {
         return r;
     }
@@ -116,7 +170,7 @@ int image_make(const char *filename, const char *format,
     if (!opts) {
         return error_set(errp, ENOMEM, "no memory for options");
     }
-    r = drv->create(filename, opts, errp);
+    r = drv->create(filename, opts, how, errp);
     opts_free(opts);
     return r;
 }

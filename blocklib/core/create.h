@@ -4,12 +4,30 @@
 
 #include <jansson.h>
 
-struct error;
+#include "core/create_file.h"
 
-/* As image_create, with an option more that is not for users:
+/*
+ * As image_create, with an option more that is not for users:
  * "data_file_exists" has the data file left as it is, and the image made only
- * where nothing is yet (-EEXIST). */
+ * where nothing is yet (-EEXIST).  Nobody gets more access to the new files
+ * than how->access and, where it is looked at, the backing file give.
+ */
 int image_make(const char *filename, const char *format,
-               const json_t *options, struct error **errp);
+               const json_t *options, struct file_make *how,
+               struct error **errp);
+
+/* As image_create, in the same way. */
+int image_create_as(const char *filename, const char *format,
+                    const json_t *options, struct file_make *how,
+                    struct error **errp);
+
+/* Let nobody have access who has none to all files that @n shows.  What is in
+ * no file is for the owner alone. */
+void node_access(const struct node *n, struct file_access *a);
+
+/* Is it the file of @n that was made?  -ESTALE, with @errp: @n has been opened
+ * by its name since, and that led elsewhere. */
+int node_check_made(const struct node *n, const struct file_make *how,
+                    struct error **errp);
 
 #endif /* NBDELTA_CORE_CREATE_H */

@@ -9,68 +9,176 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "core/door.h"
+#include "core/graph.h"
 #include "core/imagelock.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 
-static int open_new(const char *filename, bool replace, bool *existed)
-{
-    int fd = open(filename, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+/* --- Permissions --- */
 
-    *existed = false;
-    if (fd < 0 && errno == EEXIST && replace) {
-        *existed = true;
-        fd = open(filename, O_RDWR | O_CLOEXEC);
-    }
-    return fd < 0 ? -errno : fd;
+/* What is left when a group is another one: what all others have, too. */
+static mode_t of_strangers(mode_t mode)
+{
+    return mode & (0707 | (mode & 07) << 3);
 }
 
-/* Under the lock. */
-static int empty_file(int fd, const char *filename, struct error **errp)
+void file_access_narrow(struct file_access *a, const struct stat *st)
+{
+    mode_t mode = st->st_mode & 0777;
+
+    if (a->of_group && a->gid != st->st_gid) {
+        a->mode = of_strangers(a->mode);
+        mode = of_strangers(mode);
+    }
+    a->mode &= mode;
+    a->of_group = true;
+    a->gid = st->st_gid;
+}
+
+/* The group of a new file depends on its directory. */
+static int narrow_group(int fd, const struct file_access *a)
 {
     struct stat st;
 
     if (fstat(fd, &st) < 0) {
-        return error_set(errp, errno, "cannot look at '%s': %s", filename,
-                         strerror(errno));
+        return -errno;
     }
-    /* Whoever made it has failed since we opened it, and removed it. */
-    if (st.st_nlink == 0) {
-        return error_set(errp, EAGAIN, "'%s' was removed by another process",
-                         filename);
-    }
-    if (S_ISBLK(st.st_mode)) {
+    if (!a->of_group || a->gid == st.st_gid) {
         return 0;
     }
-    if (!S_ISREG(st.st_mode)) {
+    mode_t mode = st.st_mode & 0777;
+    return of_strangers(mode) != mode && fchmod(fd, of_strangers(mode)) < 0
+               ? -errno
+               : 0;
+}
+
+/* --- Making and replacing --- */
+
+/* The name goes while the lock stands: afterwards it might be another's. */
+static void drop_file(const char *filename, int fd, bool existed)
+{
+    struct stat there;
+    struct stat st;
+
+    if (!existed && fstat(fd, &st) == 0 && lstat(filename, &there) == 0 &&
+        door_same(&there, &st)) {
+        (void)unlink(filename);
+    }
+    (void)close(fd);
+}
+
+#define LINKS_MAX 40
+
+/* Where the link that @d has found leads to, as a path; NULL: nowhere. */
+static char *read_link(const struct door *d)
+{
+    char target[4096];
+    ssize_t len = readlinkat(d->fd, "", target, sizeof(target) - 1);
+
+    if (len <= 0) {
+        return NULL;
+    }
+    target[len] = '\0';
+    return path_beside(d->name, target);
+}
+
+/*
+ * Find the file at @filename, which will be replaced.  Whoever may make names
+ * in its directory could have it be a link to any file: those of others are
+ * not followed (-EPERM).
+ */
+static int find_old(const char *filename, struct door *d)
+{
+    int r = door_find_link(d, filename);
+
+    for (unsigned i = 0; r == 0 && S_ISLNK(d->st.st_mode); i++) {
+        bool ours = d->st.st_uid == 0 || d->st.st_uid == geteuid();
+        CLEANUP_FREE char *next = ours && i < LINKS_MAX ? read_link(d) : NULL;
+
+        door_close(d);
+        if (!next) {
+            return ours ? -ELOOP : -EPERM;
+        }
+        r = door_find_link(d, next);
+    }
+    return r;
+}
+
+static int open_old(const char *filename, struct error **errp)
+{
+    struct door d;
+    int r = find_old(filename, &d);
+
+    if (r == -EPERM) {
+        return error_set(errp, EPERM,
+                         "Could not create '%s': it is a link that somebody "
+                         "else has made",
+                         filename);
+    }
+    if (r == 0 && !S_ISREG(d.st.st_mode) && !S_ISBLK(d.st.st_mode)) {
+        door_close(&d); /* opening it may do something to it */
         return error_set(errp, EINVAL,
                          "'%s' is neither a regular file nor a block device",
                          filename);
     }
-    if (ftruncate(fd, 0) < 0) {
+    if (r == 0) {
+        r = door_open(&d, O_RDWR);
+        door_close(&d);
+    }
+    return r < 0 ? error_set(errp, -r, "Could not create '%s': %s", filename,
+                             strerror(-r))
+                 : r;
+}
+
+static int open_new(const char *filename, bool replace,
+                    const struct file_access *a, bool *existed,
+                    struct error **errp)
+{
+    int fd = open(filename, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC,
+                  (a->mode | 0600) & 0644);
+    int r = fd < 0 ? -errno : narrow_group(fd, a);
+
+    *existed = fd < 0;
+    if (r == -EEXIST && replace) {
+        return open_old(filename, errp);
+    }
+    if (r < 0 && fd >= 0) {
+        drop_file(filename, fd, false);
+    }
+    return r < 0 ? error_set(errp, -r, "Could not create '%s': %s", filename,
+                             strerror(-r))
+                 : fd;
+}
+
+/* Under the lock.  *st: which file it is. */
+static int empty_file(int fd, const char *filename, struct stat *st,
+                      struct error **errp)
+{
+    if (fstat(fd, st) < 0) {
+        return error_set(errp, errno, "cannot look at '%s': %s", filename,
+                         strerror(errno));
+    }
+    /* Whoever made it has failed since we opened it, and removed it. */
+    if (st->st_nlink == 0) {
+        return error_set(errp, EAGAIN, "'%s' was removed by another process",
+                         filename);
+    }
+    if (S_ISREG(st->st_mode) && ftruncate(fd, 0) < 0) {
         return error_set(errp, errno, "cannot empty '%s': %s", filename,
                          strerror(errno));
     }
     return 0;
 }
 
-/* The name goes before the lock does: afterwards it might be another's. */
-static void drop_file(const char *filename, int fd, bool existed)
+int file_create_begin(const char *filename, bool replace,
+                      struct file_make *how, int *fd, bool *existed,
+                      struct error **errp)
 {
-    if (!existed) {
-        (void)unlink(filename);
-    }
-    (void)close(fd);
-}
-
-int file_create_begin(const char *filename, bool replace, int *fd,
-                      bool *existed, struct error **errp)
-{
-    int new = open_new(filename, replace, existed);
+    int new = open_new(filename, replace, &how->access, existed, errp);
     if (new < 0) {
-        return error_set(errp, -new, "Could not create '%s': %s", filename,
-                         strerror(-new));
+        return new;
     }
     int r = image_lock(new, filename, true, errp);
     if (r == -EAGAIN) {
@@ -78,7 +186,7 @@ int file_create_begin(const char *filename, bool replace, int *fd,
         return r;
     }
     if (r == 0) {
-        r = empty_file(new, filename, errp);
+        r = empty_file(new, filename, &how->made, errp);
     }
     if (r < 0) {
         drop_file(filename, new, *existed);
@@ -87,6 +195,8 @@ int file_create_begin(const char *filename, bool replace, int *fd,
     *fd = new;
     return 0;
 }
+
+/* --- Content --- */
 
 int file_create_write(int fd, const void *buf, size_t bytes, uint64_t offset)
 {
@@ -173,11 +283,11 @@ static int write_zeroes(int fd, uint64_t size)
 }
 
 int file_create_plain(const char *filename, uint64_t size, enum file_room room,
-                      struct error **errp)
+                      struct file_make *how, struct error **errp)
 {
     bool existed;
     int fd;
-    int r = file_create_begin(filename, true, &fd, &existed, errp);
+    int r = file_create_begin(filename, true, how, &fd, &existed, errp);
 
     if (r < 0) {
         return r;

@@ -6,13 +6,41 @@
  * The file under a new image: made or emptied under its image lock, so that
  * an image in use is never truncated, and durable when it is finished.
  */
+#include <sys/stat.h>
+
 #include "nbdelta/types.h"
 
-/* Open @filename for a new image: an empty regular file, or a block device as
- * it is.  *existed: it was there before, which is -EEXIST without @replace.
- * -EAGAIN: somebody has it locked. */
-int file_create_begin(const char *filename, bool replace, int *fd,
-                      bool *existed, struct error **errp);
+/* Who may use a file: permissions, and the group that those of a group are
+ * for. */
+struct file_access {
+    mode_t mode;
+    bool of_group; /* gid is known */
+    gid_t gid;
+};
+
+/* What nobody has restricted, and what only the owner may use. */
+#define FILE_ACCESS_ANY   ((struct file_access){.mode = 0644})
+#define FILE_ACCESS_OWNER ((struct file_access){.mode = 0600})
+
+/* Let nobody have access who has none to the file with @st. */
+void file_access_narrow(struct file_access *a, const struct stat *st);
+
+/* How a file is made, and which one it has become: names may lead elsewhere
+ * when it is opened later. */
+struct file_make {
+    struct file_access access; /* never more than that (nor than the umask) */
+    struct stat made;
+};
+
+/*
+ * Open @filename for a new image: an empty regular file, or a block device as
+ * it is.  *existed: it was there before, which is -EEXIST without @replace;
+ * then its permissions stay.  A link that is neither ours nor root's is not
+ * followed: -EPERM.  -EAGAIN: somebody has it locked.
+ */
+int file_create_begin(const char *filename, bool replace,
+                      struct file_make *how, int *fd, bool *existed,
+                      struct error **errp);
 
 /* pwrite of all of it; 0 or -errno. */
 int file_create_write(int fd, const void *buf, size_t bytes, uint64_t offset);
@@ -33,6 +61,6 @@ enum file_room { ROOM_NONE, ROOM_RESERVED, ROOM_WRITTEN };
 /* A file of @size zeroes, durable, in place of what is at @filename.  (A block
  * device keeps what it has, but for ROOM_WRITTEN.)  Removed on failure. */
 int file_create_plain(const char *filename, uint64_t size, enum file_room room,
-                      struct error **errp);
+                      struct file_make *how, struct error **errp);
 
 #endif /* NBDELTA_CORE_CREATE_FILE_H */

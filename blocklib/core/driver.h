@@ -54,6 +54,8 @@
 #include "nbdelta/types.h"
 
 struct copy;
+struct file_make;
+struct stat;
 struct opts;
 struct node_flags;
 enum node_event;
@@ -181,6 +183,10 @@ struct driver {
     int (*change_backing)(struct node *n, const char *name, const char *fmt,
                           struct error **errp);
 
+    /* Protocols: stat(2) of the file that the bytes are in.  0 or -errno; NULL:
+     * they are in no file. */
+    int (*fstat)(const struct node *n, struct stat *st);
+
     /* Add members to ImageInfo (node_image_info) in @info: "cluster-size",
      * "format-specific", ...  NULL: nothing to add. */
     void (*describe)(struct node *n, json_t *info);
@@ -207,7 +213,7 @@ struct driver {
 
     /* Create an image; see image.h.  @opts is complete but not checked. */
     int (*create)(const char *filename, struct opts *opts,
-                  struct error **errp);
+                  struct file_make *how, struct error **errp);
     const char *const *create_options; /* NULL-terminated */
 
     /* Write an empty image onto @file, an open node that the caller holds;
@@ -296,6 +302,7 @@ struct driver {
 
 /* All of them; the table is in core/open.c. */
 extern const struct driver driver_file;
+extern const struct driver driver_host_device;
 extern const struct driver driver_mem;
 extern const struct driver driver_nbd;
 extern const struct driver driver_null_co;

@@ -69,15 +69,26 @@ void graph_wake_waiting(struct graph *g, struct node *n);
 /* Is @n below @top, or @top itself? */
 bool node_is_below(const struct node *top, const struct node *n);
 
-/* May an image at @image open @path (as the kernel takes it) because it names
- * it?  -EPERM with the path and the option that would allow it. */
-int policy_check(struct graph *g, const char *image, const char *path,
-                 struct error **errp);
+struct door;
+
+/* What names a file, and what for. */
+struct named {
+    const struct node *image;
+    bool data; /* an external data file, else a backing file */
+};
+
+/*
+ * Find the file at @path (as the kernel takes it) that an image names, if it
+ * may be opened for that.  On success the caller has @d to close; *only_read:
+ * it may never be written to.  -EPERM, with the path and what would allow it.
+ */
+int policy_find(const struct named *by, const char *path, bool writable,
+                struct door *d, bool *only_read, struct error **errp);
+
+/* The node below @n, or @n, that holds its bytes itself. */
+const struct node *node_at_bottom(const struct node *n);
 
 /* @named relative to the directory of @image; malloc()ed. */
 char *path_beside(const char *image, const char *named);
-
-/* The format of a file by its first bytes: "qcow2" or "raw". */
-const char *format_probe(const void *head, size_t len);
 
 #endif /* NBDELTA_CORE_GRAPH_H */

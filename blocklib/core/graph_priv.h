@@ -21,11 +21,11 @@ struct graph {
     uint64_t next_name;
     struct list throttle_groups;
 
-    /* Implicit-open policy: set before the first open. */
+    /* Implicit-open policy: set before the first open (policy.c). */
     char **allowed; /* absolute, resolved, without a slash at the end */
     size_t allowed_count;
-    bool allow_any;
-    bool without_data; /* set before the first open, too */
+    enum graph_follow follow;
+    bool without_data;
 
     struct tls_creds_set tls_creds; /* has a lock of its own */
     struct yank_set yanks;          /* so has this */

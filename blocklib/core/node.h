@@ -93,7 +93,10 @@ struct node {
     char *image_backing_fmt;
     bool growable;          /* protocol: writes past the end extend it */
     bool probed;            /* the format was guessed from the content */
+    bool only_read;         /* protocol: an image names it, and must not have
+                               it written to (policy.c) */
     struct node *preopened; /* during open: the file child, for probing */
+    const struct named *named; /* during open: what names the file */
 
     /* --- Tree lock. --- */
     struct edge *child[CHILD_MAX]; /* NULL where there is none */

@@ -14,10 +14,11 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "core/blocker.h"
+#include "core/format.h"
 #include "core/graph_priv.h"
+#include "core/image_name.h"
 #include "core/opts.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
@@ -27,15 +28,16 @@
 #define CHAIN_MAX 200
 
 static const struct driver *const drivers[] = {
-    &driver_blkdebug, &driver_logwrites, &driver_cbw, &driver_file, &driver_mem,
+    &driver_blkdebug, &driver_logwrites, &driver_cbw, &driver_file,
+    &driver_host_device, &driver_mem,
     &driver_nbd,      &driver_null_co, &driver_qcow2, &driver_raw,
     &driver_snapshot_access,
     &driver_throttle,
 };
 
 static const char *const driver_names[] = {
-    "blkdebug", "blklogwrites", "copy-before-write", "file", "mem", "nbd",
-    "null-co", "qcow2", "raw", "snapshot-access", "throttle", NULL,
+    "blkdebug", "blklogwrites", "copy-before-write", "file",
+    "host_device", "mem", "nbd", "null-co", "qcow2", "raw", "snapshot-access", "throttle", NULL,
 };
 
 const struct driver *driver_find(const char *name)
@@ -53,16 +55,12 @@ const char *const *graph_driver_names(void)
     return driver_names;
 }
 
-const char *format_probe(const void *head, size_t len)
-{
-    return len >= 4 && memcmp(head, "QFI\xfb", 4) == 0 ? "qcow2" : "raw";
-}
-
 /* What a node's options are opened with. */
 struct context {
     struct graph *graph;
     struct node_flags inherited;
     unsigned depth;
+    const struct named *named; /* what names the file, if an image does */
 };
 
 static int open_node(const struct context *ctx, const json_t *options,
@@ -128,7 +126,7 @@ static int attach_opened(struct node *n, unsigned index, struct node *child,
 int node_open_child(struct node *n, struct opts *opts, const char *key,
                     unsigned index, bool grow, struct error **errp)
 {
-    struct context ctx = { n->graph, n->flags, n->open_depth + 1 };
+    struct context ctx = { n->graph, n->flags, n->open_depth + 1, NULL };
     CLEANUP_JSON json_t *value = opts_take(opts, key);
     struct node *child = n->preopened;
     int r;
@@ -149,95 +147,36 @@ int node_open_child(struct node *n, struct opts *opts, const char *key,
 
 /* --- Files that the image names --- */
 
-/* @named without "file:"; -EPERM where it is no name of a file. */
-static int strip_protocol(const char *image, const char *what,
-                          const char *option, const char **named,
-                          struct error **errp)
-{
-    if (strncmp(*named, "file:", 5) == 0) {
-        *named += 5;
-    } else if (strncmp(*named, "json:", 5) == 0 || strstr(*named, "://")) {
-        return error_set(errp, EPERM,
-                         "image '%s' names the %s '%s': only files are opened "
-                         "because an image names them (give it as the option "
-                         "'%s')",
-                         image, what, *named, option);
-    }
-    return 0;
-}
-
 static int describe_backing(struct node *n, json_t **options,
                             struct error **errp)
 {
-    const char *image = node_filename(n);
-    const char *named = n->image_backing;
-    const char *fmt = n->image_backing_fmt;
-    int r = strip_protocol(image, "backing file", "backing", &named, errp);
+    const char *image = node_filename(node_at_bottom(n));
+    struct image_name nm;
+    int r = image_name_parse(n->image_backing, image, "backing", &nm, errp);
 
     if (r < 0) {
         return r;
     }
-    CLEANUP_FREE char *path = path_beside(image, named);
-    if (!path) {
-        return error_set(errp, ENOMEM, "no memory for the path '%s'", named);
-    }
-    r = policy_check(n->graph, image, path, errp);
-    if (r < 0) {
-        return r;
-    }
-    *options = json_pack("{s:{s:s,s:s}}", "file", "driver", "file", "filename",
-                         path);
-    if (*options && fmt &&
-        json_object_set_new(*options, "driver", json_string(fmt)) < 0) {
-        json_decref(*options);
-        *options = NULL;
-    }
+    const char *fmt = nm.driver ? nm.driver : n->image_backing_fmt;
+    *options = json_pack("{s:{s:s,s:s}, s:s*}", "file", "driver", "file",
+                         "filename", nm.path, "driver", fmt);
     if (!*options) {
-        return error_set(errp, EINVAL,
-                         "image '%s' names a backing file that is not UTF-8",
-                         image);
+        r = error_set(errp, EINVAL,
+                      "image '%s' names a backing file that is not UTF-8",
+                      image);
     }
-    return 0;
-}
-
-/*
- * QEMU takes a data file's relative name from the directory where it runs,
- * which is not where an image is that was made elsewhere.  So both are looked
- * at; two files are one too many.
- */
-static int find_data_file(const char *image, const char *named, char **pathp,
-                          struct error **errp)
-{
-    CLEANUP_FREE char *beside = path_beside(image, named);
-    CLEANUP_FREE char *here = strdup(named);
-    struct stat a;
-    struct stat b;
-
-    if (!beside || !here) {
-        return error_set(errp, ENOMEM, "no memory for the path '%s'", named);
-    }
-    bool at_image = stat(beside, &a) == 0;
-    bool at_us = stat(here, &b) == 0;
-    if (at_image && at_us && (a.st_dev != b.st_dev || a.st_ino != b.st_ino)) {
-        return error_set(errp, EINVAL,
-                         "image '%s' names the data file '%s', which is both "
-                         "in its directory and in this one: give the right "
-                         "one as the option 'data-file'",
-                         image, named);
-    }
-    char **found = at_image ? &beside : &here;
-    *pathp = *found;
-    *found = NULL;
-    return 0;
+    image_name_free(&nm);
+    return r;
 }
 
 int node_open_data(struct node *n, struct opts *opts, const char *named,
                    struct error **errp)
 {
-    struct context ctx = { n->graph, n->flags, n->open_depth + 1 };
-    const char *image = node_filename(node_child(n, CHILD_FILE));
-    CLEANUP_FREE char *path = NULL;
+    struct context ctx = { n->graph, n->flags, n->open_depth + 1, NULL };
+    const char *image = node_filename(node_at_bottom(n));
+    const struct named by = { n, true };
     CLEANUP_JSON json_t *options = NULL;
+    struct image_name nm;
     struct node *child;
     int r;
 
@@ -252,18 +191,18 @@ int node_open_data(struct node *n, struct opts *opts, const char *named,
         return error_set(errp, EINVAL,
                          "'data-file' is required for this image");
     }
-    if ((r = strip_protocol(image, "data file", "data-file", &named, errp)) <
-            0 ||
-        (r = find_data_file(image, named, &path, errp)) < 0 ||
-        (r = policy_check(n->graph, image, path, errp)) < 0) {
+    r = image_name_parse(named, image, "data-file", &nm, errp);
+    if (r < 0) {
         return r;
     }
-    options = json_pack("{s:s,s:s}", "driver", "file", "filename", path);
+    options = json_pack("{s:s,s:s}", "driver", "file", "filename", nm.path);
+    image_name_free(&nm);
     if (!options) {
         return error_set(errp, EINVAL,
                          "image '%s' names a data file that is not UTF-8",
                          image);
     }
+    ctx.named = &by;
     r = open_node(&ctx, options, &child, errp);
     return r < 0 ? r
                  : attach_opened(n, CHILD_DATA, child, "data-file", true,
@@ -289,7 +228,8 @@ static bool completes_backing(const struct node *n, const json_t *value)
 static int open_backing(struct node *n, struct opts *opts,
                         struct error **errp)
 {
-    struct context ctx = { n->graph, n->flags, n->open_depth + 1 };
+    struct context ctx = { n->graph, n->flags, n->open_depth + 1, NULL };
+    const struct named by = { n, false };
     bool given = opts_has(opts, "backing");
     CLEANUP_JSON json_t *value = opts_take(opts, "backing");
     struct node *backing;
@@ -300,6 +240,7 @@ static int open_backing(struct node *n, struct opts *opts,
     if (!given || completes_backing(n, value)) {
         json_t *more = value;
 
+        ctx.named = &by;
         value = NULL;
         int r = describe_backing(n, &value, errp);
         if (r == 0 && more && json_object_update(value, more) < 0) {
@@ -363,34 +304,45 @@ int node_take_flags(struct opts *o, struct node_flags *f, struct error **errp)
 
 /* --- Probing --- */
 
-static int probe(const struct context *ctx, struct opts *opts,
-                 struct node_flags flags, struct node **filep,
-                 const char **driver, struct error **errp)
+/* Open the file child before the node. */
+static int open_file_first(const struct context *ctx, struct opts *opts,
+                           struct node_flags flags, struct node **filep,
+                           struct error **errp)
 {
-    struct context child_ctx = { ctx->graph, flags, ctx->depth + 1 };
+    struct context child_ctx = { ctx->graph, flags, ctx->depth + 1,
+                                 ctx->named };
     CLEANUP_JSON json_t *value = opts_take(opts, "file");
-    char head[512] = { 0 };
-    int r;
 
-    if (!value) {
-        return error_set(errp, EINVAL, "Parameter 'driver' is missing");
+    return value ? open_or_find(&child_ctx, value, "file", filep, errp)
+                 : error_set(errp, EINVAL, "Parameter 'driver' is missing");
+}
+
+static int probe(struct node *file, const char **driver, struct error **errp)
+{
+    char head[FORMAT_BYTES] = { 0 };
+    char tail[FORMAT_BYTES] = { 0 };
+    uint64_t size = node_size(file);
+    int r = 0;
+
+    if (size > 0) {
+        r = node_pread(file, head, min_u64(size, FORMAT_BYTES), 0, 0);
     }
-    r = open_or_find(&child_ctx, value, "file", filep, errp);
+    if (r == 0 && size > FORMAT_BYTES) {
+        r = node_pread(file, tail, FORMAT_BYTES, size - FORMAT_BYTES, 0);
+    }
     if (r < 0) {
-        return r;
+        return error_set(errp, -r, "cannot read '%s' to find its format: %s",
+                         node_filename(file), strerror(-r));
     }
-    uint64_t size = node_size(*filep);
-    r = size == 0 ? 0
-                  : node_pread(*filep, head, min_u64(size, sizeof(head)), 0,
-                               0);
-    if (r < 0) {
-        r = error_set(errp, -r, "cannot read '%s' to find its format: %s",
-                      node_filename(*filep), strerror(-r));
-        node_unref(*filep);
-        return r;
-    }
-    *driver = format_probe(head, sizeof(head));
-    return 0;
+    *driver = format_probe(head, tail);
+    return driver_find(*driver)
+               ? 0
+               : error_set(errp, ENOTSUP,
+                           "'%s' looks like an image of format %s, which is "
+                           "not known here: format 'raw' (-f raw) takes its "
+                           "bytes as they are, qemu-nbd or nbdkit can serve "
+                           "the disk in it",
+                           node_filename(file), *driver);
 }
 
 /* --- One node --- */
@@ -477,15 +429,19 @@ static int open_with_opts(const struct context *ctx, struct opts *opts,
         driver = "file";
         probed = false;
     }
-    if (probed) {
-        r = probe(ctx, opts, flags, &file, &driver, errp);
+    /* Of what an image names, the policy is asked when its file is opened. */
+    if (probed || (ctx->named && opts_has(opts, "file"))) {
+        r = open_file_first(ctx, opts, flags, &file, errp);
         if (r < 0) {
             return r;
         }
     }
-    const struct driver *drv = driver_find(driver);
-    r = drv ? node_alloc(ctx->graph, drv, name, &n, errp)
-            : error_set(errp, EINVAL, "Unknown driver '%s'", driver);
+    r = probed ? probe(file, &driver, errp) : 0;
+    const struct driver *drv = r == 0 ? driver_find(driver) : NULL;
+    if (r == 0) {
+        r = drv ? node_alloc(ctx->graph, drv, name, &n, errp)
+                : error_set(errp, EINVAL, "Unknown driver '%s'", driver);
+    }
     if (r < 0) {
         if (file) {
             node_unref(file);
@@ -497,7 +453,9 @@ static int open_with_opts(const struct context *ctx, struct opts *opts,
     n->probed = probed;
     n->open_depth = ctx->depth;
     n->options = json_deep_copy(options);
+    n->named = drv->is_protocol ? ctx->named : NULL;
     r = open_driver(n, opts, options, errp);
+    n->named = NULL;
     if (r < 0) {
         node_unref(n);
         return r;

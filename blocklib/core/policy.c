@@ -3,37 +3,42 @@
  * The implicit-open policy: which files an image may name.
  *
  * Both sides are resolved (symbolic links, "..") before they are compared,
- * so that neither a link nor a clever name leads out of a directory.
+ * so that neither a link nor a clever name leads out of a directory.  What was
+ * resolved is then walked down without following any link (core/door.h): a
+ * link that has come there meanwhile is an error.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "core/door.h"
 #include "core/graph_priv.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 
-int graph_allow_path(struct graph *g, const char *dir, struct error **errp)
+int graph_allow_path(struct graph *g, const char *path, struct error **errp)
 {
-    char *real = realpath(dir, NULL);
+    char *real = realpath(path, NULL);
     if (!real) {
-        return error_set(errp, errno, "cannot resolve the directory '%s': %s",
-                         dir, strerror(errno));
+        return error_set(errp, errno, "cannot resolve the path '%s': %s", path,
+                         strerror(errno));
     }
     char **more = realloc(g->allowed, (g->allowed_count + 1) * sizeof(*more));
     if (!more) {
         free(real);
-        return error_set(errp, ENOMEM, "no memory for the path '%s'", dir);
+        return error_set(errp, ENOMEM, "no memory for the path '%s'", path);
     }
     g->allowed = more;
     g->allowed[g->allowed_count++] = real;
     return 0;
 }
 
-void graph_allow_any_path(struct graph *g)
+void graph_follow(struct graph *g, enum graph_follow how)
 {
-    g->allow_any = true;
+    g->follow = how;
 }
 
 void graph_without_data(struct graph *g)
@@ -67,34 +72,151 @@ static bool path_is_below(const char *dir, const char *path)
            (path[len] == '/' || path[len] == '\0');
 }
 
-int policy_check(struct graph *g, const char *image, const char *path,
-                 struct error **errp)
+/* The file that @real names, without following a link: it may have changed
+ * since that was found. */
+static int find_resolved(struct door *d, const char *real)
 {
-    if (g->allow_any) {
-        return 0;
+    int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    int r = root < 0 ? -errno : door_find_below(d, root, real + 1);
+
+    if (root >= 0) {
+        (void)close(root);
     }
-    CLEANUP_FREE char *real_image = realpath(image, NULL);
-    CLEANUP_FREE char *real = realpath(path, NULL);
-    if (!real) {
-        return error_set(errp, errno,
-                         "image '%s' names the file '%s', which cannot be "
-                         "opened: %s",
-                         image, path, strerror(errno));
+    return r;
+}
+
+const struct node *node_at_bottom(const struct node *n)
+{
+    while (node_child(n, CHILD_FILE)) {
+        n = node_child(n, CHILD_FILE);
     }
-    if (real_image) {
-        char *slash = strrchr(real_image, '/');
-        slash[slash == real_image] = '\0';
-        if (path_is_below(real_image, real)) {
-            return 0;
-        }
+    return n;
+}
+
+/*
+ * The directory that the file of @image is in, and its resolved path (the
+ * caller's), or false.  That there is such a name is no proof: the open file
+ * has to be what is found there.
+ */
+static bool own_directory(const struct node *image, char **path,
+                          struct door *dir)
+{
+    const struct node *file = node_at_bottom(image);
+    struct stat there;
+    struct stat st;
+
+    if (!file->drv->fstat || file->drv->fstat(file, &st) < 0 ||
+        !S_ISREG(st.st_mode)) {
+        return false;
     }
+    CLEANUP_FREE char *real = realpath(node_filename(file), NULL);
+    char *slash = real ? strrchr(real, '/') : NULL;
+    if (!slash) {
+        return false;
+    }
+    CLEANUP_FREE char *name = strdup(slash + 1);
+    slash[slash == real] = '\0';
+    if (!name || find_resolved(dir, real) < 0) {
+        return false;
+    }
+    if (fstatat(dir->fd, name, &there, AT_SYMLINK_NOFOLLOW) < 0 ||
+        !door_same(&there, &st)) {
+        door_close(dir);
+        return false;
+    }
+    *path = real;
+    real = NULL;
+    return true;
+}
+
+/* Below what is allowed?  1: no. */
+static int find_allowed(const struct graph *g, const char *real,
+                        struct door *d)
+{
     for (size_t i = 0; i < g->allowed_count; i++) {
         if (path_is_below(g->allowed[i], real)) {
-            return 0;
+            return find_resolved(d, real);
         }
     }
-    return error_set(errp, EPERM,
-                     "image '%s' names the file '%s', which is outside of "
-                     "the image's directory and of what --allow-path allows",
-                     image, real);
+    return 1;
+}
+
+/* Beside the image, or below that?  1: no. */
+static int find_beside(const struct node *image, const char *real,
+                       struct door *d)
+{
+    CLEANUP_FREE char *own = NULL;
+    struct door dir;
+    int r = 1;
+
+    if (!own_directory(image, &own, &dir)) {
+        return 1;
+    }
+    if (path_is_below(own, real)) {
+        size_t skip = strlen(own);
+
+        r = door_find_below(d, dir.fd, real + skip + (real[skip] == '/'));
+    }
+    door_close(&dir);
+    return r;
+}
+
+static const char *image_of(const struct named *by)
+{
+    return node_filename(node_at_bottom(by->image));
+}
+
+static int refuse(const struct named *by, const char *real, const char *why,
+                  struct error **errp)
+{
+    return error_set(errp, EPERM, "image '%s' names the file '%s', which %s",
+                     image_of(by), real, why);
+}
+
+int policy_find(const struct named *by, const char *path, bool writable,
+                struct door *d, bool *only_read, struct error **errp)
+{
+    const struct graph *g = by->image->graph;
+    CLEANUP_FREE char *real = realpath(path, NULL);
+    int r = real ? find_allowed(g, real, d) : -errno;
+
+    *only_read = false;
+    if (r == 1 && g->follow == FOLLOW_NONE) {
+        return refuse(by, real,
+                      "is not below what --allow-path allows (--follow=none)",
+                      errp);
+    }
+    bool beside = r == 1;
+    if (beside) {
+        r = find_beside(by->image, real, d);
+    }
+    if (r == 1) {
+        return refuse(by, real,
+                      "is outside of the image's directory and of what "
+                      "--allow-path allows (an image on a device has no "
+                      "directory of its own)",
+                      errp);
+    }
+    if (r < 0) {
+        return error_set(errp, -r,
+                         "image '%s' names the file '%s', which cannot be "
+                         "opened: %s",
+                         image_of(by), path, strerror(-r));
+    }
+    if (beside && !S_ISREG(d->st.st_mode)) {
+        r = refuse(by, real,
+                   "is no regular file, and not below what --allow-path allows",
+                   errp);
+    }
+    *only_read = beside && by->data && g->follow != FOLLOW_DATA;
+    if (r == 0 && *only_read && writable) {
+        r = refuse(by, real,
+                   "is written to only if you name it (option 'data-file') or "
+                   "allow it (--follow=data, --allow-path)",
+                   errp);
+    }
+    if (r < 0) {
+        door_close(d);
+    }
+    return r;
 }

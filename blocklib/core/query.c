@@ -2,6 +2,7 @@
 /* Nodes in the words of QMP: ImageInfo and BlockDeviceInfo. */
 
 #include "core/graph_priv.h"
+#include "core/image_name.h"
 #include "nbdelta/bitmap.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
@@ -36,12 +37,10 @@ static void add_backing(struct node *n, json_t *info)
     if (!named) {
         return;
     }
-    CLEANUP_FREE char *full = path_beside(node_filename(n), named);
+    CLEANUP_FREE char *path = image_name_path(named, node_filename(n));
+    const char *full = path ? path : named; /* no file: as it is */
     (void)json_object_set_new(info, "backing-filename", json_string(named));
-    if (full) {
-        (void)json_object_set_new(info, "full-backing-filename",
-                                  json_string(full));
-    }
+    (void)json_object_set_new(info, "full-backing-filename", json_string(full));
     if (n->image_backing_fmt) {
         (void)json_object_set_new(info, "backing-filename-format",
                                   json_string(n->image_backing_fmt));

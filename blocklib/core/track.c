@@ -19,6 +19,8 @@
 
 #include "core/create.h"
 #include "core/dirty.h"
+#include "core/door.h"
+#include "core/format.h"
 #include "core/graph.h"
 #include "core/imagelock.h"
 #include "nbdelta/bytes.h"
@@ -35,63 +37,53 @@
 
 /* --- The disk --- */
 
-static const struct {
-    const char *format;
-    uint64_t offset;
-    const char *magic;
-    size_t len;
-} magics[] = {
-    {"qcow2", 0, "QFI\xfb", 4},
-    {"qed", 0, "QED", 4},
-    {"vmdk", 0, "KDMV", 4},
-    {"vmdk", 0, "COWD", 4},
-    {"vhdx", 0, "vhdxfile", 8},
-    {"vpc", 0, "conectix", 8},
-    {"vdi", 64, "\x7f\x10\xda\xbe", 4},
-    {"parallels", 0, "WithoutFreeSpace", 16},
-    {"parallels", 0, "WithouFreSpacExt", 16},
-};
-
-static int check_content(int fd, const char *raw, struct error **errp)
+static int check_content(int fd, uint64_t size, const char *raw,
+                         struct error **errp)
 {
-    char head[SECTOR] = {0};
+    char head[FORMAT_BYTES] = {0};
+    char tail[FORMAT_BYTES] = {0};
 
-    if (pread(fd, head, sizeof(head), 0) < 0) {
+    if (pread(fd, head, sizeof(head), 0) < 0 ||
+        (size > FORMAT_BYTES && pread(fd, tail, sizeof(tail),
+                                      (off_t)(size - FORMAT_BYTES)) < 0)) {
         return error_set(errp, errno, "cannot read '%s': %s", raw,
                          strerror(errno));
     }
-    for (size_t i = 0; i < ARRAY_SIZE(magics); i++) {
-        if (memcmp(head + magics[i].offset, magics[i].magic, magics[i].len) ==
-            0) {
-            return error_set(errp, EINVAL,
-                             "'%s' looks like an image of format %s, not like "
-                             "a raw disk (--force tracks its bytes all the "
-                             "same)",
-                             raw, magics[i].format);
-        }
-    }
-    return 0;
+    const char *format = format_probe(head, tail);
+    return strcmp(format, "raw") == 0
+               ? 0
+               : error_set(errp, EINVAL,
+                           "'%s' looks like an image of format %s, not like a "
+                           "raw disk (--force tracks its bytes all the same)",
+                           raw, format);
 }
 
 /* A block device that is mounted, or part of another, cannot be opened like
  * that. */
 static int open_raw(const char *raw, struct stat *st, struct error **errp)
 {
-    if (stat(raw, st) < 0) {
-        return error_set(errp, errno, "Could not open '%s': %s", raw,
-                         strerror(errno));
+    struct door d;
+    int fd = door_find(&d, raw);
+
+    if (fd < 0) {
+        return error_set(errp, -fd, "Could not open '%s': %s", raw,
+                         strerror(-fd));
     }
-    if (!S_ISREG(st->st_mode) && !S_ISBLK(st->st_mode)) {
+    *st = d.st;
+    bool block = S_ISBLK(st->st_mode);
+    if (block || S_ISREG(st->st_mode)) {
+        fd = door_open(&d, O_RDONLY | (block ? O_EXCL : 0));
+    }
+    door_close(&d);
+    if (!block && !S_ISREG(st->st_mode)) {
         return error_set(errp, EINVAL,
                          "'%s' is neither a regular file nor a block device",
                          raw);
     }
-    int fd = open(raw,
-                  O_RDONLY | O_CLOEXEC | (S_ISBLK(st->st_mode) ? O_EXCL : 0));
     if (fd >= 0) {
         return fd;
     }
-    int code = errno;
+    int code = -fd;
     return error_set(errp, code, "Could not open '%s': %s%s", raw,
                      strerror(code),
                      code == EBUSY ? " (it is mounted, or the kernel uses it "
@@ -111,7 +103,7 @@ static int measure_raw(int fd, const char *raw, uint64_t *size,
     if (end == 0) {
         return error_set(errp, EINVAL, "'%s' is empty", raw);
     }
-    *size = align_up((uint64_t)end, SECTOR);
+    *size = (uint64_t)end;
     return 0;
 }
 
@@ -212,19 +204,22 @@ static int add_bitmap(const char *filename, const char *name,
 
 /* --- */
 
-static int track(const char *filename, int fd, const char *raw,
+static int track(const char *filename, int fd, const struct stat *st,
+                 const char *raw,
                  const struct image_track *how, struct error **errp)
 {
     CLEANUP_JSON json_t *options = how->options ? json_deep_copy(how->options)
                                                 : json_object();
+    struct file_make made = {.access = FILE_ACCESS_ANY};
     uint64_t size = 0;
     int r;
 
+    file_access_narrow(&made.access, st);
     if ((r = image_lock(fd, raw, true, errp)) < 0 ||
-        (r = how->force ? 0 : check_content(fd, raw, errp)) < 0 ||
         (r = measure_raw(fd, raw, &size, errp)) < 0 ||
-        (r = complete(options, raw, size, errp)) < 0 ||
-        (r = image_make(filename, "qcow2", options, errp)) < 0) {
+        (r = how->force ? 0 : check_content(fd, size, raw, errp)) < 0 ||
+        (r = complete(options, raw, align_up(size, SECTOR), errp)) < 0 ||
+        (r = image_make(filename, "qcow2", options, &made, errp)) < 0) {
         return r;
     }
     r = how->bitmap ? add_bitmap(filename, how->bitmap, errp) : 0;
@@ -243,7 +238,7 @@ int image_track(const char *filename, const char *raw,
     if (fd < 0) {
         return fd;
     }
-    int r = track(filename, fd, raw, how, errp);
+    int r = track(filename, fd, &st, raw, how, errp);
     (void)close(fd);
     return r;
 }

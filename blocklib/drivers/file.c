@@ -24,6 +24,8 @@
 #include <linux/falloc.h>
 #include <linux/fs.h>
 
+#include "core/door.h"
+#include "core/graph.h"
 #include "core/imagelock.h"
 #include "core/opts.h"
 #include "drivers/file.h"
@@ -95,9 +97,12 @@ static int find_size(struct node *n, const char *filename,
     return 0;
 }
 
-static int check_kind(const struct stat *st, const char *filename,
-                      struct error **errp)
+static int check_kind(const struct node *n, const struct stat *st,
+                      const char *filename, struct error **errp)
 {
+    if (n->drv == &driver_host_device && !S_ISBLK(st->st_mode)) {
+        return error_set(errp, EINVAL, "'%s' is no block device", filename);
+    }
     if (!S_ISREG(st->st_mode) && !S_ISBLK(st->st_mode)) {
         return error_set(errp, EINVAL,
                          "'%s' is neither a regular file nor a block device",
@@ -118,23 +123,48 @@ int file_check_writable(int fd, const char *filename, struct error **errp)
     return 0;
 }
 
+/* Find the file, and see what it is: opening may do something to a device that
+ * is none of ours. */
+static int find_file(struct node *n, const char *filename, struct door *d,
+                     struct error **errp)
+{
+    int r;
+
+    if (n->named) {
+        r = policy_find(n->named, filename, !n->flags.read_only, d,
+                        &n->only_read, errp);
+    } else {
+        r = door_find(d, filename);
+        r = r < 0 ? error_set(errp, -r, "Could not open '%s': %s", filename,
+                              strerror(-r))
+                  : 0;
+    }
+    if (r < 0) {
+        return r;
+    }
+    r = check_kind(n, &d->st, filename, errp);
+    if (r < 0) {
+        door_close(d);
+    }
+    return r;
+}
+
 static int open_fd(struct node *n, const char *filename, struct error **errp)
 {
     struct file *s = n->state;
-    int flags = O_CLOEXEC | O_NOCTTY | O_NONBLOCK |
-                (n->flags.read_only ? O_RDONLY : O_RDWR) |
+    int flags = (n->flags.read_only ? O_RDONLY : O_RDWR) |
                 (n->flags.direct ? O_DIRECT : 0);
+    struct door d;
     struct stat st;
-    int r;
+    int r = find_file(n, filename, &d, errp);
 
-    /* Opening may do something to a device that is none of ours; looked at
-     * again below, because the name can lead elsewhere by then. */
-    if (stat(filename, &st) == 0 && (r = check_kind(&st, filename, errp)) < 0) {
+    if (r < 0) {
         return r;
     }
-    s->fd = open(filename, flags);
+    s->fd = door_open(&d, flags);
+    door_close(&d);
     if (s->fd < 0) {
-        int code = errno;
+        int code = -s->fd;
         return error_set(errp, code, "Could not open '%s': %s%s", filename,
                          strerror(code),
                          code == EINVAL && n->flags.direct
@@ -142,14 +172,12 @@ static int open_fd(struct node *n, const char *filename, struct error **errp)
                                "cache.direct=on)"
                              : "");
     }
-    if (fstat(s->fd, &st) < 0 ||
-        fcntl(s->fd, F_SETFL, flags & ~O_NONBLOCK) < 0) {
+    if (fstat(s->fd, &st) < 0) {
         return error_set(errp, errno, "cannot look at '%s': %s", filename,
                          strerror(errno));
     }
     s->regular = S_ISREG(st.st_mode);
-    if ((r = check_kind(&st, filename, errp)) < 0 ||
-        (!n->flags.read_only &&
+    if ((!n->flags.read_only &&
          (r = file_check_writable(s->fd, filename, errp)) < 0) ||
         (r = file_find_alignment(s, n->flags.direct, filename, errp)) < 0) {
         return r;
@@ -602,25 +630,39 @@ static void file_describe(struct node *n, json_t *info)
     }
 }
 
-const struct driver driver_file = {
-    .name = "file",
-    .is_protocol = true,
-    .state_size = sizeof(struct file),
-    .flags_write = REQ_FUA,
-    .open = file_open,
-    .close = file_close,
-    .reopen = file_reopen,
-    .reopen_commit = file_reopen_commit,
-    .reopen_abort = file_reopen_abort,
-    .limits = file_limits,
-    .resize = file_resize,
-    .describe = file_describe,
-    .stats = file_stats,
-    .map = file_map,
-    .preadv = file_preadv,
-    .pwritev = file_pwritev,
-    .zero = file_zero,
-    .discard = file_discard,
-    .flush = file_flush,
-    .prefetch = file_prefetch,
-};
+static int file_fstat(const struct node *n, struct stat *st)
+{
+    const struct file *s = n->state;
+
+    return fstat(s->fd, st) < 0 ? -errno : 0;
+}
+
+/* clang-format off */
+#define METHODS                            \
+    .is_protocol = true,                   \
+    .state_size = sizeof(struct file),     \
+    .flags_write = REQ_FUA,                \
+    .open = file_open,                     \
+    .close = file_close,                   \
+    .reopen = file_reopen,                 \
+    .reopen_commit = file_reopen_commit,   \
+    .reopen_abort = file_reopen_abort,     \
+    .limits = file_limits,                 \
+    .resize = file_resize,                 \
+    .describe = file_describe,             \
+    .fstat = file_fstat,                   \
+    .stats = file_stats,                   \
+    .map = file_map,                       \
+    .preadv = file_preadv,                 \
+    .pwritev = file_pwritev,               \
+    .zero = file_zero,                     \
+    .discard = file_discard,               \
+    .flush = file_flush,                   \
+    .prefetch = file_prefetch
+/* clang-format on */
+
+/* Takes block devices, too. */
+const struct driver driver_file = {.name = "file", METHODS};
+
+/* Only these, as QEMU's. */
+const struct driver driver_host_device = {.name = "host_device", METHODS};

@@ -2,8 +2,8 @@
 /*
  * Opening a file again with other flags.
  *
- * Its descriptor is replaced by another one of the same inode, by way of
- * /proc/self/fd: the name may lead elsewhere by now.  The old one stays open,
+ * Its descriptor is replaced by another one of the same inode, by way of the
+ * old one: the name may lead elsewhere by now.  The old one stays open,
  * with its lock, until it is sure that the new one stays; so no other
  * process can get in between.
  */
@@ -16,6 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "core/door.h"
 #include "core/imagelock.h"
 #include "nbdelta/error.h"
 
@@ -30,16 +31,20 @@ static int open_again(const struct node *n, const struct node_flags *to,
                       struct error **errp)
 {
     const struct file *s = n->state;
-    int flags = O_CLOEXEC | O_NOCTTY | (to->read_only ? O_RDONLY : O_RDWR) |
+    int flags = (to->read_only ? O_RDONLY : O_RDWR) |
                 (to->direct ? O_DIRECT : 0);
-    char path[40];
+    struct door d = {s->fd, AT_FDCWD, n->filename, {0}};
 
-    (void)snprintf(path, sizeof(path), "/proc/self/fd/%d", s->fd);
-    int fd = open(path, flags);
+    if (n->only_read && !to->read_only) {
+        return error_set(errp, EPERM,
+                         "'%s' is only read: an image names it (--follow=data "
+                         "allows more)",
+                         node_filename(n));
+    }
+    int fd = fstat(s->fd, &d.st) < 0 ? -errno : door_open(&d, flags);
     if (fd < 0) {
-        int code = errno;
-        return error_set(errp, code, "Could not open '%s': %s",
-                         node_filename(n), strerror(code));
+        return error_set(errp, -fd, "Could not open '%s': %s",
+                         node_filename(n), strerror(-fd));
     }
     int r = to->read_only ? 0 : file_check_writable(fd, node_filename(n), errp);
     if (r < 0) {

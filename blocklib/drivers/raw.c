@@ -5,10 +5,11 @@
  *   node:  0 ............. size
  *   child:   offset ....... offset + size
  *
- * When the format was only guessed to be raw, the first bytes are watched: a
- * guest that writes the header of another format there could make the next
- * open follow the file names in it.  What counts is the result: writes to
- * those bytes come one by one, and each is looked at with what is there.
+ * When the format was only guessed to be raw, the first bytes and the last are
+ * watched: a guest that writes the header of another format there could make
+ * the next open follow the file names in it, or fail.  What counts is the
+ * result: writes to those bytes come one by one, and each is looked at with
+ * what is there.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -16,21 +17,20 @@
 
 #include "core/create_file.h"
 #include "core/event.h"
+#include "core/format.h"
 #include "core/node.h"
 #include "core/opts.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
 #include "util/iov.h"
 
-#define MAGIC_MAX 8 /* no header is known by more */
-
-/* Goes through pwritev: a whole block, so that aligned I/O remains so. */
+/* Goes through pwritev: whole blocks, so that aligned I/O remains so. */
 #define WATCHED 4096
 
 struct raw {
     uint64_t offset;
     bool fixed; /* a size was given: it does not follow the file's */
-    struct range_lock head; /* writes to the first bytes, when watched */
+    struct range_lock watch; /* writes to what a format is known by */
 };
 
 static int raw_open(struct node *n, struct opts *opts, struct error **errp)
@@ -59,7 +59,7 @@ static int raw_open(struct node *n, struct opts *opts, struct error **errp)
                          s->offset, size, all);
     }
     n->size = s->fixed ? size : all - s->offset;
-    range_lock_init(&s->head);
+    range_lock_init(&s->watch);
     return 0;
 }
 
@@ -67,7 +67,7 @@ static void raw_close(struct node *n)
 {
     struct raw *s = n->state;
 
-    range_lock_destroy(&s->head);
+    range_lock_destroy(&s->watch);
 }
 
 static void raw_limits(struct node *n, struct limits *lim)
@@ -79,6 +79,14 @@ static void raw_limits(struct node *n, struct limits *lim)
     lim->zero_unmaps = below->zero_unmaps;
 }
 
+/* Where the last bytes begin that are watched. */
+static uint64_t watched_tail(const struct node *n)
+{
+    uint64_t size = node_size(n);
+
+    return size > FORMAT_BYTES ? align_down(size - FORMAT_BYTES, WATCHED) : 0;
+}
+
 static int raw_map(struct node *n, uint64_t offset, uint64_t bytes,
                    unsigned flags, struct mapping *m)
 {
@@ -86,52 +94,82 @@ static int raw_map(struct node *n, uint64_t offset, uint64_t bytes,
 
     m->kind = MAP_DATA;
     m->length = bytes;
-    if ((flags & MAP_WRITE) && n->probed && offset < WATCHED) {
-        m->kind = MAP_OPAQUE;
-        m->length = min_u64(bytes, WATCHED - offset);
+    if ((flags & MAP_WRITE) && n->probed) {
+        uint64_t tail = watched_tail(n);
+        bool in_head = offset < WATCHED;
+        uint64_t end = in_head         ? WATCHED
+                       : offset < tail ? tail
+                                       : UINT64_MAX;
+
+        m->kind = in_head || offset >= tail ? MAP_OPAQUE : MAP_DATA;
+        m->length = min_u64(bytes, end - offset);
     }
     m->file = node_child(n, CHILD_FILE);
     m->host = s->offset + offset;
     return 0;
 }
 
-/* Does @head begin like an image of some format but raw? */
-static bool looks_like_image(const char *head)
-{
-    static const char magic[][9] = {"QFI\xfb",  "COWD",     "KDMV",
-                                    "conectix", "vhdxfile", "<<< "};
+/* A range that is about to be written. */
+struct change {
+    uint64_t offset;
+    uint64_t bytes;
+    const struct iovec *iov;
+    int cnt;
+};
 
-    for (size_t i = 0; i < ARRAY_SIZE(magic); i++) {
-        if (memcmp(head, magic[i], strlen(magic[i])) == 0) {
-            return true;
-        }
-    }
-    return memcmp(head, "QED\0", 4) == 0;
+static bool touches(const struct change *c, uint64_t start, uint64_t end)
+{
+    return c->offset < end && c->offset + c->bytes > start;
 }
 
-/* Would the disk begin like an image after this write? */
-static int check_head(struct node *n, uint64_t offset, uint64_t bytes,
-                      const struct iovec *iov, int cnt)
+/* What is at [start, start + len), with the change. */
+static int read_changed(struct node *n, const struct change *c, uint64_t start,
+                        uint64_t len, char *buf)
 {
     const struct raw *s = n->state;
-    char head[MAGIC_MAX] = {0};
-    int r = node_pread(node_child(n, CHILD_FILE), head,
-                       min_u64(node_size(n), MAGIC_MAX), s->offset, 0);
+    int r = len > 0 ? node_pread(node_child(n, CHILD_FILE), buf, len,
+                                 s->offset + start, 0)
+                    : 0;
+
+    if (r == 0 && touches(c, start, start + len)) {
+        uint64_t from = max_u64(c->offset, start);
+        uint64_t to = min_u64(c->offset + c->bytes, start + len);
+
+        iov_to_buf(c->iov, c->cnt, from - c->offset, buf + (from - start),
+                   to - from);
+    }
+    return r;
+}
+
+/* Would the disk look like an image after this write? */
+static int check_watched(struct node *n, const struct change *c)
+{
+    uint64_t size = node_size(n);
+    char head[FORMAT_BYTES] = {0};
+    char tail[FORMAT_BYTES] = {0};
+    int r = read_changed(n, c, 0, min_u64(size, FORMAT_BYTES), head);
+
+    if (r == 0 && size > FORMAT_BYTES) {
+        r = read_changed(n, c, size - FORMAT_BYTES, FORMAT_BYTES, tail);
+    }
     if (r < 0) {
         return r;
     }
-    iov_to_buf(iov, cnt, 0, head + offset, min_u64(bytes, MAGIC_MAX - offset));
-    return looks_like_image(head) ? -EPERM : 0;
+    return strcmp(format_probe(head, tail), "raw") == 0 ? 0 : -EPERM;
 }
 
-/* Only the first block of a guessed image comes here. */
+/* Only the blocks of a guessed image that are watched come here. */
 static int raw_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
                        const struct iovec *iov, int cnt, unsigned flags)
 {
+    const struct change c = {offset, bytes, iov, cnt};
     struct raw *s = n->state;
+    uint64_t size = node_size(n);
     struct range_req req;
+    bool matters = touches(&c, 0, FORMAT_BYTES) ||
+                   touches(&c, size - min_u64(size, FORMAT_BYTES), size);
 
-    if (offset < MAGIC_MAX && (flags & REQ_NOWAIT)) {
+    if (matters && (flags & REQ_NOWAIT)) {
         return -EAGAIN;
     }
     int r = node_event_in_request(node_child(n, CHILD_FILE), EVENT_WRITE_AIO,
@@ -139,17 +177,17 @@ static int raw_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     if (r < 0) {
         return r;
     }
-    if (offset >= MAGIC_MAX) {
+    if (!matters) {
         return node_pwritev(node_child(n, CHILD_FILE), s->offset + offset,
                             bytes, iov, cnt, flags);
     }
-    range_lock(&s->head, &req, 0, MAGIC_MAX, true);
-    r = check_head(n, offset, bytes, iov, cnt);
+    range_lock(&s->watch, &req, 0, 1, true);
+    r = check_watched(n, &c);
     if (r == 0) {
         r = node_pwritev(node_child(n, CHILD_FILE), s->offset + offset, bytes,
                          iov, cnt, flags);
     }
-    range_unlock(&s->head, &req);
+    range_unlock(&s->watch, &req);
     return r;
 }
 
@@ -175,7 +213,7 @@ static uint64_t raw_size_over(const struct node *n, uint64_t below)
 static const char *const raw_create_options[] = {"size", "preallocation", NULL};
 
 static int raw_create(const char *filename, struct opts *opts,
-                      struct error **errp)
+                      struct file_make *how, struct error **errp)
 {
     static const char *const words[] = {"off", "falloc", "full", NULL};
     static const enum file_room room[] = {ROOM_NONE, ROOM_RESERVED,
@@ -190,7 +228,7 @@ static int raw_create(const char *filename, struct opts *opts,
         (r = opts_end(opts, "raw image creation", errp)) < 0) {
         return r;
     }
-    return file_create_plain(filename, size, room[preallocation], errp);
+    return file_create_plain(filename, size, room[preallocation], how, errp);
 }
 
 const struct driver driver_raw = {

@@ -33,6 +33,7 @@
 #include <string.h>
 
 #include "core/chain.h"
+#include "core/create.h"
 #include "core/dirty.h"
 #include "core/graph.h"
 #include "core/remote_name.h"
@@ -362,7 +363,7 @@ static int create_remote(struct graph *g, const struct backup_options *o,
 /* *zero: it reads as zeroes then. */
 static int create_target(struct graph *g, const struct backup_options *o,
                          const struct node *backing, bool *zero,
-                         struct error **errp)
+                         struct file_make *how, struct error **errp)
 {
     CLEANUP_JSON json_t *options = json_pack("{s:I}", "size",
                                              (json_int_t)node_size(o->source));
@@ -379,8 +380,12 @@ static int create_target(struct graph *g, const struct backup_options *o,
     }
     bool remote = remote_is_name(o->target_file);
     *zero = !backing && (!remote || strcmp(format_of(o), "raw") != 0);
+    graph_lock(g);
+    node_access(o->source, &how->access);
+    graph_unlock(g);
     return remote ? create_remote(g, o, options, errp)
-                  : image_create(o->target_file, format_of(o), options, errp);
+                  : image_create_as(o->target_file, format_of(o), options, how,
+                                    errp);
 }
 
 /* Keys that the user has not spelled out follow the source. */
@@ -393,9 +398,11 @@ static int set_default(json_t *options, const char *key, json_t *value)
     return json_object_set_new(options, key, value);
 }
 
-/* @backing has been named in it by us, or is the source. */
+/* @backing has been named in it by us, or is the source.  @made: the file, if
+ * we have made it. */
 static int open_target(struct backup *b, const struct backup_options *o,
-                       const struct node *backing, struct error **errp)
+                       const struct node *backing, const struct file_make *made,
+                       struct error **errp)
 {
     CLEANUP_JSON json_t *options = NULL;
     const struct node_flags *flags = &o->source->flags;
@@ -416,6 +423,9 @@ static int open_target(struct backup *b, const struct backup_options *o,
     }
     graph_lock(b->graph);
     r = graph_open_locked(b->graph, options, &b->target, errp);
+    if (r == 0 && made) {
+        r = node_check_made(b->target, made, errp);
+    }
     graph_unlock(b->graph);
     return r;
 }
@@ -430,16 +440,19 @@ static int get_target(struct backup *b, const struct backup_options *o,
         b->target = o->target;
         return 0;
     }
+    struct file_make made = {.access = FILE_ACCESS_ANY};
     struct node *backing = backing_for(b->graph, o);
+    bool local = !o->existing && !remote_is_name(o->target_file);
     if (!o->existing) {
-        int r = create_target(b->graph, o, backing, &b->target_zero, errp);
+        int r = create_target(b->graph, o, backing, &b->target_zero, &made,
+                              errp);
         if (r < 0) {
             return r;
         }
     } else if (o->sync != SYNC_NONE) {
         backing = NULL; /* what the image says */
     }
-    return open_target(b, o, backing, errp);
+    return open_target(b, o, backing, local ? &made : NULL, errp);
 }
 
 /* --- The start: an action --- */

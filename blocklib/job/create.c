@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/create.h"
 #include "job/job.h"
 #include "nbdelta/error.h"
 #include "nbdelta/image.h"
@@ -32,8 +33,11 @@ static struct create *create_of(struct job *job)
 static int create_run(struct job *job)
 {
     struct create *c = create_of(job);
+    /* What will be copied there is not known yet: it may be private. */
+    struct file_make how = {.access = FILE_ACCESS_OWNER};
     int r = c->filename
-                ? image_create(c->filename, c->format, c->options, &job->error)
+                ? image_create_as(c->filename, c->format, c->options, &how,
+                                  &job->error)
                 : image_format(jobs_graph(job->jobs), c->format, c->file,
                                c->options, &c->left, &job->error);
 

@@ -7,13 +7,13 @@
 
 #include "core/blocker.h"
 #include "core/chain.h"
+#include "core/create.h"
 #include "core/graph.h"
 #include "core/open.h"
 #include "core/reopen.h"
 #include "nbdelta/action.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
-#include "nbdelta/image.h"
 #include "nbdelta/options.h"
 
 struct snapshot {
@@ -35,7 +35,8 @@ static const char *format_of(const struct snapshot *s)
 
 /* --- The overlay's file --- */
 
-static int create_file(const struct snapshot *s, struct error **errp)
+static int create_file(const struct snapshot *s, struct file_make *how,
+                       struct error **errp)
 {
     const struct node *n = s->o.node;
     CLEANUP_FREE char *backing = chain_backing_name(n);
@@ -56,7 +57,10 @@ static int create_file(const struct snapshot *s, struct error **errp)
                          "Backing file not supported for file format '%s'",
                          drv->name);
     }
-    return image_create(s->o.overlay_file, format_of(s), options, errp);
+    graph_lock(s->graph);
+    node_access(n, &how->access);
+    graph_unlock(s->graph);
+    return image_create_as(s->o.overlay_file, format_of(s), options, how, errp);
 }
 
 /* As the node was opened, without what the file names as its backing. */
@@ -83,7 +87,9 @@ static int open_options(const struct snapshot *s, json_t **options,
     return 0;
 }
 
-static int open_file(struct snapshot *s, struct error **errp)
+/* @made: the file, if we have made it. */
+static int open_file(struct snapshot *s, const struct file_make *made,
+                     struct error **errp)
 {
     CLEANUP_JSON json_t *options = NULL;
     int r = open_options(s, &options, errp);
@@ -91,6 +97,9 @@ static int open_file(struct snapshot *s, struct error **errp)
     if (r == 0) {
         graph_lock(s->graph);
         r = graph_open_locked(s->graph, options, &s->overlay, errp);
+        if (r == 0 && made) {
+            r = node_check_made(s->overlay, made, errp);
+        }
         graph_unlock(s->graph);
     }
     return r;
@@ -127,8 +136,9 @@ static int snapshot_prepare(struct action *a, struct error **errp)
     if (s->o.node_name && graph_find(s->graph, s->o.node_name)) {
         return error_set(errp, EEXIST, "New overlay node-name already in use");
     }
-    r = s->o.existing ? 0 : create_file(s, errp);
-    return r < 0 ? r : open_file(s, errp);
+    struct file_make made = {.access = FILE_ACCESS_ANY};
+    r = s->o.existing ? 0 : create_file(s, &made, errp);
+    return r < 0 ? r : open_file(s, s->o.existing ? NULL : &made, errp);
 }
 
 static void snapshot_drain(struct action *a)

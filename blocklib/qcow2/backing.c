@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/image_name.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "qcow2/qcow2.h"
@@ -179,8 +180,8 @@ int qcow2_change_backing(struct node *n, const char *name, const char *fmt,
                          struct error **errp)
 {
     struct qcow2 *s = n->state;
-    struct change c = {.s = s, .name = name, .fmt = name ? fmt : NULL};
-    CLEANUP_FREE char *new_name = name ? strdup(name) : NULL;
+    CLEANUP_FREE char *new_name = name ? image_name_write(name) : NULL;
+    struct change c = {.s = s, .name = new_name, .fmt = name ? fmt : NULL};
     CLEANUP_FREE char *new_fmt = c.fmt ? strdup(c.fmt) : NULL;
     CLEANUP_FREE unsigned char *head = calloc(1, s->cluster_size);
 
@@ -189,7 +190,7 @@ int qcow2_change_backing(struct node *n, const char *name, const char *fmt,
     }
     c.head = head;
     /* A raw data file has all that there is to be seen. */
-    int r = name && (s->raw || strlen(name) > QCOW2_MAX_BACKING_NAME ||
+    int r = name && (s->raw || strlen(new_name) > QCOW2_MAX_BACKING_NAME ||
                      (fmt && strlen(fmt) > FMT_MAX))
                 ? -EINVAL
                 : qcow2_flush(n); /* the header's fields, too */

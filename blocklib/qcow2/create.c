@@ -14,8 +14,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/create_file.h"
+#include "core/create.h"
 #include "core/graph.h"
+#include "core/image_name.h"
 #include "core/opts.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
@@ -36,9 +37,10 @@ struct plan {
     unsigned preallocation;
     bool lazy;
     bool exact; /* the size is not to be rounded */
-    const char *backing;
+    char *backing; /* as the image will have it, malloc()ed */
     const char *backing_fmt;
-    const char *data_file;
+    const char *data_file; /* as it is made */
+    char *data_name;       /* as the image will have it, malloc()ed */
     bool data_raw;
     bool data_exists; /* and is not touched; then the image must not exist */
 
@@ -77,6 +79,7 @@ static int take_options(struct opts *o, struct plan *p, struct error **errp)
     static const char *const compression[] = { "zlib", "zstd", NULL };
     static const char *const pre[] = { "off", "metadata", "falloc", "full",
                                        NULL };
+    const char *backing = NULL;
     uint64_t bits = 16;
     unsigned version = 1;
     int r;
@@ -92,7 +95,7 @@ static int take_options(struct opts *o, struct plan *p, struct error **errp)
                        errp)) < 0 ||
         (r = opts_enum(o, "preallocation", pre, &p->preallocation, errp)) <
             0 ||
-        (r = opts_str(o, "backing_file", &p->backing, errp)) < 0 ||
+        (r = opts_str(o, "backing_file", &backing, errp)) < 0 ||
         (r = opts_str(o, "backing_fmt", &p->backing_fmt, errp)) < 0 ||
         (r = opts_str(o, "data_file", &p->data_file, errp)) < 0 ||
         (r = opts_bool(o, "data_file_raw", &p->data_raw, errp)) < 0 ||
@@ -101,11 +104,14 @@ static int take_options(struct opts *o, struct plan *p, struct error **errp)
         return r;
     }
     p->version = version % 2 ? 3 : 2;
-    if (p->backing && p->backing[0] == '\0') {
-        p->backing = NULL;
-    }
     if (p->data_file && p->data_file[0] == '\0') {
         p->data_file = NULL;
+    }
+    bool named = backing && backing[0] != '\0';
+    p->backing = named ? image_name_write(backing) : NULL;
+    p->data_name = p->data_file ? image_name_write(p->data_file) : NULL;
+    if ((named && !p->backing) || (p->data_file && !p->data_name)) {
+        return error_set(errp, ENOMEM, "no memory for the names of files");
     }
     if (!is_pow2(bits) || bits > 64) {
         return error_set(errp, EINVAL, "Refcount width must be a power of two "
@@ -230,6 +236,12 @@ static void lay_out(struct plan *p)
     } while (p->reftable + p->refblocks != old);
 }
 
+static void drop_plan(struct plan *p)
+{
+    free(p->backing);
+    free(p->data_name);
+}
+
 static int make_plan(struct opts *opts, struct plan *p, struct error **errp)
 {
     int r = take_options(opts, p, errp);
@@ -274,7 +286,7 @@ static int fill_header(const struct plan *p, unsigned char *h,
     size_t name = p->backing ? strlen(p->backing) : 0;
     size_t fmt = p->backing && p->backing_fmt ? strlen(p->backing_fmt) : 0;
     size_t features = 8 + ARRAY_SIZE(feature_names) * FEATURE_ENTRY;
-    size_t data = p->data_file ? strlen(p->data_file) : 0;
+    size_t data = p->data_name ? strlen(p->data_name) : 0;
     size_t fixed = length + (fmt ? 8 + align_up(fmt, 8) : 0) +
                    (data ? 8 + align_up(data, 8) : 0) + 8 + name;
     unsigned char *at = h + length;
@@ -307,7 +319,7 @@ static int fill_header(const struct plan *p, unsigned char *h,
         at = put_extension(at, QCOW2_EXT_BACKING_FMT, p->backing_fmt, fmt);
     }
     if (data) {
-        at = put_extension(at, QCOW2_EXT_DATA_FILE, p->data_file, data);
+        at = put_extension(at, QCOW2_EXT_DATA_FILE, p->data_name, data);
     }
     if (p->version >= 3 && fixed + features <= p->cluster_size) {
         at = put_features(at);
@@ -469,9 +481,10 @@ static int finish_node(struct node *n)
 }
 
 /* In the image on @file, which blockdev-add would take as it is; the caller
- * closes *np, when it is not NULL. */
+ * closes *np, when it is not NULL.  @how: the file has just been made, or NULL. */
 static int preallocate(struct graph *g, json_t *file, const struct plan *p,
-                       struct node **np, struct error **errp)
+                       const struct file_make *how, struct node **np,
+                       struct error **errp)
 {
     CLEANUP_JSON json_t *options = json_pack("{s:s, s:O}", "driver", "qcow2",
                                              "file", file);
@@ -481,6 +494,9 @@ static int preallocate(struct graph *g, json_t *file, const struct plan *p,
     int r = options ? graph_open_locked(g, options, np, errp)
                     : error_set(errp, ENOMEM, "no memory for options");
     graph_unlock(g);
+    if (r == 0 && how) {
+        r = node_check_made(*np, how, errp);
+    }
     if (r < 0) {
         return r;
     }
@@ -509,25 +525,27 @@ static int put_to_file(void *to, const void *bytes, uint64_t len,
     return file_create_write(*(int *)to, bytes, len, offset);
 }
 
-static int make_data_file(const struct plan *p, struct error **errp)
+static int make_data_file(const struct plan *p, const struct file_make *how,
+                          struct error **errp)
 {
+    struct file_make data = {.access = how->access};
     enum file_room room = p->preallocation == PRE_FULL     ? ROOM_WRITTEN
                           : p->preallocation == PRE_FALLOC ? ROOM_RESERVED
                                                            : ROOM_NONE;
 
     return p->data_file && !p->data_exists
-               ? file_create_plain(p->data_file, p->size, room, errp)
+               ? file_create_plain(p->data_file, p->size, room, &data, errp)
                : 0;
 }
 
 static int preallocate_file(const char *filename, const struct plan *p,
-                            struct error **errp)
+                            const struct file_make *how, struct error **errp)
 {
     CLEANUP_JSON json_t *file = json_pack("{s:s, s:s}", "driver", "file",
                                           "filename", filename);
     struct graph *g = graph_new();
     struct node *n = NULL;
-    int r = g && file ? preallocate(g, file, p, &n, errp)
+    int r = g && file ? preallocate(g, file, p, how, &n, errp)
                       : error_set(errp, ENOMEM, "no memory to preallocate '%s'",
                                   filename);
 
@@ -541,22 +559,23 @@ static int preallocate_file(const char *filename, const struct plan *p,
 }
 
 static int write_file(const char *filename, const struct image *im,
-                      const struct plan *p, struct error **errp)
+                      const struct plan *p, struct file_make *how,
+                      struct error **errp)
 {
     bool existed;
     int fd;
-    int r = file_create_begin(filename, !p->data_exists, &fd, &existed, errp);
+    int r = file_create_begin(filename, !p->data_exists, how, &fd, &existed, errp);
 
     if (r < 0) {
         return r;
     }
     r = put_image(p, im, put_to_file, &fd, errp);
     if (r == 0) {
-        r = make_data_file(p, errp);
+        r = make_data_file(p, how, errp);
     }
     r = file_create_finish(filename, fd, existed, r, errp);
     if (r == 0 && has_more(p)) {
-        r = preallocate_file(filename, p, errp);
+        r = preallocate_file(filename, p, how, errp);
         if (r < 0 && !existed) {
             (void)unlink(filename);
         }
@@ -564,7 +583,8 @@ static int write_file(const char *filename, const struct image *im,
     return r;
 }
 
-int qcow2_create(const char *filename, struct opts *opts, struct error **errp)
+int qcow2_create(const char *filename, struct opts *opts,
+                 struct file_make *how, struct error **errp)
 {
     struct plan p = { 0 };
     struct image im = { 0 };
@@ -574,9 +594,10 @@ int qcow2_create(const char *filename, struct opts *opts, struct error **errp)
         r = make_image(&p, &im, errp);
     }
     if (r == 0) {
-        r = write_file(filename, &im, &p, errp);
+        r = write_file(filename, &im, &p, how, errp);
     }
     free(im.bytes);
+    drop_plan(&p);
     return r;
 }
 
@@ -632,5 +653,9 @@ int qcow2_format(struct graph *g, struct node *file, struct opts *opts,
         r = write_node(g, file, &p, &im, errp);
     }
     free(im.bytes);
-    return r == 0 && has_more(&p) ? preallocate(g, name, &p, opened, errp) : r;
+    if (r == 0 && has_more(&p)) {
+        r = preallocate(g, name, &p, NULL, opened, errp);
+    }
+    drop_plan(&p);
+    return r;
 }

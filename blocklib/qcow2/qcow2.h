@@ -409,7 +409,7 @@ int qcow2_change_backing(struct node *n, const char *name, const char *fmt,
 
 /* --- create.c, resize.c --- */
 
-int qcow2_create(const char *filename, struct opts *opts,
+int qcow2_create(const char *filename, struct opts *opts, struct file_make *how,
                  struct error **errp);
 int qcow2_format(struct graph *g, struct node *file, struct opts *opts,
                  struct node **opened, struct error **errp);

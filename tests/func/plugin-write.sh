@@ -146,7 +146,7 @@ rm "$sock"
 # A raw disk with bitmaps in a qcow2 image beside it.
 truncate -s 8M plain.img
 nbdelta create --track plain.img --bitmap t track.qcow2
-serve_plugin track.qcow2
+serve_plugin track.qcow2 follow=data
 guest -c 'write -P 6 1M 64k'
 [ "$(runs t)" = '[[1048576,65536]]' ]
 stop_plugin
@@ -213,6 +213,6 @@ plugin_refused "two exports have the name 'a': give one of them another" \
     a:a.qcow2 a:data.raw
 plugin_refused "bitmap=x is given twice" bitmap=x bitmap=x a.qcow2
 plugin_refused "blockdev=: JSON, line 1" blockdev='{' a.qcow2
-plugin_refused "cannot resolve the directory" allow-path=nosuch a.qcow2
+plugin_refused "cannot resolve the path" allow-path=nosuch a.qcow2
 plugin_refused "driver 'raw' does not take the option 'bitmap-durability'" \
     bitmap-durability=power data.raw

@@ -4,7 +4,7 @@
 set -eu -o pipefail
 
 prefixes='action actions backup bitmap blk blkdebug buf cbw chain commit cond copy
-    driver edge error file format graph hbitmap image iov job jobfilter
+    door driver edge error file format graph hbitmap image iov job jobfilter
     jobs mutex node now options opts path point policy qcow2 range reopen
     remote rwlock scratch size snapshot stats tell text thread throttle
     tls yank'

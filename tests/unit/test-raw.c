@@ -226,7 +226,7 @@ static const struct {
     size_t len;
 } magic[] = {
     {"QFI\xfb", 4},  {"QED\0", 4},    {"COWD", 4}, {"KDMV", 4},
-    {"conectix", 8}, {"vhdxfile", 8}, {"<<< ", 4},
+    {"conectix", 8}, {"vhdxfile", 8}, {"LUKS\xba\xbe", 6},
 };
 
 START_TEST(a_guessed_disk_does_not_become_an_image)

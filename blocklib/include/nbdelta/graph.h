@@ -21,13 +21,22 @@ struct graph *graph_new(void);
 void graph_free(struct graph *g);
 
 /*
- * The implicit-open policy.  An image is hostile: the name of a backing or
- * data file *inside* of it is followed only into the directory of that image
- * and below (symbolic links resolved), and into what is allowed here.
- * Children that the options name explicitly are not restricted.
+ * The implicit-open policy.  An image is hostile: the name of a file *inside*
+ * of it is followed only as far as is said here, links resolved.  Children
+ * that the options name explicitly are not restricted.
  */
-int graph_allow_path(struct graph *g, const char *dir, struct error **errp);
-void graph_allow_any_path(struct graph *g);
+enum graph_follow {
+    /* Regular files in the directory of that image and below; a data file
+     * there is not written to.  (A device has no directory of its own.) */
+    FOLLOW_BESIDE,
+    FOLLOW_DATA, /* and data files there are */
+    FOLLOW_NONE,
+};
+void graph_follow(struct graph *g, enum graph_follow how);
+
+/* Whatever @how: also the file @path, or all that is below the directory,
+ * devices, too. */
+int graph_allow_path(struct graph *g, const char *path, struct error **errp);
 
 /* For those who only look at headers: data files of images are not opened.
  * Data in them then answer with -ENOMEDIUM. */

@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "core/image_name.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "core/graph.h"
+#include "core/remote_name.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/options.h"
+
+#define JSON "json:"
+
+static bool begins_with(const char *text, const char *prefix)
+{
+    return strncmp(text, prefix, strlen(prefix)) == 0;
+}
+
+/* @name without the protocol of files. */
+static const char *strip(const char *name)
+{
+    static const char *const protocols[] = {"file:", "host_device:"};
+
+    for (size_t i = 0; i < ARRAY_SIZE(protocols); i++) {
+        if (begins_with(name, protocols[i])) {
+            return name + strlen(protocols[i]);
+        }
+    }
+    return name;
+}
+
+/* Does it name something that is no file? */
+static bool is_foreign(const char *name)
+{
+    return begins_with(name, JSON) || strstr(name, "://") ||
+           remote_is_name(name);
+}
+
+char *image_name_path(const char *named, const char *image)
+{
+    return is_foreign(named) ? NULL : path_beside(image, strip(named));
+}
+
+char *image_name_write(const char *name)
+{
+    char *copy;
+
+    if (name[strcspn(name, ":/")] != ':' || is_foreign(name) ||
+        strip(name) != name) {
+        return strdup(name);
+    }
+    return asprintf(&copy, "./%s", name) < 0 ? NULL : copy;
+}
+
+/* --- JSON --- */
+
+/* The string @key in @o, counted; NULL: there is none. */
+static const char *take(json_t *o, const char *key, unsigned *taken)
+{
+    const char *text = json_string_value(json_object_get(o, key));
+
+    *taken += text != NULL;
+    return text;
+}
+
+/* The file name of the options of a node for a file, of which @prefix is
+ * before each key; NULL: they are of something else.  Keys are counted. */
+static const char *take_file(json_t *o, const char *prefix, unsigned *taken)
+{
+    char key[32];
+
+    (void)snprintf(key, sizeof(key), "%sdriver", prefix);
+    const char *driver = take(o, key, taken);
+    (void)snprintf(key, sizeof(key), "%sfilename", prefix);
+    const char *filename = take(o, key, taken);
+
+    return driver && (strcmp(driver, "file") == 0 ||
+                      strcmp(driver, "host_device") == 0)
+               ? filename
+               : NULL;
+}
+
+/* The file name in @o, if it has nothing but that and a format. */
+static const char *find_file(json_t *o, const char **format)
+{
+    json_t *inner = json_object_get(o, "file");
+    unsigned taken = 0;
+    const char *name = take_file(o, "", &taken);
+
+    *format = NULL;
+    if (!name) { /* of a format, then */
+        taken = 0;
+        *format = take(o, "driver", &taken);
+        if (json_is_object(inner)) {
+            unsigned in = 0;
+
+            name = take_file(inner, "", &in);
+            name = in == json_object_size(inner) ? name : NULL;
+            taken++;
+        } else {
+            name = take_file(o, "file.", &taken);
+        }
+    }
+    return taken == json_object_size(o) ? name : NULL;
+}
+
+/* --- */
+
+static int no_file(const char *named, const char *image, const char *option,
+                   struct error **errp)
+{
+    return error_set(errp, EPERM,
+                     "image '%s' names the %s file '%s': only files are opened "
+                     "because an image names them (give it as the option '%s')",
+                     image, strcmp(option, "backing") == 0 ? "backing" : "data",
+                     named, option);
+}
+
+static int find_either(const char *named, const char *image, const char *option,
+                       char **pathp, struct error **errp)
+{
+    CLEANUP_FREE char *beside = path_beside(image, named);
+    CLEANUP_FREE char *here = strdup(named);
+    struct stat a;
+    struct stat b;
+
+    if (!beside || !here) {
+        return error_set(errp, ENOMEM, "no memory for the path '%s'", named);
+    }
+    bool at_image = stat(beside, &a) == 0;
+    bool at_us = stat(here, &b) == 0;
+    if (at_image && at_us && (a.st_dev != b.st_dev || a.st_ino != b.st_ino)) {
+        return error_set(errp, EINVAL,
+                         "image '%s' names the %s file '%s', which is both in "
+                         "its directory and in this one: give the right one as "
+                         "the option '%s'",
+                         image,
+                         strcmp(option, "backing") == 0 ? "backing" : "data",
+                         named, option);
+    }
+    char **found = at_us && !at_image ? &here : &beside;
+    *pathp = *found;
+    *found = NULL;
+    return 0;
+}
+
+int image_name_parse(const char *named, const char *image, const char *option,
+                     struct image_name *nm, struct error **errp)
+{
+    bool backing = strcmp(option, "backing") == 0;
+    CLEANUP_JSON json_t *options = NULL;
+    const char *name = strip(named);
+    int r = 0;
+
+    *nm = (struct image_name){0};
+    if (begins_with(named, JSON)) {
+        name = options_parse(named, NULL, &options, NULL) == 0
+                   ? find_file(options, &nm->driver)
+                   : NULL;
+    } else if (is_foreign(name)) {
+        name = NULL;
+    }
+    if (!name || (nm->driver && !backing)) {
+        return no_file(named, image, option, errp);
+    }
+    if (options || !backing) {
+        r = find_either(name, image, option, &nm->path, errp);
+    } else if (!(nm->path = path_beside(image, name))) {
+        r = error_set(errp, ENOMEM, "no memory for the path '%s'", name);
+    }
+    nm->options = r == 0 ? json_incref(options) : NULL;
+    return r;
+}
+
+void image_name_free(struct image_name *nm)
+{
+    free(nm->path);
+    json_decref(nm->options);
+}
