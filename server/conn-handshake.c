@@ -15,6 +15,7 @@
 #include "listen.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
+#include "nbdelta/error.h"
 
 #define OPTION_HEAD 16
 
@@ -222,11 +223,20 @@ static void choose(struct conn *c, struct export *e, uint64_t size)
     c->export = e;
     c->size = size;
     c->writable = conn_may_write(c, e);
-    export_unref(c->exports, c->view); /* it has its own of what it uses */
-    c->view = NULL;
     if (c->contexts_of != e->serial) {
         conn_forget_contexts(c);
     }
+}
+
+/* @e is about to be used.  After a failure, it is gone. */
+static int open_view(struct conn *c, struct export *e, struct error **errp)
+{
+    int r = e->of ? export_open_view(c->exports, e, errp) : 0;
+
+    if (r < 0) {
+        export_unref(c->exports, e);
+    }
+    return r;
 }
 
 static int option_export_name(struct conn *c, struct option *o)
@@ -240,6 +250,10 @@ static int option_export_name(struct conn *c, struct option *o)
     struct export *e = conn_find_export(c, name, NULL);
     if (!e) {
         return -ENOENT;
+    }
+    int r = open_view(c, e, NULL);
+    if (r < 0) {
+        return r;
     }
     uint64_t size = blk_size(e->blk);
     store_be64(reply, size);
@@ -316,7 +330,7 @@ static int reply_block_size(struct conn *c, uint32_t option,
     struct blk_limits lim;
     char data[12];
 
-    blk_get_limits(e->blk, &lim);
+    blk_get_limits(export_disk(e), &lim);
     store_be32(data, 1);
     store_be32(data + 4, is_pow2(lim.pref) && lim.pref >= 512 &&
                                  lim.pref <= NBD_PAYLOAD_MAX
@@ -371,7 +385,12 @@ static int option_info(struct conn *c, struct option *o)
                          : handshake_unknown(c, o->type, name);
     }
     handshake_welcome(c);
-    uint64_t size = blk_size(e->blk);
+    CLEANUP_ERROR struct error *err = NULL;
+    if (o->type == NBD_OPT_GO && open_view(c, e, &err) < 0) {
+        return handshake_error(c, o->type, NBD_REP_ERR_POLICY,
+                               error_message(err));
+    }
+    uint64_t size = blk_size(export_disk(e));
     if (o->type == NBD_OPT_INFO) {
         c->informed = e->serial;
     }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* STARTTLS, and what a client may open once it is known. */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "conn.h"
@@ -61,8 +62,6 @@ static void forget(struct conn *c)
 {
     c->structured = false;
     c->extended = false;
-    export_unref(c->exports, c->view);
-    c->view = NULL;
     conn_forget_contexts(c);
 }
 
@@ -165,19 +164,23 @@ static bool may_open(const struct export *e, void *opaque)
     return conn_may_open(opaque, e);
 }
 
-/* As exports_find; but a view is the same one for all options. */
+/* As exports_find.  A view is another one for each option, but what was said of
+ * the last one of that name holds for it, too. */
 static struct export *find(struct conn *c, const char *name)
 {
-    if (c->view && strcmp(c->view->name, name) == 0) {
-        export_ref(c->exports, c->view);
-        return c->view;
-    }
     struct export *e = exports_find(c->exports, server_serial(c->server), name,
                                     may_open, c);
-    if (e && e->of) {
-        export_unref(c->exports, c->view);
-        export_ref(c->exports, e);
-        c->view = e;
+
+    if (!e || !e->of) {
+        return e;
+    }
+    if (c->view.of == e->of->serial && strcmp(c->view.name, name) == 0) {
+        e->serial = c->view.serial;
+    } else {
+        free(c->view.name);
+        c->view.name = strdup(name);
+        c->view.of = c->view.name ? e->of->serial : 0;
+        c->view.serial = e->serial;
     }
     return e;
 }

@@ -54,7 +54,7 @@ void conn_free(struct conn *c)
     conn_trim(c);
     conn_forget_contexts(c);
     export_unref(c->exports, c->export);
-    export_unref(c->exports, c->view);
+    free(c->view.name);
     pages_free(c->input, INPUT_SIZE);
     tls_free(c->io.tls);
     tls_policy_unref(c->policy);

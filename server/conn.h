@@ -144,7 +144,11 @@ struct conn {
 
     /* Set by the handshake. */
     struct export *export;
-    struct export *view; /* the last that it asked for, or NULL */
+    struct {
+        char *name;  /* of the last view that it asked for, or NULL */
+        uint64_t of; /* serial of what it is of; 0: there is none */
+        uint64_t serial;
+    } view;
     uint64_t size;
     bool writable; /* for this client */
     bool fixed;    /* newstyle, so there are options */
@@ -277,7 +281,7 @@ bool conn_needs_tls(const struct conn *c, uint32_t option);
 bool conn_may_open(const struct conn *c, const struct export *e);
 bool conn_may_write(const struct conn *c, const struct export *e);
 
-/* As exports_find, of those that it may open; but a view is the same one for
+/* As exports_find, of those that it may open; but a view has the same serial in
  * all options.  *needs_tls (or NULL): there is one that it may open after
  * STARTTLS, perhaps. */
 struct export *conn_find_export(struct conn *c, const char *name,

@@ -107,6 +107,7 @@ static void export_free(struct exports *s, struct export *e)
         free(e->bitmaps[i].name);
     }
     free(e->bitmaps);
+    bitmap_unref(e->of_bitmap);
     blk_free(e->blk);
     share_unref(e->share);
     free(e->id);
@@ -320,52 +321,48 @@ static struct bitmap *offered_bitmap(struct export *e, const char *name)
     return e->all_bitmaps ? blk_bitmap_find(e->blk, name) : NULL;
 }
 
-static struct export *view_alloc(struct exports *s, const char *name)
-{
-    struct export *e = calloc(1, sizeof(*e));
-
-    if (!e || !(e->name = strdup(name))) {
-        free(e);
-        return NULL;
-    }
-    e->serial = atomic_fetch_add(&s->serials, 1) + 1;
-    e->refs = 1;
-    e->removed = true; /* nobody finds it */
-    return e;
-}
-
-static int view_attach(struct exports *s, struct export *e,
-                       const struct export *of, struct bitmap *bm)
-{
-    CLEANUP_FREE char *user = NULL;
-
-    if (asprintf(&user, "export '%s'", e->name) < 0) {
-        user = NULL;
-        return -ENOMEM;
-    }
-    return blk_dirty_view(s->daemon->graph, of->blk, bm, user, &e->blk, NULL);
-}
-
 /* The view @name of @of, whose reference is taken, or NULL. */
 static struct export *view_new(struct exports *s, struct export *of,
                                const char *name, const char *bitmap)
 {
     struct bitmap *bm = offered_bitmap(of, bitmap);
-    struct export *e = bm ? view_alloc(s, name) : NULL;
+    struct export *e = bm ? calloc(1, sizeof(*e)) : NULL;
 
-    if (e && view_attach(s, e, of, bm) == 0) {
-        e->of = of;
-        e->share = share_ref(of->share);
-        export_publish(s, e);
-    } else {
-        if (e) {
-            export_free(s, e);
-        }
+    if (!e || !(e->name = strdup(name))) {
+        free(e);
+        bitmap_unref(bm);
         export_unref(s, of);
-        e = NULL;
+        return NULL;
     }
-    bitmap_unref(bm);
+    e->serial = atomic_fetch_add(&s->serials, 1) + 1;
+    e->of = of;
+    e->of_bitmap = bm;
+    e->share = share_ref(of->share);
+    e->refs = 1;
+    e->removed = true; /* nobody finds it */
+    list_init(&e->in_set);
     return e;
+}
+
+int export_open_view(struct exports *s, struct export *e, struct error **errp)
+{
+    CLEANUP_FREE char *user = NULL;
+
+    if (asprintf(&user, "export '%s'", e->name) < 0) {
+        user = NULL;
+        return error_set(errp, ENOMEM, "no memory for an export");
+    }
+    int r = blk_dirty_view(s->daemon->graph, e->of->blk, e->of_bitmap,
+                           e->of->all_bitmaps, user, &e->blk, errp);
+    if (r == 0) {
+        export_publish(s, e);
+    }
+    return r;
+}
+
+struct blk *export_disk(const struct export *e)
+{
+    return e->blk ? e->blk : e->of->blk;
 }
 
 /* --- Finding. --- */
@@ -515,6 +512,12 @@ void export_ref(struct exports *s, struct export *e)
 
 void export_unref(struct exports *s, struct export *e)
 {
+    if (e && e->of && !e->blk) { /* its only reference; nothing was opened */
+        struct export *of = e->of;
+
+        export_free(s, e);
+        e = of;
+    }
     if (e) {
         mutex_lock(&s->lock);
         unref_locked(s, e);

@@ -12,8 +12,9 @@
  * monitor lock: exports_collect().
  *
  * NAME@dirty=BITMAP is a view of the export NAME: what a bitmap that it offers
- * has dirty.  It is made when a client asks for it, and is that client's
- * alone: it is not listed, nobody else finds it, and it goes with NAME.
+ * has dirty.  It is not listed, nobody but the client that asked for it finds
+ * it, and it goes with NAME.  Only when it is opened it has a node, and copies
+ * bits; who asks about it costs nothing.
  */
 #include <jansson.h>
 
@@ -83,7 +84,7 @@ struct export
     char *id;
     char *name;
     char *description; /* or NULL */
-    struct blk *blk;
+    struct blk *blk; /* of a view: NULL until it is opened */
     struct share *share; /* of the pool; a view has that of its disk */
     bool writable;
     bool writethrough;
@@ -94,6 +95,7 @@ struct export
     struct export_rules rules; /* of a view: those of `of` hold */
     uint64_t serial;           /* not 0, and no other has or had it */
     struct export *of; /* a view: of this one, with a reference; or NULL */
+    struct bitmap *of_bitmap; /* with a reference, or NULL */
 
     /* Set before clients can find it: bitmaps that it holds and offers. */
     struct export_bitmap *bitmaps;
@@ -139,13 +141,20 @@ void export_drop(struct exports *s, struct export *e);
 
 /*
  * That of @server by its name, with a reference; NULL when there is none.  A
- * view is a new one each time, and costs a drain: where @may_open says no of
- * the export that it would be of, it is not made, and that export returned.
+ * view is a new one each time, and not open; where @may_open says no of the
+ * export that it would be of, it is not made, and that export returned.
  */
 typedef bool may_open_fn(const struct export *e, void *opaque);
 struct export *exports_find(struct exports *s, uint64_t server,
                             const char *name, may_open_fn *may_open,
                             void *opaque);
+/* Open a view, once: as blk_dirty_view. */
+int export_open_view(struct exports *s, struct export *e, struct error **errp);
+
+/* The disk that @e shows, also a view that is not open: for its size and the
+ * like. */
+struct blk *export_disk(const struct export *e);
+
 /* By its id. */
 struct export *exports_find_id(struct exports *s, const char *id);
 void export_ref(struct exports *s, struct export *e);

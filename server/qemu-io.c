@@ -350,11 +350,8 @@ static void remove_break(struct node *n, const char *tag)
     }
 }
 
-/*
- * What needs no requests is done at once.  Nothing is attached for it: that
- * would drain the tree, and let those go on who are held up there.  False:
- * there is more to do.
- */
+/* What needs no requests is done at once, and nothing is attached for it.
+ * False: there is more to do. */
 static bool do_at_once(struct graph *g, struct node *n, const struct io_args *a)
 {
     CLEANUP_ERROR struct error *err = NULL;

@@ -757,6 +757,7 @@ json_t *bitmap_query(struct node *n)
     json_t *list = json_array();
     int r = list ? 0 : -1;
 
+    graph_lock(n->graph); /* for its parents */
     struct tree *t = node_enter(n, false);
     if (r == 0) {
         add_bits(list, n);
@@ -766,6 +767,7 @@ json_t *bitmap_query(struct node *n)
         r = add_info(list, list_entry(at, struct bitmap, on_node));
     }
     node_leave(t);
+    graph_unlock(n->graph);
     if (r < 0) {
         json_decref(list);
         return NULL;

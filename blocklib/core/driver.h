@@ -118,6 +118,8 @@ struct driver {
     bool is_filter;
     bool is_protocol;
     bool has_backing; /* the images of this format can name a backing file */
+    bool passive; /* nothing but reads of the user on top, which has it alone:
+                     it comes and goes without a drain of what is below */
     bool passes_perms; /* a format that uses its file child as it is used
                           itself; filters always do */
     size_t state_size;

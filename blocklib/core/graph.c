@@ -316,7 +316,9 @@ void node_unref(struct node *n)
     if (--n->refs > 0) {
         return;
     }
-    graph_drain(n->graph, n);
+    if (!n->drv->passive) {
+        graph_drain(n->graph, n);
+    }
     if (n->opened) {
         if (!n->flags.read_only && !n->drv->is_filter) {
             (void)node_flush(n);
@@ -351,6 +353,13 @@ void node_unref(struct node *n)
 
 /* --- Edges --- */
 
+/*
+ * Users come and go without a drain, so they let go of nothing that throttles
+ * or holds up requests of others: no request reads the lists of parents, or
+ * what they want, which are the control lock's; those of the user itself have
+ * not begun, or have ended.
+ */
+
 int edge_link(struct edge *e, struct error **errp)
 {
     struct node *child = e->child;
@@ -360,7 +369,9 @@ int edge_link(struct edge *e, struct error **errp)
     if (r < 0) {
         return r;
     }
-    graph_drain(child->graph, child);
+    if (e->parent && !e->parent->drv->passive) {
+        graph_drain(child->graph, child);
+    }
     list_append(&child->parents, &e->on_child);
     atomic_store(&e->tree, atomic_load(&child->tree));
     node_ref(child);
@@ -370,7 +381,6 @@ int edge_link(struct edge *e, struct error **errp)
 
 void edge_unlink(struct edge *e)
 {
-    graph_drain(e->child->graph, e->child);
     list_remove(&e->on_child);
     node_hand_down_perms(e->child);
     node_unref(e->child);
@@ -429,7 +439,8 @@ int node_attach(struct node *n, unsigned index, struct node *child,
 
 /*
  * The part that @n was connected to by an edge that is gone gets a tree of
- * its own again, so that draining one does not hold back the other.
+ * its own again, so that draining one does not hold back the other.  @gone,
+ * unless NULL, is about to be freed, and needs none.
  */
 static void mark_connected(struct node *n)
 {
@@ -450,7 +461,7 @@ static void mark_connected(struct node *n)
     }
 }
 
-static void tree_split(struct graph *g, struct node *n)
+static void tree_split(struct graph *g, struct node *n, const struct node *gone)
 {
     struct tree *old = atomic_load(&n->tree);
     bool whole = true;
@@ -460,13 +471,15 @@ static void tree_split(struct graph *g, struct node *n)
     }
     mark_connected(n);
     list_for_each (at, &old->nodes) {
-        whole &= list_entry(at, struct node, in_tree)->visited;
+        const struct node *other = list_entry(at, struct node, in_tree);
+        whole &= other->visited || other == gone;
     }
     struct tree *t = whole ? NULL : tree_new(g);
     if (!t) {
         return; /* connected, or no memory: then they stay together */
     }
     t->born_in = 0; /* users of its nodes may come at any moment */
+    drain_tree(g, old);
     drain_tree(g, t);
     list_for_each_safe (at, &old->nodes) {
         struct node *moved = list_entry(at, struct node, in_tree);
@@ -485,12 +498,14 @@ void node_detach(struct node *n, unsigned index)
     if (!e) {
         return;
     }
-    graph_drain(n->graph, n);
+    if (n->refs > 0) { /* else nobody is in it */
+        graph_drain(n->graph, n);
+    }
     n->child[index] = NULL;
     list_remove(&e->on_child);
     node_hand_down_perms(e->child);
     if (e->child->refs > 1) {
-        tree_split(n->graph, e->child);
+        tree_split(n->graph, e->child, n->refs > 0 ? NULL : n);
     }
     node_unref(e->child);
     free(e);
@@ -505,7 +520,7 @@ struct edge *node_take_child(struct node *n, unsigned index)
         n->child[index] = NULL;
         list_remove(&e->on_child);
         node_hand_down_perms(e->child);
-        tree_split(n->graph, e->child);
+        tree_split(n->graph, e->child, NULL);
     }
     return e;
 }
@@ -706,6 +721,7 @@ struct graph *graph_new(void)
         list_init(&g->nodes);
         list_init(&g->trees);
         list_init(&g->throttle_groups);
+        list_init(&g->view_bits);
         tls_creds_set_init(&g->tls_creds);
         yank_set_init(&g->yanks);
     }

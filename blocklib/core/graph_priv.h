@@ -20,6 +20,7 @@ struct graph {
     uint64_t section;     /* number of this control section, from 1 on */
     uint64_t next_name;
     struct list throttle_groups;
+    struct list view_bits; /* of open dirty views (drivers/dirty-view.c) */
 
     /* Implicit-open policy: set before the first open (policy.c). */
     char **allowed; /* absolute, resolved, without a slash at the end */

@@ -63,6 +63,9 @@ struct hbitmap {
     size_t bytes;               /* its length */
 
     _Atomic uint64_t set_bits;
+
+    uint64_t serial; /* no other bitmap has or had it */
+    _Atomic uint64_t resets;
 };
 
 /* --- Memory --- */
@@ -88,12 +91,14 @@ static void release_memory(void *p, size_t bytes)
 
 struct hbitmap *hbitmap_new(uint64_t size, uint64_t granularity)
 {
+    static _Atomic uint64_t serials;
     struct hbitmap *h = calloc(1, sizeof(*h));
 
     assert(is_pow2(granularity));
     if (!h) {
         return NULL;
     }
+    h->serial = atomic_fetch_add(&serials, 1);
     h->size = size;
     h->shift = (unsigned)__builtin_ctzll(granularity);
     h->granules = div_up(size, granularity);
@@ -139,6 +144,16 @@ uint64_t hbitmap_size(const struct hbitmap *h)
 uint64_t hbitmap_granularity(const struct hbitmap *h)
 {
     return UINT64_C(1) << h->shift;
+}
+
+struct hbitmap_stamp hbitmap_stamp(const struct hbitmap *h)
+{
+    return (struct hbitmap_stamp){h->serial, atomic_load(&h->resets)};
+}
+
+size_t hbitmap_bytes(const struct hbitmap *h)
+{
+    return h->bytes;
 }
 
 /* --- Words --- */
@@ -379,6 +394,7 @@ static void reset_granules(struct hbitmap *h, uint64_t first, uint64_t last)
     }
     if (n > 0) {
         atomic_fetch_sub(&h->set_bits, n);
+        atomic_fetch_add(&h->resets, 1);
     }
 }
 
@@ -406,6 +422,7 @@ void hbitmap_reset_all(struct hbitmap *h)
         memset(h->level[0], 0, h->bytes);
     }
     atomic_store(&h->set_bits, 0);
+    atomic_fetch_add(&h->resets, 1);
 }
 
 /* --- Several --- */

@@ -18,6 +18,7 @@
  * rest needs that nobody else uses the bitmap.
  */
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 struct hbitmap;
@@ -75,7 +76,22 @@ void hbitmap_fill(struct hbitmap *dst, const struct hbitmap *src);
 void hbitmap_catch_up(struct hbitmap *dst, const struct hbitmap *src,
                       struct hbitmap *more);
 
-/* A copy with the same granularity, or NULL. */
+/*
+ * While two stamps of a bitmap are equal, nothing was reset between them: bits
+ * were added at most, so with as many bits as then it has the same ones.  No
+ * other bitmap has or had the same stamp.
+ */
+struct hbitmap_stamp {
+    uint64_t bitmap;
+    uint64_t resets;
+};
+struct hbitmap_stamp hbitmap_stamp(const struct hbitmap *h);
+
+/* The memory of @h when all of it is touched. */
+size_t hbitmap_bytes(const struct hbitmap *h);
+
+/* A copy with the same granularity, or NULL.  Bits of @h may be set meanwhile:
+ * they are in it or not; hbitmap_count(copy) is exact. */
 struct hbitmap *hbitmap_copy(const struct hbitmap *h);
 
 uint64_t hbitmap_granules(const struct hbitmap *h); /* bits, set or not */

@@ -100,12 +100,12 @@ struct node {
 
     /* --- Tree lock. --- */
     struct edge *child[CHILD_MAX]; /* NULL where there is none */
-    struct list parents;           /* of struct edge.on_child */
     struct list bitmaps;           /* of struct bitmap.on_node (dirty.h) */
     struct bitmap *recording;      /* the first of those that record */
     const struct read_guard *guard; /* or NULL */
 
     /* --- Control lock. --- */
+    struct list parents;    /* of struct edge.on_child */
     json_t *options;        /* what it was opened with; NULL: by a job */
     struct list in_graph;
     struct list in_tree;

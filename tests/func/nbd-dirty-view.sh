@@ -120,6 +120,31 @@ gone() {
 }
 wait_until "the views are closed" gone
 
+# Who only asks about a view holds nothing, however long it stays.
+qmp block-export-add '{"type": "nbd", "id": "asked", "node-name": "vda",
+    "name": "asked", "writable": true, "bitmaps": ["b0"]}' >/dev/null
+python - "$SRCDIR/tests/func" "$nbdelta" <<'END'
+import subprocess
+import sys
+sys.path.insert(0, sys.argv[1])
+from nbd_raw import *
+asks = Client("nbd.sock")
+name = "asked@dirty=b0"
+assert asks.option(STRUCTURED)[0] == ACK
+for _ in range(3):
+    assert asks.option(INFO, info_data(name))[0] == ACK
+    kind, contexts = asks.option(SET_META, meta_data(name, "base:allocation"))
+    assert kind == ACK and len(contexts) == 1
+user = Client("nbd.sock").go(name, contexts=["base:allocation"])
+assert user.error(STATUS, 0, 512) == 0
+delete = [sys.argv[2], "qmp", "qmp.sock", "block-export-del", "id=asked"]
+assert subprocess.run(delete, stderr=subprocess.DEVNULL).returncode != 0
+user.send(DISC)
+assert user.ended()
+subprocess.run(delete, check=True)
+assert asks.option(GO, info_data(name))[0] == UNKNOWN
+END
+
 # Only bitmaps that the export offers; and a name with the mark in it is one.
 qmp block-export-add type=nbd id=plain node-name=vda name=plain >/dev/null
 qmp block-export-add '{"type": "nbd", "id": "some", "node-name": "vda",

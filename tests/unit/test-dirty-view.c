@@ -8,7 +8,8 @@
 #include <string.h>
 
 #include "bitmap-util.h"
-#include "core/graph.h"
+#include "core/graph_priv.h"
+#include "core/throttle_group.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
@@ -16,6 +17,11 @@
 
 #define SIZE (16 * MiB)
 #define G    (64 * KiB)
+
+static uint64_t stopped(void)
+{
+    return 1;
+}
 
 static struct graph *g;
 static struct node *n;
@@ -45,7 +51,7 @@ static int try_view(const char *name, struct blk **viewp, struct error **errp)
     struct bitmap *bm = bitmap_find(n, name);
 
     ck_assert_ptr_nonnull(bm);
-    int r = blk_dirty_view(g, b, bm, "client", viewp, errp);
+    int r = blk_dirty_view(g, b, bm, false, "client", viewp, errp);
     bitmap_unref(bm);
     return r;
 }
@@ -213,8 +219,92 @@ START_TEST(what_cannot_be_trusted_has_none)
     ck_assert_str_eq(error_message(err),
                      "Bitmap 'b' is inconsistent and cannot be used");
     ck_assert_int_eq(bitmap_remove(g, n, "b", NULL), 0);
-    ck_assert_int_eq(blk_dirty_view(g, b, bm, "client", &v, NULL), -ENOENT);
+    ck_assert_int_eq(blk_dirty_view(g, b, bm, false, "client", &v, NULL),
+                     -ENOENT);
     bitmap_unref(bm);
+}
+END_TEST
+
+static unsigned copies(void)
+{
+    unsigned count = 0;
+
+    graph_lock(g);
+    list_for_each (at, &g->view_bits) {
+        count++;
+    }
+    graph_unlock(g);
+    return count;
+}
+
+/* One copy is for all views while the bits are the same. */
+START_TEST(views_share_bits_that_have_not_changed)
+{
+    put(1, 0, G);
+    struct blk *v[5] = {view(), view()};
+
+    put(2, 0, G / 2);
+    v[2] = view();
+    ck_assert_uint_eq(copies(), 1);
+    put(2, 3 * G, 1);
+    v[3] = view();
+    ck_assert_uint_eq(copies(), 2);
+    is(v[1], false, G, SIZE - G);
+    is(v[3], true, 3 * G, G);
+    /* As many bits, and other ones. */
+    ck_assert_int_eq(bitmap_clear(g, n, "b", NULL), 0);
+    put(3, 5 * G, 2 * G);
+    v[4] = view();
+    ck_assert_uint_eq(copies(), 3);
+    is(v[4], false, 0, 5 * G);
+    is(v[4], true, 5 * G, 2 * G);
+    is(v[3], true, 3 * G, G);
+    for (int i = 0; i < 5; i++) {
+        blk_free(v[i]);
+    }
+    ck_assert_uint_eq(copies(), 0);
+    /* What a job collects beside is not in the stamp of the bits. */
+    struct bitmap *bm = freeze();
+    v[0] = view();
+    put(4, 9 * G, G);
+    v[1] = view();
+    is(v[0], false, 9 * G, G);
+    is(v[1], true, 9 * G, G);
+    blk_free(v[0]);
+    blk_free(v[1]);
+    graph_lock(g);
+    graph_drain(g, n);
+    bitmap_reclaim(bm);
+    graph_unlock(g);
+    bitmap_unref(bm);
+}
+END_TEST
+
+START_TEST(copies_have_a_limit)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    CLEANUP_JSON json_t *o = json_pack("{s:s, s:s, s:I}", "driver", "null-co",
+                                       "node-name", "vast", "size",
+                                       (json_int_t)(4 * 1024 * GiB));
+    struct node *vast;
+    struct blk *all = b;
+    struct blk *v[3];
+
+    ck_assert_int_eq(graph_open(g, o, &vast, NULL), 0);
+    ck_assert_int_eq(blk_new(g, vast, PERM_ALL, PERM_ALL, "test", &b, NULL), 0);
+    ck_assert_int_eq(bitmap_add(g, vast, "b", 1 * KiB, false, false, NULL), 0);
+    n = vast;
+    v[0] = view(); /* half a GiB, if it were touched */
+    ck_assert_int_eq(blk_discard(b, 0, 1), 0);
+    ck_assert_int_eq(try_view("b", &v[1], &err), -EDQUOT);
+    ck_assert_ptr_nonnull(strstr(error_message(err), "no room"));
+    blk_free(v[0]);
+    v[1] = view();
+    v[2] = view();
+    blk_free(v[1]);
+    blk_free(v[2]);
+    blk_free(b);
+    b = all;
 }
 END_TEST
 
@@ -292,6 +382,73 @@ START_TEST(views_come_and_go_under_writes)
 }
 END_TEST
 
+struct waits {
+    struct blk *blk;
+    _Atomic bool done;
+};
+
+static void *write_one(void *opaque)
+{
+    struct waits *w = opaque;
+
+    ck_assert_int_eq(blk_pwrite(w->blk, buf, 512, 0, 0), 0);
+    atomic_store(&w->done, true);
+    return NULL;
+}
+
+/* Users and views come and go beside a request that a limit holds back: they
+ * do not wait for it, and it is let go by nobody but the end. */
+START_TEST(it_lets_go_of_nothing_that_waits)
+{
+    CLEANUP_JSON json_t *group = json_pack(
+        "{s:s, s:s, s:{s:i}}", "qom-type", "throttle-group", "id", "tg",
+        "limits", "iops-total", 1);
+    CLEANUP_JSON json_t *o = json_pack("{s:s, s:s, s:s, s:s}", "driver",
+                                       "throttle", "node-name", "slow",
+                                       "throttle-group", "tg", "file", "disk");
+    struct waits w = {NULL, false};
+    pthread_t t;
+
+    ck_assert_int_eq(throttle_group_create(g, group, NULL), 0);
+    graph_lock(g);
+    struct throttle_group *tg = throttle_group_get(g, "tg");
+    throttle_group_set_clock(tg, stopped);
+    throttle_group_put(tg);
+    graph_unlock(g);
+    struct node *slow;
+    ck_assert_int_eq(graph_open(g, o, &slow, NULL), 0);
+    struct blk *all = b;
+    ck_assert_int_eq(blk_new(g, slow, PERM_ALL, PERM_ALL, "t", &b, NULL), 0);
+    w.blk = b;
+    ck_assert_int_eq(blk_pwrite(b, buf, 512, 0, 0), 0); /* the last for now */
+    ck_assert_int_eq(pthread_create(&t, NULL, write_one, &w), 0);
+    while (throttle_group_waiting(tg) == 0) {
+        ck_assert(!atomic_load(&w.done));
+    }
+    for (int i = 0; i < 10; i++) {
+        struct blk *user;
+        struct blk *v = view();
+
+        ck_assert_int_eq(blk_new(g, slow, PERM_READ, PERM_ALL, "u", &user,
+                                 NULL),
+                         0);
+        is(v, false, G, G);
+        blk_free(user);
+        blk_free(v);
+        json_decref(bitmap_query(n));
+        ck_assert_uint_eq(throttle_group_waiting(tg), 1);
+        ck_assert(!atomic_load(&w.done));
+    }
+    graph_lock(g);
+    graph_drain(g, slow);
+    graph_unlock(g);
+    ck_assert_int_eq(pthread_join(t, NULL), 0);
+    blk_free(b);
+    b = all;
+    ck_assert_int_eq(graph_close(g, slow, NULL), 0);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("dirty-view");
@@ -305,6 +462,9 @@ int main(void)
     tcase_add_test(tc, it_cannot_be_written);
     tcase_add_test(tc, of_a_frozen_bitmap_it_has_what_was_written_since_too);
     tcase_add_test(tc, what_cannot_be_trusted_has_none);
+    tcase_add_test(tc, views_share_bits_that_have_not_changed);
+    tcase_add_test(tc, copies_have_a_limit);
+    tcase_add_test(tc, it_lets_go_of_nothing_that_waits);
     tcase_add_test(tc, a_disk_that_shrinks_has_nothing_there);
     tcase_add_test(tc, a_disk_in_use_is_not_closed_under_it);
     tcase_add_test(tc, views_come_and_go_under_writes);

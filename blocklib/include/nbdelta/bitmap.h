@@ -153,10 +153,12 @@ bool blk_bitmap_is_own(struct blk *b, const struct bitmap *bm);
  * but with extents that are data where @bm has dirty, and else holes that are
  * said to be zeroes.  They are the bits of now; the bytes, those of the holes
  * too, are the disk's at the time of reading.  @b stays attached while this
- * runs; *viewp lives on its own until blk_free().  -ENOENT: @bm is no bitmap
- * of that disk any more; -EINVAL: inconsistent.  Drains.
+ * runs; *viewp lives on its own until blk_free().  No request waits for that,
+ * and what does not change is copied once for all views.  -ENOENT: @bm is no
+ * bitmap of that disk any more, or, with @own, of an image below it (see
+ * blk_bitmap_find); -EINVAL: inconsistent; -EDQUOT: views have too many copies.
  */
-int blk_dirty_view(struct graph *g, struct blk *b, struct bitmap *bm,
+int blk_dirty_view(struct graph *g, struct blk *b, struct bitmap *bm, bool own,
                    const char *user, struct blk **viewp, struct error **errp);
 
 #endif /* NBDELTA_BITMAP_H */
