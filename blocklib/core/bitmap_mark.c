@@ -22,6 +22,10 @@
  * in which the bits were found is armed again, because who has set them may
  * still be waiting for that.
  *
+ * When a failed write or flush has left the image with less than that, the
+ * node is in doubt (node->bitmaps_doubt), and nothing is marked, nor written,
+ * before the format has healed it.
+ *
  *      node->recording -> inner -> ... -> outer      one nest
  *                           | rest
  *                           +-> inner -> ...         the next one
@@ -195,7 +199,7 @@ static int mark_nest(struct node *n, struct bitmap *innermost, uint64_t offset,
 int bitmap_mark_slow(struct node *n, uint64_t offset, uint64_t bytes,
                      bool nowait)
 {
-    int r = 0;
+    int r = atomic_load(&n->bitmaps_doubt) ? n->drv->bitmap_heal(n, nowait) : 0;
 
     for (struct bitmap *bm = n->recording; r == 0 && bm; bm = bm->rest) {
         r = mark_nest(n, bm, offset, bytes, nowait);

@@ -163,8 +163,9 @@ int bitmap_mark_slow(struct node *n, uint64_t offset, uint64_t bytes,
 static inline int bitmap_mark(struct node *n, uint64_t offset, uint64_t bytes,
                               unsigned flags)
 {
-    return n->recording ? bitmap_mark_slow(n, offset, bytes, flags & REQ_NOWAIT)
-                        : 0;
+    return n->recording || atomic_load(&n->bitmaps_doubt)
+               ? bitmap_mark_slow(n, offset, bytes, flags & REQ_NOWAIT)
+               : 0;
 }
 
 #endif /* NBDELTA_CORE_DIRTY_H */

@@ -233,6 +233,11 @@ struct driver {
     int (*bitmap_arm)(struct node *n, struct bitmap *bm, uint64_t offset,
                       uint64_t bytes, bool nowait);
 
+    /* Before data change while node->bitmaps_doubt is set: have the image say
+     * of the bitmaps what memory does, or at least not less; durable.  The
+     * driver sets the flag, in a drained section or here, and clears it. */
+    int (*bitmap_heal)(struct node *n, bool nowait);
+
     /* NULL: all data, for protocols; required for formats. */
     int (*map)(struct node *n, uint64_t offset, uint64_t bytes,
                unsigned flags, struct mapping *m);

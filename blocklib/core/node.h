@@ -125,6 +125,9 @@ struct node {
     _Atomic uint64_t size;
     _Atomic uint64_t highest; /* end of what was ever written */
     struct tree *_Atomic tree;
+    _Atomic bool bitmaps_doubt; /* what the image says of its bitmaps may not
+                                   do: no data change before bitmap_heal of
+                                   the driver */
 };
 
 /*

@@ -13,8 +13,9 @@
  *   under the monitor lock, with all others of the transaction
  *     success: the frozen bitmap gives way to its successor
  *     failure: the two become one again
- *     (bitmap-mode always: it gives way, but what was not copied stays dirty;
- *     never: the two become one again)
+ *     (bitmap-mode always: it gives way, but what was not copied stays dirty,
+ *     all of it if the target cannot be flushed; never: the two become one
+ *     again)
  *     remove the filter, close the target
  *
  *  1. Bits of a bitmap are given up only after what they stand for is durable
@@ -55,6 +56,7 @@ struct backup {
     enum bitmap_mode bitmap_mode;
     enum job_on_error on_error[2]; /* by enum copy_side */
     bool skipped; /* sync=top: the set has been looked through */
+    bool durable; /* what was copied is, in the target */
 
     /* References; control lock. */
     struct node *source;
@@ -136,16 +138,37 @@ static void close_target(struct backup *b)
     }
 }
 
+/* Waits for nobody once the job is given up. */
 static int flush_target(struct backup *b)
 {
-    struct jobs *j = b->job.jobs;
     int r;
 
+    node_unwanted = copy_given_up(b->copy);
     do {
         struct tree *t = node_enter(b->target, false);
         r = node_flush(b->target);
         node_leave(t);
     } while (r == -ERESTART);
+    node_unwanted = NULL;
+    b->durable = r == 0;
+    return r;
+}
+
+/* What has been copied by a job that has failed counts, too, if the bitmap
+ * keeps only the rest. */
+static int backup_exit(struct job *job, int r)
+{
+    struct backup *b = backup_of(job);
+    struct jobs *j = job->jobs;
+
+    if (r < 0) {
+        copy_break(b->copy);
+        if (b->bitmap && b->bitmap_mode == BITMAP_ALWAYS) {
+            (void)flush_target(b);
+        }
+        return r;
+    }
+    r = flush_target(b);
     if (r < 0) {
         mutex_lock(&j->lock);
         (void)job_retries(j, &b->job, ON_ERROR_REPORT, false, r);
@@ -154,29 +177,19 @@ static int flush_target(struct backup *b)
     return r;
 }
 
-static int backup_exit(struct job *job, int r)
-{
-    struct backup *b = backup_of(job);
-
-    if (r < 0) {
-        copy_break(b->copy);
-        return r;
-    }
-    return flush_target(b);
-}
-
+/* By invariant 1. */
 static void settle_bitmap(struct backup *b, bool success)
 {
     struct bitmap *bm = b->bitmap;
 
-    if (b->bitmap_mode == BITMAP_NEVER ||
+    if (!b->durable || b->bitmap_mode == BITMAP_NEVER ||
         (!success && b->bitmap_mode == BITMAP_ON_SUCCESS)) {
         bitmap_reclaim(bm);
         return;
     }
     bitmap_abdicate(bm);
     if (!success) {
-        copy_merge_left(b->copy, bm->bits);
+        copy_merge_left(b->copy, bm);
     }
 }
 

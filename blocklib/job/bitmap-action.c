@@ -43,6 +43,8 @@ struct change {
     struct taken *taken; /* remove, repair: those off the node, in order */
     size_t taken_count;
     struct hbitmap *spare; /* clear, merge: the bits that are not in use */
+    const void *stored;    /* the same: the driver's, before that, */
+    bool was_rewrite;      /* and whether it had those bits */
     bool was_enabled;
     bool was_persistent;
 };
@@ -319,6 +321,8 @@ static struct hbitmap *bits_like(const struct change *c, struct error **errp)
 
 static void swap_bits(struct change *c, struct hbitmap *bits)
 {
+    c->was_rewrite = c->bm->rewrite;
+    c->stored = c->bm->stored;
     c->spare = bitmap_swap_bits(c->bm, bits);
     c->bm->rewrite = true;
     changed(c);
@@ -341,7 +345,10 @@ static void bits_undo(struct action *a)
 {
     struct change *c = change_of(a);
 
-    swap_bits(c, c->spare);
+    c->spare = bitmap_swap_bits(c->bm, c->spare);
+    /* The image has the bits of before, unless they were stored meanwhile. */
+    c->bm->rewrite = c->was_rewrite || c->bm->stored != c->stored;
+    changed(c);
 }
 
 static const struct action_ops clear_ops = {

@@ -36,6 +36,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
+#include "core/dirty.h"
 #include "nbdelta/bytes.h"
 #include "util/iov.h"
 
@@ -581,17 +582,18 @@ int copy_skip_unallocated(struct copy *c)
 }
 
 /* The disk may have changed its size since. */
-void copy_merge_left(const struct copy *c, struct hbitmap *bits)
+void copy_merge_left(const struct copy *c, struct bitmap *bm)
 {
-    uint64_t size = min_u64(hbitmap_size(bits), c->size);
+    uint64_t size = min_u64(hbitmap_size(bm->bits), c->size);
     uint64_t start;
     uint64_t len;
 
     for (uint64_t at = 0;
          at < size && hbitmap_next_dirty(c->todo, at, size, &start, &len);
          at = start + len) {
-        hbitmap_set(bits, start, len);
+        hbitmap_set(bm->bits, start, len);
     }
+    bitmap_nest(bm->node, bm);
 }
 
 /* --- Control --- */
@@ -599,6 +601,11 @@ void copy_merge_left(const struct copy *c, struct hbitmap *bits)
 void copy_give_up(struct copy *c)
 {
     atomic_store(&c->given_up, true);
+}
+
+const _Atomic bool *copy_given_up(const struct copy *c)
+{
+    return &c->given_up;
 }
 
 void copy_stop(struct copy *c, bool stop)

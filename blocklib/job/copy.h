@@ -115,14 +115,17 @@ int copy_wait(struct copy *c, enum copy_side *side);
 /* Did a copy before a guest's write fail?  Then nothing can succeed. */
 bool copy_is_broken(const struct copy *c);
 
-/* Set the bits of what is still in the set.  Nothing is being copied. */
-void copy_merge_left(const struct copy *c, struct hbitmap *bits);
+/* Set the bits of what is still in the set; bits that the image of @bm has, or
+ * may have.  Drained, nothing is being copied. */
+void copy_merge_left(const struct copy *c, struct bitmap *bm);
+
+/* Workers are not wanted any more, whatever they wait for: graph_wake_waiting
+ * has to follow.  And for others who work for this copy: node_unwanted. */
+void copy_give_up(struct copy *c);
+const _Atomic bool *copy_given_up(const struct copy *c);
 
 /* Make copy_run return after the chunks that are in hand, until it is called
  * with false.  Any thread, does not wait. */
-/* Workers are not wanted any more, whatever they wait for: graph_wake_waiting
- * has to follow. */
-void copy_give_up(struct copy *c);
 void copy_stop(struct copy *c, bool stop);
 
 /* For what workers copy, in bytes a second; 0: as fast as it goes. */

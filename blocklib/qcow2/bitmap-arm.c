@@ -24,7 +24,9 @@
  *     before that is durable: a crash that takes such data back makes a
  *     change, too.
  *  5. A cluster of bits counts in the refcounts on disk before a table entry
- *     leads to it.
+ *     leads to it.  Where there is no room for one, the entry says "all ones".
+ *  6. What could not be written, or flushed, is not armed; entries are in doubt
+ *     then (bitmap-doubt.c).
  *
  * How much is armed at once doubles while arming is frequent, up to a slice,
  * which is one table entry; what is armed too much is paid after a crash
@@ -81,16 +83,6 @@ static unsigned per_slice_bits(const struct qcow2 *s,
 
 /* --- Writing ones --- */
 
-static int write_entry(struct qcow2 *s, const struct qcow2_bitmap *qb,
-                       uint64_t slice)
-{
-    unsigned char be[8];
-
-    store_be64(be, qb->table[slice]);
-    return node_pwrite(s->file, be, sizeof(be), qb->table_offset + slice * 8,
-                       0);
-}
-
 /* Set the bits [@from, @to), @from a multiple of 8, in a cluster of bits. */
 static void set_ones(unsigned char *bits, uint64_t from, uint64_t to)
 {
@@ -114,9 +106,9 @@ static int write_ones(struct qcow2 *s, uint64_t host, uint64_t from,
     return node_pwrite(s->file, ones, bytes, host + from / 8, 0);
 }
 
-/* A cluster for a slice that has none, with these bits. */
-static int new_cluster(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
-                       const unsigned char *bits) REQUIRES(s->arm_lock)
+/* A cluster with these bits, which counts, and which nothing leads to. */
+static int new_cluster(struct qcow2 *s, const unsigned char *bits,
+                       uint64_t *hostp) REQUIRES(s->arm_lock)
 {
     uint64_t host = 0;
     uint64_t got;
@@ -138,43 +130,73 @@ static int new_cluster(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
         mutex_unlock(&s->meta);
         return r;
     }
-    qb->table[slice] = host;
-    return write_entry(s, qb, slice);
+    *hostp = host;
+    return 0;
+}
+
+/* Have the entry of a slice that has no cluster lead to that one. */
+static int hook_up(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
+                   uint64_t host) REQUIRES(s->arm_lock)
+{
+    int r = qcow2_put_entry(s, qb, slice, host);
+
+    if (r < 0) {
+        qcow2_orphan(s, host, s->cluster_size);
+    }
+    return r;
+}
+
+/* A failure that is in doubt already: the next write heals first, in one way
+ * or another. */
+static int put_ones_again(struct qcow2 *s, struct qcow2_bitmap *qb,
+                          uint64_t slice) REQUIRES(s->arm_lock)
+{
+    int r = qcow2_put_ones(s, qb, slice);
+
+    if (r < 0) {
+        qcow2_bitmap_doubt(s);
+    }
+    return r;
 }
 
 /* Ones for the regions [@first, @last], which lie in one slice. */
 static int arm_in_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
-                        uint64_t slice, uint64_t first, uint64_t last)
-    REQUIRES(s->arm_lock)
+                        uint64_t slice, uint64_t first, uint64_t last,
+                        bool exact) REQUIRES(s->arm_lock)
 {
     unsigned shift = qb->region_bits - qb->granularity_bits;
     uint64_t start = slice * s->cluster_size * 8;
-    uint64_t end = min_u64(s->cluster_size * 8,
-                           hbitmap_granules(qb->bm->bits) - start);
+    uint64_t end = min_u64(s->cluster_size * 8, qb->granules - start);
     uint64_t from = (first << shift) - start;
     uint64_t to = min_u64(((last + 1) << shift) - start, end);
+    uint64_t host;
 
     bitmap_word_set(qb->stale, slice);
+    if (bitmap_word_get(qb->doubt, slice)) {
+        return put_ones_again(s, qb, slice);
+    }
     if (qb->table[slice] == QCOW2_BITMAP_ONES) {
         return 0;
     }
     if (qb->table[slice] != QCOW2_BITMAP_ZEROES) {
         return write_ones(s, qb->table[slice], from, to);
     }
-    if (from == 0 && to == end) {
-        qb->table[slice] = QCOW2_BITMAP_ONES;
-        return write_entry(s, qb, slice);
+    CLEANUP_FREE unsigned char *bits = (from == 0 && to == end) || !exact
+                                           ? NULL
+                                           : calloc(1, s->cluster_size);
+    if (bits) {
+        set_ones(bits, from, to);
+        int r = new_cluster(s, bits, &host);
+        if (r == 0 || r == -ERESTART) {
+            return r < 0 ? r : hook_up(s, qb, slice, host);
+        }
     }
-    CLEANUP_FREE unsigned char *bits = calloc(1, s->cluster_size);
-    if (!bits) {
-        return -ENOMEM;
-    }
-    set_ones(bits, from, to);
-    return new_cluster(s, qb, slice, bits);
+    return qcow2_put_ones(s, qb, slice);
 }
 
+/* @exact: not more than that, where there is room for it. */
 static int arm_regions(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t first,
-                       uint64_t last) REQUIRES(s->arm_lock)
+                       uint64_t last, bool exact) REQUIRES(s->arm_lock)
 {
     unsigned per = per_slice_bits(s, qb);
     int r = 0;
@@ -183,7 +205,7 @@ static int arm_regions(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t first,
         uint64_t slice = first >> per;
         uint64_t end = min_u64(((slice + 1) << per) - 1, last);
 
-        r = arm_in_slice(s, qb, slice, first, end);
+        r = arm_in_slice(s, qb, slice, first, end, exact);
         first = end + 1;
     }
     return r;
@@ -208,20 +230,63 @@ static void widen(struct qcow2 *s, struct request *q)
     q->last = min_u64(align_up(q->last + 1, step), qb->regions) - 1;
 }
 
-static int arm_one(struct qcow2 *s, struct request *q) REQUIRES(s->arm_lock)
+static bool needs_nothing(const struct request *q)
 {
-    if (all_armed(q->qb, q->first, q->last)) {
-        return 0;
-    }
-    widen(s, q);
-    return arm_regions(s, q->qb, q->first, q->last);
+    return atomic_load(&q->qb->voided) || all_armed(q->qb, q->first, q->last);
 }
 
-/* All that are queued, with one flush. */
+static int arm_one(struct qcow2 *s, const struct request *q, bool exact)
+    REQUIRES(s->arm_lock)
+{
+    return needs_nothing(q) ? 0
+                            : arm_regions(s, q->qb, q->first, q->last, exact);
+}
+
+/* It is durable; "all ones" are for all of the slice. */
+static void set_armed(struct qcow2 *s, const struct request *q)
+{
+    struct qcow2_bitmap *qb = q->qb;
+    unsigned per = per_slice_bits(s, qb);
+
+    for (uint64_t slice = q->first >> per; slice <= q->last >> per; slice++) {
+        bool all = qb->table[slice] == QCOW2_BITMAP_ONES;
+        uint64_t first = slice << per;
+        uint64_t end = min_u64((slice + 1) << per, qb->regions);
+
+        for (uint64_t i = all ? first : max_u64(first, q->first);
+             i < end && (all || i <= q->last); i++) {
+            bitmap_word_set(qb->armed, i);
+        }
+    }
+}
+
+/* With one flush.  After a failure of that nothing of it is sure. */
+static int arm_batch(struct qcow2 *s, const struct list *batch, bool exact)
+    REQUIRES(s->arm_lock)
+{
+    int first = 0;
+
+    qcow2_entries_begin(s);
+    list_for_each (e, batch) {
+        struct request *q = list_entry(e, struct request, link);
+
+        q->r = arm_one(s, q, exact);
+        first = first < 0 ? first : q->r;
+    }
+    int r = qcow2_flush_entries(s);
+    list_for_each (e, batch) {
+        struct request *q = list_entry(e, struct request, link);
+
+        q->r = q->r < 0 ? q->r : r;
+    }
+    return first < 0 ? first : r;
+}
+
+/* All that are queued.  Once more after a failure, in the way that needs the
+ * least of the image. */
 static void serve_queue(struct qcow2 *s) REQUIRES(s->arm_lock)
 {
     struct list batch;
-    int r = 0;
 
     list_init(&batch);
     mutex_lock(&s->arm_queue_lock);
@@ -233,54 +298,25 @@ static void serve_queue(struct qcow2 *s) REQUIRES(s->arm_lock)
     mutex_unlock(&s->arm_queue_lock);
     list_for_each (e, &batch) {
         struct request *q = list_entry(e, struct request, link);
-        q->r = arm_one(s, q);
+        if (!needs_nothing(q)) {
+            widen(s, q);
+        }
     }
     if (!s->tightener) { /* without one, it is the close that tightens */
         (void)qcow2_tightener_start(s);
     }
-    if (!s->bitmaps_volatile) {
-        r = node_flush(s->file);
+    int r = arm_batch(s, &batch, true);
+    if (r < 0 && r != -ERESTART) {
+        (void)arm_batch(s, &batch, false);
     }
     list_for_each_safe (e, &batch) {
         struct request *q = list_entry(e, struct request, link);
-        q->r = q->r < 0 ? q->r : r;
-        for (uint64_t i = q->first; q->r == 0 && i <= q->last; i++) {
-            bitmap_word_set(q->qb->armed, i);
+        if (q->r == 0) {
+            set_armed(s, q);
         }
         list_remove(e);
         q->done = true;
     }
-}
-
-/* Say in the image that what is in quarantine is in use. */
-static int void_all(struct qcow2 *s) REQUIRES(s->arm_lock)
-{
-    uint64_t at = s->bitmaps_ext.dir_offset;
-    unsigned char be[4];
-    int r = 0;
-
-    list_for_each (e, &s->bitmaps) {
-        struct qcow2_bitmap *qb = list_entry(e, struct qcow2_bitmap, in_image);
-
-        if (r == 0 && qb->broken && !(qb->flags & QCOW2_BITMAP_IN_USE)) {
-            store_be32(be, qb->flags | QCOW2_BITMAP_IN_USE);
-            r = node_pwrite(s->file, be, sizeof(be), at + QCOW2_BITMAP_FLAGS_AT,
-                            0);
-        }
-        at += qcow2_bitmap_entry_size(qb);
-    }
-    if (r == 0 && !s->bitmaps_volatile) {
-        r = node_flush(s->file);
-    }
-    list_for_each (e, &s->bitmaps) {
-        struct qcow2_bitmap *qb = list_entry(e, struct qcow2_bitmap, in_image);
-
-        if (r == 0 && qb->broken) {
-            qb->flags |= QCOW2_BITMAP_IN_USE;
-            atomic_store(&qb->voided, true);
-        }
-    }
-    return r;
 }
 
 /* A bitmap in quarantine will lack a change: nobody shall trust it when what
@@ -297,7 +333,7 @@ static int void_it(struct qcow2 *s, struct qcow2_bitmap *qb, bool nowait)
     }
     mutex_lock(&s->arm_lock);
     if (!atomic_load(&qb->voided)) {
-        r = void_all(s);
+        r = qcow2_bitmap_void(s);
     }
     mutex_unlock(&s->arm_lock);
     return r;
@@ -335,7 +371,7 @@ static struct request *others(struct qcow2 *s, const struct qcow2_bitmap *own,
         struct request q;
 
         if (qb == own || qb->broken || !qb->bm || !qb->bm->enabled ||
-            !regions_of(qb, offset, bytes, &q) ||
+            atomic_load(&qb->voided) || !regions_of(qb, offset, bytes, &q) ||
             all_armed(qb, q.first, q.last)) {
             continue;
         }
@@ -364,7 +400,7 @@ int qcow2_bitmap_arm(struct node *n, struct bitmap *bm, uint64_t offset,
     if (qb && qb->broken && bytes > 0) {
         return void_it(s, qb, nowait);
     }
-    if (!qb || !regions_of(qb, offset, bytes, &q) ||
+    if (!qb || atomic_load(&qb->voided) || !regions_of(qb, offset, bytes, &q) ||
         all_armed(qb, q.first, q.last)) {
         return 0;
     }
@@ -409,8 +445,7 @@ static int tighten_region(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t i)
     unsigned shift = qb->region_bits - qb->granularity_bits;
     uint64_t slice = i >> per_slice_bits(s, qb);
     uint64_t first = i << shift;
-    uint64_t count = min_u64(UINT64_C(1) << shift,
-                             hbitmap_granules(qb->bm->bits) - first);
+    uint64_t count = min_u64(UINT64_C(1) << shift, qb->granules - first);
     CLEANUP_FREE unsigned char *bits = calloc(1, div_up(count, 8));
 
     if (!bits) {
@@ -429,6 +464,7 @@ static int tighten_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
     REQUIRES(s->arm_lock)
 {
     CLEANUP_FREE unsigned char *bits = calloc(1, s->cluster_size);
+    uint64_t host;
 
     if (!bits) {
         return -ENOMEM;
@@ -437,7 +473,8 @@ static int tighten_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
         bitmap_word_clear(qb->armed, i);
     }
     qcow2_bitmap_slice(s, qb, slice, bits);
-    return new_cluster(s, qb, slice, bits);
+    int r = new_cluster(s, bits, &host);
+    return r < 0 ? r : hook_up(s, qb, slice, host);
 }
 
 /* Is the region armed and quiet?  A look takes the mark of a touch away. */
@@ -513,11 +550,14 @@ int qcow2_bitmaps_tighten(struct qcow2 *s)
         return 0;
     }
     mutex_lock(&s->arm_lock);
-    r = qcow2_bitmaps_sync(s);
+    r = qcow2_heal(s);
+    if (r == 0) {
+        r = qcow2_bitmaps_sync(s);
+    }
     list_for_each (e, &s->bitmaps) {
         struct qcow2_bitmap *qb = list_entry(e, struct qcow2_bitmap, in_image);
 
-        if (qb->bm && !qb->broken && r == 0) {
+        if (qb->bm && !qb->broken && !atomic_load(&qb->voided) && r == 0) {
             r = tighten(s, qb);
         }
     }

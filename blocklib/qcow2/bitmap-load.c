@@ -298,35 +298,20 @@ int qcow2_bitmap_marks(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t size)
         bits, min_u64(REGION_BITS_MIN, qcow2_slice_bits(s, qb)));
     uint64_t regions = div_up(size, UINT64_C(1) << qb->region_bits);
     uint64_t slices = qcow2_slices(s, qb, size);
-    bitmap_word *armed = calloc(regions / 64 + 1, sizeof(*armed));
-    bitmap_word *touched = calloc(regions / 64 + 1, sizeof(*touched));
-    bitmap_word *stale = calloc(slices / 64 + 1, sizeof(*stale));
 
-    if (!armed || !touched || !stale) {
-        free(armed);
-        free(touched);
-        free(stale);
-        return -ENOMEM;
-    }
-    for (uint64_t i = 0; i < min_u64(qb->regions, regions); i++) {
-        if (bitmap_word_get(qb->armed, i)) {
-            bitmap_word_set(armed, i);
-        }
-    }
-    for (uint64_t i = 0; qb->stale && i < min_u64(qb->table_size, slices);
-         i++) {
-        if (bitmap_word_get(qb->stale, i)) {
-            bitmap_word_set(stale, i);
-        }
-    }
-    free(qb->armed);
-    free(qb->touched);
-    free(qb->stale);
-    qb->armed = armed;
-    qb->touched = touched;
-    qb->stale = stale;
     qb->regions = regions;
-    return 0;
+    qb->granules = div_up(size, UINT64_C(1) << qb->granularity_bits);
+    qb->armed = calloc(regions / 64 + 1, sizeof(*qb->armed));
+    qb->touched = calloc(regions / 64 + 1, sizeof(*qb->touched));
+    qb->stale = calloc(slices / 64 + 1, sizeof(*qb->stale));
+    qb->doubt = calloc(slices / 64 + 1, sizeof(*qb->doubt));
+    qb->unflushed = calloc(slices / 64 + 1, sizeof(*qb->unflushed));
+    if (qb->armed && qb->touched && qb->stale && qb->doubt && qb->unflushed) {
+        return 0;
+    }
+    free(qb->doubt); /* it has no marks, then */
+    qb->doubt = NULL;
+    return -ENOMEM;
 }
 
 /* The bits of one slice, which @entry leads to. */

@@ -8,7 +8,9 @@
  *   -- flush --
  *   the old directory, and what only it led to, are free
  *
- * A crash leaves the one directory or the other.  Bits of a bitmap that stays
+ * A crash leaves the one directory or the other.  So may a failure: then the
+ * old one is what memory has, and the header is in doubt until it leads there
+ * again (bitmap-doubt.c).  Bits of a bitmap that stays
  * are never fewer in the image than in memory: those that changed other than
  * by writes (a merge, a clear) are in a new table.  The flush before the
  * header makes durable, too, what was written before bits were cleared.
@@ -24,6 +26,20 @@
 
 #define QB(e) list_entry(e, struct qcow2_bitmap, in_image)
 
+/* What the image shall say. */
+struct plan {
+    uint64_t size; /* of the disk */
+    bool resized;
+    uint32_t count;
+    struct qcow2_bitmap **dir; /* in order; those of `fresh` among them */
+    struct bitmap **bms;       /* the bitmaps that they are */
+    uint32_t *old_flags;
+    struct list fresh; /* of those with a new table */
+    struct qcow2_bitmaps_ext ext;
+};
+
+static int store(struct qcow2 *s, struct plan *p) REQUIRES(s->arm_lock);
+
 /* --- Slices --- */
 
 void qcow2_bitmap_slice(const struct qcow2 *s, const struct qcow2_bitmap *qb,
@@ -31,7 +47,7 @@ void qcow2_bitmap_slice(const struct qcow2 *s, const struct qcow2_bitmap *qb,
 {
     uint64_t per_slice = s->cluster_size * 8;
     uint64_t first = slice * per_slice;
-    uint64_t count = min_u64(per_slice, hbitmap_granules(qb->bm->bits) - first);
+    uint64_t count = min_u64(per_slice, qb->granules - first);
 
     memset(buf, 0, s->cluster_size);
     bitmap_export(qb->bm, first, count, buf);
@@ -43,8 +59,7 @@ static uint64_t plain_entry(const struct qcow2 *s,
                             const unsigned char *buf)
 {
     uint64_t per_slice = s->cluster_size * 8;
-    uint64_t count =
-        min_u64(per_slice, hbitmap_granules(qb->bm->bits) - slice * per_slice);
+    uint64_t count = min_u64(per_slice, qb->granules - slice * per_slice);
     unsigned char want = buf[0] & 1 ? 0xff : 0;
 
     for (uint64_t i = 0; i < count / 8; i++) {
@@ -103,88 +118,157 @@ static void free_cluster(struct qcow2 *s, uint64_t entry)
     }
 }
 
-static int write_table(struct qcow2 *s, const struct qcow2_bitmap *qb,
-                       const uint64_t *table)
+/* --- Exact bits in place, for slices that have more in the image --- */
+
+/* A new entry that nothing leads to. */
+static void drop_entry(struct qcow2 *s, const struct qcow2_bitmap *qb,
+                       uint64_t slice, uint64_t entry)
 {
-    uint64_t bytes = qb->table_size * UINT64_C(8);
-    CLEANUP_FREE unsigned char *be = malloc(bytes + 1);
-
-    if (!be) {
-        return -ENOMEM;
-    }
-    for (uint32_t i = 0; i < qb->table_size; i++) {
-        store_be64(be + i * 8UL, table[i]);
-    }
-    return bytes == 0 ? 0
-                      : node_pwrite(s->file, be, bytes, qb->table_offset, 0);
-}
-
-/* The old entries that are not in use any more are free; the new ones count
- * if @kept, else those are free. */
-static void swap_table(struct qcow2 *s, struct qcow2_bitmap *qb,
-                       uint64_t *fresh, bool kept)
-{
-    for (uint32_t i = 0; i < qb->table_size; i++) {
-        uint64_t gone = kept ? qb->table[i] : fresh[i];
-        uint64_t stays = kept ? fresh[i] : qb->table[i];
-
-        if (gone != stays) {
-            free_cluster(s, gone);
-        }
-        qb->table[i] = stays;
-        if (kept) {
-            bitmap_word_clear(qb->stale, i);
-        }
+    if (entry != qb->table[slice]) {
+        free_cluster(s, entry);
     }
 }
 
-/* Exact bits in place, for slices that have more in the image. */
+/* The table that the bitmap shall have.  Slices for whose bits there is no room
+ * stay stale, with "all ones". */
+static int plan_table(struct qcow2 *s, struct qcow2_bitmap *qb,
+                      unsigned char *buf, uint64_t *fresh)
+{
+    int r = 0;
+
+    for (uint32_t i = 0; i < qb->table_size; i++) {
+        fresh[i] = qb->table[i];
+        if (r < 0 || !bitmap_word_get(qb->stale, i)) {
+            continue;
+        }
+        bitmap_word_clear(qb->stale, i);
+        r = settle_slice(s, qb, i, buf, &fresh[i]);
+        if (r < 0) {
+            bitmap_word_set(qb->stale, i);
+        }
+        if (r == -ENOSPC) {
+            drop_entry(s, qb, i, fresh[i]);
+            fresh[i] = QCOW2_BITMAP_ONES;
+            r = 0;
+        }
+    }
+    return r;
+}
+
+static bool is_new(const struct qcow2_bitmap *qb, const uint64_t *fresh,
+                   uint64_t slice)
+{
+    return fresh[slice] != qb->table[slice] ||
+           bitmap_word_get(qb->doubt, slice) ||
+           bitmap_word_get(qb->unflushed, slice);
+}
+
+/* It counts. */
+static void take_table(struct qcow2 *s, struct qcow2_bitmap *qb,
+                       const uint64_t *fresh)
+{
+    for (uint32_t i = 0; i < qb->table_size; i++) {
+        if (qb->table[i] != fresh[i]) {
+            free_cluster(s, qb->table[i]);
+        }
+        qb->table[i] = fresh[i];
+        bitmap_word_clear(qb->doubt, i);
+        bitmap_word_clear(qb->unflushed, i);
+    }
+}
+
+/* Which table is there nobody knows: both stay. */
+static void doubt_table(struct qcow2 *s, struct qcow2_bitmap *qb,
+                        const uint64_t *fresh) REQUIRES(s->arm_lock)
+{
+    for (uint32_t i = 0; i < qb->table_size; i++) {
+        if (is_new(qb, fresh, i)) {
+            bitmap_word_set(qb->doubt, i);
+            bitmap_word_set(qb->stale, i);
+            if (fresh[i] != qb->table[i] && is_cluster(fresh[i])) {
+                qcow2_orphan(s, fresh[i], s->cluster_size);
+            }
+        }
+    }
+}
+
+static int settle_table(struct qcow2 *s, struct qcow2_bitmap *qb,
+                        const uint64_t *fresh) REQUIRES(s->arm_lock)
+{
+    int r = qcow2_flush(s->node);
+
+    if (r < 0) { /* nothing leads to what is new */
+        for (uint32_t i = 0; i < qb->table_size; i++) {
+            drop_entry(s, qb, i, fresh[i]);
+            bitmap_word_set(qb->stale, i);
+        }
+        return r;
+    }
+    r = qcow2_write_table(s, qb, fresh);
+    if (r == 0) {
+        r = node_flush(s->file);
+    }
+    if (r < 0) {
+        doubt_table(s, qb, fresh);
+    } else {
+        take_table(s, qb, fresh);
+    }
+    return r;
+}
+
 static int settle(struct qcow2 *s, struct qcow2_bitmap *qb, unsigned char *buf)
+    REQUIRES(s->arm_lock)
 {
     CLEANUP_FREE uint64_t *fresh =
         malloc((qb->table_size + UINT64_C(1)) * sizeof(*fresh));
-    bool changed = false;
-    int r = 0;
 
     if (!fresh) {
         return -ENOMEM;
     }
-    for (uint32_t i = 0; i < qb->table_size; i++) {
-        fresh[i] = qb->table[i];
-        if (r == 0 && bitmap_word_get(qb->stale, i)) {
-            r = settle_slice(s, qb, i, buf, &fresh[i]);
-            changed |= fresh[i] != qb->table[i];
-        }
-    }
+    int r = plan_table(s, qb, buf, fresh);
     for (uint64_t i = 0; i <= qb->regions / 64; i++) {
         atomic_store(&qb->armed[i], 0);
     }
-    if (r == 0 && changed) {
-        r = qcow2_flush(s->node);
-        if (r == 0) {
-            r = write_table(s, qb, fresh);
-        }
-        if (r == 0) {
-            r = node_flush(s->file);
-        }
-        if (r < 0) { /* which table is there nobody knows: both stay */
-            return r;
+    bool changed = false;
+    for (uint32_t i = 0; i < qb->table_size; i++) {
+        changed |= is_new(qb, fresh, i);
+        if (r < 0) {
+            drop_entry(s, qb, i, fresh[i]);
+            bitmap_word_set(qb->stale, i);
         }
     }
-    swap_table(s, qb, fresh, r == 0);
-    return r;
+    return r == 0 && changed ? settle_table(s, qb, fresh) : r;
 }
 
-int qcow2_bitmaps_settle(struct qcow2 *s)
+/* What only a new directory can say, first; then the bits. */
+static int settle_all(struct qcow2 *s, unsigned char *buf) REQUIRES(s->arm_lock)
 {
-    CLEANUP_FREE unsigned char *buf = buf_alloc(s->cluster_size);
-    int r = buf ? qcow2_bitmaps_sync(s) : -ENOMEM;
+    int r = qcow2_bitmaps_sync(s);
+    int stored = 0;
 
+    qcow2_entries_begin(s);
+    if (r == 0) {
+        struct plan p = {.size = s->node->size};
+        stored = store(s, &p);
+    }
     list_for_each (e, &s->bitmaps) {
         if (r == 0 && QB(e)->bm && !QB(e)->broken) {
             r = settle(s, QB(e), buf);
         }
     }
+    return r < 0 ? r : stored;
+}
+
+int qcow2_bitmaps_settle(struct qcow2 *s)
+{
+    CLEANUP_FREE unsigned char *buf = buf_alloc(s->cluster_size);
+
+    if (!buf) {
+        return -ENOMEM;
+    }
+    mutex_lock(&s->arm_lock);
+    int r = settle_all(s, buf);
+    mutex_unlock(&s->arm_lock);
     return r;
 }
 
@@ -202,8 +286,12 @@ void qcow2_bitmap_relaxed(struct node *n, struct bitmap *bm)
 void qcow2_bitmap_gone(struct bitmap *bm)
 {
     struct qcow2_bitmap *qb = bm->stored;
+    struct qcow2 *s = bm->node->state;
 
     qb->bm = NULL;
+    mutex_lock(&s->arm_lock);
+    qcow2_bitmap_doubt(s);
+    mutex_unlock(&s->arm_lock);
 }
 
 /* --- A bitmap that is new, or has more bits or another size --- */
@@ -254,7 +342,7 @@ static int make_table(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t size)
     for (uint64_t i = 0; r == 0 && i < slices; i++) {
         r = settle_slice(s, qb, i, buf, &qb->table[i]);
     }
-    return r < 0 ? r : write_table(s, qb, qb->table);
+    return r < 0 ? r : qcow2_write_table(s, qb, qb->table);
 }
 
 static void free_table(struct qcow2 *s, const struct qcow2_bitmap *qb)
@@ -266,18 +354,6 @@ static void free_table(struct qcow2 *s, const struct qcow2_bitmap *qb)
 }
 
 /* --- The directory --- */
-
-/* What the image shall say. */
-struct plan {
-    uint64_t size; /* of the disk */
-    bool resized;
-    uint32_t count;
-    struct qcow2_bitmap **dir; /* in order; those of `fresh` among them */
-    struct bitmap **bms;       /* the bitmaps that they are */
-    uint32_t *old_flags;
-    struct list fresh; /* of those with a new table */
-    struct qcow2_bitmaps_ext ext;
-};
 
 static uint32_t count_persistent(const struct node *n)
 {
@@ -314,7 +390,8 @@ static int plan_bitmap(struct qcow2 *s, struct plan *p, struct bitmap *bm)
     struct qcow2_bitmap *qb = bm->stored;
     int r = 0;
 
-    if (!qb || (!qb->broken && (p->resized || bm->rewrite))) {
+    if (!qb || (!qb->broken &&
+                (p->resized || bm->rewrite || atomic_load(&qb->voided)))) {
         r = plan_new(s, p, bm, &qb);
     }
     if (r < 0) {
@@ -407,6 +484,9 @@ static void adopt(struct qcow2 *s, struct plan *p)
         if (before && before != p->dir[i]) {
             before->bm = NULL;
         }
+        if (p->dir[i]->flags & QCOW2_BITMAP_IN_USE) {
+            atomic_store(&p->dir[i]->voided, true);
+        }
         p->dir[i]->bm = p->bms[i];
         p->bms[i]->stored = p->dir[i];
         p->bms[i]->rewrite = false;
@@ -422,19 +502,44 @@ static void adopt(struct qcow2 *s, struct plan *p)
     s->bitmaps_ext = p->ext;
 }
 
-static void give_up(struct qcow2 *s, struct plan *p)
+static void forget_plan(struct plan *p)
 {
     for (uint32_t i = 0; i < p->count; i++) {
         p->dir[i]->flags = p->old_flags[i];
     }
     while (!list_empty(&p->fresh)) {
-        free_table(s, QB(p->fresh.next));
         qcow2_bitmap_free(QB(p->fresh.next));
     }
-    free_run(s, p->ext.dir_offset, p->ext.dir_size);
 }
 
-static int store(struct qcow2 *s, struct plan *p)
+/* Nothing leads to it. */
+static void give_up(struct qcow2 *s, struct plan *p)
+{
+    list_for_each (e, &p->fresh) {
+        free_table(s, QB(e));
+    }
+    free_run(s, p->ext.dir_offset, p->ext.dir_size);
+    forget_plan(p);
+}
+
+/* It may count: its clusters stay. */
+static void keep_orphans(struct qcow2 *s, struct plan *p) REQUIRES(s->arm_lock)
+{
+    list_for_each (e, &p->fresh) {
+        const struct qcow2_bitmap *qb = QB(e);
+
+        for (uint32_t i = 0; i < qb->table_size; i++) {
+            if (is_cluster(qb->table[i])) {
+                qcow2_orphan(s, qb->table[i], s->cluster_size);
+            }
+        }
+        qcow2_orphan(s, qb->table_offset, qb->table_size * UINT64_C(8));
+    }
+    qcow2_orphan(s, p->ext.dir_offset, p->ext.dir_size);
+    forget_plan(p);
+}
+
+static int write_plan(struct qcow2 *s, struct plan *p)
 {
     int r = make_plan(s, p);
 
@@ -446,13 +551,35 @@ static int store(struct qcow2 *s, struct plan *p)
     }
     if (r < 0) {
         give_up(s, p);
-    } else {
-        r = qcow2_set_bitmaps_ext(s, &p->ext,
-                                  p->resized ? p->size : UINT64_MAX);
-        /* After a failure nobody knows which of the two counts: both stay. */
-        if (r == 0) {
-            adopt(s, p);
-        }
+    }
+    return r;
+}
+
+static int switch_to(struct qcow2 *s, struct plan *p) REQUIRES(s->arm_lock)
+{
+    int r = qcow2_switch_header(s, &p->ext, p->resized ? p->size : UINT64_MAX);
+
+    if (r < 0) {
+        keep_orphans(s, p);
+        return r;
+    }
+    adopt(s, p);
+    qcow2_bitmaps_sure(s);
+    return 0;
+}
+
+/* What is in doubt from earlier is mended in place first, as a new directory
+ * may fail. */
+static int store(struct qcow2 *s, struct plan *p)
+{
+    int healed = qcow2_heal(s);
+
+    if (!p->resized && !qcow2_needs_store(s)) {
+        return healed;
+    }
+    int r = write_plan(s, p);
+    if (r == 0) {
+        r = switch_to(s, p);
     }
     free(p->dir);
     free(p->bms);
@@ -464,7 +591,10 @@ int qcow2_store_bitmaps(struct node *n, struct error **errp)
 {
     struct qcow2 *s = n->state;
     struct plan p = {.size = n->size};
+
+    mutex_lock(&s->arm_lock);
     int r = atomic_load(&s->corrupt) ? -EIO : store(s, &p);
+    mutex_unlock(&s->arm_lock);
 
     return r < 0 ? error_set(errp, -r, "cannot store the bitmaps of '%s': %s",
                              node_name(n), strerror(-r))
@@ -475,7 +605,10 @@ int qcow2_bitmaps_resize(struct qcow2 *s, uint64_t size)
 {
     struct plan p = {.size = size, .resized = true};
 
-    return store(s, &p);
+    mutex_lock(&s->arm_lock);
+    int r = store(s, &p);
+    mutex_unlock(&s->arm_lock);
+    return r;
 }
 
 /* --- What can be stored --- */

@@ -13,14 +13,16 @@
  * Memory has the exact bits.  The image has at least these, at every instant
  * (bitmap-arm.c), and exactly these after a clean end (bitmap-store.c).  So
  * in_use is not set by us: whoever opens the image after a crash may trust
- * what is there.  But for bitmaps in quarantine, which do not record: these
+ * what is there.  Except for bitmaps in quarantine, which do not record: these
  * get it before the first change of data, lest they are trusted when what is
- * wrong with them has gone.
+ * wrong with them has gone.  And except where writing has failed, and cannot be
+ * mended in another way (bitmap-doubt.c).
  *
  *   disk     |      slice (32 GiB at 64 KiB)       |     slice     | ...
  *            | region | region | (4 MiB) ...       |
  *   a region is armed: all its bits are ones in the image, durably
  *   a slice is stale:  the image may have more bits than memory
+ *   a slice is in doubt: the image may have another table entry than memory
  */
 #include <jansson.h>
 
@@ -61,9 +63,11 @@ struct qcow2_bitmap {
     const char *broken; /* why it is in quarantine, or NULL */
     bool sound;         /* its table leads to clusters of its own; also of
                            some that are in quarantine */
-    _Atomic bool voided; /* in quarantine, and the image says in_use */
+    _Atomic bool voided; /* the image says in_use; one that is not in quarantine
+                            becomes good when it is stored anew */
     struct bitmap *bm;  /* on the node, with this as `stored`; NULL: it is
                            removed, which the image does not know yet */
+    uint32_t wanted;    /* flags that the image shall have; arm lock */
 
     uint64_t *table;       /* if sound; host byte order; arm lock */
 
@@ -71,9 +75,13 @@ struct qcow2_bitmap {
     unsigned region_bits;  /* log2 of a region in bytes of disk; not more than
                               a slice */
     uint64_t regions;
+    uint64_t granules;     /* its bits */
     bitmap_word *armed;    /* a bit a region */
     bitmap_word *touched;  /* since the last look of the tightener */
     bitmap_word *stale;    /* a bit a slice */
+    bitmap_word *doubt;    /* a bit a slice; arm lock */
+    bitmap_word *unflushed; /* a bit a slice: its entry was written and may be
+                               lost; arm lock */
     unsigned width;        /* log2 of the regions armed at once; arm lock */
     uint64_t armed_at;     /* ns, when that was last; arm lock */
 };
@@ -139,6 +147,51 @@ static inline void bitmap_word_clear(bitmap_word *w, uint64_t i)
     atomic_fetch_and(&w[i / 64], ~(UINT64_C(1) << i % 64));
 }
 
+/* --- bitmap-doubt.c --- */
+
+/* Write a table entry; memory takes it, or doubts. */
+int qcow2_put_entry(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
+                    uint64_t entry) REQUIRES(s->arm_lock);
+/* The same for "all ones": what the entry led to is an orphan. */
+int qcow2_put_ones(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice)
+    REQUIRES(s->arm_lock);
+int qcow2_write_table(struct qcow2 *s, const struct qcow2_bitmap *qb,
+                      const uint64_t *table);
+
+/* What follows is covered by the next one: flush what was put, as far as that
+ * is wanted (bitmap-durability). */
+void qcow2_entries_begin(struct qcow2 *s) REQUIRES(s->arm_lock);
+int qcow2_flush_entries(struct qcow2 *s) REQUIRES(s->arm_lock);
+
+/* A flush by others has failed.  Takes no lock. */
+void qcow2_flush_failed(struct qcow2 *s);
+
+/* Does the image need a new directory to have what memory has? */
+bool qcow2_needs_store(const struct qcow2 *s);
+
+/* Have the header lead to @x (or a size: not UINT64_MAX) or, failing, leave it
+ * in doubt, and try at once to have it as memory has it. */
+int qcow2_switch_header(struct qcow2 *s, const struct qcow2_bitmaps_ext *x,
+                        uint64_t size) REQUIRES(s->arm_lock);
+int qcow2_switch_size(struct qcow2 *s, uint64_t size);
+
+/* A directory that is sure, and complete, has been adopted. */
+void qcow2_bitmaps_sure(struct qcow2 *s) REQUIRES(s->arm_lock);
+
+/* @bytes at @host are free when there is no doubt any more. */
+void qcow2_orphan(struct qcow2 *s, uint64_t host, uint64_t bytes)
+    REQUIRES(s->arm_lock);
+
+/* End the doubt, if there is any; driver.bitmap_heal. */
+int qcow2_heal(struct qcow2 *s) REQUIRES(s->arm_lock);
+int qcow2_bitmap_heal(struct node *n, bool nowait);
+
+/* The node is in doubt. */
+void qcow2_bitmap_doubt(struct qcow2 *s) REQUIRES(s->arm_lock);
+
+/* Say in the image that what is in quarantine is in use. */
+int qcow2_bitmap_void(struct qcow2 *s) REQUIRES(s->arm_lock);
+
 /* --- bitmap-arm.c --- */
 
 int qcow2_bitmap_arm(struct node *n, struct bitmap *bm, uint64_t offset,
@@ -162,8 +215,8 @@ int qcow2_check_bitmap(struct node *n, const char *name, uint64_t granularity,
 void qcow2_bitmap_relaxed(struct node *n, struct bitmap *bm);
 void qcow2_bitmap_gone(struct bitmap *bm);
 
-/* The disk will have @size bytes, the bitmaps in memory have them already.
- * The new directory counts with the size, in one write. */
+/* The disk will have @size bytes; bitmaps in memory are not shorter.  The new
+ * directory counts with the size, in one write. */
 int qcow2_bitmaps_resize(struct qcow2 *s, uint64_t size);
 
 /* Exact bits for all; before the image is closed. */

@@ -18,6 +18,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "qcow2/bitmaps.h"
 #include "qcow2/qcow2.h"
 
 /* Freed clusters are released at the latest when so much is in limbo. */
@@ -113,13 +114,23 @@ static int collect(struct qcow2 *s, struct round *w) REQUIRES(s->meta)
     return r;
 }
 
+static int flush_file(struct qcow2 *s)
+{
+    int r = node_flush(s->file);
+
+    if (r < 0) {
+        qcow2_flush_failed(s);
+    }
+    return r;
+}
+
 /* After a barrier of its own, so that what it refers to is there. */
 static int write_piece(struct qcow2 *s, const struct piece *p)
 {
     if (qcow2_span_empty(&p->span)) {
         return 0;
     }
-    int r = node_flush(s->file);
+    int r = flush_file(s);
     if (r == 0) {
         node_event(s->file, p->write_event);
         r = node_pwrite(s->file, p->copy,
@@ -127,7 +138,7 @@ static int write_piece(struct qcow2 *s, const struct piece *p)
                         p->table_offset + p->span.from * UINT64_C(8), 0);
     }
     if (r == 0 && p->moved) {
-        r = node_flush(s->file);
+        r = flush_file(s);
     }
     if (r == 0 && p->moved) {
         node_event(s->file, p->switch_event);
@@ -154,7 +165,7 @@ static int write_round(struct qcow2 *s, const struct round *w, bool to_disk)
         r = write_piece(s, &w->reftable);
     }
     if (r == 0 && (w->l2_count > 0 || !qcow2_span_empty(&w->l1.span))) {
-        r = node_flush(s->file);
+        r = flush_file(s);
     }
     if (r == 0) {
         r = qcow2_cache_write(s->l2, w->l2, w->l2_count);
@@ -165,7 +176,7 @@ static int write_round(struct qcow2 *s, const struct round *w, bool to_disk)
     if (r == 0 && to_disk) {
         node_event(s->file, EVENT_FLUSH_TO_DISK);
     }
-    return r < 0 ? r : node_flush(s->file);
+    return r < 0 ? r : flush_file(s);
 }
 
 static void give_back(const struct piece *p, struct qcow2_span *dirty,

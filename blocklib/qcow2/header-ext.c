@@ -180,7 +180,7 @@ static int set_autoclear(struct head *h, bool on)
     uint64_t want = on ? bits | QCOW2_AUTOCLEAR_BITMAPS
                        : bits & ~QCOW2_AUTOCLEAR_BITMAPS;
 
-    if (bits == want) {
+    if (bits == want && !h->s->header_doubt) {
         return 0;
     }
     store_be64(h->bytes + QCOW2_HDR_AUTOCLEAR, want);

@@ -29,6 +29,7 @@ static void state_free(struct qcow2 *s)
     free(s->l1);
     free(s->reftable);
     free(s->freed);
+    free(s->orphans);
     free(s->unpacked);
     free(s->wanted);
     free(s->data_name);
@@ -427,6 +428,7 @@ const struct driver driver_qcow2 = {
     .bitmap_relaxed = qcow2_bitmap_relaxed,
     .bitmap_gone = qcow2_bitmap_gone,
     .bitmap_arm = qcow2_bitmap_arm,
+    .bitmap_heal = qcow2_bitmap_heal,
     .create = qcow2_create,
     .create_options = qcow2_create_options,
     .format = qcow2_format,

@@ -125,6 +125,12 @@ struct qcow2_freed {
     bool durable;   /* that it was unlinked is on disk */
 };
 
+/* Clusters in a row. */
+struct qcow2_run {
+    uint64_t host;
+    uint64_t bytes;
+};
+
 struct qcow2 {
     /* --- Set at open. --- */
     struct node *node;
@@ -195,6 +201,15 @@ struct qcow2 {
     mutex_t arm_queue_lock;
     struct list arm_queue; /* guarded by arm_queue_lock */
     _Atomic bool bitmaps_relaxed; /* bits went; see qcow2_bitmaps_sync */
+    _Atomic bool flush_failed;    /* since somebody last looked */
+
+    /* Arm lock: doubt (bitmap-doubt.c). */
+    bool entries_written;      /* some, since the last flush */
+    bool header_doubt;         /* it may lead to another directory, */
+    bool size_doubt;           /* or have another size of the disk */
+    struct qcow2_run *orphans; /* what states in doubt may lead to */
+    size_t orphan_count;
+    size_t orphan_room;
 
     /* Own lock: the last cluster that was decompressed (compress.c). */
     mutex_t unpacked_lock;

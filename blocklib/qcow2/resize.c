@@ -82,28 +82,11 @@ static int clear_end(struct qcow2 *s, uint64_t size)
     return r;
 }
 
-static int write_size(struct qcow2 *s, uint64_t size)
+/* The size counts, with bitmaps of that length if there are some. */
+static int switch_size(struct qcow2 *s, uint64_t size)
 {
-    unsigned char be[8];
-
-    store_be64(be, size);
-    int r = node_pwrite(s->file, be, sizeof(be), QCOW2_HDR_SIZE, 0);
-    return r < 0 ? r : node_flush(s->file);
-}
-
-/* They are as long as the disk when they are stored with its new size. */
-static int shrink_bitmaps(struct qcow2 *s, uint64_t size)
-{
-    uint64_t old = s->node->size;
-    int r = bitmap_resize_all(s->node, old, size, NULL);
-
-    if (r == 0) {
-        r = qcow2_bitmaps_resize(s, size);
-        if (r < 0) {
-            (void)bitmap_resize_all(s->node, size, old, NULL);
-        }
-    }
-    return r;
+    return s->bitmaps_ext.count > 0 ? qcow2_bitmaps_resize(s, size)
+                                    : qcow2_switch_size(s, size);
 }
 
 /* The L1 table stays as long as it is. */
@@ -122,8 +105,7 @@ static int shrink(struct qcow2 *s, uint64_t size, struct error **errp)
         r = qcow2_flush(s->node);
     }
     if (r == 0) {
-        r = s->bitmaps_ext.count > 0 ? shrink_bitmaps(s, size)
-                                     : write_size(s, size);
+        r = switch_size(s, size);
     }
     return r < 0 ? error_set(errp, -r, "cannot shrink '%s': %s",
                              node_filename(s->node), strerror(-r))
@@ -201,10 +183,8 @@ int qcow2_resize(struct node *n, uint64_t size, struct error **errp)
         }
     }
     r = grow_tables(s, size, needed);
-    if (r == 0 && s->bitmaps_ext.count > 0) {
-        r = qcow2_bitmaps_resize(s, size);
-    } else if (r == 0) {
-        r = write_size(s, size);
+    if (r == 0) {
+        r = switch_size(s, size);
     }
     return r < 0 ? error_set(errp, -r, "cannot grow '%s': %s", node_filename(n),
                              strerror(-r))

@@ -217,27 +217,90 @@ START_TEST(a_failure_keeps_what_was_not_copied)
 }
 END_TEST
 
+START_TEST(what_cannot_be_flushed_was_not_copied)
+{
+    static const enum bitmap_mode modes[] = {BITMAP_ON_SUCCESS, BITMAP_ALWAYS,
+                                             BITMAP_NEVER};
+
+    for (size_t i = 0; i < ARRAY_SIZE(modes); i++) {
+        struct world w;
+
+        begin(&w);
+        make_dirty(&w);
+        trap_of(w.dst)->flush_error = -EIO;
+        run_mode(&w, SYNC_BITMAP, modes[i], DIRTY);
+        ck_assert_str_eq(last_str(&w.rec, "error"), "Input/output error");
+        end(&w);
+    }
+}
+END_TEST
+
+/* When a part has been copied. */
+static uint64_t cancel_backup(struct world *w)
+{
+    trap_gate(trap_of(w->src), true); /* the workers */
+    (void)start(w,
+                (struct backup_options){.sync = SYNC_BITMAP,
+                                        .bitmap = "m",
+                                        .bitmap_mode = BITMAP_ALWAYS},
+                NULL);
+    trap_wait(trap_of(w->src), 1);
+    mutex_lock(&w->j->lock);
+    ck_assert_int_eq(job_cancel(w->j, "b", true, NULL), 0);
+    mutex_unlock(&w->j->lock);
+    trap_gate(trap_of(w->src), false); /* what is in hand is copied */
+    wait_for_jobs(w->j);
+    uint64_t copied = (uint64_t)last_int(&w->rec, "offset");
+    ck_assert_uint_ge(copied, CLUSTER);
+    return copied;
+}
+
 START_TEST(always_gives_up_what_was_copied_before_a_cancel)
 {
     struct world w;
 
     begin(&w);
     make_dirty(&w);
-    trap_gate(trap_of(w.src), true); /* the workers */
-    (void)start(&w,
-                (struct backup_options){.sync = SYNC_BITMAP,
-                                        .bitmap = "m",
-                                        .bitmap_mode = BITMAP_ALWAYS},
-                NULL);
-    trap_wait(trap_of(w.src), 1);
-    mutex_lock(&w.j->lock);
-    ck_assert_int_eq(job_cancel(w.j, "b", true, NULL), 0);
-    mutex_unlock(&w.j->lock);
-    trap_gate(trap_of(w.src), false); /* what is in hand is copied */
-    wait_for_jobs(w.j);
-    uint64_t copied = (uint64_t)last_int(&w.rec, "offset");
-    ck_assert_uint_ge(copied, CLUSTER);
+    uint64_t copied = cancel_backup(&w);
     ck_assert_uint_eq(dirty_bytes(&w), DIRTY - copied);
+    end(&w);
+}
+END_TEST
+
+START_TEST(always_keeps_what_a_cancel_leaves_unflushed)
+{
+    struct world w;
+
+    begin(&w);
+    make_dirty(&w);
+    trap_of(w.dst)->flush_error = -EIO;
+    (void)cancel_backup(&w);
+    ck_assert_uint_eq(dirty_bytes(&w), DIRTY);
+    end(&w);
+}
+END_TEST
+
+/* While the job had its bits, all that it recorded was in the younger one. */
+START_TEST(bits_that_come_back_hide_no_writes_from_others)
+{
+    uint64_t start;
+    uint64_t bytes;
+    struct world w;
+
+    begin(&w);
+    make_dirty(&w);
+    struct bitmap *m = bitmap_find(w.src, "m");
+    ck_assert_int_eq(
+        bitmap_add(w.g, w.src, "younger", 4096, false, false, NULL), 0);
+    struct bitmap *younger = bitmap_find(w.src, "younger");
+    trap_of(w.dst)->write_error = -EIO;
+    run_mode(&w, SYNC_BITMAP, BITMAP_ALWAYS, DIRTY);
+    ck_assert(hbitmap_next_dirty(m->bits, 0, SIZE, &start, &bytes));
+    ck_assert(!hbitmap_get(younger->bits, start));
+    guest_write(&w, start, 1, 1);
+    ck_assert(hbitmap_get(younger->bits, start));
+    bitmap_unref(m);
+    bitmap_unref(younger);
     end(&w);
 }
 END_TEST
@@ -637,6 +700,9 @@ int main(void)
         modes_decide_what_a_success_clears,
         a_failure_keeps_what_was_not_copied,
         always_gives_up_what_was_copied_before_a_cancel,
+        what_cannot_be_flushed_was_not_copied,
+        always_keeps_what_a_cancel_leaves_unflushed,
+        bits_that_come_back_hide_no_writes_from_others,
         top_copies_the_own_layer_alone,
         none_keeps_what_changes_and_reads_the_rest_from_the_source,
         a_fleece_stays_the_same_while_the_guest_writes,

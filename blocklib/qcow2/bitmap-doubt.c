@@ -1,0 +1,519 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Doubt: a write or a flush has failed, and nobody knows which of two states
+ * the image has.
+ *
+ *  1. Memory takes a new state (an entry of a table, a directory with its
+ *     flags, the disk's size) when the image has it.  A write or flush that
+ *     fails leaves memory as it was, and what it wrote *in doubt*, from before
+ *     the error is told.
+ *  2. An entry in doubt (`doubt` of its bitmap): no region of its slice is
+ *     armed, so who writes there has to arm, and that writes the entry again.
+ *  3. The node in doubt (node->bitmaps_doubt): which directory counts, its
+ *     flags, a bitmap that the image has and memory has not, or bits that
+ *     memory has and the image has not.  Then no data change at all
+ *     (core/bitmap_mark.c).
+ *  4. Doubt ends when what memory has is written once more, and flushed.  That
+ *     needs no room, and happens in place:
+ *       header   the extension and the size that memory has
+ *       entries  "all ones", so that nothing else matters
+ *       flags    as in memory; in_use for a bitmap that memory has not
+ *     Where that fails, the bitmaps concerned are marked in_use.  Where that
+ *     fails, too, the guest's write fails.
+ *  5. A flush that has failed may have lost what was written since the last
+ *     one that succeeded, also when the next one succeeds: so entries that
+ *     were written, and not flushed yet (`unflushed`), are in doubt then.
+ *  6. Clusters that a state in doubt may lead to are not free (`orphans`).
+ *
+ * What is more in the image than in memory after that (all ones, in_use) goes
+ * when the bitmap is next stored or settled (bitmap-store.c).
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "nbdelta/cleanup.h"
+#include "qcow2/bitmaps.h"
+
+#define QB(e) list_entry(e, struct qcow2_bitmap, in_image)
+
+/* --- Orphans --- */
+
+void qcow2_orphan(struct qcow2 *s, uint64_t host, uint64_t bytes)
+{
+    if (host == 0 || bytes == 0) {
+        return;
+    }
+    if (s->orphan_count == s->orphan_room) {
+        size_t room = s->orphan_room ? s->orphan_room * 2 : 16;
+        struct qcow2_run *more = realloc(s->orphans, room * sizeof(*more));
+        if (!more) {
+            return; /* it leaks */
+        }
+        s->orphans = more;
+        s->orphan_room = room;
+    }
+    s->orphans[s->orphan_count++] = (struct qcow2_run){host, bytes};
+}
+
+static bool has_doubt(const struct qcow2_bitmap *qb)
+{
+    for (uint64_t i = 0; qb->doubt && i <= qb->table_size / 64; i++) {
+        if (atomic_load(&qb->doubt[i]) || atomic_load(&qb->unflushed[i])) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* If nothing is in doubt. */
+static void free_orphans(struct qcow2 *s) REQUIRES(s->arm_lock)
+{
+    if (s->orphan_count == 0 || atomic_load(&s->node->bitmaps_doubt)) {
+        return;
+    }
+    list_for_each (e, &s->bitmaps) {
+        if (has_doubt(QB(e))) {
+            return;
+        }
+    }
+    mutex_lock(&s->meta);
+    for (size_t i = 0; i < s->orphan_count; i++) {
+        (void)qcow2_free_later(s, s->orphans[i].host,
+                               div_up(s->orphans[i].bytes, s->cluster_size));
+    }
+    mutex_unlock(&s->meta);
+    s->orphan_count = 0;
+}
+
+/* --- Entries --- */
+
+static void wrote_entry(struct qcow2 *s, struct qcow2_bitmap *qb,
+                        uint64_t slice, int r) REQUIRES(s->arm_lock)
+{
+    bitmap_word_set(r == 0 ? qb->unflushed : qb->doubt, slice);
+    if (r < 0) {
+        bitmap_word_clear(qb->unflushed, slice);
+    }
+    s->entries_written = true;
+}
+
+int qcow2_put_entry(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
+                    uint64_t entry)
+{
+    unsigned char be[8];
+
+    store_be64(be, entry);
+    int r = node_pwrite(s->file, be, sizeof(be), qb->table_offset + slice * 8,
+                        0);
+    wrote_entry(s, qb, slice, r);
+    if (r == 0) {
+        qb->table[slice] = entry;
+    }
+    return r;
+}
+
+static void forget_cluster(struct qcow2 *s, uint64_t entry)
+    REQUIRES(s->arm_lock)
+{
+    if (entry > QCOW2_BITMAP_ONES) {
+        qcow2_orphan(s, entry, s->cluster_size);
+    }
+}
+
+int qcow2_put_ones(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice)
+{
+    uint64_t old = qb->table[slice];
+
+    if (old == QCOW2_BITMAP_ONES && bitmap_word_get(qb->unflushed, slice)) {
+        return 0;
+    }
+    int r = qcow2_put_entry(s, qb, slice, QCOW2_BITMAP_ONES);
+    if (r == 0) {
+        forget_cluster(s, old);
+    }
+    return r;
+}
+
+int qcow2_write_table(struct qcow2 *s, const struct qcow2_bitmap *qb,
+                      const uint64_t *table)
+{
+    uint64_t bytes = qb->table_size * UINT64_C(8);
+    CLEANUP_FREE unsigned char *be = malloc(bytes + 1);
+
+    if (!be) {
+        return -ENOMEM;
+    }
+    for (uint32_t i = 0; i < qb->table_size; i++) {
+        store_be64(be + i * 8UL, table[i]);
+    }
+    return bytes == 0 ? 0
+                      : node_pwrite(s->file, be, bytes, qb->table_offset, 0);
+}
+
+/* --- Flushes --- */
+
+static void entries_flushed(struct qcow2 *s, bool ok) REQUIRES(s->arm_lock)
+{
+    if (!s->entries_written) {
+        return;
+    }
+    s->entries_written = false;
+    list_for_each (e, &s->bitmaps) {
+        struct qcow2_bitmap *qb = QB(e);
+
+        for (uint64_t i = 0; qb->doubt && i <= qb->table_size / 64; i++) {
+            uint64_t w = atomic_exchange(&qb->unflushed[i], 0);
+            if (ok) {
+                atomic_fetch_and(&qb->doubt[i], ~w);
+            } else {
+                atomic_fetch_or(&qb->doubt[i], w);
+            }
+        }
+    }
+}
+
+/* Nothing that was armed without a flush is sure any more. */
+static void disarm_all(struct qcow2 *s) REQUIRES(s->arm_lock)
+{
+    list_for_each (e, &s->bitmaps) {
+        struct qcow2_bitmap *qb = QB(e);
+
+        for (uint64_t i = 0; qb->doubt && i <= qb->regions / 64; i++) {
+            atomic_store(&qb->armed[i], 0);
+        }
+        for (uint64_t i = 0; qb->doubt && i <= qb->table_size / 64; i++) {
+            atomic_fetch_or(&qb->doubt[i], atomic_load(&qb->stale[i]));
+        }
+    }
+}
+
+void qcow2_flush_failed(struct qcow2 *s)
+{
+    atomic_store(&s->flush_failed, true);
+    if (s->bitmaps_volatile) {
+        atomic_store(&s->node->bitmaps_doubt, true);
+    }
+}
+
+static void notice_failure(struct qcow2 *s) REQUIRES(s->arm_lock)
+{
+    if (atomic_exchange(&s->flush_failed, false)) {
+        entries_flushed(s, false);
+        if (s->bitmaps_volatile) {
+            disarm_all(s);
+        }
+    }
+}
+
+void qcow2_entries_begin(struct qcow2 *s)
+{
+    notice_failure(s);
+}
+
+int qcow2_flush_entries(struct qcow2 *s)
+{
+    int r = s->bitmaps_volatile ? 0 : node_flush(s->file);
+
+    /* Of two flushes at once, one may be told what both of them missed. */
+    if (r == 0 && atomic_load(&s->flush_failed)) {
+        r = -EIO;
+    }
+    if (r < 0) {
+        atomic_store(&s->flush_failed, true);
+        notice_failure(s);
+    } else {
+        entries_flushed(s, true);
+        free_orphans(s);
+    }
+    return r;
+}
+
+/* --- Flags --- */
+
+/* @all: also those that are as memory has them. */
+static int write_flags(struct qcow2 *s, bool all) REQUIRES(s->arm_lock)
+{
+    uint64_t at = s->bitmaps_ext.dir_offset;
+    unsigned char be[4];
+    int r = 0;
+
+    list_for_each (e, &s->bitmaps) {
+        const struct qcow2_bitmap *qb = QB(e);
+
+        if (r == 0 && (all || qb->wanted != qb->flags)) {
+            store_be32(be, qb->wanted);
+            r = node_pwrite(s->file, be, sizeof(be), at + QCOW2_BITMAP_FLAGS_AT,
+                            0);
+        }
+        at += qcow2_bitmap_entry_size(qb);
+    }
+    return r;
+}
+
+static void take_flags(struct qcow2 *s) REQUIRES(s->arm_lock)
+{
+    list_for_each (e, &s->bitmaps) {
+        QB(e)->flags = QB(e)->wanted;
+        if (QB(e)->flags & QCOW2_BITMAP_IN_USE) {
+            atomic_store(&QB(e)->voided, true);
+        }
+    }
+}
+
+int qcow2_bitmap_void(struct qcow2 *s)
+{
+    notice_failure(s);
+    list_for_each (e, &s->bitmaps) {
+        QB(e)->wanted = QB(e)->flags |
+                        (QB(e)->broken ? QCOW2_BITMAP_IN_USE : 0);
+    }
+    int r = write_flags(s, false);
+    if (r == 0) {
+        r = qcow2_flush_entries(s);
+    }
+    if (r == 0) {
+        take_flags(s);
+    }
+    return r;
+}
+
+/* --- The header --- */
+
+void qcow2_bitmap_doubt(struct qcow2 *s)
+{
+    atomic_store(&s->node->bitmaps_doubt, true);
+    if (!s->tightener) { /* it heals, too */
+        (void)qcow2_tightener_start(s);
+    }
+}
+
+static int write_size(struct qcow2 *s, uint64_t size)
+{
+    unsigned char be[8];
+
+    store_be64(be, size);
+    int r = node_pwrite(s->file, be, sizeof(be), QCOW2_HDR_SIZE, 0);
+    return r < 0 ? r : node_flush(s->file);
+}
+
+/* As memory has it.  Under the flush lock: fields of the header that others
+ * write are written with it. */
+static int restore_header(struct qcow2 *s) REQUIRES(s->arm_lock)
+{
+    uint64_t size = s->size_doubt ? s->node->size : UINT64_MAX;
+    int r = 0;
+
+    if (s->header_doubt) {
+        mutex_lock(&s->flush_lock);
+        r = s->version < 3 ? write_size(s, s->node->size)
+                           : qcow2_set_bitmaps_ext(s, &s->bitmaps_ext, size);
+        mutex_unlock(&s->flush_lock);
+    }
+    if (r == 0) {
+        s->header_doubt = false;
+        s->size_doubt = false;
+    }
+    return r;
+}
+
+static int header_failed(struct qcow2 *s, bool size, int r)
+    REQUIRES(s->arm_lock)
+{
+    s->header_doubt = true;
+    s->size_doubt |= size;
+    qcow2_bitmap_doubt(s);
+    (void)restore_header(s);
+    return r;
+}
+
+int qcow2_switch_header(struct qcow2 *s, const struct qcow2_bitmaps_ext *x,
+                        uint64_t size)
+{
+    int r = qcow2_set_bitmaps_ext(s, x, size);
+
+    return r < 0 ? header_failed(s, size != UINT64_MAX, r) : 0;
+}
+
+int qcow2_switch_size(struct qcow2 *s, uint64_t size)
+{
+    int r = write_size(s, size);
+
+    if (r < 0) {
+        mutex_lock(&s->arm_lock);
+        (void)header_failed(s, true, r);
+        mutex_unlock(&s->arm_lock);
+    }
+    return r;
+}
+
+void qcow2_bitmaps_sure(struct qcow2 *s)
+{
+    s->header_doubt = false;
+    s->size_doubt = false;
+    atomic_store(&s->node->bitmaps_doubt, false);
+    free_orphans(s);
+}
+
+/* --- Healing --- */
+
+static bool is_good(const struct qcow2_bitmap *qb)
+{
+    return qb->bm && !qb->broken && !atomic_load(&qb->voided);
+}
+
+/* May the image lack bits? */
+static bool lacks(const struct qcow2_bitmap *qb, uint64_t slice)
+{
+    return qb->bm->rewrite || bitmap_word_get(qb->doubt, slice);
+}
+
+static bool lacks_any(const struct qcow2_bitmap *qb)
+{
+    for (uint64_t i = 0; i < qb->table_size; i++) {
+        if (lacks(qb, i)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static uint32_t flags_for(const struct qcow2_bitmap *qb)
+{
+    if (!qb->bm) {
+        return qb->flags | QCOW2_BITMAP_IN_USE;
+    }
+    return !is_good(qb) ? qb->flags
+                        : (qb->flags & ~QCOW2_BITMAP_AUTO) |
+                              (qb->bm->enabled ? QCOW2_BITMAP_AUTO : 0);
+}
+
+/* "All ones" for the slices that may lack bits. */
+static int fill_table(struct qcow2 *s, struct qcow2_bitmap *qb)
+    REQUIRES(s->arm_lock)
+{
+    CLEANUP_FREE uint64_t *fresh =
+        malloc((qb->table_size + UINT64_C(1)) * sizeof(*fresh));
+
+    if (!fresh) {
+        return -ENOMEM;
+    }
+    for (uint32_t i = 0; i < qb->table_size; i++) {
+        fresh[i] = lacks(qb, i) ? QCOW2_BITMAP_ONES : qb->table[i];
+    }
+    int r = qcow2_write_table(s, qb, fresh);
+    for (uint32_t i = 0; i < qb->table_size; i++) {
+        if (!lacks(qb, i)) {
+            continue;
+        }
+        wrote_entry(s, qb, i, r);
+        bitmap_word_set(qb->stale, i);
+        if (r == 0) {
+            forget_cluster(s, qb->table[i]);
+            qb->table[i] = fresh[i];
+        }
+    }
+    return r;
+}
+
+/* @give_up: what may lack bits is in use. */
+static int write_again(struct qcow2 *s, bool give_up) REQUIRES(s->arm_lock)
+{
+    int r = 0;
+
+    list_for_each (e, &s->bitmaps) {
+        struct qcow2_bitmap *qb = QB(e);
+
+        qb->wanted = flags_for(qb);
+        if (!is_good(qb) || !lacks_any(qb)) {
+            continue;
+        }
+        if (give_up) {
+            qb->wanted |= QCOW2_BITMAP_IN_USE;
+        } else if (r == 0) {
+            r = fill_table(s, qb);
+        }
+    }
+    if (r == 0) {
+        r = write_flags(s, true);
+    }
+    if (r == 0) {
+        r = qcow2_flush_entries(s);
+    }
+    if (r == 0) {
+        take_flags(s);
+    }
+    return r;
+}
+
+int qcow2_heal(struct qcow2 *s)
+{
+    struct node *n = s->node;
+
+    if (!atomic_load(&n->bitmaps_doubt)) {
+        return 0;
+    }
+    if (atomic_load(&s->corrupt) || n->flags.read_only) {
+        return -EIO;
+    }
+    notice_failure(s);
+    int r = restore_header(s);
+    if (r == 0) {
+        r = write_again(s, false);
+        if (r < 0) {
+            r = write_again(s, true);
+        }
+    }
+    if (r == 0) {
+        atomic_store(&n->bitmaps_doubt, false);
+        if (s->bitmaps_volatile && atomic_load(&s->flush_failed)) {
+            atomic_store(&n->bitmaps_doubt, true); /* once more, meanwhile */
+        }
+        free_orphans(s);
+    }
+    return r;
+}
+
+int qcow2_bitmap_heal(struct node *n, bool nowait)
+{
+    struct qcow2 *s = n->state;
+
+    if (nowait) {
+        return -EAGAIN;
+    }
+    mutex_lock(&s->arm_lock);
+    int r = qcow2_heal(s);
+    mutex_unlock(&s->arm_lock);
+    return r;
+}
+
+/* --- What only a new directory can say --- */
+
+static bool differs(const struct bitmap *bm)
+{
+    const struct qcow2_bitmap *qb = bm->stored;
+
+    if (!qb || !bm->persistent) {
+        return bm->persistent || qb;
+    }
+    return !qb->broken && (bm->rewrite || atomic_load(&qb->voided) ||
+                           bm->enabled != !!(qb->flags & QCOW2_BITMAP_AUTO));
+}
+
+bool qcow2_needs_store(const struct qcow2 *s)
+{
+    uint32_t here = 0;
+    uint32_t there = 0;
+
+    list_for_each (e, &s->node->bitmaps) {
+        const struct bitmap *bm = list_entry(e, struct bitmap, on_node);
+
+        if (differs(bm)) {
+            return true;
+        }
+        here += bm->persistent;
+    }
+    list_for_each (e, &s->bitmaps) {
+        there++;
+    }
+    return here != there;
+}
