@@ -36,7 +36,7 @@ static int dial(struct qmp_client *c, const char *path, struct error **errp)
     memcpy(addr.sun_path, path, strlen(path));
     c->inbox = json_array();
     c->events = json_array();
-    c->parser = qmp_parser_new(on_value, c);
+    c->parser = qmp_parser_new(&qmp_limits_reply, on_value, c);
     if (!c->inbox || !c->events || !c->parser) {
         return error_set(errp, ENOMEM, "out of memory");
     }

@@ -17,6 +17,7 @@
 #include "qmp-parse.h"
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,7 +44,29 @@ struct text {
     size_t alloc;
 };
 
+const struct qmp_limits qmp_limits_known = {
+    .size = (size_t)64 << 20,
+    .tokens = (size_t)2 << 20,
+    .nesting = QMP_NESTING_MAX,
+};
+static struct qmp_budget strangers = {.max = (size_t)64 << 20};
+const struct qmp_limits qmp_limits_stranger = {
+    .size = (size_t)16 << 20,
+    .tokens = (size_t)1 << 18,
+    .nesting = QMP_NESTING_MAX,
+    .budget = &strangers,
+};
+const struct qmp_limits qmp_limits_reply = {
+    .size = (size_t)4 << 30,
+    .tokens = SIZE_MAX,
+    .nesting = QMP_NESTING_MAX,
+};
+
+/* About what a token takes as a value of jansson's. */
+#define TOKEN_BYTES 128
+
 struct qmp_parser {
+    const struct qmp_limits *limits;
     qmp_value_fn *fn;
     void *opaque;
     enum lex_state state;
@@ -51,6 +74,7 @@ struct qmp_parser {
     size_t token; /* where the current token begins in the text */
     struct text text;
     size_t tokens;
+    size_t charged; /* to the budget */
     long braces;
     long brackets;
     bool bad_word; /* word[] is one that JSON does not have */
@@ -58,20 +82,55 @@ struct qmp_parser {
     bool delivered;
 };
 
-struct qmp_parser *qmp_parser_new(qmp_value_fn *fn, void *opaque)
+struct qmp_parser *qmp_parser_new(const struct qmp_limits *limits,
+                                  qmp_value_fn *fn, void *opaque)
 {
     struct qmp_parser *p = calloc(1, sizeof(*p));
 
     if (p) {
+        p->limits = limits;
         p->fn = fn;
         p->opaque = opaque;
     }
     return p;
 }
 
+/* Give back what the budget was charged with. */
+static void release(struct qmp_parser *p)
+{
+    if (p->limits->budget) {
+        (void)atomic_fetch_sub(&p->limits->budget->used, p->charged);
+    }
+    p->charged = 0;
+}
+
+/* More bytes of memory.  False: others have taken them. */
+static bool charge(struct qmp_parser *p, size_t bytes)
+{
+    struct qmp_budget *b = p->limits->budget;
+
+    if (!b) {
+        return true;
+    }
+    if (atomic_fetch_add(&b->used, bytes) + bytes > b->max) {
+        (void)atomic_fetch_sub(&b->used, bytes);
+        return false;
+    }
+    p->charged += bytes;
+    return true;
+}
+
+void qmp_parser_set_limits(struct qmp_parser *p,
+                           const struct qmp_limits *limits)
+{
+    release(p);
+    p->limits = limits;
+}
+
 void qmp_parser_free(struct qmp_parser *p)
 {
     if (p) {
+        release(p);
         free(p->text.buf);
         free(p);
     }
@@ -94,6 +153,7 @@ static void reset_message(struct qmp_parser *p)
 static void deliver_error(struct qmp_parser *p, const char *why)
 {
     reset_message(p);
+    release(p);
     p->delivered = true;
     p->fn(NULL, why, p->opaque);
 }
@@ -102,15 +162,21 @@ static bool text_add(struct qmp_parser *p, char c)
 {
     struct text *t = &p->text;
 
-    if (t->len == QMP_MAX_SIZE) {
+    if (t->len == p->limits->size) {
         p->state = LEX_RECOVERY;
         deliver_error(p, "JSON token size limit exceeded");
         return false;
     }
     if (t->len == t->alloc) {
         size_t alloc = t->alloc ? 2 * t->alloc : 256;
-        char *buf = realloc(t->buf, alloc);
+        char *buf;
 
+        if (!charge(p, alloc - t->alloc)) {
+            p->state = LEX_RECOVERY;
+            deliver_error(p, "JSON token size limit exceeded");
+            return false;
+        }
+        buf = realloc(t->buf, alloc);
         if (!buf) {
             p->state = LEX_RECOVERY;
             deliver_error(p, "Out of memory");
@@ -183,6 +249,7 @@ static void parse_message(struct qmp_parser *p)
     p->delivered = true;
     p->fn(value, NULL, p->opaque);
     json_decref(value);
+    release(p);
 }
 
 /* The token that ends the text is complete; @kind is its first byte. */
@@ -207,9 +274,9 @@ static void end_token(struct qmp_parser *p, char kind)
     }
     if (p->braces >= 0 && p->brackets >= 0 &&
         (p->braces > 0 || p->brackets > 0)) {
-        if (++p->tokens > QMP_MAX_TOKENS) {
+        if (++p->tokens > p->limits->tokens || !charge(p, TOKEN_BYTES)) {
             deliver_error(p, "JSON token count limit exceeded");
-        } else if (p->braces + p->brackets > QMP_MAX_NESTING) {
+        } else if (p->braces + p->brackets > p->limits->nesting) {
             deliver_error(p, "JSON nesting depth limit exceeded");
         } else {
             /* Keeps "1 2" two tokens. */

@@ -13,10 +13,23 @@
 
 #include "nbdelta/types.h"
 
-/* Bounds of one value.  A message that exceeds one of them is dropped. */
-#define QMP_MAX_SIZE    ((size_t)16 << 20)
-#define QMP_MAX_TOKENS  ((size_t)1 << 18)
-#define QMP_MAX_NESTING 1024
+/* What all that share it may take together, in bytes. */
+struct qmp_budget {
+    _Atomic size_t used;
+    size_t max;
+};
+
+/* Bounds of one value: a message that exceeds one of them is dropped. */
+struct qmp_limits {
+    size_t size; /* bytes, as strict JSON */
+    size_t tokens;
+    long nesting;
+    struct qmp_budget *budget; /* or NULL */
+};
+#define QMP_NESTING_MAX 1024
+extern const struct qmp_limits qmp_limits_known;    /* QEMU's */
+extern const struct qmp_limits qmp_limits_stranger; /* in sum, too */
+extern const struct qmp_limits qmp_limits_reply;    /* of our own daemon */
 
 struct qmp_parser;
 
@@ -27,9 +40,14 @@ struct qmp_parser;
  */
 typedef void qmp_value_fn(json_t *value, const char *why, void *opaque);
 
-/* NULL: no memory. */
-struct qmp_parser *qmp_parser_new(qmp_value_fn *fn, void *opaque);
+/* @limits are static.  NULL: no memory. */
+struct qmp_parser *qmp_parser_new(const struct qmp_limits *limits,
+                                  qmp_value_fn *fn, void *opaque);
 void qmp_parser_free(struct qmp_parser *p); /* NULL is fine */
+
+/* Between two values. */
+void qmp_parser_set_limits(struct qmp_parser *p,
+                           const struct qmp_limits *limits);
 
 void qmp_parser_feed(struct qmp_parser *p, const void *data, size_t len);
 

@@ -383,11 +383,28 @@ static bool shake_hands(struct session *s)
     return true;
 }
 
+/* Does somebody have to be let in to be at the other side: by the file system,
+ * or by TLS? */
+static bool is_known(const struct session *s)
+{
+    int domain = AF_UNIX; /* also of what is no socket */
+    socklen_t len = sizeof(domain);
+
+    if (s->ch.tls) {
+        return tls_identity(s->ch.tls) != NULL;
+    }
+    (void)getsockopt(s->ch.in, SOL_SOCKET, SO_DOMAIN, &domain, &len);
+    return domain == AF_UNIX;
+}
+
 static void *session_thread(void *arg)
 {
     struct session *s = arg;
 
     if (!s->ch.tls || shake_hands(s)) {
+        if (is_known(s)) {
+            qmp_parser_set_limits(s->parser, &qmp_limits_known);
+        }
         while (session_turn(s)) {
         }
     }
@@ -427,7 +444,7 @@ struct session *session_new(struct daemon *d, const struct channel *ch,
     s->owner = wake;
     mutex_init(&s->lock);
     s->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    s->parser = qmp_parser_new(on_value, s);
+    s->parser = qmp_parser_new(&qmp_limits_stranger, on_value, s);
     s->input = malloc(INPUT_SIZE);
     if (s->wake < 0 || !s->parser || !s->input) {
         session_free(s);

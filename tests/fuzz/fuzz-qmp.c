@@ -81,7 +81,7 @@ static void on_value(json_t *value, const char *why, void *opaque)
 static struct tally parse(const uint8_t *data, size_t size, size_t step)
 {
     struct tally t = {0, 0};
-    struct qmp_parser *p = qmp_parser_new(on_value, &t);
+    struct qmp_parser *p = qmp_parser_new(&qmp_limits_stranger, on_value, &t);
 
     check(p);
     for (size_t i = 0; i < size; i += step) {

@@ -50,7 +50,7 @@ static void on_value(json_t *value, const char *why, void *opaque)
 static struct verdict judged(const char *request, struct qmp_state state)
 {
     struct verdict v = {.state = state};
-    struct qmp_parser *p = qmp_parser_new(on_value, &v);
+    struct qmp_parser *p = qmp_parser_new(&qmp_limits_known, on_value, &v);
 
     qmp_parser_feed(p, request, strlen(request));
     qmp_parser_feed(p, " ", 1);

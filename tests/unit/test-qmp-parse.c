@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include <check.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -42,7 +43,7 @@ static void on_value(json_t *value, const char *why, void *opaque)
 /* Feed @len bytes in portions of @step. */
 static void feed(struct seen *s, const char *data, size_t len, size_t step)
 {
-    struct qmp_parser *p = qmp_parser_new(on_value, s);
+    struct qmp_parser *p = qmp_parser_new(&qmp_limits_stranger, on_value, s);
 
     ck_assert_ptr_nonnull(p);
     memset(s, 0, sizeof(*s));
@@ -157,33 +158,33 @@ static void first_error(const char *data, size_t len, const char *why)
 
 START_TEST(nesting_is_bounded)
 {
-    CLEANUP_FREE char *deep = malloc(2 * QMP_MAX_NESTING + 2);
+    CLEANUP_FREE char *deep = malloc(2 * QMP_NESTING_MAX + 2);
     struct seen s;
 
     ck_assert_ptr_nonnull(deep);
-    memset(deep, '[', QMP_MAX_NESTING);
-    memset(deep + QMP_MAX_NESTING, ']', QMP_MAX_NESTING);
-    feed(&s, deep, (size_t)2 * QMP_MAX_NESTING, 100);
+    memset(deep, '[', QMP_NESTING_MAX);
+    memset(deep + QMP_NESTING_MAX, ']', QMP_NESTING_MAX);
+    feed(&s, deep, (size_t)2 * QMP_NESTING_MAX, 100);
     ck_assert_uint_eq(s.values, 1);
     ck_assert_uint_eq(s.errors, 0);
-    memset(deep, '[', QMP_MAX_NESTING + 1);
-    first_error(deep, QMP_MAX_NESTING + 1, "JSON nesting depth limit exceeded");
+    memset(deep, '[', QMP_NESTING_MAX + 1);
+    first_error(deep, QMP_NESTING_MAX + 1, "JSON nesting depth limit exceeded");
 }
 END_TEST
 
 START_TEST(size_is_bounded)
 {
-    size_t len = QMP_MAX_SIZE + 10;
+    size_t len = qmp_limits_stranger.size + 10;
     CLEANUP_FREE char *big = malloc(len);
     struct seen s;
 
     ck_assert_ptr_nonnull(big);
     memset(big, 'x', len);
     big[0] = '"';
-    big[QMP_MAX_SIZE - 10] = '"';
-    feed(&s, big, QMP_MAX_SIZE - 9, 65536);
+    big[qmp_limits_stranger.size - 10] = '"';
+    feed(&s, big, qmp_limits_stranger.size - 9, 65536);
     ck_assert_uint_eq(s.values, 1);
-    big[QMP_MAX_SIZE - 10] = 'x';
+    big[qmp_limits_stranger.size - 10] = 'x';
     memcpy(big + len - 4, "\"\n[]", 4);
     feed(&s, big, len, 65536);
     ck_assert_str_eq(s.text, "!JSON token size limit exceeded\n[]");
@@ -192,7 +193,7 @@ END_TEST
 
 START_TEST(tokens_are_bounded)
 {
-    size_t len = QMP_MAX_TOKENS + 10;
+    size_t len = qmp_limits_stranger.tokens + 10;
     CLEANUP_FREE char *many = malloc(len);
 
     ck_assert_ptr_nonnull(many);
@@ -202,11 +203,68 @@ START_TEST(tokens_are_bounded)
 }
 END_TEST
 
+/* What strangers have sent by halves counts together, until it is whole. */
+START_TEST(strangers_share_a_budget)
+{
+    size_t len = qmp_limits_stranger.size / 2 + 10;
+    CLEANUP_FREE char *big = malloc(len);
+    struct qmp_parser *p[16];
+    struct seen s = {"", 0, 0};
+    struct seen known = {"", 0, 0};
+    size_t full = 0;
+
+    ck_assert_ptr_nonnull(big);
+    memset(big, 'x', len);
+    big[0] = '"';
+    for (size_t i = 0; i < 16; i++) {
+        p[i] = qmp_parser_new(&qmp_limits_stranger, on_value, &s);
+        qmp_parser_feed(p[i], big, len);
+        full += s.errors == 0;
+    }
+    ck_assert_uint_eq(full, 4); /* of 16 MiB each, by the doubling */
+    ck_assert_uint_eq(s.errors, 12);
+    ck_assert_ptr_nonnull(strstr(s.text, "JSON token size limit exceeded"));
+
+    /* Those who are known have their own. */
+    struct qmp_parser *k = qmp_parser_new(&qmp_limits_known, on_value, &known);
+    qmp_parser_feed(k, big, len);
+    qmp_parser_feed(k, "\"", 1);
+    ck_assert_uint_eq(known.values, 1);
+    qmp_parser_free(k);
+
+    for (size_t i = 0; i < 4; i++) {
+        qmp_parser_feed(p[i], "\"", 1);
+    }
+    ck_assert_uint_eq(s.values, 4);
+    ck_assert_uint_eq(atomic_load(&qmp_limits_stranger.budget->used), 0);
+    for (size_t i = 0; i < 16; i++) {
+        qmp_parser_free(p[i]);
+    }
+}
+END_TEST
+
+/* As QEMU: a list of 10^6 names is a command as others are. */
+START_TEST(long_lists_of_those_who_are_known)
+{
+    struct seen s = {"", 0, 0};
+    struct qmp_parser *k = qmp_parser_new(&qmp_limits_known, on_value, &s);
+
+    qmp_parser_feed(k, "[0", 2);
+    for (int i = 0; i < 1000000; i++) {
+        qmp_parser_feed(k, ",'a'", 4);
+    }
+    qmp_parser_feed(k, "]", 1);
+    ck_assert_uint_eq(s.values, 1);
+    ck_assert_uint_eq(s.errors, 0);
+    qmp_parser_free(k);
+}
+END_TEST
+
 START_TEST(feed_one_stops_between_values)
 {
     const char *input = "{}[1]7 ";
     struct seen s = {"", 0, 0};
-    struct qmp_parser *p = qmp_parser_new(on_value, &s);
+    struct qmp_parser *p = qmp_parser_new(&qmp_limits_stranger, on_value, &s);
 
     ck_assert_uint_eq(qmp_parser_feed_one(p, input, 7), 2);
     ck_assert_uint_eq(s.values, 1);
@@ -233,6 +291,8 @@ int main(void)
     tcase_add_test(tc, bad_utf8_is_refused);
     tcase_add_test(tc, nesting_is_bounded);
     tcase_add_test(tc, size_is_bounded);
+    tcase_add_test(tc, strangers_share_a_budget);
+    tcase_add_test(tc, long_lists_of_those_who_are_known);
     tcase_add_test(tc, tokens_are_bounded);
     tcase_add_test(tc, feed_one_stops_between_values);
     suite_add_tcase(s, tc);
