@@ -2,6 +2,7 @@
 #include "checkpoint.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,6 +13,8 @@
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "qmp-dispatch.h"
+
+#define NAMES_MAX 20
 
 static bool is_true(const json_t *bitmap, const char *key)
 {
@@ -145,6 +148,32 @@ const char *checkpoint_missing(struct daemon *d, struct node *n,
         why = is_checkpoint(n, bitmap) ? "no-checkpoint" : why;
     }
     return bitmap_below(d->graph, n, name) ? "base-bitmap" : why;
+}
+
+char *checkpoint_names(struct node *n)
+{
+    CLEANUP_JSON json_t *bitmaps = bitmap_query(n);
+    char *text = NULL;
+    size_t size = 0;
+    FILE *f = open_memstream(&text, &size);
+    unsigned count = 0;
+    size_t i;
+    json_t *bitmap;
+
+    json_array_foreach (bitmaps, i, bitmap) {
+        if (f && is_checkpoint(n, bitmap) && count++ < NAMES_MAX) {
+            (void)fprintf(f, "%s'%s'", count > 1 ? ", " : "", name_of(bitmap));
+        }
+    }
+    if (!f) {
+        return NULL;
+    }
+    (void)fputs(count == 0 ? "none" : count > NAMES_MAX ? ", and more" : "", f);
+    if (fclose(f) != 0) {
+        free(text);
+        return NULL;
+    }
+    return text;
 }
 
 bool checkpoint_exists(struct node *n, const char *name)

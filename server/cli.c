@@ -44,7 +44,8 @@ static void help_line(const struct cli_option *o)
     if (has_letter(o)) {
         (void)snprintf(letter, sizeof(letter), "-%c, ", o->code);
     }
-    int width = printf("  %s--%s%s%s", letter, o->name, o->arg ? "=" : "",
+    int width = printf("  %s--%s%s%s", letter, o->name,
+                       o->arg && o->arg[0] != '[' ? "=" : "",
                        o->arg ? o->arg : "");
     if (width >= HELP_INDENT) {
         printf("\n");
@@ -89,12 +90,17 @@ static void getopt_tables(const struct cli_command *c, struct option *longs,
          o++) {
         longs[n++] = (struct option){
             .name = o->name,
-            .has_arg = o->arg ? required_argument : no_argument,
+            .has_arg = !o->arg            ? no_argument
+                       : o->arg[0] == '[' ? optional_argument
+                                          : required_argument,
             .val = o->code,
         };
         if (has_letter(o)) {
             *shorts++ = (char)o->code;
             if (o->arg) {
+                *shorts++ = ':';
+            }
+            if (o->arg && o->arg[0] == '[') {
                 *shorts++ = ':';
             }
         }
@@ -108,7 +114,7 @@ static void getopt_tables(const struct cli_command *c, struct option *longs,
 int cli_next(const struct cli_command *c, int argc, char **argv)
 {
     struct option longs[OPTIONS_MAX + 2];
-    char shorts[2 * OPTIONS_MAX + 4];
+    char shorts[3 * OPTIONS_MAX + 4];
 
     getopt_tables(c, longs, shorts);
     opterr = 0;

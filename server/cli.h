@@ -7,6 +7,9 @@
  *
  * Exit status: 0, EXIT_FAILURE (1) when the work failed, CLI_USAGE (2) when
  * the command line makes no sense; from 3 on, what the command's page tells.
+ * Of commands that talk to a daemon, CLI_INTERRUPTED when a signal came and
+ * what they had begun there is undone, CLI_UNKNOWN when they cannot tell how
+ * that ends.
  */
 #include <jansson.h>
 #include <stdbool.h>
@@ -14,7 +17,9 @@
 
 struct error;
 
-#define CLI_USAGE 2
+#define CLI_USAGE       2
+#define CLI_INTERRUPTED 4
+#define CLI_UNKNOWN     5
 
 /*
  * One option.  The table is the only place that names it: --help and the
@@ -23,7 +28,8 @@ struct error;
 struct cli_option {
     const char *name; /* long form without its dashes */
     int code;         /* its letter, or from CLI_LONG on: it has none */
-    const char *arg;  /* what --help calls the argument, NULL: takes none */
+    const char *arg;  /* what --help calls the argument, NULL: takes none; with
+                         "[=" before it, it may be left out */
     const char *help; /* one line */
 };
 #define CLI_LONG 256

@@ -16,6 +16,8 @@
 #include "nbdelta/size.h"
 #include "qmp-client.h"
 
+#define EXIT_FULL 3 /* of backup-begin: it has begun, but not as asked for */
+
 enum {
     OPT_CHECKPOINT = CLI_LONG,
     OPT_DISCARD,
@@ -28,6 +30,7 @@ enum {
     OPT_ON_LIMIT,
     OPT_ONCE,
     OPT_OUTPUT,
+    OPT_REQUIRE,
     OPT_SCRATCH,
     OPT_SERVER,
 };
@@ -50,6 +53,8 @@ static const struct cli_option begin_options[] = {
     {"once", OPT_ONCE, NULL, "keep nothing that was read"},
     {"discard", OPT_DISCARD, NULL,
      "clients may discard what they do not need any more"},
+    {"require-incremental", OPT_REQUIRE, NULL,
+     "fail rather than export a disk as a whole"},
     {"output", OPT_OUTPUT, "human|json", "for people, or for programs"},
     {NULL, 0, NULL, NULL},
 };
@@ -198,6 +203,8 @@ static int begin_option(json_t *args, int code, struct error **errp)
         return set_number(args, "max-delay-ms", optarg, errp);
     case OPT_ON_LIMIT:
         return json_object_set_new(args, "on-limit", json_string(optarg));
+    case OPT_REQUIRE:
+        return json_object_set_new(args, "require-incremental", json_true());
     default:
         return json_object_set_new(args, code == OPT_ONCE ? "once" : "discard",
                                    json_true());
@@ -261,24 +268,134 @@ static void print_begun(const json_t *begun)
     }
 }
 
-static int run(struct qmp_client *c, const char *socket, const char *command,
-               json_t *args, json_t **reply, struct error **errp)
+/* Signals are minded from the command on: what was begun there is not left. */
+static int begin_talk(struct qmp_client *c, const char *socket,
+                      const char *command, json_t *args, struct error **errp)
 {
     int r = qmp_client_open(c, socket, errp);
 
-    return r < 0 ? r : qmp_client_request(c, command, args, reply, errp);
+    if (r == 0) {
+        r = qmp_client_mind(c, errp);
+    }
+    return r < 0 ? r : qmp_client_send(c, command, args, errp);
+}
+
+/* The daemon has not answered: what does the user know?  @hint says how to find
+ * out. */
+static int no_reply(const char *command, int r, const struct error *err,
+                    const char *hint)
+{
+    if (r != -EINTR && r != -ECONNRESET) {
+        return cli_error(command, err);
+    }
+    (void)cli_failed(command, "%s: it is not known whether %s",
+                     r == -EINTR ? "interrupted" : error_message(err), hint);
+    return CLI_UNKNOWN;
+}
+
+/* --- Begin --- */
+
+#define BEGUN "the backup has begun ('nbdelta qmp SOCKET query-backups' tells)"
+
+/* A signal: whoever has sent it does not want the backup, and does not know its
+ * id.  So what has begun is ended; returns the exit status. */
+static int undo_begin(struct qmp_client *c, const json_t *begun)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    CLEANUP_JSON json_t *reply = NULL;
+    const char *id = json_string_value(json_object_get(begun, "id"));
+    CLEANUP_JSON json_t *args = json_pack("{s:s, s:b}", "id", id ? id : "",
+                                          "success", 0);
+    int r = qmp_client_request(c, "backup-end", args, &reply, &err);
+
+    if (r < 0 || qmp_client_failed("backup-begin", reply) != 0) {
+        (void)cli_failed("backup-begin",
+                         "%s: backup '%s' may still be there: end it with "
+                         "'nbdelta backup-end --failed'",
+                         r == -EINTR ? "interrupted" : error_message(err), id);
+        return CLI_UNKNOWN;
+    }
+    (void)cli_failed("backup-begin",
+                     "interrupted: backup '%s' was ended as failed", id);
+    return CLI_INTERRUPTED;
 }
 
 /* The exit status; *reply is what the daemon said when it is 0. */
-static int talk(const char *socket, const char *command, json_t *args,
-                json_t **reply)
+static int begin(struct qmp_client *c, const char *socket, json_t *args,
+                 json_t **reply)
 {
     CLEANUP_ERROR struct error *err = NULL;
-    struct qmp_client c = {.fd = -1};
-    int r = run(&c, socket, command, args, reply, &err);
+    bool interrupted = false;
+    int r = begin_talk(c, socket, "backup-begin", args, &err);
 
-    qmp_client_close(&c);
-    return r < 0 ? cli_error(command, err) : qmp_client_failed(command, *reply);
+    while (r == 0 && !*reply) {
+        r = qmp_client_reply(c, reply, &err);
+        if (r == -EINTR && !interrupted) {
+            interrupted = true;
+            (void)cli_failed("backup-begin",
+                             "interrupted: what has begun is ended again; a "
+                             "second signal leaves it as it is");
+            r = 0;
+        }
+    }
+    if (r < 0) {
+        return no_reply("backup-begin", r, err, BEGUN);
+    }
+    int status = qmp_client_failed("backup-begin", *reply);
+    return status == 0 && interrupted
+               ? undo_begin(c, json_object_get(*reply, "return"))
+               : status;
+}
+
+/* --- Full instead of incremental --- */
+
+static void print_checkpoints(struct qmp_client *c)
+{
+    CLEANUP_JSON json_t *reply = NULL;
+    size_t i;
+    json_t *checkpoint;
+
+    if (qmp_client_request(c, "checkpoint-list", NULL, &reply, NULL) < 0) {
+        return;
+    }
+    const json_t *list = json_object_get(reply, "return");
+    (void)fflush(stdout);
+    fputs("Checkpoints:", stderr);
+    json_array_foreach (list, i, checkpoint) {
+        CLEANUP_FREE char *name = text_of(checkpoint, "name");
+        fprintf(stderr, "%s %s", i > 0 ? "," : "", name ? name : "?");
+    }
+    fputs(json_array_size(list) > 0 ? "\n" : " none\n", stderr);
+}
+
+/* EXIT_FULL when a disk is not exported as it was asked for; says which. */
+static int check_modes(struct qmp_client *c, const json_t *args,
+                       const json_t *begun)
+{
+    const json_t *asked = json_object_get(args, "disks");
+    int status = EXIT_SUCCESS;
+    size_t i;
+    json_t *disk;
+
+    json_array_foreach (json_object_get(begun, "disks"), i, disk) {
+        const char *since = json_string_value(
+            json_object_get(json_array_get(asked, i), "since"));
+        CLEANUP_FREE char *node = text_of(disk, "node");
+        CLEANUP_FREE char *mode = text_of(disk, "mode");
+        CLEANUP_FREE char *reason = text_of(disk, "reason");
+
+        if (since && mode && strcmp(mode, "incremental") != 0) {
+            (void)cli_failed("backup-begin",
+                             "'%s' is exported as a whole, and not since '%s': "
+                             "%s",
+                             node ? node : "?", since, reason ? reason : "?");
+            status = EXIT_FULL;
+        }
+    }
+    if (status == EXIT_FULL) {
+        print_checkpoints(c);
+    }
+    return status;
 }
 
 /* --- The commands --- */
@@ -306,22 +423,47 @@ int cmd_backup_begin(int argc, char **argv)
     if (argc - optind != 1) {
         return cli_usage(&begin_command, "one socket is needed");
     }
-    int status = talk(argv[optind], "backup-begin", args, &reply);
-    if (status != 0) {
-        return status;
+    struct qmp_client c = QMP_CLIENT_INIT;
+    int status = begin(&c, argv[optind], args, &reply);
+    if (status == 0) {
+        const json_t *begun = json_object_get(reply, "return");
+
+        if (json) {
+            cli_print_json(begun);
+        } else {
+            print_begun(begun);
+        }
+        status = check_modes(&c, args, begun);
     }
-    if (json) {
-        cli_print_json(json_object_get(reply, "return"));
-    } else {
-        print_begun(json_object_get(reply, "return"));
+    qmp_client_close(&c);
+    return status == 0 || status == EXIT_FULL
+               ? (cli_finish("backup-begin") == 0 ? status : EXIT_FAILURE)
+               : status;
+}
+
+#define ENDED                                                               \
+    "the backup has ended with its checkpoint stored ('nbdelta qmp SOCKET " \
+    "query-backups' and 'checkpoint-list' tell)"
+
+/* The daemon goes on with it, whatever becomes of us. */
+static int end(const char *socket, json_t *args)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    CLEANUP_JSON json_t *reply = NULL;
+    struct qmp_client c = QMP_CLIENT_INIT;
+    int r = begin_talk(&c, socket, "backup-end", args, &err);
+
+    if (r == 0) {
+        r = qmp_client_reply(&c, &reply, &err);
     }
-    return cli_finish("backup-begin");
+    qmp_client_close(&c);
+    return r < 0 ? no_reply("backup-end", r, err, ENDED)
+                 : qmp_client_failed("backup-end", reply);
 }
 
 int cmd_backup_end(int argc, char **argv)
 {
     CLEANUP_JSON json_t *drop = json_array();
-    CLEANUP_JSON json_t *reply = NULL;
     bool success = true;
     int code;
 
@@ -346,6 +488,6 @@ int cmd_backup_end(int argc, char **argv)
     CLEANUP_JSON json_t *args = json_pack("{s:s, s:b, s:O}", "id",
                                           argv[optind + 1], "success",
                                           (int)success, "drop", drop);
-    return args ? talk(argv[optind], "backup-end", args, &reply)
+    return args ? end(argv[optind], args)
                 : cli_usage(&end_command, "the ID is not UTF-8 text");
 }

@@ -3,34 +3,21 @@
 /* `nbdelta qmp`: one command to a monitor, and the job that it starts. */
 
 #include <errno.h>
-#include <stdatomic.h>
+#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cli.h"
 #include "commands.h"
+#include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/options.h"
 #include "nbdelta/size.h"
-#include "progress.h"
 #include "qmp-client.h"
 #include "qmp-dispatch.h"
-
-#define PROGRESS_MS 500
-
-struct client {
-    struct qmp_client qmp;
-
-    /* --wait */
-    char *job;         /* its id, or NULL */
-    json_t *final;     /* BLOCK_JOB_COMPLETED or BLOCK_JOB_CANCELLED */
-    json_t *info;      /* of query-jobs, the last */
-    const char *where; /* the last BLOCK_JOB_ERROR, in words, or NULL */
-    bool concluded;
-    _Atomic unsigned permille; /* how much is done */
-};
+#include "qmp-wait.h"
 
 /* --- Arguments. --- */
 
@@ -191,271 +178,172 @@ static int parse_arguments(const char *command, int argc, char **argv,
     return *args ? 0 : error_set(errp, ENOMEM, "out of memory");
 }
 
-/* --- Waiting for a job. --- */
-
-static const char *event_member(const json_t *event, const char *key)
-{
-    return json_string_value(
-        json_object_get(json_object_get(event, "data"), key));
-}
-
-static bool event_is(const json_t *event, const char *name)
-{
-    const char *e = json_string_value(json_object_get(event, "event"));
-
-    return e && strcmp(e, name) == 0;
-}
-
-static bool same(const char *a, const char *b)
-{
-    return a && b && strcmp(a, b) == 0;
-}
-
-/* Commands run one after another, so the last job that was created before
- * our reply is ours. */
-static void pick_job(struct client *c, const json_t *args)
-{
-    static const char *const keys[] = {"job-id", "id", "device"};
-    const char *id = json_string_value(json_object_get(args, "job-id"));
-    size_t i;
-    json_t *event;
-
-    json_array_foreach (c->qmp.events, i, event) {
-        if (event_is(event, "JOB_STATUS_CHANGE") &&
-            same(event_member(event, "status"), "created")) {
-            id = event_member(event, "id");
-        }
-    }
-    for (i = 0; !id && i < sizeof(keys) / sizeof(keys[0]); i++) {
-        id = json_string_value(json_object_get(args, keys[i]));
-    }
-    c->job = id ? strdup(id) : NULL;
-}
-
-static void follow(struct client *c, json_t *event)
-{
-    const char *status = event_member(event, "status");
-
-    if (event_is(event, "JOB_STATUS_CHANGE") &&
-        same(event_member(event, "id"), c->job)) {
-        c->concluded = c->concluded || same(status, "concluded") ||
-                       same(status, "null");
-    } else if (event_is(event, "BLOCK_JOB_ERROR") &&
-               same(event_member(event, "device"), c->job)) {
-        c->where = same(event_member(event, "operation"), "read")
-                       ? " (while reading from the source)"
-                       : " (while writing to the target)";
-    } else if ((event_is(event, "BLOCK_JOB_COMPLETED") ||
-                event_is(event, "BLOCK_JOB_CANCELLED")) &&
-               same(event_member(event, "device"), c->job)) {
-        json_decref(c->final);
-        c->final = json_incref(event);
-    }
-}
-
-static void follow_kept(struct client *c)
-{
-    size_t i;
-    json_t *event;
-
-    json_array_foreach (c->qmp.events, i, event) {
-        follow(c, event);
-    }
-    (void)json_array_clear(c->qmp.events);
-}
-
-static json_t *find_job(const json_t *jobs, const char *id)
-{
-    size_t i;
-    json_t *job;
-
-    json_array_foreach (jobs, i, job) {
-        if (same(json_string_value(json_object_get(job, "id")), id)) {
-            return job;
-        }
-    }
-    return NULL;
-}
-
-/* Ask how far the job is: 1, 0 when there is no such job, or an error. */
-static int poll_job(struct client *c, struct error **errp)
-{
-    CLEANUP_JSON json_t *reply = NULL;
-    json_t *job;
-    double total;
-    int r = qmp_client_request(&c->qmp, "query-jobs", NULL, &reply, errp);
-
-    if (r < 0) {
-        return r;
-    }
-    follow_kept(c);
-    job = find_job(json_object_get(reply, "return"), c->job);
-    total = json_number_value(json_object_get(job, "total-progress"));
-    if (total > 0) {
-        double now =
-            json_number_value(json_object_get(job, "current-progress"));
-
-        atomic_store(&c->permille, (unsigned)(now * 1000 / total));
-    }
-    json_decref(c->info);
-    c->info = json_incref(job);
-    return job != NULL;
-}
-
-static double job_progress(void *opaque)
-{
-    struct client *c = opaque;
-
-    return atomic_load(&c->permille) / 1000.0;
-}
-
-static int follow_events(struct client *c, bool show, struct error **errp)
-{
-    int r = 0;
-
-    while (r >= 0 && !c->concluded) {
-        json_t *event = NULL;
-
-        r = qmp_client_receive(&c->qmp, show ? PROGRESS_MS : -1, &event, errp);
-        if (r > 0) {
-            follow(c, event);
-            json_decref(event);
-        } else if (r == 0) {
-            r = poll_job(c, errp);
-        }
-    }
-    return r < 0 ? r : 0;
-}
-
-static int wait_job(struct client *c, struct error **errp)
-{
-    struct progress *p;
-    int r = 1;
-
-    follow_kept(c);
-    /* It must be there now, or have ended in what we have seen. */
-    if (!c->concluded) {
-        r = poll_job(c, errp);
-    }
-    if (r < 0 || c->concluded) {
-        return r < 0 ? r : 0;
-    }
-    if (r == 0) {
-        return error_set(errp, ENOENT, "there is no job '%s'", c->job);
-    }
-    p = progress_start(c->job, job_progress, c);
-    r = follow_events(c, p != NULL, errp);
-    progress_stop(p);
-    return r;
-}
-
-/* What tells of the end: the last event or, for jobs that have none, what
- * query-jobs says. */
-static int report_job(struct client *c, struct error **errp)
-{
-    const char *where = c->where;
-    const char *why;
-
-    if (!c->final) {
-        int r = poll_job(c, errp);
-        if (r < 0) {
-            return r;
-        }
-    }
-    if (!c->final && !c->info) {
-        return cli_failed("qmp", "job '%s' ended without a result", c->job);
-    }
-    cli_print_json(c->final ? c->final : c->info);
-    why = c->final ? event_member(c->final, "error")
-                   : json_string_value(json_object_get(c->info, "error"));
-    if (c->final && event_is(c->final, "BLOCK_JOB_CANCELLED")) {
-        why = "cancelled";
-        where = NULL;
-    }
-    return why ? cli_failed("qmp", "job '%s': %s%s", c->job, why,
-                            where ? where : "")
-               : 0;
-}
-
 /* --- The command. --- */
 
-static int run(struct client *c, const char *path, const char *command,
-               json_t *args, bool wait, struct error **errp)
-{
-    CLEANUP_JSON json_t *reply = NULL;
-    int r = qmp_client_open(&c->qmp, path, errp);
+struct what {
+    const char *socket;
+    const char *command; /* NULL: none, only wait_job */
+    json_t *args;
+    const char *wait_job; /* or NULL */
+    bool wait;
+    enum wait_until until;
+};
 
-    if (r == 0) {
-        (void)json_array_clear(c->qmp.events);
-        r = qmp_client_request(&c->qmp, command, args, &reply, errp);
+/* Commands that bring a job which is there to its end. */
+static bool is_ending(const char *command)
+{
+    static const char *const verbs[] = {"-complete", "-cancel", "-finalize"};
+    size_t len = strlen(command);
+
+    for (size_t i = 0; i < ARRAY_SIZE(verbs); i++) {
+        size_t n = strlen(verbs[i]);
+
+        if (len > n && strcmp(command + len - n, verbs[i]) == 0) {
+            return true;
+        }
     }
+    return false;
+}
+
+/* The reply that was waited for did not come. */
+static int no_reply(const struct what *o, int r, const struct error *err)
+{
+    if (r != -EINTR && r != -ECONNRESET) {
+        return cli_error("qmp", err);
+    }
+    (void)cli_failed("qmp", "%s: whether '%s' is carried out is not known",
+                     r == -EINTR ? "interrupted" : error_message(err),
+                     o->command);
+    return CLI_UNKNOWN;
+}
+
+/* An exit status. */
+static int run_command(struct waiter *w, const struct what *o)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    CLEANUP_JSON json_t *reply = NULL;
+    int r = waiter_run(w, o->command, o->args, o->wait, &reply, &err);
+
     if (r < 0) {
-        return r;
+        return no_reply(o, r, err);
     }
     if (qmp_client_failed("qmp", reply) != 0) {
         return EXIT_FAILURE;
     }
     cli_print_json(json_object_get(reply, "return"));
     (void)fflush(stdout);
-    if (!wait) {
-        return 0;
+    if (o->wait && waiter_add_own(w, o->args) == 0) {
+        return cli_failed("qmp", "'%s' has started no job to wait for",
+                          o->command);
     }
-    pick_job(c, args);
-    if (!c->job) {
-        return error_set(errp, EINVAL, "'%s' has started no job to wait for",
-                         command);
-    }
-    r = wait_job(c, errp);
-    return r < 0 ? r : report_job(c, errp);
+    return EXIT_SUCCESS;
 }
 
+static int run_with(struct waiter *w, const struct what *o)
+{
+    enum wait_until until = o->command && is_ending(o->command) ? WAIT_END
+                                                                : o->until;
+    int status = o->command ? run_command(w, o) : EXIT_SUCCESS;
+
+    if (status == EXIT_SUCCESS && o->wait_job &&
+        waiter_add(w, o->wait_job) < 0) {
+        status = cli_failed("qmp", "out of memory");
+    }
+    return status == EXIT_SUCCESS && (o->wait || o->wait_job)
+               ? waiter_wait(w, until)
+               : status;
+}
+
+static int run(const struct what *o)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    struct qmp_client c = QMP_CLIENT_INIT;
+    struct waiter *w = waiter_new(&c);
+    int status = EXIT_FAILURE;
+    int r = w ? qmp_client_open(&c, o->socket, &err)
+              : error_set(&err, ENOMEM, "out of memory");
+
+    if (r == 0) {
+        (void)json_array_clear(c.events); /* of others */
+        r = qmp_client_mind(&c, &err);
+    }
+    if (r < 0) {
+        (void)cli_error("qmp", err);
+    } else {
+        status = run_with(w, o);
+    }
+    waiter_free(w);
+    qmp_client_close(&c);
+    return status;
+}
+
+#define OPT_WAIT_JOB CLI_LONG
+
 static const struct cli_option options[] = {
-    {"wait", 'w', NULL, "follow the job that the command starts to its end"},
+    {"wait", 'w', "[=ready|end]",
+     "follow the jobs that the command starts until they have ended or are "
+     "ready, or to their end"},
+    {"wait-job", OPT_WAIT_JOB, "ID", "follow a job that is there"},
     {NULL, 0, NULL, NULL},
 };
 
 static const struct cli_command command_line = {
     .name = "qmp",
-    .usage = "SOCKET COMMAND [KEY=VALUE... | JSON] [--wait]",
+    .usage = "SOCKET COMMAND [KEY=VALUE... | JSON] [--wait[=ready|end]]\n"
+             "SOCKET --wait-job ID [--wait[=ready|end]]",
     .about = "Send a command to the QMP monitor of a daemon and print what "
              "it returns.\n"
-             "With --wait, print the last event of the job, too, and fail "
-             "if it failed.\n",
+             "With --wait, print the last event of each job, too, and fail "
+             "if it failed.\nWhen it is interrupted, these jobs are "
+             "cancelled.\n",
     .options = options,
 };
+
+/* 0, or CLI_USAGE. */
+static int set_until(struct what *o, const char *text)
+{
+    o->wait = true;
+    if (text && strcmp(text, "end") == 0) {
+        o->until = WAIT_END;
+    } else if (text && strcmp(text, "ready") != 0) {
+        return cli_usage(&command_line,
+                         "--wait must be for 'ready' or 'end', "
+                         "not '%s'",
+                         text);
+    }
+    return 0;
+}
 
 int cmd_qmp(int argc, char **argv)
 {
     CLEANUP_ERROR struct error *err = NULL;
-    CLEANUP_JSON json_t *args = NULL;
-    struct client c = {.qmp = {.fd = -1}};
-    bool wait = false;
+    struct what o = {.until = WAIT_READY};
     int code;
-    int r = 0;
+    int status;
 
     while ((code = cli_next(&command_line, argc, argv)) != CLI_END) {
-        if (code != 'w') {
+        if (code < 0) {
             return code == CLI_HELP ? 0 : CLI_USAGE;
         }
-        wait = true;
-    }
-    if (argc - optind < 2) {
-        return cli_usage(&command_line, "a socket and a command are needed");
+        if (code == OPT_WAIT_JOB) {
+            o.wait_job = optarg;
+        } else if (set_until(&o, optarg) != 0) {
+            return CLI_USAGE;
+        }
     }
     argv += optind;
     argc -= optind;
-    if (argc > 2) {
-        r = parse_arguments(argv[1], argc - 2, argv + 2, &args, &err);
+    if (argc < 1 || (argc < 2 && !o.wait_job)) {
+        return cli_usage(&command_line, "a socket and a command are needed");
     }
-    if (r == 0) {
-        r = run(&c, argv[0], argv[1], args, wait, &err);
-    }
-    qmp_client_close(&c.qmp);
-    json_decref(c.final);
-    json_decref(c.info);
-    free(c.job);
-    if (r < 0) {
+    o.socket = argv[0];
+    o.command = argc > 1 ? argv[1] : NULL;
+    o.wait = o.wait && !o.wait_job;
+    if (argc > 2 &&
+        parse_arguments(argv[1], argc - 2, argv + 2, &o.args, &err) < 0) {
         return cli_error("qmp", err);
     }
-    return r == 0 ? cli_finish("qmp") : r;
+    status = run(&o);
+    json_decref(o.args);
+    return status == EXIT_SUCCESS ? cli_finish("qmp") : status;
 }

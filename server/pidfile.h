@@ -9,9 +9,9 @@
  * heed each other) until it ends, however that is: a file that is not locked is
  * nobody's, and is taken over.  What the file says is not believed.
  *
- * It appears in one step, with the id in it and locked.  Who takes over one that
- * is there holds the lock of that from the beginning until its own is in the
- * place, so of two that start at once one is refused; when there was none,
+ * It appears in one step, with the id in it and locked.  Who takes over one
+ * that is there holds the lock of that from the beginning until its own is in
+ * the place, so of two that start at once one is refused; when there was none,
  * that is only when both want to write it.
  */
 #include <stdbool.h>
@@ -24,7 +24,10 @@ struct pidfile {
     int stale;        /* the one that was there, locked; -1: none */
     int fd;           /* our own, locked; -1: not written yet */
 };
-#define PIDFILE_INIT {.stale = -1, .fd = -1}
+#define PIDFILE_INIT          \
+    {                         \
+        .stale = -1, .fd = -1 \
+    }
 
 /* -EEXIST: somebody who is alive has it; -EINVAL: what is there is no pidfile.
  * The lock stays with the children of fork(). */

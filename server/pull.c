@@ -167,6 +167,23 @@ static int check_disk(const struct pull *s, unsigned i, struct error **errp)
                : 0;
 }
 
+/* What was asked for cannot be had. */
+static int not_incremental(const struct pull_disk *d, const char *since,
+                           struct error **errp)
+{
+    CLEANUP_FREE char *names = since ? checkpoint_names(d->node) : NULL;
+
+    if (!since) {
+        return error_set(errp, EINVAL,
+                         "'%s' has no 'since' and would be exported as a whole",
+                         d->name);
+    }
+    return error_set(errp, ENOENT,
+                     "What has changed on '%s' since '%.200s' cannot be told: "
+                     "%s (its checkpoints: %s)",
+                     d->name, since, d->reason, names ? names : "unknown");
+}
+
 static int check_disks(const struct pulls *p, struct pull *s,
                        const struct pull_options *o, struct error **errp)
 {
@@ -178,6 +195,9 @@ static int check_disks(const struct pulls *p, struct pull *s,
         }
         if (choose_mode(p, &s->disks[i], o->disks[i].since) < 0) {
             return out_of_memory(errp);
+        }
+        if (o->incremental && !s->disks[i].since) {
+            return not_incremental(&s->disks[i], o->disks[i].since, errp);
         }
     }
     return 0;

@@ -47,6 +47,7 @@ struct pull_options {
     bool break_guest_write; /* what has no room fails the guest */
     bool once;              /* what was read is not kept any more */
     bool discard;           /* clients may give up what they do not need */
+    bool incremental;       /* a disk that cannot be so is an error */
 };
 
 struct pulls *pulls_new(struct daemon *d); /* NULL: no memory */

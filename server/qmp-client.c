@@ -3,12 +3,15 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include "cli.h"
+#include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "qmp-dispatch.h"
@@ -62,35 +65,84 @@ void qmp_client_close(struct qmp_client *c)
     if (c->fd >= 0) {
         (void)close(c->fd);
     }
+    if (c->signal_fd >= 0) {
+        (void)close(c->signal_fd);
+    }
     qmp_parser_free(c->parser);
     json_decref(c->inbox);
     json_decref(c->events);
 }
 
+int qmp_client_mind(struct qmp_client *c, struct error **errp)
+{
+    static const int ending[] = {SIGINT, SIGTERM, SIGHUP};
+    sigset_t before;
+    sigset_t set;
+
+    (void)pthread_sigmask(SIG_BLOCK, NULL, &before);
+    (void)sigemptyset(&set);
+    for (size_t i = 0; i < ARRAY_SIZE(ending); i++) {
+        struct sigaction old;
+
+        if (!sigismember(&before, ending[i]) &&
+            sigaction(ending[i], NULL, &old) == 0 &&
+            old.sa_handler != SIG_IGN) {
+            (void)sigaddset(&set, ending[i]);
+        }
+    }
+    c->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (c->signal_fd < 0) {
+        return error_set(errp, errno, "cannot make a descriptor: %s",
+                         strerror(errno));
+    }
+    (void)pthread_sigmask(SIG_BLOCK, &set, NULL);
+    return 0;
+}
+
+/* Wait until the socket is ready for @events: 1; 0 after @timeout ms; -EINTR: a
+ * signal has come that is minded; another error. */
+static int wait_socket(struct qmp_client *c, short events, int timeout,
+                       struct error **errp)
+{
+    struct pollfd p[2] = {{.fd = c->fd, .events = events},
+                          {.fd = c->signal_fd, .events = POLLIN}};
+    struct signalfd_siginfo info;
+    int r;
+
+    while ((r = poll(p, 2, timeout)) < 0 && errno == EINTR) {
+    }
+    if (r < 0) {
+        return error_set(errp, errno, "cannot wait: %s", strerror(errno));
+    }
+    if (r > 0 && p[1].revents &&
+        read(c->signal_fd, &info, sizeof(info)) == sizeof(info)) {
+        c->signo = (int)info.ssi_signo;
+        return -EINTR;
+    }
+    return r > 0;
+}
+
 int qmp_client_receive(struct qmp_client *c, int timeout, json_t **message,
                        struct error **errp)
 {
-    char buf[8192];
+    char buf[65536];
     ssize_t n;
 
     while (json_array_size(c->inbox) == 0) {
-        struct pollfd p = {.fd = c->fd, .events = POLLIN};
-        int r = c->garbage ? -1 : poll(&p, 1, timeout);
+        int r = c->garbage ? no_qmp(errp)
+                           : wait_socket(c, POLLIN, timeout, errp);
 
-        if (c->garbage) {
-            return no_qmp(errp);
+        if (r <= 0) {
+            return r;
         }
-        if (r == 0) {
-            return 0;
-        }
-        n = r < 0 ? -1 : recv(c->fd, buf, sizeof(buf), 0);
-        if (n < 0 && errno != EINTR) {
-            return error_set(errp, errno, "cannot receive: %s",
-                             strerror(errno));
-        }
-        if (n == 0) {
+        n = recv(c->fd, buf, sizeof(buf), MSG_DONTWAIT);
+        if (n == 0 || (n < 0 && errno == ECONNRESET)) {
             return error_set(errp, ECONNRESET,
                              "the other side closed the connection");
+        }
+        if (n < 0 && errno != EINTR && errno != EAGAIN) {
+            return error_set(errp, errno, "cannot receive: %s",
+                             strerror(errno));
         }
         if (n > 0) {
             qmp_parser_feed(c->parser, buf, (size_t)n);
@@ -105,10 +157,17 @@ static int send_all(struct qmp_client *c, const char *text, size_t len,
                     struct error **errp)
 {
     while (len > 0) {
-        ssize_t n = send(c->fd, text, len, MSG_NOSIGNAL);
+        ssize_t n = send(c->fd, text, len, MSG_NOSIGNAL | MSG_DONTWAIT);
 
-        if (n < 0 && errno != EINTR) {
-            return error_set(errp, errno, "cannot send: %s", strerror(errno));
+        if (n < 0 && errno == EAGAIN) {
+            int r = wait_socket(c, POLLOUT, -1, errp);
+
+            if (r < 0) {
+                return r;
+            }
+        } else if (n < 0 && errno != EINTR) {
+            return error_set(errp, errno == EPIPE ? ECONNRESET : errno,
+                             "cannot send: %s", strerror(errno));
         }
         if (n > 0) {
             text += n;
@@ -118,36 +177,59 @@ static int send_all(struct qmp_client *c, const char *text, size_t len,
     return 0;
 }
 
-int qmp_client_request(struct qmp_client *c, const char *command, json_t *args,
-                       json_t **reply, struct error **errp)
+int qmp_client_send(struct qmp_client *c, const char *command, json_t *args,
+                    struct error **errp)
 {
-    CLEANUP_JSON json_t *message = json_pack("{s:s, s:O*}", "execute", command,
-                                             "arguments", args);
-    CLEANUP_FREE char *text = NULL;
+    CLEANUP_JSON json_t *message = json_pack("{s:s, s:O*, s:I}", "execute",
+                                             command, "arguments", args, "id",
+                                             c->serial + 1);
     size_t len = 0;
-    int r;
+    CLEANUP_FREE char *text = message ? qmp_to_text(message, &len) : NULL;
 
-    text = message ? qmp_to_text(message, &len) : NULL;
     if (!text) {
         return error_set(errp, ENOMEM, "cannot encode the command");
     }
-    r = send_all(c, text, len, errp);
-    while (r >= 0) {
-        json_t *m = NULL;
+    c->serial++;
+    return send_all(c, text, len, errp);
+}
 
-        r = qmp_client_receive(c, -1, &m, errp);
+/* What has no id tells of input that was no command: our last one. */
+static bool is_reply(const struct qmp_client *c, const json_t *m)
+{
+    const json_t *id = json_object_get(m, "id");
+
+    return !id || json_integer_value(id) == c->serial;
+}
+
+int qmp_client_reply(struct qmp_client *c, json_t **reply, struct error **errp)
+{
+    for (;;) {
+        json_t *m = NULL;
+        int r = qmp_client_receive(c, -1, &m, errp);
+
         if (r < 0) {
             return r;
         }
-        if (!json_object_get(m, "event")) {
+        if (json_object_get(m, "event")) {
+            r = json_array_append_new(c->events, m);
+        } else if (is_reply(c, m)) {
             *reply = m;
             return 0;
+        } else {
+            json_decref(m);
         }
-        if (json_array_append_new(c->events, m) < 0) {
+        if (r < 0) {
             return error_set(errp, ENOMEM, "out of memory");
         }
     }
-    return r;
+}
+
+int qmp_client_request(struct qmp_client *c, const char *command, json_t *args,
+                       json_t **reply, struct error **errp)
+{
+    int r = qmp_client_send(c, command, args, errp);
+
+    return r < 0 ? r : qmp_client_reply(c, reply, errp);
 }
 
 static int negotiate(struct qmp_client *c, struct error **errp)

@@ -128,6 +128,7 @@ static int cmd_begin(struct qmp_call *call, struct error **errp)
         .break_guest_write = limit && strcmp(limit, "break-guest-write") == 0,
         .once = qmp_bool(call, "once", false),
         .discard = qmp_bool(call, "discard", false),
+        .incremental = qmp_bool(call, "require-incremental", false),
     };
     return pulls_begin(call->daemon->pulls, &o, &call->ret, errp);
 }
@@ -187,6 +188,7 @@ static const struct qmp_arg begin_args[] = {
     QMP_OPT("on-limit", ENUM, .words = limit_words),
     QMP_OPT("once", BOOL),
     QMP_OPT("discard", BOOL),
+    QMP_OPT("require-incremental", BOOL),
     QMP_LAST,
 };
 
