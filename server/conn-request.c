@@ -424,6 +424,7 @@ static enum step one_request(struct conn *c)
     struct request rq;
 
     if (!parse(c, &rq) || rq.type == NBD_CMD_DISC) {
+        atomic_store(&c->leaving, true);
         return STEP_END;
     }
     uint64_t payload = payload_length(c, &rq);

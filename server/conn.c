@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -79,6 +80,21 @@ void conn_stop(struct conn *c)
     atomic_store(&c->stopping, true);
     (void)shutdown(c->io.fd, SHUT_RD);
     conn_kick(c);
+}
+
+enum presence conn_presence(const struct conn *c)
+{
+    struct pollfd p = {.fd = c->io.fd, .events = POLLRDHUP};
+    int unread = 0;
+
+    if (atomic_load(&c->leaving) || atomic_load(&c->stopping) ||
+        poll(&p, 1, 0) > 0) {
+        return CLIENT_LEAVING;
+    }
+    return atomic_load(&c->resting) &&
+                   ioctl(c->io.fd, FIONREAD, &unread) == 0 && unread == 0
+               ? CLIENT_HERE
+               : CLIENT_UNSURE;
 }
 
 /* --- Waiting. --- */
@@ -229,7 +245,9 @@ static bool fill(struct conn *c)
             c->input_at = 0;
         }
         struct iovec iov = {c->input + c->input_end, INPUT_SIZE - c->input_end};
+        atomic_store(&c->resting, true);
         ssize_t n = conn_receive(c, &iov, 1);
+        atomic_store(&c->resting, false);
         if (n > 0) {
             c->input_end += (size_t)n;
             return true;
@@ -242,7 +260,9 @@ static bool fill(struct conn *c)
             c->input = NULL;
             conn_trim(c);
         }
+        atomic_store(&c->resting, true);
         (void)conn_wait(c, true, -1);
+        atomic_store(&c->resting, false);
         if (conn_is_ending(c)) {
             return false;
         }
@@ -294,11 +314,14 @@ static void transmission(struct conn *c)
             break;
         }
     }
+    atomic_store(&c->leaving, true);
     conn_queue_batch(c);
     conn_push(c);
     finish_requests(c);
     server_quiet(c->server, c);
     finish_replies(c);
+    /* Before its client sees the end: who does finds the export unused. */
+    server_leave(c->server, c);
 }
 
 void *conn_thread(void *arg)

@@ -42,6 +42,7 @@
 #include <stdatomic.h>
 
 #include "export.h"
+#include "listen.h"
 #include "nbd-proto.h"
 #include "nbdelta/thread.h"
 #include "nbdelta/types.h"
@@ -188,6 +189,8 @@ struct conn {
     struct list free_segments[SEGMENT_CLASSES];
     unsigned free_count[SEGMENT_CLASSES];
 
+    _Atomic bool resting;  /* its own thread waits for requests */
+    _Atomic bool leaving;  /* its client has said that no more come */
     _Atomic bool stopping; /* no more requests */
     _Atomic bool finished; /* the thread is about to end */
 };
@@ -203,6 +206,9 @@ void conn_free(struct conn *c); /* after the thread has ended */
 
 /* Ask it to end.  Any thread. */
 void conn_stop(struct conn *c);
+
+/* Any thread. */
+enum presence conn_presence(const struct conn *c);
 
 /* Wake its thread out of a poll.  Any thread. */
 void conn_kick(struct conn *c);

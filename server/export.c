@@ -634,6 +634,14 @@ static bool is_removed(struct exports *s, const char *id)
     return removed;
 }
 
+#define PAUSE_MS 5
+
+void exports_pause(struct exports *s, struct jobs *j)
+{
+    (void)cond_wait_ms(&s->collected, &j->lock, PAUSE_MS);
+    exports_collect(s, j);
+}
+
 void exports_settle_one(struct exports *s, struct jobs *j, const char *id)
 {
     exports_collect(s, j);

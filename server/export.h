@@ -190,6 +190,10 @@ void exports_collect(struct exports *s, struct jobs *j) REQUIRES(j->lock);
  * meanwhile. */
 void exports_settle(struct exports *s, struct jobs *j) REQUIRES(j->lock);
 
+/* Give up the monitor lock for a moment, at most until one is deleted; then
+ * collect. */
+void exports_pause(struct exports *s, struct jobs *j) REQUIRES(j->lock);
+
 /* The same for one, whatever becomes of others: that which @id named when it
  * was removed, if it is there at all. */
 void exports_settle_one(struct exports *s, struct jobs *j, const char *id)

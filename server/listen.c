@@ -596,6 +596,39 @@ void server_quiet(struct server *s, struct conn *c)
     mutex_unlock(&ss->lock);
 }
 
+void server_leave(struct server *s, struct conn *c)
+{
+    struct servers *ss = s->all;
+    struct export *e = c->export;
+
+    conn_forget_contexts(c);
+    mutex_lock(&ss->lock);
+    c->serving = false;
+    c->export = NULL;
+    mutex_unlock(&ss->lock);
+    export_unref(ss->exports, e);
+}
+
+enum presence servers_presence(struct servers *ss, const void *e)
+{
+    enum presence most = CLIENT_LEAVING;
+    bool any = false;
+
+    mutex_lock(&ss->lock);
+    list_for_each (l, &ss->conns) {
+        const struct conn *c = list_entry(l, struct conn, in_server);
+
+        if (c->serving && (c->export == e || c->export->of == e)) {
+            enum presence p = conn_presence(c);
+
+            most = p > most ? p : most;
+            any = true;
+        }
+    }
+    mutex_unlock(&ss->lock);
+    return any ? most : CLIENT_UNSURE;
+}
+
 /* --- Accepting. --- */
 
 /* True: wait a moment before the next try. */

@@ -30,6 +30,13 @@ struct servers *servers_new(struct daemon *d);
  * fine. */
 void servers_free(struct servers *ss);
 
+/* Is a client still there, and may ask for more? */
+enum presence {
+    CLIENT_LEAVING, /* no: it goes as soon as its last request is done */
+    CLIENT_UNSURE,  /* that may be in what it has sent */
+    CLIENT_HERE,
+};
+
 /* Begin to accept clients, and to delete exports that nobody uses. */
 int servers_start(struct servers *ss, struct error **errp);
 
@@ -108,6 +115,15 @@ char *servers_uri(struct servers *ss, const struct export *e);
  */
 void server_enter(struct server *s, struct conn *c);
 void server_quiet(struct server *s, struct conn *c);
+
+/* It gives up its export: all is done, and answered as far as its client
+ * takes it. */
+void server_leave(struct server *s, struct conn *c);
+
+/* Of the clients of @e, only to be compared: one that is here for certain, one
+ * that may be, one that is about to go; CLIENT_UNSURE too if there is none (it
+ * may be about to come). */
+enum presence servers_presence(struct servers *ss, const void *e);
 
 /* The thread of a connection is about to end. */
 void server_reap_soon(struct server *s);

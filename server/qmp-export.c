@@ -292,6 +292,37 @@ static int cmd_server_add(struct qmp_call *call, struct error **errp)
     return r < 0 ? r : add_export_to(call, NULL, &o, bitmaps, errp);
 }
 
+/* How long clients that are on their way out may take; how long it may take to
+ * find out whether one is; and for how long one that is here does nothing. */
+#define LEAVE_NS  UINT64_C(5000000000)
+#define UNSURE_NS UINT64_C(500000000)
+#define HERE_NS   UINT64_C(50000000)
+
+/* Clients that have closed their connection, or have said that they will, do
+ * not count: wait until they are gone, with the monitor lock given up. */
+static void let_clients_leave(struct daemon *d, const char *id)
+    REQUIRES(d->jobs->lock)
+{
+    struct export *e = exports_find_id(d->exports, id);
+    const void *which = e; /* only to be compared */
+    uint64_t begin = now_ns();
+    uint64_t here = 0;
+
+    export_unref(d->exports, e);
+    exports_collect(d->exports, d->jobs);
+    while (exports_clients(d->exports, id) > 0) {
+        enum presence p = servers_presence(d->servers, which);
+        uint64_t now = now_ns();
+
+        here = p != CLIENT_HERE ? 0 : here ? here : now;
+        if ((here && now - here >= HERE_NS) ||
+            now - begin >= (p == CLIENT_UNSURE ? UNSURE_NS : LEAVE_NS)) {
+            return;
+        }
+        exports_pause(d->exports, d->jobs);
+    }
+}
+
 static int remove_export(struct qmp_call *call, const char *id,
                          struct error **errp)
 {
@@ -299,15 +330,18 @@ static int remove_export(struct qmp_call *call, const char *id,
     const char *mode = qmp_str(call, "mode");
     bool safe = !mode || strcmp(mode, "safe") == 0;
     struct export *e;
-    int r = exports_remove(d->exports, id, safe, &e, errp);
 
+    mutex_is_held(&d->jobs->lock);
+    if (safe) {
+        let_clients_leave(d, id);
+    }
+    int r = exports_remove(d->exports, id, safe, &e, errp);
     if (r < 0) {
         return r;
     }
     servers_end_export(d->servers, e);
     export_unref(d->exports, e);
     /* Now, unless it has to wait for clients. */
-    mutex_is_held(&d->jobs->lock);
     exports_collect(d->exports, d->jobs);
     return 0;
 }
