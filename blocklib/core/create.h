@@ -12,9 +12,8 @@
  * where nothing is yet (-EEXIST).  Nobody gets more access to the new files
  * than how->access and, where it is looked at, the backing file give.
  */
-int image_make(const char *filename, const char *format,
-               const json_t *options, struct file_make *how,
-               struct error **errp);
+int image_make(const char *filename, const char *format, const json_t *options,
+               struct file_make *how, struct error **errp);
 
 /* As image_create, in the same way. */
 int image_create_as(const char *filename, const char *format,

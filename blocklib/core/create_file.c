@@ -172,9 +172,8 @@ static int empty_file(int fd, const char *filename, struct stat *st,
     return 0;
 }
 
-int file_create_begin(const char *filename, bool replace,
-                      struct file_make *how, int *fd, bool *existed,
-                      struct error **errp)
+int file_create_begin(const char *filename, bool replace, struct file_make *how,
+                      int *fd, bool *existed, struct error **errp)
 {
     int new = open_new(filename, replace, &how->access, existed, errp);
     if (new < 0) {

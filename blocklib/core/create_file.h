@@ -38,9 +38,8 @@ struct file_make {
  * then its permissions stay.  A link that is neither ours nor root's is not
  * followed: -EPERM.  -EAGAIN: somebody has it locked.
  */
-int file_create_begin(const char *filename, bool replace,
-                      struct file_make *how, int *fd, bool *existed,
-                      struct error **errp);
+int file_create_begin(const char *filename, bool replace, struct file_make *how,
+                      int *fd, bool *existed, struct error **errp);
 
 /* pwrite of all of it; 0 or -errno. */
 int file_create_write(int fd, const void *buf, size_t bytes, uint64_t offset);

@@ -83,8 +83,7 @@ static int open_by_name(const struct door *d, int flags)
 {
     struct stat st;
     int fd = openat(d->dir, d->name,
-                    flags | O_NONBLOCK |
-                        (d->dir == AT_FDCWD ? 0 : O_NOFOLLOW));
+                    flags | O_NONBLOCK | (d->dir == AT_FDCWD ? 0 : O_NOFOLLOW));
 
     if (fd < 0) {
         return -errno;

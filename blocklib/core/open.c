@@ -28,16 +28,18 @@
 #define CHAIN_MAX 200
 
 static const struct driver *const drivers[] = {
-    &driver_blkdebug, &driver_logwrites, &driver_cbw, &driver_file,
-    &driver_host_device, &driver_mem,
-    &driver_nbd,      &driver_null_co, &driver_qcow2, &driver_raw,
-    &driver_snapshot_access,
-    &driver_throttle,
+    &driver_blkdebug, &driver_logwrites,       &driver_cbw,
+    &driver_file,     &driver_host_device,     &driver_mem,
+    &driver_nbd,      &driver_null_co,         &driver_qcow2,
+    &driver_raw,      &driver_snapshot_access, &driver_throttle,
 };
 
 static const char *const driver_names[] = {
-    "blkdebug", "blklogwrites", "copy-before-write", "file",
-    "host_device", "mem", "nbd", "null-co", "qcow2", "raw", "snapshot-access", "throttle", NULL,
+    "blkdebug", "blklogwrites",    "copy-before-write",
+    "file",     "host_device",     "mem",
+    "nbd",      "null-co",         "qcow2",
+    "raw",      "snapshot-access", "throttle",
+    NULL,
 };
 
 const struct driver *driver_find(const char *name)

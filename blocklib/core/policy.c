@@ -130,8 +130,7 @@ static bool own_directory(const struct node *image, char **path,
 }
 
 /* Below what is allowed?  1: no. */
-static int find_allowed(const struct graph *g, const char *real,
-                        struct door *d)
+static int find_allowed(const struct graph *g, const char *real, struct door *d)
 {
     for (size_t i = 0; i < g->allowed_count; i++) {
         if (path_is_below(g->allowed[i], real)) {

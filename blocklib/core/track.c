@@ -44,8 +44,8 @@ static int check_content(int fd, uint64_t size, const char *raw,
     char tail[FORMAT_BYTES] = {0};
 
     if (pread(fd, head, sizeof(head), 0) < 0 ||
-        (size > FORMAT_BYTES && pread(fd, tail, sizeof(tail),
-                                      (off_t)(size - FORMAT_BYTES)) < 0)) {
+        (size > FORMAT_BYTES &&
+         pread(fd, tail, sizeof(tail), (off_t)(size - FORMAT_BYTES)) < 0)) {
         return error_set(errp, errno, "cannot read '%s': %s", raw,
                          strerror(errno));
     }
@@ -205,8 +205,8 @@ static int add_bitmap(const char *filename, const char *name,
 /* --- */
 
 static int track(const char *filename, int fd, const struct stat *st,
-                 const char *raw,
-                 const struct image_track *how, struct error **errp)
+                 const char *raw, const struct image_track *how,
+                 struct error **errp)
 {
     CLEANUP_JSON json_t *options = how->options ? json_deep_copy(how->options)
                                                 : json_object();

@@ -523,12 +523,32 @@ static void file_stats(struct node *n, json_t *own)
     json_decref(more);
 }
 
+/* Nobody but its owner changes the size of a device; here it is told that he
+ * has done so. */
+static int resize_device(const struct node *n, uint64_t size,
+                         struct error **errp)
+{
+    const struct file *s = n->state;
+    off_t now = lseek(s->fd, 0, SEEK_END);
+
+    if (now < 0) {
+        return error_set(errp, errno, "cannot find the size of '%s': %s",
+                         node_filename(n), strerror(errno));
+    }
+    return (uint64_t)now == size
+               ? 0
+               : error_set(errp, ENOTSUP,
+                           "block devices cannot be resized: '%s' has %" PRIu64
+                           " bytes",
+                           node_filename(n), (uint64_t)now);
+}
+
 static int file_resize(struct node *n, uint64_t size, struct error **errp)
 {
     struct file *s = n->state;
 
     if (!s->regular) {
-        return error_set(errp, ENOTSUP, "block devices cannot be resized");
+        return resize_device(n, size, errp);
     }
     if (ftruncate(s->fd, (off_t)size) < 0) {
         return error_set(errp, errno,

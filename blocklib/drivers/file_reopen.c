@@ -43,8 +43,8 @@ static int open_again(const struct node *n, const struct node_flags *to,
     }
     int fd = fstat(s->fd, &d.st) < 0 ? -errno : door_open(&d, flags);
     if (fd < 0) {
-        return error_set(errp, -fd, "Could not open '%s': %s",
-                         node_filename(n), strerror(-fd));
+        return error_set(errp, -fd, "Could not open '%s': %s", node_filename(n),
+                         strerror(-fd));
     }
     int r = to->read_only ? 0 : file_check_writable(fd, node_filename(n), errp);
     if (r < 0) {

@@ -97,9 +97,7 @@ static int raw_map(struct node *n, uint64_t offset, uint64_t bytes,
     if ((flags & MAP_WRITE) && n->probed) {
         uint64_t tail = watched_tail(n);
         bool in_head = offset < WATCHED;
-        uint64_t end = in_head         ? WATCHED
-                       : offset < tail ? tail
-                                       : UINT64_MAX;
+        uint64_t end = in_head ? WATCHED : offset < tail ? tail : UINT64_MAX;
 
         m->kind = in_head || offset >= tail ? MAP_OPAQUE : MAP_DATA;
         m->length = min_u64(bytes, end - offset);

@@ -481,7 +481,8 @@ static int finish_node(struct node *n)
 }
 
 /* In the image on @file, which blockdev-add would take as it is; the caller
- * closes *np, when it is not NULL.  @how: the file has just been made, or NULL. */
+ * closes *np, when it is not NULL.  @how: the file has just been made, or
+ * NULL. */
 static int preallocate(struct graph *g, json_t *file, const struct plan *p,
                        const struct file_make *how, struct node **np,
                        struct error **errp)
@@ -564,7 +565,8 @@ static int write_file(const char *filename, const struct image *im,
 {
     bool existed;
     int fd;
-    int r = file_create_begin(filename, !p->data_exists, how, &fd, &existed, errp);
+    int r = file_create_begin(filename, !p->data_exists, how, &fd, &existed,
+                              errp);
 
     if (r < 0) {
         return r;
