@@ -26,6 +26,7 @@
  *                      -> discarded in the file -> refcount lowered -> free
  */
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -64,7 +65,9 @@ static int block_get_writable(struct qcow2 *s, uint64_t cluster,
     if (r < 0 || !*tp) {
         return r;
     }
-    r = qcow2_keep_room(s, *tp);
+    unsigned kinds = qcow2_overlap_find(s, (*tp)->offset, s->cluster_size);
+    r = kinds == QCOW2_META_REFBLOCK ? qcow2_keep_room(s, *tp)
+                                     : qcow2_mark_corrupt(s);
     if (r < 0) {
         qcow2_cache_put(s->refblocks, *tp);
     }
@@ -100,22 +103,33 @@ int qcow2_refcount_get(struct qcow2 *s, uint64_t cluster, uint64_t *count)
     return 0;
 }
 
+/* How far the end of what is in use may be from the end of the file: clusters
+ * that were counted before a crash, and not written. */
+#define BEYOND_MAX 65536
+
 /*
- * Clusters that count as free, and yet are in use all the time, would be
- * overwritten: the image lies.
+ * Clusters that count as free, and yet hold metadata, would be overwritten: the
+ * image lies.  So it does when everything counts as used up to far behind the
+ * end of the file.
  */
 static int check_unused(struct qcow2 *s, uint64_t cluster, uint64_t clusters)
     REQUIRES(s->meta)
 {
-    uint64_t from = cluster << s->cluster_bits;
-    uint64_t to = (cluster + clusters) << s->cluster_bits;
-    uint64_t l1_end = s->l1_offset + s->l1_size * UINT64_C(8);
-    uint64_t reftable_end = s->reftable_offset + s->reftable_size * UINT64_C(8);
+    uint64_t end = max_u64(node_size(s->file), s->virgin) >> s->cluster_bits;
 
-    return cluster == 0 || (from < l1_end && s->l1_offset < to) ||
-                   (from < reftable_end && s->reftable_offset < to)
+    return cluster > 2 * end + BEYOND_MAX ||
+                   qcow2_overlap_find(s, cluster << s->cluster_bits,
+                                      clusters << s->cluster_bits) != 0
                ? qcow2_mark_corrupt(s)
                : 0;
+}
+
+static void drop_metadata(struct qcow2 *s, uint64_t cluster, uint64_t clusters)
+    REQUIRES(s->meta)
+{
+    for (uint64_t c = cluster; c < cluster + clusters; c++) {
+        qcow2_overlap_drop(s, c);
+    }
 }
 
 /* --- New refcount blocks --- */
@@ -174,6 +188,7 @@ static void drop_blocks(struct qcow2 *s, uint64_t at, uint64_t count)
 {
     for (uint64_t b = 0; b < count; b++) {
         qcow2_cache_forget(s->refblocks, (at + b) << s->cluster_bits);
+        qcow2_overlap_drop(s, at + b);
     }
 }
 
@@ -183,11 +198,15 @@ static int add_blocks(struct qcow2 *s, uint64_t index, uint64_t at,
 {
     int r = qcow2_take_room(s, at << s->cluster_bits, count << s->cluster_bits);
 
+    if (r == 0) {
+        r = qcow2_overlap_add(s, QCOW2_META_REFBLOCK, at << s->cluster_bits,
+                              count << s->cluster_bits);
+    }
     for (uint64_t b = 0; b < count && r == 0; b++) {
         r = add_block(s, index + b, at + b, at, used);
-        if (r < 0) {
-            drop_blocks(s, at, b);
-        }
+    }
+    if (r < 0) {
+        drop_blocks(s, at, count);
     }
     return r;
 }
@@ -242,9 +261,15 @@ static int grow_reftable(struct qcow2 *s, uint64_t needed) REQUIRES(s->meta)
     r = qcow2_take_room(s, (start + blocks) << s->cluster_bits,
                         clusters << s->cluster_bits);
     if (r == 0) {
+        r = qcow2_overlap_add(s, QCOW2_META_REFTABLE,
+                              (start + blocks) << s->cluster_bits,
+                              clusters << s->cluster_bits);
+    }
+    if (r == 0) {
         r = add_blocks(s, first, start, blocks, blocks + clusters);
     }
     if (r < 0) {
+        drop_metadata(s, start + blocks, clusters);
         free(table);
         return r;
     }
@@ -287,6 +312,23 @@ static int new_block(struct qcow2 *s, uint64_t cluster) REQUIRES(s->meta)
 
 /* --- Allocating --- */
 
+/* Blocks that are searched without giving up the meta lock. */
+#define SEARCH_MAX 32
+
+/* A block that says that all up to @cluster is in use: is it one, and can
+ * that be? */
+static int check_full(struct qcow2 *s, uint64_t cluster) REQUIRES(s->meta)
+{
+    uint64_t host = s->reftable[cluster >> s->refblock_bits] & QCOW2_OFFSET_MASK;
+    uint64_t end = max_u64(node_size(s->file), s->virgin) >> s->cluster_bits;
+
+    return qcow2_overlap_find(s, host, s->cluster_size) !=
+                       QCOW2_META_REFBLOCK ||
+                   cluster > 2 * end + BEYOND_MAX + refs_per_block(s)
+               ? qcow2_mark_corrupt(s)
+               : 0;
+}
+
 /* The length of the free run at @cluster, at most @want, within its block;
  * 0 and *skip clusters that are taken. */
 static uint64_t free_run(const struct qcow2 *s, const struct qcow2_table *t,
@@ -308,14 +350,24 @@ static uint64_t free_run(const struct qcow2 *s, const struct qcow2_table *t,
     return at - cluster;
 }
 
-/* Find a free run of 1 to @want clusters at or after @from. */
+/*
+ * Find a free run of 1 to @want clusters at or after @from.  Blocks that are
+ * full are looked at once and no more: each that memory lets count is in a
+ * cluster of its own, so the work is bounded by what the image really has.
+ * -EINPROGRESS: *start is how far @blocks_max blocks have led.
+ */
 static int find_free(struct qcow2 *s, uint64_t from, uint64_t want,
-                     uint64_t *start, uint64_t *run) REQUIRES(s->meta)
+                     unsigned blocks_max, uint64_t *start, uint64_t *run)
+    REQUIRES(s->meta)
 {
-    for (;;) {
+    for (unsigned blocks = 0;; blocks++) {
         struct qcow2_table *t;
         uint64_t skip;
 
+        *start = from;
+        if (blocks > blocks_max) {
+            return -EINPROGRESS;
+        }
         if (from >= QCOW2_OFFSET_MASK >> s->cluster_bits ||
             from >= BLK_SIZE_MAX >> s->cluster_bits) {
             return -EFBIG;
@@ -334,10 +386,15 @@ static int find_free(struct qcow2 *s, uint64_t from, uint64_t want,
         *run = free_run(s, t, from, want, &skip);
         qcow2_cache_put(s->refblocks, t);
         if (*run > 0) {
-            *start = from;
             return check_unused(s, from, *run);
         }
         from += skip;
+        if (skip > 0 && from % refs_per_block(s) == 0) { /* it was full */
+            r = check_full(s, from - 1);
+            if (r < 0) {
+                return r;
+            }
+        }
     }
 }
 
@@ -383,9 +440,11 @@ int qcow2_alloc(struct qcow2 *s, uint64_t want, uint64_t *host, uint64_t *got,
     uint64_t start;
 
     node_event(s->file, EVENT_CLUSTER_ALLOC);
-    int r = find_free(s, s->free_hint, want, &start, got);
+    int r = find_free(s, s->free_hint, want, SEARCH_MAX, &start, got);
     if (r == 0) {
         r = take_run(s, start, *got);
+    } else if (r == -EINPROGRESS) {
+        s->free_hint = start; /* there is none below */
     }
     if (r < 0) {
         return r;
@@ -458,7 +517,8 @@ static int alloc_long(struct qcow2 *s, uint64_t count, uint64_t *host)
     return r;
 }
 
-int qcow2_alloc_exact(struct qcow2 *s, uint64_t count, uint64_t *host)
+static int alloc_run(struct qcow2 *s, uint64_t count, unsigned blocks_max,
+                     uint64_t *host) REQUIRES(s->meta)
 {
     uint64_t from = s->free_hint;
     uint64_t begin = 0;
@@ -471,7 +531,10 @@ int qcow2_alloc_exact(struct qcow2 *s, uint64_t count, uint64_t *host)
     while (found < count) {
         uint64_t start;
         uint64_t run;
-        int r = find_free(s, from, count - found, &start, &run);
+        int r = find_free(s, from, count - found, blocks_max, &start, &run);
+        if (r == -EINPROGRESS && found == 0) {
+            s->free_hint = start;
+        }
         if (r < 0) {
             return r;
         }
@@ -494,6 +557,21 @@ int qcow2_alloc_exact(struct qcow2 *s, uint64_t count, uint64_t *host)
     return 0;
 }
 
+int qcow2_alloc_exact(struct qcow2 *s, unsigned kind, uint64_t count,
+                      uint64_t *host)
+{
+    unsigned blocks_max = kind == QCOW2_META_L2 ? SEARCH_MAX : UINT_MAX;
+    int r = alloc_run(s, count, blocks_max, host);
+
+    if (r == 0) {
+        r = qcow2_overlap_add(s, kind, *host, count << s->cluster_bits);
+        if (r < 0) {
+            qcow2_alloc_undo(s, *host, count);
+        }
+    }
+    return r;
+}
+
 void qcow2_alloc_undo(struct qcow2 *s, uint64_t host, uint64_t clusters)
 {
     uint64_t first = host >> s->cluster_bits;
@@ -503,6 +581,7 @@ void qcow2_alloc_undo(struct qcow2 *s, uint64_t host, uint64_t clusters)
     if (done > 0) {
         s->free_hint = min_u64(s->free_hint, first);
     }
+    drop_metadata(s, first, done);
 }
 
 int qcow2_ref_more(struct qcow2 *s, uint64_t host)
@@ -581,14 +660,17 @@ int qcow2_free_entry(struct qcow2 *s, uint64_t entry)
         return 0;
     case QCOW2_KIND_ZERO_ALLOC:
     case QCOW2_KIND_NORMAL:
-        return qcow2_free_later(s, host, 1);
+        bytes = s->cluster_size;
+        break;
     case QCOW2_KIND_COMPRESSED:
         qcow2_compressed_extent(s, entry, &host, &bytes);
-        uint64_t from = align_down(host, s->cluster_size);
-        uint64_t to = align_up(host + bytes, s->cluster_size);
-        return qcow2_free_later(s, from, (to - from) >> s->cluster_bits);
+        break;
     }
-    return 0;
+    uint64_t from = align_down(host, s->cluster_size);
+    uint64_t to = align_up(host + bytes, s->cluster_size);
+    return qcow2_host_is_metadata(s, from, to - from)
+               ? qcow2_mark_corrupt(s)
+               : qcow2_free_later(s, from, (to - from) >> s->cluster_bits);
 }
 
 /* One reference less to a cluster. */
@@ -611,6 +693,7 @@ static int lower(struct qcow2 *s, uint64_t cluster) REQUIRES(s->meta)
         return qcow2_mark_corrupt(s);
     }
     if (count == 1) {
+        qcow2_overlap_drop(s, cluster);
         atomic_fetch_add(&s->released, 1);
         s->free_hint = min_u64(s->free_hint, cluster);
         if (s->packed > 0 && (s->packed - 1) >> s->cluster_bits == cluster) {

@@ -111,11 +111,9 @@ static int new_cluster(struct qcow2 *s, const unsigned char *bits,
                        uint64_t *hostp) REQUIRES(s->arm_lock)
 {
     uint64_t host = 0;
-    uint64_t got;
-    bool fresh;
 
     mutex_lock(&s->meta);
-    int r = qcow2_alloc(s, 1, &host, &got, &fresh);
+    int r = qcow2_alloc_exact(s, QCOW2_META_BITMAP, 1, &host);
     mutex_unlock(&s->meta);
     if (r < 0) {
         return r;

@@ -83,8 +83,6 @@ static bool is_cluster(uint64_t entry)
 static int settle_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
                         uint64_t slice, unsigned char *buf, uint64_t *entry)
 {
-    uint64_t got;
-    bool fresh;
     int r = 0;
 
     qcow2_bitmap_slice(s, qb, slice, buf);
@@ -96,7 +94,7 @@ static int settle_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
     *entry = qb->table[slice];
     if (!is_cluster(*entry)) {
         mutex_lock(&s->meta);
-        r = qcow2_alloc(s, 1, entry, &got, &fresh);
+        r = qcow2_alloc_exact(s, QCOW2_META_BITMAP, 1, entry);
         mutex_unlock(&s->meta);
     }
     return r < 0 ? r : node_pwrite(s->file, buf, s->cluster_size, *entry, 0);
@@ -335,7 +333,8 @@ static int make_table(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t size)
     qb->table_offset = 0;
     if (r == 0 && slices > 0) {
         mutex_lock(&s->meta);
-        r = qcow2_alloc_exact(s, div_up(slices * 8, s->cluster_size),
+        r = qcow2_alloc_exact(s, QCOW2_META_BITMAP,
+                              div_up(slices * 8, s->cluster_size),
                               &qb->table_offset);
         mutex_unlock(&s->meta);
     }
@@ -453,7 +452,8 @@ static int write_directory(struct qcow2 *s, struct plan *p)
     }
     qcow2_bitmap_dir_write(p->dir, p->count, dir);
     mutex_lock(&s->meta);
-    int r = qcow2_alloc_exact(s, div_up(bytes, s->cluster_size),
+    int r = qcow2_alloc_exact(s, QCOW2_META_BITMAP,
+                              div_up(bytes, s->cluster_size),
                               &p->ext.dir_offset);
     mutex_unlock(&s->meta);
     if (r < 0) {

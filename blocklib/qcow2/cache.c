@@ -24,8 +24,6 @@ struct qcow2_cache {
     size_t max;
     size_t buckets; /* power of two */
     unsigned shift; /* log2 of table_size */
-    qcow2_table_check *check;
-    void *opaque;
     enum node_event load_event;
     enum node_event update_event;
 
@@ -40,8 +38,7 @@ struct qcow2_cache {
 };
 
 struct qcow2_cache *qcow2_cache_new(struct node *file, size_t table_size,
-                                    size_t max, qcow2_table_check *check,
-                                    void *opaque)
+                                    size_t max)
 {
     struct qcow2_cache *c = calloc(1, sizeof(*c));
     size_t buckets = 16;
@@ -60,8 +57,6 @@ struct qcow2_cache *qcow2_cache_new(struct node *file, size_t table_size,
     c->shift = (unsigned)__builtin_ctzll(table_size);
     c->max = max;
     c->buckets = buckets;
-    c->check = check;
-    c->opaque = opaque;
     c->load_event = c->update_event = EVENT_NONE;
     c->hash = hash;
     mutex_init(&c->lock);
@@ -200,9 +195,6 @@ static int load(struct qcow2_cache *c, struct qcow2_table *t) EXCLUDES(c->lock)
 {
     node_event(c->file, c->load_event);
     int r = node_pread(c->file, t->data, c->table_size, t->offset, 0);
-    if (r == 0 && c->check) {
-        r = c->check(t, c->opaque);
-    }
     mutex_lock(&c->lock);
     t->loading = false;
     if (r < 0) {

@@ -34,13 +34,9 @@ struct qcow2_table {
     bool loading;
 };
 
-/* Called once for each table that was read, before anybody sees it. */
-typedef int qcow2_table_check(const struct qcow2_table *t, void *opaque);
-
 /* NULL: no memory.  @max: tables to keep. */
 struct qcow2_cache *qcow2_cache_new(struct node *file, size_t table_size,
-                                    size_t max, qcow2_table_check *check,
-                                    void *opaque);
+                                    size_t max);
 /* The events that the file is told before a table is read, and before one is
  * written (event.h). */
 void qcow2_cache_set_events(struct qcow2_cache *c, enum node_event load,

@@ -149,11 +149,15 @@ static int describe(struct qcow2 *s, uint64_t entry, uint64_t offset,
         m->host = host + qcow2_in_cluster(s, offset);
         break;
     }
-    if ((flags & MAP_WRITE) &&
-        (m->kind != MAP_DATA || !(entry & QCOW2_COPIED))) {
+    if (!(flags & MAP_WRITE)) {
+        return 0;
+    }
+    if (m->kind != MAP_DATA || !(entry & QCOW2_COPIED)) {
         m->kind = MAP_OPAQUE;
     }
-    return 0;
+    return m->kind == MAP_DATA && qcow2_host_is_metadata(s, m->host, m->length)
+               ? qcow2_mark_corrupt(s)
+               : 0;
 }
 
 /* Fill in *m from the L2 table, or its absence. */

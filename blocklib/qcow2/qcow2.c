@@ -24,6 +24,7 @@ static void state_free(struct qcow2 *s)
     qcow2_bitmaps_free(s);
     mutex_destroy(&s->arm_lock);
     mutex_destroy(&s->arm_queue_lock);
+    qcow2_overlap_free(s);
     qcow2_cache_free(s->l2);
     qcow2_cache_free(s->refblocks);
     free(s->l1);
@@ -111,34 +112,6 @@ int qcow2_check_writable(const struct qcow2_header *h, struct error **errp)
     return 0;
 }
 
-/*
- * A table of an L2 entries that was read.  Data clusters that lie in the
- * header, or in the tables that we keep in memory, would let a write of the
- * guest destroy them.
- */
-static int check_l2(const struct qcow2_table *t, void *opaque)
-{
-    struct qcow2 *s = opaque;
-    if (s->external) {
-        return 0; /* data are in another file */
-    }
-    uint64_t l1_end = s->l1_offset + s->l1_size * UINT64_C(8);
-    uint64_t reftable_end = s->reftable_offset + s->reftable_size * UINT64_C(8);
-
-    for (uint64_t i = 0; i < qcow2_entries_per_l2(s); i++) {
-        uint64_t entry = qcow2_entry_load(t, i);
-        uint64_t host = entry & QCOW2_OFFSET_MASK;
-        if (qcow2_entry_kind(s, entry) != QCOW2_KIND_NORMAL) {
-            continue;
-        }
-        if ((host >= s->l1_offset && host < l1_end) || host == t->offset ||
-            (host >= s->reftable_offset && host < reftable_end)) {
-            (void)qcow2_mark_corrupt(s);
-        }
-    }
-    return 0;
-}
-
 /* --- Opening --- */
 
 int qcow2_take_options(struct opts *o, uint64_t *l2_bytes,
@@ -191,9 +164,8 @@ int qcow2_make_caches(struct qcow2 *s, uint64_t l2_bytes,
     blocks = min_u64(max_u64(blocks, REFBLOCKS_MIN), blocks_max);
     s->l2_bytes = l2_bytes;
     s->refcount_bytes = refcount_bytes;
-    s->l2 = qcow2_cache_new(s->file, s->cluster_size, l2, check_l2, s);
-    s->refblocks =
-        qcow2_cache_new(s->file, s->cluster_size, blocks, NULL, NULL);
+    s->l2 = qcow2_cache_new(s->file, s->cluster_size, l2);
+    s->refblocks = qcow2_cache_new(s->file, s->cluster_size, blocks);
     if (!s->l2 || !s->refblocks) {
         return error_set(errp, ENOMEM, "no memory for metadata caches");
     }
@@ -285,6 +257,9 @@ static int open_with_header(struct qcow2 *s, struct qcow2_header *h,
     }
     if (r == 0) {
         r = qcow2_bitmaps_load(s, h, errp);
+    }
+    if (r == 0 && writable && qcow2_overlap_load(s) < 0) {
+        r = error_set(errp, ENOMEM, "no memory for the image's tables");
     }
     if (r == 0 && writable) {
         r = qcow2_clear_autoclear(s, h, errp);

@@ -28,6 +28,7 @@
 #include "core/node.h"
 #include "nbdelta/bytes.h"
 #include "qcow2/cache.h"
+#include "qcow2/overlap.h"
 
 #define QCOW2_MAGIC 0x514649fb /* "QFI\xfb" */
 
@@ -182,6 +183,7 @@ struct qcow2 {
     size_t freed_room;
     size_t freed_sealed; /* those before it are in a round of flush.c */
     uint64_t freed_clusters;
+    bool give_back; /* discard what is released whatever the options say */
     uint64_t packed; /* host byte where the next compressed data may go, in a
                         cluster that has some; or at the end of one */
     uint64_t incompatible;
@@ -191,6 +193,7 @@ struct qcow2 {
     _Atomic uint64_t users[2]; /* extents in hand, by parity of the epoch */
     _Atomic uint64_t released; /* clusters that became free out of limbo */
     _Atomic bool corrupt;      /* no more writes */
+    struct qcow2_overlap *_Atomic overlap; /* NULL while read-only */
 
     /* --- Bitmaps (bitmaps.h).  Tree lock. --- */
     struct list bitmaps; /* of struct qcow2_bitmap.in_image */
@@ -281,6 +284,13 @@ static inline bool qcow2_host_is_wrong(const struct qcow2 *s, uint64_t entry,
                        : qcow2_in_cluster(s, host) != 0;
 }
 
+/* Would data that are written there go over tables? */
+static inline bool qcow2_host_is_metadata(const struct qcow2 *s, uint64_t host,
+                                          uint64_t bytes)
+{
+    return !s->external && qcow2_overlap_find(s, host, bytes) != 0;
+}
+
 /* Put in an entry of such a table. */
 void qcow2_entry_store(struct qcow2 *s, struct qcow2_table *t, uint64_t index,
                        uint64_t entry) REQUIRES(s->meta);
@@ -297,13 +307,16 @@ int qcow2_mark_corrupt(struct qcow2 *s);
 
 /*
  * Allocate up to @want clusters in a row; *got >= 1.  *fresh: they were never
- * written and read as zeroes.  Refcounts are set in memory.
+ * written and read as zeroes.  Refcounts are set in memory.  Where the search
+ * takes long, it ends with -EINPROGRESS, so that others get the meta lock:
+ * qcow2_try_again.
  */
 int qcow2_alloc(struct qcow2 *s, uint64_t want, uint64_t *host, uint64_t *got,
                 bool *fresh) REQUIRES(s->meta);
-/* Exactly @count in a row, for tables. */
-int qcow2_alloc_exact(struct qcow2 *s, uint64_t count, uint64_t *host)
-    REQUIRES(s->meta);
+/* Exactly @count in a row, for metadata of @kind (enum qcow2_meta).  Except for
+ * an L2 table, which is one, it takes as long as it takes. */
+int qcow2_alloc_exact(struct qcow2 *s, unsigned kind, uint64_t count,
+                      uint64_t *host) REQUIRES(s->meta);
 
 /* Take back an allocation that nothing has referred to, on disk or here. */
 void qcow2_alloc_undo(struct qcow2 *s, uint64_t host, uint64_t clusters)
@@ -350,7 +363,8 @@ int qcow2_keep_entry_room(struct qcow2 *s, uint64_t table_offset,
  * Is what ended with *r, and has changed nothing, worth another try?  It is
  * when it found no room and clusters have been freed since *seen, which is
  * `released` as it was before the first try.  Flushes, and waits a limited
- * time for those who use such clusters.  Else false, with the error in *r.
+ * time for those who use such clusters.  Also when it has to go on with a
+ * search (-EINPROGRESS).  Else false, with the error in *r.
  */
 bool qcow2_try_again(struct qcow2 *s, int *r, uint64_t *seen)
     EXCLUDES(s->meta);
@@ -363,6 +377,10 @@ int qcow2_zero(struct node *n, uint64_t offset, uint64_t bytes,
                unsigned flags);
 int qcow2_zero_part(struct node *n, uint64_t offset, uint64_t bytes);
 int qcow2_discard(struct node *n, uint64_t offset, uint64_t bytes);
+
+/* Leave nothing allocated in whole clusters (or the end of the disk), for the
+ * disk will end before; what they read as is undefined. */
+int qcow2_cut_off(struct qcow2 *s, uint64_t offset, uint64_t bytes);
 
 /* --- flush.c --- */
 
@@ -431,6 +449,12 @@ int qcow2_format(struct graph *g, struct node *file, struct opts *opts,
 extern const char *const qcow2_create_options[];
 
 int qcow2_resize(struct node *n, uint64_t size, struct error **errp);
+
+/* shrink.c: from now on, or no more, discard what is released whatever the
+ * options say. */
+void qcow2_give_back(struct qcow2 *s, bool on);
+/* The disk has @size bytes now, and had more. */
+void qcow2_give_back_end(struct qcow2 *s, uint64_t size);
 
 /* Map all unallocated clusters of [@offset, @offset + @bytes) to new host
  * clusters without writing their data (preallocation=metadata). */

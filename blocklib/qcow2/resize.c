@@ -28,7 +28,7 @@ static int try_grow_l1(struct qcow2 *s, uint64_t needed)
     }
     mutex_lock(&s->meta);
     node_event(s->file, EVENT_L1_GROW_ALLOC_TABLE);
-    int r = qcow2_alloc_exact(s, clusters, &host);
+    int r = qcow2_alloc_exact(s, QCOW2_META_L1, clusters, &host);
     if (r == 0) {
         r = qcow2_take_room(s, host, clusters << s->cluster_bits);
         if (r < 0) {

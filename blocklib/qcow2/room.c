@@ -133,6 +133,9 @@ static int reclaim(struct qcow2 *s, uint64_t *seen)
 
 bool qcow2_try_again(struct qcow2 *s, int *r, uint64_t *seen)
 {
+    if (*r == -EINPROGRESS) {
+        return true;
+    }
     if (*r != -ENOSPC) {
         return false;
     }

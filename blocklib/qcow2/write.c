@@ -57,6 +57,13 @@ static void l1_store(struct qcow2 *s, uint64_t index, uint64_t entry)
     qcow2_span_add(&s->l1_dirty, (uint32_t)index, (uint32_t)index + 1);
 }
 
+/* Does the L1 entry lead to what is nothing but an L2 table, and its own? */
+static bool is_only_l2(const struct qcow2 *s, uint64_t entry)
+{
+    return qcow2_overlap_find(s, entry & QCOW2_OFFSET_MASK, s->cluster_size) ==
+           QCOW2_META_L2;
+}
+
 int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
                           struct qcow2_table **tp)
 {
@@ -71,14 +78,15 @@ int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
         return r;
     }
     if (from && (old & QCOW2_COPIED)) {
-        r = qcow2_keep_room(s, from);
+        r = is_only_l2(s, old) ? qcow2_keep_room(s, from)
+                               : qcow2_mark_corrupt(s);
         if (r < 0) {
             qcow2_cache_put(s->l2, from);
         }
         *tp = from;
         return r;
     }
-    r = qcow2_alloc_exact(s, 1, &host);
+    r = qcow2_alloc_exact(s, QCOW2_META_L2, 1, &host);
     if (r == 0) {
         r = new_l2(s, index, host, &to);
         if (r < 0) {
@@ -173,7 +181,11 @@ static int plan(struct qcow2 *s, uint64_t offset, uint64_t bytes,
     p->reserved = is_reserved(s, entry);
     if (p->in_place || p->reserved) {
         p->host = entry & QCOW2_OFFSET_MASK;
-        r = qcow2_host_is_wrong(s, entry, start) ? qcow2_mark_corrupt(s) : 0;
+        r = qcow2_host_is_wrong(s, entry, start) ||
+                    qcow2_host_is_metadata(s, p->host,
+                                           p->clusters << s->cluster_bits)
+                ? qcow2_mark_corrupt(s)
+                : 0;
     } else if (s->external) {
         p->host = start;
     } else {

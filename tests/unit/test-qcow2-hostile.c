@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "nbdelta/blk.h"
@@ -149,6 +150,154 @@ START_TEST(the_refcount_table_is_not_free)
 }
 END_TEST
 
+/* --- What is counted as free, or led to as data, and is metadata --- */
+
+static uint64_t l2_offset(void)
+{
+    return get(l1_offset()) & UINT64_C(0x00fffffffffffe00);
+}
+
+/* With some data, and a bitmap. */
+static void make_more(void)
+{
+    char data[CLUSTER] = {1};
+
+    make();
+    start();
+    for (uint64_t at = 0; at < 1 << 18; at += 64 * CLUSTER) {
+        ck_assert_int_eq(blk_pwrite(b, data, CLUSTER, at, 0), 0);
+    }
+    blk_free(b);
+    graph_free(g);
+}
+
+static uint64_t place(int what)
+{
+    switch (what) {
+    case 0:
+        return l1_offset();
+    case 1:
+        return reftable_offset();
+    case 2:
+        return get(reftable_offset()); /* the refcount block */
+    case 3:
+        return l2_offset();
+    default:
+        return get(l1_offset() + 24) & UINT64_C(0x00fffffffffffe00);
+    }
+}
+
+/* Writes until clusters are needed that lie there: then an error, and nothing
+ * has happened to them. */
+START_TEST(metadata_that_counts_as_free_is_not_overwritten)
+{
+    unsigned char before[CLUSTER];
+    unsigned char after[CLUSTER];
+    char data[CLUSTER];
+    int r = 0;
+
+    memset(data, 0xee, sizeof(data));
+    make_more();
+    uint64_t at = place(_i);
+    uncount(at);
+    ck_assert_int_eq(pread(fd, before, CLUSTER, (off_t)at), CLUSTER);
+    start();
+    for (uint64_t o = 1; o < 200 && r == 0; o++) {
+        r = blk_pwrite(b, data, CLUSTER, o * 3 * CLUSTER, 0);
+    }
+    ck_assert_int_eq(r, -EIO);
+    (void)blk_flush(b);
+    blk_free(b);
+    b = NULL;
+    graph_free(g);
+    g = NULL;
+    ck_assert_int_eq(pread(fd, after, CLUSTER, (off_t)at), CLUSTER);
+    ck_assert_uint_eq(get(72), 2);
+    if (_i == 2) {
+        before[at / CLUSTER * 2 % CLUSTER] = 0; /* of its own count, no more */
+    }
+    ck_assert(memcmp(after, data, CLUSTER) != 0);
+    finish();
+}
+END_TEST
+
+/* An entry says that data are there, and may be overwritten or freed. */
+START_TEST(metadata_that_an_entry_leads_to_is_not_overwritten)
+{
+    unsigned char before[CLUSTER];
+    unsigned char after[CLUSTER];
+    unsigned char be[8];
+    char data[CLUSTER];
+    uint64_t from = 5 * CLUSTER;
+    int r;
+
+    memset(data, 0xee, sizeof(data));
+    make_more();
+    uint64_t at = place(_i / 3);
+    store_be64(be, at | UINT64_C(1) << 63);
+    put(l2_offset() + 5 * 8, be, 8);
+    ck_assert_int_eq(pread(fd, before, CLUSTER, (off_t)at), CLUSTER);
+    start();
+    switch (_i % 3) {
+    case 0:
+        r = blk_pwrite(b, data, CLUSTER, from, 0);
+        break;
+    case 1:
+        (void)blk_zero(b, from, CLUSTER, REQ_MAY_UNMAP);
+        r = blk_pwrite(b, data, CLUSTER, from, 0);
+        break;
+    default:
+        (void)blk_discard(b, from, CLUSTER);
+        r = blk_pwrite(b, data, CLUSTER, from, 0);
+    }
+    ck_assert_int_eq(r, -EIO);
+    blk_free(b);
+    b = NULL;
+    graph_free(g);
+    g = NULL;
+    ck_assert_int_eq(pread(fd, after, CLUSTER, (off_t)at), CLUSTER);
+    ck_assert_uint_eq(get(72), 2);
+    if (at != l2_offset()) {
+        ck_assert_mem_eq(before, after, CLUSTER);
+    }
+    finish();
+}
+END_TEST
+
+/* --- Work without bound --- */
+
+/* All entries of the refcount table lead to one block, in which all is used. */
+START_TEST(a_refcount_table_that_lies_is_found_out_soon)
+{
+    unsigned char full[CLUSTER];
+    unsigned char be[8];
+    char data[CLUSTER] = {1};
+    struct stat st;
+
+    make();
+    uint64_t block = get(reftable_offset());
+    for (int i = 0; i < CLUSTER / 2; i++) {
+        full[2 * i] = 0;
+        full[2 * i + 1] = 1;
+    }
+    put(block, full, CLUSTER);
+    store_be64(be, block);
+    for (uint64_t i = 1; i < CLUSTER / 8; i++) {
+        put(reftable_offset() + i * 8, be, 8);
+    }
+    start();
+    ck_assert_int_eq(blk_pwrite(b, data, CLUSTER, 0, 0), -EIO);
+    blk_free(b);
+    b = NULL;
+    graph_free(g);
+    g = NULL;
+    ck_assert_uint_eq(get(72), 2);
+    ck_assert_int_eq(fstat(fd, &st), 0);
+    ck_assert_int_lt(st.st_size, 1 << 20);
+    finish();
+}
+END_TEST
+
 START_TEST(an_honest_image_is_written)
 {
     char data[CLUSTER] = {1};
@@ -173,6 +322,11 @@ int main(void)
     tcase_add_test(tc, the_header_is_not_free);
     tcase_add_test(tc, the_l1_table_is_not_free);
     tcase_add_test(tc, the_refcount_table_is_not_free);
+    tcase_add_loop_test(tc, metadata_that_counts_as_free_is_not_overwritten, 0,
+                        5);
+    tcase_add_loop_test(tc, metadata_that_an_entry_leads_to_is_not_overwritten,
+                        0, 15);
+    tcase_add_test(tc, a_refcount_table_that_lies_is_found_out_soon);
     tcase_add_test(tc, an_honest_image_is_written);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);

@@ -1,0 +1,239 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The set of metadata clusters: a hash table with open addressing.
+ *
+ *   slot:  [ cluster + 1 | kinds ]   0: never used
+ *                          kinds 0: it was dropped, and can be taken again
+ *
+ * A slot is one word, so who asks needs no lock: he sees a cluster with its
+ * kinds or does not see it.  A full table is replaced by one twice as large,
+ * and kept until the end, because somebody may still look at it; all of those
+ * together are smaller than the last.  (Slots of dropped clusters are found
+ * again by the same clusters, which the allocator takes first.)
+ */
+#include "qcow2/overlap.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "nbdelta/cleanup.h"
+#include "qcow2/bitmaps.h"
+
+#define KIND_BITS 8
+#define KIND_MASK UINT64_C(0xff)
+
+struct qcow2_overlap {
+    struct qcow2_overlap *before; /* the table that it has replaced */
+    uint64_t mask;                /* slots - 1 */
+    uint64_t used;                /* slots that are not 0; meta lock */
+    _Atomic uint64_t slot[];
+};
+
+static struct qcow2_overlap *new_set(uint64_t slots)
+{
+    struct qcow2_overlap *o =
+        calloc(1, sizeof(*o) + slots * sizeof(o->slot[0]));
+
+    if (o) {
+        o->mask = slots - 1;
+    }
+    return o;
+}
+
+static uint64_t hash(uint64_t cluster)
+{
+    return cluster * UINT64_C(0x9e3779b97f4a7c15) >> 20;
+}
+
+/* The slot of @cluster, or NULL. */
+static _Atomic uint64_t *find(struct qcow2_overlap *o, uint64_t cluster)
+{
+    for (uint64_t i = hash(cluster);; i++) {
+        _Atomic uint64_t *at = &o->slot[i & o->mask];
+        uint64_t word = atomic_load_explicit(at, memory_order_relaxed);
+
+        if (word == 0) {
+            return NULL;
+        }
+        if (word >> KIND_BITS == cluster + 1) {
+            return at;
+        }
+    }
+}
+
+/* Put in a cluster that is not there; there is room. */
+static void insert(struct qcow2_overlap *o, uint64_t cluster, unsigned kinds)
+{
+    uint64_t i = hash(cluster);
+
+    while (atomic_load(&o->slot[i & o->mask]) & KIND_MASK) {
+        i++;
+    }
+    o->used += atomic_load(&o->slot[i & o->mask]) == 0;
+    atomic_store(&o->slot[i & o->mask], (cluster + 1) << KIND_BITS | kinds);
+}
+
+/* A quarter stays unused, so that each search ends soon. */
+static int make_room(struct qcow2 *s) REQUIRES(s->meta)
+{
+    struct qcow2_overlap *o = atomic_load(&s->overlap);
+    uint64_t slots = o ? o->mask + 1 : 0;
+
+    if (o && o->used < slots / 4 * 3) {
+        return 0;
+    }
+    struct qcow2_overlap *more = new_set(slots ? slots * 2 : 64);
+    if (!more) {
+        return -ENOMEM;
+    }
+    for (uint64_t i = 0; i < slots; i++) {
+        uint64_t word = atomic_load(&o->slot[i]);
+        if (word & KIND_MASK) {
+            insert(more, (word >> KIND_BITS) - 1, word & KIND_MASK);
+        }
+    }
+    more->before = o;
+    atomic_store(&s->overlap, more);
+    return 0;
+}
+
+static int add(struct qcow2 *s, unsigned kind, uint64_t cluster)
+    REQUIRES(s->meta)
+{
+    int r = make_room(s);
+
+    if (r < 0) {
+        return r;
+    }
+    struct qcow2_overlap *o = atomic_load(&s->overlap);
+    _Atomic uint64_t *at = find(o, cluster);
+    if (!at) {
+        insert(o, cluster, kind);
+        return 0;
+    }
+    uint64_t word = atomic_load(at);
+    unsigned twice = word & kind ? QCOW2_META_TWICE : 0;
+    atomic_store(at, word | kind | twice);
+    return 0;
+}
+
+int qcow2_overlap_add(struct qcow2 *s, unsigned kind, uint64_t host,
+                      uint64_t bytes)
+{
+    uint64_t end = div_up(host + bytes, s->cluster_size);
+    int r = 0;
+
+    for (uint64_t c = host >> s->cluster_bits; c < end && r == 0; c++) {
+        r = add(s, kind, c);
+    }
+    return r;
+}
+
+void qcow2_overlap_drop(struct qcow2 *s, uint64_t cluster)
+{
+    struct qcow2_overlap *o = atomic_load(&s->overlap);
+    _Atomic uint64_t *at = o ? find(o, cluster) : NULL;
+
+    if (at && (atomic_load(at) & KIND_MASK)) {
+        atomic_store(at, (cluster + 1) << KIND_BITS);
+    }
+}
+
+unsigned qcow2_overlap_find(const struct qcow2 *s, uint64_t host,
+                            uint64_t bytes)
+{
+    struct qcow2_overlap *o = atomic_load(&s->overlap);
+    uint64_t end = div_up(host + bytes, s->cluster_size);
+    uint64_t kinds = 0;
+
+    for (uint64_t c = host >> s->cluster_bits; o && c < end; c++) {
+        const _Atomic uint64_t *at = find(o, c);
+        kinds |= at ? atomic_load(at) & KIND_MASK : 0;
+    }
+    return (unsigned)kinds;
+}
+
+/* --- Filling it --- */
+
+/* An entry that leads to no cluster is found by who follows it. */
+static int add_table(struct qcow2 *s, unsigned kind, uint64_t entry)
+    REQUIRES(s->meta)
+{
+    uint64_t host = entry & QCOW2_OFFSET_MASK;
+
+    return host && qcow2_in_cluster(s, host) == 0
+               ? qcow2_overlap_add(s, kind, host, s->cluster_size)
+               : 0;
+}
+
+static int add_bitmap(struct qcow2 *s, const struct qcow2_bitmap *qb)
+    REQUIRES(s->meta)
+{
+    int r = qcow2_overlap_add(s, QCOW2_META_BITMAP, qb->table_offset,
+                              qb->table_size * UINT64_C(8));
+
+    for (uint32_t i = 0; r == 0 && i < qb->table_size; i++) {
+        r = add_table(s, QCOW2_META_BITMAP,
+                      qb->table[i] == QCOW2_BITMAP_ONES ? 0 : qb->table[i]);
+    }
+    return r;
+}
+
+static int add_bitmaps(struct qcow2 *s) REQUIRES(s->meta)
+{
+    int r = s->bitmaps_ext.count == 0
+                ? 0
+                : qcow2_overlap_add(s, QCOW2_META_BITMAP,
+                                    s->bitmaps_ext.dir_offset,
+                                    s->bitmaps_ext.dir_size);
+
+    list_for_each (e, &s->bitmaps) {
+        const struct qcow2_bitmap *qb =
+            list_entry(e, struct qcow2_bitmap, in_image);
+        if (r == 0 && qb->sound && qb->table) {
+            r = add_bitmap(s, qb);
+        }
+    }
+    return r;
+}
+
+static int add_all(struct qcow2 *s) REQUIRES(s->meta)
+{
+    int r = qcow2_overlap_add(s, QCOW2_META_HEADER, 0, s->cluster_size);
+
+    if (r == 0) {
+        r = qcow2_overlap_add(s, QCOW2_META_L1, s->l1_offset,
+                              s->l1_size * UINT64_C(8));
+    }
+    if (r == 0) {
+        r = qcow2_overlap_add(s, QCOW2_META_REFTABLE, s->reftable_offset,
+                              s->reftable_size * UINT64_C(8));
+    }
+    for (uint32_t i = 0; i < s->l1_size && r == 0; i++) {
+        r = add_table(s, QCOW2_META_L2, atomic_load(&s->l1[i]));
+    }
+    for (uint32_t i = 0; i < s->reftable_size && r == 0; i++) {
+        r = add_table(s, QCOW2_META_REFBLOCK, s->reftable[i]);
+    }
+    return r < 0 ? r : add_bitmaps(s);
+}
+
+int qcow2_overlap_load(struct qcow2 *s)
+{
+    qcow2_overlap_free(s);
+    mutex_lock(&s->meta);
+    int r = add_all(s);
+    mutex_unlock(&s->meta);
+    return r;
+}
+
+void qcow2_overlap_free(struct qcow2 *s)
+{
+    struct qcow2_overlap *o = atomic_exchange(&s->overlap, NULL);
+
+    while (o) {
+        struct qcow2_overlap *before = o->before;
+        free(o);
+        o = before;
+    }
+}
