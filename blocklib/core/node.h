@@ -233,6 +233,8 @@ int node_zero(struct node *n, uint64_t offset, uint64_t bytes,
 int node_write_compressed(struct node *n, const void *buf, uint64_t bytes,
                           uint64_t offset);
 int node_discard(struct node *n, uint64_t offset, uint64_t bytes);
+/* The same whatever the node's discard option says. */
+int node_give_back(struct node *n, uint64_t offset, uint64_t bytes);
 int node_flush(struct node *n);
 int node_prefetch(struct node *n, uint64_t offset, uint64_t bytes);
 

@@ -164,7 +164,11 @@ int node_zero(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags)
     return r == 0 && fua ? node_flush(n) : r;
 }
 
-static int discard_mapped(struct node *n, uint64_t offset, uint64_t bytes)
+static int discard(struct node *n, uint64_t offset, uint64_t bytes,
+                   bool always);
+
+static int discard_mapped(struct node *n, uint64_t offset, uint64_t bytes,
+                          bool always)
 {
     while (bytes > 0) {
         struct mapping m;
@@ -173,7 +177,7 @@ static int discard_mapped(struct node *n, uint64_t offset, uint64_t bytes)
             return r;
         }
         if (m.kind == MAP_DATA) {
-            r = node_discard(m.file, m.host, m.length);
+            r = discard(m.file, m.host, m.length, always);
         }
         node_map_put(n, &m);
         if (r < 0) {
@@ -188,7 +192,8 @@ static int discard_mapped(struct node *n, uint64_t offset, uint64_t bytes)
     return 0;
 }
 
-int node_discard(struct node *n, uint64_t offset, uint64_t bytes)
+static int discard(struct node *n, uint64_t offset, uint64_t bytes,
+                   bool always)
 {
     if (n->flags.read_only) {
         return -EPERM;
@@ -198,17 +203,29 @@ int node_discard(struct node *n, uint64_t offset, uint64_t bytes)
         return r;
     }
     if (n->drv->is_filter && !n->drv->discard) {
-        return node_discard(node_child(n, CHILD_FILE), offset, bytes);
+        return discard(node_child(n, CHILD_FILE), offset, bytes, always);
     }
-    if (!n->flags.unmap) {
+    if (!n->flags.unmap && !always) {
         return 0;
     }
     if (!n->drv->discard) {
-        return n->drv->is_protocol ? 0 : discard_mapped(n, offset, bytes);
+        return n->drv->is_protocol
+                   ? 0
+                   : discard_mapped(n, offset, bytes, always);
     }
     uint64_t end = offset + bytes;
     uint64_t from = align_up(offset, n->limits.zero_align);
     uint64_t to =
         end == n->size ? end : align_down(end, n->limits.zero_align);
     return from < to ? n->drv->discard(n, from, to - from) : 0;
+}
+
+int node_discard(struct node *n, uint64_t offset, uint64_t bytes)
+{
+    return discard(n, offset, bytes, false);
+}
+
+int node_give_back(struct node *n, uint64_t offset, uint64_t bytes)
+{
+    return discard(n, offset, bytes, true);
 }

@@ -776,6 +776,7 @@ int qcow2_release_freed(struct qcow2 *s)
     int r = 0;
 
     mutex_lock(&s->meta);
+    bool give_back = s->give_back;
     if (s->freed_count == 0) {
         mutex_unlock(&s->meta);
         return 0;
@@ -790,8 +791,9 @@ int qcow2_release_freed(struct qcow2 *s)
         bool last = is_last_reference(s, &due[i]);
         mutex_unlock(&s->meta);
         if (last) { /* still counted: nobody else can get it yet */
-            (void)node_discard(s->file, due[i].host,
-                               due[i].clusters << s->cluster_bits);
+            uint64_t bytes = due[i].clusters << s->cluster_bits;
+            (void)(give_back ? node_give_back(s->file, due[i].host, bytes)
+                             : node_discard(s->file, due[i].host, bytes));
         }
         mutex_lock(&s->meta);
         int one = lower_run(s, due[i]);

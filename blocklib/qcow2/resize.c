@@ -2,7 +2,8 @@
 /*
  * Changing the size of the disk, in a drained section.  To grow: a larger L1
  * table if it needs one, on disk before the header names it (flush.c), then
- * the size.  To shrink: zeroes over what goes, then the size.
+ * the size.  To shrink: what goes is unlinked, then the size, and then the rest
+ * of what is not needed any more (shrink.c).
  *
  * An external data file is never shorter than the disk: it grows first, and
  * shrinks first, too, because it is what may refuse (a block device), and what
@@ -76,8 +77,8 @@ static int clear_end(struct qcow2 *s, uint64_t size)
     bool partly = whole > size && !s->external;
     int r = partly ? node_zero(n, size, whole - size, 0) : 0;
 
-    if (r == 0 && n->size > whole) {
-        r = node_zero(n, whole, n->size - whole, REQ_MAY_UNMAP);
+    if (r == 0 && n->size > whole && !s->raw) {
+        r = qcow2_cut_off(s, whole, n->size - whole);
     }
     return r;
 }
@@ -90,7 +91,7 @@ static int switch_size(struct qcow2 *s, uint64_t size)
 }
 
 /* The L1 table stays as long as it is. */
-static int shrink(struct qcow2 *s, uint64_t size, struct error **errp)
+static int cut(struct qcow2 *s, uint64_t size, struct error **errp)
 {
     int r = 0;
 
@@ -110,6 +111,18 @@ static int shrink(struct qcow2 *s, uint64_t size, struct error **errp)
     return r < 0 ? error_set(errp, -r, "cannot shrink '%s': %s",
                              node_filename(s->node), strerror(-r))
                  : 0;
+}
+
+static int shrink(struct qcow2 *s, uint64_t size, struct error **errp)
+{
+    qcow2_give_back(s, true);
+    int r = cut(s, size, errp);
+
+    if (r == 0) {
+        qcow2_give_back_end(s, size);
+    }
+    qcow2_give_back(s, false);
+    return r;
 }
 
 /*

@@ -209,6 +209,13 @@ int qcow2_zero(struct node *n, uint64_t offset, uint64_t bytes,
     return zero_range(s, &z, offset, bytes);
 }
 
+int qcow2_cut_off(struct qcow2 *s, uint64_t offset, uint64_t bytes)
+{
+    struct zeroing z = {.unmap = true};
+
+    return zero_range(s, &z, offset, bytes);
+}
+
 static int note_zero(const struct extent *e, void *opaque)
 {
     bool *zero = opaque;

@@ -459,6 +459,75 @@ START_TEST(growing_hides_a_backing_file_that_is_not_open)
 }
 END_TEST
 
+static struct blk *open_with(struct graph *g, const char *name,
+                             const char *discard)
+{
+    CLEANUP_JSON json_t *o = json_pack(
+        "{s:s, s:s, s:{s:s, s:s, s:s}}", "driver", "qcow2", "discard", discard,
+        "file", "driver", "file", "filename", name, "discard", discard);
+    struct blk *b;
+    struct node *n;
+
+    ck_assert_int_eq(graph_open(g, o, &n, NULL), 0);
+    ck_assert_int_eq(blk_new(g, n, PERM_READ | PERM_WRITE | PERM_RESIZE,
+                             PERM_ALL, "test", &b, NULL),
+                     0);
+    return b;
+}
+
+static uint64_t file_end(const char *name)
+{
+    uint64_t size;
+
+    free(slurp(name, &size));
+    return size;
+}
+
+/* The file is cut behind what is left: data, tables and refcount blocks of
+ * what went go, also without discard; a new disk of that size, which is filled,
+ * is no smaller. */
+START_TEST(a_disk_that_shrinks_gives_its_room_back)
+{
+    static const uint64_t clusters[] = {512, 4096, 65536};
+    uint64_t cluster = clusters[_i % 3];
+    const char *discard = _i < 3 ? "unmap" : "ignore";
+    static unsigned char buf[4 * MiB];
+    static unsigned char got[4 * MiB];
+    uint64_t most = 0;
+
+    memset(buf, 0x77, sizeof(buf));
+    for (int round = 0; round < 2; round++) {
+        uint64_t size = round ? 4 * MiB : 1 * MiB;
+        create("disk.qcow2", "qcow2",
+               json_pack("{s:I, s:I}", "size", (json_int_t)size, "cluster_size",
+                         (json_int_t)cluster));
+        struct graph *g = graph_new();
+        struct blk *b = open_with(g, "disk.qcow2", discard);
+        ck_assert_int_eq(blk_pwrite(b, buf, size, 0, 0), 0);
+        if (round) {
+            ck_assert_int_eq(blk_resize(b, 1 * MiB, NULL), 0);
+            ck_assert_uint_le(file_end("disk.qcow2"), most);
+            /* And it is a disk. */
+            ck_assert_int_eq(blk_resize(b, 4 * MiB, NULL), 0);
+            ck_assert_int_eq(blk_pwrite(b, buf, 1 * MiB, 3 * MiB, 0), 0);
+            ck_assert_int_eq(blk_pread(b, got, 4 * MiB, 0, 0), 0);
+            for (uint64_t at = 0; at < 4 * MiB; at += 512) {
+                bool old = at < 1 * MiB || at >= 3 * MiB;
+                ck_assert_int_eq(got[at], old ? 0x77 : 0);
+            }
+            ck_assert_int_eq(blk_resize(b, 1 * MiB, NULL), 0);
+        }
+        blk_free(b);
+        graph_free(g);
+        /* Tables that moved when they grew may have left a few clusters. */
+        most = round ? most : file_end("disk.qcow2") + 64 * cluster;
+        ck_assert_uint_le(file_end("disk.qcow2"), most);
+        expect_sound("disk.qcow2");
+        (void)unlink("disk.qcow2");
+    }
+}
+END_TEST
+
 START_TEST(what_is_cut_off_does_not_come_back)
 {
     unsigned char buf[4096];
@@ -726,6 +795,7 @@ int main(void)
     tcase_add_loop_test(
         tc, zeroes_are_stored_while_the_backing_file_is_not_open, 0, 8);
     tcase_add_test(tc, growing_hides_a_backing_file_that_is_not_open);
+    tcase_add_loop_test(tc, a_disk_that_shrinks_gives_its_room_back, 0, 6);
     tcase_add_test(tc, what_is_cut_off_does_not_come_back);
     tcase_add_test(tc, bad_headers_are_refused_by_what_is_wrong);
     tcase_add_test(tc, unknown_features_are_refused_by_their_name);

@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Giving back the room behind the new end of a disk that shrinks; drained.
+ *
+ *   data clusters      unlinked and freed before the new size counts
+ *   -- the new size is on disk --
+ *   L2 tables          that describe nothing any more: unlinked, freed
+ *   refcount blocks    that count nothing but themselves: unlinked
+ *   -- flush --        nothing on disk leads there
+ *   the file           is cut behind the last cluster in use
+ *
+ * What is freed is discarded whatever the discard option says, for it was the
+ * user who has cut it off.  After the new size counts, the disk has shrunk, and
+ * what cannot be done of the rest only keeps the file larger.
+ */
+#include <errno.h>
+
+#include "qcow2/qcow2.h"
+
+/* Unlink the L2 tables from entry @first of the L1 table on. */
+static int drop_l2_tables(struct qcow2 *s, uint64_t first) REQUIRES(s->meta)
+{
+    int r = 0;
+
+    for (uint64_t i = first; i < s->l1_size && r == 0; i++) {
+        uint64_t host = atomic_load(&s->l1[i]) & QCOW2_OFFSET_MASK;
+        if (host == 0) {
+            continue;
+        }
+        if (qcow2_overlap_find(s, host, s->cluster_size) != QCOW2_META_L2) {
+            return qcow2_mark_corrupt(s);
+        }
+        r = qcow2_free_later(s, host, 1);
+        if (r == 0) {
+            atomic_store(&s->l1[i], 0);
+            qcow2_span_add(&s->l1_dirty, (uint32_t)i, (uint32_t)i + 1);
+            qcow2_cache_forget(s->l2, host);
+        }
+    }
+    return r;
+}
+
+/* The last cluster of block @index that is in use, besides its own if
+ * @but_own; false: there is none. */
+static int last_in_block(struct qcow2 *s, uint64_t index, bool but_own,
+                         uint64_t *last, bool *found) REQUIRES(s->meta)
+{
+    uint64_t own = s->reftable[index] >> s->cluster_bits;
+    uint64_t first = index << s->refblock_bits;
+    int r = 0;
+
+    *found = false;
+    for (uint64_t c = first + (UINT64_C(1) << s->refblock_bits);
+         c-- > first && r == 0 && !*found;) {
+        uint64_t count = 0;
+        r = qcow2_refcount_get(s, c, &count);
+        *found = count > 0 && !(but_own && c == own && count == 1);
+        *last = c;
+    }
+    return r;
+}
+
+/* Unlink refcount blocks at the end that count nothing but themselves. */
+static int drop_blocks(struct qcow2 *s) REQUIRES(s->meta)
+{
+    int r = 0;
+
+    for (uint64_t i = s->reftable_size; i-- > 1 && r == 0;) {
+        uint64_t host = s->reftable[i];
+        uint64_t last;
+        bool used;
+
+        if (host == 0) {
+            continue;
+        }
+        r = last_in_block(s, i, true, &last, &used);
+        if (r < 0 || used) {
+            return r;
+        }
+        if (host >> s->cluster_bits >> s->refblock_bits == i) {
+            /* Its own count goes with it. */
+            qcow2_cache_forget(s->refblocks, host);
+            qcow2_overlap_drop(s, host >> s->cluster_bits);
+            s->free_hint = min_u64(s->free_hint, host >> s->cluster_bits);
+        } else {
+            r = qcow2_free_later(s, host, 1);
+            if (r < 0) {
+                return r;
+            }
+            qcow2_cache_forget(s->refblocks, host);
+        }
+        s->reftable[i] = 0;
+        qcow2_span_add(&s->reftable_dirty, (uint32_t)i, (uint32_t)i + 1);
+    }
+    return r;
+}
+
+/* The end of the last cluster that is in use. */
+static int find_end(struct qcow2 *s, uint64_t *end) REQUIRES(s->meta)
+{
+    bool found = false;
+    int r = 0;
+
+    *end = s->cluster_size;
+    for (uint64_t i = s->reftable_size; i-- > 0 && r == 0 && !found;) {
+        uint64_t last;
+
+        if (s->reftable[i] != 0) {
+            r = last_in_block(s, i, false, &last, &found);
+            *end = (last + 1) << s->cluster_bits;
+        }
+    }
+    return r < 0 || found ? r : -EIO;
+}
+
+static int cut_file(struct qcow2 *s)
+{
+    struct node *file = s->file;
+    uint64_t end;
+
+    if (!file->drv->resize || !file->growable) {
+        return 0;
+    }
+    mutex_lock(&s->meta);
+    int r = find_end(s, &end);
+    mutex_unlock(&s->meta);
+    if (r < 0 || end >= node_size(file)) {
+        return r;
+    }
+    r = node_resize(file, end, NULL);
+    if (r == 0) {
+        mutex_lock(&s->meta);
+        s->virgin = end;
+        mutex_unlock(&s->meta);
+    }
+    return r;
+}
+
+/* Until nothing waits in limbo. */
+static int flush_all(struct qcow2 *s, bool *empty)
+{
+    int r = 0;
+
+    *empty = false;
+    for (int i = 0; i < 3 && r == 0 && !*empty; i++) {
+        r = qcow2_flush(s->node); /* releases what the last one has unlinked */
+        mutex_lock(&s->meta);
+        *empty = s->freed_count == 0 && i > 0;
+        mutex_unlock(&s->meta);
+    }
+    return r;
+}
+
+void qcow2_give_back(struct qcow2 *s, bool on)
+{
+    mutex_lock(&s->meta);
+    s->give_back = on;
+    mutex_unlock(&s->meta);
+}
+
+void qcow2_give_back_end(struct qcow2 *s, uint64_t size)
+{
+    bool empty;
+
+    mutex_lock(&s->meta);
+    int r = drop_l2_tables(s, div_up(size, qcow2_l2_span(s)));
+    mutex_unlock(&s->meta);
+    if (r == 0) {
+        r = flush_all(s, &empty);
+    }
+    if (r == 0 && empty) {
+        mutex_lock(&s->meta);
+        r = drop_blocks(s);
+        mutex_unlock(&s->meta);
+    }
+    if (r == 0 && empty) {
+        r = flush_all(s, &empty);
+    }
+    if (r == 0 && empty) {
+        (void)cut_file(s);
+    }
+}
