@@ -19,6 +19,33 @@ struct node *chain_next(const struct node *n)
     return node_child(n, n->drv->is_filter ? CHILD_FILE : CHILD_BACKING);
 }
 
+/* Images, and the file of the last one, which is opened for it. */
+static unsigned opened_for(const struct node *n)
+{
+    unsigned count = 0;
+
+    while (n) {
+        n = node_skip_filters(n);
+        count += n->drv->is_protocol ? 2 : 1; /* it is named as raw */
+        const struct node *next = node_child(n, CHILD_BACKING);
+        if (!next && !n->drv->is_protocol) {
+            count++;
+        }
+        n = next;
+    }
+    return count;
+}
+
+int chain_check_room(const struct node *n, struct error **errp)
+{
+    return opened_for(n) > CHAIN_MAX
+               ? error_set(errp, ELOOP,
+                           "more than %d images would be stacked, which nobody "
+                           "could open",
+                           CHAIN_MAX)
+               : 0;
+}
+
 bool chain_contains(struct node *top, const struct node *n)
 {
     while (top && top != n) {

@@ -6,6 +6,14 @@
 #include "core/node.h"
 #include "nbdelta/chain.h"
 
+/* No chain that is opened is longer; a file that names itself would be
+ * endless. */
+#define CHAIN_MAX 200
+
+/* -ELOOP: with one more image on top of @n, the chain could not be opened any
+ * more. */
+int chain_check_room(const struct node *n, struct error **errp);
+
 /* What decides where @n does not: its filtered or its backing child, NULL at
  * the end of the chain. */
 struct node *chain_next(const struct node *n);

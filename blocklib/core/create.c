@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/chain.h"
 #include "core/create.h"
 #include "core/door.h"
 #include "core/driver.h"
@@ -87,6 +88,7 @@ static int measure_backing(const char *filename, const char *backing,
         } else {
             *size = node_size(n);
             node_access(n, access);
+            r = chain_check_room(n, errp);
         }
     }
     graph_free(g);

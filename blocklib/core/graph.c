@@ -25,6 +25,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/chain.h"
 #include "core/dirty.h"
 #include "core/graph_priv.h"
 #include "core/throttle_group.h"
@@ -411,6 +412,12 @@ int node_attach(struct node *n, unsigned index, struct node *child,
         return error_set(errp, EINVAL,
                          "Making '%s' a %s child of '%s' would create a cycle",
                          child->name, role, n->name);
+    }
+    if (index == CHILD_BACKING) {
+        int r = chain_check_room(child, errp);
+        if (r < 0) {
+            return r;
+        }
     }
     struct edge *e = calloc(1, sizeof(*e));
     if (!e) {

@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "core/blocker.h"
+#include "core/chain.h"
 #include "core/format.h"
 #include "core/graph_priv.h"
 #include "core/image_name.h"
@@ -23,9 +24,6 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
-
-/* No chain is longer; a file that names itself would be endless. */
-#define CHAIN_MAX 200
 
 static const struct driver *const drivers[] = {
     &driver_blkdebug, &driver_logwrites,       &driver_cbw,

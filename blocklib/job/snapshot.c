@@ -111,6 +111,9 @@ static int check_node(struct snapshot *s, struct error **errp)
 {
     graph_lock(s->graph);
     int r = node_check_unblocked(s->o.node, errp);
+    if (r == 0) {
+        r = chain_check_room(s->o.node, errp);
+    }
     graph_unlock(s->graph);
     return r;
 }
