@@ -357,9 +357,11 @@ int cbw_insert(struct graph *g, struct node *source, struct node *target,
                struct error **errp)
 {
     struct node *n;
-    int r = check_target(source, target, errp);
+    int r;
 
-    if (r < 0) {
+    if ((r = check_target(source, target, errp)) < 0 ||
+        (r = node_check_jobs(source, errp)) < 0 ||
+        (r = node_check_jobs(target, errp)) < 0) {
         return r;
     }
     r = node_new(g, &driver_cbw, name, source, &n, errp);

@@ -489,13 +489,19 @@ static int rename_backing(struct commit *c, struct node *n, const char *name)
     return r;
 }
 
+/* All users of top, through the filter or past it, who came meanwhile: what
+ * they would have below them is base, which changes from now on. */
 static int switch_to_base(struct commit *c)
 {
     int r = node_check_replace(c->filter, c->base, NULL);
 
+    if (r == 0) {
+        r = node_check_replace(c->top, c->base, NULL);
+    }
     if (r < 0) {
         return r;
     }
+    node_replace(c->top, c->base);
     node_replace(c->filter, c->base);
     node_refresh_above(c->base);
     node_unref(c->filter);
@@ -510,7 +516,7 @@ static int end_below(struct commit *c)
     int r = name ? node_flush(c->base) : -ENOMEM;
 
     if (r == 0) {
-        r = rename_backing(c, c->filter, name);
+        r = rename_backing(c, c->top, name);
     }
     return r < 0 ? r : switch_to_base(c);
 }
@@ -522,10 +528,9 @@ static int end_active(struct commit *c)
     if (r < 0 || !c->complete) {
         return r;
     }
-    r = node_check_replace(c->filter, c->base, NULL);
+    r = switch_to_base(c);
     if (r == 0) {
         c->base_read_only = c->top->flags.read_only;
-        r = switch_to_base(c);
     }
     return r;
 }
