@@ -37,7 +37,7 @@ static const struct qmp_arg perf_args[] = {
         QMP_OPT("on-source-error", ENUM, .words = on_error_words),         \
         QMP_OPT("on-target-error", ENUM, .words = on_error_words),         \
         QMP_OPT("auto-finalize", BOOL), QMP_OPT("auto-dismiss", BOOL),     \
-        QMP_OPT("filter-node-name", STR),                                  \
+        QMP_OPT("filter-node-name", STR), QMP_OPT("cbw-timeout", UINT32),  \
         QMP_OPT("x-perf", OBJECT, .members = perf_args)
 
 static const struct qmp_arg drive_backup_args[] = {
@@ -199,6 +199,9 @@ static int common_options(struct qmp_call *call, struct backup_options *o,
         .manual_finalize = !qmp_bool(call, "auto-finalize", true),
         .manual_dismiss = !qmp_bool(call, "auto-dismiss", true),
         .filter_node_name = qmp_str(call, "filter-node-name"),
+        .max_wait_ms = (uint64_t)qmp_int(call, "cbw-timeout",
+                                         BACKUP_WAIT_MS / 1000) *
+                       1000,
     };
     if (!o->source) {
         return -ENODEV;

@@ -174,8 +174,10 @@ static inline bool node_shall_restart(const struct node *n)
 }
 
 /* Once it is set, nobody wants the requests of this thread any more: they wait
- * for nothing but I/O, and fail.  NULL: they are wanted.  Who sets it calls
- * graph_wake_waiting() then. */
+ * for nothing but I/O, and fail; I/O across a network ends soon, if it takes the
+ * connection with it.  NULL: they are wanted.  Whoever waits where that may be
+ * looks every now and then; who sets it and calls graph_wake_waiting() is seen
+ * at once. */
 extern _Thread_local const _Atomic bool *node_unwanted;
 
 static inline bool node_is_unwanted(void)

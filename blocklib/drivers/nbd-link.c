@@ -48,6 +48,10 @@
 #define GIVE_UP_NS (1000 * MS)
 /* For the server to close what we say good-bye to. */
 #define FAREWELL_NS (500 * MS)
+/* For a request that nobody wants any more. */
+#define UNWANTED_NS (3000 * MS)
+/* How often those who may become unwanted look whether they are. */
+#define LOOK_MS 250
 /* A server that has not answered for so long is no storage but somebody. */
 #define SLOW_MS 500
 
@@ -627,8 +631,9 @@ static int link_get(struct remote *r, uint64_t until, struct link **lp)
         uint64_t end = min_u64(until, r->deadline);
         uint64_t now = now_ns();
         thread_wait_begin(); /* others shall have a thread meanwhile */
+        uint64_t ms = now < end ? div_up(end - now, MS) : 1;
         (void)cond_wait_ms(&r->changed, &r->lock,
-                           now < end ? div_up(end - now, MS) : 1);
+                           node_unwanted ? min_u64(ms, LOOK_MS) : ms);
         thread_wait_end();
     }
     if (l) {
@@ -674,21 +679,43 @@ static int call_done(void *opaque, int *error)
     return 1;
 }
 
+/* A request that nobody wants any more and that has no answer for a while costs
+ * its connection: there is no other way to have its buffer back. */
+static void cut_unwanted_locked(struct link *l, uint64_t *since)
+    REQUIRES(l->remote->lock)
+{
+    uint64_t now = now_ns();
+
+    if (!node_is_unwanted()) {
+        return;
+    }
+    if (*since == 0) {
+        *since = now;
+    } else if (now - *since >= UNWANTED_NS && l->state == LINK_UP) {
+        l->state = LINK_LOST;
+        kick(l);
+    }
+}
+
 /* A server that takes its time is somebody to be waited for: others shall have
  * a thread meanwhile. */
-static int wait_done(struct call *c)
+static int wait_done(struct link *l, struct call *c)
 {
     struct remote *r = c->remote;
+    uint64_t unwanted_since = 0;
     bool told = false;
 
     mutex_lock(&r->lock);
     while (!c->done) {
-        if (told) {
-            cond_wait(&c->cond, &r->lock);
-        } else if (!cond_wait_ms(&c->cond, &r->lock, SLOW_MS)) {
+        if (!told && !cond_wait_ms(&c->cond, &r->lock, SLOW_MS)) {
             thread_wait_begin();
             told = true;
+        } else if (told && node_unwanted) {
+            (void)cond_wait_ms(&c->cond, &r->lock, LOOK_MS);
+        } else if (told) {
+            cond_wait(&c->cond, &r->lock);
         }
+        cut_unwanted_locked(l, &unwanted_since);
     }
     mutex_unlock(&r->lock);
     if (told) {
@@ -719,7 +746,7 @@ static int do_call(struct link *l, issue_fn *issue, void *opaque)
         kick(l);
     }
     if (c == 0) {
-        c = wait_done(&call);
+        c = wait_done(l, &call);
     }
     cond_destroy(&call.cond);
     return c;

@@ -32,7 +32,9 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
+#include "core/blocker.h"
 #include "core/chain.h"
 #include "core/create.h"
 #include "core/dirty.h"
@@ -336,7 +338,23 @@ static int check_options(struct jobs *j, const char *id,
     return r;
 }
 
+/* A job that exchanges nodes, a commit, would lead guests past the filter. */
+static int check_free(struct graph *g, const struct backup_options *o,
+                      struct error **errp)
+{
+    graph_lock(g);
+    int r = node_check_jobs(o->source, errp);
+    if (r == 0 && o->target) {
+        r = node_check_jobs(o->target, errp);
+    }
+    graph_unlock(g);
+    return r;
+}
+
 /* --- The target --- */
+
+/* Images have whole sectors, disks in files may have any size. */
+#define SECTOR 512
 
 /* What the target shall leave reads to, or NULL. */
 static struct node *backing_for(struct graph *g, const struct backup_options *o)
@@ -373,13 +391,24 @@ static int create_remote(struct graph *g, const struct backup_options *o,
     return r;
 }
 
-/* *zero: it reads as zeroes then. */
+/* Not a device or an export, which may have been written before. */
+static bool is_file(const char *name)
+{
+    struct stat st;
+
+    return !remote_is_name(name) && stat(name, &st) == 0 && S_ISREG(st.st_mode);
+}
+
+/* *zero: where nothing is written to it, it has zeroes of its own. */
 static int create_target(struct graph *g, const struct backup_options *o,
                          const struct node *backing, bool *zero,
                          struct file_make *how, struct error **errp)
 {
-    CLEANUP_JSON json_t *options = json_pack("{s:I}", "size",
-                                             (json_int_t)node_size(o->source));
+    uint64_t size = node_size(o->source);
+    bool raw = strcmp(format_of(o), "raw") == 0;
+    CLEANUP_JSON json_t *options =
+        json_pack("{s:I}", "size",
+                  (json_int_t)(raw ? size : align_up(size, SECTOR)));
     int r = options ? 0 : -1;
 
     CLEANUP_FREE char *name = backing ? chain_backing_name(backing) : NULL;
@@ -392,13 +421,17 @@ static int create_target(struct graph *g, const struct backup_options *o,
         return error_set(errp, ENOMEM, "no memory for options");
     }
     bool remote = remote_is_name(o->target_file);
-    *zero = !backing && (!remote || strcmp(format_of(o), "raw") != 0);
     graph_lock(g);
     node_access(o->source, &how->access);
     graph_unlock(g);
-    return remote ? create_remote(g, o, options, errp)
-                  : image_create_as(o->target_file, format_of(o), options, how,
-                                    errp);
+    r = remote ? create_remote(g, o, options, errp)
+               : image_create_as(o->target_file, format_of(o), options, how,
+                                 errp);
+
+    /* What does not stand for itself, now or after a change of what it names,
+     * has to have its zeroes stored. */
+    *zero = r == 0 && o->sync == SYNC_FULL && (!raw || is_file(o->target_file));
+    return r;
 }
 
 /* Keys that the user has not spelled out follow the source. */
@@ -485,16 +518,26 @@ static struct start *start_of(struct action *a)
     return list_entry(a, struct start, action);
 }
 
+static bool sizes_agree(const struct node *source, const struct node *target)
+{
+    uint64_t size = node_size(source);
+
+    return node_size(target) == size ||
+           node_size(target) == align_up(size, SECTOR);
+}
+
 static int prepare_copy(struct backup *b, const struct backup_options *o,
                         struct error **errp)
 {
     struct copy_options c = {
         .size = node_size(o->source),
         .cluster = copy_cluster_for(b->target),
+        .past = node_size(b->target) - node_size(o->source),
         .compress = o->compress,
         .target_zero = b->target_zero,
         .max_workers = o->max_workers,
         .max_chunk = o->max_chunk,
+        .policy = {.max_wait_ms = o->max_wait_ms},
     };
 
     if (o->compress && !b->target->drv->write_compressed) {
@@ -502,7 +545,7 @@ static int prepare_copy(struct backup *b, const struct backup_options *o,
                          "Compression is not supported for this drive %s",
                          node_name(b->target));
     }
-    if (node_size(b->target) != c.size) {
+    if (!sizes_agree(o->source, b->target)) {
         return error_set(errp, EINVAL,
                          "Source and target image have different sizes");
     }
@@ -540,6 +583,9 @@ static int start_prepare(struct action *a, struct error **errp)
     /* Here for the sake of the target, which has not been touched yet. */
     if (r == 0 && action_is_alone(a)) {
         r = check_bitmap(jobs_graph(s->jobs), o, errp);
+    }
+    if (r == 0) {
+        r = check_free(jobs_graph(s->jobs), o, errp);
     }
     if (r < 0) {
         return r;
@@ -580,7 +626,8 @@ static int arm(struct backup *b, const struct backup_options *o,
     if (r < 0) {
         return r;
     }
-    if (node_size(b->target) != node_size(o->source)) {
+    if (copy_size(b->copy) != node_size(o->source) ||
+        !sizes_agree(o->source, b->target)) {
         return error_set(errp, EBUSY, "Node '%s' is being resized",
                          node_name(o->source));
     }

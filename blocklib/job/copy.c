@@ -35,6 +35,7 @@
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/dirty.h"
 #include "nbdelta/bytes.h"
@@ -113,7 +114,8 @@ void copy_break_with(struct copy *c, int r, enum copy_side side)
     if (!atomic_compare_exchange_strong(&c->broken, &none, why)) {
         return;
     }
-    mutex_lock(&c->lock); /* workers that sleep shall see it */
+    copy_give_up(c); /* what workers wait for is of no use */
+    mutex_lock(&c->lock); /* those that sleep shall see it */
     cond_broadcast(&c->wake);
     mutex_unlock(&c->lock);
     if (c->policy.lost) {
@@ -210,12 +212,18 @@ static void finished(struct copy *c, uint64_t offset, uint64_t bytes)
     atomic_fetch_add(&c->done, bytes);
 }
 
+/* What the target gets behind what ends at @end. */
+static uint64_t past_of(const struct copy *c, uint64_t end)
+{
+    return end == c->size ? c->past : 0;
+}
+
 static int move_zeroes(struct copy *c, uint64_t offset, uint64_t bytes,
                        enum copy_side *side)
 {
     if (!c->target_zero) {
-        int r = node_zero(node_child(c->filter, CHILD_TARGET), offset, bytes,
-                          REQ_MAY_UNMAP);
+        int r = node_zero(node_child(c->filter, CHILD_TARGET), offset,
+                          bytes + past_of(c, offset + bytes), REQ_MAY_UNMAP);
         if (r < 0) {
             *side = COPY_WRITE;
             return r;
@@ -238,8 +246,12 @@ static int move_data(struct copy *c, uint64_t offset, uint64_t bytes, void *buf,
             *side = COPY_READ;
             return r;
         }
-        r = c->compress ? node_write_compressed(target, buf, len, offset + done)
-                        : node_pwrite(target, buf, len, offset + done, 0);
+        uint64_t past = past_of(c, offset + done + len); /* of a cluster */
+        memset((char *)buf + len, 0, past);
+        r = c->compress ? node_write_compressed(target, buf, len + past,
+                                                offset + done)
+                        : node_pwrite(target, buf, len + past, offset + done,
+                                      0);
         if (r < 0) {
             *side = COPY_WRITE;
             return r;
@@ -718,6 +730,7 @@ struct copy *copy_new(const struct copy_options *o)
     }
     c->size = o->size;
     c->cluster = o->cluster;
+    c->past = o->past;
     c->chunk = o->max_chunk ? o->max_chunk : CHUNK_DEFAULT;
     c->chunk = max_u64(align_down(c->chunk, o->cluster), o->cluster);
     /* Compressing takes whole clusters. */

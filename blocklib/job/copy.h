@@ -50,6 +50,8 @@ struct copy_policy {
 struct copy_options {
     uint64_t size;        /* of the point in time */
     uint64_t cluster;     /* unit of copying, a power of two */
+    uint64_t past;        /* bytes that the target has behind that, less than
+                             `cluster`; they become zeroes */
     bool compress;        /* the target's driver can */
     bool target_zero;     /* the target reads as zeroes where it is untouched */
     unsigned max_workers; /* 0: default */
@@ -121,6 +123,10 @@ void copy_merge_left(const struct copy *c, struct bitmap *bm);
 
 /* Workers are not wanted any more, whatever they wait for: graph_wake_waiting
  * has to follow.  And for others who work for this copy: node_unwanted. */
+void copy_give_up(struct copy *c);
+const _Atomic bool *copy_given_up(const struct copy *c);
+
+/* Workers are not wanted any more, whatever they wait for (node_unwanted). */
 void copy_give_up(struct copy *c);
 const _Atomic bool *copy_given_up(const struct copy *c);
 

@@ -31,6 +31,9 @@
 /* An errand that takes longer is something to tell (thread_wait_begin). */
 #define PATIENCE_NS UINT64_C(5000000)
 
+/* How often it is looked at whether there is anything left to wait for. */
+#define LOOK_NS UINT64_C(250000000)
+
 struct errand {
     struct list link; /* in the queue, until somebody begins */
     uint64_t offset;
@@ -38,7 +41,7 @@ struct errand {
     bool begun;
     bool done;
     bool keeps; /* the guest's request keeps the tree: its node_progress */
-    bool left; /* by the guest: who ends it frees it */
+    _Atomic bool left; /* by the guest: who ends it frees it */
     int result;
     enum copy_side side;
     cond_t ended;
@@ -131,7 +134,9 @@ static void *errand_thread(void *opaque)
         mutex_unlock(&e->lock);
         enum copy_side side;
         node_progress = t->keeps ? PROGRESS_CHANGED : PROGRESS_NONE;
+        node_unwanted = &t->left;
         int r = copy_here(e->copy, t->offset, t->end, &side);
+        node_unwanted = NULL;
         mutex_lock(&e->lock);
         t->side = side;
         end_locked(e, t, r);
@@ -168,6 +173,16 @@ static bool wait_until(cond_t *cond, struct errands *e, uint64_t deadline)
             true);
 }
 
+/* Nobody tells those who wait that the point in time is lost meanwhile. */
+static bool wait_a_little(struct errands *e, struct errand *t,
+                          uint64_t deadline) REQUIRES(e->lock)
+{
+    uint64_t look = min_u64(deadline, now_ns() + LOOK_NS);
+
+    (void)wait_until(&t->ended, e, look);
+    return now_ns() < deadline && !copy_is_broken(e->copy);
+}
+
 static int await_locked(struct errands *e, struct errand *t, uint64_t deadline,
                         enum copy_side *side) REQUIRES(e->lock)
 {
@@ -177,7 +192,7 @@ static int await_locked(struct errands *e, struct errand *t, uint64_t deadline,
     }
     if (!t->done) {
         thread_wait_begin();
-        while (!t->done && wait_until(&t->ended, e, deadline)) {
+        while (!t->done && wait_a_little(e, t, deadline)) {
         }
         thread_wait_end();
     }

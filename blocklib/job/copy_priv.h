@@ -10,6 +10,7 @@ struct copy {
     /* Set by copy_new. */
     uint64_t size;
     uint64_t cluster;
+    uint64_t past; /* see copy_options */
     uint64_t chunk;
     size_t buffer_size;
     unsigned max_workers;

@@ -157,6 +157,11 @@ MORE = {
     'block-export-add(nbd).tls-authz',
     'block-export-add(nbd).tls-authz-writable',
     'blockdev-create.options(qcow2).backing-fmt',
+    # How long a guest waits for the target of a backup.
+    'blockdev-backup.cbw-timeout',
+    'drive-backup.cbw-timeout',
+    'transaction.actions(blockdev-backup).data.cbw-timeout',
+    'transaction.actions(drive-backup).data.cbw-timeout',
     # Why a bitmap cannot be used.
     'query-block returns.inserted.dirty-bitmaps.inconsistent-reason',
     'query-named-block-nodes returns.dirty-bitmaps.inconsistent-reason',

@@ -84,7 +84,12 @@ struct backup_options {
     const char *filter_node_name; /* or NULL */
     unsigned max_workers;   /* 0: default */
     uint64_t max_chunk;     /* bytes, 0: default */
+    uint64_t max_wait_ms;   /* for a guest's write that waits for a copy; then
+                               the job fails, and it goes on; 0: no limit */
 };
+
+/* What drive-backup and blockdev-backup take for that if nothing is said. */
+#define BACKUP_WAIT_MS UINT64_C(30000)
 
 /*
  * Jobs that end together: all succeed, or none does.  One reference; NULL: no
