@@ -19,6 +19,7 @@
 #include "address.h"
 #include "conn.h"
 #include "daemon.h"
+#include "log.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
@@ -72,6 +73,7 @@ struct servers {
     struct list conns;
     unsigned conn_count;
     bool used; /* an export was opened */
+    struct log_limit no_thread; /* clients that were sent away for that */
 
     _Atomic bool stopping;
 };
@@ -462,7 +464,11 @@ static void start_conn(struct servers *ss, struct server *s, int fd)
         return;
     }
     c->peer = peer;
-    if (thread_start(&c->thread, "nbd-conn", conn_thread, c) < 0) {
+    int r = thread_start(&c->thread, "nbd-conn", conn_thread, c);
+    if (r < 0) {
+        log_seldom(&ss->no_thread, TELL_WARNING,
+                   "a client was sent away: cannot start a thread: %s",
+                   strerror(-r));
         conn_free(c);
         return;
     }

@@ -68,17 +68,25 @@ int chain_set_read_only(struct node *n, bool read_only, struct error **errp)
     return r;
 }
 
-char *chain_backing_name(const struct node *n)
+char *chain_backing_name(const struct node *n, struct error **errp)
 {
     const char *name = node_filename(n);
     CLEANUP_FREE char *cwd = NULL;
-    char *full;
+    char *full = NULL;
 
     if (name[0] == '/' || strncmp(name, "json:", 5) == 0) {
-        return strdup(name);
+        full = strdup(name);
+    } else if ((cwd = getcwd(NULL, 0)) &&
+               asprintf(&full, "%s/%s", cwd, name) < 0) {
+        full = NULL;
     }
-    cwd = getcwd(NULL, 0);
-    return cwd && asprintf(&full, "%s/%s", cwd, name) >= 0 ? full : NULL;
+    if (!full) {
+        (void)error_set(errp, errno,
+                        "cannot find the path of '%s', to name it in another "
+                        "image: %s",
+                        name, strerror(errno));
+    }
+    return full;
 }
 
 const char *chain_backing_format(const struct node *n)

@@ -29,8 +29,8 @@ int chain_set_read_only(struct node *n, bool read_only, struct error **errp);
 struct node *chain_find_file(struct node *top, const char *name);
 
 /* The name that an image, wherever it is, has to give to its backing file
- * @n, malloc()ed; NULL: no memory.  And the format. */
-char *chain_backing_name(const struct node *n);
+ * @n, malloc()ed; NULL with @errp: it cannot be found.  And the format. */
+char *chain_backing_name(const struct node *n, struct error **errp);
 const char *chain_backing_format(const struct node *n);
 
 /* Write @name and @fmt (or NULL) into the image of @n, which may be read-only:

@@ -437,8 +437,8 @@ static int open_with_opts(const struct context *ctx, struct opts *opts,
         }
     }
     r = probed ? probe(file, &driver, errp) : 0;
-    const struct driver *drv = r == 0 ? driver_find(driver) : NULL;
-    if (r == 0) {
+    const struct driver *drv = driver_find(driver ? driver : "");
+    if (r >= 0) {
         r = drv ? node_alloc(ctx->graph, drv, name, &n, errp)
                 : error_set(errp, EINVAL, "Unknown driver '%s'", driver);
     }

@@ -77,9 +77,11 @@ static bool path_is_below(const char *dir, const char *path)
 static int find_resolved(struct door *d, const char *real)
 {
     int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    int r = root < 0 ? -errno : door_find_below(d, root, real + 1);
+    int r = root < 0 ? -errno : 0;
 
+    *d = (struct door){-1, AT_FDCWD, NULL, {0}};
     if (root >= 0) {
+        r = door_find_below(d, root, real + 1);
         (void)close(root);
     }
     return r;
@@ -172,12 +174,24 @@ static int refuse(const struct named *by, const char *real, const char *why,
                      image_of(by), real, why);
 }
 
+static int cannot_open(const struct named *by, const char *path, int code,
+                       struct error **errp)
+{
+    return error_set(errp, code,
+                     "image '%s' names the file '%s', which cannot be opened: "
+                     "%s",
+                     image_of(by), path, strerror(code));
+}
+
 int policy_find(const struct named *by, const char *path, bool writable,
                 struct door *d, bool *only_read, struct error **errp)
 {
     const struct graph *g = by->image->graph;
     CLEANUP_FREE char *real = realpath(path, NULL);
-    int r = real ? find_allowed(g, real, d) : -errno;
+    if (!real) {
+        return cannot_open(by, path, errno, errp);
+    }
+    int r = find_allowed(g, real, d);
 
     *only_read = false;
     if (r == 1 && g->follow == FOLLOW_NONE) {
@@ -197,10 +211,7 @@ int policy_find(const struct named *by, const char *path, bool writable,
                       errp);
     }
     if (r < 0) {
-        return error_set(errp, -r,
-                         "image '%s' names the file '%s', which cannot be "
-                         "opened: %s",
-                         image_of(by), path, strerror(-r));
+        return cannot_open(by, path, -r, errp);
     }
     if (beside && !S_ISREG(d->st.st_mode)) {
         r = refuse(by, real,

@@ -411,7 +411,12 @@ static int create_target(struct graph *g, const struct backup_options *o,
                   (json_int_t)(raw ? size : align_up(size, SECTOR)));
     int r = options ? 0 : -1;
 
-    CLEANUP_FREE char *name = backing ? chain_backing_name(backing) : NULL;
+    CLEANUP_FREE char *name = backing ? chain_backing_name(backing, errp)
+                                      : NULL;
+
+    if (backing && !name) {
+        return -EINVAL;
+    }
     if (r == 0 && backing) {
         r = json_object_set_new(options, "backing_file", json_string(name)) |
             json_object_set_new(options, "backing_fmt",

@@ -511,9 +511,10 @@ static int switch_to_base(struct commit *c)
 
 static int end_below(struct commit *c)
 {
-    CLEANUP_FREE char *name = c->backing_file ? strdup(c->backing_file)
-                                              : chain_backing_name(c->base);
-    int r = name ? node_flush(c->base) : -ENOMEM;
+    CLEANUP_FREE char *name = c->backing_file
+                                  ? strdup(c->backing_file)
+                                  : chain_backing_name(c->base, NULL);
+    int r = name ? node_flush(c->base) : -ENOENT;
 
     if (r == 0) {
         r = rename_backing(c, c->top, name);

@@ -39,13 +39,15 @@ static int create_file(const struct snapshot *s, struct file_make *how,
                        struct error **errp)
 {
     const struct node *n = s->o.node;
-    CLEANUP_FREE char *backing = chain_backing_name(n);
+    CLEANUP_FREE char *backing = chain_backing_name(n, errp);
+
+    if (!backing) {
+        return -EINVAL;
+    }
     CLEANUP_JSON json_t *options =
-        backing ? json_pack("{s:I, s:s, s:s, s:b}", "size",
-                            (json_int_t)node_size(n), "backing_file", backing,
-                            "backing_fmt", chain_backing_format(n),
-                            "backing_unchecked", 1)
-                : NULL;
+        json_pack("{s:I, s:s, s:s, s:b}", "size", (json_int_t)node_size(n),
+                  "backing_file", backing, "backing_fmt",
+                  chain_backing_format(n), "backing_unchecked", 1);
 
     if (!options) {
         return error_set(errp, EINVAL, "'%s' cannot be a backing file",

@@ -164,6 +164,94 @@ kill "$server"
 wait "$server" || rc=$?
 server=
 [ "$rc" -le 1 ] || fail "ended with $rc at a limit on the size of files"
-[ ! -e "$sock" ] && [ ! -e "$pidfile" ] || fail "no end in order"
+if [ -e "$sock" ] || [ -e "$pidfile" ]; then
+    fail "no end in order"
+fi
 qemu-io -f qcow2 -r -c 'read -P 107 0 64k' w.qcow2 >out
 ! grep -q -i fail out || fail "the disk behind was not closed: $(cat out)"
+
+# --- Threads, a directory that has gone, no /proc ---
+
+# Whoever cannot have a thread is sent away, with a line in the log; the others
+# are served.  A user of his own, so that nobody else counts.
+if [ "$(id -u)" -eq 0 ] && command -v setpriv prlimit >/dev/null; then
+    mkdir open
+    chmod 777 open
+    truncate -s 1M open/d.raw
+    chmod 666 open/d.raw
+    chmod 711 . .. 2>/dev/null || true
+    rm -f "$pidfile"
+    setpriv --reuid=54321 --regid=54321 --clear-groups prlimit --nproc=12 \
+        "$BUILD/nbdelta" serve -U "$PWD/open/s" --pidfile "$PWD/open/pid" \
+        -f raw d="$PWD/open/d.raw" 2>err &
+    server=$!
+    # shellcheck disable=SC2317
+    ready_or_gone() {
+        [ -s open/pid ] || ! kill -0 "$server" 2>/dev/null
+    }
+    wait_until "the server is ready, or gone" ready_or_gone
+    if [ -s open/pid ]; then # else it may not come here, or not run there
+        python -c '
+import nbd, sys
+served = []
+for i in range(40):
+    h = nbd.NBD()
+    try:
+        h.connect_unix(sys.argv[1])
+        h.pread(512, 0)
+        served.append(h)
+    except nbd.Error:
+        pass
+assert 0 < len(served) < 40, len(served)
+for h in served:
+    assert h.pread(512, 512) == bytes(512)
+' "$PWD/open/s"
+        grep -q 'cannot start a thread' err || fail "no word of it: $(cat err)"
+        kill "$server"
+        wait "$server" || fail "ended with $?"
+    fi
+    server=
+fi
+
+qemu-img create -q -f qcow2 v.qcow2 4M
+mkdir gone
+cp v.qcow2 gone
+(
+    cd gone
+    exec "$BUILD/nbdelta" serve -U "$sock" --qmp "$qmp_sock" \
+        --pidfile "$pidfile" vda=v.qcow2
+) &
+server=$!
+wait_until "the server is ready" test -s "$pidfile"
+rm -r gone
+if qmp blockdev-snapshot-sync device=vda snapshot-file="$PWD/o.qcow2" 2>err; then
+    fail "an overlay on a file whose path nobody knows"
+fi
+grep -q "cannot find the path of 'v.qcow2'" err || fail "$(cat err)"
+put vda 0
+stop_server
+
+if [ "$(id -u)" -eq 0 ] && unshare -m true 2>/dev/null; then
+    rm -f "$pidfile"
+    # shellcheck disable=SC2016
+    unshare -m bash -c 'mount -t tmpfs none /proc && exec "$@"' - \
+        "$BUILD/nbdelta" serve -U "$sock" --qmp "$qmp_sock" \
+        --pidfile "$pidfile" vda=v.qcow2 &
+    server=$!
+    wait_until "the server is ready" test -s "$pidfile"
+    # v.qcow2 becomes read-only, and writable again.
+    qmp blockdev-snapshot-sync device=vda snapshot-file="$PWD/o.qcow2" \
+        snapshot-node-name=over >out
+    put vda 0
+    qmp block-commit device=vda job-id=j base-node=vda >out
+    # shellcheck disable=SC2317
+    jobs_say() {
+        qmp query-jobs | grep -q "$1"
+    }
+    wait_until "the commit is ready" jobs_say '"status": "ready"'
+    qmp job-complete id=j >out
+    wait_until "the commit is done" jobs_say '^\[\]$'
+    stop_server
+    qemu-io -f qcow2 -r -c 'read -P 107 0 64k' v.qcow2 >out
+    ! grep -q -i fail out || fail "$(cat out)"
+fi
