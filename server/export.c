@@ -445,45 +445,78 @@ uint64_t exports_idle_ns(struct exports *s, const char *id)
     return ns;
 }
 
-int exports_each(struct exports *s, int (*fn)(struct export *e, void *opaque),
-                 void *opaque)
+/* Wake who collects, where nobody uses it any more. */
+static void tell_unused(struct exports *s, const struct export *e)
+{
+    uint64_t one = 1;
+
+    if (e->refs == 0 && e->visits == 0) {
+        while (write(s->gone_fd, &one, sizeof(one)) < 0 && errno == EINTR) {
+        }
+    }
+}
+
+/* Without the lock during @fn, which may wait for storage: a visit keeps the
+ * export, and its place in the list, and counts as no client. */
+static int visit_all(struct exports *s, bool removed_too,
+                     int (*fn)(struct export *e, void *opaque), void *opaque)
 {
     int r = 0;
 
     mutex_lock(&s->lock);
-    list_for_each (l, &s->list) {
+    for (struct list *l = s->list.next; r == 0 && l != &s->list;) {
         struct export *e = list_entry(l, struct export, in_set);
 
-        r = e->removed ? 0 : fn(e, opaque);
-        if (r != 0) {
-            break;
+        if (e->removed && !removed_too) {
+            l = l->next;
+            continue;
         }
+        e->visits++;
+        mutex_unlock(&s->lock);
+        r = fn(e, opaque);
+        mutex_lock(&s->lock);
+        l = l->next;
+        e->visits--;
+        tell_unused(s, e);
     }
     mutex_unlock(&s->lock);
     return r;
 }
 
+int exports_each(struct exports *s, int (*fn)(struct export *e, void *opaque),
+                 void *opaque)
+{
+    return visit_all(s, false, fn, opaque);
+}
+
+/* What exports_query has gathered, and where from. */
+struct query {
+    struct exports *set;
+    json_t *list;
+};
+
+static int describe(struct export *e, void *opaque)
+{
+    const struct query *q = opaque;
+
+    mutex_lock(&q->set->lock);
+    bool removed = e->removed;
+    mutex_unlock(&q->set->lock);
+    return e->of ? 0
+                 : json_array_insert_new(
+                       q->list, 0,
+                       json_pack("{s:s, s:b, s:s, s:s, s:s*}", "node-name",
+                                 node_name(blk_node(e->blk)), "shutting-down",
+                                 (int)removed, "type", "nbd", "id", e->id,
+                                 "server", e->server_id));
+}
+
 json_t *exports_query(struct exports *s)
 {
     json_t *list = json_array();
-    int r = list ? 0 : -1;
+    struct query q = {s, list};
 
-    mutex_lock(&s->lock);
-    list_for_each (l, &s->list) {
-        struct export *e = list_entry(l, struct export, in_set);
-
-        if (e->of) {
-            continue;
-        }
-        json_t *info = json_pack("{s:s, s:b, s:s, s:s, s:s*}", "node-name",
-                                 node_name(blk_node(e->blk)), "shutting-down",
-                                 (int)e->removed, "type", "nbd", "id", e->id,
-                                 "server", e->server_id);
-
-        r = r < 0 ? r : json_array_insert_new(list, 0, info);
-    }
-    mutex_unlock(&s->lock);
-    if (r < 0) {
+    if (!list || visit_all(s, true, describe, &q) < 0) {
         json_decref(list);
         return NULL;
     }
@@ -494,13 +527,9 @@ json_t *exports_query(struct exports *s)
 
 static void unref_locked(struct exports *s, struct export *e) REQUIRES(s->lock)
 {
-    uint64_t one = 1;
-
     e->idle_since = now_ns();
-    if (--e->refs == 0) {
-        while (write(s->gone_fd, &one, sizeof(one)) < 0 && errno == EINTR) {
-        }
-    }
+    e->refs--;
+    tell_unused(s, e);
 }
 
 void export_ref(struct exports *s, struct export *e)
@@ -578,7 +607,7 @@ static struct export *take_gone(struct exports *s)
     list_for_each (l, &s->list) {
         struct export *e = list_entry(l, struct export, in_set);
 
-        if (e->refs == 0) {
+        if (e->refs == 0 && e->visits == 0) {
             gone = e;
             list_remove(l);
             break;

@@ -106,6 +106,7 @@ struct export
     /* Guarded by the lock of the set. */
     struct list in_set;
     unsigned refs;
+    unsigned visits; /* of exports_each: they keep it, too */
     bool removed;
     uint64_t idle_since; /* now_ns() when its last client went */
 };
@@ -199,8 +200,9 @@ void exports_pause(struct exports *s, struct jobs *j) REQUIRES(j->lock);
 void exports_settle_one(struct exports *s, struct jobs *j, const char *id)
     REQUIRES(j->lock);
 
-/* Visit those that are not removed under the set's lock, oldest first; what
- * @fn returns other than 0 ends that and is returned. */
+/* Visit those that are not removed, oldest first, without any lock: @fn may
+ * wait, and the export stays until it returns.  What @fn returns other than 0
+ * ends that and is returned. */
 int exports_each(struct exports *s, int (*fn)(struct export *e, void *opaque),
                  void *opaque);
 

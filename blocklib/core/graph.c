@@ -565,7 +565,7 @@ void node_replace(struct node *from, struct node *to)
         }
         list_remove(at);
         list_append(&to->parents, at);
-        e->child = to;
+        __atomic_store_n(&e->child, to, __ATOMIC_RELEASE); /* see blk_node */
         node_ref(to);
         assert(from->refs > 1);
         from->refs--;

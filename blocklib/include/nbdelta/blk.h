@@ -41,10 +41,11 @@ int blk_new(struct graph *g, struct node *n, unsigned perm, unsigned shared,
 /* Detach.  All calls on @b have returned.  NULL is fine. */
 void blk_free(struct blk *b);
 
-/* The node it is attached to now. */
+/* The node it is attached to now.  Takes no lock, and does not wait. */
 struct node *blk_node(const struct blk *b);
 
-/* The same, without filters that jobs have put in between: a disk's own node. */
+/* The same, without filters that jobs have put in between: a disk's own node.
+ * Takes the control lock. */
 struct node *blk_disk(const struct blk *b);
 
 /* Does it show the disk that @n is of: the same node, without the filters that
