@@ -33,6 +33,11 @@ struct daemon {
     bool exit_on_disconnect;   /* when the last NBD client has gone */
     int quit_fd;               /* eventfd: readable once it shall stop */
 
+    /* The command that has the monitor lock, for those who wait for it (""
+     * while nobody does); with a lock of its own. */
+    mutex_t turn_lock;
+    char turn[64];
+
     /* Monitor lock. */
     cond_t ended;
     bool has_ended; /* no exports and jobs are left */

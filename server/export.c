@@ -2,6 +2,7 @@
 #include "export.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,10 +21,18 @@
 #include "nbdelta/thread.h"
 #include "tls-policy.h"
 
+/* How long what is to be deleted waits for its disk to be drained; how often
+ * it is tried again. */
+#define COLLECT_NS UINT64_C(1000000000)
+#define STUCK_MS   1000
+
 struct exports {
     struct daemon *daemon;
     int gone_fd; /* eventfd: an export waits for exports_collect */
     cond_t collected;
+    pthread_t thread; /* the collector */
+    bool started;
+    _Atomic bool stopping;
     _Atomic uint64_t serials; /* given out so far */
 
     mutex_t lock;
@@ -133,11 +142,6 @@ void exports_free(struct exports *s)
     mutex_destroy(&s->lock);
     (void)close(s->gone_fd);
     free(s);
-}
-
-int exports_fd(const struct exports *s)
-{
-    return s->gone_fd;
 }
 
 /* --- Adding. --- */
@@ -450,7 +454,7 @@ static void tell_unused(struct exports *s, const struct export *e)
 {
     uint64_t one = 1;
 
-    if (e->refs == 0 && e->visits == 0) {
+    if (e->refs == 0 && e->visits == 0 && !e->stuck) {
         while (write(s->gone_fd, &one, sizeof(one)) < 0 && errno == EINTR) {
         }
     }
@@ -598,8 +602,8 @@ void exports_remove_all(struct exports *s, uint64_t server)
     mutex_unlock(&s->lock);
 }
 
-/* One that nobody uses, taken off the list, or NULL. */
-static struct export *take_gone(struct exports *s)
+/* One that nobody uses, visited; NULL: none. */
+static struct export *visit_gone(struct exports *s)
 {
     struct export *gone = NULL;
 
@@ -607,9 +611,9 @@ static struct export *take_gone(struct exports *s)
     list_for_each (l, &s->list) {
         struct export *e = list_entry(l, struct export, in_set);
 
-        if (e->refs == 0 && e->visits == 0) {
+        if (e->refs == 0 && e->visits == 0 && !e->stuck) {
             gone = e;
-            list_remove(l);
+            gone->visits++;
             break;
         }
     }
@@ -617,6 +621,34 @@ static struct export *take_gone(struct exports *s)
     return gone;
 }
 
+static void set_stuck(struct exports *s, struct export *e)
+{
+    mutex_lock(&s->lock);
+    e->visits--;
+    e->stuck = true;
+    mutex_unlock(&s->lock);
+}
+
+/* Off the list: nobody can come to use it again. */
+static void delete(struct exports *s, struct export *e)
+{
+    struct export *of = e->of;
+
+    mutex_lock(&s->lock);
+    list_remove(&e->in_set);
+    mutex_unlock(&s->lock);
+    if (of) {
+        export_free(s, e);
+        export_unref(s, of);
+        return;
+    }
+    CLEANUP_JSON json_t *data = json_pack("{s:s}", "id", e->id);
+
+    export_free(s, e);
+    monitors_emit("BLOCK_EXPORT_DELETED", data, s->daemon->monitors);
+}
+
+/* What others do with its disk may hang: it stays then, for the collector. */
 void exports_collect(struct exports *s, struct jobs *j)
 {
     struct export *e;
@@ -624,20 +656,83 @@ void exports_collect(struct exports *s, struct jobs *j)
 
     mutex_is_held(&j->lock);
     (void)!read(s->gone_fd, &n, sizeof(n));
-    while ((e = take_gone(s))) {
-        if (e->of) {
-            struct export *of = e->of;
-
-            export_free(s, e);
-            export_unref(s, of);
-            continue;
+    while ((e = visit_gone(s))) {
+        if (blk_settle(e->blk, COLLECT_NS)) {
+            delete(s, e);
+        } else {
+            set_stuck(s, e);
         }
-        CLEANUP_JSON json_t *data = json_pack("{s:s}", "id", e->id);
-
-        export_free(s, e);
-        monitors_emit("BLOCK_EXPORT_DELETED", data, s->daemon->monitors);
     }
     cond_broadcast(&s->collected);
+}
+
+struct look {
+    struct exports *set;
+    bool left;
+};
+
+/* One that was stuck: without the monitor lock until it is not. */
+static int look_again(struct export *e, void *opaque)
+{
+    struct look *look = opaque;
+    struct exports *s = look->set;
+
+    mutex_lock(&s->lock);
+    bool stuck = e->stuck;
+    mutex_unlock(&s->lock);
+    if (!stuck) {
+        return 0;
+    }
+    bool calm = blk_settle(e->blk, 0);
+    mutex_lock(&s->lock);
+    e->stuck = !calm;
+    mutex_unlock(&s->lock);
+    look->left |= !calm;
+    return 0;
+}
+
+/* Deletes what was removed once its last client has gone. */
+static void *collector(void *opaque)
+{
+    struct exports *s = opaque;
+    struct jobs *j = s->daemon->jobs;
+    struct pollfd fd = {.fd = s->gone_fd, .events = POLLIN};
+
+    while (!atomic_load(&s->stopping)) {
+        struct look look = {s, false};
+
+        (void)visit_all(s, true, look_again, &look);
+        if (poll(&fd, 1, look.left ? STUCK_MS : -1) >= 0 &&
+            !atomic_load(&s->stopping)) {
+            mutex_lock(&j->lock);
+            exports_collect(s, j);
+            mutex_unlock(&j->lock);
+        }
+    }
+    return NULL;
+}
+
+int exports_start(struct exports *s, struct error **errp)
+{
+    int r = thread_start(&s->thread, "exports", collector, s);
+
+    if (r < 0) {
+        return error_set(errp, -r, "cannot start a thread: %s", strerror(-r));
+    }
+    s->started = true;
+    return 0;
+}
+
+void exports_stop(struct exports *s)
+{
+    uint64_t one = 1;
+
+    if (s->started) {
+        atomic_store(&s->stopping, true);
+        (void)!write(s->gone_fd, &one, sizeof(one));
+        thread_join(s->thread);
+        s->started = false;
+    }
 }
 
 static bool has_removed(struct exports *s)

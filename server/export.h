@@ -107,6 +107,7 @@ struct export
     struct list in_set;
     unsigned refs;
     unsigned visits; /* of exports_each: they keep it, too */
+    bool stuck;      /* its disk could not be drained for its end */
     bool removed;
     uint64_t idle_since; /* now_ns() when its last client went */
 };
@@ -180,11 +181,14 @@ uint64_t exports_idle_ns(struct exports *s, const char *id);
 /* Has it been removed, or what it is a view of? */
 bool export_is_removed(struct exports *s, const struct export *e);
 
-/* Readable when some are to be collected. */
-int exports_fd(const struct exports *s);
+/* A thread that deletes what was removed when its last client goes; and its
+ * end, without the monitor lock, after the last connection's. */
+int exports_start(struct exports *s, struct error **errp);
+void exports_stop(struct exports *s);
 
 /* Delete those that are removed and without clients, and tell of it
- * (BLOCK_EXPORT_DELETED). */
+ * (BLOCK_EXPORT_DELETED); but one whose disk does not come to rest within a
+ * second is left to the thread. */
 void exports_collect(struct exports *s, struct jobs *j) REQUIRES(j->lock);
 
 /* Wait until all that are removed are deleted, with the monitor lock given up

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Sockets and connections: one thread accepts, joins the threads of
- * connections that have ended, and deletes exports that nobody uses any more.
+ * Sockets and connections: one thread accepts, and joins the threads of
+ * connections that have ended.  It waits for nothing else: neither for storage
+ * nor for the monitor lock.
  */
 #include "listen.h"
 
@@ -668,15 +669,6 @@ static bool accept_all(struct servers *ss)
     return rest;
 }
 
-static void collect(struct servers *ss)
-{
-    struct jobs *jobs = ss->daemon->jobs;
-
-    mutex_lock(&jobs->lock);
-    exports_collect(ss->exports, jobs);
-    mutex_unlock(&jobs->lock);
-}
-
 /* What the accepting thread waits for. */
 struct poll_set {
     struct pollfd *fds;
@@ -704,7 +696,6 @@ static void watch_all(struct servers *ss, struct poll_set *ps)
 {
     ps->count = 0;
     watch(ps, ss->wake);
-    watch(ps, exports_fd(ss->exports));
     mutex_lock(&ss->lock);
     list_for_each (l, &ss->list) {
         struct server *s = server_at(l);
@@ -726,13 +717,10 @@ static void *accept_thread(void *arg)
     while (!atomic_load(&ss->stopping)) {
         reap(ss);
         watch_all(ss, &ps);
-        if (poll(ps.fds, ps.count, ps.count > 1 ? -1 : 100) < 0) {
+        if (poll(ps.fds, ps.count, ps.count > 0 ? -1 : 100) < 0) {
             continue;
         }
         (void)!read(ss->wake, &count, sizeof(count));
-        if (ps.count > 1 && ps.fds[1].revents) {
-            collect(ss);
-        }
         if (!atomic_load(&ss->stopping) && accept_all(ss)) {
             (void)poll(&wake, 1, 100); /* those clients wait: do not spin */
         }

@@ -690,6 +690,16 @@ static struct pull *find(const struct pulls *p, const char *id)
     return NULL;
 }
 
+void pulls_name_nodes(const struct pulls *p, const char *id, json_t *names)
+{
+    const struct pull *s = find(p, id);
+
+    for (unsigned i = 0; s && i < s->count; i++) {
+        (void)json_object_set_new(names, node_name(s->disks[i].node),
+                                  json_true());
+    }
+}
+
 int pulls_end(struct pulls *p, const char *id, bool success, const json_t *drop,
               struct error **errp)
 {

@@ -74,6 +74,9 @@ int pulls_begin(struct pulls *p, const struct pull_options *o, json_t **reply,
 int pulls_end(struct pulls *p, const char *id, bool success, const json_t *drop,
               struct error **errp);
 
+/* The nodes of the session @id, if there is such, as members of @names. */
+void pulls_name_nodes(const struct pulls *p, const char *id, json_t *names);
+
 /* What query-backups returns; a new reference, NULL: no memory. */
 json_t *pulls_query(struct pulls *p);
 

@@ -330,8 +330,10 @@ static const struct qmp_arg qom_set_args[] = {
 };
 
 const struct qmp_command qmp_block_commands[] = {
-    QMP_COMMAND("block_resize", cmd_resize, resize_args),
-    QMP_COMMAND("eject", cmd_eject, eject_args),
+    QMP_COMMAND("block_resize", cmd_resize, resize_args,
+                .drains = QMP_DRAINS_NAMED),
+    QMP_COMMAND("eject", cmd_eject, eject_args,
+                .drains = QMP_DRAINS_NAMED),
     QMP_COMMAND("qom-set", cmd_qom_set, qom_set_args),
     QMP_COMMAND("query-block", cmd_query_block, NULL, .ret = &qmp_block_type),
     QMP_COMMAND("query-blockstats", cmd_query_stats, stats_args,

@@ -194,10 +194,13 @@ static int cmd_reopen(struct qmp_call *call, struct error **errp)
 }
 
 const struct qmp_command qmp_chain_commands[] = {
-    QMP_COMMAND("block-commit", cmd_commit, commit_args),
-    QMP_COMMAND("blockdev-reopen", cmd_reopen, reopen_args),
+    QMP_COMMAND("block-commit", cmd_commit, commit_args,
+                .drains = QMP_DRAINS_NAMED),
+    QMP_COMMAND("blockdev-reopen", cmd_reopen, reopen_args,
+                .drains = QMP_DRAINS_NAMED),
     QMP_ACTION("blockdev-snapshot", snapshot, snapshot_args),
     QMP_ACTION("blockdev-snapshot-sync", snapshot_sync, snapshot_sync_args),
-    QMP_COMMAND("change-backing-file", cmd_change_backing, change_backing_args),
+    QMP_COMMAND("change-backing-file", cmd_change_backing, change_backing_args,
+                .drains = QMP_DRAINS_NAMED),
     QMP_COMMANDS_END,
 };

@@ -66,6 +66,7 @@ static int cmd_del(struct qmp_call *call, struct error **errp)
 
 const struct qmp_command qmp_device_commands[] = {
     QMP_COMMAND("device_add", cmd_add, add_args),
-    QMP_COMMAND("device_del", cmd_del, del_args),
+    QMP_COMMAND("device_del", cmd_del, del_args,
+                .drains = QMP_DRAINS_NAMED),
     QMP_COMMANDS_END,
 };

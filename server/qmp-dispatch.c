@@ -460,7 +460,9 @@ json_t *qmp_dispatch(struct daemon *d, struct qmp_state *state, json_t *request)
         if (!call.args) {
             call.args = none;
         }
-        jobs_settle(d->jobs);
+        if (!cmd->lockless) {
+            jobs_settle(d->jobs);
+        }
         r = none && reply ? run(&call, cmd, &err)
                           : error_set(&err, ENOMEM, "Out of memory");
     }

@@ -85,7 +85,7 @@ enum qmp_class {
     QMP_DEVICE_NOT_FOUND,
 };
 
-/* What dispatch knows of a client.  Monitor lock. */
+/* What dispatch knows of a client: its own thread's. */
 struct qmp_state {
     bool negotiated;
     bool oob;
@@ -99,7 +99,7 @@ struct qmp_call {
     enum qmp_class class; /* of the error, GENERIC if left alone */
 };
 
-/* Runs under the monitor lock. */
+/* Runs under the monitor lock, unless its row says lockless. */
 typedef int qmp_fn(struct qmp_call *call, struct error **errp);
 
 /* What the call asks for, as an action (nbdelta/action.h); under the monitor
@@ -117,6 +117,10 @@ struct qmp_command {
     /* Commands that may be part of a transaction. */
     qmp_action_fn *action;
     bool is_job; /* it may be grouped with others */
+
+    /* What it needs of others (qmp-turn.h).  Actions drain what they name. */
+    bool lockless; /* not the monitor lock, nor what that guards */
+    enum { QMP_DRAINS_NONE, QMP_DRAINS_NAMED, QMP_DRAINS_ALL } drains;
 };
 
 /* Rows of the table: a command; one that is an action, too. */
@@ -186,7 +190,7 @@ int qmp_check_args(json_t *args, const struct qmp_arg *spec, const char *where,
 
 /*
  * Run @request (any JSON value) and return the reply, NULL when there is no
- * memory for one.  With the monitor lock.
+ * memory for one.  With the monitor lock, unless it is lockless (qmp-turn.h).
  */
 json_t *qmp_dispatch(struct daemon *d, struct qmp_state *state,
                      json_t *request);

@@ -45,6 +45,7 @@ static const struct qmp_arg del_args[] = {
 
 const struct qmp_command qmp_node_commands[] = {
     QMP_COMMAND("blockdev-add", cmd_add, add_args),
-    QMP_COMMAND("blockdev-del", cmd_del, del_args),
+    QMP_COMMAND("blockdev-del", cmd_del, del_args,
+                .drains = QMP_DRAINS_NAMED),
     QMP_COMMANDS_END,
 };

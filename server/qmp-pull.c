@@ -256,9 +256,12 @@ static const struct qmp_arg checkpoints_type =
     QMP_ARG("", OBJECTS, .members = checkpoint_members);
 
 const struct qmp_command qmp_pull_commands[] = {
-    QMP_COMMAND("backup-begin", cmd_begin, begin_args, .ret = &begun_type),
-    QMP_COMMAND("backup-end", cmd_end, end_args),
-    QMP_COMMAND("checkpoint-delete", cmd_delete, delete_args),
+    QMP_COMMAND("backup-begin", cmd_begin, begin_args, .ret = &begun_type,
+                .drains = QMP_DRAINS_ALL),
+    QMP_COMMAND("backup-end", cmd_end, end_args,
+                .drains = QMP_DRAINS_NAMED),
+    QMP_COMMAND("checkpoint-delete", cmd_delete, delete_args,
+                .drains = QMP_DRAINS_NAMED),
     QMP_COMMAND("checkpoint-list", cmd_list, NULL, .ret = &checkpoints_type),
     QMP_COMMAND("query-backups", cmd_query, NULL, .ret = &queried_type),
     QMP_COMMANDS_END,

@@ -171,6 +171,7 @@ static int cmd_transaction(struct qmp_call *call, struct error **errp)
 }
 
 const struct qmp_command qmp_transaction_commands[] = {
-    QMP_COMMAND("transaction", cmd_transaction, transaction_args),
+    QMP_COMMAND("transaction", cmd_transaction, transaction_args,
+                .drains = QMP_DRAINS_NAMED),
     QMP_COMMANDS_END,
 };

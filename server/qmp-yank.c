@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Cutting off servers that never answer. */
-#include "qmp-yank.h"
-
+/* Cutting off servers that never answer.  Without the monitor lock: who holds
+ * that may wait for what is to be yanked. */
 #include <errno.h>
 #include <string.h>
 
@@ -94,22 +93,9 @@ static int cmd_query_yank(struct qmp_call *call, struct error **errp)
     return 0;
 }
 
-void qmp_yank_early(struct daemon *d, const json_t *request)
-{
-    const char *name = json_string_value(json_object_get(request, "exec-oob"));
-
-    if (!name) {
-        name = json_string_value(json_object_get(request, "execute"));
-    }
-    if (name && strcmp(name, "yank") == 0) {
-        (void)yank_all(d->graph,
-                       json_object_get(json_object_get(request, "arguments"),
-                                       "instances"));
-    }
-}
-
 const struct qmp_command qmp_yank_commands[] = {
-    QMP_COMMAND("query-yank", cmd_query_yank, NULL, .ret = &instances_type),
-    QMP_COMMAND("yank", cmd_yank, yank_args),
+    QMP_COMMAND("query-yank", cmd_query_yank, NULL, .ret = &instances_type,
+                .lockless = true),
+    QMP_COMMAND("yank", cmd_yank, yank_args, .lockless = true),
     QMP_COMMANDS_END,
 };

@@ -399,6 +399,7 @@ static int start(struct serve *s, struct error **errp)
     if ((r = make_fds(s, errp)) < 0 || (r = make_parts(s, errp)) < 0 ||
         (r = listen_short(s, errp)) < 0 || (r = do_options(s, errp)) < 0 ||
         (r = check_server(s, errp)) < 0 ||
+        (r = exports_start(s->daemon.exports, errp)) < 0 ||
         (r = servers_start(s->daemon.servers, errp)) < 0 ||
         (r = pidfile_write(&s->pidfile, errp)) < 0) {
         return r;
@@ -477,6 +478,9 @@ static int stop(struct serve *s)
     if (d->monitors) {
         monitors_stop(d->monitors);
     }
+    if (d->exports) {
+        exports_stop(d->exports);
+    }
     servers_free(d->servers);
     jobs_free(d->jobs);
     monitors_free(d->monitors);
@@ -494,6 +498,7 @@ static int stop(struct serve *s)
     if (d->quit_fd >= 0) {
         (void)close(d->quit_fd);
     }
+    mutex_destroy(&d->turn_lock);
     cond_destroy(&d->ended);
     free(s->config.items);
     return flush.status;
@@ -508,6 +513,7 @@ static int serve(bool storage_daemon, int argc, char **argv)
 
     log_init();
     cond_init(&s.daemon.ended);
+    mutex_init(&s.daemon.turn_lock);
     if (serve_parse(&s.config, storage_daemon, argc, argv, &status) == 0) {
         bool ok = start(&s, &err) == 0;
 

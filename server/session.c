@@ -19,8 +19,8 @@
 #include "object.h"
 #include "qmp-core.h"
 #include "qmp-dispatch.h"
-#include "qmp-yank.h"
 #include "qmp-parse.h"
+#include "qmp-turn.h"
 #include "tls.h"
 
 #define INPUT_SIZE 65536
@@ -49,8 +49,7 @@ struct session {
     bool started;
     pthread_t thread;
 
-    /* Monitor lock. */
-    struct qmp_state state;
+    _Atomic bool listens; /* to events: it has negotiated, and been told so */
 
     /* Guarded by lock. */
     mutex_t lock;
@@ -58,6 +57,7 @@ struct session {
     bool overrun;
 
     /* Its own thread's. */
+    struct qmp_state state;
     struct qmp_parser *parser;
     struct buffer sending;
     size_t sent;
@@ -157,7 +157,7 @@ static void queue_reply(struct session *s, json_t *message)
 
 void session_event(struct session *s, const json_t *event)
 {
-    if (s->state.negotiated) {
+    if (atomic_load(&s->listens)) {
         queue(s, event);
     }
 }
@@ -248,16 +248,48 @@ static bool send_some(struct session *s)
 
 /* --- Input. --- */
 
+static void refuse(struct session *s, const json_t *request, const char *why)
+{
+    queue_reply(s, qmp_error_reply(json_object_get(request, "id"),
+                                   QMP_GENERIC_ERROR, why));
+}
+
+static void run(struct session *s, json_t *request)
+{
+    queue_reply(s, qmp_dispatch(s->daemon, &s->state, request));
+}
+
+/* In its turn: events that it causes come before its reply. */
+static void run_locked(struct session *s, json_t *request)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    struct daemon *d = s->daemon;
+
+    if (s->state.negotiated && qmp_wait_nodes(d, request, &err) < 0) {
+        refuse(s, request, error_message(err));
+        return;
+    }
+    if (!qmp_wait_lock(d, &d->jobs->lock, request, &err)) {
+        refuse(s, request, error_message(err));
+        return;
+    }
+    run(s, request);
+    qmp_end_turn(d);
+    mutex_unlock(&d->jobs->lock);
+}
+
 static void on_value(json_t *value, const char *why, void *opaque)
 {
     struct session *s = opaque;
-    struct jobs *jobs = s->daemon->jobs;
 
-    qmp_yank_early(s->daemon, value);
-    mutex_lock(&jobs->lock);
-    queue_reply(s, value ? qmp_dispatch(s->daemon, &s->state, value)
-                         : qmp_error_reply(NULL, QMP_GENERIC_ERROR, why));
-    mutex_unlock(&jobs->lock);
+    if (!value) {
+        refuse(s, NULL, why);
+    } else if (qmp_is_lockless(value)) {
+        run(s, value);
+    } else {
+        run_locked(s, value);
+    }
+    atomic_store(&s->listens, s->state.negotiated);
 }
 
 /* It is known to be readable, or TLS. */

@@ -128,6 +128,16 @@ struct node *blk_node(const struct blk *b)
     return __atomic_load_n(&b->root.child, __ATOMIC_ACQUIRE);
 }
 
+static bool is_root(const struct node *n, void *opaque)
+{
+    return n == blk_node(opaque);
+}
+
+bool blk_settle(struct blk *b, uint64_t limit_ns)
+{
+    return graph_settle_match(b->graph, is_root, b, limit_ns, NULL) == 0;
+}
+
 /* What is below changes in control sections only. */
 struct node *blk_disk(const struct blk *b)
 {

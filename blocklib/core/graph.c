@@ -24,6 +24,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "core/chain.h"
 #include "core/dirty.h"
@@ -31,6 +32,8 @@
 #include "core/throttle_group.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
+
+#define NS UINT64_C(1000000000)
 
 _Thread_local const _Atomic bool *node_unwanted;
 _Thread_local enum node_progress node_progress;
@@ -133,16 +136,21 @@ static bool is_private(const struct graph *g, const struct tree *t)
     return t->born_in == g->section;
 }
 
+static void begin_drain(struct tree *t)
+{
+    atomic_fetch_add(&t->draining, 1);
+    list_for_each (at, &t->nodes) {
+        struct node *n = list_entry(at, struct node, in_tree);
+        if (n->opened && n->drv->drain) {
+            n->drv->drain(n);
+        }
+    }
+}
+
 static void drain_tree(struct graph *g, struct tree *t) NO_LOCK_ANALYSIS
 {
     if (!t->drained && !is_private(g, t)) {
-        atomic_store(&t->draining, true);
-        list_for_each (at, &t->nodes) {
-            struct node *n = list_entry(at, struct node, in_tree);
-            if (n->opened && n->drv->drain) {
-                n->drv->drain(n);
-            }
-        }
+        begin_drain(t);
         rwlock_wrlock(&t->lock);
         list_for_each (at, &t->nodes) {
             struct node *n = list_entry(at, struct node, in_tree);
@@ -156,6 +164,100 @@ static void drain_tree(struct graph *g, struct tree *t) NO_LOCK_ANALYSIS
     }
 }
 
+/* --- Trees that cannot be drained --- */
+
+/*
+ * What a control section would wait for is tried without one, and given up
+ * again at once: so the order of trees that sections have does not matter.
+ * Memory of trees stays, whatever becomes of their nodes meanwhile.
+ */
+
+/* The longest that a try holds new requests of the tree back. */
+#define TRY_MAX_MS 2000
+#define TRY_MIN_MS 100
+/* While somebody else tries. */
+#define OTHERS_MS 5
+
+/* Could it be drained within @ms, since begin_drain?  One tries at a time. */
+static bool try_drain(struct tree *t, uint64_t ms) NO_LOCK_ANALYSIS
+{
+    bool calm = rwlock_wrlock_ms(&t->lock, ms);
+
+    if (calm) {
+        rwlock_unlock(&t->lock);
+    }
+    atomic_fetch_sub(&t->draining, 1);
+    atomic_store(&t->tried, false);
+    return calm;
+}
+
+static struct node *match_locked(struct graph *g, node_match_fn *match,
+                                 void *opaque)
+{
+    list_for_each (at, &g->nodes) {
+        struct node *n = list_entry(at, struct node, in_graph);
+        if (match(n, opaque)) {
+            return n;
+        }
+    }
+    return NULL;
+}
+
+static void rest(uint64_t ms)
+{
+    struct timespec pause = {(time_t)(ms / 1000), (long)(ms % 1000 * 1000000)};
+
+    (void)nanosleep(&pause, NULL);
+}
+
+/* Longer and longer tries, and nothing is held for as long in between. */
+int graph_settle_match(struct graph *g, node_match_fn *match, void *opaque,
+                       uint64_t limit_ns, struct error **errp)
+{
+    uint64_t begin = now_ns();
+
+    for (uint64_t ms = TRY_MIN_MS;;) {
+        char name[NODE_NAME_MAX + 1] = "";
+
+        graph_lock(g);
+        const struct node *n = match_locked(g, match, opaque);
+        struct tree *t = n ? atomic_load(&n->tree) : NULL;
+        bool mine = t && !atomic_exchange(&t->tried, true);
+        if (n) {
+            (void)snprintf(name, sizeof(name), "%s", n->name);
+        }
+        if (mine) {
+            begin_drain(t);
+        }
+        graph_unlock(g);
+        if (!t || (mine && try_drain(t, ms))) {
+            return 0;
+        }
+        if (now_ns() - begin >= limit_ns) {
+            return error_set(errp, ETIMEDOUT,
+                             "Node '%s' does not come to rest: requests have "
+                             "been waiting for its storage for %u s",
+                             name, (unsigned)((now_ns() - begin) / NS));
+        }
+        rest(mine ? ms : OTHERS_MS);
+        ms = mine ? min_u64(2 * ms, TRY_MAX_MS) : ms;
+    }
+}
+
+static bool has_name(const struct node *n, void *opaque)
+{
+    return strcmp(n->name, opaque) == 0;
+}
+
+int graph_settle(struct graph *g, const char *name, uint64_t limit_ns,
+                 struct error **errp)
+{
+    return graph_settle_match(g, has_name, (void *)(uintptr_t)name, limit_ns,
+                              errp);
+}
+
+/* --- Control sections, continued --- */
+
 void graph_drain(struct graph *g, struct node *n)
 {
     drain_tree(g, atomic_load(&n->tree));
@@ -167,7 +269,7 @@ void graph_unlock(struct graph *g) NO_LOCK_ANALYSIS
         struct tree *t = g->drained;
         g->drained = t->next_drained;
         t->drained = false;
-        atomic_store(&t->draining, false);
+        atomic_fetch_sub(&t->draining, 1);
         rwlock_unlock(&t->lock);
         if (list_empty(&t->nodes)) {
             tree_recycle(g, t);

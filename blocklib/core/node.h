@@ -26,7 +26,8 @@
  */
 struct tree {
     rwlock_t lock;
-    _Atomic bool draining; /* the control section waits for it or holds it */
+    _Atomic unsigned draining; /* how many want it for writing, or have it */
+    _Atomic bool tried;        /* graph_settle is about to want it */
 
     /* Control lock. */
     struct list nodes; /* of struct node.in_tree */
@@ -141,7 +142,7 @@ void node_leave(struct tree *t);
 /* In a request: shall it go on without waiting for anybody's leave? */
 static inline bool node_is_draining(const struct node *n)
 {
-    return atomic_load(&atomic_load(&n->tree)->draining);
+    return atomic_load(&atomic_load(&n->tree)->draining) > 0;
 }
 
 /*

@@ -33,6 +33,7 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/graph.h"
 #include "nbdelta/list.h"
 #include "nbdelta/tell.h"
 
@@ -497,6 +498,22 @@ static void retry_point(struct jobs *j, struct job *job) REQUIRES(j->lock)
     }
 }
 
+static bool is_used(const struct node *n, void *opaque)
+{
+    struct job *job = opaque;
+
+    return job->drv->uses(job, n);
+}
+
+/* The end drains what the job works on, under the lock: it is waited for
+ * before that, lest storage that hangs holds up all other commands. */
+static void settle(struct jobs *j, struct job *job)
+{
+    if (job->drv->uses) {
+        (void)graph_settle_match(j->p->graph, is_used, job, UINT64_MAX, NULL);
+    }
+}
+
 /* Work and end; the lock is let go of meanwhile. */
 static void work(struct jobs *j, struct job *job) REQUIRES(j->lock)
 {
@@ -513,11 +530,10 @@ static void work(struct jobs *j, struct job *job) REQUIRES(j->lock)
         r = job->drv->run(job);
         mutex_lock(&j->lock);
     }
-    if (job->drv->exit) {
-        mutex_unlock(&j->lock);
-        r = job->drv->exit(job, r);
-        mutex_lock(&j->lock);
-    }
+    mutex_unlock(&j->lock);
+    r = job->drv->exit ? job->drv->exit(job, r) : r;
+    settle(j, job);
+    mutex_lock(&j->lock);
     finish(j, job, r);
 }
 
@@ -723,6 +739,20 @@ void jobs_cancel_on(struct jobs *j, const struct node *n)
     json_array_foreach (ids, i, id) {
         (void)job_cancel(j, json_string_value(id), false, NULL);
     }
+}
+
+bool jobs_use(struct jobs *j, const struct node *n,
+              bool (*wanted)(const char *id, void *opaque), void *opaque)
+{
+    list_for_each (at, &j->p->jobs) {
+        struct job *job = list_entry(at, struct job, in_jobs);
+
+        if (job->txn && job->drv->uses && wanted(job->id, opaque) &&
+            job->drv->uses(job, n)) {
+            return true;
+        }
+    }
+    return false;
 }
 
 int job_pause(struct jobs *j, const char *id, struct error **errp)

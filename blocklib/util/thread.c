@@ -33,6 +33,35 @@ void mutex_lock(mutex_t *m) NO_LOCK_ANALYSIS
     MUST(pthread_mutex_lock(&m->pm));
 }
 
+/* @ms from now, on the monotonic clock. */
+static struct timespec time_in(uint64_t ms)
+{
+    uint64_t now = now_ns();
+    uint64_t end = INT64_MAX; /* some 290 years: for ever */
+
+    if (ms < (end - now) / NS_PER_MS) {
+        end = now + ms * NS_PER_MS;
+    }
+    return (struct timespec){.tv_sec = (time_t)(end / NS_PER_SEC),
+                             .tv_nsec = (long)(end % NS_PER_SEC)};
+}
+
+/* Of a call with a limit of time: has it done it? */
+static bool in_time(int err)
+{
+    if (err != 0 && err != ETIMEDOUT) {
+        abort();
+    }
+    return err == 0;
+}
+
+bool mutex_lock_ms(mutex_t *m, uint64_t ms) NO_LOCK_ANALYSIS
+{
+    struct timespec end = time_in(ms);
+
+    return in_time(pthread_mutex_clocklock(&m->pm, CLOCK_MONOTONIC, &end));
+}
+
 void mutex_unlock(mutex_t *m) NO_LOCK_ANALYSIS
 {
     MUST(pthread_mutex_unlock(&m->pm));
@@ -81,6 +110,13 @@ void rwlock_wrlock(rwlock_t *l) NO_LOCK_ANALYSIS
     MUST(pthread_rwlock_timedwrlock(&l->prw, &never));
 }
 
+bool rwlock_wrlock_ms(rwlock_t *l, uint64_t ms) NO_LOCK_ANALYSIS
+{
+    struct timespec end = time_in(ms);
+
+    return in_time(pthread_rwlock_clockwrlock(&l->prw, CLOCK_MONOTONIC, &end));
+}
+
 void rwlock_unlock(rwlock_t *l) NO_LOCK_ANALYSIS
 {
     MUST(pthread_rwlock_unlock(&l->prw));
@@ -108,21 +144,9 @@ void cond_wait(cond_t *c, mutex_t *m)
 
 bool cond_wait_ms(cond_t *c, mutex_t *m, uint64_t ms)
 {
-    uint64_t now = now_ns();
-    uint64_t end = INT64_MAX; /* some 290 years: for ever */
-    struct timespec ts;
-    int err;
+    struct timespec end = time_in(ms);
 
-    if (ms < (end - now) / NS_PER_MS) {
-        end = now + ms * NS_PER_MS;
-    }
-    ts.tv_sec = (time_t)(end / NS_PER_SEC);
-    ts.tv_nsec = (long)(end % NS_PER_SEC);
-    err = pthread_cond_timedwait(&c->pc, &m->pm, &ts);
-    if (err != 0 && err != ETIMEDOUT) {
-        abort();
-    }
-    return err == 0;
+    return in_time(pthread_cond_timedwait(&c->pc, &m->pm, &end));
 }
 
 void cond_signal(cond_t *c)

@@ -41,6 +41,9 @@ int blk_new(struct graph *g, struct node *n, unsigned perm, unsigned shared,
 /* Detach.  All calls on @b have returned.  NULL is fine. */
 void blk_free(struct blk *b);
 
+/* As graph_settle, of the node it is attached to.  False: not within the time. */
+bool blk_settle(struct blk *b, uint64_t limit_ns);
+
 /* The node it is attached to now.  Takes no lock, and does not wait. */
 struct node *blk_node(const struct blk *b);
 

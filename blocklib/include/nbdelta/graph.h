@@ -11,6 +11,8 @@
  * requests of its tree for that moment.
  */
 #include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
 
 #include "nbdelta/types.h"
 
@@ -100,6 +102,21 @@ int graph_each(struct graph *g, int (*fn)(struct node *n, void *opaque),
 void graph_lock(struct graph *g);
 void graph_drain(struct graph *g, struct node *n);
 void graph_unlock(struct graph *g);
+
+/*
+ * Wait until the tree of the node @name can be drained, with no lock held for
+ * long meanwhile: requests that hang hold up who calls this, and nobody else.
+ * For those who are about to drain it under locks that others need.
+ * -ETIMEDOUT after @limit_ns, with a text that names the node.  0 also where
+ * there is no such node.  Requests that wait for anything but I/O are woken,
+ * as by a drain.  graph_settle_match: the first node that @fn, called under
+ * the control lock, says is meant.
+ */
+int graph_settle(struct graph *g, const char *name, uint64_t limit_ns,
+                 struct error **errp);
+typedef bool node_match_fn(const struct node *n, void *opaque);
+int graph_settle_match(struct graph *g, node_match_fn *fn, void *opaque,
+                       uint64_t limit_ns, struct error **errp);
 
 /* Facts of one node. */
 const char *node_name(const struct node *n);

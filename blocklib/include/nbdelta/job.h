@@ -137,6 +137,10 @@ int job_cancel(struct jobs *j, const char *id, bool force,
                struct error **errp) REQUIRES(j->lock);
 /* All that work on @n, without force. */
 void jobs_cancel_on(struct jobs *j, const struct node *n) REQUIRES(j->lock);
+/* Does one of them whose id @wanted says yes to work on @n? */
+bool jobs_use(struct jobs *j, const struct node *n,
+              bool (*wanted)(const char *id, void *opaque), void *opaque)
+    REQUIRES(j->lock);
 int job_pause(struct jobs *j, const char *id, struct error **errp)
     REQUIRES(j->lock);
 int job_resume(struct jobs *j, const char *id, struct error **errp)

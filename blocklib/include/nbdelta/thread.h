@@ -57,6 +57,9 @@ typedef struct cond {
 void mutex_init(mutex_t *m);
 void mutex_destroy(mutex_t *m);
 void mutex_lock(mutex_t *m) TSA(acquire_capability(*m));
+/* False when @ms milliseconds (monotonic) have passed without it. */
+bool mutex_lock_ms(mutex_t *m, uint64_t ms)
+    TSA(try_acquire_capability(true, *m));
 void mutex_unlock(mutex_t *m) TSA(release_capability(*m));
 
 /* The caller holds it, which clang cannot see through a callback. */
@@ -71,6 +74,9 @@ void rwlock_destroy(rwlock_t *l);
 void rwlock_rdlock(rwlock_t *l) TSA(acquire_shared_capability(*l));
 bool rwlock_tryrdlock(rwlock_t *l) TSA(try_acquire_shared_capability(true, *l));
 void rwlock_wrlock(rwlock_t *l) TSA(acquire_capability(*l));
+/* As mutex_lock_ms.  New readers wait meanwhile, too. */
+bool rwlock_wrlock_ms(rwlock_t *l, uint64_t ms)
+    TSA(try_acquire_capability(true, *l));
 void rwlock_unlock(rwlock_t *l) TSA(release_generic_capability(*l));
 
 void cond_init(cond_t *c);

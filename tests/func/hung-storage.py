@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: BSD-3-Clause
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+
+import nbd
+
+from qmp_daemon import Daemon, QmpError
+from stalling import Stalling, READ, WRITE, FLUSH
+
+K, M = 1 << 10, 1 << 20
+SOON = 20  # seconds: what is not held up is done by then, also on a slow machine
+
+
+class Session:
+    """Another one, opened now."""
+
+    def __init__(self):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(SOON)
+        self.socket.connect('qmp.sock')
+        self.lines = self.socket.makefile('r')
+        assert 'QMP' in json.loads(self.lines.readline())
+        self.ask('qmp_capabilities')
+
+    def ask(self, command, **arguments):
+        arguments = {k.replace('_', '-'): v for k, v in arguments.items()}
+        self.socket.sendall(json.dumps(
+            {'execute': command, 'arguments': arguments}).encode())
+        while True:
+            message = json.loads(self.lines.readline())
+            if 'error' in message:
+                raise QmpError(message['error'])
+            if 'return' in message:
+                return message['return']
+
+
+class Behind(threading.Thread):
+    """A command in a session of its own, that may take its time."""
+
+    def __init__(self, command, **arguments):
+        super().__init__(daemon=True)
+        self.session = Session()
+        self.session.socket.settimeout(120)
+        self.command, self.arguments = command, arguments
+        self.result = self.error = None
+        self.start()
+
+    def run(self):
+        try:
+            self.result = self.session.ask(self.command, **self.arguments)
+        except QmpError as e:
+            self.error = e
+
+    def waits(self):
+        self.join(1)
+        return self.is_alive()
+
+    def end(self, seconds=60):
+        self.join(seconds)
+        assert not self.is_alive(), self.command
+        return self.error
+
+
+def client(name):
+    h = nbd.NBD()
+    h.connect_uri(f'nbd+unix:///{name}?socket={os.getcwd()}/nbd.sock')
+    return h
+
+
+def in_time(what, seconds=SOON):
+    """What it returns; it is not held up."""
+    done = []
+    t = threading.Thread(target=lambda: done.append(what()), daemon=True)
+    t.start()
+    t.join(seconds)
+    assert done, what
+    return done[0]
+
+
+def export(name):
+    return ['--export', f'type=nbd,id={name},node-name={name},name={name},'
+            'writable=on']
+
+
+def start(far, *more):
+    subprocess.run(['qemu-img', 'create', '-q', '-f', 'qcow2', 'ok.qcow2',
+                    '16M'], check=True)
+    return Daemon('nbdelta', '--blockdev', f'{far.options},node-name=far',
+                  *export('far'), '--blockdev',
+                  'driver=qcow2,node-name=ok,file.driver=file,'
+                  'file.filename=ok.qcow2', *export('ok'), *more)
+
+
+def others_go_on(name='ok'):
+    """Clients and commands of another disk."""
+    h = in_time(lambda: client(name))
+    in_time(lambda: (h.pwrite(b'x' * 64 * K, 64 * K), h.flush()))
+    s = Session()
+    s.ask('query-block-exports')
+    s.ask('query-named-block-nodes')
+    s.ask('block-dirty-bitmap-add', node=name, name='b', persistent=True)
+    s.ask('block-dirty-bitmap-remove', node=name, name='b')
+    assert 'a' not in h.pread(1, 0).decode()
+    in_time(h.shutdown)
+
+
+def ends(d):
+    """What was cut off cannot be flushed, so the status is not asked."""
+    d.ask('quit')
+    d.process.wait(SOON)
+
+
+def hang(far, count=1):
+    """Clients whose requests are held."""
+    clients = []
+    before = far.held
+    far.hold()
+    for i in range(count):
+        h = client('far')
+        for k in range(16):
+            h.aio_pread(nbd.Buffer(4 * K), k * 4 * K)
+        clients.append(h)
+    end = time.monotonic() + SOON
+    while far.held == before:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return clients
+
+
+def yank():
+    Session().ask('yank', instances=[{'type': 'block-node',
+                                      'node-name': 'far'}])
+
+
+def clients_and_commands_of_others_go_on(far):
+    with start(far) as d:
+        clients = hang(far, 5)
+        others_go_on()
+        waiting = [Behind('block-dirty-bitmap-add', node='far', name='b'),
+                   Behind('blockdev-del', node_name='far'),
+                   Behind('block_resize', node_name='far', size=M),
+                   Behind('backup-begin', disks=[{'node': 'far'}]),
+                   Behind('transaction', actions=[
+                       {'type': 'block-dirty-bitmap-add',
+                        'data': {'node': 'far', 'name': 'c'}}])]
+        assert all(w.waits() for w in waiting)
+        others_go_on()
+        yank()
+        for w in waiting:
+            w.end(SOON)
+        for h in clients:
+            in_time(h.shutdown)
+        ends(d)
+    far.go_on()
+
+
+def a_command_does_not_wait_for_ever(far):
+    with start(far):
+        hang(far)
+        w = Behind('block-dirty-bitmap-add', node='far', name='b')
+        e = w.end()
+        assert e and "'far'" in e.text, e
+        others_go_on()
+        far.go_on()
+        Session().ask('block-dirty-bitmap-add', node='far', name='b')
+
+
+def an_export_goes_while_another_of_its_disk_hangs(far):
+    with start(far, '--export', 'type=nbd,id=two,node-name=far,name=two') as d:
+        clients = hang(far)
+        two = client('two')
+        two.shutdown()
+        w = Behind('block-export-del', id='two', mode='hard')
+        w.waits()
+        others_go_on()
+        h = in_time(lambda: client('ok'))
+        d.ask('block-export-del', id='ok', mode='hard')
+        d.event('BLOCK_EXPORT_DELETED', id='ok')
+        far.go_on()
+        w.end()
+        for c in clients:
+            in_time(c.shutdown)
+
+
+def main():
+    far = Stalling(os.getcwd() + '/far.sock', 16 * M)
+    for test in (clients_and_commands_of_others_go_on,
+                 a_command_does_not_wait_for_ever,
+                 an_export_goes_while_another_of_its_disk_hangs):
+        print(test.__name__, flush=True)
+        test(far)
+        for f in ('ok.qcow2', 'qmp.sock', 'nbd.sock'):
+            if os.path.exists(f):
+                os.unlink(f)
+
+
+main()
