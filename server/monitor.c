@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /*
+ * Each monitor has room for a number of sessions, whatever others have.
  * One thread looks after all monitors: it accepts clients, connects again
  * where that is asked for, and joins the threads of sessions that have ended.
  * Events and replies meet in the sessions' output, which only the monitor
@@ -30,14 +31,17 @@
 #include "session.h"
 
 #define MONITORS_MAX 64
-#define SESSIONS_MAX 64
+#define SESSIONS_MAX 64 /* of each monitor */
 #define SECOND       UINT64_C(1000000000)
+/* When a monitor is full, who has not negotiated by then makes room. */
+#define SILENT_NS (2 * SECOND)
 #define STOP_NS      (2 * SECOND)
 
 struct monitor {
     struct chardev *chardev;
     bool pretty;
     bool connected;    /* does not listen: it has a session */
+    unsigned sessions;
     uint64_t retry_at; /* when to connect again, if it does */
 };
 
@@ -45,6 +49,8 @@ struct link {
     struct list in_monitors;
     struct session *session;
     struct monitor *monitor;
+    uint64_t since; /* now_ns() */
+    bool leaving;   /* it has been asked to make room */
 };
 
 struct monitors {
@@ -61,8 +67,7 @@ struct monitors {
 
     /* Guarded by lock; changed by the thread only. */
     mutex_t lock;
-    struct list links;
-    unsigned session_count;
+    struct list links; /* oldest first */
 
     _Atomic bool stopping;
 };
@@ -105,18 +110,18 @@ static void add_session(struct monitors *m, struct monitor *mon,
     if (link) {
         link->session = s;
         link->monitor = mon;
+        link->since = now_ns();
         /* Events find it before its client can have negotiated. */
         mutex_lock(&m->lock);
         list_append(&m->links, &link->in_monitors);
-        m->session_count++;
         mutex_unlock(&m->lock);
         if (session_start(s) == 0) {
             mon->connected = true;
+            mon->sessions++;
             return;
         }
         mutex_lock(&m->lock);
         list_remove(&link->in_monitors);
-        m->session_count--;
         mutex_unlock(&m->lock);
         free(link);
     }
@@ -138,7 +143,6 @@ static void reap(struct monitors *m, bool all)
         if (all || session_finished(link->session)) {
             list_remove(l);
             list_append(&gone, l);
-            m->session_count--;
         }
     }
     mutex_unlock(&m->lock);
@@ -148,12 +152,50 @@ static void reap(struct monitors *m, bool all)
 
         session_free(link->session);
         mon->connected = false;
+        mon->sessions--;
         mon->retry_at = now_ns() + chardev_reconnect(mon->chardev) * SECOND;
         free(link);
     }
 }
 
 /* --- The thread. --- */
+
+/* The links are changed by this thread only: no lock to look. */
+static struct link *oldest_silent(struct monitors *m, const struct monitor *mon)
+{
+    list_for_each (l, &m->links) {
+        struct link *link = list_entry(l, struct link, in_monitors);
+
+        if (link->monitor == mon && !link->leaving &&
+            !session_negotiated(link->session)) {
+            return link;
+        }
+    }
+    return NULL;
+}
+
+/* Strangers that fill a monitor do not shut its door: who has said nothing for
+ * the longest time goes when somebody else comes. */
+static bool has_room(struct monitors *m, const struct monitor *mon,
+                     const struct listeners *ls)
+{
+    if (mon->sessions < SESSIONS_MAX) {
+        return true;
+    }
+    struct link *link = oldest_silent(m, mon);
+    uint64_t now = now_ns();
+
+    for (unsigned i = 0; link && i < ls->count; i++) {
+        struct pollfd fd = {.fd = ls->at[i].fd, .events = POLLIN};
+
+        if (now - link->since >= SILENT_NS && poll(&fd, 1, 0) > 0) {
+            link->leaving = true;
+            session_stop(link->session, now);
+            break;
+        }
+    }
+    return false;
+}
 
 /* One client of each socket that has one.  True: wait a moment before the
  * next try. */
@@ -163,7 +205,7 @@ static bool accept_clients(struct monitors *m, struct monitor *mon)
     bool rest = false;
 
     for (unsigned i = 0; ls && i < ls->count; i++) {
-        if (m->session_count >= SESSIONS_MAX) {
+        if (!has_room(m, mon, ls)) {
             break;
         }
         int fd = accept4(ls->at[i].fd, NULL, NULL, SOCK_CLOEXEC);
@@ -195,7 +237,8 @@ static void reconnect(struct monitors *m, struct monitor *mon)
     }
 }
 
-/* Milliseconds until the next reconnect; -1: for ever. */
+/* Milliseconds until the next reconnect, or until somebody may have been silent
+ * for too long; -1: for ever. */
 static int time_left(struct monitors *m)
 {
     uint64_t now = now_ns();
@@ -204,6 +247,9 @@ static int time_left(struct monitors *m)
     for (unsigned i = 0; i < m->count; i++) {
         const struct monitor *mon = &m->monitors[i];
 
+        if (mon->sessions >= SESSIONS_MAX && oldest_silent(m, mon)) {
+            left = left < SECOND ? left : SECOND;
+        }
         if (may_reconnect(mon)) {
             uint64_t ns = mon->retry_at > now ? mon->retry_at - now : 0;
             left = ns < left ? ns : left;
@@ -212,16 +258,17 @@ static int time_left(struct monitors *m)
     return left == UINT64_MAX ? -1 : (int)(left / 1000000 + 1);
 }
 
-/* Sockets that have clients for us, while there is room for more. */
+/* Sockets that have clients for us, of monitors that have room for more. */
 static nfds_t poll_set(struct monitors *m, struct pollfd *fds, nfds_t max)
 {
     nfds_t n = 1;
 
     fds[0] = (struct pollfd){.fd = m->wake, .events = POLLIN};
-    for (unsigned i = 0; i < m->count && m->session_count < SESSIONS_MAX; i++) {
+    for (unsigned i = 0; i < m->count; i++) {
         const struct listeners *ls = chardev_listeners(m->monitors[i].chardev);
+        bool room = m->monitors[i].sessions < SESSIONS_MAX;
 
-        for (unsigned k = 0; ls && k < ls->count && n < max; k++) {
+        for (unsigned k = 0; ls && room && k < ls->count && n < max; k++) {
             fds[n++] = (struct pollfd){.fd = ls->at[k].fd, .events = POLLIN};
         }
     }

@@ -499,6 +499,11 @@ bool session_finished(const struct session *s)
     return atomic_load(&s->finished);
 }
 
+bool session_negotiated(const struct session *s)
+{
+    return atomic_load(&s->listens);
+}
+
 void session_stop(struct session *s, uint64_t deadline)
 {
     atomic_store(&s->deadline, deadline);

@@ -37,6 +37,9 @@ void session_event(struct session *s, const json_t *event);
 
 bool session_finished(const struct session *s);
 
+/* Has its client negotiated?  Any thread. */
+bool session_negotiated(const struct session *s);
+
 /* Send what is queued, until @deadline (now_ns) at most, and end. */
 void session_stop(struct session *s, uint64_t deadline);
 
