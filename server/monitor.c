@@ -35,12 +35,12 @@
 #define SECOND       UINT64_C(1000000000)
 /* When a monitor is full, who has not negotiated by then makes room. */
 #define SILENT_NS (2 * SECOND)
-#define STOP_NS      (2 * SECOND)
+#define STOP_NS   (2 * SECOND)
 
 struct monitor {
     struct chardev *chardev;
     bool pretty;
-    bool connected;    /* does not listen: it has a session */
+    bool connected; /* does not listen: it has a session */
     unsigned sessions;
     uint64_t retry_at; /* when to connect again, if it does */
 };

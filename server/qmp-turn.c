@@ -26,8 +26,7 @@ static const char *name_of(const json_t *request)
 {
     const char *name = json_string_value(json_object_get(request, "exec-oob"));
 
-    return name ? name
-                : json_string_value(json_object_get(request, "execute"));
+    return name ? name : json_string_value(json_object_get(request, "execute"));
 }
 
 static const struct qmp_command *command_of(const json_t *request)
@@ -131,8 +130,7 @@ static void search(struct search *s)
     match_devices(s);
 }
 
-int qmp_wait_nodes(struct daemon *d, const json_t *request,
-                   struct error **errp)
+int qmp_wait_nodes(struct daemon *d, const json_t *request, struct error **errp)
 {
     const struct qmp_command *c = command_of(request);
     const json_t *args = json_object_get(request, "arguments");

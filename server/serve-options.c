@@ -9,6 +9,7 @@
 
 #include "commands.h"
 #include "qmp-core.h"
+#include "stopper.h"
 
 #define DAEMON_OPTIONS                                                         \
     {"blockdev", OPT_BLOCKDEV, "OPTIONS", "open a node, as blockdev-add"},     \
@@ -50,6 +51,8 @@ static const struct cli_option serve_options[] = {
      "print the URIs of the exports when ready"},
     {"socket-mode", OPT_SOCKET_MODE, "MODE",
      "who may open the socket of -U, as for chmod (600)"},
+    {"stop-timeout", OPT_STOP_TIMEOUT, "SECONDS",
+     "give up storage that does not answer at the end (60; 0: never)"},
     {"vm-compat", OPT_VM_COMPAT, NULL,
      "stand in for a QEMU without a guest: see the man page"},
     {"drive", OPT_DRIVE, "OPTIONS", "a disk as QEMU's -drive (--vm-compat)"},
@@ -131,6 +134,19 @@ static int take_follow(struct serve_config *cfg)
     return 0;
 }
 
+static int take_timeout(struct serve_config *cfg)
+{
+    char *end;
+    unsigned long n = strtoul(optarg, &end, 10);
+
+    if (!isdigit((unsigned char)optarg[0]) || *end || n > STOP_SECONDS_MAX) {
+        return cli_usage(cfg->command, "'%s' is no number of seconds (0 to %d)",
+                         optarg, STOP_SECONDS_MAX);
+    }
+    cfg->stop_timeout = (unsigned)n;
+    return 0;
+}
+
 static const char *option_name(const struct serve_config *cfg, int code)
 {
     const struct cli_option *o = cfg->command->options;
@@ -205,6 +221,8 @@ static int take_option(struct serve_config *cfg, int code)
         return take_mode(cfg);
     case OPT_FOLLOW:
         return take_follow(cfg);
+    case OPT_STOP_TIMEOUT:
+        return take_timeout(cfg);
     case OPT_VM_COMPAT:
         cfg->vm_compat = true;
         break;
@@ -284,6 +302,7 @@ int serve_parse(struct serve_config *cfg, bool storage_daemon, int argc,
     cfg->command = storage_daemon ? &daemon_command : &serve_command;
     cfg->storage_daemon = storage_daemon;
     cfg->socket_mode = 0600;
+    cfg->stop_timeout = STOP_SECONDS;
     cfg->items = calloc((size_t)argc, sizeof(*cfg->items));
     if (!cfg->items) {
         *status = cli_failed(cfg->command->name, "no memory");

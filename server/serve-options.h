@@ -26,6 +26,7 @@ enum serve_code {
     OPT_OBJECT,
     OPT_PRINT_URI,
     OPT_SOCKET_MODE,
+    OPT_STOP_TIMEOUT,
     OPT_TLS,
     OPT_TLS_CERTIFICATES,
     OPT_TLS_PSK,
@@ -63,6 +64,7 @@ struct serve_config {
     bool exit_with_parent;
     bool print_uri;
     unsigned socket_mode; /* of that of -U */
+    unsigned stop_timeout; /* seconds; 0: none */
     bool has_drives;
     bool has_images;
     bool has_server; /* --nbd-server is among the items */

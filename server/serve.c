@@ -38,7 +38,9 @@
 #include "qemu-io.h"
 #include "qmp-keyval.h"
 #include "serve-options.h"
+#include "stopper.h"
 #include "tls-policy.h"
+#include "unix-socket.h"
 
 #define DEFAULT_PORT    "10809"
 #define CONNECTIONS_MAX 1000
@@ -50,6 +52,7 @@ struct serve {
 
     struct daemon daemon;
     struct chardevs *chardevs;
+    struct stopper *stopper;
     struct notify notify;
     int activated; /* sockets that were given */
     int signals;   /* signalfd */
@@ -143,7 +146,7 @@ static int do_option(struct serve *s, const struct serve_item *it,
     case OPT_MONITOR:
         return monitors_add(d->monitors, it->arg, errp);
     case OPT_CHARDEV:
-        return chardevs_add(s->chardevs, it->arg, s->signals,
+        return chardevs_add(s->chardevs, it->arg, d->quit_fd,
                             !s->config.daemonize, errp);
     case OPT_BLOCKDEV:
         return qmp_run_option(d, qmp_find_command("blockdev-add"), it->arg,
@@ -243,6 +246,29 @@ static int make_parts(struct serve *s, struct error **errp)
         return error_set(errp, ENOMEM, "no memory");
     }
     return 0;
+}
+
+static void remove_files(void *opaque)
+{
+    struct serve *s = opaque;
+
+    unix_sockets_forget();
+    pidfile_remove(&s->pidfile);
+}
+
+static int make_stopper(struct serve *s, struct error **errp)
+{
+    const struct stopper_options o = {
+        .daemon = &s->daemon,
+        .signals = s->signals,
+        .command = s->config.command->name,
+        .limit_s = s->config.stop_timeout,
+        .last = remove_files,
+        .opaque = s,
+    };
+
+    s->stopper = stopper_new(&o, errp);
+    return s->stopper ? 0 : -ENOMEM;
 }
 
 /* The sockets that were given. */
@@ -397,6 +423,7 @@ static int start(struct serve *s, struct error **errp)
     raise_limits();
     point_clean(NULL);
     if ((r = make_fds(s, errp)) < 0 || (r = make_parts(s, errp)) < 0 ||
+        (r = make_stopper(s, errp)) < 0 ||
         (r = listen_short(s, errp)) < 0 || (r = do_options(s, errp)) < 0 ||
         (r = check_server(s, errp)) < 0 ||
         (r = exports_start(s->daemon.exports, errp)) < 0 ||
@@ -417,12 +444,9 @@ static int start(struct serve *s, struct error **errp)
 
 static void run(struct serve *s)
 {
-    struct pollfd fds[2] = {
-        {.fd = s->signals, .events = POLLIN},
-        {.fd = s->daemon.quit_fd, .events = POLLIN},
-    };
+    struct pollfd fd = {.fd = s->daemon.quit_fd, .events = POLLIN};
 
-    while (poll(fds, 2, -1) < 0 && errno == EINTR) {
+    while (poll(&fd, 1, -1) < 0 && errno == EINTR) {
     }
 }
 
@@ -453,6 +477,8 @@ static int stop(struct serve *s)
     struct daemon *d = &s->daemon;
     struct flush flush = {s->config.command->name, EXIT_SUCCESS};
 
+    daemon_ask_quit(d); /* the stopper counts from here, whatever ends it */
+    unix_sockets_keep();
     if (d->graph) {
         graph_give_up(d->graph);
     }
@@ -490,8 +516,14 @@ static int stop(struct serve *s)
     io_tasks_free(d->io_tasks);
     devices_free(d->devices);
     objects_free(d->objects);
+    if (d->graph) {
+        graph_close_all(d->graph);
+    }
+    if (!stopper_free(s->stopper)) {
+        flush.status = EXIT_FAILURE;
+    }
     graph_free(d->graph);
-    pidfile_remove(&s->pidfile);
+    remove_files(s);
     if (s->signals >= 0) {
         (void)close(s->signals);
     }

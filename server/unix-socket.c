@@ -12,8 +12,73 @@
 
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/list.h"
+#include "nbdelta/thread.h"
 
 #define BACKLOG 128
+
+/* A file that a socket has made. */
+struct socket_file {
+    struct list link;
+    char *path;
+    dev_t dev; /* which it is: another may have its name by now */
+    ino_t ino;
+};
+
+static mutex_t files_lock = {PTHREAD_MUTEX_INITIALIZER};
+/* Guarded by files_lock. */
+static struct list files = {&files, &files};
+static bool files_stay;
+
+/* Of the socket that was just bound to @path.  NULL: no memory, or no file. */
+static struct socket_file *file_new(const char *path)
+{
+    struct socket_file *f = calloc(1, sizeof(*f));
+    struct stat st;
+
+    if (!f || !(f->path = strdup(path)) || lstat(path, &st) < 0) {
+        if (f) {
+            free(f->path);
+        }
+        free(f);
+        return NULL;
+    }
+    f->dev = st.st_dev;
+    f->ino = st.st_ino;
+    mutex_lock(&files_lock);
+    list_append(&files, &f->link);
+    mutex_unlock(&files_lock);
+    return f;
+}
+
+static void file_free(struct socket_file *f)
+{
+    if (f) {
+        mutex_lock(&files_lock);
+        list_remove(&f->link);
+        mutex_unlock(&files_lock);
+        free(f->path);
+        free(f);
+    }
+}
+
+static void file_remove(const struct socket_file *f)
+{
+    struct stat st;
+
+    if (lstat(f->path, &st) == 0 && st.st_dev == f->dev &&
+        st.st_ino == f->ino) {
+        (void)unlink(f->path);
+    }
+}
+
+static struct socket_file *first_file(void)
+{
+    mutex_lock(&files_lock);
+    struct list *first = list_empty(&files) ? NULL : files.next;
+    mutex_unlock(&files_lock);
+    return first ? list_entry(first, struct socket_file, link) : NULL;
+}
 
 /* Is @path a socket that nobody listens on? */
 static bool is_stale(const char *path, const struct sockaddr_un *addr)
@@ -66,7 +131,6 @@ int unix_socket_listen(struct unix_socket *u, const char *path, mode_t mode,
 {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
     CLEANUP_CLOSE int fd = -1;
-    struct stat st;
 
     if (strlen(path) >= sizeof(addr.sun_path)) {
         return error_set(errp, ENAMETOOLONG,
@@ -85,16 +149,14 @@ int unix_socket_listen(struct unix_socket *u, const char *path, mode_t mode,
                          strerror(-r),
                          r == -EADDRINUSE ? in_the_way(path) : "");
     }
-    u->path = strdup(path);
-    if (!u->path || listen(fd, BACKLOG) < 0 || lstat(path, &st) < 0) {
-        r = u->path ? -errno : -ENOMEM;
-        free(u->path);
+    u->file = file_new(path);
+    if (!u->file || listen(fd, BACKLOG) < 0) {
+        r = u->file ? -errno : -ENOMEM;
+        file_free(u->file);
         (void)unlink(path);
         return error_set(errp, -r, "cannot listen on '%s': %s", path,
                          strerror(-r));
     }
-    u->dev = st.st_dev;
-    u->ino = st.st_ino;
     u->fd = fd;
     fd = -1;
     return 0;
@@ -102,12 +164,29 @@ int unix_socket_listen(struct unix_socket *u, const char *path, mode_t mode,
 
 void unix_socket_close(struct unix_socket *u)
 {
-    struct stat st;
-
-    if (u->path && lstat(u->path, &st) == 0 && st.st_dev == u->dev &&
-        st.st_ino == u->ino) {
-        (void)unlink(u->path);
-    }
-    free(u->path);
     (void)close(u->fd);
+    mutex_lock(&files_lock);
+    bool go = u->file && !files_stay;
+    mutex_unlock(&files_lock);
+    if (go) {
+        file_remove(u->file);
+        file_free(u->file);
+    }
+}
+
+void unix_sockets_keep(void)
+{
+    mutex_lock(&files_lock);
+    files_stay = true;
+    mutex_unlock(&files_lock);
+}
+
+void unix_sockets_forget(void)
+{
+    struct socket_file *f;
+
+    while ((f = first_file())) {
+        file_remove(f);
+        file_free(f);
+    }
 }

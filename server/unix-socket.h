@@ -6,12 +6,11 @@
 #include <sys/types.h>
 
 struct error;
+struct socket_file;
 
 struct unix_socket {
-    int fd;     /* close-on-exec, non-blocking */
-    char *path; /* malloc()ed; NULL: of another family */
-    dev_t dev;  /* which file it made */
-    ino_t ino;
+    int fd; /* close-on-exec, non-blocking */
+    struct socket_file *file; /* NULL: of another family, or given */
 };
 
 /*
@@ -23,5 +22,13 @@ int unix_socket_listen(struct unix_socket *u, const char *path, mode_t mode,
 
 /* Close it, and remove its file if that is still the one it made. */
 void unix_socket_close(struct unix_socket *u);
+
+/*
+ * At the end of the process a socket that is gone says that images are free.
+ * keep: files of sockets that are closed from now on stay, dead; forget: they
+ * go, and so do those of sockets that are still open.
+ */
+void unix_sockets_keep(void);
+void unix_sockets_forget(void);
 
 #endif /* NBDELTA_SERVER_UNIX_SOCKET_H */

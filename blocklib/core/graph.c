@@ -136,7 +136,7 @@ static bool is_private(const struct graph *g, const struct tree *t)
     return t->born_in == g->section;
 }
 
-static void begin_drain(struct tree *t)
+void graph_begin_drain(struct tree *t)
 {
     atomic_fetch_add(&t->draining, 1);
     list_for_each (at, &t->nodes) {
@@ -150,7 +150,7 @@ static void begin_drain(struct tree *t)
 static void drain_tree(struct graph *g, struct tree *t) NO_LOCK_ANALYSIS
 {
     if (!t->drained && !is_private(g, t)) {
-        begin_drain(t);
+        graph_begin_drain(t);
         rwlock_wrlock(&t->lock);
         list_for_each (at, &t->nodes) {
             struct node *n = list_entry(at, struct node, in_tree);
@@ -178,7 +178,7 @@ static void drain_tree(struct graph *g, struct tree *t) NO_LOCK_ANALYSIS
 /* While somebody else tries. */
 #define OTHERS_MS 5
 
-/* Could it be drained within @ms, since begin_drain?  One tries at a time. */
+/* Could it be drained within @ms, since graph_begin_drain?  One tries at a time. */
 static bool try_drain(struct tree *t, uint64_t ms) NO_LOCK_ANALYSIS
 {
     bool calm = rwlock_wrlock_ms(&t->lock, ms);
@@ -227,7 +227,7 @@ int graph_settle_match(struct graph *g, node_match_fn *match, void *opaque,
             (void)snprintf(name, sizeof(name), "%s", n->name);
         }
         if (mine) {
-            begin_drain(t);
+            graph_begin_drain(t);
         }
         graph_unlock(g);
         if (!t || (mine && try_drain(t, ms))) {
@@ -716,6 +716,7 @@ void graph_wake_waiting(struct graph *g, struct node *n)
 
 void graph_give_up(struct graph *g)
 {
+    graph_stop_waiting(g);
     graph_lock(g);
     list_for_each (at, &g->nodes) {
         struct node *n = list_entry(at, struct node, in_graph);
@@ -837,11 +838,8 @@ struct graph *graph_new(void)
     return g;
 }
 
-void graph_free(struct graph *g)
+void graph_close_all(struct graph *g)
 {
-    if (!g) {
-        return;
-    }
     graph_lock(g);
     for (bool again = true; again;) {
         again = false;
@@ -856,8 +854,16 @@ void graph_free(struct graph *g)
         }
     }
     assert(list_empty(&g->nodes));
-    throttle_groups_free(&g->throttle_groups);
     graph_unlock(g);
+}
+
+void graph_free(struct graph *g)
+{
+    if (!g) {
+        return;
+    }
+    graph_close_all(g);
+    throttle_groups_free(&g->throttle_groups);
     list_for_each_safe (at, &g->trees) {
         struct tree *t = list_entry(at, struct tree, in_graph);
         rwlock_destroy(&t->lock);

@@ -61,6 +61,10 @@ struct edge *node_take_child(struct node *n, unsigned index);
 void node_put_child(struct node *n, unsigned index, struct edge *e);
 void edge_free(struct edge *e);
 
+/* Whoever is inside, and waits for anything but I/O, shall go on: the tree is
+ * about to be locked for writing.  Control lock. */
+void graph_begin_drain(struct tree *t);
+
 struct tree *edge_enter(struct edge *e, bool nowait);
 
 #endif /* NBDELTA_CORE_GRAPH_PRIV_H */

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/graph_priv.h"
+#include "nbdelta/graph.h"
 
 #define yank_of(at) list_entry(at, struct yank, link)
 
@@ -22,6 +23,9 @@ void yank_register(struct graph *g, struct yank *y)
 {
     mutex_lock(&g->yanks.lock);
     list_append(&g->yanks.list, &y->link);
+    if (g->yanks.ending) {
+        y->give_up(y->opaque);
+    }
     mutex_unlock(&g->yanks.lock);
 }
 
@@ -58,6 +62,31 @@ void graph_yank(struct graph *g, const char *name)
     if (y) {
         y->fn(y->opaque);
     }
+    mutex_unlock(&g->yanks.lock);
+}
+
+void graph_yank_stuck(struct graph *g,
+                      void (*yanked)(const char *name, void *opaque),
+                      void *opaque)
+{
+    mutex_lock(&g->yanks.lock);
+    list_for_each (at, &g->yanks.list) {
+        const struct yank *y = yank_of(at);
+        if (y->is_stuck(y->opaque)) {
+            y->fn(y->opaque);
+            yanked(y->name, opaque);
+        }
+    }
+    mutex_unlock(&g->yanks.lock);
+}
+
+void graph_stop_waiting(struct graph *g)
+{
+    mutex_lock(&g->yanks.lock);
+    list_for_each (at, &g->yanks.list) {
+        yank_of(at)->give_up(yank_of(at)->opaque);
+    }
+    g->yanks.ending = true;
     mutex_unlock(&g->yanks.lock);
 }
 

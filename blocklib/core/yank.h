@@ -9,14 +9,20 @@
 
 struct yank_set {
     mutex_t lock;     /* before driver mutexes, after nothing */
-    struct list list; /* guarded by lock; of struct yank */
+    /* Guarded by lock. */
+    struct list list; /* of struct yank */
+    bool ending;      /* graph_stop_waiting was called */
 };
 
 /* Of a driver, in the state of its node. */
 struct yank {
     struct list link;
     const char *name;         /* of the node */
-    void (*fn)(void *opaque); /* must not wait */
+    /* None of these waits. */
+    void (*fn)(void *opaque);
+    bool (*is_stuck)(void *opaque); /* it owes an answer, and gives none */
+    void (*give_up)(void *opaque);  /* all is about to end: wait no more for
+                                       what may never come */
     void *opaque;
 };
 

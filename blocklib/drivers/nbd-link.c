@@ -54,6 +54,8 @@
 #define LOOK_MS 250
 /* A server that has not answered for so long is no storage but somebody. */
 #define SLOW_MS 500
+/* And one that has given no answer for so long, of several, hangs. */
+#define STUCK_NS (2000 * MS)
 
 /* --- What libnbd says --- */
 
@@ -159,7 +161,7 @@ static bool link_stops(void *opaque)
     struct remote *r = ((struct link *)opaque)->remote;
 
     mutex_lock(&r->lock);
-    bool stop = r->stop || r->yanked;
+    bool stop = r->stop || r->yanked || (r->ending && !r->known);
     mutex_unlock(&r->lock);
     return stop;
 }
@@ -525,7 +527,8 @@ static void wait_first_locked(struct remote *r) REQUIRES(r->lock)
     uint64_t until = now_ns() + r->options.open_ns;
     uint64_t now;
 
-    while (!r->known && (r->failures == 0 || r->options.open_ns > 0)) {
+    while (!r->known && !r->yanked && !r->ending &&
+           (r->failures == 0 || r->options.open_ns > 0)) {
         if (r->options.open_ns == 0) {
             cond_wait(&r->changed, &r->lock);
         } else if ((now = now_ns()) < until) {
@@ -546,8 +549,10 @@ int remote_connect(struct remote *r, struct error **errp)
     mutex_lock(&r->lock);
     wait_first_locked(r);
     if (!r->known) {
-        const char *why = r->why ? error_message(r->why)
-                                 : "the server does not answer";
+        const char *why = r->yanked   ? "the connection was yanked"
+                          : r->ending ? "the program is about to end"
+                          : r->why    ? error_message(r->why)
+                                      : "the server does not answer";
         c = error_set(errp, r->why ? error_code(r->why) : ETIMEDOUT, "%s", why);
         if (strncmp(why, "Failed to connect to", 20) != 0) {
             error_prefix(errp, "'%s': ", node_filename(r->node));
@@ -706,6 +711,9 @@ static int wait_done(struct link *l, struct call *c)
     bool told = false;
 
     mutex_lock(&r->lock);
+    if (r->asked++ == 0) {
+        r->heard = now_ns();
+    }
     while (!c->done) {
         if (!told && !cond_wait_ms(&c->cond, &r->lock, SLOW_MS)) {
             thread_wait_begin();
@@ -717,6 +725,8 @@ static int wait_done(struct link *l, struct call *c)
         }
         cut_unwanted_locked(l, &unwanted_since);
     }
+    r->asked--;
+    r->heard = now_ns();
     mutex_unlock(&r->lock);
     if (told) {
         thread_wait_end();
@@ -786,6 +796,30 @@ void remote_yank(void *opaque)
         if (r->links[i].state == LINK_UP) {
             r->links[i].state = LINK_LOST;
         }
+        kick(&r->links[i]);
+    }
+    cond_broadcast(&r->changed);
+    mutex_unlock(&r->lock);
+}
+
+bool remote_is_stuck(void *opaque)
+{
+    struct remote *r = opaque;
+
+    mutex_lock(&r->lock);
+    bool stuck = r->asked > 0 && now_ns() - r->heard > STUCK_NS;
+    mutex_unlock(&r->lock);
+    return stuck;
+}
+
+void remote_give_up(void *opaque)
+{
+    struct remote *r = opaque;
+
+    remote_kick(r, true);
+    mutex_lock(&r->lock);
+    r->ending = true;
+    for (unsigned i = 0; !r->known && i < r->count; i++) {
         kick(&r->links[i]);
     }
     cond_broadcast(&r->changed);

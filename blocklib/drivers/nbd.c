@@ -54,30 +54,35 @@ static int remote_open(struct node *n, struct opts *opts, struct error **errp)
     r->node = n;
     mutex_init(&r->lock);
     cond_init(&r->changed);
+    r->yank = (struct yank){
+        .name = n->name,
+        .fn = remote_yank,
+        .is_stuck = remote_is_stuck,
+        .give_up = remote_give_up,
+        .opaque = r,
+    };
     int c = remote_options_take(n, opts, &r->options, errp);
     if (c == 0) {
         n->filename = remote_filename(&r->options, n->options);
-        c = n->filename ? remote_connect(r, errp)
-                        : error_set(errp, ENOMEM, "no memory for a node");
+        c = n->filename ? 0 : error_set(errp, ENOMEM, "no memory for a node");
     }
     if (c < 0) {
         release(r);
         return c;
     }
-    c = apply_read_only(n, &r->info, errp);
-    if (c < 0) {
+    /* Before it waits for a connection: that, too, can be cut off. */
+    yank_register(n->graph, &r->yank);
+    c = remote_connect(r, errp);
+    if (c == 0 && (c = apply_read_only(n, &r->info, errp)) < 0) {
         remote_disconnect(r);
+    }
+    if (c < 0) {
+        yank_unregister(n->graph, &r->yank);
         release(r);
         return c;
     }
     n->size = r->info.size;
     remote_connect_more(r);
-    r->yank = (struct yank){
-        .name = n->name,
-        .fn = remote_yank,
-        .opaque = r,
-    };
-    yank_register(n->graph, &r->yank);
     return 0;
 }
 

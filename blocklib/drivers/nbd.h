@@ -132,6 +132,10 @@ struct remote {
     bool known; /* info is filled in */
     bool stop;
     bool yanked;       /* no connection any more */
+    bool ending;       /* nobody waits for the first connection any more */
+    unsigned asked;    /* requests that wait for their answer */
+    uint64_t heard;    /* now_ns() at the last answer, or when there was the
+                          first of those that wait */
     unsigned failures; /* of connecting, so far */
     struct error *why; /* the last failure, or what ended a connection */
     uint64_t deadline; /* now_ns(): requests wait no longer; 0: nobody waits */
@@ -174,8 +178,12 @@ typedef int64_t issue_fn(struct nbd_handle *h, nbd_completion_callback done,
                          void *opaque);
 int remote_request(struct remote *r, issue_fn *issue, void *opaque);
 
-/* Cut all connections, for good; does not wait. */
+/* Cut all connections, for good; does not wait.  Nor do the others.  is_stuck:
+ * requests are there, and no answer has come for a while.  give_up: requests,
+ * and the open, wait no longer for a connection than a moment. */
 void remote_yank(void *opaque);
+bool remote_is_stuck(void *opaque);
+void remote_give_up(void *opaque);
 
 /* Whoever waits for a connection looks whether he still may, or gives up. */
 void remote_kick(struct remote *r, bool give_up);

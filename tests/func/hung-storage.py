@@ -3,6 +3,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 
@@ -95,13 +96,15 @@ def start(far, *more):
                   'file.filename=ok.qcow2', *export('ok'), *more)
 
 
-def others_go_on(name='ok'):
-    """Clients and commands of another disk."""
+def others_go_on(name='ok', files=True):
+    """Clients and commands of another disk.  Who asks about all nodes asks for
+    the sizes of their @files, too."""
     h = in_time(lambda: client(name))
     in_time(lambda: (h.pwrite(b'x' * 64 * K, 64 * K), h.flush()))
     s = Session()
     s.ask('query-block-exports')
-    s.ask('query-named-block-nodes')
+    if files:
+        s.ask('query-named-block-nodes')
     s.ask('block-dirty-bitmap-add', node=name, name='b', persistent=True)
     s.ask('block-dirty-bitmap-remove', node=name, name='b')
     assert 'a' not in h.pread(1, 0).decode()
@@ -186,11 +189,133 @@ def an_export_goes_while_another_of_its_disk_hangs(far):
             in_time(c.shutdown)
 
 
+def bitmaps(path):
+    """Those of a closed image that can be trusted, with what they have."""
+    info = json.loads(subprocess.run(
+        ['nbdelta', 'info', '--output', 'json', path], check=True,
+        stdout=subprocess.PIPE).stdout)
+    return {b['name']: b for b in info['format-specific']['data']['bitmaps']
+            if 'in-use' not in b['flags']}
+
+
+def write_to_ok(d):
+    d.ask('block-dirty-bitmap-add', node='ok', name='kept', persistent=True)
+    h = client('ok')
+    h.pwrite(b'y' * 64 * K, M)
+    return h
+
+
+def ok_is_whole():
+    subprocess.run(['qemu-img', 'check', '-q', 'ok.qcow2'], check=True)
+    assert 'kept' in bitmaps('ok.qcow2')
+    out = subprocess.run(['qemu-io', '-r', '-c', f'read -P {ord("y")} 1M 64k',
+                          'ok.qcow2'], check=True, stdout=subprocess.PIPE).stdout
+    assert b'failed' not in out, out
+
+
+def the_end_has_a_limit(far):
+    with start(far, '--stop-timeout', '3') as d:
+        clients = hang(far)
+        mine = write_to_ok(d)
+        d.process.terminate()
+        time.sleep(1)
+        d.process.terminate()  # more of them change nothing
+        assert d.process.wait(3 + SOON) == 1
+        assert not any(map(os.path.exists, ('pid', 'nbd.sock', 'qmp.sock')))
+        ok_is_whole()
+    far.go_on()
+    del clients, mine
+
+
+def storage_that_is_no_server(far):
+    """A file that hangs: its requests cannot be cut off."""
+    os.mkdir('mnt')
+    fuse = subprocess.Popen(['nbdfuse', 'mnt', '--unix', far.path])
+    try:
+        end = time.monotonic() + SOON
+        while not os.path.exists('mnt/nbd'):
+            if fuse.poll() is not None or time.monotonic() > end:
+                print('  no file system in user space here')
+                return
+            time.sleep(0.05)
+        with start(far, '--stop-timeout', '3', '--blockdev',
+                   'driver=file,node-name=stuck,filename=mnt/nbd,locking=off',
+                   *export('stuck')) as d:
+            far.hold(READ)
+            clients = [client('stuck') for _ in range(5)]
+            for h in clients:
+                for k in range(16):
+                    h.aio_pread(nbd.Buffer(4 * K), M + k * 64 * K)
+            time.sleep(1)
+            others_go_on(files=False)
+            mine = write_to_ok(d)
+            d.process.terminate()
+            # The kernel lets nobody go who is in there.
+            end = time.monotonic() + 3 + 20 + SOON
+            while os.path.exists('pid'):
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            ok_is_whole()
+            far.go_on()
+            assert d.process.wait(SOON) != 0
+    finally:
+        far.go_on()
+        if fuse.poll() is None and subprocess.run(
+                ['umount', '-l', 'mnt'], check=False,
+                stderr=subprocess.DEVNULL).returncode != 0:
+            subprocess.run(['fusermount3', '-u', '-z', 'mnt'], check=True)
+        fuse.wait(SOON)
+    os.rmdir('mnt')
+    del clients, mine
+
+
+class Mute:
+    """A server that greets nobody."""
+
+    def __init__(self, path):
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(path)
+        self.listener.listen(16)
+        self.options = (f'driver=nbd,server.type=unix,server.path={path},'
+                        'open-timeout=3600')
+
+
+def an_open_that_waits_can_be_ended(far):
+    mute = Mute('mute.sock')
+    with start(far) as d:
+        options = dict(o.split('=') for o in mute.options.split(','))
+        w = Behind('blockdev-add', **{'node-name': 'far2', 'driver': 'nbd',
+                                      'open-timeout': 3600, 'server': {
+                                          'type': 'unix',
+                                          'path': options['server.path']}})
+        assert w.waits()
+        Session().ask('yank', instances=[{'type': 'block-node',
+                                          'node-name': 'far2'}])
+        assert 'yank' in w.end(SOON).text
+        w = Behind('blockdev-add', **{'node-name': 'far2', 'driver': 'nbd',
+                                      'open-timeout': 3600, 'server': {
+                                          'type': 'unix',
+                                          'path': options['server.path']}})
+        assert w.waits()
+        d.process.terminate()
+        d.process.wait(SOON)
+    p = subprocess.Popen(['nbdelta', 'serve', '-U', 'two.sock', mute.options])
+    time.sleep(1)
+    p.terminate()
+    assert p.wait(SOON) == 1
+
+
 def main():
     far = Stalling(os.getcwd() + '/far.sock', 16 * M)
+    only = sys.argv[1:]
     for test in (clients_and_commands_of_others_go_on,
                  a_command_does_not_wait_for_ever,
-                 an_export_goes_while_another_of_its_disk_hangs):
+                 an_export_goes_while_another_of_its_disk_hangs,
+                 the_end_has_a_limit,
+                 storage_that_is_no_server,
+                 an_open_that_waits_can_be_ended):
+        if only and test.__name__ not in only:
+            continue
         print(test.__name__, flush=True)
         test(far)
         for f in ('ok.qcow2', 'qmp.sock', 'nbd.sock'):

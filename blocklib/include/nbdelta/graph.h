@@ -18,8 +18,9 @@
 
 struct graph *graph_new(void);
 
-/* Close what is left (nodes flushed, in order) and free.  No blk may be
+/* Close what is left (nodes flushed, in order), and free.  No blk may be
  * left.  NULL is fine. */
+void graph_close_all(struct graph *g);
 void graph_free(struct graph *g);
 
 /*
@@ -83,6 +84,20 @@ int graph_reopen(struct graph *g, const json_t *list, struct error **errp);
  * wait for their time (throttle) or for somebody's word (blkdebug) go on.
  * Takes the control lock. */
 void graph_give_up(struct graph *g);
+
+/* The part of it that nobody can hold up, for nodes that wait for a server:
+ * takes no lock of the graph.  Opens that wait for one fail. */
+void graph_stop_waiting(struct graph *g);
+
+/*
+ * The process is about to end, and threads in it are stuck in storage that
+ * hangs: flush and close all that answers, within @limit_ns, whoever uses it,
+ * and tell the names of the other nodes.  Nothing can be done with the graph
+ * any more, not even be freed: trees stay locked.
+ */
+void graph_salvage(struct graph *g, uint64_t limit_ns,
+                   void (*given_up)(const char *name, void *opaque),
+                   void *opaque);
 
 /* A node by its name, or NULL.  The pointer lives until the node is closed;
  * a caller who does not rule that out holds the monitor lock (job.h). */

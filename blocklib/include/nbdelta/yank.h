@@ -22,6 +22,12 @@ bool graph_can_yank(struct graph *g, const char *name);
  * does not connect again.  Nothing, where there is none of that name. */
 void graph_yank(struct graph *g, const char *name);
 
+/* Yank those that owe somebody an answer and have not given any for a while;
+ * @yanked is called with the name of each. */
+void graph_yank_stuck(struct graph *g,
+                      void (*yanked)(const char *name, void *opaque),
+                      void *opaque);
+
 /* The names of all, an array; NULL: no memory. */
 json_t *graph_yank_names(struct graph *g);
 
