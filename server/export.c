@@ -648,7 +648,8 @@ static void delete(struct exports *s, struct export *e)
     monitors_emit("BLOCK_EXPORT_DELETED", data, s->daemon->monitors);
 }
 
-/* What others do with its disk may hang: it stays then, for the collector. */
+/* To give up bitmaps drains, and what others do with the disk may hang: it
+ * stays then, for the collector. */
 void exports_collect(struct exports *s, struct jobs *j)
 {
     struct export *e;
@@ -657,7 +658,7 @@ void exports_collect(struct exports *s, struct jobs *j)
     mutex_is_held(&j->lock);
     (void)!read(s->gone_fd, &n, sizeof(n));
     while ((e = visit_gone(s))) {
-        if (blk_settle(e->blk, COLLECT_NS)) {
+        if (e->bitmap_count == 0 || blk_settle(e->blk, COLLECT_NS)) {
             delete(s, e);
         } else {
             set_stuck(s, e);

@@ -461,6 +461,7 @@ json_t *qmp_dispatch(struct daemon *d, struct qmp_state *state, json_t *request)
             call.args = none;
         }
         if (!cmd->lockless) {
+            mutex_is_held(&d->jobs->lock);
             jobs_settle(d->jobs);
         }
         r = none && reply ? run(&call, cmd, &err)
