@@ -45,7 +45,7 @@ static const struct cli_option begin_options[] = {
     {"scratch", OPT_SCRATCH, "DIR[,quota=SIZE]",
      "where what is overwritten meanwhile is kept"},
     {"expire", OPT_EXPIRE, "SECONDS",
-     "end it as failed when nobody has been connected for so long"},
+     "end it as failed when nobody was connected for so long (a day; 0: never)"},
     {"max-delay", OPT_MAX_DELAY, "MS",
      "most that a guest's write waits for room in scratch"},
     {"on-limit", OPT_ON_LIMIT, "drop-snapshot|break-guest-write",

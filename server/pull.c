@@ -152,7 +152,22 @@ static int choose_mode(const struct pulls *p, struct pull_disk *d,
     return since && !d->reason ? copy_text(&d->since, since) : 0;
 }
 
-static int check_disk(const struct pull *s, unsigned i, struct error **errp)
+/* Sessions that have the disk, those that are about to go as well. */
+static unsigned sessions_of(const struct pulls *p, const struct node *n)
+{
+    unsigned count = 0;
+
+    list_for_each (at, &p->sessions) {
+        const struct pull *s = pull_of(at);
+        for (unsigned i = 0; i < s->count; i++) {
+            count += s->disks[i].node == n;
+        }
+    }
+    return count;
+}
+
+static int check_disk(const struct pulls *p, const struct pull *s, unsigned i,
+                      struct error **errp)
 {
     const struct pull_disk *d = &s->disks[i];
 
@@ -160,6 +175,12 @@ static int check_disk(const struct pull *s, unsigned i, struct error **errp)
         if (s->disks[k].node == d->node) {
             return error_set(errp, EINVAL, "Node '%s' is given twice", d->name);
         }
+    }
+    if (sessions_of(p, d->node) >= PULLS_PER_DISK) {
+        return error_set(errp, EBUSY,
+                         "'%s' has %d backups that were not ended: end one of "
+                         "them first (query-backups)",
+                         d->name, PULLS_PER_DISK);
     }
     return s->checkpoint && node_keeps_bitmaps(d->node)
                ? bitmap_check_persistent(
@@ -188,7 +209,7 @@ static int check_disks(const struct pulls *p, struct pull *s,
                        const struct pull_options *o, struct error **errp)
 {
     for (unsigned i = 0; i < s->count; i++) {
-        int r = check_disk(s, i, errp);
+        int r = check_disk(p, s, i, errp);
 
         if (r < 0) {
             return r;
@@ -590,14 +611,19 @@ static int check_success(const struct pulls *p, const struct pull *s,
     }
     json_array_foreach (drop, i, item) {
         const char *name = json_string_value(item);
-        bool found = s->checkpoint && strcmp(name, s->checkpoint) == 0;
-        if (found) {
+        bool pending = false;
+        bool found = false;
+
+        if (s->checkpoint && strcmp(name, s->checkpoint) == 0) {
             return error_set(errp, EINVAL, "'%s' is the new checkpoint", name);
         }
         for (unsigned k = 0; k < s->count; k++) {
             found |= can_drop(p, s->disks[k].node, name);
+            pending |= is_pending(p, s->disks[k].node, name);
         }
-        if (!found) {
+        /* One that is gone is what was asked for: else a script that was
+         * interrupted after that could never end its backup. */
+        if (!found && pending) {
             return error_set(errp, ENOENT, "There is no checkpoint '%s'", name);
         }
     }

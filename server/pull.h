@@ -28,6 +28,11 @@
 struct daemon;
 struct pulls;
 
+/* Each costs memory, scratch, and every write of the guest a copy. */
+#define PULLS_PER_DISK 16
+/* Unless another time is asked for: a day without a client. */
+#define PULL_EXPIRE_S 86400
+
 struct pull_disk_options {
     struct node *node;
     const char *since;  /* a checkpoint; NULL: the whole disk */

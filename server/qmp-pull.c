@@ -123,7 +123,7 @@ static int cmd_begin(struct qmp_call *call, struct error **errp)
         .server = qmp_str(call, "server"),
         .scratch = json_string_value(json_object_get(scratch, "dir")),
         .quota = number(scratch, "quota"),
-        .expire = (uint64_t)qmp_int(call, "expire", 0),
+        .expire = (uint64_t)qmp_int(call, "expire", PULL_EXPIRE_S),
         .max_delay_ms = (unsigned)qmp_int(call, "max-delay-ms", 0),
         .break_guest_write = limit && strcmp(limit, "break-guest-write") == 0,
         .once = qmp_bool(call, "once", false),

@@ -164,6 +164,29 @@ def a_checkpoint_that_may_be_forgotten_is_none():
         end(daemon, begun, drop=['c2'])
 
 
+def a_checkpoint_that_is_gone_keeps_no_backup():
+    """A script that was interrupted after its end drops the same again."""
+    with start('a') as daemon:
+        end(daemon, begin(daemon, 'a', checkpoint='c1'))
+        begun = begin(daemon, 'a', checkpoint='c2')
+        end(daemon, begun, drop=['c1', 'never-was'])
+        end(daemon, begin(daemon, 'a', checkpoint='c3'), drop=['c1', 'c2'])
+        assert checkpoints(daemon) == ['c3']
+
+
+def backups_that_nobody_ends_have_a_bound():
+    with start('a') as daemon:
+        begun = [begin(daemon, 'a') for _ in range(16)]
+        sessions = daemon.ask('query-backups')
+        assert all(s['expire'] == 86400 for s in sessions), sessions
+        refused(daemon, 'not ended', 'backup-begin', disks=[{'node': 'a'}])
+        end(daemon, begun[0], success=False)
+        last = daemon.ask('backup-begin', disks=[{'node': 'a'}], expire=0)
+        assert 'expire' not in daemon.ask('query-backups')[-1]
+        for b in begun[1:] + [last]:
+            end(daemon, b, success=False)
+
+
 def what_is_inconsistent_can_be_dropped():
     with start('a') as daemon:
         end(daemon, begin(daemon, 'a', checkpoint='c1'))
@@ -288,6 +311,8 @@ for scenario in (the_filter_of_a_job_stands_for_its_disk,
                  its_exports_are_no_devices,
                  who_reads_on_after_the_end_gets_errors,
                  a_checkpoint_that_may_be_forgotten_is_none,
+                 a_checkpoint_that_is_gone_keeps_no_backup,
+                 backups_that_nobody_ends_have_a_bound,
                  what_is_inconsistent_can_be_dropped,
                  a_snapshot_meanwhile_changes_nothing_of_the_past,
                  without_its_exports_it_expires,
