@@ -46,6 +46,11 @@ void graph_without_data(struct graph *g)
     g->without_data = true;
 }
 
+bool graph_is_without_data(const struct graph *g)
+{
+    return g->without_data;
+}
+
 char *path_beside(const char *image, const char *named)
 {
     const char *slash = strrchr(image, '/');

@@ -92,3 +92,10 @@ grep -q '^virtual size: 1 GiB (1073741824 bytes)$' export.txt
 grep -q '^read only: false$' export.txt
 refused "does not give export 'other'; it has 'disk'" \
     "nbd+unix:///other?socket=$PWD/sock"
+
+# What bitmaps would need in memory is not needed to look at an image: here
+# 2 GiB, by an image of 1 MiB.
+nbdelta create -f qcow2 wide.qcow2 2T
+nbdelta bitmap add -g 512 wide.qcow2 a b c d
+(ulimit -v 1000000; nbdelta info --output json wide.qcow2) |
+    jq -e '."format-specific".data.bitmaps | length == 4'
