@@ -141,7 +141,7 @@ static const struct driver recorder_driver = {
 
 /* --- A qcow2 node over the recorder --- */
 
-static uint64_t seed;
+static _Thread_local uint64_t seed;
 static inline uint64_t rnd(uint64_t below)
 {
     seed ^= seed << 13;

@@ -31,10 +31,16 @@ struct small {
     uint64_t used;
     unsigned char bytes[SMALL_MAX];
     bool there[SMALL_COUNT];
-    unsigned refused; /* writes that found no room */
+    void (*on_write)(void); /* called with the lock before a write, or NULL */
+    unsigned fail_at; /* so many writes and flushes from now fails; 0: none */
 };
 
 static struct small small;
+
+static inline bool small_fails(void)
+{
+    return small.fail_at > 0 && --small.fail_at == 0;
+}
 
 static inline int small_preadv(struct node *n, uint64_t offset, uint64_t bytes,
                                const struct iovec *iov, int cnt, unsigned flags)
@@ -76,6 +82,13 @@ static inline int small_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     (void)n;
     (void)flags;
     mutex_lock(&small.lock);
+    if (small.on_write) {
+        small.on_write();
+    }
+    if (small_fails()) {
+        mutex_unlock(&small.lock);
+        return -EIO;
+    }
     while (done < bytes && small_take((offset + done) / SMALL_BLOCK)) {
         uint64_t at = offset + done;
         uint64_t len = min_u64(bytes - done, SMALL_BLOCK - at % SMALL_BLOCK);
@@ -83,9 +96,17 @@ static inline int small_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
         iov_to_buf(iov, cnt, done, small.bytes + at, len);
         done += len;
     }
-    small.refused += done < bytes;
     mutex_unlock(&small.lock);
     return done < bytes ? -ENOSPC : 0;
+}
+
+static inline int small_flush(struct node *n)
+{
+    (void)n;
+    mutex_lock(&small.lock);
+    bool fails = small_fails();
+    mutex_unlock(&small.lock);
+    return fails ? -EIO : 0;
 }
 
 static inline int small_discard(struct node *n, uint64_t offset, uint64_t bytes)
@@ -135,6 +156,7 @@ static const struct driver small_driver = {
     .preadv = small_preadv,
     .pwritev = small_pwritev,
     .discard = small_discard,
+    .flush = small_flush,
 };
 
 /* The bytes of a new image; the last one is kept. */

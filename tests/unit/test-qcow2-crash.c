@@ -3,7 +3,8 @@
  * Invariants of qcow2/alloc.c under power cuts.
  *
  * A protocol driver of this test records every write and flush below a qcow2
- * node while random requests run.  Then the power is cut, many times: all
+ * node while four clients do random requests, each in its own part of the disk:
+ * so clusters are freed while others are flushed.  Then the power is cut, many times: all
  * writes before some flush have reached the disk, and of those after it an
  * arbitrary subset.  Each such image must have no reference that its
  * refcount does not cover, and must hold all data that was flushed.  So must
@@ -11,6 +12,8 @@
  */
 #include <check.h>
 #include <inttypes.h>
+#include <limits.h>
+#include <pthread.h>
 
 #include "core/opts.h"
 #define DISK_MAX (16 * MiB)
@@ -23,16 +26,33 @@
 #define UNIT  512
 #define UNITS (GUEST / UNIT)
 
+#define CLIENTS 4
+#define SHARE   (UNITS / CLIENTS)
+
 /* Each unit of the guest holds a stamp; what a unit may show after a crash is
- * any stamp since the last flush that was completed, or the one at it. */
+ * any stamp that no completed flush has covered, or the last one that one has:
+ * a flush covers writes that were complete when it began. */
 struct history {
     uint32_t stamp[64];
-    unsigned at[64]; /* the log's length when the write began */
+    unsigned done[64]; /* the log's length when the write was complete */
     unsigned count;
 };
 static struct history units[UNITS];
-static unsigned flushed_at[LOG_MAX]; /* log length at each completed flush */
-static unsigned flush_count;
+
+/* The log's length before and after each flush. */
+static struct {
+    unsigned began;
+    unsigned done;
+} flushes[LOG_MAX];
+static _Atomic unsigned flush_count;
+
+static unsigned log_length(void)
+{
+    mutex_lock(&rec.lock);
+    unsigned count = rec.count;
+    mutex_unlock(&rec.lock);
+    return count;
+}
 
 static void stamp_units(uint64_t from, uint64_t count, uint32_t stamp)
 {
@@ -40,7 +60,16 @@ static void stamp_units(uint64_t from, uint64_t count, uint32_t stamp)
         struct history *h = &units[u];
         ck_assert_uint_lt(h->count, 64);
         h->stamp[h->count] = stamp;
-        h->at[h->count++] = rec.count;
+        h->done[h->count++] = UINT_MAX;
+    }
+}
+
+static void complete_units(uint64_t from, uint64_t count)
+{
+    unsigned now = log_length();
+
+    for (uint64_t u = from; u < from + count; u++) {
+        units[u].done[units[u].count - 1] = now;
     }
 }
 
@@ -55,9 +84,9 @@ static int write_compressed(struct blk *b, const void *buf, uint64_t bytes,
     return r;
 }
 
-static void random_request(struct blk *b, uint32_t stamp)
+static void random_request(struct blk *b, uint64_t start, uint32_t stamp)
 {
-    uint64_t from = rnd(UNITS);
+    uint64_t from = start + rnd(SHARE);
     uint64_t count = 1 + rnd(rnd(4) ? 16 : 256);
     unsigned kind = (unsigned)rnd(10);
     uint64_t cluster = max_u64(blk_node(b)->limits.pref / UNIT, 1);
@@ -67,7 +96,7 @@ static void random_request(struct blk *b, uint32_t stamp)
         from = align_down(from, cluster);
         count = align_up(count, cluster);
     }
-    count = min_u64(count, UNITS - from);
+    count = min_u64(count, start + SHARE - from);
     if (kind < 6) {
         CLEANUP_FREE unsigned char *buf = malloc(count * UNIT);
         for (uint64_t u = 0; u < count; u++) {
@@ -79,14 +108,57 @@ static void random_request(struct blk *b, uint32_t stamp)
             packed ? write_compressed(b, buf, count * UNIT, from * UNIT)
                    : blk_pwrite(b, buf, count * UNIT, from * UNIT, 0),
             0);
+        complete_units(from, count);
     } else if (kind < 9) {
         stamp_units(from, count, 0);
         ck_assert_int_eq(blk_zero(b, from * UNIT, count * UNIT,
                                   kind == 8 ? 0 : REQ_MAY_UNMAP),
                          0);
+        complete_units(from, count);
     } else {
+        unsigned began = log_length();
+
         ck_assert_int_eq(blk_flush(b), 0);
-        flushed_at[flush_count++] = rec.count;
+        unsigned i = atomic_fetch_add(&flush_count, 1);
+        flushes[i].began = began;
+        flushes[i].done = log_length();
+    }
+}
+
+struct client {
+    pthread_t thread;
+    struct blk *b;
+    uint64_t seed;
+    unsigned number;
+    unsigned requests;
+};
+
+static void *client_run(void *opaque)
+{
+    const struct client *c = opaque;
+
+    seed = c->seed;
+    for (unsigned i = 0; i < c->requests; i++) {
+        random_request(c->b, c->number * SHARE, i * CLIENTS + c->number + 1);
+    }
+    return NULL;
+}
+
+static void run_clients(struct blk *b, unsigned requests)
+{
+    struct client clients[CLIENTS];
+
+    for (unsigned i = 0; i < CLIENTS; i++) {
+        clients[i] = (struct client){.b = b,
+                                     .seed = seed * 1000 + i + 1,
+                                     .number = i,
+                                     .requests = requests / CLIENTS};
+        ck_assert_int_eq(pthread_create(&clients[i].thread, NULL, client_run,
+                                        &clients[i]),
+                         0);
+    }
+    for (unsigned i = 0; i < CLIENTS; i++) {
+        ck_assert_int_eq(pthread_join(clients[i].thread, NULL), 0);
     }
 }
 
@@ -126,8 +198,10 @@ static void check_guest(const unsigned char *guest, unsigned cut)
 {
     unsigned flushed = 0;
 
-    for (unsigned i = 0; i < flush_count && flushed_at[i] <= cut; i++) {
-        flushed = flushed_at[i];
+    for (unsigned i = 0; i < flush_count; i++) {
+        if (flushes[i].done <= cut) {
+            flushed = (unsigned)max_u64(flushed, flushes[i].began);
+        }
     }
     for (unsigned u = 0; u < UNITS; u++) {
         const struct history *h = &units[u];
@@ -135,7 +209,7 @@ static void check_guest(const unsigned char *guest, unsigned cut)
         uint32_t last = 0;
         bool found = false;
         for (unsigned i = 0; i < h->count; i++) {
-            if (h->at[i] < flushed) {
+            if (h->done[i] <= flushed) {
                 last = h->stamp[i];
             } else {
                 found |= seen == h->stamp[i];
@@ -175,9 +249,7 @@ static void run_campaign(const char *options, unsigned requests, unsigned cuts,
     ck_assert_int_eq(blk_new(g, n, PERM_READ | PERM_WRITE, PERM_ALL, "test",
                              &b, NULL),
                      0);
-    for (unsigned i = 0; i < requests; i++) {
-        random_request(b, i + 1);
-    }
+    run_clients(b, requests);
     blk_free(b);
     graph_free(g);
     for (unsigned i = 0; i < cuts; i++) {
