@@ -31,8 +31,8 @@ struct qcow2_overlap {
 
 static struct qcow2_overlap *new_set(uint64_t slots)
 {
-    struct qcow2_overlap *o =
-        calloc(1, sizeof(*o) + slots * sizeof(o->slot[0]));
+    struct qcow2_overlap *o = calloc(1,
+                                     sizeof(*o) + slots * sizeof(o->slot[0]));
 
     if (o) {
         o->mask = slots - 1;
@@ -118,7 +118,7 @@ static int add(struct qcow2 *s, unsigned kind, uint64_t cluster)
 }
 
 int qcow2_overlap_add(struct qcow2 *s, unsigned kind, uint64_t host,
-                      uint64_t bytes)
+                      uint64_t bytes) REQUIRES(s->meta)
 {
     uint64_t end = div_up(host + bytes, s->cluster_size);
     int r = 0;
@@ -188,8 +188,8 @@ static int add_bitmaps(struct qcow2 *s) REQUIRES(s->meta)
                                     s->bitmaps_ext.dir_size);
 
     list_for_each (e, &s->bitmaps) {
-        const struct qcow2_bitmap *qb =
-            list_entry(e, struct qcow2_bitmap, in_image);
+        const struct qcow2_bitmap *qb = list_entry(e, struct qcow2_bitmap,
+                                                   in_image);
         if (r == 0 && qb->sound && qb->table) {
             r = add_bitmap(s, qb);
         }

@@ -24,9 +24,8 @@ static void start(void)
     small.capacity = SMALL_COUNT;
     g = graph_new();
     struct node *n = small_open(g, blocks * SMALL_BLOCK);
-    ck_assert_int_eq(blk_new(g, n, PERM_READ | PERM_WRITE, PERM_ALL, "test", &b,
-                             NULL),
-                     0);
+    ck_assert_int_eq(
+        blk_new(g, n, PERM_READ | PERM_WRITE, PERM_ALL, "test", &b, NULL), 0);
     s = n->state;
 }
 
