@@ -9,6 +9,9 @@
  *
  * Two files can be recorded in one log: what is at DATA_AT of the disk is the
  * second one, a data file, with flushes of its own.
+ *
+ * A request can be made to fail (rec_fail).  What was written before a flush
+ * that has failed may be lost although a later one succeeds.
  */
 #include <check.h>
 #include <stdio.h>
@@ -34,6 +37,18 @@ struct record {
     uint64_t offset;
     uint64_t bytes; /* 0: a flush, of the file at that offset */
     unsigned char *data;
+    bool failed; /* a flush, that was not done */
+};
+
+enum fault_kind { FAULT_WRITE, FAULT_FLUSH };
+
+struct fault {
+    enum fault_kind kind;
+    unsigned countdown; /* the request that fails is the last of so many; 0:
+                           none does */
+    int error;          /* negative */
+    bool done;          /* it is done all the same */
+    bool from;          /* and so do all that follow, of its kind */
 };
 
 struct recorder {
@@ -43,9 +58,39 @@ struct recorder {
     bool has_data; /* there are two files */
     struct record log[LOG_MAX];
     unsigned count;
+    uint64_t top; /* nothing was written behind it */
+    struct fault fault;
 };
 
 static struct recorder rec;
+
+/* Until rec_fail((struct fault){0}). */
+static inline void rec_fail(struct fault f)
+{
+    mutex_lock(&rec.lock);
+    rec.fault = f;
+    mutex_unlock(&rec.lock);
+}
+
+/* What a request has to return; *done says whether to do it. */
+static inline int rec_fault(enum fault_kind kind, bool *done)
+{
+    struct fault *f = &rec.fault;
+
+    *done = true;
+    if (f->countdown == 0 || f->kind != kind) {
+        return 0;
+    }
+    if (f->countdown > 1) {
+        f->countdown--;
+        return 0;
+    }
+    if (!f->from) {
+        f->countdown = 0;
+    }
+    *done = f->done;
+    return f->error;
+}
 
 static inline int rec_preadv(struct node *n, uint64_t offset, uint64_t bytes,
                              const struct iovec *iov, int cnt, unsigned flags)
@@ -72,24 +117,34 @@ static inline int rec_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     (void)flags;
     ck_assert_uint_le(offset + bytes, DISK_MAX);
     mutex_lock(&rec.lock);
-    struct record *r = next_record();
-    r->offset = offset;
-    r->bytes = bytes;
-    r->data = malloc(bytes);
-    ck_assert_ptr_nonnull(r->data);
-    iov_to_buf(iov, cnt, 0, r->data, bytes);
-    memcpy(rec.disk + offset, r->data, bytes);
+    bool done;
+    int error = rec_fault(FAULT_WRITE, &done);
+    if (done) {
+        struct record *r = next_record();
+        *r = (struct record){offset, bytes, malloc(bytes), false};
+        ck_assert_ptr_nonnull(r->data);
+        iov_to_buf(iov, cnt, 0, r->data, bytes);
+        memcpy(rec.disk + offset, r->data, bytes);
+        rec.top = max_u64(rec.top, offset + bytes);
+    }
     mutex_unlock(&rec.lock);
-    return 0;
+    return error;
+}
+
+static inline int flush_at(uint64_t offset)
+{
+    mutex_lock(&rec.lock);
+    bool done;
+    int error = rec_fault(FAULT_FLUSH, &done);
+    *next_record() = (struct record){.offset = offset, .failed = !done};
+    mutex_unlock(&rec.lock);
+    return error;
 }
 
 static inline int rec_flush(struct node *n)
 {
     (void)n;
-    mutex_lock(&rec.lock);
-    *next_record() = (struct record){0};
-    mutex_unlock(&rec.lock);
-    return 0;
+    return flush_at(0);
 }
 
 static inline void rec_limits(struct node *n, struct limits *lim)
@@ -115,10 +170,7 @@ static inline int rec_data_pwritev(struct node *n, uint64_t offset,
 static inline int rec_data_flush(struct node *n)
 {
     (void)n;
-    mutex_lock(&rec.lock);
-    *next_record() = (struct record){.offset = DATA_AT};
-    mutex_unlock(&rec.lock);
-    return 0;
+    return flush_at(DATA_AT);
 }
 
 static const struct driver data_recorder_driver = {
@@ -167,6 +219,8 @@ static inline uint64_t load_new_image(const char *options)
     (void)fclose(f);
     (void)unlink("new.qcow2");
     rec.count = 0;
+    rec.top = rec.garbage ? DISK_MAX : (uint64_t)st.st_size;
+    rec.fault = (struct fault){0};
     mutex_init(&rec.lock);
     return (uint64_t)st.st_size;
 }
@@ -236,23 +290,40 @@ static inline bool is_data(const struct record *r)
     return rec.has_data && r->offset >= DATA_AT;
 }
 
+/* Of the first @point records, those that are on disk for certain. */
+static inline bool *durable_records(unsigned point)
+{
+    bool *sure = calloc(point + 1UL, sizeof(*sure));
+    unsigned from[2] = {0, 0};
+
+    ck_assert_ptr_nonnull(sure);
+    for (unsigned i = 0; i < point; i++) {
+        const struct record *flush = &rec.log[i];
+        unsigned *first = &from[is_data(flush)];
+
+        if (flush->bytes > 0) {
+            continue;
+        }
+        for (unsigned k = *first; k < i; k++) {
+            sure[k] |= !flush->failed && is_data(&rec.log[k]) == is_data(flush);
+        }
+        *first = i;
+    }
+    return sure;
+}
+
 static inline unsigned char *crashed_image(const unsigned char *before,
                                            unsigned *cut)
 {
-    unsigned char *disk = malloc(DISK_MAX);
+    unsigned char *disk = calloc(1, DISK_MAX);
     unsigned point = (unsigned)rnd(rec.count + 1);
-    unsigned barriers[2] = {0, 0};
+    CLEANUP_FREE bool *sure = durable_records(point);
 
     ck_assert_ptr_nonnull(disk);
-    memcpy(disk, before, DISK_MAX);
-    for (unsigned i = 0; i < point; i++) {
-        if (rec.log[i].bytes == 0) {
-            barriers[is_data(&rec.log[i])] = i;
-        }
-    }
+    memcpy(disk, before, rec.top);
     for (unsigned i = 0; i < point; i++) {
         const struct record *r = &rec.log[i];
-        if (r->bytes > 0 && (i < barriers[is_data(r)] || rnd(2))) {
+        if (r->bytes > 0 && (sure[i] || rnd(2))) {
             memcpy(disk + r->offset, r->data, r->bytes);
         }
     }

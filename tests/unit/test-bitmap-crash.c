@@ -4,6 +4,10 @@
  * differs from what it was when a bitmap was last cleared has its bit set in
  * the image, whatever subset of the unflushed writes is there.
  *
+ * And so when storage fails now and then, in all that is done: a command has
+ * its effect on the bitmap or, failing, none; or the image says that it is in
+ * use.
+ *
  * The bitmaps are read by code of this test; and a driver that does not arm
  * must be caught, or the campaign shows nothing.
  */
@@ -31,6 +35,7 @@
 struct history {
     uint32_t stamp[STAMPS];
     unsigned count;
+    unsigned end; /* the log's length after the last one */
 };
 
 /* A bitmap from when it was cleared until the next such moment. */
@@ -39,10 +44,14 @@ struct life {
     unsigned from; /* the log's length when that was done */
     unsigned to;   /* and when the next thing began */
     uint32_t *base;
+    bool ghost; /* a command has failed: it need not be there */
 };
 
+#define UNKNOWN UINT32_MAX /* after a write, or its flush, that has failed */
+
 static struct history slots[SLOTS];
-static struct life lives[EVENTS];
+static struct life lives[2 * EVENTS];
+static bool faults; /* storage fails */
 static unsigned life_count;
 static struct life *alive[NAMES];
 static const char *const names[NAMES] = {"a", "bb", "ccc", "dddd"};
@@ -54,6 +63,19 @@ static uint32_t stamp_of(unsigned slot)
     return h->count ? h->stamp[h->count - 1] : 0;
 }
 
+/* What a crash can bring back, if a flush has failed, no bitmap has to tell. */
+static uint32_t lasting_stamp(unsigned slot)
+{
+    const struct history *h = &slots[slot];
+
+    for (unsigned i = h->end; h->count > 0 && i < rec.count; i++) {
+        if (rec.log[i].bytes == 0) {
+            return rec.log[i].failed ? UNKNOWN : stamp_of(slot);
+        }
+    }
+    return stamp_of(slot);
+}
+
 static void end_life(unsigned name)
 {
     if (alive[name]) {
@@ -62,17 +84,59 @@ static void end_life(unsigned name)
     }
 }
 
-static void begin_life(unsigned name)
+static struct life *new_life(unsigned name)
 {
-    ck_assert_uint_lt(life_count, EVENTS);
+    ck_assert_uint_lt(life_count, ARRAY_SIZE(lives));
     struct life *l = &lives[life_count++];
 
     *l = (struct life){name, rec.count, UINT_MAX,
-                       malloc(SLOTS * sizeof(uint32_t))};
+                       malloc(SLOTS * sizeof(uint32_t)), false};
+    return l;
+}
+
+static void begin_life(unsigned name)
+{
+    struct life *l = new_life(name);
+
     for (unsigned i = 0; i < SLOTS; i++) {
-        l->base[i] = stamp_of(i);
+        l->base[i] = lasting_stamp(i);
     }
     alive[name] = l;
+}
+
+/* What was to change it has failed; meanwhile there was no promise. */
+static void go_on_with_life(unsigned name, const struct life *before)
+{
+    struct life *l = new_life(name);
+
+    memcpy(l->base, before->base, SLOTS * sizeof(uint32_t));
+    l->ghost = before->ghost;
+    alive[name] = l;
+}
+
+/* One in a few things meets an error. */
+static void maybe_fail(void)
+{
+    static const int errors[] = {-EIO, -ENOSPC, -ERESTART};
+    struct fault f = {
+        .kind = rnd(2) ? FAULT_WRITE : FAULT_FLUSH,
+        .countdown = 1 + (unsigned)rnd(6),
+        .error = errors[rnd(ARRAY_SIZE(errors))],
+        .done = rnd(2),
+        .from = rnd(3) == 0,
+    };
+
+    if (f.error == -ERESTART) { /* done again without an end, otherwise */
+        f.from = false;
+    }
+    if (faults && rnd(4) == 0) {
+        rec_fail(f);
+    }
+}
+
+static void ck_good(int r)
+{
+    ck_assert_msg(r == 0 || faults, "%s", strerror(-r));
 }
 
 static void write_slot(struct blk *b, unsigned slot, uint32_t stamp)
@@ -84,11 +148,12 @@ static void write_slot(struct blk *b, unsigned slot, uint32_t stamp)
     if (h->count == STAMPS) {
         return;
     }
-    h->stamp[h->count++] = stamp;
     store_be32(buf, stamp);
-    ck_assert_int_eq(stamp ? blk_pwrite(b, buf, UNIT, offset, 0)
-                           : blk_zero(b, offset, UNIT, REQ_MAY_UNMAP),
-                     0);
+    int r = stamp ? blk_pwrite(b, buf, UNIT, offset, 0)
+                  : blk_zero(b, offset, UNIT, REQ_MAY_UNMAP);
+    ck_good(r);
+    h->stamp[h->count++] = r < 0 ? UNKNOWN : stamp;
+    h->end = rec.count;
 }
 
 static void freeze(struct graph *g, struct node *n, unsigned name, int what)
@@ -115,6 +180,7 @@ static void backup(struct graph *g, struct node *n, struct blk *b,
 {
     bool success = rnd(2);
 
+    rec_fail((struct fault){0}); /* it is not told of what fails */
     freeze(g, n, name, 0);
     if (success) {
         /* What it stands for is that of the beginning, once it succeeds. */
@@ -130,37 +196,50 @@ static void backup(struct graph *g, struct node *n, struct blk *b,
     freeze(g, n, name, success ? 1 : 2);
 }
 
+static void change_life(struct graph *g, struct node *n, unsigned name)
+{
+    static const uint64_t granularities[] = {512, 4096, 65536, 1 << 20};
+    struct life *before = alive[name];
+    unsigned what = (unsigned)rnd(3);
+    int r;
+
+    if (before && what == 0) {
+        return;
+    }
+    if (before) {
+        before->to = rec.count;
+        r = what == 1 ? bitmap_clear(g, n, names[name], NULL)
+                      : bitmap_remove(g, n, names[name], NULL);
+    } else {
+        r = bitmap_add(g, n, names[name], granularities[name], true, false,
+                       NULL);
+    }
+    ck_good(r);
+    if (r == 0 && before && what == 2) {
+        alive[name] = NULL;
+    } else if (r == 0) {
+        begin_life(name);
+    } else if (before) {
+        go_on_with_life(name, before);
+        alive[name]->ghost |= what == 2;
+    }
+}
+
 static void random_event(struct graph *g, struct node *n, struct blk *b,
                          uint32_t stamp)
 {
     unsigned name = (unsigned)rnd(NAMES);
-    static const uint64_t granularities[] = {512, 4096, 65536, 1 << 20};
 
     switch (rnd(20)) {
     case 0:
-        if (alive[name]) {
-            alive[name]->to = rec.count;
-            ck_assert_int_eq(bitmap_clear(g, n, names[name], NULL), 0);
-            begin_life(name);
-            break;
-        }
-        /* fall through */
     case 1:
-        if (!alive[name]) {
-            ck_assert_int_eq(bitmap_add(g, n, names[name], granularities[name],
-                                        true, false, NULL),
-                             0);
-            begin_life(name);
-        } else if (rnd(2)) {
-            end_life(name);
-            ck_assert_int_eq(bitmap_remove(g, n, names[name], NULL), 0);
-        }
+        change_life(g, n, name);
         break;
     case 2:
-        ck_assert_int_eq(blk_flush(b), 0);
+        ck_good(blk_flush(b));
         break;
     case 3:
-        ck_assert_int_eq(qcow2_bitmaps_tighten(n->state), 0);
+        ck_good(qcow2_bitmaps_tighten(n->state));
         break;
     case 4:
         if (alive[name]) {
@@ -184,6 +263,11 @@ static uint64_t be64_at(const unsigned char *disk, uint64_t at)
     return load_be64(disk + at);
 }
 
+static bool is_in_use(const unsigned char *disk, uint64_t entry)
+{
+    return load_be32(disk + entry + 12) & 1;
+}
+
 /* The directory entry of @name, or 0; its length in *len. */
 static uint64_t find_entry(const unsigned char *disk, const char *name)
 {
@@ -203,7 +287,7 @@ static uint64_t find_entry(const unsigned char *disk, const char *name)
         uint16_t len = load_be16(disk + entry + 18);
 
         ck_assert_uint_lt(entry, DISK_MAX - 64);
-        ck_assert_uint_eq(load_be32(disk + entry + 12) & 1, 0); /* in use */
+        ck_assert(faults || !is_in_use(disk, entry));
         if (len == strlen(name) &&
             memcmp(disk + entry + 24 + extra, name, len) == 0) {
             return entry;
@@ -228,20 +312,35 @@ static bool bit_at(const unsigned char *disk, uint64_t entry, uint64_t offset)
     return disk[host + in_slice / 8] >> in_slice % 8 & 1;
 }
 
+/* Most of it are zeroes. */
+static void spill(const char *name, const unsigned char *disk)
+{
+    static const unsigned char hole[SLOT];
+    FILE *f = fopen(name, "wb");
+
+    ck_assert_ptr_nonnull(f);
+    for (uint64_t at = 0; at < rec.top; at += SLOT) {
+        if (memcmp(disk + at, hole, SLOT) != 0) {
+            ck_assert_int_eq(fseeko(f, (off_t)at, SEEK_SET), 0);
+            ck_assert_uint_eq(fwrite(disk + at, 1, SLOT, f), SLOT);
+        }
+    }
+    (void)fflush(f);
+    ck_assert_int_eq(ftruncate(fileno(f), DISK_MAX), 0);
+    (void)fclose(f);
+}
+
 /* What the guest would find. */
 static unsigned char *read_guest(const unsigned char *disk)
 {
     unsigned char *guest = calloc(SLOTS, UNIT);
-    FILE *f = fopen("crashed.qcow2", "wb");
-
-    ck_assert_ptr_nonnull(f);
-    ck_assert_uint_eq(fwrite(disk, 1, DISK_MAX, f), DISK_MAX);
-    (void)fclose(f);
     struct graph *g = graph_new();
     CLEANUP_JSON json_t *o =
         json_pack("{s:s, s:b, s:{s:s, s:s}}", "driver", "qcow2", "read-only", 1,
                   "file", "driver", "file", "filename", "crashed.qcow2");
     struct node *n;
+
+    spill("crashed.qcow2", disk);
     ck_assert_int_eq(graph_open(g, o, &n, NULL), 0);
     for (uint64_t i = 0; i < SLOTS; i++) {
         ck_assert_int_eq(node_pread(n, guest + i * UNIT, UNIT, i * SLOT, 0), 0);
@@ -264,10 +363,14 @@ static unsigned count_lost(const unsigned char *disk, unsigned cut,
             continue;
         }
         uint64_t entry = find_entry(disk, names[l->name]);
+        if (entry ? is_in_use(disk, entry) : l->ghost) {
+            continue;
+        }
         ck_assert_msg(entry != 0, "bitmap '%s' is gone after a cut at %u",
                       names[l->name], cut);
         for (unsigned slot = 0; slot < SLOTS; slot++) {
-            if (load_be32(guest + slot * UNIT) != l->base[slot]) {
+            if (l->base[slot] != UNKNOWN &&
+                load_be32(guest + slot * UNIT) != l->base[slot]) {
                 bool bit = bit_at(disk, entry, slot * SLOT);
                 *seen += bit;
                 lost += !bit;
@@ -313,7 +416,9 @@ static unsigned run_campaign(const char *options, unsigned cuts, bool arms)
     ck_assert_int_eq(
         blk_new(g, n, PERM_READ | PERM_WRITE, PERM_ALL, "test", &b, NULL), 0);
     for (unsigned i = 0; i < EVENTS; i++) {
+        maybe_fail();
         random_event(g, n, b, i + 1);
+        rec_fail((struct fault){0});
     }
     for (unsigned i = 0; i < NAMES; i++) {
         end_life(i);
@@ -348,6 +453,15 @@ START_TEST(no_power_cut_loses_a_bit)
 {
     seed = 11 + (unsigned)_i;
     ck_assert_uint_eq(run_campaign(shapes[_i % 3], 20, true), 0);
+}
+END_TEST
+
+START_TEST(nor_does_storage_that_fails)
+{
+    seed = 1001 + (unsigned)_i;
+    faults = true;
+    ck_assert_uint_eq(run_campaign(shapes[_i % 3], 8, true), 0);
+    faults = false;
 }
 END_TEST
 
@@ -409,6 +523,7 @@ int main(void)
 
     tcase_set_timeout(tc, 300);
     tcase_add_loop_test(tc, no_power_cut_loses_a_bit, 0, 6);
+    tcase_add_loop_test(tc, nor_does_storage_that_fails, 0, 3);
     tcase_add_loop_test(tc, without_arming_bits_are_lost, 0, 3);
     tcase_add_test(tc, arming_flushes_seldom_and_with_process_never);
     suite_add_tcase(s, tc);
