@@ -98,10 +98,11 @@ class Disk:
 
     def flush_failed(self):
         """What was not on disk by now may be lost although a later flush
-        succeeds."""
+        succeeds; then anything can be in the clusters that were for it."""
         for unit, values in self.crashed.items():
             if len(values) > 1:
-                self.lost[unit] = self.lost.get(unit, set()) | values
+                self.lost[unit] = {ANY}
+                self.crashed[unit] = values | {ANY}
 
     # --- Commands ---
 
@@ -347,7 +348,7 @@ def judge(data, disk, how, targets=None, exact=True):
     copied = {u * UNIT // image.cluster for u in table if disk.below}
     for unit in set(image.units()) | set(table):
         allowed = disk.values(unit, table)
-        if unit * UNIT >= min(image.size, *disk.sizes) or (
+        if ANY in allowed or unit * UNIT >= min(image.size, *disk.sizes) or (
                 unit not in table and unit * UNIT // image.cluster in copied):
             continue
         for at in range(unit * UNIT, unit * UNIT + UNIT, SECTOR):

@@ -88,7 +88,8 @@ class Content:
                         for i in range(pages))
         return data[skip:skip + length]
 
-    def write(self, offset, data):
+    def write(self, offset, data, punch=False):
+        """Zeroes take room, too, unless they @punch holes."""
         at = 0
         while at < len(data):
             page, skip = divmod(offset + at, self.PAGE)
@@ -97,7 +98,7 @@ class Content:
             if len(part) < self.PAGE:
                 old = self.pages.get(page, self.HOLE)
                 part = old[:skip] + part + old[skip + len(part):]
-            if part == self.HOLE:
+            if punch and part == self.HOLE:
                 self.pages.pop(page, None)
             else:
                 self.pages[page] = bytes(part)
@@ -123,7 +124,7 @@ class Disk:
         self.room = None  # bytes that may still be taken, of a thin one
 
     def full(self, offset, data):
-        if self.room is None or not any(data):
+        if self.room is None:
             return False
         more = self.data.grows_by(offset, data) * Content.PAGE
         if more <= self.room:
@@ -139,7 +140,7 @@ class Disk:
             if how == 'half':
                 data = data[:len(data) // 2 // SECTOR * SECTOR]
             if how:
-                self.data.write(offset, data)
+                self.data.write(offset, data, kind != WRITE)
                 self.log.append((self, offset, data))
 
 

@@ -17,7 +17,7 @@ python -c 'import nbd' 2>/dev/null || skip "python has no libnbd"
 seed=${SEED:-$$}
 echo "SEED=$seed"
 case ${FAULTS_CASES-} in
-'') cases=(--short create-track local-clear local-merge) ;;
+'') cases=(--short) ;;
 all) cases=() ;;
 *) read -r -a cases <<<"$FAULTS_CASES" ;;
 esac
