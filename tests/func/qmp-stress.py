@@ -1,11 +1,15 @@
 # Eight QMP clients at once, that send what comes to their minds, while others
-# read and write over NBD; in the end all is as it was.
+# read and write over NBD; in the end all is as it was.  Beside them one disk is
+# backed up, put upon and committed while four clients write who know what is
+# there: each backup that succeeds is the disk at its instant, and the disk is
+# what they wrote.
 # argv: QMP socket, NBD socket, pid of the server, seed, commands (0: none) or
 # seconds ("60s").  In the directory of the disks.
 import json
 import os
 import random
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -16,6 +20,7 @@ QMP, SOCK, PID, SEED, AMOUNT = sys.argv[1:]
 PID = int(PID)
 CLIENTS = 8
 WRITERS = 3
+WRITERS_OF_KEPT = 4
 END = time.time() + float(AMOUNT[:-1]) if AMOUNT.endswith('s') else None
 MANY = sys.maxsize if END else int(AMOUNT)
 PATIENCE = 120
@@ -434,6 +439,187 @@ def run_writer(number):
             time.sleep(0.01)
 
 
+# --- A disk of which all is known ---
+
+KEPT = 'kept'
+SHARE = 2 << 20  # bytes of each of its writers
+PIECE = 4096
+kept = bytearray(WRITERS_OF_KEPT * SHARE)
+turns = [threading.Lock() for _ in range(WRITERS_OF_KEPT)]
+
+
+def run_keeper(number):
+    """Writes to its own part, and finds there what it wrote."""
+    r = random.Random(f'{SEED}-kept-{number}')
+    h = nbd.NBD()
+    h.set_export_name(KEPT)
+    h.connect_unix(SOCK)
+    start = number * SHARE
+    while not stop.is_set() and not over():
+        length = r.choice([1, 1, 4, 16, 40]) * PIECE
+        at = start + r.randrange((SHARE - length) // PIECE + 1) * PIECE
+        with turns[number]:
+            do = r.randrange(6)
+            data = bytes([r.randrange(256)]) * length
+            if do < 3:
+                h.pwrite(data, at)
+                kept[at:at + length] = data
+            elif do == 3:
+                h.zero(length, at)
+                kept[at:at + length] = bytes(length)
+            elif do == 4:
+                assert h.pread(length, at) == kept[at:at + length], \
+                    f'at {at} is something else'
+            else:
+                h.flush()
+        time.sleep(r.random() * 0.01)
+    h.shutdown()
+
+
+class Still:
+    """Nobody writes to the kept disk meanwhile."""
+
+    def __enter__(self):
+        for t in turns:
+            t.acquire()
+
+    def __exit__(self, *_):
+        for t in turns:
+            t.release()
+
+
+def extents_of(path):
+    """(start, data) of what an image has itself."""
+    found = json.loads(subprocess.run(
+        ['qemu-img', 'map', '--output=json', '-f', 'qcow2', path], check=True,
+        capture_output=True).stdout)
+    subprocess.run(['qemu-img', 'convert', '-f', 'qcow2', '-O', 'raw', path,
+                    'kept.raw'], check=True)
+    with open('kept.raw', 'rb') as f:
+        data = f.read()
+    return [(e['start'], data[e['start']:e['start'] + e['length']])
+            for e in found if e.get('present', True)]
+
+
+class Keeper:
+    """Jobs on the kept disk."""
+
+    def __init__(self):
+        self.r = random.Random(f'{SEED}-keeper')
+        self.client = Client()
+        self.copy = bytearray(len(kept))  # what the increments make
+        self.count = 0
+
+    def good(self, command, **arguments):
+        reply = self.client.ask(command, {k.replace('_', '-'): v for k, v in
+                                          arguments.items()})
+        return 'return' in reply
+
+    def begin(self, **arguments):
+        """What the disk is when a backup begins; None: it does not."""
+        self.count += 1
+        path = os.path.abspath(f'kept{self.count}.qcow2')
+        with Still():
+            if not self.good('drive-backup', job_id='kept', device=KEPT,
+                             target=path, format='qcow2', auto_dismiss=False,
+                             speed=self.r.choice([0, 0, 4 << 20]),
+                             **arguments):
+                return None, path
+            return bytes(kept), path
+
+    def end(self, job):
+        """Did it succeed?"""
+        wait_for(f'{job} ends', lambda: over() or self.state(job) in (
+            'concluded', None))
+        jobs = [j for j in self.client.ask('query-jobs')['return']
+                if j['id'] == job]
+        self.good('job-dismiss', id=job)
+        return bool(jobs) and 'error' not in jobs[0] and \
+            jobs[0]['status'] == 'concluded' and self.cancelled is False
+
+    def state(self, job):
+        return next((j['status'] for j in
+                     self.client.ask('query-jobs')['return']
+                     if j['id'] == job), None)
+
+    def increment(self):
+        """Whatever becomes of them, the increments make the disk."""
+        mode = self.r.choice(['always', 'always', 'on-success'])
+        now, path = self.begin(sync='bitmap', bitmap='k', bitmap_mode=mode)
+        assert now is not None or over(), 'an increment is refused'
+        self.cancelled = False
+        if self.r.random() < 0.4:
+            time.sleep(self.r.random() * 0.1)
+            self.cancelled = self.good('block-job-cancel', device='kept',
+                                       force=True)
+        success = self.end('kept')
+        if over():
+            return
+        if success or mode == 'always':
+            for start, data in extents_of(path):
+                self.copy[start:start + len(data)] = data
+        if success:
+            assert self.copy == now, 'the increments lack something'
+        os.unlink(path)
+
+    def layers(self):
+        """A snapshot is committed; a backup begins before or meanwhile."""
+        path = os.path.abspath(f'kept-top{self.count}.qcow2')
+        self.cancelled = False
+        assert self.good('blockdev-snapshot-sync', device=KEPT,
+                         snapshot_file=path), 'no snapshot'
+        time.sleep(self.r.random() * 0.2)
+        now = None
+        if flag(self.r):
+            now, target = self.begin(sync='full')
+        tries = 0
+        while not self.good('block-commit', job_id='down', device=KEPT,
+                            auto_dismiss=False):
+            assert tries < 200, 'no commit'
+            if now is not None:
+                self.full(now, target)
+                now = None
+            tries += 1
+        if now is None and flag(self.r):
+            now, target = self.begin(sync='full')
+        wait_for('the commit', lambda: over() or self.state('down') in (
+            'ready', 'concluded', None))
+        self.good('job-complete', id='down')
+        if now is not None:
+            self.full(now, target)
+        down = self.end('down')
+        assert down or over(), 'the commit has failed'
+        if not over():
+            os.unlink(path)
+
+    def full(self, now, path):
+        if self.end('kept') and not over():
+            whole = bytearray(len(kept))
+            for start, data in extents_of(path):
+                whole[start:start + len(data)] = data
+            assert whole == now, 'the backup is of another instant'
+            os.unlink(path)
+
+    def check(self):
+        """At the end: the disk is what was written."""
+        h = nbd.NBD()
+        h.set_export_name(KEPT)
+        h.connect_unix(SOCK)
+        assert h.pread(len(kept), 0) == kept, 'the disk is something else'
+        h.shutdown()
+
+
+def run_jobs_of_kept(_):
+    keeper = Keeper()
+    with Still():
+        assert keeper.good('block-dirty-bitmap-add', node=KEPT, name='k',
+                           persistent=True)
+        keeper.copy[:] = kept
+    while not stop.is_set() and not over():
+        keeper.r.choice([keeper.increment, keeper.increment, keeper.layers])()
+    keeper.client.close()
+
+
 def guarded(f, number):
     try:
         f(number)
@@ -481,7 +667,7 @@ def jobs_end(client):
 def nodes_go(client):
     """A node goes when nothing above it is there any more."""
     for x in client.ask('query-block-exports')['return']:
-        if x['id'] not in DISKS:
+        if x['id'] not in DISKS + [KEPT]:
             client.ask('block-export-del', {'id': x['id'], 'mode': 'hard'})
     names = [n['node-name'] for n in
              client.ask('query-named-block-nodes')['return']]
@@ -498,12 +684,15 @@ threads = [threading.Thread(target=guarded, args=(run_client, i))
            for i in range(CLIENTS)]
 writers = [threading.Thread(target=guarded, args=(run_writer, i))
            for i in range(WRITERS)]
-for t in threads + writers:
+keepers = [threading.Thread(target=guarded, args=(run_jobs_of_kept, 0))]
+keepers += [threading.Thread(target=guarded, args=(run_keeper, i))
+            for i in range(WRITERS_OF_KEPT)]
+for t in threads + writers + keepers:
     t.start()
 for t in threads:
     t.join()
 stop.set()
-for t in writers:
+for t in writers + keepers:
     t.join()
 if not failures:
     try:
@@ -511,6 +700,7 @@ if not failures:
         client = Client()
         wait_for('no jobs', lambda: jobs_end(client))
         nodes_go(client)
+        Keeper().check()
         wait_for('files and threads are given back', lambda: settled(client))
     except Exception as e:
         failures.append(f'the end: {type(e).__name__} {e}')

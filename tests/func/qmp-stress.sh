@@ -18,8 +18,10 @@ nbdelta create -b base.qcow2 -F qcow2 d0.qcow2
 nbdelta create d1.qcow2 32M
 nbdelta create -o cluster_size=4k d2.qcow2 8M
 mkimg d3.raw 16M
+nbdelta create kept.qcow2 8M
 serve --object throttle-group,id=g0,limits.iops-total=2000 \
-    disk0=d0.qcow2 disk1=d1.qcow2 disk2=d2.qcow2 disk3=d3.raw
+    disk0=d0.qcow2 disk1=d1.qcow2 disk2=d2.qcow2 disk3=d3.raw \
+    kept=kept.qcow2
 
 rc=0
 python "$SRCDIR/tests/func/qmp-stress.py" "$qmp_sock" "$sock" "$server" \
