@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 
+import bitmap_image
 import nbd
 
 import fault_model
@@ -29,6 +30,7 @@ from qmp_daemon import Daemon, QmpError
 MIB = 1 << 20
 SIZE = 16 * MIB
 PATIENCE = 20      # s, for a connection that comes back
+SHOWN = 0.2        # of the images at the end go to QEMU
 MOST = 2           # requests of a kind of one operation, in the short form,
 ENOUGH = 100       # and s after which it begins no other operation
 
@@ -383,6 +385,24 @@ class World:
         if wrong and self.differs(images, self.models, 'cut'):
             self.keep(images)
             raise Wrong('in the middle: ' + '; '.join(wrong))
+
+    def show_qemu(self):
+        """It finds nothing corrupt, and takes the same bitmaps."""
+        data = self.disks['d'].data.used()
+        with open('shown.qcow2', 'wb') as f:
+            f.write(data)
+        check = subprocess.run(['qemu-img', 'check', '-q', 'shown.qcow2'],
+                               capture_output=True, text=True, check=False)
+        if check.returncode not in (0, 3):  # 3: leaked clusters
+            raise Wrong(f'qemu-img: {check.stdout}{check.stderr}')
+        info = subprocess.run(['qemu-img', 'info', '--output=json',
+                               'shown.qcow2'], capture_output=True, check=True)
+        theirs = {b['name']: 'in-use' in b['flags'] for b in json.loads(
+            info.stdout)['format-specific']['data'].get('bitmaps', [])}
+        ours = {name: bool(b.flags & fault_model.IN_USE)
+                for name, b in bitmap_image.bitmaps(data).items()}
+        if theirs != ours:
+            raise Wrong(f'QEMU has the bitmaps {theirs}, not {ours}')
 
     def keep(self, images):
         if os.environ.get('FAULTS_KEEP'):
@@ -1079,6 +1099,8 @@ def go(w, op, fault):
     w.models = {n: m.settled() for n, m in w.models.items()}
     w.judge('stopped')
     w.judge('cut')
+    if w.rng.random() < SHOWN:
+        w.show_qemu()
 
 
 def errors_of(op, kind):
