@@ -382,7 +382,7 @@ int blk_resize(struct blk *b, uint64_t size, struct error **errp)
     graph_drain(b->graph, b->root.child);
     int r = size < node_size(b->root.child)
                 ? node_check_shrink(b->root.child, errp)
-                : 0;
+                : node_check_jobs(b->root.child, errp);
     if (r == 0) {
         r = node_resize(b->root.child, size, errp);
     }

@@ -173,6 +173,11 @@ static int change_backing_locked(struct node *top, const char *device,
 {
     const struct node *backing = node_child(image, CHILD_BACKING);
 
+    list_for_each (at, &top->parents) {
+        if (list_entry(at, struct edge, on_child)->parent) {
+            return error_set(errp, EINVAL, "Need a root block node");
+        }
+    }
     if (!backing) {
         return error_set(errp, EINVAL,
                          "not allowing backing file change on an image "

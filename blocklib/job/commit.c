@@ -239,9 +239,12 @@ static int grow_base(struct commit *c)
     uint64_t size = blk_size(c->from);
     int r = 0;
 
-    if (blk_size(c->to) < size) {
-        r = blk_resize(c->to, size, NULL);
+    graph_lock(c->graph);
+    if (node_size(c->base) < size) { /* blocked for all but us */
+        graph_drain(c->graph, c->base);
+        r = node_resize(c->base, size, NULL);
     }
+    graph_unlock(c->graph);
     return r < 0 ? failed(c, false, r) : 0;
 }
 
