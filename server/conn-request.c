@@ -4,9 +4,11 @@
  * what need not wait.
  */
 #include <errno.h>
+#include <inttypes.h>
 #include <string.h>
 
 #include "conn.h"
+#include "log.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 
@@ -263,10 +265,27 @@ fail:
 
 enum step { STEP_ON, STEP_WAIT, STEP_END };
 
+static void log_refusal(const struct conn *c, const struct request *rq,
+                        const char *why)
+{
+    struct export *e = c->export->of ? c->export->of : c->export;
+
+    log_seldom(&e->refusals, TELL_WARNING,
+               "export '%.200s': a client's %s at %" PRIu64 " (%" PRIu64
+               " bytes) was refused: %s",
+               e->name,
+               rq->type < ARRAY_SIZE(commands) ? request_name(rq)
+                                               : "unknown request",
+               rq->offset, rq->length, why);
+}
+
 /* An answer at once; the payload that nobody wants goes by. */
 static enum step answer(struct conn *c, const struct request *rq,
                         uint64_t payload, uint32_t error, const char *why)
 {
+    if (error) {
+        log_refusal(c, rq, why);
+    }
     if (!skip_payload(c, payload)) {
         return STEP_END;
     }
@@ -423,13 +442,18 @@ static enum step one_request(struct conn *c)
     const char *why = NULL;
     struct request rq;
 
-    if (!parse(c, &rq) || rq.type == NBD_CMD_DISC) {
+    bool known = parse(c, &rq);
+    if (!known || rq.type == NBD_CMD_DISC) {
+        if (!known) {
+            log_refusal(c, &rq, "no request begins here; it is cut off");
+        }
         atomic_store(&c->leaving, true);
         return STEP_END;
     }
     uint64_t payload = payload_length(c, &rq);
-    if (payload > NBD_PAYLOAD_MAX) {
-        return STEP_END; /* so much cannot be meant */
+    if (payload > NBD_PAYLOAD_MAX) { /* so much cannot be meant */
+        log_refusal(c, &rq, "more than 32 MiB of payload; it is cut off");
+        return STEP_END;
     }
     if (rq.type == NBD_CMD_WRITE) {
         return write_request(c, &rq, payload);

@@ -153,7 +153,7 @@ static bool is_io_error(int r)
     }
 }
 
-static const char *request_name(const struct request *rq)
+const char *request_name(const struct request *rq)
 {
     switch (rq->type) {
     case NBD_CMD_READ:
@@ -173,10 +173,15 @@ static const char *request_name(const struct request *rq)
     }
 }
 
+static struct export *logged_export(const struct conn *c)
+{
+    return c->export->of ? c->export->of : c->export;
+}
+
 /* Whose request it was does not matter for the limit: it is the disk's. */
 static void log_io_error(struct conn *c, const struct request *rq, int r)
 {
-    struct export *e = c->export->of ? c->export->of : c->export;
+    struct export *e = logged_export(c);
 
     log_seldom(&e->io_errors, TELL_ERROR,
                "export '%.200s': a client's %s at %" PRIu64 " (%" PRIu64
@@ -215,6 +220,19 @@ static int do_write(struct conn *c, const struct request *r)
     }
     return blk_pwritev(c->export->blk, iov, n, r->offset,
                        r->flags & NBD_CMD_FLAG_FUA ? REQ_FUA : 0);
+}
+
+/* Nobody learns it from the reply, which says that all is well. */
+static void log_ignored_trim(const struct conn *c)
+{
+    struct export *e = logged_export(c);
+
+    if (!blk_discards(e->blk)) {
+        log_seldom(&e->ignored, TELL_NOTE,
+                   "export '%.200s': clients trim, and nothing is freed: its "
+                   "node was opened without discard=unmap",
+                   e->name);
+    }
 }
 
 static int do_piece(struct conn *c, const struct request *r, uint64_t offset,
@@ -282,6 +300,9 @@ void request_work(struct work *w)
         conn_status(c, r);
         break;
     default:
+        if (r->type == NBD_CMD_TRIM) {
+            log_ignored_trim(c);
+        }
         ret = r->type == NBD_CMD_WRITE   ? do_write(c, r)
               : r->type == NBD_CMD_FLUSH ? blk_flush(c->export->blk)
                                          : do_range(c, r);

@@ -319,6 +319,9 @@ size_t request_bytes(const struct request *rq);
 void request_submit(struct request *r);
 void request_work(struct work *w);
 
+/* The log's words for it. */
+const char *request_name(const struct request *rq);
+
 /* As conn_reply, for what blk_*() returned. */
 void conn_reply_result(struct conn *c, const struct request *rq, int r,
                        bool batch);

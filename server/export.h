@@ -101,7 +101,10 @@ struct export
     struct export_bitmap *bitmaps;
     unsigned bitmap_count;
 
-    struct log_limit io_errors; /* the log's */
+    /* The log's. */
+    struct log_limit io_errors;
+    struct log_limit refusals;
+    struct log_limit ignored; /* trims */
 
     /* Guarded by the lock of the set. */
     struct list in_set;

@@ -110,7 +110,10 @@ static int open_named(struct serve *s, const char *name, const char *image,
     if (r < 0) {
         return r;
     }
+    /* Clients that trim want room back; who does not says so in json:. */
     if (json_object_set_new(options, "node-name", json_string(name)) < 0 ||
+        (!json_object_get(options, "discard") &&
+         json_object_set_new(options, "discard", json_string("unmap")) < 0) ||
         (s->config.read_only &&
          json_object_set_new(options, "read-only", json_true()) < 0)) {
         return error_set(errp, ENOMEM, "no memory for options");

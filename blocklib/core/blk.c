@@ -190,6 +190,15 @@ uint64_t blk_size(const struct blk *b)
     return size;
 }
 
+bool blk_discards(const struct blk *b)
+{
+    struct blk *locked = (struct blk *)(uintptr_t)b;
+    struct tree *t = edge_enter(&locked->root, false);
+    bool unmap = b->root.child->flags.unmap;
+    node_leave(t);
+    return unmap;
+}
+
 void blk_get_limits(const struct blk *b, struct blk_limits *lim)
 {
     struct blk *locked = (struct blk *)(uintptr_t)b;

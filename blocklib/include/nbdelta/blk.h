@@ -64,6 +64,9 @@ struct blk_limits {
     bool fast_zero;        /* REQ_NO_FALLBACK zeroes can succeed */
     bool unmap;            /* discards free space */
 };
+/* Are discards passed on (discard=unmap), or ignored? */
+bool blk_discards(const struct blk *b);
+
 void blk_get_limits(const struct blk *b, struct blk_limits *lim);
 
 int blk_pread(struct blk *b, void *buf, uint64_t bytes, uint64_t offset,
