@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -32,7 +33,9 @@
 #include "tls-policy.h"
 #include "tls.h"
 
-#define CONNECTIONS_MAX 1000
+/* Each connection has two descriptors; so many are left to all else. */
+#define SPARE_FDS       256
+#define CONNECTIONS_MIN 16
 #define SEND_BUFFER     (2 << 20)
 #define WORKERS         64
 
@@ -55,6 +58,12 @@ struct server {
     unsigned refs; /* one of the list, one of each connection, and others */
     struct listeners listeners;
     unsigned conn_count;
+    bool waited; /* it was told that clients wait */
+
+    /* The log's. */
+    struct log_limit waiting;
+    struct log_limit crowded;
+    struct log_limit turned_away;
 };
 
 struct servers {
@@ -74,7 +83,6 @@ struct servers {
     struct list conns;
     unsigned conn_count;
     bool used; /* an export was opened */
-    struct log_limit no_thread; /* clients that were sent away for that */
 
     _Atomic bool stopping;
 };
@@ -424,11 +432,33 @@ static void set_options(int fd)
 }
 
 /* No more clients for now: they stay in the queues of the sockets. */
-static bool is_full(const struct servers *ss, const struct server *s)
-    REQUIRES(ss->lock)
+static bool is_full(const struct server *s)
 {
-    return ss->conn_count >= CONNECTIONS_MAX ||
-           (s->max > 0 && s->conn_count >= s->max);
+    return s->max > 0 && s->conn_count >= s->max;
+}
+
+/* All that the daemon's descriptors allow: who comes now is turned away. */
+static bool is_exhausted(const struct servers *ss) REQUIRES(ss->lock)
+{
+    struct rlimit lim;
+
+    if (getrlimit(RLIMIT_NOFILE, &lim) < 0 || lim.rlim_cur == RLIM_INFINITY) {
+        return false;
+    }
+    uint64_t spare = min_u64(SPARE_FDS, lim.rlim_cur / 4);
+    return ss->conn_count >=
+           max_u64((lim.rlim_cur - spare) / 2, CONNECTIONS_MIN);
+}
+
+static const char *name_of(const struct server *s)
+{
+    return s->id ? s->id : "";
+}
+
+static void turn_away(struct server *s, const char *why)
+{
+    log_seldom(&s->turned_away, TELL_WARNING,
+               "NBD server '%s': a client is turned away: %s", name_of(s), why);
 }
 
 /* Has this address enough connections already? */
@@ -456,20 +486,27 @@ static void start_conn(struct servers *ss, struct server *s, int fd)
 
     peer_of(fd, &peer);
     if (is_crowded(ss, s, &peer)) {
+        log_seldom(&s->crowded, TELL_NOTE,
+                   "NBD server '%s': a client is turned away: "
+                   "max-connections-per-address is %u",
+                   name_of(s), s->max_per_address);
+        (void)close(fd);
+        return;
+    }
+    if (is_exhausted(ss)) {
+        turn_away(s, "there are no descriptors for more connections");
         (void)close(fd);
         return;
     }
     set_options(fd);
     struct conn *c = conn_new(s, ss->exports, ss->pool, s->policy, fd);
     if (!c) {
+        turn_away(s, "no memory, or no descriptors");
         return;
     }
     c->peer = peer;
-    int r = thread_start(&c->thread, "nbd-conn", conn_thread, c);
-    if (r < 0) {
-        log_seldom(&ss->no_thread, TELL_WARNING,
-                   "a client was sent away: cannot start a thread: %s",
-                   strerror(-r));
+    if (thread_start(&c->thread, "nbd-conn", conn_thread, c) < 0) {
+        turn_away(s, "cannot start a thread");
         conn_free(c);
         return;
     }
@@ -652,6 +689,22 @@ static bool accept_one(struct servers *ss, struct server *s, int listener)
            errno == ENOBUFS;
 }
 
+/* Of a server that is full: does anybody wait?  It is told once. */
+static void tell_waiting(struct server *s)
+{
+    for (unsigned i = 0; i < s->listeners.count && !s->waited; i++) {
+        struct pollfd p = {.fd = s->listeners.at[i].fd, .events = POLLIN};
+
+        if (poll(&p, 1, 0) > 0) {
+            s->waited = true;
+            log_seldom(&s->waiting, TELL_NOTE,
+                       "NBD server '%s': clients wait until others have gone: "
+                       "max-connections is %u",
+                       name_of(s), s->max);
+        }
+    }
+}
+
 /* What can be accepted, from sockets that are open now: none of them blocks. */
 static bool accept_all(struct servers *ss)
 {
@@ -661,8 +714,11 @@ static bool accept_all(struct servers *ss)
     list_for_each (l, &ss->list) {
         struct server *s = server_at(l);
 
-        for (unsigned i = 0; i < s->listeners.count && !is_full(ss, s); i++) {
+        for (unsigned i = 0; i < s->listeners.count && !is_full(s); i++) {
             rest |= accept_one(ss, s, s->listeners.at[i].fd);
+        }
+        if (is_full(s)) {
+            tell_waiting(s);
         }
     }
     mutex_unlock(&ss->lock);
@@ -700,7 +756,8 @@ static void watch_all(struct servers *ss, struct poll_set *ps)
     list_for_each (l, &ss->list) {
         struct server *s = server_at(l);
 
-        for (unsigned i = 0; i < s->listeners.count && !is_full(ss, s); i++) {
+        s->waited &= is_full(s);
+        for (unsigned i = 0; i < s->listeners.count && !s->waited; i++) {
             watch(ps, s->listeners.at[i].fd);
         }
     }

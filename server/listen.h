@@ -54,7 +54,8 @@ void servers_end_export(struct servers *ss, const struct export *e);
 
 struct server_options {
     const char *id;            /* NULL: the one without a name */
-    unsigned max;              /* connections at once, others wait; 0: any */
+    unsigned max;              /* connections at once, others wait; 0: as many
+                                  as there are descriptors for */
     unsigned max_per_address;  /* those above it are closed; 0: any number */
     unsigned handshake_s;      /* 0: HANDSHAKE_S */
     mode_t socket_mode;        /* of Unix sockets; 0: 0600 */
