@@ -204,6 +204,7 @@ static void queue_locked(struct conn *c, struct segment *s) REQUIRES(c->lock)
     }
     list_append(&c->out, &s->link);
     c->out_bytes += s->tail - s->head;
+    conn_account_locked(c, false);
 }
 
 void conn_queue(struct conn *c, struct segment *s)
@@ -233,10 +234,16 @@ void conn_queue_batch(struct conn *c)
     }
 }
 
+/* A client that has taken so much has done something. */
+#define MOVED_MIN ((size_t)256 << 10)
+
 /* @n bytes from the front of `out` have been sent. */
 static void sent_locked(struct conn *c, size_t n) REQUIRES(c->lock)
 {
     c->out_bytes -= n;
+    c->moved += n;
+    conn_account_locked(c, c->moved >= MOVED_MIN);
+    c->moved = c->moved >= MOVED_MIN ? 0 : c->moved;
     while (n > 0) {
         struct segment *s = list_entry(c->out.next, struct segment, link);
         size_t part = min_u64(n, s->tail - s->head);
@@ -273,6 +280,7 @@ static void break_locked(struct conn *c) REQUIRES(c->lock)
     if (!c->sending) {
         free_all_locked(c, &c->out);
         c->out_bytes = 0;
+        conn_account_locked(c, false);
     }
 }
 
@@ -294,6 +302,7 @@ static bool send_some_locked(struct conn *c) REQUIRES(c->lock)
     }
     if (n == -EAGAIN) {
         c->stalled = true;
+        conn_account_locked(c, false);
     } else {
         c->broken = true;
     }

@@ -224,6 +224,15 @@ static bool try_write(struct conn *c, const struct request *rq,
     return true;
 }
 
+/* Memory for @more of a payload is taken; 0: it is over, one way or the other. */
+static void take_in(struct conn *c, size_t more)
+{
+    mutex_lock(&c->lock);
+    c->intake = more > 0 ? c->intake + more : 0;
+    conn_account_locked(c, true);
+    mutex_unlock(&c->lock);
+}
+
 /* Receive the payload straight into segments. */
 static bool receive_write(struct conn *c, const struct request *rq)
 {
@@ -239,12 +248,14 @@ static bool receive_write(struct conn *c, const struct request *rq)
     }
     for (uint64_t left = rq->length; left > 0;) {
         size_t part = min_u64(left, PIECE_SIZE);
-        struct segment *s = payload_segment(c, part);
+        struct segment *s = conn_take_room(c, part) ? payload_segment(c, part)
+                                                    : NULL;
 
         if (!s) {
             goto fail;
         }
         list_append(&r->payload, &s->link);
+        take_in(c, part);
         if (!fill_segment(c, s, part, part == left)) {
             goto fail;
         }
@@ -253,6 +264,7 @@ static bool receive_write(struct conn *c, const struct request *rq)
     struct segment *first = list_entry(r->payload.next, struct segment, link);
     if (try_write(c, rq, segment_at(first, first->head))) {
         request_free(r);
+        take_in(c, 0);
     } else {
         request_submit(r);
     }
@@ -260,6 +272,7 @@ static bool receive_write(struct conn *c, const struct request *rq)
 
 fail:
     request_free(r);
+    take_in(c, 0);
     return false;
 }
 
@@ -320,7 +333,10 @@ static enum step write_request(struct conn *c, const struct request *rq,
 static enum step submit(struct conn *c, const struct request *rq)
 {
     conn_throttle(c, request_bytes(rq));
-    struct request *r = conn_is_ending(c) ? NULL : request_new(c, rq);
+    struct request *r = conn_take_room(c, request_bytes(rq)) &&
+                                !conn_is_ending(c)
+                            ? request_new(c, rq)
+                            : NULL;
     if (!r) {
         return STEP_END;
     }
@@ -359,7 +375,7 @@ static enum step read_request(struct conn *c, struct request *rq)
         r = read_into_batch(c, rq);
     } else {
         conn_throttle(c, rq->length);
-        if (conn_is_ending(c)) {
+        if (!conn_take_room(c, rq->length) || conn_is_ending(c)) {
             return STEP_END;
         }
         r = conn_read(c, rq, true);

@@ -64,6 +64,8 @@ void request_submit(struct request *r)
     mutex_lock(&c->lock);
     c->executing++;
     c->held += request_bytes(r);
+    c->intake = 0; /* it was of this one */
+    conn_account_locked(c, false);
     bool now = c->working < WORKERS_MAX;
     if (now) {
         c->working++;
@@ -88,6 +90,7 @@ static void request_done(struct request *r)
     segments_free(c, &r->payload);
     mutex_lock(&c->lock);
     c->held -= request_bytes(r);
+    conn_account_locked(c, false);
     c->executing--;
     list_append(&c->free_requests, &r->link);
     if (!list_empty(&c->pending)) {

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "listen.h"
+#include "log.h"
 #include "nbdelta/bytes.h"
 #include "tls.h"
 
@@ -209,6 +210,52 @@ void conn_throttle(struct conn *c, size_t need)
     }
 }
 
+/* --- Room. --- */
+
+/* Its own thread asks again so often. */
+#define ROOM_MS 50
+
+static void cut_off(struct room_user *u)
+{
+    static struct log_limit limit;
+
+    log_seldom(&limit, TELL_WARNING,
+               "a client is cut off: it has done nothing for %d s about %zu "
+               "MiB that others need",
+               ROOM_STALL_S, u->bytes >> 20);
+    conn_stop(list_entry(u, struct conn, room));
+}
+
+void conn_account_locked(struct conn *c, bool moved)
+{
+    size_t bytes = c->held + c->out_bytes + c->intake;
+
+    if (bytes > ROOM_FREE || c->room.listed) {
+        c->room.cut = cut_off;
+        room_hold(server_room(c->server), &c->room, bytes,
+                  (c->intake > 0 && !c->wants_room) || c->stalled, moved,
+                  now_ns());
+    }
+}
+
+bool conn_take_room(struct conn *c, size_t bytes)
+{
+    for (;;) {
+        mutex_lock(&c->lock);
+        bool may = room_ask(server_room(c->server), &c->room,
+                            c->held + c->out_bytes + c->intake, bytes,
+                            now_ns());
+        c->wants_room = !may;
+        conn_account_locked(c, false);
+        mutex_unlock(&c->lock);
+        if (may || conn_is_ending(c)) {
+            return may;
+        }
+        conn_flush(c);
+        (void)conn_wait(c, false, ROOM_MS);
+    }
+}
+
 /* --- Receiving. --- */
 
 /*
@@ -320,6 +367,10 @@ static void transmission(struct conn *c)
     finish_requests(c);
     server_quiet(c->server, c);
     finish_replies(c);
+    mutex_lock(&c->lock);
+    c->intake = 0;
+    conn_account_locked(c, false);
+    mutex_unlock(&c->lock);
     /* Before its client sees the end: who does finds the export unused. */
     server_leave(c->server, c);
 }

@@ -49,6 +49,7 @@
 #include "pages.h"
 #include "peer.h"
 #include "pool.h"
+#include "room.h"
 #include "tls-policy.h"
 #include "transport.h"
 
@@ -183,6 +184,10 @@ struct conn {
     unsigned executing;  /* requests handed over and not finished */
     unsigned working;    /* those of them in the hands of the pool */
     size_t held;         /* their bytes */
+    size_t intake;       /* what has come of a payload that is not complete */
+    size_t moved;        /* sent since the room was told */
+    bool wants_room;     /* its own thread waits for room */
+    struct room_user room;
     struct list pending; /* the others */
     bool throttled;      /* its own thread waits for less */
     struct list free_requests;
@@ -237,6 +242,12 @@ bool conn_is_ending(struct conn *c);
 /* Wait until @need more bytes may be held and one more request be made, or
  * the connection is ending. */
 void conn_throttle(struct conn *c, size_t need) EXCLUDES(c->lock);
+
+/* Tell the room of all connections what it holds; @moved: see room_hold. */
+void conn_account_locked(struct conn *c, bool moved) REQUIRES(c->lock);
+
+/* Wait until it may hold @bytes more, for long perhaps.  False: it is ending. */
+bool conn_take_room(struct conn *c, size_t bytes) EXCLUDES(c->lock);
 
 /* --- conn-handshake.c --- */
 

@@ -71,6 +71,7 @@ struct servers {
     struct daemon *daemon;
     struct exports *exports;
     struct pool *pool;
+    struct room *room;
     int wake; /* eventfd for the accepting thread */
     bool started;
     pthread_t thread;
@@ -97,13 +98,14 @@ struct servers *servers_new(struct daemon *d)
     ss->daemon = d;
     ss->exports = d->exports;
     ss->pool = pool_new(WORKERS);
+    ss->room = room_new(ROOM_MAX);
     ss->serials = SERVER_UNNAMED;
     ss->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     list_init(&ss->list);
     list_init(&ss->conns);
     mutex_init(&ss->lock);
     cond_init(&ss->calmed);
-    if (!ss->pool || ss->wake < 0) {
+    if (!ss->pool || !ss->room || ss->wake < 0) {
         servers_free(ss);
         return NULL;
     }
@@ -229,6 +231,11 @@ struct server *server_find(struct servers *ss, const char *id,
 uint64_t server_serial(const struct server *s)
 {
     return s->serial;
+}
+
+struct room *server_room(const struct server *s)
+{
+    return s->all->room;
 }
 
 unsigned server_max(const struct server *s)
@@ -386,6 +393,7 @@ void servers_free(struct servers *ss)
     if (ss) {
         close_all(ss); /* of commands that came late */
         pool_free(ss->pool);
+        room_free(ss->room);
         if (ss->wake >= 0) {
             (void)close(ss->wake);
         }

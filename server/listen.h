@@ -19,6 +19,7 @@ struct conn;
 struct daemon;
 struct error;
 struct export;
+struct room;
 struct server;
 struct servers;
 struct tls_policy;
@@ -83,6 +84,9 @@ void server_close(struct server *s);
  * one without a name has always the same, also before it is opened. */
 #define SERVER_UNNAMED 1
 uint64_t server_serial(const struct server *s);
+
+/* That of all servers. */
+struct room *server_room(const struct server *s);
 
 unsigned server_max(const struct server *s);
 unsigned server_handshake_s(const struct server *s);
