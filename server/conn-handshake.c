@@ -275,9 +275,8 @@ static int export_names(struct export *e, void *opaque)
                    !conn_may_open(n->conn, e)
                ? 0
                : json_array_append_new(
-                     n->list,
-                     json_pack("[s, s]", e->name,
-                               e->description ? e->description : ""));
+                     n->list, json_pack("[s, s]", e->name,
+                                        e->description ? e->description : ""));
 }
 
 static int reply_server(struct conn *c, const json_t *item)

@@ -90,8 +90,8 @@ static uint64_t payload_length(const struct conn *c, const struct request *rq)
 static bool has_bad_payload(const struct conn *c, const struct request *rq)
 {
     return (rq->flags & NBD_CMD_FLAG_PAYLOAD_LEN) &&
-           !(c->extended && (rq->type == NBD_CMD_WRITE ||
-                             rq->type == NBD_CMD_BLOCK_STATUS));
+           !(c->extended &&
+             (rq->type == NBD_CMD_WRITE || rq->type == NBD_CMD_BLOCK_STATUS));
 }
 
 static uint32_t check(const struct conn *c, const struct request *rq,
@@ -224,7 +224,8 @@ static bool try_write(struct conn *c, const struct request *rq,
     return true;
 }
 
-/* Memory for @more of a payload is taken; 0: it is over, one way or the other. */
+/* Memory for @more of a payload is taken; 0: it is over, one way or the other.
+ */
 static void take_in(struct conn *c, size_t more)
 {
     mutex_lock(&c->lock);

@@ -208,7 +208,7 @@ void conn_reply_result(struct conn *c, const struct request *rq, int r,
     conn_reply(c, rq, error, text ? text : "unknown error", batch);
 }
 
-_Static_assert((uint64_t)BLK_IOV_MAX * PIECE_SIZE >= NBD_PAYLOAD_MAX,
+_Static_assert((uint64_t)BLK_IOV_MAX *PIECE_SIZE >= NBD_PAYLOAD_MAX,
                "a write is one request");
 
 /* In one go: a point in time has all of it or nothing. */

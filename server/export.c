@@ -68,8 +68,8 @@ static char *copy(const char *text)
 int export_rules_add(struct export_rules *rs, struct tls_policy *policy,
                      const char *authz, const char *authz_writable)
 {
-    struct export_rule *grown =
-        reallocarray(rs->at, rs->count + 1, sizeof(*grown));
+    struct export_rule *grown = reallocarray(rs->at, rs->count + 1,
+                                             sizeof(*grown));
 
     if (!grown) {
         return -ENOMEM;

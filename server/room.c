@@ -12,7 +12,7 @@ struct room {
 
     /* Guarded by lock. */
     mutex_t lock;
-    struct list users; /* those that hold more than ROOM_FREE */
+    struct list users;        /* those that hold more than ROOM_FREE */
     struct room_user *beyond; /* goes beyond the limit; or NULL */
 };
 

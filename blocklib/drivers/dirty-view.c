@@ -112,8 +112,8 @@ static const struct driver driver_dirty_view = {
 static int check_bitmap(const struct node *disk, const struct bitmap *bm,
                         bool own, struct error **errp)
 {
-    if (!bm->node || !(own ? bitmap_is_of_disk(disk, bm)
-                           : node_is_below(disk, bm->node))) {
+    if (!bm->node ||
+        !(own ? bitmap_is_of_disk(disk, bm) : node_is_below(disk, bm->node))) {
         return error_set(errp, ENOENT, "Bitmap '%s' is not found", bm->name);
     }
     if (atomic_load(&bm->inconsistent)) {
