@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/graph.h"
 #include "nbdelta/cleanup.h"
@@ -29,8 +30,9 @@
 /* At least so much disk is armed at once. */
 #define REGION_BITS_MIN 22
 
-/* Bytes of bits of all bitmaps of an image. */
-#define ALL_BITS_MAX (2 * GiB)
+/* Memory for bits that an image says to be ones without having them, at the
+ * least; see ones_max(). */
+#define ONES_MAX (2 * GiB)
 
 /* --- Clusters, whose they are --- */
 
@@ -274,20 +276,48 @@ static int find_twins(struct qcow2 *s)
     return 0;
 }
 
-/* Hostile images must not eat all memory. */
 static void limit_bits(struct qcow2 *s)
 {
-    uint64_t total = 0;
+    list_for_each (e, &s->bitmaps) {
+        if (QB(e)->sound &&
+            qcow2_bitmap_too_large(s->node->size,
+                                   UINT64_C(1) << QB(e)->granularity_bits)) {
+            distrust(QB(e), "it is too large");
+        }
+    }
+}
+
+/* Half of the memory that there is. */
+static uint64_t ones_max(void)
+{
+    long pages = sysconf(_SC_PHYS_PAGES);
+    long size = sysconf(_SC_PAGESIZE);
+
+    return pages > 0 && size > 0
+               ? max_u64(ONES_MAX, (uint64_t)pages * (uint64_t)size / 2)
+               : ONES_MAX;
+}
+
+/*
+ * Hostile images must not eat all memory.  Bits take some only where they are
+ * set, and whoever sets them has to have them in the file, with the exception
+ * of "all ones".
+ */
+static void limit_ones(struct qcow2 *s)
+{
+    uint64_t left = ones_max();
 
     list_for_each (e, &s->bitmaps) {
-        if (QB(e)->sound) {
-            uint64_t bytes = (s->node->size >> QB(e)->granularity_bits) / 8;
+        const struct qcow2_bitmap *qb = QB(e);
+        uint64_t bytes = 0;
 
-            if (bytes > QCOW2_BITMAP_BITS_MAX || total + bytes > ALL_BITS_MAX) {
-                distrust(QB(e), "it is too large");
-            } else {
-                total += bytes;
-            }
+        for (uint32_t i = 0; qb->table && i < qb->table_size; i++) {
+            bytes += qb->table[i] == QCOW2_BITMAP_ONES ? s->cluster_size : 0;
+        }
+        if (bytes > left) {
+            quarantine(QB(e), "there is no memory for it");
+        } else {
+            left -= bytes;
         }
     }
 }
@@ -444,6 +474,7 @@ static int load_all(struct qcow2 *s, struct error **errp)
     if (r < 0) {
         return error_set(errp, -r, "no memory for the image's bitmaps");
     }
+    limit_ones(s);
     list_for_each (e, &s->bitmaps) {
         r = present(s, QB(e), errp);
         if (r < 0) {

@@ -16,6 +16,7 @@
  * header makes durable, too, what was written before bits were cleared.
  */
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -613,11 +614,50 @@ int qcow2_bitmaps_resize(struct qcow2 *s, uint64_t size)
 
 /* --- What can be stored --- */
 
+bool qcow2_bitmap_too_large(uint64_t size, uint64_t granularity)
+{
+    return div_up(div_up(size, granularity), 8) > QCOW2_BITMAP_BITS_MAX;
+}
+
+int qcow2_check_bitmaps_fit(struct node *n, uint64_t size, struct error **errp)
+{
+    list_for_each (e, &n->bitmaps) {
+        const struct bitmap *bm = list_entry(e, struct bitmap, on_node);
+
+        if (bm->persistent && bitmap_readable(bm) &&
+            qcow2_bitmap_too_large(size, bm->granularity)) {
+            return error_set(errp, EFBIG,
+                             "Bitmap '%s' of '%s', which is stored, would be "
+                             "too large for a disk of %" PRIu64 " bytes: it "
+                             "needs a larger granularity",
+                             bm->name, node_name(n), size);
+        }
+    }
+    return 0;
+}
+
+/* Of the directory, with one bitmap more. */
+static uint64_t dir_size_with(const struct node *n, const char *name)
+{
+    uint64_t size = QCOW2_BITMAP_ENTRY_SIZE + align_up(strlen(name), 8);
+
+    list_for_each (e, &n->bitmaps) {
+        const struct bitmap *bm = list_entry(e, struct bitmap, on_node);
+        const struct qcow2_bitmap *qb = bm->stored;
+
+        if (bm->persistent) {
+            size += qb ? qcow2_bitmap_entry_size(qb)
+                       : QCOW2_BITMAP_ENTRY_SIZE +
+                             align_up(strlen(bm->name), 8);
+        }
+    }
+    return size;
+}
+
 int qcow2_check_bitmap(struct node *n, const char *name, uint64_t granularity,
                        struct error **errp)
 {
     const struct qcow2 *s = n->state;
-    uint64_t bytes = div_up(div_up(n->size, granularity), 8);
     const char *why = NULL;
 
     if (s->version < 3) {
@@ -626,7 +666,9 @@ int qcow2_check_bitmap(struct node *n, const char *name, uint64_t granularity,
         why = "An empty disk has no place for bitmaps";
     } else if (count_persistent(n) >= QCOW2_BITMAPS_MAX) {
         why = "Maximum number of persistent bitmaps is already reached";
-    } else if (bytes > QCOW2_BITMAP_BITS_MAX) {
+    } else if (dir_size_with(n, name) > QCOW2_BITMAP_DIR_MAX) {
+        why = "Not enough space in the bitmap directory";
+    } else if (qcow2_bitmap_too_large(n->size, granularity)) {
         why = "Too much space will be occupied by the bitmap. Use larger "
               "granularity";
     }

@@ -212,6 +212,10 @@ void qcow2_tightener_stop(struct qcow2 *s);
 int qcow2_store_bitmaps(struct node *n, struct error **errp);
 int qcow2_check_bitmap(struct node *n, const char *name, uint64_t granularity,
                        struct error **errp);
+/* More bits than the format, or another reader of it, takes? */
+bool qcow2_bitmap_too_large(uint64_t size, uint64_t granularity);
+/* May the disk have @size bytes?  -EFBIG: a stored bitmap may not. */
+int qcow2_check_bitmaps_fit(struct node *n, uint64_t size, struct error **errp);
 void qcow2_bitmap_relaxed(struct node *n, struct bitmap *bm);
 void qcow2_bitmap_gone(struct bitmap *bm);
 

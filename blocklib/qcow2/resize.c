@@ -189,6 +189,10 @@ int qcow2_resize(struct node *n, uint64_t size, struct error **errp)
                          "%" PRIu64 " bytes",
                          size, s->cluster_size);
     }
+    r = qcow2_check_bitmaps_fit(n, size, errp);
+    if (r < 0) {
+        return r;
+    }
     if (s->external) {
         r = grow_data(s, size, errp);
         if (r < 0) {

@@ -9,7 +9,7 @@
  * A bitmap that the image then calls valid has all that was written since it
  * was last cleared with success; after a close, each is valid and exact.
  */
-#define DISK_MAX (2 * MiB)
+#define DISK_MAX (512 * KiB)
 
 #include <errno.h>
 #include <inttypes.h>

@@ -595,6 +595,36 @@ START_TEST(too_many_bits_are_not_loaded)
 }
 END_TEST
 
+/* As large as they may be, and as many as one likes; no larger by growth. */
+START_TEST(what_could_be_added_is_usable)
+{
+    CLEANUP_JSON json_t *o = json_pack("{s:I}", "size", (json_int_t)(2 * TiB));
+    struct blk *b;
+    size_t i;
+    json_t *bitmap;
+
+    ck_assert_int_eq(image_create(NAME, "qcow2", o, NULL), 0);
+    start();
+    for (char name[] = "a"; name[0] <= 'f'; name[0]++) {
+        ck_assert_int_eq(bitmap_add(g, n, name, 512, true, false, NULL), 0);
+    }
+    ck_assert_int_eq(blk_new(g, n, PERM_RESIZE, PERM_ALL, "test", &b, NULL), 0);
+    ck_assert_int_eq(blk_resize(b, 2 * TiB + 512, NULL), -EFBIG);
+    ck_assert_int_eq(blk_resize(b, 2 * TiB - 512, NULL), 0);
+    ck_assert_int_eq(blk_resize(b, 2 * TiB, NULL), 0);
+    blk_free(b);
+    stop();
+    start();
+    CLEANUP_JSON json_t *after = bitmap_query(n);
+    ck_assert_uint_eq(json_array_size(after), 6);
+    json_array_foreach (after, i, bitmap) {
+        ck_assert_ptr_null(json_object_get(bitmap, "inconsistent"));
+    }
+    stop();
+    finish();
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("bitmap-quarantine");
@@ -611,6 +641,7 @@ int main(void)
     tcase_add_loop_test(tc, a_broken_directory_is_void_for_good, 0,
                         ARRAY_SIZE(directories));
     tcase_add_test(tc, too_many_bits_are_not_loaded);
+    tcase_add_test(tc, what_could_be_added_is_usable);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);
