@@ -630,34 +630,53 @@ static int check_success(const struct pulls *p, const struct pull *s,
     return 0;
 }
 
-static int persist_one(struct pulls *p, const struct pull *s,
-                       const struct pull_disk *d, struct error **errp)
+static int add_persist(const struct pull *s, const struct pull_disk *d,
+                       struct list *actions, struct error **errp)
 {
     struct action *a;
     int r = bitmap_persist_action((struct bitmap_ref){d->node, s->checkpoint},
                                   &a, errp);
 
-    return r < 0 ? r : action_run(p->daemon->graph, a, errp);
+    return r < 0 ? r : actions_add(actions, a, errp);
 }
 
-/* The new checkpoint becomes durable: disk by disk, so that the guests of each
- * are held back for its own only.  After a failure the session goes on, and its
- * end without success removes what is stored by then. */
+/* The new checkpoint becomes durable on all disks or none.  After a failure the
+ * session goes on. */
 static int persist_fresh(struct pulls *p, struct pull *s, struct error **errp)
 {
+    struct list actions;
     int r = 0;
 
+    list_init(&actions);
     release_fresh(p, s);
     for (unsigned i = 0; r == 0 && i < s->count; i++) {
         const struct pull_disk *d = &s->disks[i];
         if (d->has_fresh && node_keeps_bitmaps(d->node)) {
-            r = persist_one(p, s, d, errp);
+            r = add_persist(s, d, &actions, errp);
         }
+    }
+    if (r < 0) {
+        actions_cancel(&actions);
+    } else {
+        r = actions_run(p->daemon->graph, &actions, errp);
     }
     if (r < 0) {
         hold_fresh(p, s);
     }
     return r;
+}
+
+static void drop_singly(struct pulls *p, const char *name, const json_t *nodes)
+{
+    size_t i;
+    json_t *node;
+
+    json_array_foreach (nodes, i, node) {
+        CLEANUP_JSON json_t *one = json_pack("[O]", node);
+        if (one) {
+            (void)checkpoint_delete(p->daemon, name, one, NULL);
+        }
+    }
 }
 
 /* Too many checkpoints are no harm: what cannot go now can later. */
@@ -668,12 +687,17 @@ static void drop_old(struct pulls *p, const struct pull *s, const json_t *drop)
 
     json_array_foreach (drop, i, item) {
         const char *name = json_string_value(item);
+        CLEANUP_JSON json_t *nodes = json_array();
         for (unsigned k = 0; k < s->count; k++) {
-            struct node *n = s->disks[k].node;
-            CLEANUP_JSON json_t *nodes = json_pack("[s]", node_name(n));
-            if (nodes && can_drop(p, n, name)) {
-                (void)checkpoint_delete(p->daemon, name, nodes, NULL);
+            const struct node *n = s->disks[k].node;
+            if (can_drop(p, s->disks[k].node, name)) {
+                (void)json_array_append_new(nodes, json_string(node_name(n)));
             }
+        }
+        /* All at once; where one cannot go, the others by themselves. */
+        if (json_array_size(nodes) > 0 &&
+            checkpoint_delete(p->daemon, name, nodes, NULL) < 0) {
+            drop_singly(p, name, nodes);
         }
     }
 }

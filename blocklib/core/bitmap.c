@@ -496,6 +496,16 @@ int bitmap_store(struct node *n, struct error **errp)
                : 0;
 }
 
+void bitmap_store_ahead(struct node *n, bool more)
+{
+    struct tree *t = node_enter(n, false);
+
+    if (n->drv->store_ahead && !n->flags.read_only) {
+        n->drv->store_ahead(n, more);
+    }
+    node_leave(t);
+}
+
 struct list *bitmap_take_off(struct bitmap *bm)
 {
     struct list *after = bm->on_node.prev;

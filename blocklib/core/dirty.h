@@ -121,8 +121,13 @@ int bitmap_freeze(struct bitmap *bm, struct error **errp);
 void bitmap_abdicate(struct bitmap *bm); /* the job succeeded */
 void bitmap_reclaim(struct bitmap *bm);  /* it did not; keeps everything */
 
-/* Let the image say what the node's persistent bitmaps are; durable. */
+/* Let the image say what the node's persistent bitmaps are; durable.  Of
+ * several nodes at once if that is wanted. */
 int bitmap_store(struct node *n, struct error **errp);
+
+/* Not in a control section: have it done in less time, soon; with @more, of one
+ * that is not there yet. */
+void bitmap_store_ahead(struct node *n, bool more);
 
 /* The node changes its size from @old to @size: new granules become dirty
  * in enabled bitmaps.  All of them are resized or, -ENOMEM, none. */

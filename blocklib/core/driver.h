@@ -207,6 +207,9 @@ struct driver {
     int (*check_bitmap)(struct node *n, const char *name, uint64_t granularity,
                         struct error **errp);
 
+    /* In a request: store will come soon; write what it would have to. */
+    void (*store_ahead)(struct node *n, bool more);
+
     /* The bits of a persistent bitmap have become fewer.  Drained. */
     void (*bitmap_relaxed)(struct node *n, struct bitmap *bm);
 

@@ -2,7 +2,13 @@
 /* Running actions: see action.h. */
 #include "nbdelta/action.h"
 
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "core/dirty.h"
 #include "core/graph.h"
+#include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/thread.h"
 
@@ -34,26 +40,158 @@ static int act_all(struct list *list, struct error **errp)
     return 0;
 }
 
-static int settle_all(struct list *list, struct error **errp)
+/* --- Bitmaps of several nodes, side by side --- */
+
+#define CREW_MAX 64
+
+struct task {
+    struct node *n;
+    bool more; /* it will have one more to store */
+    int r;
+    struct error *err;
+};
+
+struct crew {
+    void (*work)(struct task *t);
+    struct task *tasks;
+    size_t count;
+    _Atomic size_t next;
+};
+
+static void *crew_work(void *opaque)
 {
-    int r = 0;
+    struct crew *c = opaque;
+    size_t i;
 
-    list_for_each (at, list) {
-        struct action *a = action_of(at);
+    while ((i = atomic_fetch_add(&c->next, 1)) < c->count) {
+        c->work(&c->tasks[i]);
+    }
+    return NULL;
+}
 
-        if (r == 0 && a->ops->settle) {
-            r = a->ops->settle(a, errp);
+/* The caller takes part; without threads he does it alone. */
+static void crew_run(struct crew *c)
+{
+    pthread_t threads[CREW_MAX];
+    unsigned started = 0;
+
+    while (started < CREW_MAX && started + 1 < c->count &&
+           thread_start(&threads[started], "bitmaps", crew_work, c) == 0) {
+        started++;
+    }
+    (void)crew_work(c);
+    while (started > 0) {
+        thread_join(threads[--started]);
+    }
+}
+
+static int by_node(const void *va, const void *vb)
+{
+    const struct task *a = va;
+    const struct task *b = vb;
+
+    return a->n == b->n ? 0 : (uintptr_t)a->n < (uintptr_t)b->n ? -1 : 1;
+}
+
+/* Each node once. */
+static void merge_tasks(struct crew *c)
+{
+    size_t kept = 0;
+
+    qsort(c->tasks, c->count, sizeof(*c->tasks), by_node);
+    for (size_t i = 0; i < c->count; i++) {
+        if (kept > 0 && c->tasks[kept - 1].n == c->tasks[i].n) {
+            c->tasks[kept - 1].more |= c->tasks[i].more;
+        } else {
+            c->tasks[kept++] = c->tasks[i];
         }
     }
+    c->count = kept;
+}
+
+/* Those whose bitmaps the actions change.  -ENOMEM. */
+static int gather(struct crew *c, struct list *list)
+{
+    size_t room = 0;
+
+    list_for_each (at, list) {
+        room += action_of(at)->ops->changes != NULL;
+    }
+    c->tasks = calloc(room + 1, sizeof(*c->tasks));
+    if (!c->tasks) {
+        return -ENOMEM;
+    }
+    list_for_each (at, list) {
+        struct action *a = action_of(at);
+        bool more = false;
+        struct node *n = a->ops->changes ? a->ops->changes(a, &more) : NULL;
+
+        if (n) {
+            c->tasks[c->count++] = (struct task){.n = n, .more = more};
+        }
+    }
+    merge_tasks(c);
+    return 0;
+}
+
+static void store_ahead(struct task *t)
+{
+    bitmap_store_ahead(t->n, t->more);
+}
+
+/* So that less is left for the time when guests are held up. */
+static void write_ahead(struct list *list)
+{
+    struct crew c = {.work = store_ahead};
+
+    if (gather(&c, list) == 0) {
+        crew_run(&c);
+    }
+    free(c.tasks);
+}
+
+static void store(struct task *t)
+{
+    t->r = bitmap_store(t->n, &t->err);
+}
+
+/* What has changed; the error of the first that fails. */
+static int store_changed(struct list *list, struct error **errp)
+{
+    struct crew c = {.work = store};
+    size_t count = 0;
+    int r = gather(&c, list);
+
+    if (r < 0) {
+        return error_set(errp, -r, "no memory to store bitmaps");
+    }
+    for (size_t i = 0; i < c.count; i++) {
+        struct node *n = c.tasks[i].n;
+        if (n->bitmaps_changed) {
+            n->bitmaps_changed = false;
+            c.tasks[count++].n = n;
+        }
+    }
+    c.count = count;
+    crew_run(&c);
+    for (size_t i = 0; i < count; i++) {
+        if (r == 0 && c.tasks[i].r < 0) {
+            r = c.tasks[i].r;
+            (void)error_set(errp, -r, "%s", error_message(c.tasks[i].err));
+        }
+        error_free(c.tasks[i].err);
+    }
+    free(c.tasks);
+    return r;
+}
+
+static int settle_all(struct list *list, struct error **errp)
+{
+    int r = store_changed(list, errp);
+
     if (r < 0) {
         undo_before(list, list);
-        list_for_each (at, list) {
-            struct action *a = action_of(at);
-
-            if (a->ops->settle) {
-                (void)a->ops->settle(a, NULL);
-            }
-        }
+        (void)store_changed(list, NULL);
     }
     return r;
 }
@@ -61,6 +199,7 @@ static int settle_all(struct list *list, struct error **errp)
 static int act_drained(struct graph *g, struct list *list, uint64_t *drained_ns,
                        struct error **errp)
 {
+    write_ahead(list);
     graph_lock(g);
     uint64_t begin = now_ns();
     list_for_each (at, list) {

@@ -91,16 +91,12 @@ static struct change *change_new(struct bitmap_ref ref,
     return c;
 }
 
-/* Of several actions on one node, the first to come stores for all. */
-static int settle(struct action *a, struct error **errp)
+static struct node *changes(struct action *a, bool *more)
 {
-    struct node *n = change_of(a)->ref.node;
+    const struct change *c = change_of(a);
 
-    if (!n->bitmaps_changed) {
-        return 0;
-    }
-    n->bitmaps_changed = false;
-    return bitmap_store(n, errp);
+    *more = c->persistent;
+    return c->ref.node;
 }
 
 /* What @bm says has changed: the image shall follow, if it has it. */
@@ -135,7 +131,7 @@ static const struct action_ops add_ops = {
     .drain = drain,
     .act = add_act,
     .undo = add_undo,
-    .settle = settle,
+    .changes = changes,
     .free = change_free,
 };
 
@@ -227,7 +223,7 @@ static const struct action_ops remove_ops = {
     .act = remove_act,
     .undo = remove_undo,
     .commit = remove_commit,
-    .settle = settle,
+    .changes = changes,
     .free = change_free,
 };
 
@@ -284,7 +280,7 @@ static const struct action_ops repair_ops = {
     .act = repair_act,
     .undo = repair_undo,
     .commit = remove_commit,
-    .settle = settle,
+    .changes = changes,
     .free = change_free,
 };
 
@@ -297,6 +293,7 @@ int bitmap_repair_action(struct bitmap_ref ref, uint64_t granularity,
         return -ENOMEM;
     }
     c->granularity = granularity;
+    c->persistent = true;
     return 0;
 }
 
@@ -355,7 +352,7 @@ static const struct action_ops clear_ops = {
     .drain = drain,
     .act = clear_act,
     .undo = bits_undo,
-    .settle = settle,
+    .changes = changes,
     .free = change_free,
 };
 
@@ -392,7 +389,7 @@ static const struct action_ops enable_ops = {
     .drain = drain,
     .act = enable_act,
     .undo = enable_undo,
-    .settle = settle,
+    .changes = changes,
     .free = change_free,
 };
 
@@ -435,14 +432,20 @@ static const struct action_ops persist_ops = {
     .drain = drain,
     .act = persist_act,
     .undo = persist_undo,
-    .settle = settle,
+    .changes = changes,
     .free = change_free,
 };
 
 int bitmap_persist_action(struct bitmap_ref ref, struct action **ap,
                           struct error **errp)
 {
-    return change_new(ref, &persist_ops, ap, errp) ? 0 : -ENOMEM;
+    struct change *c = change_new(ref, &persist_ops, ap, errp);
+
+    if (!c) {
+        return -ENOMEM;
+    }
+    c->persistent = true;
+    return 0;
 }
 
 /* --- merge --- */
@@ -479,7 +482,7 @@ static const struct action_ops merge_ops = {
     .drain = drain,
     .act = merge_act,
     .undo = bits_undo,
-    .settle = settle,
+    .changes = changes,
     .free = change_free,
 };
 

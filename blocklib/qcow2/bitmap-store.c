@@ -54,25 +54,22 @@ void qcow2_bitmap_slice(const struct qcow2 *s, const struct qcow2_bitmap *qb,
     bitmap_export(qb->bm, first, count, buf);
 }
 
-/* Which entry needs no cluster for these bits; else anything. */
+/* Which entry needs no cluster for these bits; else anything.  What is all the
+ * same is found without looking at each bit. */
 static uint64_t plain_entry(const struct qcow2 *s,
-                            const struct qcow2_bitmap *qb, uint64_t slice,
-                            const unsigned char *buf)
+                            const struct qcow2_bitmap *qb, uint64_t slice)
 {
-    uint64_t per_slice = s->cluster_size * 8;
-    uint64_t count = min_u64(per_slice, qb->granules - slice * per_slice);
-    unsigned char want = buf[0] & 1 ? 0xff : 0;
+    uint64_t bytes = UINT64_C(1) << qcow2_slice_bits(s, qb);
+    uint64_t from = slice * bytes;
+    uint64_t size = min_u64(hbitmap_size(qb->bm->bits),
+                            qb->granules << qb->granularity_bits);
+    uint64_t end = min_u64(from + bytes, size);
+    bool dirty = false;
 
-    for (uint64_t i = 0; i < count / 8; i++) {
-        if (buf[i] != want) {
-            return s->cluster_size;
-        }
-    }
-    unsigned char rest = (unsigned char)((1U << count % 8) - 1);
-    if (count % 8 && buf[count / 8] != (want & rest)) {
+    if (bitmap_run(qb->bm, from, end, &dirty) < end - from) {
         return s->cluster_size;
     }
-    return want ? QCOW2_BITMAP_ONES : QCOW2_BITMAP_ZEROES;
+    return dirty ? QCOW2_BITMAP_ONES : QCOW2_BITMAP_ZEROES;
 }
 
 static bool is_cluster(uint64_t entry)
@@ -86,12 +83,12 @@ static int settle_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
 {
     int r = 0;
 
-    qcow2_bitmap_slice(s, qb, slice, buf);
-    uint64_t plain = plain_entry(s, qb, slice, buf);
+    uint64_t plain = plain_entry(s, qb, slice);
     if (!is_cluster(plain)) {
         *entry = plain;
         return 0;
     }
+    qcow2_bitmap_slice(s, qb, slice, buf);
     *entry = qb->table[slice];
     if (!is_cluster(*entry)) {
         mutex_lock(&s->meta);
@@ -600,6 +597,16 @@ int qcow2_store_bitmaps(struct node *n, struct error **errp)
     return r < 0 ? error_set(errp, -r, "cannot store the bitmaps of '%s': %s",
                              node_name(n), strerror(-r))
                  : 0;
+}
+
+/* What guests have written, so that a flush in the drained section is short. */
+void qcow2_store_ahead(struct node *n, bool more)
+{
+    const struct qcow2 *s = n->state;
+
+    if (more || s->bitmaps_ext.count > 0) {
+        (void)qcow2_flush(n); /* a failure comes back */
+    }
 }
 
 int qcow2_bitmaps_resize(struct qcow2 *s, uint64_t size)

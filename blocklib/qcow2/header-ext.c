@@ -223,13 +223,15 @@ static int change(struct head *h, const struct qcow2_bitmaps_ext *x,
         }
         return r < 0 ? r : set_size(h, size);
     }
-    if (!old || !in_one_sector(old, EXT_SIZE)) {
-        r = append(h, valid && old ? &h->s->bitmaps_ext : x);
+    bool fresh = !old || !in_one_sector(old, EXT_SIZE);
+    bool same = valid && old; /* as before, at another place */
+    if (fresh) {
+        r = append(h, same ? &h->s->bitmaps_ext : x);
         if (r == 0 && old) {
             r = drop(h, old);
         }
     }
-    if (r == 0) {
+    if (r == 0 && (!fresh || same || size != UINT64_MAX)) {
         r = overwrite(h, x, size);
     }
     return r < 0 ? r : set_autoclear(h, true);

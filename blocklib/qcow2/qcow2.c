@@ -399,6 +399,7 @@ const struct driver driver_qcow2 = {
     .change_backing = qcow2_change_backing,
     .describe = qcow2_describe,
     .store_bitmaps = qcow2_store_bitmaps,
+    .store_ahead = qcow2_store_ahead,
     .check_bitmap = qcow2_check_bitmap,
     .bitmap_relaxed = qcow2_bitmap_relaxed,
     .bitmap_gone = qcow2_bitmap_gone,

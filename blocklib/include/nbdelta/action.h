@@ -7,15 +7,18 @@
  * ===================================================
  *
  *   prepare each            slow: create and open files
+ *   images whose bitmaps will be stored write ahead what they can
  *   one control section
  *     drain each
  *     act each, in order    -- one fails --> undo those that acted, backwards
- *     settle each           -- the same
+ *     bitmaps are stored    -- the same
  *   commit each, then finish each  | abort each
  *   free each
  *
  * Each act sees what those before it have done, so a bitmap may be added and
- * used in one go.  Everything happens at one drained instant.
+ * used in one go.  Everything happens at one drained instant.  How long that
+ * lasts does not depend on the number of disks: their bitmaps are stored side
+ * by side, by threads.
  */
 #include "nbdelta/list.h"
 #include "nbdelta/types.h"
@@ -39,9 +42,12 @@ struct action_ops {
     /* In it, after all drains.  Changes everything or, failing, nothing. */
     int (*act)(struct action *a, struct error **errp);
 
-    /* In the same section, after all acts: make it durable.  When it fails,
-     * all is undone, and settled once more as well as it goes. */
-    int (*settle)(struct action *a, struct error **errp);
+    /* At any time: the node whose bitmaps it changes, or NULL; *more: one of
+     * them will be stored that was not.  What act has noted there
+     * (bitmaps_changed) is stored in the same section, after all acts, so that
+     * it is durable.  When that fails, all is undone, and stored once more as
+     * well as it goes. */
+    struct node *(*changes)(struct action *a, bool *more);
 
     /* In the same section, only after act succeeded: its exact inverse. */
     void (*undo)(struct action *a);
