@@ -496,14 +496,18 @@ int bitmap_store(struct node *n, struct error **errp)
                : 0;
 }
 
-void bitmap_store_ahead(struct node *n, bool more)
+int bitmap_store_ahead(struct node *n, bool more, struct error **errp)
 {
     struct tree *t = node_enter(n, false);
+    bool can = n->drv->store_ahead && !n->flags.read_only;
+    int r = can ? n->drv->store_ahead(n, more) : 0;
 
-    if (n->drv->store_ahead && !n->flags.read_only) {
-        n->drv->store_ahead(n, more);
-    }
     node_leave(t);
+    if (r < 0 && r != -ERESTART) { /* a drain: it is done in the section */
+        return error_set(errp, -r, "cannot store the bitmaps of '%s': %s",
+                         node_name(n), strerror(-r));
+    }
+    return 0;
 }
 
 struct list *bitmap_take_off(struct bitmap *bm)

@@ -126,8 +126,8 @@ void bitmap_reclaim(struct bitmap *bm);  /* it did not; keeps everything */
 int bitmap_store(struct node *n, struct error **errp);
 
 /* Not in a control section: have it done in less time, soon; with @more, of one
- * that is not there yet. */
-void bitmap_store_ahead(struct node *n, bool more);
+ * that is not there yet.  -errno: the image cannot be written. */
+int bitmap_store_ahead(struct node *n, bool more, struct error **errp);
 
 /* The node changes its size from @old to @size: new granules become dirty
  * in enabled bitmaps.  All of them are resized or, -ENOMEM, none. */

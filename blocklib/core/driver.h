@@ -208,7 +208,7 @@ struct driver {
                         struct error **errp);
 
     /* In a request: store will come soon; write what it would have to. */
-    void (*store_ahead)(struct node *n, bool more);
+    int (*store_ahead)(struct node *n, bool more);
 
     /* The bits of a persistent bitmap have become fewer.  Drained. */
     void (*bitmap_relaxed)(struct node *n, struct bitmap *bm);

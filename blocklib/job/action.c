@@ -136,18 +136,41 @@ static int gather(struct crew *c, struct list *list)
 
 static void store_ahead(struct task *t)
 {
-    bitmap_store_ahead(t->n, t->more);
+    t->r = bitmap_store_ahead(t->n, t->more, &t->err);
+}
+
+/* The error of the first that has failed; they are freed. */
+static int crew_result(struct crew *c, struct error **errp)
+{
+    int r = 0;
+
+    for (size_t i = 0; i < c->count; i++) {
+        struct task *t = &c->tasks[i];
+
+        if (r == 0 && t->r < 0) {
+            r = error_set(errp, -t->r, "%s", error_message(t->err));
+        }
+        error_free(t->err);
+    }
+    free(c->tasks);
+    return r;
+}
+
+static int no_memory(struct error **errp)
+{
+    return error_set(errp, ENOMEM, "no memory to store bitmaps");
 }
 
 /* So that less is left for the time when guests are held up. */
-static void write_ahead(struct list *list)
+static int write_ahead(struct list *list, struct error **errp)
 {
     struct crew c = {.work = store_ahead};
 
-    if (gather(&c, list) == 0) {
-        crew_run(&c);
+    if (gather(&c, list) < 0) {
+        return no_memory(errp);
     }
-    free(c.tasks);
+    crew_run(&c);
+    return crew_result(&c, errp);
 }
 
 static void store(struct task *t)
@@ -160,10 +183,9 @@ static int store_changed(struct list *list, struct error **errp)
 {
     struct crew c = {.work = store};
     size_t count = 0;
-    int r = gather(&c, list);
 
-    if (r < 0) {
-        return error_set(errp, -r, "no memory to store bitmaps");
+    if (gather(&c, list) < 0) {
+        return no_memory(errp);
     }
     for (size_t i = 0; i < c.count; i++) {
         struct node *n = c.tasks[i].n;
@@ -174,15 +196,7 @@ static int store_changed(struct list *list, struct error **errp)
     }
     c.count = count;
     crew_run(&c);
-    for (size_t i = 0; i < count; i++) {
-        if (r == 0 && c.tasks[i].r < 0) {
-            r = c.tasks[i].r;
-            (void)error_set(errp, -r, "%s", error_message(c.tasks[i].err));
-        }
-        error_free(c.tasks[i].err);
-    }
-    free(c.tasks);
-    return r;
+    return crew_result(&c, errp);
 }
 
 static int settle_all(struct list *list, struct error **errp)
@@ -199,7 +213,13 @@ static int settle_all(struct list *list, struct error **errp)
 static int act_drained(struct graph *g, struct list *list, uint64_t *drained_ns,
                        struct error **errp)
 {
-    write_ahead(list);
+    int r = write_ahead(list, errp);
+    if (r < 0) {
+        if (drained_ns) {
+            *drained_ns = 0;
+        }
+        return r;
+    }
     graph_lock(g);
     uint64_t begin = now_ns();
     list_for_each (at, list) {
@@ -209,7 +229,7 @@ static int act_drained(struct graph *g, struct list *list, uint64_t *drained_ns,
             a->ops->drain(a);
         }
     }
-    int r = act_all(list, errp);
+    r = act_all(list, errp);
     if (r == 0) {
         r = settle_all(list, errp);
     }

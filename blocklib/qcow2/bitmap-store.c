@@ -600,13 +600,11 @@ int qcow2_store_bitmaps(struct node *n, struct error **errp)
 }
 
 /* What guests have written, so that a flush in the drained section is short. */
-void qcow2_store_ahead(struct node *n, bool more)
+int qcow2_store_ahead(struct node *n, bool more)
 {
     const struct qcow2 *s = n->state;
 
-    if (more || s->bitmaps_ext.count > 0) {
-        (void)qcow2_flush(n); /* a failure comes back */
-    }
+    return more || s->bitmaps_ext.count > 0 ? qcow2_flush(n) : 0;
 }
 
 int qcow2_bitmaps_resize(struct qcow2 *s, uint64_t size)

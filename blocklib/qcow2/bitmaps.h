@@ -210,7 +210,7 @@ void qcow2_tightener_stop(struct qcow2 *s);
 /* --- bitmap-store.c: drained. --- */
 
 int qcow2_store_bitmaps(struct node *n, struct error **errp);
-void qcow2_store_ahead(struct node *n, bool more);
+int qcow2_store_ahead(struct node *n, bool more);
 int qcow2_check_bitmap(struct node *n, const char *name, uint64_t granularity,
                        struct error **errp);
 /* More bits than the format, or another reader of it, takes? */
