@@ -548,6 +548,9 @@ START_TEST(what_fails_loses_no_bit)
                 enum end end = how % ENDS;
                 bool goes_on = how < ENDS;
                 seed = 1000 * k + how + 1;
+                if (!goes_on && end != k % ENDS) {
+                    continue; /* one after the other, for the sake of time */
+                }
                 if (!is_lost(f, end, goes_on)) {
                     hit |= try_one(op, f, k, end, goes_on);
                 }
