@@ -686,11 +686,12 @@ static int call_done(void *opaque, int *error)
 
 /* A request that nobody wants any more and that has no answer for a while costs
  * its connection: there is no other way to have its buffer back. */
-static void cut_unwanted_locked(struct link *l, uint64_t *since)
-    REQUIRES(l->remote->lock)
+static void cut_unwanted_locked(const struct remote *r, struct link *l,
+                                uint64_t *since) REQUIRES(r->lock)
 {
     uint64_t now = now_ns();
 
+    (void)r; /* only names the lock */
     if (!node_is_unwanted()) {
         return;
     }
@@ -723,7 +724,7 @@ static int wait_done(struct link *l, struct call *c)
         } else if (told) {
             cond_wait(&c->cond, &r->lock);
         }
-        cut_unwanted_locked(l, &unwanted_since);
+        cut_unwanted_locked(r, l, &unwanted_since);
     }
     r->asked--;
     r->heard = now_ns();
