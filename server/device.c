@@ -17,6 +17,8 @@
 #include "nbdelta/job.h"
 #include "nbdelta/list.h"
 #include "nbdelta/options.h"
+#include "qmp-dispatch.h"
+#include "qmp-keyval.h"
 
 struct device {
     struct list in_devices;
@@ -265,9 +267,16 @@ static int add(struct daemon *d, char *id, bool bare, struct node *n,
 
 int devices_add_drive(struct daemon *d, const char *text, struct error **errp)
 {
+    static const struct qmp_arg booleans[] = {
+        QMP_OPT("read-only", BOOL),
+        QMP_OPT("readonly", BOOL),
+        QMP_OPT("snapshot", BOOL),
+        QMP_LAST,
+    };
     CLEANUP_JSON json_t *o = NULL;
+    CLEANUP_FREE char *full = qmp_spell_out(text, "file", booleans);
     struct node *n = NULL;
-    int r = options_parse(text, "file", &o, errp);
+    int r = full ? options_parse(full, "file", &o, errp) : no_memory(errp);
 
     if (r < 0) {
         return r;

@@ -363,10 +363,14 @@ int monitors_add(struct monitors *m, const char *text, struct error **errp)
 {
     struct monitor *mon = &m->monitors[m->count];
     CLEANUP_JSON json_t *o = NULL;
+    CLEANUP_FREE char *full = qmp_spell_out(text, "chardev", monitor_args);
     int r = check_room(m, errp);
 
-    if (r < 0 ||
-        (r = qmp_parse_option(text, "chardev", monitor_args, &o, errp)) < 0) {
+    if (r == 0) {
+        r = full ? qmp_parse_option(full, "chardev", monitor_args, &o, errp)
+                 : error_set(errp, ENOMEM, "no memory for a monitor");
+    }
+    if (r < 0) {
         return r;
     }
     const char *mode = json_string_value(json_object_get(o, "mode"));

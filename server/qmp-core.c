@@ -103,6 +103,27 @@ static int cmd_query_name(struct qmp_call *call, struct error **errp)
     return result(call, json_object(), errp);
 }
 
+/* What a machine has, and a storage daemon has not: clients ask it of whatever
+ * they back up, and end when they get an error. */
+static int cmd_query_nothing(struct qmp_call *call, struct error **errp)
+{
+    return result(call, json_array(), errp);
+}
+
+static int cmd_query_kvm(struct qmp_call *call, struct error **errp)
+{
+    return result(call, json_pack("{s:b, s:b}", "enabled", 0, "present", 0),
+                  errp);
+}
+
+static int cmd_query_uuid(struct qmp_call *call, struct error **errp)
+{
+    return result(call,
+                  json_pack("{s:s}", "UUID",
+                            "00000000-0000-0000-0000-000000000000"),
+                  errp);
+}
+
 /* --- What they return. --- */
 
 static const struct qmp_arg name_members[] = {
@@ -118,6 +139,36 @@ static const struct qmp_arg guest_name_members[] = {
 };
 static const struct qmp_arg name_type = QMP_ARG("", OBJECT,
                                                 .members = guest_name_members);
+
+static const char *const tpm_model_words[] = {"tpm-tis", "tpm-crb",
+                                              "tpm-spapr", NULL};
+static const char *const tpm_type_words[] = {"passthrough", "emulator", NULL};
+static const struct qmp_arg tpm_models_type =
+    QMP_ARG("", ENUMS, .words = tpm_model_words);
+static const struct qmp_arg tpm_types_type = QMP_ARG("", ENUMS,
+                                                     .words = tpm_type_words);
+static const struct qmp_arg tpm_members[] = {
+    QMP_ARG("id", STR),
+    QMP_ARG("model", ENUM, .words = tpm_model_words),
+    QMP_LAST,
+};
+static const struct qmp_arg tpms_type = QMP_ARG("", OBJECTS,
+                                                .members = tpm_members);
+
+static const struct qmp_arg kvm_members[] = {
+    QMP_ARG("enabled", BOOL),
+    QMP_ARG("present", BOOL),
+    QMP_LAST,
+};
+static const struct qmp_arg kvm_type = QMP_ARG("", OBJECT,
+                                               .members = kvm_members);
+
+static const struct qmp_arg uuid_members[] = {
+    QMP_ARG("UUID", STR),
+    QMP_LAST,
+};
+static const struct qmp_arg uuid_type = QMP_ARG("", OBJECT,
+                                                .members = uuid_members);
 
 static const struct qmp_arg status_members[] = {
     QMP_ARG("running", BOOL),
@@ -149,9 +200,19 @@ const struct qmp_command qmp_core_commands[] = {
     QMP_COMMAND("stop", cmd_stop_or_cont, NULL, .lockless = true),
     QMP_COMMAND("query-commands", cmd_query_commands, NULL,
                 .ret = &commands_type, .lockless = true),
+    QMP_COMMAND("query-kvm", cmd_query_kvm, NULL, .ret = &kvm_type,
+                .lockless = true),
     QMP_COMMAND("query-name", cmd_query_name, NULL, .ret = &name_type,
                 .lockless = true),
     QMP_COMMAND("query-status", cmd_query_status, NULL, .ret = &status_type,
+                .lockless = true),
+    QMP_COMMAND("query-tpm", cmd_query_nothing, NULL, .ret = &tpms_type,
+                .lockless = true),
+    QMP_COMMAND("query-tpm-models", cmd_query_nothing, NULL,
+                .ret = &tpm_models_type, .lockless = true),
+    QMP_COMMAND("query-tpm-types", cmd_query_nothing, NULL,
+                .ret = &tpm_types_type, .lockless = true),
+    QMP_COMMAND("query-uuid", cmd_query_uuid, NULL, .ret = &uuid_type,
                 .lockless = true),
     QMP_COMMAND("query-version", cmd_query_version, NULL, .ret = &version_type,
                 .lockless = true),

@@ -3,10 +3,12 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "daemon.h"
+#include "log.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/job.h"
@@ -127,6 +129,93 @@ static int convert_members(json_t *object, const struct qmp_arg *spec,
         }
     }
     return 0;
+}
+
+/* --- The short form. --- */
+
+/* Does @spec have the boolean @name, in any of its variants? */
+static bool has_bool(const struct qmp_arg *spec, const char *name, size_t len)
+{
+    const struct qmp_arg *a = spec;
+
+    for (; a && !qmp_is_last(a); a++) {
+        if (a->type == QMP_BOOL && strlen(a->name) == len &&
+            strncmp(a->name, name, len) == 0) {
+            return true;
+        }
+    }
+    if (a && a->type == QMP_UNION) {
+        for (const struct qmp_variant *v = a->variants; v->name; v++) {
+            if (has_bool(v->members, name, len)) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+/* Where the word at @p ends: at a comma that is not doubled, or the end. */
+static size_t word_length(const char *p)
+{
+    const char *start = p;
+
+    while (*p && (*p != ',' || p[1] == ',')) {
+        p += *p == ',' ? 2 : 1;
+    }
+    return (size_t)(p - start);
+}
+
+/* "" when it has a value, or is no boolean. */
+static const char *value_of(const struct qmp_arg *spec, const char **word,
+                            size_t *len)
+{
+    if (memchr(*word, '=', *len)) {
+        return "";
+    }
+    if (has_bool(spec, *word, *len)) {
+        return "=on";
+    }
+    if (*len > 2 && strncmp(*word, "no", 2) == 0 &&
+        has_bool(spec, *word + 2, *len - 2)) {
+        *word += 2;
+        *len -= 2;
+        return "=off";
+    }
+    return "";
+}
+
+char *qmp_spell_out(const char *text, const char *implied,
+                    const struct qmp_arg *spec)
+{
+    char *full = NULL;
+    size_t size = 0;
+    FILE *f = open_memstream(&full, &size);
+    const char *p = text;
+
+    while (f) {
+        const char *word = p;
+        size_t all = word_length(p);
+        size_t len = all;
+        bool first = p == text && implied;
+        const char *value = first ? "" : value_of(spec, &word, &len);
+
+        if (*value) {
+            log_line(TELL_WARNING,
+                     "the short form '%.*s' is deprecated: write %.*s%s",
+                     (int)all, p, (int)len, word, value);
+        }
+        (void)fprintf(f, "%.*s%s", (int)len, word, value);
+        p += all;
+        if (*p == '\0') {
+            break;
+        }
+        (void)fputc(*p++, f);
+    }
+    if (f && fclose(f) != 0) {
+        free(full);
+        full = NULL;
+    }
+    return full;
 }
 
 int qmp_parse_option(const char *text, const char *implied,

@@ -53,6 +53,8 @@ static const struct qmp_arg stored_members[] = {
 static const char *const compression_words[] = {"zlib", "zstd", NULL};
 static const struct qmp_arg qcow2_members[] = {
     QMP_ARG("compat", STR),
+    QMP_OPT("data-file", STR),
+    QMP_OPT("data-file-raw", BOOL),
     QMP_OPT("extended-l2", BOOL),
     QMP_OPT("lazy-refcounts", BOOL),
     QMP_OPT("corrupt", BOOL),

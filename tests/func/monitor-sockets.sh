@@ -49,6 +49,24 @@ jq -e '.QMP' log >out
 
 python "$SRCDIR/tests/func/monitor-sockets.py" "$nbdelta"
 
+# The short form of booleans, as QEMU takes it: with a warning.
+nbdelta serve --chardev "socket,id=m,path=$qmp_sock,server,nowait" \
+    --monitor m,pretty --pidfile "$pidfile" 2>err &
+server=$!
+wait_until "the server is ready" server_ready
+[ "$(qmp query-tpm | jq -c .)" = "[]" ] || fail "query-tpm is not answered"
+for command in query-tpm-models query-tpm-types query-kvm query-uuid; do
+    qmp $command >/dev/null
+done
+qmp quit
+wait "$server"
+server=
+for word in "'server' is deprecated: write server=on" \
+    "'nowait' is deprecated: write wait=off" \
+    "'pretty' is deprecated: write pretty=on"; do
+    grep -qF "$word" err || fail "no warning: $word; $(cat err)"
+done
+
 # What is refused, and why.
 serve_refused "chardev \"c\" not found" --monitor c
 serve_refused "Device 'c' is in use" --chardev null,id=c --monitor c \

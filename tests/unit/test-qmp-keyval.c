@@ -161,6 +161,42 @@ START_TEST(rows_are_found)
 }
 END_TEST
 
+START_TEST(short_booleans_are_spelled_out)
+{
+    static const struct qmp_arg bools[] = {
+        QMP_OPT("server", BOOL), QMP_OPT("wait", BOOL),
+        QMP_OPT("nodelay", BOOL), QMP_OPT("path", STR),
+        QMP_LAST,
+    };
+    static const struct {
+        const char *text;
+        const char *full;
+    } words[] = {
+        {"socket,id=m,path=q,server,nowait",
+         "socket,id=m,path=q,server=on,wait=off"},
+        {"socket,server=on,wait=off", "socket,server=on,wait=off"},
+        {"socket,nodelay,noserver", "socket,nodelay=on,server=off"},
+        {"server,wait", "server,wait=on"}, /* the first is a value */
+        {"socket,path=a,,server,nopath,no,n", "socket,path=a,,server,nopath,no,"
+                                              "n"},
+        {"socket,path=a,,nowait,nowait", "socket,path=a,,nowait,wait=off"},
+        {"{\"backend\": \"null\"}", "{\"backend\": \"null\"}"},
+        {"", ""},
+        {"socket,", "socket,"},
+    };
+
+    for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
+        CLEANUP_FREE char *full = qmp_spell_out(words[i].text, "backend",
+                                                bools);
+        ck_assert_str_eq(full, words[i].full);
+    }
+    CLEANUP_FREE char *one = qmp_spell_out("server", NULL, bools);
+    ck_assert_str_eq(one, "server=on");
+    CLEANUP_FREE char *inner = qmp_spell_out("one,noflag", "name", open_spec);
+    ck_assert_str_eq(inner, "one,flag=off");
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("qmp-keyval");
@@ -170,6 +206,7 @@ int main(void)
     tcase_add_test(tc, json_has_its_types);
     tcase_add_test(tc, what_is_wrong_is_named);
     tcase_add_test(tc, rows_are_found);
+    tcase_add_test(tc, short_booleans_are_spelled_out);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
