@@ -256,7 +256,8 @@ static int check_members(json_t *object, const struct qmp_arg *spec,
         r = check_known(object, variant_of(object, last), at, &known, &last,
                         errp);
     }
-    if (r < 0 || last->type == QMP_REST || known == json_object_size(object)) {
+    if (r < 0 || last->type == QMP_REST || last->type == QMP_NODE ||
+        known == json_object_size(object)) {
         return r;
     }
     json_object_foreach (object, key, value) {

@@ -20,6 +20,7 @@ enum qmp_type {
     /* These end a list of arguments. */
     QMP_END,
     QMP_REST,   /* there may be others, which the handler checks */
+    QMP_NODE,   /* the same, and they are options of a node (option.h) */
     QMP_ACTION, /* part of a transaction: the handler knows the data of a type
                  */
     QMP_UNION,  /* one of variants, as the member of this name says */
@@ -45,6 +46,7 @@ struct qmp_arg {
     const char *const *words;             /* NULL-terminated */
     const char *const *(*words_of)(void); /* or what returns them */
     const struct qmp_arg *members;        /* a list */
+    const struct qmp_arg *shown;          /* told instead: the handler checks */
     const char *type_name;                /* in texts, where QEMU has one */
     const struct qmp_variant *variants;   /* ends with a NULL name */
 };
@@ -68,6 +70,10 @@ struct qmp_variant {
     {                    \
         .type = QMP_REST \
     }
+#define QMP_NODE_OPTIONS \
+    {                    \
+        .type = QMP_NODE \
+    }
 #define QMP_VARIANTS(tag, v)                               \
     {                                                      \
         .name = (tag), .type = QMP_UNION, .variants = (v), \
@@ -84,6 +90,9 @@ enum qmp_class {
     QMP_DEVICE_NOT_ACTIVE,
     QMP_DEVICE_NOT_FOUND,
 };
+
+/* BlockdevOptions: "driver", and what that takes. */
+extern const struct qmp_arg qmp_node_args[];
 
 /* What dispatch knows of a client: its own thread's. */
 struct qmp_state {

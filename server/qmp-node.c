@@ -32,10 +32,10 @@ static int cmd_del(struct qmp_call *call, struct error **errp)
 }
 
 /* What else there is depends on the driver, which checks it. */
-static const struct qmp_arg add_args[] = {
+const struct qmp_arg qmp_node_args[] = {
     QMP_ARG("driver", ENUM, .words_of = graph_driver_names),
     QMP_OPT("node-name", STR),
-    QMP_OTHERS,
+    QMP_NODE_OPTIONS,
 };
 
 static const struct qmp_arg del_args[] = {
@@ -44,7 +44,7 @@ static const struct qmp_arg del_args[] = {
 };
 
 const struct qmp_command qmp_node_commands[] = {
-    QMP_COMMAND("blockdev-add", cmd_add, add_args),
+    QMP_COMMAND("blockdev-add", cmd_add, qmp_node_args),
     QMP_COMMAND("blockdev-del", cmd_del, del_args,
                 .drains = QMP_DRAINS_NAMED),
     QMP_COMMANDS_END,

@@ -15,6 +15,8 @@
 
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/graph.h"
+#include "nbdelta/option.h"
 #include "qmp-dispatch.h"
 #include "qmp-types.h"
 
@@ -194,12 +196,165 @@ static void action_of(struct schema *s, const struct qmp_arg *key,
                   type.text, "tag", "type", "variants", as.cases));
 }
 
-static bool is_action(const struct qmp_arg *spec)
+static enum qmp_type last_type(const struct qmp_arg *spec)
 {
     while (!qmp_is_last(spec)) {
         spec++;
     }
-    return spec->type == QMP_ACTION;
+    return spec->type;
+}
+
+/* --- Nodes: from what their drivers take (option.h). --- */
+
+static void options_of(struct schema *s, const struct option *table,
+                       struct type_name *n);
+
+static void add_option_members(struct schema *s, const struct option *o,
+                               json_t *members);
+
+/* Alternatives are told by their types alone. */
+static void add_alternative(struct schema *s, json_t *list, const char *type)
+{
+    add(s, list, json_pack("{s:s}", "type", type));
+}
+
+/* BlockdevRef, or BlockdevRefOrNull. */
+static void node_ref_of(struct schema *s, bool or_null, struct type_name *n)
+{
+    static const char kinds[2];
+    struct type_name t = {""};
+
+    if (!find_name(s, 'r', &kinds[or_null], n)) {
+        return;
+    }
+    json_t *list = json_array();
+    object_of(s, qmp_node_args, &t);
+    add_alternative(s, list, t.text);
+    builtin(s, "str", "string", &t);
+    add_alternative(s, list, t.text);
+    if (or_null) {
+        builtin(s, "null", "null", &t);
+        add_alternative(s, list, t.text);
+    }
+    add(s, s->types,
+        json_pack("{s:s, s:s, s:o}", "name", n->text, "meta-type", "alternate",
+                  "members", list));
+}
+
+static void option_union_of(struct schema *s, const struct option *o,
+                            struct type_name *n)
+{
+    if (!find_name(s, 'u', o, n)) {
+        return;
+    }
+    struct type_name tag = {""};
+    json_t *cases = json_array();
+    json_t *members = json_array();
+
+    enum_of(s, o->words, &tag);
+    add(s, members, json_pack("{s:s, s:s}", "name", "type", "type", tag.text));
+    add_option_members(s, o->members, members);
+    for (unsigned i = 0; o->words[i]; i++) {
+        struct type_name t = {""};
+
+        options_of(s, o->cases[i], &t);
+        add(s, cases, json_pack("{s:s, s:s}", "case", o->words[i], "type",
+                                t.text));
+    }
+    add(s, s->types,
+        json_pack("{s:s, s:s, s:o, s:s, s:o}", "name", n->text, "meta-type",
+                  "object", "members", members, "tag", "type", "variants",
+                  cases));
+}
+
+static void option_type_of(struct schema *s, const struct option *o,
+                           struct type_name *n)
+{
+    switch (o->type) {
+    case OPTION_STR:
+        builtin(s, "str", "string", n);
+        break;
+    case OPTION_BOOL:
+        builtin(s, "bool", "boolean", n);
+        break;
+    case OPTION_UINT:
+        builtin(s, "int", "int", n);
+        break;
+    case OPTION_ENUM:
+    case OPTION_ENUMS:
+        enum_of(s, o->words, n);
+        break;
+    case OPTION_OBJECT:
+    case OPTION_OBJECTS:
+        options_of(s, o->members, n);
+        break;
+    case OPTION_UNION:
+        option_union_of(s, o, n);
+        break;
+    case OPTION_NODE:
+    case OPTION_NODE_OR_NULL:
+    default:
+        node_ref_of(s, o->type == OPTION_NODE_OR_NULL, n);
+        break;
+    }
+    if (o->type == OPTION_ENUMS || o->type == OPTION_OBJECTS) {
+        array_of(s, n);
+    }
+}
+
+static void add_option_members(struct schema *s, const struct option *o,
+                               json_t *members)
+{
+    for (; o && o->name; o++) {
+        struct type_name t = {""};
+
+        option_type_of(s, o, &t);
+        json_t *member = json_pack("{s:s, s:s}", "name", o->name, "type",
+                                   t.text);
+        if (!o->required) {
+            s->failed |= json_object_set_new(member, "default", json_null()) <
+                         0;
+        }
+        add(s, members, member);
+    }
+}
+
+/* Those of one driver, or below one option. */
+static void options_of(struct schema *s, const struct option *table,
+                       struct type_name *n)
+{
+    static const struct option none[] = {OPTIONS_END};
+    const struct option *o = table ? table : none;
+
+    if (find_name(s, 'n', o, n)) {
+        json_t *members = json_array();
+
+        add_option_members(s, o, members);
+        add(s, s->types,
+            json_pack("{s:s, s:s, s:o}", "name", n->text, "meta-type", "object",
+                      "members", members));
+    }
+}
+
+/* @key: the rows that describe a node. */
+static void node_of(struct schema *s, const struct qmp_arg *key,
+                    struct type_name *n)
+{
+    json_t *members = json_array();
+    json_t *cases = json_array();
+    struct type_name t = {""};
+
+    enum_of(s, words_of(key), &t);
+    add(s, members, json_pack("{s:s, s:s}", "name", key->name, "type", t.text));
+    add_option_members(s, graph_node_options, members);
+    for (const char *const *w = words_of(key); *w; w++) {
+        options_of(s, graph_driver_options(*w), &t);
+        add(s, cases, json_pack("{s:s, s:s}", "case", *w, "type", t.text));
+    }
+    add(s, s->types,
+        json_pack("{s:s, s:s, s:o, s:s, s:o}", "name", n->text, "meta-type",
+                  "object", "members", members, "tag", key->name, "variants",
+                  cases));
 }
 
 /* --- Objects. --- */
@@ -214,8 +369,12 @@ static void object_of(struct schema *s, const struct qmp_arg *spec,
     if (!find_name(s, 'o', qmp_is_last(a) ? none : a, n)) {
         return;
     }
-    if (is_action(a)) {
+    if (last_type(a) == QMP_ACTION) {
         action_of(s, a, n);
+        return;
+    }
+    if (last_type(a) == QMP_NODE) {
+        node_of(s, a, n);
         return;
     }
     json_t *members = json_array();
@@ -260,6 +419,8 @@ static void alternate_of(struct schema *s, const struct qmp_arg *spec,
 static void type_of(struct schema *s, const struct qmp_arg *a,
                     struct type_name *n)
 {
+    const struct qmp_arg *members = a->members ? a->members : a->shown;
+
     switch (a->type) {
     case QMP_STR:
     case QMP_STRS:
@@ -281,8 +442,8 @@ static void type_of(struct schema *s, const struct qmp_arg *a,
         alternate_of(s, a->members, n);
         break;
     default:
-        if ((a->type == QMP_OBJECT || a->type == QMP_OBJECTS) && a->members) {
-            object_of(s, a->members, n);
+        if ((a->type == QMP_OBJECT || a->type == QMP_OBJECTS) && members) {
+            object_of(s, members, n);
         } else {
             builtin(s, "any", "value", n);
         }

@@ -115,6 +115,7 @@ struct mapping {
 
 struct driver {
     const char *name; /* the word in "driver": "..." */
+    const struct option *options; /* all that open takes, and "backing" */
     bool is_filter;
     bool is_protocol;
     bool has_backing; /* the images of this format can name a backing file */

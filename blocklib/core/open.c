@@ -55,6 +55,13 @@ const char *const *graph_driver_names(void)
     return driver_names;
 }
 
+const struct option *graph_driver_options(const char *driver)
+{
+    const struct driver *drv = driver_find(driver);
+
+    return drv ? drv->options : NULL;
+}
+
 /* What a node's options are opened with. */
 struct context {
     struct graph *graph;
@@ -269,11 +276,28 @@ static int open_backing(struct node *n, struct opts *opts,
 
 /* --- Keys that every node takes --- */
 
+static const char *const discard_words[] = { "ignore", "off", "unmap", "on",
+                                             NULL };
+static const char *const detect_words[] = { "off", "on", "unmap", NULL };
+
+static const struct option cache_options[] = {
+    OPTION("direct", BOOL),
+    OPTION("no-flush", BOOL),
+    OPTIONS_END,
+};
+const struct option graph_node_options[] = {
+    OPTION("node-name", STR),
+    OPTION("auto-read-only", BOOL),
+    OPTION("cache", OBJECT, .members = cache_options),
+    OPTION("detect-zeroes", ENUM, .words = detect_words),
+    OPTION("discard", ENUM, .words = discard_words),
+    OPTION("force-share", BOOL),
+    OPTION("read-only", BOOL),
+    OPTIONS_END,
+};
+
 int node_take_flags(struct opts *o, struct node_flags *f, struct error **errp)
 {
-    static const char *const discard_words[] = { "ignore", "off", "unmap",
-                                                 "on", NULL };
-    static const char *const detect_words[] = { "off", "on", "unmap", NULL };
     unsigned discard = f->unmap ? 2 : 0;
     unsigned detect = DETECT_OFF;
     int r;
@@ -384,6 +408,7 @@ static int set_filename(struct node *n, const char *filename,
 static int open_driver(struct node *n, struct opts *opts,
                        const json_t *options, struct error **errp)
 {
+    opts_describe(opts, graph_node_options, n->drv->options);
     const char *filename =
         json_string_value(json_object_get(options, "filename"));
     int r = n->drv->open(n, opts, errp);

@@ -14,13 +14,15 @@
 struct opts {
     json_t *left;  /* object: what no getter has asked for yet */
     json_t *taken; /* array: keeps alive what opts_str() handed out */
+    const struct option *tables[2];
+    bool described;
 };
 
 #define PART_MAX 128 /* bytes of one part of a key, with the NUL */
 
 struct opts *opts_new(const json_t *object)
 {
-    struct opts *o = malloc(sizeof(*o));
+    struct opts *o = calloc(1, sizeof(*o));
 
     if (!o) {
         return NULL;
@@ -53,6 +55,71 @@ static const char *split(const char *key, char part[PART_MAX])
     return dot ? dot + 1 : NULL;
 }
 
+void opts_describe(struct opts *o, const struct option *common,
+                   const struct option *own)
+{
+    o->tables[0] = common;
+    o->tables[1] = own;
+    o->described = true;
+}
+
+static bool find_in(const struct option *table, const char *key,
+                    const struct option *like);
+
+/* Is @rest described below @d? */
+static bool find_below(const struct option *d, const char *rest,
+                       const struct option *like)
+{
+    bool found = find_in(d->members, rest, like) ||
+                 (d->type == OPTION_UNION && strcmp(rest, "type") == 0);
+
+    for (unsigned i = 0; !found && d->cases && d->words[i]; i++) {
+        found = find_in(d->cases[i], rest, like);
+    }
+    return found;
+}
+
+static bool is_like(const struct option *d, const struct option *like)
+{
+    return !like || (d->type == like->type &&
+                     (!d->words || d->words == like->words));
+}
+
+/* Is @key in the table, and (@like: NULL is anything) of such a type? */
+static bool find_in(const struct option *table, const char *key,
+                    const struct option *like)
+{
+    char part[PART_MAX];
+    const char *rest = split(key, part);
+
+    for (const struct option *d = table; d && d->name; d++) {
+        if (strcmp(d->name, part) == 0 &&
+            (rest ? find_below(d, rest, like) : is_like(d, like))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool is_described(const struct opts *o, const char *key,
+                         const struct option *like)
+{
+    return !o->described || find_in(o->tables[0], key, like) ||
+           find_in(o->tables[1], key, like);
+}
+
+/* Is @key described as what it is taken for? */
+static int check_described(const struct opts *o, const char *key,
+                           enum option_type type, const char *const *words,
+                           struct error **errp)
+{
+    const struct option like = {.type = type, .words = words};
+
+    return is_described(o, key, &like)
+               ? 0
+               : error_set(errp, EINVAL, "option '%s' is not described", key);
+}
+
 /* Keys are ours, so they have few parts. */
 static json_t *take(json_t *object, const char *key)
 {
@@ -78,7 +145,7 @@ static json_t *take(json_t *object, const char *key)
 
 json_t *opts_take(struct opts *o, const char *key)
 {
-    return take(o->left, key);
+    return is_described(o, key, NULL) ? take(o->left, key) : NULL;
 }
 
 bool opts_has(const struct opts *o, const char *key)
@@ -107,6 +174,12 @@ int opts_str(struct opts *o, const char *key, const char **val,
     json_t *value = opts_take(o, key);
     const char *text;
 
+    int bad = check_described(o, key, OPTION_STR, NULL, errp);
+
+    if (bad < 0) {
+        json_decref(value);
+        return bad;
+    }
     if (!value) {
         return 0;
     }
@@ -141,6 +214,11 @@ int opts_bool(struct opts *o, const char *key, bool *val, struct error **errp)
     const char *text = text_of(value);
     unsigned index;
 
+    int bad = check_described(o, key, OPTION_BOOL, NULL, errp);
+
+    if (bad < 0) {
+        return bad;
+    }
     if (!value) {
         return 0;
     }
@@ -163,6 +241,11 @@ int opts_uint(struct opts *o, const char *key, uint64_t max, uint64_t *val,
     uint64_t n = 0;
     int r;
 
+    int bad = check_described(o, key, OPTION_UINT, NULL, errp);
+
+    if (bad < 0) {
+        return bad;
+    }
     if (!value) {
         return 0;
     }
@@ -194,6 +277,11 @@ int opts_enum(struct opts *o, const char *key, const char *const *words,
     char list[256] = "";
     size_t len = 0;
 
+    int bad = check_described(o, key, OPTION_ENUM, words, errp);
+
+    if (bad < 0) {
+        return bad;
+    }
     if (!value || (text && one_of(text, words, val))) {
         return 0;
     }

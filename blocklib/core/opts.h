@@ -15,6 +15,7 @@
  */
 #include <jansson.h>
 
+#include "nbdelta/option.h"
 #include "nbdelta/types.h"
 
 struct opts;
@@ -22,6 +23,11 @@ struct opts;
 /* Takes a deep copy of @object, which is one.  NULL: no memory. */
 struct opts *opts_new(const json_t *object);
 void opts_free(struct opts *o); /* NULL is fine */
+
+/* From now on what is taken has to be in @common or @own (or NULL), as it is
+ * taken: -EINVAL is a fault of ours then. */
+void opts_describe(struct opts *o, const struct option *common,
+                   const struct option *own);
 
 int opts_str(struct opts *o, const char *key, const char **val,
              struct error **errp); /* *val lives as long as @o */

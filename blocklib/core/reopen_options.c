@@ -252,6 +252,7 @@ static int read_flags(struct node *n, const json_t *options,
     if (!opts) {
         return no_memory(errp);
     }
+    opts_describe(opts, graph_node_options, NULL);
     int r = node_take_flags(opts, flags, errp);
     opts_free(opts);
     if (r == 0 && flags->force_share != n->flags.force_share) {
@@ -278,6 +279,7 @@ static int take_options(struct node *n, const json_t *options,
     if (!opts) {
         return no_memory(errp);
     }
+    opts_describe(opts, NULL, n->drv->options);
     r = n->drv->reopen_take(n, opts, errp);
     opts_free(opts);
     return r;

@@ -95,20 +95,39 @@ static int take_event(struct opts *o, struct blkdebug_rule *rule,
     return take_int(o, "state", INT_MAX, &rule->state, errp);
 }
 
+static const char *const iotype_words[] = {
+    [BLKDEBUG_READ] = "read",
+    [BLKDEBUG_WRITE] = "write",
+    [BLKDEBUG_WRITE_ZEROES] = "write-zeroes",
+    [BLKDEBUG_DISCARD] = "discard",
+    [BLKDEBUG_FLUSH] = "flush",
+    [BLKDEBUG_BLOCK_STATUS] = "block-status",
+    NULL,
+};
+
+const struct option blkdebug_inject_options[] = {
+    OPTION("event", STR, .required = true),
+    OPTION("errno", UINT),
+    OPTION("immediately", BOOL),
+    OPTION("iotype", ENUM, .words = iotype_words),
+    OPTION("once", BOOL),
+    OPTION("sector", UINT),
+    OPTION("state", UINT),
+    OPTIONS_END,
+};
+
+const struct option blkdebug_state_options[] = {
+    OPTION("event", STR, .required = true),
+    OPTION("new_state", UINT),
+    OPTION("state", UINT),
+    OPTIONS_END,
+};
+
 static int take_iotype(struct opts *o, unsigned *mask, struct error **errp)
 {
-    static const char *const words[] = {
-        [BLKDEBUG_READ] = "read",
-        [BLKDEBUG_WRITE] = "write",
-        [BLKDEBUG_WRITE_ZEROES] = "write-zeroes",
-        [BLKDEBUG_DISCARD] = "discard",
-        [BLKDEBUG_FLUSH] = "flush",
-        [BLKDEBUG_BLOCK_STATUS] = "block-status",
-        NULL,
-    };
     unsigned type = BLKDEBUG_READ;
     bool given = opts_has(o, "iotype");
-    int r = opts_enum(o, "iotype", words, &type, errp);
+    int r = opts_enum(o, "iotype", iotype_words, &type, errp);
 
     *mask = given ? 1U << type : (1U << BLKDEBUG_BLOCK_STATUS) - 1;
     return r;
@@ -142,6 +161,9 @@ static int read_rule(struct blkdebug_rule *rule, const json_t *object,
     if (!o) {
         return error_set(errp, ENOMEM, "no memory for options");
     }
+    opts_describe(o, NULL,
+                  rule->action == BLKDEBUG_INJECT ? blkdebug_inject_options
+                                                  : blkdebug_state_options);
     int r = take_event(o, rule, errp);
     if (r == 0) {
         r = rule->action == BLKDEBUG_INJECT

@@ -5,6 +5,7 @@
 /* What a blkdebug node does on which event; and how that is written down. */
 #include "core/event.h"
 #include "nbdelta/list.h"
+#include "nbdelta/option.h"
 
 struct opts;
 
@@ -47,6 +48,10 @@ void blkdebug_rule_free(struct blkdebug_rule *r); /* NULL is fine */
 
 /* Free all of a list. */
 void blkdebug_rules_free(struct list *rules);
+
+/* Of a rule in "inject-error" and "set-state". */
+extern const struct option blkdebug_inject_options[];
+extern const struct option blkdebug_state_options[];
 
 /*
  * Add the rules of the file @config (or NULL) and those that @o has under

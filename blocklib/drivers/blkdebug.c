@@ -379,18 +379,32 @@ static int take_limits(struct node *n, struct opts *o, struct error **errp)
                       &s->max_discard, errp);
 }
 
+static const char *const perm_words[] = {"consistent-read", "write",
+                                         "write-unchanged", "resize", NULL};
+static const unsigned word_perms[] = {
+    PERM_READ, PERM_WRITE, 0 /* nobody here tells it from a write */,
+    PERM_RESIZE,
+};
+
+static const struct option blkdebug_options[] = {
+    OPTION("image", NODE, .required = true),
+    OPTION("align", UINT),
+    OPTION("config", STR),
+    OPTION("inject-error", OBJECTS, .members = blkdebug_inject_options),
+    OPTION("max-discard", UINT),
+    OPTION("max-transfer", UINT),
+    OPTION("max-write-zero", UINT),
+    OPTION("opt-discard", UINT),
+    OPTION("opt-write-zero", UINT),
+    OPTION("set-state", OBJECTS, .members = blkdebug_state_options),
+    OPTION("take-child-perms", ENUMS, .words = perm_words),
+    OPTION("unshare-child-perms", ENUMS, .words = perm_words),
+    OPTIONS_END,
+};
+
 static int take_perms(struct opts *o, const char *key, unsigned *perms,
                       struct error **errp)
 {
-    static const struct {
-        const char *word;
-        unsigned perm;
-    } words[] = {
-        {"consistent-read", PERM_READ},
-        {"write", PERM_WRITE},
-        {"write-unchanged", 0}, /* nobody here tells it from a write */
-        {"resize", PERM_RESIZE},
-    };
     CLEANUP_JSON json_t *array = opts_take(o, key);
     size_t i;
     json_t *value;
@@ -401,16 +415,15 @@ static int take_perms(struct opts *o, const char *key, unsigned *perms,
     json_array_foreach (array, i, value) {
         const char *word = json_string_value(value);
         size_t w = 0;
-        while (w < ARRAY_SIZE(words) && word &&
-               strcmp(words[w].word, word) != 0) {
+        while (perm_words[w] && word && strcmp(perm_words[w], word) != 0) {
             w++;
         }
-        if (!word || w == ARRAY_SIZE(words)) {
+        if (!word || !perm_words[w]) {
             return error_set(errp, EINVAL,
                              "Parameter '%s' does not accept value '%s'", key,
                              word ? word : "");
         }
-        *perms |= words[w].perm;
+        *perms |= word_perms[w];
     }
     return 0;
 }
@@ -513,6 +526,7 @@ static int blkdebug_resize(struct node *n, uint64_t size, struct error **errp)
 
 const struct driver driver_blkdebug = {
     .name = "blkdebug",
+    .options = blkdebug_options,
     .is_filter = true,
     .state_size = sizeof(struct blkdebug),
     .flags_write = REQ_FUA,

@@ -180,6 +180,24 @@ static void unguard_target(const struct node *n, const struct copy *copy)
     }
 }
 
+static const char *const on_error_words[] = {"break-guest-write",
+                                             "break-snapshot", NULL};
+
+static const struct option bitmap_options[] = {
+    OPTION("name", STR, .required = true),
+    OPTION("node", STR, .required = true),
+    OPTIONS_END,
+};
+
+static const struct option cbw_options[] = {
+    OPTION("file", NODE, .required = true),
+    OPTION("target", NODE, .required = true),
+    OPTION("bitmap", OBJECT, .members = bitmap_options),
+    OPTION("cbw-timeout", UINT),
+    OPTION("on-cbw-error", ENUM, .words = on_error_words),
+    OPTIONS_END,
+};
+
 /* The bits of the moment; NULL when there is no such option. */
 static int take_bitmap(struct node *n, struct opts *opts, struct bitmap **bmp,
                        struct error **errp)
@@ -217,13 +235,11 @@ static int take_bitmap(struct node *n, struct opts *opts, struct bitmap **bmp,
 static int take_policy(struct opts *opts, struct copy_policy *p,
                        struct error **errp)
 {
-    static const char *const words[] = {"break-guest-write", "break-snapshot",
-                                        NULL};
     unsigned on_error = 0;
     uint64_t timeout = 0;
     int r;
 
-    if ((r = opts_enum(opts, "on-cbw-error", words, &on_error, errp)) < 0 ||
+    if ((r = opts_enum(opts, "on-cbw-error", on_error_words, &on_error, errp)) < 0 ||
         (r = opts_uint(opts, "cbw-timeout", UINT32_MAX, &timeout, errp)) < 0) {
         return r;
     }
@@ -309,6 +325,7 @@ static void cbw_close(struct node *n)
 
 const struct driver driver_cbw = {
     .name = "copy-before-write",
+    .options = cbw_options,
     .is_filter = true,
     .state_size = sizeof(struct cbw),
     .flags_write = REQ_FUA,

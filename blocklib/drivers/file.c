@@ -185,13 +185,20 @@ static int open_fd(struct node *n, const char *filename, struct error **errp)
     return find_size(n, filename, &st, errp);
 }
 
+static const char *const lock_words[] = {"auto", "on", "off", NULL};
+static const char *const aio_words[] = {"threads", "native", "io_uring", NULL};
+
+static const struct option file_options[] = {
+    OPTION("filename", STR, .required = true),
+    OPTION("aio", ENUM, .words = aio_words),
+    OPTION("locking", ENUM, .words = lock_words),
+    OPTIONS_END,
+};
+
 static int take_options(struct node *n, struct opts *opts,
                         const char **filename, bool *locking,
                         struct error **errp)
 {
-    static const char *const lock_words[] = {"auto", "on", "off", NULL};
-    static const char *const aio_words[] = {"threads", "native", "io_uring",
-                                            NULL};
     unsigned lock = 0;
     unsigned aio = 0; /* taken for QEMU's sake: all I/O is synchronous here */
     int r;
@@ -660,6 +667,7 @@ static int file_fstat(const struct node *n, struct stat *st)
 /* clang-format off */
 #define METHODS                            \
     .is_protocol = true,                   \
+    .options = file_options,               \
     .state_size = sizeof(struct file),     \
     .flags_write = REQ_FUA,                \
     .open = file_open,                     \

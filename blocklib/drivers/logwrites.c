@@ -301,6 +301,15 @@ static int check_sector(const struct logwrites *s, struct error **errp)
                : 0;
 }
 
+static const struct option log_options[] = {
+    OPTION("file", NODE, .required = true),
+    OPTION("log", NODE, .required = true),
+    OPTION("log-append", BOOL),
+    OPTION("log-sector-size", UINT),
+    OPTION("log-super-update-interval", UINT),
+    OPTIONS_END,
+};
+
 static int take_options(struct logwrites *s, struct opts *opts,
                         struct error **errp)
 {
@@ -383,6 +392,7 @@ static int logwrites_resize(struct node *n, uint64_t size, struct error **errp)
 
 const struct driver driver_logwrites = {
     .name = "blklogwrites",
+    .options = log_options,
     .is_filter = true,
     .state_size = sizeof(struct logwrites),
     .flags_zero = REQ_MAY_UNMAP,

@@ -28,6 +28,11 @@ struct mem {
     _Atomic uint64_t used; /* from this chunk on there never was one */
 };
 
+static const struct option mem_options[] = {
+    OPTION("size", UINT, .required = true),
+    OPTIONS_END,
+};
+
 static int mem_open(struct node *n, struct opts *opts, struct error **errp)
 {
     struct mem *s = n->state;
@@ -244,6 +249,7 @@ static int mem_flush(struct node *n)
 
 const struct driver driver_mem = {
     .name = "mem",
+    .options = mem_options,
     .is_protocol = true,
     .state_size = sizeof(struct mem),
     .flags_write = REQ_FUA, /* there is nothing below to wait for */

@@ -152,10 +152,65 @@ static int take_fd(struct opts *opts, struct remote_address *a,
     return 0;
 }
 
+static const char *const types[] = {"inet", "unix", "vsock", "fd", NULL};
+
+static const struct option inet_options[] = {
+    OPTION("host", STR, .required = true),
+    OPTION("port", STR, .required = true),
+    OPTION("ipv4", BOOL),
+    OPTION("ipv6", BOOL),
+    OPTION("keep-alive", BOOL),
+    OPTION("to", UINT),
+    OPTIONS_END,
+};
+
+static const struct option unix_options[] = {
+    OPTION("path", STR, .required = true),
+    OPTION("abstract", BOOL),
+    OPTION("tight", BOOL),
+    OPTIONS_END,
+};
+
+static const struct option vsock_options[] = {
+    OPTION("cid", UINT, .required = true),
+    OPTION("port", UINT, .required = true),
+    OPTIONS_END,
+};
+
+static const struct option fd_options[] = {
+    OPTION("str", STR, .required = true),
+    OPTIONS_END,
+};
+
+static const struct option *const address_options[] = {
+    inet_options,
+    unix_options,
+    vsock_options,
+    fd_options,
+};
+
+const struct option remote_node_options[] = {
+    OPTION("connections", UINT),
+    OPTION("export", STR),
+    OPTION("host", STR),
+    OPTION("open-timeout", UINT),
+    OPTION("path", STR),
+    OPTION("port", STR),
+    OPTION("reconnect-delay", UINT),
+    OPTION("server", UNION, .words = types, .cases = address_options),
+    OPTION("tls", BOOL),
+    OPTION("tls-certificates", STR),
+    OPTION("tls-creds", STR),
+    OPTION("tls-hostname", STR),
+    OPTION("tls-psk-file", STR),
+    OPTION("tls-username", STR),
+    OPTION("x-dirty-bitmap", STR),
+    OPTIONS_END,
+};
+
 static int take_server(struct opts *opts, struct remote_address *a,
                        struct error **errp)
 {
-    static const char *const types[] = {"inet", "unix", "vsock", "fd", NULL};
     unsigned type = 0;
 
     if (!opts_has(opts, "server")) {

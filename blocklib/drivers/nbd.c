@@ -468,6 +468,7 @@ static void remote_describe(struct node *n, json_t *info)
 
 const struct driver driver_nbd = {
     .name = "nbd",
+    .options = remote_node_options,
     .is_protocol = true,
     .state_size = sizeof(struct remote),
     .flags_write = REQ_FUA,

@@ -7,6 +7,7 @@
 
 #include "core/node.h"
 #include "core/yank.h"
+#include "nbdelta/option.h"
 #include "nbdelta/thread.h"
 
 struct opts;
@@ -45,6 +46,8 @@ struct remote_options {
     char *tls_certificates; /* a directory */
     char *tls_psk_file;
 };
+
+extern const struct option remote_node_options[];
 
 /* Take all of them; after a failure, too, free is to be called. */
 int remote_options_take(struct node *n, struct opts *opts,

@@ -17,6 +17,13 @@ struct null {
     bool read_zeroes;
 };
 
+static const struct option null_options[] = {
+    OPTION("latency-ns", UINT),
+    OPTION("read-zeroes", BOOL),
+    OPTION("size", UINT),
+    OPTIONS_END,
+};
+
 static int null_open(struct node *n, struct opts *opts, struct error **errp)
 {
     struct null *s = n->state;
@@ -105,6 +112,7 @@ static void null_limits(struct node *n, struct limits *lim)
 
 const struct driver driver_null_co = {
     .name = "null-co",
+    .options = null_options,
     .is_protocol = true,
     .state_size = sizeof(struct null),
     .open = null_open,

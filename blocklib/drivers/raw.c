@@ -33,6 +33,13 @@ struct raw {
     struct range_lock watch; /* writes to what a format is known by */
 };
 
+static const struct option raw_options[] = {
+    OPTION("file", NODE, .required = true),
+    OPTION("offset", UINT),
+    OPTION("size", UINT),
+    OPTIONS_END,
+};
+
 static int raw_open(struct node *n, struct opts *opts, struct error **errp)
 {
     struct raw *s = n->state;
@@ -231,6 +238,7 @@ static int raw_create(const char *filename, struct opts *opts,
 
 const struct driver driver_raw = {
     .name = "raw",
+    .options = raw_options,
     .passes_perms = true,
     .state_size = sizeof(struct raw),
     .open = raw_open,

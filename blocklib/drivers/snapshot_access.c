@@ -119,6 +119,11 @@ static void access_child_perms(const struct node *n, struct perms *p)
     p->shared = PERM_ALL;
 }
 
+static const struct option access_options[] = {
+    OPTION("file", NODE, .required = true),
+    OPTIONS_END,
+};
+
 static int access_open(struct node *n, struct opts *opts, struct error **errp)
 {
     int r = opts_has(opts, "file")
@@ -140,6 +145,7 @@ static int access_open(struct node *n, struct opts *opts, struct error **errp)
 
 const struct driver driver_snapshot_access = {
     .name = "snapshot-access",
+    .options = access_options,
     .state_size = sizeof(struct access),
     .passes_perms = true,
     .open = access_open,

@@ -64,6 +64,12 @@ static void throttle_cancel(struct node *n)
     throttle_group_release(s->group);
 }
 
+static const struct option throttle_options[] = {
+    OPTION("file", NODE, .required = true),
+    OPTION("throttle-group", STR, .required = true),
+    OPTIONS_END,
+};
+
 static int throttle_open(struct node *n, struct opts *opts, struct error **errp)
 {
     struct throttle_node *s = n->state;
@@ -99,6 +105,7 @@ static int throttle_resize(struct node *n, uint64_t size, struct error **errp)
 
 const struct driver driver_throttle = {
     .name = "throttle",
+    .options = throttle_options,
     .is_filter = true,
     .state_size = sizeof(struct throttle_node),
     .flags_write = REQ_FUA,

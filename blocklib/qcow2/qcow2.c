@@ -114,11 +114,29 @@ int qcow2_check_writable(const struct qcow2_header *h, struct error **errp)
 
 /* --- Opening --- */
 
+static const char *const overlap_words[] = { "none", "constant", "cached",
+                                             "all", NULL };
+static const char *const durability_words[] = { "power", "process", NULL };
+
+static const struct option qcow2_options[] = {
+    OPTION("file", NODE, .required = true),
+    OPTION("backing", NODE_OR_NULL),
+    OPTION("bitmap-durability", ENUM, .words = durability_words),
+    OPTION("cache-size", UINT),
+    OPTION("data-file", NODE),
+    OPTION("l2-cache-size", UINT),
+    OPTION("lazy-refcounts", BOOL),
+    OPTION("overlap-check", ENUM, .words = overlap_words),
+    OPTION("pass-discard-other", BOOL),
+    OPTION("pass-discard-request", BOOL),
+    OPTION("pass-discard-snapshot", BOOL),
+    OPTION("refcount-cache-size", UINT),
+    OPTIONS_END,
+};
+
 int qcow2_take_options(struct opts *o, uint64_t *l2_bytes,
                         uint64_t *refcount_bytes, struct error **errp)
 {
-    static const char *const overlap[] = { "none", "constant", "cached",
-                                           "all", NULL };
     uint64_t total = 0;
     unsigned mode = 2;
     bool ignored = false;
@@ -133,7 +151,7 @@ int qcow2_take_options(struct opts *o, uint64_t *l2_bytes,
         (r = opts_bool(o, "pass-discard-request", &ignored, errp)) < 0 ||
         (r = opts_bool(o, "pass-discard-snapshot", &ignored, errp)) < 0 ||
         (r = opts_bool(o, "pass-discard-other", &ignored, errp)) < 0 ||
-        (r = opts_enum(o, "overlap-check", overlap, &mode, errp)) < 0) {
+        (r = opts_enum(o, "overlap-check", overlap_words, &mode, errp)) < 0) {
         return r;
     }
     if (total > 0 && *l2_bytes > total) {
@@ -269,7 +287,6 @@ static int open_with_header(struct qcow2 *s, struct qcow2_header *h,
 
 static int qcow2_open(struct node *n, struct opts *opts, struct error **errp)
 {
-    static const char *const durability[] = { "power", "process", NULL };
     struct qcow2 *s = n->state;
     struct qcow2_header h;
     uint64_t l2_bytes = 0;
@@ -278,7 +295,7 @@ static int qcow2_open(struct node *n, struct opts *opts, struct error **errp)
 
     int r = qcow2_take_options(opts, &l2_bytes, &refcount_bytes, errp);
     if (r == 0) {
-        r = opts_enum(opts, "bitmap-durability", durability, &level, errp);
+        r = opts_enum(opts, "bitmap-durability", durability_words, &level, errp);
     }
     s->bitmaps_volatile = level == 1;
     if (r == 0) {
@@ -384,6 +401,7 @@ static void qcow2_describe(struct node *n, json_t *info)
 
 const struct driver driver_qcow2 = {
     .name = "qcow2",
+    .options = qcow2_options,
     .has_backing = true,
     .state_size = sizeof(struct qcow2),
     .open = qcow2_open,

@@ -85,7 +85,7 @@ class Schema:
         meta = e['meta-type']
         if meta == 'builtin':
             kinds = {'string': str, 'int': int, 'boolean': bool,
-                     'value': object}
+                     'null': type(None), 'value': object}
             ok = isinstance(value, kinds[e['json-type']])
             if e['json-type'] == 'int':
                 ok = ok and not isinstance(value, bool)
@@ -123,8 +123,7 @@ class Checked(Monitor):
         reply = super().ask(command, arguments)
         if self.schema:
             e = self.schema.of('command')[command]
-            if command not in ('blockdev-add',):
-                self.schema.validate(e['arg-type'], arguments or {}, command)
+            self.schema.validate(e['arg-type'], arguments or {}, command)
             self.schema.validate(e['ret-type'], reply, f'{command} returns')
         return reply
 
@@ -140,10 +139,15 @@ def kind(schema, name):
 
 # Where we differ from QEMU 7.2 on purpose: "command.argument".
 MORE = {
-    # What is inside depends on the driver, and is checked by that.
-    'blockdev-reopen.options',
     # We have one more: mem.
     'blockdev-add.driver',
+    'blockdev-reopen.options.driver',
+    # Words that QEMU knows on its command line.
+    'blockdev-add.discard',
+    'blockdev-reopen.options.discard',
+    # Of these QEMU takes flags one by one, too.
+    'blockdev-add(qcow2).overlap-check',
+    'blockdev-reopen.options(qcow2).overlap-check',
     'blockdev-create.options.driver',
     # Several servers, and what one client may have of each.
     'block-export-add(nbd).bitmaps.context-name',
@@ -166,6 +170,20 @@ MORE = {
     'query-block returns.inserted.dirty-bitmaps.inconsistent-reason',
     'query-named-block-nodes returns.dirty-bitmaps.inconsistent-reason',
 }
+
+
+# Options of nodes that we have and QEMU has not, or has only on its command line.
+NODE_MORE = {
+    'nbd': ('connections', 'host', 'path', 'port', 'server', 'tls',
+            'tls-certificates', 'tls-psk-file', 'tls-username'),
+    'qcow2': ('bitmap-durability',),
+    # It may be left out here.
+    'blkdebug': ('set-state.new_state',),
+}
+for driver, options in NODE_MORE.items():
+    for option in options:
+        MORE.add(f'blockdev-add({driver}).{option}')
+        MORE.add(f'blockdev-reopen.options({driver}).{option}')
 
 
 def compare(ours, theirs):
@@ -242,6 +260,80 @@ def schema_of(program):
     return schema
 
 
+# Options with which a node of each driver can be made beside the others.
+NODES = {
+    'blkdebug': {'image': 'below'},
+    'blklogwrites': {'file': 'below', 'log': 'log'},
+    'copy-before-write': {'file': 'below', 'target': 'target'},
+    'file': {'filename': 'free.raw'},
+    'host_device': {'filename': '/dev/null'},
+    'mem': {'size': 65536},
+    'nbd': {'server': {'type': 'unix', 'path': '/nonexistent'}},
+    'null-co': {},
+    'qcow2': {'file': {'driver': 'file', 'filename': 'top.qcow2',
+                       'locking': 'off', 'read-only': True},
+              'read-only': True},
+    'raw': {'file': 'below'},
+    'snapshot-access': {'file': 'below'},
+    'throttle': {'file': 'below', 'throttle-group': 'group'},
+}
+
+
+def sample(schema, type_name):
+    """Some value of a type."""
+    e = schema.by_name[type_name]
+    meta = e['meta-type']
+    if meta == 'builtin':
+        return {'string': 'x', 'int': 1, 'boolean': True,
+                'null': None}[e['json-type']]
+    if meta == 'enum':
+        return e['values'][0]
+    if meta == 'array':
+        return [sample(schema, e['element-type'])]
+    if meta == 'alternate':
+        return 'below'
+    value = {m['name']: sample(schema, m['type']) for m in e['members']}
+    return {k: v for k, v in value.items() if v is not None}
+
+
+def each_option(m, schema):
+    """Each that is described is taken, and those that have to be there have."""
+    def tell(**options):
+        message = {'execute': 'blockdev-add', 'arguments': options}
+        m.sock.sendall(json.dumps(message).encode())
+        reply = m.recv()
+        while 'event' in reply:
+            reply = m.recv()
+        if 'return' in reply:
+            m.ask('blockdev-del', {'node-name': options['node-name']})
+            return None
+        return reply['error']['desc']
+    for name in 'below', 'log', 'target':
+        m.ask('blockdev-add', {'driver': 'null-co', 'node-name': name,
+                               'size': 65536})
+    m.ask('object-add', {'qom-type': 'throttle-group', 'id': 'group'})
+    node = schema.by_name[schema.of('command')['blockdev-add']['arg-type']]
+    common = [x for x in node['members'] if x['name'] not in ('driver',
+                                                              'node-name')]
+    cases = {v['case']: schema.by_name[v['type']] for v in node['variants']}
+    assert set(cases) == set(NODES), set(cases) ^ set(NODES)
+    for driver, base in NODES.items():
+        base = {'driver': driver, 'node-name': 'one', **base}
+        for x in common + cases[driver]['members']:
+            said = tell(**{**base, x['name']: sample(schema, x['type'])}) or ''
+            for bad in 'does not take', 'described', 'must be', 'expects':
+                assert bad not in said or 'must be the host' in said, \
+                    (driver, x['name'], said)
+            if 'default' not in x:
+                left = {k: v for k, v in base.items() if k != x['name']}
+                assert tell(**left), (driver, x['name'], 'may be left out')
+        # Those that cannot be opened here say so before they look for more.
+        if tell(**base) is None:
+            assert 'unheard_of' in (tell(**base, unheard_of=1) or ''), driver
+    for name in 'below', 'log', 'target':
+        m.ask('blockdev-del', {'node-name': name})
+
+
 s = socket.socket(socket.AF_UNIX)
 s.connect(sys.argv[1])
 m = Checked(s)
@@ -291,5 +383,7 @@ for event in m.events:
     schema.validate(e['arg-type'], event['data'], event['event'])
 assert len(names) >= 4, names
 
+m.schema = None
+each_option(m, schema)
 if sys.argv[2]:
     compare(schema, schema_of(sys.argv[2]))

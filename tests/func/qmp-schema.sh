@@ -8,6 +8,7 @@ need qemu-img jq
 
 mkimg base.raw 8M
 qemu-img create -q -f qcow2 -b base.raw -F raw top.qcow2
+truncate -s 1M free.raw
 serve disk=top.qcow2
 theirs=$(command -v qemu-storage-daemon || true)
 python "$SRCDIR/tests/func/qmp-schema.py" "$qmp_sock" "$theirs"
