@@ -213,10 +213,33 @@ static const struct qmp_arg delete_args[] = {
 
 static const struct qmp_arg begun_disk[] = {DISK_MEMBERS, QMP_LAST};
 
+/* What point_query() tells. */
+static const char *const where_words[] = {"memory", "file", NULL};
+static const struct qmp_arg usage_members[] = {
+    QMP_ARG("bytes", SIZE),
+    QMP_OPT("quota", SIZE),
+    QMP_ARG("where", ENUM, .words = where_words),
+    QMP_LAST,
+};
+static const struct qmp_arg delay_members[] = {
+    QMP_ARG("boundaries", ANY),
+    QMP_ARG("bins", ANY),
+    QMP_ARG("max-ns", INT),
+    QMP_ARG("total-ns", INT),
+    QMP_LAST,
+};
+
 static const struct qmp_arg queried_disk[] = {
     DISK_MEMBERS,
     QMP_ARG("clients", INT),
-    QMP_OTHERS,
+    QMP_ARG("scratch", OBJECT, .members = usage_members),
+    QMP_ARG("copied", SIZE),
+    QMP_ARG("pulled", SIZE),
+    QMP_ARG("discarded", SIZE),
+    QMP_ARG("left", SIZE),
+    QMP_OPT("lost", STR),
+    QMP_ARG("delay", OBJECT, .members = delay_members),
+    QMP_LAST,
 };
 
 static const struct qmp_arg begun_members[] = {

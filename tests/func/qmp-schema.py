@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 
+from qmp_schema import Schema
+
 
 class Monitor:
     def __init__(self, sock):
@@ -34,85 +36,6 @@ class Monitor:
             return e['event'] == name and data.items() <= e['data'].items()
         while not any(fits(e) for e in self.events):
             self.events.append(self.recv())
-
-
-class Schema:
-    def __init__(self, entries):
-        self.entries = entries
-        self.by_name = {e['name']: e for e in entries}
-
-    def of(self, meta):
-        return {e['name']: e for e in self.entries if e['meta-type'] == meta}
-
-    def references(self, e):
-        for key in 'arg-type', 'ret-type', 'element-type':
-            if key in e:
-                yield e[key]
-        if e['meta-type'] in ('object', 'alternate'):
-            for m in e['members'] + e.get('variants', []):
-                yield m['type']
-
-    def check(self):
-        """Nothing is missing, twice there, or not used."""
-        assert len(self.by_name) == len(self.entries), 'a name is there twice'
-        used = set()
-        for e in self.entries:
-            for name in self.references(e):
-                assert name in self.by_name, f'{e["name"]}: no type {name}'
-                used.add(name)
-            if e['meta-type'] == 'object' and 'tag' in e:
-                tag = [m for m in e['members'] if m['name'] == e['tag']]
-                cases = self.by_name[tag[0]['type']]['values']
-                assert [v['case'] for v in e['variants']] == cases, e
-        types = {e['name'] for e in self.entries
-                 if e['meta-type'] not in ('command', 'event')}
-        assert types == used, f'nobody uses {types - used}'
-        for name in types:
-            meta = self.by_name[name]['meta-type']
-            if meta in ('object', 'enum', 'alternate'):
-                assert name.isdigit(), f'a type is called {name}'
-
-    def members(self, e, value=None):
-        """Those of an object, and of its variants: of @value's, or all."""
-        found = {m['name']: m for m in e['members']}
-        for v in e.get('variants', []):
-            if value is None or value.get(e['tag']) == v['case']:
-                found.update(self.members(self.by_name[v['type']]))
-        return found
-
-    def validate(self, type_name, value, at):
-        e = self.by_name[type_name]
-        meta = e['meta-type']
-        if meta == 'builtin':
-            kinds = {'string': str, 'int': int, 'boolean': bool,
-                     'null': type(None), 'value': object}
-            ok = isinstance(value, kinds[e['json-type']])
-            if e['json-type'] == 'int':
-                ok = ok and not isinstance(value, bool)
-            assert ok, f'{at}: {value!r} is no {type_name}'
-        elif meta == 'enum':
-            assert value in e['values'], f'{at}: {value!r}, not {e["values"]}'
-        elif meta == 'array':
-            assert isinstance(value, list), at
-            for i, item in enumerate(value):
-                self.validate(e['element-type'], item, f'{at}[{i}]')
-        elif meta == 'alternate':
-            for m in e['members']:
-                try:
-                    return self.validate(m['type'], value, at)
-                except AssertionError:
-                    pass
-            raise AssertionError(f'{at}: {value!r} is none of its types')
-        else:
-            assert isinstance(value, dict), at
-            members = self.members(e, value)
-            for name, m in members.items():
-                if name in value:
-                    self.validate(m['type'], value[name], f'{at}.{name}')
-                else:
-                    assert 'default' in m, f'{at}: {name} is missing'
-            unknown = set(value) - set(members)
-            assert not unknown, f'{at}: not described: {unknown}'
 
 
 class Checked(Monitor):
