@@ -118,10 +118,10 @@ static int cmd_query_kvm(struct qmp_call *call, struct error **errp)
 
 static int cmd_query_uuid(struct qmp_call *call, struct error **errp)
 {
-    return result(call,
-                  json_pack("{s:s}", "UUID",
-                            "00000000-0000-0000-0000-000000000000"),
-                  errp);
+    return result(
+        call,
+        json_pack("{s:s}", "UUID", "00000000-0000-0000-0000-000000000000"),
+        errp);
 }
 
 /* --- What they return. --- */
@@ -140,11 +140,11 @@ static const struct qmp_arg guest_name_members[] = {
 static const struct qmp_arg name_type = QMP_ARG("", OBJECT,
                                                 .members = guest_name_members);
 
-static const char *const tpm_model_words[] = {"tpm-tis", "tpm-crb",
-                                              "tpm-spapr", NULL};
+static const char *const tpm_model_words[] = {"tpm-tis", "tpm-crb", "tpm-spapr",
+                                              NULL};
 static const char *const tpm_type_words[] = {"passthrough", "emulator", NULL};
-static const struct qmp_arg tpm_models_type =
-    QMP_ARG("", ENUMS, .words = tpm_model_words);
+static const struct qmp_arg tpm_models_type = QMP_ARG("", ENUMS,
+                                                      .words = tpm_model_words);
 static const struct qmp_arg tpm_types_type = QMP_ARG("", ENUMS,
                                                      .words = tpm_type_words);
 static const struct qmp_arg tpm_members[] = {

@@ -258,8 +258,8 @@ static void option_union_of(struct schema *s, const struct option *o,
         struct type_name t = {""};
 
         options_of(s, o->cases[i], &t);
-        add(s, cases, json_pack("{s:s, s:s}", "case", o->words[i], "type",
-                                t.text));
+        add(s, cases,
+            json_pack("{s:s, s:s}", "case", o->words[i], "type", t.text));
     }
     add(s, s->types,
         json_pack("{s:s, s:s, s:o, s:s, s:o}", "name", n->text, "meta-type",

@@ -81,8 +81,8 @@ static bool find_below(const struct option *d, const char *rest,
 
 static bool is_like(const struct option *d, const struct option *like)
 {
-    return !like || (d->type == like->type &&
-                     (!d->words || d->words == like->words));
+    return !like ||
+           (d->type == like->type && (!d->words || d->words == like->words));
 }
 
 /* Is @key in the table, and (@like: NULL is anything) of such a type? */

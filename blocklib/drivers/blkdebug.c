@@ -382,7 +382,9 @@ static int take_limits(struct node *n, struct opts *o, struct error **errp)
 static const char *const perm_words[] = {"consistent-read", "write",
                                          "write-unchanged", "resize", NULL};
 static const unsigned word_perms[] = {
-    PERM_READ, PERM_WRITE, 0 /* nobody here tells it from a write */,
+    PERM_READ,
+    PERM_WRITE,
+    0 /* nobody here tells it from a write */,
     PERM_RESIZE,
 };
 

@@ -164,8 +164,10 @@ END_TEST
 START_TEST(short_booleans_are_spelled_out)
 {
     static const struct qmp_arg bools[] = {
-        QMP_OPT("server", BOOL), QMP_OPT("wait", BOOL),
-        QMP_OPT("nodelay", BOOL), QMP_OPT("path", STR),
+        QMP_OPT("server", BOOL),
+        QMP_OPT("wait", BOOL),
+        QMP_OPT("nodelay", BOOL),
+        QMP_OPT("path", STR),
         QMP_LAST,
     };
     static const struct {
