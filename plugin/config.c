@@ -20,7 +20,7 @@ const char config_help[] =
     "format=<FORMAT>           Of the images: qcow2 or raw (default: look).\n"
     "backing=off               Leave the backing files of the images alone.\n"
     "follow=<WHAT>             Which files images may name: beside (default),\n"
-    "                          data (also data files beside), none.\n"
+    "                          data (also data files of others), none.\n"
     "allow-path=<PATH>         Images may name files below PATH, too; may be\n"
     "                          repeated.\n"
     "cache=<MODE>              writeback (default), writethrough, none,\n"

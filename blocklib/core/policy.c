@@ -167,6 +167,16 @@ static int find_beside(const struct node *image, const char *real,
     return r;
 }
 
+/* Does the file belong to whom the image belongs to? */
+static bool same_owner(const struct node *image, const struct door *d)
+{
+    const struct node *file = node_at_bottom(image);
+    struct stat st;
+
+    return file->drv->fstat && file->drv->fstat(file, &st) == 0 &&
+           st.st_uid == d->st.st_uid;
+}
+
 static const char *image_of(const struct named *by)
 {
     return node_filename(node_at_bottom(by->image));
@@ -223,11 +233,13 @@ int policy_find(const struct named *by, const char *path, bool writable,
                    "is no regular file, and not below what --allow-path allows",
                    errp);
     }
-    *only_read = beside && by->data && g->follow != FOLLOW_DATA;
+    *only_read = beside && by->data && g->follow != FOLLOW_DATA &&
+                 !same_owner(by->image, d);
     if (r == 0 && *only_read && writable) {
         r = refuse(by, real,
-                   "is written to only if you name it (option 'data-file') or "
-                   "allow it (--follow=data, --allow-path)",
+                   "belongs to somebody else, and is written to only if you "
+                   "name it (option 'data-file') or allow it (--follow=data, "
+                   "--allow-path)",
                    errp);
     }
     if (r < 0) {

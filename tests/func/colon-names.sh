@@ -20,7 +20,7 @@ nbdelta create -b "$base" -F qcow2 inc.qcow2
 chain inc.qcow2
 nbdelta create -o "data_file=data:1.raw" ext.qcow2 4M
 qemu-io -f qcow2 -c 'write -q -P 4 0 64k' ext.qcow2
-serve --follow=data vda=ext.qcow2
+serve vda=ext.qcow2
 qemu-io -f raw -c 'read -q -P 4 0 64k' "$(uri_of vda)"
 stop_server
 

@@ -38,7 +38,7 @@ write_by() {
     random_commands >commands
     case $1 in
     us)
-        serve --follow=data disk=disk.qcow2
+        serve disk=disk.qcow2
         qemu-io -f raw "$uri" <commands >/dev/null
         [ "$raw" = off ] || qemu-img compare -q -f raw -F raw "$uri" disk.data
         stop_server
@@ -118,7 +118,7 @@ qemu-img check -q disk.qcow2
 rm disk.qcow2 disk.data
 nbdelta create -o data_file=disk.data,data_file_raw=on disk.qcow2 8M
 qemu-io -f raw -c 'write -q -P 3 1M 64k' disk.data
-serve --follow=data disk0=disk.qcow2
+serve disk0=disk.qcow2
 nbdinfo --map --json "$(uri_of disk0)" |
     jq -e 'map([.offset, .length, .type]) == [[0, 1048576, 3],
         [1048576, 65536, 0], [1114112, 7274496, 3]]' >/dev/null ||
@@ -202,7 +202,7 @@ server=
 truncate -s 1M raw.data
 qemu-io -f raw -c 'write -q -P 42 0 1M' raw.data
 : >meta.qcow2
-serve --follow=data disk.qcow2
+serve disk.qcow2
 qmp blockdev-add driver=file node-name=raw filename="$PWD/raw.data" >/dev/null
 format() {
     nbdelta qmp --wait "$qmp_sock" blockdev-create "{\"job-id\": \"c\",
@@ -225,7 +225,7 @@ qemu-img check -q meta.qcow2
 qemu-img compare -q -f raw -F qcow2 raw.data meta.qcow2
 
 # A data file that belongs to its image follows it.
-serve --follow=data "disk0=driver=qcow2,read-only=on,file.driver=file,file.filename=$PWD/disk.qcow2"
+serve "disk0=driver=qcow2,read-only=on,file.driver=file,file.filename=$PWD/disk.qcow2"
 reopen_disk0() {
     qmp blockdev-reopen "$(jq -cn --arg f "$PWD/disk.qcow2" '{options: [
         {driver: "qcow2", "node-name": "disk0", "read-only": '"$1"',

@@ -146,7 +146,7 @@ rm "$sock"
 # A raw disk with bitmaps in a qcow2 image beside it.
 truncate -s 8M plain.img
 nbdelta create --track plain.img --bitmap t track.qcow2
-serve_plugin track.qcow2 follow=data
+serve_plugin track.qcow2
 guest -c 'write -P 6 1M 64k'
 [ "$(runs t)" = '[[1048576,65536]]' ]
 stop_plugin

@@ -53,7 +53,7 @@ chmod 600 d.raw
 nbdelta create --track d.raw tracked.qcow2
 is 600 tracked.qcow2
 chmod 644 tracked.qcow2
-serve --follow=data vda=tracked.qcow2
+serve vda=tracked.qcow2
 qmp drive-backup device=vda sync=full format=qcow2 target="$PWD/b.qcow2" \
     --wait >out
 is 600 b.qcow2

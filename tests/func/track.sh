@@ -82,7 +82,7 @@ rm odd.qcow2
 # The last bytes of an odd disk, when they are written.
 truncate -s 1000 odd.raw
 nbdelta create --track odd.raw odd.qcow2
-serve --follow=data odd.qcow2
+serve odd.qcow2
 qemu-io -f raw -c 'read -q -P 0 0 1k' -c 'write -q -P 5 0 1k' "$uri"
 stop_server
 [ "$(stat -c %s odd.raw)" = 1024 ]
@@ -103,7 +103,7 @@ nbdelta create --track disk.raw --bitmap b0 disk.qcow2
 cmp disk.raw disk.before
 before=$(md5sum <disk.qcow2)
 qemu-img info disk.qcow2 | grep -q "data file: $PWD/disk.raw"
-serve --follow=data disk0=disk.qcow2
+serve disk0=disk.qcow2
 qemu-io -f raw -c 'write -q -P 1 1M 64k' -c 'write -q -z 2M 64k' \
     -c 'discard -q 3M 64k' -c 'write -q -P 9 5000000 192' "$(uri_of disk0)"
 [ "$(counts)" = 'b0 262144' ] || fail "$(counts)"
@@ -112,14 +112,14 @@ stop_server
 [ "$(qemu-img check --output=json disk.qcow2 | jq '.leaks // 0')" = 0 ]
 qemu-img compare -q -f raw -F qcow2 disk.raw disk.qcow2
 [ "$before" != "$(md5sum <disk.qcow2)" ]
-serve --follow=data disk0=disk.qcow2
+serve disk0=disk.qcow2
 [ "$(counts)" = 'b0 262144' ] || fail "after a restart: $(counts)"
 qemu-io -f raw -c 'write -q -P 1 4M 64k' "$(uri_of disk0)"
 kill -9 "$server"
 wait "$server" 2>/dev/null || true
 server=
 rm -f "$sock" "$qmp_sock" "$pidfile"
-serve --follow=data disk0=disk.qcow2
+serve disk0=disk.qcow2
 [ "$(counts | cut -d' ' -f2)" -ge 327680 ] || fail "after a kill: $(counts)"
 qemu-io -f raw -c 'read -q -P 1 4M 64k' "$(uri_of disk0)"
 stop_server

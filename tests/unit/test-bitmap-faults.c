@@ -459,7 +459,7 @@ static void tear_down(void)
     forget_records();
 }
 
-struct fault {
+struct failure {
     enum what what;
     bool all_after;
     int error;
@@ -467,7 +467,7 @@ struct fault {
 };
 
 /* Was the fault hit? */
-static bool try_one(const struct op *op, const struct fault *f, unsigned k,
+static bool try_one(const struct op *op, const struct failure *f, unsigned k,
                     enum end end, bool goes_on)
 {
     struct world w;
@@ -517,7 +517,7 @@ static bool try_one(const struct op *op, const struct fault *f, unsigned k,
     return hit;
 }
 
-static const struct fault faults[] = {
+static const struct failure faults[] = {
     {WRITES, false, EIO, false},      {FLUSHES, false, EIO, false},
     {WRITES, true, EIO, false},       {FLUSHES, true, EIO, false},
     {WRITES, true, ENOSPC, false},    {ALL, true, EIO, false},
@@ -527,7 +527,7 @@ static const struct fault faults[] = {
 
 /* A clear that has failed, and whose storage takes nothing any more: what the
  * last flush has lost is lost. */
-static bool is_lost(const struct fault *f, enum end end, bool goes_on)
+static bool is_lost(const struct failure *f, enum end end, bool goes_on)
 {
     return end == CUT && f->all_after && (!goes_on || f->to_the_end);
 }
@@ -537,7 +537,7 @@ START_TEST(what_fails_loses_no_bit)
     const struct op *op = &ops[_i];
 
     for (unsigned i = 0; i < sizeof(faults) / sizeof(faults[0]); i++) {
-        const struct fault *f = &faults[i];
+        const struct failure *f = &faults[i];
 
         if (f->error == ERESTART && op->run != op_write) {
             continue;

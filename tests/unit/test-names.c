@@ -319,9 +319,17 @@ START_TEST(as_much_is_followed_as_is_said)
     ck_assert_int_eq(chdir(".."), 0);
 
     opens("pool/v.qcow2", false);
-    refused("pool/d.qcow2", false, -EPERM, "--follow=data");
-    opens("pool/d.qcow2", true);
+    opens("pool/d.qcow2", false);
     graph_free(g);
+
+    /* A data file of somebody else is only read, unless that is allowed. */
+    if (geteuid() == 0) {
+        ck_assert_int_eq(chown("pool/data", 12345, 12345), 0);
+        g = graph_new();
+        refused("pool/d.qcow2", false, -EPERM, "--follow=data");
+        opens("pool/d.qcow2", true);
+        graph_free(g);
+    }
 
     g = graph_new();
     graph_follow(g, FOLLOW_NONE);
@@ -348,6 +356,10 @@ START_TEST(what_was_only_read_is_not_written_to_later)
     ck_assert_int_eq(chdir("pool"), 0);
     make("d.qcow2", "data_file", "data", NULL);
     ck_assert_int_eq(chdir(".."), 0);
+    if (geteuid() != 0) {
+        return; /* nobody else's file can be had */
+    }
+    ck_assert_int_eq(chown("pool/data", 12345, 12345), 0);
     ck_assert_int_eq(options_from_image("pool/d.qcow2", "qcow2", &o, NULL), 0);
     (void)json_object_set_new(o, "read-only", json_true());
     ck_assert_int_eq(graph_open(g, o, &n, NULL), 0);

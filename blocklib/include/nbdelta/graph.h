@@ -30,9 +30,10 @@ void graph_free(struct graph *g);
  */
 enum graph_follow {
     /* Regular files in the directory of that image and below; a data file
-     * there is not written to.  (A device has no directory of its own.) */
+     * there is written to only if it belongs to the owner of the image.  (A
+     * device has no directory of its own.) */
     FOLLOW_BESIDE,
-    FOLLOW_DATA, /* and data files there are */
+    FOLLOW_DATA, /* data files of others there are written to, too */
     FOLLOW_NONE,
 };
 void graph_follow(struct graph *g, enum graph_follow how);
