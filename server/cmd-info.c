@@ -318,7 +318,7 @@ int cmd_info(int argc, char **argv)
 {
     CLEANUP_ERROR struct error *err = NULL;
     CLEANUP_JSON json_t *info = NULL;
-    struct image_open o = {.header_only = true};
+    struct image_open o = {.header_only = true, .no_bitmaps = true};
     bool json = false;
     int code;
 

@@ -37,6 +37,9 @@ int image_open(struct graph *g, const struct image_open *o, struct node **nodep,
     if (o->header_only) {
         graph_without_data(g);
     }
+    if (o->no_bitmaps) {
+        graph_without_bitmaps(g);
+    }
     if (o->header_only && open_once(g, o, true, nodep, NULL) == 0) {
         return 0;
     }

@@ -14,6 +14,7 @@ struct image_open {
     const char *format; /* NULL: probed */
     bool force_share;   /* also while another process writes to it */
     bool header_only;   /* leave files that it names alone */
+    bool no_bitmaps;    /* do not load its bitmaps either */
     bool writable;      /* for more than looking at it */
     bool image_opts;    /* `image` is a list of options, as in QEMU's tools */
 };

@@ -68,8 +68,21 @@ static const struct qmp_arg qcow2_wrapper[] = {
     QMP_LAST,
 };
 
-static const char *const specific_words[] = {"qcow2", NULL};
+static const struct qmp_arg nbd_members[] = {
+    QMP_ARG("connections", INT),
+    QMP_ARG("multi-conn", BOOL),
+    QMP_ARG("rotational", BOOL),
+    QMP_OPT("error", STR),
+    QMP_LAST,
+};
+static const struct qmp_arg nbd_wrapper[] = {
+    QMP_ARG("data", OBJECT, .members = nbd_members),
+    QMP_LAST,
+};
+
+static const char *const specific_words[] = {"nbd", "qcow2", NULL};
 static const struct qmp_variant specific_variants[] = {
+    {"nbd", nbd_wrapper},
     {"qcow2", qcow2_wrapper},
     {NULL, NULL},
 };

@@ -82,6 +82,7 @@ static int measure_backing(const char *filename, const char *backing,
         r = error_set(errp, EINVAL, "'%s' cannot be a backing file", backing);
     } else {
         graph_without_data(g);
+        graph_without_bitmaps(g);
         r = graph_open(g, options, &n, errp);
         if (r < 0) {
             error_prefix(errp, "Could not open backing image: ");

@@ -91,7 +91,7 @@ const struct node *node_at_bottom(const struct node *n);
 /* @named relative to the directory of @image; malloc()ed. */
 char *path_beside(const char *image, const char *named);
 
-/* Does it look at headers only (graph_without_data)? */
-bool graph_is_without_data(const struct graph *g);
+/* Does it leave bitmaps alone (graph_without_bitmaps)? */
+bool graph_is_without_bitmaps(const struct graph *g);
 
 #endif /* NBDELTA_CORE_GRAPH_H */

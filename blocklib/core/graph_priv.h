@@ -27,6 +27,7 @@ struct graph {
     size_t allowed_count;
     enum graph_follow follow;
     bool without_data;
+    bool without_bitmaps;
 
     struct tls_creds_set tls_creds; /* has a lock of its own */
     struct yank_set yanks;          /* so has this */

@@ -46,9 +46,14 @@ void graph_without_data(struct graph *g)
     g->without_data = true;
 }
 
-bool graph_is_without_data(const struct graph *g)
+void graph_without_bitmaps(struct graph *g)
 {
-    return g->without_data;
+    g->without_bitmaps = true;
+}
+
+bool graph_is_without_bitmaps(const struct graph *g)
+{
+    return g->without_bitmaps;
 }
 
 char *path_beside(const char *image, const char *named)

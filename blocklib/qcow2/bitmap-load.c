@@ -532,7 +532,7 @@ int qcow2_bitmaps_load(struct qcow2 *s, const struct qcow2_header *h,
     }
     /* Who looks at headers only sees what the directory says: a small image may
      * ask for a lot of memory. */
-    return s->node->flags.read_only && graph_is_without_data(s->node->graph)
+    return s->node->flags.read_only && graph_is_without_bitmaps(s->node->graph)
                ? 0
                : load_all(s, errp);
 }

@@ -42,10 +42,13 @@ void graph_follow(struct graph *g, enum graph_follow how);
  * devices, too. */
 int graph_allow_path(struct graph *g, const char *path, struct error **errp);
 
-/* For those who only look at headers: data files of images are not opened, and
- * bitmaps of images that are read-only not loaded.  Data in them then answer
- * with -ENOMEDIUM. */
+/* For those who only look at headers: data files of images are not opened.
+ * Data in them then answer with -ENOMEDIUM. */
 void graph_without_data(struct graph *g);
+
+/* Nor are the bitmaps of images that are read-only loaded: images tell what
+ * their directories say, and nodes have none. */
+void graph_without_bitmaps(struct graph *g);
 
 /*
  * Open a tree of nodes from options of blockdev-add's shape.  Keys of every
