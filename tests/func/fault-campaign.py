@@ -775,11 +775,12 @@ def pull(w, success=True):
         w.ask('backup-begin', disks=[{'node': 'vda', 'since': 'b0'}],
               checkpoint='c1')
 
-    if not w.command(lambda new: None, begin):
-        return
+    if not w.command(lambda new: None, begin,
+                     repeat=lambda: pull(w, success)):
+        return False
     w.models['d'].bitmaps['@pull'] = fault_model.Bitmap(UNIT)
     w.write(MIB, 2)
-    pull_end(w, success)
+    return pull_end(w, success)
 
 
 def pull_end(w, success):
@@ -797,7 +798,7 @@ def pull_end(w, success):
             new['d'].bitmaps['c1'].may = since.may
             new['d'].bitmaps['c1'].base = None
 
-    w.command(change, end)
+    return w.command(change, end)
 
 
 operation('pull-success', pull, prepare=busy)
