@@ -105,7 +105,7 @@ wait_until "the job is gone" gone
 told "job 'k' \(backup\) failed: .*" 0 # whoever has cancelled it knows
 
 nbdelta backup-begin "$qmp_sock" --disk vda --scratch .,quota=64k \
-    --max-delay 10 >/dev/null
+    --max-delay 1000 >/dev/null
 told "backup 'b1' begun, disks: 1"
 python - <<'END'
 import os
