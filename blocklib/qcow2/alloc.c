@@ -673,7 +673,7 @@ int qcow2_free_entry(struct qcow2 *s, uint64_t entry)
                : qcow2_free_later(s, from, (to - from) >> s->cluster_bits);
 }
 
-/* One reference less to a cluster. */
+/* One reference less to a cluster.  1: it is free now. */
 static int lower(struct qcow2 *s, uint64_t cluster) REQUIRES(s->meta)
 {
     struct qcow2_table *t;
@@ -694,13 +694,21 @@ static int lower(struct qcow2 *s, uint64_t cluster) REQUIRES(s->meta)
     }
     if (count == 1) {
         qcow2_overlap_drop(s, cluster);
-        atomic_fetch_add(&s->released, 1);
         s->free_hint = min_u64(s->free_hint, cluster);
         if (s->packed > 0 && (s->packed - 1) >> s->cluster_bits == cluster) {
             s->packed = 0;
         }
     }
-    return 0;
+    return count == 1;
+}
+
+void qcow2_ref_undo(struct qcow2 *s, uint64_t host, uint64_t bytes)
+{
+    uint64_t end = div_up(host + bytes, s->cluster_size);
+
+    for (uint64_t c = host >> s->cluster_bits; c < end; c++) {
+        (void)lower(s, c); /* or it leaks */
+    }
 }
 
 /* The same for each cluster of a run.  What cannot be done for want of room
@@ -711,8 +719,11 @@ static int lower_run(struct qcow2 *s, struct qcow2_freed f) REQUIRES(s->meta)
 
     node_event(s->file, EVENT_CLUSTER_FREE);
     while (f.clusters > 0 && r == 0) {
-        r = lower(s, f.host >> s->cluster_bits);
-        if (r == 0) {
+        int freed = lower(s, f.host >> s->cluster_bits);
+        if (freed < 0) {
+            r = freed;
+        } else {
+            atomic_fetch_add(&s->released, (uint64_t)freed);
             f.host += s->cluster_size;
             f.clusters--;
         }

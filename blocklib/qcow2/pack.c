@@ -95,7 +95,8 @@ static uint64_t make_entry(const struct qcow2 *s, uint64_t host, uint64_t bytes)
     return QCOW2_COMPRESSED | (bytes / SECTOR - 1) << shift | host;
 }
 
-/* The bytes are there: let the L2 entry say so. */
+/* The bytes are there: let the L2 entry say so.  A failure has changed
+ * nothing. */
 static int link_packed(struct qcow2 *s, uint64_t offset, uint64_t entry)
     REQUIRES(s->meta)
 {
@@ -110,8 +111,8 @@ static int link_packed(struct qcow2 *s, uint64_t offset, uint64_t entry)
     uint64_t old = qcow2_entry_load(t, index);
     qcow2_entry_store(s, t, index, entry);
     qcow2_cache_put(s->l2, t);
-    r = qcow2_free_entry(s, old);
-    return r == -ENOMEM ? 0 : r; /* it leaks; no harm done */
+    (void)qcow2_free_entry(s, old); /* or it leaks; no harm done */
+    return 0;
 }
 
 /* What was unpacked from the same place earlier is not there any more. */
@@ -143,7 +144,7 @@ static int try_store(struct qcow2 *s, uint64_t offset, const void *data,
         r = link_packed(s, offset, entry);
     }
     if (r < 0) {
-        (void)qcow2_free_entry(s, entry);
+        qcow2_ref_undo(s, host, bytes);
     }
     mutex_unlock(&s->meta);
     return r;

@@ -335,6 +335,11 @@ int qcow2_release_freed(struct qcow2 *s) EXCLUDES(s->meta);
 /* One reference more to a cluster that has some.  -EOVERFLOW: no room in its
  * refcount. */
 int qcow2_ref_more(struct qcow2 *s, uint64_t host) REQUIRES(s->meta);
+/* Take back one reference, that nothing has used, to each cluster of these
+ * bytes.  They do not go through limbo: who tries again for want of room would
+ * find there what he has just left himself, for ever. */
+void qcow2_ref_undo(struct qcow2 *s, uint64_t host, uint64_t bytes)
+    REQUIRES(s->meta);
 
 /* The refcount of a cluster; for tests and checks. */
 int qcow2_refcount_get(struct qcow2 *s, uint64_t cluster, uint64_t *count)

@@ -280,6 +280,49 @@ START_TEST(tables_in_holes_get_blocks_before_they_are_changed)
 }
 END_TEST
 
+static int write_compressed(struct blk *b, const void *buf, uint64_t bytes,
+                            uint64_t offset)
+{
+    struct node *n = blk_node(b);
+    struct tree *t = node_enter(n, false);
+    int r = node_write_compressed(n, buf, bytes, offset);
+
+    node_leave(t);
+    return r;
+}
+
+/* What it has taken itself, and gives up, is no room that others have freed:
+ * it does not go on for ever. */
+START_TEST(a_compressed_write_without_room_ends)
+{
+    static unsigned char buf[64 * KiB];
+
+    for (uint64_t room = 0; room < 150; room += 1 + room / 10) {
+        load(shapes[_i], false);
+        small.capacity += room;
+        seed = 17 + room;
+        struct session x = start();
+        int r = 0;
+        for (uint64_t at = 0; at < DISK && r == 0; at += sizeof(buf)) {
+            for (uint64_t i = 0; i < sizeof(buf); i++) {
+                buf[i] = i % 4 ? 'x' : (unsigned char)rnd(256);
+            }
+            r = write_compressed(x.b, buf, sizeof(buf), at);
+            ck_assert(r == 0 || r == -ENOSPC);
+            ck_assert_int_eq(blk_pread(x.b, model + at, sizeof(buf), at, 0), 0);
+            ck_assert(r < 0 || memcmp(model + at, buf, sizeof(buf)) == 0);
+        }
+        ck_assert_int_eq(r, -ENOSPC);
+        ck_assert_int_eq(blk_flush(x.b), 0);
+        stop(&x);
+        expect_sound(room);
+        x = start();
+        expect_model(x.b, room);
+        stop(&x);
+    }
+}
+END_TEST
+
 /* Either it grows, or all is as it was. */
 START_TEST(a_resize_without_room_changes_nothing)
 {
@@ -311,6 +354,7 @@ int main(void)
         0, 4);
     tcase_add_test(tc, a_reader_in_the_way_is_waited_for);
     tcase_add_test(tc, tables_in_holes_get_blocks_before_they_are_changed);
+    tcase_add_loop_test(tc, a_compressed_write_without_room_ends, 0, 4);
     tcase_add_test(tc, a_resize_without_room_changes_nothing);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
