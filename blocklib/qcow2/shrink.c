@@ -6,7 +6,8 @@
  *   -- the new size is on disk --
  *   L2 tables          that describe nothing any more: unlinked, freed
  *   refcount blocks    that count nothing but themselves: unlinked
- *   -- flush --        nothing on disk leads there
+ *   -- flush --        nothing on disk leads there; if it fails, something may,
+ *                      and the blocks are linked again
  *   the file           is cut behind the last cluster in use
  *
  * What is freed is discarded whatever the discard option says, for it was the
@@ -14,7 +15,10 @@
  * what cannot be done of the rest only keeps the file larger.
  */
 #include <errno.h>
+#include <stdlib.h>
+#include <string.h>
 
+#include "nbdelta/cleanup.h"
 #include "qcow2/qcow2.h"
 
 /* Unlink the L2 tables from entry @first of the L1 table on. */
@@ -45,7 +49,7 @@ static int drop_l2_tables(struct qcow2 *s, uint64_t first) REQUIRES(s->meta)
 static int last_in_block(struct qcow2 *s, uint64_t index, bool but_own,
                          uint64_t *last, bool *found) REQUIRES(s->meta)
 {
-    uint64_t own = s->reftable[index] >> s->cluster_bits;
+    uint64_t own = (s->reftable[index] & QCOW2_OFFSET_MASK) >> s->cluster_bits;
     uint64_t first = index << s->refblock_bits;
     int r = 0;
 
@@ -60,13 +64,34 @@ static int last_in_block(struct qcow2 *s, uint64_t index, bool but_own,
     return r;
 }
 
+/* Until nothing waits in limbo. */
+static int flush_all(struct qcow2 *s, bool *empty)
+{
+    int r = 0;
+
+    *empty = false;
+    for (int i = 0; i < 3 && r == 0 && !*empty; i++) {
+        r = qcow2_flush(s->node); /* releases what the last one has unlinked */
+        mutex_lock(&s->meta);
+        *empty = s->freed_count == 0 && i > 0;
+        mutex_unlock(&s->meta);
+    }
+    return r;
+}
+
+/* Does refcount block @index, at @host, count its own cluster? */
+static bool counts_itself(const struct qcow2 *s, uint64_t index, uint64_t host)
+{
+    return host >> s->cluster_bits >> s->refblock_bits == index;
+}
+
 /* Unlink refcount blocks at the end that count nothing but themselves. */
-static int drop_blocks(struct qcow2 *s) REQUIRES(s->meta)
+static int unlink_blocks(struct qcow2 *s) REQUIRES(s->meta)
 {
     int r = 0;
 
     for (uint64_t i = s->reftable_size; i-- > 1 && r == 0;) {
-        uint64_t host = s->reftable[i];
+        uint64_t host = s->reftable[i] & QCOW2_OFFSET_MASK;
         uint64_t last;
         bool used;
 
@@ -77,9 +102,11 @@ static int drop_blocks(struct qcow2 *s) REQUIRES(s->meta)
         if (r < 0 || used) {
             return r;
         }
-        if (host >> s->cluster_bits >> s->refblock_bits == i) {
-            /* Its own count goes with it. */
-            qcow2_cache_forget(s->refblocks, host);
+        if (qcow2_overlap_find(s, host, s->cluster_size) !=
+            QCOW2_META_REFBLOCK) {
+            return qcow2_mark_corrupt(s);
+        }
+        if (counts_itself(s, i, host)) { /* that goes with it */
             qcow2_overlap_drop(s, host >> s->cluster_bits);
             s->free_hint = min_u64(s->free_hint, host >> s->cluster_bits);
         } else {
@@ -87,10 +114,50 @@ static int drop_blocks(struct qcow2 *s) REQUIRES(s->meta)
             if (r < 0) {
                 return r;
             }
-            qcow2_cache_forget(s->refblocks, host);
         }
+        qcow2_cache_forget(s->refblocks, host);
         s->reftable[i] = 0;
         qcow2_span_add(&s->reftable_dirty, (uint32_t)i, (uint32_t)i + 1);
+    }
+    return r;
+}
+
+/* The table on disk may still lead to blocks that count themselves, and nothing
+ * else keeps their clusters: they are in use as @before. */
+static void link_again(struct qcow2 *s, const uint64_t *before)
+    REQUIRES(s->meta)
+{
+    for (uint64_t i = 1; i < s->reftable_size; i++) {
+        uint64_t host = before[i] & QCOW2_OFFSET_MASK;
+
+        if (s->reftable[i] == 0 && host != 0 && counts_itself(s, i, host)) {
+            (void)qcow2_overlap_add(s, QCOW2_META_REFBLOCK, host,
+                                    s->cluster_size); /* it has a place */
+            s->reftable[i] = before[i];
+            qcow2_span_add(&s->reftable_dirty, (uint32_t)i, (uint32_t)i + 1);
+        }
+    }
+}
+
+static int drop_blocks(struct qcow2 *s, bool *empty)
+{
+    size_t bytes = s->reftable_size * sizeof(*s->reftable);
+    CLEANUP_FREE uint64_t *before = malloc(bytes);
+
+    if (!before) {
+        return -ENOMEM;
+    }
+    mutex_lock(&s->meta);
+    memcpy(before, s->reftable, bytes);
+    int r = unlink_blocks(s);
+    mutex_unlock(&s->meta);
+    if (r == 0) {
+        r = flush_all(s, empty);
+    }
+    if (r < 0) {
+        mutex_lock(&s->meta);
+        link_again(s, before);
+        mutex_unlock(&s->meta);
     }
     return r;
 }
@@ -136,21 +203,6 @@ static int cut_file(struct qcow2 *s)
     return r;
 }
 
-/* Until nothing waits in limbo. */
-static int flush_all(struct qcow2 *s, bool *empty)
-{
-    int r = 0;
-
-    *empty = false;
-    for (int i = 0; i < 3 && r == 0 && !*empty; i++) {
-        r = qcow2_flush(s->node); /* releases what the last one has unlinked */
-        mutex_lock(&s->meta);
-        *empty = s->freed_count == 0 && i > 0;
-        mutex_unlock(&s->meta);
-    }
-    return r;
-}
-
 void qcow2_give_back(struct qcow2 *s, bool on)
 {
     mutex_lock(&s->meta);
@@ -169,12 +221,7 @@ void qcow2_give_back_end(struct qcow2 *s, uint64_t size)
         r = flush_all(s, &empty);
     }
     if (r == 0 && empty) {
-        mutex_lock(&s->meta);
-        r = drop_blocks(s);
-        mutex_unlock(&s->meta);
-    }
-    if (r == 0 && empty) {
-        r = flush_all(s, &empty);
+        r = drop_blocks(s, &empty);
     }
     if (r == 0 && empty) {
         (void)cut_file(s);

@@ -341,6 +341,34 @@ START_TEST(a_resize_without_room_changes_nothing)
 }
 END_TEST
 
+/* A shrink whose k-th write or flush fails, then the guest writes on, and the
+ * process is killed: nothing that is on disk leads to what was used anew. */
+START_TEST(a_shrink_that_fails_leaves_a_sound_image)
+{
+    static unsigned char buf[DISK];
+    bool failed = true;
+
+    for (unsigned k = 1; failed; k++) {
+        load(shapes[0], false);
+        small.capacity = SMALL_COUNT;
+        struct session x = start();
+        memset(buf, 3, sizeof(buf));
+        ck_assert_int_eq(blk_pwrite(x.b, buf, DISK / 2, DISK / 2, 0), 0);
+        ck_assert_int_eq(blk_flush(x.b), 0);
+        small.fail_at = k;
+        (void)blk_resize(x.b, DISK / 2, NULL);
+        failed = small.fail_at == 0;
+        small.fail_at = 0;
+        memset(buf, 4, sizeof(buf));
+        ck_assert_int_eq(blk_pwrite(x.b, buf, DISK / 2, 0, 0), 0);
+        (void)expect_uncorrupted(k);
+        ck_assert_int_eq(blk_flush(x.b), 0);
+        stop(&x);
+        (void)expect_uncorrupted(k);
+    }
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("qcow2-room");
@@ -356,6 +384,7 @@ int main(void)
     tcase_add_test(tc, tables_in_holes_get_blocks_before_they_are_changed);
     tcase_add_loop_test(tc, a_compressed_write_without_room_ends, 0, 4);
     tcase_add_test(tc, a_resize_without_room_changes_nothing);
+    tcase_add_test(tc, a_shrink_that_fails_leaves_a_sound_image);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);
