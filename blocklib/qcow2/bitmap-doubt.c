@@ -282,7 +282,7 @@ int qcow2_bitmap_void(struct qcow2 *s)
 void qcow2_bitmap_doubt(struct qcow2 *s)
 {
     atomic_store(&s->node->bitmaps_doubt, true);
-    if (!s->tightener) { /* it heals, too */
+    if (!s->tightener && !s->closing) { /* it heals, too */
         (void)qcow2_tightener_start(s);
     }
 }

@@ -343,6 +343,7 @@ static void qcow2_close(struct node *n)
 {
     struct qcow2 *s = n->state;
 
+    s->closing = true;
     qcow2_tightener_stop(s);
     if (!n->flags.read_only) {
         (void)qcow2_bitmaps_settle(s);

@@ -200,6 +200,7 @@ struct qcow2 {
     struct qcow2_bitmaps_ext bitmaps_ext;
     bool bitmaps_volatile;       /* set at open: bitmap-durability=process */
     struct tightener *tightener; /* or NULL */
+    bool closing;                /* no tightener any more */
     mutex_t arm_lock; /* before flush_lock: their clusters are written */
     mutex_t arm_queue_lock;
     struct list arm_queue; /* guarded by arm_queue_lock */
