@@ -87,7 +87,7 @@ static bool enter(struct blk *b, struct request *q, enum stats_op op,
     *q = (struct request){.op = op, .bytes = bytes};
     stats_begin(&q->timer, flags);
     q->tree = edge_enter(&b->root, flags & REQ_NOWAIT);
-    node_progress = PROGRESS_UNTOUCHED;
+    node_progress = q->tree ? PROGRESS_UNTOUCHED : PROGRESS_NONE;
     q->node = q->tree ? b->root.child : NULL;
     return q->tree;
 }
