@@ -12,7 +12,8 @@
  *  3. The node in doubt (node->bitmaps_doubt): which directory counts, its
  *     flags, a bitmap that the image has and memory has not, or bits that
  *     memory has and the image has not.  Then no data change at all
- *     (core/bitmap_mark.c).
+ *     (core/bitmap_mark.c).  So it is after each store that has failed: it may
+ *     have been there to undo one that had not.
  *  4. Doubt ends when what memory has is written once more, and flushed.  That
  *     needs no room, and happens in place:
  *       header   the extension and the size that memory has
@@ -456,13 +457,13 @@ int qcow2_heal(struct qcow2 *s)
         return -EIO;
     }
     notice_failure(s);
-    int r = restore_header(s);
-    if (r == 0) {
-        r = write_again(s, false);
-        if (r < 0) {
-            r = write_again(s, true);
-        }
+    /* Both in any case: there may be no other chance before the end. */
+    int header = restore_header(s);
+    int r = write_again(s, false);
+    if (r < 0) {
+        r = write_again(s, true);
     }
+    r = header < 0 ? header : r;
     if (r == 0) {
         atomic_store(&n->bitmaps_doubt, false);
         if (s->bitmaps_volatile && atomic_load(&s->flush_failed)) {

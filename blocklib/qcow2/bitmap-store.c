@@ -239,6 +239,7 @@ static int settle(struct qcow2 *s, struct qcow2_bitmap *qb, unsigned char *buf)
 /* What only a new directory can say, first; then the bits. */
 static int settle_all(struct qcow2 *s, unsigned char *buf) REQUIRES(s->arm_lock)
 {
+    (void)qcow2_heal(s); /* it adds only, so it may come first */
     int r = qcow2_bitmaps_sync(s);
     int stored = 0;
 
@@ -311,10 +312,16 @@ static int describe(struct qcow2_bitmap *qb, const struct bitmap *bm)
     qb->name_len = (uint32_t)strlen(bm->name);
     qb->type = 1;
     qb->granularity_bits = (uint8_t)__builtin_ctzll(bm->granularity);
+    if (atomic_load(&bm->inconsistent)) {
+        qb->flags |= QCOW2_BITMAP_IN_USE |
+                     (bm->recorded ? QCOW2_BITMAP_AUTO : 0);
+        qb->broken = bm->why;
+    }
     return 0;
 }
 
-/* A table with exact bits, and a place for it; nothing leads there yet. */
+/* A table with exact bits, and a place for it; nothing leads there yet.  One
+ * that is in quarantine has none. */
 static int make_table(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t size)
 {
     uint64_t slices = qcow2_slices(s, qb, size);
@@ -336,7 +343,7 @@ static int make_table(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t size)
                               &qb->table_offset);
         mutex_unlock(&s->meta);
     }
-    for (uint64_t i = 0; r == 0 && i < slices; i++) {
+    for (uint64_t i = 0; r == 0 && i < slices && !qb->broken; i++) {
         r = settle_slice(s, qb, i, buf, &qb->table[i]);
     }
     return r < 0 ? r : qcow2_write_table(s, qb, qb->table);
@@ -592,6 +599,9 @@ int qcow2_store_bitmaps(struct node *n, struct error **errp)
 
     mutex_lock(&s->arm_lock);
     int r = atomic_load(&s->corrupt) ? -EIO : store(s, &p);
+    if (r < 0) { /* it may have been to undo what had been stored */
+        qcow2_bitmap_doubt(s);
+    }
     mutex_unlock(&s->arm_lock);
 
     return r < 0 ? error_set(errp, -r, "cannot store the bitmaps of '%s': %s",

@@ -1,20 +1,28 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Bitmaps of many disks in one transaction: no disk waits for the flushes of
- * another.  Here each flush waits until all disks are in one.
+ * Bitmaps of many disks in one transaction.  No disk waits for the flushes of
+ * another: here each flush waits until all disks are in one.  And what cannot
+ * be done on one disk is undone on the others, also when these fail then, too:
+ * after kill -9 their bitmaps have what they had, or are in use.
  */
 #include <check.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "bitmap-util.h"
 #include "core/graph.h"
 #include "nbdelta/action.h"
+#include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/image.h"
+#include "qcow2/bitmaps.h"
 
 #define DISKS   12
 #define WAIT_MS 20000
@@ -28,8 +36,24 @@ static struct {
     unsigned alone; /* flushes that waited for the others in vain */
 } meet;
 
+/* By disk: flushes until one fails, and all after it; 0: none. */
+static _Atomic unsigned countdown[2];
+
+static bool fails(const struct node *n)
+{
+    unsigned i = n->name[strlen("meet")] - '0';
+
+    if (n->name[strlen("meet0")] != '\0' || i > 1 || countdown[i] == 0) {
+        return false;
+    }
+    return --countdown[i] == 0 && ++countdown[i];
+}
+
 static int meeting_flush(struct node *n)
 {
+    if (fails(n)) {
+        return -EIO;
+    }
     mutex_lock(&meet.lock);
     if (meet.on) {
         unsigned round = meet.round;
@@ -76,7 +100,7 @@ static const struct driver meeting_driver = {
 static struct graph *g;
 static struct node *disks[DISKS];
 
-static struct node *open_disk(unsigned i)
+static struct node *open_again(unsigned i)
 {
     char file[16];
     char name[16];
@@ -86,14 +110,10 @@ static struct node *open_disk(unsigned i)
 
     (void)snprintf(file, sizeof(file), "d%u.qcow2", i);
     (void)snprintf(name, sizeof(name), "meet%u", i);
-    CLEANUP_JSON json_t *size = json_pack("{s:i}", "size", 64 << 20);
     CLEANUP_JSON json_t *o = json_pack("{s:s, s:s}", "driver", "file",
                                        "filename", file);
     CLEANUP_JSON json_t *qo = json_pack("{s:s, s:s}", "driver", "qcow2", "file",
                                         name);
-    ck_assert_int_eq(image_create(file, "qcow2", size, NULL), 0);
-    /* Room for what bitmaps need, as filters do not grow. */
-    ck_assert_int_eq(truncate(file, 4 << 20), 0);
     ck_assert_int_eq(graph_open(g, o, &like, NULL), 0);
     graph_lock(g);
     ck_assert_int_eq(node_new(g, &meeting_driver, name, like, &n, NULL), 0);
@@ -105,6 +125,18 @@ static struct node *open_disk(unsigned i)
     graph_unlock(g);
     ck_assert_int_eq(graph_open(g, qo, &q, NULL), 0);
     return q;
+}
+
+static struct node *open_disk(unsigned i)
+{
+    CLEANUP_JSON json_t *size = json_pack("{s:i}", "size", 64 << 20);
+    char file[16];
+
+    (void)snprintf(file, sizeof(file), "d%u.qcow2", i);
+    ck_assert_int_eq(image_create(file, "qcow2", size, NULL), 0);
+    /* Room for what bitmaps need, as filters do not grow. */
+    ck_assert_int_eq(truncate(file, 4 << 20), 0);
+    return open_again(i);
 }
 
 static void begin(void)
@@ -130,18 +162,23 @@ static void end(void)
 
 typedef int (*maker)(struct bitmap_ref ref, struct action **ap);
 
-static int run_all(maker make)
+static int run_on(maker make, unsigned count)
 {
     struct list list;
     struct action *a;
 
     list_init(&list);
-    for (unsigned i = 0; i < DISKS; i++) {
+    for (unsigned i = 0; i < count; i++) {
         ck_assert_int_eq(make((struct bitmap_ref){disks[i], "b"}, &a), 0);
         list_append(&list, &a->link);
     }
+    return actions_run(g, &list, NULL);
+}
+
+static int run_all(maker make)
+{
     meet.on = true;
-    int r = actions_run(g, &list, NULL);
+    int r = run_on(make, DISKS);
     meet.on = false;
     return r;
 }
@@ -173,6 +210,154 @@ START_TEST(disks_are_flushed_side_by_side)
 }
 END_TEST
 
+/* --- Undoing --- */
+
+static void copy_file(const char *from, const char *to)
+{
+    int in = open(from, O_RDONLY);
+    int out = open(to, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    char buf[65536];
+    ssize_t len;
+
+    ck_assert(in >= 0 && out >= 0);
+    while ((len = read(in, buf, sizeof(buf))) > 0) {
+        ck_assert_int_eq(write(out, buf, (size_t)len), len);
+    }
+    (void)close(in);
+    (void)close(out);
+}
+
+/* Is the bitmap of the image, if it is there and usable, dirty there? */
+static void expect_dirty(const char *image, uint64_t offset)
+{
+    CLEANUP_JSON json_t *o = json_pack("{s:s, s:b, s:{s:s, s:s}}", "driver",
+                                       "qcow2", "read-only", 1, "file",
+                                       "driver", "file", "filename", image);
+    struct graph *other = graph_new();
+    struct bitmap *bm;
+    struct node *n;
+
+    ck_assert_int_eq(graph_open(other, o, &n, NULL), 0);
+    if (bitmap_lookup(n, "b", BITMAP_USE_READ, &bm, NULL) == 0) {
+        ck_assert(hbitmap_all_set(bm->bits, offset, 65536));
+    }
+    graph_free(other);
+}
+
+static unsigned threads(void)
+{
+    DIR *d = opendir("/proc/self/task");
+    unsigned count = 0;
+
+    while (d && readdir(d)) {
+        count++;
+    }
+    (void)closedir(d);
+    return count;
+}
+
+static void write_at(uint64_t offset)
+{
+    struct blk *b;
+
+    ck_assert_int_eq(blk_new(g, disks[0], PERM_READ | PERM_WRITE, PERM_ALL,
+                             "test", &b, NULL),
+                     0);
+    ck_assert_int_eq(blk_pwrite(b, "x", 1, offset, 0), 0);
+    blk_free(b);
+}
+
+/* The second disk's @second flush fails, and the first disk's @first.  False:
+ * nothing has. */
+static bool undo_one(maker make, bool bad, unsigned first, unsigned second)
+{
+    unsigned before = threads();
+    struct bitmap *bm;
+
+    g = graph_new();
+    disks[0] = open_disk(0);
+    disks[1] = open_disk(1);
+    ck_assert_int_eq(run_on(make_add, 2), 0);
+    write_at(8 << 20);
+    ck_assert_int_eq(bitmap_lookup(disks[0], "b", BITMAP_USE_READ, &bm, NULL),
+                     0);
+    countdown[0] = first;
+    countdown[1] = second;
+    int r = run_on(make, 2);
+    bool both = first == 0 || countdown[0] == 1;
+    if (r == 0 || bad) { /* and in the close */
+        countdown[0] = bad ? 1 + (first + second) % 6 : 0;
+        graph_free(g);
+    }
+    countdown[0] = 0;
+    countdown[1] = 0;
+    if (r < 0 && !bad) {
+        write_at(40 << 20);
+        copy_file("d0.qcow2", "killed.qcow2");
+        expect_dirty("killed.qcow2", 8 << 20);
+        graph_free(g);
+        (void)unlink("killed.qcow2");
+    }
+    if (r < 0) {
+        expect_dirty("d0.qcow2", 8 << 20);
+    }
+    ck_assert_uint_eq(threads(), before);
+    (void)unlink("d0.qcow2");
+    (void)unlink("d1.qcow2");
+    return r < 0 && both;
+}
+
+START_TEST(what_fails_on_one_disk_is_undone_on_the_others)
+{
+    static const maker makers[] = {make_clear, make_remove};
+    maker make = makers[_i / 2];
+    bool bad_close = _i % 2;
+
+    for (unsigned second = 1; undo_one(make, bad_close, 0, second); second++) {
+        for (unsigned first = 1; undo_one(make, bad_close, first, second);
+             first++) {
+        }
+    }
+}
+END_TEST
+
+/* It would be a good one, and empty. */
+START_TEST(bitmaps_in_use_come_back_as_such)
+{
+    for (unsigned second = 1, r = 1; r != 0; second++) {
+        static const unsigned char flags[4] = {0, 0, 0, 3};
+        struct bitmap *bm;
+
+        g = graph_new();
+        disks[0] = open_disk(0);
+        disks[1] = open_disk(1);
+        ck_assert_int_eq(run_on(make_add, 2), 0);
+        const struct qcow2 *q = disks[0]->state;
+        off_t at = (off_t)q->bitmaps_ext.dir_offset + QCOW2_BITMAP_FLAGS_AT;
+        graph_free(g);
+        int fd = open("d0.qcow2", O_RDWR);
+        ck_assert_int_eq(pwrite(fd, flags, sizeof(flags), at), sizeof(flags));
+        (void)close(fd);
+        g = graph_new();
+        disks[0] = open_again(0);
+        disks[1] = open_again(1);
+        ck_assert_int_lt(
+            bitmap_lookup(disks[0], "b", BITMAP_USE_READ, &bm, NULL), 0);
+        countdown[1] = second;
+        r = run_on(make_remove, 2) < 0;
+        countdown[1] = 0;
+        graph_free(g);
+        g = graph_new();
+        disks[0] = open_again(0);
+        ck_assert_int_lt(
+            bitmap_lookup(disks[0], "b", BITMAP_USE_READ, &bm, NULL), 0);
+        graph_free(g);
+        (void)unlink("d0.qcow2");
+        (void)unlink("d1.qcow2");
+    }
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("bitmap-disks");
@@ -180,6 +365,9 @@ int main(void)
 
     tcase_set_timeout(tc, 120);
     tcase_add_test(tc, disks_are_flushed_side_by_side);
+    tcase_add_loop_test(tc, what_fails_on_one_disk_is_undone_on_the_others, 0,
+                        4);
+    tcase_add_test(tc, bitmaps_in_use_come_back_as_such);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);
