@@ -20,6 +20,7 @@
 
 #include "qcow2/bitmaps.h"
 #include "qcow2/qcow2.h"
+#include "util/iov.h"
 
 /* Freed clusters are released at the latest when so much is in limbo. */
 #define LIMBO_MAX (64 * MiB)
@@ -124,6 +125,30 @@ static int flush_file(struct qcow2 *s)
     return r;
 }
 
+/* The entries, except for pages of zeroes where the file has a hole: it reads as
+ * they do, and may have no room for them. */
+static int write_entries(struct qcow2 *s, const struct piece *p)
+{
+    uint64_t first = p->span.from * UINT64_C(8);
+    uint64_t end = p->span.to * UINT64_C(8);
+    uint64_t begun = first; /* what is to be written begins there */
+    int r = 0;
+
+    for (uint64_t at = first, next; at < end && r == 0; at = next) {
+        next = min_u64(align_down(at, QCOW2_TABLE_PAGE) + QCOW2_TABLE_PAGE,
+                       end);
+        bool skip = buf_is_zero(p->copy + (at - first), next - at) &&
+                    qcow2_is_hole(s->file, p->table_offset + at, next - at);
+        uint64_t to = skip ? at : next;
+        if ((skip || next == end) && begun < to) {
+            r = node_pwrite(s->file, p->copy + (begun - first), to - begun,
+                            p->table_offset + begun, 0);
+        }
+        begun = skip ? next : begun;
+    }
+    return r;
+}
+
 /* After a barrier of its own, so that what it refers to is there. */
 static int write_piece(struct qcow2 *s, const struct piece *p)
 {
@@ -133,9 +158,7 @@ static int write_piece(struct qcow2 *s, const struct piece *p)
     int r = flush_file(s);
     if (r == 0) {
         node_event(s->file, p->write_event);
-        r = node_pwrite(s->file, p->copy,
-                        (p->span.to - p->span.from) * UINT64_C(8),
-                        p->table_offset + p->span.from * UINT64_C(8), 0);
+        r = write_entries(s, p);
     }
     if (r == 0 && p->moved) {
         r = flush_file(s);

@@ -354,6 +354,12 @@ void qcow2_refcount_store(void *block, unsigned order, uint64_t index,
 
 /* --- room.c --- */
 
+/* What of the L1 or the refcount table has room, or has none. */
+#define QCOW2_TABLE_PAGE UINT64_C(4096)
+
+/* Has @file nothing at all there?  Then it reads as zeroes. */
+bool qcow2_is_hole(struct node *file, uint64_t host, uint64_t bytes);
+
 /* Let the file have blocks for new metadata, which are zeroes then; or, with
  * -ENOSPC, not. */
 int qcow2_take_room(struct qcow2 *s, uint64_t host, uint64_t bytes)

@@ -9,7 +9,8 @@
  *
  *   a new table        zeroes are written to its cluster when it is made
  *   one that was read  is written as it is, if the file has a hole there
- *   L1, refcount table the page that an entry is the first one in is written
+ *   L1, refcount table the page that an entry is the first one in is written;
+ *                      pages between that are holes stay holes
  *
  * What waits in limbo is room, too: who finds none flushes, and tries again
  * when that has given clusters back (qcow2_try_again).
@@ -24,8 +25,7 @@
 /* The smallest hole that a file can have. */
 #define SECTOR UINT64_C(512)
 
-/* What of a table of entries is written at once. */
-#define PAGE UINT64_C(4096)
+#define PAGE QCOW2_TABLE_PAGE
 
 /* How long to wait for those who move bytes of clusters in limbo. */
 #define WAIT_MS 1000
@@ -45,18 +45,39 @@ int qcow2_take_room(struct qcow2 *s, uint64_t host, uint64_t bytes)
     return r;
 }
 
-static bool has_hole(const struct qcow2 *s, uint64_t host, uint64_t bytes)
+/* Is there a place that has no block?  Maybe, where nobody knows. */
+static bool has_hole(struct node *n, uint64_t host, uint64_t bytes)
 {
-    struct node *n = node_skip_filters(s->file);
     bool hole = false;
 
+    n = node_skip_filters(n);
     while (bytes > 0 && !hole) {
         struct mapping m;
 
         if (node_map(n, host, bytes, MAP_STATUS, &m) < 0) {
-            return true; /* nobody knows */
+            return true;
         }
-        hole = m.kind == MAP_ZERO || m.kind == MAP_UNALLOCATED;
+        hole = m.kind != MAP_DATA ||
+               (m.file != n && has_hole(m.file, m.host, m.length));
+        host += m.length;
+        bytes -= m.length;
+        node_map_put(n, &m);
+    }
+    return hole;
+}
+
+bool qcow2_is_hole(struct node *file, uint64_t host, uint64_t bytes)
+{
+    struct node *n = node_skip_filters(file);
+    bool hole = true;
+
+    while (bytes > 0 && hole) {
+        struct mapping m;
+
+        if (node_map(n, host, bytes, MAP_STATUS, &m) < 0) {
+            return false;
+        }
+        hole = m.kind == MAP_ZERO;
         host += m.length;
         bytes -= m.length;
         node_map_put(n, &m);
@@ -75,7 +96,7 @@ int qcow2_keep_room(struct qcow2 *s, struct qcow2_table *t)
     for (uint64_t at = 0; at < s->cluster_size && !maybe; at += SECTOR) {
         maybe = buf_is_zero(bytes + at, SECTOR);
     }
-    int r = maybe && has_hole(s, t->offset, s->cluster_size)
+    int r = maybe && has_hole(s->file, t->offset, s->cluster_size)
                 ? node_pwrite(s->file, bytes, s->cluster_size, t->offset, 0)
                 : 0;
     t->has_room = r == 0;

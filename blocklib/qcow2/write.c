@@ -230,20 +230,6 @@ static int read_old(struct qcow2 *s, uint64_t offset, uint64_t bytes,
     return node_pread(s->node, buf, inside, offset, 0);
 }
 
-/* Does the data file have nothing there?  Then it reads as zeroes. */
-static bool is_hole(const struct qcow2 *s, uint64_t host, uint64_t bytes)
-{
-    struct node *n = node_skip_filters(s->data);
-    struct mapping m;
-
-    if (node_map(n, host, bytes, MAP_STATUS, &m) < 0) {
-        return false;
-    }
-    bool hole = m.kind == MAP_ZERO && m.length == bytes;
-    node_map_put(n, &m);
-    return hole;
-}
-
 /* What of the last cluster lies behind the request; a data file ends with the
  * disk. */
 static uint64_t tail_of(const struct qcow2 *s, const struct piece *p)
@@ -274,7 +260,8 @@ static int write_piece(struct qcow2 *s, const struct piece *p,
         return node_pwritev(s->data, p->host + head, p->bytes, iov, cnt, 0);
     }
     bool fresh = p->fresh ||
-                 (s->external && is_hole(s, p->host, head + p->bytes + tail));
+                 (s->external &&
+                  qcow2_is_hole(s->data, p->host, head + p->bytes + tail));
     CLEANUP_FREE char *buf = buf_alloc(head + tail);
     if (!buf) {
         return -ENOMEM;

@@ -280,6 +280,35 @@ START_TEST(tables_in_holes_get_blocks_before_they_are_changed)
 }
 END_TEST
 
+/* An L1 table of several pages, all holes: entries at its two ends are written
+ * back without blocks for what is between. */
+START_TEST(a_long_table_in_holes_needs_room_for_its_entries_only)
+{
+    const char *options = "{\"size\": 67108864, \"cluster_size\": 512}";
+    static unsigned char buf[UNIT];
+
+    memset(buf, 1, sizeof(buf));
+    for (uint64_t room = 0; room < 60; room++) {
+        load(options, false);
+        struct session x = start();
+        struct qcow2 *s = blk_node(x.b)->state;
+        ck_assert_uint_eq(s->l1_size, 2048);
+        for (uint64_t i = 0; i < 2048 * 8 / SMALL_BLOCK; i++) {
+            small.there[s->l1_offset / SMALL_BLOCK + i] = false;
+            small.used--;
+        }
+        small.capacity = small.used + room;
+        int r = blk_pwrite(x.b, buf, UNIT, 0, 0);
+        r = r < 0 ? r : blk_pwrite(x.b, buf, UNIT, 64 * MiB - UNIT, 0);
+        ck_assert(r == 0 || (r == -ENOSPC && room < 24));
+        ck_assert_msg(blk_flush(x.b) == 0, "no flush with room for %" PRIu64,
+                      room);
+        stop(&x);
+        (void)expect_uncorrupted(room);
+    }
+}
+END_TEST
+
 static int write_compressed(struct blk *b, const void *buf, uint64_t bytes,
                             uint64_t offset)
 {
@@ -382,6 +411,7 @@ int main(void)
         0, 4);
     tcase_add_test(tc, a_reader_in_the_way_is_waited_for);
     tcase_add_test(tc, tables_in_holes_get_blocks_before_they_are_changed);
+    tcase_add_test(tc, a_long_table_in_holes_needs_room_for_its_entries_only);
     tcase_add_loop_test(tc, a_compressed_write_without_room_ends, 0, 4);
     tcase_add_test(tc, a_resize_without_room_changes_nothing);
     tcase_add_test(tc, a_shrink_that_fails_leaves_a_sound_image);
