@@ -471,7 +471,7 @@ static int visit_all(struct exports *s, bool removed_too,
     for (struct list *l = s->list.next; r == 0 && l != &s->list;) {
         struct export *e = list_entry(l, struct export, in_set);
 
-        if (e->removed && !removed_too) {
+        if (e->ending || (e->removed && !removed_too)) {
             l = l->next;
             continue;
         }
@@ -602,8 +602,8 @@ void exports_remove_all(struct exports *s, uint64_t server)
     mutex_unlock(&s->lock);
 }
 
-/* One that nobody uses, visited; NULL: none. */
-static struct export *visit_gone(struct exports *s)
+/* One that nobody uses, or begins to visit; NULL: none. */
+static struct export *take_gone(struct exports *s)
 {
     struct export *gone = NULL;
 
@@ -611,9 +611,9 @@ static struct export *visit_gone(struct exports *s)
     list_for_each (l, &s->list) {
         struct export *e = list_entry(l, struct export, in_set);
 
-        if (e->refs == 0 && e->visits == 0 && !e->stuck) {
+        if (e->refs == 0 && e->visits == 0 && !e->stuck && !e->ending) {
             gone = e;
-            gone->visits++;
+            gone->ending = true;
             break;
         }
     }
@@ -624,7 +624,7 @@ static struct export *visit_gone(struct exports *s)
 static void set_stuck(struct exports *s, struct export *e)
 {
     mutex_lock(&s->lock);
-    e->visits--;
+    e->ending = false;
     e->stuck = true;
     mutex_unlock(&s->lock);
 }
@@ -657,7 +657,7 @@ void exports_collect(struct exports *s, struct jobs *j)
 
     mutex_is_held(&j->lock);
     (void)!read(s->gone_fd, &n, sizeof(n));
-    while ((e = visit_gone(s))) {
+    while ((e = take_gone(s))) {
         if (e->bitmap_count == 0 || blk_settle(e->blk, COLLECT_NS)) {
             delete(s, e);
         } else {

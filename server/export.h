@@ -111,6 +111,7 @@ struct export
     unsigned refs;
     unsigned visits; /* of exports_each: they keep it, too */
     bool stuck;      /* its disk could not be drained for its end */
+    bool ending;     /* it is about to be deleted: no more visits */
     bool removed;
     uint64_t idle_since; /* now_ns() when its last client went */
 };
