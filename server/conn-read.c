@@ -199,11 +199,20 @@ static int read_runs(struct conn *c, struct request *rq, bool nowait)
     return 0;
 }
 
+static bool is_divided(const struct conn *c, const struct request *rq)
+{
+    return c->structured && !(rq->flags & NBD_CMD_FLAG_DF);
+}
+
+size_t conn_read_room(const struct conn *c, const struct request *rq)
+{
+    return is_divided(c, rq) ? min_u64(rq->length, OUT_HIGH) : rq->length;
+}
+
 int conn_read(struct conn *c, struct request *rq, bool nowait)
 {
-    int r = c->structured && !(rq->flags & NBD_CMD_FLAG_DF)
-                ? read_runs(c, rq, nowait)
-                : read_whole(c, rq, nowait);
+    int r = is_divided(c, rq) ? read_runs(c, rq, nowait)
+                              : read_whole(c, rq, nowait);
 
     if (r == -EAGAIN && nowait) {
         return r;

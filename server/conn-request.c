@@ -230,6 +230,7 @@ static void take_in(struct conn *c, size_t more)
 {
     mutex_lock(&c->lock);
     c->intake = more > 0 ? c->intake + more : 0;
+    c->granted = 0;
     conn_account_locked(c, true);
     mutex_unlock(&c->lock);
 }
@@ -376,10 +377,11 @@ static enum step read_request(struct conn *c, struct request *rq)
         r = read_into_batch(c, rq);
     } else {
         conn_throttle(c, rq->length);
-        if (!conn_take_room(c, rq->length) || conn_is_ending(c)) {
+        if (!conn_take_room(c, conn_read_room(c, rq)) || conn_is_ending(c)) {
             return STEP_END;
         }
         r = conn_read(c, rq, true);
+        conn_give_back_room(c); /* what is to be sent counts by itself */
     }
     return r == 0 ? STEP_ON : submit(c, rq);
 }

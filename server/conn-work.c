@@ -64,7 +64,7 @@ void request_submit(struct request *r)
     mutex_lock(&c->lock);
     c->executing++;
     c->held += request_bytes(r);
-    c->intake = 0; /* it was of this one */
+    c->intake = c->granted = 0; /* they were of this one */
     conn_account_locked(c, false);
     bool now = c->working < WORKERS_MAX;
     if (now) {

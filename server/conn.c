@@ -228,7 +228,7 @@ static void cut_off(struct room_user *u)
 
 void conn_account_locked(struct conn *c, bool moved)
 {
-    size_t bytes = c->held + c->out_bytes + c->intake;
+    size_t bytes = c->held + c->out_bytes + c->intake + c->granted;
 
     if (bytes > ROOM_FREE || c->room.listed) {
         c->room.cut = cut_off;
@@ -242,10 +242,12 @@ bool conn_take_room(struct conn *c, size_t bytes)
 {
     for (;;) {
         mutex_lock(&c->lock);
+        c->granted = 0;
         bool may = room_ask(server_room(c->server), &c->room,
                             c->held + c->out_bytes + c->intake, bytes,
                             now_ns());
         c->wants_room = !may;
+        c->granted = may ? bytes : 0;
         conn_account_locked(c, false);
         mutex_unlock(&c->lock);
         if (may || conn_is_ending(c)) {
@@ -254,6 +256,14 @@ bool conn_take_room(struct conn *c, size_t bytes)
         conn_flush(c);
         (void)conn_wait(c, false, ROOM_MS);
     }
+}
+
+void conn_give_back_room(struct conn *c)
+{
+    mutex_lock(&c->lock);
+    c->granted = 0;
+    conn_account_locked(c, false);
+    mutex_unlock(&c->lock);
 }
 
 /* --- Receiving. --- */
@@ -368,7 +378,7 @@ static void transmission(struct conn *c)
     server_quiet(c->server, c);
     finish_replies(c);
     mutex_lock(&c->lock);
-    c->intake = 0;
+    c->intake = c->granted = 0;
     conn_account_locked(c, false);
     mutex_unlock(&c->lock);
     /* Before its client sees the end: who does finds the export unused. */

@@ -185,6 +185,7 @@ struct conn {
     unsigned working;    /* those of them in the hands of the pool */
     size_t held;         /* their bytes */
     size_t intake;       /* what has come of a payload that is not complete */
+    size_t granted;      /* room that was given, and is not in these yet */
     size_t moved;        /* sent since the room was told */
     bool wants_room;     /* its own thread waits for room */
     struct room_user room;
@@ -246,8 +247,11 @@ void conn_throttle(struct conn *c, size_t need) EXCLUDES(c->lock);
 /* Tell the room of all connections what it holds; @moved: see room_hold. */
 void conn_account_locked(struct conn *c, bool moved) REQUIRES(c->lock);
 
-/* Wait until it may hold @bytes more, for long perhaps.  False: it is ending. */
+/* Wait until it may hold @bytes more, for long perhaps.  False: it is ending.
+ * They are kept for it until it holds them, asks for others, or gives them
+ * back. */
 bool conn_take_room(struct conn *c, size_t bytes) EXCLUDES(c->lock);
+void conn_give_back_room(struct conn *c) EXCLUDES(c->lock);
 
 /* --- conn-handshake.c --- */
 
@@ -342,6 +346,9 @@ void conn_reply_result(struct conn *c, const struct request *rq, int r,
 /* Read and reply.  With @nowait, in the connection's thread: -EAGAIN when
  * the rest of it (*rq is adjusted) has to go to the pool.  Otherwise 0. */
 int conn_read(struct conn *c, struct request *rq, bool nowait);
+
+/* Bytes of replies that wait at once while @rq is read with @nowait. */
+size_t conn_read_room(const struct conn *c, const struct request *rq);
 
 /* The header of a reply with the first @length bytes of @rq, into @p. */
 void put_read_head(const struct conn *c, char *p, const struct request *rq,

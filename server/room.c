@@ -36,11 +36,13 @@ void room_free(struct room *r)
     }
 }
 
-static void enlist(struct room *r, struct room_user *u) REQUIRES(r->lock)
+static void enlist(struct room *r, struct room_user *u, uint64_t now)
+    REQUIRES(r->lock)
 {
     if (!u->listed) {
         u->listed = true;
         u->on_client = false;
+        u->moved_ns = now;
         list_append(&r->users, &u->link);
     }
 }
@@ -64,8 +66,8 @@ void room_hold(struct room *r, struct room_user *u, size_t bytes,
     if (bytes <= ROOM_FREE) {
         delist(r, u);
     } else {
-        enlist(r, u);
-        if (moved || !u->on_client) {
+        enlist(r, u, now);
+        if (moved || !on_client || !u->on_client) {
             u->moved_ns = now;
         }
         u->bytes = bytes;
@@ -84,12 +86,17 @@ static size_t held(const struct room *r) REQUIRES(r->lock)
     return sum;
 }
 
+static bool has_stalled(const struct room_user *u, uint64_t now)
+{
+    return now >= u->moved_ns + STALL_NS;
+}
+
 static void cut_stalled(struct room *r, uint64_t now) REQUIRES(r->lock)
 {
     list_for_each (l, &r->users) {
         struct room_user *u = list_entry(l, struct room_user, link);
 
-        if (u->on_client && !u->is_cut && now >= u->moved_ns + STALL_NS) {
+        if (u->on_client && !u->is_cut && has_stalled(u, now)) {
             u->is_cut = true;
             u->cut(u);
         }
@@ -104,13 +111,13 @@ bool room_ask(struct room *r, struct room_user *u, size_t bytes, size_t more,
     }
     mutex_lock(&r->lock);
     bool may = held(r) + more <= r->limit;
-    if (!may && (!r->beyond || r->beyond == u)) {
+    if (!may && (!r->beyond || r->beyond == u || has_stalled(r->beyond, now))) {
         r->beyond = u;
         may = true;
     }
     if (may) {
-        enlist(r, u);
-        u->bytes = bytes;
+        enlist(r, u, now);
+        u->bytes = bytes + more; /* nobody else counts with it from now on */
     } else {
         cut_stalled(r, now);
     }

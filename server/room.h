@@ -9,7 +9,8 @@
  * Each may hold ROOM_FREE, come what may.  Who wants more asks for it.  When
  * all of it is taken, one of those who ask goes on beyond the limit, so there
  * is always one who gets further; the others ask again, and leave what their
- * clients send in the sockets meanwhile.  Who holds more than ROOM_FREE, and
+ * clients send in the sockets meanwhile.  One that does not get further for
+ * ROOM_STALL_S, because its storage hangs, leaves the turn to another one.  Who holds more than ROOM_FREE, and
  * whose client neither sends nor takes any of it for ROOM_STALL_S, is cut off
  * as soon as another one asks in vain.
  */
@@ -49,8 +50,8 @@ void room_free(struct room *r); /* NULL is fine; no users are left */
 void room_hold(struct room *r, struct room_user *u, size_t bytes,
                bool on_client, bool moved, uint64_t now);
 
-/* May @u, which holds @bytes, hold @more than that?  False: ask again a moment
- * later. */
+/* May @u, which holds @bytes, hold @more than that?  True: these count as held
+ * until room_hold() tells otherwise.  False: ask again a moment later. */
 bool room_ask(struct room *r, struct room_user *u, size_t bytes, size_t more,
               uint64_t now);
 

@@ -74,6 +74,30 @@ START_TEST(one_goes_beyond_until_it_is_through)
 }
 END_TEST
 
+START_TEST(what_was_given_is_not_given_again)
+{
+    ck_assert(room_ask(r, &u[0], 0, 6 * MiB, 0));
+    ck_assert(room_ask(r, &u[1], 0, 4 * MiB, 0));
+    ck_assert(room_ask(r, &u[2], 0, 2 * MiB, 0)); /* goes beyond */
+    ck_assert(!room_ask(r, &u[3], 0, 2 * MiB, 0));
+}
+END_TEST
+
+START_TEST(who_hangs_beyond_leaves_the_turn_to_others)
+{
+    uint64_t late = (ROOM_STALL_S + 1) * SECOND;
+
+    ck_assert(take(0, LIMIT, 0));
+    room_hold(r, &u[0], LIMIT, false, false, 0); /* waits for its disk */
+    ck_assert(take(1, 2 * MiB, 0));
+    room_hold(r, &u[1], 2 * MiB, false, false, SECOND); /* so does this */
+    ck_assert(!take(2, 2 * MiB, late - 1));
+    ck_assert(take(2, 2 * MiB, late));
+    ck_assert_int_eq(cuts, 0);
+    ck_assert(!take(3, 2 * MiB, late)); /* one at a time */
+}
+END_TEST
+
 START_TEST(who_does_nothing_is_cut_off_where_others_ask)
 {
     ck_assert(take(0, 5 * MiB, 0));
@@ -103,6 +127,8 @@ int main(void)
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_add_test(tc, a_little_is_always_there);
     tcase_add_test(tc, one_goes_beyond_until_it_is_through);
+    tcase_add_test(tc, what_was_given_is_not_given_again);
+    tcase_add_test(tc, who_hangs_beyond_leaves_the_turn_to_others);
     tcase_add_test(tc, who_does_nothing_is_cut_off_where_others_ask);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
