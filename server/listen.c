@@ -578,27 +578,33 @@ static void end_connections(struct servers *ss)
         list_remove(&c->in_server);
         ss->conn_count--;
         c->server->conn_count--;
-        unref_locked(c->server);
         mutex_unlock(&ss->lock);
-        conn_free(c);
+        struct server *s = c->server;
+        conn_free(c); /* it gives back room, by way of its server */
+        server_unref(s);
         mutex_lock(&ss->lock);
     }
     mutex_unlock(&ss->lock);
 }
 
-/*
- * Is the client of @c gone, and has @c still something to do for it?  One
- * that is gone for good has what is not begun dropped; one that has closed
- * its sending half only may want its replies, for a while.
- */
-static bool is_remnant(struct conn *c, bool patient)
+/* One that has closed its sending half only may want its replies, for a while:
+ * with @patient it counts as there. */
+static bool is_gone(const struct conn *c, bool patient)
 {
     struct pollfd p = {.fd = c->io.fd, .events = POLLRDHUP};
 
-    if (!c->serving || c->quiet || poll(&p, 1, 0) <= 0) {
+    return poll(&p, 1, 0) > 0 &&
+           (!patient || (p.revents & (POLLHUP | POLLERR)));
+}
+
+/* Has @c closed at least its sending half, and still something to be done?  One
+ * that is gone for good has what is not begun dropped. */
+static bool is_remnant(struct conn *c, bool patient)
+{
+    if (!c->serving || c->quiet || !is_gone(c, false)) {
         return false;
     }
-    if (!patient || (p.revents & (POLLHUP | POLLERR))) {
+    if (is_gone(c, patient)) {
         conn_stop(c);
     }
     return true;
@@ -625,7 +631,9 @@ void server_enter(struct server *s, struct conn *c)
                 wait |= is_remnant(other, patient);
             }
         }
-        if (wait) {
+        if (wait && is_gone(c, patient)) {
+            conn_stop(c); /* storage may hang: waits do not pile up */
+        } else if (wait) {
             (void)cond_wait_ms(&ss->calmed, &ss->lock, 100);
         }
     }

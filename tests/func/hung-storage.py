@@ -9,6 +9,7 @@ import time
 
 import nbd
 
+import nbd_raw
 from qmp_daemon import Daemon, QmpError
 from stalling import Stalling, READ, WRITE, FLUSH
 
@@ -172,6 +173,30 @@ def a_command_does_not_wait_for_ever(far):
         Session().ask('block-dirty-bitmap-add', node='far', name='b')
 
 
+def who_comes_back_and_leaves_again_is_gone(far):
+    def descriptors():
+        return len(os.listdir(f'/proc/{d.process.pid}/fd'))
+
+    with start(far) as d:
+        before = far.held
+        far.hold()
+        c = nbd_raw.Client('nbd.sock').go('far')
+        c.s.sendall(c.request(nbd_raw.READ, 0, 4 * K))
+        while far.held == before:
+            time.sleep(0.02)
+        c.close()
+        some = descriptors()
+        for _ in range(20):
+            c = nbd_raw.Client('nbd.sock')
+            c.send_option(nbd_raw.GO, nbd_raw.info_data('far'))
+            c.close()
+        end = time.monotonic() + SOON
+        while descriptors() > some:
+            assert time.monotonic() < end, descriptors()
+            time.sleep(0.1)
+        far.go_on()
+
+
 def an_export_goes_while_another_of_its_disk_hangs(far):
     with start(far, '--export', 'type=nbd,id=two,node-name=far,name=two') as d:
         clients = hang(far)
@@ -310,6 +335,7 @@ def main():
     only = sys.argv[1:]
     for test in (clients_and_commands_of_others_go_on,
                  a_command_does_not_wait_for_ever,
+                 who_comes_back_and_leaves_again_is_gone,
                  an_export_goes_while_another_of_its_disk_hangs,
                  the_end_has_a_limit,
                  storage_that_is_no_server,
