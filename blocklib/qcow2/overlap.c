@@ -45,9 +45,12 @@ static uint64_t hash(uint64_t cluster)
     return cluster * UINT64_C(0x9e3779b97f4a7c15) >> 20;
 }
 
-/* The slot of @cluster, or NULL. */
-static _Atomic uint64_t *find(struct qcow2_overlap *o, uint64_t cluster)
+/* The slot of @cluster and what is in it, or NULL and 0.  Without the meta lock
+ * only the word counts: the slot may be another cluster's by now. */
+static _Atomic uint64_t *find(struct qcow2_overlap *o, uint64_t cluster,
+                              uint64_t *wordp)
 {
+    *wordp = 0;
     for (uint64_t i = hash(cluster);; i++) {
         _Atomic uint64_t *at = &o->slot[i & o->mask];
         uint64_t word = atomic_load_explicit(at, memory_order_relaxed);
@@ -56,6 +59,7 @@ static _Atomic uint64_t *find(struct qcow2_overlap *o, uint64_t cluster)
             return NULL;
         }
         if (word >> KIND_BITS == cluster + 1) {
+            *wordp = word;
             return at;
         }
     }
@@ -106,12 +110,12 @@ static int add(struct qcow2 *s, unsigned kind, uint64_t cluster)
         return r;
     }
     struct qcow2_overlap *o = atomic_load(&s->overlap);
-    _Atomic uint64_t *at = find(o, cluster);
+    uint64_t word;
+    _Atomic uint64_t *at = find(o, cluster, &word);
     if (!at) {
         insert(o, cluster, kind);
         return 0;
     }
-    uint64_t word = atomic_load(at);
     unsigned twice = word & kind ? QCOW2_META_TWICE : 0;
     atomic_store(at, word | kind | twice);
     return 0;
@@ -132,9 +136,10 @@ int qcow2_overlap_add(struct qcow2 *s, unsigned kind, uint64_t host,
 void qcow2_overlap_drop(struct qcow2 *s, uint64_t cluster)
 {
     struct qcow2_overlap *o = atomic_load(&s->overlap);
-    _Atomic uint64_t *at = o ? find(o, cluster) : NULL;
+    uint64_t word;
+    _Atomic uint64_t *at = o ? find(o, cluster, &word) : NULL;
 
-    if (at && (atomic_load(at) & KIND_MASK)) {
+    if (at && (word & KIND_MASK)) {
         atomic_store(at, (cluster + 1) << KIND_BITS);
     }
 }
@@ -147,8 +152,10 @@ unsigned qcow2_overlap_find(const struct qcow2 *s, uint64_t host,
     uint64_t kinds = 0;
 
     for (uint64_t c = host >> s->cluster_bits; o && c < end; c++) {
-        const _Atomic uint64_t *at = find(o, c);
-        kinds |= at ? atomic_load(at) & KIND_MASK : 0;
+        uint64_t word;
+
+        (void)find(o, c, &word);
+        kinds |= word & KIND_MASK;
     }
     return (unsigned)kinds;
 }
