@@ -12,9 +12,9 @@ for f in rw ro; do
         -c 'write -P 3 4M 512' $f.raw >/dev/null
 done
 cp ro.raw ro.copy
-qemu-img create -q -f qcow2 big.qcow2 16T
 make_pki pki
 for tls in '' pki; do
+    qemu-img create -q -f qcow2 big.qcow2 16T
     serve ${tls:+--tls on --tls-certificates pki --tls-verify-peer} \
         rw=json:'{"driver": "raw", "file": {"driver": "file",
             "filename": "rw.raw"}}' \
