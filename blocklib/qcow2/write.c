@@ -57,11 +57,15 @@ static void l1_store(struct qcow2 *s, uint64_t index, uint64_t entry)
     qcow2_span_add(&s->l1_dirty, (uint32_t)index, (uint32_t)index + 1);
 }
 
-/* Does the L1 entry lead to what is nothing but an L2 table, and its own? */
+/* Does the L1 entry lead to what is nothing but an L2 table?  One that is not
+ * its own will be copied, and loses a reference. */
 static bool is_only_l2(const struct qcow2 *s, uint64_t entry)
 {
-    return qcow2_overlap_find(s, entry & QCOW2_OFFSET_MASK, s->cluster_size) ==
-           QCOW2_META_L2;
+    unsigned shared = entry & QCOW2_COPIED ? 0 : QCOW2_META_TWICE;
+    unsigned kinds = qcow2_overlap_find(s, entry & QCOW2_OFFSET_MASK,
+                                        s->cluster_size);
+
+    return (kinds & ~shared) == QCOW2_META_L2;
 }
 
 int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
@@ -77,9 +81,12 @@ int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
     if (r < 0) {
         return r;
     }
+    if (from && !is_only_l2(s, old)) {
+        qcow2_cache_put(s->l2, from);
+        return qcow2_mark_corrupt(s);
+    }
     if (from && (old & QCOW2_COPIED)) {
-        r = is_only_l2(s, old) ? qcow2_keep_room(s, from)
-                               : qcow2_mark_corrupt(s);
+        r = qcow2_keep_room(s, from);
         if (r < 0) {
             qcow2_cache_put(s->l2, from);
         }

@@ -221,6 +221,24 @@ START_TEST(metadata_that_counts_as_free_is_not_overwritten)
 }
 END_TEST
 
+/* An L1 entry says that a table of another kind is an L2 table which is shared:
+ * it is not copied and freed. */
+START_TEST(metadata_that_an_l1_entry_leads_to_is_not_freed)
+{
+    unsigned char be[8];
+    char data[CLUSTER] = {1};
+
+    make_more();
+    store_be64(be, place(_i));
+    put(l1_offset() + 10 * 8, be, 8);
+    start();
+    ck_assert_int_eq(blk_pwrite(b, data, CLUSTER, (10 * 64 + 40) * CLUSTER, 0),
+                     -EIO);
+    ck_assert_uint_eq(get(72), 2); /* corrupt */
+    finish();
+}
+END_TEST
+
 /* An entry says that data are there, and may be overwritten or freed. */
 START_TEST(metadata_that_an_entry_leads_to_is_not_overwritten)
 {
@@ -324,6 +342,8 @@ int main(void)
     tcase_add_test(tc, the_refcount_table_is_not_free);
     tcase_add_loop_test(tc, metadata_that_counts_as_free_is_not_overwritten, 0,
                         5);
+    tcase_add_loop_test(tc, metadata_that_an_l1_entry_leads_to_is_not_freed, 0,
+                        3);
     tcase_add_loop_test(tc, metadata_that_an_entry_leads_to_is_not_overwritten,
                         0, 15);
     tcase_add_test(tc, a_refcount_table_that_lies_is_found_out_soon);
