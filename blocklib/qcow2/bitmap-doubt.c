@@ -66,16 +66,22 @@ static bool has_doubt(const struct qcow2_bitmap *qb)
     return false;
 }
 
+static bool any_doubt(const struct qcow2 *s) REQUIRES(s->arm_lock)
+{
+    list_for_each (e, &s->bitmaps) {
+        if (has_doubt(QB(e))) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* If nothing is in doubt. */
 static void free_orphans(struct qcow2 *s) REQUIRES(s->arm_lock)
 {
-    if (s->orphan_count == 0 || atomic_load(&s->node->bitmaps_doubt)) {
+    if (s->orphan_count == 0 || atomic_load(&s->node->bitmaps_doubt) ||
+        any_doubt(s)) {
         return;
-    }
-    list_for_each (e, &s->bitmaps) {
-        if (has_doubt(QB(e))) {
-            return;
-        }
     }
     mutex_lock(&s->meta);
     for (size_t i = 0; i < s->orphan_count; i++) {
@@ -211,11 +217,20 @@ void qcow2_entries_begin(struct qcow2 *s)
     notice_failure(s);
 }
 
+/* Of two flushes at once, one may be told what both of them missed: so there is
+ * one at a time, and the failure of one is known before the next. */
+static int flush_alone(struct qcow2 *s) REQUIRES(s->arm_lock)
+{
+    mutex_lock(&s->flush_lock);
+    int r = qcow2_flush_file(s);
+    mutex_unlock(&s->flush_lock);
+    return r;
+}
+
 int qcow2_flush_entries(struct qcow2 *s)
 {
-    int r = s->bitmaps_volatile ? 0 : node_flush(s->file);
+    int r = s->bitmaps_volatile ? 0 : flush_alone(s);
 
-    /* Of two flushes at once, one may be told what both of them missed. */
     if (r == 0 && atomic_load(&s->flush_failed)) {
         r = -EIO;
     }
@@ -294,7 +309,7 @@ static int write_size(struct qcow2 *s, uint64_t size)
 
     store_be64(be, size);
     int r = node_pwrite(s->file, be, sizeof(be), QCOW2_HDR_SIZE, 0);
-    return r < 0 ? r : node_flush(s->file);
+    return r < 0 ? r : qcow2_flush_file(s);
 }
 
 /* As memory has it.  Under the flush lock: fields of the header that others
@@ -351,7 +366,10 @@ void qcow2_bitmaps_sure(struct qcow2 *s)
 {
     s->header_doubt = false;
     s->size_doubt = false;
-    atomic_store(&s->node->bitmaps_doubt, false);
+    /* Tables that stay may lack what was armed without a flush. */
+    atomic_store(&s->node->bitmaps_doubt,
+                 s->bitmaps_volatile &&
+                     (atomic_load(&s->flush_failed) || any_doubt(s)));
     free_orphans(s);
 }
 

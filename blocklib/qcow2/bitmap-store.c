@@ -202,7 +202,7 @@ static int settle_table(struct qcow2 *s, struct qcow2_bitmap *qb,
     }
     r = qcow2_write_table(s, qb, fresh);
     if (r == 0) {
-        r = node_flush(s->file);
+        r = qcow2_flush_file(s);
     }
     if (r < 0) {
         doubt_table(s, qb, fresh);

@@ -165,6 +165,8 @@ int qcow2_flush_entries(struct qcow2 *s) REQUIRES(s->arm_lock);
 
 /* A flush by others has failed.  Takes no lock. */
 void qcow2_flush_failed(struct qcow2 *s);
+/* Flush the image's file; a failure is told in this way. */
+int qcow2_flush_file(struct qcow2 *s);
 
 /* Does the image need a new directory to have what memory has? */
 bool qcow2_needs_store(const struct qcow2 *s);

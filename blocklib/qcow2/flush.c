@@ -115,7 +115,7 @@ static int collect(struct qcow2 *s, struct round *w) REQUIRES(s->meta)
     return r;
 }
 
-static int flush_file(struct qcow2 *s)
+int qcow2_flush_file(struct qcow2 *s)
 {
     int r = node_flush(s->file);
 
@@ -155,13 +155,13 @@ static int write_piece(struct qcow2 *s, const struct piece *p)
     if (qcow2_span_empty(&p->span)) {
         return 0;
     }
-    int r = flush_file(s);
+    int r = qcow2_flush_file(s);
     if (r == 0) {
         node_event(s->file, p->write_event);
         r = write_entries(s, p);
     }
     if (r == 0 && p->moved) {
-        r = flush_file(s);
+        r = qcow2_flush_file(s);
     }
     if (r == 0 && p->moved) {
         node_event(s->file, p->switch_event);
@@ -188,7 +188,7 @@ static int write_round(struct qcow2 *s, const struct round *w, bool to_disk)
         r = write_piece(s, &w->reftable);
     }
     if (r == 0 && (w->l2_count > 0 || !qcow2_span_empty(&w->l1.span))) {
-        r = flush_file(s);
+        r = qcow2_flush_file(s);
     }
     if (r == 0) {
         r = qcow2_cache_write(s->l2, w->l2, w->l2_count);
@@ -199,7 +199,7 @@ static int write_round(struct qcow2 *s, const struct round *w, bool to_disk)
     if (r == 0 && to_disk) {
         node_event(s->file, EVENT_FLUSH_TO_DISK);
     }
-    return r < 0 ? r : flush_file(s);
+    return r < 0 ? r : qcow2_flush_file(s);
 }
 
 static void give_back(const struct piece *p, struct qcow2_span *dirty,

@@ -73,7 +73,7 @@ static int put(struct head *h, uint64_t from, uint64_t len)
 {
     int r = node_pwrite(h->s->file, h->bytes + from, len, from, 0);
 
-    return r < 0 ? r : node_flush(h->s->file);
+    return r < 0 ? r : qcow2_flush_file(h->s);
 }
 
 static void fill(struct head *h, uint64_t at, const struct qcow2_bitmaps_ext *x)
