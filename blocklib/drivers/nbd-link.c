@@ -583,8 +583,13 @@ void remote_disconnect(struct remote *r)
     }
     for (unsigned i = 0; i < r->count; i++) {
         thread_join(r->links[i].thread);
+    }
+    mutex_lock(&r->lock); /* a yank may still come, when an open has failed */
+    for (unsigned i = 0; i < r->count; i++) {
         (void)close(r->links[i].kick);
     }
+    r->count = 0;
+    mutex_unlock(&r->lock);
     error_free(r->why);
     r->why = NULL;
 }
