@@ -334,14 +334,24 @@ void listeners_close(struct listeners *l)
     }
 }
 
+/* Who does not answer at all has so long for each of its addresses. */
+#define CONNECT_S 10
+
 static int connect_to(int domain, const struct sockaddr *sa, socklen_t len,
                       int *fdp)
 {
+    static const struct timeval limit = {.tv_sec = CONNECT_S};
+    static const struct timeval none = {.tv_sec = 0};
     CLEANUP_CLOSE int fd = socket(domain, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
-    if (fd < 0 || connect(fd, sa, len) < 0) {
+    if (fd < 0) {
         return -errno;
     }
+    (void)setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+    if (connect(fd, sa, len) < 0) {
+        return errno == EINPROGRESS || errno == EAGAIN ? -ETIMEDOUT : -errno;
+    }
+    (void)setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &none, sizeof(none));
     *fdp = fd;
     fd = -1;
     return 0;

@@ -2,8 +2,9 @@
 
 /*
  * Each monitor has room for a number of sessions, whatever others have.
- * One thread looks after all monitors: it accepts clients, connects again
- * where that is asked for, and joins the threads of sessions that have ended.
+ * One thread looks after all monitors: it accepts clients, has another thread
+ * connect again where that is asked for, as names and hosts may be silent for
+ * long, and joins the threads of sessions that have ended.
  * Events and replies meet in the sessions' output, which only the monitor
  * lock's holder fills, so that all sessions see them in the same order.
  */
@@ -38,11 +39,15 @@
 #define STOP_NS   (2 * SECOND)
 
 struct monitor {
+    struct monitors *all;
     struct chardev *chardev;
     bool pretty;
     bool connected; /* does not listen: it has a session */
     unsigned sessions;
     uint64_t retry_at; /* when to connect again, if it does */
+    bool dialing;      /* there is a dialer, which has the chardev's channel */
+    pthread_t dialer;
+    _Atomic bool dialed; /* it has ended */
 };
 
 struct link {
@@ -130,6 +135,11 @@ static void add_session(struct monitors *m, struct monitor *mon,
     }
 }
 
+static void retry_later(struct monitor *mon)
+{
+    mon->retry_at = now_ns() + chardev_reconnect(mon->chardev) * SECOND;
+}
+
 /* Free the sessions that have ended, or, with @all, wait for each. */
 static void reap(struct monitors *m, bool all)
 {
@@ -153,7 +163,7 @@ static void reap(struct monitors *m, bool all)
         session_free(link->session);
         mon->connected = false;
         mon->sessions--;
-        mon->retry_at = now_ns() + chardev_reconnect(mon->chardev) * SECOND;
+        retry_later(mon);
         free(link);
     }
 }
@@ -223,17 +233,47 @@ static bool accept_clients(struct monitors *m, struct monitor *mon)
 
 static bool may_reconnect(const struct monitor *mon)
 {
-    return !mon->connected && chardev_reconnect(mon->chardev) > 0;
+    return !mon->connected && !mon->dialing &&
+           chardev_reconnect(mon->chardev) > 0;
+}
+
+static void *dial(void *arg)
+{
+    struct monitor *mon = arg;
+
+    (void)chardev_connect(mon->chardev, NULL);
+    atomic_store(&mon->dialed, true);
+    kick(mon->all);
+    return NULL;
+}
+
+static void begin_dialing(struct monitor *mon)
+{
+    atomic_store(&mon->dialed, false);
+    mon->dialing = thread_start(&mon->dialer, "qmp-dial", dial, mon) == 0;
+    if (!mon->dialing) {
+        retry_later(mon);
+    }
+}
+
+static void end_dialing(struct monitor *mon)
+{
+    thread_join(mon->dialer);
+    mon->dialing = false;
+    retry_later(mon);
 }
 
 static void reconnect(struct monitors *m, struct monitor *mon)
 {
     struct channel ch;
 
-    if (chardev_connect(mon->chardev, NULL) < 0) {
-        mon->retry_at = now_ns() + chardev_reconnect(mon->chardev) * SECOND;
-    } else if (chardev_take(mon->chardev, &ch)) {
-        add_session(m, mon, &ch);
+    if (mon->dialing && atomic_load(&mon->dialed)) {
+        end_dialing(mon);
+        if (chardev_take(mon->chardev, &ch)) {
+            add_session(m, mon, &ch);
+        }
+    } else if (may_reconnect(mon) && mon->retry_at <= now_ns()) {
+        begin_dialing(mon);
     }
 }
 
@@ -296,9 +336,7 @@ static void *monitors_thread(void *arg)
             struct monitor *mon = &m->monitors[i];
 
             rest |= accept_clients(m, mon);
-            if (may_reconnect(mon) && mon->retry_at <= now_ns()) {
-                reconnect(m, mon);
-            }
+            reconnect(m, mon);
         }
         if (rest) {
             (void)poll(fds, 1, 100); /* those clients wait: do not spin */
@@ -318,6 +356,9 @@ struct monitors *monitors_new(struct daemon *d, struct chardevs *chardevs)
     }
     m->daemon = d;
     m->chardevs = chardevs;
+    for (unsigned i = 0; i < MONITORS_MAX; i++) {
+        m->monitors[i].all = m;
+    }
     list_init(&m->links);
     m->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (m->wake < 0) {
@@ -415,6 +456,11 @@ void monitors_stop(struct monitors *m)
     if (m->started) {
         thread_join(m->thread);
         m->started = false;
+    }
+    for (unsigned i = 0; i < m->count; i++) {
+        if (m->monitors[i].dialing) {
+            end_dialing(&m->monitors[i]);
+        }
     }
     mutex_lock(&m->lock);
     list_for_each (l, &m->links) {

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 nbdelta = sys.argv[1]
 CAPABLE = {'execute': 'qmp_capabilities'}
@@ -44,7 +45,6 @@ def connect(path):
             s.connect(path)
             return Client(s)
         except OSError:
-            import time
             time.sleep(0.05)
     raise AssertionError(f'nobody listens at {path}')
 
@@ -176,4 +176,25 @@ for _ in range(2):
     assert client.recv() == {'return': {}}
     assert client.recv() == {'return': {}, 'id': 1}
     client.sock.shutdown(socket.SHUT_RDWR)
+quit(p, other)
+
+# A host that is silent keeps nobody else from a monitor.
+p = start('--chardev', 'socket,id=a,path=silent,reconnect=1', '--monitor', 'a',
+          '--qmp', 'c.sock')
+other = connect('c.sock').greeted()
+sock = socket.socket(socket.AF_UNIX)
+sock.bind('silent')
+sock.listen(0)
+waiting = []
+while True:
+    s = socket.socket(socket.AF_UNIX)
+    waiting.append(s)
+    s.setblocking(False)
+    try:
+        s.connect('silent')
+    except BlockingIOError:
+        break  # who comes now waits, for ever
+for _ in range(8):
+    connect('c.sock').greeted().sock.close()
+    time.sleep(0.25)
 quit(p, other)
