@@ -345,7 +345,7 @@ static void end_exports(struct daemon *d, const struct node *n)
         }
         free(id);
     }
-    exports_settle(d->exports, d->jobs);
+    exports_settle(d->exports, d->jobs, 0);
 }
 
 /* -EBUSY: somebody else has it; it stays then. */

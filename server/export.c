@@ -21,7 +21,7 @@
 #include "nbdelta/thread.h"
 #include "tls-policy.h"
 
-/* How long what is to be deleted waits for its disk to be drained; how often
+/* How long what is to be deleted waits for its disks to be drained; how often
  * it is tried again. */
 #define COLLECT_NS UINT64_C(1000000000)
 #define STUCK_MS   1000
@@ -652,13 +652,17 @@ static void delete(struct exports *s, struct export *e)
  * stays then, for the collector. */
 void exports_collect(struct exports *s, struct jobs *j)
 {
+    uint64_t end = now_ns() + COLLECT_NS;
     struct export *e;
     uint64_t n;
 
     mutex_is_held(&j->lock);
     (void)!read(s->gone_fd, &n, sizeof(n));
     while ((e = take_gone(s))) {
-        if (e->bitmap_count == 0 || blk_settle(e->blk, COLLECT_NS)) {
+        uint64_t now = now_ns();
+        uint64_t left = end > now ? end - now : 0;
+
+        if (e->bitmap_count == 0 || blk_settle(e->blk, left)) {
             delete(s, e);
         } else {
             set_stuck(s, e);
@@ -736,7 +740,7 @@ void exports_stop(struct exports *s)
     }
 }
 
-static bool has_removed(struct exports *s)
+static bool has_removed(struct exports *s, uint64_t server)
 {
     bool found = false;
 
@@ -744,7 +748,8 @@ static bool has_removed(struct exports *s)
     list_for_each (l, &s->list) {
         const struct export *e = list_entry(l, struct export, in_set);
 
-        found |= e->of ? e->of->removed : e->removed;
+        e = e->of ? e->of : e;
+        found |= e->removed && (server == 0 || e->server == server);
     }
     mutex_unlock(&s->lock);
     return found;
@@ -776,10 +781,10 @@ void exports_settle_one(struct exports *s, struct jobs *j, const char *id)
     }
 }
 
-void exports_settle(struct exports *s, struct jobs *j)
+void exports_settle(struct exports *s, struct jobs *j, uint64_t server)
 {
     exports_collect(s, j);
-    while (has_removed(s)) {
+    while (has_removed(s, server)) {
         cond_wait(&s->collected, &j->lock);
         exports_collect(s, j);
     }

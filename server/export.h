@@ -191,13 +191,14 @@ int exports_start(struct exports *s, struct error **errp);
 void exports_stop(struct exports *s);
 
 /* Delete those that are removed and without clients, and tell of it
- * (BLOCK_EXPORT_DELETED); but one whose disk does not come to rest within a
- * second is left to the thread. */
+ * (BLOCK_EXPORT_DELETED); but those whose disks do not come to rest within a
+ * second in all, or a moment each, are left to the thread. */
 void exports_collect(struct exports *s, struct jobs *j) REQUIRES(j->lock);
 
-/* Wait until all that are removed are deleted, with the monitor lock given up
- * meanwhile. */
-void exports_settle(struct exports *s, struct jobs *j) REQUIRES(j->lock);
+/* Wait until all of @server (0: of all) that are removed are deleted, with the
+ * monitor lock given up meanwhile. */
+void exports_settle(struct exports *s, struct jobs *j, uint64_t server)
+    REQUIRES(j->lock);
 
 /* Give up the monitor lock for a moment, at most until one is deleted; then
  * collect. */

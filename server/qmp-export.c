@@ -115,10 +115,11 @@ static int cmd_server_stop(struct qmp_call *call, struct error **errp)
         return -ENOENT;
     }
     mutex_is_held(&d->jobs->lock);
-    exports_remove_all(d->exports, server_serial(s));
+    uint64_t serial = server_serial(s);
+    exports_remove_all(d->exports, serial);
     server_close(s);
     server_unref(s);
-    exports_settle(d->exports, d->jobs);
+    exports_settle(d->exports, d->jobs, serial);
     return 0;
 }
 
