@@ -125,8 +125,8 @@ int qcow2_flush_file(struct qcow2 *s)
     return r;
 }
 
-/* The entries, except for pages of zeroes where the file has a hole: it reads as
- * they do, and may have no room for them. */
+/* The entries, except for pages of zeroes where the file has a hole: it reads
+ * as they do, and may have no room for them. */
 static int write_entries(struct qcow2 *s, const struct piece *p)
 {
     uint64_t first = p->span.from * UINT64_C(8);
