@@ -38,6 +38,7 @@ struct pull {
     char *checkpoint; /* or NULL */
     uint64_t drained_ns;
     uint64_t expire_ns; /* 0: never */
+    uint64_t stuck_until; /* now_ns() when it is tried again to end it */
     struct server *server;
     char *server_id; /* of one that runs, if it has a name */
     bool own_server;
@@ -85,6 +86,9 @@ int pull_own_policy(const struct pull *s, struct tls_policy **pp,
 
 /* -EACCES: no client of the session's server could open one of the exports. */
 int pull_check_rules(const struct pull *s, struct error **errp);
+
+/* One that is not ending, or NULL.  Monitor lock. */
+struct pull *pull_find(const struct pulls *p, const char *id);
 
 /* End @s without success; @result as BACKUP_ENDED has it.  Monitor lock, which
  * is given up meanwhile. */

@@ -14,9 +14,15 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/graph.h"
 #include "nbdelta/job.h"
 #include "nbdelta/point.h"
 #include "pull-priv.h"
+
+/* How long a session that expires waits for its disks to come to rest, each of
+ * them, and when that is tried again. */
+#define REST_NS  (2 * NS)
+#define RETRY_NS (10 * NS)
 
 /* --- Queries --- */
 
@@ -100,26 +106,65 @@ static uint64_t time_left(struct pulls *p, const struct pull *s)
     return left;
 }
 
-/* Returns when to look again. */
-static uint64_t look(struct pulls *p)
+/* When it is to be ended, from now; 0: now. */
+static uint64_t ends_in(struct pulls *p, const struct pull *s)
+{
+    uint64_t left = time_left(p, s);
+    uint64_t now = now_ns();
+
+    return s->stuck_until > now ? max_u64(left, s->stuck_until - now) : left;
+}
+
+/* Returns when to look again; 0: *id, which is the caller's, has expired. */
+static uint64_t look(struct pulls *p, char **id)
 {
     uint64_t next = UINT64_MAX;
 
-    list_for_each_safe (at, &p->sessions) {
+    list_for_each (at, &p->sessions) {
         struct pull *s = pull_of(at);
         if (s->ending) {
             continue;
         }
         tell_lost(p, s);
-        uint64_t left = time_left(p, s);
-        if (left == 0) {
-            /* It gives up the lock: the list may be another one then. */
-            pull_fail(p, s, "expired");
+        uint64_t left = ends_in(p, s);
+        if (left == 0 && (*id = strdup(s->id)) != NULL) {
             return 0;
         }
-        next = min_u64(next, left);
+        next = min_u64(next, left > 0 ? left : NS);
     }
     return next;
+}
+
+/* Its end drains its disks, under locks that others need: so that is waited for
+ * without them, as commands do. */
+static bool come_to_rest(struct pulls *p, const char *id)
+{
+    CLEANUP_JSON json_t *nodes = json_object();
+    const char *node;
+    json_t *value;
+    bool calm = true;
+
+    mutex_lock(&p->daemon->jobs->lock);
+    pulls_name_nodes(p, id, nodes);
+    mutex_unlock(&p->daemon->jobs->lock);
+    json_object_foreach (nodes, node, value) {
+        calm = calm && graph_settle(p->daemon->graph, node, REST_NS, NULL) == 0;
+    }
+    return calm;
+}
+
+static void expire(struct pulls *p, const char *id)
+{
+    bool calm = come_to_rest(p, id);
+
+    mutex_lock(&p->daemon->jobs->lock);
+    struct pull *s = pull_find(p, id);
+    if (s && !calm) {
+        s->stuck_until = now_ns() + RETRY_NS;
+    } else if (s && time_left(p, s) == 0) {
+        pull_fail(p, s, "expired");
+    }
+    mutex_unlock(&p->daemon->jobs->lock);
 }
 
 static void *thread(void *arg)
@@ -129,11 +174,16 @@ static void *thread(void *arg)
 
     while (!atomic_load(&p->stopping)) {
         struct pollfd fd = {.fd = p->wake, .events = POLLIN};
+        CLEANUP_FREE char *id = NULL;
         uint64_t n;
 
         mutex_lock(&j->lock);
-        uint64_t next = look(p);
+        uint64_t next = look(p, &id);
         mutex_unlock(&j->lock);
+        if (id) {
+            expire(p, id);
+            continue;
+        }
         uint64_t ms = div_up(min_u64(next, 3600 * NS), NS / 1000);
         (void)poll(&fd, 1, next == UINT64_MAX ? -1 : (int)ms);
         (void)!read(p->wake, &n, sizeof(n));

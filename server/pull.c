@@ -729,7 +729,7 @@ void pull_fail(struct pulls *p, struct pull *s, const char *result)
     finish(p, s, result);
 }
 
-static struct pull *find(const struct pulls *p, const char *id)
+struct pull *pull_find(const struct pulls *p, const char *id)
 {
     list_for_each (at, &p->sessions) {
         struct pull *s = pull_of(at);
@@ -742,7 +742,7 @@ static struct pull *find(const struct pulls *p, const char *id)
 
 void pulls_name_nodes(const struct pulls *p, const char *id, json_t *names)
 {
-    const struct pull *s = find(p, id);
+    const struct pull *s = pull_find(p, id);
 
     for (unsigned i = 0; s && i < s->count; i++) {
         (void)json_object_set_new(names, node_name(s->disks[i].node),
@@ -753,7 +753,7 @@ void pulls_name_nodes(const struct pulls *p, const char *id, json_t *names)
 int pulls_end(struct pulls *p, const char *id, bool success, const json_t *drop,
               struct error **errp)
 {
-    struct pull *s = find(p, id);
+    struct pull *s = pull_find(p, id);
 
     if (!s) {
         return error_set(errp, ENOENT, "There is no backup '%.200s'", id);

@@ -173,6 +173,22 @@ def a_command_does_not_wait_for_ever(far):
         Session().ask('block-dirty-bitmap-add', node='far', name='b')
 
 
+def a_backup_that_expires_holds_up_nobody(far):
+    with start(far) as d:
+        d.ask('backup-begin', disks=[{'node': 'far'}], expire=4)
+        clients = hang(far)
+        end = time.monotonic() + 8
+        while time.monotonic() < end:
+            others_go_on()
+            time.sleep(0.2)
+        far.go_on()
+        end = time.monotonic() + 60
+        while d.ask('query-backups'):
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        del clients
+
+
 def who_comes_back_and_leaves_again_is_gone(far):
     def descriptors():
         return len(os.listdir(f'/proc/{d.process.pid}/fd'))
@@ -335,6 +351,7 @@ def main():
     only = sys.argv[1:]
     for test in (clients_and_commands_of_others_go_on,
                  a_command_does_not_wait_for_ever,
+                 a_backup_that_expires_holds_up_nobody,
                  who_comes_back_and_leaves_again_is_gone,
                  an_export_goes_while_another_of_its_disk_hangs,
                  the_end_has_a_limit,
