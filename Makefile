@@ -3,6 +3,8 @@
 #   make                      build everything into $(O)
 #   make check                install what is missing, build, run all tests;
 #                             T='qcow2-* error' runs the tests of these names
+#   make check-peers          the same with the QEMU, libnbd and nbdkit of Debian
+#                             13, in a tree of it below $(O) (needs root)
 #   make demo                 install what is missing, build, show the main job;
 #                             KEEP=DIR leaves its backups there
 #   make check-valgrind       unit tests under valgrind (T= as above)
@@ -89,7 +91,7 @@ PLUGIN_PKGS := $(LIB_PKGS)
 
 # These goals build nothing themselves; check and demo install what is
 # missing before they start the make that looks.
-NO_LOOKUP := check check-iotests demo bench packages clean help uninstall \
+NO_LOOKUP := check check-peers check-iotests demo bench packages clean help uninstall \
     install-files
 goals := $(filter-out $(NO_LOOKUP),$(or $(MAKECMDGOALS),all))
 
@@ -240,11 +242,22 @@ FOR_TESTS = BUILD='$(abspath $(O))' SRCDIR='$(CURDIR)' CC='$(CC)' \
 # A make of its own, which looks for the packages that are there by now.
 SUBMAKE = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
 
-.PHONY: check check-run check-iotests check-iotests-run check-valgrind demo crash faults stress demo-run bench bench-run packages \
+.PHONY: check check-run check-peers check-iotests check-iotests-run check-valgrind demo crash faults stress demo-run bench bench-run packages \
         FORCE
 check:
 	$(Q)tests/packages.sh build test
 	$(Q)+$(SUBMAKE) check-run
+
+# All of `make check` in Debian 13, built there: what is ours with its
+# libraries, and its clients and servers for peers.
+PEERS := trixie
+check-peers:
+	$(Q)tests/packages.sh peers
+	$(Q)rc=0; tests/peers.sh '$(O)/$(PEERS)' $(PEERS) sh -c \
+	    'tests/packages.sh build test && exec make "$$@"' sh \
+	    --no-print-directory check O='$(O)/$(PEERS)/build' CC=gcc \
+	    SANITIZE= T='$(T)' JOBS='$(JOBS)' || rc=$$?; \
+	    [ $$rc -eq 0 ] || [ $$rc -eq 77 ]
 
 demo:
 	$(Q)tests/packages.sh build test

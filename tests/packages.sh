@@ -1,7 +1,8 @@
 #!/bin/bash
 # tests/packages.sh GROUP...    install the missing Debian packages of groups
 #
-# Groups: build (compile), test (make check, demo, bench), dev (the rest).
+# Groups: build (compile), test (make check, demo, bench), peers (make
+# check-peers), dev (the rest).
 # With everything there it does nothing and needs neither root nor network.
 set -eu -o pipefail
 
@@ -13,11 +14,13 @@ packages_of() {
     test)
         echo check fio gnutls-bin groff-base jq libnbd-bin nbdkit procps python3-libnbd \
             qemu-system-common qemu-system-x86 qemu-utils socat ;;
+    peers)
+        echo debootstrap ;;
     dev)
         echo clang clang-format clang-tidy cppcheck libclang-rt-14-dev \
             nbd-client shellcheck valgrind ;;
     *)
-        echo "usage: tests/packages.sh build|test|dev..." >&2
+        echo "usage: tests/packages.sh build|test|peers|dev..." >&2
         return 2 ;;
     esac
 }
