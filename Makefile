@@ -3,8 +3,10 @@
 #   make                      build everything into $(O)
 #   make check                install what is missing, build, run all tests;
 #                             T='qcow2-* error' runs the tests of these names
-#   make check-peers          the same with the QEMU, libnbd and nbdkit of Debian
-#                             13, in a tree of it below $(O) (needs root)
+#   make check-peers          those that have QEMU, libnbd and nbdkit for peers,
+#                             with Debian 13's, in a tree of it below $(O), and
+#                             libnbd's own tests of servers (needs root);
+#                             T='?*' runs all tests there
 #   make demo                 install what is missing, build, show the main job;
 #                             KEEP=DIR leaves its backups there
 #   make check-valgrind       unit tests under valgrind (T= as above)
@@ -248,16 +250,28 @@ check:
 	$(Q)tests/packages.sh build test
 	$(Q)+$(SUBMAKE) check-run
 
-# All of `make check` in Debian 13, built there: what is ours with its
-# libraries, and its clients and servers for peers.
+# Built in Debian 13, with its libraries: the tests that have its clients and
+# servers for peers, then libnbd's own.  T='?*' runs all of `make check` there.
 PEERS := trixie
+PEER_TESTS := backup-compress backup-zeroes bitmap-below bitmap-broken \
+    bitmap-interop bitmaps-persistent blkdebug-throttle colon-names create \
+    data-file devices export-leave fleecing foreign-formats image-locks info \
+    iotest-124 map named-disk nbd-* odd-sizes plugin-* private-copies \
+    pull-access pull-disks pull-others qcow2-matrix qmp-backup qmp-bitmaps \
+    qmp-commit qmp-create qmp-exports qmp-schema qmp-snapshot qsd-compare \
+    qsd-options serve-activation symbols track trim vm-compat
+peer_tests = $(if $(filter-out *,$(T)),$(T),$(PEER_TESTS))
+in_peers = tests/peers.sh '$(O)/$(PEERS)' $(PEERS)
 check-peers:
 	$(Q)tests/packages.sh peers
-	$(Q)rc=0; tests/peers.sh '$(O)/$(PEERS)' $(PEERS) sh -c \
+	$(Q)rc=0; $(in_peers) sh -c \
 	    'tests/packages.sh build test && exec make "$$@"' sh \
 	    --no-print-directory check O='$(O)/$(PEERS)/build' CC=gcc \
-	    SANITIZE= T='$(T)' JOBS='$(JOBS)' || rc=$$?; \
-	    [ $$rc -eq 0 ] || [ $$rc -eq 77 ]
+	    SANITIZE= T='$(peer_tests)' JOBS='$(JOBS)' || rc=$$?; \
+	if [ $$rc -eq 0 ] && [ '$(T)' = '*' ]; then \
+	    $(in_peers) env BUILD='$(abspath $(O)/$(PEERS)/build)' \
+	        tests/peers-libnbd.sh '$(O)/$(PEERS)/libnbd' || rc=$$?; fi; \
+	[ $$rc -eq 0 ] || [ $$rc -eq 77 ]
 
 demo:
 	$(Q)tests/packages.sh build test
