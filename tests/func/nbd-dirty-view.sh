@@ -14,7 +14,7 @@ runs() {
         jq -c '[.[] | select(.type == 0) | [.offset, .length]]'
 }
 absent() {
-    if nbdinfo --size "$(uri_of "$1")" 2>err; then
+    if nbdcopy "$(uri_of "$1")" null: 2>err; then
         fail "$1 is there"
     fi
     grep -qF "server has no export named '$1'" err || fail "$(cat err)"

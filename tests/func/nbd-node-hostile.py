@@ -508,11 +508,13 @@ class LongExtent(Server):
 def extents_are_checked():
     for kind, good in ((WrongContext, False), (NoExtents, False),
                        (EmptyExtent, False), (OddExtents, False),
-                       (LongExtent, True), (Server, True)):
+                       (LongExtent, None), (Server, True)):
         server = kind()
         r = subprocess.run(["nbdelta", "map", disk()], timeout=60,
                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         server.stop()
+        if good is None:    # libnbd 1.22 takes no extent beyond the request
+            good = b"Protocol error" not in r.stderr
         assert (r.returncode == 0) == good, (kind, r)
         if good:
             assert r.stdout.count(b"\n") == 2 and b"1048576" in r.stdout, r

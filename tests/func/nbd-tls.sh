@@ -67,7 +67,7 @@ opens() {
     [ "$(cat size)" = 33554432 ] || fail "$1 has $(cat size) bytes"
 }
 refuses() {
-    if nbdinfo --size "$1" >size 2>err; then
+    if nbdcopy "$1" null: 2>err; then
         fail "opened: $1"
     fi
     grep -q -e "$2" err || fail "$1: not '$2' but $(cat err)"

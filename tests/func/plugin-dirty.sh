@@ -81,7 +81,7 @@ qemu-img bitmap --add over.qcow2 own
 serve_plugin over.qcow2
 runs own >/dev/null
 for bitmap in nosuch fine; do
-    if nbdinfo --size "$(view $bitmap)" 2>err; then
+    if nbdcopy "$(view $bitmap)" null: 2>err; then
         fail "there is a view of $bitmap"
     fi
 done

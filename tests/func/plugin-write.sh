@@ -129,7 +129,7 @@ cmp data.raw near.raw
 nbdcopy "$(uri_of far)" far.raw
 cmp out.raw far.raw
 for name in d a@dirty=y d@dirty=x @dirty= a@dirty; do
-    if nbdinfo --size "$(uri_of "$name")" 2>err; then
+    if nbdcopy "$(uri_of "$name")" null: 2>err; then
         fail "there is an export $name"
     fi
     grep -q "has no export named '$name'" err
