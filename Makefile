@@ -265,7 +265,7 @@ in_peers = tests/peers.sh '$(O)/$(PEERS)' $(PEERS)
 check-peers:
 	$(Q)tests/packages.sh peers
 	$(Q)rc=0; $(in_peers) sh -c \
-	    'tests/packages.sh build test && exec make "$$@"' sh \
+	    'tests/packages.sh build test || exit 77; exec make "$$@"' sh \
 	    --no-print-directory check O='$(O)/$(PEERS)/build' CC=gcc \
 	    SANITIZE= T='$(peer_tests)' JOBS='$(JOBS)' || rc=$$?; \
 	if [ $$rc -eq 0 ] && [ '$(T)' = '*' ]; then \

@@ -50,8 +50,8 @@ if [ ! -e built ]; then
     # In a shell of its own: errexit does not hold within a condition.
     if ! "$here/tests/peers-libnbd.sh" "$dir" --build </dev/null >log 2>&1; then
         tail -n 20 log
-        echo "libnbd's tests cannot be built"
-        exit 1
+        echo "skipped: libnbd's tests cannot be had or built here"
+        exit 77
     fi
     touch built
 fi
