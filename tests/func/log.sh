@@ -2,6 +2,7 @@
 # What nobody was asked about is in the log, a line an event: a guest's failed
 # I/O (once, however often), a failed job, a backup's point in time that is
 # lost, a bitmap that cannot be trusted.  No name in it steers a terminal.
+# shellcheck disable=SC2317  # functions that wait_until calls
 set -eu -o pipefail
 
 # shellcheck source=tests/func/lib.sh

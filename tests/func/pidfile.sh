@@ -28,8 +28,8 @@ for how in none stale none stale none stale none stale; do
     start b
     two=$!
     decided() {
-        ready_or_gone $one || ready_or_gone $two || return 1
-        ! kill -0 $one 2>/dev/null || ! kill -0 $two 2>/dev/null
+        ready_or_gone "$one" || ready_or_gone "$two" || return 1
+        ! kill -0 "$one" 2>/dev/null || ! kill -0 "$two" 2>/dev/null
     }
     wait_until "one has ended" decided
     if kill -0 $one 2>/dev/null; then
@@ -49,7 +49,9 @@ for how in none stale none stale none stale none stale; do
     # Nor later.
     rc=0
     nbdelta serve -U "$PWD/c" --pidfile p -f raw c=/dev/null >out 2>&1 || rc=$?
-    [ $rc -eq 1 ] && grep -q "(the file says $winner)" out || fail "$(cat out)"
+    if [ $rc -ne 1 ] || ! grep -q "(the file says $winner)" out; then
+        fail "$(cat out)"
+    fi
     if command -v qemu-storage-daemon >/dev/null; then
         rc=0
         qemu-storage-daemon --pidfile p --daemonize >out 2>&1 || rc=$?
@@ -90,7 +92,9 @@ nbdelta serve -U "$PWD/a" --pidfile p --daemonize -f raw a=a.raw
 server=$(cat p)
 rc=0
 nbdelta serve -U "$PWD/c" --pidfile p -f raw c=b.raw >out 2>&1 || rc=$?
-[ $rc -eq 1 ] && grep -q 'belongs to another process' out || fail "$(cat out)"
+if [ $rc -ne 1 ] || ! grep -q 'belongs to another process' out; then
+    fail "$(cat out)"
+fi
 kill -TERM "$server"
 wait_until "it has ended" test ! -e p
 server=
@@ -108,7 +112,9 @@ serve_refused "cannot open 'p'" -U "$PWD/a" --pidfile p -f raw a=a.raw
 rmdir p
 ln -s target p
 serve_refused "cannot open 'p'" -U "$PWD/a" --pidfile p -f raw a=a.raw
-[ ! -e target ] && [ -L p ] || fail "a link was followed"
+if [ -e target ] || [ ! -L p ]; then
+    fail "a link was followed"
+fi
 rm p
 
 # An empty one is nobody's.

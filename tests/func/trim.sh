@@ -32,11 +32,11 @@ serve disk=disk.raw 'kept=json:{"driver": "raw", "discard": "ignore",
     "file": {"driver": "file", "filename": "kept.raw"}}' \
     --blockdev raw,node-name=old,file.driver=file,file.filename=old.raw \
     --export nbd,id=old,node-name=old,writable=on 2>log
-client disk 0 done
+client disk 0 'done'
 kept disk.raw && fail "a trim has freed nothing"
 [ ! -s log ] || fail "without a reason: $(cat log)"
 for name in kept old; do
-    client $name 0 done
+    client $name 0 'done'
     kept $name.raw || fail "a trim was not ignored"
     n=$(grep -c "export '$name': clients trim, and nothing is freed" log) || :
     [ "$n" -eq 1 ] || fail "$n lines of $name: $(cat log)"
@@ -48,7 +48,7 @@ refused: the range is not inside" log) || :
 
 qmp blockdev-snapshot-sync device=disk "snapshot-file=$PWD/over.qcow2" >out
 qemu-io -f raw -c 'write -P 2 0 8M' "$(uri_of disk)" >out
-client disk 0 done
+client disk 0 'done'
 stop_server
 kept over.qcow2 && fail "after a snapshot trims are ignored"
 grep -q "export 'disk': clients trim" log && fail "$(cat log)"
