@@ -301,7 +301,11 @@ static bool undo_one(maker make, bool bad, unsigned first, unsigned second)
     if (r < 0) {
         expect_dirty("d0.qcow2", 8 << 20);
     }
+#ifdef __SANITIZE_THREAD__ /* which has a thread of its own, from some time on */
+    ck_assert_uint_le(threads(), before + 1);
+#else
     ck_assert_uint_eq(threads(), before);
+#endif
     (void)unlink("d0.qcow2");
     (void)unlink("d1.qcow2");
     return r < 0 && both;
