@@ -126,7 +126,7 @@ endif
 #--- what is built from what ----------------------------------------------
 
 BLOCKLIB_SRC := $(sort $(wildcard blocklib/*/*.c))
-SERVER_SRC   := $(sort $(wildcard server/*.c))
+SERVER_SRC   := $(sort $(wildcard server/*.c server/*/*.c))
 PLUGIN_SRC   := $(sort $(wildcard plugin/*.c))
 UNIT_SRC     := $(sort $(wildcard tests/unit/test-*.c))
 FUZZ_SRC     := $(sort $(wildcard tests/fuzz/fuzz-*.c))
@@ -152,7 +152,7 @@ BLOCKLIB  := $(O)/libnbdelta.a
 SERVERLIB := $(O)/libserver.a
 # Those are the ones that include one of its headers.
 space := $(subst ,, )
-SERVER_H := $(subst $(space),\|,$(strip $(notdir $(wildcard server/*.h))))
+SERVER_H := $(subst $(space),\|,$(strip $(patsubst server/%,%,$(wildcard server/*.h server/*/*.h))))
 INSIDE := $(if $(UNIT_SRC)$(FUZZ_SRC),$(shell grep -l \
     '^$(hash)include "\($(SERVER_H)\)"' $(UNIT_SRC) $(FUZZ_SRC)))
 

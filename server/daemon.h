@@ -25,8 +25,8 @@ struct daemon {
     struct exports *exports;   /* export.h */
     struct monitors *monitors; /* monitor.h */
     struct objects *objects;   /* object.h */
-    struct pulls *pulls;       /* pull.h */
-    struct servers *servers;   /* listen.h */
+    struct pulls *pulls;       /* backup/session.h */
+    struct servers *servers;   /* nbd/server.h */
     struct devices *devices;   /* device.h */
     struct io_tasks *io_tasks; /* qemu-io.h */
     bool vm_compat;            /* as an emulator, not as a storage daemon */

@@ -11,7 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "cli.h"
+#include "cli/cli.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/text.h"
 #include "nbdelta/thread.h"

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-#ifndef PROCESS_H
-#define PROCESS_H
+#ifndef NBDELTA_SERVER_PROCESS_H
+#define NBDELTA_SERVER_PROCESS_H
 
 #include <signal.h>
 #include <stdbool.h>
@@ -25,4 +25,4 @@ bool process_begin(void);
  */
 void process_take_signals(sigset_t *set);
 
-#endif /* PROCESS_H */
+#endif /* NBDELTA_SERVER_PROCESS_H */

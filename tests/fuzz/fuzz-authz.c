@@ -8,9 +8,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "authz.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "objects/authz.h"
 
 static void check(bool ok)
 {

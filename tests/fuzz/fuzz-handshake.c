@@ -11,18 +11,18 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "conn.h"
 #include "daemon.h"
-#include "export.h"
-#include "listen.h"
+#include "nbd/conn.h"
+#include "nbd/export.h"
+#include "nbd/pool.h"
+#include "nbd/server.h"
 #include "nbdelta/action.h"
 #include "nbdelta/bitmap.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/thread.h"
 #include "nbdelta/tls_creds.h"
-#include "pool.h"
-#include "tls-policy.h"
-#include "tls.h"
+#include "net/tls-policy.h"
+#include "net/tls.h"
 
 #define INPUT_MAX (32U << 10) /* what a socket takes without a reader */
 

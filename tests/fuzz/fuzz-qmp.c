@@ -13,8 +13,8 @@
 #include "daemon.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
-#include "qmp-dispatch.h"
-#include "qmp-parse.h"
+#include "qmp/dispatch.h"
+#include "qmp/parse.h"
 
 void daemon_quit(struct daemon *d)
 {

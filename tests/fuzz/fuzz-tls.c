@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 #include "nbdelta/tls_creds.h"
-#include "tls.h"
+#include "net/tls.h"
 
 #define INPUT_MAX (64U << 10)
 

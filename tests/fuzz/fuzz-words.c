@@ -16,12 +16,12 @@
 #include "core/opts.h"
 #include "daemon.h"
 #include "drivers/blkdebug-rules.h"
+#include "keyval.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/size.h"
-#include "qemu-io-parse.h"
-#include "qmp-dispatch.h"
-#include "qmp-keyval.h"
+#include "qmp/dispatch.h"
+#include "vm/qemu-io-parse.h"
 
 void daemon_quit(struct daemon *d)
 {

@@ -11,9 +11,9 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "address-uri.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
+#include "net/address-uri.h"
 
 static void is(int fd, bool tls, const char *name, const char *expected)
 {

@@ -7,9 +7,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "authz.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "objects/authz.h"
 
 static struct authz_set *set;
 

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cli.h"
+#include "cli/cli.h"
 #include "nbdelta/cleanup.h"
 
 #define OPT_OUTPUT CLI_LONG

@@ -5,9 +5,9 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "nbd/pool.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/thread.h"
-#include "pool.h"
 
 #define MAX 2
 

@@ -6,7 +6,7 @@
 
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
-#include "qemu-io-parse.h"
+#include "vm/qemu-io-parse.h"
 
 static struct io_args parsed(const char *command)
 {

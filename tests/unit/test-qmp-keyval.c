@@ -6,10 +6,10 @@
 #include <jansson.h>
 #include <stdlib.h>
 
+#include "keyval.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
-#include "qmp-dispatch.h"
-#include "qmp-keyval.h"
+#include "qmp/dispatch.h"
 
 static const char *const kinds[] = {"one", "two", "bare", NULL};
 

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "nbdelta/cleanup.h"
-#include "qmp-parse.h"
+#include "qmp/parse.h"
 
 /* What the parser has delivered: values as JSON, errors as text after '!',
  * separated by newlines. */

@@ -3,7 +3,7 @@
 #include <check.h>
 #include <stdlib.h>
 
-#include "room.h"
+#include "nbd/room.h"
 
 #define MiB    ((size_t)1 << 20)
 #define SECOND UINT64_C(1000000000)

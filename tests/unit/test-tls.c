@@ -13,7 +13,7 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
 #include "nbdelta/tls_creds.h"
-#include "tls.h"
+#include "net/tls.h"
 
 #define KEY    "00112233445566778899aabbccddeeff"
 #define RECORD 16384

@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "backup/checkpoint.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon.h"
+#include "nbdelta/action.h"
+#include "nbdelta/bitmap.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/graph.h"
+#include "qmp/dispatch.h"
+
+#define NAMES_MAX 20
+
+static bool is_true(const json_t *bitmap, const char *key)
+{
+    return json_is_true(json_object_get(bitmap, key));
+}
+
+static const char *name_of(const json_t *bitmap)
+{
+    return json_string_value(json_object_get(bitmap, "name"));
+}
+
+/*
+ * What is broken may have been one.  Where bitmaps cannot be persistent, a
+ * checkpoint is one in memory; but that of a backup which has not ended is
+ * held by it, and none yet.
+ */
+static bool is_checkpoint(const struct node *n, const json_t *bitmap)
+{
+    return name_of(bitmap) &&
+           (is_true(bitmap, "recording") || is_true(bitmap, "inconsistent")) &&
+           (is_true(bitmap, "persistent") ||
+            (!node_keeps_bitmaps(n) && !is_true(bitmap, "busy")));
+}
+
+/* --- Listing. --- */
+
+/* Add what node @n has of the checkpoint to its entry in @all. */
+static int add_disk(json_t *all, const struct node *n, const json_t *bitmap)
+{
+    const char *name = name_of(bitmap);
+    json_t *entry = json_object_get(all, name);
+    json_t *disk = json_pack("{s:s, s:O, s:O, s:O, s:O, s:b, s:O*}", "node",
+                             node_name(n), "granularity",
+                             json_object_get(bitmap, "granularity"), "count",
+                             json_object_get(bitmap, "count"), "persistent",
+                             json_object_get(bitmap, "persistent"), "busy",
+                             json_object_get(bitmap, "busy"), "inconsistent",
+                             (int)is_true(bitmap, "inconsistent"), "reason",
+                             json_object_get(bitmap, "inconsistent-reason"));
+
+    if (!entry) {
+        entry = json_pack("{s:s, s:[]}", "name", name, "disks");
+        if (json_object_set_new(all, name, entry) < 0) {
+            json_decref(disk);
+            return -1;
+        }
+    }
+    return json_array_append_new(json_object_get(entry, "disks"), disk);
+}
+
+static int add_node(struct node *n, void *opaque)
+{
+    CLEANUP_JSON json_t *bitmaps = bitmap_query(n);
+    size_t i;
+    json_t *bitmap;
+    int r = bitmaps ? 0 : -1;
+
+    json_array_foreach (bitmaps, i, bitmap) {
+        if (r == 0 && is_checkpoint(n, bitmap)) {
+            r = add_disk(opaque, n, bitmap);
+        }
+    }
+    return r;
+}
+
+/* Dirty bytes on all disks: of two checkpoints the older one has as many. */
+static json_int_t size_of(const json_t *checkpoint)
+{
+    json_int_t sum = 0;
+    size_t i;
+    json_t *disk;
+
+    json_array_foreach (json_object_get(checkpoint, "disks"), i, disk) {
+        sum += json_integer_value(json_object_get(disk, "count"));
+    }
+    return sum;
+}
+
+static int by_age(const void *a, const void *b)
+{
+    json_int_t x = size_of(*(json_t *const *)a);
+    json_int_t y = size_of(*(json_t *const *)b);
+
+    return x == y ? 0 : x > y ? -1 : 1;
+}
+
+json_t *checkpoints_query(struct daemon *d)
+{
+    CLEANUP_JSON json_t *all = json_object();
+    json_t *list = json_array();
+    CLEANUP_FREE json_t **sorted = NULL;
+    size_t count = 0;
+    const char *name;
+    json_t *entry;
+    int r = all && list ? graph_each(d->graph, add_node, all) : -1;
+
+    sorted = calloc(json_object_size(all) + 1, sizeof(*sorted));
+    if (r == 0 && sorted) {
+        json_object_foreach (all, name, entry) {
+            sorted[count++] = entry;
+        }
+        qsort(sorted, count, sizeof(json_t *), by_age);
+    }
+    for (size_t i = 0; r == 0 && i < count; i++) {
+        r = json_array_append(list, sorted[i]);
+    }
+    if (r != 0 || !sorted) {
+        json_decref(list);
+        return NULL;
+    }
+    return list;
+}
+
+/* --- Looking for one. --- */
+
+const char *checkpoint_missing(struct daemon *d, struct node *n,
+                               const char *name)
+{
+    CLEANUP_JSON json_t *bitmaps = bitmap_query(n);
+    const char *why = "new-disk";
+    size_t i;
+    json_t *bitmap;
+
+    json_array_foreach (bitmaps, i, bitmap) {
+        const char *is = name_of(bitmap);
+        if (is && strcmp(is, name) == 0) {
+            return is_true(bitmap, "inconsistent") ? "bitmap-inconsistent"
+                   : is_true(bitmap, "recording")  ? NULL
+                                                   : "bitmap-disabled";
+        }
+        why = is_checkpoint(n, bitmap) ? "no-checkpoint" : why;
+    }
+    return bitmap_below(d->graph, n, name) ? "base-bitmap" : why;
+}
+
+char *checkpoint_names(struct node *n)
+{
+    CLEANUP_JSON json_t *bitmaps = bitmap_query(n);
+    char *text = NULL;
+    size_t size = 0;
+    FILE *f = open_memstream(&text, &size);
+    unsigned count = 0;
+    size_t i;
+    json_t *bitmap;
+
+    json_array_foreach (bitmaps, i, bitmap) {
+        if (f && is_checkpoint(n, bitmap) && count++ < NAMES_MAX) {
+            (void)fprintf(f, "%s'%s'", count > 1 ? ", " : "", name_of(bitmap));
+        }
+    }
+    if (!f) {
+        return NULL;
+    }
+    (void)fputs(count == 0 ? "none" : count > NAMES_MAX ? ", and more" : "", f);
+    if (fclose(f) != 0) {
+        free(text);
+        return NULL;
+    }
+    return text;
+}
+
+bool checkpoint_exists(struct node *n, const char *name)
+{
+    CLEANUP_JSON json_t *bitmaps = bitmap_query(n);
+    bool found = false;
+    size_t i;
+    json_t *bitmap;
+
+    json_array_foreach (bitmaps, i, bitmap) {
+        found |= is_checkpoint(n, bitmap) && strcmp(name_of(bitmap), name) == 0;
+    }
+    return found;
+}
+
+/* --- Removing. --- */
+
+struct removal {
+    const char *name;
+    struct list actions;
+    bool strict; /* a node without it is an error */
+    struct error **errp;
+};
+
+static int remove_from(struct node *n, void *opaque)
+{
+    struct removal *rm = opaque;
+    struct action *a;
+
+    if (!checkpoint_exists(n, rm->name)) {
+        return rm->strict ? error_set(rm->errp, ENOENT,
+                                      "Node '%s' has no checkpoint '%s'",
+                                      node_name(n), rm->name)
+                          : 0;
+    }
+    int r = bitmap_remove_action((struct bitmap_ref){n, rm->name}, &a,
+                                 rm->errp);
+    return r < 0 ? r : actions_add(&rm->actions, a, rm->errp);
+}
+
+static int remove_from_named(struct daemon *d, const json_t *nodes,
+                             struct removal *rm)
+{
+    size_t i;
+    json_t *item;
+    int r = 0;
+
+    rm->strict = true;
+    json_array_foreach (nodes, i, item) {
+        const char *name = json_string_value(item);
+        struct node *n = graph_find(d->graph, name); /* as the list has it */
+        n = n ? n : qmp_find_node(d, name, rm->errp);
+        r = r < 0 ? r : n ? remove_from(n, rm) : -ENODEV;
+    }
+    return r;
+}
+
+int checkpoint_delete(struct daemon *d, const char *name, const json_t *nodes,
+                      struct error **errp)
+{
+    struct removal rm = {.name = name, .errp = errp};
+
+    list_init(&rm.actions);
+    int r = nodes ? remove_from_named(d, nodes, &rm)
+                  : graph_each(d->graph, remove_from, &rm);
+    if (r == 0 && list_empty(&rm.actions)) {
+        r = error_set(errp, ENOENT, "There is no checkpoint '%s'", name);
+    }
+    if (r < 0) {
+        actions_cancel(&rm.actions);
+        return r;
+    }
+    return actions_run(d->graph, &rm.actions, errp);
+}

@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_BACKUP_SESSION_PRIV_H
+#define NBDELTA_SERVER_BACKUP_SESSION_PRIV_H
+
+/* Between backup/session.c (begin and end), backup/access.c (who may open the exports), and
+ * backup/watch.c (queries, and the thread). */
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "backup/session.h"
+#include "nbd/export.h"
+#include "nbdelta/list.h"
+
+struct tls_policy;
+
+#define NS UINT64_C(1000000000)
+
+struct pull_disk {
+    struct node *node; /* stays: a point in time is kept of it */
+    char *name;
+    char *since;         /* what is exported, or NULL: all */
+    const char *reason;  /* why not what was asked for, or NULL */
+    char *context;       /* the bitmap's name there, or NULL */
+    struct point *point; /* NULL: not yet, or gone */
+    char *export_id;     /* NULL: not exported; nobody else can choose it */
+    char *export;
+    char *uri; /* or NULL: it has none */
+    uint64_t estimate;
+    struct export_rules rules; /* of its exports, for the backup's */
+    struct bitmap *fresh; /* the new checkpoint's, held; or NULL */
+    bool has_fresh;
+    bool told; /* that its point in time was lost */
+};
+
+struct pull {
+    struct list link;
+    char *id;
+    char *checkpoint; /* or NULL */
+    uint64_t drained_ns;
+    uint64_t expire_ns; /* 0: never */
+    uint64_t stuck_until; /* now_ns() when it is tried again to end it */
+    struct server *server;
+    char *server_id; /* of one that runs, if it has a name */
+    bool own_server;
+    bool discard;
+    bool ending;
+    unsigned count;
+    struct pull_disk disks[];
+};
+
+struct pulls {
+    struct daemon *daemon;
+    int wake; /* eventfd */
+    pthread_t thread;
+    bool started;
+    _Atomic bool stopping;
+
+    /* Monitor lock. */
+    struct list sessions; /* oldest first */
+    uint64_t serial;
+};
+
+static inline struct pull *pull_of(struct list *at)
+{
+    return list_entry(at, struct pull, link);
+}
+
+/* What backup-begin says of it; new references, NULL: no memory. */
+json_t *pull_describe(const struct pull *s);
+json_t *pull_describe_disk(const struct pull_disk *d);
+
+/* Make the thread look again.  With any locks. */
+void pulls_wake(struct pulls *p);
+
+/* It is there from the first session on.  Monitor lock. */
+int pulls_start_thread(struct pulls *p, struct error **errp);
+
+/* Fill the disks' rules. */
+int pull_gather_rules(struct pulls *p, struct pull *s, struct error **errp);
+
+/* What a server of the session's own asks of its clients: *pp, with a
+ * reference; NULL: nothing.  -EINVAL: the disks' servers ask for different
+ * credentials. */
+int pull_own_policy(const struct pull *s, struct tls_policy **pp,
+                    struct error **errp);
+
+/* -EACCES: no client of the session's server could open one of the exports. */
+int pull_check_rules(const struct pull *s, struct error **errp);
+
+/* One that is not ending, or NULL.  Monitor lock. */
+struct pull *pull_find(const struct pulls *p, const char *id);
+
+/* End @s without success; @result as BACKUP_ENDED has it.  Monitor lock, which
+ * is given up meanwhile. */
+void pull_fail(struct pulls *p, struct pull *s, const char *result);
+
+#endif /* NBDELTA_SERVER_BACKUP_SESSION_PRIV_H */

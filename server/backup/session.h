@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_BACKUP_SESSION_H
+#define NBDELTA_SERVER_BACKUP_SESSION_H
+
+/*
+ * Backups that clients pull
+ * =========================
+ *
+ *   begin    one drained instant for all disks: the bits since the asked
+ *            checkpoint are copied, the new checkpoint's bitmaps start, a
+ *            point in time of each disk is kept (nbdelta/point.h)
+ *            then it is exported, read-only
+ *   ...      clients read
+ *   end      success: the new checkpoint becomes persistent, those to be
+ *            dropped go
+ *            else: nothing of the new checkpoint is left
+ *
+ * Until the end the new checkpoint is in memory only, so whatever ends the
+ * daemon leaves the old ones and nothing of the new one.  A session whose
+ * exports nobody has used for `expire` seconds ends by itself, as failed.
+ */
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "nbdelta/types.h"
+
+struct daemon;
+struct pulls;
+
+/* Each costs memory, scratch, and every write of the guest a copy. */
+#define PULLS_PER_DISK 16
+/* Unless another time is asked for: a day without a client. */
+#define PULL_EXPIRE_S 86400
+
+struct pull_disk_options {
+    struct node *node;
+    const char *since;  /* a checkpoint; NULL: the whole disk */
+    const char *export; /* or NULL: the disk's name, made unique */
+};
+
+struct pull_options {
+    const struct pull_disk_options *disks;
+    unsigned count;
+    const char *checkpoint; /* the new one, or NULL */
+    const json_t *listen;   /* checked address of a server of its own, or NULL */
+    const char *server;     /* else the id of a running one; NULL: the unnamed */
+    const char *scratch;    /* directory, or NULL */
+    uint64_t quota;         /* bytes of scratch for each disk; 0: no limit */
+    uint64_t expire;        /* seconds; 0: never */
+    unsigned max_delay_ms;  /* most that a guest's write waits for scratch */
+    bool break_guest_write; /* what has no room fails the guest */
+    bool once;              /* what was read is not kept any more */
+    bool discard;           /* clients may give up what they do not need */
+    bool incremental;       /* a disk that cannot be so is an error */
+};
+
+struct pulls *pulls_new(struct daemon *d); /* NULL: no memory */
+
+/* End all sessions, as failed; later ones are refused.  Without the monitor
+ * lock, while exports and jobs still are there. */
+void pulls_stop(struct pulls *p);
+void pulls_free(struct pulls *p); /* after pulls_stop; NULL is fine */
+
+/* --- All under the monitor lock. --- */
+
+/* Begin a session.  *reply: what backup-begin returns, a new reference.  After
+ * an error everything is as it was. */
+int pulls_begin(struct pulls *p, const struct pull_options *o, json_t **reply,
+                struct error **errp);
+
+/*
+ * End the session @id; clients that are still connected are disconnected.
+ * @drop: names of checkpoints, or NULL.  Waits, with the monitor lock given
+ * up, until its exports are gone.  -ENOENT.  When the new checkpoint cannot be
+ * stored, or a point in time was lost while @success is claimed, the session
+ * goes on.
+ */
+int pulls_end(struct pulls *p, const char *id, bool success, const json_t *drop,
+              struct error **errp);
+
+/* The nodes of the session @id, if there is such, as members of @names. */
+void pulls_name_nodes(const struct pulls *p, const char *id, json_t *names);
+
+/* What query-backups returns; a new reference, NULL: no memory. */
+json_t *pulls_query(struct pulls *p);
+
+#endif /* NBDELTA_SERVER_BACKUP_SESSION_H */

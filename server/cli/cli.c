@@ -1,0 +1,268 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "cli/cli.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "nbdelta/bytes.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/text.h"
+
+#define OPTIONS_MAX 31
+
+static const char *program; /* NULL: nbdelta */
+
+void cli_set_program(const char *name)
+{
+    program = name;
+}
+
+const char *cli_program(void)
+{
+    return program ? program : "nbdelta";
+}
+
+static bool has_letter(const struct cli_option *o)
+{
+    return o->code > 0 && o->code < CLI_LONG;
+}
+
+/* --- Help --- */
+
+#define HELP_INDENT 31
+
+/* What an option does, beside it or, if it is long, below. */
+static void help_line(const struct cli_option *o)
+{
+    char letter[8] = "    ";
+
+    if (has_letter(o)) {
+        (void)snprintf(letter, sizeof(letter), "-%c, ", o->code);
+    }
+    int width = printf("  %s--%s%s%s", letter, o->name,
+                       o->arg && o->arg[0] != '[' ? "=" : "",
+                       o->arg ? o->arg : "");
+    if (width >= HELP_INDENT) {
+        printf("\n");
+        width = 0;
+    }
+    printf("%*s%s\n", HELP_INDENT - width, "", o->help);
+}
+
+static void print_help(const struct cli_command *c)
+{
+    const char *form = c->usage;
+    const char *lead = "Usage:";
+
+    while (*form) {
+        size_t len = strcspn(form, "\n");
+        printf("%-6s %s%s %.*s\n", lead, program ? program : "nbdelta ",
+               program ? "" : c->name, (int)len, form);
+        form += len + (form[len] == '\n');
+        lead = "";
+    }
+    printf("\n%s\nOptions:\n", c->about);
+    for (const struct cli_option *o = c->options; o->name; o++) {
+        help_line(o);
+    }
+    help_line(&(struct cli_option){"help", 'h', NULL, "print this text"});
+}
+
+/* --- Parsing --- */
+
+/* Tables for getopt_long; both hold all options and --help. */
+static void getopt_tables(const struct cli_command *c, struct option *longs,
+                          char *shorts)
+{
+    size_t n = 0;
+
+    if (c->in_order) {
+        *shorts++ = '-';
+    }
+    /* ':' makes getopt tell a missing argument from an unknown option. */
+    *shorts++ = ':';
+    for (const struct cli_option *o = c->options; o->name && n < OPTIONS_MAX;
+         o++) {
+        longs[n++] = (struct option){
+            .name = o->name,
+            .has_arg = !o->arg            ? no_argument
+                       : o->arg[0] == '[' ? optional_argument
+                                          : required_argument,
+            .val = o->code,
+        };
+        if (has_letter(o)) {
+            *shorts++ = (char)o->code;
+            if (o->arg) {
+                *shorts++ = ':';
+            }
+            if (o->arg && o->arg[0] == '[') {
+                *shorts++ = ':';
+            }
+        }
+    }
+    longs[n++] = (struct option){.name = "help", .val = 'h'};
+    longs[n] = (struct option){.name = NULL};
+    *shorts++ = 'h';
+    *shorts = '\0';
+}
+
+int cli_next(const struct cli_command *c, int argc, char **argv)
+{
+    struct option longs[OPTIONS_MAX + 2];
+    char shorts[3 * OPTIONS_MAX + 4];
+
+    getopt_tables(c, longs, shorts);
+    opterr = 0;
+    int code = getopt_long(argc, argv, shorts, longs, NULL);
+    if (code == 'h') {
+        print_help(c);
+        return CLI_HELP;
+    }
+    if (code != '?' && code != ':') {
+        return code;
+    }
+
+    /* For a letter inside "-xyz" optind may still point at the word. */
+    char letter[3] = {'-', (char)optopt, '\0'};
+    const char *which = argv[optind - 1];
+    bool is_long = strncmp(which, "--", 2) == 0;
+    if (!is_long) {
+        which = letter;
+    }
+    if (code == ':') {
+        (void)cli_usage(c, "option '%s' needs an argument", which);
+    } else if (is_long && optopt > 0) {
+        (void)cli_usage(c, "'%s': this option takes no argument", which);
+    } else {
+        (void)cli_usage(c, "there is no option '%s'", which);
+    }
+    return CLI_BAD;
+}
+
+int cli_output_format(const struct cli_command *c, const char *text, bool *json)
+{
+    *json = strcmp(text, "json") == 0;
+    if (!*json && strcmp(text, "human") != 0) {
+        return cli_usage(c, "--output must be human or json, not '%s'", text);
+    }
+    return 0;
+}
+
+/* --- Errors --- */
+
+__attribute__((format(printf, 2, 0))) static void print_error(const char *what,
+                                                              const char *fmt,
+                                                              va_list ap)
+{
+    CLEANUP_FREE char *text = NULL;
+    CLEANUP_ERROR struct error *err = NULL;
+
+    if (vasprintf(&text, fmt, ap) < 0) {
+        text = NULL;
+    }
+    (void)error_set(&err, EINVAL, "%s", text ? text : "no memory");
+    (void)cli_error(what, err);
+}
+
+int cli_error(const char *what, const struct error *err)
+{
+    CLEANUP_FREE char *shown = cli_printable(what);
+
+    (void)fflush(stdout);
+    if (program) {
+        fprintf(stderr, "%s: %s\n", program, error_message(err));
+    } else {
+        fprintf(stderr, "nbdelta: %s: %s\n", shown ? shown : "?",
+                error_message(err));
+    }
+    return EXIT_FAILURE;
+}
+
+int cli_failed(const char *what, const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    print_error(what, fmt, ap);
+    va_end(ap);
+    return EXIT_FAILURE;
+}
+
+int cli_usage(const struct cli_command *c, const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    print_error(c->name, fmt, ap);
+    va_end(ap);
+    fprintf(stderr, "Try '%s%s --help'.\n", program ? program : "nbdelta ",
+            program ? "" : c->name);
+    return CLI_USAGE;
+}
+
+/* --- Output --- */
+
+/* As UTF-16 has it, for JSON. */
+static void print_escaped(uint32_t code)
+{
+    if (code > 0xffff) {
+        printf("\\u%04x", 0xd7c0 + (code >> 10));
+        code = 0xdc00 + (code & 0x3ff);
+    }
+    printf("\\u%04x", code);
+}
+
+/* Part of a text in JSON, where whole characters are, and control characters
+ * in strings alone, but for the lines between. */
+static int print_json_part(const char *text, size_t size, void *opaque)
+{
+    const char *end = text + size;
+    const char *plain = text; /* not printed yet, from there to @text */
+
+    (void)opaque;
+    while (text < end) {
+        uint32_t code = 0;
+        size_t len = text_char(text, &code);
+
+        if (len > 0 && (code == '\n' || text_is_plain(code))) {
+            text += len;
+            continue;
+        }
+        (void)fwrite(plain, 1, (size_t)(text - plain), stdout);
+        print_escaped(len > 0 ? code : 0xfffd);
+        text += len > 0 ? len : 1;
+        plain = text;
+    }
+    (void)fwrite(plain, 1, (size_t)(end - plain), stdout);
+    return 0;
+}
+
+void cli_print_json(const json_t *j)
+{
+    (void)json_dump_callback(j, print_json_part, NULL,
+                             JSON_INDENT(4) | JSON_ENCODE_ANY);
+    putchar('\n');
+}
+
+int cli_finish(const char *what)
+{
+    if (fflush(stdout) == 0 && !ferror(stdout)) {
+        return 0;
+    }
+    return cli_failed(what, "cannot write the output: %s", strerror(errno));
+}
+
+char *cli_printable(const char *text)
+{
+    char *copy = strdup(text);
+
+    if (copy) {
+        text_make_printable(copy);
+    }
+    return copy;
+}

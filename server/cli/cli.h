@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_CLI_CLI_H
+#define NBDELTA_SERVER_CLI_CLI_H
+
+/*
+ * What all sub-commands share: options, errors, output.
+ *
+ * Exit status: 0, EXIT_FAILURE (1) when the work failed, CLI_USAGE (2) when
+ * the command line makes no sense; from 3 on, what the command's page tells.
+ * Of commands that talk to a daemon, CLI_INTERRUPTED when a signal came and
+ * what they had begun there is undone, CLI_UNKNOWN when they cannot tell how
+ * that ends.
+ */
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct error;
+
+#define CLI_USAGE       2
+#define CLI_INTERRUPTED 4
+#define CLI_UNKNOWN     5
+
+/*
+ * One option.  The table is the only place that names it: --help and the
+ * parser both read it.  An array of them ends with a NULL name.
+ */
+struct cli_option {
+    const char *name; /* long form without its dashes */
+    int code;         /* its letter, or from CLI_LONG on: it has none */
+    const char *arg;  /* what --help calls the argument, NULL: takes none; with
+                         "[=" before it, it may be left out */
+    const char *help; /* one line */
+};
+#define CLI_LONG 256
+
+struct cli_command {
+    const char *name;  /* "create" */
+    const char *usage; /* "[-f FORMAT] FILE SIZE"; a line per form */
+    const char *about; /* what it does; lines end with \n */
+    const struct cli_option *options; /* but for --help, which all have */
+    bool in_order; /* arguments come from cli_next, too, in their place */
+};
+
+/* The code of an argument that comes in its place. */
+#define CLI_ARGUMENT 1
+
+/* Be called @name, and not "nbdelta COMMAND", in help and errors. */
+void cli_set_program(const char *name);
+const char *cli_program(void); /* "nbdelta", if there was no other */
+
+/* Answers of cli_next beside the codes of options. */
+enum {
+    CLI_END = -1,  /* no more options: arguments start at argv[optind] */
+    CLI_HELP = -2, /* help was printed: exit with 0 */
+    CLI_BAD = -3,  /* the error was printed: exit with CLI_USAGE */
+};
+
+/*
+ * The next option of argv[1...], its argument in `optarg`.  Options and
+ * arguments may be mixed.
+ */
+int cli_next(const struct cli_command *c, int argc, char **argv);
+
+/* Print `nbdelta: WHAT: why` and return EXIT_FAILURE. */
+int cli_error(const char *what, const struct error *err);
+int cli_failed(const char *what, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* The same, with a hint at --help; returns CLI_USAGE. */
+int cli_usage(const struct cli_command *c, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* Parse the argument of --output into *json. */
+int cli_output_format(const struct cli_command *c, const char *text,
+                      bool *json);
+
+/* Print @j in many lines, as qemu-img does; what is not only to be read in its
+ * strings, as \u escapes. */
+void cli_print_json(const json_t *j);
+
+/* Push out standard output: 0, or EXIT_FAILURE when it could not be written,
+ * with the error printed. */
+int cli_finish(const char *what);
+
+/* A copy of text from elsewhere, for a terminal: what is not only to be read
+ * (text.h) becomes '?'.  Free the result; NULL: no memory. */
+char *cli_printable(const char *text);
+
+#endif /* NBDELTA_SERVER_CLI_CLI_H */

@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* nbdelta create: make an image file. */
+#include <errno.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "cli/cli.h"
+#include "cli/commands.h"
+#include "cli/progress.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/image.h"
+#include "nbdelta/options.h"
+#include "nbdelta/size.h"
+
+enum { OPT_TRACK = CLI_LONG, OPT_BITMAP, OPT_FORCE };
+
+static const struct cli_option option_table[] = {
+    {"format", 'f', "FORMAT", "qcow2 (the default) or raw"},
+    {"options", 'o', "KEY=VALUE,...",
+     "options of the format; '-o help' lists them"},
+    {"backing", 'b', "FILE",
+     "show what FILE holds wherever nothing was written"},
+    {"backing-format", 'F', "FORMAT", "format of the backing file"},
+    {"track", OPT_TRACK, "RAW",
+     "beside RAW, a raw disk that stays as it is"},
+    {"bitmap", OPT_BITMAP, "NAME", "with --track: add a dirty bitmap"},
+    {"force", OPT_FORCE, NULL,
+     "with --track: RAW may look like another format"},
+    {NULL, 0, NULL, NULL},
+};
+
+static const struct cli_command command = {
+    .name = "create",
+    .usage = "[-f FORMAT] [-o KEY=VALUE,...] FILE SIZE\n"
+             "[-o KEY=VALUE,...] -b BACKING -F FORMAT FILE [SIZE]\n"
+             "--track RAW [--bitmap NAME] [--force] FILE",
+    .about = "Create an empty disk image.  SIZE is in bytes or has one of\n"
+             "the suffixes k M G T P E; with a backing file it can be left\n"
+             "out.  An image that is there already is replaced, unless\n"
+             "another process uses it.\n"
+             "With --track, FILE is a new qcow2 image that holds no data: it\n"
+             "remembers which blocks of the raw disk RAW change.\n",
+    .options = option_table,
+};
+
+static const struct {
+    const char *name;
+    const char *help;
+} option_help[] = {
+    {"size", "size of the disk in bytes"},
+    {"backing_file", "what the image shows where nothing was written"},
+    {"backing_fmt", "format of the backing file: qcow2 or raw"},
+    {"compat", "version of the format: 0.10 or 1.1"},
+    {"cluster_size", "unit of allocation, 512 to 2M (64k)"},
+    {"refcount_bits", "width of a reference count, 1 to 64 (16)"},
+    {"lazy_refcounts", "on: update reference counts late (off)"},
+    {"compression_type", "of compressed clusters: zlib or zstd"},
+    {"preallocation", "off, metadata, falloc or full"},
+    {"data_file", "file for the data; it is created, or emptied"},
+    {"data_file_raw", "on: the data file is a raw image of the disk (off)"},
+    {NULL, NULL},
+};
+
+static int print_options(const char *format)
+{
+    const char *const *names = image_create_options(format);
+
+    if (!names) {
+        return cli_failed(command.name, "there is no format '%s' to create",
+                          format);
+    }
+    printf("Options of format '%s':\n", format);
+    for (; *names; names++) {
+        const char *help = "";
+        for (size_t i = 0; option_help[i].name; i++) {
+            if (strcmp(option_help[i].name, *names) == 0) {
+                help = option_help[i].help;
+            }
+        }
+        printf("  %-18s %s\n", *names, help);
+    }
+    return cli_finish(command.name);
+}
+
+/* --- Progress of preallocation: how much of the file takes space --- */
+
+struct growth {
+    const char *filename;
+    double size;
+};
+
+static double grown(void *opaque)
+{
+    const struct growth *g = opaque;
+    struct stat st;
+
+    if (g->size <= 0 || stat(g->filename, &st) < 0) {
+        return 0;
+    }
+    return (double)st.st_blocks * 512 / g->size;
+}
+
+static struct progress *show_growth(struct growth *g, const json_t *options)
+{
+    const char *how =
+        json_string_value(json_object_get(options, "preallocation"));
+    const json_t *size = json_object_get(options, "size");
+    uint64_t bytes = 0;
+
+    if (!how || (strcmp(how, "falloc") != 0 && strcmp(how, "full") != 0)) {
+        return NULL;
+    }
+    if (json_is_string(size)) {
+        (void)size_parse(json_string_value(size), &bytes);
+    } else {
+        bytes = (uint64_t)json_integer_value(size);
+    }
+    g->size = (double)bytes;
+    return progress_start("preallocating", grown, g);
+}
+
+/* --- */
+
+struct request {
+    const char *format;
+    json_t *options;
+    bool help; /* list the options of the format */
+    const char *track;
+    const char *bitmap;
+    bool force;
+};
+
+/* Add the options of one -o to those that were there. */
+static int add_options(struct request *rq, const char *text)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    CLEANUP_JSON json_t *more = NULL;
+
+    if (strcmp(text, "help") == 0 || strcmp(text, "?") == 0) {
+        rq->help = true;
+        return 0;
+    }
+    if (options_parse(text, NULL, &more, &err) < 0) {
+        return cli_error(command.name, err);
+    }
+    if (json_object_update(rq->options, more) < 0) {
+        return cli_failed(command.name, "no memory for options");
+    }
+    return 0;
+}
+
+static int add_option(struct request *rq, const char *key, const char *value)
+{
+    if (json_object_set_new(rq->options, key, json_string(value)) < 0) {
+        return cli_failed(command.name, "'%s' is not UTF-8", value);
+    }
+    return 0;
+}
+
+static int create(struct request *rq, const char *filename)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    struct growth growth = {.filename = filename};
+    struct progress *progress = show_growth(&growth, rq->options);
+
+    int r = image_create(filename, rq->format, rq->options, &err);
+    progress_stop(progress);
+    return r < 0 ? cli_error(command.name, err) : EXIT_SUCCESS;
+}
+
+static int track(const struct request *rq, const char *filename)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    struct image_track how = {rq->options, rq->bitmap, rq->force};
+
+    return image_track(filename, rq->track, &how, &err) < 0
+               ? cli_error(command.name, err)
+               : EXIT_SUCCESS;
+}
+
+/* FILE alone, and what makes no sense beside it. */
+static int take_tracked(const struct request *rq, int argc, char **argv)
+{
+    if (argc < 1) {
+        return cli_usage(&command, "which file?");
+    }
+    if (argc > 1) {
+        return cli_usage(&command, "the size is that of '%s'", rq->track);
+    }
+    if (strcmp(rq->format, "qcow2") != 0) {
+        return cli_usage(&command, "--track makes a qcow2 image");
+    }
+    return track(rq, argv[0]);
+}
+
+static int take_arguments(struct request *rq, int argc, char **argv)
+{
+    int r = 0;
+
+    if (rq->help) {
+        return print_options(rq->format);
+    }
+    if (rq->track) {
+        return take_tracked(rq, argc, argv);
+    }
+    if (rq->bitmap || rq->force) {
+        return cli_usage(&command, "'%s' needs --track",
+                         rq->bitmap ? "--bitmap" : "--force");
+    }
+    if (argc < 1 || argc > 2) {
+        return cli_usage(&command,
+                         argc < 1 ? "which file?" : "too many arguments");
+    }
+    if (argc == 2) {
+        uint64_t size;
+        if (size_parse(argv[1], &size) < 0) {
+            return cli_usage(&command, "'%s' is not a size", argv[1]);
+        }
+        r = add_option(rq, "size", argv[1]);
+    } else if (!json_object_get(rq->options, "size") &&
+               !json_object_get(rq->options, "backing_file")) {
+        return cli_usage(&command, "a size is needed");
+    }
+    return r != 0 ? r : create(rq, argv[0]);
+}
+
+static int run(struct request *rq, int argc, char **argv)
+{
+    int code;
+    int r = 0;
+
+    while (r == 0 && (code = cli_next(&command, argc, argv)) != CLI_END) {
+        switch (code) {
+        case 'f':
+            rq->format = optarg;
+            break;
+        case 'o':
+            r = add_options(rq, optarg);
+            break;
+        case 'b':
+            r = add_option(rq, "backing_file", optarg);
+            break;
+        case 'F':
+            r = add_option(rq, "backing_fmt", optarg);
+            break;
+        case OPT_TRACK:
+            rq->track = optarg;
+            break;
+        case OPT_BITMAP:
+            rq->bitmap = optarg;
+            break;
+        case OPT_FORCE:
+            rq->force = true;
+            break;
+        default:
+            return code == CLI_HELP ? EXIT_SUCCESS : CLI_USAGE;
+        }
+    }
+    return r != 0 ? r : take_arguments(rq, argc - optind, argv + optind);
+}
+
+int cmd_create(int argc, char **argv)
+{
+    struct request rq = {.format = "qcow2", .options = json_object()};
+
+    int r = rq.options ? run(&rq, argc, argv)
+                       : cli_failed(command.name, "no memory for options");
+    json_decref(rq.options);
+    return r;
+}

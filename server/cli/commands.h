@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_CLI_COMMANDS_H
+#define NBDELTA_SERVER_CLI_COMMANDS_H
+
+/* The sub-commands.  argv[0] is the command's own name; they return the exit
+ * status (cli.h). */
+int cmd_backup_begin(int argc, char **argv);
+int cmd_backup_end(int argc, char **argv);
+int cmd_bitmap(int argc, char **argv);
+int cmd_create(int argc, char **argv);
+int cmd_info(int argc, char **argv);
+int cmd_map(int argc, char **argv);
+int cmd_qmp(int argc, char **argv);
+int cmd_serve(int argc, char **argv);
+
+/* The program under this name does what QEMU's does. */
+#define STORAGE_DAEMON "qemu-storage-daemon"
+int cmd_storage_daemon(int argc, char **argv);
+
+#endif /* NBDELTA_SERVER_CLI_COMMANDS_H */

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "cli/image-open.h"
+
+#include <errno.h>
+#include <jansson.h>
+
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/graph.h"
+#include "nbdelta/options.h"
+
+static int open_once(struct graph *g, const struct image_open *o,
+                     bool no_backing, struct node **nodep, struct error **errp)
+{
+    CLEANUP_JSON json_t *options = NULL;
+    int r = o->image_opts
+                ? options_parse(o->image, NULL, &options, errp)
+                : options_from_image(o->image, o->format, &options, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    if (json_object_set_new(options, "read-only", json_boolean(!o->writable)) <
+            0 ||
+        (o->force_share &&
+         json_object_set_new(options, "force-share", json_true()) < 0) ||
+        (no_backing && !json_object_get(options, "backing") &&
+         json_object_set_new(options, "backing", json_null()) < 0)) {
+        return error_set(errp, ENOMEM, "no memory for options");
+    }
+    return graph_open(g, options, nodep, errp);
+}
+
+int image_open(struct graph *g, const struct image_open *o, struct node **nodep,
+               struct error **errp)
+{
+    if (o->header_only) {
+        graph_without_data(g);
+    }
+    if (o->no_bitmaps) {
+        graph_without_bitmaps(g);
+    }
+    if (o->header_only && open_once(g, o, true, nodep, NULL) == 0) {
+        return 0;
+    }
+
+    /* Perhaps it is of a format without backing files, which refuses the
+     * option; if it is not, this says what is wrong. */
+    int r = open_once(g, o, false, nodep, errp);
+    if (r == -EAGAIN && !o->force_share && !o->writable) {
+        CLEANUP_ERROR struct error *why = *errp;
+        *errp = NULL;
+        return error_set(errp, EAGAIN,
+                         "%s (-U looks at it all the same: it may change "
+                         "meanwhile)",
+                         error_message(why));
+    }
+    return r;
+}

@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_CLI_IMAGE_OPEN_H
+#define NBDELTA_SERVER_CLI_IMAGE_OPEN_H
+
+/* Opening an image for a sub-command. */
+#include <stdbool.h>
+
+struct error;
+struct graph;
+struct node;
+
+struct image_open {
+    const char *image;  /* file name, json:... or driver=... */
+    const char *format; /* NULL: probed */
+    bool force_share;   /* also while another process writes to it */
+    bool header_only;   /* leave files that it names alone */
+    bool no_bitmaps;    /* do not load its bitmaps either */
+    bool writable;      /* for more than looking at it */
+    bool image_opts;    /* `image` is a list of options, as in QEMU's tools */
+};
+
+int image_open(struct graph *g, const struct image_open *o, struct node **nodep,
+               struct error **errp);
+
+#endif /* NBDELTA_SERVER_CLI_IMAGE_OPEN_H */

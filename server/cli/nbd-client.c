@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "cli/nbd-client.h"
+
+#include <errno.h>
+#include <libnbd.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "nbdelta/bytes.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+
+bool client_is_uri(const char *text)
+{
+    static const char *const schemes[] = {
+        "nbd://",       "nbds://",      "nbd+unix://",
+        "nbds+unix://", "nbd+vsock://", "nbds+vsock://",
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(schemes); i++) {
+        if (strncmp(text, schemes[i], strlen(schemes[i])) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static int failed(struct error **errp)
+{
+    int errnum = nbd_get_errno();
+    const char *why = nbd_get_error();
+
+    return error_set(errp, errnum > 0 ? errnum : EIO, "%s",
+                     why ? why : "libnbd: unknown error");
+}
+
+int client_connect(const char *uri, struct nbd_handle **hp, struct error **errp)
+{
+    struct nbd_handle *h = nbd_create();
+
+    if (!h) {
+        return failed(errp);
+    }
+    /* The user's own URI may name files with keys. */
+    if (nbd_set_uri_allow_local_file(h, true) < 0 ||
+        nbd_set_full_info(h, true) < 0 || nbd_set_opt_mode(h, true) < 0 ||
+        nbd_connect_uri(h, uri) < 0) {
+        int r = failed(errp);
+        error_prefix(errp, "cannot connect to '%s': ", uri);
+        nbd_close(h);
+        return r;
+    }
+    *hp = h;
+    return 0;
+}
+
+/* --- Which exports there are, for an error text --- */
+
+struct names {
+    char text[512];
+    size_t used;
+};
+
+static int add_name(void *opaque, const char *name, const char *description)
+{
+    struct names *n = opaque;
+    size_t left = sizeof(n->text) - n->used;
+
+    (void)description;
+    int len = snprintf(n->text + n->used, left, "%s'%s'", n->used ? ", " : "",
+                       name);
+    if (len > 0 && (size_t)len < left) {
+        n->used += (size_t)len;
+    } else {
+        n->text[n->used] = '\0';
+    }
+    return 0;
+}
+
+static int no_such_export(struct nbd_handle *h, struct error **errp)
+{
+    struct names names = {.used = 0};
+    CLEANUP_FREE char *wanted = nbd_get_export_name(h);
+    nbd_list_callback list = {.callback = add_name, .user_data = &names};
+
+    if (!nbd_aio_is_negotiating(h) || nbd_opt_list(h, list) < 0 ||
+        names.used == 0) {
+        return failed(errp);
+    }
+    return error_set(errp, ENOENT,
+                     "the server does not give export '%s'; it has %s",
+                     wanted ? wanted : "", names.text);
+}
+
+int client_go(struct nbd_handle *h, const char *context, struct error **errp)
+{
+    if (context && nbd_add_meta_context(h, context) < 0) {
+        return failed(errp);
+    }
+    /* A server of the old style leaves nothing to negotiate. */
+    if (nbd_aio_is_negotiating(h) && nbd_opt_go(h) < 0) {
+        return no_such_export(h, errp);
+    }
+    if (context && nbd_can_meta_context(h, context) != 1) {
+        return error_set(errp, ENOENT,
+                         "the export has no metadata context '%s'", context);
+    }
+    return 0;
+}

@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_CLI_QMP_CLIENT_H
+#define NBDELTA_SERVER_CLI_QMP_CLIENT_H
+
+/* The other end of QMP, for commands that talk to a daemon. */
+#include <jansson.h>
+#include <stdbool.h>
+
+struct error;
+struct qmp_parser;
+
+struct qmp_client {
+    int fd;            /* -1 before qmp_client_open */
+    int signal_fd;     /* -1: signals do what they do; see qmp_client_mind */
+    int signo;         /* the last that came, 0: none */
+    json_int_t serial; /* of the last command that was sent */
+    struct qmp_parser *parser;
+    json_t *inbox;  /* array: parsed and not looked at yet */
+    json_t *events; /* array: came before the reply that was waited for */
+    bool garbage;
+};
+#define QMP_CLIENT_INIT           \
+    {                             \
+        .fd = -1, .signal_fd = -1 \
+    }
+
+/* Connect to the Unix socket at @path and negotiate.  Blocks.  Whatever it
+ * returns, qmp_client_close() is the end. */
+int qmp_client_open(struct qmp_client *c, const char *path,
+                    struct error **errp);
+void qmp_client_close(struct qmp_client *c);
+
+/*
+ * From now on SIGINT, SIGTERM and SIGHUP, unless they were ignored or blocked
+ * before, do not end the process: whatever waits for the other side returns
+ * -EINTR for each, without an error text, and may be called again to go on.
+ * For who has begun something there, and has to end it.  Before there are
+ * threads.
+ */
+int qmp_client_mind(struct qmp_client *c, struct error **errp);
+
+/* The next message, a new reference.  1, 0 after @timeout ms (-1: none), or
+ * an error; -ECONNRESET: the other side has gone. */
+int qmp_client_receive(struct qmp_client *c, int timeout, json_t **message,
+                       struct error **errp);
+
+/* Send a command (@args may be NULL).  -EINTR: it has not been sent as a whole,
+ * so it is not carried out, and nothing else can be sent. */
+int qmp_client_send(struct qmp_client *c, const char *command, json_t *args,
+                    struct error **errp);
+
+/* Wait for the reply to the last command that was sent, a new reference; events
+ * that come before it are kept in c->events, other replies are dropped. */
+int qmp_client_reply(struct qmp_client *c, json_t **reply, struct error **errp);
+
+/* Both. */
+int qmp_client_request(struct qmp_client *c, const char *command, json_t *args,
+                       json_t **reply, struct error **errp);
+
+/* 0 when @reply has "return"; otherwise EXIT_FAILURE, with the error printed as
+ * one of @what. */
+int qmp_client_failed(const char *what, const json_t *reply);
+
+#endif /* NBDELTA_SERVER_CLI_QMP_CLIENT_H */

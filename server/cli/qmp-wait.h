@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_CLI_QMP_WAIT_H
+#define NBDELTA_SERVER_CLI_QMP_WAIT_H
+
+/*
+ * Waiting for jobs of a daemon
+ * ============================
+ *
+ * A job that this command has started is its own: when the command is
+ * interrupted the job is cancelled, and its end waited for, so whoever repeats
+ * the command finds all as it was.  A job that was there before is somebody
+ * else's: that goes on.  Either way the exit status tells.
+ */
+#include <jansson.h>
+#include <stdbool.h>
+
+struct error;
+struct qmp_client;
+struct waiter;
+
+/* What ends the waiting. */
+enum wait_until {
+    WAIT_READY, /* the end, or that nothing but a command brings the job there:
+                   it is ready, or pending */
+    WAIT_END,   /* the end */
+};
+
+/* Signals of @c have to be minded.  NULL: no memory. */
+struct waiter *waiter_new(struct qmp_client *c);
+void waiter_free(struct waiter *w); /* NULL is fine */
+
+/*
+ * Send @command and wait for its reply.  A signal is noted, and what the
+ * command starts is cancelled later; the second one is -EINTR, as the first is
+ * when there is nothing to be undone (@starts false).
+ */
+int waiter_run(struct waiter *w, const char *command, json_t *args, bool starts,
+               json_t **reply, struct error **errp);
+
+/* Wait also for the jobs that the command has started or, if there are none,
+ * for the one that it names.  Returns their number. */
+unsigned waiter_add_own(struct waiter *w, json_t *args);
+
+/* Wait for a job that is there.  -ENOMEM. */
+int waiter_add(struct waiter *w, const char *id);
+
+/*
+ * Until all of them have come as far; progress is shown meanwhile, and how each
+ * ended printed.  Returns an exit status (CLI_INTERRUPTED: they were cancelled,
+ * at a signal; CLI_UNKNOWN: they go on, or the daemon has gone), with the
+ * reason printed.
+ */
+int waiter_wait(struct waiter *w, enum wait_until until);
+
+#endif /* NBDELTA_SERVER_CLI_QMP_WAIT_H */

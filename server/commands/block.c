@@ -1,0 +1,346 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Nodes: what there is, and their size. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "commands/types.h"
+#include "daemon.h"
+#include "nbd/export.h"
+#include "nbdelta/bitmap.h"
+#include "nbdelta/blk.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/graph.h"
+#include "nbdelta/job.h"
+#include "qmp/dispatch.h"
+#include "vm/device.h"
+
+/* --- Queries. --- */
+
+struct collect {
+    struct daemon *daemon;
+    json_t *list;
+};
+
+static int out_of_memory(struct error **errp)
+{
+    return error_set(errp, ENOMEM, "Out of memory");
+}
+
+static int finish(struct qmp_call *call, json_t *list, int r,
+                  struct error **errp)
+{
+    call->ret = list;
+    return !list || r != 0 ? out_of_memory(errp) : 0;
+}
+
+/* Once, also when several servers have an export of that name. */
+static int add_name(struct export *e, void *opaque)
+{
+    struct collect *c = opaque;
+    size_t i;
+    json_t *name;
+
+    if (e->of_backup) {
+        return 0;
+    }
+    json_array_foreach (c->list, i, name) {
+        if (strcmp(json_string_value(name), e->name) == 0) {
+            return 0;
+        }
+    }
+    return json_array_append_new(c->list, json_string(e->name));
+}
+
+static int add_device(const char *id, struct blk *b, const char *qdev,
+                      void *opaque)
+{
+    struct collect *c = opaque;
+    json_t *inserted = b ? node_query(c->daemon->graph, blk_node(b)) : NULL;
+
+    return json_array_append_new(
+        c->list, json_pack("{s:s, s:s*, s:b, s:b, s:o*, s:s}", "device", id,
+                           "qdev", qdev, "locked", 0, "removable", 0,
+                           "inserted", inserted, "type", "unknown"));
+}
+
+/* The names first: node_query() takes locks that come before the exports'. */
+static int cmd_query_block(struct qmp_call *call, struct error **errp)
+{
+    struct daemon *d = call->daemon;
+    struct collect c = {d, json_array()};
+    json_t *devices = json_array();
+    size_t i;
+    json_t *name;
+    int r = c.list ? exports_each(d->exports, add_name, &c) : -1;
+
+    if (r == 0 && d->devices) {
+        struct collect backends = {d, devices};
+        r = devices_each(d->devices, add_device, &backends);
+    }
+    json_array_foreach (c.list, i, name) {
+        struct node *n = qmp_find_node(d, json_string_value(name), NULL);
+
+        if (r == 0 && n) {
+            r = json_array_append_new(
+                devices, json_pack("{s:O, s:b, s:b, s:o, s:s}", "device", name,
+                                   "locked", 0, "removable", 0, "inserted",
+                                   node_query(d->graph, n), "type", "unknown"));
+        }
+    }
+    json_decref(c.list);
+    return finish(call, devices, r, errp);
+}
+
+/* Newest first. */
+static int add_node(struct node *n, void *opaque)
+{
+    struct collect *c = opaque;
+
+    return json_array_insert_new(c->list, 0, node_query(c->daemon->graph, n));
+}
+
+static int cmd_query_nodes(struct qmp_call *call, struct error **errp)
+{
+    struct collect c = {call->daemon, json_array()};
+    int r = c.list ? graph_each(call->daemon->graph, add_node, &c) : 0;
+    size_t i;
+    json_t *info;
+
+    json_array_foreach (c.list, i, info) {
+        if (qmp_bool(call, "flat", false)) {
+            (void)json_object_del(json_object_get(info, "image"),
+                                  "backing-image");
+        }
+    }
+    return finish(call, c.list, r, errp);
+}
+
+static const struct qmp_arg nodes_args[] = {
+    QMP_OPT("flat", BOOL),
+    QMP_LAST,
+};
+
+/* --- Statistics. --- */
+
+/* Takes @stats. */
+static int add_stats(json_t *list, json_t *name, const char *qdev,
+                     json_t *stats)
+{
+    if (json_object_set(stats, "device", name) < 0 ||
+        (qdev && json_object_set_new(stats, "qdev", json_string(qdev)) < 0)) {
+        json_decref(stats);
+        return -1;
+    }
+    return json_array_append_new(list, stats);
+}
+
+static int add_device_stats(const char *id, struct blk *b, const char *qdev,
+                            void *opaque)
+{
+    struct collect *c = opaque;
+    CLEANUP_JSON json_t *name = json_string(id);
+
+    return add_stats(c->list, name, qdev,
+                     b ? blk_query_stats(b) : blk_no_stats());
+}
+
+static int add_id(struct export *e, void *opaque)
+{
+    struct collect *c = opaque;
+
+    return e->of_backup ? 0
+                        : json_array_append_new(c->list, json_string(e->id));
+}
+
+/* Again a list first. */
+static int add_export_stats(struct daemon *d, json_t *list)
+{
+    struct collect ids = {d, json_array()};
+    int r = ids.list ? exports_each(d->exports, add_id, &ids) : -1;
+    size_t i;
+    json_t *id;
+
+    json_array_foreach (ids.list, i, id) {
+        struct export *e = exports_find_id(d->exports, json_string_value(id));
+
+        if (e) {
+            CLEANUP_JSON json_t *name = json_string(e->name);
+
+            r |= add_stats(list, name, NULL, blk_query_stats(e->blk));
+            export_unref(d->exports, e);
+        }
+    }
+    json_decref(ids.list);
+    return r;
+}
+
+static int add_node_stats(struct node *n, void *opaque)
+{
+    struct collect *c = opaque;
+
+    return json_array_append_new(c->list,
+                                 node_query_stats(c->daemon->graph, n));
+}
+
+static const struct qmp_arg stats_args[] = {
+    QMP_OPT("query-nodes", BOOL),
+    QMP_LAST,
+};
+
+static int cmd_query_stats(struct qmp_call *call, struct error **errp)
+{
+    struct daemon *d = call->daemon;
+    struct collect c = {d, json_array()};
+    int r = 0;
+
+    if (qmp_bool(call, "query-nodes", false)) {
+        r = graph_each(d->graph, add_node_stats, &c);
+        return finish(call, c.list, r, errp);
+    }
+    if (d->devices) {
+        r = devices_each(d->devices, add_device_stats, &c);
+    }
+    return finish(call, c.list, r | add_export_stats(d, c.list), errp);
+}
+
+/* Jobs have no edges here: what they use has users of their own. */
+static int cmd_query_graph(struct qmp_call *call, struct error **errp)
+    REQUIRES(call->daemon->jobs->lock)
+{
+    CLEANUP_JSON json_t *jobs = jobs_query_block(call->daemon->jobs);
+    json_t *graph = graph_query(call->daemon->graph);
+    json_t *nodes = json_object_get(graph, "nodes");
+    size_t i;
+    json_t *job;
+    int r = 0;
+
+    json_array_foreach (jobs, i, job) {
+        r |= json_array_append_new(
+            nodes,
+            json_pack("{s:O, s:s, s:I}", "name", json_object_get(job, "device"),
+                      "type", "block-job", "id",
+                      (json_int_t)json_array_size(nodes) + 1));
+    }
+    return finish(call, graph, r, errp);
+}
+
+/* --- Size. --- */
+
+static const struct qmp_arg resize_args[] = {
+    QMP_OPT("device", STR),
+    QMP_OPT("node-name", STR),
+    QMP_ARG("size", INT),
+    QMP_LAST,
+};
+
+static int cmd_resize(struct qmp_call *call, struct error **errp)
+{
+    const char *device = qmp_str(call, "device");
+    const char *name = qmp_str(call, "node-name");
+    int64_t size = qmp_int(call, "size", 0);
+    struct node *n = NULL;
+    struct blk *b;
+    int r;
+
+    if (device) {
+        n = qmp_find_node(call->daemon, device, NULL);
+    } else if (name) {
+        n = graph_find(call->daemon->graph, name);
+    }
+    if (!n || (device && name)) {
+        return error_set(errp, ENODEV,
+                         "Cannot find device='%.200s' nor node-name='%.200s'",
+                         device ? device : "", name ? name : "");
+    }
+    if (size < 0) {
+        return error_set(errp, EINVAL, "Parameter 'size' expects a >0 size");
+    }
+    r = blk_new(call->daemon->graph, n, PERM_RESIZE, PERM_ALL, "block_resize",
+                &b, errp);
+    if (r < 0) {
+        return r;
+    }
+    r = blk_resize(b, (uint64_t)size, errp);
+    blk_free(b);
+    return r;
+}
+
+/* --- Media. --- */
+
+static const struct qmp_arg eject_args[] = {
+    QMP_OPT("device", STR),
+    QMP_OPT("id", STR),
+    QMP_OPT("force", BOOL),
+    QMP_LAST,
+};
+
+static int cmd_eject(struct qmp_call *call, struct error **errp)
+{
+    const char *device = qmp_str(call, "device");
+    const char *id = qmp_str(call, "id");
+
+    if (!device == !id) {
+        return error_set(errp, EINVAL, "Need exactly one of 'device' and 'id'");
+    }
+    int r = devices_eject(call->daemon, device ? device : id, errp);
+    if (r == -ENODEV) {
+        call->class = QMP_DEVICE_NOT_FOUND;
+    }
+    return r;
+}
+
+/* Of all that QEMU's objects have, a device's disk alone can be set. */
+static int cmd_qom_set(struct qmp_call *call, struct error **errp)
+{
+    const char *path = qmp_str(call, "path");
+    const char *property = qmp_str(call, "property");
+    const char *value = json_string_value(json_object_get(call->args, "value"));
+    const char *name = path;
+    struct daemon *d = call->daemon;
+
+    if (strncmp(path, QDEV_PATH, strlen(QDEV_PATH)) == 0) {
+        name += strlen(QDEV_PATH);
+    }
+    if (strcmp(property, "drive") != 0) {
+        return error_set(errp, EINVAL, "Property '%.100s.%.100s' not found",
+                         name, property);
+    }
+    struct node *n = value ? qmp_find_device(d, value, NULL) : NULL;
+    if (!n) {
+        return error_set(errp, ENODEV,
+                         "Property '%.100s.drive' can't find value '%.200s'",
+                         name, value ? value : "");
+    }
+    int r = devices_set_disk(d, name, n, errp);
+    if (r == -ENODEV) {
+        call->class = QMP_DEVICE_NOT_FOUND;
+    }
+    return r;
+}
+
+static const struct qmp_arg qom_set_args[] = {
+    QMP_ARG("path", STR),
+    QMP_ARG("property", STR),
+    QMP_ARG("value", ANY),
+    QMP_LAST,
+};
+
+const struct qmp_command qmp_block_commands[] = {
+    QMP_COMMAND("block_resize", cmd_resize, resize_args,
+                .drains = QMP_DRAINS_NAMED),
+    QMP_COMMAND("eject", cmd_eject, eject_args,
+                .drains = QMP_DRAINS_NAMED),
+    QMP_COMMAND("qom-set", cmd_qom_set, qom_set_args),
+    QMP_COMMAND("query-block", cmd_query_block, NULL, .ret = &qmp_block_type),
+    QMP_COMMAND("query-blockstats", cmd_query_stats, stats_args,
+                .ret = &qmp_stats_type),
+    QMP_COMMAND("query-named-block-nodes", cmd_query_nodes, nodes_args,
+                .ret = &qmp_nodes_type),
+    QMP_COMMAND("x-debug-query-block-graph", cmd_query_graph, NULL,
+                .ret = &qmp_graph_type),
+    QMP_COMMANDS_END,
+};

@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Backing chains: overlays, and what is merged into what is below. */
+#include <errno.h>
+#include <string.h>
+
+#include "daemon.h"
+#include "nbdelta/chain.h"
+#include "nbdelta/error.h"
+#include "nbdelta/graph.h"
+#include "nbdelta/snapshot.h"
+#include "qmp/dispatch.h"
+
+static const char *const mode_words[] = {"existing", "absolute-paths", NULL};
+
+static const struct qmp_arg snapshot_sync_args[] = {
+    QMP_OPT("device", STR),
+    QMP_OPT("node-name", STR),
+    QMP_ARG("snapshot-file", STR),
+    QMP_OPT("snapshot-node-name", STR),
+    QMP_OPT("format", STR),
+    QMP_OPT("mode", ENUM, .words = mode_words),
+    QMP_LAST,
+};
+
+static const struct qmp_arg snapshot_args[] = {
+    QMP_ARG("node", STR),
+    QMP_ARG("overlay", STR),
+    QMP_LAST,
+};
+
+static const struct qmp_arg change_backing_args[] = {
+    QMP_ARG("device", STR),
+    QMP_ARG("image-node-name", STR),
+    QMP_ARG("backing-file", STR),
+    QMP_LAST,
+};
+
+static const char *const on_error_words[] = {"report", "ignore", "enospc",
+                                             "stop",   "auto",   NULL};
+
+static const struct qmp_arg commit_args[] = {
+    QMP_OPT("job-id", STR),
+    QMP_ARG("device", STR),
+    QMP_OPT("base-node", STR),
+    QMP_OPT("base", STR),
+    QMP_OPT("top-node", STR),
+    QMP_OPT("top", STR),
+    QMP_OPT("backing-file", STR),
+    QMP_OPT("speed", INT),
+    QMP_OPT("on-error", ENUM, .words = on_error_words),
+    QMP_OPT("filter-node-name", STR),
+    QMP_OPT("auto-finalize", BOOL),
+    QMP_OPT("auto-dismiss", BOOL),
+    QMP_LAST,
+};
+
+/* The node of a device or, where that says nothing, of a node's name. */
+static struct node *find_either(struct qmp_call *call, const char *device,
+                                const char *name, struct error **errp)
+{
+    struct node *n = NULL;
+
+    if (device) {
+        n = qmp_find_device(call->daemon, device, NULL);
+    }
+    if (!n && name) {
+        n = graph_find(call->daemon->graph, name);
+    }
+    if (!n) {
+        (void)error_set(errp, ENODEV,
+                        "Cannot find device='%.200s' nor node-name='%.200s'",
+                        device ? device : "", name ? name : "");
+    }
+    return n;
+}
+
+static int snapshot_sync(struct qmp_call *call, struct job_txn *txn,
+                         struct action **ap, struct error **errp)
+{
+    const char *name = qmp_str(call, "node-name");
+    const char *mode = qmp_str(call, "mode");
+    struct snapshot_options o = {
+        .overlay_file = qmp_str(call, "snapshot-file"),
+        .node_name = qmp_str(call, "snapshot-node-name"),
+        .format = qmp_str(call, "format"),
+        .existing = mode && strcmp(mode, "existing") == 0,
+    };
+
+    (void)txn;
+    o.needs_name = name != NULL;
+    o.node = find_either(call, qmp_str(call, "device"), name, errp);
+    return o.node ? snapshot_action(&o, ap, errp) : -ENODEV;
+}
+
+static int snapshot(struct qmp_call *call, struct job_txn *txn,
+                    struct action **ap, struct error **errp)
+{
+    const char *name = qmp_str(call, "node");
+    const char *overlay = qmp_str(call, "overlay");
+    struct snapshot_options o = {0};
+
+    (void)txn;
+    o.node = find_either(call, name, name, errp);
+    if (!o.node) {
+        return -ENODEV;
+    }
+    o.overlay = find_either(call, overlay, overlay, errp);
+    return o.overlay ? snapshot_action(&o, ap, errp) : -ENODEV;
+}
+
+static int cmd_change_backing(struct qmp_call *call, struct error **errp)
+{
+    const char *device = qmp_str(call, "device");
+    struct node *top = qmp_find_device(call->daemon, device, errp);
+    struct node *image;
+
+    if (!top) {
+        return -ENODEV;
+    }
+    image = find_either(call, NULL, qmp_str(call, "image-node-name"), errp);
+    if (!image) {
+        return -ENODEV;
+    }
+    return chain_change_backing(call->daemon->graph, top, device, image,
+                                qmp_str(call, "backing-file"), errp);
+}
+
+static enum job_on_error on_error_value(const char *word)
+{
+    if (!word || strcmp(word, "report") == 0) {
+        return ON_ERROR_REPORT;
+    }
+    if (strcmp(word, "ignore") == 0) {
+        return ON_ERROR_IGNORE;
+    }
+    return strcmp(word, "stop") == 0 ? ON_ERROR_STOP : ON_ERROR_ENOSPC;
+}
+
+/* A node by the argument @key, if it is there. */
+static int find_arg(struct qmp_call *call, const char *key, struct node **np,
+                    struct error **errp)
+{
+    const char *name = qmp_str(call, key);
+
+    *np = name ? find_either(call, NULL, name, errp) : NULL;
+    return name && !*np ? -ENODEV : 0;
+}
+
+static int cmd_commit(struct qmp_call *call, struct error **errp)
+    REQUIRES(call->daemon->jobs->lock)
+{
+    int64_t speed = qmp_int(call, "speed", 0);
+    struct commit_options o = {
+        .job_id = qmp_str(call, "job-id"),
+        .device = qmp_str(call, "device"),
+        .top = qmp_str(call, "top"),
+        .base = qmp_str(call, "base"),
+        .backing_file = qmp_str(call, "backing-file"),
+        .filter_node_name = qmp_str(call, "filter-node-name"),
+        .on_error = on_error_value(qmp_str(call, "on-error")),
+        .speed = (uint64_t)speed,
+        .manual_finalize = !qmp_bool(call, "auto-finalize", true),
+        .manual_dismiss = !qmp_bool(call, "auto-dismiss", true),
+    };
+    int r;
+
+    /* First of all: clients find out by it what is supported. */
+    o.root = qmp_find_device(call->daemon, o.device, NULL);
+    if (!o.root) {
+        call->class = QMP_DEVICE_NOT_FOUND;
+        return error_set(errp, ENODEV, "Device '%.200s' not found", o.device);
+    }
+    if ((r = find_arg(call, "top-node", &o.top_node, errp)) < 0 ||
+        (r = find_arg(call, "base-node", &o.base_node, errp)) < 0) {
+        return r;
+    }
+    if (speed < 0) {
+        return error_set(errp, EINVAL,
+                         "Parameter 'speed' expects a non-negative value");
+    }
+    return job_commit(call->daemon->jobs, &o, errp);
+}
+
+static const struct qmp_arg reopen_args[] = {
+    QMP_ARG("options", OBJECTS, .shown = qmp_node_args),
+    QMP_LAST,
+};
+
+static int cmd_reopen(struct qmp_call *call, struct error **errp)
+{
+    return graph_reopen(call->daemon->graph,
+                        json_object_get(call->args, "options"), errp);
+}
+
+const struct qmp_command qmp_chain_commands[] = {
+    QMP_COMMAND("block-commit", cmd_commit, commit_args,
+                .drains = QMP_DRAINS_NAMED),
+    QMP_COMMAND("blockdev-reopen", cmd_reopen, reopen_args,
+                .drains = QMP_DRAINS_NAMED),
+    QMP_ACTION("blockdev-snapshot", snapshot, snapshot_args),
+    QMP_ACTION("blockdev-snapshot-sync", snapshot_sync, snapshot_sync_args),
+    QMP_COMMAND("change-backing-file", cmd_change_backing, change_backing_args,
+                .drains = QMP_DRAINS_NAMED),
+    QMP_COMMANDS_END,
+};

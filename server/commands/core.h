@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_COMMANDS_CORE_H
+#define NBDELTA_SERVER_COMMANDS_CORE_H
+
+#include <jansson.h>
+
+/* The version of QEMU in it, as text. */
+extern const char qmp_like_version[];
+
+/* VersionInfo, of the greeting and of query-version; a new reference. */
+json_t *qmp_version(void);
+
+#endif /* NBDELTA_SERVER_COMMANDS_CORE_H */

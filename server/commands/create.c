@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* blockdev-create: images, and the files for them. */
+#include <errno.h>
+#include <string.h>
+
+#include "daemon.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/graph.h"
+#include "nbdelta/job.h"
+#include "qmp/dispatch.h"
+
+static const char *const preallocation_words[] = {"off", "metadata", "falloc",
+                                                  "full", NULL};
+static const char *const version_words[] = {"v2", "v3", NULL};
+static const char *const compression_words[] = {"zlib", "zstd", NULL};
+
+static const struct qmp_arg file_args[] = {
+    QMP_ARG("filename", STR),
+    QMP_ARG("size", SIZE),
+    QMP_OPT("preallocation", ENUM, .words = preallocation_words),
+    QMP_LAST,
+};
+
+static const struct qmp_arg qcow2_args[] = {
+    QMP_ARG("file", ANY),
+    QMP_OPT("data-file", ANY),
+    QMP_OPT("data-file-raw", BOOL),
+    QMP_ARG("size", SIZE),
+    QMP_OPT("version", ENUM, .words = version_words),
+    QMP_OPT("backing-file", STR),
+    QMP_OPT("backing-fmt", ENUM, .words_of = graph_driver_names),
+    QMP_OPT("cluster-size", SIZE),
+    QMP_OPT("preallocation", ENUM, .words = preallocation_words),
+    QMP_OPT("lazy-refcounts", BOOL),
+    QMP_OPT("refcount-bits", INT),
+    QMP_OPT("compression-type", ENUM, .words = compression_words),
+    QMP_LAST,
+};
+
+static const struct qmp_variant image_variants[] = {
+    {"file", file_args},
+    {"qcow2", qcow2_args},
+    {NULL, NULL},
+};
+
+static const struct qmp_arg image_args[] = {
+    QMP_ARG("driver", ENUM, .words_of = graph_driver_names),
+    QMP_VARIANTS("driver", image_variants),
+};
+
+static const struct qmp_arg create_args[] = {
+    QMP_ARG("job-id", STR),
+    QMP_ARG("options", OBJECT, .members = image_args),
+    QMP_LAST,
+};
+
+/* Ours have other names here and there; a new reference or NULL. */
+static json_t *image_options(json_t *args)
+{
+    json_t *options = json_object();
+    const char *key;
+    json_t *value;
+
+    json_object_foreach (args, key, value) {
+        CLEANUP_FREE char *name = strdup(strcmp(key, "version") == 0 ? "compat"
+                                                                     : key);
+
+        if (strcmp(key, "driver") == 0 || strcmp(key, "file") == 0 ||
+            strcmp(key, "filename") == 0) {
+            continue;
+        }
+        for (char *p = name; p && *p; p++) {
+            if (*p == '-') {
+                *p = '_';
+            }
+        }
+        if (!name || json_object_set(options, name, value) < 0) {
+            json_decref(options);
+            return NULL;
+        }
+    }
+    return options;
+}
+
+static int check_ref(const json_t *args, const char *key, struct error **errp)
+{
+    const json_t *ref = json_object_get(args, key);
+
+    return ref && !json_is_string(ref) && !json_is_object(ref)
+               ? error_set(errp, EINVAL,
+                           "Invalid parameter type for 'options.%s', expected: "
+                           "BlockdevRef",
+                           key)
+               : 0;
+}
+
+static int cmd_create(struct qmp_call *call, struct error **errp)
+    REQUIRES(call->daemon->jobs->lock)
+{
+    json_t *args = json_object_get(call->args, "options");
+    const char *driver = json_string_value(json_object_get(args, "driver"));
+    bool is_file = strcmp(driver, "file") == 0;
+    CLEANUP_JSON json_t *options = image_options(args);
+    struct image_options o = {
+        .job_id = qmp_str(call, "job-id"),
+        .format = is_file ? "raw" : driver,
+        .filename = json_string_value(json_object_get(args, "filename")),
+        .file = json_object_get(args, "file"),
+        .options = options,
+    };
+
+    if (!is_file && strcmp(driver, "qcow2") != 0) {
+        return error_set(errp, EINVAL,
+                         "Driver does not support blockdev-create");
+    }
+    int r = check_ref(args, "file", errp);
+    if (r == 0) {
+        r = check_ref(args, "data-file", errp);
+    }
+    if (r < 0) {
+        return r;
+    }
+    return options ? job_create_image(call->daemon->jobs, &o, errp)
+                   : error_set(errp, ENOMEM, "Out of memory");
+}
+
+const struct qmp_command qmp_create_commands[] = {
+    QMP_COMMAND("blockdev-create", cmd_create, create_args),
+    QMP_COMMANDS_END,
+};

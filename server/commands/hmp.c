@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/*
+ * human-monitor-command: of the words that QEMU's human monitor knows, those
+ * that tests of its block layer live by: `qemu-io [-d] DEVICE "COMMAND"`,
+ * `drive_add 0 OPTIONS`, `drive_del ID`.
+ */
+#include <ctype.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon.h"
+#include "nbdelta/blk.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/graph.h"
+#include "nbdelta/job.h"
+#include "nbdelta/size.h"
+#include "qmp/dispatch.h"
+#include "vm/device.h"
+#include "vm/qemu-io.h"
+
+#define WORDS_MAX 8
+
+static const struct qmp_arg hmp_args[] = {
+    QMP_ARG("command-line", STR),
+    QMP_OPT("cpu-index", INT),
+    QMP_LAST,
+};
+
+/* Split @text into words, in place; "..." is one, \ takes what follows. */
+static int split(char *text, char **words)
+{
+    int count = 0;
+    char *to = text;
+
+    while (*text && count < WORDS_MAX) {
+        bool quoted = false;
+
+        while (*text == ' ') {
+            text++;
+        }
+        if (!*text) {
+            break;
+        }
+        words[count++] = to;
+        while (*text && (quoted || *text != ' ')) {
+            if (*text == '"') {
+                quoted = !quoted;
+                text++;
+                continue;
+            }
+            if (*text == '\\' && text[1]) {
+                text++;
+            }
+            *to++ = *text++;
+        }
+        if (*text) {
+            text++;
+        }
+        *to++ = '\0';
+    }
+    return count;
+}
+
+static int reply(struct qmp_call *call, struct error **errp, const char *fmt,
+                 ...) __attribute__((format(printf, 3, 4)));
+static int reply(struct qmp_call *call, struct error **errp, const char *fmt,
+                 ...)
+{
+    char text[400];
+    va_list ap;
+
+    va_start(ap, fmt);
+    (void)vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    call->ret = json_string(text);
+    return call->ret ? 0 : error_set(errp, ENOMEM, "Out of memory");
+}
+
+/*
+ * The I/O is done without the monitor lock: it may have to wait for a job, or
+ * for a command of another client.  The disk stays: the request has it.
+ */
+static int qemu_io(struct qmp_call *call, const char *name, bool qdev,
+                   const char *command, struct error **errp)
+    REQUIRES(call->daemon->jobs->lock)
+{
+    struct daemon *d = call->daemon;
+
+    if (strncmp(name, QDEV_PATH, strlen(QDEV_PATH)) == 0) {
+        name += strlen(QDEV_PATH);
+    }
+    struct node *n = qmp_find_device(d, name, NULL);
+    if (!n) {
+        return reply(call, errp,
+                     qdev ? "Error: Device '%.200s' not found\r\n"
+                          : "Error: Cannot find device='' nor "
+                            "node-name='%.200s'\r\n",
+                     name);
+    }
+    struct io_request *q = io_prepare(d->io_tasks, d->jobs, d->graph, n,
+                                      command);
+    if (q) {
+        mutex_unlock(&call->daemon->jobs->lock);
+        io_perform(q);
+        mutex_lock(&call->daemon->jobs->lock);
+    }
+    return reply(call, errp, "%s", "");
+}
+
+/* block_resize DEVICE SIZE, in MiB unless there is a suffix. */
+static int block_resize(struct qmp_call *call, const char *name,
+                        const char *text, struct error **errp)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    struct node *n = qmp_find_device(call->daemon, name, &err);
+    size_t len = strlen(text);
+    bool bare = len > 0 && isdigit((unsigned char)text[len - 1]);
+    uint64_t size = 0;
+    struct blk *b;
+
+    if (!n) {
+        return reply(call, errp, "Error: %s\r\n", error_message(err));
+    }
+    if (size_parse(text, &size) < 0) {
+        return reply(call, errp, "invalid size\n");
+    }
+    if (bare) {
+        size *= MiB;
+    }
+    int r = blk_new(call->daemon->graph, n, PERM_RESIZE, PERM_ALL,
+                    "block_resize", &b, &err);
+    if (r == 0) {
+        r = blk_resize(b, size, &err);
+        blk_free(b);
+    }
+    return r < 0 ? reply(call, errp, "Error: %s\r\n", error_message(err))
+                 : reply(call, errp, "%s", "");
+}
+
+static int drive(struct qmp_call *call, bool add, const char *what,
+                 struct error **errp)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    int r = add ? devices_add_drive(call->daemon, what, &err)
+                : devices_delete_drive(call->daemon, what, &err);
+
+    if (r < 0) {
+        return reply(call, errp, "Error: %s\r\n", error_message(err));
+    }
+    return reply(call, errp, "%s", add ? "OK\r\n" : "");
+}
+
+static int cmd_human(struct qmp_call *call, struct error **errp)
+    REQUIRES(call->daemon->jobs->lock)
+{
+    CLEANUP_FREE char *text = strdup(qmp_str(call, "command-line"));
+    char *words[WORDS_MAX] = {NULL};
+    int count = text ? split(text, words) : 0;
+    int first = 1;
+
+    if (count == 0) {
+        return reply(call, errp, "%s", "");
+    }
+    if (strcmp(words[0], "block_resize") == 0 && count == 3) {
+        return block_resize(call, words[1], words[2], errp);
+    }
+    if (call->daemon->devices && count == 3 &&
+        strcmp(words[0], "drive_add") == 0) { /* a bus address comes first */
+        return drive(call, true, words[2], errp);
+    }
+    if (call->daemon->devices && count == 2 &&
+        strcmp(words[0], "drive_del") == 0) {
+        return drive(call, false, words[1], errp);
+    }
+    if (strcmp(words[0], "qemu-io") != 0) {
+        return reply(call, errp, "unknown command: '%.200s'\r\n", words[0]);
+    }
+    if (count > 1 && strcmp(words[1], "-d") == 0) {
+        first++;
+    }
+    if (count != first + 2) {
+        return reply(call, errp,
+                     "%s: usage: qemu-io [-d] device \"command\"\r\n",
+                     words[0]);
+    }
+    return qemu_io(call, words[first], first > 1, words[first + 1], errp);
+}
+
+static const struct qmp_arg text_type = QMP_ARG("", STR);
+
+const struct qmp_command qmp_hmp_commands[] = {
+    QMP_COMMAND("human-monitor-command", cmd_human, hmp_args,
+                .ret = &text_type),
+    QMP_COMMANDS_END,
+};

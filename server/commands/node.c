@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Nodes come and go. */
+#include <errno.h>
+
+#include "daemon.h"
+#include "nbdelta/error.h"
+#include "nbdelta/graph.h"
+#include "qmp/dispatch.h"
+
+static int cmd_add(struct qmp_call *call, struct error **errp)
+{
+    struct node *n;
+
+    if (!qmp_has(call, "node-name")) {
+        return error_set(errp, EINVAL,
+                         "'node-name' must be specified for the root node");
+    }
+    return graph_open(call->daemon->graph, call->args, &n, errp);
+}
+
+static int cmd_del(struct qmp_call *call, struct error **errp)
+{
+    const char *name = qmp_str(call, "node-name");
+    struct node *n = graph_find(call->daemon->graph, name);
+
+    if (!n) {
+        return error_set(errp, ENODEV,
+                         "Failed to find node with node-name='%.200s'", name);
+    }
+    return graph_close(call->daemon->graph, n, errp);
+}
+
+/* What else there is depends on the driver, which checks it. */
+const struct qmp_arg qmp_node_args[] = {
+    QMP_ARG("driver", ENUM, .words_of = graph_driver_names),
+    QMP_OPT("node-name", STR),
+    QMP_NODE_OPTIONS,
+};
+
+static const struct qmp_arg del_args[] = {
+    QMP_ARG("node-name", STR),
+    QMP_LAST,
+};
+
+const struct qmp_command qmp_node_commands[] = {
+    QMP_COMMAND("blockdev-add", cmd_add, qmp_node_args),
+    QMP_COMMAND("blockdev-del", cmd_del, del_args,
+                .drains = QMP_DRAINS_NAMED),
+    QMP_COMMANDS_END,
+};

@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_COMMANDS_TYPES_H
+#define NBDELTA_SERVER_COMMANDS_TYPES_H
+
+/*
+ * What queries return, for query-qmp-schema: the shapes of what blocklib
+ * builds.  tests/func/qmp-schema.sh holds replies against them.
+ */
+#include "qmp/dispatch.h"
+
+/* Values for qmp_command.ret. */
+extern const struct qmp_arg qmp_jobs_type;       /* JobInfo array */
+extern const struct qmp_arg qmp_block_jobs_type; /* BlockJobInfo array */
+extern const struct qmp_arg qmp_nodes_type;      /* BlockDeviceInfo array */
+extern const struct qmp_arg qmp_block_type;      /* BlockInfo array */
+extern const struct qmp_arg qmp_stats_type;      /* BlockStats array */
+extern const struct qmp_arg qmp_graph_type;      /* XDbgBlockGraph */
+extern const struct qmp_arg qmp_schema_type;     /* SchemaInfo array */
+
+/* JobStatus. */
+extern const char *const qmp_job_status_words[];
+
+#endif /* NBDELTA_SERVER_COMMANDS_TYPES_H */

@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Block status: for each context a chunk of runs of equal flags. */
+#include <errno.h>
+
+#include "nbd/conn.h"
+#include "nbdelta/bitmap.h"
+#include "nbdelta/blk.h"
+#include "nbdelta/bytes.h"
+
+/* A reply is not longer than this. */
+#define REPLY_BYTES (1 * MiB)
+
+struct runs {
+    enum context_kind kind;
+    bool extended;   /* descriptors have 64-bit fields */
+    uint32_t stride; /* their size */
+    char *at;        /* of the last one */
+    unsigned count;
+    unsigned max;
+    uint64_t length; /* of the last run */
+    uint32_t flags;
+};
+
+/* False: there is no room for one more. */
+static bool add_run(struct runs *rs, uint64_t length, uint32_t flags)
+{
+    if (rs->count > 0 && rs->flags == flags) {
+        rs->length += length;
+    } else if (rs->count == rs->max) {
+        return false;
+    } else {
+        rs->at += rs->count > 0 ? rs->stride : 0;
+        rs->count++;
+        rs->length = length;
+        rs->flags = flags;
+    }
+    if (rs->extended) {
+        store_be64(rs->at, rs->length);
+        store_be64(rs->at + 8, rs->flags);
+    } else { /* no longer than the request */
+        store_be32(rs->at, (uint32_t)rs->length);
+        store_be32(rs->at + 4, rs->flags);
+    }
+    return true;
+}
+
+static int add_extent(const struct extent *ext, void *opaque)
+{
+    struct runs *rs = opaque;
+    uint32_t flags;
+
+    if (rs->kind == CONTEXT_DEPTH) {
+        flags = ext->flags & EXTENT_ALLOCATED ? ext->depth + 1 : 0;
+    } else {
+        flags = (ext->flags & EXTENT_DATA ? 0 : NBD_STATE_HOLE) |
+                (ext->flags & EXTENT_ZERO ? NBD_STATE_ZERO : 0);
+    }
+    return add_run(rs, ext->length, flags) ? 0 : 1;
+}
+
+static int bitmap_runs(struct conn *c, const struct context *ctx,
+                       const struct request *rq, struct runs *rs)
+{
+    struct bitmap *bm = ctx->bitmap;
+    uint64_t at = rq->offset;
+    uint64_t end = rq->offset + rq->length;
+
+    while (at < end) {
+        bool dirty;
+        uint64_t n = bitmap_run(bm, at, end, &dirty);
+
+        if (!add_run(rs, n, dirty ? NBD_STATE_DIRTY : 0)) {
+            break;
+        }
+        at += n;
+    }
+    /* In this order: a bitmap that is off its node collects nothing; nor does
+     * one on which an image has been put. */
+    return bitmap_removed(bm) || !bitmap_readable(bm) ||
+                   (ctx->own && !blk_bitmap_is_own(c->export->blk, bm))
+               ? -EINVAL
+               : 0;
+}
+
+/* The chunk of one of @count contexts, *sp. */
+static int context_chunk(struct conn *c, const struct context *ctx,
+                         const struct request *rq, unsigned count, bool last,
+                         struct segment **sp)
+{
+    const uint32_t before = c->extended ? 8 : 4; /* the descriptors */
+    struct segment *s = segment_new(c, SEGMENT_LARGE);
+    int r;
+
+    if (!s) {
+        return -ENOMEM;
+    }
+    *sp = s;
+    char *head = segment_at(s, s->head);
+    size_t room = min_u64(s->size - s->head, REPLY_BYTES / count);
+    struct runs rs = {
+        .kind = ctx->kind,
+        .extended = c->extended,
+        .stride = c->extended ? 16 : 8,
+        .at = head + chunk_size(c) + before,
+    };
+    rs.max = rq->flags & NBD_CMD_FLAG_REQ_ONE
+                 ? 1
+                 : (unsigned)((room - chunk_size(c) - before) / rs.stride);
+    if (ctx->kind == CONTEXT_BITMAP) {
+        r = bitmap_runs(c, ctx, rq, &rs);
+    } else {
+        r = blk_extents(c->export->blk, rq->offset, rq->length, 0, add_extent,
+                        &rs);
+    }
+    if (r < 0) {
+        return r;
+    }
+    uint32_t length = before + rs.count * rs.stride;
+    char *p = put_chunk(c, head, rq, last ? NBD_REPLY_FLAG_DONE : 0,
+                        c->extended ? NBD_REPLY_TYPE_BLOCK_STATUS_EXT
+                                    : NBD_REPLY_TYPE_BLOCK_STATUS,
+                        length);
+    store_be32(p, ctx->id);
+    if (c->extended) {
+        store_be32(p + 4, rs.count);
+    }
+    s->tail += (uint32_t)chunk_size(c) + length;
+    return 0;
+}
+
+void conn_status(struct conn *c, const struct request *rq)
+{
+    unsigned count = (unsigned)__builtin_popcountll(rq->contexts);
+    struct list chunks;
+
+    list_init(&chunks);
+    for (uint64_t left = rq->contexts; left != 0; left &= left - 1) {
+        struct context *ctx = &c->contexts[__builtin_ctzll(left)];
+        struct segment *s = NULL;
+        int r = context_chunk(c, ctx, rq, count, (left & (left - 1)) == 0, &s);
+
+        if (s) {
+            list_append(&chunks, &s->link);
+        }
+        if (r < 0) {
+            segments_free(c, &chunks);
+            conn_reply_result(c, rq, r, false);
+            return;
+        }
+    }
+    conn_queue_list(c, &chunks);
+    conn_push(c);
+}

@@ -1,0 +1,412 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_NBD_CONN_H
+#define NBDELTA_SERVER_NBD_CONN_H
+
+/*
+ * A connection
+ * ============
+ *
+ *              +-------------------- its own thread ----------------------+
+ *   socket --> | input buffer --> parse --> what is in memory, at once    |
+ *              |                    |             |                       |
+ *              +--------------------|-------------|-----------------------+
+ *                     may block     v             v one batch
+ *                                 pool --------> out (segments) --> socket
+ *
+ * The thread takes all requests that one recv brought, serves those whose
+ * data is in memory (REQ_NOWAIT) straight into the batch, and sends that with
+ * one sendmsg.  The rest goes to the worker pool.
+ *
+ * Nobody but the connection's own thread waits for its client.  Who has a
+ * reply appends it to `out` and, unless another is sending, sends what the
+ * socket takes (MSG_DONTWAIT).  What it does not take is left to the
+ * connection's thread, which polls.  So a client that does not read holds up
+ * nothing but its own thread: no worker, and no shutdown.
+ *
+ * Back-pressure is not reading: when too much waits to be sent or to be done,
+ * the thread stops parsing until that is less.
+ *
+ * Order at the end: no more requests; those in the pool finish; their replies
+ * go out, for a bounded time; the socket is shut down.  So a client that sees
+ * the end knows that nothing of it is still to be written.
+ *
+ * conn.c            life, receiving, waiting
+ * conn-handshake.c  options;  conn-context.c  those on metadata contexts
+ * conn-tls.c        STARTTLS, and who may open which export
+ * conn-request.c    requests: parse, check, serve at once or hand over
+ * conn-work.c       the same in a worker: all that may block
+ * conn-read.c       reads;  conn-status.c  block status
+ * conn-reply.c      segments, replies, sending
+ */
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "nbd/export.h"
+#include "nbd/pages.h"
+#include "nbd/pool.h"
+#include "nbd/proto.h"
+#include "nbd/room.h"
+#include "nbd/server.h"
+#include "nbdelta/thread.h"
+#include "nbdelta/types.h"
+#include "net/peer.h"
+#include "net/tls-policy.h"
+#include "net/transport.h"
+
+struct server;
+
+#define INPUT_SIZE ((size_t)64 << 10)
+
+/* Reads and writes up to this are done in the connection's thread when they
+ * need not wait.  Longer reads that need not wait are done there, too, in
+ * pieces of PIECE_SIZE. */
+#define INLINE_MAX (UINT32_C(64) << 10)
+#define PIECE_SIZE (UINT32_C(256) << 10)
+
+/* A write's payload up to this is waited for in the input buffer. */
+#define GATHER_MAX (UINT32_C(16) << 10)
+
+/* Parsing stops while more than this is waiting to be sent; while requests in
+ * the pool and their replies hold more than this; while so many are there. */
+#define OUT_HIGH     ((size_t)2 << 20)
+#define HELD_MAX     ((size_t)32 << 20)
+#define REQUESTS_MAX 256
+
+/* Requests of one connection that are in the hands of the pool at once. */
+#define WORKERS_MAX 16
+
+/* How long the end of a connection waits for its client to take replies. */
+#define LINGER_MS 5000
+#define STOP_MS   2000
+
+/* --- Segments: buffers of three sizes, recycled (conn-reply.c). --- */
+
+enum segment_class { SEGMENT_SMALL, SEGMENT_MEDIUM, SEGMENT_LARGE };
+#define SEGMENT_CLASSES 3
+
+/* Payload starts on a page, so that direct I/O needs no copy; headers are put
+ * right before it. */
+#define SEGMENT_PAYLOAD 4096U
+
+struct segment {
+    struct list link;
+    enum segment_class class;
+    uint32_t size; /* of the whole, this struct included */
+    uint32_t head; /* what is in use, from the address of this struct */
+    uint32_t tail;
+};
+
+static inline char *segment_at(struct segment *s, uint32_t at)
+{
+    return (char *)s + at;
+}
+
+/* --- Requests. --- */
+
+struct request {
+    struct work work;
+    struct list link; /* pending or free */
+    struct conn *conn;
+    uint64_t cookie;
+    uint64_t origin; /* the offset, as the client sent it */
+    uint64_t offset; /* of what is left to be done */
+    uint64_t length;
+    uint64_t contexts; /* of block status: bits, by index in conn.contexts */
+    uint16_t type;
+    uint16_t flags;
+    struct list payload; /* segments of a write */
+};
+
+enum context_kind { CONTEXT_ALLOCATION, CONTEXT_DEPTH, CONTEXT_BITMAP };
+
+struct context {
+    uint32_t id;
+    enum context_kind kind;
+    struct bitmap *bitmap; /* with a reference */
+    bool own; /* it was not named: offered while it is of the disk itself */
+};
+#define CONTEXTS_MAX 64 /* bits in request.contexts */
+
+struct conn {
+    /* Set at creation. */
+    struct server *server; /* with a reference of who made it */
+    struct peer peer;
+    struct exports *exports;
+    struct pool *pool;
+    struct tls_policy *policy; /* with a reference, or NULL */
+    struct transport io;
+    int wake; /* eventfd */
+
+    /* Guarded by the server's lock. */
+    pthread_t thread;
+    struct list in_server;
+    bool serving; /* is in transmission */
+    const void *disk; /* its node then, only to be compared; when serving */
+    bool quiet;   /* has executed its last request */
+
+    /* Set by the handshake. */
+    struct export *export;
+    struct {
+        char *name;  /* of the last view that it asked for, or NULL */
+        uint64_t of; /* serial of what it is of; 0: there is none */
+        uint64_t serial;
+    } view;
+    uint64_t size;
+    bool writable; /* for this client */
+    bool fixed;    /* newstyle, so there are options */
+    bool structured;
+    bool extended; /* and structured */
+    bool no_zeroes;
+    struct context *contexts;
+    unsigned context_count;
+    uint64_t contexts_of; /* serial of their export; 0: there are none */
+
+    /* Its own thread's. */
+    pthread_t self; /* for others to compare with */
+    char *input;    /* INPUT_SIZE, or NULL while idle */
+    size_t input_at;
+    size_t input_end;
+    struct segment *batch; /* replies of requests served at once */
+    bool alone;            /* nothing is in the pool, nothing to be sent */
+    bool hung_up;          /* its client is gone, and sees no reply */
+    uint64_t deadline;     /* of the handshake; 0: it is over */
+    unsigned options;      /* that it has sent, and are counted */
+    uint32_t skipped;      /* bytes of options too long to be read */
+    uint64_t informed;     /* serial of the export of an INFO just before */
+
+    /* Guarded by lock. */
+    mutex_t lock;
+    struct list out; /* segments to be sent, in order */
+    size_t out_bytes;
+    bool sending;        /* somebody is */
+    bool stalled;        /* the socket took no more: its own thread polls */
+    bool broken;         /* nothing can be sent any more */
+    unsigned executing;  /* requests handed over and not finished */
+    unsigned working;    /* those of them in the hands of the pool */
+    size_t held;         /* their bytes */
+    size_t intake;       /* what has come of a payload that is not complete */
+    size_t granted;      /* room that was given, and is not in these yet */
+    size_t moved;        /* sent since the room was told */
+    bool wants_room;     /* its own thread waits for room */
+    struct room_user room;
+    struct list pending; /* the others */
+    bool throttled;      /* its own thread waits for less */
+    struct list free_requests;
+    struct list free_segments[SEGMENT_CLASSES];
+    unsigned free_count[SEGMENT_CLASSES];
+
+    _Atomic bool resting;  /* its own thread waits for requests */
+    _Atomic bool leaving;  /* its client has said that no more come */
+    _Atomic bool stopping; /* no more requests */
+    _Atomic bool finished; /* the thread is about to end */
+};
+
+/* --- conn.c --- */
+
+/* Takes @fd, which is connected.  @p is what the server asks of its clients.
+ * NULL: no memory; @fd is closed. */
+struct conn *conn_new(struct server *s, struct exports *exports,
+                      struct pool *pool, struct tls_policy *p, int fd);
+void *conn_thread(void *arg);
+void conn_free(struct conn *c); /* after the thread has ended */
+
+/* Ask it to end.  Any thread. */
+void conn_stop(struct conn *c);
+
+/* Any thread. */
+enum presence conn_presence(const struct conn *c);
+
+/* Wake its thread out of a poll.  Any thread. */
+void conn_kick(struct conn *c);
+
+/* Wait until input can be read (with @input), output has gone out, or a kick;
+ * at most @ms (-1: for ever).  False: the time is over. */
+bool conn_wait(struct conn *c, bool input, int ms);
+
+/* The handshake may take its time from now on. */
+void conn_renew_deadline(struct conn *c);
+
+/* Milliseconds until the deadline; -1: there is none. */
+int conn_time_left(const struct conn *c);
+
+/* Receive at least a byte into @iov.  0: no more comes, < 0: error; -EAGAIN:
+ * nothing for a second, and the connection is alone. */
+ssize_t conn_receive(struct conn *c, struct iovec *iov, int cnt);
+
+/* Send what is there, the batch too.  Its own thread. */
+void conn_flush(struct conn *c) EXCLUDES(c->lock);
+
+/* No more requests are to be begun.  What a client that is gone has asked for
+ * is dropped: it may be back on another connection, with newer writes. */
+bool conn_is_ending(struct conn *c);
+
+/* Wait until @need more bytes may be held and one more request be made, or
+ * the connection is ending. */
+void conn_throttle(struct conn *c, size_t need) EXCLUDES(c->lock);
+
+/* Tell the room of all connections what it holds; @moved: see room_hold. */
+void conn_account_locked(struct conn *c, bool moved) REQUIRES(c->lock);
+
+/* Wait until it may hold @bytes more, for long perhaps.  False: it is ending.
+ * They are kept for it until it holds them, asks for others, or gives them
+ * back. */
+bool conn_take_room(struct conn *c, size_t bytes) EXCLUDES(c->lock);
+void conn_give_back_room(struct conn *c) EXCLUDES(c->lock);
+
+/* --- conn-handshake.c --- */
+
+/* 0: go on to transmission; else the connection ends. */
+int conn_handshake(struct conn *c);
+
+/* What is left of the data of an option. */
+struct option {
+    uint32_t type;
+    const char *data;
+    size_t len;
+};
+
+/* Take from the front; false: there is not as much. */
+bool option_u16(struct option *o, uint16_t *v);
+bool option_u32(struct option *o, uint32_t *v);
+
+/* A string, @len bytes long or, of option_text, as long as is said before it.
+ * False: too short, too long, or not a string.  @s has NBD_STRING_MAX + 1. */
+bool option_string(struct option *o, size_t len, char *s);
+bool option_text(struct option *o, char *s);
+
+/* 0, or negative: the connection ends. */
+int handshake_reply(struct conn *c, uint32_t option, uint32_t type,
+                    const void *data, size_t len);
+int handshake_error(struct conn *c, uint32_t option, uint32_t type,
+                    const char *text);
+/* The client has asked about an export that it may open.  It could as well
+ * have opened it and stayed for ever: its question does not count, and its
+ * time begins anew.  So a listing may be of any length, while who gets
+ * nothing, or does nothing, is gone soon. */
+void handshake_welcome(struct conn *c);
+/* NBD_REP_ERR_UNKNOWN, with the name as far as it is short. */
+int handshake_unknown(struct conn *c, uint32_t option, const char *name);
+
+/* --- conn-tls.c --- */
+
+/* STARTTLS.  All that was negotiated before is forgotten. */
+int conn_option_starttls(struct conn *c, const struct option *o);
+
+/* What holds for this client: one that cannot ask for TLS gets none. */
+enum tls_mode conn_tls_mode(const struct conn *c);
+
+/* Is @option refused until TLS has been started? */
+bool conn_needs_tls(const struct conn *c, uint32_t option);
+
+/* Do the rules of @e let this client in; and may it write? */
+bool conn_may_open(const struct conn *c, const struct export *e);
+bool conn_may_write(const struct conn *c, const struct export *e);
+
+/* As exports_find, of those that it may open; but a view has the same serial in
+ * all options.  *needs_tls (or NULL): there is one that it may open after
+ * STARTTLS, perhaps. */
+struct export *conn_find_export(struct conn *c, const char *name,
+                                bool *needs_tls);
+
+/* --- conn-context.c --- */
+
+/* LIST_META_CONTEXT and SET_META_CONTEXT. */
+int conn_option_contexts(struct conn *c, struct option *o);
+void conn_forget_contexts(struct conn *c);
+
+/* --- conn-request.c --- */
+
+/* Serve all complete requests in the input buffer.  False: the connection
+ * ends. */
+bool conn_requests(struct conn *c);
+
+/* --- conn-work.c --- */
+
+/* A request object like @like; NULL: no memory. */
+struct request *request_new(struct conn *c, const struct request *like)
+    EXCLUDES(c->lock);
+void request_free(struct request *r); /* one that was not submitted */
+
+/* Bytes that it holds while it is executing. */
+size_t request_bytes(const struct request *rq);
+
+/* Hand @r over to the pool. */
+void request_submit(struct request *r);
+void request_work(struct work *w);
+
+/* The log's words for it. */
+const char *request_name(const struct request *rq);
+
+/* As conn_reply, for what blk_*() returned. */
+void conn_reply_result(struct conn *c, const struct request *rq, int r,
+                       bool batch);
+
+/* --- conn-read.c --- */
+
+/* Read and reply.  With @nowait, in the connection's thread: -EAGAIN when
+ * the rest of it (*rq is adjusted) has to go to the pool.  Otherwise 0. */
+int conn_read(struct conn *c, struct request *rq, bool nowait);
+
+/* Bytes of replies that wait at once while @rq is read with @nowait. */
+size_t conn_read_room(const struct conn *c, const struct request *rq);
+
+/* The header of a reply with the first @length bytes of @rq, into @p. */
+void put_read_head(const struct conn *c, char *p, const struct request *rq,
+                   uint32_t length, bool last);
+size_t read_head_size(const struct conn *c);
+
+/* --- conn-status.c --- */
+
+void conn_status(struct conn *c, const struct request *rq);
+
+/* --- conn-reply.c --- */
+
+struct segment *segment_new(struct conn *c, enum segment_class class)
+    EXCLUDES(c->lock);
+void segment_free(struct conn *c, struct segment *s) EXCLUDES(c->lock);
+void segments_free(struct conn *c, struct list *segments) EXCLUDES(c->lock);
+
+/* Free what is kept for reuse, and the batch.  No other thread is at work. */
+void conn_trim(struct conn *c) EXCLUDES(c->lock);
+
+/* Headers into @p: of a simple reply; of a chunk, which is structured or
+ * extended (the return value is the byte after it, chunk_size() further). */
+void put_simple(char *p, uint32_t error, uint64_t cookie);
+char *put_chunk(const struct conn *c, char *p, const struct request *rq,
+                uint16_t flags, uint16_t type, uint32_t length);
+
+static inline size_t chunk_size(const struct conn *c)
+{
+    return c->extended ? NBD_EXTENDED_CHUNK_SIZE : NBD_CHUNK_SIZE;
+}
+
+/* A whole reply without data, at most REPLY_MAX bytes: success when @error
+ * is 0, else with @text. */
+#define REPLY_MAX 256
+size_t put_reply(const struct conn *c, char *p, const struct request *rq,
+                 uint32_t error, const char *text);
+
+/* Room for @n bytes in the batch, to be taken by batch_use(); NULL: no memory.
+ * The connection's own thread. */
+char *batch_room(struct conn *c, size_t n);
+void batch_use(struct conn *c, size_t n);
+
+/* Reply from any thread; with @batch, from its own and not yet sent.  Without
+ * memory the connection is broken. */
+void conn_reply(struct conn *c, const struct request *rq, uint32_t error,
+                const char *text, bool batch);
+
+/* Append segments to what is to be sent. */
+void conn_queue(struct conn *c, struct segment *s) EXCLUDES(c->lock);
+void conn_queue_list(struct conn *c, struct list *segments) EXCLUDES(c->lock);
+
+/* Queue the batch. */
+void conn_queue_batch(struct conn *c) EXCLUDES(c->lock);
+
+/* Send what the socket takes. */
+void conn_push(struct conn *c) EXCLUDES(c->lock);
+
+/* Nothing can be sent any more: drop it all. */
+void conn_break(struct conn *c) EXCLUDES(c->lock);
+
+#endif /* NBDELTA_SERVER_NBD_CONN_H */

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_NET_PEER_H
+#define NBDELTA_SERVER_NET_PEER_H
+
+/* Where a client comes from: the host, of a Unix socket the user. */
+#include <stdbool.h>
+
+struct peer {
+    int family;           /* 0: unknown */
+    unsigned char id[16]; /* address, CID or user id; zeroes behind it */
+};
+
+/* Of the connected socket @fd. */
+void peer_of(int fd, struct peer *p);
+
+/* Unknown ones are the same. */
+bool peer_equal(const struct peer *a, const struct peer *b);
+
+#endif /* NBDELTA_SERVER_NET_PEER_H */

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_OBJECTS_OBJECT_H
+#define NBDELTA_SERVER_OBJECTS_OBJECT_H
+
+/*
+ * Objects that a user makes (object-add, --object) and names in other
+ * options: secrets, TLS credentials, authorizations, throttle groups, I/O
+ * threads.  They are checked and kept; all of it under the monitor lock, but
+ * for objects_allow().
+ */
+#include <jansson.h>
+
+#include "qmp/dispatch.h"
+
+struct error;
+struct graph;
+struct objects;
+struct tls_keys;
+
+/* May things be called so: a letter, then letters, digits, '-', '.', '_'. */
+bool id_is_well_formed(const char *id);
+
+/* Arguments of object-add. */
+extern const struct qmp_arg object_args[];
+
+struct objects *objects_new(struct graph *g); /* NULL: no memory */
+void objects_free(struct objects *s);         /* NULL is fine */
+
+/* Add one of checked @props.  -EEXIST: the id is taken.  Throttle groups
+ * and TLS credentials are made in the graph, and with their deletion go from
+ * there: -EBUSY while a node uses the group. */
+int objects_add(struct objects *s, json_t *props, struct error **errp);
+int objects_del(struct objects *s, const char *id, struct error **errp);
+
+/* The type of the object @id ("secret"), or NULL. */
+const char *objects_type(const struct objects *s, const char *id);
+
+/* The loaded keys of the TLS credentials @id, for a server or a client, with a
+ * reference.  -ENOENT; -EINVAL: they are something else. */
+int objects_tls_keys(const struct objects *s, const char *id, bool server,
+                     struct tls_keys **keys, struct error **errp);
+
+/* -ENOENT: @id is no authorization. */
+int objects_check_authz(const struct objects *s, const char *id,
+                        struct error **errp);
+
+/* Does the authorization @authz allow @identity (NULL: unknown)?  Any
+ * thread. */
+bool objects_allow(const struct objects *s, const char *authz,
+                   const char *identity);
+
+#endif /* NBDELTA_SERVER_OBJECTS_OBJECT_H */

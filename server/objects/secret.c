@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "objects/secret.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <gnutls/gnutls.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "nbdelta/bytes.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+
+#define SECRET_MAX (64 * KiB)
+
+static const char *const formats[] = {"raw", "base64", NULL};
+
+const struct qmp_arg secret_args[] = {
+    QMP_OPT("data", STR),
+    QMP_OPT("file", STR),
+    QMP_OPT("format", ENUM, .words = formats),
+    QMP_LAST,
+};
+
+static const char *text_of(const json_t *props, const char *key)
+{
+    return json_string_value(json_object_get(props, key));
+}
+
+static int check_readable(const char *path, struct error **errp)
+{
+    CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+
+    return fd < 0 ? error_set(errp, errno, "Unable to read %s: %s", path,
+                              strerror(errno))
+                  : 0;
+}
+
+int secret_check(const json_t *props, struct error **errp)
+{
+    const char *file = text_of(props, "file");
+
+    if (text_of(props, "data") && file) {
+        return error_set(errp, EINVAL,
+                         "'file' and 'data' are mutually exclusive");
+    }
+    if (!text_of(props, "data") && !file) {
+        return error_set(errp, EINVAL,
+                         "Either 'file' or 'data' must be provided");
+    }
+    return file ? check_readable(file, errp) : 0;
+}
+
+static int read_file(const char *path, char *text, size_t *len,
+                     struct error **errp)
+{
+    CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+
+    *len = 0;
+    for (ssize_t n = 1; n > 0; *len += (size_t)n) {
+        n = fd < 0 ? -1 : read(fd, text + *len, SECRET_MAX - *len);
+        if (n < 0) {
+            return error_set(errp, errno, "Unable to read %s: %s", path,
+                             strerror(errno));
+        }
+    }
+    return *len < SECRET_MAX
+               ? 0
+               : error_set(errp, EFBIG, "Unable to read %s: it is too long",
+                           path);
+}
+
+static int copy_data(const char *data, char *text, size_t *len,
+                     struct error **errp)
+{
+    *len = strlen(data);
+    if (*len >= SECRET_MAX) {
+        return error_set(errp, EFBIG, "the secret is too long");
+    }
+    memcpy(text, data, *len);
+    return 0;
+}
+
+/* In place: what it decodes to is shorter. */
+static int decode(char *text, size_t *len, struct error **errp)
+{
+    gnutls_datum_t coded = {(unsigned char *)text, (unsigned)*len};
+    gnutls_datum_t plain;
+
+    if (gnutls_base64_decode2(&coded, &plain) < 0) {
+        return error_set(errp, EINVAL, "the secret is not base64");
+    }
+    explicit_bzero(text, SECRET_MAX);
+    memcpy(text, plain.data, plain.size);
+    *len = plain.size;
+    explicit_bzero(plain.data, plain.size);
+    gnutls_free(plain.data);
+    return 0;
+}
+
+int secret_text(const json_t *props, char **text, struct error **errp)
+{
+    const char *data = text_of(props, "data");
+    const char *format = text_of(props, "format");
+    char *buf = calloc(1, SECRET_MAX);
+    size_t len = 0;
+
+    if (!buf) {
+        return error_set(errp, ENOMEM, "Out of memory");
+    }
+    int r = data ? copy_data(data, buf, &len, errp)
+                 : read_file(text_of(props, "file"), buf, &len, errp);
+    if (r == 0 && format && strcmp(format, "base64") == 0) {
+        r = decode(buf, &len, errp);
+    }
+    if (r == 0 && strlen(buf) != len) {
+        r = error_set(errp, EINVAL, "there is a NUL in the secret");
+    }
+    if (r < 0) {
+        secret_free(buf);
+        return r;
+    }
+    *text = buf;
+    return 0;
+}
+
+void secret_free(char *text)
+{
+    if (text) {
+        explicit_bzero(text, SECRET_MAX);
+        free(text);
+    }
+}

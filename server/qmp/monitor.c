@@ -1,0 +1,481 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/*
+ * Each monitor has room for a number of sessions, whatever others have.
+ * One thread looks after all monitors: it accepts clients, has another thread
+ * connect again where that is asked for, as names and hosts may be silent for
+ * long, and joins the threads of sessions that have ended.
+ * Events and replies meet in the sessions' output, which only the monitor
+ * lock's holder fills, so that all sessions see them in the same order.
+ */
+#include "qmp/monitor.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "daemon.h"
+#include "keyval.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/list.h"
+#include "nbdelta/thread.h"
+#include "net/address.h"
+#include "qmp/chardev.h"
+#include "qmp/dispatch.h"
+#include "qmp/session.h"
+
+#define MONITORS_MAX 64
+#define SESSIONS_MAX 64 /* of each monitor */
+#define SECOND       UINT64_C(1000000000)
+/* When a monitor is full, who has not negotiated by then makes room. */
+#define SILENT_NS (2 * SECOND)
+#define STOP_NS   (2 * SECOND)
+
+struct monitor {
+    struct monitors *all;
+    struct chardev *chardev;
+    bool pretty;
+    bool connected; /* does not listen: it has a session */
+    unsigned sessions;
+    uint64_t retry_at; /* when to connect again, if it does */
+    bool dialing;      /* there is a dialer, which has the chardev's channel */
+    pthread_t dialer;
+    _Atomic bool dialed; /* it has ended */
+};
+
+struct link {
+    struct list in_monitors;
+    struct session *session;
+    struct monitor *monitor;
+    uint64_t since; /* now_ns() */
+    bool leaving;   /* it has been asked to make room */
+};
+
+struct monitors {
+    /* Set before the start. */
+    struct daemon *daemon;
+    struct chardevs *chardevs;
+    int wake; /* eventfd for the thread */
+    bool started;
+    pthread_t thread;
+
+    /* The thread's, once it has started. */
+    struct monitor monitors[MONITORS_MAX];
+    unsigned count;
+
+    /* Guarded by lock; changed by the thread only. */
+    mutex_t lock;
+    struct list links; /* oldest first */
+
+    _Atomic bool stopping;
+};
+
+static void kick(struct monitors *m)
+{
+    uint64_t one = 1;
+
+    while (write(m->wake, &one, sizeof(one)) < 0 && errno == EINTR) {
+    }
+}
+
+void monitors_emit(const char *name, json_t *data, void *opaque)
+{
+    struct monitors *m = opaque;
+    struct timespec now = {0, 0};
+
+    (void)clock_gettime(CLOCK_REALTIME, &now);
+    CLEANUP_JSON json_t *event = json_pack(
+        "{s:{s:I, s:I}, s:s, s:O}", "timestamp", "seconds",
+        (json_int_t)now.tv_sec, "microseconds",
+        (json_int_t)(now.tv_nsec / 1000), "event", name, "data", data);
+
+    mutex_lock(&m->lock);
+    list_for_each (l, &m->links) {
+        session_event(list_entry(l, struct link, in_monitors)->session, event);
+    }
+    mutex_unlock(&m->lock);
+}
+
+/* --- Sessions. --- */
+
+/* @ch is taken.  Without memory the client is gone. */
+static void add_session(struct monitors *m, struct monitor *mon,
+                        const struct channel *ch)
+{
+    struct session *s = session_new(m->daemon, ch, mon->pretty, m->wake);
+    struct link *link = s ? calloc(1, sizeof(*link)) : NULL;
+
+    if (link) {
+        link->session = s;
+        link->monitor = mon;
+        link->since = now_ns();
+        /* Events find it before its client can have negotiated. */
+        mutex_lock(&m->lock);
+        list_append(&m->links, &link->in_monitors);
+        mutex_unlock(&m->lock);
+        if (session_start(s) == 0) {
+            mon->connected = true;
+            mon->sessions++;
+            return;
+        }
+        mutex_lock(&m->lock);
+        list_remove(&link->in_monitors);
+        mutex_unlock(&m->lock);
+        free(link);
+    }
+    if (s) {
+        session_free(s);
+    }
+}
+
+static void retry_later(struct monitor *mon)
+{
+    mon->retry_at = now_ns() + chardev_reconnect(mon->chardev) * SECOND;
+}
+
+/* Free the sessions that have ended, or, with @all, wait for each. */
+static void reap(struct monitors *m, bool all)
+{
+    struct list gone;
+
+    list_init(&gone);
+    mutex_lock(&m->lock);
+    list_for_each_safe (l, &m->links) {
+        struct link *link = list_entry(l, struct link, in_monitors);
+
+        if (all || session_finished(link->session)) {
+            list_remove(l);
+            list_append(&gone, l);
+        }
+    }
+    mutex_unlock(&m->lock);
+    list_for_each_safe (l, &gone) {
+        struct link *link = list_entry(l, struct link, in_monitors);
+        struct monitor *mon = link->monitor;
+
+        session_free(link->session);
+        mon->connected = false;
+        mon->sessions--;
+        retry_later(mon);
+        free(link);
+    }
+}
+
+/* --- The thread. --- */
+
+/* The links are changed by this thread only: no lock to look. */
+static struct link *oldest_silent(struct monitors *m, const struct monitor *mon)
+{
+    list_for_each (l, &m->links) {
+        struct link *link = list_entry(l, struct link, in_monitors);
+
+        if (link->monitor == mon && !link->leaving &&
+            !session_negotiated(link->session)) {
+            return link;
+        }
+    }
+    return NULL;
+}
+
+/* Strangers that fill a monitor do not shut its door: who has said nothing for
+ * the longest time goes when somebody else comes. */
+static bool has_room(struct monitors *m, const struct monitor *mon,
+                     const struct listeners *ls)
+{
+    if (mon->sessions < SESSIONS_MAX) {
+        return true;
+    }
+    struct link *link = oldest_silent(m, mon);
+    uint64_t now = now_ns();
+
+    for (unsigned i = 0; link && i < ls->count; i++) {
+        struct pollfd fd = {.fd = ls->at[i].fd, .events = POLLIN};
+
+        if (now - link->since >= SILENT_NS && poll(&fd, 1, 0) > 0) {
+            link->leaving = true;
+            session_stop(link->session, now);
+            break;
+        }
+    }
+    return false;
+}
+
+/* One client of each socket that has one.  True: wait a moment before the
+ * next try. */
+static bool accept_clients(struct monitors *m, struct monitor *mon)
+{
+    struct listeners *ls = chardev_listeners(mon->chardev);
+    bool rest = false;
+
+    for (unsigned i = 0; ls && i < ls->count; i++) {
+        if (!has_room(m, mon, ls)) {
+            break;
+        }
+        int fd = accept4(ls->at[i].fd, NULL, NULL, SOCK_CLOEXEC);
+        if (fd >= 0) {
+            struct channel ch;
+            if (chardev_accept(mon->chardev, fd, &ch)) {
+                add_session(m, mon, &ch);
+            }
+        } else {
+            rest |= errno == EMFILE || errno == ENFILE || errno == ENOMEM;
+        }
+    }
+    return rest;
+}
+
+static bool may_reconnect(const struct monitor *mon)
+{
+    return !mon->connected && !mon->dialing &&
+           chardev_reconnect(mon->chardev) > 0;
+}
+
+static void *dial(void *arg)
+{
+    struct monitor *mon = arg;
+
+    (void)chardev_connect(mon->chardev, NULL);
+    atomic_store(&mon->dialed, true);
+    kick(mon->all);
+    return NULL;
+}
+
+static void begin_dialing(struct monitor *mon)
+{
+    atomic_store(&mon->dialed, false);
+    mon->dialing = thread_start(&mon->dialer, "qmp-dial", dial, mon) == 0;
+    if (!mon->dialing) {
+        retry_later(mon);
+    }
+}
+
+static void end_dialing(struct monitor *mon)
+{
+    thread_join(mon->dialer);
+    mon->dialing = false;
+    retry_later(mon);
+}
+
+static void reconnect(struct monitors *m, struct monitor *mon)
+{
+    struct channel ch;
+
+    if (mon->dialing && atomic_load(&mon->dialed)) {
+        end_dialing(mon);
+        if (chardev_take(mon->chardev, &ch)) {
+            add_session(m, mon, &ch);
+        }
+    } else if (may_reconnect(mon) && mon->retry_at <= now_ns()) {
+        begin_dialing(mon);
+    }
+}
+
+/* Milliseconds until the next reconnect, or until somebody may have been silent
+ * for too long; -1: for ever. */
+static int time_left(struct monitors *m)
+{
+    uint64_t now = now_ns();
+    uint64_t left = UINT64_MAX;
+
+    for (unsigned i = 0; i < m->count; i++) {
+        const struct monitor *mon = &m->monitors[i];
+
+        if (mon->sessions >= SESSIONS_MAX && oldest_silent(m, mon)) {
+            left = left < SECOND ? left : SECOND;
+        }
+        if (may_reconnect(mon)) {
+            uint64_t ns = mon->retry_at > now ? mon->retry_at - now : 0;
+            left = ns < left ? ns : left;
+        }
+    }
+    return left == UINT64_MAX ? -1 : (int)(left / 1000000 + 1);
+}
+
+/* Sockets that have clients for us, of monitors that have room for more. */
+static nfds_t poll_set(struct monitors *m, struct pollfd *fds, nfds_t max)
+{
+    nfds_t n = 1;
+
+    fds[0] = (struct pollfd){.fd = m->wake, .events = POLLIN};
+    for (unsigned i = 0; i < m->count; i++) {
+        const struct listeners *ls = chardev_listeners(m->monitors[i].chardev);
+        bool room = m->monitors[i].sessions < SESSIONS_MAX;
+
+        for (unsigned k = 0; ls && room && k < ls->count && n < max; k++) {
+            fds[n++] = (struct pollfd){.fd = ls->at[k].fd, .events = POLLIN};
+        }
+    }
+    return n;
+}
+
+static void *monitors_thread(void *arg)
+{
+    struct monitors *m = arg;
+    struct pollfd fds[MONITORS_MAX + LISTENERS_MAX];
+    uint64_t count;
+
+    while (!atomic_load(&m->stopping)) {
+        bool rest = false;
+
+        reap(m, false);
+        nfds_t n = poll_set(m, fds, MONITORS_MAX + LISTENERS_MAX);
+        if (poll(fds, n, time_left(m)) < 0) {
+            continue;
+        }
+        if (fds[0].revents) {
+            (void)!read(m->wake, &count, sizeof(count));
+        }
+        for (unsigned i = 0; i < m->count && !atomic_load(&m->stopping); i++) {
+            struct monitor *mon = &m->monitors[i];
+
+            rest |= accept_clients(m, mon);
+            reconnect(m, mon);
+        }
+        if (rest) {
+            (void)poll(fds, 1, 100); /* those clients wait: do not spin */
+        }
+    }
+    return NULL;
+}
+
+/* --- Life. --- */
+
+struct monitors *monitors_new(struct daemon *d, struct chardevs *chardevs)
+{
+    struct monitors *m = calloc(1, sizeof(*m));
+
+    if (!m) {
+        return NULL;
+    }
+    m->daemon = d;
+    m->chardevs = chardevs;
+    for (unsigned i = 0; i < MONITORS_MAX; i++) {
+        m->monitors[i].all = m;
+    }
+    list_init(&m->links);
+    m->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (m->wake < 0) {
+        free(m);
+        return NULL;
+    }
+    mutex_init(&m->lock);
+    return m;
+}
+
+static int check_room(const struct monitors *m, struct error **errp)
+{
+    return m->count == MONITORS_MAX
+               ? error_set(errp, EMFILE, "too many monitors")
+               : 0;
+}
+
+int monitors_listen(struct monitors *m, const char *path, struct error **errp)
+{
+    struct monitor *mon = &m->monitors[m->count];
+    int r = check_room(m, errp);
+
+    if (r == 0) {
+        r = chardevs_listen(m->chardevs, path, &mon->chardev, errp);
+    }
+    if (r == 0) {
+        m->count++;
+    }
+    return r;
+}
+
+static const char *const modes[] = {"readline", "control", NULL};
+
+static const struct qmp_arg monitor_args[] = {
+    QMP_ARG("chardev", STR),
+    QMP_OPT("id", STR),
+    QMP_OPT("mode", ENUM, .words = modes),
+    QMP_OPT("pretty", BOOL),
+    QMP_LAST,
+};
+
+int monitors_add(struct monitors *m, const char *text, struct error **errp)
+{
+    struct monitor *mon = &m->monitors[m->count];
+    CLEANUP_JSON json_t *o = NULL;
+    CLEANUP_FREE char *full = qmp_spell_out(text, "chardev", monitor_args);
+    int r = check_room(m, errp);
+
+    if (r == 0) {
+        r = full ? qmp_parse_option(full, "chardev", monitor_args, &o, errp)
+                 : error_set(errp, ENOMEM, "no memory for a monitor");
+    }
+    if (r < 0) {
+        return r;
+    }
+    const char *mode = json_string_value(json_object_get(o, "mode"));
+    if (mode && strcmp(mode, "readline") == 0) {
+        return error_set(errp, ENOTSUP,
+                         "there is no monitor for people (mode=readline), only "
+                         "mode=control");
+    }
+    r = chardevs_claim(m->chardevs,
+                       json_string_value(json_object_get(o, "chardev")),
+                       &mon->chardev, errp);
+    if (r == 0) {
+        mon->pretty = json_is_true(json_object_get(o, "pretty"));
+        m->count++;
+    }
+    return r;
+}
+
+int monitors_start(struct monitors *m, struct error **errp)
+{
+    for (unsigned i = 0; i < m->count; i++) {
+        struct channel ch;
+
+        if (chardev_take(m->monitors[i].chardev, &ch)) {
+            add_session(m, &m->monitors[i], &ch);
+        }
+    }
+    int r = thread_start(&m->thread, "qmp-accept", monitors_thread, m);
+    if (r < 0) {
+        return error_set(errp, -r, "cannot start a thread: %s", strerror(-r));
+    }
+    m->started = true;
+    return 0;
+}
+
+void monitors_stop(struct monitors *m)
+{
+    uint64_t deadline = now_ns() + STOP_NS;
+
+    atomic_store(&m->stopping, true);
+    kick(m);
+    if (m->started) {
+        thread_join(m->thread);
+        m->started = false;
+    }
+    for (unsigned i = 0; i < m->count; i++) {
+        if (m->monitors[i].dialing) {
+            end_dialing(&m->monitors[i]);
+        }
+    }
+    mutex_lock(&m->lock);
+    list_for_each (l, &m->links) {
+        session_stop(list_entry(l, struct link, in_monitors)->session,
+                     deadline);
+    }
+    mutex_unlock(&m->lock);
+    reap(m, true);
+}
+
+void monitors_free(struct monitors *m)
+{
+    if (m) {
+        mutex_destroy(&m->lock);
+        (void)close(m->wake);
+        free(m);
+    }
+}

@@ -1,0 +1,532 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "qmp/session.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "commands/core.h"
+#include "daemon.h"
+#include "log.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/job.h"
+#include "nbdelta/thread.h"
+#include "net/tls.h"
+#include "objects/object.h"
+#include "qmp/dispatch.h"
+#include "qmp/parse.h"
+#include "qmp/turn.h"
+
+#define INPUT_SIZE 65536
+/* Requests wait while more than this is to be sent; the session is dropped
+ * when events make it this. */
+#define OUT_PAUSE ((size_t)256 << 10)
+#define OUT_MAX   ((size_t)16 << 20)
+/* A pipe or terminal that is ready takes this much without waiting. */
+#define WRITE_MAX 4096
+/* How long the handshake of TLS may take. */
+#define HANDSHAKE_NS UINT64_C(10000000000)
+
+struct buffer {
+    char *data;
+    size_t len;
+    size_t alloc;
+};
+
+struct session {
+    /* Set at creation. */
+    struct daemon *daemon;
+    struct channel ch;
+    bool pretty;
+    int owner; /* eventfd to be written at the end */
+    int wake;  /* eventfd: there is something in out, or stop */
+    bool started;
+    pthread_t thread;
+
+    _Atomic bool listens; /* to events: it has negotiated, and been told so */
+
+    /* Guarded by lock. */
+    mutex_t lock;
+    struct buffer out;
+    bool overrun;
+
+    /* Its own thread's. */
+    struct qmp_state state;
+    struct qmp_parser *parser;
+    struct buffer sending;
+    size_t sent;
+    char *input;
+    size_t input_len;
+    size_t input_used;
+    bool eof;
+
+    _Atomic bool finished;
+    _Atomic uint64_t deadline; /* 0: go on */
+};
+
+static void kick(int fd)
+{
+    uint64_t one = 1;
+
+    while (write(fd, &one, sizeof(one)) < 0 && errno == EINTR) {
+    }
+}
+
+static void unkick(int fd)
+{
+    uint64_t n;
+
+    while (read(fd, &n, sizeof(n)) < 0 && errno == EINTR) {
+    }
+}
+
+/* --- Output. --- */
+
+static bool buffer_append(struct buffer *b, const char *data, size_t len)
+{
+    if (b->alloc - b->len < len) {
+        size_t alloc = b->alloc ? b->alloc : 4096;
+        char *grown;
+
+        while (alloc - b->len < len) {
+            alloc *= 2;
+        }
+        grown = realloc(b->data, alloc);
+        if (!grown) {
+            return false;
+        }
+        b->data = grown;
+        b->alloc = alloc;
+    }
+    memcpy(b->data + b->len, data, len);
+    b->len += len;
+    return true;
+}
+
+/* Many lines, each of which ends as one of QMP does. */
+static char *pretty_text(const json_t *message, size_t *len)
+{
+    CLEANUP_FREE char *text = json_dumps(message,
+                                         JSON_ENSURE_ASCII | JSON_INDENT(4));
+    size_t n = text ? strlen(text) : 0;
+    char *lines = text ? malloc(2 * n + 2) : NULL;
+    size_t at = 0;
+
+    if (!lines) {
+        return NULL;
+    }
+    for (size_t i = 0; i <= n; i++) {
+        if (text[i] == '\n' || i == n) {
+            lines[at++] = '\r';
+            lines[at++] = '\n';
+        } else {
+            lines[at++] = text[i];
+        }
+    }
+    *len = at;
+    return lines;
+}
+
+/* A session that cannot get its reply ends. */
+static void queue(struct session *s, const json_t *message)
+{
+    size_t len = 0;
+    CLEANUP_FREE char *text = !message    ? NULL
+                              : s->pretty ? pretty_text(message, &len)
+                                          : qmp_to_text(message, &len);
+
+    mutex_lock(&s->lock);
+    if (!text || s->out.len > OUT_MAX || !buffer_append(&s->out, text, len)) {
+        s->overrun = true;
+    }
+    mutex_unlock(&s->lock);
+    kick(s->wake);
+}
+
+static void queue_reply(struct session *s, json_t *message)
+{
+    queue(s, message);
+    json_decref(message);
+}
+
+void session_event(struct session *s, const json_t *event)
+{
+    if (atomic_load(&s->listens)) {
+        queue(s, event);
+    }
+}
+
+/* Refill `sending`; returns how much is to be sent, or -1 after an overrun. */
+static ssize_t take_output(struct session *s)
+{
+    size_t todo = s->sending.len - s->sent;
+    bool overrun;
+
+    mutex_lock(&s->lock);
+    if (todo == 0) {
+        struct buffer spent = s->sending;
+
+        if (spent.alloc > OUT_PAUSE) {
+            free(spent.data);
+            spent = (struct buffer){NULL, 0, 0};
+        }
+        s->sending = s->out;
+        s->out = spent;
+        s->out.len = 0;
+        s->sent = 0;
+        todo = s->sending.len;
+    }
+    todo += s->out.len;
+    overrun = s->overrun;
+    mutex_unlock(&s->lock);
+    return overrun ? -1 : (ssize_t)todo;
+}
+
+/* As send, also to what is no socket; without waiting. */
+static ssize_t put(const struct channel *ch, char *data, size_t len)
+{
+    struct pollfd p = {.fd = ch->out, .events = POLLOUT};
+
+    if (ch->tls) {
+        struct iovec iov = {data, len};
+        return tls_send(ch->tls, &iov, len > 0);
+    }
+    ssize_t n = send(ch->out, data, len, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n < 0 && errno == ENOTSOCK) {
+        if (poll(&p, 1, 0) <= 0) {
+            return -EAGAIN;
+        }
+        n = write(ch->out, data, len < WRITE_MAX ? len : WRITE_MAX);
+    }
+    return n < 0 ? -errno : n;
+}
+
+static ssize_t get(const struct channel *ch, char *data, size_t len)
+{
+    if (ch->tls) {
+        const struct iovec iov = {data, len};
+        return tls_receive(ch->tls, &iov, 1, false);
+    }
+    ssize_t n = recv(ch->in, data, len, MSG_DONTWAIT);
+    if (n < 0 && errno == ENOTSOCK) {
+        n = read(ch->in, data, len); /* it can be read */
+    }
+    return n < 0 ? -errno : n;
+}
+
+static bool is_transient(ssize_t r)
+{
+    return r == -EAGAIN || r == -EINTR;
+}
+
+static bool is_unsent(const struct session *s)
+{
+    return s->ch.tls && tls_unsent(s->ch.tls);
+}
+
+/* False when the session is over. */
+static bool send_some(struct session *s)
+{
+    size_t left = s->sending.len - s->sent;
+
+    if (left == 0 && !is_unsent(s)) {
+        return true;
+    }
+    ssize_t n = put(&s->ch, left > 0 ? s->sending.data + s->sent : NULL, left);
+    if (n < 0) {
+        return is_transient(n);
+    }
+    s->sent += (size_t)n;
+    return true;
+}
+
+/* --- Input. --- */
+
+static void refuse(struct session *s, const json_t *request, const char *why)
+{
+    queue_reply(s, qmp_error_reply(json_object_get(request, "id"),
+                                   QMP_GENERIC_ERROR, why));
+}
+
+static void run(struct session *s, json_t *request)
+{
+    queue_reply(s, qmp_dispatch(s->daemon, &s->state, request));
+}
+
+/* In its turn: events that it causes come before its reply. */
+static void run_locked(struct session *s, json_t *request)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    struct daemon *d = s->daemon;
+
+    if (s->state.negotiated && qmp_wait_nodes(d, request, &err) < 0) {
+        refuse(s, request, error_message(err));
+        return;
+    }
+    if (!qmp_wait_lock(d, &d->jobs->lock, request, &err)) {
+        refuse(s, request, error_message(err));
+        return;
+    }
+    run(s, request);
+    qmp_end_turn(d);
+    mutex_unlock(&d->jobs->lock);
+}
+
+static void on_value(json_t *value, const char *why, void *opaque)
+{
+    struct session *s = opaque;
+
+    if (!value) {
+        refuse(s, NULL, why);
+    } else if (qmp_is_lockless(value)) {
+        run(s, value);
+    } else {
+        run_locked(s, value);
+    }
+    atomic_store(&s->listens, s->state.negotiated);
+}
+
+/* It is known to be readable, or TLS. */
+static bool receive_some(struct session *s)
+{
+    ssize_t n = get(&s->ch, s->input, INPUT_SIZE);
+
+    if (n < 0) {
+        return is_transient(n);
+    }
+    s->input_used = 0;
+    s->input_len = (size_t)n;
+    s->eof = n == 0;
+    return true;
+}
+
+/*
+ * One turn: send what is there, run at most one request, read more, wait.
+ * False when the session is over.
+ */
+static bool session_turn(struct session *s)
+{
+    uint64_t deadline = atomic_load(&s->deadline);
+    bool input = s->input_used < s->input_len;
+    ssize_t todo = take_output(s);
+    bool room = todo >= 0 && (size_t)todo < OUT_PAUSE;
+    bool idle;
+    struct pollfd fds[3] = {{.fd = -1, .events = POLLIN},
+                            {.fd = -1, .events = POLLOUT},
+                            {.fd = s->wake, .events = POLLIN}};
+    int timeout = -1;
+
+    if (todo < 0 || !send_some(s)) {
+        return false;
+    }
+    idle = todo == 0 && !is_unsent(s);
+    if (idle && (deadline || (s->eof && !input))) {
+        return false;
+    }
+    if (deadline) {
+        if (now_ns() >= deadline) {
+            return false;
+        }
+        timeout = 50;
+    } else if (input && room) {
+        s->input_used += qmp_parser_feed_one(
+            s->parser, s->input + s->input_used, s->input_len - s->input_used);
+        return true;
+    }
+    if (!input && room && !deadline && !s->eof) {
+        fds[0].fd = s->ch.in;
+        /* What TLS has received already is not to be polled for. */
+        if (s->ch.tls && !receive_some(s)) {
+            return false;
+        }
+        if (s->input_used < s->input_len || s->eof) {
+            return true;
+        }
+    }
+    if (!idle) {
+        fds[1].fd = s->ch.out;
+    }
+    if (poll(fds, 3, timeout) < 0 && errno != EINTR) {
+        return false;
+    }
+    if (fds[2].revents) {
+        unkick(s->wake);
+    }
+    return fds[0].revents ? receive_some(s) : true;
+}
+
+/* --- Life. --- */
+
+/* Wait for what the handshake of TLS waits for.  False: it takes too long. */
+static bool wait_for_handshake(struct session *s, uint64_t end)
+{
+    struct pollfd fds[2] = {{.fd = s->ch.in, .events = POLLIN},
+                            {.fd = s->wake, .events = POLLIN}};
+    uint64_t now = now_ns();
+
+    if (now >= end || atomic_load(&s->deadline)) {
+        return false;
+    }
+    if (is_unsent(s)) {
+        fds[0].events |= POLLOUT;
+    }
+    if (poll(fds, 2, (int)((end - now) / 1000000) + 1) < 0 && errno != EINTR) {
+        return false;
+    }
+    if (fds[1].revents) {
+        unkick(s->wake);
+    }
+    return !(fds[0].revents & POLLOUT) || send_some(s);
+}
+
+/* The other side is the one that is wanted here. */
+static bool shake_hands(struct session *s)
+{
+    static struct log_limit limit = {.every_s = 1};
+    CLEANUP_ERROR struct error *err = NULL;
+    uint64_t end = now_ns() + HANDSHAKE_NS;
+    const char *who;
+    int r;
+
+    while ((r = tls_handshake(s->ch.tls, &err)) == -EAGAIN) {
+        if (!wait_for_handshake(s, end)) {
+            return false;
+        }
+    }
+    if (r < 0) {
+        log_seldom(&limit, TELL_WARNING,
+                   "a monitor's other side is turned away: %s",
+                   error_message(err));
+        return false;
+    }
+    who = tls_identity(s->ch.tls);
+    if (s->ch.authz && !objects_allow(s->daemon->objects, s->ch.authz, who)) {
+        tls_end(s->ch.tls, true);
+        log_seldom(&limit, TELL_WARNING, "a TLS client is not authorized: %s",
+                   who ? who : "nobody");
+        return false;
+    }
+    return true;
+}
+
+/* Does somebody have to be let in to be at the other side: by the file system,
+ * or by TLS? */
+static bool is_known(const struct session *s)
+{
+    int domain = AF_UNIX; /* also of what is no socket */
+    socklen_t len = sizeof(domain);
+
+    if (s->ch.tls) {
+        return tls_identity(s->ch.tls) != NULL;
+    }
+    (void)getsockopt(s->ch.in, SOL_SOCKET, SO_DOMAIN, &domain, &len);
+    return domain == AF_UNIX;
+}
+
+static void *session_thread(void *arg)
+{
+    struct session *s = arg;
+
+    if (!s->ch.tls || shake_hands(s)) {
+        if (is_known(s)) {
+            qmp_parser_set_limits(s->parser, &qmp_limits_known);
+        }
+        while (session_turn(s)) {
+        }
+    }
+    if (s->ch.tls) {
+        tls_end(s->ch.tls, false);
+    }
+    if (s->ch.in == s->ch.out) {
+        (void)shutdown(s->ch.out, SHUT_RDWR);
+    }
+    atomic_store(&s->finished, true);
+    kick(s->owner);
+    return NULL;
+}
+
+static json_t *greeting(void)
+{
+    return json_pack("{s:{s:o, s:[s]}}", "QMP", "version", qmp_version(),
+                     "capabilities", "oob");
+}
+
+struct session *session_new(struct daemon *d, const struct channel *ch,
+                            bool pretty, int wake)
+{
+    struct session *s = calloc(1, sizeof(*s));
+
+    if (!s) {
+        tls_free(ch->tls);
+        if (ch->in >= 0 && ch->in != ch->out) {
+            (void)close(ch->in);
+        }
+        (void)close(ch->out);
+        return NULL;
+    }
+    s->daemon = d;
+    s->ch = *ch;
+    s->pretty = pretty;
+    s->owner = wake;
+    mutex_init(&s->lock);
+    s->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    s->parser = qmp_parser_new(&qmp_limits_stranger, on_value, s);
+    s->input = malloc(INPUT_SIZE);
+    if (s->wake < 0 || !s->parser || !s->input) {
+        session_free(s);
+        return NULL;
+    }
+    queue_reply(s, greeting());
+    return s;
+}
+
+int session_start(struct session *s)
+{
+    int r = thread_start(&s->thread, "qmp", session_thread, s);
+
+    s->started = r == 0;
+    return r;
+}
+
+bool session_finished(const struct session *s)
+{
+    return atomic_load(&s->finished);
+}
+
+bool session_negotiated(const struct session *s)
+{
+    return atomic_load(&s->listens);
+}
+
+void session_stop(struct session *s, uint64_t deadline)
+{
+    atomic_store(&s->deadline, deadline);
+    kick(s->wake);
+}
+
+void session_free(struct session *s)
+{
+    if (s->started) {
+        thread_join(s->thread);
+    }
+    qmp_parser_free(s->parser);
+    mutex_destroy(&s->lock);
+    free(s->input);
+    free(s->out.data);
+    free(s->sending.data);
+    tls_free(s->ch.tls);
+    if (s->wake >= 0) {
+        (void)close(s->wake);
+    }
+    if (s->ch.in >= 0 && s->ch.in != s->ch.out) {
+        (void)close(s->ch.in);
+    }
+    (void)close(s->ch.out);
+    free(s);
+}

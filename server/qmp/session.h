@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_QMP_SESSION_H
+#define NBDELTA_SERVER_QMP_SESSION_H
+
+/*
+ * A QMP session: one client, one thread
+ * =====================================
+ *
+ *      input --> parser --> dispatch (under the monitor lock)
+ *                               | reply
+ *      output <-- sending <-- out <---- session_event (any thread)
+ *
+ * Nobody waits for a client: a session whose own replies pile up is not read
+ * from, and one that lets events pile up is dropped.
+ */
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "qmp/chardev.h"
+
+struct daemon;
+struct session;
+
+/*
+ * Take @ch, and queue the greeting.  @wake is an eventfd that is written when
+ * the session has ended.  NULL: no memory; @ch is closed.
+ */
+struct session *session_new(struct daemon *d, const struct channel *ch,
+                            bool pretty, int wake);
+
+/* Begin to read and write; -errno: only session_free() is left then. */
+int session_start(struct session *s);
+
+/* Queue an event, if the client has negotiated.  Monitor lock. */
+void session_event(struct session *s, const json_t *event);
+
+bool session_finished(const struct session *s);
+
+/* Has its client negotiated?  Any thread. */
+bool session_negotiated(const struct session *s);
+
+/* Send what is queued, until @deadline (now_ns) at most, and end. */
+void session_stop(struct session *s, uint64_t deadline);
+
+/* Wait for its end, if it was started, and free. */
+void session_free(struct session *s);
+
+#endif /* NBDELTA_SERVER_QMP_SESSION_H */

@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "qmp/turn.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "backup/session.h"
+#include "daemon.h"
+#include "nbd/export.h"
+#include "nbdelta/blk.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/graph.h"
+#include "nbdelta/job.h"
+#include "qmp/dispatch.h"
+#include "vm/device.h"
+
+/* How long a command waits for nodes that do not come to rest. */
+#define NODES_NS UINT64_C(30000000000)
+/* And for the monitor lock; "quit" asks the daemon to end before that. */
+#define LOCK_MS 60000
+#define QUIT_MS 3000
+
+static const char *name_of(const json_t *request)
+{
+    const char *name = json_string_value(json_object_get(request, "exec-oob"));
+
+    return name ? name : json_string_value(json_object_get(request, "execute"));
+}
+
+static const struct qmp_command *command_of(const json_t *request)
+{
+    const char *name = name_of(request);
+
+    return name ? qmp_find_command(name) : NULL;
+}
+
+bool qmp_is_lockless(const json_t *request)
+{
+    const struct qmp_command *c = command_of(request);
+
+    return !c || c->lockless;
+}
+
+/* --- The nodes that a command drains --- */
+
+/* Names that it mentions, whatever they are of, as members of @names. */
+static void gather_names(const json_t *value, json_t *names)
+{
+    const char *text = json_string_value(value);
+    const char *key;
+    json_t *member;
+    size_t i;
+
+    if (text) {
+        (void)json_object_set_new(names, text, json_true());
+    }
+    json_object_foreach ((json_t *)(uintptr_t)value, key, member) {
+        gather_names(member, names);
+    }
+    json_array_foreach (value, i, member) {
+        gather_names(member, names);
+    }
+}
+
+struct search {
+    struct daemon *daemon;
+    const json_t *names;
+    bool all_exports;
+    json_t *nodes; /* what was found: names of nodes */
+};
+
+static bool is_named(const struct search *s, const char *name)
+{
+    return json_object_get(s->names, name) != NULL;
+}
+
+static void add_node(const struct search *s, const struct node *n)
+{
+    (void)json_object_set_new(s->nodes, node_name(n), json_true());
+}
+
+static int match_export(struct export *e, void *opaque)
+{
+    const struct search *s = opaque;
+
+    if (!e->of && (is_named(s, e->id) || is_named(s, e->name) ||
+                   (s->all_exports && !e->of_backup))) {
+        add_node(s, blk_node(e->blk));
+    }
+    return 0;
+}
+
+static bool names_job(const char *id, void *opaque)
+{
+    return is_named(opaque, id);
+}
+
+static int match_node(struct node *n, void *opaque)
+{
+    struct search *s = opaque;
+    struct jobs *j = s->daemon->jobs;
+
+    mutex_is_held(&j->lock);
+    if (is_named(s, node_name(n)) || jobs_use(j, n, names_job, s)) {
+        add_node(s, n);
+    }
+    return 0;
+}
+
+static void match_devices(const struct search *s)
+{
+    const char *name;
+    json_t *value;
+
+    json_object_foreach ((json_t *)(uintptr_t)s->names, name, value) {
+        const struct blk *b = devices_find(s->daemon->devices, name);
+        if (b) {
+            add_node(s, blk_node(b));
+        }
+        pulls_name_nodes(s->daemon->pulls, name, s->nodes);
+    }
+}
+
+static void search(struct search *s)
+{
+    (void)exports_each(s->daemon->exports, match_export, s);
+    (void)graph_each(s->daemon->graph, match_node, s);
+    match_devices(s);
+}
+
+int qmp_wait_nodes(struct daemon *d, const json_t *request, struct error **errp)
+{
+    const struct qmp_command *c = command_of(request);
+    const json_t *args = json_object_get(request, "arguments");
+    CLEANUP_JSON json_t *names = json_object();
+    CLEANUP_JSON json_t *nodes = json_object();
+    struct search s = {d, names, false, nodes};
+    const char *node;
+    json_t *value;
+    int r = 0;
+
+    if (!c || (!c->drains && !c->action) || !names || !nodes) {
+        return 0;
+    }
+    gather_names(args, names);
+    s.all_exports = c->drains == QMP_DRAINS_ALL &&
+                    !json_object_get(args, "disks");
+    if (!qmp_wait_lock(d, &d->jobs->lock, request, errp)) {
+        return -ETIMEDOUT;
+    }
+    search(&s);
+    qmp_end_turn(d);
+    mutex_unlock(&d->jobs->lock);
+    json_object_foreach (nodes, node, value) {
+        r = r == 0 ? graph_settle(d->graph, node, NODES_NS, errp) : r;
+    }
+    return r;
+}
+
+/* --- The lock --- */
+
+static void note_turn(struct daemon *d, const char *command)
+{
+    mutex_lock(&d->turn_lock);
+    (void)snprintf(d->turn, sizeof(d->turn), "%s", command ? command : "");
+    mutex_unlock(&d->turn_lock);
+}
+
+static void tell_busy(struct daemon *d, struct error **errp)
+{
+    char turn[sizeof(d->turn)];
+
+    mutex_lock(&d->turn_lock);
+    memcpy(turn, d->turn, sizeof(turn));
+    mutex_unlock(&d->turn_lock);
+    (void)error_set(errp, ETIMEDOUT,
+                    "The monitor has been busy for %d s with %s%s: it waits "
+                    "for storage, perhaps (see query-yank)",
+                    LOCK_MS / 1000, turn[0] ? "command " : "the end of a job",
+                    turn);
+}
+
+bool qmp_wait_lock(struct daemon *d, mutex_t *lock, const json_t *request,
+                   struct error **errp)
+{
+    const char *name = name_of(request);
+    bool quit = name && strcmp(name, "quit") == 0;
+
+    if (quit && !mutex_lock_ms(lock, QUIT_MS)) {
+        daemon_ask_quit(d); /* who has the lock ends then, one way or other */
+        mutex_lock(lock);
+    } else if (!quit && !mutex_lock_ms(lock, LOCK_MS)) {
+        tell_busy(d, errp);
+        return false;
+    }
+    note_turn(d, name);
+    return true;
+}
+
+void qmp_end_turn(struct daemon *d)
+{
+    note_turn(d, NULL);
+}

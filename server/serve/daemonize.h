@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_SERVE_DAEMONIZE_H
+#define NBDELTA_SERVER_SERVE_DAEMONIZE_H
+
+/* Going to the background, before there are threads. */
+
+struct error;
+
+/*
+ * Go on in a process of its own session.  Returns there, with *ready for
+ * daemonize_ready(); the first process ends when that is called, with 0, or
+ * when the new one ends before, with 1.  The working directory stays.
+ */
+int daemonize(int *ready, struct error **errp);
+
+/* Let go of the terminal, and of who started us.  @ready < 0: nothing. */
+void daemonize_ready(int ready);
+
+#endif /* NBDELTA_SERVER_SERVE_DAEMONIZE_H */

@@ -1,0 +1,332 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "serve/serve-options.h"
+
+#include <ctype.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/commands.h"
+#include "commands/core.h"
+#include "serve/stopper.h"
+
+#define DAEMON_OPTIONS                                                         \
+    {"blockdev", OPT_BLOCKDEV, "OPTIONS", "open a node, as blockdev-add"},     \
+        {"chardev", OPT_CHARDEV, "OPTIONS", "make a character device"},        \
+        {"daemonize", OPT_DAEMONIZE, NULL, "go to the background when ready"}, \
+        {"export", OPT_EXPORT, "OPTIONS", "as block-export-add"},              \
+        {"monitor", OPT_MONITOR, "OPTIONS", "a QMP monitor on a chardev"},     \
+        {"nbd-server", OPT_NBD_SERVER, "OPTIONS", "as nbd-server-start"},      \
+        {"object", OPT_OBJECT, "OPTIONS", "as object-add"},                    \
+        {"pidfile", OPT_PIDFILE, "FILE", "write the process id when ready"},   \
+        {"trace", 'T', "OPTIONS", "accepted; there is nothing to trace"},      \
+    {                                                                          \
+        "version", 'V', NULL, "print the version"                              \
+    }
+
+static const struct cli_option serve_options[] = {
+    {"unix", 'U', "SOCKET", "listen on a Unix socket"},
+    {"address", 'i', "ADDR", "listen on this address (default localhost)"},
+    {"port", 'p', "PORT", "listen on this TCP port (default 10809)"},
+    {"read-only", 'r', NULL, "clients cannot write"},
+    {"tls", OPT_TLS, "MODE",
+     "off, on, or require (the default when there are keys)"},
+    {"tls-certificates", OPT_TLS_CERTIFICATES, "DIR",
+     "TLS with the certificates in DIR"},
+    {"tls-psk", OPT_TLS_PSK, "FILE", "TLS with the users' keys in FILE"},
+    {"tls-verify-peer", OPT_TLS_VERIFY_PEER, NULL,
+     "clients have to have a certificate of our CA"},
+    {"format", 'f', "FORMAT", "the images' format (default: look)"},
+    {"qmp", OPT_QMP, "SOCKET", "make a QMP monitor on a Unix socket"},
+    {"allow-path", OPT_ALLOW_PATH, "PATH",
+     "images may name files below PATH, too"},
+    {"follow", OPT_FOLLOW, "WHAT",
+     "which files images may name: none, beside, data (beside)"},
+    {"exit-on-disconnect", OPT_EXIT_ON_DISCONNECT, NULL,
+     "end when the last client has gone, as qemu-nbd"},
+    {"exit-with-parent", OPT_EXIT_WITH_PARENT, NULL,
+     "end when the process that started it does"},
+    {"print-uri", OPT_PRINT_URI, NULL,
+     "print the URIs of the exports when ready"},
+    {"socket-mode", OPT_SOCKET_MODE, "MODE",
+     "who may open the socket of -U, as for chmod (600)"},
+    {"stop-timeout", OPT_STOP_TIMEOUT, "SECONDS",
+     "give up storage that does not answer at the end (60; 0: never)"},
+    {"vm-compat", OPT_VM_COMPAT, NULL,
+     "stand in for a QEMU without a guest: see the man page"},
+    {"drive", OPT_DRIVE, "OPTIONS", "a disk as QEMU's -drive (--vm-compat)"},
+    {"device", OPT_DEVICE, "OPTIONS", "a name for a drive (--vm-compat)"},
+    DAEMON_OPTIONS,
+    {NULL, 0, NULL, NULL},
+};
+
+static const struct cli_command serve_command = {
+    .name = "serve",
+    .usage = "[-U SOCKET | -i ADDR -p PORT] [-r] [-f FORMAT] [--qmp SOCKET] "
+             "[--pidfile FILE]\n"
+             "[--allow-path PATH]... [--follow WHAT] [--daemonize] [OPTION...] "
+             "[NAME=]IMAGE...",
+    .about = "Serve disk images to NBD clients until SIGTERM, SIGINT or QMP's "
+             "quit.\nEach is exported under its NAME (disk0, disk1, ... "
+             "unless given), the first\nalso as the default export.  An image "
+             "is a file name, or options:\njson:{...} or "
+             "driver=...,key=value,...\n"
+             "Options that are those of qemu-storage-daemon take JSON or "
+             "key=value,... and are\ndone in their order, with the images; "
+             "with them, images can be left out.\n",
+    .options = serve_options,
+    .in_order = true,
+};
+
+static const struct cli_option daemon_options[] = {
+    DAEMON_OPTIONS,
+    {NULL, 0, NULL, NULL},
+};
+
+static const struct cli_command daemon_command = {
+    .name = STORAGE_DAEMON,
+    .usage = "[OPTION...]",
+    .about = "Serve block devices over NBD, under QMP's control, as QEMU's "
+             "program of this\nname does (this is nbdelta).  Options are done "
+             "in their order.\n",
+    .options = daemon_options,
+    .in_order = true,
+};
+
+static int check_port(const struct serve_config *cfg)
+{
+    const char *text = cfg->port;
+    char *end;
+    long n = strtol(text, &end, 10);
+
+    if (!isdigit((unsigned char)text[0]) || *end || n < 1 || n > 65535) {
+        return cli_usage(cfg->command, "'%s' is not a port (1 to 65535)", text);
+    }
+    return 0;
+}
+
+static int take_mode(struct serve_config *cfg)
+{
+    char *end;
+    unsigned long mode = strtoul(optarg, &end, 8);
+
+    if (!isdigit((unsigned char)optarg[0]) || *end || mode > 0777) {
+        return cli_usage(cfg->command, "'%s' is not a mode (0 to 777)", optarg);
+    }
+    cfg->socket_mode = (unsigned)mode;
+    return 0;
+}
+
+static int take_follow(struct serve_config *cfg)
+{
+    if (strcmp(optarg, "none") == 0) {
+        cfg->follow = FOLLOW_NONE;
+    } else if (strcmp(optarg, "beside") == 0) {
+        cfg->follow = FOLLOW_BESIDE;
+    } else if (strcmp(optarg, "data") == 0) {
+        cfg->follow = FOLLOW_DATA;
+    } else {
+        return cli_usage(cfg->command,
+                         "--follow is 'none', 'beside' or 'data', not '%s'",
+                         optarg);
+    }
+    return 0;
+}
+
+static int take_timeout(struct serve_config *cfg)
+{
+    char *end;
+    unsigned long n = strtoul(optarg, &end, 10);
+
+    if (!isdigit((unsigned char)optarg[0]) || *end || n > STOP_SECONDS_MAX) {
+        return cli_usage(cfg->command, "'%s' is no number of seconds (0 to %d)",
+                         optarg, STOP_SECONDS_MAX);
+    }
+    cfg->stop_timeout = (unsigned)n;
+    return 0;
+}
+
+static const char *option_name(const struct serve_config *cfg, int code)
+{
+    const struct cli_option *o = cfg->command->options;
+
+    while (o->name && o->code != code) {
+        o++;
+    }
+    return o->name;
+}
+
+static void add_item(struct serve_config *cfg, int code)
+{
+    cfg->items[cfg->count++] = (struct serve_item){
+        .code = code,
+        .name = option_name(cfg, code),
+        .arg = optarg,
+    };
+    cfg->has_images |= code == CLI_ARGUMENT;
+    cfg->has_server |= code == OPT_NBD_SERVER;
+    cfg->has_drives |= code == OPT_DRIVE || code == OPT_DEVICE;
+}
+
+/* 0: go on. */
+static int take_option(struct serve_config *cfg, int code)
+{
+    switch (code) {
+    case 'U':
+        cfg->socket = optarg;
+        break;
+    case 'i':
+        cfg->address = optarg;
+        break;
+    case 'p':
+        cfg->port = optarg;
+        return check_port(cfg);
+    case 'r':
+        cfg->read_only = true;
+        break;
+    case 'f':
+        cfg->format = optarg;
+        break;
+    case 'T':
+        break;
+    case OPT_TLS:
+        cfg->tls = optarg;
+        break;
+    case OPT_TLS_CERTIFICATES:
+        cfg->tls_certificates = optarg;
+        break;
+    case OPT_TLS_PSK:
+        cfg->tls_psk = optarg;
+        break;
+    case OPT_TLS_VERIFY_PEER:
+        cfg->tls_verify_peer = true;
+        break;
+    case OPT_PIDFILE:
+        cfg->pidfile = optarg;
+        break;
+    case OPT_DAEMONIZE:
+        cfg->daemonize = true;
+        break;
+    case OPT_EXIT_ON_DISCONNECT:
+        cfg->exit_on_disconnect = true;
+        break;
+    case OPT_EXIT_WITH_PARENT:
+        cfg->exit_with_parent = true;
+        break;
+    case OPT_PRINT_URI:
+        cfg->print_uri = true;
+        break;
+    case OPT_SOCKET_MODE:
+        return take_mode(cfg);
+    case OPT_FOLLOW:
+        return take_follow(cfg);
+    case OPT_STOP_TIMEOUT:
+        return take_timeout(cfg);
+    case OPT_VM_COMPAT:
+        cfg->vm_compat = true;
+        break;
+    default:
+        add_item(cfg, code);
+        break;
+    }
+    return 0;
+}
+
+static int check_tls(const struct serve_config *cfg)
+{
+    const char *mode = cfg->tls ? cfg->tls : "require";
+    bool any = cfg->tls_certificates || cfg->tls_psk;
+
+    if (strcmp(mode, "off") != 0 && strcmp(mode, "on") != 0 &&
+        strcmp(mode, "require") != 0) {
+        return cli_usage(cfg->command,
+                         "--tls is 'off', 'on' or 'require', not '%s'", mode);
+    }
+    if (cfg->tls && strcmp(mode, "off") != 0 && !any) {
+        return cli_usage(cfg->command,
+                         "--tls needs --tls-certificates or --tls-psk");
+    }
+    if (cfg->tls_certificates && cfg->tls_psk) {
+        return cli_usage(cfg->command,
+                         "--tls-certificates goes without --tls-psk");
+    }
+    if (cfg->tls_verify_peer && !cfg->tls_certificates) {
+        return cli_usage(cfg->command,
+                         "--tls-verify-peer needs --tls-certificates");
+    }
+    return any && cfg->has_server && !cfg->socket && !cfg->address && !cfg->port
+               ? cli_usage(cfg->command,
+                           "the --tls options are for -U, -i and -p: "
+                           "--nbd-server has tls-creds")
+               : 0;
+}
+
+static int check(const struct serve_config *cfg)
+{
+    if (cfg->command == &daemon_command) {
+        return cfg->has_images ? cli_usage(cfg->command, "Unexpected argument")
+                               : 0;
+    }
+    if (cfg->has_drives && !cfg->vm_compat) {
+        return cli_usage(cfg->command, "--drive and --device need --vm-compat");
+    }
+    if (cfg->count == 0 && !cfg->vm_compat) {
+        return cli_usage(cfg->command, "give at least one image");
+    }
+    if (cfg->socket && (cfg->address || cfg->port)) {
+        return cli_usage(cfg->command, "-U goes without -i and -p");
+    }
+    if (cfg->daemonize && cfg->exit_with_parent) {
+        return cli_usage(cfg->command,
+                         "--daemonize goes without --exit-with-parent");
+    }
+    return check_tls(cfg);
+}
+
+static void print_version(bool storage_daemon)
+{
+    if (storage_daemon) {
+        printf(STORAGE_DAEMON " version %s (nbdelta %s)\n", qmp_like_version,
+               NBDELTA_VERSION);
+    } else {
+        printf("nbdelta %s\n", NBDELTA_VERSION);
+    }
+}
+
+int serve_parse(struct serve_config *cfg, bool storage_daemon, int argc,
+                char **argv, int *status)
+{
+    int code;
+
+    cfg->command = storage_daemon ? &daemon_command : &serve_command;
+    cfg->storage_daemon = storage_daemon;
+    cfg->socket_mode = 0600;
+    cfg->stop_timeout = STOP_SECONDS;
+    cfg->items = calloc((size_t)argc, sizeof(*cfg->items));
+    if (!cfg->items) {
+        *status = cli_failed(cfg->command->name, "no memory");
+        return -1;
+    }
+    while ((code = cli_next(cfg->command, argc, argv)) >= 0) {
+        if (code == 'V') {
+            print_version(storage_daemon);
+            *status = cli_finish(cfg->command->name);
+            return -1;
+        }
+        *status = take_option(cfg, code);
+        if (*status != 0) {
+            return -1;
+        }
+    }
+    while (optind < argc) { /* after "--" */
+        optarg = argv[optind++];
+        add_item(cfg, CLI_ARGUMENT);
+    }
+    *status = code == CLI_HELP ? EXIT_SUCCESS : CLI_USAGE;
+    if (code != CLI_END) {
+        return -1;
+    }
+    *status = check(cfg);
+    return *status == 0 ? 0 : -1;
+}

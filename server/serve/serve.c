@@ -1,0 +1,574 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* nbdelta serve: from the command line to a running daemon, and its end. */
+#include <ctype.h>
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "backup/session.h"
+#include "cli/cli.h"
+#include "cli/commands.h"
+#include "daemon.h"
+#include "keyval.h"
+#include "log.h"
+#include "nbd/export.h"
+#include "nbd/server.h"
+#include "nbdelta/blk.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/graph.h"
+#include "nbdelta/job.h"
+#include "nbdelta/options.h"
+#include "nbdelta/point.h"
+#include "net/tls-policy.h"
+#include "net/unix-socket.h"
+#include "objects/object.h"
+#include "process.h"
+#include "qmp/chardev.h"
+#include "qmp/monitor.h"
+#include "serve/daemonize.h"
+#include "serve/notify.h"
+#include "serve/pidfile.h"
+#include "serve/serve-options.h"
+#include "serve/stopper.h"
+#include "vm/device.h"
+#include "vm/qemu-io.h"
+
+#define DEFAULT_PORT    "10809"
+#define CONNECTIONS_MAX 1000
+
+struct serve {
+    struct serve_config config;
+    struct pidfile pidfile;
+    unsigned images; /* opened so far */
+
+    struct daemon daemon;
+    struct chardevs *chardevs;
+    struct stopper *stopper;
+    struct notify notify;
+    int activated; /* sockets that were given */
+    int signals;   /* signalfd */
+    int ready;     /* of daemonize */
+};
+
+/* --- Images. --- */
+
+/* The length of NAME in NAME=IMAGE; 0: there is none. */
+static size_t name_length(const char *text)
+{
+    size_t n = 0;
+
+    if (strncmp(text, "driver=", 7) == 0 || strncmp(text, "json:", 5) == 0 ||
+        !isalpha((unsigned char)text[0])) {
+        return 0;
+    }
+    while (isalnum((unsigned char)text[n]) ||
+           (text[n] && strchr("_.-", text[n]))) {
+        n++;
+    }
+    return text[n] == '=' ? n : 0;
+}
+
+static int export_image(struct serve *s, struct node *n, const char *name,
+                        struct error **errp)
+{
+    struct exports *exports = s->daemon.exports;
+    struct export_options o = {
+        .server = SERVER_UNNAMED,
+        .id = name,
+        .name = name,
+        .node = n,
+        .writable = !node_read_only(n),
+        .allocation_depth = true,
+        .all_bitmaps = true,
+        .is_default = true,
+    };
+    struct export *e;
+    int r = export_new(exports, &o, &e, errp);
+
+    if (r == 0) {
+        export_publish(exports, e);
+    }
+    return r;
+}
+
+static int open_named(struct serve *s, const char *name, const char *image,
+                      struct error **errp)
+{
+    CLEANUP_JSON json_t *options = NULL;
+    struct node *n;
+    int r = options_from_image(image, s->config.format, &options, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    /* Clients that trim want room back; who does not says so in json:. */
+    if (json_object_set_new(options, "node-name", json_string(name)) < 0 ||
+        (!json_object_get(options, "discard") &&
+         json_object_set_new(options, "discard", json_string("unmap")) < 0) ||
+        (s->config.read_only &&
+         json_object_set_new(options, "read-only", json_true()) < 0)) {
+        return error_set(errp, ENOMEM, "no memory for options");
+    }
+    r = graph_open(s->daemon.graph, options, &n, errp);
+    return r < 0 ? r : export_image(s, n, name, errp);
+}
+
+static int open_image(struct serve *s, const char *text, struct error **errp)
+{
+    size_t len = name_length(text);
+    char number[32];
+    CLEANUP_FREE char *name = strndup(text, len);
+
+    (void)snprintf(number, sizeof(number), "disk%u", s->images++);
+    if (!name) {
+        return error_set(errp, ENOMEM, "no memory for a name");
+    }
+    return open_named(s, len > 0 ? name : number,
+                      len > 0 ? text + len + 1 : text, errp);
+}
+
+/* --- Options, in their order. --- */
+
+static int do_option(struct serve *s, const struct serve_item *it,
+                     struct error **errp)
+{
+    struct daemon *d = &s->daemon;
+
+    switch (it->code) {
+    case OPT_QMP:
+        return monitors_listen(d->monitors, it->arg, errp);
+    case OPT_MONITOR:
+        return monitors_add(d->monitors, it->arg, errp);
+    case OPT_CHARDEV:
+        return chardevs_add(s->chardevs, it->arg, d->quit_fd,
+                            !s->config.daemonize, errp);
+    case OPT_BLOCKDEV:
+        return qmp_run_option(d, qmp_find_command("blockdev-add"), it->arg,
+                              "driver", errp);
+    case OPT_EXPORT:
+        return qmp_run_option(d, qmp_find_command("block-export-add"), it->arg,
+                              "type", errp);
+    case OPT_OBJECT:
+        return qmp_run_option(d, qmp_find_command("object-add"), it->arg,
+                              "qom-type", errp);
+    case OPT_NBD_SERVER:
+        return qmp_run_option(d, &qmp_nbd_server_option, it->arg, NULL, errp);
+    case OPT_DRIVE:
+        return devices_add_drive(d, it->arg, errp);
+    case OPT_DEVICE:
+        return devices_add_device(d, it->arg, errp);
+    case OPT_ALLOW_PATH:
+        return graph_allow_path(d->graph, it->arg, errp);
+    default:
+        return open_image(s, it->arg, errp);
+    }
+}
+
+/* Whose text is it?  That of an object may be a secret. */
+static void add_context(const struct serve_item *it, struct error **errp)
+{
+    if (it->name && it->code == OPT_OBJECT) {
+        error_prefix(errp, "--%s: ", it->name);
+    } else if (it->name) {
+        error_prefix(errp, "--%s %s: ", it->name, it->arg);
+    }
+}
+
+/* Which files images may name is known before the first is opened; and who can
+ * connect to the socket of --qmp finds images that are open. */
+static int pass_of(const struct serve_item *it)
+{
+    return it->code == OPT_ALLOW_PATH ? 0 : it->code == OPT_QMP ? 2 : 1;
+}
+
+static int do_options(struct serve *s, struct error **errp)
+{
+    for (int pass = 0; pass < 3; pass++) {
+        for (unsigned i = 0; i < s->config.count; i++) {
+            const struct serve_item *it = &s->config.items[i];
+            int r = pass_of(it) == pass ? do_option(s, it, errp) : 0;
+
+            if (r < 0) {
+                add_context(it, errp);
+                return r;
+            }
+        }
+    }
+    return 0;
+}
+
+/* --- Start. --- */
+
+static int make_fds(struct serve *s, struct error **errp)
+{
+    sigset_t set;
+
+    process_take_signals(&set);
+    (void)signal(SIGPIPE, SIG_IGN);
+    s->signals = signalfd(-1, &set, SFD_CLOEXEC);
+    s->daemon.quit_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (s->signals < 0 || s->daemon.quit_fd < 0) {
+        return error_set(errp, errno, "cannot make a descriptor: %s",
+                         strerror(errno));
+    }
+    return 0;
+}
+
+static int make_parts(struct serve *s, struct error **errp)
+{
+    struct daemon *d = &s->daemon;
+
+    d->graph = graph_new();
+    if (d->graph) {
+        graph_follow(d->graph, s->config.follow);
+    }
+    d->objects = objects_new(d->graph);
+    d->devices = devices_new();
+    d->io_tasks = io_tasks_new();
+    d->vm_compat = s->config.vm_compat;
+    d->exit_on_disconnect = s->config.exit_on_disconnect;
+    s->chardevs = chardevs_new(d->objects);
+    d->exports = d->graph ? exports_new(d) : NULL;
+    d->monitors = s->chardevs ? monitors_new(d, s->chardevs) : NULL;
+    d->jobs = d->graph && d->monitors
+                  ? jobs_new(d->graph, monitors_emit, d->monitors)
+                  : NULL;
+    d->servers = d->exports ? servers_new(d) : NULL;
+    d->pulls = pulls_new(d);
+    if (!d->objects || !d->devices || !d->io_tasks || !d->jobs || !d->servers ||
+        !d->pulls) {
+        return error_set(errp, ENOMEM, "no memory");
+    }
+    return 0;
+}
+
+static void remove_files(void *opaque)
+{
+    struct serve *s = opaque;
+
+    unix_sockets_forget();
+    pidfile_remove(&s->pidfile);
+}
+
+static int make_stopper(struct serve *s, struct error **errp)
+{
+    const struct stopper_options o = {
+        .daemon = &s->daemon,
+        .signals = s->signals,
+        .command = s->config.command->name,
+        .limit_s = s->config.stop_timeout,
+        .last = remove_files,
+        .opaque = s,
+    };
+
+    s->stopper = stopper_new(&o, errp);
+    return s->stopper ? 0 : -ENOMEM;
+}
+
+/* The sockets that were given. */
+static int listen_activated(const struct serve *s, struct server *server,
+                            struct error **errp)
+{
+    int r = 0;
+
+    for (int i = 0; r == 0 && i < s->activated; i++) {
+        char number[16];
+
+        (void)snprintf(number, sizeof(number), "%d", ACTIVATION_FIRST + i);
+        CLEANUP_JSON json_t *addr = json_pack("{s:s, s:s}", "type", "fd", "str",
+                                              number);
+        r = addr ? server_listen(server, addr, errp)
+                 : error_set(errp, ENOMEM, "no memory for an address");
+    }
+    return r;
+}
+
+/* What -U, -i and -p say. */
+static int listen_given(const struct serve_config *cfg, struct server *server,
+                        struct error **errp)
+{
+    CLEANUP_JSON json_t *addr =
+        cfg->socket
+            ? json_pack("{s:s, s:s}", "type", "unix", "path", cfg->socket)
+            : json_pack("{s:s, s:s*, s:s}", "type", "inet", "host",
+                        cfg->address, "port",
+                        cfg->port ? cfg->port : DEFAULT_PORT);
+
+    return addr ? server_listen(server, addr, errp)
+                : error_set(errp, EINVAL, "the address is not UTF-8 text");
+}
+
+/* The server that -U, -i, -p and socket activation ask for, or images without
+ * any of them. */
+static int listen_short(struct serve *s, struct error **errp)
+{
+    const struct serve_config *cfg = &s->config;
+    struct server_options o = {.max = CONNECTIONS_MAX,
+                               .socket_mode = cfg->socket_mode};
+    bool given = cfg->socket || cfg->address || cfg->port;
+    struct server *server;
+
+    if (given && s->activated > 0) {
+        return error_set(errp, EINVAL,
+                         "-U, -i and -p go without socket activation");
+    }
+    if (!given && s->activated == 0 && (!cfg->has_images || cfg->has_server)) {
+        return 0;
+    }
+    int r = tls_policy_load(cfg->tls, cfg->tls_certificates, cfg->tls_psk,
+                            cfg->tls_verify_peer, &o.policy, errp);
+    if (r < 0) {
+        return r;
+    }
+    r = server_open(s->daemon.servers, &o, &server, errp);
+    tls_policy_unref(o.policy);
+    if (r < 0) {
+        return r;
+    }
+    r = s->activated > 0 ? listen_activated(s, server, errp)
+                         : listen_given(cfg, server, errp);
+    server_unref(server);
+    return r;
+}
+
+/* Images are exports of the server without a name: there has to be one. */
+static int check_server(const struct serve *s, struct error **errp)
+{
+    struct server *server = server_find(s->daemon.servers, NULL, NULL);
+
+    server_unref(server);
+    return server || !s->config.has_images
+               ? 0
+               : error_set(errp, EINVAL,
+                           "the images have no server: give -U, -p or an "
+                           "--nbd-server without id");
+}
+
+/* Each connection has two descriptors. */
+static void raise_limits(void)
+{
+    struct rlimit lim;
+
+    if (getrlimit(RLIMIT_NOFILE, &lim) == 0 && lim.rlim_cur < lim.rlim_max) {
+        lim.rlim_cur = lim.rlim_max;
+        (void)setrlimit(RLIMIT_NOFILE, &lim);
+    }
+}
+
+/* Be told to end when the process that has started this one ends. */
+static int follow_parent(struct error **errp)
+{
+    pid_t parent = getppid();
+
+    if (prctl(PR_SET_PDEATHSIG, PROCESS_ORPHANED) < 0 || getppid() != parent) {
+        return error_set(errp, ESRCH, "cannot follow the parent process");
+    }
+    return 0;
+}
+
+/* What this process was given, and whom it obeys. */
+static int take_over(struct serve *s, struct error **errp)
+{
+    notify_init(&s->notify);
+    if (!s->config.storage_daemon) {
+        s->activated = activation_take(errp);
+        if (s->activated < 0) {
+            return s->activated;
+        }
+    }
+    return s->config.exit_with_parent ? follow_parent(errp) : 0;
+}
+
+static int print_uri(struct export *e, void *opaque)
+{
+    const struct serve *s = opaque;
+    CLEANUP_FREE char *uri = servers_uri(s->daemon.servers, e);
+
+    return !uri || puts(uri) < 0 ? 1 : 0;
+}
+
+static int print_uris(struct serve *s, struct error **errp)
+{
+    if (exports_each(s->daemon.exports, print_uri, s) != 0) {
+        return error_set(errp, EINVAL,
+                         "the exports have no URIs that could be printed");
+    }
+    return fflush(stdout) < 0
+               ? error_set(errp, errno, "standard output: %s", strerror(errno))
+               : 0;
+}
+
+/* Clients that come meanwhile wait in the queues of the sockets. */
+static int start(struct serve *s, struct error **errp)
+{
+    int r = take_over(s, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    s->pidfile.path = s->config.pidfile;
+    r = pidfile_check(&s->pidfile, errp);
+    if (r < 0) {
+        return r;
+    }
+    if (s->config.daemonize && (r = daemonize(&s->ready, errp)) < 0) {
+        return r;
+    }
+    raise_limits();
+    point_clean(NULL);
+    if ((r = make_fds(s, errp)) < 0 || (r = make_parts(s, errp)) < 0 ||
+        (r = make_stopper(s, errp)) < 0 ||
+        (r = listen_short(s, errp)) < 0 || (r = do_options(s, errp)) < 0 ||
+        (r = check_server(s, errp)) < 0 ||
+        (r = exports_start(s->daemon.exports, errp)) < 0 ||
+        (r = servers_start(s->daemon.servers, errp)) < 0 ||
+        (r = pidfile_write(&s->pidfile, errp)) < 0) {
+        return r;
+    }
+    if ((r = monitors_start(s->daemon.monitors, errp)) < 0 ||
+        (s->config.print_uri && (r = print_uris(s, errp)) < 0)) {
+        return r;
+    }
+    daemonize_ready(s->ready);
+    notify_tell(&s->notify, "READY=1");
+    return 0;
+}
+
+/* --- Run and stop. --- */
+
+static void run(struct serve *s)
+{
+    struct pollfd fd = {.fd = s->daemon.quit_fd, .events = POLLIN};
+
+    while (poll(&fd, 1, -1) < 0 && errno == EINTR) {
+    }
+}
+
+struct flush {
+    const char *name;
+    int status;
+};
+
+static int flush_export(struct export *e, void *opaque)
+{
+    struct flush *f = opaque;
+    int r = e->writable ? blk_flush(e->blk) : 0;
+
+    if (r < 0) {
+        f->status = cli_failed(f->name, "cannot flush '%s': %s", e->name,
+                               strerror(-r));
+    }
+    return 0;
+}
+
+/*
+ * In the order of what uses what.  A monitor's command may look at jobs and
+ * exports: monitors go before these; but they tell how jobs ended, so they go
+ * after jobs have.
+ */
+static int stop(struct serve *s)
+{
+    struct daemon *d = &s->daemon;
+    struct flush flush = {s->config.command->name, EXIT_SUCCESS};
+
+    daemon_ask_quit(d); /* the stopper counts from here, whatever ends it */
+    unix_sockets_keep();
+    if (d->graph) {
+        graph_give_up(d->graph);
+    }
+    if (d->servers) {
+        servers_stop(d->servers);
+    }
+    if (d->exports) {
+        (void)exports_each(d->exports, flush_export, &flush);
+    }
+    if (d->jobs && d->exports) {
+        exports_remove_all(d->exports, 0);
+        mutex_lock(&d->jobs->lock);
+        exports_collect(d->exports, d->jobs);
+        mutex_unlock(&d->jobs->lock);
+    }
+    if (d->jobs && d->pulls) {
+        pulls_stop(d->pulls);
+    }
+    if (d->jobs) {
+        jobs_shutdown(d->jobs);
+        daemon_ended(d);
+    }
+    if (d->monitors) {
+        monitors_stop(d->monitors);
+    }
+    if (d->exports) {
+        exports_stop(d->exports);
+    }
+    servers_free(d->servers);
+    jobs_free(d->jobs);
+    monitors_free(d->monitors);
+    pulls_free(d->pulls);
+    chardevs_free(s->chardevs);
+    exports_free(d->exports);
+    io_tasks_free(d->io_tasks);
+    devices_free(d->devices);
+    objects_free(d->objects);
+    if (d->graph) {
+        graph_close_all(d->graph);
+    }
+    if (!stopper_free(s->stopper)) {
+        flush.status = EXIT_FAILURE;
+    }
+    graph_free(d->graph);
+    remove_files(s);
+    if (s->signals >= 0) {
+        (void)close(s->signals);
+    }
+    if (d->quit_fd >= 0) {
+        (void)close(d->quit_fd);
+    }
+    mutex_destroy(&d->turn_lock);
+    cond_destroy(&d->ended);
+    free(s->config.items);
+    return flush.status;
+}
+
+static int serve(bool storage_daemon, int argc, char **argv)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    struct serve s = {.signals = -1, .ready = -1, .daemon = {.quit_fd = -1},
+                      .pidfile = PIDFILE_INIT};
+    int status = EXIT_FAILURE;
+
+    log_init();
+    cond_init(&s.daemon.ended);
+    mutex_init(&s.daemon.turn_lock);
+    if (serve_parse(&s.config, storage_daemon, argc, argv, &status) == 0) {
+        bool ok = start(&s, &err) == 0;
+
+        status = ok ? EXIT_SUCCESS : cli_error(s.config.command->name, err);
+        if (ok) {
+            run(&s);
+            notify_tell(&s.notify, "STOPPING=1");
+        }
+    }
+    int stopped = stop(&s);
+    return status ? status : stopped;
+}
+
+int cmd_serve(int argc, char **argv)
+{
+    return serve(false, argc, argv);
+}
+
+int cmd_storage_daemon(int argc, char **argv)
+{
+    cli_set_program(STORAGE_DAEMON);
+    return serve(true, argc, argv);
+}

@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "serve/stopper.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "cli/cli.h"
+#include "daemon.h"
+#include "nbdelta/error.h"
+#include "nbdelta/graph.h"
+#include "nbdelta/thread.h"
+#include "nbdelta/yank.h"
+
+/* After cutting off what does not answer; and for closing what does. */
+#define CUT_MS     5000
+#define SALVAGE_NS UINT64_C(10000000000)
+
+struct stopper {
+    struct stopper_options o;
+    int done_fd; /* eventfd: all is closed */
+    pthread_t thread;
+    bool late; /* the thread's, until it is joined */
+
+    mutex_t lock;
+    /* Guarded by lock. */
+    bool done;
+    bool ending; /* the process ends from here */
+};
+
+static void tell(const char *node, void *opaque)
+{
+    struct stopper *s = opaque;
+
+    s->late = true;
+    (void)cli_failed(s->o.command,
+                     "gave up '%s': its storage does not answer, what it had "
+                     "not flushed may be lost",
+                     node);
+}
+
+/* Is all closed, within @ms (-1: for ever)? */
+static bool wait_done(const struct stopper *s, int ms)
+{
+    struct pollfd fd = {.fd = s->done_fd, .events = POLLIN};
+    int r;
+
+    while ((r = poll(&fd, 1, ms)) < 0 && errno == EINTR) {
+    }
+    return r > 0;
+}
+
+/* Until a signal or somebody else asks for the end; false: it is there. */
+static bool wait_for_end(const struct stopper *s)
+{
+    struct daemon *d = s->o.daemon;
+    struct pollfd fds[3] = {
+        {.fd = s->o.signals, .events = POLLIN},
+        {.fd = d->quit_fd, .events = POLLIN},
+        {.fd = s->done_fd, .events = POLLIN},
+    };
+
+    while (poll(fds, 3, -1) < 0 && errno == EINTR) {
+    }
+    if (fds[0].revents) {
+        daemon_ask_quit(d);
+    }
+    return !fds[2].revents;
+}
+
+/* Other threads are stuck in what is not to be had: no order, and no memory to
+ * be freed, any more. */
+_Noreturn static void end_here(struct stopper *s)
+{
+    graph_salvage(s->o.daemon->graph, SALVAGE_NS, tell, s);
+    s->o.last(s->o.opaque);
+    _exit(EXIT_FAILURE);
+}
+
+static void *stopper_thread(void *opaque)
+{
+    struct stopper *s = opaque;
+    struct graph *g = s->o.daemon->graph;
+
+    if (!wait_for_end(s)) {
+        return NULL;
+    }
+    graph_stop_waiting(g);
+    if (wait_done(s, s->o.limit_s ? (int)(s->o.limit_s * 1000) : -1)) {
+        return NULL;
+    }
+    s->late = true;
+    graph_yank_stuck(g, tell, s);
+    if (wait_done(s, CUT_MS)) {
+        return NULL;
+    }
+    mutex_lock(&s->lock);
+    bool done = s->done;
+    s->ending = !done;
+    mutex_unlock(&s->lock);
+    if (!done) {
+        end_here(s);
+    }
+    return NULL;
+}
+
+struct stopper *stopper_new(const struct stopper_options *o,
+                            struct error **errp)
+{
+    struct stopper *s = calloc(1, sizeof(*s));
+    int fd = s ? eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK) : -1;
+
+    if (fd < 0) {
+        free(s);
+        (void)error_set(errp, ENOMEM, "no memory, or no descriptor");
+        return NULL;
+    }
+    s->o = *o;
+    s->done_fd = fd;
+    mutex_init(&s->lock);
+    int r = thread_start(&s->thread, "stopper", stopper_thread, s);
+    if (r < 0) {
+        (void)error_set(errp, -r, "cannot start a thread: %s", strerror(-r));
+        mutex_destroy(&s->lock);
+        (void)close(fd);
+        free(s);
+        return NULL;
+    }
+    return s;
+}
+
+bool stopper_free(struct stopper *s)
+{
+    uint64_t one = 1;
+
+    if (!s) {
+        return true;
+    }
+    mutex_lock(&s->lock);
+    s->done = true;
+    bool ending = s->ending;
+    mutex_unlock(&s->lock);
+    while (ending) {
+        (void)pause();
+    }
+    (void)!write(s->done_fd, &one, sizeof(one));
+    thread_join(s->thread);
+    bool in_time = !s->late;
+    mutex_destroy(&s->lock);
+    (void)close(s->done_fd);
+    free(s);
+    return in_time;
+}

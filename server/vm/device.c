@@ -1,0 +1,474 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "vm/device.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon.h"
+#include "keyval.h"
+#include "nbd/export.h"
+#include "nbd/server.h"
+#include "nbdelta/blk.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/graph.h"
+#include "nbdelta/job.h"
+#include "nbdelta/list.h"
+#include "nbdelta/options.h"
+#include "qmp/dispatch.h"
+
+struct device {
+    struct list in_devices;
+    char *id;
+    char *qdev; /* of -device, or NULL */
+    bool bare;  /* there is no drive: the device is on a node */
+    struct blk *blk;
+};
+
+struct devices {
+    struct list list;
+    unsigned unnamed;
+};
+
+#define DEVICE(e) list_entry(e, struct device, in_devices)
+
+struct devices *devices_new(void)
+{
+    struct devices *d = calloc(1, sizeof(*d));
+
+    if (d) {
+        list_init(&d->list);
+    }
+    return d;
+}
+
+static void device_free(struct device *dev)
+{
+    list_remove(&dev->in_devices);
+    blk_free(dev->blk);
+    free(dev->id);
+    free(dev->qdev);
+    free(dev);
+}
+
+void devices_free(struct devices *d)
+{
+    if (d) {
+        while (!list_empty(&d->list)) {
+            device_free(DEVICE(d->list.next));
+        }
+        free(d);
+    }
+}
+
+static struct device *find(const struct devices *d, const char *name)
+{
+    list_for_each (e, &d->list) {
+        struct device *dev = DEVICE(e);
+
+        if (strcmp(dev->id, name) == 0 ||
+            (dev->qdev && strcmp(dev->qdev, name) == 0)) {
+            return dev;
+        }
+    }
+    return NULL;
+}
+
+struct blk *devices_find(const struct devices *d, const char *name)
+{
+    const struct device *dev = find(d, name);
+
+    return dev ? dev->blk : NULL;
+}
+
+int devices_each(const struct devices *d,
+                 int (*fn)(const char *id, struct blk *b, const char *qdev,
+                           void *opaque),
+                 void *opaque)
+{
+    int r = 0;
+
+    list_for_each (e, &d->list) {
+        const struct device *dev = DEVICE(e);
+
+        if (r == 0) {
+            r = dev->bare ? fn("", dev->blk, dev->id, opaque)
+                          : fn(dev->id, dev->blk, dev->qdev, opaque);
+        }
+    }
+    return r;
+}
+
+/* --- The options of a drive --- */
+
+static int no_memory(struct error **errp)
+{
+    return error_set(errp, ENOMEM, "no memory for options");
+}
+
+/* Take @key out of @o: its text, malloc()ed, or NULL when it is not there or
+ * no text. */
+static char *take(json_t *o, const char *key)
+{
+    const char *text = json_string_value(json_object_get(o, key));
+    char *copy = text ? strdup(text) : NULL;
+
+    if (copy) {
+        (void)json_object_del(o, key);
+    }
+    return copy;
+}
+
+/* cache=MODE in the words of nodes. */
+static int set_cache(json_t *o, const char *mode, struct error **errp)
+{
+    static const struct {
+        const char *mode;
+        bool direct;
+        bool no_flush;
+    } modes[] = {
+        {"none", true, false},          {"off", true, false},
+        {"directsync", true, false},    {"writeback", false, false},
+        {"writethrough", false, false}, {"unsafe", false, true},
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(modes); i++) {
+        if (strcmp(modes[i].mode, mode) == 0) {
+            json_t *cache = json_pack("{s:b, s:b}", "direct",
+                                      (int)modes[i].direct, "no-flush",
+                                      (int)modes[i].no_flush);
+            return json_object_set_new(o, "cache", cache) < 0 ? no_memory(errp)
+                                                              : 0;
+        }
+    }
+    return error_set(errp, EINVAL, "invalid cache option");
+}
+
+/* The name that QEMU gives to one that has none. */
+static char *default_id(struct devices *d, const json_t *o)
+{
+    const char *bus = json_string_value(json_object_get(o, "if"));
+    unsigned n = d->unnamed++;
+    char *id = NULL;
+    int r = !bus || strcmp(bus, "ide") == 0
+                ? asprintf(&id, "ide%u-hd%u", n / 2, n % 2)
+                : asprintf(&id, "%s%u", bus, n);
+
+    return r < 0 ? NULL : id;
+}
+
+/* file=NAME: whatever a user calls an image, with the rest of the options in
+ * its outer node. */
+static int set_file(json_t **op, const char *file, const char *format,
+                    struct error **errp)
+{
+    CLEANUP_JSON json_t *image = NULL;
+    int r = 0;
+
+    if (format && strcmp(format, "blkdebug") == 0) {
+        image = json_pack("{s:s, s:s}", "driver", format, "filename", file);
+    } else {
+        r = options_from_image(file, format, &image, errp);
+    }
+
+    if (r < 0) {
+        return r;
+    }
+    if (!image || json_object_update_missing(*op, image) < 0) {
+        return no_memory(errp);
+    }
+    return 0;
+}
+
+static int set_read_only(json_t *o, const char *text, struct error **errp)
+{
+    bool on = strcmp(text, "on") == 0;
+
+    if (!on && strcmp(text, "off") != 0) {
+        return error_set(errp, EINVAL,
+                         "Parameter 'read-only' expects 'on' or 'off'");
+    }
+    return json_object_set_new(o, "read-only", json_boolean(on)) < 0
+               ? no_memory(errp)
+               : 0;
+}
+
+/* From what -drive takes to what graph_open does. */
+static int node_options(json_t *o, struct error **errp)
+{
+    CLEANUP_FREE char *file = take(o, "file");
+    CLEANUP_FREE char *format = take(o, "format");
+    CLEANUP_FREE char *driver = take(o, "driver");
+    CLEANUP_FREE char *cache = take(o, "cache");
+    CLEANUP_FREE char *readonly = take(o, "readonly");
+    CLEANUP_FREE char *read_only = take(o, "read-only");
+    const char *outer = driver ? driver : format;
+    static const char *const ignored[] = {
+        "if", "media", "aio", "index", "snapshot", "werror", "rerror"};
+    int r = 0;
+
+    for (size_t i = 0; i < ARRAY_SIZE(ignored); i++) {
+        (void)json_object_del(o, ignored[i]);
+    }
+    if (cache) {
+        r = set_cache(o, cache, errp);
+    }
+    if (r == 0 && (readonly || read_only)) {
+        r = set_read_only(o, read_only ? read_only : readonly, errp);
+    }
+    if (r == 0 && file) {
+        r = set_file(&o, file, outer, errp);
+    } else if (r == 0 && outer &&
+               json_object_set_new(o, "driver", json_string(outer)) < 0) {
+        r = no_memory(errp);
+    }
+    return r;
+}
+
+/* --- */
+
+/* Let @dev be on @n. */
+static int attach(struct daemon *d, struct device *dev, struct node *n,
+                  struct error **errp)
+{
+    CLEANUP_FREE char *user = NULL;
+
+    if (asprintf(&user, "block device '%s'", dev->id) < 0) {
+        user = NULL;
+        return no_memory(errp);
+    }
+    return blk_new(d->graph, n, 0, PERM_ALL, user, &dev->blk, errp);
+}
+
+/* @id becomes the device's. */
+static int add(struct daemon *d, char *id, bool bare, struct node *n,
+               struct error **errp)
+{
+    struct device *dev = calloc(1, sizeof(*dev));
+
+    if (!dev) {
+        free(id);
+        return no_memory(errp);
+    }
+    list_init(&dev->in_devices);
+    dev->id = id;
+    dev->bare = bare;
+    int r = attach(d, dev, n, errp);
+    if (r < 0) {
+        device_free(dev);
+        return r;
+    }
+    list_append(&d->devices->list, &dev->in_devices);
+    return 0;
+}
+
+int devices_add_drive(struct daemon *d, const char *text, struct error **errp)
+{
+    static const struct qmp_arg booleans[] = {
+        QMP_OPT("read-only", BOOL),
+        QMP_OPT("readonly", BOOL),
+        QMP_OPT("snapshot", BOOL),
+        QMP_LAST,
+    };
+    CLEANUP_JSON json_t *o = NULL;
+    CLEANUP_FREE char *full = qmp_spell_out(text, "file", booleans);
+    struct node *n = NULL;
+    int r = full ? options_parse(full, "file", &o, errp) : no_memory(errp);
+
+    if (r < 0) {
+        return r;
+    }
+    char *id = take(o, "id");
+    if (!id) {
+        id = default_id(d->devices, o);
+    }
+    if (!id) {
+        return no_memory(errp);
+    }
+    if (find(d->devices, id)) {
+        r = error_set(errp, EEXIST, "Duplicate ID '%s' for drive", id);
+    } else {
+        r = node_options(o, errp);
+    }
+    if (r == 0) {
+        r = graph_open(d->graph, o, &n, errp);
+    }
+    if (r < 0) {
+        free(id);
+        return r;
+    }
+    return add(d, id, false, n, errp);
+}
+
+/* --- Taking a disk out --- */
+
+struct on_node {
+    const struct node *node;
+    char *id; /* malloc()ed */
+};
+
+static int note_export(struct export *e, void *opaque)
+{
+    struct on_node *o = opaque;
+
+    if (blk_node(e->blk) != o->node) {
+        return 0;
+    }
+    o->id = strdup(e->id);
+    return 1;
+}
+
+/* An export of @n, to be freed; NULL: there is none. */
+static char *find_export(struct daemon *d, const struct node *n)
+{
+    struct on_node o = {n, NULL};
+
+    (void)exports_each(d->exports, note_export, &o);
+    return o.id;
+}
+
+/* Clients are told to go, and have gone. */
+static void end_exports(struct daemon *d, const struct node *n)
+    REQUIRES(d->jobs->lock)
+{
+    char *id;
+
+    while ((id = find_export(d, n))) {
+        struct export *e;
+
+        if (exports_remove(d->exports, id, false, &e, NULL) == 0) {
+            servers_end_export(d->servers, e);
+            export_unref(d->exports, e);
+        }
+        free(id);
+    }
+    exports_settle(d->exports, d->jobs, 0);
+}
+
+/* -EBUSY: somebody else has it; it stays then. */
+static int take_out(struct daemon *d, struct device *dev, struct error **errp)
+{
+    if (!dev->blk) {
+        return 0;
+    }
+    struct node *n = blk_node(dev->blk);
+    blk_free(dev->blk);
+    dev->blk = NULL;
+    int r = graph_close(d->graph, n, errp);
+    if (r < 0) {
+        (void)attach(d, dev, n, NULL);
+    }
+    return r;
+}
+
+int devices_eject(struct daemon *d, const char *name, struct error **errp)
+{
+    struct device *dev = find(d->devices, name);
+
+    if (!dev) {
+        return error_set(errp, ENODEV, "Device '%.200s' not found", name);
+    }
+    mutex_is_held(&d->jobs->lock);
+    if (dev->blk) {
+        /* It gives up the lock: the device, or its disk, may go meanwhile. */
+        const struct node *n = blk_node(dev->blk);
+        end_exports(d, n);
+        dev = find(d->devices, name);
+        if (!dev || !dev->blk || blk_node(dev->blk) != n) {
+            return error_set(errp, EBUSY, "Device '%.200s' has changed", name);
+        }
+    }
+    return take_out(d, dev, errp);
+}
+
+int devices_delete_drive(struct daemon *d, const char *id, struct error **errp)
+{
+    struct device *dev = find(d->devices, id);
+
+    if (!dev) {
+        return error_set(errp, ENODEV, "Device '%.200s' not found", id);
+    }
+    int r = take_out(d, dev, errp);
+    if (r == 0) {
+        device_free(dev);
+    }
+    return r;
+}
+
+int devices_set_disk(struct daemon *d, const char *name, struct node *n,
+                     struct error **errp)
+{
+    struct device *dev = find(d->devices, name);
+
+    if (!dev) {
+        return error_set(errp, ENODEV, "Device '%.200s' not found", name);
+    }
+    struct blk *old = dev->blk;
+    int r = attach(d, dev, n, errp);
+    if (r == 0) {
+        blk_free(old);
+    }
+    return r;
+}
+
+/* --- Devices --- */
+
+int devices_plug(struct daemon *d, const char *id, const char *drive,
+                 struct error **errp)
+{
+    struct device *dev = drive ? find(d->devices, drive) : NULL;
+    struct node *n = drive && !dev ? graph_find(d->graph, drive) : NULL;
+
+    if (id && find(d->devices, id)) {
+        return error_set(errp, EEXIST, "Duplicate device ID '%.200s'", id);
+    }
+    if (drive && !dev && !n) {
+        return error_set(errp, ENODEV,
+                         "Property 'drive' can't find value '%.200s'", drive);
+    }
+    if (!id || (!dev && !n)) { /* no disk, or nobody can ask for it */
+        return 0;
+    }
+    char *name = strdup(id);
+    if (!name) {
+        return no_memory(errp);
+    }
+    if (n) {
+        return add(d, name, true, n, errp);
+    }
+    free(dev->qdev);
+    dev->qdev = name;
+    return 0;
+}
+
+int devices_add_device(struct daemon *d, const char *text, struct error **errp)
+{
+    CLEANUP_JSON json_t *o = NULL;
+    int r = options_parse(text, "driver", &o, errp);
+
+    return r < 0 ? r
+                 : devices_plug(d, json_string_value(json_object_get(o, "id")),
+                                json_string_value(json_object_get(o, "drive")),
+                                errp);
+}
+
+int devices_unplug(struct daemon *d, const char *id, struct error **errp)
+{
+    struct device *dev = find(d->devices, id);
+
+    if (!dev || (!dev->bare && strcmp(dev->id, id) == 0)) {
+        return error_set(errp, ENODEV, "Device '%.200s' not found", id);
+    }
+    if (!dev->bare && dev->blk) {
+        struct node *n = blk_node(dev->blk);
+
+        mutex_is_held(&d->jobs->lock);
+        jobs_cancel_on(d->jobs, n);
+        graph_forget(d->graph, n);
+    }
+    device_free(dev);
+    return 0;
+}
