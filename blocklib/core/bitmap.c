@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Dirty bitmaps of nodes: rules, freezing, reading.  Marking: bitmap_mark.c.
+ * Dirty bitmaps of nodes: rules, freezing, reading.  Marking: core/bitmap-mark.c.
  *
  *                    writes                       readers (NBD, query)
  *                      |                                 |

@@ -9,7 +9,7 @@
 
 #include "core/blocker.h"
 #include "core/dirty.h"
-#include "core/graph_priv.h"
+#include "core/graph-priv.h"
 #include "core/stats.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"

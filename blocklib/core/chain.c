@@ -9,7 +9,7 @@
 
 #include "core/blocker.h"
 #include "core/graph.h"
-#include "core/image_name.h"
+#include "core/image-name.h"
 #include "core/reopen.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"

@@ -9,7 +9,7 @@
 #include "core/create.h"
 #include "core/door.h"
 #include "core/driver.h"
-#include "core/graph_priv.h"
+#include "core/graph-priv.h"
 #include "core/open.h"
 #include "core/opts.h"
 #include "nbdelta/bytes.h"

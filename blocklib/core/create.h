@@ -4,7 +4,7 @@
 
 #include <jansson.h>
 
-#include "core/create_file.h"
+#include "core/create-file.h"
 
 /*
  * As image_create, with an option more that is not for users:

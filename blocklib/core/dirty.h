@@ -34,7 +34,7 @@ struct bitmap {
     bool recorded;   /* it is inconsistent, and was enabled before */
     unsigned users; /* operations that keep it busy */
 
-    /* Tree lock: nests of recording bitmaps (bitmap_mark.c). */
+    /* Tree lock: nests of recording bitmaps (core/bitmap-mark.c). */
     struct bitmap *outer; /* has all bits of this one; or NULL */
     struct bitmap *inner;
     struct bitmap *rest; /* of an innermost one: the next nest's */

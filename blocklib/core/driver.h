@@ -277,7 +277,7 @@ struct driver {
     int (*flush)(struct node *n);
 
     /* The copy engine that keeps a point in time of the file child, for those
-     * who read it (job/copy.h).  NULL: there is none. */
+     * who read it (copy/copy.h).  NULL: there is none. */
     struct copy *(*snapshot)(const struct node *n);
 
     /* Bits that the node keeps for itself, and for its file child, as

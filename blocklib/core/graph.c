@@ -28,8 +28,8 @@
 
 #include "core/chain.h"
 #include "core/dirty.h"
-#include "core/graph_priv.h"
-#include "core/throttle_group.h"
+#include "core/graph-priv.h"
+#include "core/throttle-group.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
 

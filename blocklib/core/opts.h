@@ -51,7 +51,7 @@ int opts_end(struct opts *o, const char *what, struct error **errp);
 /*
  * A node's options with a file name that stands for more spelled out:
  * "blkdebug:RULES:FILE" (RULES may be empty) without a driver, or for driver
- * blkdebug; the name of a remote export (remote_name.h), or for driver nbd,
+ * blkdebug; the name of a remote export (core/remote-name.h), or for driver nbd,
  * which takes it as "uri", too.
  * Else @options themselves.  A new reference.  Names that images
  * give come with another driver, so nothing in them is looked at.

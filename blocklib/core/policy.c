@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #include "core/door.h"
-#include "core/graph_priv.h"
+#include "core/graph-priv.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Nodes in the words of QMP: ImageInfo and BlockDeviceInfo. */
 
-#include "core/graph_priv.h"
-#include "core/image_name.h"
+#include "core/graph-priv.h"
+#include "core/image-name.h"
 #include "nbdelta/bitmap.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"

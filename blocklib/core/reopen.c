@@ -14,7 +14,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "core/graph_priv.h"
+#include "core/graph-priv.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
 

@@ -12,7 +12,7 @@
 #include <time.h>
 
 #include "core/dirty.h"
-#include "core/graph_priv.h"
+#include "core/graph-priv.h"
 #include "nbdelta/graph.h"
 
 #define LOCK_MS 1000

@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-#include "core/graph_priv.h"
+#include "core/graph-priv.h"
 #include "nbdelta/graph.h"
 
 #define yank_of(at) list_entry(at, struct yank, link)

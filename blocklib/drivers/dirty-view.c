@@ -16,7 +16,7 @@
 #include <stdlib.h>
 
 #include "core/dirty.h"
-#include "core/graph_priv.h"
+#include "core/graph-priv.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
 

@@ -2,7 +2,7 @@
 #ifndef NBDELTA_DRIVERS_FILE_H
 #define NBDELTA_DRIVERS_FILE_H
 
-/* Between file.c, file_ahead.c and file_reopen.c. */
+/* Between file.c, drivers/file-ahead.c and drivers/file-reopen.c. */
 #include "core/node.h"
 
 /* Bytes of the file that are all data or all a hole. */
@@ -12,7 +12,7 @@ struct run {
     bool hole;
 };
 
-/* A reader who goes through the file: file_ahead.c. */
+/* A reader who goes through the file: drivers/file-ahead.c. */
 struct ahead {
     _Atomic uint64_t next; /* where he will go on */
     _Atomic uint64_t upto; /* what is asked for ends here */

@@ -35,7 +35,7 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
-#include "nbdelta/tls_creds.h"
+#include "nbdelta/tls-creds.h"
 
 #define MS UINT64_C(1000000) /* nanoseconds */
 

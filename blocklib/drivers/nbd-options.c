@@ -10,12 +10,12 @@
 #include <unistd.h>
 
 #include "core/opts.h"
-#include "core/remote_name.h"
+#include "core/remote-name.h"
 #include "drivers/nbd.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
-#include "nbdelta/tls_creds.h"
+#include "nbdelta/tls-creds.h"
 
 #define NAME_MAX_BYTES 4096 /* of an export or a context, in the protocol */
 #define SECOND         UINT64_C(1000000000)

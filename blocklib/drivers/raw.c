@@ -15,7 +15,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "core/create_file.h"
+#include "core/create-file.h"
 #include "core/event.h"
 #include "core/format.h"
 #include "core/node.h"

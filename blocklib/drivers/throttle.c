@@ -4,7 +4,7 @@
 
 #include "core/graph.h"
 #include "core/opts.h"
-#include "core/throttle_group.h"
+#include "core/throttle-group.h"
 #include "nbdelta/error.h"
 
 struct throttle_node {

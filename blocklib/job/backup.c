@@ -22,7 +22,7 @@
  *     in the target.
  *  2. The target is closed, its image lock released, before anybody can see
  *     the job's end.
- *  3. A guest's write never fails because of a backup: see drivers/cbw.c.
+ *  3. A guest's write never fails because of a backup: see copy/copy-before-write.c.
  *
  * Nodes are closed under the monitor lock, because commands hold pointers to
  * them under it.  The target is flushed without it, and, as it is a tree of
@@ -34,14 +34,14 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "copy/copy-before-write.h"
+#include "copy/copy.h"
 #include "core/blocker.h"
 #include "core/chain.h"
 #include "core/create.h"
 #include "core/dirty.h"
 #include "core/graph.h"
-#include "core/remote_name.h"
-#include "drivers/cbw.h"
-#include "job/copy.h"
+#include "core/remote-name.h"
 #include "job/job.h"
 #include "nbdelta/action.h"
 #include "nbdelta/bytes.h"

@@ -35,7 +35,7 @@
 #include "core/blocker.h"
 #include "core/chain.h"
 #include "core/graph.h"
-#include "drivers/jobfilter.h"
+#include "job/filter.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"

@@ -2,7 +2,7 @@
 #ifndef NBDELTA_JOB_COMMIT_H
 #define NBDELTA_JOB_COMMIT_H
 
-/* Between commit.c, which does the work, and commit_start.c. */
+/* Between commit.c, which does the work, and job/commit-start.c. */
 #include "core/dirty.h"
 #include "core/node.h"
 #include "job/job.h"

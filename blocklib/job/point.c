@@ -18,11 +18,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "copy/copy-before-write.h"
+#include "copy/scratch.h"
+#include "copy/snapshot-access.h"
 #include "core/dirty.h"
 #include "core/graph.h"
-#include "drivers/cbw.h"
-#include "drivers/scratch.h"
-#include "drivers/snapshot_access.h"
 #include "nbdelta/action.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"

@@ -16,7 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/image_name.h"
+#include "core/image-name.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "qcow2/qcow2.h"

@@ -12,7 +12,7 @@
  *  3. The node in doubt (node->bitmaps_doubt): which directory counts, its
  *     flags, a bitmap that the image has and memory has not, or bits that
  *     memory has and the image has not.  Then no data change at all
- *     (core/bitmap_mark.c).  So it is after each store that has failed: it may
+ *     (core/bitmap-mark.c).  So it is after each store that has failed: it may
  *     have been there to undo one that had not.
  *  4. Doubt ends when what memory has is written once more, and flushed.  That
  *     needs no room, and happens in place:

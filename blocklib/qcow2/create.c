@@ -16,7 +16,7 @@
 
 #include "core/create.h"
 #include "core/graph.h"
-#include "core/image_name.h"
+#include "core/image-name.h"
 #include "core/opts.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "nbdelta/error.h"
-#include "nbdelta/tls_creds.h"
+#include "nbdelta/tls-creds.h"
 #include "net/tls.h"
 
 struct tls_policy *tls_policy_new(enum tls_mode mode, struct tls_keys *keys,

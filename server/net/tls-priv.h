@@ -7,7 +7,7 @@
 #include <gnutls/x509.h>
 #include <stdatomic.h>
 
-#include "nbdelta/tls_creds.h"
+#include "nbdelta/tls-creds.h"
 #include "net/tls.h"
 
 struct renewal;

@@ -11,7 +11,7 @@
 #include "nbdelta/error.h"
 #include "nbdelta/list.h"
 #include "nbdelta/throttle.h"
-#include "nbdelta/tls_creds.h"
+#include "nbdelta/tls-creds.h"
 #include "net/tls.h"
 #include "objects/authz.h"
 #include "objects/secret.h"

@@ -20,7 +20,7 @@
 #include "nbdelta/bitmap.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/thread.h"
-#include "nbdelta/tls_creds.h"
+#include "nbdelta/tls-creds.h"
 #include "net/tls-policy.h"
 #include "net/tls.h"
 

@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "core/opts.h"
-#include "core/remote_name.h"
+#include "core/remote-name.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 

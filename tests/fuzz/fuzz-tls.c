@@ -8,7 +8,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "nbdelta/tls_creds.h"
+#include "nbdelta/tls-creds.h"
 #include "net/tls.h"
 
 #define INPUT_MAX (64U << 10)

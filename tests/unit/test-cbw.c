@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The copy-before-write filter: what it keeps, and how it comes and goes. */
 #include "../unit/job-util.h"
-#include "drivers/cbw.h"
+#include "copy/copy-before-write.h"
 
 #define CLUSTER (64 * KiB)
 #define SIZE    (32 * CLUSTER)

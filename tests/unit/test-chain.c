@@ -3,7 +3,7 @@
 #include "job-util.h"
 
 #include "core/chain.h"
-#include "drivers/jobfilter.h"
+#include "job/filter.h"
 #include "nbdelta/action.h"
 #include "nbdelta/chain.h"
 #include "nbdelta/image.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The copy engine by itself: sets, zeroes, stopping, speed, failures. */
 #include "../unit/job-util.h"
-#include "drivers/cbw.h"
+#include "copy/copy-before-write.h"
 
 #define CLUSTER (64 * KiB)
 

@@ -8,8 +8,8 @@
 #include <string.h>
 
 #include "bitmap-util.h"
-#include "core/graph_priv.h"
-#include "core/throttle_group.h"
+#include "core/graph-priv.h"
+#include "core/throttle-group.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"

@@ -20,7 +20,7 @@
 
 #include "core/create.h"
 #include "core/format.h"
-#include "core/image_name.h"
+#include "core/image-name.h"
 #include "core/node.h"
 #include "core/reopen.h"
 #include "nbdelta/blk.h"

@@ -11,7 +11,7 @@
 
 #include "../unit/bitmap-util.h"
 #include "../unit/job-util.h"
-#include "drivers/cbw.h"
+#include "copy/copy-before-write.h"
 #include "nbdelta/point.h"
 
 #define CLUSTER (64 * KiB)

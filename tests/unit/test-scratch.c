@@ -3,7 +3,7 @@
 #include <sys/stat.h>
 
 #include "../unit/job-util.h"
-#include "drivers/scratch.h"
+#include "copy/scratch.h"
 
 #define UNIT (64 * KiB)
 #define SIZE (16 * UNIT + 1000) /* the last unit is a partial one */

@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "core/graph.h"
-#include "core/throttle_group.h"
+#include "core/throttle-group.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"

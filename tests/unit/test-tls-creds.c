@@ -8,7 +8,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
-#include "nbdelta/tls_creds.h"
+#include "nbdelta/tls-creds.h"
 
 static struct graph *graph;
 

@@ -12,7 +12,7 @@
 
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
-#include "nbdelta/tls_creds.h"
+#include "nbdelta/tls-creds.h"
 #include "net/tls.h"
 
 #define KEY    "00112233445566778899aabbccddeeff"

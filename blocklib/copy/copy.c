@@ -30,7 +30,7 @@
  * Workers enter the tree for each chunk, so that a drain waits for no more
  * than what they have in hand.
  */
-#include "job/copy_priv.h"
+#include "copy/priv.h"
 
 #include <errno.h>
 #include <stdatomic.h>

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-#include "core/tls_creds.h"
+#include "core/tls-creds.h"
 
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/graph_priv.h"
+#include "core/graph-priv.h"
 #include "core/opts.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-#include "core/create_file.h"
+#include "core/create-file.h"
 
 #include <errno.h>
 #include <fcntl.h>

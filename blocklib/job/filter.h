@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-#ifndef NBDELTA_DRIVERS_JOBFILTER_H
-#define NBDELTA_DRIVERS_JOBFILTER_H
+#ifndef NBDELTA_JOB_FILTER_H
+#define NBDELTA_JOB_FILTER_H
 
 /*
  * Filters that stand for a job in the graph
@@ -26,4 +26,4 @@ int jobfilter_insert(const struct driver *drv, struct node *n, const char *name,
 /* Take it out again and drop the caller's reference. */
 void jobfilter_remove(struct node *filter);
 
-#endif /* NBDELTA_DRIVERS_JOBFILTER_H */
+#endif /* NBDELTA_JOB_FILTER_H */

@@ -24,7 +24,7 @@
  * and a crash in that moment leaves it behind, without a lock, for
  * scratch_clean.
  */
-#include "drivers/scratch.h"
+#include "copy/scratch.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -37,7 +37,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "core/create_file.h"
+#include "core/create-file.h"
 #include "core/hbitmap.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"

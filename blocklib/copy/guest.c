@@ -23,7 +23,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-#include "job/copy_priv.h"
+#include "copy/priv.h"
 #include "nbdelta/bytes.h"
 
 #define ERRAND_THREADS 16

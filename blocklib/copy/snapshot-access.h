@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-#ifndef NBDELTA_DRIVERS_SNAPSHOT_ACCESS_H
-#define NBDELTA_DRIVERS_SNAPSHOT_ACCESS_H
+#ifndef NBDELTA_COPY_SNAPSHOT_ACCESS_H
+#define NBDELTA_COPY_SNAPSHOT_ACCESS_H
 
 struct node;
 
@@ -11,4 +11,4 @@ struct node;
  */
 void snapshot_access_end(struct node *n);
 
-#endif /* NBDELTA_DRIVERS_SNAPSHOT_ACCESS_H */
+#endif /* NBDELTA_COPY_SNAPSHOT_ACCESS_H */

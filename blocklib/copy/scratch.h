@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-#ifndef NBDELTA_DRIVERS_SCRATCH_H
-#define NBDELTA_DRIVERS_SCRATCH_H
+#ifndef NBDELTA_COPY_SCRATCH_H
+#define NBDELTA_COPY_SCRATCH_H
 
 /* Temporary space for blocks: see scratch.c. */
 #include "core/graph.h"
@@ -30,4 +30,4 @@ void scratch_usage(const struct node *n, struct scratch_usage *u);
 /* Remove files in @dir (NULL: as above) whose makers are gone. */
 void scratch_clean(const char *dir);
 
-#endif /* NBDELTA_DRIVERS_SCRATCH_H */
+#endif /* NBDELTA_COPY_SCRATCH_H */

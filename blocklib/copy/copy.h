@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-#ifndef NBDELTA_JOB_COPY_H
-#define NBDELTA_JOB_COPY_H
+#ifndef NBDELTA_COPY_COPY_H
+#define NBDELTA_COPY_COPY_H
 
 /*
  * The copy engine: a point in time of one node, moved to another
@@ -18,7 +18,7 @@
  *               TARGET; so one who reads the point in time need not copy it
  *
  * The life of a copy: copy_new, copy_add..., copy_show (for a view), then the
- * filter is put in place (drivers/cbw.h), copy_run as often as it takes, the
+ * filter is put in place (copy/copy-before-write.h), copy_run as often as it takes, the
  * filter is removed, copy_free.
  */
 #include "core/hbitmap.h"
@@ -194,4 +194,4 @@ uint64_t copy_visible(const struct copy *c);
 /* Bytes copied, by whomever, and bytes in the set at the start. */
 void copy_progress(const struct copy *c, uint64_t *done, uint64_t *total);
 
-#endif /* NBDELTA_JOB_COPY_H */
+#endif /* NBDELTA_COPY_COPY_H */

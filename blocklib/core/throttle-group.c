@@ -5,7 +5,7 @@
  * Requests queue by direction.  Only the first of a queue looks at the clock;
  * whoever leaves wakes the others.
  */
-#include "core/throttle_group.h"
+#include "core/throttle-group.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/graph_priv.h"
+#include "core/graph-priv.h"
 #include "core/opts.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-#include "core/remote_name.h"
+#include "core/remote-name.h"
 
 #include <errno.h>
 #include <string.h>

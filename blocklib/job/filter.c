@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-#include "drivers/jobfilter.h"
+#include "job/filter.h"
 
 #include <errno.h>
 

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-#ifndef NBDELTA_DRIVERS_CBW_H
-#define NBDELTA_DRIVERS_CBW_H
+#ifndef NBDELTA_COPY_COPY_BEFORE_WRITE_H
+#define NBDELTA_COPY_COPY_BEFORE_WRITE_H
 
-/* Putting the copy-before-write filter in place; see cbw.c. */
+/* Putting the copy-before-write filter in place; see copy/copy-before-write.c. */
+#include "copy/copy.h"
 #include "core/graph.h"
-#include "job/copy.h"
 
 /*
  * Insert a filter above @source: all who use @source use the filter then,
@@ -20,4 +20,4 @@ int cbw_insert(struct graph *g, struct node *source, struct node *target,
 /* Undo it, in a control section.  The two ends are separate trees again. */
 void cbw_remove(struct node *filter);
 
-#endif /* NBDELTA_DRIVERS_CBW_H */
+#endif /* NBDELTA_COPY_COPY_BEFORE_WRITE_H */

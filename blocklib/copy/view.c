@@ -15,7 +15,7 @@
 #include <errno.h>
 #include <stdatomic.h>
 
-#include "job/copy_priv.h"
+#include "copy/priv.h"
 #include "nbdelta/bytes.h"
 #include "util/iov.h"
 

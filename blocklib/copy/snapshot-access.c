@@ -9,16 +9,16 @@
  *                                       +----------TARGET--> target
  *
  * Reads and status come from the copy engine, which knows where each block
- * is (job/copy_view.c).  A discard tells it that a block is not needed any
+ * is (copy/view.c).  A discard tells it that a block is not needed any
  * more.  It wants no permissions: what it reads is not what others write.
  */
-#include "drivers/snapshot_access.h"
+#include "copy/snapshot-access.h"
 
 #include <errno.h>
 
+#include "copy/copy.h"
 #include "core/graph.h"
 #include "core/opts.h"
-#include "job/copy.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
 

@@ -5,7 +5,7 @@
 /* TLS credentials from the inside: the set in a graph. */
 #include "nbdelta/list.h"
 #include "nbdelta/thread.h"
-#include "nbdelta/tls_creds.h"
+#include "nbdelta/tls-creds.h"
 
 struct tls_creds_set {
     mutex_t lock;     /* the last of all locks */

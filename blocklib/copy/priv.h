@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-#ifndef NBDELTA_JOB_COPY_PRIV_H
-#define NBDELTA_JOB_COPY_PRIV_H
+#ifndef NBDELTA_COPY_PRIV_H
+#define NBDELTA_COPY_PRIV_H
 
-/* Between copy.c (workers), copy_guest.c (writes) and copy_view.c (reads). */
+/* Between copy.c (workers), copy/guest.c (writes) and copy/view.c (reads). */
+#include "copy/copy.h"
 #include "core/rangelock.h"
-#include "job/copy.h"
 
 struct copy {
     /* Set by copy_new. */
@@ -43,7 +43,7 @@ struct copy {
     int failed; /* a worker's first failure */
     enum copy_side failed_side;
 
-    struct errands *errands; /* copy_guest.c; NULL: guests copy themselves */
+    struct errands *errands; /* copy/guest.c; NULL: guests copy themselves */
 
     mutex_t pool_lock;
     /* Guarded by pool_lock. */
@@ -78,11 +78,11 @@ int copy_range_locked(struct copy *c, uint64_t offset, uint64_t end, void *buf,
  * policy's `lost`. */
 void copy_break_with(struct copy *c, int r, enum copy_side side);
 
-/* --- copy_guest.c, for copy.c --- */
+/* --- copy/guest.c, for copy.c --- */
 
 struct errands *copy_errands_new(struct copy *c); /* NULL: no memory */
 void copy_errands_free(struct errands *e);        /* NULL is fine */
 /* Room was made in the target: those who wait for it try again. */
 void copy_errands_room(struct errands *e);
 
-#endif /* NBDELTA_JOB_COPY_PRIV_H */
+#endif /* NBDELTA_COPY_PRIV_H */

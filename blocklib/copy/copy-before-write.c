@@ -18,14 +18,14 @@
  * of what its bitmap has when it is opened, and does on failures what its
  * options say.
  */
-#include "drivers/cbw.h"
+#include "copy/copy-before-write.h"
 
 #include <errno.h>
 #include <inttypes.h>
 
 #include "core/blocker.h"
 #include "core/dirty.h"
-#include "core/graph_priv.h"
+#include "core/graph-priv.h"
 #include "core/opts.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"

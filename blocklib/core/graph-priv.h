@@ -4,7 +4,7 @@
 
 /* Between graph.c, open.c, policy.c and blk.c. */
 #include "core/graph.h"
-#include "core/tls_creds.h"
+#include "core/tls-creds.h"
 #include "core/yank.h"
 
 #define NODE_NAME_MAX 255 /* bytes; QEMU takes 31, export names are longer */

@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/graph_priv.h"
+#include "core/graph-priv.h"
 #include "core/open.h"
 #include "core/opts.h"
 #include "core/reopen.h"

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/graph_priv.h"
+#include "core/graph-priv.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 
