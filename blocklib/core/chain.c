@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "core/blocker.h"
+#include "core/format.h"
 #include "core/graph.h"
 #include "core/image-name.h"
 #include "core/reopen.h"
@@ -92,7 +93,7 @@ char *chain_backing_name(const struct node *n, struct error **errp)
 const char *chain_backing_format(const struct node *n)
 {
     n = node_skip_filters(n);
-    return n->drv->is_protocol ? "raw" : node_driver(n);
+    return n->drv->is_protocol ? FORMAT_OF_BYTES : node_driver(n);
 }
 
 static bool same_file(const char *a, const char *b)
@@ -106,10 +107,10 @@ static bool same_file(const char *a, const char *b)
 /* Is @backing what @image names, and not something given in its place? */
 static bool is_own_backing(const struct node *image, const struct node *backing)
 {
-    CLEANUP_FREE char *path =
-        image->image_backing
-            ? image_name_path(image->image_backing, node_filename(image))
-            : NULL;
+    CLEANUP_FREE char *path = image->image_backing
+                                  ? image_name_path(image->image_backing,
+                                                    node_filename(image))
+                                  : NULL;
     return same_file(path, node_filename(backing));
 }
 

@@ -59,19 +59,19 @@ int node_check_made(const struct node *n, const struct file_make *how,
  * how large it is, and who may read it.  The user named it himself: no policy.
  * What it names in its turn is not opened.
  */
-static int measure_backing(const char *filename, const char *backing,
-                           const char *fmt, uint64_t *size,
+static int measure_backing(const struct driver_table *t, const char *filename,
+                           const char *backing, const char *fmt, uint64_t *size,
                            struct file_access *access, struct error **errp)
 {
-    const struct driver *drv = driver_find(fmt);
+    const struct driver *drv = driver_find(t, fmt);
 
     CLEANUP_FREE char *path = path_beside(filename, backing);
-    CLEANUP_JSON json_t *options =
-        path ? json_pack("{s:b,s:b,s:{s:s,s:s}}", "read-only", 1,
-                         "force-share", 1, "file", "driver", "file",
-                         "filename", path)
-             : NULL;
-    struct graph *g = graph_new();
+    CLEANUP_JSON json_t *options = path
+                                       ? json_pack("{s:b,s:b,s:o}", "read-only",
+                                                   1, "force-share", 1, "file",
+                                                   options_of_file(path))
+                                       : NULL;
+    struct graph *g = graph_new_with(t);
     struct node *n;
     int r;
 
@@ -97,15 +97,16 @@ static int measure_backing(const char *filename, const char *backing,
 }
 
 /* Fill in "size" from the backing file where it is missing. */
-static int complete_options(const char *filename, json_t *options,
-                            struct file_access *access, struct error **errp)
+static int complete_options(const struct driver_table *t, const char *filename,
+                            json_t *options, struct file_access *access,
+                            struct error **errp)
 {
     const char *backing =
         json_string_value(json_object_get(options, "backing_file"));
     const char *fmt =
         json_string_value(json_object_get(options, "backing_fmt"));
-    bool unchecked = json_is_true(json_object_get(options,
-                                                  "backing_unchecked"));
+    bool unchecked =
+        json_is_true(json_object_get(options, "backing_unchecked"));
     bool sized = json_object_get(options, "size") != NULL;
     uint64_t size = 0;
 
@@ -120,44 +121,34 @@ static int complete_options(const char *filename, json_t *options,
         if (unchecked && sized) {
             return 0;
         }
-        int r = measure_backing(filename, backing, fmt, &size, access, errp);
+        int r = measure_backing(t, filename, backing, fmt, &size, access, errp);
         if (r < 0) {
             return r;
         }
-        if (!sized &&
-            json_object_set_new(options, "size",
-                                json_integer((json_int_t)size)) < 0) {
+        if (!sized && json_object_set_new(options, "size",
+                                          json_integer((json_int_t)size)) < 0) {
             return error_set(errp, ENOMEM, "no memory for options");
         }
     } else if (!sized) {
-        return error_set(errp, EINVAL,
-                         "Image creation needs a size parameter");
+        return error_set(errp, EINVAL, "Image creation needs a size parameter");
     }
     return 0;
 }
 
-int image_create_as(const char *filename, const char *format,
-                    const json_t *options, struct file_make *how,
-                    struct error **errp)
+int image_create_as(const struct driver_table *t, const char *filename,
+                    const char *format, const json_t *options,
+                    struct file_make *how, struct error **errp)
 {
     return json_object_get(options, "data_file_exists")
                ? error_set(errp, EINVAL, "Invalid parameter 'data_file_exists'")
-               : image_make(filename, format, options, how, errp);
+               : image_make(t, filename, format, options, how, errp);
 }
 
-int image_create(const char *filename, const char *format,
-                 const json_t *options, struct error **errp)
-{
-    struct file_make how = {.access = FILE_ACCESS_ANY};
-
-    return image_create_as(filename, format, options, &how, errp);
-}
-
-int image_make(const char *filename, const char *format,
-               const json_t *options, struct file_make *how,
+int image_make(const struct driver_table *t, const char *filename,
+               const char *format, const json_t *options, struct file_make *how,
                struct error **errp)
 {
-    const struct driver *drv = driver_find(format);
+    const struct driver *drv = driver_find(t, format);
     if (!drv || !drv->create) {
         return error_set(errp, EINVAL, "Unknown file format '%s'", format);
     }
@@ -165,7 +156,7 @@ int image_make(const char *filename, const char *format,
     if (!complete) {
         return error_set(errp, ENOMEM, "no memory for options");
     }
-    int r = complete_options(filename, complete, &how->access, errp);
+    int r = complete_options(t, filename, complete, &how->access, errp);
     if (r < 0) {
         return r;
     }
@@ -173,7 +164,7 @@ int image_make(const char *filename, const char *format,
     if (!opts) {
         return error_set(errp, ENOMEM, "no memory for options");
     }
-    r = drv->create(filename, opts, how, errp);
+    r = drv->create(t, filename, opts, how, errp);
     opts_free(opts);
     return r;
 }
@@ -192,8 +183,7 @@ static int take_file(struct graph *g, const json_t *file, struct node **np,
         node_ref(*np);
     } else {
         r = error_set(errp, ENODEV,
-                      "Cannot find device='%s' nor node-name='%s'", name,
-                      name);
+                      "Cannot find device='%s' nor node-name='%s'", name, name);
     }
     graph_unlock(g);
     return r;
@@ -242,7 +232,7 @@ int image_format(struct graph *g, const char *format, const json_t *file,
                  const json_t *options, struct image_nodes *left,
                  struct error **errp)
 {
-    const struct driver *drv = driver_find(format);
+    const struct driver *drv = driver_find(graph_drivers(g), format);
 
     CLEANUP_JSON json_t *complete = json_deep_copy(options);
 
@@ -280,10 +270,4 @@ void image_release(struct graph *g, struct image_nodes *left)
     }
     graph_unlock(g);
     *left = (struct image_nodes){NULL, NULL, NULL};
-}
-
-const char *const *image_create_options(const char *format)
-{
-    const struct driver *drv = driver_find(format);
-    return drv && drv->create ? drv->create_options : NULL;
 }

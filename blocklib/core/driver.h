@@ -54,11 +54,22 @@
 #include "nbdelta/types.h"
 
 struct copy;
+struct driver;
 struct file_make;
 struct stat;
 struct opts;
 struct node_flags;
 enum node_event;
+
+/* The drivers that a program has.  drivers/table.c makes the one table, and
+ * each graph knows it: core names no driver. */
+struct driver_table {
+    const struct driver *const *drivers; /* ordered by name; ends with NULL */
+};
+
+/* A driver by the word in "driver": "...", or NULL. */
+const struct driver *driver_find(const struct driver_table *t,
+                                 const char *name);
 
 enum { CHILD_FILE, CHILD_BACKING, CHILD_TARGET, CHILD_DATA, CHILD_MAX };
 
@@ -114,7 +125,7 @@ struct mapping {
 };
 
 struct driver {
-    const char *name; /* the word in "driver": "..." */
+    const char *name;             /* the word in "driver": "..." */
     const struct option *options; /* all that open takes, and "backing" */
     bool is_filter;
     bool is_protocol;
@@ -126,6 +137,11 @@ struct driver {
     size_t state_size;
     unsigned flags_write; /* REQ_FUA if pwritev honours it itself */
     unsigned flags_zero;
+
+    /* Is a file that has @head at its beginning and @tail at its end an image
+     * of this format?  FORMAT_BYTES each (format.h), zeroes where the file is
+     * shorter.  NULL: no file looks like one. */
+    bool (*probe)(const void *head, const void *tail);
 
     /* --- Control path: one thread, no I/O in flight. --- */
 
@@ -217,9 +233,11 @@ struct driver {
     /* It is about to be freed, stored as it is. */
     void (*bitmap_gone)(struct bitmap *bm);
 
-    /* Create an image; see image.h.  @opts is complete but not checked. */
-    int (*create)(const char *filename, struct opts *opts,
-                  struct file_make *how, struct error **errp);
+    /* Create an image; see image.h.  @opts is complete but not checked.  A
+     * graph that it opens the image with has the drivers @t. */
+    int (*create)(const struct driver_table *t, const char *filename,
+                  struct opts *opts, struct file_make *how,
+                  struct error **errp);
     const char *const *create_options; /* NULL-terminated */
 
     /* Write an empty image onto @file, an open node that the caller holds;
@@ -243,8 +261,8 @@ struct driver {
     int (*bitmap_heal)(struct node *n, bool nowait);
 
     /* NULL: all data, for protocols; required for formats. */
-    int (*map)(struct node *n, uint64_t offset, uint64_t bytes,
-               unsigned flags, struct mapping *m);
+    int (*map)(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags,
+               struct mapping *m);
     void (*map_put)(struct node *n, struct mapping *m); /* or NULL */
 
     int (*preadv)(struct node *n, uint64_t offset, uint64_t bytes,
@@ -311,7 +329,7 @@ struct driver {
     void (*prefetch)(struct node *n, uint64_t offset, uint64_t bytes);
 };
 
-/* All of them; the table is in core/open.c. */
+/* The drivers that options can name. */
 extern const struct driver driver_file;
 extern const struct driver driver_host_device;
 extern const struct driver driver_mem;

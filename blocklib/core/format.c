@@ -1,9 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What files of other formats look like: one table for all who guess. */
+/*
+ * Which format a file has.  Drivers know their own; one table has those that
+ * we do not open, so that no file of these is taken for the bytes of a disk.
+ */
 #include "core/format.h"
 
 #include <string.h>
 
+#include "core/driver.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/types.h"
 
@@ -14,7 +18,6 @@ static const struct magic {
     size_t offset;
 } magics[] = {
     {"qcow", "QFI\xfb\0\0\0\1", 8, 0}, /* version 1 */
-    {"qcow2", "QFI\xfb", 4, 0},
     {"qed", "QED\0", 4, 0},
     {"vmdk", "KDMV", 4, 0},
     {"vmdk", "COWD", 4, 0},
@@ -57,8 +60,14 @@ static bool is_dmg(const unsigned char *tail)
            load_be32(tail + 8) == FORMAT_BYTES;
 }
 
-const char *format_probe(const void *head, const void *tail)
+const char *format_probe(const struct driver_table *t, const void *head,
+                         const void *tail)
 {
+    for (const struct driver *const *d = t->drivers; *d; d++) {
+        if ((*d)->probe && (*d)->probe(head, tail)) {
+            return (*d)->name;
+        }
+    }
     for (size_t i = 0; i < ARRAY_SIZE(magics); i++) {
         const struct magic *m = &magics[i];
 
@@ -66,5 +75,5 @@ const char *format_probe(const void *head, const void *tail)
             return m->format;
         }
     }
-    return is_fixed_vhd(tail) ? "vpc" : is_dmg(tail) ? "dmg" : "raw";
+    return is_fixed_vhd(tail) ? "vpc" : is_dmg(tail) ? "dmg" : FORMAT_OF_BYTES;
 }

@@ -2,14 +2,24 @@
 #ifndef NBDELTA_CORE_FORMAT_H
 #define NBDELTA_CORE_FORMAT_H
 
+struct driver_table;
+
+/*
+ * What QEMU takes where nobody names a driver: a file name is that of a file,
+ * and bytes that look like no format are those of a disk.
+ */
+#define PROTOCOL_OF_FILES "file"
+#define FORMAT_OF_BYTES   "raw"
+
 /* What is looked at: so many of the first bytes of a file, and of the last. */
 #define FORMAT_BYTES 512
 
 /*
  * The format of a file that has @head at its beginning and @tail at its end
- * (zeroes where the file is shorter), as driver names are: "qcow2", "raw" when
- * nothing is known about it, or a format that we do not open.
+ * (zeroes where the file is shorter): the name of a driver in @t whose format
+ * it is, or of a format that we do not open, or FORMAT_OF_BYTES.
  */
-const char *format_probe(const void *head, const void *tail);
+const char *format_probe(const struct driver_table *t, const void *head,
+                         const void *tail);
 
 #endif /* NBDELTA_CORE_FORMAT_H */

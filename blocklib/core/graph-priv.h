@@ -10,6 +10,7 @@
 #define NODE_NAME_MAX 255 /* bytes; QEMU takes 31, export names are longer */
 
 struct graph {
+    const struct driver_table *drivers;
     mutex_t lock; /* the control lock */
 
     /* Guarded by lock. */

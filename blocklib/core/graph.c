@@ -178,7 +178,8 @@ static void drain_tree(struct graph *g, struct tree *t) NO_LOCK_ANALYSIS
 /* While somebody else tries. */
 #define OTHERS_MS 5
 
-/* Could it be drained within @ms, since graph_begin_drain?  One tries at a time. */
+/* Could it be drained within @ms, since graph_begin_drain?  One tries at a
+ * time. */
 static bool try_drain(struct tree *t, uint64_t ms) NO_LOCK_ANALYSIS
 {
     bool calm = rwlock_wrlock_ms(&t->lock, ms);
@@ -377,7 +378,7 @@ int node_alloc(struct graph *g, const struct driver *drv, const char *name,
     n->name = copy;
     n->state = state;
     n->refs = 1;
-    n->limits = (struct limits){ 1, 1, 1 * GiB, 4096, false, false, false };
+    n->limits = (struct limits){1, 1, 1 * GiB, 4096, false, false, false};
     list_init(&n->parents);
     list_init(&n->bitmaps);
     range_lock_init(&n->rmw);
@@ -743,7 +744,7 @@ bool node_is_below(const struct node *top, const struct node *n)
 void node_refresh_limits(struct node *n)
 {
     struct node *file = node_child(n, CHILD_FILE);
-    struct limits l = { 1, 1, 1 * GiB, 4096, false, false, false };
+    struct limits l = {1, 1, 1 * GiB, 4096, false, false, false};
 
     if (!file && !n->drv->is_protocol) {
         return; /* it gets another child, or the old one back */
@@ -822,11 +823,12 @@ struct node *node_backing(const struct node *n)
 
 /* --- The graph itself --- */
 
-struct graph *graph_new(void)
+struct graph *graph_new_with(const struct driver_table *t)
 {
     struct graph *g = calloc(1, sizeof(*g));
 
     if (g) {
+        g->drivers = t;
         mutex_init(&g->lock);
         list_init(&g->nodes);
         list_init(&g->trees);
@@ -836,6 +838,11 @@ struct graph *graph_new(void)
         yank_set_init(&g->yanks);
     }
     return g;
+}
+
+const struct driver_table *graph_drivers(const struct graph *g)
+{
+    return g->drivers;
 }
 
 void graph_close_all(struct graph *g)

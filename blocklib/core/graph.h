@@ -9,6 +9,10 @@
  */
 #include "core/node.h"
 
+/* A graph for nodes of the drivers @t.  NULL: no memory. */
+struct graph *graph_new_with(const struct driver_table *t);
+const struct driver_table *graph_drivers(const struct graph *g);
+
 /* graph_open and graph_close without their own section.  node_unref closes
  * a node, and then its children, when the last reference goes. */
 int graph_open_locked(struct graph *g, const json_t *options,

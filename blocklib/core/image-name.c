@@ -16,6 +16,9 @@
 
 #define JSON "json:"
 
+/* The drivers that open what a path leads to. */
+static const char *const of_paths[] = {"file", "host_device"};
+
 static bool begins_with(const char *text, const char *prefix)
 {
     return strncmp(text, prefix, strlen(prefix)) == 0;
@@ -24,11 +27,11 @@ static bool begins_with(const char *text, const char *prefix)
 /* @name without the protocol of files. */
 static const char *strip(const char *name)
 {
-    static const char *const protocols[] = {"file:", "host_device:"};
+    for (size_t i = 0; i < ARRAY_SIZE(of_paths); i++) {
+        size_t len = strlen(of_paths[i]);
 
-    for (size_t i = 0; i < ARRAY_SIZE(protocols); i++) {
-        if (begins_with(name, protocols[i])) {
-            return name + strlen(protocols[i]);
+        if (begins_with(name, of_paths[i]) && name[len] == ':') {
+            return name + len + 1;
         }
     }
     return name;
@@ -59,6 +62,16 @@ char *image_name_write(const char *name)
 
 /* --- JSON --- */
 
+static bool opens_paths(const char *driver)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(of_paths); i++) {
+        if (strcmp(driver, of_paths[i]) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* The string @key in @o, counted; NULL: there is none. */
 static const char *take(json_t *o, const char *key, unsigned *taken)
 {
@@ -79,10 +92,7 @@ static const char *take_file(json_t *o, const char *prefix, unsigned *taken)
     (void)snprintf(key, sizeof(key), "%sfilename", prefix);
     const char *filename = take(o, key, taken);
 
-    return driver && (strcmp(driver, "file") == 0 ||
-                      strcmp(driver, "host_device") == 0)
-               ? filename
-               : NULL;
+    return driver && opens_paths(driver) ? filename : NULL;
 }
 
 /* The file name in @o, if it has nothing but that and a format. */

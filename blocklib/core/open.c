@@ -25,41 +25,14 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 
-static const struct driver *const drivers[] = {
-    &driver_blkdebug, &driver_logwrites,       &driver_cbw,
-    &driver_file,     &driver_host_device,     &driver_mem,
-    &driver_nbd,      &driver_null_co,         &driver_qcow2,
-    &driver_raw,      &driver_snapshot_access, &driver_throttle,
-};
-
-static const char *const driver_names[] = {
-    "blkdebug", "blklogwrites",    "copy-before-write",
-    "file",     "host_device",     "mem",
-    "nbd",      "null-co",         "qcow2",
-    "raw",      "snapshot-access", "throttle",
-    NULL,
-};
-
-const struct driver *driver_find(const char *name)
+const struct driver *driver_find(const struct driver_table *t, const char *name)
 {
-    for (size_t i = 0; i < ARRAY_SIZE(drivers); i++) {
-        if (strcmp(drivers[i]->name, name) == 0) {
-            return drivers[i];
+    for (const struct driver *const *d = t->drivers; *d; d++) {
+        if (strcmp((*d)->name, name) == 0) {
+            return *d;
         }
     }
     return NULL;
-}
-
-const char *const *graph_driver_names(void)
-{
-    return driver_names;
-}
-
-const struct option *graph_driver_options(const char *driver)
-{
-    const struct driver *drv = driver_find(driver);
-
-    return drv ? drv->options : NULL;
 }
 
 /* What a node's options are opened with. */
@@ -75,8 +48,8 @@ static int open_node(const struct context *ctx, const json_t *options,
 
 /* --- Children --- */
 
-static int child_by_name(struct graph *g, const char *name,
-                         struct node **nodep, struct error **errp)
+static int child_by_name(struct graph *g, const char *name, struct node **nodep,
+                         struct error **errp)
 {
     struct node *child = graph_find_locked(g, name);
     if (!child) {
@@ -95,8 +68,7 @@ static int open_or_find(const struct context *ctx, const json_t *value,
                         struct error **errp)
 {
     if (json_is_string(value)) {
-        return child_by_name(ctx->graph, json_string_value(value), nodep,
-                             errp);
+        return child_by_name(ctx->graph, json_string_value(value), nodep, errp);
     }
     if (json_is_object(value)) {
         return open_node(ctx, value, nodep, errp);
@@ -111,8 +83,8 @@ static int attach_opened(struct node *n, unsigned index, struct node *child,
 {
     unsigned perm = PERM_READ;
 
-    if ((n->drv->is_filter || n->flags.auto_read_only) &&
-        index == CHILD_FILE && child->flags.read_only) {
+    if ((n->drv->is_filter || n->flags.auto_read_only) && index == CHILD_FILE &&
+        child->flags.read_only) {
         n->flags.read_only = true; /* it can be no more than what it filters */
     }
     if (!n->flags.read_only) {
@@ -133,7 +105,7 @@ static int attach_opened(struct node *n, unsigned index, struct node *child,
 int node_open_child(struct node *n, struct opts *opts, const char *key,
                     unsigned index, bool grow, struct error **errp)
 {
-    struct context ctx = { n->graph, n->flags, n->open_depth + 1, NULL };
+    struct context ctx = {n->graph, n->flags, n->open_depth + 1, NULL};
     CLEANUP_JSON json_t *value = opts_take(opts, key);
     struct node *child = n->preopened;
     int r;
@@ -141,8 +113,9 @@ int node_open_child(struct node *n, struct opts *opts, const char *key,
     if (child) {
         n->preopened = NULL;
     } else if (!value) {
-        return error_set(errp, EINVAL, "A block device must be specified "
-                                       "for \"%s\"", key);
+        return error_set(errp, EINVAL,
+                         "A block device must be specified for \"%s\"",
+                         key);
     } else {
         r = open_or_find(&ctx, value, key, &child, errp);
         if (r < 0) {
@@ -165,8 +138,8 @@ static int describe_backing(struct node *n, json_t **options,
         return r;
     }
     const char *fmt = nm.driver ? nm.driver : n->image_backing_fmt;
-    *options = json_pack("{s:{s:s,s:s}, s:s*}", "file", "driver", "file",
-                         "filename", nm.path, "driver", fmt);
+    *options = json_pack("{s:o, s:s*}", "file", options_of_file(nm.path),
+                         "driver", fmt);
     if (!*options) {
         r = error_set(errp, EINVAL,
                       "image '%s' names a backing file that is not UTF-8",
@@ -179,9 +152,9 @@ static int describe_backing(struct node *n, json_t **options,
 int node_open_data(struct node *n, struct opts *opts, const char *named,
                    struct error **errp)
 {
-    struct context ctx = { n->graph, n->flags, n->open_depth + 1, NULL };
+    struct context ctx = {n->graph, n->flags, n->open_depth + 1, NULL};
     const char *image = node_filename(node_at_bottom(n));
-    const struct named by = { n, true };
+    const struct named by = {n, true};
     CLEANUP_JSON json_t *options = NULL;
     struct image_name nm;
     struct node *child;
@@ -202,7 +175,7 @@ int node_open_data(struct node *n, struct opts *opts, const char *named,
     if (r < 0) {
         return r;
     }
-    options = json_pack("{s:s,s:s}", "driver", "file", "filename", nm.path);
+    options = options_of_file(nm.path);
     image_name_free(&nm);
     if (!options) {
         return error_set(errp, EINVAL,
@@ -212,8 +185,7 @@ int node_open_data(struct node *n, struct opts *opts, const char *named,
     ctx.named = &by;
     r = open_node(&ctx, options, &child, errp);
     return r < 0 ? r
-                 : attach_opened(n, CHILD_DATA, child, "data-file", true,
-                                 errp);
+                 : attach_opened(n, CHILD_DATA, child, "data-file", true, errp);
 }
 
 static int attach_backing(struct node *n, struct node *backing,
@@ -232,11 +204,10 @@ static bool completes_backing(const struct node *n, const json_t *value)
            !json_object_get(value, "filename");
 }
 
-static int open_backing(struct node *n, struct opts *opts,
-                        struct error **errp)
+static int open_backing(struct node *n, struct opts *opts, struct error **errp)
 {
-    struct context ctx = { n->graph, n->flags, n->open_depth + 1, NULL };
-    const struct named by = { n, false };
+    struct context ctx = {n->graph, n->flags, n->open_depth + 1, NULL};
+    const struct named by = {n, false};
     bool given = opts_has(opts, "backing");
     CLEANUP_JSON json_t *value = opts_take(opts, "backing");
     struct node *backing;
@@ -276,9 +247,9 @@ static int open_backing(struct node *n, struct opts *opts,
 
 /* --- Keys that every node takes --- */
 
-static const char *const discard_words[] = { "ignore", "off", "unmap", "on",
-                                             NULL };
-static const char *const detect_words[] = { "off", "on", "unmap", NULL };
+static const char *const discard_words[] = {"ignore", "off", "unmap", "on",
+                                            NULL};
+static const char *const detect_words[] = {"off", "on", "unmap", NULL};
 
 static const struct option cache_options[] = {
     OPTION("direct", BOOL),
@@ -333,8 +304,7 @@ static int open_file_first(const struct context *ctx, struct opts *opts,
                            struct node_flags flags, struct node **filep,
                            struct error **errp)
 {
-    struct context child_ctx = { ctx->graph, flags, ctx->depth + 1,
-                                 ctx->named };
+    struct context child_ctx = {ctx->graph, flags, ctx->depth + 1, ctx->named};
     CLEANUP_JSON json_t *value = opts_take(opts, "file");
 
     return value ? open_or_find(&child_ctx, value, "file", filep, errp)
@@ -343,8 +313,8 @@ static int open_file_first(const struct context *ctx, struct opts *opts,
 
 static int probe(struct node *file, const char **driver, struct error **errp)
 {
-    char head[FORMAT_BYTES] = { 0 };
-    char tail[FORMAT_BYTES] = { 0 };
+    char head[FORMAT_BYTES] = {0};
+    char tail[FORMAT_BYTES] = {0};
     uint64_t size = node_size(file);
     int r = 0;
 
@@ -358,8 +328,9 @@ static int probe(struct node *file, const char **driver, struct error **errp)
         return error_set(errp, -r, "cannot read '%s' to find its format: %s",
                          node_filename(file), strerror(-r));
     }
-    *driver = format_probe(head, tail);
-    return driver_find(*driver)
+    const struct driver_table *t = graph_drivers(file->graph);
+    *driver = format_probe(t, head, tail);
+    return driver_find(t, *driver)
                ? 0
                : error_set(errp, ENOTSUP,
                            "'%s' looks like an image of format %s, which is "
@@ -376,8 +347,8 @@ static char *json_filename_above(const struct node *n, const char *file)
 {
     char *name;
 
-    return asprintf(&name, "json:{\"driver\":\"%s\",\"file\":%s}",
-                    n->drv->name, file) < 0
+    return asprintf(&name, "json:{\"driver\":\"%s\",\"file\":%s}", n->drv->name,
+                    file) < 0
                ? NULL
                : name;
 }
@@ -405,8 +376,8 @@ static int set_filename(struct node *n, const char *filename,
     return n->filename ? 0 : -ENOMEM;
 }
 
-static int open_driver(struct node *n, struct opts *opts,
-                       const json_t *options, struct error **errp)
+static int open_driver(struct node *n, struct opts *opts, const json_t *options,
+                       struct error **errp)
 {
     opts_describe(opts, graph_node_options, n->drv->options);
     const char *filename =
@@ -451,7 +422,7 @@ static int open_with_opts(const struct context *ctx, struct opts *opts,
     }
     bool probed = !driver;
     if (probed && opts_has(opts, "filename") && !opts_has(opts, "file")) {
-        driver = "file";
+        driver = PROTOCOL_OF_FILES;
         probed = false;
     }
     /* Of what an image names, the policy is asked when its file is opened. */
@@ -462,7 +433,8 @@ static int open_with_opts(const struct context *ctx, struct opts *opts,
         }
     }
     r = probed ? probe(file, &driver, errp) : 0;
-    const struct driver *drv = driver_find(driver ? driver : "");
+    const struct driver *drv = driver_find(graph_drivers(ctx->graph),
+                                           driver ? driver : "");
     if (r >= 0) {
         r = drv ? node_alloc(ctx->graph, drv, name, &n, errp)
                 : error_set(errp, EINVAL, "Unknown driver '%s'", driver);
@@ -517,7 +489,7 @@ static int open_node(const struct context *ctx, const json_t *options,
 int graph_open_locked(struct graph *g, const json_t *options,
                       struct node **nodep, struct error **errp)
 {
-    struct context ctx = { .graph = g, .inherited = { .locking = true } };
+    struct context ctx = {.graph = g, .inherited = {.locking = true}};
 
     if (!json_is_object(options)) {
         return error_set(errp, EINVAL, "options must be a JSON object");

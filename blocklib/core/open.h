@@ -4,12 +4,8 @@
 
 #include "nbdelta/types.h"
 
-struct driver;
 struct node_flags;
 struct opts;
-
-/* A driver by the word in "driver": "...", or NULL. */
-const struct driver *driver_find(const char *name);
 
 /* The flags among the keys that every node takes; *f has what is inherited. */
 int node_take_flags(struct opts *o, struct node_flags *f, struct error **errp);

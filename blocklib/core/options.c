@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/opts.h"
 #include "core/remote-name.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
@@ -271,14 +272,12 @@ static bool too_deep(json_t *value, unsigned depth)
     if (depth > DEPTH_MAX) {
         return true;
     }
-    json_array_foreach(value, i, inner)
-    {
+    json_array_foreach (value, i, inner) {
         if (too_deep(inner, depth + 1)) {
             return true;
         }
     }
-    json_object_foreach(value, key, inner)
-    {
+    json_object_foreach (value, key, inner) {
         if (too_deep(inner, depth + 1)) {
             return true;
         }
@@ -379,8 +378,7 @@ int options_from_image(const char *text, const char *format, json_t **options,
     }
     object = has_prefix(text, "blkdebug:") || remote_is_name(text)
                  ? json_pack("{s:{s:O}}", "file", "filename", name)
-                 : json_pack("{s:{s:s,s:O}}", "file", "driver", "file",
-                             "filename", name);
+                 : json_pack("{s:o}", "file", options_of_file(text));
     if (!object || (format && json_object_set_new(object, "driver",
                                                   json_string(format)) < 0)) {
         return no_memory(errp);

@@ -51,11 +51,14 @@ int opts_end(struct opts *o, const char *what, struct error **errp);
 /*
  * A node's options with a file name that stands for more spelled out:
  * "blkdebug:RULES:FILE" (RULES may be empty) without a driver, or for driver
- * blkdebug; the name of a remote export (core/remote-name.h), or for driver nbd,
- * which takes it as "uri", too.
- * Else @options themselves.  A new reference.  Names that images
- * give come with another driver, so nothing in them is looked at.
+ * blkdebug; the name of a remote export (core/remote-name.h), or for driver
+ * nbd, which takes it as "uri", too.  Else @options themselves.  A new
+ * reference.  Names that images give come with another driver, so nothing in
+ * them is looked at.
  */
 int options_expand(const json_t *options, json_t **full, struct error **errp);
+
+/* The options of a node for the file @path.  NULL: no memory, or not UTF-8. */
+json_t *options_of_file(const char *path);
 
 #endif /* NBDELTA_CORE_OPTS_H */

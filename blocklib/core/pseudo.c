@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* File names that stand for options. */
+/* File names as options, and such names that stand for more. */
 #include <errno.h>
 #include <string.h>
 
+#include "core/format.h"
 #include "core/opts.h"
 #include "core/remote-name.h"
 #include "nbdelta/bytes.h"
@@ -53,10 +54,9 @@ static int expand_remote(const json_t *options, const char *key, json_t **full,
 
     for (size_t i = 0; i < ARRAY_SIZE(conflicts); i++) {
         if (json_object_get(options, conflicts[i])) {
-            return error_set(errp, EINVAL,
-                             "Option '%s' cannot be used with a %s",
-                             conflicts[i],
-                             strcmp(key, "uri") == 0 ? "URI" : "file name");
+            return error_set(
+                errp, EINVAL, "Option '%s' cannot be used with a %s",
+                conflicts[i], strcmp(key, "uri") == 0 ? "URI" : "file name");
         }
     }
     int r = remote_name_parse(name, &named, errp);
@@ -70,6 +70,12 @@ static int expand_remote(const json_t *options, const char *key, json_t **full,
     }
     *full = json_incref(copy);
     return 0;
+}
+
+json_t *options_of_file(const char *path)
+{
+    return json_pack("{s:s, s:s}", "driver", PROTOCOL_OF_FILES, "filename",
+                     path);
 }
 
 int options_expand(const json_t *options, json_t **full, struct error **errp)

@@ -3,13 +3,13 @@
 #include <errno.h>
 #include <stdio.h>
 
-#include "core/open.h"
 #include "core/reopen.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
 
 /* @path, with a dot at its end, is where @o is found. */
-static int check_types(const json_t *o, const char *path, struct error **errp)
+static int check_types(const struct driver_table *t, const json_t *o,
+                       const char *path, struct error **errp)
 {
     static const char *const strings[] = {"driver", "node-name", "filename"};
     static const char *const children[] = {"file", "backing", "data-file"};
@@ -28,7 +28,7 @@ static int check_types(const json_t *o, const char *path, struct error **errp)
     if (!driver) {
         return error_set(errp, EINVAL, "Parameter '%sdriver' is missing", path);
     }
-    if (!driver_find(json_string_value(driver))) {
+    if (!driver_find(t, json_string_value(driver))) {
         return error_set(errp, EINVAL,
                          "Parameter 'driver' does not accept value '%s'",
                          json_string_value(driver));
@@ -36,7 +36,7 @@ static int check_types(const json_t *o, const char *path, struct error **errp)
     for (size_t i = 0; i < ARRAY_SIZE(children); i++) {
         const json_t *child = json_object_get(o, children[i]);
         (void)snprintf(below, sizeof(below), "%s%s.", path, children[i]);
-        int r = json_is_object(child) ? check_types(child, below, errp) : 0;
+        int r = json_is_object(child) ? check_types(t, child, below, errp) : 0;
         if (r < 0) {
             return r;
         }
@@ -44,7 +44,8 @@ static int check_types(const json_t *o, const char *path, struct error **errp)
     return 0;
 }
 
-int reopen_check_types(const json_t *list, struct error **errp)
+int reopen_check_types(const struct driver_table *t, const json_t *list,
+                       struct error **errp)
 {
     size_t i;
     json_t *item;
@@ -53,7 +54,7 @@ int reopen_check_types(const json_t *list, struct error **errp)
 
     json_array_foreach (list, i, item) {
         (void)snprintf(path, sizeof(path), "options[%zu].", i);
-        r = r < 0 ? r : check_types(item, path, errp);
+        r = r < 0 ? r : check_types(t, item, path, errp);
     }
     return r;
 }

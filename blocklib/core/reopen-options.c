@@ -186,7 +186,7 @@ static const char *file_key(const struct node *n)
 static bool is_common(const struct node *n, const char *key)
 {
     static const char *const keys[] = {
-        "read-only",     "auto-read-only", "discard",   "cache",
+        "read-only",     "auto-read-only", "discard", "cache",
         "detect-zeroes", "node-name",      NULL,
     };
     return is_listed(keys, key) || strcmp(key, file_key(n)) == 0 ||
@@ -588,7 +588,7 @@ static int reopen_locked(struct work *w, const json_t *list,
 {
     size_t i;
     json_t *item;
-    int r = reopen_check_types(list, errp);
+    int r = reopen_check_types(graph_drivers(w->graph), list, errp);
 
     json_array_foreach (list, i, item) {
         r = r < 0 ? r : read_item(w, item, errp);

@@ -42,6 +42,7 @@ int node_set_read_only(struct node *n, bool read_only, struct error **errp);
 
 /* For blockdev-reopen: do "driver" and other strings of @list, and of children
  * in it, look like what they should be?  -EINVAL. */
-int reopen_check_types(const json_t *list, struct error **errp);
+int reopen_check_types(const struct driver_table *t, const json_t *list,
+                       struct error **errp);
 
 #endif /* NBDELTA_CORE_REOPEN_H */

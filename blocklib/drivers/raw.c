@@ -18,7 +18,7 @@
 #include "core/create-file.h"
 #include "core/event.h"
 #include "core/format.h"
-#include "core/node.h"
+#include "core/graph.h"
 #include "core/opts.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
@@ -160,7 +160,10 @@ static int check_watched(struct node *n, const struct change *c)
     if (r < 0) {
         return r;
     }
-    return strcmp(format_probe(head, tail), "raw") == 0 ? 0 : -EPERM;
+    return strcmp(format_probe(graph_drivers(n->graph), head, tail),
+                  driver_raw.name) == 0
+               ? 0
+               : -EPERM;
 }
 
 /* Only the blocks of a guessed image that are watched come here. */
@@ -217,9 +220,11 @@ static uint64_t raw_size_over(const struct node *n, uint64_t below)
 
 static const char *const raw_create_options[] = {"size", "preallocation", NULL};
 
-static int raw_create(const char *filename, struct opts *opts,
-                      struct file_make *how, struct error **errp)
+static int raw_create(const struct driver_table *t, const char *filename,
+                      struct opts *opts, struct file_make *how,
+                      struct error **errp)
 {
+    (void)t;
     static const char *const words[] = {"off", "falloc", "full", NULL};
     static const enum file_room room[] = {ROOM_NONE, ROOM_RESERVED,
                                           ROOM_WRITTEN};

@@ -430,8 +430,8 @@ static int create_target(struct graph *g, const struct backup_options *o,
     node_access(o->source, &how->access);
     graph_unlock(g);
     r = remote ? create_remote(g, o, options, errp)
-               : image_create_as(o->target_file, format_of(o), options, how,
-                                 errp);
+               : image_create_as(graph_drivers(g), o->target_file, format_of(o),
+                                 options, how, errp);
 
     /* What does not stand for itself, now or after a change of what it names,
      * has to have its zeroes stored. */

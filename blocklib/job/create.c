@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/create.h"
+#include "core/graph.h"
 #include "job/job.h"
 #include "nbdelta/error.h"
 #include "nbdelta/image.h"
@@ -32,14 +33,15 @@ static struct create *create_of(struct job *job)
 
 static int create_run(struct job *job)
 {
+    struct graph *g = jobs_graph(job->jobs);
     struct create *c = create_of(job);
     /* What will be copied there is not known yet: it may be private. */
     struct file_make how = {.access = FILE_ACCESS_OWNER};
     int r = c->filename
-                ? image_create_as(c->filename, c->format, c->options, &how,
-                                  &job->error)
-                : image_format(jobs_graph(job->jobs), c->format, c->file,
-                               c->options, &c->left, &job->error);
+                ? image_create_as(graph_drivers(g), c->filename, c->format,
+                                  c->options, &how, &job->error)
+                : image_format(g, c->format, c->file, c->options, &c->left,
+                               &job->error);
 
     atomic_store(&c->done, true);
     return r;

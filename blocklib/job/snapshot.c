@@ -9,7 +9,6 @@
 #include "core/chain.h"
 #include "core/create.h"
 #include "core/graph.h"
-#include "core/open.h"
 #include "core/reopen.h"
 #include "nbdelta/action.h"
 #include "nbdelta/cleanup.h"
@@ -53,7 +52,8 @@ static int create_file(const struct snapshot *s, struct file_make *how,
         return error_set(errp, EINVAL, "'%s' cannot be a backing file",
                          node_filename(n));
     }
-    const struct driver *drv = driver_find(format_of(s));
+    const struct driver *drv = driver_find(graph_drivers(s->graph),
+                                           format_of(s));
     if (drv && drv->create && !drv->has_backing) {
         return error_set(errp, EINVAL,
                          "Backing file not supported for file format '%s'",
@@ -62,7 +62,8 @@ static int create_file(const struct snapshot *s, struct file_make *how,
     graph_lock(s->graph);
     node_access(n, &how->access);
     graph_unlock(s->graph);
-    return image_create_as(s->o.overlay_file, format_of(s), options, how, errp);
+    return image_create_as(graph_drivers(s->graph), s->o.overlay_file,
+                           format_of(s), options, how, errp);
 }
 
 /* As the node was opened, without what the file names as its backing. */
@@ -70,7 +71,8 @@ static int open_options(const struct snapshot *s, json_t **options,
                         struct error **errp)
 {
     const struct node_flags *f = &s->o.node->flags;
-    const struct driver *drv = driver_find(format_of(s));
+    const struct driver *drv = driver_find(graph_drivers(s->graph),
+                                           format_of(s));
     int r = options_from_image(s->o.overlay_file, format_of(s), options, errp);
 
     if (r < 0) {

@@ -487,8 +487,8 @@ static int preallocate(struct graph *g, json_t *file, const struct plan *p,
                        const struct file_make *how, struct node **np,
                        struct error **errp)
 {
-    CLEANUP_JSON json_t *options = json_pack("{s:s, s:O}", "driver", "qcow2",
-                                             "file", file);
+    CLEANUP_JSON json_t *options = json_pack("{s:s, s:O}", "driver",
+                                             driver_qcow2.name, "file", file);
 
     *np = NULL;
     graph_lock(g);
@@ -539,12 +539,12 @@ static int make_data_file(const struct plan *p, const struct file_make *how,
                : 0;
 }
 
-static int preallocate_file(const char *filename, const struct plan *p,
-                            const struct file_make *how, struct error **errp)
+static int preallocate_file(const struct driver_table *t, const char *filename,
+                            const struct plan *p, const struct file_make *how,
+                            struct error **errp)
 {
-    CLEANUP_JSON json_t *file = json_pack("{s:s, s:s}", "driver", "file",
-                                          "filename", filename);
-    struct graph *g = graph_new();
+    CLEANUP_JSON json_t *file = options_of_file(filename);
+    struct graph *g = graph_new_with(t);
     struct node *n = NULL;
     int r = g && file ? preallocate(g, file, p, how, &n, errp)
                       : error_set(errp, ENOMEM, "no memory to preallocate '%s'",
@@ -559,9 +559,9 @@ static int preallocate_file(const char *filename, const struct plan *p,
     return r;
 }
 
-static int write_file(const char *filename, const struct image *im,
-                      const struct plan *p, struct file_make *how,
-                      struct error **errp)
+static int write_file(const struct driver_table *t, const char *filename,
+                      const struct image *im, const struct plan *p,
+                      struct file_make *how, struct error **errp)
 {
     bool existed;
     int fd;
@@ -577,7 +577,7 @@ static int write_file(const char *filename, const struct image *im,
     }
     r = file_create_finish(filename, fd, existed, r, errp);
     if (r == 0 && has_more(p)) {
-        r = preallocate_file(filename, p, how, errp);
+        r = preallocate_file(t, filename, p, how, errp);
         if (r < 0 && !existed) {
             (void)unlink(filename);
         }
@@ -585,8 +585,8 @@ static int write_file(const char *filename, const struct image *im,
     return r;
 }
 
-int qcow2_create(const char *filename, struct opts *opts,
-                 struct file_make *how, struct error **errp)
+int qcow2_create(const struct driver_table *t, const char *filename,
+                 struct opts *opts, struct file_make *how, struct error **errp)
 {
     struct plan p = { 0 };
     struct image im = { 0 };
@@ -596,7 +596,7 @@ int qcow2_create(const char *filename, struct opts *opts,
         r = make_image(&p, &im, errp);
     }
     if (r == 0) {
-        r = write_file(filename, &im, &p, how, errp);
+        r = write_file(t, filename, &im, &p, how, errp);
     }
     free(im.bytes);
     drop_plan(&p);

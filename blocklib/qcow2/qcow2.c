@@ -400,9 +400,19 @@ static void qcow2_describe(struct node *n, json_t *info)
         json_boolean(s->incompatible & QCOW2_INCOMPAT_DIRTY));
 }
 
+/* Version 1 is another format, "qcow". */
+static bool qcow2_probe(const void *head, const void *tail)
+{
+    const unsigned char *h = head;
+
+    (void)tail;
+    return load_be32(h) == QCOW2_MAGIC && load_be32(h + 4) != 1;
+}
+
 const struct driver driver_qcow2 = {
     .name = "qcow2",
     .options = qcow2_options,
+    .probe = qcow2_probe,
     .has_backing = true,
     .state_size = sizeof(struct qcow2),
     .open = qcow2_open,

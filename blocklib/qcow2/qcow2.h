@@ -452,13 +452,19 @@ void qcow2_file_changed(struct node *n);
 int qcow2_change_backing(struct node *n, const char *name, const char *fmt,
                          struct error **errp);
 
-/* --- create.c, resize.c --- */
+/* --- create.c, track.c, resize.c --- */
 
-int qcow2_create(const char *filename, struct opts *opts, struct file_make *how,
-                 struct error **errp);
+int qcow2_create(const struct driver_table *t, const char *filename,
+                 struct opts *opts, struct file_make *how, struct error **errp);
 int qcow2_format(struct graph *g, struct node *file, struct opts *opts,
                  struct node **opened, struct error **errp);
 extern const char *const qcow2_create_options[];
+
+struct image_track;
+/* image_track, in a graph that has the drivers @t. */
+int qcow2_track(const struct driver_table *t, const char *filename,
+                const char *raw, const struct image_track *how,
+                struct error **errp);
 
 int qcow2_resize(struct node *n, uint64_t size, struct error **errp);
 

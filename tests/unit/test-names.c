@@ -20,8 +20,8 @@
 
 #include "core/create.h"
 #include "core/format.h"
+#include "core/graph.h"
 #include "core/image-name.h"
-#include "core/node.h"
 #include "core/reopen.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
@@ -29,6 +29,7 @@
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/image.h"
+#include "nbdelta/option.h"
 #include "nbdelta/options.h"
 
 #define SIZE (1 * MiB)
@@ -550,24 +551,38 @@ START_TEST(footers_are_recognised)
 {
     unsigned char head[FORMAT_BYTES] = {0};
     unsigned char tail[FORMAT_BYTES] = {0};
+    const struct driver_table *t = graph_drivers(g);
     uint32_t sum = 0;
 
-    ck_assert_str_eq(format_probe(head, tail), "raw");
+    ck_assert_str_eq(format_probe(t, head, tail), "raw");
     memcpy(tail, "conectix", 8);
     tail[63] = 2;
-    ck_assert_str_eq(format_probe(head, tail), "raw"); /* its sum is wrong */
+    ck_assert_str_eq(format_probe(t, head, tail), "raw"); /* its sum is wrong */
     for (size_t i = 0; i < sizeof(tail); i++) {
         sum += tail[i];
     }
     store_be32(tail + 64, ~sum);
-    ck_assert_str_eq(format_probe(head, tail), "vpc");
+    ck_assert_str_eq(format_probe(t, head, tail), "vpc");
     memset(tail, 0, sizeof(tail));
     memcpy(tail, "koly\0\0\0\4\0\0\2\0", 12);
-    ck_assert_str_eq(format_probe(head, tail), "dmg");
+    ck_assert_str_eq(format_probe(t, head, tail), "dmg");
     memcpy(head, "QFI\xfb\0\0\0\1", 8);
-    ck_assert_str_eq(format_probe(head, tail), "qcow");
+    ck_assert_str_eq(format_probe(t, head, tail), "qcow");
     head[7] = 3;
-    ck_assert_str_eq(format_probe(head, tail), "qcow2");
+    ck_assert_str_eq(format_probe(t, head, tail), "qcow2");
+}
+END_TEST
+
+START_TEST(drivers_are_listed_in_the_order_of_their_names)
+{
+    const char *const *names = graph_driver_names();
+
+    ck_assert_ptr_nonnull(names[0]);
+    for (size_t i = 0; names[i]; i++) {
+        ck_assert_ptr_nonnull(graph_driver_options(names[i]));
+        ck_assert(i == 0 || strcmp(names[i - 1], names[i]) < 0);
+    }
+    ck_assert_ptr_null(graph_driver_options("nosuch"));
 }
 END_TEST
 
@@ -615,6 +630,7 @@ int main(void)
     tcase_add_test(tc, what_is_made_over_a_private_file_is_private);
     tcase_add_test(tc, a_link_of_somebody_else_is_not_emptied);
     tcase_add_test(tc, footers_are_recognised);
+    tcase_add_test(tc, drivers_are_listed_in_the_order_of_their_names);
     tcase_add_test(tc, a_guessed_disk_does_not_get_a_footer);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);

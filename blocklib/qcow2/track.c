@@ -23,10 +23,12 @@
 #include "core/format.h"
 #include "core/graph.h"
 #include "core/imagelock.h"
+#include "core/opts.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/image.h"
+#include "qcow2/qcow2.h"
 
 #define SECTOR 512
 
@@ -37,8 +39,8 @@
 
 /* --- The disk --- */
 
-static int check_content(int fd, uint64_t size, const char *raw,
-                         struct error **errp)
+static int check_content(const struct driver_table *t, int fd, uint64_t size,
+                         const char *raw, struct error **errp)
 {
     char head[FORMAT_BYTES] = {0};
     char tail[FORMAT_BYTES] = {0};
@@ -49,8 +51,8 @@ static int check_content(int fd, uint64_t size, const char *raw,
         return error_set(errp, errno, "cannot read '%s': %s", raw,
                          strerror(errno));
     }
-    const char *format = format_probe(head, tail);
-    return strcmp(format, "raw") == 0
+    const char *format = format_probe(t, head, tail);
+    return strcmp(format, FORMAT_OF_BYTES) == 0
                ? 0
                : error_set(errp, EINVAL,
                            "'%s' looks like an image of format %s, not like a "
@@ -177,13 +179,13 @@ static int add_in_section(struct node *n, const char *name, struct error **errp)
 }
 
 /* The disk is not opened for that: it is locked by us. */
-static int add_bitmap(const char *filename, const char *name,
-                      struct error **errp)
+static int add_bitmap(const struct driver_table *t, const char *filename,
+                      const char *name, struct error **errp)
 {
-    CLEANUP_JSON json_t *options = json_pack("{s:s, s:{s:s, s:s}}", "driver",
-                                             "qcow2", "file", "driver", "file",
-                                             "filename", filename);
-    struct graph *g = graph_new();
+    CLEANUP_JSON json_t *options = json_pack("{s:s, s:o}", "driver",
+                                             driver_qcow2.name, "file",
+                                             options_of_file(filename));
+    struct graph *g = graph_new_with(t);
     struct node *n;
     int r;
 
@@ -204,9 +206,9 @@ static int add_bitmap(const char *filename, const char *name,
 
 /* --- */
 
-static int track(const char *filename, int fd, const struct stat *st,
-                 const char *raw, const struct image_track *how,
-                 struct error **errp)
+static int track(const struct driver_table *t, const char *filename, int fd,
+                 const struct stat *st, const char *raw,
+                 const struct image_track *how, struct error **errp)
 {
     CLEANUP_JSON json_t *options = how->options ? json_deep_copy(how->options)
                                                 : json_object();
@@ -217,20 +219,22 @@ static int track(const char *filename, int fd, const struct stat *st,
     file_access_narrow(&made.access, st);
     if ((r = image_lock(fd, raw, true, errp)) < 0 ||
         (r = measure_raw(fd, raw, &size, errp)) < 0 ||
-        (r = how->force ? 0 : check_content(fd, size, raw, errp)) < 0 ||
+        (r = how->force ? 0 : check_content(t, fd, size, raw, errp)) < 0 ||
         (r = complete(options, raw, align_up(size, SECTOR), errp)) < 0 ||
-        (r = image_make(filename, "qcow2", options, &made, errp)) < 0) {
+        (r = image_make(t, filename, driver_qcow2.name, options, &made, errp)) <
+            0) {
         return r;
     }
-    r = how->bitmap ? add_bitmap(filename, how->bitmap, errp) : 0;
+    r = how->bitmap ? add_bitmap(t, filename, how->bitmap, errp) : 0;
     if (r < 0) {
         (void)unlink(filename);
     }
     return r;
 }
 
-int image_track(const char *filename, const char *raw,
-                const struct image_track *how, struct error **errp)
+int qcow2_track(const struct driver_table *t, const char *filename,
+                const char *raw, const struct image_track *how,
+                struct error **errp)
 {
     struct stat st;
     int fd = open_raw(raw, &st, errp);
@@ -238,7 +242,7 @@ int image_track(const char *filename, const char *raw,
     if (fd < 0) {
         return fd;
     }
-    int r = track(filename, fd, &st, raw, how, errp);
+    int r = track(t, filename, fd, &st, raw, how, errp);
     (void)close(fd);
     return r;
 }

@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The one list of drivers, and the public functions that need all of them.
+ *
+ * Core knows drivers by the table that a graph has from here, so nothing below
+ * this file names one.  A driver that is built only where its library is
+ * stands in an #if of its own: here, and nowhere else.
+ */
+#include <pthread.h>
+
+#include "core/create.h"
+#include "core/driver.h"
+#include "core/graph.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/image.h"
+#include "nbdelta/option.h"
+#include "qcow2/qcow2.h"
+
+static const struct driver *const drivers[] = {
+    &driver_blkdebug,
+    &driver_logwrites,
+    &driver_cbw,
+    &driver_file,
+    &driver_host_device,
+    &driver_mem,
+    &driver_nbd,
+    &driver_null_co,
+    &driver_qcow2,
+    &driver_raw,
+    &driver_snapshot_access,
+    &driver_throttle,
+    NULL,
+};
+
+static const struct driver_table table = {drivers};
+
+struct graph *graph_new(void)
+{
+    return graph_new_with(&table);
+}
+
+/* --- Names and options --- */
+
+static const char *names[ARRAY_SIZE(drivers)];
+
+static void make_names(void)
+{
+    for (size_t i = 0; drivers[i]; i++) {
+        names[i] = drivers[i]->name;
+    }
+}
+
+const char *const *graph_driver_names(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+    (void)pthread_once(&once, make_names);
+    return names;
+}
+
+const struct option *graph_driver_options(const char *driver)
+{
+    const struct driver *drv = driver_find(&table, driver);
+
+    return drv ? drv->options : NULL;
+}
+
+/* --- Creating images --- */
+
+int image_create(const char *filename, const char *format,
+                 const json_t *options, struct error **errp)
+{
+    struct file_make how = {.access = FILE_ACCESS_ANY};
+
+    return image_create_as(&table, filename, format, options, &how, errp);
+}
+
+int image_track(const char *filename, const char *raw,
+                const struct image_track *how, struct error **errp)
+{
+    return qcow2_track(&table, filename, raw, how, errp);
+}
+
+const char *const *image_create_options(const char *format)
+{
+    const struct driver *drv = driver_find(&table, format);
+
+    return drv && drv->create ? drv->create_options : NULL;
+}
