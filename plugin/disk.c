@@ -277,8 +277,7 @@ static int become_view(struct disks *ds, struct opened *o, const char *name,
         user = NULL;
         r = no_memory(errp);
     } else {
-        r = blk_dirty_view(ds->graph, o->blk, bm, true, user, &view,
-                           errp);
+        r = blk_dirty_view(ds->graph, o->blk, bm, true, user, &view, errp);
     }
     bitmap_unref(bm);
     if (r == 0) {

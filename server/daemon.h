@@ -15,23 +15,25 @@ struct exports;
 struct monitors;
 struct objects;
 struct pulls;
+struct qmp_service;
 struct servers;
 
 /* Set before the first client can connect, and not changed before the last
  * one is gone. */
 struct daemon {
     struct graph *graph;
-    struct jobs *jobs;         /* has the monitor lock */
-    struct exports *exports;   /* export.h */
-    struct monitors *monitors; /* monitor.h */
-    struct objects *objects;   /* object.h */
-    struct pulls *pulls;       /* backup/session.h */
-    struct servers *servers;   /* nbd/server.h */
-    struct devices *devices;   /* device.h */
-    struct io_tasks *io_tasks; /* qemu-io.h */
-    bool vm_compat;            /* as an emulator, not as a storage daemon */
-    bool exit_on_disconnect;   /* when the last NBD client has gone */
-    int quit_fd;               /* eventfd: readable once it shall stop */
+    struct jobs *jobs;                 /* has the monitor lock */
+    struct exports *exports;           /* nbd/export.h */
+    struct monitors *monitors;         /* qmp/monitor.h */
+    struct objects *objects;           /* objects/object.h */
+    struct pulls *pulls;               /* backup/session.h */
+    const struct qmp_service *service; /* qmp/dispatch.h */
+    struct servers *servers;           /* nbd/server.h */
+    struct devices *devices;           /* vm/device.h */
+    struct io_tasks *io_tasks;         /* vm/qemu-io.h */
+    bool vm_compat;          /* as an emulator, not as a storage daemon */
+    bool exit_on_disconnect; /* when the last NBD client has gone */
+    int quit_fd;             /* eventfd: readable once it shall stop */
 
     /* The command that has the monitor lock, for those who wait for it (""
      * while nobody does); with a lock of its own. */

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* From words of the command line to checked arguments: see keyval.h. */
 #include "keyval.h"
 
 #include <ctype.h>
@@ -7,11 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "daemon.h"
 #include "log.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
-#include "nbdelta/job.h"
 #include "nbdelta/options.h"
 #include "nbdelta/size.h"
 
@@ -184,8 +183,8 @@ static const char *value_of(const struct qmp_arg *spec, const char **word,
     return "";
 }
 
-char *qmp_spell_out(const char *text, const char *implied,
-                    const struct qmp_arg *spec)
+char *keyval_spell_out(const char *text, const char *implied,
+                       const struct qmp_arg *spec)
 {
     char *full = NULL;
     size_t size = 0;
@@ -218,9 +217,8 @@ char *qmp_spell_out(const char *text, const char *implied,
     return full;
 }
 
-int qmp_parse_option(const char *text, const char *implied,
-                     const struct qmp_arg *spec, json_t **args,
-                     struct error **errp)
+int keyval_parse(const char *text, const char *implied,
+                 const struct qmp_arg *spec, json_t **args, struct error **errp)
 {
     CLEANUP_JSON json_t *object = NULL;
     bool json = text[0] == '{' || strncmp(text, "json:", 5) == 0;
@@ -235,23 +233,5 @@ int qmp_parse_option(const char *text, const char *implied,
     if (r == 0) {
         *args = json_incref(object);
     }
-    return r;
-}
-
-int qmp_run_option(struct daemon *d, const struct qmp_command *cmd,
-                   const char *text, const char *implied, struct error **errp)
-{
-    struct qmp_state state = {.negotiated = true};
-    struct qmp_call call = {.daemon = d, .state = &state};
-    int r = qmp_parse_option(text, implied, cmd->args, &call.args, errp);
-
-    if (r < 0) {
-        return r;
-    }
-    mutex_lock(&d->jobs->lock);
-    r = cmd->fn(&call, errp);
-    mutex_unlock(&d->jobs->lock);
-    json_decref(call.args);
-    json_decref(call.ret);
     return r;
 }

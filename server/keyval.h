@@ -8,7 +8,7 @@
  */
 #include <jansson.h>
 
-#include "qmp/dispatch.h"
+#include "args.h"
 
 struct error;
 
@@ -17,22 +17,17 @@ struct error;
  * one, or NULL.  Strings of the dotted form become what @spec wants: "on"
  * and "off", numbers.  *args, checked, is a new reference.
  */
-int qmp_parse_option(const char *text, const char *implied,
-                     const struct qmp_arg *spec, json_t **args,
-                     struct error **errp);
+int keyval_parse(const char *text, const char *implied,
+                 const struct qmp_arg *spec, json_t **args,
+                 struct error **errp);
 
 /*
  * @text, for an option whose keys are all known by @spec, with booleans of the
  * short form spelled out, as old recipes have them: "server,nowait" becomes
- * "server=on,wait=off".  The log has a warning for each.  The first word is left
- * if it is the value of @implied.  To be freed; NULL: no memory.
+ * "server=on,wait=off".  The log has a warning for each.  The first word is
+ * left if it is the value of @implied.  To be freed; NULL: no memory.
  */
-char *qmp_spell_out(const char *text, const char *implied,
-                    const struct qmp_arg *spec);
-
-/* Parse @text so and run @cmd, which need not be one of the table, with it.
- * Takes the monitor lock. */
-int qmp_run_option(struct daemon *d, const struct qmp_command *cmd,
-                   const char *text, const char *implied, struct error **errp);
+char *keyval_spell_out(const char *text, const char *implied,
+                       const struct qmp_arg *spec);
 
 #endif /* NBDELTA_SERVER_KEYVAL_H */

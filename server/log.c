@@ -11,7 +11,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "cli/cli.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/text.h"
 #include "nbdelta/thread.h"
@@ -28,7 +27,10 @@
 #define PACE_NS (SECOND / 5)
 
 static mutex_t lock = MUTEX_STATIC;
-static bool to_journal;     /* set before there are threads */
+/* Set before there are threads. */
+static const char *program = "nbdelta";
+static bool to_journal;
+
 static uint64_t full_at;    /* lock: when BURST lines may come at once again */
 static uint64_t lines_lost; /* lock */
 
@@ -52,8 +54,9 @@ static void hear(enum tell_level level, const char *text)
     log_line(level, "%s", text);
 }
 
-void log_init(void)
+void log_init(const char *name)
 {
+    program = name;
     to_journal = is_journal();
     tell_to(hear);
 }
@@ -74,8 +77,7 @@ static bool put(enum tell_level level, const char *text) REQUIRES(lock)
         if (gmtime_r(&now, &tm)) {
             (void)strftime(when, sizeof(when), "%FT%TZ", &tm);
         }
-        n = snprintf(line, sizeof(line), "%s: %s %s\n", cli_program(), when,
-                     text);
+        n = snprintf(line, sizeof(line), "%s: %s %s\n", program, when, text);
     }
     return poll(&p, 1, 0) == 1 && (p.revents & POLLOUT) &&
            write(STDERR_FILENO, line, (size_t)n) == n;

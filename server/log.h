@@ -20,9 +20,9 @@
 
 #include "nbdelta/tell.h"
 
-/* Before there are threads: look where standard error leads, and listen to
- * what the library tells. */
-void log_init(void);
+/* Before there are threads: take @name, which stays, for the beginning of
+ * lines, look where standard error leads, and listen to the library. */
+void log_init(const char *name);
 
 void log_line(enum tell_level level, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));

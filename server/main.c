@@ -15,7 +15,8 @@ static const struct command {
     const char *about;
 } commands[] = {
     {"serve", cmd_serve, "serve disk images over NBD"},
-    {"backup-begin", cmd_backup_begin, "freeze disks of a daemon, to be pulled"},
+    {"backup-begin", cmd_backup_begin,
+     "freeze disks of a daemon, to be pulled"},
     {"backup-end", cmd_backup_end, "end such a backup"},
     {"create", cmd_create, "create an empty disk image"},
     {"info", cmd_info, "tell what an image or an export is"},

@@ -77,3 +77,13 @@ void text_make_printable(char *s)
     }
     *out = '\0';
 }
+
+char *text_printable(const char *s)
+{
+    char *copy = strdup(s);
+
+    if (copy) {
+        text_make_printable(copy);
+    }
+    return copy;
+}

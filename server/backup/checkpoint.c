@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "daemon.h"
+#include "disk.h"
 #include "nbdelta/action.h"
 #include "nbdelta/bitmap.h"
 #include "nbdelta/cleanup.h"
@@ -225,7 +226,7 @@ static int remove_from_named(struct daemon *d, const json_t *nodes,
     json_array_foreach (nodes, i, item) {
         const char *name = json_string_value(item);
         struct node *n = graph_find(d->graph, name); /* as the list has it */
-        n = n ? n : qmp_find_node(d, name, rm->errp);
+        n = n ? n : disk_find_node(d, name, rm->errp);
         r = r < 0 ? r : n ? remove_from(n, rm) : -ENODEV;
     }
     return r;

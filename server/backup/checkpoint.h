@@ -28,8 +28,8 @@ json_t *checkpoints_query(struct daemon *d);
 int checkpoint_delete(struct daemon *d, const char *name, const json_t *nodes,
                       struct error **errp);
 
-/* Those of @n in words, a few of them if there are many: "'mon', 'tue'", "none".
- * To be freed; NULL: no memory. */
+/* Those of @n in words, a few of them if there are many: "'mon', 'tue'",
+ * "none". To be freed; NULL: no memory. */
 char *checkpoint_names(struct node *n);
 
 /* Has @n the checkpoint @name, be it one that can be used or not? */

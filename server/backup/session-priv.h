@@ -2,8 +2,8 @@
 #ifndef NBDELTA_SERVER_BACKUP_SESSION_PRIV_H
 #define NBDELTA_SERVER_BACKUP_SESSION_PRIV_H
 
-/* Between backup/session.c (begin and end), backup/access.c (who may open the exports), and
- * backup/watch.c (queries, and the thread). */
+/* Between backup/session.c (begin and end), backup/access.c (who may open the
+ * exports), and backup/watch.c (queries, and the thread). */
 #include <pthread.h>
 #include <stdatomic.h>
 
@@ -27,7 +27,7 @@ struct pull_disk {
     char *uri; /* or NULL: it has none */
     uint64_t estimate;
     struct export_rules rules; /* of its exports, for the backup's */
-    struct bitmap *fresh; /* the new checkpoint's, held; or NULL */
+    struct bitmap *fresh;      /* the new checkpoint's, held; or NULL */
     bool has_fresh;
     bool told; /* that its point in time was lost */
 };
@@ -37,7 +37,7 @@ struct pull {
     char *id;
     char *checkpoint; /* or NULL */
     uint64_t drained_ns;
-    uint64_t expire_ns; /* 0: never */
+    uint64_t expire_ns;   /* 0: never */
     uint64_t stuck_until; /* now_ns() when it is tried again to end it */
     struct server *server;
     char *server_id; /* of one that runs, if it has a name */

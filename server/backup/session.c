@@ -551,7 +551,8 @@ static int begin(struct pulls *p, struct pull *s, const struct pull_options *o,
     int r = check_disks(p, s, o, errp);
 
     if (r < 0 || (r = pull_gather_rules(p, s, errp)) < 0 ||
-        (r = choose_server(p, s, o, errp)) < 0 || (r = take_instant(p, s, o, errp)) < 0) {
+        (r = choose_server(p, s, o, errp)) < 0 ||
+        (r = take_instant(p, s, o, errp)) < 0) {
         return r;
     }
     hold_fresh(p, s);

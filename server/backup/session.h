@@ -43,12 +43,12 @@ struct pull_options {
     const struct pull_disk_options *disks;
     unsigned count;
     const char *checkpoint; /* the new one, or NULL */
-    const json_t *listen;   /* checked address of a server of its own, or NULL */
-    const char *server;     /* else the id of a running one; NULL: the unnamed */
-    const char *scratch;    /* directory, or NULL */
-    uint64_t quota;         /* bytes of scratch for each disk; 0: no limit */
-    uint64_t expire;        /* seconds; 0: never */
-    unsigned max_delay_ms;  /* most that a guest's write waits for scratch */
+    const json_t *listen;  /* checked address of a server of its own, or NULL */
+    const char *server;    /* else the id of a running one; NULL: the unnamed */
+    const char *scratch;   /* directory, or NULL */
+    uint64_t quota;        /* bytes of scratch for each disk; 0: no limit */
+    uint64_t expire;       /* seconds; 0: never */
+    unsigned max_delay_ms; /* most that a guest's write waits for scratch */
     bool break_guest_write; /* what has no room fails the guest */
     bool once;              /* what was read is not kept any more */
     bool discard;           /* clients may give up what they do not need */

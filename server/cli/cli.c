@@ -171,7 +171,7 @@ __attribute__((format(printf, 2, 0))) static void print_error(const char *what,
 
 int cli_error(const char *what, const struct error *err)
 {
-    CLEANUP_FREE char *shown = cli_printable(what);
+    CLEANUP_FREE char *shown = text_printable(what);
 
     (void)fflush(stdout);
     if (program) {
@@ -255,14 +255,4 @@ int cli_finish(const char *what)
         return 0;
     }
     return cli_failed(what, "cannot write the output: %s", strerror(errno));
-}
-
-char *cli_printable(const char *text)
-{
-    char *copy = strdup(text);
-
-    if (copy) {
-        text_make_printable(copy);
-    }
-    return copy;
 }

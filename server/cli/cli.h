@@ -83,8 +83,4 @@ void cli_print_json(const json_t *j);
  * with the error printed. */
 int cli_finish(const char *what);
 
-/* A copy of text from elsewhere, for a terminal: what is not only to be read
- * (text.h) becomes '?'.  Free the result; NULL: no memory. */
-char *cli_printable(const char *text);
-
 #endif /* NBDELTA_SERVER_CLI_CLI_H */

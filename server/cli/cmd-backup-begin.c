@@ -15,6 +15,7 @@
 #include "nbdelta/error.h"
 #include "nbdelta/options.h"
 #include "nbdelta/size.h"
+#include "nbdelta/text.h"
 
 #define EXIT_FULL 3 /* of backup-begin: it has begun, but not as asked for */
 
@@ -45,7 +46,7 @@ static const struct cli_option begin_options[] = {
     {"scratch", OPT_SCRATCH, "DIR[,quota=SIZE]",
      "where what is overwritten meanwhile is kept"},
     {"expire", OPT_EXPIRE, "SECONDS",
-     "end it as failed when nobody was connected for so long (a day; 0: never)"},
+     "end it as failed after so long without clients (a day; 0: never)"},
     {"max-delay", OPT_MAX_DELAY, "MS",
      "most that a guest's write waits for room in scratch"},
     {"on-limit", OPT_ON_LIMIT, "drop-snapshot|break-guest-write",
@@ -218,7 +219,7 @@ static char *text_of(const json_t *object, const char *key)
 {
     const char *text = json_string_value(json_object_get(object, key));
 
-    return cli_printable(text ? text : "");
+    return text_printable(text ? text : "");
 }
 
 static void print_size(const char *lead, const json_t *object, const char *key)

@@ -24,6 +24,7 @@
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/size.h"
+#include "nbdelta/text.h"
 #include "objects/object.h"
 
 /* Exit statuses of this command, beside those of all. */
@@ -145,7 +146,7 @@ static void print_line(const json_t *info)
 {
     const char *name = text_of(info, "name");
     const char *why = text_of(info, "inconsistent-reason");
-    CLEANUP_FREE char *shown = cli_printable(name ? name : "?");
+    CLEANUP_FREE char *shown = text_printable(name ? name : "?");
     char granularity[32];
 
     (void)size_human((uint64_t)number(info, "granularity"), granularity,
@@ -331,7 +332,7 @@ static int repair_these(const struct request *rq, struct node *n)
     int status = change(rq, n, n);
 
     for (size_t i = 0; status == 0 && i < rq->name_count; i++) {
-        CLEANUP_FREE char *shown = cli_printable(rq->names[i]);
+        CLEANUP_FREE char *shown = text_printable(rq->names[i]);
         printf("%s: repaired: everything is dirty in it\n",
                shown ? shown : "?");
     }
@@ -435,7 +436,7 @@ static int add_object(struct request *rq, const char *text)
 {
     CLEANUP_ERROR struct error *err = NULL;
     CLEANUP_JSON json_t *props = NULL;
-    int r = qmp_parse_option(text, "qom-type", object_args, &props, &err);
+    int r = keyval_parse(text, "qom-type", object_args, &props, &err);
 
     if (r == 0) {
         r = objects_add(rq->objects, props, &err);

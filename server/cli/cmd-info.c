@@ -16,6 +16,7 @@
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/size.h"
+#include "nbdelta/text.h"
 
 #define OPT_OUTPUT CLI_LONG
 
@@ -61,7 +62,7 @@ static void print_members(json_t *object, int indent)
 
 static void print_string(const char *text)
 {
-    CLEANUP_FREE char *shown = cli_printable(text);
+    CLEANUP_FREE char *shown = text_printable(text);
     printf(" %s\n", shown ? shown : "?");
 }
 
@@ -119,8 +120,8 @@ static void print_backing(const json_t *info)
     if (!name) {
         return;
     }
-    CLEANUP_FREE char *shown = cli_printable(name);
-    CLEANUP_FREE char *path = cli_printable(full ? full : name);
+    CLEANUP_FREE char *shown = text_printable(name);
+    CLEANUP_FREE char *path = text_printable(full ? full : name);
     printf("backing file: %s", shown ? shown : "?");
     if (path && shown && strcmp(path, shown) != 0) {
         printf(" (actual path: %s)", path);

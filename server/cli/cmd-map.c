@@ -25,6 +25,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
+#include "nbdelta/text.h"
 
 #define OPT_OUTPUT     CLI_LONG
 #define OPT_BITMAP     (CLI_LONG + 1)
@@ -126,7 +127,7 @@ static void print_human(const struct map *m, const struct run *r)
     if (m->uri) {
         printf("%s\n", kind(r));
     } else if (r->flags & EXTENT_HOST_VALID) {
-        CLEANUP_FREE char *file = cli_printable(r->file ? r->file : "");
+        CLEANUP_FREE char *file = text_printable(r->file ? r->file : "");
         printf("%-14s %5u  %#-14" PRIx64 "  %s\n", kind(r), r->depth, r->host,
                file ? file : "?");
     } else if (r->flags & EXTENT_ALLOCATED) {

@@ -12,12 +12,12 @@
 #include "cli/commands.h"
 #include "cli/qmp-client.h"
 #include "cli/qmp-wait.h"
+#include "commands/table.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/options.h"
 #include "nbdelta/size.h"
-#include "qmp/dispatch.h"
 
 /* --- Arguments. --- */
 

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "cli/cli.h"
+#include "nbdelta/text.h"
 #include "nbdelta/thread.h"
 
 #define FIRST_MS 500
@@ -65,7 +66,7 @@ struct progress *progress_start(const char *what, progress_fn *fn, void *opaque)
     if (!p) {
         return NULL;
     }
-    p->what = cli_printable(what);
+    p->what = text_printable(what);
     p->fn = fn;
     p->opaque = opaque;
     mutex_init(&p->lock);

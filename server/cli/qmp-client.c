@@ -14,6 +14,7 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/text.h"
 #include "qmp/dispatch.h"
 #include "qmp/parse.h"
 
@@ -270,7 +271,7 @@ int qmp_client_failed(const char *what, const json_t *reply)
     if (json_object_get(reply, "return")) {
         return 0;
     }
-    text = cli_printable(desc ? desc : "reply without a result");
+    text = text_printable(desc ? desc : "reply without a result");
     return cli_failed(what, "%s: %s", class ? class : "error",
                       text ? text : "");
 }

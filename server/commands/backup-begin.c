@@ -8,14 +8,15 @@
 
 #include "backup/checkpoint.h"
 #include "backup/session.h"
+#include "commands/table.h"
 #include "daemon.h"
+#include "disk.h"
 #include "nbd/export.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/point.h"
 #include "net/address.h"
-#include "qmp/dispatch.h"
 
 #define DISKS_MAX 256
 
@@ -80,7 +81,7 @@ static int fill_disks(struct qmp_call *call, const json_t *list,
     json_array_foreach (list, i, item) {
         struct pull_disk_options *d = &disks->at[i];
 
-        d->node = qmp_find_node(
+        d->node = disk_find_node(
             call->daemon, json_string_value(json_object_get(item, "node")),
             errp);
         if (!d->node) {
@@ -281,8 +282,7 @@ static const struct qmp_arg checkpoints_type =
 const struct qmp_command qmp_pull_commands[] = {
     QMP_COMMAND("backup-begin", cmd_begin, begin_args, .ret = &begun_type,
                 .drains = QMP_DRAINS_ALL),
-    QMP_COMMAND("backup-end", cmd_end, end_args,
-                .drains = QMP_DRAINS_NAMED),
+    QMP_COMMAND("backup-end", cmd_end, end_args, .drains = QMP_DRAINS_NAMED),
     QMP_COMMAND("checkpoint-delete", cmd_delete, delete_args,
                 .drains = QMP_DRAINS_NAMED),
     QMP_COMMAND("checkpoint-list", cmd_list, NULL, .ret = &checkpoints_type),

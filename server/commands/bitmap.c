@@ -6,13 +6,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "commands/table.h"
 #include "daemon.h"
+#include "disk.h"
 #include "nbdelta/bitmap.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
-#include "qmp/dispatch.h"
 
 #define SHA256_BYTES 32
 
@@ -47,7 +48,7 @@ static int add(struct qmp_call *call, struct job_txn *txn, struct action **ap,
     if (name[0] == '\0') {
         return error_set(errp, EINVAL, "Bitmap name cannot be empty");
     }
-    n = qmp_find_node(call->daemon, qmp_str(call, "node"), errp);
+    n = disk_find_node(call->daemon, qmp_str(call, "node"), errp);
     if (!n) {
         return -ENODEV;
     }
@@ -74,7 +75,7 @@ static bool has_bitmap(struct node *n, const char *name)
 static int find(struct qmp_call *call, const char *node, const char *name,
                 struct bitmap_ref *ref, struct error **errp)
 {
-    struct node *n = qmp_find_node(call->daemon, node, NULL);
+    struct node *n = disk_find_node(call->daemon, node, NULL);
 
     if (!n) {
         return error_set(errp, ENODEV, "Node '%.200s' not found", node);

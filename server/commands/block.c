@@ -5,8 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "commands/table.h"
 #include "commands/types.h"
 #include "daemon.h"
+#include "disk.h"
 #include "nbd/export.h"
 #include "nbdelta/bitmap.h"
 #include "nbdelta/blk.h"
@@ -15,7 +17,6 @@
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/job.h"
-#include "qmp/dispatch.h"
 #include "vm/device.h"
 
 /* --- Queries. --- */
@@ -82,7 +83,7 @@ static int cmd_query_block(struct qmp_call *call, struct error **errp)
         r = devices_each(d->devices, add_device, &backends);
     }
     json_array_foreach (c.list, i, name) {
-        struct node *n = qmp_find_node(d, json_string_value(name), NULL);
+        struct node *n = disk_find_node(d, json_string_value(name), NULL);
 
         if (r == 0 && n) {
             r = json_array_append_new(
@@ -247,7 +248,7 @@ static int cmd_resize(struct qmp_call *call, struct error **errp)
     int r;
 
     if (device) {
-        n = qmp_find_node(call->daemon, device, NULL);
+        n = disk_find_node(call->daemon, device, NULL);
     } else if (name) {
         n = graph_find(call->daemon->graph, name);
     }
@@ -309,7 +310,7 @@ static int cmd_qom_set(struct qmp_call *call, struct error **errp)
         return error_set(errp, EINVAL, "Property '%.100s.%.100s' not found",
                          name, property);
     }
-    struct node *n = value ? qmp_find_device(d, value, NULL) : NULL;
+    struct node *n = value ? disk_find_device(d, value, NULL) : NULL;
     if (!n) {
         return error_set(errp, ENODEV,
                          "Property '%.100s.drive' can't find value '%.200s'",
@@ -332,8 +333,7 @@ static const struct qmp_arg qom_set_args[] = {
 const struct qmp_command qmp_block_commands[] = {
     QMP_COMMAND("block_resize", cmd_resize, resize_args,
                 .drains = QMP_DRAINS_NAMED),
-    QMP_COMMAND("eject", cmd_eject, eject_args,
-                .drains = QMP_DRAINS_NAMED),
+    QMP_COMMAND("eject", cmd_eject, eject_args, .drains = QMP_DRAINS_NAMED),
     QMP_COMMAND("qom-set", cmd_qom_set, qom_set_args),
     QMP_COMMAND("query-block", cmd_query_block, NULL, .ret = &qmp_block_type),
     QMP_COMMAND("query-blockstats", cmd_query_stats, stats_args,

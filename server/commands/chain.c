@@ -4,12 +4,13 @@
 #include <errno.h>
 #include <string.h>
 
+#include "commands/table.h"
 #include "daemon.h"
+#include "disk.h"
 #include "nbdelta/chain.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/snapshot.h"
-#include "qmp/dispatch.h"
 
 static const char *const mode_words[] = {"existing", "absolute-paths", NULL};
 
@@ -62,7 +63,7 @@ static struct node *find_either(struct qmp_call *call, const char *device,
     struct node *n = NULL;
 
     if (device) {
-        n = qmp_find_device(call->daemon, device, NULL);
+        n = disk_find_device(call->daemon, device, NULL);
     }
     if (!n && name) {
         n = graph_find(call->daemon->graph, name);
@@ -112,7 +113,7 @@ static int snapshot(struct qmp_call *call, struct job_txn *txn,
 static int cmd_change_backing(struct qmp_call *call, struct error **errp)
 {
     const char *device = qmp_str(call, "device");
-    struct node *top = qmp_find_device(call->daemon, device, errp);
+    struct node *top = disk_find_device(call->daemon, device, errp);
     struct node *image;
 
     if (!top) {
@@ -166,7 +167,7 @@ static int cmd_commit(struct qmp_call *call, struct error **errp)
     int r;
 
     /* First of all: clients find out by it what is supported. */
-    o.root = qmp_find_device(call->daemon, o.device, NULL);
+    o.root = disk_find_device(call->daemon, o.device, NULL);
     if (!o.root) {
         call->class = QMP_DEVICE_NOT_FOUND;
         return error_set(errp, ENODEV, "Device '%.200s' not found", o.device);

@@ -1,25 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-#include "commands/core.h"
-
+/* What every monitor has: capabilities, version, commands, quit. */
 #include <errno.h>
 
+#include "commands/table.h"
 #include "daemon.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
-#include "qmp/dispatch.h"
 #include "qmp/monitor.h"
-
-/* The QEMU whose monitor we behave like: managers look at the number to know
- * what they may ask for. */
-enum { LIKE_MAJOR = 7, LIKE_MINOR = 2, LIKE_MICRO = 22 };
-const char qmp_like_version[] = "7.2.22";
-
-json_t *qmp_version(void)
-{
-    return json_pack("{s:{s:i, s:i, s:i}, s:s}", "qemu", "micro", LIKE_MICRO,
-                     "minor", LIKE_MINOR, "major", LIKE_MAJOR, "package",
-                     "nbdelta " NBDELTA_VERSION);
-}
+#include "qmp/version.h"
 
 static int result(struct qmp_call *call, json_t *value, struct error **errp)
 {

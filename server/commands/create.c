@@ -4,12 +4,12 @@
 #include <errno.h>
 #include <string.h>
 
+#include "commands/table.h"
 #include "daemon.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/job.h"
-#include "qmp/dispatch.h"
 
 static const char *const preallocation_words[] = {"off", "metadata", "falloc",
                                                   "full", NULL};

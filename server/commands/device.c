@@ -3,10 +3,10 @@
 /* Devices of a guest that is not there: names for disks. */
 #include <errno.h>
 
+#include "commands/table.h"
 #include "daemon.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
-#include "qmp/dispatch.h"
 #include "qmp/monitor.h"
 #include "vm/device.h"
 
@@ -66,7 +66,6 @@ static int cmd_del(struct qmp_call *call, struct error **errp)
 
 const struct qmp_command qmp_device_commands[] = {
     QMP_COMMAND("device_add", cmd_add, add_args),
-    QMP_COMMAND("device_del", cmd_del, del_args,
-                .drains = QMP_DRAINS_NAMED),
+    QMP_COMMAND("device_del", cmd_del, del_args, .drains = QMP_DRAINS_NAMED),
     QMP_COMMANDS_END,
 };

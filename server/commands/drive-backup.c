@@ -5,12 +5,13 @@
 #include <limits.h>
 #include <string.h>
 
+#include "commands/table.h"
 #include "daemon.h"
+#include "disk.h"
 #include "nbdelta/bitmap.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/job.h"
-#include "qmp/dispatch.h"
 
 static const char *const sync_words[] = {"top",         "full",   "none",
                                          "incremental", "bitmap", NULL};
@@ -188,7 +189,7 @@ static int common_options(struct qmp_call *call, struct backup_options *o,
     *o = (struct backup_options){
         .job_id = qmp_str(call, "job-id"),
         .device = qmp_str(call, "device"),
-        .source = qmp_find_node(call->daemon, qmp_str(call, "device"), errp),
+        .source = disk_find_node(call->daemon, qmp_str(call, "device"), errp),
         .sync = sync_value(qmp_str(call, "sync")),
         .bitmap = qmp_str(call, "bitmap"),
         .bitmap_mode = bitmap_mode_value(qmp_str(call, "bitmap-mode")),
@@ -261,7 +262,7 @@ static int blockdev_backup(struct qmp_call *call, struct job_txn *txn,
     if (r < 0) {
         return r;
     }
-    o.target = qmp_find_node(call->daemon, qmp_str(call, "target"), errp);
+    o.target = disk_find_node(call->daemon, qmp_str(call, "target"), errp);
     return o.target ? backup_action(call->daemon->jobs, &o, txn, ap, errp)
                     : -ENODEV;
 }

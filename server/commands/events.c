@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* The events that clients may see. */
+#include "commands/table.h"
 #include "commands/types.h"
-#include "qmp/dispatch.h"
 
 static const char *const operations[] = {"read", "write", NULL};
 static const char *const actions[] = {"ignore", "report", "stop", NULL};

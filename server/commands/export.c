@@ -4,7 +4,9 @@
 #include <errno.h>
 #include <string.h>
 
+#include "commands/table.h"
 #include "daemon.h"
+#include "disk.h"
 #include "nbd/export.h"
 #include "nbd/proto.h"
 #include "nbd/server.h"
@@ -17,7 +19,6 @@
 #include "net/tls-policy.h"
 #include "net/tls.h"
 #include "objects/object.h"
-#include "qmp/dispatch.h"
 
 #define MAX_CONNECTIONS 100 /* unless told otherwise, as QEMU */
 
@@ -277,7 +278,7 @@ static int cmd_server_add(struct qmp_call *call, struct error **errp)
         .id = name ? name : device,
         .name = name ? name : device,
         .description = qmp_str(call, "description"),
-        .node = qmp_find_node(d, device, errp),
+        .node = disk_find_node(d, device, errp),
     };
     CLEANUP_JSON json_t *bitmaps = bitmap ? json_pack("[O]", bitmap)
                                           : json_array();

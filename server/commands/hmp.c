@@ -12,7 +12,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "commands/table.h"
 #include "daemon.h"
+#include "disk.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
@@ -20,7 +22,6 @@
 #include "nbdelta/graph.h"
 #include "nbdelta/job.h"
 #include "nbdelta/size.h"
-#include "qmp/dispatch.h"
 #include "vm/device.h"
 #include "vm/qemu-io.h"
 
@@ -95,7 +96,7 @@ static int qemu_io(struct qmp_call *call, const char *name, bool qdev,
     if (strncmp(name, QDEV_PATH, strlen(QDEV_PATH)) == 0) {
         name += strlen(QDEV_PATH);
     }
-    struct node *n = qmp_find_device(d, name, NULL);
+    struct node *n = disk_find_device(d, name, NULL);
     if (!n) {
         return reply(call, errp,
                      qdev ? "Error: Device '%.200s' not found\r\n"
@@ -118,7 +119,7 @@ static int block_resize(struct qmp_call *call, const char *name,
                         const char *text, struct error **errp)
 {
     CLEANUP_ERROR struct error *err = NULL;
-    struct node *n = qmp_find_device(call->daemon, name, &err);
+    struct node *n = disk_find_device(call->daemon, name, &err);
     size_t len = strlen(text);
     bool bare = len > 0 && isdigit((unsigned char)text[len - 1]);
     uint64_t size = 0;

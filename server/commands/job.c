@@ -5,6 +5,7 @@
 #include <limits.h>
 #include <string.h>
 
+#include "commands/table.h"
 #include "commands/types.h"
 #include "daemon.h"
 #include "nbdelta/bitmap.h"
@@ -12,7 +13,6 @@
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/job.h"
-#include "qmp/dispatch.h"
 
 static int set_speed(int64_t speed, uint64_t *out, struct error **errp)
 {

@@ -3,10 +3,10 @@
 /* Nodes come and go. */
 #include <errno.h>
 
+#include "commands/table.h"
 #include "daemon.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
-#include "qmp/dispatch.h"
 
 static int cmd_add(struct qmp_call *call, struct error **errp)
 {
@@ -45,7 +45,6 @@ static const struct qmp_arg del_args[] = {
 
 const struct qmp_command qmp_node_commands[] = {
     QMP_COMMAND("blockdev-add", cmd_add, qmp_node_args),
-    QMP_COMMAND("blockdev-del", cmd_del, del_args,
-                .drains = QMP_DRAINS_NAMED),
+    QMP_COMMAND("blockdev-del", cmd_del, del_args, .drains = QMP_DRAINS_NAMED),
     QMP_COMMANDS_END,
 };

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include <errno.h>
 
+#include "commands/table.h"
 #include "daemon.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "objects/object.h"
-#include "qmp/dispatch.h"
 
 static int cmd_add(struct qmp_call *call, struct error **errp)
 {

@@ -13,12 +13,12 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "commands/table.h"
 #include "commands/types.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/option.h"
-#include "qmp/dispatch.h"
 
 struct schema {
     json_t *users; /* commands and events */

@@ -6,11 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "commands/table.h"
 #include "daemon.h"
 #include "nbdelta/action.h"
 #include "nbdelta/error.h"
 #include "nbdelta/job.h"
-#include "qmp/dispatch.h"
 
 static const struct qmp_arg action_args[] = {
     QMP_ARG("type", STR),

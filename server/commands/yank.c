@@ -5,11 +5,11 @@
 #include <errno.h>
 #include <string.h>
 
+#include "commands/table.h"
 #include "daemon.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/yank.h"
-#include "qmp/dispatch.h"
 
 static const char *const types[] = {"block-node", "chardev", "migration", NULL};
 

@@ -42,13 +42,13 @@
 #include <stdatomic.h>
 
 #include "nbd/export.h"
-#include "nbd/pages.h"
 #include "nbd/pool.h"
 #include "nbd/proto.h"
 #include "nbd/room.h"
 #include "nbd/server.h"
 #include "nbdelta/thread.h"
 #include "nbdelta/types.h"
+#include "net/pages.h"
 #include "net/peer.h"
 #include "net/tls-policy.h"
 #include "net/transport.h"
@@ -140,9 +140,9 @@ struct conn {
     /* Guarded by the server's lock. */
     pthread_t thread;
     struct list in_server;
-    bool serving; /* is in transmission */
+    bool serving;     /* is in transmission */
     const void *disk; /* its node then, only to be compared; when serving */
-    bool quiet;   /* has executed its last request */
+    bool quiet;       /* has executed its last request */
 
     /* Set by the handshake. */
     struct export *export;
@@ -178,16 +178,16 @@ struct conn {
     mutex_t lock;
     struct list out; /* segments to be sent, in order */
     size_t out_bytes;
-    bool sending;        /* somebody is */
-    bool stalled;        /* the socket took no more: its own thread polls */
-    bool broken;         /* nothing can be sent any more */
-    unsigned executing;  /* requests handed over and not finished */
-    unsigned working;    /* those of them in the hands of the pool */
-    size_t held;         /* their bytes */
-    size_t intake;       /* what has come of a payload that is not complete */
-    size_t granted;      /* room that was given, and is not in these yet */
-    size_t moved;        /* sent since the room was told */
-    bool wants_room;     /* its own thread waits for room */
+    bool sending;       /* somebody is */
+    bool stalled;       /* the socket took no more: its own thread polls */
+    bool broken;        /* nothing can be sent any more */
+    unsigned executing; /* requests handed over and not finished */
+    unsigned working;   /* those of them in the hands of the pool */
+    size_t held;        /* their bytes */
+    size_t intake;      /* what has come of a payload that is not complete */
+    size_t granted;     /* room that was given, and is not in these yet */
+    size_t moved;       /* sent since the room was told */
+    bool wants_room;    /* its own thread waits for room */
     struct room_user room;
     struct list pending; /* the others */
     bool throttled;      /* its own thread waits for less */

@@ -19,7 +19,6 @@
 #include "nbdelta/graph.h"
 #include "nbdelta/thread.h"
 #include "net/tls-policy.h"
-#include "qmp/monitor.h"
 
 /* How long what is to be deleted waits for its disks to be drained; how often
  * it is tried again. */
@@ -28,6 +27,8 @@
 
 struct exports {
     struct daemon *daemon;
+    job_event_fn *emit;
+    void *opaque;
     int gone_fd; /* eventfd: an export waits for exports_collect */
     cond_t collected;
     pthread_t thread; /* the collector */
@@ -39,7 +40,7 @@ struct exports {
     struct list list; /* guarded by lock; oldest first */
 };
 
-struct exports *exports_new(struct daemon *d)
+struct exports *exports_new(struct daemon *d, job_event_fn *emit, void *opaque)
 {
     struct exports *s = calloc(1, sizeof(*s));
 
@@ -47,6 +48,8 @@ struct exports *exports_new(struct daemon *d)
         return NULL;
     }
     s->daemon = d;
+    s->emit = emit;
+    s->opaque = opaque;
     s->gone_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (s->gone_fd < 0) {
         free(s);
@@ -630,7 +633,7 @@ static void set_stuck(struct exports *s, struct export *e)
 }
 
 /* Off the list: nobody can come to use it again. */
-static void delete(struct exports *s, struct export *e)
+static void delete_export(struct exports *s, struct export *e)
 {
     struct export *of = e->of;
 
@@ -645,7 +648,7 @@ static void delete(struct exports *s, struct export *e)
     CLEANUP_JSON json_t *data = json_pack("{s:s}", "id", e->id);
 
     export_free(s, e);
-    monitors_emit("BLOCK_EXPORT_DELETED", data, s->daemon->monitors);
+    s->emit("BLOCK_EXPORT_DELETED", data, s->opaque);
 }
 
 /* To give up bitmaps drains, and what others do with the disk may hang: it
@@ -663,7 +666,7 @@ void exports_collect(struct exports *s, struct jobs *j)
         uint64_t left = end > now ? end - now : 0;
 
         if (e->bitmap_count == 0 || blk_settle(e->blk, left)) {
-            delete(s, e);
+            delete_export(s, e);
         } else {
             set_stuck(s, e);
         }

@@ -83,8 +83,8 @@ struct export
     char *server_id; /* or NULL */
     char *id;
     char *name;
-    char *description; /* or NULL */
-    struct blk *blk; /* of a view: NULL until it is opened */
+    char *description;   /* or NULL */
+    struct blk *blk;     /* of a view: NULL until it is opened */
     struct share *share; /* of the pool; a view has that of its disk */
     bool writable;
     bool writethrough;
@@ -116,7 +116,9 @@ struct export
     uint64_t idle_since; /* now_ns() when its last client went */
 };
 
-struct exports *exports_new(struct daemon *d);
+/* Of @d, which has a graph; jobs before exports_start.  @emit is called under
+ * the monitor lock, as that of jobs_new.  NULL: no memory. */
+struct exports *exports_new(struct daemon *d, job_event_fn *emit, void *opaque);
 void exports_free(struct exports *s); /* no connection is left; NULL is fine */
 
 /* -EEXIST: there is one with this id. */

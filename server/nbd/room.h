@@ -10,9 +10,9 @@
  * all of it is taken, one of those who ask goes on beyond the limit, so there
  * is always one who gets further; the others ask again, and leave what their
  * clients send in the sockets meanwhile.  One that does not get further for
- * ROOM_STALL_S, because its storage hangs, leaves the turn to another one.  Who holds more than ROOM_FREE, and
- * whose client neither sends nor takes any of it for ROOM_STALL_S, is cut off
- * as soon as another one asks in vain.
+ * ROOM_STALL_S, because its storage hangs, leaves the turn to another one.  Who
+ * holds more than ROOM_FREE, and whose client neither sends nor takes any of it
+ * for ROOM_STALL_S, is cut off as soon as another one asks in vain.
  */
 #include <stdbool.h>
 #include <stddef.h>

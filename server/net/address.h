@@ -10,8 +10,8 @@
  *   {"type": "vsock", "cid": ..., "port": ...}
  *   {"type": "fd", "str": number of an inherited descriptor}
  */
+#include "args.h"
 #include "net/unix-socket.h"
-#include "qmp/dispatch.h"
 
 struct error;
 

@@ -6,10 +6,10 @@
 #include <string.h>
 #include <sys/socket.h>
 
-#include "nbd/pages.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
 #include "nbdelta/thread.h"
+#include "net/pages.h"
 #include "net/tls-priv.h"
 
 /* Ciphertext of one recv, and of one send.  Records are made while there is

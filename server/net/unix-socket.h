@@ -9,7 +9,7 @@ struct error;
 struct socket_file;
 
 struct unix_socket {
-    int fd; /* close-on-exec, non-blocking */
+    int fd;                   /* close-on-exec, non-blocking */
     struct socket_file *file; /* NULL: of another family, or given */
 };
 

@@ -13,7 +13,7 @@
 #include <jansson.h>
 #include <stdbool.h>
 
-#include "qmp/dispatch.h"
+#include "args.h"
 
 struct authz_set;
 struct error;

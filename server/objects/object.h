@@ -10,7 +10,7 @@
  */
 #include <jansson.h>
 
-#include "qmp/dispatch.h"
+#include "args.h"
 
 struct error;
 struct graph;

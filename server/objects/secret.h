@@ -5,7 +5,7 @@
 /* Objects "secret": a password, given as it is or in a file. */
 #include <jansson.h>
 
-#include "qmp/dispatch.h"
+#include "args.h"
 
 struct error;
 

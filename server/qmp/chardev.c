@@ -350,8 +350,8 @@ int chardevs_add(struct chardevs *s, const char *text, int stop_fd,
                  bool has_stdio, struct error **errp)
 {
     CLEANUP_JSON json_t *o = NULL;
-    CLEANUP_FREE char *full = qmp_spell_out(text, "backend", chardev_args);
-    int r = full ? qmp_parse_option(full, "backend", chardev_args, &o, errp)
+    CLEANUP_FREE char *full = keyval_spell_out(text, "backend", chardev_args);
+    int r = full ? keyval_parse(full, "backend", chardev_args, &o, errp)
                  : error_set(errp, ENOMEM, "no memory for a chardev");
 
     if (r < 0) {

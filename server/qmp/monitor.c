@@ -404,11 +404,11 @@ int monitors_add(struct monitors *m, const char *text, struct error **errp)
 {
     struct monitor *mon = &m->monitors[m->count];
     CLEANUP_JSON json_t *o = NULL;
-    CLEANUP_FREE char *full = qmp_spell_out(text, "chardev", monitor_args);
+    CLEANUP_FREE char *full = keyval_spell_out(text, "chardev", monitor_args);
     int r = check_room(m, errp);
 
     if (r == 0) {
-        r = full ? qmp_parse_option(full, "chardev", monitor_args, &o, errp)
+        r = full ? keyval_parse(full, "chardev", monitor_args, &o, errp)
                  : error_set(errp, ENOMEM, "no memory for a monitor");
     }
     if (r < 0) {

@@ -10,7 +10,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "commands/core.h"
 #include "daemon.h"
 #include "log.h"
 #include "nbdelta/cleanup.h"
@@ -22,6 +21,7 @@
 #include "qmp/dispatch.h"
 #include "qmp/parse.h"
 #include "qmp/turn.h"
+#include "qmp/version.h"
 
 #define INPUT_SIZE 65536
 /* Requests wait while more than this is to be sent; the session is dropped
@@ -284,7 +284,7 @@ static void on_value(json_t *value, const char *why, void *opaque)
 
     if (!value) {
         refuse(s, NULL, why);
-    } else if (qmp_is_lockless(value)) {
+    } else if (qmp_is_lockless(s->daemon, value)) {
         run(s, value);
     } else {
         run_locked(s, value);

@@ -5,16 +5,12 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "backup/session.h"
 #include "daemon.h"
-#include "nbd/export.h"
-#include "nbdelta/blk.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/job.h"
 #include "qmp/dispatch.h"
-#include "vm/device.h"
 
 /* How long a command waits for nodes that do not come to rest. */
 #define NODES_NS UINT64_C(30000000000)
@@ -29,16 +25,17 @@ static const char *name_of(const json_t *request)
     return name ? name : json_string_value(json_object_get(request, "execute"));
 }
 
-static const struct qmp_command *command_of(const json_t *request)
+static const struct qmp_command *command_of(const struct daemon *d,
+                                            const json_t *request)
 {
     const char *name = name_of(request);
 
-    return name ? qmp_find_command(name) : NULL;
+    return name ? d->service->find_command(name) : NULL;
 }
 
-bool qmp_is_lockless(const json_t *request)
+bool qmp_is_lockless(const struct daemon *d, const json_t *request)
 {
-    const struct qmp_command *c = command_of(request);
+    const struct qmp_command *c = command_of(d, request);
 
     return !c || c->lockless;
 }
@@ -64,79 +61,14 @@ static void gather_names(const json_t *value, json_t *names)
     }
 }
 
-struct search {
-    struct daemon *daemon;
-    const json_t *names;
-    bool all_exports;
-    json_t *nodes; /* what was found: names of nodes */
-};
-
-static bool is_named(const struct search *s, const char *name)
-{
-    return json_object_get(s->names, name) != NULL;
-}
-
-static void add_node(const struct search *s, const struct node *n)
-{
-    (void)json_object_set_new(s->nodes, node_name(n), json_true());
-}
-
-static int match_export(struct export *e, void *opaque)
-{
-    const struct search *s = opaque;
-
-    if (!e->of && (is_named(s, e->id) || is_named(s, e->name) ||
-                   (s->all_exports && !e->of_backup))) {
-        add_node(s, blk_node(e->blk));
-    }
-    return 0;
-}
-
-static bool names_job(const char *id, void *opaque)
-{
-    return is_named(opaque, id);
-}
-
-static int match_node(struct node *n, void *opaque)
-{
-    struct search *s = opaque;
-    struct jobs *j = s->daemon->jobs;
-
-    mutex_is_held(&j->lock);
-    if (is_named(s, node_name(n)) || jobs_use(j, n, names_job, s)) {
-        add_node(s, n);
-    }
-    return 0;
-}
-
-static void match_devices(const struct search *s)
-{
-    const char *name;
-    json_t *value;
-
-    json_object_foreach ((json_t *)(uintptr_t)s->names, name, value) {
-        const struct blk *b = devices_find(s->daemon->devices, name);
-        if (b) {
-            add_node(s, blk_node(b));
-        }
-        pulls_name_nodes(s->daemon->pulls, name, s->nodes);
-    }
-}
-
-static void search(struct search *s)
-{
-    (void)exports_each(s->daemon->exports, match_export, s);
-    (void)graph_each(s->daemon->graph, match_node, s);
-    match_devices(s);
-}
-
 int qmp_wait_nodes(struct daemon *d, const json_t *request, struct error **errp)
 {
-    const struct qmp_command *c = command_of(request);
+    const struct qmp_command *c = command_of(d, request);
     const json_t *args = json_object_get(request, "arguments");
     CLEANUP_JSON json_t *names = json_object();
     CLEANUP_JSON json_t *nodes = json_object();
-    struct search s = {d, names, false, nodes};
+    bool exports = c && c->drains == QMP_DRAINS_ALL &&
+                   !json_object_get(args, "disks");
     const char *node;
     json_t *value;
     int r = 0;
@@ -145,12 +77,10 @@ int qmp_wait_nodes(struct daemon *d, const json_t *request, struct error **errp)
         return 0;
     }
     gather_names(args, names);
-    s.all_exports = c->drains == QMP_DRAINS_ALL &&
-                    !json_object_get(args, "disks");
     if (!qmp_wait_lock(d, &d->jobs->lock, request, errp)) {
         return -ETIMEDOUT;
     }
-    search(&s);
+    d->service->find_nodes(d, names, exports, nodes);
     qmp_end_turn(d);
     mutex_unlock(&d->jobs->lock);
     json_object_foreach (nodes, node, value) {

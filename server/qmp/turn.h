@@ -27,7 +27,7 @@ struct error;
 
 /* May it run, and be replied to, without the monitor lock?  So may what is no
  * command. */
-bool qmp_is_lockless(const json_t *request);
+bool qmp_is_lockless(const struct daemon *d, const json_t *request);
 
 /* Wait for the nodes that @request drains.  -ETIMEDOUT: one of them does not
  * come to rest, @errp says which.  Without locks. */

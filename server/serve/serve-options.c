@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "cli/commands.h"
-#include "commands/core.h"
+#include "qmp/version.h"
 #include "serve/stopper.h"
 
 #define DAEMON_OPTIONS                                                         \

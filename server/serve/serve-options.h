@@ -63,7 +63,7 @@ struct serve_config {
     bool exit_on_disconnect;
     bool exit_with_parent;
     bool print_uri;
-    unsigned socket_mode; /* of that of -U */
+    unsigned socket_mode;  /* of that of -U */
     unsigned stop_timeout; /* seconds; 0: none */
     bool has_drives;
     bool has_images;

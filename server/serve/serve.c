@@ -16,6 +16,7 @@
 #include "backup/session.h"
 #include "cli/cli.h"
 #include "cli/commands.h"
+#include "commands/table.h"
 #include "daemon.h"
 #include "keyval.h"
 #include "log.h"
@@ -136,6 +137,27 @@ static int open_image(struct serve *s, const char *text, struct error **errp)
                       len > 0 ? text + len + 1 : text, errp);
 }
 
+/* Parse @text as arguments of @cmd, which need not be in the table, and run
+ * it. */
+static int run_option(struct daemon *d, const struct qmp_command *cmd,
+                      const char *text, const char *implied,
+                      struct error **errp)
+{
+    struct qmp_state state = {.negotiated = true};
+    struct qmp_call call = {.daemon = d, .state = &state};
+    int r = keyval_parse(text, implied, cmd->args, &call.args, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    mutex_lock(&d->jobs->lock);
+    r = cmd->fn(&call, errp);
+    mutex_unlock(&d->jobs->lock);
+    json_decref(call.args);
+    json_decref(call.ret);
+    return r;
+}
+
 /* --- Options, in their order. --- */
 
 static int do_option(struct serve *s, const struct serve_item *it,
@@ -152,16 +174,16 @@ static int do_option(struct serve *s, const struct serve_item *it,
         return chardevs_add(s->chardevs, it->arg, d->quit_fd,
                             !s->config.daemonize, errp);
     case OPT_BLOCKDEV:
-        return qmp_run_option(d, qmp_find_command("blockdev-add"), it->arg,
-                              "driver", errp);
+        return run_option(d, qmp_find_command("blockdev-add"), it->arg,
+                          "driver", errp);
     case OPT_EXPORT:
-        return qmp_run_option(d, qmp_find_command("block-export-add"), it->arg,
-                              "type", errp);
+        return run_option(d, qmp_find_command("block-export-add"), it->arg,
+                          "type", errp);
     case OPT_OBJECT:
-        return qmp_run_option(d, qmp_find_command("object-add"), it->arg,
-                              "qom-type", errp);
+        return run_option(d, qmp_find_command("object-add"), it->arg,
+                          "qom-type", errp);
     case OPT_NBD_SERVER:
-        return qmp_run_option(d, &qmp_nbd_server_option, it->arg, NULL, errp);
+        return run_option(d, &qmp_nbd_server_option, it->arg, NULL, errp);
     case OPT_DRIVE:
         return devices_add_drive(d, it->arg, errp);
     case OPT_DEVICE:
@@ -231,14 +253,17 @@ static int make_parts(struct serve *s, struct error **errp)
     if (d->graph) {
         graph_follow(d->graph, s->config.follow);
     }
+    d->service = &qmp_service;
     d->objects = objects_new(d->graph);
     d->devices = devices_new();
     d->io_tasks = io_tasks_new();
     d->vm_compat = s->config.vm_compat;
     d->exit_on_disconnect = s->config.exit_on_disconnect;
     s->chardevs = chardevs_new(d->objects);
-    d->exports = d->graph ? exports_new(d) : NULL;
     d->monitors = s->chardevs ? monitors_new(d, s->chardevs) : NULL;
+    d->exports = d->graph && d->monitors
+                     ? exports_new(d, monitors_emit, d->monitors)
+                     : NULL;
     d->jobs = d->graph && d->monitors
                   ? jobs_new(d->graph, monitors_emit, d->monitors)
                   : NULL;
@@ -426,9 +451,8 @@ static int start(struct serve *s, struct error **errp)
     raise_limits();
     point_clean(NULL);
     if ((r = make_fds(s, errp)) < 0 || (r = make_parts(s, errp)) < 0 ||
-        (r = make_stopper(s, errp)) < 0 ||
-        (r = listen_short(s, errp)) < 0 || (r = do_options(s, errp)) < 0 ||
-        (r = check_server(s, errp)) < 0 ||
+        (r = make_stopper(s, errp)) < 0 || (r = listen_short(s, errp)) < 0 ||
+        (r = do_options(s, errp)) < 0 || (r = check_server(s, errp)) < 0 ||
         (r = exports_start(s->daemon.exports, errp)) < 0 ||
         (r = servers_start(s->daemon.servers, errp)) < 0 ||
         (r = pidfile_write(&s->pidfile, errp)) < 0) {
@@ -542,11 +566,13 @@ static int stop(struct serve *s)
 static int serve(bool storage_daemon, int argc, char **argv)
 {
     CLEANUP_ERROR struct error *err = NULL;
-    struct serve s = {.signals = -1, .ready = -1, .daemon = {.quit_fd = -1},
+    struct serve s = {.signals = -1,
+                      .ready = -1,
+                      .daemon = {.quit_fd = -1},
                       .pidfile = PIDFILE_INIT};
     int status = EXIT_FAILURE;
 
-    log_init();
+    log_init(cli_program());
     cond_init(&s.daemon.ended);
     mutex_init(&s.daemon.turn_lock);
     if (serve_parse(&s.config, storage_daemon, argc, argv, &status) == 0) {

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "args.h"
 #include "daemon.h"
 #include "keyval.h"
 #include "nbd/export.h"
@@ -18,7 +19,6 @@
 #include "nbdelta/job.h"
 #include "nbdelta/list.h"
 #include "nbdelta/options.h"
-#include "qmp/dispatch.h"
 
 struct device {
     struct list in_devices;
@@ -274,7 +274,7 @@ int devices_add_drive(struct daemon *d, const char *text, struct error **errp)
         QMP_LAST,
     };
     CLEANUP_JSON json_t *o = NULL;
-    CLEANUP_FREE char *full = qmp_spell_out(text, "file", booleans);
+    CLEANUP_FREE char *full = keyval_spell_out(text, "file", booleans);
     struct node *n = NULL;
     int r = full ? options_parse(full, "file", &o, errp) : no_memory(errp);
 

@@ -13,7 +13,6 @@
 #include <string.h>
 #include <time.h>
 
-#include "cli/cli.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/blkdebug.h"
 #include "nbdelta/bytes.h"
@@ -21,6 +20,7 @@
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/job.h"
+#include "nbdelta/text.h"
 #include "nbdelta/thread.h"
 #include "vm/qemu-io-parse.h"
 
@@ -169,7 +169,7 @@ static int do_read(const struct io_request *q)
  * why not. */
 static bool fill_from_file(unsigned char *buf, uint64_t bytes, const char *name)
 {
-    CLEANUP_FREE char *shown = cli_printable(name);
+    CLEANUP_FREE char *shown = text_printable(name);
     FILE *f = fopen(name, "re");
     size_t len = f ? fread(buf, 1, bytes, f) : 0;
 
@@ -341,7 +341,7 @@ static void print_info(struct graph *g, struct node *n)
 static void remove_break(struct node *n, const char *tag)
 {
     CLEANUP_ERROR struct error *err = NULL;
-    CLEANUP_FREE char *shown = cli_printable(tag);
+    CLEANUP_FREE char *shown = text_printable(tag);
     int r = blkdebug_remove_break(n, tag, &err);
 
     if (r < 0) {

@@ -71,7 +71,7 @@ static void set_up(void)
     struct graph *g = graph_new();
 
     daemon.graph = g;
-    daemon.exports = exports = exports_new(&daemon);
+    daemon.exports = exports = exports_new(&daemon, NULL, NULL);
     pool = pool_new(2);
     check(g && exports && pool);
     servers = servers_new(&daemon);

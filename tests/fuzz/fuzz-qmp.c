@@ -10,21 +10,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "commands/table.h"
 #include "daemon.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
-#include "qmp/dispatch.h"
 #include "qmp/parse.h"
 
-void daemon_quit(struct daemon *d)
-{
-    (void)d;
-}
-
-void daemon_ask_quit(struct daemon *d)
-{
-    (void)d;
-}
+static struct daemon server = {.service = &qmp_service};
 
 static void check(bool ok)
 {
@@ -67,7 +59,7 @@ static void on_value(json_t *value, const char *why, void *opaque)
     for (unsigned i = 0; i < 4; i++) {
         CLEANUP_ERROR struct error *err = NULL;
         struct qmp_state state = {.negotiated = i & 1, .oob = i & 2};
-        struct qmp_call call = {.state = &state};
+        struct qmp_call call = {.daemon = &server, .state = &state};
         const struct qmp_command *cmd = NULL;
 
         if (qmp_check_request(value, &call, &cmd, &err) < 0) {

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "commands/table.h"
 #include "core/opts.h"
 #include "daemon.h"
 #include "drivers/blkdebug-rules.h"
@@ -20,18 +21,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/size.h"
-#include "qmp/dispatch.h"
 #include "vm/qemu-io-parse.h"
-
-void daemon_quit(struct daemon *d)
-{
-    (void)d;
-}
-
-void daemon_ask_quit(struct daemon *d)
-{
-    (void)d;
-}
 
 static void check(bool ok)
 {
@@ -57,7 +47,7 @@ static void check_option(const char *name, const char *text)
     if (!cmd || !cmd->args) {
         return;
     }
-    int r = qmp_parse_option(text, cmd->args->name, cmd->args, &args, &err);
+    int r = keyval_parse(text, cmd->args->name, cmd->args, &args, &err);
     if (r < 0) {
         check_error(err, r);
     } else {

@@ -7,6 +7,7 @@
 
 #include "cli/cli.h"
 #include "nbdelta/cleanup.h"
+#include "nbdelta/text.h"
 
 #define OPT_OUTPUT CLI_LONG
 
@@ -127,7 +128,7 @@ END_TEST
 
 START_TEST(control_characters_are_not_printable)
 {
-    CLEANUP_FREE char *text = cli_printable("a\tb\033c\177\xc3\xa9");
+    CLEANUP_FREE char *text = text_printable("a\tb\033c\177\xc3\xa9");
     ck_assert_str_eq(text, "a?b?c?\xc3\xa9");
 }
 END_TEST

@@ -21,7 +21,7 @@ static void redirect(void)
     (void)close(fds[1]);
     ck_assert_int_eq(fcntl(fds[0], F_SETFL, O_NONBLOCK), 0);
     out = fds[0];
-    log_init();
+    log_init("nbdelta");
 }
 
 /* What has come; and how many lines that are. */
@@ -71,7 +71,7 @@ START_TEST(the_journal_has_levels_and_times_of_its_own)
     (void)snprintf(stream, sizeof(stream), "%ju:%ju", (uintmax_t)st.st_dev,
                    (uintmax_t)st.st_ino);
     ck_assert_int_eq(setenv("JOURNAL_STREAM", stream, 1), 0);
-    log_init();
+    log_init("nbdelta");
     log_line(TELL_ERROR, "an error");
     log_line(TELL_NOTE, "a note");
     (void)lines();
@@ -79,7 +79,7 @@ START_TEST(the_journal_has_levels_and_times_of_its_own)
 
     /* That was somebody else's. */
     ck_assert_int_eq(setenv("JOURNAL_STREAM", "1:1", 1), 0);
-    log_init();
+    log_init("nbdelta");
     log_line(TELL_ERROR, "an error");
     (void)lines();
     ck_assert_ptr_null(strstr(said, "<3>"));

@@ -5,21 +5,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "commands/table.h"
 #include "daemon.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
-#include "qmp/dispatch.h"
 #include "qmp/parse.h"
 
-void daemon_quit(struct daemon *d)
-{
-    (void)d;
-}
-
-void daemon_ask_quit(struct daemon *d)
-{
-    (void)d;
-}
+static struct daemon server = {.service = &qmp_service};
 
 struct verdict {
     struct qmp_state state;
@@ -32,7 +24,7 @@ static void on_value(json_t *value, const char *why, void *opaque)
 {
     CLEANUP_ERROR struct error *err = NULL;
     struct verdict *v = opaque;
-    struct qmp_call call = {.state = &v->state};
+    struct qmp_call call = {.daemon = &server, .state = &v->state};
     const struct qmp_command *cmd = NULL;
 
     ck_assert_msg(value != NULL, "%s", why);
@@ -208,7 +200,7 @@ static void dispatched(const char *request, const char *expected)
 {
     struct qmp_state state = {.negotiated = true};
     CLEANUP_JSON json_t *value = json_loads(request, JSON_DECODE_ANY, NULL);
-    CLEANUP_JSON json_t *reply = qmp_dispatch(NULL, &state, value);
+    CLEANUP_JSON json_t *reply = qmp_dispatch(&server, &state, value);
     CLEANUP_FREE char *text = NULL;
     size_t len = 0;
 

@@ -31,4 +31,7 @@ bool text_is_plain(uint32_t code);
  * that is not plain.  @s does not grow. */
 void text_make_printable(char *s);
 
+/* A copy of @s, made printable.  Free the result; NULL: no memory. */
+char *text_printable(const char *s);
+
 #endif /* NBDELTA_TEXT_H */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-#ifndef NBDELTA_SERVER_NBD_PAGES_H
-#define NBDELTA_SERVER_NBD_PAGES_H
+#ifndef NBDELTA_SERVER_NET_PAGES_H
+#define NBDELTA_SERVER_NET_PAGES_H
 
 /*
  * Buffers in whole pages.  Not malloc: what it is given back is often kept by
@@ -25,4 +25,4 @@ static inline void pages_free(void *p, size_t bytes)
     }
 }
 
-#endif /* NBDELTA_SERVER_NBD_PAGES_H */
+#endif /* NBDELTA_SERVER_NET_PAGES_H */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-#ifndef NBDELTA_SERVER_COMMANDS_CORE_H
-#define NBDELTA_SERVER_COMMANDS_CORE_H
+#ifndef NBDELTA_SERVER_QMP_VERSION_H
+#define NBDELTA_SERVER_QMP_VERSION_H
 
 #include <jansson.h>
 
@@ -10,4 +10,4 @@ extern const char qmp_like_version[];
 /* VersionInfo, of the greeting and of query-version; a new reference. */
 json_t *qmp_version(void);
 
-#endif /* NBDELTA_SERVER_COMMANDS_CORE_H */
+#endif /* NBDELTA_SERVER_QMP_VERSION_H */

@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Names that users give to disks: see disk.h. */
+#include "disk.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "daemon.h"
+#include "nbd/export.h"
+#include "nbdelta/blk.h"
+#include "nbdelta/error.h"
+#include "nbdelta/graph.h"
+#include "nbdelta/job.h"
+#include "vm/device.h"
+
+struct find_export {
+    const char *name;
+    struct node *node;
+};
+
+static int match_export(struct export *e, void *opaque)
+{
+    struct find_export *f = opaque;
+
+    if (!e->of_backup &&
+        (strcmp(e->name, f->name) == 0 || strcmp(e->id, f->name) == 0)) {
+        f->node = blk_node(e->blk);
+        return 1;
+    }
+    return 0;
+}
+
+/* As a device: a block backend, or an export. */
+static struct node *find_exported(struct daemon *d, const char *name)
+{
+    struct find_export f = {.name = name};
+    const struct blk *b = d->devices ? devices_find(d->devices, name) : NULL;
+
+    if (b) {
+        return blk_node(b);
+    }
+
+    (void)exports_each(d->exports, match_export, &f);
+    return f.node;
+}
+
+static int match_image(struct export *e, void *opaque)
+{
+    struct find_export *f = opaque;
+
+    if (e->is_default && strcmp(e->id, f->name) == 0) {
+        f->node = blk_disk(e->blk);
+        return 1;
+    }
+    return 0;
+}
+
+/* As an image of the command line: what its clients see now, which a snapshot
+ * or a commit has taken from the node of that name to another one. */
+static struct node *find_image(struct daemon *d, const char *name)
+{
+    struct find_export f = {.name = name};
+
+    (void)exports_each(d->exports, match_image, &f);
+    return f.node;
+}
+
+/* The first of the two, or the text. */
+static struct node *either(struct node *n, struct node *other, const char *name,
+                           struct error **errp)
+{
+    if (!n && !other) {
+        (void)error_set(errp, ENODEV,
+                        "Cannot find device='%.200s' nor node-name='%.200s'",
+                        name, name);
+    }
+    return n ? n : other;
+}
+
+struct node *disk_find_node(struct daemon *d, const char *name,
+                            struct error **errp)
+{
+    struct node *n = find_image(d, name);
+
+    return either(n ? n : graph_find(d->graph, name), find_exported(d, name),
+                  name, errp);
+}
+
+struct node *disk_find_device(struct daemon *d, const char *name,
+                              struct error **errp)
+{
+    return either(find_exported(d, name), graph_find(d->graph, name), name,
+                  errp);
+}
+
+/* --- All that a command mentions. --- */
+
+struct search {
+    struct daemon *daemon;
+    const json_t *names;
+    bool exports;
+    json_t *nodes; /* what was found: names of nodes */
+};
+
+static bool is_named(const struct search *s, const char *name)
+{
+    return json_object_get(s->names, name) != NULL;
+}
+
+static void add_node(const struct search *s, const struct node *n)
+{
+    (void)json_object_set_new(s->nodes, node_name(n), json_true());
+}
+
+static int add_export(struct export *e, void *opaque)
+{
+    const struct search *s = opaque;
+
+    if (!e->of && (is_named(s, e->id) || is_named(s, e->name) ||
+                   (s->exports && !e->of_backup))) {
+        add_node(s, blk_node(e->blk));
+    }
+    return 0;
+}
+
+static bool names_job(const char *id, void *opaque)
+{
+    return is_named(opaque, id);
+}
+
+static int add_used_node(struct node *n, void *opaque)
+{
+    struct search *s = opaque;
+    struct jobs *j = s->daemon->jobs;
+
+    mutex_is_held(&j->lock);
+    if (is_named(s, node_name(n)) || jobs_use(j, n, names_job, s)) {
+        add_node(s, n);
+    }
+    return 0;
+}
+
+static void add_devices(const struct search *s)
+{
+    const char *name;
+    json_t *value;
+
+    json_object_foreach ((json_t *)(uintptr_t)s->names, name, value) {
+        const struct blk *b = devices_find(s->daemon->devices, name);
+        if (b) {
+            add_node(s, blk_node(b));
+        }
+    }
+}
+
+void disk_find_nodes(struct daemon *d, const json_t *names, bool exports,
+                     json_t *nodes)
+{
+    struct search s = {d, names, exports, nodes};
+
+    (void)exports_each(d->exports, add_export, &s);
+    (void)graph_each(d->graph, add_used_node, &s);
+    add_devices(&s);
+}

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_DISK_H
+#define NBDELTA_SERVER_DISK_H
+
+/*
+ * Which node is what a user calls "vda"?
+ * ======================================
+ *
+ * A disk is not a node: snapshots and commits take its clients from one node to
+ * another, and the name goes with the clients.
+ */
+#include <jansson.h>
+#include <stdbool.h>
+
+#include "nbdelta/types.h"
+
+struct daemon;
+
+/* The node that a user calls @name: an image of the command line, a node's
+ * name, or an export's.  The first is wherever its clients are now: a backup of
+ * it has what they write.  NULL and QEMU's text when there is none. */
+struct node *disk_find_node(struct daemon *d, const char *name,
+                            struct error **errp);
+
+/* The same where the user means a device: the node that any export is
+ * attached to now comes before a node of that name. */
+struct node *disk_find_device(struct daemon *d, const char *name,
+                              struct error **errp);
+
+/* Nodes whose names are keys of @names (an object), and the nodes of exports,
+ * devices and jobs of such names; with @exports also of all disks that clients
+ * can open.  Their names become keys of @nodes.  Hold the monitor lock. */
+void disk_find_nodes(struct daemon *d, const json_t *names, bool exports,
+                     json_t *nodes);
+
+#endif /* NBDELTA_SERVER_DISK_H */
