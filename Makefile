@@ -12,7 +12,10 @@
 #   make check-valgrind       unit tests under valgrind (T= as above)
 #   make check-locks          clang's thread-safety analysis, as errors
 #   make check-headers        every header compiles alone
-#   make lint                 clang-tidy, cppcheck, shellcheck
+#   make check-layers         what each folder includes and links with, against
+#                             HACKING.md
+#   make lint                 check-layers, clang-format, clang-tidy, cppcheck,
+#                             shellcheck
 #   make fuzz                 build the fuzzers (clang), run each FUZZ_TIME=60 s;
 #                             F='options qmp' runs these
 #   make check-iotests IOTESTS=DIR [T="124 055"]
@@ -341,7 +344,7 @@ bench-run: all
 tool = @command -v $(1) >/dev/null || { echo "nbdelta: $(1) not found:" \
     "install the Debian package '$(2)' ('make packages' does)" >&2; exit 1; }
 
-.PHONY: check-locks check-headers lint
+.PHONY: check-locks check-headers check-layers lint
 check-locks:
 	$(call tool,clang,clang)
 	$(Q)clang $(INC_TESTS) $(ND_CFLAGS) -DNBDELTA_VERSION='""' \
@@ -359,11 +362,17 @@ check-headers:
 	$(Q)for h in $$(find server plugin -name '*.h'); do \
 	    $(call one_header,$(INC_SERVER)); done
 
+check-layers: all
+	$(Q)tests/layers.py '$(O)'
+
 LINT_SRC := $(BLOCKLIB_SRC) $(SERVER_SRC) $(PLUGIN_SRC)
-lint:
+lint: check-layers
+	$(call tool,clang-format,clang-format)
 	$(call tool,clang-tidy,clang-tidy)
 	$(call tool,cppcheck,cppcheck)
 	$(call tool,shellcheck,shellcheck)
+	$(Q)clang-format --dry-run -Werror $$(find blocklib server plugin tests \
+	    -name '*.[ch]')
 	$(Q)printf '%s\n' $(LINT_SRC) | xargs -P $(JOBS) -I{} \
 	    clang-tidy --quiet {} -- $(INC_TESTS) $(ND_CFLAGS) \
 	    -DNBDELTA_VERSION='""'
