@@ -18,7 +18,7 @@
  *     after that one was armed: who finds it set need not look further out.
  *
  * That what is set and was armed stays in the image is the business of the
- * format: it writes only more than that (driver->bitmap_arm).  The bitmap
+ * format: it writes only more than that (`arm` in core/driver.h).  The bitmap
  * in which the bits were found is armed again, because who has set them may
  * still be waiting for that.
  *
@@ -178,7 +178,7 @@ static int mark_one(struct node *n, struct bitmap *bm, uint64_t offset,
     if (here > 0) {
         hbitmap_set(bits, offset, here);
     }
-    return bm->stored ? n->drv->bitmap_arm(n, bm, offset, bytes, nowait) : 0;
+    return bm->stored ? n->drv->bitmaps->arm(n, bm, offset, bytes, nowait) : 0;
 }
 
 static int mark_nest(struct node *n, struct bitmap *innermost, uint64_t offset,
@@ -199,7 +199,8 @@ static int mark_nest(struct node *n, struct bitmap *innermost, uint64_t offset,
 int bitmap_mark_slow(struct node *n, uint64_t offset, uint64_t bytes,
                      bool nowait)
 {
-    int r = atomic_load(&n->bitmaps_doubt) ? n->drv->bitmap_heal(n, nowait) : 0;
+    int r = atomic_load(&n->bitmaps_doubt) ? n->drv->bitmaps->heal(n, nowait)
+                                           : 0;
 
     for (struct bitmap *bm = n->recording; r == 0 && bm; bm = bm->rest) {
         r = mark_nest(n, bm, offset, bytes, nowait);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Dirty bitmaps of nodes: rules, freezing, reading.  Marking: core/bitmap-mark.c.
+ * Dirty bitmaps of nodes: rules, freezing, reading.  Marking:
+ * core/bitmap-mark.c.
  *
  *                    writes                       readers (NBD, query)
  *                      |                                 |
@@ -78,7 +79,7 @@ void bitmap_unref(struct bitmap *bm)
 void bitmap_drop(struct bitmap *bm)
 {
     if (bm->stored) {
-        bm->node->drv->bitmap_gone(bm);
+        bm->node->drv->bitmaps->gone(bm);
     }
     struct node *n = bm->node;
     bool listed = !list_empty(&bm->on_node);
@@ -345,7 +346,7 @@ int bitmap_freeze(struct bitmap *bm, struct error **errp)
 static void relaxed(struct bitmap *bm)
 {
     if (bm->stored) {
-        bm->node->drv->bitmap_relaxed(bm->node, bm);
+        bm->node->drv->bitmaps->relaxed(bm->node, bm);
     }
 }
 
@@ -419,7 +420,7 @@ static uint64_t default_granularity(struct node *n)
 static int check_storable(struct node *n, const char *name,
                           uint64_t granularity, struct error **errp)
 {
-    if (!n->drv->check_bitmap) {
+    if (!n->drv->bitmaps) {
         return error_set(errp, ENOTSUP,
                          "Can't store persistent bitmaps to %s: %s",
                          node_name(n), strerror(ENOTSUP));
@@ -428,7 +429,7 @@ static int check_storable(struct node *n, const char *name,
         return error_set(errp, EACCES, "Block node is read-only: '%s'",
                          node_name(n));
     }
-    return n->drv->check_bitmap(n, name, granularity, errp);
+    return n->drv->bitmaps->check(n, name, granularity, errp);
 }
 
 int bitmap_add_locked(struct node *n, const char *name, uint64_t granularity,
@@ -464,7 +465,7 @@ int bitmap_add_locked(struct node *n, const char *name, uint64_t granularity,
 
 bool node_keeps_bitmaps(const struct node *n)
 {
-    return n->drv->check_bitmap;
+    return n->drv->bitmaps;
 }
 
 int bitmap_check_persistent(struct bitmap_ref ref, struct error **errp)
@@ -481,9 +482,9 @@ int bitmap_check_persistent(struct bitmap_ref ref, struct error **errp)
 
 int bitmap_make_persistent(struct bitmap *bm, struct error **errp)
 {
-    int r = bm->persistent ? 0
-                           : check_storable(bm->node, name_of(bm),
-                                            bm->granularity, errp);
+    int r = bm->persistent
+                ? 0
+                : check_storable(bm->node, name_of(bm), bm->granularity, errp);
 
     bm->persistent = bm->persistent || r == 0;
     return r;
@@ -491,16 +492,16 @@ int bitmap_make_persistent(struct bitmap *bm, struct error **errp)
 
 int bitmap_store(struct node *n, struct error **errp)
 {
-    return n->drv->store_bitmaps && !n->flags.read_only
-               ? n->drv->store_bitmaps(n, errp)
+    return n->drv->bitmaps && !n->flags.read_only
+               ? n->drv->bitmaps->store(n, errp)
                : 0;
 }
 
 int bitmap_store_ahead(struct node *n, bool more, struct error **errp)
 {
     struct tree *t = node_enter(n, false);
-    bool can = n->drv->store_ahead && !n->flags.read_only;
-    int r = can ? n->drv->store_ahead(n, more) : 0;
+    bool can = n->drv->bitmaps && !n->flags.read_only;
+    int r = can ? n->drv->bitmaps->store_ahead(n, more) : 0;
 
     node_leave(t);
     if (r < 0 && r != -ERESTART) { /* a drain: it is done in the section */

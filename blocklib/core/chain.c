@@ -150,7 +150,7 @@ int chain_set_backing_name(struct node *n, const char *name, const char *fmt,
 {
     bool read_only = n->flags.read_only;
 
-    if (!n->drv->change_backing) {
+    if (!n->drv->image || !n->drv->image->change_backing) {
         return error_set(errp, ENOTSUP,
                          "Could not change backing file to '%s': format '%s' "
                          "has none",
@@ -160,7 +160,7 @@ int chain_set_backing_name(struct node *n, const char *name, const char *fmt,
     if (r < 0) {
         return r;
     }
-    r = n->drv->change_backing(n, name, fmt, errp);
+    r = n->drv->image->change_backing(n, name, fmt, errp);
     if (read_only) {
         int back = node_set_read_only(n, true, r < 0 ? NULL : errp);
         r = r < 0 ? r : back;

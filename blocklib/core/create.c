@@ -149,7 +149,7 @@ int image_make(const struct driver_table *t, const char *filename,
                struct error **errp)
 {
     const struct driver *drv = driver_find(t, format);
-    if (!drv || !drv->create) {
+    if (!drv || !drv->image || !drv->image->create) {
         return error_set(errp, EINVAL, "Unknown file format '%s'", format);
     }
     CLEANUP_JSON json_t *complete = json_deep_copy(options);
@@ -164,7 +164,7 @@ int image_make(const struct driver_table *t, const char *filename,
     if (!opts) {
         return error_set(errp, ENOMEM, "no memory for options");
     }
-    r = drv->create(t, filename, opts, how, errp);
+    r = drv->image->create(t, filename, opts, how, errp);
     opts_free(opts);
     return r;
 }
@@ -237,7 +237,7 @@ int image_format(struct graph *g, const char *format, const json_t *file,
     CLEANUP_JSON json_t *complete = json_deep_copy(options);
 
     *left = (struct image_nodes){NULL, NULL, NULL};
-    if (!drv || !drv->format) {
+    if (!drv || !drv->image || !drv->image->format) {
         return error_set(errp, EINVAL, "'%s' is no format to create", format);
     }
     int r = take_file(g, file, &left->file, errp);
@@ -251,7 +251,7 @@ int image_format(struct graph *g, const char *format, const json_t *file,
     if (!opts) {
         return error_set(errp, ENOMEM, "no memory for options");
     }
-    r = drv->format(g, left->file, opts, &left->image, errp);
+    r = drv->image->format(g, left->file, opts, &left->image, errp);
     opts_free(opts);
     return r < 0 ? r : stretch(g, left->data, complete, errp);
 }

@@ -124,6 +124,92 @@ struct mapping {
     unsigned ticket;   /* the driver's own, for map_put */
 };
 
+/*
+ * Changing flags and options of an open node, as a step of several that
+ * succeed or fail together (core/reopen.h).  A node that becomes writable comes
+ * after its file child, another one before it.
+ */
+struct driver_reopen {
+    /* Options, except those of every node, that may be changed; ends with
+     * NULL.  take takes them, all or some, from @opts and keeps them for the
+     * prepare that follows, or for abort.  Both NULL: there are none. */
+    const char *const *options;
+    int (*take)(struct node *n, struct opts *opts, struct error **errp);
+
+    /* Go over from n->flags to *@to (read_only, direct, no_flush, unmap may
+     * differ), so that it can be taken back. */
+    int (*prepare)(struct node *n, const struct node_flags *to,
+                   struct error **errp);
+
+    /* One of these follows, and cannot fail: abort also after a failure, or
+     * when it did not come to prepare.  NULL: nothing is left to do. */
+    void (*commit)(struct node *n);
+    void (*abort)(struct node *n);
+};
+
+/* Images of a format as files: how they look, how they are made, what they
+ * say of others.  Each member may be NULL. */
+struct driver_image {
+    /* Is a file that has @head at its beginning and @tail at its end such an
+     * image?  FORMAT_BYTES each (format.h), zeroes where the file is shorter.
+     * NULL: no file looks like one. */
+    bool (*probe)(const void *head, const void *tail);
+
+    /* Create an image; see image.h.  @opts is complete but not checked.  A
+     * graph that it opens the image with has the drivers @t. */
+    int (*create)(const struct driver_table *t, const char *filename,
+                  struct opts *opts, struct file_make *how,
+                  struct error **errp);
+    const char *const *create_options; /* of create; ends with NULL */
+
+    /* Write an empty image onto @file, an open node that the caller holds.
+     * The options are those of create, except that nothing is rounded.  Not in
+     * a control section nor in a request.  Durable when it returns 0.  A node
+     * that it has opened for that is *opened, which the caller closes. */
+    int (*format)(struct graph *g, struct node *file, struct opts *opts,
+                  struct node **opened, struct error **errp);
+
+    /* Have the image, which is writable, name the file @name of format @fmt
+     * (or NULL) as its backing file; @name NULL: none.  Durable when it
+     * returns 0; at any moment the image names the old one or the new one.
+     * Updates image_backing.  NULL: images of this format name none. */
+    int (*change_backing)(struct node *n, const char *name, const char *fmt,
+                          struct error **errp);
+};
+
+/* Bitmaps that an image keeps (core/dirty.h): all members are there. */
+struct driver_bitmaps {
+    /* Drained.  Make the image say what the node's bitmaps are: which, enabled
+     * or not, with at least the bits that they have.  Durable then. */
+    int (*store)(struct node *n, struct error **errp);
+
+    /* In a request: store will come soon; write what it would have to. */
+    int (*store_ahead)(struct node *n, bool more);
+
+    /* May one more be stored? */
+    int (*check)(struct node *n, const char *name, uint64_t granularity,
+                 struct error **errp);
+
+    /* Drained.  The bits of a stored bitmap have become fewer. */
+    void (*relaxed)(struct node *n, struct bitmap *bm);
+
+    /* A stored bitmap is about to be freed, as it is. */
+    void (*gone)(struct bitmap *bm);
+
+    /* In a request, before the range is changed, after the bits of @bm were
+     * set: let a crash not lose them.  Of an inconsistent one that is recorded,
+     * say in the image that it is.  -EAGAIN, only with @nowait: it has to
+     * wait. */
+    int (*arm)(struct node *n, struct bitmap *bm, uint64_t offset,
+               uint64_t bytes, bool nowait);
+
+    /* In a request, before data change while node->bitmaps_doubt is set: have
+     * the image say of the bitmaps what memory does, or at least not less;
+     * durable.  The driver sets the flag, in a drained section or here, and
+     * clears it. */
+    int (*heal)(struct node *n, bool nowait);
+};
+
 struct driver {
     const char *name;             /* the word in "driver": "..." */
     const struct option *options; /* all that open takes, and "backing" */
@@ -138,10 +224,11 @@ struct driver {
     unsigned flags_write; /* REQ_FUA if pwritev honours it itself */
     unsigned flags_zero;
 
-    /* Is a file that has @head at its beginning and @tail at its end an image
-     * of this format?  FORMAT_BYTES each (format.h), zeroes where the file is
-     * shorter.  NULL: no file looks like one. */
-    bool (*probe)(const void *head, const void *tail);
+    /* NULL: nothing depends on the flags; no file is such an image; there is
+     * no place for bitmaps. */
+    const struct driver_reopen *reopen;
+    const struct driver_image *image;
+    const struct driver_bitmaps *bitmaps;
 
     /* --- Control path: one thread, no I/O in flight. --- */
 
@@ -157,19 +244,6 @@ struct driver {
      * false...}, for filters what child[CHILD_FILE] has.  NULL: leave it. */
     void (*limits)(struct node *n, struct limits *lim);
 
-    /*
-     * Go over from n->flags to *@to (read_only, direct, no_flush, unmap may
-     * differ), as a step of several that succeed or fail together: what was
-     * done can still be taken back.  A node that becomes writable comes after
-     * its file child, another one before it.  Then one of the two others is
-     * called, which cannot fail; abort also after a failure, or when it did
-     * not come that far.  NULL: nothing depends on the flags.
-     */
-    int (*reopen)(struct node *n, const struct node_flags *to,
-                  struct error **errp);
-    void (*reopen_commit)(struct node *n);
-    void (*reopen_abort)(struct node *n);
-
     /* child[CHILD_FILE] or child[CHILD_DATA] is another node now, of the same
      * content.  NULL: the driver keeps no pointer to them. */
     void (*file_changed)(struct node *n);
@@ -177,12 +251,6 @@ struct driver {
     /* On entry *p is what the node's users want and share, and it becomes what
      * the node wants of its file child.  NULL: the same. */
     void (*child_perms)(const struct node *n, struct perms *p);
-
-    /* Options, but for those of every node, that may be changed
-     * (NULL-terminated).  reopen_take takes them, all or some, from @opts and
-     * keeps them for the reopen that follows, or for reopen_abort. */
-    const char *const *reopen_options;
-    int (*reopen_take)(struct node *n, struct opts *opts, struct error **errp);
 
     /* The size of @n when its file child has @below bytes.  NULL: that of
      * filters is @below, that of others does not depend on it. */
@@ -192,15 +260,6 @@ struct driver {
      * space reads as zeroes, or shows the backing node: the core hides
      * that.  NULL: the size is fixed. */
     int (*resize)(struct node *n, uint64_t size, struct error **errp);
-
-    /*
-     * Have the image, which is writable, name the file @name of format @fmt
-     * (or NULL) as its backing file; @name NULL: none.  Durable when it
-     * returns 0; at any moment the image names the old one or the new one.
-     * Updates image_backing.  NULL: images of this format name none.
-     */
-    int (*change_backing)(struct node *n, const char *name, const char *fmt,
-                          struct error **errp);
 
     /* Protocols: stat(2) of the file that the bytes are in.  0 or -errno; NULL:
      * they are in no file. */
@@ -214,51 +273,7 @@ struct driver {
      * @own.  NULL: there are none. */
     void (*stats)(struct node *n, json_t *own);
 
-    /*
-     * Persistent bitmaps.  store makes the image say what the node's bitmaps
-     * are: which, enabled or not, with at least the bits that they have; it
-     * is durable then.  Drained.  NULL: the format has no place for them.
-     * check_bitmap: may one more be stored?
-     */
-    int (*store_bitmaps)(struct node *n, struct error **errp);
-    int (*check_bitmap)(struct node *n, const char *name, uint64_t granularity,
-                        struct error **errp);
-
-    /* In a request: store will come soon; write what it would have to. */
-    int (*store_ahead)(struct node *n, bool more);
-
-    /* The bits of a persistent bitmap have become fewer.  Drained. */
-    void (*bitmap_relaxed)(struct node *n, struct bitmap *bm);
-
-    /* It is about to be freed, stored as it is. */
-    void (*bitmap_gone)(struct bitmap *bm);
-
-    /* Create an image; see image.h.  @opts is complete but not checked.  A
-     * graph that it opens the image with has the drivers @t. */
-    int (*create)(const struct driver_table *t, const char *filename,
-                  struct opts *opts, struct file_make *how,
-                  struct error **errp);
-    const char *const *create_options; /* NULL-terminated */
-
-    /* Write an empty image onto @file, an open node that the caller holds;
-     * the options of create, but that nothing is rounded.  Not in a control
-     * section nor in a request.  Durable when it returns 0.  A node that it
-     * has opened for that is *opened, which the caller closes.  NULL: no. */
-    int (*format)(struct graph *g, struct node *file, struct opts *opts,
-                  struct node **opened, struct error **errp);
-
     /* --- I/O path: any thread, at any time. --- */
-
-    /* Before the range is changed, after the bits of @bm were set: let a
-     * crash not lose them; of an inconsistent one that is recorded, say in
-     * the image that it is.  -EAGAIN, only with @nowait: it has to wait. */
-    int (*bitmap_arm)(struct node *n, struct bitmap *bm, uint64_t offset,
-                      uint64_t bytes, bool nowait);
-
-    /* Before data change while node->bitmaps_doubt is set: have the image say
-     * of the bitmaps what memory does, or at least not less; durable.  The
-     * driver sets the flag, in a drained section or here, and clears it. */
-    int (*bitmap_heal)(struct node *n, bool nowait);
 
     /* NULL: all data, for protocols; required for formats. */
     int (*map)(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags,

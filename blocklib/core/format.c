@@ -64,7 +64,8 @@ const char *format_probe(const struct driver_table *t, const void *head,
                          const void *tail)
 {
     for (const struct driver *const *d = t->drivers; *d; d++) {
-        if ((*d)->probe && (*d)->probe(head, tail)) {
+        if ((*d)->image && (*d)->image->probe &&
+            (*d)->image->probe(head, tail)) {
             return (*d)->name;
         }
     }

@@ -41,13 +41,13 @@ struct tree {
 /* A parent's or a user's hold on a node. */
 struct edge {
     struct node *child;
-    struct node *parent; /* NULL: it is a blk's */
-    const char *role;    /* "file", "backing", "target", "root" */
-    char *user;          /* for texts, of a blk: "export 'vda'" */
-    unsigned perm;       /* enum perm */
-    unsigned shared;     /* enum perm */
-    bool may_grow;       /* wants PERM_RESIZE where it wants PERM_WRITE */
-    bool inherits;       /* the child was opened by the parent's options */
+    struct node *parent;  /* NULL: it is a blk's */
+    const char *role;     /* "file", "backing", "target", "root" */
+    char *user;           /* for texts, of a blk: "export 'vda'" */
+    unsigned perm;        /* enum perm */
+    unsigned shared;      /* enum perm */
+    bool may_grow;        /* wants PERM_RESIZE where it wants PERM_WRITE */
+    bool inherits;        /* the child was opened by the parent's options */
     struct list on_child; /* in child->parents */
     struct tree *_Atomic tree; /* of a blk: the child's */
 };
@@ -58,13 +58,13 @@ enum detect_zeroes { DETECT_OFF, DETECT_ON, DETECT_UNMAP };
 /* What children inherit unless their own options say otherwise. */
 struct node_flags {
     bool read_only;
-    bool auto_read_only; /* become read-only where writing is not possible */
-    bool direct;      /* cache.direct */
-    bool no_flush;    /* cache.no-flush */
-    bool unmap;       /* discard=unmap */
+    bool auto_read_only;   /* become read-only where writing is not possible */
+    bool direct;           /* cache.direct */
+    bool no_flush;         /* cache.no-flush */
+    bool unmap;            /* discard=unmap */
     uint8_t detect_zeroes; /* enum detect_zeroes; not inherited */
-    bool force_share; /* do not take image locks that conflict */
-    bool locking;     /* file: take image locks at all */
+    bool force_share;      /* do not take image locks that conflict */
+    bool locking;          /* file: take image locks at all */
 };
 
 /*
@@ -86,49 +86,49 @@ struct node {
     const struct driver *drv;
     struct graph *graph;
     char *name;
-    void *state;            /* drv->state_size zeroed bytes */
+    void *state; /* drv->state_size zeroed bytes */
     struct limits limits;
     struct node_flags flags;
-    char *filename;         /* what a person would type to open it */
-    char *image_backing;    /* backing file as the image names it, or NULL */
+    char *filename;      /* what a person would type to open it */
+    char *image_backing; /* backing file as the image names it, or NULL */
     char *image_backing_fmt;
-    bool growable;          /* protocol: writes past the end extend it */
-    bool probed;            /* the format was guessed from the content */
-    bool only_read;         /* protocol: an image names it, and must not have
-                               it written to (policy.c) */
-    struct node *preopened; /* during open: the file child, for probing */
+    bool growable;             /* protocol: writes past the end extend it */
+    bool probed;               /* the format was guessed from the content */
+    bool only_read;            /* protocol: an image names it, and must not have
+                                  it written to (policy.c) */
+    struct node *preopened;    /* during open: the file child, for probing */
     const struct named *named; /* during open: what names the file */
 
     /* --- Tree lock. --- */
-    struct edge *child[CHILD_MAX]; /* NULL where there is none */
-    struct list bitmaps;           /* of struct bitmap.on_node (dirty.h) */
-    struct bitmap *recording;      /* the first of those that record */
+    struct edge *child[CHILD_MAX];  /* NULL where there is none */
+    struct list bitmaps;            /* of struct bitmap.on_node (dirty.h) */
+    struct bitmap *recording;       /* the first of those that record */
     const struct read_guard *guard; /* or NULL */
 
     /* --- Control lock. --- */
-    struct list parents;    /* of struct edge.on_child */
-    json_t *options;        /* what it was opened with; NULL: by a job */
+    struct list parents; /* of struct edge.on_child */
+    json_t *options;     /* what it was opened with; NULL: by a job */
     struct list in_graph;
     struct list in_tree;
-    unsigned refs;          /* edges, and one for the graph (graph_open) */
-    bool monitor_owned;     /* the graph's reference is there */
-    bool opened;            /* drv->open has succeeded */
-    bool visited;           /* scratch of walks */
-    bool bitmaps_changed;   /* persistent ones, and not stored yet */
-    unsigned job_count;     /* jobs that work on it (blocker.h) */
-    const char *job_type;   /* of the last of them */
-    unsigned open_depth;    /* during open: images stacked above */
+    unsigned refs;        /* edges, and one for the graph (graph_open) */
+    bool monitor_owned;   /* the graph's reference is there */
+    bool opened;          /* drv->open has succeeded */
+    bool visited;         /* scratch of walks */
+    bool bitmaps_changed; /* persistent ones, and not stored yet */
+    unsigned job_count;   /* jobs that work on it (blocker.h) */
+    const char *job_type; /* of the last of them */
+    unsigned open_depth;  /* during open: images stacked above */
 
     /* --- Own lock. --- */
-    struct range_lock rmw;  /* requests while limits.align > 1 */
+    struct range_lock rmw; /* requests while limits.align > 1 */
 
     /* --- Atomic. --- */
     _Atomic uint64_t size;
     _Atomic uint64_t highest; /* end of what was ever written */
     struct tree *_Atomic tree;
     _Atomic bool bitmaps_doubt; /* what the image says of its bitmaps may not
-                                   do: no data change before bitmap_heal of
-                                   the driver */
+                                   do: no data change before the driver has
+                                   healed them */
 };
 
 /*
@@ -152,7 +152,7 @@ static inline bool node_is_draining(const struct node *n)
  * at all.
  */
 enum node_progress {
-    PROGRESS_NONE,      /* it is no user's: what it does by half harms nothing */
+    PROGRESS_NONE, /* it is no user's: what it does by half harms nothing */
     PROGRESS_UNTOUCHED, /* nothing has changed yet */
     PROGRESS_CHANGED,
 };
@@ -175,10 +175,10 @@ static inline bool node_shall_restart(const struct node *n)
 }
 
 /* Once it is set, nobody wants the requests of this thread any more: they wait
- * for nothing but I/O, and fail; I/O across a network ends soon, if it takes the
- * connection with it.  NULL: they are wanted.  Whoever waits where that may be
- * looks every now and then; who sets it and calls graph_wake_waiting() is seen
- * at once. */
+ * for nothing but I/O, and fail; I/O across a network ends soon, if it takes
+ * the connection with it.  NULL: they are wanted.  Whoever waits where that may
+ * be looks every now and then; who sets it and calls graph_wake_waiting() is
+ * seen at once. */
 extern _Thread_local const _Atomic bool *node_unwanted;
 
 static inline bool node_is_unwanted(void)
@@ -210,7 +210,8 @@ static inline bool node_may_have_backing(const struct node *n)
 /*
  * Open or find the child that @opts names under @key ("file") and attach it
  * as child[@index]; its bytes may be read, and written where this node is
- * writable; @grow lets writes extend it (resizing needs no more).  -EINVAL when the key is missing.
+ * writable; @grow lets writes extend it (resizing needs no more).  -EINVAL when
+ * the key is missing.
  */
 int node_open_child(struct node *n, struct opts *opts, const char *key,
                     unsigned index, bool grow, struct error **errp);
@@ -230,8 +231,7 @@ int node_preadv(struct node *n, uint64_t offset, uint64_t bytes,
                 const struct iovec *iov, int iovcnt, unsigned flags);
 int node_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
                  const struct iovec *iov, int iovcnt, unsigned flags);
-int node_zero(struct node *n, uint64_t offset, uint64_t bytes,
-              unsigned flags);
+int node_zero(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags);
 /* Whole clusters, by a driver that has write_compressed. */
 int node_write_compressed(struct node *n, const void *buf, uint64_t bytes,
                           uint64_t offset);
@@ -273,10 +273,9 @@ static inline void node_note_write(struct node *n, uint64_t end)
 {
     uint64_t old = atomic_load_explicit(&n->highest, memory_order_relaxed);
 
-    while (old < end &&
-           !atomic_compare_exchange_weak_explicit(&n->highest, &old, end,
-                                                  memory_order_relaxed,
-                                                  memory_order_relaxed)) {
+    while (old < end && !atomic_compare_exchange_weak_explicit(
+                            &n->highest, &old, end, memory_order_relaxed,
+                            memory_order_relaxed)) {
     }
 }
 

@@ -209,6 +209,11 @@ static int check_unchanged(const struct node *n, const char *key,
     return same ? 0 : cannot_change("", key, errp);
 }
 
+static bool may_change(const struct driver *drv, const char *key)
+{
+    return drv->reopen && is_listed(drv->reopen->options, key);
+}
+
 static int check_rest(const struct node *n, const json_t *options, bool keep,
                       struct error **errp)
 {
@@ -219,7 +224,7 @@ static int check_rest(const struct node *n, const json_t *options, bool keep,
     json_object_foreach ((json_t *)(uintptr_t)options, key, value) {
         bool free_to_change = (is_common(n, key) &&
                                strcmp(key, "node-name") != 0) ||
-                              is_listed(n->drv->reopen_options, key);
+                              may_change(n->drv, key);
         if (!free_to_change) {
             r = check_unchanged(n, key, value, errp);
         }
@@ -229,8 +234,7 @@ static int check_rest(const struct node *n, const json_t *options, bool keep,
     }
     json_object_foreach (n->options, key, value) {
         if (!keep && !json_object_get(options, key) && !is_common(n, key) &&
-            strcmp(key, "driver") != 0 &&
-            !is_listed(n->drv->reopen_options, key)) {
+            strcmp(key, "driver") != 0 && !may_change(n->drv, key)) {
             return error_set(errp, EINVAL,
                              "Option '%s' cannot be reset to its default "
                              "value",
@@ -266,7 +270,7 @@ static int take_options(struct node *n, const json_t *options,
                         struct error **errp)
 {
     CLEANUP_JSON json_t *own = json_object();
-    const char *const *keys = n->drv->reopen_options;
+    const char *const *keys = n->drv->reopen->options;
     int r = own ? 0 : -ENOMEM;
 
     for (; r == 0 && *keys; keys++) {
@@ -280,7 +284,7 @@ static int take_options(struct node *n, const json_t *options,
         return no_memory(errp);
     }
     opts_describe(opts, NULL, n->drv->options);
-    r = n->drv->reopen_take(n, opts, errp);
+    r = n->drv->reopen->take(n, opts, errp);
     opts_free(opts);
     return r;
 }
@@ -387,7 +391,7 @@ static int read_complete(struct work *w, struct node *n, const json_t *options,
     if (r == 0) {
         r = reopen_add_one(&w->flags, n, &flags, errp);
     }
-    if (r == 0 && n->drv->reopen_take) {
+    if (r == 0 && n->drv->reopen && n->drv->reopen->take) {
         r = take_options(n, options, errp);
     }
     if (r == 0 && !child_first) {

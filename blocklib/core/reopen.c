@@ -162,7 +162,7 @@ static int do_step(struct step *s, struct error **errp)
         r = check_users(n, errp);
     }
     if (r == 0 && n->drv->reopen) {
-        r = n->drv->reopen(n, &s->to, errp);
+        r = n->drv->reopen->prepare(n, &s->to, errp);
     }
     if (r < 0) {
         put_edges_back(s);
@@ -181,8 +181,10 @@ static int do_step(struct step *s, struct error **errp)
 
 static void undo_step(struct step *s)
 {
-    if (s->node->drv->reopen_abort) {
-        s->node->drv->reopen_abort(s->node);
+    const struct driver_reopen *drv = s->node->drv->reopen;
+
+    if (drv && drv->abort) {
+        drv->abort(s->node);
     }
     if (s->done) {
         s->node->flags = s->from;
@@ -207,11 +209,12 @@ void reopen_finish(struct reopen *set, bool stay)
 {
     for (struct list *at = set->steps.prev; at != &set->steps; at = at->prev) {
         struct step *s = list_entry(at, struct step, link);
+        const struct driver_reopen *drv = s->node->drv->reopen;
 
         if (!stay) {
             undo_step(s);
-        } else if (s->node->drv->reopen_commit) {
-            s->node->drv->reopen_commit(s->node);
+        } else if (drv && drv->commit) {
+            drv->commit(s->node);
         }
     }
     list_for_each_safe (at, &set->steps) {

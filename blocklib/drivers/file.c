@@ -664,6 +664,12 @@ static int file_fstat(const struct node *n, struct stat *st)
     return fstat(s->fd, st) < 0 ? -errno : 0;
 }
 
+static const struct driver_reopen reopen_methods = {
+    .prepare = file_reopen,
+    .commit = file_reopen_commit,
+    .abort = file_reopen_abort,
+};
+
 /* clang-format off */
 #define METHODS                            \
     .is_protocol = true,                   \
@@ -672,9 +678,7 @@ static int file_fstat(const struct node *n, struct stat *st)
     .flags_write = REQ_FUA,                \
     .open = file_open,                     \
     .close = file_close,                   \
-    .reopen = file_reopen,                 \
-    .reopen_commit = file_reopen_commit,   \
-    .reopen_abort = file_reopen_abort,     \
+    .reopen = &reopen_methods,             \
     .limits = file_limits,                 \
     .resize = file_resize,                 \
     .describe = file_describe,             \

@@ -466,6 +466,10 @@ static void remote_describe(struct node *n, json_t *info)
         json_pack("{s:s,s:o}", "type", "nbd", "data", data));
 }
 
+static const struct driver_reopen remote_reopen_methods = {
+    .prepare = remote_reopen,
+};
+
 const struct driver driver_nbd = {
     .name = "nbd",
     .options = remote_node_options,
@@ -475,7 +479,7 @@ const struct driver driver_nbd = {
     .flags_zero = REQ_MAY_UNMAP | REQ_NO_FALLBACK,
     .open = remote_open,
     .close = remote_close,
-    .reopen = remote_reopen,
+    .reopen = &remote_reopen_methods,
     .limits = remote_limits,
     .describe = remote_describe,
     .map = remote_map,

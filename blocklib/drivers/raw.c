@@ -241,6 +241,11 @@ static int raw_create(const struct driver_table *t, const char *filename,
     return file_create_plain(filename, size, room[preallocation], how, errp);
 }
 
+static const struct driver_image raw_image = {
+    .create = raw_create,
+    .create_options = raw_create_options,
+};
+
 const struct driver driver_raw = {
     .name = "raw",
     .options = raw_options,
@@ -251,8 +256,7 @@ const struct driver driver_raw = {
     .limits = raw_limits,
     .size_over = raw_size_over,
     .resize = raw_resize,
-    .create = raw_create,
-    .create_options = raw_create_options,
+    .image = &raw_image,
     .map = raw_map,
     .pwritev = raw_pwritev,
 };

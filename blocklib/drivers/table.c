@@ -85,5 +85,5 @@ const char *const *image_create_options(const char *format)
 {
     const struct driver *drv = driver_find(&table, format);
 
-    return drv && drv->create ? drv->create_options : NULL;
+    return drv && drv->image ? drv->image->create_options : NULL;
 }

@@ -54,7 +54,7 @@ static int create_file(const struct snapshot *s, struct file_make *how,
     }
     const struct driver *drv = driver_find(graph_drivers(s->graph),
                                            format_of(s));
-    if (drv && drv->create && !drv->has_backing) {
+    if (drv && drv->image && !drv->has_backing) {
         return error_set(errp, EINVAL,
                          "Backing file not supported for file format '%s'",
                          drv->name);

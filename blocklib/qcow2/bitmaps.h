@@ -184,7 +184,7 @@ void qcow2_bitmaps_sure(struct qcow2 *s) REQUIRES(s->arm_lock);
 void qcow2_orphan(struct qcow2 *s, uint64_t host, uint64_t bytes)
     REQUIRES(s->arm_lock);
 
-/* End the doubt, if there is any; driver.bitmap_heal. */
+/* End the doubt, if there is any; driver_bitmaps.heal. */
 int qcow2_heal(struct qcow2 *s) REQUIRES(s->arm_lock);
 int qcow2_bitmap_heal(struct node *n, bool nowait);
 

@@ -409,34 +409,46 @@ static bool qcow2_probe(const void *head, const void *tail)
     return load_be32(h) == QCOW2_MAGIC && load_be32(h + 4) != 1;
 }
 
+static const struct driver_reopen qcow2_reopen_methods = {
+    .options = qcow2_reopen_options,
+    .take = qcow2_reopen_take,
+    .prepare = qcow2_reopen,
+    .commit = qcow2_reopen_commit,
+    .abort = qcow2_reopen_abort,
+};
+
+static const struct driver_image qcow2_image = {
+    .probe = qcow2_probe,
+    .create = qcow2_create,
+    .create_options = qcow2_create_options,
+    .format = qcow2_format,
+    .change_backing = qcow2_change_backing,
+};
+
+static const struct driver_bitmaps qcow2_bitmaps = {
+    .store = qcow2_store_bitmaps,
+    .store_ahead = qcow2_store_ahead,
+    .check = qcow2_check_bitmap,
+    .relaxed = qcow2_bitmap_relaxed,
+    .gone = qcow2_bitmap_gone,
+    .arm = qcow2_bitmap_arm,
+    .heal = qcow2_bitmap_heal,
+};
+
 const struct driver driver_qcow2 = {
     .name = "qcow2",
     .options = qcow2_options,
-    .probe = qcow2_probe,
     .has_backing = true,
     .state_size = sizeof(struct qcow2),
     .open = qcow2_open,
     .close = qcow2_close,
-    .reopen = qcow2_reopen,
-    .reopen_commit = qcow2_reopen_commit,
-    .reopen_abort = qcow2_reopen_abort,
-    .reopen_options = qcow2_reopen_options,
-    .reopen_take = qcow2_reopen_take,
+    .reopen = &qcow2_reopen_methods,
+    .image = &qcow2_image,
+    .bitmaps = &qcow2_bitmaps,
     .file_changed = qcow2_file_changed,
     .limits = qcow2_limits,
     .resize = qcow2_resize,
-    .change_backing = qcow2_change_backing,
     .describe = qcow2_describe,
-    .store_bitmaps = qcow2_store_bitmaps,
-    .store_ahead = qcow2_store_ahead,
-    .check_bitmap = qcow2_check_bitmap,
-    .bitmap_relaxed = qcow2_bitmap_relaxed,
-    .bitmap_gone = qcow2_bitmap_gone,
-    .bitmap_arm = qcow2_bitmap_arm,
-    .bitmap_heal = qcow2_bitmap_heal,
-    .create = qcow2_create,
-    .create_options = qcow2_create_options,
-    .format = qcow2_format,
     .map = qcow2_map,
     .map_put = qcow2_map_put,
     .preadv = qcow2_read_compressed,

@@ -395,6 +395,7 @@ static int no_arming(struct node *n, struct bitmap *bm, uint64_t offset,
 
 static unsigned run_campaign(const char *options, unsigned cuts, bool arms)
 {
+    struct driver_bitmaps bitmaps = *driver_qcow2.bitmaps;
     struct driver careless = driver_qcow2;
     struct graph *g = graph_new();
     unsigned lost = 0;
@@ -409,7 +410,8 @@ static unsigned run_campaign(const char *options, unsigned cuts, bool arms)
     unsigned char *before = malloc(DISK_MAX);
     memcpy(before, rec.disk, DISK_MAX);
     struct node *n = open_recorded(g, size);
-    careless.bitmap_arm = no_arming;
+    bitmaps.arm = no_arming;
+    careless.bitmaps = &bitmaps;
     if (!arms) {
         n->drv = &careless;
     }

@@ -271,8 +271,8 @@ START_TEST(a_name_that_is_no_text_hides_nothing_else)
     graph_without_data(g);
     ck_assert_int_eq(graph_open(g, o, &n, NULL), 0);
     CLEANUP_JSON json_t *info = node_image_info(g, n);
-    const json_t *data = json_object_get(
-        json_object_get(info, "format-specific"), "data");
+    const json_t *data =
+        json_object_get(json_object_get(info, "format-specific"), "data");
     ck_assert_ptr_null(json_object_get(data, "data-file"));
     ck_assert_ptr_nonnull(json_object_get(data, "data-file-raw"));
     finish();
@@ -413,7 +413,7 @@ START_TEST(a_raw_data_file_has_no_backing_file)
     must_start();
     graph_lock(g);
     graph_drain(g, n);
-    ck_assert_int_eq(n->drv->change_backing(n, "lower.raw", "raw", NULL),
+    ck_assert_int_eq(n->drv->image->change_backing(n, "lower.raw", "raw", NULL),
                      -EINVAL);
     graph_unlock(g);
     finish();

@@ -162,7 +162,7 @@ static int change(struct graph *g, struct node *n, struct names to)
     rec.to = to;
     graph_lock(g);
     graph_drain(g, n);
-    int r = n->drv->change_backing(n, to.file, to.fmt, NULL);
+    int r = n->drv->image->change_backing(n, to.file, to.fmt, NULL);
     graph_unlock(g);
     if (r == 0) {
         rec.from = to;

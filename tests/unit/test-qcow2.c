@@ -46,11 +46,12 @@ static void create(const char *name, const char *format, json_t *options)
 static int open_image(struct graph *g, const char *name, bool read_only,
                       struct blk **b, struct error **errp)
 {
-    CLEANUP_JSON json_t *o = json_pack(
-        "{s:s, s:b, s:s, s:{s:s, s:s}}", "driver", "qcow2", "read-only",
-        (int)read_only, "discard", "unmap", "file", "driver", "file",
-        "filename", name);
-    unsigned perm = read_only ? PERM_READ : PERM_READ | PERM_WRITE | PERM_RESIZE;
+    CLEANUP_JSON json_t *o =
+        json_pack("{s:s, s:b, s:s, s:{s:s, s:s}}", "driver", "qcow2",
+                  "read-only", (int)read_only, "discard", "unmap", "file",
+                  "driver", "file", "filename", name);
+    unsigned perm = read_only ? PERM_READ
+                              : PERM_READ | PERM_WRITE | PERM_RESIZE;
     struct node *n;
     int r = graph_open(g, o, &n, errp);
     return r < 0 ? r : blk_new(g, n, perm, PERM_ALL, "test", b, errp);
@@ -82,7 +83,7 @@ static void expect_sound(const char *name)
 {
     uint64_t size;
     CLEANUP_FREE unsigned char *bytes = slurp(name, &size);
-    struct image image = { bytes, size };
+    struct image image = {bytes, size};
     struct verdict v = check_image(&image);
     ck_assert_uint_eq(v.corruptions, 0);
     ck_assert_uint_eq(v.leaks, 0);
@@ -174,9 +175,9 @@ static void random_request(struct blk *b, unsigned char *model, uint64_t size,
         break;
     default:
         fill(model + offset, bytes, false);
-        ck_assert_int_eq(blk_pwrite(b, model + offset, bytes, offset,
-                                    rnd(16) ? 0 : REQ_FUA),
-                         0);
+        ck_assert_int_eq(
+            blk_pwrite(b, model + offset, bytes, offset, rnd(16) ? 0 : REQ_FUA),
+            0);
     }
 }
 
@@ -187,9 +188,8 @@ static void run_model(uint64_t cluster, unsigned refcount_bits, bool v2,
     bool data = setting >= DATA_FILE;
     unsigned char *model = calloc(1, DISK);
     json_t *o = json_pack("{s:I, s:I, s:i, s:s}", "size", (json_int_t)DISK,
-                          "cluster_size", (json_int_t)cluster,
-                          "refcount_bits", (int)refcount_bits, "compat",
-                          v2 ? "0.10" : "1.1");
+                          "cluster_size", (json_int_t)cluster, "refcount_bits",
+                          (int)refcount_bits, "compat", v2 ? "0.10" : "1.1");
     if (backing) {
         create("lower.raw", "raw",
                json_pack("{s:I}", "size", (json_int_t)LOWER));
@@ -199,8 +199,7 @@ static void run_model(uint64_t cluster, unsigned refcount_bits, bool v2,
         FILE *f = fopen("lower.raw", "r+b");
         ck_assert_uint_eq(fwrite(model, 1, LOWER, f), LOWER);
         (void)fclose(f);
-        (void)json_object_set_new(o, "backing_file",
-                                  json_string("lower.raw"));
+        (void)json_object_set_new(o, "backing_file", json_string("lower.raw"));
         (void)json_object_set_new(o, "backing_fmt", json_string("raw"));
     }
     if (data) {
@@ -242,10 +241,10 @@ static const struct {
     unsigned bits;
     bool v2;
 } shapes[] = {
-    { 512, 16, false },     { 512, 1, false },     { 1024, 64, false },
-    { 4096, 2, false },     { 4096, 16, true },    { 65536, 16, false },
-    { 65536, 4, false },    { 65536, 8, false },   { 65536, 32, false },
-    { 262144, 16, true },   { 2097152, 16, false }, { 2097152, 64, false },
+    {512, 16, false},   {512, 1, false},      {1024, 64, false},
+    {4096, 2, false},   {4096, 16, true},     {65536, 16, false},
+    {65536, 4, false},  {65536, 8, false},    {65536, 32, false},
+    {262144, 16, true}, {2097152, 16, false}, {2097152, 64, false},
 };
 
 START_TEST(random_requests_match_a_model)
@@ -290,8 +289,7 @@ START_TEST(growing_keeps_data_and_hides_a_longer_backing_file)
     g = graph_new();
     b = must_open(g, "disk.qcow2", false);
     /* From 32 L1 entries to many: the table moves. */
-    ck_assert_msg(blk_resize(b, 64 * MiB, &err) == 0, "%s",
-                  error_message(err));
+    ck_assert_msg(blk_resize(b, 64 * MiB, &err) == 0, "%s", error_message(err));
     ck_assert_uint_eq(blk_size(b), 64 * MiB);
     for (uint64_t at = 0; at < 8 * MiB; at += 64 * KiB) {
         ck_assert_int_eq(blk_pread(b, buf, sizeof(buf), at, 0), 0);
@@ -331,7 +329,8 @@ static void name_backing(const char *name)
 
     graph_lock(g);
     graph_drain(g, n);
-    ck_assert_int_eq(n->drv->change_backing(n, "lower.raw", "raw", NULL), 0);
+    ck_assert_int_eq(n->drv->image->change_backing(n, "lower.raw", "raw", NULL),
+                     0);
     graph_unlock(g);
     blk_free(b);
     graph_free(g);
@@ -343,9 +342,9 @@ static const struct {
     bool discard; /* holds only if a backing file is named */
 } zeroed[] = {
     {0, 64 * KiB, false},
-    {128 * KiB, 4096, false},             /* part of a cluster */
-    {256 * KiB - 512, 1024, false},       /* parts of two */
-    {320 * KiB + 512, 128 * KiB, false},  /* and one between them */
+    {128 * KiB, 4096, false},            /* part of a cluster */
+    {256 * KiB - 512, 1024, false},      /* parts of two */
+    {320 * KiB + 512, 128 * KiB, false}, /* and one between them */
     {512 * KiB, 64 * KiB, true},
     {LAYER - 512, 512, false},
 };
@@ -622,7 +621,8 @@ END_TEST
 START_TEST(unknown_features_are_refused_by_their_name)
 {
     /* Rename "corrupt bit" (incompatible 1) to bit 9 in the image's table. */
-    static const unsigned char row[] = "\0\x09" "time travel";
+    static const unsigned char row[] = "\0\x09"
+                                       "time travel";
     unsigned char be[8];
     new_disk();
     patch("disk.qcow2", 112 + 8 + 48, row, sizeof(row));
@@ -640,9 +640,9 @@ START_TEST(images_that_cannot_be_written_right_open_read_only)
         int code;
         const char *words;
     } t[] = {
-        { 79, 1, -EUCLEAN, "not closed cleanly" },
-        { 79, 2, -EACCES, "corrupt" },
-        { 63, 1, -ENOTSUP, "internal snapshots" },
+        {79, 1, -EUCLEAN, "not closed cleanly"},
+        {79, 2, -EACCES, "corrupt"},
+        {63, 1, -ENOTSUP, "internal snapshots"},
     };
     for (size_t i = 0; i < ARRAY_SIZE(t); i++) {
         new_disk();
@@ -659,7 +659,7 @@ START_TEST(a_cluster_that_claims_to_be_metadata_is_never_written)
 {
     struct graph *g = graph_new();
     unsigned char be[8];
-    char buf[512] = { 1 };
+    char buf[512] = {1};
     uint64_t size;
 
     new_disk();
@@ -746,7 +746,7 @@ START_TEST(threads_on_shared_clusters_see_their_own_writes)
                      "cluster_size", (json_int_t)4096));
     struct blk *b = must_open(g, "disk.qcow2", false);
     for (unsigned i = 0; i < 4; i++) {
-        h[i] = (struct hammer){ b, i };
+        h[i] = (struct hammer){b, i};
         ck_assert_int_eq(pthread_create(&threads[i], NULL, hammer, &h[i]), 0);
     }
     for (unsigned i = 0; i < 4; i++) {
@@ -764,7 +764,8 @@ START_TEST(refcounts_of_all_widths_round_trip)
 {
     unsigned char block[64];
     for (unsigned order = 0; order <= 6; order++) {
-        uint64_t max = order == 6 ? UINT64_MAX : (UINT64_C(1) << (1U << order)) - 1;
+        uint64_t max = order == 6 ? UINT64_MAX
+                                  : (UINT64_C(1) << (1U << order)) - 1;
         uint64_t entries = sizeof(block) * 8 >> order;
         memset(block, 0, sizeof(block));
         for (uint64_t i = 0; i < entries; i += 2) {
