@@ -646,33 +646,6 @@ int qcow2_free_later(struct qcow2 *s, uint64_t host, uint64_t clusters)
     return add_to_limbo(s, &f);
 }
 
-int qcow2_free_entry(struct qcow2 *s, uint64_t entry)
-{
-    uint64_t host = entry & QCOW2_OFFSET_MASK;
-    uint64_t bytes;
-
-    if (s->external) {
-        return 0;
-    }
-    switch (qcow2_entry_kind(s, entry)) {
-    case QCOW2_KIND_UNALLOCATED:
-    case QCOW2_KIND_ZERO_PLAIN:
-        return 0;
-    case QCOW2_KIND_ZERO_ALLOC:
-    case QCOW2_KIND_NORMAL:
-        bytes = s->cluster_size;
-        break;
-    case QCOW2_KIND_COMPRESSED:
-        qcow2_compressed_extent(s, entry, &host, &bytes);
-        break;
-    }
-    uint64_t from = align_down(host, s->cluster_size);
-    uint64_t to = align_up(host + bytes, s->cluster_size);
-    return qcow2_host_is_metadata(s, from, to - from)
-               ? qcow2_mark_corrupt(s)
-               : qcow2_free_later(s, from, (to - from) >> s->cluster_bits);
-}
-
 /* One reference less to a cluster.  1: it is free now. */
 static int lower(struct qcow2 *s, uint64_t cluster) REQUIRES(s->meta)
 {

@@ -2,9 +2,6 @@
 /*
  * Reading compressed clusters.
  *
- *   L2 entry:  0 1 [ additional 512-byte sectors | host byte offset ]
- *                    <- cluster_bits - 8 bits ->   <- the rest of 62 ->
- *
  * The data begins anywhere in a sector and ends somewhere in the last one;
  * what follows it there is to be ignored.  The last cluster that was unpacked
  * is kept, so that small sequential reads unpack each cluster once.
@@ -18,16 +15,6 @@
 #include "nbdelta/cleanup.h"
 #include "qcow2/qcow2.h"
 #include "util/iov.h"
-
-void qcow2_compressed_extent(const struct qcow2 *s, uint64_t entry,
-                             uint64_t *host, uint64_t *bytes)
-{
-    unsigned shift = 62 - (s->cluster_bits - 8);
-    uint64_t sectors = (entry >> shift & ((UINT64_C(1) << (62 - shift)) - 1)) + 1;
-
-    *host = entry & ((UINT64_C(1) << shift) - 1);
-    *bytes = sectors * 512 - (*host & 511);
-}
 
 static int inflate_raw(const void *in, size_t in_len, void *out,
                        size_t out_len)
@@ -70,55 +57,54 @@ static int unzstd(const void *in, size_t in_len, void *out, size_t out_len)
     return dst.pos == dst.size && !ZSTD_isError(r) ? 0 : -EIO;
 }
 
-static int unpack(struct qcow2 *s, uint64_t entry, void *out)
+static int unpack(struct qcow2 *s, const struct qcow2_run *packed, void *out)
 {
-    uint64_t host;
-    uint64_t len;
+    CLEANUP_FREE void *in = malloc(packed->bytes);
 
-    qcow2_compressed_extent(s, entry, &host, &len);
-    CLEANUP_FREE void *in = malloc(len);
     if (!in) {
         return -ENOMEM;
     }
     node_event(s->file, EVENT_READ_COMPRESSED);
-    int r = node_pread(s->file, in, len, host, 0);
+    int r = node_pread(s->file, in, packed->bytes, packed->host, 0);
     if (r < 0) {
         return r;
     }
     return s->compression == QCOW2_ZSTD
-               ? unzstd(in, len, out, s->cluster_size)
-               : inflate_raw(in, len, out, s->cluster_size);
+               ? unzstd(in, packed->bytes, out, s->cluster_size)
+               : inflate_raw(in, packed->bytes, out, s->cluster_size);
 }
 
-/* Copy @bytes from @in_cluster on of what @entry leads to. */
-static int read_cluster(struct qcow2 *s, uint64_t entry, uint64_t in_cluster,
-                        uint64_t bytes, const struct iovec *iov, int cnt,
-                        uint64_t iov_offset)
+/* Copy @bytes from @in_cluster on of the cluster that is @packed. */
+static int read_cluster(struct qcow2 *s, const struct qcow2_run *packed,
+                        uint64_t in_cluster, uint64_t bytes,
+                        const struct iovec *iov, int cnt, uint64_t iov_offset)
 {
-    mutex_lock(&s->unpacked_lock);
-    if (s->unpacked_entry == entry) {
-        iov_from_buf(iov, cnt, iov_offset, s->unpacked + in_cluster, bytes);
-        mutex_unlock(&s->unpacked_lock);
+    struct qcow2_unpacked *u = &s->unpacked;
+
+    mutex_lock(&u->lock);
+    if (u->packed.host == packed->host && u->packed.bytes == packed->bytes) {
+        iov_from_buf(iov, cnt, iov_offset, u->cluster + in_cluster, bytes);
+        mutex_unlock(&u->lock);
         return 0;
     }
-    mutex_unlock(&s->unpacked_lock);
+    mutex_unlock(&u->lock);
 
     unsigned char *out = malloc(s->cluster_size);
     if (!out) {
         return -ENOMEM;
     }
-    int r = unpack(s, entry, out);
+    int r = unpack(s, packed, out);
     if (r < 0) {
         free(out);
         return r;
     }
     iov_from_buf(iov, cnt, iov_offset, out + in_cluster, bytes);
 
-    mutex_lock(&s->unpacked_lock);
-    unsigned char *old = s->unpacked;
-    s->unpacked = out;
-    s->unpacked_entry = entry;
-    mutex_unlock(&s->unpacked_lock);
+    mutex_lock(&u->lock);
+    unsigned char *old = u->cluster;
+    u->cluster = out;
+    u->packed = *packed;
+    mutex_unlock(&u->lock);
     free(old);
     return 0;
 }
@@ -136,18 +122,17 @@ int qcow2_read_compressed(struct node *n, uint64_t offset, uint64_t bytes,
         uint64_t in_cluster = qcow2_in_cluster(s, at);
         uint64_t len = min_u64(bytes - done, s->cluster_size - in_cluster);
         struct qcow2_table *t;
-        uint64_t entry = 0;
+        struct qcow2_at found = {.kind = QCOW2_KIND_UNALLOCATED};
         int r = qcow2_l2_get(s, at, false, &t);
         if (r < 0) {
             return r;
         }
         if (t) {
-            entry = qcow2_entry_load(t, (at & (qcow2_l2_span(s) - 1)) >>
-                                            s->cluster_bits);
+            qcow2_l2_look(s, t, at, len, &found);
             qcow2_cache_put(s->l2, t);
         }
-        if (qcow2_entry_kind(s, entry) == QCOW2_KIND_COMPRESSED) {
-            r = read_cluster(s, entry, in_cluster, len, iov, cnt, done);
+        if (found.kind == QCOW2_KIND_COMPRESSED) {
+            r = read_cluster(s, &found.packed, in_cluster, len, iov, cnt, done);
         } else { /* it was overwritten since it was mapped */
             struct iovec part[IOV_MAX_INNER];
             int parts = iov_slice(part, iov, cnt, done, len);

@@ -207,7 +207,8 @@ static int check_options(struct plan *p, struct error **errp)
         return r;
     }
     p->size = align_up(p->size, 512);
-    p->l1_entries = div_up(p->size, p->cluster_size * p->cluster_size / 8);
+    p->l1_entries = div_up(p->size, p->cluster_size
+                                        << qcow2_l2_bits(p->cluster_bits));
     if (p->l1_entries * 8 > QCOW2_MAX_L1_BYTES) {
         return error_set(errp, EFBIG,
                          "The image size is too large for this cluster size "
@@ -379,17 +380,12 @@ typedef int put_fn(void *to, const void *bytes, uint64_t len, uint64_t offset);
 /* Each cluster at the place in the data file that the guest sees it at. */
 static int put_l2(const struct plan *p, uint64_t start, put_fn *put, void *to)
 {
-    uint64_t entries = p->cluster_size / 8;
-    uint64_t clusters = div_up(p->size, p->cluster_size);
+    uint64_t span = p->cluster_size << qcow2_l2_bits(p->cluster_bits);
     CLEANUP_FREE unsigned char *table = malloc(p->cluster_size);
     int r = table ? 0 : -ENOMEM;
 
     for (uint64_t t = 0; t < p->l2 && r == 0; t++) {
-        for (uint64_t i = 0; i < entries; i++) {
-            uint64_t c = t * entries + i;
-            store_be64(table + i * 8,
-                       c < clusters ? c << p->cluster_bits | QCOW2_COPIED : 0);
-        }
+        qcow2_l2_fill(table, p->cluster_bits, t * span, p->size);
         r = put(to, table, p->cluster_size, start + t * p->cluster_size);
     }
     return r;

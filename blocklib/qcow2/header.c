@@ -156,7 +156,8 @@ static int check_table(const struct qcow2_header *h, const char *what,
 
 static int check_sizes(const struct qcow2_header *h, struct error **errp)
 {
-    uint64_t span = UINT64_C(1) << (2 * h->cluster_bits - 3);
+    uint64_t span = UINT64_C(1)
+                    << (h->cluster_bits + qcow2_l2_bits(h->cluster_bits));
     int r;
 
     if (h->size > BLK_SIZE_MAX) {

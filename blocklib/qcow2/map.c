@@ -4,7 +4,7 @@
  *
  *   guest offset:  [ L1 index | L2 index | in cluster ]
  *                      |           |
- *        s->l1[] ------+--> L2 ----+--> entry -> host cluster
+ *        s->l1[] ------+--> L2 ----+--> entry -> host cluster  (l2.c)
  *
  * Tickets.  A mapping that was handed out must stay true while its bytes are
  * moved: the cluster may be unlinked meanwhile, but not reused.  Whoever maps
@@ -29,21 +29,6 @@ unsigned qcow2_ticket_take(struct qcow2 *s)
 void qcow2_ticket_drop(struct qcow2 *s, unsigned ticket)
 {
     atomic_fetch_sub(&s->users[ticket], 1);
-}
-
-enum qcow2_kind qcow2_entry_kind(const struct qcow2 *s, uint64_t entry)
-{
-    if (entry & QCOW2_COMPRESSED) {
-        return QCOW2_KIND_COMPRESSED;
-    }
-    bool host = entry & QCOW2_OFFSET_MASK;
-    if (s->version >= 3 && (entry & QCOW2_ZERO)) {
-        return host ? QCOW2_KIND_ZERO_ALLOC : QCOW2_KIND_ZERO_PLAIN;
-    }
-    if (s->external && (entry & QCOW2_COPIED)) {
-        return QCOW2_KIND_NORMAL; /* the first cluster is at offset 0 */
-    }
-    return host ? QCOW2_KIND_NORMAL : QCOW2_KIND_UNALLOCATED;
 }
 
 int qcow2_mark_corrupt(struct qcow2 *s)
@@ -85,7 +70,7 @@ static uint64_t unallocated_run(const struct qcow2 *s, uint64_t offset,
                                 uint64_t bytes)
 {
     uint64_t span = qcow2_l2_span(s);
-    uint64_t end = align_down(offset, span) + span;
+    uint64_t end = offset + qcow2_l2_rest(s, offset);
 
     while (end < offset + bytes &&
            !(atomic_load(&s->l1[end / span]) & QCOW2_OFFSET_MASK)) {
@@ -94,42 +79,20 @@ static uint64_t unallocated_run(const struct qcow2 *s, uint64_t offset,
     return min_u64(bytes, end - offset);
 }
 
-/* Does @next continue the range that began @clusters before with @first? */
-static bool continues(const struct qcow2 *s, uint64_t first, uint64_t next,
-                      uint64_t clusters)
+static int describe(struct qcow2 *s, const struct qcow2_at *at, unsigned flags,
+                    struct mapping *m)
 {
-    enum qcow2_kind kind = qcow2_entry_kind(s, first);
-
-    if (qcow2_entry_kind(s, next) != kind) {
-        return false;
-    }
-    switch (kind) {
-    case QCOW2_KIND_NORMAL:
-    case QCOW2_KIND_ZERO_ALLOC:
-        return next == first + clusters * s->cluster_size;
-    default:
-        return true;
-    }
-}
-
-static int describe(struct qcow2 *s, uint64_t entry, uint64_t offset,
-                    unsigned flags, struct mapping *m)
-{
-    uint64_t host = entry & QCOW2_OFFSET_MASK;
-    enum qcow2_kind kind = qcow2_entry_kind(s, entry);
-
-    if (((kind == QCOW2_KIND_NORMAL || kind == QCOW2_KIND_ZERO_ALLOC) &&
-         qcow2_host_is_wrong(s, entry, offset)) ||
-        (kind == QCOW2_KIND_COMPRESSED && s->external)) {
+    if (at->wrong) {
         return qcow2_mark_corrupt(s);
     }
-    switch (kind) {
+    m->length = at->bytes;
+    switch (at->kind) {
     case QCOW2_KIND_UNALLOCATED:
         m->kind = MAP_UNALLOCATED;
         break;
     case QCOW2_KIND_ZERO_ALLOC:
         m->file = s->data;
-        m->host = host + qcow2_in_cluster(s, offset);
+        m->host = at->host;
         m->host_zero = true;
         m->kind = MAP_ZERO;
         break;
@@ -146,13 +109,13 @@ static int describe(struct qcow2 *s, uint64_t entry, uint64_t offset,
         }
         m->kind = MAP_DATA;
         m->file = s->data;
-        m->host = host + qcow2_in_cluster(s, offset);
+        m->host = at->host;
         break;
     }
     if (!(flags & MAP_WRITE)) {
         return 0;
     }
-    if (m->kind != MAP_DATA || !(entry & QCOW2_COPIED)) {
+    if (m->kind != MAP_DATA || !at->copied) {
         m->kind = MAP_OPAQUE;
     }
     return m->kind == MAP_DATA && qcow2_host_is_metadata(s, m->host, m->length)
@@ -174,20 +137,10 @@ static int look_up(struct qcow2 *s, uint64_t offset, uint64_t bytes,
         m->length = unallocated_run(s, offset, bytes);
         return 0;
     }
-    uint64_t span = qcow2_l2_span(s);
-    uint64_t index = (offset & (span - 1)) >> s->cluster_bits;
-    uint64_t entry = qcow2_entry_load(t, index);
-    uint64_t end = min_u64(offset + bytes, align_down(offset, span) + span);
-    uint64_t at = align_down(offset, s->cluster_size) + s->cluster_size;
-
-    for (uint64_t i = 1;
-         at < end && continues(s, entry, qcow2_entry_load(t, index + i), i);
-         i++) {
-        at += s->cluster_size;
-    }
+    struct qcow2_at at;
+    qcow2_l2_look(s, t, offset, bytes, &at);
     qcow2_cache_put(s->l2, t);
-    m->length = min_u64(at, end) - offset;
-    return describe(s, entry, offset, flags, m);
+    return describe(s, &at, flags, m);
 }
 
 int qcow2_map(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags,

@@ -88,19 +88,11 @@ static int alloc_packed(struct qcow2 *s, uint64_t bytes, uint64_t *host)
     return 0;
 }
 
-static uint64_t make_entry(const struct qcow2 *s, uint64_t host, uint64_t bytes)
-{
-    unsigned shift = 62 - (s->cluster_bits - 8);
-
-    return QCOW2_COMPRESSED | (bytes / SECTOR - 1) << shift | host;
-}
-
 /* The bytes are there: let the L2 entry say so.  A failure has changed
  * nothing. */
-static int link_packed(struct qcow2 *s, uint64_t offset, uint64_t entry)
-    REQUIRES(s->meta)
+static int link_packed(struct qcow2 *s, uint64_t offset,
+                       const struct qcow2_run *packed) REQUIRES(s->meta)
 {
-    uint64_t index = (offset & (qcow2_l2_span(s) - 1)) >> s->cluster_bits;
     struct qcow2_table *t;
     int r = qcow2_l2_get_writable(s, offset, &t);
 
@@ -108,43 +100,40 @@ static int link_packed(struct qcow2 *s, uint64_t offset, uint64_t entry)
         return r;
     }
     node_event(s->file, EVENT_L2_UPDATE_COMPRESSED);
-    uint64_t old = qcow2_entry_load(t, index);
-    qcow2_entry_store(s, t, index, entry);
+    (void)qcow2_l2_put_packed(s, t, offset, packed);
     qcow2_cache_put(s->l2, t);
-    (void)qcow2_free_entry(s, old); /* or it leaks; no harm done */
     return 0;
 }
 
 /* What was unpacked from the same place earlier is not there any more. */
 static void forget_unpacked(struct qcow2 *s)
 {
-    mutex_lock(&s->unpacked_lock);
-    s->unpacked_entry = 0;
-    mutex_unlock(&s->unpacked_lock);
+    mutex_lock(&s->unpacked.lock);
+    s->unpacked.packed.bytes = 0;
+    mutex_unlock(&s->unpacked.lock);
 }
 
 static int try_store(struct qcow2 *s, uint64_t offset, const void *data,
                      uint64_t bytes)
 {
-    uint64_t host;
+    struct qcow2_run packed = {0, bytes};
 
     mutex_lock(&s->meta);
     node_event(s->file, EVENT_CLUSTER_ALLOC_BYTES);
-    int r = alloc_packed(s, bytes, &host);
+    int r = alloc_packed(s, bytes, &packed.host);
     mutex_unlock(&s->meta);
     if (r < 0) {
         return r;
     }
-    uint64_t entry = make_entry(s, host, bytes);
     forget_unpacked(s);
     node_event(s->file, EVENT_WRITE_COMPRESSED);
-    r = node_pwrite(s->file, data, bytes, host, 0);
+    r = node_pwrite(s->file, data, bytes, packed.host, 0);
     mutex_lock(&s->meta);
     if (r == 0) {
-        r = link_packed(s, offset, entry);
+        r = link_packed(s, offset, &packed);
     }
     if (r < 0) {
-        qcow2_ref_undo(s, host, bytes);
+        qcow2_ref_undo(s, packed.host, bytes);
     }
     mutex_unlock(&s->meta);
     return r;

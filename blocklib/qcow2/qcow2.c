@@ -31,13 +31,13 @@ static void state_free(struct qcow2 *s)
     free(s->reftable);
     free(s->freed);
     free(s->orphans);
-    free(s->unpacked);
+    free(s->unpacked.cluster);
     free(s->wanted);
     free(s->data_name);
     range_lock_destroy(&s->range);
     mutex_destroy(&s->flush_lock);
     mutex_destroy(&s->meta);
-    mutex_destroy(&s->unpacked_lock);
+    mutex_destroy(&s->unpacked.lock);
 }
 
 /* --- Tables that are read whole --- */
@@ -221,7 +221,7 @@ static void take_header(struct qcow2 *s, struct qcow2_header *h)
     s->version = h->version;
     s->cluster_bits = h->cluster_bits;
     s->cluster_size = UINT64_C(1) << h->cluster_bits;
-    s->l2_bits = h->cluster_bits - 3;
+    s->l2_bits = qcow2_l2_bits(h->cluster_bits);
     s->refcount_order = h->refcount_order;
     s->refblock_bits = h->cluster_bits + 3 - h->refcount_order;
     s->compression = h->compression;
@@ -309,7 +309,7 @@ static int qcow2_open(struct node *n, struct opts *opts, struct error **errp)
     range_lock_init(&s->range);
     mutex_init(&s->flush_lock);
     mutex_init(&s->meta);
-    mutex_init(&s->unpacked_lock);
+    mutex_init(&s->unpacked.lock);
     list_init(&s->bitmaps);
     mutex_init(&s->arm_lock);
     mutex_init(&s->arm_queue_lock);

@@ -38,10 +38,9 @@
 #define QCOW2_MAX_REFTABLE_BYTES (8 * MiB)
 #define QCOW2_MAX_BACKING_NAME 1023
 
-/* L1 and L2 entries. */
+/* Entries of tables: where the cluster lies that they lead to.  What else is in
+ * an L2 entry: l2.c. */
 #define QCOW2_COPIED      (UINT64_C(1) << 63) /* refcount is exactly one */
-#define QCOW2_COMPRESSED  (UINT64_C(1) << 62)
-#define QCOW2_ZERO        (UINT64_C(1) << 0) /* version 3 */
 #define QCOW2_OFFSET_MASK UINT64_C(0x00fffffffffffe00)
 
 /* Incompatible features. */
@@ -126,10 +125,19 @@ struct qcow2_freed {
     bool durable;   /* that it was unlinked is on disk */
 };
 
-/* Clusters in a row. */
+/* A part of the file. */
 struct qcow2_run {
     uint64_t host;
     uint64_t bytes;
+};
+
+/* The last cluster that was unpacked: compress.c. */
+struct qcow2_unpacked {
+    mutex_t lock;
+
+    /* --- Guarded by lock. --- */
+    struct qcow2_run packed; /* what it was unpacked from; no bytes: none */
+    unsigned char *cluster;
 };
 
 struct qcow2 {
@@ -215,20 +223,23 @@ struct qcow2 {
     size_t orphan_count;
     size_t orphan_room;
 
-    /* Own lock: the last cluster that was decompressed (compress.c). */
-    mutex_t unpacked_lock;
-    uint64_t unpacked_entry; /* its L2 entry; 0: none */
-    unsigned char *unpacked;
+    struct qcow2_unpacked unpacked;
 };
 
-static inline uint64_t qcow2_entries_per_l2(const struct qcow2 *s)
+/* log2 of the entries in an L2 table. */
+static inline unsigned qcow2_l2_bits(unsigned cluster_bits)
 {
-    return UINT64_C(1) << s->l2_bits;
+    return cluster_bits - 3;
 }
 /* Guest bytes that one L2 table describes. */
 static inline uint64_t qcow2_l2_span(const struct qcow2 *s)
 {
     return s->cluster_size << s->l2_bits;
+}
+/* The same from guest @offset on. */
+static inline uint64_t qcow2_l2_rest(const struct qcow2 *s, uint64_t offset)
+{
+    return qcow2_l2_span(s) - (offset & (qcow2_l2_span(s) - 1));
 }
 static inline uint64_t qcow2_in_cluster(const struct qcow2 *s, uint64_t offset)
 {
@@ -247,22 +258,6 @@ void qcow2_header_release(struct qcow2_header *h);
 
 /* --- map.c --- */
 
-enum qcow2_kind {
-    QCOW2_KIND_UNALLOCATED,
-    QCOW2_KIND_ZERO_PLAIN,
-    QCOW2_KIND_ZERO_ALLOC,
-    QCOW2_KIND_NORMAL,
-    QCOW2_KIND_COMPRESSED,
-};
-enum qcow2_kind qcow2_entry_kind(const struct qcow2 *s, uint64_t entry);
-
-static inline uint64_t qcow2_entry_load(const struct qcow2_table *t,
-                                        uint64_t index)
-{
-    const _Atomic uint64_t *e = (const _Atomic uint64_t *)t->data;
-    return be64toh(atomic_load_explicit(&e[index], memory_order_acquire));
-}
-
 int qcow2_map(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags,
               struct mapping *m);
 void qcow2_map_put(struct node *n, struct mapping *m);
@@ -272,29 +267,12 @@ void qcow2_map_put(struct node *n, struct mapping *m);
 int qcow2_l2_get(struct qcow2 *s, uint64_t offset, bool nowait,
                  struct qcow2_table **tp);
 
-/* The same to be changed: made if missing, copied if shared. */
-int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
-                          struct qcow2_table **tp) REQUIRES(s->meta);
-
-/* Does an entry for guest @offset lead to a place where no cluster can be? */
-static inline bool qcow2_host_is_wrong(const struct qcow2 *s, uint64_t entry,
-                                       uint64_t offset)
-{
-    uint64_t host = entry & QCOW2_OFFSET_MASK;
-    return s->external ? host != align_down(offset, s->cluster_size)
-                       : qcow2_in_cluster(s, host) != 0;
-}
-
 /* Would data that are written there go over tables? */
 static inline bool qcow2_host_is_metadata(const struct qcow2 *s, uint64_t host,
                                           uint64_t bytes)
 {
     return !s->external && qcow2_overlap_find(s, host, bytes) != 0;
 }
-
-/* Put in an entry of such a table. */
-void qcow2_entry_store(struct qcow2 *s, struct qcow2_table *t, uint64_t index,
-                       uint64_t entry) REQUIRES(s->meta);
 
 /* Hold, and release, the clusters that L2 entries lead to. */
 unsigned qcow2_ticket_take(struct qcow2 *s);
@@ -303,6 +281,54 @@ void qcow2_ticket_drop(struct qcow2 *s, unsigned ticket);
 /* The image contradicts itself: remember that, on disk too, and write to it
  * no more.  Returns -EIO. */
 int qcow2_mark_corrupt(struct qcow2 *s);
+
+/* --- l2.c --- */
+
+/* What is at a guest offset. */
+enum qcow2_kind {
+    QCOW2_KIND_UNALLOCATED, /* nothing: what the backing file has */
+    QCOW2_KIND_ZERO_PLAIN,  /* zeroes */
+    QCOW2_KIND_ZERO_ALLOC,  /* zeroes, with a place for data */
+    QCOW2_KIND_NORMAL,      /* data */
+    QCOW2_KIND_COMPRESSED,
+};
+
+struct qcow2_at {
+    enum qcow2_kind kind;
+    bool copied;    /* nobody else refers to its cluster */
+    bool wrong;     /* it leads to a place where there can be none */
+    uint64_t bytes; /* of the disk are alike, and in a row */
+    uint64_t host;  /* of normal and zero-alloc: where the offset itself is */
+    struct qcow2_run packed; /* the compressed bytes of this cluster, at most */
+};
+
+/* What is at guest @offset, which @t describes, and for how many of @bytes; not
+ * beyond the end of the table. */
+void qcow2_l2_look(const struct qcow2 *s, const struct qcow2_table *t,
+                   uint64_t offset, uint64_t bytes, struct qcow2_at *at);
+
+/* The table that describes guest @offset, pinned, to be changed: made if it is
+ * missing, copied if it is shared. */
+int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
+                          struct qcow2_table **tp) REQUIRES(s->meta);
+
+/*
+ * Whole clusters (or the end of the disk) in such a table are @kind from now
+ * on, and at @host on where that has a place; not compressed.  The clusters that
+ * were there before, if they are others, are free later.  -EIO: one of those is
+ * not data; all is changed nonetheless.
+ */
+int qcow2_l2_put(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
+                 uint64_t bytes, enum qcow2_kind kind, uint64_t host)
+    REQUIRES(s->meta);
+/* The same for one cluster that is compressed. */
+int qcow2_l2_put_packed(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
+                        const struct qcow2_run *packed) REQUIRES(s->meta);
+
+/* Fill a table of a new image, for guest @offset on: each cluster of a disk of
+ * @size bytes has the same place in the data file. */
+void qcow2_l2_fill(void *table, unsigned cluster_bits, uint64_t offset,
+                   uint64_t size);
 
 /* --- alloc.c --- */
 
@@ -327,8 +353,6 @@ void qcow2_alloc_undo(struct qcow2 *s, uint64_t host, uint64_t clusters)
  * soon as that is on disk and nobody moves their bytes any more. */
 int qcow2_free_later(struct qcow2 *s, uint64_t host, uint64_t clusters)
     REQUIRES(s->meta);
-/* The same for whatever an L2 entry refers to. */
-int qcow2_free_entry(struct qcow2 *s, uint64_t entry) REQUIRES(s->meta);
 
 /* Drop refcounts of runs that are due.  Discards first. */
 int qcow2_release_freed(struct qcow2 *s) EXCLUDES(s->meta);
@@ -415,11 +439,6 @@ int qcow2_read_compressed(struct node *n, uint64_t offset, uint64_t bytes,
 /* driver.write_compressed: pack.c. */
 int qcow2_write_compressed(struct node *n, uint64_t offset, uint64_t bytes,
                            const void *buf);
-
-/* Where the L2 entry of a compressed cluster leads: byte offset and how many
- * bytes at the most. */
-void qcow2_compressed_extent(const struct qcow2 *s, uint64_t entry,
-                             uint64_t *host, uint64_t *bytes);
 
 /* --- qcow2.c, for a reopen --- */
 

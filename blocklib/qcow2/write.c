@@ -23,101 +23,6 @@
 #include "qcow2/qcow2.h"
 #include "util/iov.h"
 
-void qcow2_entry_store(struct qcow2 *s, struct qcow2_table *t, uint64_t index,
-                       uint64_t entry)
-{
-    _Atomic uint64_t *e = t->data;
-    atomic_store_explicit(&e[index], htobe64(entry), memory_order_release);
-    qcow2_cache_mark_dirty(s->l2, t);
-}
-
-/* All room that L2 table @index, at @host, needs, and the table. */
-static int new_l2(struct qcow2 *s, uint64_t index, uint64_t host,
-                  struct qcow2_table **tp) REQUIRES(s->meta)
-{
-    int r = qcow2_keep_entry_room(s, s->l1_offset, s->l1, s->l1_size, index);
-
-    node_event(s->file, EVENT_L2_ALLOC_WRITE);
-    if (r == 0) {
-        r = qcow2_take_room(s, host, s->cluster_size);
-    }
-    if (r == 0) {
-        r = qcow2_cache_new_table(s->l2, host, tp);
-    }
-    if (r == 0) {
-        (*tp)->has_room = true;
-    }
-    return r;
-}
-
-static void l1_store(struct qcow2 *s, uint64_t index, uint64_t entry)
-    REQUIRES(s->meta)
-{
-    atomic_store(&s->l1[index], entry);
-    qcow2_span_add(&s->l1_dirty, (uint32_t)index, (uint32_t)index + 1);
-}
-
-/* Does the L1 entry lead to what is nothing but an L2 table?  One that is not
- * its own will be copied, and loses a reference. */
-static bool is_only_l2(const struct qcow2 *s, uint64_t entry)
-{
-    unsigned shared = entry & QCOW2_COPIED ? 0 : QCOW2_META_TWICE;
-    unsigned kinds = qcow2_overlap_find(s, entry & QCOW2_OFFSET_MASK,
-                                        s->cluster_size);
-
-    return (kinds & ~shared) == QCOW2_META_L2;
-}
-
-int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
-                          struct qcow2_table **tp)
-{
-    uint64_t index = offset / qcow2_l2_span(s);
-    uint64_t old = atomic_load(&s->l1[index]);
-    struct qcow2_table *from = NULL;
-    struct qcow2_table *to = NULL;
-    uint64_t host;
-
-    int r = qcow2_l2_get(s, offset, false, &from);
-    if (r < 0) {
-        return r;
-    }
-    if (from && !is_only_l2(s, old)) {
-        qcow2_cache_put(s->l2, from);
-        return qcow2_mark_corrupt(s);
-    }
-    if (from && (old & QCOW2_COPIED)) {
-        r = qcow2_keep_room(s, from);
-        if (r < 0) {
-            qcow2_cache_put(s->l2, from);
-        }
-        *tp = from;
-        return r;
-    }
-    r = qcow2_alloc_exact(s, QCOW2_META_L2, 1, &host);
-    if (r == 0) {
-        r = new_l2(s, index, host, &to);
-        if (r < 0) {
-            qcow2_alloc_undo(s, host, 1);
-        }
-    }
-    if (from && r == 0) {
-        node_event(s->file, EVENT_L2_ALLOC_COW_READ);
-    }
-    if (from) {
-        if (r == 0) {
-            memcpy(to->data, from->data, s->cluster_size);
-            (void)qcow2_free_later(s, old & QCOW2_OFFSET_MASK, 1);
-        }
-        qcow2_cache_put(s->l2, from);
-    }
-    if (r < 0 || !to) {
-        return r < 0 ? r : -ENOMEM;
-    }
-    l1_store(s, index, host | QCOW2_COPIED);
-    *tp = to;
-    return 0;
-}
-
 /* A piece of a request: clusters in one L2 table that are treated alike. */
 struct piece {
     uint64_t offset; /* guest bytes of the request */
@@ -130,73 +35,62 @@ struct piece {
     bool fresh;             /* reads as zeroes where it is not written */
 };
 
-static bool is_in_place(const struct qcow2 *s, uint64_t entry)
+static bool is_in_place(const struct qcow2_at *at)
 {
-    return (entry & QCOW2_COPIED) &&
-           qcow2_entry_kind(s, entry) == QCOW2_KIND_NORMAL;
+    return at->copied && at->kind == QCOW2_KIND_NORMAL;
 }
-static bool is_reserved(const struct qcow2 *s, uint64_t entry)
+static bool is_reserved(const struct qcow2_at *at)
 {
-    return (entry & QCOW2_COPIED) &&
-           qcow2_entry_kind(s, entry) == QCOW2_KIND_ZERO_ALLOC;
+    return at->copied && at->kind == QCOW2_KIND_ZERO_ALLOC;
 }
 
-static uint64_t entry_index(const struct qcow2 *s, uint64_t offset)
+/* How many bytes from @offset on, of @max, lie nowhere or where they must not
+ * be changed. */
+static uint64_t run_without_place(const struct qcow2 *s,
+                                  const struct qcow2_table *t, uint64_t offset,
+                                  uint64_t max)
 {
-    return (offset & (qcow2_l2_span(s) - 1)) >> s->cluster_bits;
-}
+    struct qcow2_at at;
 
-/* How many of @max clusters from @index on are of the same sort as the first,
- * and lie in a row where they lie somewhere. */
-static uint64_t same_run(const struct qcow2 *s, const struct qcow2_table *t,
-                         uint64_t index, uint64_t max)
-{
-    uint64_t first = qcow2_entry_load(t, index);
-    bool in_place = is_in_place(s, first);
-    bool reserved = is_reserved(s, first);
-    uint64_t n = 1;
-
-    while (n < max) {
-        uint64_t e = qcow2_entry_load(t, index + n);
-        if (is_in_place(s, e) != in_place || is_reserved(s, e) != reserved ||
-            ((in_place || reserved) && e != first + n * s->cluster_size)) {
-            break;
+    for (uint64_t done = 0; done < max; done += at.bytes) {
+        qcow2_l2_look(s, t, offset + done, max - done, &at);
+        if (is_in_place(&at) || is_reserved(&at)) {
+            return done;
         }
-        n++;
     }
-    return n;
+    return max;
 }
 
 /* Find or allocate the host clusters of the first piece of a request. */
-static int plan(struct qcow2 *s, uint64_t offset, uint64_t bytes,
-                struct piece *p) REQUIRES(s->meta)
+static int plan_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
+                      struct piece *p) REQUIRES(s->meta)
 {
     uint64_t start = align_down(offset, s->cluster_size);
-    uint64_t index = entry_index(s, offset);
-    uint64_t max = min_u64(
-        div_up(offset + bytes - start, s->cluster_size),
-        qcow2_entries_per_l2(s) - index);
+    uint64_t max = min_u64(align_up(offset + bytes, s->cluster_size) - start,
+                           qcow2_l2_rest(s, start));
+    struct qcow2_at at;
 
     *p = (struct piece){ .offset = offset };
     int r = qcow2_l2_get_writable(s, offset, &p->l2);
     if (r < 0) {
         return r;
     }
-    uint64_t entry = qcow2_entry_load(p->l2, index);
-    p->clusters = same_run(s, p->l2, index, max);
-    p->in_place = is_in_place(s, entry);
-    p->reserved = is_reserved(s, entry);
+    qcow2_l2_look(s, p->l2, start, max, &at);
+    p->in_place = is_in_place(&at);
+    p->reserved = is_reserved(&at);
     if (p->in_place || p->reserved) {
-        p->host = entry & QCOW2_OFFSET_MASK;
-        r = qcow2_host_is_wrong(s, entry, start) ||
-                    qcow2_host_is_metadata(s, p->host,
-                                           p->clusters << s->cluster_bits)
+        p->host = at.host;
+        p->clusters = at.bytes >> s->cluster_bits;
+        r = at.wrong || qcow2_host_is_metadata(s, at.host, at.bytes)
                 ? qcow2_mark_corrupt(s)
                 : 0;
-    } else if (s->external) {
-        p->host = start;
     } else {
-        r = qcow2_alloc(s, p->clusters, &p->host, &p->clusters, &p->fresh);
+        p->clusters = run_without_place(s, p->l2, start, max) >>
+                      s->cluster_bits;
+        p->host = start; /* in a data file */
+        r = s->external ? 0
+                        : qcow2_alloc(s, p->clusters, &p->host, &p->clusters,
+                                      &p->fresh);
     }
     if (r < 0) {
         qcow2_cache_put(s->l2, p->l2);
@@ -307,20 +201,9 @@ static int write_piece(struct qcow2 *s, const struct piece *p,
 /* The data is there: let the L2 entries say so. */
 static int link_piece(struct qcow2 *s, const struct piece *p) REQUIRES(s->meta)
 {
-    uint64_t index = entry_index(s, p->offset);
-    int r = 0;
-
-    for (uint64_t i = 0; i < p->clusters; i++) {
-        uint64_t old = qcow2_entry_load(p->l2, index + i);
-        uint64_t host = p->host + (i << s->cluster_bits);
-        qcow2_entry_store(s, p->l2, index + i, host | QCOW2_COPIED);
-        if (!p->reserved) {
-            int one = qcow2_free_entry(s, old);
-            r = r < 0 ? r : one;
-        }
-    }
-    /* A cluster that could not be put into limbo leaks; no harm done. */
-    return r == -ENOMEM ? 0 : r;
+    return qcow2_l2_put(s, p->l2, align_down(p->offset, s->cluster_size),
+                        p->clusters << s->cluster_bits, QCOW2_KIND_NORMAL,
+                        p->host);
 }
 
 static int try_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
@@ -331,7 +214,7 @@ static int try_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
     struct piece p;
 
     mutex_lock(&s->meta);
-    int r = plan(s, offset, bytes, &p);
+    int r = plan_piece(s, offset, bytes, &p);
     mutex_unlock(&s->meta);
     if (r < 0) {
         return r;
@@ -401,7 +284,7 @@ static int reserve_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
     struct piece p;
 
     mutex_lock(&s->meta);
-    int r = plan(s, offset, bytes, &p);
+    int r = plan_piece(s, offset, bytes, &p);
     if (r == 0) {
         if (!p.in_place && !p.reserved) {
             r = link_piece(s, &p);

@@ -32,36 +32,35 @@ struct zeroing {
     bool fill; /* what is unallocated becomes ZERO */
 };
 
-/* What becomes of @entry; *freed: its host clusters are not used any more. */
-static uint64_t zeroed(const struct qcow2 *s, const struct zeroing *z,
-                       uint64_t entry, bool *freed)
+/* What becomes of what is there; false: it stays as it is. */
+static bool becomes(const struct qcow2 *s, const struct zeroing *z,
+                    const struct qcow2_at *at, enum qcow2_kind *to)
 {
-    *freed = false;
-    switch (qcow2_entry_kind(s, entry)) {
+    *to = s->version >= 3 ? QCOW2_KIND_ZERO_PLAIN : QCOW2_KIND_UNALLOCATED;
+    switch (at->kind) {
     case QCOW2_KIND_ZERO_PLAIN:
-        return entry;
+        return false;
     case QCOW2_KIND_UNALLOCATED:
-        return z->fill ? QCOW2_ZERO : entry;
+        return z->fill;
     case QCOW2_KIND_NORMAL:
     case QCOW2_KIND_ZERO_ALLOC:
-        if (!z->unmap && (entry & QCOW2_COPIED) && s->version >= 3) {
-            return entry | QCOW2_ZERO;
+        if (!z->unmap && at->copied && s->version >= 3) {
+            *to = QCOW2_KIND_ZERO_ALLOC;
         }
-        break;
+        return at->kind != *to;
     case QCOW2_KIND_COMPRESSED:
         break;
     }
-    *freed = true;
-    return s->version >= 3 ? QCOW2_ZERO : 0;
+    return true;
 }
 
 /* The entries for the part of the range that one L2 table describes. */
-static int zero_in_l2(struct qcow2 *s, const struct zeroing *z,
-                      uint64_t offset, uint64_t clusters) REQUIRES(s->meta)
+static int zero_in_l2(struct qcow2 *s, const struct zeroing *z, uint64_t offset,
+                      uint64_t bytes) REQUIRES(s->meta)
 {
-    uint64_t index = (offset & (qcow2_l2_span(s) - 1)) >> s->cluster_bits;
     uint64_t l1 = atomic_load(&s->l1[offset / qcow2_l2_span(s)]);
     struct qcow2_table *t;
+    struct qcow2_at at;
 
     if (!(l1 & QCOW2_OFFSET_MASK) && !z->fill) {
         return 0;
@@ -70,15 +69,12 @@ static int zero_in_l2(struct qcow2 *s, const struct zeroing *z,
     if (r < 0) {
         return r;
     }
-    for (uint64_t i = index; i < index + clusters; i++) {
-        uint64_t old = qcow2_entry_load(t, i);
-        bool freed;
-        uint64_t new = zeroed(s, z, old, &freed);
-        if (new != old) {
-            qcow2_entry_store(s, t, i, new);
-        }
-        if (freed) {
-            (void)qcow2_free_entry(s, old); /* or it leaks: no harm */
+    for (uint64_t done = 0; done < bytes; done += at.bytes) {
+        enum qcow2_kind to;
+
+        qcow2_l2_look(s, t, offset + done, bytes - done, &at);
+        if (becomes(s, z, &at, &to)) {
+            (void)qcow2_l2_put(s, t, offset + done, at.bytes, to, at.host);
         }
     }
     qcow2_cache_put(s->l2, t);
@@ -104,14 +100,14 @@ static int discard_data(struct qcow2 *s, uint64_t offset, uint64_t bytes)
 }
 
 static int zero_clusters(struct qcow2 *s, const struct zeroing *z,
-                         uint64_t offset, uint64_t clusters)
+                         uint64_t offset, uint64_t bytes)
 {
     uint64_t seen = atomic_load(&s->released);
     int r;
 
     do {
         mutex_lock(&s->meta);
-        r = zero_in_l2(s, z, offset, clusters);
+        r = zero_in_l2(s, z, offset, bytes);
         mutex_unlock(&s->meta);
     } while (qcow2_try_again(s, &r, &seen));
     return r;
@@ -130,20 +126,18 @@ static int zero_range(struct qcow2 *s, const struct zeroing *z,
     range_lock(&s->range, &req, offset,
                align_up(end, s->cluster_size) - offset, true);
     while (offset < end && r == 0) {
-        uint64_t span_end =
-            align_down(offset, qcow2_l2_span(s)) + qcow2_l2_span(s);
-        uint64_t to = min_u64(end, span_end);
-        r = zero_clusters(s, z, offset, div_up(to - offset, s->cluster_size));
-        if (r == 0 && to < end) {
+        uint64_t len = min_u64(end - offset, qcow2_l2_rest(s, offset));
+        r = zero_clusters(s, z, offset, len);
+        if (r == 0 && offset + len < end) {
             node_request_changed();
         }
         if (r == 0 && s->external && z->unmap) { /* nobody sees it any more */
-            r = discard_data(s, offset, to - offset);
+            r = discard_data(s, offset, len);
         }
         if (r == 0) { /* a long range must not fill the memory */
             r = qcow2_relieve(s);
         }
-        offset = to;
+        offset += len;
     }
     range_unlock(&s->range, &req);
     return r;
@@ -246,7 +240,7 @@ static int zero_unallocated(struct qcow2 *s, uint64_t start)
     if (r < 0) {
         return r;
     }
-    return zero ? zero_clusters(s, &z, start, 1) : -ENOTSUP;
+    return zero ? zero_clusters(s, &z, start, length) : -ENOTSUP;
 }
 
 int qcow2_zero_part(struct node *n, uint64_t offset, uint64_t bytes)

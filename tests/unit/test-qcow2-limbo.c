@@ -149,8 +149,8 @@ static void free_another(void)
     mutex_unlock(&small.lock);
     mutex_lock(&s->meta);
     ck_assert_int_eq(qcow2_l2_get_writable(s, 0, &t), 0);
-    qcow2_entry_store(s, t, 1, QCOW2_ZERO);
-    ck_assert_int_eq(qcow2_free_later(s, freed_meanwhile, 1), 0);
+    ck_assert_int_eq(
+        qcow2_l2_put(s, t, CLUSTER, CLUSTER, QCOW2_KIND_ZERO_PLAIN, 0), 0);
     qcow2_cache_put(s->l2, t);
     mutex_unlock(&s->meta);
     mutex_lock(&small.lock);

@@ -1,0 +1,302 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * L2 tables: what is at a guest offset, and making it something else.  Nothing
+ * outside of this file knows what an entry looks like, or how long one is.
+ *
+ *   entry        63 COPIED: nobody else refers to its cluster
+ *                62 COMPRESSED: 0
+ *                9-55 host offset of a cluster; 0: there is none
+ *                0 ZERO: the cluster reads as zeroes (version 3)
+ *
+ *   compressed   63 0
+ *                62 COMPRESSED: 1
+ *                [ additional sectors of 512 bytes | host offset in bytes ]
+ *                   <- cluster_bits - 8 bits ->      <- the rest of 62 ->
+ *
+ * An entry is loaded, by whoever has the table pinned, and stored, under meta,
+ * as a whole.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "qcow2/qcow2.h"
+
+#define COMPRESSED (UINT64_C(1) << 62)
+#define ZERO       (UINT64_C(1) << 0)
+
+#define SECTOR UINT64_C(512)
+
+/* In host byte order.  It is a type of its own, so that nothing is calculated
+ * with what it has beside an offset. */
+struct entry {
+    uint64_t word;
+};
+
+static uint64_t index_of(const struct qcow2 *s, uint64_t offset)
+{
+    return (offset & (qcow2_l2_span(s) - 1)) >> s->cluster_bits;
+}
+
+static struct entry load_entry(const struct qcow2_table *t, uint64_t index)
+{
+    const _Atomic uint64_t *e = t->data;
+    uint64_t word = atomic_load_explicit(&e[index], memory_order_acquire);
+
+    return (struct entry){be64toh(word)};
+}
+
+static void store_entry(struct qcow2_table *t, uint64_t index, struct entry new)
+{
+    _Atomic uint64_t *e = t->data;
+
+    atomic_store_explicit(&e[index], htobe64(new.word), memory_order_release);
+}
+
+static uint64_t cluster_of(struct entry e)
+{
+    return e.word & QCOW2_OFFSET_MASK;
+}
+
+static enum qcow2_kind kind_of(const struct qcow2 *s, struct entry e)
+{
+    if (e.word & COMPRESSED) {
+        return QCOW2_KIND_COMPRESSED;
+    }
+    bool host = cluster_of(e) != 0;
+    if (s->version >= 3 && (e.word & ZERO)) {
+        return host ? QCOW2_KIND_ZERO_ALLOC : QCOW2_KIND_ZERO_PLAIN;
+    }
+    if (s->external && (e.word & QCOW2_COPIED)) {
+        return QCOW2_KIND_NORMAL; /* the first cluster is at offset 0 */
+    }
+    return host ? QCOW2_KIND_NORMAL : QCOW2_KIND_UNALLOCATED;
+}
+
+static bool has_cluster(enum qcow2_kind kind)
+{
+    return kind == QCOW2_KIND_NORMAL || kind == QCOW2_KIND_ZERO_ALLOC;
+}
+
+static unsigned sectors_shift(const struct qcow2 *s)
+{
+    return 62 - (s->cluster_bits - 8);
+}
+
+/* Where compressed bytes begin, and how many there are at the most. */
+static struct qcow2_run packed_run(const struct qcow2 *s, struct entry e)
+{
+    unsigned shift = sectors_shift(s);
+    uint64_t more = e.word >> shift & ((UINT64_C(1) << (62 - shift)) - 1);
+    uint64_t host = e.word & ((UINT64_C(1) << shift) - 1);
+
+    return (struct qcow2_run){host, (more + 1) * SECTOR - host % SECTOR};
+}
+
+/* --- Looking --- */
+
+/* Is no cluster where the entry for @offset says, whatever is there? */
+static bool is_wrong(const struct qcow2 *s, struct entry e, uint64_t offset)
+{
+    return s->external ? cluster_of(e) != align_down(offset, s->cluster_size)
+                       : qcow2_in_cluster(s, cluster_of(e)) != 0;
+}
+
+/* Does @next go on with what began @clusters before it with @first? */
+static bool continues(const struct qcow2 *s, struct entry first,
+                      enum qcow2_kind kind, struct entry next,
+                      uint64_t clusters)
+{
+    return has_cluster(kind)
+               ? next.word == first.word + (clusters << s->cluster_bits)
+               : kind_of(s, next) == kind;
+}
+
+void qcow2_l2_look(const struct qcow2 *s, const struct qcow2_table *t,
+                   uint64_t offset, uint64_t bytes, struct qcow2_at *at)
+{
+    uint64_t index = index_of(s, offset);
+    uint64_t in_cluster = qcow2_in_cluster(s, offset);
+    struct entry first = load_entry(t, index);
+    enum qcow2_kind kind = kind_of(s, first);
+    uint64_t alike = s->cluster_size - in_cluster;
+
+    bytes = min_u64(bytes, qcow2_l2_rest(s, offset));
+    for (uint64_t i = 1; alike < bytes &&
+                         continues(s, first, kind, load_entry(t, index + i), i);
+         i++) {
+        alike += s->cluster_size;
+    }
+    at->kind = kind;
+    at->copied = first.word & QCOW2_COPIED;
+    at->wrong = has_cluster(kind) && is_wrong(s, first, offset);
+    at->bytes = min_u64(bytes, alike);
+    at->host = cluster_of(first) + in_cluster;
+    if (kind == QCOW2_KIND_COMPRESSED) { /* a data file has none */
+        at->wrong = s->external;
+        at->packed = packed_run(s, first);
+    }
+}
+
+/* --- Changing --- */
+
+/* What the entry led to is not used any more. */
+static int free_referred(struct qcow2 *s, struct entry old) REQUIRES(s->meta)
+{
+    enum qcow2_kind kind = kind_of(s, old);
+    struct qcow2_run run = {cluster_of(old), s->cluster_size};
+
+    if (s->external || (!has_cluster(kind) && kind != QCOW2_KIND_COMPRESSED)) {
+        return 0;
+    }
+    if (kind == QCOW2_KIND_COMPRESSED) {
+        run = packed_run(s, old);
+    }
+    uint64_t from = align_down(run.host, s->cluster_size);
+    uint64_t to = align_up(run.host + run.bytes, s->cluster_size);
+    return qcow2_host_is_metadata(s, from, to - from)
+               ? qcow2_mark_corrupt(s)
+               : qcow2_free_later(s, from, (to - from) >> s->cluster_bits);
+}
+
+static int replace_entry(struct qcow2 *s, struct qcow2_table *t, uint64_t index,
+                         struct entry new) REQUIRES(s->meta)
+{
+    struct entry old = load_entry(t, index);
+    bool same = has_cluster(kind_of(s, new)) && has_cluster(kind_of(s, old)) &&
+                cluster_of(new) == cluster_of(old);
+
+    store_entry(t, index, new);
+    int r = same ? 0 : free_referred(s, old);
+    return r == -ENOMEM ? 0 : r; /* it leaks; no harm done */
+}
+
+int qcow2_l2_put(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
+                 uint64_t bytes, enum qcow2_kind kind, uint64_t host)
+{
+    uint64_t index = index_of(s, offset);
+    uint64_t end = index +
+                   (align_up(bytes, s->cluster_size) >> s->cluster_bits);
+    struct entry new = {0};
+    int r = 0;
+
+    if (has_cluster(kind)) {
+        new.word = host | QCOW2_COPIED;
+    }
+    if (kind == QCOW2_KIND_ZERO_ALLOC || kind == QCOW2_KIND_ZERO_PLAIN) {
+        new.word |= ZERO;
+    }
+    for (; index < end; index++) {
+        int one = replace_entry(s, t, index, new);
+
+        r = r < 0 ? r : one;
+        new.word += has_cluster(kind) ? s->cluster_size : 0;
+    }
+    qcow2_cache_mark_dirty(s->l2, t);
+    return r;
+}
+
+int qcow2_l2_put_packed(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
+                        const struct qcow2_run *packed)
+{
+    uint64_t more = div_up(packed->host % SECTOR + packed->bytes, SECTOR) - 1;
+    struct entry new = {COMPRESSED | more << sectors_shift(s) | packed->host};
+    int r = replace_entry(s, t, index_of(s, offset), new);
+
+    qcow2_cache_mark_dirty(s->l2, t);
+    return r;
+}
+
+void qcow2_l2_fill(void *table, unsigned cluster_bits, uint64_t offset,
+                   uint64_t size)
+{
+    uint64_t entries = UINT64_C(1) << qcow2_l2_bits(cluster_bits);
+    unsigned char *at = table;
+
+    for (uint64_t i = 0; i < entries; i++) {
+        uint64_t host = offset + (i << cluster_bits);
+        store_be64(at + i * 8, host < size ? host | QCOW2_COPIED : 0);
+    }
+}
+
+/* --- Tables that can be changed --- */
+
+/* All room that L2 table @index, at @host, needs, and the table. */
+static int new_table(struct qcow2 *s, uint64_t index, uint64_t host,
+                     struct qcow2_table **tp) REQUIRES(s->meta)
+{
+    int r = qcow2_keep_entry_room(s, s->l1_offset, s->l1, s->l1_size, index);
+
+    node_event(s->file, EVENT_L2_ALLOC_WRITE);
+    if (r == 0) {
+        r = qcow2_take_room(s, host, s->cluster_size);
+    }
+    if (r == 0) {
+        r = qcow2_cache_new_table(s->l2, host, tp);
+    }
+    if (r == 0) {
+        (*tp)->has_room = true;
+    }
+    return r;
+}
+
+/* Does the L1 entry lead to what is nothing but an L2 table?  One that is not
+ * its own will be copied, and loses a reference. */
+static bool is_only_l2(const struct qcow2 *s, uint64_t entry)
+{
+    unsigned shared = entry & QCOW2_COPIED ? 0 : QCOW2_META_TWICE;
+    unsigned kinds = qcow2_overlap_find(s, entry & QCOW2_OFFSET_MASK,
+                                        s->cluster_size);
+
+    return (kinds & ~shared) == QCOW2_META_L2;
+}
+
+int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
+                          struct qcow2_table **tp)
+{
+    uint64_t index = offset / qcow2_l2_span(s);
+    uint64_t old = atomic_load(&s->l1[index]);
+    struct qcow2_table *from = NULL;
+    struct qcow2_table *to = NULL;
+    uint64_t host;
+
+    int r = qcow2_l2_get(s, offset, false, &from);
+    if (r < 0) {
+        return r;
+    }
+    if (from && !is_only_l2(s, old)) {
+        qcow2_cache_put(s->l2, from);
+        return qcow2_mark_corrupt(s);
+    }
+    if (from && (old & QCOW2_COPIED)) {
+        r = qcow2_keep_room(s, from);
+        if (r < 0) {
+            qcow2_cache_put(s->l2, from);
+        }
+        *tp = from;
+        return r;
+    }
+    r = qcow2_alloc_exact(s, QCOW2_META_L2, 1, &host);
+    if (r == 0) {
+        r = new_table(s, index, host, &to);
+        if (r < 0) {
+            qcow2_alloc_undo(s, host, 1);
+        }
+    }
+    if (from && r == 0) {
+        node_event(s->file, EVENT_L2_ALLOC_COW_READ);
+    }
+    if (from) {
+        if (r == 0) {
+            memcpy(to->data, from->data, s->cluster_size);
+            (void)qcow2_free_later(s, old & QCOW2_OFFSET_MASK, 1);
+        }
+        qcow2_cache_put(s->l2, from);
+    }
+    if (r < 0 || !to) {
+        return r < 0 ? r : -ENOMEM;
+    }
+    atomic_store(&s->l1[index], host | QCOW2_COPIED);
+    qcow2_span_add(&s->l1_dirty, (uint32_t)index, (uint32_t)index + 1);
+    *tp = to;
+    return 0;
+}
