@@ -108,7 +108,7 @@ static int write_ones(struct qcow2 *s, uint64_t host, uint64_t from,
 
 /* A cluster with these bits, which counts, and which nothing leads to. */
 static int new_cluster(struct qcow2 *s, const unsigned char *bits,
-                       uint64_t *hostp) REQUIRES(s->arm_lock)
+                       uint64_t *hostp) REQUIRES(s->bitmaps.arm_lock)
 {
     uint64_t host = 0;
 
@@ -134,7 +134,7 @@ static int new_cluster(struct qcow2 *s, const unsigned char *bits,
 
 /* Have the entry of a slice that has no cluster lead to that one. */
 static int hook_up(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
-                   uint64_t host) REQUIRES(s->arm_lock)
+                   uint64_t host) REQUIRES(s->bitmaps.arm_lock)
 {
     int r = qcow2_put_entry(s, qb, slice, host);
 
@@ -147,7 +147,7 @@ static int hook_up(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
 /* A failure that is in doubt already: the next write heals first, in one way
  * or another. */
 static int put_ones_again(struct qcow2 *s, struct qcow2_bitmap *qb,
-                          uint64_t slice) REQUIRES(s->arm_lock)
+                          uint64_t slice) REQUIRES(s->bitmaps.arm_lock)
 {
     int r = qcow2_put_ones(s, qb, slice);
 
@@ -160,7 +160,7 @@ static int put_ones_again(struct qcow2 *s, struct qcow2_bitmap *qb,
 /* Ones for the regions [@first, @last], which lie in one slice. */
 static int arm_in_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
                         uint64_t slice, uint64_t first, uint64_t last,
-                        bool exact) REQUIRES(s->arm_lock)
+                        bool exact) REQUIRES(s->bitmaps.arm_lock)
 {
     unsigned shift = qb->region_bits - qb->granularity_bits;
     uint64_t start = slice * s->cluster_size * 8;
@@ -194,7 +194,7 @@ static int arm_in_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
 
 /* @exact: not more than that, where there is room for it. */
 static int arm_regions(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t first,
-                       uint64_t last, bool exact) REQUIRES(s->arm_lock)
+                       uint64_t last, bool exact) REQUIRES(s->bitmaps.arm_lock)
 {
     unsigned per = per_slice_bits(s, qb);
     int r = 0;
@@ -234,7 +234,7 @@ static bool needs_nothing(const struct request *q)
 }
 
 static int arm_one(struct qcow2 *s, const struct request *q, bool exact)
-    REQUIRES(s->arm_lock)
+    REQUIRES(s->bitmaps.arm_lock)
 {
     return needs_nothing(q) ? 0
                             : arm_regions(s, q->qb, q->first, q->last, exact);
@@ -260,7 +260,7 @@ static void set_armed(struct qcow2 *s, const struct request *q)
 
 /* With one flush.  After a failure of that nothing of it is sure. */
 static int arm_batch(struct qcow2 *s, const struct list *batch, bool exact)
-    REQUIRES(s->arm_lock)
+    REQUIRES(s->bitmaps.arm_lock)
 {
     int first = 0;
 
@@ -282,25 +282,25 @@ static int arm_batch(struct qcow2 *s, const struct list *batch, bool exact)
 
 /* All that are queued.  Once more after a failure, in the way that needs the
  * least of the image. */
-static void serve_queue(struct qcow2 *s) REQUIRES(s->arm_lock)
+static void serve_queue(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
 {
     struct list batch;
 
     list_init(&batch);
-    mutex_lock(&s->arm_queue_lock);
-    while (!list_empty(&s->arm_queue)) {
-        struct list *e = s->arm_queue.next;
+    mutex_lock(&s->bitmaps.queue_lock);
+    while (!list_empty(&s->bitmaps.queue)) {
+        struct list *e = s->bitmaps.queue.next;
         list_remove(e);
         list_append(&batch, e);
     }
-    mutex_unlock(&s->arm_queue_lock);
+    mutex_unlock(&s->bitmaps.queue_lock);
     list_for_each (e, &batch) {
         struct request *q = list_entry(e, struct request, link);
         if (!needs_nothing(q)) {
             widen(s, q);
         }
     }
-    if (!s->tightener) { /* without one, it is the close that tightens */
+    if (!s->bitmaps.tightener) { /* without one, it is the close that tightens */
         (void)qcow2_tightener_start(s);
     }
     int r = arm_batch(s, &batch, true);
@@ -329,11 +329,11 @@ static int void_it(struct qcow2 *s, struct qcow2_bitmap *qb, bool nowait)
     if (nowait) {
         return -EAGAIN;
     }
-    mutex_lock(&s->arm_lock);
+    mutex_lock(&s->bitmaps.arm_lock);
     if (!atomic_load(&qb->voided)) {
         r = qcow2_bitmap_void(s);
     }
-    mutex_unlock(&s->arm_lock);
+    mutex_unlock(&s->bitmaps.arm_lock);
     return r;
 }
 
@@ -364,7 +364,7 @@ static struct request *others(struct qcow2 *s, const struct qcow2_bitmap *own,
     size_t room = 0;
 
     *count = 0;
-    list_for_each (e, &s->bitmaps) {
+    list_for_each (e, &s->bitmaps.list) {
         struct qcow2_bitmap *qb = list_entry(e, struct qcow2_bitmap, in_image);
         struct request q;
 
@@ -406,19 +406,19 @@ int qcow2_bitmap_arm(struct node *n, struct bitmap *bm, uint64_t offset,
         return -EAGAIN;
     }
     CLEANUP_FREE struct request *more = others(s, qb, offset, bytes, &count);
-    mutex_lock(&s->arm_queue_lock);
-    list_append(&s->arm_queue, &q.link);
+    mutex_lock(&s->bitmaps.queue_lock);
+    list_append(&s->bitmaps.queue, &q.link);
     for (size_t i = 0; i < count; i++) {
-        list_append(&s->arm_queue, &more[i].link);
+        list_append(&s->bitmaps.queue, &more[i].link);
     }
-    mutex_unlock(&s->arm_queue_lock);
+    mutex_unlock(&s->bitmaps.queue_lock);
     /* Whoever has the lock serves all who wait for it; those that came into the
      * queue together leave it together. */
-    mutex_lock(&s->arm_lock);
+    mutex_lock(&s->bitmaps.arm_lock);
     if (!q.done) {
         serve_queue(s);
     }
-    mutex_unlock(&s->arm_lock);
+    mutex_unlock(&s->bitmaps.arm_lock);
     return q.r;
 }
 
@@ -438,7 +438,7 @@ static bool is_full(const struct qcow2_bitmap *qb, uint64_t region)
 
 /* Exact bits for one region, whose slice has a cluster. */
 static int tighten_region(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t i)
-    REQUIRES(s->arm_lock)
+    REQUIRES(s->bitmaps.arm_lock)
 {
     unsigned shift = qb->region_bits - qb->granularity_bits;
     uint64_t slice = i >> per_slice_bits(s, qb);
@@ -459,7 +459,7 @@ static int tighten_region(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t i)
 /* The same for a slice that is all ones, for the lack of a cluster. */
 static int tighten_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
                          uint64_t slice, uint64_t first, uint64_t end)
-    REQUIRES(s->arm_lock)
+    REQUIRES(s->bitmaps.arm_lock)
 {
     CLEANUP_FREE unsigned char *bits = calloc(1, s->cluster_size);
     uint64_t host;
@@ -489,7 +489,7 @@ static bool is_due(struct qcow2_bitmap *qb, uint64_t i)
 }
 
 static int tighten_in_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
-                            uint64_t slice) REQUIRES(s->arm_lock)
+                            uint64_t slice) REQUIRES(s->bitmaps.arm_lock)
 {
     unsigned per = per_slice_bits(s, qb);
     uint64_t first = slice << per;
@@ -512,18 +512,18 @@ static int tighten_in_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
 
 int qcow2_bitmaps_sync(struct qcow2 *s)
 {
-    if (!atomic_exchange(&s->bitmaps_relaxed, false)) {
+    if (!atomic_exchange(&s->bitmaps.relaxed, false)) {
         return 0;
     }
     int r = qcow2_flush(s->node);
     if (r < 0) {
-        atomic_store(&s->bitmaps_relaxed, true);
+        atomic_store(&s->bitmaps.relaxed, true);
     }
     return r;
 }
 
 static int tighten(struct qcow2 *s, struct qcow2_bitmap *qb)
-    REQUIRES(s->arm_lock)
+    REQUIRES(s->bitmaps.arm_lock)
 {
     int r = 0;
 
@@ -547,19 +547,19 @@ int qcow2_bitmaps_tighten(struct qcow2 *s)
     if (!t) {
         return 0;
     }
-    mutex_lock(&s->arm_lock);
+    mutex_lock(&s->bitmaps.arm_lock);
     r = qcow2_heal(s);
     if (r == 0) {
         r = qcow2_bitmaps_sync(s);
     }
-    list_for_each (e, &s->bitmaps) {
+    list_for_each (e, &s->bitmaps.list) {
         struct qcow2_bitmap *qb = list_entry(e, struct qcow2_bitmap, in_image);
 
         if (qb->bm && !qb->broken && !atomic_load(&qb->voided) && r == 0) {
             r = tighten(s, qb);
         }
     }
-    mutex_unlock(&s->arm_lock);
+    mutex_unlock(&s->bitmaps.arm_lock);
     node_leave(t);
     return r;
 }
@@ -596,13 +596,13 @@ int qcow2_tightener_start(struct qcow2 *s)
         free(t);
         return r;
     }
-    s->tightener = t;
+    s->bitmaps.tightener = t;
     return 0;
 }
 
 void qcow2_tightener_stop(struct qcow2 *s)
 {
-    struct tightener *t = s->tightener;
+    struct tightener *t = s->bitmaps.tightener;
 
     if (!t) {
         return;
@@ -615,5 +615,5 @@ void qcow2_tightener_stop(struct qcow2 *s)
     mutex_destroy(&t->lock);
     cond_destroy(&t->wake);
     free(t);
-    s->tightener = NULL;
+    s->bitmaps.tightener = NULL;
 }

@@ -44,16 +44,16 @@ void qcow2_orphan(struct qcow2 *s, uint64_t host, uint64_t bytes)
     if (host == 0 || bytes == 0) {
         return;
     }
-    if (s->orphan_count == s->orphan_room) {
-        size_t room = s->orphan_room ? s->orphan_room * 2 : 16;
-        struct qcow2_run *more = realloc(s->orphans, room * sizeof(*more));
+    if (s->bitmaps.orphan_count == s->bitmaps.orphan_room) {
+        size_t room = s->bitmaps.orphan_room ? s->bitmaps.orphan_room * 2 : 16;
+        struct qcow2_run *more = realloc(s->bitmaps.orphans, room * sizeof(*more));
         if (!more) {
             return; /* it leaks */
         }
-        s->orphans = more;
-        s->orphan_room = room;
+        s->bitmaps.orphans = more;
+        s->bitmaps.orphan_room = room;
     }
-    s->orphans[s->orphan_count++] = (struct qcow2_run){host, bytes};
+    s->bitmaps.orphans[s->bitmaps.orphan_count++] = (struct qcow2_run){host, bytes};
 }
 
 static bool has_doubt(const struct qcow2_bitmap *qb)
@@ -66,9 +66,9 @@ static bool has_doubt(const struct qcow2_bitmap *qb)
     return false;
 }
 
-static bool any_doubt(const struct qcow2 *s) REQUIRES(s->arm_lock)
+static bool any_doubt(const struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
 {
-    list_for_each (e, &s->bitmaps) {
+    list_for_each (e, &s->bitmaps.list) {
         if (has_doubt(QB(e))) {
             return true;
         }
@@ -77,31 +77,31 @@ static bool any_doubt(const struct qcow2 *s) REQUIRES(s->arm_lock)
 }
 
 /* If nothing is in doubt. */
-static void free_orphans(struct qcow2 *s) REQUIRES(s->arm_lock)
+static void free_orphans(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
 {
-    if (s->orphan_count == 0 || atomic_load(&s->node->bitmaps_doubt) ||
+    if (s->bitmaps.orphan_count == 0 || atomic_load(&s->node->bitmaps_doubt) ||
         any_doubt(s)) {
         return;
     }
     mutex_lock(&s->meta);
-    for (size_t i = 0; i < s->orphan_count; i++) {
-        (void)qcow2_free_later(s, s->orphans[i].host,
-                               div_up(s->orphans[i].bytes, s->cluster_size));
+    for (size_t i = 0; i < s->bitmaps.orphan_count; i++) {
+        (void)qcow2_free_later(s, s->bitmaps.orphans[i].host,
+                               div_up(s->bitmaps.orphans[i].bytes, s->cluster_size));
     }
     mutex_unlock(&s->meta);
-    s->orphan_count = 0;
+    s->bitmaps.orphan_count = 0;
 }
 
 /* --- Entries --- */
 
 static void wrote_entry(struct qcow2 *s, struct qcow2_bitmap *qb,
-                        uint64_t slice, int r) REQUIRES(s->arm_lock)
+                        uint64_t slice, int r) REQUIRES(s->bitmaps.arm_lock)
 {
     bitmap_word_set(r == 0 ? qb->unflushed : qb->doubt, slice);
     if (r < 0) {
         bitmap_word_clear(qb->unflushed, slice);
     }
-    s->entries_written = true;
+    s->bitmaps.entries_written = true;
 }
 
 int qcow2_put_entry(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
@@ -120,7 +120,7 @@ int qcow2_put_entry(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
 }
 
 static void forget_cluster(struct qcow2 *s, uint64_t entry)
-    REQUIRES(s->arm_lock)
+    REQUIRES(s->bitmaps.arm_lock)
 {
     if (entry > QCOW2_BITMAP_ONES) {
         qcow2_orphan(s, entry, s->cluster_size);
@@ -159,13 +159,13 @@ int qcow2_write_table(struct qcow2 *s, const struct qcow2_bitmap *qb,
 
 /* --- Flushes --- */
 
-static void entries_flushed(struct qcow2 *s, bool ok) REQUIRES(s->arm_lock)
+static void entries_flushed(struct qcow2 *s, bool ok) REQUIRES(s->bitmaps.arm_lock)
 {
-    if (!s->entries_written) {
+    if (!s->bitmaps.entries_written) {
         return;
     }
-    s->entries_written = false;
-    list_for_each (e, &s->bitmaps) {
+    s->bitmaps.entries_written = false;
+    list_for_each (e, &s->bitmaps.list) {
         struct qcow2_bitmap *qb = QB(e);
 
         for (uint64_t i = 0; qb->doubt && i <= qb->table_size / 64; i++) {
@@ -180,9 +180,9 @@ static void entries_flushed(struct qcow2 *s, bool ok) REQUIRES(s->arm_lock)
 }
 
 /* Nothing that was armed without a flush is sure any more. */
-static void disarm_all(struct qcow2 *s) REQUIRES(s->arm_lock)
+static void disarm_all(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
 {
-    list_for_each (e, &s->bitmaps) {
+    list_for_each (e, &s->bitmaps.list) {
         struct qcow2_bitmap *qb = QB(e);
 
         for (uint64_t i = 0; qb->doubt && i <= qb->regions / 64; i++) {
@@ -196,17 +196,17 @@ static void disarm_all(struct qcow2 *s) REQUIRES(s->arm_lock)
 
 void qcow2_flush_failed(struct qcow2 *s)
 {
-    atomic_store(&s->flush_failed, true);
-    if (s->bitmaps_volatile) {
+    atomic_store(&s->bitmaps.flush_failed, true);
+    if (s->bitmaps.process_only) {
         atomic_store(&s->node->bitmaps_doubt, true);
     }
 }
 
-static void notice_failure(struct qcow2 *s) REQUIRES(s->arm_lock)
+static void notice_failure(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
 {
-    if (atomic_exchange(&s->flush_failed, false)) {
+    if (atomic_exchange(&s->bitmaps.flush_failed, false)) {
         entries_flushed(s, false);
-        if (s->bitmaps_volatile) {
+        if (s->bitmaps.process_only) {
             disarm_all(s);
         }
     }
@@ -219,7 +219,7 @@ void qcow2_entries_begin(struct qcow2 *s)
 
 /* Of two flushes at once, one may be told what both of them missed: so there is
  * one at a time, and the failure of one is known before the next. */
-static int flush_alone(struct qcow2 *s) REQUIRES(s->arm_lock)
+static int flush_alone(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
 {
     mutex_lock(&s->flush_lock);
     int r = qcow2_flush_file(s);
@@ -229,13 +229,13 @@ static int flush_alone(struct qcow2 *s) REQUIRES(s->arm_lock)
 
 int qcow2_flush_entries(struct qcow2 *s)
 {
-    int r = s->bitmaps_volatile ? 0 : flush_alone(s);
+    int r = s->bitmaps.process_only ? 0 : flush_alone(s);
 
-    if (r == 0 && atomic_load(&s->flush_failed)) {
+    if (r == 0 && atomic_load(&s->bitmaps.flush_failed)) {
         r = -EIO;
     }
     if (r < 0) {
-        atomic_store(&s->flush_failed, true);
+        atomic_store(&s->bitmaps.flush_failed, true);
         notice_failure(s);
     } else {
         entries_flushed(s, true);
@@ -247,13 +247,13 @@ int qcow2_flush_entries(struct qcow2 *s)
 /* --- Flags --- */
 
 /* @all: also those that are as memory has them. */
-static int write_flags(struct qcow2 *s, bool all) REQUIRES(s->arm_lock)
+static int write_flags(struct qcow2 *s, bool all) REQUIRES(s->bitmaps.arm_lock)
 {
-    uint64_t at = s->bitmaps_ext.dir_offset;
+    uint64_t at = s->bitmaps.ext.dir_offset;
     unsigned char be[4];
     int r = 0;
 
-    list_for_each (e, &s->bitmaps) {
+    list_for_each (e, &s->bitmaps.list) {
         const struct qcow2_bitmap *qb = QB(e);
 
         if (r == 0 && (all || qb->wanted != qb->flags)) {
@@ -266,9 +266,9 @@ static int write_flags(struct qcow2 *s, bool all) REQUIRES(s->arm_lock)
     return r;
 }
 
-static void take_flags(struct qcow2 *s) REQUIRES(s->arm_lock)
+static void take_flags(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
 {
-    list_for_each (e, &s->bitmaps) {
+    list_for_each (e, &s->bitmaps.list) {
         QB(e)->flags = QB(e)->wanted;
         if (QB(e)->flags & QCOW2_BITMAP_IN_USE) {
             atomic_store(&QB(e)->voided, true);
@@ -279,7 +279,7 @@ static void take_flags(struct qcow2 *s) REQUIRES(s->arm_lock)
 int qcow2_bitmap_void(struct qcow2 *s)
 {
     notice_failure(s);
-    list_for_each (e, &s->bitmaps) {
+    list_for_each (e, &s->bitmaps.list) {
         QB(e)->wanted = QB(e)->flags |
                         (QB(e)->broken ? QCOW2_BITMAP_IN_USE : 0);
     }
@@ -298,7 +298,7 @@ int qcow2_bitmap_void(struct qcow2 *s)
 void qcow2_bitmap_doubt(struct qcow2 *s)
 {
     atomic_store(&s->node->bitmaps_doubt, true);
-    if (!s->tightener && !s->closing) { /* it heals, too */
+    if (!s->bitmaps.tightener && !s->bitmaps.closing) { /* it heals, too */
         (void)qcow2_tightener_start(s);
     }
 }
@@ -314,29 +314,29 @@ static int write_size(struct qcow2 *s, uint64_t size)
 
 /* As memory has it.  Under the flush lock: fields of the header that others
  * write are written with it. */
-static int restore_header(struct qcow2 *s) REQUIRES(s->arm_lock)
+static int restore_header(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
 {
-    uint64_t size = s->size_doubt ? s->node->size : UINT64_MAX;
+    uint64_t size = s->bitmaps.size_doubt ? s->node->size : UINT64_MAX;
     int r = 0;
 
-    if (s->header_doubt) {
+    if (s->bitmaps.header_doubt) {
         mutex_lock(&s->flush_lock);
         r = s->version < 3 ? write_size(s, s->node->size)
-                           : qcow2_set_bitmaps_ext(s, &s->bitmaps_ext, size);
+                           : qcow2_set_bitmaps_ext(s, &s->bitmaps.ext, size);
         mutex_unlock(&s->flush_lock);
     }
     if (r == 0) {
-        s->header_doubt = false;
-        s->size_doubt = false;
+        s->bitmaps.header_doubt = false;
+        s->bitmaps.size_doubt = false;
     }
     return r;
 }
 
 static int header_failed(struct qcow2 *s, bool size, int r)
-    REQUIRES(s->arm_lock)
+    REQUIRES(s->bitmaps.arm_lock)
 {
-    s->header_doubt = true;
-    s->size_doubt |= size;
+    s->bitmaps.header_doubt = true;
+    s->bitmaps.size_doubt |= size;
     qcow2_bitmap_doubt(s);
     (void)restore_header(s);
     return r;
@@ -355,21 +355,21 @@ int qcow2_switch_size(struct qcow2 *s, uint64_t size)
     int r = write_size(s, size);
 
     if (r < 0) {
-        mutex_lock(&s->arm_lock);
+        mutex_lock(&s->bitmaps.arm_lock);
         (void)header_failed(s, true, r);
-        mutex_unlock(&s->arm_lock);
+        mutex_unlock(&s->bitmaps.arm_lock);
     }
     return r;
 }
 
 void qcow2_bitmaps_sure(struct qcow2 *s)
 {
-    s->header_doubt = false;
-    s->size_doubt = false;
+    s->bitmaps.header_doubt = false;
+    s->bitmaps.size_doubt = false;
     /* Tables that stay may lack what was armed without a flush. */
     atomic_store(&s->node->bitmaps_doubt,
-                 s->bitmaps_volatile &&
-                     (atomic_load(&s->flush_failed) || any_doubt(s)));
+                 s->bitmaps.process_only &&
+                     (atomic_load(&s->bitmaps.flush_failed) || any_doubt(s)));
     free_orphans(s);
 }
 
@@ -408,7 +408,7 @@ static uint32_t flags_for(const struct qcow2_bitmap *qb)
 
 /* "All ones" for the slices that may lack bits. */
 static int fill_table(struct qcow2 *s, struct qcow2_bitmap *qb)
-    REQUIRES(s->arm_lock)
+    REQUIRES(s->bitmaps.arm_lock)
 {
     CLEANUP_FREE uint64_t *fresh =
         malloc((qb->table_size + UINT64_C(1)) * sizeof(*fresh));
@@ -435,11 +435,11 @@ static int fill_table(struct qcow2 *s, struct qcow2_bitmap *qb)
 }
 
 /* @give_up: what may lack bits is in use. */
-static int write_again(struct qcow2 *s, bool give_up) REQUIRES(s->arm_lock)
+static int write_again(struct qcow2 *s, bool give_up) REQUIRES(s->bitmaps.arm_lock)
 {
     int r = 0;
 
-    list_for_each (e, &s->bitmaps) {
+    list_for_each (e, &s->bitmaps.list) {
         struct qcow2_bitmap *qb = QB(e);
 
         qb->wanted = flags_for(qb);
@@ -484,7 +484,7 @@ int qcow2_heal(struct qcow2 *s)
     r = header < 0 ? header : r;
     if (r == 0) {
         atomic_store(&n->bitmaps_doubt, false);
-        if (s->bitmaps_volatile && atomic_load(&s->flush_failed)) {
+        if (s->bitmaps.process_only && atomic_load(&s->bitmaps.flush_failed)) {
             atomic_store(&n->bitmaps_doubt, true); /* once more, meanwhile */
         }
         free_orphans(s);
@@ -499,9 +499,9 @@ int qcow2_bitmap_heal(struct node *n, bool nowait)
     if (nowait) {
         return -EAGAIN;
     }
-    mutex_lock(&s->arm_lock);
+    mutex_lock(&s->bitmaps.arm_lock);
     int r = qcow2_heal(s);
-    mutex_unlock(&s->arm_lock);
+    mutex_unlock(&s->bitmaps.arm_lock);
     return r;
 }
 
@@ -531,7 +531,7 @@ bool qcow2_needs_store(const struct qcow2 *s)
         }
         here += bm->persistent;
     }
-    list_for_each (e, &s->bitmaps) {
+    list_for_each (e, &s->bitmaps.list) {
         there++;
     }
     return here != there;

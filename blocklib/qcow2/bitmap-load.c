@@ -234,7 +234,7 @@ static int check_clusters(struct qcow2 *s, const struct qcow2_bitmaps_ext *x)
     struct owners o = {NULL, 0, 0};
     int r = own_rest(s, x, &o);
 
-    list_for_each (e, &s->bitmaps) {
+    list_for_each (e, &s->bitmaps.list) {
         if (r == 0 && QB(e)->sound) {
             r = own_bitmap(s, &o, QB(e));
         }
@@ -258,12 +258,12 @@ static int find_twins(struct qcow2 *s)
 {
     size_t count = 0;
     CLEANUP_FREE struct qcow2_bitmap **all =
-        calloc(s->bitmaps_ext.count, sizeof(struct qcow2_bitmap *));
+        calloc(s->bitmaps.ext.count, sizeof(struct qcow2_bitmap *));
 
     if (!all) {
         return -ENOMEM;
     }
-    list_for_each (e, &s->bitmaps) {
+    list_for_each (e, &s->bitmaps.list) {
         all[count++] = QB(e);
     }
     qsort(all, count, sizeof(struct qcow2_bitmap *), by_name);
@@ -278,7 +278,7 @@ static int find_twins(struct qcow2 *s)
 
 static void limit_bits(struct qcow2 *s)
 {
-    list_for_each (e, &s->bitmaps) {
+    list_for_each (e, &s->bitmaps.list) {
         if (QB(e)->sound &&
             qcow2_bitmap_too_large(s->node->size,
                                    UINT64_C(1) << QB(e)->granularity_bits)) {
@@ -307,7 +307,7 @@ static void limit_ones(struct qcow2 *s)
 {
     uint64_t left = ones_max();
 
-    list_for_each (e, &s->bitmaps) {
+    list_for_each (e, &s->bitmaps.list) {
         const struct qcow2_bitmap *qb = QB(e);
         uint64_t bytes = 0;
 
@@ -455,7 +455,7 @@ static int read_directory(struct qcow2 *s, const struct qcow2_bitmaps_ext *x)
     int r = node_pread(s->file, dir, x->dir_size, x->dir_offset, 0);
     return r < 0 ? -EINVAL
                  : qcow2_bitmap_dir_parse(dir, x->dir_size, x->count,
-                                          &s->bitmaps);
+                                          &s->bitmaps.list);
 }
 
 static int load_all(struct qcow2 *s, struct error **errp)
@@ -463,19 +463,19 @@ static int load_all(struct qcow2 *s, struct error **errp)
     int r = find_twins(s);
 
     limit_bits(s);
-    list_for_each (e, &s->bitmaps) {
+    list_for_each (e, &s->bitmaps.list) {
         if (r == 0 && QB(e)->sound) {
             r = read_table(s, QB(e));
         }
     }
     if (r == 0) {
-        r = check_clusters(s, &s->bitmaps_ext);
+        r = check_clusters(s, &s->bitmaps.ext);
     }
     if (r < 0) {
         return error_set(errp, -r, "no memory for the image's bitmaps");
     }
     limit_ones(s);
-    list_for_each (e, &s->bitmaps) {
+    list_for_each (e, &s->bitmaps.list) {
         r = present(s, QB(e), errp);
         if (r < 0) {
             return r;
@@ -489,7 +489,7 @@ json_t *qcow2_bitmaps_describe(const struct qcow2 *s)
 {
     json_t *list = json_array();
 
-    list_for_each (e, &s->bitmaps) {
+    list_for_each (e, &s->bitmaps.list) {
         const struct qcow2_bitmap *qb = QB(e);
         json_t *flags = json_array();
 
@@ -507,11 +507,27 @@ json_t *qcow2_bitmaps_describe(const struct qcow2 *s)
     return list;
 }
 
+static void forget_all(struct qcow2 *s)
+{
+    while (!list_empty(&s->bitmaps.list)) {
+        qcow2_bitmap_free(QB(s->bitmaps.list.next));
+    }
+}
+
+void qcow2_bitmaps_init(struct qcow2 *s)
+{
+    list_init(&s->bitmaps.list);
+    list_init(&s->bitmaps.queue);
+    mutex_init(&s->bitmaps.arm_lock);
+    mutex_init(&s->bitmaps.queue_lock);
+}
+
 void qcow2_bitmaps_free(struct qcow2 *s)
 {
-    while (!list_empty(&s->bitmaps)) {
-        qcow2_bitmap_free(QB(s->bitmaps.next));
-    }
+    forget_all(s);
+    free(s->bitmaps.orphans);
+    mutex_destroy(&s->bitmaps.arm_lock);
+    mutex_destroy(&s->bitmaps.queue_lock);
 }
 
 int qcow2_bitmaps_load(struct qcow2 *s, const struct qcow2_header *h,
@@ -520,14 +536,14 @@ int qcow2_bitmaps_load(struct qcow2 *s, const struct qcow2_header *h,
     if (!h->has_bitmaps || !(h->autoclear & QCOW2_AUTOCLEAR_BITMAPS)) {
         return 0;
     }
-    s->bitmaps_ext = h->bitmaps;
-    int r = read_directory(s, &s->bitmaps_ext);
+    s->bitmaps.ext = h->bitmaps;
+    int r = read_directory(s, &s->bitmaps.ext);
     if (r == -ENOMEM) {
         return error_set(errp, ENOMEM, "no memory for the image's bitmaps");
     }
     if (r < 0) {
-        qcow2_bitmaps_free(s);
-        s->bitmaps_ext = (struct qcow2_bitmaps_ext){0, 0, 0};
+        forget_all(s);
+        s->bitmaps.ext = (struct qcow2_bitmaps_ext){0, 0, 0};
         return 0;
     }
     /* Who looks at headers only sees what the directory says: a small image may

@@ -39,7 +39,7 @@ struct plan {
     struct qcow2_bitmaps_ext ext;
 };
 
-static int store(struct qcow2 *s, struct plan *p) REQUIRES(s->arm_lock);
+static int store(struct qcow2 *s, struct plan *p) REQUIRES(s->bitmaps.arm_lock);
 
 /* --- Slices --- */
 
@@ -175,7 +175,7 @@ static void take_table(struct qcow2 *s, struct qcow2_bitmap *qb,
 
 /* Which table is there nobody knows: both stay. */
 static void doubt_table(struct qcow2 *s, struct qcow2_bitmap *qb,
-                        const uint64_t *fresh) REQUIRES(s->arm_lock)
+                        const uint64_t *fresh) REQUIRES(s->bitmaps.arm_lock)
 {
     for (uint32_t i = 0; i < qb->table_size; i++) {
         if (is_new(qb, fresh, i)) {
@@ -189,7 +189,7 @@ static void doubt_table(struct qcow2 *s, struct qcow2_bitmap *qb,
 }
 
 static int settle_table(struct qcow2 *s, struct qcow2_bitmap *qb,
-                        const uint64_t *fresh) REQUIRES(s->arm_lock)
+                        const uint64_t *fresh) REQUIRES(s->bitmaps.arm_lock)
 {
     int r = qcow2_flush(s->node);
 
@@ -213,7 +213,7 @@ static int settle_table(struct qcow2 *s, struct qcow2_bitmap *qb,
 }
 
 static int settle(struct qcow2 *s, struct qcow2_bitmap *qb, unsigned char *buf)
-    REQUIRES(s->arm_lock)
+    REQUIRES(s->bitmaps.arm_lock)
 {
     CLEANUP_FREE uint64_t *fresh =
         malloc((qb->table_size + UINT64_C(1)) * sizeof(*fresh));
@@ -237,7 +237,7 @@ static int settle(struct qcow2 *s, struct qcow2_bitmap *qb, unsigned char *buf)
 }
 
 /* What only a new directory can say, first; then the bits. */
-static int settle_all(struct qcow2 *s, unsigned char *buf) REQUIRES(s->arm_lock)
+static int settle_all(struct qcow2 *s, unsigned char *buf) REQUIRES(s->bitmaps.arm_lock)
 {
     (void)qcow2_heal(s); /* it adds only, so it may come first */
     int r = qcow2_bitmaps_sync(s);
@@ -248,7 +248,7 @@ static int settle_all(struct qcow2 *s, unsigned char *buf) REQUIRES(s->arm_lock)
         struct plan p = {.size = s->node->size};
         stored = store(s, &p);
     }
-    list_for_each (e, &s->bitmaps) {
+    list_for_each (e, &s->bitmaps.list) {
         if (r == 0 && QB(e)->bm && !QB(e)->broken) {
             r = settle(s, QB(e), buf);
         }
@@ -263,9 +263,9 @@ int qcow2_bitmaps_settle(struct qcow2 *s)
     if (!buf) {
         return -ENOMEM;
     }
-    mutex_lock(&s->arm_lock);
+    mutex_lock(&s->bitmaps.arm_lock);
     int r = settle_all(s, buf);
-    mutex_unlock(&s->arm_lock);
+    mutex_unlock(&s->bitmaps.arm_lock);
     return r;
 }
 
@@ -274,7 +274,7 @@ void qcow2_bitmap_relaxed(struct node *n, struct bitmap *bm)
     struct qcow2_bitmap *qb = bm->stored;
     struct qcow2 *s = n->state;
 
-    atomic_store(&s->bitmaps_relaxed, true);
+    atomic_store(&s->bitmaps.relaxed, true);
     for (uint32_t i = 0; qb && !qb->broken && i < qb->table_size; i++) {
         bitmap_word_set(qb->stale, i);
     }
@@ -286,9 +286,9 @@ void qcow2_bitmap_gone(struct bitmap *bm)
     struct qcow2 *s = bm->node->state;
 
     qb->bm = NULL;
-    mutex_lock(&s->arm_lock);
+    mutex_lock(&s->bitmaps.arm_lock);
     qcow2_bitmap_doubt(s);
-    mutex_unlock(&s->arm_lock);
+    mutex_unlock(&s->bitmaps.arm_lock);
 }
 
 /* --- A bitmap that is new, or has more bits or another size --- */
@@ -476,8 +476,8 @@ static void adopt(struct qcow2 *s, struct plan *p)
     struct list old;
 
     list_init(&old);
-    while (!list_empty(&s->bitmaps)) {
-        struct list *e = s->bitmaps.next;
+    while (!list_empty(&s->bitmaps.list)) {
+        struct list *e = s->bitmaps.list.next;
         list_remove(e);
         list_append(&old, e);
     }
@@ -485,7 +485,7 @@ static void adopt(struct qcow2 *s, struct plan *p)
         struct qcow2_bitmap *before = p->bms[i]->stored;
 
         list_remove(&p->dir[i]->in_image);
-        list_append(&s->bitmaps, &p->dir[i]->in_image);
+        list_append(&s->bitmaps.list, &p->dir[i]->in_image);
         if (before && before != p->dir[i]) {
             before->bm = NULL;
         }
@@ -503,8 +503,8 @@ static void adopt(struct qcow2 *s, struct plan *p)
         }
         qcow2_bitmap_free(qb);
     }
-    free_run(s, s->bitmaps_ext.dir_offset, s->bitmaps_ext.dir_size);
-    s->bitmaps_ext = p->ext;
+    free_run(s, s->bitmaps.ext.dir_offset, s->bitmaps.ext.dir_size);
+    s->bitmaps.ext = p->ext;
 }
 
 static void forget_plan(struct plan *p)
@@ -528,7 +528,7 @@ static void give_up(struct qcow2 *s, struct plan *p)
 }
 
 /* It may count: its clusters stay. */
-static void keep_orphans(struct qcow2 *s, struct plan *p) REQUIRES(s->arm_lock)
+static void keep_orphans(struct qcow2 *s, struct plan *p) REQUIRES(s->bitmaps.arm_lock)
 {
     list_for_each (e, &p->fresh) {
         const struct qcow2_bitmap *qb = QB(e);
@@ -560,7 +560,7 @@ static int write_plan(struct qcow2 *s, struct plan *p)
     return r;
 }
 
-static int switch_to(struct qcow2 *s, struct plan *p) REQUIRES(s->arm_lock)
+static int switch_to(struct qcow2 *s, struct plan *p) REQUIRES(s->bitmaps.arm_lock)
 {
     int r = qcow2_switch_header(s, &p->ext, p->resized ? p->size : UINT64_MAX);
 
@@ -597,12 +597,12 @@ int qcow2_store_bitmaps(struct node *n, struct error **errp)
     struct qcow2 *s = n->state;
     struct plan p = {.size = n->size};
 
-    mutex_lock(&s->arm_lock);
+    mutex_lock(&s->bitmaps.arm_lock);
     int r = atomic_load(&s->corrupt) ? -EIO : store(s, &p);
     if (r < 0) { /* it may have been to undo what had been stored */
         qcow2_bitmap_doubt(s);
     }
-    mutex_unlock(&s->arm_lock);
+    mutex_unlock(&s->bitmaps.arm_lock);
 
     return r < 0 ? error_set(errp, -r, "cannot store the bitmaps of '%s': %s",
                              node_name(n), strerror(-r))
@@ -614,16 +614,16 @@ int qcow2_store_ahead(struct node *n, bool more)
 {
     const struct qcow2 *s = n->state;
 
-    return more || s->bitmaps_ext.count > 0 ? qcow2_flush(n) : 0;
+    return more || s->bitmaps.ext.count > 0 ? qcow2_flush(n) : 0;
 }
 
 int qcow2_bitmaps_resize(struct qcow2 *s, uint64_t size)
 {
     struct plan p = {.size = size, .resized = true};
 
-    mutex_lock(&s->arm_lock);
+    mutex_lock(&s->bitmaps.arm_lock);
     int r = store(s, &p);
-    mutex_unlock(&s->arm_lock);
+    mutex_unlock(&s->bitmaps.arm_lock);
     return r;
 }
 

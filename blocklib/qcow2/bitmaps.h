@@ -124,6 +124,7 @@ static inline uint64_t qcow2_slices(const struct qcow2 *s,
  * into quarantine; errors are of memory only. */
 int qcow2_bitmaps_load(struct qcow2 *s, const struct qcow2_header *h,
                        struct error **errp);
+void qcow2_bitmaps_init(struct qcow2 *s);
 void qcow2_bitmaps_free(struct qcow2 *s); /* the memory */
 
 /* As `qemu-img info` lists them; a new reference. */
@@ -151,17 +152,17 @@ static inline void bitmap_word_clear(bitmap_word *w, uint64_t i)
 
 /* Write a table entry; memory takes it, or doubts. */
 int qcow2_put_entry(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
-                    uint64_t entry) REQUIRES(s->arm_lock);
+                    uint64_t entry) REQUIRES(s->bitmaps.arm_lock);
 /* The same for "all ones": what the entry led to is an orphan. */
 int qcow2_put_ones(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice)
-    REQUIRES(s->arm_lock);
+    REQUIRES(s->bitmaps.arm_lock);
 int qcow2_write_table(struct qcow2 *s, const struct qcow2_bitmap *qb,
                       const uint64_t *table);
 
 /* What follows is covered by the next one: flush what was put, as far as that
  * is wanted (bitmap-durability). */
-void qcow2_entries_begin(struct qcow2 *s) REQUIRES(s->arm_lock);
-int qcow2_flush_entries(struct qcow2 *s) REQUIRES(s->arm_lock);
+void qcow2_entries_begin(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock);
+int qcow2_flush_entries(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock);
 
 /* A flush by others has failed.  Takes no lock. */
 void qcow2_flush_failed(struct qcow2 *s);
@@ -174,25 +175,25 @@ bool qcow2_needs_store(const struct qcow2 *s);
 /* Have the header lead to @x (or a size: not UINT64_MAX) or, failing, leave it
  * in doubt, and try at once to have it as memory has it. */
 int qcow2_switch_header(struct qcow2 *s, const struct qcow2_bitmaps_ext *x,
-                        uint64_t size) REQUIRES(s->arm_lock);
+                        uint64_t size) REQUIRES(s->bitmaps.arm_lock);
 int qcow2_switch_size(struct qcow2 *s, uint64_t size);
 
 /* A directory that is sure, and complete, has been adopted. */
-void qcow2_bitmaps_sure(struct qcow2 *s) REQUIRES(s->arm_lock);
+void qcow2_bitmaps_sure(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock);
 
 /* @bytes at @host are free when there is no doubt any more. */
 void qcow2_orphan(struct qcow2 *s, uint64_t host, uint64_t bytes)
-    REQUIRES(s->arm_lock);
+    REQUIRES(s->bitmaps.arm_lock);
 
 /* End the doubt, if there is any; driver_bitmaps.heal. */
-int qcow2_heal(struct qcow2 *s) REQUIRES(s->arm_lock);
+int qcow2_heal(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock);
 int qcow2_bitmap_heal(struct node *n, bool nowait);
 
 /* The node is in doubt. */
-void qcow2_bitmap_doubt(struct qcow2 *s) REQUIRES(s->arm_lock);
+void qcow2_bitmap_doubt(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock);
 
 /* Say in the image that what is in quarantine is in use. */
-int qcow2_bitmap_void(struct qcow2 *s) REQUIRES(s->arm_lock);
+int qcow2_bitmap_void(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock);
 
 /* --- bitmap-arm.c --- */
 

@@ -180,7 +180,7 @@ static int set_autoclear(struct head *h, bool on)
     uint64_t want = on ? bits | QCOW2_AUTOCLEAR_BITMAPS
                        : bits & ~QCOW2_AUTOCLEAR_BITMAPS;
 
-    if (bits == want && !h->s->header_doubt) {
+    if (bits == want && !h->s->bitmaps.header_doubt) {
         return 0;
     }
     store_be64(h->bytes + QCOW2_HDR_AUTOCLEAR, want);
@@ -226,7 +226,7 @@ static int change(struct head *h, const struct qcow2_bitmaps_ext *x,
     bool fresh = !old || !in_one_sector(old, EXT_SIZE);
     bool same = valid && old; /* as before, at another place */
     if (fresh) {
-        r = append(h, same ? &h->s->bitmaps_ext : x);
+        r = append(h, same ? &h->s->bitmaps.ext : x);
         if (r == 0 && old) {
             r = drop(h, old);
         }

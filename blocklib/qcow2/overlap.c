@@ -188,13 +188,13 @@ static int add_bitmap(struct qcow2 *s, const struct qcow2_bitmap *qb)
 
 static int add_bitmaps(struct qcow2 *s) REQUIRES(s->meta)
 {
-    int r = s->bitmaps_ext.count == 0
+    int r = s->bitmaps.ext.count == 0
                 ? 0
                 : qcow2_overlap_add(s, QCOW2_META_BITMAP,
-                                    s->bitmaps_ext.dir_offset,
-                                    s->bitmaps_ext.dir_size);
+                                    s->bitmaps.ext.dir_offset,
+                                    s->bitmaps.ext.dir_size);
 
-    list_for_each (e, &s->bitmaps) {
+    list_for_each (e, &s->bitmaps.list) {
         const struct qcow2_bitmap *qb = list_entry(e, struct qcow2_bitmap,
                                                    in_image);
         if (r == 0 && qb->sound && qb->table) {

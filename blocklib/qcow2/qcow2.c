@@ -22,15 +22,12 @@
 static void state_free(struct qcow2 *s)
 {
     qcow2_bitmaps_free(s);
-    mutex_destroy(&s->arm_lock);
-    mutex_destroy(&s->arm_queue_lock);
     qcow2_overlap_free(s);
     qcow2_cache_free(s->l2);
     qcow2_cache_free(s->refblocks);
     free(s->l1);
     free(s->reftable);
     free(s->freed);
-    free(s->orphans);
     free(s->unpacked.cluster);
     free(s->wanted);
     free(s->data_name);
@@ -197,7 +194,7 @@ int qcow2_make_caches(struct qcow2 *s, uint64_t l2_bytes,
 int qcow2_clear_autoclear(struct qcow2 *s, const struct qcow2_header *h,
                            struct error **errp)
 {
-    uint64_t known = (s->bitmaps_ext.count > 0 ? QCOW2_AUTOCLEAR_BITMAPS : 0) |
+    uint64_t known = (s->bitmaps.ext.count > 0 ? QCOW2_AUTOCLEAR_BITMAPS : 0) |
                      (s->raw ? QCOW2_AUTOCLEAR_RAW : 0);
     unsigned char be[8];
 
@@ -297,7 +294,7 @@ static int qcow2_open(struct node *n, struct opts *opts, struct error **errp)
     if (r == 0) {
         r = opts_enum(opts, "bitmap-durability", durability_words, &level, errp);
     }
-    s->bitmaps_volatile = level == 1;
+    s->bitmaps.process_only = level == 1;
     if (r == 0) {
         r = node_open_child(n, opts, "file", CHILD_FILE, true, errp);
     }
@@ -310,10 +307,7 @@ static int qcow2_open(struct node *n, struct opts *opts, struct error **errp)
     mutex_init(&s->flush_lock);
     mutex_init(&s->meta);
     mutex_init(&s->unpacked.lock);
-    list_init(&s->bitmaps);
-    mutex_init(&s->arm_lock);
-    mutex_init(&s->arm_queue_lock);
-    list_init(&s->arm_queue);
+    qcow2_bitmaps_init(s);
     r = qcow2_header_read(s->file, &h, errp);
     if (r == 0) {
         r = open_data(s, &h, opts, errp);
@@ -343,7 +337,7 @@ static void qcow2_close(struct node *n)
 {
     struct qcow2 *s = n->state;
 
-    s->closing = true;
+    s->bitmaps.closing = true;
     qcow2_tightener_stop(s);
     if (!n->flags.read_only) {
         (void)qcow2_bitmaps_settle(s);
@@ -386,7 +380,7 @@ static void qcow2_describe(struct node *n, json_t *info)
         v3 ? "1.1" : "0.10", "compression-type",
         s->compression == QCOW2_ZSTD ? "zstd" : "zlib", "lazy-refcounts",
         v3 ? json_boolean(s->compatible & QCOW2_COMPAT_LAZY) : NULL, "bitmaps",
-        list_empty(&s->bitmaps) ? NULL : qcow2_bitmaps_describe(s),
+        list_empty(&s->bitmaps.list) ? NULL : qcow2_bitmaps_describe(s),
         "refcount-bits", 1 << s->refcount_order, "data-file",
         s->data_name ? json_string(s->data_name) : NULL,
         "data-file-raw", s->external ? json_boolean(s->raw) : NULL, "corrupt",

@@ -131,6 +131,36 @@ struct qcow2_run {
     uint64_t bytes;
 };
 
+/* The persistent bitmaps of an image: bitmaps.h. */
+struct qcow2_bitmaps {
+    bool process_only; /* set at open: bitmap-durability=process */
+
+    /* --- Tree lock. --- */
+    struct list list; /* of struct qcow2_bitmap.in_image */
+    struct qcow2_bitmaps_ext ext;
+    struct tightener *tightener; /* or NULL */
+    bool closing;                /* no tightener any more */
+
+    mutex_t arm_lock; /* before flush_lock: their clusters are written */
+
+    /* --- Guarded by arm_lock: doubt (bitmap-doubt.c). --- */
+    bool entries_written;      /* some, since the last flush */
+    bool header_doubt;         /* it may lead to another directory, */
+    bool size_doubt;           /* or have another size of the disk */
+    struct qcow2_run *orphans; /* what states in doubt may lead to */
+    size_t orphan_count;
+    size_t orphan_room;
+
+    mutex_t queue_lock;
+
+    /* --- Guarded by queue_lock. --- */
+    struct list queue; /* of those who want regions to be armed */
+
+    /* --- Atomic. --- */
+    _Atomic bool relaxed;      /* bits went; see qcow2_bitmaps_sync */
+    _Atomic bool flush_failed; /* since somebody last looked */
+};
+
 /* The last cluster that was unpacked: compress.c. */
 struct qcow2_unpacked {
     mutex_t lock;
@@ -203,26 +233,7 @@ struct qcow2 {
     _Atomic bool corrupt;      /* no more writes */
     struct qcow2_overlap *_Atomic overlap; /* NULL while read-only */
 
-    /* --- Bitmaps (bitmaps.h).  Tree lock. --- */
-    struct list bitmaps; /* of struct qcow2_bitmap.in_image */
-    struct qcow2_bitmaps_ext bitmaps_ext;
-    bool bitmaps_volatile;       /* set at open: bitmap-durability=process */
-    struct tightener *tightener; /* or NULL */
-    bool closing;                /* no tightener any more */
-    mutex_t arm_lock; /* before flush_lock: their clusters are written */
-    mutex_t arm_queue_lock;
-    struct list arm_queue; /* guarded by arm_queue_lock */
-    _Atomic bool bitmaps_relaxed; /* bits went; see qcow2_bitmaps_sync */
-    _Atomic bool flush_failed;    /* since somebody last looked */
-
-    /* Arm lock: doubt (bitmap-doubt.c). */
-    bool entries_written;      /* some, since the last flush */
-    bool header_doubt;         /* it may lead to another directory, */
-    bool size_doubt;           /* or have another size of the disk */
-    struct qcow2_run *orphans; /* what states in doubt may lead to */
-    size_t orphan_count;
-    size_t orphan_room;
-
+    struct qcow2_bitmaps bitmaps;
     struct qcow2_unpacked unpacked;
 };
 

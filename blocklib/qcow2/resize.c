@@ -86,7 +86,7 @@ static int clear_end(struct qcow2 *s, uint64_t size)
 /* The size counts, with bitmaps of that length if there are some. */
 static int switch_size(struct qcow2 *s, uint64_t size)
 {
-    return s->bitmaps_ext.count > 0 ? qcow2_bitmaps_resize(s, size)
+    return s->bitmaps.ext.count > 0 ? qcow2_bitmaps_resize(s, size)
                                     : qcow2_switch_size(s, size);
 }
 
@@ -170,7 +170,7 @@ int qcow2_resize(struct node *n, uint64_t size, struct error **errp)
     if (!s->data) {
         return error_set(errp, ENOMEDIUM, "the data file is not open");
     }
-    if (size == 0 && s->bitmaps_ext.count > 0) {
+    if (size == 0 && s->bitmaps.ext.count > 0) {
         /* Their tables would be empty, and QEMU not open the image. */
         return error_set(errp, ENOTSUP,
                          "cannot shrink '%s' to nothing: it has persistent "

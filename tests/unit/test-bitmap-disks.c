@@ -337,7 +337,7 @@ START_TEST(bitmaps_in_use_come_back_as_such)
         disks[1] = open_disk(1);
         ck_assert_int_eq(run_on(make_add, 2), 0);
         const struct qcow2 *q = disks[0]->state;
-        off_t at = (off_t)q->bitmaps_ext.dir_offset + QCOW2_BITMAP_FLAGS_AT;
+        off_t at = (off_t)q->bitmaps.ext.dir_offset + QCOW2_BITMAP_FLAGS_AT;
         graph_free(g);
         int fd = open("d0.qcow2", O_RDWR);
         ck_assert_int_eq(pwrite(fd, flags, sizeof(flags), at), sizeof(flags));
