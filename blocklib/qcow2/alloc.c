@@ -43,8 +43,9 @@ static int block_get(struct qcow2 *s, uint64_t cluster, struct qcow2_table **tp)
     REQUIRES(s->meta)
 {
     uint64_t index = cluster >> s->refblock_bits;
-    uint64_t host =
-        index < s->reftable_size ? s->reftable[index] & QCOW2_OFFSET_MASK : 0;
+    uint64_t host = index < s->reftable_size
+                        ? s->reftable[index] & QCOW2_OFFSET_MASK
+                        : 0;
 
     *tp = NULL;
     if (host == 0) {
@@ -151,9 +152,9 @@ static int measure_reftable(const struct qcow2 *s, uint64_t needed,
 
     do {
         *blocks = more;
-        *clusters = div_up(max_u64(needed + needed / 2,
-                                   s->reftable_size + *blocks),
-                           per_cluster);
+        *clusters =
+            div_up(max_u64(needed + needed / 2, s->reftable_size + *blocks),
+                   per_cluster);
         more = div_up(*blocks + *clusters, refs_per_block(s));
     } while (more > *blocks);
     return *clusters << s->cluster_bits >
@@ -212,8 +213,8 @@ static int add_blocks(struct qcow2 *s, uint64_t index, uint64_t at,
 }
 
 /* The refcount table leads to such blocks. */
-static int hook_up(struct qcow2 *s, uint64_t index, uint64_t at,
-                   uint64_t count) REQUIRES(s->meta)
+static int hook_up(struct qcow2 *s, uint64_t index, uint64_t at, uint64_t count)
+    REQUIRES(s->meta)
 {
     const _Atomic uint64_t *table = (const _Atomic uint64_t *)s->reftable;
     int r = 0;
@@ -319,7 +320,8 @@ static int new_block(struct qcow2 *s, uint64_t cluster) REQUIRES(s->meta)
  * that be? */
 static int check_full(struct qcow2 *s, uint64_t cluster) REQUIRES(s->meta)
 {
-    uint64_t host = s->reftable[cluster >> s->refblock_bits] & QCOW2_OFFSET_MASK;
+    uint64_t host = s->reftable[cluster >> s->refblock_bits] &
+                    QCOW2_OFFSET_MASK;
     uint64_t end = max_u64(node_size(s->file), s->virgin) >> s->cluster_bits;
 
     return qcow2_overlap_find(s, host, s->cluster_size) !=
@@ -511,8 +513,8 @@ static int alloc_long(struct qcow2 *s, uint64_t count, uint64_t *host)
     }
     if (r == 0) {
         *host = (start + blocks) << s->cluster_bits;
-        s->virgin = max_u64(s->virgin,
-                            (start + blocks + count) << s->cluster_bits);
+        s->virgin = max_u64(s->virgin, (start + blocks + count)
+                                           << s->cluster_bits);
     }
     return r;
 }

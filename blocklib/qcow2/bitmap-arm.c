@@ -300,7 +300,8 @@ static void serve_queue(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
             widen(s, q);
         }
     }
-    if (!s->bitmaps.tightener) { /* without one, it is the close that tightens */
+    if (!s->bitmaps.tightener) {
+        /* Without one, it is the close that tightens. */
         (void)qcow2_tightener_start(s);
     }
     int r = arm_batch(s, &batch, true);

@@ -41,19 +41,21 @@
 
 void qcow2_orphan(struct qcow2 *s, uint64_t host, uint64_t bytes)
 {
+    struct qcow2_bitmaps *b = &s->bitmaps;
+
     if (host == 0 || bytes == 0) {
         return;
     }
-    if (s->bitmaps.orphan_count == s->bitmaps.orphan_room) {
-        size_t room = s->bitmaps.orphan_room ? s->bitmaps.orphan_room * 2 : 16;
-        struct qcow2_run *more = realloc(s->bitmaps.orphans, room * sizeof(*more));
+    if (b->orphan_count == b->orphan_room) {
+        size_t room = b->orphan_room ? b->orphan_room * 2 : 16;
+        struct qcow2_run *more = realloc(b->orphans, room * sizeof(*more));
         if (!more) {
             return; /* it leaks */
         }
-        s->bitmaps.orphans = more;
-        s->bitmaps.orphan_room = room;
+        b->orphans = more;
+        b->orphan_room = room;
     }
-    s->bitmaps.orphans[s->bitmaps.orphan_count++] = (struct qcow2_run){host, bytes};
+    b->orphans[b->orphan_count++] = (struct qcow2_run){host, bytes};
 }
 
 static bool has_doubt(const struct qcow2_bitmap *qb)
@@ -85,8 +87,9 @@ static void free_orphans(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
     }
     mutex_lock(&s->meta);
     for (size_t i = 0; i < s->bitmaps.orphan_count; i++) {
-        (void)qcow2_free_later(s, s->bitmaps.orphans[i].host,
-                               div_up(s->bitmaps.orphans[i].bytes, s->cluster_size));
+        const struct qcow2_run *run = &s->bitmaps.orphans[i];
+        (void)qcow2_free_later(s, run->host,
+                               div_up(run->bytes, s->cluster_size));
     }
     mutex_unlock(&s->meta);
     s->bitmaps.orphan_count = 0;
@@ -159,7 +162,8 @@ int qcow2_write_table(struct qcow2 *s, const struct qcow2_bitmap *qb,
 
 /* --- Flushes --- */
 
-static void entries_flushed(struct qcow2 *s, bool ok) REQUIRES(s->bitmaps.arm_lock)
+static void entries_flushed(struct qcow2 *s, bool ok)
+    REQUIRES(s->bitmaps.arm_lock)
 {
     if (!s->bitmaps.entries_written) {
         return;
@@ -435,7 +439,8 @@ static int fill_table(struct qcow2 *s, struct qcow2_bitmap *qb)
 }
 
 /* @give_up: what may lack bits is in use. */
-static int write_again(struct qcow2 *s, bool give_up) REQUIRES(s->bitmaps.arm_lock)
+static int write_again(struct qcow2 *s, bool give_up)
+    REQUIRES(s->bitmaps.arm_lock)
 {
     int r = 0;
 

@@ -237,7 +237,8 @@ static int settle(struct qcow2 *s, struct qcow2_bitmap *qb, unsigned char *buf)
 }
 
 /* What only a new directory can say, first; then the bits. */
-static int settle_all(struct qcow2 *s, unsigned char *buf) REQUIRES(s->bitmaps.arm_lock)
+static int settle_all(struct qcow2 *s, unsigned char *buf)
+    REQUIRES(s->bitmaps.arm_lock)
 {
     (void)qcow2_heal(s); /* it adds only, so it may come first */
     int r = qcow2_bitmaps_sync(s);
@@ -528,7 +529,8 @@ static void give_up(struct qcow2 *s, struct plan *p)
 }
 
 /* It may count: its clusters stay. */
-static void keep_orphans(struct qcow2 *s, struct plan *p) REQUIRES(s->bitmaps.arm_lock)
+static void keep_orphans(struct qcow2 *s, struct plan *p)
+    REQUIRES(s->bitmaps.arm_lock)
 {
     list_for_each (e, &p->fresh) {
         const struct qcow2_bitmap *qb = QB(e);
@@ -560,7 +562,8 @@ static int write_plan(struct qcow2 *s, struct plan *p)
     return r;
 }
 
-static int switch_to(struct qcow2 *s, struct plan *p) REQUIRES(s->bitmaps.arm_lock)
+static int switch_to(struct qcow2 *s, struct plan *p)
+    REQUIRES(s->bitmaps.arm_lock)
 {
     int r = qcow2_switch_header(s, &p->ext, p->resized ? p->size : UINT64_MAX);
 
@@ -688,7 +691,7 @@ int qcow2_check_bitmap(struct node *n, const char *name, uint64_t granularity,
               "granularity";
     }
     return why ? error_set(errp, EINVAL,
-                           "Can't make bitmap '%s' persistent in '%s': %s", name,
-                           node_name(n), why)
+                           "Can't make bitmap '%s' persistent in '%s': %s",
+                           name, node_name(n), why)
                : 0;
 }

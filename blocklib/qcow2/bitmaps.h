@@ -33,8 +33,8 @@
 #define QCOW2_BITMAP_DIR_MAX    (64 * MiB)
 #define QCOW2_BITMAP_TABLE_MAX  UINT32_C(0x8000000) /* entries */
 #define QCOW2_BITMAP_BITS_MAX   (512 * MiB) /* bytes of one; QEMU's limit */
-#define QCOW2_BITMAP_ENTRY_SIZE 24 /* of a directory entry, at least */
-#define QCOW2_BITMAP_FLAGS_AT   12 /* in it */
+#define QCOW2_BITMAP_ENTRY_SIZE 24          /* of a directory entry, at least */
+#define QCOW2_BITMAP_FLAGS_AT   12          /* in it */
 
 #define QCOW2_BITMAP_IN_USE UINT32_C(1)
 #define QCOW2_BITMAP_AUTO   UINT32_C(2)
@@ -60,30 +60,30 @@ struct qcow2_bitmap {
     uint64_t table_offset;
     uint32_t table_size; /* entries */
 
-    const char *broken; /* why it is in quarantine, or NULL */
-    bool sound;         /* its table leads to clusters of its own; also of
-                           some that are in quarantine */
+    const char *broken;  /* why it is in quarantine, or NULL */
+    bool sound;          /* its table leads to clusters of its own; also of
+                            some that are in quarantine */
     _Atomic bool voided; /* the image says in_use; one that is not in quarantine
                             becomes good when it is stored anew */
-    struct bitmap *bm;  /* on the node, with this as `stored`; NULL: it is
-                           removed, which the image does not know yet */
-    uint32_t wanted;    /* flags that the image shall have; arm lock */
+    struct bitmap *bm;   /* on the node, with this as `stored`; NULL: it is
+                            removed, which the image does not know yet */
+    uint32_t wanted;     /* flags that the image shall have; arm lock */
 
-    uint64_t *table;       /* if sound; host byte order; arm lock */
+    uint64_t *table; /* if sound; host byte order; arm lock */
 
     /* Not in quarantine.  Tree lock for what is not atomic. */
-    unsigned region_bits;  /* log2 of a region in bytes of disk; not more than
-                              a slice */
+    unsigned region_bits; /* log2 of a region in bytes of disk; not more than
+                             a slice */
     uint64_t regions;
-    uint64_t granules;     /* its bits */
-    bitmap_word *armed;    /* a bit a region */
-    bitmap_word *touched;  /* since the last look of the tightener */
-    bitmap_word *stale;    /* a bit a slice */
-    bitmap_word *doubt;    /* a bit a slice; arm lock */
+    uint64_t granules;      /* its bits */
+    bitmap_word *armed;     /* a bit a region */
+    bitmap_word *touched;   /* since the last look of the tightener */
+    bitmap_word *stale;     /* a bit a slice */
+    bitmap_word *doubt;     /* a bit a slice; arm lock */
     bitmap_word *unflushed; /* a bit a slice: its entry was written and may be
                                lost; arm lock */
-    unsigned width;        /* log2 of the regions armed at once; arm lock */
-    uint64_t armed_at;     /* ns, when that was last; arm lock */
+    unsigned width;         /* log2 of the regions armed at once; arm lock */
+    uint64_t armed_at;      /* ns, when that was last; arm lock */
 };
 
 /* --- bitmap-dir.c: the directory as bytes.  Pure. --- */

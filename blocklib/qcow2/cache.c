@@ -145,8 +145,7 @@ static void unpin_locked(struct qcow2_cache *c, struct qcow2_table *t)
 }
 
 /* A clean table that nobody uses, out of the cache, or NULL. */
-static struct qcow2_table *evict_locked(struct qcow2_cache *c)
-    REQUIRES(c->lock)
+static struct qcow2_table *evict_locked(struct qcow2_cache *c) REQUIRES(c->lock)
 {
     list_for_each (at, &c->lru) {
         struct qcow2_table *t = list_entry(at, struct qcow2_table, lru);

@@ -23,7 +23,7 @@ struct qcow2_cache;
 
 struct qcow2_table {
     uint64_t offset;
-    void *data; /* big-endian, as on disk */
+    void *data;    /* big-endian, as on disk */
     bool has_room; /* the file has blocks for it (room.c); meta lock */
 
     /* Guarded by the cache's lock. */

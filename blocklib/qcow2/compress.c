@@ -16,8 +16,7 @@
 #include "qcow2/qcow2.h"
 #include "util/iov.h"
 
-static int inflate_raw(const void *in, size_t in_len, void *out,
-                       size_t out_len)
+static int inflate_raw(const void *in, size_t in_len, void *out, size_t out_len)
 {
     z_stream z = {
         .next_in = (Bytef *)(uintptr_t)in,
@@ -36,8 +35,8 @@ static int inflate_raw(const void *in, size_t in_len, void *out,
 
 static int unzstd(const void *in, size_t in_len, void *out, size_t out_len)
 {
-    ZSTD_inBuffer src = { in, in_len, 0 };
-    ZSTD_outBuffer dst = { out, out_len, 0 };
+    ZSTD_inBuffer src = {in, in_len, 0};
+    ZSTD_outBuffer dst = {out, out_len, 0};
     ZSTD_DStream *d = ZSTD_createDStream();
     size_t r = 0;
 

@@ -36,7 +36,7 @@ struct plan {
     unsigned compression;
     unsigned preallocation;
     bool lazy;
-    bool exact; /* the size is not to be rounded */
+    bool exact;    /* the size is not to be rounded */
     char *backing; /* as the image will have it, malloc()ed */
     const char *backing_fmt;
     const char *data_file; /* as it is made */
@@ -53,10 +53,9 @@ struct plan {
 };
 
 const char *const qcow2_create_options[] = {
-    "size",          "backing_file",  "backing_fmt",
-    "compat",        "cluster_size",  "refcount_bits",
-    "lazy_refcounts", "compression_type", "preallocation",
-    "data_file",     "data_file_raw", NULL,
+    "size",          "backing_file",  "backing_fmt",    "compat",
+    "cluster_size",  "refcount_bits", "lazy_refcounts", "compression_type",
+    "preallocation", "data_file",     "data_file_raw",  NULL,
 };
 
 static const struct {
@@ -64,10 +63,14 @@ static const struct {
     unsigned char bit;
     const char *name;
 } feature_names[] = {
-    { 0, 0, "dirty bit" },          { 0, 1, "corrupt bit" },
-    { 0, 2, "external data file" }, { 0, 3, "compression type" },
-    { 0, 4, "extended L2 entries" }, { 1, 0, "lazy refcounts" },
-    { 2, 0, "bitmaps" },            { 2, 1, "raw external data" },
+    {0, 0, "dirty bit"},
+    {0, 1, "corrupt bit"},
+    {0, 2, "external data file"},
+    {0, 3, "compression type"},
+    {0, 4, "extended L2 entries"},
+    {1, 0, "lazy refcounts"},
+    {2, 0, "bitmaps"},
+    {2, 1, "raw external data"},
 };
 #define FEATURE_ENTRY 48
 
@@ -75,10 +78,10 @@ static const struct {
 
 static int take_options(struct opts *o, struct plan *p, struct error **errp)
 {
-    static const char *const compat[] = { "0.10", "1.1", "v2", "v3", NULL };
-    static const char *const compression[] = { "zlib", "zstd", NULL };
-    static const char *const pre[] = { "off", "metadata", "falloc", "full",
-                                       NULL };
+    static const char *const compat[] = {"0.10", "1.1", "v2", "v3", NULL};
+    static const char *const compression[] = {"zlib", "zstd", NULL};
+    static const char *const pre[] = {"off", "metadata", "falloc", "full",
+                                      NULL};
     const char *backing = NULL;
     uint64_t bits = 16;
     unsigned version = 1;
@@ -86,15 +89,14 @@ static int take_options(struct opts *o, struct plan *p, struct error **errp)
 
     p->cluster_size = 64 * KiB;
     if ((r = opts_uint(o, "size", BLK_SIZE_MAX, &p->size, errp)) < 0 ||
-        (r = opts_uint(o, "cluster_size", UINT32_MAX, &p->cluster_size,
-                       errp)) < 0 ||
+        (r = opts_uint(o, "cluster_size", UINT32_MAX, &p->cluster_size, errp)) <
+            0 ||
         (r = opts_uint(o, "refcount_bits", 1024, &bits, errp)) < 0 ||
         (r = opts_bool(o, "lazy_refcounts", &p->lazy, errp)) < 0 ||
         (r = opts_enum(o, "compat", compat, &version, errp)) < 0 ||
         (r = opts_enum(o, "compression_type", compression, &p->compression,
                        errp)) < 0 ||
-        (r = opts_enum(o, "preallocation", pre, &p->preallocation, errp)) <
-            0 ||
+        (r = opts_enum(o, "preallocation", pre, &p->preallocation, errp)) < 0 ||
         (r = opts_str(o, "backing_file", &backing, errp)) < 0 ||
         (r = opts_str(o, "backing_fmt", &p->backing_fmt, errp)) < 0 ||
         (r = opts_str(o, "data_file", &p->data_file, errp)) < 0 ||
@@ -114,8 +116,9 @@ static int take_options(struct opts *o, struct plan *p, struct error **errp)
         return error_set(errp, ENOMEM, "no memory for the names of files");
     }
     if (!is_pow2(bits) || bits > 64) {
-        return error_set(errp, EINVAL, "Refcount width must be a power of two "
-                                       "and may not exceed 64 bits");
+        return error_set(errp, EINVAL,
+                         "Refcount width must be a power of two "
+                         "and may not exceed 64 bits");
     }
     p->refcount_order = (unsigned)__builtin_ctzll(bits);
     return 0;
@@ -156,8 +159,9 @@ static int check_backing(const struct plan *p, struct error **errp)
         return error_set(errp, EINVAL, "Backing file name too long");
     }
     return p->preallocation != PRE_OFF
-               ? error_set(errp, EINVAL, "Backing file and preallocation "
-                                         "cannot be used at the same time")
+               ? error_set(errp, EINVAL,
+                           "Backing file and preallocation "
+                           "cannot be used at the same time")
                : 0;
 }
 
@@ -167,8 +171,9 @@ static int check_data_file(struct plan *p, struct error **errp)
         return error_set(errp, EINVAL, "data-file-raw requires data-file");
     }
     if (p->data_raw && p->backing) {
-        return error_set(errp, EINVAL, "Backing file and data-file-raw cannot "
-                                       "be used at the same time");
+        return error_set(errp, EINVAL,
+                         "Backing file and data-file-raw cannot "
+                         "be used at the same time");
     }
     if (p->data_file && p->version < 3) {
         return error_set(errp, EINVAL,
@@ -191,8 +196,9 @@ static int check_options(struct plan *p, struct error **errp)
     if (!is_pow2(p->cluster_size) ||
         p->cluster_size < UINT64_C(1) << QCOW2_MIN_CLUSTER_BITS ||
         p->cluster_size > UINT64_C(1) << QCOW2_MAX_CLUSTER_BITS) {
-        return error_set(errp, EINVAL, "Cluster size must be a power of two "
-                                       "between 512 and 2048k");
+        return error_set(errp, EINVAL,
+                         "Cluster size must be a power of two "
+                         "between 512 and 2048k");
     }
     p->cluster_bits = (unsigned)__builtin_ctzll(p->cluster_size);
     int r = p->version < 3 ? check_old(p, errp) : 0;
@@ -207,8 +213,8 @@ static int check_options(struct plan *p, struct error **errp)
         return r;
     }
     p->size = align_up(p->size, 512);
-    p->l1_entries = div_up(p->size, p->cluster_size
-                                        << qcow2_l2_bits(p->cluster_bits));
+    p->l1_entries = div_up(p->size,
+                           p->cluster_size << qcow2_l2_bits(p->cluster_bits));
     if (p->l1_entries * 8 > QCOW2_MAX_L1_BYTES) {
         return error_set(errp, EFBIG,
                          "The image size is too large for this cluster size "
@@ -269,7 +275,7 @@ static unsigned char *put_extension(unsigned char *at, uint32_t type,
 
 static unsigned char *put_features(unsigned char *at)
 {
-    unsigned char table[ARRAY_SIZE(feature_names) * FEATURE_ENTRY] = { 0 };
+    unsigned char table[ARRAY_SIZE(feature_names) * FEATURE_ENTRY] = {0};
 
     for (size_t i = 0; i < ARRAY_SIZE(feature_names); i++) {
         unsigned char *e = table + i * FEATURE_ENTRY;
@@ -293,8 +299,9 @@ static int fill_header(const struct plan *p, unsigned char *h,
     unsigned char *at = h + length;
 
     if (fixed > p->cluster_size) {
-        return error_set(errp, EINVAL, "%s file name too long for the header "
-                                       "of %" PRIu64 " bytes",
+        return error_set(errp, EINVAL,
+                         "%s file name too long for the header "
+                         "of %" PRIu64 " bytes",
                          data > name ? "Data" : "Backing", p->cluster_size);
     }
     store_be32(h, QCOW2_MAGIC);
@@ -370,7 +377,7 @@ static int make_image(const struct plan *p, struct image *im,
         store_be64(bytes + l1 * p->cluster_size + t * 8,
                    (used + t) * p->cluster_size | QCOW2_COPIED);
     }
-    *im = (struct image){ bytes, used * p->cluster_size };
+    *im = (struct image){bytes, used * p->cluster_size};
     return 0;
 }
 
@@ -584,8 +591,8 @@ static int write_file(const struct driver_table *t, const char *filename,
 int qcow2_create(const struct driver_table *t, const char *filename,
                  struct opts *opts, struct file_make *how, struct error **errp)
 {
-    struct plan p = { 0 };
-    struct image im = { 0 };
+    struct plan p = {0};
+    struct image im = {0};
     int r = make_plan(opts, &p, errp);
 
     if (r == 0) {
@@ -607,9 +614,8 @@ static int put_to_node(void *to, const void *bytes, uint64_t len,
     return blk_pwrite(to, bytes, len, offset, 0);
 }
 
-static int write_node(struct graph *g, struct node *file,
-                      const struct plan *p, const struct image *im,
-                      struct error **errp)
+static int write_node(struct graph *g, struct node *file, const struct plan *p,
+                      const struct image *im, struct error **errp)
 {
     uint64_t end = im->len + (p->l2 << p->cluster_bits);
     struct blk *b;
@@ -639,8 +645,8 @@ int qcow2_format(struct graph *g, struct node *file, struct opts *opts,
                  struct node **opened, struct error **errp)
 {
     CLEANUP_JSON json_t *name = json_string(node_name(file));
-    struct plan p = { .exact = true };
-    struct image im = { 0 };
+    struct plan p = {.exact = true};
+    struct image im = {0};
     int r = name ? make_plan(opts, &p, errp)
                  : error_set(errp, ENOMEM, "no memory for options");
 

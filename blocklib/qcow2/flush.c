@@ -61,7 +61,7 @@ static int take_piece(struct piece *p, uint64_t table_offset,
     p->table_offset = table_offset;
     p->span = *dirty;
     p->moved = *moved;
-    *dirty = (struct qcow2_span){ 0, 0 };
+    *dirty = (struct qcow2_span){0, 0};
     *moved = false;
     return 0;
 }
@@ -82,16 +82,15 @@ static int take_tables(struct qcow2 *s, struct round *w) REQUIRES(s->meta)
     p->switch_event = EVENT_REFBLOCK_ALLOC_SWITCH_TABLE;
     p->field_offset = QCOW2_HDR_REFTABLE;
     store_be64(p->field, s->reftable_offset);
-    store_be32(p->field + 8, (uint32_t)(s->reftable_size * UINT64_C(8) >>
-                                        s->cluster_bits));
+    store_be32(p->field + 8,
+               (uint32_t)(s->reftable_size * UINT64_C(8) >> s->cluster_bits));
     p = &w->l1;
     r = take_piece(p, s->l1_offset, &s->l1_dirty, &s->l1_moved);
     if (r < 0) {
         return r;
     }
     for (uint32_t i = p->span.from; i < p->span.to; i++) {
-        store_be64(p->copy + (i - p->span.from) * 8UL,
-                   atomic_load(&s->l1[i]));
+        store_be64(p->copy + (i - p->span.from) * 8UL, atomic_load(&s->l1[i]));
     }
     p->write_event = p->moved ? EVENT_L1_GROW_WRITE_TABLE : EVENT_L1_UPDATE;
     p->switch_event = EVENT_L1_GROW_ACTIVATE_TABLE;
@@ -233,7 +232,7 @@ static void finish(struct qcow2 *s, struct round *w, size_t in_limbo, int r)
 
 static int flush_locked(struct qcow2 *s, bool to_disk) REQUIRES(s->flush_lock)
 {
-    struct round w = { 0 };
+    struct round w = {0};
 
     mutex_lock(&s->meta);
     int r = collect(s, &w);

@@ -28,7 +28,7 @@ static const struct {
     uint64_t bit;
     const char *name;
 } refused[] = {
-    { QCOW2_INCOMPAT_EXTL2, "extended L2 entries" },
+    {QCOW2_INCOMPAT_EXTL2, "extended L2 entries"},
 };
 
 struct extensions {
@@ -176,11 +176,11 @@ static int check_sizes(const struct qcow2_header *h, struct error **errp)
         return error_set(errp, EINVAL,
                          "the image has no reference count table");
     }
-    return check_table(h, "reference count table", h->reftable_offset,
-                       (uint64_t)h->reftable_clusters << h->cluster_bits,
-                       max_u64(QCOW2_MAX_REFTABLE_BYTES,
-                               UINT64_C(1) << h->cluster_bits),
-                       errp);
+    return check_table(
+        h, "reference count table", h->reftable_offset,
+        (uint64_t)h->reftable_clusters << h->cluster_bits,
+        max_u64(QCOW2_MAX_REFTABLE_BYTES, UINT64_C(1) << h->cluster_bits),
+        errp);
 }
 
 static int parse_v3(const unsigned char *head, size_t len,
@@ -197,13 +197,11 @@ static int parse_v3(const unsigned char *head, size_t len,
     if (h->header_length < V3_HEADER_LENGTH ||
         h->header_length > UINT32_C(1) << h->cluster_bits ||
         h->header_length > len) {
-        return error_set(errp, EINVAL,
-                         "invalid qcow2 header length %" PRIu32,
+        return error_set(errp, EINVAL, "invalid qcow2 header length %" PRIu32,
                          h->header_length);
     }
     if (h->refcount_order > 6) {
-        return error_set(errp, EINVAL,
-                         "reference counts of more than 64 bits");
+        return error_set(errp, EINVAL, "reference counts of more than 64 bits");
     }
     if (h->header_length > V3_HEADER_LENGTH) {
         unsigned type = head[V3_HEADER_LENGTH];
@@ -236,8 +234,8 @@ static int parse_backing(const unsigned char *head, size_t len,
                       min_u64(len, UINT64_C(1) << h->cluster_bits))) {
         return error_set(errp, EINVAL, "invalid backing file name");
     }
-    return copy_text(head + offset, name_len, &h->backing,
-                     "backing file name", errp);
+    return copy_text(head + offset, name_len, &h->backing, "backing file name",
+                     errp);
 }
 
 static int parse_fixed(const unsigned char *head, size_t len,
@@ -262,8 +260,7 @@ static int parse_fixed(const unsigned char *head, size_t len,
     }
     if (h->cluster_bits < QCOW2_MIN_CLUSTER_BITS ||
         h->cluster_bits > QCOW2_MAX_CLUSTER_BITS) {
-        return error_set(errp, EINVAL,
-                         "Unsupported cluster size: 2^%" PRIu32,
+        return error_set(errp, EINVAL, "Unsupported cluster size: 2^%" PRIu32,
                          h->cluster_bits);
     }
     if (load_be32(head + 32) != 0) {
@@ -276,7 +273,7 @@ static int parse_fixed(const unsigned char *head, size_t len,
 static int parse_all(const unsigned char *head, size_t len,
                      struct qcow2_header *h, struct error **errp)
 {
-    struct extensions x = { NULL, 0 };
+    struct extensions x = {NULL, 0};
     int r = parse_fixed(head, len, h, errp);
     if (r < 0) {
         return r;
@@ -292,8 +289,7 @@ static int parse_all(const unsigned char *head, size_t len,
     }
     uint64_t unknown = h->incompatible &
                        ~(QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT |
-                         QCOW2_INCOMPAT_COMPRESSION |
-                         QCOW2_INCOMPAT_DATA_FILE);
+                         QCOW2_INCOMPAT_COMPRESSION | QCOW2_INCOMPAT_DATA_FILE);
     if (unknown) {
         return refuse_features(unknown, &x, errp);
     }
@@ -308,7 +304,7 @@ static int parse_all(const unsigned char *head, size_t len,
 int qcow2_header_parse(const unsigned char *head, size_t len,
                        struct qcow2_header *h, struct error **errp)
 {
-    *h = (struct qcow2_header){ 0 };
+    *h = (struct qcow2_header){0};
     int r = parse_all(head, len, h, errp);
     if (r < 0) {
         qcow2_header_release(h);
@@ -346,8 +342,8 @@ int qcow2_header_read(struct node *file, struct qcow2_header *h,
     }
     uint32_t bits = load_be32(first + 20);
     if (bits < QCOW2_MIN_CLUSTER_BITS || bits > QCOW2_MAX_CLUSTER_BITS) {
-        return error_set(errp, EINVAL,
-                         "Unsupported cluster size: 2^%" PRIu32, bits);
+        return error_set(errp, EINVAL, "Unsupported cluster size: 2^%" PRIu32,
+                         bits);
     }
     uint64_t len = min_u64(size, UINT64_C(1) << bits);
     CLEANUP_FREE unsigned char *head = malloc(len);

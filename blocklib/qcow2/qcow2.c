@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The qcow2 driver: opening, closing, describing. */
-#include "qcow2/bitmaps.h"
 #include "qcow2/qcow2.h"
+#include "qcow2/bitmaps.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -14,10 +14,10 @@
 
 /* Memory for L2 tables at the most, unless l2-cache-size says otherwise:
  * enough for 256 GiB in clusters of 64 KiB. */
-#define L2_CACHE_MAX   (32 * MiB)
-#define L2_CACHE_MIN   4 /* tables */
-#define REFBLOCKS_MAX  (8 * MiB)
-#define REFBLOCKS_MIN  8 /* tables */
+#define L2_CACHE_MAX  (32 * MiB)
+#define L2_CACHE_MIN  4 /* tables */
+#define REFBLOCKS_MAX (8 * MiB)
+#define REFBLOCKS_MIN 8 /* tables */
 
 static void state_free(struct qcow2 *s)
 {
@@ -46,8 +46,7 @@ static int read_table(struct qcow2 *s, const char *what, uint64_t offset,
     if (!be) {
         return error_set(errp, ENOMEM, "no memory for the %s", what);
     }
-    int r = entries == 0 ? 0
-                         : node_pread(s->file, be, entries * 8, offset, 0);
+    int r = entries == 0 ? 0 : node_pread(s->file, be, entries * 8, offset, 0);
     if (r < 0) {
         return error_set(errp, -r, "cannot read the %s: %s", what,
                          strerror(-r));
@@ -111,9 +110,9 @@ int qcow2_check_writable(const struct qcow2_header *h, struct error **errp)
 
 /* --- Opening --- */
 
-static const char *const overlap_words[] = { "none", "constant", "cached",
-                                             "all", NULL };
-static const char *const durability_words[] = { "power", "process", NULL };
+static const char *const overlap_words[] = {"none", "constant", "cached", "all",
+                                            NULL};
+static const char *const durability_words[] = {"power", "process", NULL};
 
 static const struct option qcow2_options[] = {
     OPTION("file", NODE, .required = true),
@@ -132,7 +131,7 @@ static const struct option qcow2_options[] = {
 };
 
 int qcow2_take_options(struct opts *o, uint64_t *l2_bytes,
-                        uint64_t *refcount_bytes, struct error **errp)
+                       uint64_t *refcount_bytes, struct error **errp)
 {
     uint64_t total = 0;
     unsigned mode = 2;
@@ -166,12 +165,12 @@ int qcow2_take_options(struct opts *o, uint64_t *l2_bytes,
 }
 
 int qcow2_make_caches(struct qcow2 *s, uint64_t l2_bytes,
-                       uint64_t refcount_bytes, struct error **errp)
+                      uint64_t refcount_bytes, struct error **errp)
 {
     uint64_t blocks_max = max_u64(s->reftable_size, REFBLOCKS_MIN);
     uint64_t l2 = (l2_bytes ? l2_bytes : L2_CACHE_MAX) >> s->cluster_bits;
-    uint64_t blocks =
-        (refcount_bytes ? refcount_bytes : REFBLOCKS_MAX) >> s->cluster_bits;
+    uint64_t blocks = (refcount_bytes ? refcount_bytes : REFBLOCKS_MAX) >>
+                      s->cluster_bits;
 
     /* Also where the disk is smaller: half of it may be dirty, and then all
      * that such a disk has. */
@@ -192,7 +191,7 @@ int qcow2_make_caches(struct qcow2 *s, uint64_t l2_bytes,
 
 /* Features that a writer who does not know them has to clear. */
 int qcow2_clear_autoclear(struct qcow2 *s, const struct qcow2_header *h,
-                           struct error **errp)
+                          struct error **errp)
 {
     uint64_t known = (s->bitmaps.ext.count > 0 ? QCOW2_AUTOCLEAR_BITMAPS : 0) |
                      (s->raw ? QCOW2_AUTOCLEAR_RAW : 0);
@@ -224,8 +223,7 @@ static void take_header(struct qcow2 *s, struct qcow2_header *h)
     s->compression = h->compression;
     s->compatible = h->compatible;
     s->incompatible = h->incompatible;
-    atomic_init(&s->corrupt,
-                (h->incompatible & QCOW2_INCOMPAT_CORRUPT) != 0);
+    atomic_init(&s->corrupt, (h->incompatible & QCOW2_INCOMPAT_CORRUPT) != 0);
     s->file_grows_zero = s->file->limits.grows_zero;
     s->virgin = align_up(node_size(s->file), s->cluster_size);
     n->size = h->size;
@@ -292,7 +290,8 @@ static int qcow2_open(struct node *n, struct opts *opts, struct error **errp)
 
     int r = qcow2_take_options(opts, &l2_bytes, &refcount_bytes, errp);
     if (r == 0) {
-        r = opts_enum(opts, "bitmap-durability", durability_words, &level, errp);
+        r = opts_enum(opts, "bitmap-durability", durability_words, &level,
+                      errp);
     }
     s->bitmaps.process_only = level == 1;
     if (r == 0) {
@@ -382,8 +381,8 @@ static void qcow2_describe(struct node *n, json_t *info)
         v3 ? json_boolean(s->compatible & QCOW2_COMPAT_LAZY) : NULL, "bitmaps",
         list_empty(&s->bitmaps.list) ? NULL : qcow2_bitmaps_describe(s),
         "refcount-bits", 1 << s->refcount_order, "data-file",
-        s->data_name ? json_string(s->data_name) : NULL,
-        "data-file-raw", s->external ? json_boolean(s->raw) : NULL, "corrupt",
+        s->data_name ? json_string(s->data_name) : NULL, "data-file-raw",
+        s->external ? json_boolean(s->raw) : NULL, "corrupt",
         v3 ? json_boolean(atomic_load(&s->corrupt)) : NULL, "extended-l2",
         v3 ? json_false() : NULL);
     (void)json_object_set_new(

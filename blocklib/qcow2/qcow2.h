@@ -32,11 +32,11 @@
 
 #define QCOW2_MAGIC 0x514649fb /* "QFI\xfb" */
 
-#define QCOW2_MIN_CLUSTER_BITS 9
-#define QCOW2_MAX_CLUSTER_BITS 21
-#define QCOW2_MAX_L1_BYTES     (32 * MiB)
+#define QCOW2_MIN_CLUSTER_BITS   9
+#define QCOW2_MAX_CLUSTER_BITS   21
+#define QCOW2_MAX_L1_BYTES       (32 * MiB)
 #define QCOW2_MAX_REFTABLE_BYTES (8 * MiB)
-#define QCOW2_MAX_BACKING_NAME 1023
+#define QCOW2_MAX_BACKING_NAME   1023
 
 /* Entries of tables: where the cluster lies that they lead to.  What else is in
  * an L2 entry: l2.c. */
@@ -92,7 +92,7 @@ struct qcow2_header {
     uint32_t refcount_order;
     uint32_t header_length;
     enum qcow2_compression compression;
-    bool has_bitmaps;  /* the bitmaps extension is there */
+    bool has_bitmaps; /* the bitmaps extension is there */
     struct qcow2_bitmaps_ext bitmaps;
     char *backing;     /* malloc()ed, or NULL */
     char *backing_fmt; /* malloc()ed, or NULL */
@@ -182,7 +182,7 @@ struct qcow2 {
     uint32_t version;
     unsigned cluster_bits;
     uint64_t cluster_size;
-    unsigned l2_bits;       /* log2 of entries in an L2 table */
+    unsigned l2_bits; /* log2 of entries in an L2 table */
     unsigned refcount_order;
     unsigned refblock_bits; /* log2 of entries in a refcount block */
     enum qcow2_compression compression;
@@ -214,14 +214,14 @@ struct qcow2 {
     uint64_t reftable_offset;
     struct qcow2_span reftable_dirty;
     bool reftable_moved;
-    uint64_t free_hint; /* no free cluster (index) lies below it */
-    uint64_t virgin;    /* host bytes from here on were never written */
+    uint64_t free_hint;        /* no free cluster (index) lies below it */
+    uint64_t virgin;           /* host bytes from here on were never written */
     struct qcow2_freed *freed; /* in limbo */
     size_t freed_count;
     size_t freed_room;
     size_t freed_sealed; /* those before it are in a round of flush.c */
     uint64_t freed_clusters;
-    bool give_back; /* discard what is released whatever the options say */
+    bool give_back;  /* discard what is released whatever the options say */
     uint64_t packed; /* host byte where the next compressed data may go, in a
                         cluster that has some; or at the end of one */
     uint64_t incompatible;
@@ -325,9 +325,9 @@ int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
 
 /*
  * Whole clusters (or the end of the disk) in such a table are @kind from now
- * on, and at @host on where that has a place; not compressed.  The clusters that
- * were there before, if they are others, are free later.  -EIO: one of those is
- * not data; all is changed nonetheless.
+ * on, and at @host on where that has a place; not compressed.  The clusters
+ * that were there before, if they are others, are free later.  -EIO: one of
+ * those is not data; all is changed nonetheless.
  */
 int qcow2_l2_put(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
                  uint64_t bytes, enum qcow2_kind kind, uint64_t host)
@@ -382,8 +382,7 @@ int qcow2_refcount_get(struct qcow2 *s, uint64_t cluster, uint64_t *count)
     REQUIRES(s->meta);
 
 /* refcount.c: one entry of a block of 2^@order bit wide refcounts. */
-uint64_t qcow2_refcount_load(const void *block, unsigned order,
-                             uint64_t index);
+uint64_t qcow2_refcount_load(const void *block, unsigned order, uint64_t index);
 void qcow2_refcount_store(void *block, unsigned order, uint64_t index,
                           uint64_t count);
 
@@ -413,15 +412,13 @@ int qcow2_keep_entry_room(struct qcow2 *s, uint64_t table_offset,
  * time for those who use such clusters.  Also when it has to go on with a
  * search (-EINPROGRESS).  Else false, with the error in *r.
  */
-bool qcow2_try_again(struct qcow2 *s, int *r, uint64_t *seen)
-    EXCLUDES(s->meta);
+bool qcow2_try_again(struct qcow2 *s, int *r, uint64_t *seen) EXCLUDES(s->meta);
 
 /* --- write.c, zero.c --- */
 
 int qcow2_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
                   const struct iovec *iov, int iovcnt, unsigned flags);
-int qcow2_zero(struct node *n, uint64_t offset, uint64_t bytes,
-               unsigned flags);
+int qcow2_zero(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags);
 int qcow2_zero_part(struct node *n, uint64_t offset, uint64_t bytes);
 int qcow2_discard(struct node *n, uint64_t offset, uint64_t bytes);
 
@@ -444,8 +441,7 @@ int qcow2_relieve(struct qcow2 *s);
 
 /* preadv of OPAQUE extents. */
 int qcow2_read_compressed(struct node *n, uint64_t offset, uint64_t bytes,
-                          const struct iovec *iov, int iovcnt,
-                          unsigned flags);
+                          const struct iovec *iov, int iovcnt, unsigned flags);
 
 /* driver.write_compressed: pack.c. */
 int qcow2_write_compressed(struct node *n, uint64_t offset, uint64_t bytes,

@@ -70,7 +70,7 @@ static int plan_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
                            qcow2_l2_rest(s, start));
     struct qcow2_at at;
 
-    *p = (struct piece){ .offset = offset };
+    *p = (struct piece){.offset = offset};
     int r = qcow2_l2_get_writable(s, offset, &p->l2);
     if (r < 0) {
         return r;
@@ -96,15 +96,15 @@ static int plan_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
         qcow2_cache_put(s->l2, p->l2);
         return r;
     }
-    p->bytes = min_u64(bytes, start + (p->clusters << s->cluster_bits) -
-                                  offset);
+    p->bytes = min_u64(bytes,
+                       start + (p->clusters << s->cluster_bits) - offset);
     return 0;
 }
 
 /* The old content of [@offset, @offset + @bytes), as the guest sees it;
  * zeroes behind the end of the disk.  *zero: there is nothing but zeroes. */
-static int read_old(struct qcow2 *s, uint64_t offset, uint64_t bytes,
-                    char *buf, bool *zero)
+static int read_old(struct qcow2 *s, uint64_t offset, uint64_t bytes, char *buf,
+                    bool *zero)
 {
     uint64_t size = s->node->size;
     uint64_t inside = offset < size ? min_u64(bytes, size - offset) : 0;
@@ -182,13 +182,13 @@ static int write_piece(struct qcow2 *s, const struct piece *p,
     uint64_t from = p->host + (with_head ? 0 : head);
     uint64_t len = p->bytes;
     if (with_head) {
-        v[n++] = (struct iovec){ buf, head };
+        v[n++] = (struct iovec){buf, head};
         len += head;
     }
     memcpy(v + n, iov, (size_t)cnt * sizeof(*iov));
     n += cnt;
     if (with_tail) {
-        v[n++] = (struct iovec){ buf + head, tail };
+        v[n++] = (struct iovec){buf + head, tail};
         len += tail;
     }
     node_event(s->file, EVENT_WRITE_AIO);

@@ -113,8 +113,8 @@ static int zero_clusters(struct qcow2 *s, const struct zeroing *z,
     return r;
 }
 
-static int zero_range(struct qcow2 *s, const struct zeroing *z,
-                      uint64_t offset, uint64_t bytes)
+static int zero_range(struct qcow2 *s, const struct zeroing *z, uint64_t offset,
+                      uint64_t bytes)
 {
     struct range_req req;
     uint64_t end = offset + bytes;
@@ -123,8 +123,8 @@ static int zero_range(struct qcow2 *s, const struct zeroing *z,
     if (atomic_load(&s->corrupt)) {
         return -EIO;
     }
-    range_lock(&s->range, &req, offset,
-               align_up(end, s->cluster_size) - offset, true);
+    range_lock(&s->range, &req, offset, align_up(end, s->cluster_size) - offset,
+               true);
     while (offset < end && r == 0) {
         uint64_t len = min_u64(end - offset, qcow2_l2_rest(s, offset));
         r = zero_clusters(s, z, offset, len);
@@ -182,8 +182,7 @@ static int zero_raw(struct qcow2 *s, uint64_t offset, uint64_t bytes,
                : 0;
 }
 
-int qcow2_zero(struct node *n, uint64_t offset, uint64_t bytes,
-               unsigned flags)
+int qcow2_zero(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags)
 {
     struct qcow2 *s = n->state;
     struct zeroing z = {
