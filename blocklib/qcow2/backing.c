@@ -66,7 +66,7 @@ static void find_layout(const unsigned char *h, uint64_t size,
 }
 
 /* Write head[from, from + len) and wait for it. */
-static int put(struct change *c, uint64_t from, uint64_t len)
+static int put_head(struct change *c, uint64_t from, uint64_t len)
 {
     int r = node_pwrite(c->s->file, c->head + from, len, from, 0);
     return r < 0 ? r : node_flush(c->s->file);
@@ -83,7 +83,7 @@ static bool fmt_fits(const struct change *c)
 static int drop_fmt(struct change *c)
 {
     store_be32(c->head + c->at.fmt, QCOW2_EXT_FILLER);
-    return put(c, c->at.fmt, 4);
+    return put_head(c, c->at.fmt, 4);
 }
 
 /* The bytes that a new format takes after the last extension. */
@@ -100,11 +100,11 @@ static int append_fmt(struct change *c)
 
     memset(ext, 0, len + 8);
     memcpy(ext + 8, c->fmt, strlen(c->fmt));
-    int r = put(c, c->at.end + 8, len);
+    int r = put_head(c, c->at.end + 8, len);
     if (r == 0) {
         store_be32(ext, QCOW2_EXT_BACKING_FMT);
         store_be32(ext + 4, (uint32_t)strlen(c->fmt));
-        r = put(c, c->at.end, 8);
+        r = put_head(c, c->at.end, 8);
     }
     return r;
 }
@@ -135,7 +135,7 @@ static int set_name(struct change *c, uint64_t place)
     if (place) {
         memcpy(c->head + place, c->name, len);
         if (place + len > SECTOR) {
-            r = put(c, place, len);
+            r = put_head(c, place, len);
         }
     }
     if (r == 0 && c->at.fmt && !fits) {
@@ -152,11 +152,11 @@ static int set_name(struct change *c, uint64_t place)
         memcpy(ext + 8, c->fmt, strlen(c->fmt));
         store_be32(ext + 4, (uint32_t)strlen(c->fmt));
     }
-    r = put(c, 0, SECTOR);
+    r = put_head(c, 0, SECTOR);
     return r == 0 && place && append_size(c) > 0 ? append_fmt(c) : r;
 }
 
-static int change(struct change *c)
+static int change_head(struct change *c)
 {
     struct qcow2 *s = c->s;
     uint64_t place = 0;
@@ -195,7 +195,7 @@ int qcow2_change_backing(struct node *n, const char *name, const char *fmt,
                 ? -EINVAL
                 : qcow2_flush(n); /* the header's fields, too */
     if (r == 0) {
-        r = change(&c);
+        r = change_head(&c);
     }
     if (r < 0) {
         return error_set(errp, -r, "Could not change backing file to '%s': %s",

@@ -45,7 +45,7 @@
 #define QUIET_MS  2000 /* between two looks of the tightener */
 #define WIDTH_MAX 30
 
-struct request {
+struct arm_request {
     struct list link;
     struct qcow2_bitmap *qb;
     uint64_t first; /* regions */
@@ -133,8 +133,9 @@ static int new_cluster(struct qcow2 *s, const unsigned char *bits,
 }
 
 /* Have the entry of a slice that has no cluster lead to that one. */
-static int hook_up(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
-                   uint64_t host) REQUIRES(s->bitmaps.arm_lock)
+static int hook_up_cluster(struct qcow2 *s, struct qcow2_bitmap *qb,
+                           uint64_t slice, uint64_t host)
+    REQUIRES(s->bitmaps.arm_lock)
 {
     int r = qcow2_put_entry(s, qb, slice, host);
 
@@ -186,7 +187,7 @@ static int arm_in_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
         set_ones(bits, from, to);
         int r = new_cluster(s, bits, &host);
         if (r == 0 || r == -ERESTART) {
-            return r < 0 ? r : hook_up(s, qb, slice, host);
+            return r < 0 ? r : hook_up_cluster(s, qb, slice, host);
         }
     }
     return qcow2_put_ones(s, qb, slice);
@@ -212,7 +213,7 @@ static int arm_regions(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t first,
 /* --- Requests --- */
 
 /* More than was asked for, if that has been often lately. */
-static void widen(struct qcow2 *s, struct request *q)
+static void widen(struct qcow2 *s, struct arm_request *q)
 {
     struct qcow2_bitmap *qb = q->qb;
     uint64_t now = now_ns();
@@ -228,12 +229,12 @@ static void widen(struct qcow2 *s, struct request *q)
     q->last = min_u64(align_up(q->last + 1, step), qb->regions) - 1;
 }
 
-static bool needs_nothing(const struct request *q)
+static bool needs_nothing(const struct arm_request *q)
 {
     return atomic_load(&q->qb->voided) || all_armed(q->qb, q->first, q->last);
 }
 
-static int arm_one(struct qcow2 *s, const struct request *q, bool exact)
+static int arm_one(struct qcow2 *s, const struct arm_request *q, bool exact)
     REQUIRES(s->bitmaps.arm_lock)
 {
     return needs_nothing(q) ? 0
@@ -241,7 +242,7 @@ static int arm_one(struct qcow2 *s, const struct request *q, bool exact)
 }
 
 /* It is durable; "all ones" are for all of the slice. */
-static void set_armed(struct qcow2 *s, const struct request *q)
+static void set_armed(struct qcow2 *s, const struct arm_request *q)
 {
     struct qcow2_bitmap *qb = q->qb;
     unsigned per = per_slice_bits(s, qb);
@@ -266,14 +267,14 @@ static int arm_batch(struct qcow2 *s, const struct list *batch, bool exact)
 
     qcow2_entries_begin(s);
     list_for_each (e, batch) {
-        struct request *q = list_entry(e, struct request, link);
+        struct arm_request *q = list_entry(e, struct arm_request, link);
 
         q->r = arm_one(s, q, exact);
         first = first < 0 ? first : q->r;
     }
     int r = qcow2_flush_entries(s);
     list_for_each (e, batch) {
-        struct request *q = list_entry(e, struct request, link);
+        struct arm_request *q = list_entry(e, struct arm_request, link);
 
         q->r = q->r < 0 ? q->r : r;
     }
@@ -295,7 +296,7 @@ static void serve_queue(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
     }
     mutex_unlock(&s->bitmaps.queue_lock);
     list_for_each (e, &batch) {
-        struct request *q = list_entry(e, struct request, link);
+        struct arm_request *q = list_entry(e, struct arm_request, link);
         if (!needs_nothing(q)) {
             widen(s, q);
         }
@@ -309,7 +310,7 @@ static void serve_queue(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
         (void)arm_batch(s, &batch, false);
     }
     list_for_each_safe (e, &batch) {
-        struct request *q = list_entry(e, struct request, link);
+        struct arm_request *q = list_entry(e, struct arm_request, link);
         if (q->r == 0) {
             set_armed(s, q);
         }
@@ -340,12 +341,12 @@ static int void_it(struct qcow2 *s, struct qcow2_bitmap *qb, bool nowait)
 
 /* The regions of the range.  False: there are none. */
 static bool regions_of(struct qcow2_bitmap *qb, uint64_t offset, uint64_t bytes,
-                       struct request *q)
+                       struct arm_request *q)
 {
     if (bytes == 0 || qb->regions == 0) {
         return false;
     }
-    *q = (struct request){
+    *q = (struct arm_request){
         .qb = qb,
         .first = min_u64(offset >> qb->region_bits, qb->regions - 1),
         .last = min_u64((offset + bytes - 1) >> qb->region_bits,
@@ -358,16 +359,18 @@ static bool regions_of(struct qcow2_bitmap *qb, uint64_t offset, uint64_t bytes,
  * The other bitmaps that record, as far as they are not armed there: they will
  * be asked for next, and so have the same flush.  Without memory they wait.
  */
-static struct request *others(struct qcow2 *s, const struct qcow2_bitmap *own,
-                              uint64_t offset, uint64_t bytes, size_t *count)
+static struct arm_request *others(struct qcow2 *s,
+                                  const struct qcow2_bitmap *own,
+                                  uint64_t offset, uint64_t bytes,
+                                  size_t *count)
 {
-    struct request *qs = NULL;
+    struct arm_request *qs = NULL;
     size_t room = 0;
 
     *count = 0;
     list_for_each (e, &s->bitmaps.list) {
         struct qcow2_bitmap *qb = list_entry(e, struct qcow2_bitmap, in_image);
-        struct request q;
+        struct arm_request q;
 
         if (qb == own || qb->broken || !qb->bm || !qb->bm->enabled ||
             atomic_load(&qb->voided) || !regions_of(qb, offset, bytes, &q) ||
@@ -376,7 +379,7 @@ static struct request *others(struct qcow2 *s, const struct qcow2_bitmap *own,
         }
         if (*count == room) {
             size_t more = room ? 2 * room : 16;
-            struct request *grown = realloc(qs, more * sizeof(*qs));
+            struct arm_request *grown = realloc(qs, more * sizeof(*qs));
             if (!grown) {
                 break;
             }
@@ -393,7 +396,7 @@ int qcow2_bitmap_arm(struct node *n, struct bitmap *bm, uint64_t offset,
 {
     struct qcow2 *s = n->state;
     struct qcow2_bitmap *qb = bm->stored;
-    struct request q;
+    struct arm_request q;
     size_t count;
 
     if (qb && qb->broken && bytes > 0) {
@@ -406,7 +409,8 @@ int qcow2_bitmap_arm(struct node *n, struct bitmap *bm, uint64_t offset,
     if (nowait) {
         return -EAGAIN;
     }
-    CLEANUP_FREE struct request *more = others(s, qb, offset, bytes, &count);
+    CLEANUP_FREE struct arm_request *more = others(s, qb, offset, bytes,
+                                                   &count);
     mutex_lock(&s->bitmaps.queue_lock);
     list_append(&s->bitmaps.queue, &q.link);
     for (size_t i = 0; i < count; i++) {
@@ -473,7 +477,7 @@ static int tighten_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
     }
     qcow2_bitmap_slice(s, qb, slice, bits);
     int r = new_cluster(s, bits, &host);
-    return r < 0 ? r : hook_up(s, qb, slice, host);
+    return r < 0 ? r : hook_up_cluster(s, qb, slice, host);
 }
 
 /* Is the region armed and quiet?  A look takes the mark of a touch away. */

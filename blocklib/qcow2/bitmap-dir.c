@@ -46,7 +46,7 @@ uint64_t qcow2_bitmap_entry_size(const struct qcow2_bitmap *qb)
 }
 
 /* A copy with a zero behind it. */
-static void *copy(const void *from, size_t len)
+static void *copy_bytes(const void *from, size_t len)
 {
     char *to = malloc(len + 1);
 
@@ -111,8 +111,8 @@ static int parse_entry(const unsigned char *at, uint64_t left, uint64_t *used,
     qb->granularity_bits = at[17];
     qb->name_len = name_len;
     qb->extra_len = extra_len;
-    qb->extra = copy(at + QCOW2_BITMAP_ENTRY_SIZE, extra_len);
-    qb->name = copy(at + QCOW2_BITMAP_ENTRY_SIZE + extra_len, name_len);
+    qb->extra = copy_bytes(at + QCOW2_BITMAP_ENTRY_SIZE, extra_len);
+    qb->name = copy_bytes(at + QCOW2_BITMAP_ENTRY_SIZE + extra_len, name_len);
     list_append(list, &qb->in_image);
     if (!qb->extra || !qb->name) {
         return -ENOMEM;

@@ -155,7 +155,7 @@ static const char *check_entries(const struct qcow2 *s, struct qcow2_bitmap *qb)
     return NULL;
 }
 
-static int read_table(struct qcow2 *s, struct qcow2_bitmap *qb)
+static int read_bitmap_table(struct qcow2 *s, struct qcow2_bitmap *qb)
 {
     uint64_t bytes = qb->table_size * UINT64_C(8);
     const char *why = NULL;
@@ -465,7 +465,7 @@ static int load_all(struct qcow2 *s, struct error **errp)
     limit_bits(s);
     list_for_each (e, &s->bitmaps.list) {
         if (r == 0 && QB(e)->sound) {
-            r = read_table(s, QB(e));
+            r = read_bitmap_table(s, QB(e));
         }
     }
     if (r == 0) {

@@ -39,7 +39,8 @@ struct plan {
     struct qcow2_bitmaps_ext ext;
 };
 
-static int store(struct qcow2 *s, struct plan *p) REQUIRES(s->bitmaps.arm_lock);
+static int store_directory(struct qcow2 *s, struct plan *p)
+    REQUIRES(s->bitmaps.arm_lock);
 
 /* --- Slices --- */
 
@@ -98,7 +99,7 @@ static int settle_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
     return r < 0 ? r : node_pwrite(s->file, buf, s->cluster_size, *entry, 0);
 }
 
-static void free_run(struct qcow2 *s, uint64_t host, uint64_t bytes)
+static void free_bytes(struct qcow2 *s, uint64_t host, uint64_t bytes)
 {
     if (bytes > 0 && host != 0) {
         mutex_lock(&s->meta); /* what does not fit into limbo leaks */
@@ -110,7 +111,7 @@ static void free_run(struct qcow2 *s, uint64_t host, uint64_t bytes)
 static void free_cluster(struct qcow2 *s, uint64_t entry)
 {
     if (is_cluster(entry)) {
-        free_run(s, entry, s->cluster_size);
+        free_bytes(s, entry, s->cluster_size);
     }
 }
 
@@ -151,8 +152,8 @@ static int plan_table(struct qcow2 *s, struct qcow2_bitmap *qb,
     return r;
 }
 
-static bool is_new(const struct qcow2_bitmap *qb, const uint64_t *fresh,
-                   uint64_t slice)
+static bool is_new_entry(const struct qcow2_bitmap *qb, const uint64_t *fresh,
+                         uint64_t slice)
 {
     return fresh[slice] != qb->table[slice] ||
            bitmap_word_get(qb->doubt, slice) ||
@@ -178,7 +179,7 @@ static void doubt_table(struct qcow2 *s, struct qcow2_bitmap *qb,
                         const uint64_t *fresh) REQUIRES(s->bitmaps.arm_lock)
 {
     for (uint32_t i = 0; i < qb->table_size; i++) {
-        if (is_new(qb, fresh, i)) {
+        if (is_new_entry(qb, fresh, i)) {
             bitmap_word_set(qb->doubt, i);
             bitmap_word_set(qb->stale, i);
             if (fresh[i] != qb->table[i] && is_cluster(fresh[i])) {
@@ -212,8 +213,8 @@ static int settle_table(struct qcow2 *s, struct qcow2_bitmap *qb,
     return r;
 }
 
-static int settle(struct qcow2 *s, struct qcow2_bitmap *qb, unsigned char *buf)
-    REQUIRES(s->bitmaps.arm_lock)
+static int settle_bitmap(struct qcow2 *s, struct qcow2_bitmap *qb,
+                         unsigned char *buf) REQUIRES(s->bitmaps.arm_lock)
 {
     CLEANUP_FREE uint64_t *fresh =
         malloc((qb->table_size + UINT64_C(1)) * sizeof(*fresh));
@@ -227,7 +228,7 @@ static int settle(struct qcow2 *s, struct qcow2_bitmap *qb, unsigned char *buf)
     }
     bool changed = false;
     for (uint32_t i = 0; i < qb->table_size; i++) {
-        changed |= is_new(qb, fresh, i);
+        changed |= is_new_entry(qb, fresh, i);
         if (r < 0) {
             drop_entry(s, qb, i, fresh[i]);
             bitmap_word_set(qb->stale, i);
@@ -247,11 +248,11 @@ static int settle_all(struct qcow2 *s, unsigned char *buf)
     qcow2_entries_begin(s);
     if (r == 0) {
         struct plan p = {.size = s->node->size};
-        stored = store(s, &p);
+        stored = store_directory(s, &p);
     }
     list_for_each (e, &s->bitmaps.list) {
         if (r == 0 && QB(e)->bm && !QB(e)->broken) {
-            r = settle(s, QB(e), buf);
+            r = settle_bitmap(s, QB(e), buf);
         }
     }
     return r < 0 ? r : stored;
@@ -294,7 +295,7 @@ void qcow2_bitmap_gone(struct bitmap *bm)
 
 /* --- A bitmap that is new, or has more bits or another size --- */
 
-static int describe(struct qcow2_bitmap *qb, const struct bitmap *bm)
+static int describe_bitmap(struct qcow2_bitmap *qb, const struct bitmap *bm)
 {
     const struct qcow2_bitmap *old = bm->stored;
     uint32_t extra_len = old ? old->extra_len : 0;
@@ -355,7 +356,7 @@ static void free_table(struct qcow2 *s, const struct qcow2_bitmap *qb)
     for (uint32_t i = 0; qb->table && i < qb->table_size; i++) {
         free_cluster(s, qb->table[i]);
     }
-    free_run(s, qb->table_offset, qb->table_size * UINT64_C(8));
+    free_bytes(s, qb->table_offset, qb->table_size * UINT64_C(8));
 }
 
 /* --- The directory --- */
@@ -379,7 +380,7 @@ static int plan_new(struct qcow2 *s, struct plan *p, struct bitmap *bm,
         return -ENOMEM;
     }
     list_append(&p->fresh, &qb->in_image);
-    int r = describe(qb, bm);
+    int r = describe_bitmap(qb, bm);
     if (r == 0) {
         qb->bm = bm;
         r = make_table(s, qb, p->size);
@@ -416,7 +417,7 @@ static int plan_bitmap(struct qcow2 *s, struct plan *p, struct bitmap *bm)
     return 0;
 }
 
-static int make_plan(struct qcow2 *s, struct plan *p)
+static int plan_directory(struct qcow2 *s, struct plan *p)
 {
     uint32_t count = count_persistent(s->node);
     int r = 0;
@@ -504,7 +505,7 @@ static void adopt(struct qcow2 *s, struct plan *p)
         }
         qcow2_bitmap_free(qb);
     }
-    free_run(s, s->bitmaps.ext.dir_offset, s->bitmaps.ext.dir_size);
+    free_bytes(s, s->bitmaps.ext.dir_offset, s->bitmaps.ext.dir_size);
     s->bitmaps.ext = p->ext;
 }
 
@@ -524,7 +525,7 @@ static void give_up(struct qcow2 *s, struct plan *p)
     list_for_each (e, &p->fresh) {
         free_table(s, QB(e));
     }
-    free_run(s, p->ext.dir_offset, p->ext.dir_size);
+    free_bytes(s, p->ext.dir_offset, p->ext.dir_size);
     forget_plan(p);
 }
 
@@ -548,7 +549,7 @@ static void keep_orphans(struct qcow2 *s, struct plan *p)
 
 static int write_plan(struct qcow2 *s, struct plan *p)
 {
-    int r = make_plan(s, p);
+    int r = plan_directory(s, p);
 
     if (r == 0) {
         r = write_directory(s, p);
@@ -578,7 +579,7 @@ static int switch_to(struct qcow2 *s, struct plan *p)
 
 /* What is in doubt from earlier is mended in place first, as a new directory
  * may fail. */
-static int store(struct qcow2 *s, struct plan *p)
+static int store_directory(struct qcow2 *s, struct plan *p)
 {
     int healed = qcow2_heal(s);
 
@@ -601,7 +602,7 @@ int qcow2_store_bitmaps(struct node *n, struct error **errp)
     struct plan p = {.size = n->size};
 
     mutex_lock(&s->bitmaps.arm_lock);
-    int r = atomic_load(&s->corrupt) ? -EIO : store(s, &p);
+    int r = atomic_load(&s->corrupt) ? -EIO : store_directory(s, &p);
     if (r < 0) { /* it may have been to undo what had been stored */
         qcow2_bitmap_doubt(s);
     }
@@ -625,7 +626,7 @@ int qcow2_bitmaps_resize(struct qcow2 *s, uint64_t size)
     struct plan p = {.size = size, .resized = true};
 
     mutex_lock(&s->bitmaps.arm_lock);
-    int r = store(s, &p);
+    int r = store_directory(s, &p);
     mutex_unlock(&s->bitmaps.arm_lock);
     return r;
 }

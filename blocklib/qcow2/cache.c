@@ -190,7 +190,8 @@ static struct qcow2_table *add_locked(struct qcow2_cache *c, uint64_t offset)
 
 /* Read a table that is marked as loading; all who wait learn the outcome by
  * looking again. */
-static int load(struct qcow2_cache *c, struct qcow2_table *t) EXCLUDES(c->lock)
+static int load_table(struct qcow2_cache *c, struct qcow2_table *t)
+    EXCLUDES(c->lock)
 {
     node_event(c->file, c->load_event);
     int r = node_pread(c->file, t->data, c->table_size, t->offset, 0);
@@ -232,7 +233,7 @@ int qcow2_cache_get(struct qcow2_cache *c, uint64_t offset, bool nowait,
     if (!t) {
         return -ENOMEM;
     }
-    int r = load(c, t);
+    int r = load_table(c, t);
     if (r == 0) {
         *tp = t;
     }

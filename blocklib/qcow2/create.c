@@ -249,7 +249,7 @@ static void drop_plan(struct plan *p)
     free(p->data_name);
 }
 
-static int make_plan(struct opts *opts, struct plan *p, struct error **errp)
+static int plan_image(struct opts *opts, struct plan *p, struct error **errp)
 {
     int r = take_options(opts, p, errp);
 
@@ -593,7 +593,7 @@ int qcow2_create(const struct driver_table *t, const char *filename,
 {
     struct plan p = {0};
     struct image im = {0};
-    int r = make_plan(opts, &p, errp);
+    int r = plan_image(opts, &p, errp);
 
     if (r == 0) {
         r = make_image(&p, &im, errp);
@@ -647,7 +647,7 @@ int qcow2_format(struct graph *g, struct node *file, struct opts *opts,
     CLEANUP_JSON json_t *name = json_string(node_name(file));
     struct plan p = {.exact = true};
     struct image im = {0};
-    int r = name ? make_plan(opts, &p, errp)
+    int r = name ? plan_image(opts, &p, errp)
                  : error_set(errp, ENOMEM, "no memory for options");
 
     if (r == 0) {

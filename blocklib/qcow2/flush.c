@@ -27,7 +27,7 @@
 
 /* A piece of the L1 or the refcount table, and the header's fields for the
  * table if it has moved. */
-struct piece {
+struct table_piece {
     enum node_event write_event;  /* before the piece is written */
     enum node_event switch_event; /* before the header's fields are */
     unsigned char *copy;
@@ -43,12 +43,12 @@ struct round {
     size_t block_count;
     struct qcow2_dirty *l2;
     size_t l2_count;
-    struct piece reftable;
-    struct piece l1;
+    struct table_piece reftable;
+    struct table_piece l1;
     bool freed; /* something is in limbo */
 };
 
-static int take_piece(struct piece *p, uint64_t table_offset,
+static int take_piece(struct table_piece *p, uint64_t table_offset,
                       struct qcow2_span *dirty, bool *moved)
 {
     if (qcow2_span_empty(dirty)) {
@@ -68,7 +68,7 @@ static int take_piece(struct piece *p, uint64_t table_offset,
 
 static int take_tables(struct qcow2 *s, struct round *w) REQUIRES(s->meta)
 {
-    struct piece *p = &w->reftable;
+    struct table_piece *p = &w->reftable;
     int r = take_piece(p, s->reftable_offset, &s->reftable_dirty,
                        &s->reftable_moved);
     if (r < 0) {
@@ -126,7 +126,7 @@ int qcow2_flush_file(struct qcow2 *s)
 
 /* The entries, except for pages of zeroes where the file has a hole: it reads
  * as they do, and may have no room for them. */
-static int write_entries(struct qcow2 *s, const struct piece *p)
+static int write_entries(struct qcow2 *s, const struct table_piece *p)
 {
     uint64_t first = p->span.from * UINT64_C(8);
     uint64_t end = p->span.to * UINT64_C(8);
@@ -149,7 +149,7 @@ static int write_entries(struct qcow2 *s, const struct piece *p)
 }
 
 /* After a barrier of its own, so that what it refers to is there. */
-static int write_piece(struct qcow2 *s, const struct piece *p)
+static int write_table_piece(struct qcow2 *s, const struct table_piece *p)
 {
     if (qcow2_span_empty(&p->span)) {
         return 0;
@@ -184,7 +184,7 @@ static int write_round(struct qcow2 *s, const struct round *w, bool to_disk)
     }
     r = qcow2_cache_write(s->refblocks, w->blocks, w->block_count);
     if (r == 0) {
-        r = write_piece(s, &w->reftable);
+        r = write_table_piece(s, &w->reftable);
     }
     if (r == 0 && (w->l2_count > 0 || !qcow2_span_empty(&w->l1.span))) {
         r = qcow2_flush_file(s);
@@ -193,7 +193,7 @@ static int write_round(struct qcow2 *s, const struct round *w, bool to_disk)
         r = qcow2_cache_write(s->l2, w->l2, w->l2_count);
     }
     if (r == 0) {
-        r = write_piece(s, &w->l1);
+        r = write_table_piece(s, &w->l1);
     }
     if (r == 0 && to_disk) {
         node_event(s->file, EVENT_FLUSH_TO_DISK);
@@ -201,7 +201,7 @@ static int write_round(struct qcow2 *s, const struct round *w, bool to_disk)
     return r < 0 ? r : qcow2_flush_file(s);
 }
 
-static void give_back(const struct piece *p, struct qcow2_span *dirty,
+static void give_back(const struct table_piece *p, struct qcow2_span *dirty,
                       bool *moved)
 {
     if (!qcow2_span_empty(&p->span)) {

@@ -39,7 +39,7 @@ static bool in_one_sector(uint64_t from, uint64_t len)
     return from / SECTOR == (from + len - 1) / SECTOR;
 }
 
-static void look(struct head *h)
+static void find_extensions(struct head *h)
 {
     uint64_t name = load_be64(h->bytes + 8);
     uint64_t at = load_be32(h->bytes + 100);
@@ -69,14 +69,15 @@ static void look(struct head *h)
     h->end = at;
 }
 
-static int put(struct head *h, uint64_t from, uint64_t len)
+static int write_head(struct head *h, uint64_t from, uint64_t len)
 {
     int r = node_pwrite(h->s->file, h->bytes + from, len, from, 0);
 
     return r < 0 ? r : qcow2_flush_file(h->s);
 }
 
-static void fill(struct head *h, uint64_t at, const struct qcow2_bitmaps_ext *x)
+static void put_values(struct head *h, uint64_t at,
+                       const struct qcow2_bitmaps_ext *x)
 {
     store_be32(h->bytes + at, x->count);
     store_be32(h->bytes + at + 4, 0);
@@ -95,10 +96,10 @@ static int move_name(struct head *h, uint64_t needed)
         return -ENOSPC;
     }
     memcpy(h->bytes + to, h->bytes + name, len);
-    int r = put(h, to, len);
+    int r = write_head(h, to, len);
     if (r == 0) {
         store_be64(h->bytes + 8, to);
-        r = put(h, 8, 8);
+        r = write_head(h, 8, 8);
     }
     h->limit = to;
     return r;
@@ -117,26 +118,26 @@ static int replace_names(struct head *h, const struct qcow2_bitmaps_ext *x)
     memset(h->bytes + at, 0, 8 + len);
     store_be32(h->bytes + at, QCOW2_EXT_BITMAPS);
     store_be32(h->bytes + at + 4, EXT_SIZE);
-    fill(h, at + 8, x);
+    put_values(h, at + 8, x);
     store_be32(h->bytes + at + 8 + EXT_SIZE, QCOW2_EXT_FILLER);
     store_be32(h->bytes + at + 8 + EXT_SIZE + 4,
                (uint32_t)(len - EXT_SIZE - 8));
     h->ext = at + 8;
-    return put(h, at, 8 + len);
+    return write_head(h, at, 8 + len);
 }
 
 /* At the end, behind something that says nothing where that is needed to
  * have it in one sector. */
-static int append(struct head *h, const struct qcow2_bitmaps_ext *x)
+static int append_extension(struct head *h, const struct qcow2_bitmaps_ext *x)
 {
     uint64_t at = h->end;
     uint64_t data = at + 8;
 
     if (h->reuse) {
         h->ext = h->reuse + 8;
-        fill(h, h->ext, x);
+        put_values(h, h->ext, x);
         store_be32(h->bytes + h->reuse, QCOW2_EXT_BITMAPS);
-        return put(h, h->reuse, 8 + EXT_SIZE);
+        return write_head(h, h->reuse, 8 + EXT_SIZE);
     }
     if (!in_one_sector(data, EXT_SIZE)) {
         data = align_up(data, SECTOR) + 8;
@@ -148,10 +149,10 @@ static int append(struct head *h, const struct qcow2_bitmaps_ext *x)
         }
     }
     memset(h->bytes + at + 8, 0, data + EXT_SIZE + 8 - (at + 8));
-    fill(h, data, x);
+    put_values(h, data, x);
     store_be32(h->bytes + data - 8, QCOW2_EXT_BITMAPS);
     store_be32(h->bytes + data - 4, EXT_SIZE);
-    int r = put(h, at + 8, data + EXT_SIZE + 8 - (at + 8));
+    int r = write_head(h, at + 8, data + EXT_SIZE + 8 - (at + 8));
     if (r < 0) {
         return r;
     }
@@ -163,15 +164,15 @@ static int append(struct head *h, const struct qcow2_bitmaps_ext *x)
         store_be32(h->bytes + at, QCOW2_EXT_FILLER);
         store_be32(h->bytes + at + 4, (uint32_t)(data - 8 - (at + 8)));
     }
-    r = put(h, at, 8);
+    r = write_head(h, at, 8);
     h->ext = data;
     return r;
 }
 
-static int drop(struct head *h, uint64_t ext)
+static int drop_extension(struct head *h, uint64_t ext)
 {
     store_be32(h->bytes + ext - 8, QCOW2_EXT_FILLER);
-    return put(h, ext - 8, 4);
+    return write_head(h, ext - 8, 4);
 }
 
 static int set_autoclear(struct head *h, bool on)
@@ -184,7 +185,7 @@ static int set_autoclear(struct head *h, bool on)
         return 0;
     }
     store_be64(h->bytes + QCOW2_HDR_AUTOCLEAR, want);
-    return put(h, QCOW2_HDR_AUTOCLEAR, 8);
+    return write_head(h, QCOW2_HDR_AUTOCLEAR, 8);
 }
 
 static int set_size(struct head *h, uint64_t size)
@@ -193,23 +194,23 @@ static int set_size(struct head *h, uint64_t size)
         return 0;
     }
     store_be64(h->bytes + QCOW2_HDR_SIZE, size);
-    return put(h, QCOW2_HDR_SIZE, 8);
+    return write_head(h, QCOW2_HDR_SIZE, 8);
 }
 
 /* In one write, with the size. */
 static int overwrite(struct head *h, const struct qcow2_bitmaps_ext *x,
                      uint64_t size)
 {
-    fill(h, h->ext, x);
+    put_values(h, h->ext, x);
     if (size == UINT64_MAX) {
-        return put(h, h->ext, EXT_SIZE);
+        return write_head(h, h->ext, EXT_SIZE);
     }
     store_be64(h->bytes + QCOW2_HDR_SIZE, size);
-    return put(h, QCOW2_HDR_SIZE, h->ext + EXT_SIZE - QCOW2_HDR_SIZE);
+    return write_head(h, QCOW2_HDR_SIZE, h->ext + EXT_SIZE - QCOW2_HDR_SIZE);
 }
 
-static int change(struct head *h, const struct qcow2_bitmaps_ext *x,
-                  uint64_t size)
+static int change_extension(struct head *h, const struct qcow2_bitmaps_ext *x,
+                            uint64_t size)
 {
     uint64_t old = h->ext;
     bool valid = load_be64(h->bytes + QCOW2_HDR_AUTOCLEAR) &
@@ -219,16 +220,16 @@ static int change(struct head *h, const struct qcow2_bitmaps_ext *x,
     if (x->count == 0) {
         r = set_autoclear(h, false);
         if (r == 0 && old) {
-            r = drop(h, old);
+            r = drop_extension(h, old);
         }
         return r < 0 ? r : set_size(h, size);
     }
     bool fresh = !old || !in_one_sector(old, EXT_SIZE);
     bool same = valid && old; /* as before, at another place */
     if (fresh) {
-        r = append(h, same ? &h->s->bitmaps.ext : x);
+        r = append_extension(h, same ? &h->s->bitmaps.ext : x);
         if (r == 0 && old) {
-            r = drop(h, old);
+            r = drop_extension(h, old);
         }
     }
     if (r == 0 && (!fresh || same || size != UINT64_MAX)) {
@@ -251,6 +252,6 @@ int qcow2_set_bitmaps_ext(struct qcow2 *s, const struct qcow2_bitmaps_ext *x,
     if (r < 0) {
         return r;
     }
-    look(&h);
-    return change(&h, x, size);
+    find_extensions(&h);
+    return change_extension(&h, x, size);
 }

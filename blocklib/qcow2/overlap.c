@@ -40,18 +40,18 @@ static struct qcow2_overlap *new_set(uint64_t slots)
     return o;
 }
 
-static uint64_t hash(uint64_t cluster)
+static uint64_t hash_cluster(uint64_t cluster)
 {
     return cluster * UINT64_C(0x9e3779b97f4a7c15) >> 20;
 }
 
 /* The slot of @cluster and what is in it, or NULL and 0.  Without the meta lock
  * only the word counts: the slot may be another cluster's by now. */
-static _Atomic uint64_t *find(struct qcow2_overlap *o, uint64_t cluster,
-                              uint64_t *wordp)
+static _Atomic uint64_t *find_slot(struct qcow2_overlap *o, uint64_t cluster,
+                                   uint64_t *wordp)
 {
     *wordp = 0;
-    for (uint64_t i = hash(cluster);; i++) {
+    for (uint64_t i = hash_cluster(cluster);; i++) {
         _Atomic uint64_t *at = &o->slot[i & o->mask];
         uint64_t word = atomic_load_explicit(at, memory_order_relaxed);
 
@@ -66,9 +66,10 @@ static _Atomic uint64_t *find(struct qcow2_overlap *o, uint64_t cluster,
 }
 
 /* Put in a cluster that is not there; there is room. */
-static void insert(struct qcow2_overlap *o, uint64_t cluster, unsigned kinds)
+static void insert_cluster(struct qcow2_overlap *o, uint64_t cluster,
+                           unsigned kinds)
 {
-    uint64_t i = hash(cluster);
+    uint64_t i = hash_cluster(cluster);
 
     while (atomic_load(&o->slot[i & o->mask]) & KIND_MASK) {
         i++;
@@ -78,7 +79,7 @@ static void insert(struct qcow2_overlap *o, uint64_t cluster, unsigned kinds)
 }
 
 /* A quarter stays unused, so that each search ends soon. */
-static int make_room(struct qcow2 *s) REQUIRES(s->meta)
+static int make_slots(struct qcow2 *s) REQUIRES(s->meta)
 {
     struct qcow2_overlap *o = atomic_load(&s->overlap);
     uint64_t slots = o ? o->mask + 1 : 0;
@@ -93,7 +94,7 @@ static int make_room(struct qcow2 *s) REQUIRES(s->meta)
     for (uint64_t i = 0; i < slots; i++) {
         uint64_t word = atomic_load(&o->slot[i]);
         if (word & KIND_MASK) {
-            insert(more, (word >> KIND_BITS) - 1, word & KIND_MASK);
+            insert_cluster(more, (word >> KIND_BITS) - 1, word & KIND_MASK);
         }
     }
     more->before = o;
@@ -101,19 +102,19 @@ static int make_room(struct qcow2 *s) REQUIRES(s->meta)
     return 0;
 }
 
-static int add(struct qcow2 *s, unsigned kind, uint64_t cluster)
+static int add_cluster(struct qcow2 *s, unsigned kind, uint64_t cluster)
     REQUIRES(s->meta)
 {
-    int r = make_room(s);
+    int r = make_slots(s);
 
     if (r < 0) {
         return r;
     }
     struct qcow2_overlap *o = atomic_load(&s->overlap);
     uint64_t word;
-    _Atomic uint64_t *at = find(o, cluster, &word);
+    _Atomic uint64_t *at = find_slot(o, cluster, &word);
     if (!at) {
-        insert(o, cluster, kind);
+        insert_cluster(o, cluster, kind);
         return 0;
     }
     unsigned twice = word & kind ? QCOW2_META_TWICE : 0;
@@ -128,7 +129,7 @@ int qcow2_overlap_add(struct qcow2 *s, unsigned kind, uint64_t host,
     int r = 0;
 
     for (uint64_t c = host >> s->cluster_bits; c < end && r == 0; c++) {
-        r = add(s, kind, c);
+        r = add_cluster(s, kind, c);
     }
     return r;
 }
@@ -137,7 +138,7 @@ void qcow2_overlap_drop(struct qcow2 *s, uint64_t cluster)
 {
     struct qcow2_overlap *o = atomic_load(&s->overlap);
     uint64_t word;
-    _Atomic uint64_t *at = o ? find(o, cluster, &word) : NULL;
+    _Atomic uint64_t *at = o ? find_slot(o, cluster, &word) : NULL;
 
     if (at && (word & KIND_MASK)) {
         atomic_store(at, (cluster + 1) << KIND_BITS);
@@ -154,7 +155,7 @@ unsigned qcow2_overlap_find(const struct qcow2 *s, uint64_t host,
     for (uint64_t c = host >> s->cluster_bits; o && c < end; c++) {
         uint64_t word;
 
-        (void)find(o, c, &word);
+        (void)find_slot(o, c, &word);
         kinds |= word & KIND_MASK;
     }
     return (unsigned)kinds;

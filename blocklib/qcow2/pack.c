@@ -113,8 +113,8 @@ static void forget_unpacked(struct qcow2 *s)
     mutex_unlock(&s->unpacked.lock);
 }
 
-static int try_store(struct qcow2 *s, uint64_t offset, const void *data,
-                     uint64_t bytes)
+static int store_packed(struct qcow2 *s, uint64_t offset, const void *data,
+                        uint64_t bytes)
 {
     struct qcow2_run packed = {0, bytes};
 
@@ -139,31 +139,23 @@ static int try_store(struct qcow2 *s, uint64_t offset, const void *data,
     return r;
 }
 
-static int store(struct qcow2 *s, uint64_t offset, const void *data,
-                 uint64_t bytes)
-{
-    uint64_t seen = atomic_load(&s->released);
-    int r;
-
-    do {
-        r = try_store(s, offset, data, bytes);
-    } while (qcow2_try_again(s, &r, &seen));
-    return r;
-}
-
 /* One cluster, whole: it is @in, padded with zeroes. */
 static int write_cluster(struct node *n, uint64_t offset, uint64_t bytes,
                          const void *in, unsigned char *out)
 {
     struct qcow2 *s = n->state;
     size_t len = pack(s, in, out);
+    uint64_t seen = atomic_load(&s->released);
     struct range_req req;
+    int r;
 
     if (len == 0) {
         return node_pwrite(n, in, bytes, offset, 0);
     }
     range_lock(&s->range, &req, offset, s->cluster_size, true);
-    int r = store(s, offset, out, len);
+    do {
+        r = store_packed(s, offset, out, len);
+    } while (qcow2_try_again(s, &r, &seen));
     range_unlock(&s->range, &req);
     return r;
 }

@@ -39,8 +39,9 @@ static void state_free(struct qcow2 *s)
 
 /* --- Tables that are read whole --- */
 
-static int read_table(struct qcow2 *s, const char *what, uint64_t offset,
-                      uint64_t entries, uint64_t *table, struct error **errp)
+static int read_whole_table(struct qcow2 *s, const char *what, uint64_t offset,
+                            uint64_t entries, uint64_t *table,
+                            struct error **errp)
 {
     CLEANUP_FREE unsigned char *be = malloc(entries * 8 + 1);
     if (!be) {
@@ -72,7 +73,7 @@ static int read_tables(struct qcow2 *s, const struct qcow2_header *h,
     s->l1_offset = h->l1_offset;
     s->reftable_size = (uint32_t)entries;
     s->reftable_offset = h->reftable_offset;
-    int r = read_table(s, "L1 table", s->l1_offset, s->l1_size, l1, errp);
+    int r = read_whole_table(s, "L1 table", s->l1_offset, s->l1_size, l1, errp);
     if (r < 0) {
         return r;
     }
@@ -80,8 +81,8 @@ static int read_tables(struct qcow2 *s, const struct qcow2_header *h,
         atomic_init(&s->l1[i], l1[i]);
     }
     node_event(s->file, EVENT_REFTABLE_LOAD);
-    return read_table(s, "reference count table", s->reftable_offset, entries,
-                      s->reftable, errp);
+    return read_whole_table(s, "reference count table", s->reftable_offset,
+                            entries, s->reftable, errp);
 }
 
 /* --- Checks --- */

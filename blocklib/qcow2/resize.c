@@ -91,7 +91,7 @@ static int switch_size(struct qcow2 *s, uint64_t size)
 }
 
 /* The L1 table stays as long as it is. */
-static int cut(struct qcow2 *s, uint64_t size, struct error **errp)
+static int cut_disk(struct qcow2 *s, uint64_t size, struct error **errp)
 {
     int r = 0;
 
@@ -116,7 +116,7 @@ static int cut(struct qcow2 *s, uint64_t size, struct error **errp)
 static int shrink(struct qcow2 *s, uint64_t size, struct error **errp)
 {
     qcow2_give_back(s, true);
-    int r = cut(s, size, errp);
+    int r = cut_disk(s, size, errp);
 
     if (r == 0) {
         qcow2_give_back_end(s, size);

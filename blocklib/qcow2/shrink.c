@@ -65,7 +65,7 @@ static int last_in_block(struct qcow2 *s, uint64_t index, bool but_own,
 }
 
 /* Until nothing waits in limbo. */
-static int flush_all(struct qcow2 *s, bool *empty)
+static int empty_limbo(struct qcow2 *s, bool *empty)
 {
     int r = 0;
 
@@ -139,7 +139,7 @@ static void link_again(struct qcow2 *s, const uint64_t *before)
     }
 }
 
-static int drop_blocks(struct qcow2 *s, bool *empty)
+static int drop_refblocks(struct qcow2 *s, bool *empty)
 {
     size_t bytes = s->reftable_size * sizeof(*s->reftable);
     CLEANUP_FREE uint64_t *before = malloc(bytes);
@@ -152,7 +152,7 @@ static int drop_blocks(struct qcow2 *s, bool *empty)
     int r = unlink_blocks(s);
     mutex_unlock(&s->meta);
     if (r == 0) {
-        r = flush_all(s, empty);
+        r = empty_limbo(s, empty);
     }
     if (r < 0) {
         mutex_lock(&s->meta);
@@ -218,10 +218,10 @@ void qcow2_give_back_end(struct qcow2 *s, uint64_t size)
     int r = drop_l2_tables(s, div_up(size, qcow2_l2_span(s)));
     mutex_unlock(&s->meta);
     if (r == 0) {
-        r = flush_all(s, &empty);
+        r = empty_limbo(s, &empty);
     }
     if (r == 0 && empty) {
-        r = drop_blocks(s, &empty);
+        r = drop_refblocks(s, &empty);
     }
     if (r == 0 && empty) {
         (void)cut_file(s);

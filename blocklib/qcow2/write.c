@@ -234,19 +234,6 @@ static int try_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
     return r;
 }
 
-static int do_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
-                    const struct iovec *iov, int cnt, uint64_t done,
-                    uint64_t *written)
-{
-    uint64_t seen = atomic_load(&s->released);
-    int r;
-
-    do {
-        r = try_piece(s, offset, bytes, iov, cnt, done, written);
-    } while (qcow2_try_again(s, &r, &seen));
-    return r;
-}
-
 int qcow2_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
                   const struct iovec *iov, int cnt, unsigned flags)
 {
@@ -268,7 +255,12 @@ int qcow2_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     range_lock(&s->range, &req, start,
                align_up(offset + bytes, s->cluster_size) - start, true);
     for (uint64_t done = 0; done < bytes && r == 0; done += written) {
-        r = do_piece(s, offset + done, bytes - done, iov, cnt, done, &written);
+        uint64_t seen = atomic_load(&s->released);
+
+        do {
+            r = try_piece(s, offset + done, bytes - done, iov, cnt, done,
+                          &written);
+        } while (qcow2_try_again(s, &r, &seen));
         if (r == 0 && done + written < bytes) {
             node_request_changed();
         }
