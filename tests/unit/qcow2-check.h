@@ -31,8 +31,8 @@ static uint64_t image_be64(const struct image *i, uint64_t at)
 static uint64_t image_refcount(const struct image *i, uint64_t cluster)
 {
     unsigned bits = load_be32(i->bytes + 20);
-    unsigned order =
-        load_be32(i->bytes + 4) >= 3 ? load_be32(i->bytes + 96) : 4;
+    unsigned order = load_be32(i->bytes + 4) >= 3 ? load_be32(i->bytes + 96)
+                                                  : 4;
     uint64_t table = load_be64(i->bytes + 48);
     uint64_t entries = (uint64_t)load_be32(i->bytes + 56) << bits >> 3;
     unsigned block_bits = bits + 3 - order;
@@ -60,17 +60,17 @@ static uint64_t image_refcount(const struct image *i, uint64_t cluster)
     case 6:
         return load_be64(i->bytes + at);
     default:
-        return at < i->size ? i->bytes[at] >> (bit & 7) &
-                                  ((1U << (1U << order)) - 1)
-                            : 0;
+        return at < i->size
+                   ? i->bytes[at] >> (bit & 7) & ((1U << (1U << order)) - 1)
+                   : 0;
     }
 }
 
 static void count_run(uint32_t *refs, uint64_t clusters, uint64_t from,
                       uint64_t bytes, unsigned bits)
 {
-    for (uint64_t c = from >> bits; bytes > 0 && c <= (from + bytes - 1) >> bits;
-         c++) {
+    for (uint64_t c = from >> bits;
+         bytes > 0 && c <= (from + bytes - 1) >> bits; c++) {
         ck_assert_uint_lt(c, clusters);
         refs[c]++;
     }
@@ -144,7 +144,7 @@ static struct verdict check_image(const struct image *i)
     uint64_t l1_size = load_be32(i->bytes + 36);
     uint64_t table = load_be64(i->bytes + 48);
     uint64_t table_bytes = (uint64_t)load_be32(i->bytes + 56) << bits;
-    struct verdict v = { 0, 0 };
+    struct verdict v = {0, 0};
 
     ck_assert_ptr_nonnull(refs);
     count_run(refs, clusters, 0, cluster, bits);

@@ -69,10 +69,10 @@ START_TEST(incremental_copies_what_is_dirty_and_clears_it)
     guest_write(&w, 8 * CLUSTER - 1, 'b', 2);
     ck_assert_uint_eq(dirty_bytes(&w), 3 * UINT64_C(4096));
     char *then = disk_read(w.src);
-    (void)start(&w,
-                (struct backup_options){
-                    .sync = SYNC_BITMAP, .bitmap = "m", .speed = 1},
-                NULL);
+    (void)start(
+        &w,
+        (struct backup_options){.sync = SYNC_BITMAP, .bitmap = "m", .speed = 1},
+        NULL);
     ck_assert_int_eq(bitmap_clear(w.g, w.src, "m", NULL), -EBUSY);
     guest_write(&w, 20 * CLUSTER, 'c', 100);
     ck_assert_uint_eq(dirty_bytes(&w), 3 * UINT64_C(4096));
@@ -98,9 +98,8 @@ START_TEST(incremental_of_nothing)
 
     begin(&w);
     add_bitmap(&w);
-    (void)start(
-        &w, (struct backup_options){.sync = SYNC_BITMAP, .bitmap = "m"},
-        NULL);
+    (void)start(&w, (struct backup_options){.sync = SYNC_BITMAP, .bitmap = "m"},
+                NULL);
     wait_for_jobs(w.j);
     ck_assert_int_eq(last_int(&w.rec, "len"), 0);
     ck_assert_int_eq(trap_of(w.dst)->writes, 0);
@@ -291,10 +290,10 @@ START_TEST(shutdown_loses_no_bit)
     add_bitmap(&w);
     guest_write(&w, 5 * CLUSTER, 'a', 1);
     guest_write(&w, 9 * CLUSTER, 'b', 1);
-    (void)start(&w,
-                (struct backup_options){
-                    .sync = SYNC_BITMAP, .bitmap = "m", .speed = 1},
-                NULL);
+    (void)start(
+        &w,
+        (struct backup_options){.sync = SYNC_BITMAP, .bitmap = "m", .speed = 1},
+        NULL);
     while (trap_of(w.dst)->writes == 0) {
         nap(); /* the second one will come in 18 hours */
     }
@@ -582,10 +581,10 @@ START_TEST(a_busy_bitmap_or_id_is_refused)
     add_bitmap(&w);
     guest_write(&w, 5 * CLUSTER, 'a', 1);
     guest_write(&w, 9 * CLUSTER, 'b', 1);
-    (void)start(&w,
-                (struct backup_options){
-                    .sync = SYNC_BITMAP, .bitmap = "m", .speed = 1},
-                NULL);
+    (void)start(
+        &w,
+        (struct backup_options){.sync = SYNC_BITMAP, .bitmap = "m", .speed = 1},
+        NULL);
     (void)start(&w, (struct backup_options){.sync = SYNC_FULL},
                 "Job ID 'b' already in use");
     (void)start(&w,

@@ -301,8 +301,8 @@ static bool undo_one(maker make, bool bad, unsigned first, unsigned second)
     if (r < 0) {
         expect_dirty("d0.qcow2", 8 << 20);
     }
-#ifdef __SANITIZE_THREAD__ /* which has a thread of its own, from some time on \
-                            */
+    /* ThreadSanitizer starts a thread of its own at some time. */
+#ifdef __SANITIZE_THREAD__
     ck_assert_uint_le(threads(), before + 1);
 #else
     ck_assert_uint_eq(threads(), before);

@@ -155,7 +155,8 @@ static int control(const char *name, enum verb verb, struct error **errp)
 
     graph_lock(g);
     graph_drain(g, n);
-    int r = bitmap_lookup(n, name, verb == FREEZE ? BITMAP_USE_CHANGE : BITMAP_USE_ANY,
+    int r = bitmap_lookup(n, name,
+                          verb == FREEZE ? BITMAP_USE_CHANGE : BITMAP_USE_ANY,
                           &bm, errp);
     if (r == 0 && verb == FREEZE) {
         r = bitmap_freeze(bm, errp);

@@ -400,9 +400,9 @@ static void *write_one(void *opaque)
  * do not wait for it, and it is let go by nobody but the end. */
 START_TEST(it_lets_go_of_nothing_that_waits)
 {
-    CLEANUP_JSON json_t *group = json_pack(
-        "{s:s, s:s, s:{s:i}}", "qom-type", "throttle-group", "id", "tg",
-        "limits", "iops-total", 1);
+    CLEANUP_JSON json_t *group = json_pack("{s:s, s:s, s:{s:i}}", "qom-type",
+                                           "throttle-group", "id", "tg",
+                                           "limits", "iops-total", 1);
     CLEANUP_JSON json_t *o = json_pack("{s:s, s:s, s:s, s:s}", "driver",
                                        "throttle", "node-name", "slow",
                                        "throttle-group", "tg", "file", "disk");
@@ -429,9 +429,8 @@ START_TEST(it_lets_go_of_nothing_that_waits)
         struct blk *user;
         struct blk *v = view();
 
-        ck_assert_int_eq(blk_new(g, slow, PERM_READ, PERM_ALL, "u", &user,
-                                 NULL),
-                         0);
+        ck_assert_int_eq(
+            blk_new(g, slow, PERM_READ, PERM_ALL, "u", &user, NULL), 0);
         is(v, false, G, G);
         blk_free(user);
         blk_free(v);

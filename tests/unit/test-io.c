@@ -123,9 +123,9 @@ static struct node *like_size(uint64_t size)
 static struct blk *attach(struct node *n)
 {
     struct blk *user;
-    ck_assert_int_eq(blk_new(g, n, PERM_READ | PERM_WRITE, PERM_ALL, "test",
-                             &user, NULL),
-                     0);
+    ck_assert_int_eq(
+        blk_new(g, n, PERM_READ | PERM_WRITE, PERM_ALL, "test", &user, NULL),
+        0);
     return user;
 }
 
@@ -181,9 +181,8 @@ static void random_requests(unsigned count)
             break;
         case 1: {
             uint64_t half = len / 2;
-            struct iovec v[3] = { { buf, half },
-                                  { buf + 200000, 0 },
-                                  { buf + half, len - half } };
+            struct iovec v[3] = {
+                {buf, half}, {buf + 200000, 0}, {buf + half, len - half}};
             ck_assert_int_eq(blk_preadv(b, v, 3, at, 0), 0);
             ck_assert_mem_eq(buf, model + at, len);
             break;
@@ -200,9 +199,8 @@ static void random_requests(unsigned count)
 START_TEST(unaligned_requests_are_padded_and_split)
 {
     static const uint32_t shapes[][3] = {
-        { 1, 1 << 30, 1 },          { 512, 1 << 20, 512 },
-        { 4096, 8192, 65536 },      { 512, 512, 4096 },
-        { 1, 1000, 1 },
+        {1, 1 << 30, 1},  {512, 1 << 20, 512}, {4096, 8192, 65536},
+        {512, 512, 4096}, {1, 1000, 1},
     };
     start(shapes[_i][0], shapes[_i][1], shapes[_i][2]);
     random_requests(400);
@@ -236,7 +234,7 @@ END_TEST
 
 START_TEST(fua_becomes_a_flush_after_the_write)
 {
-    char buf[512] = { 1 };
+    char buf[512] = {1};
     start(1, 1 << 20, 1);
     ck_assert_int_eq(blk_pwrite(b, buf, 512, 0, 0), 0);
     ck_assert_uint_eq(fussy->flushes, 0);
@@ -260,9 +258,9 @@ START_TEST(requests_outside_the_disk_or_without_permission_fail)
     ck_assert_int_eq(blk_zero(b, 1, UINT64_MAX, 0), -EINVAL);
     ck_assert_int_eq(blk_discard(b, SIZE, 1), -EINVAL);
     ck_assert_int_eq(blk_pread(b, buf, 0, SIZE, 0), 0);
-    ck_assert_int_eq(blk_new(g, blk_node(b), PERM_READ, PERM_ALL, "reader",
-                             &reader, NULL),
-                     0);
+    ck_assert_int_eq(
+        blk_new(g, blk_node(b), PERM_READ, PERM_ALL, "reader", &reader, NULL),
+        0);
     ck_assert_int_eq(blk_pread(reader, buf, 512, 0, 0), 0);
     ck_assert_int_eq(blk_pwrite(reader, buf, 512, 0, 0), -EPERM);
     blk_free(reader);
@@ -276,8 +274,8 @@ START_TEST(permissions_that_conflict_name_both_sides)
     struct blk *other = NULL;
 
     start(1, 1 << 20, 1);
-    ck_assert_int_eq(blk_new(g, blk_node(b), PERM_READ, PERM_READ,
-                             "job 'copy'", &other, &err),
+    ck_assert_int_eq(blk_new(g, blk_node(b), PERM_READ, PERM_READ, "job 'copy'",
+                             &other, &err),
                      -EBUSY);
     ck_assert_ptr_nonnull(strstr(error_message(err), "both required by test"));
     ck_assert_ptr_nonnull(strstr(error_message(err), "by job 'copy'"));
@@ -315,7 +313,7 @@ START_TEST(neighbours_in_one_block_do_not_lose_each_others_writes)
 
     start(4096, 65536, 4096);
     for (unsigned i = 0; i < 4; i++) {
-        w[i] = (struct worker){ i, 500 };
+        w[i] = (struct worker){i, 500};
         ck_assert_int_eq(pthread_create(&t[i], NULL, write_stripes, &w[i]), 0);
     }
     for (unsigned i = 0; i < 4; i++) {
@@ -336,7 +334,7 @@ static _Atomic bool finished;
 static void *write_on(void *arg)
 {
     const uint64_t *offset = arg;
-    unsigned char buf[512] = { 0 };
+    unsigned char buf[512] = {0};
     void *bad = NULL;
 
     while (!finished) {
@@ -349,14 +347,13 @@ static void *write_on(void *arg)
 
 START_TEST(a_drained_section_has_no_request_inside)
 {
-    uint64_t offsets[2] = { 0, 4096 };
+    uint64_t offsets[2] = {0, 4096};
     pthread_t t[2];
 
     start(1, 1 << 20, 1);
     finished = false;
     for (unsigned i = 0; i < 2; i++) {
-        ck_assert_int_eq(pthread_create(&t[i], NULL, write_on, &offsets[i]),
-                         0);
+        ck_assert_int_eq(pthread_create(&t[i], NULL, write_on, &offsets[i]), 0);
     }
     for (unsigned i = 0; i < 200; i++) {
         struct node *n = blk_node(b);
@@ -389,7 +386,7 @@ static const struct driver filter_driver = {
 
 START_TEST(a_filter_can_come_and_go_under_requests)
 {
-    uint64_t offsets[2] = { 0, 4096 };
+    uint64_t offsets[2] = {0, 4096};
     pthread_t t[2];
     struct node *filter;
 
@@ -398,8 +395,7 @@ START_TEST(a_filter_can_come_and_go_under_requests)
     struct node *other = like_size(1 * MiB);
     finished = false;
     for (unsigned i = 0; i < 2; i++) {
-        ck_assert_int_eq(pthread_create(&t[i], NULL, write_on, &offsets[i]),
-                         0);
+        ck_assert_int_eq(pthread_create(&t[i], NULL, write_on, &offsets[i]), 0);
     }
     for (unsigned i = 0; i < 100; i++) {
         graph_lock(g);

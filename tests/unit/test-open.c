@@ -61,8 +61,8 @@ START_TEST(bad_options_are_refused_by_name)
                    "'read-only'");
     expect_refused("driver=raw,file.driver=mem,file.size=1M,file.x.y=1",
                    -EINVAL, "'x");
-    expect_refused("driver=raw,offset=2M,file.driver=mem,file.size=1M",
-                   -EINVAL, "offset");
+    expect_refused("driver=raw,offset=2M,file.driver=mem,file.size=1M", -EINVAL,
+                   "offset");
     expect_refused("missing.img", -ENOENT, "missing.img");
 }
 END_TEST
@@ -74,11 +74,9 @@ START_TEST(names_are_unique_and_nodes_in_use_are_not_closed)
     struct node *file;
     struct node *top;
 
-    ck_assert_int_eq(open_text(g, "driver=mem,size=1M,node-name=a", &file,
-                               NULL),
-                     0);
-    ck_assert_int_eq(open_text(g, "driver=mem,size=1M,node-name=a", NULL,
-                               &err),
+    ck_assert_int_eq(
+        open_text(g, "driver=mem,size=1M,node-name=a", &file, NULL), 0);
+    ck_assert_int_eq(open_text(g, "driver=mem,size=1M,node-name=a", NULL, &err),
                      -EEXIST);
     ck_assert_ptr_eq(graph_find(g, "a"), file);
     ck_assert_int_eq(open_text(g, "driver=raw,file=a,node-name=b", &top, NULL),
@@ -101,8 +99,7 @@ START_TEST(what_users_want_goes_through_to_the_shared_child)
     struct blk *two;
 
     /* While nobody uses them, two nodes over one disk do not meet. */
-    ck_assert_int_eq(open_text(g, "driver=mem,size=1M,node-name=a", NULL,
-                               NULL),
+    ck_assert_int_eq(open_text(g, "driver=mem,size=1M,node-name=a", NULL, NULL),
                      0);
     ck_assert_int_eq(open_text(g, "driver=raw,file=a,node-name=b", &b, NULL),
                      0);
@@ -154,9 +151,8 @@ START_TEST(a_guessed_raw_image_cannot_be_turned_into_another_format)
 
     must_create("guess.raw", "raw", "{\"size\": 1048576}");
     ck_assert_int_eq(open_text(g, "guess.raw", &n, NULL), 0);
-    ck_assert_int_eq(blk_new(g, n, PERM_READ | PERM_WRITE, PERM_ALL, "guest",
-                             &b, NULL),
-                     0);
+    ck_assert_int_eq(
+        blk_new(g, n, PERM_READ | PERM_WRITE, PERM_ALL, "guest", &b, NULL), 0);
     ck_assert_int_eq(blk_pwrite(b, head, 512, 0, 0), -EPERM);
     ck_assert_int_eq(blk_pwrite(b, head, 3, 0, 0), 0);
     ck_assert_int_eq(blk_pwrite(b, head + 3, 1, 3, 0), -EPERM);
@@ -173,9 +169,8 @@ START_TEST(a_guessed_raw_image_cannot_be_turned_into_another_format)
                                "file.filename=guess.raw",
                                &n, NULL),
                      0);
-    ck_assert_int_eq(blk_new(g, n, PERM_READ | PERM_WRITE, PERM_ALL, "guest",
-                             &b, NULL),
-                     0);
+    ck_assert_int_eq(
+        blk_new(g, n, PERM_READ | PERM_WRITE, PERM_ALL, "guest", &b, NULL), 0);
     ck_assert_int_eq(blk_pwrite(b, head, 512, 0, 0), 0);
     blk_free(b);
     graph_free(g);
@@ -187,9 +182,9 @@ END_TEST
 static void make_overlay(const char *name, const char *backing)
 {
     CLEANUP_ERROR struct error *err = NULL;
-    CLEANUP_JSON json_t *o = json_pack(
-        "{s:i, s:s, s:s, s:b}", "size", 1048576, "backing_file", backing,
-        "backing_fmt", "raw", "backing_unchecked", 1);
+    CLEANUP_JSON json_t *o = json_pack("{s:i, s:s, s:s, s:b}", "size", 1048576,
+                                       "backing_file", backing, "backing_fmt",
+                                       "raw", "backing_unchecked", 1);
     ck_assert_msg(image_create(name, "qcow2", o, &err) == 0, "%s",
                   error_message(err));
 }
@@ -224,8 +219,8 @@ END_TEST
 
 START_TEST(backing_files_elsewhere_need_an_allowed_path)
 {
-    static const char *const names[] = { "../out/base.raw", "link.raw",
-                                         "below/../../out/base.raw" };
+    static const char *const names[] = {"../out/base.raw", "link.raw",
+                                        "below/../../out/base.raw"};
     for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
         CLEANUP_ERROR struct error *err = NULL;
         struct graph *g = graph_new();
@@ -254,10 +249,9 @@ END_TEST
 
 START_TEST(an_image_that_names_itself_is_refused)
 {
-    CLEANUP_JSON json_t *o = json_pack("{s:i, s:s, s:s, s:b}", "size", 1048576,
-                                       "backing_file", "self.qcow2",
-                                       "backing_fmt", "qcow2",
-                                       "backing_unchecked", 1);
+    CLEANUP_JSON json_t *o =
+        json_pack("{s:i, s:s, s:s, s:b}", "size", 1048576, "backing_file",
+                  "self.qcow2", "backing_fmt", "qcow2", "backing_unchecked", 1);
     ck_assert_int_eq(image_create("self.qcow2", "qcow2", o, NULL), 0);
     expect_refused("driver=qcow2,read-only=on,file.driver=file,"
                    "file.filename=self.qcow2",
@@ -324,7 +318,8 @@ int main(void)
     tcase_add_test(tc, names_are_unique_and_nodes_in_use_are_not_closed);
     tcase_add_test(tc, what_users_want_goes_through_to_the_shared_child);
     tcase_add_test(tc, formats_are_probed);
-    tcase_add_test(tc, a_guessed_raw_image_cannot_be_turned_into_another_format);
+    tcase_add_test(tc,
+                   a_guessed_raw_image_cannot_be_turned_into_another_format);
     tcase_add_test(tc, backing_files_beside_the_image_and_below_are_opened);
     tcase_add_test(tc, backing_files_elsewhere_need_an_allowed_path);
     tcase_add_test(tc, backing_names_that_are_no_files_are_not_followed);

@@ -82,8 +82,7 @@ static void fails(const char *text, const struct qmp_arg *s, const char *why)
     CLEANUP_ERROR struct error *err = NULL;
     CLEANUP_JSON json_t *args = NULL;
 
-    ck_assert_int_eq(keyval_parse(text, s[0].name, s, &args, &err),
-                     -EINVAL);
+    ck_assert_int_eq(keyval_parse(text, s[0].name, s, &args, &err), -EINVAL);
     ck_assert_str_eq(error_message(err), why);
     ck_assert_ptr_null(args);
 }
@@ -189,12 +188,13 @@ START_TEST(short_booleans_are_spelled_out)
 
     for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
         CLEANUP_FREE char *full = keyval_spell_out(words[i].text, "backend",
-                                                bools);
+                                                   bools);
         ck_assert_str_eq(full, words[i].full);
     }
     CLEANUP_FREE char *one = keyval_spell_out("server", NULL, bools);
     ck_assert_str_eq(one, "server=on");
-    CLEANUP_FREE char *inner = keyval_spell_out("one,noflag", "name", open_spec);
+    CLEANUP_FREE char *inner = keyval_spell_out("one,noflag", "name",
+                                                open_spec);
     ck_assert_str_eq(inner, "one,flag=off");
 }
 END_TEST

@@ -225,7 +225,7 @@ static const struct {
     char text[9];
     size_t len;
 } magic[] = {
-    {"QFI\xfb", 4},  {"QED\0", 4},    {"COWD", 4}, {"KDMV", 4},
+    {"QFI\xfb", 4},  {"QED\0", 4},    {"COWD", 4},         {"KDMV", 4},
     {"conectix", 8}, {"vhdxfile", 8}, {"LUKS\xba\xbe", 6},
 };
 

@@ -135,8 +135,8 @@ static void write_at(struct disk *d, uint64_t cluster, int byte)
     char buf[CLUSTER];
 
     memset(buf, byte, sizeof(buf));
-    ck_assert_int_eq(
-        blk_pwrite(d->b, buf, sizeof(buf), cluster * CLUSTER, 0), 0);
+    ck_assert_int_eq(blk_pwrite(d->b, buf, sizeof(buf), cluster * CLUSTER, 0),
+                     0);
 }
 
 /* Clusters that are there, in two orders, and some that are not. */
@@ -176,10 +176,10 @@ static void begin(struct disk *d, size_t at)
     (void)snprintf(d->file, sizeof(d->file), "%s/disk", d->dir);
     ck_assert_int_eq(image_create(d->file, format, o, NULL), 0);
     d->g = graph_new();
-    struct node *f = open_as(d->g, json_pack("{s:s, s:s, s:s, s:{s:b}}",
-                                             "driver", "file", "filename", d->file,
-                                             "discard", "unmap", "cache",
-                                             "no-flush", 1));
+    struct node *f = open_as(d->g,
+                             json_pack("{s:s, s:s, s:s, s:{s:b}}", "driver",
+                                       "file", "filename", d->file, "discard",
+                                       "unmap", "cache", "no-flush", 1));
     graph_lock(d->g);
     ck_assert_int_eq(node_new(d->g, &driver_moody, "m", f, &m, NULL), 0);
     m->options = json_object();
@@ -190,9 +190,9 @@ static void begin(struct disk *d, size_t at)
     node_refresh_limits(m);
     m->monitor_owned = true;
     graph_unlock(d->g);
-    d->n = open_as(d->g, json_pack("{s:s, s:s, s:s, s:s}", "driver", format,
-                                   "file", "m", "node-name", "disk", "discard",
-                                   "unmap"));
+    d->n = open_as(d->g,
+                   json_pack("{s:s, s:s, s:s, s:s}", "driver", format, "file",
+                             "m", "node-name", "disk", "discard", "unmap"));
     ck_assert_int_eq(
         blk_new(d->g, d->n, PERM_ALL, PERM_ALL, "guest", &d->b, NULL), 0);
     fill(d);
@@ -413,8 +413,8 @@ START_TEST(pieces_that_are_there_are_written_without_waiting)
     memset(buf, 99, sizeof(buf));
     begin(&d, 0);
     ck_assert_int_eq(blk_pread(d.b, buf, CLUSTER, 0, 0), 0); /* its table */
-    ck_assert_int_eq(
-        blk_pwrite(d.b, buf, sizeof(buf), 7 * CLUSTER, REQ_NOWAIT), 0);
+    ck_assert_int_eq(blk_pwrite(d.b, buf, sizeof(buf), 7 * CLUSTER, REQ_NOWAIT),
+                     0);
     end(&d);
 }
 END_TEST
