@@ -32,9 +32,19 @@
 #include "nbdelta/error.h"
 
 struct cbw {
-    struct copy *copy; /* tree lock */
+    struct copy *copy; /* tree lock; NULL: not yet, or not any more */
     bool by_job;       /* the copy is a job's; set once it is in place */
 };
+
+static void set_ends(struct node *n)
+{
+    const struct cbw *s = n->state;
+
+    if (s->copy) {
+        copy_set_ends(s->copy, n, node_child(n, CHILD_FILE),
+                      node_child(n, CHILD_TARGET));
+    }
+}
 
 static int copy_first(struct node *n, uint64_t offset, uint64_t bytes,
                       unsigned flags)
@@ -84,7 +94,7 @@ static int cbw_resize(struct node *n, uint64_t size, struct error **errp)
 static void cbw_drain(struct node *n)
 {
     const struct cbw *s = n->state;
-    if (s->copy) { /* else it is being taken out */
+    if (s->copy) {
         copy_hurry(s->copy);
     }
 }
@@ -239,7 +249,8 @@ static int take_policy(struct opts *opts, struct copy_policy *p,
     uint64_t timeout = 0;
     int r;
 
-    if ((r = opts_enum(opts, "on-cbw-error", on_error_words, &on_error, errp)) < 0 ||
+    if ((r = opts_enum(opts, "on-cbw-error", on_error_words, &on_error, errp)) <
+            0 ||
         (r = opts_uint(opts, "cbw-timeout", UINT32_MAX, &timeout, errp)) < 0) {
         return r;
     }
@@ -277,8 +288,8 @@ static int make_copy(struct node *n, const struct copy_policy *policy,
         copy_free(copy);
         return r;
     }
-    copy_set_filter(copy, n);
     s->copy = copy;
+    set_ends(n);
     return 0;
 }
 
@@ -333,6 +344,7 @@ const struct driver driver_cbw = {
     .open = cbw_open,
     .close = cbw_close,
     .child_perms = cbw_child_perms,
+    .file_changed = set_ends,
     .resize = cbw_resize,
     .pwritev = cbw_pwritev,
     .zero = cbw_zero,
@@ -365,7 +377,7 @@ static int insert(struct node *n, struct node *source, struct copy *copy,
         return r;
     }
     node_hand_down_perms(n);
-    copy_set_filter(copy, n);
+    set_ends(n);
     return 0;
 }
 
@@ -411,7 +423,7 @@ void cbw_remove(struct node *filter)
 
     graph_drain(filter->graph, filter);
     node_replace(filter, node_child(filter, CHILD_FILE));
-    copy_set_filter(copy, NULL);
+    copy_set_ends(copy, NULL, NULL, NULL);
     unguard_target(filter, copy);
     s->copy = NULL;
     node_unblock(node_child(filter, CHILD_TARGET));

@@ -2,7 +2,7 @@
 #ifndef NBDELTA_COPY_COPY_BEFORE_WRITE_H
 #define NBDELTA_COPY_COPY_BEFORE_WRITE_H
 
-/* Putting the copy-before-write filter in place; see copy/copy-before-write.c. */
+/* Putting the filter of copy-before-write.c in place. */
 #include "copy/copy.h"
 #include "core/graph.h"
 

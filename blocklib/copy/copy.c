@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The copy engine.
+ * The copy engine: its set, its workers, and how a cluster is moved.
  *
  *        guest's write                        workers, N threads
  *             |                                      |
@@ -10,7 +10,7 @@
  *                          |
  *            bit still set? read, write, reset the bit
  *                          |
- *             FILE child ----> TARGET child
+ *                source ------> target
  *
  * What keeps the point in time whole:
  *
@@ -26,6 +26,10 @@
  *     without the range lock.
  *  4. When a copy before a write fails, the write fails, or `broken` is set
  *     before the guest goes on.  A broken copy never succeeds.
+ *
+ * A copy that is filled again (copy_refill) keeps no point in time: what its
+ * set has may change until it is copied, and whoever fills it again does so
+ * because of that.
  *
  * Workers enter the tree for each chunk, so that a drain waits for no more
  * than what they have in hand.
@@ -50,14 +54,15 @@
 /* A look at a map goes this far at once, so that drains do not wait. */
 #define SKIP_STEP (256 * MiB)
 
-/* Areas of zeroes are larger than chunks, but not endless. */
+/* Areas where nothing is read are larger than chunks, but not endless. */
+#define BELOW_MAX     (1 * GiB)
 #define ZERO_SKIP_MAX (1 * GiB)
 #define ZERO_FAST_MAX (64 * MiB)
 
 /* With a limit of speed, a chunk is what goes through in this time. */
 #define SLICES_PER_SECOND 10
 
-static bool is_empty(const struct copy *c)
+bool copy_is_done(const struct copy *c)
 {
     uint64_t start;
     uint64_t bytes;
@@ -114,7 +119,7 @@ void copy_break_with(struct copy *c, int r, enum copy_side side)
     if (!atomic_compare_exchange_strong(&c->broken, &none, why)) {
         return;
     }
-    copy_give_up(c); /* what workers wait for is of no use */
+    copy_give_up(c);      /* what workers wait for is of no use */
     mutex_lock(&c->lock); /* those that sleep shall see it */
     cond_broadcast(&c->wake);
     mutex_unlock(&c->lock);
@@ -145,72 +150,99 @@ void copy_break(struct copy *c)
 
 /* --- What is where --- */
 
+enum area_kind {
+    AREA_DATA,
+    AREA_ZERO,
+    AREA_BELOW, /* the target has it already */
+    AREA_MIXED, /* a cluster that has more than one of them */
+    AREA_KINDS,
+};
+
+/* A part of the set, all of one kind. */
+struct area {
+    uint64_t offset;
+    uint64_t bytes;
+    enum area_kind kind;
+};
+
+/* Do the first `layers` images decide it?  (Zeroes that no layer has are
+ * below the last one that there is.) */
+static bool is_above(const struct copy *c, const struct extent *e)
+{
+    return e->depth < c->layers &&
+           ((e->flags & EXTENT_ALLOCATED) || !(e->flags & EXTENT_ZERO) ||
+            e->offset < c->zero_from);
+}
+
+/* The part of the source that is alike and begins at the first extent. */
 struct look {
-    uint64_t end;    /* of what is alike */
-    uint64_t enough; /* how far it is worth looking when it is data */
-    bool zero;
-    bool any;
+    const struct copy *copy;
+    const uint64_t *most; /* how far it is worth looking, by kind */
+    uint64_t bytes;       /* 0: nothing was seen yet */
+    enum area_kind kind;
 };
 
 static int look_at(const struct extent *e, void *opaque)
 {
     struct look *l = opaque;
-    bool zero = e->flags & EXTENT_ZERO;
+    enum area_kind kind = l->copy->merge && !is_above(l->copy, e) ? AREA_BELOW
+                          : e->flags & EXTENT_ZERO                ? AREA_ZERO
+                                                                  : AREA_DATA;
 
-    if (!l->any) {
-        l->any = true;
-        l->zero = zero;
-    } else if (l->zero != zero) {
+    if (l->bytes > 0 && l->kind != kind) {
         return 1;
     }
-    l->end = e->offset + e->length;
-    return !zero && l->end >= l->enough;
+    l->kind = kind;
+    l->bytes += e->length;
+    return l->bytes >= l->most[kind];
 }
 
 static uint64_t zero_max(const struct copy *c)
 {
-    if (c->target_zero) {
-        return ZERO_SKIP_MAX;
-    }
-    struct node *target = node_child(c->filter, CHILD_TARGET);
-    return target->limits.fast_zero ? ZERO_FAST_MAX : c->chunk;
+    uint64_t most = c->target_zero                ? ZERO_SKIP_MAX
+                    : c->target->limits.fast_zero ? ZERO_FAST_MAX
+                                                  : 0;
+
+    return max_u64(most, c->chunk);
 }
 
 /*
  * The kind of what begins at @offset, a cluster's start, and how long it is
- * the same, in whole clusters and at most to @end.  A cluster that is partly
- * zero is data.
+ * the same, in whole clusters, at most to @end and at most so many bytes of
+ * each kind.  A cluster that is partly zero is data.
  */
 static int classify(struct copy *c, uint64_t offset, uint64_t end,
-                    uint64_t chunk, struct area *a)
+                    const uint64_t most[AREA_KINDS], struct area *a)
 {
-    struct look l = {
-        .end = offset,
-        .enough = min_u64(end, offset + chunk),
-    };
-    uint64_t most = min_u64(end - offset, max_u64(zero_max(c), chunk));
-    int r = node_extents(node_child(c->filter, CHILD_FILE), offset, most, 0,
+    struct look l = {.copy = c, .most = most};
+    uint64_t far = max_u64(most[AREA_ZERO], most[AREA_DATA]);
+
+    if (c->merge) {
+        far = max_u64(far, most[AREA_BELOW]);
+    }
+    int r = node_extents(c->source, offset, min_u64(end - offset, far), 0,
                          look_at, &l);
     if (r < 0) {
         return r;
     }
-    uint64_t whole = l.end == c->size ? l.end : align_down(l.end, c->cluster);
-    if (l.zero && whole > offset) {
-        *a = (struct area){offset, whole - offset, true};
-    } else {
-        uint64_t to = min_u64(align_up(l.end, c->cluster), l.enough);
-        *a = (struct area){offset, to - offset, false};
+    uint64_t enough = min_u64(end - offset, most[l.kind]);
+    uint64_t bytes = min_u64(l.bytes, enough);
+    uint64_t whole = offset + bytes == c->size ? bytes
+                                               : align_down(bytes, c->cluster);
+    *a = (struct area){offset, whole, l.kind};
+    if (c->merge && whole == 0) {
+        *a = (struct area){offset, min_u64(end - offset, c->cluster),
+                           AREA_MIXED};
+    } else if (!c->merge && (whole == 0 || l.kind == AREA_DATA)) {
+        *a = (struct area){offset,
+                           min_u64(align_up(bytes, c->cluster),
+                                   min_u64(end - offset, most[AREA_DATA])),
+                           AREA_DATA};
     }
     return 0;
 }
 
 /* --- Moving --- */
-
-static void finished(struct copy *c, uint64_t offset, uint64_t bytes)
-{
-    hbitmap_reset(c->todo, offset, bytes);
-    atomic_fetch_add(&c->done, bytes);
-}
 
 /* What the target gets behind what ends at @end. */
 static uint64_t past_of(const struct copy *c, uint64_t end)
@@ -221,45 +253,76 @@ static uint64_t past_of(const struct copy *c, uint64_t end)
 static int move_zeroes(struct copy *c, uint64_t offset, uint64_t bytes,
                        enum copy_side *side)
 {
-    if (!c->target_zero) {
-        int r = node_zero(node_child(c->filter, CHILD_TARGET), offset,
-                          bytes + past_of(c, offset + bytes), REQ_MAY_UNMAP);
-        if (r < 0) {
-            *side = COPY_WRITE;
-            return r;
-        }
+    if (c->target_zero) {
+        return 0;
     }
-    finished(c, offset, bytes);
-    return 0;
+    *side = COPY_WRITE;
+    return node_zero(c->target, offset, bytes + past_of(c, offset + bytes),
+                     REQ_MAY_UNMAP);
 }
 
 static int move_data(struct copy *c, uint64_t offset, uint64_t bytes, void *buf,
                      enum copy_side *side)
 {
-    struct node *source = node_child(c->filter, CHILD_FILE);
-    struct node *target = node_child(c->filter, CHILD_TARGET);
-
     for (uint64_t done = 0; done < bytes;) {
+        uint64_t at = offset + done;
         uint64_t len = min_u64(bytes - done, c->buffer_size);
-        int r = node_pread(source, buf, len, offset + done, 0);
+
+        *side = COPY_READ;
+        int r = node_pread(c->source, buf, len, at, 0);
         if (r < 0) {
-            *side = COPY_READ;
             return r;
         }
-        uint64_t past = past_of(c, offset + done + len); /* of a cluster */
+        uint64_t past = past_of(c, at + len); /* of a cluster */
         memset((char *)buf + len, 0, past);
-        r = c->compress ? node_write_compressed(target, buf, len + past,
-                                                offset + done)
-                        : node_pwrite(target, buf, len + past, offset + done,
-                                      0);
+        *side = COPY_WRITE;
+        r = c->compress ? node_write_compressed(c->target, buf, len + past, at)
+                        : node_pwrite(c->target, buf, len + past, at, 0);
         if (r < 0) {
-            *side = COPY_WRITE;
             return r;
         }
         done += len;
     }
-    finished(c, offset, bytes);
     return 0;
+}
+
+/* Each piece as it is. */
+static int move_mixed(struct copy *c, uint64_t offset, uint64_t bytes,
+                      void *buf, enum copy_side *side)
+{
+    static const uint64_t most[AREA_KINDS] = {UINT64_MAX, UINT64_MAX,
+                                              UINT64_MAX};
+
+    for (uint64_t end = offset + bytes; offset < end;) {
+        struct look l = {.copy = c, .most = most};
+
+        *side = COPY_READ;
+        int r = node_extents(c->source, offset, end - offset, 0, look_at, &l);
+        if (r >= 0) {
+            r = l.kind == AREA_ZERO   ? move_zeroes(c, offset, l.bytes, side)
+                : l.kind == AREA_DATA ? move_data(c, offset, l.bytes, buf, side)
+                                      : 0;
+        }
+        if (r < 0) {
+            return r;
+        }
+        offset += l.bytes;
+    }
+    return 0;
+}
+
+static int move_run(struct copy *c, enum area_kind kind, uint64_t offset,
+                    uint64_t bytes, void *buf, enum copy_side *side)
+{
+    int r = kind == AREA_DATA    ? move_data(c, offset, bytes, buf, side)
+            : kind == AREA_ZERO  ? move_zeroes(c, offset, bytes, side)
+            : kind == AREA_MIXED ? move_mixed(c, offset, bytes, buf, side)
+                                 : 0;
+    if (r == 0) {
+        hbitmap_reset(c->todo, offset, bytes);
+        atomic_fetch_add(&c->done, bytes);
+    }
+    return r;
 }
 
 /* Copy what the set has of @a.  Its range is locked. */
@@ -275,8 +338,7 @@ static int move_area(struct copy *c, const struct area *a, void *buf,
          r == 0 && at < end &&
          hbitmap_next_dirty(c->todo, at, end, &start, &bytes);
          at = start + bytes) {
-        r = a->zero ? move_zeroes(c, start, bytes, side)
-                    : move_data(c, start, bytes, buf, side);
+        r = move_run(c, a->kind, start, bytes, buf, side);
     }
     return r;
 }
@@ -288,17 +350,17 @@ int copy_range_locked(struct copy *c, uint64_t offset, uint64_t end, void *buf,
     uint64_t bytes;
 
     *side = COPY_READ;
-    if (end > node_size(node_child(c->filter, CHILD_FILE))) {
+    if (end > node_size(c->source)) {
         return -EIO; /* somebody has cut it off */
     }
     while (offset < end &&
            hbitmap_next_dirty(c->todo, offset, end, &start, &bytes)) {
+        const uint64_t most[AREA_KINDS] = {bytes, bytes, bytes};
         struct area a;
-        int r = classify(c, start, start + bytes, bytes, &a);
-        if (r < 0) {
-            return r;
+        int r = classify(c, start, start + bytes, most, &a);
+        if (r == 0) {
+            r = move_area(c, &a, buf, side);
         }
-        r = move_area(c, &a, buf, side);
         if (r < 0) {
             return r;
         }
@@ -324,7 +386,7 @@ static bool is_over_locked(const struct copy *c) REQUIRES(c->lock)
 static bool next_run_locked(const struct copy *c, uint64_t *start,
                             uint64_t *bytes) REQUIRES(c->claim_lock)
 {
-    uint64_t window = max_u64(zero_max(c), c->chunk);
+    uint64_t window = c->merge ? BELOW_MAX : zero_max(c);
     uint64_t left = c->size - c->cursor;
 
     if (left == 0) {
@@ -342,7 +404,7 @@ static bool next_run_locked(const struct copy *c, uint64_t *start,
  */
 static int claim_locked(struct copy *c, struct area *a) REQUIRES(c->claim_lock)
 {
-    uint64_t chunk = c->chunk;
+    uint64_t most[AREA_KINDS] = {c->chunk, zero_max(c), BELOW_MAX};
     uint64_t start;
     uint64_t bytes;
 
@@ -360,15 +422,17 @@ static int claim_locked(struct copy *c, struct area *a) REQUIRES(c->claim_lock)
             return CLAIM_WAIT;
         }
         uint64_t slice = align_down(speed / SLICES_PER_SECOND, c->cluster);
-        chunk = min_u64(chunk, max_u64(slice, c->cluster));
-        bytes = min_u64(bytes, chunk);
+        slice = min_u64(c->chunk, max_u64(slice, c->cluster));
+        most[AREA_DATA] = slice;
+        most[AREA_ZERO] = slice;
     }
-    int r = classify(c, start, start + bytes, chunk, a);
+    int r = classify(c, start, start + bytes, most, a);
     if (r < 0) {
         return r;
     }
     c->cursor = a->offset + a->bytes;
-    if (speed) {
+    if (speed && a->kind != AREA_BELOW &&
+        atomic_load(&c->done) + a->bytes > c->burst) {
         /* Seconds and the rest apart: no overflow. */
         uint64_t ns = a->bytes / speed * UINT64_C(1000000000);
         double part = (double)(a->bytes % speed) / (double)speed;
@@ -455,7 +519,7 @@ static void *worker(void *opaque)
     }
     node_unwanted = &c->given_up;
     while (r > CLAIM_DONE) {
-        struct tree *t = node_enter(c->filter, false);
+        struct tree *t = node_enter(c->inside, false);
         r = step(c, buf);
         node_leave(t);
         if (r == CLAIM_WAIT) {
@@ -503,7 +567,16 @@ int copy_run(struct copy *c, enum copy_side *side)
     /* Who asks for a stop gets one, also when that was the last of it. */
     bool stopped = c->stop;
     mutex_unlock(&c->lock);
-    return r < 0 || (is_empty(c) && !stopped) ? r : COPY_STOPPED;
+    return r < 0 || (copy_is_done(c) && !stopped) ? r : COPY_STOPPED;
+}
+
+int copy_run_drained(struct copy *c, enum copy_side *side)
+{
+    void *buf = copy_buffer_get(c);
+    int r = buf ? copy_range_locked(c, 0, c->size, buf, side) : -ENOMEM;
+
+    copy_buffer_put(c, buf);
+    return r;
 }
 
 int copy_wait(struct copy *c, enum copy_side *side)
@@ -521,7 +594,7 @@ int copy_wait(struct copy *c, enum copy_side *side)
 
 struct skip {
     struct copy *c;
-    uint64_t start; /* of what lacks in the layer, up to end */
+    uint64_t start; /* of what is below, up to end */
     uint64_t end;
 };
 
@@ -546,7 +619,7 @@ static int skip_extent(const struct extent *e, void *opaque)
 {
     struct skip *s = opaque;
 
-    if ((e->flags & EXTENT_ALLOCATED) && e->depth == 0) {
+    if (is_above(s->c, e)) {
         skip_run(s);
         s->start = e->offset + e->length;
     }
@@ -561,8 +634,7 @@ static int skip_some(struct copy *c, uint64_t offset, uint64_t bytes)
     struct range_req req;
 
     range_lock(&c->in_hand, &req, offset, bytes, true);
-    int r = node_extents(node_child(c->filter, CHILD_FILE), offset, bytes, 0,
-                         skip_extent, &s);
+    int r = node_extents(c->source, offset, bytes, 0, skip_extent, &s);
     if (r == 0) {
         skip_run(&s);
     }
@@ -570,7 +642,7 @@ static int skip_some(struct copy *c, uint64_t offset, uint64_t bytes)
     return r;
 }
 
-int copy_skip_unallocated(struct copy *c)
+int copy_skip_below(struct copy *c)
 {
     uint64_t most = max_u64(SKIP_STEP, c->cluster);
     int r = 0;
@@ -584,7 +656,7 @@ int copy_skip_unallocated(struct copy *c)
         if (stop) {
             return COPY_STOPPED;
         }
-        struct tree *t = node_enter(c->filter, false);
+        struct tree *t = node_enter(c->inside, false);
         r = skip_some(c, c->skip_cursor, bytes);
         node_leave(t);
         c->skip_cursor += r == 0 ? bytes : 0;
@@ -664,29 +736,28 @@ const struct read_guard *copy_guard(const struct copy *c)
     return &c->guard;
 }
 
-void copy_set_filter(struct copy *c, struct node *filter)
+void copy_set_ends(struct copy *c, struct node *inside, struct node *source,
+                   struct node *target)
 {
-    c->filter = filter;
+    c->inside = inside;
+    c->source = source;
+    c->target = target;
 }
 
-/* The last cluster of the disk may be a partial one. */
-static void count_total(struct copy *c)
+/* Bytes in the set: the last cluster of the disk may be a partial one. */
+static uint64_t count_todo(const struct copy *c)
 {
     uint64_t past = align_up(c->size, c->cluster) - c->size;
+    bool last = past > 0 && hbitmap_get(c->todo, c->size - 1);
 
-    uint64_t total = hbitmap_count(c->todo);
-
-    if (past > 0 && hbitmap_get(c->todo, c->size - 1)) {
-        total -= past;
-    }
-    atomic_store(&c->total, total);
+    return hbitmap_count(c->todo) - (last ? past : 0);
 }
 
 void copy_add(struct copy *c, uint64_t offset, uint64_t bytes)
 {
     if (bytes > 0) {
         hbitmap_set(c->todo, offset, bytes);
-        count_total(c);
+        atomic_store(&c->total, count_todo(c));
     }
 }
 
@@ -694,8 +765,18 @@ void copy_add_bits(struct copy *c, const struct hbitmap *bits)
 {
     if (c->size > 0) {
         hbitmap_fill(c->todo, bits);
-        count_total(c);
+        atomic_store(&c->total, count_todo(c));
     }
+}
+
+void copy_refill(struct copy *c, struct hbitmap *bits)
+{
+    hbitmap_free(c->todo);
+    c->todo = bits;
+    c->size = hbitmap_size(bits);
+    c->target_zero = false; /* it has been touched */
+    c->zero_from = UINT64_MAX;
+    atomic_fetch_add(&c->total, count_todo(c));
 }
 
 #define CLUSTER_MIN (64 * KiB)
@@ -739,6 +820,10 @@ struct copy *copy_new(const struct copy_options *o)
     c->max_workers = (unsigned)min_u64(c->max_workers, WORKERS_MAX);
     c->target_zero = o->target_zero;
     c->compress = o->compress;
+    c->layers = o->layers;
+    c->zero_from = o->zero_from;
+    c->merge = o->merge;
+    c->burst = o->burst;
     c->policy = o->policy;
     c->todo = todo;
     c->written = written;

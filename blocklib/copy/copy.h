@@ -3,23 +3,33 @@
 #define NBDELTA_COPY_COPY_H
 
 /*
- * The copy engine: a point in time of one node, moved to another
- * ==============================================================
+ * The copy engine: what a set of clusters has, moved from one node to another
+ * ===========================================================================
  *
- * A copy has a set of clusters that are still to do.  They go from the FILE
- * child of a filter node to its TARGET child, by whoever comes first: workers
- * in the background, or a guest's write that is about to change them.
+ * A copy has two ends, the source and the target, and the set of clusters that
+ * are still to do.  Whoever comes first moves a cluster: a worker in the
+ * background, or a guest's write that is about to change it.
  *
  *      guest's write -> copy_before_write     copy_run, workers
  *                \                             /
- *                 todo: FILE child -----> TARGET child
+ *                 todo:  source ------> target
  *                            \             /
- *               copy_view_*: what is in todo is still in FILE, the rest in
- *               TARGET; so one who reads the point in time need not copy it
+ *               copy_view_*: what is in todo is still in the source, the rest
+ *               in the target; so a reader of the point in time need not copy
  *
- * The life of a copy: copy_new, copy_add..., copy_show (for a view), then the
- * filter is put in place (copy/copy-before-write.h), copy_run as often as it takes, the
- * filter is removed, copy_free.
+ * The set is all that tells the kinds of copies apart:
+ *
+ *   a point in time (backup, copy-before-write): filled once, before the ends
+ *     are there; guests' writes copy what it still has
+ *   images that are merged (commit): all that the layers above the target
+ *     decide (`layers`, `merge`); no guest's write copies anything
+ *   a disk that goes on changing (commit of the active layer): the same, and
+ *     whenever it is empty it is filled with what a dirty bitmap has by then
+ *     (copy_refill)
+ *
+ * The life of a copy: copy_new, copy_add..., copy_show (for a view),
+ * copy_set_ends (copy/copy-before-write.h does it for its filter), copy_run as
+ * often as it takes, copy_free.
  */
 #include "core/hbitmap.h"
 #include "core/node.h"
@@ -56,6 +66,15 @@ struct copy_options {
     bool target_zero;     /* the target reads as zeroes where it is untouched */
     unsigned max_workers; /* 0: default */
     uint64_t max_chunk;   /* most that a worker moves at once, 0: default */
+    uint64_t burst;       /* bytes that go before the speed counts */
+
+    /* For copies of the upper images of a chain: so many of them, from the
+     * source on, have what is wanted (copy_skip_below).  From @zero_from on the
+     * target has zeroes where these images, and any below, have nothing. */
+    unsigned layers;
+    uint64_t zero_from;
+    bool merge; /* the target is the image below them: all that is written to
+                   it is what they have, to the byte */
     struct copy_policy policy;
 };
 
@@ -75,6 +94,8 @@ struct copy_counters {
 /* copy_run was told to stop; there may be more to do. */
 #define COPY_STOPPED 1
 
+/* --- copy.c --- */
+
 /* The unit of copying for a target: its cluster, 64 KiB at least, as QEMU. */
 uint64_t copy_cluster_for(const struct node *target);
 
@@ -92,8 +113,13 @@ void copy_add_bits(struct copy *c, const struct hbitmap *bits);
 /* For a target that leaves to the source what was not copied yet. */
 const struct read_guard *copy_guard(const struct copy *c);
 
-/* The filter that has both ends; NULL when it goes.  Drained. */
-void copy_set_filter(struct copy *c, struct node *filter);
+/*
+ * The two ends, which are in one tree, and @inside, a node of that tree by
+ * which workers enter it: it stays until the ends are others.  NULL, all: the
+ * copy has none any more, and nobody copies.  Drained.
+ */
+void copy_set_ends(struct copy *c, struct node *inside, struct node *source,
+                   struct node *target);
 
 /*
  * Copy until the set is empty (0), something fails (-errno, *side says at
@@ -103,12 +129,25 @@ void copy_set_filter(struct copy *c, struct node *filter);
  */
 int copy_run(struct copy *c, enum copy_side *side);
 
+/* The same in a control section that has drained the ends: in this thread,
+ * at once, whatever the speed. */
+int copy_run_drained(struct copy *c, enum copy_side *side);
+
 /*
- * Take out of the set what the FILE child's own layer does not have; what its
- * backing chain has stays behind.  0, -errno (reading its map), or
- * COPY_STOPPED: to be called again.
+ * Take out of the set what the source's first `layers` images leave to those
+ * below.  0, -errno (reading the map), or COPY_STOPPED: to be called again.
  */
-int copy_skip_unallocated(struct copy *c);
+int copy_skip_below(struct copy *c);
+
+/* Is nothing left to do? */
+bool copy_is_done(const struct copy *c);
+
+/*
+ * The set is empty: fill it again.  It takes @bits, which have the copy's
+ * cluster as their granularity and may have another size.  For copies without
+ * guests' writes and views; drained, nothing is being copied.
+ */
+void copy_refill(struct copy *c, struct hbitmap *bits);
 
 /* Copy nothing but what guests are about to write, until copy_stop
  * (COPY_STOPPED) or until that fails (as in copy_run). */
@@ -121,12 +160,9 @@ bool copy_is_broken(const struct copy *c);
  * may have.  Drained, nothing is being copied. */
 void copy_merge_left(const struct copy *c, struct bitmap *bm);
 
-/* Workers are not wanted any more, whatever they wait for: graph_wake_waiting
- * has to follow.  And for others who work for this copy: node_unwanted. */
-void copy_give_up(struct copy *c);
-const _Atomic bool *copy_given_up(const struct copy *c);
-
-/* Workers are not wanted any more, whatever they wait for (node_unwanted). */
+/* Workers are not wanted any more, whatever they wait for: call
+ * graph_wake_waiting afterwards.  copy_given_up is the node_unwanted of other
+ * threads that work for this copy. */
 void copy_give_up(struct copy *c);
 const _Atomic bool *copy_given_up(const struct copy *c);
 
@@ -137,8 +173,14 @@ void copy_stop(struct copy *c, bool stop);
 /* For what workers copy, in bytes a second; 0: as fast as it goes. */
 void copy_set_speed(struct copy *c, uint64_t speed);
 
+/* Bytes that are done, by whomever, and bytes that were put into the set less
+ * what was skipped. */
+void copy_progress(const struct copy *c, uint64_t *done, uint64_t *total);
+
 /* Give up: from now on guests' writes do not wait for it any more. */
 void copy_break(struct copy *c);
+
+/* --- guest.c --- */
 
 /*
  * Called inside a request, before it changes the range: copies what is left
@@ -149,15 +191,19 @@ void copy_break(struct copy *c);
 int copy_before_write(struct copy *c, uint64_t offset, uint64_t bytes,
                       unsigned flags);
 
-/* The tree is about to be drained: who waits for room in the target comes
- * back.  It is: wait for copies that guests have not waited for. */
+/* The tree is about to be drained: a guest's write that waits for room in the
+ * target comes back. */
 void copy_hurry(struct copy *c);
+
+/* It is drained: wait for copies that guests have not waited for. */
 void copy_settle(struct copy *c);
 
 /*
- * Views: reading the point in time.  Inside a request of the filter's tree.
- * Guests wait for no reader: what was read of the FILE child counts only if it
- * is still to do afterwards.
+ * --- view.c ---
+ *
+ * Reading the point in time, inside a request of the ends' tree.  Guests wait
+ * for no reader: what was read of the source counts only if it is still to do
+ * afterwards.
  */
 
 /* What is in the set now is what views may read.  -ENOMEM. */
@@ -190,8 +236,5 @@ const struct copy_counters *copy_counters(const struct copy *c);
 
 /* Bytes that views may still read. */
 uint64_t copy_visible(const struct copy *c);
-
-/* Bytes copied, by whomever, and bytes in the set at the start. */
-void copy_progress(const struct copy *c, uint64_t *done, uint64_t *total);
 
 #endif /* NBDELTA_COPY_COPY_H */

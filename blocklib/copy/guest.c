@@ -267,7 +267,7 @@ static bool await_room(struct errands *e, uint64_t deadline)
     thread_wait_begin();
     mutex_lock(&e->lock);
     while ((e->rooms == e->full_at || e->turn) &&
-           !node_is_draining(e->copy->filter) &&
+           !node_is_draining(e->copy->source) &&
            wait_until(&e->room, e, deadline)) {
     }
     bool mine = e->rooms != e->full_at && !e->turn;
@@ -294,7 +294,7 @@ static int copy_in_time(struct copy *c, uint64_t offset, uint64_t end,
         }
         turn = await_room(e, deadline);
         if (!turn) {
-            return node_shall_restart(c->filter) ? -ERESTART : r;
+            return node_shall_restart(c->source) ? -ERESTART : r;
         }
     }
 }

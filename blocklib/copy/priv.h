@@ -2,13 +2,12 @@
 #ifndef NBDELTA_COPY_PRIV_H
 #define NBDELTA_COPY_PRIV_H
 
-/* Between copy.c (workers), copy/guest.c (writes) and copy/view.c (reads). */
+/* Between copy.c (workers), guest.c (writes) and view.c (reads). */
 #include "copy/copy.h"
 #include "core/rangelock.h"
 
 struct copy {
     /* Set by copy_new. */
-    uint64_t size;
     uint64_t cluster;
     uint64_t past; /* see copy_options */
     uint64_t chunk;
@@ -16,10 +15,17 @@ struct copy {
     unsigned max_workers;
     bool target_zero;
     bool compress;
+    unsigned layers; /* see copy_options */
+    bool merge;
+    uint64_t burst;
     struct copy_policy policy;
 
     /* Tree lock; the bits are atomic. */
-    struct node *filter;
+    struct node *inside; /* see copy_set_ends; workers read it outside */
+    struct node *source;
+    struct node *target;
+    uint64_t size;
+    uint64_t zero_from;
     struct hbitmap *todo;
     struct hbitmap *written; /* where guests have, and it is not broken */
     struct hbitmap *visible; /* what a view may read; NULL: it has none */
@@ -35,8 +41,8 @@ struct copy {
 
     mutex_t lock; /* after the tree lock, before the range lock */
     /* Guarded by lock. */
-    cond_t wake; /* stop or speed has changed */
-    uint64_t skip_cursor; /* of copy_skip_unallocated, which has it alone */
+    cond_t wake;          /* stop or speed has changed */
+    uint64_t skip_cursor; /* of copy_skip_below, which has it alone */
     uint64_t speed;
     uint64_t next_ns; /* when the speed limit allows another chunk */
     bool stop;
@@ -54,15 +60,8 @@ struct copy {
     _Atomic unsigned broken; /* see copy_break_with */
     _Atomic bool given_up;
     _Atomic uint64_t done;
-    _Atomic uint64_t total; /* by copy_add, less what was skipped */
+    _Atomic uint64_t total; /* put into the set, less what was skipped */
     struct copy_counters counters;
-};
-
-/* A part of the set, all of one kind. */
-struct area {
-    uint64_t offset;
-    uint64_t bytes;
-    bool zero;
 };
 
 /* --- copy.c, for the others --- */
@@ -78,7 +77,7 @@ int copy_range_locked(struct copy *c, uint64_t offset, uint64_t end, void *buf,
  * policy's `lost`. */
 void copy_break_with(struct copy *c, int r, enum copy_side side);
 
-/* --- copy/guest.c, for copy.c --- */
+/* --- guest.c, for copy.c --- */
 
 struct errands *copy_errands_new(struct copy *c); /* NULL: no memory */
 void copy_errands_free(struct errands *e);        /* NULL is fine */

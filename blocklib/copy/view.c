@@ -60,7 +60,7 @@ static int keep_true(const struct copy *c, uint64_t offset, uint64_t *bytes,
 
 static struct node *side_of(const struct copy *c, bool held)
 {
-    return node_child(c->filter, held ? CHILD_FILE : CHILD_TARGET);
+    return held ? c->source : c->target;
 }
 
 int copy_view_preadv(struct copy *c, uint64_t offset, uint64_t bytes,

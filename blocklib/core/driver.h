@@ -244,7 +244,7 @@ struct driver {
      * false...}, for filters what child[CHILD_FILE] has.  NULL: leave it. */
     void (*limits)(struct node *n, struct limits *lim);
 
-    /* child[CHILD_FILE] or child[CHILD_DATA] is another node now, of the same
+    /* A child, not the backing one, is another node now, of the same
      * content.  NULL: the driver keeps no pointer to them. */
     void (*file_changed)(struct node *n);
 

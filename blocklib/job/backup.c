@@ -22,7 +22,7 @@
  *     in the target.
  *  2. The target is closed, its image lock released, before anybody can see
  *     the job's end.
- *  3. A guest's write never fails because of a backup: see copy/copy-before-write.c.
+ *  3. A guest's write never fails because of a backup (copy-before-write.c).
  *
  * Nodes are closed under the monitor lock, because commands hold pointers to
  * them under it.  The target is flushed without it, and, as it is a tree of
@@ -99,7 +99,7 @@ static int copy_some(struct backup *b, enum copy_side *side)
     }
     if (b->sync == SYNC_TOP && !b->skipped) {
         *side = COPY_READ;
-        int r = copy_skip_unallocated(b->copy);
+        int r = copy_skip_below(b->copy);
         if (r != 0) {
             return r;
         }
@@ -540,6 +540,7 @@ static int prepare_copy(struct backup *b, const struct backup_options *o,
         .past = node_size(b->target) - node_size(o->source),
         .compress = o->compress,
         .target_zero = b->target_zero,
+        .layers = o->sync == SYNC_TOP,
         .max_workers = o->max_workers,
         .max_chunk = o->max_chunk,
         .policy = {.max_wait_ms = o->max_wait_ms},

@@ -19,6 +19,9 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
 
+/* So much of the active layer may go before the speed counts. */
+#define ACTIVE_BURST (16 * MiB)
+
 struct plan {
     struct node *root;
     struct node *top;
@@ -200,15 +203,34 @@ static int block_chain(struct commit *c, const struct plan *p,
     }
 }
 
+static int prepare_copy(struct commit *c, struct error **errp)
+{
+    const struct copy_options o = {
+        .size = node_size(c->top),
+        .cluster = COMMIT_GRANULARITY,
+        .merge = true,
+        .layers = layers(c->top, c->base),
+        .zero_from = node_size(c->base), /* where it will have grown */
+        .burst = c->active ? ACTIVE_BURST : 0,
+    };
+
+    c->copy = copy_new(&o);
+    c->dirty = c->active ? bitmap_new_anonymous(c->top, COMMIT_GRANULARITY)
+                         : NULL;
+    if (!c->copy || (c->active && !c->dirty)) {
+        return error_set(errp, ENOMEM, "no memory for job '%s'", c->job.id);
+    }
+    copy_add(c->copy, 0, o.size);
+    copy_set_ends(c->copy, c->filter, c->top, c->base);
+    return 0;
+}
+
 static int arm_locked(struct commit *c, const struct commit_options *o,
                       const struct plan *p, struct error **errp)
 {
     graph_drain(c->graph, p->top);
     c->base = p->base;
     c->top = p->top;
-    c->depth = layers(p->top, p->base);
-    c->base_size = node_size(c->base);
-    atomic_init(&c->total, c->active ? 0 : node_size(c->top));
     bool read_only = c->base->flags.read_only;
     int r = chain_set_read_only(c->base, false, errp);
     if (r < 0) {
@@ -220,19 +242,13 @@ static int arm_locked(struct commit *c, const struct commit_options *o,
     if (r == 0) {
         r = block_chain(c, p, errp);
     }
-    if (r == 0 && c->active) {
-        c->dirty = bitmap_new_anonymous(c->top, COMMIT_GRANULARITY);
-        if (!c->dirty) {
-            r = error_set(errp, ENOMEM, "no memory for job '%s'", c->job.id);
-        }
-    }
-    return r;
+    return r < 0 ? r : prepare_copy(c, errp);
 }
 
 /* What the job does with the two nodes. */
 static int attach_users(struct commit *c, struct error **errp)
 {
-    unsigned grow = c->base_size < node_size(c->top) ? PERM_RESIZE : 0;
+    unsigned grow = node_size(c->base) < node_size(c->top) ? PERM_RESIZE : 0;
     int r = blk_new(c->graph, c->base, PERM_READ | PERM_WRITE | grow, PERM_READ,
                     "an unnamed block device", &c->to, errp);
 
@@ -277,11 +293,10 @@ static struct commit *commit_new(struct jobs *j, const struct commit_options *o,
     c->graph = jobs_graph(j);
     c->active = active;
     c->on_error = o->on_error;
-    c->buf = malloc(COMMIT_CHUNK);
     c->backing_file = o->backing_file ? strdup(o->backing_file) : NULL;
     mutex_init(&c->lock);
     cond_init(&c->wake);
-    if (!c->buf || (o->backing_file && !c->backing_file)) {
+    if (o->backing_file && !c->backing_file) {
         commit_driver.free(&c->job);
         return NULL;
     }

@@ -9,14 +9,14 @@
  *      ...        | read
  *      base    <--'  write
  *
- * Below the active layer nothing changes meanwhile: one pass from the start
- * to the end of the disk is all.  The active layer has a dirty bitmap, and a
- * set that is still to do.  It begins as what there is to copy; when it is
- * empty, it becomes what the bitmap has, which is clean then.  Bits are taken
- * in a drained section, while no request is in flight: so what was written
- * under a bit that is taken can be read, and what is written later sets a new
- * one.  When there is little to take, the job is ready; the last bits are
- * copied in the drained section that ends the job.
+ * The copy engine does it (copy/copy.h); here is what its set has, and when.
+ * Below the active layer nothing changes meanwhile: the set is the whole disk,
+ * once.  The active layer has a dirty bitmap.  The set begins as what there is
+ * to copy; when it is empty, it becomes what the bitmap has, which is clean
+ * then.  Bits are taken in a drained section, while no request is in flight:
+ * so what was written under a bit that is taken can be read, and what is
+ * written later sets a new one.  When there is little to take, the job is
+ * ready; the last bits are copied in the drained section that ends the job.
  *
  * What is written to base is never seen through top: there, one of the layers
  * that are copied decides.  So a job that fails has changed nothing but the
@@ -44,9 +44,6 @@
  * job is ready. */
 #define LITTLE (4 * MiB)
 
-/* So much of the active layer may go before the speed counts. */
-#define BURST (16 * MiB)
-
 /* How often a job that is ready looks for what was written. */
 #define SYNC_MS 100
 
@@ -55,299 +52,70 @@ static struct commit *commit_of(struct job *job)
     return list_entry(job, struct commit, job);
 }
 
-/* --- Copying a range --- */
-
-/* How the parts are moved: by requests of the job's, or, in a drained
- * section, by nodes. */
-struct mover {
-    int (*extents)(struct commit *c, uint64_t offset, uint64_t bytes,
-                   extent_fn *fn, void *opaque);
-    int (*read)(struct commit *c, uint64_t offset, uint64_t bytes);
-    int (*write)(struct commit *c, uint64_t offset, uint64_t bytes);
-    int (*zero)(struct commit *c, uint64_t offset, uint64_t bytes);
-};
-
-static int job_extents(struct commit *c, uint64_t offset, uint64_t bytes,
-                       extent_fn *fn, void *opaque)
-{
-    return blk_extents(c->from, offset, bytes, 0, fn, opaque);
-}
-
-static int job_read(struct commit *c, uint64_t offset, uint64_t bytes)
-{
-    return blk_pread(c->from, c->buf, bytes, offset, 0);
-}
-
-static int job_write(struct commit *c, uint64_t offset, uint64_t bytes)
-{
-    return blk_pwrite(c->to, c->buf, bytes, offset, 0);
-}
-
-static int job_zero(struct commit *c, uint64_t offset, uint64_t bytes)
-{
-    return blk_zero(c->to, offset, bytes, REQ_MAY_UNMAP);
-}
-
-static const struct mover by_requests = {
-    job_extents,
-    job_read,
-    job_write,
-    job_zero,
-};
-
-static int drained_extents(struct commit *c, uint64_t offset, uint64_t bytes,
-                           extent_fn *fn, void *opaque)
-{
-    return node_extents(c->top, offset, bytes, 0, fn, opaque);
-}
-
-static int drained_read(struct commit *c, uint64_t offset, uint64_t bytes)
-{
-    return node_pread(c->top, c->buf, bytes, offset, 0);
-}
-
-static int drained_write(struct commit *c, uint64_t offset, uint64_t bytes)
-{
-    return node_pwrite(c->base, c->buf, bytes, offset, 0);
-}
-
-static int drained_zero(struct commit *c, uint64_t offset, uint64_t bytes)
-{
-    return node_zero(c->base, offset, bytes, REQ_MAY_UNMAP);
-}
-
-static const struct mover by_nodes = {
-    drained_extents,
-    drained_read,
-    drained_write,
-    drained_zero,
-};
-
-static int take_first(const struct extent *e, void *opaque)
-{
-    *(struct extent *)opaque = *e;
-    return 1;
-}
-
-/* Move what has to be moved of a range that is alike and starts at @offset;
- * *bytes becomes its length.  *moved counts what took time. */
-static int copy_some(struct commit *c, const struct mover *m, uint64_t offset,
-                     uint64_t *bytes, uint64_t *moved, bool *reading)
-{
-    struct extent e = {.length = 0};
-    int r = m->extents(c, offset, *bytes, take_first, &e);
-
-    *reading = true;
-    if (r < 0) {
-        return r;
-    }
-    *bytes = min_u64(*bytes, e.length);
-    if (e.depth >= c->depth) {
-        return 0;
-    }
-    *moved += *bytes;
-    if (e.flags & EXTENT_ZERO) {
-        /* Where base has grown it has zeroes. */
-        bool fresh = offset >= c->base_size && !(e.flags & EXTENT_ALLOCATED);
-        *reading = false;
-        return fresh ? 0 : m->zero(c, offset, *bytes);
-    }
-    r = m->read(c, offset, *bytes);
-    if (r == 0) {
-        *reading = false;
-        r = m->write(c, offset, *bytes);
-    }
-    return r;
-}
-
-static int copy_range(struct commit *c, const struct mover *m, uint64_t offset,
-                      uint64_t bytes, uint64_t *moved, bool *reading)
-{
-    *moved = 0;
-    while (bytes > 0) {
-        uint64_t len = bytes;
-        int r = copy_some(c, m, offset, &len, moved, reading);
-        if (r < 0) {
-            return r;
-        }
-        offset += len;
-        bytes -= len;
-    }
-    return 0;
-}
-
-/* --- Pace --- */
-
-/* Wait until the speed allows more, or for @ms.  False: stop now. */
-static bool pace(struct commit *c)
-{
-    mutex_lock(&c->lock);
-    for (;;) {
-        uint64_t now = now_ns();
-        if (c->stop || c->speed == 0 || now >= c->next_ns) {
-            break;
-        }
-        (void)cond_wait_ms(&c->wake, &c->lock,
-                           (c->next_ns - now) / 1000000 + 1);
-    }
-    bool go = !c->stop;
-    mutex_unlock(&c->lock);
-    return go;
-}
-
-static void count_speed(struct commit *c, uint64_t bytes)
-{
-    mutex_lock(&c->lock);
-    if (c->speed > 0 && (!c->active || atomic_load(&c->done) + bytes > BURST)) {
-        c->next_ns = max_u64(c->next_ns, now_ns()) +
-                     (uint64_t)((double)bytes * 1e9 / (double)c->speed);
-    }
-    mutex_unlock(&c->lock);
-}
-
 /* --- Passes --- */
 
-static int failed(struct commit *c, bool reading, int r)
+static int failed(struct commit *c, enum copy_side side, int r)
 {
     struct jobs *j = c->job.jobs;
 
     mutex_lock(&j->lock);
-    bool again = job_retries(j, &c->job, c->on_error, reading, r);
+    bool again = job_retries(j, &c->job, c->on_error, side == COPY_READ, r);
     mutex_unlock(&j->lock);
     return again ? JOB_STOPPED : r;
 }
 
-static int copy_chunk(struct commit *c, uint64_t offset, uint64_t bytes)
-{
-    uint64_t moved;
-    bool reading;
-
-    if (!pace(c)) {
-        return JOB_STOPPED;
-    }
-    int r = copy_range(c, &by_requests, offset, bytes, &moved, &reading);
-    if (r < 0) {
-        return failed(c, reading, r);
-    }
-    count_speed(c, moved);
-    atomic_fetch_add(&c->done, bytes);
-    return 0;
-}
-
 static int grow_base(struct commit *c)
 {
-    uint64_t size = blk_size(c->from);
     int r = 0;
 
     graph_lock(c->graph);
-    if (node_size(c->base) < size) { /* blocked for all but us */
+    if (node_size(c->base) < node_size(c->top)) { /* blocked for all but us */
         graph_drain(c->graph, c->base);
-        r = node_resize(c->base, size, NULL);
+        r = node_resize(c->base, node_size(c->top), NULL);
     }
     graph_unlock(c->graph);
-    return r < 0 ? failed(c, false, r) : 0;
-}
-
-/* All there is, below the active layer. */
-static int only_pass(struct commit *c)
-{
-    uint64_t size = blk_size(c->from);
-    int r = 0;
-
-    while (r == 0 && c->at < size) {
-        uint64_t len = min_u64(COMMIT_CHUNK, size - c->at);
-        r = copy_chunk(c, c->at, len);
-        if (r == 0) {
-            c->at += len;
-        }
-    }
-    return r;
-}
-
-static int note_extent(const struct extent *e, void *opaque)
-{
-    struct commit *c = opaque;
-    uint64_t size = hbitmap_size(c->todo);
-
-    if (e->depth < c->depth && e->offset < size) {
-        hbitmap_set(c->todo, e->offset, min_u64(e->length, size - e->offset));
-    }
-    return 0;
+    return r < 0 ? failed(c, COPY_WRITE, r) : 0;
 }
 
 /* Find out what there is to copy of the active layer. */
 static int look_around(struct commit *c)
 {
-    uint64_t size = blk_size(c->from);
-    int r = 0;
+    int r = copy_skip_below(c->copy);
 
-    if (c->at == 0) {
-        hbitmap_free(c->todo);
-        c->todo = hbitmap_new(size, COMMIT_GRANULARITY);
-    }
-    if (!c->todo) {
-        return -ENOMEM;
-    }
-    while (r == 0 && c->at < size) {
-        uint64_t len = min_u64(GiB, size - c->at);
-        if (!pace(c)) {
-            return JOB_STOPPED;
-        }
-        r = blk_extents(c->from, c->at, len, 0, note_extent, c);
-        if (r == 0) {
-            c->at += len;
-        }
+    if (r == COPY_STOPPED) {
+        return JOB_STOPPED;
     }
     if (r < 0) {
-        return failed(c, true, r);
+        return failed(c, COPY_READ, r);
     }
-    atomic_store(&c->total, hbitmap_count(c->todo));
-    c->looked = true;
+    atomic_store(&c->looked, true);
     return 0;
 }
 
-/* The next piece of todo from @at on; false: there is none. */
-static bool next_piece(const struct commit *c, uint64_t at, uint64_t *start,
-                       uint64_t *bytes)
+/* Copy what the set has. */
+static int copy_set(struct commit *c)
 {
-    uint64_t size = hbitmap_size(c->todo);
+    enum copy_side side = COPY_READ;
+    int r = copy_run(c->copy, &side);
 
-    if (at >= size || !hbitmap_next_dirty(c->todo, at, size, start, bytes)) {
-        return false;
+    if (r == COPY_STOPPED) {
+        return JOB_STOPPED;
     }
-    *bytes = min_u64(*bytes, COMMIT_CHUNK);
-    return true;
+    return r < 0 ? failed(c, side, r) : 0;
 }
 
-/* Copy what is set in todo, and free it. */
-static int copy_todo(struct commit *c)
-{
-    uint64_t at = 0;
-    uint64_t bytes = 0;
-
-    while (next_piece(c, at, &at, &bytes)) {
-        int r = copy_chunk(c, at, bytes);
-        if (r != 0) {
-            return r;
-        }
-        hbitmap_reset(c->todo, at, bytes);
-    }
-    hbitmap_free(c->todo);
-    c->todo = NULL;
-    return 0;
-}
-
-/* In a control section. */
-static int take_bits(struct commit *c)
+/* The set becomes what was written since it was so the last time: *found
+ * bytes.  In a control section. */
+static int take_bits(struct commit *c, uint64_t *found)
 {
     graph_drain(c->graph, c->top);
-    struct hbitmap *empty = hbitmap_new(node_size(c->top),
-                                        hbitmap_granularity(c->dirty->bits));
+    struct hbitmap *empty = hbitmap_new(node_size(c->top), COMMIT_GRANULARITY);
     if (!empty) {
         return -ENOMEM;
     }
-    c->todo = bitmap_swap_bits(c->dirty, empty);
-    atomic_fetch_add(&c->total, hbitmap_count(c->todo));
+    struct hbitmap *bits = bitmap_swap_bits(c->dirty, empty);
+    *found = hbitmap_count(bits);
+    copy_refill(c->copy, bits);
     /* Who resizes top itself comes past the filter. */
     return node_size(c->base) < node_size(c->top)
                ? node_resize(c->base, node_size(c->top), NULL)
@@ -357,19 +125,16 @@ static int take_bits(struct commit *c)
 /* Copy what is to do; when nothing was, what was *found in the bitmap. */
 static int next_pass(struct commit *c, uint64_t *found)
 {
-    int r = 0;
-
     *found = UINT64_MAX;
-    if (!c->todo) {
+    if (copy_is_done(c->copy)) {
         graph_lock(c->graph);
-        r = take_bits(c);
+        int r = take_bits(c, found);
         graph_unlock(c->graph);
         if (r < 0) {
             return r;
         }
-        *found = hbitmap_count(c->todo);
     }
-    return copy_todo(c);
+    return copy_set(c);
 }
 
 /* Wait a little.  True: the job shall end. */
@@ -390,7 +155,7 @@ static int become_ready(struct commit *c)
     int r = blk_flush(c->to);
 
     if (r < 0) {
-        return failed(c, false, r);
+        return failed(c, COPY_WRITE, r);
     }
     struct jobs *j = c->job.jobs;
     mutex_lock(&j->lock);
@@ -435,9 +200,9 @@ static int commit_run(struct job *job)
     int r = grow_base(c);
 
     if (r == 0 && !c->active) {
-        return only_pass(c);
+        return copy_set(c);
     }
-    if (r == 0 && !c->looked) {
+    if (r == 0 && !atomic_load(&c->looked)) {
         r = look_around(c);
     }
     return r == 0 ? keep_up(c) : r;
@@ -458,16 +223,12 @@ static void release_users(struct commit *c)
 /* What was written since the last pass. */
 static int catch_up(struct commit *c)
 {
-    uint64_t at = 0;
-    uint64_t bytes = 0;
-    uint64_t moved;
-    bool reading;
-    int r = take_bits(c);
+    enum copy_side side;
+    uint64_t found;
+    int r = take_bits(c, &found);
 
-    while (r == 0 && next_piece(c, at, &at, &bytes)) {
-        r = copy_range(c, &by_nodes, at, bytes, &moved, &reading);
-        atomic_fetch_add(&c->done, bytes);
-        at += bytes;
+    if (r == 0) {
+        r = copy_run_drained(c->copy, &side);
     }
     return r < 0 ? r : node_flush(c->base);
 }
@@ -589,6 +350,7 @@ static void commit_kick(struct job *job, bool stop)
 {
     struct commit *c = commit_of(job);
 
+    copy_stop(c->copy, stop);
     mutex_lock(&c->lock);
     c->stop = stop;
     cond_broadcast(&c->wake);
@@ -597,13 +359,7 @@ static void commit_kick(struct job *job, bool stop)
 
 static void commit_set_speed(struct job *job, uint64_t speed)
 {
-    struct commit *c = commit_of(job);
-
-    mutex_lock(&c->lock);
-    c->speed = speed;
-    c->next_ns = 0;
-    cond_broadcast(&c->wake);
-    mutex_unlock(&c->lock);
+    copy_set_speed(commit_of(job)->copy, speed);
 }
 
 static void ask_for_end(struct commit *c, bool *how)
@@ -642,20 +398,21 @@ static void commit_progress(struct job *job, uint64_t *done, uint64_t *total)
 {
     const struct commit *c = commit_of(job);
 
-    *done = atomic_load(&c->done);
-    *total = atomic_load(&c->total);
+    copy_progress(c->copy, done, total);
+    if (c->active && !atomic_load(&c->looked)) {
+        *total = 0; /* nobody knows yet */
+    }
 }
 
 static void commit_free(struct job *job)
 {
     struct commit *c = commit_of(job);
 
-    hbitmap_free(c->todo);
+    copy_free(c->copy);
     cond_destroy(&c->wake);
     mutex_destroy(&c->lock);
     free(c->backing_file);
     free(c->nodes);
-    free(c->buf);
     free(c);
 }
 

@@ -3,6 +3,7 @@
 #define NBDELTA_JOB_COMMIT_H
 
 /* Between commit.c, which does the work, and job/commit-start.c. */
+#include "copy/copy.h"
 #include "core/dirty.h"
 #include "core/node.h"
 #include "job/job.h"
@@ -10,8 +11,8 @@
 #include "nbdelta/chain.h"
 #include "nbdelta/thread.h"
 
-#define COMMIT_CHUNK       (512 * KiB) /* that is copied at once, at most */
-#define COMMIT_GRANULARITY (64 * KiB)  /* of the dirty bitmap */
+/* Of the dirty bitmap, and of what is copied. */
+#define COMMIT_GRANULARITY (64 * KiB)
 
 struct commit {
     struct job job;
@@ -27,30 +28,22 @@ struct commit {
     struct node *top;
     struct node *base;
     bool base_read_only;  /* it was */
-    unsigned depth;       /* layers from top to base */
-    uint64_t base_size;   /* at the start */
-    struct blk *from;     /* filter; NULL once it is released */
+    struct copy *copy;    /* from top to base */
+    struct blk *from;     /* filter, for the permissions; NULL: released */
     struct blk *to;       /* base */
     struct bitmap *dirty; /* of top, when active */
 
     /* The job's thread, and prepare after it. */
-    unsigned char *buf;
-    uint64_t at;          /* how far the first look at all is */
-    bool looked;          /* active: todo was filled by it */
-    struct hbitmap *todo; /* active: still to be copied; NULL: nothing */
     bool ready;
-    uint64_t next_ns; /* when the speed allows the next chunk */
 
     mutex_t lock;
     cond_t wake;
     bool stop;     /* GUARDED_BY(lock) */
     bool complete; /* switch over to base */
     bool end;      /* end as it is */
-    uint64_t speed;
 
     /* Atomic. */
-    _Atomic uint64_t done;
-    _Atomic uint64_t total;
+    _Atomic bool looked; /* active: what there is to copy is known */
 };
 
 extern const struct job_driver commit_driver;

@@ -190,6 +190,38 @@ both -c 'write -P 27 5M 1M' -c 'write -P 28 63M 64k'
 stop_server
 cmp base.img reference.raw || fail "base.img has other content"
 
+# --- Nothing but what the overlay decides is written, zeroes as zeroes. ---
+
+for layers in overlay.qcow2 top.qcow2; do
+    rm -f ./*.qcow2
+    qemu-img create -q -f qcow2 -o cluster_size=4k small.qcow2 4M
+    qemu-io -c 'write -q -P 1 192k 12k' small.qcow2
+    qemu-img create -q -f qcow2 -o cluster_size=4k -b small.qcow2 -F qcow2 \
+        overlay.qcow2 5M
+    qemu-io -c 'write -q -P 2 4k 4k' -c 'write -q -P 3 76k 8k' \
+        -c 'write -q -z 196k 4k' -c 'write -q -P 4 2M 128k' \
+        -c 'write -q -P 5 4600k 4k' overlay.qcow2
+    qemu-img create -q -f qcow2 -b overlay.qcow2 -F qcow2 top.qcow2
+    qemu-img convert -O raw $layers reference.raw
+    serve disk=$layers
+    if [ $layers = top.qcow2 ]; then
+        qmp block-commit device=disk job-id=j top=overlay.qcow2 --wait >event
+    else
+        qmp block-commit device=disk job-id=j
+        wait_until "the job is ready" job_is ready
+        qmp job-complete id=j
+        wait_until "the job is gone" no_jobs
+    fi
+    stop_server
+    qemu-img compare -q -f qcow2 small.qcow2 reference.raw ||
+        fail "small.qcow2 has other content"
+    qemu-img check -q small.qcow2
+    qemu-img map --output json small.qcow2 | jq -c \
+        '[.[] | select(.data) | [.start / 1024, .length / 1024]]' >data
+    [ "$(cat data)" = '[[4,4],[76,8],[192,4],[200,4],[2048,128],[4600,4]]' ] ||
+        fail "from $layers small.qcow2 got other data: $(cat data)"
+done
+
 # --- Killed in the middle. ---
 
 for top in low.qcow2 top.qcow2; do

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The copy engine by itself: sets, zeroes, stopping, speed, failures. */
+/* The copy engine by itself: ends, sets, zeroes, stopping, speed, failures. */
 #include "../unit/job-util.h"
 #include "copy/copy-before-write.h"
 
@@ -44,10 +44,48 @@ static void arm(struct bench *b)
     graph_unlock(b->g);
 }
 
+/* The ends, and no filter: guests' writes copy nothing. */
+static void join(struct bench *b)
+{
+    graph_lock(b->g);
+    ck_assert_int_eq(node_attach(b->src, CHILD_TARGET, b->dst, "target",
+                                 PERM_READ | PERM_WRITE | PERM_RESIZE, PERM_ALL,
+                                 NULL),
+                     0);
+    copy_set_ends(b->c, b->src, b->src, b->dst);
+    graph_unlock(b->g);
+}
+
+static void resize_both(struct bench *b, uint64_t size)
+{
+    graph_lock(b->g);
+    graph_drain(b->g, b->src);
+    ck_assert_int_eq(node_resize(node_child(b->src, CHILD_FILE), size, NULL),
+                     0);
+    ck_assert_int_eq(node_resize(node_child(b->dst, CHILD_FILE), size, NULL),
+                     0);
+    graph_unlock(b->g);
+}
+
+/* Fill its set again with some of a disk of @size bytes. */
+static void refill(struct bench *b, uint64_t size, uint64_t offset,
+                   uint64_t bytes)
+{
+    struct hbitmap *bits = hbitmap_new(size, CLUSTER);
+
+    hbitmap_set(bits, offset, bytes);
+    graph_lock(b->g);
+    graph_drain(b->g, b->src);
+    copy_refill(b->c, bits);
+    graph_unlock(b->g);
+}
+
 static void teardown(struct bench *b)
 {
     graph_lock(b->g);
-    cbw_remove(b->filter);
+    if (b->filter) {
+        cbw_remove(b->filter);
+    }
     graph_unlock(b->g);
     copy_free(b->c);
     blk_free(b->guest);
@@ -157,6 +195,82 @@ START_TEST(zeroes_replace_what_a_used_target_has)
     arm(&b);
     ck_assert_int_eq(copy_run(b.c, &side), 0);
     ck_assert_int_eq(trap_of(b.src)->reads, 1);
+    char *expected = disk_read(b.src);
+    ck_disk_is(b.dst, expected);
+    free(expected);
+    teardown(&b);
+}
+END_TEST
+
+START_TEST(ends_need_no_filter_and_a_set_can_be_filled_again)
+{
+    enum copy_side side;
+    struct bench b;
+    char byte = 'x';
+
+    setup(&b, 40 * CLUSTER, true);
+    disk_write(b.src, 7 * CLUSTER, 7, 20 * CLUSTER);
+    copy_add(b.c, 0, 40 * CLUSTER);
+    join(&b);
+    ck_assert_int_eq(blk_pwrite(b.guest, &byte, 1, 0, 0), 0);
+    ck_assert_int_eq(trap_of(b.dst)->writes, 0);
+    ck_assert_int_eq(copy_run(b.c, &side), 0);
+    ck_assert(copy_is_done(b.c));
+    char *expected = disk_read(b.src);
+    ck_disk_is(b.dst, expected);
+    ck_progress(&b, 40 * CLUSTER, 40 * CLUSTER);
+
+    /* What was data before, and is zeroes now, is written by now. */
+    ck_assert_int_eq(blk_zero(b.guest, 8 * CLUSTER, 2 * CLUSTER, 0), 0);
+    ck_assert_int_eq(blk_pwrite(b.guest, &byte, 1, 30 * CLUSTER, 0), 0);
+    refill(&b, 40 * CLUSTER, 8 * CLUSTER, 2 * CLUSTER);
+    ck_assert(!copy_is_done(b.c));
+    ck_assert_int_eq(copy_run(b.c, &side), 0);
+    memset(expected + 8 * CLUSTER, 0, 2 * CLUSTER);
+    ck_disk_is(b.dst, expected);
+    ck_progress(&b, 42 * CLUSTER, 42 * CLUSTER);
+    free(expected);
+    teardown(&b);
+}
+END_TEST
+
+START_TEST(a_disk_that_has_grown_is_copied_to_its_new_end)
+{
+    enum copy_side side;
+    struct bench b;
+
+    setup(&b, 4 * CLUSTER, false);
+    disk_fill(b.src, 4 * CLUSTER);
+    copy_add(b.c, 0, 4 * CLUSTER);
+    join(&b);
+    ck_assert_int_eq(copy_run(b.c, &side), 0);
+    resize_both(&b, 6 * CLUSTER + 512);
+    disk_write(b.src, 5 * CLUSTER, 5, CLUSTER + 512);
+    refill(&b, 6 * CLUSTER + 512, 4 * CLUSTER, 2 * CLUSTER + 512);
+    ck_assert_uint_eq(copy_size(b.c), 6 * CLUSTER + 512);
+    ck_assert_int_eq(copy_run(b.c, &side), 0);
+    char *expected = disk_read(b.src);
+    ck_disk_is(b.dst, expected);
+    free(expected);
+    ck_progress(&b, 6 * CLUSTER + 512, 6 * CLUSTER + 512);
+    teardown(&b);
+}
+END_TEST
+
+START_TEST(in_a_drained_section_speed_does_not_count)
+{
+    enum copy_side side;
+    struct bench b;
+
+    setup(&b, 20 * CLUSTER, false);
+    disk_fill(b.src, 20 * CLUSTER);
+    copy_add(b.c, 0, 20 * CLUSTER);
+    join(&b);
+    copy_set_speed(b.c, 1);
+    graph_lock(b.g);
+    graph_drain(b.g, b.src);
+    ck_assert_int_eq(copy_run_drained(b.c, &side), 0);
+    graph_unlock(b.g);
     char *expected = disk_read(b.src);
     ck_disk_is(b.dst, expected);
     free(expected);
@@ -332,6 +446,9 @@ int main(void)
         only_the_set_is_copied_rounded_to_clusters,
         zeroes_are_not_written_to_a_fresh_target,
         zeroes_replace_what_a_used_target_has,
+        ends_need_no_filter_and_a_set_can_be_filled_again,
+        a_disk_that_has_grown_is_copied_to_its_new_end,
+        in_a_drained_section_speed_does_not_count,
         stopping_waits_for_chunks_in_hand_and_it_can_go_on,
         speed_is_limited,
         a_new_speed_wakes_those_that_wait_for_the_old,
