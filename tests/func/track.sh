@@ -1,6 +1,6 @@
 #!/bin/bash
 # nbdelta create --track: a small qcow2 beside a raw disk that stays as it is,
-# with bitmaps that work and survive; README's recipe word for word.
+# with bitmaps that work and survive; README's recipe, on a device, too.
 set -eu -o pipefail
 
 # shellcheck source=tests/func/lib.sh
@@ -130,11 +130,14 @@ qemu-img compare -q -f raw -F qcow2 disk.raw disk.qcow2
 mkdir images backup
 cp disk.raw disk.before
 raw=${loop:-$PWD/disk.raw}
-sed -n '/^nbdelta create --track/,/^$/{/^nbdelta/p}' "$SRCDIR/README.md" |
-    sed -e "s|/dev/vg/disk|$raw|" -e "s|/run/disk.sock|$sock|" \
-        -e "s|/run/disk.qmp|$qmp_sock|" -e "s|/images/|$PWD/images/|g" \
-        -e "s|/backup/|$PWD/backup/|g" -e "s|--allow-path /dev|--allow-path ${raw%/*}|" \
-        >recipe
+sed -n '/^nbdelta create --track/,/^```$/p' "$SRCDIR/README.md" |
+    sed -e ':join' -e '/\\$/{N;s/\\\n *//;b join' -e '}' |
+    sed -n -e "s|disk\.raw|$raw|" -e "s|tracked\.sock|$sock|" \
+        -e "s|tracked\.qmp|$qmp_sock|" \
+        -e "s|tracked\.qcow2|$PWD/images/tracked.qcow2|" \
+        -e "s|tracked-full\.qcow2|$PWD/backup/disk.qcow2|" \
+        -e "s|serve --daemonize \(.*\)|serve --allow-path ${raw%/*} \1 \&|" \
+        -e '/ quit$/d' -e '/^nbdelta/p' >recipe
 [ "$(wc -l <recipe)" = 3 ] || fail "README has another recipe: $(cat recipe)"
 while read -r line <&3; do
     case $line in
