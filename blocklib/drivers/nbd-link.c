@@ -27,7 +27,6 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -35,6 +34,7 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/kick.h"
 #include "nbdelta/tls-creds.h"
 
 #define MS UINT64_C(1000000) /* nanoseconds */
@@ -341,13 +341,6 @@ static int connect_handle(struct link *l, struct nbd_handle **hp,
 
 /* --- The thread of a link --- */
 
-static void kick(const struct link *l)
-{
-    uint64_t one = 1;
-
-    (void)!write(l->kick, &one, sizeof(one));
-}
-
 static void farewell(struct link *l, struct nbd_handle *h)
 {
     struct patience p = patience_of(l, FAREWELL_NS, never);
@@ -504,7 +497,7 @@ static void *link_main(void *opaque)
 static int start_link(struct remote *r, struct link *l)
 {
     *l = (struct link){.remote = r, .wanted = true};
-    l->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    l->kick = kick_new();
     if (l->kick < 0) {
         return -errno;
     }
@@ -579,7 +572,7 @@ void remote_disconnect(struct remote *r)
     cond_broadcast(&r->changed);
     mutex_unlock(&r->lock);
     for (unsigned i = 0; i < r->count; i++) {
-        kick(&r->links[i]);
+        kick_raise(r->links[i].kick);
     }
     for (unsigned i = 0; i < r->count; i++) {
         thread_join(r->links[i].thread);
@@ -664,7 +657,7 @@ static void link_put(struct link *l, bool lost)
     l->users--;
     if (lost && l->state == LINK_UP) {
         l->state = LINK_LOST;
-        kick(l);
+        kick_raise(l->kick);
     }
     if (!lost && !l->proven) {
         l->proven = true;
@@ -704,7 +697,7 @@ static void cut_unwanted_locked(const struct remote *r, struct link *l,
         *since = now;
     } else if (now - *since >= UNWANTED_NS && l->state == LINK_UP) {
         l->state = LINK_LOST;
-        kick(l);
+        kick_raise(l->kick);
     }
 }
 
@@ -759,7 +752,7 @@ static int do_call(struct link *l, issue_fn *issue, void *opaque)
     /* What could not be sent at once waits for the thread to see that the
      * socket takes more; a handle that has died waits for it, too. */
     if (nbd_aio_get_direction(l->handle) != LIBNBD_AIO_DIRECTION_READ) {
-        kick(l);
+        kick_raise(l->kick);
     }
     if (c == 0) {
         c = wait_done(l, &call);
@@ -802,7 +795,7 @@ void remote_yank(void *opaque)
         if (r->links[i].state == LINK_UP) {
             r->links[i].state = LINK_LOST;
         }
-        kick(&r->links[i]);
+        kick_raise(r->links[i].kick);
     }
     cond_broadcast(&r->changed);
     mutex_unlock(&r->lock);
@@ -826,7 +819,7 @@ void remote_give_up(void *opaque)
     mutex_lock(&r->lock);
     r->ending = true;
     for (unsigned i = 0; !r->known && i < r->count; i++) {
-        kick(&r->links[i]);
+        kick_raise(r->links[i].kick);
     }
     cond_broadcast(&r->changed);
     mutex_unlock(&r->lock);

@@ -19,6 +19,7 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/kick.h"
 
 /* A peer whose machine is gone is noticed after about a minute. */
 #define KEEP_IDLE_S     30
@@ -30,7 +31,6 @@ int remote_poll(const struct patience *p, int fd, short events)
 {
     struct pollfd fds[2] = {{.fd = fd, .events = events},
                             {.fd = p->kick, .events = POLLIN}};
-    uint64_t count;
 
     for (;;) {
         uint64_t now = now_ns();
@@ -42,7 +42,7 @@ int remote_poll(const struct patience *p, int fd, short events)
             return -errno;
         }
         if (n > 0 && fds[1].revents) {
-            (void)!read(p->kick, &count, sizeof(count));
+            kick_clear(p->kick);
         }
         if (p->stop(p->opaque)) {
             return -ECANCELED;

@@ -5,7 +5,6 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "backup/session-priv.h"
@@ -16,6 +15,7 @@
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/job.h"
+#include "nbdelta/kick.h"
 #include "nbdelta/point.h"
 #include "qmp/monitor.h"
 
@@ -175,7 +175,6 @@ static void *thread(void *arg)
     while (!atomic_load(&p->stopping)) {
         struct pollfd fd = {.fd = p->wake, .events = POLLIN};
         CLEANUP_FREE char *id = NULL;
-        uint64_t n;
 
         mutex_lock(&j->lock);
         uint64_t next = look(p, &id);
@@ -186,7 +185,7 @@ static void *thread(void *arg)
         }
         uint64_t ms = div_up(min_u64(next, 3600 * NS), NS / 1000);
         (void)poll(&fd, 1, next == UINT64_MAX ? -1 : (int)ms);
-        (void)!read(p->wake, &n, sizeof(n));
+        kick_clear(p->wake);
     }
     return NULL;
 }
@@ -206,9 +205,7 @@ int pulls_start_thread(struct pulls *p, struct error **errp)
 
 void pulls_wake(struct pulls *p)
 {
-    uint64_t one = 1;
-
-    (void)!write(p->wake, &one, sizeof(one));
+    kick_raise(p->wake);
 }
 
 struct pulls *pulls_new(struct daemon *d)
@@ -220,7 +217,7 @@ struct pulls *pulls_new(struct daemon *d)
     }
     p->daemon = d;
     list_init(&p->sessions);
-    p->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    p->wake = kick_new();
     if (p->wake < 0) {
         free(p);
         return NULL;

@@ -6,7 +6,6 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -14,6 +13,7 @@
 #include "log.h"
 #include "nbd/server.h"
 #include "nbdelta/bytes.h"
+#include "nbdelta/kick.h"
 #include "net/tls.h"
 
 /* A connection without requests keeps its buffers for so long. */
@@ -42,7 +42,7 @@ struct conn *conn_new(struct server *s, struct exports *exports,
         list_init(&c->free_segments[i]);
     }
     mutex_init(&c->lock);
-    c->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    c->wake = kick_new();
     if (c->wake < 0) {
         conn_free(c);
         return NULL;
@@ -70,10 +70,7 @@ void conn_free(struct conn *c)
 
 void conn_kick(struct conn *c)
 {
-    uint64_t one = 1;
-
-    while (write(c->wake, &one, sizeof(one)) < 0 && errno == EINTR) {
-    }
+    kick_raise(c->wake);
 }
 
 void conn_stop(struct conn *c)
@@ -129,7 +126,6 @@ bool conn_wait(struct conn *c, bool input, int ms)
 {
     struct pollfd fds[2] = {{.fd = c->io.fd},
                             {.fd = c->wake, .events = POLLIN}};
-    uint64_t n;
 
     mutex_lock(&c->lock);
     bool stalled = c->stalled && !c->broken;
@@ -144,7 +140,7 @@ bool conn_wait(struct conn *c, bool input, int ms)
         return r < 0;
     }
     if (fds[1].revents) {
-        (void)!read(c->wake, &n, sizeof(n));
+        kick_clear(c->wake);
     }
     if (fds[0].revents & (POLLHUP | POLLERR | POLLNVAL)) {
         c->hung_up = true;

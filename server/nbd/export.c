@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "daemon.h"
@@ -17,6 +16,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
+#include "nbdelta/kick.h"
 #include "nbdelta/thread.h"
 #include "net/tls-policy.h"
 
@@ -50,7 +50,7 @@ struct exports *exports_new(struct daemon *d, job_event_fn *emit, void *opaque)
     s->daemon = d;
     s->emit = emit;
     s->opaque = opaque;
-    s->gone_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    s->gone_fd = kick_new();
     if (s->gone_fd < 0) {
         free(s);
         return NULL;
@@ -455,11 +455,8 @@ uint64_t exports_idle_ns(struct exports *s, const char *id)
 /* Wake who collects, where nobody uses it any more. */
 static void tell_unused(struct exports *s, const struct export *e)
 {
-    uint64_t one = 1;
-
     if (e->refs == 0 && e->visits == 0 && !e->stuck) {
-        while (write(s->gone_fd, &one, sizeof(one)) < 0 && errno == EINTR) {
-        }
+        kick_raise(s->gone_fd);
     }
 }
 
@@ -657,10 +654,9 @@ void exports_collect(struct exports *s, struct jobs *j)
 {
     uint64_t end = now_ns() + COLLECT_NS;
     struct export *e;
-    uint64_t n;
 
     mutex_is_held(&j->lock);
-    (void)!read(s->gone_fd, &n, sizeof(n));
+    kick_clear(s->gone_fd);
     while ((e = take_gone(s))) {
         uint64_t now = now_ns();
         uint64_t left = end > now ? end - now : 0;
@@ -733,11 +729,9 @@ int exports_start(struct exports *s, struct error **errp)
 
 void exports_stop(struct exports *s)
 {
-    uint64_t one = 1;
-
     if (s->started) {
         atomic_store(&s->stopping, true);
-        (void)!write(s->gone_fd, &one, sizeof(one));
+        kick_raise(s->gone_fd);
         thread_join(s->thread);
         s->started = false;
     }

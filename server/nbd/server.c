@@ -12,7 +12,6 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -24,6 +23,7 @@
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
+#include "nbdelta/kick.h"
 #include "nbdelta/list.h"
 #include "nbdelta/thread.h"
 #include "net/address-uri.h"
@@ -100,7 +100,7 @@ struct servers *servers_new(struct daemon *d)
     ss->pool = pool_new(WORKERS);
     ss->room = room_new(ROOM_MAX);
     ss->serials = SERVER_UNNAMED;
-    ss->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    ss->wake = kick_new();
     list_init(&ss->list);
     list_init(&ss->conns);
     mutex_init(&ss->lock);
@@ -138,17 +138,9 @@ void server_unref(struct server *s)
     }
 }
 
-static void wake_up(struct servers *ss)
-{
-    uint64_t one = 1;
-
-    while (write(ss->wake, &one, sizeof(one)) < 0 && errno == EINTR) {
-    }
-}
-
 void server_reap_soon(struct server *s)
 {
-    wake_up(s->all);
+    kick_raise(s->all->wake);
 }
 
 /* --- Listening. --- */
@@ -278,7 +270,7 @@ int server_listen(struct server *s, const json_t *addr, struct error **errp)
     if (r < 0) {
         listeners_close(&more);
     }
-    wake_up(s->all);
+    kick_raise(s->all->wake);
     return r;
 }
 
@@ -361,7 +353,7 @@ void server_close(struct server *s)
         unref_locked(s);
     }
     mutex_unlock(&ss->lock);
-    wake_up(ss);
+    kick_raise(ss->wake);
 }
 
 /* One that runs, with a reference, or NULL. */
@@ -785,7 +777,6 @@ static void *accept_thread(void *arg)
     struct servers *ss = arg;
     struct pollfd wake = {.fd = ss->wake, .events = POLLIN};
     struct poll_set ps = {.count = 0};
-    uint64_t count;
 
     while (!atomic_load(&ss->stopping)) {
         reap(ss);
@@ -793,7 +784,7 @@ static void *accept_thread(void *arg)
         if (poll(ps.fds, ps.count, ps.count > 0 ? -1 : 100) < 0) {
             continue;
         }
-        (void)!read(ss->wake, &count, sizeof(count));
+        kick_clear(ss->wake);
         if (!atomic_load(&ss->stopping) && accept_all(ss)) {
             (void)poll(&wake, 1, 100); /* those clients wait: do not spin */
         }
@@ -817,7 +808,7 @@ void servers_stop(struct servers *ss)
 {
     atomic_store(&ss->stopping, true);
     close_all(ss);
-    wake_up(ss);
+    kick_raise(ss->wake);
     if (ss->started) {
         thread_join(ss->thread);
         ss->started = false;

@@ -15,7 +15,6 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -24,6 +23,7 @@
 #include "keyval.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/kick.h"
 #include "nbdelta/list.h"
 #include "nbdelta/thread.h"
 #include "net/address.h"
@@ -76,14 +76,6 @@ struct monitors {
 
     _Atomic bool stopping;
 };
-
-static void kick(struct monitors *m)
-{
-    uint64_t one = 1;
-
-    while (write(m->wake, &one, sizeof(one)) < 0 && errno == EINTR) {
-    }
-}
 
 void monitors_emit(const char *name, json_t *data, void *opaque)
 {
@@ -243,7 +235,7 @@ static void *dial(void *arg)
 
     (void)chardev_connect(mon->chardev, NULL);
     atomic_store(&mon->dialed, true);
-    kick(mon->all);
+    kick_raise(mon->all->wake);
     return NULL;
 }
 
@@ -319,7 +311,6 @@ static void *monitors_thread(void *arg)
 {
     struct monitors *m = arg;
     struct pollfd fds[MONITORS_MAX + LISTENERS_MAX];
-    uint64_t count;
 
     while (!atomic_load(&m->stopping)) {
         bool rest = false;
@@ -330,7 +321,7 @@ static void *monitors_thread(void *arg)
             continue;
         }
         if (fds[0].revents) {
-            (void)!read(m->wake, &count, sizeof(count));
+            kick_clear(m->wake);
         }
         for (unsigned i = 0; i < m->count && !atomic_load(&m->stopping); i++) {
             struct monitor *mon = &m->monitors[i];
@@ -360,7 +351,7 @@ struct monitors *monitors_new(struct daemon *d, struct chardevs *chardevs)
         m->monitors[i].all = m;
     }
     list_init(&m->links);
-    m->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    m->wake = kick_new();
     if (m->wake < 0) {
         free(m);
         return NULL;
@@ -452,7 +443,7 @@ void monitors_stop(struct monitors *m)
     uint64_t deadline = now_ns() + STOP_NS;
 
     atomic_store(&m->stopping, true);
-    kick(m);
+    kick_raise(m->wake);
     if (m->started) {
         thread_join(m->thread);
         m->started = false;

@@ -6,7 +6,6 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -15,6 +14,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/job.h"
+#include "nbdelta/kick.h"
 #include "nbdelta/thread.h"
 #include "net/tls.h"
 #include "objects/object.h"
@@ -69,22 +69,6 @@ struct session {
     _Atomic bool finished;
     _Atomic uint64_t deadline; /* 0: go on */
 };
-
-static void kick(int fd)
-{
-    uint64_t one = 1;
-
-    while (write(fd, &one, sizeof(one)) < 0 && errno == EINTR) {
-    }
-}
-
-static void unkick(int fd)
-{
-    uint64_t n;
-
-    while (read(fd, &n, sizeof(n)) < 0 && errno == EINTR) {
-    }
-}
 
 /* --- Output. --- */
 
@@ -146,7 +130,7 @@ static void queue(struct session *s, const json_t *message)
         s->overrun = true;
     }
     mutex_unlock(&s->lock);
-    kick(s->wake);
+    kick_raise(s->wake);
 }
 
 static void queue_reply(struct session *s, json_t *message)
@@ -356,7 +340,7 @@ static bool session_turn(struct session *s)
         return false;
     }
     if (fds[2].revents) {
-        unkick(s->wake);
+        kick_clear(s->wake);
     }
     return fds[0].revents ? receive_some(s) : true;
 }
@@ -380,7 +364,7 @@ static bool wait_for_handshake(struct session *s, uint64_t end)
         return false;
     }
     if (fds[1].revents) {
-        unkick(s->wake);
+        kick_clear(s->wake);
     }
     return !(fds[0].revents & POLLOUT) || send_some(s);
 }
@@ -447,7 +431,7 @@ static void *session_thread(void *arg)
         (void)shutdown(s->ch.out, SHUT_RDWR);
     }
     atomic_store(&s->finished, true);
-    kick(s->owner);
+    kick_raise(s->owner);
     return NULL;
 }
 
@@ -475,7 +459,7 @@ struct session *session_new(struct daemon *d, const struct channel *ch,
     s->pretty = pretty;
     s->owner = wake;
     mutex_init(&s->lock);
-    s->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    s->wake = kick_new();
     s->parser = qmp_parser_new(&qmp_limits_stranger, on_value, s);
     s->input = malloc(INPUT_SIZE);
     if (s->wake < 0 || !s->parser || !s->input) {
@@ -507,7 +491,7 @@ bool session_negotiated(const struct session *s)
 void session_stop(struct session *s, uint64_t deadline)
 {
     atomic_store(&s->deadline, deadline);
-    kick(s->wake);
+    kick_raise(s->wake);
 }
 
 void session_free(struct session *s)

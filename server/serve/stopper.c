@@ -5,7 +5,6 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
@@ -13,6 +12,7 @@
 #include "daemon.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
+#include "nbdelta/kick.h"
 #include "nbdelta/thread.h"
 #include "nbdelta/yank.h"
 
@@ -22,7 +22,7 @@
 
 struct stopper {
     struct stopper_options o;
-    int done_fd; /* eventfd: all is closed */
+    int done_fd; /* a kick: all is closed */
     pthread_t thread;
     bool late; /* the thread's, until it is joined */
 
@@ -112,7 +112,7 @@ struct stopper *stopper_new(const struct stopper_options *o,
                             struct error **errp)
 {
     struct stopper *s = calloc(1, sizeof(*s));
-    int fd = s ? eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK) : -1;
+    int fd = s ? kick_new() : -1;
 
     if (fd < 0) {
         free(s);
@@ -135,8 +135,6 @@ struct stopper *stopper_new(const struct stopper_options *o,
 
 bool stopper_free(struct stopper *s)
 {
-    uint64_t one = 1;
-
     if (!s) {
         return true;
     }
@@ -147,7 +145,7 @@ bool stopper_free(struct stopper *s)
     while (ending) {
         (void)pause();
     }
-    (void)!write(s->done_fd, &one, sizeof(one));
+    kick_raise(s->done_fd);
     thread_join(s->thread);
     bool in_time = !s->late;
     mutex_destroy(&s->lock);
