@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "config.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +11,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/options.h"
+#include "nbdelta/text.h"
 
 const char config_help[] =
     "[file=][NAME:]<IMAGE>     The disk image to serve, as export NAME; may\n"
@@ -253,19 +253,12 @@ static int make_absolute(json_t *value, struct error **errp)
 static size_t name_length(const char *text)
 {
     static const char *const prefixes[] = {"json:", "blkdebug:", "nbd:"};
-    size_t n = 0;
+    size_t n = text_id_length(text);
 
     for (size_t i = 0; i < ARRAY_SIZE(prefixes); i++) {
         if (strncmp(text, prefixes[i], strlen(prefixes[i])) == 0) {
             return 0;
         }
-    }
-    if (!isalpha((unsigned char)text[0])) {
-        return 0;
-    }
-    while (isalnum((unsigned char)text[n]) ||
-           (text[n] && strchr("_.-", text[n]))) {
-        n++;
     }
     return text[n] == ':' && strncmp(text + n, "://", 3) != 0 ? n : 0;
 }

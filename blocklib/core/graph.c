@@ -32,6 +32,7 @@
 #include "core/throttle-group.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
+#include "nbdelta/text.h"
 
 #define NS UINT64_C(1000000000)
 
@@ -334,17 +335,6 @@ int graph_each(struct graph *g, int (*fn)(struct node *n, void *opaque),
     return r;
 }
 
-static bool name_is_valid(const char *name)
-{
-    static const char letters[] = "abcdefghijklmnopqrstuvwxyz"
-                                  "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
-    size_t len = strlen(name);
-
-    return len > 0 && len <= NODE_NAME_MAX && strchr(letters, name[0]) &&
-           len == strspn(name, "abcdefghijklmnopqrstuvwxyz"
-                               "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-");
-}
-
 int node_alloc(struct graph *g, const struct driver *drv, const char *name,
                struct node **nodep, struct error **errp)
 {
@@ -354,7 +344,7 @@ int node_alloc(struct graph *g, const struct driver *drv, const char *name,
         (void)snprintf(generated, sizeof(generated), "#block%" PRIu64,
                        g->next_name++);
         name = generated;
-    } else if (!name_is_valid(name)) {
+    } else if (!text_is_id(name) || strlen(name) > NODE_NAME_MAX) {
         return error_set(errp, EINVAL, "Invalid node-name: '%s'", name);
     } else if (find_locked(g, name)) {
         return error_set(errp, EEXIST, "Duplicate nodes with node-name='%s'",

@@ -5,6 +5,20 @@
 
 #include "nbdelta/bytes.h"
 
+#define LETTERS                  \
+    "abcdefghijklmnopqrstuvwxyz" \
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+size_t text_id_length(const char *s)
+{
+    return strspn(s, LETTERS) > 0 ? strspn(s, LETTERS "0123456789-._") : 0;
+}
+
+bool text_is_id(const char *s)
+{
+    return *s && s[text_id_length(s)] == '\0';
+}
+
 size_t text_char(const char *s, uint32_t *code)
 {
     /* The least that needs so many bytes. */

@@ -15,6 +15,7 @@
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/job.h"
+#include "nbdelta/text.h"
 #include "net/address.h"
 #include "net/tls-policy.h"
 #include "net/tls.h"
@@ -72,7 +73,7 @@ static int start_server(struct qmp_call *call, const json_t *addr,
     struct server *s;
 
     o.handshake_s = o.handshake_s ? o.handshake_s : HANDSHAKE_FOREVER;
-    if (o.id && !id_is_well_formed(o.id)) {
+    if (o.id && !text_is_id(o.id)) {
         return error_set(errp, EINVAL, "Invalid NBD server id");
     }
     int r = tls_policy_of(call, &o.policy, errp);
@@ -246,7 +247,7 @@ static int cmd_export_add(struct qmp_call *call, struct error **errp)
         .authz_writable = qmp_str(call, "tls-authz-writable"),
     };
 
-    if (!id_is_well_formed(o.id)) {
+    if (!text_is_id(o.id)) {
         return error_set(errp, EINVAL, "Invalid block export id");
     }
     int r = exports_check_id(d->exports, o.id, errp);
@@ -286,7 +287,7 @@ static int cmd_server_add(struct qmp_call *call, struct error **errp)
     if (!o.node) {
         return -ENODEV;
     }
-    if (!id_is_well_formed(o.id)) {
+    if (!text_is_id(o.id)) {
         return error_set(errp, EINVAL, "Invalid block export id");
     }
     o.writable = qmp_bool(call, "writable", false) && !node_read_only(o.node);

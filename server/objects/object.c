@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "objects/object.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +9,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/list.h"
+#include "nbdelta/text.h"
 #include "nbdelta/throttle.h"
 #include "nbdelta/tls-creds.h"
 #include "net/tls.h"
@@ -114,16 +114,6 @@ const struct qmp_arg object_args[] = {
 static const char *text_of(const json_t *props, const char *key)
 {
     return json_string_value(json_object_get(props, key));
-}
-
-bool id_is_well_formed(const char *id)
-{
-    size_t n = 0;
-
-    while (isalnum((unsigned char)id[n]) || (id[n] && strchr("-._", id[n]))) {
-        n++;
-    }
-    return isalpha((unsigned char)id[0]) && id[n] == '\0';
 }
 
 /* --- TLS credentials. --- */
@@ -339,7 +329,7 @@ int objects_add(struct objects *s, json_t *props, struct error **errp)
     const struct kind *kind = kind_of(type);
     int r = 0;
 
-    if (!id_is_well_formed(id)) {
+    if (!text_is_id(id)) {
         return error_set(errp, EINVAL, "Parameter 'id' expects an identifier");
     }
     if (json_object_get(s->by_id, id)) {

@@ -17,9 +17,6 @@ struct graph;
 struct objects;
 struct tls_keys;
 
-/* May things be called so: a letter, then letters, digits, '-', '.', '_'. */
-bool id_is_well_formed(const char *id);
-
 /* Arguments of object-add. */
 extern const struct qmp_arg object_args[];
 

@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* nbdelta serve: from the command line to a running daemon, and its end. */
-#include <ctype.h>
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
@@ -27,8 +25,10 @@
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/job.h"
+#include "nbdelta/kick.h"
 #include "nbdelta/options.h"
 #include "nbdelta/point.h"
+#include "nbdelta/text.h"
 #include "net/tls-policy.h"
 #include "net/unix-socket.h"
 #include "objects/object.h"
@@ -65,15 +65,10 @@ struct serve {
 /* The length of NAME in NAME=IMAGE; 0: there is none. */
 static size_t name_length(const char *text)
 {
-    size_t n = 0;
+    size_t n = text_id_length(text);
 
-    if (strncmp(text, "driver=", 7) == 0 || strncmp(text, "json:", 5) == 0 ||
-        !isalpha((unsigned char)text[0])) {
+    if (strncmp(text, "driver=", 7) == 0 || strncmp(text, "json:", 5) == 0) {
         return 0;
-    }
-    while (isalnum((unsigned char)text[n]) ||
-           (text[n] && strchr("_.-", text[n]))) {
-        n++;
     }
     return text[n] == '=' ? n : 0;
 }
@@ -237,7 +232,7 @@ static int make_fds(struct serve *s, struct error **errp)
     process_take_signals(&set);
     (void)signal(SIGPIPE, SIG_IGN);
     s->signals = signalfd(-1, &set, SFD_CLOEXEC);
-    s->daemon.quit_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    s->daemon.quit_fd = kick_new();
     if (s->signals < 0 || s->daemon.quit_fd < 0) {
         return error_set(errp, errno, "cannot make a descriptor: %s",
                          strerror(errno));

@@ -66,6 +66,22 @@ START_TEST(what_is_not_utf8_is_replaced)
 END_TEST
 
 /* Whatever the bytes are, what comes out has nothing to be replaced in it. */
+START_TEST(identifiers_begin_with_a_letter)
+{
+    ck_assert(text_is_id("a"));
+    ck_assert(text_is_id("Z0-9._"));
+    ck_assert(!text_is_id(""));
+    ck_assert(!text_is_id("0a"));
+    ck_assert(!text_is_id("-a"));
+    ck_assert(!text_is_id("a b"));
+    ck_assert(!text_is_id("\xc3\xa4"));
+    ck_assert(!text_is_id("a\xc3\xa4"));
+    ck_assert_uint_eq(text_id_length("disk-0=x"), 6);
+    ck_assert_uint_eq(text_id_length("=x"), 0);
+    ck_assert_uint_eq(text_id_length("1=x"), 0);
+}
+END_TEST
+
 START_TEST(twice_is_once)
 {
     char buf[9];
@@ -99,6 +115,7 @@ int main(void)
     tcase_add_test(tc, what_is_only_to_be_read_stays);
     tcase_add_test(tc, controls_are_replaced);
     tcase_add_test(tc, what_is_not_utf8_is_replaced);
+    tcase_add_test(tc, identifiers_begin_with_a_letter);
     tcase_add_test(tc, twice_is_once);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);

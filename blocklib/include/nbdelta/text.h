@@ -19,6 +19,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* The length of the identifier that @s begins with: an ASCII letter, then
+ * letters, digits, '-', '.' and '_'.  0: @s begins with none. */
+size_t text_id_length(const char *s);
+
+/* Is all of @s an identifier? */
+bool text_is_id(const char *s);
+
 /* The length of the character that @s begins with, and the character in *code;
  * 0: @s does not begin with one in UTF-8 (the shortest form, no surrogates, at
  * most U+10FFFF).  @s ends with a NUL byte, which is a character. */
