@@ -35,7 +35,8 @@
 #   make clean
 #
 # Variables: V=1 shows commands.  DEBUG=1 turns off optimisation.
-# SANITIZE=address,undefined or SANITIZE=thread builds into its own $(O).
+# SANITIZE=address,undefined or SANITIZE=thread builds into its own $(O), and so
+# does LOCKCHECK=1, with which a wrong order of locks ends the program.
 # O=DIR is the output directory.  CC=, CFLAGS=, LDFLAGS= as usual.
 # JOBS=N and TEST_TIMEOUT=SECONDS go to the tests.
 # Put your habits into config.mak; it is read first and never committed.
@@ -61,7 +62,8 @@ FUZZ_TIME  ?= 60
 comma := ,
 quote := '
 hash  := \#
-O ?= build$(if $(SANITIZE),-$(subst $(comma),-,$(SANITIZE)))
+O ?= build$(if $(SANITIZE),-$(subst $(comma),-,$(SANITIZE)))$(if \
+    $(LOCKCHECK),-lockcheck)
 
 ifneq ($(SANITIZE)$(DEBUG),)
 CFLAGS ?= $(if $(DEBUG),-O0 -g3,-O2 -g)
@@ -73,7 +75,7 @@ WARN := -Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes \
 SANITIZE_FLAGS := $(if $(SANITIZE),-fsanitize=$(SANITIZE) \
     -fno-sanitize-recover=all -fno-omit-frame-pointer)
 ND_CFLAGS := -std=gnu17 -D_GNU_SOURCE -fvisibility=hidden -fPIC -pthread \
-    $(WARN) $(SANITIZE_FLAGS)
+    $(WARN) $(SANITIZE_FLAGS) $(if $(LOCKCHECK),-DLOCKCHECK)
 ND_LDFLAGS := -pthread -Wl,-z,relro,-z,now $(SANITIZE_FLAGS)
 
 # The public headers are all that server/ and plugin/ can see; the rest of
@@ -252,6 +254,14 @@ SUBMAKE = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS
 check:
 	$(Q)tests/packages.sh build test
 	$(Q)+$(SUBMAKE) check-run
+	$(Q)$(if $(filter-out *,$(T))$(SANITIZE)$(LOCKCHECK),,+$(SUBMAKE) \
+	    check-run LOCKCHECK=1 O='$(O)-lockcheck' T='$(LOCK_TESTS)')
+
+# Once more with LOCKCHECK=1: where many threads meet.
+LOCK_TESTS := test-backup* test-bitmap test-bitmap-disks test-copy test-job \
+    test-point test-thread test-whole-writes job-pairs monitor-crowd \
+    nbd-bitmaps nbd-dirty-view nbd-servers nbd-tls plugin-write pull-disks \
+    qmp-backup qmp-commit qmp-exports qmp-snapshot qmp-stress
 
 # Built in Debian 13, with its libraries: the tests that have its clients and
 # servers for peers, then libnbd's own.  T='?*' runs all of `make check` there;

@@ -37,7 +37,7 @@ int disks_new(const struct config *c, struct disks **dsp, struct error **errp)
     if (!ds) {
         return no_memory(errp);
     }
-    mutex_init(&ds->lock);
+    mutex_init(&ds->lock, LOCK_PLUGIN, NULL);
     list_init(&ds->opened);
     ds->config = c;
     ds->graph = graph_new();

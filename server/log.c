@@ -26,7 +26,7 @@
 #define BURST   100
 #define PACE_NS (SECOND / 5)
 
-static mutex_t lock = MUTEX_STATIC;
+static mutex_t lock = MUTEX_STATIC(LOCK_LOG);
 /* Set before there are threads. */
 static const char *program = "nbdelta";
 static bool to_journal;

@@ -829,10 +829,10 @@ struct copy *copy_new(const struct copy_options *o)
     c->written = written;
     c->guard = (struct read_guard){held_run, c};
     range_lock_init(&c->in_hand);
-    mutex_init(&c->claim_lock);
-    mutex_init(&c->lock);
+    mutex_init(&c->claim_lock, LOCK_COPY_CLAIM, c);
+    mutex_init(&c->lock, LOCK_COPY, c);
     cond_init(&c->wake);
-    mutex_init(&c->pool_lock);
+    mutex_init(&c->pool_lock, LOCK_COPY_POOL, NULL);
     if (o->policy.max_wait_ms > 0) {
         c->errands = copy_errands_new(c);
         if (!c->errands) {

@@ -392,7 +392,7 @@ struct errands *copy_errands_new(struct copy *c)
     if (e) {
         e->copy = c;
         e->rooms = 1;
-        mutex_init(&e->lock);
+        mutex_init(&e->lock, LOCK_ERRANDS, NULL);
         cond_init(&e->posted);
         cond_init(&e->idle);
         cond_init(&e->room);

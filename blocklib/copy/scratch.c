@@ -564,9 +564,9 @@ static int set_up(struct node *n, const struct scratch_options *o,
         (void)close(s->fd);
         return error_set(errp, ENOMEM, "no memory for scratch");
     }
-    mutex_init(&s->slots_lock);
+    mutex_init(&s->slots_lock, LOCK_SCRATCH_SLOTS, NULL);
     for (unsigned i = 0; i < LOCKS; i++) {
-        rwlock_init(&s->locks[i]);
+        rwlock_init(&s->locks[i], LOCK_SCRATCH_UNIT, NULL);
     }
     s->ready = true;
     return 0;

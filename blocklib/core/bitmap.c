@@ -58,7 +58,7 @@ static struct bitmap *bitmap_new(struct node *n, const char *name,
     bm->granularity = granularity;
     bm->bits = bits;
     bm->enabled = true;
-    rwlock_init(&bm->lock);
+    rwlock_init(&bm->lock, LOCK_BITMAP, NULL);
     atomic_init(&bm->refs, 1);
     bm->node = n;
     list_append(&n->bitmaps, &bm->on_node);

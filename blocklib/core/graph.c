@@ -52,7 +52,7 @@ static struct tree *tree_new(struct graph *g)
         if (!t) {
             return NULL;
         }
-        rwlock_init(&t->lock);
+        rwlock_init(&t->lock, LOCK_TREE, NULL);
         list_init(&t->nodes);
         list_append(&g->trees, &t->in_graph);
     }
@@ -819,7 +819,7 @@ struct graph *graph_new_with(const struct driver_table *t)
 
     if (g) {
         g->drivers = t;
-        mutex_init(&g->lock);
+        mutex_init(&g->lock, LOCK_CONTROL, NULL);
         list_init(&g->nodes);
         list_init(&g->trees);
         list_init(&g->throttle_groups);

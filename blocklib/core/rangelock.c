@@ -16,7 +16,7 @@
 
 void range_lock_init(struct range_lock *l)
 {
-    mutex_init(&l->lock);
+    mutex_init(&l->lock, LOCK_RANGE, NULL);
     list_init(&l->requests);
 }
 

@@ -277,7 +277,7 @@ static int add(struct graph *g, const char *name,
     }
     t->name = copy;
     t->now = now_ns;
-    mutex_init(&t->lock);
+    mutex_init(&t->lock, LOCK_THROTTLE, NULL);
     cond_init(&t->moved);
     list_init(&t->queue[0]);
     list_init(&t->queue[1]);

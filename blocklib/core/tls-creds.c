@@ -20,7 +20,7 @@ struct entry {
 
 void tls_creds_set_init(struct tls_creds_set *s)
 {
-    mutex_init(&s->lock);
+    mutex_init(&s->lock, LOCK_TLS_CREDS, NULL);
     list_init(&s->list);
 }
 

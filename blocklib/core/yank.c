@@ -10,7 +10,7 @@
 
 void yank_set_init(struct yank_set *s)
 {
-    mutex_init(&s->lock);
+    mutex_init(&s->lock, LOCK_YANKS, NULL);
     list_init(&s->list);
 }
 

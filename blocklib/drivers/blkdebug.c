@@ -482,7 +482,7 @@ static int blkdebug_open(struct node *n, struct opts *opts, struct error **errp)
 {
     struct blkdebug *s = n->state;
 
-    mutex_init(&s->lock);
+    mutex_init(&s->lock, LOCK_BLKDEBUG, NULL);
     cond_init(&s->moved);
     list_init(&s->rules);
     list_init(&s->suspended);

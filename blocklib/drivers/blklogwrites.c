@@ -357,8 +357,8 @@ static int logwrites_open(struct node *n, struct opts *opts,
     n->size = node_size(node_child(n, CHILD_FILE));
     r = take_options(s, opts, errp);
     if (r == 0) {
-        rwlock_init(&s->order);
-        mutex_init(&s->lock);
+        rwlock_init(&s->order, LOCK_LOGWRITES_ORDER, s);
+        mutex_init(&s->lock, LOCK_LOGWRITES, NULL);
     }
     return r;
 }

@@ -237,8 +237,8 @@ static int file_open(struct node *n, struct opts *opts, struct error **errp)
     }
     s->locked = locking;
     file_advise(n);
-    mutex_init(&s->flush_lock);
-    mutex_init(&s->status_lock);
+    mutex_init(&s->flush_lock, LOCK_FILE_FLUSH, NULL);
+    mutex_init(&s->status_lock, LOCK_FILE_STATUS, NULL);
     return 0;
 }
 

@@ -50,7 +50,7 @@ static int mem_open(struct node *n, struct opts *opts, struct error **errp)
         return error_set(errp, ENOMEM, "no memory for a disk");
     }
     for (unsigned i = 0; i < LOCKS; i++) {
-        rwlock_init(&s->locks[i]);
+        rwlock_init(&s->locks[i], LOCK_MEM, NULL);
     }
     n->size = size;
     return 0;

@@ -52,7 +52,7 @@ static int remote_open(struct node *n, struct opts *opts, struct error **errp)
     struct remote *r = n->state;
 
     r->node = n;
-    mutex_init(&r->lock);
+    mutex_init(&r->lock, LOCK_NBD, NULL);
     cond_init(&r->changed);
     r->yank = (struct yank){
         .name = n->name,

@@ -294,7 +294,7 @@ static struct commit *commit_new(struct jobs *j, const struct commit_options *o,
     c->active = active;
     c->on_error = o->on_error;
     c->backing_file = o->backing_file ? strdup(o->backing_file) : NULL;
-    mutex_init(&c->lock);
+    mutex_init(&c->lock, LOCK_COMMIT, NULL);
     cond_init(&c->wake);
     if (o->backing_file && !c->backing_file) {
         commit_driver.free(&c->job);

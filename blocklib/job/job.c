@@ -924,7 +924,7 @@ struct jobs *jobs_new(struct graph *g, job_event_fn *emit, void *opaque)
     list_init(&p->jobs);
     list_init(&p->threads);
     cond_init(&p->changed);
-    mutex_init(&j->lock);
+    mutex_init(&j->lock, LOCK_MONITOR, NULL);
     j->p = p;
     return j;
 }

@@ -594,7 +594,7 @@ int qcow2_tightener_start(struct qcow2 *s)
         return -ENOMEM;
     }
     t->s = s;
-    mutex_init(&t->lock);
+    mutex_init(&t->lock, LOCK_QCOW2_TIGHTENER, NULL);
     cond_init(&t->wake);
     int r = thread_start(&t->thread, "bitmaps", tightener_thread, t);
     if (r < 0) {

@@ -518,8 +518,8 @@ void qcow2_bitmaps_init(struct qcow2 *s)
 {
     list_init(&s->bitmaps.list);
     list_init(&s->bitmaps.queue);
-    mutex_init(&s->bitmaps.arm_lock);
-    mutex_init(&s->bitmaps.queue_lock);
+    mutex_init(&s->bitmaps.arm_lock, LOCK_QCOW2_ARM, s);
+    mutex_init(&s->bitmaps.queue_lock, LOCK_QCOW2_ARM_QUEUE, NULL);
 }
 
 void qcow2_bitmaps_free(struct qcow2 *s)

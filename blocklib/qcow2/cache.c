@@ -59,7 +59,7 @@ struct qcow2_cache *qcow2_cache_new(struct node *file, size_t table_size,
     c->buckets = buckets;
     c->load_event = c->update_event = EVENT_NONE;
     c->hash = hash;
-    mutex_init(&c->lock);
+    mutex_init(&c->lock, LOCK_QCOW2_CACHE, NULL);
     cond_init(&c->loaded);
     list_init(&c->lru);
     return c;

@@ -304,9 +304,9 @@ static int qcow2_open(struct node *n, struct opts *opts, struct error **errp)
     s->node = n;
     s->file = node_child(n, CHILD_FILE);
     range_lock_init(&s->range);
-    mutex_init(&s->flush_lock);
-    mutex_init(&s->meta);
-    mutex_init(&s->unpacked.lock);
+    mutex_init(&s->flush_lock, LOCK_QCOW2_FLUSH, s);
+    mutex_init(&s->meta, LOCK_QCOW2_META, s);
+    mutex_init(&s->unpacked.lock, LOCK_QCOW2_UNPACKED, NULL);
     qcow2_bitmaps_init(s);
     r = qcow2_header_read(s->file, &h, errp);
     if (r == 0) {

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Threads and locks: see thread.h. */
 #include "nbdelta/thread.h"
 
 #include <errno.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
@@ -18,9 +20,137 @@
         }                  \
     } while (0)
 
-void mutex_init(mutex_t *m)
+/* --- Is it the right order? --- */
+
+#ifdef LOCKCHECK
+
+#define HELD_MAX 64
+
+struct held {
+    const void *lock;
+    enum lock_rank rank;
+    const void *owner;
+};
+
+/* Of this thread; trees that are held for writing are only counted. */
+static _Thread_local struct {
+    struct held held[HELD_MAX];
+    unsigned count;
+    unsigned trees;
+} mine;
+
+static void lock_fault(const char *what, enum lock_rank taken,
+                       enum lock_rank held)
+{
+    (void)fprintf(stderr, "LOCKCHECK: %s: lock %d, holding %d\n", what,
+                  (int)taken, (int)held);
+    abort();
+}
+
+static bool is_mine(enum lock_rank rank)
+{
+    for (unsigned i = 0; i < mine.count; i++) {
+        if (mine.held[i].rank == rank) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* May one of @c be taken after @h? */
+static bool in_order(const struct lock_check *c, const struct held *h)
+{
+    return c->rank > h->rank || (c->owner && h->owner && c->owner != h->owner);
+}
+
+/* Before it is waited for. */
+static void lock_before(const void *lock, const struct lock_check *c)
+{
+    for (unsigned i = 0; i < mine.count; i++) {
+        if (mine.held[i].lock == lock) {
+            lock_fault("taken twice", c->rank, c->rank);
+        }
+        if (!in_order(c, &mine.held[i])) {
+            lock_fault("wrong order", c->rank, mine.held[i].rank);
+        }
+    }
+    if (mine.trees > 0 && (c->rank < LOCK_TREE ||
+                           (c->rank == LOCK_TREE && !is_mine(LOCK_CONTROL)))) {
+        lock_fault("wrong order", c->rank, LOCK_TREE);
+    }
+}
+
+static void lock_after(const void *lock, struct lock_check *c, bool shared)
+{
+    if (!shared) {
+        atomic_store(&c->holder, &mine);
+    }
+    if (c->rank == LOCK_TREE && !shared) {
+        mine.trees++;
+        return;
+    }
+    if (mine.count == HELD_MAX) {
+        lock_fault("too many", c->rank, mine.held[HELD_MAX - 1].rank);
+    }
+    mine.held[mine.count++] = (struct held){lock, c->rank, c->owner};
+}
+
+static void lock_gone(const void *lock, struct lock_check *c)
+{
+    if (atomic_load(&c->holder) == &mine) {
+        atomic_store(&c->holder, NULL);
+        if (c->rank == LOCK_TREE) {
+            mine.trees--;
+            return;
+        }
+    }
+    for (unsigned i = mine.count; i-- > 0;) {
+        if (mine.held[i].lock == lock) {
+            for (mine.count--; i < mine.count; i++) {
+                mine.held[i] = mine.held[i + 1];
+            }
+            return;
+        }
+    }
+    lock_fault("not held", c->rank, c->rank);
+}
+
+static void lock_made(struct lock_check *c, enum lock_rank rank,
+                      const void *owner)
+{
+    *c = (struct lock_check){.rank = rank, .owner = owner};
+}
+
+#define LOCK_MADE(l, rank, owner) lock_made(&(l)->check, rank, owner)
+#define LOCK_BEFORE(l)            lock_before(l, &(l)->check)
+#define LOCK_AFTER(l, shared)     lock_after(l, &(l)->check, shared)
+#define LOCK_GONE(l)              lock_gone(l, &(l)->check)
+
+void mutex_is_held(const mutex_t *m) NO_LOCK_ANALYSIS
+{
+    if (atomic_load(&m->check.holder) != &mine) {
+        lock_fault("not held", m->check.rank, m->check.rank);
+    }
+}
+
+#else
+#define LOCK_MADE(l, rank, owner) ((void)(rank), (void)(owner))
+#define LOCK_BEFORE(l)            ((void)0)
+#define LOCK_AFTER(l, shared)     ((void)0)
+#define LOCK_GONE(l)              ((void)0)
+
+void mutex_is_held(const mutex_t *m) NO_LOCK_ANALYSIS
+{
+    (void)m;
+}
+#endif
+
+/* --- Mutexes --- */
+
+void mutex_init(mutex_t *m, enum lock_rank rank, const void *owner)
 {
     MUST(pthread_mutex_init(&m->pm, NULL));
+    LOCK_MADE(m, rank, owner);
 }
 
 void mutex_destroy(mutex_t *m)
@@ -30,7 +160,9 @@ void mutex_destroy(mutex_t *m)
 
 void mutex_lock(mutex_t *m) NO_LOCK_ANALYSIS
 {
+    LOCK_BEFORE(m);
     MUST(pthread_mutex_lock(&m->pm));
+    LOCK_AFTER(m, false);
 }
 
 /* @ms from now, on the monotonic clock. */
@@ -67,12 +199,11 @@ static struct timespec date_in(uint64_t ms)
     t.tv_sec += now.tv_sec - (time_t)(up / NS_PER_SEC);
     return t;
 }
-#define mutex_clocklock(m, end)   pthread_mutex_timedlock(m, end)
+#define mutex_clocklock(m, end)    pthread_mutex_timedlock(m, end)
 #define rwlock_clockwrlock(l, end) pthread_rwlock_timedwrlock(l, end)
 #else
-#define date_in(ms) time_in(ms)
-#define mutex_clocklock(m, end) \
-    pthread_mutex_clocklock(m, CLOCK_MONOTONIC, end)
+#define date_in(ms)             time_in(ms)
+#define mutex_clocklock(m, end) pthread_mutex_clocklock(m, CLOCK_MONOTONIC, end)
 #define rwlock_clockwrlock(l, end) \
     pthread_rwlock_clockwrlock(l, CLOCK_MONOTONIC, end)
 #endif
@@ -81,15 +212,23 @@ bool mutex_lock_ms(mutex_t *m, uint64_t ms) NO_LOCK_ANALYSIS
 {
     struct timespec end = date_in(ms);
 
-    return in_time(mutex_clocklock(&m->pm, &end));
+    LOCK_BEFORE(m);
+    if (!in_time(mutex_clocklock(&m->pm, &end))) {
+        return false;
+    }
+    LOCK_AFTER(m, false);
+    return true;
 }
 
 void mutex_unlock(mutex_t *m) NO_LOCK_ANALYSIS
 {
+    LOCK_GONE(m);
     MUST(pthread_mutex_unlock(&m->pm));
 }
 
-void rwlock_init(rwlock_t *l)
+/* --- Locks for readers and writers --- */
+
+void rwlock_init(rwlock_t *l, enum lock_rank rank, const void *owner)
 {
     pthread_rwlockattr_t attr;
 
@@ -99,6 +238,7 @@ void rwlock_init(rwlock_t *l)
         &attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP));
     MUST(pthread_rwlock_init(&l->prw, &attr));
     MUST(pthread_rwlockattr_destroy(&attr));
+    LOCK_MADE(l, rank, owner);
 }
 
 void rwlock_destroy(rwlock_t *l)
@@ -108,17 +248,21 @@ void rwlock_destroy(rwlock_t *l)
 
 void rwlock_rdlock(rwlock_t *l) NO_LOCK_ANALYSIS
 {
+    LOCK_BEFORE(l);
     MUST(pthread_rwlock_rdlock(&l->prw));
+    LOCK_AFTER(l, true);
 }
 
 bool rwlock_tryrdlock(rwlock_t *l) NO_LOCK_ANALYSIS
 {
     int err = pthread_rwlock_tryrdlock(&l->prw);
 
-    if (err != 0 && err != EBUSY) {
-        abort();
+    if (err == EBUSY) {
+        return false;
     }
-    return err == 0;
+    MUST(err);
+    LOCK_AFTER(l, true);
+    return true;
 }
 
 /*
@@ -128,21 +272,32 @@ bool rwlock_tryrdlock(rwlock_t *l) NO_LOCK_ANALYSIS
  */
 void rwlock_wrlock(rwlock_t *l) NO_LOCK_ANALYSIS
 {
-    struct timespec never = { .tv_sec = (time_t)1 << 40 };
+    struct timespec never = {.tv_sec = (time_t)1 << 40};
+
+    LOCK_BEFORE(l);
     MUST(pthread_rwlock_timedwrlock(&l->prw, &never));
+    LOCK_AFTER(l, false);
 }
 
 bool rwlock_wrlock_ms(rwlock_t *l, uint64_t ms) NO_LOCK_ANALYSIS
 {
     struct timespec end = date_in(ms);
 
-    return in_time(rwlock_clockwrlock(&l->prw, &end));
+    LOCK_BEFORE(l);
+    if (!in_time(rwlock_clockwrlock(&l->prw, &end))) {
+        return false;
+    }
+    LOCK_AFTER(l, false);
+    return true;
 }
 
 void rwlock_unlock(rwlock_t *l) NO_LOCK_ANALYSIS
 {
+    LOCK_GONE(l);
     MUST(pthread_rwlock_unlock(&l->prw));
 }
+
+/* --- Conditions --- */
 
 void cond_init(cond_t *c)
 {
@@ -161,14 +316,21 @@ void cond_destroy(cond_t *c)
 
 void cond_wait(cond_t *c, mutex_t *m)
 {
+    LOCK_GONE(m);
+    LOCK_BEFORE(m);
     MUST(pthread_cond_wait(&c->pc, &m->pm));
+    LOCK_AFTER(m, false);
 }
 
 bool cond_wait_ms(cond_t *c, mutex_t *m, uint64_t ms)
 {
     struct timespec end = time_in(ms);
 
-    return in_time(pthread_cond_timedwait(&c->pc, &m->pm, &end));
+    LOCK_GONE(m);
+    LOCK_BEFORE(m);
+    bool woken = in_time(pthread_cond_timedwait(&c->pc, &m->pm, &end));
+    LOCK_AFTER(m, false);
+    return woken;
 }
 
 void cond_signal(cond_t *c)
@@ -180,6 +342,8 @@ void cond_broadcast(cond_t *c)
 {
     MUST(pthread_cond_broadcast(&c->pc));
 }
+
+/* --- Threads --- */
 
 int thread_start(pthread_t *t, const char *name, void *(*fn)(void *), void *arg)
 {

@@ -69,7 +69,7 @@ struct progress *progress_start(const char *what, progress_fn *fn, void *opaque)
     p->what = text_printable(what);
     p->fn = fn;
     p->opaque = opaque;
-    mutex_init(&p->lock);
+    mutex_init(&p->lock, LOCK_PROGRESS, NULL);
     cond_init(&p->stopped);
     if (thread_start(&p->thread, "progress", show, p) < 0) {
         cond_destroy(&p->stopped);

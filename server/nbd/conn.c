@@ -41,7 +41,7 @@ struct conn *conn_new(struct server *s, struct exports *exports,
     for (unsigned i = 0; i < SEGMENT_CLASSES; i++) {
         list_init(&c->free_segments[i]);
     }
-    mutex_init(&c->lock);
+    mutex_init(&c->lock, LOCK_CONN, NULL);
     c->wake = kick_new();
     if (c->wake < 0) {
         conn_free(c);

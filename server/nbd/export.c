@@ -55,7 +55,7 @@ struct exports *exports_new(struct daemon *d, job_event_fn *emit, void *opaque)
         free(s);
         return NULL;
     }
-    mutex_init(&s->lock);
+    mutex_init(&s->lock, LOCK_EXPORTS, NULL);
     cond_init(&s->collected);
     list_init(&s->list);
     return s;

@@ -59,7 +59,7 @@ struct pool *pool_new(unsigned max)
 
     if (p) {
         p->max = max;
-        mutex_init(&p->lock);
+        mutex_init(&p->lock, LOCK_POOL, NULL);
         cond_init(&p->work);
         cond_init(&p->exited);
         list_init(&p->go);

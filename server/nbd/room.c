@@ -22,7 +22,7 @@ struct room *room_new(size_t limit)
 
     if (r) {
         r->limit = limit;
-        mutex_init(&r->lock);
+        mutex_init(&r->lock, LOCK_ROOM, NULL);
         list_init(&r->users);
     }
     return r;

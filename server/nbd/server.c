@@ -103,7 +103,7 @@ struct servers *servers_new(struct daemon *d)
     ss->wake = kick_new();
     list_init(&ss->list);
     list_init(&ss->conns);
-    mutex_init(&ss->lock);
+    mutex_init(&ss->lock, LOCK_SERVERS, NULL);
     cond_init(&ss->calmed);
     if (!ss->pool || !ss->room || ss->wake < 0) {
         servers_free(ss);

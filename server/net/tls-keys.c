@@ -383,7 +383,7 @@ static int renewal_new(const struct tls_creds *c, const char *password,
     if (!n) {
         return error_set(errp, ENOMEM, "Out of memory");
     }
-    mutex_init(&n->lock);
+    mutex_init(&n->lock, LOCK_TLS_KEYS, NULL);
     n->creds = *c;
     n->creds.id = n->creds.username = n->creds.passwordid = NULL;
     n->creds.dir = strdup(c->dir);

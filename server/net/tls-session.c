@@ -210,7 +210,7 @@ struct tls *tls_new(struct tls_keys *k, int fd, const char *host)
     t->keys = tls_keys_now(k);
     t->fd = fd;
     t->host = host ? strdup(host) : NULL;
-    mutex_init(&t->lock);
+    mutex_init(&t->lock, LOCK_TLS_SESSION, NULL);
     if ((host && !t->host) || start(t) < 0) {
         tls_free(t);
         return NULL;

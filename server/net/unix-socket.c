@@ -25,7 +25,7 @@ struct socket_file {
     ino_t ino;
 };
 
-static mutex_t files_lock = {PTHREAD_MUTEX_INITIALIZER};
+static mutex_t files_lock = MUTEX_STATIC(LOCK_SOCKET_FILES);
 /* Guarded by files_lock. */
 static struct list files = {&files, &files};
 static bool files_stay;

@@ -128,7 +128,7 @@ struct authz_set *authz_set_new(void)
     struct authz_set *s = calloc(1, sizeof(*s));
 
     if (s) {
-        mutex_init(&s->lock);
+        mutex_init(&s->lock, LOCK_AUTHZ, NULL);
         list_init(&s->list);
     }
     return s;

@@ -356,7 +356,7 @@ struct monitors *monitors_new(struct daemon *d, struct chardevs *chardevs)
         free(m);
         return NULL;
     }
-    mutex_init(&m->lock);
+    mutex_init(&m->lock, LOCK_MONITORS, NULL);
     return m;
 }
 

@@ -458,7 +458,7 @@ struct session *session_new(struct daemon *d, const struct channel *ch,
     s->ch = *ch;
     s->pretty = pretty;
     s->owner = wake;
-    mutex_init(&s->lock);
+    mutex_init(&s->lock, LOCK_SESSION, NULL);
     s->wake = kick_new();
     s->parser = qmp_parser_new(&qmp_limits_stranger, on_value, s);
     s->input = malloc(INPUT_SIZE);

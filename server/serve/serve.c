@@ -569,7 +569,7 @@ static int serve(bool storage_daemon, int argc, char **argv)
 
     log_init(cli_program());
     cond_init(&s.daemon.ended);
-    mutex_init(&s.daemon.turn_lock);
+    mutex_init(&s.daemon.turn_lock, LOCK_TURN, NULL);
     if (serve_parse(&s.config, storage_daemon, argc, argv, &status) == 0) {
         bool ok = start(&s, &err) == 0;
 

@@ -121,7 +121,7 @@ struct stopper *stopper_new(const struct stopper_options *o,
     }
     s->o = *o;
     s->done_fd = fd;
-    mutex_init(&s->lock);
+    mutex_init(&s->lock, LOCK_STOPPER, NULL);
     int r = thread_start(&s->thread, "stopper", stopper_thread, s);
     if (r < 0) {
         (void)error_set(errp, -r, "cannot start a thread: %s", strerror(-r));

@@ -577,7 +577,7 @@ struct io_tasks *io_tasks_new(void)
     struct io_tasks *t = calloc(1, sizeof(*t));
 
     if (t) {
-        mutex_init(&t->lock);
+        mutex_init(&t->lock, LOCK_IO_TASKS, NULL);
         cond_init(&t->changed);
     }
     return t;

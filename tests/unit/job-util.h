@@ -146,7 +146,7 @@ static inline struct node *disk_new(struct graph *g, const char *name,
     node_refresh_limits(n);
     n->monitor_owned = true;
     struct trap *t = n->state;
-    mutex_init(&t->lock);
+    mutex_init(&t->lock, LOCK_TEST, NULL);
     cond_init(&t->moved);
     graph_unlock(g);
     return n;

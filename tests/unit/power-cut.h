@@ -221,7 +221,7 @@ static inline uint64_t load_new_image(const char *options)
     rec.count = 0;
     rec.top = rec.garbage ? DISK_MAX : (uint64_t)st.st_size;
     rec.fault = (struct fault){0};
-    mutex_init(&rec.lock);
+    mutex_init(&rec.lock, LOCK_TEST, NULL);
     return (uint64_t)st.st_size;
 }
 

@@ -186,7 +186,7 @@ static inline size_t small_image(const char *options, unsigned char *to)
 static inline uint64_t small_load(const char *options, bool device)
 {
     memset(&small, 0, sizeof(small));
-    mutex_init(&small.lock);
+    mutex_init(&small.lock, LOCK_TEST, NULL);
     small.device = device;
     size_t len = small_image(options, small.bytes);
     small.used = div_up(len, SMALL_BLOCK);

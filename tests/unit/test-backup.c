@@ -436,14 +436,32 @@ struct peek {
     int after;
 };
 
+struct attempt {
+    const char *file;
+    int result;
+};
+
+static void *open_elsewhere(void *opaque)
+{
+    struct attempt *a = opaque;
+    struct graph *g = graph_new();
+
+    (void)open_raw(g, a->file, &a->result);
+    graph_free(g);
+    return NULL;
+}
+
+/* With locks of the job's graph held, so another thread opens it in another
+ * graph. */
 static void peek_at_file(const char *name, void *opaque)
 {
     struct peek *p = opaque;
-    struct graph *g = graph_new();
-    int r;
+    struct attempt a = {.file = p->file};
+    pthread_t t;
 
-    (void)open_raw(g, p->file, &r);
-    graph_free(g);
+    ck_assert_int_eq(thread_start(&t, "peek", open_elsewhere, &a), 0);
+    thread_join(t);
+    int r = a.result;
     if (strcmp(name, "BLOCK_JOB_COMPLETED") == 0) {
         p->after = r;
     } else if (p->after > 0) {

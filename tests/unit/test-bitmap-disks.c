@@ -145,8 +145,6 @@ static void begin(void)
     for (unsigned i = 0; i < DISKS; i++) {
         disks[i] = open_disk(i);
     }
-    mutex_init(&meet.lock);
-    cond_init(&meet.moved);
 }
 
 static void end(void)
@@ -367,6 +365,9 @@ int main(void)
 {
     Suite *s = suite_create("bitmap-disks");
     TCase *tc = tcase_create("disks");
+
+    mutex_init(&meet.lock, LOCK_TEST, NULL);
+    cond_init(&meet.moved);
 
     tcase_set_timeout(tc, 120);
     tcase_add_test(tc, disks_are_flushed_side_by_side);

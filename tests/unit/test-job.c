@@ -165,7 +165,7 @@ static struct toy *toy_start(struct world *w, const char *id,
     struct toy *t = calloc(1, sizeof(*t));
     struct job_txn *own = txn ? NULL : job_txn_new();
 
-    mutex_init(&t->lock);
+    mutex_init(&t->lock, LOCK_TEST, NULL);
     cond_init(&t->moved);
     mutex_lock(&w->j->lock);
     ck_assert_int_eq(job_create(w->j, &t->job, &toy_driver, &o, NULL), 0);

@@ -100,7 +100,7 @@ static void open_fn(struct work *w)
 
 static struct pool *setup(void)
 {
-    mutex_init(&lock);
+    mutex_init(&lock, LOCK_TEST, NULL);
     cond_init(&moved);
     open = false;
     inside = most = done = 0;

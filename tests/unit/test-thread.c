@@ -50,7 +50,7 @@ static void race_a_writer(void) NO_LOCK_ANALYSIS
     rwlock_t l;
     pthread_t t;
 
-    rwlock_init(&l);
+    rwlock_init(&l, LOCK_TEST, NULL);
     rwlock_rdlock(&l);
     ck_assert(rwlock_tryrdlock(&l));
     rwlock_unlock(&l);
@@ -80,7 +80,7 @@ START_TEST(timed_wait_takes_its_time)
     uint64_t start = now_ns();
     unsigned wakes = 0;
 
-    mutex_init(&m);
+    mutex_init(&m, LOCK_TEST, NULL);
     cond_init(&c);
     mutex_lock(&m);
     while (cond_wait_ms(&c, &m, 20)) {
@@ -123,7 +123,7 @@ START_TEST(endless_timed_wait_is_woken)
     struct flag f = {.set = false};
     pthread_t t;
 
-    mutex_init(&f.m);
+    mutex_init(&f.m, LOCK_TEST, NULL);
     cond_init(&f.c);
     mutex_lock(&f.m);
     ck_assert_int_eq(thread_start(&t, "setter", set_flag, &f), 0);
@@ -137,6 +137,88 @@ START_TEST(endless_timed_wait_is_woken)
 }
 END_TEST
 
+#ifdef LOCKCHECK
+
+/* Each of these ends the process. */
+
+static void check_order(enum lock_rank first, enum lock_rank second)
+    NO_LOCK_ANALYSIS
+{
+    mutex_t a;
+    mutex_t b;
+
+    mutex_init(&a, first, NULL);
+    mutex_init(&b, second, NULL);
+    mutex_lock(&a);
+    mutex_lock(&b);
+    mutex_unlock(&b);
+    mutex_unlock(&a);
+}
+
+START_TEST(locks_are_taken_in_the_order_of_their_ranks)
+{
+    check_order(LOCK_MONITOR, LOCK_CONTROL);
+    check_order(LOCK_CONTROL, LOCK_MONITOR);
+}
+END_TEST
+
+START_TEST(no_lock_of_the_server_is_held_on_entry_to_blocklib)
+{
+    check_order(LOCK_CONTROL, LOCK_EXPORTS);
+    check_order(LOCK_EXPORTS, LOCK_CONTROL);
+}
+END_TEST
+
+START_TEST(what_is_said_to_be_held_is_held)
+{
+    mutex_t m;
+
+    mutex_init(&m, LOCK_TEST, NULL);
+    mutex_lock(&m);
+    mutex_is_held(&m);
+    mutex_unlock(&m);
+    mutex_is_held(&m);
+}
+END_TEST
+
+static void wait_with_another(void) NO_LOCK_ANALYSIS
+{
+    mutex_t outer;
+    mutex_t inner;
+    cond_t c;
+
+    mutex_init(&outer, LOCK_EXPORTS, NULL);
+    mutex_init(&inner, LOCK_POOL, NULL);
+    cond_init(&c);
+    mutex_lock(&outer);
+    mutex_lock(&inner);
+    (void)cond_wait_ms(&c, &inner, 1);
+    (void)cond_wait_ms(&c, &outer, 1);
+}
+
+START_TEST(nobody_waits_with_a_lock_of_later_rank)
+{
+    wait_with_another();
+}
+END_TEST
+
+START_TEST(a_node_above_another_has_its_locks_first)
+{
+    mutex_t upper;
+    mutex_t lower;
+    int a;
+    int b;
+
+    mutex_init(&upper, LOCK_QCOW2_META, &a);
+    mutex_init(&lower, LOCK_QCOW2_ARM, &b);
+    mutex_lock(&upper);
+    mutex_lock(&lower);
+    mutex_unlock(&lower);
+    mutex_unlock(&upper);
+}
+END_TEST
+#endif
+
 int main(void)
 {
     Suite *s = suite_create("thread");
@@ -145,6 +227,16 @@ int main(void)
     tcase_add_test(tc, waiting_writer_holds_new_readers_back);
     tcase_add_test(tc, timed_wait_takes_its_time);
     tcase_add_test(tc, endless_timed_wait_is_woken);
+#ifdef LOCKCHECK
+    tcase_add_test_raise_signal(tc, locks_are_taken_in_the_order_of_their_ranks,
+                                SIGABRT);
+    tcase_add_test_raise_signal(
+        tc, no_lock_of_the_server_is_held_on_entry_to_blocklib, SIGABRT);
+    tcase_add_test_raise_signal(tc, what_is_said_to_be_held_is_held, SIGABRT);
+    tcase_add_test_raise_signal(tc, nobody_waits_with_a_lock_of_later_rank,
+                                SIGABRT);
+    tcase_add_test(tc, a_node_above_another_has_its_locks_first);
+#endif
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);

@@ -168,7 +168,7 @@ static void begin(struct disk *d, size_t at)
     }
     mood = (struct moody){.max_transfer = disks[at].max_transfer,
                           .align = disks[at].align};
-    mutex_init(&mood.lock);
+    mutex_init(&mood.lock, LOCK_TEST, NULL);
     cond_init(&mood.moved);
     d->format = format;
     strcpy(d->dir, "/tmp/test-whole-XXXXXX");

@@ -17,7 +17,10 @@
  *    released by CLEANUP_*, locks never are: take them in a short outer
  *    function, do the work in a foo_locked() that REQUIRES them.
  *
- * The order in which locks are taken is in HACKING.md.
+ * Locks are taken in the order of enum lock_rank, which HACKING.md explains.
+ * `make LOCKCHECK=1` builds programs that look: each thread has a list of what
+ * it holds, and a wrong order, a wait that keeps a lock of later order, and a
+ * claim that a lock is held, and is not, end the process.
  */
 #include <pthread.h>
 #include <stdbool.h>
@@ -37,14 +40,90 @@
 #define NO_LOCK_ANALYSIS     TSA(no_thread_safety_analysis)
 #define GUARDED_BY(lock)
 
+/*
+ * All kinds of lock, in the order in which they are taken.  Locks of the server
+ * come after those of blocklib: so none is held on entry to blocklib.
+ */
+enum lock_rank {
+    LOCK_MONITOR, /* struct jobs */
+    LOCK_CONTROL, /* struct graph */
+    LOCK_TREE,    /* any number of them, by the owner of the control lock */
+
+    /* Locks of nodes that are held while children are used: they have an owner,
+     * and are in order only among those of that owner; a parent's come before a
+     * child's. */
+    LOCK_COPY_CLAIM,
+    LOCK_COPY,
+    LOCK_LOGWRITES_ORDER,
+    LOCK_QCOW2_ARM,
+    LOCK_QCOW2_FLUSH,
+    LOCK_QCOW2_META,
+    LOCK_QCOW2_CACHE,
+
+    LOCK_YANKS,
+    LOCK_BITMAP,
+    LOCK_COMMIT,
+    LOCK_QCOW2_ARM_QUEUE,
+    LOCK_QCOW2_TIGHTENER,
+    LOCK_QCOW2_UNPACKED,
+    LOCK_FILE_FLUSH,
+    LOCK_FILE_STATUS,
+    LOCK_SCRATCH_UNIT,
+    LOCK_SCRATCH_SLOTS,
+    LOCK_NBD,
+    LOCK_BLKDEBUG,
+    LOCK_LOGWRITES,
+    LOCK_THROTTLE,
+    LOCK_MEM,
+    LOCK_RANGE,
+    LOCK_COPY_POOL,
+    LOCK_ERRANDS,
+
+    /* The server's and the plugin's. */
+    LOCK_PLUGIN,
+    LOCK_STOPPER,
+    LOCK_SERVERS,
+    LOCK_EXPORTS,
+    LOCK_CONN,
+    LOCK_POOL,
+    LOCK_ROOM,
+    LOCK_IO_TASKS,
+    LOCK_MONITORS,
+    LOCK_SESSION,
+    LOCK_TURN,
+    LOCK_TLS_KEYS,
+    LOCK_TLS_SESSION,
+    LOCK_AUTHZ,
+    LOCK_SOCKET_FILES,
+    LOCK_PROGRESS,
+
+    /* With any lock held. */
+    LOCK_TLS_CREDS,
+    LOCK_LOG,
+    LOCK_TEST, /* of tests */
+};
+
+#ifdef LOCKCHECK
+struct lock_check {
+    enum lock_rank rank;
+    const void *owner;
+    const void *_Atomic holder; /* a thread, of one that is held for writing */
+};
+#define LOCK_CHECKED struct lock_check check;
+#else
+#define LOCK_CHECKED
+#endif
+
 typedef struct TSA(capability("mutex")) mutex {
     pthread_mutex_t pm;
+    LOCK_CHECKED
 } mutex_t;
 
 /* Prefers writers and must not be nested: a reader that waits for a writer
  * that waits for an outer read lock of the same thread never wakes. */
 typedef struct TSA(capability("rwlock")) rwlock {
     pthread_rwlock_t prw;
+    LOCK_CHECKED
 } rwlock_t;
 
 typedef struct cond {
@@ -52,9 +131,23 @@ typedef struct cond {
 } cond_t;
 
 /* Of one with static storage: it needs no mutex_init. */
-#define MUTEX_STATIC {PTHREAD_MUTEX_INITIALIZER}
+#ifdef LOCKCHECK
+#define MUTEX_STATIC(rank)         \
+    {                              \
+        PTHREAD_MUTEX_INITIALIZER, \
+        {                          \
+            (rank), NULL, NULL     \
+        }                          \
+    }
+#else
+#define MUTEX_STATIC(rank)        \
+    {                             \
+        PTHREAD_MUTEX_INITIALIZER \
+    }
+#endif
 
-void mutex_init(mutex_t *m);
+/* @owner: of locks of nodes; else NULL. */
+void mutex_init(mutex_t *m, enum lock_rank rank, const void *owner);
 void mutex_destroy(mutex_t *m);
 void mutex_lock(mutex_t *m) TSA(acquire_capability(*m));
 /* False when @ms milliseconds (monotonic) have passed without it. */
@@ -63,13 +156,9 @@ bool mutex_lock_ms(mutex_t *m, uint64_t ms)
 void mutex_unlock(mutex_t *m) TSA(release_capability(*m));
 
 /* The caller holds it, which clang cannot see through a callback. */
-static inline void mutex_is_held(const mutex_t *m) TSA(assert_capability(*m));
-static inline void mutex_is_held(const mutex_t *m)
-{
-    (void)m;
-}
+void mutex_is_held(const mutex_t *m) TSA(assert_capability(*m));
 
-void rwlock_init(rwlock_t *l);
+void rwlock_init(rwlock_t *l, enum lock_rank rank, const void *owner);
 void rwlock_destroy(rwlock_t *l);
 void rwlock_rdlock(rwlock_t *l) TSA(acquire_shared_capability(*l));
 bool rwlock_tryrdlock(rwlock_t *l) TSA(try_acquire_shared_capability(true, *l));
