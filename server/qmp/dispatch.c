@@ -12,6 +12,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/job.h"
+#include "qmp/record.h"
 
 /* --- Arguments of a call. --- */
 
@@ -204,6 +205,7 @@ json_t *qmp_dispatch(struct daemon *d, struct qmp_state *state, json_t *request)
     if (!call.ret) {
         call.ret = json_object();
     }
+    qmp_record("ret-type", cmd->name, call.ret);
     if (json_object_set_new(reply, "return", call.ret) < 0 ||
         (id && json_object_set_new(reply, "id", json_deep_copy(id)) < 0)) {
         return NULL;

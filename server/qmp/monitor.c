@@ -29,6 +29,7 @@
 #include "net/address.h"
 #include "qmp/chardev.h"
 #include "qmp/dispatch.h"
+#include "qmp/record.h"
 #include "qmp/session.h"
 
 #define MONITORS_MAX 64
@@ -88,6 +89,7 @@ void monitors_emit(const char *name, json_t *data, void *opaque)
         (json_int_t)now.tv_sec, "microseconds",
         (json_int_t)(now.tv_nsec / 1000), "event", name, "data", data);
 
+    qmp_record("arg-type", name, data);
     mutex_lock(&m->lock);
     list_for_each (l, &m->links) {
         session_event(list_entry(l, struct link, in_monitors)->session, event);

@@ -13,6 +13,12 @@ serve disk=top.qcow2
 theirs=$(command -v qemu-storage-daemon || true)
 python "$SRCDIR/tests/func/qmp-schema.py" "$qmp_sock" "$theirs"
 
+# tests/run gets to see all of that.
+for said in '"ret-type": "query-block"' '"arg-type": "JOB_STATUS_CHANGE"'; do
+    grep -q "^{$said, \"value\": " "$NBDELTA_QMP_RECORD" ||
+        fail "nobody has recorded $said"
+done
+
 # What can be emitted is described.
 grep -rhoE '"((BACKUP|BLOCK|JOB|DEVICE|NODE)_[A-Z_]+|SHUTDOWN)"' "$SRCDIR"/blocklib/*/*.c \
     "$SRCDIR"/server/{nbd/export,backup/session,backup/watch,commands/core,commands/device}.c | tr -d '"' | sort -u >emitted

@@ -1,5 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What query-qmp-schema says, held against itself and against values."""
+"""What query-qmp-schema says, held against itself and against values.
+
+qmp_schema.py NBDELTA RECORD: hold what daemons said (server/qmp/record.h)
+against the schema of NBDELTA.  Exit status 1 with a line for each command and
+event that has said what is not described."""
+import json
+import subprocess
+import sys
 
 
 class Schema:
@@ -79,3 +86,39 @@ class Schema:
                     assert 'default' in m, f'{at}: {name} is missing'
             unknown = set(value) - set(members)
             assert not unknown, f'{at}: not described: {unknown}'
+
+
+def schema_of(nbdelta):
+    said = subprocess.run(
+        ['qemu-storage-daemon', '--chardev', 'stdio,id=m', '--monitor',
+         'chardev=m'], executable=nbdelta, stdout=subprocess.PIPE, check=True,
+        text=True, input='{"execute": "qmp_capabilities"}'
+        '{"execute": "query-qmp-schema"} {"execute": "quit"}').stdout
+    replies = [json.loads(line) for line in said.splitlines()]
+    return Schema(next(r['return'] for r in replies if r.get('return')))
+
+
+def problems(schema, record):
+    """{type: what is wrong with the first such value that is not described}"""
+    found = {}
+    with open(record, encoding='ascii') as f:
+        lines = set(f)
+    for line in lines:
+        (key, name), (_, value) = json.loads(line).items()
+        if name not in found:
+            try:
+                schema.validate(schema.by_name[name][key], value, name)
+            except AssertionError as e:
+                found[name] = str(e)
+    return found
+
+
+def main(nbdelta, record):
+    found = problems(schema_of(nbdelta), record)
+    for text in found.values():
+        print('not as query-qmp-schema says:', text)
+    return bool(found)
+
+
+if __name__ == '__main__':
+    sys.exit(main(*sys.argv[1:]))

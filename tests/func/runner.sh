@@ -59,6 +59,23 @@ if grep -q sleep "/proc/$(cat leaves.pid)/cmdline" 2>/dev/null; then
     exit 1
 fi
 
+# A reply that query-qmp-schema does not describe fails the test that got it.
+ln -s "$BUILD/nbdelta" build/nbdelta
+# shellcheck disable=SC2016
+test_named says.sh <<'END'
+echo '{"ret-type": "query-name", "value": {}}' >>"$NBDELTA_QMP_RECORD"
+END
+run tests/says.sh
+# shellcheck disable=SC2016
+test_named odd.sh <<'END'
+echo '{"ret-type": "query-name", "value": {"odd": 1}}' >>"$NBDELTA_QMP_RECORD"
+END
+if run tests/odd.sh; then
+    echo "a reply was not as described and nobody complained"
+    exit 1
+fi
+grep -q "query-name: not described: {'odd'}" out
+
 # A test that cannot be started has failed.
 if run tests/nosuch.sh; then
     exit 1
