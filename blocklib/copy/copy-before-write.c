@@ -123,14 +123,15 @@ static void cbw_child_perms(const struct node *n, struct perms *p)
     }
 }
 
-static void cbw_describe_bits(const struct node *n, bool of_child, json_t *list)
+static void cbw_tell_bits(const struct node *n, bool of_child, bitmap_fn *tell,
+                          void *opaque)
 {
     const struct cbw *s = n->state;
 
     if (of_child) {
-        copy_describe_todo(s->copy, list);
+        copy_tell_todo(s->copy, tell, opaque);
     } else {
-        copy_describe_view(s->copy, list);
+        copy_tell_view(s->copy, tell, opaque);
     }
 }
 
@@ -352,7 +353,7 @@ const struct driver driver_cbw = {
     .drain = cbw_drain,
     .drained = cbw_drained,
     .snapshot = cbw_snapshot,
-    .describe_bits = cbw_describe_bits,
+    .tell_bits = cbw_tell_bits,
 };
 
 /* --- By a job --- */

@@ -226,11 +226,11 @@ int copy_view_map(struct copy *c, uint64_t offset, uint64_t bytes,
 int copy_view_discard(struct copy *c, uint64_t offset, uint64_t bytes);
 
 /*
- * What QEMU shows of a copy, as BlockDirtyInfo: what is to do; what views may
- * read, and where guests have written since.  Added to @list.
+ * What QEMU shows of a copy among bitmaps: what is to do; what views may
+ * read, and where guests have written since.
  */
-void copy_describe_todo(const struct copy *c, json_t *list);
-void copy_describe_view(const struct copy *c, json_t *list);
+void copy_tell_todo(const struct copy *c, bitmap_fn *tell, void *opaque);
+void copy_tell_view(const struct copy *c, bitmap_fn *tell, void *opaque);
 
 const struct copy_counters *copy_counters(const struct copy *c);
 

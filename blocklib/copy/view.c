@@ -16,6 +16,7 @@
 #include <stdatomic.h>
 
 #include "copy/priv.h"
+#include "nbdelta/bitmap.h"
 #include "nbdelta/bytes.h"
 #include "util/iov.h"
 
@@ -175,25 +176,26 @@ int copy_view_discard(struct copy *c, uint64_t offset, uint64_t bytes)
     return r;
 }
 
-static void add_bits(json_t *list, const struct copy *c, uint64_t count)
+static void tell_bits(const struct copy *c, uint64_t count, bitmap_fn *tell,
+                      void *opaque)
 {
-    (void)json_array_append_new(
-        list, json_pack("{s:b, s:b, s:b, s:I, s:I}", "recording", 0,
-                        "persistent", 0, "busy", 0, "granularity",
-                        (json_int_t)c->cluster, "count", (json_int_t)count));
+    const struct bitmap_info info = {.granularity = c->cluster, .count = count};
+
+    tell(&info, opaque);
 }
 
-void copy_describe_todo(const struct copy *c, json_t *list)
+void copy_tell_todo(const struct copy *c, bitmap_fn *tell, void *opaque)
 {
-    add_bits(list, c, hbitmap_count(c->todo));
+    tell_bits(c, hbitmap_count(c->todo), tell, opaque);
 }
 
-void copy_describe_view(const struct copy *c, json_t *list)
+void copy_tell_view(const struct copy *c, bitmap_fn *tell, void *opaque)
 {
-    add_bits(list, c,
-             c->visible ? hbitmap_count(c->visible)
-                        : align_up(c->size, c->cluster));
-    add_bits(list, c, hbitmap_count(c->written));
+    tell_bits(c,
+              c->visible ? hbitmap_count(c->visible)
+                         : align_up(c->size, c->cluster),
+              tell, opaque);
+    tell_bits(c, hbitmap_count(c->written), tell, opaque);
 }
 
 int copy_show(struct copy *c)

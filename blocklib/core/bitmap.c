@@ -30,6 +30,7 @@
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/tell.h"
+#include "nbdelta/text.h"
 
 #define GRANULARITY_MIN UINT64_C(512)
 #define GRANULARITY_MAX (2 * GiB)
@@ -404,17 +405,10 @@ static int check_new(const char *name, uint64_t granularity,
 
 static uint64_t default_granularity(struct node *n)
 {
-    n = node_skip_filters(n);
-    CLEANUP_JSON json_t *info = n->drv->describe ? json_object() : NULL;
-    if (info) {
-        n->drv->describe(n, info);
-    }
-    json_int_t cluster =
-        json_integer_value(json_object_get(info, "cluster-size"));
-    if (cluster <= 0) {
-        return GRANULARITY_DEFAULT;
-    }
-    return min_u64(max_u64((uint64_t)cluster, DEFAULT_MIN), DEFAULT_MAX);
+    uint64_t cluster = node_skip_filters(n)->cluster_size;
+
+    return cluster == 0 ? GRANULARITY_DEFAULT
+                        : min_u64(max_u64(cluster, DEFAULT_MIN), DEFAULT_MAX);
 }
 
 static int check_storable(struct node *n, const char *name,
@@ -668,40 +662,6 @@ void *bitmap_bytes(const struct bitmap *bm, size_t *len)
     return bytes;
 }
 
-/* How many bytes at @text are one character of UTF-8; 0: they are not. */
-static size_t character(const char *text)
-{
-    size_t left = strnlen(text, 4);
-
-    for (size_t len = 1; len <= left; len++) {
-        CLEANUP_JSON json_t *one = json_stringn(text, len);
-        if (one) {
-            return len;
-        }
-    }
-    return 0;
-}
-
-json_t *bitmap_name_json(const char *name)
-{
-    static const char unknown[] = "\xef\xbf\xbd"; /* U+FFFD */
-    json_t *plain = json_string(name);
-    CLEANUP_FREE char *shown = plain ? NULL : malloc(strlen(name) * 3 + 1);
-    char *to = shown;
-
-    if (!shown) {
-        return plain;
-    }
-    for (const char *at = name; *at;) {
-        size_t len = character(at);
-
-        to = len ? mempcpy(to, at, len) : mempcpy(to, unknown, 3);
-        at += len ? len : 1;
-    }
-    *to = '\0';
-    return json_string(shown);
-}
-
 /* What follow_growth() will add. */
 static uint64_t growth(const struct bitmap *bm, const struct hbitmap *bits)
 {
@@ -714,80 +674,132 @@ static uint64_t growth(const struct bitmap *bm, const struct hbitmap *bits)
     return align_up(size, bm->granularity) - align_up(had, bm->granularity);
 }
 
-static json_t *info_new(const struct bitmap *bm, const struct hbitmap *bits,
-                        bool recording)
-{
-    bool collects = bits == bitmap_collecting(bm);
-    uint64_t count = hbitmap_count(bits) + (collects ? growth(bm, bits) : 0);
+/* --- Telling of all --- */
 
-    return json_pack("{s:b, s:b, s:b, s:I, s:I}", "recording", (int)recording,
-                     "persistent", (int)bm->persistent, "busy", 0,
-                     "granularity", (json_int_t)bm->granularity, "count",
-                     (json_int_t)count);
+/* A list that is being filled. */
+struct filling {
+    struct bitmap_list *list;
+    size_t room;
+    bool failed; /* no memory */
+};
+
+static void add_info(const struct bitmap_info *info, void *opaque)
+{
+    struct filling *f = opaque;
+    struct bitmap_list *list = f->list;
+
+    if (list->count == f->room) {
+        size_t room = f->room * 2 + 4;
+        struct bitmap_info *more = reallocarray(list->at, room, sizeof(*more));
+        if (!more) {
+            f->failed = true;
+            return;
+        }
+        list->at = more;
+        f->room = room;
+    }
+    struct bitmap_info *to = &list->at[list->count++];
+    *to = *info;
+    to->name = info->name ? text_as_utf8(info->name) : NULL;
+    f->failed |= info->name && !to->name;
 }
 
-/* One bitmap; as in QEMU, a successor shows before the frozen one. */
-static int add_info(json_t *list, const struct bitmap *bm)
+/* As in QEMU, a successor shows before the frozen bitmap. */
+static void add_bitmap(struct filling *f, const struct bitmap *bm)
 {
-    if (bm->successor &&
-        json_array_append_new(list, info_new(bm, bm->successor, bm->enabled)) <
-            0) {
-        return -1;
+    uint64_t grown = growth(bm, bitmap_collecting(bm));
+    struct bitmap_info info = {
+        .granularity = bm->granularity,
+        .recording = bm->enabled,
+        .persistent = bm->persistent,
+    };
+
+    if (bm->successor) {
+        info.count = hbitmap_count(bm->successor) + grown;
+        add_info(&info, f);
+        grown = 0;
     }
-    json_t *info = info_new(bm, bm->bits, bm->enabled);
-    if (json_array_append_new(list, info) < 0) {
-        return -1;
-    }
-    if (is_busy(bm)) {
-        (void)json_object_set_new(info, "busy", json_true());
-    }
-    if (atomic_load(&bm->inconsistent)) {
-        (void)json_object_set_new(info, "inconsistent", json_true());
-        (void)json_object_set_new(info, "inconsistent-reason",
-                                  json_string(bm->why));
-    }
-    if (bm->name) {
-        (void)json_object_set_new(info, "name", bitmap_name_json(bm->name));
-    }
-    return 0;
+    info.count = hbitmap_count(bm->bits) + grown;
+    info.busy = is_busy(bm);
+    info.inconsistent = atomic_load(&bm->inconsistent);
+    info.why = info.inconsistent ? bm->why : NULL;
+    info.name = bm->name;
+    add_info(&info, f);
 }
 
 /* Those of copies; in QEMU they are bitmaps without names, and the oldest. */
-static void add_bits(json_t *list, const struct node *n)
+static void add_bits(struct filling *f, const struct node *n)
 {
-    if (n->drv->describe_bits) {
-        n->drv->describe_bits(n, false, list);
+    if (n->drv->tell_bits) {
+        n->drv->tell_bits(n, false, add_info, f);
     }
     list_for_each (at, &n->parents) {
         const struct edge *e = list_entry(at, struct edge, on_child);
         const struct node *p = e->parent;
-        if (p && p->drv->describe_bits && e == p->child[CHILD_FILE]) {
-            p->drv->describe_bits(p, true, list);
+        if (p && p->drv->tell_bits && e == p->child[CHILD_FILE]) {
+            p->drv->tell_bits(p, true, add_info, f);
         }
     }
 }
 
-json_t *bitmap_query(struct node *n)
+int bitmaps_get(struct node *n, struct bitmap_list *list)
 {
-    json_t *list = json_array();
-    int r = list ? 0 : -1;
+    struct filling f = {.list = list};
 
+    *list = (struct bitmap_list){NULL, 0};
     graph_lock(n->graph); /* for its parents */
     struct tree *t = node_enter(n, false);
-    if (r == 0) {
-        add_bits(list, n);
-    }
-    for (struct list *at = n->bitmaps.prev; r == 0 && at != &n->bitmaps;
-         at = at->prev) {
-        r = add_info(list, list_entry(at, struct bitmap, on_node));
+    add_bits(&f, n);
+    for (struct list *at = n->bitmaps.prev; at != &n->bitmaps; at = at->prev) {
+        add_bitmap(&f, list_entry(at, struct bitmap, on_node));
     }
     node_leave(t);
     graph_unlock(n->graph);
+    if (f.failed) {
+        bitmaps_free(list);
+    }
+    return f.failed ? -ENOMEM : 0;
+}
+
+void bitmaps_free(struct bitmap_list *list)
+{
+    for (size_t i = 0; i < list->count; i++) {
+        free(list->at[i].name);
+    }
+    free(list->at);
+    *list = (struct bitmap_list){NULL, 0};
+}
+
+json_t *bitmap_info_json(const struct bitmap_info *info)
+{
+    json_t *o = json_pack("{s:b, s:b, s:b, s:I, s:I, s:s*}", "recording",
+                          (int)info->recording, "persistent",
+                          (int)info->persistent, "busy", (int)info->busy,
+                          "granularity", (json_int_t)info->granularity, "count",
+                          (json_int_t)info->count, "name", info->name);
+
+    if (o && info->inconsistent) {
+        (void)json_object_set_new(o, "inconsistent", json_true());
+        (void)json_object_set_new(o, "inconsistent-reason",
+                                  json_string(info->why));
+    }
+    return o;
+}
+
+json_t *bitmap_query(struct node *n)
+{
+    CLEANUP_BITMAPS struct bitmap_list list;
+    json_t *all = json_array();
+    int r = bitmaps_get(n, &list);
+
+    for (size_t i = 0; i < list.count && r == 0; i++) {
+        r = json_array_append_new(all, bitmap_info_json(&list.at[i]));
+    }
     if (r < 0) {
-        json_decref(list);
+        json_decref(all);
         return NULL;
     }
-    return list;
+    return all;
 }
 
 /* The next node that has bitmaps of the disk, or NULL. */

@@ -25,14 +25,14 @@ struct bitmap {
     /* Tree lock of the node. */
     struct node *node; /* NULL: removed */
     struct list on_node;
-    bool enabled;   /* also when frozen: does the successor collect? */
+    bool enabled; /* also when frozen: does the successor collect? */
     bool persistent;
-    bool loaded;    /* it was in the image when that was opened */
-    bool rewrite;   /* its bits in the image have to become these */
-    void *stored;   /* the driver's, when it is in the image already */
+    bool loaded;     /* it was in the image when that was opened */
+    bool rewrite;    /* its bits in the image have to become these */
+    void *stored;    /* the driver's, when it is in the image already */
     const char *why; /* it is inconsistent; a constant text, or NULL */
     bool recorded;   /* it is inconsistent, and was enabled before */
-    unsigned users; /* operations that keep it busy */
+    unsigned users;  /* operations that keep it busy */
 
     /* Tree lock: nests of recording bitmaps (core/bitmap-mark.c). */
     struct bitmap *outer; /* has all bits of this one; or NULL */
@@ -75,9 +75,8 @@ enum bitmap_use {
 };
 
 /* One that cannot be used, without bits; @why is a constant text. */
-int bitmap_attach_broken(struct node *n, const char *name,
-                         uint64_t granularity, const char *why,
-                         struct bitmap **bmp);
+int bitmap_attach_broken(struct node *n, const char *name, uint64_t granularity,
+                         const char *why, struct bitmap **bmp);
 
 /* The bitmap (no new reference; it stays as long as it is busy), or an error
  * with QEMU's text. */
@@ -136,10 +135,6 @@ int bitmap_resize_all(struct node *n, uint64_t old, uint64_t size,
 
 /* Free the bitmaps of a node that is being closed. */
 void bitmap_release_all(struct node *n);
-
-/* A name for JSON, with U+FFFD for bytes that are not UTF-8: those of names
- * from images can be anything.  NULL: no memory. */
-json_t *bitmap_name_json(const char *name);
 
 /* What is dirty in the granules [@first, @first + @count), also while it is
  * frozen; as hbitmap_or_in into zeroes. */

@@ -57,6 +57,7 @@ struct copy;
 struct driver;
 struct file_make;
 struct stat;
+struct bitmap_info;
 struct opts;
 struct node_flags;
 enum node_event;
@@ -210,6 +211,8 @@ struct driver_bitmaps {
     int (*heal)(struct node *n, bool nowait);
 };
 
+typedef void bitmap_fn(const struct bitmap_info *info, void *opaque);
+
 struct driver {
     const char *name;             /* the word in "driver": "..." */
     const struct option *options; /* all that open takes, and "backing" */
@@ -265,8 +268,8 @@ struct driver {
      * they are in no file. */
     int (*fstat)(const struct node *n, struct stat *st);
 
-    /* Add members to ImageInfo (node_image_info) in @info: "cluster-size",
-     * "format-specific", ...  NULL: nothing to add. */
+    /* Add "format-specific" to ImageInfo (node_image_info) in @info, and what
+     * else the format alone knows.  NULL: nothing to add. */
     void (*describe)(struct node *n, json_t *info);
 
     /* Add the driver's own members to "driver-specific" of BlockStats in
@@ -313,9 +316,10 @@ struct driver {
      * who read it (copy/copy.h).  NULL: there is none. */
     struct copy *(*snapshot)(const struct node *n);
 
-    /* Bits that the node keeps for itself, and for its file child, as
-     * BlockDirtyInfo without names: added to @list.  NULL: none. */
-    void (*describe_bits)(const struct node *n, bool of_child, json_t *list);
+    /* Call @tell for the bits that the node keeps for itself or, with
+     * @of_child, for its file child: bitmaps without names.  NULL: none. */
+    void (*tell_bits)(const struct node *n, bool of_child, bitmap_fn *tell,
+                      void *opaque);
 
     /* For filters that look at requests: the range's status is asked for.
      * NULL: it passes. */

@@ -89,8 +89,9 @@ struct node {
     void *state; /* drv->state_size zeroed bytes */
     struct limits limits;
     struct node_flags flags;
-    char *filename;      /* what a person would type to open it */
-    char *image_backing; /* backing file as the image names it, or NULL */
+    uint32_t cluster_size; /* of the format; 0: it has none */
+    char *filename;        /* what a person would type to open it */
+    char *image_backing;   /* backing file as the image names it, or NULL */
     char *image_backing_fmt;
     bool growable;             /* protocol: writes past the end extend it */
     bool probed;               /* the format was guessed from the content */

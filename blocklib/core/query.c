@@ -1,33 +1,46 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Nodes in the words of QMP: ImageInfo and BlockDeviceInfo. */
 
+#include <sys/stat.h>
+
 #include "core/graph-priv.h"
 #include "core/image-name.h"
 #include "nbdelta/bitmap.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 
-static json_t *image_info(struct node *n);
-
-/* What the files below take on their disks is what the image takes. */
-static void add_actual_size(struct node *n, json_t *info)
+/* Add what the file of @n, or the files below it, take on their disks. */
+static bool add_disk_bytes(const struct node *n, uint64_t *sum)
 {
     static const unsigned below[] = {CHILD_FILE, CHILD_DATA};
-    bool own = json_object_get(info, "actual-size");
-    json_int_t sum = 0;
-    bool any = false;
+    struct stat st;
+    bool known = false;
 
-    for (size_t i = 0; i < ARRAY_SIZE(below) && !own; i++) {
-        struct node *child = node_child(n, below[i]);
-        CLEANUP_JSON json_t *of = child ? image_info(child) : NULL;
-        json_t *size = json_object_get(of, "actual-size");
+    if (n->drv->fstat) {
+        known = n->drv->fstat(n, &st) == 0;
+        *sum += known ? (uint64_t)st.st_blocks * 512 : 0;
+        return known;
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(below); i++) {
+        const struct node *child = node_child(n, below[i]);
 
-        any |= size != NULL;
-        sum += json_integer_value(size);
+        known |= child && add_disk_bytes(child, sum);
     }
-    if (any) {
-        (void)json_object_set_new(info, "actual-size", json_integer(sum));
-    }
+    return known;
+}
+
+bool node_disk_bytes(struct graph *g, const struct node *n, uint64_t *bytes)
+{
+    *bytes = 0;
+    graph_lock(g);
+    bool known = add_disk_bytes(n, bytes);
+    graph_unlock(g);
+    return known;
+}
+
+uint32_t node_cluster_size(const struct node *n)
+{
+    return n->cluster_size;
 }
 
 static void add_backing(struct node *n, json_t *info)
@@ -52,8 +65,14 @@ static json_t *image_info(struct node *n)
     json_t *info = json_pack("{s:I, s:s, s:s}", "virtual-size",
                              (json_int_t)node_size(n), "filename",
                              node_filename(n), "format", node_driver(n));
+    uint64_t on_disk = 0;
+
     if (!info) {
         info = json_object(); /* a file name that is not UTF-8 */
+    }
+    if (n->cluster_size > 0) {
+        (void)json_object_set_new(info, "cluster-size",
+                                  json_integer(n->cluster_size));
     }
     if (n->drv->describe) {
         n->drv->describe(n, info);
@@ -61,7 +80,10 @@ static json_t *image_info(struct node *n)
     if (!json_object_get(info, "dirty-flag")) {
         (void)json_object_set_new(info, "dirty-flag", json_false());
     }
-    add_actual_size(n, info);
+    if (add_disk_bytes(n, &on_disk)) {
+        (void)json_object_set_new(info, "actual-size",
+                                  json_integer((json_int_t)on_disk));
+    }
     add_backing(n, info);
     return info;
 }
@@ -81,8 +103,7 @@ static json_t *image_chain(struct node *n)
     struct node *backing = node_skip_filters(node_backing(n));
 
     if (info && backing) {
-        (void)json_object_set_new(info, "backing-image",
-                                  image_chain(backing));
+        (void)json_object_set_new(info, "backing-image", image_chain(backing));
     }
     return info;
 }
@@ -100,17 +121,18 @@ static json_int_t backing_depth(struct node *n)
 
 static json_t *device_info(struct node *n)
 {
-    static const char *const detect[] = { "off", "on", "unmap" };
+    static const char *const detect[] = {"off", "on", "unmap"};
     struct node *backing = node_child(n, CHILD_BACKING);
     json_t *info = json_pack(
         "{s:i, s:s, s:o, s:i, s:b, s:s, s:I, s:s, s:i, s:i, s:i, s:b, s:i, "
         "s:i, s:{s:b, s:b, s:b}, s:s}",
-        "iops_rd", 0, "detect_zeroes", detect[n->flags.detect_zeroes], "image", image_chain(n),
-        "iops_wr", 0, "ro", (int)n->flags.read_only, "node-name", n->name,
-        "backing_file_depth", backing_depth(n), "drv", node_driver(n),
-        "iops", 0, "bps_wr", 0, "write_threshold", 0, "encrypted", 0, "bps",
-        0, "bps_rd", 0, "cache", "no-flush", (int)n->flags.no_flush, "direct",
-        (int)n->flags.direct, "writeback", 1, "file", node_filename(n));
+        "iops_rd", 0, "detect_zeroes", detect[n->flags.detect_zeroes], "image",
+        image_chain(n), "iops_wr", 0, "ro", (int)n->flags.read_only,
+        "node-name", n->name, "backing_file_depth", backing_depth(n), "drv",
+        node_driver(n), "iops", 0, "bps_wr", 0, "write_threshold", 0,
+        "encrypted", 0, "bps", 0, "bps_rd", 0, "cache", "no-flush",
+        (int)n->flags.no_flush, "direct", (int)n->flags.direct, "writeback", 1,
+        "file", node_filename(n));
 
     if (info && backing) {
         (void)json_object_set_new(info, "backing_file",

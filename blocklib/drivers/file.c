@@ -646,17 +646,6 @@ static int file_map(struct node *n, uint64_t offset, uint64_t bytes,
     return 0;
 }
 
-static void file_describe(struct node *n, json_t *info)
-{
-    const struct file *s = n->state;
-    struct stat st;
-
-    if (fstat(s->fd, &st) == 0) {
-        (void)json_object_set_new(info, "actual-size",
-                                  json_integer(st.st_blocks * 512));
-    }
-}
-
 static int file_fstat(const struct node *n, struct stat *st)
 {
     const struct file *s = n->state;
@@ -681,7 +670,6 @@ static const struct driver_reopen reopen_methods = {
     .reopen = &reopen_methods,             \
     .limits = file_limits,                 \
     .resize = file_resize,                 \
-    .describe = file_describe,             \
     .fstat = file_fstat,                   \
     .stats = file_stats,                   \
     .map = file_map,                       \

@@ -22,6 +22,7 @@
 #include "core/graph.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/text.h"
 #include "qcow2/bitmaps.h"
 #include "util/iov.h"
 
@@ -491,6 +492,7 @@ json_t *qcow2_bitmaps_describe(const struct qcow2 *s)
 
     list_for_each (e, &s->bitmaps.list) {
         const struct qcow2_bitmap *qb = QB(e);
+        CLEANUP_FREE char *name = text_as_utf8(qb->name);
         json_t *flags = json_array();
 
         if (qb->flags & QCOW2_BITMAP_IN_USE) {
@@ -500,8 +502,8 @@ json_t *qcow2_bitmaps_describe(const struct qcow2 *s)
             (void)json_array_append_new(flags, json_string("auto"));
         }
         (void)json_array_append_new(
-            list, json_pack("{s:o, s:o*, s:I}", "flags", flags, "name",
-                            bitmap_name_json(qb->name), "granularity",
+            list, json_pack("{s:o, s:s*, s:I}", "flags", flags, "name", name,
+                            "granularity",
                             (json_int_t)1 << qb->granularity_bits % 62));
     }
     return list;

@@ -228,6 +228,7 @@ static void take_header(struct qcow2 *s, struct qcow2_header *h)
     s->file_grows_zero = s->file->limits.grows_zero;
     s->virgin = align_up(node_size(s->file), s->cluster_size);
     n->size = h->size;
+    n->cluster_size = (uint32_t)s->cluster_size;
     n->image_backing = h->backing;
     n->image_backing_fmt = h->backing_fmt;
     s->data_name = h->data_file;
@@ -371,8 +372,6 @@ static void qcow2_describe(struct node *n, json_t *info)
 {
     const struct qcow2 *s = n->state;
 
-    (void)json_object_set_new(info, "cluster-size",
-                              json_integer((json_int_t)s->cluster_size));
     /* Version 2 has no bits for some of it; the order is qemu-img's. */
     bool v3 = s->version >= 3;
     json_t *data = json_pack(

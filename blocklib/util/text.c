@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "nbdelta/text.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "nbdelta/bytes.h"
@@ -99,5 +100,26 @@ char *text_printable(const char *s)
     if (copy) {
         text_make_printable(copy);
     }
+    return copy;
+}
+
+char *text_as_utf8(const char *s)
+{
+    static const char unknown[] = "\xef\xbf\xbd"; /* U+FFFD */
+    char *copy = malloc(strlen(s) * (sizeof(unknown) - 1) + 1);
+    char *to = copy;
+    uint32_t code;
+
+    if (!copy) {
+        return NULL;
+    }
+    while (*s) {
+        size_t len = text_char(s, &code);
+
+        to = len > 0 ? mempcpy(to, s, len)
+                     : mempcpy(to, unknown, sizeof(unknown) - 1);
+        s += len > 0 ? len : 1;
+    }
+    *to = '\0';
     return copy;
 }

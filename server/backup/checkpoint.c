@@ -17,48 +17,33 @@
 
 #define NAMES_MAX 20
 
-static bool is_true(const json_t *bitmap, const char *key)
-{
-    return json_is_true(json_object_get(bitmap, key));
-}
-
-static const char *name_of(const json_t *bitmap)
-{
-    return json_string_value(json_object_get(bitmap, "name"));
-}
-
 /*
  * What is broken may have been one.  Where bitmaps cannot be persistent, a
  * checkpoint is one in memory; but that of a backup which has not ended is
  * held by it, and none yet.
  */
-static bool is_checkpoint(const struct node *n, const json_t *bitmap)
+static bool is_checkpoint(const struct node *n, const struct bitmap_info *b)
 {
-    return name_of(bitmap) &&
-           (is_true(bitmap, "recording") || is_true(bitmap, "inconsistent")) &&
-           (is_true(bitmap, "persistent") ||
-            (!node_keeps_bitmaps(n) && !is_true(bitmap, "busy")));
+    return b->name && (b->recording || b->inconsistent) &&
+           (b->persistent || (!node_keeps_bitmaps(n) && !b->busy));
 }
 
 /* --- Listing. --- */
 
 /* Add what node @n has of the checkpoint to its entry in @all. */
-static int add_disk(json_t *all, const struct node *n, const json_t *bitmap)
+static int add_disk(json_t *all, const struct node *n,
+                    const struct bitmap_info *b)
 {
-    const char *name = name_of(bitmap);
-    json_t *entry = json_object_get(all, name);
-    json_t *disk = json_pack("{s:s, s:O, s:O, s:O, s:O, s:b, s:O*}", "node",
-                             node_name(n), "granularity",
-                             json_object_get(bitmap, "granularity"), "count",
-                             json_object_get(bitmap, "count"), "persistent",
-                             json_object_get(bitmap, "persistent"), "busy",
-                             json_object_get(bitmap, "busy"), "inconsistent",
-                             (int)is_true(bitmap, "inconsistent"), "reason",
-                             json_object_get(bitmap, "inconsistent-reason"));
+    json_t *entry = json_object_get(all, b->name);
+    json_t *disk = json_pack(
+        "{s:s, s:I, s:I, s:b, s:b, s:b, s:s*}", "node", node_name(n),
+        "granularity", (json_int_t)b->granularity, "count",
+        (json_int_t)b->count, "persistent", (int)b->persistent, "busy",
+        (int)b->busy, "inconsistent", (int)b->inconsistent, "reason", b->why);
 
     if (!entry) {
-        entry = json_pack("{s:s, s:[]}", "name", name, "disks");
-        if (json_object_set_new(all, name, entry) < 0) {
+        entry = json_pack("{s:s, s:[]}", "name", b->name, "disks");
+        if (json_object_set_new(all, b->name, entry) < 0) {
             json_decref(disk);
             return -1;
         }
@@ -68,14 +53,12 @@ static int add_disk(json_t *all, const struct node *n, const json_t *bitmap)
 
 static int add_node(struct node *n, void *opaque)
 {
-    CLEANUP_JSON json_t *bitmaps = bitmap_query(n);
-    size_t i;
-    json_t *bitmap;
-    int r = bitmaps ? 0 : -1;
+    CLEANUP_BITMAPS struct bitmap_list list;
+    int r = bitmaps_get(n, &list);
 
-    json_array_foreach (bitmaps, i, bitmap) {
-        if (r == 0 && is_checkpoint(n, bitmap)) {
-            r = add_disk(opaque, n, bitmap);
+    for (size_t i = 0; i < list.count && r == 0; i++) {
+        if (is_checkpoint(n, &list.at[i])) {
+            r = add_disk(opaque, n, &list.at[i]);
         }
     }
     return r;
@@ -134,36 +117,37 @@ json_t *checkpoints_query(struct daemon *d)
 const char *checkpoint_missing(struct daemon *d, struct node *n,
                                const char *name)
 {
-    CLEANUP_JSON json_t *bitmaps = bitmap_query(n);
+    CLEANUP_BITMAPS struct bitmap_list list;
     const char *why = "new-disk";
-    size_t i;
-    json_t *bitmap;
 
-    json_array_foreach (bitmaps, i, bitmap) {
-        const char *is = name_of(bitmap);
-        if (is && strcmp(is, name) == 0) {
-            return is_true(bitmap, "inconsistent") ? "bitmap-inconsistent"
-                   : is_true(bitmap, "recording")  ? NULL
-                                                   : "bitmap-disabled";
+    (void)bitmaps_get(n, &list);
+    for (size_t i = 0; i < list.count; i++) {
+        const struct bitmap_info *b = &list.at[i];
+
+        if (b->name && strcmp(b->name, name) == 0) {
+            return b->inconsistent ? "bitmap-inconsistent"
+                   : b->recording  ? NULL
+                                   : "bitmap-disabled";
         }
-        why = is_checkpoint(n, bitmap) ? "no-checkpoint" : why;
+        why = is_checkpoint(n, b) ? "no-checkpoint" : why;
     }
     return bitmap_below(d->graph, n, name) ? "base-bitmap" : why;
 }
 
 char *checkpoint_names(struct node *n)
 {
-    CLEANUP_JSON json_t *bitmaps = bitmap_query(n);
+    CLEANUP_BITMAPS struct bitmap_list list;
     char *text = NULL;
     size_t size = 0;
     FILE *f = open_memstream(&text, &size);
     unsigned count = 0;
-    size_t i;
-    json_t *bitmap;
 
-    json_array_foreach (bitmaps, i, bitmap) {
-        if (f && is_checkpoint(n, bitmap) && count++ < NAMES_MAX) {
-            (void)fprintf(f, "%s'%s'", count > 1 ? ", " : "", name_of(bitmap));
+    (void)bitmaps_get(n, &list);
+    for (size_t i = 0; i < list.count; i++) {
+        const struct bitmap_info *b = &list.at[i];
+
+        if (f && is_checkpoint(n, b) && count++ < NAMES_MAX) {
+            (void)fprintf(f, "%s'%s'", count > 1 ? ", " : "", b->name);
         }
     }
     if (!f) {
@@ -179,13 +163,14 @@ char *checkpoint_names(struct node *n)
 
 bool checkpoint_exists(struct node *n, const char *name)
 {
-    CLEANUP_JSON json_t *bitmaps = bitmap_query(n);
+    CLEANUP_BITMAPS struct bitmap_list list;
     bool found = false;
-    size_t i;
-    json_t *bitmap;
 
-    json_array_foreach (bitmaps, i, bitmap) {
-        found |= is_checkpoint(n, bitmap) && strcmp(name_of(bitmap), name) == 0;
+    (void)bitmaps_get(n, &list);
+    for (size_t i = 0; i < list.count; i++) {
+        const struct bitmap_info *b = &list.at[i];
+
+        found |= is_checkpoint(n, b) && strcmp(b->name, name) == 0;
     }
     return found;
 }

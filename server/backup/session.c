@@ -476,10 +476,9 @@ static uint64_t allocated(struct graph *g, struct node *n)
     uint64_t sum = 0;
 
     for (; n && sum < size; n = node_backing(n)) {
-        CLEANUP_JSON json_t *info = node_image_info(g, n);
-        const json_t *actual = json_object_get(info, "actual-size");
-        sum += json_is_integer(actual) ? (uint64_t)json_integer_value(actual)
-                                       : size;
+        uint64_t bytes;
+
+        sum += node_disk_bytes(g, n, &bytes) ? bytes : size;
     }
     return min_u64(sum, size);
 }

@@ -117,109 +117,95 @@ struct request {
 
 /* --- Listing --- */
 
-static const char *text_of(const json_t *info, const char *key)
+static bool is_named(const struct request *rq, const char *name)
 {
-    return json_string_value(json_object_get(info, key));
+    bool named = false;
+
+    for (size_t i = 0; i < rq->name_count && !named; i++) {
+        named = name && strcmp(rq->names[i], name) == 0;
+    }
+    return named;
 }
 
 static bool is_wanted(const struct request *rq, const char *name)
 {
-    bool wanted = rq->name_count == 0;
-
-    for (size_t i = 0; i < rq->name_count && !wanted; i++) {
-        wanted = name && strcmp(rq->names[i], name) == 0;
-    }
-    return wanted;
+    return rq->name_count == 0 || is_named(rq, name);
 }
 
-static bool is_inconsistent(const json_t *info)
+static void print_line(const struct bitmap_info *b)
 {
-    return json_is_true(json_object_get(info, "inconsistent"));
-}
-
-static int64_t number(const json_t *info, const char *key)
-{
-    return json_integer_value(json_object_get(info, key));
-}
-
-static void print_line(const json_t *info)
-{
-    const char *name = text_of(info, "name");
-    const char *why = text_of(info, "inconsistent-reason");
-    CLEANUP_FREE char *shown = text_printable(name ? name : "?");
+    CLEANUP_FREE char *shown = text_printable(b->name ? b->name : "?");
     char granularity[32];
 
-    (void)size_human((uint64_t)number(info, "granularity"), granularity,
-                     sizeof(granularity));
-    printf("%-10s %16" PRId64 "  ", granularity, number(info, "count"));
-    if (is_inconsistent(info)) {
-        printf("inconsistent  %s: %s\n", shown ? shown : "?", why ? why : "?");
+    (void)size_human(b->granularity, granularity, sizeof(granularity));
+    printf("%-10s %16" PRIu64 "  ", granularity, b->count);
+    if (b->inconsistent) {
+        printf("inconsistent  %s: %s\n", shown ? shown : "?",
+               b->why ? b->why : "?");
     } else {
-        printf("%-12s  %s\n",
-               json_is_true(json_object_get(info, "recording")) ? "enabled"
-                                                                : "disabled",
+        printf("%-12s  %s\n", b->recording ? "enabled" : "disabled",
                shown ? shown : "?");
     }
 }
 
-/* Those that are wanted, as the image has them in order; a new array. */
-static json_t *wanted_bitmaps(const struct request *rq, struct node *n)
+static bool has_name(const struct bitmap_list *list, const char *name)
 {
-    CLEANUP_JSON json_t *all = bitmap_query(n);
-    json_t *list = json_array();
-
-    for (size_t i = json_array_size(all); i > 0; i--) {
-        json_t *info = json_array_get(all, i - 1);
-        if (is_wanted(rq, text_of(info, "name"))) {
-            (void)json_array_append(list, info);
-        }
-    }
-    return list;
-}
-
-static bool has_name(const json_t *list, const char *name)
-{
-    for (size_t i = 0; i < json_array_size(list); i++) {
-        const char *other = text_of(json_array_get(list, i), "name");
-        if (other && strcmp(other, name) == 0) {
+    for (size_t i = 0; i < list->count; i++) {
+        if (list->at[i].name && strcmp(list->at[i].name, name) == 0) {
             return true;
         }
     }
     return false;
 }
 
-static bool any_inconsistent(const json_t *list)
+/* Tell of those that are wanted, in the order that the image has.  Is one of
+ * them inconsistent? */
+static bool print_wanted(const struct request *rq,
+                         const struct bitmap_list *list)
 {
-    for (size_t i = 0; i < json_array_size(list); i++) {
-        if (is_inconsistent(json_array_get(list, i))) {
-            return true;
+    CLEANUP_JSON json_t *all = json_array();
+    bool inconsistent = false;
+    bool begun = false;
+
+    for (size_t i = list->count; i-- > 0;) {
+        const struct bitmap_info *b = &list->at[i];
+
+        if (!is_wanted(rq, b->name)) {
+            continue;
         }
+        inconsistent |= b->inconsistent;
+        if (rq->json) {
+            (void)json_array_append_new(all, bitmap_info_json(b));
+            continue;
+        }
+        if (!begun) {
+            printf("%-10s %16s  %-12s  %s\n", "Granularity", "Dirty bytes",
+                   "State", "Name");
+        }
+        begun = true;
+        print_line(b);
     }
-    return false;
+    if (rq->json) {
+        cli_print_json(all);
+    }
+    return inconsistent;
 }
 
 static int list_bitmaps(const struct request *rq, struct node *n)
 {
-    CLEANUP_JSON json_t *list = wanted_bitmaps(rq, n);
+    CLEANUP_BITMAPS struct bitmap_list list;
 
+    (void)bitmaps_get(n, &list);
     for (size_t i = 0; i < rq->name_count; i++) {
-        if (!has_name(list, rq->names[i])) {
+        if (!has_name(&list, rq->names[i])) {
             (void)cli_failed(command.name, "Dirty bitmap '%s' not found",
                              rq->names[i]);
             return EXIT_NO_BITMAP;
         }
     }
-    if (rq->json) {
-        cli_print_json(list);
-    } else if (json_array_size(list) > 0) {
-        printf("%-10s %16s  %-12s  %s\n", "Granularity", "Dirty bytes", "State",
-               "Name");
-        for (size_t i = 0; i < json_array_size(list); i++) {
-            print_line(json_array_get(list, i));
-        }
-    }
+    bool inconsistent = print_wanted(rq, &list);
     int status = cli_finish(command.name);
-    return status == 0 && any_inconsistent(list) ? EXIT_INCONSISTENT : status;
+    return status == 0 && inconsistent ? EXIT_INCONSISTENT : status;
 }
 
 /* --- Changing --- */
@@ -287,15 +273,15 @@ static bool is_source(const struct request *rq, const char *name)
 static bool meets_inconsistent(const struct request *rq, struct node *n,
                                bool changed, bool merged)
 {
-    CLEANUP_JSON json_t *all = bitmap_query(n);
+    CLEANUP_BITMAPS struct bitmap_list list;
     bool meets = false;
 
-    for (size_t i = 0; i < json_array_size(all) && !meets; i++) {
-        const json_t *info = json_array_get(all, i);
-        const char *name = text_of(info, "name");
+    (void)bitmaps_get(n, &list);
+    for (size_t i = 0; i < list.count && !meets; i++) {
+        const struct bitmap_info *b = &list.at[i];
 
-        meets = is_inconsistent(info) && ((changed && is_wanted(rq, name)) ||
-                                          (merged && is_source(rq, name)));
+        meets = b->inconsistent && ((changed && is_wanted(rq, b->name)) ||
+                                    (merged && is_source(rq, b->name)));
     }
     return meets;
 }
@@ -348,27 +334,21 @@ static int repair(struct request *rq, struct node *n)
     if (rq->name_count > 0) {
         return repair_these(rq, n);
     }
-    CLEANUP_JSON json_t *list = wanted_bitmaps(rq, n);
-    CLEANUP_JSON json_t *names = json_object(); /* each once */
-    for (size_t i = 0; i < json_array_size(list); i++) {
-        const json_t *info = json_array_get(list, i);
-        if (is_inconsistent(info)) {
-            json_t *name = json_object_get(info, "name");
-            (void)json_object_set(names, json_string_value(name), name);
-        }
-    }
-    CLEANUP_FREE const char **all = calloc(json_object_size(names) + 1,
-                                           sizeof(const char *));
-    if (!all) {
+    CLEANUP_BITMAPS struct bitmap_list list;
+    (void)bitmaps_get(n, &list);
+    CLEANUP_FREE const char **names = calloc(list.count + 1, sizeof(*names));
+    if (!names) {
         return cli_failed(command.name, "no memory for names");
     }
     struct request these = *rq;
-    const char *key;
-    json_t *value;
-    json_object_foreach (names, key, value) {
-        all[these.name_count++] = key;
+    these.names = names;
+    for (size_t i = list.count; i-- > 0;) {
+        const struct bitmap_info *b = &list.at[i];
+
+        if (b->inconsistent && !is_named(&these, b->name)) {
+            names[these.name_count++] = b->name; /* each once */
+        }
     }
-    these.names = all;
     return repair_these(&these, n);
 }
 

@@ -324,11 +324,9 @@ static int do_map(const struct io_request *q)
 
 /* --- The rest --- */
 
-static void print_info(struct graph *g, struct node *n)
+static void print_info(const struct node *n)
 {
-    CLEANUP_JSON json_t *info = node_image_info(g, n);
-    json_int_t cluster =
-        json_integer_value(json_object_get(info, "cluster-size"));
+    uint32_t cluster = node_cluster_size(n);
     char size[80];
 
     printf("format name: %s\n", node_driver(n));
@@ -352,7 +350,7 @@ static void remove_break(struct node *n, const char *tag)
 
 /* What needs no requests is done at once, and nothing is attached for it.
  * False: there is more to do. */
-static bool do_at_once(struct graph *g, struct node *n, const struct io_args *a)
+static bool do_at_once(struct node *n, const struct io_args *a)
 {
     CLEANUP_ERROR struct error *err = NULL;
     char size[80];
@@ -365,7 +363,7 @@ static bool do_at_once(struct graph *g, struct node *n, const struct io_args *a)
         printf("%s\n", size_text((double)node_size(n), size, sizeof(size)));
         return true;
     case IO_INFO:
-        print_info(g, n);
+        print_info(n);
         return true;
     case IO_BREAK:
         r = blkdebug_break(n, a->event, a->tag, &err);
@@ -556,7 +554,7 @@ struct io_request *io_prepare(struct io_tasks *t, struct jobs *jobs,
         q->jobs = jobs;
         q->g = g;
         r = io_parse(command, &q->args, &err);
-        done = r < 0 || do_at_once(g, n, &q->args);
+        done = r < 0 || do_at_once(n, &q->args);
         if (!done) {
             r = attach(q, n, &err);
         }

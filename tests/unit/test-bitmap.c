@@ -425,19 +425,9 @@ static int watch_discard(struct node *w, uint64_t offset, uint64_t bytes)
     return 0;
 }
 
-static json_int_t cluster_size;
-
-static void watch_describe(struct node *w, json_t *image)
-{
-    (void)w;
-    (void)json_object_set_new(image, "cluster-size",
-                              json_integer(cluster_size));
-}
-
 static const struct driver watch_driver = {
     .name = "watch",
     .is_protocol = true,
-    .describe = watch_describe,
     .preadv = watch_preadv,
     .pwritev = watch_pwritev,
     .zero = watch_zero,
@@ -468,7 +458,6 @@ START_TEST(bits_come_before_the_data)
     struct blk *user = attach(w);
     char buf[5000] = {0};
 
-    cluster_size = 0;
     add_to(w, "b", 512);
     watched = bitmap_find(w, "b");
     ck_assert_int_eq(blk_pwrite(user, buf, sizeof(buf), 123, 0), 0);
@@ -484,7 +473,7 @@ END_TEST
 START_TEST(default_granularity_is_the_cluster_size_within_limits)
 {
     static const struct {
-        json_int_t cluster;
+        uint32_t cluster;
         uint64_t granularity;
     } cases[] = {
         {0, 64 * KiB},        {512, 4 * KiB},       {4 * KiB, 4 * KiB},
@@ -493,7 +482,7 @@ START_TEST(default_granularity_is_the_cluster_size_within_limits)
     struct node *w = open_watch();
 
     for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
-        cluster_size = cases[i].cluster;
+        w->cluster_size = cases[i].cluster;
         add_to(w, "b", 0);
         struct bitmap *bm = bitmap_find(w, "b");
         ck_assert_uint_eq(bitmap_granularity(bm), cases[i].granularity);

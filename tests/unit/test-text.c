@@ -65,7 +65,25 @@ START_TEST(what_is_not_utf8_is_replaced)
 }
 END_TEST
 
-/* Whatever the bytes are, what comes out has nothing to be replaced in it. */
+START_TEST(bytes_that_are_no_text_become_a_character)
+{
+    static const char *const cases[][2] = {
+        {"", ""},
+        {"a\xc3\xa4\n", "a\xc3\xa4\n"},
+        {"\xff", "\xef\xbf\xbd"},
+        {"a\xe2\x82z", "a\xef\xbf\xbd\xef\xbf\xbdz"},
+        {"\xed\xa0\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"},
+    };
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        char *text = text_as_utf8(cases[i][0]);
+
+        ck_assert_str_eq(text, cases[i][1]);
+        free(text);
+    }
+}
+END_TEST
+
 START_TEST(identifiers_begin_with_a_letter)
 {
     ck_assert(text_is_id("a"));
@@ -82,6 +100,7 @@ START_TEST(identifiers_begin_with_a_letter)
 }
 END_TEST
 
+/* Whatever the bytes are, what comes out has nothing to be replaced in it. */
 START_TEST(twice_is_once)
 {
     char buf[9];
@@ -115,6 +134,7 @@ int main(void)
     tcase_add_test(tc, what_is_only_to_be_read_stays);
     tcase_add_test(tc, controls_are_replaced);
     tcase_add_test(tc, what_is_not_utf8_is_replaced);
+    tcase_add_test(tc, bytes_that_are_no_text_become_a_character);
     tcase_add_test(tc, identifiers_begin_with_a_letter);
     tcase_add_test(tc, twice_is_once);
     suite_add_tcase(s, tc);

@@ -49,8 +49,8 @@ int bitmap_remove_action(struct bitmap_ref ref, struct action **ap,
                          struct error **errp);
 int bitmap_clear_action(struct bitmap_ref ref, struct action **ap,
                         struct error **errp);
-int bitmap_enable_action(struct bitmap_ref ref, bool enable,
-                         struct action **ap, struct error **errp);
+int bitmap_enable_action(struct bitmap_ref ref, bool enable, struct action **ap,
+                         struct error **errp);
 
 /* Has the image format of @n a place for bitmaps?  And could a new one, of the
  * default granularity, be stored there: 0, or the error that it would be. */
@@ -76,8 +76,7 @@ int bitmap_repair_action(struct bitmap_ref ref, uint64_t granularity,
  * equal (-EINVAL).  @sources is copied.
  */
 int bitmap_merge_action(struct bitmap_ref ref, const struct bitmap_ref *sources,
-                        size_t count, struct action **ap,
-                        struct error **errp);
+                        size_t count, struct action **ap, struct error **errp);
 
 /* A bitmap by name with a new reference, or NULL.  It stays readable after
  * it is removed from its node.  Takes the tree lock of @n for a moment. */
@@ -128,9 +127,34 @@ bool bitmap_removed(const struct bitmap *bm);
 /* May it be used as it is: not inconsistent. */
 bool bitmap_readable(const struct bitmap *bm);
 
-/* BlockDirtyInfo of all bitmaps of @n as an array, newest first, a new
- * reference; NULL: no memory.  Those of jobs are in it, without a name.
- * Takes the tree lock of @n. */
+/* What can be told of a bitmap: QMP's BlockDirtyInfo. */
+struct bitmap_info {
+    char *name; /* NULL: a job's own.  UTF-8: a name in an image can be any
+                   bytes, and has U+FFFD here for those that are not */
+    uint64_t granularity;
+    uint64_t count; /* dirty bytes */
+    bool recording;
+    bool persistent;
+    bool busy;
+    bool inconsistent;
+    const char *why; /* it is inconsistent; or NULL */
+};
+
+/* All bitmaps of a node, newest first. */
+struct bitmap_list {
+    struct bitmap_info *at;
+    size_t count;
+};
+
+/* Those of @n, as they are now.  Takes the tree lock of @n.  -ENOMEM: there is
+ * nothing in *list.  bitmaps_free: also after a failure. */
+int bitmaps_get(struct node *n, struct bitmap_list *list);
+void bitmaps_free(struct bitmap_list *list);
+#define CLEANUP_BITMAPS __attribute__((cleanup(bitmaps_free)))
+
+/* The same for QMP: BlockDirtyInfo, and an array of these.  A new reference;
+ * NULL: no memory. */
+json_t *bitmap_info_json(const struct bitmap_info *info);
 json_t *bitmap_query(struct node *n);
 
 /* The first image below the disk @n that has a bitmap of that name, or NULL.

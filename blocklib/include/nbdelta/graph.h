@@ -144,6 +144,13 @@ const char *node_driver(const struct node *n); /* "qcow2", "file", ... */
 uint64_t node_size(const struct node *n);
 bool node_read_only(const struct node *n);
 
+/* The cluster size of the image; 0: the format has no clusters. */
+uint32_t node_cluster_size(const struct node *n);
+
+/* What the files of the image (not of its backing file) take on their disks.
+ * False: nobody knows, as of an export. */
+bool node_disk_bytes(struct graph *g, const struct node *n, uint64_t *bytes);
+
 /* The node's file name, or JSON options where no name can tell it.
  * Lives as long as the node. */
 const char *node_filename(const struct node *n);

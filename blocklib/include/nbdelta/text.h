@@ -41,4 +41,8 @@ void text_make_printable(char *s);
 /* A copy of @s, made printable.  Free the result; NULL: no memory. */
 char *text_printable(const char *s);
 
+/* A copy of @s, with U+FFFD for each byte that is not UTF-8.  Free the result;
+ * NULL: no memory. */
+char *text_as_utf8(const char *s);
+
 #endif /* NBDELTA_TEXT_H */
