@@ -17,12 +17,13 @@ const char config_help[] =
     "[file=][NAME:]<IMAGE>     The disk image to serve, as export NAME; may\n"
     "                          be repeated.\n"
     "blockdev=<OPTIONS>        Instead: the options of QMP's blockdev-add.\n"
-    "format=<FORMAT>           Of the images: qcow2 or raw (default: look).\n"
+    "format=<FORMAT>           The images' format: qcow2 or raw (default: "
+    "look).\n"
     "backing=off               Leave the backing files of the images alone.\n"
     "follow=<WHAT>             Which files images may name: beside (default),\n"
-    "                          data (also data files of others), none.\n"
-    "allow-path=<PATH>         Images may name files below PATH, too; may be\n"
-    "                          repeated.\n"
+    "                          data (other owners' data files, too), none.\n"
+    "allow-path=<PATH>         Let images name files in PATH and below, too;\n"
+    "                          may be repeated.\n"
     "cache=<MODE>              writeback (default), writethrough, none,\n"
     "                          directsync or unsafe.\n"
     "direct=on                 Bypass the page cache.\n"
@@ -32,7 +33,7 @@ const char config_help[] =
     "                          may be repeated.\n"
     "bitmap-durability=<WHAT>  What bitmaps survive: power (default: a power\n"
     "                          cut) or process (a kill).\n"
-    "Export NAME@dirty=BITMAP has as data what the bitmap has dirty.";
+    "The export NAME@dirty=BITMAP has data where the bitmap is dirty.";
 
 /* --- Words --- */
 

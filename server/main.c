@@ -16,11 +16,11 @@ static const struct command {
 } commands[] = {
     {"serve", cmd_serve, "serve disk images over NBD"},
     {"backup-begin", cmd_backup_begin,
-     "freeze disks of a daemon, to be pulled"},
-    {"backup-end", cmd_backup_end, "end such a backup"},
+     "freeze disks of a daemon, for clients to pull"},
+    {"backup-end", cmd_backup_end, "end a backup that clients have pulled"},
     {"create", cmd_create, "create an empty disk image"},
-    {"info", cmd_info, "tell what an image or an export is"},
-    {"map", cmd_map, "tell which ranges hold data or are dirty"},
+    {"info", cmd_info, "show what an image or an export is"},
+    {"map", cmd_map, "show which ranges hold data or are dirty"},
     {"bitmap", cmd_bitmap, "list or change the bitmaps of an image"},
     {"qmp", cmd_qmp, "send a command to the monitor of a daemon"},
 };

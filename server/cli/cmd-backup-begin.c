@@ -38,49 +38,53 @@ enum {
 
 static const struct cli_option begin_options[] = {
     {"disk", OPT_DISK, "NODE[,since=CHECKPOINT][,export=NAME]",
-     "a disk, and from when on; default: all that are served"},
-    {"checkpoint", OPT_CHECKPOINT, "NAME", "the new checkpoint"},
+     "back up this disk (default: all disks, each as a whole)"},
+    {"checkpoint", OPT_CHECKPOINT, "NAME", "begin a checkpoint of this name"},
     {"listen", OPT_LISTEN, "URI",
-     "export there; default: where the daemon does"},
-    {"server", OPT_SERVER, "ID", "the NBD server of the daemon to export on"},
+     "serve the exports there (default: on the server that runs)"},
+    {"server", OPT_SERVER, "ID",
+     "serve the exports on this NBD server of the daemon"},
     {"scratch", OPT_SCRATCH, "DIR[,quota=SIZE]",
-     "where what is overwritten meanwhile is kept"},
+     "keep there what guests overwrite (default: $TMPDIR or /var/tmp)"},
     {"expire", OPT_EXPIRE, "SECONDS",
-     "end it as failed after so long without clients (a day; 0: never)"},
+     "end as failed after so long without clients (a day; 0: never)"},
     {"max-delay", OPT_MAX_DELAY, "MS",
-     "most that a guest's write waits for room in scratch"},
+     "limit how long a guest's write waits for room in scratch (2000)"},
     {"on-limit", OPT_ON_LIMIT, "drop-snapshot|break-guest-write",
-     "what gives way when there is no room"},
-    {"once", OPT_ONCE, NULL, "keep nothing that was read"},
+     "what gives way when there is no room (drop-snapshot)"},
+    {"once", OPT_ONCE, NULL, "keep nothing that a client has read"},
     {"discard", OPT_DISCARD, NULL,
-     "clients may discard what they do not need any more"},
+     "let clients discard what they do not need any more"},
     {"require-incremental", OPT_REQUIRE, NULL,
-     "fail rather than export a disk as a whole"},
-    {"output", OPT_OUTPUT, "human|json", "for people, or for programs"},
+     "fail if a disk would be exported as a whole"},
+    {"output", OPT_OUTPUT, "human|json",
+     "print for people (default), or for programs"},
     {NULL, 0, NULL, NULL},
 };
 
 static const struct cli_command begin_command = {
     .name = "backup-begin",
-    .usage = "SOCKET [--disk NODE[,since=CHECKPOINT]]... [--checkpoint NAME]\n"
-             "  [--listen URI] [--scratch DIR[,quota=SIZE]] [OPTION...]",
-    .about = "Freeze a point in time of disks of the daemon whose monitor is "
-             "at SOCKET, and\nexport it for clients that pull, with what has "
-             "changed since a checkpoint.\n",
+    .usage = "SOCKET [--disk NODE[,since=CHECKPOINT]]... [OPTION...]",
+    .about =
+        "Freeze disks of the daemon whose QMP monitor is at SOCKET, all at one "
+        "instant,\nand export them for clients to pull, with what has changed "
+        "since a checkpoint.\n",
     .options = begin_options,
 };
 
 static const struct cli_option end_options[] = {
-    {"failed", OPT_FAILED, NULL, "it did not work: forget the new checkpoint"},
-    {"drop", OPT_DROP, "CHECKPOINT", "not needed any more, when it worked"},
+    {"failed", OPT_FAILED, NULL,
+     "say that the backup did not work: forget its checkpoint"},
+    {"drop", OPT_DROP, "CHECKPOINT",
+     "remove this older checkpoint after success"},
     {NULL, 0, NULL, NULL},
 };
 
 static const struct cli_command end_command = {
     .name = "backup-end",
     .usage = "SOCKET ID [--failed] [--drop CHECKPOINT]...",
-    .about = "End the backup ID: its exports go, and its checkpoint stays if "
-             "it worked.\n",
+    .about = "End the backup ID.  Its exports go.  Its checkpoint stays, "
+             "unless the backup\nfailed.\n",
     .options = end_options,
 };
 

@@ -50,19 +50,21 @@ enum verb {
 
 static const struct cli_option option_table[] = {
     {"add", VERB_ADD, NULL, "make an empty bitmap"},
-    {"remove", VERB_REMOVE, NULL, "remove it"},
+    {"remove", VERB_REMOVE, NULL, "remove the bitmap"},
     {"clear", VERB_CLEAR, NULL, "forget what is dirty"},
-    {"enable", VERB_ENABLE, NULL, "have it record writes"},
-    {"disable", VERB_DISABLE, NULL, "have it record nothing"},
-    {"merge", VERB_MERGE, "SOURCE", "add the bits of the bitmap SOURCE"},
-    {"granularity", 'g', "SIZE", "of what is made: 512 to 2G, a power of 2"},
-    {"source-file", 'b', "FILE", "image with the bitmaps to merge"},
+    {"enable", VERB_ENABLE, NULL, "record writes from now on"},
+    {"disable", VERB_DISABLE, NULL, "record no more writes"},
+    {"merge", VERB_MERGE, "SOURCE", "add what is dirty in the bitmap SOURCE"},
+    {"granularity", 'g', "SIZE", "bytes for each bit: a power of 2, 512 to 2G"},
+    {"source-file", 'b', "FILE", "merge bitmaps of this image"},
     {"source-format", 'F', "FORMAT", "format of that image"},
-    {"format", 'f', "FORMAT", "format of the image; default: look at it"},
-    {"image-opts", OPT_IMAGE_OPTS, NULL, "IMAGE and FILE are lists of options"},
-    {"object", OPT_OBJECT, "OPTIONS", "as object-add"},
-    {"force-share", 'U', NULL, "list: also while another process writes"},
-    {"output", OPT_OUTPUT, "human|json", "list: for people, or for programs"},
+    {"format", 'f', "FORMAT", "format of the image (default: look at it)"},
+    {"image-opts", OPT_IMAGE_OPTS, NULL,
+     "take IMAGE and FILE as lists of options"},
+    {"object", OPT_OBJECT, "OPTIONS", "make an object, as object-add does"},
+    {"force-share", 'U', NULL, "list: even while another process writes"},
+    {"output", OPT_OUTPUT, "human|json",
+     "list: for people (default), or for programs"},
     {NULL, 0, NULL, NULL},
 };
 
@@ -76,9 +78,9 @@ static const struct cli_command command = {
              "--add|--remove|--clear|--enable|--disable|--merge SOURCE... "
              "IMAGE NAME",
     .about = "List or change the persistent bitmaps of an image that no other\n"
-             "process uses.  What is asked for happens wholly or not at all,\n"
-             "and is on disk at the end.  Repairing puts a bitmap in which\n"
-             "everything is dirty in the place of one that cannot be used.\n"
+             "process uses.  All changes happen together or not at all, and\n"
+             "are on disk when the command has ended.  Repairing replaces an\n"
+             "inconsistent bitmap by one in which everything is dirty.\n"
              "\n"
              "Exit status 3: a bitmap is inconsistent; 4: there is no such\n"
              "bitmap (add: there is one already); 5: the image is in use.\n",

@@ -19,16 +19,17 @@
 enum { OPT_TRACK = CLI_LONG, OPT_BITMAP, OPT_FORCE };
 
 static const struct cli_option option_table[] = {
-    {"format", 'f', "FORMAT", "qcow2 (the default) or raw"},
+    {"format", 'f', "FORMAT", "format of the image: qcow2 (default) or raw"},
     {"options", 'o', "KEY=VALUE,...",
-     "options of the format; '-o help' lists them"},
+     "set options of the format; '-o help' lists them"},
     {"backing", 'b', "FILE",
-     "show what FILE holds wherever nothing was written"},
-    {"backing-format", 'F', "FORMAT", "format of the backing file"},
-    {"track", OPT_TRACK, "RAW", "beside RAW, a raw disk that stays as it is"},
+     "make an overlay: show FILE where nothing was written"},
+    {"backing-format", 'F', "FORMAT",
+     "format of the backing file; -b needs it"},
+    {"track", OPT_TRACK, "RAW", "make an image that tracks the raw disk RAW"},
     {"bitmap", OPT_BITMAP, "NAME", "with --track: add a dirty bitmap"},
     {"force", OPT_FORCE, NULL,
-     "with --track: RAW may look like another format"},
+     "with --track: take RAW as raw, whatever it looks like"},
     {NULL, 0, NULL, NULL},
 };
 
@@ -41,8 +42,9 @@ static const struct cli_command command = {
              "the suffixes k M G T P E; with a backing file it can be left\n"
              "out.  An image that is there already is replaced, unless\n"
              "another process uses it.\n"
-             "With --track, FILE is a new qcow2 image that holds no data: it\n"
-             "remembers which blocks of the raw disk RAW change.\n",
+             "\n"
+             "With --track, FILE is a new qcow2 image without data.  It has\n"
+             "bitmaps that remember which blocks of the raw disk RAW change.\n",
     .options = option_table,
 };
 

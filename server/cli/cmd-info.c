@@ -21,16 +21,18 @@
 #define OPT_OUTPUT CLI_LONG
 
 static const struct cli_option option_table[] = {
-    {"format", 'f', "FORMAT", "format of the image; default: look at it"},
-    {"force-share", 'U', NULL, "also while another process writes to it"},
-    {"output", OPT_OUTPUT, "human|json", "for people, or for programs"},
+    {"format", 'f', "FORMAT", "format of the image (default: look at it)"},
+    {"force-share", 'U', NULL,
+     "open it even while another process writes to it"},
+    {"output", OPT_OUTPUT, "human|json",
+     "print for people (default), or for programs"},
     {NULL, 0, NULL, NULL},
 };
 
 static const struct cli_command command = {
     .name = "info",
     .usage = "[-U] [-f FORMAT] [--output human|json] IMAGE|URI",
-    .about = "Tell the format, size and properties of a disk image, or what\n"
+    .about = "Print the format, size and properties of a disk image, or what\n"
              "the NBD server at a URI offers.\n",
     .options = option_table,
 };

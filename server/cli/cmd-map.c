@@ -32,12 +32,14 @@
 #define OPT_ALLOW_PATH (CLI_LONG + 2)
 
 static const struct cli_option option_table[] = {
-    {"format", 'f', "FORMAT", "format of the image; default: look at it"},
-    {"force-share", 'U', NULL, "also while another process writes to it"},
-    {"bitmap", OPT_BITMAP, "NAME", "tell what this dirty bitmap has dirty"},
+    {"format", 'f', "FORMAT", "format of the image (default: look at it)"},
+    {"force-share", 'U', NULL,
+     "open it even while another process writes to it"},
+    {"bitmap", OPT_BITMAP, "NAME", "print what is dirty in this bitmap"},
     {"allow-path", OPT_ALLOW_PATH, "DIR",
-     "follow names of backing files into DIR, too"},
-    {"output", OPT_OUTPUT, "human|json", "for people, or for programs"},
+     "open backing files in DIR and below, too"},
+    {"output", OPT_OUTPUT, "human|json",
+     "print for people (default), or for programs"},
     {NULL, 0, NULL, NULL},
 };
 
@@ -46,7 +48,7 @@ static const struct cli_command command = {
     .usage = "[-U] [-f FORMAT] [--bitmap NAME] [--allow-path DIR] "
              "[--output human|json] IMAGE\n"
              "[--bitmap NAME] [--output human|json] URI",
-    .about = "Tell which ranges of a disk hold data, read as zeroes, or are\n"
+    .about = "Print which ranges of a disk hold data, read as zeroes, or are\n"
              "dirty in a bitmap.\n",
     .options = option_table,
 };

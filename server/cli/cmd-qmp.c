@@ -281,9 +281,8 @@ static int run(const struct what *o)
 
 static const struct cli_option options[] = {
     {"wait", 'w', "[=ready|end]",
-     "follow the jobs that the command starts until they have ended or are "
-     "ready, or to their end"},
-    {"wait-job", OPT_WAIT_JOB, "ID", "follow a job that is there"},
+     "wait for the jobs that the command starts, until they are ready or end"},
+    {"wait-job", OPT_WAIT_JOB, "ID", "wait for a job that is there already"},
     {NULL, 0, NULL, NULL},
 };
 
@@ -294,8 +293,8 @@ static const struct cli_command command_line = {
     .about = "Send a command to the QMP monitor of a daemon and print what "
              "it returns.\n"
              "With --wait, print the last event of each job, too, and fail "
-             "if it failed.\nWhen it is interrupted, these jobs are "
-             "cancelled.\n",
+             "if a job failed.\nAn interrupt cancels the jobs that the command "
+             "has started.\n",
     .options = options,
 };
 

@@ -12,14 +12,19 @@
 #include "serve/stopper.h"
 
 #define DAEMON_OPTIONS                                                         \
-    {"blockdev", OPT_BLOCKDEV, "OPTIONS", "open a node, as blockdev-add"},     \
+    {"blockdev", OPT_BLOCKDEV, "OPTIONS",                                      \
+     "open a node, as blockdev-add does"},                                     \
         {"chardev", OPT_CHARDEV, "OPTIONS", "make a character device"},        \
         {"daemonize", OPT_DAEMONIZE, NULL, "go to the background when ready"}, \
-        {"export", OPT_EXPORT, "OPTIONS", "as block-export-add"},              \
-        {"monitor", OPT_MONITOR, "OPTIONS", "a QMP monitor on a chardev"},     \
-        {"nbd-server", OPT_NBD_SERVER, "OPTIONS", "as nbd-server-start"},      \
-        {"object", OPT_OBJECT, "OPTIONS", "as object-add"},                    \
-        {"pidfile", OPT_PIDFILE, "FILE", "write the process id when ready"},   \
+        {"export", OPT_EXPORT, "OPTIONS",                                      \
+         "export a node, as block-export-add does"},                           \
+        {"monitor", OPT_MONITOR, "OPTIONS",                                    \
+         "make a QMP monitor on a chardev"},                                   \
+        {"nbd-server", OPT_NBD_SERVER, "OPTIONS",                              \
+         "listen for NBD clients, as nbd-server-start does"},                  \
+        {"object", OPT_OBJECT, "OPTIONS",                                      \
+         "make an object, as object-add does"},                                \
+        {"pidfile", OPT_PIDFILE, "FILE", "write the process ID when ready"},   \
         {"trace", 'T', "OPTIONS", "accepted; there is nothing to trace"},      \
     {                                                                          \
         "version", 'V', NULL, "print the version"                              \
@@ -27,36 +32,37 @@
 
 static const struct cli_option serve_options[] = {
     {"unix", 'U', "SOCKET", "listen on a Unix socket"},
-    {"address", 'i', "ADDR", "listen on this address (default localhost)"},
-    {"port", 'p', "PORT", "listen on this TCP port (default 10809)"},
-    {"read-only", 'r', NULL, "clients cannot write"},
-    {"tls", OPT_TLS, "MODE",
-     "off, on, or require (the default when there are keys)"},
+    {"address", 'i', "ADDR", "listen on this address (localhost)"},
+    {"port", 'p', "PORT", "listen on this TCP port (10809)"},
+    {"read-only", 'r', NULL, "open images read-only; clients cannot write"},
+    {"tls", OPT_TLS, "MODE", "off, on, or require (default if there are keys)"},
     {"tls-certificates", OPT_TLS_CERTIFICATES, "DIR",
-     "TLS with the certificates in DIR"},
-    {"tls-psk", OPT_TLS_PSK, "FILE", "TLS with the users' keys in FILE"},
+     "use TLS with the certificates in DIR"},
+    {"tls-psk", OPT_TLS_PSK, "FILE", "use TLS with the users' keys in FILE"},
     {"tls-verify-peer", OPT_TLS_VERIFY_PEER, NULL,
-     "clients have to have a certificate of our CA"},
-    {"format", 'f', "FORMAT", "the images' format (default: look)"},
-    {"qmp", OPT_QMP, "SOCKET", "make a QMP monitor on a Unix socket"},
+     "accept only clients with a certificate of the CA"},
+    {"format", 'f', "FORMAT", "format of the images (default: look at them)"},
+    {"qmp", OPT_QMP, "SOCKET", "listen for QMP clients on a Unix socket"},
     {"allow-path", OPT_ALLOW_PATH, "PATH",
-     "images may name files below PATH, too"},
+     "let images name files in PATH and below, too"},
     {"follow", OPT_FOLLOW, "WHAT",
-     "which files images may name: none, beside, data (beside)"},
+     "files that images may name: none, data, beside (default)"},
     {"exit-on-disconnect", OPT_EXIT_ON_DISCONNECT, NULL,
-     "end when the last client has gone, as qemu-nbd"},
+     "end when the last client has gone, as qemu-nbd does"},
     {"exit-with-parent", OPT_EXIT_WITH_PARENT, NULL,
-     "end when the process that started it does"},
+     "end when the parent process ends"},
     {"print-uri", OPT_PRINT_URI, NULL,
      "print the URIs of the exports when ready"},
     {"socket-mode", OPT_SOCKET_MODE, "MODE",
-     "who may open the socket of -U, as for chmod (600)"},
+     "permissions of the socket of -U, as for chmod (600)"},
     {"stop-timeout", OPT_STOP_TIMEOUT, "SECONDS",
-     "give up storage that does not answer at the end (60; 0: never)"},
+     "how long to wait at the end for storage that hangs (60; 0: for ever)"},
     {"vm-compat", OPT_VM_COMPAT, NULL,
-     "stand in for a QEMU without a guest: see the man page"},
-    {"drive", OPT_DRIVE, "OPTIONS", "a disk as QEMU's -drive (--vm-compat)"},
-    {"device", OPT_DEVICE, "OPTIONS", "a name for a drive (--vm-compat)"},
+     "stand in for a QEMU without a guest; see the man page"},
+    {"drive", OPT_DRIVE, "OPTIONS",
+     "open a disk as QEMU's -drive does (--vm-compat)"},
+    {"device", OPT_DEVICE, "OPTIONS",
+     "give a drive another name (--vm-compat)"},
     DAEMON_OPTIONS,
     {NULL, 0, NULL, NULL},
 };
@@ -67,14 +73,20 @@ static const struct cli_command serve_command = {
              "[--pidfile FILE]\n"
              "[--allow-path PATH]... [--follow WHAT] [--daemonize] [OPTION...] "
              "[NAME=]IMAGE...",
-    .about = "Serve disk images to NBD clients until SIGTERM, SIGINT or QMP's "
-             "quit.\nEach is exported under its NAME (disk0, disk1, ... "
-             "unless given), the first\nalso as the default export.  An image "
-             "is a file name, or options:\njson:{...} or "
-             "driver=...,key=value,...\n"
-             "Options that are those of qemu-storage-daemon take JSON or "
-             "key=value,... and are\ndone in their order, with the images; "
-             "with them, images can be left out.\n",
+    .about =
+        "Serve disk images to NBD clients until SIGTERM, SIGINT or QMP's "
+        "quit.\n"
+        "Each image is exported under its NAME (default: disk0, disk1, ...).  "
+        "The first\n"
+        "is also the default export.  An image is a file name, or options: "
+        "json:{...} or\n"
+        "driver=...,key=value,...\n"
+        "\n"
+        "The options of qemu-storage-daemon are among these.  They take JSON "
+        "or\n"
+        "key=value,... and take effect in their order, together with the "
+        "images.  With\n"
+        "one of them, no image has to be given.\n",
     .options = serve_options,
     .in_order = true,
 };
@@ -88,8 +100,8 @@ static const struct cli_command daemon_command = {
     .name = STORAGE_DAEMON,
     .usage = "[OPTION...]",
     .about = "Serve block devices over NBD, under QMP's control, as QEMU's "
-             "program of this\nname does (this is nbdelta).  Options are done "
-             "in their order.\n",
+             "program of this\nname does.  This is nbdelta.  Options take "
+             "effect in their order.\n",
     .options = daemon_options,
     .in_order = true,
 };
