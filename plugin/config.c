@@ -45,7 +45,7 @@ static const char *const follow_words[] = {"beside", "data", "none", NULL};
 static const char *const durability_words[] = {"power", "process", NULL};
 static const char *const switch_words[] = {"off", "on", NULL};
 
-static bool is_one_of(const char *value, const char *a, const char *b)
+static bool is_among(const char *value, const char *a, const char *b)
 {
     return value && (strcmp(value, a) == 0 || strcmp(value, b) == 0);
 }
@@ -70,7 +70,7 @@ static const struct {
     {"granularity", "make the bitmap by 'nbdelta bitmap add -g SIZE'"},
 };
 
-static int unknown(const char *key, struct error **errp)
+static int unknown_parameter(const char *key, struct error **errp)
 {
     for (size_t i = 0; i < ARRAY_SIZE(hints); i++) {
         if (strcmp(hints[i].key, key) == 0) {
@@ -104,8 +104,8 @@ static int add_string(struct strings *list, const char *value,
     return list->at[list->count++] ? 0 : no_memory(errp);
 }
 
-static int check_word(const char *key, const char *value,
-                      const char *const *words, struct error **errp)
+static int check_choice(const char *key, const char *value,
+                        const char *const *words, struct error **errp)
 {
     char all[120] = "";
     size_t len = 0;
@@ -125,7 +125,7 @@ static int check_word(const char *key, const char *value,
 static int set_text(char **where, const char *key, const char *value,
                     const char *const *words, struct error **errp)
 {
-    int r = words ? check_word(key, value, words, errp) : 0;
+    int r = words ? check_choice(key, value, words, errp) : 0;
 
     if (r < 0) {
         return r;
@@ -143,7 +143,7 @@ static int set_text(char **where, const char *key, const char *value,
 static int set_switch(int *where, const char *key, const char *value,
                       struct error **errp)
 {
-    int r = check_word(key, value, switch_words, errp);
+    int r = check_choice(key, value, switch_words, errp);
 
     if (r == 0 && *where >= 0) {
         r = error_set(errp, EINVAL, "%s= is given twice", key);
@@ -213,7 +213,7 @@ int config_take(struct config *c, const char *key, const char *value,
     if (strcmp(key, "bitmap-durability") == 0) {
         return set_text(&c->durability, key, value, durability_words, errp);
     }
-    return unknown(key, errp);
+    return unknown_parameter(key, errp);
 }
 
 /* --- Sources --- */
@@ -251,7 +251,7 @@ static int make_absolute(json_t *value, struct error **errp)
 }
 
 /* The length of NAME in NAME:IMAGE; 0: there is none. */
-static size_t name_length(const char *text)
+static size_t source_name_length(const char *text)
 {
     static const char *const prefixes[] = {"json:", "blkdebug:", "nbd:"};
     size_t n = text_id_length(text);
@@ -264,8 +264,8 @@ static size_t name_length(const char *text)
     return text[n] == ':' && strncmp(text + n, "://", 3) != 0 ? n : 0;
 }
 
-static int set_default(json_t *o, const char *key, json_t *value,
-                       struct error **errp)
+static int set_if_missing(json_t *o, const char *key, json_t *value,
+                          struct error **errp)
 {
     if (json_object_get(o, key)) {
         json_decref(value);
@@ -278,20 +278,20 @@ static int set_default(json_t *o, const char *key, json_t *value,
 static int add_parameters(const struct config *c, json_t *o,
                           struct error **errp)
 {
-    bool direct = c->direct == 1 || is_one_of(c->cache, "none", "directsync");
+    bool direct = c->direct == 1 || is_among(c->cache, "none", "directsync");
     bool no_flush = c->cache && strcmp(c->cache, "unsafe") == 0;
-    int r = set_default(o, "discard",
-                        json_string(c->discard ? c->discard : "unmap"), errp);
+    int r = set_if_missing(
+        o, "discard", json_string(c->discard ? c->discard : "unmap"), errp);
 
     if (r == 0 && (direct || no_flush)) {
-        r = set_default(o, "cache",
-                        json_pack("{s:b, s:b}", "direct", (int)direct,
-                                  "no-flush", (int)no_flush),
-                        errp);
+        r = set_if_missing(o, "cache",
+                           json_pack("{s:b, s:b}", "direct", (int)direct,
+                                     "no-flush", (int)no_flush),
+                           errp);
     }
     if (r == 0 && c->durability) {
-        r = set_default(o, "bitmap-durability", json_string(c->durability),
-                        errp);
+        r = set_if_missing(o, "bitmap-durability", json_string(c->durability),
+                           errp);
     }
     return r;
 }
@@ -319,13 +319,13 @@ static int add_source(struct config *c, json_t *o, const char *name, size_t len,
                              s->name);
         }
     }
-    int r = set_default(o, "node-name", json_string(s->name), errp);
+    int r = set_if_missing(o, "node-name", json_string(s->name), errp);
     return r < 0 ? r : make_absolute(o, errp);
 }
 
 static int add_file(struct config *c, const char *text, struct error **errp)
 {
-    size_t len = name_length(text);
+    size_t len = source_name_length(text);
     json_t *o;
     int r = options_from_image(text + (len > 0 ? len + 1 : 0), c->format, &o,
                                errp);
@@ -381,7 +381,7 @@ static int check_needed(const struct config *c, struct error **errp)
 
 static int check_cache(const struct config *c, struct error **errp)
 {
-    if (c->direct == 0 && is_one_of(c->cache, "none", "directsync")) {
+    if (c->direct == 0 && is_among(c->cache, "none", "directsync")) {
         return error_set(errp, EINVAL,
                          "cache=%s and direct=off contradict each other: leave "
                          "one of them away",
@@ -418,7 +418,7 @@ int config_complete(struct config *c, struct error **errp)
         (r = check_bitmaps(c, errp)) < 0) {
         return r;
     }
-    c->writethrough = is_one_of(c->cache, "writethrough", "directsync");
+    c->writethrough = is_among(c->cache, "writethrough", "directsync");
     c->sources = calloc(count, sizeof(*c->sources));
     if (!c->sources) {
         return no_memory(errp);

@@ -74,8 +74,8 @@ void disks_free(struct disks *ds)
 /* --- Bitmaps of bitmap= --- */
 
 /* One that is there has to be of use. */
-static int check_bitmap(const struct disk *d, const char *name,
-                        const struct bitmap *bm, struct error **errp)
+static int check_view_bitmap(const struct disk *d, const char *name,
+                             const struct bitmap *bm, struct error **errp)
 {
     if (!bitmap_readable(bm)) {
         return error_set(errp, EINVAL,
@@ -101,7 +101,7 @@ static int need_bitmap(struct disks *ds, const struct disk *d, const char *name,
     int r;
 
     if (bm) {
-        r = check_bitmap(d, name, bm, errp);
+        r = check_view_bitmap(d, name, bm, errp);
         bitmap_unref(bm);
         return r;
     }
@@ -116,8 +116,8 @@ static int need_bitmap(struct disks *ds, const struct disk *d, const char *name,
 
 /* --- Opening and closing --- */
 
-static int open_node(struct disks *ds, struct disk *d, bool writable,
-                     bool no_backing, struct error **errp)
+static int open_disk_node(struct disks *ds, struct disk *d, bool writable,
+                          bool no_backing, struct error **errp)
 {
     CLEANUP_JSON json_t *o = json_deep_copy(d->source->options);
 
@@ -135,9 +135,9 @@ static int open_source(struct disks *ds, struct disk *d, bool writable,
                        struct error **errp)
 {
     bool no_backing = d->source->no_backing;
-    int r = no_backing ? open_node(ds, d, writable, true, NULL) : -EINVAL;
+    int r = no_backing ? open_disk_node(ds, d, writable, true, NULL) : -EINVAL;
 
-    return r == -EINVAL ? open_node(ds, d, writable, false, errp) : r;
+    return r == -EINVAL ? open_disk_node(ds, d, writable, false, errp) : r;
 }
 
 static void close_disk(struct disks *ds, struct disk *d)
@@ -288,7 +288,7 @@ static int become_view(struct disks *ds, struct opened *o, const char *name,
     return r;
 }
 
-static struct disk *find(struct disks *ds, const char *name, size_t len)
+static struct disk *find_disk(struct disks *ds, const char *name, size_t len)
 {
     for (unsigned i = 0; i < ds->count; i++) {
         const char *is = ds->all[i].source->name;
@@ -303,11 +303,11 @@ static struct disk *find(struct disks *ds, const char *name, size_t len)
 int disks_enter(struct disks *ds, const char *name, bool readonly,
                 struct opened **op, struct error **errp)
 {
-    struct disk *d = find(ds, name, strlen(name));
+    struct disk *d = find_disk(ds, name, strlen(name));
     const char *mark = d ? NULL : strstr(name, VIEW_MARK);
 
     if (mark) { /* names of disks have no '@' */
-        d = find(ds, name, (size_t)(mark - name));
+        d = find_disk(ds, name, (size_t)(mark - name));
     }
     if (!d) {
         return error_set(errp, ENOENT,

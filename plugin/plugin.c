@@ -118,7 +118,7 @@ static void plugin_dump(void)
 
 #define VIEW_TEXT "what the bitmap '%s' has dirty"
 
-static int add_export(const char *name, const char *bitmap, void *opaque)
+static int list_export(const char *name, const char *bitmap, void *opaque)
 {
     char text[sizeof(VIEW_TEXT) + 1024];
 
@@ -133,7 +133,7 @@ static int plugin_list_exports(int readonly, int is_tls,
 {
     (void)readonly;
     (void)is_tls;
-    return disks_each_export(disks, add_export, exports) < 0 ? -1 : 0;
+    return disks_each_export(disks, list_export, exports) < 0 ? -1 : 0;
 }
 
 static const char *plugin_default_export(int readonly, int is_tls)
@@ -237,7 +237,7 @@ static int plugin_can_cache(void *handle)
 
 /* --- Requests --- */
 
-static int result(int r, const char *what, uint64_t offset)
+static int told_request(int r, const char *what, uint64_t offset)
 {
     if (r < 0) {
         nbdkit_error("%s at offset %llu: %s", what, (unsigned long long)offset,
@@ -260,7 +260,8 @@ static int plugin_pread(void *handle, void *buf, uint32_t count,
     const struct opened *o = handle;
 
     (void)flags;
-    return result(blk_pread(o->blk, buf, count, offset, 0), "read", offset);
+    return told_request(blk_pread(o->blk, buf, count, offset, 0), "read",
+                        offset);
 }
 
 static int plugin_pwrite(void *handle, const void *buf, uint32_t count,
@@ -269,7 +270,8 @@ static int plugin_pwrite(void *handle, const void *buf, uint32_t count,
     const struct opened *o = handle;
     unsigned req = is_through(flags) ? REQ_FUA : 0;
 
-    return result(blk_pwrite(o->blk, buf, count, offset, req), "write", offset);
+    return told_request(blk_pwrite(o->blk, buf, count, offset, req), "write",
+                        offset);
 }
 
 static int plugin_zero(void *handle, uint32_t count, uint64_t offset,
@@ -285,7 +287,7 @@ static int plugin_zero(void *handle, uint32_t count, uint64_t offset,
         errno = ENOTSUP;
         return -1;
     }
-    return result(r, "zero", offset);
+    return told_request(r, "zero", offset);
 }
 
 static int plugin_trim(void *handle, uint32_t count, uint64_t offset,
@@ -297,7 +299,7 @@ static int plugin_trim(void *handle, uint32_t count, uint64_t offset,
     if (r == 0 && is_through(flags)) {
         r = blk_flush(o->blk);
     }
-    return result(r, "trim", offset);
+    return told_request(r, "trim", offset);
 }
 
 static int plugin_flush(void *handle, uint32_t flags)
@@ -319,7 +321,7 @@ static int plugin_cache(void *handle, uint32_t count, uint64_t offset,
     const struct opened *o = handle;
 
     (void)flags;
-    return result(blk_prefetch(o->blk, offset, count), "cache", offset);
+    return told_request(blk_prefetch(o->blk, offset, count), "cache", offset);
 }
 
 struct extents {
@@ -328,7 +330,7 @@ struct extents {
 };
 
 /* Positive ends the walk early. */
-static int add_extent(const struct extent *ext, void *opaque)
+static int tell_extent(const struct extent *ext, void *opaque)
 {
     const struct extents *e = opaque;
     uint32_t type = 0;
@@ -350,8 +352,8 @@ static int plugin_extents(void *handle, uint32_t count, uint64_t offset,
 {
     const struct opened *o = handle;
     struct extents e = {list, flags & NBDKIT_FLAG_REQ_ONE};
-    int r = blk_extents(o->blk, offset, count, 0, add_extent, &e);
-    return result(r < 0 ? r : 0, "extents", offset);
+    int r = blk_extents(o->blk, offset, count, 0, tell_extent, &e);
+    return told_request(r < 0 ? r : 0, "extents", offset);
 }
 
 static struct nbdkit_plugin plugin = {

@@ -27,7 +27,7 @@ static int bad_type(const struct path *at, const char *name,
                      at->text, name, expected);
 }
 
-static int check_word(const json_t *v, const char *const *words,
+static int check_enum(const json_t *v, const char *const *words,
                       const struct path *at, const char *name,
                       struct error **errp)
 {
@@ -81,7 +81,7 @@ static int check_array(const json_t *v, const struct qmp_arg *a,
         if (a->type == QMP_OBJECTS && !json_is_object(item)) {
             r = bad_type(at, name, "object", errp);
         } else if (a->type == QMP_ENUMS) {
-            r = check_word(item, a->words, at, name, errp);
+            r = check_enum(item, a->words, at, name, errp);
         } else if (a->type == QMP_STRS) {
             r = json_is_string(item) ? 0 : bad_type(at, name, "string", errp);
         } else if (json_is_object(item)) {
@@ -113,7 +113,7 @@ static int check_value(json_t *v, const struct qmp_arg *a,
     case QMP_BOOL:
         return json_is_boolean(v) ? 0 : bad_type(at, a->name, "boolean", errp);
     case QMP_ENUM:
-        return check_word(v, a->words_of ? a->words_of() : a->words, at,
+        return check_enum(v, a->words_of ? a->words_of() : a->words, at,
                           a->name, errp);
     case QMP_OBJECT:
         if (!json_is_object(v)) {

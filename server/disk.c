@@ -102,45 +102,45 @@ struct search {
     json_t *nodes; /* what was found: names of nodes */
 };
 
-static bool is_named(const struct search *s, const char *name)
+static bool is_mentioned(const struct search *s, const char *name)
 {
     return json_object_get(s->names, name) != NULL;
 }
 
-static void add_node(const struct search *s, const struct node *n)
+static void note_node(const struct search *s, const struct node *n)
 {
     (void)json_object_set_new(s->nodes, node_name(n), json_true());
 }
 
-static int add_export(struct export *e, void *opaque)
+static int note_export(struct export *e, void *opaque)
 {
     const struct search *s = opaque;
 
-    if (!e->of && (is_named(s, e->id) || is_named(s, e->name) ||
+    if (!e->of && (is_mentioned(s, e->id) || is_mentioned(s, e->name) ||
                    (s->exports && !e->of_backup))) {
-        add_node(s, blk_node(e->blk));
+        note_node(s, blk_node(e->blk));
     }
     return 0;
 }
 
 static bool names_job(const char *id, void *opaque)
 {
-    return is_named(opaque, id);
+    return is_mentioned(opaque, id);
 }
 
-static int add_used_node(struct node *n, void *opaque)
+static int note_used_node(struct node *n, void *opaque)
 {
     struct search *s = opaque;
     struct jobs *j = s->daemon->jobs;
 
     mutex_is_held(&j->lock);
-    if (is_named(s, node_name(n)) || jobs_use(j, n, names_job, s)) {
-        add_node(s, n);
+    if (is_mentioned(s, node_name(n)) || jobs_use(j, n, names_job, s)) {
+        note_node(s, n);
     }
     return 0;
 }
 
-static void add_devices(const struct search *s)
+static void note_devices(const struct search *s)
 {
     const char *name;
     json_t *value;
@@ -148,7 +148,7 @@ static void add_devices(const struct search *s)
     json_object_foreach ((json_t *)(uintptr_t)s->names, name, value) {
         const struct blk *b = devices_find(s->daemon->devices, name);
         if (b) {
-            add_node(s, blk_node(b));
+            note_node(s, blk_node(b));
         }
     }
 }
@@ -158,7 +158,7 @@ void disk_find_nodes(struct daemon *d, const json_t *names, bool exports,
 {
     struct search s = {d, names, exports, nodes};
 
-    (void)exports_each(d->exports, add_export, &s);
-    (void)graph_each(d->graph, add_used_node, &s);
-    add_devices(&s);
+    (void)exports_each(d->exports, note_export, &s);
+    (void)graph_each(d->graph, note_used_node, &s);
+    note_devices(&s);
 }

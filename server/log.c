@@ -62,7 +62,7 @@ void log_init(const char *name)
 }
 
 /* False: it would have to wait, or cannot be written at all. */
-static bool put(enum tell_level level, const char *text) REQUIRES(lock)
+static bool write_line(enum tell_level level, const char *text) REQUIRES(lock)
 {
     char line[LINE_MAX];
     char when[32] = "";
@@ -84,7 +84,7 @@ static bool put(enum tell_level level, const char *text) REQUIRES(lock)
 }
 
 /* A bucket that holds BURST lines and fills again with time. */
-static bool may_go(uint64_t now) REQUIRES(lock)
+static bool take_token(uint64_t now) REQUIRES(lock)
 {
     full_at = max_u64(full_at, now);
     if (full_at - now > (BURST - 1) * PACE_NS) {
@@ -100,16 +100,16 @@ static void tell_line(enum tell_level level, char *text) REQUIRES(lock)
     char lost[64];
 
     text_make_printable(text);
-    if (!may_go(now_ns())) {
+    if (!take_token(now_ns())) {
         lines_lost++;
         return;
     }
     (void)snprintf(lost, sizeof(lost), "%ju lines were left out here",
                    (uintmax_t)lines_lost);
-    if (lines_lost > 0 && put(TELL_WARNING, lost)) {
+    if (lines_lost > 0 && write_line(TELL_WARNING, lost)) {
         lines_lost = 0;
     }
-    if (lines_lost > 0 || !put(level, text)) {
+    if (lines_lost > 0 || !write_line(level, text)) {
         lines_lost++;
     }
 }
@@ -128,7 +128,7 @@ void log_line(enum tell_level level, const char *fmt, ...)
 }
 
 /* Is it to be told now?  *quiet: how many were not. */
-static bool is_due(struct log_limit *l, uint64_t *quiet) REQUIRES(lock)
+static bool is_time_to_tell(struct log_limit *l, uint64_t *quiet) REQUIRES(lock)
 {
     uint64_t now = now_ns();
 
@@ -151,7 +151,7 @@ void log_seldom(struct log_limit *limit, enum tell_level level, const char *fmt,
     va_list ap;
 
     mutex_lock(&lock);
-    if (is_due(limit, &quiet)) {
+    if (is_time_to_tell(limit, &quiet)) {
         (void)snprintf(more, sizeof(more), " (and %ju like it before)",
                        (uintmax_t)quiet);
         va_start(ap, fmt);

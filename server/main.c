@@ -25,7 +25,7 @@ static const struct command {
     {"qmp", cmd_qmp, "send a command to the monitor of a daemon"},
 };
 
-static void print_help(void)
+static void print_commands(void)
 {
     printf("Usage: nbdelta COMMAND [ARGUMENT...]\n"
            "       nbdelta COMMAND --help\n"
@@ -42,7 +42,7 @@ static void print_help(void)
            "      --version  print the version\n");
 }
 
-static const struct command *find(const char *name)
+static const struct command *find_command(const char *name)
 {
     for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
         if (strcmp(commands[i].name, name) == 0) {
@@ -52,7 +52,7 @@ static const struct command *find(const char *name)
     return NULL;
 }
 
-static int unknown(const char *what, const char *name)
+static int tell_unknown(const char *what, const char *name)
 {
     (void)cli_failed(name, "there is no such %s", what);
     fprintf(stderr, "Try 'nbdelta --help'.\n");
@@ -65,12 +65,12 @@ static int cmd_help(int argc, char **argv)
     char help[] = "--help";
 
     if (argc < 2) {
-        print_help();
+        print_commands();
         return cli_finish("help");
     }
-    const struct command *c = find(argv[1]);
+    const struct command *c = find_command(argv[1]);
     if (!c) {
-        return unknown("command", argv[1]);
+        return tell_unknown("command", argv[1]);
     }
     char *args[] = {argv[1], help, NULL};
     return c->run(2, args);
@@ -101,16 +101,16 @@ int main(int argc, char **argv)
         return cmd_help(argc - 1, argv + 1);
     }
     if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0) {
-        print_help();
+        print_commands();
         return cli_finish("help");
     }
     if (strcmp(name, "--version") == 0) {
         printf("nbdelta %s\n", NBDELTA_VERSION);
         return cli_finish("version");
     }
-    const struct command *c = find(name);
+    const struct command *c = find_command(name);
     if (!c) {
-        return unknown(name[0] == '-' ? "option" : "command", name);
+        return tell_unknown(name[0] == '-' ? "option" : "command", name);
     }
     return c->run(argc - 1, argv + 1);
 }

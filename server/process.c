@@ -8,7 +8,7 @@
 #include "nbdelta/bytes.h"
 
 /* Put something harmless at @fd, which is the lowest that is free. */
-static bool fill(int fd)
+static bool fill_descriptor(int fd)
 {
     /* What is printed for nobody is lost, and it is told. */
     int flags = fd == STDOUT_FILENO ? O_RDONLY : O_RDWR;
@@ -23,7 +23,7 @@ static bool fill(int fd)
 bool process_begin(void)
 {
     for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
-        if (fcntl(fd, F_GETFD) < 0 && errno == EBADF && !fill(fd)) {
+        if (fcntl(fd, F_GETFD) < 0 && errno == EBADF && !fill_descriptor(fd)) {
             return false;
         }
     }

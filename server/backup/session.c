@@ -66,7 +66,7 @@ static void session_free(struct pull *s)
     free(s);
 }
 
-static int copy_text(char **to, const char *text)
+static int copy_name(char **to, const char *text)
 {
     *to = text ? strdup(text) : NULL;
     return text && !*to ? -ENOMEM : 0;
@@ -79,7 +79,7 @@ static int match_disk(struct export *e, void *opaque)
     if (!e->is_default || blk_disk(e->blk) != d->node) {
         return 0;
     }
-    return copy_text(&d->name, e->id) < 0 ? -ENOMEM : 1;
+    return copy_name(&d->name, e->id) < 0 ? -ENOMEM : 1;
 }
 
 /* An image of the command line has its name, whichever its node is now. */
@@ -87,7 +87,7 @@ static int name_disk(const struct pulls *p, struct pull_disk *d)
 {
     int r = exports_each(p->daemon->exports, match_disk, d);
 
-    return r == 0 ? copy_text(&d->name, node_name(d->node)) : r < 0 ? r : 0;
+    return r == 0 ? copy_name(&d->name, node_name(d->node)) : r < 0 ? r : 0;
 }
 
 static struct pull *session_new(struct pulls *p, const struct pull_options *o)
@@ -106,8 +106,8 @@ static struct pull *session_new(struct pulls *p, const struct pull_options *o)
         s->id = NULL;
         r = -ENOMEM;
     }
-    r = r < 0 ? r : copy_text(&s->checkpoint, o->checkpoint);
-    r = r < 0 ? r : copy_text(&s->server_id, o->server);
+    r = r < 0 ? r : copy_name(&s->checkpoint, o->checkpoint);
+    r = r < 0 ? r : copy_name(&s->server_id, o->server);
     for (unsigned i = 0; r == 0 && i < o->count; i++) {
         struct node *n = point_source(p->daemon->graph, o->disks[i].node);
         s->disks[i].node = n;
@@ -149,7 +149,7 @@ static int choose_mode(const struct pulls *p, struct pull_disk *d,
                         ? "checkpoint-pending"
                         : checkpoint_missing(p->daemon, d->node, since);
     }
-    return since && !d->reason ? copy_text(&d->since, since) : 0;
+    return since && !d->reason ? copy_name(&d->since, since) : 0;
 }
 
 /* Sessions that have the disk, those that are about to go as well. */
@@ -349,8 +349,8 @@ static void end_points(struct pull *s)
 /* --- Exports --- */
 
 /* For as long as the session lasts. */
-static int open_server(struct pulls *p, struct pull *s, const json_t *addr,
-                       struct error **errp)
+static int open_own_server(struct pulls *p, struct pull *s, const json_t *addr,
+                           struct error **errp)
 {
     struct server_options o = {.id = s->id};
     int r = pull_own_policy(s, &o.policy, errp);
@@ -372,7 +372,7 @@ static int choose_server(struct pulls *p, struct pull *s,
                          "'listen' and 'server' exclude each other");
     }
     if (o->listen) {
-        r = open_server(p, s, o->listen, errp);
+        r = open_own_server(p, s, o->listen, errp);
     } else {
         s->server = server_find(p->daemon->servers, o->server, errp);
         r = s->server ? 0 : -ENOENT;
@@ -398,7 +398,7 @@ static int choose_name(struct pulls *p, const struct pull *s,
 
     if (asked ||
         !exports_has_name(exports, server_serial(s->server), d->name)) {
-        return copy_text(&d->export, asked ? asked : d->name);
+        return copy_name(&d->export, asked ? asked : d->name);
     }
     if (asprintf(&d->export, "%s@%s", d->name, s->id) < 0) {
         d->export = NULL;
@@ -544,8 +544,8 @@ static int export_all(struct pulls *p, struct pull *s,
     return r;
 }
 
-static int begin(struct pulls *p, struct pull *s, const struct pull_options *o,
-                 struct error **errp)
+static int begin_session(struct pulls *p, struct pull *s,
+                         const struct pull_options *o, struct error **errp)
 {
     int r = check_disks(p, s, o, errp);
 
@@ -572,7 +572,7 @@ int pulls_begin(struct pulls *p, const struct pull_options *o, json_t **reply,
     }
     int r = pulls_start_thread(p, errp);
     struct pull *s = r < 0 ? NULL : session_new(p, o);
-    r = r < 0 ? r : s ? begin(p, s, o, errp) : out_of_memory(errp);
+    r = r < 0 ? r : s ? begin_session(p, s, o, errp) : out_of_memory(errp);
     if (r < 0) {
         if (s) {
             leave_server(s);
@@ -713,7 +713,7 @@ static void tell_end(struct pulls *p, const struct pull *s, const char *result)
 }
 
 /* After its checkpoint is settled, one way or the other. */
-static void finish(struct pulls *p, struct pull *s, const char *result)
+static void finish_session(struct pulls *p, struct pull *s, const char *result)
 {
     s->ending = true;
     remove_exports(p, s);
@@ -726,7 +726,7 @@ static void finish(struct pulls *p, struct pull *s, const char *result)
 void pull_fail(struct pulls *p, struct pull *s, const char *result)
 {
     remove_fresh(p, s);
-    finish(p, s, result);
+    finish_session(p, s, result);
 }
 
 struct pull *pull_find(const struct pulls *p, const char *id)
@@ -770,6 +770,6 @@ int pulls_end(struct pulls *p, const char *id, bool success, const json_t *drop,
         return r;
     }
     drop_old(p, s, drop);
-    finish(p, s, "success");
+    finish_session(p, s, "success");
     return 0;
 }

@@ -90,7 +90,7 @@ static void tell_lost(struct pulls *p, struct pull *s)
 }
 
 /* Nanoseconds until it expires; 0: it has. */
-static uint64_t time_left(struct pulls *p, const struct pull *s)
+static uint64_t time_to_expiry(struct pulls *p, const struct pull *s)
 {
     uint64_t left = UINT64_MAX;
 
@@ -109,14 +109,14 @@ static uint64_t time_left(struct pulls *p, const struct pull *s)
 /* When it is to be ended, from now; 0: now. */
 static uint64_t ends_in(struct pulls *p, const struct pull *s)
 {
-    uint64_t left = time_left(p, s);
+    uint64_t left = time_to_expiry(p, s);
     uint64_t now = now_ns();
 
     return s->stuck_until > now ? max_u64(left, s->stuck_until - now) : left;
 }
 
 /* Returns when to look again; 0: *id, which is the caller's, has expired. */
-static uint64_t look(struct pulls *p, char **id)
+static uint64_t look_at_sessions(struct pulls *p, char **id)
 {
     uint64_t next = UINT64_MAX;
 
@@ -161,13 +161,13 @@ static void expire(struct pulls *p, const char *id)
     struct pull *s = pull_find(p, id);
     if (s && !calm) {
         s->stuck_until = now_ns() + RETRY_NS;
-    } else if (s && time_left(p, s) == 0) {
+    } else if (s && time_to_expiry(p, s) == 0) {
         pull_fail(p, s, "expired");
     }
     mutex_unlock(&p->daemon->jobs->lock);
 }
 
-static void *thread(void *arg)
+static void *watch_thread(void *arg)
 {
     struct pulls *p = arg;
     struct jobs *j = p->daemon->jobs;
@@ -177,7 +177,7 @@ static void *thread(void *arg)
         CLEANUP_FREE char *id = NULL;
 
         mutex_lock(&j->lock);
-        uint64_t next = look(p, &id);
+        uint64_t next = look_at_sessions(p, &id);
         mutex_unlock(&j->lock);
         if (id) {
             expire(p, id);
@@ -195,7 +195,7 @@ int pulls_start_thread(struct pulls *p, struct error **errp)
     if (p->started) {
         return 0;
     }
-    int r = thread_start(&p->thread, "backups", thread, p);
+    int r = thread_start(&p->thread, "backups", watch_thread, p);
     if (r < 0) {
         return error_set(errp, -r, "cannot start a thread: %s", strerror(-r));
     }

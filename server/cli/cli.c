@@ -54,7 +54,7 @@ static void help_line(const struct cli_option *o)
     printf("%*s%s\n", HELP_INDENT - width, "", o->help);
 }
 
-static void print_help(const struct cli_command *c)
+static void print_command_help(const struct cli_command *c)
 {
     const char *form = c->usage;
     const char *lead = "Usage:";
@@ -120,7 +120,7 @@ int cli_next(const struct cli_command *c, int argc, char **argv)
     opterr = 0;
     int code = getopt_long(argc, argv, shorts, longs, NULL);
     if (code == 'h') {
-        print_help(c);
+        print_command_help(c);
         return CLI_HELP;
     }
     if (code != '?' && code != ':') {

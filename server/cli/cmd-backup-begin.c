@@ -122,7 +122,8 @@ static int parse_object(const char *text, const char *implied,
                            implied);
 }
 
-static int add_disk(json_t *args, const char *text, struct error **errp)
+static int add_disk_argument(json_t *args, const char *text,
+                             struct error **errp)
 {
     static const char *const also[] = {"since", "export", NULL};
     json_t *disks = json_object_get(args, "disks");
@@ -193,7 +194,7 @@ static int begin_option(json_t *args, int code, struct error **errp)
 {
     switch (code) {
     case OPT_DISK:
-        return add_disk(args, optarg, errp);
+        return add_disk_argument(args, optarg, errp);
     case OPT_CHECKPOINT:
         return json_object_set_new(args, "checkpoint", json_string(optarg));
     case OPT_SCRATCH:
@@ -219,7 +220,7 @@ static int begin_option(json_t *args, int code, struct error **errp)
 /* --- The daemon --- */
 
 /* To be freed by who has asked, as all texts of the daemon that are printed. */
-static char *text_of(const json_t *object, const char *key)
+static char *printable_member(const json_t *object, const char *key)
 {
     const char *text = json_string_value(json_object_get(object, key));
 
@@ -237,11 +238,11 @@ static void print_size(const char *lead, const json_t *object, const char *key)
 
 static void print_disk(const json_t *disk)
 {
-    CLEANUP_FREE char *node = text_of(disk, "node");
-    CLEANUP_FREE char *mode = text_of(disk, "mode");
-    CLEANUP_FREE char *reason = text_of(disk, "reason");
-    CLEANUP_FREE char *uri = text_of(disk, "uri");
-    CLEANUP_FREE char *context = text_of(disk, "context");
+    CLEANUP_FREE char *node = printable_member(disk, "node");
+    CLEANUP_FREE char *mode = printable_member(disk, "mode");
+    CLEANUP_FREE char *reason = printable_member(disk, "reason");
+    CLEANUP_FREE char *uri = printable_member(disk, "uri");
+    CLEANUP_FREE char *context = printable_member(disk, "context");
 
     if (!node || !mode || !reason || !uri || !context) {
         return;
@@ -258,8 +259,8 @@ static void print_disk(const json_t *disk)
 
 static void print_begun(const json_t *begun)
 {
-    CLEANUP_FREE char *id = text_of(begun, "id");
-    CLEANUP_FREE char *checkpoint = text_of(begun, "checkpoint");
+    CLEANUP_FREE char *id = printable_member(begun, "id");
+    CLEANUP_FREE char *checkpoint = printable_member(begun, "checkpoint");
     bool has_checkpoint = checkpoint && *checkpoint;
     size_t i;
     json_t *disk;
@@ -287,8 +288,8 @@ static int begin_talk(struct qmp_client *c, const char *socket,
 
 /* The daemon has not answered: what does the user know?  @hint says how to find
  * out. */
-static int no_reply(const char *command, int r, const struct error *err,
-                    const char *hint)
+static int tell_no_reply(const char *command, int r, const struct error *err,
+                         const char *hint)
 {
     if (r != -EINTR && r != -ECONNRESET) {
         return cli_error(command, err);
@@ -326,8 +327,8 @@ static int undo_begin(struct qmp_client *c, const json_t *begun)
 }
 
 /* The exit status; *reply is what the daemon said when it is 0. */
-static int begin(struct qmp_client *c, const char *socket, json_t *args,
-                 json_t **reply)
+static int begin_backup(struct qmp_client *c, const char *socket, json_t *args,
+                        json_t **reply)
 {
     CLEANUP_ERROR struct error *err = NULL;
     bool interrupted = false;
@@ -344,7 +345,7 @@ static int begin(struct qmp_client *c, const char *socket, json_t *args,
         }
     }
     if (r < 0) {
-        return no_reply("backup-begin", r, err, BEGUN);
+        return tell_no_reply("backup-begin", r, err, BEGUN);
     }
     int status = qmp_client_failed("backup-begin", *reply);
     return status == 0 && interrupted
@@ -367,7 +368,7 @@ static void print_checkpoints(struct qmp_client *c)
     (void)fflush(stdout);
     fputs("Checkpoints:", stderr);
     json_array_foreach (list, i, checkpoint) {
-        CLEANUP_FREE char *name = text_of(checkpoint, "name");
+        CLEANUP_FREE char *name = printable_member(checkpoint, "name");
         fprintf(stderr, "%s %s", i > 0 ? "," : "", name ? name : "?");
     }
     fputs(json_array_size(list) > 0 ? "\n" : " none\n", stderr);
@@ -385,9 +386,9 @@ static int check_modes(struct qmp_client *c, const json_t *args,
     json_array_foreach (json_object_get(begun, "disks"), i, disk) {
         const char *since = json_string_value(
             json_object_get(json_array_get(asked, i), "since"));
-        CLEANUP_FREE char *node = text_of(disk, "node");
-        CLEANUP_FREE char *mode = text_of(disk, "mode");
-        CLEANUP_FREE char *reason = text_of(disk, "reason");
+        CLEANUP_FREE char *node = printable_member(disk, "node");
+        CLEANUP_FREE char *mode = printable_member(disk, "mode");
+        CLEANUP_FREE char *reason = printable_member(disk, "reason");
 
         if (since && mode && strcmp(mode, "incremental") != 0) {
             (void)cli_failed("backup-begin",
@@ -429,7 +430,7 @@ int cmd_backup_begin(int argc, char **argv)
         return cli_usage(&begin_command, "one socket is needed");
     }
     struct qmp_client c = QMP_CLIENT_INIT;
-    int status = begin(&c, argv[optind], args, &reply);
+    int status = begin_backup(&c, argv[optind], args, &reply);
     if (status == 0) {
         const json_t *begun = json_object_get(reply, "return");
 
@@ -451,7 +452,7 @@ int cmd_backup_begin(int argc, char **argv)
     "query-backups' and 'checkpoint-list' tell)"
 
 /* The daemon goes on with it, whatever becomes of us. */
-static int end(const char *socket, json_t *args)
+static int end_backup(const char *socket, json_t *args)
 {
     CLEANUP_ERROR struct error *err = NULL;
     CLEANUP_JSON json_t *reply = NULL;
@@ -462,7 +463,7 @@ static int end(const char *socket, json_t *args)
         r = qmp_client_reply(&c, &reply, &err);
     }
     qmp_client_close(&c);
-    return r < 0 ? no_reply("backup-end", r, err, ENDED)
+    return r < 0 ? tell_no_reply("backup-end", r, err, ENDED)
                  : qmp_client_failed("backup-end", reply);
 }
 
@@ -493,6 +494,6 @@ int cmd_backup_end(int argc, char **argv)
     CLEANUP_JSON json_t *args = json_pack("{s:s, s:b, s:O}", "id",
                                           argv[optind + 1], "success",
                                           (int)success, "drop", drop);
-    return args ? end(argv[optind], args)
+    return args ? end_backup(argv[optind], args)
                 : cli_usage(&end_command, "the ID is not UTF-8 text");
 }

@@ -119,7 +119,7 @@ struct request {
 
 /* --- Listing --- */
 
-static bool is_named(const struct request *rq, const char *name)
+static bool is_asked_for(const struct request *rq, const char *name)
 {
     bool named = false;
 
@@ -131,7 +131,7 @@ static bool is_named(const struct request *rq, const char *name)
 
 static bool is_wanted(const struct request *rq, const char *name)
 {
-    return rq->name_count == 0 || is_named(rq, name);
+    return rq->name_count == 0 || is_asked_for(rq, name);
 }
 
 static void print_line(const struct bitmap_info *b)
@@ -150,7 +150,7 @@ static void print_line(const struct bitmap_info *b)
     }
 }
 
-static bool has_name(const struct bitmap_list *list, const char *name)
+static bool lists_name(const struct bitmap_list *list, const char *name)
 {
     for (size_t i = 0; i < list->count; i++) {
         if (list->at[i].name && strcmp(list->at[i].name, name) == 0) {
@@ -199,7 +199,7 @@ static int list_bitmaps(const struct request *rq, struct node *n)
 
     (void)bitmaps_get(n, &list);
     for (size_t i = 0; i < rq->name_count; i++) {
-        if (!has_name(&list, rq->names[i])) {
+        if (!lists_name(&list, rq->names[i])) {
             (void)cli_failed(command.name, "Dirty bitmap '%s' not found",
                              rq->names[i]);
             return EXIT_NO_BITMAP;
@@ -303,7 +303,8 @@ static int exit_status(const struct request *rq, struct node *n,
     return EXIT_FAILURE;
 }
 
-static int change(const struct request *rq, struct node *n, struct node *source)
+static int change_image(const struct request *rq, struct node *n,
+                        struct node *source)
 {
     CLEANUP_ERROR struct error *err = NULL;
     int r = change_bitmaps(rq, n, source, &err);
@@ -317,7 +318,7 @@ static int change(const struct request *rq, struct node *n, struct node *source)
 
 static int repair_these(const struct request *rq, struct node *n)
 {
-    int status = change(rq, n, n);
+    int status = change_image(rq, n, n);
 
     for (size_t i = 0; status == 0 && i < rq->name_count; i++) {
         CLEANUP_FREE char *shown = text_printable(rq->names[i]);
@@ -347,7 +348,7 @@ static int repair(struct request *rq, struct node *n)
     for (size_t i = list.count; i-- > 0;) {
         const struct bitmap_info *b = &list.at[i];
 
-        if (b->inconsistent && !is_named(&these, b->name)) {
+        if (b->inconsistent && !is_asked_for(&these, b->name)) {
             names[these.name_count++] = b->name; /* each once */
         }
     }
@@ -382,7 +383,7 @@ static int run_steps(struct request *rq)
     }
     return rq->verb == VERB_LIST     ? list_bitmaps(rq, n)
            : rq->verb == VERB_REPAIR ? repair(rq, n)
-                                     : change(rq, n, source);
+                                     : change_image(rq, n, source);
 }
 
 /* A word comes before all options. */
@@ -427,7 +428,7 @@ static int add_object(struct request *rq, const char *text)
 }
 
 /* What fits to what. */
-static int check(const struct request *rq)
+static int check_request(const struct request *rq)
 {
     bool alone = rq->verb == VERB_LIST || rq->verb == VERB_REPAIR;
     const char *why = NULL;
@@ -460,7 +461,7 @@ static int check(const struct request *rq)
 
 /* The verb, if it is a word, then image and names; of a merge by word the
  * second name and all that follow are sources. */
-static int take_arguments(struct request *rq, int argc, char **argv)
+static int take_image_and_names(struct request *rq, int argc, char **argv)
 {
     int status = 0;
 
@@ -491,7 +492,7 @@ static int take_arguments(struct request *rq, int argc, char **argv)
     return status;
 }
 
-static int take_option(struct request *rq, int code)
+static int take_bitmap_option(struct request *rq, int code)
 {
     switch (code) {
     case 'g':
@@ -525,7 +526,7 @@ static int take_option(struct request *rq, int code)
     }
 }
 
-static int run(struct request *rq, int argc, char **argv)
+static int run_bitmap(struct request *rq, int argc, char **argv)
 {
     int code;
     int status = 0;
@@ -534,13 +535,13 @@ static int run(struct request *rq, int argc, char **argv)
         if (code < 0) {
             return code == CLI_HELP ? EXIT_SUCCESS : CLI_USAGE;
         }
-        status = take_option(rq, code);
+        status = take_bitmap_option(rq, code);
     }
     if (status == 0) {
-        status = take_arguments(rq, argc - optind, argv + optind);
+        status = take_image_and_names(rq, argc - optind, argv + optind);
     }
     if (status == 0) {
-        status = check(rq);
+        status = check_request(rq);
     }
     return status == 0 ? run_steps(rq) : status;
 }
@@ -556,7 +557,7 @@ int cmd_bitmap(int argc, char **argv)
     int status;
 
     rq.objects = rq.graph ? objects_new(rq.graph) : NULL;
-    status = rq.objects ? run(&rq, argc, argv)
+    status = rq.objects ? run_bitmap(&rq, argc, argv)
                         : cli_failed(command.name, "no memory");
     objects_free(rq.objects);
     graph_free(rq.graph);

@@ -162,7 +162,7 @@ static int add_option(struct request *rq, const char *key, const char *value)
     return 0;
 }
 
-static int create(struct request *rq, const char *filename)
+static int create_image(struct request *rq, const char *filename)
 {
     CLEANUP_ERROR struct error *err = NULL;
     struct growth growth = {.filename = filename};
@@ -173,7 +173,7 @@ static int create(struct request *rq, const char *filename)
     return r < 0 ? cli_error(command.name, err) : EXIT_SUCCESS;
 }
 
-static int track(const struct request *rq, const char *filename)
+static int track_disk(const struct request *rq, const char *filename)
 {
     CLEANUP_ERROR struct error *err = NULL;
     struct image_track how = {rq->options, rq->bitmap, rq->force};
@@ -195,10 +195,10 @@ static int take_tracked(const struct request *rq, int argc, char **argv)
     if (strcmp(rq->format, "qcow2") != 0) {
         return cli_usage(&command, "--track makes a qcow2 image");
     }
-    return track(rq, argv[0]);
+    return track_disk(rq, argv[0]);
 }
 
-static int take_arguments(struct request *rq, int argc, char **argv)
+static int take_file_and_size(struct request *rq, int argc, char **argv)
 {
     int r = 0;
 
@@ -226,10 +226,10 @@ static int take_arguments(struct request *rq, int argc, char **argv)
                !json_object_get(rq->options, "backing_file")) {
         return cli_usage(&command, "a size is needed");
     }
-    return r != 0 ? r : create(rq, argv[0]);
+    return r != 0 ? r : create_image(rq, argv[0]);
 }
 
-static int run(struct request *rq, int argc, char **argv)
+static int run_create(struct request *rq, int argc, char **argv)
 {
     int code;
     int r = 0;
@@ -261,14 +261,14 @@ static int run(struct request *rq, int argc, char **argv)
             return code == CLI_HELP ? EXIT_SUCCESS : CLI_USAGE;
         }
     }
-    return r != 0 ? r : take_arguments(rq, argc - optind, argv + optind);
+    return r != 0 ? r : take_file_and_size(rq, argc - optind, argv + optind);
 }
 
 int cmd_create(int argc, char **argv)
 {
     struct request rq = {.format = "qcow2", .options = json_object()};
 
-    int r = rq.options ? run(&rq, argc, argv)
+    int r = rq.options ? run_create(&rq, argc, argv)
                        : cli_failed(command.name, "no memory for options");
     json_decref(rq.options);
     return r;

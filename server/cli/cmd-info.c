@@ -170,8 +170,8 @@ static void print_image(const json_t *info)
 
 /* --- Images --- */
 
-static int image_info(const struct image_open *o, json_t **info,
-                      struct error **errp)
+static int query_image(const struct image_open *o, json_t **info,
+                       struct error **errp)
 {
     struct graph *g = graph_new();
     struct node *n;
@@ -190,7 +190,7 @@ static int image_info(const struct image_open *o, json_t **info,
 
 /* --- Exports of servers --- */
 
-static int add_context(void *opaque, const char *name)
+static int note_context(void *opaque, const char *name)
 {
     return json_array_append_new(opaque, json_string(name));
 }
@@ -265,7 +265,7 @@ static int export_info(const char *uri, json_t **infop, struct error **errp)
     }
     CLEANUP_JSON json_t *info = json_object();
     json_t *contexts = json_array();
-    nbd_context_callback each = {.callback = add_context,
+    nbd_context_callback each = {.callback = note_context,
                                  .user_data = contexts};
     /* With none asked for, the server lists all; an older one has none. */
     if (nbd_aio_is_negotiating(h)) {
@@ -343,7 +343,7 @@ int cmd_info(int argc, char **argv)
     o.image = argv[optind];
     bool uri = client_is_uri(o.image);
     int r = uri ? export_info(o.image, &info, &err)
-                : image_info(&o, &info, &err);
+                : query_image(&o, &info, &err);
     if (r < 0) {
         return cli_error(command.name, err);
     }

@@ -154,7 +154,7 @@ static void print_last(struct map *m)
     m->last = (struct run){.length = 0};
 }
 
-static bool same_file(const char *a, const char *b)
+static bool is_same_file(const char *a, const char *b)
 {
     return a == b || (a && b && strcmp(a, b) == 0);
 }
@@ -166,10 +166,10 @@ static bool joins(const struct run *a, const struct run *b)
         return false;
     }
     return !(a->flags & EXTENT_HOST_VALID) ||
-           (a->host + a->length == b->host && same_file(a->file, b->file));
+           (a->host + a->length == b->host && is_same_file(a->file, b->file));
 }
 
-static int add_run(struct map *m, const struct run *r)
+static int join_run(struct map *m, const struct run *r)
 {
     if (joins(&m->last, r)) {
         m->last.length += r->length;
@@ -186,7 +186,7 @@ static int add_run(struct map *m, const struct run *r)
     return ferror(stdout) ? -EIO : 0;
 }
 
-static int finish(struct map *m, int r)
+static int finish_output(struct map *m, int r)
 {
     if (r < 0) {
         free(m->last_file);
@@ -202,7 +202,7 @@ static int finish(struct map *m, int r)
 
 /* --- Images --- */
 
-static int add_extent(const struct extent *e, void *opaque)
+static int add_image_extent(const struct extent *e, void *opaque)
 {
     struct run r = {
         .start = e->offset,
@@ -212,7 +212,7 @@ static int add_extent(const struct extent *e, void *opaque)
         .host = e->host,
         .file = e->host_file,
     };
-    return add_run(opaque, &r);
+    return join_run(opaque, &r);
 }
 
 static int map_bits(struct map *m, const struct bitmap *bm, uint64_t size)
@@ -223,10 +223,10 @@ static int map_bits(struct map *m, const struct bitmap *bm, uint64_t size)
         struct run run = {.start = at};
 
         run.length = bitmap_run(bm, at, size, &run.dirty);
-        r = add_run(m, &run);
+        r = join_run(m, &run);
         at += run.length;
     }
-    return finish(m, r);
+    return finish_output(m, r);
 }
 
 static int no_bitmap(struct graph *g, const struct blk *b, const char *image,
@@ -269,7 +269,8 @@ static int map_bitmap(struct map *m, struct graph *g, struct blk *b,
 static int map_extents(struct map *m, struct blk *b, const char *image,
                        struct error **errp)
 {
-    int r = finish(m, blk_extents(b, 0, blk_size(b), 0, add_extent, m));
+    int r = finish_output(
+        m, blk_extents(b, 0, blk_size(b), 0, add_image_extent, m));
 
     return r < 0
                ? error_set(errp, -r, "cannot map '%s': %s", image, strerror(-r))
@@ -334,7 +335,7 @@ static int add_reply(void *opaque, const char *context, uint64_t offset,
             break;
         }
         run_of_state(rp, entries[i + 1], &r);
-        rp->error = add_run(rp->map, &r);
+        rp->error = join_run(rp->map, &r);
         rp->next += r.length;
     }
     return 0;
@@ -354,18 +355,18 @@ static int map_export(struct map *m, struct nbd_handle *h, const char *context,
 
         if (nbd_block_status(h, bytes, rp.next, each, 0) < 0) {
             int errnum = nbd_get_errno();
-            (void)finish(m, -EIO);
+            (void)finish_output(m, -EIO);
             return error_set(errp, errnum > 0 ? errnum : EIO, "%s",
                              nbd_get_error());
         }
         if (rp.next == before && rp.error == 0) {
-            (void)finish(m, -EIO);
+            (void)finish_output(m, -EIO);
             return error_set(errp, EPROTO,
                              "the server tells nothing of offset %" PRIu64,
                              before);
         }
     }
-    int r = finish(m, rp.error);
+    int r = finish_output(m, rp.error);
     return r < 0 ? error_set(errp, -r, "cannot write the map: %s", strerror(-r))
                  : 0;
 }
@@ -403,8 +404,8 @@ struct request {
     const char *bitmap;
 };
 
-static int take_options(struct request *rq, struct graph *g, int argc,
-                        char **argv)
+static int take_map_options(struct request *rq, struct graph *g, int argc,
+                            char **argv)
 {
     CLEANUP_ERROR struct error *err = NULL;
     int code;
@@ -436,10 +437,10 @@ static int take_options(struct request *rq, struct graph *g, int argc,
     return code;
 }
 
-static int run(struct request *rq, struct graph *g, int argc, char **argv)
+static int run_map(struct request *rq, struct graph *g, int argc, char **argv)
 {
     CLEANUP_ERROR struct error *err = NULL;
-    int code = take_options(rq, g, argc, argv);
+    int code = take_map_options(rq, g, argc, argv);
 
     if (code != CLI_END) {
         return code == CLI_HELP ? EXIT_SUCCESS : CLI_USAGE;
@@ -459,7 +460,8 @@ int cmd_map(int argc, char **argv)
 {
     struct request rq = {.bitmap = NULL};
     struct graph *g = graph_new();
-    int r = g ? run(&rq, g, argc, argv) : cli_failed(command.name, "no memory");
+    int r = g ? run_map(&rq, g, argc, argv)
+              : cli_failed(command.name, "no memory");
 
     graph_free(g);
     return r;

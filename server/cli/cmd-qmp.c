@@ -206,7 +206,7 @@ static bool is_ending(const char *command)
 }
 
 /* The reply that was waited for did not come. */
-static int no_reply(const struct what *o, int r, const struct error *err)
+static int tell_no_reply(const struct what *o, int r, const struct error *err)
 {
     if (r != -EINTR && r != -ECONNRESET) {
         return cli_error("qmp", err);
@@ -225,7 +225,7 @@ static int run_command(struct waiter *w, const struct what *o)
     int r = waiter_run(w, o->command, o->args, o->wait, &reply, &err);
 
     if (r < 0) {
-        return no_reply(o, r, err);
+        return tell_no_reply(o, r, err);
     }
     if (qmp_client_failed("qmp", reply) != 0) {
         return EXIT_FAILURE;
@@ -254,7 +254,7 @@ static int run_with(struct waiter *w, const struct what *o)
                : status;
 }
 
-static int run(const struct what *o)
+static int run_connected(const struct what *o)
 {
     CLEANUP_ERROR struct error *err = NULL;
     struct qmp_client c = QMP_CLIENT_INIT;
@@ -342,7 +342,7 @@ int cmd_qmp(int argc, char **argv)
         parse_arguments(argv[1], argc - 2, argv + 2, &o.args, &err) < 0) {
         return cli_error("qmp", err);
     }
-    status = run(&o);
+    status = run_connected(&o);
     json_decref(o.args);
     return status == EXIT_SUCCESS ? cli_finish("qmp") : status;
 }

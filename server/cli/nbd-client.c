@@ -26,7 +26,7 @@ bool client_is_uri(const char *text)
     return false;
 }
 
-static int failed(struct error **errp)
+static int libnbd_failed(struct error **errp)
 {
     int errnum = nbd_get_errno();
     const char *why = nbd_get_error();
@@ -40,13 +40,13 @@ int client_connect(const char *uri, struct nbd_handle **hp, struct error **errp)
     struct nbd_handle *h = nbd_create();
 
     if (!h) {
-        return failed(errp);
+        return libnbd_failed(errp);
     }
     /* The user's own URI may name files with keys. */
     if (nbd_set_uri_allow_local_file(h, true) < 0 ||
         nbd_set_full_info(h, true) < 0 || nbd_set_opt_mode(h, true) < 0 ||
         nbd_connect_uri(h, uri) < 0) {
-        int r = failed(errp);
+        int r = libnbd_failed(errp);
         error_prefix(errp, "cannot connect to '%s': ", uri);
         nbd_close(h);
         return r;
@@ -62,7 +62,8 @@ struct names {
     size_t used;
 };
 
-static int add_name(void *opaque, const char *name, const char *description)
+static int note_export_name(void *opaque, const char *name,
+                            const char *description)
 {
     struct names *n = opaque;
     size_t left = sizeof(n->text) - n->used;
@@ -82,11 +83,12 @@ static int no_such_export(struct nbd_handle *h, struct error **errp)
 {
     struct names names = {.used = 0};
     CLEANUP_FREE char *wanted = nbd_get_export_name(h);
-    nbd_list_callback list = {.callback = add_name, .user_data = &names};
+    nbd_list_callback list = {.callback = note_export_name,
+                              .user_data = &names};
 
     if (!nbd_aio_is_negotiating(h) || nbd_opt_list(h, list) < 0 ||
         names.used == 0) {
-        return failed(errp);
+        return libnbd_failed(errp);
     }
     return error_set(errp, ENOENT,
                      "the server does not give export '%s'; it has %s",
@@ -96,7 +98,7 @@ static int no_such_export(struct nbd_handle *h, struct error **errp)
 int client_go(struct nbd_handle *h, const char *context, struct error **errp)
 {
     if (context && nbd_add_meta_context(h, context) < 0) {
-        return failed(errp);
+        return libnbd_failed(errp);
     }
     /* A server of the old style leaves nothing to negotiate. */
     if (nbd_aio_is_negotiating(h) && nbd_opt_go(h) < 0) {

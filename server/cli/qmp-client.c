@@ -18,7 +18,7 @@
 #include "qmp/dispatch.h"
 #include "qmp/parse.h"
 
-static void on_value(json_t *value, const char *why, void *opaque)
+static void keep_message(json_t *value, const char *why, void *opaque)
 {
     struct qmp_client *c = opaque;
 
@@ -28,7 +28,8 @@ static void on_value(json_t *value, const char *why, void *opaque)
     }
 }
 
-static int dial(struct qmp_client *c, const char *path, struct error **errp)
+static int dial_socket(struct qmp_client *c, const char *path,
+                       struct error **errp)
 {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
 
@@ -40,7 +41,7 @@ static int dial(struct qmp_client *c, const char *path, struct error **errp)
     memcpy(addr.sun_path, path, strlen(path));
     c->inbox = json_array();
     c->events = json_array();
-    c->parser = qmp_parser_new(&qmp_limits_reply, on_value, c);
+    c->parser = qmp_parser_new(&qmp_limits_reply, keep_message, c);
     if (!c->inbox || !c->events || !c->parser) {
         return error_set(errp, ENOMEM, "out of memory");
     }
@@ -154,8 +155,8 @@ int qmp_client_receive(struct qmp_client *c, int timeout, json_t **message,
     return 1;
 }
 
-static int send_all(struct qmp_client *c, const char *text, size_t len,
-                    struct error **errp)
+static int send_text(struct qmp_client *c, const char *text, size_t len,
+                     struct error **errp)
 {
     while (len > 0) {
         ssize_t n = send(c->fd, text, len, MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -191,7 +192,7 @@ int qmp_client_send(struct qmp_client *c, const char *command, json_t *args,
         return error_set(errp, ENOMEM, "cannot encode the command");
     }
     c->serial++;
-    return send_all(c, text, len, errp);
+    return send_text(c, text, len, errp);
 }
 
 /* What has no id tells of input that was no command: our last one. */
@@ -233,7 +234,7 @@ int qmp_client_request(struct qmp_client *c, const char *command, json_t *args,
     return r < 0 ? r : qmp_client_reply(c, reply, errp);
 }
 
-static int negotiate(struct qmp_client *c, struct error **errp)
+static int negotiate_qmp(struct qmp_client *c, struct error **errp)
 {
     CLEANUP_JSON json_t *greeting = NULL;
     CLEANUP_JSON json_t *reply = NULL;
@@ -256,9 +257,9 @@ static int negotiate(struct qmp_client *c, struct error **errp)
 
 int qmp_client_open(struct qmp_client *c, const char *path, struct error **errp)
 {
-    int r = dial(c, path, errp);
+    int r = dial_socket(c, path, errp);
 
-    return r < 0 ? r : negotiate(c, errp);
+    return r < 0 ? r : negotiate_qmp(c, errp);
 }
 
 int qmp_client_failed(const char *what, const json_t *reply)

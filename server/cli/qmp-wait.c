@@ -112,7 +112,7 @@ static bool event_is(const json_t *event, const char *name)
     return same(member(event, "event"), name);
 }
 
-static struct followed *find(struct waiter *w, const char *id)
+static struct followed *find_followed(struct waiter *w, const char *id)
 {
     for (unsigned i = 0; i < w->count; i++) {
         if (same(w->jobs[i].id, id)) {
@@ -122,11 +122,11 @@ static struct followed *find(struct waiter *w, const char *id)
     return NULL;
 }
 
-static int add(struct waiter *w, const char *id, bool own)
+static int follow_job(struct waiter *w, const char *id, bool own)
 {
     struct followed *jobs;
 
-    if (find(w, id)) {
+    if (find_followed(w, id)) {
         return 0;
     }
     jobs = reallocarray(w->jobs, w->count + 1, sizeof(*jobs));
@@ -144,7 +144,7 @@ static int add(struct waiter *w, const char *id, bool own)
 
 int waiter_add(struct waiter *w, const char *id)
 {
-    return add(w, id, false);
+    return follow_job(w, id, false);
 }
 
 /* The id that a job of such arguments has. */
@@ -176,7 +176,7 @@ static void add_created(struct waiter *w, const json_t *args)
     const char *id = job_id(args);
 
     if (id && was_created(w, id)) {
-        (void)add(w, id, true);
+        (void)follow_job(w, id, true);
     }
 }
 
@@ -187,7 +187,7 @@ static void add_named(struct waiter *w, const json_t *args)
 
     id = id ? id : job_id(args);
     if (id) {
-        (void)add(w, id, false);
+        (void)follow_job(w, id, false);
     }
 }
 
@@ -228,10 +228,11 @@ static void note_error(struct followed *f, const json_t *event)
     }
 }
 
-static void follow(struct waiter *w, json_t *event)
+static void note_event(struct waiter *w, json_t *event)
 {
     const char *id = event_member(event, "id");
-    struct followed *f = find(w, id ? id : event_member(event, "device"));
+    struct followed *f = find_followed(w,
+                                       id ? id : event_member(event, "device"));
 
     if (!f) {
         return;
@@ -259,7 +260,7 @@ static void follow_kept(struct waiter *w)
     json_t *event;
 
     json_array_foreach (w->qmp->events, i, event) {
-        follow(w, event);
+        note_event(w, event);
     }
     (void)json_array_clear(w->qmp->events);
 }
@@ -272,7 +273,7 @@ static bool is_done(const struct waiter *w, const struct followed *f)
     return f->ended || (f->halted && w->until == WAIT_READY && !cancelling);
 }
 
-static bool all_done(const struct waiter *w)
+static bool all_have_come(const struct waiter *w)
 {
     for (unsigned i = 0; i < w->count; i++) {
         if (!is_done(w, &w->jobs[i])) {
@@ -292,7 +293,7 @@ static bool any_own(const struct waiter *w)
     return false;
 }
 
-static void look_at(struct followed *f, json_t *info)
+static void note_info(struct followed *f, json_t *info)
 {
     const char *status = member(info, "status");
 
@@ -333,7 +334,7 @@ static int poll_jobs(struct waiter *w, struct error **errp)
         json_t *info = find_info(json_object_get(reply, "return"), f->id);
 
         if (info) {
-            look_at(f, info);
+            note_info(f, info);
             done +=
                 json_number_value(json_object_get(info, "current-progress"));
             total += json_number_value(json_object_get(info, "total-progress"));
@@ -384,12 +385,12 @@ static int follow_all(struct waiter *w, bool show, struct error **errp)
         if (w->stopping && !w->cancelled && (r = cancel_own(w, errp)) < 0) {
             break;
         }
-        if (all_done(w)) {
+        if (all_have_come(w)) {
             break;
         }
         r = qmp_client_receive(w->qmp, show ? PROGRESS_MS : -1, &event, errp);
         if (r > 0) {
-            follow(w, event);
+            note_event(w, event);
             json_decref(event);
         } else if (r == 0) {
             r = poll_jobs(w, errp);
@@ -418,7 +419,7 @@ static int come_as_far(struct waiter *w, struct error **errp)
 
     follow_kept(w);
     /* They must be there now, or have ended in what we have seen. */
-    r = all_done(w) ? 0 : poll_jobs(w, errp);
+    r = all_have_come(w) ? 0 : poll_jobs(w, errp);
     if (r < 0) {
         return r;
     }
@@ -432,7 +433,7 @@ static int come_as_far(struct waiter *w, struct error **errp)
 
 /* What tells of the end: the last event or, for jobs that have none, what
  * query-jobs says. */
-static int report(const struct waiter *w, const struct followed *f)
+static int report_end(const struct waiter *w, const struct followed *f)
 {
     const json_t *last = f->event ? f->event : f->info;
     const char *why = f->event ? event_member(f->event, "error")
@@ -462,20 +463,20 @@ static int report_all(const struct waiter *w)
     int status = EXIT_SUCCESS;
 
     for (unsigned i = 0; i < w->count; i++) {
-        int one = report(w, &w->jobs[i]);
+        int one = report_end(w, &w->jobs[i]);
 
         status = one == EXIT_SUCCESS || status == EXIT_FAILURE ? status : one;
     }
     return status;
 }
 
-static int unknown(const struct waiter *w, int r, const struct error *err)
+static int leave_unknown(const struct waiter *w, int r, const struct error *err)
 {
     (void)cli_failed("qmp", "%s",
                      r == -EINTR ? "interrupted" : error_message(err));
     for (unsigned i = 0; i < w->count; i++) {
         if (w->jobs[i].ended) {
-            (void)report(w, &w->jobs[i]);
+            (void)report_end(w, &w->jobs[i]);
         } else {
             (void)cli_failed("qmp", "job '%s' %s", w->jobs[i].id,
                              r == -EINTR ? "goes on"
@@ -492,7 +493,7 @@ int waiter_wait(struct waiter *w, enum wait_until until)
     w->until = until;
     int r = come_as_far(w, &err);
     if (r == -EINTR || r == -ECONNRESET) {
-        return unknown(w, r, err);
+        return leave_unknown(w, r, err);
     }
     return r < 0 ? cli_error("qmp", err) : report_all(w);
 }

@@ -37,8 +37,8 @@ static const struct qmp_arg merge_args[] = {
     QMP_LAST,
 };
 
-static int add(struct qmp_call *call, struct job_txn *txn, struct action **ap,
-               struct error **errp)
+static int add_bitmap(struct qmp_call *call, struct job_txn *txn,
+                      struct action **ap, struct error **errp)
 {
     const char *name = qmp_str(call, "name");
     uint64_t granularity = (uint64_t)qmp_int(call, "granularity", 0);
@@ -72,8 +72,9 @@ static bool has_bitmap(struct node *n, const char *name)
 
 /* Unlike elsewhere a node that lacks is "not found" here.  A disk that has gone
  * on in a snapshot has left its bitmaps to the node of that name. */
-static int find(struct qmp_call *call, const char *node, const char *name,
-                struct bitmap_ref *ref, struct error **errp)
+static int find_bitmap(struct qmp_call *call, const char *node,
+                       const char *name, struct bitmap_ref *ref,
+                       struct error **errp)
 {
     struct node *n = disk_find_node(call->daemon, node, NULL);
 
@@ -87,47 +88,48 @@ static int find(struct qmp_call *call, const char *node, const char *name,
     return 0;
 }
 
-static int find_this(struct qmp_call *call, const char *key,
-                     struct bitmap_ref *ref, struct error **errp)
+static int find_argument(struct qmp_call *call, const char *key,
+                         struct bitmap_ref *ref, struct error **errp)
 {
-    return find(call, qmp_str(call, "node"), qmp_str(call, key), ref, errp);
+    return find_bitmap(call, qmp_str(call, "node"), qmp_str(call, key), ref,
+                       errp);
 }
 
 static int remove_bitmap(struct qmp_call *call, struct job_txn *txn,
                          struct action **ap, struct error **errp)
 {
     struct bitmap_ref ref;
-    int r = find_this(call, "name", &ref, errp);
+    int r = find_argument(call, "name", &ref, errp);
 
     (void)txn;
     return r < 0 ? r : bitmap_remove_action(ref, ap, errp);
 }
 
-static int clear(struct qmp_call *call, struct job_txn *txn, struct action **ap,
-                 struct error **errp)
+static int clear_bitmap(struct qmp_call *call, struct job_txn *txn,
+                        struct action **ap, struct error **errp)
 {
     struct bitmap_ref ref;
-    int r = find_this(call, "name", &ref, errp);
+    int r = find_argument(call, "name", &ref, errp);
 
     (void)txn;
     return r < 0 ? r : bitmap_clear_action(ref, ap, errp);
 }
 
-static int enable(struct qmp_call *call, struct job_txn *txn,
-                  struct action **ap, struct error **errp)
+static int enable_bitmap(struct qmp_call *call, struct job_txn *txn,
+                         struct action **ap, struct error **errp)
 {
     struct bitmap_ref ref;
-    int r = find_this(call, "name", &ref, errp);
+    int r = find_argument(call, "name", &ref, errp);
 
     (void)txn;
     return r < 0 ? r : bitmap_enable_action(ref, true, ap, errp);
 }
 
-static int disable(struct qmp_call *call, struct job_txn *txn,
-                   struct action **ap, struct error **errp)
+static int disable_bitmap(struct qmp_call *call, struct job_txn *txn,
+                          struct action **ap, struct error **errp)
 {
     struct bitmap_ref ref;
-    int r = find_this(call, "name", &ref, errp);
+    int r = find_argument(call, "name", &ref, errp);
 
     (void)txn;
     return r < 0 ? r : bitmap_enable_action(ref, false, ap, errp);
@@ -148,7 +150,7 @@ static int find_sources(struct qmp_call *call, const json_t *list,
             node = json_string_value(json_object_get(item, "node"));
             name = json_string_value(json_object_get(item, "name"));
         }
-        r = find(call, node, name, &refs[i], errp);
+        r = find_bitmap(call, node, name, &refs[i], errp);
         if (r < 0) {
             break;
         }
@@ -156,13 +158,13 @@ static int find_sources(struct qmp_call *call, const json_t *list,
     return r;
 }
 
-static int merge(struct qmp_call *call, struct job_txn *txn, struct action **ap,
-                 struct error **errp)
+static int merge_bitmaps(struct qmp_call *call, struct job_txn *txn,
+                         struct action **ap, struct error **errp)
 {
     const json_t *list = json_object_get(call->args, "bitmaps");
     size_t count = json_array_size(list);
     struct bitmap_ref target;
-    int r = find_this(call, "target", &target, errp);
+    int r = find_argument(call, "target", &target, errp);
 
     (void)txn;
     if (r < 0) {
@@ -202,7 +204,7 @@ static int hash_bits(struct qmp_call *call, const struct bitmap *bm,
 static int cmd_sha256(struct qmp_call *call, struct error **errp)
 {
     struct bitmap_ref ref;
-    int r = find_this(call, "name", &ref, errp);
+    int r = find_argument(call, "name", &ref, errp);
 
     if (r < 0) {
         return r;
@@ -225,11 +227,11 @@ static const struct qmp_arg sha256_type = QMP_ARG("", OBJECT,
                                                   .members = sha256_members);
 
 const struct qmp_command qmp_bitmap_commands[] = {
-    QMP_ACTION("block-dirty-bitmap-add", add, add_args),
-    QMP_ACTION("block-dirty-bitmap-clear", clear, bitmap_args),
-    QMP_ACTION("block-dirty-bitmap-disable", disable, bitmap_args),
-    QMP_ACTION("block-dirty-bitmap-enable", enable, bitmap_args),
-    QMP_ACTION("block-dirty-bitmap-merge", merge, merge_args),
+    QMP_ACTION("block-dirty-bitmap-add", add_bitmap, add_args),
+    QMP_ACTION("block-dirty-bitmap-clear", clear_bitmap, bitmap_args),
+    QMP_ACTION("block-dirty-bitmap-disable", disable_bitmap, bitmap_args),
+    QMP_ACTION("block-dirty-bitmap-enable", enable_bitmap, bitmap_args),
+    QMP_ACTION("block-dirty-bitmap-merge", merge_bitmaps, merge_args),
     QMP_ACTION("block-dirty-bitmap-remove", remove_bitmap, bitmap_args),
     QMP_COMMAND("x-debug-block-dirty-bitmap-sha256", cmd_sha256, bitmap_args,
                 .ret = &sha256_type),

@@ -31,15 +31,15 @@ static int out_of_memory(struct error **errp)
     return error_set(errp, ENOMEM, "Out of memory");
 }
 
-static int finish(struct qmp_call *call, json_t *list, int r,
-                  struct error **errp)
+static int return_list(struct qmp_call *call, json_t *list, int r,
+                       struct error **errp)
 {
     call->ret = list;
     return !list || r != 0 ? out_of_memory(errp) : 0;
 }
 
 /* Once, also when several servers have an export of that name. */
-static int add_name(struct export *e, void *opaque)
+static int collect_name(struct export *e, void *opaque)
 {
     struct collect *c = opaque;
     size_t i;
@@ -56,8 +56,8 @@ static int add_name(struct export *e, void *opaque)
     return json_array_append_new(c->list, json_string(e->name));
 }
 
-static int add_device(const char *id, struct blk *b, const char *qdev,
-                      void *opaque)
+static int collect_device(const char *id, struct blk *b, const char *qdev,
+                          void *opaque)
 {
     struct collect *c = opaque;
     json_t *inserted = b ? node_query(c->daemon->graph, blk_node(b)) : NULL;
@@ -76,11 +76,11 @@ static int cmd_query_block(struct qmp_call *call, struct error **errp)
     json_t *devices = json_array();
     size_t i;
     json_t *name;
-    int r = c.list ? exports_each(d->exports, add_name, &c) : -1;
+    int r = c.list ? exports_each(d->exports, collect_name, &c) : -1;
 
     if (r == 0 && d->devices) {
         struct collect backends = {d, devices};
-        r = devices_each(d->devices, add_device, &backends);
+        r = devices_each(d->devices, collect_device, &backends);
     }
     json_array_foreach (c.list, i, name) {
         struct node *n = disk_find_node(d, json_string_value(name), NULL);
@@ -93,11 +93,11 @@ static int cmd_query_block(struct qmp_call *call, struct error **errp)
         }
     }
     json_decref(c.list);
-    return finish(call, devices, r, errp);
+    return return_list(call, devices, r, errp);
 }
 
 /* Newest first. */
-static int add_node(struct node *n, void *opaque)
+static int collect_node(struct node *n, void *opaque)
 {
     struct collect *c = opaque;
 
@@ -107,7 +107,7 @@ static int add_node(struct node *n, void *opaque)
 static int cmd_query_nodes(struct qmp_call *call, struct error **errp)
 {
     struct collect c = {call->daemon, json_array()};
-    int r = c.list ? graph_each(call->daemon->graph, add_node, &c) : 0;
+    int r = c.list ? graph_each(call->daemon->graph, collect_node, &c) : 0;
     size_t i;
     json_t *info;
 
@@ -117,7 +117,7 @@ static int cmd_query_nodes(struct qmp_call *call, struct error **errp)
                                   "backing-image");
         }
     }
-    return finish(call, c.list, r, errp);
+    return return_list(call, c.list, r, errp);
 }
 
 static const struct qmp_arg nodes_args[] = {
@@ -139,8 +139,8 @@ static int add_stats(json_t *list, json_t *name, const char *qdev,
     return json_array_append_new(list, stats);
 }
 
-static int add_device_stats(const char *id, struct blk *b, const char *qdev,
-                            void *opaque)
+static int collect_device_stats(const char *id, struct blk *b, const char *qdev,
+                                void *opaque)
 {
     struct collect *c = opaque;
     CLEANUP_JSON json_t *name = json_string(id);
@@ -149,7 +149,7 @@ static int add_device_stats(const char *id, struct blk *b, const char *qdev,
                      b ? blk_query_stats(b) : blk_no_stats());
 }
 
-static int add_id(struct export *e, void *opaque)
+static int collect_id(struct export *e, void *opaque)
 {
     struct collect *c = opaque;
 
@@ -161,7 +161,7 @@ static int add_id(struct export *e, void *opaque)
 static int add_export_stats(struct daemon *d, json_t *list)
 {
     struct collect ids = {d, json_array()};
-    int r = ids.list ? exports_each(d->exports, add_id, &ids) : -1;
+    int r = ids.list ? exports_each(d->exports, collect_id, &ids) : -1;
     size_t i;
     json_t *id;
 
@@ -179,7 +179,7 @@ static int add_export_stats(struct daemon *d, json_t *list)
     return r;
 }
 
-static int add_node_stats(struct node *n, void *opaque)
+static int collect_node_stats(struct node *n, void *opaque)
 {
     struct collect *c = opaque;
 
@@ -199,13 +199,13 @@ static int cmd_query_stats(struct qmp_call *call, struct error **errp)
     int r = 0;
 
     if (qmp_bool(call, "query-nodes", false)) {
-        r = graph_each(d->graph, add_node_stats, &c);
-        return finish(call, c.list, r, errp);
+        r = graph_each(d->graph, collect_node_stats, &c);
+        return return_list(call, c.list, r, errp);
     }
     if (d->devices) {
-        r = devices_each(d->devices, add_device_stats, &c);
+        r = devices_each(d->devices, collect_device_stats, &c);
     }
-    return finish(call, c.list, r | add_export_stats(d, c.list), errp);
+    return return_list(call, c.list, r | add_export_stats(d, c.list), errp);
 }
 
 /* Jobs have no edges here: what they use has users of their own. */
@@ -226,7 +226,7 @@ static int cmd_query_graph(struct qmp_call *call, struct error **errp)
                       "type", "block-job", "id",
                       (json_int_t)json_array_size(nodes) + 1));
     }
-    return finish(call, graph, r, errp);
+    return return_list(call, graph, r, errp);
 }
 
 /* --- Size. --- */

@@ -57,8 +57,9 @@ static const struct qmp_arg commit_args[] = {
 };
 
 /* The node of a device or, where that says nothing, of a node's name. */
-static struct node *find_either(struct qmp_call *call, const char *device,
-                                const char *name, struct error **errp)
+static struct node *find_device_or_node(struct qmp_call *call,
+                                        const char *device, const char *name,
+                                        struct error **errp)
 {
     struct node *n = NULL;
 
@@ -90,7 +91,7 @@ static int snapshot_sync(struct qmp_call *call, struct job_txn *txn,
 
     (void)txn;
     o.needs_name = name != NULL;
-    o.node = find_either(call, qmp_str(call, "device"), name, errp);
+    o.node = find_device_or_node(call, qmp_str(call, "device"), name, errp);
     return o.node ? snapshot_action(&o, ap, errp) : -ENODEV;
 }
 
@@ -102,11 +103,11 @@ static int snapshot(struct qmp_call *call, struct job_txn *txn,
     struct snapshot_options o = {0};
 
     (void)txn;
-    o.node = find_either(call, name, name, errp);
+    o.node = find_device_or_node(call, name, name, errp);
     if (!o.node) {
         return -ENODEV;
     }
-    o.overlay = find_either(call, overlay, overlay, errp);
+    o.overlay = find_device_or_node(call, overlay, overlay, errp);
     return o.overlay ? snapshot_action(&o, ap, errp) : -ENODEV;
 }
 
@@ -119,7 +120,8 @@ static int cmd_change_backing(struct qmp_call *call, struct error **errp)
     if (!top) {
         return -ENODEV;
     }
-    image = find_either(call, NULL, qmp_str(call, "image-node-name"), errp);
+    image = find_device_or_node(call, NULL, qmp_str(call, "image-node-name"),
+                                errp);
     if (!image) {
         return -ENODEV;
     }
@@ -144,7 +146,7 @@ static int find_arg(struct qmp_call *call, const char *key, struct node **np,
 {
     const char *name = qmp_str(call, key);
 
-    *np = name ? find_either(call, NULL, name, errp) : NULL;
+    *np = name ? find_device_or_node(call, NULL, name, errp) : NULL;
     return name && !*np ? -ENODEV : 0;
 }
 

@@ -9,7 +9,8 @@
 #include "qmp/monitor.h"
 #include "qmp/version.h"
 
-static int result(struct qmp_call *call, json_t *value, struct error **errp)
+static int return_value(struct qmp_call *call, json_t *value,
+                        struct error **errp)
 {
     call->ret = value;
     return value ? 0 : error_set(errp, ENOMEM, "Out of memory");
@@ -59,10 +60,10 @@ static int cmd_stop_or_cont(struct qmp_call *call, struct error **errp)
 
 static int cmd_query_version(struct qmp_call *call, struct error **errp)
 {
-    return result(call, qmp_version(), errp);
+    return return_value(call, qmp_version(), errp);
 }
 
-static int add_command(const struct qmp_command *c, void *opaque)
+static int list_command(const struct qmp_command *c, void *opaque)
 {
     return json_array_append_new(opaque, json_pack("{s:s}", "name", c->name));
 }
@@ -71,42 +72,42 @@ static int cmd_query_commands(struct qmp_call *call, struct error **errp)
 {
     json_t *list = json_array();
 
-    if (list && qmp_each_command(add_command, list) != 0) {
+    if (list && qmp_each_command(list_command, list) != 0) {
         json_decref(list);
         list = NULL;
     }
-    return result(call, list, errp);
+    return return_value(call, list, errp);
 }
 
 static int cmd_query_status(struct qmp_call *call, struct error **errp)
 {
-    return result(call,
-                  json_pack("{s:s, s:b, s:b}", "status", "running",
-                            "singlestep", 0, "running", 1),
-                  errp);
+    return return_value(call,
+                        json_pack("{s:s, s:b, s:b}", "status", "running",
+                                  "singlestep", 0, "running", 1),
+                        errp);
 }
 
 static int cmd_query_name(struct qmp_call *call, struct error **errp)
 {
-    return result(call, json_object(), errp);
+    return return_value(call, json_object(), errp);
 }
 
 /* What a machine has, and a storage daemon has not: clients ask it of whatever
  * they back up, and end when they get an error. */
 static int cmd_query_nothing(struct qmp_call *call, struct error **errp)
 {
-    return result(call, json_array(), errp);
+    return return_value(call, json_array(), errp);
 }
 
 static int cmd_query_kvm(struct qmp_call *call, struct error **errp)
 {
-    return result(call, json_pack("{s:b, s:b}", "enabled", 0, "present", 0),
-                  errp);
+    return return_value(
+        call, json_pack("{s:b, s:b}", "enabled", 0, "present", 0), errp);
 }
 
 static int cmd_query_uuid(struct qmp_call *call, struct error **errp)
 {
-    return result(
+    return return_value(
         call,
         json_pack("{s:s}", "UUID", "00000000-0000-0000-0000-000000000000"),
         errp);

@@ -26,7 +26,7 @@ static int need_vm(const struct daemon *d, struct error **errp)
                                     "--vm-compat");
 }
 
-static int cmd_add(struct qmp_call *call, struct error **errp)
+static int cmd_device_add(struct qmp_call *call, struct error **errp)
 {
     int r = need_vm(call->daemon, errp);
 
@@ -40,7 +40,7 @@ static const struct qmp_arg del_args[] = {
     QMP_LAST,
 };
 
-static int cmd_del(struct qmp_call *call, struct error **errp)
+static int cmd_device_del(struct qmp_call *call, struct error **errp)
 {
     struct daemon *d = call->daemon;
     const char *id = qmp_str(call, "id");
@@ -65,7 +65,8 @@ static int cmd_del(struct qmp_call *call, struct error **errp)
 }
 
 const struct qmp_command qmp_device_commands[] = {
-    QMP_COMMAND("device_add", cmd_add, add_args),
-    QMP_COMMAND("device_del", cmd_del, del_args, .drains = QMP_DRAINS_NAMED),
+    QMP_COMMAND("device_add", cmd_device_add, add_args),
+    QMP_COMMAND("device_del", cmd_device_del, del_args,
+                .drains = QMP_DRAINS_NAMED),
     QMP_COMMANDS_END,
 };

@@ -86,8 +86,8 @@ static bool has_bitmap(struct node *n, const char *name)
     return bm != NULL;
 }
 
-static int check_bitmap(const struct qmp_call *call, struct node *source,
-                        struct error **errp)
+static int check_bitmap_arguments(const struct qmp_call *call,
+                                  struct node *source, struct error **errp)
 {
     const char *sync = qmp_str(call, "sync");
     const char *name = qmp_str(call, "bitmap");
@@ -207,7 +207,7 @@ static int common_options(struct qmp_call *call, struct backup_options *o,
     if (!o->source) {
         return -ENODEV;
     }
-    int r = check_bitmap(call, o->source, errp);
+    int r = check_bitmap_arguments(call, o->source, errp);
     if (r < 0) {
         return r;
     }

@@ -137,8 +137,9 @@ static int check_description(const char *text, struct error **errp)
 
 /* One of "bitmaps": a name that is looked for below the node, too, or that of
  * a certain node, and perhaps what clients shall call it. */
-static int add_bitmap(struct daemon *d, struct export *e, struct node *own,
-                      const json_t *item, struct error **errp)
+static int add_export_bitmap(struct daemon *d, struct export *e,
+                             struct node *own, const json_t *item,
+                             struct error **errp)
 {
     const char *name = json_string_value(item);
     struct node *n;
@@ -161,8 +162,8 @@ static int add_bitmap(struct daemon *d, struct export *e, struct node *own,
                                 errp);
 }
 
-static int add_export(struct daemon *d, const struct export_options *o,
-                      const json_t *bitmaps, struct error **errp)
+static int describe_export(struct daemon *d, const struct export_options *o,
+                           const json_t *bitmaps, struct error **errp)
 {
     struct export *e;
     size_t i;
@@ -173,7 +174,7 @@ static int add_export(struct daemon *d, const struct export_options *o,
         return r;
     }
     json_array_foreach (bitmaps, i, item) {
-        r = r == 0 ? add_bitmap(d, e, o->node, item, errp) : r;
+        r = r == 0 ? add_export_bitmap(d, e, o->node, item, errp) : r;
     }
     if (r < 0) {
         export_drop(d->exports, e);
@@ -227,7 +228,7 @@ static int add_export_to(struct qmp_call *call, const char *id,
     r = check_authz(call, s, "tls-authz", errp);
     r = r < 0 ? r : check_authz(call, s, "tls-authz-writable", errp);
     server_unref(s);
-    return r < 0 ? r : add_export(call->daemon, o, bitmaps, errp);
+    return r < 0 ? r : describe_export(call->daemon, o, bitmaps, errp);
 }
 
 static int cmd_export_add(struct qmp_call *call, struct error **errp)

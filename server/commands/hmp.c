@@ -34,7 +34,7 @@ static const struct qmp_arg hmp_args[] = {
 };
 
 /* Split @text into words, in place; "..." is one, \ takes what follows. */
-static int split(char *text, char **words)
+static int split_command(char *text, char **words)
 {
     int count = 0;
     char *to = text;
@@ -162,7 +162,7 @@ static int cmd_human(struct qmp_call *call, struct error **errp)
 {
     CLEANUP_FREE char *text = strdup(qmp_str(call, "command-line"));
     char *words[WORDS_MAX] = {NULL};
-    int count = text ? split(text, words) : 0;
+    int count = text ? split_command(text, words) : 0;
     int first = 1;
 
     if (count == 0) {

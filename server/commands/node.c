@@ -8,7 +8,7 @@
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 
-static int cmd_add(struct qmp_call *call, struct error **errp)
+static int cmd_blockdev_add(struct qmp_call *call, struct error **errp)
 {
     struct node *n;
 
@@ -19,7 +19,7 @@ static int cmd_add(struct qmp_call *call, struct error **errp)
     return graph_open(call->daemon->graph, call->args, &n, errp);
 }
 
-static int cmd_del(struct qmp_call *call, struct error **errp)
+static int cmd_blockdev_del(struct qmp_call *call, struct error **errp)
 {
     const char *name = qmp_str(call, "node-name");
     struct node *n = graph_find(call->daemon->graph, name);
@@ -44,7 +44,8 @@ static const struct qmp_arg del_args[] = {
 };
 
 const struct qmp_command qmp_node_commands[] = {
-    QMP_COMMAND("blockdev-add", cmd_add, qmp_node_args),
-    QMP_COMMAND("blockdev-del", cmd_del, del_args, .drains = QMP_DRAINS_NAMED),
+    QMP_COMMAND("blockdev-add", cmd_blockdev_add, qmp_node_args),
+    QMP_COMMAND("blockdev-del", cmd_blockdev_del, del_args,
+                .drains = QMP_DRAINS_NAMED),
     QMP_COMMANDS_END,
 };

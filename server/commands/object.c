@@ -7,12 +7,12 @@
 #include "nbdelta/graph.h"
 #include "objects/object.h"
 
-static int cmd_add(struct qmp_call *call, struct error **errp)
+static int cmd_object_add(struct qmp_call *call, struct error **errp)
 {
     return objects_add(call->daemon->objects, call->args, errp);
 }
 
-static int cmd_del(struct qmp_call *call, struct error **errp)
+static int cmd_object_del(struct qmp_call *call, struct error **errp)
 {
     return objects_del(call->daemon->objects, qmp_str(call, "id"), errp);
 }
@@ -41,8 +41,8 @@ static const struct qmp_arg iothread_args[] = {
 };
 
 const struct qmp_command qmp_object_commands[] = {
-    QMP_COMMAND("object-add", cmd_add, object_args),
-    QMP_COMMAND("object-del", cmd_del, del_args),
+    QMP_COMMAND("object-add", cmd_object_add, object_args),
+    QMP_COMMAND("object-del", cmd_object_del, del_args),
     QMP_COMMAND("x-blockdev-set-iothread", cmd_set_iothread, iothread_args),
     QMP_COMMANDS_END,
 };

@@ -32,14 +32,14 @@ struct type_name {
     char text[32];
 };
 
-static void add(struct schema *s, json_t *list, json_t *item)
+static void append(struct schema *s, json_t *list, json_t *item)
 {
     s->failed |= json_array_append_new(list, item) < 0;
 }
 
 /* The name of the type that @what describes, in the role @kind, or a new one.
  * True: it is new. */
-static bool find_name(struct schema *s, char kind, const void *what,
+static bool name_type(struct schema *s, char kind, const void *what,
                       struct type_name *n)
 {
     char key[32];
@@ -56,7 +56,7 @@ static bool find_name(struct schema *s, char kind, const void *what,
 }
 
 /* The same of a type that has a name of its own. */
-static bool is_new(struct schema *s, const char *name)
+static bool is_first_of_name(struct schema *s, const char *name)
 {
     if (json_object_get(s->names, name)) {
         return false;
@@ -72,10 +72,10 @@ static void builtin(struct schema *s, const char *name, const char *json_type,
                     struct type_name *n)
 {
     (void)snprintf(n->text, sizeof(n->text), "%s", name);
-    if (is_new(s, name)) {
-        add(s, s->types,
-            json_pack("{s:s, s:s, s:s}", "name", name, "meta-type", "builtin",
-                      "json-type", json_type));
+    if (is_first_of_name(s, name)) {
+        append(s, s->types,
+               json_pack("{s:s, s:s, s:s}", "name", name, "meta-type",
+                         "builtin", "json-type", json_type));
     }
 }
 
@@ -84,29 +84,29 @@ static void array_of(struct schema *s, struct type_name *n)
     struct type_name element = *n;
 
     (void)snprintf(n->text, sizeof(n->text), "[%.28s]", element.text);
-    if (is_new(s, n->text)) {
-        add(s, s->types,
-            json_pack("{s:s, s:s, s:s}", "name", n->text, "meta-type", "array",
-                      "element-type", element.text));
+    if (is_first_of_name(s, n->text)) {
+        append(s, s->types,
+               json_pack("{s:s, s:s, s:s}", "name", n->text, "meta-type",
+                         "array", "element-type", element.text));
     }
 }
 
 static void enum_of(struct schema *s, const char *const *words,
                     struct type_name *n)
 {
-    if (!find_name(s, 'e', words, n)) {
+    if (!name_type(s, 'e', words, n)) {
         return;
     }
     json_t *members = json_array();
     json_t *values = json_array();
 
     for (; *words; words++) {
-        add(s, members, json_pack("{s:s}", "name", *words));
-        add(s, values, json_string(*words));
+        append(s, members, json_pack("{s:s}", "name", *words));
+        append(s, values, json_string(*words));
     }
-    add(s, s->types,
-        json_pack("{s:s, s:s, s:o, s:o}", "name", n->text, "meta-type", "enum",
-                  "members", members, "values", values));
+    append(s, s->types,
+           json_pack("{s:s, s:s, s:o, s:o}", "name", n->text, "meta-type",
+                     "enum", "members", members, "values", values));
 }
 
 static void object_of(struct schema *s, const struct qmp_arg *spec,
@@ -140,7 +140,7 @@ static void add_variants(struct schema *s, const struct qmp_arg *spec,
         struct type_name n = {""};
 
         object_of(s, members_of(u, *w), &n);
-        add(s, list, json_pack("{s:s, s:s}", "case", *w, "type", n.text));
+        append(s, list, json_pack("{s:s, s:s}", "case", *w, "type", n.text));
     }
     s->failed |= json_object_set_new(object, "tag", json_string(u->name)) < 0 ||
                  json_object_set_new(object, "variants", list) < 0;
@@ -155,7 +155,7 @@ struct actions {
     json_t *cases;
 };
 
-static int add_action(const struct qmp_command *c, void *opaque)
+static int add_action_case(const struct qmp_command *c, void *opaque)
 {
     struct actions *as = opaque;
     struct schema *s = as->schema;
@@ -166,14 +166,15 @@ static int add_action(const struct qmp_command *c, void *opaque)
         return 0;
     }
     object_of(s, c->args, &args);
-    (void)find_name(s, 't', c, &whole);
-    add(s, s->types,
-        json_pack("{s:s, s:s, s:[{s:s, s:s}]}", "name", whole.text, "meta-type",
-                  "object", "members", "name", "data", "type", args.text));
-    add(s, as->members, json_pack("{s:s}", "name", c->name));
-    add(s, as->values, json_string(c->name));
-    add(s, as->cases,
-        json_pack("{s:s, s:s}", "case", c->name, "type", whole.text));
+    (void)name_type(s, 't', c, &whole);
+    append(s, s->types,
+           json_pack("{s:s, s:s, s:[{s:s, s:s}]}", "name", whole.text,
+                     "meta-type", "object", "members", "name", "data", "type",
+                     args.text));
+    append(s, as->members, json_pack("{s:s}", "name", c->name));
+    append(s, as->values, json_string(c->name));
+    append(s, as->cases,
+           json_pack("{s:s, s:s}", "case", c->name, "type", whole.text));
     return 0;
 }
 
@@ -184,16 +185,16 @@ static void action_of(struct schema *s, const struct qmp_arg *key,
     struct actions as = {s, json_array(), json_array(), json_array()};
     struct type_name type = {""};
 
-    (void)find_name(s, 'e', key, &type);
-    (void)qmp_each_command(add_action, &as);
-    (void)add_action(&qmp_abort_action, &as);
-    add(s, s->types,
-        json_pack("{s:s, s:s, s:o, s:o}", "name", type.text, "meta-type",
-                  "enum", "members", as.members, "values", as.values));
-    add(s, s->types,
-        json_pack("{s:s, s:s, s:[{s:s, s:s}], s:s, s:o}", "name", n->text,
-                  "meta-type", "object", "members", "name", "type", "type",
-                  type.text, "tag", "type", "variants", as.cases));
+    (void)name_type(s, 'e', key, &type);
+    (void)qmp_each_command(add_action_case, &as);
+    (void)add_action_case(&qmp_abort_action, &as);
+    append(s, s->types,
+           json_pack("{s:s, s:s, s:o, s:o}", "name", type.text, "meta-type",
+                     "enum", "members", as.members, "values", as.values));
+    append(s, s->types,
+           json_pack("{s:s, s:s, s:[{s:s, s:s}], s:s, s:o}", "name", n->text,
+                     "meta-type", "object", "members", "name", "type", "type",
+                     type.text, "tag", "type", "variants", as.cases));
 }
 
 static enum qmp_type last_type(const struct qmp_arg *spec)
@@ -215,7 +216,7 @@ static void add_option_members(struct schema *s, const struct option *o,
 /* Alternatives are told by their types alone. */
 static void add_alternative(struct schema *s, json_t *list, const char *type)
 {
-    add(s, list, json_pack("{s:s}", "type", type));
+    append(s, list, json_pack("{s:s}", "type", type));
 }
 
 /* BlockdevRef, or BlockdevRefOrNull. */
@@ -224,7 +225,7 @@ static void node_ref_of(struct schema *s, bool or_null, struct type_name *n)
     static const char kinds[2];
     struct type_name t = {""};
 
-    if (!find_name(s, 'r', &kinds[or_null], n)) {
+    if (!name_type(s, 'r', &kinds[or_null], n)) {
         return;
     }
     json_t *list = json_array();
@@ -236,15 +237,15 @@ static void node_ref_of(struct schema *s, bool or_null, struct type_name *n)
         builtin(s, "null", "null", &t);
         add_alternative(s, list, t.text);
     }
-    add(s, s->types,
-        json_pack("{s:s, s:s, s:o}", "name", n->text, "meta-type", "alternate",
-                  "members", list));
+    append(s, s->types,
+           json_pack("{s:s, s:s, s:o}", "name", n->text, "meta-type",
+                     "alternate", "members", list));
 }
 
 static void option_union_of(struct schema *s, const struct option *o,
                             struct type_name *n)
 {
-    if (!find_name(s, 'u', o, n)) {
+    if (!name_type(s, 'u', o, n)) {
         return;
     }
     struct type_name tag = {""};
@@ -252,19 +253,20 @@ static void option_union_of(struct schema *s, const struct option *o,
     json_t *members = json_array();
 
     enum_of(s, o->words, &tag);
-    add(s, members, json_pack("{s:s, s:s}", "name", "type", "type", tag.text));
+    append(s, members,
+           json_pack("{s:s, s:s}", "name", "type", "type", tag.text));
     add_option_members(s, o->members, members);
     for (unsigned i = 0; o->words[i]; i++) {
         struct type_name t = {""};
 
         options_of(s, o->cases[i], &t);
-        add(s, cases,
-            json_pack("{s:s, s:s}", "case", o->words[i], "type", t.text));
+        append(s, cases,
+               json_pack("{s:s, s:s}", "case", o->words[i], "type", t.text));
     }
-    add(s, s->types,
-        json_pack("{s:s, s:s, s:o, s:s, s:o}", "name", n->text, "meta-type",
-                  "object", "members", members, "tag", "type", "variants",
-                  cases));
+    append(s, s->types,
+           json_pack("{s:s, s:s, s:o, s:s, s:o}", "name", n->text, "meta-type",
+                     "object", "members", members, "tag", "type", "variants",
+                     cases));
 }
 
 static void option_type_of(struct schema *s, const struct option *o,
@@ -315,7 +317,7 @@ static void add_option_members(struct schema *s, const struct option *o,
             s->failed |= json_object_set_new(member, "default", json_null()) <
                          0;
         }
-        add(s, members, member);
+        append(s, members, member);
     }
 }
 
@@ -326,35 +328,36 @@ static void options_of(struct schema *s, const struct option *table,
     static const struct option none[] = {OPTIONS_END};
     const struct option *o = table ? table : none;
 
-    if (find_name(s, 'n', o, n)) {
+    if (name_type(s, 'n', o, n)) {
         json_t *members = json_array();
 
         add_option_members(s, o, members);
-        add(s, s->types,
-            json_pack("{s:s, s:s, s:o}", "name", n->text, "meta-type", "object",
-                      "members", members));
+        append(s, s->types,
+               json_pack("{s:s, s:s, s:o}", "name", n->text, "meta-type",
+                         "object", "members", members));
     }
 }
 
 /* @key: the rows that describe a node. */
-static void node_of(struct schema *s, const struct qmp_arg *key,
-                    struct type_name *n)
+static void node_options_of(struct schema *s, const struct qmp_arg *key,
+                            struct type_name *n)
 {
     json_t *members = json_array();
     json_t *cases = json_array();
     struct type_name t = {""};
 
     enum_of(s, words_of(key), &t);
-    add(s, members, json_pack("{s:s, s:s}", "name", key->name, "type", t.text));
+    append(s, members,
+           json_pack("{s:s, s:s}", "name", key->name, "type", t.text));
     add_option_members(s, graph_node_options, members);
     for (const char *const *w = words_of(key); *w; w++) {
         options_of(s, graph_driver_options(*w), &t);
-        add(s, cases, json_pack("{s:s, s:s}", "case", *w, "type", t.text));
+        append(s, cases, json_pack("{s:s, s:s}", "case", *w, "type", t.text));
     }
-    add(s, s->types,
-        json_pack("{s:s, s:s, s:o, s:s, s:o}", "name", n->text, "meta-type",
-                  "object", "members", members, "tag", key->name, "variants",
-                  cases));
+    append(s, s->types,
+           json_pack("{s:s, s:s, s:o, s:s, s:o}", "name", n->text, "meta-type",
+                     "object", "members", members, "tag", key->name, "variants",
+                     cases));
 }
 
 /* --- Objects. --- */
@@ -366,7 +369,7 @@ static void object_of(struct schema *s, const struct qmp_arg *spec,
     static const struct qmp_arg none[] = {QMP_LAST};
     const struct qmp_arg *a = spec ? spec : none;
 
-    if (!find_name(s, 'o', qmp_is_last(a) ? none : a, n)) {
+    if (!name_type(s, 'o', qmp_is_last(a) ? none : a, n)) {
         return;
     }
     if (last_type(a) == QMP_ACTION) {
@@ -374,7 +377,7 @@ static void object_of(struct schema *s, const struct qmp_arg *spec,
         return;
     }
     if (last_type(a) == QMP_NODE) {
-        node_of(s, a, n);
+        node_options_of(s, a, n);
         return;
     }
     json_t *members = json_array();
@@ -391,12 +394,12 @@ static void object_of(struct schema *s, const struct qmp_arg *spec,
             s->failed |= json_object_set_new(member, "default", json_null()) <
                          0;
         }
-        add(s, members, member);
+        append(s, members, member);
     }
     if (a->type == QMP_UNION) {
         add_variants(s, spec, a, object);
     }
-    add(s, s->types, object);
+    append(s, s->types, object);
 }
 
 /* A string, or an object of @spec. */
@@ -406,13 +409,13 @@ static void alternate_of(struct schema *s, const struct qmp_arg *spec,
     struct type_name text = {""};
     struct type_name object = {""};
 
-    if (find_name(s, 'a', spec, n)) {
+    if (name_type(s, 'a', spec, n)) {
         builtin(s, "str", "string", &text);
         object_of(s, spec, &object);
-        add(s, s->types,
-            json_pack("{s:s, s:s, s:[{s:s}, {s:s}]}", "name", n->text,
-                      "meta-type", "alternate", "members", "type", text.text,
-                      "type", object.text));
+        append(s, s->types,
+               json_pack("{s:s, s:s, s:[{s:s}, {s:s}]}", "name", n->text,
+                         "meta-type", "alternate", "members", "type", text.text,
+                         "type", object.text));
     }
 }
 
@@ -455,7 +458,7 @@ static void type_of(struct schema *s, const struct qmp_arg *a,
     }
 }
 
-static int add_command(const struct qmp_command *c, void *opaque)
+static int describe_command(const struct qmp_command *c, void *opaque)
 {
     struct schema *s = opaque;
     struct type_name arg = {""};
@@ -467,9 +470,9 @@ static int add_command(const struct qmp_command *c, void *opaque)
     } else {
         object_of(s, NULL, &ret);
     }
-    add(s, s->users,
-        json_pack("{s:s, s:s, s:s, s:s}", "name", c->name, "meta-type",
-                  "command", "arg-type", arg.text, "ret-type", ret.text));
+    append(s, s->users,
+           json_pack("{s:s, s:s, s:s, s:s}", "name", c->name, "meta-type",
+                     "command", "arg-type", arg.text, "ret-type", ret.text));
     return 0;
 }
 
@@ -479,9 +482,9 @@ static void add_events(struct schema *s)
         struct type_name arg = {""};
 
         object_of(s, e->data, &arg);
-        add(s, s->users,
-            json_pack("{s:s, s:s, s:s}", "name", e->name, "meta-type", "event",
-                      "arg-type", arg.text));
+        append(s, s->users,
+               json_pack("{s:s, s:s, s:s}", "name", e->name, "meta-type",
+                         "event", "arg-type", arg.text));
     }
 }
 
@@ -489,7 +492,7 @@ static int cmd_query_schema(struct qmp_call *call, struct error **errp)
 {
     struct schema s = {json_array(), json_array(), json_object(), 0, false};
 
-    (void)qmp_each_command(add_command, &s);
+    (void)qmp_each_command(describe_command, &s);
     add_events(&s);
     s.failed |= json_array_extend(s.users, s.types) < 0;
     json_decref(s.types);

@@ -102,7 +102,8 @@ static int check_action(json_t *item, size_t i, bool grouped,
 }
 
 /* Every type and all data are looked at before anything happens. */
-static int check_all(const json_t *actions, bool grouped, struct error **errp)
+static int check_actions(const json_t *actions, bool grouped,
+                         struct error **errp)
 {
     size_t i;
     json_t *item;
@@ -118,8 +119,9 @@ static int check_all(const json_t *actions, bool grouped, struct error **errp)
 }
 
 /* Made and prepared one by one: one may name the node that another opens. */
-static int add_action(struct qmp_call *call, json_t *item, struct job_txn *txn,
-                      struct list *list, struct error **errp)
+static int prepare_action(struct qmp_call *call, json_t *item,
+                          struct job_txn *txn, struct list *list,
+                          struct error **errp)
 {
     const struct qmp_command *c = find_action(item);
     struct qmp_call sub = *call;
@@ -131,19 +133,19 @@ static int add_action(struct qmp_call *call, json_t *item, struct job_txn *txn,
     return r < 0 ? r : actions_add(list, a, errp);
 }
 
-static int run_all(struct qmp_call *call, struct job_txn *txn,
-                   struct error **errp)
+static int run_actions(struct qmp_call *call, struct job_txn *txn,
+                       struct error **errp)
 {
     const json_t *actions = json_object_get(call->args, "actions");
     struct list list;
     size_t i;
     json_t *item;
-    int r = check_all(actions, txn != NULL, errp);
+    int r = check_actions(actions, txn != NULL, errp);
 
     list_init(&list);
     json_array_foreach (actions, i, item) {
         if (r == 0) {
-            r = add_action(call, item, txn, &list, errp);
+            r = prepare_action(call, item, txn, &list, errp);
         }
     }
     if (r < 0) {
@@ -165,7 +167,7 @@ static int cmd_transaction(struct qmp_call *call, struct error **errp)
     if (grouped && !txn) {
         return error_set(errp, ENOMEM, "Out of memory");
     }
-    r = run_all(call, txn, errp);
+    r = run_actions(call, txn, errp);
     job_txn_unref(txn);
     return r;
 }

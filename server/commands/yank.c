@@ -40,7 +40,7 @@ static const struct qmp_arg instances_type = QMP_ARG("", OBJECTS,
                                                      .members = instance_args);
 
 /* The node that an instance names, or NULL. */
-static const char *node_of(const json_t *instance)
+static const char *instance_node(const json_t *instance)
 {
     const char *type = json_string_value(json_object_get(instance, "type"));
 
@@ -55,13 +55,13 @@ static int yank_all(struct graph *g, const json_t *instances)
     size_t count = json_array_size(instances);
 
     for (size_t i = 0; i < count; i++) {
-        const char *name = node_of(json_array_get(instances, i));
+        const char *name = instance_node(json_array_get(instances, i));
         if (!name || !graph_can_yank(g, name)) {
             return -ENOENT;
         }
     }
     for (size_t i = 0; i < count; i++) {
-        graph_yank(g, node_of(json_array_get(instances, i)));
+        graph_yank(g, instance_node(json_array_get(instances, i)));
     }
     return 0;
 }

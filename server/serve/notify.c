@@ -14,7 +14,7 @@
 #define SOCKETS_MAX 1024
 
 /* -1: it is no number. */
-static long number(const char *text)
+static long parse_number(const char *text)
 {
     char *end;
     long n = strtol(text, &end, 10);
@@ -27,10 +27,10 @@ static int count_sockets(struct error **errp)
     const char *pid = getenv("LISTEN_PID");
     const char *fds = getenv("LISTEN_FDS");
 
-    if (!pid || !fds || number(pid) != (long)getpid()) {
+    if (!pid || !fds || parse_number(pid) != (long)getpid()) {
         return 0; /* meant for somebody else */
     }
-    long n = number(fds);
+    long n = parse_number(fds);
     if (n < 1 || n > SOCKETS_MAX) {
         return error_set(errp, EINVAL,
                          "LISTEN_FDS='%.64s' is not a number of sockets", fds);

@@ -14,7 +14,7 @@
 #include "nbdelta/error.h"
 
 /* The whole file; false: somebody else has it, or errno says why not. */
-static bool lock(int fd)
+static bool lock_file(int fd)
 {
     struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
 
@@ -63,7 +63,7 @@ static long read_pid(int fd)
     return *end || pid <= 0 ? -1 : pid;
 }
 
-static int taken(const char *path, int fd, struct error **errp)
+static int tell_taken(const char *path, int fd, struct error **errp)
 {
     return error_set(errp, EEXIST,
                      "'%s' belongs to another process, which runs (the file "
@@ -89,9 +89,9 @@ static int take_stale(struct pidfile *p, struct error **errp)
         r = error_set(errp, EINVAL,
                       "'%s' is there and is no pidfile: it is not overwritten",
                       p->path);
-    } else if (!lock(fd)) {
+    } else if (!lock_file(fd)) {
         r = errno == EAGAIN || errno == EACCES
-                ? taken(p->path, fd, errp)
+                ? tell_taken(p->path, fd, errp)
                 : error_set(errp, errno, "cannot lock '%s': %s", p->path,
                             strerror(errno));
     } else if (!is_at(fd, p->path)) {
@@ -118,14 +118,15 @@ int pidfile_check(struct pidfile *p, struct error **errp)
 }
 
 /* A file beside it, locked, that says who we are. */
-static int make(const char *path, char *temp, int *fd, struct error **errp)
+static int make_locked(const char *path, char *temp, int *fd,
+                       struct error **errp)
 {
     *fd = mkostemp(temp, O_CLOEXEC);
     if (*fd < 0) {
         return error_set(errp, errno, "cannot make '%s': %s", path,
                          strerror(errno));
     }
-    if (lock(*fd) && dprintf(*fd, "%ld\n", (long)getpid()) > 0 &&
+    if (lock_file(*fd) && dprintf(*fd, "%ld\n", (long)getpid()) > 0 &&
         fchmod(*fd, 0644) == 0) {
         return 0;
     }
@@ -136,7 +137,7 @@ static int make(const char *path, char *temp, int *fd, struct error **errp)
 }
 
 /* Without a file there, nobody may have come first; else it is ours. */
-static bool put(const struct pidfile *p, const char *temp)
+static bool put_in_place(const struct pidfile *p, const char *temp)
 {
     if (p->stale >= 0 && is_at(p->stale, p->path)) {
         return rename(temp, p->path) == 0;
@@ -165,11 +166,11 @@ int pidfile_write(struct pidfile *p, struct error **errp)
         temp = NULL;
         return error_set(errp, ENOMEM, "no memory for a file name");
     }
-    r = make(p->path, temp, &fd, errp);
+    r = make_locked(p->path, temp, &fd, errp);
     if (r < 0) {
         return r;
     }
-    while (!put(p, temp)) {
+    while (!put_in_place(p, temp)) {
         int code = errno;
 
         close_fd(&p->stale);

@@ -182,7 +182,7 @@ static void add_item(struct serve_config *cfg, int code)
 }
 
 /* 0: go on. */
-static int take_option(struct serve_config *cfg, int code)
+static int take_serve_option(struct serve_config *cfg, int code)
 {
     switch (code) {
     case 'U':
@@ -245,7 +245,7 @@ static int take_option(struct serve_config *cfg, int code)
     return 0;
 }
 
-static int check_tls(const struct serve_config *cfg)
+static int check_tls_options(const struct serve_config *cfg)
 {
     const char *mode = cfg->tls ? cfg->tls : "require";
     bool any = cfg->tls_certificates || cfg->tls_psk;
@@ -274,7 +274,7 @@ static int check_tls(const struct serve_config *cfg)
                : 0;
 }
 
-static int check(const struct serve_config *cfg)
+static int check_config(const struct serve_config *cfg)
 {
     if (cfg->command == &daemon_command) {
         return cfg->has_images ? cli_usage(cfg->command, "Unexpected argument")
@@ -293,7 +293,7 @@ static int check(const struct serve_config *cfg)
         return cli_usage(cfg->command,
                          "--daemonize goes without --exit-with-parent");
     }
-    return check_tls(cfg);
+    return check_tls_options(cfg);
 }
 
 static void print_version(bool storage_daemon)
@@ -326,7 +326,7 @@ int serve_parse(struct serve_config *cfg, bool storage_daemon, int argc,
             *status = cli_finish(cfg->command->name);
             return -1;
         }
-        *status = take_option(cfg, code);
+        *status = take_serve_option(cfg, code);
         if (*status != 0) {
             return -1;
         }
@@ -339,6 +339,6 @@ int serve_parse(struct serve_config *cfg, bool storage_daemon, int argc,
     if (code != CLI_END) {
         return -1;
     }
-    *status = check(cfg);
+    *status = check_config(cfg);
     return *status == 0 ? 0 : -1;
 }

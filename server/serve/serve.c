@@ -63,7 +63,7 @@ struct serve {
 /* --- Images. --- */
 
 /* The length of NAME in NAME=IMAGE; 0: there is none. */
-static size_t name_length(const char *text)
+static size_t image_name_length(const char *text)
 {
     size_t n = text_id_length(text);
 
@@ -120,7 +120,7 @@ static int open_named(struct serve *s, const char *name, const char *image,
 
 static int open_image(struct serve *s, const char *text, struct error **errp)
 {
-    size_t len = name_length(text);
+    size_t len = image_name_length(text);
     char number[32];
     CLEANUP_FREE char *name = strndup(text, len);
 
@@ -134,9 +134,9 @@ static int open_image(struct serve *s, const char *text, struct error **errp)
 
 /* Parse @text as arguments of @cmd, which need not be in the table, and run
  * it. */
-static int run_option(struct daemon *d, const struct qmp_command *cmd,
-                      const char *text, const char *implied,
-                      struct error **errp)
+static int run_as_command(struct daemon *d, const struct qmp_command *cmd,
+                          const char *text, const char *implied,
+                          struct error **errp)
 {
     struct qmp_state state = {.negotiated = true};
     struct qmp_call call = {.daemon = d, .state = &state};
@@ -169,16 +169,16 @@ static int do_option(struct serve *s, const struct serve_item *it,
         return chardevs_add(s->chardevs, it->arg, d->quit_fd,
                             !s->config.daemonize, errp);
     case OPT_BLOCKDEV:
-        return run_option(d, qmp_find_command("blockdev-add"), it->arg,
-                          "driver", errp);
+        return run_as_command(d, qmp_find_command("blockdev-add"), it->arg,
+                              "driver", errp);
     case OPT_EXPORT:
-        return run_option(d, qmp_find_command("block-export-add"), it->arg,
-                          "type", errp);
+        return run_as_command(d, qmp_find_command("block-export-add"), it->arg,
+                              "type", errp);
     case OPT_OBJECT:
-        return run_option(d, qmp_find_command("object-add"), it->arg,
-                          "qom-type", errp);
+        return run_as_command(d, qmp_find_command("object-add"), it->arg,
+                              "qom-type", errp);
     case OPT_NBD_SERVER:
-        return run_option(d, &qmp_nbd_server_option, it->arg, NULL, errp);
+        return run_as_command(d, &qmp_nbd_server_option, it->arg, NULL, errp);
     case OPT_DRIVE:
         return devices_add_drive(d, it->arg, errp);
     case OPT_DEVICE:
@@ -191,7 +191,8 @@ static int do_option(struct serve *s, const struct serve_item *it,
 }
 
 /* Whose text is it?  That of an object may be a secret. */
-static void add_context(const struct serve_item *it, struct error **errp)
+static void name_option_in_error(const struct serve_item *it,
+                                 struct error **errp)
 {
     if (it->name && it->code == OPT_OBJECT) {
         error_prefix(errp, "--%s: ", it->name);
@@ -215,7 +216,7 @@ static int do_options(struct serve *s, struct error **errp)
             int r = pass_of(it) == pass ? do_option(s, it, errp) : 0;
 
             if (r < 0) {
-                add_context(it, errp);
+                name_option_in_error(it, errp);
                 return r;
             }
         }
@@ -428,7 +429,7 @@ static int print_uris(struct serve *s, struct error **errp)
 }
 
 /* Clients that come meanwhile wait in the queues of the sockets. */
-static int start(struct serve *s, struct error **errp)
+static int start_daemon(struct serve *s, struct error **errp)
 {
     int r = take_over(s, errp);
 
@@ -464,7 +465,7 @@ static int start(struct serve *s, struct error **errp)
 
 /* --- Run and stop. --- */
 
-static void run(struct serve *s)
+static void wait_for_quit(struct serve *s)
 {
     struct pollfd fd = {.fd = s->daemon.quit_fd, .events = POLLIN};
 
@@ -494,7 +495,7 @@ static int flush_export(struct export *e, void *opaque)
  * exports: monitors go before these; but they tell how jobs ended, so they go
  * after jobs have.
  */
-static int stop(struct serve *s)
+static int stop_daemon(struct serve *s)
 {
     struct daemon *d = &s->daemon;
     struct flush flush = {s->config.command->name, EXIT_SUCCESS};
@@ -571,15 +572,15 @@ static int serve(bool storage_daemon, int argc, char **argv)
     cond_init(&s.daemon.ended);
     mutex_init(&s.daemon.turn_lock, LOCK_TURN, NULL);
     if (serve_parse(&s.config, storage_daemon, argc, argv, &status) == 0) {
-        bool ok = start(&s, &err) == 0;
+        bool ok = start_daemon(&s, &err) == 0;
 
         status = ok ? EXIT_SUCCESS : cli_error(s.config.command->name, err);
         if (ok) {
-            run(&s);
+            wait_for_quit(&s);
             notify_tell(&s.notify, "STOPPING=1");
         }
     }
-    int stopped = stop(&s);
+    int stopped = stop_daemon(&s);
     return status ? status : stopped;
 }
 

@@ -32,7 +32,7 @@ struct stopper {
     bool ending; /* the process ends from here */
 };
 
-static void tell(const char *node, void *opaque)
+static void tell_given_up(const char *node, void *opaque)
 {
     struct stopper *s = opaque;
 
@@ -44,7 +44,7 @@ static void tell(const char *node, void *opaque)
 }
 
 /* Is all closed, within @ms (-1: for ever)? */
-static bool wait_done(const struct stopper *s, int ms)
+static bool wait_until_closed(const struct stopper *s, int ms)
 {
     struct pollfd fd = {.fd = s->done_fd, .events = POLLIN};
     int r;
@@ -55,7 +55,7 @@ static bool wait_done(const struct stopper *s, int ms)
 }
 
 /* Until a signal or somebody else asks for the end; false: it is there. */
-static bool wait_for_end(const struct stopper *s)
+static bool wait_for_request(const struct stopper *s)
 {
     struct daemon *d = s->o.daemon;
     struct pollfd fds[3] = {
@@ -76,7 +76,7 @@ static bool wait_for_end(const struct stopper *s)
  * be freed, any more. */
 _Noreturn static void end_here(struct stopper *s)
 {
-    graph_salvage(s->o.daemon->graph, SALVAGE_NS, tell, s);
+    graph_salvage(s->o.daemon->graph, SALVAGE_NS, tell_given_up, s);
     s->o.last(s->o.opaque);
     _exit(EXIT_FAILURE);
 }
@@ -86,16 +86,16 @@ static void *stopper_thread(void *opaque)
     struct stopper *s = opaque;
     struct graph *g = s->o.daemon->graph;
 
-    if (!wait_for_end(s)) {
+    if (!wait_for_request(s)) {
         return NULL;
     }
     graph_stop_waiting(g);
-    if (wait_done(s, s->o.limit_s ? (int)(s->o.limit_s * 1000) : -1)) {
+    if (wait_until_closed(s, s->o.limit_s ? (int)(s->o.limit_s * 1000) : -1)) {
         return NULL;
     }
     s->late = true;
-    graph_yank_stuck(g, tell, s);
-    if (wait_done(s, CUT_MS)) {
+    graph_yank_stuck(g, tell_given_up, s);
+    if (wait_until_closed(s, CUT_MS)) {
         return NULL;
     }
     mutex_lock(&s->lock);

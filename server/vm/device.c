@@ -64,7 +64,7 @@ void devices_free(struct devices *d)
     }
 }
 
-static struct device *find(const struct devices *d, const char *name)
+static struct device *find_device(const struct devices *d, const char *name)
 {
     list_for_each (e, &d->list) {
         struct device *dev = DEVICE(e);
@@ -79,7 +79,7 @@ static struct device *find(const struct devices *d, const char *name)
 
 struct blk *devices_find(const struct devices *d, const char *name)
 {
-    const struct device *dev = find(d, name);
+    const struct device *dev = find_device(d, name);
 
     return dev ? dev->blk : NULL;
 }
@@ -111,7 +111,7 @@ static int no_memory(struct error **errp)
 
 /* Take @key out of @o: its text, malloc()ed, or NULL when it is not there or
  * no text. */
-static char *take(json_t *o, const char *key)
+static char *take_text(json_t *o, const char *key)
 {
     const char *text = json_string_value(json_object_get(o, key));
     char *copy = text ? strdup(text) : NULL;
@@ -199,12 +199,12 @@ static int set_read_only(json_t *o, const char *text, struct error **errp)
 /* From what -drive takes to what graph_open does. */
 static int node_options(json_t *o, struct error **errp)
 {
-    CLEANUP_FREE char *file = take(o, "file");
-    CLEANUP_FREE char *format = take(o, "format");
-    CLEANUP_FREE char *driver = take(o, "driver");
-    CLEANUP_FREE char *cache = take(o, "cache");
-    CLEANUP_FREE char *readonly = take(o, "readonly");
-    CLEANUP_FREE char *read_only = take(o, "read-only");
+    CLEANUP_FREE char *file = take_text(o, "file");
+    CLEANUP_FREE char *format = take_text(o, "format");
+    CLEANUP_FREE char *driver = take_text(o, "driver");
+    CLEANUP_FREE char *cache = take_text(o, "cache");
+    CLEANUP_FREE char *readonly = take_text(o, "readonly");
+    CLEANUP_FREE char *read_only = take_text(o, "read-only");
     const char *outer = driver ? driver : format;
     static const char *const ignored[] = {
         "if", "media", "aio", "index", "snapshot", "werror", "rerror"};
@@ -231,8 +231,8 @@ static int node_options(json_t *o, struct error **errp)
 /* --- */
 
 /* Let @dev be on @n. */
-static int attach(struct daemon *d, struct device *dev, struct node *n,
-                  struct error **errp)
+static int attach_disk(struct daemon *d, struct device *dev, struct node *n,
+                       struct error **errp)
 {
     CLEANUP_FREE char *user = NULL;
 
@@ -244,8 +244,8 @@ static int attach(struct daemon *d, struct device *dev, struct node *n,
 }
 
 /* @id becomes the device's. */
-static int add(struct daemon *d, char *id, bool bare, struct node *n,
-               struct error **errp)
+static int add_disk(struct daemon *d, char *id, bool bare, struct node *n,
+                    struct error **errp)
 {
     struct device *dev = calloc(1, sizeof(*dev));
 
@@ -256,7 +256,7 @@ static int add(struct daemon *d, char *id, bool bare, struct node *n,
     list_init(&dev->in_devices);
     dev->id = id;
     dev->bare = bare;
-    int r = attach(d, dev, n, errp);
+    int r = attach_disk(d, dev, n, errp);
     if (r < 0) {
         device_free(dev);
         return r;
@@ -281,14 +281,14 @@ int devices_add_drive(struct daemon *d, const char *text, struct error **errp)
     if (r < 0) {
         return r;
     }
-    char *id = take(o, "id");
+    char *id = take_text(o, "id");
     if (!id) {
         id = default_id(d->devices, o);
     }
     if (!id) {
         return no_memory(errp);
     }
-    if (find(d->devices, id)) {
+    if (find_device(d->devices, id)) {
         r = error_set(errp, EEXIST, "Duplicate ID '%s' for drive", id);
     } else {
         r = node_options(o, errp);
@@ -300,7 +300,7 @@ int devices_add_drive(struct daemon *d, const char *text, struct error **errp)
         free(id);
         return r;
     }
-    return add(d, id, false, n, errp);
+    return add_disk(d, id, false, n, errp);
 }
 
 /* --- Taking a disk out --- */
@@ -359,14 +359,14 @@ static int take_out(struct daemon *d, struct device *dev, struct error **errp)
     dev->blk = NULL;
     int r = graph_close(d->graph, n, errp);
     if (r < 0) {
-        (void)attach(d, dev, n, NULL);
+        (void)attach_disk(d, dev, n, NULL);
     }
     return r;
 }
 
 int devices_eject(struct daemon *d, const char *name, struct error **errp)
 {
-    struct device *dev = find(d->devices, name);
+    struct device *dev = find_device(d->devices, name);
 
     if (!dev) {
         return error_set(errp, ENODEV, "Device '%.200s' not found", name);
@@ -376,7 +376,7 @@ int devices_eject(struct daemon *d, const char *name, struct error **errp)
         /* It gives up the lock: the device, or its disk, may go meanwhile. */
         const struct node *n = blk_node(dev->blk);
         end_exports(d, n);
-        dev = find(d->devices, name);
+        dev = find_device(d->devices, name);
         if (!dev || !dev->blk || blk_node(dev->blk) != n) {
             return error_set(errp, EBUSY, "Device '%.200s' has changed", name);
         }
@@ -386,7 +386,7 @@ int devices_eject(struct daemon *d, const char *name, struct error **errp)
 
 int devices_delete_drive(struct daemon *d, const char *id, struct error **errp)
 {
-    struct device *dev = find(d->devices, id);
+    struct device *dev = find_device(d->devices, id);
 
     if (!dev) {
         return error_set(errp, ENODEV, "Device '%.200s' not found", id);
@@ -401,13 +401,13 @@ int devices_delete_drive(struct daemon *d, const char *id, struct error **errp)
 int devices_set_disk(struct daemon *d, const char *name, struct node *n,
                      struct error **errp)
 {
-    struct device *dev = find(d->devices, name);
+    struct device *dev = find_device(d->devices, name);
 
     if (!dev) {
         return error_set(errp, ENODEV, "Device '%.200s' not found", name);
     }
     struct blk *old = dev->blk;
-    int r = attach(d, dev, n, errp);
+    int r = attach_disk(d, dev, n, errp);
     if (r == 0) {
         blk_free(old);
     }
@@ -419,10 +419,10 @@ int devices_set_disk(struct daemon *d, const char *name, struct node *n,
 int devices_plug(struct daemon *d, const char *id, const char *drive,
                  struct error **errp)
 {
-    struct device *dev = drive ? find(d->devices, drive) : NULL;
+    struct device *dev = drive ? find_device(d->devices, drive) : NULL;
     struct node *n = drive && !dev ? graph_find(d->graph, drive) : NULL;
 
-    if (id && find(d->devices, id)) {
+    if (id && find_device(d->devices, id)) {
         return error_set(errp, EEXIST, "Duplicate device ID '%.200s'", id);
     }
     if (drive && !dev && !n) {
@@ -437,7 +437,7 @@ int devices_plug(struct daemon *d, const char *id, const char *drive,
         return no_memory(errp);
     }
     if (n) {
-        return add(d, name, true, n, errp);
+        return add_disk(d, name, true, n, errp);
     }
     free(dev->qdev);
     dev->qdev = name;
@@ -457,7 +457,7 @@ int devices_add_device(struct daemon *d, const char *text, struct error **errp)
 
 int devices_unplug(struct daemon *d, const char *id, struct error **errp)
 {
-    struct device *dev = find(d->devices, id);
+    struct device *dev = find_device(d->devices, id);
 
     if (!dev || (!dev->bare && strcmp(dev->id, id) == 0)) {
         return error_set(errp, ENODEV, "Device '%.200s' not found", id);

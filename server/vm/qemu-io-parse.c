@@ -87,7 +87,7 @@ static int take_pattern(const char *text, int *out, struct error **errp)
 }
 
 /* @a->check_len is UINT64_MAX until -l was seen. */
-static int take_option(struct io_args *a, char option, const char *value,
+static int take_letter(struct io_args *a, char option, const char *value,
                        struct error **errp)
 {
     switch (option) {
@@ -152,14 +152,14 @@ static int take_letters(struct io_args *a, const struct verb *v, char **words,
             value = *p ? p : words[(*at)++];
             p = "";
         }
-        r = take_option(a, option, value, errp);
+        r = take_letter(a, option, value, errp);
     }
     return r;
 }
 
 /* The options come first.  Returns the number of words that they take. */
-static int take_options(struct io_args *a, const struct verb *v, char **words,
-                        int count, struct error **errp)
+static int take_leading_options(struct io_args *a, const struct verb *v,
+                                char **words, int count, struct error **errp)
 {
     int at = 1;
 
@@ -341,7 +341,7 @@ int io_parse(const char *command, struct io_args *out, struct error **errp)
     out->op = v->op;
     out->verb = v->name;
     out->aio = v->aio;
-    int used = take_options(out, v, words, count, errp);
+    int used = take_leading_options(out, v, words, count, errp);
     int r = used < 0 ? used : check_count(v, count - used, errp);
     return r < 0 ? r : take_words(out, words + used, count - used, errp);
 }

@@ -89,7 +89,7 @@ static double seconds_since(const struct timespec *from)
            (double)(now.tv_nsec - from->tv_nsec) / 1e9;
 }
 
-static void report(const struct io_request *q, const char *did)
+static void print_result(const struct io_request *q, const char *did)
 {
     const struct io_args *a = &q->args;
     double s = seconds_since(&q->began);
@@ -135,7 +135,7 @@ static void dump(uint64_t offset, const unsigned char *buf, uint64_t bytes)
 
 /* --- Requests --- */
 
-static void verify(const struct io_args *a, const unsigned char *buf)
+static void verify_pattern(const struct io_args *a, const unsigned char *buf)
 {
     for (uint64_t i = 0; i < a->check_len; i++) {
         if (buf[a->check_from + i] != a->pattern) {
@@ -147,7 +147,7 @@ static void verify(const struct io_args *a, const unsigned char *buf)
     }
 }
 
-static int do_read(const struct io_request *q)
+static int perform_read(const struct io_request *q)
 {
     const struct io_args *a = &q->args;
     CLEANUP_FREE unsigned char *buf = malloc(a->bytes + 1);
@@ -155,12 +155,12 @@ static int do_read(const struct io_request *q)
 
     if (r == 0) {
         if (a->pattern >= 0) {
-            verify(a, buf);
+            verify_pattern(a, buf);
         }
         if (a->dump && !a->quiet) {
             dump(a->offset, buf, a->bytes);
         }
-        report(q, "read");
+        print_result(q, "read");
     }
     return r;
 }
@@ -187,7 +187,7 @@ static bool fill_from_file(unsigned char *buf, uint64_t bytes, const char *name)
     return len > 0 || (f && bytes == 0);
 }
 
-static int do_write(const struct io_request *q)
+static int perform_write(const struct io_request *q)
 {
     const struct io_args *a = &q->args;
     int r;
@@ -207,23 +207,23 @@ static int do_write(const struct io_request *q)
         r = blk_pwrite(q->blk, buf, a->bytes, a->offset, a->flags);
     }
     if (r == 0) {
-        report(q, "wrote");
+        print_result(q, "wrote");
     }
     return r;
 }
 
-static int do_discard(const struct io_request *q)
+static int perform_discard(const struct io_request *q)
 {
     int r = blk_discard(q->blk, q->args.offset, q->args.bytes);
 
     if (r == 0) {
-        report(q, "discard");
+        print_result(q, "discard");
     }
     return r;
 }
 
 /* QEMU's block layer says EIO of what is not inside of the disk. */
-static int do_range(const struct io_request *q)
+static int perform_on_range(const struct io_request *q)
 {
     const struct io_args *a = &q->args;
     uint64_t size = blk_size(q->blk);
@@ -231,12 +231,12 @@ static int do_range(const struct io_request *q)
     if (a->offset > size || a->bytes > size - a->offset) {
         return -EIO;
     }
-    return a->op == IO_READ    ? do_read(q)
-           : a->op == IO_WRITE ? do_write(q)
-                               : do_discard(q);
+    return a->op == IO_READ    ? perform_read(q)
+           : a->op == IO_WRITE ? perform_write(q)
+                               : perform_discard(q);
 }
 
-static int do_truncate(const struct io_request *q)
+static int perform_truncate(const struct io_request *q)
 {
     CLEANUP_ERROR struct error *err = NULL;
 
@@ -272,7 +272,7 @@ static void print_run(const struct extent *e)
     }
 }
 
-static int add_extent(const struct extent *e, void *opaque)
+static int count_extent(const struct extent *e, void *opaque)
 {
     struct runs *r = opaque;
 
@@ -288,14 +288,14 @@ static int add_extent(const struct extent *e, void *opaque)
     return 0;
 }
 
-static int do_alloc(const struct io_request *q)
+static int perform_alloc(const struct io_request *q)
 {
     const struct io_args *a = &q->args;
     struct runs runs = {.print = false};
     uint64_t size = blk_size(q->blk);
     uint64_t bytes = a->offset < size ? min_u64(a->bytes, size - a->offset) : 0;
     int r = bytes > 0
-                ? blk_extents(q->blk, a->offset, bytes, 0, add_extent, &runs)
+                ? blk_extents(q->blk, a->offset, bytes, 0, count_extent, &runs)
                 : 0;
     char offset[80];
 
@@ -309,11 +309,11 @@ static int do_alloc(const struct io_request *q)
     return 0;
 }
 
-static int do_map(const struct io_request *q)
+static int perform_map(const struct io_request *q)
 {
     struct runs runs = {.print = true};
     uint64_t size = blk_size(q->blk);
-    int r = size > 0 ? blk_extents(q->blk, 0, size, 0, add_extent, &runs) : 0;
+    int r = size > 0 ? blk_extents(q->blk, 0, size, 0, count_extent, &runs) : 0;
 
     print_run(&runs.run);
     if (r < 0) {
@@ -385,7 +385,7 @@ static bool do_at_once(struct node *n, const struct io_args *a)
     }
 }
 
-static void do_sleep(uint64_t ms)
+static void sleep_ms(uint64_t ms)
 {
     struct timespec ts = {(time_t)(ms / 1000), (long)(ms % 1000 * 1000000)};
 
@@ -404,7 +404,7 @@ static void wait_for_break(const struct io_request *q)
         over = !n || blkdebug_is_suspended(n, q->args.tag);
         mutex_unlock(&q->jobs->lock);
         if (!over) {
-            do_sleep(POLL_MS);
+            sleep_ms(POLL_MS);
         }
     }
 }
@@ -424,17 +424,17 @@ static int perform(const struct io_request *q)
     case IO_READ:
     case IO_WRITE:
     case IO_DISCARD:
-        return do_range(q);
+        return perform_on_range(q);
     case IO_FLUSH:
         return blk_flush(q->blk);
     case IO_TRUNCATE:
-        return do_truncate(q);
+        return perform_truncate(q);
     case IO_ALLOC:
-        return do_alloc(q);
+        return perform_alloc(q);
     case IO_MAP:
-        return do_map(q);
+        return perform_map(q);
     case IO_SLEEP:
-        do_sleep(q->args.bytes);
+        sleep_ms(q->args.bytes);
         return 0;
     case IO_WAIT_BREAK:
         wait_for_break(q);
@@ -445,7 +445,7 @@ static int perform(const struct io_request *q)
     }
 }
 
-static void run(struct io_request *q)
+static void run_request(struct io_request *q)
 {
     (void)clock_gettime(CLOCK_MONOTONIC, &q->began);
     int r = perform(q);
@@ -477,7 +477,7 @@ static void *aio_thread(void *opaque)
     struct io_request *q = opaque;
     struct io_tasks *t = q->tasks;
 
-    run(q);
+    run_request(q);
     request_free(q);
     task_ended(t);
     return NULL;
@@ -506,7 +506,7 @@ void io_perform(struct io_request *q)
     if (q->args.aio) {
         start_aio(q);
     } else {
-        run(q);
+        run_request(q);
         request_free(q);
     }
 }
@@ -529,7 +529,8 @@ static unsigned perms_of(enum io_op op)
 }
 
 /* Only requests need a blk. */
-static int attach(struct io_request *q, struct node *n, struct error **errp)
+static int attach_request(struct io_request *q, struct node *n,
+                          struct error **errp)
 {
     enum io_op op = q->args.op;
 
@@ -556,7 +557,7 @@ struct io_request *io_prepare(struct io_tasks *t, struct jobs *jobs,
         r = io_parse(command, &q->args, &err);
         done = r < 0 || do_at_once(n, &q->args);
         if (!done) {
-            r = attach(q, n, &err);
+            r = attach_request(q, n, &err);
         }
     }
     if (r < 0) {
