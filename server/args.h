@@ -78,6 +78,12 @@ struct qmp_variant {
         .name = (tag), .type = QMP_UNION, .variants = (v), \
     }
 
+/* The string that the member @key of @object is; NULL: it is none. */
+static inline const char *member_str(const json_t *object, const char *key)
+{
+    return json_string_value(json_object_get(object, key));
+}
+
 static inline bool qmp_is_last(const struct qmp_arg *a)
 {
     return a->type <= QMP_UNION;

@@ -37,7 +37,7 @@ struct queries {
     uint32_t count;
 };
 
-static bool well_formed(const struct queries *qs)
+static bool queries_are_well_formed(const struct queries *qs)
 {
     struct option o = qs->at;
     char text[NBD_STRING_MAX + 1];
@@ -174,7 +174,7 @@ static int offer_bitmaps(const struct answer *a)
     return r;
 }
 
-static int answer(const struct answer *a)
+static int answer_queries(const struct answer *a)
 {
     struct conn *c = a->conn;
     int r = offer(a, "base:allocation", 1, CONTEXT_ALLOCATION, NULL);
@@ -209,7 +209,7 @@ int conn_option_contexts(struct conn *c, struct option *o)
     }
     bool ok = option_text(o, name) && option_u32(o, &qs.count);
     qs.at = *o;
-    if (!ok || !well_formed(&qs)) {
+    if (!ok || !queries_are_well_formed(&qs)) {
         return handshake_error(c, o->type, NBD_REP_ERR_INVALID,
                                "malformed option");
     }
@@ -222,7 +222,7 @@ int conn_option_contexts(struct conn *c, struct option *o)
     if (o->type == NBD_OPT_SET_META_CONTEXT) {
         c->contexts_of = e->serial;
     }
-    int r = answer(&a);
+    int r = answer_queries(&a);
     export_unref(c->exports, e);
     return r;
 }

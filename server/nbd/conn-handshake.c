@@ -29,12 +29,7 @@
 
 /* --- Input. --- */
 
-static size_t input_left(const struct conn *c)
-{
-    return c->input_end - c->input_at;
-}
-
-static bool receive(struct conn *c)
+static bool receive_input(struct conn *c)
 {
     struct iovec iov = {c->input + c->input_end, INPUT_SIZE - c->input_end};
 
@@ -57,23 +52,23 @@ static bool receive(struct conn *c)
 }
 
 /* Let @n bytes be there. */
-static bool want(struct conn *c, size_t n)
+static bool want_input(struct conn *c, size_t n)
 {
     while (input_left(c) < n) {
         c->input_end -= c->input_at;
         memmove(c->input, c->input + c->input_at, c->input_end);
         c->input_at = 0;
-        if (!receive(c)) {
+        if (!receive_input(c)) {
             return false;
         }
     }
     return true;
 }
 
-static bool skip(struct conn *c, size_t n)
+static bool skip_input(struct conn *c, size_t n)
 {
     while (n > 0) {
-        if (!want(c, 1)) {
+        if (!want_input(c, 1)) {
             return false;
         }
         size_t part = min_u64(n, input_left(c));
@@ -83,7 +78,7 @@ static bool skip(struct conn *c, size_t n)
     return true;
 }
 
-static bool take(struct option *o, size_t n, const char **p)
+static bool option_take(struct option *o, size_t n, const char **p)
 {
     if (n > o->len) {
         return false;
@@ -94,11 +89,11 @@ static bool take(struct option *o, size_t n, const char **p)
     return true;
 }
 
-bool option_u16(struct option *o, uint16_t *v)
+static bool option_u16(struct option *o, uint16_t *v)
 {
     const char *p;
 
-    if (!take(o, 2, &p)) {
+    if (!option_take(o, 2, &p)) {
         return false;
     }
     *v = load_be16(p);
@@ -109,18 +104,19 @@ bool option_u32(struct option *o, uint32_t *v)
 {
     const char *p;
 
-    if (!take(o, 4, &p)) {
+    if (!option_take(o, 4, &p)) {
         return false;
     }
     *v = load_be32(p);
     return true;
 }
 
-bool option_string(struct option *o, size_t len, char *s)
+/* A string of @len bytes; *s as in option_text(). */
+static bool option_string(struct option *o, size_t len, char *s)
 {
     const char *p;
 
-    if (len > NBD_STRING_MAX || !take(o, len, &p) || memchr(p, 0, len)) {
+    if (len > NBD_STRING_MAX || !option_take(o, len, &p) || memchr(p, 0, len)) {
         return false;
     }
     memcpy(s, p, len);
@@ -177,7 +173,7 @@ void handshake_welcome(struct conn *c)
     conn_renew_deadline(c);
 }
 
-static int raw(struct conn *c, const void *data, size_t len)
+static int put_raw(struct conn *c, const void *data, size_t len)
 {
     char *p = batch_room(c, len);
 
@@ -218,7 +214,7 @@ static uint16_t transmission_flags(const struct conn *c, const struct export *e)
 }
 
 /* The connection is for @e (its reference is taken) from now on. */
-static void choose(struct conn *c, struct export *e, uint64_t size)
+static void choose_export(struct conn *c, struct export *e, uint64_t size)
 {
     c->export = e;
     c->size = size;
@@ -258,8 +254,8 @@ static int option_export_name(struct conn *c, struct option *o)
     uint64_t size = blk_size(e->blk);
     store_be64(reply, size);
     store_be16(reply + 8, transmission_flags(c, e));
-    choose(c, e, size);
-    return raw(c, reply, c->no_zeroes ? 10 : sizeof(reply));
+    choose_export(c, e, size);
+    return put_raw(c, reply, c->no_zeroes ? 10 : sizeof(reply));
 }
 
 struct names {
@@ -395,7 +391,7 @@ static int option_info(struct conn *c, struct option *o)
     }
     int r = reply_infos(c, o, e, size);
     if (r == 0 && o->type == NBD_OPT_GO) {
-        choose(c, e, size);
+        choose_export(c, e, size);
     } else {
         export_unref(c->exports, e);
     }
@@ -435,7 +431,7 @@ static int refuse_before_tls(struct conn *c, uint32_t option)
     return handshake_error(c, option, NBD_REP_ERR_TLS_REQD, text);
 }
 
-static int run_option(struct conn *c, struct option *o)
+static int handle_option(struct conn *c, struct option *o)
 {
     int r;
 
@@ -471,7 +467,7 @@ static int run_option(struct conn *c, struct option *o)
     }
 }
 
-static bool is_known(uint32_t type)
+static bool is_known_option(uint32_t type)
 {
     return type >= NBD_OPT_LIST && type <= NBD_OPT_EXTENDED_HEADERS &&
            type != 4;
@@ -483,21 +479,21 @@ static int long_option(struct conn *c, uint32_t type, uint32_t len)
     struct option o = {.type = type};
 
     if (type == NBD_OPT_EXPORT_NAME || len > OPTION_SKIP - c->skipped ||
-        !skip(c, len)) {
+        !skip_input(c, len)) {
         return -EINVAL;
     }
     c->skipped += len;
     if (type == NBD_OPT_SET_META_CONTEXT) {
         conn_forget_contexts(c);
     }
-    return is_known(type) && !conn_needs_tls(c, type)
+    return is_known_option(type) && !conn_needs_tls(c, type)
                ? handshake_error(c, type, NBD_REP_ERR_TOO_BIG, "too much data")
-               : run_option(c, &o);
+               : handle_option(c, &o);
 }
 
 static int next_option(struct conn *c)
 {
-    if (++c->options > OPTIONS_MAX || !want(c, OPTION_HEAD) ||
+    if (++c->options > OPTIONS_MAX || !want_input(c, OPTION_HEAD) ||
         load_be64(c->input + c->input_at) != NBD_OPTION_MAGIC) {
         return -EINVAL;
     }
@@ -507,12 +503,12 @@ static int next_option(struct conn *c)
     if (len > OPTION_MAX) {
         return long_option(c, type, len);
     }
-    if (!want(c, len)) {
+    if (!want_input(c, len)) {
         return -ECONNRESET;
     }
     struct option o = {type, c->input + c->input_at, len};
     c->input_at += len;
-    return run_option(c, &o);
+    return handle_option(c, &o);
 }
 
 int conn_handshake(struct conn *c)
@@ -526,7 +522,7 @@ int conn_handshake(struct conn *c)
     store_be64(greeting, NBD_MAGIC);
     store_be64(greeting + 8, NBD_OPTION_MAGIC);
     store_be16(greeting + 16, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES);
-    if (raw(c, greeting, sizeof(greeting)) < 0 || !want(c, 4)) {
+    if (put_raw(c, greeting, sizeof(greeting)) < 0 || !want_input(c, 4)) {
         return -ECONNRESET;
     }
     uint32_t flags = load_be32(c->input + c->input_at);

@@ -100,7 +100,7 @@ struct run {
     bool zero;
 };
 
-static int add_extent(const struct extent *ext, void *opaque)
+static int extend_run(const struct extent *ext, void *opaque)
 {
     struct run *run = opaque;
     bool zero = (ext->flags & EXTENT_ZERO) && ext->length >= HOLE_MIN;
@@ -123,7 +123,7 @@ static int next_run(struct conn *c, const struct request *rq, bool nowait,
     /* The holes of a view have bytes (dirty-view.c). */
     if (rq->length > INLINE_MAX && !c->export->of) {
         int r = blk_extents(c->export->blk, rq->offset, rq->length,
-                            nowait ? REQ_NOWAIT : 0, add_extent, run);
+                            nowait ? REQ_NOWAIT : 0, extend_run, run);
         if (r == -EAGAIN && nowait) {
             return r;
         }

@@ -7,6 +7,9 @@
 #include "nbd/conn.h"
 #include "nbdelta/bytes.h"
 
+/* The longest reply without data, in bytes. */
+#define REPLY_MAX 256
+
 /* --- Segments. --- */
 
 static const struct {
@@ -18,7 +21,7 @@ static const struct {
     [SEGMENT_LARGE] = {SEGMENT_PAYLOAD + PIECE_SIZE, HELD_MAX / PIECE_SIZE},
 };
 
-static void release(struct segment *s)
+static void segment_release(struct segment *s)
 {
     if (s->class == SEGMENT_SMALL) {
         free(s);
@@ -53,14 +56,15 @@ struct segment *segment_new(struct conn *c, enum segment_class class)
 }
 
 /* Most recently used first: its memory is in the processor's cache. */
-static void free_locked(struct conn *c, struct segment *s) REQUIRES(c->lock)
+static void segment_free_locked(struct conn *c, struct segment *s)
+    REQUIRES(c->lock)
 {
     list_remove(&s->link);
     if (c->free_count[s->class] < classes[s->class].keep) {
         list_append(c->free_segments[s->class].next, &s->link);
         c->free_count[s->class]++;
     } else {
-        release(s);
+        segment_release(s);
     }
 }
 
@@ -68,22 +72,23 @@ void segment_free(struct conn *c, struct segment *s)
 {
     if (s) {
         mutex_lock(&c->lock);
-        free_locked(c, s);
+        segment_free_locked(c, s);
         mutex_unlock(&c->lock);
     }
 }
 
-static void free_all_locked(struct conn *c, struct list *l) REQUIRES(c->lock)
+static void segments_free_locked(struct conn *c, struct list *l)
+    REQUIRES(c->lock)
 {
     while (!list_empty(l)) {
-        free_locked(c, list_entry(l->next, struct segment, link));
+        segment_free_locked(c, list_entry(l->next, struct segment, link));
     }
 }
 
 void segments_free(struct conn *c, struct list *segments)
 {
     mutex_lock(&c->lock);
-    free_all_locked(c, segments);
+    segments_free_locked(c, segments);
     mutex_unlock(&c->lock);
 }
 
@@ -96,7 +101,7 @@ void conn_trim(struct conn *c)
     for (unsigned i = 0; i < SEGMENT_CLASSES; i++) {
         list_for_each_safe (l, &c->free_segments[i]) {
             list_remove(l);
-            release(list_entry(l, struct segment, link));
+            segment_release(list_entry(l, struct segment, link));
         }
         c->free_count[i] = 0;
     }
@@ -133,8 +138,10 @@ char *put_chunk(const struct conn *c, char *p, const struct request *rq,
     return p + chunk_size(c);
 }
 
-size_t put_reply(const struct conn *c, char *p, const struct request *rq,
-                 uint32_t error, const char *text)
+/* Put a whole reply without data at @p: success when @error is 0, else a
+ * failure with @text.  It takes at most REPLY_MAX bytes. */
+static size_t put_reply(const struct conn *c, char *p, const struct request *rq,
+                        uint32_t error, const char *text)
 {
     if (error == 0 &&
         (c->extended || (c->structured && rq->type == NBD_CMD_READ))) {
@@ -199,7 +206,7 @@ void conn_reply(struct conn *c, const struct request *rq, uint32_t error,
 static void queue_locked(struct conn *c, struct segment *s) REQUIRES(c->lock)
 {
     if (c->broken) {
-        free_locked(c, s);
+        segment_free_locked(c, s);
         return;
     }
     list_append(&c->out, &s->link);
@@ -251,7 +258,7 @@ static void sent_locked(struct conn *c, size_t n) REQUIRES(c->lock)
         s->head += (uint32_t)part;
         n -= part;
         if (s->head == s->tail) {
-            free_locked(c, s);
+            segment_free_locked(c, s);
         }
     }
 }
@@ -278,7 +285,7 @@ static void break_locked(struct conn *c) REQUIRES(c->lock)
     c->broken = true;
     /* Who is sending has the front of it in use, and frees it. */
     if (!c->sending) {
-        free_all_locked(c, &c->out);
+        segments_free_locked(c, &c->out);
         c->out_bytes = 0;
         conn_account_locked(c, false);
     }

@@ -94,8 +94,8 @@ static bool has_bad_payload(const struct conn *c, const struct request *rq)
              (rq->type == NBD_CMD_WRITE || rq->type == NBD_CMD_BLOCK_STATUS));
 }
 
-static uint32_t check(const struct conn *c, const struct request *rq,
-                      const char **why)
+static uint32_t check_request(const struct conn *c, const struct request *rq,
+                              const char **why)
 {
     if (rq->type >= ARRAY_SIZE(commands) || rq->type == NBD_CMD_DISC) {
         *why = "unknown command";
@@ -124,18 +124,14 @@ static uint32_t check(const struct conn *c, const struct request *rq,
 
 /* --- Input. --- */
 
-static size_t input_left(const struct conn *c)
-{
-    return c->input_end - c->input_at;
-}
-
 static size_t head_size(const struct conn *c)
 {
     return c->extended ? NBD_EXTENDED_REQUEST_SIZE : NBD_REQUEST_SIZE;
 }
 
 /* As conn_receive, but it also waits where that would not. */
-static bool receive(struct conn *c, struct iovec *iov, int cnt, size_t *got)
+static bool receive_payload(struct conn *c, struct iovec *iov, int cnt,
+                            size_t *got)
 {
     ssize_t n;
 
@@ -160,7 +156,7 @@ static bool skip_payload(struct conn *c, uint64_t n)
         struct iovec iov = {c->input, INPUT_SIZE};
         c->input_at = c->input_end = 0;
         conn_flush(c);
-        if (!receive(c, &iov, 1, &c->input_end)) {
+        if (!receive_payload(c, &iov, 1, &c->input_end)) {
             return false;
         }
     }
@@ -198,7 +194,7 @@ static bool fill_segment(struct conn *c, struct segment *s, size_t want,
         size_t n;
 
         c->input_at = c->input_end = 0;
-        if (!receive(c, iov, more ? 2 : 1, &n)) {
+        if (!receive_payload(c, iov, more ? 2 : 1, &n)) {
             return false;
         }
         s->tail += (uint32_t)min_u64(n, left);
@@ -295,8 +291,9 @@ static void log_refusal(const struct conn *c, const struct request *rq,
 }
 
 /* An answer at once; the payload that nobody wants goes by. */
-static enum step answer(struct conn *c, const struct request *rq,
-                        uint64_t payload, uint32_t error, const char *why)
+static enum step answer_at_once(struct conn *c, const struct request *rq,
+                                uint64_t payload, uint32_t error,
+                                const char *why)
 {
     if (error) {
         log_refusal(c, rq, why);
@@ -312,11 +309,11 @@ static enum step write_request(struct conn *c, const struct request *rq,
                                uint64_t payload)
 {
     const char *why = NULL;
-    uint32_t error = check(c, rq, &why);
+    uint32_t error = check_request(c, rq, &why);
 
     if (error || payload == 0) {
         c->input_at += head_size(c);
-        return answer(c, rq, payload, error, why);
+        return answer_at_once(c, rq, payload, error, why);
     }
     size_t there = input_left(c) - head_size(c);
     if (there < rq->length && rq->length <= GATHER_MAX) {
@@ -420,7 +417,7 @@ static enum step filtered_status(struct conn *c, struct request *rq)
     if (payload < 12 || payload % 4 != 0 ||
         payload > 8 + 4 * (uint64_t)c->context_count) {
         c->input_at += head_size(c);
-        return answer(c, rq, payload, NBD_EINVAL, why);
+        return answer_at_once(c, rq, payload, NBD_EINVAL, why);
     }
     if (input_left(c) < head_size(c) + payload) {
         return STEP_WAIT;
@@ -428,14 +425,14 @@ static enum step filtered_status(struct conn *c, struct request *rq)
     const char *p = c->input + c->input_at + head_size(c);
     rq->length = load_be64(p);
     uint32_t error = pick_contexts(c, rq, p + 8, (payload - 8) / 4)
-                         ? check(c, rq, &why)
+                         ? check_request(c, rq, &why)
                          : NBD_EINVAL;
     c->input_at += head_size(c) + payload;
-    return error ? answer(c, rq, 0, error, why) : submit(c, rq);
+    return error ? answer_at_once(c, rq, 0, error, why) : submit(c, rq);
 }
 
 /* What is at the front of the input.  False: no request. */
-static bool parse(const struct conn *c, struct request *rq)
+static bool parse_header(const struct conn *c, struct request *rq)
 {
     const char *p = c->input + c->input_at;
     uint32_t magic = c->extended ? NBD_EXTENDED_REQUEST_MAGIC
@@ -461,7 +458,7 @@ static enum step one_request(struct conn *c)
     const char *why = NULL;
     struct request rq;
 
-    bool known = parse(c, &rq);
+    bool known = parse_header(c, &rq);
     if (!known || rq.type == NBD_CMD_DISC) {
         if (!known) {
             log_refusal(c, &rq, "no request begins here; it is cut off");
@@ -482,9 +479,9 @@ static enum step one_request(struct conn *c)
         return filtered_status(c, &rq);
     }
     c->input_at += head_size(c);
-    uint32_t error = check(c, &rq, &why);
+    uint32_t error = check_request(c, &rq, &why);
     if (error || (rq.type == NBD_CMD_READ && rq.length == 0)) {
-        return answer(c, &rq, payload, error, why);
+        return answer_at_once(c, &rq, payload, error, why);
     }
     return rq.type == NBD_CMD_READ ? read_request(c, &rq) : submit(c, &rq);
 }

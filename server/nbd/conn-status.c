@@ -22,7 +22,7 @@ struct runs {
 };
 
 /* False: there is no room for one more. */
-static bool add_run(struct runs *rs, uint64_t length, uint32_t flags)
+static bool append_run(struct runs *rs, uint64_t length, uint32_t flags)
 {
     if (rs->count > 0 && rs->flags == flags) {
         rs->length += length;
@@ -44,7 +44,7 @@ static bool add_run(struct runs *rs, uint64_t length, uint32_t flags)
     return true;
 }
 
-static int add_extent(const struct extent *ext, void *opaque)
+static int append_extent(const struct extent *ext, void *opaque)
 {
     struct runs *rs = opaque;
     uint32_t flags;
@@ -55,7 +55,7 @@ static int add_extent(const struct extent *ext, void *opaque)
         flags = (ext->flags & EXTENT_DATA ? 0 : NBD_STATE_HOLE) |
                 (ext->flags & EXTENT_ZERO ? NBD_STATE_ZERO : 0);
     }
-    return add_run(rs, ext->length, flags) ? 0 : 1;
+    return append_run(rs, ext->length, flags) ? 0 : 1;
 }
 
 static int bitmap_runs(struct conn *c, const struct context *ctx,
@@ -69,7 +69,7 @@ static int bitmap_runs(struct conn *c, const struct context *ctx,
         bool dirty;
         uint64_t n = bitmap_run(bm, at, end, &dirty);
 
-        if (!add_run(rs, n, dirty ? NBD_STATE_DIRTY : 0)) {
+        if (!append_run(rs, n, dirty ? NBD_STATE_DIRTY : 0)) {
             break;
         }
         at += n;
@@ -109,8 +109,8 @@ static int context_chunk(struct conn *c, const struct context *ctx,
     if (ctx->kind == CONTEXT_BITMAP) {
         r = bitmap_runs(c, ctx, rq, &rs);
     } else {
-        r = blk_extents(c->export->blk, rq->offset, rq->length, 0, add_extent,
-                        &rs);
+        r = blk_extents(c->export->blk, rq->offset, rq->length, 0,
+                        append_extent, &rs);
     }
     if (r < 0) {
         return r;

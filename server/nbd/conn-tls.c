@@ -10,8 +10,14 @@
 #include "nbdelta/error.h"
 #include "net/tls.h"
 
+/* What holds for this client: a client that cannot ask for TLS gets none. */
+static enum tls_mode tls_mode_of(const struct conn *c)
+{
+    return c->fixed ? tls_policy_mode(c->policy) : TLS_OFF;
+}
+
 /* What has been replied in the clear goes out before TLS begins. */
-static int send_all(struct conn *c)
+static int send_pending(struct conn *c)
 {
     conn_flush(c);
     while (!c->alone) {
@@ -25,7 +31,7 @@ static int send_all(struct conn *c)
     return c->hung_up ? -ECONNRESET : 0;
 }
 
-static int shake_hands(struct conn *c, struct error **errp)
+static int finish_tls_handshake(struct conn *c, struct error **errp)
 {
     int r;
 
@@ -43,7 +49,7 @@ static int shake_hands(struct conn *c, struct error **errp)
 }
 
 /* TLS is open: is this client welcome? */
-static int check_identity(const struct conn *c)
+static int check_tls_identity(const struct conn *c)
 {
     static struct log_limit limit = {.every_s = 1};
     const char *who = tls_identity(c->io.tls);
@@ -58,7 +64,7 @@ static int check_identity(const struct conn *c)
 }
 
 /* All that was agreed on in the clear may be somebody else's doing. */
-static void forget(struct conn *c)
+static void forget_negotiated(struct conn *c)
 {
     c->structured = false;
     c->extended = false;
@@ -73,7 +79,7 @@ int conn_option_starttls(struct conn *c, const struct option *o)
         return handshake_error(c, o->type, NBD_REP_ERR_INVALID,
                                "TLS already enabled");
     }
-    if (conn_tls_mode(c) == TLS_OFF) {
+    if (tls_mode_of(c) == TLS_OFF) {
         return handshake_error(c, o->type, NBD_REP_ERR_POLICY,
                                "TLS not configured");
     }
@@ -85,33 +91,28 @@ int conn_option_starttls(struct conn *c, const struct option *o)
     if (c->input_at < c->input_end) {
         return -EPROTO;
     }
-    forget(c);
+    forget_negotiated(c);
     int r = handshake_reply(c, o->type, NBD_REP_ACK, NULL, 0);
-    if (r < 0 || (r = send_all(c)) < 0) {
+    if (r < 0 || (r = send_pending(c)) < 0) {
         return r;
     }
     c->io.tls = tls_new(c->policy->keys, c->io.fd, NULL);
     if (!c->io.tls) {
         return -ENOMEM;
     }
-    r = shake_hands(c, &err);
+    r = finish_tls_handshake(c, &err);
     if (err) {
         static struct log_limit limit = {.every_s = 1};
 
         log_seldom(&limit, TELL_WARNING, "a client is turned away: %s",
                    error_message(err));
     }
-    return r < 0 ? r : check_identity(c);
-}
-
-enum tls_mode conn_tls_mode(const struct conn *c)
-{
-    return c->fixed ? tls_policy_mode(c->policy) : TLS_OFF;
+    return r < 0 ? r : check_tls_identity(c);
 }
 
 bool conn_needs_tls(const struct conn *c, uint32_t option)
 {
-    return conn_tls_mode(c) == TLS_REQUIRE && !c->io.tls &&
+    return tls_mode_of(c) == TLS_REQUIRE && !c->io.tls &&
            option != NBD_OPT_STARTTLS && option != NBD_OPT_ABORT;
 }
 
@@ -125,7 +126,7 @@ static bool is_allowed(const struct conn *c, const char *authz)
 
 /* A policy that came with an export, from another server perhaps, asks no less
  * here than there. */
-static bool meets(const struct conn *c, const struct tls_policy *p)
+static bool meets_policy(const struct conn *c, const struct tls_policy *p)
 {
     return tls_policy_mode(p) != TLS_REQUIRE ||
            (c->io.tls && is_allowed(c, p->authz));
@@ -142,7 +143,8 @@ bool conn_may_open(const struct conn *c, const struct export *e)
     bool may = false;
 
     for (unsigned i = 0; i < rs->count && !may; i++) {
-        may = is_allowed(c, rs->at[i].authz) && meets(c, rs->at[i].policy);
+        may = is_allowed(c, rs->at[i].authz) &&
+              meets_policy(c, rs->at[i].policy);
     }
     return may;
 }
@@ -153,7 +155,8 @@ bool conn_may_write(const struct conn *c, const struct export *e)
     bool may = false;
 
     for (unsigned i = 0; i < rs->count && !may; i++) {
-        may = is_allowed(c, rs->at[i].authz) && meets(c, rs->at[i].policy) &&
+        may = is_allowed(c, rs->at[i].authz) &&
+              meets_policy(c, rs->at[i].policy) &&
               is_allowed(c, rs->at[i].authz_writable);
     }
     return e->writable && may;
@@ -166,7 +169,7 @@ static bool may_open(const struct export *e, void *opaque)
 
 /* As exports_find.  A view is another one for each option, but what was said of
  * the last one of that name holds for it, too. */
-static struct export *find(struct conn *c, const char *name)
+static struct export *find_named(struct conn *c, const char *name)
 {
     struct export *e = exports_find(c->exports, server_serial(c->server), name,
                                     may_open, c);
@@ -188,11 +191,11 @@ static struct export *find(struct conn *c, const char *name)
 struct export *conn_find_export(struct conn *c, const char *name,
                                 bool *needs_tls)
 {
-    struct export *e = find(c, name);
+    struct export *e = find_named(c, name);
     bool denied = e && !conn_may_open(c, e);
 
     if (needs_tls) {
-        *needs_tls = denied && !c->io.tls && conn_tls_mode(c) != TLS_OFF;
+        *needs_tls = denied && !c->io.tls && tls_mode_of(c) != TLS_OFF;
     }
     if (denied) {
         export_unref(c->exports, e);

@@ -10,6 +10,8 @@
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 
+static void request_work(struct work *w);
+
 /* --- Request objects. --- */
 
 struct request *request_new(struct conn *c, const struct request *like)
@@ -212,7 +214,7 @@ _Static_assert((uint64_t)BLK_IOV_MAX *PIECE_SIZE >= NBD_PAYLOAD_MAX,
                "a write is one request");
 
 /* In one go: a point in time has all of it or nothing. */
-static int do_write(struct conn *c, const struct request *r)
+static int write_payload(struct conn *c, const struct request *r)
 {
     struct iovec iov[BLK_IOV_MAX];
     int n = 0;
@@ -238,8 +240,8 @@ static void log_ignored_trim(const struct conn *c)
     }
 }
 
-static int do_piece(struct conn *c, const struct request *r, uint64_t offset,
-                    uint64_t bytes)
+static int run_piece(struct conn *c, const struct request *r, uint64_t offset,
+                     uint64_t bytes)
 {
     struct blk *blk = c->export->blk;
 
@@ -267,7 +269,7 @@ static bool is_given_up(struct conn *c)
 
 /* Trim, zero, cache: up to 2^64 bytes.  A fast zero fails before it has changed
  * anything or not at all, so it is not divided. */
-static int do_range(struct conn *c, const struct request *r)
+static int range_by_pieces(struct conn *c, const struct request *r)
 {
     bool whole = r->flags & NBD_CMD_FLAG_FAST_ZERO;
     uint64_t end = r->offset + r->length;
@@ -278,7 +280,7 @@ static int do_range(struct conn *c, const struct request *r)
         }
         next = whole ? end
                      : min_u64(end, align_down(at + RANGE_PIECE, RANGE_PIECE));
-        int ret = do_piece(c, r, at, next - at);
+        int ret = run_piece(c, r, at, next - at);
         if (ret < 0) {
             return ret;
         }
@@ -288,7 +290,7 @@ static int do_range(struct conn *c, const struct request *r)
                : 0;
 }
 
-void request_work(struct work *w)
+static void request_work(struct work *w)
 {
     struct request *r = list_entry(w, struct request, work);
     struct conn *c = r->conn;
@@ -306,9 +308,9 @@ void request_work(struct work *w)
         if (r->type == NBD_CMD_TRIM) {
             log_ignored_trim(c);
         }
-        ret = r->type == NBD_CMD_WRITE   ? do_write(c, r)
+        ret = r->type == NBD_CMD_WRITE   ? write_payload(c, r)
               : r->type == NBD_CMD_FLUSH ? blk_flush(c->export->blk)
-                                         : do_range(c, r);
+                                         : range_by_pieces(c, r);
         conn_reply_result(c, r, ret, false);
         break;
     }

@@ -286,7 +286,7 @@ ssize_t conn_receive(struct conn *c, struct iovec *iov, int cnt)
 }
 
 /* More input behind what is there.  False: the connection ends. */
-static bool fill(struct conn *c)
+static bool receive_more(struct conn *c)
 {
     for (;;) {
         if (!c->input && !(c->input = pages_new(INPUT_SIZE))) {
@@ -363,7 +363,7 @@ static void transmission(struct conn *c)
     while (!conn_is_ending(c) && conn_requests(c)) {
         conn_throttle(c, 0);
         conn_flush(c);
-        if (!fill(c)) {
+        if (!receive_more(c)) {
             break;
         }
     }

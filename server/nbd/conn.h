@@ -201,6 +201,12 @@ struct conn {
     _Atomic bool finished; /* the thread is about to end */
 };
 
+/* Bytes in the input buffer that have not been looked at. */
+static inline size_t input_left(const struct conn *c)
+{
+    return c->input_end - c->input_at;
+}
+
 /* --- conn.c --- */
 
 /* Takes @fd, which is connected.  @p is what the server asks of its clients.
@@ -265,13 +271,10 @@ struct option {
     size_t len;
 };
 
-/* Take from the front; false: there is not as much. */
-bool option_u16(struct option *o, uint16_t *v);
+/* Take a number, or a length and a string of that length, from the front of
+ * @o.  False: @o is too short, the string is too long, or has a NUL in it.
+ * @s has room for NBD_STRING_MAX + 1 bytes. */
 bool option_u32(struct option *o, uint32_t *v);
-
-/* A string, @len bytes long or, of option_text, as long as is said before it.
- * False: too short, too long, or not a string.  @s has NBD_STRING_MAX + 1. */
-bool option_string(struct option *o, size_t len, char *s);
 bool option_text(struct option *o, char *s);
 
 /* 0, or negative: the connection ends. */
@@ -291,9 +294,6 @@ int handshake_unknown(struct conn *c, uint32_t option, const char *name);
 
 /* STARTTLS.  All that was negotiated before is forgotten. */
 int conn_option_starttls(struct conn *c, const struct option *o);
-
-/* What holds for this client: one that cannot ask for TLS gets none. */
-enum tls_mode conn_tls_mode(const struct conn *c);
 
 /* Is @option refused until TLS has been started? */
 bool conn_needs_tls(const struct conn *c, uint32_t option);
@@ -332,7 +332,6 @@ size_t request_bytes(const struct request *rq);
 
 /* Hand @r over to the pool. */
 void request_submit(struct request *r);
-void request_work(struct work *w);
 
 /* The log's words for it. */
 const char *request_name(const struct request *rq);
@@ -379,12 +378,6 @@ static inline size_t chunk_size(const struct conn *c)
 {
     return c->extended ? NBD_EXTENDED_CHUNK_SIZE : NBD_CHUNK_SIZE;
 }
-
-/* A whole reply without data, at most REPLY_MAX bytes: success when @error
- * is 0, else with @text. */
-#define REPLY_MAX 256
-size_t put_reply(const struct conn *c, char *p, const struct request *rq,
-                 uint32_t error, const char *text);
 
 /* Room for @n bytes in the batch, to be taken by batch_use(); NULL: no memory.
  * The connection's own thread. */

@@ -63,7 +63,7 @@ struct exports *exports_new(struct daemon *d, job_event_fn *emit, void *opaque)
 
 /* --- Rules. --- */
 
-static char *copy(const char *text)
+static char *copy_or_null(const char *text)
 {
     return text ? strdup(text) : NULL;
 }
@@ -79,8 +79,8 @@ int export_rules_add(struct export_rules *rs, struct tls_policy *policy,
     }
     rs->at = grown;
     struct export_rule *r = &rs->at[rs->count++];
-    *r = (struct export_rule){tls_policy_ref(policy), copy(authz),
-                              copy(authz_writable)};
+    *r = (struct export_rule){tls_policy_ref(policy), copy_or_null(authz),
+                              copy_or_null(authz_writable)};
     return !r->authz != !authz || !r->authz_writable != !authz_writable
                ? -ENOMEM
                : 0;
@@ -149,7 +149,7 @@ void exports_free(struct exports *s)
 
 /* --- Adding. --- */
 
-static struct export *find_id(struct exports *s, const char *id)
+static struct export *find_by_id(struct exports *s, const char *id)
     REQUIRES(s->lock)
 {
     list_for_each (l, &s->list) {
@@ -165,7 +165,7 @@ static struct export *find_id(struct exports *s, const char *id)
 int exports_check_id(struct exports *s, const char *id, struct error **errp)
 {
     mutex_lock(&s->lock);
-    bool taken = find_id(s, id);
+    bool taken = find_by_id(s, id);
     mutex_unlock(&s->lock);
     return taken ? error_set(errp, EEXIST,
                              "Block export id '%s' is already in use", id)
@@ -200,8 +200,8 @@ static int check_name(struct exports *s, uint64_t server, const char *name,
                : 0;
 }
 
-static int attach(struct graph *g, struct export *e, struct node *n,
-                  struct error **errp)
+static int attach_disk(struct graph *g, struct export *e, struct node *n,
+                       struct error **errp)
 {
     CLEANUP_FREE char *user = NULL;
     unsigned perm = PERM_READ | (e->writable ? PERM_WRITE : 0);
@@ -227,8 +227,8 @@ int export_new(struct exports *s, const struct export_options *o,
     e->server = o->server;
     e->id = strdup(o->id);
     e->name = strdup(o->name);
-    e->description = copy(o->description);
-    e->server_id = copy(o->server_id);
+    e->description = copy_or_null(o->description);
+    e->server_id = copy_or_null(o->server_id);
     e->writable = o->writable;
     e->writethrough = o->writethrough;
     e->allocation_depth = o->allocation_depth;
@@ -242,7 +242,7 @@ int export_new(struct exports *s, const struct export_options *o,
     r = !e->id || !e->name || !e->share || !e->description != !o->description ||
                 !e->server_id != !o->server_id || set_rules(e, o) < 0
             ? error_set(errp, ENOMEM, "no memory for an export")
-            : attach(s->daemon->graph, e, o->node, errp);
+            : attach_disk(s->daemon->graph, e, o->node, errp);
     if (r < 0) {
         export_free(s, e);
         return r;
@@ -329,8 +329,8 @@ static struct bitmap *offered_bitmap(struct export *e, const char *name)
 }
 
 /* The view @name of @of, whose reference is taken, or NULL. */
-static struct export *view_new(struct exports *s, struct export *of,
-                               const char *name, const char *bitmap)
+static struct export *view_alloc(struct exports *s, struct export *of,
+                                 const char *name, const char *bitmap)
 {
     struct bitmap *bm = offered_bitmap(of, bitmap);
     struct export *e = bm ? calloc(1, sizeof(*e)) : NULL;
@@ -375,8 +375,8 @@ struct blk *export_disk(const struct export *e)
 /* --- Finding. --- */
 
 /* The one whose name are these @len bytes, with a reference, or NULL. */
-static struct export *find_name(struct exports *s, uint64_t server,
-                                const char *name, size_t len)
+static struct export *find_by_name(struct exports *s, uint64_t server,
+                                   const char *name, size_t len)
 {
     struct export *found = NULL;
 
@@ -406,16 +406,16 @@ struct export *exports_find(struct exports *s, uint64_t server,
                             const char *name, may_open_fn *may_open,
                             void *opaque)
 {
-    struct export *e = find_name(s, server, name, strlen(name));
+    struct export *e = find_by_name(s, server, name, strlen(name));
 
     /* Names may have anything in them, also this. */
     for (const char *p = name; !e && (p = strstr(p, VIEW_MARK)); p++) {
-        struct export *of = find_name(s, server, name, (size_t)(p - name));
+        struct export *of = find_by_name(s, server, name, (size_t)(p - name));
 
         if (of && !may_open(of, opaque)) {
             return of;
         }
-        e = of ? view_new(s, of, name, p + strlen(VIEW_MARK)) : NULL;
+        e = of ? view_alloc(s, of, name, p + strlen(VIEW_MARK)) : NULL;
     }
     return e;
 }
@@ -423,7 +423,7 @@ struct export *exports_find(struct exports *s, uint64_t server,
 struct export *exports_find_id(struct exports *s, const char *id)
 {
     mutex_lock(&s->lock);
-    struct export *e = find_id(s, id);
+    struct export *e = find_by_id(s, id);
     if (e) {
         e->refs++;
     }
@@ -434,7 +434,7 @@ struct export *exports_find_id(struct exports *s, const char *id)
 unsigned exports_clients(struct exports *s, const char *id)
 {
     mutex_lock(&s->lock);
-    const struct export *e = find_id(s, id);
+    const struct export *e = find_by_id(s, id);
     unsigned clients = e && !e->removed ? e->refs - 1 : 0;
     mutex_unlock(&s->lock);
     return clients;
@@ -443,7 +443,7 @@ unsigned exports_clients(struct exports *s, const char *id)
 uint64_t exports_idle_ns(struct exports *s, const char *id)
 {
     mutex_lock(&s->lock);
-    const struct export *e = find_id(s, id);
+    const struct export *e = find_by_id(s, id);
     unsigned unused = e && e->removed ? 0 : 1; /* the set's reference */
     uint64_t ns = !e                  ? UINT64_MAX
                   : e->refs == unused ? now_ns() - e->idle_since
@@ -499,7 +499,7 @@ struct query {
     json_t *list;
 };
 
-static int describe(struct export *e, void *opaque)
+static int append_info(struct export *e, void *opaque)
 {
     const struct query *q = opaque;
 
@@ -520,7 +520,7 @@ json_t *exports_query(struct exports *s)
     json_t *list = json_array();
     struct query q = {s, list};
 
-    if (!list || visit_all(s, true, describe, &q) < 0) {
+    if (!list || visit_all(s, true, append_info, &q) < 0) {
         json_decref(list);
         return NULL;
     }
@@ -529,18 +529,12 @@ json_t *exports_query(struct exports *s)
 
 /* --- Removing. --- */
 
-static void unref_locked(struct exports *s, struct export *e) REQUIRES(s->lock)
+static void export_unref_locked(struct exports *s, struct export *e)
+    REQUIRES(s->lock)
 {
     e->idle_since = now_ns();
     e->refs--;
     tell_unused(s, e);
-}
-
-void export_ref(struct exports *s, struct export *e)
-{
-    mutex_lock(&s->lock);
-    e->refs++;
-    mutex_unlock(&s->lock);
 }
 
 void export_unref(struct exports *s, struct export *e)
@@ -553,7 +547,7 @@ void export_unref(struct exports *s, struct export *e)
     }
     if (e) {
         mutex_lock(&s->lock);
-        unref_locked(s, e);
+        export_unref_locked(s, e);
         mutex_unlock(&s->lock);
     }
 }
@@ -564,7 +558,7 @@ int exports_remove(struct exports *s, const char *id, bool safe,
     int r = 0;
 
     mutex_lock(&s->lock);
-    struct export *e = find_id(s, id);
+    struct export *e = find_by_id(s, id);
     if (!e) {
         r = error_set(errp, ENOENT, "Export '%.200s' is not found", id);
     } else if (e->removed) {
@@ -596,14 +590,14 @@ void exports_remove_all(struct exports *s, uint64_t server)
 
         if (!e->removed && (server == 0 || e->server == server)) {
             e->removed = true;
-            unref_locked(s, e);
+            export_unref_locked(s, e);
         }
     }
     mutex_unlock(&s->lock);
 }
 
 /* One that nobody uses, or begins to visit; NULL: none. */
-static struct export *take_gone(struct exports *s)
+static struct export *take_unused(struct exports *s)
 {
     struct export *gone = NULL;
 
@@ -619,14 +613,6 @@ static struct export *take_gone(struct exports *s)
     }
     mutex_unlock(&s->lock);
     return gone;
-}
-
-static void set_stuck(struct exports *s, struct export *e)
-{
-    mutex_lock(&s->lock);
-    e->ending = false;
-    e->stuck = true;
-    mutex_unlock(&s->lock);
 }
 
 /* Off the list: nobody can come to use it again. */
@@ -657,14 +643,17 @@ void exports_collect(struct exports *s, struct jobs *j)
 
     mutex_is_held(&j->lock);
     kick_clear(s->gone_fd);
-    while ((e = take_gone(s))) {
+    while ((e = take_unused(s))) {
         uint64_t now = now_ns();
         uint64_t left = end > now ? end - now : 0;
 
         if (e->bitmap_count == 0 || blk_settle(e->blk, left)) {
             delete_export(s, e);
         } else {
-            set_stuck(s, e);
+            mutex_lock(&s->lock);
+            e->ending = false;
+            e->stuck = true;
+            mutex_unlock(&s->lock);
         }
     }
     cond_broadcast(&s->collected);
@@ -676,7 +665,7 @@ struct look {
 };
 
 /* One that was stuck: without the monitor lock until it is not. */
-static int look_again(struct export *e, void *opaque)
+static int retry_stuck(struct export *e, void *opaque)
 {
     struct look *look = opaque;
     struct exports *s = look->set;
@@ -696,7 +685,7 @@ static int look_again(struct export *e, void *opaque)
 }
 
 /* Deletes what was removed once its last client has gone. */
-static void *collector(void *opaque)
+static void *collector_thread(void *opaque)
 {
     struct exports *s = opaque;
     struct jobs *j = s->daemon->jobs;
@@ -705,7 +694,7 @@ static void *collector(void *opaque)
     while (!atomic_load(&s->stopping)) {
         struct look look = {s, false};
 
-        (void)visit_all(s, true, look_again, &look);
+        (void)visit_all(s, true, retry_stuck, &look);
         if (poll(&fd, 1, look.left ? STUCK_MS : -1) >= 0 &&
             !atomic_load(&s->stopping)) {
             mutex_lock(&j->lock);
@@ -718,7 +707,7 @@ static void *collector(void *opaque)
 
 int exports_start(struct exports *s, struct error **errp)
 {
-    int r = thread_start(&s->thread, "exports", collector, s);
+    int r = thread_start(&s->thread, "exports", collector_thread, s);
 
     if (r < 0) {
         return error_set(errp, -r, "cannot start a thread: %s", strerror(-r));
@@ -755,7 +744,7 @@ static bool has_removed(struct exports *s, uint64_t server)
 static bool is_removed(struct exports *s, const char *id)
 {
     mutex_lock(&s->lock);
-    const struct export *e = find_id(s, id);
+    const struct export *e = find_by_id(s, id);
     bool removed = e && e->removed;
     mutex_unlock(&s->lock);
     return removed;

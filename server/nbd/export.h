@@ -165,7 +165,6 @@ struct blk *export_disk(const struct export *e);
 
 /* By its id. */
 struct export *exports_find_id(struct exports *s, const char *id);
-void export_ref(struct exports *s, struct export *e);
 void export_unref(struct exports *s, struct export *e); /* NULL is fine */
 
 /* New clients do not find it any more.  -ENOENT; -EALREADY: it was removed

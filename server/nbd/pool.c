@@ -118,7 +118,7 @@ void share_unref(struct share *s)
 
 /* --- Who may have a thread --- */
 
-static bool may_go(const struct pool *p, const struct share *s)
+static bool may_have_thread(const struct pool *p, const struct share *s)
     REQUIRES(p->lock)
 {
     unsigned most = p->max - p->max / 4;
@@ -127,7 +127,7 @@ static bool may_go(const struct pool *p, const struct share *s)
            (p->active < p->max || s->active < SHARE_MIN);
 }
 
-static void go(struct pool *p, struct share *s) REQUIRES(p->lock)
+static void give_thread(struct pool *p, struct share *s) REQUIRES(p->lock)
 {
     struct list *first = s->queue.next;
 
@@ -148,25 +148,25 @@ static bool let_one_go(struct pool *p) REQUIRES(p->lock)
     list_for_each (at, &p->crowd) {
         struct share *s = list_entry(at, struct share, in_pool);
 
-        if (may_go(p, s)) {
-            go(p, s);
+        if (may_have_thread(p, s)) {
+            give_thread(p, s);
             return true;
         }
     }
     return false;
 }
 
-static void *worker(void *arg);
+static void *worker_thread(void *arg);
 
 /* Who may go does, and has a thread: all of them, or as many as can be had. */
-static void advance(struct pool *p) REQUIRES(p->lock)
+static void let_go_and_start(struct pool *p) REQUIRES(p->lock)
 {
     pthread_t t;
 
     while (let_one_go(p)) {
     }
     while (p->going > p->idle &&
-           thread_start(&t, "nbd-worker", worker, p) == 0) {
+           thread_start(&t, "nbd-worker", worker_thread, p) == 0) {
         p->threads++;
         p->idle++; /* it looks into `go` before it waits */
     }
@@ -175,7 +175,7 @@ static void advance(struct pool *p) REQUIRES(p->lock)
 /* --- Threads --- */
 
 /* The next piece of work, or NULL: leave. */
-static struct work *next_locked(struct pool *p) REQUIRES(p->lock)
+static struct work *next_work_locked(struct pool *p) REQUIRES(p->lock)
 {
     while (list_empty(&p->go)) {
         bool woken = !p->stop && cond_wait_ms(&p->work, &p->lock, IDLE_MS);
@@ -191,7 +191,7 @@ static struct work *next_locked(struct pool *p) REQUIRES(p->lock)
 }
 
 /* One that waits is as good as none, for those in the queue. */
-static void on_wait(void *opaque, bool waits)
+static void on_worker_wait(void *opaque, bool waits)
 {
     const struct worker *me = opaque;
     struct pool *p = me->pool;
@@ -201,7 +201,7 @@ static void on_wait(void *opaque, bool waits)
         p->active--;
         me->share->active--;
         me->share->waiting++;
-        advance(p);
+        let_go_and_start(p);
     } else {
         p->active++;
         me->share->active++;
@@ -210,31 +210,25 @@ static void on_wait(void *opaque, bool waits)
     mutex_unlock(&p->lock);
 }
 
-/* The share is left alone by this work: it may go with its last reference. */
-static void work_done(struct pool *p, struct share *s) REQUIRES(p->lock)
-{
-    p->active--;
-    s->active--;
-    share_unref(s);
-    advance(p);
-}
-
-static void *worker(void *arg)
+static void *worker_thread(void *arg)
 {
     struct pool *p = arg;
     struct worker me = {.pool = p};
     struct work *w;
 
-    thread_on_wait(on_wait, &me);
+    thread_on_wait(on_worker_wait, &me);
     mutex_lock(&p->lock);
-    while ((w = next_locked(p)) != NULL) {
+    while ((w = next_work_locked(p)) != NULL) {
         p->idle--;
         me.share = w->share;
         mutex_unlock(&p->lock);
         w->fn(w);
         mutex_lock(&p->lock);
         p->idle++; /* if there is more to do, it is next */
-        work_done(p, me.share);
+        p->active--;
+        me.share->active--;
+        share_unref(me.share);
+        let_go_and_start(p);
     }
     p->idle--;
     pthread_t before = p->last;
@@ -272,7 +266,7 @@ void pool_submit(struct pool *p, struct share *s, struct work *w)
         list_append(&p->crowd, &s->in_pool);
     }
     list_append(&s->queue, &w->link);
-    advance(p);
+    let_go_and_start(p);
     bool here = take_back(p, w);
     mutex_unlock(&p->lock);
     if (here) {

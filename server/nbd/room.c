@@ -76,7 +76,7 @@ void room_hold(struct room *r, struct room_user *u, size_t bytes,
     mutex_unlock(&r->lock);
 }
 
-static size_t held(const struct room *r) REQUIRES(r->lock)
+static size_t held_by_all(const struct room *r) REQUIRES(r->lock)
 {
     size_t sum = 0;
 
@@ -110,7 +110,7 @@ bool room_ask(struct room *r, struct room_user *u, size_t bytes, size_t more,
         return true;
     }
     mutex_lock(&r->lock);
-    bool may = held(r) + more <= r->limit;
+    bool may = held_by_all(r) + more <= r->limit;
     if (!may && (!r->beyond || r->beyond == u || has_stalled(r->beyond, now))) {
         r->beyond = u;
         may = true;

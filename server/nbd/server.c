@@ -118,7 +118,7 @@ static struct server *server_at(struct list *l)
 }
 
 /* With the lock of all. */
-static void unref_locked(struct server *s)
+static void server_unref_locked(struct server *s)
 {
     if (--s->refs == 0) {
         tls_policy_unref(s->policy);
@@ -133,7 +133,7 @@ void server_unref(struct server *s)
         struct servers *ss = s->all;
 
         mutex_lock(&ss->lock);
-        unref_locked(s);
+        server_unref_locked(s);
         mutex_unlock(&ss->lock);
     }
 }
@@ -145,7 +145,7 @@ void server_reap_soon(struct server *s)
 
 /* --- Listening. --- */
 
-static struct server *find_locked(struct servers *ss, const char *id)
+static struct server *find_server_locked(struct servers *ss, const char *id)
     REQUIRES(ss->lock)
 {
     list_for_each (l, &ss->list) {
@@ -156,12 +156,6 @@ static struct server *find_locked(struct servers *ss, const char *id)
         }
     }
     return NULL;
-}
-
-static int is_running(const char *id, struct error **errp)
-{
-    return id ? error_set(errp, EEXIST, "NBD server '%s' already running", id)
-              : error_set(errp, EEXIST, "NBD server already running");
 }
 
 static struct server *server_alloc(struct servers *ss,
@@ -191,8 +185,10 @@ int server_open(struct servers *ss, const struct server_options *o,
     int r = 0;
 
     mutex_lock(&ss->lock);
-    if (find_locked(ss, o->id)) {
-        r = is_running(o->id, errp);
+    if (find_server_locked(ss, o->id)) {
+        r = o->id ? error_set(errp, EEXIST, "NBD server '%s' already running",
+                              o->id)
+                  : error_set(errp, EEXIST, "NBD server already running");
     } else if (!(*sp = server_alloc(ss, o))) {
         r = error_set(errp, ENOMEM, "Out of memory");
     } else {
@@ -207,7 +203,7 @@ struct server *server_find(struct servers *ss, const char *id,
                            struct error **errp)
 {
     mutex_lock(&ss->lock);
-    struct server *s = find_locked(ss, id);
+    struct server *s = find_server_locked(ss, id);
     if (s) {
         s->refs++;
     }
@@ -350,34 +346,25 @@ void server_close(struct server *s)
         list_remove(&s->in_all);
         listeners_close(&s->listeners);
         stop_connections(ss, s);
-        unref_locked(s);
+        server_unref_locked(s);
     }
     mutex_unlock(&ss->lock);
     kick_raise(ss->wake);
 }
 
-/* One that runs, with a reference, or NULL. */
-static struct server *any_server(struct servers *ss)
-{
-    struct server *s = NULL;
-
-    mutex_lock(&ss->lock);
-    if (!list_empty(&ss->list)) {
-        s = server_at(ss->list.next);
-        s->refs++;
-    }
-    mutex_unlock(&ss->lock);
-    return s;
-}
-
 static void close_all(struct servers *ss)
 {
-    struct server *s;
+    mutex_lock(&ss->lock);
+    while (!list_empty(&ss->list)) {
+        struct server *s = server_at(ss->list.next);
 
-    while ((s = any_server(ss))) {
+        s->refs++;
+        mutex_unlock(&ss->lock);
         server_close(s);
         server_unref(s);
+        mutex_lock(&ss->lock);
     }
+    mutex_unlock(&ss->lock);
 }
 
 void servers_free(struct servers *ss)
@@ -450,7 +437,7 @@ static bool is_exhausted(const struct servers *ss) REQUIRES(ss->lock)
            max_u64((lim.rlim_cur - spare) / 2, CONNECTIONS_MIN);
 }
 
-static const char *name_of(const struct server *s)
+static const char *shown_name(const struct server *s)
 {
     return s->id ? s->id : "";
 }
@@ -458,7 +445,8 @@ static const char *name_of(const struct server *s)
 static void turn_away(struct server *s, const char *why)
 {
     log_seldom(&s->turned_away, TELL_WARNING,
-               "NBD server '%s': a client is turned away: %s", name_of(s), why);
+               "NBD server '%s': a client is turned away: %s", shown_name(s),
+               why);
 }
 
 /* Has this address enough connections already? */
@@ -489,7 +477,7 @@ static void start_conn(struct servers *ss, struct server *s, int fd)
         log_seldom(&s->crowded, TELL_NOTE,
                    "NBD server '%s': a client is turned away: "
                    "max-connections-per-address is %u",
-                   name_of(s), s->max_per_address);
+                   shown_name(s), s->max_per_address);
         (void)close(fd);
         return;
     }
@@ -527,7 +515,7 @@ static void free_conn(struct conn *c)
 }
 
 /* Free the connections that have ended. */
-static void reap(struct servers *ss)
+static void free_ended_connections(struct servers *ss)
 {
     struct list gone;
 
@@ -708,7 +696,7 @@ static void tell_waiting(struct server *s)
             log_seldom(&s->waiting, TELL_NOTE,
                        "NBD server '%s': clients wait until others have gone: "
                        "max-connections is %u",
-                       name_of(s), s->max);
+                       shown_name(s), s->max);
         }
     }
 }
@@ -741,7 +729,7 @@ struct poll_set {
 };
 
 /* Without memory for it, a socket is not listened to for now. */
-static void watch(struct poll_set *ps, int fd)
+static void watch_socket(struct poll_set *ps, int fd)
 {
     if (ps->count == ps->room) {
         size_t room = 2 * ps->room + 8;
@@ -756,17 +744,17 @@ static void watch(struct poll_set *ps, int fd)
     ps->fds[ps->count++] = (struct pollfd){.fd = fd, .events = POLLIN};
 }
 
-static void watch_all(struct servers *ss, struct poll_set *ps)
+static void watch_sockets(struct servers *ss, struct poll_set *ps)
 {
     ps->count = 0;
-    watch(ps, ss->wake);
+    watch_socket(ps, ss->wake);
     mutex_lock(&ss->lock);
     list_for_each (l, &ss->list) {
         struct server *s = server_at(l);
 
         s->waited &= is_full(s);
         for (unsigned i = 0; i < s->listeners.count && !s->waited; i++) {
-            watch(ps, s->listeners.at[i].fd);
+            watch_socket(ps, s->listeners.at[i].fd);
         }
     }
     mutex_unlock(&ss->lock);
@@ -779,8 +767,8 @@ static void *accept_thread(void *arg)
     struct poll_set ps = {.count = 0};
 
     while (!atomic_load(&ss->stopping)) {
-        reap(ss);
-        watch_all(ss, &ps);
+        free_ended_connections(ss);
+        watch_sockets(ss, &ps);
         if (poll(ps.fds, ps.count, ps.count > 0 ? -1 : 100) < 0) {
             continue;
         }

@@ -85,20 +85,18 @@ json_t *address_from_legacy(const json_t *legacy)
     return addr;
 }
 
-static const char *text_of(const json_t *addr, const char *key)
+static bool address_is(const json_t *addr, const char *type)
 {
-    return json_string_value(json_object_get(addr, key));
-}
-
-static bool is_type(const json_t *addr, const char *type)
-{
-    return strcmp(text_of(addr, "type"), type) == 0;
+    return strcmp(member_str(addr, "type"), type) == 0;
 }
 
 /* --- Inherited descriptors. --- */
 
-int address_take_fd(const char *text, bool listening, int *fdp,
-                    struct error **errp)
+/* Take an inherited descriptor.  It has to be a socket that listens, or,
+ * without
+ * @listening, one that does not. */
+static int take_fd(const char *text, bool listening, int *fdp,
+                   struct error **errp)
 {
     int accepts = 0;
     socklen_t len = sizeof(accepts);
@@ -174,7 +172,7 @@ static bool is_lacking(int r)
     return r == -EAFNOSUPPORT || r == -EADDRNOTAVAIL;
 }
 
-static int family(const json_t *addr)
+static int wanted_family(const json_t *addr)
 {
     const json_t *v4 = json_object_get(addr, "ipv4");
     const json_t *v6 = json_object_get(addr, "ipv6");
@@ -191,9 +189,9 @@ static int family(const json_t *addr)
 static int resolve(const json_t *addr, const char *port, bool passive,
                    struct addrinfo **list, struct error **errp)
 {
-    const char *host = text_of(addr, "host");
+    const char *host = member_str(addr, "host");
     bool any = host && host[0] == '\0';
-    struct addrinfo hints = {.ai_family = family(addr),
+    struct addrinfo hints = {.ai_family = wanted_family(addr),
                              .ai_socktype = SOCK_STREAM,
                              .ai_flags = host && passive ? AI_PASSIVE : 0};
     int r = getaddrinfo(any ? NULL : host, port, &hints, list);
@@ -208,7 +206,7 @@ static int resolve(const json_t *addr, const char *port, bool passive,
 static int listen_inet(const json_t *addr, const char *port,
                        struct listeners *l, struct error **errp)
 {
-    const char *host = text_of(addr, "host");
+    const char *host = member_str(addr, "host");
     struct addrinfo *list = NULL;
     unsigned before = l->count;
     int r = resolve(addr, port, true, &list, errp);
@@ -239,7 +237,7 @@ static int listen_inet(const json_t *addr, const char *port,
 static int listen_range(const json_t *addr, struct listeners *l,
                         struct error **errp)
 {
-    const char *port = text_of(addr, "port");
+    const char *port = member_str(addr, "port");
     json_int_t to = json_integer_value(json_object_get(addr, "to"));
     int r = listen_inet(addr, port, l, errp);
 
@@ -272,11 +270,11 @@ static int vsock_address(const json_t *addr, struct sockaddr_vm *vm,
                          struct error **errp)
 {
     *vm = (struct sockaddr_vm){.svm_family = AF_VSOCK};
-    int r = parse_u32("cid", text_of(addr, "cid"), &vm->svm_cid, errp);
+    int r = parse_u32("cid", member_str(addr, "cid"), &vm->svm_cid, errp);
 
-    return r < 0
-               ? r
-               : parse_u32("port", text_of(addr, "port"), &vm->svm_port, errp);
+    return r < 0 ? r
+                 : parse_u32("port", member_str(addr, "port"), &vm->svm_port,
+                             errp);
 }
 
 static int listen_vsock(const json_t *addr, struct listeners *l,
@@ -294,7 +292,7 @@ static int listen_vsock(const json_t *addr, struct listeners *l,
         listen(fd, BACKLOG) < 0) {
         r = -errno;
         return error_set(errp, -r, "cannot listen on vsock cid %s port %s: %s",
-                         text_of(addr, "cid"), text_of(addr, "port"),
+                         member_str(addr, "cid"), member_str(addr, "port"),
                          strerror(-r));
     }
     struct unix_socket u = {.fd = fd};
@@ -313,15 +311,15 @@ int address_listen(const json_t *addr, mode_t mode, struct listeners *l,
     struct unix_socket u = {.fd = -1};
     int r;
 
-    if (is_type(addr, "inet")) {
+    if (address_is(addr, "inet")) {
         return listen_range(addr, l, errp);
     }
-    if (is_type(addr, "vsock")) {
+    if (address_is(addr, "vsock")) {
         return listen_vsock(addr, l, errp);
     }
-    r = is_type(addr, "unix")
-            ? unix_socket_listen(&u, text_of(addr, "path"), mode, errp)
-            : address_take_fd(text_of(addr, "str"), true, &u.fd, errp);
+    r = address_is(addr, "unix")
+            ? unix_socket_listen(&u, member_str(addr, "path"), mode, errp)
+            : take_fd(member_str(addr, "str"), true, &u.fd, errp);
     if (r == 0 && (r = add_listener(l, &u, errp)) < 0) {
         unix_socket_close(&u);
     }
@@ -377,7 +375,7 @@ static int connect_unix(const char *path, int *fdp, struct error **errp)
 
 static int connect_inet(const json_t *addr, int *fdp, struct error **errp)
 {
-    const char *port = text_of(addr, "port");
+    const char *port = member_str(addr, "port");
     struct addrinfo *list = NULL;
     int r = resolve(addr, port, false, &list, errp);
 
@@ -390,7 +388,7 @@ static int connect_inet(const json_t *addr, int *fdp, struct error **errp)
     }
     freeaddrinfo(list);
     return r < 0 ? error_set(errp, -r, "Failed to connect to '%s:%s': %s",
-                             text_of(addr, "host"), port, strerror(-r))
+                             member_str(addr, "host"), port, strerror(-r))
                  : 0;
 }
 
@@ -404,20 +402,20 @@ static int connect_vsock(const json_t *addr, int *fdp, struct error **errp)
     }
     r = connect_to(AF_VSOCK, (const struct sockaddr *)&vm, sizeof(vm), fdp);
     return r < 0 ? error_set(errp, -r, "Failed to connect to '%s:%s': %s",
-                             text_of(addr, "cid"), text_of(addr, "port"),
+                             member_str(addr, "cid"), member_str(addr, "port"),
                              strerror(-r))
                  : 0;
 }
 
 int address_connect(const json_t *addr, int *fdp, struct error **errp)
 {
-    if (is_type(addr, "vsock")) {
+    if (address_is(addr, "vsock")) {
         return connect_vsock(addr, fdp, errp);
     }
-    if (is_type(addr, "unix")) {
-        return connect_unix(text_of(addr, "path"), fdp, errp);
+    if (address_is(addr, "unix")) {
+        return connect_unix(member_str(addr, "path"), fdp, errp);
     }
-    return is_type(addr, "inet")
+    return address_is(addr, "inet")
                ? connect_inet(addr, fdp, errp)
-               : address_take_fd(text_of(addr, "str"), false, fdp, errp);
+               : take_fd(member_str(addr, "str"), false, fdp, errp);
 }

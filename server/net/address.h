@@ -41,8 +41,4 @@ void listeners_close(struct listeners *l); /* all; their files go */
  * for the other side to accept. */
 int address_connect(const json_t *addr, int *fdp, struct error **errp);
 
-/* Take an inherited descriptor, that has to be a socket and listen, or not. */
-int address_take_fd(const char *text, bool listening, int *fdp,
-                    struct error **errp);
-
 #endif /* NBDELTA_SERVER_NET_ADDRESS_H */

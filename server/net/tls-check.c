@@ -41,8 +41,8 @@ static void certs_free(struct certs *c)
     }
 }
 
-static int load(struct certs *c, const char *path, enum role role,
-                struct error **errp)
+static int load_certificates(struct certs *c, const char *path, enum role role,
+                             struct error **errp)
 {
     gnutls_datum_t data;
     int r = gnutls_load_file(path, &data);
@@ -158,8 +158,8 @@ static int check_purpose(gnutls_x509_crt_t crt, const char *path,
                     : 0;
 }
 
-static int check_one(gnutls_x509_crt_t crt, const char *path, enum role role,
-                     struct error **errp)
+static int check_certificate(gnutls_x509_crt_t crt, const char *path,
+                             enum role role, struct error **errp)
 {
     int r;
 
@@ -172,20 +172,20 @@ static int check_one(gnutls_x509_crt_t crt, const char *path, enum role role,
 }
 
 /* Both are loaded. */
-static int check_all(const struct certs *cas, const char *ca,
-                     const struct certs *own, const char *cert, enum role role,
-                     struct error **errp)
+static int check_loaded(const struct certs *cas, const char *ca,
+                        const struct certs *own, const char *cert,
+                        enum role role, struct error **errp)
 {
     unsigned status = 0;
     int r = 0;
 
     for (unsigned i = 0; r == 0 && i < cas->count; i++) {
-        r = check_one(cas->at[i], ca, ROLE_CA, errp);
+        r = check_certificate(cas->at[i], ca, ROLE_CA, errp);
     }
     if (r < 0 || own->count == 0) {
         return r;
     }
-    r = check_one(own->at[0], cert, role, errp);
+    r = check_certificate(own->at[0], cert, role, errp);
     if (r < 0) {
         return r;
     }
@@ -210,13 +210,13 @@ int tls_check_files(const char *ca, const char *cert, bool server,
     enum role role = server ? ROLE_SERVER : ROLE_CLIENT;
     struct certs cas = {.count = 0};
     struct certs own = {.count = 0};
-    int r = load(&cas, ca, ROLE_CA, errp);
+    int r = load_certificates(&cas, ca, ROLE_CA, errp);
 
     if (r == 0 && cert) {
-        r = load(&own, cert, role, errp);
+        r = load_certificates(&own, cert, role, errp);
     }
     if (r == 0) {
-        r = check_all(&cas, ca, &own, cert, role, errp);
+        r = check_loaded(&cas, ca, &own, cert, role, errp);
     }
     certs_free(&cas);
     certs_free(&own);

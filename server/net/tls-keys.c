@@ -77,7 +77,7 @@ static int find_file(const struct tls_creds *c, const char *name, bool needed,
     return check_file(*path, errp);
 }
 
-static int no_memory(int r, struct error **errp)
+static int check_allocated(int r, struct error **errp)
 {
     return r < 0 ? error_set(errp, ENOMEM, "Cannot allocate credentials: %s",
                              gnutls_strerror(r))
@@ -119,8 +119,8 @@ static int find_files(const struct tls_creds *c, struct x509_files *f,
 static int load_files(struct tls_keys *k, const struct x509_files *f,
                       const char *password, struct error **errp)
 {
-    int r = no_memory(gnutls_certificate_allocate_credentials(&k->cred.x509),
-                      errp);
+    int r = check_allocated(
+        gnutls_certificate_allocate_credentials(&k->cred.x509), errp);
 
     if (r < 0) {
         return r;
@@ -175,9 +175,9 @@ static int load_psk_server(struct tls_keys *k, const char *path,
 {
     int r = check_file(path, errp);
 
-    if (r < 0 || (r = no_memory(gnutls_psk_allocate_server_credentials(
-                                    &k->cred.psk_server),
-                                errp)) < 0) {
+    if (r < 0 || (r = check_allocated(gnutls_psk_allocate_server_credentials(
+                                          &k->cred.psk_server),
+                                      errp)) < 0) {
         return r;
     }
     r = gnutls_psk_set_server_credentials_file(k->cred.psk_server, path);
@@ -224,7 +224,7 @@ static int load_psk_client(struct tls_keys *k, const char *path,
     }
     gnutls_datum_t key = find_key(&file, user);
     r = key.data
-            ? no_memory(
+            ? check_allocated(
                   gnutls_psk_allocate_client_credentials(&k->cred.psk_client),
                   errp)
             : error_set(errp, ENOENT, "Username %s not found in PSK file %s",
@@ -260,14 +260,14 @@ static int load_anon(struct tls_keys *k, struct error **errp)
 
     if (!k->server) {
         r = gnutls_anon_allocate_client_credentials(&k->cred.anon_client);
-        return no_memory(r, errp);
+        return check_allocated(r, errp);
     }
     r = gnutls_anon_allocate_server_credentials(&k->cred.anon_server);
     if (r == 0) {
         r = gnutls_anon_set_server_known_dh_params(k->cred.anon_server,
                                                    GNUTLS_SEC_PARAM_MEDIUM);
     }
-    return no_memory(r, errp);
+    return check_allocated(r, errp);
 }
 
 /* --- All. --- */
@@ -287,8 +287,8 @@ static struct tls_keys *keys_new(enum tls_kind kind, bool server,
     return k;
 }
 
-static int load(const struct tls_creds *c, const char *password,
-                struct tls_keys **kp, struct error **errp)
+static int keys_load(const struct tls_creds *c, const char *password,
+                     struct tls_keys **kp, struct error **errp)
 {
     struct tls_keys *k = keys_new(c->kind, c->server, errp);
 
@@ -343,7 +343,7 @@ struct renewal {
     struct tls_keys *newer; /* of files that have changed; or NULL */
 };
 
-static void look(const struct tls_creds *c, struct stamp *stamps)
+static void stamp_files(const struct tls_creds *c, struct stamp *stamps)
 {
     const char *const names[] = {
         "ca-cert.pem",
@@ -389,7 +389,7 @@ static int renewal_new(const struct tls_creds *c, const char *password,
     n->creds.dir = strdup(c->dir);
     n->creds.priority = c->priority ? strdup(c->priority) : NULL;
     n->password = password ? strdup(password) : NULL;
-    look(c, n->stamps);
+    stamp_files(c, n->stamps);
     if (!n->creds.dir || !n->creds.priority != !c->priority ||
         !n->password != !password) {
         renewal_free(n);
@@ -408,7 +408,7 @@ static void renew_locked(struct renewal *n) REQUIRES(n->lock)
     struct tls_keys *k;
     bool same = true;
 
-    look(&n->creds, now);
+    stamp_files(&n->creds, now);
     for (size_t i = 0; i < ARRAY_SIZE(now); i++) {
         same &= stamp_same(&now[i], &n->stamps[i]);
     }
@@ -416,7 +416,7 @@ static void renew_locked(struct renewal *n) REQUIRES(n->lock)
         return;
     }
     memcpy(n->stamps, now, sizeof(now));
-    if (load(&n->creds, n->password, &k, &err) < 0) {
+    if (keys_load(&n->creds, n->password, &k, &err) < 0) {
         static struct log_limit limit = {.every_s = 1};
 
         log_seldom(&limit, TELL_WARNING,
@@ -448,7 +448,7 @@ int tls_keys_load(const struct tls_creds *c, const char *password,
     struct renewal *n = NULL;
     int r = c->kind == TLS_X509 ? renewal_new(c, password, &n, errp) : 0;
 
-    if (r < 0 || (r = load(c, password, kp, errp)) < 0) {
+    if (r < 0 || (r = keys_load(c, password, kp, errp)) < 0) {
         renewal_free(n);
         return r;
     }

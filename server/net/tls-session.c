@@ -47,7 +47,8 @@ struct tls {
 
 /* --- Between gnutls and the buffers. --- */
 
-static ssize_t pull(gnutls_transport_ptr_t ptr, void *data, size_t size)
+static ssize_t pull_ciphertext(gnutls_transport_ptr_t ptr, void *data,
+                               size_t size)
 {
     struct tls *t = ptr;
     size_t n = min_u64(size, t->in_end - t->in_at);
@@ -64,7 +65,8 @@ static ssize_t pull(gnutls_transport_ptr_t ptr, void *data, size_t size)
     return (ssize_t)n;
 }
 
-static ssize_t push(gnutls_transport_ptr_t ptr, const void *data, size_t size)
+static ssize_t push_ciphertext(gnutls_transport_ptr_t ptr, const void *data,
+                               size_t size)
 {
     struct tls *t = ptr;
 
@@ -86,7 +88,7 @@ static ssize_t push(gnutls_transport_ptr_t ptr, const void *data, size_t size)
 /* --- Between the buffers and the socket. --- */
 
 /* 0: at the end. */
-static ssize_t fill(struct tls *t, bool wait)
+static ssize_t receive_ciphertext(struct tls *t, bool wait)
 {
     if (!t->in && !(t->in = pages_new(IN_SIZE))) {
         return -ENOMEM;
@@ -130,7 +132,7 @@ static int flush_locked(struct tls *t) REQUIRES(t->lock)
 /* --- Life. --- */
 
 /* In the handshake: is the other side's certificate good? */
-static int verify(gnutls_session_t session)
+static int verify_certificate(gnutls_session_t session)
 {
     struct tls *t = gnutls_session_get_ptr(session);
     unsigned status = 0;
@@ -164,13 +166,13 @@ static int set_keys(struct tls *t, const struct tls_keys *k)
             k->verify_peer ? GNUTLS_CERT_REQUIRE : GNUTLS_CERT_IGNORE);
     }
     if (k->kind == TLS_X509 && k->verify_peer) {
-        gnutls_session_set_verify_function(t->session, verify);
+        gnutls_session_set_verify_function(t->session, verify_certificate);
     }
     return r;
 }
 
 /* The name that it wants to talk to, where that is one. */
-static int set_name(struct tls *t)
+static int set_server_name(struct tls *t)
 {
     struct in6_addr addr;
 
@@ -181,7 +183,7 @@ static int set_name(struct tls *t)
                                         strlen(t->host));
 }
 
-static int start(struct tls *t)
+static int start_session(struct tls *t)
 {
     unsigned end = t->keys->server ? GNUTLS_SERVER : GNUTLS_CLIENT;
     int r = gnutls_init(&t->session, end | GNUTLS_NONBLOCK | GNUTLS_NO_TICKETS);
@@ -189,13 +191,13 @@ static int start(struct tls *t)
     if (r == 0) {
         r = set_keys(t, t->keys);
     }
-    if (r < 0 || set_name(t) < 0) {
+    if (r < 0 || set_server_name(t) < 0) {
         return -ENOMEM;
     }
     gnutls_session_set_ptr(t->session, t);
     gnutls_transport_set_ptr(t->session, t);
-    gnutls_transport_set_pull_function(t->session, pull);
-    gnutls_transport_set_push_function(t->session, push);
+    gnutls_transport_set_pull_function(t->session, pull_ciphertext);
+    gnutls_transport_set_push_function(t->session, push_ciphertext);
     gnutls_handshake_set_timeout(t->session, 0); /* our users have their own */
     return 0;
 }
@@ -211,7 +213,7 @@ struct tls *tls_new(struct tls_keys *k, int fd, const char *host)
     t->fd = fd;
     t->host = host ? strdup(host) : NULL;
     mutex_init(&t->lock, LOCK_TLS_SESSION, NULL);
-    if ((host && !t->host) || start(t) < 0) {
+    if ((host && !t->host) || start_session(t) < 0) {
         tls_free(t);
         return NULL;
     }
@@ -275,7 +277,7 @@ static char *certificate_name(gnutls_session_t session)
     return name;
 }
 
-static char *find_identity(struct tls *t) REQUIRES(t->lock)
+static char *identity_of_peer(struct tls *t) REQUIRES(t->lock)
 {
     const char *user;
 
@@ -289,11 +291,12 @@ static char *find_identity(struct tls *t) REQUIRES(t->lock)
     return user ? strdup(user) : NULL;
 }
 
-/* Until it is done, needs more input, or fails. */
-static int shake_locked(struct tls *t) REQUIRES(t->lock)
+/* Go on until the handshake is done, needs more input, or has failed. */
+static int handshake_step(struct tls *t)
 {
     int r;
 
+    mutex_lock(&t->lock);
     do {
         r = gnutls_handshake(t->session);
     } while (r < 0 && r != GNUTLS_E_AGAIN && !gnutls_error_is_fatal(r));
@@ -301,21 +304,14 @@ static int shake_locked(struct tls *t) REQUIRES(t->lock)
         (void)gnutls_alert_send_appropriate(t->session, r);
     } else if (r == 0) {
         t->open = true;
-        t->identity = find_identity(t);
+        t->identity = identity_of_peer(t);
     }
     int sent = flush_locked(t);
+    mutex_unlock(&t->lock);
     return sent < 0 && sent != -EAGAIN ? GNUTLS_E_PUSH_ERROR : r;
 }
 
-static int shake(struct tls *t)
-{
-    mutex_lock(&t->lock);
-    int r = shake_locked(t);
-    mutex_unlock(&t->lock);
-    return r;
-}
-
-static const char *describe(struct tls *t, int r)
+static const char *handshake_failure(struct tls *t, int r)
 {
     const char *text;
 
@@ -334,8 +330,8 @@ int tls_handshake(struct tls *t, struct error **errp)
 {
     int r;
 
-    while ((r = shake(t)) == GNUTLS_E_AGAIN) {
-        ssize_t n = fill(t, false);
+    while ((r = handshake_step(t)) == GNUTLS_E_AGAIN) {
+        ssize_t n = receive_ciphertext(t, false);
         if (n == -EAGAIN) {
             return -EAGAIN;
         }
@@ -345,7 +341,7 @@ int tls_handshake(struct tls *t, struct error **errp)
         }
     }
     return r < 0 ? error_set(errp, EPROTO, "TLS handshake failed: %s",
-                             describe(t, r))
+                             handshake_failure(t, r))
                  : 0;
 }
 
@@ -357,7 +353,7 @@ const char *tls_identity(const struct tls *t)
 /* --- Records. --- */
 
 /* Of what is in the buffer.  0: the end; -EAGAIN: not a whole record. */
-static ssize_t receive_some(struct tls *t, void *data, size_t size)
+static ssize_t decrypt_record(struct tls *t, void *data, size_t size)
 {
     ssize_t r;
 
@@ -383,8 +379,8 @@ static ssize_t decrypt(struct tls *t, const struct iovec *iov, int cnt)
 
     for (int i = 0; i < cnt; i++) {
         for (size_t at = 0; at < iov[i].iov_len;) {
-            ssize_t r = receive_some(t, (char *)iov[i].iov_base + at,
-                                     iov[i].iov_len - at);
+            ssize_t r = decrypt_record(t, (char *)iov[i].iov_base + at,
+                                       iov[i].iov_len - at);
             if (r <= 0) {
                 return got > 0 ? (ssize_t)got : r;
             }
@@ -400,7 +396,7 @@ ssize_t tls_receive(struct tls *t, const struct iovec *iov, int cnt, bool wait)
     ssize_t n;
 
     while ((n = decrypt(t, iov, cnt)) == -EAGAIN) {
-        ssize_t r = fill(t, wait);
+        ssize_t r = receive_ciphertext(t, wait);
         if (r < 0) {
             return r;
         }
@@ -414,7 +410,7 @@ struct cursor {
     size_t at; /* in the first */
 };
 
-static void advance(struct cursor *c, size_t n)
+static void cursor_skip(struct cursor *c, size_t n)
 {
     c->at += n;
     while (c->cnt > 0 && c->at >= c->iov->iov_len) {
@@ -440,7 +436,7 @@ static const char *next_piece(struct cursor c, size_t max, char *room,
 
         memcpy(room + *n, (const char *)c.iov->iov_base + c.at, part);
         *n += part;
-        advance(&c, part);
+        cursor_skip(&c, part);
     }
     return room;
 }
@@ -456,7 +452,7 @@ static ssize_t encrypt_locked(struct tls *t, const struct iovec *iov, int cnt)
     if (!t->out && !(t->out = pages_new(OUT_SIZE + RECORD_MAX))) {
         return -ENOMEM;
     }
-    advance(&c, 0);
+    cursor_skip(&c, 0);
     while (c.cnt > 0 && t->out_end < OUT_FULL) {
         size_t n;
         const char *p = next_piece(c, max, t->out + OUT_SIZE, &n);
@@ -465,7 +461,7 @@ static ssize_t encrypt_locked(struct tls *t, const struct iovec *iov, int cnt)
         if (r <= 0) {
             return -EPROTO;
         }
-        advance(&c, (size_t)r);
+        cursor_skip(&c, (size_t)r);
         done += (size_t)r;
     }
     return (ssize_t)done;

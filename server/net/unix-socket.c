@@ -72,14 +72,6 @@ static void file_remove(const struct socket_file *f)
     }
 }
 
-static struct socket_file *first_file(void)
-{
-    mutex_lock(&files_lock);
-    struct list *first = list_empty(&files) ? NULL : files.next;
-    mutex_unlock(&files_lock);
-    return first ? list_entry(first, struct socket_file, link) : NULL;
-}
-
 /* Is @path a socket that nobody listens on? */
 static bool is_stale(const char *path, const struct sockaddr_un *addr)
 {
@@ -183,10 +175,15 @@ void unix_sockets_keep(void)
 
 void unix_sockets_forget(void)
 {
-    struct socket_file *f;
+    mutex_lock(&files_lock);
+    while (!list_empty(&files)) {
+        struct socket_file *f = list_entry(files.next, struct socket_file,
+                                           link);
 
-    while ((f = first_file())) {
+        mutex_unlock(&files_lock);
         file_remove(f);
         file_free(f);
+        mutex_lock(&files_lock);
     }
+    mutex_unlock(&files_lock);
 }

@@ -57,16 +57,16 @@ const struct qmp_arg authz_listfile_args[] = {
     QMP_LAST,
 };
 
-static const char *text_of(const json_t *o, const char *key)
+static const char *text_or_empty(const json_t *o, const char *key)
 {
-    const char *text = json_string_value(json_object_get(o, key));
+    const char *text = member_str(o, key);
 
     return text ? text : "";
 }
 
-static bool is_type(const struct authz *a, const char *type)
+static bool authz_is(const struct authz *a, const char *type)
 {
-    return strcmp(text_of(a->props, "qom-type"), type) == 0;
+    return strcmp(text_or_empty(a->props, "qom-type"), type) == 0;
 }
 
 /* --- Files. --- */
@@ -102,9 +102,9 @@ static int read_rules(const char *path, json_t **rules, struct error **errp)
     return 0;
 }
 
-static int load_file(struct authz *a, struct error **errp)
+static int load_rules(struct authz *a, struct error **errp)
 {
-    const char *path = text_of(a->props, "filename");
+    const char *path = text_or_empty(a->props, "filename");
 
     json_decref(a->rules);
     a->rules = NULL;
@@ -112,12 +112,12 @@ static int load_file(struct authz *a, struct error **errp)
     return read_rules(path, &a->rules, errp);
 }
 
-static void refresh(struct authz *a)
+static void refresh_rules(struct authz *a)
 {
-    struct stamp now = stamp_of(text_of(a->props, "filename"));
+    struct stamp now = stamp_of(text_or_empty(a->props, "filename"));
 
     if (!stamp_same(&now, &a->stamp)) {
-        (void)load_file(a, NULL);
+        (void)load_rules(a, NULL);
     }
 }
 
@@ -153,12 +153,13 @@ void authz_set_free(struct authz_set *s)
     }
 }
 
-static struct authz *find(struct authz_set *s, const char *id) REQUIRES(s->lock)
+static struct authz *find_authz(struct authz_set *s, const char *id)
+    REQUIRES(s->lock)
 {
     list_for_each (l, &s->list) {
         struct authz *a = list_entry(l, struct authz, in_set);
 
-        if (strcmp(text_of(a->props, "id"), id) == 0) {
+        if (strcmp(text_or_empty(a->props, "id"), id) == 0) {
             return a;
         }
     }
@@ -175,8 +176,8 @@ int authz_add(struct authz_set *s, const json_t *props, struct error **errp)
         return error_set(errp, ENOMEM, "Out of memory");
     }
     list_init(&a->in_set);
-    if (is_type(a, "authz-listfile")) {
-        r = load_file(a, errp);
+    if (authz_is(a, "authz-listfile")) {
+        r = load_rules(a, errp);
     } else {
         a->rules = json_incref(a->props);
     }
@@ -193,7 +194,7 @@ int authz_add(struct authz_set *s, const json_t *props, struct error **errp)
 void authz_remove(struct authz_set *s, const char *id)
 {
     mutex_lock(&s->lock);
-    struct authz *a = find(s, id);
+    struct authz *a = find_authz(s, id);
     if (a) {
         authz_free(a);
     }
@@ -203,7 +204,7 @@ void authz_remove(struct authz_set *s, const char *id)
 bool authz_exists(struct authz_set *s, const char *id)
 {
     mutex_lock(&s->lock);
-    bool found = find(s, id);
+    bool found = find_authz(s, id);
     mutex_unlock(&s->lock);
     return found;
 }
@@ -218,9 +219,10 @@ static const char *after_character(const char *s)
     return s;
 }
 
-/* A '*' takes as little as it can; what follows the last one that was seen is
+/* Does @text match @pattern, in which '*' is any text and '?' one character?
+ * A '*' takes as little as it can.  What follows the last '*' that was seen is
  * tried again further on. */
-bool authz_glob(const char *pattern, const char *text)
+static bool glob_matches(const char *pattern, const char *text)
 {
     const char *star = NULL;
     const char *from = NULL; /* what the star has taken ends here */
@@ -256,24 +258,25 @@ static bool rules_allow(const json_t *list, const char *identity)
     json_t *rule;
 
     json_array_foreach (rules, i, rule) {
-        const char *match = text_of(rule, "match");
-        bool glob = strcmp(text_of(rule, "format"), "glob") == 0;
+        const char *match = text_or_empty(rule, "match");
+        bool glob = strcmp(text_or_empty(rule, "format"), "glob") == 0;
 
-        if (glob ? authz_glob(match, identity) : strcmp(match, identity) == 0) {
-            return strcmp(text_of(rule, "policy"), "allow") == 0;
+        if (glob ? glob_matches(match, identity)
+                 : strcmp(match, identity) == 0) {
+            return strcmp(text_or_empty(rule, "policy"), "allow") == 0;
         }
     }
-    return strcmp(text_of(list, "policy"), "allow") == 0;
+    return strcmp(text_or_empty(list, "policy"), "allow") == 0;
 }
 
-static bool allows(struct authz *a, const char *identity)
+static bool authz_admits(struct authz *a, const char *identity)
 {
-    if (is_type(a, "authz-simple")) {
-        return strcmp(text_of(a->props, "identity"), identity) == 0;
+    if (authz_is(a, "authz-simple")) {
+        return strcmp(text_or_empty(a->props, "identity"), identity) == 0;
     }
-    if (is_type(a, "authz-listfile") &&
+    if (authz_is(a, "authz-listfile") &&
         !json_is_false(json_object_get(a->props, "refresh"))) {
-        refresh(a);
+        refresh_rules(a);
     }
     return a->rules && rules_allow(a->rules, identity);
 }
@@ -281,8 +284,8 @@ static bool allows(struct authz *a, const char *identity)
 bool authz_allows(struct authz_set *s, const char *id, const char *identity)
 {
     mutex_lock(&s->lock);
-    struct authz *a = find(s, id);
-    bool ok = a && identity && allows(a, identity);
+    struct authz *a = find_authz(s, id);
+    bool ok = a && identity && authz_admits(a, identity);
     mutex_unlock(&s->lock);
     return ok;
 }

@@ -37,7 +37,4 @@ bool authz_exists(struct authz_set *s, const char *id);
  * if it has changed; a file that is no list allows nobody. */
 bool authz_allows(struct authz_set *s, const char *id, const char *identity);
 
-/* Does @text match @pattern, in which '*' is any text and '?' one character? */
-bool authz_glob(const char *pattern, const char *text);
-
 #endif /* NBDELTA_SERVER_OBJECTS_AUTHZ_H */

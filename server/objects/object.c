@@ -111,29 +111,24 @@ const struct qmp_arg object_args[] = {
     QMP_VARIANTS("qom-type", variants),
 };
 
-static const char *text_of(const json_t *props, const char *key)
-{
-    return json_string_value(json_object_get(props, key));
-}
-
 /* --- TLS credentials. --- */
 
-static int find_secret(const struct objects *s, const char *id, char **secret,
-                       struct error **errp)
+static int secret_of(const struct objects *s, const char *id, char **secret,
+                     struct error **errp)
 {
     const json_t *props = json_object_get(s->by_id, id);
 
     if (!props) {
         return error_set(errp, ENOENT, "No secret with id '%s'", id);
     }
-    if (strcmp(text_of(props, "qom-type"), "secret") != 0) {
+    if (strcmp(member_str(props, "qom-type"), "secret") != 0) {
         return error_set(errp, EINVAL, "Object with id '%s' is not a secret",
                          id);
     }
     return secret_text(props, secret, errp);
 }
 
-static struct loaded *find_loaded(const struct objects *s, const char *id)
+static struct loaded *find_creds(const struct objects *s, const char *id)
 {
     list_for_each (l, &s->loaded) {
         struct loaded *k = list_entry(l, struct loaded, in_set);
@@ -145,7 +140,7 @@ static struct loaded *find_loaded(const struct objects *s, const char *id)
     return NULL;
 }
 
-static void unload(struct loaded *k)
+static void unload_creds(struct loaded *k)
 {
     list_remove(&k->in_set);
     tls_keys_unref(k->keys);
@@ -153,8 +148,8 @@ static void unload(struct loaded *k)
     free(k);
 }
 
-static int load(struct objects *s, const struct tls_creds *c,
-                struct error **errp)
+static int load_creds(struct objects *s, const struct tls_creds *c,
+                      struct error **errp)
 {
     struct loaded *k = calloc(1, sizeof(*k));
     char *password = NULL;
@@ -166,14 +161,14 @@ static int load(struct objects *s, const struct tls_creds *c,
     }
     list_init(&k->in_set);
     if (c->passwordid) {
-        r = find_secret(s, c->passwordid, &password, errp);
+        r = secret_of(s, c->passwordid, &password, errp);
     }
     if (r == 0) {
         r = tls_keys_load(c, password, &k->keys, errp);
     }
     secret_free(password);
     if (r < 0) {
-        unload(k);
+        unload_creds(k);
         return r;
     }
     list_append(&s->loaded, &k->in_set);
@@ -184,8 +179,8 @@ static int load(struct objects *s, const struct tls_creds *c,
 static int add_creds(struct objects *s, const json_t *props,
                      struct error **errp)
 {
-    const char *id = text_of(props, "id");
-    const char *endpoint = text_of(props, "endpoint");
+    const char *id = member_str(props, "id");
+    const char *endpoint = member_str(props, "endpoint");
     bool server = endpoint && strcmp(endpoint, "server") == 0;
     const struct tls_creds *c;
     int r = tls_creds_create(s->graph, props, errp);
@@ -193,7 +188,7 @@ static int add_creds(struct objects *s, const json_t *props,
     if (r < 0 || (r = tls_creds_get(s->graph, id, server, &c, errp)) < 0) {
         return r;
     }
-    r = load(s, c, errp);
+    r = load_creds(s, c, errp);
     tls_creds_put(c);
     if (r < 0) {
         (void)tls_creds_delete(s->graph, id, NULL);
@@ -203,14 +198,14 @@ static int add_creds(struct objects *s, const json_t *props,
 
 static int remove_creds(struct objects *s, const char *id, struct error **errp)
 {
-    unload(find_loaded(s, id));
+    unload_creds(find_creds(s, id));
     return tls_creds_delete(s->graph, id, errp);
 }
 
 int objects_tls_keys(const struct objects *s, const char *id, bool server,
                      struct tls_keys **keys, struct error **errp)
 {
-    const struct loaded *k = find_loaded(s, id);
+    const struct loaded *k = find_creds(s, id);
     const struct tls_creds *c;
 
     if (!k) {
@@ -314,7 +309,7 @@ void objects_free(struct objects *s)
 {
     if (s) {
         list_for_each_safe (l, &s->loaded) {
-            unload(list_entry(l, struct loaded, in_set));
+            unload_creds(list_entry(l, struct loaded, in_set));
         }
         authz_set_free(s->authz);
         json_decref(s->by_id);
@@ -324,8 +319,8 @@ void objects_free(struct objects *s)
 
 int objects_add(struct objects *s, json_t *props, struct error **errp)
 {
-    const char *id = text_of(props, "id");
-    const char *type = text_of(props, "qom-type");
+    const char *id = member_str(props, "id");
+    const char *type = member_str(props, "qom-type");
     const struct kind *kind = kind_of(type);
     int r = 0;
 
@@ -368,5 +363,5 @@ int objects_del(struct objects *s, const char *id, struct error **errp)
 
 const char *objects_type(const struct objects *s, const char *id)
 {
-    return text_of(json_object_get(s->by_id, id), "qom-type");
+    return member_str(json_object_get(s->by_id, id), "qom-type");
 }

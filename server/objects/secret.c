@@ -23,11 +23,6 @@ const struct qmp_arg secret_args[] = {
     QMP_LAST,
 };
 
-static const char *text_of(const json_t *props, const char *key)
-{
-    return json_string_value(json_object_get(props, key));
-}
-
 static int check_readable(const char *path, struct error **errp)
 {
     CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -39,13 +34,13 @@ static int check_readable(const char *path, struct error **errp)
 
 int secret_check(const json_t *props, struct error **errp)
 {
-    const char *file = text_of(props, "file");
+    const char *file = member_str(props, "file");
 
-    if (text_of(props, "data") && file) {
+    if (member_str(props, "data") && file) {
         return error_set(errp, EINVAL,
                          "'file' and 'data' are mutually exclusive");
     }
-    if (!text_of(props, "data") && !file) {
+    if (!member_str(props, "data") && !file) {
         return error_set(errp, EINVAL,
                          "Either 'file' or 'data' must be provided");
     }
@@ -83,7 +78,7 @@ static int copy_data(const char *data, char *text, size_t *len,
 }
 
 /* In place: what it decodes to is shorter. */
-static int decode(char *text, size_t *len, struct error **errp)
+static int decode_base64(char *text, size_t *len, struct error **errp)
 {
     gnutls_datum_t coded = {(unsigned char *)text, (unsigned)*len};
     gnutls_datum_t plain;
@@ -101,8 +96,8 @@ static int decode(char *text, size_t *len, struct error **errp)
 
 int secret_text(const json_t *props, char **text, struct error **errp)
 {
-    const char *data = text_of(props, "data");
-    const char *format = text_of(props, "format");
+    const char *data = member_str(props, "data");
+    const char *format = member_str(props, "format");
     char *buf = calloc(1, SECRET_MAX);
     size_t len = 0;
 
@@ -110,9 +105,9 @@ int secret_text(const json_t *props, char **text, struct error **errp)
         return error_set(errp, ENOMEM, "Out of memory");
     }
     int r = data ? copy_data(data, buf, &len, errp)
-                 : read_file(text_of(props, "file"), buf, &len, errp);
+                 : read_file(member_str(props, "file"), buf, &len, errp);
     if (r == 0 && format && strcmp(format, "base64") == 0) {
-        r = decode(buf, &len, errp);
+        r = decode_base64(buf, &len, errp);
     }
     if (r == 0 && strlen(buf) != len) {
         r = error_set(errp, EINVAL, "there is a NUL in the secret");

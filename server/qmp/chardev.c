@@ -100,7 +100,7 @@ void chardevs_free(struct chardevs *s)
     }
 }
 
-static struct chardev *find(struct chardevs *s, const char *id)
+static struct chardev *find_chardev(struct chardevs *s, const char *id)
 {
     list_for_each (l, &s->list) {
         struct chardev *c = list_entry(l, struct chardev, in_set);
@@ -148,7 +148,7 @@ static const struct qmp_arg chardev_args[] = {
     QMP_VARIANTS("backend", variants),
 };
 
-static bool flag(const json_t *o, const char *key, bool fallback)
+static bool flag_or(const json_t *o, const char *key, bool fallback)
 {
     const json_t *v = json_object_get(o, key);
 
@@ -156,7 +156,7 @@ static bool flag(const json_t *o, const char *key, bool fallback)
 }
 
 /* The address among the options of a socket; a new reference. */
-static json_t *address_of(const json_t *o, struct error **errp)
+static json_t *address_of_socket(const json_t *o, struct error **errp)
 {
     static const char *const keys[] = {"host", "port", "ipv4", "ipv6", "to"};
     json_t *path = json_object_get(o, "path");
@@ -219,8 +219,8 @@ static int wait_for_client(struct chardev *c, int stop_fd, struct error **errp)
 static int find_tls(const struct objects *objects, struct chardev *c,
                     const json_t *o, bool server, struct error **errp)
 {
-    const char *id = json_string_value(json_object_get(o, "tls-creds"));
-    const char *authz = json_string_value(json_object_get(o, "tls-authz"));
+    const char *id = member_str(o, "tls-creds");
+    const char *authz = member_str(o, "tls-authz");
     const char *other = json_object_get(o, "path") ? "unix"
                         : json_object_get(o, "fd") ? "fd"
                                                    : NULL;
@@ -257,21 +257,22 @@ static int find_tls(const struct objects *objects, struct chardev *c,
     return r;
 }
 
-static int open_server(struct chardev *c, const json_t *o, const json_t *addr,
-                       int stop_fd, struct error **errp)
+static int open_listening(struct chardev *c, const json_t *o,
+                          const json_t *addr, int stop_fd, struct error **errp)
 {
     int r = address_listen(addr, 0600, &c->listeners, errp);
 
     c->listening = true;
-    return r == 0 && flag(o, "wait", true) ? wait_for_client(c, stop_fd, errp)
-                                           : r;
+    return r == 0 && flag_or(o, "wait", true)
+               ? wait_for_client(c, stop_fd, errp)
+               : r;
 }
 
 static int open_socket(struct chardevs *s, struct chardev *c, const json_t *o,
                        int stop_fd, struct error **errp)
 {
-    CLEANUP_JSON json_t *addr = address_of(o, errp);
-    bool server = flag(o, "server", false);
+    CLEANUP_JSON json_t *addr = address_of_socket(o, errp);
+    bool server = flag_or(o, "server", false);
 
     if (!addr) {
         return -EINVAL;
@@ -297,7 +298,7 @@ static int open_socket(struct chardevs *s, struct chardev *c, const json_t *o,
                          "connect mode");
     }
     if (server) {
-        return open_server(c, o, addr, stop_fd, errp);
+        return open_listening(c, o, addr, stop_fd, errp);
     }
     c->address = json_incref(addr);
     r = chardev_connect(c, c->reconnect > 0 ? NULL : errp);
@@ -322,8 +323,8 @@ static int open_stdio(struct chardev *c, bool has_stdio, struct error **errp)
 
 static int open_file(struct chardev *c, const json_t *o, struct error **errp)
 {
-    const char *path = json_string_value(json_object_get(o, "path"));
-    int how = flag(o, "append", false) ? O_APPEND : O_TRUNC;
+    const char *path = member_str(o, "path");
+    int how = flag_or(o, "append", false) ? O_APPEND : O_TRUNC;
     int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | how, 0666);
 
     c->channel.out = fd;
@@ -335,7 +336,7 @@ static int open_file(struct chardev *c, const json_t *o, struct error **errp)
 static int open_backend(struct chardevs *s, struct chardev *c, const json_t *o,
                         int stop_fd, bool has_stdio, struct error **errp)
 {
-    const char *backend = json_string_value(json_object_get(o, "backend"));
+    const char *backend = member_str(o, "backend");
 
     if (strcmp(backend, "socket") == 0) {
         return open_socket(s, c, o, stop_fd, errp);
@@ -357,8 +358,8 @@ int chardevs_add(struct chardevs *s, const char *text, int stop_fd,
     if (r < 0) {
         return r;
     }
-    const char *id = json_string_value(json_object_get(o, "id"));
-    if (find(s, id)) {
+    const char *id = member_str(o, "id");
+    if (find_chardev(s, id)) {
         return error_set(errp, EEXIST, "Chardev '%s' already exists", id);
     }
     struct chardev *c = chardev_new(id);
@@ -400,7 +401,7 @@ int chardevs_listen(struct chardevs *s, const char *path, struct chardev **cp,
 int chardevs_claim(struct chardevs *s, const char *id, struct chardev **cp,
                    struct error **errp)
 {
-    struct chardev *c = find(s, id);
+    struct chardev *c = find_chardev(s, id);
 
     if (!c) {
         return error_set(errp, ENOENT, "chardev \"%s\" not found", id);
@@ -430,7 +431,7 @@ bool chardev_take(struct chardev *c, struct channel *ch)
 
 bool chardev_accept(struct chardev *c, int fd, struct channel *ch)
 {
-    const char *host = json_string_value(json_object_get(c->address, "host"));
+    const char *host = member_str(c->address, "host");
 
     *ch = (struct channel){.in = fd, .out = fd};
     if (c->tls) {

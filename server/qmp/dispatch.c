@@ -18,7 +18,7 @@
 
 const char *qmp_str(const struct qmp_call *c, const char *name)
 {
-    return json_string_value(json_object_get(c->args, name));
+    return member_str(c->args, name);
 }
 
 bool qmp_has(const struct qmp_call *c, const char *name)
@@ -120,7 +120,7 @@ int qmp_check_request(json_t *request, struct qmp_call *call,
 
 /* Texts quote names from outside, and some were cut in the middle of
  * a character: without what is not ASCII then. */
-static json_t *text_value(const char *text)
+static json_t *utf8_value(const char *text)
 {
     json_t *v = json_string(text);
     char *ascii;
@@ -151,7 +151,7 @@ json_t *qmp_error_reply(const json_t *id, enum qmp_class class,
         [QMP_DEVICE_NOT_ACTIVE] = "DeviceNotActive",
         [QMP_DEVICE_NOT_FOUND] = "DeviceNotFound",
     };
-    CLEANUP_JSON json_t *text = text_value(desc);
+    CLEANUP_JSON json_t *text = utf8_value(desc);
     CLEANUP_JSON json_t *reply = json_object();
 
     if (!reply || !text ||
@@ -164,8 +164,8 @@ json_t *qmp_error_reply(const json_t *id, enum qmp_class class,
     return json_incref(reply);
 }
 
-static int run(struct qmp_call *call, const struct qmp_command *cmd,
-               struct error **errp)
+static int run_handler(struct qmp_call *call, const struct qmp_command *cmd,
+                       struct error **errp)
 {
     struct action *a;
 
@@ -194,7 +194,7 @@ json_t *qmp_dispatch(struct daemon *d, struct qmp_state *state, json_t *request)
             mutex_is_held(&d->jobs->lock);
             jobs_settle(d->jobs);
         }
-        r = none && reply ? run(&call, cmd, &err)
+        r = none && reply ? run_handler(&call, cmd, &err)
                           : error_set(&err, ENOMEM, "Out of memory");
     }
     if (r < 0) {

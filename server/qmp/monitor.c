@@ -135,7 +135,7 @@ static void retry_later(struct monitor *mon)
 }
 
 /* Free the sessions that have ended, or, with @all, wait for each. */
-static void reap(struct monitors *m, bool all)
+static void free_ended_sessions(struct monitors *m, bool all)
 {
     struct list gone;
 
@@ -231,7 +231,7 @@ static bool may_reconnect(const struct monitor *mon)
            chardev_reconnect(mon->chardev) > 0;
 }
 
-static void *dial(void *arg)
+static void *dial_thread(void *arg)
 {
     struct monitor *mon = arg;
 
@@ -244,7 +244,8 @@ static void *dial(void *arg)
 static void begin_dialing(struct monitor *mon)
 {
     atomic_store(&mon->dialed, false);
-    mon->dialing = thread_start(&mon->dialer, "qmp-dial", dial, mon) == 0;
+    mon->dialing = thread_start(&mon->dialer, "qmp-dial", dial_thread, mon) ==
+                   0;
     if (!mon->dialing) {
         retry_later(mon);
     }
@@ -273,7 +274,7 @@ static void reconnect(struct monitors *m, struct monitor *mon)
 
 /* Milliseconds until the next reconnect, or until somebody may have been silent
  * for too long; -1: for ever. */
-static int time_left(struct monitors *m)
+static int ms_until_due(struct monitors *m)
 {
     uint64_t now = now_ns();
     uint64_t left = UINT64_MAX;
@@ -293,7 +294,7 @@ static int time_left(struct monitors *m)
 }
 
 /* Sockets that have clients for us, of monitors that have room for more. */
-static nfds_t poll_set(struct monitors *m, struct pollfd *fds, nfds_t max)
+static nfds_t fill_poll_set(struct monitors *m, struct pollfd *fds, nfds_t max)
 {
     nfds_t n = 1;
 
@@ -317,9 +318,9 @@ static void *monitors_thread(void *arg)
     while (!atomic_load(&m->stopping)) {
         bool rest = false;
 
-        reap(m, false);
-        nfds_t n = poll_set(m, fds, MONITORS_MAX + LISTENERS_MAX);
-        if (poll(fds, n, time_left(m)) < 0) {
+        free_ended_sessions(m, false);
+        nfds_t n = fill_poll_set(m, fds, MONITORS_MAX + LISTENERS_MAX);
+        if (poll(fds, n, ms_until_due(m)) < 0) {
             continue;
         }
         if (fds[0].revents) {
@@ -407,15 +408,14 @@ int monitors_add(struct monitors *m, const char *text, struct error **errp)
     if (r < 0) {
         return r;
     }
-    const char *mode = json_string_value(json_object_get(o, "mode"));
+    const char *mode = member_str(o, "mode");
     if (mode && strcmp(mode, "readline") == 0) {
         return error_set(errp, ENOTSUP,
                          "there is no monitor for people (mode=readline), only "
                          "mode=control");
     }
-    r = chardevs_claim(m->chardevs,
-                       json_string_value(json_object_get(o, "chardev")),
-                       &mon->chardev, errp);
+    r = chardevs_claim(m->chardevs, member_str(o, "chardev"), &mon->chardev,
+                       errp);
     if (r == 0) {
         mon->pretty = json_is_true(json_object_get(o, "pretty"));
         m->count++;
@@ -461,7 +461,7 @@ void monitors_stop(struct monitors *m)
                      deadline);
     }
     mutex_unlock(&m->lock);
-    reap(m, true);
+    free_ended_sessions(m, true);
 }
 
 void monitors_free(struct monitors *m)

@@ -96,7 +96,7 @@ struct qmp_parser *qmp_parser_new(const struct qmp_limits *limits,
 }
 
 /* Give back what the budget was charged with. */
-static void release(struct qmp_parser *p)
+static void release_budget(struct qmp_parser *p)
 {
     if (p->limits->budget) {
         (void)atomic_fetch_sub(&p->limits->budget->used, p->charged);
@@ -105,7 +105,7 @@ static void release(struct qmp_parser *p)
 }
 
 /* More bytes of memory.  False: others have taken them. */
-static bool charge(struct qmp_parser *p, size_t bytes)
+static bool charge_budget(struct qmp_parser *p, size_t bytes)
 {
     struct qmp_budget *b = p->limits->budget;
 
@@ -123,14 +123,14 @@ static bool charge(struct qmp_parser *p, size_t bytes)
 void qmp_parser_set_limits(struct qmp_parser *p,
                            const struct qmp_limits *limits)
 {
-    release(p);
+    release_budget(p);
     p->limits = limits;
 }
 
 void qmp_parser_free(struct qmp_parser *p)
 {
     if (p) {
-        release(p);
+        release_budget(p);
         free(p->text.buf);
         free(p);
     }
@@ -153,7 +153,7 @@ static void reset_message(struct qmp_parser *p)
 static void deliver_error(struct qmp_parser *p, const char *why)
 {
     reset_message(p);
-    release(p);
+    release_budget(p);
     p->delivered = true;
     p->fn(NULL, why, p->opaque);
 }
@@ -171,7 +171,7 @@ static bool text_add(struct qmp_parser *p, char c)
         size_t alloc = t->alloc ? 2 * t->alloc : 256;
         char *buf;
 
-        if (!charge(p, alloc - t->alloc)) {
+        if (!charge_budget(p, alloc - t->alloc)) {
             p->state = LEX_RECOVERY;
             deliver_error(p, "JSON token size limit exceeded");
             return false;
@@ -198,7 +198,7 @@ static char printable(signed char c)
 }
 
 /* @c does not continue the token that begins at p->token. */
-static void stray(struct qmp_parser *p, unsigned char c)
+static void report_stray(struct qmp_parser *p, unsigned char c)
 {
     char why[80];
     char part[33];
@@ -249,7 +249,7 @@ static void parse_message(struct qmp_parser *p)
     p->delivered = true;
     p->fn(value, NULL, p->opaque);
     json_decref(value);
-    release(p);
+    release_budget(p);
 }
 
 /* The token that ends the text is complete; @kind is its first byte. */
@@ -274,7 +274,7 @@ static void end_token(struct qmp_parser *p, char kind)
     }
     if (p->braces >= 0 && p->brackets >= 0 &&
         (p->braces > 0 || p->brackets > 0)) {
-        if (++p->tokens > p->limits->tokens || !charge(p, TOKEN_BYTES)) {
+        if (++p->tokens > p->limits->tokens || !charge_budget(p, TOKEN_BYTES)) {
             deliver_error(p, "JSON token count limit exceeded");
         } else if (p->braces + p->brackets > p->limits->nesting) {
             deliver_error(p, "JSON nesting depth limit exceeded");
@@ -371,7 +371,7 @@ static void lex_start(struct qmp_parser *p, unsigned char c)
         } else if (lower(c)) {
             p->state = LEX_WORD;
         } else {
-            stray(p, c);
+            report_stray(p, c);
             return;
         }
     }
@@ -381,7 +381,7 @@ static void lex_start(struct qmp_parser *p, unsigned char c)
 static void lex_string(struct qmp_parser *p, unsigned char c)
 {
     if (c < 0x20 || c >= 0xfe) {
-        stray(p, c);
+        report_stray(p, c);
     } else if (p->state == LEX_ESCAPE) {
         p->state = LEX_STRING;
         if (c == '\'' || text_add(p, '\\')) {
@@ -445,7 +445,7 @@ static bool lex_number(struct qmp_parser *p, unsigned char c)
         return false;
     }
     if (next == LEX_RECOVERY) {
-        stray(p, c);
+        report_stray(p, c);
         return true;
     }
     p->state = next;
@@ -475,7 +475,7 @@ static bool lex_recovery(struct qmp_parser *p, unsigned char c)
     return true;
 }
 
-static bool lex(struct qmp_parser *p, unsigned char c)
+static bool lex_byte(struct qmp_parser *p, unsigned char c)
 {
     switch (p->state) {
     case LEX_START:
@@ -501,7 +501,7 @@ size_t qmp_parser_feed_one(struct qmp_parser *p, const void *data, size_t len)
 
     p->delivered = false;
     while (i < len && !p->delivered) {
-        if (lex(p, d[i])) {
+        if (lex_byte(p, d[i])) {
             i++;
         }
     }

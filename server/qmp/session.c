@@ -118,7 +118,7 @@ static char *pretty_text(const json_t *message, size_t *len)
 }
 
 /* A session that cannot get its reply ends. */
-static void queue(struct session *s, const json_t *message)
+static void queue_message(struct session *s, const json_t *message)
 {
     size_t len = 0;
     CLEANUP_FREE char *text = !message    ? NULL
@@ -135,14 +135,14 @@ static void queue(struct session *s, const json_t *message)
 
 static void queue_reply(struct session *s, json_t *message)
 {
-    queue(s, message);
+    queue_message(s, message);
     json_decref(message);
 }
 
 void session_event(struct session *s, const json_t *event)
 {
     if (atomic_load(&s->listens)) {
-        queue(s, event);
+        queue_message(s, event);
     }
 }
 
@@ -173,7 +173,7 @@ static ssize_t take_output(struct session *s)
 }
 
 /* As send, also to what is no socket; without waiting. */
-static ssize_t put(const struct channel *ch, char *data, size_t len)
+static ssize_t channel_send(const struct channel *ch, char *data, size_t len)
 {
     struct pollfd p = {.fd = ch->out, .events = POLLOUT};
 
@@ -191,7 +191,7 @@ static ssize_t put(const struct channel *ch, char *data, size_t len)
     return n < 0 ? -errno : n;
 }
 
-static ssize_t get(const struct channel *ch, char *data, size_t len)
+static ssize_t channel_receive(const struct channel *ch, char *data, size_t len)
 {
     if (ch->tls) {
         const struct iovec iov = {data, len};
@@ -222,7 +222,8 @@ static bool send_some(struct session *s)
     if (left == 0 && !is_unsent(s)) {
         return true;
     }
-    ssize_t n = put(&s->ch, left > 0 ? s->sending.data + s->sent : NULL, left);
+    ssize_t n = channel_send(&s->ch,
+                             left > 0 ? s->sending.data + s->sent : NULL, left);
     if (n < 0) {
         return is_transient(n);
     }
@@ -238,13 +239,13 @@ static void refuse(struct session *s, const json_t *request, const char *why)
                                    QMP_GENERIC_ERROR, why));
 }
 
-static void run(struct session *s, json_t *request)
+static void run_and_reply(struct session *s, json_t *request)
 {
     queue_reply(s, qmp_dispatch(s->daemon, &s->state, request));
 }
 
 /* In its turn: events that it causes come before its reply. */
-static void run_locked(struct session *s, json_t *request)
+static void run_in_turn(struct session *s, json_t *request)
 {
     CLEANUP_ERROR struct error *err = NULL;
     struct daemon *d = s->daemon;
@@ -257,29 +258,29 @@ static void run_locked(struct session *s, json_t *request)
         refuse(s, request, error_message(err));
         return;
     }
-    run(s, request);
+    run_and_reply(s, request);
     qmp_end_turn(d);
     mutex_unlock(&d->jobs->lock);
 }
 
-static void on_value(json_t *value, const char *why, void *opaque)
+static void on_request(json_t *value, const char *why, void *opaque)
 {
     struct session *s = opaque;
 
     if (!value) {
         refuse(s, NULL, why);
     } else if (qmp_is_lockless(s->daemon, value)) {
-        run(s, value);
+        run_and_reply(s, value);
     } else {
-        run_locked(s, value);
+        run_in_turn(s, value);
     }
     atomic_store(&s->listens, s->state.negotiated);
 }
 
 /* It is known to be readable, or TLS. */
-static bool receive_some(struct session *s)
+static bool receive_input(struct session *s)
 {
-    ssize_t n = get(&s->ch, s->input, INPUT_SIZE);
+    ssize_t n = channel_receive(&s->ch, s->input, INPUT_SIZE);
 
     if (n < 0) {
         return is_transient(n);
@@ -326,7 +327,7 @@ static bool session_turn(struct session *s)
     if (!input && room && !deadline && !s->eof) {
         fds[0].fd = s->ch.in;
         /* What TLS has received already is not to be polled for. */
-        if (s->ch.tls && !receive_some(s)) {
+        if (s->ch.tls && !receive_input(s)) {
             return false;
         }
         if (s->input_used < s->input_len || s->eof) {
@@ -342,7 +343,7 @@ static bool session_turn(struct session *s)
     if (fds[2].revents) {
         kick_clear(s->wake);
     }
-    return fds[0].revents ? receive_some(s) : true;
+    return fds[0].revents ? receive_input(s) : true;
 }
 
 /* --- Life. --- */
@@ -370,7 +371,7 @@ static bool wait_for_handshake(struct session *s, uint64_t end)
 }
 
 /* The other side is the one that is wanted here. */
-static bool shake_hands(struct session *s)
+static bool admit_tls_peer(struct session *s)
 {
     static struct log_limit limit = {.every_s = 1};
     CLEANUP_ERROR struct error *err = NULL;
@@ -401,7 +402,7 @@ static bool shake_hands(struct session *s)
 
 /* Does somebody have to be let in to be at the other side: by the file system,
  * or by TLS? */
-static bool is_known(const struct session *s)
+static bool peer_is_vetted(const struct session *s)
 {
     int domain = AF_UNIX; /* also of what is no socket */
     socklen_t len = sizeof(domain);
@@ -417,8 +418,8 @@ static void *session_thread(void *arg)
 {
     struct session *s = arg;
 
-    if (!s->ch.tls || shake_hands(s)) {
-        if (is_known(s)) {
+    if (!s->ch.tls || admit_tls_peer(s)) {
+        if (peer_is_vetted(s)) {
             qmp_parser_set_limits(s->parser, &qmp_limits_known);
         }
         while (session_turn(s)) {
@@ -433,12 +434,6 @@ static void *session_thread(void *arg)
     atomic_store(&s->finished, true);
     kick_raise(s->owner);
     return NULL;
-}
-
-static json_t *greeting(void)
-{
-    return json_pack("{s:{s:o, s:[s]}}", "QMP", "version", qmp_version(),
-                     "capabilities", "oob");
 }
 
 struct session *session_new(struct daemon *d, const struct channel *ch,
@@ -460,13 +455,14 @@ struct session *session_new(struct daemon *d, const struct channel *ch,
     s->owner = wake;
     mutex_init(&s->lock, LOCK_SESSION, NULL);
     s->wake = kick_new();
-    s->parser = qmp_parser_new(&qmp_limits_stranger, on_value, s);
+    s->parser = qmp_parser_new(&qmp_limits_stranger, on_request, s);
     s->input = malloc(INPUT_SIZE);
     if (s->wake < 0 || !s->parser || !s->input) {
         session_free(s);
         return NULL;
     }
-    queue_reply(s, greeting());
+    queue_reply(s, json_pack("{s:{s:o, s:[s]}}", "QMP", "version",
+                             qmp_version(), "capabilities", "oob"));
     return s;
 }
 

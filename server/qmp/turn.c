@@ -18,17 +18,17 @@
 #define LOCK_MS 60000
 #define QUIT_MS 3000
 
-static const char *name_of(const json_t *request)
+static const char *command_name(const json_t *request)
 {
-    const char *name = json_string_value(json_object_get(request, "exec-oob"));
+    const char *name = member_str(request, "exec-oob");
 
-    return name ? name : json_string_value(json_object_get(request, "execute"));
+    return name ? name : member_str(request, "execute");
 }
 
 static const struct qmp_command *command_of(const struct daemon *d,
                                             const json_t *request)
 {
-    const char *name = name_of(request);
+    const char *name = command_name(request);
 
     return name ? d->service->find_command(name) : NULL;
 }
@@ -115,7 +115,7 @@ static void tell_busy(struct daemon *d, struct error **errp)
 bool qmp_wait_lock(struct daemon *d, mutex_t *lock, const json_t *request,
                    struct error **errp)
 {
-    const char *name = name_of(request);
+    const char *name = command_name(request);
     bool quit = name && strcmp(name, "quit") == 0;
 
     if (quit && !mutex_lock_ms(lock, QUIT_MS)) {
