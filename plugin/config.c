@@ -86,22 +86,17 @@ static int unknown_parameter(const char *key, struct error **errp)
 
 /* --- One parameter --- */
 
-static int no_memory(struct error **errp)
-{
-    return error_set(errp, ENOMEM, "no memory");
-}
-
 static int add_string(struct strings *list, const char *value,
                       struct error **errp)
 {
     char **grown = realloc(list->at, (list->count + 1) * sizeof(*grown));
 
     if (!grown) {
-        return no_memory(errp);
+        return error_nomem(errp);
     }
     list->at = grown;
     list->at[list->count] = strdup(value);
-    return list->at[list->count++] ? 0 : no_memory(errp);
+    return list->at[list->count++] ? 0 : error_nomem(errp);
 }
 
 static int check_choice(const char *key, const char *value,
@@ -137,7 +132,7 @@ static int set_text(char **where, const char *key, const char *value,
         return error_set(errp, EINVAL, "%s= has no value", key);
     }
     *where = strdup(value);
-    return *where ? 0 : no_memory(errp);
+    return *where ? 0 : error_nomem(errp);
 }
 
 static int set_switch(int *where, const char *key, const char *value,
@@ -164,7 +159,7 @@ static int absolute(const char *path, char **result, struct error **errp)
                          strerror(errno));
     }
     if (asprintf(result, "%s%s%s", dir, dir[0] ? "/" : "", path) < 0) {
-        return no_memory(errp);
+        return error_nomem(errp);
     }
     return 0;
 }
@@ -244,7 +239,7 @@ static int make_absolute(json_t *value, struct error **errp)
         r = absolute(text, &path, errp);
         if (r == 0 &&
             json_object_set_new(value, keys[i], json_string(path)) < 0) {
-            r = no_memory(errp);
+            r = error_nomem(errp);
         }
     }
     return r;
@@ -271,7 +266,7 @@ static int set_if_missing(json_t *o, const char *key, json_t *value,
         json_decref(value);
         return 0;
     }
-    return json_object_set_new(o, key, value) < 0 ? no_memory(errp) : 0;
+    return json_object_set_new(o, key, value) < 0 ? error_nomem(errp) : 0;
 }
 
 /* What the other parameters say of an image. */
@@ -309,7 +304,7 @@ static int add_source(struct config *c, json_t *o, const char *name, size_t len,
     s->name = len > 0 ? strndup(name, len) : strdup(own ? own : number);
     c->source_count++;
     if (!s->name) {
-        return no_memory(errp);
+        return error_nomem(errp);
     }
     for (unsigned i = 0; i + 1 < c->source_count; i++) {
         if (strcmp(c->sources[i].name, s->name) == 0) {
@@ -421,7 +416,7 @@ int config_complete(struct config *c, struct error **errp)
     c->writethrough = is_among(c->cache, "writethrough", "directsync");
     c->sources = calloc(count, sizeof(*c->sources));
     if (!c->sources) {
-        return no_memory(errp);
+        return error_nomem(errp);
     }
     for (unsigned i = 0; i < c->files.count && r == 0; i++) {
         r = add_file(c, c->files.at[i], errp);

@@ -15,11 +15,6 @@
 
 #define VIEW_MARK "@dirty="
 
-static int no_memory(struct error **errp)
-{
-    return error_set(errp, ENOMEM, "no memory");
-}
-
 static enum graph_follow follow_of(const struct config *c)
 {
     const char *word = c->follow ? c->follow : "beside";
@@ -35,7 +30,7 @@ int disks_new(const struct config *c, struct disks **dsp, struct error **errp)
     int r = 0;
 
     if (!ds) {
-        return no_memory(errp);
+        return error_nomem(errp);
     }
     mutex_init(&ds->lock, LOCK_PLUGIN, NULL);
     list_init(&ds->opened);
@@ -44,7 +39,7 @@ int disks_new(const struct config *c, struct disks **dsp, struct error **errp)
     ds->all = calloc(c->source_count, sizeof(*ds->all));
     if (!ds->graph || !ds->all) {
         disks_free(ds);
-        return no_memory(errp);
+        return error_nomem(errp);
     }
     for (; ds->count < c->source_count; ds->count++) {
         ds->all[ds->count].source = &c->sources[ds->count];
@@ -125,7 +120,7 @@ static int open_disk_node(struct disks *ds, struct disk *d, bool writable,
         (!writable && json_object_set_new(o, "read-only", json_true()) < 0) ||
         (no_backing && !json_object_get(o, "backing") &&
          json_object_set_new(o, "backing", json_null()) < 0)) {
-        return no_memory(errp);
+        return error_nomem(errp);
     }
     return graph_open(ds->graph, o, &d->node, errp);
 }
@@ -167,7 +162,7 @@ static int open_disk(struct disks *ds, struct disk *d, bool writable,
     }
     if (r == 0 && asprintf(&user, "export '%s'", d->source->name) < 0) {
         user = NULL;
-        r = no_memory(errp);
+        r = error_nomem(errp);
     }
     if (r == 0) {
         r = blk_new(ds->graph, d->node,
@@ -275,7 +270,7 @@ static int become_view(struct disks *ds, struct opened *o, const char *name,
     }
     if (asprintf(&user, "export '%s'", name) < 0) {
         user = NULL;
-        r = no_memory(errp);
+        r = error_nomem(errp);
     } else {
         r = blk_dirty_view(ds->graph, o->blk, bm, true, user, &view, errp);
     }
@@ -317,7 +312,7 @@ int disks_enter(struct disks *ds, const char *name, bool readonly,
     }
     struct opened *o = calloc(1, sizeof(*o));
     if (!o) {
-        return no_memory(errp);
+        return error_nomem(errp);
     }
     o->disk = d;
     list_init(&o->link);

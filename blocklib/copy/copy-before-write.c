@@ -274,17 +274,15 @@ static int make_copy(struct node *n, const struct copy_policy *policy,
 
     struct copy *copy = copy_new(&o);
     if (!copy) {
-        return error_set(errp, ENOMEM, "no memory for node '%s'", node_name(n));
+        return error_nomem(errp);
     }
     if (bm) {
         copy_add_bits(copy, bm->bits);
     } else {
         copy_add(copy, 0, o.size);
     }
-    int r = copy_show(copy) < 0
-                ? error_set(errp, ENOMEM, "no memory for node '%s'",
-                            node_name(n))
-                : guard_target(n, copy, errp);
+    int r = copy_show(copy) < 0 ? error_nomem(errp)
+                                : guard_target(n, copy, errp);
     if (r < 0) {
         copy_free(copy);
         return r;

@@ -562,7 +562,7 @@ static int set_up(struct node *n, const struct scratch_options *o,
         free(s->leaves);
         hbitmap_free(s->stored);
         (void)close(s->fd);
-        return error_set(errp, ENOMEM, "no memory for scratch");
+        return error_nomem(errp);
     }
     mutex_init(&s->slots_lock, LOCK_SCRATCH_SLOTS, NULL);
     for (unsigned i = 0; i < LOCKS; i++) {

@@ -112,18 +112,13 @@ struct bitmap *bitmap_new_anonymous(struct node *n, uint64_t granularity)
     return bm;
 }
 
-static int no_memory(const char *name, struct error **errp)
-{
-    return error_set(errp, ENOMEM, "no memory for bitmap '%s'", name);
-}
-
 int bitmap_attach(struct node *n, const char *name, uint64_t granularity,
                   struct bitmap **bmp, struct error **errp)
 {
     struct bitmap *bm = bitmap_new(n, name, granularity, node_size(n));
 
     if (!bm) {
-        return no_memory(name, errp);
+        return error_nomem(errp);
     }
     *bmp = bm;
     return 0;
@@ -266,8 +261,7 @@ int bitmap_resize_all(struct node *n, uint64_t old, uint64_t size,
         }
         if (resize_bits(bm, size) < 0) {
             resize_back(n, at, old);
-            return error_set(errp, ENOMEM, "no memory for the bitmaps of '%s'",
-                             node_name(n));
+            return error_nomem(errp);
         }
         mark_growth(bm, had, size);
     }
@@ -286,7 +280,7 @@ static int follow_growth(struct bitmap *bm, struct error **errp)
 
     if (size > had && !atomic_load(&bm->inconsistent)) {
         if (resize_bits(bm, size) < 0) {
-            return no_memory(name_of(bm), errp);
+            return error_nomem(errp);
         }
         mark_growth(bm, had, size);
         bitmap_nest(bm->node, bm);
@@ -334,7 +328,7 @@ int bitmap_freeze(struct bitmap *bm, struct error **errp)
     struct hbitmap *successor = hbitmap_new(hbitmap_size(bm->bits),
                                             bm->granularity);
     if (!successor) {
-        return no_memory(name_of(bm), errp);
+        return error_nomem(errp);
     }
     rwlock_wrlock(&bm->lock);
     bm->successor = successor;
@@ -449,7 +443,7 @@ int bitmap_add_locked(struct node *n, const char *name, uint64_t granularity,
     }
     struct bitmap *bm = bitmap_new(n, name, granularity, node_size(n));
     if (!bm) {
-        return no_memory(name, errp);
+        return error_nomem(errp);
     }
     bm->persistent = persistent;
     bitmap_set_enabled(bm, !disabled);

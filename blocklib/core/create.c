@@ -127,7 +127,7 @@ static int complete_options(const struct driver_table *t, const char *filename,
         }
         if (!sized && json_object_set_new(options, "size",
                                           json_integer((json_int_t)size)) < 0) {
-            return error_set(errp, ENOMEM, "no memory for options");
+            return error_nomem(errp);
         }
     } else if (!sized) {
         return error_set(errp, EINVAL, "Image creation needs a size parameter");
@@ -154,7 +154,7 @@ int image_make(const struct driver_table *t, const char *filename,
     }
     CLEANUP_JSON json_t *complete = json_deep_copy(options);
     if (!complete) {
-        return error_set(errp, ENOMEM, "no memory for options");
+        return error_nomem(errp);
     }
     int r = complete_options(t, filename, complete, &how->access, errp);
     if (r < 0) {
@@ -162,7 +162,7 @@ int image_make(const struct driver_table *t, const char *filename,
     }
     struct opts *opts = opts_new(complete);
     if (!opts) {
-        return error_set(errp, ENOMEM, "no memory for options");
+        return error_nomem(errp);
     }
     r = drv->image->create(t, filename, opts, how, errp);
     opts_free(opts);
@@ -204,7 +204,7 @@ static int take_data(struct graph *g, json_t *options, struct node **np,
                                json_string(node_filename(*np))) < 0 ||
                    json_object_set_new(options, "data_file_exists",
                                        json_true()) < 0
-               ? error_set(errp, ENOMEM, "no memory for options")
+               ? error_nomem(errp)
                : 0;
 }
 
@@ -249,7 +249,7 @@ int image_format(struct graph *g, const char *format, const json_t *file,
     }
     struct opts *opts = opts_new(complete);
     if (!opts) {
-        return error_set(errp, ENOMEM, "no memory for options");
+        return error_nomem(errp);
     }
     r = drv->image->format(g, left->file, opts, &left->image, errp);
     opts_free(opts);

@@ -361,7 +361,7 @@ int node_alloc(struct graph *g, const struct driver *drv, const char *name,
         if (t) {
             tree_recycle(g, t);
         }
-        return error_set(errp, ENOMEM, "no memory for a node");
+        return error_nomem(errp);
     }
     n->drv = drv;
     n->graph = g;
@@ -392,7 +392,7 @@ int node_new(struct graph *g, const struct driver *drv, const char *name,
     n->filename = strdup(node_filename(like));
     if (!n->filename) {
         node_unref(n);
-        return error_set(errp, ENOMEM, "no memory for a node");
+        return error_nomem(errp);
     }
     n->opened = true;
     *nodep = n;
@@ -514,7 +514,7 @@ int node_attach(struct node *n, unsigned index, struct node *child,
     }
     struct edge *e = calloc(1, sizeof(*e));
     if (!e) {
-        return error_set(errp, ENOMEM, "no memory for a node");
+        return error_nomem(errp);
     }
     *e = (struct edge){
         .child = child,

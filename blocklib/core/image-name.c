@@ -140,7 +140,7 @@ static int find_either(const char *named, const char *image, const char *option,
     struct stat b;
 
     if (!beside || !here) {
-        return error_set(errp, ENOMEM, "no memory for the path '%s'", named);
+        return error_nomem(errp);
     }
     bool at_image = stat(beside, &a) == 0;
     bool at_us = stat(here, &b) == 0;
@@ -181,7 +181,7 @@ int image_name_parse(const char *named, const char *image, const char *option,
     if (options || !backing) {
         r = find_either(name, image, option, &nm->path, errp);
     } else if (!(nm->path = path_beside(image, name))) {
-        r = error_set(errp, ENOMEM, "no memory for the path '%s'", name);
+        r = error_nomem(errp);
     }
     nm->options = r == 0 ? json_incref(options) : NULL;
     return r;

@@ -222,7 +222,7 @@ static int open_backing(struct node *n, struct opts *opts, struct error **errp)
         value = NULL;
         int r = describe_backing(n, &value, errp);
         if (r == 0 && more && json_object_update(value, more) < 0) {
-            r = error_set(errp, ENOMEM, "no memory for options");
+            r = error_nomem(errp);
         }
         json_decref(more);
         if (r < 0) {
@@ -388,7 +388,7 @@ static int open_driver(struct node *n, struct opts *opts, const json_t *options,
     }
     n->opened = true;
     if (set_filename(n, n->drv->is_protocol ? filename : NULL, options) < 0) {
-        return error_set(errp, ENOMEM, "no memory for a node");
+        return error_nomem(errp);
     }
     node_refresh_limits(n);
     if (n->drv->has_backing) {
@@ -477,7 +477,7 @@ static int open_node(const struct context *ctx, const json_t *options,
     }
     struct opts *opts = opts_new(full);
     if (!opts) {
-        return error_set(errp, ENOMEM, "no memory for options");
+        return error_nomem(errp);
     }
     r = open_with_opts(ctx, opts, full, nodep, errp);
     opts_free(opts);

@@ -61,11 +61,6 @@ static size_t read_part(const char *p, char part[PART_MAX + 1])
     return len;
 }
 
-static int no_memory(struct error **errp)
-{
-    return error_set(errp, ENOMEM, "no memory for the options");
-}
-
 /* Set @key to @value, making the objects on the way to it. */
 static int put(json_t *root, const char *key, const char *value,
                struct error **errp)
@@ -94,7 +89,7 @@ static int put(json_t *root, const char *key, const char *value,
         if (!next) {
             next = json_object();
             if (json_object_set_new(object, part, next) < 0) {
-                return no_memory(errp);
+                return error_nomem(errp);
             }
         }
         if (!json_is_object(next)) {
@@ -115,7 +110,7 @@ static int put(json_t *root, const char *key, const char *value,
         return error_set(errp, EINVAL,
                          "the value of option '%s' is not UTF-8 text", key);
     }
-    return json_object_set_new(object, part, next) < 0 ? no_memory(errp) : 0;
+    return json_object_set_new(object, part, next) < 0 ? error_nomem(errp) : 0;
 }
 
 /* The elements of an object that has the names 0 to its size - 1, or none. */
@@ -127,7 +122,7 @@ static int to_array(json_t *object, const char *path, json_t **result,
     char index[24];
 
     if (!array) {
-        return no_memory(errp);
+        return error_nomem(errp);
     }
     for (size_t i = 0; i < size; i++) {
         (void)snprintf(index, sizeof(index), "%zu", i);
@@ -138,7 +133,7 @@ static int to_array(json_t *object, const char *path, json_t **result,
                              index);
         }
         if (json_array_append(array, element) < 0) {
-            return no_memory(errp);
+            return error_nomem(errp);
         }
     }
     *result = json_incref(array);
@@ -174,7 +169,7 @@ static int shape(json_t *object, char *path, size_t len, json_t **result,
             return r;
         }
         if (json_object_iter_set_new(object, it, shaped) < 0) {
-            return no_memory(errp);
+            return error_nomem(errp);
         }
     }
     if (indexes == 0) {
@@ -254,7 +249,7 @@ static int parse_keyval(const char *text, const char *implied, json_t **options,
     if (root && value) {
         r = put_all(root, text, implied, value, errp);
     } else {
-        r = no_memory(errp);
+        r = error_nomem(errp);
     }
     free(value);
     return r < 0 ? r : shape(root, path, 0, options, errp);
@@ -292,7 +287,7 @@ static int parse_json(const char *text, json_t **options, struct error **errp)
 
     if (!value) {
         if (json_error_code(&e) == json_error_out_of_memory) {
-            return no_memory(errp);
+            return error_nomem(errp);
         }
         return error_set(errp, EINVAL, "JSON, line %d, column %d: %s", e.line,
                          e.column, e.text);
@@ -345,7 +340,7 @@ static int options_with_format(const char *text, const char *format,
     if (format && !json_object_get(object, "driver")) {
         r = json_object_set_new(object, "driver", json_string(format));
         if (r < 0) {
-            return no_memory(errp);
+            return error_nomem(errp);
         }
     }
     driver = json_string_value(json_object_get(object, "driver"));
@@ -381,7 +376,7 @@ int options_from_image(const char *text, const char *format, json_t **options,
                  : json_pack("{s:o}", "file", options_of_file(text));
     if (!object || (format && json_object_set_new(object, "driver",
                                                   json_string(format)) < 0)) {
-        return no_memory(errp);
+        return error_nomem(errp);
     }
     *options = json_incref(object);
     return 0;

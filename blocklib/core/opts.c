@@ -184,7 +184,7 @@ int opts_str(struct opts *o, const char *key, const char **val,
         return 0;
     }
     if (json_array_append_new(o->taken, value) < 0) {
-        return error_set(errp, ENOMEM, "no memory for option '%s'", key);
+        return error_nomem(errp);
     }
     text = text_of(value);
     if (!text) {

@@ -29,7 +29,7 @@ int graph_allow_path(struct graph *g, const char *path, struct error **errp)
     char **more = realloc(g->allowed, (g->allowed_count + 1) * sizeof(*more));
     if (!more) {
         free(real);
-        return error_set(errp, ENOMEM, "no memory for the path '%s'", path);
+        return error_nomem(errp);
     }
     g->allowed = more;
     g->allowed[g->allowed_count++] = real;

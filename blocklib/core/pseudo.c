@@ -36,7 +36,7 @@ static int expand(const json_t *options, const char *name, json_t **full,
         r |= json_object_set_new(copy, "config", config);
     }
     if (r != 0) {
-        return error_set(errp, ENOMEM, "no memory for options");
+        return error_nomem(errp);
     }
     *full = json_incref(copy);
     return 0;
@@ -66,7 +66,7 @@ static int expand_remote(const json_t *options, const char *key, json_t **full,
     if (json_object_del(copy, key) < 0 ||
         json_object_set_new(copy, "driver", json_string("nbd")) < 0 ||
         json_object_update(copy, named) < 0) {
-        return error_set(errp, ENOMEM, "no memory for options");
+        return error_nomem(errp);
     }
     *full = json_incref(copy);
     return 0;
@@ -93,7 +93,7 @@ int options_expand(const json_t *options, json_t **full, struct error **errp)
 
         if (json_object_del(copy, "filename") < 0 ||
             json_object_set_new(copy, "driver", json_string("null-co")) < 0) {
-            return error_set(errp, ENOMEM, "no memory for options");
+            return error_nomem(errp);
         }
         *full = json_incref(copy);
         return 0;

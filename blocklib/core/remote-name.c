@@ -55,11 +55,6 @@ static int bad(const struct name *nm, const char *why)
                      nm->text, why);
 }
 
-static int no_memory(struct error **errp)
-{
-    return error_set(errp, ENOMEM, "no memory for options");
-}
-
 static int hex(char c)
 {
     if (c >= '0' && c <= '9') {
@@ -100,7 +95,7 @@ static int put(const struct name *nm, json_t *object, const char *key,
     if (!value) {
         return bad(nm, "has a wrong escape or is not UTF-8");
     }
-    return json_object_set_new(object, key, value) < 0 ? no_memory(nm->errp)
+    return json_object_set_new(object, key, value) < 0 ? error_nomem(nm->errp)
                                                        : 0;
 }
 
@@ -198,7 +193,7 @@ static int parse_uri(const struct name *nm, const struct scheme *s,
     if (json_object_set_new(server, "type", json_string(types[s->transport])) <
             0 ||
         (s->tls && json_object_set_new(nm->options, "tls", json_true()) < 0)) {
-        return no_memory(nm->errp);
+        return error_nomem(nm->errp);
     }
     int r = parse_authority(nm, s, server, p, authority);
     if (r == 0 && query > path + 1) {
@@ -268,7 +263,7 @@ int remote_name_parse(const char *text, json_t **options, struct error **errp)
     json_t *server = json_object();
 
     if (!all || json_object_set_new(all, "server", server) < 0) {
-        return no_memory(errp);
+        return error_nomem(errp);
     }
     const struct name nm = {text, all, errp};
     if (!remote_is_name(text)) {

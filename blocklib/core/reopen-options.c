@@ -53,11 +53,6 @@ struct source {
 static int read_node(struct work *w, struct node *n, const struct source *src,
                      struct error **errp);
 
-static int no_memory(struct error **errp)
-{
-    return error_set(errp, ENOMEM, "no memory to reopen nodes");
-}
-
 static int cannot_change(const char *prefix, const char *key,
                          struct error **errp)
 {
@@ -91,7 +86,7 @@ static int plan_child(struct work *w, struct node *n, unsigned index,
     }
     struct change *c = calloc(1, sizeof(*c));
     if (!c) {
-        return no_memory(errp);
+        return error_nomem(errp);
     }
     c->n = n;
     node_ref(n);
@@ -163,7 +158,7 @@ static int read_child(struct work *w, struct node *n, unsigned index,
     }
     src.options = none;
     src.keep = keep || value;
-    return none ? read_node(w, child, &src, errp) : no_memory(errp);
+    return none ? read_node(w, child, &src, errp) : error_nomem(errp);
 }
 
 /* --- One node --- */
@@ -254,7 +249,7 @@ static int read_flags(struct node *n, const json_t *options,
     }
     struct opts *opts = opts_new(options);
     if (!opts) {
-        return no_memory(errp);
+        return error_nomem(errp);
     }
     opts_describe(opts, graph_node_options, NULL);
     int r = node_take_flags(opts, flags, errp);
@@ -281,7 +276,7 @@ static int take_options(struct node *n, const json_t *options,
     }
     struct opts *opts = r == 0 ? opts_new(own) : NULL;
     if (!opts) {
-        return no_memory(errp);
+        return error_nomem(errp);
     }
     opts_describe(opts, NULL, n->drv->options);
     r = n->drv->reopen->take(n, opts, errp);
@@ -301,13 +296,13 @@ static int remember(struct work *w, struct node *n, const json_t *options,
     }
     struct fresh *f = calloc(1, sizeof(*f));
     if (!f) {
-        return no_memory(errp);
+        return error_nomem(errp);
     }
     f->n = n;
     node_ref(n);
     f->options = json_deep_copy(options);
     list_append(&w->fresh, &f->link);
-    return f->options ? 0 : no_memory(errp);
+    return f->options ? 0 : error_nomem(errp);
 }
 
 static int read_backing(struct work *w, struct node *n, const json_t *options,
@@ -407,7 +402,7 @@ static int read_node(struct work *w, struct node *n, const struct source *src,
 
     if (!options || !n->options ||
         (src->keep && json_object_update_missing(options, n->options) < 0)) {
-        return n->options ? no_memory(errp)
+        return n->options ? error_nomem(errp)
                           : error_set(errp, EINVAL,
                                       "Block format '%s' used by node '%s' "
                                       "does not support reopening files",

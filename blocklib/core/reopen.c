@@ -48,8 +48,7 @@ int reopen_add_one(struct reopen *set, struct node *n,
     struct step *s = calloc(1, sizeof(*s));
 
     if (!s) {
-        return error_set(errp, ENOMEM, "no memory to reopen '%s'",
-                         node_name(n));
+        return error_nomem(errp);
     }
     s->node = n;
     s->to = *to;

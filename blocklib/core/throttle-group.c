@@ -176,7 +176,7 @@ static int read_limits(const json_t *limits, struct throttle_config *c,
     }
     struct opts *o = opts_new(limits);
     if (!o) {
-        return error_set(errp, ENOMEM, "no memory for options");
+        return error_nomem(errp);
     }
     int r = take_limits(o, "", c, errp);
     if (r == 0) {
@@ -273,7 +273,7 @@ static int add(struct graph *g, const char *name,
     if (!t || !copy) {
         free(t);
         free(copy);
-        return error_set(errp, ENOMEM, "no memory for a throttle group");
+        return error_nomem(errp);
     }
     t->name = copy;
     t->now = now_ns;
@@ -297,7 +297,7 @@ int throttle_group_create(struct graph *g, const json_t *properties,
     }
     struct opts *o = opts_new(properties);
     if (!o) {
-        return error_set(errp, ENOMEM, "no memory for options");
+        return error_nomem(errp);
     }
     int r = read_properties(o, &id, &c, errp);
     if (r == 0) {

@@ -144,7 +144,7 @@ int tls_creds_create(struct graph *g, const json_t *properties,
     struct entry *e = calloc(1, sizeof(*e));
     if (!e || !(e->opts = opts_new(properties))) {
         free(e);
-        return error_set(errp, ENOMEM, "no memory for TLS credentials");
+        return error_nomem(errp);
     }
     list_init(&e->in_set);
     atomic_init(&e->users, 1);

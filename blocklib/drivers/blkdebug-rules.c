@@ -159,7 +159,7 @@ static int read_rule(struct blkdebug_rule *rule, const json_t *object,
     struct opts *o = opts_new(object);
 
     if (!o) {
-        return error_set(errp, ENOMEM, "no memory for options");
+        return error_nomem(errp);
     }
     opts_describe(o, NULL,
                   rule->action == BLKDEBUG_INJECT ? blkdebug_inject_options
@@ -189,7 +189,7 @@ static int add_rule(struct list *rules, enum blkdebug_action action,
     }
     struct blkdebug_rule *rule = calloc(1, sizeof(*rule));
     if (!rule) {
-        return error_set(errp, ENOMEM, "no memory for rules");
+        return error_nomem(errp);
     }
     rule->action = action;
     int r = read_rule(rule, object, errp);
@@ -243,7 +243,7 @@ static int parse_line(struct parser *p, const char *line, struct error **errp)
             }
         }
         p->section = json_object();
-        return p->section ? 0 : error_set(errp, ENOMEM, "no memory for rules");
+        return p->section ? 0 : error_nomem(errp);
     }
     if ((sscanf(line, "%63s = \"%1023[^\"]\"%n", key, value, &end) < 2 ||
          end == 0) &&

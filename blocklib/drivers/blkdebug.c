@@ -580,7 +580,7 @@ int blkdebug_break(struct node *top, const char *event, const char *tag,
     if (!rule || !copy) {
         free(rule);
         free(copy);
-        return error_set(errp, ENOMEM, "no memory for a breakpoint");
+        return error_nomem(errp);
     }
     rule->action = BLKDEBUG_SUSPEND;
     rule->tag = copy;

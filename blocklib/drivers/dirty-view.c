@@ -177,7 +177,7 @@ static int make_copy(struct graph *g, const struct bitmap *bm,
     }
     if (!c || !c->bits) {
         free(c);
-        return error_set(errp, ENOMEM, "no memory for a bitmap");
+        return error_nomem(errp);
     }
     if (bm->successor) {
         hbitmap_merge(c->bits, bm->successor);

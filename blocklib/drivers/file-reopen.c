@@ -104,8 +104,7 @@ int file_reopen(struct node *n, const struct node_flags *to,
     }
     struct file_before *before = calloc(1, sizeof(*before));
     if (!before) {
-        return error_set(errp, ENOMEM, "no memory to reopen '%s'",
-                         node_filename(n));
+        return error_nomem(errp);
     }
     *before = (struct file_before){s->fd, s->align, s->zero_align, false};
     int fd = open_again(n, to, errp);

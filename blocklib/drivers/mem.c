@@ -47,7 +47,7 @@ static int mem_open(struct node *n, struct opts *opts, struct error **errp)
     }
     s->table = calloc(MAX / CHUNK, sizeof(*s->table));
     if (!s->table) {
-        return error_set(errp, ENOMEM, "no memory for a disk");
+        return error_nomem(errp);
     }
     for (unsigned i = 0; i < LOCKS; i++) {
         rwlock_init(&s->locks[i], LOCK_MEM, NULL);

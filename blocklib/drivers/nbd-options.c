@@ -22,11 +22,6 @@
 /* A week: who wants longer wants for ever. */
 #define DELAY_MAX 604800
 
-static int no_memory(struct error **errp)
-{
-    return error_set(errp, ENOMEM, "no memory for options");
-}
-
 /* A copy of a string option; NULL stays when it is absent. */
 static int take_copy(struct opts *opts, const char *key, char **copy,
                      struct error **errp)
@@ -37,7 +32,7 @@ static int take_copy(struct opts *opts, const char *key, char **copy,
     if (r == 0 && text) {
         free(*copy);
         *copy = strdup(text);
-        r = *copy ? 0 : no_memory(errp);
+        r = *copy ? 0 : error_nomem(errp);
     }
     return r;
 }
@@ -266,7 +261,7 @@ static int take_legacy(struct opts *opts, struct remote_address *a,
     } else if (!a->port) {
         a->port = strdup(REMOTE_PORT);
     }
-    return path || a->port ? 0 : no_memory(errp);
+    return path || a->port ? 0 : error_nomem(errp);
 }
 
 static int take_address(struct opts *opts, struct remote_address *a,
@@ -374,7 +369,7 @@ static int take_context(struct opts *opts, struct remote_options *o,
     o->dirty_bitmap = o->context != NULL;
     if (r == 0 && !o->context) {
         o->context = strdup(LIBNBD_CONTEXT_BASE_ALLOCATION);
-        r = o->context ? 0 : no_memory(errp);
+        r = o->context ? 0 : error_nomem(errp);
     }
     return r;
 }

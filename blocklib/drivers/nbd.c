@@ -64,7 +64,7 @@ static int remote_open(struct node *n, struct opts *opts, struct error **errp)
     int c = remote_options_take(n, opts, &r->options, errp);
     if (c == 0) {
         n->filename = remote_filename(&r->options, n->options);
-        c = n->filename ? 0 : error_set(errp, ENOMEM, "no memory for a node");
+        c = n->filename ? 0 : error_nomem(errp);
     }
     if (c < 0) {
         release(r);

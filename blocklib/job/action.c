@@ -156,18 +156,13 @@ static int crew_result(struct crew *c, struct error **errp)
     return r;
 }
 
-static int no_memory(struct error **errp)
-{
-    return error_set(errp, ENOMEM, "no memory to store bitmaps");
-}
-
 /* So that less is left for the time when guests are held up. */
 static int write_ahead(struct list *list, struct error **errp)
 {
     struct crew c = {.work = store_ahead};
 
     if (gather(&c, list) < 0) {
-        return no_memory(errp);
+        return error_nomem(errp);
     }
     crew_run(&c);
     return crew_result(&c, errp);
@@ -185,7 +180,7 @@ static int store_changed(struct list *list, struct error **errp)
     size_t count = 0;
 
     if (gather(&c, list) < 0) {
-        return no_memory(errp);
+        return error_nomem(errp);
     }
     for (size_t i = 0; i < c.count; i++) {
         struct node *n = c.tasks[i].n;

@@ -423,7 +423,7 @@ static int create_target(struct graph *g, const struct backup_options *o,
                                 json_string(chain_backing_format(backing)));
     }
     if (r < 0) {
-        return error_set(errp, ENOMEM, "no memory for options");
+        return error_nomem(errp);
     }
     bool remote = remote_is_name(o->target_file);
     graph_lock(g);
@@ -466,11 +466,11 @@ static int open_target(struct backup *b, const struct backup_options *o,
                               "no-flush", (int)flags->no_flush);
     if (set_default(options, "discard", json_string("unmap")) < 0 ||
         set_default(options, "cache", cache) < 0) {
-        return error_set(errp, ENOMEM, "no memory for options");
+        return error_nomem(errp);
     }
     if (backing && json_object_set_new(options, "backing",
                                        json_string(node_name(backing))) < 0) {
-        return error_set(errp, ENOMEM, "no memory for options");
+        return error_nomem(errp);
     }
     graph_lock(b->graph);
     r = graph_open_locked(b->graph, options, &b->target, errp);
@@ -563,8 +563,7 @@ static int prepare_copy(struct backup *b, const struct backup_options *o,
     }
     b->copy = copy_new(&c);
     if (!b->copy) {
-        return error_set(errp, ENOMEM, "no memory for a backup of '%s'",
-                         node_name(o->source));
+        return error_nomem(errp);
     }
     if (o->sync != SYNC_BITMAP) {
         copy_add(b->copy, 0, c.size);
@@ -598,7 +597,7 @@ static int start_prepare(struct action *a, struct error **errp)
     }
     struct backup *b = calloc(1, sizeof(*b));
     if (!b) {
-        return error_set(errp, ENOMEM, "no memory for job '%s'", job.id);
+        return error_nomem(errp);
     }
     b->graph = jobs_graph(s->jobs);
     b->sync = o->sync;
@@ -763,8 +762,7 @@ int backup_action(struct jobs *j, const struct backup_options *o,
     if (!s || !txn) {
         free(s);
         job_txn_unref(txn);
-        return error_set(errp, ENOMEM, "no memory for a backup of '%s'",
-                         o->device);
+        return error_nomem(errp);
     }
     s->action.ops = &start_ops;
     s->jobs = j;

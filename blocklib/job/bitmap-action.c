@@ -82,7 +82,7 @@ static struct change *change_new(struct bitmap_ref ref,
     struct change *c = calloc(1, sizeof(*c));
 
     if (!c) {
-        (void)error_set(errp, ENOMEM, "no memory for bitmap '%s'", ref.name);
+        (void)error_nomem(errp);
         return NULL;
     }
     c->action.ops = ops;
@@ -170,8 +170,7 @@ static int take_off(struct change *c, struct bitmap *bm, struct error **errp)
                                  (c->taken_count + 1) * sizeof(*more));
 
     if (!more) {
-        return error_set(errp, ENOMEM, "no memory for bitmap '%s'",
-                         c->ref.name);
+        return error_nomem(errp);
     }
     c->taken = more;
     more[c->taken_count++] = (struct taken){bm, bitmap_take_off(bm)};
@@ -311,7 +310,7 @@ static struct hbitmap *bits_like(const struct change *c, struct error **errp)
                                        c->bm->granularity);
 
     if (!bits) {
-        (void)error_set(errp, ENOMEM, "no memory for bitmap '%s'", c->ref.name);
+        (void)error_nomem(errp);
     }
     return bits;
 }
@@ -497,7 +496,7 @@ int bitmap_merge_action(struct bitmap_ref ref, const struct bitmap_ref *sources,
     c->sources = calloc(count + 1, sizeof(*sources));
     if (!c->sources) {
         change_free(&c->action);
-        return error_set(errp, ENOMEM, "no memory for bitmap '%s'", ref.name);
+        return error_nomem(errp);
     }
     for (size_t i = 0; i < count; i++) {
         c->sources[i] = sources[i];

@@ -195,7 +195,7 @@ static int block_chain(struct commit *c, const struct plan *p,
 {
     for (struct node *n = p->active ? c->filter : p->root;; n = chain_next(n)) {
         if (block(c, n) < 0) {
-            return error_set(errp, ENOMEM, "no memory for job '%s'", c->job.id);
+            return error_nomem(errp);
         }
         if (n == p->base) {
             return 0;
@@ -218,7 +218,7 @@ static int prepare_copy(struct commit *c, struct error **errp)
     c->dirty = c->active ? bitmap_new_anonymous(c->top, COMMIT_GRANULARITY)
                          : NULL;
     if (!c->copy || (c->active && !c->dirty)) {
-        return error_set(errp, ENOMEM, "no memory for job '%s'", c->job.id);
+        return error_nomem(errp);
     }
     copy_add(c->copy, 0, o.size);
     copy_set_ends(c->copy, c->filter, c->top, c->base);
@@ -272,7 +272,7 @@ static int begin(struct jobs *j, struct commit *c, struct error **errp)
     struct job_txn *txn = job_txn_new();
 
     if (!txn) {
-        return error_set(errp, ENOMEM, "no memory for job '%s'", c->job.id);
+        return error_nomem(errp);
     }
     int r = job_enlist(j, &c->job, txn, errp);
     if (r == 0) {
@@ -323,7 +323,7 @@ int job_commit(struct jobs *j, const struct commit_options *o,
     }
     struct commit *c = commit_new(j, o, p.active);
     if (!c) {
-        return error_set(errp, ENOMEM, "no memory for job '%s'", job.id);
+        return error_nomem(errp);
     }
     r = job_create(j, &c->job, &commit_driver, &job, errp);
     if (r < 0) {

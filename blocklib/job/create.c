@@ -109,7 +109,7 @@ int job_create_image(struct jobs *j, const struct image_options *o,
             create_free(&c->job);
         }
         job_txn_unref(txn);
-        return error_set(errp, ENOMEM, "no memory for job '%s'", o->job_id);
+        return error_nomem(errp);
     }
     int r = job_create(j, &c->job, &create_driver, &job, errp);
     if (r < 0) {

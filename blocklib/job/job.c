@@ -613,7 +613,7 @@ int job_create(struct jobs *j, struct job *job, const struct job_driver *drv,
     }
     job->id = strdup(o->id);
     if (!job->id) {
-        return error_set(errp, ENOMEM, "no memory for job '%s'", o->id);
+        return error_nomem(errp);
     }
     job->drv = drv;
     job->jobs = j;

@@ -109,12 +109,6 @@ static struct start *start_of(struct action *a)
     return list_entry(a, struct start, action);
 }
 
-static int no_memory(const struct node *n, struct error **errp)
-{
-    return error_set(errp, ENOMEM, "no memory for a point in time of '%s'",
-                     node_name(n));
-}
-
 /* What the bitmap has, with what has been written during a job that uses it.
  * NULL: no memory. */
 static struct hbitmap *bits_of(struct bitmap *bm)
@@ -161,14 +155,14 @@ static int prepare_copy(struct start *s, struct error **errp)
 
     p->copy = copy_new(&c);
     if (!p->copy) {
-        return no_memory(o->node, errp);
+        return error_nomem(errp);
     }
     if (o->since) {
         add_early(s);
     } else {
         copy_add(p->copy, 0, c.size);
     }
-    return copy_show(p->copy) < 0 ? no_memory(o->node, errp) : 0;
+    return copy_show(p->copy) < 0 ? error_nomem(errp) : 0;
 }
 
 static int start_prepare(struct action *a, struct error **errp)
@@ -218,7 +212,7 @@ static int catch_up(struct start *s, struct error **errp)
                                        hbitmap_granularity(s->bits));
 
     if (!more) {
-        return no_memory(s->o.node, errp);
+        return error_nomem(errp);
     }
     hbitmap_catch_up(s->bits, s->bm->bits, more);
     if (s->bm->successor) {
@@ -235,7 +229,7 @@ static int take_anew(struct start *s, struct bitmap *bm, struct error **errp)
     hbitmap_free(s->bits);
     s->bits = bits_of(bm);
     if (!s->bits) {
-        return no_memory(s->o.node, errp);
+        return error_nomem(errp);
     }
     if (hbitmap_size(s->bits) != copy_size(s->p->copy)) {
         return error_set(errp, EBUSY, "Bitmap '%s' is of another size",
@@ -391,7 +385,7 @@ int point_action(struct graph *g, const struct point_options *o,
     if (!s || !p) {
         free(s);
         free(p);
-        return no_memory(o->node, errp);
+        return error_nomem(errp);
     }
     p->graph = g;
     p->quota = o->quota;

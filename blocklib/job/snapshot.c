@@ -86,7 +86,7 @@ static int open_options(const struct snapshot *s, json_t **options,
     if (!more || json_object_update_missing(*options, more) < 0 ||
         (drv && drv->has_backing &&
          json_object_set_new(*options, "backing", json_null()) < 0)) {
-        return error_set(errp, ENOMEM, "no memory for options");
+        return error_nomem(errp);
     }
     return 0;
 }
@@ -261,8 +261,7 @@ int snapshot_action(const struct snapshot_options *o, struct action **ap,
     struct snapshot *s = calloc(1, sizeof(*s));
 
     if (!s) {
-        return error_set(errp, ENOMEM, "no memory for a snapshot of '%s'",
-                         node_name(o->node));
+        return error_nomem(errp);
     }
     s->action.ops = &snapshot_ops;
     s->o = *o;

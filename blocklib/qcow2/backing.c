@@ -186,7 +186,7 @@ int qcow2_change_backing(struct node *n, const char *name, const char *fmt,
     CLEANUP_FREE unsigned char *head = calloc(1, s->cluster_size);
 
     if (!head || (name && !new_name) || (c.fmt && !new_fmt)) {
-        return error_set(errp, ENOMEM, "no memory for the image's header");
+        return error_nomem(errp);
     }
     c.head = head;
     /* A raw data file has all that there is to be seen. */

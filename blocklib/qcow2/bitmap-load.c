@@ -541,7 +541,7 @@ int qcow2_bitmaps_load(struct qcow2 *s, const struct qcow2_header *h,
     s->bitmaps.ext = h->bitmaps;
     int r = read_directory(s, &s->bitmaps.ext);
     if (r == -ENOMEM) {
-        return error_set(errp, ENOMEM, "no memory for the image's bitmaps");
+        return error_nomem(errp);
     }
     if (r < 0) {
         forget_all(s);

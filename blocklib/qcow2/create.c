@@ -113,7 +113,7 @@ static int take_options(struct opts *o, struct plan *p, struct error **errp)
     p->backing = named ? image_name_write(backing) : NULL;
     p->data_name = p->data_file ? image_name_write(p->data_file) : NULL;
     if ((named && !p->backing) || (p->data_file && !p->data_name)) {
-        return error_set(errp, ENOMEM, "no memory for the names of files");
+        return error_nomem(errp);
     }
     if (!is_pow2(bits) || bits > 64) {
         return error_set(errp, EINVAL,
@@ -356,7 +356,7 @@ static int make_image(const struct plan *p, struct image *im,
     uint64_t per_block = p->cluster_size * 8 >> p->refcount_order;
     unsigned char *bytes = calloc(used, p->cluster_size);
     if (!bytes) {
-        return error_set(errp, ENOMEM, "no memory for the new image");
+        return error_nomem(errp);
     }
     int r = fill_header(p, bytes, errp);
     if (r < 0) {
@@ -496,7 +496,7 @@ static int preallocate(struct graph *g, json_t *file, const struct plan *p,
     *np = NULL;
     graph_lock(g);
     int r = options ? graph_open_locked(g, options, np, errp)
-                    : error_set(errp, ENOMEM, "no memory for options");
+                    : error_nomem(errp);
     graph_unlock(g);
     if (r == 0 && how) {
         r = node_check_made(*np, how, errp);
@@ -550,8 +550,7 @@ static int preallocate_file(const struct driver_table *t, const char *filename,
     struct graph *g = graph_new_with(t);
     struct node *n = NULL;
     int r = g && file ? preallocate(g, file, p, how, &n, errp)
-                      : error_set(errp, ENOMEM, "no memory to preallocate '%s'",
-                                  filename);
+                      : error_nomem(errp);
 
     if (n) {
         graph_lock(g);
@@ -647,8 +646,7 @@ int qcow2_format(struct graph *g, struct node *file, struct opts *opts,
     CLEANUP_JSON json_t *name = json_string(node_name(file));
     struct plan p = {.exact = true};
     struct image im = {0};
-    int r = name ? plan_image(opts, &p, errp)
-                 : error_set(errp, ENOMEM, "no memory for options");
+    int r = name ? plan_image(opts, &p, errp) : error_nomem(errp);
 
     if (r == 0) {
         r = make_image(&p, &im, errp);

@@ -45,7 +45,7 @@ static int copy_text(const unsigned char *from, size_t len, char **to,
     }
     free(*to);
     *to = strndup((const char *)from, len);
-    return *to ? 0 : error_set(errp, ENOMEM, "no memory for the %s", what);
+    return *to ? 0 : error_nomem(errp);
 }
 
 static int parse_extension(uint32_t type, const unsigned char *data,
@@ -348,7 +348,7 @@ int qcow2_header_read(struct node *file, struct qcow2_header *h,
     uint64_t len = min_u64(size, UINT64_C(1) << bits);
     CLEANUP_FREE unsigned char *head = malloc(len);
     if (!head) {
-        return error_set(errp, ENOMEM, "no memory for the qcow2 header");
+        return error_nomem(errp);
     }
     r = node_pread(file, head, len, 0, 0);
     if (r < 0) {

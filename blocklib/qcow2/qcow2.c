@@ -45,7 +45,7 @@ static int read_whole_table(struct qcow2 *s, const char *what, uint64_t offset,
 {
     CLEANUP_FREE unsigned char *be = malloc(entries * 8 + 1);
     if (!be) {
-        return error_set(errp, ENOMEM, "no memory for the %s", what);
+        return error_nomem(errp);
     }
     int r = entries == 0 ? 0 : node_pread(s->file, be, entries * 8, offset, 0);
     if (r < 0) {
@@ -67,7 +67,7 @@ static int read_tables(struct qcow2 *s, const struct qcow2_header *h,
     s->l1 = calloc(h->l1_size + 1UL, sizeof(*s->l1));
     s->reftable = calloc(entries, sizeof(*s->reftable));
     if (!l1 || !s->l1 || !s->reftable) {
-        return error_set(errp, ENOMEM, "no memory for the image's tables");
+        return error_nomem(errp);
     }
     s->l1_size = h->l1_size;
     s->l1_offset = h->l1_offset;
@@ -182,7 +182,7 @@ int qcow2_make_caches(struct qcow2 *s, uint64_t l2_bytes,
     s->l2 = qcow2_cache_new(s->file, s->cluster_size, l2);
     s->refblocks = qcow2_cache_new(s->file, s->cluster_size, blocks);
     if (!s->l2 || !s->refblocks) {
-        return error_set(errp, ENOMEM, "no memory for metadata caches");
+        return error_nomem(errp);
     }
     qcow2_cache_set_events(s->l2, EVENT_L2_LOAD, EVENT_L2_UPDATE);
     qcow2_cache_set_events(s->refblocks, EVENT_REFBLOCK_LOAD,
@@ -274,7 +274,7 @@ static int open_with_header(struct qcow2 *s, struct qcow2_header *h,
         r = qcow2_bitmaps_load(s, h, errp);
     }
     if (r == 0 && writable && qcow2_overlap_load(s) < 0) {
-        r = error_set(errp, ENOMEM, "no memory for the image's tables");
+        r = error_nomem(errp);
     }
     if (r == 0 && writable) {
         r = qcow2_clear_autoclear(s, h, errp);

@@ -32,8 +32,7 @@ int qcow2_reopen_take(struct node *n, struct opts *opts, struct error **errp)
         w = calloc(1, sizeof(*w));
     }
     if (!w) {
-        return error_set(errp, ENOMEM, "no memory to reopen '%s'",
-                         node_name(n));
+        return error_nomem(errp);
     }
     s->wanted = w;
     return qcow2_take_options(opts, &w->l2_bytes, &w->refcount_bytes, errp);
@@ -79,7 +78,7 @@ static int begin_writing(struct qcow2 *s, struct error **errp)
     if (r == 0) {
         r = qcow2_check_writable(&h, errp);
         if (r == 0 && qcow2_overlap_load(s) < 0) {
-            r = error_set(errp, ENOMEM, "no memory for the image's tables");
+            r = error_nomem(errp);
         }
         if (r == 0) {
             r = qcow2_clear_autoclear(s, &h, errp);

@@ -191,7 +191,7 @@ static int add_bitmap(const struct driver_table *t, const char *filename,
 
     if (!g || !options) {
         graph_free(g);
-        return error_set(errp, ENOMEM, "no memory for the bitmap '%s'", name);
+        return error_nomem(errp);
     }
     graph_without_data(g);
     r = graph_open(g, options, &n, errp);

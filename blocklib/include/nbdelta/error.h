@@ -21,6 +21,8 @@
  *    'single quotes'.  Where a system call failed, the caller's format
  *    ends with ": %s" and strerror.
  */
+#include <errno.h>
+
 struct error;
 
 /*
@@ -40,6 +42,12 @@ int error_set(struct error **errp, int errnum, const char *fmt, ...)
 #ifdef __clang_analyzer__ /* it cannot see that the result is negative */
 #define error_set(...) (error_set(__VA_ARGS__), -1)
 #endif
+
+/* There is no memory for what was wanted; returns -ENOMEM. */
+static inline int error_nomem(struct error **errp)
+{
+    return error_set(errp, ENOMEM, "Out of memory");
+}
 
 /* Put context in front: "cannot open 'a.qcow2': " + what was there. */
 void error_prefix(struct error **errp, const char *fmt, ...)
