@@ -30,7 +30,7 @@ int blk_new(struct graph *g, struct node *n, unsigned perm, unsigned shared,
     if (!b || !who) {
         free(b);
         free(who);
-        return error_set(errp, ENOMEM, "no memory for %s", user);
+        return error_nomem(errp);
     }
     b->graph = g;
     b->root = (struct edge){
@@ -61,64 +61,6 @@ void blk_free(struct blk *b)
         free(b->root.user);
         free(b);
     }
-}
-
-/*
- * A request that had to make room for a drain (-ERESTART) leaves the tree and
- * begins again: to do all of it once more does no harm.  By then it has changed
- * nothing, or all (node_progress).
- */
-
-/* A request: the tree is entered, the node found, the range checked, and the
- * end counted. */
-struct request {
-    struct tree *tree;
-    struct node *node;
-    enum stats_op op;
-    uint64_t bytes;
-    struct stats_timer timer;
-    bool refused;
-};
-
-/* False, only with REQ_NOWAIT: it would have to wait. */
-static bool enter(struct blk *b, struct request *q, enum stats_op op,
-                  uint64_t bytes, unsigned flags)
-{
-    *q = (struct request){.op = op, .bytes = bytes};
-    stats_begin(&q->timer, flags);
-    q->tree = edge_enter(&b->root, flags & REQ_NOWAIT);
-    node_progress = q->tree ? PROGRESS_UNTOUCHED : PROGRESS_NONE;
-    q->node = q->tree ? b->root.child : NULL;
-    return q->tree;
-}
-
-static int check(const struct blk *b, struct request *q, uint64_t offset,
-                 unsigned perm)
-{
-    q->refused = true;
-    if ((b->root.perm & perm) != perm) {
-        return -EPERM;
-    }
-    if (!range_inside(offset, q->bytes, q->node->size)) {
-        return -EINVAL;
-    }
-    q->refused = false;
-    return 0;
-}
-
-static int leave(struct blk *b, const struct request *q, int r)
-{
-    node_progress = PROGRESS_NONE;
-    node_leave(q->tree);
-    if (r == -ERESTART) {
-        return r; /* not its end */
-    }
-    if (q->refused) {
-        stats_invalid(&b->stats, q->op);
-    } else {
-        stats_end(&b->stats, q->op, q->bytes, &q->timer, r);
-    }
-    return r;
 }
 
 /* Not by way of the tree, which may be held up by storage: who only wants to
@@ -214,126 +156,192 @@ void blk_get_limits(const struct blk *b, struct blk_limits *lim)
     node_leave(t);
 }
 
-int blk_preadv(struct blk *b, const struct iovec *iov, int iovcnt,
-               uint64_t offset, unsigned flags)
+/* --- Requests --- */
+
+/* What a request is, and where it has got to. */
+struct request {
+    int (*work)(const struct request *q);
+    enum stats_op op;
+    unsigned perm; /* what the user must be allowed to */
+    uint64_t offset;
+    uint64_t bytes;
+    unsigned flags;
+    const struct iovec *iov;
+    int iovcnt;
+    struct told *told;
+
+    struct node *node;
+};
+
+static int check(const struct blk *b, const struct request *q)
 {
-    uint64_t bytes = iov_bytes(iov, iovcnt);
-    struct request q;
+    return (b->root.perm & q->perm) != q->perm                 ? -EPERM
+           : !range_inside(q->offset, q->bytes, q->node->size) ? -EINVAL
+                                                               : 0;
+}
+
+/*
+ * The tree is entered, the node found, the range checked, and the end counted.
+ * A request that had to make room for a drain (-ERESTART) leaves the tree and
+ * begins again: to do all of it once more does no harm.  By then it has changed
+ * nothing, or all (node_progress).  -EAGAIN, only with REQ_NOWAIT: it would
+ * have to wait.
+ */
+static int carry_out(struct blk *b, struct request *q)
+{
+    struct stats_timer timer;
+    bool refused;
     int r;
 
     do {
-        if (!enter(b, &q, STATS_READ, bytes, flags)) {
+        stats_begin(&timer, q->flags);
+        struct tree *tree = edge_enter(&b->root, q->flags & REQ_NOWAIT);
+        if (!tree) {
             return -EAGAIN;
         }
-        r = check(b, &q, offset, PERM_READ);
-        if (r == 0 && bytes > 0) {
-            r = node_preadv(q.node, offset, bytes, iov, iovcnt, flags);
+        node_progress = PROGRESS_UNTOUCHED;
+        q->node = b->root.child;
+        r = check(b, q);
+        refused = r < 0;
+        if (r == 0 && (q->bytes > 0 || q->op == STATS_FLUSH)) {
+            r = q->work(q);
         }
-        r = leave(b, &q, r);
+        node_progress = PROGRESS_NONE;
+        node_leave(tree);
     } while (r == -ERESTART);
+    if (refused) {
+        stats_invalid(&b->stats, q->op);
+    } else {
+        stats_end(&b->stats, q->op, q->bytes, &timer, r);
+    }
     return r;
+}
+
+static int do_read(const struct request *q)
+{
+    return node_preadv(q->node, q->offset, q->bytes, q->iov, q->iovcnt,
+                       q->flags);
+}
+
+int blk_preadv(struct blk *b, const struct iovec *iov, int iovcnt,
+               uint64_t offset, unsigned flags)
+{
+    struct request q = {
+        .work = do_read,
+        .op = STATS_READ,
+        .perm = PERM_READ,
+        .offset = offset,
+        .bytes = iov_bytes(iov, iovcnt),
+        .flags = flags,
+        .iov = iov,
+        .iovcnt = iovcnt,
+    };
+
+    return carry_out(b, &q);
+}
+
+static int do_write(const struct request *q)
+{
+    return node_pwritev(q->node, q->offset, q->bytes, q->iov, q->iovcnt,
+                        q->flags);
 }
 
 int blk_pwritev(struct blk *b, const struct iovec *iov, int iovcnt,
                 uint64_t offset, unsigned flags)
 {
-    uint64_t bytes = iov_bytes(iov, iovcnt);
-    struct request q;
-    int r;
+    struct request q = {
+        .work = do_write,
+        .op = STATS_WRITE,
+        .perm = PERM_WRITE,
+        .offset = offset,
+        .bytes = iov_bytes(iov, iovcnt),
+        .flags = flags,
+        .iov = iov,
+        .iovcnt = iovcnt,
+    };
 
-    do {
-        if (!enter(b, &q, STATS_WRITE, bytes, flags)) {
-            return -EAGAIN;
-        }
-        r = check(b, &q, offset, PERM_WRITE);
-        if (r == 0 && bytes > 0) {
-            r = node_pwritev(q.node, offset, bytes, iov, iovcnt, flags);
-        }
-        r = leave(b, &q, r);
-    } while (r == -ERESTART);
-    return r;
+    return carry_out(b, &q);
 }
 
 int blk_pread(struct blk *b, void *buf, uint64_t bytes, uint64_t offset,
               unsigned flags)
 {
-    struct iovec v = { buf, bytes };
+    struct iovec v = {buf, bytes};
     return blk_preadv(b, &v, 1, offset, flags);
 }
 
-int blk_pwrite(struct blk *b, const void *buf, uint64_t bytes,
-               uint64_t offset, unsigned flags)
+int blk_pwrite(struct blk *b, const void *buf, uint64_t bytes, uint64_t offset,
+               unsigned flags)
 {
-    struct iovec v = { (void *)(uintptr_t)buf, bytes };
+    struct iovec v = {(void *)(uintptr_t)buf, bytes};
     return blk_pwritev(b, &v, 1, offset, flags);
+}
+
+static int do_zero(const struct request *q)
+{
+    return node_zero(q->node, q->offset, q->bytes, q->flags);
 }
 
 int blk_zero(struct blk *b, uint64_t offset, uint64_t bytes, unsigned flags)
 {
-    struct request q;
-    int r;
+    struct request q = {
+        .work = do_zero,
+        .op = STATS_WRITE,
+        .perm = PERM_WRITE,
+        .offset = offset,
+        .bytes = bytes,
+        .flags = flags,
+    };
 
-    do {
-        if (!enter(b, &q, STATS_WRITE, bytes, flags)) {
-            return -EAGAIN;
-        }
-        r = check(b, &q, offset, PERM_WRITE);
-        if (r == 0 && bytes > 0) {
-            r = node_zero(q.node, offset, bytes, flags);
-        }
-        r = leave(b, &q, r);
-    } while (r == -ERESTART);
-    return r;
+    return carry_out(b, &q);
+}
+
+static int do_discard(const struct request *q)
+{
+    return node_discard(q->node, q->offset, q->bytes);
 }
 
 int blk_discard(struct blk *b, uint64_t offset, uint64_t bytes)
 {
-    struct request q;
-    int r;
+    struct request q = {
+        .work = do_discard,
+        .op = STATS_UNMAP,
+        .perm = PERM_WRITE,
+        .offset = offset,
+        .bytes = bytes,
+    };
 
-    do {
-        if (!enter(b, &q, STATS_UNMAP, bytes, 0)) {
-            return -EAGAIN; /* with REQ_NOWAIT only */
-        }
-        r = check(b, &q, offset, PERM_WRITE);
-        if (r == 0 && bytes > 0) {
-            r = node_discard(q.node, offset, bytes);
-        }
-        r = leave(b, &q, r);
-    } while (r == -ERESTART);
-    return r;
+    return carry_out(b, &q);
+}
+
+static int do_flush(const struct request *q)
+{
+    return node_flush(q->node);
 }
 
 int blk_flush(struct blk *b)
 {
-    struct request q;
-    int r;
+    struct request q = {.work = do_flush, .op = STATS_FLUSH};
 
-    do {
-        if (!enter(b, &q, STATS_FLUSH, 0, 0)) {
-            return -EAGAIN; /* with REQ_NOWAIT only */
-        }
-        r = leave(b, &q, node_flush(q.node));
-    } while (r == -ERESTART);
-    return r;
+    return carry_out(b, &q);
+}
+
+static int do_prefetch(const struct request *q)
+{
+    return node_prefetch(q->node, q->offset, q->bytes);
 }
 
 int blk_prefetch(struct blk *b, uint64_t offset, uint64_t bytes)
 {
-    struct request q;
-    int r;
+    struct request q = {
+        .work = do_prefetch,
+        .op = STATS_NONE,
+        .perm = PERM_READ,
+        .offset = offset,
+        .bytes = bytes,
+    };
 
-    do {
-        if (!enter(b, &q, STATS_NONE, bytes, 0)) {
-            return -EAGAIN; /* with REQ_NOWAIT only */
-        }
-        r = check(b, &q, offset, PERM_READ);
-        if (r == 0 && bytes > 0) {
-            r = node_prefetch(q.node, offset, bytes);
-        }
-        r = leave(b, &q, r);
-    } while (r == -ERESTART);
-    return r;
+    return carry_out(b, &q);
 }
 
 /* What was told of a walk that may begin again. */
@@ -351,26 +359,31 @@ static int tell(const struct extent *e, void *opaque)
     return told->fn(e, told->opaque);
 }
 
-int blk_extents(struct blk *b, uint64_t offset, uint64_t bytes,
-                unsigned flags, extent_fn *fn, void *opaque)
+static int do_extents(const struct request *q)
+{
+    uint64_t from = q->told->end;
+    uint64_t end = q->offset + q->bytes;
+
+    return from < end ? node_extents(q->node, from, end - from, q->flags, tell,
+                                     q->told)
+                      : 0;
+}
+
+int blk_extents(struct blk *b, uint64_t offset, uint64_t bytes, unsigned flags,
+                extent_fn *fn, void *opaque)
 {
     struct told told = {fn, opaque, offset};
-    uint64_t end = offset + bytes;
-    struct request q;
-    int r;
+    struct request q = {
+        .work = do_extents,
+        .op = STATS_NONE,
+        .perm = PERM_READ,
+        .offset = offset,
+        .bytes = bytes,
+        .flags = flags,
+        .told = &told,
+    };
 
-    do {
-        if (!enter(b, &q, STATS_NONE, bytes, flags)) {
-            return -EAGAIN;
-        }
-        r = check(b, &q, offset, PERM_READ);
-        if (r == 0 && told.end < end) {
-            r = node_extents(q.node, told.end, end - told.end, flags, tell,
-                             &told);
-        }
-        r = leave(b, &q, r);
-    } while (r == -ERESTART);
-    return r;
+    return carry_out(b, &q);
 }
 
 json_t *blk_query_stats(struct blk *b)
