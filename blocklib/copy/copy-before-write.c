@@ -262,8 +262,8 @@ static int take_policy(struct opts *opts, struct copy_policy *p,
     return 0;
 }
 
-static int make_copy(struct node *n, const struct copy_policy *policy,
-                     const struct bitmap *bm, struct error **errp)
+static int make_own_copy(struct node *n, const struct copy_policy *policy,
+                         const struct bitmap *bm, struct error **errp)
 {
     struct cbw *s = n->state;
     struct copy_options o = {
@@ -320,7 +320,7 @@ static int cbw_open(struct node *n, struct opts *opts, struct error **errp)
         (r = take_policy(opts, &policy, errp)) < 0) {
         return r;
     }
-    return make_copy(n, &policy, bm, errp);
+    return make_own_copy(n, &policy, bm, errp);
 }
 
 static void cbw_close(struct node *n)
@@ -356,8 +356,8 @@ const struct driver driver_cbw = {
 
 /* --- By a job --- */
 
-static int insert(struct node *n, struct node *source, struct copy *copy,
-                  struct error **errp)
+static int insert_above(struct node *n, struct node *source, struct copy *copy,
+                        struct error **errp)
 {
     struct cbw *s = n->state;
 
@@ -402,7 +402,7 @@ int cbw_insert(struct graph *g, struct node *source, struct node *target,
                         PERM_READ | PERM_WRITE, PERM_READ, errp);
     }
     if (r == 0) {
-        r = insert(n, source, copy, errp);
+        r = insert_above(n, source, copy, errp);
     }
     if (r < 0) {
         ((struct cbw *)n->state)->by_job = true; /* close frees no copy */

@@ -182,7 +182,7 @@ struct look {
     enum area_kind kind;
 };
 
-static int look_at(const struct extent *e, void *opaque)
+static int look_at_extent(const struct extent *e, void *opaque)
 {
     struct look *l = opaque;
     enum area_kind kind = l->copy->merge && !is_above(l->copy, e) ? AREA_BELOW
@@ -221,7 +221,7 @@ static int classify(struct copy *c, uint64_t offset, uint64_t end,
         far = max_u64(far, most[AREA_BELOW]);
     }
     int r = node_extents(c->source, offset, min_u64(end - offset, far), 0,
-                         look_at, &l);
+                         look_at_extent, &l);
     if (r < 0) {
         return r;
     }
@@ -297,7 +297,8 @@ static int move_mixed(struct copy *c, uint64_t offset, uint64_t bytes,
         struct look l = {.copy = c, .most = most};
 
         *side = COPY_READ;
-        int r = node_extents(c->source, offset, end - offset, 0, look_at, &l);
+        int r = node_extents(c->source, offset, end - offset, 0, look_at_extent,
+                             &l);
         if (r >= 0) {
             r = l.kind == AREA_ZERO   ? move_zeroes(c, offset, l.bytes, side)
                 : l.kind == AREA_DATA ? move_data(c, offset, l.bytes, buf, side)
@@ -447,14 +448,14 @@ static int claim_locked(struct copy *c, struct area *a) REQUIRES(c->claim_lock)
 
 /* What was claimed has not been done; whatever lies between is looked at
  * again, too. */
-static void give_back(struct copy *c, const struct area *a)
+static void give_back_claim(struct copy *c, const struct area *a)
 {
     mutex_lock(&c->claim_lock);
     c->cursor = min_u64(c->cursor, a->offset);
     mutex_unlock(&c->claim_lock);
 }
 
-static void fail(struct copy *c, int r, enum copy_side side)
+static void note_worker_failure(struct copy *c, int r, enum copy_side side)
 {
     mutex_lock(&c->lock);
     if (!c->failed) {
@@ -477,7 +478,7 @@ static void wait_for_budget(struct copy *c)
 }
 
 /* One chunk, inside a request of the tree. */
-static int step(struct copy *c, void *buf)
+static int copy_one_area(struct copy *c, void *buf)
 {
     enum copy_side side = COPY_READ;
     struct range_req req;
@@ -491,7 +492,7 @@ static int step(struct copy *c, void *buf)
         int moved = move_area(c, &a, buf, &side);
         range_unlock(&c->in_hand, &req);
         if (moved == -ERESTART) {
-            give_back(c, &a);
+            give_back_claim(c, &a);
         }
         r = moved < 0 ? moved : r;
     }
@@ -502,25 +503,25 @@ static int step(struct copy *c, void *buf)
         return CLAIM_DONE;
     }
     if (r < 0) {
-        fail(c, r, side);
+        note_worker_failure(c, r, side);
     }
     return r;
 }
 
-static void *worker(void *opaque)
+static void *copy_worker(void *opaque)
 {
     struct copy *c = opaque;
     void *buf = copy_buffer_get(c);
     int r = CLAIM_AREA;
 
     if (!buf) {
-        fail(c, -ENOMEM, COPY_READ);
+        note_worker_failure(c, -ENOMEM, COPY_READ);
         return NULL;
     }
     node_unwanted = &c->given_up;
     while (r > CLAIM_DONE) {
         struct tree *t = node_enter(c->inside, false);
-        r = step(c, buf);
+        r = copy_one_area(c, buf);
         node_leave(t);
         if (r == CLAIM_WAIT) {
             wait_for_budget(c);
@@ -551,10 +552,10 @@ int copy_run(struct copy *c, enum copy_side *side)
     mutex_unlock(&c->lock);
     /* This thread is a worker too; fewer than wanted is well enough. */
     while (count + 1 < wanted &&
-           thread_start(&threads[count], "copy", worker, c) == 0) {
+           thread_start(&threads[count], "copy", copy_worker, c) == 0) {
         count++;
     }
-    (void)worker(c);
+    (void)copy_worker(c);
     while (count > 0) {
         thread_join(threads[--count]);
     }

@@ -89,7 +89,7 @@ static int copy_here(struct copy *c, uint64_t offset, uint64_t end,
 
 /* --- Errand threads --- */
 
-static void end_locked(struct errands *e, struct errand *t, int r)
+static void end_errand_locked(struct errands *e, struct errand *t, int r)
     REQUIRES(e->lock)
 {
     e->busy--;
@@ -106,7 +106,7 @@ static void end_locked(struct errands *e, struct errand *t, int r)
     cond_signal(&t->ended);
 }
 
-static struct errand *next_locked(struct errands *e) REQUIRES(e->lock)
+static struct errand *next_errand_locked(struct errands *e) REQUIRES(e->lock)
 {
     while (list_empty(&e->queue) && !e->end) {
         e->waiting++;
@@ -130,7 +130,7 @@ static void *errand_thread(void *opaque)
     struct errand *t;
 
     mutex_lock(&e->lock);
-    while ((t = next_locked(e))) {
+    while ((t = next_errand_locked(e))) {
         mutex_unlock(&e->lock);
         enum copy_side side;
         node_progress = t->keeps ? PROGRESS_CHANGED : PROGRESS_NONE;
@@ -139,7 +139,7 @@ static void *errand_thread(void *opaque)
         node_unwanted = NULL;
         mutex_lock(&e->lock);
         t->side = side;
-        end_locked(e, t, r);
+        end_errand_locked(e, t, r);
     }
     mutex_unlock(&e->lock);
     return NULL;
@@ -148,7 +148,8 @@ static void *errand_thread(void *opaque)
 /* --- The guest, with a limit --- */
 
 /* False: there is no thread that would do it, and none can be made. */
-static bool post_locked(struct errands *e, struct errand *t) REQUIRES(e->lock)
+static bool post_errand_locked(struct errands *e, struct errand *t)
+    REQUIRES(e->lock)
 {
     if (e->queued >= e->waiting && e->count < ERRAND_THREADS &&
         thread_start(&e->threads[e->count], "errand", errand_thread, e) == 0) {
@@ -183,8 +184,9 @@ static bool wait_a_little(struct errands *e, struct errand *t,
     return now_ns() < deadline && !copy_is_broken(e->copy);
 }
 
-static int await_locked(struct errands *e, struct errand *t, uint64_t deadline,
-                        enum copy_side *side) REQUIRES(e->lock)
+static int await_errand_locked(struct errands *e, struct errand *t,
+                               uint64_t deadline, enum copy_side *side)
+    REQUIRES(e->lock)
 {
     uint64_t soon = min_u64(deadline, now_ns() + PATIENCE_NS);
 
@@ -212,8 +214,8 @@ static int await_locked(struct errands *e, struct errand *t, uint64_t deadline,
     return r;
 }
 
-static int send(struct errands *e, uint64_t offset, uint64_t end,
-                uint64_t deadline, enum copy_side *side)
+static int send_errand(struct errands *e, uint64_t offset, uint64_t end,
+                       uint64_t deadline, enum copy_side *side)
 {
     struct errand *t = calloc(1, sizeof(*t));
 
@@ -226,8 +228,8 @@ static int send(struct errands *e, uint64_t offset, uint64_t end,
     t->keeps = node_progress == PROGRESS_CHANGED;
     cond_init(&t->ended);
     mutex_lock(&e->lock);
-    bool posted = post_locked(e, t);
-    int r = posted ? await_locked(e, t, deadline, side) : 0;
+    bool posted = post_errand_locked(e, t);
+    int r = posted ? await_errand_locked(e, t, deadline, side) : 0;
     mutex_unlock(&e->lock);
     if (!posted) {
         cond_destroy(&t->ended);
@@ -247,7 +249,8 @@ static unsigned rooms_of(struct errands *e)
 
 /* Somebody has tried since there was room for the time @rooms: in vain
  * (@full) or not. */
-static void tried(struct errands *e, unsigned rooms, bool full, bool had_turn)
+static void note_try_for_room(struct errands *e, unsigned rooms, bool full,
+                              bool had_turn)
 {
     mutex_lock(&e->lock);
     if (full && rooms > e->full_at) {
@@ -285,10 +288,10 @@ static int copy_in_time(struct copy *c, uint64_t offset, uint64_t end,
 
     for (;;) {
         unsigned rooms = rooms_of(e);
-        int r = send(e, offset, end, deadline, side);
+        int r = send_errand(e, offset, end, deadline, side);
         bool full = r == -ENOSPC && c->policy.wait_room;
 
-        tried(e, rooms, full, turn);
+        note_try_for_room(e, rooms, full, turn);
         if (!full) {
             return r;
         }

@@ -196,8 +196,8 @@ static void place_free(struct scratch *s, place_t place)
 
 /* --- The file --- */
 
-static int read_file(const struct scratch *s, char *buf, uint64_t bytes,
-                     uint64_t offset)
+static int read_scratch_file(const struct scratch *s, char *buf, uint64_t bytes,
+                             uint64_t offset)
 {
     while (bytes > 0) {
         ssize_t n = pread(s->fd, buf, bytes, (off_t)offset);
@@ -225,7 +225,7 @@ static int move(struct scratch *s, bool write, const struct iovec *iov, int cnt,
     for (int i = 0; i < parts && r == 0; i++) {
         r = write
                 ? file_create_write(s->fd, v[i].iov_base, v[i].iov_len, offset)
-                : read_file(s, v[i].iov_base, v[i].iov_len, offset);
+                : read_scratch_file(s, v[i].iov_base, v[i].iov_len, offset);
         offset += v[i].iov_len;
     }
     return r;
@@ -233,8 +233,8 @@ static int move(struct scratch *s, bool write, const struct iovec *iov, int cnt,
 
 /* --- One unit; its lock is held --- */
 
-static int read_part(struct scratch *s, const struct part *p,
-                     const struct iovec *iov, int cnt, uint64_t done)
+static int read_scratch_part(struct scratch *s, const struct part *p,
+                             const struct iovec *iov, int cnt, uint64_t done)
 {
     place_t place = place_of(s, p->unit);
 
@@ -345,7 +345,7 @@ static int do_part(struct scratch *s, enum what what, const struct part *p,
 
     if (what == READ) {
         rwlock_rdlock(lock);
-        r = read_part(s, p, iov, cnt, done);
+        r = read_scratch_part(s, p, iov, cnt, done);
     } else {
         rwlock_wrlock(lock);
         r = what == WRITE ? write_part(s, p, iov, cnt, done) : zero_part(s, p);
@@ -500,7 +500,7 @@ static int open_and_unlink(const char *dir)
     return fd;
 }
 
-static int open_file(const char *dir)
+static int open_scratch_file(const char *dir)
 {
     int fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
 
@@ -542,13 +542,13 @@ void scratch_clean(const char *dir)
 
 /* --- Making one --- */
 
-static int set_up(struct node *n, const struct scratch_options *o,
-                  struct error **errp)
+static int set_up_scratch(struct node *n, const struct scratch_options *o,
+                          struct error **errp)
 {
     struct scratch *s = n->state;
     const char *dir = dir_or_default(o->dir);
 
-    s->fd = open_file(dir);
+    s->fd = open_scratch_file(dir);
     if (s->fd < 0) {
         return error_set(errp, -s->fd, "cannot make a scratch file in '%s': %s",
                          dir, strerror(-s->fd));
@@ -584,7 +584,7 @@ int scratch_new(struct graph *g, struct node *like,
     }
     n->flags = (struct node_flags){.unmap = true};
     node_refresh_limits(n);
-    r = set_up(n, o, errp);
+    r = set_up_scratch(n, o, errp);
     if (r < 0) {
         node_unref(n);
         return r;

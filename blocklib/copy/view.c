@@ -26,8 +26,8 @@ static int lost_error(const struct copy *c)
 }
 
 /* Where the range begins, and how much of it is there. */
-static int find(const struct copy *c, uint64_t offset, uint64_t *bytes,
-                bool *held)
+static int find_part(const struct copy *c, uint64_t offset, uint64_t *bytes,
+                     bool *held)
 {
     bool visible = false;
 
@@ -51,7 +51,7 @@ static int keep_true(const struct copy *c, uint64_t offset, uint64_t *bytes,
                      bool held)
 {
     bool now = held;
-    int r = find(c, offset, bytes, &now);
+    int r = find_part(c, offset, bytes, &now);
 
     if (r == 0 && now != held) {
         *bytes = 0;
@@ -72,7 +72,7 @@ int copy_view_preadv(struct copy *c, uint64_t offset, uint64_t bytes,
         uint64_t at = offset + done;
         uint64_t len = bytes - done;
         bool held = false;
-        int r = find(c, at, &len, &held);
+        int r = find_part(c, at, &len, &held);
 
         if (r < 0) {
             return r;
@@ -95,14 +95,14 @@ int copy_view_preadv(struct copy *c, uint64_t offset, uint64_t bytes,
     return 0;
 }
 
-struct first {
+struct first_extent {
     uint64_t length;
     bool zero;
 };
 
-static int take_first(const struct extent *e, void *opaque)
+static int take_first_extent(const struct extent *e, void *opaque)
 {
-    struct first *f = opaque;
+    struct first_extent *f = opaque;
 
     f->length = e->length;
     f->zero = e->flags & EXTENT_ZERO;
@@ -113,10 +113,10 @@ int copy_view_map(struct copy *c, uint64_t offset, uint64_t bytes,
                   unsigned flags, struct mapping *m)
 {
     for (;;) {
-        struct first f = {.length = 0};
+        struct first_extent f = {.length = 0};
         uint64_t len = bytes;
         bool held = false;
-        int r = find(c, offset, &len, &held);
+        int r = find_part(c, offset, &len, &held);
 
         if (r < 0) {
             return r;
@@ -124,8 +124,8 @@ int copy_view_map(struct copy *c, uint64_t offset, uint64_t bytes,
         struct node *n = side_of(c, held);
         r = range_inside(offset, len, node_size(n))
                 ? node_extents(n, offset, len,
-                               flags & MAP_NOWAIT ? REQ_NOWAIT : 0, take_first,
-                               &f)
+                               flags & MAP_NOWAIT ? REQ_NOWAIT : 0,
+                               take_first_extent, &f)
                 : -EIO;
         len = r < 0 ? len : f.length;
         int lost = keep_true(c, offset, &len, held);

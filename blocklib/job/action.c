@@ -194,7 +194,7 @@ static int store_changed(struct list *list, struct error **errp)
     return crew_result(&c, errp);
 }
 
-static int settle_all(struct list *list, struct error **errp)
+static int settle_all_disks(struct list *list, struct error **errp)
 {
     int r = store_changed(list, errp);
 
@@ -226,7 +226,7 @@ static int act_drained(struct graph *g, struct list *list, uint64_t *drained_ns,
     }
     r = act_all(list, errp);
     if (r == 0) {
-        r = settle_all(list, errp);
+        r = settle_all_disks(list, errp);
     }
     graph_unlock(g);
     if (drained_ns) {

@@ -76,7 +76,7 @@ static struct backup *backup_of(struct job *job)
 /* --- The job --- */
 
 /* What the user wants on such an error; false: fail. */
-static bool retries(struct backup *b, enum copy_side side, int r)
+static bool backup_retries(struct backup *b, enum copy_side side, int r)
 {
     struct jobs *j = b->job.jobs;
     bool is_read = side == COPY_READ;
@@ -92,7 +92,7 @@ static bool retries(struct backup *b, enum copy_side side, int r)
 }
 
 /* What is left to do, by the way to sync. */
-static int copy_some(struct backup *b, enum copy_side *side)
+static int copy_by_sync(struct backup *b, enum copy_side *side)
 {
     if (b->sync == SYNC_NONE) {
         return copy_wait(b->copy, side);
@@ -112,9 +112,9 @@ static int backup_run(struct job *job)
 {
     struct backup *b = backup_of(job);
     enum copy_side side = COPY_READ;
-    int r = copy_some(b, &side);
+    int r = copy_by_sync(b, &side);
 
-    if (r == COPY_STOPPED || (r < 0 && retries(b, side, r))) {
+    if (r == COPY_STOPPED || (r < 0 && backup_retries(b, side, r))) {
         return JOB_STOPPED;
     }
     return r;
@@ -180,7 +180,7 @@ static int backup_exit(struct job *job, int r)
 }
 
 /* By invariant 1. */
-static void settle_bitmap(struct backup *b, bool success)
+static void settle_frozen_bitmap(struct backup *b, bool success)
 {
     struct bitmap *bm = b->bitmap;
 
@@ -200,7 +200,7 @@ static void release_bitmap(struct backup *b, bool success)
     if (b->bitmap) {
         graph_lock(b->graph);
         graph_drain(b->graph, b->source);
-        settle_bitmap(b, success);
+        settle_frozen_bitmap(b, success);
         b->bitmap = NULL;
         graph_unlock(b->graph);
     }
@@ -302,8 +302,8 @@ static int check_bitmap_locked(const struct backup_options *o,
     return r;
 }
 
-static int check_bitmap(struct graph *g, const struct backup_options *o,
-                        struct error **errp)
+static int check_bitmap_early(struct graph *g, const struct backup_options *o,
+                              struct error **errp)
 {
     struct bitmap *bm;
 
@@ -315,15 +315,15 @@ static int check_bitmap(struct graph *g, const struct backup_options *o,
 }
 
 /* NULL: an existing file is probed. */
-static const char *format_of(const struct backup_options *o)
+static const char *target_format(const struct backup_options *o)
 {
     return o->format || o->existing ? o->format
                                     : chain_backing_format(o->source);
 }
 
-static int check_options(struct jobs *j, const char *id,
-                         const struct backup_options *o, struct error **errp)
-    REQUIRES(j->lock)
+static int check_backup_options(struct jobs *j, const char *id,
+                                const struct backup_options *o,
+                                struct error **errp) REQUIRES(j->lock)
 {
     int r = job_check_id(j, id, errp);
 
@@ -339,8 +339,8 @@ static int check_options(struct jobs *j, const char *id,
 }
 
 /* A job that exchanges nodes, a commit, would lead guests past the filter. */
-static int check_free(struct graph *g, const struct backup_options *o,
-                      struct error **errp)
+static int check_no_other_job(struct graph *g, const struct backup_options *o,
+                              struct error **errp)
 {
     graph_lock(g);
     int r = node_check_jobs(o->source, errp);
@@ -366,8 +366,8 @@ static struct node *backing_for(struct graph *g, const struct backup_options *o)
         return NULL;
     }
     graph_lock(g);
-    struct node *backing =
-        node_child(node_skip_filters(o->source), CHILD_BACKING);
+    struct node *backing = node_child(node_skip_filters(o->source),
+                                      CHILD_BACKING);
     graph_unlock(g);
     return backing;
 }
@@ -377,7 +377,7 @@ static int create_remote(struct graph *g, const struct backup_options *o,
                          const json_t *options, struct error **errp)
 {
     CLEANUP_JSON json_t *file = json_pack("{s:s}", "filename", o->target_file);
-    const char *format = format_of(o);
+    const char *format = target_format(o);
     struct image_nodes left;
 
     if (strcmp(format, "raw") == 0) {
@@ -405,10 +405,9 @@ static int create_target(struct graph *g, const struct backup_options *o,
                          struct file_make *how, struct error **errp)
 {
     uint64_t size = node_size(o->source);
-    bool raw = strcmp(format_of(o), "raw") == 0;
-    CLEANUP_JSON json_t *options =
-        json_pack("{s:I}", "size",
-                  (json_int_t)(raw ? size : align_up(size, SECTOR)));
+    bool raw = strcmp(target_format(o), "raw") == 0;
+    CLEANUP_JSON json_t *options = json_pack(
+        "{s:I}", "size", (json_int_t)(raw ? size : align_up(size, SECTOR)));
     int r = options ? 0 : -1;
 
     CLEANUP_FREE char *name = backing ? chain_backing_name(backing, errp)
@@ -430,8 +429,8 @@ static int create_target(struct graph *g, const struct backup_options *o,
     node_access(o->source, &how->access);
     graph_unlock(g);
     r = remote ? create_remote(g, o, options, errp)
-               : image_create_as(graph_drivers(g), o->target_file, format_of(o),
-                                 options, how, errp);
+               : image_create_as(graph_drivers(g), o->target_file,
+                                 target_format(o), options, how, errp);
 
     /* What does not stand for itself, now or after a change of what it names,
      * has to have its zeroes stored. */
@@ -440,7 +439,7 @@ static int create_target(struct graph *g, const struct backup_options *o,
 }
 
 /* Keys that the user has not spelled out follow the source. */
-static int set_default(json_t *options, const char *key, json_t *value)
+static int set_default_option(json_t *options, const char *key, json_t *value)
 {
     if (json_object_get(options, key)) {
         json_decref(value);
@@ -457,15 +456,16 @@ static int open_target(struct backup *b, const struct backup_options *o,
 {
     CLEANUP_JSON json_t *options = NULL;
     const struct node_flags *flags = &o->source->flags;
-    int r = options_from_image(o->target_file, format_of(o), &options, errp);
+    int r = options_from_image(o->target_file, target_format(o), &options,
+                               errp);
 
     if (r < 0) {
         return r;
     }
     json_t *cache = json_pack("{s:b, s:b}", "direct", (int)flags->direct,
                               "no-flush", (int)flags->no_flush);
-    if (set_default(options, "discard", json_string("unmap")) < 0 ||
-        set_default(options, "cache", cache) < 0) {
+    if (set_default_option(options, "discard", json_string("unmap")) < 0 ||
+        set_default_option(options, "cache", cache) < 0) {
         return error_nomem(errp);
     }
     if (backing && json_object_set_new(options, "backing",
@@ -508,7 +508,7 @@ static int get_target(struct backup *b, const struct backup_options *o,
 
 /* --- The start: an action --- */
 
-struct start {
+struct backup_start {
     struct action action;
     struct jobs *jobs;
     struct backup_options o;
@@ -518,9 +518,9 @@ struct start {
 };
 
 /* The monitor lock is held in all callbacks. */
-static struct start *start_of(struct action *a)
+static struct backup_start *backup_start_of(struct action *a)
 {
-    return list_entry(a, struct start, action);
+    return list_entry(a, struct backup_start, action);
 }
 
 static bool sizes_agree(const struct node *source, const struct node *target)
@@ -531,8 +531,8 @@ static bool sizes_agree(const struct node *source, const struct node *target)
            node_size(target) == align_up(size, SECTOR);
 }
 
-static int prepare_copy(struct backup *b, const struct backup_options *o,
-                        struct error **errp)
+static int make_backup_copy(struct backup *b, const struct backup_options *o,
+                            struct error **errp)
 {
     struct copy_options c = {
         .size = node_size(o->source),
@@ -571,9 +571,9 @@ static int prepare_copy(struct backup *b, const struct backup_options *o,
     return 0;
 }
 
-static int start_prepare(struct action *a, struct error **errp)
+static int backup_start_prepare(struct action *a, struct error **errp)
 {
-    struct start *s = start_of(a);
+    struct backup_start *s = backup_start_of(a);
     const struct backup_options *o = &s->o;
     struct job_options job = {
         .id = o->job_id ? o->job_id : o->device,
@@ -583,14 +583,14 @@ static int start_prepare(struct action *a, struct error **errp)
     };
 
     mutex_is_held(&s->jobs->lock);
-    int r = check_options(s->jobs, job.id, o, errp);
+    int r = check_backup_options(s->jobs, job.id, o, errp);
 
     /* Here for the sake of the target, which has not been touched yet. */
     if (r == 0 && action_is_alone(a)) {
-        r = check_bitmap(jobs_graph(s->jobs), o, errp);
+        r = check_bitmap_early(jobs_graph(s->jobs), o, errp);
     }
     if (r == 0) {
-        r = check_free(jobs_graph(s->jobs), o, errp);
+        r = check_no_other_job(jobs_graph(s->jobs), o, errp);
     }
     if (r < 0) {
         return r;
@@ -611,19 +611,19 @@ static int start_prepare(struct action *a, struct error **errp)
     }
     s->b = b;
     r = get_target(b, o, errp);
-    return r < 0 ? r : prepare_copy(b, o, errp);
+    return r < 0 ? r : make_backup_copy(b, o, errp);
 }
 
-static void start_drain(struct action *a)
+static void backup_start_drain(struct action *a)
 {
-    const struct start *s = start_of(a);
+    const struct backup_start *s = backup_start_of(a);
 
     graph_drain(s->b->graph, s->o.source);
 }
 
 /* The point in time. */
-static int arm(struct backup *b, const struct backup_options *o,
-               struct error **errp)
+static int arm_backup(struct backup *b, const struct backup_options *o,
+                      struct error **errp)
 {
     struct bitmap *bm;
     int r = check_bitmap_locked(o, &bm, errp);
@@ -659,7 +659,7 @@ static int arm(struct backup *b, const struct backup_options *o,
     return 0;
 }
 
-static void disarm(struct backup *b)
+static void disarm_backup(struct backup *b)
 {
     cbw_remove(b->filter);
     b->filter = NULL;
@@ -671,49 +671,49 @@ static void disarm(struct backup *b)
     b->source = NULL;
 }
 
-static int start_act(struct action *a, struct error **errp)
+static int backup_start_act(struct action *a, struct error **errp)
 {
-    struct start *s = start_of(a);
+    struct backup_start *s = backup_start_of(a);
 
     mutex_is_held(&s->jobs->lock);
-    int r = arm(s->b, &s->o, errp);
+    int r = arm_backup(s->b, &s->o, errp);
 
     if (r < 0) {
         return r;
     }
     r = job_enlist(s->jobs, &s->b->job, s->txn, errp);
     if (r < 0) {
-        disarm(s->b);
+        disarm_backup(s->b);
     } else {
         s->enlisted = true;
     }
     return r;
 }
 
-static void start_undo(struct action *a)
+static void backup_start_undo(struct action *a)
 {
-    disarm(start_of(a)->b);
+    disarm_backup(backup_start_of(a)->b);
 }
 
-static void start_commit(struct action *a)
+static void backup_start_commit(struct action *a)
 {
-    struct start *s = start_of(a);
+    struct backup_start *s = backup_start_of(a);
 
     mutex_is_held(&s->jobs->lock);
     job_begin(s->jobs, &s->b->job);
 }
 
-static void start_finish(struct action *a)
+static void backup_start_finish(struct action *a)
 {
-    struct start *s = start_of(a);
+    struct backup_start *s = backup_start_of(a);
 
     mutex_is_held(&s->jobs->lock);
     job_go(s->jobs, &s->b->job);
 }
 
-static void start_abort(struct action *a)
+static void backup_start_abort(struct action *a)
 {
-    struct start *s = start_of(a);
+    struct backup_start *s = backup_start_of(a);
     struct backup *b = s->b;
 
     mutex_is_held(&s->jobs->lock);
@@ -730,29 +730,29 @@ static void start_abort(struct action *a)
     }
 }
 
-static void start_free(struct action *a)
+static void backup_start_free(struct action *a)
 {
-    struct start *s = start_of(a);
+    struct backup_start *s = backup_start_of(a);
 
     job_txn_unref(s->txn);
     free(s);
 }
 
-static const struct action_ops start_ops = {
-    .prepare = start_prepare,
-    .drain = start_drain,
-    .act = start_act,
-    .undo = start_undo,
-    .commit = start_commit,
-    .finish = start_finish,
-    .abort = start_abort,
-    .free = start_free,
+static const struct action_ops backup_start_ops = {
+    .prepare = backup_start_prepare,
+    .drain = backup_start_drain,
+    .act = backup_start_act,
+    .undo = backup_start_undo,
+    .commit = backup_start_commit,
+    .finish = backup_start_finish,
+    .abort = backup_start_abort,
+    .free = backup_start_free,
 };
 
 int backup_action(struct jobs *j, const struct backup_options *o,
                   struct job_txn *txn, struct action **ap, struct error **errp)
 {
-    struct start *s = calloc(1, sizeof(*s));
+    struct backup_start *s = calloc(1, sizeof(*s));
 
     if (txn) {
         job_txn_ref(txn);
@@ -764,7 +764,7 @@ int backup_action(struct jobs *j, const struct backup_options *o,
         job_txn_unref(txn);
         return error_nomem(errp);
     }
-    s->action.ops = &start_ops;
+    s->action.ops = &backup_start_ops;
     s->jobs = j;
     s->o = *o;
     graph_lock(jobs_graph(j));

@@ -100,7 +100,7 @@ static struct node *changes(struct action *a, bool *more)
 }
 
 /* What @bm says has changed: the image shall follow, if it has it. */
-static void changed(const struct change *c)
+static void note_bitmap_change(const struct change *c)
 {
     c->ref.node->bitmaps_changed |= c->bm->persistent;
 }
@@ -114,7 +114,7 @@ static int add_act(struct action *a, struct error **errp)
                               c->persistent, c->flag, &c->bm, errp);
 
     if (r == 0) {
-        changed(c);
+        note_bitmap_change(c);
     }
     return r;
 }
@@ -123,7 +123,7 @@ static void add_undo(struct action *a)
 {
     const struct change *c = change_of(a);
 
-    changed(c);
+    note_bitmap_change(c);
     bitmap_drop(c->bm);
 }
 
@@ -164,7 +164,8 @@ static void put_back(struct change *c)
     bitmap_nest(n, NULL);
 }
 
-static int take_off(struct change *c, struct bitmap *bm, struct error **errp)
+static int take_bitmap_off(struct change *c, struct bitmap *bm,
+                           struct error **errp)
 {
     struct taken *more = realloc(c->taken,
                                  (c->taken_count + 1) * sizeof(*more));
@@ -187,7 +188,7 @@ static int take_all(struct change *c, struct error **errp)
                           errp);
 
     while (r == 0) {
-        r = take_off(c, bm, errp);
+        r = take_bitmap_off(c, bm, errp);
         if (r == 0 && bitmap_lookup(c->ref.node, c->ref.name, BITMAP_USE_REMOVE,
                                     &bm, NULL) < 0) {
             bitmap_nest(c->ref.node, NULL);
@@ -298,7 +299,7 @@ int bitmap_repair_action(struct bitmap_ref ref, uint64_t granularity,
 
 /* --- clear --- */
 
-static int look_up(struct change *c, struct error **errp)
+static int look_up_bitmap(struct change *c, struct error **errp)
 {
     return bitmap_lookup(c->ref.node, c->ref.name, BITMAP_USE_CHANGE, &c->bm,
                          errp);
@@ -321,13 +322,13 @@ static void swap_bits(struct change *c, struct hbitmap *bits)
     c->stored = c->bm->stored;
     c->spare = bitmap_swap_bits(c->bm, bits);
     c->bm->rewrite = true;
-    changed(c);
+    note_bitmap_change(c);
 }
 
 static int clear_act(struct action *a, struct error **errp)
 {
     struct change *c = change_of(a);
-    int r = look_up(c, errp);
+    int r = look_up_bitmap(c, errp);
     struct hbitmap *empty = r < 0 ? NULL : bits_like(c, errp);
 
     if (!empty) {
@@ -344,7 +345,7 @@ static void bits_undo(struct action *a)
     c->spare = bitmap_swap_bits(c->bm, c->spare);
     /* The image has the bits of before, unless they were stored meanwhile. */
     c->bm->rewrite = c->was_rewrite || c->bm->stored != c->stored;
-    changed(c);
+    note_bitmap_change(c);
 }
 
 static const struct action_ops clear_ops = {
@@ -366,12 +367,12 @@ int bitmap_clear_action(struct bitmap_ref ref, struct action **ap,
 static int enable_act(struct action *a, struct error **errp)
 {
     struct change *c = change_of(a);
-    int r = look_up(c, errp);
+    int r = look_up_bitmap(c, errp);
 
     if (r == 0) {
         c->was_enabled = c->bm->enabled;
         bitmap_set_enabled(c->bm, c->flag);
-        changed(c);
+        note_bitmap_change(c);
     }
     return r;
 }
@@ -381,7 +382,7 @@ static void enable_undo(struct action *a)
     const struct change *c = change_of(a);
 
     bitmap_set_enabled(c->bm, c->was_enabled);
-    changed(c);
+    note_bitmap_change(c);
 }
 
 static const struct action_ops enable_ops = {
@@ -409,12 +410,12 @@ int bitmap_enable_action(struct bitmap_ref ref, bool enable, struct action **ap,
 static int persist_act(struct action *a, struct error **errp)
 {
     struct change *c = change_of(a);
-    int r = look_up(c, errp);
+    int r = look_up_bitmap(c, errp);
 
     if (r == 0) {
         c->was_persistent = c->bm->persistent;
         r = bitmap_make_persistent(c->bm, errp);
-        changed(c);
+        note_bitmap_change(c);
     }
     return r;
 }
@@ -423,7 +424,7 @@ static void persist_undo(struct action *a)
 {
     const struct change *c = change_of(a);
 
-    changed(c);
+    note_bitmap_change(c);
     c->bm->persistent = c->was_persistent;
 }
 
@@ -453,7 +454,7 @@ int bitmap_persist_action(struct bitmap_ref ref, struct action **ap,
 static int merge_act(struct action *a, struct error **errp)
 {
     struct change *c = change_of(a);
-    int r = look_up(c, errp);
+    int r = look_up_bitmap(c, errp);
     struct hbitmap *bits = r < 0 ? NULL : bits_like(c, errp);
 
     if (!bits) {

@@ -115,8 +115,8 @@ static int check_active(const struct commit_options *o, struct plan *p,
 }
 
 /* The nodes from @from down to @to, which is below. */
-static int check_free(struct node *from, const struct node *to,
-                      struct error **errp)
+static int check_chain_free(struct node *from, const struct node *to,
+                            struct error **errp)
 {
     for (struct node *n = from;; n = chain_next(n)) {
         int r = node_check_jobs(n, errp);
@@ -127,7 +127,7 @@ static int check_free(struct node *from, const struct node *to,
 }
 
 /* Is it used by nobody but devices, exports and the like? */
-static bool is_root(const struct node *n)
+static bool is_root_of_chain(const struct node *n)
 {
     list_for_each (at, &n->parents) {
         if (list_entry(at, struct edge, on_child)->parent) {
@@ -143,11 +143,11 @@ static int make_plan(const struct commit_options *o, struct plan *p,
     int r;
 
     *p = (struct plan){.root = o->root};
-    if (!is_root(p->root)) {
+    if (!is_root_of_chain(p->root)) {
         return error_set(errp, EINVAL, "Need a root block node");
     }
     if ((r = find_top(o, p, errp)) < 0 || (r = find_base(o, p, errp)) < 0 ||
-        (r = check_free(p->top, p->base, errp)) < 0) {
+        (r = check_chain_free(p->top, p->base, errp)) < 0) {
         return r;
     }
     if (p->top == p->base) {
@@ -159,7 +159,7 @@ static int make_plan(const struct commit_options *o, struct plan *p,
                          "Invalid files for merge: top and base are the same");
     }
     /* The image above top is changed, too. */
-    return r < 0 || p->active ? r : check_free(p->root, p->top, errp);
+    return r < 0 || p->active ? r : check_chain_free(p->root, p->top, errp);
 }
 
 /* --- Arming --- */
@@ -174,7 +174,7 @@ static unsigned layers(struct node *from, const struct node *to)
     return count;
 }
 
-static int block(struct commit *c, struct node *n)
+static int block_node(struct commit *c, struct node *n)
 {
     struct node **nodes = realloc(c->nodes,
                                   (c->node_count + 1) * sizeof(struct node *));
@@ -194,7 +194,7 @@ static int block_chain(struct commit *c, const struct plan *p,
                        struct error **errp)
 {
     for (struct node *n = p->active ? c->filter : p->root;; n = chain_next(n)) {
-        if (block(c, n) < 0) {
+        if (block_node(c, n) < 0) {
             return error_nomem(errp);
         }
         if (n == p->base) {
@@ -203,7 +203,7 @@ static int block_chain(struct commit *c, const struct plan *p,
     }
 }
 
-static int prepare_copy(struct commit *c, struct error **errp)
+static int make_commit_copy(struct commit *c, struct error **errp)
 {
     const struct copy_options o = {
         .size = node_size(c->top),
@@ -225,8 +225,8 @@ static int prepare_copy(struct commit *c, struct error **errp)
     return 0;
 }
 
-static int arm_locked(struct commit *c, const struct commit_options *o,
-                      const struct plan *p, struct error **errp)
+static int arm_commit_locked(struct commit *c, const struct commit_options *o,
+                             const struct plan *p, struct error **errp)
 {
     graph_drain(c->graph, p->top);
     c->base = p->base;
@@ -242,7 +242,7 @@ static int arm_locked(struct commit *c, const struct commit_options *o,
     if (r == 0) {
         r = block_chain(c, p, errp);
     }
-    return r < 0 ? r : prepare_copy(c, errp);
+    return r < 0 ? r : make_commit_copy(c, errp);
 }
 
 /* What the job does with the two nodes. */
@@ -257,16 +257,16 @@ static int attach_users(struct commit *c, struct error **errp)
                            "an unnamed block device", &c->from, errp);
 }
 
-static int arm(struct commit *c, const struct commit_options *o,
-               const struct plan *p, struct error **errp)
+static int arm_commit(struct commit *c, const struct commit_options *o,
+                      const struct plan *p, struct error **errp)
 {
     graph_lock(c->graph);
-    int r = arm_locked(c, o, p, errp);
+    int r = arm_commit_locked(c, o, p, errp);
     graph_unlock(c->graph);
     return r < 0 ? r : attach_users(c, errp);
 }
 
-static int begin(struct jobs *j, struct commit *c, struct error **errp)
+static int begin_commit(struct jobs *j, struct commit *c, struct error **errp)
     REQUIRES(j->lock)
 {
     struct job_txn *txn = job_txn_new();
@@ -330,9 +330,9 @@ int job_commit(struct jobs *j, const struct commit_options *o,
         commit_driver.free(&c->job);
         return r;
     }
-    r = arm(c, o, &p, errp);
+    r = arm_commit(c, o, &p, errp);
     if (r == 0) {
-        r = begin(j, c, errp);
+        r = begin_commit(j, c, errp);
     }
     if (r < 0) {
         commit_disarm(c);

@@ -54,7 +54,7 @@ static struct commit *commit_of(struct job *job)
 
 /* --- Passes --- */
 
-static int failed(struct commit *c, enum copy_side side, int r)
+static int commit_failed(struct commit *c, enum copy_side side, int r)
 {
     struct jobs *j = c->job.jobs;
 
@@ -74,7 +74,7 @@ static int grow_base(struct commit *c)
         r = node_resize(c->base, node_size(c->top), NULL);
     }
     graph_unlock(c->graph);
-    return r < 0 ? failed(c, COPY_WRITE, r) : 0;
+    return r < 0 ? commit_failed(c, COPY_WRITE, r) : 0;
 }
 
 /* Find out what there is to copy of the active layer. */
@@ -86,7 +86,7 @@ static int look_around(struct commit *c)
         return JOB_STOPPED;
     }
     if (r < 0) {
-        return failed(c, COPY_READ, r);
+        return commit_failed(c, COPY_READ, r);
     }
     atomic_store(&c->looked, true);
     return 0;
@@ -101,7 +101,7 @@ static int copy_set(struct commit *c)
     if (r == COPY_STOPPED) {
         return JOB_STOPPED;
     }
-    return r < 0 ? failed(c, side, r) : 0;
+    return r < 0 ? commit_failed(c, side, r) : 0;
 }
 
 /* The set becomes what was written since it was so the last time: *found
@@ -138,7 +138,7 @@ static int next_pass(struct commit *c, uint64_t *found)
 }
 
 /* Wait a little.  True: the job shall end. */
-static bool wait_for_end(struct commit *c, bool *stop)
+static bool wait_for_verb(struct commit *c, bool *stop)
 {
     mutex_lock(&c->lock);
     if (!c->complete && !c->end && !c->stop) {
@@ -155,7 +155,7 @@ static int become_ready(struct commit *c)
     int r = blk_flush(c->to);
 
     if (r < 0) {
-        return failed(c, COPY_WRITE, r);
+        return commit_failed(c, COPY_WRITE, r);
     }
     struct jobs *j = c->job.jobs;
     mutex_lock(&j->lock);
@@ -189,7 +189,7 @@ static int keep_up(struct commit *c)
         } else if (end) {
             return 0;
         }
-        end = wait_for_end(c, &stop);
+        end = wait_for_verb(c, &stop);
     }
     return JOB_STOPPED;
 }
@@ -221,7 +221,7 @@ static void release_users(struct commit *c)
 /* In a drained section from here on. */
 
 /* What was written since the last pass. */
-static int catch_up(struct commit *c)
+static int copy_last_bits(struct commit *c)
 {
     enum copy_side side;
     uint64_t found;
@@ -288,7 +288,7 @@ static int end_below(struct commit *c)
 
 static int end_active(struct commit *c)
 {
-    int r = catch_up(c);
+    int r = copy_last_bits(c);
 
     if (r < 0 || !c->complete) {
         return r;

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Filters that stand for a job in the graph: how they are put above a node. */
 #include "job/filter.h"
 
 #include <errno.h>

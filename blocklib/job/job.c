@@ -50,7 +50,7 @@ struct jobs_private {
     /* Guarded by jobs->lock. */
     struct list jobs;    /* those with an id; newest first */
     struct list threads; /* not joined yet */
-    cond_t changed;      /* a job is gone, finished or paused, or a thread done */
+    cond_t changed; /* a job is gone, finished or paused, or a thread done */
     bool closing;
 };
 
@@ -347,9 +347,8 @@ static void shall_settle(struct job *job)
 
 static bool is_settled(const struct job *job)
 {
-    return job->finished ||
-           (!job->cancelled && !job->ending &&
-            (job->pause_count == 0 || job->paused));
+    return job->finished || (!job->cancelled && !job->ending &&
+                             (job->pause_count == 0 || job->paused));
 }
 
 /* Until when there is somebody to wait for; 0: there is nobody. */
@@ -456,7 +455,8 @@ static void txn_wait(struct jobs *j, struct job *job, struct job_txn *txn)
     }
 }
 
-static void finish(struct jobs *j, struct job *job, int ret) REQUIRES(j->lock)
+static void finish_job(struct jobs *j, struct job *job, int ret)
+    REQUIRES(j->lock)
 {
     struct job_txn *txn = job->txn;
 
@@ -498,7 +498,7 @@ static void retry_point(struct jobs *j, struct job *job) REQUIRES(j->lock)
     }
 }
 
-static bool is_used(const struct node *n, void *opaque)
+static bool is_used_by_job(const struct node *n, void *opaque)
 {
     struct job *job = opaque;
 
@@ -507,15 +507,16 @@ static bool is_used(const struct node *n, void *opaque)
 
 /* The end drains what the job works on, under the lock: it is waited for
  * before that, lest storage that hangs holds up all other commands. */
-static void settle(struct jobs *j, struct job *job)
+static void settle_nodes_of(struct jobs *j, struct job *job)
 {
     if (job->drv->uses) {
-        (void)graph_settle_match(j->p->graph, is_used, job, UINT64_MAX, NULL);
+        (void)graph_settle_match(j->p->graph, is_used_by_job, job, UINT64_MAX,
+                                 NULL);
     }
 }
 
 /* Work and end; the lock is let go of meanwhile. */
-static void work(struct jobs *j, struct job *job) REQUIRES(j->lock)
+static void work_to_the_end(struct jobs *j, struct job *job) REQUIRES(j->lock)
 {
     int r = JOB_STOPPED;
 
@@ -532,9 +533,9 @@ static void work(struct jobs *j, struct job *job) REQUIRES(j->lock)
     }
     mutex_unlock(&j->lock);
     r = job->drv->exit ? job->drv->exit(job, r) : r;
-    settle(j, job);
+    settle_nodes_of(j, job);
     mutex_lock(&j->lock);
-    finish(j, job, r);
+    finish_job(j, job, r);
 }
 
 static void *job_thread(void *opaque)
@@ -544,7 +545,7 @@ static void *job_thread(void *opaque)
 
     mutex_lock(&j->lock);
     if (job->txn) { /* else it was dropped */
-        work(j, job);
+        work_to_the_end(j, job);
     }
     job->thread_done = true;
     cond_broadcast(&j->p->changed);
@@ -553,7 +554,7 @@ static void *job_thread(void *opaque)
 }
 
 /* Join the threads that are done: they only have to return. */
-static void reap(struct jobs *j) REQUIRES(j->lock)
+static void join_done_threads(struct jobs *j) REQUIRES(j->lock)
 {
     list_for_each_safe (at, &j->p->threads) {
         struct job *job = list_entry(at, struct job, in_threads);
@@ -577,7 +578,7 @@ static bool id_is_valid(const char *id)
                          "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")] == '\0';
 }
 
-static struct job *find(struct jobs *j, const char *id) REQUIRES(j->lock)
+static struct job *find_job(struct jobs *j, const char *id) REQUIRES(j->lock)
 {
     list_for_each (at, &j->p->jobs) {
         struct job *job = list_entry(at, struct job, in_jobs);
@@ -593,7 +594,7 @@ int job_check_id(struct jobs *j, const char *id, struct error **errp)
     if (!id_is_valid(id)) {
         return error_set(errp, EINVAL, "Invalid job ID '%s'", id);
     }
-    if (find(j, id)) {
+    if (find_job(j, id)) {
         return error_set(errp, EEXIST, "Job ID '%s' already in use", id);
     }
     if (j->p->closing) {
@@ -606,7 +607,7 @@ int job_check_id(struct jobs *j, const char *id, struct error **errp)
 int job_create(struct jobs *j, struct job *job, const struct job_driver *drv,
                const struct job_options *o, struct error **errp)
 {
-    reap(j);
+    join_done_threads(j);
     int r = job_check_id(j, o->id, errp);
     if (r < 0) {
         return r;
@@ -676,10 +677,11 @@ void job_go(struct jobs *j, struct job *job)
 
 /* --- Verbs --- */
 
-static int find_for(struct jobs *j, const char *id, enum job_verb verb,
-                    struct job **jobp, struct error **errp) REQUIRES(j->lock)
+static int find_job_for_verb(struct jobs *j, const char *id, enum job_verb verb,
+                             struct job **jobp, struct error **errp)
+    REQUIRES(j->lock)
 {
-    struct job *job = find(j, id);
+    struct job *job = find_job(j, id);
 
     if (!job) {
         return error_set(errp, ENOENT, "Block job '%s' not found", id);
@@ -697,7 +699,7 @@ static int find_for(struct jobs *j, const char *id, enum job_verb verb,
 int job_cancel(struct jobs *j, const char *id, bool force, struct error **errp)
 {
     struct job *job;
-    int r = find_for(j, id, JOB_VERB_CANCEL, &job, errp);
+    int r = find_job_for_verb(j, id, JOB_VERB_CANCEL, &job, errp);
     if (r < 0) {
         return r;
     }
@@ -758,7 +760,7 @@ bool jobs_use(struct jobs *j, const struct node *n,
 int job_pause(struct jobs *j, const char *id, struct error **errp)
 {
     struct job *job;
-    int r = find_for(j, id, JOB_VERB_PAUSE, &job, errp);
+    int r = find_job_for_verb(j, id, JOB_VERB_PAUSE, &job, errp);
     if (r < 0) {
         return r;
     }
@@ -777,7 +779,7 @@ int job_pause(struct jobs *j, const char *id, struct error **errp)
 int job_resume(struct jobs *j, const char *id, struct error **errp)
 {
     struct job *job;
-    int r = find_for(j, id, JOB_VERB_RESUME, &job, errp);
+    int r = find_job_for_verb(j, id, JOB_VERB_RESUME, &job, errp);
     if (r < 0) {
         return r;
     }
@@ -799,7 +801,7 @@ int job_resume(struct jobs *j, const char *id, struct error **errp)
 int job_complete(struct jobs *j, const char *id, struct error **errp)
 {
     struct job *job;
-    int r = find_for(j, id, JOB_VERB_COMPLETE, &job, errp);
+    int r = find_job_for_verb(j, id, JOB_VERB_COMPLETE, &job, errp);
     if (r < 0) {
         return r;
     }
@@ -818,7 +820,7 @@ int job_complete(struct jobs *j, const char *id, struct error **errp)
 int job_finalize(struct jobs *j, const char *id, struct error **errp)
 {
     struct job *job;
-    int r = find_for(j, id, JOB_VERB_FINALIZE, &job, errp);
+    int r = find_job_for_verb(j, id, JOB_VERB_FINALIZE, &job, errp);
 
     if (r == 0) {
         struct job_txn *txn = job->txn;
@@ -832,7 +834,7 @@ int job_finalize(struct jobs *j, const char *id, struct error **errp)
 int job_dismiss(struct jobs *j, const char *id, struct error **errp)
 {
     struct job *job;
-    int r = find_for(j, id, JOB_VERB_DISMISS, &job, errp);
+    int r = find_job_for_verb(j, id, JOB_VERB_DISMISS, &job, errp);
 
     if (r == 0) {
         dismiss(j, job);
@@ -844,7 +846,7 @@ int job_set_speed(struct jobs *j, const char *id, uint64_t speed,
                   struct error **errp)
 {
     struct job *job;
-    int r = find_for(j, id, JOB_VERB_SET_SPEED, &job, errp);
+    int r = find_job_for_verb(j, id, JOB_VERB_SET_SPEED, &job, errp);
 
     if (r == 0) {
         job->speed = speed;
@@ -956,7 +958,7 @@ void jobs_shutdown(struct jobs *j)
     mutex_lock(&j->lock);
     j->p->closing = true;
     for (;;) {
-        reap(j);
+        join_done_threads(j);
         if (shut_down_one(j)) {
             continue;
         }

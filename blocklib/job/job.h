@@ -76,9 +76,9 @@ struct job {
     bool ending; /* completed, or cancelled without force: it ends by itself */
     uint64_t settle_ns; /* who asks for its end, or pause, is waited for until
                            then (jobs_settle); 0: nobody has */
-    bool finished; /* run and exit are done; ret is final but for
-                      a cancel or a failing prepare */
-    bool sampled;  /* done and total are */
+    bool finished;      /* run and exit are done; ret is final but for
+                           a cancel or a failing prepare */
+    bool sampled;       /* done and total are */
     bool thread_done;
     int ret;
     struct error *error; /* of run, with a text of its own, or NULL */

@@ -76,8 +76,7 @@ static void on_lost(void *opaque, int r, enum copy_side side)
     const char *why = reason(p, r, side);
 
     atomic_store(&p->why, why);
-    tell_event(TELL_ERROR,
-               "a point in time of node '%.200s' is lost: %s (%s)",
+    tell_event(TELL_ERROR, "a point in time of node '%.200s' is lost: %s (%s)",
                node_name(p->source), why, strerror(-r));
     if (p->lost) {
         p->lost(p->opaque);
@@ -91,7 +90,7 @@ const char *point_lost_why(const struct point *p)
 
 /* --- Begin --- */
 
-struct start {
+struct point_start {
     struct action action;
     struct graph *graph;
     struct point_options o;
@@ -104,9 +103,9 @@ struct start {
     struct hbitmap *bits;
 };
 
-static struct start *start_of(struct action *a)
+static struct point_start *point_start_of(struct action *a)
 {
-    return list_entry(a, struct start, action);
+    return list_entry(a, struct point_start, action);
 }
 
 /* What the bitmap has, with what has been written during a job that uses it.
@@ -123,7 +122,7 @@ static struct hbitmap *bits_of(struct bitmap *bm)
 }
 
 /* Where that fails, act looks again and tells. */
-static void add_early(struct start *s)
+static void add_early(struct point_start *s)
 {
     s->bm = bitmap_find(s->o.node, s->o.since);
     s->bits = s->bm ? bits_of(s->bm) : NULL;
@@ -132,7 +131,7 @@ static void add_early(struct start *s)
     }
 }
 
-static int prepare_copy(struct start *s, struct error **errp)
+static int make_point_copy(struct point_start *s, struct error **errp)
 {
     struct point *p = s->p;
     const struct point_options *o = &s->o;
@@ -165,9 +164,9 @@ static int prepare_copy(struct start *s, struct error **errp)
     return copy_show(p->copy) < 0 ? error_nomem(errp) : 0;
 }
 
-static int start_prepare(struct action *a, struct error **errp)
+static int point_start_prepare(struct action *a, struct error **errp)
 {
-    struct start *s = start_of(a);
+    struct point_start *s = point_start_of(a);
     const struct scratch_options so = {
         .dir = s->o.scratch,
         .quota = s->o.quota,
@@ -178,19 +177,19 @@ static int start_prepare(struct action *a, struct error **errp)
     graph_lock(s->graph);
     int r = scratch_new(s->graph, s->o.node, &so, &s->p->scratch, errp);
     graph_unlock(s->graph);
-    return r < 0 ? r : prepare_copy(s, errp);
+    return r < 0 ? r : make_point_copy(s, errp);
 }
 
-static void start_drain(struct action *a)
+static void point_start_drain(struct action *a)
 {
-    const struct start *s = start_of(a);
+    const struct point_start *s = point_start_of(a);
 
     graph_drain(s->graph, s->o.node);
 }
 
 /* @bits become the context bitmap's, or are freed. */
-static int add_context(struct point *p, const char *name, struct hbitmap *bits,
-                       struct error **errp)
+static int add_context_bitmap(struct point *p, const char *name,
+                              struct hbitmap *bits, struct error **errp)
 {
     struct bitmap *bm;
     int r = name ? bitmap_add_locked(p->access, name, hbitmap_granularity(bits),
@@ -206,7 +205,7 @@ static int add_context(struct point *p, const char *name, struct hbitmap *bits,
 
 /* What the bitmap has by now: bits that it has lost meanwhile stay, which is
  * more than is needed, never less. */
-static int catch_up(struct start *s, struct error **errp)
+static int add_late_bits(struct point_start *s, struct error **errp)
 {
     struct hbitmap *more = hbitmap_new(hbitmap_size(s->bits),
                                        hbitmap_granularity(s->bits));
@@ -224,7 +223,8 @@ static int catch_up(struct start *s, struct error **errp)
 }
 
 /* It is another one than before. */
-static int take_anew(struct start *s, struct bitmap *bm, struct error **errp)
+static int take_bits_anew(struct point_start *s, struct bitmap *bm,
+                          struct error **errp)
 {
     hbitmap_free(s->bits);
     s->bits = bits_of(bm);
@@ -239,7 +239,7 @@ static int take_anew(struct start *s, struct bitmap *bm, struct error **errp)
     return 0;
 }
 
-static int take_since(struct start *s, struct error **errp)
+static int take_since(struct point_start *s, struct error **errp)
 {
     struct bitmap *bm;
     int r = bitmap_lookup(s->o.node, s->o.since, BITMAP_USE_ANY, &bm, errp);
@@ -254,9 +254,9 @@ static int take_since(struct start *s, struct error **errp)
     }
     bool same = bm == s->bm && s->bits &&
                 hbitmap_size(s->bits) == hbitmap_size(bm->bits);
-    r = same ? catch_up(s, errp) : take_anew(s, bm, errp);
+    r = same ? add_late_bits(s, errp) : take_bits_anew(s, bm, errp);
     if (r == 0) {
-        r = add_context(s->p, s->o.context, s->bits, errp);
+        r = add_context_bitmap(s->p, s->o.context, s->bits, errp);
         s->bits = NULL;
     }
     return r;
@@ -300,9 +300,9 @@ static void take_down(struct point *p)
     }
 }
 
-static int start_act(struct action *a, struct error **errp)
+static int point_start_act(struct action *a, struct error **errp)
 {
-    struct start *s = start_of(a);
+    struct point_start *s = point_start_of(a);
     struct point *p = s->p;
 
     if (node_size(s->o.node) != copy_size(p->copy)) {
@@ -325,14 +325,14 @@ static int start_act(struct action *a, struct error **errp)
     return r;
 }
 
-static void start_undo(struct action *a)
+static void point_start_undo(struct action *a)
 {
-    take_down(start_of(a)->p);
+    take_down(point_start_of(a)->p);
 }
 
-static void start_commit(struct action *a)
+static void point_start_commit(struct action *a)
 {
-    start_of(a)->committed = true;
+    point_start_of(a)->committed = true;
 }
 
 static void point_free(struct point *p)
@@ -347,9 +347,9 @@ static void point_free(struct point *p)
     free(p);
 }
 
-static void start_free(struct action *a)
+static void point_start_free(struct action *a)
 {
-    struct start *s = start_of(a);
+    struct point_start *s = point_start_of(a);
 
     if (!s->committed) {
         point_free(s->p);
@@ -359,13 +359,13 @@ static void start_free(struct action *a)
     free(s);
 }
 
-static const struct action_ops start_ops = {
-    .prepare = start_prepare,
-    .drain = start_drain,
-    .act = start_act,
-    .undo = start_undo,
-    .commit = start_commit,
-    .free = start_free,
+static const struct action_ops point_start_ops = {
+    .prepare = point_start_prepare,
+    .drain = point_start_drain,
+    .act = point_start_act,
+    .undo = point_start_undo,
+    .commit = point_start_commit,
+    .free = point_start_free,
 };
 
 struct node *point_source(struct graph *g, struct node *n)
@@ -379,7 +379,7 @@ struct node *point_source(struct graph *g, struct node *n)
 int point_action(struct graph *g, const struct point_options *o,
                  struct point **pp, struct action **ap, struct error **errp)
 {
-    struct start *s = calloc(1, sizeof(*s));
+    struct point_start *s = calloc(1, sizeof(*s));
     struct point *p = calloc(1, sizeof(*p));
 
     if (!s || !p) {
@@ -391,7 +391,7 @@ int point_action(struct graph *g, const struct point_options *o,
     p->quota = o->quota;
     p->lost = o->lost;
     p->opaque = o->opaque;
-    s->action.ops = &start_ops;
+    s->action.ops = &point_start_ops;
     s->graph = g;
     s->o = *o;
     s->o.node = point_source(g, o->node);

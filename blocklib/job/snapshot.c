@@ -27,7 +27,7 @@ static struct snapshot *snapshot_of(struct action *a)
     return list_entry(a, struct snapshot, action);
 }
 
-static const char *format_of(const struct snapshot *s)
+static const char *overlay_format(const struct snapshot *s)
 {
     return s->o.format ? s->o.format : "qcow2";
 }
@@ -53,7 +53,7 @@ static int create_file(const struct snapshot *s, struct file_make *how,
                          node_filename(n));
     }
     const struct driver *drv = driver_find(graph_drivers(s->graph),
-                                           format_of(s));
+                                           overlay_format(s));
     if (drv && drv->image && !drv->has_backing) {
         return error_set(errp, EINVAL,
                          "Backing file not supported for file format '%s'",
@@ -63,7 +63,7 @@ static int create_file(const struct snapshot *s, struct file_make *how,
     node_access(n, &how->access);
     graph_unlock(s->graph);
     return image_create_as(graph_drivers(s->graph), s->o.overlay_file,
-                           format_of(s), options, how, errp);
+                           overlay_format(s), options, how, errp);
 }
 
 /* As the node was opened, without what the file names as its backing. */
@@ -72,8 +72,9 @@ static int open_options(const struct snapshot *s, json_t **options,
 {
     const struct node_flags *f = &s->o.node->flags;
     const struct driver *drv = driver_find(graph_drivers(s->graph),
-                                           format_of(s));
-    int r = options_from_image(s->o.overlay_file, format_of(s), options, errp);
+                                           overlay_format(s));
+    int r = options_from_image(s->o.overlay_file, overlay_format(s), options,
+                               errp);
 
     if (r < 0) {
         return r;
@@ -92,8 +93,8 @@ static int open_options(const struct snapshot *s, json_t **options,
 }
 
 /* @made: the file, if we have made it. */
-static int open_file(struct snapshot *s, const struct file_make *made,
-                     struct error **errp)
+static int open_overlay_file(struct snapshot *s, const struct file_make *made,
+                             struct error **errp)
 {
     CLEANUP_JSON json_t *options = NULL;
     int r = open_options(s, &options, errp);
@@ -145,7 +146,7 @@ static int snapshot_prepare(struct action *a, struct error **errp)
     }
     struct file_make made = {.access = FILE_ACCESS_ANY};
     r = s->o.existing ? 0 : create_file(s, &made, errp);
-    return r < 0 ? r : open_file(s, s->o.existing ? NULL : &made, errp);
+    return r < 0 ? r : open_overlay_file(s, s->o.existing ? NULL : &made, errp);
 }
 
 static void snapshot_drain(struct action *a)
