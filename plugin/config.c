@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* The parameters of `nbdkit nbdelta`: see config.h. */
 #include "config.h"
 
 #include <errno.h>
@@ -50,7 +51,7 @@ static bool is_among(const char *value, const char *a, const char *b)
     return value && (strcmp(value, a) == 0 || strcmp(value, b) == 0);
 }
 
-/* What people write who know another plugin or QEMU. */
+/* Parameters of other plugins and of QEMU, which people may try. */
 static const struct {
     const char *key;
     const char *instead;
@@ -116,7 +117,7 @@ static int check_choice(const char *key, const char *value,
                      value, all);
 }
 
-/* @words: those that it may be; NULL: any. */
+/* @value must be one of @words; NULL: any text will do. */
 static int set_text(char **where, const char *key, const char *value,
                     const char *const *words, struct error **errp)
 {
@@ -149,7 +150,7 @@ static int set_switch(int *where, const char *key, const char *value,
     return r;
 }
 
-/* nbdkit changes its directory. */
+/* @path from the root on, because nbdkit changes its directory. */
 static int absolute(const char *path, char **result, struct error **errp)
 {
     CLEANUP_FREE char *dir = path[0] == '/' ? strdup("") : getcwd(NULL, 0);
@@ -347,7 +348,7 @@ static int add_blockdev(struct config *c, const char *text, struct error **errp)
 
 /* --- The whole --- */
 
-/* Parameters that say something of images, and there are only options. */
+/* Parameters for images are refused where all disks are given as options. */
 static int check_needed(const struct config *c, struct error **errp)
 {
     const struct {

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Opening and closing the disks, and what clients open: see disk.h. */
 #include "disk.h"
 
 #include <errno.h>

@@ -6,10 +6,10 @@
  * The disks that are exported
  * ===========================
  *
- * All connections share one tree of nodes per disk.  It is open, and its
- * files are locked, as long as nbdkit runs: read-only, until the first client
- * comes that may write.  That is when one knows that nbdkit was not started
- * with -r.  A disk with bitmap= is opened for writing at once.
+ * All connections share one tree of nodes per disk.  The tree is open, and its
+ * files are locked, as long as nbdkit runs.  It is open read-only until the
+ * first client comes that may write: only then is it known that nbdkit was not
+ * started with -r.  A disk with bitmap= is opened for writing at once.
  */
 #include "config.h"
 #include "nbdelta/list.h"
@@ -46,9 +46,9 @@ void disks_free(struct disks *ds); /* all are closed; NULL is fine */
  * Threads may be started. */
 int disks_open(struct disks *ds, struct error **errp);
 
-/* Flush and close them, with their threads, and what clients have opened: on
- * its way out nbdkit does not close that.  Nothing is in flight.  The first
- * error of flushing; they are closed all the same. */
+/* Flush and close all disks, and what clients have opened, which nbdkit does
+ * not close on its way out.  Their threads end.  No request may be in flight.
+ * Returns the first error of flushing; the disks are closed all the same. */
 int disks_close(struct disks *ds, struct error **errp);
 
 /* What a client has opened: a disk, or a view of one. */
@@ -61,11 +61,11 @@ struct opened {
 };
 
 /*
- * Open the export @name: that of a disk ("" is the first one), or
- * NAME@dirty=BITMAP, which has the status of a bitmap (blk_dirty_view()).
- * -ENOENT: there is none; -EINVAL: the bitmap is inconsistent.  @readonly:
- * the client will not write.  disks_leave() is the end of *op, up to which
- * @name must live.
+ * Open the export @name.  A disk's name ("": the first disk's) opens the disk;
+ * NAME@dirty=BITMAP opens a view that has the status of a bitmap
+ * (blk_dirty_view()).  @readonly: the client will not write.  -ENOENT: there is
+ * no such export; -EINVAL: the bitmap is inconsistent.  End *op by
+ * disks_leave(); @name must live up to then.
  */
 int disks_enter(struct disks *ds, const char *name, bool readonly,
                 struct opened **op, struct error **errp);

@@ -136,8 +136,8 @@ static int check_value(json_t *v, const struct qmp_arg *a,
     }
 }
 
-/* The arguments of @spec, in its order; counts those that are there.  The row
- * that ends the list is *last. */
+/* Check the arguments of @spec, in its order.  *known counts the arguments that
+ * are there; *last becomes the row that ends the list. */
 static int check_known(json_t *object, const struct qmp_arg *spec,
                        const struct path *at, size_t *known,
                        const struct qmp_arg **last, struct error **errp)
@@ -194,7 +194,8 @@ const struct qmp_arg *qmp_find_arg(const struct qmp_arg *spec,
                : NULL;
 }
 
-/* In the order of the table, then what the table does not have. */
+/* Errors come in the order of the table; then members are refused that the
+ * table does not have. */
 static int check_members(json_t *object, const struct qmp_arg *spec,
                          const struct path *at, struct error **errp)
 {

@@ -45,14 +45,14 @@ struct qmp_arg {
     const char *const *words;             /* NULL-terminated */
     const char *const *(*words_of)(void); /* or what returns them */
     const struct qmp_arg *members;        /* a list */
-    const struct qmp_arg *shown;          /* told instead: the handler checks */
+    const struct qmp_arg *shown;          /* shown by the schema only */
     const char *type_name;                /* in texts, where QEMU has one */
     const struct qmp_variant *variants;   /* ends with a NULL name */
 };
 
 struct qmp_variant {
     const char *name;
-    const struct qmp_arg *members; /* NULL: none but those of all */
+    const struct qmp_arg *members; /* NULL: it adds none */
 };
 
 /* Rows of an argument list: QMP_OPT("sync", ENUM, .words = sync_words). */

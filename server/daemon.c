@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* How a daemon is asked to end, and tells that it has: see daemon.h. */
 #include "daemon.h"
 
 #include "nbdelta/job.h"

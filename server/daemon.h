@@ -35,8 +35,8 @@ struct daemon {
     bool exit_on_disconnect; /* when the last NBD client has gone */
     int quit_fd;             /* eventfd: readable once it shall stop */
 
-    /* The command that has the monitor lock, for those who wait for it (""
-     * while nobody does); with a lock of its own. */
+    /* Guarded by turn_lock: the command that has the monitor lock ("": none),
+     * for texts to commands that wait for it. */
     mutex_t turn_lock;
     char turn[64];
 
@@ -45,16 +45,17 @@ struct daemon {
     bool has_ended; /* no exports and jobs are left */
 };
 
-/* Ask the main thread to stop everything in order.  Does not wait: also for
- * threads that the main thread joins then.  With any locks. */
+/* Ask the main thread to stop everything in order.  Does not wait, so threads
+ * that the main thread joins may call it, too.  Any locks may be held. */
 void daemon_ask_quit(struct daemon *d);
 
 /* The same, and wait until exports and jobs have ended: so their last events
- * come before the reply to "quit".  With the monitor lock, which is given up
+ * come before the reply to "quit".  Hold the monitor lock, which is given up
  * meanwhile. */
 void daemon_quit(struct daemon *d);
 
-/* They have; let those go on who wait for it.  Takes the monitor lock. */
+/* Tell daemon_quit() that exports and jobs have ended.  Takes the monitor
+ * lock. */
 void daemon_ended(struct daemon *d);
 
 #endif /* NBDELTA_SERVER_DAEMON_H */

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Lines on standard error, never too many: see log.h. */
 #include "log.h"
 
 #include <poll.h>
@@ -34,7 +35,8 @@ static bool to_journal;
 static uint64_t full_at;    /* lock: when BURST lines may come at once again */
 static uint64_t lines_lost; /* lock */
 
-/* As systemd says, "device:inode", lest somebody has led it elsewhere. */
+/* Is standard error the stream that systemd has made ("device:inode")?  It may
+ * have been led elsewhere since. */
 static bool is_journal(void)
 {
     const char *stream = getenv("JOURNAL_STREAM");

@@ -11,10 +11,10 @@
  *     nbdelta: 2026-01-31T23:59:00Z job 'j0' (backup) failed: ...
  *     <3>job 'j0' (backup) failed: ...            (to the journal)
  *
- * Names from elsewhere may be in it: what is not only to be read (text.h)
- * becomes '?'.  Nothing here waits, so it may be called with any lock: lines
- * that standard error has no room for, and lines beyond a hundred at once, are
- * counted, and their number is told with the next.
+ * Names from elsewhere may be in it: characters that are not printable (text.h)
+ * become '?'.  Nothing here waits, so any locks may be held.  Lines that
+ * standard error has no room for, and lines beyond a hundred at once, are only
+ * counted; the next line tells their number.
  */
 #include <stdint.h>
 
@@ -28,9 +28,10 @@ void log_line(enum tell_level level, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 
 /*
- * What may come often, and what clients cause: the first is told at once, then
- * one in @every_s seconds, with how many there were in between.  One for each
- * kind of event, and for each disk or the like that it may happen to.
+ * For events that may come often, and events that clients cause: the first is
+ * told at once, then one in @every_s seconds, with how many there were in
+ * between.  Have one log_limit for each kind of event, and for each disk or the
+ * like that it may happen to.
  */
 struct log_limit {
     unsigned every_s; /* 0: a minute */

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Descriptors and signals that a process inherits: see process.h. */
 #include "process.h"
 
 #include <errno.h>
@@ -10,7 +11,7 @@
 /* Put something harmless at @fd, which is the lowest that is free. */
 static bool fill_descriptor(int fd)
 {
-    /* What is printed for nobody is lost, and it is told. */
+    /* Output that nobody would see has to be an error. */
     int flags = fd == STDOUT_FILENO ? O_RDONLY : O_RDWR;
     int got = open("/dev/null", flags | O_NOCTTY);
 
@@ -47,8 +48,9 @@ void process_take_signals(sigset_t *set)
     (void)sigemptyset(set);
     (void)sigaddset(set, PROCESS_ORPHANED);
     for (size_t i = 0; i < ARRAY_SIZE(ending); i++) {
-        /* A shell has a background job ignore SIGINT and SIGQUIT; who sends
-         * one of them to this process means it.  nohup means SIGHUP. */
+        /* A shell has a background job ignore SIGINT and SIGQUIT, although
+         * a user who sends them to this process means it.  A SIGHUP that is
+         * ignored is meant to be (nohup). */
         bool nohup = ending[i] == SIGHUP && is_ignored(SIGHUP);
 
         if (!sigismember(&before, ending[i]) && !nohup) {

@@ -6,11 +6,11 @@
 #include <stdbool.h>
 
 /*
- * What a process inherits from the one that started it, and cannot be used as
- * it is.  In the first thread, before anything is opened: descriptors 0 to 2
- * that are closed are filled, lest a disk gets the number that error texts go
- * to; and a limit on the size of files is an error of who writes, not the end
- * of the process.  False: a descriptor cannot be filled.
+ * Put right what a process inherits from the one that started it.  Call this in
+ * the first thread, before anything is opened.  Descriptors 0 to 2 that are
+ * closed are filled, so that no disk gets the number that error texts go to.  A
+ * limit on the size of files becomes an error of the write, not the end of the
+ * process.  False: a descriptor cannot be filled.
  */
 bool process_begin(void);
 
@@ -19,9 +19,9 @@ bool process_begin(void);
 #define PROCESS_ORPHANED SIGRTMIN
 
 /*
- * Block the signals that end a server in order, in this thread and in those
- * that it starts, and put them into @set for a signalfd.  One that the parent
- * has blocked is not among them, nor is SIGHUP when it is ignored (nohup).
+ * Block the signals that end a server in order, in this thread and in threads
+ * that it starts, and put them into @set for a signalfd.  Signals that the
+ * parent has blocked are left out, and so is SIGHUP when it is ignored (nohup).
  */
 void process_take_signals(sigset_t *set);
 

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Who may open the exports of a backup: who may open the disk, and nobody else.
+ * The rules of a backup's exports: a client that may open the disk may open its
+ * backup, and nobody else may.
  *
- * At the backup's begin its exports take over the rules of all exports that the
- * disk has then, each together with what their servers ask of clients.  A disk
- * without exports gives none: the backup's server decides alone.
+ * When the backup begins, its exports take over the rules of all exports that
+ * the disk has at that time.  With each rule comes what the server of its
+ * export asks of clients.  A disk without exports has no rules: there the
+ * backup's server decides alone.
  */
 #include <errno.h>
 #include <string.h>
@@ -54,8 +56,8 @@ int pull_gather_rules(struct pulls *p, struct pull *s, struct error **errp)
     return r < 0 ? error_set(errp, ENOMEM, "Out of memory") : 0;
 }
 
-/* The keys of all servers that the session's disks are on; *mixed: some are not
- * behind TLS, or it is optional there.  -EINVAL: they have different ones. */
+/* *keys: the keys of all servers that the session's disks are on.  *mixed: one
+ * of these servers does not require TLS.  -EINVAL: they have different keys. */
 static int common_keys(const struct pull *s, struct tls_keys **keys,
                        bool *mixed, struct error **errp)
 {
@@ -93,7 +95,7 @@ int pull_own_policy(const struct pull *s, struct tls_policy **pp,
     return *pp ? 0 : error_set(errp, ENOMEM, "Out of memory");
 }
 
-/* Can a client of @s fulfil it at all? */
+/* Can any client of @s fulfil the rule @r? */
 static bool can_meet(const struct export_rule *r, const struct server *s,
                      bool tls)
 {

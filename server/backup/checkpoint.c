@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Listing, finding and removing checkpoints: see checkpoint.h. */
 #include "backup/checkpoint.h"
 
 #include <errno.h>

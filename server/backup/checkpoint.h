@@ -6,10 +6,10 @@
  * Checkpoints
  * ===========
  *
- * A checkpoint is a persistent, enabled bitmap that collects from its instant
- * on, on each disk that was part of it, and nothing else is stored: there is
- * no register of them that could disagree with the images.  All here under the
- * monitor lock.
+ * A checkpoint is an instant.  Each disk that was part of it has a persistent,
+ * enabled bitmap of its name, which collects changes from that instant on.
+ * Nothing else is stored: no register of checkpoints could disagree with the
+ * images.  Hold the monitor lock for all of these functions.
  */
 #include <jansson.h>
 #include <stdbool.h>
@@ -18,25 +18,25 @@ struct daemon;
 struct error;
 struct node;
 
-/* CheckpointInfo of all, the oldest first as far as their bits tell; a new
- * reference, NULL: no memory. */
+/* A CheckpointInfo for each checkpoint, as a new reference; NULL: no memory.
+ * The oldest comes first, as far as their bits tell. */
 json_t *checkpoints_query(struct daemon *d);
 
-/* Remove the checkpoint @name from the nodes of @nodes (an array of names;
- * NULL: from all that have it), from all of them or, failing, from none.
- * -ENOENT; -EBUSY; -EPERM: an image is read-only. */
+/* Remove the checkpoint @name from the nodes that the array @nodes names (NULL:
+ * from all nodes that have it).  After an error it is removed from none of
+ * them.  -ENOENT; -EBUSY; -EPERM: an image is read-only. */
 int checkpoint_delete(struct daemon *d, const char *name, const json_t *nodes,
                       struct error **errp);
 
-/* Those of @n in words, a few of them if there are many: "'mon', 'tue'",
- * "none". To be freed; NULL: no memory. */
+/* The names of @n's checkpoints as a text, the first few if there are many:
+ * "'mon', 'tue'", "none".  Free it; NULL: no memory. */
 char *checkpoint_names(struct node *n);
 
-/* Has @n the checkpoint @name, be it one that can be used or not? */
+/* Has @n the checkpoint @name?  One that cannot be used counts, too. */
 bool checkpoint_exists(struct node *n, const char *name);
 
-/* Why what has changed on @n since the checkpoint @name cannot be told, as a
- * code ("no-checkpoint"); NULL: it can. */
+/* NULL: it can be told what has changed on @n since the checkpoint @name.
+ * Otherwise a word for the reason why not ("no-checkpoint"). */
 const char *checkpoint_missing(struct daemon *d, struct node *n,
                                const char *name);
 

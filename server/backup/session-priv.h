@@ -2,8 +2,8 @@
 #ifndef NBDELTA_SERVER_BACKUP_SESSION_PRIV_H
 #define NBDELTA_SERVER_BACKUP_SESSION_PRIV_H
 
-/* Between backup/session.c (begin and end), backup/access.c (who may open the
- * exports), and backup/watch.c (queries, and the thread). */
+/* Shared by session.c (begin and end), access.c (rules of the exports) and
+ * watch.c (queries, and the thread). */
 #include <pthread.h>
 #include <stdatomic.h>
 
@@ -18,7 +18,7 @@ struct tls_policy;
 struct pull_disk {
     struct node *node; /* stays: a point in time is kept of it */
     char *name;
-    char *since;         /* what is exported, or NULL: all */
+    char *since;         /* the checkpoint; NULL: all is exported */
     const char *reason;  /* why not what was asked for, or NULL */
     char *context;       /* the bitmap's name there, or NULL */
     struct point *point; /* NULL: not yet, or gone */
@@ -72,13 +72,13 @@ json_t *pull_describe_disk(const struct pull_disk *d);
 /* Make the thread look again.  With any locks. */
 void pulls_wake(struct pulls *p);
 
-/* It is there from the first session on.  Monitor lock. */
+/* Start the thread unless it runs.  Hold the monitor lock. */
 int pulls_start_thread(struct pulls *p, struct error **errp);
 
 /* Fill the disks' rules. */
 int pull_gather_rules(struct pulls *p, struct pull *s, struct error **errp);
 
-/* What a server of the session's own asks of its clients: *pp, with a
+/* *pp: what a server that belongs to the session asks of its clients, a new
  * reference; NULL: nothing.  -EINVAL: the disks' servers ask for different
  * credentials. */
 int pull_own_policy(const struct pull *s, struct tls_policy **pp,
@@ -87,11 +87,11 @@ int pull_own_policy(const struct pull *s, struct tls_policy **pp,
 /* -EACCES: no client of the session's server could open one of the exports. */
 int pull_check_rules(const struct pull *s, struct error **errp);
 
-/* One that is not ending, or NULL.  Monitor lock. */
+/* The session @id unless it is ending, or NULL.  Hold the monitor lock. */
 struct pull *pull_find(const struct pulls *p, const char *id);
 
-/* End @s without success; @result as BACKUP_ENDED has it.  Monitor lock, which
- * is given up meanwhile. */
+/* End @s without success; @result is a word of BACKUP_ENDED.  Hold the monitor
+ * lock, which is given up meanwhile. */
 void pull_fail(struct pulls *p, struct pull *s, const char *result);
 
 #endif /* NBDELTA_SERVER_BACKUP_SESSION_PRIV_H */

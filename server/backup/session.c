@@ -6,11 +6,12 @@
  *   end:    new bitmaps become persistent -> exports go -> points in time go
  *           -> dropped checkpoints go
  *
- * The order at the end: a crash before the first step leaves nothing of the
- * new checkpoint, one after it leaves it and perhaps some old ones too many.
+ * The order at the end has a reason: a crash before the first step leaves
+ * nothing of the new checkpoint; a later crash leaves the new checkpoint and
+ * perhaps a few old ones too many.
  *
- * A point in time that is lost tells so from within somebody's request, where
- * no lock may be taken: it wakes the thread of backup/watch.c, which sends the
+ * The loss of a point in time is told from within a request, where no lock may
+ * be taken.  So point_lost() wakes the thread of watch.c, which sends the
  * event.
  */
 #include "backup/session.h"
@@ -122,7 +123,7 @@ static struct pull *session_new(struct pulls *p, const struct pull_options *o)
 
 /* --- Checks --- */
 
-/* Is the bitmap what a session has begun and may forget again? */
+/* Does the bitmap belong to a session that has not ended and may forget it? */
 static bool is_pending(const struct pulls *p, const struct node *n,
                        const char *checkpoint)
 {
@@ -140,7 +141,7 @@ static bool is_pending(const struct pulls *p, const struct node *n,
     return false;
 }
 
-/* Decide whether the disk can be told apart since @since. */
+/* Decide whether it can be told what has changed since @since. */
 static int choose_mode(const struct pulls *p, struct pull_disk *d,
                        const char *since)
 {
@@ -152,7 +153,7 @@ static int choose_mode(const struct pulls *p, struct pull_disk *d,
     return since && !d->reason ? copy_name(&d->since, since) : 0;
 }
 
-/* Sessions that have the disk, those that are about to go as well. */
+/* How many sessions have the disk?  Sessions that are ending count, too. */
 static unsigned sessions_of(const struct pulls *p, const struct node *n)
 {
     unsigned count = 0;
@@ -188,7 +189,7 @@ static int check_disk(const struct pulls *p, const struct pull *s, unsigned i,
                : 0;
 }
 
-/* What was asked for cannot be had. */
+/* The error when the disk cannot be exported incrementally. */
 static int not_incremental(const struct pull_disk *d, const char *since,
                            struct error **errp)
 {
@@ -323,7 +324,7 @@ static void release_fresh(struct pulls *p, struct pull *s)
     }
 }
 
-/* Disk by disk: what cannot be stored on one does not keep the others. */
+/* Disk by disk: an error on one does not keep the others. */
 static void remove_fresh(struct pulls *p, struct pull *s)
 {
     release_fresh(p, s);
@@ -348,7 +349,7 @@ static void end_points(struct pull *s)
 
 /* --- Exports --- */
 
-/* For as long as the session lasts. */
+/* A server that lasts as long as the session. */
 static int open_own_server(struct pulls *p, struct pull *s, const json_t *addr,
                            struct error **errp)
 {
@@ -361,7 +362,7 @@ static int open_own_server(struct pulls *p, struct pull *s, const json_t *addr,
     return r < 0 ? r : server_listen(s->server, addr, errp);
 }
 
-/* The one of the session's own, or one that runs. */
+/* A server of the session's own, or one that runs already. */
 static int choose_server(struct pulls *p, struct pull *s,
                          const struct pull_options *o, struct error **errp)
 {
@@ -389,8 +390,8 @@ static void leave_server(struct pull *s)
     s->server = NULL;
 }
 
-/* An export that is not there yet, by the disk's name or, where that is
- * taken, NAME@SESSION. */
+/* The name of the export: @asked, or the disk's name, or NAME@SESSION where
+ * that is taken. */
 static int choose_name(struct pulls *p, const struct pull *s,
                        struct pull_disk *d, const char *asked)
 {
@@ -446,7 +447,8 @@ static int export_point(struct pulls *p, struct pull *s, struct pull_disk *d,
     return 0;
 }
 
-/* New clients do not find them, those that are there have to go. */
+/* New clients do not find the exports any more; clients that are there have to
+ * go. */
 static void remove_exports(struct pulls *p, struct pull *s)
 {
     struct daemon *d = p->daemon;
@@ -469,7 +471,7 @@ static void remove_exports(struct pulls *p, struct pull *s)
 
 /* --- Estimates, before anything is pulled --- */
 
-/* What the files of the chain take on their disks, at most all of it. */
+/* The room that the files of the chain take, at most the size of the disk. */
 static uint64_t allocated(struct graph *g, struct node *n)
 {
     uint64_t size = node_size(n);

@@ -11,13 +11,13 @@
  *            point in time of each disk is kept (nbdelta/point.h)
  *            then it is exported, read-only
  *   ...      clients read
- *   end      success: the new checkpoint becomes persistent, those to be
- *            dropped go
+ *   end      success: the new checkpoint becomes persistent, checkpoints to
+ *            be dropped go
  *            else: nothing of the new checkpoint is left
  *
- * Until the end the new checkpoint is in memory only, so whatever ends the
- * daemon leaves the old ones and nothing of the new one.  A session whose
- * exports nobody has used for `expire` seconds ends by itself, as failed.
+ * Until the end the new checkpoint is in memory only.  So a daemon that ends,
+ * in whatever way, leaves the old checkpoints and nothing of the new one.  A
+ * session whose exports nobody has used for `expire` seconds ends as failed.
  */
 #include <jansson.h>
 #include <stdbool.h>
@@ -28,7 +28,7 @@
 struct daemon;
 struct pulls;
 
-/* Each costs memory, scratch, and every write of the guest a copy. */
+/* Each backup costs memory and scratch, and a copy for writes of the guest. */
 #define PULLS_PER_DISK 16
 /* Unless another time is asked for: a day without a client. */
 #define PULL_EXPIRE_S 86400
@@ -44,15 +44,15 @@ struct pull_options {
     unsigned count;
     const char *checkpoint; /* the new one, or NULL */
     const json_t *listen;  /* checked address of a server of its own, or NULL */
-    const char *server;    /* else the id of a running one; NULL: the unnamed */
+    const char *server;    /* or the id of a running server; NULL: unnamed */
     const char *scratch;   /* directory, or NULL */
     uint64_t quota;        /* bytes of scratch for each disk; 0: no limit */
     uint64_t expire;       /* seconds; 0: never */
     unsigned max_delay_ms; /* most that a guest's write waits for scratch */
-    bool break_guest_write; /* what has no room fails the guest */
+    bool break_guest_write; /* without room the guest gets an error */
     bool once;              /* what was read is not kept any more */
     bool discard;           /* clients may give up what they do not need */
-    bool incremental;       /* a disk that cannot be so is an error */
+    bool incremental;       /* exporting a disk as a whole is an error */
 };
 
 struct pulls *pulls_new(struct daemon *d); /* NULL: no memory */
@@ -62,19 +62,19 @@ struct pulls *pulls_new(struct daemon *d); /* NULL: no memory */
 void pulls_stop(struct pulls *p);
 void pulls_free(struct pulls *p); /* after pulls_stop; NULL is fine */
 
-/* --- All under the monitor lock. --- */
+/* --- Hold the monitor lock for all of these. --- */
 
-/* Begin a session.  *reply: what backup-begin returns, a new reference.  After
- * an error everything is as it was. */
+/* Begin a session.  *reply, a new reference, is what backup-begin returns.
+ * After an error everything is as it was. */
 int pulls_begin(struct pulls *p, const struct pull_options *o, json_t **reply,
                 struct error **errp);
 
 /*
- * End the session @id; clients that are still connected are disconnected.
- * @drop: names of checkpoints, or NULL.  Waits, with the monitor lock given
- * up, until its exports are gone.  -ENOENT.  When the new checkpoint cannot be
- * stored, or a point in time was lost while @success is claimed, the session
- * goes on.
+ * End the session @id.  Clients that are still connected are disconnected.
+ * @drop has names of checkpoints, or is NULL.  Waits until the session's
+ * exports are gone; the monitor lock is given up meanwhile.  -ENOENT.  The
+ * session goes on when the new checkpoint cannot be stored, and when @success
+ * is claimed although a point in time was lost.
  */
 int pulls_end(struct pulls *p, const char *id, bool success, const json_t *drop,
               struct error **errp);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Who looks after backups that are pulled: queries, and a thread that tells of
- * points in time that were lost and ends sessions that expire. */
+/* Backups while they go on: queries, and a thread that tells of points in time
+ * that were lost and ends sessions that expire. */
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -19,8 +19,8 @@
 #include "nbdelta/point.h"
 #include "qmp/monitor.h"
 
-/* How long a session that expires waits for its disks to come to rest, each of
- * them, and when that is tried again. */
+/* How long a session that expires waits for each of its disks to come to rest,
+ * and after how long it tries again. */
 #define REST_NS  (2 * NS)
 #define RETRY_NS (10 * NS)
 
@@ -106,7 +106,7 @@ static uint64_t time_to_expiry(struct pulls *p, const struct pull *s)
     return left;
 }
 
-/* When it is to be ended, from now; 0: now. */
+/* Nanoseconds until the session is to be ended; 0: now. */
 static uint64_t ends_in(struct pulls *p, const struct pull *s)
 {
     uint64_t left = time_to_expiry(p, s);
@@ -115,7 +115,8 @@ static uint64_t ends_in(struct pulls *p, const struct pull *s)
     return s->stuck_until > now ? max_u64(left, s->stuck_until - now) : left;
 }
 
-/* Returns when to look again; 0: *id, which is the caller's, has expired. */
+/* Nanoseconds until the next look; 0: the session *id, which the caller frees,
+ * has expired. */
 static uint64_t look_at_sessions(struct pulls *p, char **id)
 {
     uint64_t next = UINT64_MAX;
@@ -135,8 +136,8 @@ static uint64_t look_at_sessions(struct pulls *p, char **id)
     return next;
 }
 
-/* Its end drains its disks, under locks that others need: so that is waited for
- * without them, as commands do. */
+/* The end of a session drains its disks under locks that others need.  So wait
+ * for the disks to come to rest without these locks, as commands do. */
 static bool come_to_rest(struct pulls *p, const char *id)
 {
     CLEANUP_JSON json_t *nodes = json_object();

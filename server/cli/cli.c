@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Options, errors and output of all sub-commands: see cli.h. */
 #include "cli/cli.h"
 
 #include <errno.h>
@@ -217,8 +218,8 @@ static void print_escaped(uint32_t code)
     printf("\\u%04x", code);
 }
 
-/* Part of a text in JSON, where whole characters are, and control characters
- * in strings alone, but for the lines between. */
+/* Print a part of a text in JSON.  The part has whole characters.  Control
+ * characters, except for line ends, are in strings alone. */
 static int print_json_part(const char *text, size_t size, void *opaque)
 {
     const char *end = text + size;

@@ -5,11 +5,11 @@
 /*
  * What all sub-commands share: options, errors, output.
  *
- * Exit status: 0, EXIT_FAILURE (1) when the work failed, CLI_USAGE (2) when
- * the command line makes no sense; from 3 on, what the command's page tells.
- * Of commands that talk to a daemon, CLI_INTERRUPTED when a signal came and
- * what they had begun there is undone, CLI_UNKNOWN when they cannot tell how
- * that ends.
+ * Exit status: 0; EXIT_FAILURE (1) when the work failed; CLI_USAGE (2) when the
+ * command line makes no sense; from 3 on, what the command's page tells.
+ * Commands that talk to a daemon have two more.  CLI_INTERRUPTED: a signal
+ * came, and what the command had begun there is undone.  CLI_UNKNOWN: the
+ * command cannot tell how that ends.
  */
 #include <jansson.h>
 #include <stdbool.h>
@@ -38,7 +38,7 @@ struct cli_command {
     const char *name;  /* "create" */
     const char *usage; /* "[-f FORMAT] FILE SIZE"; a line per form */
     const char *about; /* what it does; lines end with \n */
-    const struct cli_option *options; /* but for --help, which all have */
+    const struct cli_option *options; /* without --help, which all have */
     bool in_order; /* arguments come from cli_next, too, in their place */
 };
 
@@ -75,8 +75,8 @@ int cli_usage(const struct cli_command *c, const char *fmt, ...)
 int cli_output_format(const struct cli_command *c, const char *text,
                       bool *json);
 
-/* Print @j in many lines, as qemu-img does; what is not only to be read in its
- * strings, as \u escapes. */
+/* Print @j in many lines, as qemu-img does.  Characters that are not printable
+ * (text.h) become \u escapes. */
 void cli_print_json(const json_t *j);
 
 /* Push out standard output: 0, or EXIT_FAILURE when it could not be written,

@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-
 /* `nbdelta backup-begin` and `nbdelta backup-end`: a point in time of many
  * disks of a running daemon, to be pulled. */
 #include <errno.h>
@@ -219,7 +218,7 @@ static int begin_option(json_t *args, int code, struct error **errp)
 
 /* --- The daemon --- */
 
-/* To be freed by who has asked, as all texts of the daemon that are printed. */
+/* A text of the daemon as it may be printed, for the caller to free. */
 static char *printable_member(const json_t *object, const char *key)
 {
     const char *text = json_string_value(json_object_get(object, key));
@@ -274,7 +273,7 @@ static void print_begun(const json_t *begun)
     }
 }
 
-/* Signals are minded from the command on: what was begun there is not left. */
+/* Mind signals from the command on, because what it begins must be undone. */
 static int begin_talk(struct qmp_client *c, const char *socket,
                       const char *command, json_t *args, struct error **errp)
 {
@@ -303,8 +302,8 @@ static int tell_no_reply(const char *command, int r, const struct error *err,
 
 #define BEGUN "the backup has begun ('nbdelta qmp SOCKET query-backups' tells)"
 
-/* A signal: whoever has sent it does not want the backup, and does not know its
- * id.  So what has begun is ended; returns the exit status. */
+/* After a signal: the user does not want the backup and does not know its id,
+ * so end it.  Returns the exit status. */
 static int undo_begin(struct qmp_client *c, const json_t *begun)
 {
     CLEANUP_ERROR struct error *err = NULL;

@@ -135,7 +135,7 @@ struct request {
     bool force;
 };
 
-/* Add the options of one -o to those that were there. */
+/* Add the options of one -o to the options of the -o before. */
 static int add_options(struct request *rq, const char *text)
 {
     CLEANUP_ERROR struct error *err = NULL;

@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-
 /* `nbdelta qmp`: one command to a monitor, and the job that it starts. */
 
 #include <errno.h>

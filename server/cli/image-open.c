@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Opening an image for a sub-command: see image-open.h. */
 #include "cli/image-open.h"
 
 #include <errno.h>

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Connecting to an NBD server, by libnbd: see nbd-client.h. */
 #include "cli/nbd-client.h"
 
 #include <errno.h>

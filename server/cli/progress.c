@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* A thread that shows how far an operation is: see progress.h. */
 #include "cli/progress.h"
 
 #include <stdio.h>

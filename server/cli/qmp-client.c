@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* A client of QMP: see qmp-client.h. */
 #include "cli/qmp-client.h"
 
 #include <errno.h>

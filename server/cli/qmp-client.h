@@ -31,11 +31,11 @@ int qmp_client_open(struct qmp_client *c, const char *path,
 void qmp_client_close(struct qmp_client *c);
 
 /*
- * From now on SIGINT, SIGTERM and SIGHUP, unless they were ignored or blocked
- * before, do not end the process: whatever waits for the other side returns
- * -EINTR for each, without an error text, and may be called again to go on.
- * For who has begun something there, and has to end it.  Before there are
- * threads.
+ * From now on SIGINT, SIGTERM and SIGHUP do not end the process, unless they
+ * were ignored or blocked before.  Functions that wait for the other side
+ * return -EINTR for each signal, without an error text, and may be called again
+ * to go on.  Commands use this that begin something at the daemon and have to
+ * undo it.  Call it before there are threads.
  */
 int qmp_client_mind(struct qmp_client *c, struct error **errp);
 
@@ -53,7 +53,7 @@ int qmp_client_send(struct qmp_client *c, const char *command, json_t *args,
  * that come before it are kept in c->events, other replies are dropped. */
 int qmp_client_reply(struct qmp_client *c, json_t **reply, struct error **errp);
 
-/* Both. */
+/* Send a command and wait for its reply. */
 int qmp_client_request(struct qmp_client *c, const char *command, json_t *args,
                        json_t **reply, struct error **errp);
 

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Following jobs of a daemon to their end: see qmp-wait.h. */
 #include "cli/qmp-wait.h"
 
 #include <errno.h>
@@ -170,7 +171,7 @@ static bool was_created(const struct waiter *w, const char *id)
     return false;
 }
 
-/* Others start jobs, too: ours are those whose arguments were ours. */
+/* Other clients start jobs, too: a job is ours if it has our arguments. */
 static void add_created(struct waiter *w, const json_t *args)
 {
     const char *id = job_id(args);
@@ -357,7 +358,7 @@ static double how_far(void *opaque)
     return atomic_load(&w->permille) / 1000.0;
 }
 
-/* Those that cannot be cancelled have ended, or are about to. */
+/* A job that cannot be cancelled has ended, or is about to. */
 static int cancel_own(struct waiter *w, struct error **errp)
 {
     int r = 0;
@@ -431,8 +432,8 @@ static int come_as_far(struct waiter *w, struct error **errp)
 
 /* --- Telling. --- */
 
-/* What tells of the end: the last event or, for jobs that have none, what
- * query-jobs says. */
+/* Print how a job ended.  The last event tells it or, for jobs without events,
+ * query-jobs. */
 static int report_end(const struct waiter *w, const struct followed *f)
 {
     const json_t *last = f->event ? f->event : f->info;

@@ -6,10 +6,10 @@
  * Waiting for jobs of a daemon
  * ============================
  *
- * A job that this command has started is its own: when the command is
- * interrupted the job is cancelled, and its end waited for, so whoever repeats
- * the command finds all as it was.  A job that was there before is somebody
- * else's: that goes on.  Either way the exit status tells.
+ * A job that this command has started is its own.  When the command is
+ * interrupted, the job is cancelled and its end waited for: the command can be
+ * repeated, and finds all as it was.  A job that was there before is somebody
+ * else's, and goes on.  The exit status tells which of both.
  */
 #include <jansson.h>
 #include <stdbool.h>
@@ -45,10 +45,10 @@ unsigned waiter_add_own(struct waiter *w, json_t *args);
 int waiter_add(struct waiter *w, const char *id);
 
 /*
- * Until all of them have come as far; progress is shown meanwhile, and how each
- * ended printed.  Returns an exit status (CLI_INTERRUPTED: they were cancelled,
- * at a signal; CLI_UNKNOWN: they go on, or the daemon has gone), with the
- * reason printed.
+ * Wait until all jobs have come as far.  Shows progress meanwhile, and prints
+ * how each job ended.  Returns an exit status, with the reason printed
+ * (CLI_INTERRUPTED: the jobs were cancelled after a signal; CLI_UNKNOWN: they
+ * go on, or the daemon has gone).
  */
 int waiter_wait(struct waiter *w, enum wait_until until);
 

@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-
 /* Backups that clients pull, and checkpoints.  QEMU has no such commands: the
  * shape is that of libvirt's backup and checkpoint XML. */
 #include <errno.h>

@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-
 /* Changes of dirty bitmaps, alone or in a transaction. */
 #include <errno.h>
 #include <gnutls/crypto.h>

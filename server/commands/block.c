@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-
 /* Nodes: what there is, and their size. */
 #include <errno.h>
 #include <stdlib.h>

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-
-/* Backing chains: overlays, and what is merged into what is below. */
+/* Backing chains: overlays are put on, and committed into images below. */
 #include <errno.h>
 #include <string.h>
 
@@ -56,7 +55,7 @@ static const struct qmp_arg commit_args[] = {
     QMP_LAST,
 };
 
-/* The node of a device or, where that says nothing, of a node's name. */
+/* The node of a device or, where there is none, the node called @name. */
 static struct node *find_device_or_node(struct qmp_call *call,
                                         const char *device, const char *name,
                                         struct error **errp)
@@ -168,7 +167,7 @@ static int cmd_commit(struct qmp_call *call, struct error **errp)
     };
     int r;
 
-    /* First of all: clients find out by it what is supported. */
+    /* This comes first: clients find out by this error what is supported. */
     o.root = disk_find_device(call->daemon, o.device, NULL);
     if (!o.root) {
         call->class = QMP_DEVICE_NOT_FOUND;

@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-
 /* blockdev-create: images, and the files for them. */
 #include <errno.h>
 #include <string.h>

@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-
 /* Devices of a guest that is not there: names for disks. */
 #include <errno.h>
 
@@ -10,7 +9,7 @@
 #include "qmp/monitor.h"
 #include "vm/device.h"
 
-/* What hardware there is does not matter, nor do its properties. */
+/* The driver and its properties do not matter: there is no hardware. */
 static const struct qmp_arg add_args[] = {
     QMP_ARG("driver", STR),
     QMP_OPT("id", STR),

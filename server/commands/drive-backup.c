@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-
 /* Backups: alone or in a transaction. */
 #include <errno.h>
 #include <limits.h>

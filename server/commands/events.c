@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-
 /* The events that clients may see. */
 #include "commands/table.h"
 #include "commands/types.h"

@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-
 /* The NBD server and its exports. */
 #include <errno.h>
 #include <string.h>

@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-
 /*
  * human-monitor-command: of the words that QEMU's human monitor knows, those
  * that tests of its block layer live by: `qemu-io [-d] DEVICE "COMMAND"`,

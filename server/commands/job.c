@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-
 /* The verbs of jobs in both generations. */
 #include <errno.h>
 #include <limits.h>

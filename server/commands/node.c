@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-
 /* Nodes come and go. */
 #include <errno.h>
 

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* QOM objects, and I/O threads, which change nothing here. */
 #include <errno.h>
 
 #include "commands/table.h"

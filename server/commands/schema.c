@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-
 /*
  * query-qmp-schema: what commands take and return, made from the same rows
  * that check their arguments.
  *
- * Types have numbers for names, as in QEMU, but for those of JSON ("str") and
- * arrays ("[str]", "[12]").  One that is described by the same rows twice is
- * one type; a type has its number before its members are looked at, so that
- * it may be among them.
+ * Types have numbers for names, as in QEMU, except for the types of JSON
+ * ("str") and arrays ("[str]", "[12]").  What the same rows describe is one
+ * type.  A type has its number before its members are looked at, so that it may
+ * be among them.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -321,7 +320,7 @@ static void add_option_members(struct schema *s, const struct option *o,
     }
 }
 
-/* Those of one driver, or below one option. */
+/* The options of one driver, or the members of one option. */
 static void options_of(struct schema *s, const struct option *table,
                        struct type_name *n)
 {

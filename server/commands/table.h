@@ -38,7 +38,7 @@ extern const struct qmp_command qmp_abort_action; /* no command */
 extern const struct qmp_command qmp_transaction_commands[];
 extern const struct qmp_command qmp_yank_commands[];
 
-/* --nbd-server: as nbd-server-start, but for its addr. */
+/* --nbd-server: nbd-server-start with another form of addr. */
 extern const struct qmp_command qmp_nbd_server_option;
 
 /* BlockdevOptions: "driver", and what that takes. */

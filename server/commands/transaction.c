@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-
 /* transaction: several changes at one instant, all of them or none. */
 #include <errno.h>
 #include <stdio.h>

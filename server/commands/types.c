@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* The rows that describe what queries return: see types.h. */
 #include "commands/types.h"
 
 /* --- Jobs. --- */

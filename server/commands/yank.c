@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-
-/* Cutting off servers that never answer.  Without the monitor lock: who holds
- * that may wait for what is to be yanked. */
+/* Cutting off servers that never answer.  These commands do not take the
+ * monitor lock, because its holder may wait for what is to be yanked. */
 #include <errno.h>
 #include <string.h>
 
@@ -49,7 +48,7 @@ static const char *instance_node(const json_t *instance)
                : NULL;
 }
 
-/* All of @instances, or none, where one is not there. */
+/* Yank all of @instances or, if one of them is not there, none. */
 static int yank_all(struct graph *g, const json_t *instances)
 {
     size_t count = json_array_size(instances);

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Going to the background: see daemonize.h. */
 #include "serve/daemonize.h"
 
 #include <errno.h>

@@ -13,7 +13,8 @@ struct error;
  */
 int daemonize(int *ready, struct error **errp);
 
-/* Let go of the terminal, and of who started us.  @ready < 0: nothing. */
+/* Let go of the terminal, and of the process that waits in daemonize().  Does
+ * nothing if @ready < 0. */
 void daemonize_ready(int ready);
 
 #endif /* NBDELTA_SERVER_SERVE_DAEMONIZE_H */

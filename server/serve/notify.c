@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* What systemd hands to a program: see notify.h. */
 #include "serve/notify.h"
 
 #include <ctype.h>

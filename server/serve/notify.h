@@ -2,8 +2,9 @@
 #ifndef NBDELTA_SERVER_SERVE_NOTIFY_H
 #define NBDELTA_SERVER_SERVE_NOTIFY_H
 
-/* What systemd, or who does as it does, hands to a program that it starts:
- * sockets that listen already, and one to tell on that it is ready. */
+/* What systemd, or a program in its place, hands to a program that it starts:
+ * sockets that listen already, and a socket on which to tell that it is ready.
+ */
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -23,7 +24,7 @@ struct notify {
     socklen_t len; /* 0: nobody wants to know */
 };
 
-/* Whom to tell (NOTIFY_SOCKET); leaves the environment, too. */
+/* Look whom to tell (NOTIFY_SOCKET).  The variable leaves the environment. */
 void notify_init(struct notify *n);
 
 /* Tell @state: "READY=1", "STOPPING=1". */

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* The file with the process id, and its lock: see pidfile.h. */
 #include "serve/pidfile.h"
 
 #include <ctype.h>

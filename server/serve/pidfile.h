@@ -5,14 +5,15 @@
 /*
  * The file that tells the daemon's process id, and that it is ready.
  *
- * Who has written it keeps the file itself locked (as QEMU does, so that both
- * heed each other) until it ends, however that is: a file that is not locked is
- * nobody's, and is taken over.  What the file says is not believed.
+ * The process that has written it keeps the file itself locked until it ends in
+ * whatever way.  QEMU does the same, so both heed each other.  A file that is
+ * not locked is nobody's, and is taken over.  What the file says is not
+ * believed.
  *
- * It appears in one step, with the id in it and locked.  Who takes over one
- * that is there holds the lock of that from the beginning until its own is in
- * the place, so of two that start at once one is refused; when there was none,
- * that is only when both want to write it.
+ * The file appears in one step, locked and with the id in it.  A process that
+ * takes over a file holds the lock of the old file from the beginning until its
+ * own file is in the place.  So of two that start at once one is refused.
+ * Without an old file one is refused only when both want to write theirs.
  */
 #include <stdbool.h>
 #include <sys/types.h>
@@ -29,8 +30,9 @@ struct pidfile {
         .stale = -1, .fd = -1 \
     }
 
-/* -EEXIST: somebody who is alive has it; -EINVAL: what is there is no pidfile.
- * The lock stays with the children of fork(). */
+/* May the file be written?  -EEXIST: a process that is alive has it; -EINVAL:
+ * the file that is there is no pidfile.  The lock stays with the children of
+ * fork(). */
 int pidfile_check(struct pidfile *p, struct error **errp);
 
 /* Write it in one step.  Errors as above: somebody may have come meanwhile. */

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* The options of `nbdelta serve`, and what goes with what. */
 #include "serve/serve-options.h"
 
 #include <ctype.h>

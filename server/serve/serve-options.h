@@ -34,8 +34,8 @@ enum serve_code {
     OPT_VM_COMPAT,
 };
 
-/* What is done in the order of the command line: options of these codes, and
- * images (CLI_ARGUMENT). */
+/* A step that is done in the order of the command line: an option of one of
+ * these codes, or an image (CLI_ARGUMENT). */
 struct serve_item {
     int code;
     const char *name; /* of the option, NULL: an image */
@@ -63,7 +63,7 @@ struct serve_config {
     bool exit_on_disconnect;
     bool exit_with_parent;
     bool print_uri;
-    unsigned socket_mode;  /* of that of -U */
+    unsigned socket_mode;  /* of the socket of -U */
     unsigned stop_timeout; /* seconds; 0: none */
     bool has_drives;
     bool has_images;

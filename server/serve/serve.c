@@ -106,7 +106,7 @@ static int open_named(struct serve *s, const char *name, const char *image,
     if (r < 0) {
         return r;
     }
-    /* Clients that trim want room back; who does not says so in json:. */
+    /* Clients that trim want room back; a user can say otherwise in json:. */
     if (json_object_set_new(options, "node-name", json_string(name)) < 0 ||
         (!json_object_get(options, "discard") &&
          json_object_set_new(options, "discard", json_string("unmap")) < 0) ||
@@ -190,7 +190,7 @@ static int do_option(struct serve *s, const struct serve_item *it,
     }
 }
 
-/* Whose text is it?  That of an object may be a secret. */
+/* The error names the option.  The text of an object may be a secret. */
 static void name_option_in_error(const struct serve_item *it,
                                  struct error **errp)
 {
@@ -201,8 +201,9 @@ static void name_option_in_error(const struct serve_item *it,
     }
 }
 
-/* Which files images may name is known before the first is opened; and who can
- * connect to the socket of --qmp finds images that are open. */
+/* Before the first image is opened it must be known which files images may
+ * name; and a client that can connect to the socket of --qmp finds all images
+ * open. */
 static int pass_of(const struct serve_item *it)
 {
     return it->code == OPT_ALLOW_PATH ? 0 : it->code == OPT_QMP ? 2 : 1;
@@ -328,8 +329,8 @@ static int listen_given(const struct serve_config *cfg, struct server *server,
                 : error_set(errp, EINVAL, "the address is not UTF-8 text");
 }
 
-/* The server that -U, -i, -p and socket activation ask for, or images without
- * any of them. */
+/* Open the server that -U, -i, -p and socket activation ask for, and images
+ * where nothing else does. */
 static int listen_short(struct serve *s, struct error **errp)
 {
     const struct serve_config *cfg = &s->config;
@@ -396,7 +397,7 @@ static int follow_parent(struct error **errp)
     return 0;
 }
 
-/* What this process was given, and whom it obeys. */
+/* Take what the parent has handed over. */
 static int take_over(struct serve *s, struct error **errp)
 {
     notify_init(&s->notify);
@@ -491,9 +492,9 @@ static int flush_export(struct export *e, void *opaque)
 }
 
 /*
- * In the order of what uses what.  A monitor's command may look at jobs and
- * exports: monitors go before these; but they tell how jobs ended, so they go
- * after jobs have.
+ * The order follows what uses what.  A monitor's command may look at jobs and
+ * exports, so monitors are stopped before these are freed.  Monitors tell how
+ * jobs ended, so they are stopped after jobs have ended.
  */
 static int stop_daemon(struct serve *s)
 {

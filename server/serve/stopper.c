@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* The thread that limits the time of the end: see stopper.h. */
 #include "serve/stopper.h"
 
 #include <errno.h>
@@ -16,7 +17,7 @@
 #include "nbdelta/thread.h"
 #include "nbdelta/yank.h"
 
-/* After cutting off what does not answer; and for closing what does. */
+/* How long to wait after servers were cut off, and for closing images. */
 #define CUT_MS     5000
 #define SALVAGE_NS UINT64_C(10000000000)
 
@@ -54,7 +55,8 @@ static bool wait_until_closed(const struct stopper *s, int ms)
     return r > 0;
 }
 
-/* Until a signal or somebody else asks for the end; false: it is there. */
+/* Wait until a signal or daemon_ask_quit() asks for the end.  False: all is
+ * closed already. */
 static bool wait_for_request(const struct stopper *s)
 {
     struct daemon *d = s->o.daemon;
@@ -72,8 +74,8 @@ static bool wait_for_request(const struct stopper *s)
     return !fds[2].revents;
 }
 
-/* Other threads are stuck in what is not to be had: no order, and no memory to
- * be freed, any more. */
+/* Other threads are stuck in storage that does not answer.  So nothing is
+ * stopped in order, and no memory is freed. */
 _Noreturn static void end_here(struct stopper *s)
 {
     graph_salvage(s->o.daemon->graph, SALVAGE_NS, tell_given_up, s);

@@ -17,9 +17,9 @@
  *                             exit 1     what answers is flushed and closed,
  *                                        the rest is named; exit 1
  *
- * A thread of its own looks at the signals, from the start: so storage that
- * hangs while it is being opened is no way to live for ever, either.  More
- * signals change nothing.
+ * A thread of its own looks at the signals from the start.  So a daemon whose
+ * storage hangs while it is being opened can be ended, too.  More signals
+ * change nothing.
  */
 #include <stdbool.h>
 
@@ -33,7 +33,7 @@ struct stopper;
 struct stopper_options {
     struct daemon *daemon; /* its graph and quit_fd are there */
     int signals;           /* signalfd */
-    const char *command;   /* who says so on stderr */
+    const char *command;   /* its name in texts on stderr */
     unsigned limit_s;      /* 0: none */
     /* Before the process ends from here: remove what others look at. */
     void (*last)(void *opaque);
@@ -44,8 +44,9 @@ struct stopper_options {
 struct stopper *stopper_new(const struct stopper_options *o,
                             struct error **errp);
 
-/* All is closed.  When the process is being ended already this does not
- * return.  False: it was late, and something was cut off.  NULL is fine. */
+/* Tell the stopper that all is closed, and free it.  This does not return when
+ * the thread is ending the process already.  False: the end was late, and
+ * something was cut off.  NULL is fine. */
 bool stopper_free(struct stopper *s);
 
 #endif /* NBDELTA_SERVER_SERVE_STOPPER_H */

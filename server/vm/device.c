@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Block backends, for --vm-compat: see device.h. */
 #include "vm/device.h"
 
 #include <errno.h>

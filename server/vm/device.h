@@ -4,8 +4,8 @@
 
 /*
  * Block backends: disks by the name that a guest's device would have.  Only
- * for --vm-compat, which stands in for an emulator without a guest.  Under
- * the monitor lock, but for devices_free.
+ * --vm-compat has them, which stands in for an emulator without a guest.  Hold
+ * the monitor lock for all functions except devices_free().
  */
 #include <jansson.h>
 
@@ -52,8 +52,8 @@ int devices_set_disk(struct daemon *d, const char *name, struct node *n,
 /* What names of devices begin with in QEMU's tree of objects. */
 #define QDEV_PATH "/machine/peripheral/"
 
-/* The disk of a backend, or of a device's id; NULL: there is none, or it
- * has none.  Its node changes with what is inserted above. */
+/* The disk of the backend or device @name; NULL: there is no such, or it has no
+ * disk.  The disk's node changes when another is inserted above it. */
 struct blk *devices_find(const struct devices *d, const char *name);
 
 /* Visit their names, oldest first; as exports_each.  @id is "" of a device on

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Words of qemu-io become requests: see qemu-io-parse.h. */
 #include "vm/qemu-io-parse.h"
 
 #include <errno.h>

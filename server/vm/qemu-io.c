@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * What commands of qemu-io do and print.  What starts with "aio_" has a
- * thread of its own, so that a request that is held up holds up nobody;
- * aio_flush and the end of the daemon wait for them.
+ * What commands of qemu-io do and print.  Each command that starts with "aio_"
+ * has a thread of its own, so that a request that is held up holds up nobody.
+ * aio_flush and the end of the daemon wait for these threads.
  */
 #include "vm/qemu-io.h"
 
@@ -222,7 +222,7 @@ static int perform_discard(const struct io_request *q)
     return r;
 }
 
-/* QEMU's block layer says EIO of what is not inside of the disk. */
+/* A range that is not inside of the disk is EIO, as in QEMU's block layer. */
 static int perform_on_range(const struct io_request *q)
 {
     const struct io_args *a = &q->args;
@@ -348,8 +348,8 @@ static void remove_break(struct node *n, const char *tag)
     }
 }
 
-/* What needs no requests is done at once, and nothing is attached for it.
- * False: there is more to do. */
+/* Do a command that needs no requests; nothing is attached for it.  False: the
+ * command needs one. */
 static bool do_at_once(struct node *n, const struct io_args *a)
 {
     CLEANUP_ERROR struct error *err = NULL;

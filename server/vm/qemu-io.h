@@ -16,18 +16,18 @@ struct io_tasks *io_tasks_new(void); /* NULL: no memory */
 void io_tasks_free(struct io_tasks *t);
 
 /*
- * Read @command and attach to @n, if it is to do I/O; that lets requests go on
- * that are held up there.  Under the monitor lock, so @n is there.
- * NULL: nothing is left to do; errors are printed on standard output.
+ * Parse @command, and attach to @n if it needs I/O; attaching lets requests go
+ * on that are held up there.  Hold the monitor lock, so that @n stays.  NULL:
+ * nothing is left to do; errors are printed on standard output.
  */
 struct io_request *io_prepare(struct io_tasks *t, struct jobs *jobs,
                               struct graph *g, struct node *n,
                               const char *command);
 
 /*
- * Do it, as qemu-io prints it on standard output, errors too, and free @q.
- * Without the monitor lock: blocks for the time of the I/O, which may have to
- * wait for a job.  Commands with aio_ go on alone.
+ * Do what @q says and free @q.  Results and errors go to standard output, in
+ * qemu-io's words.  Do not hold the monitor lock: this blocks for the time of
+ * the I/O, which may have to wait for a job.  Commands with aio_ go on alone.
  */
 void io_perform(struct io_request *q);
 
