@@ -33,7 +33,7 @@ int disks_new(const struct config *c, struct disks **dsp, struct error **errp)
     if (!ds) {
         return error_nomem(errp);
     }
-    mutex_init(&ds->lock, LOCK_PLUGIN, NULL);
+    mutex_init(&ds->lock, LOCK_DISKS, NULL);
     list_init(&ds->opened);
     ds->config = c;
     ds->graph = graph_new();

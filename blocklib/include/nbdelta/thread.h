@@ -45,6 +45,7 @@
  * come after those of blocklib: so none is held on entry to blocklib.
  */
 enum lock_rank {
+    LOCK_DISKS,   /* the plugin's: one disk is opened or closed at a time */
     LOCK_MONITOR, /* struct jobs */
     LOCK_CONTROL, /* struct graph */
     LOCK_TREE,    /* any number of them, by the owner of the control lock */
@@ -79,8 +80,7 @@ enum lock_rank {
     LOCK_COPY_POOL,
     LOCK_ERRANDS,
 
-    /* The server's and the plugin's. */
-    LOCK_PLUGIN,
+    /* The server's. */
     LOCK_STOPPER,
     LOCK_SERVERS,
     LOCK_EXPORTS,
