@@ -3,32 +3,32 @@
 #   make                      build everything into $(O)
 #   make check                install what is missing, build, run all tests;
 #                             T='qcow2-* error' runs the tests of these names
-#   make check-peers          those that have QEMU, libnbd and nbdkit for peers,
-#                             with Debian 13's, in a tree of it below $(O), and
-#                             libnbd's own tests of servers (needs root);
-#                             T='?*' runs all tests there
+#   make check-peers          run the tests that have QEMU, libnbd and nbdkit as
+#                             peers, with the peers of Debian 13, in a tree of
+#                             it below $(O); then libnbd's own tests of servers
+#                             (needs root); T='?*' runs all tests there
 #   make demo                 install what is missing, build, show the main job;
 #                             KEEP=DIR leaves its backups there
 #   make check-valgrind       unit tests under valgrind (T= as above)
 #   make check-locks          clang's thread-safety analysis, as errors
 #   make check-headers        every header compiles alone
-#   make check-layers         what each folder includes and links with, against
-#                             HACKING.md
+#   make check-layers         hold what each folder includes and links with
+#                             against HACKING.md
 #   make lint                 check-layers, clang-format, clang-tidy, cppcheck,
 #                             shellcheck
 #   make fuzz                 build the fuzzers (clang), run each FUZZ_TIME=60 s;
 #                             F='options qmp' runs these
 #   make check-iotests IOTESTS=DIR [T="124 055"]
 #                             run QEMU's own tests, from a QEMU source tree
-#   make stress [SECONDS=60]  eight QMP clients at once, that send anything
+#   make stress [SECONDS=60]  eight QMP clients at once send random commands
 #   make crash [ROUNDS=200] [SEED=N]
-#                             kill the server, and cut its power, while bitmaps
-#                             change, again and again
+#                             kill the server, and cut its power, again and
+#                             again while bitmaps change
 #   make faults [SEED=N] [CASE='OPERATION/SHAPE/KIND-K/ERROR...']
-#                             storage fails in each operation that changes
-#                             metadata, at each request, and what is left is
-#                             right; CASE='clear resize': these operations
-#   make bench                measure, beside qemu-nbd and nbdkit
+#                             have storage fail in each operation that changes
+#                             metadata, at each request, and check what is left;
+#                             CASE='clear resize' runs these operations
+#   make bench                measure nbdelta beside qemu-nbd and nbdkit
 #   make packages             install the Debian packages of all of the above
 #   make install              DESTDIR=... prefix=/usr/local
 #   make uninstall
@@ -39,7 +39,7 @@
 # does LOCKCHECK=1, with which a wrong order of locks ends the program.
 # O=DIR is the output directory.  CC=, CFLAGS=, LDFLAGS= as usual.
 # JOBS=N and TEST_TIMEOUT=SECONDS go to the tests.
-# Put your habits into config.mak; it is read first and never committed.
+# Put your own settings into config.mak.  It is read first and never committed.
 
 -include config.mak
 
@@ -78,8 +78,8 @@ ND_CFLAGS := -std=gnu17 -D_GNU_SOURCE -fvisibility=hidden -fPIC -pthread \
     $(WARN) $(SANITIZE_FLAGS) $(if $(LOCKCHECK),-DLOCKCHECK)
 ND_LDFLAGS := -pthread -Wl,-z,relro,-z,now $(SANITIZE_FLAGS)
 
-# The public headers are all that server/ and plugin/ can see; the rest of
-# blocklib is visible only from within, and to tests.
+# server/ and plugin/ can see only the public headers of blocklib.  The other
+# headers are visible only to blocklib itself, and to tests.
 INC_PUBLIC  := -Iblocklib/include
 INC_PRIVATE := $(INC_PUBLIC) -Iblocklib
 INC_SERVER  := $(INC_PUBLIC) -Iserver
@@ -153,9 +153,9 @@ FAULTY     := $(O)/tests/func/faulty
 SERVER    := $(O)/nbdelta
 PLUGIN    := $(O)/nbdkit-nbdelta-plugin.so
 BLOCKLIB  := $(O)/libnbdelta.a
-# The server but for main(), for tests and fuzzers that look inside it.
+# The server without main(), for tests and fuzzers that look inside it.
 SERVERLIB := $(O)/libserver.a
-# Those are the ones that include one of its headers.
+# A test or fuzzer looks inside if it includes one of the server's headers.
 space := $(subst ,, )
 SERVER_H := $(subst $(space),\|,$(strip $(patsubst server/%,%,$(wildcard server/*.h server/*/*.h))))
 INSIDE := $(if $(UNIT_SRC)$(FUZZ_SRC),$(shell grep -l \
@@ -176,7 +176,7 @@ $(call obj,$(SERVER_SRC)): INC := $(INC_SERVER)
 $(call obj,$(PLUGIN_SRC)): INC := $(INC_PUBLIC)
 $(call obj,$(UNIT_SRC) $(FUZZ_SRC) $(TOOL_SRC)): INC := $(INC_TESTS)
 
-# What knows the version, so that a new one does not rebuild the rest.
+# Only these objects know the version, so a new one does not rebuild the rest.
 VERSIONED := $(call obj,$(if $(SERVER_SRC)$(PLUGIN_SRC),$(shell \
     grep -l NBDELTA_VERSION $(SERVER_SRC) $(PLUGIN_SRC))))
 $(VERSIONED): DEFS := -DNBDELTA_VERSION='"$(VERSION)"'
@@ -222,7 +222,7 @@ $(FUZZERS): $(O)/%: $(O)/tests/fuzz/%.o $(BLOCKLIB)
 $(filter-out $(CARELESS) $(FAULTY),$(TOOLS)): $(O)/%: $(O)/%.o $(BLOCKLIB)
 	$(call link,,$(SERVER_PKGS))
 
-# The server, but for one function of qcow2.
+# The server with one function of qcow2 replaced.
 $(CARELESS): $(O)/tests/func/careless.o $(O)/server/main.o $(SERVERLIB) \
     $(BLOCKLIB)
 	$(call link,-Wl$(comma)--wrap=qcow2_bitmap_arm,$(SERVER_PKGS))
@@ -361,7 +361,7 @@ check-locks:
 	    -Wthread-safety -Werror -fsyntax-only \
 	    $(BLOCKLIB_SRC) $(SERVER_SRC) $(PLUGIN_SRC)
 
-# Twice, so that a guard is there; with no more than its users can see.
+# Included twice, which needs a guard; with the include paths of its users.
 one_header = printf '$(hash)include "%s"\n' $$h $$h | \
     $(CC) $(1) -I. $(ND_CFLAGS) -Werror -fsyntax-only -x c - || exit 1
 check-headers:
@@ -405,8 +405,8 @@ fuzzers:
 	    fuzzers-run
 fuzzers-run: $(FUZZERS)
 
-# What a run finds new is kept in the output directory; inputs worth keeping
-# for good go to tests/corpus/NAME by hand.
+# New inputs that a run finds are kept in the output directory.  Copy the ones
+# that are worth keeping to tests/corpus/NAME by hand.
 fuzz: fuzzers
 	$(Q)set -f; for g in $(F); do set +f; for f in $(FO)/fuzz-$$g; do \
 	    [ -x $$f ] || continue; \

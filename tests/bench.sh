@@ -1,7 +1,7 @@
 #!/bin/bash
-# What we reach beside our peers, in one run.  Only the ratios count: the
-# machine is never quiet, so the candidates take turns, ROUNDS times, and
-# medians are shown with the least and the most.
+# Measure nbdelta and its peers in one run.  Only the ratios count.  The machine
+# is never quiet, so the candidates take turns, ROUNDS times, and each result is
+# the median, with the least and the most.
 #
 #   BUILD=build [ROUNDS=3] [SECONDS_EACH=2] [SIZE=1G] [ROWS='plugin*'] \
 #       tests/bench.sh

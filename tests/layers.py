@@ -9,7 +9,7 @@ stands for the rows of its part that come before it.
 
 Two things are looked at: the headers that a source includes, and the symbols
 that its object file takes from the object files of other rooms.  Public
-headers (nbdelta/*.h) are for all; who may see private ones is what the
+headers (nbdelta/*.h) are for all; which rooms see private ones is what the
 compiler's search path decides already.
 
 Exit status 1 with a line for each use that the table does not allow, each

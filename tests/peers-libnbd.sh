@@ -4,7 +4,7 @@
 # Runs in the tree of tests/peers.sh, as root: takes the source package of the
 # libnbd that is installed there to DIR, and runs its tests of servers with
 # `nbdelta serve` (BUILD) in place of qemu-nbd.
-# None of libnbd's code comes with us.
+# nbdelta contains none of libnbd's code.
 set -eu -o pipefail
 : "${BUILD:?}"
 dir=$(realpath -m "$1")

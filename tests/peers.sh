@@ -6,8 +6,8 @@
 # it, in this folder, which it sees at the same path.  What COMMAND installs
 # stays in the tree for the next time.
 #
-# Exit status: that of COMMAND; 77 when no tree can be made here; the last line
-# then says why.
+# Exit status: the status of COMMAND; or 77 when no tree can be made here, and
+# the last line says why.
 #
 #     this machine's /                 DIR/root, for COMMAND its /
 #       SRCDIR  <------- bind --------   SRCDIR

@@ -1,6 +1,6 @@
 #!/bin/bash
-# What stands in an admin's way is told with its place: which image wants a file
-# that is not there, which side of a backup failed, whose socket it is.
+# Errors name the place of the trouble: the image that wants a file that is not
+# there, the side of a backup that failed, the owner of a socket.
 set -eu -o pipefail
 
 # shellcheck source=tests/func/lib.sh

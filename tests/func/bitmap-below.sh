@@ -1,7 +1,7 @@
 #!/bin/bash
-# A bitmap of an image below tells nothing about the disk: after a live
-# snapshot, and after a restart with the overlay, it is not offered unless it
-# is named; after a commit it is again.
+# A bitmap of an image below tells nothing about the disk.  After a live
+# snapshot, and after a restart with the overlay, it is not offered unless it is
+# named.  After a commit it is offered again.
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"
@@ -39,7 +39,7 @@ why_full() {
 
 serve vda=base.qcow2
 offered vda "at first"
-# One who has asked before is not told that all is clean.
+# A client that has asked before is not told that everything is clean.
 python - "$uri" "$nbdelta" "$qmp_sock" "$PWD" <<'END'
 import subprocess
 import sys

@@ -1,7 +1,7 @@
 #!/bin/bash
-# Images with a broken bitmap that QEMU does not open, or not for writing, any
-# more: we serve and write them, say what is wrong, and once the bitmap is
-# removed or repaired, QEMU takes them again.
+# Images with a broken bitmap that QEMU does not open any more, or not for
+# writing.  nbdelta serves and writes them, and says what is wrong.  Once the
+# bitmap is removed or repaired, QEMU takes the images again.
 set -eu -o pipefail
 
 # shellcheck source=tests/func/lib.sh

@@ -1,7 +1,7 @@
 #!/bin/bash
-# nbdelta bitmap: each verb does to an image what qemu-img's does, in either
-# spelling; several names change together or not at all; failures tell
-# themselves apart by the exit status; what is inconsistent can be repaired.
+# nbdelta bitmap: each verb does to an image what qemu-img bitmap does, in
+# either spelling.  Several names change together or not at all.  The exit
+# status tells failures apart.  Inconsistent bitmaps can be repaired.
 set -eu -o pipefail
 
 # shellcheck source=tests/func/lib.sh

@@ -1,8 +1,8 @@
 #!/bin/bash
 # The power is cut at each moment while clients write, bitmaps come and go, the
-# disk is resized and backups run: the image is sound, its directory of bitmaps
-# is that of before or after the command in flight, and each change is dirty.
-# A server that does not arm is caught, or this would show nothing.
+# disk is resized and backups run.  The image is sound, its directory of bitmaps
+# has the state before the command in flight or after it, and each change is
+# dirty.  The test has to catch a server that does not arm, or it shows nothing.
 #
 #   ROUNDS=N      a tenth of it is how often (default 10; make crash has more)
 #   SEED=N        of the random numbers (printed)

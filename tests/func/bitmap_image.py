@@ -91,7 +91,7 @@ def _bits(image, cluster, table, entries):
 
 
 def bitmaps(image):
-    """{name: Bitmap} of those that count."""
+    """{name: Bitmap} of the bitmaps that count."""
     cluster = 1 << _be('L', image, 20)[0]
     if not _be('Q', image, 88)[0] & 1:
         return {}

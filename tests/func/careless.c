@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * nbdelta with arming switched off: linked with --wrap=qcow2_bitmap_arm, so
- * that what the driver calls is this.  For tests only: a campaign of crashes
- * has to catch it, or it shows nothing.
+ * nbdelta with arming switched off.  It is linked with
+ * --wrap=qcow2_bitmap_arm, so that the driver calls the function in this file.
+ * For tests only: a campaign of crashes has to catch it, or it shows nothing.
  */
 #include <stdbool.h>
 #include <stdint.h>

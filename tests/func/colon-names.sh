@@ -1,6 +1,7 @@
 #!/bin/bash
-# Names with a colon, as time stamps have, come into images so that QEMU does
-# not take what is before it for a protocol, whoever writes them.
+# Names with a colon, as time stamps have, are stored in images in such a way
+# that QEMU does not take what is before the colon for a protocol, whichever
+# command writes them.
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"

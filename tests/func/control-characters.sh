@@ -1,7 +1,8 @@
 #!/bin/bash
-# Names in images, of nodes, exports, bitmaps and jobs, and what a server says,
-# hold what steers a terminal; no command prints it, for people or as JSON, and
-# the daemon neither.  What JSON says is the name nevertheless.
+# Names of files, nodes, exports, bitmaps and jobs, and texts of a server,
+# contain characters that steer a terminal.  No command prints these characters,
+# as text or as JSON, and neither does the daemon.  JSON has the right name
+# nevertheless.
 set -eu -o pipefail
 
 # shellcheck source=tests/func/lib.sh

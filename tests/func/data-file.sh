@@ -157,7 +157,7 @@ ro() {
         [.disk, .data]'
 }
 
-# Who wants to write to the data on another way is refused.
+# A second writer to the data is refused.
 if qmp block-export-add type=nbd id=e2 node-name=data name=e2 writable=true \
     2>err; then
     fail "two write to the data file"
@@ -166,8 +166,8 @@ grep -q "uses node 'data' as 'data-file' child" err || fail "$(cat err)"
 qmp blockdev-del node-name=data 2>err && fail "the data file is taken away"
 grep -q 'Block device data is in use' err || fail "$(cat err)"
 
-# A backup of the data node has the point in time, whoever writes through the
-# image.
+# A backup of the data node has the point in time, although a client writes
+# through the image.
 truncate -s 9M copy.raw
 qmp blockdev-add driver=file node-name=copy filename="$PWD/copy.raw" >/dev/null
 qmp blockdev-backup job-id=j device=data target=copy sync=full \

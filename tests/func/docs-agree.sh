@@ -1,6 +1,6 @@
 #!/bin/bash
-# What --help tells, what the man pages describe and what the completion
-# offers is the same: every sub-command, every option.
+# --help, the man pages and the completion have the same sub-commands, each with
+# the same options.
 set -eu -o pipefail
 
 PATH=$BUILD:$PATH

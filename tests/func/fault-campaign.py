@@ -375,8 +375,8 @@ class World:
             raise Wrong('; '.join(wrong))
 
     def judge_between(self, before, start):
-        """The power fails in the middle: the state is that of before or
-        afterwards."""
+        """The power fails in the middle: the image has the state before the
+        operation, or the state after it."""
         moment = self.rng.randrange(start, self.storage.moment() + 1)
         images = self.images(moment, cut=True)
         for name, model in before.items():
@@ -876,7 +876,7 @@ for verb, name, more, arguments in (
 
 
 def break_bitmap(w):
-    """b0 is in use by somebody who is gone."""
+    """b0 is in use by a process that is gone."""
     disk, image = w.disks['d'], fault_model.Image(w.disks['d'].data.used())
     at = image.directory['b0'] + 12
     disk.data.write(at, struct.pack('>L', fault_model.IN_USE |

@@ -287,7 +287,7 @@ class Image:
         return data[0] if data == bytes(data[:1]) * SECTOR else -1
 
     def units(self):
-        """Those that the image has something for."""
+        """The units that the image has something for."""
         for cluster in self.entries:
             first = cluster * self.cluster // UNIT
             yield from range(first, first + max(self.cluster // UNIT, 1))

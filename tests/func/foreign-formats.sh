@@ -1,6 +1,6 @@
 #!/bin/bash
-# Images of formats that are not ours are refused by name wherever the format is
-# guessed, and are bytes to who asks for them.
+# Images of other formats are refused by name wherever the format is guessed,
+# and are raw bytes where the format is given as raw.
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
+# The scenarios of hung-storage.sh.  Works in the current directory.
 import json
 import os
 import socket
@@ -98,8 +99,8 @@ def start(far, *more):
 
 
 def others_go_on(name='ok', files=True):
-    """Clients and commands of another disk.  Who asks about all nodes asks for
-    the sizes of their @files, too."""
+    """Clients and commands of another disk go on.  A query of all nodes asks
+    for the sizes of their @files, too."""
     h = in_time(lambda: client(name))
     in_time(lambda: (h.pwrite(b'x' * 64 * K, 64 * K), h.flush()))
     s = Session()
@@ -291,7 +292,7 @@ def storage_that_is_no_server(far):
             others_go_on(files=False)
             mine = write_to_ok(d)
             d.process.terminate()
-            # The kernel lets nobody go who is in there.
+            # The kernel does not let go of a thread that is in there.
             end = time.monotonic() + 3 + 20 + SOON
             while os.path.exists('pid'):
                 assert time.monotonic() < end

@@ -1,7 +1,7 @@
 #!/bin/bash
-# Storage that hangs holds up those who need it, and nobody else: clients and
-# commands of other disks go on, and yank works in a session that is opened
-# while others wait.
+# Storage that hangs holds up only the clients and commands that need it.
+# Clients and commands of other disks go on, and yank works in a session that
+# is opened while other sessions wait.
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"

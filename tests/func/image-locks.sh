@@ -128,8 +128,8 @@ for format in qcow2 raw; do
     free_again "$format" "$image"
 done
 
-# A backing file is read by whoever has the overlay open, and by any number
-# of overlays, and not written.
+# A backing file can be read by any number of overlays and other programs, and
+# cannot be written to.
 qemu-img create -q -f qcow2 -b disk.qcow2 -F qcow2 one.qcow2
 qemu-img create -q -f qcow2 -b disk.qcow2 -F qcow2 two.qcow2
 serve one.qcow2
@@ -144,7 +144,7 @@ qemu_opens -f qcow2 disk.qcow2
 serve_refused "${ours%%.\**}" -U other.sock one.qcow2
 end_qemu
 
-# Those who lock nothing keep nobody out.
+# A server that does not lock keeps nobody out.
 serve "driver=qcow2,file.driver=file,file.filename=two.qcow2,file.locking=off"
 qemu-img info two.qcow2 >out
 stop_server

@@ -1,6 +1,7 @@
 #!/bin/bash
-# nbdelta info: of images, JSON has what qemu-img's has, and text the same lines;
-# of exports, what a server of another make offers.
+# nbdelta info: for an image, JSON has what qemu-img's JSON has, and text has
+# the same lines.  For an export, both have what the server offers, also a
+# server of another make.
 set -eu -o pipefail
 
 # shellcheck source=tests/func/lib.sh

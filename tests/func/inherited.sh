@@ -134,7 +134,7 @@ wait_until "the server has ended with its parent" ended
 
 # --- Limits ---
 
-# On the size of files: no room for who writes, the end is in order.
+# A limit on the size of files: writers find no room, and the end is in order.
 qemu-img create -q -f qcow2 v.qcow2 64M
 qemu-img create -q -f qcow2 w.qcow2 64M
 rm -f "$pidfile"
@@ -172,8 +172,9 @@ qemu-io -f qcow2 -r -c 'read -P 107 0 64k' w.qcow2 >out
 
 # --- Threads, a directory that has gone, no /proc ---
 
-# Whoever cannot have a thread is sent away, with a line in the log; the others
-# are served.  A user of his own, so that nobody else counts.
+# A client that cannot have a thread is sent away, with a line in the log.  The
+# others are served.  The server runs as a user that has no other processes,
+# because the limit counts all of them.
 if [ "$(id -u)" -eq 0 ] && command -v setpriv prlimit >/dev/null; then
     mkdir open
     chmod 777 open

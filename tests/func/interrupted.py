@@ -31,7 +31,8 @@ def image(path, size='16M', *more):
 
 
 def start(*words, ignore=()):
-    """Whatever a shell has done to us, signals end it; but for @ignore."""
+    """Start a command that signals end, except for signals in @ignore,
+    whatever this process has inherited."""
     def begin():
         for sig in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
             signal.signal(sig, signal.SIG_IGN if sig in ignore
@@ -149,7 +150,7 @@ def incremental(*more, at='qmp.sock'):
 
 
 def signals(d):
-    """The job is cancelled, and whoever does it again has all."""
+    """The job is cancelled, and the same job again has everything."""
     data = random.Random(1)
     h = client('vda')
     h.pwrite(data.randbytes(4 * M), 0)
@@ -220,7 +221,7 @@ def several(d):
     image('t1', '1M')
     out = run('qmp', 'qmp.sock', 'transaction',
               both.replace('1048576', '0'), '--wait', status=1)
-    # Whoever only looks on leaves it, and says so.
+    # A command that only watches a job leaves it alone, and says so.
     p = start('qmp', 'qmp.sock', '--wait-job', 't3')
     minds(p)
     p.send_signal(signal.SIGINT)

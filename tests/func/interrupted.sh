@@ -1,7 +1,7 @@
 #!/bin/bash
-# A signal, a lost connection or a job that waits for somebody end a command
-# that waits at the daemon: what it has begun is undone or goes on, and its exit
-# status tells which.
+# A command that waits at the daemon is ended by a signal, by a lost connection,
+# or by a job that waits for another command.  What it has begun is undone or
+# goes on, and its exit status tells which.
 set -eu -o pipefail
 
 # shellcheck source=tests/func/lib.sh

@@ -1,7 +1,7 @@
 #!/bin/bash
-# Incremental backup, scenario by scenario as QEMU's iotest 124 has them, but
-# with clients over NBD in the place of a guest; also of raw disks, of 2 MiB
-# clusters, and of four disks at once that fio writes to meanwhile.
+# Incremental backup, in the scenarios of QEMU's iotest 124, with clients over
+# NBD in the place of a guest.  Also with raw disks, with 2 MiB clusters, and
+# with four disks at once that fio writes to meanwhile.
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"

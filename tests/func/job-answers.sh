@@ -1,6 +1,6 @@
 #!/bin/bash
-# What a command has asked of a job is there for the next command: its nodes can
-# be closed after a cancel, it is paused after a pause.
+# What a command has asked a job to do is done when the next command comes:
+# after a cancel its nodes can be closed, after a pause it is paused.
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"

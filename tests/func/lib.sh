@@ -23,7 +23,7 @@
 #   make_pki DIR            a CA, the server "localhost" and the client "alice"
 #   make_cert DIR NAME LINE...  NAME-cert.pem and its key, from template lines
 
-# shellcheck disable=SC2034  # for those who source this
+# shellcheck disable=SC2034  # for the tests that source this
 nbdelta=$BUILD/nbdelta
 PATH=$BUILD:$PATH
 sock=$PWD/nbd.sock

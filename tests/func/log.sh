@@ -1,5 +1,5 @@
 #!/bin/bash
-# What nobody was asked about is in the log, a line an event: a guest's failed
+# The log has a line for each event that no client waits for: a guest's failed
 # I/O (once, however often), a failed job, a backup's point in time that is
 # lost, a bitmap that cannot be trusted.  No name in it steers a terminal.
 # shellcheck disable=SC2317  # functions that wait_until calls
@@ -103,7 +103,7 @@ gone() {
     qmp query-jobs | jq -e 'length == 0' >/dev/null
 }
 wait_until "the job is gone" gone
-told "job 'k' \(backup\) failed: .*" 0 # whoever has cancelled it knows
+told "job 'k' \(backup\) failed: .*" 0 # the client that has cancelled it knows
 
 nbdelta backup-begin "$qmp_sock" --disk vda --scratch .,quota=64k \
     --max-delay 1000 >/dev/null

@@ -1,6 +1,6 @@
 #!/bin/bash
-# A library that is missing is told by the name of its Debian package; what
-# builds nothing does not ask.
+# make names the Debian package of a library that is missing.  Goals that build
+# nothing do not look for libraries.
 set -eu -o pipefail
 
 cat >pkg-config <<'END'

@@ -1,6 +1,6 @@
 #!/bin/bash
-# nbdelta map: of images, what qemu-img map tells; of exports of another make
-# of server, base:allocation and dirty bitmaps.
+# nbdelta map: for an image, what qemu-img map prints.  For an export, also of a
+# server of another make, base:allocation and dirty bitmaps.
 set -eu -o pipefail
 
 # shellcheck source=tests/func/lib.sh

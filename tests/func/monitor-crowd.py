@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
+# The scenarios of monitor-crowd.sh.  Works in the current directory.
 import json
 import socket
 
@@ -35,10 +36,10 @@ with Daemon('nbdelta', '--chardev', 'socket,id=m2,path=two.sock,server=on,'
     crowd = [connect('two.sock') for _ in range(ROOM + 20)]
     other = connect('qmp.sock')
     assert is_served(other, negotiate(other))
-    # The same door: those who say nothing make room, one after the other.
+    # The same monitor: silent clients make room, one after the other.
     late = connect('two.sock')
     assert is_served(late, negotiate(late))
-    # Who has negotiated stays.
+    # A client that has negotiated stays.
     assert is_served(first, lines)
     for s in crowd:
         s.close()

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Strangers who fill a monitor, and say nothing, keep nobody out: neither of
-# another monitor nor of that one.
+# Clients that fill a monitor, and say nothing, keep no other client out,
+# neither of this monitor nor of another one.
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"

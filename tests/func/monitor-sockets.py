@@ -193,7 +193,7 @@ while True:
     try:
         s.connect('silent')
     except BlockingIOError:
-        break  # who comes now waits, for ever
+        break  # the next client would wait for ever
 for _ in range(8):
     connect('c.sock').greeted().sock.close()
     time.sleep(0.25)

@@ -1,7 +1,7 @@
 #!/bin/bash
 # NAME of NAME=IMAGE is the disk that its clients see, wherever a snapshot or a
-# commit has moved it: backups, pulls and bitmaps by that name follow, and a
-# backup never has the old state without a word.
+# commit has moved the clients.  Backups, pulls and bitmaps by that name follow,
+# and a backup never silently has the old state.
 set -eu -o pipefail
 
 # shellcheck source=tests/func/lib.sh

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Dirty bitmaps as metadata contexts: which are offered, what they tell, and
-# what becomes of one that is removed.
+# Dirty bitmaps as metadata contexts: which bitmaps are offered, what they tell,
+# and what happens when a bitmap is removed.
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"

@@ -74,7 +74,7 @@ nbdcopy --flush model.raw "$uri"
 stop_server
 cmp empty.raw model.raw
 
-# A read-only export refuses, whoever asks.
+# A read-only export refuses writes of every client.
 serve -r -f raw a.raw
 nbdinfo --is read-only "$uri"
 if qemu-io -f raw -c 'write 0 512' "$uri" >out 2>&1; then

@@ -1,6 +1,7 @@
 #!/bin/bash
-# Many clients: max-connections=0 is a limit by descriptors alone, and who comes
-# beyond that sees the end at once; who has to wait for a place is in the log.
+# Many clients: with max-connections=0 only descriptors are a limit, and a
+# client beyond that is disconnected at once.  The log names clients that have
+# to wait for a place.
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"

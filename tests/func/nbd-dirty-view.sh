@@ -1,6 +1,7 @@
 #!/bin/bash
-# NAME@dirty=BITMAP as an export: what a bitmap has dirty is data, all else a
-# hole; nbdcopy makes an increment of it, which knows of no bitmaps.
+# The export NAME@dirty=BITMAP: what is dirty in the bitmap is data, everything
+# else is a hole.  nbdcopy, which knows nothing of bitmaps, makes an increment
+# from it.
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"
@@ -120,7 +121,7 @@ gone() {
 }
 wait_until "the views are closed" gone
 
-# Who only asks about a view holds nothing, however long it stays.
+# A client that only asks about a view holds nothing, however long it stays.
 qmp block-export-add '{"type": "nbd", "id": "asked", "node-name": "vda",
     "name": "asked", "writable": true, "bitmaps": ["b0"]}' >/dev/null
 python - "$SRCDIR/tests/func" "$nbdelta" <<'END'

@@ -1,5 +1,5 @@
 #!/bin/bash
-# More clients, each in the ways of negotiation that it has: libnbd's API,
+# More clients, each in all the ways in which it can negotiate: libnbd's API,
 # nbdkit's nbd plugin, nbd-client, fio, qemu-img.
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh

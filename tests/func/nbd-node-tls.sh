@@ -80,7 +80,7 @@ refused 'can be verified only' -U s $(creds tls-creds-x509 pki) "driver=nbd,path
 refused 'cannot be used together' -U s $(creds tls-creds-x509 pki) "$far,tls-creds=t,tls-username=x"
 end_far
 
-# The name in the certificate has to be that of the host.
+# The certificate has to name the host.
 mkdir named
 cp pki/ca-*.pem named
 make_cert named server 'cn = elsewhere' 'dns_name = elsewhere' tls_www_server 'expiration_days = 30'

@@ -1,6 +1,7 @@
 #!/bin/bash
-# Exports of other servers as nodes: how they are named, what of a server's
-# flags, limits and extents is honoured; with nbdkit, qemu-nbd and our own.
+# Exports of other servers as nodes: their names, and the flags, limits and
+# extents of the server, which are honoured.  The servers are nbdkit, qemu-nbd
+# and nbdelta.
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"
@@ -127,7 +128,7 @@ end_far
 truncate -s 4M dumb.raw
 : >dumb.log
 export dumb=$PWD/dumb
-# shellcheck disable=SC2016  # it is nbdkit who expands that
+# shellcheck disable=SC2016  # nbdkit expands that
 far_nbdkit --filter=nozero eval zeromode=none get_size='echo 4M' \
     pread='dd if=$dumb.raw skip=$4 count=$3 iflag=skip_bytes,count_bytes status=none' \
     pwrite='echo "write $5" >>$dumb.log; dd of=$dumb.raw seek=$4 conv=notrunc oflag=seek_bytes status=none' \

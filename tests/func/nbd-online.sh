@@ -36,7 +36,8 @@ def names():
     return {p[4:] for _, p in Client(sock).option(LIST)[1]}
 
 
-# A disk grows: who is there keeps its size, who comes has the new one.
+# A disk grows: connected clients keep the old size, later ones have the new
+# size.
 every = [client(), client(structured=False),
          client(extended=True, contexts=["base:allocation"])]
 qmp("block_resize", "node-name=a", f"size={16 * MiB}")

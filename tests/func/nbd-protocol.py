@@ -453,7 +453,7 @@ def test_the_payload_of_status_is_offered_where_it_makes_sense():
     c.option(SET_META, meta_data("ro", *contexts))
     kind, out = c.option(GO, info_data("rw"))
     is_((kind, struct.unpack(">H", out[0][1][10:])[0] & offer), (ACK, 0))
-    # Who asks is told; and who asks again, for good, the same.
+    # A client that asks with INFO is told, and gets the same answer with GO.
     for between, want in (((), offer), ((LIST,), 0)):
         c = client()
         c.option(EXTENDED)

@@ -55,7 +55,8 @@ nbdinfo --list --json "$uri" | jq -c '[.exports[] | [."export-name",
 qmp query-named-block-nodes | jq -e 'map(."node-name") |
     contains(["one", "disk1", "disk4"])' >out
 
-# The socket is ours alone, and is not taken from who listens.
+# Only our user can open the socket; a socket on which a server listens is not
+# taken over.
 [ "$(stat -c %a "$sock")" = 600 ]
 [ "$(cat "$pidfile")" = "$server" ]
 serve_refused 'in use' -U "$sock" driver=null-co,size=1M

@@ -99,7 +99,8 @@ refused "NBD server 'two' not running" nbd-server-stop id=two
 qmp nbd-server-start "$(start two)" >out
 is "$(names two.sock)" '[]'
 
-# Limits are its own: of clients in all, who wait, and of one address.
+# Each server has its own limits: of all clients, which then wait, and of
+# clients from one address.
 qmp nbd-server-start "$(start few ', "max-connections": 1')" >out
 qmp nbd-server-start "$(start mean ', "max-connections-per-address": 2')" >out
 python - "$SRCDIR/tests/func" <<'END'

@@ -1,6 +1,7 @@
-"""TLS rules that good clients keep, broken.  argv: the socket of a server that
-requires TLS, that of one where it is optional, the process of the first, and
-the directory with certificates.  Both have the export `disk`, 1 MiB."""
+"""Clients that break the rules of TLS.  argv: the socket of a server that
+requires TLS, the socket of a server where it is optional, the process ID of the
+first, and the directory with certificates.  Both have the export `disk`, 1 MiB.
+"""
 import os
 import ssl
 import struct

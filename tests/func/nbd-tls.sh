@@ -74,7 +74,7 @@ refuses() {
     kill -0 "$server" || fail "the server has ended"
 }
 
-# --- Certificates: who comes in, and that all bytes do. ---
+# --- Certificates: which clients come in, and that all bytes do. ---
 
 serve -f raw --tls-certificates pki --tls-verify-peer a=a.raw
 opens "$(tls_uri client a)"
@@ -203,7 +203,7 @@ refuses "$(psk_uri alice keys/keys.psk a)" TLS
 opens "$(uri_of a)"
 stop_server
 
-# --- Objects, and who may open what. ---
+# --- Objects, and which client may open what. ---
 
 serve_objects() {
     rm -f "$pidfile"
@@ -257,7 +257,7 @@ opens "$(tls_uri client private)"
 refuses "$(tls_uri bob private)" "not present\|No such"
 refuses "$(tls_uri client guests)" "not present\|No such"
 opens "$(tls_uri bob guests)"
-# What a bitmap has dirty is for those who may see the disk.
+# Only a client that may see the disk may see what is dirty.
 qmp block-dirty-bitmap-add node=a name=b disabled=true >out
 qmp block-export-add '{"type": "nbd", "id": "d", "node-name": "a",
     "name": "views", "tls-authz": "alice", "bitmaps": ["b"]}' >out
@@ -283,7 +283,7 @@ rm list.json
 qmp block-export-del id=b >out
 stop_server
 
-# With keys, the user is who a client is; without TLS nobody is anybody.
+# With keys, the user is the identity of a client; without TLS there is none.
 serve_objects --object tls-creds-psk,id=t,dir=keys,endpoint=server \
     --object authz-simple,id=z,identity=alice \
     --nbd-server "$(on_must)" --export nbd,id=a,node-name=a,tls-authz=z

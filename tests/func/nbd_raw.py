@@ -119,7 +119,7 @@ class Client:
 
     def message(self):
         """(cookie, error, done, kind, payload): a simple reply, whose data
-        has to be read by who knows of it, or a chunk."""
+        the caller has to read, or a chunk."""
         magic = struct.unpack(">I", self.recv(4))[0]
         if magic == 0x67446698 and not self.extended:
             error, cookie = struct.unpack(">IQ", self.recv(12))

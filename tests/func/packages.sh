@@ -1,6 +1,7 @@
 #!/bin/bash
-# tests/packages.sh installs what is missing and no more, and does not touch
-# the network when all is there.  dpkg-query and apt-get are played here.
+# tests/packages.sh installs only what is missing, and does not use the network
+# when nothing is missing.  Scripts of this test stand in for dpkg-query and
+# apt-get.
 set -eu -o pipefail
 
 mkdir bin

@@ -1,7 +1,8 @@
 #!/bin/bash
-# A pidfile is locked by the server that it tells of: no two have one, whenever
-# they start; that of a server which was killed is taken over, whatever process
-# has its number now; what is no pidfile, or another one by now, stays.
+# A pidfile is locked by the server that it names.  No two servers have the same
+# pidfile, whenever they start.  The pidfile of a server that was killed is
+# taken over, whatever process has its number now.  A file that is no pidfile,
+# or is another one by now, stays.
 set -eu -o pipefail
 
 # shellcheck source=tests/func/lib.sh
@@ -39,7 +40,7 @@ for how in none stale none stale none stale none stale; do
     fi
     rc=0
     wait $loser || rc=$?
-    [ $rc -eq 1 ] || fail "$how: who is refused exits with $rc"
+    [ $rc -eq 1 ] || fail "$how: the refused server exits with $rc"
     grep -q "'p' belongs to another process, which runs" $said ||
         fail "$how: said $(cat $said)"
     server=$winner

@@ -1,6 +1,6 @@
 #!/bin/bash
-# What --help of the plugin tells, what its man page describes and what it
-# takes is the same; --dump-plugin shows its callbacks.
+# --help of the plugin, its man page and its code have the same parameters.
+# --dump-plugin shows its callbacks.
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"

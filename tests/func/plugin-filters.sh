@@ -1,6 +1,6 @@
 #!/bin/bash
-# nbdkit's filters over the plugin: each does with a qcow2 image what it is
-# for, and bitmaps have what went through it.
+# nbdkit's filters over the plugin: each filter does its work with a qcow2
+# image, and bitmaps have what went through the filter.
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"

@@ -72,7 +72,7 @@ serve_plugin "json:{\"driver\": \"raw\", \"file\": {\"driver\": \"file\",
 compare -f raw
 stop_plugin
 
-# Backing files: those beside the image, those that are allowed, or none.
+# Backing files: files beside the image, files that are allowed, or none.
 mkdir elsewhere
 qemu-img create -q -f qcow2 -b "$PWD/disk.img" -F raw elsewhere/over.qcow2
 plugin_refused "$PWD/disk.img" elsewhere/over.qcow2

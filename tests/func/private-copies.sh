@@ -1,6 +1,6 @@
 #!/bin/bash
-# A copy of a disk is open to nobody who may not read all files of the disk,
-# however it is made.
+# A user that may not read all files of a disk cannot read a copy of the disk,
+# however the copy is made.
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"

@@ -109,7 +109,7 @@ with daemon:
     expect('tls.sock', disks['theirs'], alice='reads', bob='reads')
     end(daemon, backup)
 
-    # Who may write to the disk may have its backup forget, nobody else.
+    # Only a client that may write to the disk may discard in its backup.
     backup = begin(daemon, 'readers', 'alices', 'tls', server='t', discard=True)
     disks = {d['node']: d for d in backup['disks']}
     expect('tls.sock', disks['readers'], alice='discards', bob='reads',

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Who may open a disk may open its backup, and nobody else.
+# A client may open the backup of a disk if it may open the disk, and only then.
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"

@@ -22,8 +22,8 @@ SIZE = 4 << 20
 program, seed, rounds = sys.argv[1], *map(int, sys.argv[2:])
 rng = random.Random(seed)
 copies = {}      # of checkpoints: {disk: bytes at its instant}
-kept = set()     # those whose end was answered
-perhaps = set()  # those whose end was asked for, or that were to be dropped
+kept = set()     # checkpoints whose backup-end was answered
+perhaps = set()  # checkpoints whose end or removal has no answer yet
 serial = 0
 
 

@@ -1,7 +1,7 @@
 #!/bin/bash
-# kill -9 at random moments of backups that clients pull: what was a checkpoint
-# stays one, and tells of each change since its instant; what was none does not
-# become one.
+# kill -9 at random moments of backups that clients pull.  Each checkpoint
+# stays, and has each change since its instant.  The checkpoint of a backup that
+# has not ended does not appear.
 #
 #   ROUNDS=N      how often (default 8; make crash has more)
 #   SEED=N        of the random numbers (printed)

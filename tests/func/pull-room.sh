@@ -1,7 +1,7 @@
 #!/bin/bash
-# A backup whose scratch is full: many guests' writes wait for room, which the
-# client that pulls can make nevertheless, by discards; no write fails, nothing
-# is lost.
+# A backup whose scratch is full: many guests' writes wait for room.  The client
+# that pulls can still make room, by discards.  No write fails, and nothing is
+# lost.
 set -eu -o pipefail
 
 # shellcheck source=tests/func/lib.sh

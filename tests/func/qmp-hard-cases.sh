@@ -40,7 +40,7 @@ refused "Dirty bitmap 'no' not found" transaction '{"actions": [
 qmp query-named-block-nodes | jq -e 'any(.[]."dirty-bitmaps"[]?;
     .name == "b0" and .recording)' >/dev/null || fail "not rolled back"
 
-# A disk that is exported can be resized; who comes then sees it.
+# A disk that is exported can be resized; later clients see the new size.
 qmp block_resize node-name=disk size=8M >/dev/null
 python - "$(uri_of disk)" "$(uri_of bad)" <<'EOF'
 import sys, nbd

@@ -18,7 +18,7 @@ start() {
     done
 }
 
-# Send $1 in one go; what comes back but for the greeting, without CRs.
+# Send $1 in one go, and print what comes back after the greeting, without CRs.
 talk() {
     printf %b "$1" | socat -t60 - UNIX-CONNECT:qmp.sock | tr -d '\r' | sed 1d
 }

@@ -223,7 +223,8 @@ def sample(schema, type_name):
 
 
 def each_option(m, schema):
-    """Each that is described is taken, and those that have to be there have."""
+    """Each option that the schema describes is taken, and each that it calls
+    mandatory is missed."""
     def tell(**options):
         message = {'execute': 'blockdev-add', 'arguments': options}
         m.sock.sendall(json.dumps(message).encode())
@@ -253,7 +254,7 @@ def each_option(m, schema):
             if 'default' not in x:
                 left = {k: v for k, v in base.items() if k != x['name']}
                 assert tell(**left), (driver, x['name'], 'may be left out')
-        # Those that cannot be opened here say so before they look for more.
+        # Drivers that cannot be opened here say so before they look at options.
         if tell(**base) is None:
             assert 'unheard_of' in (tell(**base, unheard_of=1) or ''), driver
     for name in 'below', 'log', 'target':

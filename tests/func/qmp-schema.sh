@@ -1,6 +1,6 @@
 #!/bin/bash
-# query-qmp-schema: whole, true of what is returned and emitted, and in accord
-# with that of QEMU's storage daemon.
+# query-qmp-schema is complete, describes what is returned and emitted, and
+# agrees with the schema of QEMU's storage daemon.
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"

@@ -103,7 +103,7 @@ refused "Node 'o1' is busy: node is used as backing hd of 'o2'" \
     fail "the bitmap has moved, or not kept its bits"
 refused "Bitmap 'b0' is readonly and cannot be modified" \
     block-dirty-bitmap-remove node=disk name=b0
-# Nobody else holds locks on what is below but for reading.
+# The images below are locked for reading only.
 qemu-img info -U o1.qcow2 >/dev/null
 qemu-io -r -f qcow2 -c 'read -P 1 0 64k' base.qcow2 >/dev/null ||
     fail "base.qcow2 is still locked for writing"

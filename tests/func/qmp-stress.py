@@ -1,8 +1,8 @@
-# Eight QMP clients at once, that send what comes to their minds, while others
-# read and write over NBD; in the end all is as it was.  Beside them one disk is
-# backed up, put upon and committed while four clients write who know what is
-# there: each backup that succeeds is the disk at its instant, and the disk is
-# what they wrote.
+# Eight QMP clients send random commands at once, while other clients read and
+# write over NBD.  In the end everything is as it was.  Beside them one disk is
+# backed up, gets overlays and is committed, while four clients write to it that
+# know what is there.  Each backup that succeeds is the disk at its instant, and
+# the disk is what they wrote.
 # argv: QMP socket, NBD socket, pid of the server, seed, commands (0: none) or
 # seconds ("60s").  In the directory of the disks.
 import json

@@ -30,7 +30,7 @@ kill -0 "$server" 2>/dev/null || fail "the server has ended (seed $seed)"
 [ $rc -eq 0 ] || fail "seed $seed"
 stop_server
 
-# Of the others, nobody knows who wrote what to them.
+# For the other disks, nobody knows which client wrote what.
 for image in ./*.qcow2; do
     if [ "$(head -c 3 "$image")" = QFI ]; then
         # By itself: what it was put upon may be no file.

@@ -1,6 +1,7 @@
 #!/bin/bash
-# What starts the server and waits for it: sockets that are handed over, the
-# word that it is ready, URIs, a parent to end with; and who may connect.
+# Programs that start the server and wait for it: sockets that are handed over,
+# the message that it is ready, URIs, the end of the parent; and which users may
+# connect.
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"
@@ -31,7 +32,7 @@ h.shutdown()
 END
 is "$(head -c 3 b.raw)" xxx
 
-# Two sockets from somebody who does as systemd does.
+# Two sockets from a parent that does as systemd does.
 activated() {
     python - "$@" <<'END'
 import os, socket, subprocess, sys
@@ -154,7 +155,7 @@ no_pidfile() {
 }
 wait_until 'it is gone' no_pidfile
 
-# Who may connect.
+# The users that may connect.
 umask 077
 for mode in 600 660 666; do
     serve --socket-mode "$mode" -f raw a.raw

@@ -1,6 +1,6 @@
 #!/bin/bash
-# What clients of NAME=IMAGE trim is freed, after a snapshot, too; where it is
-# ignored the log says so, once, as it does of requests that are refused.
+# What clients of NAME=IMAGE trim is freed, also after a snapshot.  Where trims
+# are ignored or refused, the log says so once.
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"

@@ -1,6 +1,7 @@
 #!/bin/bash
-# serve --vm-compat in the place of an emulator: drives and their names, and
-# the human monitor's qemu-io, which does and prints what qemu-io does.
+# serve --vm-compat in the place of QEMU: drives and their names, and the human
+# monitor's qemu-io command, which does and prints what the program qemu-io
+# does.
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Files of authorization lists: the first line is who asks, the rest the file.
- * What is no list allows nobody; patterns end. */
+/* Files of authorization lists.  The first line is the identity that asks, the
+ * rest is the file.  A file that is no list allows nobody.  Matching ends. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /*
- * All that a client can send, from its first flags on: options, contexts,
- * requests, and an end anywhere.  The connection ends, too, with nothing of
- * it left.
+ * Everything that a client can send, from its first flags on: options,
+ * contexts, requests, and an end anywhere.  The connection then ends, and
+ * leaves nothing behind.
  */
 #include <jansson.h>
 #include <stdint.h>

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Names of remote exports: what is taken says where to go, and says the same
- * when it is written again as a URI with everything escaped; what is refused
- * says why in one printable line. */
+/* Names of remote exports.  A name that is taken says where to go, and means
+ * the same when it is written again as a URI with everything escaped.  A name
+ * that is refused gets a reason, in one printable line. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>

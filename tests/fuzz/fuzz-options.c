@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Options as text: what is accepted is a JSON object that reads back as
- * itself; what is refused says why in one printable line. */
+/* Options as text.  Text that is accepted is a JSON object that reads back as
+ * itself.  Text that is refused gets a reason, in one printable line. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

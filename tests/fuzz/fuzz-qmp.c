@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /*
- * A monitor's input, up to where a command would run: whatever comes, each
- * value or error is delivered once, however the bytes are cut, and every
- * refusal makes a reply that goes on the wire.  The first byte says how the
+ * A monitor's input, up to where a command would run.  For any input, each
+ * value or error is delivered once, however the bytes are cut into pieces, and
+ * every refusal makes a reply that can be sent.  The first byte says how the
  * rest is cut.
  */
 #include <stdint.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* What comes where TLS should, in pieces as long as their first byte says: a
- * session takes it or fails, never waits, and leaves nothing. */
+/* Any bytes in the place of TLS, in pieces as long as their first byte says.  A
+ * session takes them or fails, never waits, and leaves nothing behind. */
 #include <errno.h>
 #include <stdint.h>
 #include <stdlib.h>

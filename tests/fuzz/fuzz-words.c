@@ -3,9 +3,9 @@
 /*
  * Small languages of the command line and of the monitor: options against the
  * arguments of a command, commands of qemu-io, the rules of blkdebug, sizes.
- * The first line is the command's name, the rest what all of them are given.
- * What is taken lies within its limits; what is refused says why in one
- * printable line.
+ * The first line is the command's name, the rest is given to all of them.
+ * A value that is taken is within its limits.  A value that is refused gets a
+ * reason, in one printable line.
  */
 #include <stdint.h>
 #include <stdio.h>

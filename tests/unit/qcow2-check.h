@@ -3,9 +3,9 @@
 #define NBDELTA_TEST_QCOW2_CHECK_H
 
 /*
- * A checker of qcow2 images in memory that shares no code with the driver
- * (but for byte order): it counts all references from scratch and compares
- * them with the refcounts.
+ * A checker of qcow2 images in memory.  It counts all references from scratch
+ * and compares them with the refcounts.  Except for byte order, it shares no
+ * code with the driver.
  */
 #include <check.h>
 #include <stdlib.h>

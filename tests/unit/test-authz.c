@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Who is allowed: patterns, lists, and files that change. */
+/* Authorization objects: patterns, lists, and files that change. */
 #include <check.h>
 #include <errno.h>
 #include <stdio.h>

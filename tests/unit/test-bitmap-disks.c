@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Bitmaps of many disks in one transaction.  No disk waits for the flushes of
- * another: here each flush waits until all disks are in one.  And what cannot
- * be done on one disk is undone on the others, also when these fail then, too:
- * after kill -9 their bitmaps have what they had, or are in use.
+ * another one: here each flush waits until all disks are in a flush.  What
+ * fails on one disk is undone on the others.  If the undoing fails, too, their
+ * bitmaps have after kill -9 what they had before, or are in use.
  */
 #include <check.h>
 #include <dirent.h>

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The promise of persistent bitmaps when I/O fails: each operation that changes
- * bitmaps, and each write and flush that it does, once with an error there.  A
- * write that fails has happened or not; a flush that fails has lost what came
- * before it.  Then the guest goes on (and tries again what fails), and the
- * process is killed, the power cut, or the image closed.
+ * The promise of persistent bitmaps when I/O fails.  Each operation that
+ * changes bitmaps runs once for each of its writes and flushes, with an error
+ * there.  A write that fails has happened or not.  A flush that fails has lost
+ * what came before it.  Then the guest goes on and repeats what failed, and the
+ * process is killed, the power is cut, or the image is closed.
  *
- * A bitmap that the image then calls valid has all that was written since it
- * was last cleared with success; after a close, each is valid and exact.
+ * A bitmap that the image then calls valid has everything that was written
+ * since it was last cleared with success.  After a close, each bitmap is valid
+ * and exact.
  */
 #define DISK_MAX (512 * KiB)
 

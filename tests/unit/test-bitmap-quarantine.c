@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Bitmaps that an image stores in a broken way, each way there is: the image
- * opens and is written all the same, the bitmap is shown as inconsistent with
- * the reason, nobody trusts it when what was wrong has gone, and removing it
- * leaves a sound image, without leaks where its clusters were its own.
+ * Bitmaps that an image stores in a broken way, in each way there is.  The
+ * image opens and can be written.  The bitmap is shown as inconsistent, with
+ * the reason, and is not trusted when the reason has gone.  Removing it leaves
+ * a sound image, without leaks where its clusters were its own.
  */
 #include <errno.h>
 #include <fcntl.h>

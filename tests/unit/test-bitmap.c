@@ -520,7 +520,7 @@ START_TEST(freezing_keeps_the_bits_and_collects_apart)
     CLEANUP_JSON json_t *names = bitmap_names_of_disk(n);
     ck_assert_uint_eq(json_array_size(names), 1);
 
-    /* Whoever asks what has changed is not told less for the job. */
+    /* A client that asks what has changed gets no less because of the job. */
     ck_assert(dirty_at(bm, 1 * G));
     ck_assert(dirty_at(bm, 7 * G));
     ck_assert(!dirty_at(bm, 6 * G));

@@ -557,7 +557,7 @@ START_TEST(a_file_child_becomes_another_node)
     ck_assert_int_eq(now[55], 'p');
     free(now);
 
-    /* Somebody who does not want writers. */
+    /* A user that does not share writing. */
     struct blk *b;
     ck_assert_int_eq(blk_new(g, base, PERM_READ, PERM_READ, "reader", &b, NULL),
                      0);

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Command lines: options, arguments, usage errors, and what is printed. */
 #include <check.h>
 #include <getopt.h>
 #include <stdio.h>

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * External data files: which file is opened, what hostile images do with
- * them, and how they follow the size of the disk.  That reads and writes are
- * right is for test-qcow2 and test-qcow2-crash.
+ * them, and how they follow the size of the disk.  test-qcow2 and
+ * test-qcow2-crash show that reads and writes are right.
  */
 #include <check.h>
 #include <errno.h>

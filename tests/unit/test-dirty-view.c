@@ -116,7 +116,7 @@ START_TEST(dirty_is_data_and_all_else_a_hole)
 }
 END_TEST
 
-/* Whoever reads more than what is dirty gets nothing wrong. */
+/* A client that reads more than what is dirty gets the right bytes. */
 START_TEST(all_bytes_are_those_of_the_disk)
 {
     put(7, 0, SIZE);

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Error objects: codes, messages of any length, prefixes, foreign text. */
 #include <check.h>
 #include <errno.h>
 #include <stdlib.h>

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* iovecs: sums, slices, copies, and the search for zeroes. */
 #include <check.h>
 #include <stdlib.h>
 #include <string.h>

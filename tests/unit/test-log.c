@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* The log: its lines, its limits, and a reader that does not read. */
 #include <check.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -124,7 +125,7 @@ START_TEST(a_flood_is_cut_off_and_counted)
 }
 END_TEST
 
-/* Nobody reads what is told: who tells does not wait. */
+/* Nobody reads the log, and yet its writer does not wait. */
 START_TEST(a_full_pipe_holds_nobody_up)
 {
     char filler[4096] = "";

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Names in images, and names of files that are made: which file is opened when
- * they lead elsewhere a moment later, what may be named at all, and who may use
- * what is made.  realpath and open stand here: what somebody else does in
- * between happens in them.
+ * a name leads elsewhere a moment later, what may be named at all, and which
+ * users may open the new file.  This program has its own realpath and open, in
+ * which another process does its work in between.
  */
 #include <check.h>
 #include <errno.h>
@@ -230,7 +230,7 @@ START_TEST(nor_in_what_is_allowed)
 }
 END_TEST
 
-/* The directory is that of the file that is open. */
+/* The directory of an image is where its open file is now. */
 START_TEST(an_image_that_goes_takes_its_directory_along)
 {
     lay_out();

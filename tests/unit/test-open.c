@@ -116,7 +116,7 @@ START_TEST(what_users_want_goes_through_to_the_shared_child)
     blk_free(two);
     blk_free(one);
     ck_assert_int_eq(blk_new(g, c, PERM_ALL, PERM_ALL, "two", &two, NULL), 0);
-    /* A user who shares less than another one has taken. */
+    /* A user that shares less than another one has taken. */
     error_free(err);
     err = NULL;
     ck_assert_int_eq(blk_new(g, b, PERM_READ, PERM_READ, "one", &one, &err),

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* KEY=VALUE,... and file names as JSON options. */
 #include <check.h>
 #include <errno.h>
 #include <stdio.h>

@@ -58,7 +58,8 @@ static void await_done(int count)
     mutex_unlock(&lock);
 }
 
-/* Until the gate is open; @tells: somebody who waits for somebody else. */
+/* Stand until the gate is open.  @tells: tell the pool that this thread waits
+ * for another one. */
 static void stand(bool tells)
 {
     come();

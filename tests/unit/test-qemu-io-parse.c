@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Command lines of qemu-io, taken apart. */
 #include <check.h>
 #include <errno.h>
 #include <stdlib.h>

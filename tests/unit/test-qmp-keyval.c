@@ -101,7 +101,7 @@ START_TEST(strings_become_values)
           "{\"kind\": \"two\", \"list\": [\"12\", {\"n\": 12, \"on\": true}]}");
     gives("bare,colour=blue", spec,
           "{\"kind\": \"bare\", \"colour\": \"blue\"}");
-    /* Of those that it does not know it leaves the text. */
+    /* A value whose type it does not know stays text. */
     gives("a,flag=on,n=1", open_spec,
           "{\"name\": \"a\", \"flag\": true, \"n\": \"1\"}");
 }

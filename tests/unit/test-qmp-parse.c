@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* The parser of QMP: where a value ends, bad input, and limits. */
 #include <check.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -225,7 +226,7 @@ START_TEST(strangers_share_a_budget)
     ck_assert_uint_eq(s.errors, 12);
     ck_assert_ptr_nonnull(strstr(s.text, "JSON token size limit exceeded"));
 
-    /* Those who are known have their own. */
+    /* Clients that are known have limits of their own. */
     struct qmp_parser *k = qmp_parser_new(&qmp_limits_known, on_value, &known);
     qmp_parser_feed(k, big, len);
     qmp_parser_feed(k, "\"", 1);

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Range locks: conflicts, turns, and waiting. */
 #include <check.h>
 #include <sched.h>
 #include <stdlib.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A disk that is resized, or exchanged, below others who have its size. */
+/* A disk that is resized, or exchanged, below nodes that have its size. */
 #include <check.h>
 #include <errno.h>
 #include <stdlib.h>

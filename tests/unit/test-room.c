@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Room for what clients send: shares, who goes beyond, who is cut off. */
+/* Room for what clients send: shares, clients that go beyond theirs, and
+ * clients that are cut off. */
 #include <check.h>
 #include <stdlib.h>
 

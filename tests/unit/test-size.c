@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Sizes as text: what is read, what is refused, what is printed. */
 #include <check.h>
 #include <errno.h>
 #include <stdlib.h>

@@ -197,7 +197,7 @@ START_TEST(a_reader_holds_up_no_guest)
     disks();
     keep("");
     ck_assert_int_eq(put('x', 1, 0), 0);
-    /* Who reads it stands at the gate. */
+    /* The reader stands at the gate. */
     trap_gate(trap_of(dst), true);
     ck_assert_int_eq(thread_start(&t, "past", read_thread, &r), 0);
     trap_wait(trap_of(dst), 1);
@@ -210,8 +210,9 @@ START_TEST(a_reader_holds_up_no_guest)
 }
 END_TEST
 
-/* At the source's gate stands who has seen that a block is there still; then
- * a guest writes to it.  Returns what the reader gets. */
+/* A reader has seen that a block is still in the source, and stands at the
+ * source's gate.  Then a guest writes to the block.  Returns what the reader
+ * gets. */
 static int overtake_reader(const char *options, int write_error)
 {
     struct read_bytes r = {0};

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Foreign text made printable, and identifiers. */
 #include <check.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Threads and locks: signals, readers and writers, timed waits. */
 #include <check.h>
 #include <sched.h>
 #include <signal.h>

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * A request that a drain falls into is whole in what is seen then, or not
- * there at all; and one that would have had to wait has changed nothing.
+ * A drain that comes during a request sees the request whole or not at all.  A
+ * request that may not wait, and would have to, has changed nothing.
  *
- * Below the format a filter answers the k-th change with -EAGAIN, or waits
- * there for the drain and makes room for it.  k goes from 1 to the last one.
+ * Below the format, a filter answers the k-th change with -EAGAIN, or waits for
+ * the drain there and makes room for it.  k goes from 1 to the last change.
  */
 #include <unistd.h>
 
