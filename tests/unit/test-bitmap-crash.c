@@ -183,7 +183,7 @@ static void backup(struct graph *g, struct node *n, struct blk *b,
     rec_fail((struct fault){0}); /* it is not told of what fails */
     freeze(g, n, name, 0);
     if (success) {
-        /* What it stands for is that of the beginning, once it succeeds. */
+        /* Once it succeeds, it stands for the state of the beginning. */
         struct life *before = alive[name];
         begin_life(name);
         struct life *after = alive[name];
@@ -350,7 +350,7 @@ static unsigned char *read_guest(const unsigned char *disk)
     return guest;
 }
 
-/* How many changes lack their bit; *seen counts those that have it. */
+/* How many changes lack their bit; *seen counts changes that have it. */
 static unsigned count_lost(const unsigned char *disk, unsigned cut,
                            unsigned *seen)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Changing the backing file in a header, under power cuts: after each write,
- * of those that were not flushed any set of sectors may be on the disk.  The
+ * Changing the backing file in a header, under power cuts.  After each write,
+ * any set of sectors of the unflushed writes may be on the disk.  The
  * header is then valid and names the old file or the new one, each with its
  * own format or with none.
  */

@@ -85,7 +85,7 @@ static void finish(void)
     (void)unlink(NAME);
 }
 
-/* Writing fails, and has left @bytes at @offset alone but for the bit. */
+/* Writing fails, and leaves @bytes at @offset alone, except for the bit. */
 static void refuses_to_write(uint64_t offset, size_t bytes)
 {
     CLEANUP_ERROR struct error *err = NULL;

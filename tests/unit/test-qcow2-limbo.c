@@ -182,7 +182,7 @@ START_TEST(it_is_kept_while_somebody_may_have_seen_it)
     unsigned before = qcow2_ticket_take(s);
     free_cluster(0);
     for (int i = 0; i < 4; i++) {
-        unsigned after = qcow2_ticket_take(s); /* who came later */
+        unsigned after = qcow2_ticket_take(s); /* a later request */
         ck_assert_int_eq(blk_flush(b), 0);
         ck_assert(is_kept(host));
         qcow2_ticket_drop(s, after);
@@ -194,7 +194,7 @@ START_TEST(it_is_kept_while_somebody_may_have_seen_it)
 }
 END_TEST
 
-/* Who came when it was unlinked holds it up no more than once. */
+/* A request that came when it was unlinked holds it up only once. */
 START_TEST(those_who_came_later_do_not_hold_it_up_for_ever)
 {
     start();

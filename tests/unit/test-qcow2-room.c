@@ -221,7 +221,7 @@ START_TEST(a_device_of_the_needed_size_takes_writes_after_trims_in_any_order)
 }
 END_TEST
 
-/* Those who hold clusters in limbo are waited for. */
+/* Requests that hold clusters in limbo are waited for. */
 START_TEST(a_reader_in_the_way_is_waited_for)
 {
     static unsigned char buf[DISK];
