@@ -32,6 +32,8 @@ struct small {
     unsigned char bytes[SMALL_MAX];
     bool there[SMALL_COUNT];
     void (*on_write)(void); /* called with the lock before a write, or NULL */
+    void (*on_read)(void);  /* the same without it */
+    void (*on_discard)(uint64_t offset, uint64_t bytes);
     unsigned fail_at; /* so many writes and flushes from now fails; 0: none */
 };
 
@@ -47,6 +49,9 @@ static inline int small_preadv(struct node *n, uint64_t offset, uint64_t bytes,
 {
     (void)n;
     (void)flags;
+    if (small.on_read) {
+        small.on_read();
+    }
     iov_fill(iov, cnt, 0, 0, bytes);
     if (offset < SMALL_MAX) {
         mutex_lock(&small.lock);
@@ -112,6 +117,9 @@ static inline int small_flush(struct node *n)
 static inline int small_discard(struct node *n, uint64_t offset, uint64_t bytes)
 {
     (void)n;
+    if (small.on_discard) {
+        small.on_discard(offset, bytes);
+    }
     mutex_lock(&small.lock);
     for (uint64_t at = align_up(offset, SMALL_BLOCK);
          at + SMALL_BLOCK <= min_u64(offset + bytes, SMALL_MAX) &&

@@ -1,8 +1,19 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Limbo, rule by rule (qcow2/alloc.c): a cluster that nothing refers to in
- * memory is discarded and free only when nothing on disk refers to it, and
- * nobody moves bytes of it, any more.
+ * Limbo, rule by rule (alloc.c, flush.c and map.c of qcow2).  A cluster that
+ * nothing in memory refers to any more
+ *
+ *  1. is kept until a flush has succeeded that copied the tables after it was
+ *     unlinked: time does not do it, nor does a flush that fails, or one that
+ *     had copied the tables before; not even if that one covers its neighbour;
+ *  2. is kept until all have dropped their tickets who took them before it was
+ *     unlinked, for they may have seen the old entry: two steps of the epoch,
+ *     one is not enough;
+ *  3. is not held up for ever by tickets that are taken later;
+ *  4. is discarded while it still counts, so that nobody has it by then;
+ *  5. is not discarded if it has other references, and loses one of them.
+ *
+ * And whoever maps has his ticket before he looks at the table.
  */
 #include <check.h>
 
@@ -17,16 +28,21 @@ static struct graph *g;
 static struct blk *b;
 static struct qcow2 *s;
 
+static void open_small(uint64_t size)
+{
+    g = graph_new();
+    struct node *n = small_open(g, size);
+    ck_assert_int_eq(
+        blk_new(g, n, PERM_READ | PERM_WRITE, PERM_ALL, "test", &b, NULL), 0);
+    s = n->state;
+}
+
 static void start(void)
 {
     uint64_t blocks = small_load(SHAPE, false);
 
     small.capacity = SMALL_COUNT;
-    g = graph_new();
-    struct node *n = small_open(g, blocks * SMALL_BLOCK);
-    ck_assert_int_eq(
-        blk_new(g, n, PERM_READ | PERM_WRITE, PERM_ALL, "test", &b, NULL), 0);
-    s = n->state;
+    open_small(blocks * SMALL_BLOCK);
 }
 
 static void stop(void)
@@ -135,16 +151,11 @@ START_TEST(it_is_kept_when_the_flush_fails)
 }
 END_TEST
 
-/* A flush that had copied its tables before does not cover it. */
-static uint64_t freed_meanwhile;
-
+/* As zero.c does, which is another thread. */
 static void free_another(void)
 {
-    if (freed_meanwhile == 0) {
-        return;
-    }
-    /* As zero.c does, which is another thread. */
     struct qcow2_table *t;
+
     small.on_write = NULL;
     mutex_unlock(&small.lock);
     mutex_lock(&s->meta);
@@ -162,8 +173,7 @@ START_TEST(it_is_kept_when_it_was_freed_during_the_flush)
     uint64_t first = settled_cluster(0);
     uint64_t second = settled_cluster(1);
     free_cluster(0);
-    /* Beside the first one, or not. */
-    freed_meanwhile = second;
+    ck_assert_uint_eq(second, first + CLUSTER); /* it could join its run */
     small.on_write = free_another;
     ck_assert_int_eq(blk_flush(b), 0);
     ck_assert_ptr_null(small.on_write);
@@ -241,6 +251,76 @@ START_TEST(neighbours_wait_each_for_their_own_flush)
 }
 END_TEST
 
+static unsigned discards;
+static uint64_t count_at_discard;
+
+static void look_at_count(uint64_t offset, uint64_t bytes)
+{
+    ck_assert_uint_eq(bytes, CLUSTER);
+    count_at_discard = refcount(offset);
+    discards++;
+}
+
+START_TEST(it_is_discarded_while_it_still_counts)
+{
+    start();
+    uint64_t host = settled_cluster(0);
+    discards = 0;
+    small.on_discard = look_at_count;
+    free_cluster(0);
+    ck_assert_int_eq(blk_flush(b), 0);
+    ck_assert_uint_eq(discards, 1);
+    ck_assert_uint_eq(count_at_discard, 1);
+    ck_assert(!is_kept(host));
+    small.on_discard = NULL;
+    stop();
+}
+END_TEST
+
+START_TEST(it_is_not_discarded_if_others_refer_to_it)
+{
+    start();
+    uint64_t host = settled_cluster(0);
+    mutex_lock(&s->meta);
+    ck_assert_int_eq(qcow2_ref_more(s, host), 0);
+    mutex_unlock(&s->meta);
+    free_cluster(0);
+    for (int i = 0; i < 3; i++) {
+        ck_assert_int_eq(blk_flush(b), 0);
+        ck_assert(is_kept(host));
+    }
+    mutex_lock(&s->meta);
+    qcow2_ref_undo(s, host, CLUSTER);
+    mutex_unlock(&s->meta);
+    stop();
+}
+END_TEST
+
+static unsigned reads;
+
+static void look_for_ticket(void)
+{
+    ck_assert_uint_gt(atomic_load(&s->users[0]) + atomic_load(&s->users[1]), 0);
+    reads++;
+}
+
+START_TEST(whoever_maps_has_a_ticket_before_he_looks)
+{
+    start();
+    uint64_t host = settled_cluster(0);
+    blk_free(b);
+    graph_free(g);
+    open_small(SMALL_MAX); /* without a table in memory */
+    reads = 0;
+    small.on_read = look_for_ticket;
+    ck_assert_uint_eq(host_of(0), host);
+    small.on_read = NULL;
+    ck_assert_uint_gt(reads, 0);
+    ck_assert_uint_eq(atomic_load(&s->users[0]) + atomic_load(&s->users[1]), 0);
+    stop();
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("qcow2-limbo");
@@ -253,6 +333,9 @@ int main(void)
     tcase_add_test(tc, it_is_kept_while_somebody_may_have_seen_it);
     tcase_add_test(tc, those_who_came_later_do_not_hold_it_up_for_ever);
     tcase_add_test(tc, neighbours_wait_each_for_their_own_flush);
+    tcase_add_test(tc, it_is_discarded_while_it_still_counts);
+    tcase_add_test(tc, it_is_not_discarded_if_others_refer_to_it);
+    tcase_add_test(tc, whoever_maps_has_a_ticket_before_he_looks);
     suite_add_tcase(suite, tc);
     SRunner *sr = srunner_create(suite);
     srunner_run_all(sr, CK_ENV);
