@@ -93,15 +93,18 @@ static int switch_size(struct qcow2 *s, uint64_t size)
 /* The L1 table stays as long as it is. */
 static int cut_disk(struct qcow2 *s, uint64_t size, struct error **errp)
 {
-    int r = 0;
+    /* Until the new size counts the end is there, and other than it was. */
+    int r = bitmap_mark(s->node, size, s->node->size - size, 0);
 
-    if (s->external && node_size(s->data) > size) {
+    if (r == 0 && s->external && node_size(s->data) > size) {
         r = node_resize(s->data, size, errp);
         if (r < 0) {
             return r;
         }
     }
-    r = clear_end(s, size);
+    if (r == 0) {
+        r = clear_end(s, size);
+    }
     if (r == 0) {
         r = qcow2_flush(s->node);
     }

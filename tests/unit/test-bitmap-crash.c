@@ -563,6 +563,45 @@ START_TEST(without_arming_bits_are_lost)
 }
 END_TEST
 
+/* What was cut off is changed as long as the old size counts. */
+START_TEST(a_disk_that_shrinks_loses_no_bit_before_it_is_smaller)
+{
+    struct graph *g = graph_new();
+    unsigned seen = 0;
+    struct blk *b;
+
+    seed = 21;
+    memset(slots, 0, sizeof(slots));
+    life_count = 0;
+    uint64_t size = load_new_image(shapes[0]);
+    unsigned char *before = malloc(DISK_MAX);
+    memcpy(before, rec.disk, DISK_MAX);
+    struct node *n = open_recorded(g, size);
+    ck_assert_int_eq(blk_new(g, n, PERM_READ | PERM_WRITE | PERM_RESIZE,
+                             PERM_ALL, "test", &b, NULL),
+                     0);
+    ck_assert_int_eq(bitmap_add(g, n, names[0], 65536, true, false, NULL), 0);
+    write_slot(b, SLOTS - 1, 1);
+    ck_assert_int_eq(bitmap_clear(g, n, names[0], NULL), 0);
+    begin_life(0);
+    ck_assert_int_eq(blk_resize(b, GUEST / 2, NULL), 0);
+    blk_free(b);
+    graph_free(g);
+    for (unsigned i = 0; i < 100; i++) {
+        unsigned cut;
+        unsigned char *disk = crashed_image(before, &cut);
+        if (load_be64(disk + 24) == GUEST) {
+            ck_assert_uint_eq(count_lost(disk, cut, &seen), 0);
+        }
+        free(disk);
+    }
+    ck_assert_uint_gt(seen, 0);
+    free(lives[0].base);
+    free(before);
+    forget_records();
+}
+END_TEST
+
 /* How often the first touches of @count far regions flush, with so many
  * bitmaps. */
 static unsigned count_flushes(const char *level, unsigned count,
@@ -617,6 +656,10 @@ int main(void)
     tcase_add_loop_test(tc, nor_does_storage_that_fails, 0, 3);
     tcase_add_loop_test(tc, without_arming_bits_are_lost, 0, 3);
     tcase_add_test(tc, arming_flushes_seldom_and_with_process_never);
+    suite_add_tcase(s, tc);
+    tc = tcase_create("shrink");
+    tcase_set_timeout(tc, 300);
+    tcase_add_test(tc, a_disk_that_shrinks_loses_no_bit_before_it_is_smaller);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);
