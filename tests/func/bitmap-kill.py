@@ -51,7 +51,7 @@ def work(campaign):
     timer = threading.Timer(rng.choice([0.2, 0.5, 0.5, 1, 1, 1, 5])
                             * rng.random(), kill)
     try:
-        campaign.handle = None
+        campaign.handles = []
         campaign.connect()
         timer.start()
         while True:

@@ -44,7 +44,7 @@ def work(daemon):
         campaign.step()
         if i in (steps // 3, steps * 2 // 3):
             time.sleep(4.5)  # what is quiet is tightened
-    campaign.handle.shutdown()
+    campaign.disconnect()
     return campaign
 
 

@@ -2,6 +2,9 @@
 """Random work on a disk with persistent bitmaps, and what its image must say
 at each moment of it.
 
+The guest is four clients that write, and flush, at once: so clusters are freed
+during a flush.
+
 A moment is what clock() returns.  A *life* is a promise of one bitmap: from a
 moment on, until another, each sector that differs from `base` is dirty; for a
 bitmap that was disabled, each that differed then.
@@ -15,6 +18,7 @@ import nbd
 NAMES = ['a', 'bb', 'ccc', 'd' * 300]
 GRANULARITIES = [512, 4096, 65536, 1 << 20]
 NODE = 'vda'
+CLIENTS = 4
 IN_USE, AUTO = 1, 2
 
 
@@ -32,7 +36,7 @@ class Campaign:
         self.daemon = daemon
         self.rng = rng
         self.clock = clock
-        self.handle = None
+        self.handles = []
         self.size = 0
         self.names = {}     # name -> enabled
         self.alive = {}     # name -> [Life]
@@ -44,18 +48,23 @@ class Campaign:
 
     def connect(self):
         """Anew: a client does not learn of another size."""
-        if self.handle:
-            self.handle.shutdown()
-        self.handle = nbd.NBD()
-        self.handle.connect_uri(f'nbd+unix:///{NODE}?socket=' +
-                                os.path.abspath('nbd.sock'))
-        self.size = self.handle.get_size()
+        self.disconnect()
+        self.handles = [nbd.NBD() for _ in range(CLIENTS)]
+        for handle in self.handles:
+            handle.connect_uri(f'nbd+unix:///{NODE}?socket=' +
+                               os.path.abspath('nbd.sock'))
+        self.size = self.handles[0].get_size()
+
+    def disconnect(self):
+        for handle in self.handles:
+            handle.shutdown()
+        self.handles = []
 
     def content(self):
         data = bytearray()
         while len(data) < self.size:
             step = min(self.size - len(data), 8 << 20)
-            data += self.handle.pread(step, len(data))
+            data += self.handles[0].pread(step, len(data))
         return bitmap_image.chunks(data)
 
     # --- The guest ---
@@ -72,8 +81,8 @@ class Campaign:
                 taken.append((offset, length))
         return taken
 
-    def write(self, offset, length):
-        h, rng = self.handle, self.rng
+    def write(self, h, offset, length):
+        rng = self.rng
         what = rng.random()
         if what < 0.6:
             data = nbd.Buffer.from_bytearray(
@@ -87,15 +96,20 @@ class Campaign:
         return h.aio_trim(length, offset)
 
     def burst(self):
-        cookies = [self.write(*r)
-                   for r in self.ranges(self.rng.randrange(1, 8))]
-        while cookies:
-            self.handle.poll(-1)
-            cookies = [c for c in cookies if not self.completed(c)]
+        asked = []
+        for offset, length in self.ranges(self.rng.randrange(1, 12)):
+            handle = self.rng.choice(self.handles)
+            asked.append((handle, self.write(handle, offset, length)))
+            if self.rng.random() < 0.2:
+                handle = self.rng.choice(self.handles)
+                asked.append((handle, handle.aio_flush()))
+        while asked:
+            asked[0][0].poll(-1)
+            asked = [a for a in asked if not self.completed(*a)]
 
-    def completed(self, cookie):
+    def completed(self, handle, cookie):
         try:
-            return self.handle.aio_command_completed(cookie)
+            return handle.aio_command_completed(cookie)
         except nbd.Error as e:
             if e.errno == 'ENOTSUP':  # a fast zero that would not be
                 return True
@@ -248,8 +262,7 @@ class Campaign:
                 f.write(self.rng.randbytes(length))
         self.daemon.ask('blockdev-add', driver='raw', node_name=source,
                         file={'driver': 'file', 'filename': f'{source}.img'})
-        self.handle.shutdown()
-        self.handle = None
+        self.disconnect()
         self.daemon.ask('block-export-del', id='e', mode='hard')
         self.daemon.event('BLOCK_EXPORT_DELETED', id='e')
         self.daemon.ask('blockdev-backup', job_id=job, device=source,
@@ -280,7 +293,7 @@ class Campaign:
         if what < 0.60:
             self.burst()
         elif what < 0.70:
-            self.handle.flush()
+            self.handles[0].flush()
         elif what < 0.88:
             self.verb()
         elif what < 0.92:
