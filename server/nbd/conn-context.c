@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Metadata contexts: base:allocation, qemu:allocation-depth, and
- * qemu:dirty-bitmap:NAME, those that the export offers.
+ * qemu:dirty-bitmap:NAME, for the bitmaps that the export offers.
  *
- * A query is a context's name.  For listing it may also be what a name begins
- * with: "base:", "qemu:", "qemu:dirty-bitmap:".
+ * A query is a context's name.  In a LIST it may also be the beginning of
+ * names: "base:", "qemu:", "qemu:dirty-bitmap:".
  */
 #include <errno.h>
 #include <stdio.h>
@@ -33,7 +33,7 @@ void conn_forget_contexts(struct conn *c)
 
 /* The queries of an option: checked, and walked any number of times. */
 struct queries {
-    struct option at; /* of the first */
+    struct option at; /* the first query */
     uint32_t count;
 };
 
@@ -91,7 +91,7 @@ static int reply_context(const struct answer *a, uint32_t id, const char *name)
                            4 + len);
 }
 
-/* -E2BIG: too many. */
+/* -E2BIG: the client has too many contexts. */
 static int select_context(struct conn *c, const struct context *ctx)
 {
     if (!c->contexts) {
@@ -107,7 +107,7 @@ static int select_context(struct conn *c, const struct context *ctx)
     return 0;
 }
 
-/* The reference to @bitmap is taken. */
+/* Offer a context, if it is asked for.  Takes the reference to @bitmap. */
 static int offer(const struct answer *a, const char *name, uint32_t id,
                  enum context_kind kind, struct bitmap *bitmap)
 {
@@ -138,7 +138,7 @@ static int offer_bitmap(const struct answer *a, uint32_t id, const char *name,
     return offer(a, text, id, CONTEXT_BITMAP, bitmap);
 }
 
-/* Those that the disk has now. */
+/* Offer the bitmaps that the disk has now. */
 static int offer_all_bitmaps(const struct answer *a)
 {
     CLEANUP_JSON json_t *names = blk_bitmap_names(a->export->blk);
@@ -198,7 +198,7 @@ int conn_option_contexts(struct conn *c, struct option *o)
     char name[NBD_STRING_MAX + 1];
     struct queries qs;
 
-    /* Also when this one fails. */
+    /* SET drops the contexts of an earlier SET, also when it fails. */
     if (o->type == NBD_OPT_SET_META_CONTEXT) {
         conn_forget_contexts(c);
     }

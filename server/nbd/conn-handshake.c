@@ -2,9 +2,10 @@
 /*
  * The handshake: fixed newstyle.
  *
- * Every option has a reply but EXPORT_NAME.  What cannot be understood is
- * refused with its data skipped, and the client may go on; only what makes it
- * impossible to stay in step, or is plainly abuse, ends the connection.
+ * Every option except EXPORT_NAME has a reply.  An option that cannot be
+ * understood is refused, its data is skipped, and the client may go on.  The
+ * connection ends only when client and server cannot stay in step, or when the
+ * client plainly abuses it.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -19,12 +20,12 @@
 
 #define OPTION_HEAD 16
 
-/* An option's data up to this is read; more is skipped, up to the second for
- * all options of a client. */
+/* Bytes.  An option's data is read up to OPTION_MAX.  Longer data is skipped,
+ * up to OPTION_SKIP for all options of a client. */
 #define OPTION_MAX  (32 * KiB)
 #define OPTION_SKIP (16 * MiB)
 
-/* Options of a client, those not counted that handshake_welcome() is for. */
+/* Options of a client; options that end in handshake_welcome() do not count. */
 #define OPTIONS_MAX 1024
 
 /* --- Input. --- */
@@ -51,7 +52,7 @@ static bool receive_input(struct conn *c)
     }
 }
 
-/* Let @n bytes be there. */
+/* Receive until @n bytes are in the buffer. */
 static bool want_input(struct conn *c, size_t n)
 {
     while (input_left(c) < n) {
@@ -187,8 +188,9 @@ static int put_raw(struct conn *c, const void *data, size_t len)
 
 /* --- Options. --- */
 
-/* The payload of block status is offered to whom it can be of use: who asks, or
- * has chosen contexts; and what INFO has told, GO tells again. */
+/* The payload of block status is offered to a client to which it can be of use:
+ * one that asks about the export, or has chosen contexts of it.  GO tells what
+ * INFO has told. */
 static bool offers_payload(const struct conn *c, const struct export *e)
 {
     return c->extended &&
@@ -198,11 +200,11 @@ static bool offers_payload(const struct conn *c, const struct export *e)
 
 static uint16_t transmission_flags(const struct conn *c, const struct export *e)
 {
-    /* All connections work on one node, without a cache of their own. */
+    /* All connections work on one node, and have no cache of their own. */
     unsigned flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH |
                      NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_CACHE;
 
-    /* Of a view each connection has its own. */
+    /* Each connection has a view of its own. */
     flags |= server_max(c->server) != 1 && !e->of ? NBD_FLAG_CAN_MULTI_CONN : 0;
     flags |= conn_may_write(c, e)
                  ? NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES |
@@ -213,7 +215,7 @@ static uint16_t transmission_flags(const struct conn *c, const struct export *e)
     return (uint16_t)flags;
 }
 
-/* The connection is for @e (its reference is taken) from now on. */
+/* The connection is for @e from now on.  Takes the reference to @e. */
 static void choose_export(struct conn *c, struct export *e, uint64_t size)
 {
     c->export = e;
@@ -224,7 +226,8 @@ static void choose_export(struct conn *c, struct export *e, uint64_t size)
     }
 }
 
-/* @e is about to be used.  After a failure, it is gone. */
+/* Open @e, if it is a view, because it is about to be used.  After a failure
+ * the reference to @e is gone. */
 static int open_view(struct conn *c, struct export *e, struct error **errp)
 {
     int r = e->of ? export_open_view(c->exports, e, errp) : 0;
@@ -260,7 +263,7 @@ static int option_export_name(struct conn *c, struct option *o)
 
 struct names {
     const struct conn *conn;
-    json_t *list; /* name and description of those that it may open */
+    json_t *list; /* [name, description] of each export that it may open */
 };
 
 static int export_names(struct export *e, void *opaque)
@@ -335,7 +338,8 @@ static int reply_block_size(struct conn *c, uint32_t option,
     return reply_info(c, option, NBD_INFO_BLOCK_SIZE, data, sizeof(data));
 }
 
-/* Everything there is to know, but each only once and if it was asked for. */
+/* Reply with the size and flags, and once with each other item that the client
+ * has asked for. */
 static int reply_infos(struct conn *c, struct option *o, const struct export *e,
                        uint64_t size)
 {
@@ -398,7 +402,8 @@ static int option_info(struct conn *c, struct option *o)
     return r;
 }
 
-/* STRUCTURED_REPLY and EXTENDED_HEADERS: up, never down or twice. */
+/* STRUCTURED_REPLY and EXTENDED_HEADERS: the kind of replies goes up, never
+ * down, and no step twice. */
 static int option_replies(struct conn *c, struct option *o)
 {
     bool extended = o->type == NBD_OPT_EXTENDED_HEADERS;
@@ -473,7 +478,7 @@ static bool is_known_option(uint32_t type)
            type != 4;
 }
 
-/* An option with more data than any needs. */
+/* An option with more data than any option needs. */
 static int long_option(struct conn *c, uint32_t type, uint32_t len)
 {
     struct option o = {.type = type};

@@ -3,9 +3,9 @@
  * Reads that are too long, or too slow, for the batch.
  *
  * Structured replies go out piece by piece, so that sending and reading
- * overlap; what is known to be a hole is not read but said.  A reply in one
- * piece (simple, or DF) cannot take back its header when a later part fails:
- * all of it is read first.
+ * overlap.  A range that is known to be a hole is not read: the reply says that
+ * it is one.  A reply in one piece (simple, or DF) cannot take back its header
+ * when a later part fails: all of it is read first.
  */
 #include <errno.h>
 
@@ -13,7 +13,7 @@
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 
-/* A hole shorter than this is sent as data. */
+/* A hole of fewer bytes is sent as data. */
 #define HOLE_MIN 4096
 
 size_t read_head_size(const struct conn *c)
@@ -114,13 +114,14 @@ static int extend_run(const struct extent *ext, void *opaque)
     return 0;
 }
 
-/* Where does what begins at rq->offset, data or hole, end?  Where that cannot
- * be known all is data, and reading it will tell what is wrong. */
+/* Where does the data or the hole that begins at rq->offset end?  When that
+ * cannot be known, all is taken for data, and reading it tells what is wrong.
+ */
 static int next_run(struct conn *c, const struct request *rq, bool nowait,
                     struct run *run)
 {
     *run = (struct run){.any = false};
-    /* The holes of a view have bytes (dirty-view.c). */
+    /* The holes of a view have bytes, so they are read (dirty-view.c). */
     if (rq->length > INLINE_MAX && !c->export->of) {
         int r = blk_extents(c->export->blk, rq->offset, rq->length,
                             nowait ? REQ_NOWAIT : 0, extend_run, run);
@@ -167,7 +168,7 @@ static int send_data(struct conn *c, const struct request *rq, uint32_t bytes,
     return 0;
 }
 
-/* What has been sent is taken off *rq. */
+/* Take what has been sent off *rq. */
 static int read_runs(struct conn *c, struct request *rq, bool nowait)
 {
     struct run run = {.end = rq->offset};

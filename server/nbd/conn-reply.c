@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Segments, replies, and getting them out.  See conn.h for who sends. */
+/* Segments, replies, and sending them; which thread sends: see conn.h. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +14,7 @@
 
 static const struct {
     uint32_t size;
-    unsigned keep; /* so many for reuse */
+    unsigned keep; /* so many are kept for reuse */
 } classes[SEGMENT_CLASSES] = {
     [SEGMENT_SMALL] = {sizeof(struct segment) + REPLY_MAX, REQUESTS_MAX},
     [SEGMENT_MEDIUM] = {SEGMENT_PAYLOAD + INLINE_MAX, HELD_MAX / PIECE_SIZE},
@@ -55,7 +55,8 @@ struct segment *segment_new(struct conn *c, enum segment_class class)
     return s;
 }
 
-/* Most recently used first: its memory is in the processor's cache. */
+/* The segment that was used last comes first, because its memory is in the
+ * processor's cache. */
 static void segment_free_locked(struct conn *c, struct segment *s)
     REQUIRES(c->lock)
 {
@@ -241,7 +242,7 @@ void conn_queue_batch(struct conn *c)
     }
 }
 
-/* A client that has taken so much has done something. */
+/* A client that has taken so many bytes has done something. */
 #define MOVED_MIN ((size_t)256 << 10)
 
 /* @n bytes from the front of `out` have been sent. */
@@ -283,7 +284,8 @@ static int gather_locked(struct conn *c, struct iovec *iov) REQUIRES(c->lock)
 static void break_locked(struct conn *c) REQUIRES(c->lock)
 {
     c->broken = true;
-    /* Who is sending has the front of it in use, and frees it. */
+    /* The thread that is sending has the front of `out` in use, and frees it.
+     */
     if (!c->sending) {
         segments_free_locked(c, &c->out);
         c->out_bytes = 0;
@@ -291,7 +293,8 @@ static void break_locked(struct conn *c) REQUIRES(c->lock)
     }
 }
 
-/* Sends once, without the lock.  False: no more for now. */
+/* Send once; the lock is given up meanwhile.  False: no more can be sent now.
+ */
 static bool send_some_locked(struct conn *c) REQUIRES(c->lock)
 {
     struct iovec iov[SEND_IOV];
@@ -316,7 +319,8 @@ static bool send_some_locked(struct conn *c) REQUIRES(c->lock)
     return false;
 }
 
-/* True: its own thread has to look. */
+/* Send until all is sent, or the socket takes no more.  True: the connection's
+ * own thread has to be woken. */
 static bool push_locked(struct conn *c) REQUIRES(c->lock)
 {
     if (c->sending || c->stalled) {

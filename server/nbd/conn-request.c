@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Requests in the connection's own thread: parse, check, and serve at once
- * what need not wait.
+ * Requests in the connection's own thread: parse and check them, serve those
+ * at once that need not wait, and hand the others over to the pool.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -15,7 +15,7 @@
 /* --- Checks. --- */
 
 static const struct command {
-    uint16_t flags;    /* that it may have */
+    uint16_t flags;    /* that the command may have */
     bool writes;       /* not for a read-only export */
     uint32_t past_end; /* the error for a range not inside the export */
 } commands[] = {
@@ -32,7 +32,8 @@ static const struct command {
                               NBD_EINVAL},
 };
 
-/* An error and its reason in *why, or 0. */
+/* What one kind of command asks for: an error, with its reason in *why, or 0.
+ */
 static uint32_t check_kind(const struct conn *c, const struct request *rq,
                            const char **why)
 {
@@ -69,11 +70,11 @@ static uint32_t check_kind(const struct conn *c, const struct request *rq,
 }
 
 /*
- * Bytes that come behind the header of @rq, whatever else is wrong with it.
+ * How many bytes come behind the header of @rq, whatever else is wrong with it.
  *
- * With extended headers PAYLOAD_LEN tells that the length is a payload's.  A
- * write has its payload without the flag, too.  QEMU's client has never set it
- * since it has extended headers (8.2 to 10.0, nbd_co_send_request in
+ * With extended headers PAYLOAD_LEN says that the length is that of a payload.
+ * A write has its payload without the flag, too.  QEMU's client has never set
+ * it since it has extended headers (8.2 to 10.0, nbd_co_send_request in
  * block/nbd.c); QEMU's server takes such a write and only traces it
  * (nbd_co_receive_request in nbd/server.c).  nbdkit has no extended headers
  * (1.42), so it meets no such client.
@@ -86,7 +87,7 @@ static uint64_t payload_length(const struct conn *c, const struct request *rq)
     return has ? rq->length : 0;
 }
 
-/* PAYLOAD_LEN, where it has no place. */
+/* Is PAYLOAD_LEN set where it has no place? */
 static bool has_bad_payload(const struct conn *c, const struct request *rq)
 {
     return (rq->flags & NBD_CMD_FLAG_PAYLOAD_LEN) &&
@@ -129,7 +130,7 @@ static size_t head_size(const struct conn *c)
     return c->extended ? NBD_EXTENDED_REQUEST_SIZE : NBD_REQUEST_SIZE;
 }
 
-/* As conn_receive, but it also waits where that would not. */
+/* As conn_receive(), but wait also when conn_receive() gives up. */
 static bool receive_payload(struct conn *c, struct iovec *iov, int cnt,
                             size_t *got)
 {
@@ -142,7 +143,7 @@ static bool receive_payload(struct conn *c, struct iovec *iov, int cnt,
     return n > 0;
 }
 
-/* Let @n bytes of a payload that nobody wants go by. */
+/* Drop @n bytes of a payload that nobody wants. */
 static bool skip_payload(struct conn *c, uint64_t n)
 {
     for (;;) {
@@ -181,8 +182,8 @@ static void take_input(struct conn *c, struct segment *s, size_t want)
     c->input_at += n;
 }
 
-/* Fill @s up to @want bytes, and, with @more, receive into the input buffer
- * what comes behind. */
+/* Fill @s up to @want bytes.  With @more, receive the bytes behind them into
+ * the input buffer. */
 static bool fill_segment(struct conn *c, struct segment *s, size_t want,
                          bool more)
 {
@@ -220,8 +221,8 @@ static bool try_write(struct conn *c, const struct request *rq,
     return true;
 }
 
-/* Memory for @more of a payload is taken; 0: it is over, one way or the other.
- */
+/* Memory for @more bytes of a payload has been taken.  0: the payload is
+ * complete, or given up. */
 static void take_in(struct conn *c, size_t more)
 {
     mutex_lock(&c->lock);
@@ -231,7 +232,7 @@ static void take_in(struct conn *c, size_t more)
     mutex_unlock(&c->lock);
 }
 
-/* Receive the payload straight into segments. */
+/* Receive the payload of a write straight into segments, and serve it. */
 static bool receive_write(struct conn *c, const struct request *rq)
 {
     struct request *r;
@@ -274,6 +275,7 @@ fail:
     return false;
 }
 
+/* After a request: go on, wait for more input, or end the connection. */
 enum step { STEP_ON, STEP_WAIT, STEP_END };
 
 static void log_refusal(const struct conn *c, const struct request *rq,
@@ -290,7 +292,7 @@ static void log_refusal(const struct conn *c, const struct request *rq,
                rq->offset, rq->length, why);
 }
 
-/* An answer at once; the payload that nobody wants goes by. */
+/* Answer without doing anything, and drop the payload. */
 static enum step answer_at_once(struct conn *c, const struct request *rq,
                                 uint64_t payload, uint32_t error,
                                 const char *why)
@@ -327,7 +329,7 @@ static enum step write_request(struct conn *c, const struct request *rq,
     return receive_write(c, rq) ? STEP_ON : STEP_END;
 }
 
-/* --- The others. --- */
+/* --- Other requests. --- */
 
 static enum step submit(struct conn *c, const struct request *rq)
 {
@@ -343,7 +345,7 @@ static enum step submit(struct conn *c, const struct request *rq)
     return STEP_ON;
 }
 
-/* A short read, straight into the batch.  -EAGAIN: it would have to wait. */
+/* A short read, straight into the batch.  -EAGAIN: the read would wait. */
 static int read_into_batch(struct conn *c, const struct request *rq)
 {
     size_t head = read_head_size(c);
@@ -388,7 +390,8 @@ static uint64_t all_contexts(const struct conn *c)
     return c->context_count == 0 ? 0 : UINT64_MAX >> (64 - c->context_count);
 }
 
-/* Only the contexts whose ids are at @p.  False: one is unknown, or twice. */
+/* Choose the contexts whose @count ids are at @p.  False: one is unknown, or
+ * there twice. */
 static bool pick_contexts(struct conn *c, struct request *rq, const char *p,
                           size_t count)
 {
@@ -407,8 +410,8 @@ static bool pick_contexts(struct conn *c, struct request *rq, const char *p,
     return true;
 }
 
-/* Block status of contexts that the payload names, behind the length that is
- * meant. */
+/* Block status with a payload: first the length of the range, then the ids of
+ * the contexts. */
 static enum step filtered_status(struct conn *c, struct request *rq)
 {
     const uint64_t payload = rq->length;
@@ -431,7 +434,7 @@ static enum step filtered_status(struct conn *c, struct request *rq)
     return error ? answer_at_once(c, rq, 0, error, why) : submit(c, rq);
 }
 
-/* What is at the front of the input.  False: no request. */
+/* Parse the header at the front of the input.  False: it is no request. */
 static bool parse_header(const struct conn *c, struct request *rq)
 {
     const char *p = c->input + c->input_at;
@@ -467,7 +470,7 @@ static enum step one_request(struct conn *c)
         return STEP_END;
     }
     uint64_t payload = payload_length(c, &rq);
-    if (payload > NBD_PAYLOAD_MAX) { /* so much cannot be meant */
+    if (payload > NBD_PAYLOAD_MAX) { /* no client means so much */
         log_refusal(c, &rq, "more than 32 MiB of payload; it is cut off");
         return STEP_END;
     }

@@ -7,21 +7,21 @@
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 
-/* A reply is not longer than this. */
+/* The most bytes in a reply. */
 #define REPLY_BYTES (1 * MiB)
 
 struct runs {
     enum context_kind kind;
     bool extended;   /* descriptors have 64-bit fields */
-    uint32_t stride; /* their size */
-    char *at;        /* of the last one */
+    uint32_t stride; /* size of a descriptor */
+    char *at;        /* the last descriptor */
     unsigned count;
     unsigned max;
     uint64_t length; /* of the last run */
     uint32_t flags;
 };
 
-/* False: there is no room for one more. */
+/* Append a run, or make the last one longer.  False: there is no room. */
 static bool append_run(struct runs *rs, uint64_t length, uint32_t flags)
 {
     if (rs->count > 0 && rs->flags == flags) {
@@ -37,7 +37,7 @@ static bool append_run(struct runs *rs, uint64_t length, uint32_t flags)
     if (rs->extended) {
         store_be64(rs->at, rs->length);
         store_be64(rs->at + 8, rs->flags);
-    } else { /* no longer than the request */
+    } else { /* a run is no longer than the request */
         store_be32(rs->at, (uint32_t)rs->length);
         store_be32(rs->at + 4, rs->flags);
     }
@@ -82,7 +82,7 @@ static int bitmap_runs(struct conn *c, const struct context *ctx,
                : 0;
 }
 
-/* The chunk of one of @count contexts, *sp. */
+/* Make the chunk of one of @count contexts in the segment *sp. */
 static int context_chunk(struct conn *c, const struct context *ctx,
                          const struct request *rq, unsigned count, bool last,
                          struct segment **sp)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* STARTTLS, and what a client may open once it is known. */
+/* STARTTLS, and which exports a client may open. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,7 +16,7 @@ static enum tls_mode tls_mode_of(const struct conn *c)
     return c->fixed ? tls_policy_mode(c->policy) : TLS_OFF;
 }
 
-/* What has been replied in the clear goes out before TLS begins. */
+/* Send all that has been replied in the clear, before TLS begins. */
 static int send_pending(struct conn *c)
 {
     conn_flush(c);
@@ -48,7 +48,7 @@ static int finish_tls_handshake(struct conn *c, struct error **errp)
     return r;
 }
 
-/* TLS is open: is this client welcome? */
+/* TLS is open: may this client stay? */
 static int check_tls_identity(const struct conn *c)
 {
     static struct log_limit limit = {.every_s = 1};
@@ -63,7 +63,8 @@ static int check_tls_identity(const struct conn *c)
     return -EACCES;
 }
 
-/* All that was agreed on in the clear may be somebody else's doing. */
+/* Forget all that was negotiated in the clear: it may be an attacker's doing.
+ */
 static void forget_negotiated(struct conn *c)
 {
     c->structured = false;
@@ -87,7 +88,8 @@ int conn_option_starttls(struct conn *c, const struct option *o)
         return handshake_error(c, o->type, NBD_REP_ERR_INVALID,
                                "this option has no data");
     }
-    /* What comes before our reply is not the client's: it waits for that. */
+    /* A client waits for our reply: bytes that came before it are not its own.
+     */
     if (c->input_at < c->input_end) {
         return -EPROTO;
     }
@@ -124,8 +126,8 @@ static bool is_allowed(const struct conn *c, const char *authz)
                       server_allows(c->server, authz, tls_identity(c->io.tls)));
 }
 
-/* A policy that came with an export, from another server perhaps, asks no less
- * here than there. */
+/* Has the client done what @p asks for?  A policy that came with an export,
+ * perhaps from another server, asks no less here than there. */
 static bool meets_policy(const struct conn *c, const struct tls_policy *p)
 {
     return tls_policy_mode(p) != TLS_REQUIRE ||
@@ -167,8 +169,9 @@ static bool may_open(const struct export *e, void *opaque)
     return conn_may_open(opaque, e);
 }
 
-/* As exports_find.  A view is another one for each option, but what was said of
- * the last one of that name holds for it, too. */
+/* As exports_find().  A view is made anew for each option.  It takes the serial
+ * of the last view of that name, because what the client has negotiated for
+ * that one holds for it, too. */
 static struct export *find_named(struct conn *c, const char *name)
 {
     struct export *e = exports_find(c->exports, server_serial(c->server), name,

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Requests in the hands of the pool: all that may block. */
+/* Requests in the hands of the worker pool: all that may block. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -66,7 +66,7 @@ void request_submit(struct request *r)
     mutex_lock(&c->lock);
     c->executing++;
     c->held += request_bytes(r);
-    c->intake = c->granted = 0; /* they were of this one */
+    c->intake = c->granted = 0; /* they were for this request */
     conn_account_locked(c, false);
     bool now = c->working < WORKERS_MAX;
     if (now) {
@@ -80,8 +80,8 @@ void request_submit(struct request *r)
     }
 }
 
-/* @r has been replied to.  With the last of them, the connection may be gone
- * as soon as the lock is. */
+/* @r has been replied to.  After the last request the connection may be freed
+ * as soon as the lock is released. */
 static void request_done(struct request *r)
 {
     struct conn *c = r->conn;
@@ -105,15 +105,15 @@ static void request_done(struct request *r)
         conn_kick(c);
     }
     mutex_unlock(&c->lock);
-    if (next) { /* behind what other connections have there */
+    if (next) { /* it goes behind the work of other connections */
         pool_submit(pool, share, &next->work);
     }
 }
 
-/* --- What they do. --- */
+/* --- What requests do. --- */
 
-/* Longer ranges to trim, zero or cache are done piece by piece: who drains the
- * tree, or ends the connection, does not wait for all of them. */
+/* Longer ranges to trim, zero or cache are done piece by piece, because whoever
+ * drains the tree or ends the connection waits for a piece, not for all. */
 #define RANGE_PIECE (1 * GiB)
 
 static uint32_t wire_error(int r)
@@ -127,7 +127,7 @@ static uint32_t wire_error(int r)
     case ENOMEM:
         return NBD_ENOMEM;
     case EINVAL:
-    case EACCES: /* no part of a point in time; what QEMU says then */
+    case EACCES: /* not a part of the point in time: QEMU says EINVAL, too */
         return NBD_EINVAL;
     case ENOSPC:
     case EDQUOT:
@@ -140,12 +140,12 @@ static uint32_t wire_error(int r)
     }
 }
 
-/* Did the storage fail, rather than the client ask for what cannot be? */
+/* Did the storage fail?  False: the client has asked for the impossible. */
 static bool is_io_error(int r)
 {
     switch (-r) {
     case 0:
-    case EACCES: /* told already: a point in time was lost */
+    case EACCES: /* the log has it already: a point in time was lost */
     case EAGAIN:
     case EINVAL:
     case ENOTSUP:
@@ -183,7 +183,7 @@ static struct export *logged_export(const struct conn *c)
     return c->export->of ? c->export->of : c->export;
 }
 
-/* Whose request it was does not matter for the limit: it is the disk's. */
+/* The limit is the disk's: it does not matter which client has asked. */
 static void log_io_error(struct conn *c, const struct request *rq, int r)
 {
     struct export *e = logged_export(c);
@@ -213,7 +213,8 @@ void conn_reply_result(struct conn *c, const struct request *rq, int r,
 _Static_assert((uint64_t)BLK_IOV_MAX *PIECE_SIZE >= NBD_PAYLOAD_MAX,
                "a write is one request");
 
-/* In one go: a point in time has all of it or nothing. */
+/* One request for all of the payload: a point in time has all of a write, or
+ * nothing of it. */
 static int write_payload(struct conn *c, const struct request *r)
 {
     struct iovec iov[BLK_IOV_MAX];
@@ -227,7 +228,7 @@ static int write_payload(struct conn *c, const struct request *r)
                        r->flags & NBD_CMD_FLAG_FUA ? REQ_FUA : 0);
 }
 
-/* Nobody learns it from the reply, which says that all is well. */
+/* The reply to a trim that frees nothing is success: only the log tells. */
 static void log_ignored_trim(const struct conn *c)
 {
     struct export *e = logged_export(c);
@@ -258,7 +259,7 @@ static int run_piece(struct conn *c, const struct request *r, uint64_t offset,
     }
 }
 
-/* Nobody waits for its replies any more, or they have to be soon. */
+/* Nobody waits for replies any more, or the connection has to end soon. */
 static bool is_given_up(struct conn *c)
 {
     mutex_lock(&c->lock);
@@ -267,8 +268,8 @@ static bool is_given_up(struct conn *c)
     return broken || atomic_load(&c->stopping);
 }
 
-/* Trim, zero, cache: up to 2^64 bytes.  A fast zero fails before it has changed
- * anything or not at all, so it is not divided. */
+/* Trim, zero or cache up to 2^64 bytes.  A fast zero is not divided, because if
+ * it fails it must have changed nothing. */
 static int range_by_pieces(struct conn *c, const struct request *r)
 {
     bool whole = r->flags & NBD_CMD_FLAG_FAST_ZERO;

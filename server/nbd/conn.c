@@ -133,7 +133,7 @@ bool conn_wait(struct conn *c, bool input, int ms)
 
     fds[0].events = (short)((input ? POLLIN : 0) | (stalled ? POLLOUT : 0));
     if (c->hung_up && !input) {
-        fds[0].fd = -1; /* it would be reported over and over */
+        fds[0].fd = -1; /* the end would be reported over and over */
     }
     int r = poll(fds, 2, ms);
     if (r <= 0) {
@@ -196,7 +196,7 @@ void conn_throttle(struct conn *c, size_t need)
         }
         if (flushed) {
             if (!conn_wait(c, false, conn_time_left(c))) {
-                conn_break(c); /* still in the handshake */
+                conn_break(c); /* it is still in the handshake */
             }
         } else {
             conn_queue_batch(c);
@@ -208,7 +208,7 @@ void conn_throttle(struct conn *c, size_t need)
 
 /* --- Room. --- */
 
-/* Its own thread asks again so often. */
+/* The connection's thread asks for room again after so many milliseconds. */
 #define ROOM_MS 50
 
 static void cut_off(struct room_user *u)
@@ -265,9 +265,10 @@ void conn_give_back_room(struct conn *c)
 /* --- Receiving. --- */
 
 /*
- * When the connection is alone nobody else has anything to send, so a plain
- * blocking receive does (its socket has a time limit); that is one system
- * call.  Otherwise what others left unsent needs looking after, too.
+ * When the connection is alone no other thread has anything to send.  Then a
+ * plain blocking receive is enough (the socket has a time limit), and that is
+ * one system call.  Otherwise this thread has to send, too, what others have
+ * left.
  */
 ssize_t conn_receive(struct conn *c, struct iovec *iov, int cnt)
 {
@@ -285,7 +286,7 @@ ssize_t conn_receive(struct conn *c, struct iovec *iov, int cnt)
     return 0;
 }
 
-/* More input behind what is there.  False: the connection ends. */
+/* Receive more behind the input that is there.  False: the connection ends. */
 static bool receive_more(struct conn *c)
 {
     for (;;) {
@@ -330,7 +331,7 @@ static void finish_requests(struct conn *c)
     for (;;) {
         mutex_lock(&c->lock);
         unsigned left = c->executing;
-        c->throttled = left > 0; /* be told */
+        c->throttled = left > 0; /* request_done() kicks then */
         mutex_unlock(&c->lock);
         if (left == 0) {
             return;
@@ -346,7 +347,7 @@ static void finish_replies(struct conn *c)
                              UINT64_C(1000000);
 
     while (!is_alone(c) && (now = now_ns()) < end) {
-        if (conn_is_ending(c)) { /* since a moment ago */
+        if (conn_is_ending(c)) { /* it was told meanwhile */
             end = min_u64(end, now + STOP_MS * UINT64_C(1000000));
         }
         (void)conn_wait(c, false, (int)((end - now) / 1000000) + 1);
@@ -377,7 +378,8 @@ static void transmission(struct conn *c)
     c->intake = c->granted = 0;
     conn_account_locked(c, false);
     mutex_unlock(&c->lock);
-    /* Before its client sees the end: who does finds the export unused. */
+    /* Do it before the client sees the end: a client that has seen the end
+     * finds the export unused. */
     server_leave(c->server, c);
 }
 
@@ -392,7 +394,7 @@ void *conn_thread(void *arg)
         c->deadline = 0;
         transmission(c);
     } else {
-        conn_flush(c); /* why not, if the client takes it at once */
+        conn_flush(c); /* as far as the client takes it at once */
     }
     transport_end(&c->io);
     atomic_store(&c->finished, true);

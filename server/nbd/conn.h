@@ -17,24 +17,25 @@
  * data is in memory (REQ_NOWAIT) straight into the batch, and sends that with
  * one sendmsg.  The rest goes to the worker pool.
  *
- * Nobody but the connection's own thread waits for its client.  Who has a
- * reply appends it to `out` and, unless another is sending, sends what the
- * socket takes (MSG_DONTWAIT).  What it does not take is left to the
- * connection's thread, which polls.  So a client that does not read holds up
- * nothing but its own thread: no worker, and no shutdown.
+ * Nobody except the connection's own thread waits for its client.  A thread
+ * that has a reply appends it to `out` and, unless another thread is sending,
+ * sends what the socket takes (MSG_DONTWAIT).  The connection's thread polls,
+ * and sends the rest.  So a client that does not read holds up nothing but its
+ * own thread: no worker, and no shutdown.
  *
- * Back-pressure is not reading: when too much waits to be sent or to be done,
- * the thread stops parsing until that is less.
+ * Back-pressure is not reading: when too many bytes wait to be sent, or too
+ * many requests to be done, the thread stops parsing until there are fewer.
  *
- * Order at the end: no more requests; those in the pool finish; their replies
- * go out, for a bounded time; the socket is shut down.  So a client that sees
- * the end knows that nothing of it is still to be written.
+ * Order at the end: no more requests begin; the requests in the pool finish;
+ * their replies go out, for a bounded time; the socket is shut down.  So a
+ * client that sees the end knows that none of its data is still to be written.
  *
  * conn.c            life, receiving, waiting
- * conn-handshake.c  options;  conn-context.c  those on metadata contexts
- * conn-tls.c        STARTTLS, and who may open which export
+ * conn-handshake.c  options
+ * conn-context.c    the options about metadata contexts
+ * conn-tls.c        STARTTLS, and which exports a client may open
  * conn-request.c    requests: parse, check, serve at once or hand over
- * conn-work.c       the same in a worker: all that may block
+ * conn-work.c       requests in a worker: all that may block
  * conn-read.c       reads;  conn-status.c  block status
  * conn-reply.c      segments, replies, sending
  */
@@ -57,17 +58,19 @@ struct server;
 
 #define INPUT_SIZE ((size_t)64 << 10)
 
-/* Reads and writes up to this are done in the connection's thread when they
- * need not wait.  Longer reads that need not wait are done there, too, in
- * pieces of PIECE_SIZE. */
+/* Bytes.  Reads and writes up to INLINE_MAX are done in the connection's thread
+ * when they need not wait.  Longer reads that need not wait are done there,
+ * too, in pieces of PIECE_SIZE. */
 #define INLINE_MAX (UINT32_C(64) << 10)
 #define PIECE_SIZE (UINT32_C(256) << 10)
 
-/* A write's payload up to this is waited for in the input buffer. */
+/* A write's payload of up to so many bytes is waited for in the input buffer.
+ */
 #define GATHER_MAX (UINT32_C(16) << 10)
 
-/* Parsing stops while more than this is waiting to be sent; while requests in
- * the pool and their replies hold more than this; while so many are there. */
+/* Parsing stops while more than OUT_HIGH bytes wait to be sent, while requests
+ * in the pool and their replies hold more than HELD_MAX bytes, and while there
+ * are REQUESTS_MAX requests. */
 #define OUT_HIGH     ((size_t)2 << 20)
 #define HELD_MAX     ((size_t)32 << 20)
 #define REQUESTS_MAX 256
@@ -75,7 +78,8 @@ struct server;
 /* Requests of one connection that are in the hands of the pool at once. */
 #define WORKERS_MAX 16
 
-/* How long the end of a connection waits for its client to take replies. */
+/* How long the end of a connection waits for its client to take replies: when
+ * the client has ended it, and when it was told to stop. */
 #define LINGER_MS 5000
 #define STOP_MS   2000
 
@@ -91,8 +95,8 @@ enum segment_class { SEGMENT_SMALL, SEGMENT_MEDIUM, SEGMENT_LARGE };
 struct segment {
     struct list link;
     enum segment_class class;
-    uint32_t size; /* of the whole, this struct included */
-    uint32_t head; /* what is in use, from the address of this struct */
+    uint32_t size; /* of the whole buffer, this struct included */
+    uint32_t head; /* the bytes in use, from the address of this struct */
     uint32_t tail;
 };
 
@@ -109,7 +113,7 @@ struct request {
     struct conn *conn;
     uint64_t cookie;
     uint64_t origin; /* the offset, as the client sent it */
-    uint64_t offset; /* of what is left to be done */
+    uint64_t offset; /* of the part that is left to be done */
     uint64_t length;
     uint64_t contexts; /* of block status: bits, by index in conn.contexts */
     uint16_t type;
@@ -123,13 +127,13 @@ struct context {
     uint32_t id;
     enum context_kind kind;
     struct bitmap *bitmap; /* with a reference */
-    bool own; /* it was not named: offered while it is of the disk itself */
+    bool own; /* not named in the export: offered while the disk has it */
 };
 #define CONTEXTS_MAX 64 /* bits in request.contexts */
 
 struct conn {
     /* Set at creation. */
-    struct server *server; /* with a reference of who made it */
+    struct server *server; /* with a reference, which its maker gives up */
     struct peer peer;
     struct exports *exports;
     struct pool *pool;
@@ -141,19 +145,19 @@ struct conn {
     pthread_t thread;
     struct list in_server;
     bool serving;     /* is in transmission */
-    const void *disk; /* its node then, only to be compared; when serving */
+    const void *disk; /* its node, only to be compared; while serving */
     bool quiet;       /* has executed its last request */
 
     /* Set by the handshake. */
     struct export *export;
     struct {
-        char *name;  /* of the last view that it asked for, or NULL */
-        uint64_t of; /* serial of what it is of; 0: there is none */
+        char *name;  /* of the last view that the client asked for, or NULL */
+        uint64_t of; /* serial of the export that it shows; 0: no view */
         uint64_t serial;
     } view;
     uint64_t size;
     bool writable; /* for this client */
-    bool fixed;    /* newstyle, so there are options */
+    bool fixed;    /* fixed newstyle: there are options */
     bool structured;
     bool extended; /* and structured */
     bool no_zeroes;
@@ -170,27 +174,27 @@ struct conn {
     bool alone;            /* nothing is in the pool, nothing to be sent */
     bool hung_up;          /* its client is gone, and sees no reply */
     uint64_t deadline;     /* of the handshake; 0: it is over */
-    unsigned options;      /* that it has sent, and are counted */
+    unsigned options;      /* that the client has sent, and that count */
     uint32_t skipped;      /* bytes of options too long to be read */
-    uint64_t informed;     /* serial of the export of an INFO just before */
+    uint64_t informed;     /* serial of the export of the INFO just before */
 
     /* Guarded by lock. */
     mutex_t lock;
     struct list out; /* segments to be sent, in order */
     size_t out_bytes;
-    bool sending;       /* somebody is */
+    bool sending;       /* a thread is sending */
     bool stalled;       /* the socket took no more: its own thread polls */
     bool broken;        /* nothing can be sent any more */
     unsigned executing; /* requests handed over and not finished */
-    unsigned working;   /* those of them in the hands of the pool */
-    size_t held;        /* their bytes */
-    size_t intake;      /* what has come of a payload that is not complete */
+    unsigned working;   /* of these, requests in the hands of the pool */
+    size_t held;        /* bytes of requests handed over */
+    size_t intake;      /* bytes that have come of an incomplete payload */
     size_t granted;     /* room that was given, and is not in these yet */
-    size_t moved;       /* sent since the room was told */
+    size_t moved;       /* bytes sent since the room was told */
     bool wants_room;    /* its own thread waits for room */
     struct room_user room;
-    struct list pending; /* the others */
-    bool throttled;      /* its own thread waits for less */
+    struct list pending; /* requests handed over, for the pool later */
+    bool throttled;      /* its own thread waits for less work */
     struct list free_requests;
     struct list free_segments[SEGMENT_CLASSES];
     unsigned free_count[SEGMENT_CLASSES];
@@ -209,53 +213,53 @@ static inline size_t input_left(const struct conn *c)
 
 /* --- conn.c --- */
 
-/* Takes @fd, which is connected.  @p is what the server asks of its clients.
- * NULL: no memory; @fd is closed. */
+/* A connection over @fd, which is connected, and which it takes.  @p is what
+ * the server asks of its clients.  NULL: no memory; @fd is closed then. */
 struct conn *conn_new(struct server *s, struct exports *exports,
                       struct pool *pool, struct tls_policy *p, int fd);
 void *conn_thread(void *arg);
 void conn_free(struct conn *c); /* after the thread has ended */
 
-/* Ask it to end.  Any thread. */
+/* Ask the connection to end.  Any thread. */
 void conn_stop(struct conn *c);
 
-/* Any thread. */
+/* Is the client still there?  Any thread. */
 enum presence conn_presence(const struct conn *c);
 
 /* Wake its thread out of a poll.  Any thread. */
 void conn_kick(struct conn *c);
 
-/* Wait until input can be read (with @input), output has gone out, or a kick;
- * at most @ms (-1: for ever).  False: the time is over. */
+/* Wait until input can be read (with @input), output has gone out, or a kick
+ * has come; at most @ms (-1: for ever).  False: the time is over. */
 bool conn_wait(struct conn *c, bool input, int ms);
 
-/* The handshake may take its time from now on. */
+/* The time that the handshake may take begins now. */
 void conn_renew_deadline(struct conn *c);
 
 /* Milliseconds until the deadline; -1: there is none. */
 int conn_time_left(const struct conn *c);
 
-/* Receive at least a byte into @iov.  0: no more comes, < 0: error; -EAGAIN:
- * nothing for a second, and the connection is alone. */
+/* Receive at least a byte into @iov.  0: no more comes; -EAGAIN: nothing has
+ * come for a second, and the connection is alone; or another -errno. */
 ssize_t conn_receive(struct conn *c, struct iovec *iov, int cnt);
 
-/* Send what is there, the batch too.  Its own thread. */
+/* Send all that is queued, and the batch.  The connection's own thread. */
 void conn_flush(struct conn *c) EXCLUDES(c->lock);
 
-/* No more requests are to be begun.  What a client that is gone has asked for
- * is dropped: it may be back on another connection, with newer writes. */
+/* True: begin no more requests.  Requests of a client that is gone are dropped,
+ * because it may be back on another connection, with newer writes. */
 bool conn_is_ending(struct conn *c);
 
-/* Wait until @need more bytes may be held and one more request be made, or
- * the connection is ending. */
+/* Wait until the connection may hold @need more bytes and one more request, or
+ * is ending. */
 void conn_throttle(struct conn *c, size_t need) EXCLUDES(c->lock);
 
-/* Tell the room of all connections what it holds; @moved: see room_hold. */
+/* Tell the room of all connections what this one holds; @moved: room_hold. */
 void conn_account_locked(struct conn *c, bool moved) REQUIRES(c->lock);
 
-/* Wait until it may hold @bytes more, for long perhaps.  False: it is ending.
- * They are kept for it until it holds them, asks for others, or gives them
- * back. */
+/* Wait until the connection may hold @bytes more, for long perhaps.  False: it
+ * is ending.  The room is kept for it until it holds the bytes, asks for other
+ * room, or gives this back. */
 bool conn_take_room(struct conn *c, size_t bytes) EXCLUDES(c->lock);
 void conn_give_back_room(struct conn *c) EXCLUDES(c->lock);
 
@@ -264,7 +268,7 @@ void conn_give_back_room(struct conn *c) EXCLUDES(c->lock);
 /* 0: go on to transmission; else the connection ends. */
 int conn_handshake(struct conn *c);
 
-/* What is left of the data of an option. */
+/* An option, and the part of its data that has not been taken yet. */
 struct option {
     uint32_t type;
     const char *data;
@@ -277,40 +281,42 @@ struct option {
 bool option_u32(struct option *o, uint32_t *v);
 bool option_text(struct option *o, char *s);
 
-/* 0, or negative: the connection ends. */
+/* Reply to @option; handshake_error() with a sentence.  Negative: the
+ * connection ends. */
 int handshake_reply(struct conn *c, uint32_t option, uint32_t type,
                     const void *data, size_t len);
 int handshake_error(struct conn *c, uint32_t option, uint32_t type,
                     const char *text);
 /* The client has asked about an export that it may open.  It could as well
- * have opened it and stayed for ever: its question does not count, and its
- * time begins anew.  So a listing may be of any length, while who gets
+ * have opened it and stayed for ever.  So its question does not count, and its
+ * time begins anew: a listing may be of any length, while a client that gets
  * nothing, or does nothing, is gone soon. */
 void handshake_welcome(struct conn *c);
-/* NBD_REP_ERR_UNKNOWN, with the name as far as it is short. */
+/* NBD_REP_ERR_UNKNOWN, with the beginning of @name. */
 int handshake_unknown(struct conn *c, uint32_t option, const char *name);
 
 /* --- conn-tls.c --- */
 
-/* STARTTLS.  All that was negotiated before is forgotten. */
+/* Serve STARTTLS.  All that was negotiated before is forgotten. */
 int conn_option_starttls(struct conn *c, const struct option *o);
 
 /* Is @option refused until TLS has been started? */
 bool conn_needs_tls(const struct conn *c, uint32_t option);
 
-/* Do the rules of @e let this client in; and may it write? */
+/* Do the rules of @e let this client in?  May it write? */
 bool conn_may_open(const struct conn *c, const struct export *e);
 bool conn_may_write(const struct conn *c, const struct export *e);
 
-/* As exports_find, of those that it may open; but a view has the same serial in
- * all options.  *needs_tls (or NULL): there is one that it may open after
- * STARTTLS, perhaps. */
+/* As exports_find(), among the exports that the client may open.  A view, which
+ * is made anew for each option, keeps its serial from option to option.
+ * *needs_tls (or NULL): there is such an export, and the client may be allowed
+ * to open it after STARTTLS. */
 struct export *conn_find_export(struct conn *c, const char *name,
                                 bool *needs_tls);
 
 /* --- conn-context.c --- */
 
-/* LIST_META_CONTEXT and SET_META_CONTEXT. */
+/* Serve LIST_META_CONTEXT and SET_META_CONTEXT. */
 int conn_option_contexts(struct conn *c, struct option *o);
 void conn_forget_contexts(struct conn *c);
 
@@ -327,35 +333,37 @@ struct request *request_new(struct conn *c, const struct request *like)
     EXCLUDES(c->lock);
 void request_free(struct request *r); /* one that was not submitted */
 
-/* Bytes that it holds while it is executing. */
+/* Bytes that @rq holds while it is executing. */
 size_t request_bytes(const struct request *rq);
 
 /* Hand @r over to the pool. */
 void request_submit(struct request *r);
 
-/* The log's words for it. */
+/* The log's words for the command of @rq. */
 const char *request_name(const struct request *rq);
 
-/* As conn_reply, for what blk_*() returned. */
+/* As conn_reply(), for the result @r of a blk_*() function. */
 void conn_reply_result(struct conn *c, const struct request *rq, int r,
                        bool batch);
 
 /* --- conn-read.c --- */
 
-/* Read and reply.  With @nowait, in the connection's thread: -EAGAIN when
- * the rest of it (*rq is adjusted) has to go to the pool.  Otherwise 0. */
+/* Read and reply.  With @nowait, which is for the connection's thread, -EAGAIN:
+ * *rq is now the rest of the request, which has to go to the pool.  Else 0. */
 int conn_read(struct conn *c, struct request *rq, bool nowait);
 
-/* Bytes of replies that wait at once while @rq is read with @nowait. */
+/* How many bytes of replies wait at once while @rq is read with @nowait. */
 size_t conn_read_room(const struct conn *c, const struct request *rq);
 
-/* The header of a reply with the first @length bytes of @rq, into @p. */
+/* Put the header of a reply with the first @length bytes of @rq at @p; its
+ * size. */
 void put_read_head(const struct conn *c, char *p, const struct request *rq,
                    uint32_t length, bool last);
 size_t read_head_size(const struct conn *c);
 
 /* --- conn-status.c --- */
 
+/* Serve block status: in a worker, because it may block. */
 void conn_status(struct conn *c, const struct request *rq);
 
 /* --- conn-reply.c --- */
@@ -365,11 +373,12 @@ struct segment *segment_new(struct conn *c, enum segment_class class)
 void segment_free(struct conn *c, struct segment *s) EXCLUDES(c->lock);
 void segments_free(struct conn *c, struct list *segments) EXCLUDES(c->lock);
 
-/* Free what is kept for reuse, and the batch.  No other thread is at work. */
+/* Free the buffers that are kept for reuse, and the batch.  No other thread may
+ * be at work. */
 void conn_trim(struct conn *c) EXCLUDES(c->lock);
 
-/* Headers into @p: of a simple reply; of a chunk, which is structured or
- * extended (the return value is the byte after it, chunk_size() further). */
+/* Put a header at @p: of a simple reply, or of a chunk, which is structured or
+ * extended.  put_chunk() returns the end of the header, @p + chunk_size(). */
 void put_simple(char *p, uint32_t error, uint64_t cookie);
 char *put_chunk(const struct conn *c, char *p, const struct request *rq,
                 uint16_t flags, uint16_t type, uint32_t length);
@@ -379,17 +388,18 @@ static inline size_t chunk_size(const struct conn *c)
     return c->extended ? NBD_EXTENDED_CHUNK_SIZE : NBD_CHUNK_SIZE;
 }
 
-/* Room for @n bytes in the batch, to be taken by batch_use(); NULL: no memory.
- * The connection's own thread. */
+/* Room for @n bytes in the batch; batch_use() takes it.  NULL: no memory.  The
+ * connection's own thread. */
 char *batch_room(struct conn *c, size_t n);
 void batch_use(struct conn *c, size_t n);
 
-/* Reply from any thread; with @batch, from its own and not yet sent.  Without
- * memory the connection is broken. */
+/* Reply.  Without @batch, from any thread, and the reply is sent; with @batch,
+ * from the connection's own thread, into the batch.  Without memory the
+ * connection is broken. */
 void conn_reply(struct conn *c, const struct request *rq, uint32_t error,
                 const char *text, bool batch);
 
-/* Append segments to what is to be sent. */
+/* Append segments to the bytes that are to be sent. */
 void conn_queue(struct conn *c, struct segment *s) EXCLUDES(c->lock);
 void conn_queue_list(struct conn *c, struct list *segments) EXCLUDES(c->lock);
 
@@ -399,7 +409,7 @@ void conn_queue_batch(struct conn *c) EXCLUDES(c->lock);
 /* Send what the socket takes. */
 void conn_push(struct conn *c) EXCLUDES(c->lock);
 
-/* Nothing can be sent any more: drop it all. */
+/* Nothing can be sent any more: drop all that is queued. */
 void conn_break(struct conn *c) EXCLUDES(c->lock);
 
 #endif /* NBDELTA_SERVER_NBD_CONN_H */

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* The set of exports, and the thread that deletes them: see export.h. */
 #include "nbd/export.h"
 
 #include <errno.h>
@@ -20,8 +21,8 @@
 #include "nbdelta/thread.h"
 #include "net/tls-policy.h"
 
-/* How long what is to be deleted waits for its disks to be drained; how often
- * it is tried again. */
+/* How long exports that are to be deleted wait for their disks to be drained;
+ * how often the collector tries again. */
 #define COLLECT_NS UINT64_C(1000000000)
 #define STUCK_MS   1000
 
@@ -172,7 +173,7 @@ int exports_check_id(struct exports *s, const char *id, struct error **errp)
                  : 0;
 }
 
-/* That of an export that is going away is free. */
+/* The name of an export that is going away is free. */
 bool exports_has_name(struct exports *s, uint64_t server, const char *name)
 {
     bool taken = false;
@@ -251,7 +252,7 @@ int export_new(struct exports *s, const struct export_options *o,
     return 0;
 }
 
-/* Room for one more, of that name. */
+/* Make room for one more bitmap.  -EEXIST: the name @as is taken. */
 static int reserve_bitmap(struct export *e, const char *as, struct error **errp)
 {
     struct export_bitmap *grown;
@@ -328,7 +329,7 @@ static struct bitmap *offered_bitmap(struct export *e, const char *name)
     return e->all_bitmaps ? blk_bitmap_find(e->blk, name) : NULL;
 }
 
-/* The view @name of @of, whose reference is taken, or NULL. */
+/* A view @name of @of, or NULL.  Takes the reference to @of. */
 static struct export *view_alloc(struct exports *s, struct export *of,
                                  const char *name, const char *bitmap)
 {
@@ -374,7 +375,7 @@ struct blk *export_disk(const struct export *e)
 
 /* --- Finding. --- */
 
-/* The one whose name are these @len bytes, with a reference, or NULL. */
+/* The export whose name are these @len bytes, with a reference, or NULL. */
 static struct export *find_by_name(struct exports *s, uint64_t server,
                                    const char *name, size_t len)
 {
@@ -408,7 +409,7 @@ struct export *exports_find(struct exports *s, uint64_t server,
 {
     struct export *e = find_by_name(s, server, name, strlen(name));
 
-    /* Names may have anything in them, also this. */
+    /* A name may have anything in it, also the mark. */
     for (const char *p = name; !e && (p = strstr(p, VIEW_MARK)); p++) {
         struct export *of = find_by_name(s, server, name, (size_t)(p - name));
 
@@ -452,7 +453,7 @@ uint64_t exports_idle_ns(struct exports *s, const char *id)
     return ns;
 }
 
-/* Wake who collects, where nobody uses it any more. */
+/* Wake the collector, if nobody uses @e any more. */
 static void tell_unused(struct exports *s, const struct export *e)
 {
     if (e->refs == 0 && e->visits == 0 && !e->stuck) {
@@ -460,8 +461,8 @@ static void tell_unused(struct exports *s, const struct export *e)
     }
 }
 
-/* Without the lock during @fn, which may wait for storage: a visit keeps the
- * export, and its place in the list, and counts as no client. */
+/* The lock is not held during @fn, which may wait for storage.  A visit keeps
+ * the export, and its place in the list, and does not count as a client. */
 static int visit_all(struct exports *s, bool removed_too,
                      int (*fn)(struct export *e, void *opaque), void *opaque)
 {
@@ -493,7 +494,7 @@ int exports_each(struct exports *s, int (*fn)(struct export *e, void *opaque),
     return visit_all(s, false, fn, opaque);
 }
 
-/* What exports_query has gathered, and where from. */
+/* What exports_query() gathers, and from where. */
 struct query {
     struct exports *set;
     json_t *list;
@@ -539,7 +540,8 @@ static void export_unref_locked(struct exports *s, struct export *e)
 
 void export_unref(struct exports *s, struct export *e)
 {
-    if (e && e->of && !e->blk) { /* its only reference; nothing was opened */
+    /* A view that was not opened has one reference. */
+    if (e && e->of && !e->blk) {
         struct export *of = e->of;
 
         export_free(s, e);
@@ -596,7 +598,8 @@ void exports_remove_all(struct exports *s, uint64_t server)
     mutex_unlock(&s->lock);
 }
 
-/* One that nobody uses, or begins to visit; NULL: none. */
+/* An export that nobody uses; from now on nobody begins to visit it.  NULL:
+ * there is none. */
 static struct export *take_unused(struct exports *s)
 {
     struct export *gone = NULL;
@@ -615,7 +618,7 @@ static struct export *take_unused(struct exports *s)
     return gone;
 }
 
-/* Off the list: nobody can come to use it again. */
+/* Take @e off the list, so that nobody comes to use it again, and free it. */
 static void delete_export(struct exports *s, struct export *e)
 {
     struct export *of = e->of;
@@ -634,8 +637,8 @@ static void delete_export(struct exports *s, struct export *e)
     s->emit("BLOCK_EXPORT_DELETED", data, s->opaque);
 }
 
-/* To give up bitmaps drains, and what others do with the disk may hang: it
- * stays then, for the collector. */
+/* Giving up bitmaps drains the disk.  Requests of other users of the disk may
+ * hang: then the export stays, for the collector. */
 void exports_collect(struct exports *s, struct jobs *j)
 {
     uint64_t end = now_ns() + COLLECT_NS;
@@ -664,7 +667,8 @@ struct look {
     bool left;
 };
 
-/* One that was stuck: without the monitor lock until it is not. */
+/* Try to drain the disk of an export that was stuck, without the monitor lock.
+ */
 static int retry_stuck(struct export *e, void *opaque)
 {
     struct look *look = opaque;
@@ -684,7 +688,7 @@ static int retry_stuck(struct export *e, void *opaque)
     return 0;
 }
 
-/* Deletes what was removed once its last client has gone. */
+/* Delete exports that were removed once their last clients have gone. */
 static void *collector_thread(void *opaque)
 {
     struct exports *s = opaque;

@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
+ * The pool of worker threads: which work gets a thread, and when (pool.h).
+ *
  *     pool_submit --> share's queue --> go --> a thread
  *                            |           |
  *             while the share has enough |    counted from here on, in
  *             threads, or the pool has   |    `active` or `waiting`
  *
  * Work that may have a thread is counted at once and put into `go`; there are
- * as many threads as it needs.  Whatever ends or begins to wait lets others
- * follow (advance).
+ * as many threads as `go` needs.  Work that ends, or begins to wait, lets other
+ * work follow (let_go_and_start).
  */
 #include "nbd/pool.h"
 
@@ -25,7 +27,7 @@ struct share {
     struct list queue;   /* of work that has no thread yet */
     struct list in_pool; /* in `crowd`, while the queue has something */
     unsigned active;     /* works that have a thread, or are about to */
-    unsigned waiting;    /* others, that wait for somebody */
+    unsigned waiting;    /* works that have a thread and wait for somebody */
 };
 
 struct pool {
@@ -36,7 +38,7 @@ struct pool {
     cond_t work;   /* something was put into `go`, or stop */
     cond_t exited; /* a thread has left */
     struct list go;
-    struct list crowd; /* shares with a queue: who had a turn goes last */
+    struct list crowd; /* shares with a queue: after a turn, one goes last */
     unsigned going;    /* works in `go` */
     unsigned active;   /* in all shares */
     unsigned idle;     /* threads that wait for work */
@@ -47,7 +49,7 @@ struct pool {
     bool have_last;
 };
 
-/* A thread, and whose work it does. */
+/* A thread, and the share whose work it does. */
 struct worker {
     struct pool *pool;
     struct share *share;
@@ -158,7 +160,7 @@ static bool let_one_go(struct pool *p) REQUIRES(p->lock)
 
 static void *worker_thread(void *arg);
 
-/* Who may go does, and has a thread: all of them, or as many as can be had. */
+/* Let all work go that may go.  Start threads for it, as many as can be had. */
 static void let_go_and_start(struct pool *p) REQUIRES(p->lock)
 {
     pthread_t t;
@@ -168,7 +170,7 @@ static void let_go_and_start(struct pool *p) REQUIRES(p->lock)
     while (p->going > p->idle &&
            thread_start(&t, "nbd-worker", worker_thread, p) == 0) {
         p->threads++;
-        p->idle++; /* it looks into `go` before it waits */
+        p->idle++; /* the thread looks into `go` before it waits */
     }
 }
 
@@ -190,7 +192,7 @@ static struct work *next_work_locked(struct pool *p) REQUIRES(p->lock)
     return w;
 }
 
-/* One that waits is as good as none, for those in the queue. */
+/* A worker that waits does not count: work in the queue takes its place. */
 static void on_worker_wait(void *opaque, bool waits)
 {
     const struct worker *me = opaque;
@@ -224,7 +226,7 @@ static void *worker_thread(void *arg)
         mutex_unlock(&p->lock);
         w->fn(w);
         mutex_lock(&p->lock);
-        p->idle++; /* if there is more to do, it is next */
+        p->idle++; /* if there is more to do, this thread does it next */
         p->active--;
         me.share->active--;
         share_unref(me.share);
@@ -244,8 +246,8 @@ static void *worker_thread(void *arg)
     return NULL;
 }
 
-/* Without any thread the work is done by who has brought it: it is the only
- * one in `go`, as others were done in the same way. */
+/* Without any thread the submitter does the work itself.  The work is the only
+ * one in `go`, because earlier work was done in the same way. */
 static bool take_back(struct pool *p, const struct work *w) REQUIRES(p->lock)
 {
     if (p->threads > 0) {

@@ -6,16 +6,16 @@
  * Threads for what may block, shared by all connections
  * =====================================================
  *
- * What blocks may block for ever: storage that hangs gives nothing back.  So
- * work is done in the name of a share, which is one disk's:
+ * Work that blocks may block for ever, because storage that hangs gives nothing
+ * back.  So each disk has a share, in whose name its work is done:
  *
  *   - a share has at most three quarters of the threads,
  *   - and SHARE_MIN of its own, beside all others, whenever it needs them;
- *   - those that wait for somebody (thread_wait_begin) do not count, as it may
- *     be for other work in here, up to SHARE_WAITING of a share.
+ *   - threads that wait for somebody (thread_wait_begin) do not count, because
+ *     they may wait for other work in here, up to SHARE_WAITING of a share.
  *
- * So whatever other disks do, work of a healthy one finds a thread, and the
- * number of threads has a bound.
+ * So whatever other disks do, the work of a healthy disk finds a thread, and
+ * the number of threads has a bound.
  */
 #include "nbdelta/list.h"
 
@@ -25,29 +25,29 @@
 struct pool;
 struct share;
 
-/* Embed it in what the work is about. */
+/* Embed it in the object that the work is about. */
 struct work {
     struct list link;
     void (*fn)(struct work *w);
-    struct share *share; /* the pool's, until fn is called */
+    struct share *share; /* used by the pool until fn is called */
 };
 
-/* At most @max threads that work, beside those that shares have of their own.
- * They are made when there is work for them, and leave when there has been
- * none for a while.  NULL: no memory. */
+/* A pool of at most @max threads that work, beside the SHARE_MIN of each share.
+ * Threads are started when there is work for them, and leave when there has
+ * been none for a while.  NULL: no memory. */
 struct pool *pool_new(unsigned max);
 
-/* No work is left or comes any more. */
+/* Call it when no work is left or comes any more. */
 void pool_free(struct pool *p);
 
-/* With one reference.  NULL: no memory. */
+/* A share with one reference.  NULL: no memory. */
 struct share *share_new(void);
 struct share *share_ref(struct share *s);
 void share_unref(struct share *s); /* NULL is fine */
 
-/* Run w->fn(w) in one of the threads, in the order of submission to @s, which
- * may lose its last other reference meanwhile.  It must not wait for a client.
- * (When no thread can be had: here and now.) */
+/* Run w->fn(w) in one of the threads, in the order of submission to @s.  When
+ * no thread can be had, run it here and now.  The function must not wait for a
+ * client.  @s may lose its last other reference meanwhile. */
 void pool_submit(struct pool *p, struct share *s, struct work *w);
 
 #endif /* NBDELTA_SERVER_NBD_POOL_H */

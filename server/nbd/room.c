@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Memory for what clients send and are sent, shared out: see room.h. */
 #include "nbd/room.h"
 
 #include <stdlib.h>
@@ -12,8 +13,8 @@ struct room {
 
     /* Guarded by lock. */
     mutex_t lock;
-    struct list users;        /* those that hold more than ROOM_FREE */
-    struct room_user *beyond; /* goes beyond the limit; or NULL */
+    struct list users;        /* users that hold more than ROOM_FREE */
+    struct room_user *beyond; /* the user beyond the limit; or NULL */
 };
 
 struct room *room_new(size_t limit)
@@ -117,7 +118,7 @@ bool room_ask(struct room *r, struct room_user *u, size_t bytes, size_t more,
     }
     if (may) {
         enlist(r, u, now);
-        u->bytes = bytes + more; /* nobody else counts with it from now on */
+        u->bytes = bytes + more; /* nobody else gets it from now on */
     } else {
         cut_stalled(r, now);
     }

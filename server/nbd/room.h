@@ -6,13 +6,15 @@
  * Room in memory for what clients send and are sent, over all connections
  * =======================================================================
  *
- * Each may hold ROOM_FREE, come what may.  Who wants more asks for it.  When
- * all of it is taken, one of those who ask goes on beyond the limit, so there
- * is always one who gets further; the others ask again, and leave what their
- * clients send in the sockets meanwhile.  One that does not get further for
- * ROOM_STALL_S, because its storage hangs, leaves the turn to another one.  Who
- * holds more than ROOM_FREE, and whose client neither sends nor takes any of it
- * for ROOM_STALL_S, is cut off as soon as another one asks in vain.
+ * Each connection may hold ROOM_FREE bytes, come what may.  A connection that
+ * wants more asks for it.  When all room is taken, one of the connections that
+ * ask goes on beyond the limit, so that there is always one that gets further.
+ * The others ask again, and meanwhile leave the bytes that their clients send
+ * in the sockets.  The connection beyond the limit leaves its turn to another
+ * when it does not get further for ROOM_STALL_S seconds, because its storage
+ * hangs.  A connection that holds more than ROOM_FREE, and whose client neither
+ * sends nor takes any of it for ROOM_STALL_S, is cut off as soon as another
+ * connection asks in vain.
  */
 #include <stdbool.h>
 #include <stddef.h>
@@ -26,12 +28,13 @@ struct room;
 #define ROOM_MAX     ((size_t)512 << 20)
 #define ROOM_STALL_S 10
 
-/* One connection's.  Zeroed at first; calls for one come one at a time. */
+/* A connection, as the room knows it.  Zeroed at first.  Calls for one user
+ * come one at a time. */
 struct room_user {
     void (*cut)(struct room_user *u); /* called with the room's lock: it waits
                                          for nothing, and takes no lock that a
                                          caller of room_*() may hold */
-    bool listed;                      /* it holds more, or goes beyond */
+    bool listed;                      /* it holds more than ROOM_FREE */
 
     /* Guarded by the room's lock. */
     struct list link;

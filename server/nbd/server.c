@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Sockets and connections: one thread accepts, and joins the threads of
- * connections that have ended.  It waits for nothing else: neither for storage
- * nor for the monitor lock.
+ * NBD servers, their sockets and their connections (server.h).  One thread
+ * accepts clients, and joins the threads of connections that have ended.  It
+ * waits for nothing else: neither for storage nor for the monitor lock.
  */
 #include "nbd/server.h"
 
@@ -33,7 +33,8 @@
 #include "net/tls.h"
 #include "objects/object.h"
 
-/* Each connection has two descriptors; so many are left to all else. */
+/* Each connection has two descriptors.  So many are left for everything else.
+ */
 #define SPARE_FDS       256
 #define CONNECTIONS_MIN 16
 #define SEND_BUFFER     (2 << 20)
@@ -42,25 +43,25 @@
 /* How long a half-open predecessor may take to finish (server_enter). */
 #define SETTLE_NS UINT64_C(5000000000)
 
-/* All is guarded by the lock of `all` that is not set at its opening. */
+/* Members that are not set at its opening are guarded by the lock of `all`. */
 struct server {
     struct servers *all;
     char *id; /* NULL: the one without a name */
     uint64_t serial;
-    unsigned max;             /* connections; 0: no limit but that of all */
-    unsigned max_per_address; /* of those from one address; 0: no limit */
+    unsigned max;             /* connections; 0: any number */
+    unsigned max_per_address; /* connections from one address; 0: any number */
     unsigned handshake_s;
     mode_t socket_mode;
     struct tls_policy *policy;
 
     struct list in_all; /* while it runs */
     bool running;
-    unsigned refs; /* one of the list, one of each connection, and others */
+    unsigned refs; /* of the list, of each connection, of callers */
     struct listeners listeners;
     unsigned conn_count;
-    bool waited; /* it was told that clients wait */
+    bool waited; /* the log has it that clients wait */
 
-    /* The log's. */
+    /* Guarded by the log. */
     struct log_limit waiting;
     struct log_limit crowded;
     struct log_limit turned_away;
@@ -78,7 +79,7 @@ struct servers {
 
     /* Guarded by lock. */
     mutex_t lock;
-    struct list list; /* those that run */
+    struct list list; /* servers that run */
     uint64_t serials; /* given out so far */
     cond_t calmed;    /* a connection is quiet now */
     struct list conns;
@@ -117,7 +118,7 @@ static struct server *server_at(struct list *l)
     return list_entry(l, struct server, in_all);
 }
 
-/* With the lock of all. */
+/* Hold the lock of `all`. */
 static void server_unref_locked(struct server *s)
 {
     if (--s->refs == 0) {
@@ -283,7 +284,7 @@ char *server_uri(struct server *s, const char *name)
     return uri;
 }
 
-/* The one that @e names, with a reference, or NULL. */
+/* The server that @e names, with a reference, or NULL. */
 static struct server *server_of(struct servers *ss, const struct export *e)
 {
     struct server *s = NULL;
@@ -322,7 +323,7 @@ struct tls_policy *servers_policy(struct servers *ss, const struct export *e)
     return p;
 }
 
-/* The connections of @s are told; who waits for their end reaps them. */
+/* Tell the connections of @s to end; the accepting thread frees them. */
 static void stop_connections(struct servers *ss, const struct server *s)
     REQUIRES(ss->lock)
 {
@@ -370,7 +371,7 @@ static void close_all(struct servers *ss)
 void servers_free(struct servers *ss)
 {
     if (ss) {
-        close_all(ss); /* of commands that came late */
+        close_all(ss); /* servers that late commands have opened */
         pool_free(ss->pool);
         room_free(ss->room);
         if (ss->wake >= 0) {
@@ -411,20 +412,22 @@ static void set_options(int fd)
         (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
         return; /* the kernel sizes its buffers */
     }
-    /* More than the system's limit, if we may. */
+    /* The buffer is larger than the system's limit, if we may. */
     if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &buffer, sizeof(buffer)) <
         0) {
         (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &buffer, sizeof(buffer));
     }
 }
 
-/* No more clients for now: they stay in the queues of the sockets. */
+/* Has @s as many clients as it may have?  More stay in the queues of its
+ * sockets. */
 static bool is_full(const struct server *s)
 {
     return s->max > 0 && s->conn_count >= s->max;
 }
 
-/* All that the daemon's descriptors allow: who comes now is turned away. */
+/* Are there as many connections as the daemon's descriptors allow?  A client
+ * that comes now is turned away. */
 static bool is_exhausted(const struct servers *ss) REQUIRES(ss->lock)
 {
     struct rlimit lim;
@@ -541,7 +544,8 @@ static void free_ended_connections(struct servers *ss)
     }
 }
 
-/* All at once are told, then each is waited for.  Nobody adds any more. */
+/* Tell all connections at once to end, then wait for each.  Nobody adds any
+ * more now. */
 static void end_connections(struct servers *ss)
 {
     mutex_lock(&ss->lock);
@@ -567,8 +571,8 @@ static void end_connections(struct servers *ss)
     mutex_unlock(&ss->lock);
 }
 
-/* One that has closed its sending half only may want its replies, for a while:
- * with @patient it counts as there. */
+/* Has the client of @c gone?  A client that has closed only its sending half
+ * may want its replies for a while: with @patient it counts as there. */
 static bool is_gone(const struct conn *c, bool patient)
 {
     struct pollfd p = {.fd = c->io.fd, .events = POLLRDHUP};
@@ -577,8 +581,9 @@ static bool is_gone(const struct conn *c, bool patient)
            (!patient || (p.revents & (POLLHUP | POLLERR)));
 }
 
-/* Has @c closed at least its sending half, and still something to be done?  One
- * that is gone for good has what is not begun dropped. */
+/* Has the client of @c closed at least its sending half, while requests of it
+ * are still to be done?  When it is gone for good, requests that have not begun
+ * are dropped. */
 static bool is_remnant(struct conn *c, bool patient)
 {
     if (!c->serving || c->quiet || !is_gone(c, false)) {
@@ -685,7 +690,7 @@ static bool accept_one(struct servers *ss, struct server *s, int listener)
            errno == ENOBUFS;
 }
 
-/* Of a server that is full: does anybody wait?  It is told once. */
+/* Tell the log once when clients wait for a server that is full. */
 static void tell_waiting(struct server *s)
 {
     for (unsigned i = 0; i < s->listeners.count && !s->waited; i++) {
@@ -701,7 +706,8 @@ static void tell_waiting(struct server *s)
     }
 }
 
-/* What can be accepted, from sockets that are open now: none of them blocks. */
+/* Accept all clients that wait at sockets that are open now; none of them
+ * blocks.  True: wait a moment before the next try. */
 static bool accept_all(struct servers *ss)
 {
     bool rest = false;
@@ -721,14 +727,14 @@ static bool accept_all(struct servers *ss)
     return rest;
 }
 
-/* What the accepting thread waits for. */
+/* The descriptors that the accepting thread waits for. */
 struct poll_set {
     struct pollfd *fds;
     size_t count;
     size_t room;
 };
 
-/* Without memory for it, a socket is not listened to for now. */
+/* Without memory, the socket @fd is not listened to for now. */
 static void watch_socket(struct poll_set *ps, int fd)
 {
     if (ps->count == ps->room) {
@@ -774,7 +780,8 @@ static void *accept_thread(void *arg)
         }
         kick_clear(ss->wake);
         if (!atomic_load(&ss->stopping) && accept_all(ss)) {
-            (void)poll(&wake, 1, 100); /* those clients wait: do not spin */
+            /* Clients that cannot be accepted wait: do not spin. */
+            (void)poll(&wake, 1, 100);
         }
     }
     free(ps.fds);

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* From a socket that listens to the NBD URI of an export: see address-uri.h. */
 #include "net/address-uri.h"
 
 #include <arpa/inet.h>
@@ -23,7 +24,8 @@ union address {
     struct sockaddr_vm vm;
 };
 
-/* Percent-encoded but for what RFC 3986 lets stand, and @also; malloc()ed. */
+/* @text percent-encoded, except for the characters that RFC 3986 lets stand and
+ * those in @also; malloc()ed. */
 static char *encode(const char *text, const char *also)
 {
     char *out = malloc(3 * strlen(text) + 1);
@@ -70,8 +72,9 @@ static bool authority(const union address *a, char *text, size_t size)
     }
 }
 
-/* NULL: it is not a path.  Others need not be where we are: an absolute one,
- * as long as the file is there. */
+/* The path of a Unix socket, malloc()ed; NULL: it has none.  It is made
+ * absolute if the file is there, because clients need not be in our directory.
+ */
 static char *socket_path(const union address *a, socklen_t len)
 {
     size_t head = offsetof(struct sockaddr_un, sun_path);

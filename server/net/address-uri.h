@@ -6,10 +6,11 @@
 #include <stdbool.h>
 
 /*
- * The URI of the export @name of who listens on the socket @fd, malloc()ed;
- * with @tls its scheme says so.  A socket that is bound to all addresses is
- * told as "localhost", a Unix socket by its absolute path.  NULL: no memory, or
- * nobody could reach it by a URI (an unnamed or abstract Unix socket).
+ * The URI of the export @name of the server that listens on the socket @fd,
+ * malloc()ed.  With @tls the scheme says so.  The host of a socket that is
+ * bound to all addresses is "localhost".  A Unix socket has its absolute path.
+ * NULL: no memory, or nobody can reach the socket by a URI (it is a Unix socket
+ * that is unnamed or abstract).
  */
 char *address_uri(int fd, bool tls, const char *name);
 

@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Listening on, and connecting to, socket addresses of four kinds: address.h.
+ */
 #include "net/address.h"
 
 #include <ctype.h>
@@ -93,8 +95,7 @@ static bool address_is(const json_t *addr, const char *type)
 /* --- Inherited descriptors. --- */
 
 /* Take an inherited descriptor.  It has to be a socket that listens, or,
- * without
- * @listening, one that does not. */
+ * without @listening, one that does not. */
 static int take_fd(const char *text, bool listening, int *fdp,
                    struct error **errp)
 {
@@ -137,12 +138,13 @@ static int add_listener(struct listeners *l, const struct unix_socket *u,
     return 0;
 }
 
-/* One address; -errno, mostly without a text. */
+/* Listen on one address.  @only: the name has no other.  -errno, mostly without
+ * a text. */
 static int listen_tcp(struct listeners *l, const struct addrinfo *ai, bool only,
                       struct error **errp)
 {
     static const int on = 1;
-    /* A single "::" is for IPv4 as well. */
+    /* A "::" that is the only address is for IPv4 as well. */
     const int v6_only = !only;
     CLEANUP_CLOSE int fd =
         socket(ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -166,7 +168,7 @@ static int listen_tcp(struct listeners *l, const struct addrinfo *ai, bool only,
     return r;
 }
 
-/* Is it that the machine does not have such addresses? */
+/* Does the error @r say that the machine does not have such addresses? */
 static bool is_lacking(int r)
 {
     return r == -EAFNOSUPPORT || r == -EADDRNOTAVAIL;
@@ -184,8 +186,8 @@ static int wanted_family(const json_t *addr)
                                                           : AF_UNSPEC;
 }
 
-/* The addresses of @addr, with @port; "" is all of this machine, and NULL its
- * loopback ones.  *list is to be freed. */
+/* The addresses of @addr, with @port.  The host "" is all addresses of this
+ * machine, no host its loopback addresses.  Free *list. */
 static int resolve(const json_t *addr, const char *port, bool passive,
                    struct addrinfo **list, struct error **errp)
 {
@@ -233,7 +235,7 @@ static int listen_inet(const json_t *addr, const char *port,
                      host ? host : "localhost", port, strerror(-last));
 }
 
-/* The first port of "port" to "to" that is free. */
+/* Listen on the first port that is free, from "port" to "to". */
 static int listen_range(const json_t *addr, struct listeners *l,
                         struct error **errp)
 {
@@ -333,7 +335,7 @@ void listeners_close(struct listeners *l)
     }
 }
 
-/* Who does not answer at all has so long for each of its addresses. */
+/* How long a peer that does not answer is waited for, for each address. */
 #define CONNECT_S 10
 
 static int connect_to(int domain, const struct sockaddr *sa, socklen_t len,

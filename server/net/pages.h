@@ -3,8 +3,9 @@
 #define NBDELTA_SERVER_NET_PAGES_H
 
 /*
- * Buffers in whole pages.  Not malloc: what it is given back is often kept by
- * its arenas, and these shall leave the process when a connection falls idle.
+ * Buffers in whole pages.  They are not malloc()ed, because malloc often keeps
+ * freed memory in its arenas, and this memory has to leave the process when
+ * a connection falls idle.
  */
 #include <stddef.h>
 #include <sys/mman.h>

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Who is at the other end of a socket: see peer.h. */
 #include "net/peer.h"
 
 #include <netinet/in.h>

@@ -2,7 +2,7 @@
 #ifndef NBDELTA_SERVER_NET_PEER_H
 #define NBDELTA_SERVER_NET_PEER_H
 
-/* Where a client comes from: the host, of a Unix socket the user. */
+/* Where a client comes from: a host or, over a Unix socket, a user. */
 #include <stdbool.h>
 
 struct peer {
@@ -10,10 +10,10 @@ struct peer {
     unsigned char id[16]; /* address, CID or user id; zeroes behind it */
 };
 
-/* Of the connected socket @fd. */
+/* The peer of the connected socket @fd. */
 void peer_of(int fd, struct peer *p);
 
-/* Unknown ones are the same. */
+/* Two unknown peers are equal. */
 bool peer_equal(const struct peer *a, const struct peer *b);
 
 #endif /* NBDELTA_SERVER_NET_PEER_H */

@@ -2,7 +2,8 @@
 #ifndef NBDELTA_SERVER_NET_STAMP_H
 #define NBDELTA_SERVER_NET_STAMP_H
 
-/* What tells that a file is another one, or has been written. */
+/* A stamp of a file differs from a later one when the file at that path is
+ * another file, or has been written. */
 #include <stdbool.h>
 #include <sys/stat.h>
 

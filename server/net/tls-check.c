@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Certificates that cannot work are refused when they are loaded, where the
- * administrator sees it, and not by a client later.
+ * Are our own certificates fit for use?  Certificates that cannot work are
+ * refused when they are loaded, where the administrator sees it, and not by
+ * a client later.
  */
 #include <errno.h>
 #include <time.h>
@@ -110,7 +111,8 @@ static int check_constraints(gnutls_x509_crt_t crt, const char *path,
                              path);
 }
 
-/* A usage that is not there allows all; one that is not critical is advice. */
+/* A certificate without a usage allows every use.  A usage that is not critical
+ * is only advice. */
 static int check_usage(gnutls_x509_crt_t crt, const char *path, enum role role,
                        struct error **errp)
 {
@@ -171,7 +173,7 @@ static int check_certificate(gnutls_x509_crt_t crt, const char *path,
     return check_purpose(crt, path, role, errp);
 }
 
-/* Both are loaded. */
+/* Check both lists, which are loaded; @own may be empty. */
 static int check_loaded(const struct certs *cas, const char *ca,
                         const struct certs *own, const char *cert,
                         enum role role, struct error **errp)

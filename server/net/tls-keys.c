@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* From credentials in a directory to what gnutls makes sessions with. */
+/* Loading credentials from a directory into the objects of gnutls, and again
+ * when the files have changed. */
 #include <errno.h>
 #include <limits.h>
 #include <stdio.h>
@@ -15,9 +16,10 @@
 #include "net/stamp.h"
 #include "net/tls-priv.h"
 
-/* TLS 1.2 and later.  A server chooses, and takes the cheapest cipher that
- * the client has: with PSK that would otherwise be ChaCha20, because a client
- * sorts AES-256 first, whose hash is not that of the key. */
+/* TLS 1.2 and later.  A server chooses the cipher, and takes the cheapest one
+ * that the client has.  Otherwise that would be ChaCha20 with PSK, because a
+ * client sorts AES-256 first, and the hash of AES-256 is not that of the key.
+ */
 #define CIPHERS                                                 \
     "-CIPHER-ALL:+AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305:" \
     "+AES-128-CCM:+AES-256-CCM:+AES-128-CBC:+AES-256-CBC"
@@ -60,8 +62,8 @@ static int check_file(const char *path, struct error **errp)
                : 0;
 }
 
-/* *path becomes that of @name in the directory, malloc()ed, or NULL when it is
- * not there and need not be. */
+/* *path becomes the path of @name in the directory, malloc()ed.  NULL: the file
+ * is not there, and not needed. */
 static int find_file(const struct tls_creds *c, const char *name, bool needed,
                      char **path, struct error **errp)
 {
@@ -190,7 +192,7 @@ static int load_psk_server(struct tls_keys *k, const char *path,
                  : 0;
 }
 
-/* In lines USER:KEY, where is the key of @user, and how long is it? */
+/* The key of @user among lines USER:KEY; without data: it is not there. */
 static gnutls_datum_t find_key(const gnutls_datum_t *file, const char *user)
 {
     const char *at = (const char *)file->data;
@@ -340,7 +342,7 @@ struct renewal {
     mutex_t lock;
     /* Guarded by lock. */
     struct stamp stamps[4]; /* of the files, before they were loaded */
-    struct tls_keys *newer; /* of files that have changed; or NULL */
+    struct tls_keys *newer; /* from files that have changed; or NULL */
 };
 
 static void stamp_files(const struct tls_creds *c, struct stamp *stamps)
@@ -399,8 +401,9 @@ static int renewal_new(const struct tls_creds *c, const char *password,
     return 0;
 }
 
-/* A certificate and its key may change one after the other: what does not fit
- * is left alone until the next change. */
+/* Load the files again if they have changed.  A certificate and its key may
+ * change one after the other: files that do not fit together are left alone
+ * until the next change. */
 static void renew_locked(struct renewal *n) REQUIRES(n->lock)
 {
     CLEANUP_ERROR struct error *err = NULL;

@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* A server's TLS policy, from its options to its last user: see tls-policy.h.
+ */
 #include "net/tls-policy.h"
 
 #include <errno.h>

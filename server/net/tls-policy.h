@@ -2,9 +2,8 @@
 #ifndef NBDELTA_SERVER_NET_TLS_POLICY_H
 #define NBDELTA_SERVER_NET_TLS_POLICY_H
 
-/* What a server asks of its clients.  Does not change, and is shared by the
- * server and its connections. */
-
+/* A policy says what a server asks of its clients.  It does not change, and is
+ * shared by the server and its connections. */
 #include <stdbool.h>
 
 struct error;
@@ -19,24 +18,25 @@ enum tls_mode {
 struct tls_policy {
     enum tls_mode mode;
     struct tls_keys *keys;
-    char *authz; /* the object that says who may come; NULL: all may */
+    char *authz; /* the object that says which clients may come; NULL: all */
     _Atomic unsigned users;
 };
 
-/* References to @keys and @authz (a copy) are its own.  NULL: no memory. */
+/* The policy has a reference to @keys and a copy of @authz of its own.  NULL:
+ * no memory. */
 struct tls_policy *tls_policy_new(enum tls_mode mode, struct tls_keys *keys,
                                   const char *authz);
 
 /*
- * What the options --tls and so on ask for: @mode is NULL or one of its words,
- * @certificates a directory, @psk a file, one of them or none.  *pp is NULL
- * where that is no TLS.
+ * The policy that the options --tls and so on ask for.  @mode is NULL or one of
+ * the words of --tls.  @certificates is a directory, or @psk is a file, or both
+ * are NULL.  *pp is NULL when the options ask for no TLS.
  */
 int tls_policy_load(const char *mode, const char *certificates, const char *psk,
                     bool verify_peer, struct tls_policy **pp,
                     struct error **errp);
 
-/* Of no policy, which is TLS_OFF, there are no references. */
+/* NULL, which is the policy TLS_OFF, has no references. */
 struct tls_policy *tls_policy_ref(struct tls_policy *p); /* NULL is fine */
 void tls_policy_unref(struct tls_policy *p);             /* NULL is fine */
 

@@ -2,7 +2,7 @@
 #ifndef NBDELTA_SERVER_NET_TLS_PRIV_H
 #define NBDELTA_SERVER_NET_TLS_PRIV_H
 
-/* Between tls-keys.c, tls-check.c and tls-session.c. */
+/* What tls-keys.c, tls-check.c and tls-session.c share. */
 #include <gnutls/gnutls.h>
 #include <gnutls/x509.h>
 #include <stdatomic.h>
@@ -25,18 +25,19 @@ struct tls_keys {
         gnutls_anon_client_credentials_t anon_client;
         void *any; /* NULL: not made yet */
     } cred;
-    struct renewal *renewal; /* or NULL: they stay as they are */
+    struct renewal *renewal; /* or NULL: the keys stay as they are */
     _Atomic unsigned users;
 };
 
-/* @k, or what its files have become since; with a reference for a session. */
+/* @k, or keys from its files if these have changed since; with a reference for
+ * a session. */
 struct tls_keys *tls_keys_now(struct tls_keys *k);
 
 /* Why a certificate that was verified with @status is not trusted. */
 const char *tls_reason(unsigned status);
 
-/* Are the CA's certificates in @ca and our own in @cert (NULL: none) what
- * their users will accept?  -EINVAL, with QEMU's words. */
+/* Will peers accept the CA's certificates in @ca and our own in @cert (NULL:
+ * none)?  -EINVAL: no, with a text in QEMU's words. */
 int tls_check_files(const char *ca, const char *cert, bool server,
                     struct error **errp);
 

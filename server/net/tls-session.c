@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* TLS sessions: between gnutls and a socket, buffers. */
+/* TLS sessions: buffers between gnutls and a socket (tls.h has the picture). */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -12,9 +12,9 @@
 #include "net/pages.h"
 #include "net/tls-priv.h"
 
-/* Ciphertext of one recv, and of one send.  Records are made while there is
- * less than OUT_FULL of it: so there is room for one more, and for what may
- * have to go before it. */
+/* Bytes of ciphertext of one recv, and of one send.  Records are made while
+ * there are fewer than OUT_FULL bytes: so there is room for one more record,
+ * and for messages of TLS itself that have to go before it. */
 #define IN_SIZE    ((size_t)64 << 10)
 #define OUT_FULL   ((size_t)132 << 10)
 #define OUT_SIZE   (OUT_FULL + ((size_t)32 << 10))
@@ -38,7 +38,7 @@ struct tls {
     /* Guarded by lock. */
     gnutls_session_t session;
     bool open; /* after the handshake, until tls_end() */
-    char *out; /* OUT_SIZE, and room to gather a record in; or NULL */
+    char *out; /* OUT_SIZE, then room to gather a record in; or NULL */
     size_t out_at;
     size_t out_end;
 
@@ -131,7 +131,7 @@ static int flush_locked(struct tls *t) REQUIRES(t->lock)
 
 /* --- Life. --- */
 
-/* In the handshake: is the other side's certificate good? */
+/* Called in the handshake: is the other side's certificate good? */
 static int verify_certificate(gnutls_session_t session)
 {
     struct tls *t = gnutls_session_get_ptr(session);
@@ -171,7 +171,8 @@ static int set_keys(struct tls *t, const struct tls_keys *k)
     return r;
 }
 
-/* The name that it wants to talk to, where that is one. */
+/* Tell the server the host name that we want to talk to, unless it is an IP
+ * address. */
 static int set_server_name(struct tls *t)
 {
     struct in6_addr addr;
@@ -252,7 +253,7 @@ void tls_trim(struct tls *t)
 
 /* --- Handshake. --- */
 
-/* The name in the client's certificate, malloc()ed; NULL: no memory, or no
+/* The name in the client's certificate, malloc()ed.  NULL: no memory, or no
  * name that can be told. */
 static char *certificate_name(gnutls_session_t session)
 {
@@ -352,12 +353,13 @@ const char *tls_identity(const struct tls *t)
 
 /* --- Records. --- */
 
-/* Of what is in the buffer.  0: the end; -EAGAIN: not a whole record. */
+/* Decrypt from the input buffer into @data.  0: the end of the stream; -EAGAIN:
+ * there is no whole record. */
 static ssize_t decrypt_record(struct tls *t, void *data, size_t size)
 {
     ssize_t r;
 
-    /* It says "again" after a message of its own (new keys), too. */
+    /* gnutls says "again" also after a message of TLS itself (new keys). */
     mutex_lock(&t->lock);
     do {
         r = gnutls_record_recv(t->session, data, size);
@@ -371,8 +373,8 @@ static ssize_t decrypt_record(struct tls *t, void *data, size_t size)
                                                  : -EPROTO;
 }
 
-/* Whether a record that fails follows one that did not is told the next time.
- */
+/* Decrypt all whole records that fit into @iov.  When one fails behind others
+ * that did not, the next call tells. */
 static ssize_t decrypt(struct tls *t, const struct iovec *iov, int cnt)
 {
     size_t got = 0;
@@ -407,7 +409,7 @@ ssize_t tls_receive(struct tls *t, const struct iovec *iov, int cnt, bool wait)
 struct cursor {
     const struct iovec *iov;
     int cnt;
-    size_t at; /* in the first */
+    size_t at; /* in the first part */
 };
 
 static void cursor_skip(struct cursor *c, size_t n)
@@ -420,8 +422,8 @@ static void cursor_skip(struct cursor *c, size_t n)
     }
 }
 
-/* The next @max bytes or all that are left, gathered in @room unless they are
- * in one piece. */
+/* The next @max bytes, or all that are left.  They are gathered in @room unless
+ * they are in one piece. */
 static const char *next_piece(struct cursor c, size_t max, char *room,
                               size_t *n)
 {
@@ -441,7 +443,7 @@ static const char *next_piece(struct cursor c, size_t max, char *room,
     return room;
 }
 
-/* Into the output buffer, which is empty. */
+/* Encrypt into the output buffer, which is empty. */
 static ssize_t encrypt_locked(struct tls *t, const struct iovec *iov, int cnt)
     REQUIRES(t->lock)
 {

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* A socket with or without TLS over it: see transport.h. */
 #include "net/transport.h"
 
 #include <errno.h>

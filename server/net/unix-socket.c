@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Unix sockets that listen, and their files: see unix-socket.h. */
 #include "net/unix-socket.h"
 
 #include <errno.h>
@@ -21,7 +22,7 @@
 struct socket_file {
     struct list link;
     char *path;
-    dev_t dev; /* which it is: another may have its name by now */
+    dev_t dev; /* another file may have its name by now */
     ino_t ino;
 };
 
@@ -30,7 +31,8 @@ static mutex_t files_lock = MUTEX_STATIC(LOCK_SOCKET_FILES);
 static struct list files = {&files, &files};
 static bool files_stay;
 
-/* Of the socket that was just bound to @path.  NULL: no memory, or no file. */
+/* The file of the socket that was just bound to @path.  NULL: no memory, or no
+ * file. */
 static struct socket_file *file_new(const char *path)
 {
     struct socket_file *f = calloc(1, sizeof(*f));
@@ -92,8 +94,7 @@ static int bind_path(int fd, const char *path, mode_t mode,
 {
     const struct sockaddr *sa = (const struct sockaddr *)addr;
 
-    /* The mode of the socket is that of the file that bind makes, less the
-     * umask. */
+    /* bind makes a file with the mode of the socket, less the umask. */
     if (fchmod(fd, mode) < 0) {
         return -errno;
     }
@@ -108,7 +109,7 @@ static int bind_path(int fd, const char *path, mode_t mode,
     return r < 0 || chmod(path, mode) < 0 ? -errno : 0;
 }
 
-/* What keeps @path from being ours, for an error text. */
+/* Why @path is taken, for an error text. */
 static const char *in_the_way(const char *path)
 {
     struct stat st;

@@ -10,23 +10,24 @@ struct socket_file;
 
 struct unix_socket {
     int fd;                   /* close-on-exec, non-blocking */
-    struct socket_file *file; /* NULL: of another family, or given */
+    struct socket_file *file; /* NULL: another family, or an inherited socket */
 };
 
 /*
- * Listen at @path, with @mode from the first moment.  A socket that is there
- * is replaced only if nobody listens on it (-EADDRINUSE).
+ * Listen at @path, with @mode from the first moment.  A socket that is there is
+ * replaced only if nobody listens on it; else -EADDRINUSE.
  */
 int unix_socket_listen(struct unix_socket *u, const char *path, mode_t mode,
                        struct error **errp);
 
-/* Close it, and remove its file if that is still the one it made. */
+/* Close @u, and remove its file if that is still the file that @u has made. */
 void unix_socket_close(struct unix_socket *u);
 
 /*
- * At the end of the process a socket that is gone says that images are free.
- * keep: files of sockets that are closed from now on stay, dead; forget: they
- * go, and so do those of sockets that are still open.
+ * When the process ends, the file of a socket goes last, because its absence
+ * says that images are free.  After unix_sockets_keep(), the files of sockets
+ * that are closed stay, dead.  unix_sockets_forget() removes them, and the
+ * files of sockets that are still open.
  */
 void unix_sockets_keep(void);
 void unix_sockets_forget(void);
