@@ -209,7 +209,7 @@ static int attach_disk(struct graph *g, struct export *e, struct node *n,
 
     if (asprintf(&user, "export '%s'", e->name) < 0) {
         user = NULL;
-        return error_set(errp, ENOMEM, "no memory for an export");
+        return error_nomem(errp);
     }
     return blk_new(g, n, perm, PERM_ALL, user, &e->blk, errp);
 }
@@ -223,7 +223,7 @@ int export_new(struct exports *s, const struct export_options *o,
     struct export *e = r == 0 ? calloc(1, sizeof(*e)) : NULL;
 
     if (!e) {
-        return r < 0 ? r : error_set(errp, ENOMEM, "no memory for an export");
+        return r < 0 ? r : error_nomem(errp);
     }
     e->server = o->server;
     e->id = strdup(o->id);
@@ -242,7 +242,7 @@ int export_new(struct exports *s, const struct export_options *o,
     list_init(&e->in_set);
     r = !e->id || !e->name || !e->share || !e->description != !o->description ||
                 !e->server_id != !o->server_id || set_rules(e, o) < 0
-            ? error_set(errp, ENOMEM, "no memory for an export")
+            ? error_nomem(errp)
             : attach_disk(s->daemon->graph, e, o->node, errp);
     if (r < 0) {
         export_free(s, e);
@@ -266,7 +266,7 @@ static int reserve_bitmap(struct export *e, const char *as, struct error **errp)
     }
     grown = reallocarray(e->bitmaps, e->bitmap_count + 1, sizeof(*e->bitmaps));
     if (!grown) {
-        return error_set(errp, ENOMEM, "no memory for an export");
+        return error_nomem(errp);
     }
     e->bitmaps = grown;
     return 0;
@@ -290,7 +290,7 @@ int export_add_bitmap_as(struct exports *s, struct export *e, struct node *n,
                       "Enabled bitmap '%s' incompatible with readonly export",
                       name);
     } else if (!(b.name = strdup(as))) {
-        r = error_set(errp, ENOMEM, "no memory for an export");
+        r = error_nomem(errp);
     }
     if (r < 0) {
         bitmap_release(g, b.bitmap);
@@ -358,7 +358,7 @@ int export_open_view(struct exports *s, struct export *e, struct error **errp)
 
     if (asprintf(&user, "export '%s'", e->name) < 0) {
         user = NULL;
-        return error_set(errp, ENOMEM, "no memory for an export");
+        return error_nomem(errp);
     }
     int r = blk_dirty_view(s->daemon->graph, e->of->blk, e->of_bitmap,
                            e->of->all_bitmaps, user, &e->blk, errp);

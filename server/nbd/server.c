@@ -191,7 +191,7 @@ int server_open(struct servers *ss, const struct server_options *o,
                               o->id)
                   : error_set(errp, EEXIST, "NBD server already running");
     } else if (!(*sp = server_alloc(ss, o))) {
-        r = error_set(errp, ENOMEM, "Out of memory");
+        r = error_nomem(errp);
     } else {
         (*sp)->serial = o->id ? ++ss->serials : SERVER_UNNAMED;
         list_append(&ss->list, &(*sp)->in_all);

@@ -43,7 +43,7 @@ static int set_priority(struct tls_keys *k, const char *given,
 
     if (asprintf(&text, "%s%s", base, additions[k->kind]) < 0) {
         text = NULL;
-        return error_set(errp, ENOMEM, "Out of memory");
+        return error_nomem(errp);
     }
     int r = gnutls_priority_init(&k->priority, text, NULL);
     return r < 0 ? error_set(errp, EINVAL,
@@ -69,7 +69,7 @@ static int find_file(const struct tls_creds *c, const char *name, bool needed,
 {
     if (asprintf(path, "%s/%s", c->dir, name) < 0) {
         *path = NULL;
-        return error_set(errp, ENOMEM, "Out of memory");
+        return error_nomem(errp);
     }
     if (!needed && access(*path, F_OK) < 0 && errno == ENOENT) {
         free(*path);
@@ -280,7 +280,7 @@ static struct tls_keys *keys_new(enum tls_kind kind, bool server,
     struct tls_keys *k = calloc(1, sizeof(*k));
 
     if (!k) {
-        (void)error_set(errp, ENOMEM, "Out of memory");
+        (void)error_nomem(errp);
         return NULL;
     }
     k->kind = kind;
@@ -383,7 +383,7 @@ static int renewal_new(const struct tls_creds *c, const char *password,
     struct renewal *n = calloc(1, sizeof(*n));
 
     if (!n) {
-        return error_set(errp, ENOMEM, "Out of memory");
+        return error_nomem(errp);
     }
     mutex_init(&n->lock, LOCK_TLS_KEYS, NULL);
     n->creds = *c;
@@ -395,7 +395,7 @@ static int renewal_new(const struct tls_creds *c, const char *password,
     if (!n->creds.dir || !n->creds.priority != !c->priority ||
         !n->password != !password) {
         renewal_free(n);
-        return error_set(errp, ENOMEM, "Out of memory");
+        return error_nomem(errp);
     }
     *np = n;
     return 0;

@@ -56,7 +56,7 @@ int tls_policy_load(const char *mode, const char *certificates, const char *psk,
     }
     *pp = tls_policy_new(optional ? TLS_ON : TLS_REQUIRE, keys, NULL);
     tls_keys_unref(keys);
-    return *pp ? 0 : error_set(errp, ENOMEM, "no memory");
+    return *pp ? 0 : error_nomem(errp);
 }
 
 struct tls_policy *tls_policy_ref(struct tls_policy *p)

@@ -79,7 +79,7 @@ static int read_rules(const char *path, json_t **rules, struct error **errp)
     size_t n = 0;
 
     if (!text) {
-        return error_set(errp, ENOMEM, "Out of memory");
+        return error_nomem(errp);
     }
     for (ssize_t got = 1; got > 0 && n < FILE_SIZE_MAX; n += (size_t)got) {
         got = fd < 0 ? -1 : read(fd, text + n, FILE_SIZE_MAX - n);
@@ -173,7 +173,7 @@ int authz_add(struct authz_set *s, const json_t *props, struct error **errp)
 
     if (!a || !(a->props = json_deep_copy(props))) {
         free(a);
-        return error_set(errp, ENOMEM, "Out of memory");
+        return error_nomem(errp);
     }
     list_init(&a->in_set);
     if (authz_is(a, "authz-listfile")) {

@@ -157,7 +157,7 @@ static int load_creds(struct objects *s, const struct tls_creds *c,
 
     if (!k || !(k->id = strdup(c->id))) {
         free(k);
-        return error_set(errp, ENOMEM, "Out of memory");
+        return error_nomem(errp);
     }
     list_init(&k->in_set);
     if (c->passwordid) {
@@ -343,7 +343,7 @@ int objects_add(struct objects *s, json_t *props, struct error **errp)
         if (kind) {
             (void)kind->remove(s, id, NULL);
         }
-        r = error_set(errp, ENOMEM, "Out of memory");
+        r = error_nomem(errp);
     }
     return r;
 }

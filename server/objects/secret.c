@@ -102,7 +102,7 @@ int secret_text(const json_t *props, char **text, struct error **errp)
     size_t len = 0;
 
     if (!buf) {
-        return error_set(errp, ENOMEM, "Out of memory");
+        return error_nomem(errp);
     }
     int r = data ? copy_data(data, buf, &len, errp)
                  : read_file(member_str(props, "file"), buf, &len, errp);

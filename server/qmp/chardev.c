@@ -190,7 +190,7 @@ static json_t *address_of_socket(const json_t *o, struct error **errp)
         }
     }
     if (!addr) {
-        (void)error_set(errp, ENOMEM, "no memory for a chardev");
+        (void)error_nomem(errp);
     }
     return addr;
 }
@@ -251,7 +251,7 @@ static int find_tls(const struct objects *objects, struct chardev *c,
     }
     if (r == 0) {
         c->tls = tls_policy_new(TLS_REQUIRE, keys, authz);
-        r = c->tls ? 0 : error_set(errp, ENOMEM, "no memory for a chardev");
+        r = c->tls ? 0 : error_nomem(errp);
     }
     tls_keys_unref(keys);
     return r;
@@ -353,7 +353,7 @@ int chardevs_add(struct chardevs *s, const char *text, int stop_fd,
     CLEANUP_JSON json_t *o = NULL;
     CLEANUP_FREE char *full = keyval_spell_out(text, "backend", chardev_args);
     int r = full ? keyval_parse(full, "backend", chardev_args, &o, errp)
-                 : error_set(errp, ENOMEM, "no memory for a chardev");
+                 : error_nomem(errp);
 
     if (r < 0) {
         return r;
@@ -364,7 +364,7 @@ int chardevs_add(struct chardevs *s, const char *text, int stop_fd,
     }
     struct chardev *c = chardev_new(id);
     if (!c) {
-        return error_set(errp, ENOMEM, "no memory for a chardev");
+        return error_nomem(errp);
     }
     r = open_backend(s, c, o, stop_fd, has_stdio, errp);
     if (r < 0) {
@@ -381,7 +381,7 @@ int chardevs_listen(struct chardevs *s, const char *path, struct chardev **cp,
     struct chardev *c = chardev_new(NULL);
 
     if (!c) {
-        return error_set(errp, ENOMEM, "no memory for a chardev");
+        return error_nomem(errp);
     }
     int r = unix_socket_listen(&c->listeners.at[0], path, 0600, errp);
     if (r < 0) {
@@ -455,7 +455,6 @@ int chardev_connect(struct chardev *c, struct error **errp)
     int fd = -1;
     int r = address_connect(c->address, &fd, errp);
 
-    return r == 0 && !chardev_accept(c, fd, &c->channel)
-               ? error_set(errp, ENOMEM, "no memory for a chardev")
-               : r;
+    return r == 0 && !chardev_accept(c, fd, &c->channel) ? error_nomem(errp)
+                                                         : r;
 }

@@ -194,8 +194,7 @@ json_t *qmp_dispatch(struct daemon *d, struct qmp_state *state, json_t *request)
             mutex_is_held(&d->jobs->lock);
             jobs_settle(d->jobs);
         }
-        r = none && reply ? run_handler(&call, cmd, &err)
-                          : error_set(&err, ENOMEM, "Out of memory");
+        r = none && reply ? run_handler(&call, cmd, &err) : error_nomem(&err);
     }
     if (r < 0) {
         json_decref(call.ret);

@@ -403,7 +403,7 @@ int monitors_add(struct monitors *m, const char *text, struct error **errp)
 
     if (r == 0) {
         r = full ? keyval_parse(full, "chardev", monitor_args, &o, errp)
-                 : error_set(errp, ENOMEM, "no memory for a monitor");
+                 : error_nomem(errp);
     }
     if (r < 0) {
         return r;
