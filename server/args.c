@@ -235,7 +235,7 @@ int qmp_check_args(json_t *args, const struct qmp_arg *spec, const char *where,
     if (!args) {
         empty = json_object();
         if (!empty) {
-            return error_set(errp, ENOMEM, "Out of memory");
+            return error_nomem(errp);
         }
         args = empty;
     }

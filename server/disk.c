@@ -7,6 +7,7 @@
 
 #include "daemon.h"
 #include "nbd/export.h"
+#include "nbdelta/bitmap.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
@@ -91,6 +92,14 @@ struct node *disk_find_device(struct daemon *d, const char *name,
 {
     return either(find_exported(d, name), graph_find(d->graph, name), name,
                   errp);
+}
+
+bool disk_has_bitmap(struct node *n, const char *name)
+{
+    struct bitmap *bm = bitmap_find(n, name);
+
+    bitmap_unref(bm);
+    return bm != NULL;
 }
 
 /* --- All that a command mentions. --- */

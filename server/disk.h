@@ -33,4 +33,7 @@ struct node *disk_find_device(struct daemon *d, const char *name,
 void disk_find_nodes(struct daemon *d, const json_t *names, bool exports,
                      json_t *nodes);
 
+/* Has the node a bitmap of this name? */
+bool disk_has_bitmap(struct node *n, const char *name);
+
 #endif /* NBDELTA_SERVER_DISK_H */

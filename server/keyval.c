@@ -115,7 +115,7 @@ static int convert_members(json_t *object, const struct qmp_arg *spec,
             return r;
         }
         if (v && json_object_set_new(object, a->name, v) < 0) {
-            return error_set(errp, ENOMEM, "Out of memory");
+            return error_nomem(errp);
         }
     }
     if (a->type == QMP_UNION) {

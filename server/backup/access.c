@@ -53,7 +53,7 @@ int pull_gather_rules(struct pulls *p, struct pull *s, struct error **errp)
 
         r = exports_each(p->daemon->exports, take_rules, &g);
     }
-    return r < 0 ? error_set(errp, ENOMEM, "Out of memory") : 0;
+    return r < 0 ? error_nomem(errp) : 0;
 }
 
 /* *keys: the keys of all servers that the session's disks are on.  *mixed: one
@@ -92,7 +92,7 @@ int pull_own_policy(const struct pull *s, struct tls_policy **pp,
     }
     /* Each export has its rules beside. */
     *pp = tls_policy_new(mixed ? TLS_ON : TLS_REQUIRE, keys, NULL);
-    return *pp ? 0 : error_set(errp, ENOMEM, "Out of memory");
+    return *pp ? 0 : error_nomem(errp);
 }
 
 /* Can any client of @s fulfil the rule @r? */

@@ -41,11 +41,6 @@
 #include "net/tls-policy.h"
 #include "qmp/monitor.h"
 
-static int out_of_memory(struct error **errp)
-{
-    return error_set(errp, ENOMEM, "Out of memory");
-}
-
 /* --- Life of a session's memory --- */
 
 static void session_free(struct pull *s)
@@ -216,7 +211,7 @@ static int check_disks(const struct pulls *p, struct pull *s,
             return r;
         }
         if (choose_mode(p, &s->disks[i], o->disks[i].since) < 0) {
-            return out_of_memory(errp);
+            return error_nomem(errp);
         }
         if (o->incremental && !s->disks[i].since) {
             return not_incremental(&s->disks[i], o->disks[i].since, errp);
@@ -280,7 +275,7 @@ static int take_instant(struct pulls *p, struct pull *s,
 
         if (d->since && asprintf(&d->context, "backup-%s", d->name) < 0) {
             d->context = NULL;
-            r = out_of_memory(errp);
+            r = error_nomem(errp);
         }
         r = r < 0 ? r : add_point(p, d, o, &actions, errp);
     }
@@ -418,7 +413,7 @@ static int export_point(struct pulls *p, struct pull *s, struct pull_disk *d,
 
     if (choose_name(p, s, d, asked) < 0 ||
         asprintf(&id, "%s:%s", s->id, d->name) < 0) {
-        return out_of_memory(errp);
+        return error_nomem(errp);
     }
     const struct export_options o = {
         .server = server_serial(s->server),
@@ -574,7 +569,7 @@ int pulls_begin(struct pulls *p, const struct pull_options *o, json_t **reply,
     }
     int r = pulls_start_thread(p, errp);
     struct pull *s = r < 0 ? NULL : session_new(p, o);
-    r = r < 0 ? r : s ? begin_session(p, s, o, errp) : out_of_memory(errp);
+    r = r < 0 ? r : s ? begin_session(p, s, o, errp) : error_nomem(errp);
     if (r < 0) {
         if (s) {
             leave_server(s);
@@ -586,7 +581,7 @@ int pulls_begin(struct pulls *p, const struct pull_options *o, json_t **reply,
     pulls_wake(p); /* there is a new deadline */
     log_line(TELL_NOTE, "backup '%.200s' begun, disks: %u", s->id, s->count);
     *reply = pull_describe(s);
-    return *reply ? 0 : out_of_memory(errp);
+    return *reply ? 0 : error_nomem(errp);
 }
 
 /* --- End --- */

@@ -177,12 +177,12 @@ static int query_image(const struct image_open *o, json_t **info,
     struct node *n;
 
     if (!g) {
-        return error_set(errp, ENOMEM, "no memory");
+        return error_nomem(errp);
     }
     int r = image_open(g, o, &n, errp);
     if (r == 0) {
         *info = node_image_info(g, n);
-        r = *info ? 0 : error_set(errp, ENOMEM, "no memory");
+        r = *info ? 0 : error_nomem(errp);
     }
     graph_free(g);
     return r;

@@ -381,7 +381,7 @@ static int map_uri(struct map *m, const char *uri, const char *bitmap,
                  bitmap ? "qemu:dirty-bitmap:" : "base:allocation",
                  bitmap ? bitmap : "") < 0) {
         context = NULL;
-        return error_set(errp, ENOMEM, "no memory");
+        return error_nomem(errp);
     }
     int r = client_connect(uri, &h, errp);
     if (r < 0) {

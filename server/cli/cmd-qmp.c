@@ -166,7 +166,7 @@ static int parse_arguments(const char *command, int argc, char **argv,
     }
     text = join_words(argc, argv);
     if (!text) {
-        return error_set(errp, ENOMEM, "out of memory");
+        return error_nomem(errp);
     }
     r = options_parse(text, NULL, &raw, errp);
     free(text);
@@ -174,7 +174,7 @@ static int parse_arguments(const char *command, int argc, char **argv,
         return r;
     }
     *args = convert_object(raw, known ? known->args : NULL);
-    return *args ? 0 : error_set(errp, ENOMEM, "out of memory");
+    return *args ? 0 : error_nomem(errp);
 }
 
 /* --- The command. --- */
@@ -259,8 +259,7 @@ static int run_connected(const struct what *o)
     struct qmp_client c = QMP_CLIENT_INIT;
     struct waiter *w = waiter_new(&c);
     int status = EXIT_FAILURE;
-    int r = w ? qmp_client_open(&c, o->socket, &err)
-              : error_set(&err, ENOMEM, "out of memory");
+    int r = w ? qmp_client_open(&c, o->socket, &err) : error_nomem(&err);
 
     if (r == 0) {
         (void)json_array_clear(c.events); /* of others */

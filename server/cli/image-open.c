@@ -27,7 +27,7 @@ static int open_once(struct graph *g, const struct image_open *o,
          json_object_set_new(options, "force-share", json_true()) < 0) ||
         (no_backing && !json_object_get(options, "backing") &&
          json_object_set_new(options, "backing", json_null()) < 0)) {
-        return error_set(errp, ENOMEM, "no memory for options");
+        return error_nomem(errp);
     }
     return graph_open(g, options, nodep, errp);
 }

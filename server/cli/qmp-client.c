@@ -44,7 +44,7 @@ static int dial_socket(struct qmp_client *c, const char *path,
     c->events = json_array();
     c->parser = qmp_parser_new(&qmp_limits_reply, keep_message, c);
     if (!c->inbox || !c->events || !c->parser) {
-        return error_set(errp, ENOMEM, "out of memory");
+        return error_nomem(errp);
     }
     c->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (c->fd < 0 ||
@@ -222,7 +222,7 @@ int qmp_client_reply(struct qmp_client *c, json_t **reply, struct error **errp)
             json_decref(m);
         }
         if (r < 0) {
-            return error_set(errp, ENOMEM, "out of memory");
+            return error_nomem(errp);
         }
     }
 }

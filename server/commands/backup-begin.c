@@ -109,7 +109,7 @@ static int cmd_begin(struct qmp_call *call, struct error **errp)
     }
     CLEANUP_FREE struct disks *disks = calloc(1, sizeof(*disks));
     if (!disks) {
-        return error_set(errp, ENOMEM, "Out of memory");
+        return error_nomem(errp);
     }
     int r = fill_disks(call, list, disks, errp);
     if (r < 0) {
@@ -143,13 +143,13 @@ static int cmd_end(struct qmp_call *call, struct error **errp)
 static int cmd_query(struct qmp_call *call, struct error **errp)
 {
     call->ret = pulls_query(call->daemon->pulls);
-    return call->ret ? 0 : error_set(errp, ENOMEM, "Out of memory");
+    return call->ret ? 0 : error_nomem(errp);
 }
 
 static int cmd_list(struct qmp_call *call, struct error **errp)
 {
     call->ret = checkpoints_query(call->daemon);
-    return call->ret ? 0 : error_set(errp, ENOMEM, "Out of memory");
+    return call->ret ? 0 : error_nomem(errp);
 }
 
 static int cmd_delete(struct qmp_call *call, struct error **errp)

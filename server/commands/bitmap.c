@@ -61,14 +61,6 @@ static int add_bitmap(struct qmp_call *call, struct job_txn *txn,
                              qmp_bool(call, "disabled", false), ap, errp);
 }
 
-static bool has_bitmap(struct node *n, const char *name)
-{
-    struct bitmap *bm = bitmap_find(n, name);
-
-    bitmap_unref(bm);
-    return bm != NULL;
-}
-
 /* Unlike elsewhere a node that lacks is "not found" here.  A disk that has gone
  * on in a snapshot has left its bitmaps to the node of that name. */
 static int find_bitmap(struct qmp_call *call, const char *node,
@@ -81,8 +73,8 @@ static int find_bitmap(struct qmp_call *call, const char *node,
         return error_set(errp, ENODEV, "Node '%.200s' not found", node);
     }
     struct node *named = graph_find(call->daemon->graph, node);
-    bool left = named && named != n && !has_bitmap(n, name) &&
-                has_bitmap(named, name);
+    bool left = named && named != n && !disk_has_bitmap(n, name) &&
+                disk_has_bitmap(named, name);
     *ref = (struct bitmap_ref){left ? named : n, name};
     return 0;
 }
@@ -171,7 +163,7 @@ static int merge_bitmaps(struct qmp_call *call, struct job_txn *txn,
     }
     CLEANUP_FREE struct bitmap_ref *refs = calloc(count + 1, sizeof(*refs));
     if (!refs) {
-        return error_set(errp, ENOMEM, "Out of memory");
+        return error_nomem(errp);
     }
     r = find_sources(call, list, refs, errp);
     return r < 0 ? r : bitmap_merge_action(target, refs, count, ap, errp);
@@ -188,7 +180,7 @@ static int hash_bits(struct qmp_call *call, const struct bitmap *bm,
     CLEANUP_FREE void *bytes = bitmap_bytes(bm, &len);
 
     if (!bytes) {
-        return error_set(errp, ENOMEM, "Out of memory");
+        return error_nomem(errp);
     }
     if (gnutls_hash_fast(GNUTLS_DIG_SHA256, bytes, len, sum) < 0) {
         return error_set(errp, EIO, "Unable to calculate a hash");
@@ -197,7 +189,7 @@ static int hash_bits(struct qmp_call *call, const struct bitmap *bm,
         (void)snprintf(text + 2 * i, 3, "%02x", sum[i]);
     }
     call->ret = json_pack("{s:s}", "sha256", text);
-    return call->ret ? 0 : error_set(errp, ENOMEM, "Out of memory");
+    return call->ret ? 0 : error_nomem(errp);
 }
 
 static int cmd_sha256(struct qmp_call *call, struct error **errp)

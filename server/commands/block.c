@@ -25,16 +25,11 @@ struct collect {
     json_t *list;
 };
 
-static int out_of_memory(struct error **errp)
-{
-    return error_set(errp, ENOMEM, "Out of memory");
-}
-
 static int return_list(struct qmp_call *call, json_t *list, int r,
                        struct error **errp)
 {
     call->ret = list;
-    return !list || r != 0 ? out_of_memory(errp) : 0;
+    return !list || r != 0 ? error_nomem(errp) : 0;
 }
 
 /* Once, also when several servers have an export of that name. */

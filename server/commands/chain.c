@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "commands/table.h"
+#include "commands/types.h"
 #include "daemon.h"
 #include "disk.h"
 #include "nbdelta/chain.h"
@@ -36,9 +37,6 @@ static const struct qmp_arg change_backing_args[] = {
     QMP_LAST,
 };
 
-static const char *const on_error_words[] = {"report", "ignore", "enospc",
-                                             "stop",   "auto",   NULL};
-
 static const struct qmp_arg commit_args[] = {
     QMP_OPT("job-id", STR),
     QMP_ARG("device", STR),
@@ -48,7 +46,7 @@ static const struct qmp_arg commit_args[] = {
     QMP_OPT("top", STR),
     QMP_OPT("backing-file", STR),
     QMP_OPT("speed", INT),
-    QMP_OPT("on-error", ENUM, .words = on_error_words),
+    QMP_OPT("on-error", ENUM, .words = qmp_on_error_words),
     QMP_OPT("filter-node-name", STR),
     QMP_OPT("auto-finalize", BOOL),
     QMP_OPT("auto-dismiss", BOOL),
@@ -128,17 +126,6 @@ static int cmd_change_backing(struct qmp_call *call, struct error **errp)
                                 qmp_str(call, "backing-file"), errp);
 }
 
-static enum job_on_error on_error_value(const char *word)
-{
-    if (!word || strcmp(word, "report") == 0) {
-        return ON_ERROR_REPORT;
-    }
-    if (strcmp(word, "ignore") == 0) {
-        return ON_ERROR_IGNORE;
-    }
-    return strcmp(word, "stop") == 0 ? ON_ERROR_STOP : ON_ERROR_ENOSPC;
-}
-
 /* A node by the argument @key, if it is there. */
 static int find_arg(struct qmp_call *call, const char *key, struct node **np,
                     struct error **errp)
@@ -160,7 +147,7 @@ static int cmd_commit(struct qmp_call *call, struct error **errp)
         .base = qmp_str(call, "base"),
         .backing_file = qmp_str(call, "backing-file"),
         .filter_node_name = qmp_str(call, "filter-node-name"),
-        .on_error = on_error_value(qmp_str(call, "on-error")),
+        .on_error = qmp_on_error_value(qmp_str(call, "on-error")),
         .speed = (uint64_t)speed,
         .manual_finalize = !qmp_bool(call, "auto-finalize", true),
         .manual_dismiss = !qmp_bool(call, "auto-dismiss", true),

@@ -13,7 +13,7 @@ static int return_value(struct qmp_call *call, json_t *value,
                         struct error **errp)
 {
     call->ret = value;
-    return value ? 0 : error_set(errp, ENOMEM, "Out of memory");
+    return value ? 0 : error_nomem(errp);
 }
 
 static const char *const capabilities[] = {"oob", NULL};
@@ -42,7 +42,7 @@ static int cmd_quit(struct qmp_call *call, struct error **errp)
         CLEANUP_JSON json_t *data = json_pack("{s:b, s:s}", "guest", 0,
                                               "reason", "host-qmp-quit");
         if (!data) {
-            return error_set(errp, ENOMEM, "Out of memory");
+            return error_nomem(errp);
         }
         monitors_emit("SHUTDOWN", data, d->monitors);
     }

@@ -122,7 +122,7 @@ static int cmd_create(struct qmp_call *call, struct error **errp)
         return r;
     }
     return options ? job_create_image(call->daemon->jobs, &o, errp)
-                   : error_set(errp, ENOMEM, "Out of memory");
+                   : error_nomem(errp);
 }
 
 const struct qmp_command qmp_create_commands[] = {

@@ -52,7 +52,7 @@ static int cmd_device_del(struct qmp_call *call, struct error **errp)
     CLEANUP_JSON json_t *data = json_pack("{s:O, s:s}", "path", path, "device",
                                           id);
     if (!data) {
-        return error_set(errp, ENOMEM, "Out of memory");
+        return error_nomem(errp);
     }
     r = devices_unplug(d, id, errp);
     if (r == 0) {

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "commands/table.h"
+#include "commands/types.h"
 #include "daemon.h"
 #include "disk.h"
 #include "nbdelta/bitmap.h"
@@ -16,8 +17,6 @@ static const char *const sync_words[] = {"top",         "full",   "none",
                                          "incremental", "bitmap", NULL};
 static const char *const bitmap_mode_words[] = {"on-success", "never", "always",
                                                 NULL};
-static const char *const on_error_words[] = {"report", "ignore", "enospc",
-                                             "stop",   "auto",   NULL};
 static const char *const mode_words[] = {"existing", "absolute-paths", NULL};
 
 static const struct qmp_arg perf_args[] = {
@@ -34,8 +33,8 @@ static const struct qmp_arg perf_args[] = {
         QMP_OPT("bitmap", STR),                                            \
         QMP_OPT("bitmap-mode", ENUM, .words = bitmap_mode_words),          \
         QMP_OPT("compress", BOOL),                                         \
-        QMP_OPT("on-source-error", ENUM, .words = on_error_words),         \
-        QMP_OPT("on-target-error", ENUM, .words = on_error_words),         \
+        QMP_OPT("on-source-error", ENUM, .words = qmp_on_error_words),     \
+        QMP_OPT("on-target-error", ENUM, .words = qmp_on_error_words),     \
         QMP_OPT("auto-finalize", BOOL), QMP_OPT("auto-dismiss", BOOL),     \
         QMP_OPT("filter-node-name", STR), QMP_OPT("cbw-timeout", UINT32),  \
         QMP_OPT("x-perf", OBJECT, .members = perf_args)
@@ -77,14 +76,6 @@ static int check_bitmap_use(const char *sync, const char *mode,
     return 0;
 }
 
-static bool has_bitmap(struct node *n, const char *name)
-{
-    struct bitmap *bm = bitmap_find(n, name);
-
-    bitmap_unref(bm);
-    return bm != NULL;
-}
-
 static int check_bitmap_arguments(const struct qmp_call *call,
                                   struct node *source, struct error **errp)
 {
@@ -111,7 +102,8 @@ static int check_bitmap_arguments(const struct qmp_call *call,
     }
     /* One that lacks is said first; in a transaction, an action before this
      * may add it. */
-    if (check_bitmap_use(sync, mode, NULL) < 0 && !has_bitmap(source, name)) {
+    if (check_bitmap_use(sync, mode, NULL) < 0 &&
+        !disk_has_bitmap(source, name)) {
         return error_set(errp, ENOENT, "Bitmap '%s' could not be found", name);
     }
     return check_bitmap_use(sync, mode, errp);
@@ -142,17 +134,6 @@ static enum bitmap_mode bitmap_mode_value(const char *word)
                                               BITMAP_ALWAYS};
 
     return values[place(word, bitmap_mode_words)];
-}
-
-static enum job_on_error on_error_value(const char *word)
-{
-    static const enum job_on_error values[] = {
-        ON_ERROR_REPORT, ON_ERROR_IGNORE, ON_ERROR_ENOSPC,
-        ON_ERROR_STOP,   ON_ERROR_ENOSPC, /* auto: what else, where there is no
-                                             device */
-    };
-
-    return values[place(word, on_error_words)];
 }
 
 static int perf_options(const json_t *perf, struct backup_options *o,
@@ -192,8 +173,8 @@ static int common_options(struct qmp_call *call, struct backup_options *o,
         .sync = sync_value(qmp_str(call, "sync")),
         .bitmap = qmp_str(call, "bitmap"),
         .bitmap_mode = bitmap_mode_value(qmp_str(call, "bitmap-mode")),
-        .on_source_error = on_error_value(qmp_str(call, "on-source-error")),
-        .on_target_error = on_error_value(qmp_str(call, "on-target-error")),
+        .on_source_error = qmp_on_error_value(qmp_str(call, "on-source-error")),
+        .on_target_error = qmp_on_error_value(qmp_str(call, "on-target-error")),
         .speed = (uint64_t)speed,
         .compress = qmp_bool(call, "compress", false),
         .manual_finalize = !qmp_bool(call, "auto-finalize", true),

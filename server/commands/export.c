@@ -52,7 +52,7 @@ static int tls_policy_of(struct qmp_call *call, struct tls_policy **policy,
     }
     if (r == 0) {
         *policy = tls_policy_new(TLS_REQUIRE, keys, authz);
-        r = *policy ? 0 : error_set(errp, ENOMEM, "Out of memory");
+        r = *policy ? 0 : error_nomem(errp);
     }
     tls_keys_unref(keys);
     return r;
@@ -97,8 +97,7 @@ static int cmd_server_start(struct qmp_call *call, struct error **errp)
     CLEANUP_JSON json_t *addr =
         address_from_legacy(json_object_get(call->args, "addr"));
 
-    return addr ? start_server(call, addr, errp)
-                : error_set(errp, ENOMEM, "Out of memory");
+    return addr ? start_server(call, addr, errp) : error_nomem(errp);
 }
 
 static int option_server(struct qmp_call *call, struct error **errp)
@@ -362,7 +361,7 @@ static int cmd_server_remove(struct qmp_call *call, struct error **errp)
 static int cmd_query_exports(struct qmp_call *call, struct error **errp)
 {
     call->ret = exports_query(call->daemon->exports);
-    return call->ret ? 0 : error_set(errp, ENOMEM, "Out of memory");
+    return call->ret ? 0 : error_nomem(errp);
 }
 
 /* --- The table. --- */

@@ -79,7 +79,7 @@ static int reply(struct qmp_call *call, struct error **errp, const char *fmt,
     (void)vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
     call->ret = json_string(text);
-    return call->ret ? 0 : error_set(errp, ENOMEM, "Out of memory");
+    return call->ret ? 0 : error_nomem(errp);
 }
 
 /*

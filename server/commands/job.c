@@ -69,7 +69,7 @@ static int need_job(struct qmp_call *call, const char *id, bool block,
                                       : jobs_query(call->daemon->jobs);
 
     if (!list) {
-        return error_set(errp, ENOMEM, "Out of memory");
+        return error_nomem(errp);
     }
     if (find_job(list, block ? "device" : "id", id)) {
         return 0;
@@ -190,14 +190,14 @@ static int cmd_query_jobs(struct qmp_call *call, struct error **errp)
     REQUIRES(call->daemon->jobs->lock)
 {
     call->ret = jobs_query(call->daemon->jobs);
-    return call->ret ? 0 : error_set(errp, ENOMEM, "Out of memory");
+    return call->ret ? 0 : error_nomem(errp);
 }
 
 static int cmd_query_block_jobs(struct qmp_call *call, struct error **errp)
     REQUIRES(call->daemon->jobs->lock)
 {
     call->ret = jobs_query_block(call->daemon->jobs);
-    return call->ret ? 0 : error_set(errp, ENOMEM, "Out of memory");
+    return call->ret ? 0 : error_nomem(errp);
 }
 
 const struct qmp_command qmp_job_commands[] = {

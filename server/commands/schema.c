@@ -497,7 +497,7 @@ static int cmd_query_schema(struct qmp_call *call, struct error **errp)
     json_decref(s.types);
     json_decref(s.names);
     call->ret = s.users;
-    return s.failed ? error_set(errp, ENOMEM, "Out of memory") : 0;
+    return s.failed ? error_nomem(errp) : 0;
 }
 
 const struct qmp_command qmp_schema_commands[] = {

@@ -55,7 +55,7 @@ static int abort_action(struct qmp_call *call, struct job_txn *txn,
     (void)txn;
     *ap = calloc(1, sizeof(**ap));
     if (!*ap) {
-        return error_set(errp, ENOMEM, "Out of memory");
+        return error_nomem(errp);
     }
     (*ap)->ops = &abort_ops;
     return 0;
@@ -164,7 +164,7 @@ static int cmd_transaction(struct qmp_call *call, struct error **errp)
     int r;
 
     if (grouped && !txn) {
-        return error_set(errp, ENOMEM, "Out of memory");
+        return error_nomem(errp);
     }
     r = run_actions(call, txn, errp);
     job_txn_unref(txn);

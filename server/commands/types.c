@@ -2,6 +2,8 @@
 /* The rows that describe what queries return: see types.h. */
 #include "commands/types.h"
 
+#include <string.h>
+
 /* --- Jobs. --- */
 
 const char *const qmp_job_status_words[] = {
@@ -40,6 +42,21 @@ static const struct qmp_arg block_job_members[] = {
 };
 const struct qmp_arg qmp_block_jobs_type =
     QMP_ARG("", OBJECTS, .members = block_job_members);
+
+const char *const qmp_on_error_words[] = {"report", "ignore", "enospc",
+                                          "stop",   "auto",   NULL};
+
+enum job_on_error qmp_on_error_value(const char *word)
+{
+    if (!word || strcmp(word, "report") == 0) {
+        return ON_ERROR_REPORT;
+    }
+    if (strcmp(word, "ignore") == 0) {
+        return ON_ERROR_IGNORE;
+    }
+    /* "auto" is up to the device, and there is none. */
+    return strcmp(word, "stop") == 0 ? ON_ERROR_STOP : ON_ERROR_ENOSPC;
+}
 
 /* --- Nodes. --- */
 
@@ -101,11 +118,11 @@ static const struct qmp_arg specific_members[] = {
         QMP_OPT("backing-filename-format", STR),                    \
         QMP_OPT("format-specific", OBJECT, .members = specific_members)
 
-/* It has those below it inside. */
-extern const struct qmp_arg qmp_image_members[];
-const struct qmp_arg qmp_image_members[] = {
+/* An image has the images below it inside. */
+static const struct qmp_arg image_members[12];
+static const struct qmp_arg image_members[12] = {
     IMAGE_MEMBERS,
-    QMP_OPT("backing-image", OBJECT, .members = qmp_image_members),
+    QMP_OPT("backing-image", OBJECT, .members = image_members),
     QMP_LAST,
 };
 
@@ -143,7 +160,7 @@ static const struct qmp_arg node_members[] = {
     QMP_ARG("iops", INT),
     QMP_ARG("iops_rd", INT),
     QMP_ARG("iops_wr", INT),
-    QMP_ARG("image", OBJECT, .members = qmp_image_members),
+    QMP_ARG("image", OBJECT, .members = image_members),
     QMP_ARG("cache", OBJECT, .members = cache_members),
     QMP_ARG("write_threshold", INT),
     QMP_OPT("dirty-bitmaps", OBJECTS, .members = dirty_members),
@@ -219,19 +236,19 @@ static const struct qmp_arg own_members[] = {
     QMP_VARIANTS("driver", own_variants),
 };
 
-extern const struct qmp_arg qmp_stats_members[];
-const struct qmp_arg qmp_stats_members[] = {
+static const struct qmp_arg stats_members[8];
+static const struct qmp_arg stats_members[8] = {
     QMP_OPT("device", STR),
     QMP_OPT("qdev", STR),
     QMP_OPT("node-name", STR),
     QMP_ARG("stats", OBJECT, .members = counter_members),
     QMP_OPT("driver-specific", OBJECT, .members = own_members),
-    QMP_OPT("parent", OBJECT, .members = qmp_stats_members),
-    QMP_OPT("backing", OBJECT, .members = qmp_stats_members),
+    QMP_OPT("parent", OBJECT, .members = stats_members),
+    QMP_OPT("backing", OBJECT, .members = stats_members),
     QMP_LAST,
 };
 const struct qmp_arg qmp_stats_type = QMP_ARG("", OBJECTS,
-                                              .members = qmp_stats_members);
+                                              .members = stats_members);
 
 static const char *const vertex_words[] = {"block-backend", "block-job",
                                            "block-driver", NULL};

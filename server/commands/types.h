@@ -3,9 +3,13 @@
 #define NBDELTA_SERVER_COMMANDS_TYPES_H
 
 /*
- * What queries return, for query-qmp-schema: the shapes of what blocklib
- * builds.  tests/func/qmp-schema.sh holds replies against them.
+ * Types that commands share
+ * =========================
+ *
+ * For query-qmp-schema: the shapes of what blocklib builds for queries.
+ * tests/run holds all replies against them.
  */
+#include "nbdelta/job.h"
 #include "qmp/dispatch.h"
 
 /* Values for qmp_command.ret. */
@@ -19,5 +23,9 @@ extern const struct qmp_arg qmp_schema_type;     /* SchemaInfo array */
 
 /* JobStatus. */
 extern const char *const qmp_job_status_words[];
+
+/* BlockdevOnError, and what a word of it, or NULL, means for a job. */
+extern const char *const qmp_on_error_words[];
+enum job_on_error qmp_on_error_value(const char *word);
 
 #endif /* NBDELTA_SERVER_COMMANDS_TYPES_H */

@@ -86,7 +86,7 @@ static int cmd_query_yank(struct qmp_call *call, struct error **errp)
         if (json_array_append_new(call->ret,
                                   json_pack("{s:s, s:O}", "type", "block-node",
                                             "node-name", name)) < 0) {
-            return error_set(errp, ENOMEM, "Out of memory");
+            return error_nomem(errp);
         }
     }
     return 0;

@@ -165,7 +165,7 @@ int pidfile_write(struct pidfile *p, struct error **errp)
     }
     if (asprintf(&temp, "%s.XXXXXX", p->path) < 0) {
         temp = NULL;
-        return error_set(errp, ENOMEM, "no memory for a file name");
+        return error_nomem(errp);
     }
     r = make_locked(p->path, temp, &fd, errp);
     if (r < 0) {

@@ -112,7 +112,7 @@ static int open_named(struct serve *s, const char *name, const char *image,
          json_object_set_new(options, "discard", json_string("unmap")) < 0) ||
         (s->config.read_only &&
          json_object_set_new(options, "read-only", json_true()) < 0)) {
-        return error_set(errp, ENOMEM, "no memory for options");
+        return error_nomem(errp);
     }
     r = graph_open(s->daemon.graph, options, &n, errp);
     return r < 0 ? r : export_image(s, n, name, errp);
@@ -126,7 +126,7 @@ static int open_image(struct serve *s, const char *text, struct error **errp)
 
     (void)snprintf(number, sizeof(number), "disk%u", s->images++);
     if (!name) {
-        return error_set(errp, ENOMEM, "no memory for a name");
+        return error_nomem(errp);
     }
     return open_named(s, len > 0 ? name : number,
                       len > 0 ? text + len + 1 : text, errp);
@@ -268,7 +268,7 @@ static int make_parts(struct serve *s, struct error **errp)
     d->pulls = pulls_new(d);
     if (!d->objects || !d->devices || !d->io_tasks || !d->jobs || !d->servers ||
         !d->pulls) {
-        return error_set(errp, ENOMEM, "no memory");
+        return error_nomem(errp);
     }
     return 0;
 }
@@ -308,8 +308,7 @@ static int listen_activated(const struct serve *s, struct server *server,
         (void)snprintf(number, sizeof(number), "%d", ACTIVATION_FIRST + i);
         CLEANUP_JSON json_t *addr = json_pack("{s:s, s:s}", "type", "fd", "str",
                                               number);
-        r = addr ? server_listen(server, addr, errp)
-                 : error_set(errp, ENOMEM, "no memory for an address");
+        r = addr ? server_listen(server, addr, errp) : error_nomem(errp);
     }
     return r;
 }

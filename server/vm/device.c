@@ -105,11 +105,6 @@ int devices_each(const struct devices *d,
 
 /* --- The options of a drive --- */
 
-static int no_memory(struct error **errp)
-{
-    return error_set(errp, ENOMEM, "no memory for options");
-}
-
 /* Take @key out of @o: its text, malloc()ed, or NULL when it is not there or
  * no text. */
 static char *take_text(json_t *o, const char *key)
@@ -141,8 +136,9 @@ static int set_cache(json_t *o, const char *mode, struct error **errp)
             json_t *cache = json_pack("{s:b, s:b}", "direct",
                                       (int)modes[i].direct, "no-flush",
                                       (int)modes[i].no_flush);
-            return json_object_set_new(o, "cache", cache) < 0 ? no_memory(errp)
-                                                              : 0;
+            return json_object_set_new(o, "cache", cache) < 0
+                       ? error_nomem(errp)
+                       : 0;
         }
     }
     return error_set(errp, EINVAL, "invalid cache option");
@@ -179,7 +175,7 @@ static int set_file(json_t **op, const char *file, const char *format,
         return r;
     }
     if (!image || json_object_update_missing(*op, image) < 0) {
-        return no_memory(errp);
+        return error_nomem(errp);
     }
     return 0;
 }
@@ -193,7 +189,7 @@ static int set_read_only(json_t *o, const char *text, struct error **errp)
                          "Parameter 'read-only' expects 'on' or 'off'");
     }
     return json_object_set_new(o, "read-only", json_boolean(on)) < 0
-               ? no_memory(errp)
+               ? error_nomem(errp)
                : 0;
 }
 
@@ -224,7 +220,7 @@ static int node_options(json_t *o, struct error **errp)
         r = set_file(&o, file, outer, errp);
     } else if (r == 0 && outer &&
                json_object_set_new(o, "driver", json_string(outer)) < 0) {
-        r = no_memory(errp);
+        r = error_nomem(errp);
     }
     return r;
 }
@@ -239,7 +235,7 @@ static int attach_disk(struct daemon *d, struct device *dev, struct node *n,
 
     if (asprintf(&user, "block device '%s'", dev->id) < 0) {
         user = NULL;
-        return no_memory(errp);
+        return error_nomem(errp);
     }
     return blk_new(d->graph, n, 0, PERM_ALL, user, &dev->blk, errp);
 }
@@ -252,7 +248,7 @@ static int add_disk(struct daemon *d, char *id, bool bare, struct node *n,
 
     if (!dev) {
         free(id);
-        return no_memory(errp);
+        return error_nomem(errp);
     }
     list_init(&dev->in_devices);
     dev->id = id;
@@ -277,7 +273,7 @@ int devices_add_drive(struct daemon *d, const char *text, struct error **errp)
     CLEANUP_JSON json_t *o = NULL;
     CLEANUP_FREE char *full = keyval_spell_out(text, "file", booleans);
     struct node *n = NULL;
-    int r = full ? options_parse(full, "file", &o, errp) : no_memory(errp);
+    int r = full ? options_parse(full, "file", &o, errp) : error_nomem(errp);
 
     if (r < 0) {
         return r;
@@ -287,7 +283,7 @@ int devices_add_drive(struct daemon *d, const char *text, struct error **errp)
         id = default_id(d->devices, o);
     }
     if (!id) {
-        return no_memory(errp);
+        return error_nomem(errp);
     }
     if (find_device(d->devices, id)) {
         r = error_set(errp, EEXIST, "Duplicate ID '%s' for drive", id);
@@ -435,7 +431,7 @@ int devices_plug(struct daemon *d, const char *id, const char *drive,
     }
     char *name = strdup(id);
     if (!name) {
-        return no_memory(errp);
+        return error_nomem(errp);
     }
     if (n) {
         return add_disk(d, name, true, n, errp);

@@ -320,7 +320,7 @@ int io_parse(const char *command, struct io_args *out, struct error **errp)
     *out = (struct io_args){.pattern = -1, .check_len = UINT64_MAX};
     out->text = strdup(command);
     if (!out->text) {
-        return error_set(errp, ENOMEM, "Out of memory");
+        return error_nomem(errp);
     }
     for (int i = 0; i < WORDS_MAX; i++) {
         words[i] = out->text + strlen(command);

@@ -536,7 +536,7 @@ static int attach_request(struct io_request *q, struct node *n,
 
     if (op == IO_SLEEP || op == IO_AIO_FLUSH || op == IO_WAIT_BREAK) {
         q->name = strdup(node_name(n));
-        return q->name ? 0 : error_set(errp, ENOMEM, "Out of memory");
+        return q->name ? 0 : error_nomem(errp);
     }
     return blk_new(q->g, n, perms_of(op), PERM_ALL, "qemu-io", &q->blk, errp);
 }
