@@ -69,7 +69,7 @@ void disks_free(struct disks *ds)
 
 /* --- Bitmaps of bitmap= --- */
 
-/* One that is there has to be of use. */
+/* A bitmap that is there already has to be of use. */
 static int check_view_bitmap(const struct disk *d, const char *name,
                              const struct bitmap *bm, struct error **errp)
 {
@@ -216,8 +216,8 @@ int disks_close(struct disks *ds, struct error **errp)
 /* --- Clients --- */
 
 /*
- * A client that may write has come, and nobody has the disk open.  Where we
- * may only read, so may the client; what else is wrong it has to be told.
+ * A client that may write has come, and nobody has the disk open.  If we may
+ * only read, so may the client; any other error is told to the client.
  */
 static int make_writable(struct disks *ds, struct disk *d, struct error **errp)
     REQUIRES(ds->lock)
@@ -256,7 +256,7 @@ static int enter_disk(struct disks *ds, struct disk *d, bool readonly,
     return r;
 }
 
-/* Have @o, which is a disk, become a view of it. */
+/* @o, which is a disk, becomes a view of that disk. */
 static int become_view(struct disks *ds, struct opened *o, const char *name,
                        const char *bitmap, struct error **errp)
 {

@@ -209,7 +209,7 @@ static int plugin_can_trim(void *handle)
     return lim.unmap;
 }
 
-/* Of a view each client has its own. */
+/* Each client has a view of its own. */
 static int plugin_can_multi_conn(void *handle)
 {
     const struct opened *o = handle;
@@ -248,7 +248,7 @@ static int told_request(int r, const char *what, uint64_t offset)
     return 0;
 }
 
-/* Does it have to be durable when it returns? */
+/* Must a write be durable when it returns? */
 static bool is_through(uint32_t flags)
 {
     return config.writethrough || (flags & NBDKIT_FLAG_FUA);
@@ -397,6 +397,6 @@ static struct nbdkit_plugin plugin = {
     .errno_is_preserved = 1,
 };
 
-/* nbdkit declares it nowhere; the macro below defines it. */
+/* nbdkit declares this function nowhere; the macro below defines it. */
 struct nbdkit_plugin *plugin_init(void);
 NBDKIT_REGISTER_PLUGIN(plugin)

@@ -31,7 +31,7 @@ static int match_export(struct export *e, void *opaque)
     return 0;
 }
 
-/* As a device: a block backend, or an export. */
+/* The node of the block backend or export @name. */
 static struct node *find_exported(struct daemon *d, const char *name)
 {
     struct find_export f = {.name = name};
@@ -56,8 +56,8 @@ static int match_image(struct export *e, void *opaque)
     return 0;
 }
 
-/* As an image of the command line: what its clients see now, which a snapshot
- * or a commit has taken from the node of that name to another one. */
+/* The node that clients of the image @name of the command line see now:
+ * snapshots and commits take them from the node of that name to another one. */
 static struct node *find_image(struct daemon *d, const char *name)
 {
     struct find_export f = {.name = name};
@@ -66,7 +66,7 @@ static struct node *find_image(struct daemon *d, const char *name)
     return f.node;
 }
 
-/* The first of the two, or the text. */
+/* The first of the two nodes that is there; if none is, NULL and an error. */
 static struct node *either(struct node *n, struct node *other, const char *name,
                            struct error **errp)
 {
@@ -121,7 +121,7 @@ static void note_node(const struct search *s, const struct node *n)
     (void)json_object_set_new(s->nodes, node_name(n), json_true());
 }
 
-static int note_export(struct export *e, void *opaque)
+static int search_export(struct export *e, void *opaque)
 {
     const struct search *s = opaque;
 
@@ -167,7 +167,7 @@ void disk_find_nodes(struct daemon *d, const json_t *names, bool exports,
 {
     struct search s = {d, names, exports, nodes};
 
-    (void)exports_each(d->exports, note_export, &s);
+    (void)exports_each(d->exports, search_export, &s);
     (void)graph_each(d->graph, note_used_node, &s);
     note_devices(&s);
 }

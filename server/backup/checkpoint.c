@@ -19,9 +19,9 @@
 #define NAMES_MAX 20
 
 /*
- * What is broken may have been one.  Where bitmaps cannot be persistent, a
- * checkpoint is one in memory; but that of a backup which has not ended is
- * held by it, and none yet.
+ * A broken bitmap may have been a checkpoint.  On a node that cannot keep
+ * bitmaps, a checkpoint is a bitmap in memory.  The bitmap of a backup that has
+ * not ended is busy, and is no checkpoint yet.
  */
 static bool is_checkpoint(const struct node *n, const struct bitmap_info *b)
 {
@@ -32,8 +32,8 @@ static bool is_checkpoint(const struct node *n, const struct bitmap_info *b)
 /* --- Listing. --- */
 
 /* Add what node @n has of the checkpoint to its entry in @all. */
-static int add_disk(json_t *all, const struct node *n,
-                    const struct bitmap_info *b)
+static int list_disk(json_t *all, const struct node *n,
+                     const struct bitmap_info *b)
 {
     json_t *entry = json_object_get(all, b->name);
     json_t *disk = json_pack(
@@ -52,14 +52,14 @@ static int add_disk(json_t *all, const struct node *n,
     return json_array_append_new(json_object_get(entry, "disks"), disk);
 }
 
-static int add_node(struct node *n, void *opaque)
+static int list_checkpoints(struct node *n, void *opaque)
 {
     CLEANUP_BITMAPS struct bitmap_list list;
     int r = bitmaps_get(n, &list);
 
     for (size_t i = 0; i < list.count && r == 0; i++) {
         if (is_checkpoint(n, &list.at[i])) {
-            r = add_disk(opaque, n, &list.at[i]);
+            r = list_disk(opaque, n, &list.at[i]);
         }
     }
     return r;
@@ -94,7 +94,7 @@ json_t *checkpoints_query(struct daemon *d)
     size_t count = 0;
     const char *name;
     json_t *entry;
-    int r = all && list ? graph_each(d->graph, add_node, all) : -1;
+    int r = all && list ? graph_each(d->graph, list_checkpoints, all) : -1;
 
     sorted = calloc(json_object_size(all) + 1, sizeof(*sorted));
     if (r == 0 && sorted) {

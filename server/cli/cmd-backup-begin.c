@@ -287,8 +287,8 @@ static int begin_talk(struct qmp_client *c, const char *socket,
 
 /* The daemon has not answered: what does the user know?  @hint says how to find
  * out. */
-static int tell_no_reply(const char *command, int r, const struct error *err,
-                         const char *hint)
+static int tell_unanswered(const char *command, int r, const struct error *err,
+                           const char *hint)
 {
     if (r != -EINTR && r != -ECONNRESET) {
         return cli_error(command, err);
@@ -344,7 +344,7 @@ static int begin_backup(struct qmp_client *c, const char *socket, json_t *args,
         }
     }
     if (r < 0) {
-        return tell_no_reply("backup-begin", r, err, BEGUN);
+        return tell_unanswered("backup-begin", r, err, BEGUN);
     }
     int status = qmp_client_failed("backup-begin", *reply);
     return status == 0 && interrupted
@@ -462,7 +462,7 @@ static int end_backup(const char *socket, json_t *args)
         r = qmp_client_reply(&c, &reply, &err);
     }
     qmp_client_close(&c);
-    return r < 0 ? tell_no_reply("backup-end", r, err, ENDED)
+    return r < 0 ? tell_unanswered("backup-end", r, err, ENDED)
                  : qmp_client_failed("backup-end", reply);
 }
 

@@ -27,7 +27,7 @@
 #include "nbdelta/text.h"
 #include "objects/object.h"
 
-/* Exit statuses of this command, beside those of all. */
+/* Exit statuses that only this command has. */
 enum {
     EXIT_INCONSISTENT = 3,
     EXIT_NO_BITMAP = 4, /* or, of add: there is one */
@@ -160,8 +160,8 @@ static bool lists_name(const struct bitmap_list *list, const char *name)
     return false;
 }
 
-/* Tell of those that are wanted, in the order that the image has.  Is one of
- * them inconsistent? */
+/* Print the wanted bitmaps in the order of the image.  Is one of them
+ * inconsistent? */
 static bool print_wanted(const struct request *rq,
                          const struct bitmap_list *list)
 {
@@ -271,7 +271,7 @@ static bool is_source(const struct request *rq, const char *name)
     return source;
 }
 
-/* Is one of @n's inconsistent that is to be changed, or merged? */
+/* Is a bitmap of @n inconsistent that is to be changed or merged? */
 static bool meets_inconsistent(const struct request *rq, struct node *n,
                                bool changed, bool merged)
 {
@@ -288,7 +288,7 @@ static bool meets_inconsistent(const struct request *rq, struct node *n,
     return meets;
 }
 
-/* What a script wants to know of a failure. */
+/* The exit status tells a script what has failed. */
 static int exit_status(const struct request *rq, struct node *n,
                        struct node *source, int r)
 {
@@ -331,7 +331,8 @@ static int repair_these(const struct request *rq, struct node *n)
     return status == 0 ? cli_finish(command.name) : status;
 }
 
-/* All that are inconsistent; those whose name is no text have to be given. */
+/* Repair all inconsistent bitmaps.  A bitmap whose name is no text has to be
+ * given. */
 static int repair(struct request *rq, struct node *n)
 {
     if (rq->name_count > 0) {
@@ -427,8 +428,8 @@ static int add_object(struct request *rq, const char *text)
     return r < 0 ? cli_error(command.name, err) : 0;
 }
 
-/* What fits to what. */
-static int check_request(const struct request *rq)
+/* Check which options go with which verbs. */
+static int check_verbs(const struct request *rq)
 {
     bool alone = rq->verb == VERB_LIST || rq->verb == VERB_REPAIR;
     const char *why = NULL;
@@ -459,8 +460,8 @@ static int check_request(const struct request *rq)
     return why ? cli_usage(&command, "%s", why) : 0;
 }
 
-/* The verb, if it is a word, then image and names; of a merge by word the
- * second name and all that follow are sources. */
+/* Take the verb, if it is a word, the image and the names.  In a merge by word,
+ * the names after the first are sources. */
 static int take_image_and_names(struct request *rq, int argc, char **argv)
 {
     int status = 0;
@@ -541,7 +542,7 @@ static int run_bitmap(struct request *rq, int argc, char **argv)
         status = take_image_and_names(rq, argc - optind, argv + optind);
     }
     if (status == 0) {
-        status = check_request(rq);
+        status = check_verbs(rq);
     }
     return status == 0 ? run_steps(rq) : status;
 }

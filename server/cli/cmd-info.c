@@ -39,7 +39,7 @@ static const struct cli_command command = {
 
 /* --- For people --- */
 
-/* "format-specific" has names-with-dashes, people get words. */
+/* Names in "format-specific" have dashes; people get words. */
 static void print_key(const char *key, int indent)
 {
     printf("%*s", indent, "");
@@ -246,7 +246,7 @@ static void add_sizes(struct nbd_handle *h, json_t *info)
     json_decref(block);
 }
 
-/* Strings that libnbd allocates. */
+/* Add a string that libnbd has allocated, and free it. */
 static void add_text(json_t *info, const char *key, char *text)
 {
     if (text && text[0] != '\0') {
@@ -267,7 +267,7 @@ static int export_info(const char *uri, json_t **infop, struct error **errp)
     json_t *contexts = json_array();
     nbd_context_callback each = {.callback = note_context,
                                  .user_data = contexts};
-    /* With none asked for, the server lists all; an older one has none. */
+    /* Asked for no context, a server lists all of them; an old one has none. */
     if (nbd_aio_is_negotiating(h)) {
         (void)nbd_opt_list_meta_context(h, each);
     }

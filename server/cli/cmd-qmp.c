@@ -22,7 +22,7 @@
 
 static json_t *convert_member(json_t *v, const struct qmp_arg *a);
 
-/* What a bare string most likely is, where no table tells. */
+/* The value that a bare string most likely stands for, where no row tells. */
 static json_t *guess(const char *text)
 {
     char *end;
@@ -43,7 +43,7 @@ static json_t *guess(const char *text)
     return json_string(text);
 }
 
-/* Strings that do not fit stay: the other side says what it expects. */
+/* A string that does not fit stays one: the other side says what it expects. */
 static json_t *convert_number(const char *text)
 {
     uint64_t n;
@@ -188,7 +188,7 @@ struct what {
     enum wait_until until;
 };
 
-/* Commands that bring a job which is there to its end. */
+/* Does the command bring a job to its end? */
 static bool is_ending(const char *command)
 {
     static const char *const verbs[] = {"-complete", "-cancel", "-finalize"};
@@ -216,7 +216,7 @@ static int tell_no_reply(const struct what *o, int r, const struct error *err)
     return CLI_UNKNOWN;
 }
 
-/* An exit status. */
+/* Returns an exit status. */
 static int run_command(struct waiter *w, const struct what *o)
 {
     CLEANUP_ERROR struct error *err = NULL;

@@ -45,8 +45,8 @@ int image_open(struct graph *g, const struct image_open *o, struct node **nodep,
         return 0;
     }
 
-    /* Perhaps it is of a format without backing files, which refuses the
-     * option; if it is not, this says what is wrong. */
+    /* Perhaps the format has no backing files and refuses the option.
+     * Otherwise this says what is wrong. */
     int r = open_once(g, o, false, nodep, errp);
     if (r == -EAGAIN && !o->force_share && !o->writable) {
         CLEANUP_ERROR struct error *why = *errp;

@@ -102,8 +102,8 @@ int qmp_client_mind(struct qmp_client *c, struct error **errp)
     return 0;
 }
 
-/* Wait until the socket is ready for @events: 1; 0 after @timeout ms; -EINTR: a
- * signal has come that is minded; another error. */
+/* Wait until the socket is ready for @events.  1: it is; 0: @timeout ms are
+ * over; -EINTR: a signal has come that is minded; or another error. */
 static int wait_socket(struct qmp_client *c, short events, int timeout,
                        struct error **errp)
 {
@@ -196,7 +196,7 @@ int qmp_client_send(struct qmp_client *c, const char *command, json_t *args,
     return send_text(c, text, len, errp);
 }
 
-/* What has no id tells of input that was no command: our last one. */
+/* An error without an id is about input that was no command: our last one. */
 static bool is_reply(const struct qmp_client *c, const json_t *m)
 {
     const json_t *id = json_object_get(m, "id");

@@ -39,8 +39,9 @@ void qmp_client_close(struct qmp_client *c);
  */
 int qmp_client_mind(struct qmp_client *c, struct error **errp);
 
-/* The next message, a new reference.  1, 0 after @timeout ms (-1: none), or
- * an error; -ECONNRESET: the other side has gone. */
+/* Wait for the next message, a new reference.  1: it has come; 0: @timeout ms
+ * are over (-1: no limit); -ECONNRESET: the other side has gone; or another
+ * error. */
 int qmp_client_receive(struct qmp_client *c, int timeout, json_t **message,
                        struct error **errp);
 

@@ -62,7 +62,7 @@ void waiter_free(struct waiter *w)
 
 /* --- Signals. --- */
 
-/* False: it is the second one, or there is nothing to be undone. */
+/* False: it is the second signal, or there is nothing to be undone. */
 static bool note_signal(struct waiter *w, bool own)
 {
     if (w->stopping || !own) {
@@ -148,7 +148,7 @@ int waiter_add(struct waiter *w, const char *id)
     return follow_job(w, id, false);
 }
 
-/* The id that a job of such arguments has. */
+/* The id that a job with these arguments has. */
 static const char *job_id(const json_t *args)
 {
     const char *id = member(args, "job-id");
@@ -181,7 +181,7 @@ static void add_created(struct waiter *w, const json_t *args)
     }
 }
 
-/* Of arguments that name a job which nobody has created just now. */
+/* Follow the job that the arguments name; nobody has created it just now. */
 static void add_named(struct waiter *w, const json_t *args)
 {
     const char *id = member(args, "id");
@@ -266,7 +266,8 @@ static void follow_kept(struct waiter *w)
     (void)json_array_clear(w->qmp->events);
 }
 
-/* Has it come as far as we wait for?  What was asked to end has to. */
+/* Has the job come as far as we wait for?  A job that was asked to end has to
+ * end. */
 static bool is_done(const struct waiter *w, const struct followed *f)
 {
     bool cancelling = w->cancelled && f->own;
@@ -318,7 +319,7 @@ static json_t *find_info(const json_t *jobs, const char *id)
     return NULL;
 }
 
-/* Ask how far they are. */
+/* Ask how far the jobs are. */
 static int poll_jobs(struct waiter *w, struct error **errp)
 {
     CLEANUP_JSON json_t *reply = NULL;
@@ -402,7 +403,7 @@ static int follow_all(struct waiter *w, bool show, struct error **errp)
     return r < 0 ? r : 0;
 }
 
-/* Jobs that are no block jobs have none: query-jobs knows how they ended. */
+/* Only block jobs have events; query-jobs knows how other jobs ended. */
 static bool all_have_events(const struct waiter *w)
 {
     for (unsigned i = 0; i < w->count; i++) {
@@ -419,7 +420,7 @@ static int come_as_far(struct waiter *w, struct error **errp)
     int r;
 
     follow_kept(w);
-    /* They must be there now, or have ended in what we have seen. */
+    /* The jobs must be there now, or have ended in events that we have seen. */
     r = all_have_come(w) ? 0 : poll_jobs(w, errp);
     if (r < 0) {
         return r;
@@ -458,7 +459,7 @@ static int report_end(const struct waiter *w, const struct followed *f)
                : EXIT_SUCCESS;
 }
 
-/* A failure is more than that others were cancelled. */
+/* The failure of one job counts more than the cancelling of others. */
 static int report_all(const struct waiter *w)
 {
     int status = EXIT_SUCCESS;

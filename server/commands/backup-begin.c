@@ -38,7 +38,8 @@ static int add_exported(struct export *e, void *opaque)
     return 0;
 }
 
-/* All that clients can open, each once: the oldest export first. */
+/* All disks that clients can open, each once; that of the oldest export comes
+ * first. */
 static int all_disks(struct daemon *d, struct disks *disks, struct error **errp)
 {
     size_t kept = 0;
@@ -92,11 +93,6 @@ static int fill_disks(struct qmp_call *call, const json_t *list,
     return 0;
 }
 
-static uint64_t number(const json_t *object, const char *key)
-{
-    return (uint64_t)json_integer_value(json_object_get(object, key));
-}
-
 static int cmd_begin(struct qmp_call *call, struct error **errp)
 {
     const json_t *list = json_object_get(call->args, "disks");
@@ -122,7 +118,8 @@ static int cmd_begin(struct qmp_call *call, struct error **errp)
         .listen = json_object_get(call->args, "listen"),
         .server = qmp_str(call, "server"),
         .scratch = json_string_value(json_object_get(scratch, "dir")),
-        .quota = number(scratch, "quota"),
+        .quota =
+            (uint64_t)json_integer_value(json_object_get(scratch, "quota")),
         .expire = (uint64_t)qmp_int(call, "expire", PULL_EXPIRE_S),
         .max_delay_ms = (unsigned)qmp_int(call, "max-delay-ms", 0),
         .break_guest_write = limit && strcmp(limit, "break-guest-write") == 0,

@@ -36,8 +36,8 @@ static const struct qmp_arg merge_args[] = {
     QMP_LAST,
 };
 
-static int add_bitmap(struct qmp_call *call, struct job_txn *txn,
-                      struct action **ap, struct error **errp)
+static int make_bitmap(struct qmp_call *call, struct job_txn *txn,
+                       struct action **ap, struct error **errp)
 {
     const char *name = qmp_str(call, "name");
     uint64_t granularity = (uint64_t)qmp_int(call, "granularity", 0);
@@ -61,8 +61,8 @@ static int add_bitmap(struct qmp_call *call, struct job_txn *txn,
                              qmp_bool(call, "disabled", false), ap, errp);
 }
 
-/* Unlike elsewhere a node that lacks is "not found" here.  A disk that has gone
- * on in a snapshot has left its bitmaps to the node of that name. */
+/* A node that is missing is "not found" here, unlike elsewhere.  A disk that
+ * has gone on in a snapshot has left its bitmaps to the node of its name. */
 static int find_bitmap(struct qmp_call *call, const char *node,
                        const char *name, struct bitmap_ref *ref,
                        struct error **errp)
@@ -218,7 +218,7 @@ static const struct qmp_arg sha256_type = QMP_ARG("", OBJECT,
                                                   .members = sha256_members);
 
 const struct qmp_command qmp_bitmap_commands[] = {
-    QMP_ACTION("block-dirty-bitmap-add", add_bitmap, add_args),
+    QMP_ACTION("block-dirty-bitmap-add", make_bitmap, add_args),
     QMP_ACTION("block-dirty-bitmap-clear", clear_bitmap, bitmap_args),
     QMP_ACTION("block-dirty-bitmap-disable", disable_bitmap, bitmap_args),
     QMP_ACTION("block-dirty-bitmap-enable", enable_bitmap, bitmap_args),

@@ -62,7 +62,8 @@ static int collect_device(const char *id, struct blk *b, const char *qdev,
                            "inserted", inserted, "type", "unknown"));
 }
 
-/* The names first: node_query() takes locks that come before the exports'. */
+/* Collect the names first: node_query() takes locks that come before the lock
+ * of the exports. */
 static int cmd_query_block(struct qmp_call *call, struct error **errp)
 {
     struct daemon *d = call->daemon;
@@ -90,7 +91,7 @@ static int cmd_query_block(struct qmp_call *call, struct error **errp)
     return return_list(call, devices, r, errp);
 }
 
-/* Newest first. */
+/* The newest node comes first. */
 static int collect_node(struct node *n, void *opaque)
 {
     struct collect *c = opaque;
@@ -121,7 +122,7 @@ static const struct qmp_arg nodes_args[] = {
 
 /* --- Statistics. --- */
 
-/* Takes @stats. */
+/* @stats is consumed. */
 static int add_stats(json_t *list, json_t *name, const char *qdev,
                      json_t *stats)
 {
@@ -151,7 +152,7 @@ static int collect_id(struct export *e, void *opaque)
                         : json_array_append_new(c->list, json_string(e->id));
 }
 
-/* Again a list first. */
+/* Again names are collected first. */
 static int add_export_stats(struct daemon *d, json_t *list)
 {
     struct collect ids = {d, json_array()};
@@ -288,7 +289,7 @@ static int cmd_eject(struct qmp_call *call, struct error **errp)
     return r;
 }
 
-/* Of all that QEMU's objects have, a device's disk alone can be set. */
+/* The disk of a device is the one property that can be set. */
 static int cmd_qom_set(struct qmp_call *call, struct error **errp)
 {
     const char *path = qmp_str(call, "path");

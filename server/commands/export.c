@@ -24,7 +24,7 @@
 
 /* --- The server. --- */
 
-/* *policy: of the members beside the address; NULL: there is none. */
+/* *policy: what the members for TLS say; NULL: there are none. */
 static int tls_policy_of(struct qmp_call *call, struct tls_policy **policy,
                          struct error **errp)
 {
@@ -105,7 +105,7 @@ static int option_server(struct qmp_call *call, struct error **errp)
     return start_server(call, json_object_get(call->args, "addr"), errp);
 }
 
-/* All its exports are deleted, and so told of, before the reply. */
+/* The events of its exports come before the reply. */
 static int cmd_server_stop(struct qmp_call *call, struct error **errp)
 {
     struct daemon *d = call->daemon;
@@ -133,8 +133,8 @@ static int check_description(const char *text, struct error **errp)
                : 0;
 }
 
-/* One of "bitmaps": a name that is looked for below the node, too, or that of
- * a certain node, and perhaps what clients shall call it. */
+/* An item of "bitmaps".  A string is a name that is looked for below the node,
+ * too; an object names the bitmap's node, and perhaps how clients call it. */
 static int add_export_bitmap(struct daemon *d, struct export *e,
                              struct node *own, const json_t *item,
                              struct error **errp)
@@ -193,7 +193,7 @@ static int check_iothread(struct qmp_call *call, struct error **errp)
     return 0;
 }
 
-/* Whom it is for, if not for all. */
+/* The clients that may open the export, if not all may. */
 static int check_authz(struct qmp_call *call, const struct server *s,
                        const char *key, struct error **errp)
 {
@@ -210,7 +210,7 @@ static int check_authz(struct qmp_call *call, const struct server *s,
                            key);
 }
 
-/* The server @id is the one that @o is for. */
+/* The export is for the server @id. */
 static int add_export_to(struct qmp_call *call, const char *id,
                          struct export_options *o, const json_t *bitmaps,
                          struct error **errp)
@@ -267,7 +267,7 @@ static int cmd_export_add(struct qmp_call *call, struct error **errp)
                                  json_object_get(call->args, "bitmaps"), errp);
 }
 
-/* The name is the id as well; a read-only node is so, whatever is asked. */
+/* The name is the id as well.  A read-only node makes the export read-only. */
 static int cmd_server_add(struct qmp_call *call, struct error **errp)
 {
     struct daemon *d = call->daemon;
@@ -294,14 +294,14 @@ static int cmd_server_add(struct qmp_call *call, struct error **errp)
     return r < 0 ? r : add_export_to(call, NULL, &o, bitmaps, errp);
 }
 
-/* How long clients that are on their way out may take; how long it may take to
- * find out whether one is; and for how long one that is here does nothing. */
+/* How long clients that are leaving may take; how long it may take to find out
+ * whether a client is leaving; and how long a client that stays is idle. */
 #define LEAVE_NS  UINT64_C(5000000000)
 #define UNSURE_NS UINT64_C(500000000)
 #define HERE_NS   UINT64_C(50000000)
 
-/* Clients that have closed their connection, or have said that they will, do
- * not count: wait until they are gone, with the monitor lock given up. */
+/* Wait until clients are gone that have closed their connection, or have said
+ * that they will.  The monitor lock is given up meanwhile. */
 static void let_clients_leave(struct daemon *d, const char *id)
     REQUIRES(d->jobs->lock)
 {

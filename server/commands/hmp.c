@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * human-monitor-command: of the words that QEMU's human monitor knows, those
- * that tests of its block layer live by: `qemu-io [-d] DEVICE "COMMAND"`,
- * `drive_add 0 OPTIONS`, `drive_del ID`.
+ * human-monitor-command: the commands of QEMU's human monitor that tests of its
+ * block layer need: `qemu-io [-d] DEVICE "COMMAND"`, `drive_add 0 OPTIONS`,
+ * `drive_del ID`.
  */
 #include <ctype.h>
 #include <errno.h>
@@ -83,8 +83,8 @@ static int reply(struct qmp_call *call, struct error **errp, const char *fmt,
 }
 
 /*
- * The I/O is done without the monitor lock: it may have to wait for a job, or
- * for a command of another client.  The disk stays: the request has it.
+ * The I/O is done without the monitor lock, because it may have to wait for
+ * a job or for a command of another client.  The request keeps the disk.
  */
 static int qemu_io(struct qmp_call *call, const char *name, bool qdev,
                    const char *command, struct error **errp)

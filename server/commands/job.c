@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The verbs of jobs in both generations. */
+/* Commands for jobs: job-*, and the older block-job-*. */
 #include <errno.h>
 #include <limits.h>
 #include <string.h>
@@ -45,7 +45,7 @@ static const struct qmp_arg speed_args[] = {
     QMP_LAST,
 };
 
-static json_t *find_job(json_t *list, const char *key, const char *id)
+static json_t *find_named_job(json_t *list, const char *key, const char *id)
 {
     size_t i;
     json_t *job;
@@ -60,8 +60,8 @@ static json_t *find_job(json_t *list, const char *key, const char *id)
     return NULL;
 }
 
-/* The job that the arguments name, checked to exist; in the words of either
- * generation, the one that says "device" and that says "id". */
+/* The job that the arguments name as "id" or, in block-job-*, as "device".  The
+ * error has the words of either generation. */
 static int need_job(struct qmp_call *call, const char *id, bool block,
                     struct error **errp) REQUIRES(call->daemon->jobs->lock)
 {
@@ -71,7 +71,7 @@ static int need_job(struct qmp_call *call, const char *id, bool block,
     if (!list) {
         return error_nomem(errp);
     }
-    if (find_job(list, block ? "device" : "id", id)) {
+    if (find_named_job(list, block ? "device" : "id", id)) {
         return 0;
     }
     if (!block) {

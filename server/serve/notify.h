@@ -3,8 +3,7 @@
 #define NBDELTA_SERVER_SERVE_NOTIFY_H
 
 /* What systemd, or a program in its place, hands to a program that it starts:
- * sockets that listen already, and a socket on which to tell that it is ready.
- */
+ * sockets that listen already, and one on which to tell that it is ready. */
 #include <sys/socket.h>
 #include <sys/un.h>
 

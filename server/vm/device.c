@@ -228,8 +228,8 @@ static int node_options(json_t *o, struct error **errp)
 /* --- */
 
 /* Let @dev be on @n. */
-static int attach_disk(struct daemon *d, struct device *dev, struct node *n,
-                       struct error **errp)
+static int attach_backend(struct daemon *d, struct device *dev, struct node *n,
+                          struct error **errp)
 {
     CLEANUP_FREE char *user = NULL;
 
@@ -241,8 +241,8 @@ static int attach_disk(struct daemon *d, struct device *dev, struct node *n,
 }
 
 /* @id becomes the device's. */
-static int add_disk(struct daemon *d, char *id, bool bare, struct node *n,
-                    struct error **errp)
+static int add_backend(struct daemon *d, char *id, bool bare, struct node *n,
+                       struct error **errp)
 {
     struct device *dev = calloc(1, sizeof(*dev));
 
@@ -253,7 +253,7 @@ static int add_disk(struct daemon *d, char *id, bool bare, struct node *n,
     list_init(&dev->in_devices);
     dev->id = id;
     dev->bare = bare;
-    int r = attach_disk(d, dev, n, errp);
+    int r = attach_backend(d, dev, n, errp);
     if (r < 0) {
         device_free(dev);
         return r;
@@ -297,7 +297,7 @@ int devices_add_drive(struct daemon *d, const char *text, struct error **errp)
         free(id);
         return r;
     }
-    return add_disk(d, id, false, n, errp);
+    return add_backend(d, id, false, n, errp);
 }
 
 /* --- Taking a disk out --- */
@@ -307,7 +307,7 @@ struct on_node {
     char *id; /* malloc()ed */
 };
 
-static int note_export(struct export *e, void *opaque)
+static int note_export_id(struct export *e, void *opaque)
 {
     struct on_node *o = opaque;
 
@@ -323,7 +323,7 @@ static char *find_export(struct daemon *d, const struct node *n)
 {
     struct on_node o = {n, NULL};
 
-    (void)exports_each(d->exports, note_export, &o);
+    (void)exports_each(d->exports, note_export_id, &o);
     return o.id;
 }
 
@@ -356,7 +356,7 @@ static int take_out(struct daemon *d, struct device *dev, struct error **errp)
     dev->blk = NULL;
     int r = graph_close(d->graph, n, errp);
     if (r < 0) {
-        (void)attach_disk(d, dev, n, NULL);
+        (void)attach_backend(d, dev, n, NULL);
     }
     return r;
 }
@@ -404,7 +404,7 @@ int devices_set_disk(struct daemon *d, const char *name, struct node *n,
         return error_set(errp, ENODEV, "Device '%.200s' not found", name);
     }
     struct blk *old = dev->blk;
-    int r = attach_disk(d, dev, n, errp);
+    int r = attach_backend(d, dev, n, errp);
     if (r == 0) {
         blk_free(old);
     }
@@ -434,7 +434,7 @@ int devices_plug(struct daemon *d, const char *id, const char *drive,
         return error_nomem(errp);
     }
     if (n) {
-        return add_disk(d, name, true, n, errp);
+        return add_backend(d, name, true, n, errp);
     }
     free(dev->qdev);
     dev->qdev = name;
