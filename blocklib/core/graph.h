@@ -9,9 +9,13 @@
  */
 #include "core/node.h"
 
+/* --- graph.c --- */
+
 /* A graph for nodes of the drivers @t.  NULL: no memory. */
 struct graph *graph_new_with(const struct driver_table *t);
 const struct driver_table *graph_drivers(const struct graph *g);
+
+/* --- open.c, graph.c --- */
 
 /* graph_open and graph_close without their own section.  node_unref closes
  * a node, and then its children, when the last reference goes. */
@@ -38,6 +42,8 @@ void node_detach(struct node *n, unsigned index);
 /* Point all parents and users of @from to @to, but for parents that are @to
  * or below it. */
 void node_replace(struct node *from, struct node *to);
+
+/* --- perm.c, graph.c --- */
 
 /*
  * Filters, and formats that say so, want of their file child what their
@@ -72,6 +78,8 @@ void graph_wake_waiting(struct graph *g, struct node *n);
 
 /* Is @n below @top, or @top itself? */
 bool node_is_below(const struct node *top, const struct node *n);
+
+/* --- policy.c --- */
 
 struct door;
 

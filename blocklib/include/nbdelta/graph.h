@@ -16,12 +16,18 @@
 
 #include "nbdelta/types.h"
 
+/* --- drivers/table.c --- */
+
 struct graph *graph_new(void);
+
+/* --- core/graph.c --- */
 
 /* Close what is left (nodes flushed, in order), and free.  No blk may be
  * left.  NULL is fine. */
 void graph_close_all(struct graph *g);
 void graph_free(struct graph *g);
+
+/* --- core/policy.c --- */
 
 /*
  * The implicit-open policy.  An image is hostile: the name of a file *inside*
@@ -50,6 +56,8 @@ void graph_without_data(struct graph *g);
  * their directories say, and nodes have none. */
 void graph_without_bitmaps(struct graph *g);
 
+/* --- core/open.c --- */
+
 /*
  * Open a tree of nodes from options of blockdev-add's shape.  Keys of every
  * node: driver, node-name, read-only, auto-read-only, discard, cache.direct,
@@ -74,6 +82,8 @@ int graph_close(struct graph *g, struct node *n, struct error **errp);
  * filter that a job has put above. */
 void graph_forget(struct graph *g, struct node *n);
 
+/* --- core/reopen-options.c --- */
+
 /*
  * Change the options of open nodes: @list is an array of objects as graph_open
  * takes them, complete (what is not given returns to its default), each with
@@ -83,6 +93,8 @@ void graph_forget(struct graph *g, struct node *n);
  * -EINVAL: an option that cannot be changed; -EBUSY, -EACCES: permissions.
  */
 int graph_reopen(struct graph *g, const json_t *list, struct error **errp);
+
+/* --- core/graph.c, core/yank.c, core/salvage.c --- */
 
 /* All is about to end: requests of any node that wait for what may never come
  * (a connection) fail after a second, and so do later ones; those that only
@@ -103,6 +115,8 @@ void graph_stop_waiting(struct graph *g);
 void graph_salvage(struct graph *g, uint64_t limit_ns,
                    void (*given_up)(const char *name, void *opaque),
                    void *opaque);
+
+/* --- core/graph.c --- */
 
 /* A node by its name, or NULL.  The pointer lives until the node is closed;
  * a caller who does not rule that out holds the monitor lock (job.h). */
@@ -158,6 +172,8 @@ const char *node_filename(const struct node *n);
 /* The backing node, or NULL. */
 struct node *node_backing(const struct node *n);
 
+/* --- core/query.c, core/stats.c, core/graph-query.c --- */
+
 /* BlockDeviceInfo as in query-named-block-nodes: "node-name", "drv",
  * "file", "ro", "image", "dirty-bitmaps", ...  A new reference. */
 json_t *node_query(struct graph *g, struct node *n);
@@ -172,6 +188,8 @@ json_t *node_image_info(struct graph *g, struct node *n);
 
 /* XDbgBlockGraph: all nodes, users and edges.  A new reference. */
 json_t *graph_query(struct graph *g);
+
+/* --- drivers/table.c --- */
 
 /* Names of all drivers, NULL-terminated, in alphabetical order. */
 const char *const *graph_driver_names(void);

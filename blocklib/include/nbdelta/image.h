@@ -6,6 +6,8 @@
 
 #include "nbdelta/types.h"
 
+/* --- drivers/table.c, core/create.c --- */
+
 /*
  * Create an image file of @format ("qcow2" or "raw") at @filename, replacing
  * what is there unless a process holds a lock on it.
@@ -13,17 +15,19 @@
  * @options: an object of creation options as qemu-img's -o takes them, values
  * as strings, booleans or numbers: size, backing_file, backing_fmt, compat,
  * cluster_size, refcount_bits, lazy_refcounts, compression_type,
- * preallocation, data_file, data_file_raw (raw: size, preallocation).  Without "size", the size of the
- * backing file.  A relative backing_file is relative to @filename's
- * directory, and is opened to check it, unless "backing_unchecked" is true.
- * data_file is created, too, or emptied; its name is stored as it is given,
- * and is relative to the directory where we run, as in QEMU.
+ * preallocation, data_file, data_file_raw (raw: size, preallocation).  Without
+ * "size", the size of the backing file.  A relative backing_file is relative to
+ * @filename's directory, and is opened to check it, unless "backing_unchecked"
+ * is true. data_file is created, too, or emptied; its name is stored as it is
+ * given, and is relative to the directory where we run, as in QEMU.
  *
  * -EINVAL names the bad option in @errp.  The new file is durable when this
  * returns 0; on failure a file that was created here is removed.
  */
 int image_create(const char *filename, const char *format,
                  const json_t *options, struct error **errp);
+
+/* --- core/create.c --- */
 
 /*
  * Make what the node @file holds an empty image of @format ("qcow2"), with
@@ -48,6 +52,8 @@ int image_format(struct graph *g, const char *format, const json_t *file,
                  struct error **errp);
 void image_release(struct graph *g, struct image_nodes *left);
 
+/* --- qcow2/track.c, by way of drivers/table.c --- */
+
 struct image_track {
     const json_t *options; /* of qcow2: cluster_size, ...; NULL: none */
     const char *bitmap;    /* add a persistent one of that name; or NULL */
@@ -65,6 +71,8 @@ struct image_track {
  */
 int image_track(const char *filename, const char *raw,
                 const struct image_track *how, struct error **errp);
+
+/* --- drivers/table.c --- */
 
 /* Option names that @format takes, NULL-terminated; NULL: no such format. */
 const char *const *image_create_options(const char *format);
