@@ -139,7 +139,7 @@ struct conn {
     struct pool *pool;
     struct tls_policy *policy; /* with a reference, or NULL */
     struct transport io;
-    int wake; /* eventfd */
+    int wake; /* a kick */
 
     /* Guarded by the server's lock. */
     pthread_t thread;

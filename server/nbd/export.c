@@ -30,7 +30,7 @@ struct exports {
     struct daemon *daemon;
     job_event_fn *emit;
     void *opaque;
-    int gone_fd; /* eventfd: an export waits for exports_collect */
+    int gone_fd; /* a kick: an export waits for exports_collect */
     cond_t collected;
     pthread_t thread; /* the collector */
     bool started;

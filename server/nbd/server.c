@@ -73,7 +73,7 @@ struct servers {
     struct exports *exports;
     struct pool *pool;
     struct room *room;
-    int wake; /* eventfd for the accepting thread */
+    int wake; /* a kick for the accepting thread */
     bool started;
     pthread_t thread;
 

@@ -29,9 +29,13 @@ struct tls_keys {
     _Atomic unsigned users;
 };
 
+/* --- tls-keys.c --- */
+
 /* @k, or keys from its files if these have changed since; with a reference for
  * a session. */
 struct tls_keys *tls_keys_now(struct tls_keys *k);
+
+/* --- tls-check.c --- */
 
 /* Why a certificate that was verified with @status is not trusted. */
 const char *tls_reason(unsigned status);

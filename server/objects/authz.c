@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Authorization objects: their properties, their files, their rules (authz.h).
+ */
 #include "objects/authz.h"
 
 #include <errno.h>
@@ -108,7 +110,7 @@ static int load_rules(struct authz *a, struct error **errp)
 
     json_decref(a->rules);
     a->rules = NULL;
-    a->stamp = stamp_of(path); /* before: so no change goes unseen */
+    a->stamp = stamp_of(path); /* before the read: no change goes unseen */
     return read_rules(path, &a->rules, errp);
 }
 
@@ -250,7 +252,7 @@ static bool glob_matches(const char *pattern, const char *text)
     return *pattern == '\0';
 }
 
-/* The first rule that matches decides. */
+/* The first rule that matches decides; without one, the policy of the list. */
 static bool rules_allow(const json_t *list, const char *identity)
 {
     const json_t *rules = json_object_get(list, "rules");

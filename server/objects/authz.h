@@ -6,9 +6,9 @@
  * Authorization: which identities may come
  * ========================================
  *
- * Objects "authz-simple", "authz-list" and "authz-listfile", by their ids.
- * Who is asked for looks one up each time: so a change holds from the next
- * client on, and without the object nobody is allowed.  Any thread.
+ * Objects "authz-simple", "authz-list" and "authz-listfile", by their ids.  An
+ * object is looked up for each client: so a change holds from the next client
+ * on, and without the object nobody is allowed.  Any thread may call this.
  */
 #include <jansson.h>
 #include <stdbool.h>
@@ -26,15 +26,15 @@ extern const struct qmp_arg authz_listfile_args[];
 struct authz_set *authz_set_new(void);    /* NULL: no memory */
 void authz_set_free(struct authz_set *s); /* NULL is fine */
 
-/* Add one of checked @props; its id is not taken.  -ENOENT and the like,
- * -EINVAL: from the file of a list. */
+/* Add an object with the checked @props, whose id is not taken.  -ENOENT and
+ * the like: the file of a list cannot be read; -EINVAL: it is no list. */
 int authz_add(struct authz_set *s, const json_t *props, struct error **errp);
 void authz_remove(struct authz_set *s, const char *id);
 
 bool authz_exists(struct authz_set *s, const char *id);
 
-/* May @identity (NULL: nobody knows who it is) come?  Reads the file of a list
- * if it has changed; a file that is no list allows nobody. */
+/* Does the object @id allow @identity (NULL: unknown)?  Reads the file of a
+ * list again if it has changed; a file that is no list allows nobody. */
 bool authz_allows(struct authz_set *s, const char *id, const char *identity);
 
 #endif /* NBDELTA_SERVER_OBJECTS_AUTHZ_H */

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* The objects of --object and object-add, by their ids: see object.h. */
 #include "objects/object.h"
 
 #include <errno.h>
@@ -25,7 +26,7 @@ struct loaded {
 
 struct objects {
     struct graph *graph;     /* keeps throttle groups and TLS credentials */
-    struct authz_set *authz; /* keeps those of these types */
+    struct authz_set *authz; /* keeps authorizations */
     struct list loaded;
     json_t *by_id; /* id -> properties, "qom-type" among them */
 };
@@ -51,7 +52,8 @@ static const struct qmp_arg iothread_args[] = {
     QMP_LAST,
 };
 
-/* Of one kind of limit: steady, in bursts, and for how many seconds. */
+/* The options of one kind of limit: steady, in bursts, and for how many
+ * seconds. */
 #define LIMIT(prefix, what)                                      \
     QMP_OPT(prefix what, INT), QMP_OPT(prefix what "-max", INT), \
         QMP_OPT(prefix what "-max-length", INT)
@@ -266,9 +268,9 @@ bool objects_allow(const struct objects *s, const char *authz,
 
 /* --- The set. --- */
 
-/* Some kinds are kept elsewhere. */
+/* Kinds of objects that are kept elsewhere, too. */
 static const struct kind {
-    const char *prefix; /* of the types */
+    const char *prefix; /* of the names of types */
     int (*add)(struct objects *s, const json_t *props, struct error **errp);
     int (*remove)(struct objects *s, const char *id, struct error **errp);
 } kinds[] = {

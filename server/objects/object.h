@@ -5,8 +5,8 @@
 /*
  * Objects that a user makes (object-add, --object) and names in other
  * options: secrets, TLS credentials, authorizations, throttle groups, I/O
- * threads.  They are checked and kept; all of it under the monitor lock, but
- * for objects_allow().
+ * threads.  They are checked and kept.  Hold the monitor lock, except for
+ * objects_allow().
  */
 #include <jansson.h>
 
@@ -23,9 +23,9 @@ extern const struct qmp_arg object_args[];
 struct objects *objects_new(struct graph *g); /* NULL: no memory */
 void objects_free(struct objects *s);         /* NULL is fine */
 
-/* Add one of checked @props.  -EEXIST: the id is taken.  Throttle groups
- * and TLS credentials are made in the graph, and with their deletion go from
- * there: -EBUSY while a node uses the group. */
+/* Add an object with the checked @props, or delete one.  -EEXIST: the id is
+ * taken.  Throttle groups and TLS credentials are made in the graph, and
+ * deleted there: -EBUSY while a node uses the group. */
 int objects_add(struct objects *s, json_t *props, struct error **errp);
 int objects_del(struct objects *s, const char *id, struct error **errp);
 
@@ -33,11 +33,11 @@ int objects_del(struct objects *s, const char *id, struct error **errp);
 const char *objects_type(const struct objects *s, const char *id);
 
 /* The loaded keys of the TLS credentials @id, for a server or a client, with a
- * reference.  -ENOENT; -EINVAL: they are something else. */
+ * reference.  -ENOENT; -EINVAL: @id is another object, or for the other end. */
 int objects_tls_keys(const struct objects *s, const char *id, bool server,
                      struct tls_keys **keys, struct error **errp);
 
-/* -ENOENT: @id is no authorization. */
+/* -ENOENT: there is no authorization @id. */
 int objects_check_authz(const struct objects *s, const char *id,
                         struct error **errp);
 

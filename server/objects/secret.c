@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Reading and decoding the secrets of objects "secret": see secret.h. */
 #include "objects/secret.h"
 
 #include <errno.h>
@@ -77,7 +78,7 @@ static int copy_data(const char *data, char *text, size_t *len,
     return 0;
 }
 
-/* In place: what it decodes to is shorter. */
+/* Decode in place: the decoded text is shorter. */
 static int decode_base64(char *text, size_t *len, struct error **errp)
 {
     gnutls_datum_t coded = {(unsigned char *)text, (unsigned)*len};

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Character devices, from the option to the open channel: see chardev.h. */
 #include "qmp/chardev.h"
 
 #include <errno.h>
@@ -23,14 +24,14 @@
 
 struct chardev {
     struct list in_set;
-    char *id; /* NULL: nobody names it */
+    char *id; /* NULL: it has none */
     bool claimed;
     bool listening;
     struct listeners listeners;
     unsigned reconnect;
-    json_t *address;        /* where to connect to again, or NULL */
+    json_t *address;        /* to connect to again, or NULL */
     struct tls_policy *tls; /* or NULL */
-    struct channel channel; /* out < 0: no connection is there */
+    struct channel channel; /* out < 0: there is no connection */
 };
 
 struct chardevs {
@@ -215,7 +216,7 @@ static int wait_for_client(struct chardev *c, int stop_fd, struct error **errp)
                : 0;
 }
 
-/* As QEMU, over TCP alone. */
+/* Set c->tls from the options.  As in QEMU, there is TLS only over TCP. */
 static int find_tls(const struct objects *objects, struct chardev *c,
                     const json_t *o, bool server, struct error **errp)
 {

@@ -9,10 +9,10 @@
  *   listening   socket,server=on: any number of clients
  *   connecting  socket: one connection, made at once; with reconnect=N again
  *               N seconds after it was lost, or could not be made
- *   given       socket,fd=, stdio, file, null: what is there
+ *   given       socket,fd=, stdio, file, null: a descriptor that is there
  *
- * The set is used by one thread until the monitors start; then each device is
- * its monitor's.
+ * One thread uses the set until the monitors start.  From then on each device
+ * belongs to its monitor.
  */
 #include <stdbool.h>
 
@@ -28,45 +28,48 @@ struct channel {
     int in;
     int out;
     struct tls *tls;   /* over both, its handshake not begun; or NULL */
-    const char *authz; /* who may be at the other end: its device's, or NULL */
+    const char *authz; /* authorization of the other end, or NULL; the string
+                          is the device's */
 };
 
-/* TLS credentials are looked for in @objects. */
+/* An empty set, which finds TLS credentials in @objects.  NULL: no memory. */
 struct chardevs *chardevs_new(const struct objects *objects);
-/* Sockets that listen are closed, and their files removed.  NULL is fine. */
+/* Close sockets that listen, remove their files, free all.  NULL is fine. */
 void chardevs_free(struct chardevs *s);
 
 /*
- * Make one from the text of an option: "socket,id=a,path=b,server=on".
- * With wait=on (which is what server=on means) this waits for the first
- * client; -EINTR when @stop_fd can be read meanwhile.  @has_stdio: standard
- * input and output are ours to use.
+ * Make a device from the text of an option: "socket,id=a,path=b,server=on".
+ * With wait=on, which is the default of a server, this waits for the first
+ * client.  -EINTR: @stop_fd could be read meanwhile.  @has_stdio: the device
+ * may use standard input and output.
  */
 int chardevs_add(struct chardevs *s, const char *text, int stop_fd,
                  bool has_stdio, struct error **errp);
 
-/* A Unix socket to listen on, without an id. */
+/* Make a device that listens on a Unix socket, without an id, for one user. */
 int chardevs_listen(struct chardevs *s, const char *path, struct chardev **cp,
                     struct error **errp);
 
-/* For its only user.  -ENOENT, -EBUSY: it has one. */
+/* Take the device @id for its only user.  -ENOENT; -EBUSY: it has a user. */
 int chardevs_claim(struct chardevs *s, const char *id, struct chardev **cp,
                    struct error **errp);
 
-/* What it listens on; NULL: it does not. */
+/* The sockets that @c listens on; NULL: it does not listen. */
 struct listeners *chardev_listeners(struct chardev *c);
 
-/* The channel over @fd, a connection of this device.  False: no memory, and @fd
- * is closed. */
+/* Make the channel over @fd, which is a connection of @c.  False: no memory,
+ * and @fd is closed. */
 bool chardev_accept(struct chardev *c, int fd, struct channel *ch);
 
-/* The connection that is there, to be closed by the caller; false: none. */
+/* Take the connection of @c, to be closed by the caller.  False: there is none.
+ */
 bool chardev_take(struct chardev *c, struct channel *ch);
 
 /* Seconds after which a lost connection is made again; 0: it is not. */
 unsigned chardev_reconnect(const struct chardev *c);
 
-/* Make it again, for chardev_take.  Waits, for some seconds at most. */
+/* Make the connection again, for chardev_take().  Waits, for some seconds for
+ * each address. */
 int chardev_connect(struct chardev *c, struct error **errp);
 
 #endif /* NBDELTA_SERVER_QMP_CHARDEV_H */

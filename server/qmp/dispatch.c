@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Judging requests, running commands, making replies: see dispatch.h. */
+/* Checking requests, running commands, making replies: see dispatch.h. */
 #include "qmp/dispatch.h"
 
 #include <errno.h>
@@ -42,7 +42,7 @@ int64_t qmp_int(const struct qmp_call *c, const char *name, int64_t fallback)
 
 /* --- Requests. --- */
 
-/* The members of the request itself; the name of the command is *name. */
+/* Check the members of the request itself; *name is that of the command. */
 static int check_envelope(json_t *request, bool oob_enabled, const char **name,
                           bool *oob, struct error **errp)
 {
@@ -118,8 +118,8 @@ int qmp_check_request(json_t *request, struct qmp_call *call,
     return qmp_check_args(call->args, (*cmd)->args, "", errp);
 }
 
-/* Texts quote names from outside, and some were cut in the middle of
- * a character: without what is not ASCII then. */
+/* A JSON string of @text.  Texts quote names from outside, and some were cut in
+ * the middle of a character: then bytes that are not ASCII become '?'. */
 static json_t *utf8_value(const char *text)
 {
     json_t *v = json_string(text);

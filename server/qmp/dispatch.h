@@ -6,8 +6,8 @@
  * From a request to a reply: the command table
  * ============================================
  *
- * A command is a row: its name, what arguments it takes, its handler.  The
- * handler sees arguments only after they have been checked against the row.
+ * A command is a row: its name, the arguments that it takes, and its handler.
+ * The handler sees arguments only after they have been checked against the row.
  */
 #include <jansson.h>
 
@@ -25,7 +25,7 @@ enum qmp_class {
     QMP_DEVICE_NOT_FOUND,
 };
 
-/* What dispatch knows of a client: its own thread's. */
+/* What dispatch knows of a client.  Only the session's own thread uses it. */
 struct qmp_state {
     bool negotiated;
     bool oob;
@@ -39,11 +39,11 @@ struct qmp_call {
     enum qmp_class class; /* of the error, GENERIC if left alone */
 };
 
-/* Runs under the monitor lock, unless its row says lockless. */
+/* A handler runs under the monitor lock, unless its row says lockless. */
 typedef int qmp_fn(struct qmp_call *call, struct error **errp);
 
-/* What the call asks for, as an action (nbdelta/action.h); under the monitor
- * lock.  Jobs of it belong to @txn; NULL: each to itself. */
+/* Make the action that the call asks for (nbdelta/action.h).  Its jobs belong
+ * to @txn; NULL: each to itself.  The monitor lock is held. */
 typedef int qmp_action_fn(struct qmp_call *call, struct job_txn *txn,
                           struct action **ap, struct error **errp);
 
@@ -52,18 +52,19 @@ struct qmp_command {
     qmp_fn *fn;                 /* NULL: run the action, alone */
     const struct qmp_arg *args; /* NULL: none */
 
-    const struct qmp_arg *ret; /* what it returns; NULL: an empty object */
+    const struct qmp_arg *ret; /* of the result; NULL: an empty object */
 
     /* Commands that may be part of a transaction. */
     qmp_action_fn *action;
-    bool is_job; /* it may be grouped with others */
+    bool is_job; /* it starts a job, which may be grouped with others */
 
-    /* What it needs of others (qmp/turn.h).  Actions drain what they name. */
-    bool lockless; /* not the monitor lock, nor what that guards */
+    /* What a command waits for (qmp/turn.h).  Actions drain the nodes that
+     * they name. */
+    bool lockless; /* it uses nothing that the monitor lock guards */
     enum { QMP_DRAINS_NONE, QMP_DRAINS_NAMED, QMP_DRAINS_ALL } drains;
 };
 
-/* Rows of the table: a command; one that is an action, too. */
+/* Rows of the table: a command, or a command that is an action, too. */
 #define QMP_COMMAND(n, f, a, ...)                          \
     {                                                      \
         .name = (n), .fn = (f), .args = (a), ##__VA_ARGS__ \
@@ -77,33 +78,32 @@ struct qmp_command {
         .name = NULL,    \
     }
 
-/* What monitors serve; a daemon has one (daemon.service), from above. */
+/* What monitors need of the rooms above: a daemon has one (daemon.service). */
 struct qmp_service {
     const struct qmp_command *(*find_command)(const char *name);
 
-    /* Nodes of what @names (the keys of an object) mention, with @exports also
-     * of everything that clients can open: their names become keys of @nodes.
-     * Hold the monitor lock. */
+    /* Find the nodes that @names (keys of an object) mention and, with
+     * @exports, the nodes of all that clients can open.  Their names become
+     * keys of @nodes.  Hold the monitor lock. */
     void (*find_nodes)(struct daemon *d, const json_t *names, bool exports,
                        json_t *nodes);
 };
 
 /*
- * Judge a request without running it.  0: *cmd shall run with @call->args
- * (borrowed from @request).  Otherwise the error is in @errp and
- * @call->class.
+ * Check a request without running it.  0: run *cmd with @call->args, which are
+ * borrowed from @request.  Otherwise the error is in @errp and @call->class.
  */
 int qmp_check_request(json_t *request, struct qmp_call *call,
                       const struct qmp_command **cmd, struct error **errp);
 
 /*
- * Run @request (any JSON value) and return the reply, NULL when there is no
- * memory for one.  With the monitor lock, unless it is lockless (qmp/turn.h).
+ * Run @request (any JSON value) and return the reply; NULL: no memory.  Hold
+ * the monitor lock, unless the request is lockless (qmp/turn.h).
  */
 json_t *qmp_dispatch(struct daemon *d, struct qmp_state *state,
                      json_t *request);
 
-/* The reply for input that is not JSON. */
+/* A reply with an error; @id is that of the request, or NULL. */
 json_t *qmp_error_reply(const json_t *id, enum qmp_class class,
                         const char *desc);
 
@@ -111,7 +111,7 @@ json_t *qmp_error_reply(const json_t *id, enum qmp_class class,
  * NULL: no memory. */
 char *qmp_to_text(const json_t *message, size_t *len);
 
-/* Arguments of a checked call; @fallback when absent. */
+/* Arguments of a checked call; @fallback, or NULL, when they are absent. */
 const char *qmp_str(const struct qmp_call *c, const char *name);
 bool qmp_bool(const struct qmp_call *c, const char *name, bool fallback);
 int64_t qmp_int(const struct qmp_call *c, const char *name, int64_t fallback);

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /*
- * Each monitor has room for a number of sessions, whatever others have.
- * One thread looks after all monitors: it accepts clients, has another thread
- * connect again where that is asked for, as names and hosts may be silent for
- * long, and joins the threads of sessions that have ended.
- * Events and replies meet in the sessions' output, which only the monitor
- * lock's holder fills, so that all sessions see them in the same order.
+ * QMP monitors and their sessions: see monitor.h.
+ *
+ * Each monitor has room for a number of sessions, whatever others have.  One
+ * thread looks after all monitors: it accepts clients, and joins the threads of
+ * sessions that have ended.  Where a lost connection is to be made again,
+ * another thread makes it, because names and hosts may be silent for long.
+ * Events and replies meet in the sessions' output.  Only the thread that holds
+ * the monitor lock fills it, so that all sessions see them in the same order.
  */
 #include "qmp/monitor.h"
 
@@ -35,7 +37,8 @@
 #define MONITORS_MAX 64
 #define SESSIONS_MAX 64 /* of each monitor */
 #define SECOND       UINT64_C(1000000000)
-/* When a monitor is full, who has not negotiated by then makes room. */
+/* When a monitor is full, a client that has not negotiated for so long makes
+ * room. */
 #define SILENT_NS (2 * SECOND)
 #define STOP_NS   (2 * SECOND)
 
@@ -63,7 +66,7 @@ struct monitors {
     /* Set before the start. */
     struct daemon *daemon;
     struct chardevs *chardevs;
-    int wake; /* eventfd for the thread */
+    int wake; /* a kick for the thread */
     bool started;
     pthread_t thread;
 
@@ -73,7 +76,7 @@ struct monitors {
 
     /* Guarded by lock; changed by the thread only. */
     mutex_t lock;
-    struct list links; /* oldest first */
+    struct list links; /* oldest session first */
 
     _Atomic bool stopping;
 };
@@ -99,7 +102,7 @@ void monitors_emit(const char *name, json_t *data, void *opaque)
 
 /* --- Sessions. --- */
 
-/* @ch is taken.  Without memory the client is gone. */
+/* Take @ch for a new session.  Without memory the client is gone. */
 static void add_session(struct monitors *m, struct monitor *mon,
                         const struct channel *ch)
 {
@@ -110,7 +113,7 @@ static void add_session(struct monitors *m, struct monitor *mon,
         link->session = s;
         link->monitor = mon;
         link->since = now_ns();
-        /* Events find it before its client can have negotiated. */
+        /* The session gets events from before its client can negotiate. */
         mutex_lock(&m->lock);
         list_append(&m->links, &link->in_monitors);
         mutex_unlock(&m->lock);
@@ -164,7 +167,8 @@ static void free_ended_sessions(struct monitors *m, bool all)
 
 /* --- The thread. --- */
 
-/* The links are changed by this thread only: no lock to look. */
+/* The session that has been silent for the longest time, or NULL.  Only this
+ * thread changes the links, so it needs no lock to look. */
 static struct link *oldest_silent(struct monitors *m, const struct monitor *mon)
 {
     list_for_each (l, &m->links) {
@@ -178,8 +182,9 @@ static struct link *oldest_silent(struct monitors *m, const struct monitor *mon)
     return NULL;
 }
 
-/* Strangers that fill a monitor do not shut its door: who has said nothing for
- * the longest time goes when somebody else comes. */
+/* Has @mon room for one more session?  Strangers that fill a monitor do not
+ * shut its door: the client that has said nothing for the longest time goes
+ * when another client comes. */
 static bool has_room(struct monitors *m, const struct monitor *mon,
                      const struct listeners *ls)
 {
@@ -201,8 +206,8 @@ static bool has_room(struct monitors *m, const struct monitor *mon,
     return false;
 }
 
-/* One client of each socket that has one.  True: wait a moment before the
- * next try. */
+/* Accept a client from each socket that has one.  True: wait a moment before
+ * the next try. */
 static bool accept_clients(struct monitors *m, struct monitor *mon)
 {
     struct listeners *ls = chardev_listeners(mon->chardev);
@@ -272,7 +277,7 @@ static void reconnect(struct monitors *m, struct monitor *mon)
     }
 }
 
-/* Milliseconds until the next reconnect, or until somebody may have been silent
+/* Milliseconds until the next reconnect, or until a client may have been silent
  * for too long; -1: for ever. */
 static int ms_until_due(struct monitors *m)
 {
@@ -293,7 +298,8 @@ static int ms_until_due(struct monitors *m)
     return left == UINT64_MAX ? -1 : (int)(left / 1000000 + 1);
 }
 
-/* Sockets that have clients for us, of monitors that have room for more. */
+/* Poll the sockets of monitors that have room for more sessions; their number,
+ * with the kick. */
 static nfds_t fill_poll_set(struct monitors *m, struct pollfd *fds, nfds_t max)
 {
     nfds_t n = 1;
@@ -333,7 +339,8 @@ static void *monitors_thread(void *arg)
             reconnect(m, mon);
         }
         if (rest) {
-            (void)poll(fds, 1, 100); /* those clients wait: do not spin */
+            /* Clients that cannot be accepted wait: do not spin. */
+            (void)poll(fds, 1, 100);
         }
     }
     return NULL;

@@ -12,24 +12,25 @@ struct monitors;
 
 struct monitors *monitors_new(struct daemon *d, struct chardevs *chardevs);
 
-/* A monitor on a Unix socket that listens (mode 0600; a stale one is replaced
- * only if nobody listens on it). */
+/* Add a monitor on a Unix socket that listens, with mode 0600.  A socket that
+ * is there is replaced only if nobody listens on it. */
 int monitors_listen(struct monitors *m, const char *path, struct error **errp);
 
-/* A monitor as an option tells: "[chardev=]ID[,mode=control][,pretty=on]". */
+/* Add a monitor from the text of an option:
+ * "[chardev=]ID[,mode=control][,pretty=on]". */
 int monitors_add(struct monitors *m, const char *text, struct error **errp);
 
-/* Greet and serve clients, those that have been waiting first.  No monitor is
- * added any more. */
+/* Greet and serve clients, first those that have been waiting.  Add no monitor
+ * after that. */
 int monitors_start(struct monitors *m, struct error **errp);
 
-/* Send an event to all sessions that have negotiated: the job_event_fn of
- * jobs_new with `m` as opaque, called under the monitor lock.  Never blocks
- * on a client. */
+/* Send an event to all sessions that have negotiated.  This is the job_event_fn
+ * of jobs_new(), with the monitors as @opaque.  Hold the monitor lock.  Never
+ * blocks on a client. */
 void monitors_emit(const char *name, json_t *data, void *opaque);
 
-/* No new sessions; replies and events that are queued go out (for a bounded
- * time); sessions end. */
+/* Let no more sessions begin, send the replies and events that are queued, for
+ * a bounded time, and end all sessions. */
 void monitors_stop(struct monitors *m);
 void monitors_free(struct monitors *m);
 

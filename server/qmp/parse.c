@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /*
+ * JSON values out of a byte stream (parse.h):
+ *
  * bytes --lexer--> tokens --brackets--> message text --jansson--> json_t
  *
  * The lexer is a state machine over bytes, so that a message may be split
@@ -62,7 +64,7 @@ const struct qmp_limits qmp_limits_reply = {
     .nesting = QMP_NESTING_MAX,
 };
 
-/* About what a token takes as a value of jansson's. */
+/* About how many bytes a token takes as a value of jansson. */
 #define TOKEN_BYTES 128
 
 struct qmp_parser {
@@ -77,7 +79,7 @@ struct qmp_parser {
     size_t charged; /* to the budget */
     long braces;
     long brackets;
-    bool bad_word; /* word[] is one that JSON does not have */
+    bool bad_word; /* JSON does not have word[] */
     char word[32];
     bool delivered;
 };
@@ -104,7 +106,7 @@ static void release_budget(struct qmp_parser *p)
     p->charged = 0;
 }
 
-/* More bytes of memory.  False: others have taken them. */
+/* Charge the budget with @bytes.  False: other parsers have taken them. */
 static bool charge_budget(struct qmp_parser *p, size_t bytes)
 {
     struct qmp_budget *b = p->limits->budget;
@@ -279,7 +281,7 @@ static void end_token(struct qmp_parser *p, char kind)
         } else if (p->braces + p->brackets > p->limits->nesting) {
             deliver_error(p, "JSON nesting depth limit exceeded");
         } else {
-            /* Keeps "1 2" two tokens. */
+            /* So that "1 2" stays two tokens. */
             (void)text_add(p, ' ');
         }
         return;
@@ -399,8 +401,8 @@ static void lex_string(struct qmp_parser *p, unsigned char c)
 }
 
 /*
- * The state of a number after @c: LEX_START when the number ended before it,
- * LEX_RECOVERY when it cannot.
+ * The state of a number after @c.  LEX_START: the number ended before @c.
+ * LEX_RECOVERY: it can neither go on with @c nor end before it.
  */
 static enum lex_state next_in_number(enum lex_state s, unsigned char c)
 {

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* The thread of a QMP session, its input and its output: see session.h. */
 #include "qmp/session.h"
 
 #include <errno.h>
@@ -24,11 +25,11 @@
 #include "qmp/version.h"
 
 #define INPUT_SIZE 65536
-/* Requests wait while more than this is to be sent; the session is dropped
- * when events make it this. */
+/* Bytes.  Requests wait while more than OUT_PAUSE is to be sent.  The session
+ * is dropped when events make it more than OUT_MAX. */
 #define OUT_PAUSE ((size_t)256 << 10)
 #define OUT_MAX   ((size_t)16 << 20)
-/* A pipe or terminal that is ready takes this much without waiting. */
+/* A pipe or terminal that is ready takes so many bytes without waiting. */
 #define WRITE_MAX 4096
 /* How long the handshake of TLS may take. */
 #define HANDSHAKE_NS UINT64_C(10000000000)
@@ -44,12 +45,12 @@ struct session {
     struct daemon *daemon;
     struct channel ch;
     bool pretty;
-    int owner; /* eventfd to be written at the end */
-    int wake;  /* eventfd: there is something in out, or stop */
+    int owner; /* a kick, raised at the end */
+    int wake;  /* a kick: there is something in out, or stop */
     bool started;
     pthread_t thread;
 
-    _Atomic bool listens; /* to events: it has negotiated, and been told so */
+    _Atomic bool listens; /* to events: its client has negotiated, and knows */
 
     /* Guarded by lock. */
     mutex_t lock;
@@ -93,7 +94,7 @@ static bool buffer_append(struct buffer *b, const char *data, size_t len)
     return true;
 }
 
-/* Many lines, each of which ends as one of QMP does. */
+/* @message on many lines, each of which ends as a line of QMP does. */
 static char *pretty_text(const json_t *message, size_t *len)
 {
     CLEANUP_FREE char *text = json_dumps(message,
@@ -146,7 +147,8 @@ void session_event(struct session *s, const json_t *event)
     }
 }
 
-/* Refill `sending`; returns how much is to be sent, or -1 after an overrun. */
+/* Refill `sending`; returns how many bytes are to be sent, -1 after an overrun.
+ */
 static ssize_t take_output(struct session *s)
 {
     size_t todo = s->sending.len - s->sent;
@@ -172,7 +174,7 @@ static ssize_t take_output(struct session *s)
     return overrun ? -1 : (ssize_t)todo;
 }
 
-/* As send, also to what is no socket; without waiting. */
+/* As send(), also to a descriptor that is no socket; without waiting. */
 static ssize_t channel_send(const struct channel *ch, char *data, size_t len)
 {
     struct pollfd p = {.fd = ch->out, .events = POLLOUT};
@@ -244,7 +246,8 @@ static void run_and_reply(struct session *s, json_t *request)
     queue_reply(s, qmp_dispatch(s->daemon, &s->state, request));
 }
 
-/* In its turn: events that it causes come before its reply. */
+/* Run @request under the monitor lock.  Events that it causes come before its
+ * reply. */
 static void run_in_turn(struct session *s, json_t *request)
 {
     CLEANUP_ERROR struct error *err = NULL;
@@ -277,7 +280,8 @@ static void on_request(json_t *value, const char *why, void *opaque)
     atomic_store(&s->listens, s->state.negotiated);
 }
 
-/* It is known to be readable, or TLS. */
+/* Receive into the input buffer.  The channel can be read, or is TLS.  False:
+ * the session is over. */
 static bool receive_input(struct session *s)
 {
     ssize_t n = channel_receive(&s->ch, s->input, INPUT_SIZE);
@@ -326,7 +330,7 @@ static bool session_turn(struct session *s)
     }
     if (!input && room && !deadline && !s->eof) {
         fds[0].fd = s->ch.in;
-        /* What TLS has received already is not to be polled for. */
+        /* What TLS has received already does not show in poll(). */
         if (s->ch.tls && !receive_input(s)) {
             return false;
         }
@@ -348,7 +352,7 @@ static bool session_turn(struct session *s)
 
 /* --- Life. --- */
 
-/* Wait for what the handshake of TLS waits for.  False: it takes too long. */
+/* Wait until the handshake of TLS can go on.  False: it takes too long. */
 static bool wait_for_handshake(struct session *s, uint64_t end)
 {
     struct pollfd fds[2] = {{.fd = s->ch.in, .events = POLLIN},
@@ -370,7 +374,7 @@ static bool wait_for_handshake(struct session *s, uint64_t end)
     return !(fds[0].revents & POLLOUT) || send_some(s);
 }
 
-/* The other side is the one that is wanted here. */
+/* Finish the handshake.  False: the other side may not come. */
 static bool admit_tls_peer(struct session *s)
 {
     static struct log_limit limit = {.every_s = 1};
@@ -400,11 +404,10 @@ static bool admit_tls_peer(struct session *s)
     return true;
 }
 
-/* Does somebody have to be let in to be at the other side: by the file system,
- * or by TLS? */
+/* Has the file system, or TLS, let the other side in? */
 static bool peer_is_vetted(const struct session *s)
 {
-    int domain = AF_UNIX; /* also of what is no socket */
+    int domain = AF_UNIX; /* also for a descriptor that is no socket */
     socklen_t len = sizeof(domain);
 
     if (s->ch.tls) {

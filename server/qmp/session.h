@@ -10,8 +10,8 @@
  *                               | reply
  *      output <-- sending <-- out <---- session_event (any thread)
  *
- * Nobody waits for a client: a session whose own replies pile up is not read
- * from, and one that lets events pile up is dropped.
+ * Nobody waits for a client.  A session whose own replies pile up is not read
+ * from, and a session that lets events pile up is dropped.
  */
 #include <jansson.h>
 #include <stdbool.h>
@@ -23,16 +23,16 @@ struct daemon;
 struct session;
 
 /*
- * Take @ch, and queue the greeting.  @wake is an eventfd that is written when
- * the session has ended.  NULL: no memory; @ch is closed.
+ * Take @ch, and queue the greeting.  @wake is a kick (nbdelta/kick.h) that is
+ * raised when the session has ended.  NULL: no memory; @ch is closed then.
  */
 struct session *session_new(struct daemon *d, const struct channel *ch,
                             bool pretty, int wake);
 
-/* Begin to read and write; -errno: only session_free() is left then. */
+/* Begin to read and write.  After an error only session_free() may follow. */
 int session_start(struct session *s);
 
-/* Queue an event, if the client has negotiated.  Monitor lock. */
+/* Queue an event, if the client has negotiated.  Hold the monitor lock. */
 void session_event(struct session *s, const json_t *event);
 
 bool session_finished(const struct session *s);
@@ -40,10 +40,11 @@ bool session_finished(const struct session *s);
 /* Has its client negotiated?  Any thread. */
 bool session_negotiated(const struct session *s);
 
-/* Send what is queued, until @deadline (now_ns) at most, and end. */
+/* Tell the session to send what is queued, until @deadline (now_ns) at most,
+ * and to end. */
 void session_stop(struct session *s, uint64_t deadline);
 
-/* Wait for its end, if it was started, and free. */
+/* Wait for the end of @s, if it was started, and free it. */
 void session_free(struct session *s);
 
 #endif /* NBDELTA_SERVER_QMP_SESSION_H */

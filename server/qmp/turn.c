@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Waiting for nodes, and for the monitor lock, before a command: see turn.h. */
 #include "qmp/turn.h"
 
 #include <errno.h>
@@ -12,9 +13,9 @@
 #include "nbdelta/job.h"
 #include "qmp/dispatch.h"
 
-/* How long a command waits for nodes that do not come to rest. */
+/* How long a command waits for nodes that do not come to rest, */
 #define NODES_NS UINT64_C(30000000000)
-/* And for the monitor lock; "quit" asks the daemon to end before that. */
+/* and for the monitor lock.  "quit" asks the daemon to end before that. */
 #define LOCK_MS 60000
 #define QUIT_MS 3000
 
@@ -42,7 +43,7 @@ bool qmp_is_lockless(const struct daemon *d, const json_t *request)
 
 /* --- The nodes that a command drains --- */
 
-/* Names that it mentions, whatever they are of, as members of @names. */
+/* Gather all strings in @value, which may be names, as members of @names. */
 static void gather_names(const json_t *value, json_t *names)
 {
     const char *text = json_string_value(value);
@@ -119,7 +120,7 @@ bool qmp_wait_lock(struct daemon *d, mutex_t *lock, const json_t *request,
     bool quit = name && strcmp(name, "quit") == 0;
 
     if (quit && !mutex_lock_ms(lock, QUIT_MS)) {
-        daemon_ask_quit(d); /* who has the lock ends then, one way or other */
+        daemon_ask_quit(d); /* whatever has the lock ends then, somehow */
         mutex_lock(lock);
     } else if (!quit && !mutex_lock_ms(lock, LOCK_MS)) {
         tell_busy(d, errp);

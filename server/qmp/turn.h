@@ -3,19 +3,20 @@
 #define NBDELTA_SERVER_QMP_TURN_H
 
 /*
- * What comes before a command has the monitor lock
- * ================================================
+ * What a command waits for before it has the monitor lock
+ * =======================================================
  *
  *      any command   yank, query-version, ...: at once, without the lock
  *         |
- *         | drains disks: which?          with the lock, for a moment
- *         | wait until these can be       without locks; then -ETIMEDOUT
+ *         | it drains disks: which?       with the lock, for a moment
+ *         | wait until they can be        without locks; -ETIMEDOUT after
+ *         | drained                       a while
  *         v
- *      lock, run, reply                   the lock is waited for, too, not
- *                                         for ever
+ *      lock, run, reply                   the wait for the lock ends after
+ *                                         a while, too
  *
- * So storage that hangs holds up the commands that need it, and nobody else;
- * and whoever waits is told what for.
+ * So storage that hangs holds up only the commands that need it, and a command
+ * that fails tells what it has waited for.
  */
 #include <jansson.h>
 #include <stdbool.h>
@@ -25,22 +26,22 @@
 struct daemon;
 struct error;
 
-/* May it run, and be replied to, without the monitor lock?  So may what is no
- * command. */
+/* May @request run, and be replied to, without the monitor lock?  True also
+ * when it is no command. */
 bool qmp_is_lockless(const struct daemon *d, const json_t *request);
 
-/* Wait for the nodes that @request drains.  -ETIMEDOUT: one of them does not
- * come to rest, @errp says which.  Without locks. */
+/* Wait for the nodes that @request drains.  -ETIMEDOUT: a node does not come to
+ * rest, and @errp says which.  Hold no lock. */
 int qmp_wait_nodes(struct daemon *d, const json_t *request,
                    struct error **errp);
 
-/* The monitor lock, for @request.  False: somebody has had it for too long,
- * and @errp tells with which command. */
+/* Take the monitor lock, for @request.  False: another command has had it for
+ * too long, and @errp tells which. */
 bool qmp_wait_lock(struct daemon *d, mutex_t *lock, const json_t *request,
                    struct error **errp)
     TSA(try_acquire_capability(true, *lock));
 
-/* It has been run, and replied to. */
+/* The request has been run, and replied to; then release the lock. */
 void qmp_end_turn(struct daemon *d);
 
 #endif /* NBDELTA_SERVER_QMP_TURN_H */

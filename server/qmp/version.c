@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Which QEMU clients take us for. */
+/* The version of QEMU for which clients take us. */
 #include "qmp/version.h"
 
-/* The QEMU whose monitor we behave like: managers look at the number to know
- * what they may ask for. */
+/* Our monitor behaves like the monitor of this QEMU.  Managers look at the
+ * number to know what they may ask for. */
 enum { LIKE_MAJOR = 7, LIKE_MINOR = 2, LIKE_MICRO = 22 };
 const char qmp_like_version[] = "7.2.22";
 

@@ -4,10 +4,10 @@
 
 #include <jansson.h>
 
-/* The version of QEMU in it, as text. */
+/* The version of QEMU in qmp_version(), as text. */
 extern const char qmp_like_version[];
 
-/* VersionInfo, of the greeting and of query-version; a new reference. */
+/* The VersionInfo of the greeting and of query-version; a new reference. */
 json_t *qmp_version(void);
 
 #endif /* NBDELTA_SERVER_QMP_VERSION_H */
