@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_SOURCE_SOURCE_H
+#define NBDELTA_SERVER_SOURCE_SOURCE_H
+
+/*
+ * Where the disks of a backup come from
+ * =====================================
+ *
+ *   open     look who answers at SOURCE; take away what a killed run has left
+ *            there; name the disks
+ *   begin    one instant for all wanted disks: they are frozen, what has
+ *            changed since a checkpoint is known, a new checkpoint begins
+ *   renew    now and then while disks are copied
+ *   end      frozen disks go; the new checkpoint stays or goes
+ *   close    whatever was begun and not ended, ends; the new checkpoint goes
+ *
+ * A checkpoint is a name, as of a bitmap.  The caller chooses it; only those
+ * that the caller names are made, used and removed.  Everything else that a
+ * source makes at the other side is named after `id` ("nbdelta-ID-..."), so
+ * that the next run of the same directory finds it.
+ *
+ * All functions block, and are called by one thread at a time.  None waits for
+ * the other side longer than `timeout_s` for one answer; a monitor that does
+ * not greet within 5 s is busy.
+ */
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct bitmap;
+struct error;
+struct graph;
+struct source;
+struct source_ops;
+
+struct source_options {
+    struct graph *graph;  /* where nodes are opened; outlives the source */
+    const char *id;       /* of the directory: letters, digits, '-' */
+    const char *format;   /* of an image; NULL: probed */
+    const char *bitmap;   /* of an NBD URI: what is dirty there; or NULL */
+    const char *scratch;  /* directory at the source; NULL: $TMPDIR, /var/tmp */
+    uint64_t quota;       /* bytes of scratch for each disk; 0: no limit */
+    const char *nbd;      /* URI of the NBD server that QEMU, or the daemon,
+                             runs; NULL: one of our own, or found */
+    const char *connect;  /* libvirt's connection URI; NULL: its default */
+    unsigned connections; /* to each export, where it allows; 0: 4 */
+    unsigned timeout_s;   /* 0: 60 */
+    int stop_fd;          /* readable: the user wants an end; -1: none.  begin
+                             undoes what it has done, then: -ECANCELED */
+};
+
+struct source_disk {
+    /* From open on. */
+    char *name;
+    uint64_t size; /* bytes; begin writes the size of the instant */
+
+    /* The caller's, before begin. */
+    bool skip;         /* not this one */
+    const char *since; /* a checkpoint; NULL: all is to be read */
+
+    /* From begin to end. */
+    json_t *options;       /* opens the frozen disk as a node, read-only */
+    json_t *dirty;         /* opens a node with x-dirty-bitmap; or NULL */
+    struct bitmap *bitmap; /* or what is dirty, in a bitmap that is here */
+    const char *reason;    /* why neither is there although `since` was given;
+                              or why there is no new checkpoint.  Static; NULL */
+    bool checkpoint;       /* it is part of the new checkpoint */
+};
+
+/*
+ * Words of `reason`:
+ *   no-checkpoint         the disk has no such bitmap
+ *   bitmap-inconsistent   it has, and nobody can trust it
+ *   bitmap-busy           somebody else uses it just now
+ *   no-bitmaps            the disk's format cannot keep any (raw)
+ *   resized               it is about another size
+ */
+
+struct source {
+    const struct source_ops *ops;
+    void *opaque; /* the kind's own */
+    struct graph *graph;
+    struct source_disk *disks;
+    unsigned count;
+    bool begun;
+};
+
+/* @unusable: a word as above, or NULL.  Non-zero ends the walk. */
+typedef int source_checkpoint_fn(const char *name,
+                                 const struct source_disk *disk,
+                                 const char *unusable, void *opaque);
+
+/*
+ * What a kind of source can do.  Members may be NULL but for open, begin, end
+ * and close.  Callers use the functions below.
+ */
+struct source_ops {
+    const char *name; /* "image", "nbd", "qemu", "nbdelta", "libvirt" */
+
+    /* Fill s->opaque and s->disks.  After a failure close is called. */
+    int (*open)(struct source *s, const char *what,
+                const struct source_options *o, struct error **errp);
+    int (*begin)(struct source *s, const char *checkpoint, struct error **errp);
+    int (*renew)(struct source *s, struct error **errp);
+    int (*end)(struct source *s, bool keep, struct error **errp);
+    int (*each_checkpoint)(struct source *s, source_checkpoint_fn *fn,
+                           void *opaque, struct error **errp);
+    int (*forget)(struct source *s, const char *checkpoint,
+                  struct error **errp);
+    int (*definition)(struct source *s, char **xml, struct error **errp);
+    int (*freeze)(struct source *s, bool freeze, struct error **errp);
+    void (*close)(struct source *s);
+};
+
+/* --- What callers use --- */
+
+/*
+ * @what: "libvirt:DOMAIN"; the path of a Unix socket, or "qmp://HOST:PORT",
+ * where QEMU or nbdelta answers QMP; an NBD URI; else an image.  *sp is NULL
+ * after a failure.  -EBUSY: a monitor that answers nobody; -EAGAIN: an image
+ * that another process uses; -EPROTO; -ENOTSUP; others.
+ */
+int source_open(const char *what, const struct source_options *o,
+                struct source **sp, struct error **errp);
+
+/* NULL is fine.  Ends what was begun, as failed. */
+void source_close(struct source *s);
+
+/*
+ * Begin, with a new checkpoint of that name on all disks that can keep one; or
+ * without any (NULL).  After a failure everything is as it was.  A disk that
+ * cannot tell what has changed has a reason and no dirty map: that is no
+ * failure.  -ECANCELED: see stop_fd.
+ */
+int source_begin(struct source *s, const char *checkpoint, struct error **errp);
+
+/* Seconds after which source_renew() should be called again, or 0: never.
+ * After an error of it the disks may be frozen no more. */
+#define SOURCE_RENEW_S 60
+int source_renew(struct source *s, struct error **errp);
+
+/*
+ * The frozen disks go; close their nodes first.  With @keep the new checkpoint
+ * stays, durably, once this has returned 0.  After a failure with @keep it is
+ * not known whether it is there (each_checkpoint tells), and source_end() may
+ * be called once more, also without @keep.
+ */
+int source_end(struct source *s, bool keep, struct error **errp);
+
+/* All checkpoints, also those of others.  What @fn returned, or an error. */
+int source_each_checkpoint(struct source *s, source_checkpoint_fn *fn,
+                           void *opaque, struct error **errp);
+
+/* Remove @checkpoint from all disks that have it.  One that is not there is no
+ * failure. */
+int source_forget(struct source *s, const char *checkpoint,
+                  struct error **errp);
+
+/* The domain's definition, malloc()ed; *xml is NULL where there is none. */
+int source_definition(struct source *s, char **xml, struct error **errp);
+
+/* The disk of that name, or NULL. */
+struct source_disk *source_find(const struct source *s, const char *name);
+
+/*
+ * Tell @fn of all dirty ranges of @disk, in order, between begin and end; of
+ * the whole disk, if nobody knows what has changed.  Neighbours may come as
+ * one.  Non-zero from @fn ends that and is returned.
+ */
+typedef int source_range_fn(uint64_t offset, uint64_t bytes, void *opaque);
+int source_each_dirty(struct source *s, const struct source_disk *disk,
+                      source_range_fn *fn, void *opaque, struct error **errp);
+
+/* --- What kinds use --- */
+
+extern const struct source_ops source_image;
+extern const struct source_ops source_nbd;
+extern const struct source_ops source_qemu;
+extern const struct source_ops source_nbdelta;
+
+/* Append a disk; NULL: no memory. */
+struct source_disk *source_add_disk(struct source *s, const char *name,
+                                    uint64_t size);
+
+/* Forget what begin has written to the disks. */
+void source_reset_disks(struct source *s);
+
+#endif /* NBDELTA_SERVER_SOURCE_SOURCE_H */
