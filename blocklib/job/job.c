@@ -23,36 +23,19 @@
  * job first; a job that is still at work stops the walk, and its thread
  * resumes it when it is done.  So nobody waits for a thread under the lock.
  */
-#include "job/job.h"
+#include "job/job-priv.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "nbdelta/bytes.h"
-#include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/list.h"
 #include "nbdelta/tell.h"
 
 #define RETRY_MS 100
-
-/* How long later commands wait for what an earlier one has asked a job for. */
-#define SETTLE_NS UINT64_C(2000000000)
-
-struct jobs_private {
-    struct graph *graph;
-    job_event_fn *emit;
-    void *opaque;
-
-    /* Guarded by jobs->lock. */
-    struct list jobs;    /* those with an id; newest first */
-    struct list threads; /* not joined yet */
-    cond_t changed; /* a job is gone, finished or paused, or a thread done */
-    bool closing;
-};
 
 struct job_txn {
     /* Guarded by jobs->lock. */
@@ -61,7 +44,7 @@ struct job_txn {
     bool aborting;
 };
 
-static const char *const status_names[JOB_STATUS_MAX] = {
+const char *const job_status_names[JOB_STATUS_MAX] = {
     [JOB_STATUS_UNDEFINED] = "undefined", [JOB_STATUS_CREATED] = "created",
     [JOB_STATUS_RUNNING] = "running",     [JOB_STATUS_PAUSED] = "paused",
     [JOB_STATUS_READY] = "ready",         [JOB_STATUS_STANDBY] = "standby",
@@ -86,21 +69,6 @@ static const unsigned transitions[JOB_STATUS_MAX] = {
     [JOB_STATUS_CONCLUDED] = S(NULL),
 };
 
-#define AT_WORK (S(CREATED) | S(RUNNING) | S(PAUSED) | S(READY) | S(STANDBY))
-
-static const struct {
-    const char *name;
-    unsigned allowed;
-} verbs[] = {
-    [JOB_VERB_CANCEL] = {"cancel", AT_WORK | S(WAITING) | S(PENDING)},
-    [JOB_VERB_PAUSE] = {"pause", AT_WORK},
-    [JOB_VERB_RESUME] = {"resume", AT_WORK},
-    [JOB_VERB_SET_SPEED] = {"set-speed", AT_WORK},
-    [JOB_VERB_COMPLETE] = {"complete", S(READY) | S(STANDBY)},
-    [JOB_VERB_FINALIZE] = {"finalize", S(PENDING)},
-    [JOB_VERB_DISMISS] = {"dismiss", S(CONCLUDED)},
-};
-
 /* --- Events --- */
 
 /* Takes @data; NULL, no memory for it, is an event lost. */
@@ -120,12 +88,12 @@ static void set_status(struct jobs *j, struct job *job, enum job_status status)
 {
     assert(transitions[job->status] & (1U << status));
     job->status = status;
-    send_event(
-        j, "JOB_STATUS_CHANGE",
-        json_pack("{s:s, s:s}", "status", status_names[status], "id", job->id));
+    send_event(j, "JOB_STATUS_CHANGE",
+               json_pack("{s:s, s:s}", "status", job_status_names[status], "id",
+                         job->id));
 }
 
-static void get_progress(struct job *job, uint64_t *done, uint64_t *total)
+void job_get_progress(struct job *job, uint64_t *done, uint64_t *total)
 {
     *done = job->done;
     *total = job->total;
@@ -179,7 +147,7 @@ static json_t *job_data(const struct job *job)
 
 static void take_sample(struct job *job)
 {
-    get_progress(job, &job->done, &job->total);
+    job_get_progress(job, &job->done, &job->total);
 }
 
 void job_ready(struct jobs *j, struct job *job)
@@ -195,7 +163,7 @@ static const char *error_text(const struct job *job)
     return job->error ? error_message(job->error) : strerror(-job->ret);
 }
 
-static void add_error(const struct job *job, json_t *info)
+void job_add_error(const struct job *job, json_t *info)
 {
     if (info && job->ret < 0) {
         (void)json_object_set_new(info, "error", json_string(error_text(job)));
@@ -219,7 +187,7 @@ static void emit_end(struct jobs *j, struct job *job) REQUIRES(j->lock)
         send_event(j, "BLOCK_JOB_CANCELLED", data);
         return;
     }
-    add_error(job, data);
+    job_add_error(job, data);
     send_event(j, "BLOCK_JOB_COMPLETED", data);
 }
 
@@ -264,7 +232,7 @@ void job_unref(struct jobs *j, struct job *job)
     }
 }
 
-static void dismiss(struct jobs *j, struct job *job) REQUIRES(j->lock)
+void job_forget(struct jobs *j, struct job *job)
 {
     set_status(j, job, JOB_STATUS_NULL);
     list_remove(&job->in_jobs);
@@ -314,7 +282,7 @@ static void conclude(struct jobs *j, struct job *job) REQUIRES(j->lock)
     leave_txn(job);
     set_status(j, job, JOB_STATUS_CONCLUDED);
     if (!job->manual_dismiss) {
-        dismiss(j, job);
+        job_forget(j, job);
     }
 }
 
@@ -324,8 +292,7 @@ static enum job_status work_status(const struct job *job)
     return job->is_ready ? JOB_STATUS_READY : JOB_STATUS_RUNNING;
 }
 
-/* What is paused works again; its thread follows. */
-static void unpause(struct jobs *j, struct job *job) REQUIRES(j->lock)
+void job_unpause(struct jobs *j, struct job *job)
 {
     if (job->paused) {
         job->paused = false;
@@ -334,53 +301,10 @@ static void unpause(struct jobs *j, struct job *job) REQUIRES(j->lock)
     cond_broadcast(&job->wake);
 }
 
-/*
- * QEMU's jobs run in the loop that reads commands, so what a command has asked
- * a job for is there before the next one is read: callers delete a target right
- * after they have cancelled its job.  Here the job has a thread of its own, and
- * the next command waits for it, as long as that makes sense.
- */
-static void shall_settle(struct job *job)
-{
-    job->settle_ns = now_ns() + SETTLE_NS;
-}
-
-static bool is_settled(const struct job *job)
-{
-    return job->finished || (!job->cancelled && !job->ending &&
-                             (job->pause_count == 0 || job->paused));
-}
-
-/* Until when there is somebody to wait for; 0: there is nobody. */
-static uint64_t unsettled_until(struct jobs *j, uint64_t now) REQUIRES(j->lock)
-{
-    uint64_t until = 0;
-
-    list_for_each (at, &j->p->jobs) {
-        const struct job *job = list_entry(at, struct job, in_jobs);
-        if (job->settle_ns > now && !is_settled(job)) {
-            until = max_u64(until, job->settle_ns);
-        }
-    }
-    return until;
-}
-
-void jobs_settle(struct jobs *j)
-{
-    uint64_t now = now_ns();
-    uint64_t until;
-
-    while ((until = unsettled_until(j, now)) > now) {
-        (void)cond_wait_ms(&j->p->changed, &j->lock,
-                           (until - now) / 1000000 + 1);
-        now = now_ns();
-    }
-}
-
-static void cancel_async(struct jobs *j, struct job *job) REQUIRES(j->lock)
+void job_cancel_async(struct jobs *j, struct job *job)
 {
     job->cancelled = true;
-    shall_settle(job);
+    job_shall_settle(job);
     job->user_paused = false;
     job->pause_count = 0;
     if (!job->finished && job->drv->kick) {
@@ -389,18 +313,16 @@ static void cancel_async(struct jobs *j, struct job *job) REQUIRES(j->lock)
     if (!job->finished && job->drv->give_up) {
         job->drv->give_up(job);
     }
-    unpause(j, job);
+    job_unpause(j, job);
 }
 
-/* The caller holds a reference to @txn. */
-static void txn_abort(struct jobs *j, struct job_txn *txn,
-                      const struct job *cause) REQUIRES(j->lock)
+void job_txn_abort(struct jobs *j, struct job_txn *txn, const struct job *cause)
 {
     if (!txn->aborting) {
         txn->aborting = true;
         list_for_each (at, &txn->jobs) {
             if (in_txn_of(at) != cause) {
-                cancel_async(j, in_txn_of(at));
+                job_cancel_async(j, in_txn_of(at));
             }
         }
     }
@@ -413,14 +335,14 @@ static void txn_abort(struct jobs *j, struct job_txn *txn,
     }
 }
 
-static void txn_commit(struct jobs *j, struct job_txn *txn) REQUIRES(j->lock)
+void job_txn_commit(struct jobs *j, struct job_txn *txn)
 {
     list_for_each (at, &txn->jobs) {
         struct job *job = in_txn_of(at);
         job->ret = job->drv->prepare ? job->drv->prepare(job) : 0;
         if (job->ret < 0) {
             note_failure(j, job);
-            txn_abort(j, txn, job);
+            job_txn_abort(j, txn, job);
             return;
         }
     }
@@ -451,7 +373,7 @@ static void txn_wait(struct jobs *j, struct job *job, struct job_txn *txn)
         }
     }
     if (!manual) {
-        txn_commit(j, txn);
+        job_txn_commit(j, txn);
     }
 }
 
@@ -466,7 +388,7 @@ static void finish_job(struct jobs *j, struct job *job, int ret)
     note_failure(j, job);
     txn->refs++;
     if (job->ret < 0 || txn->aborting) {
-        txn_abort(j, txn, job);
+        job_txn_abort(j, txn, job);
     } else {
         txn_wait(j, job, txn);
     }
@@ -578,7 +500,7 @@ static bool id_is_valid(const char *id)
                          "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")] == '\0';
 }
 
-static struct job *find_job(struct jobs *j, const char *id) REQUIRES(j->lock)
+struct job *job_find(struct jobs *j, const char *id)
 {
     list_for_each (at, &j->p->jobs) {
         struct job *job = list_entry(at, struct job, in_jobs);
@@ -594,7 +516,7 @@ int job_check_id(struct jobs *j, const char *id, struct error **errp)
     if (!id_is_valid(id)) {
         return error_set(errp, EINVAL, "Invalid job ID '%s'", id);
     }
-    if (find_job(j, id)) {
+    if (job_find(j, id)) {
         return error_set(errp, EEXIST, "Job ID '%s' already in use", id);
     }
     if (j->p->closing) {
@@ -660,7 +582,7 @@ int job_enlist(struct jobs *j, struct job *job, struct job_txn *txn,
 void job_drop(struct jobs *j, struct job *job)
 {
     leave_txn(job);
-    dismiss(j, job);
+    job_forget(j, job);
 }
 
 /* This is what QEMU's drain at the start of jobs shows to clients. */
@@ -673,239 +595,6 @@ void job_begin(struct jobs *j, struct job *job)
 void job_go(struct jobs *j, struct job *job)
 {
     set_status(j, job, JOB_STATUS_RUNNING);
-}
-
-/* --- Verbs --- */
-
-static int find_job_for_verb(struct jobs *j, const char *id, enum job_verb verb,
-                             struct job **jobp, struct error **errp)
-    REQUIRES(j->lock)
-{
-    struct job *job = find_job(j, id);
-
-    if (!job) {
-        return error_set(errp, ENOENT, "Block job '%s' not found", id);
-    }
-    if (!(verbs[verb].allowed & (1U << job->status))) {
-        return error_set(
-            errp, EPERM,
-            "Job '%s' in state '%s' cannot accept command verb '%s'", id,
-            status_names[job->status], verbs[verb].name);
-    }
-    *jobp = job;
-    return 0;
-}
-
-int job_cancel(struct jobs *j, const char *id, bool force, struct error **errp)
-{
-    struct job *job;
-    int r = find_job_for_verb(j, id, JOB_VERB_CANCEL, &job, errp);
-    if (r < 0) {
-        return r;
-    }
-    if (job->user_paused && !force) {
-        return error_set(errp, EPERM,
-                         "The block job for device '%s' is currently paused",
-                         id);
-    }
-    if (!force && job->drv->cancel && !job->drv->cancel(job)) {
-        job->ending = true;
-        shall_settle(job);
-        return 0;
-    }
-    cancel_async(j, job);
-    if (job->finished) {
-        struct job_txn *txn = job->txn;
-        txn->refs++;
-        txn_abort(j, txn, job);
-        job_txn_unref(txn);
-    }
-    return 0;
-}
-
-/* By their ids: with one of them others may go, and one that is only asked to
- * end stays for a while. */
-void jobs_cancel_on(struct jobs *j, const struct node *n)
-{
-    CLEANUP_JSON json_t *ids = json_array();
-    size_t i;
-    json_t *id;
-
-    list_for_each (at, &j->p->jobs) {
-        struct job *job = list_entry(at, struct job, in_jobs);
-
-        if (!job->cancelled && job->drv->uses && job->drv->uses(job, n)) {
-            (void)json_array_append_new(ids, json_string(job->id));
-        }
-    }
-    json_array_foreach (ids, i, id) {
-        (void)job_cancel(j, json_string_value(id), false, NULL);
-    }
-}
-
-bool jobs_use(struct jobs *j, const struct node *n,
-              bool (*wanted)(const char *id, void *opaque), void *opaque)
-{
-    list_for_each (at, &j->p->jobs) {
-        struct job *job = list_entry(at, struct job, in_jobs);
-
-        if (job->txn && job->drv->uses && wanted(job->id, opaque) &&
-            job->drv->uses(job, n)) {
-            return true;
-        }
-    }
-    return false;
-}
-
-int job_pause(struct jobs *j, const char *id, struct error **errp)
-{
-    struct job *job;
-    int r = find_job_for_verb(j, id, JOB_VERB_PAUSE, &job, errp);
-    if (r < 0) {
-        return r;
-    }
-    if (job->user_paused) {
-        return error_set(errp, EPERM, "Job is already paused");
-    }
-    job->user_paused = true;
-    job->pause_count++;
-    shall_settle(job);
-    if (!job->finished && job->drv->kick) {
-        job->drv->kick(job, true);
-    }
-    return 0;
-}
-
-int job_resume(struct jobs *j, const char *id, struct error **errp)
-{
-    struct job *job;
-    int r = find_job_for_verb(j, id, JOB_VERB_RESUME, &job, errp);
-    if (r < 0) {
-        return r;
-    }
-    if (!job->user_paused) {
-        return error_set(errp, EPERM, "Can't resume a job that was not paused");
-    }
-    job->user_paused = false;
-    if (--job->pause_count > 0) {
-        return 0;
-    }
-    job->io_status = "ok";
-    if (job->drv->kick && !job->cancelled) {
-        job->drv->kick(job, false);
-    }
-    unpause(j, job);
-    return 0;
-}
-
-int job_complete(struct jobs *j, const char *id, struct error **errp)
-{
-    struct job *job;
-    int r = find_job_for_verb(j, id, JOB_VERB_COMPLETE, &job, errp);
-    if (r < 0) {
-        return r;
-    }
-    if (job->cancelled || !job->drv->complete) {
-        return error_set(errp, EPERM,
-                         "The active block job '%s' cannot be completed", id);
-    }
-    r = job->drv->complete(job, errp);
-    if (r == 0) {
-        job->ending = true;
-        shall_settle(job);
-    }
-    return r;
-}
-
-int job_finalize(struct jobs *j, const char *id, struct error **errp)
-{
-    struct job *job;
-    int r = find_job_for_verb(j, id, JOB_VERB_FINALIZE, &job, errp);
-
-    if (r == 0) {
-        struct job_txn *txn = job->txn;
-        txn->refs++;
-        txn_commit(j, txn);
-        job_txn_unref(txn);
-    }
-    return r;
-}
-
-int job_dismiss(struct jobs *j, const char *id, struct error **errp)
-{
-    struct job *job;
-    int r = find_job_for_verb(j, id, JOB_VERB_DISMISS, &job, errp);
-
-    if (r == 0) {
-        dismiss(j, job);
-    }
-    return r;
-}
-
-int job_set_speed(struct jobs *j, const char *id, uint64_t speed,
-                  struct error **errp)
-{
-    struct job *job;
-    int r = find_job_for_verb(j, id, JOB_VERB_SET_SPEED, &job, errp);
-
-    if (r == 0) {
-        job->speed = speed;
-        if (!job->finished && job->drv->set_speed) {
-            job->drv->set_speed(job, speed);
-        }
-    }
-    return r;
-}
-
-/* --- Queries --- */
-
-json_t *jobs_query(struct jobs *j)
-{
-    json_t *list = json_array();
-
-    list_for_each (at, &j->p->jobs) {
-        struct job *job = list_entry(at, struct job, in_jobs);
-        uint64_t done;
-        uint64_t total;
-
-        get_progress(job, &done, &total);
-        json_t *info = json_pack(
-            "{s:I, s:s, s:I, s:s, s:s}", "current-progress", (json_int_t)done,
-            "status", status_names[job->status], "total-progress",
-            (json_int_t)total, "type", job->drv->type, "id", job->id);
-        add_error(job, info);
-        (void)json_array_append_new(list, info);
-    }
-    return list;
-}
-
-json_t *jobs_query_block(struct jobs *j)
-{
-    json_t *list = json_array();
-
-    list_for_each (at, &j->p->jobs) {
-        struct job *job = list_entry(at, struct job, in_jobs);
-        uint64_t done;
-        uint64_t total;
-
-        if (job->drv->general) {
-            continue;
-        }
-        get_progress(job, &done, &total);
-        json_t *info = json_pack(
-            "{s:b, s:s, s:I, s:b, s:b, s:s, s:b, s:I, s:b, s:s, s:s, s:I}",
-            "auto-finalize", (int)!job->manual_finalize, "io-status",
-            job->io_status, "offset", (json_int_t)done, "paused",
-            (int)(job->pause_count > 0), "busy",
-            (int)(!job->finished && !job->paused && !job->is_ready), "status",
-            status_names[job->status], "auto-dismiss",
-            (int)!job->manual_dismiss, "len", (json_int_t)total, "ready",
-            (int)(job->status == JOB_STATUS_READY), "type", job->drv->type,
-            "device", job->id, "speed", (json_int_t)job->speed);
-        add_error(job, info);
-        (void)json_array_append_new(list, info);
-    }
-    return list;
 }
 
 /* --- All jobs --- */
@@ -942,7 +631,7 @@ static bool shut_down_one(struct jobs *j) REQUIRES(j->lock)
     list_for_each (at, &j->p->jobs) {
         struct job *job = list_entry(at, struct job, in_jobs);
         if (job->status == JOB_STATUS_CONCLUDED) {
-            dismiss(j, job);
+            job_forget(j, job);
             return true;
         }
         if (!job->cancelled && job->status != JOB_STATUS_ABORTING) {
