@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_STORE_VERIFY_H
+#define NBDELTA_SERVER_STORE_VERIFY_H
+
+/*
+ * Do the files have what was written?
+ * ===================================
+ *
+ * Each file of a point is looked at alone: its manifest, the hash of its .sums
+ * file, the image's header (size, parent), and which units the image decides.
+ * Then the units are read and hashed, on threads.  Memory: 1 MiB for each
+ * thread, what blocklib has for one image, and the file's sums.
+ */
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "store/manifest.h"
+#include "store/name.h"
+
+struct error;
+struct store;
+
+struct damage {
+    const char *point;
+    const char *disk; /* NULL: the whole point */
+    uint64_t offset;  /* of the guest's disk */
+    uint64_t bytes;   /* 0: the file as a whole */
+    const char *what; /* a phrase */
+};
+
+struct verify_options {
+    bool quick;           /* read no data */
+    unsigned part, parts; /* the part-th (from 1) of so many; 0, 0: all */
+    unsigned threads;     /* 0: as many as there are processors, at most 16 */
+    _Atomic bool *stop;   /* set by whoever wants it to end; or NULL */
+    /* One at a time, by any thread. */
+    void (*on_damage)(const struct damage *d, void *opaque);
+    void (*on_progress)(uint64_t done, uint64_t total, void *opaque);
+    void *opaque;
+};
+
+struct verify_result {
+    uint64_t files;
+    uint64_t units; /* that were read */
+    uint64_t damages;
+};
+
+/*
+ * Verify the files of @point and of its parents (@chain), or of it alone.
+ * 0: all is as it was written; -EUCLEAN: damage was told; -EBUSY: a prune
+ * works on it; -ECANCELED; other errors: it could not be verified.
+ * What was found is stored as POINT.verified.
+ */
+int verify_point(struct store *s, const char *point, bool chain,
+                 const struct verify_options *o, struct verify_result *result,
+                 struct error **errp);
+
+/* The same for all points, each file once. */
+int verify_all(struct store *s, const struct verify_options *o,
+               struct verify_result *result, struct error **errp);
+
+/* What POINT.verified says. */
+struct verified {
+    int64_t when;     /* all of it is not older than that; 0: never verified */
+    uint64_t damages; /* found by the last verification of each part */
+};
+/* A file that is not there, or that makes no sense, says "never". */
+void verified_read(const struct store *s, const char *point,
+                   struct verified *v);
+/* Was the disk's file in that point found damaged? */
+bool verified_damaged(const struct store *s, const char *point,
+                      const char *disk);
+
+#endif /* NBDELTA_SERVER_STORE_VERIFY_H */
