@@ -49,8 +49,8 @@ int point_name_find(const char *const *names, unsigned count, const char *word,
                     unsigned *found, struct error **errp);
 
 /*
- * Split "DIR@POINT" at its last '@' if what follows can be a word for a point
- * and there is no file of the whole name.  *dir is malloc()ed, *word points
+ * Split "DIR@POINT" at its last '@' if no slash follows and there is no file of
+ * the whole name.  *dir is malloc()ed, *word points
  * into @arg, or is NULL: none was given.  -EINVAL: there is an '@', and what
  * follows is nothing; -ENOMEM.
  */
