@@ -194,6 +194,21 @@ int cli_failed(const char *what, const char *fmt, ...)
     return EXIT_FAILURE;
 }
 
+int cli_reply_failed(const char *what, const json_t *reply)
+{
+    const json_t *e = json_object_get(reply, "error");
+    const char *class = json_string_value(json_object_get(e, "class"));
+    const char *desc = json_string_value(json_object_get(e, "desc"));
+    CLEANUP_FREE char *text = NULL;
+
+    if (json_object_get(reply, "return")) {
+        return 0;
+    }
+    text = text_printable(desc ? desc : "reply without a result");
+    return cli_failed(what, "%s: %s", class ? class : "error",
+                      text ? text : "");
+}
+
 int cli_usage(const struct cli_command *c, const char *fmt, ...)
 {
     va_list ap;

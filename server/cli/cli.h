@@ -75,6 +75,10 @@ int cli_usage(const struct cli_command *c, const char *fmt, ...)
 int cli_output_format(const struct cli_command *c, const char *text,
                       bool *json);
 
+/* 0 when @reply has "return"; otherwise EXIT_FAILURE, with the error printed as
+ * one of @what. */
+int cli_reply_failed(const char *what, const json_t *reply);
+
 /* Print @j in many lines, as qemu-img does.  Characters that are not printable
  * (text.h) become \u escapes. */
 void cli_print_json(const json_t *j);

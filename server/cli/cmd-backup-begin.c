@@ -9,7 +9,7 @@
 
 #include "cli/cli.h"
 #include "cli/commands.h"
-#include "cli/qmp-client.h"
+#include "client/qmp-client.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/options.h"
@@ -313,7 +313,7 @@ static int undo_begin(struct qmp_client *c, const json_t *begun)
                                           "success", 0);
     int r = qmp_client_request(c, "backup-end", args, &reply, &err);
 
-    if (r < 0 || qmp_client_failed("backup-begin", reply) != 0) {
+    if (r < 0 || cli_reply_failed("backup-begin", reply) != 0) {
         (void)cli_failed("backup-begin",
                          "%s: backup '%s' may still be there: end it with "
                          "'nbdelta backup-end --failed'",
@@ -346,7 +346,7 @@ static int begin_backup(struct qmp_client *c, const char *socket, json_t *args,
     if (r < 0) {
         return tell_unanswered("backup-begin", r, err, BEGUN);
     }
-    int status = qmp_client_failed("backup-begin", *reply);
+    int status = cli_reply_failed("backup-begin", *reply);
     return status == 0 && interrupted
                ? undo_begin(c, json_object_get(*reply, "return"))
                : status;
@@ -463,7 +463,7 @@ static int end_backup(const char *socket, json_t *args)
     }
     qmp_client_close(&c);
     return r < 0 ? tell_unanswered("backup-end", r, err, ENDED)
-                 : qmp_client_failed("backup-end", reply);
+                 : cli_reply_failed("backup-end", reply);
 }
 
 int cmd_backup_end(int argc, char **argv)

@@ -9,8 +9,8 @@
 
 #include "cli/cli.h"
 #include "cli/commands.h"
-#include "cli/qmp-client.h"
 #include "cli/qmp-wait.h"
+#include "client/qmp-client.h"
 #include "commands/table.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
@@ -226,7 +226,7 @@ static int run_command(struct waiter *w, const struct what *o)
     if (r < 0) {
         return tell_no_reply(o, r, err);
     }
-    if (qmp_client_failed("qmp", reply) != 0) {
+    if (cli_reply_failed("qmp", reply) != 0) {
         return EXIT_FAILURE;
     }
     cli_print_json(json_object_get(reply, "return"));

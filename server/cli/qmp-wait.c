@@ -10,7 +10,7 @@
 
 #include "cli/cli.h"
 #include "cli/progress.h"
-#include "cli/qmp-client.h"
+#include "client/qmp-client.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"

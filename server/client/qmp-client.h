@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-#ifndef NBDELTA_SERVER_CLI_QMP_CLIENT_H
-#define NBDELTA_SERVER_CLI_QMP_CLIENT_H
+#ifndef NBDELTA_SERVER_CLIENT_QMP_CLIENT_H
+#define NBDELTA_SERVER_CLIENT_QMP_CLIENT_H
 
 /* The other end of QMP, for commands that talk to a daemon. */
 #include <jansson.h>
@@ -58,8 +58,4 @@ int qmp_client_reply(struct qmp_client *c, json_t **reply, struct error **errp);
 int qmp_client_request(struct qmp_client *c, const char *command, json_t *args,
                        json_t **reply, struct error **errp);
 
-/* 0 when @reply has "return"; otherwise EXIT_FAILURE, with the error printed as
- * one of @what. */
-int qmp_client_failed(const char *what, const json_t *reply);
-
-#endif /* NBDELTA_SERVER_CLI_QMP_CLIENT_H */
+#endif /* NBDELTA_SERVER_CLIENT_QMP_CLIENT_H */

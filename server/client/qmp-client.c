@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* A client of QMP: see qmp-client.h. */
-#include "cli/qmp-client.h"
+#include "client/qmp-client.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -11,11 +11,9 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "cli/cli.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
-#include "nbdelta/text.h"
 #include "qmp/dispatch.h"
 #include "qmp/parse.h"
 
@@ -261,19 +259,4 @@ int qmp_client_open(struct qmp_client *c, const char *path, struct error **errp)
     int r = dial_socket(c, path, errp);
 
     return r < 0 ? r : negotiate_qmp(c, errp);
-}
-
-int qmp_client_failed(const char *what, const json_t *reply)
-{
-    const json_t *e = json_object_get(reply, "error");
-    const char *class = json_string_value(json_object_get(e, "class"));
-    const char *desc = json_string_value(json_object_get(e, "desc"));
-    CLEANUP_FREE char *text = NULL;
-
-    if (json_object_get(reply, "return")) {
-        return 0;
-    }
-    text = text_printable(desc ? desc : "reply without a result");
-    return cli_failed(what, "%s: %s", class ? class : "error",
-                      text ? text : "");
 }
