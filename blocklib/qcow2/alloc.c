@@ -7,13 +7,13 @@
  *
  *   1. Every reference to a cluster that is on disk is covered by the
  *      refcount on disk.  A crash can leak clusters; it cannot corrupt.
- *   2. A cluster is not handed out while anything on disk may refer to it,
- *      or anybody moves bytes of it (map.c: tickets).
+ *   2. A cluster is not handed out while anything on disk may refer to it, or
+ *      while a request moves bytes of it (map.c: tickets).
  *   3. A refcount block describes itself: the entry for its own cluster is
  *      in it, or in a block that is older.
  *
- * An external data file has its own.  There, nothing is allocated, counted
- * or freed: the place of a guest cluster is its own.
+ * Nothing in an external data file is allocated, counted or freed: each guest
+ * cluster has a place of its own there.  So two other invariants hold:
  *
  *   4. What an L2 entry on disk leads to was flushed in the data file before.
  *   5. A raw data file reads as the guest sees the disk (zero.c, resize.c).
@@ -57,7 +57,7 @@ static int block_get(struct qcow2 *s, uint64_t cluster, struct qcow2_table **tp)
     return qcow2_cache_get(s->refblocks, host, false, tp);
 }
 
-/* The same to be changed. */
+/* As block_get(); the block is going to be changed. */
 static int block_get_writable(struct qcow2 *s, uint64_t cluster,
                               struct qcow2_table **tp) REQUIRES(s->meta)
 {
@@ -104,14 +104,14 @@ int qcow2_refcount_get(struct qcow2 *s, uint64_t cluster, uint64_t *count)
     return 0;
 }
 
-/* How far the end of what is in use may be from the end of the file: clusters
- * that were counted before a crash, and not written. */
+/* The clusters in use may end so many clusters behind the end of the file: they
+ * were counted before a crash, and not written. */
 #define BEYOND_MAX 65536
 
 /*
- * Clusters that count as free, and yet hold metadata, would be overwritten: the
- * image lies.  So it does when everything counts as used up to far behind the
- * end of the file.
+ * An image lies if a cluster counts as free and yet holds metadata, which would
+ * be overwritten.  It also lies if everything counts as used up to far behind
+ * the end of the file.
  */
 static int check_unused(struct qcow2 *s, uint64_t cluster, uint64_t clusters)
     REQUIRES(s->meta)
@@ -183,7 +183,7 @@ static int add_block(struct qcow2 *s, uint64_t index, uint64_t at,
     return 0;
 }
 
-/* They are not referred to: forget new blocks from the host cluster @at on. */
+/* Forget new blocks, which nothing refers to, from the host cluster @at on. */
 static void drop_blocks(struct qcow2 *s, uint64_t at, uint64_t count)
     REQUIRES(s->meta)
 {
@@ -193,7 +193,8 @@ static void drop_blocks(struct qcow2 *s, uint64_t at, uint64_t count)
     }
 }
 
-/* Room for @count blocks in a row at the host cluster @at, and the blocks. */
+/* Make @count blocks in a row at the host cluster @at, with room in the
+ * file. */
 static int add_blocks(struct qcow2 *s, uint64_t index, uint64_t at,
                       uint64_t count, uint64_t used) REQUIRES(s->meta)
 {
@@ -212,7 +213,7 @@ static int add_blocks(struct qcow2 *s, uint64_t index, uint64_t at,
     return r;
 }
 
-/* The refcount table leads to such blocks. */
+/* Let the refcount table lead to blocks that add_blocks() made. */
 static int hook_up(struct qcow2 *s, uint64_t index, uint64_t at, uint64_t count)
     REQUIRES(s->meta)
 {
@@ -287,8 +288,8 @@ static int grow_reftable(struct qcow2 *s, uint64_t needed) REQUIRES(s->meta)
     return qcow2_free_later(s, old, old_clusters);
 }
 
-/* A refcount block for the clusters around @cluster, which is the first one
- * that is wanted there: it becomes the block. */
+/* Make a refcount block for the clusters around @cluster.  @cluster is the
+ * first of them that is wanted, and becomes the block. */
 static int new_block(struct qcow2 *s, uint64_t cluster) REQUIRES(s->meta)
 {
     uint64_t index = cluster >> s->refblock_bits;
@@ -313,11 +314,11 @@ static int new_block(struct qcow2 *s, uint64_t cluster) REQUIRES(s->meta)
 
 /* --- Allocating --- */
 
-/* Blocks that are searched without giving up the meta lock. */
+/* So many blocks are searched before the meta lock is given up. */
 #define SEARCH_MAX 32
 
-/* A block that says that all up to @cluster is in use: is it one, and can
- * that be? */
+/* A block says that all clusters up to @cluster are in use.  Is it a refcount
+ * block, and can that be true? */
 static int check_full(struct qcow2 *s, uint64_t cluster) REQUIRES(s->meta)
 {
     uint64_t host = s->reftable[cluster >> s->refblock_bits] &
@@ -331,8 +332,8 @@ static int check_full(struct qcow2 *s, uint64_t cluster) REQUIRES(s->meta)
                : 0;
 }
 
-/* The length of the free run at @cluster, at most @want, within its block;
- * 0 and *skip clusters that are taken. */
+/* The length of the free run at @cluster, at most @want, within its block.  0:
+ * *skip clusters from @cluster on are taken. */
 static uint64_t free_run(const struct qcow2 *s, const struct qcow2_table *t,
                          uint64_t cluster, uint64_t want, uint64_t *skip)
 {
@@ -353,10 +354,10 @@ static uint64_t free_run(const struct qcow2 *s, const struct qcow2_table *t,
 }
 
 /*
- * Find a free run of 1 to @want clusters at or after @from.  Blocks that are
- * full are looked at once and no more: each that memory lets count is in a
- * cluster of its own, so the work is bounded by what the image really has.
- * -EINPROGRESS: *start is how far @blocks_max blocks have led.
+ * Find a free run of 1 to @want clusters at or after @from.  A full block is
+ * looked at only once.  Each block that the refcount table leads to is in a
+ * cluster of its own, so the size of the image bounds the work.  -EINPROGRESS:
+ * @blocks_max blocks were searched, up to *start.
  */
 static int find_free(struct qcow2 *s, uint64_t from, uint64_t want,
                      unsigned blocks_max, uint64_t *start, uint64_t *run)
@@ -400,7 +401,7 @@ static int find_free(struct qcow2 *s, uint64_t from, uint64_t want,
     }
 }
 
-/* As far as that went; *done clusters. */
+/* Set the counts of @clusters.  On failure *done of them were set. */
 static int set_some(struct qcow2 *s, uint64_t cluster, uint64_t clusters,
                     uint64_t count, uint64_t *done) REQUIRES(s->meta)
 {
@@ -460,8 +461,8 @@ int qcow2_alloc(struct qcow2 *s, uint64_t want, uint64_t *host, uint64_t *got,
     return 0;
 }
 
-/* Behind the last block, at *index, room for blocks that count themselves and
- * @count clusters more. */
+/* Find room behind the last block, at *index, for blocks that count themselves
+ * and @count clusters more. */
 static int room_for_blocks(struct qcow2 *s, uint64_t count, uint64_t *index,
                            uint64_t *blocks) REQUIRES(s->meta)
 {
@@ -485,8 +486,9 @@ static int room_for_blocks(struct qcow2 *s, uint64_t count, uint64_t *index,
 }
 
 /*
- * A run that is longer than what one block counts, while a block lies in the
- * first of its own clusters otherwise: new ones, in front of it.
+ * Allocate a run that is longer than what one block counts.  A block usually
+ * lies in the first of the clusters that it counts, which would split the run.
+ * So new blocks are put in front of it.
  *
  *     end of what is counted -> [ blocks ][ run ]
  */
@@ -648,7 +650,7 @@ int qcow2_free_later(struct qcow2 *s, uint64_t host, uint64_t clusters)
     return add_to_limbo(s, &f);
 }
 
-/* One reference less to a cluster.  1: it is free now. */
+/* Take one reference from a cluster.  1: it is free now. */
 static int lower(struct qcow2 *s, uint64_t cluster) REQUIRES(s->meta)
 {
     struct qcow2_table *t;
@@ -686,8 +688,8 @@ void qcow2_ref_undo(struct qcow2 *s, uint64_t host, uint64_t bytes)
     }
 }
 
-/* The same for each cluster of a run.  What cannot be done for want of room
- * goes back to limbo: that is no reason for a flush to fail. */
+/* Take one reference from each cluster of a run.  Clusters for whose refcounts
+ * there is no room go back to limbo: that is no reason for a flush to fail. */
 static int lower_run(struct qcow2 *s, struct qcow2_freed f) REQUIRES(s->meta)
 {
     int r = 0;
@@ -737,7 +739,7 @@ static void advance_epoch(struct qcow2 *s) REQUIRES(s->meta)
     }
 }
 
-/* Take the runs that are due out of limbo; their number. */
+/* Take the runs that are due out of limbo.  Returns their number. */
 static size_t take_due(struct qcow2 *s, struct qcow2_freed *due)
     REQUIRES(s->meta)
 {

@@ -6,11 +6,11 @@
  *   length       extensions: the backing format, others, an end marker
  *   then         the name, somewhere before the end of the first cluster
  *
- * A crash may let any part of a write happen, but a sector is written whole
- * or not at all.  So the new name goes to a place that is free, and then one
- * write of the first sector makes it count.  The format is in that sector
- * as well; where it cannot be, the image names none for a moment (readers
- * then look what the file is), never a wrong one.
+ * A crash may let any part of a write happen, but a sector is written whole or
+ * not at all.  So the new name goes to a place that is free, and then one write
+ * of the first sector makes it count.  The format is in that sector as well.
+ * If it cannot be there, the image names none for a moment (readers then look
+ * what the file is), never a wrong one.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -65,7 +65,7 @@ static void find_layout(const unsigned char *h, uint64_t size,
     l->end = at;
 }
 
-/* Write head[from, from + len) and wait for it. */
+/* Write head[from, from + len) and wait until it is durable. */
 static int put_head(struct change *c, uint64_t from, uint64_t len)
 {
     int r = node_pwrite(c->s->file, c->head + from, len, from, 0);
@@ -189,7 +189,7 @@ int qcow2_change_backing(struct node *n, const char *name, const char *fmt,
         return error_nomem(errp);
     }
     c.head = head;
-    /* A raw data file has all that there is to be seen. */
+    /* A raw data file shows the whole disk. */
     int r = name && (s->raw || strlen(new_name) > QCOW2_MAX_BACKING_NAME ||
                      (fmt && strlen(fmt) > FMT_MAX))
                 ? -EINVAL

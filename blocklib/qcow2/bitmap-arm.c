@@ -15,14 +15,14 @@
  *     only in armed regions: so the image never lacks a bit.  (With
  *     bitmap-durability=process they are in the page cache, where a killed
  *     process leaves them.)
- *  2. A writer sets the bit before he looks whether the region is armed; the
- *     tightener disarms before he reads the bits.  All of these accesses are
+ *  2. A writer sets the bit before it looks whether the region is armed; the
+ *     tightener disarms before it reads the bits.  All of these accesses are
  *     sequentially consistent: one of the two sees the other.
  *  3. Bits in the image are written under the arm lock: old bits never land
  *     on newer ones.
  *  4. Bits that were cleared go from the image only after what had been written
- *     before that is durable: a crash that takes such data back makes a
- *     change, too.
+ *     before that is durable: a crash that takes such data back is a change,
+ *     too.
  *  5. A cluster of bits counts in the refcounts on disk before a table entry
  *     leads to it.  Where there is no room for one, the entry says "all ones".
  *  6. What could not be written, or flushed, is not armed; entries are in doubt
@@ -40,7 +40,7 @@
 #include "nbdelta/thread.h"
 #include "qcow2/bitmaps.h"
 
-/* Arming again within this time widens. */
+/* If arming is needed again within this time, more is armed at once. */
 #define OFTEN_NS  UINT64_C(500000000)
 #define QUIET_MS  2000 /* between two looks of the tightener */
 #define WIDTH_MAX 30
@@ -74,7 +74,7 @@ static bool all_armed(const struct qcow2_bitmap *qb, uint64_t first,
     return true;
 }
 
-/* log2 of the regions of a slice. */
+/* Log2 of the number of regions of a slice. */
 static unsigned per_slice_bits(const struct qcow2 *s,
                                const struct qcow2_bitmap *qb)
 {
@@ -92,7 +92,7 @@ static void set_ones(unsigned char *bits, uint64_t from, uint64_t to)
     }
 }
 
-/* The same in the image. */
+/* Write such ones to the image. */
 static int write_ones(struct qcow2 *s, uint64_t host, uint64_t from,
                       uint64_t to)
 {
@@ -106,7 +106,7 @@ static int write_ones(struct qcow2 *s, uint64_t host, uint64_t from,
     return node_pwrite(s->file, ones, bytes, host + from / 8, 0);
 }
 
-/* A cluster with these bits, which counts, and which nothing leads to. */
+/* Make a cluster with these bits.  It counts, and nothing leads to it. */
 static int new_cluster(struct qcow2 *s, const unsigned char *bits,
                        uint64_t *hostp) REQUIRES(s->bitmaps.arm_lock)
 {
@@ -132,7 +132,7 @@ static int new_cluster(struct qcow2 *s, const unsigned char *bits,
     return 0;
 }
 
-/* Have the entry of a slice that has no cluster lead to that one. */
+/* Have the entry of a slice without a cluster lead to the cluster @host. */
 static int hook_up_cluster(struct qcow2 *s, struct qcow2_bitmap *qb,
                            uint64_t slice, uint64_t host)
     REQUIRES(s->bitmaps.arm_lock)
@@ -145,8 +145,8 @@ static int hook_up_cluster(struct qcow2 *s, struct qcow2_bitmap *qb,
     return r;
 }
 
-/* A failure that is in doubt already: the next write heals first, in one way
- * or another. */
+/* Try "all ones" after a failure.  If that fails, too, the node is in doubt,
+ * and the next write heals it first. */
 static int put_ones_again(struct qcow2 *s, struct qcow2_bitmap *qb,
                           uint64_t slice) REQUIRES(s->bitmaps.arm_lock)
 {
@@ -158,7 +158,7 @@ static int put_ones_again(struct qcow2 *s, struct qcow2_bitmap *qb,
     return r;
 }
 
-/* Ones for the regions [@first, @last], which lie in one slice. */
+/* Write ones for the regions [@first, @last], which lie in one slice. */
 static int arm_in_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
                         uint64_t slice, uint64_t first, uint64_t last,
                         bool exact) REQUIRES(s->bitmaps.arm_lock)
@@ -193,7 +193,7 @@ static int arm_in_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
     return qcow2_put_ones(s, qb, slice);
 }
 
-/* @exact: not more than that, where there is room for it. */
+/* @exact: arm no more regions than these, where there is room for a cluster. */
 static int arm_regions(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t first,
                        uint64_t last, bool exact) REQUIRES(s->bitmaps.arm_lock)
 {
@@ -212,7 +212,7 @@ static int arm_regions(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t first,
 
 /* --- Requests --- */
 
-/* More than was asked for, if that has been often lately. */
+/* Arm more than was asked for, if arming has been frequent lately. */
 static void widen(struct qcow2 *s, struct arm_request *q)
 {
     struct qcow2_bitmap *qb = q->qb;
@@ -241,7 +241,8 @@ static int arm_one(struct qcow2 *s, const struct arm_request *q, bool exact)
                             : arm_regions(s, q->qb, q->first, q->last, exact);
 }
 
-/* It is durable; "all ones" are for all of the slice. */
+/* The ones are durable: mark the regions as armed.  "All ones" arm the whole
+ * slice. */
 static void set_armed(struct qcow2 *s, const struct arm_request *q)
 {
     struct qcow2_bitmap *qb = q->qb;
@@ -259,7 +260,8 @@ static void set_armed(struct qcow2 *s, const struct arm_request *q)
     }
 }
 
-/* With one flush.  After a failure of that nothing of it is sure. */
+/* Arm all requests of @batch with one flush.  If the flush fails, none of them
+ * is sure. */
 static int arm_batch(struct qcow2 *s, const struct list *batch, bool exact)
     REQUIRES(s->bitmaps.arm_lock)
 {
@@ -281,8 +283,8 @@ static int arm_batch(struct qcow2 *s, const struct list *batch, bool exact)
     return first < 0 ? first : r;
 }
 
-/* All that are queued.  Once more after a failure, in the way that needs the
- * least of the image. */
+/* Serve all requests that are queued.  After a failure they are tried once
+ * more, in the way that needs the least of the image. */
 static void serve_queue(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
 {
     struct list batch;
@@ -319,8 +321,8 @@ static void serve_queue(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
     }
 }
 
-/* A bitmap in quarantine will lack a change: nobody shall trust it when what
- * is wrong with it has gone. */
+/* A bitmap in quarantine will lack a change.  Mark it, so that nobody trusts it
+ * when what is wrong with it has gone. */
 static int void_it(struct qcow2 *s, struct qcow2_bitmap *qb, bool nowait)
 {
     int r = 0;
@@ -339,7 +341,7 @@ static int void_it(struct qcow2 *s, struct qcow2_bitmap *qb, bool nowait)
     return r;
 }
 
-/* The regions of the range.  False: there are none. */
+/* Find the regions of the range.  False: there are none. */
 static bool regions_of(struct qcow2_bitmap *qb, uint64_t offset, uint64_t bytes,
                        struct arm_request *q)
 {
@@ -356,8 +358,9 @@ static bool regions_of(struct qcow2_bitmap *qb, uint64_t offset, uint64_t bytes,
 }
 
 /*
- * The other bitmaps that record, as far as they are not armed there: they will
- * be asked for next, and so have the same flush.  Without memory they wait.
+ * Requests for the other recording bitmaps that are not armed in the range.
+ * The writer will ask for them next, so they share the flush.  If there is no
+ * memory, they are armed later.
  */
 static struct arm_request *others(struct qcow2 *s,
                                   const struct qcow2_bitmap *own,
@@ -417,8 +420,8 @@ int qcow2_bitmap_arm(struct node *n, struct bitmap *bm, uint64_t offset,
         list_append(&s->bitmaps.queue, &more[i].link);
     }
     mutex_unlock(&s->bitmaps.queue_lock);
-    /* Whoever has the lock serves all who wait for it; those that came into the
-     * queue together leave it together. */
+    /* The thread that has the lock serves all threads that wait for it.
+     * Requests that came into the queue together leave it together. */
     mutex_lock(&s->bitmaps.arm_lock);
     if (!q.done) {
         serve_queue(s);
@@ -429,7 +432,7 @@ int qcow2_bitmap_arm(struct node *n, struct bitmap *bm, uint64_t offset,
 
 /* --- Tightening --- */
 
-/* Do all of its granules hold?  Then there is nothing to tighten. */
+/* Are all granules of the region dirty?  Then there is nothing to tighten. */
 static bool is_full(const struct qcow2_bitmap *qb, uint64_t region)
 {
     uint64_t from = region << qb->region_bits;
@@ -441,7 +444,7 @@ static bool is_full(const struct qcow2_bitmap *qb, uint64_t region)
            dirty;
 }
 
-/* Exact bits for one region, whose slice has a cluster. */
+/* Write exact bits for one region, whose slice has a cluster. */
 static int tighten_region(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t i)
     REQUIRES(s->bitmaps.arm_lock)
 {
@@ -461,7 +464,7 @@ static int tighten_region(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t i)
         qb->table[slice] + (first - slice * s->cluster_size * 8) / 8, 0);
 }
 
-/* The same for a slice that is all ones, for the lack of a cluster. */
+/* Write exact bits for a slice that is "all ones" because it got no cluster. */
 static int tighten_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
                          uint64_t slice, uint64_t first, uint64_t end)
     REQUIRES(s->bitmaps.arm_lock)
@@ -480,7 +483,7 @@ static int tighten_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
     return r < 0 ? r : hook_up_cluster(s, qb, slice, host);
 }
 
-/* Is the region armed and quiet?  A look takes the mark of a touch away. */
+/* Is the region armed and quiet?  Looking clears the mark of a touch. */
 static bool is_due(struct qcow2_bitmap *qb, uint64_t i)
 {
     if (!bitmap_word_get(qb->armed, i)) {
@@ -545,7 +548,7 @@ static int tighten(struct qcow2 *s, struct qcow2_bitmap *qb)
 
 int qcow2_bitmaps_tighten(struct qcow2 *s)
 {
-    /* A drain may be on its way to close the image: it does not wait. */
+    /* Do not wait for a drain: it may be about to close the image. */
     struct tree *t = node_enter(s->node, true);
     int r = 0;
 

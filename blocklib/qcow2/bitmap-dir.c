@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The bitmap directory, from bytes that nobody vouches for and back.
+ * The bitmap directory: from untrusted bytes to structures, and back.
  *
  *   0   table offset (8), table size in entries (4), flags (4)
  *   16  type, log2 of the granularity, length of name (2), of extra data (4)
@@ -45,7 +45,7 @@ uint64_t qcow2_bitmap_entry_size(const struct qcow2_bitmap *qb)
     return entry_size(qb->extra_len, qb->name_len);
 }
 
-/* A copy with a zero behind it. */
+/* A copy of @len bytes with a zero behind it. */
 static void *copy_bytes(const void *from, size_t len)
 {
     char *to = malloc(len + 1);

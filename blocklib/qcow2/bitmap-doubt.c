@@ -8,12 +8,13 @@
  *     fails leaves memory as it was, and what it wrote *in doubt*, from before
  *     the error is told.
  *  2. An entry in doubt (`doubt` of its bitmap): no region of its slice is
- *     armed, so who writes there has to arm, and that writes the entry again.
+ *     armed, so a writer there has to arm, which writes the entry again.
  *  3. The node in doubt (node->bitmaps_doubt): which directory counts, its
  *     flags, a bitmap that the image has and memory has not, or bits that
  *     memory has and the image has not.  Then no data change at all
- *     (core/bitmap-mark.c).  So it is after each store that has failed: it may
- *     have been there to undo one that had not.
+ *     (core/bitmap-mark.c).  The node is in doubt after each store that has
+ *     failed, too, because that store may have been meant to undo one that had
+ *     succeeded.
  *  4. Doubt ends when what memory has is written once more, and flushed.  That
  *     needs no room, and happens in place:
  *       header   the extension and the size that memory has
@@ -78,7 +79,7 @@ static bool any_doubt(const struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
     return false;
 }
 
-/* If nothing is in doubt. */
+/* Free the orphans if nothing is in doubt. */
 static void free_orphans(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
 {
     if (s->bitmaps.orphan_count == 0 || atomic_load(&s->node->bitmaps_doubt) ||
@@ -183,7 +184,7 @@ static void entries_flushed(struct qcow2 *s, bool ok)
     }
 }
 
-/* Nothing that was armed without a flush is sure any more. */
+/* Disarm all regions: none that was armed without a flush is sure any more. */
 static void disarm_all(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
 {
     list_for_each (e, &s->bitmaps.list) {
@@ -221,8 +222,9 @@ void qcow2_entries_begin(struct qcow2 *s)
     notice_failure(s);
 }
 
-/* Of two flushes at once, one may be told what both of them missed: so there is
- * one at a time, and the failure of one is known before the next. */
+/* Of two concurrent flushes, only one may be told of an error that concerns
+ * both.  So there is one flush at a time, and its failure is known before the
+ * next one begins. */
 static int flush_alone(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
 {
     mutex_lock(&s->flush_lock);
@@ -250,7 +252,7 @@ int qcow2_flush_entries(struct qcow2 *s)
 
 /* --- Flags --- */
 
-/* @all: also those that are as memory has them. */
+/* Write the flags that differ from memory; with @all, all flags. */
 static int write_flags(struct qcow2 *s, bool all) REQUIRES(s->bitmaps.arm_lock)
 {
     uint64_t at = s->bitmaps.ext.dir_offset;
@@ -316,8 +318,8 @@ static int write_size(struct qcow2 *s, uint64_t size)
     return r < 0 ? r : qcow2_flush_file(s);
 }
 
-/* As memory has it.  Under the flush lock: fields of the header that others
- * write are written with it. */
+/* Write the header as memory has it.  Hold the flush lock: header fields that
+ * others write are written with it. */
 static int restore_header(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
 {
     uint64_t size = s->bitmaps.size_doubt ? s->node->size : UINT64_MAX;
@@ -370,7 +372,7 @@ void qcow2_bitmaps_sure(struct qcow2 *s)
 {
     s->bitmaps.header_doubt = false;
     s->bitmaps.size_doubt = false;
-    /* Tables that stay may lack what was armed without a flush. */
+    /* A table that stays may lack bits that were armed without a flush. */
     atomic_store(&s->node->bitmaps_doubt,
                  s->bitmaps.process_only &&
                      (atomic_load(&s->bitmaps.flush_failed) || any_doubt(s)));
@@ -410,7 +412,7 @@ static uint32_t flags_for(const struct qcow2_bitmap *qb)
                               (qb->bm->enabled ? QCOW2_BITMAP_AUTO : 0);
 }
 
-/* "All ones" for the slices that may lack bits. */
+/* Write "all ones" for the slices that may lack bits. */
 static int fill_table(struct qcow2 *s, struct qcow2_bitmap *qb)
     REQUIRES(s->bitmaps.arm_lock)
 {
@@ -438,7 +440,8 @@ static int fill_table(struct qcow2 *s, struct qcow2_bitmap *qb)
     return r;
 }
 
-/* @give_up: what may lack bits is in use. */
+/* Write what is in doubt once more.  @give_up: mark bitmaps that may lack bits
+ * as in_use. */
 static int write_again(struct qcow2 *s, bool give_up)
     REQUIRES(s->bitmaps.arm_lock)
 {
@@ -480,7 +483,8 @@ int qcow2_heal(struct qcow2 *s)
         return -EIO;
     }
     notice_failure(s);
-    /* Both in any case: there may be no other chance before the end. */
+    /* Do both, whatever the first gives: there may be no other chance before
+     * the end. */
     int header = restore_header(s);
     int r = write_again(s, false);
     if (r < 0) {

@@ -3,16 +3,16 @@
  * Reading the bitmaps of an image.
  *
  * Nothing here keeps an image from opening.  A bitmap that cannot be trusted
- * goes into quarantine: users see it as inconsistent, with the reason, and
- * can remove it; its entry is kept until then.  When the directory itself
- * cannot be read, nobody can know what was in it: the image is then treated as
- * one whose bitmaps are void.
+ * goes into quarantine: users see it as inconsistent, with the reason, and can
+ * remove it; its entry is kept until then.  If the directory itself cannot be
+ * read, nobody can know what was in it.  The image is then treated as one whose
+ * bitmaps are void.
  *
  * Clusters of bitmaps are written in place later, and freed with the bitmap.
- * So none may belong to anything else, nor be free: each is looked up once
- * among those of all bitmaps and of the tables that are in memory, and in the
- * refcounts.  A bitmap whose clusters pass is sound, also one that is in
- * quarantine for something else.
+ * So none of them may belong to anything else, or be free.  Each is looked up
+ * once among the clusters of all bitmaps and of the tables that are in memory,
+ * and in the refcounts.  A bitmap whose clusters pass is sound, even if it is
+ * in quarantine for another reason.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -31,11 +31,11 @@
 /* At least so much disk is armed at once. */
 #define REGION_BITS_MIN 22
 
-/* Memory for bits that an image says to be ones without having them, at the
- * least; see ones_max(). */
+/* At least so much memory may be taken by bits that the image calls "all ones"
+ * without having them in the file; see ones_max(). */
 #define ONES_MAX (2 * GiB)
 
-/* --- Clusters, whose they are --- */
+/* --- Which bitmap or table owns a cluster --- */
 
 struct owner {
     uint64_t from; /* host bytes */
@@ -84,7 +84,7 @@ static void quarantine(struct qcow2_bitmap *qb, const char *why)
     }
 }
 
-/* It leads to clusters that are not its own. */
+/* Note that the bitmap leads to clusters that are not its own. */
 static void distrust(struct qcow2_bitmap *qb, const char *why)
 {
     quarantine(qb, why);
@@ -95,7 +95,7 @@ static void distrust(struct qcow2_bitmap *qb, const char *why)
     }
 }
 
-/* Is each cluster of the run in use, by count? */
+/* Do the refcounts say that each cluster of the run is in use? */
 static bool is_counted(struct qcow2 *s, const struct owner *o)
 {
     bool counted = true;
@@ -117,7 +117,7 @@ static void find_clashes(struct qcow2 *s, struct owners *o)
         return;
     }
     qsort(o->all, o->count, sizeof(*o->all), by_place);
-    size_t widest = 0; /* of those before, the one that ends last */
+    size_t widest = 0; /* of the owners before it, the one that ends last */
     for (size_t i = 0; i < o->count; i++) {
         if (i > 0 && o->all[i].from < o->all[widest].to) {
             distrust(o->all[i].qb, "its clusters belong to others, too");
@@ -197,7 +197,7 @@ static int own_bitmap(struct qcow2 *s, struct owners *o,
     return r;
 }
 
-/* Of one cluster, which an L1 or refcount table entry leads to. */
+/* Note one cluster, which an L1 or refcount table entry leads to, as owned. */
 static int own_table(const struct qcow2 *s, struct owners *o, uint64_t entry)
 {
     uint64_t host = entry & QCOW2_OFFSET_MASK;
@@ -205,7 +205,7 @@ static int own_table(const struct qcow2 *s, struct owners *o, uint64_t entry)
     return host ? own(o, host, s->cluster_size, NULL) : 0;
 }
 
-/* What memory knows of the rest of the image: not the data. */
+/* Note as owned what memory knows of the rest of the image: not the data. */
 static int own_rest(struct qcow2 *s, const struct qcow2_bitmaps_ext *x,
                     struct owners *o)
 {
@@ -288,7 +288,7 @@ static void limit_bits(struct qcow2 *s)
     }
 }
 
-/* Half of the memory that there is. */
+/* Half of the machine's memory, and at least ONES_MAX. */
 static uint64_t ones_max(void)
 {
     long pages = sysconf(_SC_PHYS_PAGES);
@@ -300,9 +300,9 @@ static uint64_t ones_max(void)
 }
 
 /*
- * Hostile images must not eat all memory.  Bits take some only where they are
- * set, and whoever sets them has to have them in the file, with the exception
- * of "all ones".
+ * Hostile images must not eat all memory.  Bits take memory only where they are
+ * set, and bits that are set take room in the file, except for "all ones".  So
+ * limit those.
  */
 static void limit_ones(struct qcow2 *s)
 {
@@ -346,7 +346,7 @@ int qcow2_bitmap_marks(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t size)
     return -ENOMEM;
 }
 
-/* The bits of one slice, which @entry leads to. */
+/* Load the bits of one slice, which @entry leads to. */
 static int load_slice(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
                       unsigned char *buf)
 {
@@ -388,7 +388,7 @@ static int load_bits(struct qcow2 *s, struct qcow2_bitmap *qb)
     return r;
 }
 
-/* Those that are broken are there, too, without bits. */
+/* Put a broken bitmap on the node, without bits. */
 static int present_broken(struct qcow2 *s, struct qcow2_bitmap *qb)
 {
     unsigned bits = qb->granularity_bits;
@@ -420,7 +420,7 @@ static int present_good(struct qcow2 *s, struct qcow2_bitmap *qb)
     return qb->broken ? present_broken(s, qb) : 0;
 }
 
-/* Put it on the node. */
+/* Put the bitmap on the node. */
 static int present(struct qcow2 *s, struct qcow2_bitmap *qb,
                    struct error **errp)
 {
@@ -440,7 +440,7 @@ static int present(struct qcow2 *s, struct qcow2_bitmap *qb,
 
 /* --- All of them --- */
 
-/* Its entries, or -EINVAL. */
+/* Read the entries of the directory, or -EINVAL. */
 static int read_directory(struct qcow2 *s, const struct qcow2_bitmaps_ext *x)
 {
     if (x->count == 0 || x->count > QCOW2_BITMAPS_MAX ||
@@ -548,8 +548,8 @@ int qcow2_bitmaps_load(struct qcow2 *s, const struct qcow2_header *h,
         s->bitmaps.ext = (struct qcow2_bitmaps_ext){0, 0, 0};
         return 0;
     }
-    /* Who looks at headers only sees what the directory says: a small image may
-     * ask for a lot of memory. */
+    /* A caller that looks only at headers sees what the directory says, and no
+     * bits: a small image may ask for a lot of memory. */
     return s->node->flags.read_only && graph_is_without_bitmaps(s->node->graph)
                ? 0
                : load_all(s, errp);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Writing bitmaps: what there is, and exact bits.  All of it drained.
+ * Writing the directory of bitmaps, and exact bits.  All of it happens drained.
  *
  *   new directory (and tables, and bits) in free clusters
  *   -- refcounts, flush --
@@ -8,12 +8,12 @@
  *   -- flush --
  *   the old directory, and what only it led to, are free
  *
- * A crash leaves the one directory or the other.  So may a failure: then the
- * old one is what memory has, and the header is in doubt until it leads there
- * again (bitmap-doubt.c).  Bits of a bitmap that stays
- * are never fewer in the image than in memory: those that changed other than
- * by writes (a merge, a clear) are in a new table.  The flush before the
- * header makes durable, too, what was written before bits were cleared.
+ * A crash leaves one of the two directories.  So may a failure: then memory has
+ * the old one, and the header is in doubt until it leads there again
+ * (bitmap-doubt.c).  A bitmap that stays never has fewer bits in the image than
+ * in memory: bits that changed other than by writes (a merge, a clear) are in a
+ * new table.  The flush before the header also makes durable what was written
+ * before bits were cleared.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -32,10 +32,10 @@ struct plan {
     uint64_t size; /* of the disk */
     bool resized;
     uint32_t count;
-    struct qcow2_bitmap **dir; /* in order; those of `fresh` among them */
+    struct qcow2_bitmap **dir; /* in order; includes the ones in `fresh` */
     struct bitmap **bms;       /* the bitmaps that they are */
     uint32_t *old_flags;
-    struct list fresh; /* of those with a new table */
+    struct list fresh; /* bitmaps with a new table */
     struct qcow2_bitmaps_ext ext;
 };
 
@@ -55,8 +55,8 @@ void qcow2_bitmap_slice(const struct qcow2 *s, const struct qcow2_bitmap *qb,
     bitmap_export(qb->bm, first, count, buf);
 }
 
-/* Which entry needs no cluster for these bits; else anything.  What is all the
- * same is found without looking at each bit. */
+/* The table entry that says these bits without a cluster; else any other value.
+ * Bits that are all alike are found without looking at each of them. */
 static uint64_t plain_entry(const struct qcow2 *s,
                             const struct qcow2_bitmap *qb, uint64_t slice)
 {
@@ -78,7 +78,7 @@ static bool is_cluster(uint64_t entry)
     return entry > QCOW2_BITMAP_ONES;
 }
 
-/* Exact bits of a slice; *entry is what its table entry shall be. */
+/* Write exact bits of a slice; *entry is what its table entry shall be. */
 static int settle_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
                         uint64_t slice, unsigned char *buf, uint64_t *entry)
 {
@@ -117,7 +117,7 @@ static void free_cluster(struct qcow2 *s, uint64_t entry)
 
 /* --- Exact bits in place, for slices that have more in the image --- */
 
-/* A new entry that nothing leads to. */
+/* Free the cluster of a new entry that nothing leads to. */
 static void drop_entry(struct qcow2 *s, const struct qcow2_bitmap *qb,
                        uint64_t slice, uint64_t entry)
 {
@@ -126,8 +126,8 @@ static void drop_entry(struct qcow2 *s, const struct qcow2_bitmap *qb,
     }
 }
 
-/* The table that the bitmap shall have.  Slices for whose bits there is no room
- * stay stale, with "all ones". */
+/* Plan the table that the bitmap shall have.  A slice for whose bits there is
+ * no room stays stale, with "all ones". */
 static int plan_table(struct qcow2 *s, struct qcow2_bitmap *qb,
                       unsigned char *buf, uint64_t *fresh)
 {
@@ -160,7 +160,7 @@ static bool is_new_entry(const struct qcow2_bitmap *qb, const uint64_t *fresh,
            bitmap_word_get(qb->unflushed, slice);
 }
 
-/* It counts. */
+/* The new table counts: memory takes it. */
 static void take_table(struct qcow2 *s, struct qcow2_bitmap *qb,
                        const uint64_t *fresh)
 {
@@ -174,7 +174,7 @@ static void take_table(struct qcow2 *s, struct qcow2_bitmap *qb,
     }
 }
 
-/* Which table is there nobody knows: both stay. */
+/* Nobody knows which table is in the image, so both stay. */
 static void doubt_table(struct qcow2 *s, struct qcow2_bitmap *qb,
                         const uint64_t *fresh) REQUIRES(s->bitmaps.arm_lock)
 {
@@ -237,7 +237,7 @@ static int settle_bitmap(struct qcow2 *s, struct qcow2_bitmap *qb,
     return r == 0 && changed ? settle_table(s, qb, fresh) : r;
 }
 
-/* What only a new directory can say, first; then the bits. */
+/* Store first what only a new directory can say; then write the bits. */
 static int settle_all(struct qcow2 *s, unsigned char *buf)
     REQUIRES(s->bitmaps.arm_lock)
 {
@@ -322,8 +322,8 @@ static int describe_bitmap(struct qcow2_bitmap *qb, const struct bitmap *bm)
     return 0;
 }
 
-/* A table with exact bits, and a place for it; nothing leads there yet.  One
- * that is in quarantine has none. */
+/* Make a table with exact bits, in a place that nothing leads to yet.  A bitmap
+ * in quarantine gets none. */
 static int make_table(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t size)
 {
     uint64_t slices = qcow2_slices(s, qb, size);
@@ -390,7 +390,8 @@ static int plan_new(struct qcow2 *s, struct plan *p, struct bitmap *bm,
     return r;
 }
 
-/* Its place in the directory; a new table if the old one does not do. */
+/* Give the bitmap its place in the directory, and a new table if the old one
+ * does not fit. */
 static int plan_bitmap(struct qcow2 *s, struct plan *p, struct bitmap *bm)
 {
     struct qcow2_bitmap *qb = bm->stored;
@@ -429,7 +430,7 @@ static int plan_directory(struct qcow2 *s, struct plan *p)
     if (!p->dir || !p->bms || !p->old_flags) {
         return -ENOMEM;
     }
-    /* As QEMU does: those that were there, then the others, newest first. */
+    /* The order is QEMU's: stored bitmaps, then the others, newest first. */
     struct list *all = &s->node->bitmaps;
     for (struct list *e = all->next; e != all && r == 0; e = e->next) {
         struct bitmap *bm = list_entry(e, struct bitmap, on_node);
@@ -442,7 +443,7 @@ static int plan_directory(struct qcow2 *s, struct plan *p)
     return r;
 }
 
-/* The new directory where nothing leads yet. */
+/* Write the new directory to where nothing leads yet. */
 static int write_directory(struct qcow2 *s, struct plan *p)
 {
     uint64_t bytes = qcow2_bitmap_dir_size(p->dir, p->count);
@@ -471,8 +472,8 @@ static int write_directory(struct qcow2 *s, struct plan *p)
     return node_pwrite(s->file, dir, bytes, p->ext.dir_offset, 0);
 }
 
-/* It counts: what the old directory alone led to is free.  What is not sound
- * may lead to what belongs to others, so that leaks. */
+/* The new directory counts.  Free what only the old one led to.  A bitmap that
+ * is not sound may lead to clusters of others, so its clusters leak. */
 static void adopt(struct qcow2 *s, struct plan *p)
 {
     struct list old;
@@ -519,7 +520,7 @@ static void forget_plan(struct plan *p)
     }
 }
 
-/* Nothing leads to it. */
+/* Nothing leads to the new directory: free it. */
 static void give_up(struct qcow2 *s, struct plan *p)
 {
     list_for_each (e, &p->fresh) {
@@ -529,7 +530,7 @@ static void give_up(struct qcow2 *s, struct plan *p)
     forget_plan(p);
 }
 
-/* It may count: its clusters stay. */
+/* The new directory may count, so its clusters stay. */
 static void keep_orphans(struct qcow2 *s, struct plan *p)
     REQUIRES(s->bitmaps.arm_lock)
 {
@@ -577,7 +578,7 @@ static int switch_to(struct qcow2 *s, struct plan *p)
     return 0;
 }
 
-/* What is in doubt from earlier is mended in place first, as a new directory
+/* Heal in place first what is in doubt from earlier, because a new directory
  * may fail. */
 static int store_directory(struct qcow2 *s, struct plan *p)
 {
@@ -613,7 +614,8 @@ int qcow2_store_bitmaps(struct node *n, struct error **errp)
                  : 0;
 }
 
-/* What guests have written, so that a flush in the drained section is short. */
+/* Flush what guests have written, so that a flush in the drained section is
+ * short. */
 int qcow2_store_ahead(struct node *n, bool more)
 {
     const struct qcow2 *s = n->state;
@@ -655,7 +657,7 @@ int qcow2_check_bitmaps_fit(struct node *n, uint64_t size, struct error **errp)
     return 0;
 }
 
-/* Of the directory, with one bitmap more. */
+/* Size of the directory with one bitmap more. */
 static uint64_t dir_size_with(const struct node *n, const char *name)
 {
     uint64_t size = QCOW2_BITMAP_ENTRY_SIZE + align_up(strlen(name), 8);

@@ -12,11 +12,12 @@
  *
  * Memory has the exact bits.  The image has at least these, at every instant
  * (bitmap-arm.c), and exactly these after a clean end (bitmap-store.c).  So
- * in_use is not set by us: whoever opens the image after a crash may trust
- * what is there.  Except for bitmaps in quarantine, which do not record: these
- * get it before the first change of data, lest they are trusted when what is
- * wrong with them has gone.  And except where writing has failed, and cannot be
- * mended in another way (bitmap-doubt.c).
+ * in_use is not set while the image is open: a program that opens it after a
+ * crash may trust the bits.  There are two exceptions.  Bitmaps in quarantine
+ * do not record.  They get in_use before the first change of data, because they
+ * would be trusted when what is wrong with them has gone.  And a bitmap gets
+ * in_use when writing has failed and cannot be mended in another way
+ * (bitmap-doubt.c).
  *
  *   disk     |      slice (32 GiB at 64 KiB)       |     slice     | ...
  *            | region | region | (4 MiB) ...       |
@@ -100,7 +101,7 @@ uint64_t qcow2_bitmap_dir_size(struct qcow2_bitmap *const *dir,
 void qcow2_bitmap_dir_write(struct qcow2_bitmap *const *dir, uint32_t count,
                             unsigned char *to);
 uint64_t qcow2_bitmap_entry_size(const struct qcow2_bitmap *qb); /* bytes */
-void qcow2_bitmap_free(struct qcow2_bitmap *qb); /* and off its list */
+void qcow2_bitmap_free(struct qcow2_bitmap *qb); /* takes it off its list */
 
 /* --- Sizes. --- */
 
@@ -130,7 +131,7 @@ void qcow2_bitmaps_free(struct qcow2 *s); /* the memory */
 /* As `qemu-img info` lists them; a new reference. */
 json_t *qcow2_bitmaps_describe(const struct qcow2 *s);
 
-/* Make room for the marks of a disk of @size bytes.  -ENOMEM. */
+/* Make room for the bitmap's marks of a disk of @size bytes.  -ENOMEM. */
 int qcow2_bitmap_marks(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t size);
 
 static inline bool bitmap_word_get(const bitmap_word *w, uint64_t i)
@@ -150,38 +151,40 @@ static inline void bitmap_word_clear(bitmap_word *w, uint64_t i)
 
 /* --- bitmap-doubt.c --- */
 
-/* Write a table entry; memory takes it, or doubts. */
+/* Write a table entry.  Memory takes it, or the entry is in doubt. */
 int qcow2_put_entry(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
                     uint64_t entry) REQUIRES(s->bitmaps.arm_lock);
-/* The same for "all ones": what the entry led to is an orphan. */
+/* Write "all ones" as qcow2_put_entry() does.  What the entry led to becomes an
+ * orphan. */
 int qcow2_put_ones(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice)
     REQUIRES(s->bitmaps.arm_lock);
 int qcow2_write_table(struct qcow2 *s, const struct qcow2_bitmap *qb,
                       const uint64_t *table);
 
-/* What follows is covered by the next one: flush what was put, as far as that
- * is wanted (bitmap-durability). */
+/* Entries put after _begin are covered by the next _flush, which flushes them
+ * as far as bitmap-durability wants it. */
 void qcow2_entries_begin(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock);
 int qcow2_flush_entries(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock);
 
-/* A flush by others has failed.  Takes no lock. */
+/* A flush of another caller has failed.  Takes no lock. */
 void qcow2_flush_failed(struct qcow2 *s);
-/* Flush the image's file; a failure is told in this way. */
+/* Flush the image's file; reports a failure to qcow2_flush_failed(). */
 int qcow2_flush_file(struct qcow2 *s);
 
 /* Does the image need a new directory to have what memory has? */
 bool qcow2_needs_store(const struct qcow2 *s);
 
-/* Have the header lead to @x (or a size: not UINT64_MAX) or, failing, leave it
- * in doubt, and try at once to have it as memory has it. */
+/* Have the header lead to @x, and state a new size unless that is UINT64_MAX.
+ * On failure the header is in doubt, and is restored from memory if
+ * possible. */
 int qcow2_switch_header(struct qcow2 *s, const struct qcow2_bitmaps_ext *x,
                         uint64_t size) REQUIRES(s->bitmaps.arm_lock);
 int qcow2_switch_size(struct qcow2 *s, uint64_t size);
 
-/* A directory that is sure, and complete, has been adopted. */
+/* Call this when a directory that is sure and complete has been adopted. */
 void qcow2_bitmaps_sure(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock);
 
-/* @bytes at @host are free when there is no doubt any more. */
+/* Free @bytes at @host as soon as there is no doubt any more. */
 void qcow2_orphan(struct qcow2 *s, uint64_t host, uint64_t bytes)
     REQUIRES(s->bitmaps.arm_lock);
 
@@ -189,10 +192,10 @@ void qcow2_orphan(struct qcow2 *s, uint64_t host, uint64_t bytes)
 int qcow2_heal(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock);
 int qcow2_bitmap_heal(struct node *n, bool nowait);
 
-/* The node is in doubt. */
+/* Mark the node as in doubt. */
 void qcow2_bitmap_doubt(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock);
 
-/* Say in the image that what is in quarantine is in use. */
+/* Set in_use in the image for bitmaps in quarantine. */
 int qcow2_bitmap_void(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock);
 
 /* --- bitmap-arm.c --- */
@@ -200,13 +203,13 @@ int qcow2_bitmap_void(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock);
 int qcow2_bitmap_arm(struct node *n, struct bitmap *bm, uint64_t offset,
                      uint64_t bytes, bool nowait);
 
-/* Write exact bits over what has been quiet since the last call. */
+/* Write exact bits for regions that have been quiet since the last call. */
 int qcow2_bitmaps_tighten(struct qcow2 *s);
 
-/* Have durable what was written before bits were cleared. */
+/* Make durable what was written before bits were cleared. */
 int qcow2_bitmaps_sync(struct qcow2 *s);
 
-/* Call that now and then while the image is open. */
+/* Call qcow2_bitmaps_tighten() now and then while the image is open. */
 int qcow2_tightener_start(struct qcow2 *s);
 void qcow2_tightener_stop(struct qcow2 *s);
 
@@ -216,28 +219,30 @@ int qcow2_store_bitmaps(struct node *n, struct error **errp);
 int qcow2_store_ahead(struct node *n, bool more);
 int qcow2_check_bitmap(struct node *n, const char *name, uint64_t granularity,
                        struct error **errp);
-/* More bits than the format, or another reader of it, takes? */
+/* Has it more bits than the format, or other readers of it, allow? */
 bool qcow2_bitmap_too_large(uint64_t size, uint64_t granularity);
 /* May the disk have @size bytes?  -EFBIG: a stored bitmap may not. */
 int qcow2_check_bitmaps_fit(struct node *n, uint64_t size, struct error **errp);
 void qcow2_bitmap_relaxed(struct node *n, struct bitmap *bm);
 void qcow2_bitmap_gone(struct bitmap *bm);
 
-/* The disk will have @size bytes; bitmaps in memory are not shorter.  The new
- * directory counts with the size, in one write. */
+/* Store bitmaps for a disk of @size bytes; bitmaps in memory are not shorter.
+ * One write makes the new directory and the size count. */
 int qcow2_bitmaps_resize(struct qcow2 *s, uint64_t size);
 
-/* Exact bits for all; before the image is closed. */
+/* Write exact bits for all bitmaps, before the image is closed. */
 int qcow2_bitmaps_settle(struct qcow2 *s);
 
-/* One slice of exact bits.  `buf` has a cluster; zeroes behind the end. */
+/* Copy the exact bits of one slice to @buf, a cluster; zeroes behind the
+ * end. */
 void qcow2_bitmap_slice(const struct qcow2 *s, const struct qcow2_bitmap *qb,
                         uint64_t slice, unsigned char *buf);
 
 /* --- header-ext.c --- */
 
-/* Make it count, with the disk's size if that changes (else UINT64_MAX);
- * durable, and no crash leaves anything between before and after. */
+/* Make the extension @x count, with the disk's size if that changes (else
+ * UINT64_MAX).  It is durable then.  A crash leaves the state before or
+ * after. */
 int qcow2_set_bitmaps_ext(struct qcow2 *s, const struct qcow2_bitmaps_ext *x,
                           uint64_t size);
 

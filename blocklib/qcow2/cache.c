@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The metadata cache: a hash table of tables and an LRU list of those that
+ * The metadata cache: a hash table of tables, and an LRU list of tables that
  * nobody has pinned.
  *
  *   missing -> loading -> clean <-> dirty        evicted: clean, unpinned
  *
- * Who finds a table loading waits; who finds it missing loads it without
- * holding the lock.
+ * A thread that finds a table loading waits.  A thread that finds it missing
+ * loads it without holding the lock.
  */
 #include "qcow2/cache.h"
 
@@ -144,7 +144,7 @@ static void unpin_locked(struct qcow2_cache *c, struct qcow2_table *t)
     }
 }
 
-/* A clean table that nobody uses, out of the cache, or NULL. */
+/* Take a clean table that nobody uses out of the cache; NULL: there is none. */
 static struct qcow2_table *evict_locked(struct qcow2_cache *c) REQUIRES(c->lock)
 {
     list_for_each (at, &c->lru) {
@@ -188,8 +188,8 @@ static struct qcow2_table *add_locked(struct qcow2_cache *c, uint64_t offset)
     return t;
 }
 
-/* Read a table that is marked as loading; all who wait learn the outcome by
- * looking again. */
+/* Read a table that is marked as loading.  Threads that wait for it learn the
+ * outcome by looking again. */
 static int load_table(struct qcow2_cache *c, struct qcow2_table *t)
     EXCLUDES(c->lock)
 {

@@ -7,10 +7,10 @@
  * one cluster, by their offset in the file.
  *
  * A pinned table stays in memory at its address.  Its content is changed only
- * by the holder of the image's meta lock, and read by anybody who has it
- * pinned.  The cache never writes a table back by itself, because only
- * flush.c knows the order: when all tables are dirty or pinned it grows past
- * its limit, and `qcow2_cache_pressed` tells the writers to do something.
+ * by the holder of the image's meta lock, and read by any thread that has it
+ * pinned.  The cache never writes a table back by itself, because only flush.c
+ * knows the order: when all tables are dirty or pinned it grows past its limit,
+ * and `qcow2_cache_pressed` tells the writers to do something.
  */
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -41,18 +41,18 @@ struct qcow2_cache *qcow2_cache_new(struct node *file, size_t table_size,
  * written (event.h). */
 void qcow2_cache_set_events(struct qcow2_cache *c, enum node_event load,
                             enum node_event update);
-/* From now on in another file of the same content; nothing is dirty. */
+/* Use another file of the same content from now on; nothing is dirty. */
 void qcow2_cache_set_file(struct qcow2_cache *c, struct node *file);
 
-/* Whatever is dirty is lost.  NULL is fine. */
+/* Dirty tables are lost.  NULL is fine. */
 void qcow2_cache_free(struct qcow2_cache *c);
 
 /* Pin the table at @offset, reading it when it is not there.  -EAGAIN with
  * @nowait when that would be needed. */
 int qcow2_cache_get(struct qcow2_cache *c, uint64_t offset, bool nowait,
                     struct qcow2_table **tp);
-/* Pin a new table of zeroes for @offset, which is not in the cache, or is
- * and is forgotten.  It is dirty. */
+/* Pin a new table of zeroes for @offset.  It is dirty.  If the cache has an old
+ * table there, that is forgotten. */
 int qcow2_cache_new_table(struct qcow2_cache *c, uint64_t offset,
                           struct qcow2_table **tp);
 void qcow2_cache_put(struct qcow2_cache *c, struct qcow2_table *t);

@@ -74,7 +74,7 @@ static const struct {
 };
 #define FEATURE_ENTRY 48
 
-/* --- What was asked for --- */
+/* --- What the user asked for --- */
 
 static int take_options(struct opts *o, struct plan *p, struct error **errp)
 {
@@ -124,7 +124,7 @@ static int take_options(struct opts *o, struct plan *p, struct error **errp)
     return 0;
 }
 
-/* What version 2 does not have. */
+/* Refuse what version 2 does not have. */
 static int check_old(const struct plan *p, struct error **errp)
 {
     if (p->lazy) {
@@ -341,7 +341,7 @@ static int fill_header(const struct plan *p, unsigned char *h,
     return 0;
 }
 
-/* --- The bytes of the whole image, but for L2 tables --- */
+/* --- The bytes of the whole image, except L2 tables --- */
 
 struct image {
     unsigned char *bytes; /* malloc()ed */
@@ -372,7 +372,7 @@ static int make_image(const struct plan *p, struct image *im,
         qcow2_refcount_store(blocks + c / per_block * p->cluster_size,
                              p->refcount_order, c % per_block, 1);
     }
-    /* An L1 table of zeroes, too: a block device is not all zeroes. */
+    /* Write an L1 table of zeroes, too: a block device is not all zeroes. */
     for (uint64_t t = 0; t < p->l2; t++) {
         store_be64(bytes + l1 * p->cluster_size + t * 8,
                    (used + t) * p->cluster_size | QCOW2_COPIED);
@@ -384,7 +384,8 @@ static int make_image(const struct plan *p, struct image *im,
 /* Write bytes of the image to where it shall be. */
 typedef int put_fn(void *to, const void *bytes, uint64_t len, uint64_t offset);
 
-/* Each cluster at the place in the data file that the guest sees it at. */
+/* Write L2 tables that map each cluster to its guest offset in the data
+ * file. */
 static int put_l2(const struct plan *p, uint64_t start, put_fn *put, void *to)
 {
     uint64_t span = p->cluster_size << qcow2_l2_bits(p->cluster_bits);
@@ -413,12 +414,12 @@ static int put_image(const struct plan *p, const struct image *im, put_fn *put,
 
 /* --- Preallocation, through the driver itself --- */
 
-/* What is done in one request. */
+/* Bytes that one request preallocates. */
 #define STEP (256 * MiB)
 
-/* Write zeroes over the clusters of [offset, offset + bytes), which are
- * allocated: all of them in fact, or by way of the file, which gives them
- * space or need not.  What the file has there may be older than the image. */
+/* Make the allocated clusters of [offset, offset + bytes) read as zeroes: the
+ * file may have bytes there that are older than the image.  Zeroes are written
+ * in fact, or the file is asked for them, and gives them space or need not. */
 static int fill_step(struct node *n, unsigned how, uint64_t offset,
                      uint64_t bytes, const void *zeroes)
 {
@@ -435,7 +436,7 @@ static int fill_step(struct node *n, unsigned how, uint64_t offset,
         }
         len = m.length;
         if (m.kind != MAP_DATA) {
-            r = -EIO; /* somebody else is at it */
+            r = -EIO; /* another user changes the image */
         } else if (how == PRE_FULL) {
             r = node_pwrite(file, zeroes, len, m.host, 0);
         } else {
@@ -467,7 +468,7 @@ static int preallocate_steps(struct node *n, unsigned how)
     return r;
 }
 
-/* Let the file be as long as what is in it.  Drained. */
+/* Make the file as long as the image in it.  Drained. */
 static int finish_node(struct node *n)
 {
     struct qcow2 *s = n->state;
@@ -483,9 +484,9 @@ static int finish_node(struct node *n)
     return r < 0 ? r : node_flush(n);
 }
 
-/* In the image on @file, which blockdev-add would take as it is; the caller
- * closes *np, when it is not NULL.  @how: the file has just been made, or
- * NULL. */
+/* Preallocate in the image on @file, which describes the node as for
+ * blockdev-add.  The caller closes *np when it is not NULL.  @how: the file has
+ * just been made, or NULL. */
 static int preallocate(struct graph *g, json_t *file, const struct plan *p,
                        const struct file_make *how, struct node **np,
                        struct error **errp)

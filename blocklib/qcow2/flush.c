@@ -22,7 +22,7 @@
 #include "qcow2/qcow2.h"
 #include "util/iov.h"
 
-/* Freed clusters are released at the latest when so much is in limbo. */
+/* Freed clusters are released, at the latest, when limbo has so many bytes. */
 #define LIMBO_MAX (64 * MiB)
 
 /* A piece of the L1 or the refcount table, and the header's fields for the
@@ -124,8 +124,8 @@ int qcow2_flush_file(struct qcow2 *s)
     return r;
 }
 
-/* The entries, except for pages of zeroes where the file has a hole: it reads
- * as they do, and may have no room for them. */
+/* Write the entries, except pages of zeroes where the file has a hole.  The
+ * hole reads as they do, and the file may have no room for them. */
 static int write_entries(struct qcow2 *s, const struct table_piece *p)
 {
     uint64_t first = p->span.from * UINT64_C(8);
@@ -148,7 +148,8 @@ static int write_entries(struct qcow2 *s, const struct table_piece *p)
     return r;
 }
 
-/* After a barrier of its own, so that what it refers to is there. */
+/* Write a piece after a barrier of its own, so that what it refers to is
+ * there. */
 static int write_table_piece(struct qcow2 *s, const struct table_piece *p)
 {
     if (qcow2_span_empty(&p->span)) {
@@ -210,8 +211,8 @@ static void give_back(const struct table_piece *p, struct qcow2_span *dirty,
     }
 }
 
-/* After a success, clusters that were in limbo when the round was collected
- * are unlinked on disk; after a failure everything is dirty again. */
+/* After a success, clusters that were in limbo when the round was collected are
+ * unlinked on disk.  After a failure everything is dirty again. */
 static void finish(struct qcow2 *s, struct round *w, size_t in_limbo, int r)
 {
     qcow2_cache_release(s->refblocks, w->blocks, w->block_count, r < 0);

@@ -10,9 +10,9 @@
  *                        which nobody looks at it
  *   it goes              autoclear bit 0, then its type says nothing
  *
- * One that lies across two sectors (of somebody else's making) is appended
- * anew in one sector first, with the same content; a disk's new size is in
- * the first sector, and so, unless there was no room, is the extension.
+ * Other programs may make an extension that lies across two sectors.  It is
+ * first appended anew in one sector, with the same content.  A disk's new size
+ * is in the first sector, and so is the extension, unless there was no room.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -105,8 +105,8 @@ static int move_name(struct head *h, uint64_t needed)
     return r;
 }
 
-/* In a header without room, at the cost of the names of features, which
- * nobody needs: in one sector, so at once. */
+/* Put the extension in place of the names of features, which nobody needs, in a
+ * header without room.  Both are in one sector, so this happens at once. */
 static int replace_names(struct head *h, const struct qcow2_bitmaps_ext *x)
 {
     uint64_t at = h->names;
@@ -126,8 +126,8 @@ static int replace_names(struct head *h, const struct qcow2_bitmaps_ext *x)
     return write_head(h, at, 8 + len);
 }
 
-/* At the end, behind something that says nothing where that is needed to
- * have it in one sector. */
+/* Append the extension.  A filler that says nothing comes before it where that
+ * is needed to have it in one sector. */
 static int append_extension(struct head *h, const struct qcow2_bitmaps_ext *x)
 {
     uint64_t at = h->end;
@@ -197,7 +197,7 @@ static int set_size(struct head *h, uint64_t size)
     return write_head(h, QCOW2_HDR_SIZE, 8);
 }
 
-/* In one write, with the size. */
+/* Overwrite the extension in one write, with the size. */
 static int overwrite(struct head *h, const struct qcow2_bitmaps_ext *x,
                      uint64_t size)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The header and its extensions, from bytes that nobody vouches for.
+ * Parsing the header and its extensions, whose bytes are untrusted.
  *
  *   0     magic, version, backing file name (offset, length)
  *   20    cluster_bits, size, crypt method, L1, refcount table, snapshots

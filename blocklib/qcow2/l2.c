@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * L2 tables: what is at a guest offset, and making it something else.  Nothing
- * outside of this file knows what an entry looks like, or how long one is.
+ * L2 tables: looking up what is at a guest offset, and changing it.  Nothing
+ * outside of this file knows what an entry looks like, or how long it is.
  *
  *   entry        63 COPIED: nobody else refers to its cluster
  *                62 COMPRESSED: 0
@@ -13,8 +13,8 @@
  *                [ additional sectors of 512 bytes | host offset in bytes ]
  *                   <- cluster_bits - 8 bits ->      <- the rest of 62 ->
  *
- * An entry is loaded, by whoever has the table pinned, and stored, under meta,
- * as a whole.
+ * An entry is loaded and stored as a whole.  A thread that loads one has the
+ * table pinned; a thread that stores one holds meta.
  */
 #include <errno.h>
 #include <string.h>
@@ -26,8 +26,8 @@
 
 #define SECTOR UINT64_C(512)
 
-/* In host byte order.  It is a type of its own, so that nothing is calculated
- * with what it has beside an offset. */
+/* An entry in host byte order.  It is a type of its own, so that nobody
+ * calculates with its flags as if they were part of an offset. */
 struct entry {
     uint64_t word;
 };
@@ -94,14 +94,14 @@ static struct qcow2_run packed_run(const struct qcow2 *s, struct entry e)
 
 /* --- Looking --- */
 
-/* Is no cluster where the entry for @offset says, whatever is there? */
+/* Does the entry for @offset lead to a place where no cluster can be? */
 static bool is_wrong(const struct qcow2 *s, struct entry e, uint64_t offset)
 {
     return s->external ? cluster_of(e) != align_down(offset, s->cluster_size)
                        : qcow2_in_cluster(s, cluster_of(e)) != 0;
 }
 
-/* Does @next go on with what began @clusters before it with @first? */
+/* Does @next continue the run that began with @first, @clusters before it? */
 static bool continues(const struct qcow2 *s, struct entry first,
                       enum qcow2_kind kind, struct entry next,
                       uint64_t clusters)
@@ -139,7 +139,7 @@ void qcow2_l2_look(const struct qcow2 *s, const struct qcow2_table *t,
 
 /* --- Changing --- */
 
-/* What the entry led to is not used any more. */
+/* Free what the entry led to. */
 static int free_referred(struct qcow2 *s, struct entry old) REQUIRES(s->meta)
 {
     enum qcow2_kind kind = kind_of(s, old);
@@ -220,7 +220,7 @@ void qcow2_l2_fill(void *table, unsigned cluster_bits, uint64_t offset,
 
 /* --- Tables that can be changed --- */
 
-/* All room that L2 table @index, at @host, needs, and the table. */
+/* Take all room that L2 table @index, at @host, needs, and make the table. */
 static int new_table(struct qcow2 *s, uint64_t index, uint64_t host,
                      struct qcow2_table **tp) REQUIRES(s->meta)
 {
@@ -239,8 +239,8 @@ static int new_table(struct qcow2 *s, uint64_t index, uint64_t host,
     return r;
 }
 
-/* Does the L1 entry lead to what is nothing but an L2 table?  One that is not
- * its own will be copied, and loses a reference. */
+/* Does the L1 entry lead to a cluster that is an L2 table and nothing else?  A
+ * shared table will be copied, and loses a reference. */
 static bool is_only_l2(const struct qcow2 *s, uint64_t entry)
 {
     unsigned shared = entry & QCOW2_COPIED ? 0 : QCOW2_META_TWICE;

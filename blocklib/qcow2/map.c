@@ -7,11 +7,11 @@
  *        s->l1[] ------+--> L2 ----+--> entry -> host cluster  (l2.c)
  *
  * Tickets.  A mapping that was handed out must stay true while its bytes are
- * moved: the cluster may be unlinked meanwhile, but not reused.  Whoever maps
- * counts himself in users[epoch & 1] *before* he loads the entry.  A cluster
- * unlinked in epoch e is released when the epoch has reached e + 2, and the
- * epoch advances from x to x + 1 only while users[(x + 1) & 1] is zero: so
- * everybody who could have seen the old entry has dropped his ticket.
+ * moved: the cluster may be unlinked meanwhile, but not reused.  A request that
+ * maps counts itself in users[epoch & 1] *before* it loads the entry.  A
+ * cluster unlinked in epoch e is released when the epoch has reached e + 2, and
+ * the epoch advances from x to x + 1 only while users[(x + 1) & 1] is zero: so
+ * every request that could have seen the old entry has dropped its ticket.
  */
 #include <errno.h>
 
@@ -65,7 +65,7 @@ int qcow2_l2_get(struct qcow2 *s, uint64_t offset, bool nowait,
     return qcow2_cache_get(s->l2, host, nowait, tp);
 }
 
-/* How far, from L1 entry to L1 entry, there are no L2 tables at all. */
+/* Bytes from @offset on without any L2 table, counted by whole L1 entries. */
 static uint64_t unallocated_run(const struct qcow2 *s, uint64_t offset,
                                 uint64_t bytes)
 {
@@ -123,7 +123,7 @@ static int describe(struct qcow2 *s, const struct qcow2_at *at, unsigned flags,
                : 0;
 }
 
-/* Fill in *m from the L2 table, or its absence. */
+/* Fill in *m from the L2 table, or from the fact that there is none. */
 static int look_up(struct qcow2 *s, uint64_t offset, uint64_t bytes,
                    unsigned flags, struct mapping *m)
 {

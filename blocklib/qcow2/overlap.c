@@ -5,11 +5,11 @@
  *   slot:  [ cluster + 1 | kinds ]   0: never used
  *                          kinds 0: it was dropped, and can be taken again
  *
- * A slot is one word, so who asks needs no lock: he sees a cluster with its
- * kinds or does not see it.  A full table is replaced by one twice as large,
- * and kept until the end, because somebody may still look at it; all of those
- * together are smaller than the last.  (Slots of dropped clusters are found
- * again by the same clusters, which the allocator takes first.)
+ * A slot is one word, so a thread that asks needs no lock: it sees a cluster
+ * with its kinds or does not see it.  A full table is replaced by one twice as
+ * large, and kept until the end, because a thread may still look at it.  All
+ * old tables together are smaller than the last.  (Slots of dropped clusters
+ * are found again by the same clusters, which the allocator takes first.)
  */
 #include "qcow2/overlap.h"
 
@@ -163,7 +163,7 @@ unsigned qcow2_overlap_find(const struct qcow2 *s, uint64_t host,
 
 /* --- Filling it --- */
 
-/* An entry that leads to no cluster is found by who follows it. */
+/* An entry that leads to no cluster is left to the code that follows it. */
 static int add_table(struct qcow2 *s, unsigned kind, uint64_t entry)
     REQUIRES(s->meta)
 {

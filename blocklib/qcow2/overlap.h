@@ -4,13 +4,13 @@
 
 /*
  * Which clusters hold metadata, as memory knows it: a set of cluster numbers
- * with what each of them is.  It is asked before a cluster is handed out, and
+ * with the kinds of each.  The set is asked before a cluster is handed out, and
  * before data are written in place, whatever refcounts and L2 entries say: an
  * image that contradicts itself must not lose its tables.
  *
- * Filled when the image is opened for writing, from what is in memory then
- * (no L2 table is read); kept by whoever makes tables.  A cluster leaves it
- * when its refcount becomes zero (alloc.c), not before.
+ * The set is filled when the image is opened for writing, from what is in
+ * memory then (no L2 table is read).  Code that makes a table adds it.  A
+ * cluster leaves the set when its refcount becomes zero (alloc.c), not before.
  *
  * Asking takes no lock and may be done by any thread at any time; changes are
  * made under the meta lock.
@@ -30,9 +30,9 @@ enum qcow2_meta {
     QCOW2_META_TWICE = 1 << 6,  /* there are two tables in it */
 };
 
-/* The clusters that [@host, @host + @bytes) touches are @kind.  -ENOMEM: as
- * before, but that some may be, which does no harm in clusters that nobody
- * else has. */
+/* The clusters that [@host, @host + @bytes) touches are @kind.  -ENOMEM: the
+ * set is as before, except that some clusters may be in it.  That does no harm
+ * if nobody else has these clusters. */
 int qcow2_overlap_add(struct qcow2 *s, unsigned kind, uint64_t host,
                       uint64_t bytes);
 

@@ -6,11 +6,12 @@
  *   |  a  |  b  |   c ...|... c  |   d   |  (free)    |
  *                                        ^ packed
  *
- * Each takes whole sectors of 512 bytes and counts as one reference to each
- * cluster that it touches.  What does not become smaller is written as it is.
+ * Each compressed cluster takes whole sectors of 512 bytes, and counts as one
+ * reference to each host cluster that it touches.  A cluster that does not
+ * become smaller is written as it is.
  *
- * `packed` lies in (or at the end of) a cluster that has references; when
- * those go, alloc.c resets it before the cluster can be used again.
+ * `packed` lies in (or at the end of) a cluster that has references.  When they
+ * go, alloc.c resets it before the cluster can be used again.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -23,7 +24,7 @@
 
 #define SECTOR UINT64_C(512)
 
-/* The length of what @in, a cluster, becomes; 0: it is not smaller than
+/* Compress @in, a cluster.  Returns the length; 0: it is not smaller than
  * @room. */
 static size_t deflate_raw(const void *in, size_t in_len, void *out, size_t room)
 {
@@ -50,7 +51,7 @@ static size_t zstd_pack(const void *in, size_t in_len, void *out, size_t room)
     return ZSTD_isError(len) ? 0 : len;
 }
 
-/* Pad to whole sectors; 0: it is not worth it. */
+/* Compress, and pad to whole sectors; 0: it is not worth it. */
 static size_t pack(const struct qcow2 *s, const void *in, unsigned char *out)
 {
     size_t room = s->cluster_size - SECTOR;
@@ -63,7 +64,7 @@ static size_t pack(const struct qcow2 *s, const void *in, unsigned char *out)
     return padded;
 }
 
-/* Room for @bytes, at most a cluster's, with the references counted. */
+/* Allocate @bytes, at most a cluster, and count the references. */
 static int alloc_packed(struct qcow2 *s, uint64_t bytes, uint64_t *host)
     REQUIRES(s->meta)
 {
@@ -139,7 +140,7 @@ static int store_packed(struct qcow2 *s, uint64_t offset, const void *data,
     return r;
 }
 
-/* One cluster, whole: it is @in, padded with zeroes. */
+/* Write one whole cluster: @in, padded with zeroes. */
 static int write_cluster(struct node *n, uint64_t offset, uint64_t bytes,
                          const void *in, unsigned char *out)
 {

@@ -12,7 +12,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 
-/* Memory for L2 tables at the most, unless l2-cache-size says otherwise:
+/* L2 tables take at most so much memory unless l2-cache-size says otherwise:
  * enough for 256 GiB in clusters of 64 KiB. */
 #define L2_CACHE_MAX  (32 * MiB)
 #define L2_CACHE_MIN  4 /* tables */
@@ -87,7 +87,7 @@ static int read_tables(struct qcow2 *s, const struct qcow2_header *h,
 
 /* --- Checks --- */
 
-/* May an image with this header be written by us? */
+/* May this driver write to an image with this header? */
 int qcow2_check_writable(const struct qcow2_header *h, struct error **errp)
 {
     if (h->incompatible & QCOW2_INCOMPAT_CORRUPT) {
@@ -173,8 +173,8 @@ int qcow2_make_caches(struct qcow2 *s, uint64_t l2_bytes,
     uint64_t blocks = (refcount_bytes ? refcount_bytes : REFBLOCKS_MAX) >>
                       s->cluster_bits;
 
-    /* Also where the disk is smaller: half of it may be dirty, and then all
-     * that such a disk has. */
+    /* This minimum is for small disks, too: half of the cache may be dirty, and
+     * then that is all tables of such a disk. */
     l2 = max_u64(l2, L2_CACHE_MIN);
     blocks = min_u64(max_u64(blocks, REFBLOCKS_MIN), blocks_max);
     s->l2_bytes = l2_bytes;
@@ -190,7 +190,7 @@ int qcow2_make_caches(struct qcow2 *s, uint64_t l2_bytes,
     return 0;
 }
 
-/* Features that a writer who does not know them has to clear. */
+/* Clear the features that a writer that does not know them has to clear. */
 int qcow2_clear_autoclear(struct qcow2 *s, const struct qcow2_header *h,
                           struct error **errp)
 {
@@ -342,7 +342,8 @@ static void qcow2_close(struct node *n)
     qcow2_tightener_stop(s);
     if (!n->flags.read_only) {
         (void)qcow2_bitmaps_settle(s);
-        /* Twice: the first releases freed clusters, the second says so. */
+        /* Flush twice: the first releases freed clusters, the second writes
+         * that. */
         if (qcow2_flush(n) == 0) {
             (void)qcow2_flush(n);
         }
@@ -372,7 +373,7 @@ static void qcow2_describe(struct node *n, json_t *info)
 {
     const struct qcow2 *s = n->state;
 
-    /* Version 2 has no bits for some of it; the order is qemu-img's. */
+    /* Version 2 has no bits for some of these; the order is qemu-img's. */
     bool v3 = s->version >= 3;
     json_t *data = json_pack(
         "{s:s, s:s, s:o*, s:o*, s:i, s:o*, s:o*, s:o*, s:o*}", "compat",

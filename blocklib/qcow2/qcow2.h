@@ -5,22 +5,22 @@
 /*
  * The inside of the qcow2 driver.  Nothing outside of this folder sees it.
  *
- * What an image looks like, and who keeps which part:
+ * What an image looks like, and which file keeps which part:
  *
  *   header --> L1 table --> L2 tables --> data clusters      map.c write.c
  *     |                        (s->l2)
  *     +------> refcount table --> refcount blocks            alloc.c
  *                                    (s->refblocks)
  *
- * With an external data file, the data clusters are in that, each at the
- * offset that the guest sees it at, and nothing counts them.  If the data file
- * is raw besides, it reads as the guest sees the disk at any time.
+ * An external data file, if there is one, has the data clusters, each at its
+ * guest offset, and nothing counts them.  A raw data file also reads as the
+ * guest sees the disk at any time.
  *
  * Metadata lives in write-back caches (cache.c).  flush.c writes it in the
  * order that keeps invariant 1 (see there).
  *
- * Locks: flush_lock, then meta, then those inside of the caches.
- *   range  (guest clusters) held by whatever changes the mapping of a range
+ * Locks: flush_lock, then meta, then the locks inside of the caches.
+ *   range  (guest clusters) held while the mapping of a range is changed
  *   meta   held while L1, L2, refcounts are changed; no data I/O under it
  * Readers take none of them: they pin an L2 table and load its entries
  * atomically, and hold a ticket (extents in hand) until the bytes are moved.
@@ -38,8 +38,8 @@
 #define QCOW2_MAX_REFTABLE_BYTES (8 * MiB)
 #define QCOW2_MAX_BACKING_NAME   1023
 
-/* Entries of tables: where the cluster lies that they lead to.  What else is in
- * an L2 entry: l2.c. */
+/* Entries of tables: the place of the cluster that they lead to.  l2.c says
+ * what else is in an L2 entry. */
 #define QCOW2_COPIED      (UINT64_C(1) << 63) /* refcount is exactly one */
 #define QCOW2_OFFSET_MASK UINT64_C(0x00fffffffffffe00)
 
@@ -154,11 +154,11 @@ struct qcow2_bitmaps {
     mutex_t queue_lock;
 
     /* --- Guarded by queue_lock. --- */
-    struct list queue; /* of those who want regions to be armed */
+    struct list queue; /* of requests to arm regions */
 
     /* --- Atomic. --- */
     _Atomic bool relaxed;      /* bits went; see qcow2_bitmaps_sync */
-    _Atomic bool flush_failed; /* since somebody last looked */
+    _Atomic bool flush_failed; /* since the flag was last looked at */
 };
 
 /* The last cluster that was unpacked: compress.c. */
@@ -219,9 +219,9 @@ struct qcow2 {
     struct qcow2_freed *freed; /* in limbo */
     size_t freed_count;
     size_t freed_room;
-    size_t freed_sealed; /* those before it are in a round of flush.c */
+    size_t freed_sealed; /* runs before this index are in a round of flush.c */
     uint64_t freed_clusters;
-    bool give_back;  /* discard what is released whatever the options say */
+    bool give_back;  /* discard released clusters in spite of the options */
     uint64_t packed; /* host byte where the next compressed data may go, in a
                         cluster that has some; or at the end of one */
     uint64_t incompatible;
@@ -247,7 +247,7 @@ static inline uint64_t qcow2_l2_span(const struct qcow2 *s)
 {
     return s->cluster_size << s->l2_bits;
 }
-/* The same from guest @offset on. */
+/* The part of these bytes from guest @offset on. */
 static inline uint64_t qcow2_l2_rest(const struct qcow2 *s, uint64_t offset)
 {
     return qcow2_l2_span(s) - (offset & (qcow2_l2_span(s) - 1));
@@ -262,7 +262,8 @@ static inline uint64_t qcow2_in_cluster(const struct qcow2 *s, uint64_t offset)
 /* Read and check the header of @file.  Frees what it allocated on failure. */
 int qcow2_header_read(struct node *file, struct qcow2_header *h,
                       struct error **errp);
-/* The same from memory, for the fuzzer: @head holds the first @len bytes. */
+/* Parse a header in memory, for the fuzzer: @head holds the first @len
+ * bytes. */
 int qcow2_header_parse(const unsigned char *head, size_t len,
                        struct qcow2_header *h, struct error **errp);
 void qcow2_header_release(struct qcow2_header *h);
@@ -278,14 +279,14 @@ void qcow2_map_put(struct node *n, struct mapping *m);
 int qcow2_l2_get(struct qcow2 *s, uint64_t offset, bool nowait,
                  struct qcow2_table **tp);
 
-/* Would data that are written there go over tables? */
+/* Would a write to this host range overwrite metadata? */
 static inline bool qcow2_host_is_metadata(const struct qcow2 *s, uint64_t host,
                                           uint64_t bytes)
 {
     return !s->external && qcow2_overlap_find(s, host, bytes) != 0;
 }
 
-/* Hold, and release, the clusters that L2 entries lead to. */
+/* Hold, or release, the clusters that L2 entries lead to. */
 unsigned qcow2_ticket_take(struct qcow2 *s);
 void qcow2_ticket_drop(struct qcow2 *s, unsigned ticket);
 
@@ -324,15 +325,15 @@ int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
                           struct qcow2_table **tp) REQUIRES(s->meta);
 
 /*
- * Whole clusters (or the end of the disk) in such a table are @kind from now
- * on, and at @host on where that has a place; not compressed.  The clusters
- * that were there before, if they are others, are free later.  -EIO: one of
- * those is not data; all is changed nonetheless.
+ * Make whole clusters (or the end of the disk) in such a table @kind, which is
+ * not COMPRESSED.  Kinds that have a place are at @host on.  Clusters that were
+ * there before, if they are others, are free later.  -EIO: one of the old
+ * clusters is not data; all is changed nonetheless.
  */
 int qcow2_l2_put(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
                  uint64_t bytes, enum qcow2_kind kind, uint64_t host)
     REQUIRES(s->meta);
-/* The same for one cluster that is compressed. */
+/* Make one cluster a compressed one, as qcow2_l2_put() does for others. */
 int qcow2_l2_put_packed(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
                         const struct qcow2_run *packed) REQUIRES(s->meta);
 
@@ -351,8 +352,8 @@ void qcow2_l2_fill(void *table, unsigned cluster_bits, uint64_t offset,
  */
 int qcow2_alloc(struct qcow2 *s, uint64_t want, uint64_t *host, uint64_t *got,
                 bool *fresh) REQUIRES(s->meta);
-/* Exactly @count in a row, for metadata of @kind (enum qcow2_meta).  Except for
- * an L2 table, which is one, it takes as long as it takes. */
+/* Allocate exactly @count in a row, for metadata of @kind (enum qcow2_meta).
+ * Only the search for an L2 table's one cluster may end with -EINPROGRESS. */
 int qcow2_alloc_exact(struct qcow2 *s, unsigned kind, uint64_t count,
                       uint64_t *host) REQUIRES(s->meta);
 
@@ -368,12 +369,12 @@ int qcow2_free_later(struct qcow2 *s, uint64_t host, uint64_t clusters)
 /* Drop refcounts of runs that are due.  Discards first. */
 int qcow2_release_freed(struct qcow2 *s) EXCLUDES(s->meta);
 
-/* One reference more to a cluster that has some.  -EOVERFLOW: no room in its
- * refcount. */
+/* Add one reference to a cluster that has some.  -EOVERFLOW: its refcount is at
+ * its maximum. */
 int qcow2_ref_more(struct qcow2 *s, uint64_t host) REQUIRES(s->meta);
 /* Take back one reference, that nothing has used, to each cluster of these
- * bytes.  They do not go through limbo: who tries again for want of room would
- * find there what he has just left himself, for ever. */
+ * bytes.  They do not go through limbo: a caller that tries again for want of
+ * room would find there what it has just left itself, for ever. */
 void qcow2_ref_undo(struct qcow2 *s, uint64_t host, uint64_t bytes)
     REQUIRES(s->meta);
 
@@ -388,29 +389,29 @@ void qcow2_refcount_store(void *block, unsigned order, uint64_t index,
 
 /* --- room.c --- */
 
-/* What of the L1 or the refcount table has room, or has none. */
+/* The L1 and the refcount table have room in the file by pages of so many
+ * bytes. */
 #define QCOW2_TABLE_PAGE UINT64_C(4096)
 
 /* Has @file nothing at all there?  Then it reads as zeroes. */
 bool qcow2_is_hole(struct node *file, uint64_t host, uint64_t bytes);
 
-/* Let the file have blocks for new metadata, which are zeroes then; or, with
- * -ENOSPC, not. */
+/* Give new metadata blocks in the file, which read as zeroes then.  -ENOSPC. */
 int qcow2_take_room(struct qcow2 *s, uint64_t host, uint64_t bytes)
     REQUIRES(s->meta);
-/* The same for a table of the caches that is about to be changed. */
+/* Give blocks to a table of the caches that is about to be changed. */
 int qcow2_keep_room(struct qcow2 *s, struct qcow2_table *t) REQUIRES(s->meta);
-/* The same for entry @index of the L1 or the refcount table. */
+/* Give blocks to entry @index of the L1 or the refcount table. */
 int qcow2_keep_entry_room(struct qcow2 *s, uint64_t table_offset,
                           const _Atomic uint64_t *table, uint64_t entries,
                           uint64_t index) REQUIRES(s->meta);
 
 /*
- * Is what ended with *r, and has changed nothing, worth another try?  It is
- * when it found no room and clusters have been freed since *seen, which is
- * `released` as it was before the first try.  Flushes, and waits a limited
- * time for those who use such clusters.  Also when it has to go on with a
- * search (-EINPROGRESS).  Else false, with the error in *r.
+ * Is an operation that ended with *r, and has changed nothing, worth another
+ * try?  It is if it found no room and clusters have been freed since *seen,
+ * which is `released` as it was before the first try.  It also is if it has to
+ * go on with a search (-EINPROGRESS).  Flushes, and waits a limited time for
+ * requests that use freed clusters.  False: the error is in *r.
  */
 bool qcow2_try_again(struct qcow2 *s, int *r, uint64_t *seen) EXCLUDES(s->meta);
 
@@ -422,19 +423,19 @@ int qcow2_zero(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags);
 int qcow2_zero_part(struct node *n, uint64_t offset, uint64_t bytes);
 int qcow2_discard(struct node *n, uint64_t offset, uint64_t bytes);
 
-/* Leave nothing allocated in whole clusters (or the end of the disk), for the
- * disk will end before; what they read as is undefined. */
+/* Free whole clusters (or the end of the disk), because the disk will end
+ * before them.  What they read as is undefined. */
 int qcow2_cut_off(struct qcow2 *s, uint64_t offset, uint64_t bytes);
 
 /* --- flush.c --- */
 
-/* All metadata to the file, and the file flushed. */
+/* Write all metadata to the file, and flush the file. */
 int qcow2_flush(struct node *n);
-/* The same for a parent: the file is told before it is flushed for good. */
+/* As qcow2_flush(), for a parent: the file is told before its last flush. */
 int qcow2_flush_to_disk(struct node *n);
 
-/* Write back when too much is dirty or waits to be freed; after a change,
- * without locks. */
+/* Write back if too much is dirty or waits to be freed.  Call this after a
+ * change, without locks. */
 int qcow2_relieve(struct qcow2 *s);
 
 /* --- compress.c --- */
@@ -449,15 +450,15 @@ int qcow2_write_compressed(struct node *n, uint64_t offset, uint64_t bytes,
 
 /* --- qcow2.c, for a reopen --- */
 
-/* The driver's own options; *l2_bytes and *refcount_bytes: 0 where they are
- * not given. */
+/* Take the driver's own options.  *l2_bytes, *refcount_bytes: 0 if not
+ * given. */
 int qcow2_take_options(struct opts *o, uint64_t *l2_bytes,
                        uint64_t *refcount_bytes, struct error **errp);
 int qcow2_make_caches(struct qcow2 *s, uint64_t l2_bytes,
                       uint64_t refcount_bytes, struct error **errp);
 
-/* May an image with this header be written by us?  And what has to be
- * changed in it, before it is. */
+/* May this driver write to an image with this header?  And clear what has to be
+ * cleared in it before that. */
 int qcow2_check_writable(const struct qcow2_header *h, struct error **errp);
 int qcow2_clear_autoclear(struct qcow2 *s, const struct qcow2_header *h,
                           struct error **errp);
@@ -494,8 +495,8 @@ int qcow2_track(const struct driver_table *t, const char *filename,
 
 int qcow2_resize(struct node *n, uint64_t size, struct error **errp);
 
-/* shrink.c: from now on, or no more, discard what is released whatever the
- * options say. */
+/* shrink.c: start, or stop, discarding released clusters in spite of the
+ * options. */
 void qcow2_give_back(struct qcow2 *s, bool on);
 /* The disk has @size bytes now, and had more. */
 void qcow2_give_back_end(struct qcow2 *s, uint64_t size);

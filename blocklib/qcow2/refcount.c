@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Refcounts of 1, 2, 4, 8, 16, 32 and 64 bits in a block.  Those of less than
- * a byte fill each byte from its least significant bit on; wider ones are
+ * Refcounts of 1, 2, 4, 8, 16, 32 and 64 bits in a block.  Refcounts of less
+ * than a byte fill each byte from its least significant bit on; wider ones are
  * big-endian.
  */
 #include "qcow2/qcow2.h"

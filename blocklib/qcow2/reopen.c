@@ -8,7 +8,8 @@
 #include "nbdelta/error.h"
 #include "qcow2/bitmaps.h"
 
-/* What a reopen wants, and, once it is done but can be taken back, had. */
+/* What a reopen wants.  Once it is done and can still be taken back, this is
+ * what the image had before. */
 struct qcow2_wanted {
     uint64_t l2_bytes;
     uint64_t refcount_bytes;
@@ -38,7 +39,7 @@ int qcow2_reopen_take(struct node *n, struct opts *opts, struct error **errp)
     return qcow2_take_options(opts, &w->l2_bytes, &w->refcount_bytes, errp);
 }
 
-/* All metadata on the file. */
+/* Write all metadata to the file. */
 static int write_back(struct qcow2 *s, struct error **errp)
 {
     int r = qcow2_bitmaps_settle(s);
@@ -54,7 +55,7 @@ static int write_back(struct qcow2 *s, struct error **errp)
                  : 0;
 }
 
-/* The file as after a close. */
+/* Leave the file as a close does. */
 static int put_away(struct qcow2 *s, struct error **errp)
 {
     qcow2_tightener_stop(s); /* the next write starts it again */
@@ -103,7 +104,7 @@ static void swap_caches(struct qcow2 *s, struct qcow2_wanted *w)
     *w = had;
 }
 
-/* New caches, empty; what the old ones had is on the file. */
+/* Make new, empty caches; what the old ones had is in the file. */
 static int change_caches(struct qcow2 *s, struct qcow2_wanted *w,
                          struct error **errp)
 {

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Changing the size of the disk, in a drained section.  To grow: a larger L1
- * table if it needs one, on disk before the header names it (flush.c), then
- * the size.  To shrink: what goes is unlinked, then the size, and then the rest
- * of what is not needed any more (shrink.c).
+ * Changing the size of the disk, in a drained section.  To grow, the disk gets
+ * a larger L1 table if it needs one, on disk before the header names it
+ * (flush.c), and then the size.  To shrink, clusters behind the new end are
+ * unlinked, then the size counts, and then the rest of what is not needed any
+ * more goes (shrink.c).
  *
- * An external data file is never shorter than the disk: it grows first, and
- * shrinks first, too, because it is what may refuse (a block device), and what
- * is cut off from it reads as zeroes.
+ * An external data file is never shorter than the disk, so it grows first.  It
+ * shrinks first, too, because it may refuse (a block device), and what is cut
+ * off from it reads as zeroes.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -69,7 +70,8 @@ static int grow_l1(struct qcow2 *s, uint64_t needed)
     return r;
 }
 
-/* What was there shall not come back when the disk grows again. */
+/* Zero the end, because old bytes must not come back when the disk grows
+ * again. */
 static int clear_end(struct qcow2 *s, uint64_t size)
 {
     struct node *n = s->node;
@@ -83,17 +85,17 @@ static int clear_end(struct qcow2 *s, uint64_t size)
     return r;
 }
 
-/* The size counts, with bitmaps of that length if there are some. */
+/* Make the size count, with bitmaps of that length if there are some. */
 static int switch_size(struct qcow2 *s, uint64_t size)
 {
     return s->bitmaps.ext.count > 0 ? qcow2_bitmaps_resize(s, size)
                                     : qcow2_switch_size(s, size);
 }
 
-/* The L1 table stays as long as it is. */
+/* Shrink the disk; the L1 table stays as long as it is. */
 static int cut_disk(struct qcow2 *s, uint64_t size, struct error **errp)
 {
-    /* Until the new size counts the end is there, and other than it was. */
+    /* Until the new size counts, the disk has its end, and that has changed. */
     int r = bitmap_mark(s->node, size, s->node->size - size, 0);
 
     if (r == 0 && s->external && node_size(s->data) > size) {
@@ -129,8 +131,9 @@ static int shrink(struct qcow2 *s, uint64_t size, struct error **errp)
 }
 
 /*
- * A data file that is long enough.  If it was longer than the disk, what it
- * has there is not the disk's; a raw one, though, shows it, as in QEMU.
+ * Make the data file long enough.  If it was longer than the disk, the bytes
+ * behind the disk's end are not the disk's.  A raw data file shows them,
+ * though, as in QEMU.
  */
 static int grow_data(struct qcow2 *s, uint64_t size, struct error **errp)
 {
@@ -174,7 +177,8 @@ int qcow2_resize(struct node *n, uint64_t size, struct error **errp)
         return error_set(errp, ENOMEDIUM, "the data file is not open");
     }
     if (size == 0 && s->bitmaps.ext.count > 0) {
-        /* Their tables would be empty, and QEMU not open the image. */
+        /* An empty disk would have empty tables, and QEMU would not open the
+         * image. */
         return error_set(errp, ENOTSUP,
                          "cannot shrink '%s' to nothing: it has persistent "
                          "bitmaps",

@@ -12,8 +12,8 @@
  *   L1, refcount table the page that an entry is the first one in is written;
  *                      pages between that are holes stay holes
  *
- * What waits in limbo is room, too: who finds none flushes, and tries again
- * when that has given clusters back (qcow2_try_again).
+ * Clusters in limbo are room, too: a request that finds no room flushes, and
+ * tries again when that has given clusters back (qcow2_try_again).
  */
 #include <errno.h>
 #include <time.h>
@@ -27,7 +27,7 @@
 
 #define PAGE QCOW2_TABLE_PAGE
 
-/* How long to wait for those who move bytes of clusters in limbo. */
+/* How long to wait for requests that move bytes of clusters in limbo. */
 #define WAIT_MS 1000
 
 static const unsigned char zeroes[64 * KiB] __attribute__((aligned(4096)));
@@ -45,7 +45,7 @@ int qcow2_take_room(struct qcow2 *s, uint64_t host, uint64_t bytes)
     return r;
 }
 
-/* Is there a place that has no block?  Maybe, where nobody knows. */
+/* Has the file a hole in the range?  True if nobody knows. */
 static bool has_hole(struct node *n, uint64_t host, uint64_t bytes)
 {
     bool hole = false;
@@ -112,7 +112,7 @@ int qcow2_keep_entry_room(struct qcow2 *s, uint64_t table_offset,
 
     for (uint64_t i = from; i < to; i++) {
         if (atomic_load(&table[i]) != 0) {
-            return 0; /* somebody has been here */
+            return 0; /* another request has been here */
         }
     }
     return qcow2_take_room(s, table_offset + from * 8, (to - from) * 8);
@@ -127,7 +127,7 @@ static bool has_limbo(struct qcow2 *s)
     return some;
 }
 
-/* Until something has been released since *seen. */
+/* Flush until something has been released since *seen. */
 static int reclaim(struct qcow2 *s, uint64_t *seen)
 {
     struct timespec ms = {.tv_nsec = 1000000};

@@ -10,9 +10,9 @@
  *                      and the blocks are linked again
  *   the file           is cut behind the last cluster in use
  *
- * What is freed is discarded whatever the discard option says, for it was the
- * user who has cut it off.  After the new size counts, the disk has shrunk, and
- * what cannot be done of the rest only keeps the file larger.
+ * Freed clusters are discarded in spite of the discard option, because the user
+ * has cut them off.  The disk has shrunk as soon as the new size counts; a
+ * failure after that only keeps the file larger.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -44,8 +44,8 @@ static int drop_l2_tables(struct qcow2 *s, uint64_t first) REQUIRES(s->meta)
     return r;
 }
 
-/* The last cluster of block @index that is in use, besides its own if
- * @but_own; false: there is none. */
+/* The last cluster of block @index that is in use, besides its own if @but_own.
+ * False: there is none. */
 static int last_in_block(struct qcow2 *s, uint64_t index, bool but_own,
                          uint64_t *last, bool *found) REQUIRES(s->meta)
 {
@@ -64,7 +64,7 @@ static int last_in_block(struct qcow2 *s, uint64_t index, bool but_own,
     return r;
 }
 
-/* Until nothing waits in limbo. */
+/* Flush until limbo is empty. */
 static int empty_limbo(struct qcow2 *s, bool *empty)
 {
     int r = 0;
@@ -122,8 +122,8 @@ static int unlink_blocks(struct qcow2 *s) REQUIRES(s->meta)
     return r;
 }
 
-/* The table on disk may still lead to blocks that count themselves, and nothing
- * else keeps their clusters: they are in use as @before. */
+/* Link the blocks again as @before.  The table on disk may still lead to blocks
+ * that count themselves, and nothing else keeps their clusters. */
 static void link_again(struct qcow2 *s, const uint64_t *before)
     REQUIRES(s->meta)
 {

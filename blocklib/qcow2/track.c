@@ -60,8 +60,8 @@ static int check_content(const struct driver_table *t, int fd, uint64_t size,
                            raw, format);
 }
 
-/* A block device that is mounted, or part of another, cannot be opened like
- * that. */
+/* Open the disk alone (O_EXCL): that fails for a block device that is mounted,
+ * or part of another one. */
 static int open_raw(const char *raw, struct stat *st, struct error **errp)
 {
     struct door d;
@@ -121,8 +121,9 @@ static uint64_t choose_cluster_size(uint64_t size)
     return cluster;
 }
 
-/* Names in images are relative to where their readers run: so a whole one.
- * Links stay: they may lead to another device of the same disk one day. */
+/* The absolute path of @raw.  Readers take a relative name in an image as
+ * relative to where they run.  Links stay: they may lead to another device of
+ * the same disk one day. */
 static char *whole_path(const char *raw)
 {
     char *path;
@@ -178,7 +179,7 @@ static int add_in_section(struct node *n, const char *name, struct error **errp)
     return r < 0 ? r : bitmap_store(n, errp);
 }
 
-/* The disk is not opened for that: it is locked by us. */
+/* Add the first bitmap without opening the disk, which is locked by us. */
 static int add_bitmap(const struct driver_table *t, const char *filename,
                       const char *name, struct error **errp)
 {

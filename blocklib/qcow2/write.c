@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Writing where map gives nothing away: clusters that are not allocated, are
- * shared, compressed or zero.
+ * Writing where map() gives no place to overwrite: clusters that are not
+ * allocated, shared, compressed or zero.
  *
  *   range lock on the guest clusters: one writer per cluster at a time
  *   +- meta:   look at the entries, allocate a run of host clusters
@@ -44,8 +44,8 @@ static bool is_reserved(const struct qcow2_at *at)
     return at->copied && at->kind == QCOW2_KIND_ZERO_ALLOC;
 }
 
-/* How many bytes from @offset on, of @max, lie nowhere or where they must not
- * be changed. */
+/* The number of bytes from @offset on, at most @max, that have no place, or lie
+ * where they must not be changed. */
 static uint64_t run_without_place(const struct qcow2 *s,
                                   const struct qcow2_table *t, uint64_t offset,
                                   uint64_t max)
@@ -131,7 +131,7 @@ static int read_old(struct qcow2 *s, uint64_t offset, uint64_t bytes, char *buf,
     return node_pread(s->node, buf, inside, offset, 0);
 }
 
-/* What of the last cluster lies behind the request; a data file ends with the
+/* Bytes of the last cluster behind the request; a data file ends with the
  * disk. */
 static uint64_t tail_of(const struct qcow2 *s, const struct piece *p)
 {
@@ -176,7 +176,7 @@ static int write_piece(struct qcow2 *s, const struct piece *p,
     if (r < 0) {
         return r;
     }
-    /* What was never written need not be filled with zeroes. */
+    /* A fresh cluster need not be filled with zeroes. */
     bool with_head = head > 0 && !(fresh && head_zero);
     bool with_tail = tail > 0 && !(fresh && tail_zero);
     uint64_t from = p->host + (with_head ? 0 : head);
@@ -269,7 +269,7 @@ int qcow2_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     return r < 0 ? r : qcow2_relieve(s);
 }
 
-/* *done: the bytes of the first piece. */
+/* Allocate for the first piece without writing data; *done: its bytes. */
 static int reserve_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
                          uint64_t *done)
 {

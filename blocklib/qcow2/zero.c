@@ -13,15 +13,16 @@
  *   (*) stays as it is without a backing file: a discard leaves open what is
  *       read afterwards.
  *
- * Zeroes that were written are stored, also where unallocated reads as zeroes
- * now: an image may be opened without the backing file that it names, and may
- * get one later.  Whether there is a backing *node* says nothing about that.
+ * Zeroes that a user writes are stored, even where an unallocated cluster reads
+ * as zeroes now: an image may be opened without the backing file that it names,
+ * and may get one later.  Whether there is a backing *node* says nothing about
+ * that.
  *
  * Version 2 has no ZERO: there, zero is not supported; a discard makes entries
  * unallocated if there is no backing file, and else does nothing.
  *
- * A raw data file has to be zero itself.  Then its zeroes are what counts, and
- * the entries stay as they are.
+ * A raw data file has to read as zeroes itself.  Then its zeroes count, and the
+ * entries stay as they are.
  */
 #include <errno.h>
 
@@ -32,7 +33,7 @@ struct zeroing {
     bool fill; /* what is unallocated becomes ZERO */
 };
 
-/* What becomes of what is there; false: it stays as it is. */
+/* What a cluster of @kind becomes; false: it stays as it is. */
 static bool becomes(const struct qcow2 *s, const struct zeroing *z,
                     const struct qcow2_at *at, enum qcow2_kind *to)
 {
@@ -54,7 +55,7 @@ static bool becomes(const struct qcow2 *s, const struct zeroing *z,
     return true;
 }
 
-/* The entries for the part of the range that one L2 table describes. */
+/* Change the entries for the part of the range that one L2 table describes. */
 static int zero_in_l2(struct qcow2 *s, const struct zeroing *z, uint64_t offset,
                       uint64_t bytes) REQUIRES(s->meta)
 {
@@ -81,8 +82,8 @@ static int zero_in_l2(struct qcow2 *s, const struct zeroing *z, uint64_t offset,
     return 0;
 }
 
-/* The part of [@offset, @offset + *@bytes) that the data file has; what lies
- * behind its end reads as zeroes. */
+/* Clip [@offset, @offset + *@bytes) to the data file; bytes behind its end read
+ * as zeroes.  False: nothing is left. */
 static bool clip_to_data(const struct qcow2 *s, uint64_t offset,
                          uint64_t *bytes)
 {
@@ -143,7 +144,7 @@ static int zero_range(struct qcow2 *s, const struct zeroing *z, uint64_t offset,
     return r;
 }
 
-/* Would the backing node be seen somewhere in the range? */
+/* Would the backing node show somewhere in the range? */
 static int shows_backing(struct qcow2 *s, uint64_t offset, uint64_t bytes)
 {
     while (bytes > 0) {
@@ -217,8 +218,8 @@ static int note_zero(const struct extent *e, void *opaque)
     return !*zero;
 }
 
-/* A cluster that nothing is allocated for and that reads as zeroes becomes one
- * of zeroes.  Whoever writes to it meanwhile would need the range lock. */
+/* Make an unallocated cluster that reads as zeroes a ZERO one.  A request that
+ * writes to it meanwhile would need the range lock. */
 static int zero_unallocated(struct qcow2 *s, uint64_t start)
 {
     struct node *n = s->node;
