@@ -3,6 +3,7 @@
 #include "client/qmp-client.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <string.h>
@@ -14,8 +15,14 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/thread.h"
+#include "net/address.h"
+#include "net/tls.h"
+#include "net/transport.h"
 #include "qmp/dispatch.h"
 #include "qmp/parse.h"
+
+#define MS UINT64_C(1000000)
 
 static void keep_message(json_t *value, const char *why, void *opaque)
 {
@@ -27,9 +34,19 @@ static void keep_message(json_t *value, const char *why, void *opaque)
     }
 }
 
-static int dial_socket(struct qmp_client *c, const char *path,
+static int prepare(struct qmp_client *c, struct error **errp)
+{
+    c->inbox = json_array();
+    c->events = json_array();
+    c->parser = qmp_parser_new(&qmp_limits_reply, keep_message, c);
+    return c->inbox && c->events && c->parser ? 0 : error_nomem(errp);
+}
+
+/* @limit_ms: most that is waited for room in the listener's queue. */
+static int dial_socket(struct qmp_client *c, const char *path, int limit_ms,
                        struct error **errp)
 {
+    const struct timeval limit = {.tv_sec = limit_ms < 0 ? 0 : limit_ms / 1000};
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
 
     if (strlen(path) >= sizeof(addr.sun_path)) {
@@ -38,13 +55,10 @@ static int dial_socket(struct qmp_client *c, const char *path,
                          sizeof(addr.sun_path) - 1);
     }
     memcpy(addr.sun_path, path, strlen(path));
-    c->inbox = json_array();
-    c->events = json_array();
-    c->parser = qmp_parser_new(&qmp_limits_reply, keep_message, c);
-    if (!c->inbox || !c->events || !c->parser) {
-        return error_nomem(errp);
-    }
     c->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (c->fd >= 0) {
+        (void)setsockopt(c->fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+    }
     if (c->fd < 0 ||
         connect(c->fd, (const struct sockaddr *)&addr, sizeof(addr)) < 0) {
         return error_set(
@@ -63,6 +77,10 @@ static int no_qmp(struct error **errp)
 
 void qmp_client_close(struct qmp_client *c)
 {
+    if (c->tls) {
+        tls_end(c->tls, false);
+        tls_free(c->tls);
+    }
     if (c->fd >= 0) {
         (void)close(c->fd);
     }
@@ -100,18 +118,46 @@ int qmp_client_mind(struct qmp_client *c, struct error **errp)
     return 0;
 }
 
-/* Wait until the socket is ready for @events.  1: it is; 0: @timeout ms are
- * over; -EINTR: a signal has come that is minded; or another error. */
-static int wait_socket(struct qmp_client *c, short events, int timeout,
+/* --- Waiting. --- */
+
+/* When a wait of @timeout ms, -1: for ever, is over. */
+static uint64_t deadline_in(int timeout)
+{
+    return timeout < 0 ? UINT64_MAX : now_ns() + (uint64_t)timeout * MS;
+}
+
+static int ms_until(uint64_t deadline)
+{
+    uint64_t now = now_ns();
+
+    if (deadline == UINT64_MAX) {
+        return -1;
+    }
+    return now >= deadline ? 0
+                           : (int)min_u64(div_up(deadline - now, MS), INT_MAX);
+}
+
+/* Wait until the socket is ready for @events.  1: it is; 0: @deadline is over;
+ * -EINTR: a signal has come that is minded; or another error. */
+static int wait_socket(struct qmp_client *c, short events, uint64_t deadline,
                        struct error **errp)
 {
-    struct pollfd p[2] = {{.fd = c->fd, .events = events},
-                          {.fd = c->signal_fd, .events = POLLIN}};
+    struct pollfd p[3] = {{.fd = c->fd, .events = events},
+                          {.fd = c->signal_fd, .events = POLLIN},
+                          {.fd = c->stop_fd, .events = POLLIN}};
     struct signalfd_siginfo info;
+    uint64_t stop_at = deadline_in(c->stopped ? QMP_STOP_MS : -1);
     int r;
 
-    while ((r = poll(p, 2, timeout)) < 0 && errno == EINTR) {
-    }
+    do {
+        p[2].fd = c->stopped ? -1 : c->stop_fd;
+        r = poll(p, 3, ms_until(min_u64(deadline, stop_at)));
+        if (r > 0 && p[2].revents) {
+            c->stopped = true;
+            stop_at = deadline_in(QMP_STOP_MS);
+        }
+    } while ((r < 0 && errno == EINTR) ||
+             (r > 0 && !p[0].revents && !p[1].revents));
     if (r < 0) {
         return error_set(errp, errno, "cannot wait: %s", strerror(errno));
     }
@@ -120,33 +166,54 @@ static int wait_socket(struct qmp_client *c, short events, int timeout,
         c->signo = (int)info.ssi_signo;
         return -EINTR;
     }
-    return r > 0;
+    return r == 0 && stop_at < deadline
+               ? error_set(errp, ETIMEDOUT, "no answer within %d s",
+                           QMP_STOP_MS / 1000)
+               : r > 0;
+}
+
+/* --- Bytes. --- */
+
+/* Take what is there.  0, or an error. */
+static int take_bytes(struct qmp_client *c, struct error **errp)
+{
+    char buf[65536];
+    struct iovec iov = {buf, sizeof(buf)};
+    struct transport t = {c->fd, c->tls};
+    ssize_t n = transport_receive(&t, &iov, 1, false);
+
+    if (n == 0 || n == -ECONNRESET) {
+        return error_set(errp, ECONNRESET,
+                         "the other side closed the connection");
+    }
+    if (n < 0) {
+        return n == -EINTR || n == -EAGAIN
+                   ? (int)n
+                   : error_set(errp, (int)-n, "cannot receive: %s",
+                               strerror((int)-n));
+    }
+    qmp_parser_feed(c->parser, buf, (size_t)n);
+    return 0;
 }
 
 int qmp_client_receive(struct qmp_client *c, int timeout, json_t **message,
                        struct error **errp)
 {
-    char buf[65536];
-    ssize_t n;
+    uint64_t deadline = deadline_in(timeout);
 
     while (json_array_size(c->inbox) == 0) {
-        int r = c->garbage ? no_qmp(errp)
-                           : wait_socket(c, POLLIN, timeout, errp);
+        int r = c->garbage ? no_qmp(errp) : take_bytes(c, errp);
 
-        if (r <= 0) {
+        if (r == -EAGAIN) { /* TLS may have had something already */
+            r = wait_socket(c, POLLIN, deadline, errp);
+            if (r == 0) {
+                return 0;
+            }
+        } else if (r == -EINTR) {
+            r = 0;
+        }
+        if (r < 0) {
             return r;
-        }
-        n = recv(c->fd, buf, sizeof(buf), MSG_DONTWAIT);
-        if (n == 0 || (n < 0 && errno == ECONNRESET)) {
-            return error_set(errp, ECONNRESET,
-                             "the other side closed the connection");
-        }
-        if (n < 0 && errno != EINTR && errno != EAGAIN) {
-            return error_set(errp, errno, "cannot receive: %s",
-                             strerror(errno));
-        }
-        if (n > 0) {
-            qmp_parser_feed(c->parser, buf, (size_t)n);
         }
     }
     *message = json_incref(json_array_get(c->inbox, 0));
@@ -157,18 +224,24 @@ int qmp_client_receive(struct qmp_client *c, int timeout, json_t **message,
 static int send_text(struct qmp_client *c, const char *text, size_t len,
                      struct error **errp)
 {
-    while (len > 0) {
-        ssize_t n = send(c->fd, text, len, MSG_NOSIGNAL | MSG_DONTWAIT);
+    struct transport t = {c->fd, c->tls};
+    uint64_t deadline = deadline_in(c->limit_ms);
 
-        if (n < 0 && errno == EAGAIN) {
-            int r = wait_socket(c, POLLOUT, -1, errp);
+    while (len > 0 || transport_unsent(&t)) {
+        struct iovec iov = {(void *)(uintptr_t)text, len};
+        ssize_t n = transport_send(&t, &iov, len > 0 ? 1 : 0);
 
-            if (r < 0) {
-                return r;
+        if (n == -EAGAIN) {
+            int r = wait_socket(c, POLLOUT, deadline, errp);
+
+            if (r <= 0) {
+                return r < 0 ? r
+                             : error_set(errp, ETIMEDOUT,
+                                         "the other side takes no command");
             }
-        } else if (n < 0 && errno != EINTR) {
-            return error_set(errp, errno == EPIPE ? ECONNRESET : errno,
-                             "cannot send: %s", strerror(errno));
+        } else if (n < 0 && n != -EINTR) {
+            return error_set(errp, n == -EPIPE ? ECONNRESET : (int)-n,
+                             "cannot send: %s", strerror((int)-n));
         }
         if (n > 0) {
             text += n;
@@ -204,12 +277,16 @@ static bool is_reply(const struct qmp_client *c, const json_t *m)
 
 int qmp_client_reply(struct qmp_client *c, json_t **reply, struct error **errp)
 {
+    uint64_t deadline = deadline_in(c->limit_ms);
+
     for (;;) {
         json_t *m = NULL;
-        int r = qmp_client_receive(c, -1, &m, errp);
+        int r = qmp_client_receive(c, ms_until(deadline), &m, errp);
 
-        if (r < 0) {
-            return r;
+        if (r <= 0) {
+            return r < 0 ? r
+                         : error_set(errp, ETIMEDOUT, "no answer within %d s",
+                                     c->limit_ms / 1000);
         }
         if (json_object_get(m, "event")) {
             r = json_array_append_new(c->events, m);
@@ -233,16 +310,23 @@ int qmp_client_request(struct qmp_client *c, const char *command, json_t *args,
     return r < 0 ? r : qmp_client_reply(c, reply, errp);
 }
 
-static int negotiate_qmp(struct qmp_client *c, struct error **errp)
-{
-    CLEANUP_JSON json_t *greeting = NULL;
-    CLEANUP_JSON json_t *reply = NULL;
-    int r = qmp_client_receive(c, -1, &greeting, errp);
+/* --- The beginning. --- */
 
-    if (r < 0) {
-        return r;
+static int negotiate_qmp(struct qmp_client *c, int greet_ms, json_t **greeting,
+                         struct error **errp)
+{
+    CLEANUP_JSON json_t *reply = NULL;
+    int r = qmp_client_receive(c, greet_ms, greeting, errp);
+
+    if (r <= 0) {
+        return r < 0 ? r
+                     : error_set(errp, EBUSY,
+                                 "the monitor does not answer within %d s: "
+                                 "another client may be connected (QEMU has "
+                                 "one at a time)",
+                                 greet_ms / 1000);
     }
-    if (!json_object_get(greeting, "QMP")) {
+    if (!json_object_get(*greeting, "QMP")) {
         return no_qmp(errp);
     }
     r = qmp_client_request(c, "qmp_capabilities", NULL, &reply, errp);
@@ -256,7 +340,60 @@ static int negotiate_qmp(struct qmp_client *c, struct error **errp)
 
 int qmp_client_open(struct qmp_client *c, const char *path, struct error **errp)
 {
-    int r = dial_socket(c, path, errp);
+    CLEANUP_JSON json_t *greeting = NULL;
+    int r = prepare(c, errp);
 
-    return r < 0 ? r : negotiate_qmp(c, errp);
+    r = r < 0 ? r : dial_socket(c, path, -1, errp);
+    return r < 0 ? r : negotiate_qmp(c, -1, &greeting, errp);
+}
+
+static int start_tls(struct qmp_client *c, struct tls_keys *keys,
+                     const char *host, uint64_t deadline, struct error **errp)
+{
+    int r;
+
+    c->tls = tls_new(keys, c->fd, host);
+    if (!c->tls) {
+        return error_nomem(errp);
+    }
+    while ((r = tls_handshake(c->tls, errp)) == -EAGAIN) {
+        short events = tls_unsent(c->tls) ? POLLIN | POLLOUT : POLLIN;
+
+        r = wait_socket(c, events, deadline, errp);
+        if (r <= 0) {
+            return r < 0 ? r
+                         : error_set(errp, ETIMEDOUT,
+                                     "the other side does not answer in TLS");
+        }
+    }
+    return r;
+}
+
+int qmp_client_connect(struct qmp_client *c, const json_t *addr,
+                       struct tls_keys *keys, const char *host, int greet_ms,
+                       json_t **greeting, struct error **errp)
+{
+    const char *path = json_string_value(json_object_get(addr, "path"));
+    json_t *kept = NULL;
+    int r = prepare(c, errp);
+
+    r = r < 0  ? r
+        : path ? dial_socket(c, path, greet_ms, errp)
+               : address_connect(addr, &c->fd, errp);
+    if (r == -ETIMEDOUT || r == -EAGAIN) {
+        return error_set(errp, EBUSY,
+                         "the monitor takes no connection: it has other "
+                         "clients, or hangs");
+    }
+    r = r < 0 || !keys ? r
+                       : start_tls(c, keys, host, deadline_in(greet_ms), errp);
+    r = r < 0 ? r : negotiate_qmp(c, greet_ms, &kept, errp);
+    if (r < 0 || !greeting) {
+        json_decref(kept);
+        kept = NULL;
+    }
+    if (greeting) {
+        *greeting = kept;
+    }
+    return r;
 }

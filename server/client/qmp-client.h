@@ -8,6 +8,8 @@
 
 struct error;
 struct qmp_parser;
+struct tls;
+struct tls_keys;
 
 struct qmp_client {
     int fd;            /* -1 before qmp_client_open */
@@ -18,16 +20,32 @@ struct qmp_client {
     json_t *inbox;  /* array: parsed and not looked at yet */
     json_t *events; /* array: came before the reply that was waited for */
     bool garbage;
+    struct tls *tls; /* or NULL */
+
+    /* The caller may set these before anything is sent. */
+    int limit_ms; /* most that is waited for one answer; -1: no limit */
+    int stop_fd;  /* once it is readable, 5 s are the limit; -1: none */
+    bool stopped; /* it is; written here */
 };
-#define QMP_CLIENT_INIT           \
-    {                             \
-        .fd = -1, .signal_fd = -1 \
+#define QMP_CLIENT_INIT                                           \
+    {                                                             \
+        .fd = -1, .signal_fd = -1, .limit_ms = -1, .stop_fd = -1, \
     }
+#define QMP_STOP_MS 5000
 
 /* Connect to the Unix socket at @path and negotiate.  Blocks.  Whatever it
  * returns, qmp_client_close() is the end. */
 int qmp_client_open(struct qmp_client *c, const char *path,
                     struct error **errp);
+
+/*
+ * The same for the checked @addr (net/address.h); with @keys over TLS, where
+ * the certificate has to be for @host.  Who does not greet within @greet_ms
+ * (-1: no limit) is -EBUSY.  *greeting is a new reference, or NULL.
+ */
+int qmp_client_connect(struct qmp_client *c, const json_t *addr,
+                       struct tls_keys *keys, const char *host, int greet_ms,
+                       json_t **greeting, struct error **errp);
 void qmp_client_close(struct qmp_client *c);
 
 /*
@@ -40,8 +58,8 @@ void qmp_client_close(struct qmp_client *c);
 int qmp_client_mind(struct qmp_client *c, struct error **errp);
 
 /* Wait for the next message, a new reference.  1: it has come; 0: @timeout ms
- * are over (-1: no limit); -ECONNRESET: the other side has gone; or another
- * error. */
+ * are over (-1: no limit); -ECONNRESET: the other side has gone; -ETIMEDOUT:
+ * stop_fd's limit is over; or another error. */
 int qmp_client_receive(struct qmp_client *c, int timeout, json_t **message,
                        struct error **errp);
 
@@ -51,7 +69,8 @@ int qmp_client_send(struct qmp_client *c, const char *command, json_t *args,
                     struct error **errp);
 
 /* Wait for the reply to the last command that was sent, a new reference; events
- * that come before it are kept in c->events, other replies are dropped. */
+ * that come before it are kept in c->events, other replies are dropped.
+ * -ETIMEDOUT: see limit_ms. */
 int qmp_client_reply(struct qmp_client *c, json_t **reply, struct error **errp);
 
 /* Send a command and wait for its reply. */
