@@ -38,6 +38,7 @@ struct pull {
     char *checkpoint; /* or NULL */
     uint64_t drained_ns;
     uint64_t expire_ns;   /* 0: never */
+    uint64_t renewed_at;  /* now_ns() when the time began anew */
     uint64_t stuck_until; /* now_ns() when it is tried again to end it */
     struct server *server;
     char *server_id; /* of one that runs, if it has a name */

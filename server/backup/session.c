@@ -96,6 +96,7 @@ static struct pull *session_new(struct pulls *p, const struct pull_options *o)
     }
     list_init(&s->link);
     s->expire_ns = o->expire * NS;
+    s->renewed_at = now_ns();
     s->discard = o->discard;
     s->count = o->count;
     if (asprintf(&s->id, "b%" PRIu64, ++p->serial) < 0) {
@@ -735,6 +736,17 @@ struct pull *pull_find(const struct pulls *p, const char *id)
         }
     }
     return NULL;
+}
+
+int pulls_renew(struct pulls *p, const char *id, struct error **errp)
+{
+    struct pull *s = pull_find(p, id);
+
+    if (!s) {
+        return error_set(errp, ENOENT, "There is no backup '%.200s'", id);
+    }
+    s->renewed_at = now_ns();
+    return 0;
 }
 
 void pulls_name_nodes(const struct pulls *p, const char *id, json_t *names)

@@ -17,7 +17,8 @@
  *
  * Until the end the new checkpoint is in memory only.  So a daemon that ends,
  * in whatever way, leaves the old checkpoints and nothing of the new one.  A
- * session whose exports nobody has used for `expire` seconds ends as failed.
+ * session that nobody has renewed, and whose exports nobody has used, for
+ * `expire` seconds ends as failed.
  */
 #include <jansson.h>
 #include <stdbool.h>
@@ -78,6 +79,9 @@ int pulls_begin(struct pulls *p, const struct pull_options *o, json_t **reply,
  */
 int pulls_end(struct pulls *p, const char *id, bool success, const json_t *drop,
               struct error **errp);
+
+/* The time until the session @id expires begins anew.  -ENOENT. */
+int pulls_renew(struct pulls *p, const char *id, struct error **errp);
 
 /* The nodes of the session @id, if there is such, as members of @names. */
 void pulls_name_nodes(const struct pulls *p, const char *id, json_t *names);

@@ -93,13 +93,14 @@ static void tell_lost(struct pulls *p, struct pull *s)
 static uint64_t time_to_expiry(struct pulls *p, const struct pull *s)
 {
     uint64_t left = UINT64_MAX;
+    uint64_t since = now_ns() - s->renewed_at;
 
     if (s->expire_ns == 0) {
         return left;
     }
     for (unsigned i = 0; i < s->count; i++) {
-        uint64_t idle = exports_idle_ns(p->daemon->exports,
-                                        s->disks[i].export_id);
+        uint64_t idle = min_u64(
+            since, exports_idle_ns(p->daemon->exports, s->disks[i].export_id));
         uint64_t rest = s->expire_ns - min_u64(idle, s->expire_ns);
         left = i == 0 ? rest : max_u64(left, rest);
     }

@@ -137,6 +137,11 @@ static int cmd_end(struct qmp_call *call, struct error **errp)
                      json_object_get(call->args, "drop"), errp);
 }
 
+static int cmd_renew(struct qmp_call *call, struct error **errp)
+{
+    return pulls_renew(call->daemon->pulls, qmp_str(call, "id"), errp);
+}
+
 static int cmd_query(struct qmp_call *call, struct error **errp)
 {
     call->ret = pulls_query(call->daemon->pulls);
@@ -193,6 +198,11 @@ static const struct qmp_arg end_args[] = {
     QMP_ARG("id", STR),
     QMP_ARG("success", BOOL),
     QMP_OPT("drop", STRS),
+    QMP_LAST,
+};
+
+static const struct qmp_arg renew_args[] = {
+    QMP_ARG("id", STR),
     QMP_LAST,
 };
 
@@ -279,6 +289,7 @@ const struct qmp_command qmp_pull_commands[] = {
     QMP_COMMAND("backup-begin", cmd_begin, begin_args, .ret = &begun_type,
                 .drains = QMP_DRAINS_ALL),
     QMP_COMMAND("backup-end", cmd_end, end_args, .drains = QMP_DRAINS_NAMED),
+    QMP_COMMAND("backup-renew", cmd_renew, renew_args),
     QMP_COMMAND("checkpoint-delete", cmd_delete, delete_args,
                 .drains = QMP_DRAINS_NAMED),
     QMP_COMMAND("checkpoint-list", cmd_list, NULL, .ret = &checkpoints_type),

@@ -304,6 +304,18 @@ def whom_nobody_reads_it_expires():
         assert daemon.ask('query-backups') == []
 
 
+def whom_somebody_renews_stays():
+    with start(('a',)) as daemon:
+        begun = begin(daemon, 'a', expire=2)
+        for _ in range(8):
+            time.sleep(0.5)
+            daemon.ask('backup-renew', id=begun['id'])
+        assert [b['id'] for b in daemon.ask('query-backups')] == [begun['id']]
+        data = daemon.event('BACKUP_ENDED')
+        assert data == {'id': begun['id'], 'result': 'expired'}, data
+        refused(daemon, 'There is no backup', 'backup-renew', id=begun['id'])
+
+
 def who_stays_connected_is_disconnected():
     with start(('a',)) as daemon:
         begun = begin(daemon, 'a')
@@ -449,6 +461,7 @@ for scenario in (three_disks_one_instant,
                  any_checkpoint_is_a_start_and_none_needs_another,
                  a_full_backup_in_place_of_an_increment_says_why,
                  whom_nobody_reads_it_expires,
+                 whom_somebody_renews_stays,
                  who_stays_connected_is_disconnected, it_may_have_a_server_of_its_own,
                  a_disk_that_cannot_store_has_checkpoints_in_memory,
                  without_room_the_snapshot_goes_not_the_write,
