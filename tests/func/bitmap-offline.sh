@@ -166,10 +166,14 @@ qemu-io -f qcow2 killed.qcow2 <commands >/dev/null &
 qemu=$!
 exec 3>commands
 printf '%s\n' 'write -q 0 1M' flush >&3
-in_use() {
-    qemu-img info -U killed.qcow2 | grep -q in-use
+# On disk: killed in the middle of its flush, QEMU leaks clusters.
+has_flushed() {
+    qemu-img info -U killed.qcow2 | grep -q in-use &&
+        qemu-img map -U --output=json killed.qcow2 |
+        jq -e '.[0].data and .[0].length == 1048576' >/dev/null &&
+        qemu-img check -q -U killed.qcow2
 }
-wait_until "QEMU has written" in_use
+wait_until "QEMU has written" has_flushed
 kill -9 "$qemu"
 wait "$qemu" 2>/dev/null || true
 exec 3>&-
