@@ -519,12 +519,3 @@ int backup_action(struct jobs *j, const struct backup_options *o,
     *ap = &s->action;
     return 0;
 }
-
-int job_backup(struct jobs *j, const struct backup_options *o,
-               struct error **errp)
-{
-    struct action *a;
-    int r = backup_action(j, o, NULL, &a, errp);
-
-    return r < 0 ? r : action_run(jobs_graph(j), a, errp);
-}

@@ -65,7 +65,7 @@ static inline int start(struct world *w, struct backup_options o,
         o.device = "b";
     }
     mutex_lock(&w->j->lock);
-    int r = job_backup(w->j, &o, &err);
+    int r = start_backup(w->j, &o, &err);
     mutex_unlock(&w->j->lock);
     if (text) {
         ck_assert_str_eq(error_message(err), text);

@@ -14,6 +14,8 @@
 #include <string.h>
 
 #include "core/graph.h"
+#include "job/job.h"
+#include "nbdelta/action.h"
 #include "nbdelta/bitmap.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
@@ -326,6 +328,16 @@ static inline int run_suite(const char *name, const TTest *const *tests,
     int failed = srunner_ntests_failed(sr);
     srunner_free(sr);
     return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+/* A backup that is alone; it is running when this returns 0. */
+static inline int start_backup(struct jobs *j, const struct backup_options *o,
+                               struct error **errp) REQUIRES(j->lock)
+{
+    struct action *a;
+    int r = backup_action(j, o, NULL, &a, errp);
+
+    return r < 0 ? r : action_run(jobs_graph(j), a, errp);
 }
 
 #endif /* NBDELTA_TESTS_JOB_UTIL_H */

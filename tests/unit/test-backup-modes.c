@@ -377,7 +377,7 @@ static int backup_of_node(struct world *w, struct node *source,
     o.source = source;
     o.device = "b";
     mutex_lock(&w->j->lock);
-    int r = job_backup(w->j, &o, NULL);
+    int r = start_backup(w->j, &o, NULL);
     mutex_unlock(&w->j->lock);
     return r;
 }

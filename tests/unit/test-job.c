@@ -566,7 +566,7 @@ START_TEST(the_next_command_sees_what_the_last_one_asked_for)
         disk_fill(src, 64 * KiB);
         trap_gate(trap_of(src), true);
         mutex_lock(&j->lock);
-        ck_assert_int_eq(job_backup(j, &o, NULL), 0);
+        ck_assert_int_eq(start_backup(j, &o, NULL), 0);
         mutex_unlock(&j->lock);
         trap_wait(trap_of(src), 1);
         ck_assert_int_eq(thread_start(&t, "later", tell_later, trap_of(src)),
