@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Errors with a sentence for a human: see error.h. */
 #include "nbdelta/error.h"
 
 #include <errno.h>

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Slices of scattered buffers, and buffers for data. */
 #include "util/iov.h"
 
 #include <stdlib.h>

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Sizes as people write and read them. */
 #include "nbdelta/size.h"
 
 #include <errno.h>

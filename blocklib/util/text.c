@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Identifiers, UTF-8, and text that is safe to show: see text.h. */
 #include "nbdelta/text.h"
 
 #include <stdlib.h>

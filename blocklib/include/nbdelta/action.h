@@ -10,15 +10,15 @@
  *   images whose bitmaps will be stored write ahead what they can
  *   one control section
  *     drain each
- *     act each, in order    -- one fails --> undo those that acted, backwards
+ *     act each, in order    -- one fails --> undo the others, backwards
  *     bitmaps are stored    -- the same
  *   commit each, then finish each  | abort each
  *   free each
  *
- * Each act sees what those before it have done, so a bitmap may be added and
- * used in one go.  Everything happens at one drained instant.  How long that
- * lasts does not depend on the number of disks: their bitmaps are stored side
- * by side, by threads.
+ * Each act sees what the acts before it have done, so a bitmap may be added and
+ * used in one go.  Everything happens at one drained instant.  The length of
+ * that instant does not depend on the number of disks: threads store their
+ * bitmaps side by side.
  */
 #include "nbdelta/list.h"
 #include "nbdelta/types.h"
@@ -29,55 +29,65 @@ struct action {
     bool prepared;    /* prepare was called */
 };
 
-/* All of them are called as actions_run was: under the monitor lock where
- * there is one (job.h).  Members may be NULL but for free. */
+/* Whoever calls actions_run holds the monitor lock, where there is one (job.h);
+ * so all members are called under it.  Members may be NULL, except free. */
 struct action_ops {
-    /* No control section.  What it leaves behind is for abort or commit; when
-     * it fails, abort is called too. */
+    /* Outside of control sections; may block.  abort or commit clears up what
+     * it leaves behind.  abort is called also when prepare itself fails. */
     int (*prepare)(struct action *a, struct error **errp);
 
-    /* In the control section: graph_drain() what act will touch. */
+    /* In the control section: call graph_drain() for what act will touch. */
     void (*drain)(struct action *a);
 
-    /* In it, after all drains.  Changes everything or, failing, nothing. */
+    /* In the same section, after all drains.  Changes everything; or it fails
+     * and has changed nothing. */
     int (*act)(struct action *a, struct error **errp);
 
-    /* At any time: the node whose bitmaps it changes, or NULL; *more: one of
-     * them will be stored that was not.  What act has noted there
-     * (bitmaps_changed) is stored in the same section, after all acts, so that
-     * it is durable.  When that fails, all is undone, and stored once more as
-     * well as it goes. */
+    /* At any time: the node whose bitmaps the action changes, or NULL.  *more:
+     * the image will have to store one bitmap more than before.  When act has
+     * set the node's bitmaps_changed, its bitmaps are stored in the same
+     * section, after all acts, and are durable then.  When storing fails, all
+     * acts are undone and the bitmaps are stored once more; a second failure is
+     * not reported. */
     struct node *(*changes)(struct action *a, bool *more);
 
-    /* In the same section, only after act succeeded: its exact inverse. */
+    /* In the same section, only after act has succeeded: its exact inverse. */
     void (*undo)(struct action *a);
 
-    /* After the section, all succeeded: commit each, then finish each. */
+    /* After the section, when all actions have succeeded: commit is called for
+     * each, then finish for each. */
     void (*commit)(struct action *a);
     void (*finish)(struct action *a);
 
-    /* Something failed; for those whose prepare was called. */
+    /* Something has failed.  Called if prepare was called, outside of control
+     * sections. */
     void (*abort)(struct action *a);
 
     void (*free)(struct action *a);
 };
 
-/* Append @a to @list and prepare it, so that the next one can be made of what
- * it has opened.  @a is on the list also when that fails; actions_cancel is
- * the end of it then. */
+/*
+ * Append @a to @list and prepare it, so that the next action can use what this
+ * one has opened.  The list owns @a, also when this fails; the caller ends a
+ * list that will not run by actions_cancel, which aborts and frees all actions.
+ * Both may block.  Errors are those of prepare.
+ */
 int actions_add(struct list *list, struct action *a, struct error **errp);
-void actions_cancel(struct list *list); /* abort, free */
+void actions_cancel(struct list *list);
 
-/* Run all actions of @list, then free them: it is empty afterwards. */
+/* Run all actions of @list, then free them: the list is empty afterwards, also
+ * on failure.  Blocks, and holds back requests while the section lasts.  The
+ * error is that of the first action that has failed. */
 int actions_run(struct graph *g, struct list *list, struct error **errp);
 int action_run(struct graph *g, struct action *a, struct error **errp);
 
-/* As actions_run; writes to *drained_ns, unless prepare failed, for how many
+/* As actions_run.  Unless a prepare fails, *drained_ns is for how many
  * nanoseconds requests were held back. */
 int actions_run_timed(struct graph *g, struct list *list, uint64_t *drained_ns,
                       struct error **errp);
 
-/* Is it the only one so far?  Then nothing before it changes what it sees. */
+/* Is @a the only action of its list so far?  Then no action before it changes
+ * what it sees. */
 bool action_is_alone(const struct action *a);
 
 #endif /* NBDELTA_ACTION_H */

@@ -9,19 +9,20 @@
  * Any thread, any number at once.  Calls block until done and return 0 or
  * -errno, never a short count.  Offsets and lengths need no alignment.
  *
- * -EINVAL: the range is not inside the disk.  -EPERM: read-only.  -EAGAIN:
- * only with REQ_NOWAIT.  -ENOSPC, -EIO, ... come from the storage; what a
- * failed write leaves in its range is undefined.
+ * -EINVAL: the range is not inside the disk.  -EPERM: the disk is read-only.
+ * -EAGAIN, only with REQ_NOWAIT: the call would have to wait.  -ENOSPC, -EIO
+ * and others come from the storage.  After a failed write the content of its
+ * range is undefined.
  *
- * Durability: what completed before blk_flush() was called is durable when
- * it returns 0; a write or zero with REQ_FUA is durable when it returns 0.
- * A failed flush means that earlier writes may be lost.
+ * Durability: requests that have completed before blk_flush() is called are
+ * durable when it returns 0.  A write or zero with REQ_FUA is durable when it
+ * returns 0.  After a failed flush earlier writes may be lost.
  */
 #include <jansson.h>
 
 #include "nbdelta/types.h"
 
-/* What a user wants to do with a node, and lets others do meanwhile. */
+/* What a user wants to do with a node, and what it lets others do meanwhile. */
 enum perm {
     PERM_READ = 1 << 0,
     PERM_WRITE = 1 << 1,
@@ -30,35 +31,39 @@ enum perm {
 };
 
 /*
- * Attach to @n.  @user says in error texts who it is ("export 'vda'").
- * Needs @perm; others may have @shared.  The blk keeps the node alive and
- * follows when a filter is inserted above it.  -EBUSY on a conflict of
- * permissions, -EACCES for PERM_WRITE on a read-only node.
+ * Attach to @n.  @user names the user in error texts ("export 'vda'").  The
+ * user needs the permissions @perm, and lets others have @shared.  The blk
+ * keeps the node alive, and moves to a filter that is inserted above it.  The
+ * caller owns *blkp.  Takes the control lock.  -EBUSY: permissions of two users
+ * are in conflict; -EACCES: PERM_WRITE on a read-only node.
  */
 int blk_new(struct graph *g, struct node *n, unsigned perm, unsigned shared,
             const char *user, struct blk **blkp, struct error **errp);
 
-/* Detach.  All calls on @b have returned.  NULL is fine. */
+/* Detach.  The caller knows that all calls on @b have returned.  NULL is
+ * fine. */
 void blk_free(struct blk *b);
 
-/* As graph_settle, of the node it is attached to.  False: not within the time. */
+/* As graph_settle, for the node to which @b is attached.  False: @limit_ns have
+ * passed. */
 bool blk_settle(struct blk *b, uint64_t limit_ns);
 
-/* The node it is attached to now.  Takes no lock, and does not wait. */
+/* The node to which @b is attached now.  Takes no lock, and does not wait. */
 struct node *blk_node(const struct blk *b);
 
-/* The same, without filters that jobs have put in between: a disk's own node.
+/* The same, below filters that jobs have put in between: the disk's own node.
  * Takes the control lock. */
 struct node *blk_disk(const struct blk *b);
 
-/* Does it show the disk that @n is of: the same node, without the filters that
- * are above either?  Takes the control lock. */
+/* Does @b show the disk of @n: are both, filters above them left out, the same
+ * node?  Takes the control lock. */
 bool blk_shows(const struct blk *b, const struct node *n);
 
+/* In bytes. */
 uint64_t blk_size(const struct blk *b);
 
-struct blk_limits {
-    uint32_t align;        /* smaller requests are emulated: power of two */
+struct blk_limits {        /* bytes */
+    uint32_t align;        /* a power of two; smaller requests are emulated */
     uint32_t pref;         /* preferred size, e.g. the cluster size */
     uint32_t max_transfer; /* requests up to this size need no splitting */
     bool fast_zero;        /* REQ_NO_FALLBACK zeroes can succeed */
@@ -73,38 +78,40 @@ int blk_pread(struct blk *b, void *buf, uint64_t bytes, uint64_t offset,
               unsigned flags);
 int blk_preadv(struct blk *b, const struct iovec *iov, int iovcnt,
                uint64_t offset, unsigned flags);
-int blk_pwrite(struct blk *b, const void *buf, uint64_t bytes,
-               uint64_t offset, unsigned flags);
+int blk_pwrite(struct blk *b, const void *buf, uint64_t bytes, uint64_t offset,
+               unsigned flags);
 int blk_pwritev(struct blk *b, const struct iovec *iov, int iovcnt,
                 uint64_t offset, unsigned flags);
 
-/* Make the range read as zeroes.  Any length.  REQ_MAY_UNMAP lets it become
- * a hole.  With REQ_NO_FALLBACK: -ENOTSUP, before anything is changed, when
- * that is not faster than writing. */
+/* Make the range, of any length, read as zeroes.  REQ_MAY_UNMAP lets it become
+ * a hole.  -ENOTSUP, only with REQ_NO_FALLBACK: zeroing would not be faster
+ * than writing; nothing has changed. */
 int blk_zero(struct blk *b, uint64_t offset, uint64_t bytes, unsigned flags);
 
-/* The range is not needed any more.  A hint: its content is then either what
- * it was or zeroes. */
+/* The range is not needed any more.  This is a hint: afterwards the range has
+ * its old content, or zeroes. */
 int blk_discard(struct blk *b, uint64_t offset, uint64_t bytes);
 
 int blk_flush(struct blk *b);
 
-/* Ask for the range to be brought into memory; does not wait for it. */
+/* Ask for the range to be brought into memory.  Does not wait until it is. */
 int blk_prefetch(struct blk *b, uint64_t offset, uint64_t bytes);
 
 /* Describe [offset, offset + bytes) through all layers; neighbours that are
- * alike are not merged.  REQ_NOWAIT is honoured. */
-int blk_extents(struct blk *b, uint64_t offset, uint64_t bytes,
-                unsigned flags, extent_fn *fn, void *opaque);
+ * alike are not merged.  REQ_NOWAIT is honoured.  A non-zero result of @fn is
+ * returned. */
+int blk_extents(struct blk *b, uint64_t offset, uint64_t bytes, unsigned flags,
+                extent_fn *fn, void *opaque);
 
-/* Grow or shrink the disk (needs PERM_RESIZE), with its bitmaps.  New space
- * reads as zeroes and is dirty.  Drains. */
+/* Grow or shrink the disk and its bitmaps to @size bytes.  Needs PERM_RESIZE.
+ * New space reads as zeroes and is dirty.  Drains. */
 int blk_resize(struct blk *b, uint64_t size, struct error **errp);
 
 /*
  * BlockStats as in query-blockstats: what was done by way of @b, and on the
  * nodes below it.  The total time of requests that were served from memory at
- * once is an estimate.  A new reference.  blk_no_stats: without a blk.
+ * once is an estimate.  A new reference.  blk_no_stats: the same for a device
+ * without a medium, all zero.
  */
 json_t *blk_query_stats(struct blk *b);
 json_t *blk_no_stats(void);

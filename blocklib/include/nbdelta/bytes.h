@@ -52,17 +52,17 @@ static inline bool range_inside(uint64_t offset, uint64_t bytes, uint64_t size)
 }
 
 /* Big-endian integers in unaligned memory. */
-#define ND_DEFINE_BE(bits)                                                     \
-    static inline uint##bits##_t load_be##bits(const void *p)                  \
-    {                                                                          \
-        uint##bits##_t v;                                                      \
-        memcpy(&v, p, sizeof(v));                                              \
-        return be##bits##toh(v);                                               \
-    }                                                                          \
-    static inline void store_be##bits(void *p, uint##bits##_t v)               \
-    {                                                                          \
-        v = htobe##bits(v);                                                    \
-        memcpy(p, &v, sizeof(v));                                              \
+#define ND_DEFINE_BE(bits)                                       \
+    static inline uint##bits##_t load_be##bits(const void *p)    \
+    {                                                            \
+        uint##bits##_t v;                                        \
+        memcpy(&v, p, sizeof(v));                                \
+        return be##bits##toh(v);                                 \
+    }                                                            \
+    static inline void store_be##bits(void *p, uint##bits##_t v) \
+    {                                                            \
+        v = htobe##bits(v);                                      \
+        memcpy(p, &v, sizeof(v));                                \
     }
 ND_DEFINE_BE(16)
 ND_DEFINE_BE(32)

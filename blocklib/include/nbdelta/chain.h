@@ -8,14 +8,14 @@
 
 /*
  * Have the image of @image, a node in the chain of @top, name another
- * backing file; durable when it returns 0.  What is open stays as it is: the
- * caller knows that the new name leads to the same content.  @device is the
- * user's word for @top.  -EINVAL: it is not in that chain, or has no backing
- * node; -EBUSY: a job works on @top.
+ * backing file; that is durable when this returns 0.  Open nodes stay as they
+ * are: the caller knows that the new name leads to the same content.  @device
+ * is the user's name for @top.  Drains, so it blocks.  -EINVAL: @image is not
+ * in that chain, or has no backing node; -EBUSY: a job works on @top.
  */
-int chain_change_backing(struct graph *g, struct node *top,
-                         const char *device, struct node *image,
-                         const char *name, struct error **errp);
+int chain_change_backing(struct graph *g, struct node *top, const char *device,
+                         struct node *image, const char *name,
+                         struct error **errp);
 
 /* What block-commit takes.  Strings may be NULL. */
 struct commit_options {
@@ -30,23 +30,25 @@ struct commit_options {
                                  the file of base */
     const char *filter_node_name; /* NULL: generated */
     enum job_on_error on_error;
-    uint64_t speed;           /* bytes a second, 0: unlimited */
+    uint64_t speed; /* bytes a second, 0: unlimited */
     bool manual_finalize;
     bool manual_dismiss;
 };
 
 /*
- * Start a job of type "commit": what the images from top down to above base
- * hold is written into base, which is writable for that time.
+ * Start a job of type "commit": it writes the content of the images from top
+ * down to the one above base into base.  Base is writable for that time.
  *
- * Below the active layer: when all of it is in base, and durable, the image
- * above top gets base as its backing file, and those between are dropped.
- * The active layer: the job becomes ready once base has it all, and keeps up
- * with what is written; job_complete then makes base the active layer,
- * job_cancel without force leaves everything as it is, but base up to date.
+ * When top is below the active layer: once base has all of it, durably, the
+ * image above top gets base as its backing file, and the nodes between are
+ * dropped.  When top is the active layer: the job becomes ready once base has
+ * all of it, and then keeps up with new writes.  job_complete makes base the
+ * active layer; job_cancel without force leaves everything as it is, with a
+ * base that is up to date.
  *
- * All texts are QEMU's.  -EINVAL: not a chain; -EBUSY: another job works on
- * one of the nodes, or somebody else writes to base.
+ * Returns when the job runs; drains.  Error texts are QEMU's.  -EINVAL: top and
+ * base are not in one chain; -EBUSY: another job works on one of the nodes, or
+ * another user writes to base.
  */
 int job_commit(struct jobs *j, const struct commit_options *o,
                struct error **errp) REQUIRES(j->lock);

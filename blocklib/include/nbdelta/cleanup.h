@@ -3,8 +3,9 @@
 #define NBDELTA_CLEANUP_H
 
 /*
- * Release on leaving the scope: memory, descriptors, JSON.  Locks never:
- * clang's analysis does not see through it (thread.h).
+ * Variables that release what they hold when their scope ends: memory,
+ * descriptors, JSON.  Never release locks so: clang's analysis does not see it
+ * (thread.h).
  */
 #include <jansson.h>
 #include <stdlib.h>

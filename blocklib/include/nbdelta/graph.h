@@ -22,38 +22,40 @@ struct graph *graph_new(void);
 
 /* --- core/graph.c --- */
 
-/* Close what is left (nodes flushed, in order), and free.  No blk may be
- * left.  NULL is fine. */
+/* graph_close_all closes all nodes that are left, flushed, users before the
+ * nodes that they use; it blocks.  graph_free does that and frees the graph.
+ * Free all blks before.  NULL is fine. */
 void graph_close_all(struct graph *g);
 void graph_free(struct graph *g);
 
 /* --- core/policy.c --- */
 
 /*
- * The implicit-open policy.  An image is hostile: the name of a file *inside*
- * of it is followed only as far as is said here, links resolved.  Children
- * that the options name explicitly are not restricted.
+ * The implicit-open policy.  An image may be hostile: the name of a file
+ * *inside* of it is followed only as far as this says, with links resolved.
+ * Children that the options name explicitly are not restricted.
  */
 enum graph_follow {
     /* Regular files in the directory of that image and below; a data file
      * there is written to only if it belongs to the owner of the image.  (A
      * device has no directory of its own.) */
     FOLLOW_BESIDE,
-    FOLLOW_DATA, /* data files of others there are written to, too */
-    FOLLOW_NONE,
+    FOLLOW_DATA, /* the same, and data files of any owner are written to */
+    FOLLOW_NONE, /* no file that an image names is opened */
 };
 void graph_follow(struct graph *g, enum graph_follow how);
 
-/* Whatever @how: also the file @path, or all that is below the directory,
- * devices, too. */
+/* Whatever graph_follow says, also follow names to the file @path or, if it is
+ * a directory, to all files and devices below it.  Errors are those of
+ * realpath(3). */
 int graph_allow_path(struct graph *g, const char *path, struct error **errp);
 
-/* For those who only look at headers: data files of images are not opened.
- * Data in them then answer with -ENOMEDIUM. */
+/* For programs that only look at headers: data files of images are not opened.
+ * Requests for data in them then fail with -ENOMEDIUM. */
 void graph_without_data(struct graph *g);
 
-/* Nor are the bitmaps of images that are read-only loaded: images tell what
- * their directories say, and nodes have none. */
+/* For the same programs: bitmaps of read-only images are not loaded.  Queries
+ * of an image tell what its bitmap directory says; its node has no bitmaps. */
 void graph_without_bitmaps(struct graph *g);
 
 /* --- core/open.c --- */
@@ -61,56 +63,58 @@ void graph_without_bitmaps(struct graph *g);
 /*
  * Open a tree of nodes from options of blockdev-add's shape.  Keys of every
  * node: driver, node-name, read-only, auto-read-only, discard, cache.direct,
- * cache.no-flush, detect-zeroes, force-share.  Children are
- * objects, names of existing nodes, or (backing) null for none.
+ * cache.no-flush, detect-zeroes, force-share.  A child is an object, the name
+ * of an existing node or, for a backing file that shall not be opened, null.
  * The new node *nodep belongs to the graph until graph_close().
  *
  * -EINVAL: a bad option; it is named in @errp.  -EEXIST: the node name is
  * taken.  -EAGAIN: another process holds the image's lock.  -EACCES, -ENOENT
- * and the like from the file.  -EPERM: refused by the implicit-open policy.
- * -ENOTSUP: a feature of the image that we lack.  -EUCLEAN: the image is
- * damaged.
+ * and others come from opening the file.  -EPERM: the implicit-open policy
+ * refuses a file.  -ENOTSUP: the image has a feature that we lack.  -EUCLEAN:
+ * the image is damaged.
  */
 int graph_open(struct graph *g, const json_t *options, struct node **nodep,
                struct error **errp);
 
-/* Undo graph_open: close @n and the children that only it uses.
- * -EBUSY when something else uses it. */
+/* Undo graph_open: close @n and the children that only @n uses.  Blocks.
+ * -EBUSY: @n is in use. */
 int graph_close(struct graph *g, struct node *n, struct error **errp);
 
-/* Undo graph_open, also while others use @n, who keep it alive.  @n may be a
- * filter that a job has put above. */
+/* Undo graph_open, also while @n is in use: its users keep it alive.  @n may be
+ * a filter that a job has put above the node. */
 void graph_forget(struct graph *g, struct node *n);
 
 /* --- core/reopen-options.c --- */
 
 /*
- * Change the options of open nodes: @list is an array of objects as graph_open
- * takes them, complete (what is not given returns to its default), each with
- * the "node-name" of a node.  Children that a node has opened itself can be
- * changed with it; "file" and "backing" can become other nodes, by name, and
- * "backing" null.  All of it happens or, on an error, nothing.
- * -EINVAL: an option that cannot be changed; -EBUSY, -EACCES: permissions.
+ * Change the options of open nodes.  @list is an array of objects as graph_open
+ * takes them, each with the "node-name" of a node.  They are complete: an
+ * option that is not given returns to its default.  Children that a node has
+ * opened itself can be changed with it; "file" and "backing" can become other
+ * nodes, by name, and "backing" can become null.  All changes happen or, on an
+ * error, none.  Drains, so it blocks. -EINVAL: an option that cannot be
+ * changed; -EBUSY, -EACCES: permissions.
  */
 int graph_reopen(struct graph *g, const json_t *list, struct error **errp);
 
 /* --- core/graph.c, core/yank.c, core/salvage.c --- */
 
-/* All is about to end: requests of any node that wait for what may never come
- * (a connection) fail after a second, and so do later ones; those that only
- * wait for their time (throttle) or for somebody's word (blkdebug) go on.
- * Takes the control lock. */
+/* The process is about to end.  Requests of any node that wait for something
+ * that may never come (a connection) fail after a second, and so do later ones.
+ * Requests that only wait for their time (throttle) or to be resumed (blkdebug)
+ * go on.  Takes the control lock. */
 void graph_give_up(struct graph *g);
 
-/* The part of it that nobody can hold up, for nodes that wait for a server:
- * takes no lock of the graph.  Opens that wait for one fail. */
+/* The part of graph_give_up for nodes that wait for a server.  It takes no lock
+ * of the graph, so nobody can hold it up.  Opens that wait for a server fail.
+ */
 void graph_stop_waiting(struct graph *g);
 
 /*
  * The process is about to end, and threads in it are stuck in storage that
- * hangs: flush and close all that answers, within @limit_ns, whoever uses it,
- * and tell the names of the other nodes.  Nothing can be done with the graph
- * any more, not even be freed: trees stay locked.
+ * hangs.  Flush and close all nodes that answer within @limit_ns, also those in
+ * use, and call @given_up with the names of the other nodes.  Do nothing with
+ * the graph afterwards, and do not free it: trees stay locked.
  */
 void graph_salvage(struct graph *g, uint64_t limit_ns,
                    void (*given_up)(const char *name, void *opaque),
@@ -118,8 +122,8 @@ void graph_salvage(struct graph *g, uint64_t limit_ns,
 
 /* --- core/graph.c --- */
 
-/* A node by its name, or NULL.  The pointer lives until the node is closed;
- * a caller who does not rule that out holds the monitor lock (job.h). */
+/* A node by its name, or NULL.  The pointer lives until the node is closed.
+ * Hold the monitor lock (job.h) unless something else rules that out. */
 struct node *graph_find(struct graph *g, const char *name);
 
 /* Visit all nodes, oldest first; non-zero from @fn stops and is returned.
@@ -131,20 +135,21 @@ int graph_each(struct graph *g, int (*fn)(struct node *n, void *opaque),
  * Control sections.  graph_lock() admits one thread.  graph_drain() then
  * waits until no request is inside @n's tree and holds new ones back, until
  * graph_unlock().  Several trees may be drained: that is one point in time.
- * Inside, no blk_*() I/O: it would wait for ourselves.
+ * Do no blk_*() I/O inside: it would wait for the end of the section.
  */
 void graph_lock(struct graph *g);
 void graph_drain(struct graph *g, struct node *n);
 void graph_unlock(struct graph *g);
 
 /*
- * Wait until the tree of the node @name can be drained, with no lock held for
- * long meanwhile: requests that hang hold up who calls this, and nobody else.
- * For those who are about to drain it under locks that others need.
- * -ETIMEDOUT after @limit_ns, with a text that names the node.  0 also where
- * there is no such node.  Requests that wait for anything but I/O are woken,
- * as by a drain.  graph_settle_match: the first node that @fn, called under
- * the control lock, says is meant.
+ * Wait until the tree of the node @name can be drained.  Call it before a drain
+ * under locks that others need: it holds no lock for long, so requests that
+ * hang hold up its caller and nobody else.  Requests that wait for anything
+ * except I/O are woken, as by a drain.  0 also if there is no such node.
+ * -ETIMEDOUT after @limit_ns, with a text that names the node.
+ *
+ * graph_settle_match takes the first node for which @fn returns true.  @fn is
+ * called under the control lock.
  */
 int graph_settle(struct graph *g, const char *name, uint64_t limit_ns,
                  struct error **errp);
@@ -155,17 +160,17 @@ int graph_settle_match(struct graph *g, node_match_fn *fn, void *opaque,
 /* Facts of one node. */
 const char *node_name(const struct node *n);
 const char *node_driver(const struct node *n); /* "qcow2", "file", ... */
-uint64_t node_size(const struct node *n);
+uint64_t node_size(const struct node *n);      /* bytes */
 bool node_read_only(const struct node *n);
 
-/* The cluster size of the image; 0: the format has no clusters. */
+/* The cluster size of the image, in bytes; 0: the format has no clusters. */
 uint32_t node_cluster_size(const struct node *n);
 
-/* What the files of the image (not of its backing file) take on their disks.
- * False: nobody knows, as of an export. */
+/* The bytes that the files of the image, without its backing file, take on
+ * their disks.  False: that is unknown, as for an export. */
 bool node_disk_bytes(struct graph *g, const struct node *n, uint64_t *bytes);
 
-/* The node's file name, or JSON options where no name can tell it.
+/* The node's file name, or "json:" options if no file name describes the node.
  * Lives as long as the node. */
 const char *node_filename(const struct node *n);
 

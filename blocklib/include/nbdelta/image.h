@@ -2,6 +2,7 @@
 #ifndef NBDELTA_IMAGE_H
 #define NBDELTA_IMAGE_H
 
+/* Creating images. */
 #include <jansson.h>
 
 #include "nbdelta/types.h"
@@ -9,17 +10,18 @@
 /* --- drivers/table.c, core/create.c --- */
 
 /*
- * Create an image file of @format ("qcow2" or "raw") at @filename, replacing
- * what is there unless a process holds a lock on it.
+ * Create an image file of @format ("qcow2" or "raw") at @filename.  A file that
+ * is there is replaced, unless a process holds a lock on it.  Blocks.
  *
  * @options: an object of creation options as qemu-img's -o takes them, values
  * as strings, booleans or numbers: size, backing_file, backing_fmt, compat,
  * cluster_size, refcount_bits, lazy_refcounts, compression_type,
- * preallocation, data_file, data_file_raw (raw: size, preallocation).  Without
- * "size", the size of the backing file.  A relative backing_file is relative to
- * @filename's directory, and is opened to check it, unless "backing_unchecked"
- * is true. data_file is created, too, or emptied; its name is stored as it is
- * given, and is relative to the directory where we run, as in QEMU.
+ * preallocation, data_file, data_file_raw; for raw, size and preallocation.
+ * Without "size", the image has the size of the backing file.  A relative
+ * backing_file is relative to @filename's directory, and is opened to check it,
+ * unless "backing_unchecked" is true.  data_file is created, too, or emptied;
+ * its name is stored as it is given, and is relative to the directory where we
+ * run, as in QEMU.
  *
  * -EINVAL names the bad option in @errp.  The new file is durable when this
  * returns 0; on failure a file that was created here is removed.
@@ -30,17 +32,18 @@ int image_create(const char *filename, const char *format,
 /* --- core/create.c --- */
 
 /*
- * Make what the node @file holds an empty image of @format ("qcow2"), with
- * @options as above, "size" among them; a backing file is not looked at.
- * @file: the name of a node of @g, or options to open one for this.  What the
- * node holds elsewhere stays, and is not seen in the image.  In the caller's
- * thread, without locks.  -EBUSY: somebody does not allow it to be written.
+ * Write an empty image of @format ("qcow2") into a node.  @options are as
+ * above, with "size"; a backing file is not opened.  @file is the name of a
+ * node of @g, or the options to open one for this.  Old data of the node that
+ * the new image does not overwrite stay there, and are not seen in the image.
+ * Call it without locks.  -EBUSY: a user of the node does not let others write.
  *
- * "data_file" is the same for the node of an external data file: it is not
- * emptied, only made as long as the disk.
+ * "data_file" names, in the same ways, the node of an external data file.  That
+ * is not emptied, only made as long as the disk.
  *
- * In *left are nodes that stay, also after a failure, until image_release;
- * that closes them, so it needs the monitor lock as graph_close does.
+ * *left gets nodes that stay open, also after a failure.  The caller then calls
+ * image_release, which closes them: hold the monitor lock for it, as for
+ * graph_close.
  */
 struct image_nodes {
     struct node *file;
@@ -56,18 +59,18 @@ void image_release(struct graph *g, struct image_nodes *left);
 
 struct image_track {
     const json_t *options; /* of qcow2: cluster_size, ...; NULL: none */
-    const char *bitmap;    /* add a persistent one of that name; or NULL */
+    const char *bitmap;    /* name of a persistent bitmap to add, or NULL */
     bool force;            /* @raw may look like an image of some format */
 };
 
 /*
- * Create a qcow2 image at @filename, where nothing is yet, with the file or
+ * Create a qcow2 image at @filename, where no file is yet, with the file or
  * block device @raw as its raw data file: same disk, same bytes.  @raw is
  * neither written to nor changed in size.  A size that is no multiple of 512
- * bytes is rounded up in the image.
+ * bytes is rounded up in the image.  The image is durable when this returns 0.
  *
- * -EEXIST: there is something at @filename.  -EAGAIN, -EBUSY: somebody uses
- * @raw.  -EINVAL: it is not raw, or empty, or an option is bad.
+ * -EEXIST: there is a file at @filename.  -EAGAIN, -EBUSY: @raw is in use.
+ * -EINVAL: @raw is not raw, or empty, or an option is bad.
  */
 int image_track(const char *filename, const char *raw,
                 const struct image_track *how, struct error **errp);

@@ -6,15 +6,15 @@
  * Kicks: a thread that sleeps in poll() is woken by another
  * =========================================================
  *
- * A kick is an eventfd.  It can be read from the first kick_raise() until
- * kick_clear(), however often it was raised.  None of these waits.
+ * A kick is an eventfd.  It is readable from the first kick_raise() until
+ * kick_clear(), however often it was raised.  None of these functions waits.
  */
 #include <errno.h>
 #include <stdint.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-/* A descriptor, to be closed by the caller; -1, with errno: there is none. */
+/* A new descriptor, which the caller closes; -1, with errno, on failure. */
 static inline int kick_new(void)
 {
     return eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -30,8 +30,8 @@ static inline void kick_raise(int fd)
     }
 }
 
-/* Clear it before looking for what it was raised for, so that nothing that
- * comes after the look goes unnoticed. */
+/* Clear the kick first, and then look for the reason it was raised: so
+ * a reason that comes after the look raises it again. */
 static inline void kick_clear(int fd)
 {
     uint64_t count;

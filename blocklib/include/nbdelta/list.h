@@ -40,14 +40,14 @@ static inline void list_remove(struct list *e)
 }
 
 #define list_entry(ptr, type, member) \
-    ((type *)(void *)((char *)(ptr) - offsetof(type, member)))
+    ((type *)(void *)((char *)(ptr)-offsetof(type, member)))
 
 #define list_for_each(pos, l) \
     for (struct list *pos = (l)->next; pos != (l); pos = pos->next)
 
 /* @pos may be removed in the body. */
-#define list_for_each_safe(pos, l)                                            \
-    for (struct list *pos = (l)->next, *pos##_next = pos->next; pos != (l);   \
+#define list_for_each_safe(pos, l)                                          \
+    for (struct list *pos = (l)->next, *pos##_next = pos->next; pos != (l); \
          pos = pos##_next, pos##_next = pos->next)
 
 #endif /* NBDELTA_LIST_H */

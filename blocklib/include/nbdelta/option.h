@@ -6,10 +6,11 @@
  * The options of nodes, described
  * ===============================
  *
- * Each driver has a table of its options, and one is for those of every node.
- * What takes options while a node is opened (core/opts.h) takes none that is
- * not described, or otherwise than it is: so what these tables say is what is
- * accepted, and introspection is made from them.
+ * Each driver has a table of its options, and one more table has the options of
+ * every node.  The functions that take options while a node is opened
+ * (core/opts.h) take only options that a table describes, and only as it
+ * describes them.  So the tables are what is accepted, and introspection is
+ * made from them.
  */
 #include <stdbool.h>
 
@@ -17,26 +18,27 @@ enum option_type {
     OPTION_STR,
     OPTION_BOOL,
     OPTION_UINT,
-    OPTION_ENUM,         /* one of `words` */
-    OPTION_ENUMS,        /* an array of these */
-    OPTION_NODE,         /* the name of a node, or the options of a new one */
+    OPTION_ENUM,  /* one of `words` */
+    OPTION_ENUMS, /* an array of these */
+    OPTION_NODE,  /* the name of a node, or the options of a new one */
     OPTION_NODE_OR_NULL,
-    OPTION_OBJECT,       /* with `members` */
-    OPTION_OBJECTS,      /* an array of these */
-    OPTION_UNION,        /* an object whose "type", one of `words`, decides */
+    OPTION_OBJECT,  /* with `members` */
+    OPTION_OBJECTS, /* an array of these */
+    OPTION_UNION,   /* an object whose "type", one of `words`, decides */
 };
 
 struct option {
     const char *name; /* NULL: the end of a table */
     enum option_type type;
     bool required;
-    const char *const *words;     /* ends with NULL */
-    const struct option *members; /* of a union: those of words[i] in cases[i] */
-    const struct option *const *cases;
+    const char *const *words; /* ends with NULL */
+    const struct option *members;
+    const struct option *const *cases; /* of a union: cases[i] has the members
+                                          for words[i] */
 };
 
-#define OPTION(n, t, ...)                                  \
-    {                                                      \
+#define OPTION(n, t, ...)                                          \
+    {                                                              \
         .name = (n), .type = OPTION_##t __VA_OPT__(, ) __VA_ARGS__ \
     }
 #define OPTIONS_END \
@@ -44,10 +46,10 @@ struct option {
         .name = 0   \
     }
 
-/* Those of every node, but for "driver". */
+/* The options of every node, except "driver". */
 extern const struct option graph_node_options[];
 
-/* Those of a driver that graph_driver_names() has. */
+/* The options of a driver; @driver is one of graph_driver_names(). */
 const struct option *graph_driver_options(const char *driver);
 
 #endif /* NBDELTA_OPTION_H */

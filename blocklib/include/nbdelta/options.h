@@ -12,21 +12,23 @@
  *
  * Dots nest; numbers as last parts ("a.0", "a.1") make arrays.  Values of
  * the second spelling are strings: drivers take "on"/"off" for booleans and
- * "64k" for sizes.  Of a key that is given twice the last value counts; in
- * JSON it is an error.  Text is UTF-8, at most 64 KiB, nested 64 deep at most.
+ * "64k" for sizes.  When a key is given twice the last value counts; in JSON it
+ * is an error.  Text is UTF-8, at most 64 KiB, nested 64 deep at most.
  */
 #include <jansson.h>
 
 #include "nbdelta/types.h"
 
 /* Parse `key=value,...`, or JSON with or without "json:" before it.
- * @implied is the key of a leading value that has none ("" of "qcow2,a=b"),
- * or NULL.  -EINVAL with the offending part in @errp. */
+ * @implied is the key of a leading value that has none ("qcow2" in
+ * "qcow2,a=b"), or NULL.  *options is a new reference.  -EINVAL, with the
+ * offending part in
+ * @errp. */
 int options_parse(const char *text, const char *implied, json_t **options,
                   struct error **errp);
 
 /*
- * Options for what a person typed as an image: "json:{...}", a list that
+ * Options for an image as a person types it: "json:{...}", a list that
  * begins with "driver=", or a file name.  For a file name the outer
  * driver is @format; there is none when @format is NULL, so that graph_open
  * probes.  Options that are spelled out get @format where they have no
@@ -37,8 +39,9 @@ int options_from_image(const char *text, const char *format, json_t **options,
                        struct error **errp);
 
 /* Take apart the name of an export of another server, as an image may have one
- * (nbd://..., nbd+unix:///..., nbd:unix:...): a new object with "server", a
- * SocketAddress, and where they are given "export", "tls"...  -EINVAL. */
+ * (nbd://..., nbd+unix:///..., nbd:unix:...).  *options is a new object with
+ * "server", a SocketAddress, and with "export", "tls" and others if the name
+ * has them.  -EINVAL: it is no such name. */
 int options_from_nbd_name(const char *text, json_t **options,
                           struct error **errp);
 

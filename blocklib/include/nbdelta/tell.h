@@ -3,30 +3,32 @@
 #define NBDELTA_TELL_H
 
 /*
- * What nobody has asked for
- * =========================
+ * Telling of events that no caller learns of
+ * ==========================================
  *
- * An error goes to who has called.  What has no caller who could tell of it
- * (a job that fails in its thread, a bitmap that an image has and nobody can
- * trust) is told here, a sentence each.  The library itself prints nothing: the
- * program says who hears it, and until then nobody does.
+ * A function returns its errors to its caller.  Some events have no caller: a
+ * job fails in its thread, or an image has a bitmap that cannot be trusted. The
+ * library tells of each in one sentence.  It prints nothing itself: it calls
+ * the function that the program has given to tell_to, and none until then.
  */
 
-/* As syslog has them. */
+/* The numbers are syslog's. */
 enum tell_level {
     TELL_ERROR = 3,   /* something is lost, or does not work any more */
     TELL_WARNING = 4, /* somebody should look at it */
     TELL_NOTE = 5,    /* nothing is wrong */
 };
 
-/* @text is one phrase, as those of errors are, and may have names from
- * elsewhere in it as they are.  Called from any thread, with any locks: it
- * does not wait, and calls nothing of the library. */
+/* @text is one phrase, like the sentence of an error.  Names from elsewhere are
+ * in it unchanged: they may not be printable.  Called from any thread, with any
+ * locks: it must not wait, and must not call the library. */
 typedef void tell_fn(enum tell_level level, const char *text);
 
-/* Before there are threads. */
+/* Call @fn from now on; NULL: tell nobody.  Call it before there are threads.
+ */
 void tell_to(tell_fn *fn);
 
+/* A text that is too long, above 1023 bytes, is cut off. */
 void tell_event(enum tell_level level, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 

@@ -7,8 +7,8 @@
  * ===================
  *
  * Names and sentences from images, clients and servers are bytes that
- * somebody else has chosen.  Before they reach a terminal or a log, all goes
- * through here that could do more there than be read:
+ * somebody else has chosen.  These functions replace the characters that could
+ * do more, on a terminal or in a log, than be read:
  *
  *   C0 and C1 controls, DEL     begin a terminal's command, or a new line
  *   bidirectional controls      show text in another order than it has
@@ -26,16 +26,17 @@ size_t text_id_length(const char *s);
 /* Is all of @s an identifier? */
 bool text_is_id(const char *s);
 
-/* The length of the character that @s begins with, and the character in *code;
- * 0: @s does not begin with one in UTF-8 (the shortest form, no surrogates, at
- * most U+10FFFF).  @s ends with a NUL byte, which is a character. */
+/* The length in bytes of the character that @s begins with; *code gets the
+ * character.  0: @s does not begin with a character in UTF-8 (the shortest
+ * form, no surrogates, at most U+10FFFF).  The NUL byte at the end of @s is a
+ * character. */
 size_t text_char(const char *s, uint32_t *code);
 
-/* Is it only to be read?  False: it is one of those above. */
+/* False: @code is one of the characters in the table above. */
 bool text_is_plain(uint32_t code);
 
-/* Put a '?' in the place of each character, and of each byte that is none,
- * that is not plain.  @s does not grow. */
+/* Replace each character that is not plain, and each byte that is not UTF-8, by
+ * '?'.  @s does not grow. */
 void text_make_printable(char *s);
 
 /* A copy of @s, made printable.  Free the result; NULL: no memory. */

@@ -178,17 +178,18 @@ void cond_signal(cond_t *c);
 void cond_broadcast(cond_t *c);
 
 /* Run fn(arg) in a new joinable thread named @name (15 bytes are shown).
- * All signals are blocked in it, but for the faults that it may raise itself
+ * All signals are blocked in it, except faults that it may raise itself
  * (SIGSEGV...).  Returns 0 or -errno. */
 int thread_start(pthread_t *t, const char *name, void *(*fn)(void *),
                  void *arg);
 void thread_join(pthread_t t);
 
 /*
- * Who waits for somebody, and not for I/O, says so before and after, so that
- * those who count threads that work (a pool) can have another one meanwhile:
- * else requests that wait for a request might have all of them.  Any lock may
- * be held; nests.  thread_on_wait: @fn is called for this thread then.
+ * Call these before and after a wait for another thread that is not I/O.  Then
+ * a pool, which counts the threads that work, can use another thread meanwhile;
+ * else requests that wait for another request might take all threads.  Any lock
+ * may be held; calls nest.  thread_on_wait: @fn is called in this thread at the
+ * begin and at the end of such a wait.
  */
 void thread_wait_begin(void);
 void thread_wait_end(void);

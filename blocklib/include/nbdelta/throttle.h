@@ -9,8 +9,9 @@
  * A group is known to the nodes of its graph by its name.  Limits are an
  * object with the keys of QEMU's ThrottleLimits: "iops-total", "iops-read",
  * "iops-write", "bps-total", "bps-read", "bps-write" (per second, 0: none);
- * with "-max" added the rate of bursts, with "-max-length" their seconds; and
- * "iops-size".  Waiting requests follow a change at once.
+ * these with "-max" added, the rate of bursts; with "-max-length", the seconds
+ * that bursts last; and "iops-size".  Waiting requests follow a change at once.
+ * No function waits for I/O.
  */
 #include <jansson.h>
 
@@ -24,11 +25,12 @@
 int throttle_group_create(struct graph *g, const json_t *properties,
                           struct error **errp);
 
-/* Change limits: those that @limits does not name stay.  -ENOENT, -EINVAL. */
+/* Change limits; limits that @limits does not name stay.  -ENOENT: there is no
+ * such group.  -EINVAL: bad limits. */
 int throttle_group_change(struct graph *g, const char *name,
                           const json_t *limits, struct error **errp);
 
-/* -EBUSY: a node uses it.  -ENOENT. */
+/* -EBUSY: a node uses the group.  -ENOENT: there is no such group. */
 int throttle_group_delete(struct graph *g, const char *name,
                           struct error **errp);
 

@@ -7,12 +7,12 @@
  * ============================================================
  *
  * Objects "tls-creds-anon", "tls-creds-psk" and "tls-creds-x509" by their id,
- * known to a graph, for nodes that are clients and for servers.  These are
- * checked properties, no more: who speaks TLS loads the files in `dir`.  They
- * do not change; an object that is deleted lives on for those who have a
- * reference.
+ * known to a graph, for nodes that are clients and for servers.  A struct
+ * tls_creds only has the checked properties: the code that speaks TLS loads the
+ * files in `dir`.  It never changes.  After the object is deleted it lives as
+ * long as there are references.
  *
- * Any thread at any time; nothing here waits but for memory.
+ * Any thread may call these at any time; they do no I/O and do not wait.
  */
 #include <jansson.h>
 
@@ -26,7 +26,7 @@ struct tls_creds {
     bool verify_peer;       /* the other side has to have a certificate */
     bool sanity_check;      /* TLS_X509: look at our own ones when they load */
     const char *id;         /* of the object */
-    const char *dir;        /* NULL: none, with TLS_ANON alone */
+    const char *dir;        /* NULL: none, only with TLS_ANON */
     const char *priority;   /* in gnutls' words, or NULL */
     const char *username;   /* TLS_PSK, a client's: "qemu" unless given */
     const char *passwordid; /* TLS_X509: the secret that opens the key */
@@ -41,12 +41,12 @@ struct tls_creds {
 int tls_creds_create(struct graph *g, const json_t *properties,
                      struct error **errp);
 
-/* No one finds it any more.  -ENOENT. */
+/* Nobody finds the object any more.  -ENOENT: there is none of that id. */
 int tls_creds_delete(struct graph *g, const char *id, struct error **errp);
 
 /*
- * Those of @id, for a server or a client, with a reference for the caller.
- * -ENOENT: there are none.  -EINVAL: they are for the other end.
+ * The credentials @id, for a server or a client, with a reference for the
+ * caller.  -ENOENT: there are none.  -EINVAL: they are for the other endpoint.
  */
 int tls_creds_get(struct graph *g, const char *id, bool server,
                   const struct tls_creds **credsp, struct error **errp);

@@ -24,7 +24,7 @@ enum req_flags {
     REQ_NOWAIT = 1 << 3,      /* -EAGAIN when the answer is not in memory */
 };
 
-/* What is known of a range of a node, over all layers below it. */
+/* The facts of a range of a node, over all layers below it. */
 enum extent_flags {
     EXTENT_DATA = 1 << 0,       /* some layer holds bytes for it */
     EXTENT_ZERO = 1 << 1,       /* reads as zeroes */

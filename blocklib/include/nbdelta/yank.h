@@ -3,32 +3,32 @@
 #define NBDELTA_YANK_H
 
 /*
- * Cutting off what never answers
- * ==============================
+ * Cutting connections to servers that never answer
+ * ================================================
  *
- * A server that is there and does not answer holds up requests, and through
- * them drains and whoever waits for these with the monitor lock.  So these
- * functions take neither that nor any lock of the graph: any thread may call
- * them at any time, and they do not wait.
+ * A server that is there and does not answer holds up requests, and so it holds
+ * up drains, and the holder of the monitor lock that waits for a drain.  So
+ * these functions take neither that lock nor any lock of the graph: any thread
+ * may call them at any time, and they do not wait.
  */
 #include <jansson.h>
 
 #include "nbdelta/types.h"
 
-/* Is there such a node, by its name, that can be yanked? */
+/* Is there a node of that name that can be yanked? */
 bool graph_can_yank(struct graph *g, const char *name);
 
-/* Cut its connections: all its requests, and later ones, fail.  For good: it
- * does not connect again.  Nothing, where there is none of that name. */
+/* Cut the connections of the node: all its requests, and all later ones, fail.
+ * It never connects again.  Does nothing if there is no node of that name. */
 void graph_yank(struct graph *g, const char *name);
 
-/* Yank those that owe somebody an answer and have not given any for a while;
- * @yanked is called with the name of each. */
+/* Yank all nodes that have requests in flight and have not had an answer for a
+ * while.  @yanked is called with the name of each. */
 void graph_yank_stuck(struct graph *g,
                       void (*yanked)(const char *name, void *opaque),
                       void *opaque);
 
-/* The names of all, an array; NULL: no memory. */
+/* The names of all nodes that can be yanked: a new array; NULL: no memory. */
 json_t *graph_yank_names(struct graph *g);
 
 #endif /* NBDELTA_YANK_H */
