@@ -170,7 +170,7 @@ void job_add_error(const struct job *job, json_t *info)
     }
 }
 
-/* Those that were cancelled have somebody who knows. */
+/* Whoever has cancelled a job knows that it fails. */
 static void tell_failure(const struct job *job)
 {
     if (job->ret < 0 && !job->cancelled) {
@@ -427,8 +427,8 @@ static bool is_used_by_job(const struct node *n, void *opaque)
     return job->drv->uses(job, n);
 }
 
-/* The end drains what the job works on, under the lock: it is waited for
- * before that, lest storage that hangs holds up all other commands. */
+/* The end of a job drains its nodes under the lock.  Wait for them before,
+ * without the lock, so that storage that hangs holds up no other command. */
 static void settle_nodes_of(struct jobs *j, struct job *job)
 {
     if (job->drv->uses) {
@@ -475,7 +475,8 @@ static void *job_thread(void *opaque)
     return NULL;
 }
 
-/* Join the threads that are done: they only have to return. */
+/* Join the threads that are done.  They only have to return, so this does not
+ * wait for long. */
 static void join_done_threads(struct jobs *j) REQUIRES(j->lock)
 {
     list_for_each_safe (at, &j->p->threads) {

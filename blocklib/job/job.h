@@ -76,7 +76,7 @@ struct job {
     bool ending; /* completed, or cancelled without force: it ends by itself */
     uint64_t settle_ns; /* who asks for its end, or pause, is waited for until
                            then (jobs_settle); 0: nobody has */
-    bool finished;      /* run and exit are done; ret is final but for
+    bool finished;      /* run and exit are done; ret is final, except for
                            a cancel or a failing prepare */
     bool sampled;       /* done and total are */
     bool thread_done;
@@ -89,7 +89,7 @@ struct job {
     cond_t wake;
 };
 
-/* Members may be NULL but for type, run and free. */
+/* Members may be NULL, except type, run and free. */
 struct job_driver {
     const char *type; /* "backup" */
     bool general;     /* no block job: the older generation of verbs, queries
