@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Bitmaps that somebody outside of jobs uses for a while: exports. */
+/* Bitmaps that a user outside of jobs holds for a while: exports. */
 #include <errno.h>
 #include <stdatomic.h>
 
@@ -12,7 +12,7 @@ void bitmap_ref(struct bitmap *bm)
     atomic_fetch_add(&bm->refs, 1);
 }
 
-/* In a control section: the first node of the chain that has the bitmap. */
+/* Find the first node of the chain that has the bitmap.  Control section. */
 static struct node *node_with(struct node *n, const char *name)
 {
     struct bitmap *bm;

@@ -14,17 +14,18 @@
  * one has its bits set: all further out have them.  Then it sets bits from
  * there inwards, so that at every moment
  *
- *   - a bit is set in a bitmap only after it is set in the outer one, and
- *     after that one was armed: who finds it set need not look further out.
+ *   - a bit is set in a bitmap only after it is set in the outer one, and after
+ *     the outer one was armed: a writer that finds it set need not look further
+ *     out.
  *
- * That what is set and was armed stays in the image is the business of the
- * format: it writes only more than that (`arm` in core/driver.h).  The bitmap
- * in which the bits were found is armed again, because who has set them may
- * still be waiting for that.
+ * The format keeps bits in the image that are set and were armed: it never
+ * writes fewer bits (`arm` in core/driver.h).  The bitmap in which the bits
+ * were found is armed again, because the writer that has set them may still be
+ * waiting for that.
  *
- * When a failed write or flush has left the image with less than that, the
- * node is in doubt (node->bitmaps_doubt), and nothing is marked, nor written,
- * before the format has healed it.
+ * If a failed write or flush has left the image with fewer bits, the node is in
+ * doubt (node->bitmaps_doubt).  Nothing is marked or written then before the
+ * format has healed it.
  *
  *      node->recording -> inner -> ... -> outer      one nest
  *                           | rest
@@ -52,8 +53,9 @@ static bool covers(const struct bitmap *outer, const struct bitmap *inner)
            hbitmap_covers(bitmap_collecting(outer), bitmap_collecting(inner));
 }
 
-/* For qsort: fewer dirty bytes first, the newer of equal ones first (they come
- * with the newest first, and keep `rank`). */
+/* For qsort: bitmaps with fewer dirty bytes come first.  Of equal ones the
+ * newer comes first: they are given newest first, and `rank` keeps that
+ * order. */
 struct ranked {
     struct bitmap *bm;
     uint64_t count;
@@ -71,8 +73,8 @@ static int compare(const void *va, const void *vb)
     return a->rank < b->rank ? -1 : 1;
 }
 
-/* All recording bitmaps, newest first, linked by `rest`, in no nest; and
- * those that would record if they were not inconsistent. */
+/* Link all recording bitmaps by `rest`, newest first, in no nest.  Also link
+ * bitmaps that would record if they were not inconsistent. */
 static unsigned link_apart(struct node *n)
 {
     struct bitmap **end = &n->recording;
@@ -93,8 +95,8 @@ static unsigned link_apart(struct node *n)
     return count;
 }
 
-/* Build nests of @sorted.  A pair that was together stays so unless one of it
- * is @changed (NULL: all have). */
+/* Build nests of @sorted.  A pair that was nested stays so unless one of the
+ * two is @changed (NULL: all have changed). */
 static void link_nests(struct node *n, const struct ranked *sorted,
                        unsigned count, const struct bitmap *changed)
 {
@@ -151,8 +153,8 @@ void bitmap_set_enabled(struct bitmap *bm, bool enabled)
 
 /* --- Marking, in requests --- */
 
-/* Past the end there are no bits yet: they come when the bitmap follows a
- * node that has grown. */
+/* Clip the range to the bits.  A node that has grown has no bits past the old
+ * end until its bitmaps follow it. */
 static uint64_t inside(const struct hbitmap *bits, uint64_t offset,
                        uint64_t bytes)
 {

@@ -35,7 +35,8 @@
 #define GRANULARITY_MIN UINT64_C(512)
 #define GRANULARITY_MAX (2 * GiB)
 
-/* Without a better answer, and the limits of a better one. */
+/* The granularity if a format suggests no other, and the limits of its
+ * suggestion. */
 #define GRANULARITY_DEFAULT (64 * KiB)
 #define DEFAULT_MIN         (4 * KiB)
 #define DEFAULT_MAX         (64 * KiB)
@@ -177,7 +178,7 @@ static int check_usable(const struct bitmap *bm, struct error **errp)
     return r;
 }
 
-/* Those in an image that cannot be written stay as they are. */
+/* Refuse to change a stored bitmap of an image that cannot be written. */
 static int check_read_only(const struct bitmap *bm, struct error **errp)
 {
     return bm->persistent && bm->node->flags.read_only
@@ -239,7 +240,8 @@ static void mark_growth(struct bitmap *bm, uint64_t old, uint64_t size)
     }
 }
 
-/* Those before @stop were resized: back to @old, which cannot fail. */
+/* Resize the bitmaps before @stop, which were resized, back to @old.  That
+ * cannot fail. */
 static void resize_back(struct node *n, const struct list *stop, uint64_t old)
 {
     for (struct list *at = n->bitmaps.next; at != stop; at = at->next) {
@@ -270,8 +272,8 @@ int bitmap_resize_all(struct node *n, uint64_t old, uint64_t size,
 }
 
 /*
- * A file grows by being written past its end, without a control section.
- * The bits for what is new then come with the first look of the next one.
+ * A file grows by being written past its end, without a control section.  The
+ * bits for the new part come when the next control section first looks.
  */
 static int follow_growth(struct bitmap *bm, struct error **errp)
 {
@@ -337,7 +339,7 @@ int bitmap_freeze(struct bitmap *bm, struct error **errp)
     return 0;
 }
 
-/* It has fewer bits than before. */
+/* Tell the format that the bitmap has fewer bits than before. */
 static void relaxed(struct bitmap *bm)
 {
     if (bm->stored) {
@@ -581,7 +583,7 @@ uint64_t bitmap_count(const struct bitmap *bm)
     return count;
 }
 
-/* As hbitmap_run for the union of bits and successor. */
+/* As hbitmap_run(), for the union of bits and successor. */
 static uint64_t run_of_both(const struct bitmap *bm, uint64_t offset,
                             uint64_t end, bool *dirty)
 {
@@ -656,7 +658,7 @@ void *bitmap_bytes(const struct bitmap *bm, size_t *len)
     return bytes;
 }
 
-/* What follow_growth() will add. */
+/* The dirty bytes that follow_growth() will add. */
 static uint64_t growth(const struct bitmap *bm, const struct hbitmap *bits)
 {
     uint64_t size = node_size(bm->node);
@@ -668,7 +670,7 @@ static uint64_t growth(const struct bitmap *bm, const struct hbitmap *bits)
     return align_up(size, bm->granularity) - align_up(had, bm->granularity);
 }
 
-/* --- Telling of all --- */
+/* --- Lists of all bitmaps --- */
 
 /* A list that is being filled. */
 struct filling {
@@ -721,7 +723,8 @@ static void add_bitmap(struct filling *f, const struct bitmap *bm)
     add_info(&info, f);
 }
 
-/* Those of copies; in QEMU they are bitmaps without names, and the oldest. */
+/* Add the bits of the copy engine; in QEMU they are bitmaps without names, and
+ * the oldest. */
 static void add_bits(struct filling *f, const struct node *n)
 {
     if (n->drv->tell_bits) {

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The front door: checks, the tree lock, and in. */
+/* The front door of requests: it checks them, locks the tree, and passes them
+ * on. */
 #include "nbdelta/blk.h"
 
 #include <errno.h>
@@ -63,8 +64,8 @@ void blk_free(struct blk *b)
     }
 }
 
-/* Not by way of the tree, which may be held up by storage: who only wants to
- * know, of all exports perhaps, waits for no disk. */
+/* Do not go by way of the tree, which storage may hold up: a caller that only
+ * asks, maybe about all exports, waits for no disk. */
 struct node *blk_node(const struct blk *b)
 {
     return __atomic_load_n(&b->root.child, __ATOMIC_ACQUIRE);
@@ -80,7 +81,7 @@ bool blk_settle(struct blk *b, uint64_t limit_ns)
     return graph_settle_match(b->graph, is_root, b, limit_ns, NULL) == 0;
 }
 
-/* What is below changes in control sections only. */
+/* The nodes below change in control sections only. */
 struct node *blk_disk(const struct blk *b)
 {
     graph_lock(b->graph);
@@ -181,11 +182,11 @@ static int check(const struct blk *b, const struct request *q)
 }
 
 /*
- * The tree is entered, the node found, the range checked, and the end counted.
- * A request that had to make room for a drain (-ERESTART) leaves the tree and
- * begins again: to do all of it once more does no harm.  By then it has changed
- * nothing, or all (node_progress).  -EAGAIN, only with REQ_NOWAIT: it would
- * have to wait.
+ * Enter the tree, find the node, check the range, do the request, and count its
+ * end.  A request that has to make room for a drain (-ERESTART) leaves the tree
+ * and begins again: doing all of it once more does no harm.  By then it has
+ * changed nothing, or all (node_progress).  -EAGAIN, only with REQ_NOWAIT: it
+ * would have to wait.
  */
 static int carry_out(struct blk *b, struct request *q)
 {
@@ -344,7 +345,7 @@ int blk_prefetch(struct blk *b, uint64_t offset, uint64_t bytes)
     return carry_out(b, &q);
 }
 
-/* What was told of a walk that may begin again. */
+/* How far the caller was told the extents of a walk that may begin again. */
 struct told {
     extent_fn *fn;
     void *opaque;

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Nodes that must not be rearranged: the counts of jobs, and the checks. */
 #include "core/blocker.h"
 
 #include <assert.h>

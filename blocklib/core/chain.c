@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Backing chains: length, files, and the names of these in images. */
 #include "core/chain.h"
 
 #include <errno.h>
@@ -20,7 +21,8 @@ struct node *chain_next(const struct node *n)
     return node_child(n, n->drv->is_filter ? CHILD_FILE : CHILD_BACKING);
 }
 
-/* Images, and the file of the last one, which is opened for it. */
+/* The number of nodes that are opened for @n: its images, and the file of the
+ * last one. */
 static unsigned opened_for(const struct node *n)
 {
     unsigned count = 0;
@@ -104,7 +106,7 @@ static bool same_file(const char *a, const char *b)
     return real_a && real_b && strcmp(real_a, real_b) == 0;
 }
 
-/* Is @backing what @image names, and not something given in its place? */
+/* Is @backing the file that @image names, and not one given in its place? */
 static bool is_own_backing(const struct node *image, const struct node *backing)
 {
     CLEANUP_FREE char *path = image->image_backing

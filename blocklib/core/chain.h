@@ -6,30 +6,31 @@
 #include "core/node.h"
 #include "nbdelta/chain.h"
 
-/* No chain that is opened is longer; a file that names itself would be
- * endless. */
+/* No longer chain is opened: a file that names itself would be an endless
+ * one. */
 #define CHAIN_MAX 200
 
 /* -ELOOP: with one more image on top of @n, the chain could not be opened any
  * more. */
 int chain_check_room(const struct node *n, struct error **errp);
 
-/* What decides where @n does not: its filtered or its backing child, NULL at
- * the end of the chain. */
+/* The child that decides what is read where @n does not: its filtered or its
+ * backing child.  NULL: the chain ends. */
 struct node *chain_next(const struct node *n);
 
 /* Is @n in the chain of @top (which is in it, too)? */
 bool chain_contains(struct node *top, const struct node *n);
 
-/* node_set_read_only, of @n and, through filters, of what they filter. */
+/* node_set_read_only() for @n and, if it is a filter, for the nodes that it
+ * filters. */
 int chain_set_read_only(struct node *n, bool read_only, struct error **errp);
 
-/* The node in the chain below @top whose file somebody calls @name, as an
- * image in the chain names it, or as a path; or NULL. */
+/* The node in the chain below @top whose file a user calls @name, as an image
+ * in the chain names it, or as a path; or NULL. */
 struct node *chain_find_file(struct node *top, const char *name);
 
-/* The name that an image, wherever it is, has to give to its backing file
- * @n, malloc()ed; NULL with @errp: it cannot be found.  And the format. */
+/* The name by which an image in any directory has to name its backing file @n,
+ * malloc()ed.  NULL with @errp: there is none.  *fmt is the format. */
 char *chain_backing_name(const struct node *n, struct error **errp);
 const char *chain_backing_format(const struct node *n);
 

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* The file under a new image: finding, making and finishing it. */
 #include "core/create-file.h"
 
 #include <errno.h>
@@ -18,7 +19,8 @@
 
 /* --- Permissions --- */
 
-/* What is left when a group is another one: what all others have, too. */
+/* The mode when the group is another one: the group gets only what others have,
+ * too. */
 static mode_t of_strangers(mode_t mode)
 {
     return mode & (0707 | (mode & 07) << 3);
@@ -56,7 +58,8 @@ static int narrow_group(int fd, const struct file_access *a)
 
 /* --- Making and replacing --- */
 
-/* The name goes while the lock stands: afterwards it might be another's. */
+/* Remove the name while the lock stands: afterwards it might be another's
+ * file. */
 static void drop_file(const char *filename, int fd, bool existed)
 {
     struct stat there;
@@ -71,7 +74,7 @@ static void drop_file(const char *filename, int fd, bool existed)
 
 #define LINKS_MAX 40
 
-/* Where the link that @d has found leads to, as a path; NULL: nowhere. */
+/* The path that the link @d leads to; NULL: it leads nowhere. */
 static char *read_link(const struct door *d)
 {
     char target[4096];
@@ -85,9 +88,9 @@ static char *read_link(const struct door *d)
 }
 
 /*
- * Find the file at @filename, which will be replaced.  Whoever may make names
- * in its directory could have it be a link to any file: those of others are
- * not followed (-EPERM).
+ * Find the file at @filename, which will be replaced.  A user who may make
+ * names in its directory could make it a link to any file.  So links of other
+ * users are not followed (-EPERM).
  */
 static int find_old(const char *filename, struct door *d)
 {
@@ -152,7 +155,7 @@ static int open_new(const char *filename, bool replace,
                  : fd;
 }
 
-/* Under the lock.  *st: which file it is. */
+/* Empty the file, whose lock is held.  *st: which file it is. */
 static int empty_file(int fd, const char *filename, struct stat *st,
                       struct error **errp)
 {
@@ -160,7 +163,8 @@ static int empty_file(int fd, const char *filename, struct stat *st,
         return error_set(errp, errno, "cannot look at '%s': %s", filename,
                          strerror(errno));
     }
-    /* Whoever made it has failed since we opened it, and removed it. */
+    /* The program that made it has failed since we opened it, and removed
+     * it. */
     if (st->st_nlink == 0) {
         return error_set(errp, EAGAIN, "'%s' was removed by another process",
                          filename);
@@ -181,7 +185,7 @@ int file_create_begin(const char *filename, bool replace, struct file_make *how,
     }
     int r = image_lock(new, filename, true, errp);
     if (r == -EAGAIN) {
-        (void)close(new); /* also one that we made is somebody else's now */
+        (void)close(new); /* another program has it, even if we made it */
         return r;
     }
     if (r == 0) {

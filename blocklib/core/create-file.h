@@ -10,22 +10,22 @@
 
 #include "nbdelta/types.h"
 
-/* Who may use a file: permissions, and the group that those of a group are
- * for. */
+/* Who may use a file?  Permissions, and the group that the group's permissions
+ * are for. */
 struct file_access {
     mode_t mode;
     bool of_group; /* gid is known */
     gid_t gid;
 };
 
-/* What nobody has restricted, and what only the owner may use. */
+/* Access that nothing has restricted, and access for the owner alone. */
 #define FILE_ACCESS_ANY   ((struct file_access){.mode = 0644})
 #define FILE_ACCESS_OWNER ((struct file_access){.mode = 0600})
 
-/* Let nobody have access who has none to the file with @st. */
+/* Take away access that a user has not to the file with @st. */
 void file_access_narrow(struct file_access *a, const struct stat *st);
 
-/* How a file is made, and which one it has become: names may lead elsewhere
+/* How a file is made, and which file it has become: the name may lead elsewhere
  * when it is opened later. */
 struct file_make {
     struct file_access access; /* never more than that (nor than the umask) */
@@ -36,12 +36,12 @@ struct file_make {
  * Open @filename for a new image: an empty regular file, or a block device as
  * it is.  *existed: it was there before, which is -EEXIST without @replace;
  * then its permissions stay.  A link that is neither ours nor root's is not
- * followed: -EPERM.  -EAGAIN: somebody has it locked.
+ * followed: -EPERM.  -EAGAIN: another program has it locked.
  */
 int file_create_begin(const char *filename, bool replace, struct file_make *how,
                       int *fd, bool *existed, struct error **errp);
 
-/* pwrite of all of it; 0 or -errno. */
+/* Write all bytes with pwrite(); 0 or -errno. */
 int file_create_write(int fd, const void *buf, size_t bytes, uint64_t offset);
 
 /* Let the file be at least @end bytes long, with @allocate backed by space. */
@@ -58,7 +58,7 @@ int file_create_finish(const char *filename, int fd, bool existed, int r,
 enum file_room { ROOM_NONE, ROOM_RESERVED, ROOM_WRITTEN };
 
 /* A file of @size zeroes, durable, in place of what is at @filename.  (A block
- * device keeps what it has, but for ROOM_WRITTEN.)  Removed on failure. */
+ * device keeps its bytes, except with ROOM_WRITTEN.)  Removed on failure. */
 int file_create_plain(const char *filename, uint64_t size, enum file_room room,
                       struct file_make *how, struct error **errp);
 

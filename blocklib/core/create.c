@@ -56,8 +56,8 @@ int node_check_made(const struct node *n, const struct file_make *how,
 
 /*
  * Open the backing file as the new image will name it, to see that it is one,
- * how large it is, and who may read it.  The user named it himself: no policy.
- * What it names in its turn is not opened.
+ * how large it is, and who may read it.  The user has named it, so the policy
+ * is not asked.  Files that it names in turn are not opened.
  */
 static int measure_backing(const struct driver_table *t, const char *filename,
                            const char *backing, const char *fmt, uint64_t *size,
@@ -189,8 +189,8 @@ static int take_file(struct graph *g, const json_t *file, struct node **np,
     return r;
 }
 
-/* The node for the data, if there is one: the image names its file, and finds
- * it as it is. */
+/* Take the node for the data, if there is one.  The image names its file, and
+ * finds it as it is. */
 static int take_data(struct graph *g, json_t *options, struct node **np,
                      struct error **errp)
 {
@@ -208,7 +208,7 @@ static int take_data(struct graph *g, json_t *options, struct node **np,
                : 0;
 }
 
-/* It is as long as the disk, at least. */
+/* Make the data node as long as the disk, at least. */
 static int stretch(struct graph *g, struct node *data, const json_t *options,
                    struct error **errp)
 {

@@ -9,27 +9,26 @@
 struct driver_table;
 
 /*
- * As image_create, with the drivers @t, and with an option more that is not
- * for users:
- * "data_file_exists" has the data file left as it is, and the image made only
- * where nothing is yet (-EEXIST).  Nobody gets more access to the new files
- * than how->access and, where it is looked at, the backing file give.
+ * As image_create(), with the drivers @t, and with one more option, which is
+ * not for users: with "data_file_exists" the data file stays as it is, and the
+ * image is made only where there is no file yet (-EEXIST).  The new files give
+ * no more access than how->access and, if it is looked at, the backing file.
  */
 int image_make(const struct driver_table *t, const char *filename,
                const char *format, const json_t *options, struct file_make *how,
                struct error **errp);
 
-/* The same without that option. */
+/* As image_make(), without that option. */
 int image_create_as(const struct driver_table *t, const char *filename,
                     const char *format, const json_t *options,
                     struct file_make *how, struct error **errp);
 
-/* Let nobody have access who has none to all files that @n shows.  What is in
- * no file is for the owner alone. */
+/* Take away access that a user has not to all files that @n shows.  Bytes that
+ * are in no file are for the owner alone. */
 void node_access(const struct node *n, struct file_access *a);
 
-/* Is it the file of @n that was made?  -ESTALE, with @errp: @n has been opened
- * by its name since, and that led elsewhere. */
+/* Is the file of @n the one that was made?  -ESTALE, with @errp: @n has been
+ * opened by its name since, which led elsewhere. */
 int node_check_made(const struct node *n, const struct file_make *how,
                     struct error **errp);
 

@@ -40,10 +40,10 @@ struct bitmap {
     struct bitmap *rest; /* of an innermost one: the next nest's */
 
     /*
-     * Tree lock, and lock: a control section that changes these, or resets
-     * bits in them, has drained the tree and holds lock for writing; to read
-     * them, one of the two is enough.  A request has the tree; who holds
-     * only a reference takes lock, and so never waits for a drain.
+     * Tree lock, and lock: a control section that changes these, or resets bits
+     * in them, has drained the tree and holds lock for writing.  To read them,
+     * one of the two is enough.  A request has the tree.  A user with nothing
+     * but a reference takes lock, and so never waits for a drain.
      */
     rwlock_t lock;
     struct hbitmap *bits;
@@ -61,12 +61,12 @@ struct bitmap {
 struct bitmap *bitmap_new_anonymous(struct node *n, uint64_t granularity);
 void bitmap_drop(struct bitmap *bm); /* take it off its node, for good */
 
-/* Named, without a check of rules; for formats that load them.  It is recorded
- * into only after bitmap_nest(). */
+/* Add a named bitmap, without a check of rules; for formats that load bitmaps.
+ * Writes are recorded in it only after bitmap_nest(). */
 int bitmap_attach(struct node *n, const char *name, uint64_t granularity,
                   struct bitmap **bmp, struct error **errp);
 
-/* What is asked of a bitmap that is looked up. */
+/* What the caller wants to do with a bitmap that it looks up. */
 enum bitmap_use {
     BITMAP_USE_ANY,    /* -ENOENT */
     BITMAP_USE_READ,   /* also -EBUSY, -EINVAL: inconsistent */
@@ -74,7 +74,7 @@ enum bitmap_use {
     BITMAP_USE_CHANGE, /* all of these */
 };
 
-/* One that cannot be used, without bits; @why is a constant text. */
+/* Add a bitmap that cannot be used, without bits; @why is a constant text. */
 int bitmap_attach_broken(struct node *n, const char *name, uint64_t granularity,
                          const char *why, struct bitmap **bmp);
 
@@ -83,18 +83,19 @@ int bitmap_attach_broken(struct node *n, const char *name, uint64_t granularity,
 int bitmap_lookup(struct node *n, const char *name, enum bitmap_use use,
                   struct bitmap **bmp, struct error **errp);
 
-/* As bitmap_add. */
+/* As bitmap_add(), in a control section. */
 int bitmap_add_locked(struct node *n, const char *name, uint64_t granularity,
                       bool persistent, bool disabled, struct bitmap **bmp,
                       struct error **errp);
 
-/* Off its node, and back where it was (@after: what came before it then).
- * In between it belongs to the caller, who may bitmap_drop it.  After all that
- * go or come, bitmap_nest(n, NULL). */
+/* Take the bitmap off its node, and put it back where it was (@after: what came
+ * before it then).  In between it belongs to the caller, which may
+ * bitmap_drop() it.  Call bitmap_nest(n, NULL) after the last bitmap has gone
+ * or come. */
 struct list *bitmap_take_off(struct bitmap *bm);
 void bitmap_put_back(struct bitmap *bm, struct node *n, struct list *after);
 
-/* Exchange its bits; returns the old ones. */
+/* Exchange the bitmap's bits; returns the old ones. */
 struct hbitmap *bitmap_swap_bits(struct bitmap *bm, struct hbitmap *bits);
 
 /* Add the bits of @src to @bits, which no bitmap has yet.  -EBUSY; -EINVAL:
@@ -102,7 +103,8 @@ struct hbitmap *bitmap_swap_bits(struct bitmap *bm, struct hbitmap *bits);
 int bitmap_merge_locked(struct hbitmap *bits, struct bitmap *src,
                         struct error **errp);
 
-/* bitmap_store() will store it, too.  -ENOTSUP, -EACCES, -EINVAL: it cannot. */
+/* Let bitmap_store() store this bitmap, too.  -ENOTSUP, -EACCES, -EINVAL: it
+ * cannot. */
 int bitmap_make_persistent(struct bitmap *bm, struct error **errp);
 
 void bitmap_set_enabled(struct bitmap *bm, bool enabled);
@@ -110,9 +112,9 @@ void bitmap_set_enabled(struct bitmap *bm, bool enabled);
 /* The bits that writes set. */
 struct hbitmap *bitmap_collecting(const struct bitmap *bm);
 
-/* The bits of @changed (NULL: of any), or the list, are not what they were:
- * put recording bitmaps into nests anew.  Only formats that have loaded their
- * bitmaps need to; the functions here do it themselves. */
+/* Put recording bitmaps into nests anew, because the bits of @changed (NULL: of
+ * any), or the list, have changed.  Only formats that have loaded their bitmaps
+ * call this; the functions here do it themselves. */
 void bitmap_nest(struct node *n, const struct bitmap *changed);
 
 /* -EBUSY, -EINVAL (inconsistent), -ENOMEM. */
@@ -120,12 +122,13 @@ int bitmap_freeze(struct bitmap *bm, struct error **errp);
 void bitmap_abdicate(struct bitmap *bm); /* the job succeeded */
 void bitmap_reclaim(struct bitmap *bm);  /* it did not; keeps everything */
 
-/* Let the image say what the node's persistent bitmaps are; durable.  Of
- * several nodes at once if that is wanted. */
+/* Store the node's persistent bitmaps in the image, durably.  bitmap_stores()
+ * does several nodes at once. */
 int bitmap_store(struct node *n, struct error **errp);
 
-/* Not in a control section: have it done in less time, soon; with @more, of one
- * that is not there yet.  -errno: the image cannot be written. */
+/* Prepare a bitmap_store() that comes soon, so that it takes less time; @more:
+ * a bitmap will be added.  Not in a control section.  -errno: the image cannot
+ * be written. */
 int bitmap_store_ahead(struct node *n, bool more, struct error **errp);
 
 /* The node changes its size from @old to @size: new granules become dirty
@@ -136,27 +139,28 @@ int bitmap_resize_all(struct node *n, uint64_t old, uint64_t size,
 /* Free the bitmaps of a node that is being closed. */
 void bitmap_release_all(struct node *n);
 
-/* What is dirty in the granules [@first, @first + @count), also while it is
- * frozen; as hbitmap_or_in into zeroes. */
+/* Export the granules [@first, @first + @count) as hbitmap_or_in() into zeroes.
+ * A frozen bitmap's successor counts, too. */
 void bitmap_export(const struct bitmap *bm, uint64_t first, uint64_t count,
                    void *buf);
 
 /* --- Tree lock held for reading: the I/O path. --- */
 
 /*
- * Of the bitmaps that tell what changes on the disk @n: those of @n and, if it
- * is a filter, of what is below it.  One of a backing file tells nothing about
- * writes to the image above.  That of this name, with a reference, or NULL; the
- * names of all, a new reference, NULL: no memory; is @bm one of them?
+ * Bitmaps that tell what changes on the disk @n: the bitmaps of @n and, if it
+ * is a filter, of the nodes below it.  A bitmap of a backing file tells nothing
+ * about writes to the image above.  The functions give the bitmap of a name,
+ * with a reference, or NULL; the names of all, as a new reference, NULL: no
+ * memory; and whether @bm is one of them.
  */
 struct bitmap *bitmap_find_of_disk(struct node *n, const char *name);
 json_t *bitmap_names_of_disk(struct node *n);
 bool bitmap_is_of_disk(const struct node *n, const struct bitmap *bm);
 
 /*
- * Set the bits of the range in all recording bitmaps of @n, and have those
- * that are persistent ready for a crash.  -EAGAIN with @nowait when that has
- * to wait; -errno when the image cannot be written.
+ * Set the bits of the range in all recording bitmaps of @n, and have persistent
+ * ones ready for a crash.  -EAGAIN with @nowait when that has to wait; -errno
+ * when the image cannot be written.
  */
 int bitmap_mark_slow(struct node *n, uint64_t offset, uint64_t bytes,
                      bool nowait);

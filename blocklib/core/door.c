@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Finding files as O_PATH descriptors, and opening what was found. */
 #include "core/door.h"
 
 #include <errno.h>
@@ -10,7 +11,7 @@
 
 #include "nbdelta/cleanup.h"
 
-/* Take @fd, an O_PATH descriptor or the errno of none, and @dir. */
+/* Take @fd, an O_PATH descriptor (or -1 with errno), and @dir into *d. */
 static int look(struct door *d, int fd, int dir, const char *name)
 {
     int r = fd < 0 ? -errno : 0;
@@ -78,7 +79,7 @@ int door_find_below(struct door *d, int root, const char *path)
     return r;
 }
 
-/* By its name, if that still leads there. */
+/* Open the file by its name, if that still leads to it. */
 static int open_by_name(const struct door *d, int flags)
 {
     struct stat st;

@@ -6,9 +6,9 @@
  * Files are looked at first, and what was looked at is opened
  * ==========================================================
  *
- * A name can lead elsewhere a moment later: whoever may write to a directory
- * exchanges what is in it.  So a file is found once, as a descriptor that does
- * nothing to it (O_PATH); all that has to be known of it is asked of that
+ * A name can lead elsewhere a moment later: a user who may write to a directory
+ * can exchange the files in it.  So a file is found once, as a descriptor that
+ * does nothing to it (O_PATH); all that has to be known of it is asked of that
  * descriptor, and it is opened by way of it.  Where there is no /proc, the name
  * is opened again, and counts only if it still leads to the same file.
  */
@@ -27,7 +27,7 @@ struct door {
  * close. */
 int door_find(struct door *d, const char *filename);
 
-/* The same, but what is found may be a link itself. */
+/* As door_find(), but what is found may be a link itself. */
 int door_find_link(struct door *d, const char *filename);
 
 /* Find @path below @root, a directory, without following any link on the way:

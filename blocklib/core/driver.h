@@ -40,12 +40,12 @@
  *  - with REQ_NOWAIT (MAP_NOWAIT) it returns -EAGAIN, and has changed
  *    nothing, where it would have to wait for a device or another request.
  *    Writing to the page cache does not count as waiting;
- *  - with -ERESTART, it had to wait for something else than a device, and
- *    makes room for a drain: whoever has entered the tree leaves it and does
- *    it all again.  blk_*() and the copy engine do; to others it is an error.
- *    A request that has changed a part of its range goes on waiting instead
- *    (node_shall_restart(); who does it in parts says node_request_changed()
- *    between them);
+ *  - with -ERESTART, it had to wait for something else than a device, and makes
+ *    room for a drain: the caller that has entered the tree leaves it and does
+ *    it all again.  blk_*() and the copy engine do that; to other callers it is
+ *    an error.  A request that has changed a part of its range goes on waiting
+ *    instead (node_shall_restart(); a method that works in parts calls
+ *    node_request_changed() between them);
  *  - when it fails, the contents of the range are undefined but nothing
  *    outside the range has changed.
  */
@@ -89,7 +89,7 @@ struct limits {
 struct perms {
     unsigned perm;
     unsigned shared;
-    bool used; /* somebody uses the node itself */
+    bool used; /* a user has the node itself */
 };
 
 enum map_flags {
@@ -97,7 +97,7 @@ enum map_flags {
     /* DATA only where the bytes may be overwritten in place; other ranges
      * come back as OPAQUE, with the length that pwritev shall do. */
     MAP_WRITE = 1 << 1,
-    /* The caller asks for status, it moves nothing: a protocol may take the
+    /* The caller asks for status, and moves no bytes: a protocol may take the
      * time to look for holes, and need not fill in file and host. */
     MAP_STATUS = 1 << 2,
 };
@@ -126,19 +126,19 @@ struct mapping {
 };
 
 /*
- * Changing flags and options of an open node, as a step of several that
- * succeed or fail together (core/reopen.h).  A node that becomes writable comes
- * after its file child, another one before it.
+ * Changing flags and options of an open node, as a step of several that succeed
+ * or fail together (core/reopen.h).  A node that becomes writable comes after
+ * its file child, any other node before it.
  */
 struct driver_reopen {
-    /* Options, except those of every node, that may be changed; ends with
-     * NULL.  take takes them, all or some, from @opts and keeps them for the
-     * prepare that follows, or for abort.  Both NULL: there are none. */
+    /* The driver's own options that may be changed; ends with NULL.  take takes
+     * some or all of them from @opts, and keeps them for the prepare that
+     * follows, or for abort.  Both NULL: there are none. */
     const char *const *options;
     int (*take)(struct node *n, struct opts *opts, struct error **errp);
 
-    /* Go over from n->flags to *@to (read_only, direct, no_flush, unmap may
-     * differ), so that it can be taken back. */
+    /* Change from n->flags to *@to (read_only, direct, no_flush, unmap may
+     * differ), so that the change can be taken back. */
     int (*prepare)(struct node *n, const struct node_flags *to,
                    struct error **errp);
 
@@ -148,8 +148,8 @@ struct driver_reopen {
     void (*abort)(struct node *n);
 };
 
-/* Images of a format as files: how they look, how they are made, what they
- * say of others.  Each member may be NULL. */
+/* Images of a format as files: what they look like, how they are made, which
+ * other files they name.  Each member may be NULL. */
 struct driver_image {
     /* Is a file that has @head at its beginning and @tail at its end such an
      * image?  FORMAT_BYTES each (format.h), zeroes where the file is shorter.
@@ -163,10 +163,10 @@ struct driver_image {
                   struct error **errp);
     const char *const *create_options; /* of create; ends with NULL */
 
-    /* Write an empty image onto @file, an open node that the caller holds.
-     * The options are those of create, except that nothing is rounded.  Not in
-     * a control section nor in a request.  Durable when it returns 0.  A node
-     * that it has opened for that is *opened, which the caller closes. */
+    /* Write an empty image onto @file, an open node that the caller holds.  The
+     * options are those of create, except that nothing is rounded.  Not in a
+     * control section, and not in a request.  Durable when it returns 0.  The
+     * caller closes *opened, a node that the method has opened for this. */
     int (*format)(struct graph *g, struct node *file, struct opts *opts,
                   struct node **opened, struct error **errp);
 
@@ -180,14 +180,16 @@ struct driver_image {
 
 /* Bitmaps that an image keeps (core/dirty.h): all members are there. */
 struct driver_bitmaps {
-    /* Drained.  Make the image say what the node's bitmaps are: which, enabled
-     * or not, with at least the bits that they have.  Durable then. */
+    /* Drained.  Store the list of the node's bitmaps in the image, enabled or
+     * not, with at least the bits that they have.  Durable when it returns
+     * 0. */
     int (*store)(struct node *n, struct error **errp);
 
-    /* In a request: store will come soon; write what it would have to. */
+    /* In a request: store will come soon, so write ahead what it would
+     * write. */
     int (*store_ahead)(struct node *n, bool more);
 
-    /* May one more be stored? */
+    /* Can one more bitmap be stored? */
     int (*check)(struct node *n, const char *name, uint64_t granularity,
                  struct error **errp);
 
@@ -198,14 +200,14 @@ struct driver_bitmaps {
     void (*gone)(struct bitmap *bm);
 
     /* In a request, before the range is changed, after the bits of @bm were
-     * set: let a crash not lose them.  Of an inconsistent one that is recorded,
-     * say in the image that it is.  -EAGAIN, only with @nowait: it has to
-     * wait. */
+     * set: let a crash not lose them.  For an inconsistent bitmap that would
+     * record, say in the image that it is inconsistent.  -EAGAIN, only with
+     * @nowait: it has to wait. */
     int (*arm)(struct node *n, struct bitmap *bm, uint64_t offset,
                uint64_t bytes, bool nowait);
 
-    /* In a request, before data change while node->bitmaps_doubt is set: have
-     * the image say of the bitmaps what memory does, or at least not less;
+    /* In a request, before data change while node->bitmaps_doubt is set: make
+     * the image have the bitmaps that memory has, with at least their bits;
      * durable.  The driver sets the flag, in a drained section or here, and
      * clears it. */
     int (*heal)(struct node *n, bool nowait);
@@ -227,17 +229,17 @@ struct driver {
     unsigned flags_write; /* REQ_FUA if pwritev honours it itself */
     unsigned flags_zero;
 
-    /* NULL: nothing depends on the flags; no file is such an image; there is
-     * no place for bitmaps. */
+    /* NULL reopen: nothing depends on the flags.  NULL image: no file is such
+     * an image.  NULL bitmaps: there is no place for them. */
     const struct driver_reopen *reopen;
     const struct driver_image *image;
     const struct driver_bitmaps *bitmaps;
 
-    /* --- Control path: one thread, no I/O in flight. --- */
+    /* --- Control path: one thread, no I/O in flight.  --- */
 
     /* Take the driver's own options from @opts, open children by
-     * node_open_child(), set node->size.  After a failure close is not
-     * called: open has cleaned up but for the children. */
+     * node_open_child(), set node->size.  After a failure close is not called:
+     * open has cleaned up, except for the children. */
     int (*open)(struct node *n, struct opts *opts, struct error **errp);
 
     /* Write back what is in memory; errors can only be logged. */
@@ -247,16 +249,16 @@ struct driver {
      * false...}, for filters what child[CHILD_FILE] has.  NULL: leave it. */
     void (*limits)(struct node *n, struct limits *lim);
 
-    /* A child, not the backing one, is another node now, of the same
-     * content.  NULL: the driver keeps no pointer to them. */
+    /* A child other than the backing one is another node now, of the same
+     * content.  NULL: the driver keeps no pointer to its children. */
     void (*file_changed)(struct node *n);
 
-    /* On entry *p is what the node's users want and share, and it becomes what
-     * the node wants of its file child.  NULL: the same. */
+    /* Turn *p, what the node's users want and share, into what the node wants
+     * of its file child.  NULL: it wants the same. */
     void (*child_perms)(const struct node *n, struct perms *p);
 
-    /* The size of @n when its file child has @below bytes.  NULL: that of
-     * filters is @below, that of others does not depend on it. */
+    /* The size of @n when its file child has @below bytes.  NULL: the size of a
+     * filter is @below, the size of another node does not depend on it. */
     uint64_t (*size_over)(const struct node *n, uint64_t below);
 
     /* Grow or shrink; the caller updates node->size and the bitmaps.  Grown
@@ -264,12 +266,12 @@ struct driver {
      * that.  NULL: the size is fixed. */
     int (*resize)(struct node *n, uint64_t size, struct error **errp);
 
-    /* Protocols: stat(2) of the file that the bytes are in.  0 or -errno; NULL:
+    /* Protocols: stat(2) of the file that has the bytes.  0 or -errno; NULL:
      * they are in no file. */
     int (*fstat)(const struct node *n, struct stat *st);
 
-    /* Add "format-specific" to ImageInfo (node_image_info) in @info, and what
-     * else the format alone knows.  NULL: nothing to add. */
+    /* Add "format-specific" and other members that only the format knows to
+     * @info, an ImageInfo (node_image_info).  NULL: nothing to add. */
     void (*describe)(struct node *n, json_t *info);
 
     /* Add the driver's own members to "driver-specific" of BlockStats in
@@ -286,7 +288,8 @@ struct driver {
     int (*preadv)(struct node *n, uint64_t offset, uint64_t bytes,
                   const struct iovec *iov, int iovcnt, unsigned flags);
 
-    /* NULL: read-only, but for what map gives away with MAP_WRITE. */
+    /* NULL: read-only, except for ranges that map gives as DATA with
+     * MAP_WRITE. */
     int (*pwritev)(struct node *n, uint64_t offset, uint64_t bytes,
                    const struct iovec *iov, int iovcnt, unsigned flags);
 
@@ -295,7 +298,7 @@ struct driver {
     int (*zero)(struct node *n, uint64_t offset, uint64_t bytes,
                 unsigned flags);
 
-    /* The same for a range that lies in one unit of limits.zero_align and is
+    /* As zero, for a range that lies in one unit of limits.zero_align and is
      * not all of it.  NULL or -ENOTSUP: the core writes zeroes. */
     int (*zero_part)(struct node *n, uint64_t offset, uint64_t bytes);
 
@@ -312,8 +315,8 @@ struct driver {
      * NULL: flush child[CHILD_FILE] if there is one. */
     int (*flush)(struct node *n);
 
-    /* The copy engine that keeps a point in time of the file child, for those
-     * who read it (copy/copy.h).  NULL: there is none. */
+    /* The copy engine that keeps a point in time of the file child, for nodes
+     * that read it (copy/copy.h).  NULL: there is none. */
     struct copy *(*snapshot)(const struct node *n);
 
     /* Call @tell for the bits that the node keeps for itself or, with
@@ -321,8 +324,8 @@ struct driver {
     void (*tell_bits)(const struct node *n, bool of_child, bitmap_fn *tell,
                       void *opaque);
 
-    /* For filters that look at requests: the range's status is asked for.
-     * NULL: it passes. */
+    /* For filters that look at requests: a user asks for the range's status.
+     * NULL: the question passes. */
     int (*status)(struct node *n, uint64_t offset, uint64_t bytes);
 
     /* A parent tells what it is about to do (event.h).  NULL: nothing
@@ -330,18 +333,18 @@ struct driver {
     void (*event)(struct node *n, enum node_event event);
 
     /* The tree is about to be drained: requests that wait here for anything
-     * but I/O have to go on, until node_is_draining() is false again.  (Or it
-     * is not, but somebody of them may have become node_is_unwanted().)  Who
-     * cannot go on returns -ERESTART. */
+     * other than I/O have to go on, until node_is_draining() is false again.  A
+     * request that cannot go on returns -ERESTART.  (The method is also called
+     * without a drain, when a request may have become node_is_unwanted().) */
     void (*drain)(struct node *n);
 
-    /* Requests that wait here for anything but I/O have to go on or, where
-     * they cannot, fail soon, and those that follow at once: their user has
-     * given up. */
+    /* The user has given up: requests that wait here for anything other than
+     * I/O have to go on or, if they cannot, fail soon.  Requests that come
+     * later fail at once. */
     void (*cancel)(struct node *n);
 
-    /* It is drained: no request is in it.  Wait for what goes on without one.
-     * NULL: nothing does. */
+    /* The tree is drained: no request is in it.  Wait for work that goes on
+     * without a request.  NULL: there is none. */
     void (*drained)(struct node *n);
 
     /* Ask for the range to be read ahead.  NULL: nothing happens. */

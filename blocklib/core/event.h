@@ -73,8 +73,8 @@ enum node_event {
         EVENT_COUNT
 };
 
-/* Tell @n.  May block, also with driver mutexes of the caller held: until
- * somebody resumes the thread, or the tree is about to be drained. */
+/* Tell @n of an event.  May block, also with driver mutexes of the caller held,
+ * until a user resumes the thread, or the tree is about to be drained. */
 static inline void node_event(struct node *n, enum node_event event)
 {
     if (__builtin_expect(n->drv->event != NULL, false)) {
@@ -82,7 +82,7 @@ static inline void node_event(struct node *n, enum node_event event)
     }
 }
 
-/* The same in a request with @flags; -EAGAIN where it must not wait and @n
+/* Tell @n in a request with @flags; -EAGAIN if it must not wait and @n
  * listens. */
 static inline int node_event_in_request(struct node *n, enum node_event event,
                                         unsigned flags)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Status of a range through all layers: each layer's map, and for what a
- * layer leaves to its backing node, that node's.
+ * Status of a range through all layers: each layer's map, and the backing
+ * node's map for ranges that the layer leaves to it.
  */
 #include <assert.h>
 #include <errno.h>
@@ -15,7 +15,8 @@ struct walk {
     unsigned flags; /* enum map_flags */
 };
 
-/* @shift is what turns an offset of this node into one of the top node. */
+/* Walk one node.  @shift turns an offset of this node into one of the top
+ * node. */
 static int walk_node(const struct walk *w, struct node *n, uint64_t offset,
                      uint64_t bytes, uint64_t shift, unsigned depth);
 
@@ -60,8 +61,8 @@ static int take_first(const struct extent *e, void *opaque)
     return 1;
 }
 
-/* As walk_below, for the first part of the range that is alike; the caller
- * looks again at what is left of it, from the node's own map on. */
+/* As walk_below(), for the first part of the range that is alike.  The caller
+ * looks again at the rest of the range, beginning with the node's own map. */
 static int walk_guarded(const struct walk *w, struct node *n, uint64_t offset,
                         uint64_t *bytes, uint64_t shift, unsigned depth)
 {
@@ -135,7 +136,7 @@ static int walk_node(const struct walk *w, struct node *n, uint64_t offset,
         } else if (m.kind == MAP_DATA && m.file && !n->drv->is_protocol &&
                    (!n->drv->has_backing ||
                     m.file == node_child(n, CHILD_DATA))) {
-            /* A plain window on its file: that one knows its holes. */
+            /* The node is a plain window on its file, which knows its holes. */
             r = walk_node(w, m.file, m.host, m.length, shift + offset - m.host,
                           depth);
         } else {

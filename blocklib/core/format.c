@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Which format a file has.  Drivers know their own; one table has those that
- * we do not open, so that no file of these is taken for the bytes of a disk.
+ * Which format a file has.  Drivers know their own formats.  A table has
+ * formats that we do not open, because files of these must not be taken for the
+ * bytes of a disk.
  */
 #include "core/format.h"
 
@@ -32,7 +33,7 @@ static const struct magic {
     {"cloop", "#!/bin/sh\n#V2.0 Format\n", 23, 0},
 };
 
-/* A VHD of fixed size is a raw disk with this behind it. */
+/* A VHD of fixed size is a raw disk with this footer behind it. */
 #define VHD_FIXED    2
 #define VHD_TYPE     60
 #define VHD_CHECKSUM 64
@@ -53,7 +54,7 @@ static bool is_fixed_vhd(const unsigned char *tail)
     return load_be32(tail + VHD_CHECKSUM) == ~sum;
 }
 
-/* Its version is 4, its own size that of the footer. */
+/* The footer has version 4 and states its own size. */
 static bool is_dmg(const unsigned char *tail)
 {
     return memcmp(tail, "koly", 4) == 0 && load_be32(tail + 4) == 4 &&

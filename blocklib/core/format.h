@@ -5,13 +5,13 @@
 struct driver_table;
 
 /*
- * What QEMU takes where nobody names a driver: a file name is that of a file,
- * and bytes that look like no format are those of a disk.
+ * What QEMU takes where no driver is named: a file name names a file, and bytes
+ * that look like no format are a raw disk.
  */
 #define PROTOCOL_OF_FILES "file"
 #define FORMAT_OF_BYTES   "raw"
 
-/* What is looked at: so many of the first bytes of a file, and of the last. */
+/* A probe looks at so many of the first bytes of a file, and of the last. */
 #define FORMAT_BYTES 512
 
 /*

@@ -40,21 +40,22 @@ int node_alloc(struct graph *g, const struct driver *drv, const char *name,
 
 struct node *graph_find_locked(struct graph *g, const char *name);
 
-/* May @e, as an edge to @child, have @perm?  -EACCES: the child is read-only,
+/* May @e, as an edge to @child, have @perm?  -EACCES: the child is read-only.
  * -EBUSY: another parent or user objects. */
 int edge_check(const struct edge *e, const struct node *child, unsigned perm,
                struct error **errp);
 
-/* Does @n pass on to its file child what is wanted of it (graph.h)? */
+/* Does @n pass the permissions that users want on to its file child
+ * (graph.h)? */
 static inline bool node_passes_perms(const struct node *n)
 {
     return n->drv->is_filter || n->drv->passes_perms;
 }
 
-/* A new edge to the file child of such a node. */
+/* Give a new edge to the file child of such a node its permissions. */
 void edge_inherit_perms(struct edge *e);
 
-/* Put @e (filled in but for the lists) on its child; or take it off. */
+/* Put @e (filled in, except for the lists) on its child; or take it off. */
 int edge_link(struct edge *e, struct error **errp);
 void edge_unlink(struct edge *e);
 /* Take the edge to a child off (NULL: none), with its reference to the child;
@@ -63,8 +64,8 @@ struct edge *node_take_child(struct node *n, unsigned index);
 void node_put_child(struct node *n, unsigned index, struct edge *e);
 void edge_free(struct edge *e);
 
-/* Whoever is inside, and waits for anything but I/O, shall go on: the tree is
- * about to be locked for writing.  Control lock. */
+/* Tell requests inside that wait for anything other than I/O to go on, because
+ * the tree is about to be locked for writing.  Control lock. */
 void graph_begin_drain(struct tree *t);
 
 struct tree *edge_enter(struct edge *e, bool nowait);

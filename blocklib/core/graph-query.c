@@ -8,7 +8,8 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 
-/* Numbers are given in the order in which users and nodes are seen. */
+/* The state of a drawing.  Users and nodes get numbers in the order in which
+ * they are seen. */
 struct drawing {
     json_t *nodes;
     json_t *edges;
@@ -30,7 +31,7 @@ static json_int_t number(struct drawing *d, const void *what)
     return (json_int_t)i + 1;
 }
 
-/* Greatest first, as QEMU lists them. */
+/* The names of permissions, greatest first, as QEMU lists them. */
 static json_t *perm_list(unsigned perm, bool unchanged)
 {
     json_t *list = json_array();
@@ -50,8 +51,8 @@ static json_t *perm_list(unsigned perm, bool unchanged)
     return list;
 }
 
-/* Writing what is there already is a permission in QEMU that nobody here
- * wants, and everybody gives. */
+/* QEMU has a permission to write unchanged data: no edge here wants it, and
+ * every edge shares it. */
 static void draw_edge(struct drawing *d, const void *parent,
                       const struct edge *e)
 {
@@ -75,7 +76,7 @@ static void draw_node(struct drawing *d, const void *what, const char *type,
                                           type, "id", number(d, what)));
 }
 
-/* The quoted name in what a user is called, or nothing. */
+/* The quoted name in the text for a user, or nothing. */
 static char *user_name(const struct edge *e)
 {
     const char *from = strchr(e->user, '\'');

@@ -9,11 +9,11 @@
  *     tree 1: blk -> qcow2 -> file       node_attach(filter, TARGET, raw)
  *     tree 2: raw -> file               =>  all nodes in tree 1, tree 2 empty
  *
- * Whoever waits for the lock of an emptied tree finds on waking that its
+ * A thread that waits for the lock of an emptied tree finds on waking that its
  * node has moved, and tries again.  That is why the memory of trees is kept
- * until the graph is freed.  Only the thread that holds the control lock
- * takes a tree for writing, and a request holds one tree at a time, so the
- * order in which a section drains its trees does not matter.
+ * until the graph is freed.  Only the thread that holds the control lock takes
+ * a tree for writing, and a request holds one tree at a time, so the order in
+ * which a section drains its trees does not matter.
  */
 #include "core/graph.h"
 
@@ -90,7 +90,7 @@ static void tree_merge(struct graph *g, struct tree *to, struct tree *from)
     } /* else graph_unlock does it */
 }
 
-/* The lock that a tree pointer leads to, while the pointer may change. */
+/* Lock the tree that a pointer leads to, while the pointer may change. */
 static struct tree *tree_enter(struct tree *_Atomic *from, bool nowait)
     NO_LOCK_ANALYSIS
 {
@@ -168,19 +168,19 @@ static void drain_tree(struct graph *g, struct tree *t) NO_LOCK_ANALYSIS
 /* --- Trees that cannot be drained --- */
 
 /*
- * What a control section would wait for is tried without one, and given up
- * again at once: so the order of trees that sections have does not matter.
- * Memory of trees stays, whatever becomes of their nodes meanwhile.
+ * A drain that a control section would wait for is tried without a section, and
+ * given up again at once.  So the order in which sections drain trees does not
+ * matter.  Memory of trees stays, whatever happens to their nodes meanwhile.
  */
 
 /* The longest that a try holds new requests of the tree back. */
 #define TRY_MAX_MS 2000
 #define TRY_MIN_MS 100
-/* While somebody else tries. */
+/* How long to wait while another thread tries. */
 #define OTHERS_MS 5
 
-/* Could it be drained within @ms, since graph_begin_drain?  One tries at a
- * time. */
+/* Could the tree be drained within @ms, since graph_begin_drain()?  One thread
+ * tries at a time. */
 static bool try_drain(struct tree *t, uint64_t ms) NO_LOCK_ANALYSIS
 {
     bool calm = rwlock_wrlock_ms(&t->lock, ms);
@@ -212,7 +212,8 @@ static void rest(uint64_t ms)
     (void)nanosleep(&pause, NULL);
 }
 
-/* Longer and longer tries, and nothing is held for as long in between. */
+/* Tries become longer and longer.  Between tries nothing is held for as long as
+ * the last one took. */
 int graph_settle_match(struct graph *g, node_match_fn *match, void *opaque,
                        uint64_t limit_ns, struct error **errp)
 {
@@ -448,10 +449,10 @@ void node_unref(struct node *n)
 /* --- Edges --- */
 
 /*
- * Users come and go without a drain, so they let go of nothing that throttles
- * or holds up requests of others: no request reads the lists of parents, or
- * what they want, which are the control lock's; those of the user itself have
- * not begun, or have ended.
+ * Users come and go without a drain, so filters that throttle or hold up
+ * requests of others let none of them go.  No request reads the lists of
+ * parents, or what parents want, which the control lock guards.  Requests of
+ * the user itself have not begun, or have ended.
  */
 
 int edge_link(struct edge *e, struct error **errp)
@@ -480,7 +481,8 @@ void edge_unlink(struct edge *e)
     node_unref(e->child);
 }
 
-/* Into the one that others may wait for, if there is such. */
+/* Merge two trees into the one that other threads may wait for, if there is
+ * such. */
 static void merge_trees_of(struct node *a, struct node *b)
 {
     struct tree *x = atomic_load(&a->tree);
@@ -538,8 +540,8 @@ int node_attach(struct node *n, unsigned index, struct node *child,
 }
 
 /*
- * The part that @n was connected to by an edge that is gone gets a tree of
- * its own again, so that draining one does not hold back the other.  @gone,
+ * An edge of @n is gone.  The part that is not connected any more gets a tree
+ * of its own again, so that draining one does not hold back the other.  @gone,
  * unless NULL, is about to be freed, and needs none.
  */
 static void mark_connected(struct node *n)
@@ -598,7 +600,7 @@ void node_detach(struct node *n, unsigned index)
     if (!e) {
         return;
     }
-    if (n->refs > 0) { /* else nobody is in it */
+    if (n->refs > 0) { /* else no request is in it */
         graph_drain(n->graph, n);
     }
     n->child[index] = NULL;

@@ -3,9 +3,9 @@
 #define NBDELTA_CORE_GRAPH_H
 
 /*
- * Changing the graph, for core and jobs.  All of it happens inside
- * graph_lock() ... graph_unlock(); what touches edges drains the trees that
- * it touches (and leaves them drained until graph_unlock()).
+ * Changing the graph, for core and jobs.  All of it happens inside graph_lock()
+ * ... graph_unlock().  Functions that change edges drain the trees that they
+ * touch (and leave them drained until graph_unlock()).
  */
 #include "core/node.h"
 
@@ -39,41 +39,41 @@ int node_attach(struct node *n, unsigned index, struct node *child,
                 struct error **errp);
 void node_detach(struct node *n, unsigned index);
 
-/* Point all parents and users of @from to @to, but for parents that are @to
- * or below it. */
+/* Point all parents and users of @from to @to, except parents that are @to or
+ * below it. */
 void node_replace(struct node *from, struct node *to);
 
 /* --- perm.c, graph.c --- */
 
 /*
- * Filters, and formats that say so, want of their file child what their
- * parents want of them: nothing while they have none.  node_check_perms: does
- * what
- * @n's parents want conflict with anybody below?  -EBUSY, -EACCES.
- * node_hand_down_perms: give it to the edges below, after a change that was
- * checked.
+ * Filters, and formats that say so, want of their file child what their parents
+ * want of them: nothing while they have none.  node_check_perms: does what @n's
+ * parents want conflict with a user below?  -EBUSY, -EACCES.
+ * node_hand_down_perms: give the permissions to the edges below, after a change
+ * that was checked.
  */
 int node_check_perms(const struct node *n, struct error **errp);
 void node_hand_down_perms(struct node *n);
 
-/* Could node_replace be done?  -EBUSY on conflicting permissions, -EACCES where
- * @to is read-only and somebody writes. */
+/* Could node_replace() be done?  -EBUSY on conflicting permissions, -EACCES if
+ * @to is read-only and a user writes. */
 int node_check_replace(const struct node *from, const struct node *to,
                        struct error **errp);
 
-/* What the nodes above @n have from it: limits, and the size of those that
- * have that of their file child. */
+/* Refresh what the nodes above @n have from it: their limits, and the size of
+ * nodes that have the size of their file child. */
 void node_refresh_above(struct node *n);
 
 /* Compute n->limits anew after its children have changed. */
 void node_refresh_limits(struct node *n);
 
-/* Shall writes past the end extend @n?  If it is a protocol, that is, or a
- * filter over one: those let them through. */
+/* Set whether writes past the end extend @n: a protocol, or a filter over one,
+ * which lets such writes through. */
 void node_set_growable(struct node *n, bool growable);
 
-/* Requests in @n and below it that wait for anything but I/O look again
- * whether they shall.  Takes the control lock, and drains nothing. */
+/* Have requests in and below @n that wait for anything other than I/O look
+ * again whether they shall wait.  Takes the control lock, and drains
+ * nothing. */
 void graph_wake_waiting(struct graph *g, struct node *n);
 
 /* Is @n below @top, or @top itself? */
@@ -83,27 +83,27 @@ bool node_is_below(const struct node *top, const struct node *n);
 
 struct door;
 
-/* What names a file, and what for. */
+/* The image that names a file, and what for. */
 struct named {
     const struct node *image;
     bool data; /* an external data file, else a backing file */
 };
 
 /*
- * Find the file at @path (as the kernel takes it) that an image names, if it
- * may be opened for that.  On success the caller has @d to close; *only_read:
+ * Find the file at @path (as the kernel takes it) that an image names, if the
+ * policy allows to open it.  On success the caller has @d to close; *only_read:
  * it may never be written to.  -EPERM, with the path and what would allow it.
  */
 int policy_find(const struct named *by, const char *path, bool writable,
                 struct door *d, bool *only_read, struct error **errp);
 
-/* The node below @n, or @n, that holds its bytes itself. */
+/* The node below @n, or @n itself, that holds the bytes. */
 const struct node *node_at_bottom(const struct node *n);
 
 /* @named relative to the directory of @image; malloc()ed. */
 char *path_beside(const char *image, const char *named);
 
-/* Does it leave bitmaps alone (graph_without_bitmaps)? */
+/* Does the graph leave bitmaps alone (graph_without_bitmaps)? */
 bool graph_is_without_bitmaps(const struct graph *g);
 
 #endif /* NBDELTA_CORE_GRAPH_H */

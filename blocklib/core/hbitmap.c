@@ -8,8 +8,8 @@
  *                        |
  *   level 0   [ ... ][ 0 0 1 1 0 ... ][ ... ]    bit i: granule i
  *
- * An upper bit may be set over a word of zeroes, for a search costs only a
- * step for it.  It must not stay clear over a word that has a bit:
+ * An upper bit may be set over a word of zeroes, because that costs a search
+ * only one step.  It must not stay clear over a word that has a bit:
  *
  *   set:    A  upper bits, top first (so that no search that begins after
  *              a set has returned can miss the bit)
@@ -47,7 +47,8 @@
 #define LEVELS_MAX 11 /* for 2^64 bits */
 #define NONE       UINT64_MAX
 
-/* From here on, memory comes straight from the kernel: zero and untouched. */
+/* Memory of at least so many bytes comes straight from the kernel: zero and
+ * untouched. */
 #define MAP_MIN (64 * KiB)
 
 typedef _Atomic uint64_t word_t;
@@ -221,7 +222,7 @@ static void raise_above(struct hbitmap *h, unsigned level, uint64_t first,
     }
 }
 
-/* The same, top first: A. */
+/* Bits above [@first, @last] of level 0, top first: A. */
 static void raise_ahead(struct hbitmap *h, uint64_t first, uint64_t last)
 {
     for (unsigned level = h->top; level > 0; level--) {
@@ -372,7 +373,7 @@ static void set_granules(struct hbitmap *h, uint64_t first, uint64_t last)
     raise_ahead(h, first, last);
     uint64_t got = set_range(h, 0, first, last);
     raise_above(h, 0, first, last);
-    if (got != expected) { /* others were here */
+    if (got != expected) { /* other threads were here */
         atomic_fetch_add(&h->set_bits, got - expected);
     }
 }
@@ -547,7 +548,8 @@ bool hbitmap_covers(const struct hbitmap *outer, const struct hbitmap *inner)
     return true;
 }
 
-/* Where nobody else uses the bitmap.  Was there something? */
+/* Add bits where no other thread uses the bitmap.  Was any bit of the word
+ * set? */
 static bool add_to_word(struct hbitmap *h, unsigned level, uint64_t i,
                         uint64_t bits)
 {
@@ -573,7 +575,8 @@ static uint64_t put_word(struct hbitmap *h, uint64_t i, uint64_t bits)
     return ones(fresh);
 }
 
-/* The upper levels are not those of @src, which may change meanwhile. */
+/* Copy words.  The upper levels are made anew, because those of @src may change
+ * meanwhile. */
 static void fill_words(struct hbitmap *dst, const struct hbitmap *src)
 {
     struct scan scan = {.h = src};

@@ -11,11 +11,11 @@
  * is set costs one load.  The number of set bits is kept.
  *
  * _set, _get, _count, _run, _next_dirty and _merge may run in any number of
- * threads with each other: what a set that has returned did is found by all
- * that begin later.  _reset may run beside them too: a bit that is set and
- * reset at once ends up as either, no other bit suffers; only while it runs
- * may a search overlook bits within 64 granules that are set just then.  The
- * rest needs that nobody else uses the bitmap.
+ * threads with each other: bits that a set has made when it returns are found
+ * by all calls that begin later.  _reset may run beside them too: a bit that is
+ * set and reset at once ends up as either, no other bit suffers; only while it
+ * runs may a search overlook bits within 64 granules that are set just then.
+ * For all other functions, no other thread may use the bitmap.
  */
 #include <stdbool.h>
 #include <stddef.h>
@@ -31,8 +31,8 @@ void hbitmap_free(struct hbitmap *h); /* NULL is fine */
 uint64_t hbitmap_size(const struct hbitmap *h);
 uint64_t hbitmap_granularity(const struct hbitmap *h);
 
-/* Set all granules that the range touches.  Range inside the size, bytes
- * may be 0.  Whoever sees what the caller does next sees the bits too. */
+/* Set all granules that the range touches.  Range inside the size, bytes may be
+ * 0.  A thread that sees what the caller does next sees the bits, too. */
 void hbitmap_set(struct hbitmap *h, uint64_t offset, uint64_t bytes);
 
 /* Reset all granules that the range touches. */
@@ -48,8 +48,8 @@ uint64_t hbitmap_count(const struct hbitmap *h);
 /* Are all granules that the range touches set?  True for no bytes. */
 bool hbitmap_all_set(const struct hbitmap *h, uint64_t offset, uint64_t bytes);
 
-/* Is all that @inner has dirty dirty in @outer?  False when the sizes differ.
- * Nobody changes them. */
+/* Is everything that is dirty in @inner dirty in @outer?  False when the sizes
+ * differ.  No thread changes them meanwhile. */
 bool hbitmap_covers(const struct hbitmap *outer, const struct hbitmap *inner);
 
 /*
@@ -61,18 +61,18 @@ uint64_t hbitmap_run(const struct hbitmap *h, uint64_t offset, uint64_t end,
 
 /* The next dirty area in [@offset, @end): false when there is none; else
  * *start >= offset and *bytes > 0, cut at the ends. */
-bool hbitmap_next_dirty(const struct hbitmap *h, uint64_t offset,
-                        uint64_t end, uint64_t *start, uint64_t *bytes);
+bool hbitmap_next_dirty(const struct hbitmap *h, uint64_t offset, uint64_t end,
+                        uint64_t *start, uint64_t *bytes);
 
 /* dst |= src, across granularities: a granule of @dst becomes dirty when
  * one of @src that overlaps it is.  Equal sizes. */
 void hbitmap_merge(struct hbitmap *dst, const struct hbitmap *src);
 
-/* The same where nobody else uses @dst yet, which is much faster. */
+/* As hbitmap_merge(), where no other thread uses @dst yet: much faster. */
 void hbitmap_fill(struct hbitmap *dst, const struct hbitmap *src);
 
-/* As hbitmap_merge, of equal granularity; what @dst did not have becomes dirty
- * in @more, too. */
+/* As hbitmap_merge(), of equal granularity.  Bits that are new in @dst become
+ * dirty in @more, too. */
 void hbitmap_catch_up(struct hbitmap *dst, const struct hbitmap *src,
                       struct hbitmap *more);
 

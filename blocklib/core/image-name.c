@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Names of backing files and data files: what an image means by them. */
 #include "core/image-name.h"
 
 #include <errno.h>
@@ -37,7 +38,7 @@ static const char *strip(const char *name)
     return name;
 }
 
-/* Does it name something that is no file? */
+/* Does @name name something that is no file? */
 static bool is_foreign(const char *name)
 {
     return begins_with(name, JSON) || strstr(name, "://") ||
@@ -72,7 +73,7 @@ static bool opens_paths(const char *driver)
     return false;
 }
 
-/* The string @key in @o, counted; NULL: there is none. */
+/* The string @key in @o, which adds to *@taken; NULL: there is none. */
 static const char *take(json_t *o, const char *key, unsigned *taken)
 {
     const char *text = json_string_value(json_object_get(o, key));
@@ -81,8 +82,9 @@ static const char *take(json_t *o, const char *key, unsigned *taken)
     return text;
 }
 
-/* The file name of the options of a node for a file, of which @prefix is
- * before each key; NULL: they are of something else.  Keys are counted. */
+/* The file name in the options of a file node, whose keys begin with @prefix.
+ * NULL: the options describe something else.  Adds the number of keys to
+ * *@taken. */
 static const char *take_file(json_t *o, const char *prefix, unsigned *taken)
 {
     char key[32];
@@ -95,7 +97,7 @@ static const char *take_file(json_t *o, const char *prefix, unsigned *taken)
     return driver && opens_paths(driver) ? filename : NULL;
 }
 
-/* The file name in @o, if it has nothing but that and a format. */
+/* The file name in @o, if there are no other keys except a format's. */
 static const char *find_file(json_t *o, const char **format)
 {
     json_t *inner = json_object_get(o, "file");

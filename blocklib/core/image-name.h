@@ -11,7 +11,7 @@
  *   base.qcow2, /path/base.qcow2, ./with:colon.qcow2, file:base.qcow2
  *   json:{"driver":"qcow2","file":{"driver":"file","filename":"base.qcow2"}}
  *
- * and its data file likewise.  All else that QEMU takes is no file.
+ * and its data file likewise.  Other names that QEMU takes name no file.
  */
 #include <jansson.h>
 
@@ -24,24 +24,23 @@ struct image_name {
 };
 
 /*
- * What the file @image means by @named.  A relative name is relative to the
- * directory of @image.  To QEMU, a relative name of a data file, or in JSON, is
- * relative to where it runs: then both places are looked at, and two files are
- * one too many (-EINVAL).  @option ("backing", "data-file") is what gives the
- * file in another way.  -EPERM: it names no file.
+ * Find what the file @image means by @named.  A relative name is relative to
+ * the directory of @image.  QEMU takes a relative name of a data file, or in
+ * JSON, as relative to where it runs.  Then both places are looked at, and two
+ * different files are an error (-EINVAL).  @option ("backing", "data-file") is
+ * the option that gives the file in another way.  -EPERM: @named names no file.
  */
 int image_name_parse(const char *named, const char *image, const char *option,
                      struct image_name *nm, struct error **errp);
 void image_name_free(struct image_name *nm);
 
-/* The same, without looking at any file: the path of a plain name, malloc()ed,
- * or NULL. */
+/* The path of a plain name, malloc()ed, or NULL.  Looks at no file. */
 char *image_name_path(const char *named, const char *image);
 
 /*
- * The file name @name as images have to have it, malloc()ed: what QEMU would
- * take for the name of a protocol, because of a colon, is put behind "./".
- * What is meant as one, a URI for example, stays as it is.
+ * The file name @name as images have to have it, malloc()ed.  QEMU takes a name
+ * with a colon for the name of a protocol, so "./" is put before it.  A name
+ * that is meant so, a URI for example, stays as it is.
  */
 char *image_name_write(const char *name);
 

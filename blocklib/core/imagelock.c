@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Image locks: shared OFD locks on the bytes that QEMU locks. */
 #include "core/imagelock.h"
 
 #include <errno.h>

@@ -6,19 +6,19 @@
  * Image locks, the same bytes as QEMU locks, so that both respect each other
  * =========================================================================
  *
- * Each kind of access n has two bytes of the file.  Who uses the access holds
- * a shared lock on byte 100 + n; who does not tolerate that others use it
- * holds one on byte 200 + n.  A conflict is found by asking whether anybody
- * else holds the opposite byte.  The locks belong to the open file (OFD), so
- * they also work between two opens of one process, and end with the last
- * descriptor, however the process ends.
+ * Each kind of access n has two bytes of the file.  A program that uses the
+ * access holds a shared lock on byte 100 + n.  A program that does not tolerate
+ * the access of others holds one on byte 200 + n.  A conflict is found by
+ * asking whether another open file holds the opposite byte.  The locks belong
+ * to the open file (OFD), so they also work between two opens of one process,
+ * and end with the last descriptor, however the process ends.
  */
 #include "nbdelta/types.h"
 
 /*
- * Lock for reading, or for reading and writing; others may not write
- * meanwhile.  -EAGAIN: a conflict, -ENOTSUP-like codes where the file system
- * has no such locks.  Closing @fd unlocks.
+ * Lock for reading, or for reading and writing; others may not write meanwhile.
+ * -EAGAIN: a conflict, -ENOTSUP-like codes where the file system has no such
+ * locks.  Closing @fd unlocks.
  */
 int image_lock(int fd, const char *filename, bool writable,
                struct error **errp);
@@ -30,8 +30,8 @@ int image_lock(int fd, const char *filename, bool writable,
 int image_lock_widen(int fd, const char *filename, struct error **errp);
 void image_lock_narrow(int fd);
 
-/* Lock @fd, another open of a file whose lock the caller holds already with
- * the same or more access: so there is no conflict to look for. */
+/* Lock @fd, another open of a file that the caller has locked already with the
+ * same or more access.  So there is no conflict to look for. */
 int image_lock_again(int fd, bool writable);
 
 #endif /* NBDELTA_CORE_IMAGELOCK_H */

@@ -9,7 +9,7 @@
  *           -> UNALLOCATED          node_preadv(backing)
  *           -> OPAQUE               driver's preadv
  *
- * Writing asks map for what may be overwritten in place and gives the rest
+ * Writing asks map which ranges may be overwritten in place, and gives the rest
  * to the driver's pwritev.  Zero and discard are in zero.c.
  */
 #include "core/io.h"
@@ -32,7 +32,7 @@
 int node_map(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags,
              struct mapping *m)
 {
-    *m = (struct mapping){ .kind = MAP_DATA, .length = bytes };
+    *m = (struct mapping){.kind = MAP_DATA, .length = bytes};
 
     if (n->drv->is_filter) {
         bool own = flags & MAP_WRITE ? n->drv->pwritev != NULL
@@ -74,11 +74,12 @@ static bool needs_bounce(const struct node *n, uint64_t offset, uint64_t bytes,
                          const struct iovec *iov, int cnt)
 {
     uint32_t align = n->limits.align;
-    return align > 1 && ((n->drv->is_protocol && !iov_is_aligned(iov, cnt, align)) ||
-                         !is_aligned(offset | bytes, align));
+    return align > 1 &&
+           ((n->drv->is_protocol && !iov_is_aligned(iov, cnt, align)) ||
+            !is_aligned(offset | bytes, align));
 }
 
-/* Bytes that go through a bounce buffer at once. */
+/* The number of bytes that go through a bounce buffer at once. */
 static uint64_t bounce_chunk(const struct node *n, uint64_t bytes)
 {
     return min_u64(bytes, min_u64(BOUNCE_MAX, n->limits.max_transfer));
@@ -143,9 +144,9 @@ static int read_mapping(struct node *n, const struct mapping *m,
     case MAP_DATA:
         r = node_event_in_request(node_child(n, CHILD_FILE), EVENT_READ_AIO,
                                   flags);
-        return r < 0 ? r
-                     : node_preadv(m->file, m->host, m->length, iov, cnt,
-                                   flags);
+        return r < 0
+                   ? r
+                   : node_preadv(m->file, m->host, m->length, iov, cnt, flags);
     case MAP_ZERO:
         iov_fill(iov, cnt, 0, 0, m->length);
         return 0;
@@ -216,7 +217,7 @@ int node_preadv(struct node *n, uint64_t offset, uint64_t bytes,
 
 /* --- Writing --- */
 
-/* Pieces that a write without waiting may have. */
+/* A write that must not wait has at most so many pieces. */
 #define PIECES_MAX 8
 
 struct pieces {
@@ -231,16 +232,17 @@ static void put_pieces(struct node *n, struct pieces *p)
     }
 }
 
-/* -EAGAIN: there is one that needs the driver's pwritev, or too many. */
+/* Map the range in pieces.  -EAGAIN: a piece needs the driver's pwritev, or
+ * there are too many. */
 static int map_pieces(struct node *n, uint64_t offset, uint64_t bytes,
                       struct pieces *p)
 {
     *p = (struct pieces){.count = 0};
     while (bytes > 0) {
         struct mapping *m = &p->at[p->count];
-        int r = p->count == PIECES_MAX ? -EAGAIN
-                                       : node_map(n, offset, bytes,
-                                                  MAP_WRITE | MAP_NOWAIT, m);
+        int r = p->count == PIECES_MAX
+                    ? -EAGAIN
+                    : node_map(n, offset, bytes, MAP_WRITE | MAP_NOWAIT, m);
         if (r == 0) {
             p->count++;
             r = m->kind == MAP_DATA ? 0 : -EAGAIN;
@@ -256,9 +258,9 @@ static int map_pieces(struct node *n, uint64_t offset, uint64_t bytes,
 }
 
 /*
- * Without waiting.  All of the range is mapped before a byte of it moves, and
- * only the first piece may be turned away by what is below: from then on the
- * request has changed something, so -EAGAIN is no answer any more.
+ * Write without waiting.  All of the range is mapped before a byte of it moves.
+ * Only for the first piece may the node below answer -EAGAIN: after that the
+ * request has changed something, and has to be completed.
  */
 static int write_mapped_nowait(struct node *n, uint64_t offset, uint64_t bytes,
                                const struct iovec *iov, int cnt, unsigned flags)
@@ -313,8 +315,8 @@ static int write_mapped(struct node *n, uint64_t offset, uint64_t bytes,
             node_map_put(n, &m);
         } else {
             node_map_put(n, &m);
-            r = n->drv->pwritev ? n->drv->pwritev(n, offset + done, m.length,
-                                                  v, parts, flags)
+            r = n->drv->pwritev ? n->drv->pwritev(n, offset + done, m.length, v,
+                                                  parts, flags)
                                 : -EPERM;
         }
         if (r < 0) {
@@ -331,8 +333,7 @@ static int write_mapped(struct node *n, uint64_t offset, uint64_t bytes,
 static void raise_size(struct node *n, uint64_t end)
 {
     uint64_t size = n->size;
-    while (size < end &&
-           !atomic_compare_exchange_weak(&n->size, &size, end)) {
+    while (size < end && !atomic_compare_exchange_weak(&n->size, &size, end)) {
     }
 }
 
@@ -354,12 +355,12 @@ static int write_aligned(struct node *n, uint64_t offset, uint64_t bytes,
 
 /*
  * Read-modify-write.  Only the first and the last block can be partial; both
- * are read before anything is written, and nobody else writes to the blocks
- * meanwhile.
+ * are read before anything is written, and no other request writes to the
+ * blocks meanwhile.
  */
-static int write_bounced_locked(struct node *n, uint64_t offset,
-                                uint64_t bytes, const struct iovec *iov,
-                                int cnt, unsigned flags)
+static int write_bounced_locked(struct node *n, uint64_t offset, uint64_t bytes,
+                                const struct iovec *iov, int cnt,
+                                unsigned flags)
 {
     uint64_t align = n->limits.align;
     uint64_t start = align_down(offset, align);
@@ -373,7 +374,7 @@ static int write_bounced_locked(struct node *n, uint64_t offset,
         uint64_t len = min_u64(end - at, chunk);
         uint64_t from = max_u64(at, offset);
         uint64_t to = min_u64(at + len, offset + bytes);
-        struct iovec v = { buf, align };
+        struct iovec v = {buf, align};
         int r = 0;
 
         if (from > at || to - at < align) {
@@ -391,7 +392,7 @@ static int write_bounced_locked(struct node *n, uint64_t offset,
             return r;
         }
         iov_to_buf(iov, cnt, from - offset, buf + (from - at), to - from);
-        v = (struct iovec){ buf, len };
+        v = (struct iovec){buf, len};
         r = write_aligned(n, at, len, &v, 1, flags);
         if (r < 0) {
             return r;
@@ -453,7 +454,8 @@ int node_write_unmarked(struct node *n, uint64_t offset, uint64_t bytes,
     return write_aligned(n, offset, bytes, iov, cnt, flags);
 }
 
-/* detect-zeroes; what makes a file longer is written. */
+/* Shall detect-zeroes turn the write into a zero?  A write that makes a file
+ * longer is written. */
 static bool shall_be_zeroed(const struct node *n, uint64_t end,
                             const struct iovec *iov, int cnt)
 {
@@ -473,8 +475,7 @@ int node_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     }
     if (shall_be_zeroed(n, offset + bytes, iov, cnt)) {
         bool unmap = n->flags.detect_zeroes == DETECT_UNMAP;
-        return node_zero(n, offset, bytes,
-                         flags | (unmap ? REQ_MAY_UNMAP : 0));
+        return node_zero(n, offset, bytes, flags | (unmap ? REQ_MAY_UNMAP : 0));
     }
     int r = bitmap_mark(n, offset, bytes, flags);
     if (r < 0) {
@@ -482,8 +483,8 @@ int node_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     }
     node_note_write(n, offset + bytes);
     if (n->drv->is_filter && !n->drv->pwritev) {
-        return node_pwritev(node_child(n, CHILD_FILE), offset, bytes, iov,
-                            cnt, flags);
+        return node_pwritev(node_child(n, CHILD_FILE), offset, bytes, iov, cnt,
+                            flags);
     }
     bool flush = (flags & REQ_FUA) && !(n->drv->flags_write & REQ_FUA);
     if (flush && (flags & REQ_NOWAIT)) {
@@ -552,9 +553,9 @@ int node_prefetch(struct node *n, uint64_t offset, uint64_t bytes)
             r = node_prefetch(m.file, m.host, m.length);
         } else if (m.kind == MAP_UNALLOCATED && backing &&
                    offset + done < backing->size) {
-            r = node_prefetch(backing, offset + done,
-                              min_u64(m.length,
-                                      backing->size - (offset + done)));
+            r = node_prefetch(
+                backing, offset + done,
+                min_u64(m.length, backing->size - (offset + done)));
         }
         node_map_put(n, &m);
         if (r < 0) {
@@ -568,13 +569,13 @@ int node_prefetch(struct node *n, uint64_t offset, uint64_t bytes)
 int node_pread(struct node *n, void *buf, uint64_t bytes, uint64_t offset,
                unsigned flags)
 {
-    struct iovec v = { buf, bytes };
+    struct iovec v = {buf, bytes};
     return node_preadv(n, offset, bytes, &v, 1, flags);
 }
 
 int node_pwrite(struct node *n, const void *buf, uint64_t bytes,
                 uint64_t offset, unsigned flags)
 {
-    struct iovec v = { (void *)(uintptr_t)buf, bytes };
+    struct iovec v = {(void *)(uintptr_t)buf, bytes};
     return node_pwritev(n, offset, bytes, &v, 1, flags);
 }

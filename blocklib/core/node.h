@@ -6,9 +6,9 @@
  * The inside of a node, and I/O from parent to child
  * =================================================
  *
- * node_*() I/O takes no tree lock: whoever calls it is inside a request
- * that came through blk_*() (and holds the tree's lock for reading), or in a
- * control section that has drained the tree.
+ * node_*() I/O takes no tree lock: the caller is inside a request that came
+ * through blk_*() (and holds the tree's lock for reading), or in a control
+ * section that has drained the tree.
  */
 #include <stdatomic.h>
 
@@ -68,14 +68,16 @@ struct node_flags {
 };
 
 /*
- * Reads that a node leaves to its backing node, while that one is about to
- * change: what is *held* in the backing node has not changed yet and will be
- * copied up before it does.  So what was held before and is held after it was
- * read is true; what is not held any more is in the node itself by then.
+ * A guard for reads that a node leaves to its backing node, while the backing
+ * node is about to change.  A range is *held* if the backing node has not
+ * changed it yet; it will be copied up before it changes.  So bytes that were
+ * held before and after they were read are true.  Bytes that are not held any
+ * more are in the node itself by then.
  */
 struct read_guard {
-    /* Is @offset held, and how far, at most to @end, is that the same?
-     * Once not held, never again.  0: all is lost (-EIO). */
+    /* Is @offset held, and for how many bytes, at most to @end, is the answer
+     * the same?  A range that is not held never is again.  0: all is lost
+     * (-EIO). */
     uint64_t (*run)(const void *opaque, uint64_t offset, uint64_t end,
                     bool *held);
     const void *opaque;
@@ -90,7 +92,7 @@ struct node {
     struct limits limits;
     struct node_flags flags;
     uint32_t cluster_size; /* of the format; 0: it has none */
-    char *filename;        /* what a person would type to open it */
+    char *filename;        /* what a user would type to open it */
     char *image_backing;   /* backing file as the image names it, or NULL */
     char *image_backing_fmt;
     bool growable;             /* protocol: writes past the end extend it */
@@ -103,7 +105,7 @@ struct node {
     /* --- Tree lock. --- */
     struct edge *child[CHILD_MAX];  /* NULL where there is none */
     struct list bitmaps;            /* of struct bitmap.on_node (dirty.h) */
-    struct bitmap *recording;       /* the first of those that record */
+    struct bitmap *recording;       /* the first bitmap that records */
     const struct read_guard *guard; /* or NULL */
 
     /* --- Control lock. --- */
@@ -117,7 +119,7 @@ struct node {
     bool visited;         /* scratch of walks */
     bool bitmaps_changed; /* persistent ones, and not stored yet */
     unsigned job_count;   /* jobs that work on it (blocker.h) */
-    const char *job_type; /* of the last of them */
+    const char *job_type; /* of the last job */
     unsigned open_depth;  /* during open: images stacked above */
 
     /* --- Own lock. --- */
@@ -133,24 +135,23 @@ struct node {
 };
 
 /*
- * Enter a request: lock the tree of @n for
- * reading.  With @nowait, NULL instead of waiting for a drain.  A request
- * must not enter twice.
+ * Enter a request: lock the tree of @n for reading.  With @nowait, NULL instead
+ * of waiting for a drain.  A request must not enter twice.
  */
 struct tree *node_enter(struct node *n, bool nowait);
 void node_leave(struct tree *t);
 
-/* In a request: shall it go on without waiting for anybody's leave? */
+/* In a request: is a drain coming, so that it must not wait for permission? */
 static inline bool node_is_draining(const struct node *n)
 {
     return atomic_load(&atomic_load(&n->tree)->draining) > 0;
 }
 
 /*
- * How far this thread's request of a user (blk_*) has come.  One that has
+ * How far this thread's request of a user (blk_*) has come.  A request that has
  * changed a part of its range, and not all of it, keeps the tree until it has
- * done the rest: a point in time, which begins in a drain, has it whole or not
- * at all.
+ * done the rest.  A point in time begins in a drain, so it has the request
+ * whole or not at all.
  */
 enum node_progress {
     PROGRESS_NONE, /* it is no user's: what it does by half harms nothing */
@@ -159,7 +160,7 @@ enum node_progress {
 };
 extern _Thread_local enum node_progress node_progress;
 
-/* A part is done, and there is more. */
+/* Say that a part of the request is done, and that there is more. */
 static inline void node_request_changed(void)
 {
     if (node_progress == PROGRESS_UNTOUCHED) {
@@ -167,19 +168,19 @@ static inline void node_request_changed(void)
     }
 }
 
-/* In a request that waits for somebody: shall it leave the tree to a drain,
- * with -ERESTART?  One that has begun to change something goes on waiting; so
- * the wait has to have a limit. */
+/* In a request that waits for another one: shall it leave the tree to a drain,
+ * with -ERESTART?  A request that has begun to change something goes on
+ * waiting, so the wait has to have a limit. */
 static inline bool node_shall_restart(const struct node *n)
 {
     return node_is_draining(n) && node_progress != PROGRESS_CHANGED;
 }
 
-/* Once it is set, nobody wants the requests of this thread any more: they wait
- * for nothing but I/O, and fail; I/O across a network ends soon, if it takes
- * the connection with it.  NULL: they are wanted.  Whoever waits where that may
- * be looks every now and then; who sets it and calls graph_wake_waiting() is
- * seen at once. */
+/* Once the flag is set, nobody wants the requests of this thread any more: they
+ * wait for nothing except I/O, and fail.  I/O across a network ends soon, even
+ * at the price of the connection.  NULL: the requests are wanted.  Code that
+ * waits in such a request looks at the flag every now and then; after
+ * graph_wake_waiting() it looks at once. */
 extern _Thread_local const _Atomic bool *node_unwanted;
 
 static inline bool node_is_unwanted(void)
@@ -187,8 +188,8 @@ static inline bool node_is_unwanted(void)
     return node_unwanted && atomic_load(node_unwanted);
 }
 
-/* Is the caller no request, but a control section that has drained the tree?
- * Then nobody comes who could end what it waits for. */
+/* Is the caller a control section that has drained the tree, and not a request?
+ * Then no request can come and end what it waits for. */
 static inline bool node_is_drained(const struct node *n)
 {
     return atomic_load(&n->tree)->drained;
@@ -199,8 +200,8 @@ static inline struct node *node_child(const struct node *n, unsigned i)
     return n->child[i] ? n->child[i]->child : NULL;
 }
 
-/* Is there, or may there be when it is opened again, a backing file?  Then
- * what is unallocated need not read as zeroes for good. */
+/* Has the image a backing file, or may it have one when it is opened again?
+ * Then unallocated clusters need not read as zeroes for good. */
 static inline bool node_may_have_backing(const struct node *n)
 {
     return n->child[CHILD_BACKING] || n->image_backing;
@@ -218,10 +219,11 @@ int node_open_child(struct node *n, struct opts *opts, const char *key,
                     unsigned index, bool grow, struct error **errp);
 
 /*
- * The same for the file that holds the data of an image whose metadata are in
- * child[CHILD_FILE], as child[CHILD_DATA]: what @opts names under "data-file",
- * else the file @named by the image (or NULL), by way of the policy.  No
- * child, and 0, in a graph that opens none (graph_without_data).
+ * Open or find the file that holds the data of an image, and attach it as
+ * child[CHILD_DATA]; the metadata are in child[CHILD_FILE].  It is what @opts
+ * names under "data-file", else the file @named by the image (or NULL), by way
+ * of the policy.  No child, and 0, in a graph that opens none
+ * (graph_without_data).
  */
 int node_open_data(struct node *n, struct opts *opts, const char *named,
                    struct error **errp);
@@ -237,7 +239,7 @@ int node_zero(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags);
 int node_write_compressed(struct node *n, const void *buf, uint64_t bytes,
                           uint64_t offset);
 int node_discard(struct node *n, uint64_t offset, uint64_t bytes);
-/* The same whatever the node's discard option says. */
+/* node_discard() in spite of the node's discard option. */
 int node_give_back(struct node *n, uint64_t offset, uint64_t bytes);
 int node_flush(struct node *n);
 int node_prefetch(struct node *n, uint64_t offset, uint64_t bytes);
@@ -248,28 +250,28 @@ int node_pread(struct node *n, void *buf, uint64_t bytes, uint64_t offset,
 int node_pwrite(struct node *n, const void *buf, uint64_t bytes,
                 uint64_t offset, unsigned flags);
 
-/* map of this layer alone, filters passed; put it back with node_map_put
- * after success.  m->file and m->host are then of @n's file child,
- * or of the one that has its data. */
+/* map of this layer alone, filters passed; put it back with node_map_put after
+ * success.  m->file and m->host are then of @n's file child, or of the child
+ * that has its data. */
 int node_map(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags,
              struct mapping *m);
 void node_map_put(struct node *n, struct mapping *m);
 
-/* Walk all layers, as blk_extents. */
+/* Walk all layers, as blk_extents(). */
 int node_extents(struct node *n, uint64_t offset, uint64_t bytes,
                  unsigned flags, extent_fn *fn, void *opaque);
 
-/* Resize in a drained section: driver, size, bitmaps, and what is above. */
+/* Resize in a drained section: driver, size, bitmaps, and the nodes above. */
 int node_resize(struct node *n, uint64_t size, struct error **errp);
 
-/* Its file child has another size, or is another node: drained. */
+/* The file child of @n has another size, or is another node: drained. */
 void node_follow_size(struct node *n);
 
-/* May it become smaller?  -EBUSY: a job works on it or on what is above and has
- * the same size. */
+/* May @n become smaller?  -EBUSY: a job works on it, or on a node above that
+ * has the same size. */
 int node_check_shrink(const struct node *n, struct error **errp);
 
-/* A write up to @end is about to happen. */
+/* Note that a write up to @end is about to happen. */
 static inline void node_note_write(struct node *n, uint64_t end)
 {
     uint64_t old = atomic_load_explicit(&n->highest, memory_order_relaxed);
@@ -280,7 +282,7 @@ static inline void node_note_write(struct node *n, uint64_t end)
     }
 }
 
-/* @n, or what is below it when it is a filter; NULL is fine. */
+/* @n or, if it is a filter, the first node below that is none; NULL is fine. */
 static inline struct node *node_skip_filters(const struct node *n)
 {
     while (n && n->drv->is_filter) {
@@ -289,8 +291,8 @@ static inline struct node *node_skip_filters(const struct node *n)
     return (struct node *)(uintptr_t)n;
 }
 
-/* @n, or what is below it when it is a filter that a job has put there, and
- * will take away. */
+/* @n or, if it is a filter of a job, which takes it away at its end, the first
+ * node below that is none. */
 static inline struct node *node_skip_job_filters(struct node *n)
 {
     while (n && !n->options && n->drv->is_filter && node_child(n, CHILD_FILE)) {
@@ -312,7 +314,8 @@ static inline bool node_guard(const struct node *n, uint64_t offset,
     return held;
 }
 
-/* It was held; all of it still is, so what was read of it is true. */
+/* Is the range, which was held, still held?  Then the bytes that were read are
+ * true. */
 static inline bool node_guard_holds(const struct node *n, uint64_t offset,
                                     uint64_t bytes)
 {

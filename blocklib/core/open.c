@@ -77,7 +77,7 @@ static int open_or_find(const struct context *ctx, const json_t *value,
                      "option '%s' must be an object or a node name", key);
 }
 
-/* Attach what was opened for @n, whose reference goes. */
+/* Attach a node that was opened for @n; takes its reference. */
 static int attach_opened(struct node *n, unsigned index, struct node *child,
                          const char *key, bool grow, struct error **errp)
 {
@@ -85,7 +85,7 @@ static int attach_opened(struct node *n, unsigned index, struct node *child,
 
     if ((n->drv->is_filter || n->flags.auto_read_only) && index == CHILD_FILE &&
         child->flags.read_only) {
-        n->flags.read_only = true; /* it can be no more than what it filters */
+        n->flags.read_only = true; /* no more than what it filters */
     }
     if (!n->flags.read_only) {
         perm |= PERM_WRITE | (grow ? PERM_RESIZE : 0);
@@ -114,8 +114,7 @@ int node_open_child(struct node *n, struct opts *opts, const char *key,
         n->preopened = NULL;
     } else if (!value) {
         return error_set(errp, EINVAL,
-                         "A block device must be specified for \"%s\"",
-                         key);
+                         "A block device must be specified for \"%s\"", key);
     } else {
         r = open_or_find(&ctx, value, key, &child, errp);
         if (r < 0) {
@@ -195,7 +194,8 @@ static int attach_backing(struct node *n, struct node *backing,
                        PERM_ALL, errp);
 }
 
-/* Options for the backing file that the image names, but not which it is. */
+/* Are these options for the backing file that the image names, without saying
+ * which file it is? */
 static bool completes_backing(const struct node *n, const json_t *value)
 {
     return n->image_backing && json_is_object(value) &&
@@ -342,7 +342,7 @@ static int probe(struct node *file, const char **driver, struct error **errp)
 
 /* --- One node --- */
 
-/* That of a node whose file child has no other than the options @file. */
+/* The json: name of a node whose file child has only the options @file. */
 static char *json_filename_above(const struct node *n, const char *file)
 {
     char *name;
@@ -359,7 +359,7 @@ static int set_filename(struct node *n, const char *filename,
     struct node *file = node_child(n, CHILD_FILE);
 
     if (n->filename) {
-        return 0; /* the driver knows better */
+        return 0; /* the driver has a better name */
     }
     if (filename) {
         n->filename = strdup(filename);
@@ -425,7 +425,8 @@ static int open_with_opts(const struct context *ctx, struct opts *opts,
         driver = PROTOCOL_OF_FILES;
         probed = false;
     }
-    /* Of what an image names, the policy is asked when its file is opened. */
+    /* The policy is asked about a file that an image names when the file is
+     * opened. */
     if (probed || (ctx->named && opts_has(opts, "file"))) {
         r = open_file_first(ctx, opts, flags, &file, errp);
         if (r < 0) {
@@ -509,7 +510,7 @@ int graph_open(struct graph *g, const json_t *options, struct node **nodep,
     return r;
 }
 
-/* What stands in the way of closing @n, in the order in which QEMU looks. */
+/* Is @n free to be closed?  The checks have QEMU's order. */
 static int check_unused(const struct node *n, struct error **errp)
 {
     list_for_each (at, &n->parents) {

@@ -7,7 +7,8 @@
 struct node_flags;
 struct opts;
 
-/* The flags among the keys that every node takes; *f has what is inherited. */
+/* Take the flags among the keys that every node takes; *f has the inherited
+ * ones. */
 int node_take_flags(struct opts *o, struct node_flags *f, struct error **errp);
 
 #endif /* NBDELTA_CORE_OPEN_H */

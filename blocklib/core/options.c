@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-
 /*
- * a.b=1,a.c.0=2,a.c.1=3  becomes  {"a": {"b": "1", "c": ["2", "3"]}}
+ * Dotted options of a command line as JSON:
  *
- * in two steps: every key is put into objects, "0" and "1" as names like any
- * other; then the objects that have only numbers for names are turned into
- * arrays, from the inside out.
+ *   a.b=1,a.c.0=2,a.c.1=3  becomes  {"a": {"b": "1", "c": ["2", "3"]}}
+ *
+ * There are two steps.  Every key is put into objects, with "0" and "1" as
+ * names like any other.  Then objects that have only numbers for names are
+ * turned into arrays, from the inside out.
  */
 #include "nbdelta/options.h"
 
@@ -54,7 +55,7 @@ static size_t read_part(const char *p, char part[PART_MAX + 1])
     }
     memcpy(part, p, len);
     part[len] = '\0';
-    /* One spelling of a number only, and none as the name of an option. */
+    /* A number has only one spelling, and is no name of an option. */
     if (is_index(part) && part[0] == '0' && len > 1) {
         return 0;
     }
@@ -113,7 +114,7 @@ static int put(json_t *root, const char *key, const char *value,
     return json_object_set_new(object, part, next) < 0 ? error_nomem(errp) : 0;
 }
 
-/* The elements of an object that has the names 0 to its size - 1, or none. */
+/* Turn an object with the names 0 to its size - 1 into an array. */
 static int to_array(json_t *object, const char *path, json_t **result,
                     struct error **errp)
 {
@@ -200,7 +201,7 @@ static const char *read_value(const char *p, char *value)
     return p;
 }
 
-/* @value has room for all of @text. */
+/* Put all options of @text.  @value has room for all of it. */
 static int put_all(json_t *root, const char *text, const char *implied,
                    char *value, struct error **errp)
 {
@@ -325,7 +326,7 @@ int options_parse(const char *text, const char *implied, json_t **options,
     return parse_keyval(text, implied, options, errp);
 }
 
-/* Options that were spelled out, with @format as the driver if they have
+/* Options that the user spelled out, with @format as the driver if they have
  * none. */
 static int options_with_format(const char *text, const char *format,
                                json_t **options, struct error **errp)

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Getters of options, and the check of what they leave over. */
 #include "core/opts.h"
 
 #include <errno.h>
@@ -85,7 +86,7 @@ static bool is_like(const struct option *d, const struct option *like)
            (d->type == like->type && (!d->words || d->words == like->words));
 }
 
-/* Is @key in the table, and (@like: NULL is anything) of such a type? */
+/* Is @key in the table, with a type as in @like (NULL: any type)? */
 static bool find_in(const struct option *table, const char *key,
                     const struct option *like)
 {
@@ -108,7 +109,7 @@ static bool is_described(const struct opts *o, const char *key,
            find_in(o->tables[1], key, like);
 }
 
-/* Is @key described as what it is taken for? */
+/* Is @key described with the type that the getter takes? */
 static int check_described(const struct opts *o, const char *key,
                            enum option_type type, const char *const *words,
                            struct error **errp)
@@ -120,7 +121,8 @@ static int check_described(const struct opts *o, const char *key,
                : error_set(errp, EINVAL, "option '%s' is not described", key);
 }
 
-/* Keys are ours, so they have few parts. */
+/* Take @key out of @object.  Getters name their own keys, so they have few
+ * parts. */
 static json_t *take(json_t *object, const char *key)
 {
     char part[PART_MAX];
@@ -304,7 +306,7 @@ int opts_end(struct opts *o, const char *what, struct error **errp)
     if (json_object_size(object) == 0) {
         return 0;
     }
-    /* The first one, with its dots; what is too long is cut. */
+    /* Name the first key, with its dots; a long name is cut. */
     while (json_object_size(object) > 0 && len < sizeof(name)) {
         void *it = json_object_iter(object);
 

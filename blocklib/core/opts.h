@@ -3,10 +3,10 @@
 #define NBDELTA_CORE_OPTS_H
 
 /*
- * Options while they are consumed.  Every getter takes its key away, so that
- * what is left at the end is what nobody knows, and is refused by name.
- * Keys may have dots: "cache.direct" looks into {"cache": {...}}; a "cache"
- * that has nothing in it any more is gone as well.
+ * Options while they are consumed.  Every getter takes its key away, so the
+ * keys that are left at the end are unknown, and are refused by name.  Keys may
+ * have dots: "cache.direct" looks into {"cache": {...}}; a "cache" that has
+ * nothing in it any more is gone as well.
  *
  * Getters leave *val alone and return 0 when the key is absent; -EINVAL with
  * the key's name when the value has the wrong form.  Strings such as "on",
@@ -20,12 +20,13 @@
 
 struct opts;
 
-/* Takes a deep copy of @object, which is one.  NULL: no memory. */
+/* Takes a deep copy of @object, a JSON object.  NULL: no memory. */
 struct opts *opts_new(const json_t *object);
 void opts_free(struct opts *o); /* NULL is fine */
 
-/* From now on what is taken has to be in @common or @own (or NULL), as it is
- * taken: -EINVAL is a fault of ours then. */
+/* From now on, keys that are taken have to be in @common or @own (or NULL),
+ * with the getter's type.  A getter that asks for another one is at fault, and
+ * gets -EINVAL. */
 void opts_describe(struct opts *o, const struct option *common,
                    const struct option *own);
 
@@ -53,8 +54,8 @@ int opts_end(struct opts *o, const char *what, struct error **errp);
  * "blkdebug:RULES:FILE" (RULES may be empty) without a driver, or for driver
  * blkdebug; the name of a remote export (core/remote-name.h), or for driver
  * nbd, which takes it as "uri", too.  Else @options themselves.  A new
- * reference.  Names that images give come with another driver, so nothing in
- * them is looked at.
+ * reference.  Names from images come with another driver, so they are not
+ * looked into.
  */
 int options_expand(const json_t *options, json_t **full, struct error **errp);
 

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Who may do what with a node, beside all others who use it.
+ * Permissions: what a user or parent does with a node, and lets others do.
  *
  *     export: write          cbw (nobody uses it)
  *        |                    |
- *     throttle: write         |      the edges of filters, and of raw, want
- * what |                    |      is wanted of these nodes themselves
+ *     throttle: write         |      The edges of filters, and of raw, want
+ *        |                    |      what is wanted of these nodes themselves.
  *        +----> source <------+
  *
- * Formats keep what they took when they were opened: they have metadata to
- * write.
+ * Formats keep the permissions that they took when they were opened: they have
+ * metadata to write.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -65,8 +65,8 @@ static bool passes_on(const struct node *n)
     return node_passes_perms(n) && n->child[CHILD_FILE];
 }
 
-/* What @n does with its file child; @e, unless NULL, counts as a parent that
- * wants *@p, whether it is one yet or not. */
+/* What @n does with its file child.  @e, unless NULL, counts as a parent that
+ * wants *@p, even if it is not linked yet. */
 static struct perms passed_on(const struct node *n, const struct edge *e,
                               const struct perms *p)
 {

@@ -2,10 +2,10 @@
 /*
  * The implicit-open policy: which files an image may name.
  *
- * Both sides are resolved (symbolic links, "..") before they are compared,
- * so that neither a link nor a clever name leads out of a directory.  What was
- * resolved is then walked down without following any link (core/door.h): a
- * link that has come there meanwhile is an error.
+ * Both sides are resolved (symbolic links, "..") before they are compared, so
+ * that neither a link nor a clever name leads out of a directory.  The resolved
+ * path is then walked down without following any link (core/door.h): a link
+ * that has come there meanwhile is an error.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -82,8 +82,8 @@ static bool path_is_below(const char *dir, const char *path)
            (path[len] == '/' || path[len] == '\0');
 }
 
-/* The file that @real names, without following a link: it may have changed
- * since that was found. */
+/* Find the file that @real names, without following a link: the path may have
+ * changed since it was resolved. */
 static int find_resolved(struct door *d, const char *real)
 {
     int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -107,8 +107,8 @@ const struct node *node_at_bottom(const struct node *n)
 
 /*
  * The directory that the file of @image is in, and its resolved path (the
- * caller's), or false.  That there is such a name is no proof: the open file
- * has to be what is found there.
+ * caller's), or false.  The name alone is no proof: the open file has to be
+ * what is found there.
  */
 static bool own_directory(const struct node *image, char **path,
                           struct door *dir)
@@ -141,7 +141,7 @@ static bool own_directory(const struct node *image, char **path,
     return true;
 }
 
-/* Below what is allowed?  1: no. */
+/* Find the file below the allowed directories.  1: it is not there. */
 static int find_allowed(const struct graph *g, const char *real, struct door *d)
 {
     for (size_t i = 0; i < g->allowed_count; i++) {
@@ -152,7 +152,7 @@ static int find_allowed(const struct graph *g, const char *real, struct door *d)
     return 1;
 }
 
-/* Beside the image, or below that?  1: no. */
+/* Find the file in or below the directory of the image.  1: it is not there. */
 static int find_beside(const struct node *image, const char *real,
                        struct door *d)
 {
@@ -172,7 +172,7 @@ static int find_beside(const struct node *image, const char *real,
     return r;
 }
 
-/* Does the file belong to whom the image belongs to? */
+/* Do the file and the image belong to the same user? */
 static bool same_owner(const struct node *image, const struct door *d)
 {
     const struct node *file = node_at_bottom(image);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* File names as options, and such names that stand for more. */
+/* Options of file names, and of names that stand for more than a file. */
 #include <errno.h>
 #include <string.h>
 
@@ -42,7 +42,7 @@ static int expand(const json_t *options, const char *name, json_t **full,
     return 0;
 }
 
-/* The name of a remote export says where it is, and nothing else does. */
+/* Spell out the name of a remote export, which alone says where it is. */
 static int expand_remote(const json_t *options, const char *key, json_t **full,
                          struct error **errp)
 {

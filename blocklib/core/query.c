@@ -9,7 +9,7 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 
-/* Add what the file of @n, or the files below it, take on their disks. */
+/* Add the bytes that the file of @n, or the files below it, take on disk. */
 static bool add_disk_bytes(const struct node *n, uint64_t *sum)
 {
     static const unsigned below[] = {CHILD_FILE, CHILD_DATA};

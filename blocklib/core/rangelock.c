@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-
 /*
- * All requests, those that hold their range and those that wait, stand in
- * one list in the order in which they came.  Each counts the older ones that
- * it conflicts with; who leaves counts down the younger ones, and wakes the
- * one that came to zero:
+ * Range locks: a queue of all requests.  Requests that hold their range and
+ * requests that wait stand in one list, in the order in which they came.  Each
+ * counts the older ones that it conflicts with.  A request that leaves counts
+ * down the younger ones, and wakes each that comes to zero:
  *
  *     A [0, 8) excl   B [4, 6) excl   C [5, 9) shared   D [8, 12) shared
  *     blockers 0      1: A            2: A, B           0
@@ -31,7 +30,8 @@ static bool conflict(const struct range_req *a, const struct range_req *b)
            b->offset < a->end && a->offset < a->end && b->offset < b->end;
 }
 
-/* Fill in @r, which is not in the list yet, and count who is in its way. */
+/* Fill in @r, which is not in the list yet, and count the requests in its
+ * way. */
 static void request_init_locked(struct range_lock *l, struct range_req *r,
                                 uint64_t offset, uint64_t bytes, bool exclusive)
     REQUIRES(l->lock);
@@ -83,7 +83,7 @@ bool range_trylock(struct range_lock *l, struct range_req *r, uint64_t offset,
 void range_unlock(struct range_lock *l, struct range_req *r)
 {
     mutex_lock(&l->lock);
-    /* All younger requests; an older one did not wait for this. */
+    /* Look at younger requests only: an older one did not wait for this one. */
     for (struct list *e = r->in_lock.next; e != &l->requests; e = e->next) {
         struct range_req *younger = list_entry(e, struct range_req, in_lock);
 

@@ -33,7 +33,7 @@ void range_lock_destroy(struct range_lock *l);
 /* Wait until no older request overlaps in conflict. */
 void range_lock(struct range_lock *l, struct range_req *r, uint64_t offset,
                 uint64_t bytes, bool exclusive);
-/* The same, but false instead of waiting; then @r holds nothing. */
+/* As range_lock(), but false instead of waiting; then @r holds nothing. */
 bool range_trylock(struct range_lock *l, struct range_req *r, uint64_t offset,
                    uint64_t bytes, bool exclusive);
 void range_unlock(struct range_lock *l, struct range_req *r);

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Parsing the names of NBD exports: URIs and nbd:HOST:PORT. */
 #include "core/remote-name.h"
 
 #include <errno.h>
@@ -64,7 +65,7 @@ static int hex(char c)
     return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
 }
 
-/* The @len bytes at @p without their %XX; NULL: there is a wrong one. */
+/* The @len bytes at @p with each %XX decoded; NULL: one is wrong. */
 static json_t *unescape(const char *p, size_t len)
 {
     CLEANUP_FREE char *out = malloc(len + 1);

@@ -19,7 +19,7 @@
 
 struct error;
 
-/* Does @text begin as one of them? */
+/* Does @text begin like the name of a remote export? */
 bool remote_is_name(const char *text);
 
 /* A new object with "server" and, where they are given, "export", "tls",

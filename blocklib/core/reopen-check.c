@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What can be wrong with options of nodes, whatever they are for. */
+/* Checks of the types of node options, for any driver. */
 #include <errno.h>
 #include <stdio.h>
 
@@ -7,7 +7,8 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
 
-/* @path, with a dot at its end, is where @o is found. */
+/* Check the types of @o.  @path, with a dot at its end, is where @o is
+ * found. */
 static int check_types(const struct driver_table *t, const json_t *o,
                        const char *path, struct error **errp)
 {

@@ -108,7 +108,7 @@ static int find_child(struct work *w, const char *name, struct node **np,
                            "Cannot find device='' nor node-name='%s'", name);
 }
 
-/* The first key in an object that a child does not inherit. */
+/* Refuse the first key in an object, for a child that does not inherit. */
 static int refuse_object(const char *key, const json_t *value,
                          struct error **errp)
 {
@@ -177,7 +177,7 @@ static const char *file_key(const struct node *n)
     return n->child[CHILD_FILE] ? n->child[CHILD_FILE]->role : "file";
 }
 
-/* Handled elsewhere: flags, children. */
+/* Is @key handled elsewhere?  Flags and children are. */
 static bool is_common(const struct node *n, const char *key)
 {
     static const char *const keys[] = {
@@ -260,7 +260,7 @@ static int read_flags(struct node *n, const json_t *options,
     return r;
 }
 
-/* Those that the driver lets change. */
+/* Take the options that the driver allows to change. */
 static int take_options(struct node *n, const json_t *options,
                         struct error **errp)
 {
@@ -339,8 +339,9 @@ static int read_file(struct work *w, struct node *n, const json_t *options,
     return read_child(w, n, CHILD_FILE, key, value, keep, flags, errp);
 }
 
-/* It stays the one that it is; its own options may change.  If it was opened
- * because the image names it, it has none that a user could repeat. */
+/* Read the options of the data child, which stays the same node.  Its own
+ * options may change.  A child that was opened because the image names it has
+ * no options that a user could repeat. */
 static int read_data(struct work *w, struct node *n, const json_t *options,
                      bool keep, const struct node_flags *flags,
                      struct error **errp)
@@ -481,7 +482,7 @@ static int attach(struct change *c, struct error **errp)
     return r;
 }
 
-/* A smaller child cuts off what is above, where jobs may be at work. */
+/* A smaller child makes the nodes above smaller, where jobs may be at work. */
 static int check_size(const struct change *c, struct error **errp)
 {
     return c->index == CHILD_FILE && c->to && c->old &&
@@ -490,7 +491,7 @@ static int check_size(const struct change *c, struct error **errp)
                : 0;
 }
 
-/* With the flags as they shall be. */
+/* Check a new edge with the flags that the nodes shall have. */
 static int check_new_edge(struct change *c, struct error **errp)
 {
     struct edge *e = c->n->child[c->index];

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * A step is one node.  Permissions come before what needs them:
+ * Changing the flags of open nodes.  A step is one node.  Permissions come
+ * before the work that needs them:
  *
  *   becomes writable    file and data child (their own steps)
  *                       edges to them get PERM_WRITE
@@ -56,7 +57,7 @@ int reopen_add_one(struct reopen *set, struct node *n,
     return 0;
 }
 
-/* The children that inherit. */
+/* Add steps for the children that inherit. */
 static int add_below(struct reopen *set, struct node *n,
                      const struct node_flags *to, struct error **errp)
 {
@@ -96,7 +97,8 @@ static int check_users(const struct node *n, struct error **errp)
     return 0;
 }
 
-/* What passes its permissions on has those that it shall have. */
+/* Set the permission of an edge; a child that passes permissions on hands it
+ * down. */
 static void set_perm(struct node *n, unsigned index, unsigned perm)
 {
     struct edge *e = n->child[index];

@@ -4,8 +4,8 @@
  *
  * Order when growing: bitmaps, driver, size, and zeroes over what a longer
  * backing file would show in the new space; when shrinking, bitmaps come last:
- * a bitmap is never shorter than its disk.  Of a backing file that the image
- * names and that is not open, nobody knows how long it is.
+ * a bitmap is never shorter than its disk.  Nobody knows the length of a
+ * backing file that the image names and that is not open.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -20,9 +20,9 @@ static int hide_backing(struct node *n, uint64_t old, uint64_t size,
                         struct error **errp)
 {
     struct node *backing = node_child(n, CHILD_BACKING);
-    uint64_t end = backing                     ? min_u64(size, backing->size)
+    uint64_t end = backing                    ? min_u64(size, backing->size)
                    : node_may_have_backing(n) ? size
-                                               : 0;
+                                              : 0;
 
     if (end <= old) {
         return 0;
@@ -50,8 +50,9 @@ static int resize_driver(struct node *n, uint64_t size, struct error **errp)
     return n->drv->resize(n, size, errp);
 }
 
-/* Zeroes over a part of a unit would be written with the rest of it, which the
- * backing file has; without fast zeroes, all of the new space would be. */
+/* Can zeroes hide the backing file in the new space?  Zeroes over a part of a
+ * unit would be written with the rest of it, which the backing file has.
+ * Without fast zeroes, all of the new space would be written. */
 static int check_hideable(const struct node *n, struct error **errp)
 {
     bool hidden = node_may_have_backing(n) && !node_child(n, CHILD_BACKING);
@@ -144,8 +145,8 @@ int node_check_shrink(const struct node *n, struct error **errp)
     int r = node_check_jobs(n, errp);
 
     list_for_each (at, &n->parents) {
-        const struct node *parent = list_entry(at, struct edge,
-                                               on_child)->parent;
+        const struct node *parent =
+            list_entry(at, struct edge, on_child)->parent;
         if (r == 0 && parent && follows(parent) &&
             node_child(parent, CHILD_FILE) == n) {
             r = node_check_shrink(parent, errp);

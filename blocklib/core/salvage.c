@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The end of a process in which threads are stuck: what answers is closed.
+ * The end of a process in which threads are stuck: trees that answer are
+ * closed.
  *
- * A thread for each tree: it takes the tree for writing, as a control section
- * would, and keeps it.  So whoever else wakes up meanwhile finds no tree that
- * is being closed.  The control lock may be held for ever by one that waits
- * for storage; then it is done without: that one's trees are not to be had.
+ * There is a thread for each tree: it takes the tree for writing, as a control
+ * section would, and keeps it.  So a thread that wakes up meanwhile enters no
+ * tree that is being closed.  A control section that waits for storage may hold
+ * the control lock for ever.  Then all of this is done without the lock: the
+ * trees of that section cannot be taken.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -34,7 +36,7 @@ static bool has_open_parent(const struct node *n)
     return false;
 }
 
-/* An open node that nothing is open above; NULL: none is left. */
+/* An open node without an open node above; NULL: none is left. */
 static struct node *next_node(struct tree *t)
 {
     list_for_each (at, &t->nodes) {
@@ -46,8 +48,9 @@ static struct node *next_node(struct tree *t)
     return NULL;
 }
 
-/* Does a job, or a point in time, use its nodes?  A bitmap may have its bits in
- * two parts then: the image has them all, as after a crash. */
+/* Does a job, or a point in time, use nodes of the tree?  Then a bitmap may
+ * have its bits in two parts, and is not stored: the image has all bits, as
+ * after a crash. */
 static bool is_used(struct tree *t)
 {
     list_for_each (at, &t->nodes) {
@@ -113,7 +116,8 @@ static bool all_done(const struct closer *c, size_t count)
     return true;
 }
 
-/* Those that a person knows: opened by name, and not below another. */
+/* Tell of the nodes that a user knows: opened by name, and not below
+ * another. */
 static void tell_tree(const struct tree *t,
                       void (*given_up)(const char *name, void *opaque),
                       void *opaque)

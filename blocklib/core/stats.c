@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Counters of requests, in shards, and their sums as BlockStats. */
 #include "core/stats.h"
 
 #include <errno.h>
@@ -27,7 +28,7 @@ static void add(_Atomic uint64_t *counter, uint64_t n)
     (void)atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
 }
 
-/* Some milliseconds old, for a quarter of the price. */
+/* The time, some milliseconds old, for a quarter of the price. */
 static uint64_t about_now_ns(void)
 {
     struct timespec ts = {0};
@@ -160,7 +161,8 @@ static json_t *counters(const struct stats *s, bool device, uint64_t highest)
 
 static json_t *describe(struct node *n, const struct stats *s, bool device);
 
-/* A device's does not show the filters that jobs have put there. */
+/* The node to show.  A device does not show the filters that jobs have put
+ * there. */
 static struct node *shown(struct node *n, bool device)
 {
     return device ? node_skip_job_filters(n) : n;
@@ -183,7 +185,8 @@ static void add_below(struct node *n, bool device, json_t *info)
     }
 }
 
-/* @device: in what is told of a device, as @s is, which nodes do not have. */
+/* BlockStats of @n.  @device: for a device, with its counters @s, which a node
+ * does not have. */
 static json_t *describe(struct node *n, const struct stats *s, bool device)
 {
     json_t *info = json_pack("{s:o, s:s}", "stats",

@@ -6,9 +6,9 @@
  * What a user of a disk has done with it so far.
  *
  * Counting must not show in the time of a request that is served from memory.
- * So a thread adds to one of several shards, which another one seldom uses,
- * and of the requests that do not wait (REQ_NOWAIT) it looks at the clock for
- * one in STATS_SAMPLE, which stands for all of them in the total time.
+ * So a thread adds to one of several shards, which another thread seldom uses.
+ * Of the requests that do not wait (REQ_NOWAIT), it looks at the clock for one
+ * in STATS_SAMPLE, which stands for all of them in the total time.
  */
 #include <jansson.h>
 #include <stdatomic.h>
@@ -53,11 +53,12 @@ struct stats_timer {
 
 void stats_begin(struct stats_timer *t, unsigned flags);
 
-/* It ended with @r.  -EAGAIN and -ENOTSUP: it comes again in another way. */
+/* The request ended with @r.  -EAGAIN and -ENOTSUP: it comes again in another
+ * way, and is not counted. */
 void stats_end(struct stats *s, enum stats_op op, uint64_t bytes,
                const struct stats_timer *t, int r);
 
-/* It was refused before anything was done. */
+/* The request was refused before anything was done. */
 void stats_invalid(struct stats *s, enum stats_op op);
 
 /* BlockStats of a user of @n, with the nodes below; control lock.  A new

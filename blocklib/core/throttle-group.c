@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Groups of throttled nodes: who waits, and the limits as options.
+ * Groups of throttled nodes: how requests wait, and the limits as options.
  *
- * Requests queue by direction.  Only the first of a queue looks at the clock;
- * whoever leaves wakes the others.
+ * Requests queue by direction.  Only the first request of a queue looks at the
+ * clock; a request that leaves wakes the others.
  */
 #include "core/throttle-group.h"
 
@@ -167,7 +167,7 @@ static int take_limits(struct opts *o, const char *prefix,
                       errp);
 }
 
-/* The members of @limits into *c. */
+/* Read the members of @limits into *c. */
 static int read_limits(const json_t *limits, struct throttle_config *c,
                        struct error **errp)
 {

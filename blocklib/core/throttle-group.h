@@ -21,17 +21,17 @@ void throttle_group_put(struct throttle_group *t);
 int throttle_group_wait(struct throttle_group *t, const struct node *n,
                         bool write, uint64_t bytes, unsigned flags);
 
-/* There are no limits any more, for nobody, whatever they are. */
+/* Lift all limits of the group, for all its requests, for good. */
 void throttle_group_release(struct throttle_group *t);
 
-/* Let all that wait look again. */
+/* Let all requests that wait look again. */
 void throttle_group_kick(struct throttle_group *t);
 
 /* For tests: ask @now for the time from now on, and how many requests wait. */
 void throttle_group_set_clock(struct throttle_group *t, uint64_t (*now)(void));
 unsigned throttle_group_waiting(struct throttle_group *t);
 
-/* All that are left, when the graph is freed. */
+/* Free all groups that are left, when the graph is freed. */
 void throttle_groups_free(struct list *groups);
 
 #endif /* NBDELTA_CORE_THROTTLE_GROUP_H */

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* Leaky buckets: how long a request has to wait. */
 #include "core/throttle.h"
 
 #include <errno.h>
@@ -109,7 +110,8 @@ static void leak(struct throttle *t, uint64_t now)
     t->leaked = now;
 }
 
-/* Until a bucket of @size that leaks @rate per second is not overfull. */
+/* The time until a bucket of @size that leaks @rate per second is not
+ * overfull. */
 static double until(double level, double size, double rate)
 {
     return level > size ? (level - size) / rate * NS_PER_S : 0;

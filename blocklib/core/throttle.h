@@ -48,7 +48,7 @@ struct throttle {
     uint64_t leaked; /* ns */
 };
 
-/* -EINVAL: what contradicts itself. */
+/* -EINVAL: the limits contradict each other. */
 int throttle_check(const struct throttle_config *c, struct error **errp);
 
 bool throttle_limits_something(const struct throttle_config *c);
@@ -61,7 +61,7 @@ void throttle_start(struct throttle *t, const struct throttle_config *c,
  * backwards. */
 uint64_t throttle_wait(struct throttle *t, bool write, uint64_t now);
 
-/* A request goes. */
+/* Count a request that goes. */
 void throttle_account(struct throttle *t, bool write, uint64_t bytes);
 
 #endif /* NBDELTA_CORE_THROTTLE_H */

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* TLS credentials: making them from options, and the set in a graph. */
 #include "core/tls-creds.h"
 
 #include <errno.h>

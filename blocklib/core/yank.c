@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* The set of yanks: registering them, and calling them by name. */
 #include "core/yank.h"
 
 #include <string.h>

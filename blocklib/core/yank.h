@@ -8,7 +8,7 @@
 #include "nbdelta/yank.h"
 
 struct yank_set {
-    mutex_t lock;     /* before driver mutexes, after nothing */
+    mutex_t lock; /* before driver mutexes, after nothing */
     /* Guarded by lock. */
     struct list list; /* of struct yank */
     bool ending;      /* graph_stop_waiting was called */
@@ -17,12 +17,12 @@ struct yank_set {
 /* Of a driver, in the state of its node. */
 struct yank {
     struct list link;
-    const char *name;         /* of the node */
+    const char *name; /* of the node */
     /* None of these waits. */
     void (*fn)(void *opaque);
     bool (*is_stuck)(void *opaque); /* it owes an answer, and gives none */
-    void (*give_up)(void *opaque);  /* all is about to end: wait no more for
-                                       what may never come */
+    void (*give_up)(void *opaque); /* all is about to end: wait no more for what
+                                      may never come */
     void *opaque;
 };
 

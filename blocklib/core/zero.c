@@ -5,9 +5,9 @@
  *      |<- head ->|<------- aligned ------->|<- tail ->|
  *       written            driver's zero        written
  *
- * A driver does whole units (limits.zero_align) itself; what sticks out at
- * the ends is written as zeroes, unless the driver can do without (zero_part).
- * That it reads as zeroes is no reason to leave it out: what is unallocated
+ * A driver zeroes whole units (limits.zero_align) itself.  The head and the
+ * tail are written as zeroes, unless the driver can zero them, too (zero_part).
+ * A range that reads as zeroes is zeroed all the same: if it is unallocated, it
  * may show a backing file another time.  Formats without a zero of their own
  * (raw) hand it down through map.
  */
@@ -32,7 +32,7 @@ static int write_zeroes(struct node *n, uint64_t offset, uint64_t bytes,
 
         while (cnt < BLK_IOV_MAX && len < bytes) {
             uint64_t part = min_u64(bytes - len, ZEROES_LEN);
-            iov[cnt++] = (struct iovec){ (void *)(uintptr_t)zeroes, part };
+            iov[cnt++] = (struct iovec){(void *)(uintptr_t)zeroes, part};
             len += part;
         }
         int r = node_write_unmarked(n, offset, len, iov, cnt, flags);
@@ -62,9 +62,8 @@ static int zero_mapped(struct node *n, uint64_t offset, uint64_t bytes,
             node_map_put(n, &m);
         } else {
             node_map_put(n, &m);
-            r = flags & REQ_NO_FALLBACK
-                    ? -ENOTSUP
-                    : write_zeroes(n, offset, m.length, 0);
+            r = flags & REQ_NO_FALLBACK ? -ENOTSUP
+                                        : write_zeroes(n, offset, m.length, 0);
         }
         if (r < 0) {
             return r;
@@ -78,7 +77,7 @@ static int zero_mapped(struct node *n, uint64_t offset, uint64_t bytes,
     return 0;
 }
 
-/* A part of a unit, or of two. */
+/* Zero a part of a unit, or of two. */
 static int zero_partial(struct node *n, uint64_t offset, uint64_t bytes)
 {
     uint64_t unit = n->limits.zero_align;
@@ -192,8 +191,7 @@ static int discard_mapped(struct node *n, uint64_t offset, uint64_t bytes,
     return 0;
 }
 
-static int discard(struct node *n, uint64_t offset, uint64_t bytes,
-                   bool always)
+static int discard(struct node *n, uint64_t offset, uint64_t bytes, bool always)
 {
     if (n->flags.read_only) {
         return -EPERM;
@@ -209,14 +207,12 @@ static int discard(struct node *n, uint64_t offset, uint64_t bytes,
         return 0;
     }
     if (!n->drv->discard) {
-        return n->drv->is_protocol
-                   ? 0
-                   : discard_mapped(n, offset, bytes, always);
+        return n->drv->is_protocol ? 0
+                                   : discard_mapped(n, offset, bytes, always);
     }
     uint64_t end = offset + bytes;
     uint64_t from = align_up(offset, n->limits.zero_align);
-    uint64_t to =
-        end == n->size ? end : align_down(end, n->limits.zero_align);
+    uint64_t to = end == n->size ? end : align_down(end, n->limits.zero_align);
     return from < to ? n->drv->discard(n, from, to - from) : 0;
 }
 
