@@ -62,13 +62,19 @@
 /* With a limit of speed, a chunk is what goes through in this time. */
 #define SLICES_PER_SECOND 10
 
+bool copy_next(const struct copy *c, uint64_t offset, uint64_t *start,
+               uint64_t *bytes)
+{
+    return offset < c->size &&
+           hbitmap_next_dirty(c->todo, offset, c->size, start, bytes);
+}
+
 bool copy_is_done(const struct copy *c)
 {
     uint64_t start;
     uint64_t bytes;
 
-    return c->size == 0 ||
-           !hbitmap_next_dirty(c->todo, 0, c->size, &start, &bytes);
+    return !copy_next(c, 0, &start, &bytes);
 }
 
 /* --- Buffers --- */
@@ -250,15 +256,90 @@ static uint64_t past_of(const struct copy *c, uint64_t end)
     return end == c->size ? c->past : 0;
 }
 
+/* The range is in the target. */
+static int note_moved(struct copy *c, uint64_t offset, uint64_t bytes,
+                      const void *buf, enum copy_side *side)
+{
+    if (c->merge) {
+        return 0; /* it may be a part of a cluster: move_run does it */
+    }
+    if (c->moved) {
+        *side = COPY_TELL;
+        int r = c->moved(c->moved_opaque, offset, bytes, buf);
+        if (r < 0) {
+            return r;
+        }
+    }
+    atomic_fetch_add(buf ? &c->counters.written : &c->counters.zeroed, bytes);
+    hbitmap_reset(c->todo, offset, bytes);
+    atomic_fetch_add(&c->done, bytes);
+    return 0;
+}
+
 static int move_zeroes(struct copy *c, uint64_t offset, uint64_t bytes,
                        enum copy_side *side)
 {
-    if (c->target_zero) {
-        return 0;
+    if (!c->target_zero) {
+        *side = COPY_WRITE;
+        int r = node_zero(c->target, offset, bytes + past_of(c, offset + bytes),
+                          REQ_MAY_UNMAP);
+        if (r < 0) {
+            return r;
+        }
     }
+    return note_moved(c, offset, bytes, NULL, side);
+}
+
+/* What was read: it has room behind it for what the target has past its end. */
+static int write_data(struct copy *c, uint64_t offset, uint64_t bytes,
+                      char *buf, enum copy_side *side)
+{
+    uint64_t past = past_of(c, offset + bytes); /* of a cluster */
+
+    memset(buf + bytes, 0, past);
     *side = COPY_WRITE;
-    return node_zero(c->target, offset, bytes + past_of(c, offset + bytes),
-                     REQ_MAY_UNMAP);
+    int r = c->compress
+                ? node_write_compressed(c->target, buf, bytes + past, offset)
+                : node_pwrite(c->target, buf, bytes + past, offset, 0);
+    return r < 0 ? r : note_moved(c, offset, bytes, buf, side);
+}
+
+/* How much of @buf, in clusters, is alike: *zero, or not. */
+static uint64_t alike(const struct copy *c, const char *buf, uint64_t bytes,
+                      bool *zero)
+{
+    uint64_t at = min_u64(c->cluster, bytes);
+
+    *zero = buf_is_zero(buf, at);
+    while (at < bytes) {
+        uint64_t len = min_u64(c->cluster, bytes - at);
+
+        if (buf_is_zero(buf + at, len) != *zero) {
+            break;
+        }
+        at += len;
+    }
+    return at;
+}
+
+static int move_buffer(struct copy *c, uint64_t offset, uint64_t bytes,
+                       char *buf, enum copy_side *side)
+{
+    int r = 0;
+
+    for (uint64_t done = 0; r == 0 && done < bytes;) {
+        uint64_t at = offset + done;
+        uint64_t len = bytes - done;
+        bool zero = false;
+
+        if (c->find_zeroes) {
+            len = alike(c, buf + done, len, &zero);
+        }
+        r = zero ? move_zeroes(c, at, len, side)
+                 : write_data(c, at, len, buf + done, side);
+        done += len;
+    }
+    return r;
 }
 
 static int move_data(struct copy *c, uint64_t offset, uint64_t bytes, void *buf,
@@ -273,11 +354,8 @@ static int move_data(struct copy *c, uint64_t offset, uint64_t bytes, void *buf,
         if (r < 0) {
             return r;
         }
-        uint64_t past = past_of(c, at + len); /* of a cluster */
-        memset((char *)buf + len, 0, past);
-        *side = COPY_WRITE;
-        r = c->compress ? node_write_compressed(c->target, buf, len + past, at)
-                        : node_pwrite(c->target, buf, len + past, at, 0);
+        atomic_fetch_add(&c->counters.read, len);
+        r = move_buffer(c, at, len, buf, side);
         if (r < 0) {
             return r;
         }
@@ -319,7 +397,7 @@ static int move_run(struct copy *c, enum area_kind kind, uint64_t offset,
             : kind == AREA_ZERO  ? move_zeroes(c, offset, bytes, side)
             : kind == AREA_MIXED ? move_mixed(c, offset, bytes, buf, side)
                                  : 0;
-    if (r == 0) {
+    if (r == 0 && c->merge) {
         hbitmap_reset(c->todo, offset, bytes);
         atomic_fetch_add(&c->done, bytes);
     }
@@ -826,6 +904,9 @@ struct copy *copy_new(const struct copy_options *o)
     c->merge = o->merge;
     c->burst = o->burst;
     c->policy = o->policy;
+    c->find_zeroes = o->find_zeroes;
+    c->moved = o->moved;
+    c->moved_opaque = o->moved_opaque;
     c->todo = todo;
     c->written = written;
     c->guard = (struct read_guard){held_run, c};

@@ -39,6 +39,7 @@ struct copy;
 enum copy_side {
     COPY_READ,
     COPY_WRITE,
+    COPY_TELL, /* whoever is told what was moved; of workers alone */
 };
 
 /* What a copy before a guest's write may cost the guest. */
@@ -76,6 +77,15 @@ struct copy_options {
     bool merge; /* the target is the image below them: all that is written to
                    it is what they have, to the byte */
     struct copy_policy policy;
+
+    bool find_zeroes; /* clusters of zeroes that were read as data are not
+                         written as such; not with `merge` */
+    /* Called by workers after they have moved this; once for all that leaves
+     * the set, cut at the end of the source.  @buf NULL: zeroes.  A failure is
+     * one of the copy.  Not with `merge`.  NULL: nobody cares. */
+    int (*moved)(void *opaque, uint64_t offset, uint64_t bytes,
+                 const void *buf);
+    void *moved_opaque;
 };
 
 /* Guests' writes that had to wait for a copy, by how long: the last bucket has
@@ -89,6 +99,9 @@ struct copy_counters {
     _Atomic uint64_t saved;     /* bytes that guests' writes had copied */
     _Atomic uint64_t pulled;    /* bytes read through a view */
     _Atomic uint64_t discarded; /* bytes that a view said it needs no more */
+    _Atomic uint64_t read;      /* bytes of the source, to be moved */
+    _Atomic uint64_t written;   /* bytes of the set, as data */
+    _Atomic uint64_t zeroed;    /* the same, as zeroes */
 };
 
 /* copy_run was told to stop; there may be more to do. */
@@ -141,6 +154,11 @@ int copy_skip_below(struct copy *c);
 
 /* Is nothing left to do? */
 bool copy_is_done(const struct copy *c);
+
+/* The first part of the set in [@offset, its end) that has no gap, cut at the
+ * disk's end; false: there is none. */
+bool copy_next(const struct copy *c, uint64_t offset, uint64_t *start,
+               uint64_t *bytes);
 
 /*
  * The set is empty: fill it again.  It takes @bits, which have the copy's

@@ -19,6 +19,10 @@ struct copy {
     bool merge;
     uint64_t burst;
     struct copy_policy policy;
+    bool find_zeroes; /* see copy_options */
+    int (*moved)(void *opaque, uint64_t offset, uint64_t bytes,
+                 const void *buf);
+    void *moved_opaque;
 
     /* Tree lock; the bits are atomic. */
     struct node *inside; /* see copy_set_ends; workers read it outside */
