@@ -30,7 +30,8 @@ int chain_set_read_only(struct node *n, bool read_only, struct error **errp);
 struct node *chain_find_file(struct node *top, const char *name);
 
 /* The name by which an image in any directory has to name its backing file @n,
- * malloc()ed.  NULL with @errp: there is none.  *fmt is the format. */
+ * malloc()ed.  NULL with @errp: there is none.  And the format of the backing
+ * file. */
 char *chain_backing_name(const struct node *n, struct error **errp);
 const char *chain_backing_format(const struct node *n);
 

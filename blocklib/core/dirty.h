@@ -122,8 +122,8 @@ int bitmap_freeze(struct bitmap *bm, struct error **errp);
 void bitmap_abdicate(struct bitmap *bm); /* the job succeeded */
 void bitmap_reclaim(struct bitmap *bm);  /* it did not; keeps everything */
 
-/* Store the node's persistent bitmaps in the image, durably.  bitmap_stores()
- * does several nodes at once. */
+/* Store the node's persistent bitmaps in the image, durably.  Several threads
+ * may store bitmaps of different nodes at once. */
 int bitmap_store(struct node *n, struct error **errp);
 
 /* Prepare a bitmap_store() that comes soon, so that it takes less time; @more:

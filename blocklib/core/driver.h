@@ -235,7 +235,7 @@ struct driver {
     const struct driver_image *image;
     const struct driver_bitmaps *bitmaps;
 
-    /* --- Control path: one thread, no I/O in flight.  --- */
+    /* --- Control path: one thread, no I/O in flight. --- */
 
     /* Take the driver's own options from @opts, open children by
      * node_open_child(), set node->size.  After a failure close is not called:

@@ -2,7 +2,7 @@
 #ifndef NBDELTA_DRIVERS_BLKDEBUG_RULES_H
 #define NBDELTA_DRIVERS_BLKDEBUG_RULES_H
 
-/* What a blkdebug node does on which event; and how that is written down. */
+/* Rules of a blkdebug node: what it does on which event. */
 #include "core/event.h"
 #include "nbdelta/list.h"
 #include "nbdelta/option.h"
@@ -36,7 +36,8 @@ struct blkdebug_rule {
     /* BLKDEBUG_SET_STATE */
     int new_state;
 
-    /* BLKDEBUG_SUSPEND; after the event it stands for the request. */
+    /* BLKDEBUG_SUSPEND; after the event the rule stands for the suspended
+     * request. */
     char *tag; /* malloc()ed */
     bool resumed;
 };
@@ -46,17 +47,17 @@ int blkdebug_event_find(const char *name);
 
 void blkdebug_rule_free(struct blkdebug_rule *r); /* NULL is fine */
 
-/* Free all of a list. */
+/* Free all rules of a list. */
 void blkdebug_rules_free(struct list *rules);
 
-/* Of a rule in "inject-error" and "set-state". */
+/* The options of a rule in "inject-error" and in "set-state". */
 extern const struct option blkdebug_inject_options[];
 extern const struct option blkdebug_state_options[];
 
 /*
- * Add the rules of the file @config (or NULL) and those that @o has under
- * "inject-error" and "set-state", the newest first.  On failure some may
- * have been added.
+ * Add the rules of the file @config (or NULL), and the rules that @o has under
+ * "inject-error" and "set-state", the newest first.  On failure some may have
+ * been added.
  */
 int blkdebug_rules_load(struct list *rules, const char *config, struct opts *o,
                         struct error **errp);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * blkdebug: a filter that fails or holds up what a test wants it to.
+ * blkdebug: a filter that fails or holds up requests as a test wants it.
  *
  *     qcow2 --event: "read_aio"-->  rules --> new state
  *       |                             |  \--> the thread waits (breakpoint)
@@ -9,12 +9,13 @@
  *                                     |
  *                                   image
  *
- * An event arms the error rules that are for it and for the current state,
- * in place of those that are armed; the next requests that such a rule fits
- * fail, until other ones are armed (or once, if it says so).  The new state
- * holds from the next event on.
+ * An event arms the error rules for it and for the current state, in place of
+ * the rules that are armed.  Requests that such a rule fits fail, until other
+ * rules are armed (or once, if the rule says so).  The new state holds from the
+ * next event on.
  *
- * Requests that must not wait are sent back: each is seen by the rules once.
+ * Requests that must not wait are sent back, so the rules see each request
+ * once.
  */
 #include "nbdelta/blkdebug.h"
 
@@ -67,7 +68,7 @@ static void disarm_all(struct blkdebug *s) REQUIRES(s->lock)
     }
 }
 
-/* The breakpoints that the event has hit are moved to @hit. */
+/* Apply rules to an event.  Breakpoints that it has hit are moved to @hit. */
 static void apply_rules(struct blkdebug *s, enum node_event event,
                         bool may_wait, struct list *hit) REQUIRES(s->lock)
 {
@@ -124,7 +125,7 @@ static void blkdebug_event(struct node *n, enum node_event event)
     size_t count = 0;
     struct list hit;
 
-    /* Where nothing was written a parent need not flush. */
+    /* If nothing was written, a parent need not flush. */
     if (event == EVENT_FLUSH_TO_DISK && !atomic_load(&s->written)) {
         return;
     }
@@ -157,7 +158,7 @@ static void blkdebug_drain(struct node *n)
     mutex_unlock(&s->lock);
 }
 
-/* In the end nothing is held up. */
+/* When the user gives up, no request is held up any more. */
 static void blkdebug_cancel(struct node *n)
 {
     struct blkdebug *s = n->state;
@@ -178,7 +179,7 @@ static bool fits(const struct blkdebug_rule *rule, uint64_t offset,
             (rule->offset >= offset && rule->offset - offset < bytes));
 }
 
-/* The rule that was armed last of those that fit the request. */
+/* Of the armed rules that fit the request, the one that was armed last. */
 static struct blkdebug_rule *find_armed(struct blkdebug *s, uint64_t offset,
                                         uint64_t bytes, enum blkdebug_io type)
     REQUIRES(s->lock)
@@ -214,7 +215,7 @@ static int check(struct node *n, uint64_t offset, uint64_t bytes,
     return r;
 }
 
-/* Padding may stick out at the end of the disk. */
+/* Clip a range to the disk: padding may stick out at its end. */
 static uint64_t inside(const struct node *n, uint64_t offset, uint64_t bytes)
 {
     uint64_t size = n->size;
@@ -281,7 +282,7 @@ static int zero_parts(struct node *n, uint64_t offset, uint64_t bytes,
     return r;
 }
 
-/* Less than a unit is left to the core, which writes it. */
+/* A range of less than a unit is left to the core, which writes it. */
 static int blkdebug_zero(struct node *n, uint64_t offset, uint64_t bytes,
                          unsigned flags)
 {
@@ -297,7 +298,7 @@ static int blkdebug_zero(struct node *n, uint64_t offset, uint64_t bytes,
     return r;
 }
 
-/* A hint: what is not a whole unit is left out. */
+/* A discard is a hint: parts of units are left out. */
 static int blkdebug_discard(struct node *n, uint64_t offset, uint64_t bytes)
 {
     struct blkdebug *s = n->state;
@@ -496,8 +497,8 @@ static int blkdebug_open(struct node *n, struct opts *opts, struct error **errp)
     return 0;
 }
 
-/* The core knows powers of two only: of a unit that is none, the largest
- * that divides it. */
+/* The core knows powers of two only.  For another unit it gets the largest
+ * power of two that divides it. */
 static void blkdebug_limits(struct node *n, struct limits *lim)
 {
     const struct blkdebug *s = n->state;
@@ -607,7 +608,7 @@ static bool has_tag(const struct blkdebug_rule *rule, const char *tag)
     return rule->action == BLKDEBUG_SUSPEND && strcmp(rule->tag, tag) == 0;
 }
 
-/* How many of the tag's requests now go on: one, or @all. */
+/* Resume one request with the tag, or @all.  Returns how many. */
 static unsigned resume_tag(struct blkdebug *s, const char *tag, bool all)
     REQUIRES(s->lock)
 {

@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * blklogwrites: a filter that records what changes its file child, in order,
- * in the format of dm-log-writes.  For tests: what a power cut may leave can
- * be played back from that.
+ * blklogwrites: a filter that records what changes its file child, in order, in
+ * the format of dm-log-writes.  Tests can play back from the log what a power
+ * cut may leave.
  *
  *   log:  | super | entry | data ... | entry | entry | data ... |
  *           sector  write   as written  flush   write
  *
- * An entry is there before the file changes, so whatever may be on the disk is
- * in the log.  A flush is alone: what comes before its entry had completed
- * when it began, and it covers that.  Entries are written one after another,
- * data first; so the log's length at any moment tells what was done by then.
+ * An entry is in the log before the file changes, so every change that may be
+ * on the disk is in the log.  A flush runs alone: changes whose entries come
+ * before its own had completed when it began, and it covers them.  Entries are
+ * written one after another, data first; so the log's length at any moment
+ * tells what was done by then.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -114,8 +115,8 @@ static int write_entry(struct logwrites *s, const struct entry *e)
     return node_pwrite(s->log, head, s->sector, s->end, 0);
 }
 
-/* Zeroes at @offset of the log: what is past its end needs no bytes but the
- * last ones. */
+/* Write zeroes at @offset of the log.  Past its end only the last bytes are
+ * written. */
 static int write_zeroes(struct logwrites *s, uint64_t offset, uint64_t bytes)
 {
     CLEANUP_FREE unsigned char *last = buf_alloc(s->sector);
@@ -228,7 +229,7 @@ static int logwrites_flush(struct node *n)
 
 /* --- Opening --- */
 
-/* Behind the entries that a log has already. */
+/* Find the end of the entries that a log has already. */
 static int find_end(struct logwrites *s, struct error **errp)
 {
     unsigned char head[ENTRY_SIZE];
@@ -236,7 +237,7 @@ static int find_end(struct logwrites *s, struct error **errp)
     uint64_t end = s->sector;
 
     for (uint64_t i = 0; i < s->entries; i++) {
-        /* There, bytes read as zeroes, and any number of them as entries. */
+        /* Past the log's end, bytes read as zeroes, which look like entries. */
         if (!range_inside(end, sizeof(head), size)) {
             return error_set(
                 errp, EINVAL,

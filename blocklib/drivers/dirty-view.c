@@ -6,11 +6,11 @@
  *   status                 holes data holes  holes
  *   bytes                  those of the disk, live, all of them
  *
- * A client writes what is data onto what it has from before, and skips the
- * holes.  It may take them for zeroes, so what is dirty is data in any case,
- * also where the disk has zeroes.  Clients read in blocks of their own size,
- * though, and beside what is dirty they read and write what is not: so that
- * has its true bytes.  Nothing ever goes wrong by reading too much.
+ * A client writes the data onto its older copy, and skips the holes.  It may
+ * take holes for zeroes, so a dirty range is always data, even where the disk
+ * has zeroes.  Clients read in blocks of their own size, so they also read and
+ * write clean bytes beside dirty ones.  So clean ranges have their true bytes,
+ * too, and reading too much does no harm.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -20,11 +20,12 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
 
-/* All copies of bits in a graph; one alone may be longer. */
+/* All copies of bits in a graph have at most so many bytes; one copy alone may
+ * have more. */
 #define COPIES_MAX (1 * GiB)
 
-/* A copy of bits, of all views that were opened while these did not change.
- * Control lock, except the bits, which do not change. */
+/* A copy of bits, shared by all views that were opened while the bitmap did not
+ * change.  Control lock, except the bits, which do not change. */
 struct view_bits {
     struct list link; /* in graph.view_bits */
     unsigned views;
@@ -37,7 +38,7 @@ struct dirty_view {
     struct view_bits *copy;
 };
 
-/* As bitmap_run: what lies past the bits is dirty. */
+/* As bitmap_run(); everything past the bits is dirty. */
 static uint64_t run(const struct dirty_view *s, uint64_t offset, uint64_t bytes,
                     bool *dirty)
 {
@@ -69,7 +70,7 @@ static int view_map(struct node *n, uint64_t offset, uint64_t bytes,
     m->host = offset;
     if (flags & MAP_STATUS) {
         m->length = run(n->state, offset, m->length, &dirty);
-        /* Nobody shall look below, where holes may be. */
+        /* OPAQUE keeps the core from looking below, where holes may be. */
         m->kind = dirty ? MAP_OPAQUE : MAP_UNALLOCATED;
     }
     return 0;
@@ -124,8 +125,9 @@ static int check_bitmap(const struct node *disk, const struct bitmap *bm,
     return 0;
 }
 
-/* One that has what @bm has now, or NULL.  Its count is exact, and that of @bm
- * is never less than its bits: where they are equal the bits are the same. */
+/* A copy that has the bits that @bm has now, or NULL.  The copy's count is
+ * exact, and the count of @bm is never less than its bits.  So equal counts
+ * mean equal bits. */
 static struct view_bits *find_copy(const struct graph *g,
                                    const struct bitmap *bm)
 {
@@ -159,8 +161,8 @@ static int check_room(const struct graph *g, const struct bitmap *bm,
                : 0;
 }
 
-/* Guests may set bits beside: nobody resets or exchanges them in a control
- * section that is not the resetter's. */
+/* Copy the bits of @b.  Guests may set bits meanwhile.  Bits are reset or
+ * exchanged only in control sections, and this is another one. */
 static int make_copy(struct graph *g, const struct bitmap *bm,
                      struct view_bits **cp, struct error **errp)
 {
@@ -201,7 +203,8 @@ static int take_copy(struct node *n, const struct bitmap *bm,
     return r;
 }
 
-/* In a control section.  The caller has the node's only reference. */
+/* Open a view in a control section.  The caller has the node's only
+ * reference. */
 static int open_view(struct graph *g, struct node *disk,
                      const struct bitmap *bm, bool own, struct node **viewp,
                      struct error **errp)

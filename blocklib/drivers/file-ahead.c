@@ -2,18 +2,18 @@
 /*
  * Reading ahead for files that are written to.
  *
- * What the kernel reads ahead by itself lies in large folios, and a small
- * write into one of those takes ten times as long as one into a page (ext4).
- * So the kernel is told that it is read at random, which ends that, and what
- * is read in order is asked for here: WILLNEED brings single pages.
+ * The kernel's own read-ahead fills large folios, and a small write into a
+ * large folio takes ten times as long as one into a page (ext4).  So the kernel
+ * is told that the file is read at random, which ends its read-ahead.  This
+ * file asks for bytes that are read in order: WILLNEED brings single pages.
  *
  *     ---- reads ---->|next        |upto
  *     |  read already |  on its way  |
  *
- * Requests overtake one another: a stream is what stays near `next`.  One is
- * remembered, which is for a reader who waits for each answer; those who have
- * many requests on the way need no help.  Lost updates of several threads do no
- * harm: it is advice.
+ * Requests overtake one another, so requests near `next` count as a stream.
+ * One stream is remembered, for a reader that waits for each answer.  A reader
+ * with many requests on the way needs no help.  Lost updates of several threads
+ * do no harm, because all of this is advice.
  */
 #include <fcntl.h>
 

@@ -3,9 +3,9 @@
  * Opening a file again with other flags.
  *
  * Its descriptor is replaced by another one of the same inode, by way of the
- * old one: the name may lead elsewhere by now.  The old one stays open,
- * with its lock, until it is sure that the new one stays; so no other
- * process can get in between.
+ * old one: the name may lead elsewhere by now.  The old one stays open, with
+ * its lock, until it is certain that the new one stays.  So no other process
+ * can get in between.
  */
 #include "drivers/file.h"
 
@@ -92,7 +92,8 @@ int file_reopen(struct node *n, const struct node_flags *to,
                 struct error **errp)
 {
     struct file *s = n->state;
-    /* An error of writing back is told to descriptors that were open. */
+    /* Flush first: the kernel tells an error of writing back only to
+     * descriptors that were open. */
     int r = n->flags.read_only ? 0 : file_flush(n);
 
     if (r < 0) {

@@ -4,9 +4,9 @@
  *
  * Durability: `changes` counts the changes that are complete, `flushed` how
  * many of them a finished fdatasync has covered.  A flush that finds nothing
- * new returns at once; those that come while one runs share the next.  The
+ * new returns at once; flushes that come while one runs share the next.  The
  * kernel reports only once that it could not write something back, and forgets
- * it then, so after such a report every later flush fails.
+ * it then.  So after such a report every later flush fails.
  *
  * Status: the last answer about data and holes is kept.  It was true for the
  * `changes` that were read before the kernel was asked, and is used only
@@ -33,7 +33,7 @@
 #include "nbdelta/error.h"
 #include "util/iov.h"
 
-/* The memory of core's own buffers has no more (buf_alloc). */
+/* Core's own buffers have no larger alignment (buf_alloc). */
 #define DIRECT_ALIGN_MAX 4096
 
 /* --- Opening --- */
@@ -123,8 +123,8 @@ int file_check_writable(int fd, const char *filename, struct error **errp)
     return 0;
 }
 
-/* Find the file, and see what it is: opening may do something to a device that
- * is none of ours. */
+/* Find the file, and check its type before it is opened: opening a device of
+ * another kind may have an effect on it. */
 static int find_file(struct node *n, const char *filename, struct door *d,
                      struct error **errp)
 {
@@ -279,7 +279,7 @@ static void advance(struct iovec **iov, int *cnt, size_t done)
     }
 }
 
-/* Is the error that of a read that would have had to wait? */
+/* Does the error say that a read would have to wait? */
 static bool would_wait(struct file *s, int code)
 {
     if (code == EOPNOTSUPP) {
@@ -322,14 +322,14 @@ static int file_preadv(struct node *n, uint64_t offset, uint64_t bytes,
     return 0;
 }
 
-/* Whatever became of it: a failed change may have been done in part. */
+/* Count a change, even a failed one: that may have been done in part. */
 static void count_change(struct file *s)
 {
     atomic_fetch_add(&s->changes, 1);
 }
 
-/* errno of a write: a limit on the size of files (RLIMIT_FSIZE, or that of the
- * file system) is a lack of room to whoever writes. */
+/* The errno of a write.  A limit on the size of files (RLIMIT_FSIZE, or the
+ * file system's limit) is a lack of room to the writer. */
 static int write_error(void)
 {
     return errno == EFBIG ? -ENOSPC : -errno;
@@ -442,7 +442,7 @@ static void file_prefetch(struct node *n, uint64_t offset, uint64_t bytes)
 
 /* --- Space --- */
 
-/* fallocate, where "not possible" is remembered in *lacking. */
+/* Call fallocate(); remember in *lacking that it is not possible. */
 static int space(struct file *s, int mode, uint64_t offset, uint64_t bytes,
                  _Atomic bool *lacking)
 {
@@ -504,7 +504,7 @@ static void count_discard(struct file *s, uint64_t bytes, int r)
     }
 }
 
-/* A hint: that it is not possible is no error. */
+/* A discard is a hint: it is no error that it is not possible. */
 static int file_discard(struct node *n, uint64_t offset, uint64_t bytes)
 {
     struct file *s = n->state;
@@ -530,8 +530,8 @@ static void file_stats(struct node *n, json_t *own)
     json_decref(more);
 }
 
-/* Nobody but its owner changes the size of a device; here it is told that he
- * has done so. */
+/* Check the size of a device.  Only its owner can change it, and says here that
+ * it has changed. */
 static int resize_device(const struct node *n, uint64_t size,
                          struct error **errp)
 {
@@ -568,8 +568,8 @@ static int file_resize(struct node *n, uint64_t size, struct error **errp)
 
 /* --- Status --- */
 
-/* What is at @offset, and where does that end?  False where the kernel cannot
- * tell, or the file changes between the two questions. */
+/* Ask what is at @offset, and where that ends.  False if the kernel cannot
+ * tell, or if the file changes between the two questions. */
 static bool ask_kernel(struct file *s, uint64_t offset, struct run *run)
 {
     off_t data = lseek(s->fd, (off_t)offset, SEEK_DATA);
@@ -681,8 +681,8 @@ static const struct driver_reopen reopen_methods = {
     .prefetch = file_prefetch
 /* clang-format on */
 
-/* Takes block devices, too. */
+/* "file" takes block devices, too. */
 const struct driver driver_file = {.name = "file", METHODS};
 
-/* Only these, as QEMU's. */
+/* "host_device" takes only block devices, as in QEMU. */
 const struct driver driver_host_device = {.name = "host_device", METHODS};

@@ -12,9 +12,9 @@ struct run {
     bool hole;
 };
 
-/* A reader who goes through the file: drivers/file-ahead.c. */
+/* A reader that goes through the file: drivers/file-ahead.c. */
 struct ahead {
-    _Atomic uint64_t next; /* where he will go on */
+    _Atomic uint64_t next; /* where it will go on */
     _Atomic uint64_t upto; /* what is asked for ends here */
     _Atomic unsigned streak;
 };
@@ -48,7 +48,8 @@ struct file {
     _Atomic uint64_t discards_failed;
 };
 
-/* Find out what O_DIRECT (if @direct) and fallocate want of s->fd. */
+/* Find the alignment that O_DIRECT (if @direct) and fallocate want for
+ * s->fd. */
 int file_find_alignment(struct file *s, bool direct, const char *filename,
                         struct error **errp);
 
@@ -58,10 +59,10 @@ int file_check_writable(int fd, const char *filename, struct error **errp);
 
 int file_flush(struct node *n);
 
-/* Tell the kernel how s->fd is used.  After n->flags, and s->align. */
+/* Tell the kernel how s->fd is used.  Set n->flags and s->align before. */
 void file_advise(const struct node *n);
 
-/* The range was read, and @waited: it was maybe not in memory. */
+/* Note that the range was read.  @waited: it may not have been in memory. */
 void file_was_read(struct node *n, uint64_t offset, uint64_t bytes,
                    bool waited);
 

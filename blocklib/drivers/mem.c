@@ -90,8 +90,8 @@ static char *new_chunk(struct mem *s, uint64_t index)
     return chunk;
 }
 
-/* One chunk's part of a request: @bytes bytes at @offset of the disk, and at
- * @done of the iov. */
+/* Read one chunk's part of a request: @bytes bytes at @offset of the disk, and
+ * at @done of the iov. */
 static void read_chunk(struct mem *s, uint64_t offset, uint64_t bytes,
                        const struct iovec *iov, int cnt, uint64_t done)
 {

@@ -19,9 +19,9 @@
  * counted in `users`; it is closed when the last of them has gone.
  *
  * A request whose connection is lost may have been done or not, and is done
- * again: to read, write, zero or discard the same once more harms nothing, as
- * long as the server finishes or drops what a dead connection has left before
- * it does what comes by a newer one.
+ * again.  Reading, writing, zeroing or discarding the same range once more
+ * harms nothing, as long as the server finishes or drops the requests of a dead
+ * connection before it serves requests of a newer one.
  */
 #include <errno.h>
 #include <poll.h>
@@ -39,28 +39,29 @@
 
 #define MS UINT64_C(1000000) /* nanoseconds */
 
-/* One attempt to connect, with all that is negotiated. */
+/* The time for one attempt to connect, negotiation included. */
 #define ATTEMPT_NS (30000 * MS)
-/* Between attempts: twice as long each time. */
+/* The pause between attempts: twice as long each time. */
 #define PAUSE_MIN_NS (100 * MS)
 #define PAUSE_MAX_NS (16000 * MS)
-/* For an attempt under way, where waiting makes no sense any more. */
+/* The time for an attempt under way when waiting makes no sense any more. */
 #define GIVE_UP_NS (1000 * MS)
-/* For the server to close what we say good-bye to. */
+/* The time for the server to close a connection that we have ended. */
 #define FAREWELL_NS (500 * MS)
-/* For a request that nobody wants any more. */
+/* The time for a request that nobody wants any more. */
 #define UNWANTED_NS (3000 * MS)
-/* How often those who may become unwanted look whether they are. */
+/* How often requests that may become unwanted look whether they are. */
 #define LOOK_MS 250
-/* A server that has not answered for so long is no storage but somebody. */
+/* A server that has not answered for so long is to be waited for as for a
+ * person, not as for storage. */
 #define SLOW_MS 500
-/* And one that has given no answer for so long, of several, hangs. */
+/* A server hangs if it has given no answer for so long while requests wait. */
 #define STUCK_NS (2000 * MS)
 
 /* --- What libnbd says --- */
 
-/* @why behind the name of a function of @library that it begins with; or
- * NULL. */
+/* The part of @why behind the name of a function of @library that it begins
+ * with; or NULL. */
 static const char *behind(const char *why, const char *library)
 {
     const char *colon = strstr(why, ": ");
@@ -69,7 +70,7 @@ static const char *behind(const char *why, const char *library)
                                                                 : NULL;
 }
 
-/* Its last error in this thread. */
+/* libnbd's last error in this thread, as errno and text. */
 static int failed(struct error **errp)
 {
     int code = nbd_get_errno();
@@ -129,7 +130,7 @@ static int changed(const char *what, struct error **errp)
     return error_set(errp, ESTALE, "the export has changed: %s", what);
 }
 
-/* Is what a new connection tells still what we rely on? */
+/* Does a new connection describe the export as the first one did? */
 static int compare_info(const struct remote_info *is,
                         const struct remote_info *was, struct error **errp)
 {
@@ -166,7 +167,8 @@ static bool link_stops(void *opaque)
     return stop;
 }
 
-/* ... or has somebody found out that the connection is of no use? */
+/* Shall the link stop, or has a request found that the connection is of no
+ * use? */
 static bool link_ends(void *opaque)
 {
     struct link *l = opaque;
@@ -219,7 +221,7 @@ static int turn(struct nbd_handle *h, const struct patience *p,
         if (got < 0) {
             return error_set(errp, -got, "%s", strerror(-got));
         }
-        /* One of both only: the first may change what is allowed. */
+        /* Notify one of both only: the first may change what is allowed. */
         if (reads && (got & (POLLIN | POLLHUP | POLLERR | POLLNVAL))) {
             done = nbd_aio_notify_read(h);
         } else if (writes && got) {
@@ -371,7 +373,8 @@ static void set_why_locked(struct remote *r, struct error *err)
     r->why = err;
 }
 
-/* A new connection: is it one to what we know?  It is up then. */
+/* Accept a new connection if it leads to the export that we know.  It is up
+ * then. */
 static int accept_link_locked(struct remote *r, struct link *l,
                               struct nbd_handle *h,
                               const struct remote_info *info,
@@ -395,7 +398,7 @@ static int accept_link_locked(struct remote *r, struct link *l,
     return 0;
 }
 
-/* Serve the connection until it is lost, or all shall stop. */
+/* Serve the connection until it is lost, or until all links stop. */
 static void run_link(struct link *l)
 {
     struct remote *r = l->remote;
@@ -418,7 +421,7 @@ static void run_link(struct link *l)
     mutex_unlock(&r->lock);
 }
 
-/* Nobody will use the handle again; close it. */
+/* Close the handle, which nobody will use again. */
 static void drop_handle(struct link *l)
 {
     struct remote *r = l->remote;
@@ -462,7 +465,8 @@ static void attempt(struct link *l)
     }
 }
 
-/* After the pause that is due; what ended too soon makes it longer. */
+/* Wait until a connection is wanted, and for the pause that is due.  A
+ * connection that ended too soon makes the pause longer. */
 static bool wait_wanted_locked(struct remote *r, struct link *l)
     REQUIRES(r->lock)
 {
@@ -514,7 +518,8 @@ static int start_link(struct remote *r, struct link *l)
 
 /* --- Begin and end --- */
 
-/* Until the first connection is up, or it is clear that none will be. */
+/* Wait until the first connection is up, or until it is clear that none will
+ * be. */
 static void wait_first_locked(struct remote *r) REQUIRES(r->lock)
 {
     uint64_t until = now_ns() + r->options.open_ns;
@@ -589,7 +594,8 @@ void remote_disconnect(struct remote *r)
 
 /* --- Requests --- */
 
-/* The one with the fewest requests, and say that the others are missed. */
+/* Choose the link with the fewest requests, and say that the others are
+ * missed. */
 static struct link *choose_locked(struct remote *r) REQUIRES(r->lock)
 {
     struct link *best = NULL;
@@ -648,7 +654,8 @@ static int link_get(struct remote *r, uint64_t until, struct link **lp)
     return c;
 }
 
-/* @lost: it has turned out to be of no use. */
+/* Stop using the link.  @lost: its connection has turned out to be of no
+ * use. */
 static void link_put(struct link *l, bool lost)
 {
     struct remote *r = l->remote;
@@ -701,8 +708,8 @@ static void cut_unwanted_locked(const struct remote *r, struct link *l,
     }
 }
 
-/* A server that takes its time is somebody to be waited for: others shall have
- * a thread meanwhile. */
+/* Wait for the answer.  While a slow server takes its time, other requests get
+ * a thread. */
 static int wait_done(struct link *l, struct call *c)
 {
     struct remote *r = c->remote;
@@ -733,7 +740,7 @@ static int wait_done(struct link *l, struct call *c)
     return -c->error;
 }
 
-/* -ENOTCONN: it is not known whether it was done. */
+/* Do one request on one link.  -ENOTCONN: nobody knows whether it was done. */
 static int do_call(struct link *l, issue_fn *issue, void *opaque)
 {
     struct call call = {.remote = l->remote};
@@ -749,8 +756,8 @@ static int do_call(struct link *l, issue_fn *issue, void *opaque)
         int code = nbd_get_errno();
         c = code > 0 ? -code : -EIO;
     }
-    /* What could not be sent at once waits for the thread to see that the
-     * socket takes more; a handle that has died waits for it, too. */
+    /* The link's thread has to see when the socket takes the rest of the
+     * request, or that the handle has died. */
     if (nbd_aio_get_direction(l->handle) != LIBNBD_AIO_DIRECTION_READ) {
         kick_raise(l->kick);
     }

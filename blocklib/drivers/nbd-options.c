@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Options of an nbd node. */
+/* Options of an nbd node: taking them, and making its file name of them. */
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -19,7 +19,7 @@
 
 #define NAME_MAX_BYTES 4096 /* of an export or a context, in the protocol */
 #define SECOND         UINT64_C(1000000000)
-/* A week: who wants longer wants for ever. */
+/* A week: a longer delay would be for ever. */
 #define DELAY_MAX 604800
 
 /* A copy of a string option; NULL stays when it is absent. */
@@ -61,7 +61,7 @@ static int take_inet(struct opts *opts, struct remote_address *a,
         (r = opts_bool(opts, "server.ipv6", &v6, errp)) < 0 ||
         /* For QEMU's sake: it is always on. */
         (r = opts_bool(opts, "server.keep-alive", &keep_alive, errp)) < 0 ||
-        /* It is for those who listen. */
+        /* "to" is for servers, which listen. */
         (r = opts_uint(opts, "server.to", UINT16_MAX, &to, errp)) < 0) {
         return r;
     }
@@ -290,7 +290,8 @@ bool remote_verifies(const struct remote_options *o)
     return !o->creds || o->creds->verify_peer;
 }
 
-/* What libnbd has no way to do must not be left out in silence. */
+/* Refuse options that libnbd cannot do: they must not be left out in
+ * silence. */
 static int check_tls(const struct remote_options *o, struct error **errp)
 {
     const struct tls_creds *c = o->creds;
@@ -420,7 +421,8 @@ void remote_options_free(struct remote_options *o)
 
 /* --- The file name --- */
 
-/* @text with all that means something in a URI as %XX; NULL: no memory. */
+/* @text, with characters that have a meaning in a URI as %XX; NULL: no
+ * memory. */
 static char *escape(const char *text)
 {
     char *out = malloc(3 * strlen(text) + 1);
@@ -441,7 +443,7 @@ static char *escape(const char *text)
     return out;
 }
 
-/* The options that say which export it is. */
+/* The json: name, of the options that say which export it is. */
 static char *json_filename(const json_t *options)
 {
     static const char *const keys[] = {

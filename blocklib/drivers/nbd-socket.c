@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Sockets to NBD servers, connected without waiting longer than may be. */
+/* Sockets to NBD servers, connected within a limit of time. */
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
@@ -56,7 +56,7 @@ int remote_poll(const struct patience *p, int fd, short events)
     }
 }
 
-/* What an asynchronous connect came to. */
+/* Wait for an asynchronous connect, and return its result. */
 static int wait_connected(int fd, const struct patience *p)
 {
     int code = 0;

@@ -2,9 +2,9 @@
 /*
  * nbd: an export of an NBD server, by way of libnbd.
  *
- * A protocol node of a fixed size.  Nothing of it is in memory, so whoever
- * must not wait is sent back.  What an export holds is asked for each time:
- * others may write to it.
+ * A protocol node of a fixed size.  Nothing of the export is in memory, so
+ * requests that must not wait are sent back.  The status is asked for each
+ * time, because others may write to the export.
  */
 #include "drivers/nbd.h"
 
@@ -17,12 +17,13 @@
 #include "nbdelta/error.h"
 #include "util/iov.h"
 
-/* One request, at the most: what most servers take, and what may have to be
- * copied. */
+/* One request has at most so many bytes: most servers take that, and it may
+ * have to be copied. */
 #define TRANSFER_MAX (32 * MiB)
 /* Zero and discard carry no data. */
 #define LARGE_MAX (1 * GiB)
-/* Of a server that does not say.  QEMU's rule: see min_block. */
+/* The block size of a server that states none.  QEMU's rule: see
+ * min_block(). */
 #define OLD_BLOCK 512
 
 /* --- Opening --- */
@@ -70,7 +71,8 @@ static int remote_open(struct node *n, struct opts *opts, struct error **errp)
         release(r);
         return c;
     }
-    /* Before it waits for a connection: that, too, can be cut off. */
+    /* Register before waiting for a connection, so that a yank can end that,
+     * too. */
     yank_register(n->graph, &r->yank);
     c = remote_connect(r, errp);
     if (c == 0 && (c = apply_read_only(n, &r->info, errp)) < 0) {
@@ -107,8 +109,9 @@ static int remote_reopen(struct node *n, const struct node_flags *to,
 }
 
 /*
- * Where the server does not say: bytes, if it has to know them (for the tail
- * of an odd size, for extents); else sectors, as it may be an old one.
+ * The smallest block.  If the server states none, it is a byte if the server
+ * has to know bytes (for the tail of an odd size, for extents); else a sector,
+ * because the server may be an old one.
  */
 static uint32_t min_block(const struct remote_info *i)
 {
@@ -147,7 +150,7 @@ struct request {
     uint32_t state;      /* its flags */
 };
 
-/* Each part of a read's answer: one that is left out must not pass. */
+/* Count each part of a read's answer, because a missing part is an error. */
 static int chunk(void *opaque, const void *buf, size_t count, uint64_t offset,
                  unsigned status, int *error)
 {
@@ -235,7 +238,7 @@ static int64_t issue_status(struct nbd_handle *h, nbd_completion_callback done,
 
 /* --- Reading and writing --- */
 
-/* The one buffer of a request, or one in its place; NULL: no memory. */
+/* The one buffer of a request, or a bounce buffer; NULL: no memory. */
 static void *flat(const struct iovec *iov, uint64_t bytes, char **bounce)
 {
     if (iov->iov_len >= bytes) {
@@ -245,7 +248,7 @@ static void *flat(const struct iovec *iov, uint64_t bytes, char **bounce)
     return *bounce;
 }
 
-/* How much of the range is inside; the rest of its last block is not. */
+/* The bytes of the range inside the export; its last block may stick out. */
 static uint64_t inside(const struct remote *r, uint64_t offset, uint64_t bytes)
 {
     return offset < r->info.size ? min_u64(bytes, r->info.size - offset) : 0;
@@ -316,7 +319,7 @@ static int remote_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
 
 /* --- Space --- */
 
-/* What exceeds the maximum a server may refuse, though there is no data. */
+/* Does the server refuse a request without data that exceeds the maximum? */
 static bool refuses_large(struct node *n, const struct request *q, int c)
 {
     struct remote *r = n->state;
@@ -329,7 +332,7 @@ static bool refuses_large(struct node *n, const struct request *q, int c)
     return true;
 }
 
-/* In parts that the server takes. */
+/* Do a request in parts that the server takes. */
 static int in_parts(struct node *n, issue_fn *issue, uint64_t offset,
                     uint64_t bytes, uint32_t flags)
 {
@@ -419,7 +422,7 @@ static int remote_map(struct node *n, uint64_t offset, uint64_t bytes,
         return c;
     }
     if (q.length == 0) {
-        return -EIO; /* an answer without one */
+        return -EIO; /* an answer without an extent */
     }
     m->length = min_u64(q.length, q.bytes);
     if (r->options.dirty_bitmap) {

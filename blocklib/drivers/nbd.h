@@ -49,7 +49,7 @@ struct remote_options {
 
 extern const struct option remote_node_options[];
 
-/* Take all of them; after a failure, too, free is to be called. */
+/* Take all options.  Call remote_options_free() after a failure, too. */
 int remote_options_take(struct node *n, struct opts *opts,
                         struct remote_options *o, struct error **errp);
 void remote_options_free(struct remote_options *o);
@@ -57,12 +57,13 @@ void remote_options_free(struct remote_options *o);
 /* Is libnbd to compare a certificate with the name that it connects to? */
 bool remote_verifies(const struct remote_options *o);
 
-/* What a person would type for it: a URI, or json:{...}; NULL: no memory. */
+/* The name that a user would type for it: a URI, or json:{...}; NULL: no
+ * memory. */
 char *remote_filename(const struct remote_options *o, const json_t *options);
 
 /* --- Sockets (nbd-socket.c) --- */
 
-/* Until when something may take, and what ends it before. */
+/* Until when an operation may take, and what ends it before. */
 struct patience {
     uint64_t until; /* now_ns() */
     int kick;       /* readable: look at `stop` */
@@ -134,11 +135,11 @@ struct remote {
     /* Guarded by lock. */
     bool known; /* info is filled in */
     bool stop;
-    bool yanked;       /* no connection any more */
-    bool ending;       /* nobody waits for the first connection any more */
-    unsigned asked;    /* requests that wait for their answer */
-    uint64_t heard;    /* now_ns() at the last answer, or when there was the
-                          first of those that wait */
+    bool yanked;    /* no connection any more */
+    bool ending;    /* nobody waits for the first connection any more */
+    unsigned asked; /* requests that wait for their answer */
+    uint64_t heard; /* now_ns() at the last answer, or at the first request that
+                       waits */
     unsigned failures; /* of connecting, so far */
     struct error *why; /* the last failure, or what ended a connection */
     uint64_t deadline; /* now_ns(): requests wait no longer; 0: nobody waits */
@@ -147,12 +148,12 @@ struct remote {
     struct yank yank;
 
     /* Atomic. */
-    _Atomic bool no_large_zero; /* the server refuses what exceeds info.max */
+    _Atomic bool no_large_zero; /* the server refuses requests above info.max */
 
     struct link links[REMOTE_CONNECTIONS_MAX];
 };
 
-/* A request in flight: on the stack of who waits for it. */
+/* A request in flight, on the stack of the thread that waits for it. */
 struct call {
     struct remote *remote;
     cond_t cond;
@@ -162,7 +163,7 @@ struct call {
     int error; /* errno */
 };
 
-/* Connect, once or until open-timeout; what fails has no threads left. */
+/* Connect, once or until open-timeout.  After a failure no threads are left. */
 int remote_connect(struct remote *r, struct error **errp);
 /* More connections, as the options and the server want. */
 void remote_connect_more(struct remote *r);
@@ -181,14 +182,15 @@ typedef int64_t issue_fn(struct nbd_handle *h, nbd_completion_callback done,
                          void *opaque);
 int remote_request(struct remote *r, issue_fn *issue, void *opaque);
 
-/* Cut all connections, for good; does not wait.  Nor do the others.  is_stuck:
- * requests are there, and no answer has come for a while.  give_up: requests,
- * and the open, wait no longer for a connection than a moment. */
+/* Callbacks of a yank; none of them waits.  yank: cut all connections, for
+ * good.  is_stuck: are there requests, and has no answer come for a while?
+ * give_up: let requests, and the open, wait only a moment for a connection. */
 void remote_yank(void *opaque);
 bool remote_is_stuck(void *opaque);
 void remote_give_up(void *opaque);
 
-/* Whoever waits for a connection looks whether he still may, or gives up. */
+/* Have requests that wait for a connection look whether they still may, or give
+ * up. */
 void remote_kick(struct remote *r, bool give_up);
 
 #endif /* NBDELTA_DRIVERS_NBD_H */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * null-co: takes everything, gives nothing back; for measuring.  Reads leave
- * the buffer as it is unless read-zeroes=on.
+ * null-co: a driver that takes every write and keeps none; for measuring.
+ * Reads leave the buffer as it is unless read-zeroes=on.
  */
 #include <errno.h>
 #include <time.h>
@@ -42,8 +42,8 @@ static int null_open(struct node *n, struct opts *opts, struct error **errp)
 
 static int wait_latency(const struct null *s, unsigned flags)
 {
-    struct timespec t = { (time_t)(s->latency_ns / 1000000000),
-                          (long)(s->latency_ns % 1000000000) };
+    struct timespec t = {(time_t)(s->latency_ns / 1000000000),
+                         (long)(s->latency_ns % 1000000000)};
 
     if (s->latency_ns == 0) {
         return 0;

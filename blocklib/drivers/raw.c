@@ -7,9 +7,9 @@
  *
  * When the format was only guessed to be raw, the first bytes and the last are
  * watched: a guest that writes the header of another format there could make
- * the next open follow the file names in it, or fail.  What counts is the
- * result: writes to those bytes come one by one, and each is looked at with
- * what is there.
+ * the next open follow the file names in it, or fail.  The result counts:
+ * writes to these bytes come one by one, and each is checked together with the
+ * bytes that are there.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -24,13 +24,14 @@
 #include "nbdelta/error.h"
 #include "util/iov.h"
 
-/* Goes through pwritev: whole blocks, so that aligned I/O remains so. */
+/* So many bytes at each end go through pwritev: whole blocks, so that aligned
+ * I/O remains aligned. */
 #define WATCHED 4096
 
 struct raw {
     uint64_t offset;
     bool fixed; /* a size was given: it does not follow the file's */
-    struct range_lock watch; /* writes to what a format is known by */
+    struct range_lock watch; /* writes to bytes that a format is known by */
 };
 
 static const struct option raw_options[] = {
@@ -86,7 +87,7 @@ static void raw_limits(struct node *n, struct limits *lim)
     lim->zero_unmaps = below->zero_unmaps;
 }
 
-/* Where the last bytes begin that are watched. */
+/* The offset where the last watched bytes begin. */
 static uint64_t watched_tail(const struct node *n)
 {
     uint64_t size = node_size(n);
@@ -127,7 +128,7 @@ static bool touches(const struct change *c, uint64_t start, uint64_t end)
     return c->offset < end && c->offset + c->bytes > start;
 }
 
-/* What is at [start, start + len), with the change. */
+/* Read [start, start + len) as it will be after the change. */
 static int read_changed(struct node *n, const struct change *c, uint64_t start,
                         uint64_t len, char *buf)
 {
@@ -166,7 +167,7 @@ static int check_watched(struct node *n, const struct change *c)
                : -EPERM;
 }
 
-/* Only the blocks of a guessed image that are watched come here. */
+/* Only writes to watched blocks of a guessed image come here. */
 static int raw_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
                        const struct iovec *iov, int cnt, unsigned flags)
 {

@@ -3,8 +3,8 @@
  * The one list of drivers, and the public functions that need all of them.
  *
  * Core knows drivers by the table that a graph has from here, so nothing below
- * this file names one.  A driver that is built only where its library is
- * stands in an #if of its own: here, and nowhere else.
+ * this file names a driver.  A driver that is built only where its library is
+ * available stands in an #if of its own: here, and nowhere else.
  */
 #include <pthread.h>
 

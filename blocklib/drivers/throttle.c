@@ -56,7 +56,7 @@ static void throttle_drain(struct node *n)
     throttle_group_kick(s->group);
 }
 
-/* In the end nobody waits for a limit. */
+/* When the user gives up, no request waits for a limit any more. */
 static void throttle_cancel(struct node *n)
 {
     const struct throttle_node *s = n->state;
