@@ -23,7 +23,7 @@
  * entries, then entries of be64 unit and its hash, in order of units.
  *
  * Memory: 40 bytes for each unit that has a hash (40 MiB for 1 TiB); while they
- * are gathered, at most 24 MiB more.
+ * are gathered, at most 24 MiB and a byte for each unit of the disk more.
  */
 #include <stdbool.h>
 #include <stddef.h>
@@ -59,6 +59,8 @@ int sums_tap(void *opaque, uint64_t offset, uint64_t bytes, const void *buf);
  * The copy is done.  What pieces did not tell (a chunk of which only a part was
  * written, a unit that came again) is read from the file itself: @file is that,
  * without its parents.  In the base's file what is not allocated is zero.
+ * Nothing can be told afterwards.  -EINVAL: its clusters are not of 64 KiB, or
+ * its size is another.
  */
 int sums_finish(struct sums *s, struct blk *file, struct error **errp);
 

@@ -95,6 +95,8 @@ enum lock_rank {
     LOCK_TLS_SESSION,
     LOCK_AUTHZ,
     LOCK_SOCKET_FILES,
+    LOCK_SUMS,
+    LOCK_VERIFY,
     LOCK_PROGRESS,
 
     /* With any lock held. */
