@@ -155,8 +155,8 @@ void bitmap_set_enabled(struct bitmap *bm, bool enabled)
 
 /* Clip the range to the bits.  A node that has grown has no bits past the old
  * end until its bitmaps follow it. */
-static uint64_t inside(const struct hbitmap *bits, uint64_t offset,
-                       uint64_t bytes)
+static uint64_t bytes_inside_bitmap(const struct hbitmap *bits, uint64_t offset,
+                                    uint64_t bytes)
 {
     uint64_t size = hbitmap_size(bits);
 
@@ -166,7 +166,7 @@ static uint64_t inside(const struct hbitmap *bits, uint64_t offset,
 static bool is_marked(const struct bitmap *bm, uint64_t offset, uint64_t bytes)
 {
     const struct hbitmap *bits = bitmap_collecting(bm);
-    uint64_t here = inside(bits, offset, bytes);
+    uint64_t here = bytes_inside_bitmap(bits, offset, bytes);
 
     return here == 0 || hbitmap_all_set(bits, offset, here);
 }
@@ -175,7 +175,7 @@ static int mark_one(struct node *n, struct bitmap *bm, uint64_t offset,
                     uint64_t bytes, bool nowait)
 {
     struct hbitmap *bits = bitmap_collecting(bm);
-    uint64_t here = inside(bits, offset, bytes);
+    uint64_t here = bytes_inside_bitmap(bits, offset, bytes);
 
     if (here > 0) {
         hbitmap_set(bits, offset, here);

@@ -188,12 +188,12 @@ static int check_read_only(const struct bitmap *bm, struct error **errp)
                : 0;
 }
 
-static int not_found(const char *name, struct error **errp)
+static int no_such_bitmap(const char *name, struct error **errp)
 {
     return error_set(errp, ENOENT, "Dirty bitmap '%s' not found", name);
 }
 
-static struct bitmap *find(const struct node *n, const char *name)
+static struct bitmap *find_bitmap(const struct node *n, const char *name)
 {
     list_for_each (at, &n->bitmaps) {
         struct bitmap *bm = list_entry(at, struct bitmap, on_node);
@@ -207,7 +207,7 @@ static struct bitmap *find(const struct node *n, const char *name)
 struct bitmap *bitmap_find(struct node *n, const char *name)
 {
     struct tree *t = node_enter(n, false);
-    struct bitmap *bm = find(n, name);
+    struct bitmap *bm = find_bitmap(n, name);
 
     if (bm) {
         bitmap_ref(bm);
@@ -293,11 +293,11 @@ static int follow_growth(struct bitmap *bm, struct error **errp)
 int bitmap_lookup(struct node *n, const char *name, enum bitmap_use use,
                   struct bitmap **bmp, struct error **errp)
 {
-    struct bitmap *bm = find(n, name);
+    struct bitmap *bm = find_bitmap(n, name);
     int r;
 
     if (!bm) {
-        return not_found(name, errp);
+        return no_such_bitmap(name, errp);
     }
     r = use == BITMAP_USE_CHANGE || use == BITMAP_USE_READ
             ? check_usable(bm, errp)
@@ -431,7 +431,7 @@ int bitmap_add_locked(struct node *n, const char *name, uint64_t granularity,
     if (r < 0) {
         return r;
     }
-    if (find(n, name)) {
+    if (find_bitmap(n, name)) {
         return error_set(errp, EEXIST, "Bitmap already exists: %s", name);
     }
     if (granularity == 0) {
@@ -701,7 +701,7 @@ static void add_info(const struct bitmap_info *info, void *opaque)
 }
 
 /* As in QEMU, a successor shows before the frozen bitmap. */
-static void add_bitmap(struct filling *f, const struct bitmap *bm)
+static void list_bitmap(struct filling *f, const struct bitmap *bm)
 {
     uint64_t grown = growth(bm, bitmap_collecting(bm));
     struct bitmap_info info = {
@@ -748,7 +748,7 @@ int bitmaps_get(struct node *n, struct bitmap_list *list)
     struct tree *t = node_enter(n, false);
     add_bits(&f, n);
     for (struct list *at = n->bitmaps.prev; at != &n->bitmaps; at = at->prev) {
-        add_bitmap(&f, list_entry(at, struct bitmap, on_node));
+        list_bitmap(&f, list_entry(at, struct bitmap, on_node));
     }
     node_leave(t);
     graph_unlock(n->graph);
@@ -810,7 +810,7 @@ struct bitmap *bitmap_find_of_disk(struct node *n, const char *name)
     struct bitmap *bm = NULL;
 
     for (; n && !bm; n = next_of_disk(n)) {
-        bm = find(n, name);
+        bm = find_bitmap(n, name);
     }
     if (bm) {
         atomic_fetch_add(&bm->refs, 1);

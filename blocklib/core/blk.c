@@ -174,7 +174,7 @@ struct request {
     struct node *node;
 };
 
-static int check(const struct blk *b, const struct request *q)
+static int check_request(const struct blk *b, const struct request *q)
 {
     return (b->root.perm & q->perm) != q->perm                 ? -EPERM
            : !range_inside(q->offset, q->bytes, q->node->size) ? -EINVAL
@@ -202,7 +202,7 @@ static int carry_out(struct blk *b, struct request *q)
         }
         node_progress = PROGRESS_UNTOUCHED;
         q->node = b->root.child;
-        r = check(b, q);
+        r = check_request(b, q);
         refused = r < 0;
         if (r == 0 && (q->bytes > 0 || q->op == STATS_FLUSH)) {
             r = q->work(q);

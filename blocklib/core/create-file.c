@@ -220,7 +220,8 @@ int file_create_write(int fd, const void *buf, size_t bytes, uint64_t offset)
     return 0;
 }
 
-int file_create_extend(int fd, uint64_t end, bool allocate)
+/* Let the file be at least @end bytes long, with @allocate backed by space. */
+static int extend_file(int fd, uint64_t end, bool allocate)
 {
     struct stat st;
 
@@ -273,7 +274,7 @@ int file_create_finish(const char *filename, int fd, bool existed, int r,
     return r;
 }
 
-static int write_zeroes(int fd, uint64_t size)
+static int fill_file(int fd, uint64_t size)
 {
     static const char zeroes[64 * KiB];
     int r = 0;
@@ -295,9 +296,9 @@ int file_create_plain(const char *filename, uint64_t size, enum file_room room,
     if (r < 0) {
         return r;
     }
-    r = file_create_extend(fd, size, room == ROOM_RESERVED);
+    r = extend_file(fd, size, room == ROOM_RESERVED);
     if (r == 0 && room == ROOM_WRITTEN) {
-        r = write_zeroes(fd, size);
+        r = fill_file(fd, size);
     }
     if (r < 0) {
         r = error_set(errp, -r, "cannot make '%s' %" PRIu64 " bytes long: %s",

@@ -44,9 +44,6 @@ int file_create_begin(const char *filename, bool replace, struct file_make *how,
 /* Write all bytes with pwrite(); 0 or -errno. */
 int file_create_write(int fd, const void *buf, size_t bytes, uint64_t offset);
 
-/* Let the file be at least @end bytes long, with @allocate backed by space. */
-int file_create_extend(int fd, uint64_t end, bool allocate);
-
 /*
  * Close @fd.  With @r == 0 make the file and its name durable first; else
  * remove the file, unless it @existed.  Returns @r, or the error of that.

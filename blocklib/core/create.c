@@ -170,8 +170,8 @@ int image_make(const struct driver_table *t, const char *filename,
 }
 
 /* The node that @file names or describes, with a reference. */
-static int take_file(struct graph *g, const json_t *file, struct node **np,
-                     struct error **errp)
+static int open_given_file(struct graph *g, const json_t *file,
+                           struct node **np, struct error **errp)
 {
     const char *name = json_string_value(file);
     int r = 0;
@@ -195,7 +195,7 @@ static int take_data(struct graph *g, json_t *options, struct node **np,
                      struct error **errp)
 {
     const json_t *ref = json_object_get(options, "data_file");
-    int r = ref ? take_file(g, ref, np, errp) : 0;
+    int r = ref ? open_given_file(g, ref, np, errp) : 0;
 
     if (r < 0 || !ref) {
         return r;
@@ -240,7 +240,7 @@ int image_format(struct graph *g, const char *format, const json_t *file,
     if (!drv || !drv->image || !drv->image->format) {
         return error_set(errp, EINVAL, "'%s' is no format to create", format);
     }
-    int r = take_file(g, file, &left->file, errp);
+    int r = open_given_file(g, file, &left->file, errp);
     if (r == 0) {
         r = take_data(g, complete, &left->data, errp);
     }

@@ -283,7 +283,7 @@ void graph_unlock(struct graph *g) NO_LOCK_ANALYSIS
 
 /* --- Nodes --- */
 
-static struct node *find_locked(struct graph *g, const char *name)
+static struct node *find_node_locked(struct graph *g, const char *name)
 {
     list_for_each (at, &g->nodes) {
         struct node *n = list_entry(at, struct node, in_graph);
@@ -296,13 +296,13 @@ static struct node *find_locked(struct graph *g, const char *name)
 
 struct node *graph_find_locked(struct graph *g, const char *name)
 {
-    return find_locked(g, name);
+    return find_node_locked(g, name);
 }
 
 struct node *graph_find(struct graph *g, const char *name)
 {
     graph_lock(g);
-    struct node *n = find_locked(g, name);
+    struct node *n = find_node_locked(g, name);
     graph_unlock(g);
     return n;
 }
@@ -347,7 +347,7 @@ int node_alloc(struct graph *g, const struct driver *drv, const char *name,
         name = generated;
     } else if (!text_is_id(name) || strlen(name) > NODE_NAME_MAX) {
         return error_set(errp, EINVAL, "Invalid node-name: '%s'", name);
-    } else if (find_locked(g, name)) {
+    } else if (find_node_locked(g, name)) {
         return error_set(errp, EEXIST, "Duplicate nodes with node-name='%s'",
                          name);
     }

@@ -327,7 +327,7 @@ uint64_t hbitmap_count(const struct hbitmap *h)
 }
 
 /* Where granule @i begins, or @end if that comes first. */
-static uint64_t cut(const struct hbitmap *h, uint64_t i, uint64_t end)
+static uint64_t run_end(const struct hbitmap *h, uint64_t i, uint64_t end)
 {
     return i > (end - 1) >> h->shift ? end : i << h->shift;
 }
@@ -342,7 +342,7 @@ uint64_t hbitmap_run(const struct hbitmap *h, uint64_t offset, uint64_t end,
     *dirty = get_bit(h, first);
     uint64_t change = *dirty ? next_clear(h, first + 1, limit)
                              : next_set(h, first + 1, limit);
-    return cut(h, change, end) - offset;
+    return run_end(h, change, end) - offset;
 }
 
 bool hbitmap_next_dirty(const struct hbitmap *h, uint64_t offset, uint64_t end,
@@ -356,7 +356,7 @@ bool hbitmap_next_dirty(const struct hbitmap *h, uint64_t offset, uint64_t end,
         return false;
     }
     *start = max_u64(first << h->shift, offset);
-    *bytes = cut(h, next_clear(h, first + 1, limit), end) - *start;
+    *bytes = run_end(h, next_clear(h, first + 1, limit), end) - *start;
     return true;
 }
 
@@ -502,7 +502,7 @@ void hbitmap_merge(struct hbitmap *dst, const struct hbitmap *src)
         hbitmap_set(dst, start, bytes);
         /* The rest of the last granule of @dst is dirty already. */
         uint64_t end = start + bytes;
-        at = cut(dst, ((end - 1) >> dst->shift) + 1, src->size);
+        at = run_end(dst, ((end - 1) >> dst->shift) + 1, src->size);
     }
 }
 

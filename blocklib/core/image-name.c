@@ -74,7 +74,7 @@ static bool opens_paths(const char *driver)
 }
 
 /* The string @key in @o, which adds to *@taken; NULL: there is none. */
-static const char *take(json_t *o, const char *key, unsigned *taken)
+static const char *take_member(json_t *o, const char *key, unsigned *taken)
 {
     const char *text = json_string_value(json_object_get(o, key));
 
@@ -85,37 +85,38 @@ static const char *take(json_t *o, const char *key, unsigned *taken)
 /* The file name in the options of a file node, whose keys begin with @prefix.
  * NULL: the options describe something else.  Adds the number of keys to
  * *@taken. */
-static const char *take_file(json_t *o, const char *prefix, unsigned *taken)
+static const char *take_file_members(json_t *o, const char *prefix,
+                                     unsigned *taken)
 {
     char key[32];
 
     (void)snprintf(key, sizeof(key), "%sdriver", prefix);
-    const char *driver = take(o, key, taken);
+    const char *driver = take_member(o, key, taken);
     (void)snprintf(key, sizeof(key), "%sfilename", prefix);
-    const char *filename = take(o, key, taken);
+    const char *filename = take_member(o, key, taken);
 
     return driver && opens_paths(driver) ? filename : NULL;
 }
 
 /* The file name in @o, if there are no other keys except a format's. */
-static const char *find_file(json_t *o, const char **format)
+static const char *name_of_protocol(json_t *o, const char **format)
 {
     json_t *inner = json_object_get(o, "file");
     unsigned taken = 0;
-    const char *name = take_file(o, "", &taken);
+    const char *name = take_file_members(o, "", &taken);
 
     *format = NULL;
     if (!name) { /* of a format, then */
         taken = 0;
-        *format = take(o, "driver", &taken);
+        *format = take_member(o, "driver", &taken);
         if (json_is_object(inner)) {
             unsigned in = 0;
 
-            name = take_file(inner, "", &in);
+            name = take_file_members(inner, "", &in);
             name = in == json_object_size(inner) ? name : NULL;
             taken++;
         } else {
-            name = take_file(o, "file.", &taken);
+            name = take_file_members(o, "file.", &taken);
         }
     }
     return taken == json_object_size(o) ? name : NULL;
@@ -172,7 +173,7 @@ int image_name_parse(const char *named, const char *image, const char *option,
     *nm = (struct image_name){0};
     if (begins_with(named, JSON)) {
         name = options_parse(named, NULL, &options, NULL) == 0
-                   ? find_file(options, &nm->driver)
+                   ? name_of_protocol(options, &nm->driver)
                    : NULL;
     } else if (is_foreign(name)) {
         name = NULL;

@@ -44,8 +44,8 @@ static int probe_byte(int fd, off_t byte)
     return l.l_type == F_UNLCK ? 0 : -EAGAIN;
 }
 
-static int conflict(const char *filename, const char *kind, unsigned access,
-                    struct error **errp)
+static int lock_conflict(const char *filename, const char *kind,
+                         unsigned access, struct error **errp)
 {
     return error_set(errp, EAGAIN,
                      "Failed to get %s\"%s\" lock: is another process using "
@@ -118,13 +118,13 @@ int image_lock(int fd, const char *filename, bool writable, struct error **errp)
     for (unsigned i = 0; i < ARRAY_SIZE(names); i++) {
         r = used & 1U << i ? probe_byte(fd, UNSHARED_BASE + (off_t)i) : 0;
         if (r == -EAGAIN) {
-            return conflict(filename, "", i, errp);
+            return lock_conflict(filename, "", i, errp);
         }
         if (r == 0 && (unshared & 1U << i)) {
             r = probe_byte(fd, USED_BASE + (off_t)i);
         }
         if (r == -EAGAIN) {
-            return conflict(filename, "shared ", i, errp);
+            return lock_conflict(filename, "shared ", i, errp);
         }
         if (r < 0) {
             return no_locks(filename, r, errp);

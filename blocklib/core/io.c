@@ -111,8 +111,10 @@ static int read_bounced(struct node *n, uint64_t offset, uint64_t bytes,
 
 /* --- Reading --- */
 
-int node_read_backing(struct node *n, uint64_t offset, uint64_t bytes,
-                      const struct iovec *iov, int cnt, unsigned flags)
+/* What the layers below @n show for the range: the backing node, as far as it
+ * goes, then zeroes. */
+static int read_backing(struct node *n, uint64_t offset, uint64_t bytes,
+                        const struct iovec *iov, int cnt, unsigned flags)
 {
     struct node *backing = node_child(n, CHILD_BACKING);
     uint64_t size = backing ? backing->size : 0;
@@ -151,7 +153,7 @@ static int read_mapping(struct node *n, const struct mapping *m,
         iov_fill(iov, cnt, 0, 0, m->length);
         return 0;
     case MAP_UNALLOCATED:
-        return node_read_backing(n, offset, m->length, iov, cnt, flags);
+        return read_backing(n, offset, m->length, iov, cnt, flags);
     case MAP_OPAQUE:
         return n->drv->preadv(n, offset, m->length, iov, cnt, flags);
     }

@@ -9,9 +9,4 @@
 int node_write_unmarked(struct node *n, uint64_t offset, uint64_t bytes,
                         const struct iovec *iov, int cnt, unsigned flags);
 
-/* What the layers below @n show for the range: the backing node, as far as
- * it goes, then zeroes. */
-int node_read_backing(struct node *n, uint64_t offset, uint64_t bytes,
-                      const struct iovec *iov, int cnt, unsigned flags);
-
 #endif /* NBDELTA_CORE_IO_H */

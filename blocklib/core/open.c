@@ -511,7 +511,7 @@ int graph_open(struct graph *g, const json_t *options, struct node **nodep,
 }
 
 /* Is @n free to be closed?  The checks have QEMU's order. */
-static int check_unused(const struct node *n, struct error **errp)
+static int check_closable(const struct node *n, struct error **errp)
 {
     list_for_each (at, &n->parents) {
         if (!list_entry(at, struct edge, on_child)->parent) {
@@ -534,7 +534,7 @@ static int check_unused(const struct node *n, struct error **errp)
 int graph_close(struct graph *g, struct node *n, struct error **errp)
 {
     graph_lock(g);
-    int r = check_unused(n, errp);
+    int r = check_closable(n, errp);
     if (r == 0) {
         n->monitor_owned = false;
         node_unref(n);

@@ -63,8 +63,8 @@ static size_t read_part(const char *p, char part[PART_MAX + 1])
 }
 
 /* Set @key to @value, making the objects on the way to it. */
-static int put(json_t *root, const char *key, const char *value,
-               struct error **errp)
+static int put_value(json_t *root, const char *key, const char *value,
+                     struct error **errp)
 {
     char part[PART_MAX + 1];
     json_t *object = root;
@@ -144,7 +144,7 @@ static int to_array(json_t *object, const char *path, json_t **result,
 /*
  * Turn objects with numbers for names into arrays, in @object and below.
  * @path has KEY_MAX + 1 bytes and holds the name of @object, @len bytes.
- * put() bounded depth and lengths.  A new reference is *result.
+ * put_value() bounded depth and lengths.  A new reference is *result.
  */
 static int shape(json_t *object, char *path, size_t len, json_t **result,
                  struct error **errp)
@@ -230,7 +230,7 @@ static int put_all(json_t *root, const char *text, const char *implied,
                              (int)len, p);
         }
         p = read_value(p, value);
-        int r = put(root, key, value, errp);
+        int r = put_value(root, key, value, errp);
         if (r < 0) {
             return r;
         }

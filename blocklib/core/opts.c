@@ -123,7 +123,7 @@ static int check_described(const struct opts *o, const char *key,
 
 /* Take @key out of @object.  Getters name their own keys, so they have few
  * parts. */
-static json_t *take(json_t *object, const char *key)
+static json_t *take_key(json_t *object, const char *key)
 {
     char part[PART_MAX];
     const char *rest = split(key, part);
@@ -137,7 +137,7 @@ static json_t *take(json_t *object, const char *key)
     if (!json_is_object(value)) {
         return NULL;
     }
-    json_t *inner = take(value, rest);
+    json_t *inner = take_key(value, rest);
 
     if (json_object_size(value) == 0) {
         (void)json_object_del(object, part);
@@ -147,7 +147,7 @@ static json_t *take(json_t *object, const char *key)
 
 json_t *opts_take(struct opts *o, const char *key)
 {
-    return is_described(o, key, NULL) ? take(o->left, key) : NULL;
+    return is_described(o, key, NULL) ? take_key(o->left, key) : NULL;
 }
 
 bool opts_has(const struct opts *o, const char *key)

@@ -40,9 +40,9 @@ static void list_names(unsigned perm, char *buf, size_t len)
     }
 }
 
-static int conflict(const struct node *child, unsigned perm,
-                    const struct edge *needs, const struct edge *denies,
-                    struct error **errp)
+static int perm_conflict(const struct node *child, unsigned perm,
+                         const struct edge *needs, const struct edge *denies,
+                         struct error **errp)
 {
     char list[60];
 
@@ -90,8 +90,8 @@ static struct perms passed_on(const struct node *n, const struct edge *e,
     return sum;
 }
 
-static int check(const struct edge *e, const struct node *child,
-                 const struct perms *p, struct error **errp)
+static int check_perms(const struct edge *e, const struct node *child,
+                       const struct perms *p, struct error **errp)
 {
     if ((p->perm & (PERM_WRITE | PERM_RESIZE)) && child->flags.read_only) {
         return error_set(errp, EACCES, "Block node is read-only");
@@ -105,10 +105,10 @@ static int check(const struct edge *e, const struct node *child,
             continue;
         }
         if (taken) {
-            return conflict(child, taken, e, other, errp);
+            return perm_conflict(child, taken, e, other, errp);
         }
         if (given) {
-            return conflict(child, given, other, e, errp);
+            return perm_conflict(child, given, other, e, errp);
         }
     }
     if (!passes_on(child)) {
@@ -116,7 +116,7 @@ static int check(const struct edge *e, const struct node *child,
     }
     const struct edge *next = child->child[CHILD_FILE];
     const struct perms more = passed_on(child, e, p);
-    return check(next, next->child, &more, errp);
+    return check_perms(next, next->child, &more, errp);
 }
 
 int edge_check(const struct edge *e, const struct node *child, unsigned perm,
@@ -124,7 +124,7 @@ int edge_check(const struct edge *e, const struct node *child, unsigned perm,
 {
     const struct perms p = {.perm = perm, .shared = e->shared};
 
-    return check(e, child, &p, errp);
+    return check_perms(e, child, &p, errp);
 }
 
 int node_check_perms(const struct node *n, struct error **errp)
@@ -134,7 +134,7 @@ int node_check_perms(const struct node *n, struct error **errp)
     }
     const struct edge *e = n->child[CHILD_FILE];
     const struct perms p = passed_on(n, NULL, NULL);
-    return check(e, e->child, &p, errp);
+    return check_perms(e, e->child, &p, errp);
 }
 
 void node_hand_down_perms(struct node *n)

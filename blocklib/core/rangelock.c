@@ -24,7 +24,8 @@ void range_lock_destroy(struct range_lock *l)
     mutex_destroy(&l->lock);
 }
 
-static bool conflict(const struct range_req *a, const struct range_req *b)
+static bool ranges_conflict(const struct range_req *a,
+                            const struct range_req *b)
 {
     return (a->exclusive || b->exclusive) && a->offset < b->end &&
            b->offset < a->end && a->offset < a->end && b->offset < b->end;
@@ -43,7 +44,7 @@ static void request_init_locked(struct range_lock *l, struct range_req *r,
     r->exclusive = exclusive;
     r->blockers = 0;
     list_for_each (e, &l->requests) {
-        if (conflict(list_entry(e, struct range_req, in_lock), r)) {
+        if (ranges_conflict(list_entry(e, struct range_req, in_lock), r)) {
             r->blockers++;
         }
     }
@@ -87,7 +88,7 @@ void range_unlock(struct range_lock *l, struct range_req *r)
     for (struct list *e = r->in_lock.next; e != &l->requests; e = e->next) {
         struct range_req *younger = list_entry(e, struct range_req, in_lock);
 
-        if (conflict(younger, r) && --younger->blockers == 0) {
+        if (ranges_conflict(younger, r) && --younger->blockers == 0) {
             cond_signal(&younger->turn);
         }
     }

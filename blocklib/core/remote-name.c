@@ -88,8 +88,8 @@ static json_t *unescape(const char *p, size_t len)
     return out ? json_stringn(out, n) : NULL;
 }
 
-static int put(const struct name *nm, json_t *object, const char *key,
-               const char *p, size_t len)
+static int put_member(const struct name *nm, json_t *object, const char *key,
+                      const char *p, size_t len)
 {
     json_t *value = unescape(p, len);
 
@@ -116,11 +116,11 @@ static int parse_query(const struct name *nm, const struct scheme *s,
 
         if (s->transport == OVER_UNIX && key == 6 &&
             strncmp(p, "socket", 6) == 0) {
-            r = put(nm, server, "path", value, value_len);
+            r = put_member(nm, server, "path", value, value_len);
         }
         for (size_t i = 0; s->tls && r > 0 && i < ARRAY_SIZE(own); i++) {
             if (key == strlen(own[i]) && strncmp(p, own[i], key) == 0) {
-                r = put(nm, nm->options, own[i], value, value_len);
+                r = put_member(nm, nm->options, own[i], value, value_len);
             }
         }
         if (r != 0) {
@@ -141,7 +141,8 @@ static int parse_authority(const struct name *nm, const struct scheme *s,
         if (!s->tls) {
             return bad(nm, "has a user name, which is for TLS only");
         }
-        int r = put(nm, nm->options, "tls-username", p, (size_t)(at - p));
+        int r = put_member(nm, nm->options, "tls-username", p,
+                           (size_t)(at - p));
         if (r < 0) {
             return r;
         }
@@ -174,10 +175,11 @@ static int parse_authority(const struct name *nm, const struct scheme *s,
         return bad(nm, "has no host");
     }
     bool vsock = s->transport == OVER_VSOCK;
-    int r = put(nm, server, vsock ? "cid" : "host", host, len);
+    int r = put_member(nm, server, vsock ? "cid" : "host", host, len);
     if (r == 0) {
-        r = p < end ? put(nm, server, "port", p, (size_t)(end - p))
-                    : put(nm, server, "port", REMOTE_PORT, strlen(REMOTE_PORT));
+        r = p < end ? put_member(nm, server, "port", p, (size_t)(end - p))
+                    : put_member(nm, server, "port", REMOTE_PORT,
+                                 strlen(REMOTE_PORT));
     }
     return r;
 }
@@ -198,8 +200,8 @@ static int parse_uri(const struct name *nm, const struct scheme *s,
     }
     int r = parse_authority(nm, s, server, p, authority);
     if (r == 0 && query > path + 1) {
-        r = put(nm, nm->options, "export", path + 1,
-                (size_t)(query - path) - 1);
+        r = put_member(nm, nm->options, "export", path + 1,
+                       (size_t)(query - path) - 1);
     }
     if (r == 0 && *query) {
         r = parse_query(nm, s, server, query + 1);

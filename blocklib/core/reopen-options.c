@@ -261,8 +261,8 @@ static int read_flags(struct node *n, const json_t *options,
 }
 
 /* Take the options that the driver allows to change. */
-static int take_options(struct node *n, const json_t *options,
-                        struct error **errp)
+static int take_new_options(struct node *n, const json_t *options,
+                            struct error **errp)
 {
     CLEANUP_JSON json_t *own = json_object();
     const char *const *keys = n->drv->reopen->options;
@@ -388,7 +388,7 @@ static int read_complete(struct work *w, struct node *n, const json_t *options,
         r = reopen_add_one(&w->flags, n, &flags, errp);
     }
     if (r == 0 && n->drv->reopen && n->drv->reopen->take) {
-        r = take_options(n, options, errp);
+        r = take_new_options(n, options, errp);
     }
     if (r == 0 && !child_first) {
         r = read_written(w, n, options, src->keep, &flags, errp);

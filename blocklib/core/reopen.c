@@ -57,29 +57,33 @@ int reopen_add_one(struct reopen *set, struct node *n,
     return 0;
 }
 
+static int add_with_children(struct reopen *set, struct node *n,
+                             const struct node_flags *to, struct error **errp);
+
 /* Add steps for the children that inherit. */
-static int add_below(struct reopen *set, struct node *n,
-                     const struct node_flags *to, struct error **errp)
+static int add_children(struct reopen *set, struct node *n,
+                        const struct node_flags *to, struct error **errp)
 {
     int r = 0;
 
     for (size_t i = 0; i < ARRAY_SIZE(written) && r == 0; i++) {
         const struct edge *e = n->child[written[i]];
-        r = e && e->inherits ? reopen_add(set, e->child, to, errp) : 0;
+        r = e && e->inherits ? add_with_children(set, e->child, to, errp) : 0;
     }
     return r;
 }
 
-int reopen_add(struct reopen *set, struct node *n, const struct node_flags *to,
-               struct error **errp)
+/* Add steps for @n and the children that inherit. */
+static int add_with_children(struct reopen *set, struct node *n,
+                             const struct node_flags *to, struct error **errp)
 {
     bool below_first = n->flags.read_only && !to->read_only;
-    int r = below_first ? add_below(set, n, to, errp) : 0;
+    int r = below_first ? add_children(set, n, to, errp) : 0;
 
     if (r == 0) {
         r = reopen_add_one(set, n, to, errp);
     }
-    return r == 0 && !below_first ? add_below(set, n, to, errp) : r;
+    return r == 0 && !below_first ? add_children(set, n, to, errp) : r;
 }
 
 /* --- One step --- */
@@ -238,7 +242,7 @@ int node_set_read_only(struct node *n, bool read_only, struct error **errp)
     }
     to.read_only = read_only;
     reopen_init(&set);
-    int r = reopen_add(&set, n, &to, errp);
+    int r = add_with_children(&set, n, &to, errp);
     if (r == 0) {
         r = reopen_apply(&set, errp);
     }

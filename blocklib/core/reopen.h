@@ -18,11 +18,9 @@ struct reopen {
 
 void reopen_init(struct reopen *set);
 
-/* Let @n have the flags @to; steps that are added first are done first.
- * -ENOMEM.  A node that becomes writable comes after its file child, any other
- * node before it; reopen_add adds both. */
-int reopen_add(struct reopen *set, struct node *n, const struct node_flags *to,
-               struct error **errp);
+/* Let @n have the flags @to.  Steps that are added first are done first: add a
+ * node that becomes writable after its file child, any other node before it.
+ * -ENOMEM. */
 int reopen_add_one(struct reopen *set, struct node *n,
                    const struct node_flags *to, struct error **errp);
 

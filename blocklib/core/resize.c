@@ -86,7 +86,7 @@ static int grow(struct node *n, uint64_t size, struct error **errp)
     return n->drv->is_filter ? 0 : hide_backing(n, old, size, errp);
 }
 
-static int shrink(struct node *n, uint64_t size, struct error **errp)
+static int shrink_node(struct node *n, uint64_t size, struct error **errp)
 {
     uint64_t old = n->size;
     int r = resize_driver(n, size, errp);
@@ -108,7 +108,7 @@ int node_resize(struct node *n, uint64_t size, struct error **errp)
         return error_set(errp, EACCES, "Block node is read-only: '%s'",
                          node_name(n));
     }
-    int r = size < n->size ? shrink(n, size, errp) : grow(n, size, errp);
+    int r = size < n->size ? shrink_node(n, size, errp) : grow(n, size, errp);
 
     node_refresh_above(n);
     return r;

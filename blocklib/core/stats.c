@@ -23,7 +23,7 @@ static struct stats_shard *my_shard(struct stats *s)
     return &s->shard[mine - 1];
 }
 
-static void add(_Atomic uint64_t *counter, uint64_t n)
+static void count(_Atomic uint64_t *counter, uint64_t n)
 {
     (void)atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
 }
@@ -59,14 +59,14 @@ void stats_end(struct stats *s, enum stats_op op, uint64_t bytes,
         return;
     }
     if (r < 0) {
-        add(&c->failed, 1);
+        count(&c->failed, 1);
     } else {
-        add(&c->done, 1);
-        add(&c->bytes, bytes);
+        count(&c->done, 1);
+        count(&c->bytes, bytes);
     }
     if (t->weight > 0) {
         now = now_ns();
-        add(&c->ns, (now - t->start_ns) * t->weight);
+        count(&c->ns, (now - t->start_ns) * t->weight);
     } else {
         now = about_now_ns();
     }
@@ -80,7 +80,7 @@ void stats_invalid(struct stats *s, enum stats_op op)
     if (op == STATS_NONE) {
         return;
     }
-    add(&shard->op[op].invalid, 1);
+    count(&shard->op[op].invalid, 1);
     atomic_store_explicit(&shard->last_ns, now_ns(), memory_order_relaxed);
 }
 
@@ -91,8 +91,8 @@ static uint64_t get(const _Atomic uint64_t *counter)
     return atomic_load_explicit(counter, memory_order_relaxed);
 }
 
-static void put(json_t *o, const char *prefix, const char *op,
-                const char *suffix, uint64_t value)
+static void put_counter(json_t *o, const char *prefix, const char *op,
+                        const char *suffix, uint64_t value)
 {
     char key[40];
 
@@ -121,13 +121,13 @@ static void describe_op(const struct stats *s, enum stats_op op,
         sum.invalid += get(&c->invalid);
     }
     if (op != STATS_FLUSH) {
-        put(o, "", name, "_bytes", sum.bytes);
-        put(o, "", name, "_merged", 0);
+        put_counter(o, "", name, "_bytes", sum.bytes);
+        put_counter(o, "", name, "_merged", 0);
     }
-    put(o, "", name, "_operations", sum.done);
-    put(o, "", name, "_total_time_ns", sum.ns);
-    put(o, "failed_", name, "_operations", sum.failed);
-    put(o, "invalid_", name, "_operations", sum.invalid);
+    put_counter(o, "", name, "_operations", sum.done);
+    put_counter(o, "", name, "_total_time_ns", sum.ns);
+    put_counter(o, "failed_", name, "_operations", sum.failed);
+    put_counter(o, "invalid_", name, "_operations", sum.invalid);
 }
 
 static uint64_t last_access(const struct stats *s)
@@ -151,15 +151,16 @@ static json_t *counters(const struct stats *s, bool device, uint64_t highest)
     for (unsigned op = 0; op < STATS_OPS; op++) {
         describe_op(s, op, names[op], o);
     }
-    put(o, "", "wr_highest_offset", "", highest);
+    put_counter(o, "", "wr_highest_offset", "", highest);
     if (last > 0) {
         uint64_t now = now_ns();
-        put(o, "", "idle_time_ns", "", now > last ? now - last : 0);
+        put_counter(o, "", "idle_time_ns", "", now > last ? now - last : 0);
     }
     return o;
 }
 
-static json_t *describe(struct node *n, const struct stats *s, bool device);
+static json_t *describe_stats(struct node *n, const struct stats *s,
+                              bool device);
 
 /* The node to show.  A device does not show the filters that jobs have put
  * there. */
@@ -168,26 +169,28 @@ static struct node *shown(struct node *n, bool device)
     return device ? node_skip_job_filters(n) : n;
 }
 
-static void add_below(struct node *n, bool device, json_t *info)
+static void add_stats_below(struct node *n, bool device, json_t *info)
 {
     struct node *file = shown(node_child(n, CHILD_FILE), device);
     struct node *backing = shown(node_child(n, CHILD_BACKING), device);
 
     if (file) {
-        (void)json_object_set_new(info, "parent", describe(file, NULL, device));
+        (void)json_object_set_new(info, "parent",
+                                  describe_stats(file, NULL, device));
     }
     if (n->drv->is_filter) {
         backing = file;
     }
     if (backing && device) {
         (void)json_object_set_new(info, "backing",
-                                  describe(backing, NULL, device));
+                                  describe_stats(backing, NULL, device));
     }
 }
 
 /* BlockStats of @n.  @device: for a device, with its counters @s, which a node
  * does not have. */
-static json_t *describe(struct node *n, const struct stats *s, bool device)
+static json_t *describe_stats(struct node *n, const struct stats *s,
+                              bool device)
 {
     json_t *info = json_pack("{s:o, s:s}", "stats",
                              counters(s, s != NULL, atomic_load(&n->highest)),
@@ -198,19 +201,19 @@ static json_t *describe(struct node *n, const struct stats *s, bool device)
         n->drv->stats(n, own);
         (void)json_object_set_new(info, "driver-specific", own);
     }
-    add_below(n, device, info);
+    add_stats_below(n, device, info);
     return info;
 }
 
 json_t *node_device_stats(struct node *n, const struct stats *s)
 {
-    return describe(shown(n, true), s, true);
+    return describe_stats(shown(n, true), s, true);
 }
 
 json_t *node_query_stats(struct graph *g, struct node *n)
 {
     graph_lock(g);
-    json_t *info = describe(n, NULL, false);
+    json_t *info = describe_stats(n, NULL, false);
     graph_unlock(g);
     return info;
 }

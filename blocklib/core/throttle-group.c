@@ -147,8 +147,8 @@ static int take_value(struct opts *o, const char *prefix, const char *name,
     return opts_uint(o, key, max, val, errp);
 }
 
-static int take_limits(struct opts *o, const char *prefix,
-                       struct throttle_config *c, struct error **errp)
+static int take_throttle_limits(struct opts *o, const char *prefix,
+                                struct throttle_config *c, struct error **errp)
 {
     for (int i = 0; i < THROTTLE_BUCKETS; i++) {
         struct throttle_limit *l = &c->limit[i];
@@ -178,7 +178,7 @@ static int read_limits(const json_t *limits, struct throttle_config *c,
     if (!o) {
         return error_nomem(errp);
     }
-    int r = take_limits(o, "", c, errp);
+    int r = take_throttle_limits(o, "", c, errp);
     if (r == 0) {
         r = opts_end(o, "a throttle group", errp);
     }
@@ -186,8 +186,8 @@ static int read_limits(const json_t *limits, struct throttle_config *c,
     return r;
 }
 
-static int read_properties(struct opts *o, const char **id,
-                           struct throttle_config *c, struct error **errp)
+static int read_group(struct opts *o, const char **id,
+                      struct throttle_config *c, struct error **errp)
 {
     static const char *const types[] = {"throttle-group", NULL};
     unsigned type = 0;
@@ -199,7 +199,7 @@ static int read_properties(struct opts *o, const char **id,
     }
     if ((r = opts_enum(o, "qom-type", types, &type, errp)) < 0 ||
         (r = opts_str(o, "id", id, errp)) < 0 ||
-        (r = take_limits(o, "x-", c, errp)) < 0) {
+        (r = take_throttle_limits(o, "x-", c, errp)) < 0) {
         return r;
     }
     if (!*id) {
@@ -216,7 +216,7 @@ static int read_properties(struct opts *o, const char **id,
 
 /* --- The groups of a graph --- */
 
-static struct throttle_group *find(struct graph *g, const char *name)
+static struct throttle_group *find_group(struct graph *g, const char *name)
 {
     list_for_each (at, &g->throttle_groups) {
         struct throttle_group *t = list_entry(at, struct throttle_group,
@@ -230,7 +230,7 @@ static struct throttle_group *find(struct graph *g, const char *name)
 
 struct throttle_group *throttle_group_get(struct graph *g, const char *name)
 {
-    struct throttle_group *t = find(g, name);
+    struct throttle_group *t = find_group(g, name);
 
     if (t) {
         t->users++;
@@ -259,10 +259,10 @@ void throttle_groups_free(struct list *groups)
     }
 }
 
-static int add(struct graph *g, const char *name,
-               const struct throttle_config *c, struct error **errp)
+static int add_group(struct graph *g, const char *name,
+                     const struct throttle_config *c, struct error **errp)
 {
-    if (find(g, name)) {
+    if (find_group(g, name)) {
         return error_set(errp, EEXIST,
                          "attempt to add duplicate property '%s' to object "
                          "(type 'container')",
@@ -299,17 +299,17 @@ int throttle_group_create(struct graph *g, const json_t *properties,
     if (!o) {
         return error_nomem(errp);
     }
-    int r = read_properties(o, &id, &c, errp);
+    int r = read_group(o, &id, &c, errp);
     if (r == 0) {
         graph_lock(g);
-        r = add(g, id, &c, errp);
+        r = add_group(g, id, &c, errp);
         graph_unlock(g);
     }
     opts_free(o);
     return r;
 }
 
-static int not_found(const char *name, struct error **errp)
+static int no_such_group(const char *name, struct error **errp)
 {
     return error_set(errp, ENOENT, "object '%s' not found", name);
 }
@@ -317,10 +317,10 @@ static int not_found(const char *name, struct error **errp)
 static int change(struct graph *g, const char *name, const json_t *limits,
                   struct error **errp)
 {
-    struct throttle_group *t = find(g, name);
+    struct throttle_group *t = find_group(g, name);
 
     if (!t) {
-        return not_found(name, errp);
+        return no_such_group(name, errp);
     }
     struct throttle_config c = t->state.config; /* changed by us alone */
     int r = read_limits(limits, &c, errp);
@@ -348,9 +348,9 @@ int throttle_group_delete(struct graph *g, const char *name,
     int r = 0;
 
     graph_lock(g);
-    struct throttle_group *t = find(g, name);
+    struct throttle_group *t = find_group(g, name);
     if (!t) {
-        r = not_found(name, errp);
+        r = no_such_group(name, errp);
     } else if (t->users > 0) {
         r = error_set(errp, EBUSY, "object '%s' is in use, can not be deleted",
                       name);
@@ -375,7 +375,7 @@ json_t *throttle_group_query(struct graph *g, const char *name)
     json_t *out = NULL;
 
     graph_lock(g);
-    const struct throttle_group *t = find(g, name);
+    const struct throttle_group *t = find_group(g, name);
     if (t) {
         const struct throttle_config *c = &t->state.config;
         out = json_object();

@@ -70,8 +70,7 @@ static int read_own(struct opts *o, struct tls_creds *c, struct error **errp)
     return 0;
 }
 
-static int read_properties(struct opts *o, struct tls_creds *c,
-                           struct error **errp)
+static int read_creds(struct opts *o, struct tls_creds *c, struct error **errp)
 {
     static const char *const types[] = {
         [TLS_ANON] = "tls-creds-anon",
@@ -106,7 +105,7 @@ static int read_properties(struct opts *o, struct tls_creds *c,
     return r < 0 ? r : opts_end(o, types[kind], errp);
 }
 
-static struct entry *find(struct tls_creds_set *s, const char *id)
+static struct entry *find_creds(struct tls_creds_set *s, const char *id)
     REQUIRES(s->lock)
 {
     list_for_each (at, &s->list) {
@@ -119,12 +118,13 @@ static struct entry *find(struct tls_creds_set *s, const char *id)
     return NULL;
 }
 
-static int add(struct tls_creds_set *s, struct entry *e, struct error **errp)
+static int add_creds(struct tls_creds_set *s, struct entry *e,
+                     struct error **errp)
 {
     int r = 0;
 
     mutex_lock(&s->lock);
-    if (find(s, e->c.id)) {
+    if (find_creds(s, e->c.id)) {
         r = error_set(errp, EEXIST,
                       "attempt to add duplicate property '%s' to object "
                       "(type 'container')",
@@ -149,9 +149,9 @@ int tls_creds_create(struct graph *g, const json_t *properties,
     }
     list_init(&e->in_set);
     atomic_init(&e->users, 1);
-    int r = read_properties(e->opts, &e->c, errp);
+    int r = read_creds(e->opts, &e->c, errp);
     if (r == 0) {
-        r = add(&g->tls_creds, e, errp);
+        r = add_creds(&g->tls_creds, e, errp);
     }
     if (r < 0) {
         tls_creds_put(&e->c);
@@ -166,7 +166,7 @@ int tls_creds_delete(struct graph *g, const char *id, struct error **errp)
     struct tls_creds_set *s = &g->tls_creds;
 
     mutex_lock(&s->lock);
-    struct entry *e = find(s, id);
+    struct entry *e = find_creds(s, id);
     if (e) {
         list_remove(&e->in_set);
     }
@@ -184,7 +184,7 @@ int tls_creds_get(struct graph *g, const char *id, bool server,
     struct tls_creds_set *s = &g->tls_creds;
 
     mutex_lock(&s->lock);
-    struct entry *e = find(s, id);
+    struct entry *e = find_creds(s, id);
     bool fits = e && e->c.server == server;
     if (fits) {
         atomic_fetch_add(&e->users, 1);

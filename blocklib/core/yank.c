@@ -37,7 +37,7 @@ void yank_unregister(struct graph *g, struct yank *y)
     mutex_unlock(&g->yanks.lock);
 }
 
-static struct yank *find_locked(struct yank_set *s, const char *name)
+static struct yank *find_instance_locked(struct yank_set *s, const char *name)
     REQUIRES(s->lock)
 {
     list_for_each (at, &s->list) {
@@ -51,7 +51,7 @@ static struct yank *find_locked(struct yank_set *s, const char *name)
 bool graph_can_yank(struct graph *g, const char *name)
 {
     mutex_lock(&g->yanks.lock);
-    bool found = find_locked(&g->yanks, name);
+    bool found = find_instance_locked(&g->yanks, name);
     mutex_unlock(&g->yanks.lock);
     return found;
 }
@@ -59,7 +59,7 @@ bool graph_can_yank(struct graph *g, const char *name)
 void graph_yank(struct graph *g, const char *name)
 {
     mutex_lock(&g->yanks.lock);
-    const struct yank *y = find_locked(&g->yanks, name);
+    const struct yank *y = find_instance_locked(&g->yanks, name);
     if (y) {
         y->fn(y->opaque);
     }

@@ -22,8 +22,8 @@
 
 static const char zeroes[ZEROES_LEN] __attribute__((aligned(4096)));
 
-static int write_zeroes(struct node *n, uint64_t offset, uint64_t bytes,
-                        unsigned flags)
+static int write_as_data(struct node *n, uint64_t offset, uint64_t bytes,
+                         unsigned flags)
 {
     while (bytes > 0) {
         struct iovec iov[BLK_IOV_MAX];
@@ -63,7 +63,7 @@ static int zero_mapped(struct node *n, uint64_t offset, uint64_t bytes,
         } else {
             node_map_put(n, &m);
             r = flags & REQ_NO_FALLBACK ? -ENOTSUP
-                                        : write_zeroes(n, offset, m.length, 0);
+                                        : write_as_data(n, offset, m.length, 0);
         }
         if (r < 0) {
             return r;
@@ -88,7 +88,7 @@ static int zero_partial(struct node *n, uint64_t offset, uint64_t bytes)
                                   : -ENOTSUP;
 
         if (r == -ENOTSUP) {
-            r = write_zeroes(n, offset, len, 0);
+            r = write_as_data(n, offset, len, 0);
         }
         if (r < 0) {
             return r;
@@ -117,7 +117,7 @@ static int zero_split(struct node *n, uint64_t offset, uint64_t bytes,
                        (~n->drv->flags_zero & REQ_NO_FALLBACK);
     int r = n->drv->zero(n, from, to - from, flags & ~dropped);
     if (r == -ENOTSUP && !(flags & REQ_NO_FALLBACK)) {
-        r = write_zeroes(n, from, to - from, 0);
+        r = write_as_data(n, from, to - from, 0);
     }
     if (r == 0 && (offset < from || to < end)) {
         node_request_changed();
@@ -156,7 +156,7 @@ int node_zero(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags)
         r = zero_split(n, offset, bytes, flags);
     } else if (n->drv->is_protocol || n->drv->is_filter) {
         r = flags & REQ_NO_FALLBACK ? -ENOTSUP
-                                    : write_zeroes(n, offset, bytes, 0);
+                                    : write_as_data(n, offset, bytes, 0);
     } else {
         r = zero_mapped(n, offset, bytes, flags);
     }

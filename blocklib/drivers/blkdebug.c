@@ -61,7 +61,7 @@ struct blkdebug {
 
 /* --- Events --- */
 
-static void disarm_all(struct blkdebug *s) REQUIRES(s->lock)
+static void disarm_rules(struct blkdebug *s) REQUIRES(s->lock)
 {
     list_for_each (at, &s->rules) {
         rule_of(at)->armed = 0;
@@ -84,7 +84,7 @@ static void apply_rules(struct blkdebug *s, enum node_event event,
         switch (rule->action) {
         case BLKDEBUG_INJECT:
             if (!armed) {
-                disarm_all(s);
+                disarm_rules(s);
                 armed = true;
             }
             rule->armed = ++s->next_armed;
@@ -196,8 +196,8 @@ static struct blkdebug_rule *find_armed(struct blkdebug *s, uint64_t offset,
     return found;
 }
 
-static int check(struct node *n, uint64_t offset, uint64_t bytes,
-                 enum blkdebug_io type)
+static int check_io(struct node *n, uint64_t offset, uint64_t bytes,
+                    enum blkdebug_io type)
 {
     struct blkdebug *s = n->state;
     int r = 0;
@@ -216,7 +216,8 @@ static int check(struct node *n, uint64_t offset, uint64_t bytes,
 }
 
 /* Clip a range to the disk: padding may stick out at its end. */
-static uint64_t inside(const struct node *n, uint64_t offset, uint64_t bytes)
+static uint64_t bytes_to_end(const struct node *n, uint64_t offset,
+                             uint64_t bytes)
 {
     uint64_t size = n->size;
 
@@ -230,12 +231,12 @@ static int blkdebug_preadv(struct node *n, uint64_t offset, uint64_t bytes,
                            const struct iovec *iov, int cnt, unsigned flags)
 {
     struct iovec part[IOV_MAX_INNER];
-    uint64_t len = inside(n, offset, bytes);
+    uint64_t len = bytes_to_end(n, offset, bytes);
 
     if (flags & REQ_NOWAIT) {
         return -EAGAIN;
     }
-    int r = check(n, offset, bytes, BLKDEBUG_READ);
+    int r = check_io(n, offset, bytes, BLKDEBUG_READ);
     if (r < 0) {
         return r;
     }
@@ -249,13 +250,13 @@ static int blkdebug_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
 {
     struct blkdebug *s = n->state;
     struct iovec part[IOV_MAX_INNER];
-    uint64_t len = inside(n, offset, bytes);
+    uint64_t len = bytes_to_end(n, offset, bytes);
 
     if (flags & REQ_NOWAIT) {
         return -EAGAIN;
     }
     blkdebug_event(n, EVENT_PWRITEV);
-    int r = check(n, offset, bytes, BLKDEBUG_WRITE);
+    int r = check_io(n, offset, bytes, BLKDEBUG_WRITE);
     atomic_store(&s->written, true);
     if (r == 0) {
         r = node_pwritev(node_child(n, CHILD_FILE), offset, len, part,
@@ -274,7 +275,7 @@ static int zero_parts(struct node *n, uint64_t offset, uint64_t bytes,
 
     for (uint64_t done = 0; done < bytes && r == 0; done += max) {
         uint64_t len = min_u64(bytes - done, max);
-        r = check(n, offset + done, len, BLKDEBUG_WRITE_ZEROES);
+        r = check_io(n, offset + done, len, BLKDEBUG_WRITE_ZEROES);
         if (r == 0) {
             r = node_zero(node_child(n, CHILD_FILE), offset + done, len, flags);
         }
@@ -311,7 +312,7 @@ static int blkdebug_discard(struct node *n, uint64_t offset, uint64_t bytes)
     atomic_store(&s->written, true);
     for (uint64_t at = from; at < to && r == 0; at += max) {
         uint64_t len = min_u64(to - at, max);
-        r = check(n, at, len, BLKDEBUG_DISCARD);
+        r = check_io(n, at, len, BLKDEBUG_DISCARD);
         if (r == 0) {
             r = node_discard(node_child(n, CHILD_FILE), at, len);
         }
@@ -322,7 +323,7 @@ static int blkdebug_discard(struct node *n, uint64_t offset, uint64_t bytes)
 static int blkdebug_flush(struct node *n)
 {
     struct blkdebug *s = n->state;
-    int r = check(n, 0, 0, BLKDEBUG_FLUSH);
+    int r = check_io(n, 0, 0, BLKDEBUG_FLUSH);
 
     if (r < 0) {
         return r;
@@ -337,7 +338,7 @@ static int blkdebug_flush(struct node *n)
 
 static int blkdebug_status(struct node *n, uint64_t offset, uint64_t bytes)
 {
-    return check(n, offset, bytes, BLKDEBUG_BLOCK_STATUS);
+    return check_io(n, offset, bytes, BLKDEBUG_BLOCK_STATUS);
 }
 
 /* --- Opening and closing --- */
@@ -354,7 +355,8 @@ static int take_limit(struct opts *o, const char *key, uint64_t unit,
     return r;
 }
 
-static int take_limits(struct node *n, struct opts *o, struct error **errp)
+static int take_debug_limits(struct node *n, struct opts *o,
+                             struct error **errp)
 {
     struct blkdebug *s = n->state;
     uint64_t unit = node_child(n, CHILD_FILE)->limits.align;
@@ -463,7 +465,7 @@ static int open_parts(struct node *n, struct opts *opts, struct error **errp)
         (r = blkdebug_rules_load(&s->rules, config, opts, errp)) < 0 ||
         (r = node_open_child(n, opts, "image", CHILD_FILE, false, errp)) < 0 ||
         (r = change_perms(n, opts, errp)) < 0 ||
-        (r = take_limits(n, opts, errp)) < 0) {
+        (r = take_debug_limits(n, opts, errp)) < 0) {
         return r;
     }
     n->size = node_size(node_child(n, CHILD_FILE));

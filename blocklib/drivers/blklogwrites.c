@@ -117,7 +117,7 @@ static int write_entry(struct logwrites *s, const struct entry *e)
 
 /* Write zeroes at @offset of the log.  Past its end only the last bytes are
  * written. */
-static int write_zeroes(struct logwrites *s, uint64_t offset, uint64_t bytes)
+static int log_zeroes(struct logwrites *s, uint64_t offset, uint64_t bytes)
 {
     CLEANUP_FREE unsigned char *last = buf_alloc(s->sector);
     uint64_t size = node_size(s->log);
@@ -135,7 +135,7 @@ static int write_zeroes(struct logwrites *s, uint64_t offset, uint64_t bytes)
                                offset + bytes - s->sector, 0);
 }
 
-static int write_data(struct logwrites *s, const struct entry *e)
+static int log_data(struct logwrites *s, const struct entry *e)
     REQUIRES(s->lock)
 {
     uint64_t at = s->end + s->sector;
@@ -144,7 +144,7 @@ static int write_data(struct logwrites *s, const struct entry *e)
         return 0;
     }
     return e->iov ? node_pwritev(s->log, at, e->bytes, e->iov, e->iovcnt, 0)
-                  : write_zeroes(s, at, align_up(e->bytes, s->sector));
+                  : log_zeroes(s, at, align_up(e->bytes, s->sector));
 }
 
 static int record(struct logwrites *s, const struct entry *e)
@@ -152,7 +152,7 @@ static int record(struct logwrites *s, const struct entry *e)
     bool has_data = !(e->flags & (LOG_DISCARD | LOG_FLUSH));
 
     mutex_lock(&s->lock);
-    int r = write_data(s, e);
+    int r = log_data(s, e);
     if (r == 0) {
         r = write_entry(s, e);
     }
@@ -230,7 +230,7 @@ static int logwrites_flush(struct node *n)
 /* --- Opening --- */
 
 /* Find the end of the entries that a log has already. */
-static int find_end(struct logwrites *s, struct error **errp)
+static int find_log_end(struct logwrites *s, struct error **errp)
 {
     unsigned char head[ENTRY_SIZE];
     uint64_t size = node_size(s->log);
@@ -311,8 +311,8 @@ static const struct option log_options[] = {
     OPTIONS_END,
 };
 
-static int take_options(struct logwrites *s, struct opts *opts,
-                        struct error **errp)
+static int take_log_options(struct logwrites *s, struct opts *opts,
+                            struct error **errp)
 {
     bool sized = opts_has(opts, "log-sector-size");
     bool append = false;
@@ -341,7 +341,7 @@ static int take_options(struct logwrites *s, struct opts *opts,
     }
     r = check_sector(s, errp);
     s->end = s->sector;
-    return r == 0 && s->entries > 0 ? find_end(s, errp) : r;
+    return r == 0 && s->entries > 0 ? find_log_end(s, errp) : r;
 }
 
 static int logwrites_open(struct node *n, struct opts *opts,
@@ -356,7 +356,7 @@ static int logwrites_open(struct node *n, struct opts *opts,
     }
     s->log = node_child(n, CHILD_TARGET);
     n->size = node_size(node_child(n, CHILD_FILE));
-    r = take_options(s, opts, errp);
+    r = take_log_options(s, opts, errp);
     if (r == 0) {
         rwlock_init(&s->order, LOCK_LOGWRITES_ORDER, s);
         mutex_init(&s->lock, LOCK_LOGWRITES, NULL);

@@ -163,7 +163,7 @@ static int check_room(const struct graph *g, const struct bitmap *bm,
 
 /* Copy the bits of @b.  Guests may set bits meanwhile.  Bits are reset or
  * exchanged only in control sections, and this is another one. */
-static int make_copy(struct graph *g, const struct bitmap *bm,
+static int copy_bits(struct graph *g, const struct bitmap *bm,
                      struct view_bits **cp, struct error **errp)
 {
     int r = check_room(g, bm, errp);
@@ -189,12 +189,12 @@ static int make_copy(struct graph *g, const struct bitmap *bm,
     return 0;
 }
 
-static int take_copy(struct node *n, const struct bitmap *bm,
-                     struct error **errp)
+static int take_shared_bits(struct node *n, const struct bitmap *bm,
+                            struct error **errp)
 {
     struct dirty_view *s = n->state;
     struct view_bits *c = find_copy(n->graph, bm);
-    int r = c ? 0 : make_copy(n->graph, bm, &c, errp);
+    int r = c ? 0 : copy_bits(n->graph, bm, &c, errp);
 
     if (r == 0) {
         c->views++;
@@ -217,7 +217,7 @@ static int open_view(struct graph *g, struct node *disk,
         return r;
     }
     n->flags.read_only = true;
-    r = take_copy(n, bm, errp);
+    r = take_shared_bits(n, bm, errp);
     if (r == 0) {
         r = node_attach(n, CHILD_FILE, disk, "file", PERM_READ, PERM_ALL, errp);
     }

@@ -125,8 +125,8 @@ int file_check_writable(int fd, const char *filename, struct error **errp)
 
 /* Find the file, and check its type before it is opened: opening a device of
  * another kind may have an effect on it. */
-static int find_file(struct node *n, const char *filename, struct door *d,
-                     struct error **errp)
+static int find_at_door(struct node *n, const char *filename, struct door *d,
+                        struct error **errp)
 {
     int r;
 
@@ -156,7 +156,7 @@ static int open_fd(struct node *n, const char *filename, struct error **errp)
                 (n->flags.direct ? O_DIRECT : 0);
     struct door d;
     struct stat st;
-    int r = find_file(n, filename, &d, errp);
+    int r = find_at_door(n, filename, &d, errp);
 
     if (r < 0) {
         return r;
@@ -195,9 +195,9 @@ static const struct option file_options[] = {
     OPTIONS_END,
 };
 
-static int take_options(struct node *n, struct opts *opts,
-                        const char **filename, bool *locking,
-                        struct error **errp)
+static int take_file_options(struct node *n, struct opts *opts,
+                             const char **filename, bool *locking,
+                             struct error **errp)
 {
     unsigned lock = 0;
     unsigned aio = 0; /* taken for QEMU's sake: all I/O is synchronous here */
@@ -222,7 +222,7 @@ static int file_open(struct node *n, struct opts *opts, struct error **errp)
     bool locking = false;
 
     s->fd = -1;
-    int r = take_options(n, opts, &filename, &locking, errp);
+    int r = take_file_options(n, opts, &filename, &locking, errp);
     if (r == 0) {
         r = open_fd(n, filename, errp);
     }

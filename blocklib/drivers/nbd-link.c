@@ -354,7 +354,7 @@ static void farewell(struct link *l, struct nbd_handle *h)
 }
 
 /* Requests that have no answer yet get one: -ENOTCONN. */
-static void cut(struct link *l, struct nbd_handle *h)
+static void cut_connection(struct link *l, struct nbd_handle *h)
 {
     struct patience p = patience_of(l, FAREWELL_NS, never);
     int fd = nbd_aio_get_fd(h);
@@ -412,7 +412,7 @@ static void run_link(struct link *l)
     if (c == -ECANCELED) {
         (void)closed(&err);
         farewell(l, l->handle);
-        cut(l, l->handle);
+        cut_connection(l, l->handle);
     }
     mutex_lock(&r->lock);
     l->state = LINK_LOST;

@@ -23,8 +23,8 @@
 #define DELAY_MAX 604800
 
 /* A copy of a string option; NULL stays when it is absent. */
-static int take_copy(struct opts *opts, const char *key, char **copy,
-                     struct error **errp)
+static int take_string(struct opts *opts, const char *key, char **copy,
+                       struct error **errp)
 {
     const char *text = NULL;
     int r = opts_str(opts, key, &text, errp);
@@ -55,8 +55,8 @@ static int take_inet(struct opts *opts, struct remote_address *a,
 
     bool v4_given = opts_has(opts, "server.ipv4");
     bool v6_given = opts_has(opts, "server.ipv6");
-    if ((r = take_copy(opts, "server.host", &a->host, errp)) < 0 ||
-        (r = take_copy(opts, "server.port", &a->port, errp)) < 0 ||
+    if ((r = take_string(opts, "server.host", &a->host, errp)) < 0 ||
+        (r = take_string(opts, "server.port", &a->port, errp)) < 0 ||
         (r = opts_bool(opts, "server.ipv4", &v4, errp)) < 0 ||
         (r = opts_bool(opts, "server.ipv6", &v6, errp)) < 0 ||
         /* For QEMU's sake: it is always on. */
@@ -87,7 +87,7 @@ static int take_unix(struct opts *opts, struct remote_address *a,
     int r;
 
     a->tight = true;
-    if ((r = take_copy(opts, "server.path", &a->host, errp)) < 0 ||
+    if ((r = take_string(opts, "server.path", &a->host, errp)) < 0 ||
         (r = opts_bool(opts, "server.abstract", &a->abstract, errp)) < 0 ||
         (r = opts_bool(opts, "server.tight", &a->tight, errp)) < 0) {
         return r;
@@ -239,9 +239,9 @@ static int take_legacy(struct opts *opts, struct remote_address *a,
     char *path = NULL;
     int r;
 
-    if ((r = take_copy(opts, "path", &path, errp)) < 0 ||
-        (r = take_copy(opts, "host", &a->host, errp)) < 0 ||
-        (r = take_copy(opts, "port", &a->port, errp)) < 0) {
+    if ((r = take_string(opts, "path", &path, errp)) < 0 ||
+        (r = take_string(opts, "host", &a->host, errp)) < 0 ||
+        (r = take_string(opts, "port", &a->port, errp)) < 0) {
         free(path);
         return r;
     }
@@ -332,11 +332,11 @@ static int take_tls(struct node *n, struct opts *opts, struct remote_options *o,
 
     if ((r = opts_bool(opts, "tls", &o->tls, errp)) < 0 ||
         (r = opts_str(opts, "tls-creds", &id, errp)) < 0 ||
-        (r = take_copy(opts, "tls-hostname", &o->tls_hostname, errp)) < 0 ||
-        (r = take_copy(opts, "tls-username", &o->tls_username, errp)) < 0 ||
-        (r = take_copy(opts, "tls-certificates", &o->tls_certificates, errp)) <
-            0 ||
-        (r = take_copy(opts, "tls-psk-file", &o->tls_psk_file, errp)) < 0) {
+        (r = take_string(opts, "tls-hostname", &o->tls_hostname, errp)) < 0 ||
+        (r = take_string(opts, "tls-username", &o->tls_username, errp)) < 0 ||
+        (r = take_string(opts, "tls-certificates", &o->tls_certificates,
+                         errp)) < 0 ||
+        (r = take_string(opts, "tls-psk-file", &o->tls_psk_file, errp)) < 0) {
         return r;
     }
     bool keys = o->tls_username || o->tls_certificates || o->tls_psk_file;
@@ -362,7 +362,7 @@ static int too_long(const char *what, struct error **errp)
 static int take_context(struct opts *opts, struct remote_options *o,
                         struct error **errp)
 {
-    int r = take_copy(opts, "x-dirty-bitmap", &o->context, errp);
+    int r = take_string(opts, "x-dirty-bitmap", &o->context, errp);
 
     if (r == 0 && o->context && strlen(o->context) > NAME_MAX_BYTES) {
         return too_long("x-dirty-bitmap query", errp);
@@ -385,7 +385,7 @@ int remote_options_take(struct node *n, struct opts *opts,
 
     o->address.fd = -1;
     if ((r = take_address(opts, &o->address, errp)) < 0 ||
-        (r = take_copy(opts, "export", &o->export, errp)) < 0 ||
+        (r = take_string(opts, "export", &o->export, errp)) < 0 ||
         (r = take_tls(n, opts, o, errp)) < 0 ||
         (r = take_context(opts, o, errp)) < 0 ||
         (r = opts_uint(opts, "reconnect-delay", DELAY_MAX, &delay, errp)) < 0 ||

@@ -249,7 +249,8 @@ static void *flat(const struct iovec *iov, uint64_t bytes, char **bounce)
 }
 
 /* The bytes of the range inside the export; its last block may stick out. */
-static uint64_t inside(const struct remote *r, uint64_t offset, uint64_t bytes)
+static uint64_t bytes_inside_export(const struct remote *r, uint64_t offset,
+                                    uint64_t bytes)
 {
     return offset < r->info.size ? min_u64(bytes, r->info.size - offset) : 0;
 }
@@ -259,7 +260,8 @@ static int remote_preadv(struct node *n, uint64_t offset, uint64_t bytes,
 {
     struct remote *r = n->state;
     CLEANUP_FREE char *bounce = NULL;
-    struct request q = {.offset = offset, .bytes = inside(r, offset, bytes)};
+    struct request q = {.offset = offset,
+                        .bytes = bytes_inside_export(r, offset, bytes)};
     int c = 0;
 
     if (flags & REQ_NOWAIT) {
@@ -297,7 +299,8 @@ static int remote_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     CLEANUP_FREE char *bounce = NULL;
     bool fua = (flags & REQ_FUA) && !n->flags.no_flush;
     uint64_t end = align_up(r->info.size, n->limits.align);
-    struct request q = {.offset = offset, .bytes = inside(r, offset, bytes)};
+    struct request q = {.offset = offset,
+                        .bytes = bytes_inside_export(r, offset, bytes)};
 
     if (flags & REQ_NOWAIT) {
         return -EAGAIN;
@@ -337,7 +340,7 @@ static int in_parts(struct node *n, issue_fn *issue, uint64_t offset,
                     uint64_t bytes, uint32_t flags)
 {
     struct remote *r = n->state;
-    uint64_t end = offset + inside(r, offset, bytes);
+    uint64_t end = offset + bytes_inside_export(r, offset, bytes);
 
     while (offset < end) {
         bool small = atomic_load(&r->no_large_zero);
@@ -385,7 +388,7 @@ static void remote_prefetch(struct node *n, uint64_t offset, uint64_t bytes)
 {
     struct remote *r = n->state;
     struct request q = {.offset = offset};
-    uint64_t end = offset + inside(r, offset, bytes);
+    uint64_t end = offset + bytes_inside_export(r, offset, bytes);
 
     for (; r->info.can_cache && q.offset < end; q.offset += q.bytes) {
         q.bytes = min_u64(end - q.offset, n->limits.max_transfer);
@@ -403,7 +406,7 @@ static int remote_map(struct node *n, uint64_t offset, uint64_t bytes,
     struct remote *r = n->state;
     struct request q = {
         .offset = offset,
-        .bytes = min_u64(inside(r, offset, bytes), LARGE_MAX),
+        .bytes = min_u64(bytes_inside_export(r, offset, bytes), LARGE_MAX),
         .context = r->options.context,
     };
 

@@ -79,8 +79,8 @@ static uint64_t unallocated_run(const struct qcow2 *s, uint64_t offset,
     return min_u64(bytes, end - offset);
 }
 
-static int describe(struct qcow2 *s, const struct qcow2_at *at, unsigned flags,
-                    struct mapping *m)
+static int fill_mapping(struct qcow2 *s, const struct qcow2_at *at,
+                        unsigned flags, struct mapping *m)
 {
     if (at->wrong) {
         return qcow2_mark_corrupt(s);
@@ -140,7 +140,7 @@ static int look_up(struct qcow2 *s, uint64_t offset, uint64_t bytes,
     struct qcow2_at at;
     qcow2_l2_look(s, t, offset, bytes, &at);
     qcow2_cache_put(s->l2, t);
-    return describe(s, &at, flags, m);
+    return fill_mapping(s, &at, flags, m);
 }
 
 int qcow2_map(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags,

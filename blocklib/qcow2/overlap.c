@@ -174,7 +174,7 @@ static int add_table(struct qcow2 *s, unsigned kind, uint64_t entry)
                : 0;
 }
 
-static int add_bitmap(struct qcow2 *s, const struct qcow2_bitmap *qb)
+static int cover_bitmap(struct qcow2 *s, const struct qcow2_bitmap *qb)
     REQUIRES(s->meta)
 {
     int r = qcow2_overlap_add(s, QCOW2_META_BITMAP, qb->table_offset,
@@ -199,7 +199,7 @@ static int add_bitmaps(struct qcow2 *s) REQUIRES(s->meta)
         const struct qcow2_bitmap *qb = list_entry(e, struct qcow2_bitmap,
                                                    in_image);
         if (r == 0 && qb->sound && qb->table) {
-            r = add_bitmap(s, qb);
+            r = cover_bitmap(s, qb);
         }
     }
     return r;

@@ -180,8 +180,9 @@ static int add_in_section(struct node *n, const char *name, struct error **errp)
 }
 
 /* Add the first bitmap without opening the disk, which is locked by us. */
-static int add_bitmap(const struct driver_table *t, const char *filename,
-                      const char *name, struct error **errp)
+static int add_tracking_bitmap(const struct driver_table *t,
+                               const char *filename, const char *name,
+                               struct error **errp)
 {
     CLEANUP_JSON json_t *options = json_pack("{s:s, s:o}", "driver",
                                              driver_qcow2.name, "file",
@@ -226,7 +227,7 @@ static int track(const struct driver_table *t, const char *filename, int fd,
             0) {
         return r;
     }
-    r = how->bitmap ? add_bitmap(t, filename, how->bitmap, errp) : 0;
+    r = how->bitmap ? add_tracking_bitmap(t, filename, how->bitmap, errp) : 0;
     if (r < 0) {
         (void)unlink(filename);
     }
