@@ -9,8 +9,10 @@
 
 #include "daemon.h"
 #include "disk.h"
+#include "nbd/export.h"
 #include "nbdelta/action.h"
 #include "nbdelta/bitmap.h"
+#include "nbdelta/blk.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
@@ -31,16 +33,47 @@ static bool is_checkpoint(const struct node *n, const struct bitmap_info *b)
 
 /* --- Listing. --- */
 
-/* Add what node @n has of the checkpoint to its entry in @all. */
-static int list_disk(json_t *all, const struct node *n,
+struct listing {
+    struct daemon *daemon;
+    json_t *all; /* checkpoints by their names */
+};
+
+struct devices {
+    const struct node *disk;
+    json_t *names;
+};
+
+static int name_device(struct export *e, void *opaque)
+{
+    const struct devices *d = opaque;
+
+    return !e->of_backup && blk_disk(e->blk) == d->disk
+               ? json_array_append_new(d->names, json_string(e->name))
+               : 0;
+}
+
+/* Names of the exports of the disk @n, as query-block has them; a new
+ * reference. */
+static json_t *devices_of(const struct daemon *d, const struct node *n)
+{
+    struct devices devices = {n, json_array()};
+
+    (void)exports_each(d->exports, name_device, &devices);
+    return devices.names;
+}
+
+/* Add what node @n has of the checkpoint to its entry. */
+static int list_disk(const struct listing *l, const struct node *n,
                      const struct bitmap_info *b)
 {
+    json_t *all = l->all;
     json_t *entry = json_object_get(all, b->name);
     json_t *disk = json_pack(
-        "{s:s, s:I, s:I, s:b, s:b, s:b, s:s*}", "node", node_name(n),
-        "granularity", (json_int_t)b->granularity, "count",
-        (json_int_t)b->count, "persistent", (int)b->persistent, "busy",
-        (int)b->busy, "inconsistent", (int)b->inconsistent, "reason", b->why);
+        "{s:s, s:o, s:I, s:I, s:b, s:b, s:b, s:s*}", "node", node_name(n),
+        "devices", devices_of(l->daemon, n), "granularity",
+        (json_int_t)b->granularity, "count", (json_int_t)b->count, "persistent",
+        (int)b->persistent, "busy", (int)b->busy, "inconsistent",
+        (int)b->inconsistent, "reason", b->why);
 
     if (!entry) {
         entry = json_pack("{s:s, s:[]}", "name", b->name, "disks");
@@ -90,11 +123,12 @@ json_t *checkpoints_query(struct daemon *d)
 {
     CLEANUP_JSON json_t *all = json_object();
     json_t *list = json_array();
+    struct listing listing = {d, all};
     CLEANUP_FREE json_t **sorted = NULL;
     size_t count = 0;
     const char *name;
     json_t *entry;
-    int r = all && list ? graph_each(d->graph, list_checkpoints, all) : -1;
+    int r = all && list ? graph_each(d->graph, list_checkpoints, &listing) : -1;
 
     sorted = calloc(json_object_size(all) + 1, sizeof(*sorted));
     if (r == 0 && sorted) {

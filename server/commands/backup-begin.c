@@ -271,10 +271,15 @@ static const struct qmp_arg queried_type = QMP_ARG("", OBJECTS,
                                                    .members = queried_members);
 
 static const struct qmp_arg checkpoint_disk[] = {
-    QMP_ARG("node", STR),   QMP_ARG("granularity", INT),
-    QMP_ARG("count", INT),  QMP_ARG("persistent", BOOL),
-    QMP_ARG("busy", BOOL),  QMP_ARG("inconsistent", BOOL),
-    QMP_OPT("reason", STR), QMP_LAST,
+    QMP_ARG("node", STR),
+    QMP_ARG("devices", STRS),
+    QMP_ARG("granularity", INT),
+    QMP_ARG("count", INT),
+    QMP_ARG("persistent", BOOL),
+    QMP_ARG("busy", BOOL),
+    QMP_ARG("inconsistent", BOOL),
+    QMP_OPT("reason", STR),
+    QMP_LAST,
 };
 
 static const struct qmp_arg checkpoint_members[] = {
