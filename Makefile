@@ -221,6 +221,7 @@ $(FUZZERS): $(O)/%: $(O)/tests/fuzz/%.o $(BLOCKLIB)
 
 $(filter-out $(CARELESS) $(FAULTY),$(TOOLS)): $(O)/%: $(O)/%.o $(BLOCKLIB)
 	$(call link,,$(SERVER_PKGS))
+$(O)/tests/func/source-tool: $(SERVERLIB)
 
 # The server with one function of qcow2 replaced.
 $(CARELESS): $(O)/tests/func/careless.o $(O)/server/main.o $(SERVERLIB) \

@@ -32,21 +32,27 @@ struct error;
 struct graph;
 struct source;
 struct source_ops;
+struct talk;
+
+#define SOURCE_ID_MAX 64
 
 struct source_options {
-    struct graph *graph;  /* where nodes are opened; outlives the source */
-    const char *id;       /* of the directory: letters, digits, '-' */
-    const char *format;   /* of an image; NULL: probed */
-    const char *bitmap;   /* of an NBD URI: what is dirty there; or NULL */
-    const char *scratch;  /* directory at the source; NULL: $TMPDIR, /var/tmp */
-    uint64_t quota;       /* bytes of scratch for each disk; 0: no limit */
-    const char *nbd;      /* URI of the NBD server that QEMU, or the daemon,
-                             runs; NULL: one of our own, or found */
-    const char *connect;  /* libvirt's connection URI; NULL: its default */
-    unsigned connections; /* to each export, where it allows; 0: 4 */
-    unsigned timeout_s;   /* 0: 60 */
-    int stop_fd;          /* readable: the user wants an end; -1: none.  begin
-                             undoes what it has done, then: -ECANCELED */
+    struct graph *graph; /* where nodes are opened; outlives the source */
+    const char *id;      /* of the directory: letters, digits, '-' */
+    const char *format;  /* of an image; NULL: probed */
+    const char *bitmap;  /* of an NBD URI: what is dirty there, whatever `since`
+                            is; or NULL */
+    const char *scratch; /* directory at the source; NULL: $TMPDIR, /var/tmp */
+    uint64_t quota;      /* bytes of scratch for each disk; 0: no limit */
+    const char *nbd; /* URI of the NBD server that QEMU runs, id of that of our
+                        daemon; NULL: one of our own, or found */
+    const char *tls_creds; /* id of a client's credentials of the graph: for
+                              qmp://HOST:PORT, and NBD servers that want TLS */
+    const char *connect;   /* libvirt's connection URI; NULL: its default */
+    unsigned connections;  /* to each export, where it allows; 0: 4 */
+    unsigned timeout_s;    /* 0: 60 */
+    int stop_fd;           /* readable: the user wants an end; -1: none.  begin
+                              undoes what it has done, then: -ECANCELED */
 };
 
 struct source_disk {
@@ -69,7 +75,12 @@ struct source_disk {
 
 /*
  * Words of `reason`:
- *   no-checkpoint         the disk has no such bitmap
+ *   new-disk              the disk has no bitmaps at all
+ *   no-checkpoint         it has no such bitmap
+ *   base-bitmap           an image below has it, and knows nothing of newer
+ *                         writes
+ *   bitmap-disabled       it does not collect changes
+ *   checkpoint-pending    it belongs to a backup that has not ended
  *   bitmap-inconsistent   it has, and nobody can trust it
  *   bitmap-busy           somebody else uses it just now
  *   no-bitmaps            the disk's format cannot keep any (raw)
@@ -78,7 +89,9 @@ struct source_disk {
 
 struct source {
     const struct source_ops *ops;
-    void *opaque; /* the kind's own */
+    void *opaque;        /* the kind's own */
+    struct talk *talk;   /* with the monitor, of kinds that have one */
+    const char *version; /* what answers there, "QEMU 7.2.22"; or NULL */
     struct graph *graph;
     struct source_disk *disks;
     unsigned count;

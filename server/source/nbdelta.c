@@ -1,0 +1,516 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Disks of our own daemon, by QMP
+ * ===============================
+ *
+ *   open    query-backups: sessions that a killed run of this directory has
+ *           left are ended as failed; query-block: the disks
+ *   begin   backup-begin, on a server of its own in a private directory, or,
+ *           from another host, on one that the daemon has
+ *   end     backup-end: the new checkpoint becomes durable, or is forgotten
+ *
+ * The daemon forgets a session that was neither renewed nor read for EXPIRE_S,
+ * with its new checkpoint.  So does one that ends.  Nothing that a kill leaves
+ * behind stays.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "nbdelta/bytes.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "source/frozen.h"
+#include "source/private-dir.h"
+#include "source/source.h"
+#include "source/talk.h"
+
+#define EXPIRE_S 600
+
+struct daemon_source {
+    struct frozen frozen;
+    char *id;
+    char *server;  /* id of a server of the daemon, or NULL */
+    char *scratch; /* or NULL */
+    uint64_t quota;
+    uid_t owner; /* the daemon's user, if it is on this host */
+    bool local;
+    struct private_dir dir;
+    char *session;    /* NULL: none */
+    char *checkpoint; /* the session's, or NULL */
+};
+
+static const char *string_at(const json_t *object, const char *key)
+{
+    return json_string_value(json_object_get(object, key));
+}
+
+/* --- Open --- */
+
+static bool in_own_dir(const struct daemon_source *d, const json_t *session)
+{
+    CLEANUP_FREE char *part = NULL;
+    bool own = false;
+    size_t i;
+    json_t *disk;
+
+    if (asprintf(&part, "/nbdelta-%s.", d->id) < 0) {
+        part = NULL;
+        return false;
+    }
+    json_array_foreach (json_object_get(session, "disks"), i, disk) {
+        const char *uri = string_at(disk, "uri");
+        own |= uri && strstr(uri, part);
+    }
+    return own;
+}
+
+/* Is it a session of this directory? */
+static bool is_own(const struct daemon_source *d, const json_t *session)
+{
+    const char *checkpoint = string_at(session, "checkpoint");
+    size_t len = strlen(d->id);
+
+    return (checkpoint && strncmp(checkpoint, "nbdelta-", 8) == 0 &&
+            strncmp(checkpoint + 8, d->id, len) == 0 &&
+            checkpoint[8 + len] == '-') ||
+           in_own_dir(d, session);
+}
+
+static int end_session(struct talk *t, const char *id, bool success,
+                       struct error **errp)
+{
+    return talk_ask(t, "backup-end",
+                    json_pack("{s:s, s:b}", "id", id, "success", (int)success),
+                    NULL, errp);
+}
+
+/* No other run of this directory is at work: whoever is holds its lock. */
+static int end_own_sessions(struct source *s, struct error **errp)
+{
+    const struct daemon_source *d = s->opaque;
+    CLEANUP_JSON json_t *list = NULL;
+    size_t i;
+    json_t *session;
+    int r = talk_ask(s->talk, "query-backups", NULL, &list, errp);
+
+    json_array_foreach (list, i, session) {
+        const char *id = string_at(session, "id");
+
+        if (r == 0 && id && is_own(d, session)) {
+            r = end_session(s->talk, id, false, errp);
+            r = r == -EREMOTEIO && talk_refused(s->talk, NULL, "no backup") ? 0
+                                                                            : r;
+        }
+    }
+    return r;
+}
+
+static bool is_listed(const json_t *list, size_t end, const char *node)
+{
+    for (size_t i = 0; i < end; i++) {
+        const char *other = string_at(
+            json_object_get(json_array_get(list, i), "inserted"), "node-name");
+        if (other && strcmp(other, node) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Each disk once, by the name of its first export. */
+static int list_disks(struct source *s, struct error **errp)
+{
+    CLEANUP_JSON json_t *list = NULL;
+    size_t i;
+    json_t *block;
+    int r = talk_ask(s->talk, "query-block", NULL, &list, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    json_array_foreach (list, i, block) {
+        const json_t *inserted = json_object_get(block, "inserted");
+        const char *name = string_at(block, "device");
+        const char *node = string_at(inserted, "node-name");
+        json_int_t size = json_integer_value(json_object_get(
+            json_object_get(inserted, "image"), "virtual-size"));
+
+        if (name && *name && node && size >= 0 && !source_find(s, name) &&
+            !is_listed(list, i, node) &&
+            !source_add_disk(s, name, (uint64_t)size)) {
+            return error_nomem(errp);
+        }
+    }
+    return 0;
+}
+
+static int copy_options(struct daemon_source *d, const struct source_options *o)
+{
+    d->id = strdup(o->id);
+    d->server = o->nbd ? strdup(o->nbd) : NULL;
+    d->scratch = o->scratch ? strdup(o->scratch) : NULL;
+    d->quota = o->quota;
+    return d->id && (!o->nbd || d->server) && (!o->scratch || d->scratch)
+               ? 0
+               : -ENOMEM;
+}
+
+static int open_daemon(struct source *s, const char *what,
+                       const struct source_options *o, struct error **errp)
+{
+    struct daemon_source *d = calloc(1, sizeof(*d));
+    pid_t pid;
+
+    (void)what;
+    s->opaque = d;
+    if (!d || copy_options(d, o) < 0) {
+        return error_nomem(errp);
+    }
+    d->local = talk_peer(s->talk, &pid, &d->owner) == 0;
+    int r = frozen_init(&d->frozen, o, errp);
+    if (r < 0 || (r = end_own_sessions(s, errp)) < 0) {
+        return r;
+    }
+    if (d->local) {
+        private_dir_sweep(private_dir_for_sockets(), d->id, d->owner);
+    }
+    return list_disks(s, errp);
+}
+
+/* --- Begin --- */
+
+/* The words of backup-begin that have a meaning here. */
+static const char *reason_word(const char *text)
+{
+    static const char *const words[] = {
+        "new-disk",        "no-checkpoint",
+        "base-bitmap",     "bitmap-inconsistent",
+        "bitmap-disabled", "checkpoint-pending",
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(words); i++) {
+        if (strcmp(text, words[i]) == 0) {
+            return words[i];
+        }
+    }
+    return "no-checkpoint";
+}
+
+static json_t *wanted_disks(const struct source *s)
+{
+    json_t *list = json_array();
+
+    for (unsigned i = 0; i < s->count; i++) {
+        const struct source_disk *d = &s->disks[i];
+
+        if (!d->skip) {
+            (void)json_array_append_new(
+                list, json_pack("{s:s, s:s*, s:s}", "node", d->name, "since",
+                                d->since, "export", d->name));
+        }
+    }
+    return list;
+}
+
+/* Exports may have their disks' names on a server of their own only. */
+static void drop_export_names(json_t *disks)
+{
+    size_t i;
+    json_t *disk;
+
+    json_array_foreach (disks, i, disk) {
+        (void)json_object_del(disk, "export");
+    }
+}
+
+static json_t *begin_arguments(const struct source *s, const char *checkpoint)
+{
+    const struct daemon_source *d = s->opaque;
+    json_t *disks = wanted_disks(s);
+
+    if (!d->dir.path) {
+        drop_export_names(disks);
+    }
+    json_t *args = json_pack("{s:o, s:s*, s:s*, s:i}", "disks", disks,
+                             "checkpoint", checkpoint, "server", d->server,
+                             "expire", EXPIRE_S);
+    if (args && d->dir.path) {
+        CLEANUP_FREE char *path = NULL;
+        if (asprintf(&path, "%s/nbd.sock", d->dir.path) < 0) {
+            path = NULL;
+        }
+        (void)json_object_set_new(
+            args, "listen",
+            json_pack("{s:s, s:s*}", "type", "unix", "path", path));
+    }
+    if (args && d->scratch) {
+        json_t *scratch = json_pack("{s:s}", "dir", d->scratch);
+        if (d->quota > 0) {
+            (void)json_object_set_new(scratch, "quota",
+                                      json_integer((json_int_t)d->quota));
+        }
+        (void)json_object_set_new(args, "scratch", scratch);
+    }
+    return args;
+}
+
+static int take_disk(struct source *s, struct source_disk *disk,
+                     const json_t *begun, struct error **errp)
+{
+    const struct daemon_source *d = s->opaque;
+    const char *uri = string_at(begun, "uri");
+    const char *export = string_at(begun, "export");
+    const char *reason = string_at(begun, "reason");
+    const char *context = string_at(begun, "context");
+    json_int_t size = json_integer_value(json_object_get(begun, "size"));
+    CLEANUP_JSON json_t *address = NULL;
+
+    if (!uri || !export || size < 0) {
+        return error_set(errp, EPROTO,
+                         "'%s' is exported where no URI leads to: name a "
+                         "server that has an address",
+                         disk->name);
+    }
+    int r = frozen_address(uri, talk_host(s->talk), &address, errp);
+    r = r < 0 ? r
+              : frozen_fill(&d->frozen, disk, address, export, context, errp);
+    if (r < 0) {
+        return r;
+    }
+    disk->size = (uint64_t)size;
+    disk->reason = !disk->since || context ? NULL
+                   : reason                ? reason_word(reason)
+                                           : "no-checkpoint";
+    disk->checkpoint = d->checkpoint != NULL;
+    return 0;
+}
+
+/* The disks are in the order in which they were asked for. */
+static int take_disks(struct source *s, const json_t *begun,
+                      struct error **errp)
+{
+    const json_t *list = json_object_get(begun, "disks");
+    size_t k = 0;
+    int r = 0;
+
+    for (unsigned i = 0; r == 0 && i < s->count; i++) {
+        if (!s->disks[i].skip) {
+            r = take_disk(s, &s->disks[i], json_array_get(list, k++), errp);
+        }
+    }
+    return r;
+}
+
+static void forget_session(struct daemon_source *d)
+{
+    private_dir_remove(&d->dir);
+    free(d->session);
+    free(d->checkpoint);
+    d->session = NULL;
+    d->checkpoint = NULL;
+}
+
+/* Also when nobody knows whether it has begun. */
+static void undo_begin(struct source *s)
+{
+    talk_undo(s->talk);
+    (void)end_own_sessions(s, NULL);
+    forget_session(s->opaque);
+}
+
+static int begin_session(struct source *s, const char *checkpoint,
+                         struct error **errp)
+{
+    struct daemon_source *d = s->opaque;
+    CLEANUP_JSON json_t *begun = NULL;
+    json_t *args = begin_arguments(s, checkpoint);
+    int r = args ? talk_ask(s->talk, "backup-begin", args, &begun, errp)
+                 : error_nomem(errp);
+
+    if (r < 0) {
+        return r;
+    }
+    const char *id = string_at(begun, "id");
+    d->session = id ? strdup(id) : NULL;
+    if (!d->session) {
+        return error_set(errp, EPROTO, "backup-begin has no 'id'");
+    }
+    r = take_disks(s, begun, errp);
+    return r < 0 ? r : talk_check_stop(s->talk, errp);
+}
+
+static int begin_daemon(struct source *s, const char *checkpoint,
+                        struct error **errp)
+{
+    struct daemon_source *d = s->opaque;
+    int r = talk_check_stop(s->talk, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    d->checkpoint = checkpoint ? strdup(checkpoint) : NULL;
+    if (checkpoint && !d->checkpoint) {
+        return error_nomem(errp);
+    }
+    if (d->local && !d->server) {
+        r = private_dir_make(&d->dir, private_dir_for_sockets(), d->id, errp);
+        r = r < 0 ? r : private_dir_give(&d->dir, d->owner, errp);
+    }
+    r = r < 0 ? r : begin_session(s, checkpoint, errp);
+    if (r < 0) {
+        undo_begin(s);
+    }
+    return r;
+}
+
+/* --- Until the end --- */
+
+static int renew_daemon(struct source *s, struct error **errp)
+{
+    const struct daemon_source *d = s->opaque;
+    int r = -EIO;
+
+    for (int i = 0; i < 2 && r < 0 && (i == 0 || r != -EREMOTEIO); i++) {
+        r = talk_ask(s->talk, "backup-renew",
+                     json_pack("{s:s}", "id", d->session), NULL, errp);
+    }
+    return r;
+}
+
+struct search {
+    const char *name;
+    unsigned found;
+};
+
+static int count_checkpoint(const char *name, const struct source_disk *disk,
+                            const char *unusable, void *opaque)
+{
+    struct search *f = opaque;
+
+    (void)disk;
+    (void)unusable;
+    f->found += strcmp(name, f->name) == 0;
+    return 0;
+}
+
+/* The connection was lost while the session ended: how has it? */
+static int find_out(struct source *s, struct error **errp)
+{
+    const struct daemon_source *d = s->opaque;
+    struct search f = {.name = d->checkpoint};
+    int r = f.name ? source_each_checkpoint(s, count_checkpoint, &f, errp) : 0;
+
+    return r < 0 || f.found > 0 || !f.name
+               ? r
+               : error_set(errp, EIO,
+                           "the backup has ended at the daemon before, and "
+                           "without its checkpoint '%s'",
+                           f.name);
+}
+
+static int end_daemon(struct source *s, bool keep, struct error **errp)
+{
+    struct daemon_source *d = s->opaque;
+
+    talk_undo(s->talk);
+    int r = d->session ? end_session(s->talk, d->session, keep, errp) : 0;
+    if (r < 0 && r != -EREMOTEIO) {
+        r = end_session(s->talk, d->session, keep, errp);
+    }
+    if (r == -EREMOTEIO && talk_refused(s->talk, NULL, "There is no backup")) {
+        r = keep ? find_out(s, errp) : 0;
+    }
+    if (r == 0 || !keep) {
+        forget_session(d);
+    }
+    return r;
+}
+
+/* --- Checkpoints --- */
+
+static const struct source_disk *disk_of(const struct source *s,
+                                         const json_t *entry)
+{
+    const struct source_disk *found = NULL;
+    size_t i;
+    json_t *name;
+
+    json_array_foreach (json_object_get(entry, "devices"), i, name) {
+        found = found ? found : source_find(s, json_string_value(name));
+    }
+    return found;
+}
+
+static int tell_checkpoint(struct source *s, const json_t *checkpoint,
+                           source_checkpoint_fn *fn, void *opaque)
+{
+    const char *name = string_at(checkpoint, "name");
+    size_t i;
+    json_t *entry;
+    int r = 0;
+
+    json_array_foreach (json_object_get(checkpoint, "disks"), i, entry) {
+        const struct source_disk *disk = disk_of(s, entry);
+        const char *unusable =
+            json_is_true(json_object_get(entry, "inconsistent"))
+                ? "bitmap-inconsistent"
+                : NULL;
+
+        if (r == 0 && name && disk) {
+            r = fn(name, disk, unusable, opaque);
+        }
+    }
+    return r;
+}
+
+static int each_daemon_checkpoint(struct source *s, source_checkpoint_fn *fn,
+                                  void *opaque, struct error **errp)
+{
+    CLEANUP_JSON json_t *list = NULL;
+    size_t i;
+    json_t *checkpoint;
+    int r = talk_ask(s->talk, "checkpoint-list", NULL, &list, errp);
+
+    json_array_foreach (list, i, checkpoint) {
+        r = r == 0 ? tell_checkpoint(s, checkpoint, fn, opaque) : r;
+    }
+    return r;
+}
+
+static int forget_daemon_checkpoint(struct source *s, const char *checkpoint,
+                                    struct error **errp)
+{
+    int r = talk_ask(s->talk, "checkpoint-delete",
+                     json_pack("{s:s}", "name", checkpoint), NULL, errp);
+
+    return r == -EREMOTEIO && talk_refused(s->talk, NULL, "no checkpoint") ? 0
+                                                                           : r;
+}
+
+static void close_daemon(struct source *s)
+{
+    struct daemon_source *d = s->opaque;
+
+    if (d) {
+        forget_session(d);
+        frozen_free(&d->frozen);
+        free(d->id);
+        free(d->server);
+        free(d->scratch);
+        free(d);
+    }
+}
+
+const struct source_ops source_nbdelta = {
+    .name = "nbdelta",
+    .open = open_daemon,
+    .begin = begin_daemon,
+    .renew = renew_daemon,
+    .end = end_daemon,
+    .each_checkpoint = each_daemon_checkpoint,
+    .forget = forget_daemon_checkpoint,
+    .close = close_daemon,
+};

@@ -1,0 +1,337 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Which kind of source is it, and what all kinds have in common: see source.h.
+ *
+ *   "libvirt:DOMAIN"          a module, loaded when it is asked for
+ *   a socket, or "qmp://..."  who greets there?  nbdelta, or QEMU
+ *   "nbd://..." and the like  nbd
+ *   anything else             image
+ */
+#include "source/source.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "nbdelta/bitmap.h"
+#include "nbdelta/blk.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/graph.h"
+#include "source/talk.h"
+
+/* --- Kinds --- */
+
+struct kind {
+    const char *prefix; /* how SOURCE begins */
+    bool keep_prefix;   /* it is part of what the kind gets */
+    const struct source_ops *ops;
+    const char *module; /* without ops: the file that has them */
+};
+
+static const struct kind kinds[] = {
+    {"libvirt:", false, NULL, "nbdelta-source-libvirt.so"},
+    {"nbd:", true, &source_nbd, NULL},
+    {"nbd://", true, &source_nbd, NULL},
+    {"nbds://", true, &source_nbd, NULL},
+    {"nbd+tcp://", true, &source_nbd, NULL},
+    {"nbds+tcp://", true, &source_nbd, NULL},
+    {"nbd+unix://", true, &source_nbd, NULL},
+    {"nbds+unix://", true, &source_nbd, NULL},
+    {"nbd+vsock://", true, &source_nbd, NULL},
+    {"nbds+vsock://", true, &source_nbd, NULL},
+};
+
+static const struct kind *kind_of(const char *what)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(kinds); i++) {
+        if (strncmp(what, kinds[i].prefix, strlen(kinds[i].prefix)) == 0) {
+            return &kinds[i];
+        }
+    }
+    return NULL;
+}
+
+/* A module stays until the process ends. */
+static int load_module(const char *name, const struct source_ops **opsp,
+                       struct error **errp)
+{
+    void *module = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+    const struct source_ops *ops = module ? dlsym(module, "source_module")
+                                          : NULL;
+
+    if (!ops) {
+        const char *why = dlerror();
+        return error_set(errp, ENOTSUP, "cannot load the module '%s': %s", name,
+                         why ? why : "it is none");
+    }
+    *opsp = ops;
+    return 0;
+}
+
+/* Choose s->ops, and what of *what the kind gets. */
+static int choose_kind(struct source *s, const char **what,
+                       const struct source_options *o, struct error **errp)
+{
+    const struct kind *k = kind_of(*what);
+
+    if (k) {
+        *what += k->keep_prefix ? 0 : strlen(k->prefix);
+        s->ops = k->ops;
+        return k->ops ? 0 : load_module(k->module, &s->ops, errp);
+    }
+    if (!talk_is_monitor(*what)) {
+        s->ops = &source_image;
+        return 0;
+    }
+    int r = talk_open(*what, o, &s->talk, errp);
+    if (r == 0) {
+        s->version = talk_version(s->talk);
+        s->ops = talk_is_nbdelta(s->talk) ? &source_nbdelta : &source_qemu;
+    }
+    return r;
+}
+
+/* --- Opening --- */
+
+static bool is_id(const char *id)
+{
+    return id && *id && strlen(id) <= SOURCE_ID_MAX &&
+           strspn(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                      "0123456789-") == strlen(id);
+}
+
+int source_open(const char *what, const struct source_options *o,
+                struct source **sp, struct error **errp)
+{
+    struct source *s;
+    int r;
+
+    *sp = NULL;
+    if (!is_id(o->id)) {
+        return error_set(errp, EINVAL, "'%s' is no id", o->id ? o->id : "");
+    }
+    s = calloc(1, sizeof(*s));
+    if (!s) {
+        return error_nomem(errp);
+    }
+    s->graph = o->graph;
+    r = choose_kind(s, &what, o, errp);
+    r = r < 0 ? r : s->ops->open(s, what, o, errp);
+    if (r < 0) {
+        source_close(s);
+        return r;
+    }
+    *sp = s;
+    return 0;
+}
+
+void source_close(struct source *s)
+{
+    if (!s) {
+        return;
+    }
+    if (s->begun) {
+        (void)source_end(s, false, NULL);
+    }
+    if (s->ops) {
+        s->ops->close(s);
+    }
+    talk_close(s->talk);
+    source_reset_disks(s);
+    for (unsigned i = 0; i < s->count; i++) {
+        free(s->disks[i].name);
+    }
+    free(s->disks);
+    free(s);
+}
+
+/* --- Disks --- */
+
+struct source_disk *source_add_disk(struct source *s, const char *name,
+                                    uint64_t size)
+{
+    struct source_disk *more = realloc(s->disks,
+                                       (s->count + 1) * sizeof(*more));
+    char *copy = more ? strdup(name) : NULL;
+
+    if (more) {
+        s->disks = more;
+    }
+    if (!copy) {
+        return NULL;
+    }
+    more[s->count] = (struct source_disk){.name = copy, .size = size};
+    return &more[s->count++];
+}
+
+void source_reset_disks(struct source *s)
+{
+    for (unsigned i = 0; i < s->count; i++) {
+        struct source_disk *d = &s->disks[i];
+
+        json_decref(d->options);
+        json_decref(d->dirty);
+        bitmap_unref(d->bitmap);
+        d->options = NULL;
+        d->dirty = NULL;
+        d->bitmap = NULL;
+        d->reason = NULL;
+        d->checkpoint = false;
+    }
+}
+
+struct source_disk *source_find(const struct source *s, const char *name)
+{
+    for (unsigned i = 0; i < s->count; i++) {
+        if (strcmp(s->disks[i].name, name) == 0) {
+            return &s->disks[i];
+        }
+    }
+    return NULL;
+}
+
+/* --- The life of a backup --- */
+
+int source_begin(struct source *s, const char *checkpoint, struct error **errp)
+{
+    bool any = false;
+
+    for (unsigned i = 0; i < s->count; i++) {
+        any |= !s->disks[i].skip;
+    }
+    if (!any) {
+        return error_set(errp, ENOENT, "there is no disk to back up");
+    }
+    source_reset_disks(s);
+    int r = s->ops->begin(s, checkpoint, errp);
+    s->begun = r == 0;
+    if (r < 0) {
+        source_reset_disks(s);
+    }
+    return r;
+}
+
+int source_renew(struct source *s, struct error **errp)
+{
+    return s->begun && s->ops->renew ? s->ops->renew(s, errp) : 0;
+}
+
+int source_end(struct source *s, bool keep, struct error **errp)
+{
+    int r = s->ops->end(s, keep, errp);
+
+    if (r == 0 || !keep) {
+        s->begun = false;
+        source_reset_disks(s);
+    }
+    return r;
+}
+
+int source_each_checkpoint(struct source *s, source_checkpoint_fn *fn,
+                           void *opaque, struct error **errp)
+{
+    return s->ops->each_checkpoint
+               ? s->ops->each_checkpoint(s, fn, opaque, errp)
+               : 0;
+}
+
+int source_forget(struct source *s, const char *checkpoint, struct error **errp)
+{
+    return s->ops->forget ? s->ops->forget(s, checkpoint, errp) : 0;
+}
+
+int source_definition(struct source *s, char **xml, struct error **errp)
+{
+    *xml = NULL;
+    return s->ops->definition ? s->ops->definition(s, xml, errp) : 0;
+}
+
+/* --- What is dirty --- */
+
+struct walk {
+    source_range_fn *fn;
+    void *opaque;
+    uint64_t start; /* of dirty neighbours that were not told yet */
+    uint64_t end;
+};
+
+static int tell_range(struct walk *w)
+{
+    int r = w->end > w->start ? w->fn(w->start, w->end - w->start, w->opaque)
+                              : 0;
+
+    w->start = w->end;
+    return r;
+}
+
+static int add_range(struct walk *w, uint64_t offset, uint64_t bytes)
+{
+    int r = offset == w->end ? 0 : tell_range(w);
+
+    w->start = offset == w->end ? w->start : offset;
+    w->end = offset + bytes;
+    return r;
+}
+
+/* A dirty range of x-dirty-bitmap has no data. */
+static int add_extent(const struct extent *e, void *opaque)
+{
+    return e->flags & EXTENT_DATA ? 0 : add_range(opaque, e->offset, e->length);
+}
+
+static int walk_view(struct source *s, const struct source_disk *d,
+                     struct walk *w, struct error **errp)
+{
+    struct node *n;
+    struct blk *b = NULL;
+    int r = graph_open(s->graph, d->dirty, &n, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    r = blk_new(s->graph, n, PERM_READ, PERM_ALL, "the dirty map", &b, errp);
+    if (r == 0 && blk_size(b) != d->size) {
+        r = error_set(errp, EINVAL,
+                      "'%s': what is dirty is told of %llu bytes of %llu",
+                      d->name, (unsigned long long)blk_size(b),
+                      (unsigned long long)d->size);
+    } else if (r == 0) {
+        r = blk_extents(b, 0, d->size, 0, add_extent, w);
+        if (r < 0) {
+            (void)error_set(errp, -r, "'%s': cannot ask what is dirty: %s",
+                            d->name, strerror(-r));
+        }
+    }
+    blk_free(b);
+    graph_forget(s->graph, n);
+    return r;
+}
+
+static int walk_bitmap(const struct source_disk *d, struct walk *w)
+{
+    uint64_t at = 0;
+    int r = 0;
+
+    while (r == 0 && at < d->size) {
+        bool dirty;
+        uint64_t bytes = bitmap_run(d->bitmap, at, d->size, &dirty);
+
+        r = dirty ? add_range(w, at, bytes) : 0;
+        at += bytes;
+    }
+    return r;
+}
+
+int source_each_dirty(struct source *s, const struct source_disk *disk,
+                      source_range_fn *fn, void *opaque, struct error **errp)
+{
+    struct walk w = {.fn = fn, .opaque = opaque};
+    int r = disk->dirty    ? walk_view(s, disk, &w, errp)
+            : disk->bitmap ? walk_bitmap(disk, &w)
+                           : add_range(&w, 0, disk->size);
+
+    return r == 0 ? tell_range(&w) : r;
+}
