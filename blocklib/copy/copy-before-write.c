@@ -8,14 +8,15 @@
  *           |                    |
  *           +------------- TARGET --> target
  *
- * What changes the disk (write, zero, discard) first has the copy engine
- * copy what is needed of the range, then passes.  Reads and flushes pass.
+ * A request that changes the disk (write, zero, discard) first has the copy
+ * engine copy what is needed of the range, then passes.  Reads and flushes
+ * pass.
  *
- * A job puts it in place with a copy of its own (cbw_insert).  There, a copy
- * that fails never fails or delays the guest's request any further: the point
- * in time is given up instead, and the job that wants it fails.  (QEMU fails
- * the guest's request there.)  A node that options describe has its own copy,
- * of what its bitmap has when it is opened, and does on failures what its
+ * A job puts the filter in place with a copy of the job's (cbw_insert).  There,
+ * a copy that fails never fails or delays the guest's request any further: the
+ * point in time is given up instead, and the job fails.  (QEMU fails the
+ * guest's request there.)  A node that options describe has its own copy, of
+ * what its bitmap has when the node is opened.  On failures it does what its
  * options say.
  */
 #include "copy/copy-before-write.h"
@@ -33,7 +34,7 @@
 
 struct cbw {
     struct copy *copy; /* tree lock; NULL: not yet, or not any more */
-    bool by_job;       /* the copy is a job's; set once it is in place */
+    bool by_job;       /* the copy is a job's; set once n is in place */
 };
 
 static void set_ends(struct node *n)
@@ -76,8 +77,8 @@ static int cbw_discard(struct node *n, uint64_t offset, uint64_t bytes)
     return r < 0 ? r : node_discard(node_child(n, CHILD_FILE), offset, bytes);
 }
 
-/* What grows is not part of the point in time.  (blk_resize lets nobody cut
- * off what a job works on.) */
+/* New bytes of a disk that grows are not part of the point in time.
+ * (blk_resize lets nobody cut off a disk that a job works on.) */
 static int cbw_resize(struct node *n, uint64_t size, struct error **errp)
 {
     const struct cbw *s = n->state;
@@ -113,7 +114,7 @@ static struct copy *cbw_snapshot(const struct node *n)
     return s->copy;
 }
 
-/* A write that came past the filter would harm the point in time. */
+/* Writes past the filter would harm the point in time, so it shares none. */
 static void cbw_child_perms(const struct node *n, struct perms *p)
 {
     const struct cbw *s = n->state;
@@ -163,7 +164,7 @@ static int check_target(const struct node *source, const struct node *target,
     return 0;
 }
 
-/* A target above the source leaves reads to it. */
+/* A target above the source leaves reads to the source: give it a guard. */
 static int guard_target(struct node *n, struct copy *copy, struct error **errp)
 {
     struct node *target = node_child(n, CHILD_TARGET);
@@ -209,7 +210,8 @@ static const struct option cbw_options[] = {
     OPTIONS_END,
 };
 
-/* The bits of the moment; NULL when there is no such option. */
+/* Look up the bitmap whose bits of this moment are wanted; NULL: no such
+ * option. */
 static int take_bitmap(struct node *n, struct opts *opts, struct bitmap **bmp,
                        struct error **errp)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The copy engine: its set, its workers, and how a cluster is moved.
+ * The copy engine: its set, its workers, and how it moves a cluster.
  *
  *        guest's write                        workers, N threads
  *             |                                      |
@@ -15,12 +15,12 @@
  * What keeps the point in time whole:
  *
  *  1. A bit of `todo` is reset only after its cluster has been read and
- *     written, or is not wanted; bits are never set again.  So a clear bit
- *     means that nobody needs the old data, and a guest may look at it
+ *     written, or is not wanted.  Bits are never set again.  So a clear bit
+ *     means that nobody needs the old data, and a guest may look at the bit
  *     without any lock.
- *  2. A cluster is copied only under the range lock, with its bit looked at
- *     after the lock was taken; a guest that finds it set waits there for a
- *     worker that has it in hand.
+ *  2. A cluster is copied only under the range lock.  Its bit is looked at
+ *     after the lock was taken.  A guest that finds the bit set waits there
+ *     for a worker that has the cluster in hand.
  *  3. A cluster whose bit is set has not changed since the point in time.
  *     What node_extents says of it is therefore true at any time, with or
  *     without the range lock.
@@ -28,8 +28,8 @@
  *     before the guest goes on.  A broken copy never succeeds.
  *
  * A copy that is filled again (copy_refill) keeps no point in time: what its
- * set has may change until it is copied, and whoever fills it again does so
- * because of that.
+ * set has may change until it is copied.  Its caller fills it again because of
+ * that.
  *
  * Workers enter the tree for each chunk, so that a drain waits for no more
  * than what they have in hand.
@@ -51,10 +51,10 @@
 #define BUFFER_MAX      (2 * MiB)
 #define BUFFERS_KEPT    16
 
-/* A look at a map goes this far at once, so that drains do not wait. */
+/* Bytes of a map that one look covers, so that drains do not wait. */
 #define SKIP_STEP (256 * MiB)
 
-/* Areas where nothing is read are larger than chunks, but not endless. */
+/* Areas where nothing is read are larger than chunks, but have an end. */
 #define BELOW_MAX     (1 * GiB)
 #define ZERO_SKIP_MAX (1 * GiB)
 #define ZERO_FAST_MAX (64 * MiB)
@@ -79,7 +79,7 @@ bool copy_is_done(const struct copy *c)
 
 /* --- Buffers --- */
 
-/* An unused one; its own memory. */
+/* An unused buffer; this struct is in its memory. */
 struct buffer {
     struct buffer *next;
 };
@@ -116,7 +116,7 @@ void copy_buffer_put(struct copy *c, void *buf)
 
 /* --- Failures --- */
 
-/* `broken` has errno, and the side in bit 16. */
+/* `broken` has errno in its low bits, and the side in bit 16. */
 void copy_break_with(struct copy *c, int r, enum copy_side side)
 {
     unsigned none = 0;
@@ -126,7 +126,7 @@ void copy_break_with(struct copy *c, int r, enum copy_side side)
         return;
     }
     copy_give_up(c);      /* what workers wait for is of no use */
-    mutex_lock(&c->lock); /* those that sleep shall see it */
+    mutex_lock(&c->lock); /* threads that sleep shall see it */
     cond_broadcast(&c->wake);
     mutex_unlock(&c->lock);
     if (c->policy.lost) {
@@ -160,7 +160,7 @@ enum area_kind {
     AREA_DATA,
     AREA_ZERO,
     AREA_BELOW, /* the target has it already */
-    AREA_MIXED, /* a cluster that has more than one of them */
+    AREA_MIXED, /* a cluster that has more than one of these kinds */
     AREA_KINDS,
 };
 
@@ -171,8 +171,8 @@ struct area {
     enum area_kind kind;
 };
 
-/* Do the first `layers` images decide it?  (Zeroes that no layer has are
- * below the last one that there is.) */
+/* Do the first `layers` images decide what is in the extent?  (Zeroes that no
+ * image has count as below the last image.) */
 static bool is_above(const struct copy *c, const struct extent *e)
 {
     return e->depth < c->layers &&
@@ -180,7 +180,7 @@ static bool is_above(const struct copy *c, const struct extent *e)
             e->offset < c->zero_from);
 }
 
-/* The part of the source that is alike and begins at the first extent. */
+/* The part of the source that begins at the first extent and is of one kind. */
 struct look {
     const struct copy *copy;
     const uint64_t *most; /* how far it is worth looking, by kind */
@@ -213,9 +213,9 @@ static uint64_t zero_max(const struct copy *c)
 }
 
 /*
- * The kind of what begins at @offset, a cluster's start, and how long it is
- * the same, in whole clusters, at most to @end and at most so many bytes of
- * each kind.  A cluster that is partly zero is data.
+ * Find the kind of the area that begins at @offset, a cluster's start, and its
+ * length in whole clusters, at most to @end and at most so many bytes of each
+ * kind.  A cluster that is partly zero is data.
  */
 static int classify(struct copy *c, uint64_t offset, uint64_t end,
                     const uint64_t most[AREA_KINDS], struct area *a)
@@ -250,7 +250,7 @@ static int classify(struct copy *c, uint64_t offset, uint64_t end,
 
 /* --- Moving --- */
 
-/* What the target gets behind what ends at @end. */
+/* Bytes that the target has behind a range that ends at @end. */
 static uint64_t past_of(const struct copy *c, uint64_t end)
 {
     return end == c->size ? c->past : 0;
@@ -261,7 +261,7 @@ static int note_moved(struct copy *c, uint64_t offset, uint64_t bytes,
                       const void *buf, enum copy_side *side)
 {
     if (c->merge) {
-        return 0; /* it may be a part of a cluster: move_run does it */
+        return 0; /* the range may be part of a cluster: move_run notes it */
     }
     if (c->moved) {
         *side = COPY_TELL;
@@ -290,11 +290,12 @@ static int move_zeroes(struct copy *c, uint64_t offset, uint64_t bytes,
     return note_moved(c, offset, bytes, NULL, side);
 }
 
-/* What was read: it has room behind it for what the target has past its end. */
+/* Write the bytes that were read.  @buf has room behind them for what the
+ * target has past the end of the source. */
 static int write_data(struct copy *c, uint64_t offset, uint64_t bytes,
                       char *buf, enum copy_side *side)
 {
-    uint64_t past = past_of(c, offset + bytes); /* of a cluster */
+    uint64_t past = past_of(c, offset + bytes); /* less than a cluster */
 
     memset(buf + bytes, 0, past);
     *side = COPY_WRITE;
@@ -304,7 +305,7 @@ static int write_data(struct copy *c, uint64_t offset, uint64_t bytes,
     return r < 0 ? r : note_moved(c, offset, bytes, buf, side);
 }
 
-/* How much of @buf, in clusters, is alike: *zero, or not. */
+/* Bytes of @buf, in whole clusters, that are all zeroes (*zero), or all not. */
 static uint64_t alike(const struct copy *c, const char *buf, uint64_t bytes,
                       bool *zero)
 {
@@ -364,7 +365,7 @@ static int move_data(struct copy *c, uint64_t offset, uint64_t bytes, void *buf,
     return 0;
 }
 
-/* Each piece as it is. */
+/* Move each piece of a mixed cluster by its own kind. */
 static int move_mixed(struct copy *c, uint64_t offset, uint64_t bytes,
                       void *buf, enum copy_side *side)
 {
@@ -430,7 +431,7 @@ int copy_range_locked(struct copy *c, uint64_t offset, uint64_t end, void *buf,
 
     *side = COPY_READ;
     if (end > node_size(c->source)) {
-        return -EIO; /* somebody has cut it off */
+        return -EIO; /* somebody has cut the source off */
     }
     while (offset < end &&
            hbitmap_next_dirty(c->todo, offset, end, &start, &bytes)) {
@@ -459,8 +460,8 @@ static bool is_over_locked(const struct copy *c) REQUIRES(c->lock)
 }
 
 /*
- * The next run of the set behind the cursor.  It is looked for in a window
- * first: the length of a run is found by walking it, and it may be the disk.
+ * The next run of the set from the cursor on.  Look for it in a window first:
+ * the length of a run is found by walking the run, which may be the whole disk.
  */
 static bool next_run_locked(const struct copy *c, uint64_t *start,
                             uint64_t *bytes) REQUIRES(c->claim_lock)
@@ -478,8 +479,8 @@ static bool next_run_locked(const struct copy *c, uint64_t *start,
 }
 
 /*
- * Take the next part of the set.  Claimed parts lie behind the cursor; they
- * stay in the set until they are copied.
+ * Take the next part of the set.  Claimed parts lie before the cursor, and stay
+ * in the set until they are copied.
  */
 static int claim_locked(struct copy *c, struct area *a) REQUIRES(c->claim_lock)
 {
@@ -512,7 +513,7 @@ static int claim_locked(struct copy *c, struct area *a) REQUIRES(c->claim_lock)
     c->cursor = a->offset + a->bytes;
     if (speed && a->kind != AREA_BELOW &&
         atomic_load(&c->done) + a->bytes > c->burst) {
-        /* Seconds and the rest apart: no overflow. */
+        /* Whole seconds and the rest apart, so that nothing overflows. */
         uint64_t ns = a->bytes / speed * UINT64_C(1000000000);
         double part = (double)(a->bytes % speed) / (double)speed;
         mutex_lock(&c->lock);
@@ -524,8 +525,8 @@ static int claim_locked(struct copy *c, struct area *a) REQUIRES(c->claim_lock)
     return CLAIM_AREA;
 }
 
-/* What was claimed has not been done; whatever lies between is looked at
- * again, too. */
+/* The claimed part has not been done.  What lies between it and the cursor is
+ * looked at again, too. */
 static void give_back_claim(struct copy *c, const struct area *a)
 {
     mutex_lock(&c->claim_lock);
@@ -555,7 +556,7 @@ static void wait_for_budget(struct copy *c)
     mutex_unlock(&c->lock);
 }
 
-/* One chunk, inside a request of the tree. */
+/* Copy one chunk, inside a request of the tree. */
 static int copy_one_area(struct copy *c, void *buf)
 {
     enum copy_side side = COPY_READ;
@@ -628,7 +629,7 @@ int copy_run(struct copy *c, enum copy_side *side)
     mutex_lock(&c->lock);
     c->failed = 0;
     mutex_unlock(&c->lock);
-    /* This thread is a worker too; fewer than wanted is well enough. */
+    /* This thread is a worker, too.  Fewer workers than wanted are enough. */
     while (count + 1 < wanted &&
            thread_start(&threads[count], "copy", copy_worker, c) == 0) {
         count++;
@@ -643,7 +644,8 @@ int copy_run(struct copy *c, enum copy_side *side)
         r = c->failed;
         *side = r < 0 ? c->failed_side : *side;
     }
-    /* Who asks for a stop gets one, also when that was the last of it. */
+    /* A caller of copy_stop gets COPY_STOPPED, also when the set is empty by
+     * now. */
     bool stopped = c->stop;
     mutex_unlock(&c->lock);
     return r < 0 || (copy_is_done(c) && !stopped) ? r : COPY_STOPPED;
@@ -673,11 +675,11 @@ int copy_wait(struct copy *c, enum copy_side *side)
 
 struct skip {
     struct copy *c;
-    uint64_t start; /* of what is below, up to end */
+    uint64_t start; /* of what the images below decide, up to end */
     uint64_t end;
 };
 
-/* What is whole of [start, end). */
+/* Skip the whole clusters of [start, end). */
 static void skip_run(struct skip *s)
 {
     struct copy *c = s->c;
@@ -794,7 +796,8 @@ void copy_progress(const struct copy *c, uint64_t *done, uint64_t *total)
     *total = atomic_load(&c->total);
 }
 
-/* By invariant 3.  A point in time that is lost has nothing to give. */
+/* The copy's read guard; true by invariant 3.  A point in time that is lost
+ * holds nothing. */
 static uint64_t held_run(const void *opaque, uint64_t offset, uint64_t end,
                          bool *held)
 {
@@ -853,7 +856,7 @@ void copy_refill(struct copy *c, struct hbitmap *bits)
     hbitmap_free(c->todo);
     c->todo = bits;
     c->size = hbitmap_size(bits);
-    c->target_zero = false; /* it has been touched */
+    c->target_zero = false; /* the target has been written to */
     c->zero_from = UINT64_MAX;
     atomic_fetch_add(&c->total, count_todo(c));
 }
@@ -893,7 +896,7 @@ struct copy *copy_new(const struct copy_options *o)
     c->past = o->past;
     c->chunk = o->max_chunk ? o->max_chunk : CHUNK_DEFAULT;
     c->chunk = max_u64(align_down(c->chunk, o->cluster), o->cluster);
-    /* Compressing takes whole clusters. */
+    /* Compression needs whole clusters. */
     c->buffer_size = (size_t)min_u64(c->chunk, max_u64(BUFFER_MAX, c->cluster));
     c->max_workers = o->max_workers ? o->max_workers : WORKERS_DEFAULT;
     c->max_workers = (unsigned)min_u64(c->max_workers, WORKERS_MAX);

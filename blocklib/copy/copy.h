@@ -3,29 +3,30 @@
 #define NBDELTA_COPY_COPY_H
 
 /*
- * The copy engine: what a set of clusters has, moved from one node to another
- * ===========================================================================
+ * The copy engine: it moves a set of clusters from one node to another
+ * ====================================================================
  *
- * A copy has two ends, the source and the target, and the set of clusters that
- * are still to do.  Whoever comes first moves a cluster: a worker in the
- * background, or a guest's write that is about to change it.
+ * A copy has two ends, the source and the target, and a set of clusters that
+ * are still to do.  A worker in the background moves a cluster, or a guest's
+ * write that is about to change the cluster, if the write comes first.
  *
  *      guest's write -> copy_before_write     copy_run, workers
  *                \                             /
  *                 todo:  source ------> target
  *                            \             /
- *               copy_view_*: what is in todo is still in the source, the rest
- *               in the target; so a reader of the point in time need not copy
+ *               copy_view_*: a cluster in todo is still in the source, any
+ *               other in the target; so a reader of the point in time need not
+ *               copy
  *
- * The set is all that tells the kinds of copies apart:
+ * The kinds of copies differ only in the set:
  *
- *   a point in time (backup, copy-before-write): filled once, before the ends
- *     are there; guests' writes copy what it still has
- *   images that are merged (commit): all that the layers above the target
- *     decide (`layers`, `merge`); no guest's write copies anything
+ *   a point in time (backup, copy-before-write): the set is filled once, before
+ *     the ends are there; guests' writes copy what the set still has
+ *   images that are merged (commit): the set has all that the layers above the
+ *     target decide (`layers`, `merge`); no guest's write copies anything
  *   a disk that goes on changing (commit of the active layer): the same, and
- *     whenever it is empty it is filled with what a dirty bitmap has by then
- *     (copy_refill)
+ *     whenever the set is empty it is filled with what a dirty bitmap has by
+ *     then (copy_refill)
  *
  * The life of a copy: copy_new, copy_add..., copy_show (for a view),
  * copy_set_ends (copy/copy-before-write.h does it for its filter), copy_run as
@@ -39,21 +40,22 @@ struct copy;
 enum copy_side {
     COPY_READ,
     COPY_WRITE,
-    COPY_TELL, /* whoever is told what was moved; of workers alone */
+    COPY_TELL, /* the callback `moved`; of workers alone */
 };
 
 /* What a copy before a guest's write may cost the guest. */
 struct copy_policy {
-    bool break_write; /* when it fails, fail the write; else the point in time
-                         is given up and the write goes on */
-    bool wait_room;   /* a full target is waited for, as long as max_wait_ms:
-                         who reads may discard */
-    uint64_t max_wait_ms; /* then it has failed: -ETIMEDOUT; 0: no limit */
+    bool break_write; /* when the copy fails, fail the write; else the point in
+                         time is given up and the write goes on */
+    bool wait_room;   /* wait for room in a full target, at most max_wait_ms: a
+                         reader may discard */
+    uint64_t max_wait_ms; /* then the copy has failed: -ETIMEDOUT; 0: no
+                             limit */
     bool once;            /* what a view has read is discarded */
-    int lost_errno;       /* what a view reads of a point in time that is lost;
+    int lost_errno;       /* the error of a view whose point in time is lost;
                              0: -EACCES */
-    /* The point in time was given up for @why (-errno).  Called once, inside
-     * a request: it waits for nothing.  NULL: nobody cares. */
+    /* Called once, when the point in time was given up for @why (-errno).
+     * Inside a request, so it must not wait.  May be NULL. */
     void (*lost)(void *opaque, int why, enum copy_side side);
     void *opaque;
 };
@@ -61,35 +63,37 @@ struct copy_policy {
 struct copy_options {
     uint64_t size;        /* of the point in time */
     uint64_t cluster;     /* unit of copying, a power of two */
-    uint64_t past;        /* bytes that the target has behind that, less than
+    uint64_t past;        /* bytes that the target has behind `size`, less than
                              `cluster`; they become zeroes */
-    bool compress;        /* the target's driver can */
+    bool compress;        /* the target's driver can do it */
     bool target_zero;     /* the target reads as zeroes where it is untouched */
     unsigned max_workers; /* 0: default */
     uint64_t max_chunk;   /* most that a worker moves at once, 0: default */
-    uint64_t burst;       /* bytes that go before the speed counts */
+    uint64_t burst;       /* bytes that are moved before the speed counts */
 
-    /* For copies of the upper images of a chain: so many of them, from the
+    /* For copies of the upper images of a chain: only so many images, from the
      * source on, have what is wanted (copy_skip_below).  From @zero_from on the
-     * target has zeroes where these images, and any below, have nothing. */
+     * target has zeroes where these images, and all images below them, have
+     * nothing. */
     unsigned layers;
     uint64_t zero_from;
-    bool merge; /* the target is the image below them: all that is written to
-                   it is what they have, to the byte */
+    bool merge; /* the target is the image below them: nothing is written to it
+                   except what they have, to the byte */
     struct copy_policy policy;
 
-    bool find_zeroes; /* clusters of zeroes that were read as data are not
-                         written as such; not with `merge` */
-    /* Called by workers after they have moved this; once for all that leaves
-     * the set, cut at the end of the source.  @buf NULL: zeroes.  A failure is
-     * one of the copy.  Not with `merge`.  NULL: nobody cares. */
+    bool find_zeroes; /* clusters of zeroes that were read as data are written
+                         as zeroes; not with `merge` */
+    /* Workers call it after they have moved a range: once for each range that
+     * leaves the set, cut at the end of the source.  @buf NULL: zeroes.  When
+     * it fails, the copy fails (COPY_TELL).  Not with `merge`.  May be NULL. */
     int (*moved)(void *opaque, uint64_t offset, uint64_t bytes,
                  const void *buf);
     void *moved_opaque;
 };
 
-/* Guests' writes that had to wait for a copy, by how long: the last bucket has
- * those from 2^23 us (8 s) on, bucket i those below 2^i us. */
+/* Guests' writes that had to wait for a copy, counted by the time they waited:
+ * bucket i has waits below 2^i us, the last bucket has waits from 2^23 us (8 s)
+ * on. */
 #define COPY_BUCKETS 25
 
 struct copy_counters {
@@ -101,15 +105,16 @@ struct copy_counters {
     _Atomic uint64_t discarded; /* bytes that a view said it needs no more */
     _Atomic uint64_t read;      /* bytes of the source, to be moved */
     _Atomic uint64_t written;   /* bytes of the set, as data */
-    _Atomic uint64_t zeroed;    /* the same, as zeroes */
+    _Atomic uint64_t zeroed;    /* bytes of the set, as zeroes */
 };
 
-/* copy_run was told to stop; there may be more to do. */
+/* copy_stop has ended copy_run; there may be more to do. */
 #define COPY_STOPPED 1
 
 /* --- copy.c --- */
 
-/* The unit of copying for a target: its cluster, 64 KiB at least, as QEMU. */
+/* The unit of copying for a target: its cluster size, at least 64 KiB, as in
+ * QEMU. */
 uint64_t copy_cluster_for(const struct node *target);
 
 struct copy *copy_new(const struct copy_options *o); /* NULL: no memory */
@@ -118,134 +123,136 @@ void copy_free(struct copy *c);                      /* NULL is fine */
 uint64_t copy_size(const struct copy *c);
 uint64_t copy_cluster(const struct copy *c);
 
-/* Put a range, or what @bits has dirty, into the set.  Before anything is
- * copied; rounded out to clusters.  The size of @bits is that of the copy. */
+/* Put a range, or what @bits has dirty, into the set, rounded out to clusters.
+ * Before anything is copied.  @bits has the size of the copy. */
 void copy_add(struct copy *c, uint64_t offset, uint64_t bytes);
 void copy_add_bits(struct copy *c, const struct hbitmap *bits);
 
-/* For a target that leaves to the source what was not copied yet. */
+/* The guard for a target that leaves to the source what was not copied yet. */
 const struct read_guard *copy_guard(const struct copy *c);
 
 /*
- * The two ends, which are in one tree, and @inside, a node of that tree by
- * which workers enter it: it stays until the ends are others.  NULL, all: the
- * copy has none any more, and nobody copies.  Drained.
+ * Set the two ends, which are in one tree, and @inside, a node of that tree by
+ * which workers enter it.  @inside stays until the ends are set again.  All
+ * NULL: the copy has no ends any more, and nobody copies.  Drain the tree
+ * first.
  */
 void copy_set_ends(struct copy *c, struct node *inside, struct node *source,
                    struct node *target);
 
 /*
- * Copy until the set is empty (0), something fails (-errno, *side says at
- * which end) or copy_stop (COPY_STOPPED).  When it returns no worker is at
- * work.  After a failure of a worker it may be called again and tries what
- * is left; after one of a guest's write it fails at once, always.
+ * Copy until the set is empty (0), something fails (-errno, *side says at which
+ * end) or copy_stop (COPY_STOPPED).  When it returns, no worker is at work.
+ * After a failure of a worker it may be called again, and tries what is left.
+ * After a failed copy before a guest's write, each call fails at once.
  */
 int copy_run(struct copy *c, enum copy_side *side);
 
-/* The same in a control section that has drained the ends: in this thread,
- * at once, whatever the speed. */
+/* The same in a control section that has drained the ends.  This thread copies
+ * alone, and no speed limit counts. */
 int copy_run_drained(struct copy *c, enum copy_side *side);
 
 /*
- * Take out of the set what the source's first `layers` images leave to those
- * below.  0, -errno (reading the map), or COPY_STOPPED: to be called again.
+ * Take out of the set what the source's first `layers` images leave to the
+ * images below.  0; -errno of reading the map; COPY_STOPPED: call it again.
  */
 int copy_skip_below(struct copy *c);
 
 /* Is nothing left to do? */
 bool copy_is_done(const struct copy *c);
 
-/* The first part of the set in [@offset, its end) that has no gap, cut at the
- * disk's end; false: there is none. */
+/* Find the first part of the set from @offset on that has no gap, cut at the
+ * disk's end.  False: there is none. */
 bool copy_next(const struct copy *c, uint64_t offset, uint64_t *start,
                uint64_t *bytes);
 
 /*
- * The set is empty: fill it again.  It takes @bits, which have the copy's
- * cluster as their granularity and may have another size.  For copies without
- * guests' writes and views; drained, nothing is being copied.
+ * Fill the set, which is empty, again: it takes over @bits.  Their granularity
+ * is the copy's cluster; their size may be another one.  For copies without
+ * guests' writes and views.  Drained, and nothing is being copied.
  */
 void copy_refill(struct copy *c, struct hbitmap *bits);
 
-/* Copy nothing but what guests are about to write, until copy_stop
- * (COPY_STOPPED) or until that fails (as in copy_run). */
+/* Let only guests' writes copy, until copy_stop (COPY_STOPPED) or until such a
+ * copy fails (as in copy_run). */
 int copy_wait(struct copy *c, enum copy_side *side);
 
 /* Did a copy before a guest's write fail?  Then nothing can succeed. */
 bool copy_is_broken(const struct copy *c);
 
-/* Set the bits of what is still in the set; bits that the image of @bm has, or
- * may have.  Drained, nothing is being copied. */
+/* Set the bits of @bm for what is still in the set.  The image of @bm has these
+ * bits, or may have them.  Drained, and nothing is being copied. */
 void copy_merge_left(const struct copy *c, struct bitmap *bm);
 
-/* Workers are not wanted any more, whatever they wait for: call
- * graph_wake_waiting afterwards.  copy_given_up is the node_unwanted of other
- * threads that work for this copy. */
+/* End the work of the workers, whatever they wait for.  Call graph_wake_waiting
+ * afterwards.  Other threads that work for this copy have copy_given_up as
+ * their node_unwanted. */
 void copy_give_up(struct copy *c);
 const _Atomic bool *copy_given_up(const struct copy *c);
 
-/* Make copy_run return after the chunks that are in hand, until it is called
- * with false.  Any thread, does not wait. */
+/* Make copy_run return after the chunks that are in hand, until copy_stop is
+ * called with false.  Any thread may call it; it does not wait. */
 void copy_stop(struct copy *c, bool stop);
 
-/* For what workers copy, in bytes a second; 0: as fast as it goes. */
+/* Limit what workers copy, in bytes a second; 0: no limit. */
 void copy_set_speed(struct copy *c, uint64_t speed);
 
-/* Bytes that are done, by whomever, and bytes that were put into the set less
- * what was skipped. */
+/* *done: bytes that workers and guests' writes have done.  *total: bytes that
+ * were put into the set, less what was skipped. */
 void copy_progress(const struct copy *c, uint64_t *done, uint64_t *total);
 
-/* Give up: from now on guests' writes do not wait for it any more. */
+/* Give the copy up: from now on guests' writes do not wait for it any more. */
 void copy_break(struct copy *c);
 
 /* --- guest.c --- */
 
 /*
- * Called inside a request, before it changes the range: copies what is left
- * of it to do.  -EAGAIN, only with REQ_NOWAIT: it would have to wait.
- * -ERESTART: as in driver.h.  Other errors only where the policy says so: the
- * write must not go on.
+ * Copy what is left to do of the range.  Call it inside a request, before the
+ * request changes the range.  -EAGAIN, only with REQ_NOWAIT: it would have to
+ * wait.  -ERESTART: as in driver.h.  Other errors come only with `break_write`:
+ * the write must not go on.
  */
 int copy_before_write(struct copy *c, uint64_t offset, uint64_t bytes,
                       unsigned flags);
 
-/* The tree is about to be drained: a guest's write that waits for room in the
- * target comes back. */
+/* The tree is about to be drained: make guests' writes that wait for room in
+ * the target come back. */
 void copy_hurry(struct copy *c);
 
-/* It is drained: wait for copies that guests have not waited for. */
+/* The tree is drained: wait for copies that guests have not waited for. */
 void copy_settle(struct copy *c);
 
 /*
  * --- view.c ---
  *
  * Reading the point in time, inside a request of the ends' tree.  Guests wait
- * for no reader: what was read of the source counts only if it is still to do
- * afterwards.
+ * for no reader: bytes that were read from the source count only if their
+ * cluster is still to do afterwards.
  */
 
-/* What is in the set now is what views may read.  -ENOMEM. */
+/* Let views read what is in the set now.  -ENOMEM. */
 int copy_show(struct copy *c);
 
-/* And may read what @bits has dirty, too, which is put into the set; before
+/* Put what @bits has dirty into the set, and let views read that, too.  Before
  * anything is copied. */
 void copy_show_more(struct copy *c, const struct hbitmap *bits);
 
-/* The policy's lost_errno; -EACCES: not in the set, or discarded. */
+/* The policy's lost_errno: the point in time is lost.  -EACCES: a part of the
+ * range was not in the set, or is discarded. */
 int copy_view_preadv(struct copy *c, uint64_t offset, uint64_t bytes,
                      const struct iovec *iov, int cnt, unsigned flags);
 
-/* As the map of a driver, for MAP_STATUS: MAP_ZERO or MAP_OPAQUE. */
+/* As a driver's map for MAP_STATUS; the answer is MAP_ZERO or MAP_OPAQUE. */
 int copy_view_map(struct copy *c, uint64_t offset, uint64_t bytes,
                   unsigned flags, struct mapping *m);
 
-/* The clusters inside of the range are not needed any more: nobody copies
- * them, and the target's space is free. */
+/* Drop the clusters that are wholly in the range: nobody copies them any more,
+ * and their space in the target is free. */
 int copy_view_discard(struct copy *c, uint64_t offset, uint64_t bytes);
 
 /*
- * What QEMU shows of a copy among bitmaps: what is to do; what views may
- * read, and where guests have written since.
+ * Tell what QEMU shows of a copy among bitmaps.  copy_tell_todo: what is to do.
+ * copy_tell_view: what views may read, and where guests have written since.
  */
 void copy_tell_todo(const struct copy *c, bitmap_fn *tell, void *opaque);
 void copy_tell_view(const struct copy *c, bitmap_fn *tell, void *opaque);

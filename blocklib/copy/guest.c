@@ -2,22 +2,22 @@
 /*
  * The guest's side of the copy engine: what happens before a write.
  *
- * Without a limit of time the guest's own thread copies.  With one it sends
+ * Without a limit of time the guest's own thread copies.  With a limit it posts
  * an errand, because I/O that has begun cannot be given up:
  *
  *      guest                               errand threads
  *        post ------------------> queue --> take the range, copy
  *        wait <----------------------------- done
  *          | time is up
- *          +- nobody has begun: take it back
+ *          +- no thread has begun it: take it back
  *          +- else leave it; it ends alone, and copy_settle waits for it
  *
- * An errand that was left may end at any time, and does no harm then: either
+ * An errand that was left may end at any time, and does no harm then.  Either
  * the guest's write has failed, so that its cluster is as it was, or the point
  * in time is broken (invariant 4 in copy.c).
  *
- * Errands hold no tree lock of their own: a guest who waits has it, and a
- * drain that has let all guests out settles what they left.
+ * Errands hold no tree lock of their own.  A guest that waits holds it.  A
+ * drain first lets all guests out, and then settles the errands that they left.
  */
 #include <errno.h>
 #include <stdatomic.h>
@@ -31,17 +31,17 @@
 /* An errand that takes longer is something to tell (thread_wait_begin). */
 #define PATIENCE_NS UINT64_C(5000000)
 
-/* How often it is looked at whether there is anything left to wait for. */
+/* How often a guest looks whether there is anything left to wait for. */
 #define LOOK_NS UINT64_C(250000000)
 
 struct errand {
-    struct list link; /* in the queue, until somebody begins */
+    struct list link; /* in the queue, until a thread begins it */
     uint64_t offset;
     uint64_t end;
     bool begun;
     bool done;
     bool keeps; /* the guest's request keeps the tree: its node_progress */
-    _Atomic bool left; /* by the guest: who ends it frees it */
+    _Atomic bool left; /* by the guest: its thread frees it */
     int result;
     enum copy_side side;
     cond_t ended;
@@ -59,17 +59,17 @@ struct errands {
     unsigned busy;
     unsigned waiting; /* threads with nothing to do */
     unsigned count;
-    unsigned rooms;   /* how often there was room, and once at the start */
-    unsigned full_at; /* in the end, nothing was left of so many of them */
-    bool turn;        /* one of those who wait for room tries it; the others
-                         would read for nothing what they could not put */
+    unsigned rooms;   /* how often room was made, and 1 for the start */
+    unsigned full_at; /* the value of rooms at the last try that found none */
+    bool turn;        /* one write tries whether there is room; others would
+                         read for nothing what they cannot put */
     bool end;
     pthread_t threads[ERRAND_THREADS];
 };
 
 #define errand_of(at) list_entry(at, struct errand, link)
 
-/* The range is in whole clusters. */
+/* Copy in this thread.  The range is whole clusters. */
 static int copy_here(struct copy *c, uint64_t offset, uint64_t end,
                      enum copy_side *side)
 {
@@ -147,7 +147,7 @@ static void *errand_thread(void *opaque)
 
 /* --- The guest, with a limit --- */
 
-/* False: there is no thread that would do it, and none can be made. */
+/* False: there is no thread for the errand, and none can be made. */
 static bool post_errand_locked(struct errands *e, struct errand *t)
     REQUIRES(e->lock)
 {
@@ -174,7 +174,8 @@ static bool wait_until(cond_t *cond, struct errands *e, uint64_t deadline)
             true);
 }
 
-/* Nobody tells those who wait that the point in time is lost meanwhile. */
+/* Returns now and then, because nobody wakes a guest when the point in time is
+ * lost.  False: waiting is over. */
 static bool wait_a_little(struct errands *e, struct errand *t,
                           uint64_t deadline) REQUIRES(e->lock)
 {
@@ -247,8 +248,8 @@ static unsigned rooms_of(struct errands *e)
     return rooms;
 }
 
-/* Somebody has tried since there was room for the time @rooms: in vain
- * (@full) or not. */
+/* A write has tried when room had been made @rooms times: in vain (@full), or
+ * not. */
 static void note_try_for_room(struct errands *e, unsigned rooms, bool full,
                               bool had_turn)
 {
@@ -263,8 +264,9 @@ static void note_try_for_room(struct errands *e, unsigned rooms, bool full,
     mutex_unlock(&e->lock);
 }
 
-/* Wait for room, and for the turn to try it.  False: time is up; or there is a
- * drain, which keeps out those who make room: the request comes back, then. */
+/* Wait for room, and for the turn to try it.  False: time is up, or there is a
+ * drain.  A drain keeps out the readers that make room, so the request comes
+ * back after it. */
 static bool await_room(struct errands *e, uint64_t deadline)
 {
     thread_wait_begin();
@@ -302,7 +304,7 @@ static int copy_in_time(struct copy *c, uint64_t offset, uint64_t end,
     }
 }
 
-/* --- */
+/* --- A write --- */
 
 static void count_wait(struct copy_counters *k, uint64_t ns)
 {
@@ -339,7 +341,7 @@ int copy_before_write(struct copy *c, uint64_t offset, uint64_t bytes,
     uint64_t begin = now_ns();
     uint64_t deadline = begin + c->policy.max_wait_ms * 1000000;
     enum node_progress progress = node_progress;
-    if (progress == PROGRESS_UNTOUCHED) { /* and so it is after the copy */
+    if (progress == PROGRESS_UNTOUCHED) { /* it stays so after the copy */
         node_progress = PROGRESS_NONE;
     }
     int r = c->errands ? copy_in_time(c, from, end, deadline, &side)

@@ -2,7 +2,7 @@
 #ifndef NBDELTA_COPY_PRIV_H
 #define NBDELTA_COPY_PRIV_H
 
-/* Between copy.c (workers), guest.c (writes) and view.c (reads). */
+/* What copy.c (workers), guest.c (writes) and view.c (reads) share. */
 #include "copy/copy.h"
 #include "core/rangelock.h"
 
@@ -31,13 +31,14 @@ struct copy {
     uint64_t size;
     uint64_t zero_from;
     struct hbitmap *todo;
-    struct hbitmap *written; /* where guests have, and it is not broken */
-    struct hbitmap *visible; /* what a view may read; NULL: it has none */
+    struct hbitmap *written; /* where guests have written to a copy that is
+                                not broken */
+    struct hbitmap *visible; /* what a view may read; NULL: there is none */
 
     struct range_lock in_hand;
     struct read_guard guard; /* set by copy_new */
 
-    /* After the tree lock, before `lock`: held while the source is asked what
+    /* After the tree lock, before `lock`.  Held while the source is asked what
      * it has, which may take its time. */
     mutex_t claim_lock;
     /* Guarded by claim_lock. */
@@ -46,14 +47,14 @@ struct copy {
     mutex_t lock; /* after the tree lock, before the range lock */
     /* Guarded by lock. */
     cond_t wake;          /* stop or speed has changed */
-    uint64_t skip_cursor; /* of copy_skip_below, which has it alone */
+    uint64_t skip_cursor; /* used by copy_skip_below alone */
     uint64_t speed;
     uint64_t next_ns; /* when the speed limit allows another chunk */
     bool stop;
     int failed; /* a worker's first failure */
     enum copy_side failed_side;
 
-    struct errands *errands; /* copy/guest.c; NULL: guests copy themselves */
+    struct errands *errands; /* guest.c; NULL: guests' threads copy */
 
     mutex_t pool_lock;
     /* Guarded by pool_lock. */
@@ -68,24 +69,24 @@ struct copy {
     struct copy_counters counters;
 };
 
-/* --- copy.c, for the others --- */
+/* --- copy.c, for guest.c and view.c --- */
 
 void *copy_buffer_get(struct copy *c);           /* NULL: no memory */
 void copy_buffer_put(struct copy *c, void *buf); /* NULL is fine */
 
-/* What the set has in [offset, end); its range is locked. */
+/* Copy what the set has in [offset, end), a range that is locked. */
 int copy_range_locked(struct copy *c, uint64_t offset, uint64_t end, void *buf,
                       enum copy_side *side);
 
-/* Break it for the reason @r; the first one counts.  Tells who waits, and the
- * policy's `lost`. */
+/* Break the copy for the reason @r; the first reason counts.  Wakes the threads
+ * that wait, and calls the policy's `lost`. */
 void copy_break_with(struct copy *c, int r, enum copy_side side);
 
 /* --- guest.c, for copy.c --- */
 
 struct errands *copy_errands_new(struct copy *c); /* NULL: no memory */
 void copy_errands_free(struct errands *e);        /* NULL is fine */
-/* Room was made in the target: those who wait for it try again. */
+/* Room was made in the target: writes that wait for room try again. */
 void copy_errands_room(struct errands *e);
 
 #endif /* NBDELTA_COPY_PRIV_H */

@@ -9,19 +9,19 @@
  *                     memory        |   memory
  *      file       slot 0, slot 1 <--+
  *
- * A unit stays where it was first put, until it is discarded: then its place
- * is free again.  The file has no more slots than were needed at once, so a
- * disk may be larger than what the file system takes for a file.
+ * A unit stays where it was first put until it is discarded; then its place is
+ * free again.  The file has no more slots than were needed at once, so a disk
+ * may be larger than any file that the file system can have.
  *
  *  1. `stored` and a unit's place are changed under the unit's lock, held
- *     exclusively; reading holds it shared.
- *  2. `bytes` counts the units that are stored, and is raised before one is:
- *     it is never more than the quota.
+ *     exclusively.  Reading holds it shared.
+ *  2. `bytes` counts the units that are stored, and is raised before a unit is
+ *     stored.  It is never more than the quota.
  *
- * The file is made when the node is, so that a bad directory is found out at
- * once and not when the memory is full.  It is unlinked from the start
- * (O_TMPFILE); a file system that cannot do that has its name for a moment,
- * and a crash in that moment leaves it behind, without a lock, for
+ * The file is made together with the node, so that a bad directory is found out
+ * at once and not when the memory is full.  It is unlinked from the start
+ * (O_TMPFILE).  On a file system that cannot do that, it has a name for a
+ * moment.  A crash in that moment leaves the file behind, without a lock, for
  * scratch_clean.
  */
 #include "copy/scratch.h"
@@ -62,7 +62,7 @@ struct scratch {
     uint64_t leaves_count;
 
     rwlock_t locks[LOCKS]; /* unit i has locks[i % LOCKS] */
-    /* Guarded by them; the bits are atomic. */
+    /* Guarded by the unit's lock; the bits are atomic. */
     place_t *_Atomic *leaves; /* each of LEAF_UNITS places, or NULL */
     struct hbitmap *stored;
 
@@ -75,7 +75,7 @@ struct scratch {
 
     /* Atomic. */
     _Atomic uint64_t bytes;
-    _Atomic uint64_t in_memory; /* of these */
+    _Atomic uint64_t in_memory; /* of these bytes */
     _Atomic bool in_file;
     _Atomic bool quota_was_hit;
 };
@@ -97,7 +97,7 @@ static place_t place_of(const struct scratch *s, uint64_t unit)
     return leaf ? leaf[unit % LEAF_UNITS] : 0;
 }
 
-/* Units of one leaf may come at once.  NULL: no memory. */
+/* Threads may need units of one leaf at the same time.  NULL: no memory. */
 static place_t *place_for(struct scratch *s, uint64_t unit)
 {
     place_t *_Atomic *at = &s->leaves[unit / LEAF_UNITS];
@@ -149,7 +149,7 @@ static place_t slot_new(struct scratch *s)
     return (place_t)slot * 2 + 1;
 }
 
-/* Without memory for the list, the slot is not used again. */
+/* Without memory for the list, the slot is never used again. */
 static void slot_free(struct scratch *s, uint64_t slot)
 {
     (void)fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
@@ -214,7 +214,7 @@ static int read_scratch_file(const struct scratch *s, char *buf, uint64_t bytes,
     return 0;
 }
 
-/* @bytes of the iov from @done on, to or from @offset of the file. */
+/* Move @bytes between the iov, from @done on, and @offset of the file. */
 static int move(struct scratch *s, bool write, const struct iovec *iov, int cnt,
                 uint64_t done, uint64_t bytes, uint64_t offset)
 {
@@ -231,7 +231,7 @@ static int move(struct scratch *s, bool write, const struct iovec *iov, int cnt,
     return r;
 }
 
-/* --- One unit; its lock is held --- */
+/* --- One unit; hold its lock --- */
 
 static int read_scratch_part(struct scratch *s, const struct part *p,
                              const struct iovec *iov, int cnt, uint64_t done)
@@ -416,7 +416,7 @@ static int scratch_map(struct node *n, uint64_t offset, uint64_t bytes,
     return 0;
 }
 
-/* Nothing of it is to outlive the process. */
+/* No scratch outlives the process. */
 static int scratch_flush(struct node *n)
 {
     (void)n;
@@ -481,8 +481,9 @@ static const char *dir_or_default(const char *dir)
     return dir ? dir : tmp && tmp[0] ? tmp : DIR_DEFAULT;
 }
 
-/* For file systems without O_TMPFILE.  Between the two steps the file has no
- * lock, and scratch_clean may be quicker with unlinking it: the same to us. */
+/* For file systems without O_TMPFILE.  Between opening and locking, the file
+ * has no lock, and another process's scratch_clean may unlink it first.  That
+ * does no harm. */
 static int open_and_unlink(const char *dir)
 {
     CLEANUP_FREE char *name = NULL;

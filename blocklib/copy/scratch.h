@@ -8,12 +8,12 @@
 struct scratch_options {
     const char *dir; /* for the file; NULL: $TMPDIR or /var/tmp */
     uint64_t quota;  /* most bytes that it has at once; 0: no limit */
-    uint64_t memory; /* so many of them in memory */
+    uint64_t memory; /* so many of these bytes are in memory */
 };
 
 /*
- * A node without name, of the size of @like, that reads as zeroes.  In a
- * control section.  The caller has its only reference.  The errors of
+ * Make a node without a name, of the size of @like, that reads as zeroes.  In a
+ * control section.  The caller has its only reference.  Errors are errors of
  * open(2): the file cannot be made in the directory.
  */
 int scratch_new(struct graph *g, struct node *like,
@@ -22,12 +22,12 @@ int scratch_new(struct graph *g, struct node *like,
 
 struct scratch_usage {
     uint64_t bytes;
-    bool in_file;       /* some of them, now or before */
-    bool quota_was_hit; /* by the last write that failed for want of space */
+    bool in_file;       /* some bytes are in the file, or were */
+    bool quota_was_hit; /* the last write of a new unit hit the quota */
 };
 void scratch_usage(const struct node *n, struct scratch_usage *u);
 
-/* Remove files in @dir (NULL: as above) whose makers are gone. */
+/* Remove scratch files in @dir (NULL: as above) whose processes are gone. */
 void scratch_clean(const char *dir);
 
 #endif /* NBDELTA_COPY_SCRATCH_H */

@@ -8,9 +8,9 @@
  *      snapshot-access --FILE--> copy-before-write --FILE--> source
  *                                       +----------TARGET--> target
  *
- * Reads and status come from the copy engine, which knows where each block
- * is (copy/view.c).  A discard tells it that a block is not needed any
- * more.  It wants no permissions: what it reads is not what others write.
+ * Reads and status come from the copy engine, which knows where each block is
+ * (copy/view.c).  A discard tells the engine that a block is not needed any
+ * more.  The node wants no permissions: what it reads is not what others write.
  */
 #include "copy/snapshot-access.h"
 
@@ -26,8 +26,8 @@ struct access {
     bool ended; /* tree lock */
 };
 
-/* NULL: it has ended, or the node below is another one now, which keeps
- * nothing. */
+/* NULL: the point in time has ended, or the node below is another one now,
+ * which keeps nothing. */
 static struct copy *copy_of(const struct node *n)
 {
     const struct access *s = n->state;
@@ -37,7 +37,7 @@ static struct copy *copy_of(const struct node *n)
                                              : NULL;
 }
 
-/* Why there is none. */
+/* The error of a request when there is no copy. */
 static int nothing_kept(const struct node *n)
 {
     const struct access *s = n->state;
@@ -106,7 +106,7 @@ static void access_limits(struct node *n, struct limits *lim)
     const struct copy *c = copy_of(n);
 
     lim->pref = below->pref;
-    lim->zero_unmaps = true; /* the target's space */
+    lim->zero_unmaps = true; /* it frees space of the target */
     if (c) {
         lim->zero_align = (uint32_t)min_u64(copy_cluster(c), 1 * GiB);
     }

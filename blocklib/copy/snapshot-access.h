@@ -2,12 +2,13 @@
 #ifndef NBDELTA_COPY_SNAPSHOT_ACCESS_H
 #define NBDELTA_COPY_SNAPSHOT_ACCESS_H
 
+/* The end of snapshot-access.c's nodes. */
 struct node;
 
 /*
- * What @n shows is not kept any more: whoever still uses it gets -EIO from now
- * on, also when the node below it will be one that keeps another point in
- * time.  In a control section; @n is drained by it.
+ * The point in time that @n shows is not kept any more.  From now on, users of
+ * @n get -EIO, also when the node below it will be one that keeps another point
+ * in time.  In a control section; it drains @n.
  */
 void snapshot_access_end(struct node *n);
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The reader's side of the copy engine.
+ * The reader's side of the copy engine: reading the point in time.
  *
  *      visible   1 1 1 1 0 0 1 1      what was in the set, less discards
  *      todo      1 1 0 1 0 0 0 1      not copied yet
@@ -8,9 +8,9 @@
  *
  * A reader holds up nobody.  A cluster that was to do before it was read from
  * FILE, and is to do afterwards, had not changed meanwhile (invariant 3 in
- * copy.c); if it is not to do any more, it is in TARGET by now.  Bits are
- * never set again, so this ends.  A point in time that breaks is seen broken
- * before the guest's write can be read.
+ * copy.c).  A cluster that is not to do any more is in TARGET by now.  Bits are
+ * never set again, so trying again ends.  A reader sees that a point in time is
+ * broken before it can read the guest's write.
  */
 #include <errno.h>
 #include <stdatomic.h>
@@ -25,7 +25,8 @@ static int lost_error(const struct copy *c)
     return c->policy.lost_errno ? c->policy.lost_errno : -EACCES;
 }
 
-/* Where the range begins, and how much of it is there. */
+/* Find the end that has the range's begin (*held: the source), and how many
+ * bytes it has. */
 static int find_part(const struct copy *c, uint64_t offset, uint64_t *bytes,
                      bool *held)
 {
@@ -46,7 +47,8 @@ static int find_part(const struct copy *c, uint64_t offset, uint64_t *bytes,
     return 0;
 }
 
-/* After what was found was looked at: cut *bytes to how far it is still so. */
+/* Call it after find_part and reading: cuts *bytes to the part that is still at
+ * that end. */
 static int keep_true(const struct copy *c, uint64_t offset, uint64_t *bytes,
                      bool held)
 {
@@ -81,7 +83,7 @@ int copy_view_preadv(struct copy *c, uint64_t offset, uint64_t bytes,
         int parts = iov_slice(part, iov, cnt, done, len);
         r = range_inside(at, len, node_size(n))
                 ? node_preadv(n, at, len, part, parts, flags)
-                : -EIO; /* somebody has cut it off */
+                : -EIO; /* somebody has cut the node off */
         int lost = keep_true(c, at, &len, held);
         if (lost < 0 || (len > 0 && r < 0)) {
             return lost < 0 ? lost : r;

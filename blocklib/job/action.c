@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Running actions: see action.h. */
+/* Running actions, alone or several as one: see action.h. */
 #include "nbdelta/action.h"
 
 #include <errno.h>
@@ -14,7 +14,7 @@
 
 #define action_of(at) list_entry(at, struct action, link)
 
-/* Undo those before @stop, the last one first. */
+/* Undo the actions before @stop, the last one first. */
 static void undo_before(struct list *list, struct list *stop)
 {
     for (struct list *at = stop->prev; at != list; at = at->prev) {
@@ -46,7 +46,7 @@ static int act_all(struct list *list, struct error **errp)
 
 struct task {
     struct node *n;
-    bool more; /* it will have one more to store */
+    bool more; /* the node will have one more bitmap to store */
     int r;
     struct error *err;
 };
@@ -69,7 +69,7 @@ static void *crew_work(void *opaque)
     return NULL;
 }
 
-/* The caller takes part; without threads he does it alone. */
+/* The caller's thread takes part; without other threads it works alone. */
 static void crew_run(struct crew *c)
 {
     pthread_t threads[CREW_MAX];
@@ -93,7 +93,7 @@ static int by_node(const void *va, const void *vb)
     return a->n == b->n ? 0 : (uintptr_t)a->n < (uintptr_t)b->n ? -1 : 1;
 }
 
-/* Each node once. */
+/* Keep one task for each node. */
 static void merge_tasks(struct crew *c)
 {
     size_t kept = 0;
@@ -109,7 +109,7 @@ static void merge_tasks(struct crew *c)
     c->count = kept;
 }
 
-/* Those whose bitmaps the actions change.  -ENOMEM. */
+/* Make tasks for the nodes whose bitmaps the actions change.  -ENOMEM. */
 static int gather(struct crew *c, struct list *list)
 {
     size_t room = 0;
@@ -139,7 +139,7 @@ static void store_ahead(struct task *t)
     t->r = bitmap_store_ahead(t->n, t->more, &t->err);
 }
 
-/* The error of the first that has failed; they are freed. */
+/* The error of the first task that has failed.  Frees the tasks. */
 static int crew_result(struct crew *c, struct error **errp)
 {
     int r = 0;
@@ -156,7 +156,8 @@ static int crew_result(struct crew *c, struct error **errp)
     return r;
 }
 
-/* So that less is left for the time when guests are held up. */
+/* Write what can be written now, so that less is left for the time when guests
+ * are held up. */
 static int write_ahead(struct list *list, struct error **errp)
 {
     struct crew c = {.work = store_ahead};
@@ -173,7 +174,7 @@ static void store(struct task *t)
     t->r = bitmap_store(t->n, &t->err);
 }
 
-/* What has changed; the error of the first that fails. */
+/* Store the bitmaps that have changed.  The error is the first that occurs. */
 static int store_changed(struct list *list, struct error **errp)
 {
     struct crew c = {.work = store};

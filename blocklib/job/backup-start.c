@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The start of a backup, as an action (action.h): what is refused, the target
- * (made, opened, or given), the copy; then, in the drained section, the point
- * in time.
+ * The start of a backup, as an action (action.h): checks what must be refused,
+ * makes or opens the target unless it is given, makes the copy; then, in the
+ * drained section, makes the point in time.
  */
 #include "job/backup.h"
 
@@ -27,7 +27,7 @@
 
 /* --- Checks that change nothing --- */
 
-/* Of a moment. */
+/* Look the bitmap up; *bmp is good in this control section only. */
 static int check_bitmap_locked(const struct backup_options *o,
                                struct bitmap **bmp, struct error **errp)
 {
@@ -58,7 +58,7 @@ static int check_bitmap_early(struct graph *g, const struct backup_options *o,
     return r;
 }
 
-/* NULL: an existing file is probed. */
+/* NULL: the format of an existing file is probed. */
 static const char *target_format(const struct backup_options *o)
 {
     return o->format || o->existing ? o->format
@@ -82,7 +82,7 @@ static int check_backup_options(struct jobs *j, const char *id,
     return r;
 }
 
-/* A job that exchanges nodes, a commit, would lead guests past the filter. */
+/* A job that exchanges nodes (a commit) would lead guests past the filter. */
 static int check_no_other_job(struct graph *g, const struct backup_options *o,
                               struct error **errp)
 {
@@ -100,7 +100,7 @@ static int check_no_other_job(struct graph *g, const struct backup_options *o,
 /* Images have whole sectors, disks in files may have any size. */
 #define SECTOR 512
 
-/* What the target shall leave reads to, or NULL. */
+/* The node that the target shall leave reads to, or NULL. */
 static struct node *backing_for(struct graph *g, const struct backup_options *o)
 {
     if (o->sync == SYNC_NONE) {
@@ -116,7 +116,7 @@ static struct node *backing_for(struct graph *g, const struct backup_options *o)
     return backing;
 }
 
-/* An export is there already; but it may hold an image. */
+/* An export is there already.  Make an image in it, unless it is raw. */
 static int create_remote(struct graph *g, const struct backup_options *o,
                          const json_t *options, struct error **errp)
 {
@@ -135,7 +135,7 @@ static int create_remote(struct graph *g, const struct backup_options *o,
     return r;
 }
 
-/* Not a device or an export, which may have been written before. */
+/* A device or an export is not a file: it may have been written before. */
 static bool is_file(const char *name)
 {
     struct stat st;
@@ -143,7 +143,7 @@ static bool is_file(const char *name)
     return !remote_is_name(name) && stat(name, &st) == 0 && S_ISREG(st.st_mode);
 }
 
-/* *zero: where nothing is written to it, it has zeroes of its own. */
+/* *zero: the target has zeroes of its own where nothing is written to it. */
 static int create_target(struct graph *g, const struct backup_options *o,
                          const struct node *backing, bool *zero,
                          struct file_make *how, struct error **errp)
@@ -176,13 +176,13 @@ static int create_target(struct graph *g, const struct backup_options *o,
                : image_create_as(graph_drivers(g), o->target_file,
                                  target_format(o), options, how, errp);
 
-    /* What does not stand for itself, now or after a change of what it names,
-     * has to have its zeroes stored. */
+    /* A target whose unwritten parts show something else, now or after a change
+     * of its backing file, has to have its zeroes stored. */
     *zero = r == 0 && o->sync == SYNC_FULL && (!raw || is_file(o->target_file));
     return r;
 }
 
-/* Keys that the user has not spelled out follow the source. */
+/* Set a key, as the source has it, unless the user has spelled it out. */
 static int set_default_option(json_t *options, const char *key, json_t *value)
 {
     if (json_object_get(options, key)) {
@@ -192,8 +192,8 @@ static int set_default_option(json_t *options, const char *key, json_t *value)
     return json_object_set_new(options, key, value);
 }
 
-/* @backing has been named in it by us, or is the source.  @made: the file, if
- * we have made it. */
+/* @backing: a node that the image names, because we have made it so, or the
+ * source.  @made: the file, if we have made it. */
 static int open_target(struct backup *b, const struct backup_options *o,
                        const struct node *backing, const struct file_make *made,
                        struct error **errp)
@@ -245,7 +245,7 @@ static int get_target(struct backup *b, const struct backup_options *o,
             return r;
         }
     } else if (o->sync != SYNC_NONE) {
-        backing = NULL; /* what the image says */
+        backing = NULL; /* open the backing file that the image names */
     }
     return open_target(b, o, backing, local ? &made : NULL, errp);
 }
@@ -261,7 +261,7 @@ struct backup_start {
     bool enlisted;
 };
 
-/* The monitor lock is held in all callbacks. */
+/* Callers of the callbacks hold the monitor lock. */
 static struct backup_start *backup_start_of(struct action *a)
 {
     return list_entry(a, struct backup_start, action);
@@ -329,7 +329,7 @@ static int backup_start_prepare(struct action *a, struct error **errp)
     mutex_is_held(&s->jobs->lock);
     int r = check_backup_options(s->jobs, job.id, o, errp);
 
-    /* Here for the sake of the target, which has not been touched yet. */
+    /* Refuse it here, before the target is touched. */
     if (r == 0 && action_is_alone(a)) {
         r = check_bitmap_early(jobs_graph(s->jobs), o, errp);
     }
@@ -365,7 +365,7 @@ static void backup_start_drain(struct action *a)
     graph_drain(s->b->graph, s->o.source);
 }
 
-/* The point in time. */
+/* Make the point in time. */
 static int arm_backup(struct backup *b, const struct backup_options *o,
                       struct error **errp)
 {

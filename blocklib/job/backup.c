@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The backup job.
+ * The backup job: what its thread does, and how it ends.
  *
  *   command's thread, under the monitor lock: an action (backup-start.c)
  *     prepare: create and open the target
@@ -41,13 +41,13 @@ static struct backup *backup_of(struct job *job)
     return list_entry(job, struct backup, job);
 }
 
-/* What the user wants on such an error; false: fail. */
+/* Decide by what the user wants on such an error; false: fail. */
 static bool backup_retries(struct backup *b, enum copy_side side, int r)
 {
     struct jobs *j = b->job.jobs;
     bool is_read = side == COPY_READ;
 
-    /* A point in time that is lost does not come back. */
+    /* A point in time that is lost does not come back, so report it. */
     enum job_on_error on_error = copy_is_broken(b->copy) ? ON_ERROR_REPORT
                                                          : b->on_error[side];
 
@@ -57,7 +57,7 @@ static bool backup_retries(struct backup *b, enum copy_side side, int r)
     return again;
 }
 
-/* What is left to do, by the way to sync. */
+/* Copy what is left to do, by the kind of sync. */
 static int copy_by_sync(struct backup *b, enum copy_side *side)
 {
     if (b->sync == SYNC_NONE) {
@@ -106,7 +106,7 @@ void backup_close_target(struct backup *b)
     }
 }
 
-/* Waits for nobody once the job is given up. */
+/* Ends at once when the job is given up. */
 static int flush_target(struct backup *b)
 {
     int r;
@@ -122,8 +122,8 @@ static int flush_target(struct backup *b)
     return r;
 }
 
-/* What has been copied by a job that has failed counts, too, if the bitmap
- * keeps only the rest. */
+/* If the bitmap shall keep only what was not copied, what a failed job has
+ * copied counts, too, and has to be durable. */
 static int backup_exit(struct job *job, int r)
 {
     struct backup *b = backup_of(job);
@@ -145,7 +145,7 @@ static int backup_exit(struct job *job, int r)
     return r;
 }
 
-/* By invariant 1. */
+/* Give up or keep the bits of the frozen bitmap, by invariant 1. */
 static void settle_frozen_bitmap(struct backup *b, bool success)
 {
     struct bitmap *bm = b->bitmap;

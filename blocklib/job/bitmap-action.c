@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Changes of dirty bitmaps as actions.
+ * Changes of dirty bitmaps as actions: what each of them does.
  *
  *             act                            undo            afterwards
  *   add       a new bitmap on the node       drop it
@@ -24,14 +24,14 @@
 
 struct taken {
     struct bitmap *bm;
-    struct list *after; /* its place */
+    struct list *after; /* its place in the node's list */
 };
 
 struct change {
     struct action action;
     struct bitmap_ref ref;
 
-    /* What is asked for. */
+    /* What the caller asks for. */
     uint64_t granularity;
     bool persistent;
     bool flag; /* add: disabled; enable: enable */
@@ -40,11 +40,11 @@ struct change {
 
     /* What act did. */
     struct bitmap *bm;
-    struct taken *taken; /* remove, repair: those off the node, in order */
+    struct taken *taken; /* remove, repair: bitmaps off the node, in order */
     size_t taken_count;
     struct hbitmap *spare; /* clear, merge: the bits that are not in use */
-    const void *stored;    /* the same: the driver's, before that, */
-    bool was_rewrite;      /* and whether it had those bits */
+    const void *stored;    /* clear, merge: bm->stored as it was before, */
+    bool was_rewrite;      /* and bm->rewrite */
     bool was_enabled;
     bool was_persistent;
 };
@@ -74,7 +74,7 @@ static void change_free(struct action *a)
     free(c);
 }
 
-/* NULL: no memory, said in @errp. */
+/* NULL: no memory, and *errp is set. */
 static struct change *change_new(struct bitmap_ref ref,
                                  const struct action_ops *ops,
                                  struct action **ap, struct error **errp)
@@ -99,7 +99,7 @@ static struct node *changes(struct action *a, bool *more)
     return c->ref.node;
 }
 
-/* What @bm says has changed: the image shall follow, if it has it. */
+/* The bitmap has changed: the image shall follow, if it has the bitmap. */
 static void note_bitmap_change(const struct change *c)
 {
     c->ref.node->bitmaps_changed |= c->bm->persistent;
@@ -179,8 +179,8 @@ static int take_bitmap_off(struct change *c, struct bitmap *bm,
     return 0;
 }
 
-/* All of that name: an image may have several, which are inconsistent then;
- * nobody can say that the other one is good. */
+/* Take all bitmaps of that name off the node.  An image may have several.  They
+ * are inconsistent then, because nobody can say which of them is good. */
 static int take_all(struct change *c, struct error **errp)
 {
     struct bitmap *bm;
@@ -262,7 +262,7 @@ static int repair_act(struct action *a, struct error **errp)
     uint64_t size = hbitmap_size(c->bm->bits);
     if (size > 0) {
         hbitmap_set(c->bm->bits, 0, size);
-        bitmap_nest(c->ref.node, c->bm); /* it has more than others now */
+        bitmap_nest(c->ref.node, c->bm); /* it has more bits than others now */
     }
     return 0;
 }
@@ -343,7 +343,7 @@ static void bits_undo(struct action *a)
     struct change *c = change_of(a);
 
     c->spare = bitmap_swap_bits(c->bm, c->spare);
-    /* The image has the bits of before, unless they were stored meanwhile. */
+    /* The image has the old bits, unless the new ones were stored meanwhile. */
     c->bm->rewrite = c->was_rewrite || c->bm->stored != c->stored;
     note_bitmap_change(c);
 }
@@ -450,7 +450,7 @@ int bitmap_persist_action(struct bitmap_ref ref, struct action **ap,
 
 /* --- merge --- */
 
-/* Bits of its own and of all sources take the place of the old ones. */
+/* The bitmap's own bits with the bits of all sources replace the old bits. */
 static int merge_act(struct action *a, struct error **errp)
 {
     struct change *c = change_of(a);

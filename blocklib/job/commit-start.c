@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The start of a commit job: which nodes are meant, may it be, and then
+ * The start of a commit job: finds the nodes that are meant, checks whether the
+ * job may start, and then
  *
  *   base is made writable | the filter is inserted above top | all nodes that
  *   take part are blocked for others | the active layer gets its bitmap
@@ -19,7 +20,7 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
 
-/* So much of the active layer may go before the speed counts. */
+/* Bytes of the active layer that are copied before the speed counts. */
 #define ACTIVE_BURST (16 * MiB)
 
 struct plan {
@@ -114,7 +115,7 @@ static int check_active(const struct commit_options *o, struct plan *p,
     return 0;
 }
 
-/* The nodes from @from down to @to, which is below. */
+/* Does no job use the nodes from @from down to @to? */
 static int check_chain_free(struct node *from, const struct node *to,
                             struct error **errp)
 {
@@ -126,7 +127,7 @@ static int check_chain_free(struct node *from, const struct node *to,
     }
 }
 
-/* Is it used by nobody but devices, exports and the like? */
+/* Does no node use it, but only devices, exports and the like? */
 static bool is_root_of_chain(const struct node *n)
 {
     list_for_each (at, &n->parents) {
@@ -189,7 +190,8 @@ static int block_node(struct commit *c, struct node *n)
     return 0;
 }
 
-/* From the root, or top when there is nothing above it to change. */
+/* Block the nodes from the root down, or from the filter above top if the job
+ * changes nothing above top. */
 static int block_chain(struct commit *c, const struct plan *p,
                        struct error **errp)
 {
@@ -210,7 +212,7 @@ static int make_commit_copy(struct commit *c, struct error **errp)
         .cluster = COMMIT_GRANULARITY,
         .merge = true,
         .layers = layers(c->top, c->base),
-        .zero_from = node_size(c->base), /* where it will have grown */
+        .zero_from = node_size(c->base), /* base will grow from here */
         .burst = c->active ? ACTIVE_BURST : 0,
     };
 
@@ -245,7 +247,7 @@ static int arm_commit_locked(struct commit *c, const struct commit_options *o,
     return r < 0 ? r : make_commit_copy(c, errp);
 }
 
-/* What the job does with the two nodes. */
+/* Declare what the job does with the two nodes. */
 static int attach_users(struct commit *c, struct error **errp)
 {
     unsigned grow = node_size(c->base) < node_size(c->top) ? PERM_RESIZE : 0;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The commit job.
+ * The commit job: what its thread does, and how it ends.
  *
  *     users                      what is copied: all that a layer from top
  *       |                        down to above base decides
@@ -9,17 +9,17 @@
  *      ...        | read
  *      base    <--'  write
  *
- * The copy engine does it (copy/copy.h); here is what its set has, and when.
- * Below the active layer nothing changes meanwhile: the set is the whole disk,
- * once.  The active layer has a dirty bitmap.  The set begins as what there is
- * to copy; when it is empty, it becomes what the bitmap has, which is clean
- * then.  Bits are taken in a drained section, while no request is in flight:
- * so what was written under a bit that is taken can be read, and what is
- * written later sets a new one.  When there is little to take, the job is
- * ready; the last bits are copied in the drained section that ends the job.
+ * The copy engine copies (copy/copy.h).  This file decides what its set has,
+ * and when.  Below the active layer nothing changes meanwhile: the set is the
+ * whole disk, once.  The active layer has a dirty bitmap.  The set begins as
+ * what there is to copy.  When it is empty, it becomes what the bitmap has, and
+ * the bitmap is clean then.  Bits are taken in a drained section, while no
+ * request is in flight.  So the data under a bit that is taken can be read, and
+ * a later write sets a new bit.  When there is little to take, the job is
+ * ready.  The last bits are copied in the drained section that ends the job.
  *
- * What is written to base is never seen through top: there, one of the layers
- * that are copied decides.  So a job that fails has changed nothing but the
+ * Nobody sees through top what is written to base: there, one of the layers
+ * that are copied decides.  So a job that fails has changed nothing except the
  * content of base.
  *
  * The end, below the active layer, in this order: base is flushed, the image
@@ -40,11 +40,11 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 
-/* A pass that finds no more than this is the last one, or comes before the
- * job is ready. */
+/* A pass that finds no more bytes than this makes the job ready, or is its last
+ * one. */
 #define LITTLE (4 * MiB)
 
-/* How often a job that is ready looks for what was written. */
+/* How often a job that is ready looks for new writes. */
 #define SYNC_MS 100
 
 static struct commit *commit_of(struct job *job)
@@ -69,7 +69,7 @@ static int grow_base(struct commit *c)
     int r = 0;
 
     graph_lock(c->graph);
-    if (node_size(c->base) < node_size(c->top)) { /* blocked for all but us */
+    if (node_size(c->base) < node_size(c->top)) { /* only we may resize it */
         graph_drain(c->graph, c->base);
         r = node_resize(c->base, node_size(c->top), NULL);
     }
@@ -104,8 +104,8 @@ static int copy_set(struct commit *c)
     return r < 0 ? commit_failed(c, side, r) : 0;
 }
 
-/* The set becomes what was written since it was so the last time: *found
- * bytes.  In a control section. */
+/* Make the set what was written since the last call: *found bytes.  In a
+ * control section. */
 static int take_bits(struct commit *c, uint64_t *found)
 {
     graph_drain(c->graph, c->top);
@@ -116,13 +116,13 @@ static int take_bits(struct commit *c, uint64_t *found)
     struct hbitmap *bits = bitmap_swap_bits(c->dirty, empty);
     *found = hbitmap_count(bits);
     copy_refill(c->copy, bits);
-    /* Who resizes top itself comes past the filter. */
+    /* A resize of top itself comes past the filter. */
     return node_size(c->base) < node_size(c->top)
                ? node_resize(c->base, node_size(c->top), NULL)
                : 0;
 }
 
-/* Copy what is to do; when nothing was, what was *found in the bitmap. */
+/* Copy what is to do.  If there is nothing, take bits first: *found bytes. */
 static int next_pass(struct commit *c, uint64_t *found)
 {
     *found = UINT64_MAX;
@@ -137,7 +137,7 @@ static int next_pass(struct commit *c, uint64_t *found)
     return copy_set(c);
 }
 
-/* Wait a little.  True: the job shall end. */
+/* Wait a little for a verb.  True: the job shall end. */
 static bool wait_for_verb(struct commit *c, bool *stop)
 {
     mutex_lock(&c->lock);
@@ -218,9 +218,9 @@ static void release_users(struct commit *c)
     c->to = NULL;
 }
 
-/* In a drained section from here on. */
+/* From here down to commit_prepare: in a drained section. */
 
-/* What was written since the last pass. */
+/* Copy what was written since the last pass. */
 static int copy_last_bits(struct commit *c)
 {
     enum copy_side side;
@@ -233,7 +233,8 @@ static int copy_last_bits(struct commit *c)
     return r < 0 ? r : node_flush(c->base);
 }
 
-/* All images that have @n, or a filter above it, as their backing node. */
+/* Rename the backing file of all images that have @n, or a filter above it, as
+ * their backing node. */
 static int rename_backing(struct commit *c, struct node *n, const char *name)
 {
     int r = 0;
@@ -253,8 +254,9 @@ static int rename_backing(struct commit *c, struct node *n, const char *name)
     return r;
 }
 
-/* All users of top, through the filter or past it, who came meanwhile: what
- * they would have below them is base, which changes from now on. */
+/* Lead all users of top to base: users of the filter, and users that have come
+ * to top past it meanwhile.  Base, which they would have below top, changes
+ * from now on. */
 static int switch_to_base(struct commit *c)
 {
     int r = node_check_replace(c->filter, c->base, NULL);
@@ -383,7 +385,7 @@ static int commit_complete(struct job *job, struct error **errp)
     return 0;
 }
 
-/* When base has it all, to stop is no failure. */
+/* When base has all data, to stop is no failure. */
 static bool commit_cancel(struct job *job)
 {
     struct commit *c = commit_of(job);
@@ -400,7 +402,7 @@ static void commit_progress(struct job *job, uint64_t *done, uint64_t *total)
 
     copy_progress(c->copy, done, total);
     if (c->active && !atomic_load(&c->looked)) {
-        *total = 0; /* nobody knows yet */
+        *total = 0; /* not known yet */
     }
 }
 

@@ -2,7 +2,7 @@
 #ifndef NBDELTA_JOB_COMMIT_H
 #define NBDELTA_JOB_COMMIT_H
 
-/* Between commit.c, which does the work, and job/commit-start.c. */
+/* What commit.c (the work) and commit-start.c (the start) share. */
 #include "copy/copy.h"
 #include "core/dirty.h"
 #include "core/node.h"
@@ -11,7 +11,7 @@
 #include "nbdelta/chain.h"
 #include "nbdelta/thread.h"
 
-/* Of the dirty bitmap, and of what is copied. */
+/* The granularity of the dirty bitmap, and the copy's cluster. */
 #define COMMIT_GRANULARITY (64 * KiB)
 
 struct commit {
@@ -22,18 +22,18 @@ struct commit {
     bool active;
     enum job_on_error on_error;
     char *backing_file;  /* for the image above top, or NULL */
-    struct node **nodes; /* that are blocked and referenced */
+    struct node **nodes; /* the nodes that are blocked and referenced */
     size_t node_count;
     struct node *filter; /* above top; NULL once it is removed */
     struct node *top;
     struct node *base;
-    bool base_read_only;  /* it was */
+    bool base_read_only;  /* base was read-only before */
     struct copy *copy;    /* from top to base */
     struct blk *from;     /* filter, for the permissions; NULL: released */
     struct blk *to;       /* base */
     struct bitmap *dirty; /* of top, when active */
 
-    /* The job's thread, and prepare after it. */
+    /* The job's thread, and then prepare. */
     bool ready;
 
     mutex_t lock;
@@ -48,8 +48,8 @@ struct commit {
 
 extern const struct job_driver commit_driver;
 
-/* What arming did, in a control section or not: undo all of it.  The monitor
- * lock is held. */
+/* Undo all that arming did, in a control section or not.  Hold the monitor
+ * lock. */
 void commit_disarm(struct commit *c);
 
 #endif /* NBDELTA_JOB_COMMIT_H */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Creating an image, as a job: so that nobody waits for large ones. */
+/* Creating an image in a job, so that no command waits for a large one. */
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -20,7 +20,7 @@ struct create {
     json_t *file;
     json_t *options;
 
-    struct image_nodes left; /* run's, then clean's */
+    struct image_nodes left; /* set by run, released by clean */
 
     /* Atomic. */
     _Atomic bool done;
@@ -35,7 +35,7 @@ static int create_run(struct job *job)
 {
     struct graph *g = jobs_graph(job->jobs);
     struct create *c = create_of(job);
-    /* What will be copied there is not known yet: it may be private. */
+    /* What will be copied to the image is not known yet, and may be private. */
     struct file_make how = {.access = FILE_ACCESS_OWNER};
     int r = c->filename
                 ? image_create_as(graph_drivers(g), c->filename, c->format,

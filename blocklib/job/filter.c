@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Filters that stand for a job in the graph: how they are put above a node. */
+/* The filters of filter.h: how they are put above a node, and taken out. */
 #include "job/filter.h"
 
 #include <errno.h>

@@ -2,7 +2,7 @@
 #ifndef NBDELTA_JOB_JOB_PRIV_H
 #define NBDELTA_JOB_JOB_PRIV_H
 
-/* Between job.c (the life cycle) and verb.c (what commands do with jobs). */
+/* What job.c (the life cycle) and verb.c (what commands do with jobs) share. */
 #include "job/job.h"
 
 struct jobs_private {
@@ -11,8 +11,8 @@ struct jobs_private {
     void *opaque;
 
     /* Guarded by jobs->lock. */
-    struct list jobs;    /* those with an id; newest first */
-    struct list threads; /* not joined yet */
+    struct list jobs;    /* jobs that clients see; newest first */
+    struct list threads; /* jobs whose threads are not joined yet */
     cond_t changed; /* a job is gone, finished or paused, or a thread done */
     bool closing;
 };
@@ -29,26 +29,27 @@ void job_get_progress(struct job *job, uint64_t *done, uint64_t *total);
 /* Add "error" to @info if the job has failed. */
 void job_add_error(const struct job *job, json_t *info);
 
-/* What is paused works again; its thread follows. */
+/* A job that is paused works again; its thread follows. */
 void job_unpause(struct jobs *j, struct job *job) REQUIRES(j->lock);
 
-/* Have it fail as soon as it can; it is at work, or waits for the others of
- * its transaction. */
+/* Make the job fail as soon as it can.  It is at work, or waits for the other
+ * jobs of its transaction. */
 void job_cancel_async(struct jobs *j, struct job *job) REQUIRES(j->lock);
 
-/* End all jobs of @txn: without success, because of @cause; or with it, unless
- * the prepare of one fails.  The caller holds a reference to @txn. */
+/* End all jobs of @txn.  job_txn_abort: without success, because of @cause.
+ * job_txn_commit: with success, unless the prepare of a job fails.  The caller
+ * holds a reference to @txn. */
 void job_txn_abort(struct jobs *j, struct job_txn *txn, const struct job *cause)
     REQUIRES(j->lock);
 void job_txn_commit(struct jobs *j, struct job_txn *txn) REQUIRES(j->lock);
 
-/* The job, concluded or dropped, is gone: clients see it, and the list's
- * reference is dropped. */
+/* The job, concluded or dropped, is gone.  Tell clients, and drop the list's
+ * reference. */
 void job_forget(struct jobs *j, struct job *job) REQUIRES(j->lock);
 
 /* --- verb.c, for job.c --- */
 
-/* The next commands wait for it (jobs_settle). */
+/* Let the next commands wait for the job (jobs_settle). */
 void job_shall_settle(struct job *job);
 
 #endif /* NBDELTA_JOB_JOB_PRIV_H */

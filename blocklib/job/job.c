@@ -15,13 +15,13 @@
  *         |            until job-dismiss, if asked for
  *       null           gone
  *
- * Everything here happens under the monitor lock, in whichever thread comes
- * last: that of a job, or a command's.  A job's thread takes the lock to
- * change its status and lets go of it while it works.
+ * Everything here happens under the monitor lock, in the thread that comes
+ * last: a job's, or a command's.  A job's thread takes the lock to change its
+ * status, and releases it while it works.
  *
- * A transaction that fails is taken apart in the order of its list, newest
- * job first; a job that is still at work stops the walk, and its thread
- * resumes it when it is done.  So nobody waits for a thread under the lock.
+ * A transaction that fails is taken apart in the order of its list, newest job
+ * first.  A job that is still at work stops the walk, and its thread resumes
+ * the walk when the work is done.  So nobody waits for a thread under the lock.
  */
 #include "job/job-priv.h"
 
@@ -71,7 +71,8 @@ static const unsigned transitions[JOB_STATUS_MAX] = {
 
 /* --- Events --- */
 
-/* Takes @data; NULL, no memory for it, is an event lost. */
+/* Takes over @data.  NULL: there was no memory for it, and the event is
+ * lost. */
 static void send_event(struct jobs *j, const char *name, json_t *data)
     REQUIRES(j->lock)
 {
@@ -170,7 +171,7 @@ void job_add_error(const struct job *job, json_t *info)
     }
 }
 
-/* Whoever has cancelled a job knows that it fails. */
+/* The user who has cancelled a job knows that it fails. */
 static void tell_failure(const struct job *job)
 {
     if (job->ret < 0 && !job->cancelled) {
@@ -286,7 +287,7 @@ static void conclude(struct jobs *j, struct job *job) REQUIRES(j->lock)
     }
 }
 
-/* The status while it is at work. */
+/* The status of a job while it is at work. */
 static enum job_status work_status(const struct job *job)
 {
     return job->is_ready ? JOB_STATUS_READY : JOB_STATUS_RUNNING;
@@ -405,13 +406,13 @@ static void pause_point(struct jobs *j, struct job *job) REQUIRES(j->lock)
     job->paused = true;
     cond_broadcast(&j->p->changed);
     set_status(j, job, job->is_ready ? JOB_STATUS_STANDBY : JOB_STATUS_PAUSED);
-    /* Whoever clears `paused` changes the status too. */
+    /* The thread that clears `paused` changes the status, too. */
     while (job->paused) {
         cond_wait(&job->wake, &j->lock);
     }
 }
 
-/* Not at once: ignoring must not be a flood of events. */
+/* Wait before the next try: ignored errors must not make a flood of events. */
 static void retry_point(struct jobs *j, struct job *job) REQUIRES(j->lock)
 {
     if (job->retrying) {
@@ -437,7 +438,7 @@ static void settle_nodes_of(struct jobs *j, struct job *job)
     }
 }
 
-/* Work and end; the lock is let go of meanwhile. */
+/* Work and end; releases the lock meanwhile. */
 static void work_to_the_end(struct jobs *j, struct job *job) REQUIRES(j->lock)
 {
     int r = JOB_STOPPED;
@@ -466,7 +467,7 @@ static void *job_thread(void *opaque)
     struct jobs *j = job->jobs;
 
     mutex_lock(&j->lock);
-    if (job->txn) { /* else it was dropped */
+    if (job->txn) { /* else the job was dropped */
         work_to_the_end(j, job);
     }
     job->thread_done = true;
@@ -475,8 +476,8 @@ static void *job_thread(void *opaque)
     return NULL;
 }
 
-/* Join the threads that are done.  They only have to return, so this does not
- * wait for long. */
+/* Join the threads that are done.  They only have to return, so joining does
+ * not wait for long. */
 static void join_done_threads(struct jobs *j) REQUIRES(j->lock)
 {
     list_for_each_safe (at, &j->p->threads) {
@@ -586,7 +587,7 @@ void job_drop(struct jobs *j, struct job *job)
     job_forget(j, job);
 }
 
-/* This is what QEMU's drain at the start of jobs shows to clients. */
+/* Clients see what QEMU's drain at the start of a job shows them. */
 void job_begin(struct jobs *j, struct job *job)
 {
     set_status(j, job, JOB_STATUS_RUNNING);
@@ -626,7 +627,7 @@ struct graph *jobs_graph(struct jobs *j)
     return j->p->graph;
 }
 
-/* End one job, or see that one will end; false when all are on their way. */
+/* End one job, or ask one to end.  False: all jobs are on their way. */
 static bool shut_down_one(struct jobs *j) REQUIRES(j->lock)
 {
     list_for_each (at, &j->p->jobs) {

@@ -10,14 +10,14 @@
  * does the work, and a membership in a transaction: a group of jobs of which
  * all succeed or none does.
  *
- *   job_create      the struct; nobody sees it
- *   job_enlist      it has a thread, an id and a status
+ *   job_create      the struct; no client sees the job
+ *   job_enlist      the job has a thread, an id and a status
  *   job_begin, job_go: it works
  *     run, exit     in its thread, without the lock
- *   (waiting)       until all of the transaction are there
+ *   (waiting)       until all jobs of the transaction are there
  *     prepare       may still fail
  *     commit | abort, clean
- *   (concluded, null) then, once the thread is gone too, free
+ *   (concluded, null) then, once the thread is gone, too: free
  */
 #include "nbdelta/job.h"
 #include "nbdelta/list.h"
@@ -47,8 +47,8 @@ enum job_verb {
     JOB_VERB_DISMISS,
 };
 
-/* run was told to stop by kick, or by job_retries; it is called again unless
- * cancelled. */
+/* Returned by run when kick or job_retries has stopped it.  run is called again
+ * unless the job is cancelled. */
 #define JOB_STOPPED 1
 
 struct job {
@@ -69,19 +69,19 @@ struct job {
     unsigned refs; /* the registry's, the thread's */
     unsigned pause_count;
     bool user_paused;
-    bool paused;    /* it has stopped for that */
+    bool paused;    /* the thread has stopped for a pause */
     bool cancelled; /* by force: it shall fail */
-    bool retrying;  /* an error was ignored: not again at once */
+    bool retrying;  /* an error was ignored: run waits a little */
     bool is_ready;
     bool ending; /* completed, or cancelled without force: it ends by itself */
-    uint64_t settle_ns; /* who asks for its end, or pause, is waited for until
-                           then (jobs_settle); 0: nobody has */
+    uint64_t settle_ns; /* commands wait until then for the end or pause that a
+                           command has asked for (jobs_settle); 0: none has */
     bool finished;      /* run and exit are done; ret is final, except for
                            a cancel or a failing prepare */
-    bool sampled;       /* done and total are */
+    bool sampled;       /* done and total are final */
     bool thread_done;
     int ret;
-    struct error *error; /* of run, with a text of its own, or NULL */
+    struct error *error; /* the error of run with its own text, or NULL */
     uint64_t speed;
     uint64_t done;
     uint64_t total;
@@ -92,19 +92,19 @@ struct job {
 /* Members may be NULL, except type, run and free. */
 struct job_driver {
     const char *type; /* "backup" */
-    bool general;     /* no block job: the older generation of verbs, queries
-                         and events does not know it */
+    bool general;     /* no block job: the older verbs, queries and events do
+                         not know it */
 
     /* Do the work, without the lock: 0, -errno or JOB_STOPPED. */
     int (*run)(struct job *job);
 
-    /* Last thing in the thread, without the lock and always called: @r is
-     * what run returned, or -ECANCELED; returns what shall count. */
+    /* The last step of the thread, without the lock; it is always called.  @r
+     * is what run returned, or -ECANCELED.  Returns the job's result. */
     int (*exit)(struct job *job, int r);
 
-    /* Called under the lock, in this order, when the whole transaction has
-     * come so far: prepare for all, then commit for all; or abort for all,
-     * prepared or not.  clean after either. */
+    /* Called under the lock when all jobs of the transaction have come so far:
+     * prepare for all jobs, then commit for all; or abort for all, prepared or
+     * not.  clean comes after either. */
     int (*prepare)(struct job *job);
     void (*commit)(struct job *job);
     void (*abort)(struct job *job);
@@ -112,18 +112,18 @@ struct job_driver {
 
     /* Under the lock, must not wait.  While @stop, run shall return soon. */
     void (*kick)(struct job *job, bool stop);
-    /* Under the lock, after kick, for one that is cancelled by force: requests
-     * of run that wait for what may never come (a connection) shall end. */
+    /* Under the lock, after kick, when the job is cancelled by force: end the
+     * requests of run that wait for what may never come (a connection). */
     void (*give_up)(struct job *job);
     void (*set_speed)(struct job *job, uint64_t speed);
 
     /* Under the lock, must not wait.  complete: the verb, when ready.
-     * cancel, without force: false when that is no failure to this job but a
-     * way to end, which it then does by itself. */
+     * cancel, without force: false when a cancel is no failure to this job but
+     * a way to end; the job then ends by itself. */
     int (*complete)(struct job *job, struct error **errp);
     bool (*cancel)(struct job *job);
 
-    /* Does it work on @n?  Under the lock; NULL: on none. */
+    /* Does the job work on @n?  Under the lock; NULL: it uses no node. */
     bool (*uses)(struct job *job, const struct node *n);
 
     void (*progress)(struct job *job, uint64_t *done, uint64_t *total);
@@ -138,7 +138,9 @@ struct job_options {
     uint64_t speed;
 };
 
-/* -EINVAL: ill-formed; -EEXIST: taken; -ESHUTDOWN. */
+/* --- job.c --- */
+
+/* -EINVAL: the id is ill-formed; -EEXIST: it is taken; -ESHUTDOWN. */
 int job_check_id(struct jobs *j, const char *id, struct error **errp)
     REQUIRES(j->lock);
 
@@ -148,32 +150,32 @@ int job_create(struct jobs *j, struct job *job, const struct job_driver *drv,
     REQUIRES(j->lock);
 
 /*
- * Give it to @txn, its thread and the clients; they see it created.  The
- * thread waits for the lock before it does anything, so that job_drop, in the
- * same hold of the lock, undoes this: clients see it gone.
- * When this fails the caller undoes its own and calls job_unref.
+ * Add the job to @txn, start its thread, and tell clients that it is created.
+ * The thread waits for the lock before it does anything, so that job_drop, in
+ * the same hold of the lock, undoes this: clients see the job gone.
+ * When job_enlist fails, the caller undoes its own part and calls job_unref.
  */
 int job_enlist(struct jobs *j, struct job *job, struct job_txn *txn,
                struct error **errp) REQUIRES(j->lock);
 void job_drop(struct jobs *j, struct job *job) REQUIRES(j->lock);
 
-/* It begins, drained: running, paused.  Then, after all that begin together
- * have, it is running.  A job that does not begin in a drained section only
- * goes. */
+/* job_begin: the job begins in a drained section, running and then paused.
+ * job_go: it is running, once all jobs that begin together have begun.  A job
+ * that does not begin in a drained section needs job_go only. */
 void job_begin(struct jobs *j, struct job *job) REQUIRES(j->lock);
 void job_go(struct jobs *j, struct job *job) REQUIRES(j->lock);
 
 void job_unref(struct jobs *j, struct job *job) REQUIRES(j->lock);
 
 /*
- * An I/O error -@r: emits BLOCK_JOB_ERROR and says what run shall do, by what
- * the user wants on such errors.  False: fail.  True: return JOB_STOPPED; the
- * job pauses, or goes on, with run called again.
+ * After an I/O error -@r of run: emit BLOCK_JOB_ERROR and decide by @on_error
+ * what run shall do.  False: fail.  True: return JOB_STOPPED; then the job
+ * pauses, or goes on, with run called again.
  */
 bool job_retries(struct jobs *j, struct job *job, enum job_on_error on_error,
                  bool is_read, int r) REQUIRES(j->lock);
 
-/* The job could be completed now: status ready, and BLOCK_JOB_READY. */
+/* The job can be completed from now on: status ready, and BLOCK_JOB_READY. */
 void job_ready(struct jobs *j, struct job *job) REQUIRES(j->lock);
 
 struct graph *jobs_graph(struct jobs *j);

@@ -2,14 +2,14 @@
 /*
  * Points in time: copy-before-write into scratch, and a node to read it by.
  *
- *   prepare   the scratch, its file, the copy engine; the bits of `since`
- *             copied, which takes a while for large disks
- *   act       the instant, drained: bits that came since then added, the
- *             filter put below all who use the node, snapshot-access above it
- *   undo, end backwards
+ *   prepare   makes the scratch, its file and the copy engine; copies the bits
+ *             of `since`, which takes a while for large disks
+ *   act       the instant, drained: adds bits that came since then, puts the
+ *             filter below all users of the node, and snapshot-access above it
+ *   undo, end the same backwards
  *
- * Several points of one node stack up: the filter of the newest is next to
- * the node, and each copies for itself.
+ * Several points of one node stack up.  The filter of the newest point is next
+ * to the node, and each point copies for itself.
  */
 #include "nbdelta/point.h"
 
@@ -29,7 +29,7 @@
 #include "nbdelta/graph.h"
 #include "nbdelta/tell.h"
 
-/* What one point keeps in memory before it needs its file. */
+/* Bytes that one point keeps in memory before it needs its file. */
 #define MEMORY_MAX (16 * MiB)
 
 struct point {
@@ -97,8 +97,8 @@ struct point_start {
     struct point *p; /* ours until commit */
     bool committed;
 
-    /* With `since`: the bitmap, with a reference, and what it had before the
-     * instant, which the copy engine knows of.  NULL: not yet. */
+    /* With `since`: the bitmap, with a reference, and the bits that it had
+     * before the instant.  The copy engine has these bits.  NULL: not yet. */
     struct bitmap *bm;
     struct hbitmap *bits;
 };
@@ -108,8 +108,8 @@ static struct point_start *point_start_of(struct action *a)
     return list_entry(a, struct point_start, action);
 }
 
-/* What the bitmap has, with what has been written during a job that uses it.
- * NULL: no memory. */
+/* A copy of the bitmap's bits, with the bits of writes during a job that uses
+ * it.  NULL: no memory. */
 static struct hbitmap *bits_of(struct bitmap *bm)
 {
     rwlock_rdlock(&bm->lock);
@@ -121,7 +121,8 @@ static struct hbitmap *bits_of(struct bitmap *bm)
     return bits;
 }
 
-/* Where that fails, act looks again and tells. */
+/* Add the bits that `since` has before the instant.  If that fails, act looks
+ * again, and reports the error. */
 static void add_early(struct point_start *s)
 {
     s->bm = bitmap_find(s->o.node, s->o.since);
@@ -187,7 +188,7 @@ static void point_start_drain(struct action *a)
     graph_drain(s->graph, s->o.node);
 }
 
-/* @bits become the context bitmap's, or are freed. */
+/* Give @bits to a new context bitmap, or free them. */
 static int add_context_bitmap(struct point *p, const char *name,
                               struct hbitmap *bits, struct error **errp)
 {
@@ -203,8 +204,8 @@ static int add_context_bitmap(struct point *p, const char *name,
     return r;
 }
 
-/* What the bitmap has by now: bits that it has lost meanwhile stay, which is
- * more than is needed, never less. */
+/* Add the bits that the bitmap has got by now.  Bits that it has lost meanwhile
+ * stay: they are more than is needed, never less. */
 static int add_late_bits(struct point_start *s, struct error **errp)
 {
     struct hbitmap *more = hbitmap_new(hbitmap_size(s->bits),
@@ -222,7 +223,7 @@ static int add_late_bits(struct point_start *s, struct error **errp)
     return 0;
 }
 
-/* It is another one than before. */
+/* Take the bits of a bitmap that is not the one of before. */
 static int take_bits_anew(struct point_start *s, struct bitmap *bm,
                           struct error **errp)
 {
@@ -282,11 +283,11 @@ static int make_access(struct point *p, struct error **errp)
     return 0;
 }
 
-/* Everything that act has done, or the part that it has done. */
+/* Undo all that act has done, or the part that it has done. */
 static void take_down(struct point *p)
 {
     if (p->access) {
-        snapshot_access_end(p->access); /* others may have come to use it */
+        snapshot_access_end(p->access); /* it may have other users by now */
         node_unref(p->access);
         p->access = NULL;
     }
@@ -401,7 +402,7 @@ int point_action(struct graph *g, const struct point_options *o,
     return 0;
 }
 
-/* --- What there is of it --- */
+/* --- Queries --- */
 
 struct node *point_node(const struct point *p)
 {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Putting an overlay on a node: see snapshot.h. */
+/* Putting an overlay on a node, as an action: see snapshot.h. */
 #include "nbdelta/snapshot.h"
 
 #include <errno.h>
@@ -66,7 +66,8 @@ static int create_file(const struct snapshot *s, struct file_make *how,
                            overlay_format(s), options, how, errp);
 }
 
-/* As the node was opened, without what the file names as its backing. */
+/* The overlay's options: the node's flags, and not the backing file that the
+ * overlay names. */
 static int open_options(const struct snapshot *s, json_t **options,
                         struct error **errp)
 {
@@ -216,8 +217,8 @@ static void snapshot_undo(struct action *a)
     node_unref(s->o.node);
 }
 
-/* Nobody writes to the node any more, unless somebody came in between: then
- * it stays writable. */
+/* Make the node read-only, because nobody writes to it any more.  If a writer
+ * has come in between, the node stays writable. */
 static void snapshot_commit(struct action *a)
 {
     struct snapshot *s = snapshot_of(a);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * What commands do with jobs: the verbs, the queries, and the wait of the next
- * command for what a verb has asked for.
+ * What commands do with jobs: the verbs, the queries, and how the next command
+ * waits for what a verb has asked for.
  */
 #include <errno.h>
 #include <string.h>
@@ -11,7 +11,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 
-/* How long later commands wait for what an earlier one has asked a job for. */
+/* How long commands wait for what an earlier command has asked a job for. */
 #define SETTLE_NS UINT64_C(2000000000)
 
 #define S(name) (1U << JOB_STATUS_##name)
@@ -34,10 +34,10 @@ static const struct {
 /* --- Settling --- */
 
 /*
- * QEMU's jobs run in the loop that reads commands, so what a command has asked
- * a job for is there before the next one is read: callers delete a target right
- * after they have cancelled its job.  Here the job has a thread of its own, and
- * the next command waits for it, as long as that makes sense.
+ * QEMU's jobs run in the loop that reads commands.  So what a command has asked
+ * a job for is done before the next command is read, and clients delete a
+ * target right after they have cancelled its job.  Here the job has a thread of
+ * its own, and the next command waits for the job, for SETTLE_NS at most.
  */
 void job_shall_settle(struct job *job)
 {
@@ -50,7 +50,7 @@ static bool is_settled(const struct job *job)
                              (job->pause_count == 0 || job->paused));
 }
 
-/* Until when there is somebody to wait for; 0: there is nobody. */
+/* Until when there is a job to wait for; 0: there is none. */
 static uint64_t unsettled_until(struct jobs *j, uint64_t now) REQUIRES(j->lock)
 {
     uint64_t until = 0;
@@ -123,8 +123,8 @@ int job_cancel(struct jobs *j, const char *id, bool force, struct error **errp)
     return 0;
 }
 
-/* By their ids: with one of them others may go, and one that is only asked to
- * end stays for a while. */
+/* Note the ids first: when one job is cancelled, others may go, and a job that
+ * is only asked to end stays for a while. */
 void jobs_cancel_on(struct jobs *j, const struct node *n)
 {
     CLEANUP_JSON json_t *ids = json_array();

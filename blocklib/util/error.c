@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Errors with a sentence for a human: see error.h. */
+/* Errors with a sentence for people: see error.h. */
 #include "nbdelta/error.h"
 
 #include <errno.h>

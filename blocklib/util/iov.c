@@ -123,9 +123,9 @@ void iov_to_buf(const struct iovec *iov, int cnt, uint64_t offset, void *buf,
 }
 
 /*
- * Zero at the start, and every byte equal to the one 16 before it: then all
- * are zero.  The overlap makes libc's memcmp, which uses what vectors the
- * machine has, do the work.  Data is told apart in the first bytes mostly.
+ * If the first 16 bytes are zero, and every byte equals the byte 16 before it,
+ * all bytes are zero.  The overlap lets libc's memcmp do the work, which uses
+ * the machine's vectors.  Data mostly differs from zero in the first bytes.
  */
 bool buf_is_zero(const void *buf, size_t bytes)
 {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Sizes as people write and read them. */
+/* Sizes as people write and read them: see size.h. */
 #include "nbdelta/size.h"
 
 #include <errno.h>
@@ -89,7 +89,7 @@ int size_parse(const char *text, uint64_t *bytes)
     }
     if (*p == '.') {
         for (p++; is_digit(*p); p++) {
-            /* What comes later is less than a byte of an exbibyte. */
+            /* Later digits are less than a byte of an exbibyte. */
             if (frac_div < UINT64_C(1000000000000000000)) {
                 frac = frac * 10 + (unsigned)(*p - '0');
                 frac_div *= 10;
@@ -119,7 +119,7 @@ const char *size_human(uint64_t bytes, char *buf, size_t len)
     while (unit < sizeof(suffixes) - 2 && bytes >> (10 * unit) >= 1024) {
         unit++;
     }
-    /* Three digits, rounded; 1023.9 of a unit are 1 of the next. */
+    /* Three digits, rounded; 1023.9 of a unit is 1 of the next unit. */
     if (unit > 0) {
         uint64_t whole = bytes >> (10 * unit);
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Telling of events that no caller learns of: see tell.h. */
+/* Telling of events that no caller learns of from a result: see tell.h. */
 #include "nbdelta/tell.h"
 
 #include <stdarg.h>

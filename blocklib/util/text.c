@@ -23,7 +23,7 @@ bool text_is_id(const char *s)
 
 size_t text_char(const char *s, uint32_t *code)
 {
-    /* The least that needs so many bytes. */
+    /* The least code that needs so many bytes. */
     static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
     unsigned char first = (unsigned char)s[0];
     size_t len = first < 0x80             ? 1
@@ -37,7 +37,7 @@ size_t text_char(const char *s, uint32_t *code)
         unsigned char next = (unsigned char)s[i];
 
         if ((next & 0xc0) != 0x80) {
-            return 0; /* a NUL byte, too: nothing behind it is looked at */
+            return 0; /* a NUL byte, too: nothing behind it is read */
         }
         c = c << 6 | (next & 0x3f);
     }

@@ -12,7 +12,7 @@
 #define NS_PER_SEC UINT64_C(1000000000)
 #define NS_PER_MS  UINT64_C(1000000)
 
-/* What can fail here is misuse of a lock: there is no way to go on. */
+/* These calls fail only when a lock is misused: there is no way to go on. */
 #define MUST(call)         \
     do {                   \
         if ((call) != 0) { \
@@ -32,7 +32,7 @@ struct held {
     const void *owner;
 };
 
-/* Of this thread; trees that are held for writing are only counted. */
+/* This thread's locks; trees that are held for writing are only counted. */
 static _Thread_local struct {
     struct held held[HELD_MAX];
     unsigned count;
@@ -57,13 +57,13 @@ static bool is_mine(enum lock_rank rank)
     return false;
 }
 
-/* May one of @c be taken after @h? */
+/* May a lock of @c be taken after @h? */
 static bool in_order(const struct lock_check *c, const struct held *h)
 {
     return c->rank > h->rank || (c->owner && h->owner && c->owner != h->owner);
 }
 
-/* Before it is waited for. */
+/* Call it before the thread waits for the lock. */
 static void lock_before(const void *lock, const struct lock_check *c)
 {
     for (unsigned i = 0; i < mine.count; i++) {
@@ -178,7 +178,7 @@ static struct timespec time_in(uint64_t ms)
                              .tv_nsec = (long)(end % NS_PER_SEC)};
 }
 
-/* Of a call with a limit of time: has it done it? */
+/* Has a call with a limit of time got its lock, or its signal, in time? */
 static bool in_time(int err)
 {
     if (err != 0 && err != ETIMEDOUT) {
@@ -266,9 +266,9 @@ bool rwlock_tryrdlock(rwlock_t *l) NO_LOCK_ANALYSIS
 }
 
 /*
- * With a time limit that is never reached: deadlock detectors derive an order
- * of locks from plain locking, and trees, which the holder of the control
- * lock takes in any order, have none.
+ * With a time limit that is never reached.  Deadlock detectors derive an order
+ * of locks from plain locking.  Trees have no order: the holder of the control
+ * lock takes them in any.
  */
 void rwlock_wrlock(rwlock_t *l) NO_LOCK_ANALYSIS
 {
@@ -347,8 +347,9 @@ void cond_broadcast(cond_t *c)
 
 int thread_start(pthread_t *t, const char *name, void *(*fn)(void *), void *arg)
 {
-    /* Faults are raised in the thread that makes them, whatever is blocked;
-     * left open, a handler (a sanitizer's) still gets to report them. */
+    /* A fault is raised in the thread that makes it, whatever is blocked.
+     * Signals of faults stay unblocked, so that a handler (a sanitizer's) can
+     * report them. */
     static const int faults[] = {SIGSEGV, SIGBUS,  SIGFPE,
                                  SIGILL,  SIGTRAP, SIGSYS};
     char shown[16];
@@ -360,7 +361,7 @@ int thread_start(pthread_t *t, const char *name, void *(*fn)(void *), void *arg)
     for (size_t i = 0; i < sizeof(faults) / sizeof(faults[0]); i++) {
         MUST(sigdelset(&block, faults[i]));
     }
-    /* A thread inherits the mask, so there is no moment without it. */
+    /* A thread inherits the mask, so it is never without it. */
     MUST(pthread_sigmask(SIG_SETMASK, &block, &old));
     err = pthread_create(t, NULL, fn, arg);
     MUST(pthread_sigmask(SIG_SETMASK, &old, NULL));
@@ -376,7 +377,7 @@ void thread_join(pthread_t t)
     MUST(pthread_join(t, NULL));
 }
 
-/* Of this thread. */
+/* What this thread calls when it waits. */
 static _Thread_local struct {
     void (*fn)(void *opaque, bool waits);
     void *opaque;

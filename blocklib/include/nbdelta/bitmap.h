@@ -32,6 +32,8 @@ struct bitmap_ref {
     const char *name;
 };
 
+/* --- job/bitmap-action.c --- */
+
 /*
  * Functions that return an action in *ap only allocate it: -ENOMEM, or 0.  The
  * errors below are those of running it.
@@ -56,12 +58,6 @@ int bitmap_clear_action(struct bitmap_ref ref, struct action **ap,
 int bitmap_enable_action(struct bitmap_ref ref, bool enable, struct action **ap,
                          struct error **errp);
 
-/* Has the image format of @n a place for bitmaps?
- * bitmap_check_persistent: could a new bitmap of the default granularity be
- * stored there?  0, or the error that bitmap_add_action would have. */
-bool node_keeps_bitmaps(const struct node *n);
-int bitmap_check_persistent(struct bitmap_ref ref, struct error **errp);
-
 /* Make the bitmap persistent, if it is not: it is in the image, with all its
  * bits and durably, when the action has run.  Errors as of clear, and -ENOTSUP:
  * the node cannot store it. */
@@ -84,6 +80,14 @@ int bitmap_repair_action(struct bitmap_ref ref, uint64_t granularity,
  */
 int bitmap_merge_action(struct bitmap_ref ref, const struct bitmap_ref *sources,
                         size_t count, struct action **ap, struct error **errp);
+
+/* --- core/bitmap.c, core/bitmap-hold.c --- */
+
+/* Has the image format of @n a place for bitmaps?
+ * bitmap_check_persistent: could a new bitmap of the default granularity be
+ * stored there?  0, or the error that bitmap_add_action would have. */
+bool node_keeps_bitmaps(const struct node *n);
+int bitmap_check_persistent(struct bitmap_ref ref, struct error **errp);
 
 /* A bitmap by its name, with a new reference, or NULL.  It stays readable after
  * it is removed from its node.  Takes the tree lock of @n for a moment. */
@@ -172,6 +176,8 @@ json_t *bitmap_query(struct node *n);
  * It knows nothing of what is written to @n. */
 struct node *bitmap_below(struct graph *g, struct node *n, const char *name);
 
+/* --- core/blk.c --- */
+
 /*
  * Bitmaps for threads that do not keep nodes from being replaced and closed.
  * "The bitmaps of @b" are those that record writes to the disk to which @b is
@@ -185,6 +191,8 @@ struct node *bitmap_below(struct graph *g, struct node *n, const char *name);
 struct bitmap *blk_bitmap_find(struct blk *b, const char *name);
 json_t *blk_bitmap_names(struct blk *b);
 bool blk_bitmap_is_own(struct blk *b, const struct bitmap *bm);
+
+/* --- drivers/dirty-view.c --- */
 
 /*
  * Open a view of the disk to which @b is attached: the same bytes, read-only,
