@@ -34,9 +34,7 @@ struct verify_options {
     unsigned part, parts; /* the part-th (from 1) of so many; 0, 0: all */
     unsigned threads;     /* 0: as many as there are processors, at most 16 */
     _Atomic bool *stop;   /* set by whoever wants it to end; or NULL */
-    /* One at a time, by any thread. */
     void (*on_damage)(const struct damage *d, void *opaque);
-    void (*on_progress)(uint64_t done, uint64_t total, void *opaque);
     void *opaque;
 };
 
@@ -47,10 +45,11 @@ struct verify_result {
 };
 
 /*
- * Verify the files of @point and of its parents (@chain), or of it alone.
+ * Verify the files of @point and, with @chain, of all points that its disks
+ * have for parents.
  * 0: all is as it was written; -EUCLEAN: damage was told; -EBUSY: a prune
  * works on it; -ECANCELED; other errors: it could not be verified.
- * What was found is stored as POINT.verified.
+ * What was found is stored as POINT.verified, where that can be written.
  */
 int verify_point(struct store *s, const char *point, bool chain,
                  const struct verify_options *o, struct verify_result *result,
