@@ -93,6 +93,7 @@ enum lock_rank {
     LOCK_TURN,
     LOCK_TLS_KEYS,
     LOCK_TLS_SESSION,
+    LOCK_RESTORE,
     LOCK_AUTHZ,
     LOCK_SOCKET_FILES,
     LOCK_SUMS,
