@@ -223,6 +223,9 @@ $(filter-out $(CARELESS) $(FAULTY),$(TOOLS)): $(O)/%: $(O)/%.o $(BLOCKLIB)
 	$(call link,,$(SERVER_PKGS))
 $(O)/tests/func/source-tool: $(SERVERLIB)
 
+# It makes what only the server can.
+$(O)/tests/func/make-point: $(SERVERLIB)
+
 # The server with one function of qcow2 replaced.
 $(CARELESS): $(O)/tests/func/careless.o $(O)/server/main.o $(SERVERLIB) \
     $(BLOCKLIB)
