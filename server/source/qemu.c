@@ -425,8 +425,10 @@ static int take_instant(struct source *s, struct error **errp)
     for (unsigned i = 0; i < s->count; i++) {
         q->disks[i].fresh = s->disks[i].checkpoint;
     }
-    return talk_ask(s->talk, "transaction", json_pack("{s:o}", "actions", list),
-                    NULL, errp);
+    r = talk_ask(s->talk, "transaction", json_pack("{s:o}", "actions", list),
+                 NULL, errp);
+    return r == -EREMOTEIO && talk_refused(s->talk, NULL, "is busy") ? -EBUSY
+                                                                     : r;
 }
 
 /* --- Begin: exports --- */

@@ -114,10 +114,12 @@ class Qemu:
         assert 'return' in answer, (command, arguments, answer)
         return answer['return']
 
-    def io(self, node, command):
-        """A write as of the guest, through all that is above the node."""
-        self.ask('human-monitor-command',
-                 command_line=f'qemu-io {node} "{command}"')
+    def io(self, device, command):
+        """What the guest does, as its device does it: above filters of jobs.
+        @device: the path of a device."""
+        out = self.ask('human-monitor-command',
+                       command_line=f'qemu-io -d {device} "{command}"')
+        assert not out, (command, out)
 
     def left(self):
         """All that a backup may leave behind, but for checkpoints."""
@@ -127,11 +129,12 @@ class Qemu:
                 [j['id'] for j in self.ask('query-jobs')] +
                 [e['id'] for e in self.ask('query-block-exports')] +
                 [b['name'] for n in nodes for b in n.get('dirty-bitmaps', [])
-                 if b['name'].endswith('-map')])
+                 if b.get('name', '').endswith('-map')])
 
     def bitmaps(self):
         nodes = self.ask('query-named-block-nodes', flat=True)
-        return {n['node-name']: sorted(b['name'] for b in n['dirty-bitmaps'])
+        return {n['node-name']: sorted(b.get('name', '')
+                                       for b in n['dirty-bitmaps'])
                 for n in nodes if n.get('dirty-bitmaps')}
 
     def has_server(self):
