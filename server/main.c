@@ -18,6 +18,8 @@ static const struct command {
     {"backup-begin", cmd_backup_begin,
      "freeze disks of a daemon, for clients to pull"},
     {"backup-end", cmd_backup_end, "end a backup that clients have pulled"},
+    {"points", cmd_points, "list the points of a backup directory"},
+    {"verify", cmd_verify, "compare a backup directory with its hashes"},
     {"restore", cmd_restore, "write disks of a backup point to images"},
     {"create", cmd_create, "create an empty disk image"},
     {"info", cmd_info, "show what an image or an export is"},

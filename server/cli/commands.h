@@ -10,9 +10,11 @@ int cmd_bitmap(int argc, char **argv);
 int cmd_create(int argc, char **argv);
 int cmd_info(int argc, char **argv);
 int cmd_map(int argc, char **argv);
+int cmd_points(int argc, char **argv);
 int cmd_qmp(int argc, char **argv);
 int cmd_restore(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
+int cmd_verify(int argc, char **argv);
 
 /* The program under this name does what QEMU's does. */
 #define STORAGE_DAEMON "qemu-storage-daemon"

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* DIR[@POINT] of the command line: see point-arg.h. */
+#include "cli/point-arg.h"
+
+#include <errno.h>
+
+#include "cli/cli.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+
+int point_status(const char *command, int r, const struct error *err)
+{
+    int status = cli_error(command, err);
+
+    return r == -EUCLEAN                 ? POINT_DAMAGED
+           : r == -EBUSY || r == -EAGAIN ? POINT_BUSY
+                                         : status;
+}
+
+int point_arg_open(const char *command, const char *arg, struct store **sp,
+                   const struct store_point **point)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    CLEANUP_FREE char *dir = NULL;
+    const char *word = NULL;
+
+    *point = NULL;
+    int r = point_name_split(arg, &dir, &word, &err);
+    r = r < 0 ? r : store_open(dir, STORE_READ, command, sp, &err);
+    if (r < 0) {
+        return point_status(command, r, err);
+    }
+    r = word ? store_find_point(*sp, word, point, &err) : 0;
+    if (r == 0) {
+        return 0;
+    }
+    store_close(*sp);
+    *sp = NULL;
+    int status = point_status(command, r, err);
+    return r == -ENOENT || r == -EINVAL ? POINT_NONE : status;
+}

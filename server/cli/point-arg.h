@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_CLI_POINT_ARG_H
+#define NBDELTA_SERVER_CLI_POINT_ARG_H
+
+/* DIR[@POINT], and the exit status of commands that work on a backup
+ * directory. */
+#include "store/store.h"
+
+#define POINT_DAMAGED 4 /* something in the directory is damaged */
+#define POINT_BUSY    5 /* somebody else uses it */
+#define POINT_NONE    6 /* there is no such point */
+
+/* The status for -errno of the store's functions; prints @err. */
+int point_status(const char *command, int r, const struct error *err);
+
+/*
+ * Open the directory of @arg for reading, and find its point; *point is NULL
+ * where none was named.  0, or the exit status with the error printed.
+ */
+int point_arg_open(const char *command, const char *arg, struct store **sp,
+                   const struct store_point **point);
+
+#endif /* NBDELTA_SERVER_CLI_POINT_ARG_H */
