@@ -65,7 +65,9 @@ struct source_disk {
     const char *since; /* a checkpoint; NULL: all is to be read */
 
     /* From begin to end. */
-    json_t *options;       /* opens the frozen disk as a node, read-only */
+    json_t *options;       /* opens the frozen disk as a node, read-only; where
+                              there is a dirty map, nbdelta has only what is
+                              dirty, and answers -EINVAL to other reads */
     json_t *dirty;         /* opens a node with x-dirty-bitmap; or NULL */
     struct bitmap *bitmap; /* or what is dirty, in a bitmap that is here */
     const char *reason;    /* why neither is there although `since` was given;
