@@ -142,10 +142,10 @@ int source_open(const char *what, const struct source_options *o,
 void source_close(struct source *s);
 
 /*
- * Begin, with a new checkpoint of that name on all disks that can keep one; or
- * without any (NULL).  After a failure everything is as it was.  A disk that
- * cannot tell what has changed has a reason and no dirty map: that is no
- * failure.  -ECANCELED: see stop_fd.
+ * Begin, once the backup before has ended, with a new checkpoint of that name
+ * on all disks that can keep one; or without any (NULL).  After a failure
+ * everything is as it was.  A disk that cannot tell what has changed has a
+ * reason and no dirty map: that is no failure.  -ECANCELED: see stop_fd.
  */
 int source_begin(struct source *s, const char *checkpoint, struct error **errp);
 
