@@ -35,6 +35,8 @@ for copy in copy.raw disk.copy; do
     qemu-img compare -f raw -F qcow2 $copy disk.qcow2
 done
 qemu-img compare -f qcow2 -F qcow2 inc1.qcow2 disk.qcow2
+cmp <(head -c 1M data.img) <(head -c 1M copy.raw)
+qemu-img check -q restored.qcow2
 qemu-img compare -f qcow2 -F qcow2 vda.tue.qcow2 disk.qcow2
 qemu-img compare -f raw -F qcow2 remote.img disk.qcow2
 qemu-img compare -f raw -F qcow2 vdb.raw vdb.qcow2

@@ -26,7 +26,6 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
-#include "nbdelta/tls-creds.h"
 #include "source/source.h"
 
 #define WORDS_MAX 16
@@ -242,12 +241,12 @@ static int take_signals(void)
 }
 
 /* KEY=VALUE of the options. */
-static int set_option(struct source_options *o, char *word)
+static void set_option(struct source_options *o, char *word)
 {
     char *value = strchr(word, '=');
 
     if (!value) {
-        return -EINVAL;
+        return;
     }
     *value++ = '\0';
     if (strcmp(word, "nbd") == 0) {
@@ -261,19 +260,6 @@ static int set_option(struct source_options *o, char *word)
     } else if (strcmp(word, "timeout") == 0) {
         o->timeout_s = (unsigned)atoi(value);
     }
-    return 0;
-}
-
-/* tls=DIR: certificates of a client */
-static int use_tls(struct source_options *o, const char *dir,
-                   struct error **errp)
-{
-    CLEANUP_JSON json_t *properties =
-        json_pack("{s:s, s:s, s:s, s:s}", "qom-type", "tls-creds-x509", "id",
-                  "tls", "dir", dir, "endpoint", "client");
-
-    o->tls_creds = "tls";
-    return tls_creds_create(o->graph, properties, errp);
 }
 
 int main(int argc, char **argv)
@@ -288,12 +274,10 @@ int main(int argc, char **argv)
     }
     (void)setvbuf(stdin, NULL, _IONBF, 0);
     o.id = argv[2];
-    int r = 0;
-    for (int i = 3; r == 0 && i < argc; i++) {
-        r = strncmp(argv[i], "tls=", 4) == 0 ? use_tls(&o, argv[i] + 4, &err)
-                                             : set_option(&o, argv[i]);
+    for (int i = 3; i < argc; i++) {
+        set_option(&o, argv[i]);
     }
-    r = r < 0 ? r : source_open(argv[1], &o, &s, &err);
+    int r = source_open(argv[1], &o, &s, &err);
     if (r < 0) {
         print_result(r, err);
     } else {

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_CLI_BACKUP_RUN_H
+#define NBDELTA_SERVER_CLI_BACKUP_RUN_H
+
+/*
+ * One run of a backup: from a source into a directory
+ * ===================================================
+ *
+ *   lock the directory, open the source
+ *   settle what a killed run has left   a pending point is finished if its
+ *                                       checkpoint is at the source, else it
+ *                                       goes; so do checkpoints of this
+ *                                       directory that no point needs
+ *   begin        one instant, a new checkpoint on all disks
+ *   copy         disk by disk: image, hashes; then all files have their names
+ *   pending      the manifest names the new checkpoint
+ *   end          the new checkpoint stays at the source
+ *   finish       the manifest has its name: the point is there
+ *   forget       the checkpoint before goes
+ *
+ * Nothing is ever cleared, so no crash leaves in doubt whether the last point
+ * counts: until `pending` the old checkpoint is there and the new one goes;
+ * from then on the next run asks the source.
+ */
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "source/source.h"
+
+struct error;
+
+struct backup_options {
+    const char *source; /* as the user gave it */
+    const char *directory;
+    const char *const *disks; /* wanted ones; NULL: all */
+    unsigned disk_count;
+    bool full;
+    bool dry_run;
+    bool no_fallback;
+    bool show_progress;      /* on the terminal */
+    bool progress_json;      /* a line a second on standard error */
+    uint64_t rate;           /* bytes a second; 0: no limit */
+    const char *compression; /* "zstd", "deflate"; NULL: none */
+    const char *hook;        /* a command for the shell, or NULL */
+    struct source_options how;
+};
+
+/* What came of it. */
+enum backup_status {
+    BACKUP_DONE = 0,
+    BACKUP_FAILED = 1,    /* no point was made */
+    BACKUP_FELL_BACK = 3, /* a point, but a disk is a full that nobody wanted */
+    BACKUP_DAMAGED = 4,
+    BACKUP_BUSY = 5,
+};
+
+/*
+ * Make a point.  Signals that end a server are blocked, and readable at
+ * o->how.stop_fd.  *report: what was done, as --output=json shows it, a new
+ * reference; NULL after a failure.
+ */
+enum backup_status backup_run(const struct backup_options *o, json_t **report,
+                              struct error **errp);
+
+/* Remove all checkpoints of the directory from the source.  The next point will
+ * be a full. */
+enum backup_status backup_forget(const struct backup_options *o,
+                                 struct error **errp);
+
+#endif /* NBDELTA_SERVER_CLI_BACKUP_RUN_H */

@@ -1,0 +1,300 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* nbdelta backup: the command line of a run (backup-run.h). */
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+
+#include "cli/backup-run.h"
+#include "cli/cli.h"
+#include "cli/commands.h"
+#include "log.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/size.h"
+#include "process.h"
+
+#define DISKS_MAX 1000
+
+enum {
+    OPT_DISK = CLI_LONG,
+    OPT_FULL,
+    OPT_DRY_RUN,
+    OPT_NO_FALLBACK,
+    OPT_FORGET,
+    OPT_RATE,
+    OPT_COMPRESS,
+    OPT_HOOK,
+    OPT_OUTPUT,
+    OPT_PROGRESS,
+    OPT_BITMAP,
+    OPT_SCRATCH,
+    OPT_QUOTA,
+    OPT_NBD,
+    OPT_CONNECT,
+    OPT_CONNECTIONS,
+    OPT_TIMEOUT,
+};
+
+static const struct cli_option option_table[] = {
+    {"disk", OPT_DISK, "NAME", "back up this disk only; can be repeated (all)"},
+    {"full", OPT_FULL, NULL,
+     "copy everything, also where an increment would do"},
+    {"no-fallback", OPT_NO_FALLBACK, NULL,
+     "fail where a disk cannot have an increment"},
+    {"dry-run", OPT_DRY_RUN, NULL, "tell what would be done"},
+    {"forget", OPT_FORGET, NULL,
+     "remove the checkpoints of DIR from the source, and do nothing else"},
+    {"compress", OPT_COMPRESS, "zstd|deflate|none",
+     "compress what is written (none)"},
+    {"rate", OPT_RATE, "SIZE",
+     "copy at most so many bytes a second (0: no limit)"},
+    {"hook", OPT_HOOK, "COMMAND",
+     "run it with 'before', and with 'failed' when no point was made"},
+    {"output", OPT_OUTPUT, "human|json", "print what was done as JSON (human)"},
+    {"progress", OPT_PROGRESS, "json", "print a JSON line a second on stderr"},
+    {"format", 'f', "FORMAT", "format of SOURCE, if it is an image"},
+    {"bitmap", OPT_BITMAP, "NAME",
+     "bitmap of SOURCE, if it is an NBD URI, that tells what has changed"},
+    {"scratch", OPT_SCRATCH, "DIR",
+     "directory at the source for what guests overwrite meanwhile"},
+    {"quota", OPT_QUOTA, "SIZE",
+     "most that each disk may take there (no limit)"},
+    {"nbd", OPT_NBD, "URI", "use this NBD server, which the source runs"},
+    {"connect", OPT_CONNECT, "URI", "connection URI of libvirt"},
+    {"connections", OPT_CONNECTIONS, "N", "NBD connections for each disk (4)"},
+    {"timeout", OPT_TIMEOUT, "SECONDS", "give up when nobody answers (60)"},
+    {NULL, 0, NULL, NULL},
+};
+
+static const struct cli_command command = {
+    .name = "backup",
+    .usage = "[OPTION...] SOURCE DIR",
+    .about =
+        "Make a point in the backup directory DIR: the first time everything,\n"
+        "then what has changed since the last point.  SOURCE is a QMP socket\n"
+        "of nbdelta or of QEMU, qmp://HOST:PORT, an NBD URI, or an image that\n"
+        "nobody uses.\n",
+    .options = option_table,
+};
+
+static int take_compression(const char *text, struct backup_options *o)
+{
+    static const struct {
+        const char *word;
+        const char *type; /* as qcow2 has it */
+    } words[] = {{"zstd", "zstd"}, {"deflate", "zlib"}, {"none", NULL}};
+
+    for (size_t i = 0; i < ARRAY_SIZE(words); i++) {
+        if (strcmp(words[i].word, text) == 0) {
+            o->compression = words[i].type;
+            return 0;
+        }
+    }
+    return cli_usage(&command, "--compress is zstd, deflate or none, not '%s'",
+                     text);
+}
+
+static int take_number(const char *text, const char *what, unsigned max,
+                       unsigned *number)
+{
+    char *end;
+    unsigned long n = strtoul(text, &end, 10);
+
+    if (*text < '0' || *text > '9' || *end || n == 0 || n > max) {
+        return cli_usage(&command, "--%s is a number from 1 to %u, not '%s'",
+                         what, max, text);
+    }
+    *number = (unsigned)n;
+    return 0;
+}
+
+static int take_bytes(const char *text, const char *what, uint64_t *bytes)
+{
+    return size_parse(text, bytes) == 0
+               ? 0
+               : cli_usage(&command, "--%s is a size, not '%s'", what, text);
+}
+
+struct request {
+    struct backup_options o;
+    const char *disks[DISKS_MAX];
+    bool forget;
+    bool json;
+};
+
+static int take_option(struct request *q, int code)
+{
+    switch (code) {
+    case OPT_DISK:
+        if (q->o.disk_count == DISKS_MAX) {
+            return cli_usage(&command, "more than %d disks", DISKS_MAX);
+        }
+        q->disks[q->o.disk_count++] = optarg;
+        return 0;
+    case OPT_FULL:
+        q->o.full = true;
+        return 0;
+    case OPT_NO_FALLBACK:
+        q->o.no_fallback = true;
+        return 0;
+    case OPT_DRY_RUN:
+        q->o.dry_run = true;
+        return 0;
+    case OPT_FORGET:
+        q->forget = true;
+        return 0;
+    case OPT_COMPRESS:
+        return take_compression(optarg, &q->o);
+    case OPT_RATE:
+        return take_bytes(optarg, "rate", &q->o.rate);
+    case OPT_HOOK:
+        q->o.hook = optarg;
+        return 0;
+    case OPT_OUTPUT:
+        return cli_output_format(&command, optarg, &q->json);
+    case OPT_PROGRESS:
+        q->o.progress_json = true;
+        return strcmp(optarg, "json") == 0
+                   ? 0
+                   : cli_usage(&command, "--progress is json, not '%s'",
+                               optarg);
+    case OPT_QUOTA:
+        return take_bytes(optarg, "quota", &q->o.how.quota);
+    case OPT_CONNECTIONS:
+        return take_number(optarg, "connections", 16, &q->o.how.connections);
+    case OPT_TIMEOUT:
+        return take_number(optarg, "timeout", 86400, &q->o.how.timeout_s);
+    case 'f':
+        q->o.how.format = optarg;
+        return 0;
+    case OPT_BITMAP:
+        q->o.how.bitmap = optarg;
+        return 0;
+    case OPT_SCRATCH:
+        q->o.how.scratch = optarg;
+        return 0;
+    case OPT_NBD:
+        q->o.how.nbd = optarg;
+        return 0;
+    default:
+        q->o.how.connect = optarg;
+        return 0;
+    }
+}
+
+/* CLI_END: go on; else the exit status. */
+static int take_command_line(struct request *q, int argc, char **argv)
+{
+    int code;
+
+    while ((code = cli_next(&command, argc, argv)) != CLI_END) {
+        int status = code == CLI_HELP  ? cli_finish(command.name)
+                     : code == CLI_BAD ? CLI_USAGE
+                                       : take_option(q, code);
+
+        if (code < 0 || status != 0) {
+            return status;
+        }
+    }
+    if (argc - optind != 2) {
+        return cli_usage(&command, "a source and a directory are needed");
+    }
+    q->o.source = argv[optind];
+    q->o.directory = argv[optind + 1];
+    q->o.disks = q->disks;
+    return CLI_END;
+}
+
+/* --- What was done --- */
+
+static void print_disk(const json_t *d)
+{
+    char written[32];
+    const char *reason = json_string_value(json_object_get(d, "reason"));
+    const char *parent = json_string_value(json_object_get(d, "parent"));
+    json_int_t n = json_integer_value(json_object_get(d, "written"));
+
+    printf("  %-12s %s", json_string_value(json_object_get(d, "name")),
+           json_string_value(json_object_get(d, "kind")));
+    if (parent) {
+        printf(" over %s", parent);
+    }
+    if (reason) {
+        printf(" (%s)", reason);
+    }
+    if (n > 0) {
+        printf(", %s", size_human((uint64_t)n, written, sizeof(written)));
+    }
+    putchar('\n');
+}
+
+/* Quiet when it has worked, for cron; on a terminal, and of a dry run, a line
+ * for each disk. */
+static void print_report(const struct request *q, const json_t *report)
+{
+    const json_t *d;
+    size_t i;
+
+    if (q->json) {
+        cli_print_json(report);
+    } else if (q->o.dry_run || isatty(STDOUT_FILENO)) {
+        const char *point = json_string_value(json_object_get(report, "point"));
+
+        printf("%s\n", point ? point : "a point would have:");
+        json_array_foreach (json_object_get(report, "disks"), i, d) {
+            print_disk(d);
+        }
+    }
+}
+
+static void tell_fallback(const json_t *report)
+{
+    const json_t *d;
+    size_t i;
+
+    json_array_foreach (json_object_get(report, "disks"), i, d) {
+        const char *reason = json_string_value(json_object_get(d, "reason"));
+
+        if (reason && strcmp(reason, "asked") != 0 &&
+            strcmp(reason, "new-disk") != 0) {
+            (void)cli_failed(
+                command.name, "disk '%s' was copied as a whole: %s",
+                json_string_value(json_object_get(d, "name")), reason);
+        }
+    }
+}
+
+int cmd_backup(int argc, char **argv)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    CLEANUP_JSON json_t *report = NULL;
+    static struct request q;
+    int status = take_command_line(&q, argc, argv);
+    sigset_t signals;
+
+    if (status != CLI_END) {
+        return status;
+    }
+    (void)umask(S_IRWXG | S_IRWXO); /* backups hold what the guests hold */
+    log_init(cli_program());
+    process_take_signals(&signals);
+    CLEANUP_CLOSE int fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
+    q.o.how.stop_fd = fd;
+    q.o.show_progress = !q.o.progress_json;
+    status = q.forget ? (int)backup_forget(&q.o, &err)
+                      : (int)backup_run(&q.o, &report, &err);
+    if (report) {
+        print_report(&q, report);
+        if (status == BACKUP_FELL_BACK && !q.o.dry_run) {
+            tell_fallback(report);
+        }
+    } else if (status != BACKUP_DONE) {
+        (void)cli_error(command.name, err);
+    }
+    return cli_finish(command.name) != 0 ? EXIT_FAILURE : status;
+}
