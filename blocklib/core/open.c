@@ -510,13 +510,18 @@ int graph_open(struct graph *g, const json_t *options, struct node **nodep,
     return r;
 }
 
-/* Is @n free to be closed?  The checks have QEMU's order. */
-static int check_closable(const struct node *n, struct error **errp)
+/* Could @n be closed if @users of its users, and @views, were gone?  The checks
+ * have QEMU's order. */
+static int check_closable(const struct node *n, unsigned users, unsigned views,
+                          struct error **errp)
 {
+    unsigned count = 0;
+
     list_for_each (at, &n->parents) {
-        if (!list_entry(at, struct edge, on_child)->parent) {
-            return error_set(errp, EBUSY, "Node %s is in use", n->name);
-        }
+        count += !list_entry(at, struct edge, on_child)->parent;
+    }
+    if (count > users) {
+        return error_set(errp, EBUSY, "Node %s is in use", n->name);
     }
     int r = node_check_unblocked(n, errp);
     if (r < 0) {
@@ -526,7 +531,7 @@ static int check_closable(const struct node *n, struct error **errp)
         return error_set(errp, EPERM, "Node %s is not owned by the monitor",
                          n->name);
     }
-    return n->refs > 1
+    return n->refs > 1 + count + views
                ? error_set(errp, EBUSY, "Block device %s is in use", n->name)
                : 0;
 }
@@ -534,10 +539,34 @@ static int check_closable(const struct node *n, struct error **errp)
 int graph_close(struct graph *g, struct node *n, struct error **errp)
 {
     graph_lock(g);
-    int r = check_closable(n, errp);
+    int r = check_closable(n, 0, 0, errp);
     if (r == 0) {
         n->monitor_owned = false;
         node_unref(n);
+    }
+    graph_unlock(g);
+    return r;
+}
+
+/* Views of bitmaps (drivers/dirty-view.c). */
+static unsigned count_views(const struct node *n)
+{
+    unsigned count = 0;
+
+    list_for_each (at, &n->parents) {
+        const struct edge *e = list_entry(at, struct edge, on_child);
+        count += e->parent && e->parent->drv->passive;
+    }
+    return count;
+}
+
+int graph_check_close(struct graph *g, const struct node *n, unsigned users,
+                      struct error **errp)
+{
+    graph_lock(g);
+    int r = node_check_jobs(n, errp); /* before the job's own users count */
+    if (r == 0) {
+        r = check_closable(n, users, count_views(n), errp);
     }
     graph_unlock(g);
     return r;

@@ -494,6 +494,27 @@ int exports_each(struct exports *s, int (*fn)(struct export *e, void *opaque),
     return visit_all(s, false, fn, opaque);
 }
 
+struct on_node {
+    const struct node *node;
+    unsigned count;
+};
+
+static int count_on_node(struct export *e, void *opaque)
+{
+    struct on_node *o = opaque;
+
+    o->count += blk_node(e->blk) == o->node;
+    return 0;
+}
+
+unsigned exports_on_node(struct exports *s, const struct node *n)
+{
+    struct on_node o = {n, 0};
+
+    (void)visit_all(s, true, count_on_node, &o);
+    return o.count;
+}
+
 /* What exports_query() gathers, and from where. */
 struct query {
     struct exports *set;

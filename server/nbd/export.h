@@ -222,6 +222,10 @@ void exports_settle_one(struct exports *s, struct jobs *j, const char *id)
 int exports_each(struct exports *s, int (*fn)(struct export *e, void *opaque),
                  void *opaque);
 
+/* How many exports show @n, without views; removed exports count until they are
+ * deleted. */
+unsigned exports_on_node(struct exports *s, const struct node *n);
+
 /* BlockExportInfo of all, newest first; NULL: no memory. */
 json_t *exports_query(struct exports *s);
 

@@ -297,7 +297,11 @@ int devices_add_drive(struct daemon *d, const char *text, struct error **errp)
         free(id);
         return r;
     }
-    return add_backend(d, id, false, n, errp);
+    r = add_backend(d, id, false, n, errp);
+    if (r < 0) {
+        graph_forget(d->graph, n);
+    }
+    return r;
 }
 
 /* --- Taking a disk out --- */
@@ -345,20 +349,26 @@ static void end_exports(struct daemon *d, const struct node *n)
     exports_settle(d->exports, d->jobs, 0);
 }
 
-/* -EBUSY: somebody else has it; it stays then. */
-static int take_out(struct daemon *d, struct device *dev, struct error **errp)
+/* Ask this before anything changes.  -EBUSY: something other than the device
+ * and @exports of the disk uses the disk. */
+static int check_take_out(struct daemon *d, const struct device *dev,
+                          unsigned exports, struct error **errp)
 {
-    if (!dev->blk) {
-        return 0;
+    return dev->blk ? graph_check_close(d->graph, blk_node(dev->blk),
+                                        1 + exports, errp)
+                    : 0;
+}
+
+/* Users that have come to the disk since it was asked for keep it open. */
+static void take_out(struct daemon *d, struct device *dev)
+{
+    if (dev->blk) {
+        struct node *n = blk_node(dev->blk);
+
+        blk_free(dev->blk);
+        dev->blk = NULL;
+        graph_forget(d->graph, n);
     }
-    struct node *n = blk_node(dev->blk);
-    blk_free(dev->blk);
-    dev->blk = NULL;
-    int r = graph_close(d->graph, n, errp);
-    if (r < 0) {
-        (void)attach_backend(d, dev, n, NULL);
-    }
-    return r;
 }
 
 int devices_eject(struct daemon *d, const char *name, struct error **errp)
@@ -368,17 +378,23 @@ int devices_eject(struct daemon *d, const char *name, struct error **errp)
     if (!dev) {
         return error_set(errp, ENODEV, "Device '%.200s' not found", name);
     }
-    mutex_is_held(&d->jobs->lock);
-    if (dev->blk) {
-        /* It gives up the lock: the device, or its disk, may go meanwhile. */
-        const struct node *n = blk_node(dev->blk);
-        end_exports(d, n);
-        dev = find_device(d->devices, name);
-        if (!dev || !dev->blk || blk_node(dev->blk) != n) {
-            return error_set(errp, EBUSY, "Device '%.200s' has changed", name);
-        }
+    if (!dev->blk) {
+        return 0;
     }
-    return take_out(d, dev, errp);
+    mutex_is_held(&d->jobs->lock);
+    const struct blk *disk = dev->blk;
+    const struct node *n = blk_node(disk);
+    int r = check_take_out(d, dev, exports_on_node(d->exports, n), errp);
+    if (r < 0) {
+        return r;
+    }
+    /* It gives up the lock: another command may take the disk out meanwhile. */
+    end_exports(d, n);
+    dev = find_device(d->devices, name);
+    if (dev && dev->blk == disk) {
+        take_out(d, dev);
+    }
+    return 0;
 }
 
 int devices_delete_drive(struct daemon *d, const char *id, struct error **errp)
@@ -388,8 +404,9 @@ int devices_delete_drive(struct daemon *d, const char *id, struct error **errp)
     if (!dev) {
         return error_set(errp, ENODEV, "Device '%.200s' not found", id);
     }
-    int r = take_out(d, dev, errp);
+    int r = check_take_out(d, dev, 0, errp);
     if (r == 0) {
+        take_out(d, dev);
         device_free(dev);
     }
     return r;

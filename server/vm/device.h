@@ -23,8 +23,8 @@ void devices_free(struct devices *d); /* NULL is fine */
  * -EEXIST, or what graph_open says. */
 int devices_add_drive(struct daemon *d, const char *text, struct error **errp);
 
-/* Close a drive and its node.  -ENODEV: there is none; -EBUSY: somebody else
- * uses the node. */
+/* Close a drive and its node.  -ENODEV: there is no such drive; -EBUSY:
+ * something else uses the node.  An error changes nothing. */
 int devices_delete_drive(struct daemon *d, const char *id, struct error **errp);
 
 /*
@@ -40,8 +40,8 @@ int devices_add_device(struct daemon *d, const char *text, struct error **errp);
 int devices_unplug(struct daemon *d, const char *id, struct error **errp);
 
 /* Take the disk out of a backend: exports of it end, its nodes are closed.
- * -ENODEV: there is no such backend; -EBUSY: something else uses the disk,
- * which then stays. */
+ * -ENODEV: there is no such backend; -EBUSY: something else uses the disk.  An
+ * error changes nothing. */
 int devices_eject(struct daemon *d, const char *name, struct error **errp);
 
 /* Give a backend another disk; the old one stays open.  -ENODEV: there is no

@@ -80,6 +80,11 @@ int graph_open(struct graph *g, const json_t *options, struct node **nodep,
  * -EBUSY: @n is in use. */
 int graph_close(struct graph *g, struct node *n, struct error **errp);
 
+/* Could graph_close() close @n if @users of its users, with all views of the
+ * node's bitmaps, were gone?  0, or the error of graph_close(). */
+int graph_check_close(struct graph *g, const struct node *n, unsigned users,
+                      struct error **errp);
+
 /* Undo graph_open, also while @n is in use: its users keep it alive.  @n may be
  * a filter that a job has put above the node. */
 void graph_forget(struct graph *g, struct node *n);
