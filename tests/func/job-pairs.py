@@ -86,10 +86,12 @@ class Writer(threading.Thread):
         except nbd.Error as e:
             self.error = e
 
-    def end(self):
-        self.stop = True
+    def end(self, gone):
+        """@gone: the export has ended, so that the next write fails."""
+        self.stop = not gone
         self.join()
-        if self.error is None:
+        assert (self.error is not None) == gone, self.error
+        if not gone:
             self.h.flush()
 
     def state(self, n):
@@ -111,7 +113,9 @@ class Writer(threading.Thread):
 
 
 class World:
-    def __init__(self, program):
+    def __init__(self, program, rate=M):
+        """@rate: at which an image is made on t, bytes a second."""
+        self.rate = rate
         for name in os.listdir('templates'):
             shutil.copy('templates/' + name, name)
         arguments = []
@@ -120,14 +124,18 @@ class World:
                   node('disk', backing='mid', discard='unmap'),
                   node('t'), node('u'), node('over', backing=None)):
             arguments += ['--blockdev', json.dumps(n)]
-        self.d = Daemon(program, *arguments, '--export',
-                       'nbd,id=exp,node-name=disk,name=d,writable=on')
+        self.d = Daemon(program, *arguments, '--vm-compat', '--device',
+                        'virtio-blk,id=dev,drive=disk', '--export',
+                        'nbd,id=exp,node-name=disk,name=d,writable=on')
         self.ask = self.d.ask
         for name in ('b', 'c'):
             self.ask('block-dirty-bitmap-add', node='disk', name=name)
         self.writer = Writer()
         self.instants = {}      # of a target: writes before, after; the job
         self.points = []        # what was pulled; writes before, after
+        self.views = []         # of dirty ranges; the extents at first
+        self.ejected = False    # the disk, and with it the writer's export
+        self.created = False    # an image on t
         self.endless = set()    # jobs
         self.uses = {}          # the bitmap of a job
         self.always = set()     # jobs that clear what they have copied, anyway
@@ -157,6 +165,51 @@ class World:
         before = self.writer.done
         begun = self.ask('backup-begin', disks=[{'node': 'disk'}])
         self.points.append((begun, before, self.writer.issued))
+
+    def view(self):
+        self.ask('block-export-add', type='nbd', id='v', name='v',
+                 node_name='disk', writable=True, bitmaps=['b'])
+        h = nbd.NBD()
+        h.add_meta_context('base:allocation')
+        h.connect_uri('nbd+unix:///v@dirty=b?socket=nbd.sock')
+        self.views.append((h, extents_of(h)))
+
+    def drop_checkpoint(self):
+        begun = self.ask('backup-begin', disks=[{'node': 'disk'}],
+                         checkpoint='cp')
+        self.ask('backup-end', id=begun['id'], success=True)
+        self.ask('checkpoint-delete', name='cp')
+
+    def eject(self):
+        self.ask('eject', id='dev')
+        self.ejected = True
+
+    def create(self):
+        self.ask('object-add', **{'qom-type': 'throttle-group', 'id': 'tg',
+                                  'limits': {'bps-total': self.rate}})
+        self.ask('blockdev-add', driver='throttle', node_name='slow',
+                 throttle_group='tg', file='t')
+        before = os.stat('t.img').st_mtime_ns
+        self.ask('blockdev-create', job_id='j', options={
+            'driver': 'qcow2', 'file': 'slow', 'size': M,
+            'preallocation': 'full'})
+        self.created = True
+        while os.stat('t.img').st_mtime_ns == before:   # it has begun
+            time.sleep(0.01)
+
+
+def extents_of(h):
+    found = []
+    at = 0
+
+    def note(context, offset, entries, error):
+        found.extend(entries)
+
+    while at < SIZE:
+        before = len(found)
+        h.block_status(SIZE - at, at, note)
+        at += sum(found[before::2])
+    return found
 
 
 # --- What is done -----------------------------------------------------------
@@ -225,6 +278,10 @@ FIRST = {
     'commit ready': then(commit('j', 'disk', 'mid'),
                          event('BLOCK_JOB_READY')),
     'filter': cbw('f', 'disk', 't'),
+    'create': World.create,
+    'dirty view': World.view,
+    'checkpoint gone': World.drop_checkpoint,
+    'eject': World.eject,
 }
 
 SECOND = {
@@ -268,6 +325,7 @@ SECOND = {
     'cancel by force': ask('block-job-cancel', device='j', force=True),
     'finalize': ask('job-finalize', id='j'),
     'dismiss': ask('job-dismiss', id='j'),
+    'eject': World.eject,
 }
 
 
@@ -276,11 +334,13 @@ SECOND = {
 # What is refused while the first goes on, by (a part of) what is said.  All
 # else begins.  These are the answers of QEMU 7.2, except that it lets others
 # write to the target of a backup ("writable export of t", "filter, backup to
-# t") and calls a node in use by another name ("grow t", "grow").
+# t") and calls a node in use by another name ("grow t", "grow").  QEMU has no
+# pulls and views.  Its eject is refused by a job alone, in these words, and
+# does not close nodes of blockdev-add.
 REFUSED = {
     'backup full': {
         'in use by block job: backup': [
-            'backup to t', 'del t'],
+            'backup to t', 'del t', 'eject'],
         'Need a root block node': [
             'commit below', 'commit active', 'change-backing-file'],
         'Permission conflict on node': [
@@ -299,7 +359,7 @@ REFUSED = {
             'backup incremental', 'bitmap remove', 'bitmap clear',
             'bitmap disable', 'bitmap merge from', 'bitmap merge into'],
         'in use by block job: backup': [
-            'backup to t', 'del t'],
+            'backup to t', 'del t', 'eject'],
         'Need a root block node': [
             'commit below', 'commit active', 'change-backing-file'],
         'Permission conflict on node': [
@@ -315,7 +375,7 @@ REFUSED = {
     },
     'backup pending': {
         'in use by block job: backup': [
-            'backup to t', 'del t'],
+            'backup to t', 'del t', 'eject'],
         'Need a root block node': [
             'commit below', 'commit active', 'change-backing-file'],
         'Permission conflict on node': [
@@ -333,7 +393,7 @@ REFUSED = {
         'in use by block job: commit': [
             'backup full', 'backup incremental', 'drive-backup top',
             'backup to t', 'backup of mid', 'pull', 'snapshot',
-            'snapshot, transaction', 'grow', 'change-backing-file'],
+            'snapshot, transaction', 'grow', 'change-backing-file', 'eject'],
         'Need a root block node': [
             'commit below', 'commit active'],
         'Cannot replace implicit backing child of disk': [
@@ -349,7 +409,7 @@ REFUSED = {
         'in use by block job: commit': [
             'backup full', 'backup incremental', 'drive-backup top',
             'backup to t', 'backup of mid', 'pull', 'snapshot',
-            'snapshot, transaction', 'grow'],
+            'snapshot, transaction', 'grow', 'eject'],
         'Need a root block node': [
             'commit below', 'commit active', 'change-backing-file'],
         "Read-only block node 'disk' cannot support read-write users": [
@@ -366,7 +426,7 @@ REFUSED = {
             'backup incremental', 'bitmap remove', 'bitmap clear',
             'bitmap disable', 'bitmap merge from', 'bitmap merge into'],
         'in use by block job: backup': [
-            'backup to t', 'del t'],
+            'backup to t', 'del t', 'eject'],
         'Need a root block node': [
             'commit below', 'commit active', 'change-backing-file'],
         'Permission conflict on node': [
@@ -382,7 +442,7 @@ REFUSED = {
     },
     'backup paused': {
         'in use by block job: backup': [
-            'backup to t', 'del t'],
+            'backup to t', 'del t', 'eject'],
         'Need a root block node': [
             'commit below', 'commit active', 'change-backing-file'],
         'Permission conflict on node': [
@@ -401,6 +461,8 @@ REFUSED = {
             'dismiss'],
     },
     'pull': {
+        'in use by block job: backup': [
+            'eject'],
         'Need a root block node': [
             'commit below', 'commit active', 'change-backing-file'],
         'Permission conflict on node': [
@@ -416,7 +478,7 @@ REFUSED = {
         'in use by block job: commit': [
             'backup full', 'backup incremental', 'drive-backup top',
             'backup to t', 'backup of mid', 'pull', 'snapshot',
-            'snapshot, transaction', 'grow'],
+            'snapshot, transaction', 'grow', 'eject'],
         'Need a root block node': [
             'commit below', 'commit active', 'change-backing-file'],
         "Read-only block node 'disk' cannot support read-write users": [
@@ -435,8 +497,66 @@ REFUSED = {
             'commit below', 'commit active', 'change-backing-file'],
         'Block device t is in use': [
             'del t'],
+        'Block device disk is in use': [
+            'eject'],
         "Read-only block node 'disk' cannot support read-write users": [
             'reopen, read-only'],
+        'Job not found': [
+            'pause', 'complete', 'finalize', 'dismiss'],
+        "Block job 'j' not found": [
+            'cancel', 'cancel by force'],
+    },
+    'create': {
+        'Permission conflict on node': [
+            'backup to t'],
+        'Block device t is in use': [
+            'del t'],
+        "Read-only block node 'disk' cannot support read-write users": [
+            'reopen, read-only'],
+        "cannot accept command verb 'complete'": [
+            'complete'],
+        "Block job 'j' not found": [
+            'cancel', 'cancel by force'],
+        "cannot accept command verb 'finalize'": [
+            'finalize'],
+        "cannot accept command verb 'dismiss'": [
+            'dismiss'],
+    },
+    'dirty view': {
+        "Bitmap 'b' is currently in use by another operation and cannot be used": [
+            'backup incremental', 'bitmap remove', 'bitmap clear',
+            'bitmap disable', 'bitmap merge from', 'bitmap merge into'],
+        'Need a root block node': [
+            'commit below', 'commit active', 'change-backing-file'],
+        "Read-only block node 'disk' cannot support read-write users": [
+            'reopen, read-only'],
+        'Job not found': [
+            'pause', 'complete', 'finalize', 'dismiss'],
+        "Block job 'j' not found": [
+            'cancel', 'cancel by force'],
+    },
+    'checkpoint gone': {
+        "Read-only block node 'disk' cannot support read-write users": [
+            'reopen, read-only'],
+        'Job not found': [
+            'pause', 'complete', 'finalize', 'dismiss'],
+        "Block job 'j' not found": [
+            'cancel', 'cancel by force'],
+    },
+    'eject': {
+        "Cannot find device='disk' nor node-name='disk'": [
+            'backup full', 'backup incremental', 'drive-backup top',
+            'backup to t', 'pull', 'snapshot', 'snapshot, transaction',
+            'filter', 'change-backing-file', 'bitmap add'],
+        "Device 'disk' not found": [
+            'commit below', 'commit active'],
+        "Cannot find device='' nor node-name='disk'": [
+            'grow', 'writable export'],
+        "Failed to find node with node-name='disk'": [
+            'reopen, read-only', 'reopen, backing'],
+        "Node 'disk' not found": [
+            'bitmap remove', 'bitmap clear', 'bitmap disable',
+            'bitmap merge from', 'bitmap merge into'],
         'Job not found': [
             'pause', 'complete', 'finalize', 'dismiss'],
         "Block job 'j' not found": [
@@ -447,13 +567,13 @@ REFUSED = {
 # What is gone through when all pairs would take too long (PAIRS=all).
 RIGHT = {
     'backup full', 'pull', 'commit below', 'commit active', 'snapshot', 'filter',
-    'bitmap merge into', 'complete', 'cancel',
+    'bitmap merge into', 'complete', 'cancel', 'eject',
 }
 
 # --- The end of it, and what must be true then ------------------------------
 
 # What takes a guest's writes to another image, what changes bits by itself.
-ELSEWHERE = ('commit', 'snapshot', 'reopen', 'grow')
+ELSEWHERE = ('commit', 'snapshot', 'reopen', 'grow', 'eject')
 TOUCHED = {'bitmap remove': {'b'}, 'bitmap clear': {'b'},
            'bitmap disable': {'b'}, 'bitmap merge from': {'c'},
            'bitmap merge into': {'b'}}
@@ -496,6 +616,14 @@ def is_state(w, disk, before, after, what):
     return n
 
 
+def check_views(w, n):
+    """The extents of the instant, the disk's bytes of now."""
+    for h, extents in w.views:
+        assert extents_of(h) == extents, 'the view has other extents'
+        is_state(w, h.pread(SIZE, 0), n, n, 'the view')
+        h.shutdown()
+
+
 def check_point(w, point, before, after):
     for p in point['disks']:
         h = nbd.NBD()
@@ -525,15 +653,27 @@ def check_bitmaps(w, names, ended):
         assert least <= count <= most, f'{name}: {least} <= {count} <= {most}'
 
 
-def check_targets(w, ended):
+def content(file):
+    subprocess.run(['qemu-img', 'convert', '-U', '-O', 'raw', file,
+                    'got.raw'], check=True)
+    with open('got.raw', 'rb') as f:
+        return f.read(SIZE)
+
+
+def check_images(w, ended):
     for target, (before, after, job) in w.instants.items():
         if job not in ended or w.endless & {job}:
             continue
         file = target if '.' in target else target + '.img'
-        subprocess.run(['qemu-img', 'convert', '-U', '-O', 'raw', file,
-                        'got.raw'], check=True)
-        with open('got.raw', 'rb') as f:
-            is_state(w, f.read(SIZE), before, after, target)
+        is_state(w, content(file), before, after, target)
+    if w.ejected:
+        is_state(w, content('disk.img'), w.writer.done, w.writer.issued,
+                 'the ejected disk')
+    if w.created:
+        content('t.img')
+        info = json.loads(subprocess.check_output([
+            'qemu-img', 'info', '-f', 'qcow2', '--output=json', 'got.raw']))
+        assert info['virtual-size'] == M, info
 
 
 def check_right(program, first, second):
@@ -548,27 +688,27 @@ def check_right(program, first, second):
                  'error' not in e['data']}
         for p in w.points:
             check_point(w, *p)
-        w.writer.end()
-        gone = second == 'export gone'
-        assert (w.writer.error is not None) == gone, w.writer.error
-        if not gone:
+        w.writer.end(w.ejected)
+        if not w.ejected:
             n = w.writer.done
             is_state(w, w.writer.h.pread(SIZE, 0), n, n, 'the disk')
             w.writer.h.shutdown()
+            check_views(w, n)
         if not any(word in first + second for word in ELSEWHERE):
             check_bitmaps(w, {'b', 'c'} - TOUCHED.get(second, set()), ended)
+            assert dirty_clusters(w, 'cp') is None, 'a checkpoint came back'
     except BaseException:
         w.kill()
         raise
     w.d.__exit__(None)
-    check_targets(w, ended)
+    check_images(w, ended)
 
 
 # --- All of it --------------------------------------------------------------
 
 def check_refused(program, first):
     """In one world: what is refused changes nothing."""
-    w = World(program)
+    w = World(program, 64 * K)  # the image takes a quarter of a minute
     try:
         FIRST[first](w)
         for text, seconds in REFUSED[first].items():
@@ -582,11 +722,12 @@ def check_refused(program, first):
         finish(w, w.endless)
         for p in w.points:
             check_point(w, *p)
+        w.writer.end(w.ejected)
     except BaseException:
         w.kill()
         raise
-    w.writer.end()
-    w.writer.h.shutdown()
+    if not w.ejected:
+        w.writer.h.shutdown()
     w.d.__exit__(None)
 
 
