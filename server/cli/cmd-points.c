@@ -37,7 +37,7 @@ static void show_time(int64_t when, char *out)
 {
     char name[POINT_NAME_MAX];
 
-    strcpy(out, "never");
+    (void)snprintf(out, POINT_SHOWN_MAX, "never");
     if (when > 0 && point_name_make(when, NULL, name) == 0) {
         point_name_show(name, out);
     }

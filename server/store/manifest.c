@@ -19,6 +19,7 @@
 #include <gnutls/crypto.h>
 #include <gnutls/gnutls.h>
 #include <jansson.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -72,7 +73,7 @@ void hash_to_text(const uint8_t *hash, char *out)
 {
     static const char digits[] = "0123456789abcdef";
 
-    for (int i = 0; i < HASH_BYTES; i++) {
+    for (size_t i = 0; i < HASH_BYTES; i++) {
         out[2 * i] = digits[hash[i] >> 4];
         out[2 * i + 1] = digits[hash[i] & 15];
     }
@@ -405,7 +406,7 @@ static int take_short(json_t *from, const char *key, bool or_null, char *out,
     if (found && (strlen(found) >= max || found[0] == '\0')) {
         return refuse(key, "is too long, or empty", errp);
     }
-    strcpy(out, found ? found : "");
+    (void)snprintf(out, max, "%s", found ? found : "");
     return 0;
 }
 

@@ -113,7 +113,7 @@ static bool canonical_word(const char *word, char *out)
             }
             continue;
         }
-        char want = n == 8 ? 'T' : n == 15 ? 'Z' : 'd';
+        char want = (char)(n == 8 ? 'T' : n == 15 ? 'Z' : 'd');
         if (n == POINT_NAME_LEN ||
             (want == 'd' ? !is_digit(*word) : *word != want)) {
             return false;

@@ -136,8 +136,8 @@ int plan_make(struct store *s, struct plan_disk *disks, unsigned count,
         p->reason = full ? REASON_ASKED : find_reason(s, last, p, &parent);
         p->kind = p->reason == REASON_NONE ? DISK_INCREMENT : DISK_FULL;
         p->parent = p->reason == REASON_NONE ? parent : NULL;
-        if (p->parent) {
-            strcpy(point, last->name);
+        if (p->parent && last) {
+            memcpy(point, last->name, POINT_NAME_MAX);
         }
     }
     return 0;

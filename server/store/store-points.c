@@ -67,7 +67,7 @@ const struct store_point *store_named(const struct store *s, const char *name)
     if (strcmp(s->pending.name, name) == 0) {
         return &s->pending;
     }
-    strcpy(key.name, name);
+    memcpy(key.name, name, POINT_NAME_MAX);
     return s->count > 0
                ? bsearch(&key, s->points, s->count, sizeof(key), compare_points)
                : NULL;
@@ -160,7 +160,7 @@ static int read_manifest(const struct store *s, const char *name,
     int r = dir_get(s->dir, file, MANIFEST_MAX, &text, &length, &err);
     *texts += length;
     r = r < 0 ? r : parse_place(s, name, text, length, &p->manifest, &err);
-    strcpy(p->name, name);
+    memcpy(p->name, name, POINT_NAME_MAX);
     if (r < 0) {
         p->why = strdup(error_message(err));
         return r == -ENOMEM || !p->why ? error_nomem(errp) : 0;
@@ -191,7 +191,7 @@ static int note_name(const char *name, void *opaque)
     }
     if (strcmp(name + POINT_NAME_LEN, PENDING) == 0 &&
         strcmp(point, l->pending) > 0) {
-        strcpy(l->pending, point);
+        memcpy(l->pending, point, POINT_NAME_MAX);
     }
     if (strcmp(name + POINT_NAME_LEN, ENDING) != 0) {
         return 0;
@@ -208,7 +208,7 @@ static int note_name(const char *name, void *opaque)
         l->names = names;
         l->room = room;
     }
-    strcpy(l->names[l->count++], point);
+    memcpy(l->names[l->count++], point, POINT_NAME_MAX);
     return 0;
 }
 
@@ -370,7 +370,7 @@ int store_put_pending(struct store *s, struct manifest *m, struct error **errp)
         manifest_free(m);
         return r;
     }
-    strcpy(s->pending.name, m->name);
+    memcpy(s->pending.name, m->name, POINT_NAME_MAX);
     s->pending.manifest = m;
     return 0;
 }

@@ -188,7 +188,7 @@ static int take_config(struct store *s, const json_t *j, struct error **errp)
                          "and nothing else",
                          s->path);
     }
-    strcpy(s->id, id);
+    (void)snprintf(s->id, sizeof(s->id), "%s", id);
     s->options = json_incref(options);
     return 0;
 }
