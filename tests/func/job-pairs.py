@@ -507,10 +507,6 @@ REFUSED = {
             'cancel', 'cancel by force'],
     },
     'create': {
-        'Permission conflict on node': [
-            'backup to t'],
-        'Block device t is in use': [
-            'del t'],
         "Read-only block node 'disk' cannot support read-write users": [
             'reopen, read-only'],
         "cannot accept command verb 'complete'": [
@@ -521,6 +517,11 @@ REFUSED = {
             'finalize'],
         "cannot accept command verb 'dismiss'": [
             'dismiss'],
+        # These drain t, which lets throttled writes pass: they come last.
+        'Permission conflict on node': [
+            'backup to t'],
+        'Block device t is in use': [
+            'del t'],
     },
     'dirty view': {
         "Bitmap 'b' is currently in use by another operation and cannot be used": [
