@@ -517,9 +517,7 @@ REFUSED = {
             'finalize'],
         "cannot accept command verb 'dismiss'": [
             'dismiss'],
-        # These drain t, which lets throttled writes pass: they come last.
-        'Permission conflict on node': [
-            'backup to t'],
+        # It drains t, which lets throttled writes pass: it comes last.
         'Block device t is in use': [
             'del t'],
     },
@@ -751,9 +749,11 @@ def main():
         clean()
         known = {s for seconds in refused.values() for s in seconds}
         for second in SECOND:
-            # The disk is another one then; it may be ready or not.
+            # The disk is another one then; the job may be ready or not; the
+            # image may be there by the time that a drain of t is over.
             if second in known or second == 'reopen, backing' or \
                     (first, second) == ('commit active', 'complete') or \
+                    (first, second) == ('create', 'backup to t') or \
                     not (everything or second in RIGHT):
                 continue
             try:
