@@ -376,15 +376,20 @@ class World:
 
     def judge_between(self, before, start):
         """The power fails in the middle: the image has the state before the
-        operation, or the state after it."""
+        operation, or the state after it; that, too, when the operation has
+        failed and nobody knows what became of it."""
         moment = self.rng.randrange(start, self.storage.moment() + 1)
         images = self.images(moment, cut=True)
         for name, model in before.items():
             model.widen(self.models[name])
         wrong = self.differs(images, before, 'cut')
-        if wrong and self.differs(images, self.models, 'cut'):
+        after = wrong and self.differs(images, self.models, 'cut')
+        if after and (not self.maybe or
+                      self.differs(images, self.maybe, 'cut')):
             self.keep(images)
-            raise Wrong('in the middle: ' + '; '.join(wrong))
+            raise Wrong('in the middle: neither as before (' +
+                        '; '.join(wrong) + ') nor as after (' +
+                        '; '.join(after) + ')')
 
     def show_qemu(self):
         """It finds nothing corrupt, and takes the same bitmaps."""
