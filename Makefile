@@ -262,10 +262,9 @@ check:
 	    check-run LOCKCHECK=1 O='$(O)-lockcheck' T='$(LOCK_TESTS)')
 
 # Once more with LOCKCHECK=1: where many threads meet.
-LOCK_TESTS := test-backup* test-bitmap test-bitmap-disks test-copy test-job \
-    test-point test-thread test-whole-writes job-pairs monitor-crowd \
-    nbd-bitmaps nbd-dirty-view nbd-servers nbd-tls plugin-write pull-disks \
-    qmp-backup qmp-commit qmp-exports qmp-snapshot qmp-stress
+LOCK_TESTS := test-backup* test-bitmap-disks test-copy test-job test-point \
+    test-thread test-transfer test-whole-writes nbd-dirty-view plugin-write \
+    pull-disks qmp-backup qmp-snapshot qmp-stress
 
 # Built in Debian 13, with its libraries: the tests that have its clients and
 # servers for peers, then libnbd's own.  T='?*' runs all of `make check` there;

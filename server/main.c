@@ -15,7 +15,8 @@ static const struct command {
     const char *about;
 } commands[] = {
     {"serve", cmd_serve, "serve disk images over NBD"},
-    {"backup", cmd_backup, "copy disks into a directory: all, then what changed"},
+    {"backup", cmd_backup,
+     "copy disks into a directory: all, then what changed"},
     {"backup-begin", cmd_backup_begin,
      "freeze disks of a daemon, for clients to pull"},
     {"backup-end", cmd_backup_end, "end a backup that clients have pulled"},

@@ -45,7 +45,7 @@ static struct error *error_make(int errnum, const char *tail, const char *fmt,
     return err;
 }
 
-int (error_set)(struct error **errp, int errnum, const char *fmt, ...)
+int(error_set)(struct error **errp, int errnum, const char *fmt, ...)
 {
     struct error *err;
     va_list ap;

@@ -440,7 +440,11 @@ static int fill_manifest(const struct run *r, struct manifest *m)
     (void)snprintf(m->id, sizeof(m->id), "%s", store_id(r->store));
     m->source = strdup(r->o->source);
     m->program = strdup("nbdelta " NBDELTA_VERSION);
-    if (!m->source || !m->program) {
+    if (r->source->version) {
+        m->source_version = strdup(r->source->version);
+    }
+    if (!m->source || !m->program ||
+        (r->source->version && !m->source_version)) {
         return -ENOMEM;
     }
     for (unsigned i = 0; i < r->count; i++) {

@@ -266,8 +266,8 @@ static int exchange(struct talk *t, const char *command, json_t *args,
 int talk_ask(struct talk *t, const char *command, json_t *args, json_t **ret,
              struct error **errp)
 {
-    CLEANUP_JSON json_t *own = args;
     CLEANUP_JSON json_t *reply = NULL;
+    CLEANUP_JSON json_t *mine = args; /* to be given up */
     int r = 0;
 
     json_decref(t->refusal);
@@ -278,7 +278,7 @@ int talk_ask(struct talk *t, const char *command, json_t *args, json_t **ret,
                     : dial(t, errp);
         t->gone = r < 0;
     }
-    r = r < 0 ? r : exchange(t, command, args, &reply, errp);
+    r = r < 0 ? r : exchange(t, command, mine, &reply, errp);
     if (r < 0) {
         return r;
     }

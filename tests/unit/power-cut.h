@@ -30,8 +30,8 @@
 #ifndef DISK_MAX /* a crash is a copy of it all */
 #define DISK_MAX (64 * MiB)
 #endif
-#define DATA_AT  (DISK_MAX / 2)
-#define LOG_MAX  65536
+#define DATA_AT (DISK_MAX / 2)
+#define LOG_MAX 65536
 
 struct record {
     uint64_t offset;
@@ -54,7 +54,7 @@ struct fault {
 struct recorder {
     mutex_t lock; /* of the log and the disk */
     unsigned char *disk;
-    bool garbage; /* what was never written does not read as zeroes */
+    bool garbage;  /* what was never written does not read as zeroes */
     bool has_data; /* there are two files */
     struct record log[LOG_MAX];
     unsigned count;
@@ -253,8 +253,8 @@ static inline struct node *open_recorded_with(struct graph *g, uint64_t size,
 {
     CLEANUP_JSON json_t *mem = json_pack("{s:s, s:I}", "driver", "mem", "size",
                                          (json_int_t)size);
-    CLEANUP_JSON json_t *o =
-        json_pack("{s:s, s:s}", "driver", "qcow2", "file", "rec");
+    CLEANUP_JSON json_t *o = json_pack("{s:s, s:s}", "driver", "qcow2", "file",
+                                       "rec");
     struct node *like;
     struct node *data = NULL;
     struct node *q;

@@ -559,8 +559,7 @@ START_TEST(the_next_command_sees_what_the_last_one_asked_for)
         struct jobs *j = jobs_new(g, record_event, &rec);
         struct node *src = disk_new(g, "src", 64 * KiB);
         struct node *dst = disk_new(g, "dst", 64 * KiB);
-        struct backup_options o = {
-            .source = src, .target = dst, .device = "b"};
+        struct backup_options o = {.source = src, .target = dst, .device = "b"};
         pthread_t t;
 
         disk_fill(src, 64 * KiB);
@@ -572,8 +571,9 @@ START_TEST(the_next_command_sees_what_the_last_one_asked_for)
         ck_assert_int_eq(thread_start(&t, "later", tell_later, trap_of(src)),
                          0);
         mutex_lock(&j->lock);
-        ck_assert_int_eq(verb == PAUSE ? job_pause(j, "b", NULL)
-                                       : job_cancel(j, "b", verb == FORCE, NULL),
+        ck_assert_int_eq(verb == PAUSE
+                             ? job_pause(j, "b", NULL)
+                             : job_cancel(j, "b", verb == FORCE, NULL),
                          0);
         jobs_settle(j);
         json_t *status = status_of_the_only_job(j);

@@ -4,9 +4,9 @@
  *
  * A protocol driver of this test records every write and flush below a qcow2
  * node while four clients do random requests, each in its own part of the disk:
- * so clusters are freed while others are flushed.  Then the power is cut, many times: all
- * writes before some flush have reached the disk, and of those after it an
- * arbitrary subset.  Each such image must have no reference that its
+ * so clusters are freed while others are flushed.  Then the power is cut, many
+ * times: all writes before some flush have reached the disk, and of those after
+ * it an arbitrary subset.  Each such image must have no reference that its
  * refcount does not cover, and must hold all data that was flushed.  So must
  * a raw data file alone.
  */
@@ -153,9 +153,9 @@ static void run_clients(struct blk *b, unsigned requests)
                                      .seed = seed * 1000 + i + 1,
                                      .number = i,
                                      .requests = requests / CLIENTS};
-        ck_assert_int_eq(pthread_create(&clients[i].thread, NULL, client_run,
-                                        &clients[i]),
-                         0);
+        ck_assert_int_eq(
+            pthread_create(&clients[i].thread, NULL, client_run, &clients[i]),
+            0);
     }
     for (unsigned i = 0; i < CLIENTS; i++) {
         ck_assert_int_eq(pthread_join(clients[i].thread, NULL), 0);
@@ -176,8 +176,8 @@ static void read_guest(const unsigned char *disk, unsigned char *guest)
 {
     struct graph *g = graph_new();
     CLEANUP_JSON json_t *o =
-        json_pack("{s:s, s:b, s:{s:s, s:s}}", "driver", "qcow2", "read-only",
-                  1, "file", "driver", "file", "filename", "crashed.qcow2");
+        json_pack("{s:s, s:b, s:{s:s, s:s}}", "driver", "qcow2", "read-only", 1,
+                  "file", "driver", "file", "filename", "crashed.qcow2");
     struct node *n;
 
     spill("crashed.qcow2", disk, rec.has_data ? DATA_AT : DISK_MAX);
@@ -246,16 +246,15 @@ static void run_campaign(const char *options, unsigned requests, unsigned cuts,
     unsigned char *before = malloc(DISK_MAX);
     memcpy(before, rec.disk, DISK_MAX);
     struct node *n = open_recorded(g, size);
-    ck_assert_int_eq(blk_new(g, n, PERM_READ | PERM_WRITE, PERM_ALL, "test",
-                             &b, NULL),
-                     0);
+    ck_assert_int_eq(
+        blk_new(g, n, PERM_READ | PERM_WRITE, PERM_ALL, "test", &b, NULL), 0);
     run_clients(b, requests);
     blk_free(b);
     graph_free(g);
     for (unsigned i = 0; i < cuts; i++) {
         unsigned cut;
         unsigned char *disk = crashed_image(before, &cut);
-        struct image image = { disk, DISK_MAX };
+        struct image image = {disk, DISK_MAX};
         struct verdict v = check_image(&image);
         ck_assert_msg(v.corruptions == 0,
                       "%" PRIu64 " uncovered references after a cut at %u "
@@ -267,7 +266,7 @@ static void run_campaign(const char *options, unsigned requests, unsigned cuts,
         free(disk);
     }
     (void)unlink("guest.data");
-    struct image last = { rec.disk, DISK_MAX };
+    struct image last = {rec.disk, DISK_MAX};
     struct verdict v = check_image(&last);
     ck_assert_uint_eq(v.corruptions, 0);
     ck_assert_uint_eq(v.leaks, 0);
@@ -334,7 +333,8 @@ int main(void)
     tcase_add_loop_test(tc, small_clusters_survive_power_cuts, 0, 2);
     tcase_add_loop_test(tc, large_clusters_survive_power_cuts, 0, 2);
     tcase_add_loop_test(tc, narrow_refcounts_survive_power_cuts, 0, 2);
-    tcase_add_loop_test(tc, wide_refcounts_with_a_growing_table_survive_power_cuts, 0, 2);
+    tcase_add_loop_test(
+        tc, wide_refcounts_with_a_growing_table_survive_power_cuts, 0, 2);
     tcase_add_loop_test(tc, a_data_file_survives_power_cuts, 0, 2);
     tcase_add_test(tc, a_raw_data_file_survives_power_cuts);
     suite_add_tcase(s, tc);
