@@ -27,6 +27,7 @@ static const struct command {
     {"info", cmd_info, "show what an image or an export is"},
     {"map", cmd_map, "show which ranges hold data or are dirty"},
     {"bitmap", cmd_bitmap, "list or change the bitmaps of an image"},
+    {"prune", cmd_prune, "remove points of a backup directory by rules"},
     {"qmp", cmd_qmp, "send a command to the monitor of a daemon"},
 };
 

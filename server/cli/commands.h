@@ -12,6 +12,7 @@ int cmd_create(int argc, char **argv);
 int cmd_info(int argc, char **argv);
 int cmd_map(int argc, char **argv);
 int cmd_points(int argc, char **argv);
+int cmd_prune(int argc, char **argv);
 int cmd_qmp(int argc, char **argv);
 int cmd_restore(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
