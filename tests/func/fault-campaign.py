@@ -997,7 +997,7 @@ def run_local(bench, op, kind, k, error, counts):
     op.run(bench, where)
     if counts is not None:
         with open('counts', encoding='ascii') as f:
-            writes, flushes = map(int, f.read().split())
+            writes, flushes, _ = map(int, f.read().split())
         counts.update(write=writes, flush=flushes)
 
 

@@ -3,9 +3,10 @@
  * nbdelta on a file system that fails: linked with --wrap for what changes
  * files.  For tests only.
  *
- * FAULTY=KIND:K:ERRNO fails the K-th request of a kind, "write" or "flush";
- * errno 0 ends the process there, as kill -9.  The numbers of requests are
- * written to the file FAULTY_COUNTS at exit.
+ * FAULTY=KIND:K:ERRNO fails the K-th request of a kind, "write" (of images) or
+ * "flush", or of all that change anything, "step": these and other writes, new
+ * names, removed names.  errno 0 ends the process there, as kill -9.  The
+ * numbers of requests are written to the file FAULTY_COUNTS at exit.
  */
 #include <errno.h>
 #include <signal.h>
@@ -30,10 +31,16 @@ int __real_fdatasync(int fd);
 int __wrap_fdatasync(int fd);
 int __real_fsync(int fd);
 int __wrap_fsync(int fd);
+ssize_t __real_write(int fd, const void *buf, size_t bytes);
+ssize_t __wrap_write(int fd, const void *buf, size_t bytes);
+int __real_renameat(int a, const char *from, int b, const char *to);
+int __wrap_renameat(int a, const char *from, int b, const char *to);
+int __real_unlinkat(int dir, const char *name, int flags);
+int __wrap_unlinkat(int dir, const char *name, int flags);
 
-enum kind { WRITES, FLUSHES };
+enum kind { WRITES, FLUSHES, STEPS };
 
-static const char *const words[] = {"write", "flush"};
+static const char *const words[] = {"write", "flush", "step"};
 static _Atomic unsigned counts[ARRAY_SIZE(words)];
 
 static void __attribute__((destructor)) tell(void)
@@ -42,13 +49,14 @@ static void __attribute__((destructor)) tell(void)
     FILE *f = path ? fopen(path, "w") : NULL;
 
     if (f) {
-        (void)fprintf(f, "%u %u\n", counts[WRITES], counts[FLUSHES]);
+        (void)fprintf(f, "%u %u %u\n", counts[WRITES], counts[FLUSHES],
+                      counts[STEPS]);
         (void)fclose(f);
     }
 }
 
-/* Does this request fail?  Then errno says how. */
-static bool fails(enum kind kind)
+/* Does this request fail, as one of @kind?  Then errno says how. */
+static bool fails_as(enum kind kind)
 {
     const char *rule = getenv("FAULTY");
     unsigned count = atomic_fetch_add(&counts[kind], 1) + 1;
@@ -65,6 +73,11 @@ static bool fails(enum kind kind)
     }
     errno = error;
     return true;
+}
+
+static bool fails(enum kind kind)
+{
+    return (kind != STEPS && fails_as(kind)) || fails_as(STEPS);
 }
 
 ssize_t __wrap_pwritev2(int fd, const struct iovec *iov, int cnt, off_t at,
@@ -91,4 +104,19 @@ int __wrap_fdatasync(int fd)
 int __wrap_fsync(int fd)
 {
     return fails(FLUSHES) ? -1 : __real_fsync(fd);
+}
+
+ssize_t __wrap_write(int fd, const void *buf, size_t bytes)
+{
+    return fails(STEPS) ? -1 : __real_write(fd, buf, bytes);
+}
+
+int __wrap_renameat(int a, const char *from, int b, const char *to)
+{
+    return fails(STEPS) ? -1 : __real_renameat(a, from, b, to);
+}
+
+int __wrap_unlinkat(int dir, const char *name, int flags)
+{
+    return fails(STEPS) ? -1 : __real_unlinkat(dir, name, flags);
 }
