@@ -30,7 +30,8 @@
 #                             CASE='clear resize' runs these operations
 #   make bench                measure nbdelta beside qemu-nbd and nbdkit
 #   make packages             install the Debian packages of all of the above
-#   make install              DESTDIR=... prefix=/usr/local
+#   make install              DESTDIR=... prefix=/usr/local; moduledir= is where
+#                             nbdelta will look for its modules
 #   make uninstall
 #   make clean
 #
@@ -47,9 +48,12 @@ VERSION := 0.1.0
 
 prefix        ?= /usr/local
 bindir        ?= $(prefix)/bin
+libdir        ?= $(prefix)/lib
 datadir       ?= $(prefix)/share
 mandir        ?= $(datadir)/man
 completiondir ?= $(datadir)/bash-completion/completions
+# Where nbdelta looks for its modules.
+moduledir     ?= $(libdir)/nbdelta
 plugindir     ?= $(shell $(PKG_CONFIG) nbdkit --variable=plugindir)
 
 PKG_CONFIG ?= pkg-config
@@ -95,6 +99,7 @@ PKGS := jansson:libjansson-dev zlib:zlib1g-dev libzstd:libzstd-dev \
 LIB_PKGS    := jansson zlib libzstd libnbd
 SERVER_PKGS := $(LIB_PKGS) gnutls
 PLUGIN_PKGS := $(LIB_PKGS)
+LIBVIRT_PKGS := libvirt libxml-2.0
 
 # These goals build nothing themselves; check and demo install what is
 # missing before they start the make that looks.
@@ -124,6 +129,11 @@ ifneq ($(goals),)
     $(error packages are missing ('make check' and 'make demo' install them))
   endif
   pkg_libs = $(shell $(PKG_CONFIG) --libs $(1))
+  # Modules are built where their libraries are.
+  ifneq ($(call exists,$(LIBVIRT_PKGS)),)
+    HAVE_LIBVIRT := yes
+    LIBVIRT_CFLAGS := $(shell $(PKG_CONFIG) --cflags $(LIBVIRT_PKGS))
+  endif
   ND_CFLAGS += $(shell $(PKG_CONFIG) --cflags \
       $(foreach p,$(PKGS),$(call name,$(p))))
 endif
@@ -131,7 +141,10 @@ endif
 #--- what is built from what ----------------------------------------------
 
 BLOCKLIB_SRC := $(sort $(wildcard blocklib/*/*.c))
-SERVER_SRC   := $(sort $(wildcard server/*.c server/*/*.c))
+LIBVIRT_SRC  := $(sort $(wildcard server/source/libvirt*.c))
+SERVER_SRC   := $(filter-out $(LIBVIRT_SRC),$(sort \
+    $(wildcard server/*.c server/*/*.c)))
+MODULE_SRC   := $(if $(HAVE_LIBVIRT),$(LIBVIRT_SRC))
 PLUGIN_SRC   := $(sort $(wildcard plugin/*.c))
 UNIT_SRC     := $(sort $(wildcard tests/unit/test-*.c))
 FUZZ_SRC     := $(sort $(wildcard tests/fuzz/fuzz-*.c))
@@ -139,8 +152,8 @@ FUZZ_SRC     := $(sort $(wildcard tests/fuzz/fuzz-*.c))
 TOOL_SRC     := $(sort $(wildcard tests/func/*.c))
 FUNC_TESTS   := $(sort $(filter-out %/lib.sh,$(wildcard tests/func/*.sh)))
 MAN_PAGES    := $(sort $(wildcard man/*.1))
-ALL_SRC := $(BLOCKLIB_SRC) $(SERVER_SRC) $(PLUGIN_SRC) $(UNIT_SRC) \
-    $(FUZZ_SRC) $(TOOL_SRC)
+ALL_SRC := $(BLOCKLIB_SRC) $(SERVER_SRC) $(MODULE_SRC) $(PLUGIN_SRC) \
+    $(UNIT_SRC) $(FUZZ_SRC) $(TOOL_SRC)
 
 obj = $(patsubst %.c,$(O)/%.o,$(1))
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(O)/%,$(UNIT_SRC))
@@ -152,6 +165,8 @@ FAULTY     := $(O)/tests/func/faulty
 
 SERVER    := $(O)/nbdelta
 PLUGIN    := $(O)/nbdkit-nbdelta-plugin.so
+LIBVIRT   := $(O)/nbdelta-source-libvirt.so
+MODULES   := $(if $(HAVE_LIBVIRT),$(LIBVIRT))
 BLOCKLIB  := $(O)/libnbdelta.a
 # The server without main(), for tests and fuzzers that look inside it.
 SERVERLIB := $(O)/libserver.a
@@ -164,7 +179,7 @@ INSIDE := $(if $(UNIT_SRC)$(FUZZ_SRC),$(shell grep -l \
 .PHONY: all
 .DELETE_ON_ERROR:
 .SUFFIXES:
-all: $(SERVER) $(PLUGIN) $(BLOCKLIB)
+all: $(SERVER) $(PLUGIN) $(MODULES) $(BLOCKLIB)
 
 #--- rules ----------------------------------------------------------------
 
@@ -173,20 +188,22 @@ say = $(if $(V),,@printf '  %-7s %s\n' $(1) $(2);)
 
 $(call obj,$(BLOCKLIB_SRC)): INC := $(INC_PRIVATE)
 $(call obj,$(SERVER_SRC)): INC := $(INC_SERVER)
+$(call obj,$(MODULE_SRC)): INC := $(INC_SERVER) $(LIBVIRT_CFLAGS)
 $(call obj,$(PLUGIN_SRC)): INC := $(INC_PUBLIC)
 $(call obj,$(UNIT_SRC) $(FUZZ_SRC) $(TOOL_SRC)): INC := $(INC_TESTS)
 
 # Only these objects know the version, so a new one does not rebuild the rest.
 VERSIONED := $(call obj,$(if $(SERVER_SRC)$(PLUGIN_SRC),$(shell \
-    grep -l NBDELTA_VERSION $(SERVER_SRC) $(PLUGIN_SRC))))
+    grep -l NBDELTA_VERSION $(SERVER_SRC) $(MODULE_SRC) $(PLUGIN_SRC))))
 $(VERSIONED): DEFS := -DNBDELTA_VERSION='"$(VERSION)"'
 $(VERSIONED): $(O)/.version
+$(O)/server/source/module.o: DEFS += -DNBDELTA_MODULES='"$(moduledir)"'
 
 # Rebuild when flags, version or the list of sources change.
 FLAGS := $(CC) $(CPPFLAGS) $(ND_CFLAGS) $(CFLAGS) $(ND_LDFLAGS) $(LDFLAGS)
 $(O)/.flags: WORDS = $(FLAGS)
-$(O)/.version: WORDS = $(VERSION)
-$(O)/.sources: WORDS = $(BLOCKLIB_SRC) $(SERVER_SRC) $(PLUGIN_SRC)
+$(O)/.version: WORDS = $(VERSION) $(moduledir)
+$(O)/.sources: WORDS = $(BLOCKLIB_SRC) $(SERVER_SRC) $(MODULE_SRC) $(PLUGIN_SRC)
 $(O)/.flags $(O)/.version $(O)/.sources: FORCE
 	@mkdir -p $(O); w='$(subst $(quote),$(quote)\$(quote)$(quote),$(WORDS))'; \
 	printf '%s\n' "$$w" | cmp -s - $@ || printf '%s\n' "$$w" >$@
@@ -212,6 +229,11 @@ $(SERVER): $(O)/server/main.o $(SERVERLIB) $(BLOCKLIB)
 
 $(PLUGIN): $(call obj,$(PLUGIN_SRC)) $(BLOCKLIB)
 	$(call link,-shared -Wl$(comma)--exclude-libs$(comma)ALL,$(PLUGIN_PKGS))
+
+# With copies of what it uses of the server.
+$(LIBVIRT): $(call obj,$(LIBVIRT_SRC)) $(SERVERLIB) $(BLOCKLIB)
+	$(call link,-shared -Wl$(comma)--exclude-libs$(comma)ALL,jansson \
+	    $(LIBVIRT_PKGS))
 
 $(UNIT_TESTS): $(O)/%: $(O)/tests/unit/%.o $(BLOCKLIB)
 	$(call link,,check $(SERVER_PKGS))
@@ -360,9 +382,10 @@ tool = @command -v $(1) >/dev/null || { echo "nbdelta: $(1) not found:" \
 .PHONY: check-locks check-headers check-layers lint
 check-locks:
 	$(call tool,clang,clang)
-	$(Q)clang $(INC_TESTS) $(ND_CFLAGS) -DNBDELTA_VERSION='""' \
-	    -Wthread-safety -Werror -fsyntax-only \
-	    $(BLOCKLIB_SRC) $(SERVER_SRC) $(PLUGIN_SRC)
+	$(Q)clang $(INC_TESTS) $(LIBVIRT_CFLAGS) $(ND_CFLAGS) \
+	    -DNBDELTA_VERSION='""' -Wthread-safety -Werror -fsyntax-only \
+	    -DNBDELTA_MODULES='""' \
+	    $(BLOCKLIB_SRC) $(SERVER_SRC) $(MODULE_SRC) $(PLUGIN_SRC)
 
 # Included twice, which needs a guard; with the include paths of its users.
 one_header = printf '$(hash)include "%s"\n' $$h $$h | \
@@ -378,7 +401,7 @@ check-headers:
 check-layers: all
 	$(Q)tests/layers.py '$(O)'
 
-LINT_SRC := $(BLOCKLIB_SRC) $(SERVER_SRC) $(PLUGIN_SRC)
+LINT_SRC := $(BLOCKLIB_SRC) $(SERVER_SRC) $(MODULE_SRC) $(PLUGIN_SRC)
 lint: check-layers
 	$(call tool,clang-format,clang-format)
 	$(call tool,clang-tidy,clang-tidy)
@@ -387,8 +410,8 @@ lint: check-layers
 	$(Q)clang-format --dry-run -Werror $$(find blocklib server plugin tests \
 	    -name '*.[ch]')
 	$(Q)printf '%s\n' $(LINT_SRC) | xargs -P $(JOBS) -I{} \
-	    clang-tidy --quiet {} -- $(INC_TESTS) $(ND_CFLAGS) \
-	    -DNBDELTA_VERSION='""'
+	    clang-tidy --quiet {} -- $(INC_TESTS) $(LIBVIRT_CFLAGS) $(ND_CFLAGS) \
+	    -DNBDELTA_VERSION='""' -DNBDELTA_MODULES='""'
 	$(Q)cppcheck -q --error-exitcode=1 --inline-suppr -j $(JOBS) \
 	    --std=c11 $(INC_TESTS) blocklib server plugin
 	$(Q)shellcheck -x tests/run .ci/run tests/*.sh tests/func/*.sh \
@@ -430,6 +453,8 @@ install: all install-files
 install-files: | $(if $(filter install,$(MAKECMDGOALS)),all)
 	$(INSTALL) -D -m 755 $(SERVER) $(DESTDIR)$(bindir)/nbdelta
 	$(INSTALL) -D -m 755 $(PLUGIN) $(PLUGINS)/$(notdir $(PLUGIN))
+	$(Q)for m in $(LIBVIRT); do [ ! -e $$m ] || \
+	    $(INSTALL) -D -m 755 $$m $(DESTDIR)$(moduledir)/$${m##*/}; done
 	$(INSTALL) -d -m 755 $(MAN1)
 	$(INSTALL) -m 644 $(MAN_PAGES) $(MAN1)
 	$(INSTALL) -D -m 644 man/nbdelta.bash-completion \
@@ -437,6 +462,7 @@ install-files: | $(if $(filter install,$(MAKECMDGOALS)),all)
 
 uninstall:
 	rm -f $(DESTDIR)$(bindir)/nbdelta $(PLUGINS)/$(notdir $(PLUGIN)) \
+	    $(DESTDIR)$(moduledir)/$(notdir $(LIBVIRT)) \
 	    $(patsubst man/%,$(MAN1)/%,$(MAN_PAGES)) \
 	    $(DESTDIR)$(completiondir)/nbdelta
 

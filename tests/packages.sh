@@ -10,10 +10,12 @@ packages_of() {
     case $1 in
     build)
         echo gcc libc6-dev make pkgconf libjansson-dev zlib1g-dev libzstd-dev \
-            libgnutls28-dev libnbd-dev nbdkit-plugin-dev ;;
+            libgnutls28-dev libnbd-dev nbdkit-plugin-dev libvirt-dev \
+            libxml2-dev ;;
     test)
         echo check fio gnutls-bin groff-base jq libnbd-bin nbdkit procps python3-libnbd \
-            qemu-system-common qemu-system-x86 qemu-utils socat ;;
+            qemu-system-common qemu-system-x86 qemu-utils socat libvirt-clients \
+            libvirt-daemon libvirt-daemon-driver-qemu ;;
     peers)
         echo debootstrap ;;
     dev)

@@ -9,7 +9,6 @@
  */
 #include "source/source.h"
 
-#include <dlfcn.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +19,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
+#include "source/module.h"
 #include "source/talk.h"
 
 /* --- Kinds --- */
@@ -28,11 +28,11 @@ struct kind {
     const char *prefix; /* how SOURCE begins */
     bool keep_prefix;   /* it is part of what the kind gets */
     const struct source_ops *ops;
-    const char *module; /* without ops: the file that has them */
+    const char *module; /* without ops: the module that has them */
 };
 
 static const struct kind kinds[] = {
-    {"libvirt:", false, NULL, "nbdelta-source-libvirt.so"},
+    {"libvirt:", false, NULL, "libvirt"},
     {"nbd:", true, &source_nbd, NULL},
     {"nbd://", true, &source_nbd, NULL},
     {"nbds://", true, &source_nbd, NULL},
@@ -54,23 +54,6 @@ static const struct kind *kind_of(const char *what)
     return NULL;
 }
 
-/* A module stays until the process ends. */
-static int load_module(const char *name, const struct source_ops **opsp,
-                       struct error **errp)
-{
-    void *module = dlopen(name, RTLD_NOW | RTLD_LOCAL);
-    const struct source_ops *ops = module ? dlsym(module, "source_module")
-                                          : NULL;
-
-    if (!ops) {
-        const char *why = dlerror();
-        return error_set(errp, ENOTSUP, "cannot load the module '%s': %s", name,
-                         why ? why : "it is none");
-    }
-    *opsp = ops;
-    return 0;
-}
-
 /* Choose s->ops, and what of *what the kind gets. */
 static int choose_kind(struct source *s, const char **what,
                        const struct source_options *o, struct error **errp)
@@ -80,7 +63,7 @@ static int choose_kind(struct source *s, const char **what,
     if (k) {
         *what += k->keep_prefix ? 0 : strlen(k->prefix);
         s->ops = k->ops;
-        return k->ops ? 0 : load_module(k->module, &s->ops, errp);
+        return k->ops ? 0 : module_load(k->module, &s->ops, errp);
     }
     if (!talk_is_monitor(*what)) {
         s->ops = &source_image;
@@ -150,23 +133,6 @@ void source_close(struct source *s)
 
 /* --- Disks --- */
 
-struct source_disk *source_add_disk(struct source *s, const char *name,
-                                    uint64_t size)
-{
-    struct source_disk *more = realloc(s->disks,
-                                       (s->count + 1) * sizeof(*more));
-    char *copy = more ? strdup(name) : NULL;
-
-    if (more) {
-        s->disks = more;
-    }
-    if (!copy) {
-        return NULL;
-    }
-    more[s->count] = (struct source_disk){.name = copy, .size = size};
-    return &more[s->count++];
-}
-
 void source_reset_disks(struct source *s)
 {
     for (unsigned i = 0; i < s->count; i++) {
@@ -181,16 +147,6 @@ void source_reset_disks(struct source *s)
         d->reason = NULL;
         d->checkpoint = false;
     }
-}
-
-struct source_disk *source_find(const struct source *s, const char *name)
-{
-    for (unsigned i = 0; i < s->count; i++) {
-        if (strcmp(s->disks[i].name, name) == 0) {
-            return &s->disks[i];
-        }
-    }
-    return NULL;
 }
 
 /* --- The life of a backup --- */
@@ -247,6 +203,14 @@ int source_definition(struct source *s, char **xml, struct error **errp)
 {
     *xml = NULL;
     return s->ops->definition ? s->ops->definition(s, xml, errp) : 0;
+}
+
+int source_freeze(struct source *s, bool freeze, struct error **errp)
+{
+    return s->ops->freeze
+               ? s->ops->freeze(s, freeze, errp)
+               : error_set(errp, ENOTSUP,
+                           "nobody can freeze file systems of this source");
 }
 
 /* --- What is dirty --- */

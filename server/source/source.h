@@ -172,6 +172,13 @@ int source_forget(struct source *s, const char *checkpoint,
 /* The domain's definition, malloc()ed; *xml is NULL where there is none. */
 int source_definition(struct source *s, char **xml, struct error **errp);
 
+/*
+ * Freeze the guest's file systems, or thaw them.  They stand still for at most
+ * 10 s, and are thawed by source_close(), too.  A thaw that comes too late is
+ * -ETIMEDOUT: they were thawed already.  -ENOTSUP: this source cannot.
+ */
+int source_freeze(struct source *s, bool freeze, struct error **errp);
+
 /* The disk of that name, or NULL. */
 struct source_disk *source_find(const struct source *s, const char *name);
 

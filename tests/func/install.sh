@@ -13,6 +13,9 @@ plugins=$(pkg-config nbdkit --variable=plugindir)
 {
     echo ./opt/nbd/bin/nbdelta
     echo "./${plugins#/}/nbdkit-nbdelta-plugin.so"
+    if [ -e "$BUILD/nbdelta-source-libvirt.so" ]; then
+        echo ./opt/nbd/lib/nbdelta/nbdelta-source-libvirt.so
+    fi
     echo ./opt/nbd/share/bash-completion/completions/nbdelta
     for page in "$SRCDIR"/man/*.1; do
         echo "./opt/nbd/share/man/man1/${page##*/}"

@@ -26,6 +26,7 @@
 # shellcheck disable=SC2034  # for the tests that source this
 nbdelta=$BUILD/nbdelta
 PATH=$BUILD:$PATH
+export NBDELTA_MODULES=$BUILD
 sock=$PWD/nbd.sock
 qmp_sock=$PWD/qmp.sock
 pidfile=$PWD/nbdelta.pid

@@ -8,6 +8,7 @@
  *   renew, end keep, end drop
  *   list               checkpoints: name, disk, why they cannot be used
  *   forget CHECKPOINT
+ *   freeze, thaw, definition
  *
  * At the end of input, and after SIGINT, SIGTERM or SIGHUP, it closes the
  * source.
@@ -182,6 +183,19 @@ static void do_list(struct source *s)
     }
 }
 
+static void do_definition(struct source *s)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    CLEANUP_FREE char *xml = NULL;
+    int r = source_definition(s, &xml, &err);
+
+    if (r < 0) {
+        print_result(r, err);
+    } else {
+        print_line(json_pack("{s:s?}", "xml", xml));
+    }
+}
+
 /* --- Lines --- */
 
 static void do_line(struct source *s, char *line)
@@ -211,6 +225,12 @@ static void do_line(struct source *s, char *line)
         print_result(r, err);
     } else if (count == 1 && strcmp(words[0], "list") == 0) {
         do_list(s);
+    } else if (count == 1 && (strcmp(words[0], "freeze") == 0 ||
+                              strcmp(words[0], "thaw") == 0)) {
+        int r = source_freeze(s, *words[0] == 'f', &err);
+        print_result(r, err);
+    } else if (count == 1 && strcmp(words[0], "definition") == 0) {
+        do_definition(s);
     } else {
         print_line(json_pack("{s:s}", "error", "what?"));
     }
@@ -257,6 +277,8 @@ static void set_option(struct source_options *o, char *word)
         o->bitmap = value;
     } else if (strcmp(word, "format") == 0) {
         o->format = value;
+    } else if (strcmp(word, "connect") == 0) {
+        o->connect = value;
     } else if (strcmp(word, "timeout") == 0) {
         o->timeout_s = (unsigned)atoi(value);
     }

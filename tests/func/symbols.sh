@@ -1,13 +1,13 @@
 #!/bin/bash
 # The library defines no global name outside of our prefixes, and nothing in
-# libnbd's name space; the plugin exports its entry point alone.
+# libnbd's name space; plugin and modules export their entry points alone.
 set -eu -o pipefail
 
-prefixes='action actions backup bitmap blk blkdebug buf cbw chain commit cond copy
+prefixes='action actions backup bitmap bitmaps blk blkdebug buf cbw chain commit cond copy
     door driver edge error file format graph hbitmap image iov job jobfilter
     jobs mutex node now options opts path point policy qcow2 range reopen
     remote rwlock scratch size snapshot stats tell text thread throttle
-    tls yank'
+    tls transfer yank'
 
 # Names that the compiler's instrumentation adds start with "__".
 nm -g --defined-only "$BUILD/libnbdelta.a" |
@@ -29,3 +29,9 @@ nm -g --defined-only "$BUILD/libserver.a" |
 nm -D --defined-only "$BUILD/nbdkit-nbdelta-plugin.so" |
     awk 'NF == 3 && $3 !~ /^__/ { print $3 }' >exported
 diff <(echo plugin_init) exported
+
+if [ -e "$BUILD/nbdelta-source-libvirt.so" ]; then
+    nm -D --defined-only "$BUILD/nbdelta-source-libvirt.so" |
+        awk 'NF == 3 && $3 !~ /^__/ { print $3 }' | sort >exported
+    diff <(printf '%s\n' source_module source_module_version) exported
+fi

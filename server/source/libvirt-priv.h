@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_SOURCE_LIBVIRT_PRIV_H
+#define NBDELTA_SERVER_SOURCE_LIBVIRT_PRIV_H
+
+/*
+ * Shared by libvirt.c (open, begin, end), libvirt-checkpoint.c (what
+ * checkpoints there are, and which can be used) and libvirt-freeze.c (file
+ * systems).
+ *
+ * What is made has a path that contains "/nbdelta-ID.": the socket, scratch
+ * files.  So a backup job of a killed run is known by libvirt's XML of it.
+ */
+#include <stdbool.h>
+#include <sys/types.h>
+
+#include "source/frozen.h"
+#include "source/libvirt-call.h"
+#include "source/libvirt-xml.h"
+#include "source/private-dir.h"
+#include "source/source.h"
+
+struct error;
+struct libvirt_freeze;
+
+struct libvirt_disk {
+    bool bitmaps; /* its format keeps them */
+    char *scratch;
+};
+
+struct libvirt_source {
+    struct frozen frozen;
+    struct libvirt_link *link;
+    struct libvirt_freeze *freeze; /* NULL: nothing is frozen */
+    char *domain;
+    char *uri; /* of the connection, or NULL: libvirt's default */
+    char *id;
+    char *mark; /* "/nbdelta-ID." */
+    char *scratch;
+    char *nbd; /* URI where libvirt's NBD server shall be, or NULL */
+    bool remote;
+    int stop_fd;
+    unsigned limit_ms;
+
+    bool has_owner;
+    uid_t owner; /* the user that QEMU runs as */
+    int domain_id;
+    struct libvirt_disk *disks; /* as s->disks */
+
+    struct private_dir socket_dir;
+    struct private_dir scratch_dir;
+    char *socket;
+    char *checkpoint; /* that has begun; NULL: none */
+    bool fresh;       /* it may be there */
+    bool job;         /* ours may run */
+    char version[64];
+};
+
+/* --- libvirt-begin.c --- */
+
+/* Freeze the wanted disks, with a new checkpoint `checkpoint`, and fill them.
+ * After a failure `job` and `fresh` tell what may be there. */
+int libvirt_freeze_disks(struct source *s, struct error **errp);
+
+/* As the disks are now. */
+int libvirt_read_sizes(struct source *s, struct error **errp);
+
+/* -ECANCELED: the user wants an end. */
+int libvirt_check_stop(const struct libvirt_source *l, struct error **errp);
+
+/* --- libvirt-checkpoint.c --- */
+
+/*
+ * Can what has changed since @since be told of the disks with that `since`?
+ * Where not, their `reason` says why.  Metadata are made true on the way:
+ * bitmaps that nobody can trust are removed, those that are whole get back a
+ * checkpoint that was lost, and one without any bitmap goes.
+ */
+int libvirt_find_changes(struct source *s, const char *since,
+                         struct error **errp);
+
+/* Is there a checkpoint of the name?  1, 0 or an error. */
+int libvirt_has_checkpoint(struct source *s, const char *name,
+                           struct error **errp);
+
+/* As in struct source_ops. */
+int libvirt_forget(struct source *s, const char *name, struct error **errp);
+int libvirt_each_checkpoint(struct source *s, source_checkpoint_fn *fn,
+                            void *opaque, struct error **errp);
+
+/* --- libvirt-freeze.c --- */
+
+/* Freeze the guest's file systems for at most 10 s, or thaw them.  A thaw that
+ * comes too late is -ETIMEDOUT: they were thawed already. */
+int libvirt_freeze(struct source *s, bool freeze, struct error **errp);
+
+#endif /* NBDELTA_SERVER_SOURCE_LIBVIRT_PRIV_H */
