@@ -346,6 +346,7 @@ static int begin_daemon(struct source *s, const char *checkpoint,
                         struct error **errp)
 {
     struct daemon_source *d = s->opaque;
+    talk_resume(s->talk);
     int r = talk_check_stop(s->talk, errp);
 
     if (r < 0) {

@@ -499,6 +499,7 @@ static int begin_qemu(struct source *s, const char *checkpoint,
                       struct error **errp)
 {
     struct qemu_source *q = s->opaque;
+    talk_resume(s->talk);
     int r = talk_check_stop(s->talk, errp);
 
     if (r < 0) {

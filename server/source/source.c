@@ -155,6 +155,9 @@ int source_begin(struct source *s, const char *checkpoint, struct error **errp)
 {
     bool any = false;
 
+    if (s->begun) {
+        return error_set(errp, EBUSY, "a backup of it has not ended");
+    }
     for (unsigned i = 0; i < s->count; i++) {
         any |= !s->disks[i].skip;
     }

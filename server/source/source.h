@@ -65,7 +65,9 @@ struct source_disk {
     const char *since; /* a checkpoint; NULL: all is to be read */
 
     /* From begin to end. */
-    json_t *options;       /* opens the frozen disk as a node, read-only */
+    json_t *options;       /* opens the frozen disk as a node, read-only; where
+                              there is a dirty map, nbdelta has only what is
+                              dirty, and answers -EINVAL to other reads */
     json_t *dirty;         /* opens a node with x-dirty-bitmap; or NULL */
     struct bitmap *bitmap; /* or what is dirty, in a bitmap that is here */
     const char *reason;    /* why neither is there although `since` was given;
@@ -140,10 +142,10 @@ int source_open(const char *what, const struct source_options *o,
 void source_close(struct source *s);
 
 /*
- * Begin, with a new checkpoint of that name on all disks that can keep one; or
- * without any (NULL).  After a failure everything is as it was.  A disk that
- * cannot tell what has changed has a reason and no dirty map: that is no
- * failure.  -ECANCELED: see stop_fd.
+ * Begin, once the backup before has ended, with a new checkpoint of that name
+ * on all disks that can keep one; or without any (NULL).  After a failure
+ * everything is as it was.  A disk that cannot tell what has changed has a
+ * reason and no dirty map: that is no failure.  -ECANCELED: see stop_fd.
  */
 int source_begin(struct source *s, const char *checkpoint, struct error **errp);
 

@@ -222,6 +222,26 @@ const char *talk_host(const struct talk *t)
     return t->host;
 }
 
+/* Its effective user, as the kernel tells; @fallback where it does not. */
+static uid_t user_of(pid_t pid, uid_t fallback)
+{
+    char path[64];
+    char line[256];
+    unsigned long uid = fallback;
+
+    (void)snprintf(path, sizeof(path), "/proc/%ld/status", (long)pid);
+    FILE *f = fopen(path, "re");
+    while (f && fgets(line, sizeof(line), f)) {
+        if (sscanf(line, "Uid: %*u %lu", &uid) == 1) {
+            break;
+        }
+    }
+    if (f) {
+        (void)fclose(f);
+    }
+    return (uid_t)uid;
+}
+
 int talk_peer(const struct talk *t, pid_t *pid, uid_t *uid)
 {
     struct ucred peer;
@@ -232,7 +252,7 @@ int talk_peer(const struct talk *t, pid_t *pid, uid_t *uid)
         return -ENOTSUP;
     }
     *pid = peer.pid;
-    *uid = peer.uid;
+    *uid = user_of(peer.pid, peer.uid);
     return 0;
 }
 
@@ -311,6 +331,13 @@ int talk_check_stop(const struct talk *t, struct error **errp)
 void talk_undo(struct talk *t)
 {
     t->undoing = true;
+    t->gone = false;
+    set_limits(t);
+}
+
+void talk_resume(struct talk *t)
+{
+    t->undoing = false;
     t->gone = false;
     set_limits(t);
 }

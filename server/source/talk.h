@@ -30,7 +30,8 @@ const char *talk_version(const struct talk *t);
 /* The host of qmp://HOST:PORT; NULL: a Unix socket. */
 const char *talk_host(const struct talk *t);
 
-/* Who has made the Unix socket: its process and user.  -ENOTSUP: none. */
+/* The process that listens on the Unix socket, and the user that it runs as
+ * now: it may have changed that since.  -ENOTSUP: none. */
 int talk_peer(const struct talk *t, pid_t *pid, uid_t *uid);
 
 /*
@@ -54,5 +55,8 @@ int talk_check_stop(const struct talk *t, struct error **errp);
  * end.  After a connection that could not be made again, all commands fail at
  * once, until this is called again. */
 void talk_undo(struct talk *t);
+
+/* What follows is something new. */
+void talk_resume(struct talk *t);
 
 #endif /* NBDELTA_SERVER_SOURCE_TALK_H */

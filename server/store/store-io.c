@@ -178,8 +178,8 @@ static int fill(int fd, const void *bytes, size_t length)
     return r;
 }
 
-int dir_put(int dir, const char *name, const void *bytes, size_t length,
-            struct error **errp)
+static int put_once(int dir, const char *name, const void *bytes, size_t length,
+                    struct error **errp)
 {
     char tmp[64];
     int fd = create_unfinished(dir, tmp, sizeof(tmp));
@@ -198,6 +198,19 @@ int dir_put(int dir, const char *name, const void *bytes, size_t length,
         return dir_flush(dir, errp);
     }
     (void)unlinkat(dir, tmp, 0);
+    return r;
+}
+
+/* A run that cleans takes all unfinished files for those of killed runs, also
+ * one of a process that needs no lock for what it puts: that tries again. */
+int dir_put(int dir, const char *name, const void *bytes, size_t length,
+            struct error **errp)
+{
+    int r = -ENOENT;
+
+    for (int tries = 0; r == -ENOENT && tries < 3; tries++) {
+        r = put_once(dir, name, bytes, length, errp);
+    }
     return r;
 }
 

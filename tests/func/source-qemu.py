@@ -4,6 +4,7 @@
 import errno
 import glob
 import os
+import pwd
 import signal
 import subprocess
 import tempfile
@@ -29,7 +30,7 @@ def make_images():
     run('truncate', '-s', '4M', 'vdc.raw')
 
 
-def start():
+def start(*options):
     """vda by its device's id, vdb by its node, vdc raw; a CD; an empty one."""
     return Qemu(
         '-blockdev', 'qcow2,node-name=a,file.driver=file,'
@@ -42,7 +43,7 @@ def start():
         '-drive', 'if=none,id=cd0,media=cdrom,format=raw,file=vdc.raw,'
         'readonly=on,file.locking=off',
         '-device', 'ide-cd,drive=cd0,bus=ide.0',
-        '-device', 'ide-cd,id=empty,bus=ide.1')
+        '-device', 'ide-cd,id=empty,bus=ide.1', *options)
 
 
 def left(qemu):
@@ -271,6 +272,46 @@ def bitmaps_of_a_crash_are_told():
         assert left(qemu) == [], left(qemu)
 
 
+def a_qemu_that_hangs_holds_nobody_up():
+    with start() as qemu:
+        for begun in (True, False):
+            s = Source('qemu.sock', ID, timeout=2)
+            if begun:
+                s.begin(C1)
+                qemu.p.send_signal(signal.SIGSTOP)
+            else:
+                qemu.p.send_signal(signal.SIGSTOP)
+                s.send('begin', C1)
+                time.sleep(0.2)
+            before = time.monotonic()
+            s.signal(signal.SIGTERM)
+            assert time.monotonic() - before < 30
+            qemu.p.send_signal(signal.SIGCONT)
+            with Source('qemu.sock', ID) as s:
+                s.did('forget', C1)
+            assert left(qemu) == [], left(qemu)
+            assert qemu.bitmaps() == {}, qemu.bitmaps()
+
+
+def another_user_is_given_what_it_needs():
+    if os.geteuid() != 0:
+        return
+    for name in ('.', os.environ['TMPDIR'], 'vda.qcow2', 'vdb.qcow2',
+                 'vdc.raw'):
+        os.chown(name, pwd.getpwnam('nobody').pw_uid, -1)
+    with start('-runas', 'nobody') as qemu:
+        with Source('qemu.sock', ID) as s:
+            s.begin(C1)
+            s.did('read', 'vda', 'a.raw')
+            s.did('end', 'drop')
+        s = Source('qemu.sock', ID)
+        s.begin(C1)
+        s.signal(signal.SIGKILL)
+        with Source('qemu.sock', ID) as s:
+            s.did('forget', C1)
+        assert left(qemu) == [], left(qemu)
+
+
 def a_qemu_that_dies_ends_the_backup():
     qemu = start()
     s = Source('qemu.sock', ID)
@@ -294,6 +335,8 @@ with tempfile.TemporaryDirectory(dir='/tmp') as tmp:
                      a_busy_monitor_says_so_soon,
                      failures_leave_nothing,
                      bitmaps_of_a_crash_are_told,
-                     a_qemu_that_dies_ends_the_backup):
+                     a_qemu_that_hangs_holds_nobody_up,
+                     a_qemu_that_dies_ends_the_backup,
+                     another_user_is_given_what_it_needs):
         print(scenario.__name__, flush=True)
         scenario()

@@ -27,6 +27,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
+#include "nbdelta/tls-creds.h"
 #include "source/source.h"
 
 #define WORDS_MAX 16
@@ -261,12 +262,12 @@ static int take_signals(void)
 }
 
 /* KEY=VALUE of the options. */
-static void set_option(struct source_options *o, char *word)
+static int set_option(struct source_options *o, char *word)
 {
     char *value = strchr(word, '=');
 
     if (!value) {
-        return;
+        return -EINVAL;
     }
     *value++ = '\0';
     if (strcmp(word, "nbd") == 0) {
@@ -282,6 +283,19 @@ static void set_option(struct source_options *o, char *word)
     } else if (strcmp(word, "timeout") == 0) {
         o->timeout_s = (unsigned)atoi(value);
     }
+    return 0;
+}
+
+/* tls=DIR: certificates of a client */
+static int use_tls(struct source_options *o, const char *dir,
+                   struct error **errp)
+{
+    CLEANUP_JSON json_t *properties =
+        json_pack("{s:s, s:s, s:s, s:s}", "qom-type", "tls-creds-x509", "id",
+                  "tls", "dir", dir, "endpoint", "client");
+
+    o->tls_creds = "tls";
+    return tls_creds_create(o->graph, properties, errp);
 }
 
 int main(int argc, char **argv)
@@ -296,10 +310,12 @@ int main(int argc, char **argv)
     }
     (void)setvbuf(stdin, NULL, _IONBF, 0);
     o.id = argv[2];
-    for (int i = 3; i < argc; i++) {
-        set_option(&o, argv[i]);
+    int r = 0;
+    for (int i = 3; r == 0 && i < argc; i++) {
+        r = strncmp(argv[i], "tls=", 4) == 0 ? use_tls(&o, argv[i] + 4, &err)
+                                             : set_option(&o, argv[i]);
     }
-    int r = source_open(argv[1], &o, &s, &err);
+    r = r < 0 ? r : source_open(argv[1], &o, &s, &err);
     if (r < 0) {
         print_result(r, err);
     } else {

@@ -16,6 +16,7 @@ static struct {
     int calls;      /* so far */
     int fail;       /* this one of them fails; 0: none */
     bool break_off; /* and all that follow */
+    int steal;      /* so many renames find that their file was taken */
 } storage;
 
 static bool fails(void)
@@ -37,6 +38,10 @@ int fsync(int fd)
 
 int renameat(int a, const char *from, int b, const char *to)
 {
+    if (storage.steal > 0) {
+        storage.steal--;
+        ck_assert_int_eq(unlinkat(a, from, 0), 0);
+    }
     return fails() ? -1 : (int)syscall(SYS_renameat2, a, from, b, to, 0);
 }
 
@@ -482,6 +487,21 @@ START_TEST(test_each_step_fails)
 }
 END_TEST
 
+/* By somebody who cleans meanwhile. */
+START_TEST(test_unfinished_file_is_taken)
+{
+    CLEANUP_STORE struct store *s = create_store();
+
+    storage.steal = 2;
+    ck_assert_int_eq(store_put_file(s, POINT1 ".verified", "{}", 2, NULL), 0);
+    ck_assert(exists(at("dir/" POINT1 ".verified")));
+    storage.steal = 100;
+    ck_assert_int_eq(store_put_file(s, POINT2 ".verified", "{}", 2, NULL),
+                     -ENOENT);
+    storage.steal = 0;
+}
+END_TEST
+
 /* What a failed retry in one process finds. */
 START_TEST(test_finish_again)
 {
@@ -518,6 +538,7 @@ int main(void)
     tcase_add_test(tc, test_clean);
     tcase_add_test(tc, test_links);
     tcase_add_test(tc, test_each_step_fails);
+    tcase_add_test(tc, test_unfinished_file_is_taken);
     tcase_add_test(tc, test_finish_again);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);

@@ -228,7 +228,14 @@ START_TEST(test_chunk_that_comes_twice)
     piece(3 * MiB + 512, 512, buf + 7);
     piece(4 * MiB, 64 * KiB, NULL);
     piece(4 * MiB, 512, buf);
-    ck_assert_uint_eq(check_file(), 5);
+
+    /* Two writers: the last to be told was not the last to write. */
+    CLEANUP_FREE uint8_t *other = malloc(64 * KiB);
+    fill(other, 64 * KiB, 4);
+    ck_assert_int_eq(sums_tap(sums, 5 * MiB, 64 * KiB, buf), 0);
+    piece(5 * MiB, 64 * KiB, other);
+    ck_assert_int_eq(blk_pwrite(file, buf, 64 * KiB, 5 * MiB, 0), 0);
+    ck_assert_uint_eq(check_file(), 6);
     drop_image();
 }
 END_TEST
