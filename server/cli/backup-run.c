@@ -29,6 +29,7 @@
 #include "nbdelta/kick.h"
 #include "nbdelta/size.h"
 #include "nbdelta/thread.h"
+#include "store/prune.h"
 
 #define CHECKPOINT_PREFIX "nbdelta-"
 #define CHECKPOINT_MAX \
@@ -612,6 +613,9 @@ static int open_both(struct run *r, struct error **errp)
         return error_nomem(errp);
     }
     int result = store_open(r->o->directory, mode, "backup", &r->store, errp);
+    if (result == 0 && mode != STORE_READ) {
+        result = prune_recover(r->store, NULL, errp);
+    }
     if (result < 0) {
         return result;
     }
