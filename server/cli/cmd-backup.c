@@ -76,9 +76,9 @@ static const struct cli_command command = {
     .usage = "[OPTION...] SOURCE DIR",
     .about =
         "Make a point in the backup directory DIR: the first time everything,\n"
-        "then what has changed since the last point.  SOURCE is a QMP socket\n"
-        "of nbdelta or of QEMU, qmp://HOST:PORT, an NBD URI, or an image that\n"
-        "nobody uses.\n",
+        "then what has changed since the last point.  SOURCE is a domain of\n"
+        "libvirt (libvirt:NAME), a QMP socket of nbdelta or of QEMU,\n"
+        "qmp://HOST:PORT, an NBD URI, or an image that nobody uses.\n",
     .options = option_table,
 };
 
