@@ -216,9 +216,11 @@ for layers in overlay.qcow2 top.qcow2; do
     qemu-img compare -q -f qcow2 small.qcow2 reference.raw ||
         fail "small.qcow2 has other content"
     qemu-img check -q small.qcow2
-    qemu-img map --output json small.qcow2 | jq -c \
-        '[.[] | select(.data) | [.start / 1024, .length / 1024]]' >data
-    [ "$(cat data)" = '[[4,4],[76,8],[192,4],[200,4],[2048,128],[4600,4]]' ] ||
+    # By clusters: workers that allocate side by side may leave neighbours apart.
+    qemu-img map --output json small.qcow2 | jq -c '[.[] | select(.data) |
+        range(.start / 4096; (.start + .length) / 4096)]' >data
+    jq -cn '[1, 19, 20, 48, 50, range(512; 544), 1150]' >wanted
+    cmp -s data wanted ||
         fail "from $layers small.qcow2 got other data: $(cat data)"
 done
 
