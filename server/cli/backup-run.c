@@ -121,11 +121,21 @@ static int settle_pending(struct run *r, const json_t *checkpoints,
             checkpoint = p->manifest->disks[i].checkpoint;
         }
     }
+    int result = -EUCLEAN;
     if (p->manifest &&
         (!checkpoint || json_object_get(checkpoints, checkpoint))) {
-        return store_finish_pending(r->store, errp);
+        result = store_finish_pending(r->store, errp);
     }
-    return store_drop_pending(r->store, errp);
+    /* Without all of its files it is no point; the one before still counts, and
+     * has its checkpoint. */
+    if (result == -EUCLEAN) {
+        if (errp) {
+            error_free(*errp);
+            *errp = NULL;
+        }
+        result = store_drop_pending(r->store, errp);
+    }
+    return result;
 }
 
 /* Checkpoints of this directory go, except that of the latest point. */
@@ -603,10 +613,9 @@ static enum backup_status status_of(int result)
                                                  : BACKUP_FAILED;
 }
 
-static int open_both(struct run *r, struct error **errp)
+static int open_both(struct run *r, enum store_mode mode, struct error **errp)
 {
     struct source_options how = r->o->how;
-    enum store_mode mode = r->o->dry_run ? STORE_READ : STORE_CREATE;
 
     r->graph = graph_new();
     if (!r->graph) {
@@ -683,7 +692,8 @@ enum backup_status backup_run(const struct backup_options *o, json_t **report,
     if (r.done < 0) {
         return BACKUP_FAILED;
     }
-    if ((result = open_both(&r, errp)) == 0 &&
+    if ((result = open_both(&r, o->dry_run ? STORE_READ : STORE_CREATE,
+                            errp)) == 0 &&
         (result = settle_past(&r, errp)) == 0 &&
         (result = choose_disks(&r, errp)) == 0) {
         result = make_point(&r, errp);
@@ -707,7 +717,7 @@ enum backup_status backup_forget(const struct backup_options *o,
 {
     struct run r = {.o = o};
     CLEANUP_JSON json_t *checkpoints = NULL;
-    int result = open_both(&r, errp);
+    int result = open_both(&r, STORE_WRITE, errp);
 
     if (result == 0) {
         result = all_checkpoints(&r, &checkpoints, errp);

@@ -116,3 +116,18 @@ if copying; then
 fi
 nbdelta backup --compress=zstd disk.qcow2 dir
 point_is "$(latest)" fourth.raw
+
+# A pending point that lacks a file is none: it goes, and a run works.
+last=$(latest)
+mv "dir/$last.json" "dir/$last.json.pending"
+rm "dir/disk/$last.qcow2"
+rc=0
+nbdelta backup disk.qcow2 dir 2>said || rc=$?
+[ "$rc" = 3 ] || fail "after half a point: $rc, $(cat said)"
+[ ! -e "dir/$last.json.pending" ] || fail "half a point is still pending"
+point_is "$(latest)" fourth.raw
+
+# Whose checkpoints are to go has to be there.
+rc=0
+nbdelta backup --forget disk.qcow2 nowhere 2>said || rc=$?
+if [ "$rc" != 1 ] || [ -e nowhere ]; then fail "--forget: $rc"; fi
