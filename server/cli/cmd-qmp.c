@@ -185,6 +185,7 @@ struct what {
     json_t *args;
     const char *wait_job; /* or NULL */
     bool wait;
+    bool detach; /* a signal leaves the jobs as they are */
     enum wait_until until;
 };
 
@@ -240,6 +241,9 @@ static int run_command(struct waiter *w, const struct what *o)
 
 static int run_with(struct waiter *w, const struct what *o)
 {
+    if (o->detach) {
+        waiter_detach(w);
+    }
     enum wait_until until = o->command && is_ending(o->command) ? WAIT_END
                                                                 : o->until;
     int status = o->command ? run_command(w, o) : EXIT_SUCCESS;
@@ -275,12 +279,17 @@ static int run_connected(const struct what *o)
     return status;
 }
 
-#define OPT_WAIT_JOB CLI_LONG
+enum {
+    OPT_DETACH = CLI_LONG,
+    OPT_WAIT_JOB,
+};
 
 static const struct cli_option options[] = {
     {"wait", 'w', "[=ready|end]",
      "wait for the jobs that the command starts, until they are ready or end"},
     {"wait-job", OPT_WAIT_JOB, "ID", "wait for a job that is there already"},
+    {"detach-on-signal", OPT_DETACH, NULL,
+     "when interrupted, leave the jobs of the command running"},
     {NULL, 0, NULL, NULL},
 };
 
@@ -324,6 +333,8 @@ int cmd_qmp(int argc, char **argv)
         }
         if (code == OPT_WAIT_JOB) {
             o.wait_job = optarg;
+        } else if (code == OPT_DETACH) {
+            o.detach = true;
         } else if (set_until(&o, optarg) != 0) {
             return CLI_USAGE;
         }

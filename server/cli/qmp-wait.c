@@ -32,7 +32,9 @@ struct waiter {
     enum wait_until until;
     struct followed *jobs;
     unsigned count;
-    bool stopping;  /* a signal has come: own jobs are to be cancelled */
+    bool detach;    /* a signal leaves own jobs as they are */
+    bool stopping;  /* a signal has come: own jobs are to be cancelled, or,
+                       with detach, left */
     bool cancelled; /* they have been asked to */
     _Atomic unsigned permille; /* how much is done; for the progress thread */
 };
@@ -45,6 +47,11 @@ struct waiter *waiter_new(struct qmp_client *c)
         w->qmp = c;
     }
     return w;
+}
+
+void waiter_detach(struct waiter *w)
+{
+    w->detach = true;
 }
 
 void waiter_free(struct waiter *w)
@@ -69,10 +76,12 @@ static bool note_signal(struct waiter *w, bool own)
         return false;
     }
     w->stopping = true;
-    (void)cli_failed("qmp",
-                     "interrupted (%s): what the command has started is "
-                     "cancelled; a second signal leaves it as it is",
-                     strsignal(w->qmp->signo));
+    if (!w->detach) {
+        (void)cli_failed("qmp",
+                         "interrupted (%s): what the command has started is "
+                         "cancelled; a second signal leaves it as it is",
+                         strsignal(w->qmp->signo));
+    }
     return true;
 }
 
@@ -384,11 +393,15 @@ static int follow_all(struct waiter *w, bool show, struct error **errp)
     while (r >= 0) {
         json_t *event = NULL;
 
-        if (w->stopping && !w->cancelled && (r = cancel_own(w, errp)) < 0) {
+        if (w->stopping && !w->detach && !w->cancelled &&
+            (r = cancel_own(w, errp)) < 0) {
             break;
         }
         if (all_have_come(w)) {
             break;
+        }
+        if (w->stopping && w->detach) {
+            return -EINTR;
         }
         r = qmp_client_receive(w->qmp, show ? PROGRESS_MS : -1, &event, errp);
         if (r > 0) {

@@ -9,7 +9,8 @@
  * A job that this command has started is its own.  When the command is
  * interrupted, the job is cancelled and its end waited for: the command can be
  * repeated, and finds all as it was.  A job that was there before is somebody
- * else's, and goes on.  The exit status tells which of both.
+ * else's, and goes on; so do all after waiter_detach().  The exit status tells
+ * which of both.
  */
 #include <jansson.h>
 #include <stdbool.h>
@@ -28,6 +29,10 @@ enum wait_until {
 /* Signals of @c have to be minded.  NULL: no memory. */
 struct waiter *waiter_new(struct qmp_client *c);
 void waiter_free(struct waiter *w); /* NULL is fine */
+
+/* From now on a signal leaves the command's own jobs as they are, and ends the
+ * command once it knows which they are. */
+void waiter_detach(struct waiter *w);
 
 /*
  * Send @command and wait for its reply.  A signal is noted, and what the

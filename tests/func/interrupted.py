@@ -187,6 +187,27 @@ def signals(d):
     d.ask('job-cancel', id='vda')
     until('the job has been cancelled', lambda: not jobs(d))
     assert dirty(d) == had
+    # Left alone, if that is asked for; somebody else may join.
+    p = start(*incremental('speed=1M', '--wait', '--detach-on-signal'))
+    until('it runs', lambda: 'vda' in jobs(d))
+    minds(p)
+    p.send_signal(signal.SIGTERM)
+    assert "job 'vda' goes on" in end(p, UNKNOWN)[1]
+    d.ask('block-job-set-speed', device='vda', speed=M)
+    p = start('qmp', 'qmp.sock', '--wait-job', 'vda')
+    minds(p)
+    sleeps(p)
+    d.ask('job-cancel', id='vda')
+    end(p, 1)
+    assert not jobs(d) and dirty(d) == had
+    with Held() as held:
+        p = start(*incremental('speed=1M', '--wait', '--detach-on-signal',
+                               at='held.sock'))
+        held.wait()
+        p.send_signal(signal.SIGINT)
+    assert "job 'vda' goes on" in end(p, UNKNOWN)[1]
+    d.ask('job-cancel', id='vda')
+    until('the job has been cancelled', lambda: not jobs(d))
     # What is ignored stays ignored.
     p = start(*incremental('speed=4M', '--wait'), ignore=[signal.SIGHUP])
     until('it runs', lambda: 'vda' in jobs(d))
