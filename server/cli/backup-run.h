@@ -45,26 +45,16 @@ struct backup_options {
     struct source_options how;
 };
 
-/* What came of it. */
-enum backup_status {
-    BACKUP_DONE = 0,
-    BACKUP_FAILED = 1,    /* no point was made */
-    BACKUP_FELL_BACK = 3, /* a point, but a disk is a full that nobody wanted */
-    BACKUP_DAMAGED = 4,
-    BACKUP_BUSY = 5,
-};
-
 /*
  * Make a point.  Signals that end a server are blocked, and readable at
  * o->how.stop_fd.  *report: what was done, as --output=json shows it, a new
- * reference; NULL after a failure.
+ * reference; NULL after a failure.  Returns the exit status (point-arg.h).
  */
-enum backup_status backup_run(const struct backup_options *o, json_t **report,
-                              struct error **errp);
+int backup_run(const struct backup_options *o, json_t **report,
+               struct error **errp);
 
 /* Remove all checkpoints of the directory from the source.  The next point will
- * be a full. */
-enum backup_status backup_forget(const struct backup_options *o,
-                                 struct error **errp);
+ * be a full.  Returns the exit status. */
+int backup_forget(const struct backup_options *o, struct error **errp);
 
 #endif /* NBDELTA_SERVER_CLI_BACKUP_RUN_H */

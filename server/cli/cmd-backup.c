@@ -11,6 +11,7 @@
 #include "cli/backup-run.h"
 #include "cli/cli.h"
 #include "cli/commands.h"
+#include "cli/point-arg.h"
 #include "log.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
@@ -286,14 +287,14 @@ int cmd_backup(int argc, char **argv)
     CLEANUP_CLOSE int fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
     q.o.how.stop_fd = fd;
     q.o.show_progress = !q.o.progress_json;
-    status = q.forget ? (int)backup_forget(&q.o, &err)
-                      : (int)backup_run(&q.o, &report, &err);
+    status = q.forget ? backup_forget(&q.o, &err)
+                      : backup_run(&q.o, &report, &err);
     if (report) {
         print_report(&q, report);
-        if (status == BACKUP_FELL_BACK && !q.o.dry_run) {
+        if (status == POINT_FELL_BACK && !q.o.dry_run) {
             tell_fallback(report);
         }
-    } else if (status != BACKUP_DONE) {
+    } else if (status != EXIT_SUCCESS) {
         (void)cli_error(command.name, err);
     }
     return cli_finish(command.name) != 0 ? EXIT_FAILURE : status;

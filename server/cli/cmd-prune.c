@@ -15,6 +15,7 @@
 
 #include "cli/cli.h"
 #include "cli/commands.h"
+#include "cli/point-arg.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
@@ -27,9 +28,6 @@ enum {
     OPT_KEEP = CLI_LONG,
     OPT_WITHIN = OPT_KEEP + RULE_COUNT,
 };
-
-/* The words of backups' exit status. */
-enum { STATUS_DAMAGE = 4, STATUS_IN_USE = 5 };
 
 static const struct cli_option option_table[] = {
     {"keep-last", OPT_KEEP + RULE_LAST, "N", "keep the last N points"},
@@ -164,13 +162,6 @@ struct request {
     bool dry_run;
 };
 
-static int status_of(int r)
-{
-    return r == -EUCLEAN ? STATUS_DAMAGE
-           : r == -EBUSY ? STATUS_IN_USE
-                         : EXIT_FAILURE;
-}
-
 static int run_prune(const struct request *rq, const char *dir)
 {
     CLEANUP_ERROR struct error *err = NULL;
@@ -183,8 +174,7 @@ static int run_prune(const struct request *rq, const char *dir)
                         : prune(s, &rq->rules, &err);
     }
     if (r < 0) {
-        (void)cli_error(command.name, err);
-        return status_of(r);
+        return point_status(command.name, r, err);
     }
     return cli_finish(command.name);
 }

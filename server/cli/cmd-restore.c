@@ -11,6 +11,7 @@
 
 #include "cli/cli.h"
 #include "cli/commands.h"
+#include "cli/point-arg.h"
 #include "cli/progress.h"
 #include "cli/restore-target.h"
 #include "nbdelta/cleanup.h"
@@ -20,9 +21,6 @@
 #include "store/store.h"
 
 enum { OPT_PARTIAL = CLI_LONG, OPT_FORCE };
-
-/* The words of backups' exit status. */
-enum { STATUS_DAMAGE = 4, STATUS_IN_USE = 5, STATUS_NO_POINT = 6 };
 
 static const struct cli_option option_table[] = {
     {"format", 'f', "FORMAT",
@@ -97,10 +95,7 @@ static void watch_signals(void)
 
 static int status_of(int r)
 {
-    return r == -ENOENT || r == -EINVAL ? STATUS_NO_POINT
-           : r == -EUCLEAN              ? STATUS_DAMAGE
-           : r == -EBUSY                ? STATUS_IN_USE
-                                        : EXIT_FAILURE;
+    return r == -ENOENT || r == -EINVAL ? POINT_NONE : point_exit_of(r);
 }
 
 static int find_point(struct request *rq, const char *arg)
@@ -115,7 +110,7 @@ static int find_point(struct request *rq, const char *arg)
     int r = store_open(dir, STORE_READ, command.name, &rq->store, &err);
     if (r < 0) {
         (void)cli_error(command.name, err);
-        return r == -EBUSY ? STATUS_IN_USE : EXIT_FAILURE;
+        return r == -EBUSY ? POINT_BUSY : EXIT_FAILURE;
     }
     r = store_find_point(rq->store, word, &rq->point, &err);
     if (r < 0) {
@@ -172,7 +167,7 @@ static int take_disk(struct request *rq, const char *arg)
     if (!d) {
         (void)cli_failed(command.name, "point %s has no disk '%.*s'",
                          rq->point->name, (int)strcspn(arg, "="), arg);
-        return STATUS_NO_POINT;
+        return POINT_NONE;
     }
     return *equals ? add_part(rq, d, equals)
                    : cli_usage(&command, "'%s': which target?", arg);
@@ -212,7 +207,7 @@ static int open_targets(struct request *rq)
         int r = target_open(rq->graph, &p->target, &err);
         if (r < 0) {
             (void)cli_error(command.name, err);
-            return r == -EBUSY ? STATUS_IN_USE : EXIT_FAILURE;
+            return r == -EBUSY ? POINT_BUSY : EXIT_FAILURE;
         }
     }
     return 0;
@@ -268,10 +263,7 @@ static int restore_part(struct request *rq, struct part *p)
         atomic_load(&rq->result.written) > 0) {
         (void)cli_failed(command.name, "'%s' was overwritten in part", p->name);
     }
-    return r == 0                        ? 0
-           : r == -EUCLEAN               ? STATUS_DAMAGE
-           : r == -EBUSY || r == -EAGAIN ? STATUS_IN_USE
-                                         : EXIT_FAILURE;
+    return r == 0 ? 0 : point_exit_of(r);
 }
 
 /* Damage does not end a partial restore; all else does. */
@@ -282,7 +274,7 @@ static int restore_parts(struct request *rq)
     for (unsigned i = 0; i < rq->count; i++) {
         atomic_store(&rq->result.written, 0);
         int status = restore_part(rq, &rq->parts[i]);
-        if (status != 0 && (status != STATUS_DAMAGE || !rq->partial)) {
+        if (status != 0 && (status != POINT_DAMAGED || !rq->partial)) {
             return status;
         }
         worst = status ? status : worst;

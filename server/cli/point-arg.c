@@ -3,18 +3,23 @@
 #include "cli/point-arg.h"
 
 #include <errno.h>
+#include <stdlib.h>
 
 #include "cli/cli.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 
-int point_status(const char *command, int r, const struct error *err)
+int point_exit_of(int r)
 {
-    int status = cli_error(command, err);
-
     return r == -EUCLEAN                 ? POINT_DAMAGED
            : r == -EBUSY || r == -EAGAIN ? POINT_BUSY
-                                         : status;
+                                         : EXIT_FAILURE;
+}
+
+int point_status(const char *command, int r, const struct error *err)
+{
+    (void)cli_error(command, err);
+    return point_exit_of(r);
 }
 
 int point_arg_open(const char *command, const char *arg, struct store **sp,

@@ -6,11 +6,19 @@
  * directory. */
 #include "store/store.h"
 
-#define POINT_DAMAGED 4 /* something in the directory is damaged */
-#define POINT_BUSY    5 /* somebody else uses it */
-#define POINT_NONE    6 /* there is no such point */
+/* Beside EXIT_SUCCESS, EXIT_FAILURE and CLI_USAGE. */
+enum {
+    POINT_FELL_BACK = 3, /* a point, but a disk is a full that nobody wanted */
+    POINT_DAMAGED = 4,   /* something in the directory is damaged */
+    POINT_BUSY = 5,      /* somebody else uses it */
+    POINT_NONE = 6,      /* there is no such point */
+};
 
-/* The status for -errno of the store's functions; prints @err. */
+/* The status for -errno of the store's functions: POINT_DAMAGED, POINT_BUSY or
+ * EXIT_FAILURE. */
+int point_exit_of(int r);
+
+/* The same for -errno of the store's functions; prints @err. */
 int point_status(const char *command, int r, const struct error *err);
 
 /*

@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Which disks of the source are wanted, and what of each: all of it, or what
+ * has changed since the point before. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/backup-priv.h"
+#include "nbdelta/error.h"
+
+static bool is_wanted(const struct backup_options *o, const char *name)
+{
+    bool wanted = o->disk_count == 0;
+
+    for (unsigned i = 0; i < o->disk_count; i++) {
+        wanted = wanted || strcmp(o->disks[i], name) == 0;
+    }
+    return wanted;
+}
+
+int run_choose_disks(struct run *r, struct error **errp)
+{
+    const struct backup_options *o = r->o;
+    const struct store_point *latest = store_latest(r->store);
+
+    for (unsigned i = 0; i < o->disk_count; i++) {
+        if (!source_find(r->source, o->disks[i])) {
+            return error_set(errp, ENOENT, "the source has no disk '%s'",
+                             o->disks[i]);
+        }
+    }
+    r->disks = calloc(r->source->count + 1, sizeof(*r->disks));
+    r->plan = calloc(r->source->count + 1, sizeof(*r->plan));
+    r->copies = calloc(r->source->count + 1, sizeof(*r->copies));
+    if (!r->disks || !r->plan || !r->copies) {
+        return error_nomem(errp);
+    }
+    for (unsigned i = 0; i < r->source->count; i++) {
+        struct source_disk *d = &r->source->disks[i];
+        bool known = latest && latest->manifest &&
+                     manifest_find(latest->manifest, d->name);
+
+        d->skip = !is_wanted(o, d->name);
+        d->since = known && !o->full && r->since[0] ? r->since : NULL;
+        if (!d->skip) {
+            r->disks[r->count++] = d;
+        }
+    }
+    return r->count > 0 ? 0 : error_set(errp, ENOENT, "the source has no disk");
+}
+
+/* Of a dry run: does the source have the checkpoint of the point before, and
+ * can it be trusted, on each disk? */
+static int note_usable(const char *name, const struct source_disk *disk,
+                       const char *unusable, void *opaque)
+{
+    struct run *r = opaque;
+
+    for (unsigned i = 0; i < r->count; i++) {
+        if (r->disks[i] == disk && strcmp(name, r->since) == 0) {
+            r->plan[i].no_map = unusable;
+        }
+    }
+    return 0;
+}
+
+int run_plan_only(struct run *r, struct error **errp)
+{
+    for (unsigned i = 0; i < r->count; i++) {
+        r->plan[i] = (struct plan_disk){.name = r->disks[i]->name,
+                                        .size = r->disks[i]->size,
+                                        .no_map = "no-checkpoint"};
+    }
+    int result = source_each_checkpoint(r->source, note_usable, r, errp);
+    return result < 0 ? result
+                      : plan_make(r->store, r->plan, r->count, r->o->full,
+                                  r->parent, errp);
+}
+
+/* After begin: the source has said of which disks it knows the changes. */
+int run_make_plan(struct run *r, struct error **errp)
+{
+    for (unsigned i = 0; i < r->count; i++) {
+        const struct source_disk *d = r->disks[i];
+        bool has_map = d->dirty || d->bitmap;
+
+        r->plan[i].name = d->name;
+        r->plan[i].size = d->size;
+        r->plan[i].no_map = has_map     ? NULL
+                            : d->reason ? d->reason
+                                        : "no-checkpoint";
+    }
+    int result = plan_make(r->store, r->plan, r->count, r->o->full, r->parent,
+                           errp);
+    for (unsigned i = 0; result == 0 && i < r->count; i++) {
+        r->fell_back |= plan_fell_back(&r->plan[i]);
+    }
+    if (result == 0 && r->fell_back && r->o->no_fallback) {
+        return error_set(
+            errp, EINVAL,
+            "not every disk can have an increment (--no-fallback)");
+    }
+    return result;
+}

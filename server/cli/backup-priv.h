@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_CLI_BACKUP_PRIV_H
+#define NBDELTA_SERVER_CLI_BACKUP_PRIV_H
+
+/*
+ * Shared by the files of a backup run:
+ *
+ *   backup-run.c      the order of the steps
+ *   backup-settle.c   what runs before have left
+ *   backup-plan.c     which disks, and what of them
+ *   backup-copier.c   the threads that copy, and who watches them
+ *   backup-report.c   manifest and JSON
+ *   backup-hook.c     the user's command
+ *
+ * All functions block and belong to the main thread.
+ */
+#include "cli/backup-copy.h"
+#include "cli/backup-run.h"
+#include "store/plan.h"
+#include "store/store.h"
+
+struct graph;
+
+/* "nbdelta-ID-POINT" */
+#define CHECKPOINT_MAX (sizeof("nbdelta-") + STORE_ID_MAX + POINT_NAME_MAX)
+
+struct run {
+    const struct backup_options *o;
+    struct graph *graph;
+    struct store *store;
+    struct source *source;
+
+    char point[POINT_NAME_MAX];      /* the new one */
+    char checkpoint[CHECKPOINT_MAX]; /* its checkpoint */
+    char since[CHECKPOINT_MAX];      /* that of the point before, or "" */
+    char parent[POINT_NAME_MAX];     /* the point before, or "" */
+
+    unsigned count; /* disks that are wanted */
+    struct plan_disk *plan;
+    struct copy_job *copies;
+    struct source_disk **disks;
+    uint64_t set; /* bytes, of all */
+    bool fell_back;
+    bool kept; /* the files have their names */
+};
+
+/* --- backup-settle.c --- */
+
+/* The name of the checkpoint of @point; @out has CHECKPOINT_MAX bytes. */
+void run_name_checkpoint(const struct run *r, const char *point, char *out);
+
+/* Make both sides agree about what was done before, unless it is a dry run, and
+ * write r->since. */
+int run_settle(struct run *r, struct error **errp);
+
+/* All checkpoints of this directory go from the source. */
+int run_forget_all(struct run *r, struct error **errp);
+
+/* The point is there, so the checkpoint before goes.  What fails is told, and
+ * done by the next run. */
+void run_forget_before(struct run *r);
+
+/* --- backup-plan.c --- */
+
+/* The wanted disks of the source: r->disks, and room for plan and copies. */
+int run_choose_disks(struct run *r, struct error **errp);
+
+/* Of a dry run: what would be done, as far as the source tells without a
+ * begin. */
+int run_plan_only(struct run *r, struct error **errp);
+
+/* After begin: the source has said of which disks it knows the changes. */
+int run_make_plan(struct run *r, struct error **errp);
+
+/* --- backup-copier.c --- */
+
+/* Copy all disks.  -ECANCELED: the user wants an end. */
+int run_copy_all(struct run *r, struct error **errp);
+
+/* --- backup-report.c --- */
+
+/* All about the point but its definition.  -ENOMEM. */
+int run_fill_manifest(const struct run *r, struct manifest *m);
+
+/* What was done, for the user: a new reference, or NULL: no memory. */
+json_t *run_describe(const struct run *r);
+
+/* --- backup-hook.c --- */
+
+/* Run the user's command, if there is one.  -ECHILD: it has failed. */
+int run_hook(const struct run *r, const char *when, struct error **errp);
+
+#endif /* NBDELTA_SERVER_CLI_BACKUP_PRIV_H */
