@@ -1,33 +1,57 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* nbdelta points: what is in a backup directory, by its manifests. */
+/*
+ * nbdelta points: what is in a backup directory, by its manifests; and whether
+ * it is as it should be, for monitors (points-check.h).
+ */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "cli/cli.h"
 #include "cli/commands.h"
 #include "cli/point-arg.h"
+#include "cli/points-check.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/size.h"
 #include "nbdelta/text.h"
+#include "store/health.h"
 #include "store/store.h"
 #include "store/verify.h"
 
-#define OPT_OUTPUT CLI_LONG
+enum {
+    OPT_OUTPUT = CLI_LONG,
+    OPT_CHECK,
+    OPT_MAX_AGE,
+    OPT_MAX_VERIFY_AGE,
+    OPT_METRICS,
+};
 
 static const struct cli_option option_table[] = {
     {"output", OPT_OUTPUT, "human|json",
      "print for people (default), or for programs"},
+    {"check", OPT_CHECK, NULL,
+     "print one line, and exit, as plugins of Nagios do"},
+    {"max-age", OPT_MAX_AGE, "AGE",
+     "--check: critical if the latest point is older: 26h"},
+    {"max-verify-age", OPT_MAX_VERIFY_AGE, "AGE",
+     "--check: warn if a point was not verified for so long: 14d"},
+    {"metrics", OPT_METRICS, "FILE",
+     "write metrics for Prometheus to FILE; print no list"},
     {NULL, 0, NULL, NULL},
 };
 
 static const struct cli_command command = {
     .name = "points",
-    .usage = "[--output human|json] DIR[@POINT]",
+    .usage = "[--output human|json] DIR[@POINT]\n"
+             "--check [--max-age AGE] [--max-verify-age AGE] [--metrics FILE] "
+             "DIR\n"
+             "--metrics FILE DIR",
     .about = "List the points of a backup directory: their disks, why a disk\n"
-             "was copied as a whole, and when they were verified.\n",
+             "was copied as a whole, and when they were verified.  Or tell\n"
+             "monitors how it is.\n",
     .options = option_table,
 };
 
@@ -177,26 +201,148 @@ static int print_points(const struct store *s, const struct store_point *only,
     return r == 0 && l.damaged ? POINT_DAMAGED : r;
 }
 
+/* --- For monitors --- */
+
+struct request {
+    const char *output; /* NULL: human */
+    bool check;
+    const char *max_age;
+    const char *max_verify_age;
+    const char *metrics;
+};
+
+/* -EINVAL: an age is none. */
+static int take_limits(const struct request *rq, struct check_limits *limits,
+                       struct error **errp)
+{
+    int r = rq->max_age ? check_parse_age(rq->max_age, &limits->max_age, errp)
+                        : 0;
+
+    return r < 0 || !rq->max_verify_age
+               ? r
+               : check_parse_age(rq->max_verify_age, &limits->max_verify_age,
+                                 errp);
+}
+
+/* What is not there is told in the metrics, too. */
+static int look(const struct request *rq, const char *dir,
+                struct store_health *h, struct error **errp)
+{
+    CLEANUP_ERROR struct error *why = NULL;
+    CLEANUP_STORE struct store *s = NULL;
+    int r = store_open(dir, STORE_READ, command.name, &s, &why);
+
+    r = r < 0 ? r : store_look(s, h, &why);
+    if (rq->metrics) {
+        int w = metrics_write(rq->metrics, dir, r < 0 ? NULL : s,
+                              r < 0 ? NULL : h, errp);
+        if (w < 0) {
+            return w;
+        }
+    }
+    return r < 0 ? error_set(errp, -r, "%s", error_message(why)) : 0;
+}
+
+static int check(const struct request *rq, int argc, char **argv)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    struct check_limits limits = {.max_age = 0};
+    struct store_health h;
+
+    if (argc != 1 || rq->output) {
+        return (int)check_print_unknown(
+            rq->output ? "--check goes without --output"
+                       : "--check needs one directory (see --help)");
+    }
+    int r = take_limits(rq, &limits, &err);
+    r = r < 0 ? r : look(rq, argv[0], &h, &err);
+    int state = (int)(r < 0 ? check_print_unknown(error_message(err))
+                            : check_print(&h, &limits, time(NULL)));
+    return cli_finish(command.name) == 0 ? state : CHECK_UNKNOWN;
+}
+
+static int only_metrics(const struct request *rq, const char *dir)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    struct store_health h;
+
+    return look(rq, dir, &h, &err) < 0 ? cli_error(command.name, err) : 0;
+}
+
+/* --- The command line --- */
+
+static int take_options(struct request *rq, int argc, char **argv)
+{
+    int code;
+
+    while ((code = cli_next(&command, argc, argv)) >= 0) {
+        switch (code) {
+        case OPT_OUTPUT:
+            rq->output = optarg;
+            break;
+        case OPT_CHECK:
+            rq->check = true;
+            break;
+        case OPT_MAX_AGE:
+            rq->max_age = optarg;
+            break;
+        case OPT_MAX_VERIFY_AGE:
+            rq->max_verify_age = optarg;
+            break;
+        default:
+            rq->metrics = optarg;
+            break;
+        }
+    }
+    return code;
+}
+
+/* For a plugin, 2 means "critical". */
+static int usage_status(int argc, char **argv)
+{
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--check") == 0) {
+            return (int)check_print_unknown("the command line is wrong");
+        }
+    }
+    return CLI_USAGE;
+}
+
+static int check_usage(const struct request *rq, int argc)
+{
+    if (rq->max_age || rq->max_verify_age) {
+        return cli_usage(&command, "--max-age and --max-verify-age are for "
+                                   "--check");
+    }
+    if (rq->metrics && rq->output) {
+        return cli_usage(&command, "--metrics goes without --output");
+    }
+    return argc == 1 ? 0
+                     : cli_usage(&command, argc == 0 ? "which directory?"
+                                                     : "too many arguments");
+}
+
 int cmd_points(int argc, char **argv)
 {
     CLEANUP_STORE struct store *s = NULL;
     const struct store_point *only = NULL;
+    struct request rq = {.output = NULL};
     bool json = false;
-    int code;
-    int r = 0;
+    int code = take_options(&rq, argc, argv);
 
-    while (r == 0 && (code = cli_next(&command, argc, argv)) != CLI_END) {
-        if (code != OPT_OUTPUT) {
-            return code == CLI_HELP ? cli_finish(command.name) : CLI_USAGE;
-        }
-        r = cli_output_format(&command, optarg, &json);
+    if (code != CLI_END) {
+        return code == CLI_HELP ? cli_finish(command.name)
+                                : usage_status(argc, argv);
     }
-    if (r != 0) {
-        return r;
+    if (rq.check) {
+        return check(&rq, argc - optind, argv + optind);
     }
-    if (argc - optind != 1) {
-        return cli_usage(&command, argc == optind ? "which directory?"
-                                                  : "too many arguments");
+    int r = check_usage(&rq, argc - optind);
+    if (r == 0 && rq.output) {
+        r = cli_output_format(&command, rq.output, &json);
+    }
+    if (r != 0 || rq.metrics) {
+        return r ? r : only_metrics(&rq, argv[optind]);
     }
     r = point_arg_open(command.name, argv[optind], &s, &only);
     return r != 0 ? r : print_points(s, only, json);

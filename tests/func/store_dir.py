@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""store_dir.py DIR: a backup directory made without nbdelta.
+"""store_dir.py DIR [TIME]: a backup directory made without nbdelta.
 
 Images come from qemu-img and qemu-io, hashes and manifests from Python, by
 what the headers of server/store say.  Three points of two disks:
@@ -8,6 +8,9 @@ what the headers of server/store say.  Three points of two disks:
     20261127T023000Z   vda full       vdb full
     20261128T023000Z   vda increment  vdb increment
     20261129T023000Z   vda increment  vdb full (resized)
+
+The clock of the first one said TIME (seconds since 1970), and a day more each
+time.
 """
 import hashlib
 import json
@@ -106,6 +109,7 @@ add_disk.last = {}
 
 def main():
     directory = sys.argv[1]
+    time = int(sys.argv[2]) if len(sys.argv) > 2 else 1795746600
     os.mkdir(directory, 0o700)
     with open(os.path.join(directory, "nbdelta.json"), "w") as f:
         json.dump({"nbdelta-directory": 1, "id": ID, "options": {}}, f)
@@ -121,7 +125,7 @@ def main():
                  [] if i == 1 else full)
         text = sign({
             "nbdelta-point": 1, "name": point, "directory": ID,
-            "time": 1795746600 + 86400 * i, "source": "libvirt:w\u00e9b",
+            "time": time + 86400 * i, "source": "libvirt:w\u00e9b",
             "source-version": None, "program": "store_dir.py", "agent": None,
             "definition": None, "disks": disks})
         with open(os.path.join(directory, point + ".json"), "w",
