@@ -17,6 +17,10 @@
  *     exclusively.  Reading holds it shared.
  *  2. `bytes` counts the units that are stored, and is raised before a unit is
  *     stored.  It is never more than the quota.
+ *  3. Who takes a slot takes its size from `allowance` first.  When that is
+ *     used up, the file system is asked how much is free beyond what is to be
+ *     kept free.  So all scratch files that are on one file system, and all
+ *     else that is written there, share its room.
  *
  * The file is made together with the node, so that a bad directory is found out
  * at once and not when the memory is full.  It is unlinked from the start
@@ -35,6 +39,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "core/create-file.h"
@@ -47,6 +52,7 @@
 #define UNIT        (64 * KiB)
 #define LEAF_UNITS  4096 /* 256 MiB */
 #define LOCKS       64
+#define ALLOWANCE   (16 * MiB) /* the most that is taken between two looks */
 #define DIR_DEFAULT "/var/tmp"
 #define NAME_PREFIX ".nbdelta-scratch-"
 
@@ -59,6 +65,7 @@ struct scratch {
     int fd;
     uint64_t quota;
     uint64_t memory;
+    uint64_t kept_free; /* of the file system; 0: there is no such limit */
     uint64_t leaves_count;
 
     rwlock_t locks[LOCKS]; /* unit i has locks[i % LOCKS] */
@@ -76,6 +83,7 @@ struct scratch {
     /* Atomic. */
     _Atomic uint64_t bytes;
     _Atomic uint64_t in_memory; /* of these bytes */
+    _Atomic uint64_t allowance; /* bytes that slots may take before a look */
     _Atomic bool in_file;
     _Atomic bool quota_was_hit;
 };
@@ -140,8 +148,46 @@ static bool reserve(_Atomic uint64_t *sum, uint64_t most)
     return true;
 }
 
+/* What is free in the file system beyond what is to be kept free. */
+static uint64_t room_of(const struct scratch *s)
+{
+    struct statvfs fs;
+
+    if (fstatvfs(s->fd, &fs) < 0) {
+        return 0;
+    }
+    uint64_t free = (uint64_t)fs.f_bavail * fs.f_frsize;
+    return free > s->kept_free ? free - s->kept_free : 0;
+}
+
+/* May the file have one more slot?  Threads that look at the same time may
+ * each take an allowance. */
+static bool take_allowance(struct scratch *s)
+{
+    uint64_t left = atomic_load(&s->allowance);
+
+    if (s->kept_free == 0) {
+        return true;
+    }
+    do {
+        if (left < UNIT) {
+            uint64_t room = min_u64(room_of(s), ALLOWANCE);
+            if (room < UNIT) {
+                return false;
+            }
+            atomic_store(&s->allowance, room);
+            left = room;
+        }
+    } while (!atomic_compare_exchange_weak(&s->allowance, &left, left - UNIT));
+    return true;
+}
+
+/* 0: there is no room for it. */
 static place_t slot_new(struct scratch *s)
 {
+    if (!take_allowance(s)) {
+        return 0;
+    }
     mutex_lock(&s->slots_lock);
     uint64_t slot = s->free_count > 0 ? s->free_slots[--s->free_count]
                                       : s->slots++;
@@ -169,7 +215,7 @@ static void slot_free(struct scratch *s, uint64_t slot)
     mutex_unlock(&s->slots_lock);
 }
 
-/* Memory, or a slot when that has run out. */
+/* Memory, or a slot when that has run out.  0: there is no room. */
 static place_t place_new(struct scratch *s)
 {
     if (reserve(&s->in_memory, s->memory)) {
@@ -293,9 +339,13 @@ static int write_fresh(struct scratch *s, const struct part *p,
         return -ENOSPC;
     }
     place_t place = place_new(s);
-    int r = put(s, place, true, p, iov, cnt, done);
+    int r = place ? put(s, place, true, p, iov, cnt, done) : -ENOSPC;
     if (r < 0) {
-        place_free(s, place);
+        if (place) {
+            place_free(s, place);
+        } else {
+            atomic_store(&s->quota_was_hit, true);
+        }
         atomic_fetch_sub(&s->bytes, UNIT);
         return r;
     }
@@ -543,6 +593,18 @@ void scratch_clean(const char *dir)
 
 /* --- Making one --- */
 
+/* How much of the file system the file has to leave free. */
+static uint64_t choose_kept_free(const struct scratch *s)
+{
+    struct statvfs fs;
+
+    if (fstatvfs(s->fd, &fs) < 0) {
+        return 0;
+    }
+    return min_u64((uint64_t)fs.f_blocks * fs.f_frsize / 10,
+                   (uint64_t)fs.f_bavail * fs.f_frsize / 2);
+}
+
 static int set_up_scratch(struct node *n, const struct scratch_options *o,
                           struct error **errp)
 {
@@ -556,6 +618,7 @@ static int set_up_scratch(struct node *n, const struct scratch_options *o,
     }
     s->quota = o->quota ? o->quota : UINT64_MAX - UNIT;
     s->memory = o->memory;
+    s->kept_free = o->keep_free ? choose_kept_free(s) : 0;
     s->leaves_count = div_up(n->size, UNIT * LEAF_UNITS);
     s->leaves = calloc(s->leaves_count + 1, sizeof(*s->leaves));
     s->stored = hbitmap_new(n->size, UNIT);
@@ -602,5 +665,6 @@ void scratch_usage(const struct node *n, struct scratch_usage *u)
         .bytes = atomic_load(&s->bytes),
         .in_file = atomic_load(&s->in_file),
         .quota_was_hit = atomic_load(&s->quota_was_hit),
+        .kept_free = s->kept_free,
     };
 }

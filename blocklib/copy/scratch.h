@@ -8,6 +8,8 @@
 struct scratch_options {
     const char *dir; /* for the file; NULL: $TMPDIR or /var/tmp */
     uint64_t quota;  /* most bytes that it has at once; 0: no limit */
+    bool keep_free;  /* the file leaves a tenth of its file system free, or half
+                        of what is free now if that is less */
     uint64_t memory; /* so many of these bytes are in memory */
 };
 
@@ -23,7 +25,9 @@ int scratch_new(struct graph *g, struct node *like,
 struct scratch_usage {
     uint64_t bytes;
     bool in_file;       /* some bytes are in the file, or were */
-    bool quota_was_hit; /* the last write of a new unit hit the quota */
+    bool quota_was_hit; /* the last write of a new unit hit the quota, or what
+                           is to be kept free */
+    uint64_t kept_free; /* bytes that the file leaves free; 0: none */
 };
 void scratch_usage(const struct node *n, struct scratch_usage *u);
 

@@ -171,6 +171,7 @@ static int point_start_prepare(struct action *a, struct error **errp)
     const struct scratch_options so = {
         .dir = s->o.scratch,
         .quota = s->o.quota,
+        .keep_free = s->o.keep_free,
         .memory = s->o.quota ? min_u64(s->o.quota, MEMORY_MAX) : MEMORY_MAX,
     };
 
@@ -423,6 +424,9 @@ static json_t *query_scratch(const struct point *p)
     (void)json_object_set_new(o, "bytes", integer(u.bytes));
     if (p->quota) {
         (void)json_object_set_new(o, "quota", integer(p->quota));
+    }
+    if (u.kept_free) {
+        (void)json_object_set_new(o, "keep-free", integer(u.kept_free));
     }
     (void)json_object_set_new(o, "where",
                               json_string(u.in_file ? "file" : "memory"));

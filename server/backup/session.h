@@ -44,12 +44,13 @@ struct pull_options {
     const struct pull_disk_options *disks;
     unsigned count;
     const char *checkpoint; /* the new one, or NULL */
-    const json_t *listen;  /* checked address of a server of its own, or NULL */
-    const char *server;    /* or the id of a running server; NULL: unnamed */
-    const char *scratch;   /* directory, or NULL */
-    uint64_t quota;        /* bytes of scratch for each disk; 0: no limit */
-    uint64_t expire;       /* seconds; 0: never */
-    unsigned max_delay_ms; /* most that a guest's write waits for scratch */
+    const json_t *listen; /* checked address of a server of its own, or NULL */
+    const char *server;   /* or the id of a running server; NULL: unnamed */
+    const char *scratch;  /* directory, or NULL */
+    uint64_t quota;       /* bytes of scratch for each disk; 0: no limit */
+    bool keep_free;       /* scratch leaves room on its file system (point.h) */
+    uint64_t expire;      /* seconds; 0: never */
+    unsigned max_delay_ms;  /* most that a guest's write waits for scratch */
     bool break_guest_write; /* without room the guest gets an error */
     bool once;              /* what was read is not kept any more */
     bool discard;           /* clients may give up what they do not need */

@@ -120,6 +120,7 @@ static int cmd_begin(struct qmp_call *call, struct error **errp)
         .scratch = json_string_value(json_object_get(scratch, "dir")),
         .quota =
             (uint64_t)json_integer_value(json_object_get(scratch, "quota")),
+        .keep_free = !json_object_get(scratch, "quota"),
         .expire = (uint64_t)qmp_int(call, "expire", PULL_EXPIRE_S),
         .max_delay_ms = (unsigned)qmp_int(call, "max-delay-ms", 0),
         .break_guest_write = limit && strcmp(limit, "break-guest-write") == 0,
@@ -225,6 +226,7 @@ static const char *const where_words[] = {"memory", "file", NULL};
 static const struct qmp_arg usage_members[] = {
     QMP_ARG("bytes", SIZE),
     QMP_OPT("quota", SIZE),
+    QMP_OPT("keep-free", SIZE),
     QMP_ARG("where", ENUM, .words = where_words),
     QMP_LAST,
 };

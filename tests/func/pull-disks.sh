@@ -31,6 +31,20 @@ grep -q '^b: full (no-checkpoint), about' text || fail "$(cat text)"
 nbdelta backup-end "$qmp_sock" b2 --drop c1
 [ "$(qmp checkpoint-list | jq length)" -eq 0 ]
 
+# What limits scratch where nobody has set a quota, and how to have no limit.
+begun_with() {
+    nbdelta backup-begin "$qmp_sock" --disk a "$@" >/dev/null
+    qmp query-backups | jq -e ".[0].disks[0].scratch | $limit" >/dev/null ||
+        fail "$* gives $(qmp query-backups)"
+    nbdelta backup-end "$qmp_sock" "$(qmp query-backups | jq -r '.[0].id')"
+}
+limit='.quota == null and ."keep-free" > 0'
+begun_with
+begun_with --scratch .
+limit='.quota == 1048576 and ."keep-free" == null' begun_with \
+    --scratch .,quota=1M
+limit='.quota == null and ."keep-free" == null' begun_with --scratch .,quota=0
+
 refused() {
     local status=$1 text=$2 rc=0
     shift 2

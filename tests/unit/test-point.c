@@ -7,6 +7,7 @@
 #include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "../unit/bitmap-util.h"
@@ -23,6 +24,23 @@ static struct blk *guest;
 static char *then;
 static char dir[] = "scratch";
 static _Atomic int losses;
+
+/* The file system of all scratch: so large, and so much of it is free. */
+static uint64_t fs_size = 1024 * MiB;
+static _Atomic uint64_t fs_free = 1024 * MiB;
+
+/* In place of libc's. */
+int fstatvfs(int fd, struct statvfs *fs)
+{
+    (void)fd;
+    *fs = (struct statvfs){
+        .f_frsize = 4096,
+        .f_blocks = fs_size / 4096,
+        .f_bfree = fs_size / 4096,
+        .f_bavail = atomic_load(&fs_free) / 4096,
+    };
+    return 0;
+}
 
 static void setup(uint64_t size)
 {
@@ -296,6 +314,46 @@ START_TEST(a_full_scratch_loses_the_point_and_no_write)
     blk_free(past);
     point_end(p);
     teardown();
+}
+END_TEST
+
+#define MEMORY (16 * MiB) /* of scratch, before the file */
+
+static void keep_free(uint64_t before, uint64_t kept)
+{
+    setup(MEMORY + SIZE);
+    fs_size = 100 * MiB;
+    atomic_store(&fs_free, before);
+    struct point_options o = options();
+    o.keep_free = true;
+    o.max_delay_ms = 3000;
+    struct point *p = must_begin(&o);
+    struct blk *past = past_of(p);
+    ck_assert_uint_eq(member(p, "scratch", "keep-free"), kept);
+    /* Others have taken the rest, but for two units. */
+    atomic_store(&fs_free, kept + 2 * CLUSTER);
+    for (uint64_t at = 0; at < MEMORY + 2 * CLUSTER; at += CLUSTER) {
+        ck_assert_int_eq(put('x', CLUSTER, at), 0);
+    }
+    ck_assert_ptr_null(point_lost_why(p));
+    ck_past(past, 0, MEMORY + SIZE);
+    atomic_store(&fs_free, kept);
+    ck_assert_int_eq(put('x', 10, MEMORY + 5 * CLUSTER), 0);
+    ck_assert_str_eq(point_lost_why(p), "quota");
+    blk_free(past);
+    point_end(p);
+    teardown();
+}
+
+START_TEST(scratch_leaves_a_tenth_of_its_file_system_free)
+{
+    keep_free(50 * MiB, 10 * MiB);
+}
+END_TEST
+
+START_TEST(or_half_of_what_was_free)
+{
+    keep_free(8 * MiB, 4 * MiB);
 }
 END_TEST
 
@@ -673,6 +731,8 @@ int main(void)
         the_instant_is_that_of_the_act,
         another_bitmap_of_that_name_counts,
         a_full_scratch_loses_the_point_and_no_write,
+        scratch_leaves_a_tenth_of_its_file_system_free,
+        or_half_of_what_was_free,
         a_write_waits_for_room_that_a_reader_makes,
         a_drain_does_not_wait_for_room,
         a_drain_loses_no_point,

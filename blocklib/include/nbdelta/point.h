@@ -38,6 +38,8 @@ struct point_options {
     const char *scratch; /* directory for the file; NULL: $TMPDIR or /var/tmp */
     uint64_t quota;      /* most bytes of scratch, memory included; 0: no
                             limit */
+    bool keep_free;      /* scratch leaves a tenth of its file system free, or
+                            half of what is free at the begin if that is less */
     unsigned max_delay_ms;  /* 0: POINT_DELAY_MS */
     bool break_guest_write; /* rather than losing the point, fail the write */
     bool once;              /* clusters that one request has read wholly are
@@ -70,12 +72,12 @@ int point_action(struct graph *g, const struct point_options *o,
  * Discards give up blocks; all writes fail.  It lives until point_end(). */
 struct node *point_node(const struct point *p);
 
-/* NULL: it is whole; else why it was lost: "quota", "no-space", "timeout",
- * "read-error" (of the node), "scratch-error". */
+/* NULL: it is whole; else why it was lost: "quota" (or keep_free), "no-space",
+ * "timeout", "read-error" (of the node), "scratch-error". */
 const char *point_lost_why(const struct point *p);
 
 /*
- * A new reference to {"scratch": {"bytes", "quota"?, "where":
+ * A new reference to {"scratch": {"bytes", "quota"?, "keep-free"?, "where":
  * "memory"|"file"}, "copied", "pulled", "discarded", "left": bytes,
  * "lost": why?, "delay": {"boundaries", "bins", "max-ns", "total-ns"}}.
  * "delay" is a histogram of guests' writes that had to wait for a copy, in the
