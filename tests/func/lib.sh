@@ -11,6 +11,7 @@
 #   serve_plugin [PARAMETER...]
 #                           the same with the plugin in nbdkit, which takes
 #                           the options in the array nbdkit_options
+#   need_libvirt            skip the test when there can be no domains
 #   need_plugin             skip the test when nbdkit cannot load it
 #   stop_plugin, kill_server    stop it in order; kill -9 any of them
 #   plugin_refused TEXT PARAMETER...    nbdkit does not start and says TEXT
@@ -134,6 +135,16 @@ plugin_preload() {
     *address*) ${CC-cc} -print-file-name=libasan.so ;;
     *thread*) ${CC-cc} -print-file-name=libtsan.so ;;
     esac
+}
+
+# ASan looks for the functions that it wraps when the program starts: it has none
+# for libtirpc's xdr_*, which come with libvirt, later.
+need_libvirt() {
+    [ -e "$BUILD/nbdelta-source-libvirt.so" ] || skip "built without libvirt"
+    case ${SANITIZE-} in
+    *address*) skip "libvirt cannot be loaded late under ASan" ;;
+    esac
+    need libvirtd virsh qemu-system-x86_64 qemu-img mount
 }
 
 need_plugin() {

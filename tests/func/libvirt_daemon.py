@@ -147,10 +147,10 @@ class Libvirt:
 
     def io(self, name, disk, *commands):
         """Writes as of the guest, to the n-th virtio disk."""
-        for command in commands:
-            out = self.virsh('qemu-monitor-command', name, '--hmp',
-                             f'qemu-io -d {BACKEND % disk} "{command}"')
-            assert 'rror' not in out, out
+        out = self.virsh('; '.join(
+            f"qemu-monitor-command {name} --hmp "
+            f"'qemu-io -d {BACKEND % disk} \"{c}\"'" for c in commands))
+        assert 'rror' not in out, out
 
     def ask(self, domain, command, **arguments):
         """QEMU's own answer, of which libvirt knows nothing."""

@@ -22,12 +22,5 @@ if ldd "$nbdelta" | grep libvirt; then
     fail "nbdelta itself needs libvirt"
 fi
 
-[ -e "$BUILD/nbdelta-source-libvirt.so" ] || skip "built without libvirt"
-# ASan looks for the functions that it wraps when the program starts: it has
-# none for libtirpc's xdr_*, which come with libvirt, later.
-case ${SANITIZE-} in
-*address*) skip "libvirt cannot be loaded late under ASan" ;;
-esac
-need libvirtd virsh qemu-system-x86_64 mount
-
+need_libvirt
 python "$SRCDIR/tests/func/source-libvirt.py"
