@@ -31,7 +31,8 @@
 #   make bench                measure nbdelta beside qemu-nbd and nbdkit
 #   make packages             install the Debian packages of all of the above
 #   make install              DESTDIR=... prefix=/usr/local; moduledir= is where
-#                             nbdelta will look for its modules
+#                             nbdelta will look for its modules, sysconfdir=/etc
+#                             where the units for systemd look for their files
 #   make uninstall
 #   make clean
 #
@@ -52,6 +53,9 @@ libdir        ?= $(prefix)/lib
 datadir       ?= $(prefix)/share
 mandir        ?= $(datadir)/man
 completiondir ?= $(datadir)/bash-completion/completions
+docdir        ?= $(datadir)/doc/nbdelta
+sysconfdir    ?= /etc
+unitdir       ?= $(prefix)/lib/systemd/system
 # Where nbdelta looks for its modules.
 moduledir     ?= $(libdir)/nbdelta
 plugindir     ?= $(shell $(PKG_CONFIG) nbdkit --variable=plugindir)
@@ -447,6 +451,10 @@ fuzz: fuzzers
 
 MAN1    := $(DESTDIR)$(mandir)/man1
 PLUGINS  = $(DESTDIR)$(plugindir)
+# These have paths in them.
+UNITS   := $(patsubst systemd/%.in,%,$(wildcard systemd/nbdelta-*.in))
+CONF    := $(DESTDIR)$(sysconfdir)/nbdelta/backup
+FILL     = sed -e 's|@bindir@|$(bindir)|' -e 's|@sysconfdir@|$(sysconfdir)|'
 
 .PHONY: install install-files uninstall clean help
 install: all install-files
@@ -459,12 +467,21 @@ install-files: | $(if $(filter install,$(MAKECMDGOALS)),all)
 	$(INSTALL) -m 644 $(MAN_PAGES) $(MAN1)
 	$(INSTALL) -D -m 644 man/nbdelta.bash-completion \
 	    $(DESTDIR)$(completiondir)/nbdelta
+	$(INSTALL) -d -m 755 $(DESTDIR)$(unitdir) $(DESTDIR)$(docdir) $(CONF)
+	$(Q)set -e; for u in $(UNITS); do \
+	    $(FILL) systemd/$$u.in >$(DESTDIR)$(unitdir)/$$u; \
+	    chmod 644 $(DESTDIR)$(unitdir)/$$u; done; \
+	    $(FILL) systemd/backup.conf.in >$(DESTDIR)$(docdir)/backup.conf; \
+	    chmod 644 $(DESTDIR)$(docdir)/backup.conf
 
 uninstall:
 	rm -f $(DESTDIR)$(bindir)/nbdelta $(PLUGINS)/$(notdir $(PLUGIN)) \
 	    $(DESTDIR)$(moduledir)/$(notdir $(LIBVIRT)) \
 	    $(patsubst man/%,$(MAN1)/%,$(MAN_PAGES)) \
-	    $(DESTDIR)$(completiondir)/nbdelta
+	    $(DESTDIR)$(completiondir)/nbdelta \
+	    $(addprefix $(DESTDIR)$(unitdir)/,$(UNITS)) \
+	    $(DESTDIR)$(docdir)/backup.conf
+	rmdir --ignore-fail-on-non-empty -p $(CONF) 2>/dev/null || :
 
 clean:
 	rm -rf build build-*/ $(if $(filter-out build,$(O)),'$(O)')

@@ -20,6 +20,11 @@ plugins=$(pkg-config nbdkit --variable=plugindir)
     for page in "$SRCDIR"/man/*.1; do
         echo "./opt/nbd/share/man/man1/${page##*/}"
     done
+    for unit in "$SRCDIR"/systemd/nbdelta-*.in; do
+        unit=${unit##*/}
+        echo "./opt/nbd/lib/systemd/system/${unit%.in}"
+    done
+    echo ./opt/nbd/share/doc/nbdelta/backup.conf
 } | sort >expected
 
 mk install-files
@@ -28,6 +33,14 @@ mk install-files
 cmp "$BUILD/nbdelta" root/opt/nbd/bin/nbdelta
 root/opt/nbd/bin/nbdelta --version |
     grep -F "$(sed -n 's/^VERSION := //p' "$SRCDIR/Makefile")"
+
+[ -d root/etc/nbdelta/backup ]
+[ "$(stat -c %a root/opt/nbd/lib/systemd/system/nbdelta-backup@.timer)" = 644 ]
+if grep -r '@[a-z]*dir@' root --include='*nbdelta-*@*' \
+    --include=backup.conf; then
+    echo "a path is missing"
+    exit 1
+fi
 
 mk uninstall
 [ -z "$(find root -type f)" ]
