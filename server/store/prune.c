@@ -36,20 +36,6 @@
 
 /* --- Nobody reads --- */
 
-struct holds {
-    unsigned count;
-    int *fds;
-};
-
-static void holds_release(struct holds *h)
-{
-    for (unsigned i = 0; i < h->count; i++) {
-        (void)close(h->fds[i]);
-    }
-    free(h->fds);
-    *h = (struct holds){.count = 0};
-}
-
 /* Does the removal change a file of the point, or its manifest? */
 static bool is_touched(const struct removal *rm, const struct store_point *p)
 {
@@ -68,28 +54,14 @@ static bool is_touched(const struct removal *rm, const struct store_point *p)
     return false;
 }
 
-static int hold_one(const struct store *s, const char *point, struct holds *h,
+static int hold_all(struct store *s, const struct removal *rm, struct holds *h,
                     struct error **errp)
-{
-    int *all = reallocarray(h->fds, h->count + 1, sizeof(*all));
-
-    if (!all) {
-        return error_nomem(errp);
-    }
-    h->fds = all;
-    int r = store_hold(s, point, true, &all[h->count], errp);
-    h->count += r == 0;
-    return r;
-}
-
-static int hold_all(const struct store *s, const struct removal *rm,
-                    struct holds *h, struct error **errp)
 {
     int r = 0;
 
     for (unsigned i = 0; r == 0 && i < store_count(s); i++) {
         if (is_touched(rm, store_point(s, i))) {
-            r = hold_one(s, store_point(s, i)->name, h, errp);
+            r = holds_add(s, store_point(s, i)->name, true, h, errp);
         }
     }
     return r;

@@ -164,39 +164,61 @@ static int add_layer(struct restore *r, const char *point, struct layer **lp)
     return 0;
 }
 
-/* From @d of @point down to the base.  There are no more layers than points: a
- * parent is older. */
-static int open_layers(struct restore *r, const char *point,
-                       const struct manifest_disk *d, struct error **errp)
+/* What is known of @d's parent is refreshed: it is held. */
+static int look_up_parent(struct restore *r, const struct layer *above,
+                          const struct manifest_disk *d,
+                          const struct manifest_disk **parent,
+                          struct error **errp)
 {
-    CLEANUP_ERROR struct error *why = NULL;
-    struct layer *l = NULL;
+    int c = store_parent(r->store, d, parent, errp);
 
+    return c == 0 && *parent && strcmp(d->parent, above->point) >= 0
+               ? error_set(errp, EUCLEAN, "its parent is not older")
+               : c;
+}
+
+/* The layer of @point, which is held from now on. */
+static int hold_layer(struct restore *r, const char *point, struct layer **lp,
+                      struct error **errp)
+{
+    int c = add_layer(r, point, lp);
+
+    return c < 0 ? error_nomem(errp)
+                 : store_hold(r->store, point, false, &(*lp)->held, errp);
+}
+
+/* Damage of the manifests: what the layers so far do not decide, nobody
+ * knows. */
+static int end_layers(struct layer *l, int c, struct error *why,
+                      struct error **errp)
+{
+    if (c == -EBUSY || c == -ENOMEM) {
+        return error_set(errp, -c, "%s", error_message(why));
+    }
+    return spoil(l, error_message(why)) < 0 ? error_nomem(errp) : 0;
+}
+
+/* From the disk of @point, whose layer is there, down to the base.  There are
+ * no more layers than points: a parent is older. */
+static int open_layers(struct restore *r, const struct manifest_disk *d,
+                       struct error **errp)
+{
     while (d) {
+        CLEANUP_ERROR struct error *why = NULL;
         const struct manifest_disk *parent = NULL;
-        int c = add_layer(r, point, &l);
-        if (c < 0) {
-            return error_nomem(errp);
-        }
-        c = store_hold(r->store, point, false, &l->held, errp);
-        if (c < 0) {
-            return c;
-        }
+        struct layer *l = &r->layers[r->count - 1];
+
         l->base = d->kind == DISK_FULL;
-        c = open_layer(r, l, d, errp);
-        if (c < 0) {
+        int c = open_layer(r, l, d, errp);
+        if (c < 0 || l->base) {
             return c;
         }
-        point = d->parent;
-        c = store_parent(r->store, d, &parent, &why);
-        if (c == 0 && parent && strcmp(point, l->point) >= 0) {
-            c = error_set(&why, EUCLEAN, "its parent is not older");
-        }
+        c = hold_layer(r, d->parent, &l, &why);
+        c = c < 0 && c != -ENOENT
+                ? c
+                : look_up_parent(r, &r->layers[r->count - 2], d, &parent, &why);
         if (c < 0) {
-            /* What this one does not decide, nobody knows. */
-            c = add_layer(r, point, &l);
-            return c < 0 || spoil(l, error_message(why)) < 0 ? error_nomem(errp)
-                                                             : 0;
+            return end_layers(&r->layers[r->count - 1], c, why, errp);
         }
         d = parent;
     }
@@ -510,31 +532,46 @@ static int run(struct restore *r, struct error **errp)
     return finish(r, errp);
 }
 
+/* The disk, as the manifest has it that is held now. */
+static int find_disk(struct restore *r, const char *point,
+                     const struct manifest_disk **d, struct error **errp)
+{
+    struct layer *l = NULL;
+    int c = hold_layer(r, point, &l, errp);
+    const struct store_point *p = store_named(r->store, point);
+
+    if (c == 0 && p && !p->manifest) {
+        return error_set(errp, EUCLEAN,
+                         "the manifest of point %s cannot be used: %s", point,
+                         p->why);
+    }
+    *d = c == 0 && p ? manifest_find(p->manifest, r->disk) : NULL;
+    return c < 0 && c != -ENOENT ? c
+           : *d                  ? 0
+                : error_set(errp, ENOENT, "point %s has no disk '%s'", point,
+                            r->disk);
+}
+
 int restore_disk(struct store *s, struct graph *g, const char *point,
                  const char *disk, struct blk *target,
                  const struct restore_options *o, struct restore_result *result,
                  struct error **errp)
 {
-    const struct store_point *p = store_named(s, point);
-    const struct manifest_disk *d = p && p->manifest
-                                        ? manifest_find(p->manifest, disk)
-                                        : NULL;
-
-    if (!d) {
-        return error_set(errp, ENOENT, "point %s has no disk '%s'", point,
-                         disk);
-    }
+    const struct manifest_disk *d = NULL;
     struct restore r = {
         .store = s,
         .graph = g,
         .disk = disk,
-        .size = d->size,
         .target = target,
         .o = o,
         .result = result,
     };
     mutex_init(&r.lock, LOCK_RESTORE, NULL);
-    int c = open_layers(&r, point, d, errp);
+    int c = find_disk(&r, point, &d, errp);
+    if (c == 0) {
+        r.size = d->size;
+        c = open_layers(&r, d, errp);
+    }
     if (c == 0) {
         c = run(&r, errp);
     }

@@ -16,7 +16,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -97,6 +96,10 @@ void store_close(struct store *s)
         return;
     }
     clear_points(s);
+    for (unsigned i = 0; i < s->retireds; i++) {
+        manifest_free(s->retired[i]);
+    }
+    free(s->retired);
     for (unsigned i = 0; i < s->folders; i++) {
         free(s->folder[i].disk);
         (void)close(s->folder[i].fd);
@@ -306,27 +309,49 @@ int store_new_name(const struct store *s, char *name, struct error **errp)
                            after ? after : "now");
 }
 
-int store_hold(const struct store *s, const char *point, bool alone, int *fd,
-               struct error **errp)
+/* The old manifest is kept: callers may have pointers into it. */
+static int retire(struct store *s, struct manifest *m)
 {
-    char file[POINT_NAME_MAX + sizeof(ENDING)];
-    CLEANUP_CLOSE int f = -1;
+    struct manifest **all =
+        m ? reallocarray(s->retired, s->retireds + 1, sizeof(*all)) : NULL;
 
-    (void)snprintf(file, sizeof(file), "%s" ENDING, point);
-    int r = dir_open_file(s->dir, file, &f, NULL, errp);
-    if (r < 0) {
-        return r;
+    if (all) {
+        s->retired = all;
+        all[s->retireds++] = m;
     }
-    if (flock(f, (alone ? LOCK_EX : LOCK_SH) | LOCK_NB) < 0) {
-        return errno == EWOULDBLOCK
-                   ? error_set(errp, EBUSY, "point %s of '%s' is %s", point,
-                               s->path, alone ? "being read" : "being pruned")
-                   : error_set(errp, errno, "cannot lock point %s of '%s': %s",
-                               point, s->path, strerror(errno));
+    return all || !m ? 0 : -ENOMEM;
+}
+
+static bool same_text(const struct manifest *a, const struct manifest *b)
+{
+    CLEANUP_FREE char *one = NULL;
+    CLEANUP_FREE char *two = NULL;
+
+    return a && b && manifest_text(a, &one, NULL) == 0 &&
+           manifest_text(b, &two, NULL) == 0 && strcmp(one, two) == 0;
+}
+
+int store_refresh(struct store *s, const char *name, struct error **errp)
+{
+    const struct store_point *named = store_named(s, name);
+    struct store_point now = {.manifest = NULL};
+    uint64_t texts = 0;
+
+    if (!named || named == &s->pending) {
+        return 0;
     }
-    *fd = f;
-    f = -1;
-    return 0;
+    struct store_point *p = &s->points[named - s->points];
+    int r = read_manifest(s, name, ENDING, &texts, &now, errp);
+    if (r == 0 && !same_text(p->manifest, now.manifest)) {
+        r = retire(s, p->manifest) < 0 ? error_nomem(errp) : 0;
+        if (r == 0) {
+            free(p->why);
+            *p = now;
+            now = (struct store_point){.manifest = NULL};
+        }
+    }
+    clear_point(&now);
+    return r;
 }
 
 /* --- The end of a run --- */

@@ -2,7 +2,7 @@
 #ifndef NBDELTA_SERVER_STORE_STORE_PRIV_H
 #define NBDELTA_SERVER_STORE_STORE_PRIV_H
 
-/* Shared by store.c (open, lock, options), store-points.c (manifests),
+/* Shared by store.c (open, lock, options), store-points.c (manifests), hold.c,
  * store-files.c (files of disks), store-clean.c and store-io.c (durable
  * files, without links). */
 #include "store/store.h"
@@ -24,6 +24,8 @@ struct store {
     unsigned count;
     struct store_point *points;
     struct store_point pending; /* its name is "": there is none */
+    unsigned retireds;
+    struct manifest **retired; /* by store_refresh */
 
     unsigned folders;
     struct store_folder *folder;

@@ -107,11 +107,34 @@ int store_reload(struct store *s, struct error **errp);
 int store_new_name(const struct store *s, char *name, struct error **errp);
 
 /*
- * Keep a point as it is while it is read (shared), or make sure that nobody
- * reads it (alone).  Locks its manifest.  *fd: close it to let go.  -EBUSY.
+ * Read the manifest of @point again, where a prune may have changed it.  What
+ * was known of it before lives until the store is closed.  -ENOMEM.
  */
-int store_hold(const struct store *s, const char *point, bool alone, int *fd,
+int store_refresh(struct store *s, const char *point, struct error **errp);
+
+/*
+ * Keep a point as it is while it is read (shared), or make sure that nobody
+ * reads it (alone).  Locks its manifest; shared, that is refreshed.  The points
+ * below it do not change meanwhile either.  *fd: close it to let go.  -ENOENT:
+ * it is gone; -EBUSY: it is being read, or pruned, or a prune that was killed
+ * has to go on with it.
+ */
+int store_hold(struct store *s, const char *point, bool alone, int *fd,
                struct error **errp);
+
+/* Many of them. */
+struct holds {
+    unsigned count;
+    int *fds;
+};
+int holds_add(struct store *s, const char *point, bool alone, struct holds *h,
+              struct error **errp);
+void holds_release(struct holds *h);
+
+/* Hold @point and all points that its disks have for parents, shared.  Those
+ * that were locked before an error are in @h. */
+int store_hold_chain(struct store *s, const char *point, struct holds *h,
+                     struct error **errp);
 
 /* --- Files of disks --- */
 

@@ -3,7 +3,9 @@
  * Points are verified, oldest first: see verify.h.
  *
  * Each point is held while its files are read, so that no prune changes them;
- * a backup goes on meanwhile, because it only adds files.
+ * a backup goes on meanwhile, because it only adds files.  A point that a prune
+ * has removed meanwhile is none.  One that a prune works on is left, and all
+ * others are verified.
  */
 #include "store/verify.h"
 
@@ -72,6 +74,9 @@ static int check_parents(struct verify *v, const struct manifest *m,
     CLEANUP_ERROR struct error *err = NULL;
     const struct manifest_disk *parent = NULL;
 
+    if (store_refresh(v->store, d->parent, NULL) < 0) {
+        return -ENOMEM;
+    }
     return store_parent(v->store, d, &parent, &err) < 0
                ? verify_tell(v, m->name, d->name, 0, 0, error_message(err))
                : 0;
@@ -137,11 +142,15 @@ static int verify_one(struct verify *v, const struct store_point *p,
     if (verify_stopped(v)) {
         return error_set(errp, ECANCELED, "interrupted");
     }
-    if (!p->manifest) {
-        return verify_tell(v, p->name, NULL, 0, 0, p->why);
-    }
     int r = store_hold(v->store, p->name, false, &held, errp);
-    return r < 0 ? r : verify_held(v, p, errp);
+    if (r == -ENOENT || r == -EBUSY || r == -ENOMEM) {
+        return r == -ENOENT ? 0 : r;
+    }
+    if (r < 0 || !p->manifest) {
+        return verify_tell(v, p->name, NULL, 0, 0,
+                           p->why ? p->why : "its manifest cannot be opened");
+    }
+    return verify_held(v, p, errp);
 }
 
 static int check_options(const struct verify_options *o, struct error **errp)
@@ -159,19 +168,30 @@ static int verify_points(struct store *s, const bool *wanted,
                          struct verify_result *result, struct error **errp)
 {
     struct verify v = {.store = s, .options = o, .result = result};
+    CLEANUP_ERROR struct error *left = NULL;
     bool damage = false;
     int r = check_options(o, errp);
 
     *result = (struct verify_result){.files = 0};
     for (unsigned i = 0; r == 0 && i < store_count(s); i++) {
-        if (!wanted || wanted[i]) {
-            r = go_on(verify_one(&v, store_point(s, i), errp), &damage);
+        CLEANUP_ERROR struct error *err = NULL;
+
+        if (wanted && !wanted[i]) {
+            continue;
+        }
+        r = go_on(verify_one(&v, store_point(s, i), &err), &damage);
+        if (r == -EBUSY) {
+            (void)error_set(&left, EBUSY, "%s", error_message(err));
+            r = 0;
+        } else if (r < 0) {
+            (void)error_set(errp, -r, "%s", error_message(err));
         }
     }
     return r < 0    ? r
            : damage ? error_set(errp, EUCLEAN, "%llu thing%s damaged",
                                 (unsigned long long)result->damages,
                                 result->damages == 1 ? " is" : "s are")
+           : left   ? error_set(errp, EBUSY, "%s", error_message(left))
                     : 0;
 }
 

@@ -48,8 +48,9 @@ struct verify_result {
  * Verify the files of @point and, with @chain, of all points that its disks
  * have for parents.
  * 0: all is as it was written; -EUCLEAN: damage was told; -EBUSY: a prune
- * works on it; -ECANCELED; other errors: it could not be verified.
- * What was found is stored as POINT.verified, where that can be written.
+ * works on a point, or was killed there, and the others are right; -ECANCELED;
+ * other errors: it could not be verified. What was found is stored as
+ * POINT.verified, where that can be written.
  */
 int verify_point(struct store *s, const char *point, bool chain,
                  const struct verify_options *o, struct verify_result *result,

@@ -612,6 +612,31 @@ START_TEST(test_read_points_stay)
 }
 END_TEST
 
+/* Who has read the manifests before a prune sees no damage afterwards. */
+START_TEST(test_readers_follow)
+{
+    struct verify_options o = {.quick = false};
+    struct verify_result result;
+    struct holds holds = {.count = 0};
+
+    make_points();
+    struct store *reader = reopen_store(STORE_READ);
+    ck_assert_int_eq(prune_point(s, names[GOES], NULL, NULL), 0);
+    ck_assert_int_eq(prune_point(s, names[0], NULL, NULL), 0);
+    ck_assert_int_eq(verify_all(reader, &o, &result, NULL), 0);
+    ck_assert_uint_eq(result.damages, 0);
+    store_close(reader);
+
+    reader = reopen_store(STORE_READ);
+    ck_assert_int_eq(store_hold_chain(reader, names[POINTS - 1], &holds, NULL),
+                     0);
+    refused(GOES + 1, EBUSY, "is being read");
+    holds_release(&holds);
+    store_close(reader);
+    check_points(((1U << POINTS) - 1) & ~(1U << GOES) & ~1U);
+}
+END_TEST
+
 static void flip(const char *path, long at_byte)
 {
     FILE *f = fopen(path, "r+");
@@ -901,6 +926,7 @@ int main(void)
     tcase_add_test(t, test_recovery_ends);
     tcase_add_test(t, test_fails_once);
     tcase_add_test(t, test_read_points_stay);
+    tcase_add_test(t, test_readers_follow);
     tcase_add_test(t, test_damage);
     tcase_add_test(t, test_damage_is_kept);
     tcase_add_test(t, test_unreadable_manifests);
