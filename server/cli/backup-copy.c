@@ -118,7 +118,6 @@ int copy_prepare(struct copy_job *c, struct error **errp)
     CLEANUP_FREE char *path = NULL;
     bool base = c->parent[0] == '\0';
     struct transfer_options o = {
-        .speed = c->rate,
         .target_zero = base,
         .compress = c->compression != NULL,
         .tap = sums_tap,
@@ -155,6 +154,24 @@ int copy_carry_out(struct copy_job *c, struct error **errp)
     transfer_progress(c->transfer, &c->progress);
     c->milliseconds = (now_ns() - start) / 1000000;
     return r < 0 ? r : sums_finish(c->sums, c->file, errp);
+}
+
+void copy_job_stop(struct copy_job *c)
+{
+    transfer_stop(c->transfer);
+}
+
+void copy_job_set_rate(struct copy_job *c, uint64_t rate)
+{
+    transfer_set_speed(c->transfer, rate);
+}
+
+uint64_t copy_job_done(const struct copy_job *c)
+{
+    struct transfer_progress p;
+
+    transfer_progress(c->transfer, &p);
+    return p.done;
 }
 
 /* In the order in which they need each other. */

@@ -23,7 +23,6 @@ struct copy_job {
     const char *parent;           /* the point's name, or "" */
     const char *point;            /* the new one's */
     const char *compression;      /* as image_create has it; NULL: none */
-    uint64_t rate;                /* bytes a second; 0: no limit */
 
     /* From copy_prepare to copy_discard. */
     struct node *from;
@@ -45,8 +44,14 @@ struct copy_job {
  * copied.  Blocks.  After a failure, too, call copy_discard. */
 int copy_prepare(struct copy_job *c, struct error **errp);
 
-/* Copy it.  Blocks; in any thread.  -ECANCELED after transfer_stop. */
+/* Copy it.  Blocks.  Many jobs at once, each in a thread of its own: it leaves
+ * the store alone.  -ECANCELED after copy_job_stop. */
 int copy_carry_out(struct copy_job *c, struct error **errp);
+
+/* Between copy_prepare and copy_finish, at any time, in any thread. */
+void copy_job_stop(struct copy_job *c); /* now, and from now on */
+void copy_job_set_rate(struct copy_job *c, uint64_t rate); /* bytes a second */
+uint64_t copy_job_done(const struct copy_job *c); /* bytes, of c->set */
 
 /* All is copied: write the hashes, close, give both files their names. */
 int copy_finish(struct copy_job *c, struct error **errp);

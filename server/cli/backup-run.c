@@ -33,7 +33,6 @@ static int prepare_copies(struct run *r, struct error **errp)
         c->parent = r->plan[i].kind == DISK_FULL ? "" : r->parent;
         c->point = r->point;
         c->compression = r->o->compression;
-        c->rate = r->o->rate;
         int result = copy_prepare(c, errp);
         if (result < 0) {
             error_prefix(errp, "disk '%s': ", c->disk->name);

@@ -12,7 +12,8 @@
  *                                       goes; so do checkpoints of this
  *                                       directory that no point needs
  *   begin        one instant, a new checkpoint on all disks
- *   copy         disk by disk: image, hashes; then all files have their names
+ *   copy         a few disks at once: image, hashes; then all files have their
+ *                names
  *   pending      the manifest names the new checkpoint
  *   end          the new checkpoint stays at the source
  *   finish       the manifest has its name: the point is there

@@ -46,6 +46,7 @@
  */
 enum lock_rank {
     LOCK_DISKS,   /* the plugin's: one disk is opened or closed at a time */
+    LOCK_COPIER,  /* nbdelta backup: which disks are copied now */
     LOCK_MONITOR, /* struct jobs */
     LOCK_CONTROL, /* struct graph */
     LOCK_TREE,    /* any number of them, by the owner of the control lock */
