@@ -785,7 +785,7 @@ int remote_request(struct remote *r, issue_fn *issue, void *opaque)
         if (!lost) {
             return c;
         }
-        if (r->options.delay_ns == 0) {
+        if (r->options.delay_ns == 0 || node_is_unwanted()) {
             return -EIO;
         }
         until = min_u64(until, now_ns() + r->options.delay_ns);
