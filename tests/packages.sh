@@ -13,7 +13,7 @@ packages_of() {
             libgnutls28-dev libnbd-dev nbdkit-plugin-dev libvirt-dev \
             libxml2-dev ;;
     test)
-        echo check fio gnutls-bin groff-base jq libnbd-bin nbdkit procps python3-libnbd \
+        echo check e2fsprogs fio fuse3 gnutls-bin groff-base jq libnbd-bin nbdkit procps python3-libnbd \
             qemu-system-common qemu-system-x86 qemu-utils socat libvirt-clients \
             libvirt-daemon libvirt-daemon-driver-qemu ;;
     peers)
