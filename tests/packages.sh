@@ -13,9 +13,10 @@ packages_of() {
             libgnutls28-dev libnbd-dev nbdkit-plugin-dev libvirt-dev \
             libxml2-dev ;;
     test)
-        echo check e2fsprogs fio fuse3 gnutls-bin groff-base jq libnbd-bin nbdkit procps python3-libnbd \
-            qemu-system-common qemu-system-x86 qemu-utils socat libvirt-clients \
-            libvirt-daemon libvirt-daemon-driver-qemu ;;
+        echo check e2fsprogs fio fuse3 gnutls-bin groff-base jq libnbd-bin \
+            libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu nbdkit \
+            procps python3-libnbd qemu-system-common qemu-system-x86 \
+            qemu-utils rsync socat ;;
     peers)
         echo debootstrap ;;
     dev)
