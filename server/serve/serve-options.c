@@ -43,6 +43,8 @@ static const struct cli_option serve_options[] = {
     {"tls-verify-peer", OPT_TLS_VERIFY_PEER, NULL,
      "accept only clients with a certificate of the CA"},
     {"format", 'f', "FORMAT", "format of the images (default: look at them)"},
+    {"overlay", OPT_OVERLAY, "FILE|temporary",
+     "write to a qcow2 file over each image, not to the image"},
     {"qmp", OPT_QMP, "SOCKET", "listen for QMP clients on a Unix socket"},
     {"allow-path", OPT_ALLOW_PATH, "PATH",
      "let images name files in PATH and below, too"},
@@ -70,10 +72,12 @@ static const struct cli_option serve_options[] = {
 
 static const struct cli_command serve_command = {
     .name = "serve",
-    .usage = "[-U SOCKET | -i ADDR -p PORT] [-r] [-f FORMAT] [--qmp SOCKET] "
-             "[--pidfile FILE]\n"
-             "[--allow-path PATH]... [--follow WHAT] [--daemonize] [OPTION...] "
-             "[NAME=]IMAGE...",
+    .usage =
+        "[-U SOCKET | -i ADDR -p PORT] [-r] [-f FORMAT] [--qmp SOCKET] "
+        "[--pidfile FILE]\n"
+        "[--overlay FILE|temporary] [--allow-path PATH]... [--follow WHAT] "
+        "[--daemonize]\n"
+        "[OPTION...] [NAME=]{IMAGE | DIR[@POINT]}...",
     .about =
         "Serve disk images to NBD clients until SIGTERM, SIGINT or QMP's "
         "quit.\n"
@@ -81,7 +85,9 @@ static const struct cli_command serve_command = {
         "The first\n"
         "is also the default export.  An image is a file name, or options: "
         "json:{...} or\n"
-        "driver=...,key=value,...\n"
+        "driver=...,key=value,...  Of a backup directory DIR, the disks of a "
+        "point (default:\n"
+        "latest) are exported read-only: see nbdelta-backup(1).\n"
         "\n"
         "The options of qemu-storage-daemon are among these.  They take JSON "
         "or\n"
@@ -203,6 +209,9 @@ static int take_serve_option(struct serve_config *cfg, int code)
         break;
     case 'T':
         break;
+    case OPT_OVERLAY:
+        cfg->overlay = optarg;
+        break;
     case OPT_TLS:
         cfg->tls = optarg;
         break;
@@ -286,6 +295,11 @@ static int check_config(const struct serve_config *cfg)
     }
     if (cfg->count == 0 && !cfg->vm_compat) {
         return cli_usage(cfg->command, "give at least one image");
+    }
+    if (cfg->overlay && (cfg->read_only || !cfg->has_images)) {
+        return cli_usage(cfg->command, cfg->read_only
+                                           ? "--overlay goes without -r"
+                                           : "--overlay is for images");
     }
     if (cfg->socket && (cfg->address || cfg->port)) {
         return cli_usage(cfg->command, "-U goes without -i and -p");

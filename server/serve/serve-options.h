@@ -24,6 +24,7 @@ enum serve_code {
     OPT_MONITOR,
     OPT_NBD_SERVER,
     OPT_OBJECT,
+    OPT_OVERLAY,
     OPT_PRINT_URI,
     OPT_SOCKET_MODE,
     OPT_STOP_TIMEOUT,
@@ -56,6 +57,7 @@ struct serve_config {
     bool tls_verify_peer;
     bool read_only;
     const char *format;
+    const char *overlay; /* a file, a directory, "temporary", or NULL */
     enum graph_follow follow;
     const char *pidfile;
     bool daemonize;

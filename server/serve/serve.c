@@ -36,6 +36,7 @@
 #include "qmp/chardev.h"
 #include "qmp/monitor.h"
 #include "serve/daemonize.h"
+#include "serve/images.h"
 #include "serve/notify.h"
 #include "serve/pidfile.h"
 #include "serve/serve-options.h"
@@ -49,7 +50,7 @@
 struct serve {
     struct serve_config config;
     struct pidfile pidfile;
-    unsigned images; /* opened so far */
+    struct images images;
 
     struct daemon daemon;
     struct chardevs *chardevs;
@@ -60,77 +61,7 @@ struct serve {
     int ready;     /* of daemonize */
 };
 
-/* --- Images. --- */
-
-/* The length of NAME in NAME=IMAGE; 0: there is none. */
-static size_t image_name_length(const char *text)
-{
-    size_t n = text_id_length(text);
-
-    if (strncmp(text, "driver=", 7) == 0 || strncmp(text, "json:", 5) == 0) {
-        return 0;
-    }
-    return text[n] == '=' ? n : 0;
-}
-
-static int export_image(struct serve *s, struct node *n, const char *name,
-                        struct error **errp)
-{
-    struct exports *exports = s->daemon.exports;
-    struct export_options o = {
-        .server = SERVER_UNNAMED,
-        .id = name,
-        .name = name,
-        .node = n,
-        .writable = !node_read_only(n),
-        .allocation_depth = true,
-        .all_bitmaps = true,
-        .is_default = true,
-    };
-    struct export *e;
-    int r = export_new(exports, &o, &e, errp);
-
-    if (r == 0) {
-        export_publish(exports, e);
-    }
-    return r;
-}
-
-static int open_named(struct serve *s, const char *name, const char *image,
-                      struct error **errp)
-{
-    CLEANUP_JSON json_t *options = NULL;
-    struct node *n;
-    int r = options_from_image(image, s->config.format, &options, errp);
-
-    if (r < 0) {
-        return r;
-    }
-    /* Clients that trim want room back; a user can say otherwise in json:. */
-    if (json_object_set_new(options, "node-name", json_string(name)) < 0 ||
-        (!json_object_get(options, "discard") &&
-         json_object_set_new(options, "discard", json_string("unmap")) < 0) ||
-        (s->config.read_only &&
-         json_object_set_new(options, "read-only", json_true()) < 0)) {
-        return error_nomem(errp);
-    }
-    r = graph_open(s->daemon.graph, options, &n, errp);
-    return r < 0 ? r : export_image(s, n, name, errp);
-}
-
-static int open_image(struct serve *s, const char *text, struct error **errp)
-{
-    size_t len = image_name_length(text);
-    char number[32];
-    CLEANUP_FREE char *name = strndup(text, len);
-
-    (void)snprintf(number, sizeof(number), "disk%u", s->images++);
-    if (!name) {
-        return error_nomem(errp);
-    }
-    return open_named(s, len > 0 ? name : number,
-                      len > 0 ? text + len + 1 : text, errp);
-}
+/* --- Options, in their order. --- */
 
 /* Parse @text as arguments of @cmd, which need not be in the table, and run
  * it. */
@@ -152,8 +83,6 @@ static int run_as_command(struct daemon *d, const struct qmp_command *cmd,
     json_decref(call.ret);
     return r;
 }
-
-/* --- Options, in their order. --- */
 
 static int do_option(struct serve *s, const struct serve_item *it,
                      struct error **errp)
@@ -186,7 +115,7 @@ static int do_option(struct serve *s, const struct serve_item *it,
     case OPT_ALLOW_PATH:
         return graph_allow_path(d->graph, it->arg, errp);
     default:
-        return open_image(s, it->arg, errp);
+        return images_open(&s->images, it->arg, errp);
     }
 }
 
@@ -270,6 +199,14 @@ static int make_parts(struct serve *s, struct error **errp)
         !d->pulls) {
         return error_nomem(errp);
     }
+    s->images = (struct images){
+        .graph = d->graph,
+        .exports = d->exports,
+        .format = s->config.format,
+        .overlay = s->config.overlay,
+        .read_only = s->config.read_only,
+        .follow = s->config.follow,
+    };
     return 0;
 }
 
@@ -546,6 +483,7 @@ static int stop_daemon(struct serve *s)
         flush.status = EXIT_FAILURE;
     }
     graph_free(d->graph);
+    images_close(&s->images);
     remove_files(s);
     if (s->signals >= 0) {
         (void)close(s->signals);
