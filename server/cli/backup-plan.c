@@ -37,8 +37,11 @@ int run_choose_disks(struct run *r, struct error **errp)
     }
     for (unsigned i = 0; i < r->source->count; i++) {
         struct source_disk *d = &r->source->disks[i];
-        bool known = latest && latest->manifest &&
-                     manifest_find(latest->manifest, d->name);
+        const struct manifest_disk *last = latest && latest->manifest
+                                               ? manifest_find(latest->manifest,
+                                                               d->name)
+                                               : NULL;
+        bool known = last && !plan_moved(last, d->image);
 
         d->skip = !is_wanted(o, d->name);
         d->since = known && !o->full && r->since[0] ? r->since : NULL;
@@ -69,6 +72,7 @@ int run_plan_only(struct run *r, struct error **errp)
     for (unsigned i = 0; i < r->count; i++) {
         r->plan[i] = (struct plan_disk){.name = r->disks[i]->name,
                                         .size = r->disks[i]->size,
+                                        .image = r->disks[i]->image,
                                         .no_map = "no-checkpoint"};
     }
     int result = source_each_checkpoint(r->source, note_usable, r, errp);
@@ -86,6 +90,7 @@ int run_make_plan(struct run *r, struct error **errp)
 
         r->plan[i].name = d->name;
         r->plan[i].size = d->size;
+        r->plan[i].image = d->image;
         r->plan[i].no_map = has_map     ? NULL
                             : d->reason ? d->reason
                                         : "no-checkpoint";

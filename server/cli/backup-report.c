@@ -38,7 +38,9 @@ int run_fill_manifest(const struct run *r, struct manifest *m)
                            c->plan->parent->sums_hash);
         }
         d->checkpoint = c->disk->checkpoint ? strdup(r->checkpoint) : NULL;
-        if (c->disk->checkpoint && !d->checkpoint) {
+        d->image = c->disk->image ? strdup(c->disk->image) : NULL;
+        if ((c->disk->checkpoint && !d->checkpoint) ||
+            (c->disk->image && !d->image)) {
             return -ENOMEM;
         }
         d->read = c->progress.read;

@@ -167,7 +167,8 @@ struct state {
     bool *whole; /* it has, indeed */
     bool metadata;
     bool all;     /* all that has is whole */
-    bool strange; /* it has disks that are not there */
+    bool strange; /* it has disks that are not there: one may have another
+                     name now, and its bitmap still */
 };
 
 static void free_state(struct state *st)
@@ -362,9 +363,10 @@ int libvirt_forget(struct source *s, const char *name, struct error **errp)
                          l->domain);
     }
     r = r < 0 ? r : read_state(s, name, &st, errp);
-    return r < 0                   ? r
-           : st.metadata && st.all ? delete_checkpoint(s, name, 0, errp)
-                                   : forget_pieces(s, name, &st, errp);
+    return r < 0 ? r
+           : st.metadata && st.all && !st.strange
+               ? delete_checkpoint(s, name, 0, errp)
+               : forget_pieces(s, name, &st, errp);
 }
 
 /* --- Listing --- */

@@ -126,6 +126,7 @@ void source_close(struct source *s)
     source_reset_disks(s);
     for (unsigned i = 0; i < s->count; i++) {
         free(s->disks[i].name);
+        free(s->disks[i].image);
     }
     free(s->disks);
     free(s);

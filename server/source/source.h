@@ -59,6 +59,8 @@ struct source_disk {
     /* From open on. */
     char *name;
     uint64_t size; /* bytes; begin writes the size of the instant */
+    char *image;   /* what it is kept in, in words of the source: two disks that
+                      have changed their names are told apart by it; or NULL */
 
     /* The caller's, before begin. */
     bool skip;         /* not this one */

@@ -44,6 +44,7 @@ static const char *const reason_words[REASON_COUNT] = {
     [REASON_PARENT_MISSING] = "parent-missing",
     [REASON_PARENT_DAMAGED] = "parent-damaged",
     [REASON_RESIZED] = "resized",
+    [REASON_MOVED] = "moved",
 };
 
 const char *disk_kind_word(enum disk_kind kind)
@@ -116,6 +117,7 @@ void manifest_free(struct manifest *m)
     for (unsigned i = 0; i < m->count; i++) {
         free(m->disks[i].name);
         free(m->disks[i].checkpoint);
+        free(m->disks[i].image);
     }
     free(m->disks);
     free(m->source);
@@ -232,10 +234,10 @@ static int check_disk(const struct manifest *m, const struct manifest_disk *d,
                          "disk '%s' has a reason for a full, and is none",
                          d->name);
     }
-    if (!hash_text_valid(d->sums_hash) || too_long(d->checkpoint)) {
+    if (!hash_text_valid(d->sums_hash) || too_long(d->checkpoint) ||
+        too_long(d->image)) {
         return error_set(errp, EINVAL,
-                         "disk '%s' has no hash, or a checkpoint's name that "
-                         "is too long",
+                         "disk '%s' has no hash, or a text that is too long",
                          d->name);
     }
     return check_parent(m, d, errp);
@@ -278,14 +280,15 @@ static int check_all(const struct manifest *m, struct error **errp)
 static json_t *disk_json(const struct manifest_disk *d)
 {
     return json_pack(
-        "{s:s, s:I, s:s, s:s?, s:s?, s:s?, s:s?, s:I, s:I, s:I, s:I, s:s}",
+        "{s:s, s:I, s:s, s:s?, s:s?, s:s?, s:s?, s:s?, s:I, s:I, s:I, s:I, "
+        "s:s}",
         "name", d->name, "size", (json_int_t)d->size, "kind",
         kind_words[d->kind], "reason", reason_words[d->reason], "parent",
         d->parent[0] ? d->parent : NULL, "parent-sums",
         d->parent_hash[0] ? d->parent_hash : NULL, "checkpoint", d->checkpoint,
-        "read", (json_int_t)d->read, "written", (json_int_t)d->written, "zero",
-        (json_int_t)d->zero, "milliseconds", (json_int_t)d->milliseconds,
-        "sums", d->sums_hash);
+        "image", d->image, "read", (json_int_t)d->read, "written",
+        (json_int_t)d->written, "zero", (json_int_t)d->zero, "milliseconds",
+        (json_int_t)d->milliseconds, "sums", d->sums_hash);
 }
 
 static json_t *manifest_json(const struct manifest *m)
@@ -438,7 +441,7 @@ static int take_reason(json_t *from, enum disk_reason *reason,
     return r;
 }
 
-#define DISK_MEMBERS  12
+#define DISK_MEMBERS  13
 #define POINT_MEMBERS 11 /* with "sha256" */
 
 static int read_disk(struct manifest *m, json_t *j, struct error **errp)
@@ -463,6 +466,7 @@ static int read_disk(struct manifest *m, json_t *j, struct error **errp)
            (r = take_short(j, "parent-sums", true, d->parent_hash,
                            sizeof(d->parent_hash), errp)) < 0 ||
            (r = take_text(j, "checkpoint", &d->checkpoint, errp)) < 0 ||
+           (r = take_text(j, "image", &d->image, errp)) < 0 ||
            (r = take_number(j, "read", &d->read, errp)) < 0 ||
            (r = take_number(j, "written", &d->written, errp)) < 0 ||
            (r = take_number(j, "zero", &d->zero, errp)) < 0 ||

@@ -46,6 +46,7 @@ enum disk_reason {
     REASON_PARENT_MISSING,
     REASON_PARENT_DAMAGED,
     REASON_RESIZED,
+    REASON_MOVED, /* the name is another image's now */
     REASON_COUNT
 };
 
@@ -57,6 +58,7 @@ struct manifest_disk {
     char parent[POINT_NAME_MAX];     /* "": none */
     char parent_hash[HASH_TEXT_MAX]; /* of the parent's .sums file, or "" */
     char *checkpoint;                /* at the source; NULL: none */
+    char *image;                     /* what keeps it there; NULL: unknown */
     uint64_t read;                   /* bytes that came from the source */
     uint64_t written;                /* bytes of data in the new file */
     uint64_t zero;                   /* bytes that were known to be zeroes */

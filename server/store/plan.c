@@ -7,6 +7,7 @@
  *     its manifest or a file missing?   -- full, parent-missing
  *     was it found damaged?             -- full, parent-damaged
  *     another size?                     -- full, resized
+ *     another image?                    -- full, moved
  *     the source cannot tell?           -- full, the source's word
  *     else                              -- increment
  *
@@ -69,6 +70,11 @@ static enum disk_reason check_chain(struct store *s, const char *point,
     return REASON_NONE;
 }
 
+bool plan_moved(const struct manifest_disk *d, const char *image)
+{
+    return d->image && image && strcmp(d->image, image) != 0;
+}
+
 /* Why there is no increment over @last; REASON_NONE: there is one. */
 static enum disk_reason find_reason(struct store *s,
                                     const struct store_point *last,
@@ -90,6 +96,9 @@ static enum disk_reason find_reason(struct store *s,
     reason = check_chain(s, last->name, *parent);
     if (reason == REASON_NONE && (*parent)->size != p->size) {
         reason = REASON_RESIZED;
+    }
+    if (reason == REASON_NONE && plan_moved(*parent, p->image)) {
+        reason = REASON_MOVED;
     }
     if (reason == REASON_NONE && p->no_map) {
         (void)disk_reason_from(p->no_map, &reason);

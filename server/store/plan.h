@@ -21,6 +21,7 @@ struct plan_disk {
     /* What is known of the disk at the source. */
     const char *name;
     uint64_t size;
+    const char *image;  /* as manifest_disk has it */
     const char *no_map; /* why the source cannot tell what has changed since the
                            latest point: a word (manifest.h); NULL: it can */
 
@@ -39,6 +40,13 @@ struct plan_disk {
  */
 int plan_make(struct store *s, struct plan_disk *disks, unsigned count,
               bool full, char point[POINT_NAME_MAX], struct error **errp);
+
+/*
+ * Is the disk that is kept in @image (NULL: nobody knows) another one than @d,
+ * of the same name?  Its bitmaps have the same names, and are about points of
+ * the other disk.
+ */
+bool plan_moved(const struct manifest_disk *d, const char *image);
 
 /* Is it a full that nobody wanted: neither asked for, nor of a new disk? */
 bool plan_fell_back(const struct plan_disk *d);

@@ -98,7 +98,8 @@ def add_disk(directory, disks, name, point, parent, reason, writes):
         "name": name, "size": SIZE, "kind": "increment" if parent else "full",
         "reason": reason, "parent": parent or None,
         "parent-sums": add_disk.last[name] if parent else None,
-        "checkpoint": f"nbdelta-{ID}-{point}", "read": SIZE,
+        "checkpoint": f"nbdelta-{ID}-{point}", "image": None,
+        "read": SIZE,
         "written": len(image.chunks) * CHUNK, "zero": 0, "milliseconds": 1500,
         "sums": value})
     add_disk.last[name] = value

@@ -33,6 +33,7 @@ static struct manifest *example(void)
     strcpy(d->parent, "20261128T023000Z");
     strcpy(d->parent_hash, HASH);
     d->checkpoint = strdup("nbdelta-0123456789abcdef-20261129T023000Z");
+    d->image = strdup("/srv/gr\xc3\xbcn.qcow2");
     d->read = 3 * MiB;
     d->written = 2 * MiB;
     d->zero = MiB;
@@ -165,6 +166,7 @@ START_TEST(test_what_is_signed_is_read)
     ck_assert_int_eq(parse_with("name", false, "\"20261129T023001Z\""), 0);
     ck_assert_int_eq(parse_with("size", true, "65536"), 0);
     ck_assert_int_eq(parse_with("checkpoint", true, "null"), 0);
+    ck_assert_int_eq(parse_with("image", true, "null"), 0);
     ck_assert_int_eq(parse_with("kind", true, "\"compared\""), 0);
 }
 END_TEST
@@ -235,6 +237,8 @@ START_TEST(test_hostile_disks)
         {"sums", "\"0123456789ABCDEF0123456789ABCDEF"
                  "0123456789ABCDEF0123456789ABCDEF\""},
         {"checkpoint", "7"},
+        {"image", "7"},
+        {"image", NULL},
         {"more", "1"},
         {"zero", NULL},
     };
