@@ -363,6 +363,52 @@ static int take_instant(struct source *s,
     return call_begin(s, backup, checkpoint, errp);
 }
 
+/* An image of qcow2's version 2 has no place for bitmaps.  Neither its name nor
+ * libvirt's XML says so, but QEMU does when it is asked for one. */
+static bool is_about_version(const struct error *err)
+{
+    return err && strstr(error_message(err), "dirty bitmaps in qcow2 v2");
+}
+
+/* Which disks are these?  Each is asked for a checkpoint of its own. */
+static int find_version_2(struct source *s, struct error **errp)
+{
+    const struct libvirt_source *l = s->opaque;
+    int r = 0;
+
+    for (unsigned i = 0; r == 0 && i < s->count; i++) {
+        CLEANUP_ERROR struct error *err = NULL;
+
+        if (!s->disks[i].checkpoint) {
+            continue;
+        }
+        r = libvirt_try_checkpoint(s, i, l->checkpoint, &err);
+        if (r < 0 && is_about_version(err)) {
+            l->disks[i].bitmaps = false;
+            s->disks[i].reason = NULL;
+            r = 0;
+        } else if (r < 0) {
+            return error_set(errp, -r, "%s", error_message(err));
+        }
+    }
+    return r;
+}
+
+static int begin_with_bitmaps(struct source *s,
+                              const struct libvirt_xml_server *server,
+                              struct error **errp)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    int r = take_instant(s, server, &err);
+
+    if (r < 0 && is_about_version(err)) {
+        r = find_version_2(s, errp);
+        choose_checkpoints(s);
+        return r < 0 ? r : take_instant(s, server, errp);
+    }
+    return r < 0 ? error_set(errp, -r, "%s", error_message(err)) : 0;
+}
+
 static int fill_disks(struct source *s, const json_t *address,
                       struct error **errp)
 {
@@ -402,7 +448,7 @@ int libvirt_freeze_disks(struct source *s, struct error **errp)
     choose_checkpoints(s);
     r = choose_scratch(s, errp);
     r = r < 0 ? r : choose_server(l, &server, &address, errp);
-    r = r < 0 ? r : take_instant(s, &server, errp);
+    r = r < 0 ? r : begin_with_bitmaps(s, &server, errp);
     r = r < 0 ? r : fill_disks(s, address, errp);
     return r < 0 ? r : libvirt_check_stop(l, errp);
 }

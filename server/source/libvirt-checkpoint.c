@@ -150,6 +150,27 @@ static int define(struct source *s, const char *name, const bool *on,
                : error_nomem(errp);
 }
 
+int libvirt_try_checkpoint(struct source *s, unsigned i, const char *name,
+                           struct error **errp)
+{
+    const struct libvirt_source *l = s->opaque;
+    const struct libvirt_xml_item item = {.name = s->disks[i].name,
+                                          .checkpoint = true};
+    CLEANUP_FREE struct libvirt_xml_item *items = calloc(s->count,
+                                                         sizeof(*items));
+
+    for (unsigned k = 0; items && k < s->count; k++) {
+        items[k] = k == i ? item
+                          : (struct libvirt_xml_item){.name = s->disks[k].name};
+    }
+    CLEANUP_FREE char *xml =
+        items ? libvirt_xml_checkpoint(name, items, s->count, false) : NULL;
+    int r = xml ? libvirt_call_once(l->link, define_fn, xml, NULL, 0, NULL,
+                                    errp)
+                : error_nomem(errp);
+    return r < 0 ? r : delete_checkpoint(s, name, 0, errp);
+}
+
 int libvirt_has_checkpoint(struct source *s, const char *name,
                            struct error **errp)
 {

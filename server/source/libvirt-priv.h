@@ -82,6 +82,10 @@ int libvirt_find_changes(struct source *s, const char *since,
 int libvirt_has_checkpoint(struct source *s, const char *name,
                            struct error **errp);
 
+/* Make checkpoint @name on disk @i alone, and remove it again. */
+int libvirt_try_checkpoint(struct source *s, unsigned i, const char *name,
+                           struct error **errp);
+
 /* As in struct source_ops. */
 int libvirt_forget(struct source *s, const char *name, struct error **errp);
 int libvirt_each_checkpoint(struct source *s, source_checkpoint_fn *fn,
