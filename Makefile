@@ -363,8 +363,9 @@ stress: all
 # The long campaigns of these tests.
 crash: all $(TOOLS)
 	$(Q)$(FOR_TESTS) ROUNDS='$(or $(ROUNDS),200)' SEED='$(SEED)' \
-	    TEST_TIMEOUT=7200 tests/run tests/func/bitmap-kill.sh \
-	    tests/func/bitmap-power.sh tests/func/pull-kill.sh
+	    LIBVIRT_CASES=all TEST_TIMEOUT=7200 tests/run \
+	    tests/func/bitmap-kill.sh tests/func/bitmap-power.sh \
+	    tests/func/pull-kill.sh tests/func/backup-libvirt-cases.sh
 
 # All cases of this test.
 faults: all $(TOOLS)

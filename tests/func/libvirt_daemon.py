@@ -139,9 +139,15 @@ class Libvirt:
                 f"{text}</devices></domain>")
 
     def define(self, name, disks):
+        """Also again, with other disks."""
         path = f'{name}.xml'
+        text = self.xml(name, disks)
+        known = self.try_virsh('domuuid', name)
+        if known.returncode == 0:
+            text = text.replace('<memory ', f'<uuid>{known.stdout.strip()}'
+                                '</uuid><memory ', 1)
         with open(path, 'w', encoding='utf-8') as f:
-            f.write(self.xml(name, disks))
+            f.write(text)
         self.virsh('define', path)
         self.virsh('start', '--paused', name)
 
