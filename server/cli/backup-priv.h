@@ -87,7 +87,17 @@ json_t *run_describe(const struct run *r);
 
 /* --- backup-hook.c --- */
 
-/* Run the user's command, if there is one.  -ECHILD: it has failed. */
-int run_hook(const struct run *r, const char *when, struct error **errp);
+struct hook {
+    const char *when; /* "before", "frozen", "after", "failed" */
+    const char *why;  /* of "failed": the error; or NULL */
+    int limit_ms;
+    bool still;      /* a guest's file systems stand still: no grace */
+    bool last_words; /* it runs although the user wants an end */
+};
+
+/* Run the user's command, if there is one, and wait for it.  -ECHILD: it has
+ * failed; -ETIMEDOUT: it took too long; -ECANCELED: the user wants an end;
+ * other errors of starting it. */
+int run_hook(const struct run *r, const struct hook *h, struct error **errp);
 
 #endif /* NBDELTA_SERVER_CLI_BACKUP_PRIV_H */

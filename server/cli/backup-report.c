@@ -18,8 +18,10 @@ int run_fill_manifest(const struct run *r, struct manifest *m)
     if (r->source->version) {
         m->source_version = strdup(r->source->version);
     }
+    m->agent = r->source->froze ? strdup(r->source->froze) : NULL;
     if (!m->source || !m->program ||
-        (r->source->version && !m->source_version)) {
+        (r->source->version && !m->source_version) ||
+        (r->source->froze && !m->agent)) {
         return -ENOMEM;
     }
     for (unsigned i = 0; i < r->count; i++) {
@@ -75,7 +77,8 @@ json_t *run_describe(const struct run *r)
             return NULL;
         }
     }
-    return json_pack("{s:s*, s:s, s:o*}", "point",
+    return json_pack("{s:s*, s:s, s:s*, s:o*}", "point",
                      r->o->dry_run ? NULL : r->point, "directory",
-                     store_path(r->store), "disks", disks);
+                     store_path(r->store), "agent", r->source->froze, "disks",
+                     disks);
 }

@@ -8,6 +8,7 @@
 
 #include "cli/backup-priv.h"
 #include "cli/point-arg.h"
+#include "log.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
@@ -123,6 +124,14 @@ static int finish(struct run *r, struct error **errp)
 
 /* --- The whole --- */
 
+/* For a hook while the guest's file systems stand still. */
+#define FROZEN_HOOK_MS 5000
+
+static int hook_limit(const struct run *r)
+{
+    return (int)r->o->hook_timeout_s * 1000;
+}
+
 static int open_both(struct run *r, enum store_mode mode, struct error **errp)
 {
     struct source_options how = r->o->how;
@@ -143,18 +152,41 @@ static int open_both(struct run *r, enum store_mode mode, struct error **errp)
     return source_open(r->o->source, &how, &r->source, errp);
 }
 
+/* Until its end the guest may stand still. */
+static int take_instant(struct run *r, struct error **errp)
+{
+    int limit = hook_limit(r);
+    struct hook h = {.when = "frozen",
+                     .limit_ms = r->o->freeze && limit > FROZEN_HOOK_MS
+                                     ? FROZEN_HOOK_MS
+                                     : limit,
+                     .still = r->o->freeze};
+    int result = source_begin(r->source, r->checkpoint, errp);
+
+    return result < 0 ? result : run_hook(r, &h, errp);
+}
+
 static int begin(struct run *r, struct error **errp)
 {
+    int limit = hook_limit(r);
     int result = store_new_name(r->store, r->point, errp);
 
     if (result < 0) {
         return result;
     }
     run_name_checkpoint(r, r->point, r->checkpoint);
-    if ((result = run_hook(r, "before", errp)) < 0) {
+    result = run_hook(r, &(struct hook){.when = "before", .limit_ms = limit},
+                      errp);
+    if (result < 0 ||
+        (r->o->freeze && (result = source_freeze(r->source, true, errp)) < 0)) {
         return result;
     }
-    return source_begin(r->source, r->checkpoint, errp);
+    result = take_instant(r, errp);
+    if (r->o->freeze) {
+        int thawed = source_freeze(r->source, false, result < 0 ? NULL : errp);
+        result = result < 0 ? result : thawed;
+    }
+    return result;
 }
 
 static int make_point(struct run *r, struct error **errp)
@@ -175,7 +207,8 @@ static int make_point(struct run *r, struct error **errp)
     return 0;
 }
 
-static void close_all(struct run *r, bool failed)
+/* The source is as it was, but for the new checkpoint. */
+static void close_source(struct run *r, bool failed)
 {
     for (unsigned i = 0; i < r->count; i++) {
         if (r->copies[i].disk) {
@@ -183,12 +216,31 @@ static void close_all(struct run *r, bool failed)
         }
     }
     source_close(r->source);
+    r->source = NULL;
+}
+
+static void close_rest(struct run *r)
+{
     store_close(r->store);
     graph_close_all(r->graph);
     graph_free(r->graph);
     free(r->disks);
     free(r->plan);
     free(r->copies);
+}
+
+/* The last one.  What it says changes nothing. */
+static void tell_hook(const struct run *r, int result, const struct error *why)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    struct hook h = {.when = result < 0 ? "failed" : "after",
+                     .why = result < 0 ? error_message(why) : NULL,
+                     .limit_ms = hook_limit(r),
+                     .last_words = true};
+
+    if (run_hook(r, &h, &err) < 0) {
+        log_line(TELL_WARNING, "%s", error_message(err));
+    }
 }
 
 int backup_run(const struct backup_options *o, json_t **report,
@@ -204,13 +256,13 @@ int backup_run(const struct backup_options *o, json_t **report,
         (result = run_choose_disks(&r, errp)) == 0) {
         result = make_point(&r, errp);
     }
-    if (result == 0) {
-        *report = run_describe(&r);
-    } else {
-        (void)run_hook(&r, "failed", NULL);
+    *report = result == 0 ? run_describe(&r) : NULL;
+    close_source(&r, result < 0);
+    if (!o->dry_run) {
+        tell_hook(&r, result, errp ? *errp : NULL);
     }
     bool fell_back = r.fell_back;
-    close_all(&r, result < 0);
+    close_rest(&r);
     return result < 0  ? point_exit_of(result)
            : fell_back ? POINT_FELL_BACK
                        : EXIT_SUCCESS;
@@ -222,6 +274,7 @@ int backup_forget(const struct backup_options *o, struct error **errp)
     int result = open_both(&r, STORE_WRITE, errp);
 
     result = result < 0 ? result : run_forget_all(&r, errp);
-    close_all(&r, true);
+    close_source(&r, true);
+    close_rest(&r);
     return result < 0 ? point_exit_of(result) : EXIT_SUCCESS;
 }

@@ -11,7 +11,9 @@
  *                                       checkpoint is at the source, else it
  *                                       goes; so do checkpoints of this
  *                                       directory that no point needs
+ *   freeze       the guest's file systems stand still, if that is asked for
  *   begin        one instant, a new checkpoint on all disks
+ *   thaw
  *   copy         a few disks at once: image, hashes; then all files have their
  *                names
  *   pending      the manifest names the new checkpoint
@@ -43,12 +45,14 @@ struct backup_options {
     uint64_t rate;           /* bytes a second; 0: no limit */
     const char *compression; /* "zstd", "deflate"; NULL: none */
     const char *hook;        /* a command for the shell, or NULL */
+    unsigned hook_timeout_s; /* for each time that it runs */
+    bool freeze;             /* the guest's file systems, for the instant */
     struct source_options how;
 };
 
 /*
- * Make a point.  Signals that end a server are blocked, and readable at
- * o->how.stop_fd.  *report: what was done, as --output=json shows it, a new
+ * Make a point.  o->how.stop_fd becomes readable when the user wants an end
+ * (interrupt.h).  *report: what was done, as --output=json shows it, a new
  * reference; NULL after a failure.  Returns the exit status (point-arg.h).
  */
 int backup_run(const struct backup_options *o, json_t **report,

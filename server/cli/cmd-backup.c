@@ -1,23 +1,22 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* nbdelta backup: the command line of a run (backup-run.h). */
 #include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/signalfd.h>
 #include <sys/stat.h>
 
 #include "cli/backup-run.h"
 #include "cli/cli.h"
 #include "cli/commands.h"
+#include "cli/interrupt.h"
 #include "cli/point-arg.h"
 #include "log.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/size.h"
-#include "process.h"
+#include "source/agent.h"
 
 #define DISKS_MAX 1000
 
@@ -29,7 +28,9 @@ enum {
     OPT_FORGET,
     OPT_RATE,
     OPT_COMPRESS,
+    OPT_FREEZE,
     OPT_HOOK,
+    OPT_HOOK_TIMEOUT,
     OPT_OUTPUT,
     OPT_PROGRESS,
     OPT_BITMAP,
@@ -54,8 +55,12 @@ static const struct cli_option option_table[] = {
      "compress what is written (none)"},
     {"rate", OPT_RATE, "SIZE",
      "copy at most so many bytes a second (0: no limit)"},
+    {"freeze", OPT_FREEZE, "[=SOCKET]",
+     "freeze the guest's file systems for the instant, by its agent"},
     {"hook", OPT_HOOK, "COMMAND",
-     "run it with 'before', and with 'failed' when no point was made"},
+     "run it with 'before', 'frozen', and 'after' or 'failed'"},
+    {"hook-timeout", OPT_HOOK_TIMEOUT, "SECONDS",
+     "end a hook that runs for longer (3600)"},
     {"output", OPT_OUTPUT, "human|json", "print what was done as JSON (human)"},
     {"progress", OPT_PROGRESS, "json", "print a JSON line a second on stderr"},
     {"format", 'f', "FORMAT", "format of SOURCE, if it is an image"},
@@ -124,6 +129,7 @@ static int take_bytes(const char *text, const char *what, uint64_t *bytes)
 struct request {
     struct backup_options o;
     const char *disks[DISKS_MAX];
+    const char *agent; /* its socket, or NULL */
     bool forget;
     bool json;
 };
@@ -153,9 +159,15 @@ static int take_option(struct request *q, int code)
         return take_compression(optarg, &q->o);
     case OPT_RATE:
         return take_bytes(optarg, "rate", &q->o.rate);
+    case OPT_FREEZE:
+        q->o.freeze = true;
+        q->agent = optarg;
+        return 0;
     case OPT_HOOK:
         q->o.hook = optarg;
         return 0;
+    case OPT_HOOK_TIMEOUT:
+        return take_number(optarg, "hook-timeout", 86400, &q->o.hook_timeout_s);
     case OPT_OUTPUT:
         return cli_output_format(&command, optarg, &q->json);
     case OPT_PROGRESS:
@@ -208,6 +220,9 @@ static int take_command_line(struct request *q, int argc, char **argv)
     q->o.source = argv[optind];
     q->o.directory = argv[optind + 1];
     q->o.disks = q->disks;
+    if (q->o.hook_timeout_s == 0) {
+        q->o.hook_timeout_s = 3600;
+    }
     return CLI_END;
 }
 
@@ -270,25 +285,38 @@ static void tell_fallback(const json_t *report)
     }
 }
 
+/* The guard of the guest is started before there are threads. */
+static int run(struct request *q, json_t **report, struct error **errp)
+{
+    int r = q->agent && !q->o.dry_run && !q->forget
+                ? agent_start(q->agent, &q->o.how.agent, errp)
+                : 0;
+
+    if (r < 0 || (r = interrupt_start(&q->o.how.stop_fd, errp)) < 0) {
+        agent_end(q->o.how.agent);
+        return EXIT_FAILURE;
+    }
+    int status = q->forget ? backup_forget(&q->o, errp)
+                           : backup_run(&q->o, report, errp);
+    interrupt_end();
+    agent_end(q->o.how.agent);
+    return status;
+}
+
 int cmd_backup(int argc, char **argv)
 {
     CLEANUP_ERROR struct error *err = NULL;
     CLEANUP_JSON json_t *report = NULL;
     static struct request q;
     int status = take_command_line(&q, argc, argv);
-    sigset_t signals;
 
     if (status != CLI_END) {
         return status;
     }
     (void)umask(S_IRWXG | S_IRWXO); /* backups hold what the guests hold */
     log_init(cli_program());
-    process_take_signals(&signals);
-    CLEANUP_CLOSE int fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
-    q.o.how.stop_fd = fd;
     q.o.show_progress = !q.o.progress_json;
-    status = q.forget ? backup_forget(&q.o, &err)
-                      : backup_run(&q.o, &report, &err);
+    status = run(&q, &report, &err);
     if (report) {
         print_report(&q, report);
         if (status == POINT_FELL_BACK && !q.o.dry_run) {

@@ -10,6 +10,7 @@
 #include "source/source.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,6 +20,8 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
+#include "nbdelta/thread.h"
+#include "source/agent.h"
 #include "source/module.h"
 #include "source/talk.h"
 
@@ -101,6 +104,8 @@ int source_open(const char *what, const struct source_options *o,
         return error_nomem(errp);
     }
     s->graph = o->graph;
+    s->agent = o->agent;
+    s->stop_fd = o->stop_fd;
     r = choose_kind(s, &what, o, errp);
     r = r < 0 ? r : s->ops->open(s, what, o, errp);
     if (r < 0) {
@@ -116,9 +121,13 @@ void source_close(struct source *s)
     if (!s) {
         return;
     }
+    if (s->still) {
+        (void)source_freeze(s, false, NULL);
+    }
     if (s->begun) {
         (void)source_end(s, false, NULL);
     }
+    free(s->froze);
     if (s->ops) {
         s->ops->close(s);
     }
@@ -209,12 +218,67 @@ int source_definition(struct source *s, char **xml, struct error **errp)
     return s->ops->definition ? s->ops->definition(s, xml, errp) : 0;
 }
 
-int source_freeze(struct source *s, bool freeze, struct error **errp)
+/* --- The guest's file systems --- */
+
+/* The number of file systems, 0 where nobody says, or -errno. */
+static int64_t freeze_guest(struct source *s, struct error **errp)
 {
-    return s->ops->freeze
-               ? s->ops->freeze(s, freeze, errp)
+    return s->agent ? agent_freeze(s->agent, s->stop_fd, errp)
+           : s->ops->freeze
+               ? s->ops->freeze(s, true, errp)
                : error_set(errp, ENOTSUP,
-                           "nobody can freeze file systems of this source");
+                           "nobody can freeze file systems of this source: "
+                           "name the socket of the guest's agent");
+}
+
+static int thaw_guest(struct source *s, struct error **errp)
+{
+    return s->agent ? agent_thaw(s->agent, errp)
+                    : s->ops->freeze(s, false, errp);
+}
+
+/* For the manifest. */
+static void note_answer(struct source *s, int64_t count)
+{
+    free(s->froze);
+    if (count > 0 ? asprintf(&s->froze, "%lld file systems frozen",
+                             (long long)count) < 0
+                  : !(s->froze = strdup("file systems frozen"))) {
+        s->froze = NULL;
+    }
+}
+
+static int freeze(struct source *s, struct error **errp)
+{
+    int64_t count = freeze_guest(s, errp);
+
+    if (count < 0) {
+        return (int)count;
+    }
+    s->still = true;
+    s->still_ns = now_ns();
+    note_answer(s, count);
+    return 0;
+}
+
+static int thaw(struct source *s, struct error **errp)
+{
+    char *text;
+    int r = thaw_guest(s, errp);
+    uint64_t ms = (now_ns() - s->still_ns) / 1000000;
+
+    s->still = false;
+    if (s->froze && asprintf(&text, "%s for %llu ms", s->froze,
+                             (unsigned long long)ms) >= 0) {
+        free(s->froze);
+        s->froze = text;
+    }
+    return r;
+}
+
+int source_freeze(struct source *s, bool on, struct error **errp)
+{
+    return on == s->still ? 0 : on ? freeze(s, errp) : thaw(s, errp);
 }
 
 /* --- What is dirty --- */

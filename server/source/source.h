@@ -30,6 +30,7 @@
 struct bitmap;
 struct error;
 struct graph;
+struct agent;
 struct source;
 struct source_ops;
 struct talk;
@@ -51,6 +52,8 @@ struct source_options {
     const char *connect;   /* libvirt's connection URI; NULL: its default */
     unsigned connections;  /* to each export, where it allows; 0: 4 */
     unsigned timeout_s;    /* 0: 60 */
+    struct agent *agent;   /* of the guest (agent.h), for kinds that freeze no
+                              file systems themselves; NULL: none */
     int stop_fd;           /* readable: the user wants an end; -1: none.  begin
                               undoes what it has done, then: -ECANCELED */
 };
@@ -100,6 +103,11 @@ struct source {
     struct source_disk *disks;
     unsigned count;
     bool begun;
+    struct agent *agent; /* the caller's, or NULL */
+    int stop_fd;
+    bool still;        /* the guest's file systems stand still */
+    uint64_t still_ns; /* since when */
+    char *froze;       /* what the guest's agent has answered; or NULL */
 };
 
 /* @unusable: a word as above, or NULL.  Non-zero ends the walk. */
