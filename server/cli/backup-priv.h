@@ -11,6 +11,7 @@
  *   backup-copier.c   the threads that copy, and who watches them
  *   backup-report.c   manifest and JSON
  *   backup-hook.c     the user's command
+ *   backup-tls.c      keys
  *
  * All functions block and belong to the main thread.
  */
@@ -43,6 +44,12 @@ struct run {
     bool fell_back;
     bool kept; /* the files have their names */
 };
+
+/* --- backup-tls.c --- */
+
+/* Make the credentials that the command line names.  *id is their id in the
+ * run's graph, or NULL. */
+int run_make_tls(const struct run *r, const char **id, struct error **errp);
 
 /* --- backup-settle.c --- */
 

@@ -149,7 +149,9 @@ static int open_both(struct run *r, enum store_mode mode, struct error **errp)
     }
     how.graph = r->graph;
     how.id = store_id(r->store);
-    return source_open(r->o->source, &how, &r->source, errp);
+    result = run_make_tls(r, &how.tls_creds, errp);
+    return result < 0 ? result
+                      : source_open(r->o->source, &how, &r->source, errp);
 }
 
 /* Until its end the guest may stand still. */

@@ -47,6 +47,10 @@ struct backup_options {
     const char *hook;        /* a command for the shell, or NULL */
     unsigned hook_timeout_s; /* for each time that it runs */
     bool freeze;             /* the guest's file systems, for the instant */
+    /* Who we are to a source on another host; NULL: nobody asks. */
+    const char *tls_certificates; /* directory with ca-cert.pem... */
+    const char *tls_psk;          /* or a file with users' keys */
+    const char *tls_username;     /* of these, or NULL */
     struct source_options how;
 };
 

@@ -40,6 +40,9 @@ enum {
     OPT_CONNECT,
     OPT_CONNECTIONS,
     OPT_TIMEOUT,
+    OPT_TLS_CERTIFICATES,
+    OPT_TLS_PSK,
+    OPT_TLS_USERNAME,
 };
 
 static const struct cli_option option_table[] = {
@@ -74,6 +77,11 @@ static const struct cli_option option_table[] = {
     {"connect", OPT_CONNECT, "URI", "connection URI of libvirt"},
     {"connections", OPT_CONNECTIONS, "N", "NBD connections for each disk (4)"},
     {"timeout", OPT_TIMEOUT, "SECONDS", "give up when nobody answers (60)"},
+    {"tls-certificates", OPT_TLS_CERTIFICATES, "DIR",
+     "use TLS for qmp:// and what it exports, with the keys in DIR"},
+    {"tls-psk", OPT_TLS_PSK, "FILE",
+     "the same with a user's key in FILE (keys.psk)"},
+    {"tls-username", OPT_TLS_USERNAME, "NAME", "the user of --tls-psk (qemu)"},
     {NULL, 0, NULL, NULL},
 };
 
@@ -194,6 +202,15 @@ static int take_option(struct request *q, int code)
     case OPT_NBD:
         q->o.how.nbd = optarg;
         return 0;
+    case OPT_TLS_CERTIFICATES:
+        q->o.tls_certificates = optarg;
+        return 0;
+    case OPT_TLS_PSK:
+        q->o.tls_psk = optarg;
+        return 0;
+    case OPT_TLS_USERNAME:
+        q->o.tls_username = optarg;
+        return 0;
     default:
         q->o.how.connect = optarg;
         return 0;
@@ -216,6 +233,13 @@ static int take_command_line(struct request *q, int argc, char **argv)
     }
     if (argc - optind != 2) {
         return cli_usage(&command, "a source and a directory are needed");
+    }
+    if ((q->o.tls_certificates && q->o.tls_psk) ||
+        (q->o.tls_username && !q->o.tls_psk)) {
+        return cli_usage(&command, q->o.tls_certificates && q->o.tls_psk
+                                       ? "--tls-certificates goes without "
+                                         "--tls-psk"
+                                       : "--tls-username is for --tls-psk");
     }
     q->o.source = argv[optind];
     q->o.directory = argv[optind + 1];

@@ -215,7 +215,7 @@ int cmd_prune(int argc, char **argv)
                                                   : "too many arguments");
     }
     if (!rules_any(&rq.rules)) {
-        return cli_usage(&command, "which points are to be kept?");
+        return cli_usage(&command, "give at least one of the --keep options");
     }
     return run_prune(&rq, argv[optind]);
 }

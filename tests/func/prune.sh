@@ -182,7 +182,7 @@ sound
 # --- What is refused ---
 fresh
 status 2 nbdelta prune dir
-says err 'which points are to be kept'
+says err 'at least one of the --keep options'
 status 2 nbdelta prune --keep-last 1
 status 2 nbdelta prune --keep-last 1 dir dir
 status 2 nbdelta prune --keep-last 0 dir
