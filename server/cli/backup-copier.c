@@ -142,29 +142,38 @@ static void *copier(void *opaque)
 
 /* --- Who watches them --- */
 
-/* Bytes that are done, of all disks. */
-static uint64_t bytes_done(const struct run *r)
+/* Bytes that are done, and that are to be done, of all disks. */
+static uint64_t bytes_done(const struct run *r, uint64_t *total)
 {
     uint64_t done = 0;
 
+    *total = 0;
     for (unsigned i = 0; i < r->count; i++) {
-        done += copy_job_done(&r->copies[i]);
+        struct transfer_progress p;
+
+        copy_job_progress(&r->copies[i], &p);
+        done += p.done;
+        *total += p.total;
     }
     return done;
 }
 
 static double share_done(void *opaque)
 {
-    const struct run *r = opaque;
+    uint64_t total;
+    uint64_t done = bytes_done(opaque, &total);
 
-    return r->set ? (double)bytes_done(r) / (double)r->set : 1;
+    return total ? (double)done / (double)total : 1;
 }
 
 static void tell_progress(const struct run *r)
 {
+    uint64_t total;
+
     if (r->o->progress_json) {
+        uint64_t done = bytes_done(r, &total);
         (void)fprintf(stderr, "{\"done\": %ju, \"total\": %ju}\n",
-                      (uintmax_t)bytes_done(r), (uintmax_t)r->set);
+                      (uintmax_t)done, (uintmax_t)total);
     }
 }
 

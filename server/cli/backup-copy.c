@@ -8,12 +8,22 @@
  *
  * The new file is opened without its parent: what is copied decides all of the
  * units that it touches, so nothing is read there.
+ *
+ * Of a compared disk, another transfer comes before.  What it fills is the set
+ * of the second one.
+ *
+ *   frozen disk --> transfer --> null-co
+ *                      |
+ *                     tap --> compare <-- parent
+ *
+ * A disk has one transfer at a time, so they take turns in `transfer`.
  */
 #include "cli/backup-copy.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/statvfs.h>
 
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
@@ -21,7 +31,11 @@
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/image.h"
-#include "nbdelta/thread.h"
+#include "nbdelta/size.h"
+#include "store/verified.h"
+
+/* So much room is left for the file system's own and for hashes. */
+#define ROOM_SPARE (16 * MiB)
 
 /* Hashes are made of chunks of this size, and each belongs to one file. */
 #define CLUSTER SUMS_CHUNK
@@ -66,21 +80,155 @@ static int open_file(struct copy_job *c, const char *path, struct error **errp)
                            &c->file, errp);
 }
 
+/* The new file, opened. */
+static int make_target(struct copy_job *c, struct error **errp)
+{
+    CLEANUP_FREE char *path = NULL;
+    int r = store_file_path(c->store, c->disk->name, c->point, "qcow2.part",
+                            &path, errp);
+
+    if (r < 0 || (r = create_file(c, path, errp)) < 0 ||
+        (r = open_file(c, path, errp)) < 0) {
+        return r;
+    }
+    c->sums = sums_new(whole_sectors(c->disk->size), c->parent[0] == '\0');
+    return c->sums ? 0 : error_nomem(errp);
+}
+
+/* In the order in which they need each other. */
+static void close_target(struct copy_job *c)
+{
+    blk_free(c->file);
+    if (c->to) {
+        graph_forget(c->graph, c->to);
+    }
+    sums_free(c->sums);
+    c->file = NULL;
+    c->to = NULL;
+    c->sums = NULL;
+}
+
+/* --- Transfers, one after another --- */
+
+/* For another thread: it stays until unpin_transfer.  Or NULL. */
+static struct transfer *pin_transfer(struct copy_job *c)
+{
+    mutex_lock(&c->lock);
+    struct transfer *t = c->transfer;
+    c->pins += t != NULL;
+    mutex_unlock(&c->lock);
+    return t;
+}
+
+static void unpin_transfer(struct copy_job *c)
+{
+    mutex_lock(&c->lock);
+    if (--c->pins == 0) {
+        cond_broadcast(&c->wake);
+    }
+    mutex_unlock(&c->lock);
+}
+
+static void add_progress(struct transfer_progress *to, const struct transfer *t)
+{
+    struct transfer_progress p;
+
+    transfer_progress(t, &p);
+    to->total += p.total;
+    to->done += p.done;
+    to->read += p.read;
+    to->written += p.written;
+    to->zero += p.zero;
+}
+
+/* It has ended; its numbers stay. */
+static void end_transfer(struct copy_job *c)
+{
+    mutex_lock(&c->lock);
+    while (c->pins > 0) {
+        cond_wait(&c->wake, &c->lock);
+    }
+    struct transfer *t = c->transfer;
+    if (t) {
+        add_progress(&c->past, t);
+        c->past.total = c->past.done;
+    }
+    c->transfer = NULL;
+    mutex_unlock(&c->lock);
+    transfer_free(t);
+}
+
+static int begin_transfer(struct copy_job *c, struct node *to,
+                          transfer_tap *tap, void *opaque, struct error **errp)
+{
+    struct transfer_options o = {
+        .target_zero = to != c->to || c->parent[0] == '\0',
+        .compress = to == c->to && c->compression,
+        .tap = tap,
+        .opaque = opaque,
+    };
+    struct transfer *t = NULL;
+    int r = transfer_new(c->graph, c->from, to, &o, &t, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    mutex_lock(&c->lock);
+    c->transfer = t;
+    bool stop = c->stop;
+    uint64_t rate = c->rate;
+    mutex_unlock(&c->lock);
+    if (rate > 0) {
+        transfer_set_speed(t, rate);
+    }
+    if (stop) {
+        transfer_stop(t);
+    }
+    return 0;
+}
+
+void copy_job_stop(struct copy_job *c)
+{
+    mutex_lock(&c->lock);
+    c->stop = true;
+    mutex_unlock(&c->lock);
+    struct transfer *t = pin_transfer(c);
+    if (t) {
+        transfer_stop(t);
+        unpin_transfer(c);
+    }
+}
+
+void copy_job_set_rate(struct copy_job *c, uint64_t rate)
+{
+    mutex_lock(&c->lock);
+    c->rate = rate;
+    mutex_unlock(&c->lock);
+    struct transfer *t = pin_transfer(c);
+    if (t) {
+        transfer_set_speed(t, rate);
+        unpin_transfer(c);
+    }
+}
+
+void copy_job_progress(struct copy_job *c, struct transfer_progress *p)
+{
+    mutex_lock(&c->lock);
+    *p = c->past;
+    if (c->transfer) {
+        add_progress(p, c->transfer);
+    }
+    mutex_unlock(&c->lock);
+}
+
+/* --- What is copied --- */
+
 static int add_range(uint64_t offset, uint64_t bytes, void *opaque)
 {
     struct copy_job *c = opaque;
 
     transfer_add(c->transfer, offset, bytes);
     return 0;
-}
-
-static int fill_set(struct copy_job *c, struct error **errp)
-{
-    if (c->plan->kind != DISK_INCREMENT) {
-        transfer_add(c->transfer, 0, c->disk->size);
-        return 0;
-    }
-    return source_each_dirty(c->source, c->disk, add_range, c, errp);
 }
 
 static int count_data(const struct extent *e, void *opaque)
@@ -102,82 +250,185 @@ static int measure_set(struct copy_job *c, struct error **errp)
     if (r < 0) {
         return r;
     }
+    c->data = 0;
     while (r == 0 && transfer_next(c->transfer, at, &at, &bytes)) {
-        c->set += bytes;
         r = blk_extents(b, at, bytes, 0, count_data, c);
         at += bytes;
     }
     blk_free(b);
-    return r < 0 ? error_set(errp, -r, "disk '%s': cannot read its map: %s",
-                             c->disk->name, strerror(-r))
+    return r < 0 ? error_set(errp, -r, "cannot read its map: %s", strerror(-r))
                  : 0;
+}
+
+int copy_check_room(const struct store *s, uint64_t bytes, struct error **errp)
+{
+    struct statvfs fs;
+    char need[32];
+    char have[32];
+
+    if (fstatvfs(store_dir(s), &fs) < 0) {
+        return 0;
+    }
+    uint64_t free_bytes = (uint64_t)fs.f_bavail * fs.f_frsize;
+    bytes += ROOM_SPARE;
+    return bytes <= free_bytes
+               ? 0
+               : error_set(errp, ENOSPC,
+                           "%s are needed in '%s', which has %s left",
+                           size_human(bytes, need, sizeof(need)), store_path(s),
+                           size_human(free_bytes, have, sizeof(have)));
+}
+
+/* All of the disk, or what is dirty, goes into the new file. */
+static int prepare_copy(struct copy_job *c, struct error **errp)
+{
+    int r = begin_transfer(c, c->to, sums_tap, c->sums, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    if (c->plan->kind == DISK_FULL) {
+        transfer_add(c->transfer, 0, c->disk->size);
+    } else {
+        r = source_each_dirty(c->source, c->disk, add_range, c, errp);
+    }
+    return r < 0 ? r : measure_set(c, errp);
+}
+
+/* All of the disk is read, and compared. */
+static int prepare_compare(struct copy_job *c, struct error **errp)
+{
+    CLEANUP_JSON json_t *o = json_pack("{s:s, s:I}", "driver", "null-co",
+                                       "size", (json_int_t)c->disk->size);
+    int r = o ? graph_open(c->graph, o, &c->sink, errp) : error_nomem(errp);
+
+    if (r < 0 ||
+        (r = compare_new(c->store, c->parent, c->disk->name, &c->compare,
+                         errp)) < 0 ||
+        (r = begin_transfer(c, c->sink, compare_tap, c->compare, errp)) < 0) {
+        return r;
+    }
+    transfer_add(c->transfer, 0, c->disk->size);
+    return 0;
 }
 
 int copy_prepare(struct copy_job *c, struct error **errp)
 {
-    CLEANUP_FREE char *path = NULL;
-    bool base = c->parent[0] == '\0';
-    struct transfer_options o = {
-        .target_zero = base,
-        .compress = c->compression != NULL,
-        .tap = sums_tap,
-    };
+    mutex_init(&c->lock, LOCK_COPY_JOB, NULL);
+    cond_init(&c->wake);
+    c->ready = true;
     int r = store_add_disk(c->store, c->disk->name, errp);
 
-    if (r == 0) {
-        r = store_file_path(c->store, c->disk->name, c->point, "qcow2.part",
-                            &path, errp);
-    }
     if (r < 0 ||
         (r = graph_open(c->graph, c->disk->options, &c->from, errp)) < 0 ||
-        (r = create_file(c, path, errp)) < 0 ||
-        (r = open_file(c, path, errp)) < 0) {
+        (r = make_target(c, errp)) < 0) {
         return r;
     }
-    c->sums = sums_new(whole_sectors(c->disk->size), base);
-    if (!c->sums) {
-        return error_nomem(errp);
+    return c->plan->kind == DISK_COMPARED ? prepare_compare(c, errp)
+                                          : prepare_copy(c, errp);
+}
+
+/* --- Copying --- */
+
+static void end_compare(struct copy_job *c)
+{
+    end_transfer(c);
+    compare_free(c->compare);
+    if (c->sink) {
+        graph_forget(c->graph, c->sink);
     }
-    o.opaque = c->sums;
-    r = transfer_new(c->graph, c->from, c->to, &o, &c->transfer, errp);
-    if (r == 0) {
-        r = fill_set(c, errp);
+    c->compare = NULL;
+    c->sink = NULL;
+}
+
+/* The parent is damaged: nothing is put over it. */
+static int become_full(struct copy_job *c, struct error **errp)
+{
+    if (c->no_fallback) {
+        error_prefix(errp, "it cannot be compared (--no-fallback): ");
+        return -EUCLEAN;
+    }
+    if (errp) {
+        error_free(*errp);
+        *errp = NULL;
+    }
+    end_compare(c);
+    close_target(c);
+    int r = store_drop_disk(c->store, c->disk->name, c->point, errp);
+    if (r < 0) {
+        return r;
+    }
+    c->plan->kind = DISK_FULL;
+    c->plan->reason = REASON_PARENT_DAMAGED;
+    c->plan->parent = NULL;
+    c->parent = "";
+    r = make_target(c, errp);
+    return r < 0 ? r : prepare_copy(c, errp);
+}
+
+/* What differs is the set of the next transfer. */
+static int copy_differences(struct copy_job *c, struct error **errp)
+{
+    uint64_t at = 0;
+    uint64_t bytes;
+
+    end_transfer(c);
+    int r = begin_transfer(c, c->to, sums_tap, c->sums, errp);
+    while (r == 0 && compare_next(c->compare, at, &at, &bytes)) {
+        transfer_add(c->transfer, at, bytes);
+        at += bytes;
     }
     return r < 0 ? r : measure_set(c, errp);
+}
+
+/* Read and compare.  Then c->transfer is what is to be copied. */
+static int compare_disk(struct copy_job *c, struct error **errp)
+{
+    enum transfer_end end = TRANSFER_SOURCE;
+    int r = transfer_run(c->transfer, &end, errp);
+
+    if (r < 0 && (r == -ECANCELED || end != TRANSFER_TAP)) {
+        return r;
+    }
+    if (errp) {
+        error_free(*errp); /* the comparer knows better */
+        *errp = NULL;
+    }
+    int compared = compare_finish(c->compare, &c->damage, errp);
+    if (r < 0 && compared == 0) {
+        return error_set(errp, -r, "cannot compare: %s", strerror(-r));
+    }
+    r = compared == 0          ? copy_differences(c, errp)
+        : compared == -EUCLEAN ? become_full(c, errp)
+                               : compared;
+    return r < 0 || c->compression ? r
+                                   : copy_check_room(c->store, c->data, errp);
 }
 
 int copy_carry_out(struct copy_job *c, struct error **errp)
 {
     uint64_t start = now_ns();
-    int r = transfer_run(c->transfer, NULL, errp);
+    int r = c->compare ? compare_disk(c, errp) : 0;
 
-    transfer_progress(c->transfer, &c->progress);
+    r = r < 0 ? r : transfer_run(c->transfer, NULL, errp);
     c->milliseconds = (now_ns() - start) / 1000000;
-    return r < 0 ? r : sums_finish(c->sums, c->file, errp);
+    if (r == 0) {
+        struct transfer_progress p;
+        copy_job_progress(c, &c->progress);
+        transfer_progress(c->transfer, &p);
+        c->progress.written = p.written;
+        c->progress.zero = p.zero;
+        r = sums_finish(c->sums, c->file, errp);
+    }
+    return r;
 }
 
-void copy_job_stop(struct copy_job *c)
-{
-    transfer_stop(c->transfer);
-}
-
-void copy_job_set_rate(struct copy_job *c, uint64_t rate)
-{
-    transfer_set_speed(c->transfer, rate);
-}
-
-uint64_t copy_job_done(const struct copy_job *c)
-{
-    struct transfer_progress p;
-
-    transfer_progress(c->transfer, &p);
-    return p.done;
-}
+/* --- The end --- */
 
 /* In the order in which they need each other. */
 static void close_nodes(struct copy_job *c)
 {
-    transfer_free(c->transfer);
+    end_compare(c);
     blk_free(c->file);
     if (c->to) {
         graph_forget(c->graph, c->to);
@@ -185,9 +436,22 @@ static void close_nodes(struct copy_job *c)
     if (c->from) {
         graph_forget(c->graph, c->from);
     }
-    c->transfer = NULL;
     c->file = NULL;
     c->to = c->from = NULL;
+}
+
+/* The next run does not put anything over it either, and verify looks. */
+static int note_damage(struct copy_job *c, struct error **errp)
+{
+    CLEANUP_JSON json_t *found = json_array();
+    const struct compare_damage *d = &c->damage;
+
+    if (d->bytes == 0) {
+        return 0;
+    }
+    return verified_add(found, c->disk->name, d->offset, d->bytes) < 0
+               ? error_nomem(errp)
+               : verified_damage(c->store, d->point, found, errp);
 }
 
 int copy_finish(struct copy_job *c, struct error **errp)
@@ -195,8 +459,12 @@ int copy_finish(struct copy_job *c, struct error **errp)
     CLEANUP_CLOSE int fd = -1;
 
     close_nodes(c);
-    int r = store_create_file(c->store, c->disk->name, c->point, "sums.part",
-                              &fd, errp);
+    int r = note_damage(c, errp);
+    if (r < 0) {
+        return r;
+    }
+    r = store_create_file(c->store, c->disk->name, c->point, "sums.part", &fd,
+                          errp);
     if (r == 0) {
         r = sums_write(c->sums, fd, c->sums_hash, errp);
     }
@@ -205,9 +473,14 @@ int copy_finish(struct copy_job *c, struct error **errp)
 
 void copy_discard(struct copy_job *c, bool drop)
 {
+    if (!c->ready) {
+        return;
+    }
     close_nodes(c);
-    sums_free(c->sums);
-    c->sums = NULL;
+    close_target(c);
+    cond_destroy(&c->wake);
+    mutex_destroy(&c->lock);
+    c->ready = false;
     if (drop) {
         (void)store_drop_disk(c->store, c->disk->name, c->point, NULL);
     }

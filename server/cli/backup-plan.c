@@ -18,10 +18,28 @@ static bool is_wanted(const struct backup_options *o, const char *name)
     return wanted;
 }
 
+/* Of a disk that is no increment all is wanted: some sources have only what is
+ * dirty, where that was asked for. */
+static int ask_for_whole(struct run *r, struct error **errp)
+{
+    for (unsigned i = 0; i < r->count; i++) {
+        r->plan[i] = (struct plan_disk){.name = r->disks[i]->name,
+                                        .size = r->disks[i]->size,
+                                        .image = r->disks[i]->image};
+    }
+    int result = plan_make(r->store, r->plan, r->count, r->o->full, r->parent,
+                           errp);
+    for (unsigned i = 0; result == 0 && i < r->count; i++) {
+        if (r->plan[i].kind != DISK_INCREMENT) {
+            r->disks[i]->since = NULL;
+        }
+    }
+    return result;
+}
+
 int run_choose_disks(struct run *r, struct error **errp)
 {
     const struct backup_options *o = r->o;
-    const struct store_point *latest = store_latest(r->store);
 
     for (unsigned i = 0; i < o->disk_count; i++) {
         if (!source_find(r->source, o->disks[i])) {
@@ -37,19 +55,15 @@ int run_choose_disks(struct run *r, struct error **errp)
     }
     for (unsigned i = 0; i < r->source->count; i++) {
         struct source_disk *d = &r->source->disks[i];
-        const struct manifest_disk *last = latest && latest->manifest
-                                               ? manifest_find(latest->manifest,
-                                                               d->name)
-                                               : NULL;
-        bool known = last && !plan_moved(last, d->image);
 
         d->skip = !is_wanted(o, d->name);
-        d->since = known && !o->full && r->since[0] ? r->since : NULL;
+        d->since = r->since[0] ? r->since : NULL;
         if (!d->skip) {
             r->disks[r->count++] = d;
         }
     }
-    return r->count > 0 ? 0 : error_set(errp, ENOENT, "the source has no disk");
+    return r->count > 0 ? ask_for_whole(r, errp)
+                        : error_set(errp, ENOENT, "the source has no disk");
 }
 
 /* Of a dry run: does the source have the checkpoint of the point before, and
@@ -101,9 +115,8 @@ int run_make_plan(struct run *r, struct error **errp)
         r->fell_back |= plan_fell_back(&r->plan[i]);
     }
     if (result == 0 && r->fell_back && r->o->no_fallback) {
-        return error_set(
-            errp, EINVAL,
-            "not every disk can have an increment (--no-fallback)");
+        return error_set(errp, EINVAL,
+                         "a disk would be copied as a whole (--no-fallback)");
     }
     return result;
 }

@@ -40,7 +40,6 @@ struct run {
     struct plan_disk *plan;
     struct copy_job *copies;
     struct source_disk **disks;
-    uint64_t set; /* bytes, of all */
     bool fell_back;
     bool kept; /* the files have their names */
 };

@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/statvfs.h>
 
 #include "cli/backup-priv.h"
 #include "cli/point-arg.h"
@@ -13,11 +12,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
-#include "nbdelta/size.h"
 #include "store/prune.h"
-
-/* So much room is left for the file system's own and for hashes. */
-#define ROOM_SPARE (16 * MiB)
 
 /* --- What is to be copied --- */
 
@@ -34,36 +29,24 @@ static int prepare_copies(struct run *r, struct error **errp)
         c->parent = r->plan[i].kind == DISK_FULL ? "" : r->parent;
         c->point = r->point;
         c->compression = r->o->compression;
+        c->no_fallback = r->o->no_fallback;
         int result = copy_prepare(c, errp);
         if (result < 0) {
             error_prefix(errp, "disk '%s': ", c->disk->name);
             return result;
         }
-        r->set += c->set;
     }
     return 0;
 }
 
 static int check_room(struct run *r, struct error **errp)
 {
-    struct statvfs fs;
-    uint64_t needed = ROOM_SPARE;
-    char need[32];
-    char have[32];
+    uint64_t needed = 0;
 
     for (unsigned i = 0; i < r->count; i++) {
         needed += r->copies[i].data;
     }
-    if (r->o->compression || fstatvfs(store_dir(r->store), &fs) < 0) {
-        return 0;
-    }
-    uint64_t free_bytes = (uint64_t)fs.f_bavail * fs.f_frsize;
-    if (needed <= free_bytes) {
-        return 0;
-    }
-    return error_set(errp, ENOSPC, "%s are needed in '%s', which has %s left",
-                     size_human(needed, need, sizeof(need)), r->o->directory,
-                     size_human(free_bytes, have, sizeof(have)));
+    return r->o->compression ? 0 : copy_check_room(r->store, needed, errp);
 }
 
 /* --- The end of a run --- */
@@ -90,6 +73,7 @@ static int put_pending(struct run *r, struct error **errp)
             manifest_free(m);
             return result;
         }
+        r->fell_back |= plan_fell_back(&r->plan[i]);
     }
     if (!m || run_fill_manifest(r, m) < 0) {
         manifest_free(m);

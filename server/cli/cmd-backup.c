@@ -50,7 +50,7 @@ static const struct cli_option option_table[] = {
     {"full", OPT_FULL, NULL,
      "copy everything, also where an increment would do"},
     {"no-fallback", OPT_NO_FALLBACK, NULL,
-     "fail where a disk cannot have an increment"},
+     "fail where a disk would be copied as a whole"},
     {"dry-run", OPT_DRY_RUN, NULL, "tell what would be done"},
     {"forget", OPT_FORGET, NULL,
      "remove the checkpoints of DIR from the source, and do nothing else"},
@@ -299,8 +299,9 @@ static void tell_fallback(const json_t *report)
 
     json_array_foreach (json_object_get(report, "disks"), i, d) {
         const char *reason = json_string_value(json_object_get(d, "reason"));
+        const char *kind = json_string_value(json_object_get(d, "kind"));
 
-        if (reason && strcmp(reason, "asked") != 0 &&
+        if (strcmp(kind, "full") == 0 && strcmp(reason, "asked") != 0 &&
             strcmp(reason, "new-disk") != 0) {
             (void)cli_failed(
                 command.name, "disk '%s' was copied as a whole: %s",

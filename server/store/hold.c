@@ -137,7 +137,8 @@ int store_hold(struct store *s, const char *point, bool alone, int *fd,
             continue;
         }
         if (r == 0 && !alone) {
-            r = store_refresh(s, point, errp);
+            /* With the directory's lock, manifests are as they were read. */
+            r = s->writable ? 0 : store_refresh(s, point, errp);
             r = r < 0 ? r : check_journal(s, point, errp);
         }
         if (r == 0) {

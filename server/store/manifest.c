@@ -229,9 +229,10 @@ static int check_disk(const struct manifest *m, const struct manifest_disk *d,
         return error_set(errp, EINVAL, "disk '%s' has a number that is too big",
                          d->name);
     }
-    if (d->kind != DISK_FULL && d->reason != REASON_NONE) {
+    if (d->kind == DISK_INCREMENT && d->reason != REASON_NONE) {
         return error_set(errp, EINVAL,
-                         "disk '%s' has a reason for a full, and is none",
+                         "disk '%s' is an increment, and has a reason for "
+                         "another kind",
                          d->name);
     }
     if (!hash_text_valid(d->sums_hash) || too_long(d->checkpoint) ||

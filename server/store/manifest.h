@@ -32,9 +32,9 @@ enum disk_kind {
     DISK_COMPARED,  /* all was read, and compared with the parent */
 };
 
-/* Why a full backup was made. */
+/* Why all of a disk was read. */
 enum disk_reason {
-    REASON_NONE, /* no full */
+    REASON_NONE, /* it was not */
     REASON_ASKED,
     REASON_NEW_DISK,
     REASON_NO_CHECKPOINT,

@@ -7,8 +7,8 @@
  *     its manifest or a file missing?   -- full, parent-missing
  *     was it found damaged?             -- full, parent-damaged
  *     another size?                     -- full, resized
- *     another image?                    -- full, moved
- *     the source cannot tell?           -- full, the source's word
+ *     another image?                    -- compared, moved
+ *     the source cannot tell?           -- compared, the source's word
  *     else                              -- increment
  *
  * A parent's own parents count as it does: an increment over a chain that
@@ -75,7 +75,7 @@ bool plan_moved(const struct manifest_disk *d, const char *image)
     return d->image && image && strcmp(d->image, image) != 0;
 }
 
-/* Why there is no increment over @last; REASON_NONE: there is one. */
+/* Why nothing can be put over @last; REASON_NONE: something can. */
 static enum disk_reason find_reason(struct store *s,
                                     const struct store_point *last,
                                     const struct plan_disk *p,
@@ -97,10 +97,19 @@ static enum disk_reason find_reason(struct store *s,
     if (reason == REASON_NONE && (*parent)->size != p->size) {
         reason = REASON_RESIZED;
     }
-    if (reason == REASON_NONE && plan_moved(*parent, p->image)) {
-        reason = REASON_MOVED;
+    return reason;
+}
+
+/* Why the parent has to be compared with all of the disk. */
+static enum disk_reason find_doubt(const struct plan_disk *p,
+                                   const struct manifest_disk *parent)
+{
+    enum disk_reason reason = REASON_NONE;
+
+    if (plan_moved(parent, p->image)) {
+        return REASON_MOVED;
     }
-    if (reason == REASON_NONE && p->no_map) {
+    if (p->no_map) {
         (void)disk_reason_from(p->no_map, &reason);
     }
     return reason;
@@ -142,9 +151,14 @@ int plan_make(struct store *s, struct plan_disk *disks, unsigned count,
         struct plan_disk *p = &disks[i];
         const struct manifest_disk *parent = NULL;
 
+        p->parent = NULL;
         p->reason = full ? REASON_ASKED : find_reason(s, last, p, &parent);
-        p->kind = p->reason == REASON_NONE ? DISK_INCREMENT : DISK_FULL;
-        p->parent = p->reason == REASON_NONE ? parent : NULL;
+        p->kind = DISK_FULL;
+        if (p->reason == REASON_NONE) {
+            p->reason = find_doubt(p, parent);
+            p->kind = p->reason == REASON_NONE ? DISK_INCREMENT : DISK_COMPARED;
+            p->parent = parent;
+        }
         if (p->parent && last) {
             memcpy(point, last->name, POINT_NAME_MAX);
         }

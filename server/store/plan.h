@@ -6,6 +6,9 @@
  * What the next point has of each disk: all, or what has changed
  * ==============================================================
  *
+ * Where the source cannot tell what has changed, all is read, and compared with
+ * the parent.
+ *
  * The parent is always the latest point: its checkpoint is the only one that
  * this directory keeps at the source.
  */

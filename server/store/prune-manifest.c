@@ -121,8 +121,8 @@ static int update_next(struct store *s, const struct manifest_disk *gone,
     int r = hash_sums(s, d->name, point, hash, errp);
 
     if (r == 0 && strcmp(d->parent, gone_name) == 0) {
+        d->reason = gone->kind == DISK_INCREMENT ? d->reason : gone->reason;
         d->kind = merged_kind(gone->kind, d->kind);
-        d->reason = d->kind == DISK_FULL ? gone->reason : REASON_NONE;
         strcpy(d->parent, gone->parent);
         strcpy(d->parent_hash, gone->parent_hash);
         d->read = min_u64(d->read + gone->read, INT64_MAX);

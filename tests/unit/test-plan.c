@@ -16,7 +16,7 @@ static struct plan_disk plan_one(struct store *s, const char *name,
 
     ck_assert_msg(r == 0, "%s", error_message(err));
     ck_assert_int_eq(d.kind == DISK_INCREMENT, d.reason == REASON_NONE);
-    ck_assert_int_eq(d.kind == DISK_INCREMENT, d.parent != NULL);
+    ck_assert_int_eq(d.kind != DISK_FULL, d.parent != NULL);
     ck_assert_str_eq(point, d.parent ? store_latest(s)->name : "");
     return d;
 }
@@ -50,9 +50,13 @@ START_TEST(test_increment_and_reasons)
     ck_assert(!plan_fell_back(&d));
     d = plan_one(s, "vda", DISK_SIZE, "bitmap-inconsistent", false);
     ck_assert_int_eq(d.reason, REASON_BITMAP_INCONSISTENT);
-    ck_assert(plan_fell_back(&d));
-    d = plan_one(s, "vda", DISK_SIZE + 512, NULL, false);
+    ck_assert_int_eq(d.kind, DISK_COMPARED);
+    ck_assert(!plan_fell_back(&d));
+    d = plan_one(s, "vda", DISK_SIZE, "no-bitmaps", true);
+    ck_assert_int_eq(d.reason, REASON_ASKED);
+    d = plan_one(s, "vda", DISK_SIZE + 512, "no-bitmaps", false);
     ck_assert_int_eq(d.reason, REASON_RESIZED);
+    ck_assert_int_eq(d.kind, DISK_FULL);
     ck_assert(plan_fell_back(&d));
     d = plan_one(s, "vdc", DISK_SIZE, "no-checkpoint", false);
     ck_assert_int_eq(d.reason, REASON_NEW_DISK);

@@ -98,8 +98,10 @@ enum lock_rank {
     LOCK_AUTHZ,
     LOCK_SOCKET_FILES,
     LOCK_SUMS,
+    LOCK_COMPARE,
     LOCK_VERIFY,
     LOCK_PROGRESS,
+    LOCK_COPY_JOB,
 
     /* With any lock held. */
     LOCK_TLS_CREDS,
