@@ -23,7 +23,8 @@
 #   make stress [SECONDS=60]  eight QMP clients at once send random commands
 #   make crash [ROUNDS=200] [SEED=N]
 #                             kill the server, and cut its power, again and
-#                             again while bitmaps change
+#                             again while bitmaps change; kill a prune at
+#                             every step
 #   make faults [SEED=N] [CASE='OPERATION/SHAPE/KIND-K/ERROR...']
 #                             have storage fail in each operation that changes
 #                             metadata, at each request, and check what is left;
@@ -363,9 +364,10 @@ stress: all
 # The long campaigns of these tests.
 crash: all $(TOOLS)
 	$(Q)$(FOR_TESTS) ROUNDS='$(or $(ROUNDS),200)' SEED='$(SEED)' \
-	    LIBVIRT_CASES=all TEST_TIMEOUT=7200 tests/run \
+	    LIBVIRT_CASES=all STEPS=all TEST_TIMEOUT=7200 tests/run \
 	    tests/func/bitmap-kill.sh tests/func/bitmap-power.sh \
-	    tests/func/pull-kill.sh tests/func/backup-libvirt-cases.sh
+	    tests/func/pull-kill.sh tests/func/backup-libvirt-cases.sh \
+	    tests/func/prune.sh
 
 # All cases of this test.
 faults: all $(TOOLS)

@@ -12,6 +12,7 @@
 #include "core/driver.h"
 #include "core/graph.h"
 #include "nbdelta/bytes.h"
+#include "nbdelta/error.h"
 #include "nbdelta/image.h"
 #include "nbdelta/option.h"
 #include "qcow2/qcow2.h"
@@ -79,6 +80,13 @@ int image_track(const char *filename, const char *raw,
                 const struct image_track *how, struct error **errp)
 {
     return qcow2_track(&table, filename, raw, how, errp);
+}
+
+int image_reclaim(struct node *n, uint64_t *bytes, struct error **errp)
+{
+    return n->drv == &driver_qcow2
+               ? qcow2_reclaim(n, bytes, errp)
+               : error_set(errp, ENOTSUP, "it is no qcow2 image");
 }
 
 const char *const *image_create_options(const char *format)

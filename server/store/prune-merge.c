@@ -32,6 +32,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
+#include "nbdelta/image.h"
 #include "nbdelta/transfer.h"
 #include "store/prune-priv.h"
 
@@ -285,6 +286,21 @@ int merge_open(struct store *s, const char *gone,
     }
     *mp = m;
     return 0;
+}
+
+/* Somebody was killed who wrote to it.  Bytes that leak cost room, and do no
+ * other harm: what cannot be looked at is told by the merge itself. */
+int merge_reclaim(struct merge *m, struct error **errp)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    uint64_t bytes = 0;
+    int r = image_reclaim(m->gone.node, &bytes, &err);
+
+    return r < 0 && r != -ENOTSUP
+               ? error_set(errp, r == -EIO ? EUCLEAN : -r,
+                           "point %s: disk '%s': %s", m->gone.point, m->disk,
+                           error_message(err))
+               : 0;
 }
 
 /* --- Before anything is changed --- */

@@ -58,6 +58,10 @@ void merge_free(struct merge *m); /* NULL is fine */
  * is there room?  -EUCLEAN, -ENOSPC. */
 int merge_check(struct merge *m, struct error **errp);
 
+/* Give back what leaked in the older file when a merge was killed.  -EUCLEAN:
+ * the file contradicts itself. */
+int merge_reclaim(struct merge *m, struct error **errp);
+
 /* Write all that the next file decides into the older one, make its hashes,
  * and close both.  Durable when it returns 0.  May be done again. */
 int merge_run(struct merge *m, struct error **errp);

@@ -82,6 +82,7 @@ static int finish_disk(struct store *s, const struct removal *rm, unsigned i,
         struct merge *m = open;
 
         r = m ? 0 : merge_open(s, gone, d, next, &m, errp);
+        r = r < 0 || open ? r : merge_reclaim(m, errp);
         r = r < 0 ? r : merge_run(m, errp);
         if (!open) {
             merge_free(m);

@@ -58,16 +58,16 @@ for point in "${points[@]}"; do
     before=$point
 done
 
-# right DIR [LEAKS]: all points that are in DIR are what they were.
+# right DIR: all points that are in DIR are what they were, and no cluster is
+# lost.
 right() {
-    local manifest point rc
+    local manifest point
     for manifest in "$1"/*T*Z.json; do
         point=$(basename "$manifest" .json)
         qemu-img compare -q -f qcow2 -F raw "$1/vda/$point.qcow2" "$point.raw" ||
             fail "$point is not what it was"
-        rc=0
-        qemu-img check -q -f qcow2 "$1/vda/$point.qcow2" >check.out 2>&1 || rc=$?
-        [ "$rc" -eq 0 ] || [ "$rc" -eq "${2-0}" ] || fail "$(cat check.out)"
+        qemu-img check -q -f qcow2 "$1/vda/$point.qcow2" >check.out 2>&1 ||
+            fail "$(cat check.out)"
     done
 }
 
@@ -282,7 +282,7 @@ tried() {
     status 0 nbdelta prune --keep-last 2 dir
     rm -f dir/tmp.*
     has dir 2 3
-    right dir 3
+    right dir
     status 0 nbdelta verify dir
 }
 # Some of the steps, others each time; test-prune has them all.

@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Points go, and those that stay are what they were: in any order, with disks
  * that come and go, when each step fails or the process ends there; what is
- * being read, is damaged or makes no sense is left alone. */
+ * being read, is damaged or makes no sense is left alone.  No cluster is lost.
+ */
 #include <check.h>
 #include <errno.h>
 #include <stdatomic.h>
 #include <sys/syscall.h>
 
 #include "nbdelta/transfer.h"
+#include "qcow2-check.h"
 #include "store-util.h"
 #include "store/prune.h"
 #include "store/verify.h"
@@ -358,6 +360,26 @@ static void verify(void)
     ck_assert_msg(r == 0, "%s", error_message(err));
 }
 
+/* No cluster of the file is lost, and none is missing. */
+static void check_clusters(const char *path)
+{
+    CLEANUP_FREE unsigned char *bytes = NULL;
+    struct stat st;
+    FILE *f = fopen(path, "r");
+
+    ck_assert_ptr_nonnull(f);
+    ck_assert_int_eq(fstat(fileno(f), &st), 0);
+    bytes = malloc((size_t)st.st_size);
+    ck_assert_ptr_nonnull(bytes);
+    ck_assert_uint_eq(fread(bytes, 1, (size_t)st.st_size, f), st.st_size);
+    (void)fclose(f);
+    struct image image = {bytes, (uint64_t)st.st_size};
+    struct verdict v = check_image(&image);
+    ck_assert_uint_eq(v.corruptions, 0);
+    ck_assert_msg(v.leaks == 0, "%s: %u clusters are lost", path,
+                  (unsigned)v.leaks);
+}
+
 /* Just the points of @mask are there, and right in all ways; and nothing
  * else. */
 static void check_points(unsigned mask)
@@ -375,6 +397,9 @@ static void check_points(unsigned mask)
         for (int d = 0; d < DISKS; d++) {
             bool there = exists(at("dir/%s/%s.qcow2", disks[d], names[i]));
             ck_assert_int_eq(there, stays && frozen[i][d]);
+            if (there) {
+                check_clusters(at("dir/%s/%s.qcow2", disks[d], names[i]));
+            }
             there = exists(at("dir/%s/%s.sums", disks[d], names[i]));
             ck_assert_int_eq(there, stays && frozen[i][d]);
             files += there;
