@@ -18,6 +18,26 @@ static bool is_wanted(const struct backup_options *o, const char *name)
     return wanted;
 }
 
+/* There is no directory yet. */
+static int plan_first(struct run *r, struct error **errp)
+{
+    int result = 0;
+
+    for (unsigned i = 0; result == 0 && i < r->count; i++) {
+        r->plan[i].kind = DISK_FULL;
+        r->plan[i].reason = r->o->full ? REASON_ASKED : REASON_NEW_DISK;
+        result = disk_name_check(r->plan[i].name, errp);
+    }
+    return result;
+}
+
+static int make_plan(struct run *r, struct error **errp)
+{
+    return r->store ? plan_make(r->store, r->plan, r->count, r->o->full,
+                                r->parent, errp)
+                    : plan_first(r, errp);
+}
+
 /* Of a disk that is no increment all is wanted: some sources have only what is
  * dirty, where that was asked for. */
 static int ask_for_whole(struct run *r, struct error **errp)
@@ -27,8 +47,7 @@ static int ask_for_whole(struct run *r, struct error **errp)
                                         .size = r->disks[i]->size,
                                         .image = r->disks[i]->image};
     }
-    int result = plan_make(r->store, r->plan, r->count, r->o->full, r->parent,
-                           errp);
+    int result = make_plan(r, errp);
     for (unsigned i = 0; result == 0 && i < r->count; i++) {
         if (r->plan[i].kind != DISK_INCREMENT) {
             r->disks[i]->since = NULL;
@@ -90,9 +109,7 @@ int run_plan_only(struct run *r, struct error **errp)
                                         .no_map = "no-checkpoint"};
     }
     int result = source_each_checkpoint(r->source, note_usable, r, errp);
-    return result < 0 ? result
-                      : plan_make(r->store, r->plan, r->count, r->o->full,
-                                  r->parent, errp);
+    return result < 0 ? result : make_plan(r, errp);
 }
 
 /* After begin: the source has said of which disks it knows the changes. */
@@ -109,8 +126,7 @@ int run_make_plan(struct run *r, struct error **errp)
                             : d->reason ? d->reason
                                         : "no-checkpoint";
     }
-    int result = plan_make(r->store, r->plan, r->count, r->o->full, r->parent,
-                           errp);
+    int result = make_plan(r, errp);
     for (unsigned i = 0; result == 0 && i < r->count; i++) {
         r->fell_back |= plan_fell_back(&r->plan[i]);
     }

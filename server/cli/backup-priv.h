@@ -10,6 +10,7 @@
  *   backup-plan.c     which disks, and what of them
  *   backup-copier.c   the threads that copy, and who watches them
  *   backup-report.c   manifest and JSON
+ *   backup-prune.c    points that go
  *   backup-hook.c     the user's command
  *   backup-tls.c      keys
  *
@@ -90,6 +91,12 @@ int run_fill_manifest(const struct run *r, struct manifest *m);
 
 /* What was done, for the user: a new reference, or NULL: no memory. */
 json_t *run_describe(const struct run *r);
+
+/* --- backup-prune.c --- */
+
+/* The point is there: points go that no rule keeps.  What fails is told.  0;
+ * -EUCLEAN: there is damage. */
+int run_prune(struct run *r);
 
 /* --- backup-hook.c --- */
 

@@ -79,6 +79,6 @@ json_t *run_describe(const struct run *r)
     }
     return json_pack("{s:s*, s:s, s:s*, s:o*}", "point",
                      r->o->dry_run ? NULL : r->point, "directory",
-                     store_path(r->store), "agent", r->source->froze, "disks",
-                     disks);
+                     r->store ? store_path(r->store) : r->o->directory, "agent",
+                     r->source->froze, "disks", disks);
 }

@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* A backup run: see backup-run.h for the order of its steps. */
+#include <dirent.h>
 #include <errno.h>
+#include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "cli/backup-priv.h"
 #include "cli/point-arg.h"
@@ -116,6 +119,47 @@ static int hook_limit(const struct run *r)
     return (int)r->o->hook_timeout_s * 1000;
 }
 
+static bool is_empty(const char *path)
+{
+    DIR *dir = opendir(path);
+    const struct dirent *e;
+    bool empty = dir != NULL;
+
+    while (empty && (e = readdir(dir)) != NULL) {
+        empty = strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0;
+    }
+    if (dir) {
+        (void)closedir(dir);
+    }
+    return empty;
+}
+
+/* Would a run make the directory? */
+static bool may_be_made(const char *path)
+{
+    CLEANUP_FREE char *copy = strdup(path);
+    struct stat st;
+
+    return is_empty(path) ||
+           (copy && lstat(path, &st) < 0 && errno == ENOENT &&
+            stat(dirname(copy), &st) == 0 && S_ISDIR(st.st_mode));
+}
+
+/* A dry run finds no directory where a run would make one. */
+static int open_store(struct run *r, enum store_mode mode, struct error **errp)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    int result = store_open(r->o->directory, mode, "backup", &r->store, &err);
+
+    if (result == -ENOENT && r->o->dry_run && may_be_made(r->o->directory)) {
+        return 0;
+    }
+    if (result < 0) {
+        return error_set(errp, -result, "%s", error_message(err));
+    }
+    return mode != STORE_READ ? prune_recover(r->store, NULL, errp) : 0;
+}
+
 static int open_both(struct run *r, enum store_mode mode, struct error **errp)
 {
     struct source_options how = r->o->how;
@@ -124,15 +168,14 @@ static int open_both(struct run *r, enum store_mode mode, struct error **errp)
     if (!r->graph) {
         return error_nomem(errp);
     }
-    int result = store_open(r->o->directory, mode, "backup", &r->store, errp);
-    if (result == 0 && mode != STORE_READ) {
-        result = prune_recover(r->store, NULL, errp);
-    }
+    int result = open_store(r, mode, errp);
     if (result < 0) {
         return result;
     }
     how.graph = r->graph;
-    how.id = store_id(r->store);
+    /* A dry run holds no lock: what has the directory's id at the source may
+     * be of a run that is at work. */
+    how.id = r->o->dry_run ? "dry-run" : store_id(r->store);
     result = run_make_tls(r, &how.tls_creds, errp);
     return result < 0 ? result
                       : source_open(r->o->source, &how, &r->source, errp);
@@ -244,14 +287,16 @@ int backup_run(const struct backup_options *o, json_t **report,
     }
     *report = result == 0 ? run_describe(&r) : NULL;
     close_source(&r, result < 0);
+    int pruned = result == 0 && !o->dry_run ? run_prune(&r) : 0;
     if (!o->dry_run) {
         tell_hook(&r, result, errp ? *errp : NULL);
     }
     bool fell_back = r.fell_back;
     close_rest(&r);
-    return result < 0  ? point_exit_of(result)
-           : fell_back ? POINT_FELL_BACK
-                       : EXIT_SUCCESS;
+    return result < 0   ? point_exit_of(result)
+           : pruned < 0 ? point_exit_of(pruned)
+           : fell_back  ? POINT_FELL_BACK
+                        : EXIT_SUCCESS;
 }
 
 int backup_forget(const struct backup_options *o, struct error **errp)

@@ -20,6 +20,7 @@
  *   end          the new checkpoint stays at the source
  *   finish       the manifest has its name: the point is there
  *   forget       the checkpoint before goes
+ *   prune        points go that need not stay, if that is asked for
  *
  * Nothing is ever cleared, so no crash leaves in doubt whether the last point
  * counts: until `pending` the old checkpoint is there and the new one goes;
@@ -29,6 +30,7 @@
 #include <stdint.h>
 
 #include "source/source.h"
+#include "store/rules.h"
 
 struct error;
 
@@ -51,6 +53,8 @@ struct backup_options {
     const char *tls_certificates; /* directory with ca-cert.pem... */
     const char *tls_psk;          /* or a file with users' keys */
     const char *tls_username;     /* of these, or NULL */
+    bool prune;
+    struct keep_rules keep; /* with `prune`: points that stay */
     struct source_options how;
 };
 

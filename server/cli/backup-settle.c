@@ -110,6 +110,10 @@ static int drop_old_checkpoints(struct run *r, const json_t *checkpoints,
 int run_settle(struct run *r, struct error **errp)
 {
     CLEANUP_JSON json_t *checkpoints = NULL;
+
+    if (!r->store) {
+        return 0;
+    }
     int result = all_checkpoints(r, &checkpoints, errp);
 
     if (result == 0 && !r->o->dry_run &&

@@ -10,6 +10,7 @@
 #include "cli/cli.h"
 #include "cli/commands.h"
 #include "cli/interrupt.h"
+#include "cli/keep-options.h"
 #include "cli/point-arg.h"
 #include "log.h"
 #include "nbdelta/bytes.h"
@@ -43,6 +44,8 @@ enum {
     OPT_TLS_CERTIFICATES,
     OPT_TLS_PSK,
     OPT_TLS_USERNAME,
+    OPT_PRUNE,
+    OPT_KEEP,
 };
 
 static const struct cli_option option_table[] = {
@@ -64,6 +67,9 @@ static const struct cli_option option_table[] = {
      "run it with 'before', 'frozen', and 'after' or 'failed'"},
     {"hook-timeout", OPT_HOOK_TIMEOUT, "SECONDS",
      "end a hook that runs for longer (3600)"},
+    {"prune", OPT_PRUNE, NULL,
+     "then remove points that none of these rules keeps"},
+    KEEP_OPTION_ROWS(OPT_KEEP),
     {"output", OPT_OUTPUT, "human|json", "print what was done as JSON (human)"},
     {"progress", OPT_PROGRESS, "json", "print a JSON line a second on stderr"},
     {"format", 'f', "FORMAT", "format of SOURCE, if it is an image"},
@@ -142,9 +148,52 @@ struct request {
     bool json;
 };
 
-static int take_option(struct request *q, int code)
+static int take_rule(struct request *q, int rule)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+
+    return keep_option_take(&q->o.keep, rule, optarg, &err) < 0
+               ? cli_usage(&command, "%s", error_message(err))
+               : 0;
+}
+
+/* Those that say how to get at the source. */
+static int take_source_option(struct source_options *how, int code)
 {
     switch (code) {
+    case OPT_QUOTA:
+        return take_bytes(optarg, "quota", &how->quota);
+    case OPT_CONNECTIONS:
+        return take_number(optarg, "connections", 16, &how->connections);
+    case OPT_TIMEOUT:
+        return take_number(optarg, "timeout", 86400, &how->timeout_s);
+    case 'f':
+        how->format = optarg;
+        return 0;
+    case OPT_BITMAP:
+        how->bitmap = optarg;
+        return 0;
+    case OPT_SCRATCH:
+        how->scratch = optarg;
+        return 0;
+    case OPT_NBD:
+        how->nbd = optarg;
+        return 0;
+    default:
+        how->connect = optarg;
+        return 0;
+    }
+}
+
+static int take_option(struct request *q, int code)
+{
+    if (keep_option_is(code - OPT_KEEP)) {
+        return take_rule(q, code - OPT_KEEP);
+    }
+    switch (code) {
+    case OPT_PRUNE:
+        q->o.prune = true;
+        return 0;
     case OPT_DISK:
         if (q->o.disk_count == DISKS_MAX) {
             return cli_usage(&command, "more than %d disks", DISKS_MAX);
@@ -184,24 +233,6 @@ static int take_option(struct request *q, int code)
                    ? 0
                    : cli_usage(&command, "--progress is json, not '%s'",
                                optarg);
-    case OPT_QUOTA:
-        return take_bytes(optarg, "quota", &q->o.how.quota);
-    case OPT_CONNECTIONS:
-        return take_number(optarg, "connections", 16, &q->o.how.connections);
-    case OPT_TIMEOUT:
-        return take_number(optarg, "timeout", 86400, &q->o.how.timeout_s);
-    case 'f':
-        q->o.how.format = optarg;
-        return 0;
-    case OPT_BITMAP:
-        q->o.how.bitmap = optarg;
-        return 0;
-    case OPT_SCRATCH:
-        q->o.how.scratch = optarg;
-        return 0;
-    case OPT_NBD:
-        q->o.how.nbd = optarg;
-        return 0;
     case OPT_TLS_CERTIFICATES:
         q->o.tls_certificates = optarg;
         return 0;
@@ -212,9 +243,24 @@ static int take_option(struct request *q, int code)
         q->o.tls_username = optarg;
         return 0;
     default:
-        q->o.how.connect = optarg;
-        return 0;
+        return take_source_option(&q->o.how, code);
     }
+}
+
+/* Options that need each other, or exclude each other. */
+static int check_together(const struct backup_options *o)
+{
+    const char *why = o->tls_certificates && o->tls_psk
+                          ? "--tls-certificates goes without --tls-psk"
+                      : o->tls_username && !o->tls_psk
+                          ? "--tls-username is for --tls-psk"
+                      : o->prune && !rules_any(&o->keep)
+                          ? "--prune: which points are to be kept?"
+                      : !o->prune && rules_any(&o->keep)
+                          ? "--keep-... is for --prune"
+                          : NULL;
+
+    return why ? cli_usage(&command, "%s", why) : 0;
 }
 
 /* CLI_END: go on; else the exit status. */
@@ -234,12 +280,8 @@ static int take_command_line(struct request *q, int argc, char **argv)
     if (argc - optind != 2) {
         return cli_usage(&command, "a source and a directory are needed");
     }
-    if ((q->o.tls_certificates && q->o.tls_psk) ||
-        (q->o.tls_username && !q->o.tls_psk)) {
-        return cli_usage(&command, q->o.tls_certificates && q->o.tls_psk
-                                       ? "--tls-certificates goes without "
-                                         "--tls-psk"
-                                       : "--tls-username is for --tls-psk");
+    if ((code = check_together(&q->o)) != 0) {
+        return code;
     }
     q->o.source = argv[optind];
     q->o.directory = argv[optind + 1];
@@ -273,8 +315,8 @@ static void print_disk(const json_t *d)
     putchar('\n');
 }
 
-/* Quiet when it has worked, for cron; on a terminal, and of a dry run, a line
- * for each disk. */
+/* Quiet when it has worked, for cron; on a terminal, and of a dry run, a
+ * line for each disk. */
 static void print_report(const struct request *q, const json_t *report)
 {
     const json_t *d;

@@ -15,6 +15,7 @@
 
 #include "cli/cli.h"
 #include "cli/commands.h"
+#include "cli/keep-options.h"
 #include "cli/point-arg.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
@@ -23,22 +24,10 @@
 #include "store/prune.h"
 #include "store/store.h"
 
-/* Those of rules follow each other as in enum keep_rule. */
-enum {
-    OPT_KEEP = CLI_LONG,
-    OPT_WITHIN = OPT_KEEP + RULE_COUNT,
-};
+enum { OPT_KEEP = CLI_LONG };
 
 static const struct cli_option option_table[] = {
-    {"keep-last", OPT_KEEP + RULE_LAST, "N", "keep the last N points"},
-    {"keep-hourly", OPT_KEEP + RULE_HOURLY, "N",
-     "keep the newest point of each of the last N hours"},
-    {"keep-daily", OPT_KEEP + RULE_DAILY, "N", "... of the last N days"},
-    {"keep-weekly", OPT_KEEP + RULE_WEEKLY, "N", "... of the last N weeks"},
-    {"keep-monthly", OPT_KEEP + RULE_MONTHLY, "N", "... of the last N months"},
-    {"keep-yearly", OPT_KEEP + RULE_YEARLY, "N", "... of the last N years"},
-    {"keep-within", OPT_WITHIN, "SPAN",
-     "keep all points within SPAN of the latest: 1y6m14d12h"},
+    KEEP_OPTION_ROWS(OPT_KEEP),
     {"dry-run", 'n', NULL, "change nothing; print which points would go"},
     {NULL, 0, NULL, NULL},
 };
@@ -187,11 +176,8 @@ static int take_option(struct request *rq, int code)
 
     if (code == 'n') {
         rq->dry_run = true;
-    } else if (code == OPT_WITHIN) {
-        rq->rules.has_within = true;
-        r = rules_parse_span(optarg, &rq->rules.within, &err);
     } else {
-        r = rules_parse_count(optarg, &rq->rules.count[code - OPT_KEEP], &err);
+        r = keep_option_take(&rq->rules, code - OPT_KEEP, optarg, &err);
     }
     return r < 0 ? cli_usage(&command, "%s", error_message(err)) : 0;
 }
