@@ -186,7 +186,8 @@ static int take_part(const char *text, struct verify_options *o)
     o->parts = n[1];
     return n[0] >= 1 && n[0] <= n[1] && n[1] <= 1000
                ? 0
-               : cli_usage(&command, "--part %u/%u: there are 1 to 1000 parts",
+               : cli_usage(&command,
+                           "--part %u/%u: N is 1 to M, and M at most 1000",
                            n[0], n[1]);
 }
 
