@@ -20,7 +20,8 @@
 #                             F='options qmp' runs these
 #   make check-iotests IOTESTS=DIR [T="124 055"]
 #                             run QEMU's own tests, from a QEMU source tree
-#   make stress [SECONDS=60]  eight QMP clients at once send random commands
+#   make stress [SECONDS=60]  eight QMP clients at once send random commands;
+#                             hostile backup directories
 #   make crash [ROUNDS=200] [SEED=N]
 #                             kill the server, and cut its power, again and
 #                             again while bitmaps change; kill a prune at
@@ -157,6 +158,7 @@ FUZZ_SRC     := $(sort $(wildcard tests/fuzz/fuzz-*.c))
 TOOL_SRC     := $(sort $(wildcard tests/func/*.c))
 FUNC_TESTS   := $(sort $(filter-out %/lib.sh,$(wildcard tests/func/*.sh)))
 MAN_PAGES    := $(sort $(wildcard man/*.1))
+MAN5_PAGES   := $(sort $(wildcard man/*.5))
 ALL_SRC := $(BLOCKLIB_SRC) $(SERVER_SRC) $(MODULE_SRC) $(PLUGIN_SRC) \
     $(UNIT_SRC) $(FUZZ_SRC) $(TOOL_SRC)
 
@@ -359,7 +361,8 @@ check-iotests-run: all
 # The long form of tests/func/qmp-stress.sh; SANITIZE= as usual.
 stress: all
 	$(Q)$(FOR_TESTS) STRESS_SECONDS='$(or $(SECONDS),60)' TEST_TIMEOUT=7200 \
-	    tests/run tests/func/qmp-stress.sh
+	    HOSTILE_ROUNDS=200 tests/run tests/func/qmp-stress.sh \
+	    tests/func/backup-hostile.sh
 
 # The long campaigns of these tests.
 crash: all $(TOOLS)
@@ -453,6 +456,7 @@ fuzz: fuzzers
 #--- install --------------------------------------------------------------
 
 MAN1    := $(DESTDIR)$(mandir)/man1
+MAN5    := $(DESTDIR)$(mandir)/man5
 PLUGINS  = $(DESTDIR)$(plugindir)
 # These have paths in them.
 UNITS   := $(patsubst systemd/%.in,%,$(wildcard systemd/nbdelta-*.in))
@@ -468,6 +472,8 @@ install-files: | $(if $(filter install,$(MAKECMDGOALS)),all)
 	    $(INSTALL) -D -m 755 $$m $(DESTDIR)$(moduledir)/$${m##*/}; done
 	$(INSTALL) -d -m 755 $(MAN1)
 	$(INSTALL) -m 644 $(MAN_PAGES) $(MAN1)
+	$(INSTALL) -d -m 755 $(MAN5)
+	$(INSTALL) -m 644 $(MAN5_PAGES) $(MAN5)
 	$(INSTALL) -D -m 644 man/nbdelta.bash-completion \
 	    $(DESTDIR)$(completiondir)/nbdelta
 	$(INSTALL) -d -m 755 $(DESTDIR)$(unitdir) $(DESTDIR)$(docdir) $(CONF)
@@ -481,6 +487,7 @@ uninstall:
 	rm -f $(DESTDIR)$(bindir)/nbdelta $(PLUGINS)/$(notdir $(PLUGIN)) \
 	    $(DESTDIR)$(moduledir)/$(notdir $(LIBVIRT)) \
 	    $(patsubst man/%,$(MAN1)/%,$(MAN_PAGES)) \
+	    $(patsubst man/%,$(MAN5)/%,$(MAN5_PAGES)) \
 	    $(DESTDIR)$(completiondir)/nbdelta \
 	    $(addprefix $(DESTDIR)$(unitdir)/,$(UNITS)) \
 	    $(DESTDIR)$(docdir)/backup.conf

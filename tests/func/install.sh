@@ -20,6 +20,9 @@ plugins=$(pkg-config nbdkit --variable=plugindir)
     for page in "$SRCDIR"/man/*.1; do
         echo "./opt/nbd/share/man/man1/${page##*/}"
     done
+    for page in "$SRCDIR"/man/*.5; do
+        echo "./opt/nbd/share/man/man5/${page##*/}"
+    done
     for unit in "$SRCDIR"/systemd/nbdelta-*.in; do
         unit=${unit##*/}
         echo "./opt/nbd/lib/systemd/system/${unit%.in}"
