@@ -51,9 +51,10 @@ ends 1 verify other
 ends 1 restore other
 ends 1 prune --keep-last 1 other
 
-# Its bitmap is lost.
+# It has another size.
 nbdelta bitmap list --output json a.qcow2 | jq -r '.[].name' |
     while read -r bitmap; do nbdelta bitmap remove a.qcow2 "$bitmap"; done
+qemu-img resize -q a.qcow2 8M
 ends 1 backup --no-fallback a.qcow2 backups
 ends 3 backup a.qcow2 backups
 

@@ -83,20 +83,21 @@ DIR=$PWD/the backups
 OPTIONS=--hook="echo hooked; echo" --compress=zstd
 END
 start backup || fail "$(cat err)"
-grep -q '^hooked' out
-grep -q '^nbdelta prune 0' out
+grep -q '^hooked' err
+grep -q '^nbdelta prune 0' out || fail "$(cat out)"
 qemu-io -c 'write -P 2 1M 1M' disk.qcow2 >/dev/null
 start backup || fail "$(cat err)"
 [ "$(count_points)" = 2 ]
 
-# A bitmap is lost: a point, a warning, and no failure.
+# A disk has another size: a point, a warning, and no failure.
 nbdelta bitmap list disk.qcow2 | grep -o 'nbdelta-[^ ]*' | while read -r b; do
     nbdelta bitmap remove disk.qcow2 "$b"
 done
+qemu-img resize -q disk.qcow2 32M
 echo KEEP=--keep-last 1 >>conf/nbdelta/backup/web.conf
 start backup || fail "$(cat err)"
 grep -q '^nbdelta backup 3' out || fail "$(cat out)"
-grep -q no-checkpoint err || fail "$(cat err)"
+grep -q resized err || fail "$(cat err)"
 [ "$(count_points)" = 1 ]
 
 # Nothing is said where nothing is wrong.
