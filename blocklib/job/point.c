@@ -159,7 +159,8 @@ static int make_point_copy(struct point_start *s, struct error **errp)
     }
     if (o->since) {
         add_early(s);
-    } else {
+    }
+    if (!o->since || o->whole) {
         copy_add(p->copy, 0, c.size);
     }
     return copy_show(p->copy) < 0 ? error_nomem(errp) : 0;

@@ -19,6 +19,7 @@ struct pull_disk {
     struct node *node; /* stays: a point in time is kept of it */
     char *name;
     char *since;         /* the checkpoint; NULL: all is exported */
+    bool whole;          /* all can be read, also with `since` */
     const char *reason;  /* why not what was asked for, or NULL */
     char *context;       /* the bitmap's name there, or NULL */
     struct point *point; /* NULL: not yet, or gone */

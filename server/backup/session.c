@@ -211,6 +211,7 @@ static int check_disks(const struct pulls *p, struct pull *s,
         if (r < 0) {
             return r;
         }
+        s->disks[i].whole = o->disks[i].whole;
         if (choose_mode(p, &s->disks[i], o->disks[i].since) < 0) {
             return error_nomem(errp);
         }
@@ -235,6 +236,7 @@ static int add_point(struct pulls *p, struct pull_disk *d,
     const struct point_options po = {
         .node = d->node,
         .since = d->since,
+        .whole = d->whole,
         .context = d->context,
         .scratch = o->scratch,
         .quota = o->quota,

@@ -37,6 +37,7 @@ struct pulls;
 struct pull_disk_options {
     struct node *node;
     const char *since;  /* a checkpoint; NULL: the whole disk */
+    bool whole;         /* the whole disk can be read, also with `since` */
     const char *export; /* or NULL: the disk's name, made unique */
 };
 

@@ -16,15 +16,20 @@
  *                      |
  *                     tap --> compare <-- parent
  *
+ * An audit is the same after the copy, with a sample of what is clean.
+ *
  * A disk has one transfer at a time, so they take turns in `transfer`.
  */
 #include "cli/backup-copy.h"
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/statvfs.h>
 
+#include "cli/backup-audit.h"
+#include "log.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
@@ -215,6 +220,7 @@ void copy_job_progress(struct copy_job *c, struct transfer_progress *p)
 {
     mutex_lock(&c->lock);
     *p = c->past;
+    p->total += c->later;
     if (c->transfer) {
         add_progress(p, c->transfer);
     }
@@ -295,20 +301,45 @@ static int prepare_copy(struct copy_job *c, struct error **errp)
     return r < 0 ? r : measure_set(c, errp);
 }
 
-/* All of the disk is read, and compared. */
-static int prepare_compare(struct copy_job *c, struct error **errp)
+/* Something will be compared with the parent. */
+static int open_compare(struct copy_job *c, struct error **errp)
 {
     CLEANUP_JSON json_t *o = json_pack("{s:s, s:I}", "driver", "null-co",
                                        "size", (json_int_t)c->disk->size);
     int r = o ? graph_open(c->graph, o, &c->sink, errp) : error_nomem(errp);
 
-    if (r < 0 ||
-        (r = compare_new(c->store, c->parent, c->disk->name, &c->compare,
-                         errp)) < 0 ||
-        (r = begin_transfer(c, c->sink, compare_tap, c->compare, errp)) < 0) {
+    return r < 0 ? r
+                 : compare_new(c->store, c->parent, c->disk->name, &c->compare,
+                               errp);
+}
+
+/* All of the disk is read, and compared. */
+static int prepare_compare(struct copy_job *c, struct error **errp)
+{
+    int r = open_compare(c, errp);
+
+    r = r < 0 ? r : begin_transfer(c, c->sink, compare_tap, c->compare, errp);
+    if (r == 0) {
+        transfer_add(c->transfer, 0, c->disk->size);
+    }
+    return r;
+}
+
+static int prepare_audit(struct copy_job *c, struct error **errp)
+{
+    uint64_t bytes = 0;
+    int r = open_compare(c, errp);
+
+    if (r < 0) {
         return r;
     }
-    transfer_add(c->transfer, 0, c->disk->size);
+    if (audit_choose(c->transfer, c->disk->size, c->audit, &c->audited,
+                     &bytes) < 0) {
+        return error_nomem(errp);
+    }
+    mutex_lock(&c->lock);
+    c->later = bytes;
+    mutex_unlock(&c->lock);
     return 0;
 }
 
@@ -324,8 +355,13 @@ int copy_prepare(struct copy_job *c, struct error **errp)
         (r = make_target(c, errp)) < 0) {
         return r;
     }
-    return c->plan->kind == DISK_COMPARED ? prepare_compare(c, errp)
-                                          : prepare_copy(c, errp);
+    if (c->plan->kind == DISK_COMPARED) {
+        return prepare_compare(c, errp);
+    }
+    r = prepare_copy(c, errp);
+    return r == 0 && c->plan->kind == DISK_INCREMENT && c->audit > 0
+               ? prepare_audit(c, errp)
+               : r;
 }
 
 /* --- Copying --- */
@@ -381,8 +417,8 @@ static int copy_differences(struct copy_job *c, struct error **errp)
     return r < 0 ? r : measure_set(c, errp);
 }
 
-/* Read and compare.  Then c->transfer is what is to be copied. */
-static int compare_disk(struct copy_job *c, struct error **errp)
+/* Read what the transfer has, and compare it. */
+static int run_compare(struct copy_job *c, struct error **errp)
 {
     enum transfer_end end = TRANSFER_SOURCE;
     int r = transfer_run(c->transfer, &end, errp);
@@ -395,30 +431,59 @@ static int compare_disk(struct copy_job *c, struct error **errp)
         *errp = NULL;
     }
     int compared = compare_finish(c->compare, &c->damage, errp);
-    if (r < 0 && compared == 0) {
-        return error_set(errp, -r, "cannot compare: %s", strerror(-r));
-    }
-    r = compared == 0          ? copy_differences(c, errp)
-        : compared == -EUCLEAN ? become_full(c, errp)
-                               : compared;
+    return r < 0 && compared == 0
+               ? error_set(errp, -r, "cannot compare: %s", strerror(-r))
+               : compared;
+}
+
+/* Then c->transfer is what is to be copied. */
+static int compare_disk(struct copy_job *c, struct error **errp)
+{
+    int r = run_compare(c, errp);
+
+    r = r == 0          ? copy_differences(c, errp)
+        : r == -EUCLEAN ? become_full(c, errp)
+                        : r;
     return r < 0 || c->compression ? r
                                    : copy_check_room(c->store, c->data, errp);
+}
+
+static int audit_disk(struct copy_job *c, struct error **errp)
+{
+    end_transfer(c);
+    int r = begin_transfer(c, c->sink, compare_tap, c->compare, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    mutex_lock(&c->lock);
+    c->later = 0;
+    mutex_unlock(&c->lock);
+    audit_fill(c->transfer, c->disk->size, c->audited);
+    r = run_compare(c, errp);
+    return r < 0 ? r : audit_tell(c->compare, errp);
 }
 
 int copy_carry_out(struct copy_job *c, struct error **errp)
 {
     uint64_t start = now_ns();
-    int r = c->compare ? compare_disk(c, errp) : 0;
+    bool compared = c->compare && !c->audited;
+    int r = compared ? compare_disk(c, errp) : 0;
 
     r = r < 0 ? r : transfer_run(c->transfer, NULL, errp);
-    c->milliseconds = (now_ns() - start) / 1000000;
     if (r == 0) {
         struct transfer_progress p;
-        copy_job_progress(c, &c->progress);
         transfer_progress(c->transfer, &p);
         c->progress.written = p.written;
         c->progress.zero = p.zero;
         r = sums_finish(c->sums, c->file, errp);
+    }
+    r = r == 0 && c->audited ? audit_disk(c, errp) : r;
+    c->milliseconds = (now_ns() - start) / 1000000;
+    if (r == 0) {
+        struct transfer_progress p;
+        copy_job_progress(c, &p);
+        c->progress.read = p.read;
     }
     return r;
 }
@@ -441,17 +506,20 @@ static void close_nodes(struct copy_job *c)
 }
 
 /* The next run does not put anything over it either, and verify looks. */
-static int note_damage(struct copy_job *c, struct error **errp)
+static void note_damage(struct copy_job *c)
 {
+    CLEANUP_ERROR struct error *err = NULL;
     CLEANUP_JSON json_t *found = json_array();
     const struct compare_damage *d = &c->damage;
 
-    if (d->bytes == 0) {
-        return 0;
+    if (d->bytes > 0 &&
+        (verified_add(found, c->disk->name, d->offset, d->bytes) < 0 ||
+         verified_damage(c->store, d->point, found, &err) < 0)) {
+        log_line(TELL_WARNING,
+                 "cannot note that point %s of disk '%s' is damaged: %s",
+                 d->point, c->disk->name,
+                 err ? error_message(err) : strerror(ENOMEM));
     }
-    return verified_add(found, c->disk->name, d->offset, d->bytes) < 0
-               ? error_nomem(errp)
-               : verified_damage(c->store, d->point, found, errp);
 }
 
 int copy_finish(struct copy_job *c, struct error **errp)
@@ -459,12 +527,8 @@ int copy_finish(struct copy_job *c, struct error **errp)
     CLEANUP_CLOSE int fd = -1;
 
     close_nodes(c);
-    int r = note_damage(c, errp);
-    if (r < 0) {
-        return r;
-    }
-    r = store_create_file(c->store, c->disk->name, c->point, "sums.part", &fd,
-                          errp);
+    int r = store_create_file(c->store, c->disk->name, c->point, "sums.part",
+                              &fd, errp);
     if (r == 0) {
         r = sums_write(c->sums, fd, c->sums_hash, errp);
     }
@@ -478,6 +542,9 @@ void copy_discard(struct copy_job *c, bool drop)
     }
     close_nodes(c);
     close_target(c);
+    note_damage(c);
+    free(c->audited);
+    c->audited = NULL;
     cond_destroy(&c->wake);
     mutex_destroy(&c->lock);
     c->ready = false;

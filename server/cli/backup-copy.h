@@ -8,6 +8,7 @@
  *
  *   full        all of the disk
  *   increment   what the source says that has changed
+ *               A sample of the rest can be compared with the parent (audit).
  *   compared    all is read, and what differs from the parent is copied.  Where
  *               the parent turns out to be damaged, the disk becomes a full.
  */
@@ -32,6 +33,7 @@ struct copy_job {
     const char *parent;       /* the point's name, or "" */
     const char *point;        /* the new one's */
     const char *compression;  /* as image_create has it; NULL: none */
+    double audit;             /* percent of what is clean; 0: none */
     bool no_fallback;         /* a compared disk does not become a full */
 
     /* From copy_prepare to copy_discard. */
@@ -41,6 +43,7 @@ struct copy_job {
     struct node *sink; /* where compared bytes go: nowhere */
     struct sums *sums;
     struct compare *compare;
+    uint8_t *audited;             /* units of the audit, or NULL */
     struct compare_damage damage; /* of the parent; no bytes: none */
     uint64_t data; /* bytes that are to be copied and are no zeroes, as far as
                       the source knows.  Of a compared disk 0: it checks that
@@ -52,7 +55,8 @@ struct copy_job {
     struct transfer *transfer GUARDED_BY(lock); /* the one that runs, or NULL */
     unsigned pins GUARDED_BY(lock); /* somebody uses it from another thread */
     struct transfer_progress past GUARDED_BY(lock); /* of those before */
-    uint64_t rate GUARDED_BY(lock);                 /* 0: no limit */
+    uint64_t later GUARDED_BY(lock); /* bytes of one that follows */
+    uint64_t rate GUARDED_BY(lock);  /* 0: no limit */
     bool stop GUARDED_BY(lock);
 
     /* From copy_finish on. */
@@ -82,11 +86,11 @@ void copy_job_stop(struct copy_job *c); /* now, and from now on */
 void copy_job_set_rate(struct copy_job *c, uint64_t rate); /* bytes a second */
 void copy_job_progress(struct copy_job *c, struct transfer_progress *p);
 
-/* All is copied: write the hashes, close, give both files their names.  Damage
- * of the parent that was found is noted there. */
+/* All is copied: write the hashes, close, give both files their names. */
 int copy_finish(struct copy_job *c, struct error **errp);
 
-/* Close what is open.  With @drop the files go. */
+/* Close what is open, and note what of the parent was found damaged.  With
+ * @drop the files go. */
 void copy_discard(struct copy_job *c, bool drop);
 
 #endif /* NBDELTA_SERVER_CLI_BACKUP_COPY_H */

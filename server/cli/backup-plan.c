@@ -76,6 +76,7 @@ int run_choose_disks(struct run *r, struct error **errp)
         struct source_disk *d = &r->source->disks[i];
 
         d->skip = !is_wanted(o, d->name);
+        d->whole = o->audit > 0;
         d->since = r->since[0] ? r->since : NULL;
         if (!d->skip) {
             r->disks[r->count++] = d;

@@ -33,6 +33,7 @@ static int prepare_copies(struct run *r, struct error **errp)
         c->point = r->point;
         c->compression = r->o->compression;
         c->no_fallback = r->o->no_fallback;
+        c->audit = r->o->audit;
         int result = copy_prepare(c, errp);
         if (result < 0) {
             error_prefix(errp, "disk '%s': ", c->disk->name);

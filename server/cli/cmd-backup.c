@@ -26,6 +26,7 @@ enum {
     OPT_FULL,
     OPT_DRY_RUN,
     OPT_NO_FALLBACK,
+    OPT_AUDIT,
     OPT_FORGET,
     OPT_RATE,
     OPT_COMPRESS,
@@ -54,6 +55,8 @@ static const struct cli_option option_table[] = {
      "copy everything, also where an increment would do"},
     {"no-fallback", OPT_NO_FALLBACK, NULL,
      "fail where a disk would be copied as a whole"},
+    {"audit", OPT_AUDIT, "PERCENT",
+     "compare so much of what has not changed with the point before (0)"},
     {"dry-run", OPT_DRY_RUN, NULL, "tell what would be done"},
     {"forget", OPT_FORGET, NULL,
      "remove the checkpoints of DIR from the source, and do nothing else"},
@@ -133,6 +136,20 @@ static int take_number(const char *text, const char *what, unsigned max,
     return 0;
 }
 
+/* Digits, and a point in between: neither signs nor words. */
+static int take_percent(const char *text, double *percent)
+{
+    char *end;
+    double n = strtod(text, &end);
+
+    if (text[strspn(text, "0123456789.")] || *text == '\0' || *end || n > 100) {
+        return cli_usage(&command,
+                         "--audit is a number from 0 to 100, not '%s'", text);
+    }
+    *percent = n;
+    return 0;
+}
+
 static int take_bytes(const char *text, const char *what, uint64_t *bytes)
 {
     return size_parse(text, bytes) == 0
@@ -206,6 +223,8 @@ static int take_option(struct request *q, int code)
     case OPT_NO_FALLBACK:
         q->o.no_fallback = true;
         return 0;
+    case OPT_AUDIT:
+        return take_percent(optarg, &q->o.audit);
     case OPT_DRY_RUN:
         q->o.dry_run = true;
         return 0;

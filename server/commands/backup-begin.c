@@ -89,6 +89,7 @@ static int fill_disks(struct qmp_call *call, const json_t *list,
         }
         d->since = json_string_value(json_object_get(item, "since"));
         d->export = json_string_value(json_object_get(item, "export"));
+        d->whole = json_is_true(json_object_get(item, "whole"));
     }
     return 0;
 }
@@ -171,6 +172,7 @@ static const struct qmp_arg disk_args[] = {
     QMP_ARG("node", STR),
     QMP_OPT("since", STR),
     QMP_OPT("export", STR),
+    QMP_OPT("whole", BOOL),
     QMP_LAST,
 };
 

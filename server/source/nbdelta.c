@@ -208,8 +208,9 @@ static json_t *wanted_disks(const struct source *s)
 
         if (!d->skip) {
             (void)json_array_append_new(
-                list, json_pack("{s:s, s:s*, s:s}", "node", d->name, "since",
-                                d->since, "export", d->name));
+                list, json_pack("{s:s, s:s*, s:s, s:o*}", "node", d->name,
+                                "since", d->since, "export", d->name, "whole",
+                                d->since && d->whole ? json_true() : NULL));
         }
     }
     return list;

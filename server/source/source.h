@@ -68,11 +68,13 @@ struct source_disk {
     /* The caller's, before begin. */
     bool skip;         /* not this one */
     const char *since; /* a checkpoint; NULL: all is to be read */
+    bool whole;        /* all can be read, also where there is a dirty map */
 
     /* From begin to end. */
     json_t *options;       /* opens the frozen disk as a node, read-only; where
                               there is a dirty map, nbdelta has only what is
-                              dirty, and answers -EINVAL to other reads */
+                              dirty, and answers -EINVAL to other reads, but
+                              with `whole` */
     json_t *dirty;         /* opens a node with x-dirty-bitmap; or NULL */
     struct bitmap *bitmap; /* or what is dirty, in a bitmap that is here */
     const char *reason;    /* why neither is there although `since` was given;

@@ -33,6 +33,7 @@ struct point_options {
     const char *since;   /* a bitmap of the node: only blocks that it has dirty
                             at that moment are kept and can be read.  NULL:
                             all blocks */
+    bool whole;          /* all blocks, also with `since` */
     const char *context; /* a disabled bitmap of this name on point_node()
                             has what `since` had.  NULL: none */
     const char *scratch; /* directory for the file; NULL: $TMPDIR or /var/tmp */
