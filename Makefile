@@ -370,7 +370,8 @@ crash: all $(TOOLS)
 	    LIBVIRT_CASES=all STEPS=all TEST_TIMEOUT=7200 tests/run \
 	    tests/func/bitmap-kill.sh tests/func/bitmap-power.sh \
 	    tests/func/pull-kill.sh tests/func/backup-libvirt-cases.sh \
-	    tests/func/prune.sh
+	    tests/func/prune.sh \
+	    tests/func/backup-libvirt-remote.sh
 
 # All cases of this test.
 faults: all $(TOOLS)

@@ -15,7 +15,7 @@ packages_of() {
     test)
         echo check e2fsprogs fio fuse3 gnutls-bin groff-base jq libnbd-bin \
             libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu nbdkit \
-            procps python3-libnbd qemu-system-common qemu-system-x86 \
+            openssh-client openssh-server procps python3-libnbd qemu-system-common qemu-system-x86 \
             qemu-utils rsync socat ;;
     peers)
         echo debootstrap ;;

@@ -40,6 +40,7 @@ enum {
     OPT_QUOTA,
     OPT_NBD,
     OPT_CONNECT,
+    OPT_TUNNEL,
     OPT_CONNECTIONS,
     OPT_TIMEOUT,
     OPT_TLS_CERTIFICATES,
@@ -84,6 +85,8 @@ static const struct cli_option option_table[] = {
      "most that each disk may take there (no limit)"},
     {"nbd", OPT_NBD, "URI", "use this NBD server, which the source runs"},
     {"connect", OPT_CONNECT, "URI", "connection URI of libvirt"},
+    {"tunnel", OPT_TUNNEL, "ssh",
+     "read the disks of a domain at another host by way of ssh"},
     {"connections", OPT_CONNECTIONS, "N", "NBD connections for each disk (4)"},
     {"timeout", OPT_TIMEOUT, "SECONDS", "give up when nobody answers (60)"},
     {"tls-certificates", OPT_TLS_CERTIFICATES, "DIR",
@@ -193,6 +196,11 @@ static int take_source_option(struct source_options *how, int code)
     case OPT_SCRATCH:
         how->scratch = optarg;
         return 0;
+    case OPT_TUNNEL:
+        how->tunnel = true;
+        return strcmp(optarg, "ssh") == 0
+                   ? 0
+                   : cli_usage(&command, "--tunnel is ssh, not '%s'", optarg);
     case OPT_NBD:
         how->nbd = optarg;
         return 0;

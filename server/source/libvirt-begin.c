@@ -19,6 +19,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "source/libvirt-priv.h"
+#include "source/libvirt-tunnel.h"
 #include "source/source.h"
 
 #define DOMAIN_DIRS "/var/lib/libvirt/qemu"
@@ -232,17 +233,90 @@ static int choose_socket(struct libvirt_source *l, struct error **errp)
     return 0;
 }
 
+/* Names that libvirt takes as they are into the domain's directory. */
+#define PLAIN_NAME \
+    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
+#define SHORT_NAME 20
+
+/* At the other host: in the domain's own directory, or, where nobody knows that
+ * one, a name that nobody can foresee. */
+static int choose_far_socket(struct libvirt_source *l, struct error **errp)
+{
+    bool plain = strstr(l->uri, "/system") &&
+                 strlen(l->domain) != VIR_UUID_STRING_BUFLEN - 1 &&
+                 l->domain[strspn(l->domain, PLAIN_NAME)] == '\0';
+    uint64_t random = 0;
+
+    if (!plain && getentropy(&random, sizeof(random)) < 0) {
+        return error_set(errp, errno, "no random number: %s", strerror(errno));
+    }
+    free(l->socket);
+    if ((plain ? asprintf(&l->socket, DOMAIN_DIRS "/domain-%d-%.*s%ssock",
+                          l->domain_id, SHORT_NAME, l->domain, l->mark)
+               : asprintf(&l->socket, SCRATCH_DIR "%s%llx-sock", l->mark,
+                          (unsigned long long)random)) < 0) {
+        l->socket = NULL;
+        return error_nomem(errp);
+    }
+    return private_dir_make(&l->socket_dir, private_dir_for_sockets(), l->id,
+                            errp);
+}
+
+/* Where ssh makes it, and our nodes find it. */
+static char *near_socket(const struct libvirt_source *l)
+{
+    char *path = NULL;
+
+    return asprintf(&path, "%s/nbd.sock", l->socket_dir.path) < 0 ? NULL : path;
+}
+
+static int open_tunnel(struct libvirt_source *l, struct error **errp)
+{
+    CLEANUP_FREE char *near = near_socket(l);
+
+    return near ? libvirt_tunnel_open(l->uri, near, l->socket, l->limit_ms,
+                                      l->stop_fd, &l->tunnel, errp)
+                : error_nomem(errp);
+}
+
+static int choose_tunnel(struct libvirt_source *l,
+                         struct libvirt_xml_server *server, json_t **address,
+                         struct error **errp)
+{
+    if (!l->uri || l->nbd) {
+        return error_set(errp, EINVAL,
+                         "a tunnel needs libvirt's connection URI, and no NBD "
+                         "server that is named");
+    }
+    int r = choose_far_socket(l, errp);
+    if (r < 0) {
+        return r;
+    }
+    CLEANUP_FREE char *near = near_socket(l);
+    /* ssh may be about to start anew. */
+    *address = near ? json_pack("{s:{s:s, s:s}, s:I}", "server", "type", "unix",
+                                "path", near, "open-timeout",
+                                (json_int_t)(l->limit_ms / 1000))
+                    : NULL;
+    server->socket = l->socket;
+    return *address ? 0 : error_nomem(errp);
+}
+
 /* *address: the options of nodes.  Its texts are borrowed by *server. */
 static int choose_server(struct libvirt_source *l,
                          struct libvirt_xml_server *server, json_t **address,
                          struct error **errp)
 {
+    if (l->by_ssh) {
+        return choose_tunnel(l, server, address, errp);
+    }
     if (!l->nbd && l->remote) {
-        return error_set(errp, EINVAL,
-                         "the domain '%s' is on another host: say where the "
-                         "NBD server of its backup shall listen "
-                         "(nbds://HOST:PORT)",
-                         l->domain);
+        return error_set(
+            errp, EINVAL,
+            "the domain '%s' is on another host: say how to get to "
+            "the NBD server of its backup (--tunnel=ssh), or where "
+            "it shall listen (--nbd=nbds://HOST:PORT)",
+            l->domain);
     }
     int r = l->nbd ? frozen_address(l->nbd, NULL, address, errp)
                    : choose_socket(l, errp);
@@ -449,6 +523,7 @@ int libvirt_freeze_disks(struct source *s, struct error **errp)
     r = choose_scratch(s, errp);
     r = r < 0 ? r : choose_server(l, &server, &address, errp);
     r = r < 0 ? r : begin_with_bitmaps(s, &server, errp);
+    r = r == 0 && l->by_ssh ? open_tunnel(l, errp) : r;
     r = r < 0 ? r : fill_disks(s, address, errp);
     return r < 0 ? r : libvirt_check_stop(l, errp);
 }

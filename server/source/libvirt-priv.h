@@ -21,6 +21,7 @@
 
 struct error;
 struct libvirt_freeze;
+struct libvirt_tunnel;
 
 struct libvirt_disk {
     bool bitmaps; /* its format keeps them */
@@ -36,7 +37,8 @@ struct libvirt_source {
     char *id;
     char *mark; /* "/nbdelta-ID." */
     char *scratch;
-    char *nbd; /* URI where libvirt's NBD server shall be, or NULL */
+    char *nbd;   /* URI where libvirt's NBD server shall be, or NULL */
+    bool by_ssh; /* a tunnel carries its socket */
     bool remote;
     int stop_fd;
     unsigned limit_ms;
@@ -48,7 +50,8 @@ struct libvirt_source {
 
     struct private_dir socket_dir;
     struct private_dir scratch_dir;
-    char *socket;
+    char *socket; /* of the NBD server, at its host */
+    struct libvirt_tunnel *tunnel;
     char *checkpoint; /* that has begun; NULL: none */
     bool fresh;       /* it may be there */
     bool job;         /* ours may run */

@@ -12,9 +12,10 @@
  *   end     virDomainAbortJob, which is how a pull-mode backup ends, and a wait
  *           for its end; then the new checkpoint is deleted, or stays
  *
- * Libvirt makes the scratch files and removes them.  The NBD server's socket is
- * in the domain's own directory, where SELinux and AppArmor let QEMU make one,
- * else in a private one of ours.
+ * At another host the server listens on TCP, or ssh carries the socket
+ * (libvirt-tunnel.h).  Libvirt makes the scratch files and removes them.  The
+ * NBD server's socket is in the domain's own directory, where SELinux and
+ * AppArmor let QEMU make one, else in a private one of ours.
  *
  * A backup goes on while libvirt's daemon starts anew: QEMU does the work.
  */
@@ -31,6 +32,7 @@
 #include "nbdelta/error.h"
 #include "nbdelta/thread.h"
 #include "source/libvirt-priv.h"
+#include "source/libvirt-tunnel.h"
 #include "source/module.h"
 #include "source/source.h"
 
@@ -255,6 +257,7 @@ static int fill_options(struct libvirt_source *l, const char *what,
     l->id = strdup(o->id);
     l->uri = copy_or_null(o->connect);
     l->nbd = copy_or_null(o->nbd);
+    l->by_ssh = o->tunnel;
     l->scratch = copy_or_null(o->scratch);
     l->stop_fd = o->stop_fd;
     l->limit_ms = 1000 * (o->timeout_s > 0 ? o->timeout_s : LIMIT_S);
@@ -293,8 +296,10 @@ static int open_libvirt(struct source *s, const char *what,
     r = r < 0 ? r : look_at_link(s, errp);
     r = r < 0 ? r : list_disks(s, errp);
     r = r < 0 ? r : stop_job(l, errp); /* of a killed run */
-    if (r == 0 && !l->remote) {
+    if (r == 0) {
         private_dir_sweep(private_dir_for_sockets(), l->id, l->owner);
+    }
+    if (r == 0 && !l->remote) {
         private_dir_sweep(l->scratch ? l->scratch : private_dir_for_files(),
                           l->id, l->owner);
     }
@@ -305,6 +310,8 @@ static int open_libvirt(struct source *s, const char *what,
 
 static void forget_begun(struct libvirt_source *l)
 {
+    libvirt_tunnel_close(l->tunnel);
+    l->tunnel = NULL;
     free(l->checkpoint);
     l->checkpoint = NULL;
     l->job = false;

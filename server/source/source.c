@@ -63,6 +63,11 @@ static int choose_kind(struct source *s, const char **what,
 {
     const struct kind *k = kind_of(*what);
 
+    if (o->tunnel && (!k || !k->module)) {
+        return error_set(errp, EINVAL,
+                         "a tunnel is for domains of libvirt, and '%s' is none",
+                         *what);
+    }
     if (k) {
         *what += k->keep_prefix ? 0 : strlen(k->prefix);
         s->ops = k->ops;

@@ -50,6 +50,8 @@ struct source_options {
     const char *tls_creds; /* id of a client's credentials of the graph: for
                               qmp://HOST:PORT, and NBD servers that want TLS */
     const char *connect;   /* libvirt's connection URI; NULL: its default */
+    bool tunnel; /* to a domain's NBD server at another host, by the ssh that
+                    `connect` names; of libvirt only */
     unsigned connections;  /* to each export, where it allows; 0: 4 */
     unsigned timeout_s;    /* 0: 60 */
     struct agent *agent;   /* of the guest (agent.h), for kinds that freeze no

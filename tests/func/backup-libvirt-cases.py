@@ -322,7 +322,9 @@ def started(v, b, *options):
     for i in range(2):
         v.io(b.name, i, 'write -P 41 1M 7M', 'flush')
     run = b.start('--rate=2M', '--timeout=10', *options)
-    until('it copies', lambda: b.busy() and glob.glob(b.dir + '/*/*.part'))
+    until('it copies', lambda: run.p.poll() is not None or (
+        b.busy() and glob.glob(b.dir + '/*/*.part')))
+    assert run.p.poll() is None, run.wait().err
     return run
 
 
