@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "nbdelta/bytes.h"
@@ -21,6 +22,16 @@ static bool fill_descriptor(int fd)
     return got == fd;
 }
 
+static void raise_limit(void)
+{
+    struct rlimit lim;
+
+    if (getrlimit(RLIMIT_NOFILE, &lim) == 0 && lim.rlim_cur < lim.rlim_max) {
+        lim.rlim_cur = lim.rlim_max;
+        (void)setrlimit(RLIMIT_NOFILE, &lim);
+    }
+}
+
 bool process_begin(void)
 {
     for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
@@ -29,6 +40,7 @@ bool process_begin(void)
         }
     }
     (void)signal(SIGXFSZ, SIG_IGN);
+    raise_limit();
     return true;
 }
 

@@ -10,7 +10,9 @@
  * the first thread, before anything is opened.  Descriptors 0 to 2 that are
  * closed are filled, so that no disk gets the number that error texts go to.  A
  * limit on the size of files becomes an error of the write, not the end of the
- * process.  False: a descriptor cannot be filled.
+ * process.  As many descriptors as the hard limit allows can be opened: a chain
+ * of images, and a crowd of clients, need many.  False: a descriptor cannot be
+ * filled.
  */
 bool process_begin(void);
 

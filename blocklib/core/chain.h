@@ -8,7 +8,7 @@
 
 /* No longer chain is opened: a file that names itself would be an endless
  * one. */
-#define CHAIN_MAX 200
+#define CHAIN_MAX 500
 
 /* -ELOOP: with one more image on top of @n, the chain could not be opened any
  * more. */

@@ -20,7 +20,7 @@
 #include "store/restore.h"
 #include "store/store.h"
 
-enum { OPT_PARTIAL = CLI_LONG, OPT_FORCE };
+enum { OPT_PARTIAL = CLI_LONG, OPT_FORCE, OPT_PROGRESS };
 
 static const struct cli_option option_table[] = {
     {"format", 'f', "FORMAT",
@@ -28,12 +28,14 @@ static const struct cli_option option_table[] = {
     {"force", OPT_FORCE, NULL, "also to targets that are not empty"},
     {"partial", OPT_PARTIAL, NULL,
      "go past damage: write zeroes there, and print where"},
+    {"progress", OPT_PROGRESS, "json", "print a JSON line a second on stderr"},
     {NULL, 0, NULL, NULL},
 };
 
 static const struct cli_command command = {
     .name = "restore",
-    .usage = "[--partial] [--force] [-f FORMAT] DIR[@POINT] "
+    .usage = "[--partial] [--force] [-f FORMAT] [--progress=json] "
+             "DIR[@POINT]\n"
              "[DISK[=TARGET]]...",
     .about = "Restore disks as they were at POINT (default: latest) from the\n"
              "backup directory DIR; all disks if none is named.  TARGET is a\n"
@@ -43,6 +45,9 @@ static const struct cli_command command = {
              "there already.\n",
     .options = option_table,
 };
+
+/* Requests in flight to a server far away. */
+#define REMOTE_THREADS 16
 
 struct part {
     const struct manifest_disk *disk;
@@ -55,13 +60,19 @@ struct request {
     const char *format;
     bool force;
     bool partial;
+    const char *progress; /* the argument, or NULL */
     struct store *store;
     struct graph *graph;
     const struct store_point *point;
     struct part *parts;
     unsigned count;
+    bool progress_json;
+
+    /* What is told of progress. */
     struct restore_result result; /* of the disk that is being restored */
     uint64_t size;
+    uint64_t before; /* bytes of disks that are done */
+    uint64_t total;  /* bytes of all disks */
 };
 
 /* --- Signals: the first ends it in order, the second at once --- */
@@ -221,6 +232,14 @@ static double done_of(void *opaque)
                     : 1;
 }
 
+static void bytes_of(void *opaque, uint64_t *done, uint64_t *total)
+{
+    struct request *rq = opaque;
+
+    *done = rq->before + atomic_load(&rq->result.done);
+    *total = rq->total;
+}
+
 /* The map of what could not be restored, for programs, too. */
 static void tell_damage(const struct damage *d, void *opaque)
 {
@@ -243,6 +262,7 @@ static int restore_part(struct request *rq, struct part *p)
     const struct restore_options o = {
         .partial = rq->partial,
         .target_zero = p->target.empty,
+        .threads = p->target.remote ? REMOTE_THREADS : 0,
         .stop = &stop,
         .on_damage = tell_damage,
         .opaque = rq,
@@ -251,7 +271,9 @@ static int restore_part(struct request *rq, struct part *p)
     atomic_store(&rq->result.done, 0);
     atomic_store(&rq->result.damaged, 0);
     rq->size = p->disk->size;
-    struct progress *progress = progress_start(p->disk->name, done_of, rq);
+    struct progress *progress =
+        rq->progress_json ? progress_start_json(bytes_of, rq)
+                          : progress_start(p->disk->name, done_of, rq);
     int r = restore_disk(rq->store, rq->graph, rq->point->name, p->disk->name,
                          p->target.blk, &o, &rq->result, &err);
     progress_stop(progress);
@@ -272,12 +294,16 @@ static int restore_parts(struct request *rq)
     int worst = 0;
 
     for (unsigned i = 0; i < rq->count; i++) {
+        rq->total += rq->parts[i].disk->size;
+    }
+    for (unsigned i = 0; i < rq->count; i++) {
         atomic_store(&rq->result.written, 0);
         int status = restore_part(rq, &rq->parts[i]);
         if (status != 0 && (status != POINT_DAMAGED || !rq->partial)) {
             return status;
         }
         worst = status ? status : worst;
+        rq->before += rq->size;
     }
     return worst;
 }
@@ -321,6 +347,9 @@ static int take_options(struct request *rq, int argc, char **argv)
         case OPT_PARTIAL:
             rq->partial = true;
             break;
+        case OPT_PROGRESS:
+            rq->progress = optarg;
+            break;
         default:
             return code;
         }
@@ -340,6 +369,10 @@ int cmd_restore(int argc, char **argv)
         strcmp(rq.format, "raw") != 0) {
         return cli_usage(&command, "'%s' is neither qcow2 nor raw", rq.format);
     }
+    if (rq.progress && strcmp(rq.progress, "json") != 0) {
+        return cli_usage(&command, "--progress is json, not '%s'", rq.progress);
+    }
+    rq.progress_json = rq.progress != NULL;
     if (optind >= argc) {
         return cli_usage(&command, "which backup directory?");
     }

@@ -12,6 +12,7 @@
 #include "cli/cli.h"
 #include "cli/commands.h"
 #include "cli/point-arg.h"
+#include "cli/progress.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
@@ -25,6 +26,7 @@ enum {
     OPT_QUICK = CLI_LONG,
     OPT_PART,
     OPT_OUTPUT,
+    OPT_PROGRESS,
 };
 
 static const struct cli_option option_table[] = {
@@ -32,12 +34,14 @@ static const struct cli_option option_table[] = {
     {"part", OPT_PART, "N/M", "read the N-th of M parts of each file"},
     {"output", OPT_OUTPUT, "human|json",
      "print for people (default), or for programs"},
+    {"progress", OPT_PROGRESS, "json", "print a JSON line a second on stderr"},
     {NULL, 0, NULL, NULL},
 };
 
 static const struct cli_command command = {
     .name = "verify",
-    .usage = "[--quick | --part N/M] [--output human|json] DIR[@POINT]",
+    .usage = "[--quick | --part N/M] [--output human|json] "
+             "[--progress=json] DIR[@POINT]",
     .about = "Compare the files of a backup directory with the hashes that\n"
              "were made when they were written.  With @POINT: of that point\n"
              "and of all that it needs.\n",
@@ -136,22 +140,47 @@ static int print_json(const struct store *s, const struct output *out,
     return 0;
 }
 
+/* --- Progress --- */
+
+static void bytes_of(void *opaque, uint64_t *done, uint64_t *total)
+{
+    const struct verify_progress *p = opaque;
+
+    *done = p->done;
+    *total = p->total;
+}
+
+static double done_of(void *opaque)
+{
+    uint64_t done;
+    uint64_t total;
+
+    bytes_of(opaque, &done, &total);
+    return total ? (double)done / (double)total : 1;
+}
+
 /* --- The command --- */
 
 static int verify(struct store *s, const struct store_point *point,
-                  struct verify_options *o, bool json)
+                  struct verify_options *o, bool json, bool progress_json)
 {
     CLEANUP_ERROR struct error *err = NULL;
     CLEANUP_JSON json_t *damage = json ? json_array() : NULL;
     struct output out = {.damage = damage};
     struct verify_result result = {.files = 0};
+    struct verify_progress progress = {.done = 0};
 
+    o->progress = &progress;
     o->stop = &stopped;
     o->on_damage = on_damage;
     o->opaque = &out;
     catch_signals();
+    struct progress *shown = progress_json
+                                 ? progress_start_json(bytes_of, &progress)
+                                 : progress_start("verify", done_of, &progress);
     int r = point ? verify_point(s, point->name, true, o, &result, &err)
                   : verify_all(s, o, &result, &err);
+    progress_stop(shown);
     int status = 0;
     if (r == 0 || r == -EUCLEAN) {
         if (json) {
@@ -191,7 +220,8 @@ static int take_part(const char *text, struct verify_options *o)
                            n[0], n[1]);
 }
 
-static int take_option(int code, struct verify_options *o, bool *json)
+static int take_option(int code, struct verify_options *o, bool *json,
+                       bool *progress_json)
 {
     switch (code) {
     case OPT_QUICK:
@@ -201,6 +231,12 @@ static int take_option(int code, struct verify_options *o, bool *json)
         return take_part(optarg, o);
     case OPT_OUTPUT:
         return cli_output_format(&command, optarg, json);
+    case OPT_PROGRESS:
+        *progress_json = true;
+        return strcmp(optarg, "json") == 0
+                   ? 0
+                   : cli_usage(&command, "--progress is json, not '%s'",
+                               optarg);
     default:
         return CLI_USAGE;
     }
@@ -212,13 +248,14 @@ int cmd_verify(int argc, char **argv)
     const struct store_point *point = NULL;
     struct verify_options o = {.quick = false};
     bool json = false;
+    bool progress_json = false;
     int code;
 
     while ((code = cli_next(&command, argc, argv)) != CLI_END) {
         if (code == CLI_HELP) {
             return cli_finish(command.name);
         }
-        int r = take_option(code, &o, &json);
+        int r = take_option(code, &o, &json, &progress_json);
         if (r != 0) {
             return r;
         }
@@ -231,5 +268,5 @@ int cmd_verify(int argc, char **argv)
         return cli_usage(&command, "--quick reads no part");
     }
     int r = point_arg_open(command.name, argv[optind], &s, &point);
-    return r != 0 ? r : verify(s, point, &o, json);
+    return r != 0 ? r : verify(s, point, &o, json, progress_json);
 }

@@ -2,6 +2,7 @@
 /* A thread that shows how far an operation is: see progress.h. */
 #include "cli/progress.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -12,11 +13,13 @@
 
 #define FIRST_MS 500
 #define EVERY_MS 200
+#define JSON_MS  1000
 
 struct progress {
     /* Set at creation. */
     char *what;
-    progress_fn *fn;
+    progress_fn *fn;          /* of a terminal */
+    progress_bytes_fn *bytes; /* of JSON */
     void *opaque;
     pthread_t thread;
 
@@ -58,21 +61,44 @@ static void *show(void *arg)
     return NULL;
 }
 
-struct progress *progress_start(const char *what, progress_fn *fn, void *opaque)
+static void tell_json(struct progress *p)
 {
-    if (!isatty(STDERR_FILENO)) {
-        return NULL;
+    uint64_t done = 0;
+    uint64_t total = 0;
+
+    p->bytes(p->opaque, &done, &total);
+    (void)fprintf(stderr, "{\"done\": %" PRIu64 ", \"total\": %" PRIu64 "}\n",
+                  done, total);
+}
+
+static void *show_json(void *arg)
+{
+    struct progress *p = arg;
+
+    while (pause_ms(p, JSON_MS)) {
+        tell_json(p);
     }
+    tell_json(p);
+    return NULL;
+}
+
+/* @like is copied, but for its thread. */
+static struct progress *start(const struct progress *like,
+                              void *(*thread)(void *))
+{
     struct progress *p = calloc(1, sizeof(*p));
+
     if (!p) {
+        free(like->what);
         return NULL;
     }
-    p->what = text_printable(what);
-    p->fn = fn;
-    p->opaque = opaque;
+    p->what = like->what;
+    p->fn = like->fn;
+    p->bytes = like->bytes;
+    p->opaque = like->opaque;
     mutex_init(&p->lock, LOCK_PROGRESS, NULL);
     cond_init(&p->stopped);
-    if (thread_start(&p->thread, "progress", show, p) < 0) {
+    if (thread_start(&p->thread, "progress", thread, p) < 0) {
         cond_destroy(&p->stopped);
         mutex_destroy(&p->lock);
         free(p->what);
@@ -80,6 +106,26 @@ struct progress *progress_start(const char *what, progress_fn *fn, void *opaque)
         return NULL;
     }
     return p;
+}
+
+struct progress *progress_start(const char *what, progress_fn *fn, void *opaque)
+{
+    if (!isatty(STDERR_FILENO)) {
+        return NULL;
+    }
+    const struct progress p = {
+        .what = text_printable(what),
+        .fn = fn,
+        .opaque = opaque,
+    };
+    return start(&p, show);
+}
+
+struct progress *progress_start_json(progress_bytes_fn *fn, void *opaque)
+{
+    const struct progress p = {.bytes = fn, .opaque = opaque};
+
+    return start(&p, show_json);
 }
 
 void progress_stop(struct progress *p)

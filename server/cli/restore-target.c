@@ -24,6 +24,8 @@
 #define SECTOR     512
 #define LOOK_BYTES MiB
 
+#define CONNECTIONS 4
+
 static bool ends_with(const char *text, const char *end)
 {
     size_t len = strlen(text);
@@ -213,6 +215,15 @@ static int create_file(struct restore_target *t, struct error **errp)
     return image_create(t->name, format_of(t), options, errp);
 }
 
+/* Several, where the server has multi-conn. */
+static int set_connections(json_t *options)
+{
+    json_t *file = json_object_get(options, "file");
+
+    return json_object_set_new(file ? file : options, "connections",
+                               json_integer(CONNECTIONS));
+}
+
 static int open_node(struct graph *g, struct restore_target *t,
                      struct error **errp)
 {
@@ -222,7 +233,8 @@ static int open_node(struct graph *g, struct restore_target *t,
     if (r < 0) {
         return r;
     }
-    if (json_object_set_new(options, "discard", json_string("unmap")) < 0) {
+    if (json_object_set_new(options, "discard", json_string("unmap")) < 0 ||
+        (t->remote && set_connections(options) < 0)) {
         return error_nomem(errp);
     }
     r = graph_open(g, options, &t->node, errp);
@@ -284,6 +296,7 @@ int target_open(struct graph *g, struct restore_target *t, struct error **errp)
     t->blk = NULL;
     t->created = false;
     t->empty = false;
+    t->remote = client_is_uri(t->name);
     int r = open_any(g, t, errp);
     if (r < 0) {
         target_close(g, t, false);

@@ -28,6 +28,7 @@ struct restore_target {
     struct blk *blk;
     bool created; /* the file is new */
     bool empty;   /* it reads as zeroes */
+    bool remote;  /* it is an NBD export */
     int alone;    /* descriptor that keeps a device from being mounted; or -1 */
 };
 

@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
@@ -311,17 +310,6 @@ static int check_server(const struct serve *s, struct error **errp)
                            "--nbd-server without id");
 }
 
-/* Each connection has two descriptors. */
-static void raise_limits(void)
-{
-    struct rlimit lim;
-
-    if (getrlimit(RLIMIT_NOFILE, &lim) == 0 && lim.rlim_cur < lim.rlim_max) {
-        lim.rlim_cur = lim.rlim_max;
-        (void)setrlimit(RLIMIT_NOFILE, &lim);
-    }
-}
-
 /* Be told to end when the process that has started this one ends. */
 static int follow_parent(struct error **errp)
 {
@@ -381,7 +369,6 @@ static int start_daemon(struct serve *s, struct error **errp)
     if (s->config.daemonize && (r = daemonize(&s->ready, errp)) < 0) {
         return r;
     }
-    raise_limits();
     point_clean(NULL);
     if ((r = make_fds(s, errp)) < 0 || (r = make_parts(s, errp)) < 0 ||
         (r = make_stopper(s, errp)) < 0 || (r = listen_short(s, errp)) < 0 ||

@@ -56,7 +56,10 @@ struct checking {
     uint8_t *unit; /* of each */
     _Atomic uint64_t next;
     _Atomic uint64_t read;
-    _Atomic int error; /* that ends it, as -errno */
+    uint64_t to_read;        /* units */
+    _Atomic uint64_t looked; /* at so many of them */
+    _Atomic uint64_t told;   /* of the file's weight, as progress */
+    _Atomic int error;       /* that ends it, as -errno */
 };
 
 /* --- The file as a whole --- */
@@ -224,6 +227,25 @@ static int check_unit(struct checking *c, uint64_t u, void *buf)
     return r;
 }
 
+/* So many of its units have been read, or it is done (@all). */
+static void tell_progress(struct checking *c, bool all)
+{
+    struct verify_progress *p = c->v->options->progress;
+    uint64_t weight = verify_weight(c->disk);
+    uint64_t n = all ? c->to_read : atomic_fetch_add(&c->looked, 1) + 1;
+    double share = c->to_read > 0 ? (double)n / (double)c->to_read : 1;
+    uint64_t now = all ? weight : (uint64_t)(share * (double)weight);
+
+    /* Another thread may have told more. */
+    uint64_t told = c->told;
+    while (p && now > told && now <= weight) {
+        if (atomic_compare_exchange_weak(&c->told, &told, now)) {
+            p->done += now - told;
+            break;
+        }
+    }
+}
+
 /* Each unit is one thread's alone. */
 static void *check_units(void *opaque)
 {
@@ -245,6 +267,7 @@ static void *check_units(void *opaque)
             c->error = r;
         }
         atomic_fetch_add(&c->read, 1);
+        tell_progress(c, false);
     }
     return NULL;
 }
@@ -327,6 +350,10 @@ static int check_bytes(struct checking *c, struct error **errp)
                    : whole_file(c, "the image's tables cannot be read");
     }
     compare_map(c);
+    for (uint64_t u = c->first; u < c->end; u++) {
+        c->to_read += (c->unit[u] & (UNIT_HASHED | UNIT_DECIDED)) &&
+                      !(c->unit[u] & UNIT_WRONG);
+    }
     r = o->quick ? 0 : read_units(c);
     c->v->result->units += c->read;
     if (r < 0) {
@@ -350,6 +377,7 @@ int verify_file(struct verify *v, const char *point,
     r = r < 0 ? r : open_image(&c, errp);
     r = r < 0 ? r : check_bytes(&c, errp);
     v->result->files++;
+    tell_progress(&c, true);
     free(c.unit);
     sums_free(c.sums);
     blk_free(c.file);

@@ -3,6 +3,7 @@
 #define NBDELTA_SERVER_STORE_VERIFY_PRIV_H
 
 /* Shared by verify.c (points) and verify-file.c (one file). */
+#include "nbdelta/bytes.h"
 #include "store/store.h"
 #include "store/verify.h"
 
@@ -20,6 +21,12 @@ int verify_tell(struct verify *v, const char *point, const char *disk,
 /* One file.  -EUCLEAN: damage was told. */
 int verify_file(struct verify *v, const char *point,
                 const struct manifest_disk *d, struct error **errp);
+
+/* What a file counts in the progress. */
+static inline uint64_t verify_weight(const struct manifest_disk *d)
+{
+    return min_u64(min_u64(d->written, d->size) + MiB, INT64_MAX);
+}
 
 static inline bool verify_stopped(const struct verify *v)
 {

@@ -162,6 +162,30 @@ static int check_options(const struct verify_options *o, struct error **errp)
                : 0;
 }
 
+static uint64_t weight(const struct manifest *m)
+{
+    uint64_t bytes = 0;
+
+    for (unsigned i = 0; m && i < m->count; i++) {
+        bytes += min_u64(verify_weight(&m->disks[i]), INT64_MAX - bytes);
+    }
+    return bytes;
+}
+
+static void count_total(const struct store *s, const bool *wanted,
+                        struct verify_progress *p)
+{
+    uint64_t total = 0;
+
+    for (unsigned i = 0; i < store_count(s); i++) {
+        if (!wanted || wanted[i]) {
+            total += min_u64(weight(store_point(s, i)->manifest),
+                             INT64_MAX - total);
+        }
+    }
+    p->total = total;
+}
+
 /* @wanted: a flag for each point, or NULL: all. */
 static int verify_points(struct store *s, const bool *wanted,
                          const struct verify_options *o,
@@ -173,6 +197,9 @@ static int verify_points(struct store *s, const bool *wanted,
     int r = check_options(o, errp);
 
     *result = (struct verify_result){.files = 0};
+    if (o->progress) {
+        count_total(s, wanted, o->progress);
+    }
     for (unsigned i = 0; r == 0 && i < store_count(s); i++) {
         CLEANUP_ERROR struct error *err = NULL;
 

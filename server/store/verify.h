@@ -29,11 +29,19 @@ struct damage {
     const char *what; /* a phrase */
 };
 
+/* Bytes that were read and are to be read, about: as manifests say.  Any thread
+ * may look. */
+struct verify_progress {
+    _Atomic uint64_t done;
+    _Atomic uint64_t total;
+};
+
 struct verify_options {
     bool quick;           /* read no data */
     unsigned part, parts; /* the part-th (from 1) of so many; 0, 0: all */
     unsigned threads;     /* 0: as many as there are processors, at most 16 */
     _Atomic bool *stop;   /* set by whoever wants it to end; or NULL */
+    struct verify_progress *progress; /* zeroes at first; or NULL */
     void (*on_damage)(const struct damage *d, void *opaque);
     void *opaque;
 };
