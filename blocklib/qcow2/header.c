@@ -245,6 +245,7 @@ static int parse_fixed(const unsigned char *head, size_t len,
         return error_set(errp, EINVAL, "Image is not in qcow2 format");
     }
     h->version = load_be32(head + 4);
+    h->names_backing = load_be64(head + 8) != 0 && load_be32(head + 16) != 0;
     h->cluster_bits = load_be32(head + 20);
     h->size = load_be64(head + 24);
     h->l1_size = load_be32(head + 36);
@@ -252,6 +253,7 @@ static int parse_fixed(const unsigned char *head, size_t len,
     h->reftable_offset = load_be64(head + 48);
     h->reftable_clusters = load_be32(head + 56);
     h->snapshots = load_be32(head + 60);
+    h->snapshots_offset = load_be64(head + 64);
     h->refcount_order = 4;
     h->header_length = V2_HEADER_LENGTH;
     if (h->version != 2 && h->version != 3) {
@@ -270,7 +272,8 @@ static int parse_fixed(const unsigned char *head, size_t len,
     return h->version == 3 ? parse_v3(head, len, h, errp) : 0;
 }
 
-static int parse_all(const unsigned char *head, size_t len,
+/* All except what tables and names are checked for. */
+static int parse_any(const unsigned char *head, size_t len,
                      struct qcow2_header *h, struct error **errp)
 {
     struct extensions x = {NULL, 0};
@@ -297,15 +300,29 @@ static int parse_all(const unsigned char *head, size_t len,
         !(h->incompatible & QCOW2_INCOMPAT_DATA_FILE)) {
         return error_set(errp, EINVAL, "data-file-raw requires a data file");
     }
-    r = check_sizes(h, errp);
+    return 0;
+}
+
+static int parse_all(const unsigned char *head, size_t len,
+                     struct qcow2_header *h, struct error **errp)
+{
+    int r = parse_any(head, len, h, errp);
+
+    if (r == 0) {
+        r = check_sizes(h, errp);
+    }
     return r < 0 ? r : parse_backing(head, len, h, errp);
 }
 
-int qcow2_header_parse(const unsigned char *head, size_t len,
-                       struct qcow2_header *h, struct error **errp)
+/* A parser of the whole header. */
+typedef int parse_fn(const unsigned char *head, size_t len,
+                     struct qcow2_header *h, struct error **errp);
+
+static int parse(parse_fn *fn, const unsigned char *head, size_t len,
+                 struct qcow2_header *h, struct error **errp)
 {
     *h = (struct qcow2_header){0};
-    int r = parse_all(head, len, h, errp);
+    int r = fn(head, len, h, errp);
     if (r < 0) {
         qcow2_header_release(h);
     }
@@ -322,9 +339,15 @@ void qcow2_header_release(struct qcow2_header *h)
     h->data_file = NULL;
 }
 
+int qcow2_header_parse(const unsigned char *head, size_t len,
+                       struct qcow2_header *h, struct error **errp)
+{
+    return parse(parse_all, head, len, h, errp);
+}
+
 /* The cluster size is known only after the first bytes are read. */
-int qcow2_header_read(struct node *file, struct qcow2_header *h,
-                      struct error **errp)
+static int read_header(struct node *file, parse_fn *fn, struct qcow2_header *h,
+                       struct error **errp)
 {
     unsigned char first[V2_HEADER_LENGTH];
     uint64_t size = node_size(file);
@@ -355,5 +378,17 @@ int qcow2_header_read(struct node *file, struct qcow2_header *h,
         return error_set(errp, -r, "cannot read the qcow2 header: %s",
                          strerror(-r));
     }
-    return qcow2_header_parse(head, len, h, errp);
+    return parse(fn, head, len, h, errp);
+}
+
+int qcow2_header_read(struct node *file, struct qcow2_header *h,
+                      struct error **errp)
+{
+    return read_header(file, parse_all, h, errp);
+}
+
+int qcow2_header_read_any(struct node *file, struct qcow2_header *h,
+                          struct error **errp)
+{
+    return read_header(file, parse_any, h, errp);
 }

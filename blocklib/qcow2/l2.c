@@ -23,6 +23,7 @@
 
 #define COMPRESSED (UINT64_C(1) << 62)
 #define ZERO       (UINT64_C(1) << 0)
+#define RESERVED   UINT64_C(0x3f000000000001fe) /* of one without COMPRESSED */
 
 #define SECTOR UINT64_C(512)
 
@@ -137,6 +138,28 @@ void qcow2_l2_look(const struct qcow2 *s, const struct qcow2_table *t,
     }
 }
 
+const char *qcow2_l2_odd(const struct qcow2 *s, const struct qcow2_table *t,
+                         uint64_t offset)
+{
+    struct entry e = load_entry(t, index_of(s, offset));
+    enum qcow2_kind kind = kind_of(s, e);
+
+    if (kind == QCOW2_KIND_COMPRESSED) {
+        return e.word & QCOW2_COPIED
+                   ? "is compressed, and has the flag of one that is not"
+                   : NULL;
+    }
+    if (s->version < 3 && (e.word & ZERO)) {
+        return "has a flag of version 3";
+    }
+    if (e.word & RESERVED) {
+        return "has reserved bits";
+    }
+    return !has_cluster(kind) && (e.word & QCOW2_COPIED)
+               ? "has a flag of a cluster, and no cluster"
+               : NULL;
+}
+
 /* --- Changing --- */
 
 /* Free what the entry led to. */
@@ -204,6 +227,32 @@ int qcow2_l2_put_packed(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
 
     qcow2_cache_mark_dirty(s->l2, t);
     return r;
+}
+
+uint64_t qcow2_l2_place(const struct qcow2 *s, uint64_t offset)
+{
+    return index_of(s, offset) * sizeof(struct entry);
+}
+
+void qcow2_l2_mend(const struct qcow2 *s, struct qcow2_table *t,
+                   uint64_t offset, const struct qcow2_at *at)
+{
+    struct entry new = {0};
+
+    if (has_cluster(at->kind)) {
+        new.word = at->host | (at->copied ? QCOW2_COPIED : 0);
+    }
+    if (at->kind == QCOW2_KIND_ZERO_ALLOC ||
+        at->kind == QCOW2_KIND_ZERO_PLAIN) {
+        new.word |= ZERO;
+    }
+    if (at->kind == QCOW2_KIND_COMPRESSED) {
+        uint64_t end = at->packed.host + at->packed.bytes;
+        uint64_t more = div_up(end, SECTOR) - at->packed.host / SECTOR - 1;
+
+        new.word = COMPRESSED | more << sectors_shift(s) | at->packed.host;
+    }
+    store_entry(t, index_of(s, offset), new);
 }
 
 void qcow2_l2_fill(void *table, unsigned cluster_bits, uint64_t offset,

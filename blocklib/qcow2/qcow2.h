@@ -66,6 +66,7 @@ enum qcow2_compression { QCOW2_ZLIB = 0, QCOW2_ZSTD = 1 };
 #define QCOW2_HDR_SIZE      24
 #define QCOW2_HDR_L1        36 /* l1_size 4, l1_table_offset 8: one write */
 #define QCOW2_HDR_REFTABLE  48 /* offset 8, clusters 4: one write */
+#define QCOW2_HDR_SNAPSHOTS 60 /* number 4, offset 8 */
 #define QCOW2_HDR_INCOMPAT  72
 #define QCOW2_HDR_AUTOCLEAR 88
 
@@ -86,13 +87,15 @@ struct qcow2_header {
     uint64_t reftable_offset;
     uint32_t reftable_clusters;
     uint32_t snapshots;
+    uint64_t snapshots_offset;
     uint64_t incompatible;
     uint64_t compatible;
     uint64_t autoclear;
     uint32_t refcount_order;
     uint32_t header_length;
     enum qcow2_compression compression;
-    bool has_bitmaps; /* the bitmaps extension is there */
+    bool names_backing; /* there is a backing file, whatever its name is */
+    bool has_bitmaps;   /* the bitmaps extension is there */
     struct qcow2_bitmaps_ext bitmaps;
     char *backing;     /* malloc()ed, or NULL */
     char *backing_fmt; /* malloc()ed, or NULL */
@@ -262,6 +265,10 @@ static inline uint64_t qcow2_in_cluster(const struct qcow2 *s, uint64_t offset)
 /* Read and check the header of @file.  Frees what it allocated on failure. */
 int qcow2_header_read(struct node *file, struct qcow2_header *h,
                       struct error **errp);
+/* The same, but tables may be missing, too large, or lead anywhere, and so may
+ * the name of the backing file: for walk.h. */
+int qcow2_header_read_any(struct node *file, struct qcow2_header *h,
+                          struct error **errp);
 /* Parse a header in memory, for the fuzzer: @head holds the first @len
  * bytes. */
 int qcow2_header_parse(const unsigned char *head, size_t len,
@@ -336,6 +343,18 @@ int qcow2_l2_put(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
 /* Make one cluster a compressed one, as qcow2_l2_put() does for others. */
 int qcow2_l2_put_packed(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
                         const struct qcow2_run *packed) REQUIRES(s->meta);
+
+/* What the entry for guest @offset has that its kind does not have, or NULL. */
+const char *qcow2_l2_odd(const struct qcow2 *s, const struct qcow2_table *t,
+                         uint64_t offset);
+
+/* Where in its table the entry for guest @offset begins, in bytes. */
+uint64_t qcow2_l2_place(const struct qcow2 *s, uint64_t offset);
+
+/* For a repair: make the entry for guest @offset in a table that no cache has
+ * say what @at says.  Nothing is freed. */
+void qcow2_l2_mend(const struct qcow2 *s, struct qcow2_table *t,
+                   uint64_t offset, const struct qcow2_at *at);
 
 /* Fill a table of a new image, for guest @offset on: each cluster of a disk of
  * @size bytes has the same place in the data file. */
