@@ -25,6 +25,7 @@ static const struct command {
     {"restore", cmd_restore, "write disks of a backup point to images"},
     {"create", cmd_create, "create an empty disk image"},
     {"info", cmd_info, "show what an image or an export is"},
+    {"check", cmd_check, "check the metadata of an image, or repair them"},
     {"map", cmd_map, "show which ranges hold data or are dirty"},
     {"bitmap", cmd_bitmap, "list or change the bitmaps of an image"},
     {"prune", cmd_prune, "remove points of a backup directory by rules"},

@@ -150,6 +150,9 @@ struct driver_reopen {
 
 /* Images of a format as files: what they look like, how they are made, which
  * other files they name.  Each member may be NULL. */
+struct image_check;
+struct image_check_options;
+
 struct driver_image {
     /* Is a file that has @head at its beginning and @tail at its end such an
      * image?  FORMAT_BYTES each (format.h), zeroes where the file is shorter.
@@ -176,6 +179,11 @@ struct driver_image {
      * Updates image_backing.  NULL: images of this format name none. */
     int (*change_backing)(struct node *n, const char *name, const char *fmt,
                           struct error **errp);
+
+    /* image_check() of the image in @file, in a request of the only user of
+     * @file's tree.  NULL: this format cannot be checked. */
+    int (*check)(struct node *file, const struct image_check_options *o,
+                 struct image_check *c, struct error **errp);
 };
 
 /* Bitmaps that an image keeps (core/dirty.h): all members are there. */

@@ -311,7 +311,7 @@ static int open_file_first(const struct context *ctx, struct opts *opts,
                  : error_set(errp, EINVAL, "Parameter 'driver' is missing");
 }
 
-static int probe(struct node *file, const char **driver, struct error **errp)
+int node_probe(struct node *file, const char **driver, struct error **errp)
 {
     char head[FORMAT_BYTES] = {0};
     char tail[FORMAT_BYTES] = {0};
@@ -433,7 +433,7 @@ static int open_with_opts(const struct context *ctx, struct opts *opts,
             return r;
         }
     }
-    r = probed ? probe(file, &driver, errp) : 0;
+    r = probed ? node_probe(file, &driver, errp) : 0;
     const struct driver *drv = driver_find(graph_drivers(ctx->graph),
                                            driver ? driver : "");
     if (r >= 0) {

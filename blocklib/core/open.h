@@ -4,8 +4,13 @@
 
 #include "nbdelta/types.h"
 
+struct node;
 struct node_flags;
 struct opts;
+
+/* The driver for the format that the bytes of @file, in a request, have.
+ * -ENOTSUP: there is none. */
+int node_probe(struct node *file, const char **driver, struct error **errp);
 
 /* Take the flags among the keys that every node takes; *f has the inherited
  * ones. */

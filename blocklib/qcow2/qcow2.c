@@ -2,6 +2,7 @@
 /* The qcow2 driver: opening, closing, describing. */
 #include "qcow2/qcow2.h"
 #include "qcow2/bitmaps.h"
+#include "qcow2/check.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -417,6 +418,7 @@ static const struct driver_image qcow2_image = {
     .create_options = qcow2_create_options,
     .format = qcow2_format,
     .change_backing = qcow2_change_backing,
+    .check = qcow2_check,
 };
 
 static const struct driver_bitmaps qcow2_bitmaps = {

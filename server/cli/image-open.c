@@ -10,6 +10,22 @@
 #include "nbdelta/graph.h"
 #include "nbdelta/options.h"
 
+/* Of "raw" over a file: the file.  Else as it is. */
+static int take_file(json_t **options, struct error **errp)
+{
+    json_t *file = json_object_get(*options, "file");
+
+    if (json_is_string(file)) {
+        return error_set(errp, EINVAL, "a node cannot be named here");
+    }
+    if (file) {
+        json_incref(file);
+        json_decref(*options);
+        *options = file;
+    }
+    return 0;
+}
+
 static int open_once(struct graph *g, const struct image_open *o,
                      bool no_backing, struct node **nodep, struct error **errp)
 {
@@ -19,6 +35,9 @@ static int open_once(struct graph *g, const struct image_open *o,
                 : options_from_image(o->image, o->format, &options, errp);
 
     if (r < 0) {
+        return r;
+    }
+    if (o->bytes_only && (r = take_file(&options, errp)) < 0) {
         return r;
     }
     if (json_object_set_new(options, "read-only", json_boolean(!o->writable)) <

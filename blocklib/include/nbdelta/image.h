@@ -2,8 +2,10 @@
 #ifndef NBDELTA_IMAGE_H
 #define NBDELTA_IMAGE_H
 
-/* Creating images. */
+/* Creating images, checking and repairing them. */
 #include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
 
 #include "nbdelta/types.h"
 
@@ -84,6 +86,62 @@ int image_track(const char *filename, const char *raw,
  * contradicts itself, or cannot be read.
  */
 int image_reclaim(struct node *n, uint64_t *bytes, struct error **errp);
+
+/* --- drivers/table.c, core/check.c --- */
+
+/* What is wrong, in words. */
+struct image_finding {
+    enum image_fault {
+        IMAGE_CORRUPT, /* it may lose data, now or by the next write */
+        IMAGE_LEAK,    /* it wastes room */
+        IMAGE_LOST,    /* by a repair: a part of the disk reads as zeroes now */
+        IMAGE_MENDED,  /* what a repair has done */
+    } fault;
+    const char *text; /* one line, of foreign bytes printable ones only */
+    uint64_t guest;   /* of IMAGE_LOST: bytes of the disk */
+    uint64_t guest_bytes;
+};
+
+enum image_repair { IMAGE_REPAIR_NONE, IMAGE_REPAIR_LEAKS, IMAGE_REPAIR_ALL };
+
+struct image_check_options {
+    enum image_repair repair;
+    void (*found)(const struct image_finding *f, void *opaque); /* or NULL */
+    bool (*stop)(void *opaque); /* asked now and then: end it?  Or NULL */
+    void (*progress)(double share, void *opaque); /* or NULL */
+    void *opaque;
+};
+
+/* As qemu-img check counts. */
+struct image_check {
+    const char *format;   /* static */
+    uint64_t corruptions; /* that are left */
+    uint64_t leaks;
+    uint64_t corruptions_fixed;
+    uint64_t leaks_fixed;
+    uint64_t total_clusters;
+    uint64_t allocated_clusters;
+    uint64_t fragmented_clusters;
+    uint64_t compressed_clusters;
+    uint64_t image_end_offset; /* bytes */
+};
+
+/*
+ * Hold the metadata of the image of @format (NULL: look) in @file, an open node
+ * without other users, against each other, and repair them if that is asked
+ * for; @file has to be writable then.  Backing files and data files are not
+ * looked at. Blocks.
+ *
+ * A repair is durable when this returns 0.  A crash, or an error, at any moment
+ * of it leaves an image that is no worse than before.
+ *
+ * 0: *c says what was found.  -ENOTSUP: @format cannot be checked, or the image
+ * has unknown features; -EINVAL: it is not of this format; -ECANCELED;
+ * -ENOSPC: a repair needs room; -EIO; others.
+ */
+int image_check(struct graph *g, struct node *file, const char *format,
+                const struct image_check_options *o, struct image_check *c,
+                struct error **errp);
 
 /* --- drivers/table.c --- */
 

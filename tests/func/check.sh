@@ -1,0 +1,113 @@
+#!/bin/bash
+# nbdelta check: exit statuses and JSON are those of qemu-img check; images that
+# are damaged at random are found and repaired (check_campaign.py).
+set -eu -o pipefail
+. "$SRCDIR/tests/func/lib.sh"
+need qemu-img qemu-io jq
+
+status() { # COMMAND...
+    local rc=0
+    "$@" >out 2>err || rc=$?
+    echo $rc
+}
+
+hex() { # FILE OFFSET BYTES
+    od -An -v -tx1 -j "$2" -N "$3" "$1" | tr -d ' \n'
+}
+
+same_json() { # IMAGE
+    diff <(qemu-img check --output=json "$1" 2>err | jq -S .) \
+        <(nbdelta check --output=json "$1" 2>err | jq -S .) ||
+        fail "$1: not what qemu-img says"
+}
+
+qemu-img create -q -f qcow2 disk.qcow2 64M
+same_json disk.qcow2
+qemu-io -c 'write 1M 5M' -c 'write 40M 64k' disk.qcow2 >out
+qemu-io -c 'write -c 50M 64k' disk.qcow2 >out
+same_json disk.qcow2
+qemu-img snapshot -c one disk.qcow2
+qemu-io -c 'write 2M 64k' disk.qcow2 >out
+qemu-img bitmap --add disk.qcow2 b0
+same_json disk.qcow2
+[ "$(status nbdelta check disk.qcow2)" = 0 ]
+grep -qx 'No errors were found on the image.' out
+[ "$(status nbdelta check -q disk.qcow2)" = 0 ] && [ ! -s out ]
+
+# Set a count in the first refcount block: IMAGE CLUSTER COUNT.
+count() {
+    local table block
+    table=$((16#$(hex "$1" 48 8)))
+    block=$((16#$(hex "$1" $table 8)))
+    printf "\\0\\$3" | dd of="$1" bs=1 seek=$((block + $2 * 2)) conv=notrunc \
+        status=none
+}
+cp disk.qcow2 leak.qcow2
+count leak.qcow2 0 2
+[ "$(status nbdelta check leak.qcow2)" = 3 ]
+[ "$(status qemu-img check leak.qcow2)" = 3 ]
+[ "$(status nbdelta check --repair leaks leak.qcow2)" = 0 ]
+cmp disk.qcow2 leak.qcow2
+# Behind the end of the file, which qemu-img does not see.
+count leak.qcow2 30000 1
+[ "$(status nbdelta check leak.qcow2)" = 3 ]
+[ "$(status nbdelta check -r all leak.qcow2)" = 0 ]
+cmp disk.qcow2 leak.qcow2
+
+# An L1 entry that leads nowhere.
+cp disk.qcow2 bad.qcow2
+l1=$((16#$(hex bad.qcow2 40 8)))
+printf '\200\1\0\0\0\0\0\0' |
+    dd of=bad.qcow2 bs=1 seek=$l1 conv=notrunc status=none
+sha256sum bad.qcow2 >sum
+[ "$(status nbdelta check bad.qcow2)" = 2 ]
+[ "$(status nbdelta check -r leaks bad.qcow2)" = 2 ]
+sha256sum --quiet -c sum || fail "-r leaks has written to a corrupt image"
+[ "$(status nbdelta check -r all --output=json bad.qcow2)" = 0 ]
+[ "$(jq -c .lost out)" = '[{"start":0,"length":67108864}]' ] || fail "$(cat out)"
+[ "$(status qemu-img check bad.qcow2)" = 0 ]
+cmp -n $((64 << 20)) <(qemu-img dd -O raw if=bad.qcow2 of=bad.raw >/dev/null &&
+    cat bad.raw) /dev/zero
+
+# No refcounts at all: no open accepts it, a check mends it.
+cp disk.qcow2 none.qcow2
+printf '\0\0\0\0' | dd of=none.qcow2 bs=1 seek=56 conv=notrunc status=none
+[ "$(status nbdelta info none.qcow2)" = 1 ]
+[ "$(status nbdelta check none.qcow2)" = 2 ]
+[ "$(status nbdelta check -r all none.qcow2)" = 0 ]
+[ "$(status qemu-img check none.qcow2)" = 0 ]
+qemu-img compare -q disk.qcow2 none.qcow2
+
+# The corrupt and the dirty bit go when the image is sound.
+cp disk.qcow2 marked.qcow2
+printf '\3' | dd of=marked.qcow2 bs=1 seek=79 conv=notrunc status=none
+[ "$(status nbdelta check -r all marked.qcow2)" = 0 ]
+[ "$(hex marked.qcow2 72 8)" = 0000000000000000 ]
+cmp disk.qcow2 marked.qcow2
+
+# What cannot be checked, and what makes no sense.
+truncate -s 1M raw.img
+[ "$(status nbdelta check raw.img)" = 63 ]
+grep -q 'does not support checks' err
+[ "$(status nbdelta check no.qcow2)" = 1 ]
+[ "$(status nbdelta check -f qcow2 raw.img)" = 1 ]
+[ "$(status nbdelta check -r some disk.qcow2)" = 1 ]
+[ "$(status nbdelta check -U -r all disk.qcow2)" = 1 ]
+[ "$(status nbdelta check)" = 1 ]
+
+# An image in use.
+qemu-io -c 'sleep 60000' disk.qcow2 >/dev/null 2>&1 &
+user=$!
+for ((i = 0; i < 100; i++)); do
+    [ "$(status nbdelta check disk.qcow2)" = 0 ] || break
+    sleep 0.1
+done
+[ "$(status nbdelta check disk.qcow2)" = 1 ]
+[ "$(status nbdelta check -U disk.qcow2)" = 0 ]
+grep -q 'out of date' err
+kill "$user"
+wait "$user" || true
+
+mkdir campaign
+cd campaign
+/usr/bin/python3 "$SRCDIR/tests/func/check_campaign.py" "$BUILD/nbdelta" 6

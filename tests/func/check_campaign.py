@@ -1,0 +1,272 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""Damage qcow2 images at random, and hold check and repair to their word.
+
+check_campaign.py NBDELTA ROUNDS [SEED]   in an empty directory
+
+  - check finds at least what qemu-img check finds, and writes nothing
+  - after a repair, what could be read reads the same, except for ranges that
+    the report names, which read as zeroes
+  - a second repair finds nothing, and qemu-img finds nothing
+
+What a guest sees is worked out here, from the bytes of the image.
+"""
+import hashlib
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+import zlib
+
+MASK = 0x00fffffffffffe00
+COPIED = 1 << 63
+COMPRESSED = 1 << 62
+
+
+def run(*args, ok=None):
+    p = subprocess.run(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                       timeout=120)
+    if ok is not None and p.returncode not in ok:
+        raise AssertionError('%s: exit %d\n%s%s' % (
+            ' '.join(args), p.returncode, p.stdout.decode(),
+            p.stderr.decode()))
+    return p
+
+
+class Image:
+    """The bytes of an image, and what a guest reads."""
+
+    def __init__(self, path):
+        with open(path, 'rb') as f:
+            self.b = bytearray(f.read())
+        self.bits = self.be32(20)
+        self.cluster = 1 << self.bits
+        self.size = self.be64(24)
+        self.version = self.be32(4)
+        self.per_table = self.cluster // 8
+
+    def be32(self, at):
+        return struct.unpack_from('>I', self.b, at)[0]
+
+    def be64(self, at):
+        return struct.unpack_from('>Q', self.b, at)[0]
+
+    def placed(self, host, bytes_):
+        return (host and host % self.cluster == 0 and
+                host + bytes_ <= len(self.b) + self.cluster)
+
+    def take(self, host, n):
+        return bytes(self.b[host:host + n]).ljust(n, b'\0')
+
+    def word(self, at):
+        return struct.unpack('>Q', self.take(at, 8))[0]
+
+    def tables(self):
+        """(guest offset of the first byte, host) of each L2 table."""
+        l1, n = self.be64(40), self.be32(36)
+        if not self.placed(l1, n * 8) or n * 8 > 32 << 20:
+            return
+        for i in range(n):
+            entry = self.word(l1 + i * 8)
+            host = entry & MASK
+            if host and self.placed(host, self.cluster):
+                yield i * self.per_table * self.cluster, host
+
+    def entries(self):
+        for guest, table in self.tables():
+            for i in range(self.per_table):
+                yield guest + i * self.cluster, self.word(table + i * 8), \
+                    table + i * 8
+
+    def guest(self):
+        """{guest offset: bytes, or None where nothing can be read}, of what
+        the image has itself."""
+        seen = {}
+        for guest, e, _ in self.entries():
+            if guest >= self.size:
+                continue
+            if e & COMPRESSED:
+                shift = 62 - (self.bits - 8)
+                host = e & ((1 << shift) - 1)
+                n = ((e >> shift) & ((1 << (62 - shift)) - 1)) + 1
+                if not self.placed(host & ~(self.cluster - 1), self.cluster):
+                    seen[guest] = None
+                    continue
+                packed = self.take(host, n * 512 - host % 512)
+                try:
+                    data = zlib.decompressobj(-12).decompress(packed,
+                                                              self.cluster)
+                except zlib.error:
+                    data = b'bad:' + packed
+                seen[guest] = data
+            elif e & 1 and self.version >= 3:
+                host = e & MASK
+                seen[guest] = (bytes(self.cluster)
+                               if not host or self.placed(host, self.cluster)
+                               else None)
+            elif e & MASK:
+                host = e & MASK
+                seen[guest] = (self.take(host, self.cluster)
+                               if self.placed(host, self.cluster) else None)
+        return seen
+
+
+def make(rng, path, back):
+    """A small image with a bit of everything."""
+    bits = rng.choice([9, 10, 12, 16])
+    size = rng.choice([1, 2, 4]) << 20
+    compat = rng.choice(['1.1', '1.1', '0.10'])
+    options = 'compat=%s,cluster_size=%d' % (compat, 1 << bits)
+    if compat == '1.1':
+        options += ',refcount_bits=%d' % rng.choice([1, 8, 16, 16, 64])
+    args = ['qemu-img', 'create', '-q', '-f', 'qcow2', '-o', options]
+    if rng.random() < .5:
+        args += ['-b', back, '-F', 'raw']
+    run(*args, path, str(size), ok=[0])
+    wide = 'refcount_bits=1,' not in options + ','
+
+    def io(*commands, ok=(0,)):
+        flat = []
+        for c in commands:
+            flat += ['-c', c]
+        run('qemu-io', '-f', 'qcow2', *flat, path, ok=ok)
+
+    def write():
+        at = rng.randrange(size >> 9) << 9
+        n = min(rng.choice([512, 4096, 65536, 200000]) & ~511, size - at)
+        kind = rng.choice(['write -P %d' % rng.randrange(1, 255)] * 4 +
+                          ['write -z', 'discard'])
+        return '%s %d %d' % (kind, at, n)
+
+    io(*[write() for _ in range(rng.randrange(1, 12))])
+    if rng.random() < .4:
+        at = rng.randrange(size >> bits) << bits
+        io('write -c -P 7 %d %d' % (at, 1 << bits), ok=(0, 1))
+    if compat == '1.1' and rng.random() < .5:
+        run('qemu-img', 'bitmap', '--add', path, 'b0', ok=[0, 1])
+        io(write())
+    if wide and rng.random() < .4:
+        run('qemu-img', 'snapshot', '-c', 's0', path, ok=[0])
+        io(write(), write())
+
+
+def damage(rng, path):
+    """Change words of the metadata, or cut the file."""
+    im = Image(path)
+    places = [36, 40, 48, 56, 60, 64]
+    l1 = im.be64(40)
+    table = im.be64(48)
+    blocks = [im.be64(table + i * 8) for i in range(8)]
+    hosts = [l1, table] + [b for b in blocks if b] + \
+        [h for _, h in im.tables()]
+    entries = [at for _, e, at in im.entries() if e]
+    for _ in range(rng.choice([1, 1, 1, 2, 4])):
+        how = rng.random()
+        if how < .45 and entries:
+            at = rng.choice(entries)
+        elif how < .65:
+            at = l1 + rng.randrange(im.be32(36)) * 8
+        elif how < .75:
+            at = table + rng.randrange(4) * 8
+        elif how < .9 and blocks[0]:
+            at = blocks[0] + rng.randrange(im.cluster // 8) * 8
+        elif how < .95:
+            at = rng.choice(places)
+        else:
+            del im.b[rng.randrange(im.cluster, len(im.b)):]
+            continue
+        if at + 8 > len(im.b):
+            continue
+        old = im.be64(at)
+        host = rng.choice(hosts)
+        new = rng.choice([
+            old ^ 1 << rng.randrange(64), 0, rng.getrandbits(64),
+            (old & ~MASK) | host, host | COPIED, COPIED | len(im.b) + 65536,
+            old ^ COPIED, old ^ 1, COPIED, im.be64(rng.choice(entries))
+            if entries else 5])
+        if at in (36, 56):
+            struct.pack_into('>I', im.b, at, new & 0xff)
+        elif at == 60:
+            struct.pack_into('>I', im.b, at, new & 3)
+        else:
+            struct.pack_into('>Q', im.b, at, new)
+    with open(path, 'wb') as f:
+        f.write(im.b)
+
+
+def digest(path):
+    with open(path, 'rb') as f:
+        return hashlib.sha256(f.read()).hexdigest()
+
+
+def check(nbdelta, path):
+    """One damaged image."""
+    before = digest(path)
+    ours = run(nbdelta, 'check', path, ok=[0, 2, 3])
+    assert digest(path) == before, 'a check has written'
+    theirs = run('qemu-img', 'check', path)
+    assert digest(path) == before
+    if theirs.returncode == 2:
+        assert ours.returncode == 2, 'qemu-img: corrupt; nbdelta: %d\n%s' % (
+            ours.returncode, theirs.stderr.decode())
+    if theirs.returncode == 3:
+        assert ours.returncode in (2, 3), 'qemu-img found leaks'
+    seen = Image(path).guest()
+    leaks = run(nbdelta, 'check', '-r', 'leaks', path, ok=[0, 2, 3])
+    assert (leaks.returncode == 2) == (ours.returncode == 2)
+    assert Image(path).guest() == seen, '-r leaks changed what a guest sees'
+    mended = run(nbdelta, 'check', '-r', 'all', '--output', 'json', path,
+                 ok=[0, 2, 3])
+    report = json.loads(mended.stdout)
+    lost = [(r['start'], r['start'] + r['length'])
+            for r in report.get('lost', [])]
+    now = Image(path).guest()
+    for guest, data in seen.items():
+        gone = any(a <= guest < b for a, b in lost)
+        assert data is not None or gone or mended.returncode == 2, \
+            'cluster %#x could not be read, and nobody says so' % guest
+        got = now.get(guest)
+        if gone:
+            assert not got or not any(got), 'lost %#x is not zero' % guest
+        elif data is not None:
+            assert got == data, 'cluster %#x has changed' % guest
+    again = run(nbdelta, 'check', '-r', 'all', '--output', 'json', path,
+                ok=[0, 2, 3])
+    more = json.loads(again.stdout)
+    assert not more.get('corruptions-fixed') and not more.get('leaks-fixed'), \
+        'a second repair found something: %s' % again.stdout.decode()
+    assert again.returncode == mended.returncode
+    if again.returncode == 0:
+        run('qemu-img', 'check', path, ok=[0])
+    return ours.returncode, mended.returncode
+
+
+def main():
+    nbdelta, rounds = sys.argv[1], int(sys.argv[2])
+    first = int(sys.argv[3]) if len(sys.argv) > 3 else 1
+    with open('back.raw', 'wb') as f:
+        f.write(b'back' * (1 << 20))
+    tally = {}
+    for seed in range(first, first + rounds):
+        rng = random.Random(seed)
+        path = 'image.qcow2'
+        make(rng, path, 'back.raw')
+        fine = run(nbdelta, 'check', path, ok=[0, 3])
+        assert fine.returncode == run('qemu-img', 'check', path).returncode, \
+            'seed %d: %s' % (seed, fine.stderr.decode())
+        damage(rng, path)
+        os.replace(path, 'damaged.qcow2')
+        with open('damaged.qcow2', 'rb') as f, open(path, 'wb') as t:
+            t.write(f.read())
+        try:
+            key = check(nbdelta, path)
+        except (AssertionError, subprocess.TimeoutExpired) as e:
+            sys.exit('seed %d: %s' % (seed, e))
+        tally[key] = tally.get(key, 0) + 1
+        os.unlink(path)
+    print(tally)
+
+
+main()

@@ -1,0 +1,300 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A repair that is cut off leaves an image that is no worse.
+ *
+ * Words of an image's metadata get other values.  The repair is recorded; then
+ * the power is cut at all its moments (power-cut.h), and each of its writes
+ * fails once.  What could be read before reads the same in all these images,
+ * what could not reads as zeroes or still not at all, and another repair makes
+ * each of them sound.
+ */
+#include <check.h>
+#include <errno.h>
+#include <inttypes.h>
+
+#define DISK_MAX (4 * MiB)
+#include "core/opts.h"
+#include "power-cut.h"
+#include "qcow2-check.h"
+
+#define GUEST   (512 * KiB)
+#define CLUSTER 512
+#define SHOWN   (GUEST / CLUSTER)
+#define CRASHES 60
+
+static const uint64_t mask = UINT64_C(0x00fffffffffffe00);
+static uint64_t file_bytes;
+static uint64_t damaged_bytes; /* of the file before any repair */
+static bool over_another;      /* it names a backing file */
+
+/* --- What the guest sees, worked out from bytes --- */
+
+enum { NOTHING = 0, ZEROES = 1, UNREADABLE = 2 }; /* else the host byte */
+
+/* A cluster behind the last one may be there, and was never written. */
+static bool is_place(uint64_t host, uint64_t end)
+{
+    return host != 0 && host % CLUSTER == 0 && host <= end;
+}
+
+static uint64_t host_of(const unsigned char *disk, uint64_t end,
+                        uint64_t cluster)
+{
+    uint64_t l1 = load_be64(disk + 40);
+    uint64_t index = cluster / (CLUSTER / 8);
+
+    if (!is_place(l1, end) || index >= load_be32(disk + 36)) {
+        return UNREADABLE;
+    }
+    uint64_t table = load_be64(disk + l1 + index * 8) & mask;
+    if (table == 0) {
+        return NOTHING;
+    }
+    if (!is_place(table, end)) {
+        return UNREADABLE;
+    }
+    uint64_t e = load_be64(disk + table + cluster % (CLUSTER / 8) * 8);
+    uint64_t host = e & mask;
+    if (e & 1) {
+        return host == 0 || is_place(host, end) ? ZEROES : UNREADABLE;
+    }
+    return host == 0 ? NOTHING : is_place(host, end) ? host : UNREADABLE;
+}
+
+static void compare_guests(const unsigned char *before,
+                           const unsigned char *after, const char *when)
+{
+    for (uint64_t c = 0; c < SHOWN; c++) {
+        uint64_t old = host_of(before, damaged_bytes, c);
+        uint64_t new = host_of(after, DISK_MAX, c);
+        bool same = old == new;
+
+        if (old == UNREADABLE) {
+            same = host_of(after, damaged_bytes, c) == UNREADABLE ||
+                   new == ZEROES || (new == NOTHING && !over_another);
+        } else if (old > UNREADABLE && new > UNREADABLE) {
+            same = memcmp(before + old, after + new, CLUSTER) == 0;
+        }
+        ck_assert_msg(
+            same, "%s: cluster %" PRIu64 " was 0x%" PRIx64 ", is 0x%" PRIx64,
+            when, c, old, new);
+    }
+}
+
+/* --- Images --- */
+
+static void write_some(void)
+{
+    struct graph *g = graph_new();
+    struct node *q = open_recorded(g, file_bytes);
+    unsigned char buf[8 * CLUSTER];
+    struct blk *b;
+
+    ck_assert_int_eq(blk_new(g, q, PERM_ALL, PERM_ALL, "test", &b, NULL), 0);
+    for (unsigned i = 0; i < 40; i++) {
+        uint64_t at = rnd(SHOWN - 8) * CLUSTER;
+        uint64_t bytes = (1 + rnd(8)) * CLUSTER;
+
+        memset(buf, 1 + (int)i, sizeof(buf));
+        ck_assert_int_eq(rnd(5) ? blk_pwrite(b, buf, bytes, at, 0)
+                                : blk_zero(b, at, bytes, 0),
+                         0);
+    }
+    blk_free(b);
+    graph_close_all(g);
+    graph_free(g);
+    file_bytes = rec.top;
+}
+
+/* Words that are not the header's: L1, refcount table, one of their tables. */
+static uint64_t pick_word(void)
+{
+    uint64_t l1 = load_be64(rec.disk + 40);
+    uint64_t table = load_be64(rec.disk + 48);
+    uint64_t entry = l1 + rnd(load_be32(rec.disk + 36)) * 8;
+    uint64_t l2 = load_be64(rec.disk + entry) & mask;
+    uint64_t block = load_be64(rec.disk + table);
+
+    switch (rnd(8)) {
+    case 0:
+        return entry;
+    case 1:
+        return table;
+    case 2:
+        return is_place(block, file_bytes) ? block + rnd(CLUSTER / 8) * 8
+                                           : entry;
+    default:
+        return is_place(l2, file_bytes) ? l2 + rnd(CLUSTER / 8) * 8 : entry;
+    }
+}
+
+static void damage(void)
+{
+    uint64_t l1 = load_be64(rec.disk + 40);
+    const uint64_t values[] = {
+        0,
+        l1 | UINT64_C(1) << 63,
+        load_be64(rec.disk + l1),
+        load_be64(rec.disk + 48),
+        UINT64_C(0x8000000000300000),
+        UINT64_C(0x8000000000000001),
+        UINT64_C(0x123),
+    };
+
+    for (unsigned i = 0; i < 1 + rnd(4); i++) {
+        uint64_t at = pick_word();
+        uint64_t value = rnd(3) ? values[rnd(ARRAY_SIZE(values))]
+                                : load_be64(rec.disk + at) ^ UINT64_C(1)
+                                                                 << rnd(62);
+
+        store_be64(rec.disk + at, value & ~(UINT64_C(1) << 62));
+    }
+}
+
+/* The last finding, for a test that fails. */
+static char last[512];
+
+static void note(const struct image_finding *f, void *opaque)
+{
+    (void)opaque;
+    (void)snprintf(last, sizeof(last), "%s", f->text);
+    if (getenv("TELL")) {
+        printf("%s\n", last);
+    }
+}
+
+static int repair(struct image_check *c)
+{
+    const struct image_check_options o = {.repair = IMAGE_REPAIR_ALL,
+                                          .found = note};
+    CLEANUP_JSON json_t *mem = json_pack("{s:s, s:I}", "driver", "mem", "size",
+                                         (json_int_t)file_bytes);
+    struct graph *g = graph_new();
+    struct node *like;
+
+    ck_assert_int_eq(graph_open(g, mem, &like, NULL), 0);
+    struct node *file = new_recorder(g, &recorder_driver, "rec", like);
+    int r = image_check(g, file, "qcow2", &o, c, NULL);
+    drop(g, file);
+    graph_close_all(g);
+    graph_free(g);
+    return r;
+}
+
+/* --- The tests --- */
+
+static void expect_sound(const unsigned char *damaged, const char *when)
+{
+    const struct image im = {rec.disk, rec.top};
+    struct image_check c;
+
+    rec_fail((struct fault){0});
+    file_bytes = align_up(rec.top, CLUSTER);
+    ck_assert_int_eq(repair(&c), 0);
+    ck_assert_msg(c.corruptions == 0 && c.leaks == 0, "%s: %s", when, last);
+    compare_guests(damaged, rec.disk, when);
+    struct verdict v = check_image(&(struct image){im.bytes, rec.top});
+    ck_assert_uint_eq(v.corruptions, 0);
+    ck_assert_uint_eq(v.leaks, 0);
+}
+
+static void forget_log(void)
+{
+    for (unsigned i = 0; i < rec.count; i++) {
+        free(rec.log[i].data);
+    }
+    rec.count = 0;
+}
+
+/* Make one damaged image; its bytes are to be freed. */
+static unsigned char *damaged_image(uint64_t number)
+{
+    unsigned char *bytes = malloc(DISK_MAX);
+
+    ck_assert_ptr_nonnull(bytes);
+    seed = number * 7919 + 1;
+    file_bytes = load_new_image("{\"size\": 524288, \"cluster_size\": 512}");
+    write_some();
+    forget_log();
+    over_another = rnd(2);
+    if (over_another) {
+        store_be64(rec.disk + load_be32(rec.disk + 100), 0); /* no extensions */
+        store_be64(rec.disk + 8, 500);
+        store_be32(rec.disk + 16, 4);
+    }
+    damage();
+    damaged_bytes = file_bytes;
+    memcpy(bytes, rec.disk, DISK_MAX);
+    return bytes;
+}
+
+START_TEST(power_cuts_leave_it_no_worse)
+{
+    CLEANUP_FREE unsigned char *damaged = damaged_image((uint64_t)_i);
+    struct image_check c;
+    unsigned cut;
+
+    ck_assert_int_eq(repair(&c), 0);
+    compare_guests(damaged, rec.disk, "repaired");
+    for (unsigned i = 0; i < CRASHES; i++) {
+        CLEANUP_FREE unsigned char *after = crashed_image(damaged, &cut);
+        CLEANUP_FREE char *when = NULL;
+
+        ck_assert_int_gt(asprintf(&when, "cut at %u", cut), 0);
+        compare_guests(damaged, after, when);
+    }
+    expect_sound(damaged, "repaired twice");
+    forget_records();
+}
+END_TEST
+
+/* The @k-th request of that kind fails; false: there are not so many. */
+static bool fail_one(const unsigned char *damaged, uint64_t top,
+                     enum fault_kind kind, unsigned k)
+{
+    CLEANUP_FREE char *when = NULL;
+    struct image_check c;
+
+    ck_assert_int_gt(asprintf(&when, "%s %u failed",
+                              kind == FAULT_WRITE ? "write" : "flush", k),
+                     0);
+    forget_log();
+    memcpy(rec.disk, damaged, DISK_MAX);
+    rec.top = top;
+    file_bytes = top;
+    rec_fail((struct fault){.kind = kind, .countdown = k, .error = -EIO});
+    int r = repair(&c);
+    ck_assert(r == 0 || r == -EIO);
+    compare_guests(damaged, rec.disk, when);
+    expect_sound(damaged, when);
+    return r != 0;
+}
+
+START_TEST(requests_that_fail_leave_it_no_worse)
+{
+    CLEANUP_FREE unsigned char *damaged = damaged_image((uint64_t)_i);
+    uint64_t top = rec.top;
+
+    for (unsigned kind = FAULT_WRITE; kind <= FAULT_FLUSH; kind++) {
+        for (unsigned k = 1; fail_one(damaged, top, kind, k); k++) {
+            ck_assert_uint_lt(k, 10000);
+        }
+    }
+    forget_records();
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("qcow2-repair");
+    TCase *t = tcase_create("crash");
+
+    tcase_add_loop_test(t, power_cuts_leave_it_no_worse, 0, 30);
+    tcase_add_loop_test(t, requests_that_fail_leave_it_no_worse, 0, 8);
+    suite_add_tcase(s, t);
+    SRunner *runner = srunner_create(s);
+    srunner_run_all(runner, CK_ENV);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed > 0;
+}
