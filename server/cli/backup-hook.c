@@ -163,17 +163,22 @@ static void end_group(pid_t pid, int grace_ms)
     }
 }
 
+static bool wants_end(const struct run *r)
+{
+    struct pollfd p = {.fd = r->o->how.stop_fd, .events = POLLIN};
+
+    return poll(&p, 1, 0) > 0;
+}
+
 /* 0, or why it was ended. */
-static int watch(const struct run *r, const struct hook *h, pid_t pid,
-                 int *status)
+static int watch(const struct hook *h, pid_t pid, int stop_fd, int *status)
 {
     int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
     int result = pidfd < 0 ? -errno : 0;
 
     interrupt_with(pid);
     if (result == 0) {
-        switch (wait_end(pidfd, h->last_words ? -1 : r->o->how.stop_fd,
-                         h->limit_ms)) {
+        switch (wait_end(pidfd, stop_fd, h->limit_ms)) {
         case ENDED:
             break;
         case LATE:
@@ -236,8 +241,9 @@ int run_hook(const struct run *r, const struct hook *h, struct error **errp)
         free_environment(env);
         return error_nomem(errp);
     }
+    int stop_fd = h->last_words && wants_end(r) ? -1 : r->o->how.stop_fd;
     int result = spawn(command, env, &pid);
     free_environment(env);
-    result = result < 0 ? result : watch(r, h, pid, &status);
+    result = result < 0 ? result : watch(h, pid, stop_fd, &status);
     return tell(h, result, status, errp);
 }

@@ -105,7 +105,7 @@ struct hook {
     const char *why;  /* of "failed": the error; or NULL */
     int limit_ms;
     bool still;      /* a guest's file systems stand still: no grace */
-    bool last_words; /* it runs although the user wants an end */
+    bool last_words; /* it runs although the user has wanted an end before */
 };
 
 /* Run the user's command, if there is one, and wait for it.  -ECHILD: it has
