@@ -412,3 +412,8 @@ int blk_resize(struct blk *b, uint64_t size, struct error **errp)
     graph_unlock(b->graph);
     return r;
 }
+
+void blk_unwanted_when(const _Atomic bool *flag)
+{
+    node_unwanted = flag;
+}

@@ -13,6 +13,7 @@
 #include "cli/keep-options.h"
 #include "cli/point-arg.h"
 #include "log.h"
+#include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
@@ -390,8 +391,12 @@ static int run(struct request *q, json_t **report, struct error **errp)
         agent_end(q->o.how.agent);
         return EXIT_FAILURE;
     }
+    /* What is read here, and not by copiers, ends with the first signal, too.
+     */
+    blk_unwanted_when(interrupt_flag());
     int status = q->forget ? backup_forget(&q->o, errp)
                            : backup_run(&q->o, report, errp);
+    blk_unwanted_when(NULL);
     interrupt_end();
     agent_end(q->o.how.agent);
     return status;

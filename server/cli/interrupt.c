@@ -21,6 +21,7 @@ static struct {
     int stop;    /* a kick: the first has come */
     int end;     /* a kick: of interrupt_end */
     _Atomic pid_t child;
+    _Atomic bool stopping;
 } self;
 
 /* As the signal does where nobody has blocked it. */
@@ -44,7 +45,6 @@ static void *wait_for_signals(void *opaque)
 {
     struct pollfd p[2] = {{.fd = self.signals, .events = POLLIN},
                           {.fd = self.end, .events = POLLIN}};
-    bool stopping = false;
 
     (void)opaque;
     while (!p[1].revents) {
@@ -52,10 +52,9 @@ static void *wait_for_signals(void *opaque)
 
         (void)poll(p, 2, -1);
         if (p[0].revents && read(self.signals, &info, sizeof(info)) > 0) {
-            if (stopping) {
+            if (atomic_exchange(&self.stopping, true)) {
                 die((int)info.ssi_signo);
             }
-            stopping = true;
             kick_raise(self.stop);
         }
     }
@@ -77,6 +76,11 @@ int interrupt_start(int *stop_fd, struct error **errp)
     return r < 0 ? error_set(errp, -r, "cannot wait for signals: %s",
                              strerror(-r))
                  : 0;
+}
+
+const _Atomic bool *interrupt_flag(void)
+{
+    return &self.stopping;
 }
 
 void interrupt_end(void)

@@ -10,6 +10,7 @@
  * for good, and the command undoes what it has begun.  The second ends the
  * process as if it had never been blocked, and a child with it.
  */
+#include <stdbool.h>
 #include <sys/types.h>
 
 struct error;
@@ -17,6 +18,8 @@ struct error;
 /* Block the signals, and have a thread wait for them.  *stop_fd: becomes
  * readable.  Call this once, before other threads are started. */
 int interrupt_start(int *stop_fd, struct error **errp);
+/* The same as a flag. */
+const _Atomic bool *interrupt_flag(void);
 void interrupt_end(void);
 
 /* A child that leads a process group of its own, which is killed by the second

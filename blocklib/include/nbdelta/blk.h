@@ -103,6 +103,13 @@ int blk_prefetch(struct blk *b, uint64_t offset, uint64_t bytes);
 int blk_extents(struct blk *b, uint64_t offset, uint64_t bytes, unsigned flags,
                 extent_fn *fn, void *opaque);
 
+/*
+ * Once @flag is set, nobody wants the requests of this thread: those that a
+ * server does not answer fail soon, and its connection is lost.  NULL: they are
+ * wanted.  @flag stays until then.
+ */
+void blk_unwanted_when(const _Atomic bool *flag);
+
 /* Grow or shrink the disk and its bitmaps to @size bytes.  Needs PERM_RESIZE.
  * New space reads as zeroes and is dirty.  Drains. */
 int blk_resize(struct blk *b, uint64_t size, struct error **errp);
