@@ -369,7 +369,8 @@ crash: all $(TOOLS)
 	$(Q)$(FOR_TESTS) ROUNDS='$(or $(ROUNDS),200)' SEED='$(SEED)' \
 	    LIBVIRT_CASES=all STEPS=all TEST_TIMEOUT=7200 tests/run \
 	    tests/func/bitmap-kill.sh tests/func/bitmap-power.sh \
-	    tests/func/pull-kill.sh tests/func/backup-libvirt-cases.sh \
+	    tests/func/pull-kill.sh tests/func/backup-kill.sh \
+	    tests/func/backup-libvirt-cases.sh \
 	    tests/func/prune.sh \
 	    tests/func/backup-libvirt-remote.sh
 

@@ -1,0 +1,18 @@
+#!/bin/bash
+# Runs of `nbdelta backup` that are ended in each phase, by kill -9, SIGINT,
+# SIGTERM or two of them, and sources that are killed meanwhile: the next run
+# works, and all points are what the disks were at their instants.
+#
+#   ROUNDS=N      how often for each kind of source (default 4; make crash: more)
+#   SEED=N        of the random numbers (printed)
+set -eu -o pipefail
+# shellcheck source=tests/func/lib.sh
+. "$SRCDIR/tests/func/lib.sh"
+need qemu-img qemu-io jq
+kinds=nbdelta
+if command -v qemu-system-x86_64 >/dev/null; then kinds+=,qemu; fi
+
+seed=${SEED:-$$}
+echo "SEED=$seed"
+python3 "$SRCDIR/tests/func/backup-kill.py" "$nbdelta" "$kinds" "$seed" \
+    "${ROUNDS:-4}"
