@@ -35,68 +35,26 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
-#include "nbdelta/image.h"
 #include "nbdelta/size.h"
+#include "store/part.h"
 #include "store/verified.h"
 
 /* So much room is left for the file system's own and for hashes. */
 #define ROOM_SPARE (16 * MiB)
 
-/* Hashes are made of chunks of this size, and each belongs to one file. */
-#define CLUSTER SUMS_CHUNK
-
-/* Disks of images have whole sectors. */
-static uint64_t whole_sectors(uint64_t size)
-{
-    return (size + 511) / 512 * 512;
-}
-
-static int create_file(const struct copy_job *c, const char *path,
-                       struct error **errp)
-{
-    char backing[POINT_NAME_MAX + sizeof(".qcow2")];
-    CLEANUP_JSON json_t *o = json_pack("{s:I, s:I}", "size",
-                                       (json_int_t)whole_sectors(c->disk->size),
-                                       "cluster_size", (json_int_t)CLUSTER);
-    int r = o ? 0 : -1;
-
-    if (r == 0 && c->parent[0]) {
-        (void)snprintf(backing, sizeof(backing), "%s.qcow2", c->parent);
-        r = json_object_set_new(o, "backing_file", json_string(backing)) |
-            json_object_set_new(o, "backing_fmt", json_string("qcow2")) |
-            json_object_set_new(o, "backing_unchecked", json_true());
-    }
-    if (r == 0 && c->compression) {
-        r = json_object_set_new(o, "compression_type",
-                                json_string(c->compression));
-    }
-    return r == 0 ? image_create(path, "qcow2", o, errp) : error_nomem(errp);
-}
-
-static int open_file(struct copy_job *c, const char *path, struct error **errp)
-{
-    CLEANUP_JSON json_t *o = json_pack("{s:s, s:{s:s, s:s}, s:n}", "driver",
-                                       "qcow2", "file", "driver", "file",
-                                       "filename", path, "backing");
-    int r = o ? graph_open(c->graph, o, &c->to, errp) : error_nomem(errp);
-
-    return r < 0 ? r
-                 : blk_new(c->graph, c->to, PERM_READ, PERM_ALL, "backup",
-                           &c->file, errp);
-}
-
 /* The new file, opened. */
 static int make_target(struct copy_job *c, struct error **errp)
 {
-    CLEANUP_FREE char *path = NULL;
-    int r = store_file_path(c->store, c->disk->name, c->point, "qcow2.part",
-                            &path, errp);
+    int r = part_create(c->store, c->disk->name, c->point, c->disk->size,
+                        c->parent, c->compression, errp);
 
-    if (r < 0 || (r = create_file(c, path, errp)) < 0 ||
-        (r = open_file(c, path, errp)) < 0) {
+    r = r < 0 ? r
+              : part_open(c->store, c->graph, c->disk->name, c->point,
+                          PERM_READ, &c->to, &c->file, errp);
+    if (r < 0) {
         return r;
     }
-    c->sums = sums_new(whole_sectors(c->disk->size), c->parent[0] == '\0');
+    c->sums = sums_new(part_size(c->disk->size), c->parent[0] == '\0');
     return c->sums ? 0 : error_nomem(errp);
 }
 

@@ -7,6 +7,7 @@
 
 #include "cli/backup-priv.h"
 #include "nbdelta/error.h"
+#include "store/heal.h"
 
 static bool is_wanted(const struct backup_options *o, const char *name)
 {
@@ -39,7 +40,8 @@ static int make_plan(struct run *r, struct error **errp)
 }
 
 /* Of a disk that is no increment all is wanted: some sources have only what is
- * dirty, where that was asked for. */
+ * dirty, where that was asked for.  One whose damage may be healed needs both:
+ * all, and what has changed. */
 static int ask_for_whole(struct run *r, struct error **errp)
 {
     for (unsigned i = 0; i < r->count; i++) {
@@ -49,7 +51,12 @@ static int ask_for_whole(struct run *r, struct error **errp)
     }
     int result = make_plan(r, errp);
     for (unsigned i = 0; result == 0 && i < r->count; i++) {
-        if (r->plan[i].kind != DISK_INCREMENT) {
+        const struct plan_disk *p = &r->plan[i];
+        bool heal = heal_wanted(r->store, p->name);
+
+        r->disks[i]->whole |= heal;
+        if (p->kind != DISK_INCREMENT &&
+            !(heal && p->reason == REASON_PARENT_DAMAGED)) {
             r->disks[i]->since = NULL;
         }
     }

@@ -8,6 +8,7 @@
  *   backup-run.c      the order of the steps
  *   backup-settle.c   what runs before have left
  *   backup-plan.c     which disks, and what of them
+ *   backup-heal.c     damage of earlier points
  *   backup-copier.c   the threads that copy, and who watches them
  *   backup-report.c   manifest and JSON
  *   backup-prune.c    points that go
@@ -78,6 +79,11 @@ int run_plan_only(struct run *r, struct error **errp);
 
 /* After begin: the source has said of which disks it knows the changes. */
 int run_make_plan(struct run *r, struct error **errp);
+
+/* --- backup-heal.c --- */
+
+/* After begin: what was found damaged in earlier points is healed. */
+int run_heal(struct run *r, struct error **errp);
 
 /* --- backup-copier.c --- */
 

@@ -226,7 +226,8 @@ static int make_point(struct run *r, struct error **errp)
     }
     int result = begin(r, errp);
 
-    if (result < 0 || (result = run_make_plan(r, errp)) < 0 ||
+    if (result < 0 || (result = run_heal(r, errp)) < 0 ||
+        (result = run_make_plan(r, errp)) < 0 ||
         (result = prepare_copies(r, errp)) < 0 ||
         (result = check_room(r, errp)) < 0 ||
         (result = run_copy_all(r, errp)) < 0 ||

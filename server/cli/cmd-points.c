@@ -97,8 +97,9 @@ static void print_point(const struct store *s, const struct store_point *p)
     show_time(v.when, when);
     for (unsigned i = 0; i < p->manifest->count; i++) {
         const char *verified = p == store_pending(s) ? "pending"
-                               : v.damages > 0       ? "DAMAGED"
-                                                     : when;
+                               : v.damages > 0
+                                   ? v.lost == v.damages ? "LOST" : "DAMAGED"
+                                   : when;
         print_disk(i == 0 ? shown : "", &p->manifest->disks[i],
                    i == 0 ? verified : "");
     }
@@ -127,14 +128,15 @@ static json_t *manifest_json(const struct store *s, const struct store_point *p)
     for (unsigned i = 0; disks && i < m->count; i++) {
         (void)json_array_append_new(disks, disk_json(&m->disks[i]));
     }
-    return disks ? json_pack("{s:s, s:I, s:s?, s:s?, s:s?, s:b, s:I, s:I, s:o}",
-                             "name", p->name, "time", (json_int_t)m->time,
-                             "source", m->source, "source-version",
-                             m->source_version, "program", m->program,
-                             "pending", p == store_pending(s), "verified",
-                             (json_int_t)v.when, "damages",
-                             (json_int_t)v.damages, "disks", disks)
-                 : NULL;
+    return disks
+               ? json_pack(
+                     "{s:s, s:I, s:s?, s:s?, s:s?, s:b, s:I, s:I, s:I, s:o}",
+                     "name", p->name, "time", (json_int_t)m->time, "source",
+                     m->source, "source-version", m->source_version, "program",
+                     m->program, "pending", p == store_pending(s), "verified",
+                     (json_int_t)v.when, "damages", (json_int_t)v.damages,
+                     "lost", (json_int_t)v.lost, "disks", disks)
+               : NULL;
 }
 
 static json_t *point_json(const struct store *s, const struct store_point *p)

@@ -4,7 +4,10 @@
  * result.
  *
  *     {"parts": [time, time, ...],
- *      "damage": [{"part": 0, "disk": "vda", "offset": 0, "bytes": 1048576}]}
+ *      "damage": [{"part": 0, "disk": "vda", "offset": 0, "bytes": 1048576,
+ *                  "lost": true}]}
+ *
+ * "lost" is there where healing has found the bytes nowhere.
  *
  * A verification of part N of M replaces what is known of that part, if there
  * were M parts before; else all parts begin anew.  The file is a note: one that
@@ -84,6 +87,17 @@ static json_t *read_note(const struct store *s, const char *point)
     return j;
 }
 
+static bool is_lost(const json_t *damage)
+{
+    return json_is_true(json_object_get(damage, "lost"));
+}
+
+static bool is_of(const json_t *damage, const char *disk)
+{
+    return strcmp(json_string_value(json_object_get(damage, "disk")), disk) ==
+           0;
+}
+
 void verified_read(const struct store *s, const char *point, struct verified *v)
 {
     CLEANUP_JSON json_t *j = read_note(s, point);
@@ -95,22 +109,37 @@ void verified_read(const struct store *s, const char *point, struct verified *v)
         v->when = i == 0 || when < v->when ? when : v->when;
     }
     v->damages = json_array_size(json_object_get(j, "damage"));
+    for (size_t i = 0; i < v->damages; i++) {
+        v->lost += is_lost(json_array_get(json_object_get(j, "damage"), i));
+    }
 }
 
-bool verified_damaged(const struct store *s, const char *point,
-                      const char *disk)
+/* Is anything of the disk damaged?  With @hope: and not marked as lost. */
+static bool any_damage(const struct store *s, const char *point,
+                       const char *disk, bool hope)
 {
     CLEANUP_JSON json_t *j = read_note(s, point);
     const json_t *damage = json_object_get(j, "damage");
 
     for (size_t i = 0; i < json_array_size(damage); i++) {
-        const char *of = json_string_value(
-            json_object_get(json_array_get(damage, i), "disk"));
-        if (strcmp(of, disk) == 0) {
+        const json_t *d = json_array_get(damage, i);
+
+        if (is_of(d, disk) && !(hope && is_lost(d))) {
             return true;
         }
     }
     return false;
+}
+
+bool verified_damaged(const struct store *s, const char *point,
+                      const char *disk)
+{
+    return any_damage(s, point, disk, false);
+}
+
+bool verified_hopes(const struct store *s, const char *point, const char *disk)
+{
+    return any_damage(s, point, disk, true);
 }
 
 /* --- Writing --- */
@@ -214,6 +243,28 @@ int verified_damage(const struct store *s, const char *point, json_t *found,
         j = empty_note(1);
     }
     return !j || set_damage(j, 0, found, true) < 0
+               ? error_nomem(errp)
+               : write_note(s, point, j, errp);
+}
+
+int verified_lost(const struct store *s, const char *point, const char *disk,
+                  json_t *lost, struct error **errp)
+{
+    CLEANUP_JSON json_t *j = read_note(s, point);
+    json_t *damage = json_object_get(j, "damage");
+
+    for (size_t i = json_array_size(damage); i > 0; i--) {
+        if (is_of(json_array_get(damage, i - 1), disk)) {
+            (void)json_array_remove(damage, i - 1);
+        }
+    }
+    for (size_t i = 0; i < json_array_size(lost); i++) {
+        if (json_object_set_new(json_array_get(lost, i), "lost", json_true()) <
+            0) {
+            return error_nomem(errp);
+        }
+    }
+    return !j || set_damage(j, 0, lost, true) < 0
                ? error_nomem(errp)
                : write_note(s, point, j, errp);
 }

@@ -22,4 +22,12 @@ int verified_write(const struct store *s, const char *point, unsigned part,
 int verified_damage(const struct store *s, const char *point, json_t *found,
                     struct error **errp);
 
+/* Is there damage of the disk that is not marked as lost? */
+bool verified_hopes(const struct store *s, const char *point, const char *disk);
+
+/* What is damaged of the disk is @lost from now on, for good; nothing else.
+ * Durable. */
+int verified_lost(const struct store *s, const char *point, const char *disk,
+                  json_t *lost, struct error **errp);
+
 #endif /* NBDELTA_SERVER_STORE_VERIFIED_H */

@@ -72,6 +72,7 @@ int verify_all(struct store *s, const struct verify_options *o,
 struct verified {
     int64_t when;     /* all of it is not older than that; 0: never verified */
     uint64_t damages; /* found by the last verification of each part */
+    uint64_t lost;    /* of these: what could not be healed */
 };
 /* A file that is not there, or that makes no sense, says "never". */
 void verified_read(const struct store *s, const char *point,

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* POINT.qcow2.part, while an image is made: see part.h. */
+#include "store/part.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "nbdelta/blk.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/graph.h"
+#include "nbdelta/image.h"
+#include "store/store-priv.h"
+#include "store/sums.h"
+
+#define ENDING "qcow2.part"
+
+uint64_t part_size(uint64_t size)
+{
+    return align_up(size, 512);
+}
+
+/* Hashes are made of chunks, and each belongs to one file: so clusters have
+ * their size. */
+static int image_options(uint64_t size, const char *parent,
+                         const char *compression, json_t **options)
+{
+    char backing[POINT_NAME_MAX + sizeof(".qcow2")];
+    json_t *o = json_pack("{s:I, s:I}", "size", (json_int_t)part_size(size),
+                          "cluster_size", (json_int_t)SUMS_CHUNK);
+    int r = o ? 0 : -1;
+
+    if (r == 0 && parent[0]) {
+        (void)snprintf(backing, sizeof(backing), "%s.qcow2", parent);
+        r = json_object_set_new(o, "backing_file", json_string(backing)) |
+            json_object_set_new(o, "backing_fmt", json_string("qcow2")) |
+            json_object_set_new(o, "backing_unchecked", json_true());
+    }
+    if (r == 0 && compression) {
+        r = json_object_set_new(o, "compression_type",
+                                json_string(compression));
+    }
+    *options = o;
+    return r;
+}
+
+int part_create(struct store *s, const char *disk, const char *point,
+                uint64_t size, const char *parent, const char *compression,
+                struct error **errp)
+{
+    CLEANUP_FREE char *path = NULL;
+    CLEANUP_JSON json_t *o = NULL;
+    int r = store_check_writable(s, errp);
+
+    r = r < 0 ? r : store_file_path(s, disk, point, ENDING, &path, errp);
+    if (r < 0) {
+        return r;
+    }
+    return image_options(size, parent, compression, &o) == 0
+               ? image_create(path, "qcow2", o, errp)
+               : error_nomem(errp);
+}
+
+int part_open(struct store *s, struct graph *g, const char *disk,
+              const char *point, unsigned perm, struct node **np,
+              struct blk **bp, struct error **errp)
+{
+    CLEANUP_FREE char *path = NULL;
+    int r = store_file_path(s, disk, point, ENDING, &path, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    CLEANUP_JSON json_t *o = json_pack("{s:s, s:{s:s, s:s}, s:n}", "driver",
+                                       "qcow2", "file", "driver", "file",
+                                       "filename", path, "backing");
+    r = o ? graph_open(g, o, np, errp) : error_nomem(errp);
+    return r < 0 ? r : blk_new(g, *np, perm, PERM_ALL, "backup", bp, errp);
+}
+
+int part_replace(struct store *s, const char *disk, const char *point,
+                 const char *ending, struct error **errp)
+{
+    char from[POINT_NAME_MAX + 16];
+    char to[POINT_NAME_MAX + 16];
+    char part[16];
+    CLEANUP_CLOSE int fd = -1;
+    int dir = -1;
+    int r = store_check_writable(s, errp);
+
+    (void)snprintf(part, sizeof(part), "%s.part", ending);
+    (void)snprintf(from, sizeof(from), "%s.%s", point, part);
+    (void)snprintf(to, sizeof(to), "%s.%s", point, ending);
+    r = r < 0 ? r : store_open_file(s, disk, point, part, &fd, NULL, errp);
+    if (r == 0 && fsync(fd) < 0) {
+        r = error_set(errp, errno, "cannot flush '%s/%s': %s", disk, from,
+                      strerror(errno));
+    }
+    r = r < 0 ? r : store_folder(s, disk, &dir, errp);
+    return r < 0 ? r : dir_rename(dir, from, to, errp);
+}
+
+int part_drop(struct store *s, const char *disk, const char *point,
+              const char *ending, struct error **errp)
+{
+    char name[POINT_NAME_MAX + 16];
+    int dir = -1;
+    int r = store_folder(s, disk, &dir, errp);
+
+    (void)snprintf(name, sizeof(name), "%s.%s.part", point, ending);
+    return r < 0 ? r : dir_remove(dir, name, errp);
+}

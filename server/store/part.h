@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_STORE_PART_H
+#define NBDELTA_SERVER_STORE_PART_H
+
+/* POINT.qcow2.part: the image of a disk while it is made. */
+#include <stdint.h>
+
+struct blk;
+struct error;
+struct graph;
+struct node;
+struct store;
+
+/* Disks of images have whole sectors. */
+uint64_t part_size(uint64_t size);
+
+/* Create it for a disk of @size bytes, over @parent's (a point's name; "": it
+ * has none).  @compression: as image_create has it; NULL: none. */
+int part_create(struct store *s, const char *disk, const char *point,
+                uint64_t size, const char *parent, const char *compression,
+                struct error **errp);
+
+/* Open it without its parent.  *bp has the permissions @perm (blk.h). */
+int part_open(struct store *s, struct graph *g, const char *disk,
+              const char *point, unsigned perm, struct node **np,
+              struct blk **bp, struct error **errp);
+
+/* Flush POINT.ENDING.part and have it replace POINT.ENDING, durably. */
+int part_replace(struct store *s, const char *disk, const char *point,
+                 const char *ending, struct error **errp);
+/* Remove POINT.ENDING.part, if it is there. */
+int part_drop(struct store *s, const char *disk, const char *point,
+              const char *ending, struct error **errp);
+
+#endif /* NBDELTA_SERVER_STORE_PART_H */
