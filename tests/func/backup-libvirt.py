@@ -140,6 +140,25 @@ def as_cron(v, b, files):
     same(b.file('vdb'), files['vdb'], 'qcow2')
 
 
+# --- README's commands ---
+
+def readme(v):
+    with open(os.environ['SRCDIR'] + '/README.md', encoding='utf-8') as f:
+        blocks = [b for b in f.read().split('\n```\n')[1::2]
+                  if b.startswith('nbdelta backup libvirt:web ')]
+    assert len(blocks) == 1, blocks
+    path = image('web', 4 * MIB)
+    v.define('web', [('vda', path, 'qcow2', '')])
+    v.io('web', 0, 'write -P 8 1M 64k', 'flush')
+    done = subprocess.run(['bash', '-eux', '-c', blocks[0]], check=False,
+                          stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT,
+                          stdout=subprocess.PIPE, text=True,
+                          env=os.environ | {'LIBVIRT_DEFAULT_URI': v.uri})
+    assert done.returncode == 0, done.stdout
+    same(path, 'web-vda.qcow2', 'qcow2')
+    assert v.virsh('checkpoint-list', 'web', '--name').split() == []
+
+
 def work(v):
     files = make_domain(v)
     b = Backups(v, 'vm', 'dir')
@@ -147,6 +166,7 @@ def work(v):
     use_points(b, files)
     one_instant(v, b)
     as_cron(v, b, files)
+    readme(v)
     b.verify()
     b.clean()
     assert len(b.checkpoints()) == 1

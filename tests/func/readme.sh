@@ -15,9 +15,11 @@ stop_daemons() {
 }
 at_exit stop_daemons
 
-# Every block of commands, except for those that build.  The TCP port may be
+# Every block of commands, except for those that build, or need a domain of libvirt
+# (backup-libvirt.py runs these).  The TCP port may be
 # taken by others, and the plugin is not installed: these words are replaced.
 awk '/^```$/ { on = !on; block = ""; if (!on) print ""; next }
+     on && block == "" && / libvirt:/ { block = "libvirt" }
      on && block == "" { block = /^make / ? "build" : "run" }
      on && block == "run"' "$SRCDIR/README.md" |
     sed -e 's|-i 0\.0\.0\.0|-U tls.sock|' \
