@@ -129,15 +129,14 @@ static int count_all(struct counts *c) REQUIRES(c->s->meta)
 static int lower(struct counts *c, uint64_t cluster, uint64_t count)
     REQUIRES(c->s->meta)
 {
-    struct qcow2 *s = c->s;
-    uint64_t host = cluster << s->cluster_bits;
+    uint64_t host = cluster << c->s->cluster_bits;
     uint64_t keep = c->refs[cluster] > 0 ? c->refs[cluster] : 1;
 
     for (uint64_t i = count; i > keep; i--) {
-        qcow2_ref_undo(s, host, s->cluster_size);
+        qcow2_ref_undo(c->s, host, c->s->cluster_size);
     }
     c->leaked++;
-    return c->refs[cluster] == 0 ? qcow2_free_later(s, host, 1) : 0;
+    return c->refs[cluster] == 0 ? qcow2_free_later(c->s, host, 1) : 0;
 }
 
 static int lower_all(struct counts *c) REQUIRES(c->s->meta)
@@ -178,10 +177,10 @@ static int reclaim(struct qcow2 *s, uint64_t *bytes)
         return r;
     }
     c.refs = refs;
-    mutex_lock(&s->meta);
+    mutex_lock(&c.s->meta);
     r = count_all(&c);
     r = r < 0 ? r : lower_all(&c);
-    mutex_unlock(&s->meta);
+    mutex_unlock(&c.s->meta);
     *bytes = c.leaked << s->cluster_bits;
     return r < 0 || c.leaked == 0 ? r : flush_all(s);
 }

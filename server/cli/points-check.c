@@ -97,7 +97,9 @@ struct line {
     size_t length;
 };
 
-static void add(struct line *l, const char *fmt, va_list args)
+__attribute__((format(printf, 2, 0))) static void add(struct line *l,
+                                                      const char *fmt,
+                                                      va_list args)
 {
     size_t room = sizeof(l->text) - l->length;
     int n = vsnprintf(l->text + l->length, room, fmt, args);
