@@ -14,7 +14,7 @@
 #include "nbdelta/error.h"
 #include "nbdelta/text.h"
 
-#define OPTIONS_MAX 31
+#define OPTIONS_MAX 99 /* of one command */
 
 static const char *program; /* NULL: nbdelta */
 
@@ -87,8 +87,10 @@ static void getopt_tables(const struct cli_command *c, struct option *longs,
     }
     /* ':' makes getopt tell a missing argument from an unknown option. */
     *shorts++ = ':';
-    for (const struct cli_option *o = c->options; o->name && n < OPTIONS_MAX;
-         o++) {
+    for (const struct cli_option *o = c->options; o->name; o++) {
+        if (n == OPTIONS_MAX) {
+            abort(); /* else the last ones would be in the help only */
+        }
         longs[n++] = (struct option){
             .name = o->name,
             .has_arg = !o->arg            ? no_argument
