@@ -42,7 +42,9 @@
 # SANITIZE=address,undefined or SANITIZE=thread builds into its own $(O), and so
 # does LOCKCHECK=1, with which a wrong order of locks ends the program.
 # O=DIR is the output directory.  CC=, CFLAGS=, LDFLAGS= as usual.
-# JOBS=N and TEST_TIMEOUT=SECONDS go to the tests.
+# JOBS=N is how many compilers and checks run at once, TESTS=N how many tests
+# (twice as many: they wait for storage and for each other).  TEST_TIMEOUT=SECONDS
+# goes to the tests.
 # Put your own settings into config.mak.  It is read first and never committed.
 
 -include config.mak
@@ -65,6 +67,7 @@ plugindir     ?= $(shell $(PKG_CONFIG) nbdkit --variable=plugindir)
 PKG_CONFIG ?= pkg-config
 INSTALL    ?= install
 JOBS       ?= $(shell nproc)
+TESTS      ?= $(shell expr $(JOBS) \* 2)
 T          ?= *
 F          ?= *
 FUZZ_TIME  ?= 60
@@ -278,7 +281,7 @@ picked = $(shell set -f; for t in $(UNIT_TESTS) $(FUNC_TESTS); do \
     case $$n in ($$g|test-$$g) echo $$t; break;; esac; done; \
     done)
 FOR_TESTS = BUILD='$(abspath $(O))' SRCDIR='$(CURDIR)' CC='$(CC)' \
-    SANITIZE='$(SANITIZE)' JOBS='$(JOBS)'
+    SANITIZE='$(SANITIZE)' JOBS='$(TESTS)'
 # A make of its own, which looks for the packages that are there by now.
 SUBMAKE = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
 
@@ -313,7 +316,7 @@ check-peers:
 	$(Q)rc=0; $(in_peers) sh -c \
 	    'tests/packages.sh build test || exit 77; exec make "$$@"' sh \
 	    --no-print-directory check O='$(O)/$(PEERS)/build' CC=gcc \
-	    SANITIZE= T='$(peer_tests)' JOBS='$(JOBS)' || rc=$$?; \
+	    SANITIZE= T='$(peer_tests)' JOBS='$(JOBS)' TESTS='$(TESTS)' || rc=$$?; \
 	if [ $$rc -eq 0 ] && [ '$(T)' = '*' ]; then \
 	    $(in_peers) env BUILD='$(abspath $(O)/$(PEERS)/build)' \
 	        tests/peers-libnbd.sh '$(O)/$(PEERS)/libnbd' || rc=$$?; fi; \
