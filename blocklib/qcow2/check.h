@@ -44,6 +44,15 @@ __attribute__((format(printf, 3, 4))) void qcow2_check_tell(
 int qcow2_check(struct node *file, const struct image_check_options *o,
                 struct image_check *c, struct error **errp);
 
+/* --- lazy.c --- */
+
+/* If the header in @file, which is about to be written to, says that refcounts
+ * are out of date, repair the image and read *h again; unless that would take
+ * more than about a second.  -EUCLEAN: it cannot be repaired.  After a failure
+ * *h is released. */
+int qcow2_count_anew(struct node *file, struct qcow2_header *h,
+                     struct error **errp);
+
 /* --- refblocks.c --- */
 
 struct qcow2_refblock {

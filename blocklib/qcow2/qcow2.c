@@ -99,7 +99,7 @@ int qcow2_check_writable(const struct qcow2_header *h, struct error **errp)
     if (h->incompatible & QCOW2_INCOMPAT_DIRTY) {
         return error_set(errp, EUCLEAN,
                          "the image was not closed cleanly and its reference "
-                         "counts are out of date: run 'qemu-img check -r all' "
+                         "counts are out of date: run 'nbdelta check -r all' "
                          "on it, or open it read-only");
     }
     if (h->snapshots > 0) {
@@ -311,6 +311,9 @@ static int qcow2_open(struct node *n, struct opts *opts, struct error **errp)
     mutex_init(&s->unpacked.lock, LOCK_QCOW2_UNPACKED, NULL);
     qcow2_bitmaps_init(s);
     r = qcow2_header_read(s->file, &h, errp);
+    if (r == 0 && !n->flags.read_only) {
+        r = qcow2_count_anew(s->file, &h, errp);
+    }
     if (r == 0) {
         r = open_data(s, &h, opts, errp);
         r = r < 0 ? r : open_with_header(s, &h, l2_bytes, refcount_bytes, errp);

@@ -85,6 +85,30 @@ printf '\3' | dd of=marked.qcow2 bs=1 seek=79 conv=notrunc status=none
 [ "$(hex marked.qcow2 72 8)" = 0000000000000000 ]
 cmp disk.qcow2 marked.qcow2
 
+# An image that a writer with lazy refcounts has left: it is repaired before it
+# is written to.
+qemu-img create -q -f qcow2 -o lazy_refcounts=on lazy.qcow2 64M
+qemu-io -c 'write 0 1M' -c 'write 8M 1M' -c abort lazy.qcow2 >out 2>&1 || true
+if [ "$(status nbdelta check lazy.qcow2)" = 2 ]; then
+    cp lazy.qcow2 left.qcow2
+    serve lazy=lazy.qcow2
+    qemu-io -f raw -c 'read -P 205 8M 1M' -c 'write 20M 1M' "$(uri_of lazy)" \
+        >out
+    stop_server
+    [ "$(status nbdelta check lazy.qcow2)" = 0 ]
+    [ "$(status qemu-img check lazy.qcow2)" = 0 ]
+    qemu-io -c 'read -P 205 0 1M' lazy.qcow2 | grep -q '1 MiB'
+else
+    fail "an image that was left with lazy refcounts is no test: $(cat err)"
+fi
+# Too large for that, it says what to do.
+qemu-img create -q -f qcow2 -o lazy_refcounts=on huge.qcow2 2T
+printf '\1' | dd of=huge.qcow2 bs=1 seek=79 conv=notrunc status=none
+serve_refused "run 'nbdelta check -r all'" huge=huge.qcow2
+[ "$(status nbdelta check -r all huge.qcow2)" = 0 ]
+serve huge=huge.qcow2
+stop_server
+
 # What cannot be checked, and what makes no sense.
 truncate -s 1M raw.img
 [ "$(status nbdelta check raw.img)" = 63 ]
