@@ -6,11 +6,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
-#include <string.h>
 
-#include "nbdelta/cleanup.h"
-#include "nbdelta/error.h"
-#include "qcow2/bitmaps.h"
 
 /* --- What is lost --- */
 

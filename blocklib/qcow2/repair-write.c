@@ -6,11 +6,8 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "nbdelta/cleanup.h"
-#include "nbdelta/error.h"
-#include "qcow2/bitmaps.h"
 
 #define COPY_STEP (1 * MiB)
 

@@ -28,13 +28,10 @@
 #include "qcow2/repair.h"
 
 #include <errno.h>
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
-#include "qcow2/bitmaps.h"
 
 /* --- 4. Switch --- */
 
