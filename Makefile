@@ -327,7 +327,7 @@ demo:
 	$(Q)+$(SUBMAKE) demo-run
 
 packages:
-	$(Q)tests/packages.sh build test dev
+	$(Q)tests/packages.sh build test bench dev
 
 ifneq ($(filter check-run check-valgrind,$(MAKECMDGOALS)),)
 PICKED := $(picked)
@@ -383,7 +383,7 @@ faults: all $(TOOLS)
 	    TEST_TIMEOUT=14400 tests/run tests/func/faults.sh
 
 bench:
-	$(Q)tests/packages.sh build test
+	$(Q)tests/packages.sh build test bench
 	$(Q)+$(SUBMAKE) bench-run
 
 bench-run: all

@@ -8,7 +8,10 @@
 set -eu -o pipefail
 PATH=/usr/bin:$PATH
 
-nbdelta=${BUILD:?}/nbdelta
+BUILD=$(realpath "${BUILD:?}")
+export BUILD
+tests=$(realpath "${0%/*}")
+nbdelta=$BUILD/nbdelta
 plugin=$BUILD/nbdkit-nbdelta-plugin.so
 rounds=${ROUNDS:-3}
 each=${SECONDS_EACH:-2}
@@ -436,3 +439,16 @@ for kind in x509 psk; do
     row "TLS $kind, pull of 16M, 4K x 1" tls-4k-$kind tls-$kind \
         nbdelta qemu-nbd nbdkit
 done
+
+# Backups of a domain of libvirt, in a directory of their own.  ROWS='libvirt*'
+# measures only these.
+# shellcheck disable=SC2053  # a pattern
+if [[ 'libvirt: backups' == ${ROWS-*} ]] && [ "$(id -u)" -eq 0 ] &&
+    [ -e "$BUILD/nbdelta-source-libvirt.so" ]; then
+    mkdir libvirt
+    cd libvirt
+    NBDELTA_MODULES=$BUILD PYTHONDONTWRITEBYTECODE=1 /usr/bin/python3 \
+        "$tests/bench-libvirt.py" "$(numfmt --from=iec "$size")" "$rounds" ||
+        [ $? -eq 77 ]
+    cd ..
+fi

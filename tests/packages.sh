@@ -1,8 +1,8 @@
 #!/bin/bash
 # tests/packages.sh GROUP...    install the missing Debian packages of groups
 #
-# Groups: build (compile), test (make check, demo, bench), peers (make
-# check-peers), dev (the rest).
+# Groups: build (compile), test (make check, demo), bench (more for make bench),
+# peers (make check-peers), dev (the rest).
 # With everything there it does nothing and needs neither root nor network.
 set -eu -o pipefail
 
@@ -13,17 +13,20 @@ packages_of() {
             libgnutls28-dev libnbd-dev nbdkit-plugin-dev libvirt-dev \
             libxml2-dev ;;
     test)
-        echo check e2fsprogs fio fuse3 gnutls-bin groff-base jq libnbd-bin \
-            libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu nbdkit \
-            openssh-client openssh-server procps python3-libnbd qemu-system-common qemu-system-x86 \
+        echo check e2fsprogs fio fuse3 gnutls-bin groff-base iproute2 jq \
+            libnbd-bin libvirt-clients libvirt-daemon \
+            libvirt-daemon-driver-qemu nbdkit openssh-client openssh-server \
+            procps python3-libnbd qemu-system-common qemu-system-x86 \
             qemu-utils rsync socat ;;
+    bench)
+        echo virtnbdbackup ;;
     peers)
         echo debootstrap ;;
     dev)
         echo clang clang-format clang-tidy cppcheck libclang-rt-14-dev \
             nbd-client shellcheck valgrind ;;
     *)
-        echo "usage: tests/packages.sh build|test|peers|dev..." >&2
+        echo "usage: tests/packages.sh build|test|bench|peers|dev..." >&2
         return 2 ;;
     esac
 }
