@@ -6,19 +6,23 @@
 #include "source/source.h"
 
 struct source_disk *source_add_disk(struct source *s, const char *name,
-                                    uint64_t size)
+                                    const char *image, uint64_t size)
 {
+    bool keep = image && *image && strlen(image) <= SOURCE_IMAGE_MAX;
     struct source_disk *more = realloc(s->disks,
                                        (s->count + 1) * sizeof(*more));
     char *copy = more ? strdup(name) : NULL;
+    char *where = copy && keep ? strdup(image) : NULL;
 
     if (more) {
         s->disks = more;
     }
-    if (!copy) {
+    if (!copy || (keep && !where)) {
+        free(copy);
         return NULL;
     }
-    more[s->count] = (struct source_disk){.name = copy, .size = size};
+    more[s->count] =
+        (struct source_disk){.name = copy, .image = where, .size = size};
     return &more[s->count++];
 }
 

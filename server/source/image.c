@@ -75,7 +75,9 @@ static int open_image(struct source *s, const char *what,
         i->node = NULL;
         return error_set(errp, -r, "%s", error_message(err));
     }
-    return source_add_disk(s, name, node_size(i->node)) ? 0 : error_nomem(errp);
+    return source_add_disk(s, name, NULL, node_size(i->node))
+               ? 0
+               : error_nomem(errp);
 }
 
 /* --- Begin and end --- */

@@ -185,11 +185,7 @@ static int add_disk(struct source *s, const struct libvirt_xml_disk *x,
     }
     l->disks = more;
     more[s->count] = (struct libvirt_disk){.bitmaps = x->bitmaps};
-    struct source_disk *d = source_add_disk(s, x->name, 0);
-    if (d) {
-        d->image = strdup(x->source);
-    }
-    return d && d->image ? 0 : error_nomem(errp);
+    return source_add_disk(s, x->name, x->source, 0) ? 0 : error_nomem(errp);
 }
 
 /* It has to run: say what can be done. */

@@ -55,7 +55,7 @@ static int look_at_export(struct source *s, const struct nbd_source *n,
     }
     const char *export =
         json_string_value(json_object_get(n->address, "export"));
-    return source_add_disk(s, export && *export ? export : "disk", size)
+    return source_add_disk(s, export && *export ? export : "disk", NULL, size)
                ? 0
                : error_nomem(errp);
 }

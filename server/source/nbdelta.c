@@ -140,7 +140,8 @@ static int list_disks(struct source *s, struct error **errp)
 
         if (name && *name && node && size >= 0 && !source_find(s, name) &&
             !is_listed(list, i, node) &&
-            !source_add_disk(s, name, (uint64_t)size)) {
+            !source_add_disk(s, name, string_at(inserted, "file"),
+                             (uint64_t)size)) {
             return error_nomem(errp);
         }
     }

@@ -107,7 +107,9 @@ static int add_disk(struct source *s, const json_t *block, struct error **errp)
         .bitmaps = keeps_bitmaps(inserted),
         .busy = is_job_filter(qemu_text(inserted, "drv")),
     };
-    if (!more[s->count].node || !source_add_disk(s, name, (uint64_t)size)) {
+    if (!more[s->count].node ||
+        !source_add_disk(s, name, qemu_text(inserted, "file"),
+                         (uint64_t)size)) {
         free(more[s->count].node);
         return error_nomem(errp);
     }

@@ -52,12 +52,12 @@ struct source_options {
     const char *connect;   /* libvirt's connection URI; NULL: its default */
     bool tunnel; /* to a domain's NBD server at another host, by the ssh that
                     `connect` names; of libvirt only */
-    unsigned connections;  /* to each export, where it allows; 0: 4 */
-    unsigned timeout_s;    /* 0: 60 */
-    struct agent *agent;   /* of the guest (agent.h), for kinds that freeze no
-                              file systems themselves; NULL: none */
-    int stop_fd;           /* readable: the user wants an end; -1: none.  begin
-                              undoes what it has done, then: -ECANCELED */
+    unsigned connections; /* to each export, where it allows; 0: 4 */
+    unsigned timeout_s;   /* 0: 60 */
+    struct agent *agent;  /* of the guest (agent.h), for kinds that freeze no
+                             file systems themselves; NULL: none */
+    int stop_fd;          /* readable: the user wants an end; -1: none.  begin
+                             undoes what it has done, then: -ECANCELED */
 };
 
 struct source_disk {
@@ -214,9 +214,11 @@ extern const struct source_ops source_nbd;
 extern const struct source_ops source_qemu;
 extern const struct source_ops source_nbdelta;
 
-/* Append a disk; NULL: no memory. */
+/* Append a disk; NULL: no memory.  @image: what it is kept in, or NULL; too
+ * long a text is left out. */
+#define SOURCE_IMAGE_MAX 4096
 struct source_disk *source_add_disk(struct source *s, const char *name,
-                                    uint64_t size);
+                                    const char *image, uint64_t size);
 
 /* Forget what begin has written to the disks. */
 void source_reset_disks(struct source *s);

@@ -65,3 +65,18 @@ jq -e '.disks[0].written == 65536' report >/dev/null || fail "$(cat report)"
 stop_server
 qemu-img compare -q "dir/vda/$(latest dir).qcow2" disk.qcow2 || fail "third"
 nbdelta verify dir || fail "verify: $?"
+
+# --- Two disks change their names: bitmaps of one name are about the other. ---
+
+qemu-img create -q -f qcow2 other.qcow2 64M
+serve vda=disk.qcow2 vdb=other.qcow2
+nbdelta backup "$qmp_sock" two || fail "two disks: $?"
+qemu-io -f raw "$(uri_of vdb)" -c 'write -P 5 30M 64k' >/dev/null
+stop_server
+serve vda=other.qcow2 vdb=disk.qcow2
+nbdelta backup --output=json "$qmp_sock" two >report || fail "changed: $?"
+jq -e '[.disks[].reason] == ["moved", "moved"]' report >/dev/null ||
+    fail "$(cat report)"
+stop_server
+qemu-img compare -q "two/vda/$(latest two).qcow2" other.qcow2 || fail "new vda"
+qemu-img compare -q "two/vdb/$(latest two).qcow2" disk.qcow2 || fail "new vdb"
