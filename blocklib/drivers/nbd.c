@@ -22,6 +22,9 @@
 #define TRANSFER_MAX (32 * MiB)
 /* Zero and discard carry no data. */
 #define LARGE_MAX (1 * GiB)
+/* Numbers of an answer about a dirty map that are kept, and for how long. */
+#define TOLD_MAX (128 * KiB)
+#define TOLD_NS  UINT64_C(1000000000)
 /* The block size of a server that states none.  QEMU's rule: see
  * min_block(). */
 #define OLD_BLOCK 512
@@ -44,6 +47,7 @@ static int apply_read_only(struct node *n, const struct remote_info *i,
 static void release(struct remote *r)
 {
     remote_options_free(&r->options);
+    free(r->told);
     cond_destroy(&r->changed);
     mutex_destroy(&r->lock);
 }
@@ -146,6 +150,9 @@ struct request {
     uint32_t flags;
     uint64_t seen;       /* bytes that a read was given */
     const char *context; /* for status */
+    uint32_t *told;      /* NULL, or all that the answer has; malloc()ed */
+    size_t count;        /* of its numbers */
+    bool whole;          /* all extents are wanted */
     uint64_t length;     /* of the first extent; 0: none yet */
     uint32_t state;      /* its flags */
 };
@@ -211,6 +218,18 @@ static int64_t issue_flush(struct nbd_handle *h, nbd_completion_callback done,
     return nbd_aio_flush(h, done, 0);
 }
 
+/* Without memory the first one has to do. */
+static void keep_all(struct request *q, const uint32_t *entries, size_t count)
+{
+    size_t keep = count < TOLD_MAX ? count : TOLD_MAX;
+
+    q->told = malloc(keep * sizeof(*q->told));
+    q->count = q->told ? keep / 2 * 2 : 0;
+    if (q->told) {
+        memcpy(q->told, entries, q->count * sizeof(*q->told));
+    }
+}
+
 static int extents(void *opaque, const char *context, uint64_t offset,
                    uint32_t *entries, size_t count, int *error)
 {
@@ -221,6 +240,9 @@ static int extents(void *opaque, const char *context, uint64_t offset,
     if (q->length == 0 && strcmp(context, q->context) == 0 && count >= 2) {
         q->length = entries[0];
         q->state = entries[1];
+        if (q->whole) {
+            keep_all(q, entries, count);
+        }
     }
     return 0;
 }
@@ -232,8 +254,11 @@ static int64_t issue_status(struct nbd_handle *h, nbd_completion_callback done,
     nbd_extent_callback each = {.callback = extents, .user_data = q};
 
     q->length = 0;
+    free(q->told);
+    q->told = NULL;
+    q->count = 0;
     return nbd_aio_block_status(h, q->bytes, q->offset, each, done,
-                                LIBNBD_CMD_FLAG_REQ_ONE);
+                                q->whole ? 0 : LIBNBD_CMD_FLAG_REQ_ONE);
 }
 
 /* --- Reading and writing --- */
@@ -400,6 +425,56 @@ static void remote_prefetch(struct node *n, uint64_t offset, uint64_t bytes)
 
 /* --- Status --- */
 
+/*
+ * Who reads a dirty map reads all of it in order, and it stands still
+ * meanwhile.  So the rest of an answer serves for the next questions: each part
+ * once, and not for long.
+ */
+static bool recall(struct remote *r, struct request *q)
+{
+    mutex_lock(&r->lock);
+    bool known = r->told_next < r->told_end && r->told_at == q->offset &&
+                 now_ns() - r->told_ns < TOLD_NS && r->told[r->told_next] > 0;
+    if (known) {
+        uint64_t length = min_u64(r->told[r->told_next], q->bytes);
+        q->length = length;
+        q->state = r->told[r->told_next + 1];
+        r->told[r->told_next] -= (uint32_t)length;
+        r->told_next += r->told[r->told_next] == 0 ? 2 : 0;
+        r->told_at += length;
+    }
+    mutex_unlock(&r->lock);
+    return known;
+}
+
+/* Takes what @q was told. */
+static void remember(struct remote *r, struct request *q)
+{
+    mutex_lock(&r->lock);
+    free(r->told);
+    r->told = q->told;
+    r->told_next = 0;
+    r->told_end = q->count;
+    r->told_at = q->offset;
+    r->told_ns = now_ns();
+    mutex_unlock(&r->lock);
+    q->told = NULL;
+}
+
+static int ask_status(struct remote *r, struct request *q)
+{
+    if (q->whole && recall(r, q)) {
+        return 0;
+    }
+    int c = remote_request(r, issue_status, q);
+    if (c == 0 && q->told) {
+        remember(r, q);
+        (void)recall(r, q);
+    }
+    free(q->told);
+    return c;
+}
+
 static int remote_map(struct node *n, uint64_t offset, uint64_t bytes,
                       unsigned flags, struct mapping *m)
 {
@@ -408,6 +483,7 @@ static int remote_map(struct node *n, uint64_t offset, uint64_t bytes,
         .offset = offset,
         .bytes = min_u64(bytes_inside_export(r, offset, bytes), LARGE_MAX),
         .context = r->options.context,
+        .whole = r->options.dirty_bitmap,
     };
 
     m->kind = MAP_DATA;
@@ -420,7 +496,7 @@ static int remote_map(struct node *n, uint64_t offset, uint64_t bytes,
     if (flags & MAP_NOWAIT) {
         return -EAGAIN;
     }
-    int c = remote_request(r, issue_status, &q);
+    int c = ask_status(r, &q);
     if (c < 0) {
         return c;
     }

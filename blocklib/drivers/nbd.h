@@ -147,6 +147,14 @@ struct remote {
 
     struct yank yank;
 
+    /* Guarded by lock: what the last answer about a dirty map has told that
+     * nobody has asked for yet. */
+    uint32_t *told;   /* lengths and states, from told_at on */
+    size_t told_next; /* index of the next pair */
+    size_t told_end;
+    uint64_t told_at;
+    uint64_t told_ns; /* when */
+
     /* Atomic. */
     _Atomic bool no_large_zero; /* the server refuses requests above info.max */
 
