@@ -302,13 +302,14 @@ LOCK_TESTS := test-backup* test-bitmap-disks test-copy test-job test-point \
 # servers for peers, then libnbd's own.  T='?*' runs all of `make check` there;
 # qsd-compare is not among these: QEMU 10 deletes exports in another order.
 PEERS := trixie
-PEER_TESTS := backup-compress backup-zeroes bitmap-below bitmap-broken \
+PEER_TESTS := backup-compress backup-kill backup-qemu backup-zeroes \
+    bitmap-below bitmap-broken \
     bitmap-interop bitmaps-persistent blkdebug-throttle colon-names create \
     data-file devices export-leave fleecing foreign-formats image-locks info \
     iotest-124 map named-disk nbd-* odd-sizes plugin-* private-copies \
     pull-access pull-disks pull-others qcow2-matrix qmp-backup qmp-bitmaps \
     qmp-commit qmp-create qmp-exports qmp-schema qmp-snapshot qsd-options \
-    serve-activation symbols track trim vm-compat
+    serve-activation source-qemu symbols track trim vm-compat
 peer_tests = $(if $(filter-out *,$(T)),$(T),$(PEER_TESTS))
 in_peers = tests/peers.sh '$(O)/$(PEERS)' $(PEERS)
 check-peers:
