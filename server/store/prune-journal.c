@@ -251,8 +251,8 @@ static int check_next(const struct store *s, const struct removal *r,
     return 0;
 }
 
-static int parse_journal(const struct store *s, const json_t *j,
-                         struct removal **rp, struct error **errp)
+static int take_journal(const struct store *s, const json_t *j,
+                        struct removal **rp, struct error **errp)
 {
     struct manifest *gone = NULL;
     int err = parse_manifest(j, &gone, errp);
@@ -279,20 +279,23 @@ static int parse_journal(const struct store *s, const json_t *j,
     return err;
 }
 
+int journal_parse(const struct store *s, const char *text, size_t length,
+                  struct removal **rp, struct error **errp)
+{
+    CLEANUP_JSON json_t *j = json_loadb(text, length, JSON_REJECT_DUPLICATES,
+                                        NULL);
+
+    return j ? take_journal(s, j, rp, errp) : damaged("it is not JSON", errp);
+}
+
 int journal_read(const struct store *s, struct removal **rp,
                  struct error **errp)
 {
     CLEANUP_FREE char *text = NULL;
     size_t length = 0;
-    json_error_t where;
     int err = dir_get(s->dir, STORE_JOURNAL, JOURNAL_MAX, &text, &length, errp);
 
-    if (err == 0) {
-        CLEANUP_JSON json_t *j = json_loadb(text, length,
-                                            JSON_REJECT_DUPLICATES, &where);
-        err = j ? parse_journal(s, j, rp, errp)
-                : damaged("it is not JSON", errp);
-    }
+    err = err < 0 ? err : journal_parse(s, text, length, rp, errp);
     if (err < 0 && err != -ENOENT && errp) {
         error_prefix(
             errp,

@@ -35,6 +35,9 @@ int removal_new(const struct store *s, struct manifest *gone,
 int journal_write(const struct store *s, const struct removal *r,
                   struct error **errp);
 int journal_remove(const struct store *s, struct error **errp);
+/* From the bytes of the file; asks what the manifests of @s say. */
+int journal_parse(const struct store *s, const char *text, size_t length,
+                  struct removal **rp, struct error **errp);
 /* -ENOENT: there is none; -EUCLEAN: it is damaged, or tells of something else
  * than the manifests. */
 int journal_read(const struct store *s, struct removal **rp,

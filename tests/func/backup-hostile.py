@@ -85,13 +85,13 @@ class Round:
         try:
             with open(path, encoding="utf-8") as f:
                 value = json.load(f)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return
         inner = None
         if path.endswith("prune.json") and self.rng.random() < 0.5:
             try:
                 inner, value = value, json.loads(value["manifest"])
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, RecursionError):
                 return
         inside = list(places(value))[1:]
         if not inside:
