@@ -135,7 +135,8 @@ check 3 'cannot write' --metrics "$name" "$name"
 if [ -w /dev/full ]; then
     ln -s /dev/full full.prom # is replaced, not followed
     check 0 '' --metrics full.prom "$name"
-    [ -f full.prom ] && [ ! -L full.prom ] || fail 'a link was followed'
+    [ ! -L full.prom ] || fail 'a link was followed'
+    [ -f full.prom ] || fail 'there is no file'
 fi
 [ -z "$(find . -name '*.tmp')" ] || fail "left: $(find . -name '*.tmp')"
 for words in '--max-age 1h dir' '--metrics x --output json dir' \
