@@ -39,18 +39,58 @@
 #include "store/part.h"
 #include "store/verified.h"
 
+/* Between two flushes of a file that is made. */
+#define FLUSH_MS 2000
+
 /* So much room is left for the file system's own and for hashes. */
 #define ROOM_SPARE (16 * MiB)
+
+/* For blk_extents: what an earlier run has copied. */
+static int note_had(const struct extent *e, void *opaque)
+{
+    struct copy_job *c = opaque;
+
+    for (uint64_t at = align_up(e->offset, SUMS_CHUNK);
+         e->flags & EXTENT_ALLOCATED && at < e->offset + e->length;
+         at += SUMS_CHUNK) {
+        c->had[at / SUMS_CHUNK] = 1;
+    }
+    return 0;
+}
+
+/* Go on with a file that is there.  False: there is none that is right. */
+static bool adopt_target(struct copy_job *c)
+{
+    uint64_t size = part_size(c->disk->size);
+
+    if (!part_fits(c->store, c->disk->name, c->point, c->disk->size,
+                   c->parent) ||
+        part_open(c->store, c->graph, c->disk->name, c->point, PERM_READ,
+                  &c->to, &c->file, NULL) < 0) {
+        return false;
+    }
+    c->had = calloc(div_up(size, SUMS_CHUNK) + 1, 1);
+    return c->had && blk_extents(c->file, 0, size, 0, note_had, c) == 0;
+}
+
+static void close_target(struct copy_job *c);
 
 /* The new file, opened. */
 static int make_target(struct copy_job *c, struct error **errp)
 {
-    int r = part_create(c->store, c->disk->name, c->point, c->disk->size,
-                        c->parent, c->compression, errp);
+    bool adopted = c->resume && adopt_target(c);
+    int r = 0;
 
-    r = r < 0 ? r
-              : part_open(c->store, c->graph, c->disk->name, c->point,
-                          PERM_READ, &c->to, &c->file, errp);
+    if (!adopted) {
+        close_target(c);
+        r = part_drop(c->store, c->disk->name, c->point, "qcow2", errp);
+        r = r < 0 ? r
+                  : part_create(c->store, c->disk->name, c->point,
+                                c->disk->size, c->parent, c->compression, errp);
+        r = r < 0 ? r
+                  : part_open(c->store, c->graph, c->disk->name, c->point,
+                              PERM_READ, &c->to, &c->file, errp);
+    }
     if (r < 0) {
         return r;
     }
@@ -66,6 +106,8 @@ static void close_target(struct copy_job *c)
         graph_forget(c->graph, c->to);
     }
     sums_free(c->sums);
+    free(c->had);
+    c->had = NULL;
     c->file = NULL;
     c->to = NULL;
     c->sums = NULL;
@@ -187,11 +229,26 @@ void copy_job_progress(struct copy_job *c, struct transfer_progress *p)
 
 /* --- What is copied --- */
 
+/* Into the set, but for what the file has. */
 static int add_range(uint64_t offset, uint64_t bytes, void *opaque)
 {
     struct copy_job *c = opaque;
+    uint64_t end = offset + bytes;
 
-    transfer_add(c->transfer, offset, bytes);
+    if (!c->had) {
+        transfer_add(c->transfer, offset, bytes);
+        return 0;
+    }
+    for (uint64_t at = align_down(offset, SUMS_CHUNK); at < end;
+         at += SUMS_CHUNK) {
+        uint64_t len = min_u64(c->disk->size - at, SUMS_CHUNK);
+
+        if (c->had[at / SUMS_CHUNK]) {
+            sums_again(c->sums, at, len);
+        } else {
+            transfer_add(c->transfer, at, len);
+        }
+    }
     return 0;
 }
 
@@ -252,7 +309,7 @@ static int prepare_copy(struct copy_job *c, struct error **errp)
         return r;
     }
     if (c->plan->kind == DISK_FULL) {
-        transfer_add(c->transfer, 0, c->disk->size);
+        r = add_range(0, c->disk->size, c);
     } else {
         r = source_each_dirty(c->source, c->disk, add_range, c, errp);
     }
@@ -369,7 +426,7 @@ static int copy_differences(struct copy_job *c, struct error **errp)
     end_transfer(c);
     int r = begin_transfer(c, c->to, sums_tap, c->sums, errp);
     while (r == 0 && compare_next(c->compare, at, &at, &bytes)) {
-        transfer_add(c->transfer, at, bytes);
+        (void)add_range(at, bytes, c);
         at += bytes;
     }
     return r < 0 ? r : measure_set(c, errp);
@@ -422,13 +479,50 @@ static int audit_disk(struct copy_job *c, struct error **errp)
     return r < 0 ? r : audit_tell(c->compare, errp);
 }
 
+/* What is in the file counts from a flush on, if the run is cut off. */
+static void *flush_file(void *opaque)
+{
+    struct copy_job *c = opaque;
+
+    mutex_lock(&c->lock);
+    while (c->flushing) {
+        if (cond_wait_ms(&c->wake, &c->lock, FLUSH_MS)) {
+            continue;
+        }
+        mutex_unlock(&c->lock);
+        (void)blk_flush(c->file); /* an error comes again at the end */
+        mutex_lock(&c->lock);
+    }
+    mutex_unlock(&c->lock);
+    return NULL;
+}
+
+static int run_copy(struct copy_job *c, struct error **errp)
+{
+    pthread_t thread;
+
+    mutex_lock(&c->lock);
+    c->flushing = true;
+    mutex_unlock(&c->lock);
+    bool started = thread_start(&thread, "flush", flush_file, c) == 0;
+    int r = transfer_run(c->transfer, NULL, errp);
+    mutex_lock(&c->lock);
+    c->flushing = false;
+    cond_broadcast(&c->wake);
+    mutex_unlock(&c->lock);
+    if (started) {
+        thread_join(thread);
+    }
+    return r;
+}
+
 int copy_carry_out(struct copy_job *c, struct error **errp)
 {
     uint64_t start = now_ns();
     bool compared = c->compare && !c->audited;
     int r = compared ? compare_disk(c, errp) : 0;
 
-    r = r < 0 ? r : transfer_run(c->transfer, NULL, errp);
+    r = r < 0 ? r : run_copy(c, errp);
     if (r == 0) {
         struct transfer_progress p;
         transfer_progress(c->transfer, &p);

@@ -33,6 +33,7 @@ struct copy_job {
     const char *parent;       /* the point's name, or "" */
     const char *point;        /* the new one's */
     const char *compression;  /* as image_create has it; NULL: none */
+    bool resume;              /* the new file may be there, in part */
     double audit;             /* percent of what is clean; 0: none */
     bool no_fallback;         /* a compared disk does not become a full */
 
@@ -43,8 +44,10 @@ struct copy_job {
     struct node *sink; /* where compared bytes go: nowhere */
     struct sums *sums;
     struct compare *compare;
-    uint8_t *audited;             /* units of the audit, or NULL */
-    struct compare_damage damage; /* of the parent; no bytes: none */
+    uint8_t *had; /* for each chunk: it was in the file; or NULL */
+    bool flushing GUARDED_BY(lock); /* the file, now and then */
+    uint8_t *audited;               /* units of the audit, or NULL */
+    struct compare_damage damage;   /* of the parent; no bytes: none */
     uint64_t data; /* bytes that are to be copied and are no zeroes, as far as
                       the source knows.  Of a compared disk 0: it checks that
                       there is room */

@@ -8,6 +8,7 @@
  *   backup-run.c      the order of the steps
  *   backup-settle.c   what runs before have left
  *   backup-plan.c     which disks, and what of them
+ *   backup-resume.c   going on with a run that was cut off
  *   backup-heal.c     damage of earlier points
  *   backup-copier.c   the threads that copy, and who watches them
  *   backup-report.c   manifest and JSON
@@ -37,6 +38,10 @@ struct run {
     char checkpoint[CHECKPOINT_MAX]; /* its checkpoint */
     char since[CHECKPOINT_MAX];      /* that of the point before, or "" */
     char parent[POINT_NAME_MAX];     /* the point before, or "" */
+
+    json_t *identity; /* of the source, or NULL: nobody can tell */
+    json_t *resume;   /* what a cut-off run was to make, or NULL */
+    char resume_point[POINT_NAME_MAX];
 
     unsigned count; /* disks that are wanted */
     struct plan_disk *plan;
@@ -79,6 +84,20 @@ int run_plan_only(struct run *r, struct error **errp);
 
 /* After begin: the source has said of which disks it knows the changes. */
 int run_make_plan(struct run *r, struct error **errp);
+
+/* --- backup-resume.c --- */
+
+/* Before anything is tidied up: is there a cut-off run to go on with? */
+int run_look_for_resume(struct run *r, struct error **errp);
+
+/* Does the part that is there belong to what @c is to make? */
+bool run_may_resume(const struct run *r, const struct copy_job *c);
+
+/* The copies are prepared: a later run may go on with them. */
+int run_note_resume(struct run *r, struct error **errp);
+
+/* No run goes on with this one. */
+void run_end_resume(struct run *r);
 
 /* --- backup-heal.c --- */
 

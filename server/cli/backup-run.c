@@ -34,6 +34,7 @@ static int prepare_copies(struct run *r, struct error **errp)
         c->compression = r->o->compression;
         c->no_fallback = r->o->no_fallback;
         c->audit = r->o->audit;
+        c->resume = r->resume && run_may_resume(r, c);
         int result = copy_prepare(c, errp);
         if (result < 0) {
             error_prefix(errp, "disk '%s': ", c->disk->name);
@@ -199,8 +200,13 @@ static int take_instant(struct run *r, struct error **errp)
 static int begin(struct run *r, struct error **errp)
 {
     int limit = hook_limit(r);
-    int result = store_new_name(r->store, r->point, errp);
+    int result = 0;
 
+    if (r->resume) {
+        memcpy(r->point, r->resume_point, sizeof(r->point));
+    } else {
+        result = store_new_name(r->store, r->point, errp);
+    }
     if (result < 0) {
         return result;
     }
@@ -230,6 +236,7 @@ static int make_point(struct run *r, struct error **errp)
         (result = run_make_plan(r, errp)) < 0 ||
         (result = prepare_copies(r, errp)) < 0 ||
         (result = check_room(r, errp)) < 0 ||
+        (result = run_note_resume(r, errp)) < 0 ||
         (result = run_copy_all(r, errp)) < 0 ||
         (result = finish(r, errp)) < 0) {
         return result;
@@ -246,6 +253,7 @@ static void close_source(struct run *r, bool failed)
             copy_discard(&r->copies[i], failed && !r->kept);
         }
     }
+    run_end_resume(r);
     source_close(r->source);
     r->source = NULL;
 }
@@ -283,6 +291,7 @@ int backup_run(const struct backup_options *o, json_t **report,
     *report = NULL;
     if ((result = open_both(&r, o->dry_run ? STORE_READ : STORE_CREATE,
                             errp)) == 0 &&
+        (result = o->dry_run ? 0 : run_look_for_resume(&r, errp)) == 0 &&
         (result = run_settle(&r, errp)) == 0 &&
         (result = run_choose_disks(&r, errp)) == 0) {
         result = make_point(&r, errp);

@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "nbdelta/action.h"
 #include "nbdelta/bitmap.h"
@@ -189,6 +190,50 @@ static int forget_image_checkpoint(struct source *s, const char *checkpoint,
     return r < 0 ? r : action_run(s->graph, a, errp);
 }
 
+/* --- Is it what it was? --- */
+
+/* Of one file: it, and when it was changed.  The time of its change cannot be
+ * set back by those who write to it. */
+static int add_file(json_t *list, const char *path)
+{
+    struct stat st;
+
+    if (!path || stat(path, &st) < 0 || !S_ISREG(st.st_mode)) {
+        return -1;
+    }
+    return json_array_append_new(
+        list, json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "file",
+                        path, "device", (json_int_t)st.st_dev, "inode",
+                        (json_int_t)st.st_ino, "size", (json_int_t)st.st_size,
+                        "changed", (json_int_t)st.st_ctim.tv_sec, "ns",
+                        (json_int_t)st.st_ctim.tv_nsec, "written",
+                        (json_int_t)st.st_mtim.tv_sec, "written-ns",
+                        (json_int_t)st.st_mtim.tv_nsec));
+}
+
+/* The image and all below it are files, and none has its data elsewhere. */
+static json_t *identity_of_image(struct source *s)
+{
+    const struct image_source *i = s->opaque;
+    CLEANUP_JSON json_t *info = node_image_info(s->graph, i->node);
+    CLEANUP_JSON json_t *list = json_array();
+    int r = list && info ? 0 : -1;
+
+    for (const json_t *at = info; r == 0 && at;
+         at = json_object_get(at, "backing-image")) {
+        const json_t *data =
+            json_object_get(json_object_get(at, "format-specific"), "data");
+        const json_t *below = json_object_get(at, "backing-filename");
+
+        r = add_file(list, json_string_value(json_object_get(at, "filename")));
+        if (json_object_get(data, "data-file") ||
+            (below && !json_object_get(at, "backing-image"))) {
+            r = -1;
+        }
+    }
+    return r == 0 ? json_incref(list) : NULL;
+}
+
 static void close_image(struct source *s)
 {
     struct image_source *i = s->opaque;
@@ -210,5 +255,6 @@ const struct source_ops source_image = {
     .end = end_image,
     .each_checkpoint = each_image_checkpoint,
     .forget = forget_image_checkpoint,
+    .identity = identity_of_image,
     .close = close_image,
 };

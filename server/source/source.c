@@ -286,6 +286,11 @@ int source_freeze(struct source *s, bool on, struct error **errp)
     return on == s->still ? 0 : on ? freeze(s, errp) : thaw(s, errp);
 }
 
+json_t *source_identity(struct source *s)
+{
+    return s->ops->identity ? s->ops->identity(s) : NULL;
+}
+
 /* --- What is dirty --- */
 
 struct walk {

@@ -138,6 +138,7 @@ struct source_ops {
                   struct error **errp);
     int (*definition)(struct source *s, char **xml, struct error **errp);
     int (*freeze)(struct source *s, bool freeze, struct error **errp);
+    json_t *(*identity)(struct source *s);
     void (*close)(struct source *s);
 };
 
@@ -194,6 +195,13 @@ int source_definition(struct source *s, char **xml, struct error **errp);
  * -ETIMEDOUT: they were thawed already.  -ENOTSUP: this source cannot.
  */
 int source_freeze(struct source *s, bool freeze, struct error **errp);
+
+/*
+ * What its disks have, told by something that changes when they do: when it is
+ * the same in a later run, they have the same bytes.  A new reference, or NULL:
+ * nobody can tell.
+ */
+json_t *source_identity(struct source *s);
 
 /* The disk of that name, or NULL. */
 struct source_disk *source_find(const struct source *s, const char *name);

@@ -63,6 +63,53 @@ int part_create(struct store *s, const char *disk, const char *point,
                : error_nomem(errp);
 }
 
+static bool is_as_made(struct graph *g, struct node *n, uint64_t size,
+                       const char *parent)
+{
+    CLEANUP_JSON json_t *info = node_image_info(g, n);
+    const char *below =
+        json_string_value(json_object_get(info, "backing-filename"));
+    const json_t *data =
+        json_object_get(json_object_get(info, "format-specific"), "data");
+    char want[POINT_NAME_MAX + sizeof(".qcow2")];
+
+    (void)snprintf(want, sizeof(want), "%s.qcow2", parent);
+    return info && node_size(n) == part_size(size) &&
+           node_cluster_size(n) == SUMS_CHUNK &&
+           !json_object_get(data, "data-file") &&
+           (parent[0] ? below && strcmp(below, want) == 0 : below == NULL);
+}
+
+bool part_fits(struct store *s, const char *disk, const char *point,
+               uint64_t size, const char *parent)
+{
+    CLEANUP_FREE char *path = NULL;
+    CLEANUP_CLOSE int fd = -1;
+    struct node *n = NULL;
+
+    if (store_open_file(s, disk, point, ENDING, &fd, NULL, NULL) < 0 ||
+        store_file_path(s, disk, point, ENDING, &path, NULL) < 0) {
+        return false;
+    }
+    CLEANUP_JSON json_t *o = json_pack(
+        "{s:s, s:b, s:{s:s, s:s, s:b}, s:n}", "driver", "qcow2", "read-only", 1,
+        "file", "driver", "file", "filename", path, "read-only", 1, "backing");
+    struct graph *g = graph_new();
+    bool fits = false;
+    if (g && o) {
+        graph_follow(g, FOLLOW_NONE);
+        graph_without_data(g);
+        graph_without_bitmaps(g);
+        fits = graph_open(g, o, &n, NULL) == 0 &&
+               is_as_made(g, n, size, parent);
+    }
+    if (g) {
+        graph_close_all(g);
+        graph_free(g);
+    }
+    return fits;
+}
+
 int part_open(struct store *s, struct graph *g, const char *disk,
               const char *point, unsigned perm, struct node **np,
               struct blk **bp, struct error **errp)

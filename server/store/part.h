@@ -3,6 +3,7 @@
 #define NBDELTA_SERVER_STORE_PART_H
 
 /* POINT.qcow2.part: the image of a disk while it is made. */
+#include <stdbool.h>
 #include <stdint.h>
 
 struct blk;
@@ -19,6 +20,11 @@ uint64_t part_size(uint64_t size);
 int part_create(struct store *s, const char *disk, const char *point,
                 uint64_t size, const char *parent, const char *compression,
                 struct error **errp);
+
+/* Is there one as part_create would make it?  Nothing that it names is
+ * followed. */
+bool part_fits(struct store *s, const char *disk, const char *point,
+               uint64_t size, const char *parent);
 
 /* Open it without its parent.  *bp has the permissions @perm (blk.h). */
 int part_open(struct store *s, struct graph *g, const char *disk,

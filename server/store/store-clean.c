@@ -6,7 +6,9 @@
  *     DIR/tmp.PID.N                         always
  *     DIR/POINT.xml, .verified, .json.pending     POINT is no point
  *     DIR/DISK/POINT.qcow2, .sums                 the same, and no parent
- *     DIR/DISK/POINT.qcow2.part, .sums.part always
+ *     DIR/DISK/POINT.qcow2.part     always, but of the point that
+ * store_resume_get tells of DIR/DISK/POINT.sums.part      always
+ *     DIR/resume.json               of that: never
  *
  * A point whose manifest cannot be read is a point: its files stay.  All else
  * in the directory is somebody else's.
@@ -108,6 +110,10 @@ static int clean_file(const char *name, void *opaque)
     const char *ending;
 
     if (!split(name, point, &ending)) {
+        return 0;
+    }
+    if (strcmp(ending, "qcow2.part") == 0 &&
+        strcmp(point, c->store->resume) == 0) {
         return 0;
     }
     return is_one_of(ending, parts, ARRAY_SIZE(parts)) ||

@@ -27,6 +27,8 @@ struct store {
     unsigned retireds;
     struct manifest **retired; /* by store_refresh */
 
+    char resume[POINT_NAME_MAX]; /* parts of this one stay; or "" */
+
     unsigned folders;
     struct store_folder *folder;
 };

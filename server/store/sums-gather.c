@@ -346,6 +346,16 @@ int sums_tap(void *opaque, uint64_t offset, uint64_t bytes, const void *buf)
     return r;
 }
 
+void sums_again(struct sums *s, uint64_t offset, uint64_t bytes)
+{
+    mutex_lock(&s->gather->lock);
+    for (uint64_t u = offset / SUMS_UNIT; u < div_up(offset + bytes, SUMS_UNIT);
+         u++) {
+        give_up_unit(s->gather, u);
+    }
+    mutex_unlock(&s->gather->lock);
+}
+
 /* --- The end --- */
 
 /* Entries of units that are read again go. */

@@ -55,6 +55,10 @@ static inline void sums_cleanup(struct sums **s)
  */
 int sums_tap(void *opaque, uint64_t offset, uint64_t bytes, const void *buf);
 
+/* These bytes are in the file already: their units are read from it at the
+ * end. */
+void sums_again(struct sums *s, uint64_t offset, uint64_t bytes);
+
 /*
  * The copy is done.  What pieces did not tell (a chunk of which only a part was
  * written, a unit that came again) is read from the file itself: @file is that,
