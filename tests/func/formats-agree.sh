@@ -84,6 +84,7 @@ done
 find dir -mindepth 1 -printf '%y%m %P\n' |
     sed -e 's/[0-9]\{8\}T[0-9]\{6\}Z/POINT/' -e 's/ [^/]*\// DISK\//' |
     sort -u >found
+sed -e 's/\\f[IP]//g' "$page" >plain
 while read -r what file; do
     case $what:$file in
     d700:[a-z]*) continue ;;
@@ -91,7 +92,7 @@ while read -r what file; do
     f600:*) ;;
     *) fail "$what $file" ;;
     esac
-    sed -e 's/\\f[IP]//g' "$page" | grep -q "^DIR/${file//./\\.} " ||
+    grep -q "^DIR/${file//./\\.} " plain ||
         fail "no '$file' in the page"
 done <found
 grep -q 'DISK/POINT.sums' found || fail "$(cat found)"
