@@ -164,6 +164,11 @@ static int open_qemu(struct source *s, const char *what,
                          "a Unix socket, because scratch files are made here",
                          what);
     }
+    if (o->quota > 0) {
+        return error_set(errp, ENOTSUP,
+                         "a quota for what guests overwrite is nothing that "
+                         "QEMU knows");
+    }
     int r = frozen_init(&q->frozen, o, errp);
     if (r == 0) {
         r = qemu_clean(s, errp); /* what a killed run has left */
