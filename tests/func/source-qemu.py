@@ -299,7 +299,12 @@ def another_user_is_given_what_it_needs():
     for name in ('.', os.environ['TMPDIR'], 'vda.qcow2', 'vdb.qcow2',
                  'vdc.raw'):
         os.chown(name, pwd.getpwnam('nobody').pw_uid, -1)
-    with start('-runas', 'nobody') as qemu:
+    # QEMU 10 has another word for it.
+    said = subprocess.run(['qemu-system-x86_64', '-help'], check=True,
+                          capture_output=True, text=True).stdout
+    as_nobody = (['-runas', 'nobody'] if '-runas' in said
+                 else ['-run-with', 'user=nobody'])
+    with start(*as_nobody) as qemu:
         with Source('qemu.sock', ID) as s:
             s.begin(C1)
             s.did('read', 'vda', 'a.raw')
