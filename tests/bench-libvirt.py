@@ -74,7 +74,9 @@ def blockdev_backup(v):
     """QEMU's own job, full."""
     quiet('qemu-img', 'create', '-q', '-f', 'qcow2', HERE + '/job.qcow2',
           str(SIZE))
-    node = v.nodes('vm')[HERE + '/vda.qcow2']['node-name']
+    node = next(n['node-name'] for n in v.ask('vm', 'query-named-block-nodes',
+                                              flat=True)
+                if n['file'] == HERE + '/vda.qcow2' and n['drv'] == 'qcow2')
     v.ask('vm', 'blockdev-add', **{
         'driver': 'qcow2', 'node-name': 't', 'discard': 'unmap',
         'file': {'driver': 'file', 'filename': HERE + '/job.qcow2'}})
