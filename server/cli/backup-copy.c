@@ -61,7 +61,7 @@ static int note_had(const struct extent *e, void *opaque)
 /* Go on with a file that is there.  False: there is none that is right. */
 static bool adopt_target(struct copy_job *c)
 {
-    uint64_t size = part_size(c->disk->size);
+    uint64_t size = image_bytes(c->disk->size);
 
     if (!part_fits(c->store, c->disk->name, c->point, c->disk->size,
                    c->parent) ||
@@ -94,7 +94,7 @@ static int make_target(struct copy_job *c, struct error **errp)
     if (r < 0) {
         return r;
     }
-    c->sums = sums_new(part_size(c->disk->size), c->parent[0] == '\0');
+    c->sums = sums_new(image_bytes(c->disk->size), c->parent[0] == '\0');
     return c->sums ? 0 : error_nomem(errp);
 }
 

@@ -94,6 +94,23 @@ static void note_damage(struct compare *c, uint64_t unit, uint16_t chunks,
     mutex_unlock(&c->lock);
 }
 
+/* The last one is hashed with what the image has behind the disk's end. */
+static int look_at_chunk(const struct compare *c, uint64_t offset,
+                         const void *buf, uint64_t bytes, struct chunk *chunk)
+{
+    uint64_t size = c->layers.size;
+
+    if (!buf || offset + bytes < size || image_bytes(size) == size) {
+        return chunk_look(buf, bytes, chunk);
+    }
+    CLEANUP_FREE uint8_t *whole = calloc(1, SUMS_CHUNK);
+    if (!whole) {
+        return -ENOMEM;
+    }
+    memcpy(whole, buf, bytes);
+    return chunk_look(whole, image_bytes(size) - offset, chunk);
+}
+
 /* @bufs: two units. */
 static int compare_unit(struct compare *c, const struct told *t, uint8_t *bufs)
 {
@@ -110,7 +127,8 @@ static int compare_unit(struct compare *c, const struct told *t, uint8_t *bufs)
     for (unsigned i = 0; i < sums_chunks(bytes); i++) {
         uint64_t at = i * SUMS_CHUNK;
         struct chunk old;
-        int r = chunk_look(bufs + at, min_u64(bytes - at, SUMS_CHUNK), &old);
+        int r = look_at_chunk(c, t->number * SUMS_UNIT + at, bufs + at,
+                              min_u64(bytes - at, SUMS_CHUNK), &old);
         if (r < 0) {
             return r;
         }
@@ -242,7 +260,7 @@ static int tell_chunk(struct compare *c, uint64_t offset, uint64_t bytes,
 {
     struct chunk chunk;
     struct told *whole = NULL;
-    int r = chunk_look(buf, bytes, &chunk);
+    int r = look_at_chunk(c, offset, buf, bytes, &chunk);
 
     r = r < 0 ? r
               : add_chunk(c, offset / SUMS_UNIT,

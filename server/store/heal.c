@@ -108,7 +108,7 @@ static int take_from_disk(struct healing *h, uint64_t unit, uint32_t likely,
                           const uint8_t *want, uint32_t *only)
 {
     uint64_t at = unit * SUMS_UNIT;
-    uint64_t bytes = sums_unit_bytes(h->d->size, unit);
+    uint64_t bytes = sums_unit_bytes(image_bytes(h->d->size), unit);
     struct chunk chunks[CHUNKS];
 
     *only = 0;
@@ -138,7 +138,7 @@ static bool is_zero(const uint8_t *p, uint64_t bytes)
 /* In a file without a parent, what is not there is zero. */
 static int put_chunks(struct healing *h, uint64_t unit, uint32_t only)
 {
-    uint64_t bytes = sums_unit_bytes(h->d->size, unit);
+    uint64_t bytes = sums_unit_bytes(image_bytes(h->d->size), unit);
     int r = 0;
 
     for (unsigned i = 0; r == 0 && i < sums_chunks(bytes); i++) {
@@ -254,7 +254,7 @@ static int open_old(struct healing *h, struct error **errp)
     if (store_layer_options(h->store, h->disk, h->point, &options, NULL) < 0 ||
         graph_open(h->graph, options, &n, NULL) < 0 ||
         blk_new(h->graph, n, PERM_READ, PERM_ALL, "heal", &h->old, NULL) < 0 ||
-        blk_size(h->old) != h->d->size) {
+        blk_size(h->old) != image_bytes(h->d->size)) {
         blk_free(h->old);
         h->old = NULL;
     }
@@ -264,12 +264,13 @@ static int open_old(struct healing *h, struct error **errp)
 /* The hashes of the image as it is are those that the manifest names? */
 static int heal_sums(struct healing *h, struct error **errp)
 {
-    CLEANUP_SUMS struct sums *s = sums_new(h->d->size, h->base);
+    CLEANUP_SUMS struct sums *s = sums_new(image_bytes(h->d->size), h->base);
     CLEANUP_CLOSE int fd = -1;
     char text[HASH_TEXT_MAX];
     int r = s ? 0 : error_nomem(errp);
 
-    for (uint64_t u = 0; r == 0 && u < sums_units(h->d->size); u++) {
+    for (uint64_t u = 0; r == 0 && u < sums_units(image_bytes(h->d->size));
+         u++) {
         uint8_t hash[HASH_BYTES];
         bool any = false;
 
@@ -305,8 +306,8 @@ static int get_sums(struct healing *h, struct error **errp)
 
     return store_open_file(h->store, h->disk, h->point, "sums", &fd, NULL,
                            NULL) == 0 &&
-                   sums_read(fd, h->d->size, h->d->sums_hash, &h->sums, NULL) ==
-                       0
+                   sums_read(fd, image_bytes(h->d->size), h->d->sums_hash,
+                             &h->sums, NULL) == 0
                ? 0
            : h->old ? heal_sums(h, errp)
                     : 0;

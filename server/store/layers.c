@@ -61,7 +61,9 @@ static int open_sums(struct layers *s, struct layer *l,
     int c = store_open_file(s->store, s->disk, l->point, "sums", &fd, NULL,
                             errp);
 
-    return c < 0 ? c : sums_read(fd, d->size, d->sums_hash, &l->sums, errp);
+    return c < 0 ? c
+                 : sums_read(fd, image_bytes(d->size), d->sums_hash, &l->sums,
+                             errp);
 }
 
 static void close_layer(struct layers *s, struct layer *l)

@@ -15,6 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "nbdelta/bytes.h"
 #include "store/name.h"
 
 struct error;
@@ -78,6 +79,13 @@ struct manifest {
     unsigned count;
     struct manifest_disk *disks;
 };
+
+/* Bytes of the image of a disk of @size bytes: it has whole sectors.  What it
+ * has behind the disk's end is zero, and is hashed with the rest. */
+static inline uint64_t image_bytes(uint64_t size)
+{
+    return align_up(size, 512);
+}
 
 /* An empty one; NULL: no memory. */
 struct manifest *manifest_new(void);

@@ -17,18 +17,13 @@
 
 #define ENDING "qcow2.part"
 
-uint64_t part_size(uint64_t size)
-{
-    return align_up(size, 512);
-}
-
 /* Hashes are made of chunks, and each belongs to one file: so clusters have
  * their size. */
 static int image_options(uint64_t size, const char *parent,
                          const char *compression, json_t **options)
 {
     char backing[POINT_NAME_MAX + sizeof(".qcow2")];
-    json_t *o = json_pack("{s:I, s:I}", "size", (json_int_t)part_size(size),
+    json_t *o = json_pack("{s:I, s:I}", "size", (json_int_t)image_bytes(size),
                           "cluster_size", (json_int_t)SUMS_CHUNK);
     int r = o ? 0 : -1;
 
@@ -74,7 +69,7 @@ static bool is_as_made(struct graph *g, struct node *n, uint64_t size,
     char want[POINT_NAME_MAX + sizeof(".qcow2")];
 
     (void)snprintf(want, sizeof(want), "%s.qcow2", parent);
-    return info && node_size(n) == part_size(size) &&
+    return info && node_size(n) == image_bytes(size) &&
            node_cluster_size(n) == SUMS_CHUNK &&
            !json_object_get(data, "data-file") &&
            (parent[0] ? below && strcmp(below, want) == 0 : below == NULL);

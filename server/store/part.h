@@ -12,9 +12,6 @@ struct graph;
 struct node;
 struct store;
 
-/* Disks of images have whole sectors. */
-uint64_t part_size(uint64_t size);
-
 /* Create it for a disk of @size bytes, over @parent's (a point's name; "": it
  * has none).  @compression: as image_create has it; NULL: none. */
 int part_create(struct store *s, const char *disk, const char *point,

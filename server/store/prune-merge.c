@@ -52,7 +52,7 @@ struct layer {
 struct merge {
     struct store *store;
     const char *disk;
-    uint64_t size;
+    uint64_t size; /* of the images */
     struct graph *graph;
     struct layer gone;
     struct layer next;
@@ -271,7 +271,7 @@ int merge_open(struct store *s, const char *gone,
     }
     m->store = s;
     m->disk = disk->name;
-    m->size = disk->size;
+    m->size = image_bytes(disk->size);
     m->gone.point = gone;
     m->gone.base = disk->kind == DISK_FULL;
     m->next.point = next;

@@ -92,9 +92,9 @@ static int read_sums(struct checking *c, struct error **errp)
     int r = store_open_file(c->v->store, c->disk->name, c->point, "sums", &fd,
                             NULL, &err);
 
-    r = r < 0
-            ? r
-            : sums_read(fd, c->disk->size, c->disk->sums_hash, &c->sums, &err);
+    r = r < 0 ? r
+              : sums_read(fd, image_bytes(c->disk->size), c->disk->sums_hash,
+                          &c->sums, &err);
     return r < 0 ? whole_file_error(c, r, err, errp) : 0;
 }
 
@@ -110,7 +110,7 @@ static int check_header(struct checking *c, struct node *n)
         return -ENOMEM;
     }
     (void)snprintf(want, sizeof(want), "%s.qcow2", c->disk->parent);
-    if (node_size(n) != c->disk->size) {
+    if (node_size(n) != image_bytes(c->disk->size)) {
         return whole_file(c, "the image has another size");
     }
     if (node_cluster_size(n) != SUMS_CHUNK) {
