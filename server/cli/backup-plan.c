@@ -52,7 +52,7 @@ static int ask_for_whole(struct run *r, struct error **errp)
     int result = make_plan(r, errp);
     for (unsigned i = 0; result == 0 && i < r->count; i++) {
         const struct plan_disk *p = &r->plan[i];
-        bool heal = heal_wanted(r->store, p->name);
+        bool heal = r->store && heal_wanted(r->store, p->name);
 
         r->disks[i]->whole |= heal;
         if (p->kind != DISK_INCREMENT &&

@@ -7,6 +7,7 @@
  *
  *   backup-run.c      the order of the steps
  *   backup-settle.c   what runs before have left
+ *   backup-source.c   is it the source that the directory belongs to?
  *   backup-plan.c     which disks, and what of them
  *   backup-resume.c   going on with a run that was cut off
  *   backup-heal.c     damage of earlier points
@@ -72,6 +73,16 @@ int run_forget_all(struct run *r, struct error **errp);
 /* The point is there, so the checkpoint before goes.  What fails is told, and
  * done by the next run. */
 void run_forget_before(struct run *r);
+
+/* --- backup-source.c --- */
+
+/* What the manifest calls the source that the user gave: a path is absolute.
+ * malloc()ed; NULL: no memory. */
+char *run_name_source(const char *given);
+
+/* Before anything of an earlier run is settled.  @has_checkpoint: of this
+ * directory, at the source.  -EINVAL: the directory belongs to another one. */
+int run_check_source(struct run *r, bool has_checkpoint, struct error **errp);
 
 /* --- backup-plan.c --- */
 

@@ -245,6 +245,31 @@ static int make_point(struct run *r, struct error **errp)
     return 0;
 }
 
+static int end_search(const char *name, const struct source_disk *disk,
+                      const char *unusable, void *opaque)
+{
+    (void)disk;
+    (void)unusable;
+    return strncmp(name, opaque, strlen(opaque)) == 0;
+}
+
+/* Nothing of a first run that has failed stays, unless something of it is left
+ * at the source, or may be: the next run finds that by the directory's id. */
+static void unmake_store(struct run *r)
+{
+    char prefix[CHECKPOINT_MAX];
+
+    if (!r->store || r->o->dry_run) {
+        return;
+    }
+    run_name_checkpoint(r, "", prefix);
+    if (!r->source ||
+        ((!r->source->begun || source_end(r->source, false, NULL) == 0) &&
+         source_each_checkpoint(r->source, end_search, prefix, NULL) == 0)) {
+        store_unmake(r->store);
+    }
+}
+
 /* The source is as it was, but for the new checkpoint. */
 static void close_source(struct run *r, bool failed)
 {
@@ -254,6 +279,9 @@ static void close_source(struct run *r, bool failed)
         }
     }
     run_end_resume(r);
+    if (failed) {
+        unmake_store(r);
+    }
     source_close(r->source);
     r->source = NULL;
 }

@@ -42,6 +42,7 @@ struct backup_options {
     bool full;
     bool dry_run;
     bool no_fallback;
+    bool new_source;         /* the directory may have points of another one */
     double audit;            /* percent of what is clean; 0: none */
     bool show_progress;      /* on the terminal */
     bool progress_json;      /* a line a second on standard error */

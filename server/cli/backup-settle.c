@@ -107,6 +107,18 @@ static int drop_old_checkpoints(struct run *r, const json_t *checkpoints,
     return result;
 }
 
+static bool has_own(const struct run *r, const json_t *checkpoints)
+{
+    const char *name;
+    json_t *value;
+    bool own = false;
+
+    json_object_foreach ((json_t *)(uintptr_t)checkpoints, name, value) {
+        own |= point_of_checkpoint(r, name) != NULL;
+    }
+    return own;
+}
+
 int run_settle(struct run *r, struct error **errp)
 {
     CLEANUP_JSON json_t *checkpoints = NULL;
@@ -116,6 +128,8 @@ int run_settle(struct run *r, struct error **errp)
     }
     int result = all_checkpoints(r, &checkpoints, errp);
 
+    result = result < 0 ? result
+                        : run_check_source(r, has_own(r, checkpoints), errp);
     if (result == 0 && !r->o->dry_run &&
         (result = settle_pending(r, checkpoints, errp)) == 0) {
         result = store_clean(r->store, NULL, errp);

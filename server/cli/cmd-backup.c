@@ -27,6 +27,7 @@ enum {
     OPT_FULL,
     OPT_DRY_RUN,
     OPT_NO_FALLBACK,
+    OPT_NEW_SOURCE,
     OPT_AUDIT,
     OPT_FORGET,
     OPT_RATE,
@@ -57,6 +58,8 @@ static const struct cli_option option_table[] = {
      "copy everything, also where an increment would do"},
     {"no-fallback", OPT_NO_FALLBACK, NULL,
      "fail where a disk would be copied as a whole"},
+    {"new-source", OPT_NEW_SOURCE, NULL,
+     "go on although DIR has points of another source"},
     {"audit", OPT_AUDIT, "PERCENT",
      "compare so much of what has not changed with the point before (0)"},
     {"dry-run", OPT_DRY_RUN, NULL, "tell what would be done"},
@@ -231,6 +234,9 @@ static int take_option(struct request *q, int code)
         return 0;
     case OPT_NO_FALLBACK:
         q->o.no_fallback = true;
+        return 0;
+    case OPT_NEW_SOURCE:
+        q->o.new_source = true;
         return 0;
     case OPT_AUDIT:
         return take_percent(optarg, &q->o.audit);

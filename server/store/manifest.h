@@ -71,7 +71,7 @@ struct manifest {
     char name[POINT_NAME_MAX];
     char id[STORE_ID_MAX];        /* of the directory */
     int64_t time;                 /* seconds since 1970, as the clock was */
-    char *source;                 /* as the user gave it */
+    char *source;                 /* as the user gave it; a path is absolute */
     char *source_version;         /* what answered there; NULL: nobody knows */
     char *program;                /* of ours: "nbdelta 0.1.0" */
     char *agent;                  /* what the guest agent answered, or NULL */

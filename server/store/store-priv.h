@@ -18,6 +18,7 @@ struct store {
     int dir;
     int lock; /* -1: STORE_READ */
     bool writable;
+    bool made; /* the directory, by store_open */
     char id[STORE_ID_MAX];
     json_t *options;
 

@@ -258,7 +258,7 @@ static int make_config(struct store *s, struct error **errp)
 }
 
 /* Make @path unless it is there.  Its name is durable then. */
-static int make_dir(const char *path, struct error **errp)
+static int make_dir(const char *path, bool *made, struct error **errp)
 {
     CLEANUP_FREE char *copy = strdup(path);
 
@@ -271,11 +271,33 @@ static int make_dir(const char *path, struct error **errp)
                    : error_set(errp, errno, "cannot make directory '%s': %s",
                                path, strerror(errno));
     }
+    *made = true;
     CLEANUP_CLOSE int fd = open(dirname(copy),
                                 O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     return fd < 0 ? error_set(errp, errno, "cannot flush what '%s' is in: %s",
                               path, strerror(errno))
                   : dir_flush(fd, errp);
+}
+
+/* For dir_each: folders of disks go if they are empty.  Ends at the first name
+ * that is somebody's. */
+static int drop_empty(const char *name, void *opaque)
+{
+    const struct store *s = opaque;
+
+    return strcmp(name, LOCK) != 0 && strcmp(name, CONFIG) != 0 &&
+           unlinkat(s->dir, name, AT_REMOVEDIR) < 0;
+}
+
+/* Whoever opens the lock meanwhile finds a directory in which nothing can be
+ * made, or makes one of the same name. */
+void store_unmake(struct store *s)
+{
+    if (s->made && s->lock >= 0 && dir_each(s->dir, drop_empty, s, NULL) == 0 &&
+        dir_remove(s->dir, CONFIG, NULL) == 0 &&
+        dir_remove(s->dir, LOCK, NULL) == 0) {
+        (void)rmdir(s->path);
+    }
 }
 
 /* --- Opening --- */
@@ -297,7 +319,7 @@ static int open_all(struct store *s, const char *path, enum store_mode mode,
                     const char *command, struct error **errp)
 {
     CLEANUP_ERROR struct error *none = NULL;
-    int r = mode == STORE_CREATE ? make_dir(path, errp) : 0;
+    int r = mode == STORE_CREATE ? make_dir(path, &s->made, errp) : 0;
 
     r = r < 0 ? r : open_dir(s, path, errp);
     if (r < 0) {
@@ -333,6 +355,7 @@ int store_open(const char *path, enum store_mode mode, const char *command,
     s->dir = s->lock = -1;
     int r = open_all(s, path, mode, command, errp);
     if (r < 0) {
+        store_unmake(s);
         store_close(s);
         return r;
     }

@@ -67,6 +67,10 @@ static inline void store_cleanup(struct store **s)
 }
 #define CLEANUP_STORE __attribute__((cleanup(store_cleanup)))
 
+/* If store_open has made the directory, and no point and no part of one is in
+ * it, it goes again; what cannot be removed stays.  Close @s next. */
+void store_unmake(struct store *s);
+
 /* Without links, as it was found. */
 const char *store_path(const struct store *s);
 const char *store_id(const struct store *s);

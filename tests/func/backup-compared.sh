@@ -69,7 +69,7 @@ cmp disk.raw restored.raw
 
 # An NBD export without a bitmap, read by several connections, in slow motion.
 serve -r disk=disk.raw
-nbdelta backup --progress=json --rate=100M \
+nbdelta backup --new-source --progress=json --rate=100M \
     "nbd+unix:///disk?socket=$(pwd)/nbd.sock" dir 2>progress
 stop_server
 made 'compared no-checkpoint'
@@ -77,7 +77,7 @@ made 'compared no-checkpoint'
 jq -es 'map(.done <= .total) | all' progress >/dev/null || fail "$(cat progress)"
 
 # --full is one.
-nbdelta backup --full disk.raw dir
+nbdelta backup --full --new-source disk.raw dir
 made 'full asked'
 
 # The point before has other bytes than were written.  Where it is held against

@@ -134,3 +134,47 @@ point_is "$(latest)" fourth.raw
 rc=0
 nbdelta backup --forget disk.qcow2 nowhere 2>said || rc=$?
 if [ "$rc" != 1 ] || [ -e nowhere ]; then fail "--forget: $rc"; fi
+
+# A wrong word mixes no two sources: exit 1, and nothing has changed.  The same
+# file by another name is the same one.
+refused() {
+    local rc=0
+    nbdelta backup "$@" 2>said || rc=$?
+    [ "$rc" = 1 ] || fail "$*: exit $rc, $(cat said)"
+    grep -q "is another source: .*--new-source" said || fail "$*: $(cat said)"
+}
+truncate -s 1M raw.raw
+cp raw.raw other.raw
+cp disk.qcow2 copy.qcow2 # has the checkpoint
+qemu-img create -q -f qcow2 fresh.qcow2 64M
+before=$(find dir | sort)
+refused fresh.qcow2 dir
+refused --full fresh.qcow2 dir
+refused --dry-run fresh.qcow2 dir
+[ "$(find dir | sort)" = "$before" ] || fail "a refused run changes DIR"
+nbdelta backup copy.qcow2 dir
+nbdelta backup raw.raw rawdir
+ln raw.raw same.raw
+nbdelta backup --new-source "$PWD/raw.raw" rawdir
+nbdelta backup "../${PWD##*/}/./same.raw" rawdir
+refused other.raw rawdir
+mkdir sub
+cp raw.raw sub/raw.raw
+(cd sub && refused raw.raw ../rawdir)
+nbdelta backup --new-source other.raw rawdir
+refused raw.raw rawdir
+
+# A first run that fails leaves no directory, one that was there stays.
+for what in nowhere.qcow2 libvirt:nobody "$PWD/none.sock" nbd://127.0.0.1:1/x; do
+    rc=0
+    nbdelta backup --timeout=2 "$what" first 2>said || rc=$?
+    if [ "$rc" = 0 ] || [ -e first ]; then fail "$what: exit $rc, or first/"; fi
+done
+rc=0
+nbdelta backup --hook=false raw.raw first 2>said || rc=$?
+if [ "$rc" = 0 ] || [ -e first ]; then fail "a hook: exit $rc, or first/"; fi
+mkdir first
+rc=0
+nbdelta backup nowhere.qcow2 first 2>said || rc=$?
+[ -d first ] || fail "the directory was there before"
+nbdelta backup raw.raw first
