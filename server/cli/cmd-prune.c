@@ -99,6 +99,16 @@ static void print_table(const struct prune_point *points, unsigned count)
            size_human(bytes, size, sizeof(size)));
 }
 
+static bool any_unreadable(const struct store *s)
+{
+    bool any = false;
+
+    for (unsigned i = 0; i < store_count(s); i++) {
+        any |= !store_point(s, i)->manifest;
+    }
+    return any;
+}
+
 static int dry_run(struct store *s, const struct keep_rules *rules,
                    struct error **errp)
 {
@@ -106,10 +116,13 @@ static int dry_run(struct store *s, const struct keep_rules *rules,
     int r = prune_plan(s, rules, &points, errp);
 
     r = r < 0 ? r : prune_estimate(s, points, errp);
-    if (r == 0) {
-        print_table(points, store_count(s));
+    if (r < 0) {
+        return r;
     }
-    return r;
+    print_table(points, store_count(s));
+    return any_unreadable(s)
+               ? error_set(errp, EUCLEAN, "a manifest cannot be used")
+               : 0;
 }
 
 /* --- Removing --- */

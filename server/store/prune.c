@@ -317,11 +317,31 @@ static int worse(int a, int b)
     return 0;
 }
 
+/* What keeps them is nothing that a rule says. */
+static int tell_unreadable(const struct store *s,
+                           void (*left)(const char *point,
+                                        const struct error *why))
+{
+    int r = 0;
+
+    for (unsigned i = 0; i < store_count(s); i++) {
+        CLEANUP_ERROR struct error *why = NULL;
+        const struct store_point *p = store_point(s, i);
+
+        if (!p->manifest) {
+            r = error_set(&why, EUCLEAN, "its manifest cannot be used: %s",
+                          p->why);
+            left(p->name, why);
+        }
+    }
+    return r;
+}
+
 int prune_all(struct store *s, const struct prune_point *points, unsigned count,
               void (*left)(const char *point, const struct error *why),
               struct prune_result *result, struct error **errp)
 {
-    int worst = 0;
+    int worst = tell_unreadable(s, left);
 
     *result = (struct prune_result){.removed = 0};
     for (unsigned i = 0; i < count; i++) {

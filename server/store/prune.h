@@ -75,6 +75,7 @@ struct prune_result {
 /*
  * Remove all of @count @points that go, oldest first.  A point that cannot go
  * now (-EBUSY, -EUCLEAN, -ENOSPC of prune_point) is told to @left, and left.
+ * So is a point, of whatever rule, whose manifest cannot be used (-EUCLEAN).
  * 0: all have gone; -EUCLEAN, -EBUSY, -ENOSPC, in this order: some were left.
  * Other errors end it.
  */

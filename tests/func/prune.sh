@@ -135,6 +135,17 @@ sound
 status 0 nbdelta restore dir@"${points[0]}" vda=out.raw
 cmp out.raw "${points[0]}.raw"
 
+# A manifest that cannot be read: it is told, and the rest goes.
+fresh
+printf '~' | dd of="dir/${points[5]}.json" bs=1 seek=100 conv=notrunc status=none
+status 4 nbdelta prune --keep-last 1 --dry-run dir
+says out 'its manifest cannot be read'
+status 4 nbdelta prune --keep-last 1 dir
+says err 'point 2026-11-11T04:30:00Z is left: its manifest cannot be used'
+cp "whole/${points[5]}.json" dir
+has dir 3 4 5 9
+sound
+
 # A new point over what was merged.
 change now.raw
 cp now.raw 20261201T023000Z.raw
