@@ -24,6 +24,9 @@
 
 #define MS UINT64_C(1000000)
 
+/* A server that waits for TLS answers at once. */
+#define LOOK_MS 1000
+
 static void keep_message(json_t *value, const char *why, void *opaque)
 {
     struct qmp_client *c = opaque;
@@ -388,6 +391,11 @@ int qmp_client_connect(struct qmp_client *c, const json_t *addr,
     r = r < 0 || !keys ? r
                        : start_tls(c, keys, host, deadline_in(greet_ms), errp);
     r = r < 0 ? r : negotiate_qmp(c, greet_ms, &kept, errp);
+    if (r == -EBUSY && !keys && !path && tls_is_wanted(c->fd, LOOK_MS)) {
+        r = error_set(errp, EPROTO,
+                      "the monitor wants TLS, and no keys are given for it "
+                      "(--tls-certificates or --tls-psk)");
+    }
     if (r < 0 || !greeting) {
         json_decref(kept);
         kept = NULL;

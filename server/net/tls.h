@@ -84,4 +84,8 @@ void tls_end(struct tls *t, bool denied);
 /* Free buffers that are empty.  The receiving thread, when nobody sends. */
 void tls_trim(struct tls *t);
 
+/* Of a connection on which the server has said nothing: does it wait for TLS?
+ * The connection is of no use afterwards.  Blocks for @limit_ms at most. */
+bool tls_is_wanted(int fd, int limit_ms);
+
 #endif /* NBDELTA_SERVER_NET_TLS_H */

@@ -69,7 +69,7 @@ for since, checkpoint in ((None, C1), (C1, C2)):
 with Source(what, ID, tls='pki', nbd='nosuch') as s:
     assert 'nosuch' in s.ask('begin', C1)['error']
 failed(Source(what, ID, tls='other'), '')
-failed(Source(what, ID, timeout=2), '')
+failed(Source(what, ID, timeout=2), 'wants TLS')
 failed(Source(f'qmp://127.0.0.1:{port}', ID, tls='nosuch'), 'nosuch')
 backups = json.loads(run(NBDELTA, 'qmp', 'qmp.sock', 'query-backups'))
 assert backups == [], backups
