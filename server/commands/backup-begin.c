@@ -177,7 +177,7 @@ static const struct qmp_arg disk_args[] = {
 };
 
 static const struct qmp_arg scratch_args[] = {
-    QMP_ARG("dir", STR),
+    QMP_OPT("dir", STR),
     QMP_OPT("quota", SIZE),
     QMP_LAST,
 };

@@ -248,8 +248,8 @@ static json_t *begin_arguments(const struct source *s, const char *checkpoint)
             args, "listen",
             json_pack("{s:s, s:s*}", "type", "unix", "path", path));
     }
-    if (args && d->scratch) {
-        json_t *scratch = json_pack("{s:s}", "dir", d->scratch);
+    if (args && (d->scratch || d->quota > 0)) {
+        json_t *scratch = json_pack("{s:s*}", "dir", d->scratch);
         if (d->quota > 0) {
             (void)json_object_set_new(scratch, "quota",
                                       json_integer((json_int_t)d->quota));

@@ -103,6 +103,13 @@ def one_instant_and_increments():
         s.did('forget', C1)
         assert checkpoints() == [C2]
         s.did('forget', C2)
+
+    # A quota needs no directory.
+    with Source('qmp.sock', ID, quota=2 * MIB) as s:
+        s.begin(C3, 'vda')
+        backup, = qmp('query-backups')
+        assert backup['disks'][0]['scratch']['quota'] == 2 * MIB, backup
+        s.did('end', 'drop')
     stop(daemon)
 
 

@@ -274,6 +274,8 @@ static int set_option(struct source_options *o, char *word)
         o->nbd = value;
     } else if (strcmp(word, "scratch") == 0) {
         o->scratch = value;
+    } else if (strcmp(word, "quota") == 0) {
+        o->quota = (uint64_t)atoll(value);
     } else if (strcmp(word, "bitmap") == 0) {
         o->bitmap = value;
     } else if (strcmp(word, "format") == 0) {
