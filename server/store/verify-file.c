@@ -4,6 +4,7 @@
  *
  *     .sums file, by the manifest's hash ----+
  *     image: size, clusters, parent's name   |
+ *     tables of the image (verify-tables.c)  |
  *     map of the image alone                 v
  *                    |        which units have a hash, which are decided
  *                    +----------> a byte for each unit of the disk
@@ -328,6 +329,18 @@ static int tell_ranges(struct checking *c)
     return r;
 }
 
+/* With parts, by the first of them. */
+static int check_tables(struct checking *c, struct error **errp)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    const struct verify_options *o = c->v->options;
+    int r = o->quick || (o->parts && o->part != 1)
+                ? 0
+                : verify_tables(c->v, c->point, c->disk->name, &err);
+
+    return r < 0 ? whole_file_error(c, r, err, errp) : 0;
+}
+
 static int check_bytes(struct checking *c, struct error **errp)
 {
     const struct verify_options *o = c->v->options;
@@ -375,7 +388,11 @@ int verify_file(struct verify *v, const char *point,
     int r = read_sums(&c, errp);
 
     r = r < 0 ? r : open_image(&c, errp);
-    r = r < 0 ? r : check_bytes(&c, errp);
+    if (r == 0) {
+        int tables = check_tables(&c, errp);
+        r = tables < 0 && tables != -EUCLEAN ? tables : check_bytes(&c, errp);
+        r = r == 0 ? tables : r;
+    }
     v->result->files++;
     tell_progress(&c, true);
     free(c.unit);

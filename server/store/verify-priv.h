@@ -22,6 +22,11 @@ int verify_tell(struct verify *v, const char *point, const char *disk,
 int verify_file(struct verify *v, const char *point,
                 const struct manifest_disk *d, struct error **errp);
 
+/* The tables of its image.  -EUCLEAN: they are damaged, in words.  Memory: 2
+ * bytes for each cluster of the file. */
+int verify_tables(struct verify *v, const char *point, const char *disk,
+                  struct error **errp);
+
 /* What a file counts in the progress. */
 static inline uint64_t verify_weight(const struct manifest_disk *d)
 {

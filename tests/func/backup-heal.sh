@@ -91,6 +91,18 @@ run 0 nbdelta backup "$qmp_sock" dir
 run 0 nbdelta verify dir
 stop_server
 
+# A refcount that is too low.
+file=dir/disk/$first.qcow2
+data=$(qemu-img map --output=json "$file" |
+    jq '[.[] | select(.depth == 0 and .data)][0].offset')
+block=$(be64 "$file" "$(be64 "$file" 48)")
+printf '\0' | dd of="$file" bs=1 seek=$((block + data / 32768 + 1)) \
+    conv=notrunc status=none
+run 4 nbdelta verify dir
+run 0 nbdelta backup disk.qcow2 dir
+run 0 nbdelta verify dir
+same "$first" first.raw
+
 # The guest has written there since.
 change -c 'write -P 5 10M 64k'
 file=dir/disk/$second.qcow2

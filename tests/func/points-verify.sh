@@ -106,6 +106,25 @@ status 0 nbdelta points --output json dir@$one
 jq -e '.points[0].verified > 0 and .points[0].damages == 0' out >jq.out ||
     fail "$(cat out)"
 
+# A refcount that is too low loses data later; one that is too high only leaks.
+be64() {
+    od -A n -t u8 --endian=big -j "$2" -N 8 "$1" | tr -d ' '
+}
+cp dir/vda/$one.qcow2 whole.qcow2
+block=$(be64 whole.qcow2 "$(be64 whole.qcow2 48)")
+printf '\0' | dd of=dir/vda/$one.qcow2 bs=1 seek=$((block + host / 32768 + 1)) \
+    conv=notrunc status=none
+status 0 nbdelta verify --quick dir
+status 0 nbdelta verify --part 2/2 dir
+status 4 nbdelta verify --part 1/2 dir
+says out "$one disk 'vda': the image contradicts itself: "
+status 4 nbdelta verify dir
+[ "$(wc -l <out)" -eq 1 ] || fail "more than one: $(cat out)"
+cp whole.qcow2 dir/vda/$one.qcow2
+flip dir/vda/$one.qcow2 $((block + host / 32768 + 1))
+status 0 nbdelta verify dir
+cp whole.qcow2 dir/vda/$one.qcow2
+
 # A bit of the hashes, of the manifest, of the image's header.
 flip dir/vdb/$two.sums 20
 status 4 nbdelta verify --quick dir
