@@ -82,13 +82,6 @@ int image_track(const char *filename, const char *raw,
     return qcow2_track(&table, filename, raw, how, errp);
 }
 
-int image_reclaim(struct node *n, uint64_t *bytes, struct error **errp)
-{
-    return n->drv == &driver_qcow2
-               ? qcow2_reclaim(n, bytes, errp)
-               : error_set(errp, ENOTSUP, "it is no qcow2 image");
-}
-
 const char *const *image_create_options(const char *format)
 {
     const struct driver *drv = driver_find(&table, format);

@@ -514,9 +514,6 @@ int qcow2_track(const struct driver_table *t, const char *filename,
 
 int qcow2_resize(struct node *n, uint64_t size, struct error **errp);
 
-/* reclaim.c: image_reclaim of such a node. */
-int qcow2_reclaim(struct node *n, uint64_t *bytes, struct error **errp);
-
 /* shrink.c: start, or stop, discarding released clusters in spite of the
  * options. */
 void qcow2_give_back(struct qcow2 *s, bool on);

@@ -288,19 +288,36 @@ int merge_open(struct store *s, const char *gone,
     return 0;
 }
 
-/* Somebody was killed who wrote to it.  Bytes that leak cost room, and do no
- * other harm: what cannot be looked at is told by the merge itself. */
-int merge_reclaim(struct merge *m, struct error **errp)
+/* Somebody was killed who wrote to it.  Nothing is written to a file whose
+ * refcounts are too low: that would overwrite data. */
+int merge_reclaim(struct store *s, const char *point, const char *disk,
+                  struct error **errp)
 {
-    CLEANUP_ERROR struct error *err = NULL;
-    uint64_t bytes = 0;
-    int r = image_reclaim(m->gone.node, &bytes, &err);
+    const struct image_check_options o = {.repair = IMAGE_REPAIR_LEAKS};
+    CLEANUP_JSON json_t *options = NULL;
+    struct image_check c = {0};
+    struct node *file = NULL;
+    struct graph *g = graph_new();
+    int r = g ? store_layer_options(s, disk, point, &options, errp)
+              : error_nomem(errp);
 
-    return r < 0 && r != -ENOTSUP
-               ? error_set(errp, r == -EIO ? EUCLEAN : -r,
-                           "point %s: disk '%s': %s", m->gone.point, m->disk,
-                           error_message(err))
-               : 0;
+    r = r < 0 ? r : make_writable(options, errp);
+    r = r < 0 ? r
+              : graph_open(g, json_object_get(options, "file"), &file, errp);
+    r = r < 0 ? r : image_check(g, file, "qcow2", &o, &c, errp);
+    if (r == 0 && c.corruptions > 0) {
+        r = error_set(errp, EUCLEAN,
+                      "the image contradicts itself, and may be repaired by "
+                      "nbdelta check -r all");
+    }
+    if (r < 0) {
+        error_prefix(errp, "point %s: disk '%s': ", point, disk);
+    }
+    graph_free(g);
+    return r == -EAGAIN ? -EBUSY
+           : r == -EIO || r == -EINVAL || r == -ENOENT || r == -ENOTSUP
+               ? -EUCLEAN
+               : r;
 }
 
 /* --- Before anything is changed --- */

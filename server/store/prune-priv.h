@@ -61,9 +61,11 @@ void merge_free(struct merge *m); /* NULL is fine */
  * is there room?  -EUCLEAN, -ENOSPC. */
 int merge_check(struct merge *m, struct error **errp);
 
-/* Give back what leaked in the older file when a merge was killed.  -EUCLEAN:
- * the file contradicts itself. */
-int merge_reclaim(struct merge *m, struct error **errp);
+/* Before merge_open: give back what leaked in the file of @point, the older
+ * one, when a merge was killed.  Durable.  -EUCLEAN: the file contradicts
+ * itself. */
+int merge_reclaim(struct store *s, const char *point, const char *disk,
+                  struct error **errp);
 
 /* Write all that the next file decides into the older one, make its hashes,
  * and close both.  Durable when it returns 0.  May be done again. */

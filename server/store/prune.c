@@ -81,8 +81,8 @@ static int finish_disk(struct store *s, const struct removal *rm, unsigned i,
     if (r == 0 && there) {
         struct merge *m = open;
 
-        r = m ? 0 : merge_open(s, gone, d, next, &m, errp);
-        r = r < 0 || open ? r : merge_reclaim(m, errp);
+        r = open ? 0 : merge_reclaim(s, gone, d->name, errp);
+        r = r < 0 || open ? r : merge_open(s, gone, d, next, &m, errp);
         r = r < 0 ? r : merge_run(m, errp);
         if (!open) {
             merge_free(m);

@@ -77,16 +77,6 @@ struct image_track {
 int image_track(const char *filename, const char *raw,
                 const struct image_track *how, struct error **errp);
 
-/*
- * Give back clusters of the qcow2 image @n that nothing refers to: they leaked
- * when a process that wrote to it was killed.  The caller is the only user of
- * the node, which is writable, and holds no lock.  Blocks; reads all L2 tables.
- * Memory: 2 bytes for each cluster of the file.  *bytes: what was lost.
- * Durable when it returns 0.  -ENOTSUP: the image has bitmaps; -EIO: it
- * contradicts itself, or cannot be read.
- */
-int image_reclaim(struct node *n, uint64_t *bytes, struct error **errp);
-
 /* --- drivers/table.c, core/check.c --- */
 
 /* What is wrong, in words. */
