@@ -15,6 +15,9 @@ struct tls_policy;
 
 #define NS UINT64_C(1000000000)
 
+/* 128 random bits in hexadecimal digits. */
+#define INSTANT_MAX 33
+
 struct pull_disk {
     struct node *node; /* stays: a point in time is kept of it */
     char *name;
@@ -36,7 +39,8 @@ struct pull_disk {
 struct pull {
     struct list link;
     char *id;
-    char *checkpoint; /* or NULL */
+    char instant[INSTANT_MAX]; /* no other session ever has it */
+    char *checkpoint;          /* or NULL */
     uint64_t drained_ns;
     uint64_t expire_ns;   /* 0: never */
     uint64_t renewed_at;  /* now_ns() when the time began anew */

@@ -22,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 #include "backup/checkpoint.h"
 #include "backup/session-priv.h"
@@ -86,15 +87,28 @@ static int name_disk(const struct pulls *p, struct pull_disk *d)
     return r == 0 ? copy_name(&d->name, node_name(d->node)) : r < 0 ? r : 0;
 }
 
+/* Ids begin anew with each daemon; this says which point in time it is. */
+static int choose_instant(struct pull *s)
+{
+    uint64_t bits[2];
+
+    if (getrandom(bits, sizeof(bits), 0) != (ssize_t)sizeof(bits)) {
+        return -EIO;
+    }
+    (void)snprintf(s->instant, sizeof(s->instant), "%016" PRIx64 "%016" PRIx64,
+                   bits[0], bits[1]);
+    return 0;
+}
+
 static struct pull *session_new(struct pulls *p, const struct pull_options *o)
 {
     struct pull *s = calloc(1, sizeof(*s) + o->count * sizeof(s->disks[0]));
-    int r = 0;
 
     if (!s) {
         return NULL;
     }
     list_init(&s->link);
+    int r = choose_instant(s);
     s->expire_ns = o->expire * NS;
     s->renewed_at = now_ns();
     s->discard = o->discard;
@@ -525,8 +539,8 @@ static json_t *describe_disks(const struct pull *s)
 
 json_t *pull_describe(const struct pull *s)
 {
-    return json_pack("{s:s, s:s*, s:I, s:o}", "id", s->id, "checkpoint",
-                     s->checkpoint, "drained-us",
+    return json_pack("{s:s, s:s, s:s*, s:I, s:o}", "id", s->id, "instant",
+                     s->instant, "checkpoint", s->checkpoint, "drained-us",
                      (json_int_t)(s->drained_ns / 1000), "disks",
                      describe_disks(s));
 }

@@ -98,8 +98,18 @@ int run_make_plan(struct run *r, struct error **errp);
 
 /* --- backup-resume.c --- */
 
-/* Before anything is tidied up: is there a cut-off run to go on with? */
+/* Before the source is opened: has a run that was cut off left something that
+ * this one was to make, too? */
 int run_look_for_resume(struct run *r, struct error **errp);
+
+/* What source_open() is to adopt; borrowed, or NULL. */
+const json_t *run_wants_adopted(const struct run *r);
+
+/* The source is open: has it what it had? */
+int run_check_resume(struct run *r, struct error **errp);
+
+/* It has not, after all: all begins again. */
+int run_begin_again(struct run *r, struct error **errp);
 
 /* Does the part that is there belong to what @c is to make? */
 bool run_may_resume(const struct run *r, const struct copy_job *c);

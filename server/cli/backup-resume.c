@@ -3,14 +3,20 @@
  * A run that was cut off (kill -9, a crash) is gone on with, if the source has
  * what it had then.
  *
- *   resume.json   identity of the source, boot, and of each disk: size, kind,
- *                 parent, compression
+ *   resume.json   options, identity of the source, boot, what the guest's agent
+ *                 has answered, and of each disk: size, kind, parent,
+ *                 compression
+ *
+ * The identity of an image is its files and their times.  That of disks in use
+ * is known once they are frozen, and the source is asked to adopt what the
+ * killed run has frozen there.
  *
  * The point has the name that it had: that is its instant.  After another boot
  * all is copied again: nobody knows what of a file came to the disk first.
  */
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "cli/backup-priv.h"
@@ -33,29 +39,84 @@ static json_t *boot_id(void)
     return got ? json_string(text) : NULL;
 }
 
-/* Has the source what it had, as @what tells? */
-static bool is_same(const struct run *r, const json_t *what)
+/* What is wanted of the source, in words of the command line. */
+static json_t *options(const struct backup_options *o)
 {
-    CLEANUP_JSON json_t *boot = boot_id();
-    const char *source = json_string_value(json_object_get(what, "source"));
+    json_t *disks = json_array();
 
-    return boot && r->identity && source && strcmp(source, r->o->source) == 0 &&
-           json_equal(boot, json_object_get(what, "boot")) &&
-           json_equal(r->identity, json_object_get(what, "identity"));
+    for (unsigned i = 0; i < o->disk_count; i++) {
+        (void)json_array_append_new(disks, json_string(o->disks[i]));
+    }
+    return json_pack(
+        "{s:s, s:o, s:b, s:b, s:s, s:s*}", "source", o->source, "disks", disks,
+        "full", (int)o->full, "audit", (int)(o->audit > 0), "compression",
+        o->compression ? o->compression : "none", "format", o->how.format);
+}
+
+static void forget_resume(struct run *r)
+{
+    json_decref(r->identity);
+    json_decref(r->resume);
+    r->identity = r->resume = NULL;
+}
+
+/* The parts go with the next store_clean(). */
+static int give_up(struct run *r, const char *why, struct error **errp)
+{
+    log_line(TELL_WARNING, "a copy that was cut off is begun again: %s", why);
+    forget_resume(r);
+    return resume_drop(r->store, errp);
 }
 
 int run_look_for_resume(struct run *r, struct error **errp)
 {
-    r->identity = source_identity(r->source);
+    CLEANUP_JSON json_t *boot = boot_id();
+    CLEANUP_JSON json_t *is = options(r->o);
+
     resume_get(r->store, r->resume_point, &r->resume);
-    if (r->resume && !is_same(r, r->resume)) {
-        log_line(TELL_WARNING,
-                 "a copy that was cut off is begun again: the source may have "
-                 "changed since");
-        json_decref(r->resume);
-        r->resume = NULL;
+    if (!r->resume) {
+        return resume_drop(r->store, errp);
     }
-    return r->resume ? 0 : resume_drop(r->store, errp);
+    if (!is || !json_equal(is, json_object_get(r->resume, "options"))) {
+        return give_up(r, "it was one with other options", errp);
+    }
+    if (!boot || !json_equal(boot, json_object_get(r->resume, "boot"))) {
+        return give_up(r, "this host has started since", errp);
+    }
+    return store_pending(r->store)
+               ? give_up(r, "another point is almost made", errp)
+               : 0;
+}
+
+const json_t *run_wants_adopted(const struct run *r)
+{
+    return json_object_get(r->resume, "identity");
+}
+
+int run_check_resume(struct run *r, struct error **errp)
+{
+    json_t *froze = json_object_get(r->resume, "agent");
+
+    r->identity = source_identity(r->source);
+    if (!r->resume) {
+        return 0;
+    }
+    if (!r->identity || !json_equal(r->identity, run_wants_adopted(r))) {
+        return give_up(r, "the source may have changed since", errp);
+    }
+    if (r->source->adopted && json_is_string(froze)) {
+        r->source->froze = strdup(json_string_value(froze));
+    }
+    return 0;
+}
+
+int run_begin_again(struct run *r, struct error **errp)
+{
+    int result = give_up(r, "the source may have changed since", errp);
+
+    free(r->source->froze);
+    r->source->froze = NULL;
+    return result < 0 ? result : store_clean(r->store, NULL, errp);
 }
 
 static json_t *describe(const struct copy_job *c)
@@ -80,20 +141,22 @@ bool run_may_resume(const struct run *r, const struct copy_job *c)
 
 int run_note_resume(struct run *r, struct error **errp)
 {
-    json_t *boot = boot_id();
-    json_t *disks = json_array();
+    CLEANUP_JSON json_t *boot = boot_id();
+    CLEANUP_JSON json_t *is = options(r->o);
+    CLEANUP_JSON json_t *disks = json_array();
 
-    if (!r->identity || !boot) {
-        json_decref(boot);
-        json_decref(disks);
+    if (!r->identity) { /* of a source in use there is one now */
+        r->identity = source_identity(r->source);
+    }
+    if (!r->identity || !boot || !is) {
         return 0;
     }
     for (unsigned i = 0; i < r->count; i++) {
         (void)json_array_append_new(disks, describe(&r->copies[i]));
     }
-    CLEANUP_JSON json_t *what =
-        json_pack("{s:s, s:o, s:O, s:o}", "source", r->o->source, "boot", boot,
-                  "identity", r->identity, "disks", disks);
+    CLEANUP_JSON json_t *what = json_pack(
+        "{s:O, s:O, s:O, s:O, s:s*}", "options", is, "boot", boot, "identity",
+        r->identity, "disks", disks, "agent", r->source->froze);
     return what ? resume_put(r->store, r->point, what, errp)
                 : error_nomem(errp);
 }
@@ -106,7 +169,9 @@ void run_end_resume(struct run *r)
         resume_drop(r->store, &err) < 0) {
         log_line(TELL_WARNING, "%s", error_message(err));
     }
-    json_decref(r->identity);
-    json_decref(r->resume);
-    r->identity = r->resume = NULL;
+    if (r->resume && r->identity &&
+        !r->kept) { /* parts of disks that were not reached */
+        (void)store_clean(r->store, NULL, NULL);
+    }
+    forget_resume(r);
 }

@@ -162,25 +162,38 @@ static int open_store(struct run *r, enum store_mode mode, struct error **errp)
     return mode != STORE_READ ? prune_recover(r->store, NULL, errp) : 0;
 }
 
-static int open_both(struct run *r, enum store_mode mode, struct error **errp)
+static int open_source(struct run *r, struct error **errp)
 {
     struct source_options how = r->o->how;
 
-    r->graph = graph_new();
-    if (!r->graph) {
-        return error_nomem(errp);
-    }
-    int result = open_store(r, mode, errp);
-    if (result < 0) {
-        return result;
-    }
     how.graph = r->graph;
     /* A dry run holds no lock: what has the directory's id at the source may
      * be of a run that is at work. */
     how.id = r->o->dry_run ? "dry-run" : store_id(r->store);
-    result = run_make_tls(r, &how.tls_creds, errp);
+    how.adopt = run_wants_adopted(r);
+    int result = run_make_tls(r, &how.tls_creds, errp);
     return result < 0 ? result
                       : source_open(r->o->source, &how, &r->source, errp);
+}
+
+static int open_directory(struct run *r, enum store_mode mode,
+                          struct error **errp)
+{
+    r->graph = graph_new();
+    return r->graph ? open_store(r, mode, errp) : error_nomem(errp);
+}
+
+/* Both, and what a run before has left to go on with. */
+static int open_all(struct run *r, struct error **errp)
+{
+    bool dry = r->o->dry_run;
+    int result = open_directory(r, dry ? STORE_READ : STORE_CREATE, errp);
+
+    if (result < 0 || (!dry && (result = run_look_for_resume(r, errp)) < 0) ||
+        (result = open_source(r, errp)) < 0) {
+        return result;
+    }
+    return dry ? 0 : run_check_resume(r, errp);
 }
 
 /* Until its end the guest may stand still. */
@@ -197,24 +210,12 @@ static int take_instant(struct run *r, struct error **errp)
     return result < 0 ? result : run_hook(r, &h, errp);
 }
 
-static int begin(struct run *r, struct error **errp)
+/* Frozen file systems, and the instant. */
+static int freeze_and_begin(struct run *r, struct error **errp)
 {
-    int limit = hook_limit(r);
-    int result = 0;
+    int result = r->o->freeze ? source_freeze(r->source, true, errp) : 0;
 
-    if (r->resume) {
-        memcpy(r->point, r->resume_point, sizeof(r->point));
-    } else {
-        result = store_new_name(r->store, r->point, errp);
-    }
     if (result < 0) {
-        return result;
-    }
-    run_name_checkpoint(r, r->point, r->checkpoint);
-    result = run_hook(r, &(struct hook){.when = "before", .limit_ms = limit},
-                      errp);
-    if (result < 0 ||
-        (r->o->freeze && (result = source_freeze(r->source, true, errp)) < 0)) {
         return result;
     }
     result = take_instant(r, errp);
@@ -223,6 +224,48 @@ static int begin(struct run *r, struct error **errp)
         result = result < 0 ? result : thawed;
     }
     return result;
+}
+
+/* The instant that a killed run has taken.  When that is gone meanwhile,
+ * nothing has begun. */
+static int adopt(struct run *r, struct error **errp)
+{
+    int result = source_begin(r->source, r->checkpoint, errp);
+
+    if (result != -ESTALE) {
+        return result;
+    }
+    if (errp) {
+        error_free(*errp);
+        *errp = NULL;
+    }
+    return run_begin_again(r, errp);
+}
+
+static int name_point(struct run *r, struct error **errp)
+{
+    int result = 0;
+
+    if (r->resume) {
+        memcpy(r->point, r->resume_point, sizeof(r->point));
+    } else {
+        result = store_new_name(r->store, r->point, errp);
+    }
+    run_name_checkpoint(r, r->point, r->checkpoint);
+    return result;
+}
+
+static int begin(struct run *r, struct error **errp)
+{
+    const struct hook before = {.when = "before", .limit_ms = hook_limit(r)};
+    int result = name_point(r, errp);
+
+    if (result == 0 && r->source->adopted && (result = adopt(r, errp)) == 0 &&
+        !r->source->begun) {
+        result = name_point(r, errp);
+    }
+    result = result < 0 ? result : run_hook(r, &before, errp);
+    return result < 0 || r->source->begun ? result : freeze_and_begin(r, errp);
 }
 
 static int make_point(struct run *r, struct error **errp)
@@ -317,9 +360,7 @@ int backup_run(const struct backup_options *o, json_t **report,
     int result;
 
     *report = NULL;
-    if ((result = open_both(&r, o->dry_run ? STORE_READ : STORE_CREATE,
-                            errp)) == 0 &&
-        (result = o->dry_run ? 0 : run_look_for_resume(&r, errp)) == 0 &&
+    if ((result = open_all(&r, errp)) == 0 &&
         (result = run_settle(&r, errp)) == 0 &&
         (result = run_choose_disks(&r, errp)) == 0) {
         result = make_point(&r, errp);
@@ -341,8 +382,9 @@ int backup_run(const struct backup_options *o, json_t **report,
 int backup_forget(const struct backup_options *o, struct error **errp)
 {
     struct run r = {.o = o};
-    int result = open_both(&r, STORE_WRITE, errp);
+    int result = open_directory(&r, STORE_WRITE, errp);
 
+    result = result < 0 ? result : open_source(&r, errp);
     result = result < 0 ? result : run_forget_all(&r, errp);
     close_source(&r, true);
     close_rest(&r);

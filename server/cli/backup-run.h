@@ -6,7 +6,9 @@
  * One run of a backup: from a source into a directory
  * ===================================================
  *
- *   lock the directory, open the source
+ *   lock the directory, open the source; a run that was killed while it copied
+ *                is gone on with, if the source has what that one has frozen:
+ *                nothing is frozen then
  *   settle what a killed run has left   a pending point is finished if its
  *                                       checkpoint is at the source, else it
  *                                       goes; so do checkpoints of this

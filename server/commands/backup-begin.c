@@ -255,6 +255,7 @@ static const struct qmp_arg queried_disk[] = {
 
 static const struct qmp_arg begun_members[] = {
     QMP_ARG("id", STR),
+    QMP_ARG("instant", STR),
     QMP_OPT("checkpoint", STR),
     QMP_ARG("drained-us", INT),
     QMP_ARG("disks", OBJECTS, .members = begun_disk),
@@ -265,6 +266,7 @@ static const struct qmp_arg begun_type = QMP_ARG("", OBJECT,
 
 static const struct qmp_arg queried_members[] = {
     QMP_ARG("id", STR),
+    QMP_ARG("instant", STR),
     QMP_OPT("checkpoint", STR),
     QMP_ARG("drained-us", INT),
     QMP_OPT("expire", INT),

@@ -4,14 +4,20 @@
  * ===============================
  *
  *   open    query-backups: sessions that a killed run of this directory has
- *           left are ended as failed; query-block: the disks
+ *           left are ended as failed, but for the one that is to be adopted,
+ *           which is renewed; query-block: the disks
  *   begin   backup-begin, on a server of its own in a private directory, or,
  *           from another host, on one that the daemon has
+ *           a session that was adopted: query-backups has all that backup-begin
+ *           has said
  *   end     backup-end: the new checkpoint becomes durable, or is forgotten
  *
  * The daemon forgets a session that was neither renewed nor read for EXPIRE_S,
  * with its new checkpoint.  So does one that ends.  Nothing that a kill leaves
  * behind stays.
+ *
+ * The identity of a session is the random word that the daemon gives it: no
+ * other session has it, whichever daemon answers at the socket.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -40,6 +46,8 @@ struct daemon_source {
     struct private_dir dir;
     char *session;    /* NULL: none */
     char *checkpoint; /* the session's, or NULL */
+    json_t *identity; /* the session's, or of the one that begin adopts; NULL:
+                         an old daemon's has none */
 };
 
 static const char *string_at(const json_t *object, const char *key)
@@ -87,8 +95,47 @@ static int end_session(struct talk *t, const char *id, bool success,
                     NULL, errp);
 }
 
-/* No other run of this directory is at work: whoever is holds its lock. */
-static int end_own_sessions(struct source *s, struct error **errp)
+static int renew_session(struct talk *t, const char *id, struct error **errp)
+{
+    return talk_ask(t, "backup-renew", json_pack("{s:s}", "id", id), NULL,
+                    errp);
+}
+
+/* Is it the session that @identity tells of, and has it all of its disks? */
+static bool stands(const json_t *session, const json_t *identity)
+{
+    const char *is = string_at(session, "instant");
+    const char *was = string_at(identity, "instant");
+    bool all = is && was && strcmp(is, was) == 0;
+    size_t i;
+    json_t *disk;
+
+    json_array_foreach (json_object_get(session, "disks"), i, disk) {
+        all = all && !json_object_get(disk, "lost");
+    }
+    return all;
+}
+
+/* It has all of its time again, and begin goes on with it. */
+static int adopt_session(struct source *s, const char *id, const json_t *adopt,
+                         struct error **errp)
+{
+    struct daemon_source *d = s->opaque;
+    int r = renew_session(s->talk, id, errp);
+
+    if (r == 0 && !s->adopted) {
+        d->identity = json_deep_copy(adopt);
+        s->adopted = true;
+    }
+    return r;
+}
+
+/*
+ * No other run of this directory is at work: whoever is holds its lock.  The
+ * session that @adopt tells of, if it is there, is renewed, and all others end.
+ */
+static int settle_sessions(struct source *s, const json_t *adopt,
+                           struct error **errp)
 {
     const struct daemon_source *d = s->opaque;
     CLEANUP_JSON json_t *list = NULL;
@@ -99,11 +146,14 @@ static int end_own_sessions(struct source *s, struct error **errp)
     json_array_foreach (list, i, session) {
         const char *id = string_at(session, "id");
 
-        if (r == 0 && id && is_own(d, session)) {
-            r = end_session(s->talk, id, false, errp);
-            r = r == -EREMOTEIO && talk_refused(s->talk, NULL, "no backup") ? 0
-                                                                            : r;
+        if (r < 0 || !id || !is_own(d, session)) {
+            continue;
         }
+        r = adopt && stands(session, adopt)
+                ? adopt_session(s, id, adopt, errp)
+                : end_session(s->talk, id, false, errp);
+        /* It has expired just now. */
+        r = r == -EREMOTEIO && talk_refused(s->talk, NULL, "no backup") ? 0 : r;
     }
     return r;
 }
@@ -172,10 +222,10 @@ static int open_daemon(struct source *s, const char *what,
     }
     d->local = talk_peer(s->talk, &pid, &d->owner) == 0;
     int r = frozen_init(&d->frozen, o, errp);
-    if (r < 0 || (r = end_own_sessions(s, errp)) < 0) {
+    if (r < 0 || (r = settle_sessions(s, o->adopt, errp)) < 0) {
         return r;
     }
-    if (d->local) {
+    if (d->local && !s->adopted) {
         private_dir_sweep(private_dir_for_sockets(), d->id, d->owner);
     }
     return list_disks(s, errp);
@@ -311,16 +361,33 @@ static void forget_session(struct daemon_source *d)
     private_dir_remove(&d->dir);
     free(d->session);
     free(d->checkpoint);
+    json_decref(d->identity);
     d->session = NULL;
     d->checkpoint = NULL;
+    d->identity = NULL;
 }
 
 /* Also when nobody knows whether it has begun. */
 static void undo_begin(struct source *s)
 {
+    struct daemon_source *d = s->opaque;
+
     talk_undo(s->talk);
-    (void)end_own_sessions(s, NULL);
-    forget_session(s->opaque);
+    (void)settle_sessions(s, NULL, NULL);
+    forget_session(d);
+    if (d->local) {
+        private_dir_sweep(private_dir_for_sockets(), d->id, d->owner);
+    }
+}
+
+/* An identity also says how the disks were wanted. */
+static json_t *make_identity(const struct source *s, const json_t *begun)
+{
+    const char *instant = string_at(begun, "instant");
+
+    return instant ? json_pack("{s:s, s:o}", "instant", instant, "disks",
+                               wanted_disks(s))
+                   : NULL;
 }
 
 static int begin_session(struct source *s, const char *checkpoint,
@@ -340,8 +407,91 @@ static int begin_session(struct source *s, const char *checkpoint,
     if (!d->session) {
         return error_set(errp, EPROTO, "backup-begin has no 'id'");
     }
+    d->identity = make_identity(s, begun);
     r = take_disks(s, begun, errp);
     return r < 0 ? r : talk_check_stop(s->talk, errp);
+}
+
+/* --- Begin: a session that a killed run has left --- */
+
+static int gone(struct error **errp)
+{
+    return error_set(errp, ESTALE,
+                     "what a run that was killed has frozen is frozen no more, "
+                     "or was something else");
+}
+
+static const json_t *find_adopted(const struct source *s, const json_t *list,
+                                  const char *checkpoint)
+{
+    const struct daemon_source *d = s->opaque;
+    CLEANUP_JSON json_t *wanted = wanted_disks(s);
+    const json_t *found = NULL;
+    size_t i;
+    json_t *session;
+
+    json_array_foreach (list, i, session) {
+        const char *is = string_at(session, "checkpoint");
+
+        if (is && checkpoint && strcmp(is, checkpoint) == 0 &&
+            string_at(session, "id") && stands(session, d->identity) &&
+            json_equal(wanted, json_object_get(d->identity, "disks"))) {
+            found = session;
+        }
+    }
+    return found;
+}
+
+/* The directory of its server goes with it. */
+static void take_dir(struct daemon_source *d, const json_t *session)
+{
+    const json_t *first = json_array_get(json_object_get(session, "disks"), 0);
+    const char *uri = string_at(first, "uri");
+    CLEANUP_JSON json_t *address = NULL;
+
+    if (!d->local || !uri || frozen_address(uri, NULL, &address, NULL) < 0) {
+        return;
+    }
+    const char *path = string_at(json_object_get(address, "server"), "path");
+    CLEANUP_FREE char *dir = path ? strdup(path) : NULL;
+    char *slash = dir ? strrchr(dir, '/') : NULL;
+    if (slash) {
+        *slash = '\0';
+        (void)private_dir_take(&d->dir, private_dir_for_sockets(), d->id,
+                               d->owner, dir);
+    }
+}
+
+static int begin_adopted(struct source *s, const char *checkpoint,
+                         struct error **errp)
+{
+    struct daemon_source *d = s->opaque;
+    CLEANUP_JSON json_t *list = NULL;
+    int r = talk_ask(s->talk, "query-backups", NULL, &list, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    const json_t *session = find_adopted(s, list, checkpoint);
+    if (!session) {
+        return gone(errp);
+    }
+    take_dir(d, session);
+    d->session = strdup(string_at(session, "id"));
+    if (!d->session) {
+        return error_nomem(errp);
+    }
+    r = renew_session(s->talk, d->session, errp);
+    return r == -EREMOTEIO ? gone(errp)
+           : r < 0         ? r
+                           : take_disks(s, session, errp);
+}
+
+static int make_dir(struct daemon_source *d, struct error **errp)
+{
+    int r = private_dir_make(&d->dir, private_dir_for_sockets(), d->id, errp);
+
+    return r < 0 ? r : private_dir_give(&d->dir, d->owner, errp);
 }
 
 static int begin_daemon(struct source *s, const char *checkpoint,
@@ -358,11 +508,12 @@ static int begin_daemon(struct source *s, const char *checkpoint,
     if (checkpoint && !d->checkpoint) {
         return error_nomem(errp);
     }
-    if (d->local && !d->server) {
-        r = private_dir_make(&d->dir, private_dir_for_sockets(), d->id, errp);
-        r = r < 0 ? r : private_dir_give(&d->dir, d->owner, errp);
+    if (s->adopted) {
+        r = begin_adopted(s, checkpoint, errp);
+    } else {
+        r = d->local && !d->server ? make_dir(d, errp) : 0;
+        r = r < 0 ? r : begin_session(s, checkpoint, errp);
     }
-    r = r < 0 ? r : begin_session(s, checkpoint, errp);
     if (r < 0) {
         undo_begin(s);
     }
@@ -377,8 +528,7 @@ static int renew_daemon(struct source *s, struct error **errp)
     int r = -EIO;
 
     for (int i = 0; i < 2 && r < 0 && (i == 0 || r != -EREMOTEIO); i++) {
-        r = talk_ask(s->talk, "backup-renew",
-                     json_pack("{s:s}", "id", d->session), NULL, errp);
+        r = renew_session(s->talk, d->session, errp);
     }
     return r;
 }
@@ -493,10 +643,20 @@ static int forget_daemon_checkpoint(struct source *s, const char *checkpoint,
                                                                            : r;
 }
 
+static json_t *identity_of_session(struct source *s)
+{
+    const struct daemon_source *d = s->opaque;
+
+    return json_incref(d->identity);
+}
+
 static void close_daemon(struct source *s)
 {
     struct daemon_source *d = s->opaque;
 
+    if (d && s->adopted) { /* and begin did not come */
+        undo_begin(s);
+    }
     if (d) {
         forget_session(d);
         frozen_free(&d->frozen);
@@ -515,5 +675,6 @@ const struct source_ops source_nbdelta = {
     .end = end_daemon,
     .each_checkpoint = each_daemon_checkpoint,
     .forget = forget_daemon_checkpoint,
+    .identity = identity_of_session,
     .close = close_daemon,
 };

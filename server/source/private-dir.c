@@ -6,6 +6,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -116,20 +117,43 @@ static int is_ours(int parent, const char *name, uid_t owner)
            (st.st_uid == owner || st.st_uid == geteuid());
 }
 
+/* One that private_dir_make() has made for @id. */
+static bool is_name(const char *name, const char *id)
+{
+    static const char prefix[] = "nbdelta-";
+    size_t len = strlen(prefix) + strlen(id);
+
+    return strncmp(name, prefix, strlen(prefix)) == 0 &&
+           strncmp(name + strlen(prefix), id, strlen(id)) == 0 &&
+           name[len] == '.' && strlen(name) == len + 1 + 6 &&
+           !strchr(name + len, '/');
+}
+
+int private_dir_take(struct private_dir *d, const char *parent, const char *id,
+                     uid_t owner, const char *path)
+{
+    CLEANUP_FREE char *at = realpath(parent, NULL);
+    const char *slash = strrchr(path, '/');
+    size_t len = slash ? (size_t)(slash - path) : 0;
+
+    if (!at || !slash || !is_name(slash + 1, id) ||
+        !(strcmp(at, "/") == 0
+              ? len == 0
+              : len == strlen(at) && strncmp(path, at, len) == 0) ||
+        !is_ours(AT_FDCWD, path, owner)) {
+        return -ENOENT;
+    }
+    d->path = strdup(path);
+    return d->path ? 0 : -ENOMEM;
+}
+
 void private_dir_sweep(const char *parent, const char *id, uid_t owner)
 {
-    CLEANUP_FREE char *prefix = NULL;
     DIR *dir = opendir(parent);
     const struct dirent *e;
 
-    if (!dir || asprintf(&prefix, "nbdelta-%s.", id) < 0) {
-        prefix = NULL;
-    }
-    size_t len = prefix ? strlen(prefix) : 0;
-    while (prefix && (e = readdir(dir)) != NULL) {
-        if (strncmp(e->d_name, prefix, len) == 0 &&
-            strlen(e->d_name) == len + 6 &&
-            is_ours(dirfd(dir), e->d_name, owner)) {
+    while (dir && (e = readdir(dir)) != NULL) {
+        if (is_name(e->d_name, id) && is_ours(dirfd(dir), e->d_name, owner)) {
             remove_at(dirfd(dir), e->d_name);
         }
     }

@@ -24,6 +24,14 @@ int private_dir_make(struct private_dir *d, const char *parent, const char *id,
                      struct error **errp);
 int private_dir_give(struct private_dir *d, uid_t owner, struct error **errp);
 
+/*
+ * It is @path, as private_dir_make() has made and given it in another process,
+ * which was killed.  -ENOENT: there is no such directory of @id in @parent, or
+ * somebody else has it.
+ */
+int private_dir_take(struct private_dir *d, const char *parent, const char *id,
+                     uid_t owner, const char *path);
+
 /* $TMPDIR, or where that is not set or is too long for a socket's path, /tmp.
  * $TMPDIR or /var/tmp, for files. */
 const char *private_dir_for_sockets(void);

@@ -185,6 +185,9 @@ int source_begin(struct source *s, const char *checkpoint, struct error **errp)
     if (r < 0) {
         source_reset_disks(s);
     }
+    if (r == -ESTALE) {
+        s->adopted = false;
+    }
     return r;
 }
 
@@ -199,6 +202,7 @@ int source_end(struct source *s, bool keep, struct error **errp)
 
     if (r == 0 || !keep) {
         s->begun = false;
+        s->adopted = false;
         source_reset_disks(s);
     }
     return r;

@@ -14,6 +14,9 @@
  *   end      frozen disks go; the new checkpoint stays or goes
  *   close    whatever was begun and not ended, ends; the new checkpoint goes
  *
+ * What a killed run has begun may be gone on with instead: `adopt` says which
+ * one that is, open lets it stand, and begin takes it over.
+ *
  * A checkpoint is a name, as of a bitmap.  The caller chooses it; only those
  * that the caller names are made, used and removed.  Everything else that a
  * source makes at the other side is named after `id` ("nbdelta-ID-..."), so
@@ -58,6 +61,9 @@ struct source_options {
                              file systems themselves; NULL: none */
     int stop_fd;          /* readable: the user wants an end; -1: none.  begin
                              undoes what it has done, then: -ECANCELED */
+    const json_t *adopt;  /* source_identity() of a run that was killed: what
+                             that one has begun is gone on with, where it still
+                             stands; NULL: none */
 };
 
 struct source_disk {
@@ -107,6 +113,8 @@ struct source {
     struct source_disk *disks;
     unsigned count;
     bool begun;
+    bool adopted; /* from open to end: the disks are those that a killed run has
+                     frozen */
     struct agent *agent; /* the caller's, or NULL */
     int stop_fd;
     bool still;        /* the guest's file systems stand still */
@@ -161,6 +169,11 @@ void source_close(struct source *s);
  * on all disks that can keep one; or without any (NULL).  After a failure
  * everything is as it was.  A disk that cannot tell what has changed has a
  * reason and no dirty map: that is no failure.  -ECANCELED: see stop_fd.
+ *
+ * Where s->adopted, the instant is that of the killed run.  -ESTALE then: the
+ * disks are frozen no more, or were frozen in another way than they are wanted
+ * now, or with another checkpoint.  Nothing is left of it, and source_begin()
+ * may be called again, for a new instant.
  */
 int source_begin(struct source *s, const char *checkpoint, struct error **errp);
 
@@ -198,8 +211,9 @@ int source_freeze(struct source *s, bool freeze, struct error **errp);
 
 /*
  * What its disks have, told by something that changes when they do: when it is
- * the same in a later run, they have the same bytes.  A new reference, or NULL:
- * nobody can tell.
+ * the same in a later run, they have the same bytes.  Of a source in use, only
+ * what is frozen has one: from begin, or with s->adopted from open, to end.  A
+ * new reference, or NULL: nobody can tell.
  */
 json_t *source_identity(struct source *s);
 

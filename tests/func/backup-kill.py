@@ -25,6 +25,7 @@ SIZE = 8 * MIB
 DISKS = ('a', 'b')
 HOOK = '''#!/bin/sh
 echo "$NBDELTA_POINT" >"hook-$1"
+echo $$ >hook.pid
 [ ! -e "hold-$1" ] || exec sleep 60
 '''
 PHASES = ('moment', 'before', 'frozen', 'copy', 'files', 'pending', 'after')
@@ -210,15 +211,29 @@ class Campaign:
             p.send_signal(signal.SIGINT)
         else:
             p.send_signal(getattr(signal, 'SIG' + action))
+        self.end_run(p)
         if os.path.exists(hold):
             os.unlink(hold)
-        self.end_hook(p)
+            self.end_hook()
         if action == 'source':
             self.source.start()
             self.look_again()
         self.new_points(where, copy)
 
-    def end_hook(self, p):
+    def end_hook(self):
+        """One that is held outlives a run that is killed."""
+        if not os.path.exists('hook.pid'):
+            return
+        with open('hook.pid', encoding='ascii') as f:
+            pid = int(f.read())
+        try:
+            group = os.getpgid(pid)
+            assert group != os.getpgid(0)
+            os.killpg(group, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+    def end_run(self, p):
         try:
             p.wait(60)
         except subprocess.TimeoutExpired:
@@ -239,13 +254,18 @@ class Campaign:
 
     def settle(self, where, before):
         """The run that nobody disturbs.  A pending point that it finishes is of
-        the run before, with the copy @before."""
+        the run before, with the copy @before; so is one that it goes on
+        with."""
         then = [os.path.basename(n)[:-13] for n in
                 glob.glob(f'{where}/*.pending')]
         copy = self.keep_copy()
         options = ['--prune', '--keep-last=4'] if rng.random() < 0.3 else []
         p = self.command(where, *options)
         _, said = p.communicate(timeout=120)
+        # One that has taken no instant has gone on with the run before.
+        if not os.path.exists('hook-frozen'):
+            print(f'{where}: gone on with', flush=True)
+            copy = before
         assert p.returncode in self.source.statuses, (p.returncode, said)
         assert (said == '') == (p.returncode == 0), said
         for name in then:
