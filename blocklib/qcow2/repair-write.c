@@ -116,7 +116,7 @@ static int write_zero_tables(struct repair *p)
     uint64_t count = div_up(p->zero_tables, share);
     CLEANUP_FREE void *bytes = calloc(1, s->cluster_size);
     struct qcow2_table t = {.data = bytes};
-    uint64_t first;
+    uint64_t first = 0;
     int r = bytes ? qcow2_annex_take(&p->annex, count, p->highest, &first)
                   : -ENOMEM;
 
