@@ -7,7 +7,6 @@
  *   nbdelta-ID-POINT           is pending         the point is finished
  *   none                       is pending         the point goes
  *   nbdelta-ID-POINT           is the latest      it stays: the next increment
- *   nbdelta-ID-POINT           is gone on with    it stays, until the end
  *   nbdelta-ID-POINT           another, or none   the checkpoint goes
  *   of another name            -                  stays
  */
@@ -91,14 +90,6 @@ static int settle_pending(struct run *r, const json_t *checkpoints,
     return result;
 }
 
-/* Is the point of the checkpoint @name gone on with? */
-static bool is_adopted(const struct run *r, const char *name)
-{
-    const char *point = point_of_checkpoint(r, name);
-
-    return r->source->adopted && point && strcmp(point, r->resume_point) == 0;
-}
-
 /* Checkpoints of this directory go, except that of the latest point. */
 static int drop_old_checkpoints(struct run *r, const json_t *checkpoints,
                                 const char *keep, struct error **errp)
@@ -109,7 +100,7 @@ static int drop_old_checkpoints(struct run *r, const json_t *checkpoints,
 
     json_object_foreach ((json_t *)(uintptr_t)checkpoints, name, value) {
         if (result == 0 && point_of_checkpoint(r, name) &&
-            !is_adopted(r, name) && strcmp(name, keep) != 0) {
+            strcmp(name, keep) != 0) {
             result = source_forget(r->source, name, errp);
         }
     }

@@ -190,7 +190,8 @@ int source_renew(struct source *s, struct error **errp);
  */
 int source_end(struct source *s, bool keep, struct error **errp);
 
-/* All checkpoints, also those of others.  What @fn returned, or an error. */
+/* All checkpoints, also those of others; what is adopted has none yet.  What
+ * @fn returned, or an error. */
 int source_each_checkpoint(struct source *s, source_checkpoint_fn *fn,
                            void *opaque, struct error **errp);
 

@@ -39,7 +39,7 @@ parts_are_flushed() {
         [ "${bytes:-0}" -ge $((512 << 10)) ] || return 1
     done
 }
-noted() { [ "$(jq -r .point dir/resume.json)" = "$(cat instant)" ]; }
+noted() { [ "$(jq -r .point dir/resume.json 2>/dev/null)" = "$(cat instant)" ]; }
 
 # Which sessions the daemon has, and what clients have read of them.
 sessions() { qmp query-backups | jq -r '.[] | .id + " " + .instant'; }
@@ -181,9 +181,17 @@ freeze
 backup
 began_again "may have changed"
 
-# --- A run that finds it, and makes no point, ends it. ---
+# --- A run that finds it, and makes no point, ends it, before begin or after. ---
 
 write 8 2M 12M
+cut_off noted
+mkdir "dir/a/$(cat instant).sums.part" # it cannot be tidied up
+backup
+[ $status = 1 ] || fail "a directory in the way: $status"
+rmdir dir/a/*.sums.part
+[ -z "$(sessions)" ] || fail "before begin: there is a session"
+[ -z "$(ls tmp)" ] || fail "before begin: left: $(ls tmp)"
+
 cut_off noted
 status=0
 # shellcheck disable=SC2016
