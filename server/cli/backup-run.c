@@ -302,7 +302,7 @@ static void unmake_store(struct run *r)
 {
     char prefix[CHECKPOINT_MAX];
 
-    if (!r->store || r->o->dry_run) {
+    if (!r->store || r->o->dry_run || store_count(r->store) > 0) {
         return;
     }
     run_name_checkpoint(r, "", prefix);
