@@ -7,7 +7,6 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-
 /* --- What is lost --- */
 
 static void tell_lost(struct repair *p)
