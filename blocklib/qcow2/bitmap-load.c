@@ -545,7 +545,7 @@ int qcow2_bitmaps_load(struct qcow2 *s, const struct qcow2_header *h,
     }
     if (r < 0) {
         forget_all(s);
-        s->bitmaps.ext = (struct qcow2_bitmaps_ext){0, 0, 0};
+        s->bitmaps.ext = (struct qcow2_bitmaps_ext){0};
         return 0;
     }
     /* A caller that looks only at headers sees what the directory says, and no

@@ -32,6 +32,7 @@ static const struct {
 };
 
 struct extensions {
+    const unsigned char *head;     /* the bytes of the header */
     const unsigned char *features; /* points into the caller's bytes */
     size_t features_len;
 };
@@ -75,6 +76,7 @@ static int parse_extension(uint32_t type, const unsigned char *data,
             h->bitmaps.count = load_be32(data);
             h->bitmaps.dir_size = load_be64(data + 8);
             h->bitmaps.dir_offset = load_be64(data + 16);
+            h->bitmaps.entry = (uint64_t)(data - x->head) + 16;
         }
         return 0;
     default:
@@ -276,7 +278,7 @@ static int parse_fixed(const unsigned char *head, size_t len,
 static int parse_any(const unsigned char *head, size_t len,
                      struct qcow2_header *h, struct error **errp)
 {
-    struct extensions x = {NULL, 0};
+    struct extensions x = {.head = head};
     int r = parse_fixed(head, len, h, errp);
     if (r < 0) {
         return r;

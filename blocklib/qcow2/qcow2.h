@@ -75,6 +75,7 @@ struct qcow2_bitmaps_ext {
     uint32_t count;
     uint64_t dir_size; /* bytes */
     uint64_t dir_offset;
+    uint64_t entry; /* where in the file the offset stands; 0: not known */
 };
 
 /* A parsed header, in host byte order. */

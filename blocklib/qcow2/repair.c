@@ -5,6 +5,8 @@
  *   1. look      what is wrong: check.c
  *   2. plan      another walk: which entries lead nowhere, what has to be
  *                copied because it lies on something else
+ *      bar       entries that lead behind the end get a place where no file
+ * ever ends, because the file is about to grow; flush
  *   3. write     the copies, tables of zeroes, new refcounts: all of it behind
  *                the end, where nobody looks; flush
  *   4. switch    one write into the header; flush.  From here on everything
@@ -33,6 +35,33 @@
 
 #include "nbdelta/error.h"
 
+/* --- Bar --- */
+
+/* A place that is behind the end of any file, and the start of no cluster that
+ * is larger than a sector. */
+#define NOWHERE QCOW2_OFFSET_MASK
+
+static int bar_ref(const struct qcow2_ref *r, void *opaque)
+{
+    struct repair *p = opaque;
+    unsigned char be[8];
+
+    if (!r->behind || r->entry == 0) {
+        return 0;
+    }
+    store_be64(be, NOWHERE);
+    return node_pwrite(p->file, be, sizeof(be), r->entry, 0);
+}
+
+/* What leads behind the end must not lead into what is written there. */
+static int bar_entries(struct repair *p)
+{
+    const struct qcow2_walker w = {.refer = bar_ref, .opaque = p};
+    int r = qcow2_walk(&p->k->im, &w);
+
+    return r == 0 ? node_flush(p->file) : r;
+}
+
 /* --- 4. Switch --- */
 
 static int switch_header(struct repair *p,
@@ -44,9 +73,9 @@ static int switch_header(struct repair *p,
 
     store_be32(be, p->new_l1 ? p->l1_size : h->l1_size);
     store_be64(be + 4, p->new_l1 ? p->l1_host : h->l1_offset);
-    store_be64(be + QCOW2_HDR_REFTABLE - QCOW2_HDR_L1, new->host);
-    store_be32(be + QCOW2_HDR_REFTABLE + 8 - QCOW2_HDR_L1, new->clusters);
-    store_be32(be + QCOW2_HDR_SNAPSHOTS - QCOW2_HDR_L1, p->snapshots);
+    store_be64(be + (QCOW2_HDR_REFTABLE - QCOW2_HDR_L1), new->host);
+    store_be32(be + (QCOW2_HDR_REFTABLE + 8 - QCOW2_HDR_L1), new->clusters);
+    store_be32(be + (QCOW2_HDR_SNAPSHOTS - QCOW2_HDR_L1), p->snapshots);
     if (r == 0) {
         r = node_pwrite(p->file, be, sizeof(be), QCOW2_HDR_L1, 0);
     }
@@ -62,6 +91,9 @@ static int rebuild(struct repair *p, struct error **errp)
 
     if (r == 0 && p->l1_size * UINT64_C(8) > QCOW2_MAX_L1_BYTES) {
         return error_set(errp, EFBIG, "the disk is too large for its clusters");
+    }
+    if (r == 0) {
+        r = bar_entries(p);
     }
     if (r == 0) {
         r = repair_write(p);

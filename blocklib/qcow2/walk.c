@@ -95,7 +95,10 @@ int qcow2_image_pread(const struct qcow2_image *im, void *buf, uint64_t bytes,
 
 static int tell(struct walk *k, const struct qcow2_ref *r)
 {
-    return k->w->refer(r, k->w->opaque);
+    struct qcow2_ref told = *r;
+
+    told.behind = r->wrong && strcmp(r->wrong, BEHIND_END) == 0;
+    return k->w->refer(&told, k->w->opaque);
 }
 
 /* Why nothing can be there, or NULL.  A file may lack the end of its last
@@ -425,13 +428,12 @@ static int walk_active(struct walk *k)
 {
     const struct qcow2_header *h = &k->im->h;
     uint64_t needed = div_up(h->size, qcow2_l2_span(&k->im->shape));
-    int result = walk_l1(k, QCOW2_ACTIVE, QCOW2_HDR_L1, h->l1_offset,
+    int result = walk_l1(k, QCOW2_ACTIVE, QCOW2_HDR_L1 + 4, h->l1_offset,
                          h->l1_size);
 
     if (result == 0 && needed > h->l1_size) {
         struct qcow2_ref r = {.owner = QCOW2_OWN_L1,
                               .host = h->l1_offset,
-                              .entry = QCOW2_HDR_L1,
                               .disk = QCOW2_ACTIVE,
                               .wrong = "is too short for the disk"};
 
@@ -474,7 +476,7 @@ static int walk_snapshots(struct walk *k)
     uint64_t at = h->snapshots_offset;
     struct qcow2_ref r = {.owner = QCOW2_OWN_SNAPSHOTS,
                           .host = at,
-                          .entry = QCOW2_HDR_SNAPSHOTS,
+                          .entry = QCOW2_HDR_SNAPSHOTS + 4,
                           .times = 1};
     int result = 0;
 
@@ -493,12 +495,15 @@ static int walk_snapshots(struct walk *k)
 
 /* --- Bitmaps --- */
 
-static int walk_bitmap_bits(struct walk *k, const struct qcow2_bitmap *qb)
+/* The bitmap whose entry in the directory stands at @entry in the file. */
+static int walk_bitmap_bits(struct walk *k, const struct qcow2_bitmap *qb,
+                            uint64_t entry_at)
 {
     CLEANUP_FREE uint64_t *table = NULL;
     struct qcow2_ref r = {.owner = QCOW2_OWN_BITMAP_TABLE,
                           .host = qb->table_offset,
-                          .bytes = qb->table_size * UINT64_C(8)};
+                          .bytes = qb->table_size * UINT64_C(8),
+                          .entry = entry_at};
     int result = 0;
 
     if (qb->table_size == 0 ||
@@ -534,6 +539,7 @@ static int walk_directory(struct walk *k, const unsigned char *dir,
                           const char **wrong)
 {
     const struct qcow2_bitmaps_ext *x = &k->im->h.bitmaps;
+    uint64_t at = x->dir_offset;
     struct list list;
     int result = 0;
 
@@ -544,10 +550,13 @@ static int walk_directory(struct walk *k, const unsigned char *dir,
         result = parsed == -ENOMEM ? -ENOMEM : 0;
     }
     list_for_each (e, &list) {
+        const struct qcow2_bitmap *qb = list_entry(e, struct qcow2_bitmap,
+                                                   in_image);
+
         if (parsed == 0 && result == 0) {
-            result = walk_bitmap_bits(
-                k, list_entry(e, struct qcow2_bitmap, in_image));
+            result = walk_bitmap_bits(k, qb, at);
         }
+        at += qcow2_bitmap_entry_size(qb);
     }
     while (!list_empty(&list)) {
         qcow2_bitmap_free(list_entry(list.next, struct qcow2_bitmap, in_image));
@@ -561,7 +570,8 @@ static int walk_bitmaps(struct walk *k)
     CLEANUP_FREE unsigned char *dir = NULL;
     struct qcow2_ref r = {.owner = QCOW2_OWN_BITMAP_DIR,
                           .host = h->bitmaps.dir_offset,
-                          .bytes = h->bitmaps.dir_size};
+                          .bytes = h->bitmaps.dir_size,
+                          .entry = h->bitmaps.entry};
 
     /* Without the bit a program that knows nothing of them has written: they
      * are void. */

@@ -60,7 +60,8 @@ struct qcow2_ref {
     enum qcow2_owner owner;
     uint64_t host; /* of the part of the file, in bytes */
     uint64_t bytes;
-    uint64_t entry; /* where in the file the reference stands */
+    uint64_t entry; /* where in the file the 8 bytes with the place stand; 0:
+                       it has none, or they are not known */
     uint64_t guest; /* of L2 tables and data: the disk's part that it is for */
     uint64_t guest_bytes;
     uint32_t disk;     /* QCOW2_ACTIVE if that has it, else a snapshot */
@@ -68,6 +69,7 @@ struct qcow2_ref {
     bool copied;       /* it says that nobody else refers to it */
     bool external;     /* it leads into the data file, not into this one */
     uint32_t readable; /* of the snapshot table: entries before what is wrong */
+    bool behind;       /* it leads behind the end of the file */
     const char *wrong; /* why it leads nowhere, or cannot be followed; NULL: it
                           does not */
 };

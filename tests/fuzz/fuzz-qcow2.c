@@ -9,106 +9,7 @@
  * first 4 bytes of the input choose where to go in the disk; the rest is the
  * image.
  */
-#include <errno.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include "core/graph.h"
-#include "nbdelta/bytes.h"
-#include "nbdelta/cleanup.h"
-#include "nbdelta/error.h"
-#include "util/iov.h"
-
-#define FILE_MAX  (16 * MiB)
-#define INPUT_MAX (256 * KiB)
-
-static unsigned char *bytes_of_file; /* FILE_MAX, zeroes past the end */
-static uint64_t used;                /* what may not be zero */
-
-static void check(bool ok)
-{
-    if (!ok) {
-        abort();
-    }
-}
-
-static int fuzz_preadv(struct node *n, uint64_t offset, uint64_t bytes,
-                       const struct iovec *iov, int cnt, unsigned flags)
-{
-    uint64_t inside = offset < used ? min_u64(bytes, used - offset) : 0;
-
-    (void)n;
-    (void)flags;
-    check(bytes > 0 && iov_bytes(iov, cnt) == bytes);
-    if (inside > 0) {
-        iov_from_buf(iov, cnt, 0, bytes_of_file + offset, inside);
-    }
-    iov_fill(iov, cnt, inside, 0, bytes - inside);
-    return 0;
-}
-
-static int fuzz_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
-                        const struct iovec *iov, int cnt, unsigned flags)
-{
-    (void)flags;
-    check(!node_read_only(n));
-    check(bytes > 0 && iov_bytes(iov, cnt) == bytes);
-    if (!range_inside(offset, bytes, FILE_MAX)) {
-        return -ENOSPC;
-    }
-    iov_to_buf(iov, cnt, 0, bytes_of_file + offset, bytes);
-    used = max_u64(used, offset + bytes);
-    return 0;
-}
-
-static int fuzz_zero(struct node *n, uint64_t offset, uint64_t bytes,
-                     unsigned flags)
-{
-    (void)flags;
-    check(!node_read_only(n));
-    if (!range_inside(offset, bytes, FILE_MAX)) {
-        return -ENOSPC;
-    }
-    memset(bytes_of_file + offset, 0, bytes);
-    return 0;
-}
-
-static int fuzz_discard(struct node *n, uint64_t offset, uint64_t bytes)
-{
-    return fuzz_zero(n, offset, bytes, 0);
-}
-
-static int fuzz_resize(struct node *n, uint64_t size, struct error **errp)
-{
-    (void)n;
-    if (size > FILE_MAX) {
-        return error_set(errp, EFBIG, "too large");
-    }
-    if (size < used) {
-        memset(bytes_of_file + size, 0, used - size);
-        used = size;
-    }
-    return 0;
-}
-
-static void fuzz_limits(struct node *n, struct limits *lim)
-{
-    (void)n;
-    lim->grows_zero = true;
-    lim->zero_unmaps = true;
-}
-
-static const struct driver fuzz_driver = {
-    .name = "fuzz",
-    .is_protocol = true,
-    .limits = fuzz_limits,
-    .resize = fuzz_resize,
-    .preadv = fuzz_preadv,
-    .pwritev = fuzz_pwritev,
-    .zero = fuzz_zero,
-    .discard = fuzz_discard,
-};
+#include "fuzz-file.h"
 
 /* --- Using a disk --- */
 
@@ -214,21 +115,6 @@ static void use(struct graph *g, struct node *disk, bool writable)
     blk_free(b);
 }
 
-static struct node *make_file(struct graph *g)
-{
-    CLEANUP_JSON json_t *o = json_pack("{s:s, s:I}", "driver", "null-co",
-                                       "size", (json_int_t)used);
-    struct node *like = NULL;
-    struct node *file = NULL;
-
-    check(graph_open(g, o, &like, NULL) == 0);
-    graph_lock(g);
-    check(node_new(g, &fuzz_driver, "image", like, &file, NULL) == 0);
-    node_refresh_limits(file);
-    graph_unlock(g);
-    return file;
-}
-
 /* Does the header tell of an external data file? */
 static bool has_data_file(void)
 {
@@ -274,13 +160,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (size < 4 || size > INPUT_MAX) {
         return 0;
     }
-    if (!bytes_of_file) {
-        bytes_of_file = calloc(1, FILE_MAX);
-        check(bytes_of_file);
-    }
     choice = load_be32(data);
-    memcpy(bytes_of_file, data + 4, size - 4);
-    used = size - 4;
+    fill_file(data + 4, size - 4);
     open_and_use(false);
     check(memcmp(bytes_of_file, data + 4, size - 4) == 0);
     open_and_use(true);

@@ -16,6 +16,7 @@
 #include "core/opts.h"
 #include "power-cut.h"
 #include "qcow2-check.h"
+#include "qcow2-guest.h"
 
 #define GUEST   (512 * KiB)
 #define CLUSTER 512
@@ -27,53 +28,25 @@ static uint64_t file_bytes;
 static uint64_t damaged_bytes; /* of the file before any repair */
 static bool over_another;      /* it names a backing file */
 
-/* --- What the guest sees, worked out from bytes --- */
-
-enum { NOTHING = 0, ZEROES = 1, UNREADABLE = 2 }; /* else the host byte */
-
-/* A cluster behind the last one may be there, and was never written. */
-static bool is_place(uint64_t host, uint64_t end)
-{
-    return host != 0 && host % CLUSTER == 0 && host <= end;
-}
-
-static uint64_t host_of(const unsigned char *disk, uint64_t end,
-                        uint64_t cluster)
-{
-    uint64_t l1 = load_be64(disk + 40);
-    uint64_t index = cluster / (CLUSTER / 8);
-
-    if (!is_place(l1, end) || index >= load_be32(disk + 36)) {
-        return UNREADABLE;
-    }
-    uint64_t table = load_be64(disk + l1 + index * 8) & mask;
-    if (table == 0) {
-        return NOTHING;
-    }
-    if (!is_place(table, end)) {
-        return UNREADABLE;
-    }
-    uint64_t e = load_be64(disk + table + cluster % (CLUSTER / 8) * 8);
-    uint64_t host = e & mask;
-    if (e & 1) {
-        return host == 0 || is_place(host, end) ? ZEROES : UNREADABLE;
-    }
-    return host == 0 ? NOTHING : is_place(host, end) ? host : UNREADABLE;
-}
-
 static void compare_guests(const unsigned char *before,
                            const unsigned char *after, const char *when)
 {
+    const struct guest_image was = {before, damaged_bytes};
+    const struct guest_image grown = {after, DISK_MAX};
+    const struct guest_image is = {after, damaged_bytes};
+
     for (uint64_t c = 0; c < SHOWN; c++) {
-        uint64_t old = host_of(before, damaged_bytes, c);
-        uint64_t new = host_of(after, DISK_MAX, c);
+        uint64_t old = guest_look(&was, c);
+        uint64_t new = guest_look(&grown, c);
         bool same = old == new;
 
-        if (old == UNREADABLE) {
-            same = host_of(after, damaged_bytes, c) == UNREADABLE ||
-                   new == ZEROES || (new == NOTHING && !over_another);
-        } else if (old > UNREADABLE && new > UNREADABLE) {
-            same = memcmp(before + old, after + new, CLUSTER) == 0;
+        if (old == GUEST_UNREADABLE) {
+            same = guest_look(&is, c) == GUEST_UNREADABLE ||
+                   new == GUEST_ZEROES ||
+                   (new == GUEST_NOTHING && !over_another);
+        } else if (old > GUEST_UNREADABLE && new > GUEST_UNREADABLE) {
+            same = guest_is_table(&was, old) ||
+                   memcmp(before + old, after + new, CLUSTER) == 0;
         }
         ck_assert_msg(
             same, "%s: cluster %" PRIu64 " was 0x%" PRIx64 ", is 0x%" PRIx64,
@@ -106,6 +79,11 @@ static void write_some(void)
     file_bytes = rec.top;
 }
 
+static bool is_here(uint64_t host)
+{
+    return guest_is_place(&(struct guest_image){rec.disk, file_bytes}, host);
+}
+
 /* Words that are not the header's: L1, refcount table, one of their tables. */
 static uint64_t pick_word(void)
 {
@@ -121,10 +99,9 @@ static uint64_t pick_word(void)
     case 1:
         return table;
     case 2:
-        return is_place(block, file_bytes) ? block + rnd(CLUSTER / 8) * 8
-                                           : entry;
+        return is_here(block) ? block + rnd(CLUSTER / 8) * 8 : entry;
     default:
-        return is_place(l2, file_bytes) ? l2 + rnd(CLUSTER / 8) * 8 : entry;
+        return is_here(l2) ? l2 + rnd(CLUSTER / 8) * 8 : entry;
     }
 }
 
@@ -137,6 +114,7 @@ static void damage(void)
         load_be64(rec.disk + l1),
         load_be64(rec.disk + 48),
         UINT64_C(0x8000000000300000),
+        align_up(file_bytes, CLUSTER) + (1 + rnd(20)) * CLUSTER, /* behind */
         UINT64_C(0x8000000000000001),
         UINT64_C(0x123),
     };
