@@ -63,7 +63,7 @@ static int write_moves(struct repair *p)
 static int write_zero_clusters(struct repair *p, uint64_t references)
 {
     uint64_t count = references / (p->highest / 2 + 1) + 1;
-    uint64_t first;
+    uint64_t first = 0;
     int r = qcow2_annex_take(&p->annex, count, p->highest, &first);
 
     p->zero_cluster = first << p->k->im.shape.cluster_bits;
@@ -156,7 +156,7 @@ static int write_l1(struct repair *p)
     uint64_t room = align_up(max_u64(bytes, 1), im->shape.cluster_size);
     uint64_t old = p->l1_lost ? 0 : im->h.l1_size;
     CLEANUP_FREE unsigned char *l1 = calloc(1, room);
-    uint64_t first;
+    uint64_t first = 0;
     int r = l1 ? qcow2_annex_take(&p->annex, room >> im->shape.cluster_bits, 1,
                                   &first)
                : -ENOMEM;
