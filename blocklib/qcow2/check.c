@@ -239,6 +239,9 @@ static int compare_block(struct qcow2_refblock *b, void *opaque)
         if (stored != 0 || counted != 0) {
             k->end = max_u64(k->end, cluster + 1);
         }
+        if (counted != 0) {
+            k->referred = max_u64(k->referred, cluster + 1);
+        }
     }
     return is_stopped(k) ? -ECANCELED : 0;
 }

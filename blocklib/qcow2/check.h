@@ -22,7 +22,8 @@ struct qcow2_check {
     bool low;     /* a refcount is lower than it has to be */
     bool flags;   /* COPIED is wrong somewhere */
     bool broken;  /* an entry leads nowhere, or contradicts itself */
-    uint64_t end; /* clusters up to the last that is in use */
+    uint64_t end; /* clusters up to the last that counts, */
+    uint64_t referred; /* or that something refers to */
 
     struct image_check stats;
     uint64_t fragment_table; /* of the last data cluster, */

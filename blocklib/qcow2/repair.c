@@ -32,6 +32,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "nbdelta/error.h"
 
@@ -111,6 +112,23 @@ static int rebuild(struct repair *p, struct error **errp)
                  : repair_mend(p, errp);
 }
 
+static bool can_grow(const struct node *file)
+{
+    struct stat st;
+
+    return file->drv->fstat && file->drv->fstat(file, &st) == 0 &&
+           S_ISREG(st.st_mode);
+}
+
+/* Where the annex begins.  Nothing can be behind the end of a file, whatever
+ * counts say; but on a device they may be of something that cannot be read. */
+static uint64_t first_free(const struct qcow2_check *k, const struct node *file)
+{
+    uint64_t clusters = div_up(k->im.file_size, k->im.shape.cluster_size);
+
+    return can_grow(file) ? max_u64(k->referred, clusters) : k->end;
+}
+
 static int repair_structures(const struct qcow2_check *k, struct node *file,
                              const struct image_check_options *o,
                              struct error **errp)
@@ -125,10 +143,7 @@ static int repair_structures(const struct qcow2_check *k, struct node *file,
         .snapshots = k->im.h.snapshots,
     };
 
-    p.annex.first =
-        file->growable
-            ? max_u64(k->end, div_up(k->im.file_size, k->im.shape.cluster_size))
-            : k->end;
+    p.annex.first = first_free(k, file);
     int r = rebuild(&p, errp);
     free(p.annex.counts);
     free(p.moves.all);

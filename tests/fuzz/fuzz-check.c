@@ -51,7 +51,7 @@ static void compare(const unsigned char *before, uint64_t end,
                     const struct image_check *c)
 {
     const struct guest_image old = {before, end};
-    const struct guest_image new = {bytes_of_file, FILE_MAX / 2};
+    const struct guest_image new = {bytes_of_file, FILE_MAX};
     uint64_t size = guest_cluster_size(&old);
     uint64_t clusters = min_u64(load_be64(before + 24) / size, SHOWN);
 
@@ -98,7 +98,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         return 0;
     }
     fill_file(data, size);
-    before = before ? before : calloc(1, FILE_MAX);
+    before = before ? before : calloc(1, FILE_MAX + FILE_SLACK);
     check(before);
     memcpy(before, data, size);
     if (run_check(IMAGE_REPAIR_NONE, &c) == 0) {

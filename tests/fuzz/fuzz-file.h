@@ -15,8 +15,10 @@
 #include "nbdelta/error.h"
 #include "util/iov.h"
 
-#define FILE_MAX  (16 * MiB)
-#define INPUT_MAX (256 * KiB)
+#define FILE_MAX (16 * MiB)
+/* Of the memory, behind the file: who looks for a table there may. */
+#define FILE_SLACK (4 * MiB)
+#define INPUT_MAX  (256 * KiB)
 
 static unsigned char *bytes_of_file; /* FILE_MAX, zeroes past the end */
 static uint64_t used;                /* what may not be zero */
@@ -124,7 +126,7 @@ static struct node *make_file(struct graph *g)
 static void fill_file(const uint8_t *data, size_t size)
 {
     if (!bytes_of_file) {
-        bytes_of_file = calloc(1, FILE_MAX);
+        bytes_of_file = calloc(1, FILE_MAX + FILE_SLACK);
         check(bytes_of_file);
     }
     memcpy(bytes_of_file, data, size);
