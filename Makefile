@@ -294,22 +294,17 @@ check:
 	    check-run LOCKCHECK=1 O='$(O)-lockcheck' T='$(LOCK_TESTS)')
 
 # Once more with LOCKCHECK=1: where many threads meet.
-LOCK_TESTS := test-backup* test-bitmap-disks test-copy test-job test-point \
-    test-thread test-transfer test-whole-writes nbd-dirty-view plugin-write \
-    pull-disks qmp-backup qmp-snapshot qmp-stress
+LOCK_TESTS := test-copy test-job test-point test-thread test-transfer \
+    backup-disks nbd-dirty-view qmp-backup
 
 # Built in Debian 13, with its libraries: the tests that have its clients and
 # servers for peers, then libnbd's own.  T='?*' runs all of `make check` there;
 # qsd-compare is not among these: QEMU 10 deletes exports in another order.
 PEERS := trixie
-PEER_TESTS := backup-compress backup-kill backup-qemu backup-zeroes \
-    bitmap-below bitmap-broken \
-    bitmap-interop bitmaps-persistent blkdebug-throttle colon-names create \
-    data-file devices export-leave fleecing foreign-formats image-locks info \
-    iotest-124 map named-disk nbd-* odd-sizes plugin-* private-copies \
-    pull-access pull-disks pull-others qcow2-matrix qmp-backup qmp-bitmaps \
-    qmp-commit qmp-create qmp-exports qmp-schema qmp-snapshot qsd-options \
-    serve-activation source-qemu symbols track trim vm-compat
+PEER_TESTS := backup-qemu bitmap-interop bitmaps-persistent check create \
+    data-file fleecing foreign-formats info iotest-124 map nbd-* odd-sizes \
+    plugin-* pull-disks pull-others qcow2-matrix qmp-backup qmp-commit \
+    qmp-exports qmp-snapshot qsd-options source-qemu track trim vm-compat
 peer_tests = $(if $(filter-out *,$(T)),$(T),$(PEER_TESTS))
 in_peers = tests/peers.sh '$(O)/$(PEERS)' $(PEERS)
 check-peers:

@@ -3,7 +3,7 @@
 # SIGTERM or two of them, and sources that are killed meanwhile: the next run
 # works, and all points are what the disks were at their instants.
 #
-#   ROUNDS=N      how often for each kind of source (default 4; make crash: more)
+#   ROUNDS=N      how often for each kind of source (default 2; make crash: more)
 #   SEED=N        of the random numbers (printed)
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
@@ -15,4 +15,4 @@ if command -v qemu-system-x86_64 >/dev/null; then kinds+=,qemu; fi
 seed=${SEED:-$$}
 echo "SEED=$seed"
 python3 "$SRCDIR/tests/func/backup-kill.py" "$nbdelta" "$kinds" "$seed" \
-    "${ROUNDS:-4}"
+    "${ROUNDS:-2}"

@@ -141,14 +141,20 @@ def by_ssh(v, files, sshd):
 
 
 def slow(v, b):
-    """A run that copies by a tunnel, and ssh's pid."""
-    for i in range(2):
-        v.io('vm', i, 'write -P 41 0 8M', 'flush')
-    run = b.start('--rate=1M')
-    until('it copies', lambda: run.p.poll() is not None or (
-        b.busy() and tunnels() and glob.glob(b.dir + '/*/*.part')))
-    assert run.p.poll() is None, run.wait().err
-    return run, tunnels()[0]
+    """A run that copies by a tunnel, and ssh's pid.  On a busy machine it may
+    be over before anybody has seen that."""
+    for attempt in range(5):
+        for i in range(2):
+            v.io('vm', i, f'write -P {41 + attempt} 0 8M', 'flush')
+        run = b.start('--rate=1M')
+        until('it copies', lambda: run.p.poll() is not None or (
+            tunnels() and glob.glob(b.dir + '/*/*.part')))
+        pids = tunnels()
+        if run.p.poll() is None and pids:
+            return run, pids[0]
+        run.wait()
+        assert run.status == 0, run.err
+    raise AssertionError('no run was seen while it copied')
 
 
 def cut(v, files, b, sshd):

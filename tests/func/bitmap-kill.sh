@@ -3,7 +3,7 @@
 # is resized and backups run: the image is sound, QEMU accepts every bitmap, and
 # each change since it was cleared is dirty, also after many kills.
 #
-#   ROUNDS=N      how often (default 8; make crash has more)
+#   ROUNDS=N      how often (default 4; make crash has more)
 #   SEED=N        of the random numbers (printed)
 set -eu -o pipefail
 
@@ -14,7 +14,7 @@ need qemu-img qemu-nbd nbdinfo
 
 seed=${SEED:-$$}
 echo "SEED=$seed"
-python "$SRCDIR/tests/func/bitmap-kill.py" "$nbdelta" "$seed" "${ROUNDS:-8}"
+python "$SRCDIR/tests/func/bitmap-kill.py" "$nbdelta" "$seed" "${ROUNDS:-4}"
 
 # A server that does not arm is caught, or this would show nothing.
 rm -f disk.qcow2

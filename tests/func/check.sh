@@ -134,4 +134,4 @@ wait "$user" || true
 
 mkdir campaign
 cd campaign
-/usr/bin/python3 "$SRCDIR/tests/func/check_campaign.py" "$BUILD/nbdelta" 6
+/usr/bin/python3 "$SRCDIR/tests/func/check_campaign.py" "$BUILD/nbdelta" 4

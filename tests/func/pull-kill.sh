@@ -3,7 +3,7 @@
 # stays, and has each change since its instant.  The checkpoint of a backup that
 # has not ended does not appear.
 #
-#   ROUNDS=N      how often (default 8; make crash has more)
+#   ROUNDS=N      how often (default 4; make crash has more)
 #   SEED=N        of the random numbers (printed)
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
@@ -12,4 +12,4 @@ need qemu-img
 
 seed=${SEED:-$$}
 echo "SEED=$seed"
-python "$SRCDIR/tests/func/pull-kill.py" "$nbdelta" "$seed" "${ROUNDS:-8}"
+python "$SRCDIR/tests/func/pull-kill.py" "$nbdelta" "$seed" "${ROUNDS:-4}"

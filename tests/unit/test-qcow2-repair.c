@@ -267,8 +267,8 @@ int main(void)
     Suite *s = suite_create("qcow2-repair");
     TCase *t = tcase_create("crash");
 
-    tcase_add_loop_test(t, power_cuts_leave_it_no_worse, 0, 30);
-    tcase_add_loop_test(t, requests_that_fail_leave_it_no_worse, 0, 8);
+    tcase_add_loop_test(t, power_cuts_leave_it_no_worse, 0, 15);
+    tcase_add_loop_test(t, requests_that_fail_leave_it_no_worse, 0, 4);
     suite_add_tcase(s, t);
     SRunner *runner = srunner_create(s);
     srunner_run_all(runner, CK_ENV);
