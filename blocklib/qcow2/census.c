@@ -16,7 +16,7 @@
 #define FLAG_SHIFT 9
 #define COUNT_MAX  ((1U << FLAG_SHIFT) - 1)
 
-struct census {
+struct qcow2_census {
     uint64_t clusters;
     uint16_t *state;
     uint64_t *more; /* references beyond COUNT_MAX */
@@ -32,9 +32,9 @@ static void *reserve(uint64_t count, size_t each)
     return at == MAP_FAILED ? NULL : at;
 }
 
-struct census *census_new(uint64_t clusters)
+struct qcow2_census *qcow2_census_new(uint64_t clusters)
 {
-    struct census *c = calloc(1, sizeof(*c));
+    struct qcow2_census *c = calloc(1, sizeof(*c));
 
     if (!c) {
         return NULL;
@@ -43,13 +43,13 @@ struct census *census_new(uint64_t clusters)
     c->state = reserve(clusters, sizeof(*c->state));
     c->more = c->state ? reserve(clusters, sizeof(*c->more)) : NULL;
     if (!c->more) {
-        census_free(c);
+        qcow2_census_free(c);
         return NULL;
     }
     return c;
 }
 
-void census_free(struct census *c)
+void qcow2_census_free(struct qcow2_census *c)
 {
     if (!c) {
         return;
@@ -63,13 +63,13 @@ void census_free(struct census *c)
     free(c);
 }
 
-uint64_t census_size(const struct census *c)
+uint64_t qcow2_census_size(const struct qcow2_census *c)
 {
     return c->clusters;
 }
 
-void census_add(struct census *c, uint64_t cluster, uint32_t times,
-                unsigned flags)
+void qcow2_census_add(struct qcow2_census *c, uint64_t cluster, uint32_t times,
+                      unsigned flags)
 {
     const unsigned structure = CENSUS_REFCOUNT | CENSUS_META;
 
@@ -91,7 +91,7 @@ void census_add(struct census *c, uint64_t cluster, uint32_t times,
     *at = (uint16_t)((old | flags) << FLAG_SHIFT | (count + times));
 }
 
-void census_clear(struct census *c, uint64_t cluster)
+void qcow2_census_clear(struct qcow2_census *c, uint64_t cluster)
 {
     if (cluster < c->clusters && c->state[cluster] != 0) {
         if ((c->state[cluster] & COUNT_MAX) == COUNT_MAX) {
@@ -101,7 +101,7 @@ void census_clear(struct census *c, uint64_t cluster)
     }
 }
 
-uint64_t census_count(const struct census *c, uint64_t cluster)
+uint64_t qcow2_census_count(const struct qcow2_census *c, uint64_t cluster)
 {
     if (cluster >= c->clusters) {
         return 0;
@@ -110,12 +110,12 @@ uint64_t census_count(const struct census *c, uint64_t cluster)
     return count < COUNT_MAX ? count : count + c->more[cluster];
 }
 
-unsigned census_flags(const struct census *c, uint64_t cluster)
+unsigned qcow2_census_flags(const struct qcow2_census *c, uint64_t cluster)
 {
     return cluster < c->clusters ? c->state[cluster] >> FLAG_SHIFT : 0;
 }
 
-bool census_clash(unsigned flags)
+bool qcow2_census_clash(unsigned flags)
 {
     unsigned owners = flags &
                       (CENSUS_DATA | CENSUS_L2 | CENSUS_REFCOUNT | CENSUS_META);

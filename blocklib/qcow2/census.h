@@ -9,10 +9,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-struct census;
+struct qcow2_census;
 
 /* What refers to a cluster. */
-enum census_flag {
+enum qcow2_census_flag {
     CENSUS_DATA = 1 << 0,     /* data of a disk */
     CENSUS_L2 = 1 << 1,       /* L1 entries */
     CENSUS_REFCOUNT = 1 << 2, /* it is refcount table or block */
@@ -23,22 +23,22 @@ enum census_flag {
 };
 
 /* For clusters below @clusters.  NULL: no memory. */
-struct census *census_new(uint64_t clusters);
-void census_free(struct census *c); /* NULL is fine */
+struct qcow2_census *qcow2_census_new(uint64_t clusters);
+void qcow2_census_free(struct qcow2_census *c); /* NULL is fine */
 
 /* The number of clusters that it can count. */
-uint64_t census_size(const struct census *c);
+uint64_t qcow2_census_size(const struct qcow2_census *c);
 
 /* @times more references to @cluster.  Clusters that are not below its size are
  * not counted. */
-void census_add(struct census *c, uint64_t cluster, uint32_t times,
-                unsigned flags);
-void census_clear(struct census *c, uint64_t cluster);
+void qcow2_census_add(struct qcow2_census *c, uint64_t cluster, uint32_t times,
+                      unsigned flags);
+void qcow2_census_clear(struct qcow2_census *c, uint64_t cluster);
 
-uint64_t census_count(const struct census *c, uint64_t cluster);
-unsigned census_flags(const struct census *c, uint64_t cluster);
+uint64_t qcow2_census_count(const struct qcow2_census *c, uint64_t cluster);
+unsigned qcow2_census_flags(const struct qcow2_census *c, uint64_t cluster);
 
 /* Does the cluster belong to two that cannot share one? */
-bool census_clash(unsigned flags);
+bool qcow2_census_clash(unsigned flags);
 
 #endif /* NBDELTA_QCOW2_CENSUS_H */

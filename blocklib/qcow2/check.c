@@ -157,8 +157,8 @@ static int count_ref(const struct qcow2_ref *r, void *opaque)
         return 0;
     }
     for (uint64_t c = host >> bits; c <= (end - 1) >> bits; c++) {
-        census_add(k->census, c, r->times, flags_of(r));
-        k->clash |= census_clash(census_flags(k->census, c));
+        qcow2_census_add(k->census, c, r->times, flags_of(r));
+        k->clash |= qcow2_census_clash(qcow2_census_flags(k->census, c));
     }
     return 0;
 }
@@ -231,7 +231,7 @@ static int compare_block(struct qcow2_refblock *b, void *opaque)
         uint64_t cluster = b->first + i;
         uint64_t stored = qcow2_refcount_load(b->bytes,
                                               k->im.shape.refcount_order, i);
-        uint64_t counted = census_count(k->census, cluster);
+        uint64_t counted = qcow2_census_count(k->census, cluster);
 
         if (stored != counted) {
             note_difference(r, cluster, stored, counted);
@@ -262,8 +262,8 @@ static void tell_cluster(struct qcow2_check *k, uint64_t cluster,
 static int look_at_clusters(struct qcow2_check *k)
 {
     for (uint64_t c = 0; c < k->end; c++) {
-        unsigned flags = census_flags(k->census, c);
-        uint64_t count = flags ? census_count(k->census, c) : 0;
+        unsigned flags = qcow2_census_flags(k->census, c);
+        uint64_t count = flags ? qcow2_census_count(k->census, c) : 0;
 
         if ((flags & CENSUS_COPIED) && count != 1) {
             k->flags = true;
@@ -275,7 +275,7 @@ static int look_at_clusters(struct qcow2_check *k)
             k->flags = true;
             tell_cluster(k, c, "has one reference, which does not say so");
         }
-        if (census_clash(flags)) {
+        if (qcow2_census_clash(flags)) {
             tell_cluster(k, c, "belongs to two that cannot share it");
         }
         if (c % STOP_EVERY == 0 && is_stopped(k)) {
@@ -295,8 +295,8 @@ static int look(struct qcow2_check *k)
     int r = qcow2_walk(&k->im, &w);
 
     if (r == 0) {
-        r = qcow2_each_refblock(&k->im, census_size(k->census), compare_block,
-                                &run);
+        r = qcow2_each_refblock(&k->im, qcow2_census_size(k->census),
+                                compare_block, &run);
         end_run(&run);
     }
     return r == 0 ? look_at_clusters(k) : r;
@@ -315,7 +315,7 @@ int qcow2_check_run(struct qcow2_check *k, struct node *file,
     /* A reference may lead to one cluster behind the end, and compressed bytes
      * may seem to go on in the next. */
     k->census =
-        census_new(div_up(k->im.file_size, k->im.shape.cluster_size) + 2);
+        qcow2_census_new(div_up(k->im.file_size, k->im.shape.cluster_size) + 2);
     if (!k->census) {
         return error_set(errp, ENOMEM,
                          "the file is too large to be checked with the memory "
@@ -336,7 +336,7 @@ int qcow2_check_run(struct qcow2_check *k, struct node *file,
 
 void qcow2_check_release(struct qcow2_check *k)
 {
-    census_free(k->census);
+    qcow2_census_free(k->census);
     k->census = NULL;
     qcow2_image_release(&k->im);
 }

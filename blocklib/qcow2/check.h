@@ -12,7 +12,7 @@ struct qcow2_check {
     const struct image_check_options *o;
     bool quiet; /* findings are not told */
     struct qcow2_image im;
-    struct census *census;
+    struct qcow2_census *census;
 
     uint64_t corruptions;
     uint64_t leaks;

@@ -46,8 +46,8 @@ static int mend_l1(struct repair *p)
             const struct qcow2_move *m =
                 qcow2_moves_find(&p->moves, QCOW2_MOVE_TABLES, f->from);
             value = m && m->to ? m->to : f->from;
-        } else if (f->lost && repair_needs_zeroes(p)) {
-            value = repair_zero_table(p, zeroes++);
+        } else if (f->lost && qcow2_repair_needs_zeroes(p)) {
+            value = qcow2_repair_zero_table(p, zeroes++);
         }
         r = put_word(p, l1_place(p, f->at), value);
     }
@@ -95,12 +95,12 @@ static int mend_bitmap(struct repair *p, const struct qcow2_ref *r)
         bool taken = !p->guest_changed || r->wrong;
 
         for (uint64_t at = 0; !taken && at < r->bytes; at += size) {
-            taken = repair_is_taken(p, r->host + at);
+            taken = qcow2_repair_is_taken(p, r->host + at);
         }
         return taken ? 0 : fill_with_ones(p, r);
     }
-    return !p->guest_changed && !repair_is_taken(p, r->entry) &&
-                   (r->wrong || repair_is_taken(p, r->host))
+    return !p->guest_changed && !qcow2_repair_is_taken(p, r->entry) &&
+                   (r->wrong || qcow2_repair_is_taken(p, r->host))
                ? put_word(p, r->entry, QCOW2_BITMAP_ONES)
                : 0;
 }
@@ -125,9 +125,9 @@ static int mend_ref(const struct qcow2_ref *r, void *opaque)
         return 0;
     }
     if (r->wrong) {
-        f.how = r->bytes == 0      ? FIX_FLAGS
-                : repair_is_raw(p) ? FIX_OWN
-                                   : FIX_ZERO;
+        f.how = r->bytes == 0            ? FIX_FLAGS
+                : qcow2_repair_is_raw(p) ? FIX_OWN
+                                         : FIX_ZERO;
         f.to = r->guest;
         return add_l2_fix(p, &f);
     }
@@ -152,7 +152,7 @@ static int mend_table(const struct qcow2_ref *table, struct qcow2_table *t,
         struct qcow2_at at;
 
         if (f->how == FIX_ZERO) {
-            repair_zero_entry(p, t, f->offset, 1);
+            qcow2_repair_zero_entry(p, t, f->offset, 1);
             continue;
         }
         qcow2_l2_look(s, t, f->offset, s->cluster_size, &at);
@@ -194,7 +194,7 @@ static int walk_again(struct repair *p, const struct qcow2_walker *w,
                  : 0;
 }
 
-int repair_mend(struct repair *p, struct error **errp)
+int qcow2_repair_mend(struct repair *p, struct error **errp)
 {
     const struct qcow2_walker bitmaps = {.refer = mend_bitmap_ref, .opaque = p};
     const struct qcow2_walker entries = {

@@ -53,10 +53,10 @@ static void note_lost(struct repair *p, const struct qcow2_ref *r)
 /* --- 2. Plan --- */
 
 /* Is something else where a part of a structure is, that is no L2 table? */
-bool repair_is_taken(const struct repair *p, uint64_t host)
+bool qcow2_repair_is_taken(const struct repair *p, uint64_t host)
 {
-    unsigned flags = census_flags(p->k->census,
-                                  host >> p->k->im.shape.cluster_bits);
+    unsigned flags = qcow2_census_flags(p->k->census,
+                                        host >> p->k->im.shape.cluster_bits);
 
     return (flags & (CENSUS_DATA | CENSUS_L2 | CENSUS_TWICE)) != 0;
 }
@@ -84,7 +84,7 @@ static int fix_l1(struct repair *p, const struct qcow2_ref *r)
     const struct l1_fix f = {
         .at = r->entry, .lost = r->wrong && r->bytes > 0, .from = r->host};
 
-    if (r->disk != QCOW2_ACTIVE && repair_is_taken(p, r->entry)) {
+    if (r->disk != QCOW2_ACTIVE && qcow2_repair_is_taken(p, r->entry)) {
         return 0;
     }
     if (f.lost) {
@@ -95,7 +95,7 @@ static int fix_l1(struct repair *p, const struct qcow2_ref *r)
 }
 
 /* Each cluster of a raw data file has what the guest sees there. */
-bool repair_is_raw(const struct repair *p)
+bool qcow2_repair_is_raw(const struct repair *p)
 {
     return p->k->im.h.autoclear & QCOW2_AUTOCLEAR_RAW;
 }
@@ -109,7 +109,7 @@ static int plan_data(struct repair *p, const struct qcow2_ref *r)
     bool many = false;
 
     if (r->wrong) {
-        if (r->bytes > 0 && !repair_is_raw(p)) {
+        if (r->bytes > 0 && !qcow2_repair_is_raw(p)) {
             note_lost(p, r);
             p->zero_entries++;
         }
@@ -119,11 +119,11 @@ static int plan_data(struct repair *p, const struct qcow2_ref *r)
          !r->external &&
          c <= (r->host + r->bytes - 1) >> k->im.shape.cluster_bits;
          c++) {
-        unsigned flags = census_flags(k->census, c);
+        unsigned flags = qcow2_census_flags(k->census, c);
 
         /* The old refcounts go. */
         clash |= (flags & (CENSUS_L2 | CENSUS_META)) != 0;
-        many |= census_count(k->census, c) > p->highest;
+        many |= qcow2_census_count(k->census, c) > p->highest;
     }
     if (!clash && !many) {
         return 0;
@@ -147,8 +147,8 @@ static int plan_l2(struct repair *p, const struct qcow2_ref *r)
     if (r->wrong) {
         return fix_l1(p, r);
     }
-    unsigned flags = census_flags(k->census,
-                                  r->host >> k->im.shape.cluster_bits);
+    unsigned flags = qcow2_census_flags(k->census,
+                                        r->host >> k->im.shape.cluster_bits);
     if (!(flags & (CENSUS_META | CENSUS_DATA))) {
         return 0;
     }
@@ -175,7 +175,7 @@ static void plan_l1(struct repair *p, const struct qcow2_ref *r)
     p->new_l1 |= r->wrong != NULL;
     for (uint64_t c = r->host >> bits;
          !r->wrong && c <= (r->host + r->bytes - 1) >> bits; c++) {
-        p->new_l1 |= repair_is_taken(p, c << bits);
+        p->new_l1 |= qcow2_repair_is_taken(p, c << bits);
     }
 }
 
@@ -211,7 +211,7 @@ static int plan_ref(const struct qcow2_ref *r, void *opaque)
     }
 }
 
-int repair_plan(struct repair *p)
+int qcow2_repair_plan(struct repair *p)
 {
     const struct qcow2_walker w = {.refer = plan_ref, .opaque = p};
     const struct qcow2_image *im = &p->k->im;

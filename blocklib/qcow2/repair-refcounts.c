@@ -74,7 +74,7 @@ static uint64_t count_of(const struct builder *b, uint64_t cluster,
                                          : 0;
     }
     uint64_t stored = qcow2_refcount_load(b->before, s->refcount_order, index);
-    uint64_t counted = census_count(b->k->census, cluster);
+    uint64_t counted = qcow2_census_count(b->k->census, cluster);
     return min_u64(max_u64(stored, counted), highest_count(s));
 }
 
@@ -173,7 +173,7 @@ static int lower_block(struct qcow2_refblock *b, void *opaque)
 
     for (uint64_t i = 0; b->host != 0 && i < b->count; i++) {
         uint64_t stored = qcow2_refcount_load(b->bytes, s->refcount_order, i);
-        uint64_t counted = census_count(l->k->census, b->first + i);
+        uint64_t counted = qcow2_census_count(l->k->census, b->first + i);
 
         if (stored > counted) {
             qcow2_refcount_store(b->bytes, s->refcount_order, i, counted);

@@ -85,15 +85,15 @@ static uint64_t take_zero_cluster(struct repair *p, uint64_t times)
     return p->zero_cluster + (index << p->k->im.shape.cluster_bits);
 }
 
-void repair_zero_entry(struct repair *p, struct qcow2_table *t, uint64_t offset,
-                       uint64_t times)
+void qcow2_repair_zero_entry(struct repair *p, struct qcow2_table *t,
+                             uint64_t offset, uint64_t times)
 {
     const struct qcow2 *s = &p->k->im.shape;
     struct qcow2_at at = {.kind = QCOW2_KIND_UNALLOCATED};
 
     if (s->version >= 3) {
         at.kind = QCOW2_KIND_ZERO_PLAIN;
-    } else if (repair_needs_zeroes(p)) {
+    } else if (qcow2_repair_needs_zeroes(p)) {
         at.kind = QCOW2_KIND_NORMAL;
         at.host = take_zero_cluster(p, times);
     }
@@ -101,7 +101,7 @@ void repair_zero_entry(struct repair *p, struct qcow2_table *t, uint64_t offset,
 }
 
 /* The place of the table of zeroes for the @user-th L1 entry. */
-uint64_t repair_zero_table(const struct repair *p, uint64_t user)
+uint64_t qcow2_repair_zero_table(const struct repair *p, uint64_t user)
 {
     return p->zero_table +
            (user / (p->highest / 2 + 1) << p->k->im.shape.cluster_bits);
@@ -123,8 +123,8 @@ static int write_zero_tables(struct repair *p)
     p->zero_table = first << s->cluster_bits;
     for (uint64_t i = 0; r == 0 && i < count; i++) {
         for (uint64_t at = 0; at < qcow2_l2_span(s); at += s->cluster_size) {
-            repair_zero_entry(p, &t, at,
-                              min_u64(p->zero_tables - i * share, share));
+            qcow2_repair_zero_entry(p, &t, at,
+                                    min_u64(p->zero_tables - i * share, share));
         }
         r = node_pwrite(p->file, bytes, s->cluster_size,
                         p->zero_table + (i << s->cluster_bits), 0);
@@ -138,7 +138,7 @@ static int write_zeroes(struct repair *p)
     uint64_t per_table = qcow2_l2_span(s) >> s->cluster_bits;
     int r = 0;
 
-    if (!repair_needs_zeroes(p)) {
+    if (!qcow2_repair_needs_zeroes(p)) {
         return 0;
     }
     if (s->version < 3 && p->zero_entries + p->zero_tables > 0) {
@@ -164,15 +164,15 @@ static int write_l1(struct repair *p)
     if (r == 0 && old > 0) {
         r = qcow2_image_pread(im, l1, old * 8, im->h.l1_offset);
     }
-    for (uint64_t i = old; r == 0 && repair_needs_zeroes(p) && i < p->l1_size;
-         i++) {
-        store_be64(l1 + i * 8, repair_zero_table(p, i - old));
+    for (uint64_t i = old;
+         r == 0 && qcow2_repair_needs_zeroes(p) && i < p->l1_size; i++) {
+        store_be64(l1 + i * 8, qcow2_repair_zero_table(p, i - old));
     }
     p->l1_host = first << im->shape.cluster_bits;
     return r == 0 ? node_pwrite(p->file, l1, room, p->l1_host, 0) : r;
 }
 
-int repair_write(struct repair *p)
+int qcow2_repair_write(struct repair *p)
 {
     int r = write_moves(p);
 

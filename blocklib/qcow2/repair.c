@@ -88,7 +88,7 @@ static int switch_header(struct repair *p,
 static int rebuild(struct repair *p, struct error **errp)
 {
     struct qcow2_new_refcounts new;
-    int r = repair_plan(p);
+    int r = qcow2_repair_plan(p);
 
     if (r == 0 && p->l1_size * UINT64_C(8) > QCOW2_MAX_L1_BYTES) {
         return error_set(errp, EFBIG, "the disk is too large for its clusters");
@@ -97,7 +97,7 @@ static int rebuild(struct repair *p, struct error **errp)
         r = bar_entries(p);
     }
     if (r == 0) {
-        r = repair_write(p);
+        r = qcow2_repair_write(p);
     }
     if (r < 0) {
         return error_set(errp, -r, "cannot repair the image: %s", strerror(-r));
@@ -109,7 +109,7 @@ static int rebuild(struct repair *p, struct error **errp)
     r = switch_header(p, &new);
     return r < 0 ? error_set(errp, -r, "cannot write the header: %s",
                              strerror(-r))
-                 : repair_mend(p, errp);
+                 : qcow2_repair_mend(p, errp);
 }
 
 static bool can_grow(const struct node *file)
@@ -163,8 +163,8 @@ struct flags {
  * becomes the only one. */
 static bool is_flag_wrong(const struct flags *f, uint64_t host, bool copied)
 {
-    uint64_t count = census_count(f->k->census,
-                                  host >> f->k->im.shape.cluster_bits);
+    uint64_t count = qcow2_census_count(f->k->census,
+                                        host >> f->k->im.shape.cluster_bits);
 
     return copied ? count != 1 : count == 1 && !f->k->unknown;
 }

@@ -110,28 +110,28 @@ struct repair {
 };
 
 /* Can the place of a lost part of the disk not simply be left empty? */
-static inline bool repair_needs_zeroes(const struct repair *p)
+static inline bool qcow2_repair_needs_zeroes(const struct repair *p)
 {
     return p->backing;
 }
 
 /* repair-plan.c: look at everything that is to be changed, and note it in *p.
  * Tells what is lost.  -ENOMEM. */
-int repair_plan(struct repair *p);
+int qcow2_repair_plan(struct repair *p);
 /* Is something else where a part of a structure is, that is no L2 table? */
-bool repair_is_taken(const struct repair *p, uint64_t host);
+bool qcow2_repair_is_taken(const struct repair *p, uint64_t host);
 /* Does each cluster of the data file have what the guest sees there? */
-bool repair_is_raw(const struct repair *p);
+bool qcow2_repair_is_raw(const struct repair *p);
 
 /* repair-write.c: write, behind the end, all that entries will lead to. */
-int repair_write(struct repair *p);
+int qcow2_repair_write(struct repair *p);
 /* Make the entry for guest @offset of @t, which has @times users, zeroes. */
-void repair_zero_entry(struct repair *p, struct qcow2_table *t, uint64_t offset,
-                       uint64_t times);
+void qcow2_repair_zero_entry(struct repair *p, struct qcow2_table *t,
+                             uint64_t offset, uint64_t times);
 /* The place of the table of zeroes for the @user-th L1 entry. */
-uint64_t repair_zero_table(const struct repair *p, uint64_t user);
+uint64_t qcow2_repair_zero_table(const struct repair *p, uint64_t user);
 
 /* repair-mend.c: change bitmaps, then entries; flush. */
-int repair_mend(struct repair *p, struct error **errp);
+int qcow2_repair_mend(struct repair *p, struct error **errp);
 
 #endif /* NBDELTA_QCOW2_REPAIR_H */
