@@ -14,7 +14,8 @@ static struct node *like;
 
 static void setup(uint64_t quota, uint64_t memory)
 {
-    const struct scratch_options o = {".", quota, memory};
+    const struct scratch_options o = {
+        .dir = ".", .quota = quota, .memory = memory};
     struct error *err = NULL;
 
     g = graph_new();
