@@ -306,6 +306,8 @@ def storage_that_is_no_server(far):
                 ['umount', '-l', 'mnt'], check=False,
                 stderr=subprocess.DEVNULL).returncode != 0:
             subprocess.run(['fusermount3', '-u', '-z', 'mnt'], check=True)
+        # A mount namespace that another test has made meanwhile has it still.
+        fuse.terminate()
         fuse.wait(SOON)
     os.rmdir('mnt')
     del clients, mine
