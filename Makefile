@@ -293,18 +293,21 @@ check:
 	$(Q)$(if $(filter-out *,$(T))$(SANITIZE)$(LOCKCHECK),,+$(SUBMAKE) \
 	    check-run LOCKCHECK=1 O='$(O)-lockcheck' T='$(LOCK_TESTS)')
 
-# Once more with LOCKCHECK=1: where many threads meet.
-LOCK_TESTS := test-copy test-job test-point test-thread test-transfer \
-    backup-disks nbd-dirty-view qmp-backup
+# Once more with LOCKCHECK=1: where many threads meet below the server.
+# `make check LOCKCHECK=1` runs all tests so.
+LOCK_TESTS := test-backup test-bitmap-disks test-copy test-job test-point \
+    test-thread test-transfer
 
 # Built in Debian 13, with its libraries: the tests that have its clients and
 # servers for peers, then libnbd's own.  T='?*' runs all of `make check` there;
 # qsd-compare is not among these: QEMU 10 deletes exports in another order.
 PEERS := trixie
 PEER_TESTS := backup-qemu bitmap-interop bitmaps-persistent check create \
-    data-file fleecing foreign-formats info iotest-124 map nbd-* odd-sizes \
-    plugin-* pull-disks pull-others qcow2-matrix qmp-backup qmp-commit \
-    qmp-exports qmp-snapshot qsd-options source-qemu track trim vm-compat
+    data-file fleecing foreign-formats info iotest-124 map nbd-bitmaps \
+    nbd-clients nbd-interop nbd-list nbd-node nbd-serve \
+    nbd-node-backup nbd-node-tls nbd-online nbd-servers nbd-tls odd-sizes \
+    plugin-* pull-others qcow2-matrix qmp-backup qmp-commit qmp-exports \
+    qmp-snapshot qsd-options source-qemu track trim vm-compat
 peer_tests = $(if $(filter-out *,$(T)),$(T),$(PEER_TESTS))
 in_peers = tests/peers.sh '$(O)/$(PEERS)' $(PEERS)
 check-peers:
