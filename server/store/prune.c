@@ -383,18 +383,26 @@ static int recover(struct store *s, const struct removal *rm,
 int prune_recover(struct store *s, bool *did, struct error **errp)
 {
     CLEANUP_REMOVAL struct removal *rm = NULL;
+    CLEANUP_ERROR struct error *none = NULL;
     int r = store_check_writable(s, errp);
 
     if (did) {
         *did = false;
     }
-    if (r < 0 || (r = journal_read(s, &rm, errp)) == -ENOENT) {
-        return r == -ENOENT ? 0 : r;
+    if (r < 0) {
+        return r;
     }
-    if (r == 0 && store_named(s, rm->gone->name)) {
+    r = journal_read(s, &rm, &none);
+    if (r == -ENOENT) {
+        return 0;
+    }
+    if (r < 0) {
+        return error_set(errp, -r, "%s", error_message(none));
+    }
+    if (store_named(s, rm->gone->name)) {
         return journal_remove(s, errp);
     }
-    r = r < 0 ? r : recover(s, rm, errp);
+    r = recover(s, rm, errp);
     if (r == 0 && did) {
         *did = true;
     }
