@@ -64,8 +64,7 @@ struct qcow2_refblock {
 };
 
 /* Call @fn for each refcount block, in the order of the file, then for what no
- * block covers of @clusters (with no block).  Blocks that cannot be read are
- * passed over as if they were not there. */
+ * block covers of @clusters (with no block). */
 typedef int qcow2_refblock_fn(struct qcow2_refblock *b, void *opaque);
 int qcow2_each_refblock(const struct qcow2_image *im, uint64_t clusters,
                         qcow2_refblock_fn *fn, void *opaque);

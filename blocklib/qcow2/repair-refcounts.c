@@ -84,9 +84,15 @@ static int build_block(struct builder *b, uint64_t index, uint64_t host)
     uint64_t each = UINT64_C(1) << s->refblock_bits;
     uint64_t old = index < b->old_count ? b->old[index] : 0;
 
-    if (old == 0 || qcow2_in_cluster(s, old) != 0 ||
-        qcow2_image_pread(&b->k->im, b->before, s->cluster_size, old) < 0) {
+    int r = 0;
+
+    if (old == 0 || qcow2_in_cluster(s, old) != 0) {
         memset(b->before, 0, s->cluster_size);
+    } else {
+        r = qcow2_image_pread(&b->k->im, b->before, s->cluster_size, old);
+    }
+    if (r < 0) {
+        return r;
     }
     memset(b->block, 0, s->cluster_size);
     for (uint64_t i = 0; i < each; i++) {

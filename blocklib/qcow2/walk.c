@@ -33,7 +33,6 @@
 
 #define NOT_ALIGNED "is at a place where none can be"
 #define BEHIND_END  "lies behind the end of the file"
-#define NOT_READ    "cannot be read"
 #define TOO_LARGE   "is larger than any may be"
 
 /* An L1 entry that leads to an L2 table. */
@@ -162,9 +161,10 @@ int qcow2_image_reftable(const struct qcow2_image *im, uint64_t **table,
     if (!t) {
         return -ENOMEM;
     }
-    if (qcow2_image_pread(im, t, bytes, host) < 0) {
+    int r = qcow2_image_pread(im, t, bytes, host);
+    if (r < 0) {
         free(t);
-        return 0;
+        return r;
     }
     for (uint64_t i = 0; i < bytes / 8; i++) {
         t[i] = be64toh(t[i]);
@@ -189,7 +189,7 @@ static int walk_refcounts(struct walk *k)
         result = tell_table(k, &r, reftable_max(im));
     }
     if (result == 0 && !r.wrong && !table) {
-        r.wrong = r.bytes == 0 ? "is missing" : NOT_READ;
+        r.wrong = "is missing";
         result = tell(k, &r);
     }
     for (uint64_t i = 0; result == 0 && i < count; i++) {
@@ -303,7 +303,7 @@ static int walk_entries(struct walk *k, const struct user *u, uint32_t count)
 static int walk_table(struct walk *k, const struct user *u, uint32_t count)
 {
     const struct qcow2 *s = &k->im->shape;
-    struct qcow2_ref r = {
+    const struct qcow2_ref r = {
         .owner = QCOW2_OWN_L2,
         .host = u->host,
         .bytes = s->cluster_size,
@@ -314,11 +314,11 @@ static int walk_table(struct walk *k, const struct user *u, uint32_t count)
     };
 
     k->table.offset = u->host;
-    if (qcow2_image_pread(k->im, k->table.data, s->cluster_size, u->host) < 0) {
-        r.wrong = NOT_READ;
-        return tell(k, &r);
+    int result = qcow2_image_pread(k->im, k->table.data, s->cluster_size,
+                                   u->host);
+    if (result == 0) {
+        result = walk_entries(k, u, count);
     }
-    int result = walk_entries(k, u, count);
     return result == 0 && k->w->table ? k->w->table(&r, &k->table, k->w->opaque)
                                       : result;
 }
@@ -414,10 +414,7 @@ static int walk_l1(struct walk *k, uint32_t disk, uint64_t at, uint64_t host,
     if (!l1) {
         return -ENOMEM;
     }
-    if (qcow2_image_pread(k->im, l1, r.bytes, host) < 0) {
-        r.wrong = NOT_READ;
-        return tell(k, &r);
-    }
+    result = qcow2_image_pread(k->im, l1, r.bytes, host);
     for (uint32_t i = 0; result == 0 && i < entries; i++) {
         result = walk_l1_entry(k, disk, host, i, be64toh(l1[i]));
     }
@@ -454,13 +451,15 @@ static int walk_snapshot(struct walk *k, uint32_t disk, uint64_t *at,
     unsigned char head[SNAPSHOT_HEAD];
 
     if (*at + sizeof(head) > k->im->file_size) {
-        *wrong = BEHIND_END;
-    } else if (node_pread(k->im->file, head, sizeof(head), *at, 0) < 0) {
-        *wrong = NOT_READ;
-    } else if (load_be32(head + 36) > SNAPSHOT_EXTRA_MAX) {
-        *wrong = "has an entry that is larger than any may be";
+        *wrong = "goes on behind the end of the file";
+        return 0;
     }
-    if (*wrong) {
+    int r = node_pread(k->im->file, head, sizeof(head), *at, 0);
+    if (r < 0) {
+        return r;
+    }
+    if (load_be32(head + 36) > SNAPSHOT_EXTRA_MAX) {
+        *wrong = "has an entry that is larger than any may be";
         return 0;
     }
     uint64_t entry = *at;
@@ -516,10 +515,7 @@ static int walk_bitmap_bits(struct walk *k, const struct qcow2_bitmap *qb,
     if (!table) {
         return -ENOMEM;
     }
-    if (qcow2_image_pread(k->im, table, r.bytes, r.host) < 0) {
-        r.wrong = NOT_READ;
-        return tell(k, &r);
-    }
+    result = qcow2_image_pread(k->im, table, r.bytes, r.host);
     for (uint32_t i = 0; result == 0 && i < qb->table_size; i++) {
         uint64_t entry = be64toh(table[i]);
         struct qcow2_ref bits = {.owner = QCOW2_OWN_BITMAP,
@@ -587,9 +583,8 @@ static int walk_bitmaps(struct walk *k)
     if (!dir) {
         return -ENOMEM;
     }
-    if (qcow2_image_pread(k->im, dir, r.bytes, r.host) < 0) {
-        r.wrong = NOT_READ;
-    } else {
+    result = qcow2_image_pread(k->im, dir, r.bytes, r.host);
+    if (result == 0) {
         result = walk_directory(k, dir, &r.wrong);
     }
     r.times = 0;

@@ -85,8 +85,8 @@ struct qcow2_walker {
     void *opaque;
 };
 
-/* Blocks.  0; what a function of @w returned; -ENOMEM.  What cannot be read is
- * no error, but a wrong reference. */
+/* Blocks.  0; what a function of @w returned; -ENOMEM; an error of reading:
+ * nobody knows then what is there, so nothing can be said of it. */
 int qcow2_walk(const struct qcow2_image *im, const struct qcow2_walker *w);
 
 /* Read a part of the file; what lies behind its end is zeroes. */

@@ -40,7 +40,7 @@ struct record {
     bool failed; /* a flush, that was not done */
 };
 
-enum fault_kind { FAULT_WRITE, FAULT_FLUSH };
+enum fault_kind { FAULT_WRITE, FAULT_FLUSH, FAULT_READ };
 
 struct fault {
     enum fault_kind kind;
@@ -99,9 +99,11 @@ static inline int rec_preadv(struct node *n, uint64_t offset, uint64_t bytes,
     (void)flags;
     ck_assert_uint_le(offset + bytes, DISK_MAX);
     mutex_lock(&rec.lock);
+    bool done;
+    int error = rec_fault(FAULT_READ, &done);
     iov_from_buf(iov, cnt, 0, rec.disk + offset, bytes);
     mutex_unlock(&rec.lock);
-    return 0;
+    return error;
 }
 
 static inline struct record *next_record(void)

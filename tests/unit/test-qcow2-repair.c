@@ -234,7 +234,10 @@ static bool fail_one(const unsigned char *damaged, uint64_t top,
     struct image_check c;
 
     ck_assert_int_gt(asprintf(&when, "%s %u failed",
-                              kind == FAULT_WRITE ? "write" : "flush", k),
+                              kind == FAULT_WRITE   ? "write"
+                              : kind == FAULT_FLUSH ? "flush"
+                                                    : "read",
+                              k),
                      0);
     forget_log();
     memcpy(rec.disk, damaged, DISK_MAX);
@@ -253,7 +256,7 @@ START_TEST(requests_that_fail_leave_it_no_worse)
     CLEANUP_FREE unsigned char *damaged = damaged_image((uint64_t)_i);
     uint64_t top = rec.top;
 
-    for (unsigned kind = FAULT_WRITE; kind <= FAULT_FLUSH; kind++) {
+    for (unsigned kind = FAULT_WRITE; kind <= FAULT_READ; kind++) {
         for (unsigned k = 1; fail_one(damaged, top, kind, k); k++) {
             ck_assert_uint_lt(k, 10000);
         }
