@@ -229,7 +229,7 @@ void copy_job_progress(struct copy_job *c, struct transfer_progress *p)
 
 /* --- What is copied --- */
 
-/* Into the set, but for what the file has. */
+/* Into the set, except what the file has. */
 static int add_range(uint64_t offset, uint64_t bytes, void *opaque)
 {
     struct copy_job *c = opaque;

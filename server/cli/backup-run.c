@@ -313,7 +313,7 @@ static void unmake_store(struct run *r)
     }
 }
 
-/* The source is as it was, but for the new checkpoint. */
+/* The source is as it was, except for the new checkpoint. */
 static void close_source(struct run *r, bool failed)
 {
     for (unsigned i = 0; i < r->count; i++) {

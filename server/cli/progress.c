@@ -82,7 +82,7 @@ static void *show_json(void *arg)
     return NULL;
 }
 
-/* @like is copied, but for its thread. */
+/* @like is copied, except its thread. */
 static struct progress *start(const struct progress *like,
                               void *(*thread)(void *))
 {
