@@ -17,10 +17,10 @@
  *     exclusively.  Reading holds it shared.
  *  2. `bytes` counts the units that are stored, and is raised before a unit is
  *     stored.  It is never more than the quota.
- *  3. Who takes a slot takes its size from `allowance` first.  When that is
- *     used up, the file system is asked how much is free beyond what is to be
- *     kept free.  So all scratch files that are on one file system, and all
- *     else that is written there, share its room.
+ *  3. A caller that takes a slot takes its size from `allowance` first.  When
+ *     that is used up, the file system is asked how much is free beyond what is
+ *     to be kept free.  So all scratch files that are on one file system, and
+ *     all else that is written there, share its room.
  *
  * The file is made together with the node, so that a bad directory is found out
  * at once and not when the memory is full.  It is unlinked from the start

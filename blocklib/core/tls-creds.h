@@ -14,8 +14,8 @@ struct tls_creds_set {
 
 void tls_creds_set_init(struct tls_creds_set *s);
 
-/* Free the credentials that are left, except those that others have references
- * to. */
+/* Free the credentials that are left, except the ones that others have
+ * references to. */
 void tls_creds_set_destroy(struct tls_creds_set *s);
 
 #endif /* NBDELTA_CORE_TLS_CREDS_H */

@@ -426,7 +426,7 @@ static void remote_prefetch(struct node *n, uint64_t offset, uint64_t bytes)
 /* --- Status --- */
 
 /*
- * Who reads a dirty map reads all of it in order, and it stands still
+ * A reader of a dirty map reads all of it in order, and it stands still
  * meanwhile.  So the rest of an answer serves for the next questions: each part
  * once, and not for long.
  */

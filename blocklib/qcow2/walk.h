@@ -16,8 +16,8 @@
  * nothing in it.  A reference that leads nowhere is told as such, and the walk
  * goes on.  It works on images that no open accepts.
  *
- * L2 tables are read once each, in the order of the file, whoever refers to
- * them.
+ * L2 tables are read once each, in the order of the file, not in that of
+ * the references to them.
  */
 #include "qcow2/qcow2.h"
 

@@ -140,7 +140,7 @@ static void *copier(void *opaque)
     return NULL;
 }
 
-/* --- Who watches them --- */
+/* --- Watching them --- */
 
 /* Bytes that are done, and that are to be done, of all disks. */
 static uint64_t bytes_done(const struct run *r, uint64_t *total)

@@ -11,7 +11,7 @@
  *   backup-plan.c     which disks, and what of them
  *   backup-resume.c   going on with a run that was cut off
  *   backup-heal.c     damage of earlier points
- *   backup-copier.c   the threads that copy, and who watches them
+ *   backup-copier.c   the threads that copy, and the one that watches them
  *   backup-report.c   manifest and JSON
  *   backup-prune.c    points that go
  *   backup-hook.c     the user's command

@@ -181,7 +181,7 @@ static int take_rule(struct request *q, int rule)
                : 0;
 }
 
-/* Those that say how to get at the source. */
+/* Options that say how to get at the source. */
 static int take_source_option(struct source_options *how, int code)
 {
     switch (code) {

@@ -40,9 +40,9 @@ int qmp_client_open(struct qmp_client *c, const char *path,
 
 /*
  * The same for the checked @addr (net/address.h); with @keys over TLS, where
- * the certificate has to be for @host.  Who does not greet within @greet_ms
- * (-1: no limit) is -EBUSY, or -EPROTO if it waits for TLS.  *greeting is a new
- * reference, or NULL.
+ * the certificate has to be for @host.  A peer that does not greet within
+ * @greet_ms (-1: no limit) is -EBUSY, or -EPROTO if it waits for TLS.
+ * *greeting is a new reference, or NULL.
  */
 int qmp_client_connect(struct qmp_client *c, const json_t *addr,
                        struct tls_keys *keys, const char *host, int greet_ms,

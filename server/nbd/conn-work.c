@@ -112,8 +112,8 @@ static void request_done(struct request *r)
 
 /* --- What requests do. --- */
 
-/* Longer ranges to trim, zero or cache are done piece by piece, because whoever
- * drains the tree or ends the connection waits for a piece, not for all. */
+/* Longer ranges to trim, zero or cache are done piece by piece.  So a drain of
+ * the tree, or the end of the connection, waits for a piece, not for all. */
 #define RANGE_PIECE (1 * GiB)
 
 static uint32_t wire_error(int r)

@@ -13,8 +13,8 @@
  *                     may block     v             v one batch
  *                                 pool --------> out (segments) --> socket
  *
- * The thread takes all requests that one recv brought, serves those whose
- * data is in memory (REQ_NOWAIT) straight into the batch, and sends that with
+ * The thread takes all requests that one recv brought, serves what has its
+ * data in memory (REQ_NOWAIT) straight into the batch, and sends that with
  * one sendmsg.  The rest goes to the worker pool.
  *
  * Nobody except the connection's own thread waits for its client.  A thread

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Does whoever says nothing wait for TLS?  It is asked in TLS; keys are not
+/* Does a peer that says nothing wait for TLS?  It is asked in TLS; keys are not
  * needed for that, and nothing is believed of what it answers. */
 #include <poll.h>
 #include <stdbool.h>

@@ -20,8 +20,8 @@ int monitors_listen(struct monitors *m, const char *path, struct error **errp);
  * "[chardev=]ID[,mode=control][,pretty=on]". */
 int monitors_add(struct monitors *m, const char *text, struct error **errp);
 
-/* Greet and serve clients, first those that have been waiting.  Add no monitor
- * after that. */
+/* Greet and serve clients, first the ones that have been waiting.  Add no
+ * monitor after that. */
 int monitors_start(struct monitors *m, struct error **errp);
 
 /* Send an event to all sessions that have negotiated.  This is the job_event_fn

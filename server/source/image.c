@@ -192,8 +192,8 @@ static int forget_image_checkpoint(struct source *s, const char *checkpoint,
 
 /* --- Is it what it was? --- */
 
-/* Of one file: it, and when it was changed.  The time of its change cannot be
- * set back by those who write to it. */
+/* Of one file: it, and when it was changed.  A process that writes to it
+ * cannot set back the time of its change. */
 static int add_file(json_t *list, const char *path)
 {
     struct stat st;

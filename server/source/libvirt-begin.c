@@ -5,7 +5,7 @@
  *   is another job at work? -> what has changed since -> scratch files, socket
  *   -> virDomainBackupBegin, with the new checkpoint -> options of nodes
  *
- * Whoever calls undoes it when it fails.
+ * The caller undoes it when it fails.
  */
 #include <dirent.h>
 #include <errno.h>

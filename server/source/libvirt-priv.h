@@ -75,7 +75,7 @@ int libvirt_check_stop(const struct libvirt_source *l, struct error **errp);
 /*
  * Can what has changed since @since be told of the disks with that `since`?
  * Where not, their `reason` says why.  Metadata are made true on the way:
- * bitmaps that nobody can trust are removed, those that are whole get back a
+ * bitmaps that nobody can trust are removed, whole ones get back a
  * checkpoint that was lost, and one without any bitmap goes.
  */
 int libvirt_find_changes(struct source *s, const char *since,

@@ -4,7 +4,7 @@
  * ===============================
  *
  *   open    query-backups: sessions that a killed run of this directory has
- *           left are ended as failed, but for the one that is to be adopted,
+ *           left are ended as failed, except the one that is to be adopted,
  *           which is renewed; query-block: the disks
  *   begin   backup-begin, on a server of its own in a private directory, or,
  *           from another host, on one that the daemon has
@@ -131,7 +131,7 @@ static int adopt_session(struct source *s, const char *id, const json_t *adopt,
 }
 
 /*
- * No other run of this directory is at work: whoever is holds its lock.  The
+ * No other run of this directory is at work: it would hold its lock.  The
  * session that @adopt tells of, if it is there, is renewed, and all others end.
  */
 static int settle_sessions(struct source *s, const json_t *adopt,

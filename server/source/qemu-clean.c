@@ -101,7 +101,7 @@ static int end_job(struct source *s, const json_t *entry, struct error **errp)
                            NULL, errp);
 }
 
-/* One round; the number of those that are still there, or an error.  QEMU's
+/* One round; the number of things that are still there, or an error.  QEMU's
  * refusals do not count: perhaps it has gone meanwhile. */
 static int end_round(struct source *s, const struct kind *k,
                      struct error **errp)
@@ -142,7 +142,7 @@ static int end_all(struct source *s, const struct kind *k, struct error **errp)
 
 /* --- Nodes --- */
 
-/* Delete nodes whose names begin with @prefix; the number of those that stay,
+/* Delete nodes whose names begin with @prefix; the number of nodes that stay,
  * or an error. */
 static int delete_round(struct source *s, const char *prefix,
                         struct error **errp)

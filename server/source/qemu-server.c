@@ -4,8 +4,8 @@
  *
  * QEMU has one, and no command tells its address.  The kernel does: the sockets
  * that the process listens on are among its descriptors (/proc/PID/fd) and in
- * the tables of its network (/proc/PID/net).  Who greets with NBDMAGIC there is
- * the server.
+ * the tables of its network (/proc/PID/net).  What greets with NBDMAGIC there
+ * is the server.
  */
 #include <arpa/inet.h>
 #include <dirent.h>

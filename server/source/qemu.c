@@ -18,7 +18,7 @@
  *           the transaction ends; then maps, merged from the old checkpoint's
  *           bitmaps; then the new checkpoint's bitmaps
  *           exports
- *   end     all that goes (qemu-clean.c), but for the new checkpoint's bitmaps
+ *   end     all that goes (qemu-clean.c), not the new checkpoint's bitmaps
  *
  * QEMU writes persistent bitmaps into its images when it ends in order.  After
  * a crash a checkpoint is inconsistent or not there, and says so.

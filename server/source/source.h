@@ -17,10 +17,10 @@
  * What a killed run has begun may be gone on with instead: `adopt` says which
  * one that is, open lets it stand, and begin takes it over.
  *
- * A checkpoint is a name, as of a bitmap.  The caller chooses it; only those
- * that the caller names are made, used and removed.  Everything else that a
- * source makes at the other side is named after `id` ("nbdelta-ID-..."), so
- * that the next run of the same directory finds it.
+ * A checkpoint is a name, as of a bitmap.  The caller chooses it; only
+ * checkpoints that the caller names are made, used and removed.  Everything
+ * else that a source makes at the other side is named after `id`
+ * ("nbdelta-ID-..."), so that the next run of the same directory finds it.
  *
  * All functions block, and are called by one thread at a time.  None waits for
  * the other side longer than `timeout_s` for one answer; a monitor that does
@@ -113,8 +113,8 @@ struct source {
     struct source_disk *disks;
     unsigned count;
     bool begun;
-    bool adopted; /* from open to end: the disks are those that a killed run has
-                     frozen */
+    bool adopted; /* from open to end: the disks are the ones that a killed run
+                     has frozen */
     struct agent *agent; /* the caller's, or NULL */
     int stop_fd;
     bool still;        /* the guest's file systems stand still */
@@ -128,7 +128,7 @@ typedef int source_checkpoint_fn(const char *name,
                                  const char *unusable, void *opaque);
 
 /*
- * What a kind of source can do.  Members may be NULL but for open, begin, end
+ * What a kind of source can do.  Members may be NULL, except open, begin, end
  * and close.  Callers use the functions below.
  */
 struct source_ops {

@@ -15,7 +15,7 @@ struct talk;
 /* Is @what the path of a Unix socket, or "qmp://..."? */
 bool talk_is_monitor(const char *what);
 
-/* Connect.  -EBUSY: nobody greets within 5 s.  @o is not kept, but for its
+/* Connect.  -EBUSY: nobody greets within 5 s.  @o is not kept, except its
  * graph. */
 int talk_open(const char *what, const struct source_options *o,
               struct talk **tp, struct error **errp);

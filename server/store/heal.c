@@ -261,7 +261,7 @@ static int open_old(struct healing *h, struct error **errp)
     return 0;
 }
 
-/* The hashes of the image as it is are those that the manifest names? */
+/* Are the hashes of the image as it is the ones that the manifest names? */
 static int heal_sums(struct healing *h, struct error **errp)
 {
     CLEANUP_SUMS struct sums *s = sums_new(image_bytes(h->d->size), h->base);

@@ -3,8 +3,8 @@
 #define NBDELTA_SERVER_STORE_HEALTH_H
 
 /*
- * How a backup directory is, for whoever watches it
- * =================================================
+ * How a backup directory is, for a monitoring system
+ * ==================================================
  *
  * By manifests, by the notes of verifications, and by which files are there.
  * No file of a disk is read.

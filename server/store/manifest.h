@@ -7,8 +7,8 @@
  * ===========================================
  *
  * JSON in one form only, with the SHA-256 of itself as the last member, so
- * that no bit of the file can change without being noticed.  Whoever may write
- * to the directory may write manifests: all of it is checked.  Sizes are
+ * that no bit of the file can change without being noticed.  A process that may
+ * write to the directory may write manifests: all of it is checked.  Sizes are
  * bytes, hashes are SHA-256 in lower-case hexadecimal digits.
  */
 #include <stdbool.h>
@@ -96,7 +96,7 @@ static inline void manifest_cleanup(struct manifest **m)
 }
 #define CLEANUP_MANIFEST __attribute__((cleanup(manifest_cleanup)))
 
-/* Put one more disk at the end, its fields zero but for a copy of @name.  It
+/* Put one more disk at the end, its fields zero except a copy of @name.  It
  * stays in its place until the next one is added.  NULL: no memory. */
 struct manifest_disk *manifest_add(struct manifest *m, const char *name);
 

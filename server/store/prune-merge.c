@@ -10,7 +10,7 @@
  *                   next.sums.part -->  next.sums
  *                   gone.sums is removed
  *
- * Whoever reads next.qcow2 over a gone.qcow2 of which a part was overwritten
+ * A reader of next.qcow2 over a gone.qcow2 of which a part was overwritten
  * sees nothing of that: next.qcow2 decides there.  Both files are opened
  * without their parents, so what they decide is all that is seen.
  *

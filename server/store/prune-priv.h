@@ -97,7 +97,7 @@ unsigned prune_must_keep(const struct store *s, unsigned i);
 /* --- prune-manifest.c --- */
 
 /* Have the manifests tell of the merged files; each is durable in its turn, the
- * next point's before those that were made over it. */
+ * next point's before the ones that were made over it. */
 int manifests_update(struct store *s, const struct removal *r,
                      struct error **errp);
 

@@ -6,7 +6,7 @@
  *     journal   prune.json is there                               undone
  *     unlink    the point's manifest                      --------------------
  *     merge     of each disk: prune-merge.c                       finished
- *     rename    of each disk                                      by whoever
+ *     rename    of each disk                                      by what
  *     tell      manifests of the next point, and of those         writes next
  *               made over it: prune-manifest.c
  *     clean     what is left of the point, the journal last
@@ -17,7 +17,7 @@
  *
  *     gone.qcow2   next.sums.part
  *     yes                            merge (again)
- *     no           yes               renamed, but for its hashes
+ *     no           yes               renamed, its hashes not yet
  *     no           no                renamed
  */
 #include "store/prune.h"
@@ -133,7 +133,7 @@ static int clean_up(const struct store *s, const struct removal *rm,
     return r < 0 ? r : journal_remove(s, errp);
 }
 
-/* @merges: those that are open already, one for each disk, or NULL. */
+/* @merges: the ones that are open already, one for each disk, or NULL. */
 static int finish(struct store *s, const struct removal *rm,
                   struct merge **merges, struct error **errp)
 {

@@ -84,10 +84,11 @@ int prune_all(struct store *s, const struct prune_point *points, unsigned count,
               struct prune_result *result, struct error **errp);
 
 /*
- * Whoever has opened a store for writing calls this first.  If a journal is
- * there, finish, or undo, what it tells of.  *did (or NULL): a point has gone.
- * It needs room for what is left to be merged: -ENOSPC.  -EBUSY: somebody has
- * an image of it open.  -EUCLEAN: the journal, or what it names, is damaged.
+ * Each caller that has opened a store for writing calls this first.  If a
+ * journal is there, finish, or undo, what it tells of.  *did (or NULL): a point
+ * has gone.  It needs room for what is left to be merged: -ENOSPC.  -EBUSY:
+ * somebody has an image of it open.  -EUCLEAN: the journal, or what it names,
+ * is damaged.
  */
 int prune_recover(struct store *s, bool *did, struct error **errp);
 

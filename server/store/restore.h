@@ -29,7 +29,7 @@ struct restore_options {
                            restored; else damage ends it */
     bool target_zero;   /* the target reads as zeroes: it is not read */
     unsigned threads;   /* 0: as many as there are processors, at most 16 */
-    _Atomic bool *stop; /* set by whoever wants it to end; or NULL */
+    _Atomic bool *stop; /* set by another thread, to end it; or NULL */
     /* Called for each range that is damaged, in the order of offsets, when the
      * disk is done or given up.  Or NULL. */
     void (*on_damage)(const struct damage *d, void *opaque);

@@ -289,8 +289,8 @@ static int drop_empty(const char *name, void *opaque)
            unlinkat(s->dir, name, AT_REMOVEDIR) < 0;
 }
 
-/* Whoever opens the lock meanwhile finds a directory in which nothing can be
- * made, or makes one of the same name. */
+/* A process that opens the lock meanwhile finds a directory in which nothing
+ * can be made, or makes one of the same name. */
 void store_unmake(struct store *s)
 {
     if (s->made && s->lock >= 0 && dir_each(s->dir, drop_empty, s, NULL) == 0 &&

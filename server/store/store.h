@@ -7,7 +7,7 @@
  * ==================
  *
  *   DIR/nbdelta.json          format, id, options that hold for all runs
- *   DIR/lock                  locked by whoever changes anything; says who
+ *   DIR/lock                  locked while anything is changed; says by whom
  *   DIR/vda/POINT.qcow2       what the point has of the disk vda
  *   DIR/vda/POINT.sums        hashes of it (sums.h)
  *   DIR/POINT.json            the manifest; with it the point is there
@@ -135,7 +135,7 @@ int holds_add(struct store *s, const char *point, bool alone, struct holds *h,
               struct error **errp);
 void holds_release(struct holds *h);
 
-/* Hold @point and all points that its disks have for parents, shared.  Those
+/* Hold @point and all points that its disks have for parents, shared.  Points
  * that were locked before an error are in @h. */
 int store_hold_chain(struct store *s, const char *point, struct holds *h,
                      struct error **errp);
@@ -147,7 +147,7 @@ int store_add_disk(struct store *s, const char *disk, struct error **errp);
 
 /*
  * A path of DIR/DISK/POINT.ENDING ("qcow2", "sums", with ".part" while it is
- * made) for those who need one; free it.  The folder is reached by way of a
+ * made) for callers that need one; free it.  The folder is reached by way of a
  * descriptor that the store keeps: the path is good until it is closed, for
  * this process alone.  -ENOENT: there is no such folder.
  */

@@ -2,9 +2,9 @@
 /*
  * The list of the hashes of one file, and the .sums file: see sums.h.
  *
- * Whoever may write to the directory may write such a file.  What is kept in
- * memory grows with what has been read and found right, never with a number in
- * the file.
+ * A process that may write to the directory may write such a file.  What is
+ * kept in memory grows with what has been read and found right, never with a
+ * number in the file.
  */
 #include "store/sums.h"
 

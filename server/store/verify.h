@@ -40,7 +40,7 @@ struct verify_options {
     bool quick;           /* read no data */
     unsigned part, parts; /* the part-th (from 1) of so many; 0, 0: all */
     unsigned threads;     /* 0: as many as there are processors, at most 16 */
-    _Atomic bool *stop;   /* set by whoever wants it to end; or NULL */
+    _Atomic bool *stop;   /* set by another thread, to end it; or NULL */
     struct verify_progress *progress; /* zeroes at first; or NULL */
     void (*on_damage)(const struct damage *d, void *opaque);
     void *opaque;

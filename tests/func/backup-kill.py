@@ -166,7 +166,7 @@ class Campaign:
                 glob.glob(f'{where}/*Z.json')}
 
     def new_points(self, where, copy):
-        """Those that are there and were not before have @copy."""
+        """Points that are there and were not before have @copy."""
         for name in self.listed(where):
             self.points.setdefault((where, name), copy)
 

@@ -1,8 +1,8 @@
 #!/bin/bash
 # `nbdelta backup` of domains of libvirt where something is not as it should be:
-# what is lost, what changes its name, who dies in the middle.  Each case says
-# which exit status and word it has; the point that follows is right, others'
-# checkpoints are untouched.
+# what is lost, what changes its name, which process dies in the middle.  Each
+# case says which exit status and word it has; the point that follows is right,
+# others' checkpoints are untouched.
 #
 #   LIBVIRT_CASES='...'   which (default: a few; make crash has all)
 set -eu -o pipefail

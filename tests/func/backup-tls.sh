@@ -45,7 +45,7 @@ refused() {
     local status=0
     timeout 60 nbdelta backup --timeout 1 --nbd far "$@" \
         "qmp://127.0.0.1:$port" nothing >out 2>&1 || status=$?
-    # 5: to who does not speak TLS the monitor says nothing.
+    # 5: to a client that does not speak TLS the monitor says nothing.
     [ "$status" = 1 ] || [ "$status:$#" = 5:0 ] ||
         fail "$*: ended with $status: $(cat out)"
 }

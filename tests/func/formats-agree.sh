@@ -1,7 +1,7 @@
 #!/bin/bash
 # nbdelta-formats(5) tells of the files that a run, a verification and a prune
 # write: all of them, all members of each, and no others; and its rules for
-# hashes are those that nbdelta keeps to.
+# hashes are the ones that nbdelta keeps to.
 set -eu -o pipefail
 
 # shellcheck source=tests/func/lib.sh

@@ -121,7 +121,7 @@ class Backups:
 
     def left(self):
         """All that a run may leave neither at the domain nor in the
-        directory, but for points and a checkpoint."""
+        directory, except points and a checkpoint."""
         v = self.v
         ask = v.ask
         there = [j['id'] for j in ask(self.name, 'query-jobs')]

@@ -2,7 +2,7 @@
 """A libvirt daemon of its own, with domains whose guests never run.
 
 Root has a mount namespace: private() puts directories below the current one
-over those that libvirt's daemon uses, and a passwd that has the user that it
+over the ones that libvirt's daemon uses, and a passwd that has the user that it
 insists on.  So nothing of the host's is read or changed.
 """
 import ctypes

@@ -1,5 +1,5 @@
 #!/bin/bash
-# `nbdelta prune`: of ten points under writes those that stay are what they
+# `nbdelta prune`: of ten points under writes the ones that stay are what they
 # were, by qemu-img and by `nbdelta verify`, whichever go and in whatever order;
 # rules and status are those of the page; a prune that is killed at any step
 # leaves points that qemu-img reads, and the next one finishes it.

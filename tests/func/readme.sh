@@ -15,9 +15,9 @@ stop_daemons() {
 }
 at_exit stop_daemons
 
-# Every block of commands, except for those that build, or need a domain of libvirt
-# (backup-libvirt.py runs these).  The TCP port may be
-# taken by others, and the plugin is not installed: these words are replaced.
+# Every block of commands, except the ones that build, or need a domain of
+# libvirt (backup-libvirt.py runs these).  The TCP port may be taken by others,
+# and the plugin is not installed: these words are replaced.
 awk '/^```$/ { on = !on; block = ""; if (!on) print ""; next }
      on && block == "" && / libvirt:/ { block = "libvirt" }
      on && block == "" { block = /^make / ? "build" : "run" }

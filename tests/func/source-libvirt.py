@@ -40,7 +40,7 @@ def opened(s):
 
 
 def left(v, name='vm'):
-    """All that a backup may leave, but for checkpoints."""
+    """All that a backup may leave, except checkpoints."""
     return ([j['id'] for j in v.ask(name, 'query-jobs')] +
             [e['id'] for e in v.ask(name, 'query-block-exports')] +
             [n['node-name'] for n in v.ask(name, 'query-named-block-nodes')

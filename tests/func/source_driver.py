@@ -122,7 +122,7 @@ class Qemu:
         assert not out, (command, out)
 
     def left(self):
-        """All that a backup may leave behind, but for checkpoints."""
+        """All that a backup may leave behind, except checkpoints."""
         nodes = self.ask('query-named-block-nodes')
         return ([n['node-name'] for n in nodes
                  if n['node-name'].startswith('nbdelta')] +

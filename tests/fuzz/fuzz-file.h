@@ -16,7 +16,7 @@
 #include "util/iov.h"
 
 #define FILE_MAX (16 * MiB)
-/* Of the memory, behind the file: who looks for a table there may. */
+/* Of the memory, behind the file: a search for a table may look there. */
 #define FILE_SLACK (4 * MiB)
 #define INPUT_MAX  (256 * KiB)
 

@@ -292,7 +292,7 @@ static inline bool is_data(const struct record *r)
     return rec.has_data && r->offset >= DATA_AT;
 }
 
-/* Of the first @point records, those that are on disk for certain. */
+/* Of the first @point records, the ones that are on disk for certain. */
 static inline bool *durable_records(unsigned point)
 {
     bool *sure = calloc(point + 1UL, sizeof(*sure));

@@ -58,7 +58,8 @@ struct life {
 
 #define UNKNOWN UINT32_MAX /* after a write, or its flush, that has failed */
 
-/* Held by whoever uses the disk, for writing by whoever gives commands. */
+/* Held by the threads that use the disk, for writing by the one that gives
+ * commands. */
 static pthread_rwlock_t rest =
     PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
 

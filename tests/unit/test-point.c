@@ -330,7 +330,7 @@ static void keep_free(uint64_t before, uint64_t kept)
     struct point *p = must_begin(&o);
     struct blk *past = past_of(p);
     ck_assert_uint_eq(member(p, "scratch", "keep-free"), kept);
-    /* Others have taken the rest, but for two units. */
+    /* Others have taken the rest, except two units. */
     atomic_store(&fs_free, kept + 2 * CLUSTER);
     for (uint64_t at = 0; at < MEMORY + 2 * CLUSTER; at += CLUSTER) {
         ck_assert_int_eq(put('x', CLUSTER, at), 0);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Points go, and those that stay are what they were: in any order, with disks
- * that come and go, when each step fails or the process ends there; what is
- * being read, is damaged or makes no sense is left alone.  No cluster is lost.
- */
+/* Points go, and the ones that stay are what they were: in any order, with
+ * disks that come and go, when each step fails or the process ends there; what
+ * is being read, is damaged or makes no sense is left alone.  No cluster is
+ * lost. */
 #include <check.h>
 #include <errno.h>
 #include <stdatomic.h>
@@ -637,7 +637,7 @@ START_TEST(test_read_points_stay)
 }
 END_TEST
 
-/* Who has read the manifests before a prune sees no damage afterwards. */
+/* A reader of the manifests before a prune sees no damage afterwards. */
 START_TEST(test_readers_follow)
 {
     struct verify_options o = {.quick = false};

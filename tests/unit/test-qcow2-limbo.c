@@ -13,7 +13,7 @@
  *  4. is discarded while it still counts, so that nobody has it by then;
  *  5. is not discarded if it has other references, and loses one of them.
  *
- * And whoever maps has his ticket before he looks at the table.
+ * And a request that maps has its ticket before it looks at the table.
  */
 #include <check.h>
 

@@ -115,7 +115,7 @@ START_TEST(test_what_is_not_ours)
     ck_assert(!exists(at("dir/nbdelta.json")));
     ck_assert_int_eq(unlink(at("dir/letter")), 0);
 
-    /* Empty, but for what a mount and a killed run leave. */
+    /* Empty, except what a mount and a killed run leave. */
     ck_assert_int_eq(mkdir(at("dir/lost+found"), 0700), 0);
     put(at("dir/tmp.12.3"), "", 0);
     store_close(create_store());

@@ -658,8 +658,8 @@ START_TEST(stop_ends_it_after_what_is_in_hand)
 }
 END_TEST
 
-/* Whoever waits for the next hour sees that there is no limit any more, or
- * that it shall end. */
+/* A thread that waits for the next hour sees that there is no limit any more,
+ * or that it shall end. */
 START_TEST(speed_can_be_changed_while_it_runs)
 {
     uint64_t size = 64 * CLUSTER;

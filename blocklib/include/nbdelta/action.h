@@ -29,7 +29,7 @@ struct action {
     bool prepared;    /* prepare was called */
 };
 
-/* Whoever calls actions_run holds the monitor lock, where there is one (job.h);
+/* The caller of actions_run holds the monitor lock, where there is one (job.h);
  * so all members are called under it.  Members may be NULL, except free. */
 struct action_ops {
     /* Outside of control sections; may block.  abort or commit clears up what

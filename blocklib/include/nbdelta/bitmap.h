@@ -180,8 +180,8 @@ struct node *bitmap_below(struct graph *g, struct node *n, const char *name);
 
 /*
  * Bitmaps for threads that do not keep nodes from being replaced and closed.
- * "The bitmaps of @b" are those that record writes to the disk to which @b is
- * attached at the moment of the call.  Bitmaps of backing images are none of
+ * "The bitmaps of @b" are the ones that record writes to the disk to which @b
+ * is attached at the moment of the call.  Bitmaps of backing images are none of
  * them, because they know nothing of writes to the images above.
  *
  * blk_bitmap_find: the bitmap of this name, as by bitmap_find.

@@ -104,9 +104,9 @@ int blk_extents(struct blk *b, uint64_t offset, uint64_t bytes, unsigned flags,
                 extent_fn *fn, void *opaque);
 
 /*
- * Once @flag is set, nobody wants the requests of this thread: those that a
- * server does not answer fail soon, and its connection is lost.  NULL: they are
- * wanted.  @flag stays until then.
+ * Once @flag is set, nobody wants the requests of this thread: what a
+ * server does not answer fails soon, and its connection is lost.  NULL: they
+ * are wanted.  @flag stays until then.
  */
 void blk_unwanted_when(const _Atomic bool *flag);
 
