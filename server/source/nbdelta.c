@@ -28,6 +28,7 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "source/adopt.h"
 #include "source/frozen.h"
 #include "source/private-dir.h"
 #include "source/source.h"
@@ -414,13 +415,6 @@ static int begin_session(struct source *s, const char *checkpoint,
 
 /* --- Begin: a session that a killed run has left --- */
 
-static int gone(struct error **errp)
-{
-    return error_set(errp, ESTALE,
-                     "what a run that was killed has frozen is frozen no more, "
-                     "or was something else");
-}
-
 static const json_t *find_adopted(const struct source *s, const json_t *list,
                                   const char *checkpoint)
 {
@@ -474,7 +468,7 @@ static int begin_adopted(struct source *s, const char *checkpoint,
     }
     const json_t *session = find_adopted(s, list, checkpoint);
     if (!session) {
-        return gone(errp);
+        return adopt_gone(errp);
     }
     take_dir(d, session);
     d->session = strdup(string_at(session, "id"));
@@ -482,7 +476,7 @@ static int begin_adopted(struct source *s, const char *checkpoint,
         return error_nomem(errp);
     }
     r = renew_session(s->talk, d->session, errp);
-    return r == -EREMOTEIO ? gone(errp)
+    return r == -EREMOTEIO ? adopt_gone(errp)
            : r < 0         ? r
                            : take_disks(s, session, errp);
 }

@@ -248,7 +248,7 @@ int qemu_clean(struct source *s, struct error **errp)
     return first;
 }
 
-static bool is_at_work(const json_t *job)
+bool qemu_is_at_work(const json_t *job)
 {
     const char *status = qemu_text(job, "status");
 
@@ -272,7 +272,8 @@ int qemu_check_frozen(struct source *s, struct error **errp)
         wanted += !s->disks[k].skip;
     }
     json_array_foreach (jobs, i, job) {
-        wanted -= begins(qemu_text(job, "id"), q->prefix) && is_at_work(job);
+        wanted -= begins(qemu_text(job, "id"), q->prefix) &&
+                  qemu_is_at_work(job);
     }
     return wanted == 0 ? 0
                        : error_set(errp, EIO,

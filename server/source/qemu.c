@@ -20,6 +20,8 @@
  *           exports
  *   end     all that goes (qemu-clean.c), not the new checkpoint's bitmaps
  *
+ * What a killed run has left is gone on with (qemu-adopt.c), or goes.
+ *
  * QEMU writes persistent bitmaps into its images when it ends in order.  After
  * a crash a checkpoint is inconsistent or not there, and says so.
  */
@@ -33,6 +35,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/image.h"
+#include "source/adopt.h"
 #include "source/qemu-priv.h"
 #include "source/source.h"
 #include "source/talk.h"
@@ -116,14 +119,32 @@ static int add_disk(struct source *s, const json_t *block, struct error **errp)
     return 0;
 }
 
+/* Where our own filter is above a disk, show the disk. */
+static int look_below_filter(const struct source *s, json_t *block,
+                             const json_t *nodes, struct error **errp)
+{
+    const json_t *inserted = json_object_get(block, "inserted");
+    const char *filter = qemu_text(inserted, "node-name");
+    const char *name = filter ? qemu_adopted_node(s, filter) : NULL;
+    const json_t *node = name ? qemu_find_node(nodes, name) : NULL;
+
+    return node && json_object_set(block, "inserted",
+                                   (json_t *)(uintptr_t)node) < 0
+               ? error_nomem(errp)
+               : 0;
+}
+
 static int list_disks(struct source *s, struct error **errp)
 {
     CLEANUP_JSON json_t *list = NULL;
+    CLEANUP_JSON json_t *nodes = NULL;
     size_t i;
     json_t *block;
     int r = talk_ask(s->talk, "query-block", NULL, &list, errp);
 
+    r = r < 0 || !s->adopted ? r : qemu_nodes(s, &nodes, errp);
     json_array_foreach (list, i, block) {
+        r = r < 0 ? r : look_below_filter(s, block, nodes, errp);
         r = r < 0 ? r : add_disk(s, block, errp);
     }
     return r;
@@ -149,6 +170,19 @@ static int make_names(struct qemu_source *q, const struct source_options *o)
                : -ENOMEM;
 }
 
+/* What a killed run has left. */
+static int take_away_left(struct source *s, struct error **errp)
+{
+    const struct qemu_source *q = s->opaque;
+    int r = qemu_clean(s, errp);
+
+    if (r == 0) {
+        private_dir_sweep(private_dir_for_sockets(), q->id, q->owner);
+        private_dir_sweep(q->scratch, q->id, q->owner);
+    }
+    return r;
+}
+
 static int open_qemu(struct source *s, const char *what,
                      const struct source_options *o, struct error **errp)
 {
@@ -170,15 +204,11 @@ static int open_qemu(struct source *s, const char *what,
                          "QEMU knows");
     }
     int r = frozen_init(&q->frozen, o, errp);
-    if (r == 0) {
-        r = qemu_clean(s, errp); /* what a killed run has left */
+    r = r == 0 && o->adopt ? qemu_adopt(s, o->adopt, errp) : r;
+    if (r == 0 && !s->adopted) {
+        r = take_away_left(s, errp);
     }
-    if (r == 0) {
-        private_dir_sweep(private_dir_for_sockets(), q->id, q->owner);
-        private_dir_sweep(q->scratch, q->id, q->owner);
-        r = list_disks(s, errp);
-    }
-    return r;
+    return r < 0 ? r : list_disks(s, errp);
 }
 
 /* --- Begin: scratch images --- */
@@ -272,11 +302,34 @@ static int make_scratch(struct source *s, struct error **errp)
 
 /* --- Begin: the NBD server --- */
 
+static char *own_socket(const struct qemu_source *q)
+{
+    char *path;
+
+    return asprintf(&path, "%s/nbd.sock", q->socket_dir.path) < 0 ? NULL : path;
+}
+
+/* *address: where the server is that a killed run has used. */
+static int find_server(const struct qemu_source *q, json_t **address,
+                       struct error **errp)
+{
+    if (q->nbd) {
+        return frozen_address(q->nbd, NULL, address, errp);
+    }
+    if (!q->own_server) {
+        return qemu_find_server(q->pid, address, errp);
+    }
+    CLEANUP_FREE char *path = own_socket(q);
+    *address = path ? json_pack("{s:{s:s, s:s}}", "server", "type", "unix",
+                                "path", path)
+                    : NULL;
+    return *address ? 0 : error_nomem(errp);
+}
+
 /* *address: where it is.  QEMU has one, so one that runs is used. */
 static int start_server(struct source *s, json_t **address, struct error **errp)
 {
     struct qemu_source *q = s->opaque;
-    CLEANUP_FREE char *path = NULL;
 
     if (q->nbd) {
         return frozen_address(q->nbd, NULL, address, errp);
@@ -287,8 +340,8 @@ static int start_server(struct source *s, json_t **address, struct error **errp)
     if (r < 0) {
         return r;
     }
-    if (asprintf(&path, "%s/nbd.sock", q->socket_dir.path) < 0) {
-        path = NULL;
+    CLEANUP_FREE char *path = own_socket(q);
+    if (!path) {
         return error_nomem(errp);
     }
     q->own_server = true; /* perhaps, also when no answer comes */
@@ -297,9 +350,7 @@ static int start_server(struct source *s, json_t **address, struct error **errp)
                            "path", path),
                  NULL, errp);
     if (r == 0) {
-        *address = json_pack("{s:{s:s, s:s}}", "server", "type", "unix", "path",
-                             path);
-        return *address ? 0 : error_nomem(errp);
+        return find_server(q, address, errp);
     }
     q->own_server = r != -EREMOTEIO;
     return r == -EREMOTEIO && talk_refused(s->talk, NULL, "already running")
@@ -315,20 +366,28 @@ static int add_action(json_t *list, const char *type, json_t *data)
         list, json_pack("{s:s, s:o}", "type", type, "data", data));
 }
 
+/* Of the job, and of the export; NULL: no memory. */
+static char *make_id(const struct qemu_source *q, unsigned i)
+{
+    char *id;
+
+    return asprintf(&id, "%s%s-%u", q->prefix, q->word, i) < 0 ? NULL : id;
+}
+
 static int add_job(const struct qemu_source *q, unsigned i, json_t *list)
 {
     char target[32];
-    CLEANUP_FREE char *id = NULL;
+    char filter[32];
+    CLEANUP_FREE char *id = make_id(q, i);
 
     (void)snprintf(target, sizeof(target), "%ss%u", q->node_prefix, i);
-    if (asprintf(&id, "%s%u", q->prefix, i) < 0) {
-        id = NULL;
-        return -1;
-    }
-    return add_action(list, "blockdev-backup",
-                      json_pack("{s:s, s:s, s:s, s:s}", "device",
-                                q->disks[i].node, "target", target, "sync",
-                                "none", "job-id", id));
+    (void)snprintf(filter, sizeof(filter), "%sb%u", q->node_prefix, i);
+    return id ? add_action(list, "blockdev-backup",
+                           json_pack("{s:s, s:s, s:s, s:s, s:s}", "device",
+                                     q->disks[i].node, "target", target, "sync",
+                                     "none", "job-id", id, "filter-node-name",
+                                     filter))
+              : -1;
 }
 
 /* NULL: what has changed since @since can be told.  Otherwise why not. */
@@ -440,30 +499,47 @@ static int take_instant(struct source *s, struct error **errp)
 
 /* --- Begin: exports --- */
 
-static int export_disk(struct source *s, unsigned i, const json_t *address,
-                       struct error **errp)
+static int export_disk(struct source *s, unsigned i, struct error **errp)
 {
     const struct qemu_source *q = s->opaque;
-    struct source_disk *d = &s->disks[i];
-    bool mapped = q->disks[i].mapped;
-    CLEANUP_FREE char *id = NULL;
-    CLEANUP_FREE char *context = NULL;
+    CLEANUP_FREE char *id = make_id(q, i);
     char node[32];
 
-    (void)snprintf(node, sizeof(node), "%ss%u", q->node_prefix, i);
-    if (asprintf(&id, "%s%u", q->prefix, i) < 0 ||
-        asprintf(&context, "qemu:dirty-bitmap:%s", q->map) < 0) {
+    if (!id) {
         return error_nomem(errp);
     }
+    (void)snprintf(node, sizeof(node), "%ss%u", q->node_prefix, i);
     json_t *args = json_pack("{s:s, s:s, s:s, s:s}", "type", "nbd", "id", id,
                              "node-name", node, "name", id);
-    if (mapped) {
+    if (q->disks[i].mapped) {
         (void)json_object_set_new(args, "bitmaps", json_pack("[s]", q->map));
     }
-    int r = talk_ask(s->talk, "block-export-add", args, NULL, errp);
-    return r < 0 ? r
-                 : frozen_fill(&q->frozen, d, address, id,
-                               mapped ? context : NULL, errp);
+    return talk_ask(s->talk, "block-export-add", args, NULL, errp);
+}
+
+static int fill_disk(struct source *s, unsigned i, const json_t *address,
+                     struct error **errp)
+{
+    const struct qemu_source *q = s->opaque;
+    CLEANUP_FREE char *id = make_id(q, i);
+    CLEANUP_FREE char *context = NULL;
+
+    if (!id || asprintf(&context, "qemu:dirty-bitmap:%s", q->map) < 0) {
+        return error_nomem(errp);
+    }
+    return frozen_fill(&q->frozen, &s->disks[i], address, id,
+                       q->disks[i].mapped ? context : NULL, errp);
+}
+
+static int fill_disks(struct source *s, const json_t *address,
+                      struct error **errp)
+{
+    int r = 0;
+
+    for (unsigned i = 0; r == 0 && i < s->count; i++) {
+        r = s->disks[i].skip ? 0 : fill_disk(s, i, address, errp);
+    }
+    return r;
 }
 
 /* --- Begin and end --- */
@@ -482,24 +558,40 @@ static int remove_fresh(struct source *s, struct error **errp)
                                 : 0;
 }
 
-static void forget_checkpoint(struct qemu_source *q)
+static void forget_begun(struct qemu_source *q)
 {
     free(q->checkpoint);
+    json_decref(q->identity);
     q->checkpoint = NULL;
+    q->identity = NULL;
 }
 
 static int freeze_disks(struct source *s, struct error **errp)
 {
+    struct qemu_source *q = s->opaque;
     CLEANUP_JSON json_t *address = NULL;
-    int r = refresh_sizes(s, errp);
+    int r = adopt_make_word(q->word, errp);
 
+    r = r < 0 ? r : refresh_sizes(s, errp);
     r = r < 0 ? r : make_scratch(s, errp);
     r = r < 0 ? r : start_server(s, &address, errp);
     r = r < 0 ? r : take_instant(s, errp);
     for (unsigned i = 0; r == 0 && i < s->count; i++) {
-        r = s->disks[i].skip ? 0 : export_disk(s, i, address, errp);
+        r = s->disks[i].skip ? 0 : export_disk(s, i, errp);
     }
+    r = r < 0 ? r : fill_disks(s, address, errp);
+    r = r < 0 ? r : qemu_make_identity(s, errp);
     return r < 0 ? r : talk_check_stop(s->talk, errp);
+}
+
+static int adopt_disks(struct source *s, struct error **errp)
+{
+    const struct qemu_source *q = s->opaque;
+    CLEANUP_JSON json_t *address = NULL;
+    int r = qemu_begin_adopted(s, errp);
+
+    r = r < 0 ? r : find_server(q, &address, errp);
+    return r < 0 ? r : fill_disks(s, address, errp);
 }
 
 static int begin_qemu(struct source *s, const char *checkpoint,
@@ -519,12 +611,16 @@ static int begin_qemu(struct source *s, const char *checkpoint,
     if (checkpoint && !q->checkpoint) {
         return error_nomem(errp);
     }
-    r = freeze_disks(s, errp);
+    r = s->adopted ? adopt_disks(s, errp) : freeze_disks(s, errp);
     if (r < 0) {
         talk_undo(s->talk);
-        (void)qemu_clean(s, NULL);
-        (void)remove_fresh(s, NULL);
-        forget_checkpoint(q);
+        if (s->adopted) {
+            qemu_drop_adopted(s);
+        } else {
+            (void)qemu_clean(s, NULL);
+            (void)remove_fresh(s, NULL);
+        }
+        forget_begun(q);
     }
     return r;
 }
@@ -544,7 +640,7 @@ static int end_qemu(struct source *s, bool keep, struct error **errp)
         r = r < 0 ? r : gone;
     }
     if (r == 0 || !keep) {
-        forget_checkpoint(q);
+        forget_begun(q);
     }
     return r;
 }
@@ -574,6 +670,7 @@ static int each_qemu_checkpoint(struct source *s, source_checkpoint_fn *fn,
             bool bad = json_is_true(json_object_get(b, "inconsistent"));
 
             if (r == 0 && name && strcmp(name, q->map) != 0 &&
+                !qemu_is_adopted_checkpoint(s, name) &&
                 json_is_true(json_object_get(b, "persistent"))) {
                 r = fn(name, &s->disks[i], bad ? "bitmap-inconsistent" : NULL,
                        opaque);
@@ -583,6 +680,13 @@ static int each_qemu_checkpoint(struct source *s, source_checkpoint_fn *fn,
     return r;
 }
 
+static json_t *identity_of_instant(struct source *s)
+{
+    const struct qemu_source *q = s->opaque;
+
+    return json_incref(q->identity);
+}
+
 static void close_qemu(struct source *s)
 {
     struct qemu_source *q = s->opaque;
@@ -590,13 +694,17 @@ static void close_qemu(struct source *s)
     if (!q) {
         return;
     }
+    if (s->adopted) { /* and begin did not come */
+        talk_undo(s->talk);
+        qemu_drop_adopted(s);
+    }
     for (unsigned i = 0; q->disks && i < s->count; i++) {
         free(q->disks[i].node);
     }
     frozen_free(&q->frozen);
     private_dir_remove(&q->socket_dir);
     private_dir_remove(&q->scratch_dir);
-    forget_checkpoint(q);
+    forget_begun(q);
     free(q->disks);
     free(q->id);
     free(q->prefix);
@@ -615,5 +723,6 @@ const struct source_ops source_qemu = {
     .end = end_qemu,
     .each_checkpoint = each_qemu_checkpoint,
     .forget = qemu_remove_bitmap,
+    .identity = identity_of_instant,
     .close = close_qemu,
 };
