@@ -27,6 +27,7 @@ static const struct command {
     {"info", cmd_info, "show what an image or an export is"},
     {"check", cmd_check, "check the metadata of an image, or repair them"},
     {"map", cmd_map, "show which ranges hold data or are dirty"},
+    {"snapshot", cmd_snapshot, "list the internal snapshots of an image"},
     {"bitmap", cmd_bitmap, "list or change the bitmaps of an image"},
     {"prune", cmd_prune, "remove points of a backup directory by rules"},
     {"qmp", cmd_qmp, "send a command to the monitor of a daemon"},

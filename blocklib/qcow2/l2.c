@@ -255,6 +255,18 @@ void qcow2_l2_mend(const struct qcow2 *s, struct qcow2_table *t,
     store_entry(t, index_of(s, offset), new);
 }
 
+void qcow2_l2_share(const struct qcow2 *s, struct qcow2_table *t)
+{
+    for (uint64_t i = 0; i < UINT64_C(1) << s->l2_bits; i++) {
+        struct entry e = load_entry(t, i);
+
+        if (e.word & QCOW2_COPIED) {
+            e.word &= ~QCOW2_COPIED;
+            store_entry(t, i, e);
+        }
+    }
+}
+
 void qcow2_l2_fill(void *table, unsigned cluster_bits, uint64_t offset,
                    uint64_t size)
 {
@@ -288,9 +300,7 @@ static int new_table(struct qcow2 *s, uint64_t index, uint64_t host,
     return r;
 }
 
-/* Does the L1 entry lead to a cluster that is an L2 table and nothing else?  A
- * shared table will be copied, and loses a reference. */
-static bool is_only_l2(const struct qcow2 *s, uint64_t entry)
+bool qcow2_l2_is_table(const struct qcow2 *s, uint64_t entry)
 {
     unsigned shared = entry & QCOW2_COPIED ? 0 : QCOW2_META_TWICE;
     unsigned kinds = qcow2_overlap_find(s, entry & QCOW2_OFFSET_MASK,
@@ -312,7 +322,7 @@ int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
     if (r < 0) {
         return r;
     }
-    if (from && !is_only_l2(s, old)) {
+    if (from && !qcow2_l2_is_table(s, old)) {
         qcow2_cache_put(s->l2, from);
         return qcow2_mark_corrupt(s);
     }
@@ -337,6 +347,9 @@ int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
     if (from) {
         if (r == 0) {
             memcpy(to->data, from->data, s->cluster_size);
+            if (!s->external) {
+                qcow2_l2_share(s, to);
+            }
             (void)qcow2_free_later(s, old & QCOW2_OFFSET_MASK, 1);
         }
         qcow2_cache_put(s->l2, from);

@@ -127,6 +127,9 @@ static int fill_mapping(struct qcow2 *s, const struct qcow2_at *at,
 static int look_up(struct qcow2 *s, uint64_t offset, uint64_t bytes,
                    unsigned flags, struct mapping *m)
 {
+    /* It is looked at before the table: it comes at any time, and goes only
+     * while the tree is drained. */
+    bool own = atomic_load(&s->l1[offset / qcow2_l2_span(s)]) & QCOW2_COPIED;
     struct qcow2_table *t;
     int r = qcow2_l2_get(s, offset, flags & MAP_NOWAIT, &t);
     if (r < 0) {
@@ -140,6 +143,7 @@ static int look_up(struct qcow2 *s, uint64_t offset, uint64_t bytes,
     struct qcow2_at at;
     qcow2_l2_look(s, t, offset, bytes, &at);
     qcow2_cache_put(s->l2, t);
+    at.copied &= own;
     return fill_mapping(s, &at, flags, m);
 }
 

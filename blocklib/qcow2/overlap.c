@@ -205,6 +205,35 @@ static int add_bitmaps(struct qcow2 *s) REQUIRES(s->meta)
     return r;
 }
 
+/* So many clusters of snapshots are remembered, and not more: an image may
+ * claim to have 65536 tables of 32 MiB. */
+#define SNAPSHOT_CLUSTERS_MAX (UINT64_C(1) << 19)
+
+/* The snapshot table, and the L1 tables of snapshots.  A snapshot's L2 tables
+ * are not known without reading: they are in the set while the active disk
+ * shares them. */
+static int add_snapshots(struct qcow2 *s) REQUIRES(s->meta)
+{
+    const struct qcow2_snapshots *t = &s->snapshots;
+    uint64_t left = SNAPSHOT_CLUSTERS_MAX;
+    int r = t->count == 0 ? 0
+                          : qcow2_overlap_add(s, QCOW2_META_SNAPSHOT, t->offset,
+                                              t->bytes);
+
+    for (uint32_t i = 0; i < t->count && r == 0; i++) {
+        struct qcow2_snapshot sn;
+
+        qcow2_snapshot_get(t, i, &sn);
+        uint64_t bytes = sn.l1_size * UINT64_C(8);
+        uint64_t clusters = div_up(bytes, s->cluster_size);
+        if (qcow2_snapshot_has_l1(s, &sn) && clusters <= left) {
+            left -= clusters;
+            r = qcow2_overlap_add(s, QCOW2_META_SNAPSHOT, sn.l1_offset, bytes);
+        }
+    }
+    return r;
+}
+
 static int add_all(struct qcow2 *s) REQUIRES(s->meta)
 {
     int r = qcow2_overlap_add(s, QCOW2_META_HEADER, 0, s->cluster_size);
@@ -222,6 +251,9 @@ static int add_all(struct qcow2 *s) REQUIRES(s->meta)
     }
     for (uint32_t i = 0; i < s->reftable_size && r == 0; i++) {
         r = add_table(s, QCOW2_META_REFBLOCK, s->reftable[i]);
+    }
+    if (r == 0) {
+        r = add_snapshots(s);
     }
     return r < 0 ? r : add_bitmaps(s);
 }

@@ -26,8 +26,9 @@ enum qcow2_meta {
     QCOW2_META_L2 = 1 << 2,
     QCOW2_META_REFTABLE = 1 << 3,
     QCOW2_META_REFBLOCK = 1 << 4,
-    QCOW2_META_BITMAP = 1 << 5, /* directory, table or bits */
-    QCOW2_META_TWICE = 1 << 6,  /* there are two tables in it */
+    QCOW2_META_BITMAP = 1 << 5,   /* directory, table or bits */
+    QCOW2_META_TWICE = 1 << 6,    /* there are two tables in it */
+    QCOW2_META_SNAPSHOT = 1 << 7, /* the table of snapshots, and their L1 */
 };
 
 /* The clusters that [@host, @host + @bytes) touches are @kind.  -ENOMEM: the

@@ -23,6 +23,7 @@
 static void state_free(struct qcow2 *s)
 {
     qcow2_bitmaps_free(s);
+    qcow2_snapshots_free(&s->snapshots);
     qcow2_overlap_free(s);
     qcow2_cache_free(s->l2);
     qcow2_cache_free(s->refblocks);
@@ -101,11 +102,6 @@ int qcow2_check_writable(const struct qcow2_header *h, struct error **errp)
                          "the image was not closed cleanly and its reference "
                          "counts are out of date: run 'nbdelta check -r all' "
                          "on it, or open it read-only");
-    }
-    if (h->snapshots > 0) {
-        return error_set(errp, ENOTSUP,
-                         "the image has internal snapshots, which is not "
-                         "supported for writing: open it read-only");
     }
     return 0;
 }
@@ -269,6 +265,12 @@ static int open_with_header(struct qcow2 *s, struct qcow2_header *h,
     take_header(s, h);
     r = read_tables(s, h, errp);
     if (r == 0) {
+        r = qcow2_snapshots_load(s->file, h, &s->snapshots, errp);
+    }
+    if (r == 0 && writable) {
+        r = qcow2_snapshots_check(h, &s->snapshots, errp);
+    }
+    if (r == 0) {
         r = qcow2_make_caches(s, l2_bytes, refcount_bytes, errp);
     }
     if (r == 0) {
@@ -393,6 +395,10 @@ static void qcow2_describe(struct node *n, json_t *info)
     (void)json_object_set_new(
         info, "format-specific",
         json_pack("{s:s, s:o}", "type", "qcow2", "data", data));
+    if (s->snapshots.count > 0) {
+        (void)json_object_set_new(info, "snapshots",
+                                  qcow2_snapshots_describe(&s->snapshots));
+    }
     (void)json_object_set_new(
         info, "dirty-flag",
         json_boolean(s->incompatible & QCOW2_INCOMPAT_DIRTY));

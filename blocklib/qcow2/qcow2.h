@@ -29,6 +29,7 @@
 #include "nbdelta/bytes.h"
 #include "qcow2/cache.h"
 #include "qcow2/overlap.h"
+#include "qcow2/snapshots.h"
 
 #define QCOW2_MAGIC 0x514649fb /* "QFI\xfb" */
 
@@ -206,6 +207,7 @@ struct qcow2 {
     _Atomic uint64_t *l1; /* entries change under meta */
     uint32_t l1_size;
     uint64_t l1_offset;
+    struct qcow2_snapshots snapshots;
 
     mutex_t flush_lock; /* one write-back at a time */
     mutex_t meta;
@@ -344,6 +346,13 @@ int qcow2_l2_put(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
 /* Make one cluster a compressed one, as qcow2_l2_put() does for others. */
 int qcow2_l2_put_packed(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
                         const struct qcow2_run *packed) REQUIRES(s->meta);
+
+/* Does the L1 entry lead to a cluster that is an L2 table and nothing else?  A
+ * table that is shared will be copied, and loses a reference. */
+bool qcow2_l2_is_table(const struct qcow2 *s, uint64_t entry);
+
+/* Take COPIED from all entries: what they lead to is shared. */
+void qcow2_l2_share(const struct qcow2 *s, struct qcow2_table *t);
 
 /* What the entry for guest @offset has that its kind does not have, or NULL. */
 const char *qcow2_l2_odd(const struct qcow2 *s, const struct qcow2_table *t,

@@ -78,6 +78,9 @@ static int begin_writing(struct qcow2 *s, struct error **errp)
 
     if (r == 0) {
         r = qcow2_check_writable(&h, errp);
+        if (r == 0) {
+            r = qcow2_snapshots_check(&h, &s->snapshots, errp);
+        }
         if (r == 0 && qcow2_overlap_load(s) < 0) {
             r = error_nomem(errp);
         }

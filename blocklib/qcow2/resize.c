@@ -176,6 +176,10 @@ int qcow2_resize(struct node *n, uint64_t size, struct error **errp)
     if (!s->data) {
         return error_set(errp, ENOMEDIUM, "the data file is not open");
     }
+    if (s->version < 3 && s->snapshots.count > 0) {
+        return error_set(errp, ENOTSUP,
+                         "Can't resize a version 2 image which has snapshots");
+    }
     if (size == 0 && s->bitmaps.ext.count > 0) {
         /* An empty disk would have empty tables, and QEMU would not open the
          * image. */

@@ -27,11 +27,12 @@ static int drop_l2_tables(struct qcow2 *s, uint64_t first) REQUIRES(s->meta)
     int r = 0;
 
     for (uint64_t i = first; i < s->l1_size && r == 0; i++) {
-        uint64_t host = atomic_load(&s->l1[i]) & QCOW2_OFFSET_MASK;
+        uint64_t entry = atomic_load(&s->l1[i]);
+        uint64_t host = entry & QCOW2_OFFSET_MASK;
         if (host == 0) {
             continue;
         }
-        if (qcow2_overlap_find(s, host, s->cluster_size) != QCOW2_META_L2) {
+        if (!qcow2_l2_is_table(s, entry)) {
             return qcow2_mark_corrupt(s);
         }
         r = qcow2_free_later(s, host, 1);

@@ -23,11 +23,6 @@
 /* Users of L2 tables in a round. */
 #define USERS_MAX (UINT32_C(4) << 20)
 
-/* As QEMU has it. */
-#define SNAPSHOTS_MAX      65536
-#define SNAPSHOT_EXTRA_MAX 1024
-#define SNAPSHOT_HEAD      40
-
 /* Bits of an L1 entry that are neither a place nor a flag. */
 #define L1_RESERVED UINT64_C(0x7f000000000001ff)
 
@@ -448,7 +443,7 @@ static int walk_active(struct walk *k)
 static int walk_snapshot(struct walk *k, uint32_t disk, uint64_t *at,
                          const char **wrong)
 {
-    unsigned char head[SNAPSHOT_HEAD];
+    unsigned char head[QCOW2_SNAPSHOT_HEAD];
 
     if (*at + sizeof(head) > k->im->file_size) {
         *wrong = "goes on behind the end of the file";
@@ -458,14 +453,13 @@ static int walk_snapshot(struct walk *k, uint32_t disk, uint64_t *at,
     if (r < 0) {
         return r;
     }
-    if (load_be32(head + 36) > SNAPSHOT_EXTRA_MAX) {
+    uint64_t size = qcow2_snapshot_size(head);
+    if (size == 0) {
         *wrong = "has an entry that is larger than any may be";
         return 0;
     }
     uint64_t entry = *at;
-    *at += align_up(SNAPSHOT_HEAD + load_be32(head + 36) +
-                        (uint64_t)load_be16(head + 12) + load_be16(head + 14),
-                    8);
+    *at += size;
     return walk_l1(k, disk, entry, load_be64(head), load_be32(head + 8));
 }
 
@@ -482,8 +476,9 @@ static int walk_snapshots(struct walk *k)
     if (h->snapshots == 0) {
         return 0;
     }
-    r.wrong = h->snapshots > SNAPSHOTS_MAX ? TOO_LARGE
-                                           : judge_place(k, at, SNAPSHOT_HEAD);
+    r.wrong = h->snapshots > QCOW2_SNAPSHOTS_MAX
+                  ? TOO_LARGE
+                  : judge_place(k, at, QCOW2_SNAPSHOT_HEAD);
     for (uint32_t i = 0; result == 0 && !r.wrong && i < h->snapshots; i++) {
         result = walk_snapshot(k, i + 1, &at, &r.wrong);
         r.readable += !r.wrong;

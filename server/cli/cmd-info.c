@@ -12,6 +12,7 @@
 #include "cli/commands.h"
 #include "cli/image-open.h"
 #include "cli/nbd-client.h"
+#include "cli/snapshot-list.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
@@ -162,6 +163,7 @@ static void print_image(const json_t *info)
         puts("cleanly shut down: no");
     }
     print_backing(info);
+    snapshot_list_print(json_object_get(info, "snapshots"));
     if (specific) {
         puts("Format specific information:");
         print_members(specific, 4);

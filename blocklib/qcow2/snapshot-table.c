@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The snapshot table as bytes, which are foreign.
+ *
+ *   0    L1 table: offset 8, entries 4
+ *   12   length of the id 2, of the name 2
+ *   16   date: seconds 4, nanoseconds 4; clock of the VM 8
+ *   32   bytes of VM state 4 (if there are no extra data), of extra data 4
+ *   40   extra data: VM state 8, size of the disk 8, icount 8, others
+ *   ...  id, name, filled up to 8
+ */
+#include "qcow2/snapshots.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "nbdelta/bytes.h"
+
+/* Without what fills it up: the file may end there. */
+static uint64_t real_size(const unsigned char *head)
+{
+    return QCOW2_SNAPSHOT_HEAD + (uint64_t)load_be32(head + 36) +
+           load_be16(head + 12) + load_be16(head + 14);
+}
+
+uint64_t qcow2_snapshot_size(const unsigned char *head)
+{
+    return load_be32(head + 36) > QCOW2_SNAPSHOT_EXTRA_MAX
+               ? 0
+               : align_up(real_size(head), 8);
+}
+
+static void parse_extra(const unsigned char *extra, uint64_t len,
+                        struct qcow2_snapshot *sn)
+{
+    if (len >= 8) {
+        sn->vm_state_size = load_be64(extra);
+    }
+    if (len >= 16) {
+        sn->disk_size = load_be64(extra + 8);
+    }
+    if (len >= 24) {
+        sn->icount = load_be64(extra + 16);
+    }
+}
+
+int qcow2_snapshot_parse(const unsigned char *bytes, uint64_t len,
+                         struct qcow2_snapshot *sn)
+{
+    if (len < QCOW2_SNAPSHOT_HEAD) {
+        return -EAGAIN;
+    }
+    uint64_t size = qcow2_snapshot_size(bytes);
+    uint64_t extra = load_be32(bytes + 36);
+    if (size == 0) {
+        return -EFBIG;
+    }
+    if (real_size(bytes) > len) {
+        return -EAGAIN;
+    }
+    *sn = (struct qcow2_snapshot){
+        .l1_offset = load_be64(bytes + QCOW2_SNAPSHOT_L1_OFFSET_AT),
+        .l1_size = load_be32(bytes + 8),
+        .date_sec = load_be32(bytes + 16),
+        .date_nsec = load_be32(bytes + 20),
+        .vm_clock_nsec = load_be64(bytes + 24),
+        .vm_state_size = load_be32(bytes + 32),
+        .disk_size = UINT64_MAX,
+        .icount = QCOW2_SNAPSHOT_NO_ICOUNT,
+        .id = (const char *)bytes + QCOW2_SNAPSHOT_HEAD + extra,
+        .id_len = load_be16(bytes + 12),
+        .name_len = load_be16(bytes + 14),
+        .bytes = size,
+    };
+    sn->name = sn->id + sn->id_len;
+    parse_extra(bytes + QCOW2_SNAPSHOT_HEAD, extra, sn);
+    return 0;
+}
+
+void qcow2_snapshot_get(const struct qcow2_snapshots *t, uint32_t i,
+                        struct qcow2_snapshot *sn)
+{
+    /* It was parsed when it came here. */
+    (void)qcow2_snapshot_parse(t->table + t->at[i], t->bytes - t->at[i], sn);
+}
+
+static bool is_text(const char *bytes, uint32_t len, const char *text)
+{
+    return !text || (strlen(text) == len && memcmp(bytes, text, len) == 0);
+}
+
+int64_t qcow2_snapshot_find(const struct qcow2_snapshots *t, const char *id,
+                            const char *name)
+{
+    for (uint32_t i = 0; i < t->count; i++) {
+        struct qcow2_snapshot sn;
+
+        qcow2_snapshot_get(t, i, &sn);
+        if (is_text(sn.id, sn.id_len, id) &&
+            is_text(sn.name, sn.name_len, name)) {
+            return i;
+        }
+    }
+    return -ENOENT;
+}
+
+void qcow2_snapshots_free(struct qcow2_snapshots *t)
+{
+    free(t->table);
+    free(t->at);
+    *t = (struct qcow2_snapshots){0};
+}
