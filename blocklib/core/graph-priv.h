@@ -30,6 +30,10 @@ struct graph {
     bool without_data;
     bool without_bitmaps;
 
+    /* Set before the first open: graph_on_corruption(). */
+    corruption_fn *on_corruption; /* or NULL */
+    void *corruption_opaque;
+
     struct tls_creds_set tls_creds; /* has a lock of its own */
     struct yank_set yanks;          /* so has this */
 };

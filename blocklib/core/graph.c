@@ -782,6 +782,19 @@ void node_set_growable(struct node *n, bool growable)
 
 /* --- Facts --- */
 
+void graph_on_corruption(struct graph *g, corruption_fn *fn, void *opaque)
+{
+    g->on_corruption = fn;
+    g->corruption_opaque = opaque;
+}
+
+void node_tell_corruption(const struct node *n, const struct corruption *c)
+{
+    if (n->graph->on_corruption) {
+        n->graph->on_corruption(c, n->graph->corruption_opaque);
+    }
+}
+
 const char *node_name(const struct node *n)
 {
     return n->name;

@@ -282,6 +282,9 @@ static inline void node_note_write(struct node *n, uint64_t end)
     }
 }
 
+/* For drivers: tell whom graph_on_corruption() has named. */
+void node_tell_corruption(const struct node *n, const struct corruption *c);
+
 /* @n or, if it is a filter, the first node below that is none; NULL is fine. */
 static inline struct node *node_skip_filters(const struct node *n)
 {

@@ -82,8 +82,11 @@ static bool find_below(const struct option *d, const char *rest,
 
 static bool is_like(const struct option *d, const struct option *like)
 {
+    enum option_type type = d->type == OPTION_ENUM_OR_OBJECT ? OPTION_ENUM
+                                                             : d->type;
+
     return !like ||
-           (d->type == like->type && (!d->words || d->words == like->words));
+           (type == like->type && (!d->words || d->words == like->words));
 }
 
 /* Is @key in the table, with a type as in @like (NULL: any type)? */

@@ -32,6 +32,8 @@
 
 #include "qcow2/qcow2.h"
 
+#define COUNTS_AS_FREE "a cluster in use counts as free"
+
 static uint64_t refs_per_block(const struct qcow2 *s)
 {
     return UINT64_C(1) << s->refblock_bits;
@@ -52,7 +54,8 @@ static int block_get(struct qcow2 *s, uint64_t cluster, struct qcow2_table **tp)
         return 0;
     }
     if (qcow2_in_cluster(s, host) != 0) {
-        return qcow2_mark_corrupt(s);
+        return qcow2_corrupt_at(s, host, s->cluster_size,
+                                "a refcount block has no cluster of its own");
     }
     return qcow2_cache_get(s->refblocks, host, false, tp);
 }
@@ -66,9 +69,11 @@ static int block_get_writable(struct qcow2 *s, uint64_t cluster,
     if (r < 0 || !*tp) {
         return r;
     }
-    unsigned kinds = qcow2_overlap_find(s, (*tp)->offset, s->cluster_size);
-    r = kinds == QCOW2_META_REFBLOCK ? qcow2_keep_room(s, *tp)
-                                     : qcow2_mark_corrupt(s);
+    r = qcow2_overlap_check(s, QCOW2_META_REFBLOCK, (*tp)->offset,
+                            s->cluster_size);
+    if (r == 0) {
+        r = qcow2_keep_room(s, *tp);
+    }
     if (r < 0) {
         qcow2_cache_put(s->refblocks, *tp);
     }
@@ -107,6 +112,7 @@ int qcow2_refcount_get(struct qcow2 *s, uint64_t cluster, uint64_t *count)
 /* The clusters in use may end so many clusters behind the end of the file: they
  * were counted before a crash, and not written. */
 #define BEYOND_MAX 65536
+#define TOO_FAR    "all clusters count as used, far behind the end of the file"
 
 /*
  * An image lies if a cluster counts as free and yet holds metadata, which would
@@ -118,11 +124,11 @@ static int check_unused(struct qcow2 *s, uint64_t cluster, uint64_t clusters)
 {
     uint64_t end = max_u64(node_size(s->file), s->virgin) >> s->cluster_bits;
 
-    return cluster > 2 * end + BEYOND_MAX ||
-                   qcow2_overlap_find(s, cluster << s->cluster_bits,
-                                      clusters << s->cluster_bits) != 0
-               ? qcow2_mark_corrupt(s)
-               : 0;
+    return cluster > 2 * end + BEYOND_MAX
+               ? qcow2_corrupt_at(s, cluster << s->cluster_bits,
+                                  s->cluster_size, TOO_FAR)
+               : qcow2_overlap_check(s, 0, cluster << s->cluster_bits,
+                                     clusters << s->cluster_bits);
 }
 
 static void drop_metadata(struct qcow2 *s, uint64_t cluster, uint64_t clusters)
@@ -325,11 +331,15 @@ static int check_full(struct qcow2 *s, uint64_t cluster) REQUIRES(s->meta)
                     QCOW2_OFFSET_MASK;
     uint64_t end = max_u64(node_size(s->file), s->virgin) >> s->cluster_bits;
 
-    return qcow2_overlap_find(s, host, s->cluster_size) !=
-                       QCOW2_META_REFBLOCK ||
-                   cluster > 2 * end + BEYOND_MAX + refs_per_block(s)
-               ? qcow2_mark_corrupt(s)
-               : 0;
+    if (qcow2_overlap_find(s, host, s->cluster_size) & QCOW2_META_TWICE) {
+        return qcow2_corrupt_at(s, host, s->cluster_size,
+                                "a refcount block is there twice");
+    }
+    if (cluster > 2 * end + BEYOND_MAX + refs_per_block(s)) {
+        return qcow2_corrupt_at(s, cluster << s->cluster_bits, s->cluster_size,
+                                TOO_FAR);
+    }
+    return qcow2_overlap_check(s, QCOW2_META_REFBLOCK, host, s->cluster_size);
 }
 
 /* The length of the free run at @cluster, at most @want, within its block.  0:
@@ -597,11 +607,13 @@ int qcow2_ref_more(struct qcow2 *s, uint64_t host)
     int r = block_get_writable(s, cluster, &t);
 
     if (r < 0 || !t) {
-        return r < 0 ? r : qcow2_mark_corrupt(s);
+        return r < 0
+                   ? r
+                   : qcow2_corrupt_at(s, host, s->cluster_size, COUNTS_AS_FREE);
     }
     uint64_t count = count_in(s, t, cluster);
     if (count == 0) {
-        r = qcow2_mark_corrupt(s);
+        r = qcow2_corrupt_at(s, host, s->cluster_size, COUNTS_AS_FREE);
     } else if (count == most) {
         r = -EOVERFLOW;
     } else {
@@ -667,7 +679,8 @@ static int lower(struct qcow2 *s, uint64_t cluster) REQUIRES(s->meta)
         qcow2_cache_put(s->refblocks, t);
     }
     if (count == 0) {
-        return qcow2_mark_corrupt(s);
+        return qcow2_corrupt_at(s, cluster << s->cluster_bits, s->cluster_size,
+                                COUNTS_AS_FREE);
     }
     if (count == 1) {
         qcow2_overlap_drop(s, cluster);

@@ -176,9 +176,10 @@ static int free_referred(struct qcow2 *s, struct entry old) REQUIRES(s->meta)
     }
     uint64_t from = align_down(run.host, s->cluster_size);
     uint64_t to = align_up(run.host + run.bytes, s->cluster_size);
-    return qcow2_host_is_metadata(s, from, to - from)
-               ? qcow2_mark_corrupt(s)
-               : qcow2_free_later(s, from, (to - from) >> s->cluster_bits);
+    int r = qcow2_overlap_check(s, 0, from, to - from);
+
+    return r < 0 ? r
+                 : qcow2_free_later(s, from, (to - from) >> s->cluster_bits);
 }
 
 static int replace_entry(struct qcow2 *s, struct qcow2_table *t, uint64_t index,
@@ -303,10 +304,10 @@ static int new_table(struct qcow2 *s, uint64_t index, uint64_t host,
 bool qcow2_l2_is_table(const struct qcow2 *s, uint64_t entry)
 {
     unsigned shared = entry & QCOW2_COPIED ? 0 : QCOW2_META_TWICE;
-    unsigned kinds = qcow2_overlap_find(s, entry & QCOW2_OFFSET_MASK,
-                                        s->cluster_size);
+    unsigned others = qcow2_overlap_others(
+        s, QCOW2_META_L2, entry & QCOW2_OFFSET_MASK, s->cluster_size);
 
-    return (kinds & ~shared) == QCOW2_META_L2;
+    return (others & ~shared) == 0;
 }
 
 int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
@@ -323,8 +324,10 @@ int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
         return r;
     }
     if (from && !qcow2_l2_is_table(s, old)) {
+        r = qcow2_overlap_check(s, QCOW2_META_L2, from->offset,
+                                s->cluster_size);
         qcow2_cache_put(s->l2, from);
-        return qcow2_mark_corrupt(s);
+        return r;
     }
     if (from && (old & QCOW2_COPIED)) {
         r = qcow2_keep_room(s, from);

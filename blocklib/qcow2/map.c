@@ -16,7 +16,6 @@
 #include <errno.h>
 
 #include "nbdelta/graph.h"
-#include "nbdelta/tell.h"
 #include "qcow2/qcow2.h"
 
 unsigned qcow2_ticket_take(struct qcow2 *s)
@@ -31,24 +30,6 @@ void qcow2_ticket_drop(struct qcow2 *s, unsigned ticket)
     atomic_fetch_sub(&s->users[ticket], 1);
 }
 
-int qcow2_mark_corrupt(struct qcow2 *s)
-{
-    if (atomic_exchange(&s->corrupt, true)) {
-        return -EIO;
-    }
-    tell_event(TELL_ERROR,
-               "the image of node '%.200s' is corrupt: its tables contradict "
-               "each other",
-               node_name(s->node));
-    if (s->version >= 3 && !s->node->flags.read_only) {
-        unsigned char be[8];
-        store_be64(be, s->incompatible | QCOW2_INCOMPAT_CORRUPT);
-        (void)node_pwrite(s->file, be, sizeof(be), QCOW2_HDR_INCOMPAT, 0);
-        (void)node_flush(s->file);
-    }
-    return -EIO;
-}
-
 int qcow2_l2_get(struct qcow2 *s, uint64_t offset, bool nowait,
                  struct qcow2_table **tp)
 {
@@ -60,7 +41,8 @@ int qcow2_l2_get(struct qcow2 *s, uint64_t offset, bool nowait,
         return 0;
     }
     if (qcow2_in_cluster(s, host) != 0) {
-        return qcow2_mark_corrupt(s);
+        return qcow2_corrupt_at(s, host, s->cluster_size,
+                                "an L2 table has no cluster of its own");
     }
     return qcow2_cache_get(s->l2, host, nowait, tp);
 }
@@ -83,7 +65,8 @@ static int fill_mapping(struct qcow2 *s, const struct qcow2_at *at,
                         unsigned flags, struct mapping *m)
 {
     if (at->wrong) {
-        return qcow2_mark_corrupt(s);
+        return qcow2_corrupt_at(s, at->host, s->cluster_size,
+                                "an L2 entry leads to no cluster");
     }
     m->length = at->bytes;
     switch (at->kind) {
@@ -118,8 +101,8 @@ static int fill_mapping(struct qcow2 *s, const struct qcow2_at *at,
     if (m->kind != MAP_DATA || !at->copied) {
         m->kind = MAP_OPAQUE;
     }
-    return m->kind == MAP_DATA && qcow2_host_is_metadata(s, m->host, m->length)
-               ? qcow2_mark_corrupt(s)
+    return m->kind == MAP_DATA && !s->external
+               ? qcow2_overlap_check(s, 0, m->host, m->length)
                : 0;
 }
 

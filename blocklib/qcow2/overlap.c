@@ -16,11 +16,12 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "core/opts.h"
 #include "nbdelta/cleanup.h"
 #include "qcow2/bitmaps.h"
 
-#define KIND_BITS 8
-#define KIND_MASK UINT64_C(0xff)
+#define KIND_BITS 12
+#define KIND_MASK UINT64_C(0xfff)
 
 struct qcow2_overlap {
     struct qcow2_overlap *before; /* the table that it has replaced */
@@ -118,6 +119,9 @@ static int add_cluster(struct qcow2 *s, unsigned kind, uint64_t cluster)
         return 0;
     }
     unsigned twice = word & kind ? QCOW2_META_TWICE : 0;
+    if (kind == QCOW2_META_L2) { /* it has become active */
+        word &= ~(uint64_t)QCOW2_META_INACTIVE_L2;
+    }
     atomic_store(at, word | kind | twice);
     return 0;
 }
@@ -159,6 +163,115 @@ unsigned qcow2_overlap_find(const struct qcow2 *s, uint64_t host,
         kinds |= word & KIND_MASK;
     }
     return (unsigned)kinds;
+}
+
+/* --- Asking before a write --- */
+
+unsigned qcow2_overlap_others(const struct qcow2 *s, unsigned own,
+                              uint64_t host, uint64_t bytes)
+{
+    /* An entry that leads to the header would say that there is nothing. */
+    unsigned checked = atomic_load(&s->overlap_checked) | QCOW2_META_HEADER;
+    unsigned twice = checked & own ? QCOW2_META_TWICE : 0;
+
+    return qcow2_overlap_find(s, host, bytes) & ((checked & ~own) | twice);
+}
+
+static const char *name_kinds(unsigned kinds)
+{
+    static const char *const names[] = {
+        "the header",
+        "the L1 table",
+        "an L2 table",
+        "the refcount table",
+        "a refcount block",
+        "the snapshot table",
+        "a snapshot's L1 table",
+        "a snapshot's L2 table",
+        "a bitmap",
+        "a second table",
+    };
+
+    return kinds ? names[__builtin_ctz(kinds)] : "nothing";
+}
+
+int qcow2_overlap_check(struct qcow2 *s, unsigned own, uint64_t host,
+                        uint64_t bytes)
+{
+    unsigned kinds = qcow2_overlap_others(s, own, host, bytes);
+
+    return kinds == 0 ? 0 : qcow2_overlap_corrupt(s, kinds, host, bytes);
+}
+
+int qcow2_overlap_corrupt(struct qcow2 *s, unsigned kinds, uint64_t host,
+                          uint64_t bytes)
+{
+    return qcow2_corrupt_at(s, host, bytes,
+                            "prevented a write to what is also %s",
+                            name_kinds(kinds));
+}
+
+/* --- The option --- */
+
+const char *const qcow2_overlap_words[] = {"none", "constant", "cached", "all",
+                                           NULL};
+enum { WORD_CACHED = 2 };
+
+#define CONSTANT                                               \
+    (QCOW2_META_HEADER | QCOW2_META_L1 | QCOW2_META_REFTABLE | \
+     QCOW2_META_SNAPSHOT | QCOW2_META_BITMAP)
+#define CACHED \
+    (CONSTANT | QCOW2_META_L2 | QCOW2_META_REFBLOCK | QCOW2_META_INACTIVE_L1)
+
+static const unsigned kinds_of_word[] = {0, CONSTANT, CACHED,
+                                         CACHED | QCOW2_META_INACTIVE_L2};
+
+const struct option qcow2_overlap_members[] = {
+    OPTION("template", ENUM, .words = qcow2_overlap_words),
+    OPTION("main-header", BOOL),
+    OPTION("active-l1", BOOL),
+    OPTION("active-l2", BOOL),
+    OPTION("refcount-table", BOOL),
+    OPTION("refcount-block", BOOL),
+    OPTION("snapshot-table", BOOL),
+    OPTION("inactive-l1", BOOL),
+    OPTION("inactive-l2", BOOL),
+    OPTION("bitmap-directory", BOOL),
+    OPTIONS_END,
+};
+
+int qcow2_overlap_take(struct opts *o, unsigned *kinds, struct error **errp)
+{
+    static const struct {
+        const char *key;
+        unsigned kind;
+    } flags[] = {
+        {"overlap-check.main-header", QCOW2_META_HEADER},
+        {"overlap-check.active-l1", QCOW2_META_L1},
+        {"overlap-check.active-l2", QCOW2_META_L2},
+        {"overlap-check.refcount-table", QCOW2_META_REFTABLE},
+        {"overlap-check.refcount-block", QCOW2_META_REFBLOCK},
+        {"overlap-check.snapshot-table", QCOW2_META_SNAPSHOT},
+        {"overlap-check.inactive-l1", QCOW2_META_INACTIVE_L1},
+        {"overlap-check.inactive-l2", QCOW2_META_INACTIVE_L2},
+        {"overlap-check.bitmap-directory", QCOW2_META_BITMAP},
+    };
+    unsigned word = WORD_CACHED;
+    int r = opts_enum(o, "overlap-check.template", qcow2_overlap_words, &word,
+                      errp);
+
+    *kinds = kinds_of_word[word];
+    for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]) && r == 0; i++) {
+        bool on = *kinds & flags[i].kind;
+
+        r = opts_bool(o, flags[i].key, &on, errp);
+        *kinds = on ? *kinds | flags[i].kind : *kinds & ~flags[i].kind;
+    }
+    if (r == 0 && opts_has(o, "overlap-check")) { /* it is no object */
+        r = opts_enum(o, "overlap-check", qcow2_overlap_words, &word, errp);
+        *kinds = kinds_of_word[word];
+    }
+    return r;
 }
 
 /* --- Filling it --- */
@@ -209,13 +322,46 @@ static int add_bitmaps(struct qcow2 *s) REQUIRES(s->meta)
  * claim to have 65536 tables of 32 MiB. */
 #define SNAPSHOT_CLUSTERS_MAX (UINT64_C(1) << 19)
 
+/* Entries of L1 tables that are read at once. */
+#define ENTRIES 4096
+
+/* The L2 tables of a snapshot that the active disk has not, as far as *left
+ * entries go.  An L1 table that cannot be read is left out. */
+static int add_inactive_l2(struct qcow2 *s, const struct qcow2_snapshot *sn,
+                           uint64_t *left) REQUIRES(s->meta)
+{
+    CLEANUP_FREE unsigned char *be = malloc(ENTRIES * 8);
+    uint32_t entries = (uint32_t)min_u64(sn->l1_size, *left);
+    int r = be ? 0 : -ENOMEM;
+
+    *left -= entries;
+    for (uint32_t i = 0; i < entries && r == 0; i += ENTRIES) {
+        uint32_t some = (uint32_t)min_u64(entries - i, ENTRIES);
+
+        if (node_pread(s->file, be, some * UINT64_C(8),
+                       sn->l1_offset + i * UINT64_C(8), 0) < 0) {
+            return 0;
+        }
+        for (uint32_t e = 0; e < some && r == 0; e++) {
+            uint64_t host = load_be64(be + e * 8UL) & QCOW2_OFFSET_MASK;
+            r = qcow2_overlap_find(s, host, 1)
+                    ? 0
+                    : add_table(s, QCOW2_META_INACTIVE_L2, host);
+        }
+    }
+    return r;
+}
+
 /* The snapshot table, and the L1 tables of snapshots.  A snapshot's L2 tables
- * are not known without reading: they are in the set while the active disk
- * shares them. */
+ * are read if the option asks for them; those that the active disk shares are
+ * in the set anyway. */
 static int add_snapshots(struct qcow2 *s) REQUIRES(s->meta)
 {
     const struct qcow2_snapshots *t = &s->snapshots;
+    bool inactive_l2 = atomic_load(&s->overlap_checked) &
+                       QCOW2_META_INACTIVE_L2;
     uint64_t left = SNAPSHOT_CLUSTERS_MAX;
+    uint64_t entries_left = SNAPSHOT_CLUSTERS_MAX;
     int r = t->count == 0 ? 0
                           : qcow2_overlap_add(s, QCOW2_META_SNAPSHOT, t->offset,
                                               t->bytes);
@@ -228,7 +374,11 @@ static int add_snapshots(struct qcow2 *s) REQUIRES(s->meta)
         uint64_t clusters = div_up(bytes, s->cluster_size);
         if (qcow2_snapshot_has_l1(s, &sn) && clusters <= left) {
             left -= clusters;
-            r = qcow2_overlap_add(s, QCOW2_META_SNAPSHOT, sn.l1_offset, bytes);
+            r = qcow2_overlap_add(s, QCOW2_META_INACTIVE_L1, sn.l1_offset,
+                                  bytes);
+            if (r == 0 && inactive_l2) {
+                r = add_inactive_l2(s, &sn, &entries_left);
+            }
         }
     }
     return r;

@@ -108,8 +108,6 @@ int qcow2_check_writable(const struct qcow2_header *h, struct error **errp)
 
 /* --- Opening --- */
 
-static const char *const overlap_words[] = {"none", "constant", "cached", "all",
-                                            NULL};
 static const char *const durability_words[] = {"power", "process", NULL};
 
 static const struct option qcow2_options[] = {
@@ -120,7 +118,8 @@ static const struct option qcow2_options[] = {
     OPTION("data-file", NODE),
     OPTION("l2-cache-size", UINT),
     OPTION("lazy-refcounts", BOOL),
-    OPTION("overlap-check", ENUM, .words = overlap_words),
+    OPTION("overlap-check", ENUM_OR_OBJECT, .words = qcow2_overlap_words,
+           .members = qcow2_overlap_members),
     OPTION("pass-discard-other", BOOL),
     OPTION("pass-discard-request", BOOL),
     OPTION("pass-discard-snapshot", BOOL),
@@ -129,10 +128,10 @@ static const struct option qcow2_options[] = {
 };
 
 int qcow2_take_options(struct opts *o, uint64_t *l2_bytes,
-                       uint64_t *refcount_bytes, struct error **errp)
+                       uint64_t *refcount_bytes, unsigned *overlap,
+                       struct error **errp)
 {
     uint64_t total = 0;
-    unsigned mode = 2;
     bool ignored = false;
     int r;
 
@@ -145,7 +144,7 @@ int qcow2_take_options(struct opts *o, uint64_t *l2_bytes,
         (r = opts_bool(o, "pass-discard-request", &ignored, errp)) < 0 ||
         (r = opts_bool(o, "pass-discard-snapshot", &ignored, errp)) < 0 ||
         (r = opts_bool(o, "pass-discard-other", &ignored, errp)) < 0 ||
-        (r = opts_enum(o, "overlap-check", overlap_words, &mode, errp)) < 0) {
+        (r = qcow2_overlap_take(o, overlap, errp)) < 0) {
         return r;
     }
     if (total > 0 && *l2_bytes > total) {
@@ -292,8 +291,11 @@ static int qcow2_open(struct node *n, struct opts *opts, struct error **errp)
     uint64_t l2_bytes = 0;
     uint64_t refcount_bytes = 0;
     unsigned level = 0;
+    unsigned overlap;
 
-    int r = qcow2_take_options(opts, &l2_bytes, &refcount_bytes, errp);
+    int r = qcow2_take_options(opts, &l2_bytes, &refcount_bytes, &overlap,
+                               errp);
+    atomic_init(&s->overlap_checked, overlap);
     if (r == 0) {
         r = opts_enum(opts, "bitmap-durability", durability_words, &level,
                       errp);

@@ -238,6 +238,7 @@ struct qcow2 {
     _Atomic uint64_t released; /* clusters that became free out of limbo */
     _Atomic bool corrupt;      /* no more writes */
     struct qcow2_overlap *_Atomic overlap; /* NULL while read-only */
+    _Atomic unsigned overlap_checked;      /* enum qcow2_meta: the option */
 
     struct qcow2_bitmaps bitmaps;
     struct qcow2_unpacked unpacked;
@@ -289,19 +290,21 @@ void qcow2_map_put(struct node *n, struct mapping *m);
 int qcow2_l2_get(struct qcow2 *s, uint64_t offset, bool nowait,
                  struct qcow2_table **tp);
 
-/* Would a write to this host range overwrite metadata? */
-static inline bool qcow2_host_is_metadata(const struct qcow2 *s, uint64_t host,
-                                          uint64_t bytes)
-{
-    return !s->external && qcow2_overlap_find(s, host, bytes) != 0;
-}
-
 /* Hold, or release, the clusters that L2 entries lead to. */
 unsigned qcow2_ticket_take(struct qcow2 *s);
 void qcow2_ticket_drop(struct qcow2 *s, unsigned ticket);
 
-/* The image contradicts itself: remember that, on disk too, and write to it
- * no more.  Returns -EIO. */
+/* --- corrupt.c --- */
+
+/*
+ * The image contradicts itself: remember that, on disk too, write to it no
+ * more, and tell somebody, once.  The phrase says what is wrong at these bytes
+ * of the file.  Any thread, with any of the locks.  Returns -EIO.
+ */
+int qcow2_corrupt_at(struct qcow2 *s, uint64_t host, uint64_t bytes,
+                     const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
+/* The same where nobody knows a place. */
 int qcow2_mark_corrupt(struct qcow2 *s);
 
 /* --- l2.c --- */
@@ -430,7 +433,8 @@ int qcow2_take_room(struct qcow2 *s, uint64_t host, uint64_t bytes)
     REQUIRES(s->meta);
 /* Give blocks to a table of the caches that is about to be changed. */
 int qcow2_keep_room(struct qcow2 *s, struct qcow2_table *t) REQUIRES(s->meta);
-/* Give blocks to entry @index of the L1 or the refcount table. */
+/* Give blocks to entry @index of the L1 or the refcount table.  -EIO: there is
+ * something else. */
 int qcow2_keep_entry_room(struct qcow2 *s, uint64_t table_offset,
                           const _Atomic uint64_t *table, uint64_t entries,
                           uint64_t index) REQUIRES(s->meta);
@@ -479,10 +483,11 @@ int qcow2_write_compressed(struct node *n, uint64_t offset, uint64_t bytes,
 
 /* --- qcow2.c, for a reopen --- */
 
-/* Take the driver's own options.  *l2_bytes, *refcount_bytes: 0 if not
- * given. */
+/* Take the driver's own options.  *l2_bytes, *refcount_bytes: 0 if not given.
+ * *overlap: enum qcow2_meta. */
 int qcow2_take_options(struct opts *o, uint64_t *l2_bytes,
-                       uint64_t *refcount_bytes, struct error **errp);
+                       uint64_t *refcount_bytes, unsigned *overlap,
+                       struct error **errp);
 int qcow2_make_caches(struct qcow2 *s, uint64_t l2_bytes,
                       uint64_t refcount_bytes, struct error **errp);
 

@@ -13,6 +13,7 @@
 struct qcow2_wanted {
     uint64_t l2_bytes;
     uint64_t refcount_bytes;
+    unsigned overlap;       /* kinds that are looked at: overlap.h */
     struct qcow2_cache *l2; /* the other caches; NULL: they stay */
     struct qcow2_cache *refblocks;
     bool swapped; /* these are the old ones */
@@ -36,7 +37,8 @@ int qcow2_reopen_take(struct node *n, struct opts *opts, struct error **errp)
         return error_nomem(errp);
     }
     s->wanted = w;
-    return qcow2_take_options(opts, &w->l2_bytes, &w->refcount_bytes, errp);
+    return qcow2_take_options(opts, &w->l2_bytes, &w->refcount_bytes,
+                              &w->overlap, errp);
 }
 
 /* Write all metadata to the file. */
@@ -97,8 +99,8 @@ static int begin_writing(struct qcow2 *s, struct error **errp)
 
 static void swap_caches(struct qcow2 *s, struct qcow2_wanted *w)
 {
-    struct qcow2_wanted had = {s->l2_bytes, s->refcount_bytes, s->l2,
-                               s->refblocks, !w->swapped};
+    struct qcow2_wanted had = {s->l2_bytes, s->refcount_bytes, w->overlap,
+                               s->l2,       s->refblocks,      !w->swapped};
 
     s->l2_bytes = w->l2_bytes;
     s->refcount_bytes = w->refcount_bytes;
@@ -154,7 +156,12 @@ int qcow2_reopen(struct node *n, const struct node_flags *to,
 
 void qcow2_reopen_commit(struct node *n)
 {
-    forget_wanted(n->state);
+    struct qcow2 *s = n->state;
+
+    if (s->wanted) {
+        atomic_store(&s->overlap_checked, s->wanted->overlap);
+    }
+    forget_wanted(s);
 }
 
 void qcow2_reopen_abort(struct node *n)

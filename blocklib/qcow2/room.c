@@ -109,7 +109,13 @@ int qcow2_keep_entry_room(struct qcow2 *s, uint64_t table_offset,
 {
     uint64_t from = align_down(index, PAGE / 8);
     uint64_t to = min_u64(from + PAGE / 8, entries);
+    unsigned kind = table == s->l1 ? QCOW2_META_L1 : QCOW2_META_REFTABLE;
+    int r = qcow2_overlap_check(s, kind, table_offset + from * 8,
+                                (to - from) * 8);
 
+    if (r < 0) {
+        return r;
+    }
     for (uint64_t i = from; i < to; i++) {
         if (atomic_load(&table[i]) != 0) {
             return 0; /* another request has been here */

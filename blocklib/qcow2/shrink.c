@@ -24,7 +24,8 @@
 /* Unlink the L2 tables from entry @first of the L1 table on. */
 static int drop_l2_tables(struct qcow2 *s, uint64_t first) REQUIRES(s->meta)
 {
-    int r = 0;
+    int r = qcow2_overlap_check(s, QCOW2_META_L1, s->l1_offset,
+                                s->l1_size * UINT64_C(8));
 
     for (uint64_t i = first; i < s->l1_size && r == 0; i++) {
         uint64_t entry = atomic_load(&s->l1[i]);
@@ -33,7 +34,7 @@ static int drop_l2_tables(struct qcow2 *s, uint64_t first) REQUIRES(s->meta)
             continue;
         }
         if (!qcow2_l2_is_table(s, entry)) {
-            return qcow2_mark_corrupt(s);
+            return qcow2_overlap_check(s, QCOW2_META_L2, host, s->cluster_size);
         }
         r = qcow2_free_later(s, host, 1);
         if (r == 0) {
@@ -89,7 +90,8 @@ static bool counts_itself(const struct qcow2 *s, uint64_t index, uint64_t host)
 /* Unlink refcount blocks at the end that count nothing but themselves. */
 static int unlink_blocks(struct qcow2 *s) REQUIRES(s->meta)
 {
-    int r = 0;
+    int r = qcow2_overlap_check(s, QCOW2_META_REFTABLE, s->reftable_offset,
+                                s->reftable_size * UINT64_C(8));
 
     for (uint64_t i = s->reftable_size; i-- > 1 && r == 0;) {
         uint64_t host = s->reftable[i] & QCOW2_OFFSET_MASK;
@@ -103,9 +105,9 @@ static int unlink_blocks(struct qcow2 *s) REQUIRES(s->meta)
         if (r < 0 || used) {
             return r;
         }
-        if (qcow2_overlap_find(s, host, s->cluster_size) !=
-            QCOW2_META_REFBLOCK) {
-            return qcow2_mark_corrupt(s);
+        r = qcow2_overlap_check(s, QCOW2_META_REFBLOCK, host, s->cluster_size);
+        if (r < 0) {
+            return r;
         }
         if (counts_itself(s, i, host)) { /* that goes with it */
             qcow2_overlap_drop(s, host >> s->cluster_bits);

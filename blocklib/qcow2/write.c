@@ -81,9 +81,10 @@ static int plan_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
     if (p->in_place || p->reserved) {
         p->host = at.host;
         p->clusters = at.bytes >> s->cluster_bits;
-        r = at.wrong || qcow2_host_is_metadata(s, at.host, at.bytes)
-                ? qcow2_mark_corrupt(s)
-                : 0;
+        r = at.wrong      ? qcow2_corrupt_at(s, at.host, s->cluster_size,
+                                             "an L2 entry leads to no cluster")
+            : s->external ? 0
+                          : qcow2_overlap_check(s, 0, at.host, at.bytes);
     } else {
         p->clusters = run_without_place(s, p->l2, start, max) >>
                       s->cluster_bits;

@@ -36,6 +36,16 @@ static const struct qmp_arg error_members[] = {
     QMP_LAST,
 };
 
+static const struct qmp_arg corrupted_members[] = {
+    QMP_ARG("device", STR),
+    QMP_OPT("node-name", STR),
+    QMP_ARG("msg", STR),
+    QMP_OPT("offset", INT),
+    QMP_OPT("size", INT),
+    QMP_ARG("fatal", BOOL),
+    QMP_LAST,
+};
+
 static const struct qmp_arg pending_members[] = {
     QMP_ARG("type", STR),
     QMP_ARG("id", STR),
@@ -74,6 +84,7 @@ const struct qmp_event qmp_events[] = {
     {"BACKUP_ENDED", ended_members},
     {"BACKUP_SNAPSHOT_LOST", lost_members},
     {"BLOCK_EXPORT_DELETED", export_members},
+    {"BLOCK_IMAGE_CORRUPTED", corrupted_members},
     {"BLOCK_JOB_CANCELLED", job_members},
     {"BLOCK_JOB_COMPLETED", completed_members},
     {"BLOCK_JOB_ERROR", error_members},

@@ -268,6 +268,23 @@ static void option_union_of(struct schema *s, const struct option *o,
                      cases));
 }
 
+/* One of the words, or an object of the members. */
+static void enum_or_object_of(struct schema *s, const struct option *o,
+                              struct type_name *n)
+{
+    struct type_name words = {""};
+    struct type_name object = {""};
+
+    if (name_type(s, 'w', o, n)) {
+        enum_of(s, o->words, &words);
+        options_of(s, o->members, &object);
+        append(s, s->types,
+               json_pack("{s:s, s:s, s:[{s:s}, {s:s}]}", "name", n->text,
+                         "meta-type", "alternate", "members", "type",
+                         object.text, "type", words.text));
+    }
+}
+
 static void option_type_of(struct schema *s, const struct option *o,
                            struct type_name *n)
 {
@@ -291,6 +308,9 @@ static void option_type_of(struct schema *s, const struct option *o,
         break;
     case OPTION_UNION:
         option_union_of(s, o, n);
+        break;
+    case OPTION_ENUM_OR_OBJECT:
+        enum_or_object_of(s, o, n);
         break;
     case OPTION_NODE:
     case OPTION_NODE_OR_NULL:

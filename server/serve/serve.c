@@ -34,6 +34,7 @@
 #include "process.h"
 #include "qmp/chardev.h"
 #include "qmp/monitor.h"
+#include "serve/corruption.h"
 #include "serve/daemonize.h"
 #include "serve/images.h"
 #include "serve/notify.h"
@@ -54,6 +55,7 @@ struct serve {
     struct daemon daemon;
     struct chardevs *chardevs;
     struct stopper *stopper;
+    struct corruptions *corruptions;
     struct notify notify;
     int activated; /* sockets that were given */
     int signals;   /* signalfd */
@@ -177,6 +179,7 @@ static int make_parts(struct serve *s, struct error **errp)
     d->graph = graph_new();
     if (d->graph) {
         graph_follow(d->graph, s->config.follow);
+        s->corruptions = corruptions_new(d);
     }
     d->service = &qmp_service;
     d->objects = objects_new(d->graph);
@@ -194,8 +197,8 @@ static int make_parts(struct serve *s, struct error **errp)
                   : NULL;
     d->servers = d->exports ? servers_new(d) : NULL;
     d->pulls = pulls_new(d);
-    if (!d->objects || !d->devices || !d->io_tasks || !d->jobs || !d->servers ||
-        !d->pulls) {
+    if (!s->corruptions || !d->objects || !d->devices || !d->io_tasks ||
+        !d->jobs || !d->servers || !d->pulls) {
         return error_nomem(errp);
     }
     s->images = (struct images){
@@ -206,7 +209,7 @@ static int make_parts(struct serve *s, struct error **errp)
         .read_only = s->config.read_only,
         .follow = s->config.follow,
     };
-    return 0;
+    return corruptions_start(s->corruptions, errp);
 }
 
 static void remove_files(void *opaque)
@@ -448,6 +451,9 @@ static int stop_daemon(struct serve *s)
         jobs_shutdown(d->jobs);
         daemon_ended(d);
     }
+    if (s->corruptions) {
+        corruptions_stop(s->corruptions);
+    }
     if (d->monitors) {
         monitors_stop(d->monitors);
     }
@@ -470,6 +476,7 @@ static int stop_daemon(struct serve *s)
         flush.status = EXIT_FAILURE;
     }
     graph_free(d->graph);
+    corruptions_free(s->corruptions);
     images_close(&s->images);
     remove_files(s);
     if (s->signals >= 0) {

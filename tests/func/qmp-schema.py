@@ -68,9 +68,6 @@ MORE = {
     # Words that QEMU knows on its command line.
     'blockdev-add.discard',
     'blockdev-reopen.options.discard',
-    # Of these QEMU takes flags one by one, too.
-    'blockdev-add(qcow2).overlap-check',
-    'blockdev-reopen.options(qcow2).overlap-check',
     'blockdev-create.options.driver',
     # Several servers, and what one client may have of each.
     'block-export-add(nbd).bitmaps.context-name',
@@ -217,6 +214,9 @@ def sample(schema, type_name):
     if meta == 'array':
         return [sample(schema, e['element-type'])]
     if meta == 'alternate':
+        for m in e['members']:
+            if schema.by_name[m['type']]['meta-type'] == 'enum':
+                return sample(schema, m['type'])
         return 'below'
     value = {m['name']: sample(schema, m['type']) for m in e['members']}
     return {k: v for k, v in value.items() if v is not None}

@@ -58,6 +58,24 @@ void graph_without_data(struct graph *g);
  * of an image tell what its bitmap directory says; its node has no bitmaps. */
 void graph_without_bitmaps(struct graph *g);
 
+/* --- core/graph.c --- */
+
+/* An image was found to contradict itself. */
+struct corruption {
+    const char *node;
+    const char *text; /* what is wrong: one phrase */
+    bool placed;      /* where in its file is known: */
+    uint64_t offset;
+    uint64_t bytes;
+    bool fatal; /* the node is written no more; else it was read only */
+};
+
+/* Call @fn for each from now on, once a node.  It is called from any thread,
+ * with any locks: it must not wait, and must not call the library.  Call this
+ * before there are nodes. */
+typedef void corruption_fn(const struct corruption *c, void *opaque);
+void graph_on_corruption(struct graph *g, corruption_fn *fn, void *opaque);
+
 /* --- core/open.c --- */
 
 /*

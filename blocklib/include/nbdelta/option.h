@@ -24,6 +24,7 @@ enum option_type {
     OPTION_NODE_OR_NULL,
     OPTION_OBJECT,  /* with `members` */
     OPTION_OBJECTS, /* an array of these */
+    OPTION_ENUM_OR_OBJECT,
     OPTION_UNION,   /* an object whose "type", one of `words`, decides */
 };
 
