@@ -355,13 +355,18 @@ static int options_with_format(const char *text, const char *format,
     return 0;
 }
 
+bool options_spelled_out(const char *text)
+{
+    return has_prefix(text, "json:") || has_prefix(text, "driver=");
+}
+
 int options_from_image(const char *text, const char *format, json_t **options,
                        struct error **errp)
 {
     CLEANUP_JSON json_t *object = NULL;
     CLEANUP_JSON json_t *name = NULL;
 
-    if (has_prefix(text, "json:") || has_prefix(text, "driver=")) {
+    if (options_spelled_out(text)) {
         return options_with_format(text, format, options, errp);
     }
     if (text[0] == '\0') {

@@ -45,7 +45,7 @@ static char *disk_name(const char *what)
 {
     const char *base = strrchr(what, '/');
 
-    if (strncmp(what, "json:", 5) == 0 || strncmp(what, "driver=", 7) == 0) {
+    if (options_spelled_out(what)) {
         return strdup("disk");
     }
     char *name = strdup(base ? base + 1 : what);

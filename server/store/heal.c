@@ -130,11 +130,6 @@ static int take_from_disk(struct healing *h, uint64_t unit, uint32_t likely,
 
 /* --- One file --- */
 
-static bool is_zero(const uint8_t *p, uint64_t bytes)
-{
-    return p[0] == 0 && memcmp(p, p + 1, (size_t)bytes - 1) == 0;
-}
-
 /* In a file without a parent, what is not there is zero. */
 static int put_chunks(struct healing *h, uint64_t unit, uint32_t only)
 {
@@ -148,7 +143,7 @@ static int put_chunks(struct healing *h, uint64_t unit, uint32_t only)
         if (!(only & (1U << i))) {
             continue;
         }
-        if (!is_zero(h->buf + at, len)) {
+        if (!bytes_are_zero(h->buf + at, len)) {
             r = blk_pwrite(h->now, h->buf + at, len, unit * SUMS_UNIT + at, 0);
         } else if (!h->base) {
             r = blk_zero(h->now, unit * SUMS_UNIT + at, len, 0);

@@ -46,11 +46,6 @@ struct restore {
 
 /* --- A unit --- */
 
-static bool is_zero(const uint8_t *p, uint64_t bytes)
-{
-    return p[0] == 0 && memcmp(p, p + 1, bytes - 1) == 0;
-}
-
 /* Write [from, end) of the unit, which is all zeroes or not. */
 static int write_run(struct restore *r, uint64_t unit, const uint8_t *out,
                      uint64_t from, uint64_t end, bool zero)
@@ -78,7 +73,7 @@ static int write_unit(struct restore *r, uint64_t unit, const uint8_t *out,
     for (uint64_t at = 0; c == 0 && at < bytes; at += SUMS_CHUNK) {
         uint64_t len = min_u64(bytes - at, SUMS_CHUNK);
         bool same = memcmp(out + at, old + at, len) == 0;
-        bool z = !same && is_zero(out + at, len);
+        bool z = !same && bytes_are_zero(out + at, len);
 
         if (same || (end > from && (end < at || z != zero))) {
             c = write_run(r, unit, out, from, end, zero);

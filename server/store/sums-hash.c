@@ -18,15 +18,9 @@
 
 #define RECORD (8 + HASH_BYTES)
 
-static bool all_zero(const uint8_t *p, uint64_t bytes)
-{
-    return bytes == 0 ||
-           (p[0] == 0 && memcmp(p, p + 1, (size_t)bytes - 1) == 0);
-}
-
 int chunk_look(const void *buf, uint64_t bytes, struct chunk *c)
 {
-    if (!buf || all_zero(buf, bytes)) {
+    if (!buf || bytes_are_zero(buf, bytes)) {
         c->kind = CHUNK_ZERO;
         memset(c->hash, 0, sizeof(c->hash));
         return 0;

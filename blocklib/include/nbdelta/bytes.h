@@ -51,6 +51,14 @@ static inline bool range_inside(uint64_t offset, uint64_t bytes, uint64_t size)
     return bytes <= size && offset <= size - bytes;
 }
 
+static inline bool bytes_are_zero(const void *p, uint64_t bytes)
+{
+    const uint8_t *b = (const uint8_t *)p;
+
+    return bytes == 0 ||
+           (b[0] == 0 && memcmp(b, b + 1, (size_t)bytes - 1) == 0);
+}
+
 /* Big-endian integers in unaligned memory. */
 #define ND_DEFINE_BE(bits)                                       \
     static inline uint##bits##_t load_be##bits(const void *p)    \
