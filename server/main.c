@@ -26,6 +26,7 @@ static const struct command {
     {"create", cmd_create, "create an empty disk image"},
     {"info", cmd_info, "show what an image or an export is"},
     {"check", cmd_check, "check the metadata of an image, or repair them"},
+    {"compare", cmd_compare, "compare the content of two disks"},
     {"map", cmd_map, "show which ranges hold data or are dirty"},
     {"snapshot", cmd_snapshot, "list the internal snapshots of an image"},
     {"bitmap", cmd_bitmap, "list or change the bitmaps of an image"},

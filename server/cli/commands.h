@@ -10,6 +10,7 @@ int cmd_backup_end(int argc, char **argv);
 int cmd_bitmap(int argc, char **argv);
 int cmd_create(int argc, char **argv);
 int cmd_check(int argc, char **argv);
+int cmd_compare(int argc, char **argv);
 int cmd_info(int argc, char **argv);
 int cmd_map(int argc, char **argv);
 int cmd_points(int argc, char **argv);

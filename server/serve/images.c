@@ -266,18 +266,12 @@ static int open_disk(struct images *im, const struct disk *d,
 
 /* --- Images --- */
 
-/* Spelled-out options cannot be a name of a backing file. */
-static bool is_options(const char *text)
-{
-    return strncmp(text, "driver=", 7) == 0 || strncmp(text, "json:", 5) == 0;
-}
-
 /* The length of NAME in NAME=IMAGE; 0: there is none. */
 static size_t name_length(const char *text)
 {
     size_t n = text_id_length(text);
 
-    return !is_options(text) && text[n] == '=' ? n : 0;
+    return !options_spelled_out(text) && text[n] == '=' ? n : 0;
 }
 
 /* The format that an overlay names: that which was found. */
@@ -305,7 +299,9 @@ static int open_image(struct images *im, const char *name, const char *image,
                       struct error **errp)
 {
     CLEANUP_JSON json_t *options = NULL;
-    CLEANUP_FREE char *real = is_options(image) ? NULL : realpath(image, NULL);
+    CLEANUP_FREE char *real = options_spelled_out(image)
+                                  ? NULL
+                                  : realpath(image, NULL);
     int r = options_from_image(image, im->format, &options, errp);
     struct disk d = {
         .id = name,
@@ -443,15 +439,6 @@ static int open_directory(struct images *im, const char *dir, const char *word,
     return r < 0 ? r : open_point(im, s, p, given, errp);
 }
 
-/* Is it a directory, perhaps with a point?  Free *dir. */
-static bool is_directory(const char *text, char **dir, const char **word)
-{
-    struct stat st;
-
-    return !is_options(text) && point_name_split(text, dir, word, NULL) == 0 &&
-           stat(*dir, &st) == 0 && S_ISDIR(st.st_mode);
-}
-
 int images_open(struct images *im, const char *arg, struct error **errp)
 {
     size_t length = name_length(arg);
@@ -464,7 +451,8 @@ int images_open(struct images *im, const char *arg, struct error **errp)
     if (length > 0 && !given) {
         return error_nomem(errp);
     }
-    if (is_directory(image, &dir, &word)) {
+    if (!options_spelled_out(image) &&
+        point_name_is_directory(image, &dir, &word)) {
         return open_directory(im, dir, word, given, errp);
     }
     (void)snprintf(number, sizeof(number), "disk%u", im->count++);

@@ -209,6 +209,14 @@ int point_name_split(const char *arg, char **dir, const char **word,
     return *dir ? 0 : error_nomem(errp);
 }
 
+bool point_name_is_directory(const char *arg, char **dir, const char **word)
+{
+    struct stat st;
+
+    return point_name_split(arg, dir, word, NULL) == 0 &&
+           stat(*dir, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
 /* --- Disks --- */
 
 static bool ends_with(const char *s, const char *end)

@@ -57,6 +57,9 @@ int point_name_find(const char *const *names, unsigned count, const char *word,
 int point_name_split(const char *arg, char **dir, const char **word,
                      struct error **errp);
 
+/* Is it a directory, perhaps with a point?  Looks at it.  Free *dir. */
+bool point_name_is_directory(const char *arg, char **dir, const char **word);
+
 /*
  * Can a disk have this name here?  It becomes a folder: no slash, no colon, no
  * control characters, no dot at its beginning, not the name of a file of ours.
