@@ -8,7 +8,7 @@ set -eu -o pipefail
 . "$SRCDIR/tests/func/lib.sh"
 need qemu-img qemu-io nbdcopy jq
 
-python3 "$SRCDIR/tests/func/store_chain.py" dir 400 disk.raw
+python "$SRCDIR/tests/func/store_chain.py" dir 400 disk.raw
 [ "$(ulimit -Hn)" = unlimited ] || [ "$(ulimit -Hn)" -ge 1000 ] ||
     skip "descriptors are limited to $(ulimit -Hn)"
 ulimit -Sn 128

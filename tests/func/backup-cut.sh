@@ -13,7 +13,7 @@ serve --tls require --tls-certificates pki vda=vda.raw
 
 begin() {
     rm -f port cut
-    python3 -SE "$SRCDIR/tests/func/backup-cut.py" "$sock" "$@" &
+    /usr/bin/python3 -SE "$SRCDIR/tests/func/backup-cut.py" "$sock" "$@" &
     proxy=$!
     at_exit eval "kill $proxy 2>/dev/null || true"
     wait_until "the proxy listens" test -s port

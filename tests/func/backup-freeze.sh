@@ -19,7 +19,7 @@ for name in "${agents[@]%%=*}" nobody; do
     mkdir "$name"
     cp disk.qcow2 "$name"
 done
-python3 -SE "$SRCDIR/tests/func/fake_agent.py" "${agents[@]}" &
+/usr/bin/python3 -SE "$SRCDIR/tests/func/fake_agent.py" "${agents[@]}" &
 agent=$!
 at_exit kill "$agent"
 wait_until "the agents listen" test -e agents-ready

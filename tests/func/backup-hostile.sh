@@ -10,11 +10,11 @@ need qemu-img qemu-io
 
 seed=${SEED:-$$}
 echo "SEED=$seed"
-python3 "$SRCDIR/tests/func/store_dir.py" good
+python "$SRCDIR/tests/func/store_dir.py" good
 qemu-img create -q -f qcow2 image.qcow2 1M
 nbdelta verify good
 # A prune that was killed at its first step has left its journal.
-python3 - <<'END'
+python - <<'END'
 import json
 with open("good/20261127T023000Z.json", encoding="utf-8") as f:
     text = f.read()
@@ -30,6 +30,6 @@ for good in good pruning begun; do
     rm -rf run
     mkdir run
     (cd run && cp ../image.qcow2 . &&
-        python3 "$SRCDIR/tests/func/backup-hostile.py" "../$good" \
+        python "$SRCDIR/tests/func/backup-hostile.py" "../$good" \
             "${HOSTILE_ROUNDS:-1}" "$seed")
 done

@@ -14,5 +14,5 @@ if command -v qemu-system-x86_64 >/dev/null; then kinds+=,qemu; fi
 
 seed=${SEED:-$$}
 echo "SEED=$seed"
-python3 "$SRCDIR/tests/func/backup-kill.py" "$nbdelta" "$kinds" "$seed" \
+python "$SRCDIR/tests/func/backup-kill.py" "$nbdelta" "$kinds" "$seed" \
     "${ROUNDS:-2}"

@@ -128,7 +128,7 @@ qemu-img create -q -f qcow2 broken.qcow2 64M
 qemu-img bitmap --add broken.qcow2 x
 qemu-img bitmap --add broken.qcow2 y
 dir=$(qemu-img map --output=json broken.qcow2 >/dev/null &&
-    python3 - broken.qcow2 <<'END'
+    python - broken.qcow2 <<'END'
 import struct, sys
 with open(sys.argv[1], 'r+b') as f:
     head = f.read(65536)

@@ -99,7 +99,7 @@ grep -q 'DISK/POINT.sums' found || fail "$(cat found)"
 
 # Hashes, by the page.
 nbdelta prune --keep-last 9 dir
-python3 - dir <<'END'
+python - dir <<'END'
 import glob, hashlib, json, os, re, struct, subprocess, sys
 for path in glob.glob(sys.argv[1] + "/*Z.json"):
     with open(path, encoding="utf-8") as f:

@@ -28,7 +28,7 @@ check() {
 }
 
 # The latest point is ten hours old, the others are older by days.
-python3 "$SRCDIR/tests/func/store_dir.py" dir \
+python "$SRCDIR/tests/func/store_dir.py" dir \
     $(($(date +%s) - 2 * 86400 - 36000))
 
 check 0 '3 points, the latest of ' dir
@@ -81,7 +81,7 @@ cp -a dir broken
 rm broken/2026*
 check 2 'there is no point | age=U;' broken
 rm -r broken
-python3 "$SRCDIR/tests/func/store_dir.py" future $(($(date +%s) + 7200))
+python "$SRCDIR/tests/func/store_dir.py" future $(($(date +%s) + 7200))
 check 1 'of the future' --max-age 1h future
 
 # Metrics.
@@ -93,7 +93,7 @@ check 0 '' --metrics all.prom "$name"
 [ ! -s out ] || fail "not quiet: $(cat out)"
 [ "$(stat -c %a quiet.prom)" = 644 ] || fail 'the mode is of the umask'
 cmp all.prom quiet.prom
-python3 - all.prom "$name" <<'END'
+python - all.prom "$name" <<'END'
 import re, sys
 text = open(sys.argv[1], encoding="utf-8", newline="").read()
 assert text.endswith("\n")

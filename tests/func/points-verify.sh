@@ -27,7 +27,7 @@ says() {
 }
 
 flip() {
-    python3 - "$1" "$2" <<'EOF'
+    python - "$1" "$2" <<'EOF'
 import sys
 with open(sys.argv[1], "r+b") as f:
     f.seek(int(sys.argv[2]))
@@ -37,7 +37,7 @@ with open(sys.argv[1], "r+b") as f:
 EOF
 }
 
-python3 "$SRCDIR/tests/func/store_dir.py" dir
+python "$SRCDIR/tests/func/store_dir.py" dir
 chmod 700 dir
 
 # All is right, and nothing is said.

@@ -160,7 +160,7 @@ rm dir/vda/"${points[3]}".qcow2
 qemu-img create -q -f qcow2 -u -F qcow2 -b "${points[2]}.qcow2" \
     dir/vda/"${points[3]}".qcow2 $size
 nbdelta map --output json "whole/vda/${points[3]}.qcow2" >map.json
-python3 - map.json "${points[3]}.raw" >commands <<'EOF'
+python - map.json "${points[3]}.raw" >commands <<'EOF'
 import json
 import sys
 with open(sys.argv[1], encoding='utf-8') as f:

@@ -24,7 +24,7 @@ exports() {
         jq -r '.exports[]."export-name"' | sort) || fail "not the exports $*"
 }
 
-python3 "$SRCDIR/tests/func/store_dir.py" dir
+python "$SRCDIR/tests/func/store_dir.py" dir
 chmod 700 dir
 
 # --- All disks of the latest point ---
@@ -57,7 +57,7 @@ stop_server
 qemu-img create -q -f qcow2 -F qcow2 -b "$PWD/dir/vda/$one.qcow2" image.qcow2
 qemu-io -c 'write -P 9 128k 64k' image.qcow2 >out
 # One disk, with a name that no node can have.
-python3 - dir single <<'END'
+python - dir single <<'END'
 import hashlib, json, os, shutil, sys
 source, to = sys.argv[1:]
 os.mkdir(to)

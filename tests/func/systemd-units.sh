@@ -67,7 +67,7 @@ for line in values('ExecStart'):
         sys.exit(status)
 END
 start() {
-    python3 start.py "$units/nbdelta-$1@.service" web >out 2>err
+    python start.py "$units/nbdelta-$1@.service" web >out 2>err
 }
 
 count_points() {
