@@ -266,7 +266,7 @@ $(CARELESS): $(O)/tests/func/careless.o $(O)/server/main.o $(SERVERLIB) \
 # The server, on a file system that fails.
 $(FAULTY): $(O)/tests/func/faulty.o $(O)/server/main.o $(SERVERLIB) $(BLOCKLIB)
 	$(call link,$(addprefix -Wl$(comma)--wrap=,pwritev2 pwrite ftruncate \
-	    fdatasync fsync write renameat unlinkat),$(SERVER_PKGS))
+	    fdatasync fsync write renameat unlinkat ioctl),$(SERVER_PKGS))
 
 $(filter $(INSIDE:tests/unit/%.c=$(O)/%),$(UNIT_TESTS)) \
 $(filter $(INSIDE:tests/fuzz/%.c=$(O)/%),$(FUZZERS)): $(SERVERLIB)

@@ -343,10 +343,39 @@ static int move_buffer(struct copy *c, uint64_t offset, uint64_t bytes,
     return r;
 }
 
+/* Have the whole clusters of the range share their bytes with the source, if
+ * that works; *done: those that do. */
+static int share_data(struct copy *c, uint64_t offset, uint64_t bytes,
+                      const void *buf, uint64_t *done, enum copy_side *side)
+{
+    uint64_t whole = align_down(bytes, c->cluster);
+
+    if (whole == 0 || !is_aligned(offset, c->cluster) ||
+        !atomic_load(&c->share)) {
+        return 0;
+    }
+    int r = node_clone(c->target, offset, whole, c->source, offset);
+    if (r == -ENOTSUP) {
+        atomic_store(&c->share, false);
+    }
+    if (r < 0) {
+        return r == -ERESTART ? r : 0; /* reading or writing will fail, too */
+    }
+    *done = whole;
+    atomic_fetch_add(&c->counters.shared, whole);
+    return note_moved(c, offset, whole, buf, side);
+}
+
 static int move_data(struct copy *c, uint64_t offset, uint64_t bytes, void *buf,
                      enum copy_side *side)
 {
-    for (uint64_t done = 0; done < bytes;) {
+    uint64_t done = 0;
+    int shared = share_data(c, offset, bytes, buf, &done, side);
+
+    if (shared < 0) {
+        return shared;
+    }
+    while (done < bytes) {
         uint64_t at = offset + done;
         uint64_t len = min_u64(bytes - done, c->buffer_size);
 
@@ -910,6 +939,7 @@ struct copy *copy_new(const struct copy_options *o)
     c->find_zeroes = o->find_zeroes;
     c->moved = o->moved;
     c->moved_opaque = o->moved_opaque;
+    c->share = o->share && !o->moved && !o->compress;
     c->todo = todo;
     c->written = written;
     c->guard = (struct read_guard){held_run, c};

@@ -81,6 +81,8 @@ struct copy_options {
                    except what they have, to the byte */
     struct copy_policy policy;
 
+    bool share; /* have files share whole clusters of data where the file system
+                   can, and read nothing.  Not with `moved` and `compress` */
     bool find_zeroes; /* clusters of zeroes that were read as data are written
                          as zeroes; not with `merge` */
     /* Workers call it after they have moved a range: once for each range that
@@ -105,6 +107,8 @@ struct copy_counters {
     _Atomic uint64_t discarded; /* bytes that a view said it needs no more */
     _Atomic uint64_t read;      /* bytes of the source, to be moved */
     _Atomic uint64_t written;   /* bytes of the set, as data */
+    _Atomic uint64_t shared;    /* of these, what was neither read nor
+                                   written */
     _Atomic uint64_t zeroed;    /* bytes of the set, as zeroes */
 };
 

@@ -64,6 +64,7 @@ struct copy {
     /* Atomic. */
     _Atomic unsigned broken; /* see copy_break_with */
     _Atomic bool given_up;
+    _Atomic bool share; /* see copy_options; until it turns out not to work */
     _Atomic uint64_t done;
     _Atomic uint64_t total; /* put into the set, less what was skipped */
     struct copy_counters counters;

@@ -110,6 +110,7 @@ static struct copy *make_copy(const struct node *source,
         .target_zero = o->target_zero,
         .max_workers = o->workers > 0 ? o->workers : WORKERS_DEFAULT,
         .max_chunk = o->max_chunk,
+        .share = o->share,
         .find_zeroes = true,
         .moved = o->tap,
         .moved_opaque = o->opaque,
@@ -392,5 +393,6 @@ void transfer_progress(const struct transfer *t, struct transfer_progress *p)
     copy_progress(t->copy, &p->done, &p->total);
     p->read = atomic_load(&k->read);
     p->written = atomic_load(&k->written);
+    p->shared = atomic_load(&k->shared);
     p->zero = atomic_load(&k->zeroed);
 }

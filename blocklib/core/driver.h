@@ -316,6 +316,12 @@ struct driver {
     int (*write_compressed)(struct node *n, uint64_t offset, uint64_t bytes,
                             const void *buf);
 
+    /* As pwritev, of what @from, a protocol, has @at, without moving a byte
+     * (node_clone).  The range is aligned to nothing.  -ENOTSUP: this driver
+     * and @from have no way.  NULL: there never is one. */
+    int (*clone)(struct node *n, uint64_t offset, uint64_t bytes,
+                 struct node *from, uint64_t at);
+
     /* NULL: success; a discard is only a hint. */
     int (*discard)(struct node *n, uint64_t offset, uint64_t bytes);
 

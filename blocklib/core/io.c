@@ -332,13 +332,6 @@ static int write_mapped(struct node *n, uint64_t offset, uint64_t bytes,
     return 0;
 }
 
-static void raise_size(struct node *n, uint64_t end)
-{
-    uint64_t size = n->size;
-    while (size < end && !atomic_compare_exchange_weak(&n->size, &size, end)) {
-    }
-}
-
 static int write_aligned(struct node *n, uint64_t offset, uint64_t bytes,
                          const struct iovec *iov, int cnt, unsigned flags)
 {
@@ -350,7 +343,7 @@ static int write_aligned(struct node *n, uint64_t offset, uint64_t bytes,
     }
     int r = n->drv->pwritev(n, offset, bytes, iov, cnt, flags);
     if (r == 0 && n->growable) {
-        raise_size(n, offset + bytes);
+        node_raise_size(n, offset + bytes);
     }
     return r;
 }

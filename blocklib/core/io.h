@@ -9,4 +9,13 @@
 int node_write_unmarked(struct node *n, uint64_t offset, uint64_t bytes,
                         const struct iovec *iov, int cnt, unsigned flags);
 
+/* A growable node was written to up to @end. */
+static inline void node_raise_size(struct node *n, uint64_t end)
+{
+    uint64_t size = n->size;
+
+    while (size < end && !atomic_compare_exchange_weak(&n->size, &size, end)) {
+    }
+}
+
 #endif /* NBDELTA_CORE_IO_H */

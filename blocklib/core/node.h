@@ -238,6 +238,14 @@ int node_zero(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags);
 /* Whole clusters, by a driver that has write_compressed. */
 int node_write_compressed(struct node *n, const void *buf, uint64_t bytes,
                           uint64_t offset);
+/*
+ * Have a range of @n share the bytes that @from has @at: as if they were
+ * written, and no byte moves.  After an error anything may be in the range, and
+ * who has asked reads and writes instead.  -ENOTSUP: these two cannot share, or
+ * not this range.
+ */
+int node_clone(struct node *n, uint64_t offset, uint64_t bytes,
+               struct node *from, uint64_t at);
 int node_discard(struct node *n, uint64_t offset, uint64_t bytes);
 /* node_discard() in spite of the node's discard option. */
 int node_give_back(struct node *n, uint64_t offset, uint64_t bytes);

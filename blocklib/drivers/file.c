@@ -566,6 +566,42 @@ static int file_resize(struct node *n, uint64_t size, struct error **errp)
     return 0;
 }
 
+/* --- Sharing --- */
+
+/*
+ * By reflink and by nothing else: copy_file_range copies where it cannot share,
+ * which is no better than reading and writing, and does not tell which of the
+ * two has failed.  The file system wants whole blocks of its own: a range that
+ * has none is for the caller to write (-EINVAL).
+ */
+static int file_clone(struct node *n, uint64_t offset, uint64_t bytes,
+                      struct node *from, uint64_t at)
+{
+    struct file *s = n->state;
+    const struct file *other = from->state;
+
+    if (from->drv != n->drv || !s->regular || !other->regular ||
+        atomic_load(&s->no_clone)) {
+        return -ENOTSUP;
+    }
+    struct file_clone_range range = {
+        .src_fd = other->fd,
+        .src_offset = at,
+        .src_length = bytes,
+        .dest_offset = offset,
+    };
+    int r;
+    do {
+        r = ioctl(s->fd, FICLONERANGE, &range) < 0 ? write_error() : 0;
+    } while (r == -EINTR);
+    count_change(s);
+    if (r == -EOPNOTSUPP || r == -ENOTTY || r == -EXDEV) {
+        atomic_store(&s->no_clone, true);
+        return -ENOTSUP;
+    }
+    return r;
+}
+
 /* --- Status --- */
 
 /* Ask what is at @offset, and where that ends.  False if the kernel cannot
@@ -676,6 +712,7 @@ static const struct driver_reopen reopen_methods = {
     .preadv = file_preadv,                 \
     .pwritev = file_pwritev,               \
     .zero = file_zero,                     \
+    .clone = file_clone,                   \
     .discard = file_discard,               \
     .flush = file_flush,                   \
     .prefetch = file_prefetch

@@ -42,6 +42,7 @@ struct file {
     _Atomic bool no_punch;
     _Atomic bool no_holes; /* lseek cannot tell them */
     _Atomic bool no_nowait;
+    _Atomic bool no_clone;
     struct ahead ahead;
     _Atomic uint64_t discards; /* and how much by them */
     _Atomic uint64_t discarded;

@@ -15,6 +15,7 @@
 #include "core/node.h"
 #include "core/opts.h"
 #include "nbdelta/bytes.h"
+#include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "util/iov.h"
 
@@ -190,6 +191,25 @@ static int mem_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     return each_chunk(n, WRITE, offset, bytes, iov, cnt);
 }
 
+/* Memory is not shared.  A disk here stands for a file that can share. */
+static int mem_clone(struct node *n, uint64_t offset, uint64_t bytes,
+                     struct node *from, uint64_t at)
+{
+    CLEANUP_FREE char *buf = from->drv == n->drv ? malloc(CHUNK) : NULL;
+    int r = 0;
+
+    if (!buf) {
+        return -ENOTSUP;
+    }
+    for (uint64_t done = 0; r == 0 && done < bytes; done += CHUNK) {
+        struct iovec v = {buf, min_u64(bytes - done, CHUNK)};
+
+        r = each_chunk(from, READ, at + done, v.iov_len, &v, 1);
+        r = r < 0 ? r : each_chunk(n, WRITE, offset + done, v.iov_len, &v, 1);
+    }
+    return r;
+}
+
 static int mem_zero(struct node *n, uint64_t offset, uint64_t bytes,
                     unsigned flags)
 {
@@ -260,6 +280,7 @@ const struct driver driver_mem = {
     .map = mem_map,
     .preadv = mem_preadv,
     .pwritev = mem_pwritev,
+    .clone = mem_clone,
     .zero = mem_zero,
     .discard = mem_discard,
     .flush = mem_flush,

@@ -460,6 +460,7 @@ const struct driver driver_qcow2 = {
     .map_put = qcow2_map_put,
     .preadv = qcow2_read_compressed,
     .pwritev = qcow2_pwritev,
+    .clone = qcow2_clone,
     .zero = qcow2_zero,
     .zero_part = qcow2_zero_part,
     .discard = qcow2_discard,

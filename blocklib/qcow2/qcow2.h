@@ -452,6 +452,9 @@ bool qcow2_try_again(struct qcow2 *s, int *r, uint64_t *seen) EXCLUDES(s->meta);
 
 int qcow2_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
                   const struct iovec *iov, int iovcnt, unsigned flags);
+/* -EINVAL: not whole clusters. */
+int qcow2_clone(struct node *n, uint64_t offset, uint64_t bytes,
+                struct node *from, uint64_t at);
 int qcow2_zero(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags);
 int qcow2_zero_part(struct node *n, uint64_t offset, uint64_t bytes);
 int qcow2_discard(struct node *n, uint64_t offset, uint64_t bytes);

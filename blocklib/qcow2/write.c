@@ -12,6 +12,8 @@
  *   |...head|######## the request ########|tail...|
  *
  * What a reader sees changes with the L2 entries, after the data is there.
+ * Whole clusters may come from another file, which shares its bytes
+ * (node_clone), instead of from memory.
  * In an external data file a cluster has its place already; all the rest is
  * the same.
  */
@@ -22,6 +24,15 @@
 #include "nbdelta/cleanup.h"
 #include "qcow2/qcow2.h"
 #include "util/iov.h"
+
+/* What a request writes: from memory or, with @from, what that file has
+ * @at. */
+struct input {
+    const struct iovec *iov;
+    int cnt;
+    struct node *from;
+    uint64_t at;
+};
 
 /* A piece of a request: clusters in one L2 table that are treated alike. */
 struct piece {
@@ -199,6 +210,18 @@ static int write_piece(struct qcow2 *s, const struct piece *p,
     return node_pwritev(s->data, from, len, v, n, 0);
 }
 
+static int fill_piece(struct qcow2 *s, const struct piece *p,
+                      const struct input *in, uint64_t done)
+{
+    struct iovec part[IOV_MAX_INNER];
+
+    if (in->from) {
+        return node_clone(s->data, p->host, p->bytes, in->from, in->at + done);
+    }
+    int parts = iov_slice(part, in->iov, in->cnt, done, p->bytes);
+    return write_piece(s, p, part, parts);
+}
+
 /* The data is there: let the L2 entries say so. */
 static int link_piece(struct qcow2 *s, const struct piece *p) REQUIRES(s->meta)
 {
@@ -208,10 +231,8 @@ static int link_piece(struct qcow2 *s, const struct piece *p) REQUIRES(s->meta)
 }
 
 static int try_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
-                     const struct iovec *iov, int cnt, uint64_t done,
-                     uint64_t *written)
+                     const struct input *in, uint64_t done, uint64_t *written)
 {
-    struct iovec part[IOV_MAX_INNER];
     struct piece p;
 
     mutex_lock(&s->meta);
@@ -220,9 +241,7 @@ static int try_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
     if (r < 0) {
         return r;
     }
-    int parts = iov_slice(part, iov, cnt, done, p.bytes);
-    r = write_piece(s, &p, part, parts);
-
+    r = fill_piece(s, &p, in, done);
     mutex_lock(&s->meta);
     if (r == 0 && !p.in_place) {
         r = link_piece(s, &p);
@@ -235,8 +254,8 @@ static int try_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
     return r;
 }
 
-int qcow2_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
-                  const struct iovec *iov, int cnt, unsigned flags)
+static int write_input(struct node *n, uint64_t offset, uint64_t bytes,
+                       const struct input *in)
 {
     struct qcow2 *s = n->state;
     uint64_t start = align_down(offset, s->cluster_size);
@@ -244,9 +263,6 @@ int qcow2_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     uint64_t written = 0;
     int r = 0;
 
-    if (flags & REQ_NOWAIT) {
-        return -EAGAIN;
-    }
     if (!s->data) {
         return -ENOMEDIUM;
     }
@@ -259,8 +275,7 @@ int qcow2_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
         uint64_t seen = atomic_load(&s->released);
 
         do {
-            r = try_piece(s, offset + done, bytes - done, iov, cnt, done,
-                          &written);
+            r = try_piece(s, offset + done, bytes - done, in, done, &written);
         } while (qcow2_try_again(s, &r, &seen));
         if (r == 0 && done + written < bytes) {
             node_request_changed();
@@ -268,6 +283,25 @@ int qcow2_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     }
     range_unlock(&s->range, &req);
     return r < 0 ? r : qcow2_relieve(s);
+}
+
+int qcow2_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
+                  const struct iovec *iov, int cnt, unsigned flags)
+{
+    const struct input in = {.iov = iov, .cnt = cnt};
+
+    return flags & REQ_NOWAIT ? -EAGAIN : write_input(n, offset, bytes, &in);
+}
+
+int qcow2_clone(struct node *n, uint64_t offset, uint64_t bytes,
+                struct node *from, uint64_t at)
+{
+    const struct qcow2 *s = n->state;
+    const struct input in = {.from = from, .at = at};
+
+    return is_aligned(offset | bytes, s->cluster_size)
+               ? write_input(n, offset, bytes, &in)
+               : -EINVAL;
 }
 
 /* Allocate for the first piece without writing data; *done: its bytes. */

@@ -439,10 +439,13 @@ static int fill_set(const struct extent *e, void *opaque)
     return 0;
 }
 
-/* What is compressed stays so, and nothing else becomes it. */
+/* What is compressed stays so, and nothing else becomes it.  Clusters of data
+ * are shared with the next file where the file system can do that: they take no
+ * more room, and no time. */
 static int copy_clusters(struct merge *m, bool compressed, struct error **errp)
 {
-    const struct transfer_options o = {.compress = compressed};
+    const struct transfer_options o = {.compress = compressed,
+                                       .share = !compressed};
     struct filling f = {.compressed = compressed};
     int r = transfer_new(m->graph, m->next.node, m->gone.node, &o, &f.transfer,
                          errp);

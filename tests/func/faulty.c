@@ -5,8 +5,9 @@
  *
  * FAULTY=KIND:K:ERRNO fails the K-th request of a kind, "write" (of images) or
  * "flush", or of all that change anything, "step": these and other writes, new
- * names, removed names.  errno 0 ends the process there, as kill -9.  The
- * numbers of requests are written to the file FAULTY_COUNTS at exit.
+ * names, removed names.  What has files share bytes is a write.  errno 0 ends
+ * the process there, as kill -9.  The numbers of requests are written to the
+ * file FAULTY_COUNTS at exit.
  */
 #include <errno.h>
 #include <signal.h>
@@ -14,8 +15,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/uio.h>
 #include <unistd.h>
+
+#include <linux/fs.h>
 
 #include "nbdelta/bytes.h"
 
@@ -37,6 +41,9 @@ int __real_renameat(int a, const char *from, int b, const char *to);
 int __wrap_renameat(int a, const char *from, int b, const char *to);
 int __real_unlinkat(int dir, const char *name, int flags);
 int __wrap_unlinkat(int dir, const char *name, int flags);
+
+int __real_ioctl(int fd, unsigned long request, void *what);
+int __wrap_ioctl(int fd, unsigned long request, void *what);
 
 enum kind { WRITES, FLUSHES, STEPS };
 
@@ -119,4 +126,12 @@ int __wrap_renameat(int a, const char *from, int b, const char *to)
 int __wrap_unlinkat(int dir, const char *name, int flags)
 {
     return fails(STEPS) ? -1 : __real_unlinkat(dir, name, flags);
+}
+
+/* Of these, what has files share bytes. */
+int __wrap_ioctl(int fd, unsigned long request, void *what)
+{
+    return request == FICLONERANGE && fails(WRITES)
+               ? -1
+               : __real_ioctl(fd, request, what);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Transfers: what the set has and nothing else, zeroes over a backing file,
- * the tap, failures of each end, stop and speed. */
+ * what files share, the tap, failures of each end, stop and speed. */
 #include "nbdelta/transfer.h"
 
 #include "../unit/job-util.h"
@@ -328,6 +328,129 @@ START_TEST(zeroes_hide_what_the_backing_file_has)
     teardown(&b);
     (void)unlink("parent.qcow2");
     (void)unlink("child.qcow2");
+}
+END_TEST
+
+/* --- Sharing --- */
+
+static struct node *open_mem(struct graph *g, const char *name, uint64_t size)
+{
+    CLEANUP_JSON json_t *o = json_pack("{s:s, s:s, s:I}", "driver", "mem",
+                                       "node-name", name, "size",
+                                       (json_int_t)size);
+    struct node *n;
+
+    ck_assert_int_eq(graph_open(g, o, &n, NULL), 0);
+    return n;
+}
+
+/* An image in memory. */
+static struct node *format_mem(struct graph *g, uint64_t size)
+{
+    CLEANUP_JSON json_t *o = json_pack("{s:I}", "size", (json_int_t)size);
+    CLEANUP_JSON json_t *file = json_string("file");
+    CLEANUP_JSON json_t *open = json_pack("{s:s, s:s}", "driver", "qcow2",
+                                          "file", "file");
+    CLEANUP_ERROR struct error *err = NULL;
+    struct image_nodes left = {0};
+    struct node *n;
+
+    (void)open_mem(g, "file", 0);
+    int r = image_format(g, "qcow2", file, o, &left, &err);
+    ck_assert_msg(r == 0, "%s", error_message(err));
+    image_release(g, &left);
+    r = graph_open(g, open, &n, &err);
+    ck_assert_msg(r == 0, "%s", error_message(err));
+    return n;
+}
+
+static void write_node(struct graph *g, struct node *n, uint64_t at, int byte,
+                       uint64_t bytes)
+{
+    CLEANUP_FREE char *buf = malloc(bytes);
+    struct blk *b;
+
+    memset(buf, byte, bytes);
+    ck_assert_int_eq(
+        blk_new(g, n, PERM_READ | PERM_WRITE, PERM_ALL, "test", &b, NULL), 0);
+    ck_assert_int_eq(blk_pwrite(b, buf, bytes, at, 0), 0);
+    blk_free(b);
+}
+
+/*
+ * Clusters that the image has not yet, and others that it overwrites; the last
+ * one is cut off by the end of the disk, and is written.  A cluster that has
+ * nothing but zeroes is not looked at, so it stays data.
+ */
+static void move_shared(struct bench *b, const struct transfer_options *o,
+                        uint64_t shared, uint64_t zero)
+{
+    uint64_t size = 20 * CLUSTER + 512;
+    struct transfer_progress p;
+
+    *b = (struct bench){.g = graph_new()};
+    b->src = open_mem(b->g, "src", size);
+    b->dst = format_mem(b->g, size);
+    write_node(b->g, b->src, 0, 5, size);
+    write_node(b->g, b->src, 7 * CLUSTER, 0, CLUSTER);
+    write_node(b->g, b->dst, 3 * CLUSTER - 1, 9, 4 * CLUSTER);
+    begin(b, o);
+    transfer_add(b->t, 0, size);
+    run(b);
+    transfer_progress(b->t, &p);
+    ck_assert_uint_eq(p.shared, shared);
+    ck_assert_uint_eq(p.read, size - shared);
+    ck_assert_uint_eq(p.zero, zero);
+    ck_assert_uint_eq(p.written, size - zero);
+    CLEANUP_FREE char *expected = malloc(size);
+    memset(expected, 5, size);
+    memset(expected + 7 * CLUSTER, 0, CLUSTER);
+    ck_node_is(b->g, b->dst, expected, size);
+    teardown(b);
+}
+
+START_TEST(whole_clusters_are_shared_when_that_is_wanted)
+{
+    struct bench b;
+
+    move_shared(&b, &(struct transfer_options){.share = true}, 20 * CLUSTER, 0);
+    move_shared(&b, &(struct transfer_options){.share = false}, 0, CLUSTER);
+}
+END_TEST
+
+START_TEST(what_is_told_or_compressed_is_read)
+{
+    struct told told;
+    struct bench b;
+
+    told_init(&told, 20 * CLUSTER + 512);
+    move_shared(
+        &b,
+        &(struct transfer_options){.share = true, .tap = tap, .opaque = &told},
+        0, CLUSTER);
+    told_free(&told);
+    move_shared(&b, &(struct transfer_options){.share = true, .compress = true},
+                0, CLUSTER);
+}
+END_TEST
+
+START_TEST(what_cannot_be_shared_is_written)
+{
+    uint64_t size = 20 * CLUSTER;
+    struct transfer_progress p;
+    struct bench b;
+
+    setup(&b, size); /* filters that do something: nobody passes them by */
+    disk_fill(b.src, size);
+    begin(&b, &(struct transfer_options){.share = true});
+    transfer_add(b.t, 0, size);
+    run(&b);
+    CLEANUP_FREE char *disk = disk_read(b.src);
+    ck_disk_is(b.dst, disk);
+    transfer_progress(b.t, &p);
+    ck_assert_uint_eq(p.shared, 0);
+    ck_assert_uint_eq(p.written, size);
+    teardown(&b);
 }
 END_TEST
 
@@ -700,6 +823,9 @@ int main(void)
     tcase_add_test(tc, what_is_not_in_the_set_stays);
     tcase_add_test(tc, zeroes_of_an_untouched_target_are_told_and_not_written);
     tcase_add_test(tc, zeroes_hide_what_the_backing_file_has);
+    tcase_add_test(tc, whole_clusters_are_shared_when_that_is_wanted);
+    tcase_add_test(tc, what_is_told_or_compressed_is_read);
+    tcase_add_test(tc, what_cannot_be_shared_is_written);
     tcase_add_loop_test(tc, data_are_compressed_when_that_is_wanted, 0, 2);
     tcase_add_test(tc, what_is_dirty_is_moved);
     tcase_add_test(tc, the_end_of_the_disk_may_be_dirty);

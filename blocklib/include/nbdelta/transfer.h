@@ -47,6 +47,10 @@ struct transfer_options {
     bool target_zero;   /* the target reads as zeroes as it is: zeroes are not
                            written.  Never where it has a backing file */
     bool compress;      /* in the target; by the workers, side by side */
+    bool share;         /* where the file system can, have the target's file
+                           share whole clusters of data with the source's
+                           (reflinks).  These are not looked at for zeroes.  Has
+                           no effect with `tap` or `compress` */
     transfer_tap *tap;  /* or NULL */
     void *opaque;
 };
@@ -120,6 +124,7 @@ struct transfer_progress {
     uint64_t done;    /* of these: written + zero */
     uint64_t read;    /* from the source */
     uint64_t written; /* as data (before compression) */
+    uint64_t shared;  /* of these, what files share: not read either */
     uint64_t zero;    /* became zeroes */
 };
 void transfer_progress(const struct transfer *t, struct transfer_progress *p);
