@@ -9,8 +9,8 @@
  *                   v               v
  *                  file  - - ->  clone of the file's driver
  *
- * The one who asks reads and writes where this does not work, and so finds out
- * himself what is wrong, and at which end.
+ * The caller reads and writes where this does not work, and so finds out
+ * what is wrong, and at which end.
  */
 #include <errno.h>
 

@@ -241,7 +241,7 @@ int node_write_compressed(struct node *n, const void *buf, uint64_t bytes,
 /*
  * Have a range of @n share the bytes that @from has @at: as if they were
  * written, and no byte moves.  After an error anything may be in the range, and
- * who has asked reads and writes instead.  -ENOTSUP: these two cannot share, or
+ * the caller reads and writes instead.  -ENOTSUP: these two cannot share, or
  * not this range.
  */
 int node_clone(struct node *n, uint64_t offset, uint64_t bytes,

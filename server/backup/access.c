@@ -7,6 +7,9 @@
  * the disk has at that time.  With each rule comes what the server of its
  * export asks of clients.  A disk without exports has no rules: there the
  * backup's server decides alone.
+ *
+ * A backup that was begun from a monitor with role=backup may be read by the
+ * clients of that monitor, too.  They need not be let in to the disk itself.
  */
 #include <errno.h>
 #include <string.h>
@@ -44,7 +47,8 @@ static int take_rules(struct export *e, void *opaque)
     return r;
 }
 
-int pull_gather_rules(struct pulls *p, struct pull *s, struct error **errp)
+int pull_gather_rules(struct pulls *p, struct pull *s, const char *authz,
+                      struct error **errp)
 {
     int r = 0;
 
@@ -52,6 +56,9 @@ int pull_gather_rules(struct pulls *p, struct pull *s, struct error **errp)
         struct gather g = {p->daemon, &s->disks[i]};
 
         r = exports_each(p->daemon->exports, take_rules, &g);
+        if (r == 0 && authz) {
+            r = export_rules_add(&s->disks[i].rules, NULL, authz, NULL);
+        }
     }
     return r < 0 ? error_nomem(errp) : 0;
 }

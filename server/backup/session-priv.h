@@ -41,6 +41,7 @@ struct pull {
     char *id;
     char instant[INSTANT_MAX]; /* no other session ever has it */
     char *checkpoint;          /* or NULL */
+    char *owner;               /* see pull_options; or NULL */
     uint64_t drained_ns;
     uint64_t expire_ns;   /* 0: never */
     uint64_t renewed_at;  /* now_ns() when the time began anew */
@@ -81,8 +82,10 @@ void pulls_wake(struct pulls *p);
 /* Start the thread unless it runs.  Hold the monitor lock. */
 int pulls_start_thread(struct pulls *p, struct error **errp);
 
-/* Fill the disks' rules. */
-int pull_gather_rules(struct pulls *p, struct pull *s, struct error **errp);
+/* Fill the disks' rules; clients of @authz (or NULL) may read the
+ * backup, too. */
+int pull_gather_rules(struct pulls *p, struct pull *s, const char *authz,
+                      struct error **errp);
 
 /* *pp: what a server that belongs to the session asks of its clients, a new
  * reference; NULL: nothing.  -EINVAL: the disks' servers ask for different

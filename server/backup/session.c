@@ -60,6 +60,7 @@ static void session_free(struct pull *s)
     free(s->id);
     free(s->checkpoint);
     free(s->server_id);
+    free(s->owner);
     free(s);
 }
 
@@ -119,6 +120,7 @@ static struct pull *session_new(struct pulls *p, const struct pull_options *o)
     }
     r = r < 0 ? r : copy_name(&s->checkpoint, o->checkpoint);
     r = r < 0 ? r : copy_name(&s->server_id, o->server);
+    r = r < 0 ? r : copy_name(&s->owner, o->owner);
     for (unsigned i = 0; r == 0 && i < o->count; i++) {
         struct node *n = point_source(p->daemon->graph, o->disks[i].node);
         s->disks[i].node = n;
@@ -564,7 +566,7 @@ static int begin_session(struct pulls *p, struct pull *s,
 {
     int r = check_disks(p, s, o, errp);
 
-    if (r < 0 || (r = pull_gather_rules(p, s, errp)) < 0 ||
+    if (r < 0 || (r = pull_gather_rules(p, s, o->authz, errp)) < 0 ||
         (r = choose_server(p, s, o, errp)) < 0 ||
         (r = take_instant(p, s, o, errp)) < 0) {
         return r;
@@ -764,6 +766,13 @@ int pulls_renew(struct pulls *p, const char *id, struct error **errp)
     }
     s->renewed_at = now_ns();
     return 0;
+}
+
+bool pulls_has(const struct pulls *p, const char *id, const char *owner)
+{
+    const struct pull *s = pull_find(p, id);
+
+    return s && s->owner && strcmp(s->owner, owner) == 0;
 }
 
 void pulls_name_nodes(const struct pulls *p, const char *id, json_t *names)

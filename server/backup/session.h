@@ -55,7 +55,10 @@ struct pull_options {
     bool break_guest_write; /* without room the guest gets an error */
     bool once;              /* what was read is not kept any more */
     bool discard;           /* clients may give up what they do not need */
-    bool incremental;       /* exporting a disk as a whole is an error */
+    const char *owner; /* the role that may end it; NULL: nobody in a role */
+    const char *authz; /* of clients that may read the backup, beside all that
+                          may open the disks; NULL: there are no others */
+    bool incremental;  /* exporting a disk as a whole is an error */
 };
 
 struct pulls *pulls_new(struct daemon *d); /* NULL: no memory */
@@ -84,6 +87,9 @@ int pulls_end(struct pulls *p, const char *id, bool success, const json_t *drop,
 
 /* The time until the session @id expires begins anew.  -ENOENT. */
 int pulls_renew(struct pulls *p, const char *id, struct error **errp);
+
+/* Is the session @id there, and @owner's? */
+bool pulls_has(const struct pulls *p, const char *id, const char *owner);
 
 /* The nodes of the session @id, if there is such, as members of @names. */
 void pulls_name_nodes(const struct pulls *p, const char *id, json_t *names);

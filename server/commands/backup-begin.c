@@ -7,6 +7,7 @@
 
 #include "backup/checkpoint.h"
 #include "backup/session.h"
+#include "commands/role.h"
 #include "commands/table.h"
 #include "daemon.h"
 #include "disk.h"
@@ -16,6 +17,7 @@
 #include "nbdelta/error.h"
 #include "nbdelta/point.h"
 #include "net/address.h"
+#include "qmp/role.h"
 
 #define DISKS_MAX 256
 
@@ -100,6 +102,7 @@ static int cmd_begin(struct qmp_call *call, struct error **errp)
     const json_t *scratch = json_object_get(call->args, "scratch");
     const char *limit = qmp_str(call, "on-limit");
     const char *checkpoint = qmp_str(call, "checkpoint");
+    const struct qmp_role *role = call->state->role;
 
     if (checkpoint && checkpoint[0] == '\0') {
         return error_set(errp, EINVAL, "Checkpoint name cannot be empty");
@@ -127,6 +130,8 @@ static int cmd_begin(struct qmp_call *call, struct error **errp)
         .break_guest_write = limit && strcmp(limit, "break-guest-write") == 0,
         .once = qmp_bool(call, "once", false),
         .discard = qmp_bool(call, "discard", false),
+        .owner = role ? role->name : NULL,
+        .authz = role ? role->authz : NULL,
         .incremental = qmp_bool(call, "require-incremental", false),
     };
     return pulls_begin(call->daemon->pulls, &o, &call->ret, errp);
@@ -298,12 +303,15 @@ static const struct qmp_arg checkpoints_type =
 
 const struct qmp_command qmp_pull_commands[] = {
     QMP_COMMAND("backup-begin", cmd_begin, begin_args, .ret = &begun_type,
-                .drains = QMP_DRAINS_ALL),
-    QMP_COMMAND("backup-end", cmd_end, end_args, .drains = QMP_DRAINS_NAMED),
-    QMP_COMMAND("backup-renew", cmd_renew, renew_args),
+                .drains = QMP_DRAINS_ALL, .backup = &role_begin),
+    QMP_COMMAND("backup-end", cmd_end, end_args, .drains = QMP_DRAINS_NAMED,
+                .backup = &role_end),
+    QMP_COMMAND("backup-renew", cmd_renew, renew_args, .backup = &role_renew),
     QMP_COMMAND("checkpoint-delete", cmd_delete, delete_args,
-                .drains = QMP_DRAINS_NAMED),
-    QMP_COMMAND("checkpoint-list", cmd_list, NULL, .ret = &checkpoints_type),
-    QMP_COMMAND("query-backups", cmd_query, NULL, .ret = &queried_type),
+                .drains = QMP_DRAINS_NAMED, .backup = &role_delete),
+    QMP_COMMAND("checkpoint-list", cmd_list, NULL, .ret = &checkpoints_type,
+                .backup = &role_checkpoints),
+    QMP_COMMAND("query-backups", cmd_query, NULL, .ret = &queried_type,
+                .backup = &role_backups),
     QMP_COMMANDS_END,
 };

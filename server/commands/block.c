@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "commands/role.h"
 #include "commands/table.h"
 #include "commands/types.h"
 #include "daemon.h"
@@ -330,7 +331,8 @@ const struct qmp_command qmp_block_commands[] = {
                 .drains = QMP_DRAINS_NAMED),
     QMP_COMMAND("eject", cmd_eject, eject_args, .drains = QMP_DRAINS_NAMED),
     QMP_COMMAND("qom-set", cmd_qom_set, qom_set_args),
-    QMP_COMMAND("query-block", cmd_query_block, NULL, .ret = &qmp_block_type),
+    QMP_COMMAND("query-block", cmd_query_block, NULL, .ret = &qmp_block_type,
+                .backup = &role_block),
     QMP_COMMAND("query-blockstats", cmd_query_stats, stats_args,
                 .ret = &qmp_stats_type),
     QMP_COMMAND("query-named-block-nodes", cmd_query_nodes, nodes_args,

@@ -2,6 +2,7 @@
 /* What every monitor has: capabilities, version, commands, quit. */
 #include <errno.h>
 
+#include "commands/role.h"
 #include "commands/table.h"
 #include "daemon.h"
 #include "nbdelta/cleanup.h"
@@ -184,11 +185,12 @@ static const struct qmp_arg version_type = QMP_ARG("", OBJECT,
 
 const struct qmp_command qmp_core_commands[] = {
     QMP_COMMAND("qmp_capabilities", cmd_capabilities, capabilities_args,
-                .lockless = true),
+                .lockless = true, .backup = &role_as_it_is),
     QMP_COMMAND("cont", cmd_stop_or_cont, NULL, .lockless = true),
     QMP_COMMAND("stop", cmd_stop_or_cont, NULL, .lockless = true),
     QMP_COMMAND("query-commands", cmd_query_commands, NULL,
-                .ret = &commands_type, .lockless = true),
+                .ret = &commands_type, .lockless = true,
+                .backup = &role_commands),
     QMP_COMMAND("query-kvm", cmd_query_kvm, NULL, .ret = &kvm_type,
                 .lockless = true),
     QMP_COMMAND("query-name", cmd_query_name, NULL, .ret = &name_type,
@@ -204,7 +206,7 @@ const struct qmp_command qmp_core_commands[] = {
     QMP_COMMAND("query-uuid", cmd_query_uuid, NULL, .ret = &uuid_type,
                 .lockless = true),
     QMP_COMMAND("query-version", cmd_query_version, NULL, .ret = &version_type,
-                .lockless = true),
+                .lockless = true, .backup = &role_as_it_is),
     QMP_COMMAND("quit", cmd_quit, NULL),
     QMP_COMMANDS_END,
 };

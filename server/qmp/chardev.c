@@ -415,6 +415,11 @@ int chardevs_claim(struct chardevs *s, const char *id, struct chardev **cp,
     return 0;
 }
 
+const char *chardev_authz(const struct chardev *c)
+{
+    return c->tls ? c->tls->authz : NULL;
+}
+
 struct listeners *chardev_listeners(struct chardev *c)
 {
     return c->listening ? &c->listeners : NULL;

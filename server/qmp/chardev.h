@@ -54,6 +54,9 @@ int chardevs_listen(struct chardevs *s, const char *path, struct chardev **cp,
 int chardevs_claim(struct chardevs *s, const char *id, struct chardev **cp,
                    struct error **errp);
 
+/* The authorization of all other ends of @c, or NULL; the device's string. */
+const char *chardev_authz(const struct chardev *c);
+
 /* The sockets that @c listens on; NULL: it does not listen. */
 struct listeners *chardev_listeners(struct chardev *c);
 

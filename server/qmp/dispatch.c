@@ -84,6 +84,11 @@ static int check_envelope(json_t *request, bool oob_enabled, const char **name,
                  : error_set(errp, EINVAL, "QMP input lacks member 'execute'");
 }
 
+bool qmp_may_run(const struct qmp_state *state, const struct qmp_command *cmd)
+{
+    return !state->role || cmd->backup;
+}
+
 int qmp_check_request(json_t *request, struct qmp_call *call,
                       const struct qmp_command **cmd, struct error **errp)
 {
@@ -114,6 +119,12 @@ int qmp_check_request(json_t *request, struct qmp_call *call,
                          name);
     }
     call->class = QMP_GENERIC_ERROR;
+    if (!qmp_may_run(call->state, *cmd)) {
+        return error_set(errp, EPERM,
+                         "The command %s is not for clients of a monitor with "
+                         "role=backup",
+                         (*cmd)->name);
+    }
     call->args = json_object_get(request, "arguments");
     return qmp_check_args(call->args, (*cmd)->args, "", errp);
 }
@@ -164,7 +175,7 @@ json_t *qmp_error_reply(const json_t *id, enum qmp_class class,
     return json_incref(reply);
 }
 
-static int run_handler(struct qmp_call *call, const struct qmp_command *cmd,
+static int run_command(struct qmp_call *call, const struct qmp_command *cmd,
                        struct error **errp)
 {
     struct action *a;
@@ -174,6 +185,19 @@ static int run_handler(struct qmp_call *call, const struct qmp_command *cmd,
     }
     int r = cmd->action(call, NULL, &a, errp);
     return r < 0 ? r : action_run(call->daemon->graph, a, errp);
+}
+
+static int run_handler(struct qmp_call *call, const struct qmp_command *cmd,
+                       struct error **errp)
+{
+    const struct qmp_narrow *narrow = call->state->role ? cmd->backup : NULL;
+    int r = narrow && narrow->check ? narrow->check(call, errp) : 0;
+
+    r = r < 0 ? r : run_command(call, cmd, errp);
+    if (r == 0 && narrow && narrow->cut) {
+        narrow->cut(call);
+    }
+    return r;
 }
 
 json_t *qmp_dispatch(struct daemon *d, struct qmp_state *state, json_t *request)

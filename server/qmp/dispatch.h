@@ -17,6 +17,7 @@
 struct action;
 struct daemon;
 struct job_txn;
+struct qmp_role;
 
 enum qmp_class {
     QMP_GENERIC_ERROR,
@@ -27,6 +28,7 @@ enum qmp_class {
 
 /* What dispatch knows of a client.  Only the session's own thread uses it. */
 struct qmp_state {
+    const struct qmp_role *role; /* NULL: all commands are there for it */
     bool negotiated;
     bool oob;
 };
@@ -47,6 +49,14 @@ typedef int qmp_fn(struct qmp_call *call, struct error **errp);
 typedef int qmp_action_fn(struct qmp_call *call, struct job_txn *txn,
                           struct action **ap, struct error **errp);
 
+/* How far a command goes for clients with a role (qmp/role.h).  check may
+ * change the arguments; its error is the reply.  cut changes what the handler
+ * has returned.  NULL: there is nothing to do. */
+struct qmp_narrow {
+    int (*check)(struct qmp_call *call, struct error **errp);
+    void (*cut)(struct qmp_call *call);
+};
+
 struct qmp_command {
     const char *name;
     qmp_fn *fn;                 /* NULL: run the action, alone */
@@ -57,6 +67,8 @@ struct qmp_command {
     /* Commands that may be part of a transaction. */
     qmp_action_fn *action;
     bool is_job; /* it starts a job, which may be grouped with others */
+
+    const struct qmp_narrow *backup; /* role=backup has it, so far; NULL: not */
 
     /* What a command waits for (qmp/turn.h).  Actions drain the nodes that
      * they name. */
@@ -95,6 +107,9 @@ struct qmp_service {
  */
 int qmp_check_request(json_t *request, struct qmp_call *call,
                       const struct qmp_command **cmd, struct error **errp);
+
+/* May a client run the command?  Its arguments may still be wrong. */
+bool qmp_may_run(const struct qmp_state *state, const struct qmp_command *cmd);
 
 /*
  * Run @request (any JSON value) and return the reply; NULL: no memory.  Hold

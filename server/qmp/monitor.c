@@ -32,6 +32,7 @@
 #include "qmp/chardev.h"
 #include "qmp/dispatch.h"
 #include "qmp/record.h"
+#include "qmp/role.h"
 #include "qmp/session.h"
 
 #define MONITORS_MAX 64
@@ -45,6 +46,7 @@
 struct monitor {
     struct monitors *all;
     struct chardev *chardev;
+    struct qmp_role *role; /* or NULL */
     bool pretty;
     bool connected; /* does not listen: it has a session */
     unsigned sessions;
@@ -106,7 +108,8 @@ void monitors_emit(const char *name, json_t *data, void *opaque)
 static void add_session(struct monitors *m, struct monitor *mon,
                         const struct channel *ch)
 {
-    struct session *s = session_new(m->daemon, ch, mon->pretty, m->wake);
+    struct session *s = session_new(m->daemon, ch, mon->role, mon->pretty,
+                                    m->wake);
     struct link *link = s ? calloc(1, sizeof(*link)) : NULL;
 
     if (link) {
@@ -392,14 +395,36 @@ int monitors_listen(struct monitors *m, const char *path, struct error **errp)
 }
 
 static const char *const modes[] = {"readline", "control", NULL};
+static const char *const roles[] = {"backup", NULL};
 
 static const struct qmp_arg monitor_args[] = {
     QMP_ARG("chardev", STR),
     QMP_OPT("id", STR),
     QMP_OPT("mode", ENUM, .words = modes),
     QMP_OPT("pretty", BOOL),
+    QMP_OPT("role", ENUM, .words = roles),
+    QMP_OPT("disks", STRS),
     QMP_LAST,
 };
+
+/* What is asked for without a disk would be all of them. */
+static int take_role(struct monitor *mon, const json_t *o, struct error **errp)
+{
+    json_t *disks = json_object_get(o, "disks");
+    bool role = json_object_get(o, "role");
+
+    if (role != (json_array_size(disks) > 0)) {
+        return error_set(errp, EINVAL,
+                         role ? "role=backup needs the names of its disks: "
+                                "disks.0=NAME,disks.1=NAME..."
+                              : "'disks' needs role=backup");
+    }
+    if (role) {
+        mon->role = qmp_role_new(member_str(o, "chardev"),
+                                 chardev_authz(mon->chardev), disks);
+    }
+    return role && !mon->role ? error_nomem(errp) : 0;
+}
 
 int monitors_add(struct monitors *m, const char *text, struct error **errp)
 {
@@ -423,6 +448,7 @@ int monitors_add(struct monitors *m, const char *text, struct error **errp)
     }
     r = chardevs_claim(m->chardevs, member_str(o, "chardev"), &mon->chardev,
                        errp);
+    r = r < 0 ? r : take_role(mon, o, errp);
     if (r == 0) {
         mon->pretty = json_is_true(json_object_get(o, "pretty"));
         m->count++;
@@ -474,6 +500,9 @@ void monitors_stop(struct monitors *m)
 void monitors_free(struct monitors *m)
 {
     if (m) {
+        for (unsigned i = 0; i < m->count; i++) {
+            qmp_role_free(m->monitors[i].role);
+        }
         mutex_destroy(&m->lock);
         (void)close(m->wake);
         free(m);

@@ -17,7 +17,7 @@ struct monitors *monitors_new(struct daemon *d, struct chardevs *chardevs);
 int monitors_listen(struct monitors *m, const char *path, struct error **errp);
 
 /* Add a monitor from the text of an option:
- * "[chardev=]ID[,mode=control][,pretty=on]". */
+ * "[chardev=]ID[,mode=control][,pretty=on][,role=backup,disks.0=NAME...]". */
 int monitors_add(struct monitors *m, const char *text, struct error **errp);
 
 /* Greet and serve clients, first the ones that have been waiting.  Add no

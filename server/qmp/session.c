@@ -57,7 +57,7 @@ struct session {
     struct buffer out;
     bool overrun;
 
-    /* Its own thread's. */
+    /* Its own thread's; the role is set at creation. */
     struct qmp_state state;
     struct qmp_parser *parser;
     struct buffer sending;
@@ -142,7 +142,7 @@ static void queue_reply(struct session *s, json_t *message)
 
 void session_event(struct session *s, const json_t *event)
 {
-    if (atomic_load(&s->listens)) {
+    if (atomic_load(&s->listens) && !s->state.role) {
         queue_message(s, event);
     }
 }
@@ -253,7 +253,8 @@ static void run_in_turn(struct session *s, json_t *request)
     CLEANUP_ERROR struct error *err = NULL;
     struct daemon *d = s->daemon;
 
-    if (s->state.negotiated && qmp_wait_nodes(d, request, &err) < 0) {
+    if (s->state.negotiated &&
+        qmp_wait_nodes(d, &s->state, request, &err) < 0) {
         refuse(s, request, error_message(err));
         return;
     }
@@ -440,7 +441,7 @@ static void *session_thread(void *arg)
 }
 
 struct session *session_new(struct daemon *d, const struct channel *ch,
-                            bool pretty, int wake)
+                            const struct qmp_role *role, bool pretty, int wake)
 {
     struct session *s = calloc(1, sizeof(*s));
 
@@ -454,6 +455,7 @@ struct session *session_new(struct daemon *d, const struct channel *ch,
     }
     s->daemon = d;
     s->ch = *ch;
+    s->state.role = role;
     s->pretty = pretty;
     s->owner = wake;
     mutex_init(&s->lock, LOCK_SESSION, NULL);

@@ -20,19 +20,22 @@
 #include "qmp/chardev.h"
 
 struct daemon;
+struct qmp_role;
 struct session;
 
 /*
  * Take @ch, and queue the greeting.  @wake is a kick (nbdelta/kick.h) that is
- * raised when the session has ended.  NULL: no memory; @ch is closed then.
+ * raised when the session has ended.  @role (or NULL) stays until then.  NULL:
+ * no memory; @ch is closed then.
  */
 struct session *session_new(struct daemon *d, const struct channel *ch,
-                            bool pretty, int wake);
+                            const struct qmp_role *role, bool pretty, int wake);
 
 /* Begin to read and write.  After an error only session_free() may follow. */
 int session_start(struct session *s);
 
-/* Queue an event, if the client has negotiated.  Hold the monitor lock. */
+/* Queue an event, if the client has negotiated and has no role.  Hold the
+ * monitor lock. */
 void session_event(struct session *s, const json_t *event);
 
 bool session_finished(const struct session *s);

@@ -62,7 +62,8 @@ static void gather_names(const json_t *value, json_t *names)
     }
 }
 
-int qmp_wait_nodes(struct daemon *d, const json_t *request, struct error **errp)
+int qmp_wait_nodes(struct daemon *d, const struct qmp_state *state,
+                   const json_t *request, struct error **errp)
 {
     const struct qmp_command *c = command_of(d, request);
     const json_t *args = json_object_get(request, "arguments");
@@ -74,7 +75,8 @@ int qmp_wait_nodes(struct daemon *d, const json_t *request, struct error **errp)
     json_t *value;
     int r = 0;
 
-    if (!c || (!c->drains && !c->action) || !names || !nodes) {
+    if (!c || (!c->drains && !c->action) || !qmp_may_run(state, c) || !names ||
+        !nodes) {
         return 0;
     }
     gather_names(args, names);

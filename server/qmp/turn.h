@@ -25,15 +25,17 @@
 
 struct daemon;
 struct error;
+struct qmp_state;
 
 /* May @request run, and be replied to, without the monitor lock?  True also
  * when it is no command. */
 bool qmp_is_lockless(const struct daemon *d, const json_t *request);
 
-/* Wait for the nodes that @request drains.  -ETIMEDOUT: a node does not come to
- * rest, and @errp says which.  Hold no lock. */
-int qmp_wait_nodes(struct daemon *d, const json_t *request,
-                   struct error **errp);
+/* Wait for the nodes that @request drains, if the client may run it.
+ * -ETIMEDOUT: a node does not come to rest, and @errp says which.  Hold no
+ * lock. */
+int qmp_wait_nodes(struct daemon *d, const struct qmp_state *state,
+                   const json_t *request, struct error **errp);
 
 /* Take the monitor lock, for @request.  False: another command has had it for
  * too long, and @errp tells which. */

@@ -20,7 +20,7 @@
         {"export", OPT_EXPORT, "OPTIONS",                                      \
          "export a node, as block-export-add does"},                           \
         {"monitor", OPT_MONITOR, "OPTIONS",                                    \
-         "make a QMP monitor on a chardev"},                                   \
+         "make a QMP monitor on a chardev (role=backup: only for backups)"},   \
         {"nbd-server", OPT_NBD_SERVER, "OPTIONS",                              \
          "listen for NBD clients, as nbd-server-start does"},                  \
         {"object", OPT_OBJECT, "OPTIONS",                                      \
