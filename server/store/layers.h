@@ -53,13 +53,13 @@ struct layers {
  * -ENOENT: the point has no such disk; -EBUSY: a prune works on a point;
  * -ENOMEM, -EMFILE...  Call layers_close after an error, too.
  */
-int layers_open(struct layers *l, const char *point, struct error **errp);
-void layers_close(struct layers *l);
+int layers_open(struct layers *s, const char *point, struct error **errp);
+void layers_close(struct layers *s);
 
 /* Bytes of a unit, and a bit for each of its chunks. */
-static inline uint64_t layers_unit_bytes(const struct layers *l, uint64_t unit)
+static inline uint64_t layers_unit_bytes(const struct layers *s, uint64_t unit)
 {
-    return min_u64(l->size - unit * SUMS_UNIT, SUMS_UNIT);
+    return min_u64(s->size - unit * SUMS_UNIT, SUMS_UNIT);
 }
 static inline uint16_t layers_all_chunks(uint64_t bytes)
 {
@@ -71,7 +71,7 @@ static inline uint16_t layers_all_chunks(uint64_t bytes)
  * damaged: these are zeroes, and *by is that layer.  @out and @buf have
  * SUMS_UNIT bytes.  Of any thread.
  */
-uint16_t layers_read_unit(const struct layers *l, uint64_t unit, uint8_t *out,
+uint16_t layers_read_unit(const struct layers *s, uint64_t unit, uint8_t *out,
                           uint8_t *buf, unsigned *by);
 
 /*
@@ -80,7 +80,7 @@ uint16_t layers_read_unit(const struct layers *l, uint64_t unit, uint8_t *out,
  * part of it, or one is damaged.  *hash may be of a part of the unit, too: a
  * hash of all chunks that is equal says that it is not.  Reads nothing.
  */
-bool layers_find_hash(const struct layers *l, uint64_t unit,
+bool layers_find_hash(const struct layers *s, uint64_t unit,
                       const uint8_t **hash);
 
 #endif /* NBDELTA_SERVER_STORE_LAYERS_H */

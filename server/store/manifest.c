@@ -78,7 +78,7 @@ void hash_to_text(const uint8_t *hash, char *out)
         out[2 * i] = digits[hash[i] >> 4];
         out[2 * i + 1] = digits[hash[i] & 15];
     }
-    out[2 * HASH_BYTES] = '\0';
+    out[HASH_TEXT_MAX - 1] = '\0';
 }
 
 int hash_of(const void *bytes, size_t length, char *out, struct error **errp)

@@ -76,7 +76,7 @@ static int take_next(const struct store *s, struct removal *r, unsigned i,
                          "disk '%s': %s was made over another %s than there is",
                          base->name, p->name, r->gone->name);
     }
-    strcpy(r->next[i], p->name);
+    memcpy(r->next[i], p->name, POINT_NAME_MAX);
     return 0;
 }
 
@@ -192,7 +192,7 @@ static int parse_next(struct removal *r, const json_t *j, struct error **errp)
             !point_name_valid(name)) {
             return damaged("a next point has no valid name", errp);
         }
-        strcpy(r->next[i], name);
+        memcpy(r->next[i], name, POINT_NAME_MAX);
     }
     return 0;
 }

@@ -123,8 +123,8 @@ static int update_next(struct store *s, const struct manifest_disk *gone,
     if (r == 0 && strcmp(d->parent, gone_name) == 0) {
         d->reason = gone->kind == DISK_INCREMENT ? d->reason : gone->reason;
         d->kind = merged_kind(gone->kind, d->kind);
-        strcpy(d->parent, gone->parent);
-        strcpy(d->parent_hash, gone->parent_hash);
+        memcpy(d->parent, gone->parent, POINT_NAME_MAX);
+        memcpy(d->parent_hash, gone->parent_hash, HASH_TEXT_MAX);
         d->read = min_u64(d->read + gone->read, INT64_MAX);
         d->milliseconds = min_u64(d->milliseconds + gone->milliseconds,
                                   INT64_MAX);
@@ -132,7 +132,7 @@ static int update_next(struct store *s, const struct manifest_disk *gone,
         *changed = true;
     }
     if (r == 0 && strcmp(d->sums_hash, hash) != 0) {
-        strcpy(d->sums_hash, hash);
+        memcpy(d->sums_hash, hash, HASH_TEXT_MAX);
         *changed = true;
     }
     return r;
@@ -156,7 +156,7 @@ static int update_disk(struct store *s, const struct removal *rm, unsigned i,
         const struct manifest_disk *below = manifest_find(next->manifest,
                                                           gone->name);
         if (below && strcmp(d->parent_hash, below->sums_hash) != 0) {
-            strcpy(d->parent_hash, below->sums_hash);
+            memcpy(d->parent_hash, below->sums_hash, HASH_TEXT_MAX);
             *changed = true;
         }
     }

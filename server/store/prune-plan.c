@@ -66,7 +66,7 @@ static void apply(const struct store *s, const struct keep_rules *rules,
     }
     rules_apply(rules, times, count, kept);
     for (unsigned i = 0, k = 0; i < store_count(s); i++) {
-        strcpy(points[i].name, store_point(s, i)->name);
+        memcpy(points[i].name, store_point(s, i)->name, POINT_NAME_MAX);
         points[i].kept = prune_must_keep(s, i);
         points[i].kept |= store_point(s, i)->manifest ? kept[k++] : 0;
     }

@@ -111,10 +111,10 @@ int store_reload(struct store *s, struct error **errp);
 int store_new_name(const struct store *s, char *name, struct error **errp);
 
 /*
- * Read the manifest of @point again, where a prune may have changed it.  What
- * was known of it before lives until the store is closed.  -ENOMEM.
+ * Read the manifest of point @name again, where a prune may have changed it.
+ * What was known of it before lives until the store is closed.  -ENOMEM.
  */
-int store_refresh(struct store *s, const char *point, struct error **errp);
+int store_refresh(struct store *s, const char *name, struct error **errp);
 
 /*
  * Keep a point as it is while it is read (shared), or make sure that nobody
