@@ -243,19 +243,27 @@ static int read_state(struct source *s, const char *name, struct state *st,
 
 /* --- Bitmaps that nobody can trust, or that nobody knows of --- */
 
-/* Remove the bitmap of one disk: 1 if it was there.  The metadata are gone
- * afterwards. */
-static int remove_bitmap(struct source *s, unsigned i, const char *name,
-                         struct error **errp)
+/* Metadata of one disk alone. */
+static int define_one(struct source *s, unsigned i, const char *name,
+                      unsigned flags, struct error **errp)
 {
     CLEANUP_FREE bool *one = calloc(s->count, sizeof(bool));
-    CLEANUP_ERROR struct error *err = NULL;
 
     if (!one) {
         return error_nomem(errp);
     }
     one[i] = true;
-    int r = define(s, name, one, 0, errp);
+    return define(s, name, one, flags, errp);
+}
+
+/* Remove the bitmap of one disk: 1 if it was there.  The metadata are gone
+ * afterwards. */
+static int remove_bitmap(struct source *s, unsigned i, const char *name,
+                         struct error **errp)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    int r = define_one(s, i, name, 0, errp);
+
     if (r < 0) {
         return r;
     }
@@ -270,14 +278,9 @@ static int remove_bitmap(struct source *s, unsigned i, const char *name,
 static int look_at_bitmap(struct source *s, unsigned i, const char *name,
                           struct error **errp)
 {
-    CLEANUP_FREE bool *one = calloc(s->count, sizeof(bool));
     CLEANUP_ERROR struct error *err = NULL;
+    int r = define_one(s, i, name, LOOK, &err);
 
-    if (!one) {
-        return error_nomem(errp);
-    }
-    one[i] = true;
-    int r = define(s, name, one, LOOK, &err);
     return r == 0         ? 1
            : r == -ESTALE ? 0
                           : error_set(errp, -r, "%s", error_message(err));
