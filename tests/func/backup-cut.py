@@ -2,8 +2,8 @@
 """Between a client and a server: backup-cut.py SOCKET BYTES MODE
 
 Listens at a TCP port, written to the file `port`, and carries to the Unix
-socket.  After BYTES from the server all connections are cut, and the file `cut`
-is there.  MODE: once (new ones are carried), or gone (nobody listens any more).
+socket.  After BYTES from the server the file `cut` is there, and all connections are
+cut.  MODE: once (new ones are carried), or gone (nobody listens any more).
 """
 import os
 import signal
@@ -19,6 +19,8 @@ listener = socket.create_server(('127.0.0.1', 0))
 
 
 def cut():
+    with open('cut', 'w', encoding='ascii'):
+        pass
     if mode == 'gone':
         listener.shutdown(socket.SHUT_RDWR)
     for s in list(open_sockets):
@@ -26,8 +28,6 @@ def cut():
             s.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
-    with open('cut', 'w', encoding='ascii'):
-        pass
 
 
 def carry(a, b, count):
