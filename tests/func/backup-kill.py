@@ -8,6 +8,9 @@ run or its source in some phase, starts the source again where it has ended, and
 then has a run that nobody disturbs.  A phase is told by a hook, by files in the
 directory, or is a random moment.  Beside each point there is a copy of the
 disks at its instant.
+
+A source ends for good ("source": a run notices, or gets a signal, too), or is
+there again at once ("restart").  Of libvirt it is the daemon, or the domain.
 """
 import glob
 import json
@@ -18,18 +21,21 @@ import subprocess
 import sys
 import time
 
+from libvirt_daemon import Libvirt, private
+
 program, kinds, seed, rounds = sys.argv[1:]
 rng = random.Random(int(seed))
 MIB = 1 << 20
 SIZE = 8 * MIB
-DISKS = ('a', 'b')
 HOOK = '''#!/bin/sh
-echo "$NBDELTA_POINT" >"hook-$1"
 echo $$ >hook.pid
+echo "$NBDELTA_POINT" >"hook-$1"
 [ ! -e "hold-$1" ] || exec sleep 60
 '''
 PHASES = ('moment', 'before', 'frozen', 'copy', 'files', 'pending', 'after')
-ACTIONS = ('KILL', 'KILL', 'INT', 'TERM', 'twice', 'source', 'source')
+ACTIONS = ('KILL', 'KILL', 'INT', 'TERM', 'twice', 'source', 'source',
+           'restart')
+TIMEOUT = 3  # seconds that a run waits for a source that has ended
 
 
 def run(*words):
@@ -44,14 +50,16 @@ def wait_until(what, limit=30):
 
 
 class Daemon:
+    disks = ('a', 'b')
     monitor = 'qmp.sock'
+    options = ()
 
     def start(self):
         if os.path.exists('pid'):
             os.unlink('pid')
         self.p = subprocess.Popen(
             [program, 'serve', '-U', 'nbd.sock', '--qmp', self.monitor,
-             '--pidfile', 'pid', *[f'{d}={d}.qcow2' for d in DISKS]],
+             '--pidfile', 'pid', *[f'{d}={d}.qcow2' for d in self.disks]],
             stderr=subprocess.DEVNULL)
         wait_until(lambda: os.path.exists('pid') and os.stat('pid').st_size)
 
@@ -61,6 +69,9 @@ class Daemon:
 
     def flush(self):
         pass
+
+    def abandon(self):
+        self.p.kill()
 
     def kill(self):
         self.p.kill()
@@ -78,14 +89,16 @@ class Daemon:
 
 
 class Qemu:
+    disks = ('a', 'b')
     monitor = 'qemu.sock'
+    options = ()
 
     def start(self):
         words = ['qemu-system-x86_64', '-M', 'q35,accel=tcg', '-m', '32', '-S',
                  '-nodefaults', '-display', 'none', '-qmp',
                  f'unix:{self.monitor},server=on,wait=off', '-qmp',
                  'unix:own.sock,server=on,wait=off']
-        for d in DISKS:
+        for d in self.disks:
             words += ['-blockdev', f'driver=qcow2,node-name={d},file.driver='
                       f'file,file.filename={d}.qcow2', '-device',
                       f'virtio-blk-pci,drive={d},id={d}']
@@ -107,8 +120,11 @@ class Qemu:
         self.hmp(disk, f'write -P {pattern} {offset} {length}')
 
     def flush(self):
-        for d in DISKS:
+        for d in self.disks:
             self.hmp(d, 'flush')
+
+    def abandon(self):
+        self.p.kill()
 
     def kill(self):
         self.p.kill()
@@ -122,22 +138,69 @@ class Qemu:
     statuses = (0, 3)
 
 
+class Domain:
+    """A domain of libvirt.  What ends is libvirt's daemon, or QEMU."""
+    disks = ('vda', 'vdb')
+    monitor = 'libvirt:vm'
+
+    def __init__(self):
+        self.v = None
+
+    def start(self):
+        v = self.v
+        if not v:
+            self.v = v = Libvirt()
+            v.define('vm', [(d, f'{os.getcwd()}/{d}.qcow2', 'qcow2', '')
+                            for d in self.disks])
+            self.options = ('--connect', v.uri)
+            return
+        if v.p.poll() is not None:
+            v.start()
+        if 'vm' not in v.virsh('list', '--name').split():
+            v.virsh('start', '--paused', 'vm')
+
+    def write(self, disk, pattern, offset, length):
+        self.v.io('vm', self.disks.index(disk),
+                  f'write -P {pattern} {offset} {length}')
+
+    def flush(self):
+        for i in range(len(self.disks)):
+            self.v.io('vm', i, 'flush')
+
+    def kill(self):
+        if rng.random() < 0.5:
+            self.v.end(signal.SIGKILL)
+            return
+        os.kill(self.v.pid('vm'), signal.SIGKILL)
+        wait_until(lambda: 'shut off' in self.v.virsh('domstate', 'vm'))
+
+    def stop(self):
+        self.v.virsh('destroy', '--graceful', 'vm')
+        self.v.close()
+
+    def abandon(self):
+        if self.v:
+            self.v.close()
+
+    statuses = (0, 3)
+
+
 class Campaign:
     def __init__(self, source):
         self.source = source
-        self.model = {d: bytearray(SIZE) for d in DISKS}
+        self.model = {d: bytearray(SIZE) for d in self.source.disks}
         self.points = {}  # (directory, point): number of the copy
         self.copies = 0
         self.pattern = 0
         with open('hook', 'w', encoding='ascii') as f:
             f.write(HOOK)
         os.chmod('hook', 0o755)
-        for d in DISKS:
+        for d in self.source.disks:
             run('qemu-img', 'create', '-q', '-f', 'qcow2', f'{d}.qcow2',
                 str(SIZE))
 
     def write(self):
-        for d in DISKS:
+        for d in self.source.disks:
             for _ in range(rng.randrange(3)):
                 self.pattern = self.pattern % 255 + 1
                 length = rng.randrange(1, 2 * MIB // 512) * 512
@@ -149,7 +212,7 @@ class Campaign:
 
     def keep_copy(self):
         self.copies += 1
-        for d in DISKS:
+        for d in self.source.disks:
             with open(f'copy-{self.copies}.{d}', 'wb') as f:
                 f.write(self.model[d])
         return self.copies
@@ -158,8 +221,8 @@ class Campaign:
         for name in glob.glob('hook-*'):
             os.unlink(name)
         return subprocess.Popen(
-            [program, 'backup', '--hook=./hook', *options,
-             self.source.monitor, where], stderr=subprocess.PIPE, text=True)
+            [program, 'backup', '--hook=./hook', f'--timeout={TIMEOUT}',
+             *self.source.options, *options, self.source.monitor, where], stderr=subprocess.PIPE, text=True)
 
     def listed(self, where):
         return {os.path.basename(n)[:-5] for n in
@@ -204,7 +267,14 @@ class Campaign:
         if action == 'source':
             self.source.kill()
             # A hook would wait for as long.
-            p.send_signal(signal.SIGTERM)
+            if os.path.exists(hold) or rng.random() < 0.5:
+                p.send_signal(signal.SIGTERM)
+        elif action == 'restart':
+            self.source.kill()
+            self.source.start()
+            if os.path.exists(hold):
+                os.unlink(hold)
+                self.end_hook()
         elif action == 'twice':
             p.send_signal(signal.SIGINT)
             time.sleep(rng.random() * 0.05)
@@ -217,6 +287,7 @@ class Campaign:
             self.end_hook()
         if action == 'source':
             self.source.start()
+        if action in ('source', 'restart'):
             self.look_again()
         self.new_points(where, copy)
 
@@ -243,7 +314,7 @@ class Campaign:
 
     def look_again(self):
         """A crash may lose what was not flushed; all was."""
-        for d in DISKS:
+        for d in self.source.disks:
             run('qemu-img', 'convert', '-U', '-f', 'qcow2', '-O', 'raw',
                 f'{d}.qcow2', 'now.raw')
             with open('now.raw', 'rb') as f:
@@ -278,11 +349,28 @@ class Campaign:
     def check(self, where):
         for name in self.listed(where):
             copy = self.points[where, name]
-            for d in DISKS:
+            for d in self.source.disks:
                 image = f'{where}/{d}/{name}.qcow2'
                 run('qemu-img', 'compare', '-q', '-f', 'raw', '-F', 'qcow2',
                     f'copy-{copy}.{d}', image)
                 run('qemu-img', 'check', '-q', image)
+
+    def check_bitmaps(self):
+        """The last point of a directory has one in each image, and nothing else
+        has.  QEMU's may be lost in a crash."""
+        for d in self.source.disks:
+            info = json.loads(run('qemu-img', 'info', '--output=json',
+                                  f'{d}.qcow2'))
+            names = [b['name'] for b in info['format-specific']['data'].get(
+                'bitmaps', [])]
+            want = {f'nbdelta-{self.identity(w)}-{max(self.listed(w))}'
+                    for w in ('one', 'two') if os.path.exists(w)}
+            assert set(names) <= want, (d, names, want)
+            assert 3 in self.source.statuses or set(names) == want, names
+
+    def identity(self, where):
+        with open(f'{where}/nbdelta.json', encoding='ascii') as f:
+            return json.load(f)['id']
 
     def forget_copies(self):
         used = {c for (w, n), c in self.points.items() if n in self.listed(w)}
@@ -312,12 +400,17 @@ class Campaign:
                     run(program, 'verify', where)
             self.source.stop()
         except BaseException:
-            self.source.kill()
+            self.source.abandon()
             raise
+        self.check_bitmaps()
 
 
+KINDS = {'nbdelta': Daemon, 'qemu': Qemu, 'libvirt': Domain}
 for kind in kinds.split(','):
+    if kind == 'libvirt' and not private():
+        print('no mount namespace for a libvirt daemon of its own')
+        continue
     os.mkdir(kind)
     os.chdir(kind)
-    Campaign({'nbdelta': Daemon, 'qemu': Qemu}[kind]()).all()
+    Campaign(KINDS[kind]()).all()
     os.chdir('..')
