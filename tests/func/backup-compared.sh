@@ -21,7 +21,6 @@ made() {
     qemu-img compare -q "dir/disk/$point.qcow2" disk.raw ||
         fail "point $point is not the disk"
     qemu-img check -q "dir/disk/$point.qcow2"
-    qemu-img map --output=json "dir/disk/$point.qcow2" >map
 }
 
 # Guest bytes that the latest point alone decides.

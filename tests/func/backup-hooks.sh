@@ -27,6 +27,9 @@ backup() {
 points() {
     find dir -maxdepth 1 -name '*Z.json' | wc -l
 }
+child_has_gone() {
+    ! kill -0 "$(cat child)" 2>/dev/null
+}
 logged() {
     [ "$(cut -d' ' -f1 log | grep -v error | tr '\n' ' ')" = "$1 " ] ||
         fail "not '$1': $(cat log)"
@@ -76,7 +79,7 @@ backup --hook-timeout=1
 [ "$rc" = 1 ] || fail "hangs: $rc"
 grep -q "ended after 1 s" said || fail "$(cat said)"
 grep -q told log || fail "it did not get SIGTERM"
-wait_until "its child has gone" eval '! kill -0 $(cat child) 2>/dev/null'
+wait_until "its child has gone" child_has_gone
 
 # A signal ends it; `failed` still runs.
 hook_runs() {
@@ -106,7 +109,7 @@ kill -TERM "$run"
 rc=0
 wait "$run" 2>/dev/null || rc=$?
 [ "$rc" = 143 ] || fail "killed: $rc"
-wait_until "the hook has gone" eval '! kill -0 $(cat child) 2>/dev/null'
+wait_until "the hook has gone" child_has_gone
 rm do-before
 backup
 [ "$rc" = 0 ] || fail "the run after a killed one: $rc, $(cat said)"

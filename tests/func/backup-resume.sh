@@ -14,9 +14,9 @@ part_is_flushed() {
         $((8 << 20)) ]
 }
 
-# Kill a run with the options $@ when some of its file is flushed.
+# Kill a run when some of its file is flushed.
 cut_off() {
-    nbdelta backup --rate=6M "$@" disk.qcow2 dir &
+    nbdelta backup --rate=6M disk.qcow2 dir &
     local run=$!
     wait_until "some is copied" part_is_flushed
     kill -9 $run

@@ -39,8 +39,8 @@ count() {
     local table block
     table=$((16#$(hex "$1" 48 8)))
     block=$((16#$(hex "$1" $table 8)))
-    printf "\\0\\$3" | dd of="$1" bs=1 seek=$((block + $2 * 2)) conv=notrunc \
-        status=none
+    printf '%b' "\\0\\0$3" | dd of="$1" bs=1 seek=$((block + $2 * 2)) \
+        conv=notrunc status=none
 }
 cp disk.qcow2 leak.qcow2
 count leak.qcow2 0 2
