@@ -79,6 +79,7 @@ int run_choose_disks(struct run *r, struct error **errp)
     if (!r->disks || !r->plan || !r->copies) {
         return error_nomem(errp);
     }
+    r->count = 0;
     for (unsigned i = 0; i < r->source->count; i++) {
         struct source_disk *d = &r->source->disks[i];
 

@@ -312,7 +312,7 @@ static int restore(struct request *rq, int argc, char **argv)
 {
     int status = find_point(rq, argv[0]);
 
-    if (status == 0) {
+    if (status == 0 && rq->point) {
         status = take_disks(rq, argc - 1, argv + 1);
     }
     if (status == 0) {

@@ -20,12 +20,12 @@
 #include "store/health.h"
 #include "store/name.h"
 
-#define MINUTE 60
+#define MINUTE INT64_C(60)
 #define HOUR   (60 * MINUTE)
 #define DAY    (24 * HOUR)
 #define WEEK   (7 * DAY)
 
-#define AGE_MAX (INT64_C(10000) * WEEK)
+#define AGE_MAX (10000 * WEEK)
 /* A prune that works for so long does not work. */
 #define PRUNE_MAX DAY
 /* Clocks of machines may differ by so much. */

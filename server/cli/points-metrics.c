@@ -36,7 +36,7 @@ static char *label(const char *value)
         if (*p == '\\' || *p == '"' || *p == '\n') {
             *to++ = '\\';
         }
-        *to++ = *p == '\n' ? 'n' : *p;
+        *to++ = (char)(*p == '\n' ? 'n' : *p);
     }
     if (out) {
         *to = '\0';

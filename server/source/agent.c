@@ -147,7 +147,7 @@ int64_t agent_freeze(struct agent *a, int stop_fd, struct error **errp)
 
 int agent_thaw(struct agent *a, struct error **errp)
 {
-    struct guard_answer answer;
+    struct guard_answer answer = {.result = -EPIPE};
     int r = tell(a, GUARD_THAW, errp);
 
     r = r < 0 ? r : hear(a, -1, &answer, errp);

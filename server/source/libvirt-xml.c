@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <libxml/parser.h>
 #include <libxml/tree.h>
+#include <limits.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -121,12 +122,27 @@ static void read_owner(struct libvirt_xml_domain *d, const xmlNode *top)
     }
     const xmlNode *label = child(n, "label");
     xmlChar *text = label ? xmlNodeGetContent(label) : NULL;
-    unsigned long uid;
-    d->has_owner = text && sscanf((const char *)text, "+%lu:", &uid) == 1;
-    if (d->has_owner) {
-        d->owner = (uid_t)uid;
+    char *end = (char *)text;
+
+    /* "+UID:+GID" */
+    if (text && text[0] == '+' && text[1] >= '0' && text[1] <= '9') {
+        unsigned long uid = strtoul((char *)text + 1, &end, 10);
+
+        d->has_owner = *end == ':' && uid < (uid_t)-1;
+        d->owner = d->has_owner ? (uid_t)uid : 0;
     }
     xmlFree(text);
+}
+
+/* -1: the domain does not run. */
+static int read_id(const char *text)
+{
+    char *end = NULL;
+    long id = text ? strtol(text, &end, 10) : -1;
+
+    return text && end > text && *end == '\0' && id >= 0 && id <= INT_MAX
+               ? (int)id
+               : -1;
 }
 
 int libvirt_xml_read_domain(const char *xml, struct libvirt_xml_domain *d,
@@ -141,7 +157,7 @@ int libvirt_xml_read_domain(const char *xml, struct libvirt_xml_domain *d,
     }
     const xmlNode *top = xmlDocGetRootElement(doc);
     char *id = attribute(top, "id");
-    d->id = id ? atoi(id) : -1;
+    d->id = read_id(id);
     free(id);
     read_owner(d, top);
     xmlNode *n = child(child(top, "devices"), "disk");

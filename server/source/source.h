@@ -204,11 +204,11 @@ int source_forget(struct source *s, const char *checkpoint,
 int source_definition(struct source *s, char **xml, struct error **errp);
 
 /*
- * Freeze the guest's file systems, or thaw them.  They stand still for at most
- * 10 s, and are thawed by source_close(), too.  A thaw that comes too late is
- * -ETIMEDOUT: they were thawed already.  -ENOTSUP: this source cannot.
+ * Freeze the guest's file systems (@on), or thaw them.  They stand still for at
+ * most 10 s, and are thawed by source_close(), too.  A thaw that comes too late
+ * is -ETIMEDOUT: they were thawed already.  -ENOTSUP: this source cannot.
  */
-int source_freeze(struct source *s, bool freeze, struct error **errp);
+int source_freeze(struct source *s, bool on, struct error **errp);
 
 /*
  * What its disks have, told by something that changes when they do: when it is

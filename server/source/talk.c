@@ -232,7 +232,11 @@ static uid_t user_of(pid_t pid, uid_t fallback)
     (void)snprintf(path, sizeof(path), "/proc/%ld/status", (long)pid);
     FILE *f = fopen(path, "re");
     while (f && fgets(line, sizeof(line), f)) {
-        if (sscanf(line, "Uid: %*u %lu", &uid) == 1) {
+        if (strncmp(line, "Uid:", 4) == 0) {
+            char *second;
+
+            (void)strtoul(line + 4, &second, 10);
+            uid = strtoul(second, NULL, 10);
             break;
         }
     }
