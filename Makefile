@@ -89,7 +89,13 @@ SANITIZE_FLAGS := $(if $(SANITIZE),-fsanitize=$(SANITIZE) \
     -fno-sanitize-recover=all -fno-omit-frame-pointer)
 ND_CFLAGS := -std=gnu17 -D_GNU_SOURCE -fvisibility=hidden -fPIC -pthread \
     $(WARN) $(SANITIZE_FLAGS) $(if $(LOCKCHECK),-DLOCKCHECK)
-ND_LDFLAGS := -pthread -Wl,-z,relro,-z,now $(SANITIZE_FLAGS)
+# A sanitizer looks for the functions that it wraps when a program starts.  So
+# libtirpc, which comes with libvirt later, has to be there by then.
+LIBTIRPC := $(if $(SANITIZE),$(wildcard $(shell \
+    $(CC) -print-file-name=libtirpc.so.3)))
+ND_LDFLAGS := -pthread -Wl,-z,relro,-z,now $(SANITIZE_FLAGS) \
+    $(if $(LIBTIRPC),-Wl$(comma)--push-state$(comma)--no-as-needed \
+    $(LIBTIRPC) -Wl$(comma)--pop-state)
 
 # server/ and plugin/ can see only the public headers of blocklib.  The other
 # headers are visible only to blocklib itself, and to tests.

@@ -235,6 +235,7 @@ static int wait_for_task(struct libvirt_link *l, const struct task *t,
         r = poll(&p, 1, now < end ? (int)((end - now) / 1000000) + 1 : 0);
     } while (r < 0 && errno == EINTR);
     if (r > 0) {
+        kick_clear(t->kick); /* what the thread wrote before is seen */
         return 0;
     }
     l->silent = true;
