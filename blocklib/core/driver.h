@@ -51,6 +51,7 @@
  */
 #include <jansson.h>
 
+#include "nbdelta/internal-snapshot.h"
 #include "nbdelta/types.h"
 
 struct copy;
@@ -221,6 +222,29 @@ struct driver_bitmaps {
     int (*heal)(struct node *n, bool nowait);
 };
 
+/*
+ * Internal snapshots: a change in three parts.  begin and end are in a request,
+ * and return 1 to be called once more, in another one; act and undo are
+ * drained.  end comes after begin, whatever begin has returned; @done: act has
+ * succeeded, and was not undone.  An error of end only wastes room.
+ */
+struct internal_change {
+    enum internal_verb verb;
+    const char *id;   /* NULL: any */
+    const char *name; /* NULL: any, except of make */
+    bool only;
+    json_t *info; /* of remove: set by begin */
+    void *state;  /* the driver's own, from begin to end */
+};
+
+struct driver_snapshots {
+    int (*begin)(struct node *n, struct internal_change *c,
+                 struct error **errp);
+    int (*act)(struct node *n, struct internal_change *c, struct error **errp);
+    void (*undo)(struct node *n, struct internal_change *c);
+    int (*end)(struct node *n, struct internal_change *c, bool done);
+};
+
 typedef void bitmap_fn(const struct bitmap_info *info, void *opaque);
 
 struct driver {
@@ -238,10 +262,11 @@ struct driver {
     unsigned flags_zero;
 
     /* NULL reopen: nothing depends on the flags.  NULL image: no file is such
-     * an image.  NULL bitmaps: there is no place for them. */
+     * an image.  NULL bitmaps, snapshots: there is no place for them. */
     const struct driver_reopen *reopen;
     const struct driver_image *image;
     const struct driver_bitmaps *bitmaps;
+    const struct driver_snapshots *snapshots;
 
     /* --- Control path: one thread, no I/O in flight. --- */
 

@@ -78,7 +78,7 @@ static void mem_limits(struct node *n, struct limits *lim)
     lim->zero_unmaps = true;
 }
 
-enum action { READ, WRITE, ZERO };
+enum access { READ, WRITE, ZERO };
 
 static char *new_chunk(struct mem *s, uint64_t index)
 {
@@ -143,7 +143,7 @@ static void zero_chunk(struct mem *s, uint64_t offset, uint64_t bytes)
     rwlock_unlock(lock);
 }
 
-static int on_chunk(struct mem *s, enum action action, uint64_t offset,
+static int on_chunk(struct mem *s, enum access action, uint64_t offset,
                     uint64_t bytes, const struct iovec *iov, int cnt,
                     uint64_t done)
 {
@@ -160,7 +160,7 @@ static int on_chunk(struct mem *s, enum action action, uint64_t offset,
     return -EINVAL;
 }
 
-static int each_chunk(struct node *n, enum action action, uint64_t offset,
+static int each_chunk(struct node *n, enum access action, uint64_t offset,
                       uint64_t bytes, const struct iovec *iov, int cnt)
 {
     int r = 0;

@@ -598,11 +598,16 @@ void qcow2_alloc_undo(struct qcow2 *s, uint64_t host, uint64_t clusters)
     drop_metadata(s, first, done);
 }
 
+uint64_t qcow2_refcount_max(const struct qcow2 *s)
+{
+    unsigned bits = 1U << s->refcount_order;
+
+    return bits == 64 ? UINT64_MAX : (UINT64_C(1) << bits) - 1;
+}
+
 int qcow2_ref_more(struct qcow2 *s, uint64_t host)
 {
     uint64_t cluster = host >> s->cluster_bits;
-    unsigned bits = 1U << s->refcount_order;
-    uint64_t most = bits == 64 ? UINT64_MAX : (UINT64_C(1) << bits) - 1;
     struct qcow2_table *t;
     int r = block_get_writable(s, cluster, &t);
 
@@ -614,12 +619,48 @@ int qcow2_ref_more(struct qcow2 *s, uint64_t host)
     uint64_t count = count_in(s, t, cluster);
     if (count == 0) {
         r = qcow2_corrupt_at(s, host, s->cluster_size, COUNTS_AS_FREE);
-    } else if (count == most) {
+    } else if (count == qcow2_refcount_max(s)) {
         r = -EOVERFLOW;
     } else {
         set_in(s, t, cluster, count + 1);
     }
     qcow2_cache_put(s->refblocks, t);
+    return r;
+}
+
+int qcow2_ref_add(struct qcow2 *s, uint64_t host, uint64_t bytes)
+{
+    uint64_t first = align_down(host, s->cluster_size);
+    int r = 0;
+
+    for (uint64_t at = first; at < host + bytes; at += s->cluster_size) {
+        r = qcow2_ref_more(s, at);
+        if (r < 0) {
+            qcow2_ref_undo(s, first, at - first);
+            break;
+        }
+    }
+    return r;
+}
+
+int qcow2_refcount_highest(struct qcow2 *s, uint64_t *highest)
+{
+    int r = 0;
+
+    *highest = 0;
+    for (uint64_t i = 0; i < s->reftable_size && r == 0; i++) {
+        struct qcow2_table *t;
+
+        mutex_lock(&s->meta);
+        r = block_get(s, i << s->refblock_bits, &t);
+        for (uint64_t c = 0; r == 0 && t && c < refs_per_block(s); c++) {
+            *highest = max_u64(*highest, count_in(s, t, c));
+        }
+        mutex_unlock(&s->meta);
+        if (r == 0 && t) {
+            qcow2_cache_put(s->refblocks, t);
+        }
+    }
     return r;
 }
 

@@ -90,7 +90,9 @@ static int take_tables(struct qcow2 *s, struct round *w) REQUIRES(s->meta)
         return r;
     }
     for (uint32_t i = p->span.from; i < p->span.to; i++) {
-        store_be64(p->copy + (i - p->span.from) * 8UL, atomic_load(&s->l1[i]));
+        uint64_t entry = atomic_load(&s->l1[i]);
+        store_be64(p->copy + (i - p->span.from) * 8UL,
+                   s->making ? entry & ~QCOW2_COPIED : entry);
     }
     p->write_event = p->moved ? EVENT_L1_GROW_WRITE_TABLE : EVENT_L1_UPDATE;
     p->switch_event = EVENT_L1_GROW_ACTIVATE_TABLE;
@@ -105,6 +107,10 @@ static int collect(struct qcow2 *s, struct round *w) REQUIRES(s->meta)
     int r = qcow2_cache_collect(s->refblocks, &w->blocks, &w->block_count);
     if (r == 0) {
         r = qcow2_cache_collect(s->l2, &w->l2, &w->l2_count);
+    }
+    for (size_t i = 0; r == 0 && s->making && i < w->l2_count; i++) {
+        struct qcow2_table copy = {.data = w->l2[i].copy};
+        qcow2_l2_share(s, &copy); /* snapshot-make.c says why */
     }
     if (r == 0) {
         r = take_tables(s, w);

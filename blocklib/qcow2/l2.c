@@ -162,44 +162,57 @@ const char *qcow2_l2_odd(const struct qcow2 *s, const struct qcow2_table *t,
 
 /* --- Changing --- */
 
-/* Free what the entry led to. */
-static int free_referred(struct qcow2 *s, struct entry old) REQUIRES(s->meta)
+/* The whole clusters that the entry leads to; without bytes: none. */
+static struct qcow2_run referred(const struct qcow2 *s, struct entry e)
 {
-    enum qcow2_kind kind = kind_of(s, old);
-    struct qcow2_run run = {cluster_of(old), s->cluster_size};
+    enum qcow2_kind kind = kind_of(s, e);
+    struct qcow2_run run = {cluster_of(e), s->cluster_size};
 
     if (s->external || (!has_cluster(kind) && kind != QCOW2_KIND_COMPRESSED)) {
-        return 0;
+        return (struct qcow2_run){0, 0};
     }
     if (kind == QCOW2_KIND_COMPRESSED) {
-        run = packed_run(s, old);
+        run = packed_run(s, e);
     }
     uint64_t from = align_down(run.host, s->cluster_size);
-    uint64_t to = align_up(run.host + run.bytes, s->cluster_size);
-    int r = qcow2_overlap_check(s, 0, from, to - from);
-
-    return r < 0 ? r
-                 : qcow2_free_later(s, from, (to - from) >> s->cluster_bits);
+    return (struct qcow2_run){
+        from, align_up(run.host + run.bytes, s->cluster_size) - from};
 }
 
-static int replace_entry(struct qcow2 *s, struct qcow2_table *t, uint64_t index,
-                         struct entry new) REQUIRES(s->meta)
+/* Free what an entry led to. */
+static int free_referred(struct qcow2 *s, const struct qcow2_run *run)
+    REQUIRES(s->meta)
 {
-    struct entry old = load_entry(t, index);
+    int r = run->bytes == 0 ? 0
+                            : qcow2_overlap_check(s, 0, run->host, run->bytes);
+
+    return r < 0 || run->bytes == 0
+               ? r
+               : qcow2_free_later(s, run->host, run->bytes >> s->cluster_bits);
+}
+
+/* Change the entry for guest @offset. */
+static int replace_entry(struct qcow2 *s, struct qcow2_table *t,
+                         uint64_t offset, struct entry new) REQUIRES(s->meta)
+{
+    struct entry old = load_entry(t, index_of(s, offset));
     bool same = has_cluster(kind_of(s, new)) && has_cluster(kind_of(s, old)) &&
                 cluster_of(new) == cluster_of(old);
+    const struct qcow2_run was = referred(s, old);
+    const struct qcow2_run is = referred(s, new);
 
-    store_entry(t, index, new);
-    int r = same ? 0 : free_referred(s, old);
+    store_entry(t, index_of(s, offset), new);
+    if (!same && s->making) {
+        qcow2_making_follow(s, offset, &was, &is);
+    }
+    int r = same ? 0 : free_referred(s, &was);
     return r == -ENOMEM ? 0 : r; /* it leaks; no harm done */
 }
 
 int qcow2_l2_put(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
                  uint64_t bytes, enum qcow2_kind kind, uint64_t host)
 {
-    uint64_t index = index_of(s, offset);
-    uint64_t end = index +
-                   (align_up(bytes, s->cluster_size) >> s->cluster_bits);
+    uint64_t end = offset + align_up(bytes, s->cluster_size);
     struct entry new = {0};
     int r = 0;
 
@@ -209,8 +222,8 @@ int qcow2_l2_put(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
     if (kind == QCOW2_KIND_ZERO_ALLOC || kind == QCOW2_KIND_ZERO_PLAIN) {
         new.word |= ZERO;
     }
-    for (; index < end; index++) {
-        int one = replace_entry(s, t, index, new);
+    for (; offset < end; offset += s->cluster_size) {
+        int one = replace_entry(s, t, offset, new);
 
         r = r < 0 ? r : one;
         new.word += has_cluster(kind) ? s->cluster_size : 0;
@@ -224,7 +237,7 @@ int qcow2_l2_put_packed(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
 {
     uint64_t more = div_up(packed->host % SECTOR + packed->bytes, SECTOR) - 1;
     struct entry new = {COMPRESSED | more << sectors_shift(s) | packed->host};
-    int r = replace_entry(s, t, index_of(s, offset), new);
+    int r = replace_entry(s, t, offset, new);
 
     qcow2_cache_mark_dirty(s->l2, t);
     return r;
@@ -361,6 +374,13 @@ int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
         return r < 0 ? r : -ENOMEM;
     }
     atomic_store(&s->l1[index], host | QCOW2_COPIED);
+    if (s->making) {
+        const struct qcow2_run was = {old & QCOW2_OFFSET_MASK,
+                                      from ? s->cluster_size : 0};
+        const struct qcow2_run is = {host, s->cluster_size};
+
+        qcow2_making_follow(s, index * qcow2_l2_span(s), &was, &is);
+    }
     qcow2_span_add(&s->l1_dirty, (uint32_t)index, (uint32_t)index + 1);
     *tp = to;
     return 0;

@@ -452,6 +452,7 @@ const struct driver driver_qcow2 = {
     .reopen = &qcow2_reopen_methods,
     .image = &qcow2_image,
     .bitmaps = &qcow2_bitmaps,
+    .snapshots = &qcow2_snapshot_methods,
     .file_changed = qcow2_file_changed,
     .limits = qcow2_limits,
     .resize = qcow2_resize,

@@ -208,6 +208,7 @@ struct qcow2 {
     uint32_t l1_size;
     uint64_t l1_offset;
     struct qcow2_snapshots snapshots;
+    bool changing; /* a snapshot is being made or removed; monitor lock */
 
     mutex_t flush_lock; /* one write-back at a time */
     mutex_t meta;
@@ -231,6 +232,7 @@ struct qcow2 {
     uint64_t packed; /* host byte where the next compressed data may go, in a
                         cluster that has some; or at the end of one */
     uint64_t incompatible;
+    struct qcow2_making *making; /* a snapshot, or NULL */
 
     /* --- Atomic. --- */
     _Atomic uint64_t epoch;
@@ -410,7 +412,17 @@ int qcow2_ref_more(struct qcow2 *s, uint64_t host) REQUIRES(s->meta);
 void qcow2_ref_undo(struct qcow2 *s, uint64_t host, uint64_t bytes)
     REQUIRES(s->meta);
 
-/* The refcount of a cluster; for tests and checks. */
+/* One reference more to each cluster of these bytes.  A failure, as of
+ * qcow2_ref_more(), has changed nothing. */
+int qcow2_ref_add(struct qcow2 *s, uint64_t host, uint64_t bytes)
+    REQUIRES(s->meta);
+
+/* The highest refcount that there is, and that there can be. */
+int qcow2_refcount_highest(struct qcow2 *s, uint64_t *highest)
+    EXCLUDES(s->meta);
+uint64_t qcow2_refcount_max(const struct qcow2 *s);
+
+/* The refcount of a cluster. */
 int qcow2_refcount_get(struct qcow2 *s, uint64_t cluster, uint64_t *count)
     REQUIRES(s->meta);
 

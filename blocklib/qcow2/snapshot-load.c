@@ -174,7 +174,7 @@ static json_t *text_json(const char *bytes, uint32_t len)
     return utf8 ? json_string(utf8) : NULL;
 }
 
-static json_t *describe_one(const struct qcow2_snapshot *sn)
+json_t *qcow2_snapshot_describe(const struct qcow2_snapshot *sn)
 {
     json_t *icount = sn->icount == QCOW2_SNAPSHOT_NO_ICOUNT
                          ? NULL
@@ -198,7 +198,7 @@ json_t *qcow2_snapshots_describe(const struct qcow2_snapshots *t)
         struct qcow2_snapshot sn;
 
         qcow2_snapshot_get(t, i, &sn);
-        (void)json_array_append_new(all, describe_one(&sn));
+        (void)json_array_append_new(all, qcow2_snapshot_describe(&sn));
     }
     return all;
 }

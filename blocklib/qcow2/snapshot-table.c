@@ -105,6 +105,110 @@ int64_t qcow2_snapshot_find(const struct qcow2_snapshots *t, const char *id,
     return -ENOENT;
 }
 
+/* --- Other tables --- */
+
+/* Our extra data: VM state, size of the disk, icount. */
+#define EXTRA 24
+
+static int new_table(uint64_t bytes, uint32_t count,
+                     struct qcow2_snapshots *after)
+{
+    *after = (struct qcow2_snapshots){.bytes = bytes, .count = count};
+    if (bytes > QCOW2_SNAPSHOT_TABLE_MAX || count > QCOW2_SNAPSHOTS_MAX) {
+        return -EFBIG;
+    }
+    after->table = calloc(1, bytes + 1);
+    after->at = calloc(count + 1UL, sizeof(*after->at));
+    if (!after->table || !after->at) {
+        qcow2_snapshots_free(after);
+        return -ENOMEM;
+    }
+    return 0;
+}
+
+static void write_entry(unsigned char *to, const struct qcow2_snapshot *sn)
+{
+    store_be64(to + QCOW2_SNAPSHOT_L1_OFFSET_AT, sn->l1_offset);
+    store_be32(to + 8, sn->l1_size);
+    store_be16(to + 12, (uint16_t)sn->id_len);
+    store_be16(to + 14, (uint16_t)sn->name_len);
+    store_be32(to + 16, sn->date_sec);
+    store_be32(to + 20, sn->date_nsec);
+    store_be64(to + 24, sn->vm_clock_nsec);
+    store_be32(to + 36, EXTRA);
+    to += QCOW2_SNAPSHOT_HEAD;
+    store_be64(to, sn->vm_state_size);
+    store_be64(to + 8, sn->disk_size);
+    store_be64(to + 16, sn->icount);
+    memcpy(to + EXTRA, sn->id, sn->id_len);
+    memcpy(to + EXTRA + sn->id_len, sn->name, sn->name_len);
+}
+
+int qcow2_snapshots_with(const struct qcow2_snapshots *t,
+                         const struct qcow2_snapshot *sn,
+                         struct qcow2_snapshots *after)
+{
+    uint64_t bytes = align_up(
+        QCOW2_SNAPSHOT_HEAD + EXTRA + sn->id_len + (uint64_t)sn->name_len, 8);
+    int r = new_table(t->bytes + bytes, t->count + 1, after);
+
+    if (r < 0) {
+        return r;
+    }
+    if (t->count > 0) {
+        memcpy(after->table, t->table, t->bytes);
+        memcpy(after->at, t->at, t->count * sizeof(*t->at));
+    }
+    after->at[t->count] = (uint32_t)t->bytes;
+    write_entry(after->table + t->bytes, sn);
+    return 0;
+}
+
+int qcow2_snapshots_without(const struct qcow2_snapshots *t, uint32_t i,
+                            struct qcow2_snapshots *after)
+{
+    struct qcow2_snapshot sn;
+
+    qcow2_snapshot_get(t, i, &sn);
+    uint64_t end = t->at[i] + sn.bytes;
+    int r = new_table(t->bytes - sn.bytes, t->count - 1, after);
+    if (r < 0) {
+        return r;
+    }
+    memcpy(after->table, t->table, t->at[i]);
+    memcpy(after->table + t->at[i], t->table + end, t->bytes - end);
+    for (uint32_t k = 0; k < after->count; k++) {
+        after->at[k] = k < i ? t->at[k] : t->at[k + 1] - (uint32_t)sn.bytes;
+    }
+    return 0;
+}
+
+void qcow2_snapshot_date(struct qcow2_snapshots *t, uint32_t i, uint32_t sec,
+                         uint32_t nsec)
+{
+    store_be32(t->table + t->at[i] + 16, sec);
+    store_be32(t->table + t->at[i] + 20, nsec);
+}
+
+uint64_t qcow2_snapshot_next_id(const struct qcow2_snapshots *t)
+{
+    uint64_t max = 0;
+
+    for (uint32_t i = 0; i < t->count; i++) {
+        struct qcow2_snapshot sn;
+        uint64_t id = 0;
+
+        qcow2_snapshot_get(t, i, &sn);
+        for (uint32_t k = 0; k < sn.id_len && sn.id[k] >= '0' &&
+                             sn.id[k] <= '9' && id < UINT64_MAX / 20;
+             k++) {
+            id = id * 10 + (uint64_t)(sn.id[k] - '0');
+        }
+        max = max_u64(max, id);
+    }
+    return max + 1;
+}
+
 void qcow2_snapshots_free(struct qcow2_snapshots *t)
 {
     free(t->table);

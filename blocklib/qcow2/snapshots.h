@@ -22,10 +22,15 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "nbdelta/internal-snapshot.h"
+#include "nbdelta/thread.h"
+
 struct error;
 struct node;
 struct qcow2;
 struct qcow2_header;
+struct qcow2_run;
+struct qcow2_table;
 
 /* As QEMU has them, except the size of the table: theirs is 64 MiB. */
 #define QCOW2_SNAPSHOTS_MAX         65536
@@ -83,6 +88,21 @@ void qcow2_snapshot_get(const struct qcow2_snapshots *t, uint32_t i,
 int64_t qcow2_snapshot_find(const struct qcow2_snapshots *t, const char *id,
                             const char *name);
 
+/* *after, which the caller frees, is @t and one entry more, or one less.
+ * -ENOMEM, -EFBIG. */
+int qcow2_snapshots_with(const struct qcow2_snapshots *t,
+                         const struct qcow2_snapshot *sn,
+                         struct qcow2_snapshots *after);
+int qcow2_snapshots_without(const struct qcow2_snapshots *t, uint32_t i,
+                            struct qcow2_snapshots *after);
+
+/* Say when entry @i was made, in seconds and nanoseconds. */
+void qcow2_snapshot_date(struct qcow2_snapshots *t, uint32_t i, uint32_t sec,
+                         uint32_t nsec);
+
+/* An id that is a number, larger than all others. */
+uint64_t qcow2_snapshot_next_id(const struct qcow2_snapshots *t);
+
 void qcow2_snapshots_free(struct qcow2_snapshots *t);
 
 /* --- snapshot-load.c --- */
@@ -100,7 +120,85 @@ int qcow2_snapshots_check(const struct qcow2_header *h,
 bool qcow2_snapshot_has_l1(const struct qcow2 *s,
                            const struct qcow2_snapshot *sn);
 
+/* --- snapshot-refs.c: references of a disk, table by table. --- */
+
+/* All that the entries for [@offset, @offset + @bytes) of the table lead to has
+ * one reference more.  A failure, as of qcow2_ref_more(), has changed
+ * nothing. */
+int qcow2_refs_raise(struct qcow2 *s, const struct qcow2_table *t,
+                     uint64_t offset, uint64_t bytes) REQUIRES(s->meta);
+/* One reference less, of those that nothing on disk and no request has. */
+int qcow2_refs_lower(struct qcow2 *s, const struct qcow2_table *t,
+                     uint64_t offset, uint64_t bytes) REQUIRES(s->meta);
+/* The same for one part of the file. */
+int qcow2_ref_drop(struct qcow2 *s, uint64_t host, uint64_t bytes)
+    REQUIRES(s->meta);
+/* Say of each entry whether its cluster has no other reference. */
+int qcow2_refs_own(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
+                   uint64_t bytes) REQUIRES(s->meta);
+
+/* Can every count be raised once more by what the active disk refers to?
+ * Reads all tables if some count is high.  -EOVERFLOW. */
+int qcow2_refs_fit(struct qcow2 *s) EXCLUDES(s->meta);
+
+/* --- snapshot-make.c --- */
+
+/* A snapshot that is being made; meta lock. */
+struct qcow2_making {
+    uint64_t raised; /* guest bytes: all references below are counted twice */
+    bool broken;     /* some are not: nobody can tell which */
+};
+
+/* An entry for guest @offset has led to *@was, and leads to *@is (whole
+ * clusters; without bytes: to none).  For `making`. */
+void qcow2_making_follow(struct qcow2 *s, uint64_t offset,
+                         const struct qcow2_run *was,
+                         const struct qcow2_run *is) REQUIRES(s->meta);
+
+/* --- snapshot.c --- */
+
+/* driver.snapshots */
+extern const struct driver_snapshots qcow2_snapshot_methods;
+
+/* A change that goes on: see snapshot.c. */
+struct qcow2_change {
+    struct qcow2 *s;
+    enum internal_verb verb;
+    struct qcow2_snapshots after; /* the table that will count, */
+    uint64_t table_bytes;         /* and the room for it in the file */
+    uint32_t index;               /* of the snapshot, in the table it is in */
+
+    uint64_t *l1; /* make: of the disk at that instant; else of the snapshot */
+    uint32_t l1_size;
+    uint64_t l1_offset; /* of a new L1 table, */
+    uint64_t l1_bytes;  /* and its room in the file; 0: there is none */
+
+    struct qcow2_making making;
+    unsigned step;
+    uint64_t next; /* guest byte up to which the step has come */
+    bool begun;    /* make: something has changed */
+    bool in_doubt; /* the header may lead to either table */
+
+    /* apply: what the disk had before. */
+    _Atomic uint64_t *old_l1;
+    uint32_t old_l1_size;
+    uint64_t old_l1_offset;
+    uint64_t old_size;
+};
+
+/* Steps: 0: done; 1: call it again. */
+int qcow2_make_begin(struct qcow2_change *c, struct error **errp);
+void qcow2_make_share(struct qcow2_change *c); /* at the instant; drained */
+void qcow2_make_undo(struct qcow2_change *c);  /* the same */
+int qcow2_make_abort(struct qcow2_change *c);
+
+/* Drop the references of the snapshot's L1 table `l1`.  1: call it again. */
+int qcow2_drop_disk(struct qcow2_change *c);
+
 /* SnapshotInfo of each, as in ImageInfo; a new reference, or NULL. */
 json_t *qcow2_snapshots_describe(const struct qcow2_snapshots *t);
+
+/* SnapshotInfo of one; a new reference, or NULL. */
+json_t *qcow2_snapshot_describe(const struct qcow2_snapshot *sn);
 
 #endif /* NBDELTA_QCOW2_SNAPSHOTS_H */

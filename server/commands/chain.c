@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Backing chains: overlays are put on, and committed into images below. */
+/* Backing chains: overlays are put on, and committed into images below.  And
+ * snapshots inside of an image. */
 #include <errno.h>
 #include <string.h>
 
@@ -7,9 +8,11 @@
 #include "commands/types.h"
 #include "daemon.h"
 #include "disk.h"
+#include "nbdelta/action.h"
 #include "nbdelta/chain.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
+#include "nbdelta/internal-snapshot.h"
 #include "nbdelta/snapshot.h"
 
 static const char *const mode_words[] = {"existing", "absolute-paths", NULL};
@@ -182,12 +185,76 @@ static int cmd_reopen(struct qmp_call *call, struct error **errp)
                         json_object_get(call->args, "options"), errp);
 }
 
+/* --- Internal snapshots --- */
+
+static const struct qmp_arg make_internal_args[] = {
+    QMP_ARG("device", STR),
+    QMP_ARG("name", STR),
+    QMP_LAST,
+};
+
+static const struct qmp_arg delete_internal_args[] = {
+    QMP_ARG("device", STR),
+    QMP_OPT("id", STR),
+    QMP_OPT("name", STR),
+    QMP_LAST,
+};
+
+static int make_internal(struct qmp_call *call, struct job_txn *txn,
+                         struct action **ap, struct error **errp)
+{
+    const char *device = qmp_str(call, "device");
+    struct internal_options o = {
+        .verb = INTERNAL_MAKE,
+        .name = qmp_str(call, "name"),
+        .only = true,
+    };
+
+    (void)txn;
+    o.node = find_device_or_node(call, device, device, errp);
+    if (!o.node) {
+        return -ENODEV;
+    }
+    if (node_read_only(o.node)) {
+        return error_set(errp, EACCES, "Device '%.200s' is read only", device);
+    }
+    return o.name[0] == '\0' ? error_set(errp, EINVAL, "Name is empty")
+                             : internal_snapshot_action(&o, ap, errp);
+}
+
+static int cmd_delete_internal(struct qmp_call *call, struct error **errp)
+{
+    const char *device = qmp_str(call, "device");
+    struct internal_options o = {
+        .verb = INTERNAL_REMOVE,
+        .id = qmp_str(call, "id"),
+        .name = qmp_str(call, "name"),
+        .info = &call->ret,
+    };
+    struct action *a;
+
+    o.node = find_device_or_node(call, device, device, errp);
+    if (!o.node) {
+        return -ENODEV;
+    }
+    if (!o.id && !o.name) {
+        return error_set(errp, EINVAL, "Name or id must be provided");
+    }
+    int r = internal_snapshot_action(&o, &a, errp);
+    return r < 0 ? r : action_run(call->daemon->graph, a, errp);
+}
+
 const struct qmp_command qmp_chain_commands[] = {
     QMP_COMMAND("block-commit", cmd_commit, commit_args,
                 .drains = QMP_DRAINS_NAMED),
     QMP_COMMAND("blockdev-reopen", cmd_reopen, reopen_args,
                 .drains = QMP_DRAINS_NAMED),
     QMP_ACTION("blockdev-snapshot", snapshot, snapshot_args),
+    QMP_COMMAND("blockdev-snapshot-delete-internal-sync", cmd_delete_internal,
+                delete_internal_args, .ret = &qmp_snapshot_type,
+                .drains = QMP_DRAINS_NAMED),
+    QMP_ACTION("blockdev-snapshot-internal-sync", make_internal,
+               make_internal_args),
     QMP_ACTION("blockdev-snapshot-sync", snapshot_sync, snapshot_sync_args),
     QMP_COMMAND("change-backing-file", cmd_change_backing, change_backing_args,
                 .drains = QMP_DRAINS_NAMED),

@@ -109,6 +109,16 @@ static const struct qmp_arg specific_members[] = {
     QMP_VARIANTS("type", specific_variants),
 };
 
+#define SNAPSHOT_MEMBERS                                                     \
+    QMP_ARG("id", STR), QMP_ARG("name", STR), QMP_ARG("vm-state-size", INT), \
+        QMP_ARG("date-sec", INT), QMP_ARG("date-nsec", INT),                 \
+        QMP_ARG("vm-clock-sec", INT), QMP_ARG("vm-clock-nsec", INT),         \
+        QMP_OPT("icount", INT)
+
+static const struct qmp_arg snapshot_members[] = {SNAPSHOT_MEMBERS, QMP_LAST};
+const struct qmp_arg qmp_snapshot_type = {.type = QMP_OBJECT,
+                                          .members = snapshot_members};
+
 #define IMAGE_MEMBERS                                               \
     QMP_ARG("filename", STR), QMP_ARG("format", STR),               \
         QMP_OPT("dirty-flag", BOOL), QMP_OPT("actual-size", INT),   \
@@ -116,11 +126,12 @@ static const struct qmp_arg specific_members[] = {
         QMP_OPT("backing-filename", STR),                           \
         QMP_OPT("full-backing-filename", STR),                      \
         QMP_OPT("backing-filename-format", STR),                    \
+        QMP_OPT("snapshots", OBJECTS, .members = snapshot_members), \
         QMP_OPT("format-specific", OBJECT, .members = specific_members)
 
 /* An image has the images below it inside. */
-static const struct qmp_arg image_members[12];
-static const struct qmp_arg image_members[12] = {
+static const struct qmp_arg image_members[13];
+static const struct qmp_arg image_members[13] = {
     IMAGE_MEMBERS,
     QMP_OPT("backing-image", OBJECT, .members = image_members),
     QMP_LAST,

@@ -20,6 +20,7 @@ extern const struct qmp_arg qmp_block_type;      /* BlockInfo array */
 extern const struct qmp_arg qmp_stats_type;      /* BlockStats array */
 extern const struct qmp_arg qmp_graph_type;      /* XDbgBlockGraph */
 extern const struct qmp_arg qmp_schema_type;     /* SchemaInfo array */
+extern const struct qmp_arg qmp_snapshot_type;   /* SnapshotInfo */
 
 /* JobStatus. */
 extern const char *const qmp_job_status_words[];

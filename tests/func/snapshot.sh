@@ -65,8 +65,7 @@ compat() { # OPTIONS...
     same q.qcow2 two.raw two
 }
 
-for options in compat=0.10 cluster_size=2M,refcount_bits=64 \
-    cluster_size=4k,refcount_bits=32; do
+for options in compat=0.10 cluster_size=4k,refcount_bits=32; do
     compat "$options"
 done
 
@@ -93,6 +92,98 @@ truncate -s 4M q.raw
 clean q.qcow2
 same q.qcow2 q.raw
 same q.qcow2 two.raw two
+
+### Snapshots of ours, which qemu-img reads.
+
+rm -f o.qcow2 o.raw
+qemu-img create -q -f qcow2 o.qcow2 16M
+truncate -s 16M o.raw
+write o.qcow2 o.raw 'write -P 1 0 5M' 'write -P 2 7M 64k'
+nbdelta snapshot -c one o.qcow2
+cp o.raw one.raw
+clean o.qcow2
+qemu-io -c 'write -P 3 1M 70k' o.qcow2 >out
+qemu-io -f raw -c 'write -P 3 1M 70k' o.raw >out
+clean o.qcow2
+nbdelta snapshot -q -c two o.qcow2
+nbdelta snapshot --create '' o.qcow2
+cp o.raw two.raw
+write o.qcow2 o.raw 'write -P 4 2M 1M' 'write -z 0 64k'
+clean o.qcow2
+[ "$(nbdelta snapshot o.qcow2 | awk 'NR > 2 { print $1 }' | tr -d '\n')" = 123 ]
+qemu-img snapshot -l o.qcow2 >theirs
+nbdelta snapshot -l o.qcow2 >ours
+diff <(list theirs) <(list ours)
+same o.qcow2 o.raw
+same o.qcow2 one.raw one
+same o.qcow2 two.raw two
+
+# QEMU goes back to a snapshot of ours, and removes one; so do we with QEMU's.
+cp o.qcow2 back.qcow2
+qemu-img snapshot -a one back.qcow2
+clean back.qcow2
+same back.qcow2 one.raw
+qemu-img snapshot -d one back.qcow2
+clean back.qcow2
+nbdelta snapshot -d two back.qcow2
+clean back.qcow2
+same back.qcow2 one.raw
+nbdelta snapshot -d '' back.qcow2
+[ -z "$(nbdelta snapshot -l back.qcow2)" ]
+clean back.qcow2
+same back.qcow2 one.raw
+if nbdelta snapshot -d two back.qcow2 2>err; then fail "removed twice"; fi
+grep -q "^nbdelta: snapshot: Could not delete snapshot 'two'" err
+
+# Over QMP, with a guest; several at one instant, or none.
+serve d=o.qcow2 e=back.qcow2
+qmp blockdev-snapshot-internal-sync device=d name=three >out
+refused() { # TEXT COMMAND...
+    local text=$1
+    shift
+    if qmp "$@" >out 2>&1; then fail "$*: not refused"; fi
+    grep -qF "$text" out || fail "$*: said '$(cat out)', not '$text'"
+}
+refused "Snapshot with name 'three' already exists" \
+    blockdev-snapshot-internal-sync device=d name=three
+refused "Name is empty" blockdev-snapshot-internal-sync device=d name=
+refused "Name or id must be provided" \
+    blockdev-snapshot-delete-internal-sync device=d
+refused "Snapshot with id '9' and name 'one' does not exist" \
+    blockdev-snapshot-delete-internal-sync device=d name=one id=9
+qmp transaction '{"actions": [
+    {"type": "blockdev-snapshot-internal-sync",
+     "data": {"device": "d", "name": "four"}},
+    {"type": "blockdev-snapshot-internal-sync",
+     "data": {"device": "e", "name": "four"}},
+    {"type": "block-dirty-bitmap-add", "data": {"node": "d", "name": "b"}}
+]}' >out
+if qmp transaction '{"actions": [
+    {"type": "blockdev-snapshot-internal-sync",
+     "data": {"device": "d", "name": "five"}},
+    {"type": "block-dirty-bitmap-add", "data": {"node": "d", "name": "b"}}
+]}' >out 2>&1; then fail "a transaction that cannot be done"; fi
+qemu-io -f raw -c 'write -P 7 3M 1M' "$(uri_of d)" >out
+qemu-io -f raw -c 'write -P 7 3M 1M' o.raw >out
+[ "$(qmp query-named-block-nodes |
+    jq -c '.[] | select(."node-name" == "d") | [.image.snapshots[].name]')" = \
+    '["one","two","","three","four"]' ]
+[ "$(qmp blockdev-snapshot-delete-internal-sync device=d id=2 |
+    jq -r .name)" = two ]
+stop_server
+clean o.qcow2
+clean back.qcow2
+same o.qcow2 o.raw
+same o.qcow2 one.raw one
+[ "$(qemu-img snapshot -l back.qcow2 | wc -l)" = 3 ]
+
+# A count of one bit cannot tell of a snapshot, and nothing has changed.
+qemu-img create -q -f qcow2 -o refcount_bits=1 bit.qcow2 1M
+qemu-io -c 'write 0 64k' bit.qcow2 >out
+cp bit.qcow2 before.qcow2
+if nbdelta snapshot -c one bit.qcow2 2>err; then fail "it did fit"; fi
+grep -q 'cannot tell of one snapshot more' err
+cmp bit.qcow2 before.qcow2
 
 rm -f empty.qcow2
 qemu-img create -q -f qcow2 empty.qcow2 1M

@@ -130,25 +130,95 @@ static void check_external(uint64_t entry, uint64_t guest, struct verdict *v)
     v->corruptions += entry >> 62 & 1;
 }
 
-/* Only for images without snapshots. */
-static struct verdict check_image(const struct image *i)
+struct count {
+    const struct image *i;
+    uint32_t *refs;
+    uint64_t clusters;
+    unsigned bits;
+    bool external;
+    struct verdict v;
+};
+
+static void count_entry(struct count *c, uint64_t e, uint64_t guest,
+                        bool active)
 {
     const uint64_t mask = UINT64_C(0x00fffffffffffe00);
-    bool external = load_be32(i->bytes + 4) >= 3 &&
-                    load_be64(i->bytes + 72) & 4;
+
+    if (c->external) {
+        check_external(e, guest, &c->v);
+    } else if (e >> 62 & 1) {
+        unsigned shift = 62 - (c->bits - 8);
+        uint64_t at = e & ((UINT64_C(1) << shift) - 1);
+        uint64_t more = (e & ((UINT64_C(1) << 62) - 1)) >> shift;
+        uint64_t end = align_down(at, 512) + (more + 1) * 512;
+        count_run(c->refs, c->clusters, at, end - at, c->bits);
+        c->v.corruptions += e >> 63;
+    } else if (e & mask) {
+        count_run(c->refs, c->clusters, e & mask, UINT64_C(1) << c->bits,
+                  c->bits);
+        if (active) {
+            check_copied(c->i, e, c->bits, &c->v);
+        }
+    }
+}
+
+/* A disk: its L1 table, and all below. */
+static void count_disk(struct count *c, uint64_t l1, uint64_t l1_size,
+                       bool active)
+{
+    const uint64_t mask = UINT64_C(0x00fffffffffffe00);
+    uint64_t cluster = UINT64_C(1) << c->bits;
+
+    count_run(c->refs, c->clusters, l1, l1_size * 8, c->bits);
+    for (uint64_t a = 0; a < l1_size; a++) {
+        uint64_t e1 = image_be64(c->i, l1 + a * 8);
+        if (!(e1 & mask)) {
+            continue;
+        }
+        count_run(c->refs, c->clusters, e1 & mask, cluster, c->bits);
+        if (active) {
+            check_copied(c->i, e1, c->bits, &c->v);
+        }
+        for (uint64_t b = 0; b < cluster / 8; b++) {
+            count_entry(c, image_be64(c->i, (e1 & mask) + b * 8),
+                        (a * (cluster / 8) + b) * cluster, active);
+        }
+    }
+}
+
+static void count_snapshots(struct count *c)
+{
+    uint64_t table = load_be64(c->i->bytes + 64);
+    uint64_t at = table;
+
+    for (uint32_t n = load_be32(c->i->bytes + 60); n > 0; n--) {
+        const unsigned char *e = c->i->bytes + at;
+
+        count_disk(c, load_be64(e), load_be32(e + 8), false);
+        at += align_up(40 + load_be32(e + 36) + (uint64_t)load_be16(e + 12) +
+                           load_be16(e + 14),
+                       8);
+    }
+    count_run(c->refs, c->clusters, table, at - table, c->bits);
+}
+
+static struct verdict check_image(const struct image *i)
+{
     unsigned bits = load_be32(i->bytes + 20);
     uint64_t cluster = UINT64_C(1) << bits;
     uint64_t clusters = div_up(i->size, cluster) + 65536;
     uint32_t *refs = calloc(clusters, sizeof(*refs));
-    uint64_t l1 = load_be64(i->bytes + 40);
-    uint64_t l1_size = load_be32(i->bytes + 36);
     uint64_t table = load_be64(i->bytes + 48);
     uint64_t table_bytes = (uint64_t)load_be32(i->bytes + 56) << bits;
-    struct verdict v = {0, 0};
+    struct count c = {.i = i,
+                      .refs = refs,
+                      .clusters = clusters,
+                      .bits = bits,
+                      .external = load_be32(i->bytes + 4) >= 3 &&
+                                  load_be64(i->bytes + 72) & 4};
 
     ck_assert_ptr_nonnull(refs);
     count_run(refs, clusters, 0, cluster, bits);
-    count_run(refs, clusters, l1, l1_size * 8, bits);
     count_run(refs, clusters, table, table_bytes, bits);
     for (uint64_t at = 0; at < table_bytes; at += 8) {
         uint64_t block = image_be64(i, table + at);
@@ -156,38 +226,16 @@ static struct verdict check_image(const struct image *i)
             count_run(refs, clusters, block, cluster, bits);
         }
     }
-    for (uint64_t a = 0; a < l1_size; a++) {
-        uint64_t e1 = image_be64(i, l1 + a * 8);
-        if (!(e1 & mask)) {
-            continue;
-        }
-        count_run(refs, clusters, e1 & mask, cluster, bits);
-        check_copied(i, e1, bits, &v);
-        for (uint64_t b = 0; b < cluster / 8; b++) {
-            uint64_t e2 = image_be64(i, (e1 & mask) + b * 8);
-            if (external) {
-                check_external(e2, (a * (cluster / 8) + b) * cluster, &v);
-            } else if (e2 >> 62 & 1) {
-                unsigned shift = 62 - (bits - 8);
-                uint64_t at = e2 & ((UINT64_C(1) << shift) - 1);
-                uint64_t more = (e2 & ((UINT64_C(1) << 62) - 1)) >> shift;
-                uint64_t end = align_down(at, 512) + (more + 1) * 512;
-                count_run(refs, clusters, at, end - at, bits);
-                v.corruptions += e2 >> 63;
-            } else if (e2 & mask) {
-                count_run(refs, clusters, e2 & mask, cluster, bits);
-                check_copied(i, e2, bits, &v);
-            }
-        }
-    }
+    count_disk(&c, load_be64(i->bytes + 40), load_be32(i->bytes + 36), true);
+    count_snapshots(&c);
     count_bitmaps(i, refs, clusters, bits);
-    for (uint64_t c = 0; c < clusters; c++) {
-        uint64_t count = image_refcount(i, c);
-        v.corruptions += refs[c] > count;
-        v.leaks += refs[c] < count;
+    for (uint64_t n = 0; n < clusters; n++) {
+        uint64_t count = image_refcount(i, n);
+        c.v.corruptions += refs[n] > count;
+        c.v.leaks += refs[n] < count;
     }
     free(refs);
-    return v;
+    return c.v;
 }
 
 #endif /* NBDELTA_TEST_QCOW2_CHECK_H */

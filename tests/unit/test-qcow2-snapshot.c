@@ -1,0 +1,461 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Internal snapshots against a model: random requests of a guest, snapshots
+ * that are made and removed in between, and what each disk must show.
+ *
+ *   power cuts       what is in the snapshot table is whole, and no count is
+ *                    lower than its references
+ *   failing requests the k-th write or flush of a change fails: the change has
+ *                    happened, or nothing has
+ *   a busy guest     a snapshot shows all requests up to one instant, and none
+ *                    after it
+ */
+#include <check.h>
+#include <inttypes.h>
+#include <pthread.h>
+
+#define DISK_MAX (16 * MiB)
+#include "nbdelta/action.h"
+#include "nbdelta/internal-snapshot.h"
+#include "power-cut.h"
+#include "qcow2-check.h"
+#include "qcow2-guest.h"
+
+#define GUEST (2 * MiB)
+#define UNIT  512
+#define UNITS (GUEST / UNIT)
+#define KEPT  64 /* snapshots that the model remembers */
+
+struct disk {
+    uint32_t unit[UNITS];
+};
+
+static struct disk now;
+static struct disk kept[KEPT]; /* by the number in the snapshot's name */
+static unsigned next_name;
+
+/* --- Changing --- */
+
+static int change(struct node *n, enum internal_verb verb, const char *name)
+{
+    const struct internal_options o = {.node = n, .verb = verb, .name = name};
+    struct action *a;
+    int r = internal_snapshot_action(&o, &a, NULL);
+
+    return r < 0 ? r : action_run(n->graph, a, NULL);
+}
+
+static uint32_t snapshot_count(const unsigned char *disk)
+{
+    return load_be32(disk + 60);
+}
+
+/* The entry of snapshot @i, and its name, which is a number. */
+static const unsigned char *entry(const unsigned char *disk, uint32_t i,
+                                  unsigned *number)
+{
+    const unsigned char *e = disk + load_be64(disk + 64);
+    char text[16] = "";
+
+    for (; i > 0; i--) {
+        e += align_up(40 + load_be32(e + 36) + (uint64_t)load_be16(e + 12) +
+                          load_be16(e + 14),
+                      8);
+    }
+    ck_assert_uint_lt(load_be16(e + 14), sizeof(text));
+    memcpy(text, e + 40 + load_be32(e + 36) + load_be16(e + 12),
+           load_be16(e + 14));
+    *number = (unsigned)strtoul(text, NULL, 10);
+    ck_assert_uint_lt(*number, KEPT);
+    return e;
+}
+
+static int make_one(struct node *n)
+{
+    char name[16];
+
+    (void)snprintf(name, sizeof(name), "%u", next_name);
+    ck_assert_uint_lt(next_name, KEPT);
+    kept[next_name++] = now;
+    return change(n, INTERNAL_MAKE, name);
+}
+
+static int remove_one(struct node *n)
+{
+    char name[16];
+    unsigned number;
+    uint32_t count = snapshot_count(rec.disk);
+
+    if (count == 0) {
+        return 0;
+    }
+    (void)entry(rec.disk, (uint32_t)rnd(count), &number);
+    (void)snprintf(name, sizeof(name), "%u", number);
+    return change(n, INTERNAL_REMOVE, name);
+}
+
+static void random_request(struct blk *b, uint32_t stamp)
+{
+    uint64_t from = rnd(UNITS);
+    uint64_t count = min_u64(1 + rnd(rnd(4) ? 24 : 400), UNITS - from);
+    unsigned kind = (unsigned)rnd(8);
+
+    if (kind < 6) {
+        CLEANUP_FREE unsigned char *buf = calloc(count, UNIT);
+        for (uint64_t u = 0; u < count; u++) {
+            store_be32(buf + u * UNIT, stamp);
+            now.unit[from + u] = stamp;
+        }
+        ck_assert_int_eq(blk_pwrite(b, buf, count * UNIT, from * UNIT, 0), 0);
+        return;
+    }
+    memset(now.unit + from, 0, count * sizeof(now.unit[0]));
+    ck_assert_int_eq(
+        blk_zero(b, from * UNIT, count * UNIT, kind == 6 ? 0 : REQ_MAY_UNMAP),
+        0);
+}
+
+/* --- Looking --- */
+
+/* What unit @u of a disk shows whose L1 table the header of @disk names. */
+static uint32_t see(const unsigned char *disk, uint64_t u)
+{
+    const struct guest_image g = {disk, DISK_MAX};
+    uint64_t size = guest_cluster_size(&g);
+    uint64_t at = guest_look(&g, u * UNIT / size);
+
+    ck_assert_uint_ne(at, GUEST_UNREADABLE);
+    return at == GUEST_NOTHING || at == GUEST_ZEROES
+               ? 0
+               : load_be32(disk + at + u * UNIT % size);
+}
+
+static void check_disk(const unsigned char *disk, const struct disk *want,
+                       const char *what, unsigned cut)
+{
+    for (uint64_t u = 0; u < UNITS; u++) {
+        uint32_t seen = see(disk, u);
+        ck_assert_msg(seen == want->unit[u],
+                      "%s: unit %" PRIu64 " shows %u, not %u (cut at %u)", what,
+                      u, seen, want->unit[u], cut);
+    }
+}
+
+/* All snapshots of the image; its header is used as a place to work. */
+static void check_snapshots(unsigned char *disk, unsigned cut)
+{
+    unsigned char l1[12];
+
+    memcpy(l1, disk + 36, sizeof(l1));
+    for (uint32_t i = 0; i < snapshot_count(disk); i++) {
+        unsigned number;
+        const unsigned char *e = entry(disk, i, &number);
+
+        memcpy(disk + 36, e + 8, 4);
+        memcpy(disk + 40, e, 8);
+        check_disk(disk, &kept[number], "a snapshot", cut);
+    }
+    memcpy(disk + 36, l1, sizeof(l1));
+}
+
+static void check_refs(const unsigned char *disk, bool leaks, unsigned cut)
+{
+    const struct image image = {disk, DISK_MAX};
+    struct verdict v = check_image(&image);
+
+    ck_assert_msg(v.corruptions == 0, "%" PRIu64 " corruptions, cut at %u",
+                  v.corruptions, cut);
+    ck_assert_msg(leaks || v.leaks == 0, "%" PRIu64 " leaks", v.leaks);
+}
+
+/* --- Opening --- */
+
+static struct graph *graph;
+static struct blk *guest;
+
+static struct node *open_image(uint64_t size)
+{
+    graph = graph_new();
+    struct node *n = open_recorded(graph, size);
+
+    ck_assert_int_eq(blk_new(graph, n, PERM_READ | PERM_WRITE, PERM_ALL, "test",
+                             &guest, NULL),
+                     0);
+    return n;
+}
+
+static void close_image(void)
+{
+    blk_free(guest);
+    graph_free(graph);
+}
+
+static void new_model(void)
+{
+    memset(&now, 0, sizeof(now));
+    next_name = 0;
+}
+
+/* --- Power cuts --- */
+
+static void run_campaign(const char *options, unsigned requests, unsigned cuts)
+{
+    new_model();
+    uint64_t size = load_new_image(options);
+    CLEANUP_FREE unsigned char *before = malloc(DISK_MAX);
+
+    memcpy(before, rec.disk, DISK_MAX);
+    struct node *n = open_image(size);
+    for (unsigned i = 0; i < requests; i++) {
+        random_request(guest, i + 1);
+        if (i % 12 == 5) {
+            ck_assert_int_eq(make_one(n), 0);
+        }
+        if (i % 16 == 15) {
+            ck_assert_int_eq(remove_one(n), 0);
+        }
+        if (i % 40 == 20) {
+            ck_assert_int_eq(blk_flush(guest), 0);
+        }
+    }
+    close_image();
+    for (unsigned i = 0; i < cuts; i++) {
+        unsigned cut;
+        CLEANUP_FREE unsigned char *disk = crashed_image(before, &cut);
+
+        check_refs(disk, true, cut);
+        check_snapshots(disk, cut);
+    }
+    check_refs(rec.disk, false, rec.count);
+    check_disk(rec.disk, &now, "the disk", rec.count);
+    check_snapshots(rec.disk, rec.count);
+    ck_assert_uint_gt(snapshot_count(rec.disk), 0);
+    forget_records();
+}
+
+START_TEST(snapshots_survive_power_cuts)
+{
+    static const char *const options[] = {
+        "{\"size\": 2097152, \"cluster_size\": 512}",
+        "{\"size\": 2097152, \"cluster_size\": 4096, \"refcount_bits\": 8}",
+        "{\"size\": 2097152, \"cluster_size\": 65536}",
+        "{\"size\": 2097152, \"cluster_size\": 4096, \"compat\": \"0.10\"}",
+    };
+
+    seed = 1 + (uint64_t)_i;
+    run_campaign(options[_i], 70, 40);
+}
+END_TEST
+
+/* --- Requests that fail --- */
+
+static void check_after_failure(uint64_t size, uint32_t had, int r,
+                                enum internal_verb verb)
+{
+    uint32_t has = verb == INTERNAL_MAKE ? had + 1 : had - 1;
+    struct node *n;
+
+    ck_assert_uint_eq(snapshot_count(rec.disk), r == 0 ? has : had);
+    /* The guest goes on, and so do snapshots. */
+    n = blk_node(guest);
+    random_request(guest, 1000);
+    ck_assert_int_eq(make_one(n), 0);
+    random_request(guest, 1001);
+    close_image();
+    check_refs(rec.disk, true, 0);
+    check_disk(rec.disk, &now, "the disk", 0);
+    check_snapshots(rec.disk, 0);
+    (void)size;
+}
+
+/* Request @k of the kind fails in a change.  False: there were not so many. */
+static bool run_failure(enum internal_verb verb, enum fault_kind kind,
+                        unsigned k, bool done)
+{
+    new_model();
+    uint64_t size =
+        load_new_image("{\"size\": 2097152, \"cluster_size\": 4096}");
+    struct node *n = open_image(size);
+
+    seed = 77;
+    for (unsigned i = 0; i < 20; i++) {
+        random_request(guest, i + 1);
+        if (i % 7 == 5) {
+            ck_assert_int_eq(make_one(n), 0);
+        }
+    }
+    uint32_t had = snapshot_count(rec.disk);
+    rec_fail((struct fault){
+        .kind = kind, .countdown = k, .error = -EIO, .done = done});
+    int r = verb == INTERNAL_MAKE ? make_one(n) : remove_one(n);
+    bool failed = rec.fault.countdown == 0;
+    rec_fail((struct fault){0});
+    check_after_failure(size, had, r, verb);
+    forget_records();
+    return failed;
+}
+
+START_TEST(a_request_that_fails_leaves_all_or_nothing)
+{
+    enum internal_verb verb = _i & 1 ? INTERNAL_REMOVE : INTERNAL_MAKE;
+    enum fault_kind kind = _i & 2 ? FAULT_FLUSH : FAULT_WRITE;
+    unsigned k = 1;
+
+    while (run_failure(verb, kind, k, _i & 4)) {
+        k++;
+    }
+    ck_assert_uint_gt(k, 3);
+}
+END_TEST
+
+/* --- Counts that do not fit --- */
+
+START_TEST(a_count_that_does_not_fit_is_found_before_anything_changes)
+{
+    new_model();
+    uint64_t size = load_new_image("{\"size\": 2097152, \"cluster_size\": "
+                                   "4096, \"refcount_bits\": 1}");
+    struct node *n = open_image(size);
+
+    ck_assert_int_eq(make_one(n), 0); /* an empty disk shares nothing */
+    random_request(guest, 1);
+    ck_assert_int_eq(blk_flush(guest), 0);
+    unsigned writes = rec.count;
+    ck_assert_int_eq(make_one(n), -EOVERFLOW);
+    for (unsigned i = writes; i < rec.count; i++) {
+        ck_assert_uint_eq(rec.log[i].bytes, 0);
+    }
+    close_image();
+    check_refs(rec.disk, false, 0);
+    forget_records();
+}
+END_TEST
+
+/* --- A guest that writes meanwhile --- */
+
+#define CLIENTS 2
+#define SHARE   (UNITS / CLIENTS)
+
+struct client {
+    pthread_t thread;
+    unsigned number;
+    _Atomic bool *stop;
+    uint32_t done;
+};
+
+/* The unit that request @i writes, of a client's own. */
+static uint64_t unit_of(uint32_t i)
+{
+    return i * UINT64_C(2654435761) % SHARE;
+}
+
+static void *write_on(void *opaque)
+{
+    struct client *c = opaque;
+    unsigned char buf[UNIT] = {0};
+
+    while (!atomic_load(c->stop)) {
+        uint32_t i = ++c->done;
+
+        store_be32(buf, i);
+        ck_assert_int_eq(blk_pwrite(guest, buf, UNIT,
+                                    (c->number * SHARE + unit_of(i)) * UNIT, 0),
+                         0);
+    }
+    return NULL;
+}
+
+/* Has the client's part of the disk all requests up to one, and no other? */
+static void check_instant(const unsigned char *disk, const struct client *c)
+{
+    CLEANUP_FREE uint32_t *want = calloc(SHARE, sizeof(*want));
+    uint32_t last = 0;
+
+    for (uint64_t u = 0; u < SHARE; u++) {
+        last = (uint32_t)max_u64(last, see(disk, c->number * SHARE + u));
+    }
+    ck_assert_uint_le(last, c->done);
+    for (uint32_t i = 1; i <= last; i++) {
+        want[unit_of(i)] = i;
+    }
+    for (uint64_t u = 0; u < SHARE; u++) {
+        ck_assert_uint_eq(see(disk, c->number * SHARE + u), want[u]);
+    }
+}
+
+static void check_instants(unsigned char *disk, const struct client *clients)
+{
+    for (uint32_t i = 0; i < snapshot_count(disk); i++) {
+        unsigned number;
+        const unsigned char *e = entry(disk, i, &number);
+
+        memcpy(disk + 36, e + 8, 4);
+        memcpy(disk + 40, e, 8);
+        for (unsigned k = 0; k < CLIENTS; k++) {
+            check_instant(disk, &clients[k]);
+        }
+    }
+}
+
+START_TEST(a_snapshot_is_one_instant_of_a_busy_guest)
+{
+    struct client clients[CLIENTS];
+    _Atomic bool stop = false;
+
+    new_model();
+    uint64_t size =
+        load_new_image(_i ? "{\"size\": 2097152, \"cluster_size\": 512}"
+                          : "{\"size\": 2097152, \"cluster_size\": 65536}");
+    struct node *n = open_image(size);
+
+    seed = 5;
+    for (unsigned i = 0; i < CLIENTS; i++) {
+        clients[i] = (struct client){.number = i, .stop = &stop};
+        ck_assert_int_eq(
+            pthread_create(&clients[i].thread, NULL, write_on, &clients[i]), 0);
+    }
+    for (unsigned i = 0; i < 8; i++) {
+        ck_assert_int_eq(make_one(n), 0);
+        if (i % 3 == 2) {
+            ck_assert_int_eq(remove_one(n), 0);
+        }
+    }
+    atomic_store(&stop, true);
+    for (unsigned i = 0; i < CLIENTS; i++) {
+        ck_assert_int_eq(pthread_join(clients[i].thread, NULL), 0);
+    }
+    close_image();
+    check_refs(rec.disk, false, 0);
+    ck_assert_uint_eq(snapshot_count(rec.disk), 6);
+    for (unsigned k = 0; k < CLIENTS; k++) {
+        check_instant(rec.disk, &clients[k]);
+    }
+    check_instants(rec.disk, clients);
+    forget_records();
+}
+END_TEST
+
+static void add_case(Suite *s, const char *name, const TTest *test, int count)
+{
+    TCase *tc = tcase_create(name);
+
+    tcase_set_timeout(tc, 120);
+    tcase_add_loop_test(tc, test, 0, count);
+    suite_add_tcase(s, tc);
+}
+
+int main(void)
+{
+    Suite *s = suite_create("qcow2-snapshot");
+
+    add_case(s, "power-cut", snapshots_survive_power_cuts, 4);
+    add_case(s, "failure", a_request_that_fails_leaves_all_or_nothing, 8);
+    add_case(s, "counts",
+             a_count_that_does_not_fit_is_found_before_anything_changes, 1);
+    add_case(s, "busy", a_snapshot_is_one_instant_of_a_busy_guest, 2);
+    SRunner *sr = srunner_create(s);
+    srunner_run_all(sr, CK_ENV);
+    int failed = srunner_ntests_failed(sr);
+    srunner_free(sr);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
