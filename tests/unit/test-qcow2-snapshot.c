@@ -14,14 +14,14 @@
 #include <inttypes.h>
 #include <pthread.h>
 
-#define DISK_MAX (16 * MiB)
+#define DISK_MAX (8 * MiB)
 #include "nbdelta/action.h"
 #include "nbdelta/internal-snapshot.h"
 #include "power-cut.h"
 #include "qcow2-check.h"
 #include "qcow2-guest.h"
 
-#define GUEST (2 * MiB)
+#define GUEST (1 * MiB)
 #define UNIT  512
 #define UNITS (GUEST / UNIT)
 #define KEPT  64 /* snapshots that the model remembers */
@@ -236,10 +236,10 @@ static void run_campaign(const char *options, unsigned requests, unsigned cuts)
 START_TEST(snapshots_survive_power_cuts)
 {
     static const char *const options[] = {
-        "{\"size\": 2097152, \"cluster_size\": 512}",
-        "{\"size\": 2097152, \"cluster_size\": 4096, \"refcount_bits\": 8}",
-        "{\"size\": 2097152, \"cluster_size\": 65536}",
-        "{\"size\": 2097152, \"cluster_size\": 4096, \"compat\": \"0.10\"}",
+        "{\"size\": 1048576, \"cluster_size\": 512}",
+        "{\"size\": 1048576, \"cluster_size\": 4096, \"refcount_bits\": 8}",
+        "{\"size\": 1048576, \"cluster_size\": 65536}",
+        "{\"size\": 1048576, \"cluster_size\": 4096, \"compat\": \"0.10\"}",
     };
 
     seed = 1 + (uint64_t)_i;
@@ -274,7 +274,7 @@ static bool run_failure(enum internal_verb verb, enum fault_kind kind,
 {
     new_model();
     uint64_t size =
-        load_new_image("{\"size\": 2097152, \"cluster_size\": 4096}");
+        load_new_image("{\"size\": 1048576, \"cluster_size\": 4096}");
     struct node *n = open_image(size);
 
     seed = 77;
@@ -313,7 +313,7 @@ END_TEST
 START_TEST(a_count_that_does_not_fit_is_found_before_anything_changes)
 {
     new_model();
-    uint64_t size = load_new_image("{\"size\": 2097152, \"cluster_size\": "
+    uint64_t size = load_new_image("{\"size\": 1048576, \"cluster_size\": "
                                    "4096, \"refcount_bits\": 1}");
     struct node *n = open_image(size);
 
@@ -404,8 +404,8 @@ START_TEST(a_snapshot_is_one_instant_of_a_busy_guest)
 
     new_model();
     uint64_t size =
-        load_new_image(_i ? "{\"size\": 2097152, \"cluster_size\": 512}"
-                          : "{\"size\": 2097152, \"cluster_size\": 65536}");
+        load_new_image(_i ? "{\"size\": 1048576, \"cluster_size\": 512}"
+                          : "{\"size\": 1048576, \"cluster_size\": 65536}");
     struct node *n = open_image(size);
 
     seed = 5;
