@@ -25,7 +25,7 @@
 #   make crash [ROUNDS=200] [SEED=N]
 #                             kill the server, and cut its power, again and
 #                             again while bitmaps change; kill a prune at
-#                             every step
+#                             every step; back up a real guest, and kill it
 #   make faults [SEED=N] [CASE='OPERATION/SHAPE/KIND-K/ERROR...']
 #                             have storage fail in each operation that changes
 #                             metadata, at each request, and check what is left;
@@ -375,11 +375,13 @@ stress: all
 # The long campaigns of these tests.
 crash: all $(TOOLS)
 	$(Q)$(FOR_TESTS) ROUNDS='$(or $(ROUNDS),200)' SEED='$(SEED)' \
-	    LIBVIRT_CASES=all STEPS=all TEST_TIMEOUT=7200 tests/run \
+	    LIBVIRT_CASES=all STEPS=all GUEST='$(abspath $(O))/guest' \
+	    TEST_TIMEOUT=7200 tests/run \
 	    tests/func/bitmap-kill.sh tests/func/bitmap-power.sh \
 	    tests/func/pull-kill.sh tests/func/backup-kill.sh \
 	    tests/func/backup-libvirt-cases.sh \
-	    tests/func/prune.sh \
+	    tests/func/prune.sh tests/func/prune-reflink.sh \
+	    tests/func/backup-guest.sh \
 	    tests/func/backup-libvirt-remote.sh
 
 # All cases of this test.

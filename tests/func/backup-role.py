@@ -43,7 +43,8 @@ class Role:
         try:
             self.ask(command, **arguments)
         except QmpError as e:
-            assert str(e) == 'GenericError' and text in e.text, (command, e.text)
+            assert str(e) == 'GenericError', (command, str(e))
+            assert text in e.text, (command, e.text)
         else:
             raise AssertionError(f'{command} {arguments}: not refused')
 

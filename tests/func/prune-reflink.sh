@@ -19,8 +19,10 @@ MiB=$((1024 * 1024))
 size=$((48 * MiB + 512))
 
 # Three points: 16 MiB, 16 MiB elsewhere, and a part of both.
-bytes() { openssl enc -aes-128-ctr -K 00 -iv "0$1" -nosalt </dev/zero 2>/dev/null |
-    head -c "$2" || :; }
+bytes() {
+    openssl enc -aes-128-ctr -K 00 -iv "0$1" -nosalt </dev/zero 2>/dev/null |
+        head -c "$2" || :
+}
 truncate -s $size now.raw
 bytes 1 $((16 * MiB)) | dd of=now.raw conv=notrunc status=none
 cp now.raw 0.raw
