@@ -156,14 +156,6 @@ void copy_break(struct copy *c)
 
 /* --- What is where --- */
 
-enum area_kind {
-    AREA_DATA,
-    AREA_ZERO,
-    AREA_BELOW, /* the target has it already */
-    AREA_MIXED, /* a cluster that has more than one of these kinds */
-    AREA_KINDS,
-};
-
 /* A part of the set, all of one kind. */
 struct area {
     uint64_t offset;
@@ -212,39 +204,81 @@ static uint64_t zero_max(const struct copy *c)
     return max_u64(most, c->chunk);
 }
 
+/* Ask the source what begins at @offset.  Not less than 0: done. */
+static int look(struct copy *c, uint64_t offset, uint64_t end, struct look *l)
+{
+    uint64_t far = max_u64(l->most[AREA_ZERO], l->most[AREA_DATA]);
+
+    if (c->merge) {
+        far = max_u64(far, l->most[AREA_BELOW]);
+    }
+    return node_extents(c->source, offset, min_u64(end - offset, far), 0,
+                        look_at_extent, l);
+}
+
 /*
- * Find the kind of the area that begins at @offset, a cluster's start, and its
+ * The kind of the area that begins at @offset, a cluster's start, and its
  * length in whole clusters, at most to @end and at most so many bytes of each
  * kind.  A cluster that is partly zero is data.
  */
-static int classify(struct copy *c, uint64_t offset, uint64_t end,
-                    const uint64_t most[AREA_KINDS], struct area *a)
+static void cut_area(const struct copy *c, const struct look *l,
+                     uint64_t offset, uint64_t end, struct area *a)
 {
-    struct look l = {.copy = c, .most = most};
-    uint64_t far = max_u64(most[AREA_ZERO], most[AREA_DATA]);
-
-    if (c->merge) {
-        far = max_u64(far, most[AREA_BELOW]);
-    }
-    int r = node_extents(c->source, offset, min_u64(end - offset, far), 0,
-                         look_at_extent, &l);
-    if (r < 0) {
-        return r;
-    }
-    uint64_t enough = min_u64(end - offset, most[l.kind]);
-    uint64_t bytes = min_u64(l.bytes, enough);
+    const uint64_t *most = l->most;
+    uint64_t enough = min_u64(end - offset, most[l->kind]);
+    uint64_t bytes = min_u64(l->bytes, enough);
     uint64_t whole = offset + bytes == c->size ? bytes
                                                : align_down(bytes, c->cluster);
-    *a = (struct area){offset, whole, l.kind};
+    *a = (struct area){offset, whole, l->kind};
     if (c->merge && whole == 0) {
         *a = (struct area){offset, min_u64(end - offset, c->cluster),
                            AREA_MIXED};
-    } else if (!c->merge && (whole == 0 || l.kind == AREA_DATA)) {
+    } else if (!c->merge && (whole == 0 || l->kind == AREA_DATA)) {
         *a = (struct area){offset,
                            min_u64(align_up(bytes, c->cluster),
                                    min_u64(end - offset, most[AREA_DATA])),
                            AREA_DATA};
     }
+}
+
+static int classify(struct copy *c, uint64_t offset, uint64_t end,
+                    const uint64_t most[AREA_KINDS], struct area *a)
+{
+    struct look l = {.copy = c, .most = most};
+    int r = look(c, offset, end, &l);
+
+    if (r < 0) {
+        return r;
+    }
+    cut_area(c, &l, offset, end, a);
+    return 0;
+}
+
+/*
+ * The same for a worker.  The source may be far away, and tells of more than a
+ * worker takes, so the rest serves for the next ones: what the set still has is
+ * as it was (see 3. above), except where a copy is filled again (`merge`).
+ */
+static int classify_next_locked(struct copy *c, uint64_t offset, uint64_t end,
+                                const uint64_t most[AREA_KINDS], struct area *a)
+    REQUIRES(c->claim_lock)
+{
+    struct look l = {.copy = c, .most = most};
+
+    if (!c->merge && offset >= c->known_from &&
+        offset + c->cluster <= c->known_end) {
+        l.kind = c->known_kind;
+        l.bytes = c->known_end - offset;
+    } else {
+        int r = look(c, offset, end, &l);
+        if (r < 0) {
+            return r;
+        }
+        c->known_from = offset;
+        c->known_end = offset + l.bytes;
+        c->known_kind = l.kind;
+    }
+    cut_area(c, &l, offset, end, a);
     return 0;
 }
 
@@ -535,7 +569,7 @@ static int claim_locked(struct copy *c, struct area *a) REQUIRES(c->claim_lock)
         most[AREA_DATA] = slice;
         most[AREA_ZERO] = slice;
     }
-    int r = classify(c, start, start + bytes, most, a);
+    int r = classify_next_locked(c, start, start + bytes, most, a);
     if (r < 0) {
         return r;
     }
@@ -654,6 +688,7 @@ int copy_run(struct copy *c, enum copy_side *side)
 
     mutex_lock(&c->claim_lock);
     c->cursor = 0;
+    c->known_end = 0;
     mutex_unlock(&c->claim_lock);
     mutex_lock(&c->lock);
     c->failed = 0;

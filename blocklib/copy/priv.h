@@ -6,6 +6,14 @@
 #include "copy/copy.h"
 #include "core/rangelock.h"
 
+enum area_kind {
+    AREA_DATA,
+    AREA_ZERO,
+    AREA_BELOW, /* the target has it already */
+    AREA_MIXED, /* a cluster that has more than one of these kinds */
+    AREA_KINDS,
+};
+
 struct copy {
     /* Set by copy_new. */
     uint64_t cluster;
@@ -43,6 +51,9 @@ struct copy {
     mutex_t claim_lock;
     /* Guarded by claim_lock. */
     uint64_t cursor;
+    uint64_t known_from; /* what the source has told last: one kind */
+    uint64_t known_end;
+    enum area_kind known_kind;
 
     mutex_t lock; /* after the tree lock, before the range lock */
     /* Guarded by lock. */

@@ -27,6 +27,7 @@
 struct trap {
     _Atomic int reads;      /* seen */
     _Atomic int writes;     /* seen, with zeroes */
+    _Atomic int looks;      /* questions what is where */
     _Atomic int read_error; /* 0 or what all reads fail with */
     _Atomic int write_error;
     _Atomic int flush_error;
@@ -112,6 +113,17 @@ static inline int trap_flush(struct node *n)
                           : node_flush(node_child(n, CHILD_FILE));
 }
 
+/* A user asks what is where. */
+static int trap_status(struct node *n, uint64_t offset, uint64_t bytes)
+{
+    struct trap *t = n->state;
+
+    (void)offset;
+    (void)bytes;
+    atomic_fetch_add(&t->looks, 1);
+    return 0;
+}
+
 static const struct driver driver_trap = {
     .name = "trap",
     .is_filter = true,
@@ -121,6 +133,7 @@ static const struct driver driver_trap = {
     .pwritev = trap_pwritev,
     .zero = trap_zero,
     .flush = trap_flush,
+    .status = trap_status,
 };
 
 /* --- Disks --- */

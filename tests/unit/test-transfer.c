@@ -202,6 +202,25 @@ START_TEST(zeroes_of_an_untouched_target_are_told_and_not_written)
 }
 END_TEST
 
+/* The source may be far away: each question costs a way there and back. */
+START_TEST(what_is_alike_is_asked_for_once)
+{
+    uint64_t size = 400 * CLUSTER;
+    struct bench b;
+
+    setup(&b, size);
+    disk_write(b.src, 0, 7, 200 * CLUSTER);
+    disk_write(b.src, 300 * CLUSTER, 8, 100 * CLUSTER);
+    begin(&b, &(struct transfer_options){.max_chunk = CLUSTER});
+    transfer_add(b.t, 0, size);
+    run(&b);
+    CLEANUP_FREE char *disk = disk_read(b.src);
+    ck_disk_is(b.dst, disk);
+    ck_assert_int_le(trap_of(b.src)->looks, 4);
+    teardown(&b);
+}
+END_TEST
+
 /* --- A real image --- */
 
 static struct node *open_image(struct graph *g, const char *name, bool write)
@@ -822,6 +841,7 @@ int main(void)
     tcase_add_test(tc, all_of_an_odd_disk_is_moved_and_told_once);
     tcase_add_test(tc, what_is_not_in_the_set_stays);
     tcase_add_test(tc, zeroes_of_an_untouched_target_are_told_and_not_written);
+    tcase_add_test(tc, what_is_alike_is_asked_for_once);
     tcase_add_test(tc, zeroes_hide_what_the_backing_file_has);
     tcase_add_test(tc, whole_clusters_are_shared_when_that_is_wanted);
     tcase_add_test(tc, what_is_told_or_compressed_is_read);
