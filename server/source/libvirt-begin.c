@@ -163,22 +163,19 @@ static int choose_scratch(struct source *s, struct error **errp)
                          : l->remote ? SCRATCH_DIR
                                      : private_dir_for_files();
     bool own = !l->remote && may_give(l);
-    int r = own ? private_dir_make(&l->scratch_dir, parent, l->id, errp) : 0;
-    uint64_t random = 0;
+    int r = adopt_make_word(l->word, errp);
 
-    r = r < 0 || !own ? r : private_dir_give(&l->scratch_dir, l->owner, errp);
-    if (r == 0 && getentropy(&random, sizeof(random)) < 0) {
-        return error_set(errp, errno, "no random number: %s", strerror(errno));
+    if (r == 0 && own) {
+        r = private_dir_make(&l->scratch_dir, parent, l->id, errp);
+        r = r < 0 ? r : private_dir_give(&l->scratch_dir, l->owner, errp);
     }
     for (unsigned i = 0; r == 0 && i < s->count; i++) {
         char **path = &l->disks[i].scratch;
 
         free(*path);
-        if ((own ? asprintf(path, "%s/%s.qcow2", l->scratch_dir.path,
-                            s->disks[i].name)
-                 : asprintf(path, "%s%s%llx-%s.qcow2", parent, l->mark,
-                            (unsigned long long)random, s->disks[i].name)) <
-            0) {
+        if (asprintf(path, "%s%s%s-%s.qcow2",
+                     own ? l->scratch_dir.path : parent, own ? "/" : l->mark,
+                     l->word, s->disks[i].name) < 0) {
             *path = NULL;
             r = error_nomem(errp);
         }
@@ -279,36 +276,37 @@ static int open_tunnel(struct libvirt_source *l, struct error **errp)
                 : error_nomem(errp);
 }
 
-static int choose_tunnel(struct libvirt_source *l,
-                         struct libvirt_xml_server *server, json_t **address,
-                         struct error **errp)
+/* *address: the options of nodes, for the server that runs, or will. */
+static int tell_address(const struct libvirt_source *l, json_t **address,
+                        struct error **errp)
 {
-    if (!l->uri || l->nbd) {
-        return error_set(errp, EINVAL,
-                         "a tunnel needs libvirt's connection URI, and no NBD "
-                         "server that is named");
-    }
-    int r = choose_far_socket(l, errp);
-    if (r < 0) {
+    if (l->nbd) {
+        int r = frozen_address(l->nbd, NULL, address, errp);
+        (void)json_object_del(*address, "export");
         return r;
     }
-    CLEANUP_FREE char *near = near_socket(l);
-    /* ssh may be about to start anew. */
-    *address = near ? json_pack("{s:{s:s, s:s}, s:I}", "server", "type", "unix",
-                                "path", near, "open-timeout",
-                                (json_int_t)(l->limit_ms / 1000))
+    CLEANUP_FREE char *near = l->by_ssh ? near_socket(l) : strdup(l->socket);
+    *address = near ? json_pack("{s:{s:s, s:s}}", "server", "type", "unix",
+                                "path", near)
                     : NULL;
-    server->socket = l->socket;
-    return *address ? 0 : error_nomem(errp);
+    /* ssh may be about to start anew. */
+    return *address &&
+                   (!l->by_ssh ||
+                    json_object_set_new(*address, "open-timeout",
+                                        json_integer(l->limit_ms / 1000)) == 0)
+               ? 0
+               : error_nomem(errp);
 }
 
-/* *address: the options of nodes.  Its texts are borrowed by *server. */
-static int choose_server(struct libvirt_source *l,
-                         struct libvirt_xml_server *server, json_t **address,
-                         struct error **errp)
+static int choose_place(struct libvirt_source *l, struct error **errp)
 {
     if (l->by_ssh) {
-        return choose_tunnel(l, server, address, errp);
+        return l->uri && !l->nbd
+                   ? choose_far_socket(l, errp)
+                   : error_set(
+                         errp, EINVAL,
+                         "a tunnel needs libvirt's connection URI, and no "
+                         "NBD server that is named");
     }
     if (!l->nbd && l->remote) {
         return error_set(
@@ -318,16 +316,20 @@ static int choose_server(struct libvirt_source *l,
             "it shall listen (--nbd=nbds://HOST:PORT)",
             l->domain);
     }
-    int r = l->nbd ? frozen_address(l->nbd, NULL, address, errp)
-                   : choose_socket(l, errp);
-    if (r < 0) {
-        return r;
-    }
-    if (!l->nbd) {
-        *address = json_pack("{s:{s:s, s:s}}", "server", "type", "unix", "path",
-                             l->socket);
+    return l->nbd ? 0 : choose_socket(l, errp);
+}
+
+/* *address: the options of nodes.  Its texts are borrowed by *server. */
+static int choose_server(struct libvirt_source *l,
+                         struct libvirt_xml_server *server, json_t **address,
+                         struct error **errp)
+{
+    int r = choose_place(l, errp);
+
+    r = r < 0 ? r : tell_address(l, address, errp);
+    if (r < 0 || !l->nbd) {
         server->socket = l->socket;
-        return *address ? 0 : error_nomem(errp);
+        return r;
     }
     const json_t *at = json_object_get(*address, "server");
     server->socket = json_string_value(json_object_get(at, "path"));
@@ -335,7 +337,6 @@ static int choose_server(struct libvirt_source *l,
     server->port = json_string_value(json_object_get(at, "port"));
     server->tls = json_is_true(json_object_get(*address, "tls")) ||
                   json_object_get(*address, "tls-creds");
-    (void)json_object_del(*address, "export");
     return server->socket || (server->host && server->port)
                ? 0
                : error_set(errp, EINVAL,
@@ -525,5 +526,21 @@ int libvirt_freeze_disks(struct source *s, struct error **errp)
     r = r < 0 ? r : begin_with_bitmaps(s, &server, errp);
     r = r == 0 && l->by_ssh ? open_tunnel(l, errp) : r;
     r = r < 0 ? r : fill_disks(s, address, errp);
+    r = r < 0 ? r : libvirt_make_identity(s, errp);
     return r < 0 ? r : libvirt_check_stop(l, errp);
+}
+
+int libvirt_adopt_disks(struct source *s, struct error **errp)
+{
+    struct libvirt_source *l = s->opaque;
+    CLEANUP_JSON json_t *address = NULL;
+    int r = libvirt_begin_adopted(s, errp);
+
+    if (r == 0 && l->by_ssh) {
+        r = private_dir_make(&l->socket_dir, private_dir_for_sockets(), l->id,
+                             errp);
+        r = r < 0 ? r : open_tunnel(l, errp);
+    }
+    r = r < 0 ? r : tell_address(l, &address, errp);
+    return r < 0 ? r : fill_disks(s, address, errp);
 }

@@ -431,7 +431,9 @@ int libvirt_each_checkpoint(struct source *s, source_checkpoint_fn *fn,
     CLEANUP_FREE char *names = answer.text;
     char *name = strtok_r(names, "\n", &save);
     while (r == 0 && name) {
-        r = tell_checkpoint(s, name, fn, opaque, errp);
+        r = libvirt_is_adopted_checkpoint(s, name)
+                ? 0
+                : tell_checkpoint(s, name, fn, opaque, errp);
         name = strtok_r(NULL, "\n", &save);
     }
     return r;

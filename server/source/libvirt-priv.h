@@ -3,16 +3,19 @@
 #define NBDELTA_SERVER_SOURCE_LIBVIRT_PRIV_H
 
 /*
- * Shared by libvirt.c (open, begin, end), libvirt-checkpoint.c (what
- * checkpoints there are, and which can be used) and libvirt-freeze.c (file
- * systems).
+ * Shared by libvirt.c (open, begin, end), libvirt-begin.c (the instant),
+ * libvirt-adopt.c (going on with the instant of a killed run),
+ * libvirt-checkpoint.c (what checkpoints there are, and which can be used) and
+ * libvirt-freeze.c (file systems).
  *
  * What is made has a path that contains "/nbdelta-ID.": the socket, scratch
  * files.  So a backup job of a killed run is known by libvirt's XML of it.
+ * Names of scratch files have a random word, too, one for each instant.
  */
 #include <stdbool.h>
 #include <sys/types.h>
 
+#include "source/adopt.h"
 #include "source/frozen.h"
 #include "source/libvirt-call.h"
 #include "source/libvirt-xml.h"
@@ -52,17 +55,46 @@ struct libvirt_source {
     struct private_dir scratch_dir;
     char *socket; /* of the NBD server, at its host */
     struct libvirt_tunnel *tunnel;
-    char *checkpoint; /* that has begun; NULL: none */
-    bool fresh;       /* it may be there */
-    bool job;         /* ours may run */
+    char *checkpoint;          /* that has begun; NULL: none */
+    bool fresh;                /* it may be there */
+    bool job;                  /* ours may run */
+    char word[ADOPT_WORD_MAX]; /* of the instant */
+    json_t *identity; /* of the instant, or of the one that begin adopts; NULL:
+                         none */
     char version[64];
 };
+
+/* --- libvirt.c --- */
+
+/* 1: a backup of this directory runs; with @word, of the instant that has it.
+ * Else 0, or an error. */
+int libvirt_has_job(const struct libvirt_source *l, const char *word,
+                    struct error **errp);
+
+/* --- libvirt-adopt.c --- */
+
+/* Begin has succeeded: write l->identity. */
+int libvirt_make_identity(struct source *s, struct error **errp);
+
+/* If the job that @identity tells of is there, s->adopted is set. */
+int libvirt_adopt(struct source *s, const json_t *identity,
+                  struct error **errp);
+
+/* Is it that of what is adopted, which begin has not taken over yet? */
+bool libvirt_is_adopted_checkpoint(const struct source *s, const char *name);
+
+/* Take over what is adopted, with all but the options of the disks.  -ESTALE:
+ * it is gone, or was wanted in another way. */
+int libvirt_begin_adopted(struct source *s, struct error **errp);
 
 /* --- libvirt-begin.c --- */
 
 /* Freeze the wanted disks, with a new checkpoint `checkpoint`, and fill them.
  * After a failure `job` and `fresh` tell what may be there. */
 int libvirt_freeze_disks(struct source *s, struct error **errp);
+
+/* The same of disks that a killed run has frozen. */
+int libvirt_adopt_disks(struct source *s, struct error **errp);
 
 /* As the disks are now. */
 int libvirt_read_sizes(struct source *s, struct error **errp);

@@ -17,7 +17,9 @@
  * NBD server's socket is in the domain's own directory, where SELinux and
  * AppArmor let QEMU make one, else in a private one of ours.
  *
- * A backup goes on while libvirt's daemon starts anew: QEMU does the work.
+ * A backup goes on while libvirt's daemon starts anew: QEMU does the work.  So
+ * it does when we are killed, and the next run takes it over (libvirt-adopt.c),
+ * or ends it.
  */
 #include <errno.h>
 #include <libvirt/libvirt.h>
@@ -31,6 +33,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/thread.h"
+#include "source/adopt.h"
 #include "source/libvirt-priv.h"
 #include "source/libvirt-tunnel.h"
 #include "source/module.h"
@@ -71,16 +74,15 @@ static int abort_fn(virDomainPtr d, struct libvirt_args *args)
     return virDomainAbortJob(d);
 }
 
-/* 1: a backup of this directory runs; of this very run, with @socket. */
-static int has_job(const struct libvirt_source *l, const char *socket,
-                   struct error **errp)
+int libvirt_has_job(const struct libvirt_source *l, const char *word,
+                    struct error **errp)
 {
     struct libvirt_answer answer;
     int r = libvirt_call(l->link, backup_xml_fn, NULL, NULL, 0, &answer, errp);
 
     if (r == 0 && answer.text) {
         r = strstr(answer.text, l->mark) &&
-            (!socket || strstr(answer.text, socket));
+            (!word || strstr(answer.text, word));
     }
     free(answer.text);
     return r;
@@ -91,16 +93,16 @@ static int stop_job(struct libvirt_source *l, struct error **errp)
 {
     uint64_t end = now_ns() + (uint64_t)l->limit_ms * 1000000;
     const struct timespec nap = {.tv_nsec = POLL_MS * 1000000L};
-    int r = has_job(l, NULL, errp);
+    int r = libvirt_has_job(l, NULL, errp);
 
     if (r == 1) {
         /* It may be ending already. */
         (void)libvirt_call(l->link, abort_fn, NULL, NULL, 0, NULL, NULL);
-        r = has_job(l, NULL, errp);
+        r = libvirt_has_job(l, NULL, errp);
     }
     while (r == 1 && now_ns() < end) {
         (void)nanosleep(&nap, NULL);
-        r = has_job(l, NULL, errp);
+        r = libvirt_has_job(l, NULL, errp);
     }
     return r <= 0 ? r
                   : error_set(errp, EBUSY,
@@ -273,6 +275,21 @@ static void stay_quiet(void *opaque, virErrorPtr err)
     (void)err;
 }
 
+/* What a killed run has left. */
+static int take_away_left(struct libvirt_source *l, struct error **errp)
+{
+    int r = stop_job(l, errp);
+
+    if (r == 0) {
+        private_dir_sweep(private_dir_for_sockets(), l->id, l->owner);
+    }
+    if (r == 0 && !l->remote) {
+        private_dir_sweep(l->scratch ? l->scratch : private_dir_for_files(),
+                          l->id, l->owner);
+    }
+    return r;
+}
+
 static int open_libvirt(struct source *s, const char *what,
                         const struct source_options *o, struct error **errp)
 {
@@ -291,14 +308,8 @@ static int open_libvirt(struct source *s, const char *what,
               : libvirt_link_new(o->connect, what, l->limit_ms, &l->link, errp);
     r = r < 0 ? r : look_at_link(s, errp);
     r = r < 0 ? r : list_disks(s, errp);
-    r = r < 0 ? r : stop_job(l, errp); /* of a killed run */
-    if (r == 0) {
-        private_dir_sweep(private_dir_for_sockets(), l->id, l->owner);
-    }
-    if (r == 0 && !l->remote) {
-        private_dir_sweep(l->scratch ? l->scratch : private_dir_for_files(),
-                          l->id, l->owner);
-    }
+    r = r == 0 && o->adopt ? libvirt_adopt(s, o->adopt, errp) : r;
+    r = r == 0 && !s->adopted ? take_away_left(l, errp) : r;
     return r < 0 ? r : libvirt_read_sizes(s, errp);
 }
 
@@ -309,7 +320,9 @@ static void forget_begun(struct libvirt_source *l)
     libvirt_tunnel_close(l->tunnel);
     l->tunnel = NULL;
     free(l->checkpoint);
+    json_decref(l->identity);
     l->checkpoint = NULL;
+    l->identity = NULL;
     l->job = false;
     l->fresh = false;
     private_dir_remove(&l->socket_dir);
@@ -330,6 +343,19 @@ static int undo(struct source *s, struct error **errp)
     return r;
 }
 
+/* What a killed run has begun goes, after all. */
+static void drop_adopted(struct source *s)
+{
+    struct libvirt_source *l = s->opaque;
+
+    free(l->checkpoint);
+    l->checkpoint = copy_or_null(adopt_checkpoint(l->identity, l->id));
+    l->fresh = l->checkpoint != NULL;
+    l->job = true;
+    (void)undo(s, NULL);
+    (void)take_away_left(l, NULL);
+}
+
 static int begin_libvirt(struct source *s, const char *checkpoint,
                          struct error **errp)
 {
@@ -343,10 +369,15 @@ static int begin_libvirt(struct source *s, const char *checkpoint,
     if (checkpoint && !l->checkpoint) {
         return error_nomem(errp);
     }
-    r = libvirt_freeze_disks(s, errp);
+    r = s->adopted ? libvirt_adopt_disks(s, errp)
+                   : libvirt_freeze_disks(s, errp);
     if (r < 0) {
         libvirt_link_renew(l->link);
-        (void)undo(s, NULL);
+        if (s->adopted) {
+            drop_adopted(s);
+        } else {
+            (void)undo(s, NULL);
+        }
     }
     return r;
 }
@@ -354,7 +385,7 @@ static int begin_libvirt(struct source *s, const char *checkpoint,
 /* The job is not there if the domain has ended, or somebody has aborted it. */
 static int check_frozen(const struct libvirt_source *l, struct error **errp)
 {
-    int r = has_job(l, l->socket, errp);
+    int r = libvirt_has_job(l, l->word, errp);
 
     return r == 0  ? error_set(errp, EIO,
                                "the disks of '%s' were frozen no more: its "
@@ -400,6 +431,13 @@ static int describe_libvirt(struct source *s, char **xml, struct error **errp)
     return r;
 }
 
+static json_t *identity_of_instant(struct source *s)
+{
+    const struct libvirt_source *l = s->opaque;
+
+    return json_incref(l->identity);
+}
+
 static void close_libvirt(struct source *s)
 {
     struct libvirt_source *l = s->opaque;
@@ -408,6 +446,10 @@ static void close_libvirt(struct source *s)
         return;
     }
     (void)libvirt_freeze(s, false, NULL);
+    if (s->adopted) { /* and begin did not come */
+        libvirt_link_renew(l->link);
+        drop_adopted(s);
+    }
     forget_begun(l);
     for (unsigned i = 0; l->disks && i < s->count; i++) {
         free(l->disks[i].scratch);
@@ -435,5 +477,6 @@ SOURCE_MODULE(NBDELTA_VERSION) = {
     .forget = libvirt_forget,
     .definition = describe_libvirt,
     .freeze = libvirt_freeze,
+    .identity = identity_of_instant,
     .close = close_libvirt,
 };

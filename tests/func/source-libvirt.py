@@ -182,7 +182,7 @@ def ways_out(v, files):
     os.mkdir('elsewhere')
     with source(v, scratch=HERE + '/elsewhere') as s:
         s.begin('-', 'vda')
-        assert glob.glob('elsewhere/nbdelta-*/vda.qcow2'), 'no scratch file'
+        assert glob.glob('elsewhere/nbdelta-*/*-vda.qcow2'), 'no scratch file'
         s.did('end', 'drop')
         assert os.listdir('elsewhere') == []
     with source(v, scratch=HERE + '/nowhere') as s:
