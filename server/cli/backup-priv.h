@@ -42,6 +42,8 @@ struct run {
 
     json_t *identity; /* of the source, or NULL: nobody can tell */
     json_t *resume;   /* what a cut-off run was to make, or NULL */
+    json_t *copied;   /* identity of the source for a run whose point is
+                         pending, or NULL */
     char resume_point[POINT_NAME_MAX];
 
     unsigned count; /* disks that are wanted */
@@ -102,8 +104,11 @@ int run_make_plan(struct run *r, struct error **errp);
  * this one was to make, too? */
 int run_look_for_resume(struct run *r, struct error **errp);
 
-/* What source_open() is to adopt; borrowed, or NULL. */
+/* What source_open() is to adopt, or to end; borrowed, or NULL. */
 const json_t *run_wants_adopted(const struct run *r);
+
+/* The pending point is one now, or is gone. */
+int run_forget_copied(struct run *r, struct error **errp);
 
 /* The source is open: has it what it had? */
 int run_check_resume(struct run *r, struct error **errp);

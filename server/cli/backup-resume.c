@@ -11,6 +11,9 @@
  * is known once they are frozen, and the source is asked to adopt what the
  * killed run has frozen there.
  *
+ * Where its point is pending, all is copied, and only the source may not know
+ * yet that the checkpoint stays: it is told, and the point is finished.
+ *
  * The point has the name that it had: that is its instant.  After another boot
  * all is copied again: nobody knows what of a file came to the disk first.
  */
@@ -57,7 +60,8 @@ static void forget_resume(struct run *r)
 {
     json_decref(r->identity);
     json_decref(r->resume);
-    r->identity = r->resume = NULL;
+    json_decref(r->copied);
+    r->identity = r->resume = r->copied = NULL;
 }
 
 /* The parts go with the next store_clean(). */
@@ -72,10 +76,17 @@ int run_look_for_resume(struct run *r, struct error **errp)
 {
     CLEANUP_JSON json_t *boot = boot_id();
     CLEANUP_JSON json_t *is = options(r->o);
+    const struct store_point *pending = store_pending(r->store);
 
     resume_get(r->store, r->resume_point, &r->resume);
     if (!r->resume) {
         return resume_drop(r->store, errp);
+    }
+    if (pending && strcmp(pending->name, r->resume_point) == 0) {
+        r->copied = json_incref(json_object_get(r->resume, "identity"));
+        json_decref(r->resume);
+        r->resume = NULL;
+        return 0;
     }
     if (!is || !json_equal(is, json_object_get(r->resume, "options"))) {
         return give_up(r, "it was one with other options", errp);
@@ -83,14 +94,22 @@ int run_look_for_resume(struct run *r, struct error **errp)
     if (!boot || !json_equal(boot, json_object_get(r->resume, "boot"))) {
         return give_up(r, "this host has started since", errp);
     }
-    return store_pending(r->store)
-               ? give_up(r, "another point is almost made", errp)
-               : 0;
+    return pending ? give_up(r, "another point is almost made", errp) : 0;
 }
 
 const json_t *run_wants_adopted(const struct run *r)
 {
-    return json_object_get(r->resume, "identity");
+    return r->copied ? r->copied : json_object_get(r->resume, "identity");
+}
+
+int run_forget_copied(struct run *r, struct error **errp)
+{
+    if (!r->copied) {
+        return 0;
+    }
+    json_decref(r->copied);
+    r->copied = NULL;
+    return resume_drop(r->store, errp);
 }
 
 int run_check_resume(struct run *r, struct error **errp)

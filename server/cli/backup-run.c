@@ -96,9 +96,11 @@ static int put_pending(struct run *r, struct error **errp)
  * say whether it has it, the next run asks. */
 static int finish(struct run *r, struct error **errp)
 {
-    int result = put_pending(r, errp);
+    /* All that was copied was frozen: else there would be a pending point that
+     * the next run may finish. */
+    int result = source_renew(r->source, errp);
 
-    if (result < 0) {
+    if (result < 0 || (result = put_pending(r, errp)) < 0) {
         return result;
     }
     r->kept = true;
@@ -171,6 +173,7 @@ static int open_source(struct run *r, struct error **errp)
      * be of a run that is at work. */
     how.id = r->o->dry_run ? "dry-run" : store_id(r->store);
     how.adopt = run_wants_adopted(r);
+    how.adopt_done = r->copied != NULL;
     int result = run_make_tls(r, &how.tls_creds, errp);
     return result < 0 ? result
                       : source_open(r->o->source, &how, &r->source, errp);

@@ -131,7 +131,8 @@ int run_settle(struct run *r, struct error **errp)
     result = result < 0 ? result
                         : run_check_source(r, has_own(r, checkpoints), errp);
     if (result == 0 && !r->o->dry_run &&
-        (result = settle_pending(r, checkpoints, errp)) == 0) {
+        (result = settle_pending(r, checkpoints, errp)) == 0 &&
+        (result = run_forget_copied(r, errp)) == 0) {
         result = store_clean(r->store, NULL, errp);
     }
     const struct store_point *latest = store_latest(r->store);

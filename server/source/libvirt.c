@@ -308,7 +308,8 @@ static int open_libvirt(struct source *s, const char *what,
               : libvirt_link_new(o->connect, what, l->limit_ms, &l->link, errp);
     r = r < 0 ? r : look_at_link(s, errp);
     r = r < 0 ? r : list_disks(s, errp);
-    r = r == 0 && o->adopt ? libvirt_adopt(s, o->adopt, errp) : r;
+    r = r == 0 && o->adopt && !o->adopt_done ? libvirt_adopt(s, o->adopt, errp)
+                                             : r;
     r = r == 0 && !s->adopted ? take_away_left(l, errp) : r;
     return r < 0 ? r : libvirt_read_sizes(s, errp);
 }

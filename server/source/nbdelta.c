@@ -131,11 +131,24 @@ static int adopt_session(struct source *s, const char *id, const json_t *adopt,
     return r;
 }
 
+/* All of it has been copied: its checkpoint stays, where the daemon can store
+ * that. */
+static int finish_session(struct talk *t, const char *id, struct error **errp)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    int r = end_session(t, id, true, &err);
+
+    return r == -EREMOTEIO ? end_session(t, id, false, errp)
+           : r < 0         ? error_set(errp, -r, "%s", error_message(err))
+                           : 0;
+}
+
 /*
- * No other run of this directory is at work: it would hold its lock.  The
- * session that @adopt tells of, if it is there, is renewed, and all others end.
+ * No other run of this directory is at work: it would hold the lock.  The
+ * session that @adopt tells of, if it is there, is renewed, or ends as
+ * successful (@done); all others end as failed.
  */
-static int settle_sessions(struct source *s, const json_t *adopt,
+static int settle_sessions(struct source *s, const json_t *adopt, bool done,
                            struct error **errp)
 {
     const struct daemon_source *d = s->opaque;
@@ -150,9 +163,10 @@ static int settle_sessions(struct source *s, const json_t *adopt,
         if (r < 0 || !id || !is_own(d, session)) {
             continue;
         }
-        r = adopt && stands(session, adopt)
-                ? adopt_session(s, id, adopt, errp)
-                : end_session(s->talk, id, false, errp);
+        r = !adopt || !stands(session, adopt)
+                ? end_session(s->talk, id, false, errp)
+            : done ? finish_session(s->talk, id, errp)
+                   : adopt_session(s, id, adopt, errp);
         /* It has expired just now. */
         r = r == -EREMOTEIO && talk_refused(s->talk, NULL, "no backup") ? 0 : r;
     }
@@ -223,7 +237,7 @@ static int open_daemon(struct source *s, const char *what,
     }
     d->local = talk_peer(s->talk, &pid, &d->owner) == 0;
     int r = frozen_init(&d->frozen, o, errp);
-    if (r < 0 || (r = settle_sessions(s, o->adopt, errp)) < 0) {
+    if (r < 0 || (r = settle_sessions(s, o->adopt, o->adopt_done, errp)) < 0) {
         return r;
     }
     if (d->local && !s->adopted) {
@@ -374,7 +388,7 @@ static void undo_begin(struct source *s)
     struct daemon_source *d = s->opaque;
 
     talk_undo(s->talk);
-    (void)settle_sessions(s, NULL, NULL);
+    (void)settle_sessions(s, NULL, false, NULL);
     forget_session(d);
     if (d->local) {
         private_dir_sweep(private_dir_for_sockets(), d->id, d->owner);

@@ -204,7 +204,8 @@ static int open_qemu(struct source *s, const char *what,
                          "QEMU knows");
     }
     int r = frozen_init(&q->frozen, o, errp);
-    r = r == 0 && o->adopt ? qemu_adopt(s, o->adopt, errp) : r;
+    r = r == 0 && o->adopt && !o->adopt_done ? qemu_adopt(s, o->adopt, errp)
+                                             : r;
     if (r == 0 && !s->adopted) {
         r = take_away_left(s, errp);
     }

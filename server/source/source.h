@@ -64,6 +64,8 @@ struct source_options {
     const json_t *adopt;  /* source_identity() of a run that was killed: what
                              that one has begun is gone on with, where it still
                              stands; NULL: none */
+    bool adopt_done; /* all of its disks have been copied: open ends it, and
+                        its checkpoint stays */
 };
 
 struct source_disk {

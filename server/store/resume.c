@@ -39,11 +39,13 @@ void resume_get(struct store *s, char point[POINT_NAME_MAX], json_t **what)
     const char *name = json_string_value(json_object_get(j, "point"));
     json_t *is = json_object_get(j, "what");
     const struct store_point *last = store_latest(s);
+    const struct store_point *named = name ? store_named(s, name) : NULL;
 
     if (name && json_is_object(is) && point_name_valid(name) &&
-        !store_named(s, name) && (!last || strcmp(name, last->name) > 0)) {
+        (!named || named == store_pending(s)) &&
+        (!last || strcmp(name, last->name) > 0)) {
         memcpy(point, name, POINT_NAME_MAX);
-        memcpy(s->resume, name, POINT_NAME_MAX);
+        memcpy(s->resume, named ? "" : name, named ? 1 : POINT_NAME_MAX);
         *what = json_incref(is);
     }
 }

@@ -29,7 +29,8 @@ int resume_put(struct store *s, const char *point, const json_t *what,
 
 /*
  * Is there one?  *what: a new reference, or NULL: none, or it makes no sense.
- * From then on store_clean leaves its parts.
+ * From then on store_clean leaves its parts.  The point may be the pending one,
+ * whose disks are whole.
  */
 void resume_get(struct store *s, char point[POINT_NAME_MAX], json_t **what);
 

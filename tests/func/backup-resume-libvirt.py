@@ -12,6 +12,7 @@ import time
 from libvirt_backup import (MIB, Backups, copy_of, image, same, until,
                             with_libvirt)
 
+FAULTY = os.environ['BUILD'] + '/tests/func/faulty'
 DISKS = ('vda', 'vdb')
 SIZE = 16 * MIB
 
@@ -142,6 +143,23 @@ def work(v):
         json.dump(state, f)
     d.freeze()
     d.begins_again(point)
+
+    # All is copied, and the point is pending: it is finished.
+    for when in 'after:.json.pending', 'before:Z.json':
+        d.write('write -P 7 2M 2M')
+        d.freeze()
+        before = b.points()
+        run = b.start(env=os.environ | {'FAULTY_NAME': when}, program=FAULTY)
+        run.wait()
+        assert run.status == -signal.SIGKILL, (run.status, run.err)
+        d.write('write -P 8 5M 64k')
+        assert all(x['read'] == 65536 for x in b.run().values())
+        point = b.points()[-2]
+        assert len(b.points()) == len(before) + 2
+        for n in DISKS:
+            same(b.file(n, point), n + '.frozen')
+        d.freeze()
+        d.right()
 
     # A run that finds it, and makes no point, ends it.
     d.write('write -P 6 2M 2M')

@@ -8,6 +8,9 @@
  * names, removed names.  What has files share bytes is a write.  errno 0 ends
  * the process there, as kill -9.  The numbers of requests are written to the
  * file FAULTY_COUNTS at exit.
+ *
+ * FAULTY_NAME=before:ENDING, or after:ENDING, ends the process, as kill -9,
+ * when a file is renamed to a name with that ending.
  */
 #include <errno.h>
 #include <signal.h>
@@ -118,9 +121,28 @@ ssize_t __wrap_write(int fd, const void *buf, size_t bytes)
     return fails(STEPS) ? -1 : __real_write(fd, buf, bytes);
 }
 
+static void die_at(const char *when, const char *name)
+{
+    const char *rule = getenv("FAULTY_NAME");
+    size_t len = strlen(when);
+
+    if (rule && strncmp(rule, when, len) == 0 && rule[len] == ':') {
+        const char *ending = rule + len + 1;
+        size_t tail = strlen(ending);
+        size_t all = strlen(name);
+
+        if (all >= tail && strcmp(name + all - tail, ending) == 0) {
+            (void)raise(SIGKILL);
+        }
+    }
+}
+
 int __wrap_renameat(int a, const char *from, int b, const char *to)
 {
-    return fails(STEPS) ? -1 : __real_renameat(a, from, b, to);
+    die_at("before", to);
+    int r = fails(STEPS) ? -1 : __real_renameat(a, from, b, to);
+    die_at("after", to);
+    return r;
 }
 
 int __wrap_unlinkat(int dir, const char *name, int flags)

@@ -65,8 +65,8 @@ class Backups:
         self.dir = HERE + '/' + directory
         self.options = options
 
-    def start(self, *options, env=None):
-        return Started([NBDELTA, 'backup', '--connect', self.v.uri,
+    def start(self, *options, env=None, program=NBDELTA):
+        return Started([program, 'backup', '--connect', self.v.uri,
                         *self.options, *options, 'libvirt:' + self.name,
                         self.dir], env)
 
