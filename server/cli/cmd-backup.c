@@ -38,6 +38,7 @@ enum {
     OPT_OUTPUT,
     OPT_PROGRESS,
     OPT_BITMAP,
+    OPT_INSTANT,
     OPT_SCRATCH,
     OPT_QUOTA,
     OPT_NBD,
@@ -83,6 +84,8 @@ static const struct cli_option option_table[] = {
     {"format", 'f', "FORMAT", "format of SOURCE, if it is an image"},
     {"bitmap", OPT_BITMAP, "NAME",
      "bitmap of SOURCE, if it is an NBD URI, that tells what has changed"},
+    {"instant", OPT_INSTANT, "WORD",
+     "SOURCE, if it is an NBD URI, has the same bytes while this is the same"},
     {"scratch", OPT_SCRATCH, "DIR",
      "directory at the source for what guests overwrite meanwhile"},
     {"quota", OPT_QUOTA, "SIZE",
@@ -196,6 +199,9 @@ static int take_source_option(struct source_options *how, int code)
         return 0;
     case OPT_BITMAP:
         how->bitmap = optarg;
+        return 0;
+    case OPT_INSTANT:
+        how->instant = optarg;
         return 0;
     case OPT_SCRATCH:
         how->scratch = optarg;

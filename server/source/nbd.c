@@ -4,6 +4,10 @@
  *
  * Nobody can make checkpoints by NBD.  The bitmap that the caller has named is
  * what is dirty since the last point, whichever checkpoint is asked for.
+ *
+ * Nor does an export tell whether it has the bytes that it had: neither its
+ * size nor its name changes when it is frozen anew.  The caller may tell, by a
+ * word for the instant.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -19,7 +23,8 @@
 struct nbd_source {
     struct frozen frozen;
     json_t *address;
-    char *context; /* or NULL */
+    char *context;    /* or NULL */
+    json_t *identity; /* NULL: the caller has no word for it */
 };
 
 /* Open a node for a moment: its size, or why it cannot be opened. */
@@ -60,6 +65,25 @@ static int look_at_export(struct source *s, const struct nbd_source *n,
                : error_nomem(errp);
 }
 
+static int make_identity(struct source *s, const struct source_options *o,
+                         struct error **errp)
+{
+    struct nbd_source *n = s->opaque;
+
+    n->identity = json_pack("{s:s, s:s*, s:I}", "instant", o->instant, "bitmap",
+                            o->bitmap, "size", (json_int_t)s->disks[0].size);
+    return n->identity
+               ? 0
+               : error_set(errp, EINVAL, "the word for the instant is no text");
+}
+
+static json_t *identity_of_export(struct source *s)
+{
+    const struct nbd_source *n = s->opaque;
+
+    return json_incref(n->identity);
+}
+
 static int open_nbd(struct source *s, const char *what,
                     const struct source_options *o, struct error **errp)
 {
@@ -76,7 +100,8 @@ static int open_nbd(struct source *s, const char *what,
     }
     int r = frozen_init(&n->frozen, o, errp);
     r = r < 0 ? r : frozen_address(what, NULL, &n->address, errp);
-    return r < 0 ? r : look_at_export(s, n, errp);
+    r = r < 0 ? r : look_at_export(s, n, errp);
+    return r < 0 || !o->instant ? r : make_identity(s, o, errp);
 }
 
 static int begin_nbd(struct source *s, const char *checkpoint,
@@ -106,6 +131,7 @@ static void close_nbd(struct source *s)
     if (n) {
         frozen_free(&n->frozen);
         json_decref(n->address);
+        json_decref(n->identity);
         free(n->context);
         free(n);
     }
@@ -116,5 +142,6 @@ const struct source_ops source_nbd = {
     .open = open_nbd,
     .begin = begin_nbd,
     .end = end_nbd,
+    .identity = identity_of_export,
     .close = close_nbd,
 };

@@ -63,6 +63,12 @@ static int choose_kind(struct source *s, const char **what,
 {
     const struct kind *k = kind_of(*what);
 
+    if (o->instant && (!k || k->ops != &source_nbd)) {
+        return error_set(errp, EINVAL,
+                         "a word for the instant is for an NBD URI: '%s' tells "
+                         "itself whether it has changed",
+                         *what);
+    }
     if (o->tunnel && (!k || !k->module)) {
         return error_set(errp, EINVAL,
                          "a tunnel is for domains of libvirt, and '%s' is none",

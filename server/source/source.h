@@ -46,6 +46,8 @@ struct source_options {
     const char *format;  /* of an image; NULL: probed */
     const char *bitmap;  /* of an NBD URI: what is dirty there, whatever `since`
                             is; or NULL */
+    const char *instant; /* of an NBD URI: a word of the caller's, who changes
+                            it whenever the bytes change; NULL: none */
     const char *scratch; /* directory at the source; NULL: $TMPDIR, /var/tmp */
     uint64_t quota;      /* bytes of scratch for each disk; 0: no limit */
     const char *nbd; /* URI of the NBD server that QEMU runs, id of that of our

@@ -2,7 +2,7 @@
 # A backup of an image that is killed while it copies is gone on with by the next
 # run: what was copied is not read again, the point has the instant of the first
 # run, and its file is plain.  When the image has changed meanwhile, the copy
-# begins again and says so.
+# begins again and says so.  An NBD export has changed when the caller says so.
 set -eu -o pipefail
 . "$SRCDIR/tests/func/lib.sh"
 
@@ -77,3 +77,34 @@ ln -s "$PWD/elsewhere" "dir/disk/$(cat part).qcow2.part"
 nbdelta backup --output=json disk.qcow2 dir >report
 resumed $((24 << 20))
 [ ! -e elsewhere ] || fail "a link was followed"
+
+# An NBD export cannot tell whether it has what it had: the caller's word does.
+qemu-img create -q -f qcow2 disk.qcow2 64M
+qemu-io -f qcow2 disk.qcow2 -c 'write -P 1 0 24M' >/dev/null
+serve -r disk=disk.qcow2
+export_backup() { nbdelta backup --output=json "$@" "$(uri_of disk)" dir; }
+cut_off_export() {
+    nbdelta backup --rate=6M "$@" "$(uri_of disk)" dir &
+    local run=$!
+    wait_until "some is copied" part_is_flushed
+    kill -9 $run
+    wait $run 2>/dev/null || true
+    compgen -G 'dir/disk/*.qcow2.part' | sed 's,.*/,,;s,\..*,,' >part
+}
+rm -r dir
+cut_off_export --instant=monday
+export_backup --instant=monday >report 2>said
+[ ! -s said ] || fail "--instant: it says: $(cat said)"
+resumed $((17 << 20))
+cut_off_export --full --instant=tuesday
+export_backup --full --instant=wednesday >report 2>said
+grep -q 'is begun again' said || fail "another word: it says $(cat said)"
+jq -e --arg p "$(cat part)" '.point != $p and .disks[0].read == 25165824' \
+    report >/dev/null || fail "another word: $(cat report)"
+cut_off_export --full
+export_backup --full --instant=wednesday >report 2>said
+jq -e --arg p "$(cat part)" '.point != $p and .disks[0].read == 25165824' \
+    report >/dev/null || fail "no word: $(cat report)"
+! nbdelta backup --instant=x disk.qcow2 new 2>said || fail "--instant, an image"
+grep -q 'tells itself' said || fail "--instant, an image: $(cat said)"
+stop_server
