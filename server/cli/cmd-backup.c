@@ -19,6 +19,7 @@
 #include "nbdelta/error.h"
 #include "nbdelta/size.h"
 #include "source/agent.h"
+#include "source/source.h"
 
 #define DISKS_MAX 1000
 
@@ -395,9 +396,10 @@ static void tell_fallback(const json_t *report)
 /* The guard of the guest is started before there are threads. */
 static int run(struct request *q, json_t **report, struct error **errp)
 {
-    int r = q->agent && !q->o.dry_run && !q->forget
-                ? agent_start(q->agent, &q->o.how.agent, errp)
-                : 0;
+    int r = !q->o.freeze || q->o.dry_run || q->forget ? 0
+            : q->agent ? agent_start(q->agent, &q->o.how.agent, errp)
+                       : source_start_guard(q->o.source, &q->o.how,
+                                            &q->o.how.agent, errp);
 
     if (r < 0 || (r = interrupt_start(&q->o.how.stop_fd, errp)) < 0) {
         agent_end(q->o.how.agent);

@@ -13,16 +13,17 @@
 
 #include "nbdelta/error.h"
 #include "source/agent-guard.h"
+#include "source/guard.h"
 
 struct agent {
-    char *path;
+    char *name;
     pid_t guard;
     int fd; /* packets to and from it */
 };
 
 /* In the new process: it has no descriptor but its socket and what errors go
  * to. */
-static void be_guard(const char *path, int fd)
+static void be_guard(agent_serve_fn *serve, const void *opaque, int fd)
 {
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 
@@ -34,11 +35,12 @@ static void be_guard(const char *path, int fd)
         (void)dup2(fd, 3);
     }
     (void)close_range(4, ~0U, 0);
-    agent_guard(path, 3);
+    serve(opaque, 3);
     _exit(0);
 }
 
-static int fork_guard(struct agent *a, struct error **errp)
+static int fork_guard(struct agent *a, agent_serve_fn *serve,
+                      const void *opaque, struct error **errp)
 {
     int pair[2];
 
@@ -47,7 +49,7 @@ static int fork_guard(struct agent *a, struct error **errp)
     }
     a->guard = fork();
     if (a->guard == 0) {
-        be_guard(a->path, pair[1]);
+        be_guard(serve, opaque, pair[1]);
     }
     int code = errno;
     (void)close(pair[1]);
@@ -55,22 +57,28 @@ static int fork_guard(struct agent *a, struct error **errp)
     return a->guard < 0 ? error_set(errp, code, "fork: %s", strerror(code)) : 0;
 }
 
-int agent_start(const char *socket, struct agent **ap, struct error **errp)
+int agent_start_as(const char *name, agent_serve_fn *serve, const void *opaque,
+                   struct agent **ap, struct error **errp)
 {
     struct agent *a = calloc(1, sizeof(*a));
 
-    if (!a || !(a->path = strdup(socket))) {
+    if (!a || !(a->name = strdup(name))) {
         free(a);
         return error_nomem(errp);
     }
     a->fd = -1;
-    int r = fork_guard(a, errp);
+    int r = fork_guard(a, serve, opaque, errp);
     if (r < 0) {
         agent_end(a);
         return r;
     }
     *ap = a;
     return 0;
+}
+
+int agent_start(const char *socket, struct agent **ap, struct error **errp)
+{
+    return agent_start_as(socket, agent_guard, socket, ap, errp);
 }
 
 void agent_end(struct agent *a)
@@ -85,7 +93,7 @@ void agent_end(struct agent *a)
         while (waitpid(a->guard, NULL, 0) < 0 && errno == EINTR) {
         }
     }
-    free(a->path);
+    free(a->name);
     free(a);
 }
 
@@ -142,7 +150,7 @@ int64_t agent_freeze(struct agent *a, int stop_fd, struct error **errp)
                : error_set(errp, (int)-answer.result,
                            "'%s': the guest's agent cannot freeze its file "
                            "systems: %s",
-                           a->path, answer.text);
+                           a->name, answer.text);
 }
 
 int agent_thaw(struct agent *a, struct error **errp)
@@ -158,5 +166,5 @@ int agent_thaw(struct agent *a, struct error **errp)
                               : error_set(errp, (int)-answer.result,
                                           "'%s': thawing the guest's file "
                                           "systems: %s",
-                                          a->path, answer.text);
+                                          a->name, answer.text);
 }

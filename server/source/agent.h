@@ -3,10 +3,10 @@
 #define NBDELTA_SERVER_SOURCE_AGENT_H
 
 /*
- * A guest's agent, by its socket: file systems stand still for a moment
- * =====================================================================
+ * A guest's file systems stand still for a moment
+ * ===============================================
  *
- *     this process            the guard             the agent
+ *     this process            the guard             the agent, or libvirt
  *     agent_freeze  -------->  sync, freeze  ------->
  *        <-- how many file systems stand still --
  *     agent_thaw    -------->  thaw          ------->
@@ -26,9 +26,16 @@ struct error;
 #define AGENT_STILL_MS 10000 /* that file systems stand still */
 #define AGENT_THAW_MS  60000 /* of attempts to thaw */
 
-/* Start the guard.  Call this before there are threads.  @socket is not
- * connected to before agent_freeze. */
+/* Start the guard of a guest whose agent is at @socket.  Call this before there
+ * are threads.  Nothing is connected to before agent_freeze. */
 int agent_start(const char *socket, struct agent **ap, struct error **errp);
+
+/* The same with another kind of guard: @serve is all that its process does,
+ * with
+ * @fd as agent_guard() has it.  @name is the guest's. */
+typedef void agent_serve_fn(const void *opaque, int fd);
+int agent_start_as(const char *name, agent_serve_fn *serve, const void *opaque,
+                   struct agent **ap, struct error **errp);
 
 /*
  * Freeze all file systems.  The number of them, or -errno, and then they are

@@ -1,32 +1,37 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The guest's file systems stand still for at most 10 s.
+ * The guard (guard.h) of a domain of libvirt, in a process of its own, with a
+ * connection of its own.
  *
- * A thread thaws them when the time is over, whatever the others wait for: it
- * has a connection of its own.
+ * The connection is there before file systems stand still.  A thaw has a new
+ * one where that does not answer: libvirt has one agent for a domain, and
+ * carries out a thaw after the freeze that came before.
  */
 #include <errno.h>
 #include <libvirt/virterror.h>
-#include <poll.h>
-#include <pthread.h>
 #include <stdlib.h>
 
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
-#include "nbdelta/kick.h"
 #include "nbdelta/thread.h"
+#include "source/agent.h"
+#include "source/guard.h"
 #include "source/libvirt-priv.h"
 #include "source/source.h"
 
-#define FREEZE_MS 10000
+#define LIMIT_S 60
 
-struct libvirt_freeze {
+struct domain {
+    struct guard guard;
     struct libvirt_link *link;
-    pthread_t thread;
-    int kick; /* the caller thaws */
-    int r;    /* of the thaw by the thread */
-    bool late;
+    unsigned limit_ms;
 };
+
+static int look_fn(virDomainPtr d, struct libvirt_args *args)
+{
+    (void)args;
+    return virDomainIsActive(d);
+}
 
 static int freeze_fn(virDomainPtr d, struct libvirt_args *args)
 {
@@ -40,102 +45,71 @@ static int thaw_fn(virDomainPtr d, struct libvirt_args *args)
     return virDomainFSThaw(d, NULL, 0, 0);
 }
 
-static void *guard(void *opaque)
+/* *code: libvirt's of a failure. */
+static int call(struct domain *d, libvirt_fn *fn, unsigned limit_ms, int *code)
 {
-    struct libvirt_freeze *f = opaque;
-    struct pollfd p = {.fd = f->kick, .events = POLLIN};
-    uint64_t end = now_ns() + (uint64_t)FREEZE_MS * 1000000;
-    uint64_t now;
-    int r = 0;
+    CLEANUP_ERROR struct error *err = NULL;
+    struct libvirt_answer answer;
 
-    while (r <= 0 && (now = now_ns()) < end) {
-        r = poll(&p, 1, (int)((end - now) / 1000000) + 1);
-    }
-    if (r <= 0) {
-        f->late = true;
-        f->r = libvirt_call(f->link, thaw_fn, NULL, NULL, 0, NULL, NULL);
-    }
-    return NULL;
+    libvirt_link_limit(d->link, limit_ms);
+    int r = libvirt_call_once(d->link, fn, NULL, NULL, 0, &answer, &err);
+    *code = answer.code;
+    free(answer.text);
+    return r < 0 ? guard_fail(&d->guard, -r, "%s", error_message(err)) : r;
 }
 
-static void free_freeze(struct libvirt_freeze *f)
+/* Libvirt has not even asked the guest's agent. */
+static bool was_not_asked(int code)
 {
-    libvirt_link_free(f->link);
-    (void)close(f->kick);
-    free(f);
+    return code == VIR_ERR_AGENT_UNRESPONSIVE ||
+           code == VIR_ERR_ARGUMENT_UNSUPPORTED ||
+           code == VIR_ERR_OPERATION_INVALID || code == VIR_ERR_NO_SUPPORT ||
+           code == VIR_ERR_NO_DOMAIN;
 }
 
-/* The guard watches from before the first file system stands still. */
-static int start_guard(struct libvirt_source *l, struct error **errp)
+static int64_t freeze(struct guard *g)
 {
-    struct libvirt_freeze *f = calloc(1, sizeof(*f));
+    struct domain *d = g->opaque;
+    int code;
+    int r = call(d, look_fn, d->limit_ms, &code);
 
-    if (!f || (f->kick = kick_new()) < 0) {
-        free(f);
-        return error_nomem(errp);
-    }
-    int r = libvirt_link_new(l->uri, l->domain, l->limit_ms, &f->link, errp);
-    if (r == 0) {
-        r = thread_start(&f->thread, "thaw", guard, f);
-        r = r < 0 ? error_set(errp, -r, "cannot start a thread") : 0;
-    }
     if (r < 0) {
-        free_freeze(f);
+        libvirt_link_renew(d->link);
         return r;
     }
-    l->freeze = f;
-    return 0;
+    guard_begin_still(g);
+    r = call(d, freeze_fn, AGENT_STILL_MS, &code);
+    if (r < 0 && was_not_asked(code)) { /* one try, in case it was */
+        (void)libvirt_call_once(d->link, thaw_fn, NULL, NULL, 0, NULL, NULL);
+        g->still_until = 0;
+    }
+    return r;
 }
 
-/* true: the guard has thawed. */
-static bool stop_guard(struct libvirt_source *l)
+/* A lost connection, and an agent that another call waits for, may come
+ * back. */
+static int thaw(struct guard *g, uint64_t end)
 {
-    struct libvirt_freeze *f = l->freeze;
+    struct domain *d = g->opaque;
+    int code;
 
-    l->freeze = NULL;
-    kick_raise(f->kick);
-    thread_join(f->thread);
-    bool late = f->late;
-    free_freeze(f);
-    return late;
+    libvirt_link_renew(d->link);
+    int r = call(d, thaw_fn, (unsigned)guard_ms_until(end), &code);
+    bool passing = r == -EBUSY || r == -ETIMEDOUT || r == -ECONNRESET ||
+                   r == -ENOMEM || code == VIR_ERR_AGENT_UNRESPONSIVE;
+    return r >= 0 ? 0 : passing ? r : -EREMOTEIO;
 }
 
-static int thaw(struct libvirt_source *l, struct error **errp)
+void libvirt_guard(const char *what, const struct source_options *o, int fd)
 {
-    if (!l->freeze) {
-        return 0;
-    }
-    bool late = stop_guard(l);
-    int r = libvirt_call(l->link, thaw_fn, NULL, NULL, 0, NULL,
-                         late ? NULL : errp);
-    return late ? error_set(errp, ETIMEDOUT,
-                            "the guest's file systems were thawed after %d s, "
-                            "before the backup had begun",
-                            FREEZE_MS / 1000)
-                : r;
-}
+    struct domain d = {
+        .guard = {.name = what, .parent = fd, .freeze = freeze, .thaw = thaw},
+        .limit_ms = 1000 * (o->timeout_s > 0 ? o->timeout_s : LIMIT_S)};
 
-int libvirt_freeze(struct source *s, bool freeze, struct error **errp)
-{
-    struct libvirt_source *l = s->opaque;
-
-    if (!freeze) {
-        return thaw(l, errp);
+    d.guard.opaque = &d;
+    virSetErrorFunc(NULL, libvirt_stay_quiet);
+    if (libvirt_link_new(o->connect, what, d.limit_ms, &d.link, NULL) == 0) {
+        guard_serve(&d.guard);
+        libvirt_link_free(d.link);
     }
-    if (l->freeze) {
-        return 0;
-    }
-    int r = start_guard(l, errp);
-    if (r < 0) {
-        return r;
-    }
-    libvirt_link_limit(l->link, FREEZE_MS);
-    r = libvirt_call(l->link, freeze_fn, NULL, NULL, 0, NULL, errp);
-    libvirt_link_limit(l->link, l->limit_ms);
-    if (r < 0) { /* some may stand still */
-        libvirt_link_renew(l->link);
-        (void)thaw(l, NULL);
-        return r;
-    }
-    return 0;
 }

@@ -23,7 +23,6 @@
 #include "source/source.h"
 
 struct error;
-struct libvirt_freeze;
 struct libvirt_tunnel;
 
 struct libvirt_disk {
@@ -34,7 +33,6 @@ struct libvirt_disk {
 struct libvirt_source {
     struct frozen frozen;
     struct libvirt_link *link;
-    struct libvirt_freeze *freeze; /* NULL: nothing is frozen */
     char *domain;
     char *uri; /* of the connection, or NULL: libvirt's default */
     char *id;
@@ -70,6 +68,10 @@ struct libvirt_source {
  * Else 0, or an error. */
 int libvirt_has_job(const struct libvirt_source *l, const char *word,
                     struct error **errp);
+
+/* Errors come to us by their texts; libvirt prints them otherwise.  For
+ * virSetErrorFunc(). */
+void libvirt_stay_quiet(void *opaque, virErrorPtr err);
 
 /* --- libvirt-adopt.c --- */
 
@@ -128,8 +130,7 @@ int libvirt_each_checkpoint(struct source *s, source_checkpoint_fn *fn,
 
 /* --- libvirt-freeze.c --- */
 
-/* Freeze the guest's file systems for at most 10 s, or thaw them.  A thaw that
- * comes too late is -ETIMEDOUT: they were thawed already. */
-int libvirt_freeze(struct source *s, bool freeze, struct error **errp);
+/* As in struct source_ops. */
+void libvirt_guard(const char *what, const struct source_options *o, int fd);
 
 #endif /* NBDELTA_SERVER_SOURCE_LIBVIRT_PRIV_H */

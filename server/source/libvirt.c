@@ -268,8 +268,7 @@ static int fill_options(struct libvirt_source *l, const char *what,
                : -ENOMEM;
 }
 
-/* Errors come to us by their texts; libvirt prints them otherwise. */
-static void stay_quiet(void *opaque, virErrorPtr err)
+void libvirt_stay_quiet(void *opaque, virErrorPtr err)
 {
     (void)opaque;
     (void)err;
@@ -302,7 +301,7 @@ static int open_libvirt(struct source *s, const char *what,
     if (!*what) {
         return error_set(errp, EINVAL, "libvirt: which domain?");
     }
-    virSetErrorFunc(NULL, stay_quiet);
+    virSetErrorFunc(NULL, libvirt_stay_quiet);
     int r = frozen_init(&l->frozen, o, errp);
     r = r < 0 ? r
               : libvirt_link_new(o->connect, what, l->limit_ms, &l->link, errp);
@@ -446,7 +445,6 @@ static void close_libvirt(struct source *s)
     if (!l) {
         return;
     }
-    (void)libvirt_freeze(s, false, NULL);
     if (s->adopted) { /* and begin did not come */
         libvirt_link_renew(l->link);
         drop_adopted(s);
@@ -477,7 +475,7 @@ SOURCE_MODULE(NBDELTA_VERSION) = {
     .each_checkpoint = libvirt_each_checkpoint,
     .forget = libvirt_forget,
     .definition = describe_libvirt,
-    .freeze = libvirt_freeze,
+    .guard = libvirt_guard,
     .identity = identity_of_instant,
     .close = close_libvirt,
 };

@@ -91,6 +91,39 @@ static int choose_kind(struct source *s, const char **what,
     return r;
 }
 
+/* --- The guard --- */
+
+struct guarded {
+    const struct kind *kind;
+    const char *what;
+    const struct source_options *o;
+};
+
+/* In the guard's process, which has no threads: modules can be loaded.  When
+ * that fails, the parent says so itself. */
+static void serve_guard(const void *opaque, int fd)
+{
+    const struct guarded *g = opaque;
+    const struct source_ops *ops = NULL;
+
+    if (module_load(g->kind->module, &ops, NULL) == 0 && ops->guard) {
+        ops->guard(g->what, g->o, fd);
+    }
+}
+
+int source_start_guard(const char *what, const struct source_options *o,
+                       struct agent **ap, struct error **errp)
+{
+    struct guarded g = {.kind = kind_of(what), .o = o};
+
+    *ap = NULL;
+    if (!g.kind || !g.kind->module) {
+        return 0;
+    }
+    g.what = what + (g.kind->keep_prefix ? 0 : strlen(g.kind->prefix));
+    return agent_start_as(what, serve_guard, &g, ap, errp);
+}
+
 /* --- Opening --- */
 
 static bool is_id(const char *id)
@@ -238,18 +271,11 @@ int source_definition(struct source *s, char **xml, struct error **errp)
 /* The number of file systems, 0 where nobody says, or -errno. */
 static int64_t freeze_guest(struct source *s, struct error **errp)
 {
-    return s->agent ? agent_freeze(s->agent, s->stop_fd, errp)
-           : s->ops->freeze
-               ? s->ops->freeze(s, true, errp)
+    return s->agent
+               ? agent_freeze(s->agent, s->stop_fd, errp)
                : error_set(errp, ENOTSUP,
                            "nobody can freeze file systems of this source: "
                            "name the socket of the guest's agent");
-}
-
-static int thaw_guest(struct source *s, struct error **errp)
-{
-    return s->agent ? agent_thaw(s->agent, errp)
-                    : s->ops->freeze(s, false, errp);
 }
 
 /* For the manifest. */
@@ -279,7 +305,7 @@ static int freeze(struct source *s, struct error **errp)
 static int thaw(struct source *s, struct error **errp)
 {
     char *text;
-    int r = thaw_guest(s, errp);
+    int r = agent_thaw(s->agent, errp);
     uint64_t ms = (now_ns() - s->still_ns) / 1000000;
 
     s->still = false;

@@ -59,8 +59,8 @@ struct source_options {
                     `connect` names; of libvirt only */
     unsigned connections; /* to each export, where it allows; 0: 4 */
     unsigned timeout_s;   /* 0: 60 */
-    struct agent *agent;  /* of the guest (agent.h), for kinds that freeze no
-                             file systems themselves; NULL: none */
+    struct agent *agent;  /* freezes file systems: agent_start(), or
+                             source_start_guard(); NULL: nobody can */
     int stop_fd;          /* readable: the user wants an end; -1: none.  begin
                              undoes what it has done, then: -ECANCELED */
     const json_t *adopt;  /* source_identity() of a run that was killed: what
@@ -149,7 +149,8 @@ struct source_ops {
     int (*forget)(struct source *s, const char *checkpoint,
                   struct error **errp);
     int (*definition)(struct source *s, char **xml, struct error **errp);
-    int (*freeze)(struct source *s, bool freeze, struct error **errp);
+    /* Be the guard (guard.h) of @what's guest, in a process of its own. */
+    void (*guard)(const char *what, const struct source_options *o, int fd);
     json_t *(*identity)(struct source *s);
     void (*close)(struct source *s);
 };
@@ -164,6 +165,14 @@ struct source_ops {
  */
 int source_open(const char *what, const struct source_options *o,
                 struct source **sp, struct error **errp);
+
+/*
+ * Of a source that can freeze a guest's file systems itself, as a domain of
+ * libvirt: start the process that thaws them.  Call this before there are
+ * threads.  *ap is NULL where @what is another kind.
+ */
+int source_start_guard(const char *what, const struct source_options *o,
+                       struct agent **ap, struct error **errp);
 
 /* NULL is fine.  Ends what was begun, as failed. */
 void source_close(struct source *s);

@@ -28,6 +28,7 @@
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/tls-creds.h"
+#include "source/agent.h"
 #include "source/source.h"
 
 #define WORDS_MAX 16
@@ -303,20 +304,24 @@ static int use_tls(struct source_options *o, const char *dir,
 int main(int argc, char **argv)
 {
     CLEANUP_ERROR struct error *err = NULL;
-    struct graph *g = graph_new();
-    struct source_options o = {.graph = g, .stop_fd = take_signals()};
+    struct source_options o = {.graph = NULL};
+    const char *tls = NULL;
     struct source *s;
 
-    if (argc < 3 || !g) {
+    if (argc < 3) {
         return 2;
     }
     (void)setvbuf(stdin, NULL, _IONBF, 0);
     o.id = argv[2];
     int r = 0;
     for (int i = 3; r == 0 && i < argc; i++) {
-        r = strncmp(argv[i], "tls=", 4) == 0 ? use_tls(&o, argv[i] + 4, &err)
-                                             : set_option(&o, argv[i]);
+        tls = strncmp(argv[i], "tls=", 4) == 0 ? argv[i] + 4 : tls;
+        r = set_option(&o, argv[i]);
     }
+    r = r < 0 ? r : source_start_guard(argv[1], &o, &o.agent, &err);
+    struct graph *g = o.graph = graph_new();
+    o.stop_fd = take_signals();
+    r = r < 0 || !tls ? r : use_tls(&o, tls, &err);
     r = r < 0 ? r : source_open(argv[1], &o, &s, &err);
     if (r < 0) {
         print_result(r, err);
@@ -325,6 +330,7 @@ int main(int argc, char **argv)
         serve_lines(s, o.stop_fd);
         source_close(s);
     }
+    agent_end(o.agent);
     graph_close_all(g);
     graph_free(g);
     return r < 0 ? 1 : 0;
