@@ -45,6 +45,9 @@ struct run {
     json_t *copied;   /* identity of the source for a run whose point is
                          pending, or NULL */
     char resume_point[POINT_NAME_MAX];
+    char left[CHECKPOINT_MAX]; /* of a run that was cut off, and that nobody
+                                  goes on with; or "" */
+    bool noted;                /* resume.json is ours */
 
     unsigned count; /* disks that are wanted */
     struct plan_disk *plan;
@@ -68,6 +71,10 @@ void run_name_checkpoint(const struct run *r, const char *point, char *out);
 /* Make both sides agree about what was done before, unless it is a dry run, and
  * write r->since. */
 int run_settle(struct run *r, struct error **errp);
+
+/* Of wanted disks that the last point has not: their checkpoint of an earlier
+ * one goes. */
+int run_forget_returned(struct run *r, struct error **errp);
 
 /* All checkpoints of this directory go from the source. */
 int run_forget_all(struct run *r, struct error **errp);
@@ -118,6 +125,10 @@ int run_begin_again(struct run *r, struct error **errp);
 
 /* Does the part that is there belong to what @c is to make? */
 bool run_may_resume(const struct run *r, const struct copy_job *c);
+
+/* Before begin: a later run finds the new checkpoint, also where the source
+ * does not list it. */
+int run_note_begin(struct run *r, struct error **errp);
 
 /* The copies are prepared: a later run may go on with them. */
 int run_note_resume(struct run *r, struct error **errp);

@@ -7,6 +7,10 @@
  *                 has answered, and of each disk: size, kind, parent,
  *                 compression
  *
+ * Before begin it has the name of the point alone.  A run that is not gone on
+ * with may have left a checkpoint of that name at the source: it goes, also
+ * where the source does not list it.
+ *
  * The identity of an image is its files and their times.  That of disks in use
  * is known once they are frozen, and the source is asked to adopt what the
  * killed run has frozen there.
@@ -69,7 +73,8 @@ static int give_up(struct run *r, const char *why, struct error **errp)
 {
     log_line(TELL_WARNING, "a copy that was cut off is begun again: %s", why);
     forget_resume(r);
-    return resume_drop(r->store, errp);
+    run_name_checkpoint(r, r->resume_point, r->left);
+    return resume_put(r->store, r->resume_point, NULL, errp);
 }
 
 int run_look_for_resume(struct run *r, struct error **errp)
@@ -79,6 +84,10 @@ int run_look_for_resume(struct run *r, struct error **errp)
     const struct store_point *pending = store_pending(r->store);
 
     resume_get(r->store, r->resume_point, &r->resume);
+    if (!r->resume && r->resume_point[0] && !pending) {
+        run_name_checkpoint(r, r->resume_point, r->left);
+        return 0;
+    }
     if (!r->resume) {
         return resume_drop(r->store, errp);
     }
@@ -158,6 +167,12 @@ bool run_may_resume(const struct run *r, const struct copy_job *c)
     return same;
 }
 
+int run_note_begin(struct run *r, struct error **errp)
+{
+    r->noted = true;
+    return resume_put(r->store, r->point, NULL, errp);
+}
+
 int run_note_resume(struct run *r, struct error **errp)
 {
     CLEANUP_JSON json_t *boot = boot_id();
@@ -184,7 +199,7 @@ void run_end_resume(struct run *r)
 {
     CLEANUP_ERROR struct error *err = NULL;
 
-    if (!r->o->dry_run && r->identity && r->store &&
+    if (!r->o->dry_run && (r->identity || r->noted) && r->store &&
         resume_drop(r->store, &err) < 0) {
         log_line(TELL_WARNING, "%s", error_message(err));
     }

@@ -268,7 +268,11 @@ static int begin(struct run *r, struct error **errp)
         result = name_point(r, errp);
     }
     result = result < 0 ? result : run_hook(r, &before, errp);
-    return result < 0 || r->source->begun ? result : freeze_and_begin(r, errp);
+    if (result < 0 || r->source->begun) {
+        return result;
+    }
+    result = r->resume ? 0 : run_note_begin(r, errp);
+    return result < 0 ? result : freeze_and_begin(r, errp);
 }
 
 static int make_point(struct run *r, struct error **errp)
@@ -365,7 +369,8 @@ int backup_run(const struct backup_options *o, json_t **report,
     *report = NULL;
     if ((result = open_all(&r, errp)) == 0 &&
         (result = run_settle(&r, errp)) == 0 &&
-        (result = run_choose_disks(&r, errp)) == 0) {
+        (result = run_choose_disks(&r, errp)) == 0 &&
+        (result = run_forget_returned(&r, errp)) == 0) {
         result = make_point(&r, errp);
     }
     *report = result == 0 ? run_describe(&r) : NULL;

@@ -9,6 +9,10 @@
  *   nbdelta-ID-POINT           is the latest      it stays: the next increment
  *   nbdelta-ID-POINT           another, or none   the checkpoint goes
  *   of another name            -                  stays
+ *
+ * Libvirt does not list a checkpoint when it has lost the metadata: of a
+ * transient domain that has ended, of a disk that was detached when the others'
+ * went.  The bitmap is there still.  So these are forgotten by their names.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -139,9 +143,53 @@ int run_settle(struct run *r, struct error **errp)
     if (latest) {
         run_name_checkpoint(r, latest->name, r->since);
     }
-    return result < 0 || r->o->dry_run
+    result = result < 0 || r->o->dry_run
+                 ? result
+                 : drop_old_checkpoints(r, checkpoints, r->since, errp);
+    return result < 0 || r->o->dry_run || !r->left[0] ||
+                   json_object_get(checkpoints, r->left)
                ? result
-               : drop_old_checkpoints(r, checkpoints, r->since, errp);
+               : source_forget(r->source, r->left, errp);
+}
+
+static const struct manifest_disk *disk_in(const struct manifest *m,
+                                           const char *name)
+{
+    for (unsigned i = 0; m && i < m->count; i++) {
+        if (strcmp(m->disks[i].name, name) == 0) {
+            return &m->disks[i];
+        }
+    }
+    return NULL;
+}
+
+/* The newest point that has the disk: its checkpoint, if it is one of this
+ * directory and not that of the latest point; or NULL. */
+static const char *checkpoint_before(const struct run *r, const char *disk)
+{
+    const struct manifest_disk *d = NULL;
+
+    for (unsigned i = store_count(r->store); !d && i > 0; i--) {
+        d = disk_in(store_point(r->store, i - 1)->manifest, disk);
+    }
+    return d && d->checkpoint && point_of_checkpoint(r, d->checkpoint) &&
+                   strcmp(d->checkpoint, r->since) != 0
+               ? d->checkpoint
+               : NULL;
+}
+
+int run_forget_returned(struct run *r, struct error **errp)
+{
+    int result = 0;
+
+    if (!r->store || r->o->dry_run || r->source->adopted) {
+        return 0;
+    }
+    for (unsigned i = 0; result == 0 && i < r->count; i++) {
+        const char *old = checkpoint_before(r, r->disks[i]->name);
+        result = old ? source_forget(r->source, old, errp) : 0;
+    }
+    return result;
 }
 
 void run_forget_before(struct run *r)

@@ -16,10 +16,13 @@
 int resume_put(struct store *s, const char *point, const json_t *what,
                struct error **errp)
 {
-    CLEANUP_JSON json_t *j = json_pack("{s:s, s:O}", "point", point, "what",
+    CLEANUP_JSON json_t *j = json_pack("{s:s, s:O?}", "point", point, "what",
                                        what);
     CLEANUP_FREE char *text = j ? json_dumps(j, JSON_INDENT(1)) : NULL;
 
+    if (!what) {
+        s->resume[0] = '\0';
+    }
     return text ? store_put_file(s, FILE_NAME, text, strlen(text), errp)
                 : error_nomem(errp);
 }
@@ -30,6 +33,7 @@ void resume_get(struct store *s, char point[POINT_NAME_MAX], json_t **what)
     size_t length = 0;
 
     *what = NULL;
+    point[0] = '\0';
     s->resume[0] = '\0';
     if (store_get_file(s, FILE_NAME, FILE_MAX, &text, &length, NULL) < 0) {
         return;
@@ -41,12 +45,14 @@ void resume_get(struct store *s, char point[POINT_NAME_MAX], json_t **what)
     const struct store_point *last = store_latest(s);
     const struct store_point *named = name ? store_named(s, name) : NULL;
 
-    if (name && json_is_object(is) && point_name_valid(name) &&
-        (!named || named == store_pending(s)) &&
+    if (name && (json_is_object(is) || json_is_null(is)) &&
+        point_name_valid(name) && (!named || named == store_pending(s)) &&
         (!last || strcmp(name, last->name) > 0)) {
         memcpy(point, name, POINT_NAME_MAX);
-        memcpy(s->resume, named ? "" : name, named ? 1 : POINT_NAME_MAX);
-        *what = json_incref(is);
+        if (json_is_object(is)) {
+            memcpy(s->resume, named ? "" : name, named ? 1 : POINT_NAME_MAX);
+            *what = json_incref(is);
+        }
     }
 }
 

@@ -23,13 +23,16 @@
 struct error;
 struct store;
 
-/* @what, an object, describes what the parts of @point will be.  Durable. */
+/* @what, an object, describes what the parts of @point will be; NULL: nothing
+ * can go on with it, but the source may have something of that name.
+ * Durable. */
 int resume_put(struct store *s, const char *point, const json_t *what,
                struct error **errp);
 
 /*
- * Is there one?  *what: a new reference, or NULL: none, or it makes no sense.
- * From then on store_clean leaves its parts.  The point may be the pending one,
+ * Is there one?  *what: a new reference, or NULL: none, or it makes no sense,
+ * or nothing can go on with it: then @point has a name, else it is "". From
+ * then on store_clean leaves its parts.  The point may be the pending one,
  * whose disks are whole.
  */
 void resume_get(struct store *s, char point[POINT_NAME_MAX], json_t **what);

@@ -44,7 +44,19 @@ class Domain:
             copy_of(path, n + '.frozen')
 
     def noted(self):
-        return os.path.exists(self.b.dir + '/resume.json')
+        """It can be gone on with."""
+        return (self.state() or {}).get('what') is not None
+
+    def state(self):
+        try:
+            with open(self.b.dir + '/resume.json', encoding='utf-8') as f:
+                return json.load(f)
+        except FileNotFoundError:
+            return None
+
+    def set_state(self, state):
+        with open(self.b.dir + '/resume.json', 'w', encoding='utf-8') as f:
+            json.dump(state, f)
 
     def copied(self):
         parts = glob.glob(self.b.dir + '/vd?/*.qcow2.part')
@@ -60,15 +72,14 @@ class Domain:
         assert run.status == -signal.SIGKILL, (run.status, run.err)
         assert self.b.busy()
         self.write('write -P 99 1M 1M', 'write -P 98 11M 2M')
-        with open(self.b.dir + '/resume.json', encoding='utf-8') as f:
-            return json.load(f)['point']
+        return self.state()['point']
 
     def right(self):
         for n in DISKS:
             same(self.b.file(n), n + '.frozen')
         self.b.verify()
         self.b.clean()
-        assert not self.noted()
+        assert not self.state()
         assert [c.split('-')[-1] for c in self.b.checkpoints()] == \
             [self.b.point], self.b.checkpoints()
         for path in self.files.values():
@@ -125,22 +136,18 @@ def work(v):
     # It is a job of ours, of another instant.
     d.write('write -P 4 2M 2M')
     point = d.cut_off(d.noted)
-    with open(b.dir + '/resume.json', encoding='utf-8') as f:
-        state = json.load(f)
+    state = d.state()
     state['what']['identity']['instant'] = '0123456789abcdef'
-    with open(b.dir + '/resume.json', 'w', encoding='utf-8') as f:
-        json.dump(state, f)
+    d.set_state(state)
     d.freeze()
     d.begins_again(point)
 
     # It is there, and begin cannot have it.
     d.write('write -P 5 2M 2M')
     point = d.cut_off(d.noted)
-    with open(b.dir + '/resume.json', encoding='utf-8') as f:
-        state = json.load(f)
+    state = d.state()
     state['what']['identity']['disks'][0]['since'] = 'else'
-    with open(b.dir + '/resume.json', 'w', encoding='utf-8') as f:
-        json.dump(state, f)
+    d.set_state(state)
     d.freeze()
     d.begins_again(point)
 

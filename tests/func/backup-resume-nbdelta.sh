@@ -39,7 +39,10 @@ parts_are_flushed() {
         [ "${bytes:-0}" -ge $((512 << 10)) ] || return 1
     done
 }
-noted() { [ "$(jq -r .point dir/resume.json 2>/dev/null)" = "$(cat instant)" ]; }
+noted() {
+    [ "$(jq -r "select(.what) | .point" dir/resume.json 2>/dev/null)" = \
+        "$(cat instant)" ]
+}
 
 # Which sessions the daemon has, and what clients have read of them.
 sessions() { qmp query-backups | jq -r '.[] | .id + " " + .instant'; }

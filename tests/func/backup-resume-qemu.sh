@@ -57,7 +57,10 @@ parts_are_flushed() {
         [ "${bytes:-0}" -ge $((512 << 10)) ] || return 1
     done
 }
-noted() { [ "$(jq -r .point dir/resume.json 2>/dev/null)" = "$(cat instant)" ]; }
+noted() {
+    [ "$(jq -r "select(.what) | .point" dir/resume.json 2>/dev/null)" = \
+        "$(cat instant)" ]
+}
 jobs_of_qemu() { ask query-jobs | jq -r '.[].id' | sort; }
 
 # A run that is killed when $1 is so.  Both disks change afterwards.
