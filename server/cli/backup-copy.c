@@ -65,6 +65,7 @@ static bool adopt_target(struct copy_job *c)
 
     if (!part_fits(c->store, c->disk->name, c->point, c->disk->size,
                    c->parent) ||
+        !part_reclaim(c->store, c->disk->name, c->point) ||
         part_open(c->store, c->graph, c->disk->name, c->point, PERM_READ,
                   &c->to, &c->file, NULL) < 0) {
         return false;

@@ -105,6 +105,29 @@ bool part_fits(struct store *s, const char *disk, const char *point,
     return fits;
 }
 
+bool part_reclaim(struct store *s, const char *disk, const char *point)
+{
+    const struct image_check_options how = {.repair = IMAGE_REPAIR_LEAKS};
+    CLEANUP_FREE char *path = NULL;
+    struct image_check found = {0};
+    struct node *file = NULL;
+
+    if (store_file_path(s, disk, point, ENDING, &path, NULL) < 0) {
+        return false;
+    }
+    CLEANUP_JSON json_t *o = json_pack("{s:s, s:s}", "driver", "file",
+                                       "filename", path);
+    struct graph *g = graph_new();
+    bool sound = g && o && graph_open(g, o, &file, NULL) == 0 &&
+                 image_check(g, file, "qcow2", &how, &found, NULL) == 0 &&
+                 found.corruptions == 0;
+    if (g) {
+        graph_close_all(g);
+        graph_free(g);
+    }
+    return sound;
+}
+
 int part_open(struct store *s, struct graph *g, const char *disk,
               const char *point, unsigned perm, struct node **np,
               struct blk **bp, struct error **errp)

@@ -23,6 +23,10 @@ int part_create(struct store *s, const char *disk, const char *point,
 bool part_fits(struct store *s, const char *disk, const char *point,
                uint64_t size, const char *parent);
 
+/* A run was killed that wrote to it: give back clusters that nothing leads to.
+ * False: it contradicts itself, or cannot be read. */
+bool part_reclaim(struct store *s, const char *disk, const char *point);
+
 /* Open it without its parent.  *bp has the permissions @perm (blk.h). */
 int part_open(struct store *s, struct graph *g, const char *disk,
               const char *point, unsigned perm, struct node **np,
