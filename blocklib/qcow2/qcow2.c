@@ -124,6 +124,7 @@ static const struct option qcow2_options[] = {
     OPTION("pass-discard-request", BOOL),
     OPTION("pass-discard-snapshot", BOOL),
     OPTION("refcount-cache-size", UINT),
+    OPTION("snapshot", STR),
     OPTIONS_END,
 };
 
@@ -251,9 +252,55 @@ static int open_data(struct qcow2 *s, const struct qcow2_header *h,
     return r;
 }
 
+/* Take the snapshot with this id, or else with this name, for the disk. */
+static int show_snapshot(struct qcow2 *s, struct qcow2_header *h,
+                         const char *which, struct error **errp)
+{
+    uint64_t span = UINT64_C(1)
+                    << (h->cluster_bits + qcow2_l2_bits(h->cluster_bits));
+    struct qcow2_snapshot sn;
+    int64_t i = qcow2_snapshot_find(&s->snapshots, which, NULL);
+
+    i = i < 0 ? qcow2_snapshot_find(&s->snapshots, NULL, which) : i;
+    if (i < 0) {
+        return error_set(errp, ENOENT, "there is no snapshot '%.200s'", which);
+    }
+    if (!s->node->flags.read_only) {
+        return error_set(errp, EACCES,
+                         "a snapshot can only be opened read-only");
+    }
+    qcow2_snapshot_get(&s->snapshots, (uint32_t)i, &sn);
+    uint64_t size = sn.disk_size == UINT64_MAX ? h->size : sn.disk_size;
+    s->cluster_size = UINT64_C(1) << h->cluster_bits;
+    if (!qcow2_snapshot_has_l1(s, &sn) || size > BLK_SIZE_MAX ||
+        div_up(size, span) > sn.l1_size) {
+        return error_set(errp, EUCLEAN,
+                         "the L1 table of the snapshot '%.200s' cannot be "
+                         "right: see 'nbdelta check'",
+                         which);
+    }
+    s->shows_snapshot = true;
+    h->size = size;
+    h->l1_size = sn.l1_size;
+    h->l1_offset = sn.l1_offset;
+    h->bitmaps.count = 0; /* they tell of the disk as it is now */
+    return 0;
+}
+
+static int open_snapshots(struct qcow2 *s, struct qcow2_header *h,
+                          const char *which, struct error **errp)
+{
+    int r = qcow2_snapshots_load(s->file, h, &s->snapshots, errp);
+
+    if (r == 0 && !s->node->flags.read_only) {
+        r = qcow2_snapshots_check(h, &s->snapshots, errp);
+    }
+    return r == 0 && which ? show_snapshot(s, h, which, errp) : r;
+}
+
 static int open_with_header(struct qcow2 *s, struct qcow2_header *h,
-                            uint64_t l2_bytes, uint64_t refcount_bytes,
-                            struct error **errp)
+                            const char *snapshot, uint64_t l2_bytes,
+                            uint64_t refcount_bytes, struct error **errp)
 {
     bool writable = !s->node->flags.read_only;
     int r = writable ? qcow2_check_writable(h, errp) : 0;
@@ -261,14 +308,12 @@ static int open_with_header(struct qcow2 *s, struct qcow2_header *h,
     if (r < 0) {
         return r;
     }
+    r = open_snapshots(s, h, snapshot, errp);
+    if (r < 0) {
+        return r;
+    }
     take_header(s, h);
     r = read_tables(s, h, errp);
-    if (r == 0) {
-        r = qcow2_snapshots_load(s->file, h, &s->snapshots, errp);
-    }
-    if (r == 0 && writable) {
-        r = qcow2_snapshots_check(h, &s->snapshots, errp);
-    }
     if (r == 0) {
         r = qcow2_make_caches(s, l2_bytes, refcount_bytes, errp);
     }
@@ -292,6 +337,7 @@ static int qcow2_open(struct node *n, struct opts *opts, struct error **errp)
     uint64_t refcount_bytes = 0;
     unsigned level = 0;
     unsigned overlap;
+    const char *snapshot = NULL;
 
     int r = qcow2_take_options(opts, &l2_bytes, &refcount_bytes, &overlap,
                                errp);
@@ -299,6 +345,9 @@ static int qcow2_open(struct node *n, struct opts *opts, struct error **errp)
     if (r == 0) {
         r = opts_enum(opts, "bitmap-durability", durability_words, &level,
                       errp);
+    }
+    if (r == 0) {
+        r = opts_str(opts, "snapshot", &snapshot, errp);
     }
     s->bitmaps.process_only = level == 1;
     if (r == 0) {
@@ -320,7 +369,9 @@ static int qcow2_open(struct node *n, struct opts *opts, struct error **errp)
     }
     if (r == 0) {
         r = open_data(s, &h, opts, errp);
-        r = r < 0 ? r : open_with_header(s, &h, l2_bytes, refcount_bytes, errp);
+        r = r < 0 ? r
+                  : open_with_header(s, &h, snapshot, l2_bytes, refcount_bytes,
+                                     errp);
         qcow2_header_release(&h);
     }
     if (r < 0) {

@@ -208,7 +208,8 @@ struct qcow2 {
     uint32_t l1_size;
     uint64_t l1_offset;
     struct qcow2_snapshots snapshots;
-    bool changing; /* a snapshot is being made or removed; monitor lock */
+    bool shows_snapshot; /* set at open: not the disk as it is now */
+    bool changing;       /* a snapshot is being made or removed; monitor lock */
 
     mutex_t flush_lock; /* one write-back at a time */
     mutex_t meta;

@@ -78,7 +78,10 @@ static int begin_writing(struct qcow2 *s, struct error **errp)
     struct qcow2_header h;
     int r = qcow2_header_read(s->file, &h, errp);
 
-    if (r == 0) {
+    if (r == 0 && s->shows_snapshot) {
+        qcow2_header_release(&h);
+        r = error_set(errp, EACCES, "a snapshot can only be opened read-only");
+    } else if (r == 0) {
         r = qcow2_check_writable(&h, errp);
         if (r == 0) {
             r = qcow2_snapshots_check(&h, &s->snapshots, errp);

@@ -19,12 +19,15 @@
 #include "nbdelta/size.h"
 #include "nbdelta/text.h"
 
-#define OPT_OUTPUT CLI_LONG
+#define OPT_OUTPUT   CLI_LONG
+#define OPT_SNAPSHOT (CLI_LONG + 1)
 
 static const struct cli_option option_table[] = {
     {"format", 'f', "FORMAT", "format of the image (default: look at it)"},
     {"force-share", 'U', NULL,
      "open it even while another process writes to it"},
+    {"snapshot", OPT_SNAPSHOT, "NAME",
+     "of the image's snapshot with this id or name"},
     {"output", OPT_OUTPUT, "human|json",
      "print for people (default), or for programs"},
     {NULL, 0, NULL, NULL},
@@ -32,7 +35,8 @@ static const struct cli_option option_table[] = {
 
 static const struct cli_command command = {
     .name = "info",
-    .usage = "[-U] [-f FORMAT] [--output human|json] IMAGE|URI",
+    .usage = "[-U] [-f FORMAT] [--snapshot NAME] [--output human|json] "
+             "IMAGE|URI",
     .about = "Print the format, size and properties of a disk image, or what\n"
              "the NBD server at a URI offers.\n",
     .options = option_table,
@@ -332,6 +336,8 @@ int cmd_info(int argc, char **argv)
             o.format = optarg;
         } else if (code == 'U') {
             o.force_share = true;
+        } else if (code == OPT_SNAPSHOT) {
+            o.snapshot = optarg;
         } else if (cli_output_format(&command, optarg, &json) != 0) {
             return CLI_USAGE;
         }
@@ -344,6 +350,9 @@ int cmd_info(int argc, char **argv)
     }
     o.image = argv[optind];
     bool uri = client_is_uri(o.image);
+    if (uri && o.snapshot) {
+        return cli_usage(&command, "--snapshot is for images");
+    }
     int r = uri ? export_info(o.image, &info, &err)
                 : query_image(&o, &info, &err);
     if (r < 0) {

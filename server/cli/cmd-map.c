@@ -30,12 +30,15 @@
 #define OPT_OUTPUT     CLI_LONG
 #define OPT_BITMAP     (CLI_LONG + 1)
 #define OPT_ALLOW_PATH (CLI_LONG + 2)
+#define OPT_SNAPSHOT   (CLI_LONG + 3)
 
 static const struct cli_option option_table[] = {
     {"format", 'f', "FORMAT", "format of the image (default: look at it)"},
     {"force-share", 'U', NULL,
      "open it even while another process writes to it"},
     {"bitmap", OPT_BITMAP, "NAME", "print what is dirty in this bitmap"},
+    {"snapshot", OPT_SNAPSHOT, "NAME",
+     "of the image's snapshot with this id or name"},
     {"allow-path", OPT_ALLOW_PATH, "DIR",
      "open backing files in DIR and below, too"},
     {"output", OPT_OUTPUT, "human|json",
@@ -45,8 +48,8 @@ static const struct cli_option option_table[] = {
 
 static const struct cli_command command = {
     .name = "map",
-    .usage = "[-U] [-f FORMAT] [--bitmap NAME] [--allow-path DIR] "
-             "[--output human|json] IMAGE\n"
+    .usage = "[-U] [-f FORMAT] [--bitmap NAME|--snapshot NAME] "
+             "[--allow-path DIR] [--output human|json] IMAGE\n"
              "[--bitmap NAME] [--output human|json] URI",
     .about = "Print which ranges of a disk hold data, read as zeroes, or are\n"
              "dirty in a bitmap.\n",
@@ -421,6 +424,9 @@ static int take_map_options(struct request *rq, struct graph *g, int argc,
         case OPT_BITMAP:
             rq->bitmap = optarg;
             break;
+        case OPT_SNAPSHOT:
+            rq->open.snapshot = optarg;
+            break;
         case OPT_ALLOW_PATH:
             if (graph_allow_path(g, optarg, &err) < 0) {
                 (void)cli_error(command.name, err);
@@ -450,6 +456,10 @@ static int run_map(struct request *rq, struct graph *g, int argc, char **argv)
     }
     rq->open.image = argv[optind];
     rq->map.uri = client_is_uri(rq->open.image);
+    if (rq->open.snapshot && (rq->map.uri || rq->bitmap)) {
+        return cli_usage(&command, "--snapshot is for images, and without a "
+                                   "bitmap");
+    }
     rq->map.bitmap = rq->bitmap != NULL;
     int r = rq->map.uri ? map_uri(&rq->map, rq->open.image, rq->bitmap, &err)
                         : map_image(&rq->map, g, &rq->open, rq->bitmap, &err);

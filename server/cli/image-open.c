@@ -44,6 +44,8 @@ static int open_once(struct graph *g, const struct image_open *o,
             0 ||
         (o->force_share &&
          json_object_set_new(options, "force-share", json_true()) < 0) ||
+        (o->snapshot && json_object_set_new(options, "snapshot",
+                                            json_string(o->snapshot)) < 0) ||
         (no_backing && !json_object_get(options, "backing") &&
          json_object_set_new(options, "backing", json_null()) < 0)) {
         return error_nomem(errp);

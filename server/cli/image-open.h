@@ -10,14 +10,15 @@ struct graph;
 struct node;
 
 struct image_open {
-    const char *image;  /* file name, json:... or driver=... */
-    const char *format; /* NULL: probed */
-    bool force_share;   /* also while another process writes to it */
-    bool header_only;   /* leave files that it names alone */
-    bool no_bitmaps;    /* do not load its bitmaps either */
-    bool writable;      /* for more than looking at it */
-    bool bytes_only;    /* the file below the format, not the disk in it */
-    bool image_opts;    /* `image` is a list of options, as in QEMU's tools */
+    const char *image;    /* file name, json:... or driver=... */
+    const char *format;   /* NULL: probed */
+    const char *snapshot; /* of the image, by id or name; NULL: the disk */
+    bool force_share;     /* also while another process writes to it */
+    bool header_only;     /* leave files that it names alone */
+    bool no_bitmaps;      /* do not load its bitmaps either */
+    bool writable;        /* for more than looking at it */
+    bool bytes_only;      /* the file below the format, not the disk in it */
+    bool image_opts;      /* `image` is a list of options, as in QEMU's tools */
 };
 
 int image_open(struct graph *g, const struct image_open *o, struct node **nodep,

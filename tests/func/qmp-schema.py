@@ -96,7 +96,7 @@ MORE = {
 NODE_MORE = {
     'nbd': ('connections', 'host', 'path', 'port', 'server', 'tls',
             'tls-certificates', 'tls-psk-file', 'tls-username'),
-    'qcow2': ('bitmap-durability',),
+    'qcow2': ('bitmap-durability', 'snapshot'),
     # It may be left out here.
     'blkdebug': ('set-state.new_state',),
 }

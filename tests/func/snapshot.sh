@@ -118,6 +118,27 @@ same o.qcow2 o.raw
 same o.qcow2 one.raw one
 same o.qcow2 two.raw two
 
+# We read them: over NBD, with the size that they had, and what lies where.
+serve 'old=json:{"driver": "qcow2", "snapshot": "one", "read-only": true,
+    "file": {"driver": "file", "filename": "o.qcow2"}}'
+qemu-img compare -f raw -F raw "$(uri_of old)" one.raw >out
+stop_server
+serve_refused "there is no snapshot 'no'" 'json:{"driver": "qcow2",
+    "snapshot": "no", "read-only": true,
+    "file": {"driver": "file", "filename": "o.qcow2"}}'
+serve_refused 'a snapshot can only be opened read-only' 'json:{"driver":
+    "qcow2", "snapshot": "2",
+    "file": {"driver": "file", "filename": "o.qcow2"}}'
+qemu-img convert -l two -O qcow2 o.qcow2 two.qcow2
+kinds() {
+    jq -c '.[] | . as $e | range(.start; .start + .length; 65536) |
+        [., $e.data, $e.zero]'
+}
+diff <(qemu-img map --output=json two.qcow2 | kinds) \
+    <(nbdelta map --snapshot 2 --output=json o.qcow2 | kinds)
+[ "$(nbdelta info --snapshot one --output=json q.qcow2 |
+    jq '."virtual-size"')" = $((24 << 20)) ]
+
 # QEMU goes back to a snapshot of ours, and removes one; so do we with QEMU's.
 cp o.qcow2 back.qcow2
 qemu-img snapshot -a one back.qcow2
