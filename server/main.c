@@ -30,6 +30,7 @@ static const struct command {
     {"map", cmd_map, "show which ranges hold data or are dirty"},
     {"snapshot", cmd_snapshot, "list, make or remove internal snapshots"},
     {"bitmap", cmd_bitmap, "list or change the bitmaps of an image"},
+    {"rebase", cmd_rebase, "give an image another backing file"},
     {"prune", cmd_prune, "remove points of a backup directory by rules"},
     {"qmp", cmd_qmp, "send a command to the monitor of a daemon"},
 };

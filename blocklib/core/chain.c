@@ -209,3 +209,21 @@ int chain_change_backing(struct graph *g, struct node *top, const char *device,
     graph_unlock(g);
     return r;
 }
+
+int image_set_backing(struct graph *g, struct node *image, const char *name,
+                      const char *fmt, struct error **errp)
+{
+    graph_lock(g);
+    graph_drain(g, image);
+    int r = node_check_jobs(image, errp);
+    if (r == 0) {
+        r = chain_set_backing_name(image, name, fmt, errp);
+    }
+    graph_unlock(g);
+    return r;
+}
+
+char *image_backing_path(const struct node *image, const char *name)
+{
+    return image_name_path(name, node_filename(image));
+}

@@ -24,7 +24,7 @@ enum {
     STATUS_UNREAD = 4,
 };
 
-enum { OPT_DISK = CLI_LONG, OPT_IMAGE_OPTS };
+enum { OPT_DISK = CLI_LONG, OPT_IMAGE_OPTS, OPT_ALLOW_PATH };
 
 static const struct cli_option option_table[] = {
     {"format", 'f', "FORMAT",
@@ -37,6 +37,8 @@ static const struct cli_option option_table[] = {
     {"strict", 's', NULL, "sizes, and places of data and holes, count, too"},
     {"force-share", 'U', NULL,
      "open images even while another process writes to them"},
+    {"allow-path", OPT_ALLOW_PATH, "DIR",
+     "open backing files in DIR and below, too"},
     {"progress", 'p', NULL, "show the progress, on a terminal"},
     {"quiet", 'q', NULL, "print nothing but errors"},
     {NULL, 0, NULL, NULL},
@@ -45,7 +47,7 @@ static const struct cli_option option_table[] = {
 static const struct cli_command command = {
     .name = "compare",
     .usage = "[-f FORMAT] [-F FORMAT] [--disk NAME] [--image-opts] [-s] [-U] "
-             "[-p] [-q]\nDISK1 DISK2",
+             "[-p] [-q]\n[--allow-path DIR] DISK1 DISK2",
     .about =
         "Compare the content of two disks.  Each is an image, the URI of an "
         "NBD export,\nor a point of a backup directory, DIR[@POINT].\n",
@@ -130,12 +132,10 @@ static int compare_open(struct request *q)
     return STATUS_UNREAD;
 }
 
-static int compare(struct request *q)
+static int compare(struct graph *g, struct request *q)
 {
     CLEANUP_ERROR struct error *err = NULL;
-    struct graph *g = graph_new();
-    int r = g ? disk_arg_open(g, command.name, &q->disk[0], &err)
-              : error_nomem(&err);
+    int r = disk_arg_open(g, command.name, &q->disk[0], &err);
 
     r = r < 0 ? r : disk_arg_open(g, command.name, &q->disk[1], &err);
     int status = r < 0 ? STATUS_UNOPENED : compare_open(q);
@@ -144,14 +144,13 @@ static int compare(struct request *q)
     }
     disk_arg_close(&q->disk[0]);
     disk_arg_close(&q->disk[1]);
-    graph_free(g);
-    disk_arg_release(&q->disk[0]);
-    disk_arg_release(&q->disk[1]);
     return cli_finish(command.name) != 0 ? STATUS_UNREAD : status;
 }
 
-static void take_option(struct request *q, int code)
+static int take_option(struct request *q, struct graph *g, int code)
 {
+    CLEANUP_ERROR struct error *err = NULL;
+
     switch (code) {
     case 'f':
         q->disk[0].format = optarg;
@@ -165,6 +164,10 @@ static void take_option(struct request *q, int code)
     case OPT_IMAGE_OPTS:
         q->disk[0].image_opts = q->disk[1].image_opts = true;
         break;
+    case OPT_ALLOW_PATH:
+        return graph_allow_path(g, optarg, &err) < 0
+                   ? cli_usage(&command, "%s", error_message(err))
+                   : 0;
     case 's':
         q->compare.strict = true;
         break;
@@ -178,15 +181,17 @@ static void take_option(struct request *q, int code)
         q->quiet = true;
         break;
     }
+    return 0;
 }
 
-int cmd_compare(int argc, char **argv)
+static int run(struct graph *g, struct request *q, int argc, char **argv)
 {
-    struct request q = {.quiet = false};
     int code;
 
     while ((code = cli_next(&command, argc, argv)) >= 0) {
-        take_option(&q, code);
+        if (take_option(q, g, code) != 0) {
+            return STATUS_UNOPENED;
+        }
     }
     if (code != CLI_END) {
         return code == CLI_HELP ? STATUS_SAME : STATUS_UNOPENED;
@@ -195,7 +200,20 @@ int cmd_compare(int argc, char **argv)
         (void)cli_usage(&command, "give two disks");
         return STATUS_UNOPENED;
     }
-    q.disk[0].arg = argv[optind];
-    q.disk[1].arg = argv[optind + 1];
-    return compare(&q);
+    q->disk[0].arg = argv[optind];
+    q->disk[1].arg = argv[optind + 1];
+    return compare(g, q);
+}
+
+int cmd_compare(int argc, char **argv)
+{
+    struct request q = {.quiet = false};
+    struct graph *g = graph_new();
+    int status = g ? run(g, &q, argc, argv)
+                   : cli_failed(command.name, "no memory");
+
+    graph_free(g);
+    disk_arg_release(&q.disk[0]);
+    disk_arg_release(&q.disk[1]);
+    return status;
 }

@@ -62,7 +62,8 @@ int image_open(struct graph *g, const struct image_open *o, struct node **nodep,
     if (o->no_bitmaps) {
         graph_without_bitmaps(g);
     }
-    if (o->header_only && open_once(g, o, true, nodep, NULL) == 0) {
+    if ((o->header_only || o->no_backing) &&
+        open_once(g, o, true, nodep, NULL) == 0) {
         return 0;
     }
 

@@ -16,6 +16,7 @@ struct image_open {
     bool force_share;     /* also while another process writes to it */
     bool header_only;     /* leave files that it names alone */
     bool no_bitmaps;      /* do not load its bitmaps either */
+    bool no_backing;      /* open no backing file */
     bool writable;        /* for more than looking at it */
     bool bytes_only;      /* the file below the format, not the disk in it */
     bool image_opts;      /* `image` is a list of options, as in QEMU's tools */

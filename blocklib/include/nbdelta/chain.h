@@ -17,6 +17,22 @@ int chain_change_backing(struct graph *g, struct node *top, const char *device,
                          struct node *image, const char *name,
                          struct error **errp);
 
+/*
+ * The same for an image without regard to what it is opened with: the caller
+ * knows what is read through the new name.  @name is written as it is; NULL:
+ * the image has no backing file any more.  @fmt is its format.  Drains, so it
+ * blocks; durable when this returns 0, and one or the other after a crash.
+ * -ENOTSUP: the image's format has no backing files; -ENOSPC: its header has no
+ * room for the name; -EINVAL: the image cannot have one; -EBUSY: a job works on
+ * it.
+ */
+int image_set_backing(struct graph *g, struct node *image, const char *name,
+                      const char *fmt, struct error **errp);
+
+/* The path of the file that @image would mean by @name, malloc()ed, or NULL.
+ * URIs and spelled-out options are no such names. */
+char *image_backing_path(const struct node *image, const char *name);
+
 /* What block-commit takes.  Strings may be NULL. */
 struct commit_options {
     const char *job_id;       /* NULL: @device */
