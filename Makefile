@@ -318,7 +318,7 @@ peer_tests = $(if $(filter-out *,$(T)),$(T),$(PEER_TESTS))
 in_peers = tests/peers.sh '$(O)/$(PEERS)' $(PEERS)
 check-peers:
 	$(Q)tests/packages.sh peers
-	$(Q)rc=0; $(in_peers) sh -c \
+	$(Q)rc=0; $(in_peers) env IOTEST_DISKS=qcow2 sh -c \
 	    'tests/packages.sh build test || exit 77; exec make "$$@"' sh \
 	    --no-print-directory check O='$(O)/$(PEERS)/build' CC=gcc \
 	    SANITIZE= T='$(peer_tests)' JOBS='$(JOBS)' TESTS='$(TESTS)' || rc=$$?; \

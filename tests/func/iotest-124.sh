@@ -7,7 +7,7 @@ set -eu -o pipefail
 . "$SRCDIR/tests/func/lib.sh"
 need qemu-img qemu-io fio
 
-for disk in raw qcow2 qcow2,cluster_size=2M; do
+for disk in ${IOTEST_DISKS:-raw qcow2 qcow2,cluster_size=2M}; do
     mkdir "$disk"
     (cd "$disk" && python "$SRCDIR/tests/func/iotest-124.py" "$nbdelta" \
         "$disk") || fail "with $disk disks"
