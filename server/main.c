@@ -28,7 +28,7 @@ static const struct command {
     {"check", cmd_check, "check the metadata of an image, or repair them"},
     {"compare", cmd_compare, "compare the content of two disks"},
     {"map", cmd_map, "show which ranges hold data or are dirty"},
-    {"snapshot", cmd_snapshot, "list, make or remove internal snapshots"},
+    {"snapshot", cmd_snapshot, "list, make or apply internal snapshots"},
     {"bitmap", cmd_bitmap, "list or change the bitmaps of an image"},
     {"rebase", cmd_rebase, "give an image another backing file"},
     {"prune", cmd_prune, "remove points of a backup directory by rules"},

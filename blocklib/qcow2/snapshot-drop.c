@@ -14,7 +14,7 @@
  */
 #include <errno.h>
 
-#include "qcow2/qcow2.h"
+#include "qcow2/snapshot-change.h"
 
 /* Entries under one hold of the meta lock; tables in one step. */
 #define ENTRIES_AT_ONCE 1024
@@ -27,7 +27,7 @@ static uint64_t part_of(const struct qcow2 *s, uint64_t at)
 }
 
 /* A table that a disk of the past leads to may be the active disk's, too. */
-static int check_table(struct qcow2 *s, uint64_t host)
+int qcow2_drop_check(struct qcow2 *s, uint64_t host)
 {
     const unsigned own = QCOW2_META_L2 | QCOW2_META_INACTIVE_L2;
     unsigned others = qcow2_overlap_others(s, own, host, s->cluster_size) &
@@ -45,7 +45,7 @@ static int check_table(struct qcow2 *s, uint64_t host)
 static int drop_table(struct qcow2 *s, uint64_t host)
 {
     struct qcow2_table *t;
-    int r = check_table(s, host);
+    int r = qcow2_drop_check(s, host);
 
     r = r < 0 ? r : qcow2_cache_get(s->l2, host, false, &t);
     if (r < 0) {

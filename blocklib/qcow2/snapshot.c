@@ -20,6 +20,13 @@
  *                   4  all references of the snapshot are dropped; what the
  *                      disk has alone gets COPIED (snapshot-drop.c)
  *
+ *   apply    begin  1  all references of the snapshot are counted once more
+ *                   2  a new L1 table for the disk  -- flush --
+ *            act    3  bitmaps that record get all bits; all metadata, as in
+ * any flush 4  the header has the new L1 table and the snapshot's size, in one
+ * write                 -- flush -- end    5  the old L1 table is free 6  all
+ * references of the old disk are dropped
+ *
  * Counts are never lower than what is on disk needs, so a crash at any point
  * leaks, at worst.  A change that fails takes back what it has counted.  If
  * nobody can tell which table the header leads to, because it could not be
@@ -36,7 +43,7 @@
 #include "core/driver.h"
 #include "nbdelta/error.h"
 #include "qcow2/bitmaps.h"
-#include "qcow2/qcow2.h"
+#include "qcow2/snapshot-change.h"
 
 #define ID_MAX 24
 
@@ -106,6 +113,7 @@ static void give_room_back(struct qcow2_change *c)
     mutex_lock(&s->meta);
     free_run(s, c->after.offset, c->table_bytes);
     free_run(s, c->l1_offset, c->l1_bytes);
+    free_run(s, c->new_l1_offset, c->new_l1_bytes);
     mutex_unlock(&s->meta);
 }
 
@@ -334,6 +342,49 @@ static int begin_remove(struct qcow2_change *c, struct internal_change *what,
                  : 0;
 }
 
+/* --- Apply --- */
+
+static int apply_failed(const struct qcow2 *s, int r, struct error **errp)
+{
+    return r == -EOVERFLOW
+               ? error_set(errp, EOVERFLOW,
+                           "a reference count of '%s' would be larger than %d "
+                           "bits can tell",
+                           node_filename(s->node), 1 << s->refcount_order)
+               : error_set(errp, -r, "cannot apply a snapshot of '%s': %s",
+                           node_filename(s->node), strerror(-r));
+}
+
+static int begin_apply(struct qcow2_change *c, struct error **errp)
+{
+    struct qcow2 *s = c->s;
+    struct qcow2_snapshot sn;
+
+    qcow2_snapshot_get(&s->snapshots, c->index, &sn);
+    int r = read_l1(c, &sn, errp);
+    if (r == 0) {
+        r = qcow2_apply_check(c, &sn, errp);
+    }
+    if (r < 0) {
+        return r;
+    }
+    uint64_t bytes = max_u64(c->l1_needed * UINT64_C(8), 1);
+    r = take_table_room(s, QCOW2_META_L1, bytes, &c->new_l1_offset);
+    if (r < 0) {
+        return apply_failed(s, r, errp);
+    }
+    c->new_l1_bytes = bytes;
+    return 1;
+}
+
+static int go_on_applying(struct qcow2_change *c, struct error **errp)
+{
+    int r = qcow2_apply_raise(c);
+
+    r = r == 0 ? qcow2_apply_write(c) : r;
+    return r < 0 ? apply_failed(c->s, r, errp) : r;
+}
+
 /* --- The three parts --- */
 
 static int check_image(struct qcow2 *s, const struct internal_change *what,
@@ -370,6 +421,9 @@ static int find(struct qcow2_change *c, const struct internal_change *what,
 {
     int64_t i = qcow2_snapshot_find(&c->s->snapshots, what->id, what->name);
 
+    if (i < 0 && what->verb == INTERNAL_APPLY && !what->id) {
+        i = qcow2_snapshot_find(&c->s->snapshots, what->name, NULL);
+    }
     if (i < 0) {
         return error_set(errp, ENOENT,
                          "Snapshot with id '%.200s' and name '%.200s' does not "
@@ -399,7 +453,9 @@ static int first_step(struct qcow2 *s, struct internal_change *what,
         return r < 0 ? r : 1;
     }
     r = find(c, what, errp);
-    return r < 0 ? r : begin_remove(c, what, errp);
+    return r < 0                           ? r
+           : what->verb == INTERNAL_REMOVE ? begin_remove(c, what, errp)
+                                           : begin_apply(c, errp);
 }
 
 static int change_begin(struct node *n, struct internal_change *what,
@@ -410,6 +466,9 @@ static int change_begin(struct node *n, struct internal_change *what,
     if (!what->state) {
         return first_step(s, what, errp);
     }
+    if (what->verb == INTERNAL_APPLY) {
+        return go_on_applying(what->state, errp);
+    }
     int r = qcow2_make_begin(what->state, errp);
     return r != 0 ? r : make_tables(what->state, what->name, errp);
 }
@@ -418,9 +477,11 @@ static int change_act(struct node *n, struct internal_change *what,
                       struct error **errp)
 {
     struct qcow2_change *c = what->state;
-    int r = c->verb == INTERNAL_MAKE ? act_make(c) : switch_table(c, &c->after);
+    int r = c->verb == INTERNAL_MAKE    ? act_make(c)
+            : c->verb == INTERNAL_APPLY ? qcow2_apply_act(c)
+                                        : switch_table(c, &c->after);
 
-    if (r == 0) {
+    if (r == 0 && c->verb != INTERNAL_APPLY) {
         swap_tables(c);
     }
     return r < 0 ? error_set(errp, -r,
@@ -435,6 +496,9 @@ static void change_undo(struct node *n, struct internal_change *what)
     struct qcow2_change *c = what->state;
 
     (void)n;
+    if (c->verb == INTERNAL_APPLY) { /* it is alone in its transaction */
+        return;
+    }
     if (switch_table(c, &c->after) < 0) {
         /* It is as if it had not been undone. */
         c->in_doubt = true;
@@ -453,11 +517,12 @@ static void free_old(struct qcow2_change *c)
 
     mutex_lock(&s->meta);
     free_run(s, c->after.offset, c->after.bytes);
-    if (c->verb == INTERNAL_REMOVE) {
+    if (c->verb != INTERNAL_MAKE) {
         free_run(s, c->l1_offset, c->l1_size * UINT64_C(8));
     }
     mutex_unlock(&s->meta);
     c->after.offset = 0;
+    c->begun = false;
 }
 
 static int end_some(struct qcow2_change *c, bool done)
@@ -470,13 +535,17 @@ static int end_some(struct qcow2_change *c, bool done)
     if (!done && c->verb == INTERNAL_MAKE) {
         r = qcow2_make_abort(c);
     }
+    if (!done && c->verb == INTERNAL_APPLY && c->new_l1_bytes > 0) {
+        r = qcow2_apply_abort(c);
+    }
     if (!done && r <= 0) {
         give_room_back(c);
     }
-    if (done && c->after.offset != 0) {
+    if (done &&
+        (c->after.offset != 0 || (c->verb == INTERNAL_APPLY && c->begun))) {
         free_old(c);
     }
-    if (done && c->verb == INTERNAL_REMOVE) {
+    if (done && c->verb != INTERNAL_MAKE) {
         r = qcow2_drop_disk(c);
     }
     return r;

@@ -160,41 +160,6 @@ void qcow2_making_follow(struct qcow2 *s, uint64_t offset,
 /* driver.snapshots */
 extern const struct driver_snapshots qcow2_snapshot_methods;
 
-/* A change that goes on: see snapshot.c. */
-struct qcow2_change {
-    struct qcow2 *s;
-    enum internal_verb verb;
-    struct qcow2_snapshots after; /* the table that will count, */
-    uint64_t table_bytes;         /* and the room for it in the file */
-    uint32_t index;               /* of the snapshot, in the table it is in */
-
-    uint64_t *l1; /* make: of the disk at that instant; else of the snapshot */
-    uint32_t l1_size;
-    uint64_t l1_offset; /* of a new L1 table, */
-    uint64_t l1_bytes;  /* and its room in the file; 0: there is none */
-
-    struct qcow2_making making;
-    unsigned step;
-    uint64_t next; /* guest byte up to which the step has come */
-    bool begun;    /* make: something has changed */
-    bool in_doubt; /* the header may lead to either table */
-
-    /* apply: what the disk had before. */
-    _Atomic uint64_t *old_l1;
-    uint32_t old_l1_size;
-    uint64_t old_l1_offset;
-    uint64_t old_size;
-};
-
-/* Steps: 0: done; 1: call it again. */
-int qcow2_make_begin(struct qcow2_change *c, struct error **errp);
-void qcow2_make_share(struct qcow2_change *c); /* at the instant; drained */
-void qcow2_make_undo(struct qcow2_change *c);  /* the same */
-int qcow2_make_abort(struct qcow2_change *c);
-
-/* Drop the references of the snapshot's L1 table `l1`.  1: call it again. */
-int qcow2_drop_disk(struct qcow2_change *c);
-
 /* SnapshotInfo of each, as in ImageInfo; a new reference, or NULL. */
 json_t *qcow2_snapshots_describe(const struct qcow2_snapshots *t);
 

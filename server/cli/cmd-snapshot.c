@@ -19,6 +19,7 @@ static const struct cli_option option_table[] = {
     {"list", 'l', NULL, "list the snapshots (default)"},
     {"create", 'c', "NAME", "make a snapshot of the disk as it is"},
     {"delete", 'd', "NAME", "remove the first snapshot of this name"},
+    {"apply", 'a', "NAME", "let the disk be the snapshot with this name or id"},
     {"format", 'f', "FORMAT", "format of the image (default: look at it)"},
     {"force-share", 'U', NULL, "list: even while another process writes"},
     {"quiet", 'q', NULL, "does nothing: there is no chatter"},
@@ -28,9 +29,9 @@ static const struct cli_option option_table[] = {
 static const struct cli_command command = {
     .name = "snapshot",
     .usage = "[-l] [-f FORMAT] [-U] IMAGE\n"
-             "-c NAME|-d NAME [-f FORMAT] IMAGE",
-    .about = "List, make or remove the internal snapshots of an image that no\n"
-             "other process uses.\n",
+             "-c NAME|-d NAME|-a NAME [-f FORMAT] IMAGE",
+    .about = "List, make, remove or apply the internal snapshots of an image\n"
+             "that no other process uses.\n",
     .options = option_table,
 };
 
@@ -63,7 +64,9 @@ static int change_snapshots(struct graph *g, struct request *q,
                             struct error **errp)
 {
     struct internal_options o = {
-        .verb = q->verb == 'c' ? INTERNAL_MAKE : INTERNAL_REMOVE,
+        .verb = q->verb == 'c'   ? INTERNAL_MAKE
+                : q->verb == 'd' ? INTERNAL_REMOVE
+                                 : INTERNAL_APPLY,
         .name = q->name,
     };
     struct action *a;
@@ -78,7 +81,10 @@ static int change_snapshots(struct graph *g, struct request *q,
     }
     if (r < 0) {
         error_prefix(errp, "Could not %s snapshot '%s': ",
-                     q->verb == 'c' ? "create" : "delete", q->name);
+                     q->verb == 'c'   ? "create"
+                     : q->verb == 'd' ? "delete"
+                                      : "apply",
+                     q->name);
     }
     return r;
 }
@@ -96,7 +102,7 @@ static int take_option(struct request *q, int code)
         return 0;
     default:
         if (q->verb != 0) {
-            (void)cli_usage(&command, "give one of -l, -c and -d");
+            (void)cli_usage(&command, "give one of -l, -c, -d and -a");
             return CLI_BAD;
         }
         q->verb = code;

@@ -77,6 +77,8 @@ diff <(info qemu-img q.qcow2) <(info nbdelta q.qcow2)
 nbdelta info q.qcow2 >out
 diff ours <(sed -n '/^Snapshot list:/,/^Format/p' out | sed '$d')
 
+cp two.raw two.full
+
 # A disk of version 3 grows and shrinks, and its snapshots stay.
 serve d=q.qcow2
 qmp block_resize node-name=d size=33554432 >out
@@ -197,6 +199,31 @@ clean back.qcow2
 same o.qcow2 o.raw
 same o.qcow2 one.raw one
 [ "$(qemu-img snapshot -l back.qcow2 | wc -l)" = 3 ]
+
+# We go back: the snapshot's size comes with it, and bitmaps are all dirty.
+cp o.qcow2 go.qcow2
+nbdelta bitmap add go.qcow2 b
+nbdelta snapshot -a one go.qcow2
+clean go.qcow2
+same go.qcow2 one.raw
+[ "$(nbdelta map --bitmap b --output=json go.qcow2 | jq -c 'map(.dirty)')" = \
+    '[true]' ]
+qemu-io -c 'write -P 9 0 1M' go.qcow2 >out
+clean go.qcow2
+same go.qcow2 one.raw one
+nbdelta snapshot -a 1 go.qcow2
+clean go.qcow2
+same go.qcow2 one.raw
+nbdelta snapshot -d one go.qcow2
+clean go.qcow2
+same go.qcow2 one.raw
+nbdelta snapshot -a two q.qcow2
+clean q.qcow2
+[ "$(nbdelta info --output=json q.qcow2 | jq '."virtual-size"')" = \
+    $((24 << 20)) ]
+qemu-img compare q.qcow2 two.full >out
+if nbdelta snapshot -a no q.qcow2 2>err; then fail "applied what is not"; fi
+grep -q "^nbdelta: snapshot: Could not apply snapshot 'no'" err
 
 # A count of one bit cannot tell of a snapshot, and nothing has changed.
 qemu-img create -q -f qcow2 -o refcount_bits=1 bit.qcow2 1M

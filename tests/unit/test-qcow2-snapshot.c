@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Internal snapshots against a model: random requests of a guest, snapshots
- * that are made and removed in between, and what each disk must show.
+ * that are made, applied and removed in between, and what each disk must show.
  *
  *   power cuts       what is in the snapshot table is whole, and no count is
  *                    lower than its references
@@ -92,6 +92,25 @@ static int remove_one(struct node *n)
     (void)entry(rec.disk, (uint32_t)rnd(count), &number);
     (void)snprintf(name, sizeof(name), "%u", number);
     return change(n, INTERNAL_REMOVE, name);
+}
+
+/* The disk becomes one of the snapshots. */
+static int apply_one(struct node *n)
+{
+    char name[16];
+    unsigned number;
+    uint32_t count = snapshot_count(rec.disk);
+
+    if (count == 0) {
+        return 0;
+    }
+    (void)entry(rec.disk, (uint32_t)rnd(count), &number);
+    (void)snprintf(name, sizeof(name), "%u", number);
+    int r = change(n, INTERNAL_APPLY, name);
+    if (r == 0) {
+        now = kept[number];
+    }
+    return r;
 }
 
 static void random_request(struct blk *b, uint32_t stamp)
@@ -214,6 +233,9 @@ static void run_campaign(const char *options, unsigned requests, unsigned cuts)
         if (i % 16 == 15) {
             ck_assert_int_eq(remove_one(n), 0);
         }
+        if (i % 20 == 11) {
+            ck_assert_int_eq(apply_one(n), 0);
+        }
         if (i % 40 == 20) {
             ck_assert_int_eq(blk_flush(guest), 0);
         }
@@ -252,7 +274,9 @@ END_TEST
 static void check_after_failure(uint64_t size, uint32_t had, int r,
                                 enum internal_verb verb)
 {
-    uint32_t has = verb == INTERNAL_MAKE ? had + 1 : had - 1;
+    uint32_t has = verb == INTERNAL_MAKE     ? had + 1
+                   : verb == INTERNAL_REMOVE ? had - 1
+                                             : had;
     struct node *n;
 
     ck_assert_uint_eq(snapshot_count(rec.disk), r == 0 ? has : had);
@@ -287,7 +311,9 @@ static bool run_failure(enum internal_verb verb, enum fault_kind kind,
     uint32_t had = snapshot_count(rec.disk);
     rec_fail((struct fault){
         .kind = kind, .countdown = k, .error = -EIO, .done = done});
-    int r = verb == INTERNAL_MAKE ? make_one(n) : remove_one(n);
+    int r = verb == INTERNAL_MAKE     ? make_one(n)
+            : verb == INTERNAL_REMOVE ? remove_one(n)
+                                      : apply_one(n);
     bool failed = rec.fault.countdown == 0;
     rec_fail((struct fault){0});
     check_after_failure(size, had, r, verb);
@@ -297,11 +323,11 @@ static bool run_failure(enum internal_verb verb, enum fault_kind kind,
 
 START_TEST(a_request_that_fails_leaves_all_or_nothing)
 {
-    enum internal_verb verb = _i & 1 ? INTERNAL_REMOVE : INTERNAL_MAKE;
-    enum fault_kind kind = _i & 2 ? FAULT_FLUSH : FAULT_WRITE;
+    enum internal_verb verb = (enum internal_verb)(_i % 3);
+    enum fault_kind kind = _i / 3 & 1 ? FAULT_FLUSH : FAULT_WRITE;
     unsigned k = 1;
 
-    while (run_failure(verb, kind, k, _i & 4)) {
+    while (run_failure(verb, kind, k, _i / 6)) {
         k++;
     }
     ck_assert_uint_gt(k, 3);
@@ -449,7 +475,7 @@ int main(void)
     Suite *s = suite_create("qcow2-snapshot");
 
     add_case(s, "power-cut", snapshots_survive_power_cuts, 4);
-    add_case(s, "failure", a_request_that_fails_leaves_all_or_nothing, 8);
+    add_case(s, "failure", a_request_that_fails_leaves_all_or_nothing, 12);
     add_case(s, "counts",
              a_count_that_does_not_fit_is_found_before_anything_changes, 1);
     add_case(s, "busy", a_snapshot_is_one_instant_of_a_busy_guest, 2);

@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Applying a snapshot: the disk becomes what the snapshot is.
+ *
+ *     before                      after
+ *     header --> old L1           header --> new L1 --\
+ *     snapshot's L1 --> tables    snapshot's L1 -------+--> tables
+ *
+ * The new L1 table leads to the snapshot's own L2 tables, each of which has one
+ * reference more by then.  So nothing is copied, and the old disk is whole
+ * until the header leads to the new table.  VM state, which lies behind the end
+ * of the disk, stays the snapshot's alone.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/dirty.h"
+#include "nbdelta/error.h"
+#include "qcow2/bitmaps.h"
+#include "qcow2/snapshot-change.h"
+
+/* Entries under one hold of the meta lock; tables in one step. */
+#define ENTRIES_AT_ONCE 1024
+#define TABLES_AT_ONCE  64
+
+int qcow2_apply_check(struct qcow2_change *c, const struct qcow2_snapshot *sn,
+                      struct error **errp)
+{
+    struct qcow2 *s = c->s;
+    uint64_t size = sn->disk_size == UINT64_MAX ? s->node->size : sn->disk_size;
+
+    c->new_size = size;
+    c->l1_needed = (uint32_t)div_up(min_u64(size, BLK_SIZE_MAX),
+                                    qcow2_l2_span(s));
+    if (size > BLK_SIZE_MAX || c->l1_needed > sn->l1_size) {
+        return error_set(errp, EUCLEAN,
+                         "the L1 table of the snapshot is too short for its "
+                         "disk: run 'nbdelta check' on the image");
+    }
+    if (size != s->node->size && s->version < 3) {
+        return error_set(errp, ENOTSUP,
+                         "the snapshot is of a disk of %" PRIu64
+                         " bytes: Can't resize a version 2 image which has "
+                         "snapshots",
+                         size);
+    }
+    if (size != s->node->size && s->bitmaps.ext.count > 0) {
+        return error_set(errp, ENOTSUP,
+                         "the snapshot is of a disk of %" PRIu64
+                         " bytes, which persistent bitmaps of the image do "
+                         "not fit: remove them",
+                         size);
+    }
+    return 0;
+}
+
+static uint64_t end_of(const struct qcow2_change *c)
+{
+    return c->l1_needed * qcow2_l2_span(c->s);
+}
+
+/* A part of the table at guest @at: raised, or lowered again. */
+static int change_part(struct qcow2 *s, struct qcow2_table *t, uint64_t at,
+                       uint64_t bytes, bool raise)
+{
+    bool first = at % qcow2_l2_span(s) == 0;
+
+    mutex_lock(&s->meta);
+    int r = first && raise ? qcow2_ref_add(s, t->offset, 1) : 0;
+    if (r == 0) {
+        r = raise ? qcow2_refs_raise(s, t, at, bytes)
+                  : qcow2_refs_lower(s, t, at, bytes);
+    }
+    if (first && (raise ? r < 0 : r == 0)) {
+        qcow2_ref_undo(s, t->offset, 1);
+    }
+    mutex_unlock(&s->meta);
+    return r;
+}
+
+/* The part that begins at @at; @bytes: its length. */
+static int change_at(struct qcow2_change *c, uint64_t at, uint64_t bytes,
+                     bool raise)
+{
+    struct qcow2 *s = c->s;
+    uint64_t host = c->l1[at / qcow2_l2_span(s)] & QCOW2_OFFSET_MASK;
+    struct qcow2_table *t;
+    int r = host == 0 ? 0 : qcow2_drop_check(s, host);
+
+    if (r < 0 || host == 0) {
+        return r;
+    }
+    r = qcow2_cache_get(s->l2, host, false, &t);
+    if (r == 0) {
+        r = change_part(s, t, at, bytes, raise);
+        qcow2_cache_put(s->l2, t);
+    }
+    return r;
+}
+
+int qcow2_apply_raise(struct qcow2_change *c)
+{
+    struct qcow2 *s = c->s;
+    int r = 0;
+
+    for (unsigned n = 0; n < TABLES_AT_ONCE && c->next < end_of(c) && r == 0;
+         n++) {
+        uint64_t bytes = min_u64(qcow2_l2_rest(s, c->next),
+                                 (uint64_t)ENTRIES_AT_ONCE << s->cluster_bits);
+
+        r = change_at(c, c->next, bytes, true);
+        c->next += r == 0 ? bytes : 0;
+    }
+    if (r == 0) {
+        r = qcow2_relieve(s);
+    }
+    return r < 0 ? r : c->next < end_of(c);
+}
+
+/* Take back what was raised.  1: there is more. */
+int qcow2_apply_abort(struct qcow2_change *c)
+{
+    struct qcow2 *s = c->s;
+    int r = 0;
+
+    for (unsigned n = 0; n < TABLES_AT_ONCE && c->next > 0 && r == 0; n++) {
+        uint64_t begin = align_down(c->next - 1, qcow2_l2_span(s));
+        uint64_t part = (c->next - begin) %
+                        ((uint64_t)ENTRIES_AT_ONCE << s->cluster_bits);
+
+        part = part ? part
+                    : min_u64(c->next - begin,
+                              (uint64_t)ENTRIES_AT_ONCE << s->cluster_bits);
+        r = change_at(c, c->next - part, part, false);
+        c->next -= part;
+    }
+    return r < 0 ? r : c->next > 0;
+}
+
+/* The new L1 table, durable with all that it leads to. */
+int qcow2_apply_write(struct qcow2_change *c)
+{
+    struct qcow2 *s = c->s;
+    uint64_t *be = calloc(c->l1_needed + 1UL, sizeof(*be));
+    int r = be ? qcow2_flush(s->node) : -ENOMEM;
+
+    for (uint32_t i = 0; r == 0 && i < c->l1_needed; i++) {
+        be[i] = htobe64(c->l1[i] & QCOW2_OFFSET_MASK);
+    }
+    if (r == 0 && c->l1_needed > 0) {
+        r = node_pwrite(s->file, be, c->l1_needed * sizeof(*be),
+                        c->new_l1_offset, 0);
+    }
+    free(be);
+    return r < 0 ? r : qcow2_flush_file(s);
+}
+
+/* --- The switch; drained --- */
+
+static int write_header(struct qcow2 *s, uint64_t size, uint32_t l1_size,
+                        uint64_t l1_offset)
+{
+    unsigned char be[24] = {0}; /* with the encryption between them: none */
+
+    store_be64(be, size);
+    store_be32(be + (QCOW2_HDR_L1 - QCOW2_HDR_SIZE), l1_size);
+    store_be64(be + (QCOW2_HDR_L1 - QCOW2_HDR_SIZE) + 4, l1_offset);
+    int r = node_pwrite(s->file, be, sizeof(be), QCOW2_HDR_SIZE, 0);
+    return r < 0 ? r : qcow2_flush_file(s);
+}
+
+/* The active disk has this table now.  Without memory, nothing guards it. */
+static void note_table(struct qcow2 *s, uint64_t host) REQUIRES(s->meta)
+{
+    if (host &&
+        !(qcow2_overlap_find(s, host, s->cluster_size) & QCOW2_META_L2)) {
+        (void)qcow2_overlap_add(s, QCOW2_META_L2, host, s->cluster_size);
+    }
+}
+
+/* Memory follows.  c->l1 becomes the old disk's, whose references are to be
+ * dropped. */
+static void follow(struct qcow2_change *c, _Atomic uint64_t *l1, uint64_t *old)
+{
+    struct qcow2 *s = c->s;
+
+    mutex_lock(&s->meta);
+    for (uint32_t i = 0; i < c->l1_needed; i++) {
+        atomic_init(&l1[i], c->l1[i] & QCOW2_OFFSET_MASK);
+        note_table(s, c->l1[i] & QCOW2_OFFSET_MASK);
+    }
+    for (uint32_t i = 0; i < s->l1_size; i++) {
+        old[i] = atomic_load(&s->l1[i]);
+    }
+    free(c->l1);
+    free(s->l1);
+    c->l1 = old;
+    c->l1_size = s->l1_size;
+    c->l1_offset = s->l1_offset;
+    s->l1 = l1;
+    s->l1_size = c->l1_needed;
+    s->l1_offset = c->new_l1_offset;
+    mutex_unlock(&s->meta);
+    c->next = 0;
+    atomic_store(&s->node->size, c->new_size);
+}
+
+int qcow2_apply_act(struct qcow2_change *c)
+{
+    struct qcow2 *s = c->s;
+    struct node *n = s->node;
+    _Atomic uint64_t *l1 = calloc(c->l1_needed + 1UL, sizeof(*l1));
+    uint64_t *old = calloc(s->l1_size + 1UL, sizeof(*old));
+    int r = l1 && old ? bitmap_mark(n, 0, n->size, 0) : -ENOMEM;
+
+    if (r == 0) {
+        r = qcow2_flush(n);
+    }
+    if (r == 0) {
+        r = write_header(s, c->new_size, c->l1_needed, c->new_l1_offset);
+        if (r < 0 && write_header(s, n->size, s->l1_size, s->l1_offset) < 0) {
+            c->in_doubt = true;
+            atomic_store(&s->corrupt, true); /* it could be lost */
+        }
+    }
+    if (r == 0) {
+        follow(c, l1, old);
+        c->begun = true;
+    } else {
+        free(l1);
+        free(old);
+    }
+    return r;
+}

@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_QCOW2_SNAPSHOT_CHANGE_H
+#define NBDELTA_QCOW2_SNAPSHOT_CHANGE_H
+
+/* Between snapshot.c, which says what comes when, and the files that do it. */
+#include "qcow2/qcow2.h"
+
+/* A change that goes on: see snapshot.c. */
+struct qcow2_change {
+    struct qcow2 *s;
+    enum internal_verb verb;
+    struct qcow2_snapshots after; /* the table that will count, */
+    uint64_t table_bytes;         /* and the room for it in the file */
+    uint32_t index;               /* of the snapshot, in the table it is in */
+
+    uint64_t *l1; /* make: of the disk at that instant; else of the snapshot */
+    uint32_t l1_size;
+    uint64_t l1_offset; /* of a new L1 table, */
+    uint64_t l1_bytes;  /* and its room in the file; 0: there is none */
+
+    struct qcow2_making making;
+    unsigned step;
+    uint64_t next; /* guest byte up to which the step has come */
+    bool begun;    /* make: something has changed */
+    bool in_doubt; /* the header may lead to either table */
+
+    /* apply: what the disk will have. */
+    uint64_t new_size;
+    uint32_t l1_needed; /* entries */
+    uint64_t new_l1_offset;
+    uint64_t new_l1_bytes; /* 0: there is none */
+};
+
+/* --- snapshot-make.c --- */
+
+/* Steps: 0: done; 1: call it again. */
+int qcow2_make_begin(struct qcow2_change *c, struct error **errp);
+void qcow2_make_share(struct qcow2_change *c); /* at the instant; drained */
+void qcow2_make_undo(struct qcow2_change *c);  /* the same */
+int qcow2_make_abort(struct qcow2_change *c);
+
+/* --- snapshot-drop.c --- */
+
+/* Drop the references of the disk of the L1 table `l1`.  1: call it again. */
+int qcow2_drop_disk(struct qcow2_change *c);
+
+/* May an L2 table of a disk of the past be there?  -EIO: the image is
+ * corrupt. */
+int qcow2_drop_check(struct qcow2 *s, uint64_t host);
+
+/* --- snapshot-apply.c --- */
+
+/* Can the disk become the snapshot? */
+int qcow2_apply_check(struct qcow2_change *c, const struct qcow2_snapshot *sn,
+                      struct error **errp);
+/* Steps, as above: count what the snapshot has once more; take that back. */
+int qcow2_apply_raise(struct qcow2_change *c);
+int qcow2_apply_abort(struct qcow2_change *c);
+/* Write the new L1 table; durable. */
+int qcow2_apply_write(struct qcow2_change *c);
+int qcow2_apply_act(struct qcow2_change *c); /* drained */
+
+#endif /* NBDELTA_QCOW2_SNAPSHOT_CHANGE_H */
