@@ -108,11 +108,11 @@ INC_TESTS   := $(INC_PRIVATE) -Iserver
 
 # pkg-config name : Debian package
 PKGS := jansson:libjansson-dev zlib:zlib1g-dev libzstd:libzstd-dev \
-    gnutls:libgnutls28-dev libnbd:libnbd-dev nbdkit:nbdkit-plugin-dev \
+    gnutls:libgnutls28-dev nettle:nettle-dev libnbd:libnbd-dev nbdkit:nbdkit-plugin-dev \
     check:check
 
-LIB_PKGS    := jansson zlib libzstd libnbd
-SERVER_PKGS := $(LIB_PKGS) gnutls
+LIB_PKGS    := jansson zlib libzstd libnbd gnutls nettle
+SERVER_PKGS := $(LIB_PKGS)
 PLUGIN_PKGS := $(LIB_PKGS)
 LIBVIRT_PKGS := libvirt libxml-2.0
 

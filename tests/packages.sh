@@ -10,7 +10,7 @@ packages_of() {
     case $1 in
     build)
         echo gcc libc6-dev make pkgconf libjansson-dev zlib1g-dev libzstd-dev \
-            libgnutls28-dev libnbd-dev nbdkit-plugin-dev libvirt-dev \
+            libgnutls28-dev nettle-dev libnbd-dev nbdkit-plugin-dev libvirt-dev \
             libxml2-dev ;;
     test)
         echo btrfs-progs check e2fsprogs fio fuse3 gnutls-bin groff-base \
