@@ -56,7 +56,7 @@ int node_clone(struct node *n, uint64_t offset, uint64_t bytes,
         if (r < 0) {
             return r;
         }
-        r = m.kind == MAP_DATA
+        r = m.kind == MAP_DATA && !m.coded
                 ? node_clone(n, offset + done, m.length, m.file, m.host)
                 : -ENOTSUP;
         node_map_put(from, &m);

@@ -123,7 +123,9 @@ struct mapping {
     bool host_zero;    /* MAP_ZERO: space is reserved at `host` */
     bool compressed;   /* MAP_OPAQUE */
     bool no_data;      /* MAP_DATA, of status: not to be shown as data */
-    unsigned ticket;   /* the driver's own, for map_put */
+    bool coded;      /* with `host`: the bytes there are not those of the node:
+                        driver.encode and decode */
+    unsigned ticket; /* the driver's own, for map_put */
 };
 
 /*
@@ -320,6 +322,14 @@ struct driver {
 
     int (*preadv)(struct node *n, uint64_t offset, uint64_t bytes,
                   const struct iovec *iov, int iovcnt, unsigned flags);
+
+    /* Of a mapping that is `coded`: turn bytes of the file, from @host on, into
+     * the node's, in place; or write the node's bytes there.  Both are whole
+     * units of limits.align.  NULL: no mapping is coded. */
+    int (*decode)(struct node *n, uint64_t host, const struct iovec *iov,
+                  int iovcnt);
+    int (*write_coded)(struct node *n, uint64_t host, uint64_t bytes,
+                       const struct iovec *iov, int iovcnt, unsigned flags);
 
     /* NULL: read-only, except for ranges that map gives as DATA with
      * MAP_WRITE. */

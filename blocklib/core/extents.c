@@ -97,7 +97,7 @@ static int emit(const struct walk *w, struct node *n, const struct mapping *m,
         .depth = depth,
         .host = m->host,
     };
-    if (m->kind == MAP_DATA || m->host_zero) {
+    if ((m->kind == MAP_DATA || m->host_zero) && !m->coded) {
         e.flags |= EXTENT_HOST_VALID;
         e.host_file = node_filename(m->file ? m->file : n);
     }
@@ -133,7 +133,8 @@ static int walk_node(const struct walk *w, struct node *n, uint64_t offset,
             r = walk_guarded(w, n, offset, &m.length, shift, depth);
         } else if (m.kind == MAP_UNALLOCATED) {
             r = walk_below(w, n, offset, m.length, shift, depth);
-        } else if (m.kind == MAP_DATA && m.file && !n->drv->is_protocol &&
+        } else if (m.kind == MAP_DATA && m.file && !m.coded &&
+                   !n->drv->is_protocol &&
                    (!n->drv->has_backing ||
                     m.file == node_child(n, CHILD_DATA))) {
             /* The node is a plain window on its file, which knows its holes. */

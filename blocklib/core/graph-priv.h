@@ -4,6 +4,7 @@
 
 /* Between graph.c, open.c, policy.c and blk.c. */
 #include "core/graph.h"
+#include "core/secret.h"
 #include "core/tls-creds.h"
 #include "core/yank.h"
 
@@ -22,6 +23,7 @@ struct graph {
     uint64_t next_name;
     struct list throttle_groups;
     struct list view_bits; /* of open dirty views (drivers/dirty-view.c) */
+    struct list *toils;    /* of who opens nodes in this section, or NULL */
 
     /* Implicit-open policy: set before the first open (policy.c). */
     char **allowed; /* absolute, resolved, without a slash at the end */
@@ -35,7 +37,8 @@ struct graph {
     void *corruption_opaque;
 
     struct tls_creds_set tls_creds; /* has a lock of its own */
-    struct yank_set yanks;          /* so has this */
+    struct secret_set secrets;      /* so has this */
+    struct yank_set yanks;          /* and this */
 };
 
 /* A node with a name and nothing else: refs is 1, not opened. */

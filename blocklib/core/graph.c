@@ -840,6 +840,7 @@ struct graph *graph_new_with(const struct driver_table *t)
         list_init(&g->throttle_groups);
         list_init(&g->view_bits);
         tls_creds_set_init(&g->tls_creds);
+        secret_set_init(&g->secrets);
         yank_set_init(&g->yanks);
     }
     return g;
@@ -886,6 +887,7 @@ void graph_free(struct graph *g)
     }
     free(g->allowed);
     tls_creds_set_destroy(&g->tls_creds);
+    secret_set_destroy(&g->secrets);
     yank_set_destroy(&g->yanks);
     mutex_destroy(&g->lock);
     free(g);

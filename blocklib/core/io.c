@@ -146,9 +146,10 @@ static int read_mapping(struct node *n, const struct mapping *m,
     case MAP_DATA:
         r = node_event_in_request(node_child(n, CHILD_FILE), EVENT_READ_AIO,
                                   flags);
-        return r < 0
-                   ? r
-                   : node_preadv(m->file, m->host, m->length, iov, cnt, flags);
+        if (r == 0) {
+            r = node_preadv(m->file, m->host, m->length, iov, cnt, flags);
+        }
+        return r == 0 && m->coded ? n->drv->decode(n, m->host, iov, cnt) : r;
     case MAP_ZERO:
         iov_fill(iov, cnt, 0, 0, m->length);
         return 0;
@@ -259,6 +260,21 @@ static int map_pieces(struct node *n, uint64_t offset, uint64_t bytes,
     return 0;
 }
 
+/* Write to where a mapping leads. */
+static int write_data(struct node *n, const struct mapping *m,
+                      const struct iovec *iov, int cnt, unsigned flags)
+{
+    int r = node_event_in_request(node_child(n, CHILD_FILE), EVENT_WRITE_AIO,
+                                  flags);
+
+    if (r < 0) {
+        return r;
+    }
+    return m->coded
+               ? n->drv->write_coded(n, m->host, m->length, iov, cnt, flags)
+               : node_pwritev(m->file, m->host, m->length, iov, cnt, flags);
+}
+
 /*
  * Write without waiting.  All of the range is mapped before a byte of it moves.
  * Only for the first piece may the node below answer -EAGAIN: after that the
@@ -276,11 +292,7 @@ static int write_mapped_nowait(struct node *n, uint64_t offset, uint64_t bytes,
         struct iovec part[IOV_MAX_INNER];
         int parts = iov_slice(part, iov, cnt, done, m->length);
 
-        r = node_event_in_request(node_child(n, CHILD_FILE), EVENT_WRITE_AIO,
-                                  flags);
-        if (r == 0) {
-            r = node_pwritev(m->file, m->host, m->length, part, parts, flags);
-        }
+        r = write_data(n, m, part, parts, flags);
         done += m->length;
         flags &= ~(unsigned)REQ_NOWAIT;
         node_request_changed();
@@ -309,11 +321,7 @@ static int write_mapped(struct node *n, uint64_t offset, uint64_t bytes,
             v = part;
         }
         if (m.kind == MAP_DATA) {
-            r = node_event_in_request(node_child(n, CHILD_FILE),
-                                      EVENT_WRITE_AIO, flags);
-            if (r == 0) {
-                r = node_pwritev(m.file, m.host, m.length, v, parts, flags);
-            }
+            r = write_data(n, &m, v, parts, flags);
             node_map_put(n, &m);
         } else {
             node_map_put(n, &m);

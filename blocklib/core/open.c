@@ -21,6 +21,7 @@
 #include "core/graph-priv.h"
 #include "core/image-name.h"
 #include "core/opts.h"
+#include "core/toil.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
@@ -498,16 +499,40 @@ int graph_open_locked(struct graph *g, const json_t *options,
     return open_node(&ctx, options, nodep, errp);
 }
 
-int graph_open(struct graph *g, const json_t *options, struct node **nodep,
-               struct error **errp)
+static int open_with_toils(struct graph *g, const json_t *options,
+                           struct list *toils, struct node **nodep,
+                           struct error **errp)
 {
     graph_lock(g);
+    g->toils = toils;
     int r = graph_open_locked(g, options, nodep, errp);
+    g->toils = NULL;
     if (r == 0) {
         (*nodep)->monitor_owned = true;
     }
     graph_unlock(g);
     return r;
+}
+
+int graph_open(struct graph *g, const json_t *options, struct node **nodep,
+               struct error **errp)
+{
+    struct error *err = NULL;
+    struct list toils;
+    int toil = 0;
+    int r;
+
+    list_init(&toils);
+    do {
+        r = open_with_toils(g, options, &toils, nodep, &err);
+    } while (r < 0 && toil_run_all(g, &toils, &toil, &err) && toil == 0);
+    toil_free_all(&toils);
+    if (r == 0 || !errp) {
+        error_free(err);
+    } else {
+        *errp = err;
+    }
+    return r < 0 && toil < 0 ? toil : r;
 }
 
 /* Could @n be closed if @users of its users, and @views, were gone?  The checks

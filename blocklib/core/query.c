@@ -134,6 +134,10 @@ static json_t *device_info(struct node *n)
         (int)n->flags.no_flush, "direct", (int)n->flags.direct, "writeback", 1,
         "file", node_filename(n));
 
+    if (json_is_true(
+            json_object_get(json_object_get(info, "image"), "encrypted"))) {
+        (void)json_object_set_new(info, "encrypted", json_true());
+    }
     if (info && backing) {
         (void)json_object_set_new(info, "backing_file",
                                   json_string(node_filename(backing)));

@@ -91,6 +91,14 @@ void graph_stop_waiting(struct graph *g)
     mutex_unlock(&g->yanks.lock);
 }
 
+bool yank_set_ending(struct yank_set *s)
+{
+    mutex_lock(&s->lock);
+    bool ending = s->ending;
+    mutex_unlock(&s->lock);
+    return ending;
+}
+
 json_t *graph_yank_names(struct graph *g)
 {
     json_t *names = json_array();

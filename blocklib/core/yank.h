@@ -31,4 +31,7 @@ void yank_set_destroy(struct yank_set *s);
 void yank_register(struct graph *g, struct yank *y);
 void yank_unregister(struct graph *g, struct yank *y);
 
+/* Was graph_stop_waiting() called? */
+bool yank_set_ending(struct yank_set *s);
+
 #endif /* NBDELTA_CORE_YANK_H */

@@ -39,6 +39,7 @@ static const char *const owner_names[] = {
     [QCOW2_OWN_BITMAP_DIR] = "the bitmap directory",
     [QCOW2_OWN_BITMAP_TABLE] = "a bitmap's table",
     [QCOW2_OWN_BITMAP] = "a cluster of a bitmap",
+    [QCOW2_OWN_LUKS] = "the LUKS header",
 };
 
 void qcow2_check_tell(const struct image_check_options *o,

@@ -70,6 +70,17 @@ static int parse_extension(uint32_t type, const unsigned char *data,
         return len == 0 ? 0
                         : copy_text(data, len, &h->data_file, "data file name",
                                     errp);
+    case QCOW2_EXT_LUKS:
+        if (len != 16) {
+            return error_set(errp, EINVAL,
+                             "the extension for encryption has %" PRIu32
+                             " bytes, not 16",
+                             len);
+        }
+        h->has_luks = true;
+        h->luks_offset = load_be64(data);
+        h->luks_bytes = load_be64(data + 8);
+        return 0;
     case QCOW2_EXT_BITMAPS:
         if (len >= 24) { /* else it is broken, and they are void */
             h->has_bitmaps = true;
@@ -154,6 +165,26 @@ static int check_table(const struct qcow2_header *h, const char *what,
                          offset, what);
     }
     return 0;
+}
+
+static int check_crypt(const struct qcow2_header *h, struct error **errp)
+{
+    if (h->crypt == QCOW2_AES) {
+        return error_set(errp, ENOTSUP,
+                         "AES-CBC encrypted qcow2 images are not supported: "
+                         "convert it to one with LUKS, or without encryption, "
+                         "by 'qemu-img convert'");
+    }
+    if (h->has_luks != (h->crypt == QCOW2_LUKS)) {
+        return error_set(errp, EINVAL,
+                         h->has_luks ? "CRYPTO header extension only expected "
+                                       "with LUKS encryption method"
+                                     : "the image is encrypted, and does not "
+                                       "say where its LUKS header is");
+    }
+    return h->has_luks ? check_table(h, "LUKS header", h->luks_offset,
+                                     h->luks_bytes, QCOW2_MAX_LUKS_BYTES, errp)
+                       : 0;
 }
 
 static int check_sizes(const struct qcow2_header *h, struct error **errp)
@@ -267,9 +298,10 @@ static int parse_fixed(const unsigned char *head, size_t len,
         return error_set(errp, EINVAL, "Unsupported cluster size: 2^%" PRIu32,
                          h->cluster_bits);
     }
-    if (load_be32(head + 32) != 0) {
+    h->crypt = load_be32(head + 32);
+    if (h->crypt > QCOW2_LUKS) {
         return error_set(errp, ENOTSUP,
-                         "the image is encrypted, which is not supported");
+                         "Unsupported encryption method %" PRIu32, h->crypt);
     }
     return h->version == 3 ? parse_v3(head, len, h, errp) : 0;
 }
@@ -312,6 +344,9 @@ static int parse_all(const unsigned char *head, size_t len,
 
     if (r == 0) {
         r = check_sizes(h, errp);
+    }
+    if (r == 0) {
+        r = check_crypt(h, errp);
     }
     return r < 0 ? r : parse_backing(head, len, h, errp);
 }

@@ -77,6 +77,7 @@ static int fill_mapping(struct qcow2 *s, const struct qcow2_at *at,
         m->file = s->data;
         m->host = at->host;
         m->host_zero = true;
+        m->coded = s->luks != NULL;
         m->kind = MAP_ZERO;
         break;
     case QCOW2_KIND_ZERO_PLAIN:
@@ -87,12 +88,13 @@ static int fill_mapping(struct qcow2 *s, const struct qcow2_at *at,
         m->compressed = true;
         break;
     case QCOW2_KIND_NORMAL:
-        if (!s->data) {
+        if (!s->data || qcow2_is_locked(s)) {
             return -ENOMEDIUM;
         }
         m->kind = MAP_DATA;
         m->file = s->data;
         m->host = at->host;
+        m->coded = s->luks != NULL;
         break;
     }
     if (!(flags & MAP_WRITE)) {

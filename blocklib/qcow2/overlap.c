@@ -388,6 +388,9 @@ static int add_all(struct qcow2 *s) REQUIRES(s->meta)
 {
     int r = qcow2_overlap_add(s, QCOW2_META_HEADER, 0, s->cluster_size);
 
+    if (r == 0 && s->luks) {
+        r = qcow2_luks_cover(s);
+    }
     if (r == 0) {
         r = qcow2_overlap_add(s, QCOW2_META_L1, s->l1_offset,
                               s->l1_size * UINT64_C(8));

@@ -168,7 +168,7 @@ int qcow2_write_compressed(struct node *n, uint64_t offset, uint64_t bytes,
     const unsigned char *in = buf;
     int r = 0;
 
-    if (s->external) {
+    if (s->external || s->luks) {
         return -ENOTSUP;
     }
     if (atomic_load(&s->corrupt)) {

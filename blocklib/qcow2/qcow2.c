@@ -25,6 +25,7 @@ static void state_free(struct qcow2 *s)
     qcow2_bitmaps_free(s);
     qcow2_snapshots_free(&s->snapshots);
     qcow2_overlap_free(s);
+    qcow2_luks_free(s);
     qcow2_cache_free(s->l2);
     qcow2_cache_free(s->refblocks);
     free(s->l1);
@@ -116,6 +117,7 @@ static const struct option qcow2_options[] = {
     OPTION("bitmap-durability", ENUM, .words = durability_words),
     OPTION("cache-size", UINT),
     OPTION("data-file", NODE),
+    OPTION("encrypt", OBJECT, .members = qcow2_encrypt_options),
     OPTION("l2-cache-size", UINT),
     OPTION("lazy-refcounts", BOOL),
     OPTION("overlap-check", ENUM_OR_OBJECT, .words = qcow2_overlap_words,
@@ -364,6 +366,12 @@ static int qcow2_open(struct node *n, struct opts *opts, struct error **errp)
     mutex_init(&s->unpacked.lock, LOCK_QCOW2_UNPACKED, NULL);
     qcow2_bitmaps_init(s);
     r = qcow2_header_read(s->file, &h, errp);
+    if (r < 0) {
+        error_prefix(errp, "Could not open '%s': ", node_filename(s->file));
+        state_free(s);
+        return r;
+    }
+    r = qcow2_luks_open(s, &h, opts, errp); /* it may have to begin again */
     if (r == 0 && !n->flags.read_only) {
         r = qcow2_count_anew(s->file, &h, errp);
     }
@@ -422,6 +430,9 @@ static void qcow2_limits(struct node *n, struct limits *lim)
         lim->zero_unmaps = s->data->limits.zero_unmaps;
         return;
     }
+    if (s->luks) { /* a sector is encrypted as a whole */
+        lim->align = 512;
+    }
     lim->zero_align = (uint32_t)s->cluster_size;
     lim->pref = (uint32_t)s->cluster_size;
     lim->fast_zero = s->version >= 3;
@@ -435,12 +446,13 @@ static void qcow2_describe(struct node *n, json_t *info)
     /* Version 2 has no bits for some of these; the order is qemu-img's. */
     bool v3 = s->version >= 3;
     json_t *data = json_pack(
-        "{s:s, s:s, s:o*, s:o*, s:i, s:o*, s:o*, s:o*, s:o*}", "compat",
+        "{s:s, s:s, s:o*, s:o*, s:i, s:o*, s:o*, s:o*, s:o*, s:o*}", "compat",
         v3 ? "1.1" : "0.10", "compression-type",
         s->compression == QCOW2_ZSTD ? "zstd" : "zlib", "lazy-refcounts",
         v3 ? json_boolean(s->compatible & QCOW2_COMPAT_LAZY) : NULL, "bitmaps",
         list_empty(&s->bitmaps.list) ? NULL : qcow2_bitmaps_describe(s),
-        "refcount-bits", 1 << s->refcount_order, "data-file",
+        "refcount-bits", 1 << s->refcount_order, "encrypt",
+        s->luks ? qcow2_luks_describe(s) : NULL, "data-file",
         s->data_name ? json_string(s->data_name) : NULL, "data-file-raw",
         s->external ? json_boolean(s->raw) : NULL, "corrupt",
         v3 ? json_boolean(atomic_load(&s->corrupt)) : NULL, "extended-l2",
@@ -451,6 +463,9 @@ static void qcow2_describe(struct node *n, json_t *info)
     if (s->snapshots.count > 0) {
         (void)json_object_set_new(info, "snapshots",
                                   qcow2_snapshots_describe(&s->snapshots));
+    }
+    if (s->luks) {
+        (void)json_object_set_new(info, "encrypted", json_true());
     }
     (void)json_object_set_new(
         info, "dirty-flag",
@@ -511,6 +526,8 @@ const struct driver driver_qcow2 = {
     .map = qcow2_map,
     .map_put = qcow2_map_put,
     .preadv = qcow2_read_compressed,
+    .decode = qcow2_decode,
+    .write_coded = qcow2_write_coded,
     .pwritev = qcow2_pwritev,
     .clone = qcow2_clone,
     .zero = qcow2_zero,

@@ -27,6 +27,7 @@
  */
 #include "core/node.h"
 #include "nbdelta/bytes.h"
+#include "nbdelta/option.h"
 #include "qcow2/cache.h"
 #include "qcow2/overlap.h"
 #include "qcow2/snapshots.h"
@@ -37,6 +38,7 @@
 #define QCOW2_MAX_CLUSTER_BITS   21
 #define QCOW2_MAX_L1_BYTES       (32 * MiB)
 #define QCOW2_MAX_REFTABLE_BYTES (8 * MiB)
+#define QCOW2_MAX_LUKS_BYTES     (64 * MiB)
 #define QCOW2_MAX_BACKING_NAME   1023
 
 /* Entries of tables: the place of the cluster that they lead to.  l2.c says
@@ -59,7 +61,10 @@
 #define QCOW2_EXT_FEATURES    0x6803f857
 #define QCOW2_EXT_BITMAPS     0x23852875
 #define QCOW2_EXT_DATA_FILE   0x44415441
+#define QCOW2_EXT_LUKS        0x0537be77
 #define QCOW2_EXT_FILLER      0x6e626466 /* ours: it says nothing */
+
+enum qcow2_crypt { QCOW2_PLAIN = 0, QCOW2_AES = 1, QCOW2_LUKS = 2 };
 
 enum qcow2_compression { QCOW2_ZLIB = 0, QCOW2_ZSTD = 1 };
 
@@ -96,6 +101,10 @@ struct qcow2_header {
     uint32_t refcount_order;
     uint32_t header_length;
     enum qcow2_compression compression;
+    uint32_t crypt;       /* enum qcow2_crypt */
+    bool has_luks;        /* the extension for LUKS is there */
+    uint64_t luks_offset; /* of its header and key slots */
+    uint64_t luks_bytes;
     bool names_backing; /* there is a backing file, whatever its name is */
     bool has_bitmaps;   /* the bitmaps extension is there */
     struct qcow2_bitmaps_ext bitmaps;
@@ -245,6 +254,7 @@ struct qcow2 {
 
     struct qcow2_bitmaps bitmaps;
     struct qcow2_unpacked unpacked;
+    struct qcow2_luks *luks; /* set at open; NULL: it is not encrypted */
 };
 
 /* log2 of the entries in an L2 table. */
@@ -486,6 +496,45 @@ int qcow2_flush_to_disk(struct node *n);
 /* Write back if too much is dirty or waits to be freed.  Call this after a
  * change, without locks. */
 int qcow2_relieve(struct qcow2 *s);
+
+/* --- encrypt.c --- */
+
+/*
+ * Read the LUKS header of an image that has one, and unlock it with the secret
+ * that the options name (not where only headers are looked at).  -EINPROGRESS:
+ * that is left to who opens (core/toil.h).  -EPERM: the secret opens no slot.
+ */
+int qcow2_luks_open(struct qcow2 *s, const struct qcow2_header *h,
+                    struct opts *opts, struct error **errp);
+void qcow2_luks_free(struct qcow2 *s);
+
+/* Members of the option "encrypt". */
+extern const struct option qcow2_encrypt_options[];
+
+/* Add the LUKS header's clusters to overlap.h's set. */
+int qcow2_luks_cover(struct qcow2 *s) REQUIRES(s->meta);
+
+/* Is the image encrypted, and its key not known?  Its data cannot be moved. */
+bool qcow2_is_locked(const struct qcow2 *s);
+
+/* "encrypt" of the image's description. */
+json_t *qcow2_luks_describe(const struct qcow2 *s);
+
+/* Write to a place of the data file, encrypted if the image is.  The place and
+ * the length are whole sectors then. */
+int qcow2_write_data(struct qcow2 *s, uint64_t host, uint64_t bytes,
+                     const struct iovec *iov, int cnt, unsigned flags);
+
+/* driver.decode and driver.write_coded. */
+int qcow2_decode(struct node *n, uint64_t host, const struct iovec *iov,
+                 int cnt);
+int qcow2_write_coded(struct node *n, uint64_t host, uint64_t bytes,
+                      const struct iovec *iov, int cnt, unsigned flags);
+
+/* A key that was just made: the next open of this image in the same list of
+ * toils (core/toil.h) finds it. */
+struct toil *qcow2_luks_known(const unsigned char *header,
+                              const unsigned char *key);
 
 /* --- compress.c --- */
 

@@ -586,6 +586,21 @@ static int walk_bitmaps(struct walk *k)
     return result == 0 && r.wrong ? tell(k, &r) : result;
 }
 
+/* --- Encryption --- */
+
+/* The LUKS header, with its key slots. */
+static int walk_luks(struct walk *k)
+{
+    const struct qcow2_header *h = &k->im->h;
+    struct qcow2_ref r = {.owner = QCOW2_OWN_LUKS,
+                          .host = h->luks_offset,
+                          .bytes = h->luks_bytes};
+
+    return h->crypt == QCOW2_LUKS && h->has_luks
+               ? tell_table(k, &r, QCOW2_MAX_LUKS_BYTES)
+               : 0;
+}
+
 /* --- The whole --- */
 
 int qcow2_walk(const struct qcow2_image *im, const struct qcow2_walker *w)
@@ -598,6 +613,9 @@ int qcow2_walk(const struct qcow2_image *im, const struct qcow2_walker *w)
     int result = k.table.data ? tell(&k, &header) : -ENOMEM;
     if (result == 0) {
         result = walk_refcounts(&k);
+    }
+    if (result == 0) {
+        result = walk_luks(&k);
     }
     if (result == 0) {
         result = walk_bitmaps(&k);

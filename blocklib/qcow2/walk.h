@@ -50,6 +50,7 @@ enum qcow2_owner {
     QCOW2_OWN_BITMAP_DIR,
     QCOW2_OWN_BITMAP_TABLE,
     QCOW2_OWN_BITMAP,
+    QCOW2_OWN_LUKS,
 };
 
 /* The active disk's L1 table; snapshots are 1, 2, ... */

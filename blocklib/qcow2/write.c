@@ -151,9 +151,18 @@ static uint64_t tail_of(const struct qcow2 *s, const struct piece *p)
                    (p->clusters << s->cluster_bits);
 
     if (s->external) {
-        end = min_u64(end, s->node->size);
+        end = min_u64(end, align_up(s->node->size, s->node->limits.align));
     }
     return end - (p->offset + p->bytes);
+}
+
+/* Do the @bytes of the piece's clusters read as zeroes as they are?  Encrypted
+ * zeroes are none. */
+static bool reads_as_zeroes(const struct qcow2 *s, const struct piece *p,
+                            uint64_t bytes)
+{
+    return !s->luks && (p->fresh || (s->external &&
+                                     qcow2_is_hole(s->data, p->host, bytes)));
 }
 
 /* One write of head, data and tail to the piece's host clusters. */
@@ -170,11 +179,9 @@ static int write_piece(struct qcow2 *s, const struct piece *p,
 
     if (p->in_place || (head == 0 && tail == 0)) {
         node_event(s->file, EVENT_WRITE_AIO);
-        return node_pwritev(s->data, p->host + head, p->bytes, iov, cnt, 0);
+        return qcow2_write_data(s, p->host + head, p->bytes, iov, cnt, 0);
     }
-    bool fresh = p->fresh ||
-                 (s->external &&
-                  qcow2_is_hole(s->data, p->host, head + p->bytes + tail));
+    bool fresh = reads_as_zeroes(s, p, head + p->bytes + tail);
     CLEANUP_FREE char *buf = buf_alloc(head + tail);
     if (!buf) {
         return -ENOMEM;
@@ -207,7 +214,7 @@ static int write_piece(struct qcow2 *s, const struct piece *p,
     if (with_head || with_tail) {
         node_event(s->file, EVENT_COW_WRITE);
     }
-    return node_pwritev(s->data, from, len, v, n, 0);
+    return qcow2_write_data(s, from, len, v, n, 0);
 }
 
 static int fill_piece(struct qcow2 *s, const struct piece *p,
@@ -263,7 +270,7 @@ static int write_input(struct node *n, uint64_t offset, uint64_t bytes,
     uint64_t written = 0;
     int r = 0;
 
-    if (!s->data) {
+    if (!s->data || qcow2_is_locked(s)) {
         return -ENOMEDIUM;
     }
     if (atomic_load(&s->corrupt)) {
@@ -299,6 +306,9 @@ int qcow2_clone(struct node *n, uint64_t offset, uint64_t bytes,
     const struct qcow2 *s = n->state;
     const struct input in = {.from = from, .at = at};
 
+    if (s->luks) {
+        return -ENOTSUP; /* the bytes have to be encrypted */
+    }
     return is_aligned(offset | bytes, s->cluster_size)
                ? write_input(n, offset, bytes, &in)
                : -EINVAL;

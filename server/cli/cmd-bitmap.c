@@ -16,7 +16,7 @@
 #include "cli/commands.h"
 #include "cli/image-open.h"
 #include "cli/nbd-client.h"
-#include "keyval.h"
+#include "cli/object-option.h"
 #include "nbdelta/action.h"
 #include "nbdelta/bitmap.h"
 #include "nbdelta/bytes.h"
@@ -61,7 +61,7 @@ static const struct cli_option option_table[] = {
     {"format", 'f', "FORMAT", "format of the image (default: look at it)"},
     {"image-opts", OPT_IMAGE_OPTS, NULL,
      "take IMAGE and FILE as lists of options"},
-    {"object", OPT_OBJECT, "OPTIONS", "make an object, as object-add does"},
+    {"object", OPT_OBJECT, OBJECT_OPTION_ARG, OBJECT_OPTION_HELP},
     {"force-share", 'U', NULL, "list: even while another process writes"},
     {"output", OPT_OUTPUT, "human|json",
      "list: for people (default), or for programs"},
@@ -416,18 +416,6 @@ static bool has_step(const struct request *rq, enum verb verb)
     return false;
 }
 
-static int add_object(struct request *rq, const char *text)
-{
-    CLEANUP_ERROR struct error *err = NULL;
-    CLEANUP_JSON json_t *props = NULL;
-    int r = keyval_parse(text, "qom-type", object_args, &props, &err);
-
-    if (r == 0) {
-        r = objects_add(rq->objects, props, &err);
-    }
-    return r < 0 ? cli_error(command.name, err) : 0;
-}
-
 /* Check which options go with which verbs. */
 static int check_verbs(const struct request *rq)
 {
@@ -518,7 +506,7 @@ static int take_bitmap_option(struct request *rq, int code)
         rq->source.image_opts = true;
         return 0;
     case OPT_OBJECT:
-        return add_object(rq, optarg);
+        return object_option(&command, rq->objects, optarg);
     case OPT_OUTPUT:
         rq->has_output = true;
         return cli_output_format(&command, optarg, &rq->json);

@@ -19,6 +19,7 @@
 #include "cli/commands.h"
 #include "cli/image-open.h"
 #include "cli/nbd-client.h"
+#include "cli/object-option.h"
 #include "nbdelta/bitmap.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
@@ -26,11 +27,13 @@
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/text.h"
+#include "objects/object.h"
 
 #define OPT_OUTPUT     CLI_LONG
 #define OPT_BITMAP     (CLI_LONG + 1)
 #define OPT_ALLOW_PATH (CLI_LONG + 2)
 #define OPT_SNAPSHOT   (CLI_LONG + 3)
+#define OPT_OBJECT     (CLI_LONG + 4)
 
 static const struct cli_option option_table[] = {
     {"format", 'f', "FORMAT", "format of the image (default: look at it)"},
@@ -41,6 +44,7 @@ static const struct cli_option option_table[] = {
      "of the image's snapshot with this id or name"},
     {"allow-path", OPT_ALLOW_PATH, "DIR",
      "open backing files in DIR and below, too"},
+    {"object", OPT_OBJECT, OBJECT_OPTION_ARG, OBJECT_OPTION_HELP},
     {"output", OPT_OUTPUT, "human|json",
      "print for people (default), or for programs"},
     {NULL, 0, NULL, NULL},
@@ -49,7 +53,8 @@ static const struct cli_option option_table[] = {
 static const struct cli_command command = {
     .name = "map",
     .usage = "[-U] [-f FORMAT] [--bitmap NAME|--snapshot NAME] "
-             "[--allow-path DIR] [--output human|json] IMAGE\n"
+             "[--allow-path DIR] [--object OPTIONS] "
+             "[--output human|json] IMAGE\n"
              "[--bitmap NAME] [--output human|json] URI",
     .about = "Print which ranges of a disk hold data, read as zeroes, or are\n"
              "dirty in a bitmap.\n",
@@ -404,6 +409,7 @@ static int map_uri(struct map *m, const char *uri, const char *bitmap,
 struct request {
     struct map map;
     struct image_open open;
+    struct objects *objects;
     const char *bitmap;
 };
 
@@ -426,6 +432,11 @@ static int take_map_options(struct request *rq, struct graph *g, int argc,
             break;
         case OPT_SNAPSHOT:
             rq->open.snapshot = optarg;
+            break;
+        case OPT_OBJECT:
+            if (object_option(&command, rq->objects, optarg) != 0) {
+                return CLI_BAD;
+            }
             break;
         case OPT_ALLOW_PATH:
             if (graph_allow_path(g, optarg, &err) < 0) {
@@ -470,9 +481,12 @@ int cmd_map(int argc, char **argv)
 {
     struct request rq = {.bitmap = NULL};
     struct graph *g = graph_new();
-    int r = g ? run_map(&rq, g, argc, argv)
-              : cli_failed(command.name, "no memory");
 
+    rq.objects = g ? objects_new(g) : NULL;
+    int r = rq.objects ? run_map(&rq, g, argc, argv)
+                       : cli_failed(command.name, "no memory");
+
+    objects_free(rq.objects);
     graph_free(g);
     return r;
 }

@@ -68,6 +68,35 @@ static const struct qmp_arg stored_members[] = {
     QMP_LAST,
 };
 
+static const struct qmp_arg slot_members[] = {
+    QMP_ARG("active", BOOL),
+    QMP_OPT("iters", INT),
+    QMP_OPT("stripes", INT),
+    QMP_ARG("key-offset", INT),
+    QMP_LAST,
+};
+static const char *const encrypt_words[] = {"luks", NULL};
+static const struct qmp_arg luks_members[] = {
+    QMP_ARG("cipher-alg", STR),
+    QMP_ARG("cipher-mode", STR),
+    QMP_ARG("ivgen-alg", STR),
+    QMP_OPT("ivgen-hash-alg", STR),
+    QMP_ARG("hash-alg", STR),
+    QMP_ARG("payload-offset", INT),
+    QMP_ARG("master-key-iters", INT),
+    QMP_ARG("uuid", STR),
+    QMP_ARG("slots", OBJECTS, .members = slot_members),
+    QMP_LAST,
+};
+static const struct qmp_variant encrypt_variants[] = {
+    {"luks", luks_members},
+    {NULL, NULL},
+};
+static const struct qmp_arg encrypt_members[] = {
+    QMP_ARG("format", ENUM, .words = encrypt_words),
+    QMP_VARIANTS("format", encrypt_variants),
+};
+
 static const char *const compression_words[] = {"zlib", "zstd", NULL};
 static const struct qmp_arg qcow2_members[] = {
     QMP_ARG("compat", STR),
@@ -77,6 +106,7 @@ static const struct qmp_arg qcow2_members[] = {
     QMP_OPT("lazy-refcounts", BOOL),
     QMP_OPT("corrupt", BOOL),
     QMP_ARG("refcount-bits", INT),
+    QMP_OPT("encrypt", OBJECT, .members = encrypt_members),
     QMP_OPT("bitmaps", OBJECTS, .members = stored_members),
     QMP_ARG("compression-type", ENUM, .words = compression_words),
     QMP_LAST,
@@ -123,6 +153,7 @@ const struct qmp_arg qmp_snapshot_type = {.type = QMP_OBJECT,
     QMP_ARG("filename", STR), QMP_ARG("format", STR),               \
         QMP_OPT("dirty-flag", BOOL), QMP_OPT("actual-size", INT),   \
         QMP_ARG("virtual-size", INT), QMP_OPT("cluster-size", INT), \
+        QMP_OPT("encrypted", BOOL),                                 \
         QMP_OPT("backing-filename", STR),                           \
         QMP_OPT("full-backing-filename", STR),                      \
         QMP_OPT("backing-filename-format", STR),                    \
@@ -130,8 +161,8 @@ const struct qmp_arg qmp_snapshot_type = {.type = QMP_OBJECT,
         QMP_OPT("format-specific", OBJECT, .members = specific_members)
 
 /* An image has the images below it inside. */
-static const struct qmp_arg image_members[13];
-static const struct qmp_arg image_members[13] = {
+static const struct qmp_arg image_members[14];
+static const struct qmp_arg image_members[14] = {
     IMAGE_MEMBERS,
     QMP_OPT("backing-image", OBJECT, .members = image_members),
     QMP_LAST,

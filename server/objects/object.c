@@ -10,6 +10,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/list.h"
+#include "nbdelta/secret.h"
 #include "nbdelta/text.h"
 #include "nbdelta/throttle.h"
 #include "nbdelta/tls-creds.h"
@@ -238,6 +239,29 @@ static int remove_group(struct objects *s, const char *id, struct error **errp)
     return throttle_group_delete(s->graph, id, errp);
 }
 
+/* The graph has a copy, for images that name the secret. */
+static int add_secret(struct objects *s, const json_t *props,
+                      struct error **errp)
+{
+    char *text = NULL;
+    int r = secret_check(props, errp);
+
+    if (r == 0) {
+        r = secret_text(props, &text, errp);
+    }
+    if (r == 0) {
+        r = secret_create(s->graph, member_str(props, "id"), text, strlen(text),
+                          errp);
+    }
+    secret_free(text);
+    return r;
+}
+
+static int remove_secret(struct objects *s, const char *id, struct error **errp)
+{
+    return secret_delete(s->graph, id, errp);
+}
+
 static int add_authz(struct objects *s, const json_t *props,
                      struct error **errp)
 {
@@ -275,6 +299,7 @@ static const struct kind {
     int (*remove)(struct objects *s, const char *id, struct error **errp);
 } kinds[] = {
     {"authz-", add_authz, remove_authz},
+    {"secret", add_secret, remove_secret},
     {"throttle-group", add_group, remove_group},
     {"tls-creds-", add_creds, remove_creds},
 };
@@ -335,9 +360,7 @@ int objects_add(struct objects *s, json_t *props, struct error **errp)
                          "(type 'container')",
                          id);
     }
-    if (strcmp(type, "secret") == 0) {
-        r = secret_check(props, errp);
-    } else if (kind) {
+    if (kind) {
         r = kind->add(s, props, errp);
     }
     if (r == 0 &&

@@ -600,7 +600,9 @@ START_TEST(bad_headers_are_refused_by_what_is_wrong)
     expect_header_refused(20, 22, 4, -EINVAL, "cluster size: 2^22");
     expect_header_refused(24, UINT64_MAX, 8, -EFBIG, "too large");
     expect_header_refused(24, 1024 * GiB, 8, -EINVAL, "L1 table is too small");
-    expect_header_refused(32, 2, 4, -ENOTSUP, "encrypted");
+    expect_header_refused(32, 1, 4, -ENOTSUP, "convert");
+    expect_header_refused(32, 2, 4, -EINVAL, "LUKS header");
+    expect_header_refused(32, 3, 4, -ENOTSUP, "encryption method 3");
     expect_header_refused(36, UINT32_MAX, 4, -EFBIG, "L1 table is too large");
     expect_header_refused(40, 0x30001, 8, -EINVAL, "offset 0x30001");
     expect_header_refused(48, 7, 8, -EINVAL, "reference count table");

@@ -106,6 +106,7 @@ enum lock_rank {
     /* With any lock held. */
     LOCK_TLS_CREDS,
     LOCK_CORRUPTIONS,
+    LOCK_SECRETS,
     LOCK_LOG,
     LOCK_TEST, /* of tests */
 };
