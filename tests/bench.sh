@@ -70,6 +70,26 @@ start_tls() {
     wait_for sock
 }
 
+# An encrypted image: start_luks WHO.
+start_luks() {
+    local key=secret,id=s,data=bench
+    local disk=driver=qcow2,node-name=disk,encrypt.key-secret=s,file=f
+    local export=type=nbd,id=e,node-name=disk,name=,writable=on
+    local addr=addr.type=unix,addr.path=$work/sock
+    case $1 in
+    nbdelta)
+        "$nbdelta" serve --object $key --nbd-server "$addr" \
+            --blockdev driver=file,node-name=f,filename=disk.luks \
+            --blockdev "$disk" --export "$export" & ;;
+    q-s-d)
+        qemu-storage-daemon --object $key --nbd-server "$addr" \
+            --blockdev driver=file,node-name=f,filename=disk.luks,aio=io_uring \
+            --blockdev "$disk,encrypt.format=luks" --export "$export" & ;;
+    esac
+    server=$!
+    wait_for sock
+}
+
 # disk.qcow2, and what it was a moment ago to be pulled, at $past.
 start_past() {
     case $1 in
@@ -134,6 +154,7 @@ change_bitmaps() {
 start_plain() {
     case $2 in
     past) start_past "$1"; return ;;
+    luks) start_luks "$1"; return ;;
     tls-*) start_tls "$1" "${2#tls-}"; return ;;
     esac
     local file=disk.$2 format=$2
@@ -367,6 +388,16 @@ for count in 1 4; do
     row "4K random write, QD 64, $count bitmaps" randwrite:4k:64 qcow2 \
         nbdelta "nbdelta+$count" q-s-d "q-s-d+$count"
 done
+"$nbdelta" create --object secret,id=s,data=bench \
+    -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=100 \
+    disk.luks "$size"
+qemu-img convert -n -f raw --target-image-opts --object secret,id=s,data=bench \
+    disk.raw driver=qcow2,encrypt.key-secret=s,file.filename=disk.luks
+for what in randread:4k:16 randwrite:4k:16 randread:1m:4 randwrite:1m:4; do
+    row "LUKS, $what" $what luks nbdelta q-s-d
+done
+row "nbdcopy pull of $size, LUKS" pull luks nbdelta q-s-d
+rm disk.luks
 row "4K random write, QD 16, qcow2" randwrite:4k:16 qcow2 nbdelta q-s-d
 row "  while its past is pulled" guest-iops past nbdelta q-s-d
 for depth in 1 16; do

@@ -30,6 +30,7 @@ void file_access_narrow(struct file_access *a, const struct stat *st);
 struct file_make {
     struct file_access access; /* never more than that (nor than the umask) */
     struct stat made;
+    struct graph *secrets; /* has those that options name, or NULL */
 };
 
 /*

@@ -239,6 +239,9 @@ int luks_parse(const unsigned char bytes[LUKS_HEADER_BYTES], uint64_t room,
     copy_name(h->mode, bytes + AT_MODE, LUKS_NAME_MAX);
     copy_name(h->hash_name, bytes + AT_HASH, LUKS_NAME_MAX);
     copy_name(h->uuid, bytes + AT_UUID, LUKS_UUID_MAX);
+    for (char *c = h->uuid; *c; c++) { /* it is shown */
+        *c = *c < 0x20 || *c > 0x7e ? '?' : *c;
+    }
     h->spec.key_bytes = load_be32(bytes + AT_KEY_BYTES);
     memcpy(h->digest, bytes + AT_DIGEST, LUKS_DIGEST);
     memcpy(h->digest_salt, bytes + AT_DIGEST_SALT, LUKS_SALT);

@@ -68,12 +68,18 @@ const struct option *graph_driver_options(const char *driver)
 
 /* --- Creating images --- */
 
+int image_create_with(struct graph *g, const char *filename, const char *format,
+                      const json_t *options, struct error **errp)
+{
+    struct file_make how = {.access = FILE_ACCESS_ANY, .secrets = g};
+
+    return image_create_as(&table, filename, format, options, &how, errp);
+}
+
 int image_create(const char *filename, const char *format,
                  const json_t *options, struct error **errp)
 {
-    struct file_make how = {.access = FILE_ACCESS_ANY};
-
-    return image_create_as(&table, filename, format, options, &how, errp);
+    return image_create_with(NULL, filename, format, options, errp);
 }
 
 int image_track(const char *filename, const char *raw,

@@ -36,7 +36,7 @@ static int create_run(struct job *job)
     struct graph *g = jobs_graph(job->jobs);
     struct create *c = create_of(job);
     /* What will be copied to the image is not known yet, and may be private. */
-    struct file_make how = {.access = FILE_ACCESS_OWNER};
+    struct file_make how = {.access = FILE_ACCESS_OWNER, .secrets = g};
     int r = c->filename
                 ? image_create_as(graph_drivers(g), c->filename, c->format,
                                   c->options, &how, &job->error)

@@ -2,7 +2,7 @@
 /*
  * Making an image:
  *
- *   header | refcount table | refcount blocks | L1 table | L2 tables
+ *   header | refcount table | refcount blocks | L1 table | LUKS | L2 tables
  *
  * one after the other, every cluster counted once.  L2 tables are there only
  * for a data file that is preallocated, or raw: then each cluster has its
@@ -15,11 +15,13 @@
 #include <string.h>
 
 #include "core/create.h"
-#include "core/graph.h"
+#include "core/graph-priv.h"
 #include "core/image-name.h"
 #include "core/opts.h"
+#include "core/toil.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "qcow2/create-luks.h"
 #include "qcow2/qcow2.h"
 
 #define HEADER_LENGTH 112
@@ -42,6 +44,8 @@ struct plan {
     const char *data_file; /* as it is made */
     char *data_name;       /* as the image will have it, malloc()ed */
     bool data_raw;
+    struct create_luks luks;
+    struct graph *secrets; /* has the secret for it, or NULL */
     bool data_exists; /* and is not touched; then the image must not exist */
 
     /* Worked out: clusters, in the order in which they lie. */
@@ -49,13 +53,31 @@ struct plan {
     uint64_t reftable;
     uint64_t refblocks;
     uint64_t l1;
+    uint64_t luks_clusters;
     uint64_t l2; /* all that the disk needs, or 0 */
 };
 
 const char *const qcow2_create_options[] = {
-    "size",          "backing_file",  "backing_fmt",    "compat",
-    "cluster_size",  "refcount_bits", "lazy_refcounts", "compression_type",
-    "preallocation", "data_file",     "data_file_raw",  NULL,
+    "size",
+    "backing_file",
+    "backing_fmt",
+    "compat",
+    "cluster_size",
+    "refcount_bits",
+    "lazy_refcounts",
+    "compression_type",
+    "preallocation",
+    "data_file",
+    "data_file_raw",
+    "encrypt.format",
+    "encrypt.key-secret",
+    "encrypt.cipher-alg",
+    "encrypt.cipher-mode",
+    "encrypt.ivgen-alg",
+    "encrypt.ivgen-hash-alg",
+    "encrypt.hash-alg",
+    "encrypt.iter-time",
+    NULL,
 };
 
 static const struct {
@@ -102,6 +124,7 @@ static int take_options(struct opts *o, struct plan *p, struct error **errp)
         (r = opts_str(o, "data_file", &p->data_file, errp)) < 0 ||
         (r = opts_bool(o, "data_file_raw", &p->data_raw, errp)) < 0 ||
         (r = opts_bool(o, "data_file_exists", &p->data_exists, errp)) < 0 ||
+        (r = qcow2_create_luks_take(o, &p->luks, errp)) < 0 ||
         (r = opts_end(o, "qcow2 image creation", errp)) < 0) {
         return r;
     }
@@ -181,6 +204,16 @@ static int check_data_file(struct plan *p, struct error **errp)
                          "compatibility level 1.1 and above (use version=v3 "
                          "or greater)");
     }
+    if (p->data_raw && p->luks.on) {
+        return error_set(errp, EINVAL,
+                         "Encryption and data-file-raw cannot be used at the "
+                         "same time");
+    }
+    if (p->luks.on && p->data_file && p->preallocation != PRE_OFF) {
+        return error_set(errp, EINVAL,
+                         "Encryption and preallocation cannot be used at the "
+                         "same time with data-file");
+    }
     if (p->data_raw && p->preallocation == PRE_OFF) {
         p->preallocation = PRE_METADATA; /* it is as the tables say */
     }
@@ -212,6 +245,12 @@ static int check_options(struct plan *p, struct error **errp)
     if (r < 0) {
         return r;
     }
+    r = qcow2_create_luks_plan(&p->luks, errp);
+    if (r < 0) {
+        return r;
+    }
+    p->luks_clusters = div_up(qcow2_create_luks_bytes(&p->luks),
+                              p->cluster_size);
     p->size = align_up(p->size, 512);
     p->l1_entries = div_up(p->size,
                            p->cluster_size << qcow2_l2_bits(p->cluster_bits));
@@ -237,7 +276,8 @@ static void lay_out(struct plan *p)
     p->refblocks = 1;
     do {
         old = p->reftable + p->refblocks;
-        uint64_t all = 1 + p->reftable + p->refblocks + p->l1 + p->l2;
+        uint64_t all = 1 + p->reftable + p->refblocks + p->l1 +
+                       p->luks_clusters + p->l2;
         p->refblocks = div_up(all, per_block);
         p->reftable = div_up(p->refblocks * 8, p->cluster_size);
     } while (p->reftable + p->refblocks != old);
@@ -245,6 +285,7 @@ static void lay_out(struct plan *p)
 
 static void drop_plan(struct plan *p)
 {
+    qcow2_create_luks_forget(&p->luks);
     free(p->backing);
     free(p->data_name);
 }
@@ -286,6 +327,11 @@ static unsigned char *put_features(unsigned char *at)
     return put_extension(at, 0x6803f857, table, sizeof(table));
 }
 
+static uint64_t l1_offset(const struct plan *p)
+{
+    return (1 + p->reftable + p->refblocks) * p->cluster_size;
+}
+
 static int fill_header(const struct plan *p, unsigned char *h,
                        struct error **errp)
 {
@@ -295,7 +341,8 @@ static int fill_header(const struct plan *p, unsigned char *h,
     size_t features = 8 + ARRAY_SIZE(feature_names) * FEATURE_ENTRY;
     size_t data = p->data_name ? strlen(p->data_name) : 0;
     size_t fixed = length + (fmt ? 8 + align_up(fmt, 8) : 0) +
-                   (data ? 8 + align_up(data, 8) : 0) + 8 + name;
+                   (data ? 8 + align_up(data, 8) : 0) +
+                   (p->luks.on ? 8 + 16 : 0) + 8 + name;
     unsigned char *at = h + length;
 
     if (fixed > p->cluster_size) {
@@ -308,8 +355,9 @@ static int fill_header(const struct plan *p, unsigned char *h,
     store_be32(h + 4, p->version);
     store_be32(h + 20, p->cluster_bits);
     store_be64(h + 24, p->size);
+    store_be32(h + 32, p->luks.on ? QCOW2_LUKS : QCOW2_PLAIN);
     store_be32(h + 36, (uint32_t)p->l1_entries);
-    store_be64(h + 40, (1 + p->reftable + p->refblocks) * p->cluster_size);
+    store_be64(h + 40, l1_offset(p));
     store_be64(h + 48, p->cluster_size);
     store_be32(h + 56, (uint32_t)p->reftable);
     if (p->version >= 3) {
@@ -328,6 +376,12 @@ static int fill_header(const struct plan *p, unsigned char *h,
     }
     if (data) {
         at = put_extension(at, QCOW2_EXT_DATA_FILE, p->data_name, data);
+    }
+    if (p->luks.on) {
+        unsigned char place[16];
+        store_be64(place, l1_offset(p) + p->l1 * p->cluster_size);
+        store_be64(place + 8, qcow2_create_luks_bytes(&p->luks));
+        at = put_extension(at, QCOW2_EXT_LUKS, place, sizeof(place));
     }
     if (p->version >= 3 && fixed + features <= p->cluster_size) {
         at = put_features(at);
@@ -348,17 +402,21 @@ struct image {
     uint64_t len;
 };
 
-static int make_image(const struct plan *p, struct image *im,
-                      struct error **errp)
+static int make_image(struct plan *p, struct image *im, struct error **errp)
 {
-    uint64_t used = 1 + p->reftable + p->refblocks + p->l1;
-    uint64_t l1 = used - p->l1;
+    uint64_t l1 = 1 + p->reftable + p->refblocks;
+    uint64_t luks = l1 + p->l1;
+    uint64_t used = luks + p->luks_clusters;
     uint64_t per_block = p->cluster_size * 8 >> p->refcount_order;
     unsigned char *bytes = calloc(used, p->cluster_size);
     if (!bytes) {
         return error_nomem(errp);
     }
     int r = fill_header(p, bytes, errp);
+    if (r == 0) {
+        r = qcow2_create_luks_make(&p->luks, p->secrets,
+                                   bytes + luks * p->cluster_size, errp);
+    }
     if (r < 0) {
         free(bytes);
         return r;
@@ -435,7 +493,7 @@ static int fill_step(struct node *n, unsigned how, uint64_t offset,
             return r;
         }
         len = m.length;
-        if (m.kind != MAP_DATA) {
+        if (m.kind != MAP_DATA && !m.host_zero) {
             r = -EIO; /* another user changes the image */
         } else if (how == PRE_FULL) {
             r = node_pwrite(file, zeroes, len, m.host, 0);
@@ -450,8 +508,23 @@ static int fill_step(struct node *n, unsigned how, uint64_t offset,
     return r;
 }
 
+/* Version 2 has no clusters that read as zeroes, and never written ones of an
+ * encrypted image do not: zeroes are written to the disk. */
+static int write_zeroes(struct node *n, uint64_t offset, uint64_t bytes,
+                        const void *zeroes)
+{
+    int r = 0;
+
+    for (uint64_t at = 0; at < bytes && r == 0; at += 1 * MiB) {
+        r = node_pwrite(n, zeroes, min_u64(bytes - at, 1 * MiB), offset + at,
+                        0);
+    }
+    return r;
+}
+
 static int preallocate_steps(struct node *n, unsigned how)
 {
+    const struct qcow2 *s = n->state;
     CLEANUP_FREE char *zeroes = calloc(1, 1 * MiB);
     int r = zeroes ? 0 : -ENOMEM;
 
@@ -459,9 +532,11 @@ static int preallocate_steps(struct node *n, unsigned how)
         uint64_t len = min_u64(STEP, n->size - at);
         struct tree *t = node_enter(n, false);
 
-        r = qcow2_preallocate(n, at, len);
-        if (r == 0) {
-            r = fill_step(n, how, at, len, zeroes);
+        if (s->luks && s->version < 3) {
+            r = write_zeroes(n, at, len, zeroes);
+        } else {
+            r = qcow2_preallocate(n, at, len);
+            r = r < 0 ? r : fill_step(n, how, at, len, zeroes);
         }
         node_leave(t);
     }
@@ -484,6 +559,35 @@ static int finish_node(struct node *n)
     return r < 0 ? r : node_flush(n);
 }
 
+/* Open the new image, whose key is known. */
+static int open_new(struct graph *g, json_t *options, const struct plan *p,
+                    struct node **np, struct error **errp)
+{
+    struct toil *key = p->luks.on ? qcow2_create_luks_known(&p->luks) : NULL;
+    struct list toils;
+
+    *np = NULL;
+    list_init(&toils);
+    if (key) {
+        list_append(&toils, &key->in_set);
+    }
+    int r = p->luks.on && (!key ||
+                           json_object_set_new(options, "encrypt",
+                                               json_pack("{s:s}", "key-secret",
+                                                         p->luks.secret)) < 0)
+                ? error_nomem(errp)
+                : 0;
+    if (r == 0) {
+        graph_lock(g);
+        g->toils = &toils;
+        r = graph_open_locked(g, options, np, errp);
+        g->toils = NULL;
+        graph_unlock(g);
+    }
+    toil_free_all(&toils);
+    return r;
+}
+
 /* Preallocate in the image on @file, which describes the node as for
  * blockdev-add.  The caller closes *np when it is not NULL.  @how: the file has
  * just been made, or NULL. */
@@ -493,12 +597,8 @@ static int preallocate(struct graph *g, json_t *file, const struct plan *p,
 {
     CLEANUP_JSON json_t *options = json_pack("{s:s, s:O}", "driver",
                                              driver_qcow2.name, "file", file);
+    int r = options ? open_new(g, options, p, np, errp) : error_nomem(errp);
 
-    *np = NULL;
-    graph_lock(g);
-    int r = options ? graph_open_locked(g, options, np, errp)
-                    : error_nomem(errp);
-    graph_unlock(g);
     if (r == 0 && how) {
         r = node_check_made(*np, how, errp);
     }
@@ -591,7 +691,7 @@ static int write_file(const struct driver_table *t, const char *filename,
 int qcow2_create(const struct driver_table *t, const char *filename,
                  struct opts *opts, struct file_make *how, struct error **errp)
 {
-    struct plan p = {0};
+    struct plan p = {.secrets = how->secrets};
     struct image im = {0};
     int r = plan_image(opts, &p, errp);
 
@@ -645,7 +745,7 @@ int qcow2_format(struct graph *g, struct node *file, struct opts *opts,
                  struct node **opened, struct error **errp)
 {
     CLEANUP_JSON json_t *name = json_string(node_name(file));
-    struct plan p = {.exact = true};
+    struct plan p = {.exact = true, .secrets = g};
     struct image im = {0};
     int r = name ? plan_image(opts, &p, errp) : error_nomem(errp);
 

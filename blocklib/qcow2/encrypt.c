@@ -277,6 +277,11 @@ int qcow2_luks_open(struct qcow2 *s, const struct qcow2_header *h,
                          "the image is encrypted, and has a raw data file, "
                          "which contradict each other");
     }
+    if (!is_aligned(h->size, SECTOR_BYTES)) {
+        return error_set(errp, EINVAL,
+                         "the image is encrypted, and does not end with a "
+                         "sector");
+    }
     s->luks = calloc(1, sizeof(*s->luks));
     if (!s->luks) {
         return error_nomem(errp);

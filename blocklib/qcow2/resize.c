@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "qcow2/bitmaps.h"
 
@@ -130,6 +131,27 @@ static int shrink(struct qcow2 *s, uint64_t size, struct error **errp)
     return r;
 }
 
+/* Grow the data file of an encrypted image, and write zeroes from the disk's
+ * old end to the end of that cluster. */
+static int grow_coded_data(struct qcow2 *s, uint64_t size, struct error **errp)
+{
+    uint64_t from = s->node->size;
+    uint64_t len = min_u64(align_up(from, s->cluster_size), size) - from;
+    CLEANUP_FREE void *zeroes = calloc(1, len + 1);
+    struct iovec v = {zeroes, len};
+    int r = zeroes ? 0 : error_nomem(errp);
+
+    if (r == 0 && node_size(s->data) < size) {
+        r = node_resize(s->data, size, errp);
+    }
+    if (r == 0 && len > 0 &&
+        (r = qcow2_write_data(s, from, len, &v, 1, 0)) < 0) {
+        r = error_set(errp, -r, "cannot write zeroes at the end of '%s': %s",
+                      node_filename(s->data), strerror(-r));
+    }
+    return r;
+}
+
 /*
  * Make the data file long enough.  If it was longer than the disk, the bytes
  * behind the disk's end are not the disk's.  A raw data file shows them,
@@ -142,6 +164,9 @@ static int grow_data(struct qcow2 *s, uint64_t size, struct error **errp)
     uint64_t to = min_u64(align_up(from, s->cluster_size), have);
     int r = 0;
 
+    if (s->luks) { /* clusters of the data file end with its zeroes encrypted */
+        return grow_coded_data(s, size, errp);
+    }
     if (!s->raw && from < to) {
         r = node_zero(s->data, from, to - from, 0);
     }
@@ -173,7 +198,7 @@ int qcow2_resize(struct node *n, uint64_t size, struct error **errp)
         return error_set(errp, EINVAL,
                          "The new size must be a multiple of 512");
     }
-    if (!s->data) {
+    if (!s->data || qcow2_is_locked(s)) {
         return error_set(errp, ENOMEDIUM, "the data file is not open");
     }
     if (s->version < 3 && s->snapshots.count > 0) {

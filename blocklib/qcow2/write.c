@@ -314,6 +314,17 @@ int qcow2_clone(struct node *n, uint64_t offset, uint64_t bytes,
                : -EINVAL;
 }
 
+/* A place for the piece, with nothing in it yet: encrypted, that does not read
+ * as zeroes. */
+static int link_reserved(struct qcow2 *s, const struct piece *p)
+    REQUIRES(s->meta)
+{
+    return qcow2_l2_put(s, p->l2, align_down(p->offset, s->cluster_size),
+                        p->clusters << s->cluster_bits,
+                        s->luks ? QCOW2_KIND_ZERO_ALLOC : QCOW2_KIND_NORMAL,
+                        p->host);
+}
+
 /* Allocate for the first piece without writing data; *done: its bytes. */
 static int reserve_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
                          uint64_t *done)
@@ -324,7 +335,7 @@ static int reserve_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
     int r = plan_piece(s, offset, bytes, &p);
     if (r == 0) {
         if (!p.in_place && !p.reserved) {
-            r = link_piece(s, &p);
+            r = link_reserved(s, &p);
         }
         qcow2_cache_put(s->l2, p.l2);
         *done = p.bytes;
@@ -337,7 +348,7 @@ int qcow2_preallocate(struct node *n, uint64_t offset, uint64_t bytes)
 {
     struct qcow2 *s = n->state;
     uint64_t end = offset + bytes;
-    int r = 0;
+    int r = s->luks && s->version < 3 ? -ENOTSUP : 0;
 
     while (offset < end && r == 0) {
         uint64_t seen = atomic_load(&s->released);

@@ -9,14 +9,17 @@
 
 #include "cli/cli.h"
 #include "cli/commands.h"
+#include "cli/object-option.h"
 #include "cli/progress.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/graph.h"
 #include "nbdelta/image.h"
 #include "nbdelta/options.h"
 #include "nbdelta/size.h"
+#include "objects/object.h"
 
-enum { OPT_TRACK = CLI_LONG, OPT_BITMAP, OPT_FORCE };
+enum { OPT_TRACK = CLI_LONG, OPT_BITMAP, OPT_FORCE, OPT_OBJECT };
 
 static const struct cli_option option_table[] = {
     {"format", 'f', "FORMAT", "format of the image: qcow2 (default) or raw"},
@@ -26,6 +29,7 @@ static const struct cli_option option_table[] = {
      "make an overlay: show FILE where nothing was written"},
     {"backing-format", 'F', "FORMAT",
      "format of the backing file; -b needs it"},
+    {"object", OPT_OBJECT, OBJECT_OPTION_ARG, OBJECT_OPTION_HELP},
     {"track", OPT_TRACK, "RAW", "make an image that tracks the raw disk RAW"},
     {"bitmap", OPT_BITMAP, "NAME", "with --track: add a dirty bitmap"},
     {"force", OPT_FORCE, NULL,
@@ -35,7 +39,7 @@ static const struct cli_option option_table[] = {
 
 static const struct cli_command command = {
     .name = "create",
-    .usage = "[-f FORMAT] [-o KEY=VALUE,...] FILE SIZE\n"
+    .usage = "[-f FORMAT] [-o KEY=VALUE,...] [--object OPTIONS] FILE SIZE\n"
              "[-o KEY=VALUE,...] -b BACKING -F FORMAT FILE [SIZE]\n"
              "--track RAW [--bitmap NAME] [--force] FILE",
     .about = "Create an empty disk image.  SIZE is in bytes or has one of\n"
@@ -63,6 +67,14 @@ static const struct {
     {"preallocation", "off, metadata, falloc or full"},
     {"data_file", "file for the data; it is created, or emptied"},
     {"data_file_raw", "on: the data file is a raw image of the disk (off)"},
+    {"encrypt.format", "luks: encrypt the data"},
+    {"encrypt.key-secret", "id of the secret with the passphrase (--object)"},
+    {"encrypt.cipher-alg", "aes-128, aes-192 or aes-256 (aes-256)"},
+    {"encrypt.cipher-mode", "xts or cbc (xts)"},
+    {"encrypt.ivgen-alg", "plain, plain64 or essiv (plain64)"},
+    {"encrypt.ivgen-hash-alg", "of essiv: sha256"},
+    {"encrypt.hash-alg", "of the passphrase: sha1, sha256, sha512... (sha256)"},
+    {"encrypt.iter-time", "milliseconds to try a passphrase (2000)"},
     {NULL, NULL},
 };
 
@@ -82,7 +94,7 @@ static int print_options(const char *format)
                 help = option_help[i].help;
             }
         }
-        printf("  %-18s %s\n", *names, help);
+        printf("  %-22s %s\n", *names, help);
     }
     return cli_finish(command.name);
 }
@@ -129,6 +141,8 @@ static struct progress *show_growth(struct growth *g, const json_t *options)
 struct request {
     const char *format;
     json_t *options;
+    struct graph *graph; /* has what --object makes */
+    struct objects *objects;
     bool help; /* list the options of the format */
     const char *track;
     const char *bitmap;
@@ -168,7 +182,8 @@ static int create_image(struct request *rq, const char *filename)
     struct growth growth = {.filename = filename};
     struct progress *progress = show_growth(&growth, rq->options);
 
-    int r = image_create(filename, rq->format, rq->options, &err);
+    int r = image_create_with(rq->graph, filename, rq->format, rq->options,
+                              &err);
     progress_stop(progress);
     return r < 0 ? cli_error(command.name, err) : EXIT_SUCCESS;
 }
@@ -248,6 +263,9 @@ static int run_create(struct request *rq, int argc, char **argv)
         case 'F':
             r = add_option(rq, "backing_fmt", optarg);
             break;
+        case OPT_OBJECT:
+            r = object_option(&command, rq->objects, optarg);
+            break;
         case OPT_TRACK:
             rq->track = optarg;
             break;
@@ -266,10 +284,18 @@ static int run_create(struct request *rq, int argc, char **argv)
 
 int cmd_create(int argc, char **argv)
 {
-    struct request rq = {.format = "qcow2", .options = json_object()};
+    struct request rq = {
+        .format = "qcow2",
+        .options = json_object(),
+        .graph = graph_new(),
+    };
 
-    int r = rq.options ? run_create(&rq, argc, argv)
-                       : cli_failed(command.name, "no memory for options");
+    rq.objects = rq.graph ? objects_new(rq.graph) : NULL;
+    int r = rq.options && rq.objects
+                ? run_create(&rq, argc, argv)
+                : cli_failed(command.name, "no memory for options");
+    objects_free(rq.objects);
+    graph_free(rq.graph);
     json_decref(rq.options);
     return r;
 }

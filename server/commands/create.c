@@ -22,12 +22,32 @@ static const struct qmp_arg file_args[] = {
     QMP_LAST,
 };
 
+static const char *const encrypt_words[] = {"luks", NULL};
+
+static const struct qmp_arg luks_args[] = {
+    QMP_OPT("key-secret", STR),     QMP_OPT("cipher-alg", STR),
+    QMP_OPT("cipher-mode", STR),    QMP_OPT("ivgen-alg", STR),
+    QMP_OPT("ivgen-hash-alg", STR), QMP_OPT("hash-alg", STR),
+    QMP_OPT("iter-time", INT),      QMP_LAST,
+};
+
+static const struct qmp_variant encrypt_variants[] = {
+    {"luks", luks_args},
+    {NULL, NULL},
+};
+
+static const struct qmp_arg encrypt_args[] = {
+    QMP_ARG("format", ENUM, .words = encrypt_words),
+    QMP_VARIANTS("format", encrypt_variants),
+};
+
 static const struct qmp_arg qcow2_args[] = {
     QMP_ARG("file", ANY),
     QMP_OPT("data-file", ANY),
     QMP_OPT("data-file-raw", BOOL),
     QMP_ARG("size", SIZE),
     QMP_OPT("version", ENUM, .words = version_words),
+    QMP_OPT("encrypt", OBJECT, .members = encrypt_args),
     QMP_OPT("backing-file", STR),
     QMP_OPT("backing-fmt", ENUM, .words_of = graph_driver_names),
     QMP_OPT("cluster-size", SIZE),

@@ -25,6 +25,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/image.h"
+#include "nbdelta/secret.h"
 #include "util/iov.h"
 
 #ifndef DISK_MAX /* a crash is a copy of it all */
@@ -56,6 +57,7 @@ struct recorder {
     unsigned char *disk;
     bool garbage;  /* what was never written does not read as zeroes */
     bool has_data; /* there are two files */
+    bool encrypted;
     struct record log[LOG_MAX];
     unsigned count;
     uint64_t top; /* nothing was written behind it */
@@ -204,12 +206,29 @@ static inline uint64_t rnd(uint64_t below)
     return seed % below;
 }
 
+/* Encrypted images take the secret "s". */
+static inline void add_secret(struct graph *g)
+{
+    ck_assert_int_eq(secret_create(g, "s", "sesame", 6, NULL), 0);
+}
+
+static inline void add_key(json_t *o)
+{
+    if (rec.encrypted) {
+        (void)json_object_set_new(o, "encrypt",
+                                  json_pack("{s:s}", "key-secret", "s"));
+    }
+}
+
 static inline uint64_t load_new_image(const char *options)
 {
     CLEANUP_JSON json_t *o = json_loads(options, 0, NULL);
+    struct graph *g = graph_new();
     struct stat st;
 
-    ck_assert_int_eq(image_create("new.qcow2", "qcow2", o, NULL), 0);
+    add_secret(g);
+    ck_assert_int_eq(image_create_with(g, "new.qcow2", "qcow2", o, NULL), 0);
+    graph_free(g);
     FILE *f = fopen("new.qcow2", "rb");
     ck_assert_ptr_nonnull(f);
     ck_assert_int_eq(fstat(fileno(f), &st), 0);
@@ -264,6 +283,7 @@ static inline struct node *open_recorded_with(struct graph *g, uint64_t size,
     if (rec.has_data) {
         (void)json_object_set_new(o, "data-file", json_string("rec-data"));
     }
+    add_key(o);
     if (key) {
         (void)json_object_set_new(o, key, json_string(value));
     }

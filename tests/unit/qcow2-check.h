@@ -202,6 +202,21 @@ static void count_snapshots(struct count *c)
     count_run(c->refs, c->clusters, table, at - table, c->bits);
 }
 
+/* The LUKS header, where an extension says. */
+static void count_luks(struct count *c)
+{
+    const unsigned char *head = c->i->bytes;
+    uint64_t at = load_be32(head + 4) >= 3 ? load_be32(head + 100) : 72;
+
+    while (load_be32(head + at) != 0) {
+        if (load_be32(head + at) == 0x0537be77) {
+            count_run(c->refs, c->clusters, load_be64(head + at + 8),
+                      load_be64(head + at + 16), c->bits);
+        }
+        at += 8 + align_up(load_be32(head + at + 4), 8);
+    }
+}
+
 static struct verdict check_image(const struct image *i)
 {
     unsigned bits = load_be32(i->bytes + 20);
@@ -228,6 +243,9 @@ static struct verdict check_image(const struct image *i)
     }
     count_disk(&c, load_be64(i->bytes + 40), load_be32(i->bytes + 36), true);
     count_snapshots(&c);
+    if (load_be32(i->bytes + 32) == 2) {
+        count_luks(&c);
+    }
     count_bitmaps(i, refs, clusters, bits);
     for (uint64_t n = 0; n < clusters; n++) {
         uint64_t count = image_refcount(i, n);

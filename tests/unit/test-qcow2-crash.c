@@ -90,7 +90,7 @@ static void random_request(struct blk *b, uint64_t start, uint32_t stamp)
     uint64_t count = 1 + rnd(rnd(4) ? 16 : 256);
     unsigned kind = (unsigned)rnd(10);
     uint64_t cluster = max_u64(blk_node(b)->limits.pref / UNIT, 1);
-    bool packed = kind < 2 && !rec.has_data;
+    bool packed = kind < 2 && !rec.has_data && !rec.encrypted;
 
     if (packed) {
         from = align_down(from, cluster);
@@ -180,6 +180,8 @@ static void read_guest(const unsigned char *disk, unsigned char *guest)
                   "file", "driver", "file", "filename", "crashed.qcow2");
     struct node *n;
 
+    add_secret(g);
+    add_key(o);
     spill("crashed.qcow2", disk, rec.has_data ? DATA_AT : DISK_MAX);
     if (rec.has_data) {
         spill("crashed.data", disk + DATA_AT, GUEST);
@@ -242,6 +244,8 @@ static void run_campaign(const char *options, unsigned requests, unsigned cuts,
     flush_count = 0;
     rec.garbage = garbage;
     rec.has_data = strstr(options, "data_file");
+    rec.encrypted = strstr(options, "encrypt");
+    add_secret(g);
     uint64_t size = load_new_image(options);
     unsigned char *before = malloc(DISK_MAX);
     memcpy(before, rec.disk, DISK_MAX);
@@ -324,6 +328,27 @@ START_TEST(a_raw_data_file_survives_power_cuts)
 }
 END_TEST
 
+#define ENCRYPT                                                   \
+    "\"encrypt\": {\"format\": \"luks\", \"key-secret\": \"s\", " \
+    "\"iter-time\": 1}"
+
+START_TEST(an_encrypted_image_survives_power_cuts)
+{
+    seed = 7;
+    run_campaign("{\"size\": 2097152, \"cluster_size\": 4096, " ENCRYPT "}",
+                 300, 40, _i);
+}
+END_TEST
+
+START_TEST(an_encrypted_data_file_survives_power_cuts)
+{
+    seed = 8;
+    run_campaign("{\"size\": 2097152, \"cluster_size\": 65536, "
+                 "\"data_file\": \"guest.data\", " ENCRYPT "}",
+                 300, 20, _i);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("qcow2-crash");
@@ -337,6 +362,8 @@ int main(void)
         tc, wide_refcounts_with_a_growing_table_survive_power_cuts, 0, 2);
     tcase_add_loop_test(tc, a_data_file_survives_power_cuts, 0, 2);
     tcase_add_test(tc, a_raw_data_file_survives_power_cuts);
+    tcase_add_loop_test(tc, an_encrypted_image_survives_power_cuts, 0, 2);
+    tcase_add_loop_test(tc, an_encrypted_data_file_survives_power_cuts, 0, 2);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);
