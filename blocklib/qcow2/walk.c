@@ -282,7 +282,8 @@ static int walk_entries(struct walk *k, const struct user *u, uint32_t count)
         struct qcow2_at e;
         const char *odd = qcow2_l2_odd(s, &k->table, at);
 
-        qcow2_l2_look(s, &k->table, at, s->cluster_size, &e);
+        qcow2_l2_look(s, &k->table, guest_of(k, u->index) + at, s->cluster_size,
+                      &e);
         if (odd) {
             result = tell_odd(k, u, at, odd);
         }

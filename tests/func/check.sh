@@ -34,6 +34,11 @@ same_json disk.qcow2
 grep -qx 'No errors were found on the image.' out
 [ "$(status nbdelta check -q disk.qcow2)" = 0 ] && [ ! -s out ]
 
+# A data file has each cluster at its place, also where a second L2 table has it.
+qemu-img create -q -f qcow2 -o data_file=far.data,cluster_size=4k far.qcow2 8M
+qemu-io -c 'write 5M 64k' far.qcow2 >out
+[ "$(status nbdelta check far.qcow2)" = 0 ] || fail "far.qcow2: $(cat out err)"
+
 # Set a count in the first refcount block: IMAGE CLUSTER COUNT.
 count() {
     local table block
