@@ -6,50 +6,22 @@
 
 One disk of SIZE bytes, all data, then parts of it written again.  Candidates
 take turns.  virtnbdbackup is Debian's; it refuses a domain that has
-checkpoints of others, and so has one of its own, with a copy of the disk.  nbdcopy and qemu-img convert read what libvirt has
-frozen; blockdev-backup is QEMU's, of the same domain.  None of them hashes, or
+checkpoints of others, and so has one of its own, with a copy of the disk.
+nbdcopy and qemu-img convert read what libvirt has frozen; blockdev-backup is QEMU's, of the same domain.  None of them hashes, or
 knows what a point is.
 """
 import os
-import random
 import shutil
-import statistics
-import subprocess
 import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)) + '/func')
 # pylint: disable=wrong-import-position
+from bench_rows import fill, quiet, row, seconds, writes
 from libvirt_backup import HERE, NBDELTA, Backups, with_libvirt
 
 SIZE, ROUNDS = int(sys.argv[1]), int(sys.argv[2])
-CHUNK = 65536
 VIRTNBD = shutil.which('virtnbdbackup')
-
-
-def quiet(*words):
-    done = subprocess.run(words, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, check=False)
-    assert done.returncode == 0, (words, done.stdout)
-
-
-def seconds(fn, *args):
-    os.sync()
-    begin = time.monotonic()
-    fn(*args)
-    return time.monotonic() - begin
-
-
-def row(title, results):
-    """@results: {who: [seconds]}; the first one is ours."""
-    medians = {who: statistics.median(s) for who, s in results.items()}
-    print(f'{title:34}' + ''.join(
-        f' {who} {medians[who]:.2f} ({min(s):.2f}-{max(s):.2f})'
-        for who, s in results.items()))
-    ours = next(iter(medians))
-    print(f'  {ours} / each'.ljust(34) + ''.join(
-        f' {who} {medians[ours] / m:.2f}' for who, m in medians.items()
-        if who != ours), flush=True)
 
 
 class Frozen:
@@ -88,15 +60,9 @@ def blockdev_backup(v):
 
 
 def change(v, share, seed):
-    """So much of the disk, in pieces of 64 KiB."""
-    rng = random.Random(seed)
-    count = max(1, int(SIZE * share / CHUNK))
-    pieces = rng.sample(range(SIZE // CHUNK), count)
-    for i in range(0, count, 100):
-        writes = [f'write -P {rng.randrange(1, 256)} {p * CHUNK} {CHUNK}'
-                  for p in pieces[i:i + 100]]
+    for commands in writes(SIZE, share, seed):
         for name in ('vm', 'theirs')[:2 if VIRTNBD else 1]:
-            v.io(name, 0, *writes, 'flush')
+            v.io(name, 0, *commands)
 
 
 def virtnbd(level):
@@ -156,9 +122,7 @@ def verify(b):
 def work(v):
     os.environ['LIBVIRT_DEFAULT_URI'] = v.uri
     path = HERE + '/vda.qcow2'
-    with open('vda.raw', 'wb') as f:
-        for _ in range(SIZE >> 20):
-            f.write(os.urandom(1 << 20))
+    fill('vda.raw', SIZE)
     quiet('qemu-img', 'convert', '-f', 'raw', '-O', 'qcow2', 'vda.raw', path)
     os.unlink('vda.raw')
     v.define('vm', [('vda', path, 'qcow2', '')])

@@ -471,6 +471,17 @@ for kind in x509 psk; do
         nbdelta qemu-nbd nbdkit
 done
 
+# Backups of a QEMU, in a directory of their own.  ROWS='QEMU*' measures only
+# these.
+# shellcheck disable=SC2053  # a pattern
+if [[ 'QEMU: backups' == ${ROWS-*} ]]; then
+    mkdir qemu
+    cd qemu
+    PYTHONDONTWRITEBYTECODE=1 /usr/bin/python3 \
+        "$tests/bench-qemu.py" "$(numfmt --from=iec "$size")" "$rounds"
+    cd ..
+fi
+
 # Backups of a domain of libvirt, in a directory of their own.  ROWS='libvirt*'
 # measures only these.
 # shellcheck disable=SC2053  # a pattern
