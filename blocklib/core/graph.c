@@ -193,12 +193,12 @@ static bool try_drain(struct tree *t, uint64_t ms) NO_LOCK_ANALYSIS
     return calm;
 }
 
-static struct node *match_locked(struct graph *g, node_match_fn *match,
+static struct node *match_locked(struct graph *g, node_match_fn *fn,
                                  void *opaque)
 {
     list_for_each (at, &g->nodes) {
         struct node *n = list_entry(at, struct node, in_graph);
-        if (match(n, opaque)) {
+        if (fn(n, opaque)) {
             return n;
         }
     }
@@ -214,7 +214,7 @@ static void rest(uint64_t ms)
 
 /* Tries become longer and longer.  Between tries nothing is held for as long as
  * the last one took. */
-int graph_settle_match(struct graph *g, node_match_fn *match, void *opaque,
+int graph_settle_match(struct graph *g, node_match_fn *fn, void *opaque,
                        uint64_t limit_ns, struct error **errp)
 {
     uint64_t begin = now_ns();
@@ -223,7 +223,7 @@ int graph_settle_match(struct graph *g, node_match_fn *match, void *opaque,
         char name[NODE_NAME_MAX + 1] = "";
 
         graph_lock(g);
-        const struct node *n = match_locked(g, match, opaque);
+        const struct node *n = match_locked(g, fn, opaque);
         struct tree *t = n ? atomic_load(&n->tree) : NULL;
         bool mine = t && !atomic_exchange(&t->tried, true);
         if (n) {
