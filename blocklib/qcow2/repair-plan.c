@@ -128,6 +128,14 @@ static int plan_data(struct repair *p, const struct qcow2_ref *r)
     if (!clash && !many) {
         return 0;
     }
+    if (k->im.h.crypt == QCOW2_LUKS && r->owner == QCOW2_OWN_DATA) {
+        qcow2_check_tell(p->o, IMAGE_CORRUPT,
+                         "encrypted data at 0x%" PRIx64 " would have to be "
+                         "moved, which their encryption does not survive: copy "
+                         "the disk to a new image",
+                         r->host);
+        return -ENOTSUP;
+    }
     if (many || r->times > p->highest) {
         m.of = QCOW2_MOVE_ENTRY;
         m.key = r->entry;

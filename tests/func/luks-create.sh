@@ -62,6 +62,23 @@ nbdelta create --object $secret -o "$luks" f.qcow2 6M
 [ "$(nbdelta info --output json a.qcow2 | jq '."format-specific".data.encrypt.uuid')" != \
     "$(nbdelta info --output json f.qcow2 | jq '."format-specific".data.encrypt.uuid')" ]
 
+# --- A repair does not move what is encrypted for its place ---
+
+number() { # FILE OFFSET: 8 bytes of a table, without flags
+    echo $((16#$(od -An -v -tx1 -j "$2" -N 8 "$1" | tr -d ' \n') &
+        0x00fffffffffffe00))
+}
+qemu f.qcow2 -c 'write -P 1 0 64k'
+l2=$(number f.qcow2 "$(number f.qcow2 40)")
+printf '\200\0\0\0\0\4\0\0' | # where the LUKS header is
+    dd of=f.qcow2 bs=1 seek="$l2" conv=notrunc status=none
+cp f.qcow2 before
+if nbdelta check -r all f.qcow2 >out 2>&1; then
+    fail "encrypted data on a table were moved"
+fi
+grep -q 'copy the disk to a new image' out || fail "repair: said '$(cat out)'"
+cmp f.qcow2 before || fail "a repair that was refused has changed the image"
+
 # --- Preallocation reads as zeroes ---
 
 for compat in 1.1 0.10; do
