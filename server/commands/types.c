@@ -149,15 +149,14 @@ static const struct qmp_arg snapshot_members[] = {SNAPSHOT_MEMBERS, QMP_LAST};
 const struct qmp_arg qmp_snapshot_type = {.type = QMP_OBJECT,
                                           .members = snapshot_members};
 
-#define IMAGE_MEMBERS                                               \
-    QMP_ARG("filename", STR), QMP_ARG("format", STR),               \
-        QMP_OPT("dirty-flag", BOOL), QMP_OPT("actual-size", INT),   \
-        QMP_ARG("virtual-size", INT), QMP_OPT("cluster-size", INT), \
-        QMP_OPT("encrypted", BOOL),                                 \
-        QMP_OPT("backing-filename", STR),                           \
-        QMP_OPT("full-backing-filename", STR),                      \
-        QMP_OPT("backing-filename-format", STR),                    \
-        QMP_OPT("snapshots", OBJECTS, .members = snapshot_members), \
+#define IMAGE_MEMBERS                                                 \
+    QMP_ARG("filename", STR), QMP_ARG("format", STR),                 \
+        QMP_OPT("dirty-flag", BOOL), QMP_OPT("actual-size", INT),     \
+        QMP_ARG("virtual-size", INT), QMP_OPT("cluster-size", INT),   \
+        QMP_OPT("encrypted", BOOL), QMP_OPT("backing-filename", STR), \
+        QMP_OPT("full-backing-filename", STR),                        \
+        QMP_OPT("backing-filename-format", STR),                      \
+        QMP_OPT("snapshots", OBJECTS, .members = snapshot_members),   \
         QMP_OPT("format-specific", OBJECT, .members = specific_members)
 
 /* An image has the images below it inside. */

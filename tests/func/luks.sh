@@ -184,10 +184,10 @@ printf '\377\377\377\377' | dd of=base.qcow2 bs=1 conv=notrunc status=none \
 nbdelta serve --object $secret --blockdev "node-name=d,$(opts base.qcow2)" &
 server=$!
 sleep 1
-kill -0 $server || fail "2^32 iterations were done at once"
+kill -0 "$server" || fail "2^32 iterations were done at once"
 stopped() {
-    ! kill -0 $server 2>/dev/null
+    ! kill -0 "$server" 2>/dev/null
 }
-kill -TERM $server
+kill -TERM "$server"
 wait_until "the server ends" stopped
 server=
