@@ -417,7 +417,7 @@ END_TEST
 
 START_TEST(test_hostile_files)
 {
-    uint8_t bytes[EXAMPLE_BYTES + 1];
+    uint8_t bytes[EXAMPLE_BYTES + 1] = {0};
     struct sums *s = NULL;
 
     write_example();
