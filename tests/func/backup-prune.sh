@@ -70,7 +70,7 @@ qemu-img compare -q -U "$(find dir/vda -name '*.qcow2')" disk.qcow2
 # --- A dry run beside a run. ---
 
 qemu-io -f raw "$(uri_of vda)" -c 'write -P 9 0 32M' >/dev/null
-nbdelta backup --rate=4M "$qmp_sock" dir &
+nbdelta backup --rate=256k "$qmp_sock" dir &
 run=$!
 copies() {
     qmp query-backups | jq -e 'length == 1' >/dev/null
