@@ -536,6 +536,15 @@ int qcow2_write_coded(struct node *n, uint64_t host, uint64_t bytes,
 struct toil *qcow2_luks_known(const unsigned char *header,
                               const unsigned char *key);
 
+/* --- snapshot-make.c --- */
+
+/* An entry for guest @offset has led to *@was, and leads to *@is (whole
+ * clusters; without bytes: to none).  For
+ * `making`. */
+void qcow2_making_follow(struct qcow2 *s, uint64_t offset,
+                         const struct qcow2_run *was,
+                         const struct qcow2_run *is) REQUIRES(s->meta);
+
 /* --- compress.c --- */
 
 /* preadv of OPAQUE extents. */

@@ -162,12 +162,16 @@ int qcow2_apply_write(struct qcow2_change *c)
 static int write_header(struct qcow2 *s, uint64_t size, uint32_t l1_size,
                         uint64_t l1_offset)
 {
-    unsigned char be[24] = {0}; /* with the encryption between them: none */
+    unsigned char be[24]; /* with the kind of encryption between them */
+    int r = node_pread(s->file, be, sizeof(be), QCOW2_HDR_SIZE, 0);
 
+    if (r < 0) {
+        return r;
+    }
     store_be64(be, size);
     store_be32(be + (QCOW2_HDR_L1 - QCOW2_HDR_SIZE), l1_size);
     store_be64(be + (QCOW2_HDR_L1 - QCOW2_HDR_SIZE) + 4, l1_offset);
-    int r = node_pwrite(s->file, be, sizeof(be), QCOW2_HDR_SIZE, 0);
+    r = node_pwrite(s->file, be, sizeof(be), QCOW2_HDR_SIZE, 0);
     return r < 0 ? r : qcow2_flush_file(s);
 }
 

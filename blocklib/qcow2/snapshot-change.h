@@ -3,7 +3,14 @@
 #define NBDELTA_QCOW2_SNAPSHOT_CHANGE_H
 
 /* Between snapshot.c, which says what comes when, and the files that do it. */
+#include "nbdelta/internal-snapshot.h"
 #include "qcow2/qcow2.h"
+
+/* A snapshot that is being made; meta lock. */
+struct qcow2_making {
+    uint64_t raised; /* guest bytes: all references below are counted twice */
+    bool broken;     /* some are not: nobody can tell which */
+};
 
 /* A change that goes on: see snapshot.c. */
 struct qcow2_change {
@@ -30,6 +37,27 @@ struct qcow2_change {
     uint64_t new_l1_offset;
     uint64_t new_l1_bytes; /* 0: there is none */
 };
+
+/* --- snapshot-refs.c: references of a disk, table by table. --- */
+
+/* All that the entries for [@offset, @offset + @bytes) of the table lead to has
+ * one reference more.  A failure, as of qcow2_ref_more(), has changed
+ * nothing. */
+int qcow2_refs_raise(struct qcow2 *s, const struct qcow2_table *t,
+                     uint64_t offset, uint64_t bytes) REQUIRES(s->meta);
+/* One reference less, of those that nothing on disk and no request has. */
+int qcow2_refs_lower(struct qcow2 *s, const struct qcow2_table *t,
+                     uint64_t offset, uint64_t bytes) REQUIRES(s->meta);
+/* The same for one part of the file. */
+int qcow2_ref_drop(struct qcow2 *s, uint64_t host, uint64_t bytes)
+    REQUIRES(s->meta);
+/* Say of each entry whether its cluster has no other reference. */
+int qcow2_refs_own(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
+                   uint64_t bytes) REQUIRES(s->meta);
+
+/* Can every count be raised once more by what the active disk refers to?
+ * Reads all tables if some count is high.  -EOVERFLOW. */
+int qcow2_refs_fit(struct qcow2 *s) EXCLUDES(s->meta);
 
 /* --- snapshot-make.c --- */
 

@@ -13,7 +13,7 @@
 #include <errno.h>
 
 #include "qcow2/census.h"
-#include "qcow2/qcow2.h"
+#include "qcow2/snapshot-change.h"
 
 /* Called for references that lie in a row. */
 typedef int ref_fn(struct qcow2 *s, uint64_t host, uint64_t bytes);

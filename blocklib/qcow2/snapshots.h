@@ -22,15 +22,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "nbdelta/internal-snapshot.h"
-#include "nbdelta/thread.h"
-
 struct error;
 struct node;
 struct qcow2;
 struct qcow2_header;
-struct qcow2_run;
-struct qcow2_table;
 
 /* As QEMU has them, except the size of the table: theirs is 64 MiB. */
 #define QCOW2_SNAPSHOTS_MAX         65536
@@ -119,41 +114,6 @@ int qcow2_snapshots_check(const struct qcow2_header *h,
 /* Can the L1 table of a snapshot be where the entry says? */
 bool qcow2_snapshot_has_l1(const struct qcow2 *s,
                            const struct qcow2_snapshot *sn);
-
-/* --- snapshot-refs.c: references of a disk, table by table. --- */
-
-/* All that the entries for [@offset, @offset + @bytes) of the table lead to has
- * one reference more.  A failure, as of qcow2_ref_more(), has changed
- * nothing. */
-int qcow2_refs_raise(struct qcow2 *s, const struct qcow2_table *t,
-                     uint64_t offset, uint64_t bytes) REQUIRES(s->meta);
-/* One reference less, of those that nothing on disk and no request has. */
-int qcow2_refs_lower(struct qcow2 *s, const struct qcow2_table *t,
-                     uint64_t offset, uint64_t bytes) REQUIRES(s->meta);
-/* The same for one part of the file. */
-int qcow2_ref_drop(struct qcow2 *s, uint64_t host, uint64_t bytes)
-    REQUIRES(s->meta);
-/* Say of each entry whether its cluster has no other reference. */
-int qcow2_refs_own(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
-                   uint64_t bytes) REQUIRES(s->meta);
-
-/* Can every count be raised once more by what the active disk refers to?
- * Reads all tables if some count is high.  -EOVERFLOW. */
-int qcow2_refs_fit(struct qcow2 *s) EXCLUDES(s->meta);
-
-/* --- snapshot-make.c --- */
-
-/* A snapshot that is being made; meta lock. */
-struct qcow2_making {
-    uint64_t raised; /* guest bytes: all references below are counted twice */
-    bool broken;     /* some are not: nobody can tell which */
-};
-
-/* An entry for guest @offset has led to *@was, and leads to *@is (whole
- * clusters; without bytes: to none).  For `making`. */
-void qcow2_making_follow(struct qcow2 *s, uint64_t offset,
-                         const struct qcow2_run *was,
-                         const struct qcow2_run *is) REQUIRES(s->meta);
 
 /* --- snapshot.c --- */
 
