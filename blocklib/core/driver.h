@@ -118,8 +118,8 @@ enum map_kind {
 struct mapping {
     enum map_kind kind;
     uint64_t length;
-    struct node *file; /* MAP_DATA */
-    uint64_t host;     /* MAP_DATA */
+    struct node *file; /* MAP_DATA; MAP_UNALLOCATED: a place, or NULL */
+    uint64_t host;     /* the same */
     bool host_zero;    /* MAP_ZERO: space is reserved at `host` */
     bool compressed;   /* MAP_OPAQUE */
     bool no_data;      /* MAP_DATA, of status: not to be shown as data */

@@ -23,7 +23,8 @@ struct qcow2_cache;
 
 struct qcow2_table {
     uint64_t offset;
-    void *data;    /* big-endian, as on disk */
+    void *data;               /* big-endian, as on disk */
+    _Atomic uint32_t changes; /* of entries of two words: l2-entry.h */
     bool has_room; /* the file has blocks for it (room.c); meta lock */
 
     /* Guarded by the cache's lock. */

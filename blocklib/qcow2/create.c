@@ -38,6 +38,7 @@ struct plan {
     unsigned compression;
     unsigned preallocation;
     bool lazy;
+    bool extended; /* L2 entries, for subclusters */
     bool exact;    /* the size is not to be rounded */
     char *backing; /* as the image will have it, malloc()ed */
     const char *backing_fmt;
@@ -69,6 +70,7 @@ const char *const qcow2_create_options[] = {
     "preallocation",
     "data_file",
     "data_file_raw",
+    "extended_l2",
     "encrypt.format",
     "encrypt.key-secret",
     "encrypt.cipher-alg",
@@ -115,6 +117,7 @@ static int take_options(struct opts *o, struct plan *p, struct error **errp)
             0 ||
         (r = opts_uint(o, "refcount_bits", 1024, &bits, errp)) < 0 ||
         (r = opts_bool(o, "lazy_refcounts", &p->lazy, errp)) < 0 ||
+        (r = opts_bool(o, "extended_l2", &p->extended, errp)) < 0 ||
         (r = opts_enum(o, "compat", compat, &version, errp)) < 0 ||
         (r = opts_enum(o, "compression_type", compression, &p->compression,
                        errp)) < 0 ||
@@ -167,6 +170,12 @@ static int check_old(const struct plan *p, struct error **errp)
                          "compatibility level 1.1 and above (use version=v3 "
                          "or greater)");
     }
+    if (p->extended) {
+        return error_set(errp, EINVAL,
+                         "Extended L2 entries are only supported with "
+                         "compatibility level 1.1 and above (use version=v3 "
+                         "or greater)");
+    }
     return 0;
 }
 
@@ -181,10 +190,11 @@ static int check_backing(const struct plan *p, struct error **errp)
     if (strlen(p->backing) > QCOW2_MAX_BACKING_NAME) {
         return error_set(errp, EINVAL, "Backing file name too long");
     }
-    return p->preallocation != PRE_OFF
+    /* A subcluster can have a place, and show the backing file. */
+    return p->preallocation != PRE_OFF && !p->extended
                ? error_set(errp, EINVAL,
-                           "Backing file and preallocation "
-                           "cannot be used at the same time")
+                           "Backing file and preallocation can only be used at "
+                           "the same time if extended_l2 is enabled")
                : 0;
 }
 
@@ -220,6 +230,12 @@ static int check_data_file(struct plan *p, struct error **errp)
     return 0;
 }
 
+/* Guest bytes of an L2 table. */
+static uint64_t span_of(const struct plan *p)
+{
+    return p->cluster_size << qcow2_l2_bits(p->cluster_bits, p->extended);
+}
+
 static int check_options(struct plan *p, struct error **errp)
 {
     if (p->exact && !is_aligned(p->size, 512)) {
@@ -234,6 +250,11 @@ static int check_options(struct plan *p, struct error **errp)
                          "between 512 and 2048k");
     }
     p->cluster_bits = (unsigned)__builtin_ctzll(p->cluster_size);
+    if (p->extended && p->cluster_bits < QCOW2_MIN_EXTENDED_BITS) {
+        return error_set(errp, EINVAL,
+                         "Extended L2 entries are only supported with cluster "
+                         "sizes of at least 16384 bytes");
+    }
     int r = p->version < 3 ? check_old(p, errp) : 0;
     if (r < 0) {
         return r;
@@ -252,8 +273,7 @@ static int check_options(struct plan *p, struct error **errp)
     p->luks_clusters = div_up(qcow2_create_luks_bytes(&p->luks),
                               p->cluster_size);
     p->size = align_up(p->size, 512);
-    p->l1_entries = div_up(p->size,
-                           p->cluster_size << qcow2_l2_bits(p->cluster_bits));
+    p->l1_entries = div_up(p->size, span_of(p));
     if (p->l1_entries * 8 > QCOW2_MAX_L1_BYTES) {
         return error_set(errp, EFBIG,
                          "The image size is too large for this cluster size "
@@ -363,7 +383,8 @@ static int fill_header(const struct plan *p, unsigned char *h,
     if (p->version >= 3) {
         store_be64(h + QCOW2_HDR_INCOMPAT,
                    (p->compression ? QCOW2_INCOMPAT_COMPRESSION : 0) |
-                       (data ? QCOW2_INCOMPAT_DATA_FILE : 0));
+                       (data ? QCOW2_INCOMPAT_DATA_FILE : 0) |
+                       (p->extended ? QCOW2_INCOMPAT_EXTL2 : 0));
         store_be64(h + 80, p->lazy ? QCOW2_COMPAT_LAZY : 0);
         store_be64(h + QCOW2_HDR_AUTOCLEAR,
                    p->data_raw ? QCOW2_AUTOCLEAR_RAW : 0);
@@ -442,16 +463,28 @@ static int make_image(struct plan *p, struct image *im, struct error **errp)
 /* Write bytes of the image to where it shall be. */
 typedef int put_fn(void *to, const void *bytes, uint64_t len, uint64_t offset);
 
-/* Write L2 tables that map each cluster to its guest offset in the data
- * file. */
+/* Write L2 tables that map each cluster to its guest offset in the data file.
+ * Subclusters have a place, and no data; but a raw data file has all. */
 static int put_l2(const struct plan *p, uint64_t start, put_fn *put, void *to)
 {
-    uint64_t span = p->cluster_size << qcow2_l2_bits(p->cluster_bits);
-    CLEANUP_FREE unsigned char *table = malloc(p->cluster_size);
+    enum qcow2_kind kind = p->extended && !p->data_raw
+                               ? QCOW2_KIND_UNALLOCATED_ALLOC
+                               : QCOW2_KIND_NORMAL;
+    const struct qcow2_header h = {
+        .version = p->version,
+        .cluster_bits = p->cluster_bits,
+        .incompatible = QCOW2_INCOMPAT_DATA_FILE |
+                        (p->extended ? QCOW2_INCOMPAT_EXTL2 : 0),
+    };
+    CLEANUP_FREE void *table = malloc(p->cluster_size);
+    struct qcow2_table l2 = {.data = table};
+    struct qcow2 shape = {0};
     int r = table ? 0 : -ENOMEM;
 
+    qcow2_take_shape(&shape, &h);
+
     for (uint64_t t = 0; t < p->l2 && r == 0; t++) {
-        qcow2_l2_fill(table, p->cluster_bits, t * span, p->size);
+        qcow2_l2_fill(&shape, &l2, t * span_of(p), p->size, kind);
         r = put(to, table, p->cluster_size, start + t * p->cluster_size);
     }
     return r;
@@ -493,7 +526,11 @@ static int fill_step(struct node *n, unsigned how, uint64_t offset,
             return r;
         }
         len = m.length;
-        if (m.kind != MAP_DATA && !m.host_zero) {
+        bool placed = m.kind == MAP_DATA || m.host_zero ||
+                      (m.kind == MAP_UNALLOCATED && m.file);
+        if (m.kind == MAP_UNALLOCATED && placed && how == PRE_METADATA) {
+            r = 0; /* subclusters with a place: nobody reads there */
+        } else if (!placed) {
             r = -EIO; /* another user changes the image */
         } else if (how == PRE_FULL) {
             r = node_pwrite(file, zeroes, len, m.host, 0);

@@ -24,13 +24,6 @@
 /* One entry of the feature name table: type, bit, 46 bytes of name. */
 #define FEATURE_ENTRY 48
 
-static const struct {
-    uint64_t bit;
-    const char *name;
-} refused[] = {
-    {QCOW2_INCOMPAT_EXTL2, "extended L2 entries"},
-};
-
 struct extensions {
     const unsigned char *head;     /* the bytes of the header */
     const unsigned char *features; /* points into the caller's bytes */
@@ -126,14 +119,6 @@ static int parse_extensions(const unsigned char *head, size_t from, size_t end,
 static int refuse_features(uint64_t bits, const struct extensions *x,
                            struct error **errp)
 {
-    for (size_t i = 0; i < ARRAY_SIZE(refused); i++) {
-        if (bits & refused[i].bit) {
-            return error_set(errp, ENOTSUP,
-                             "the image uses the qcow2 feature '%s', which "
-                             "is not supported",
-                             refused[i].name);
-        }
-    }
     unsigned bit = (unsigned)__builtin_ctzll(bits);
     for (size_t at = 0; at + FEATURE_ENTRY <= x->features_len;
          at += FEATURE_ENTRY) {
@@ -187,10 +172,17 @@ static int check_crypt(const struct qcow2_header *h, struct error **errp)
                        : 0;
 }
 
+uint64_t qcow2_header_span(const struct qcow2_header *h)
+{
+    bool extended = h->incompatible & QCOW2_INCOMPAT_EXTL2;
+
+    return UINT64_C(1) << (h->cluster_bits +
+                           qcow2_l2_bits(h->cluster_bits, extended));
+}
+
 static int check_sizes(const struct qcow2_header *h, struct error **errp)
 {
-    uint64_t span = UINT64_C(1)
-                    << (h->cluster_bits + qcow2_l2_bits(h->cluster_bits));
+    uint64_t span = qcow2_header_span(h);
     int r;
 
     if (h->size > BLK_SIZE_MAX) {
@@ -232,6 +224,11 @@ static int parse_v3(const unsigned char *head, size_t len,
         h->header_length > len) {
         return error_set(errp, EINVAL, "invalid qcow2 header length %" PRIu32,
                          h->header_length);
+    }
+    if ((h->incompatible & QCOW2_INCOMPAT_EXTL2) &&
+        h->cluster_bits < QCOW2_MIN_EXTENDED_BITS) {
+        return error_set(errp, EINVAL,
+                         "extended L2 entries need clusters of 16 KiB or more");
     }
     if (h->refcount_order > 6) {
         return error_set(errp, EINVAL, "reference counts of more than 64 bits");
@@ -326,7 +323,8 @@ static int parse_any(const unsigned char *head, size_t len,
     }
     uint64_t unknown = h->incompatible &
                        ~(QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT |
-                         QCOW2_INCOMPAT_COMPRESSION | QCOW2_INCOMPAT_DATA_FILE);
+                         QCOW2_INCOMPAT_COMPRESSION | QCOW2_INCOMPAT_DATA_FILE |
+                         QCOW2_INCOMPAT_EXTL2);
     if (unknown) {
         return refuse_features(unknown, &x, errp);
     }
@@ -380,6 +378,19 @@ int qcow2_header_parse(const unsigned char *head, size_t len,
                        struct qcow2_header *h, struct error **errp)
 {
     return parse(parse_all, head, len, h, errp);
+}
+
+void qcow2_take_shape(struct qcow2 *s, const struct qcow2_header *h)
+{
+    s->version = h->version;
+    s->cluster_bits = h->cluster_bits;
+    s->cluster_size = UINT64_C(1) << h->cluster_bits;
+    s->extended = h->incompatible & QCOW2_INCOMPAT_EXTL2;
+    s->sub_bits = h->cluster_bits - (s->extended ? QCOW2_SUBCLUSTER_BITS : 0);
+    s->l2_bits = qcow2_l2_bits(h->cluster_bits, s->extended);
+    s->refcount_order = h->refcount_order;
+    s->refblock_bits = h->cluster_bits + 3 - h->refcount_order;
+    s->external = h->incompatible & QCOW2_INCOMPAT_DATA_FILE;
 }
 
 /* The cluster size is known only after the first bytes are read. */

@@ -1,178 +1,159 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * L2 tables: looking up what is at a guest offset, and changing it.  Nothing
- * outside of this file knows what an entry looks like, or how long it is.
+ * outside of this file knows what an entry looks like, or how long it is:
+ * l2-entry.h has the picture.
  *
- *   entry        63 COPIED: nobody else refers to its cluster
- *                62 COMPRESSED: 0
- *                9-55 host offset of a cluster; 0: there is none
- *                0 ZERO: the cluster reads as zeroes (version 3)
- *
- *   compressed   63 0
- *                62 COMPRESSED: 1
- *                [ additional sectors of 512 bytes | host offset in bytes ]
- *                   <- cluster_bits - 8 bits ->      <- the rest of 62 ->
- *
- * An entry is loaded and stored as a whole.  A thread that loads one has the
- * table pinned; a thread that stores one holds meta.
+ * An extended entry describes 32 subclusters, which are looked at and changed
+ * each on its own; any other entry describes one, the cluster.  All of them
+ * have one place, so it is by clusters that places are given out and free.
  */
 #include <errno.h>
 #include <string.h>
 
-#include "qcow2/qcow2.h"
-
-#define COMPRESSED (UINT64_C(1) << 62)
-#define ZERO       (UINT64_C(1) << 0)
-#define RESERVED   UINT64_C(0x3f000000000001fe) /* of one without COMPRESSED */
-
-#define SECTOR UINT64_C(512)
-
-/* An entry in host byte order.  It is a type of its own, so that nobody
- * calculates with its flags as if they were part of an offset. */
-struct entry {
-    uint64_t word;
-};
+#include "qcow2/l2-entry.h"
 
 static uint64_t index_of(const struct qcow2 *s, uint64_t offset)
 {
     return (offset & (qcow2_l2_span(s) - 1)) >> s->cluster_bits;
 }
 
-static struct entry load_entry(const struct qcow2_table *t, uint64_t index)
+static unsigned sub_of(const struct qcow2 *s, uint64_t offset)
 {
-    const _Atomic uint64_t *e = t->data;
-    uint64_t word = atomic_load_explicit(&e[index], memory_order_acquire);
-
-    return (struct entry){be64toh(word)};
+    return (unsigned)(qcow2_in_cluster(s, offset) >> s->sub_bits);
 }
 
-static void store_entry(struct qcow2_table *t, uint64_t index, struct entry new)
+static unsigned subs(const struct qcow2 *s)
 {
-    _Atomic uint64_t *e = t->data;
-
-    atomic_store_explicit(&e[index], htobe64(new.word), memory_order_release);
-}
-
-static uint64_t cluster_of(struct entry e)
-{
-    return e.word & QCOW2_OFFSET_MASK;
-}
-
-static enum qcow2_kind kind_of(const struct qcow2 *s, struct entry e)
-{
-    if (e.word & COMPRESSED) {
-        return QCOW2_KIND_COMPRESSED;
-    }
-    bool host = cluster_of(e) != 0;
-    if (s->version >= 3 && (e.word & ZERO)) {
-        return host ? QCOW2_KIND_ZERO_ALLOC : QCOW2_KIND_ZERO_PLAIN;
-    }
-    if (s->external && (e.word & QCOW2_COPIED)) {
-        return QCOW2_KIND_NORMAL; /* the first cluster is at offset 0 */
-    }
-    return host ? QCOW2_KIND_NORMAL : QCOW2_KIND_UNALLOCATED;
-}
-
-static bool has_cluster(enum qcow2_kind kind)
-{
-    return kind == QCOW2_KIND_NORMAL || kind == QCOW2_KIND_ZERO_ALLOC;
-}
-
-static unsigned sectors_shift(const struct qcow2 *s)
-{
-    return 62 - (s->cluster_bits - 8);
-}
-
-/* Where compressed bytes begin, and how many there are at the most. */
-static struct qcow2_run packed_run(const struct qcow2 *s, struct entry e)
-{
-    unsigned shift = sectors_shift(s);
-    uint64_t more = e.word >> shift & ((UINT64_C(1) << (62 - shift)) - 1);
-    uint64_t host = e.word & ((UINT64_C(1) << shift) - 1);
-
-    return (struct qcow2_run){host, (more + 1) * SECTOR - host % SECTOR};
+    return 1U << (s->cluster_bits - s->sub_bits);
 }
 
 /* --- Looking --- */
 
 /* Does the entry for @offset lead to a place where no cluster can be? */
-static bool is_wrong(const struct qcow2 *s, struct entry e, uint64_t offset)
+static bool is_wrong(const struct qcow2 *s, struct qcow2_entry e,
+                     uint64_t offset)
 {
-    return s->external ? cluster_of(e) != align_down(offset, s->cluster_size)
-                       : qcow2_in_cluster(s, cluster_of(e)) != 0;
+    uint64_t host = qcow2_entry_host(e);
+
+    if (qcow2_entry_packed(e)) { /* a data file has none */
+        return s->external;
+    }
+    return qcow2_entry_has_cluster(s, e) &&
+           (s->external ? host != align_down(offset, s->cluster_size)
+                        : qcow2_in_cluster(s, host) != 0);
 }
 
-/* Does @next continue the run that began with @first, @clusters before it? */
-static bool continues(const struct qcow2 *s, struct entry first,
-                      enum qcow2_kind kind, struct entry next,
-                      uint64_t clusters)
+/* How many subclusters of @next continue the run of @kind that began in @first,
+ * @clusters before it? */
+static unsigned continues(const struct qcow2 *s, struct qcow2_entry first,
+                          enum qcow2_kind kind, struct qcow2_entry next,
+                          uint64_t clusters)
 {
-    return has_cluster(kind)
-               ? next.word == first.word + (clusters << s->cluster_bits)
-               : kind_of(s, next) == kind;
+    bool placed = !qcow2_entry_packed(first) &&
+                  qcow2_entry_has_cluster(s, first);
+    bool follows = !placed ||
+                   next.word == first.word + (clusters << s->cluster_bits);
+
+    return follows && qcow2_entry_kind(s, next, 0) == kind &&
+                   !qcow2_entry_contradictions(s, next)
+               ? qcow2_entry_run(s, next, kind, 0)
+               : 0;
+}
+
+/* The length of the run that begins with the subcluster of @offset, from the
+ * start of that on; it is enough if that is @enough. */
+static uint64_t run_length(const struct qcow2 *s, const struct qcow2_table *t,
+                           uint64_t offset, uint64_t enough,
+                           struct qcow2_entry first, enum qcow2_kind kind)
+{
+    unsigned sub = sub_of(s, offset);
+    unsigned run = qcow2_entry_run(s, first, kind, sub);
+    uint64_t index = index_of(s, offset);
+    uint64_t length = (uint64_t)run << s->sub_bits;
+    bool on = sub + run == subs(s) && !qcow2_entry_contradictions(s, first);
+
+    for (uint64_t i = 1; on && length < enough; i++) {
+        run = continues(s, first, kind, qcow2_entry_load(s, t, index + i), i);
+        length += (uint64_t)run << s->sub_bits;
+        on = run == subs(s);
+    }
+    return length;
 }
 
 void qcow2_l2_look(const struct qcow2 *s, const struct qcow2_table *t,
                    uint64_t offset, uint64_t bytes, struct qcow2_at *at)
 {
-    uint64_t index = index_of(s, offset);
-    uint64_t in_cluster = qcow2_in_cluster(s, offset);
-    struct entry first = load_entry(t, index);
-    enum qcow2_kind kind = kind_of(s, first);
-    uint64_t alike = s->cluster_size - in_cluster;
+    struct qcow2_entry e = qcow2_entry_load(s, t, index_of(s, offset));
+    enum qcow2_kind kind = qcow2_entry_kind(s, e, sub_of(s, offset));
+    uint64_t in_sub = offset & (qcow2_sub_size(s) - 1);
 
     bytes = min_u64(bytes, qcow2_l2_rest(s, offset));
-    for (uint64_t i = 1; alike < bytes &&
-                         continues(s, first, kind, load_entry(t, index + i), i);
-         i++) {
-        alike += s->cluster_size;
-    }
     at->kind = kind;
-    at->copied = first.word & QCOW2_COPIED;
-    at->wrong = has_cluster(kind) && is_wrong(s, first, offset);
-    at->bytes = min_u64(bytes, alike);
-    at->host = cluster_of(first) + in_cluster;
-    if (kind == QCOW2_KIND_COMPRESSED) { /* a data file has none */
-        at->wrong = s->external;
-        at->packed = packed_run(s, first);
+    at->copied = e.word & QCOW2_COPIED;
+    at->wrong = is_wrong(s, e, offset);
+    at->contradicts = qcow2_entry_contradictions(s, e) != 0;
+    at->bytes = min_u64(
+        bytes, run_length(s, t, offset, in_sub + bytes, e, kind) - in_sub);
+    at->host = qcow2_entry_host(e) + qcow2_in_cluster(s, offset);
+    if (kind == QCOW2_KIND_COMPRESSED) {
+        at->packed = qcow2_entry_packed_run(s, e);
     }
 }
 
-const char *qcow2_l2_odd(const struct qcow2 *s, const struct qcow2_table *t,
-                         uint64_t offset)
+void qcow2_l2_look_whole(const struct qcow2 *s, const struct qcow2_table *t,
+                         uint64_t offset, uint64_t bytes, struct qcow2_at *at)
 {
-    struct entry e = load_entry(t, index_of(s, offset));
-    enum qcow2_kind kind = kind_of(s, e);
+    qcow2_l2_look(s, t, offset, bytes, at);
+    if (s->extended) { /* as if the cluster were one */
+        at->bytes = min_u64(bytes, s->cluster_size);
+        at->kind = at->kind == QCOW2_KIND_ZERO_PLAIN ? QCOW2_KIND_UNALLOCATED
+                   : at->kind == QCOW2_KIND_ZERO_ALLOC ||
+                           at->kind == QCOW2_KIND_UNALLOCATED_ALLOC
+                       ? QCOW2_KIND_NORMAL
+                       : at->kind;
+    }
+}
 
-    if (kind == QCOW2_KIND_COMPRESSED) {
-        return e.word & QCOW2_COPIED
-                   ? "is compressed, and has the flag of one that is not"
-                   : NULL;
-    }
-    if (s->version < 3 && (e.word & ZERO)) {
-        return "has a flag of version 3";
-    }
-    if (e.word & RESERVED) {
-        return "has reserved bits";
-    }
-    return !has_cluster(kind) && (e.word & QCOW2_COPIED)
-               ? "has a flag of a cluster, and no cluster"
-               : NULL;
+int qcow2_l2_check(struct qcow2 *s, const struct qcow2_at *at)
+{
+    return at->wrong ? qcow2_corrupt_at(s, at->host, s->cluster_size,
+                                        "an L2 entry leads to no cluster")
+           : at->contradicts
+               ? qcow2_corrupt_at(s, at->host, s->cluster_size,
+                                  "an L2 entry has bits that contradict each "
+                                  "other")
+               : 0;
+}
+
+uint32_t qcow2_l2_data_parts(const struct qcow2 *s, const struct qcow2_table *t,
+                             uint64_t offset)
+{
+    struct qcow2_entry e = qcow2_entry_load(s, t, index_of(s, offset));
+
+    return s->extended && !qcow2_entry_packed(e) ? e.alloc : UINT32_MAX;
+}
+
+const char *qcow2_l2_odd(const struct qcow2 *s, const struct qcow2_table *t,
+                         uint64_t offset, uint32_t *lost)
+{
+    return qcow2_entry_odd(s, qcow2_entry_load(s, t, index_of(s, offset)),
+                           lost);
 }
 
 /* --- Changing --- */
 
 /* The whole clusters that the entry leads to; without bytes: none. */
-static struct qcow2_run referred(const struct qcow2 *s, struct entry e)
+static struct qcow2_run referred(const struct qcow2 *s, struct qcow2_entry e)
 {
-    enum qcow2_kind kind = kind_of(s, e);
-    struct qcow2_run run = {cluster_of(e), s->cluster_size};
+    struct qcow2_run run = {qcow2_entry_host(e), s->cluster_size};
 
-    if (s->external || (!has_cluster(kind) && kind != QCOW2_KIND_COMPRESSED)) {
+    if (s->external ||
+        (!qcow2_entry_has_cluster(s, e) && !qcow2_entry_packed(e))) {
         return (struct qcow2_run){0, 0};
     }
-    if (kind == QCOW2_KIND_COMPRESSED) {
-        run = packed_run(s, e);
+    if (qcow2_entry_packed(e)) {
+        run = qcow2_entry_packed_run(s, e);
     }
     uint64_t from = align_down(run.host, s->cluster_size);
     return (struct qcow2_run){
@@ -193,40 +174,53 @@ static int free_referred(struct qcow2 *s, const struct qcow2_run *run)
 
 /* Change the entry for guest @offset. */
 static int replace_entry(struct qcow2 *s, struct qcow2_table *t,
-                         uint64_t offset, struct entry new) REQUIRES(s->meta)
+                         uint64_t offset, struct qcow2_entry new)
+    REQUIRES(s->meta)
 {
-    struct entry old = load_entry(t, index_of(s, offset));
-    bool same = has_cluster(kind_of(s, new)) && has_cluster(kind_of(s, old)) &&
-                cluster_of(new) == cluster_of(old);
+    struct qcow2_entry old = qcow2_entry_load(s, t, index_of(s, offset));
+    bool same = qcow2_entry_has_cluster(s, new) &&
+                qcow2_entry_has_cluster(s, old) &&
+                qcow2_entry_host(new) == qcow2_entry_host(old);
     const struct qcow2_run was = referred(s, old);
     const struct qcow2_run is = referred(s, new);
 
-    store_entry(t, index_of(s, offset), new);
+    qcow2_entry_store(s, t, index_of(s, offset), new);
     if (!same && s->making) {
-        qcow2_making_follow(s, offset, &was, &is);
+        qcow2_making_follow(s, align_down(offset, s->cluster_size), &was, &is);
     }
     int r = same ? 0 : free_referred(s, &was);
     return r == -ENOMEM ? 0 : r; /* it leaks; no harm done */
 }
 
+/* The subclusters of the cluster at @offset that are in @bytes from there on.
+ */
+static uint32_t mask_of(const struct qcow2 *s, uint64_t offset, uint64_t bytes)
+{
+    unsigned from = sub_of(s, offset);
+    uint64_t to = min_u64(
+        from + (align_up(bytes, qcow2_sub_size(s)) >> s->sub_bits), subs(s));
+    uint32_t below = (UINT32_C(1) << from) - 1;
+
+    return (to == 32 ? UINT32_MAX : (UINT32_C(1) << to) - 1) & ~below;
+}
+
 int qcow2_l2_put(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
                  uint64_t bytes, enum qcow2_kind kind, uint64_t host)
 {
-    uint64_t end = offset + align_up(bytes, s->cluster_size);
-    struct entry new = {0};
+    uint64_t end = offset + bytes;
+    uint64_t cluster = host - qcow2_in_cluster(s, offset);
     int r = 0;
 
-    if (has_cluster(kind)) {
-        new.word = host | QCOW2_COPIED;
-    }
-    if (kind == QCOW2_KIND_ZERO_ALLOC || kind == QCOW2_KIND_ZERO_PLAIN) {
-        new.word |= ZERO;
-    }
-    for (; offset < end; offset += s->cluster_size) {
-        int one = replace_entry(s, t, offset, new);
+    for (uint64_t next; offset < end; offset = next) {
+        struct qcow2_entry old = qcow2_entry_load(s, t, index_of(s, offset));
 
+        next = align_down(offset, s->cluster_size) + s->cluster_size;
+        int one = replace_entry(
+            s, t, offset,
+            qcow2_entry_put(s, old, mask_of(s, offset, end - offset), kind,
+                            cluster));
         r = r < 0 ? r : one;
-        new.word += has_cluster(kind) ? s->cluster_size : 0;
+        cluster += s->cluster_size;
     }
     qcow2_cache_mark_dirty(s->l2, t);
     return r;
@@ -235,9 +229,7 @@ int qcow2_l2_put(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
 int qcow2_l2_put_packed(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
                         const struct qcow2_run *packed)
 {
-    uint64_t more = div_up(packed->host % SECTOR + packed->bytes, SECTOR) - 1;
-    struct entry new = {COMPRESSED | more << sectors_shift(s) | packed->host};
-    int r = replace_entry(s, t, offset, new);
+    int r = replace_entry(s, t, offset, qcow2_entry_of_packed(s, packed));
 
     qcow2_cache_mark_dirty(s->l2, t);
     return r;
@@ -245,51 +237,88 @@ int qcow2_l2_put_packed(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
 
 uint64_t qcow2_l2_place(const struct qcow2 *s, uint64_t offset)
 {
-    return index_of(s, offset) * sizeof(struct entry);
+    return index_of(s, offset) << (s->extended ? 4 : 3);
 }
+
+/* --- For a repair, and for a new image --- */
 
 void qcow2_l2_mend(const struct qcow2 *s, struct qcow2_table *t,
                    uint64_t offset, const struct qcow2_at *at)
 {
-    struct entry new = {0};
+    uint64_t index = index_of(s, offset);
+    struct qcow2_entry new = qcow2_entry_settled(s,
+                                                 qcow2_entry_load(s, t, index));
 
-    if (has_cluster(at->kind)) {
+    new.word = 0;
+    switch (at->kind) {
+    case QCOW2_KIND_COMPRESSED:
+        new = qcow2_entry_of_packed(s, &at->packed);
+        break;
+    case QCOW2_KIND_UNALLOCATED_ALLOC:
+    case QCOW2_KIND_NORMAL:
+    case QCOW2_KIND_ZERO_ALLOC:
         new.word = at->host | (at->copied ? QCOW2_COPIED : 0);
+        break;
+    case QCOW2_KIND_UNALLOCATED:
+    case QCOW2_KIND_ZERO_PLAIN:
+        break;
     }
-    if (at->kind == QCOW2_KIND_ZERO_ALLOC ||
-        at->kind == QCOW2_KIND_ZERO_PLAIN) {
-        new.word |= ZERO;
+    if (!s->extended && (at->kind == QCOW2_KIND_ZERO_ALLOC ||
+                         at->kind == QCOW2_KIND_ZERO_PLAIN)) {
+        new.word |= QCOW2_ENTRY_ZERO;
     }
-    if (at->kind == QCOW2_KIND_COMPRESSED) {
-        uint64_t end = at->packed.host + at->packed.bytes;
-        uint64_t more = div_up(end, SECTOR) - at->packed.host / SECTOR - 1;
-
-        new.word = COMPRESSED | more << sectors_shift(s) | at->packed.host;
-    }
-    store_entry(t, index_of(s, offset), new);
+    qcow2_entry_store(s, t, index, new);
 }
 
 void qcow2_l2_share(const struct qcow2 *s, struct qcow2_table *t)
 {
     for (uint64_t i = 0; i < UINT64_C(1) << s->l2_bits; i++) {
-        struct entry e = load_entry(t, i);
+        struct qcow2_entry e = qcow2_entry_load(s, t, i);
 
         if (e.word & QCOW2_COPIED) {
             e.word &= ~QCOW2_COPIED;
-            store_entry(t, i, e);
+            qcow2_entry_store(s, t, i, e);
         }
     }
 }
 
-void qcow2_l2_fill(void *table, unsigned cluster_bits, uint64_t offset,
-                   uint64_t size)
+void qcow2_l2_mend_zero(const struct qcow2 *s, struct qcow2_table *t,
+                        uint64_t offset)
 {
-    uint64_t entries = UINT64_C(1) << qcow2_l2_bits(cluster_bits);
-    unsigned char *at = table;
+    uint64_t index = index_of(s, offset);
+    struct qcow2_entry e = qcow2_entry_load(s, t, index);
+
+    if (!s->extended) {
+        e.word = QCOW2_ENTRY_ZERO;
+    } else {
+        bool all = qcow2_entry_packed(e) || e.word == 0;
+        e.zero |= all ? UINT32_MAX : e.alloc;
+        e.word = e.alloc = 0;
+    }
+    qcow2_entry_store(s, t, index, e);
+}
+
+void qcow2_l2_mend_own(const struct qcow2 *s, struct qcow2_table *t,
+                       uint64_t offset, uint64_t host)
+{
+    qcow2_entry_store(s, t, index_of(s, offset),
+                      qcow2_entry_put(s, (struct qcow2_entry){0}, UINT32_MAX,
+                                      QCOW2_KIND_NORMAL, host));
+}
+
+void qcow2_l2_fill(const struct qcow2 *s, struct qcow2_table *t,
+                   uint64_t offset, uint64_t size, enum qcow2_kind kind)
+{
+    uint64_t entries = UINT64_C(1) << s->l2_bits;
 
     for (uint64_t i = 0; i < entries; i++) {
-        uint64_t host = offset + (i << cluster_bits);
-        store_be64(at + i * 8, host < size ? host | QCOW2_COPIED : 0);
+        uint64_t host = offset + (i << s->cluster_bits);
+        struct qcow2_entry new = {0};
+
+        if (host < size) {
+            new = qcow2_entry_put(s, new, UINT32_MAX, kind, host);
+        }
+        qcow2_entry_store(s, t, i, new);
     }
 }
 

@@ -12,6 +12,12 @@
  * cluster unlinked in epoch e is released when the epoch has reached e + 2, and
  * the epoch advances from x to x + 1 only while users[(x + 1) & 1] is zero: so
  * every request that could have seen the old entry has dropped its ticket.
+ *
+ * Subclusters.  The place of a cluster and the bits of its subclusters are two
+ * words, and a reader gets both of one moment (l2-entry.h): a count of changes
+ * in the table tells it to look again.  It never sees a place with bits of
+ * another time, so it never goes to the backing file for what the guest has
+ * written.  A bit says that a subcluster has data only once the data is there.
  */
 #include <errno.h>
 
@@ -64,12 +70,17 @@ static uint64_t unallocated_run(const struct qcow2 *s, uint64_t offset,
 static int fill_mapping(struct qcow2 *s, const struct qcow2_at *at,
                         unsigned flags, struct mapping *m)
 {
-    if (at->wrong) {
-        return qcow2_corrupt_at(s, at->host, s->cluster_size,
-                                "an L2 entry leads to no cluster");
+    int r = qcow2_l2_check(s, at);
+    if (r < 0) {
+        return r;
     }
     m->length = at->bytes;
     switch (at->kind) {
+    case QCOW2_KIND_UNALLOCATED_ALLOC:
+        m->file = s->data;
+        m->host = at->host;
+        m->kind = MAP_UNALLOCATED;
+        break;
     case QCOW2_KIND_UNALLOCATED:
         m->kind = MAP_UNALLOCATED;
         break;

@@ -214,12 +214,7 @@ static void take_header(struct qcow2 *s, struct qcow2_header *h)
 {
     struct node *n = s->node;
 
-    s->version = h->version;
-    s->cluster_bits = h->cluster_bits;
-    s->cluster_size = UINT64_C(1) << h->cluster_bits;
-    s->l2_bits = qcow2_l2_bits(h->cluster_bits);
-    s->refcount_order = h->refcount_order;
-    s->refblock_bits = h->cluster_bits + 3 - h->refcount_order;
+    qcow2_take_shape(s, h);
     s->compression = h->compression;
     s->compatible = h->compatible;
     s->incompatible = h->incompatible;
@@ -258,8 +253,7 @@ static int open_data(struct qcow2 *s, const struct qcow2_header *h,
 static int show_snapshot(struct qcow2 *s, struct qcow2_header *h,
                          const char *which, struct error **errp)
 {
-    uint64_t span = UINT64_C(1)
-                    << (h->cluster_bits + qcow2_l2_bits(h->cluster_bits));
+    uint64_t span = qcow2_header_span(h);
     struct qcow2_snapshot sn;
     int64_t i = qcow2_snapshot_find(&s->snapshots, which, NULL);
 
@@ -433,7 +427,7 @@ static void qcow2_limits(struct node *n, struct limits *lim)
     if (s->luks) { /* a sector is encrypted as a whole */
         lim->align = 512;
     }
-    lim->zero_align = (uint32_t)s->cluster_size;
+    lim->zero_align = (uint32_t)qcow2_sub_size(s);
     lim->pref = (uint32_t)s->cluster_size;
     lim->fast_zero = s->version >= 3;
     lim->zero_unmaps = true;
@@ -456,7 +450,7 @@ static void qcow2_describe(struct node *n, json_t *info)
         s->data_name ? json_string(s->data_name) : NULL, "data-file-raw",
         s->external ? json_boolean(s->raw) : NULL, "corrupt",
         v3 ? json_boolean(atomic_load(&s->corrupt)) : NULL, "extended-l2",
-        v3 ? json_false() : NULL);
+        v3 ? json_boolean(s->extended) : NULL);
     (void)json_object_set_new(
         info, "format-specific",
         json_pack("{s:s, s:o}", "type", "qcow2", "data", data));

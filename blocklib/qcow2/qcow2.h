@@ -41,6 +41,11 @@
 #define QCOW2_MAX_LUKS_BYTES     (64 * MiB)
 #define QCOW2_MAX_BACKING_NAME   1023
 
+/* Extended L2 entries: the parts that a cluster has, each of a sector or
+ * more. */
+#define QCOW2_SUBCLUSTER_BITS   5
+#define QCOW2_MIN_EXTENDED_BITS 14
+
 /* Entries of tables: the place of the cluster that they lead to.  l2.c says
  * what else is in an L2 entry. */
 #define QCOW2_COPIED      (UINT64_C(1) << 63) /* refcount is exactly one */
@@ -196,7 +201,9 @@ struct qcow2 {
     uint32_t version;
     unsigned cluster_bits;
     uint64_t cluster_size;
-    unsigned l2_bits; /* log2 of entries in an L2 table */
+    bool extended;     /* entries of L2 tables describe subclusters */
+    unsigned sub_bits; /* log2 of bytes in one; without them, in a cluster */
+    unsigned l2_bits;  /* log2 of entries in an L2 table */
     unsigned refcount_order;
     unsigned refblock_bits; /* log2 of entries in a refcount block */
     enum qcow2_compression compression;
@@ -258,9 +265,13 @@ struct qcow2 {
 };
 
 /* log2 of the entries in an L2 table. */
-static inline unsigned qcow2_l2_bits(unsigned cluster_bits)
+static inline unsigned qcow2_l2_bits(unsigned cluster_bits, bool extended)
 {
-    return cluster_bits - 3;
+    return cluster_bits - (extended ? 4 : 3);
+}
+static inline uint64_t qcow2_sub_size(const struct qcow2 *s)
+{
+    return UINT64_C(1) << s->sub_bits;
 }
 /* Guest bytes that one L2 table describes. */
 static inline uint64_t qcow2_l2_span(const struct qcow2 *s)
@@ -291,6 +302,11 @@ int qcow2_header_read_any(struct node *file, struct qcow2_header *h,
 int qcow2_header_parse(const unsigned char *head, size_t len,
                        struct qcow2_header *h, struct error **errp);
 void qcow2_header_release(struct qcow2_header *h);
+
+/* Guest bytes that one L2 table describes. */
+uint64_t qcow2_header_span(const struct qcow2_header *h);
+/* Take from it what says how tables are to be read. */
+void qcow2_take_shape(struct qcow2 *s, const struct qcow2_header *h);
 
 /* --- map.c --- */
 
@@ -324,19 +340,21 @@ int qcow2_mark_corrupt(struct qcow2 *s);
 
 /* What is at a guest offset. */
 enum qcow2_kind {
-    QCOW2_KIND_UNALLOCATED, /* nothing: what the backing file has */
-    QCOW2_KIND_ZERO_PLAIN,  /* zeroes */
-    QCOW2_KIND_ZERO_ALLOC,  /* zeroes, with a place for data */
-    QCOW2_KIND_NORMAL,      /* data */
+    QCOW2_KIND_UNALLOCATED,       /* nothing: what the backing file has */
+    QCOW2_KIND_UNALLOCATED_ALLOC, /* the same, with a place for data */
+    QCOW2_KIND_ZERO_PLAIN,        /* zeroes */
+    QCOW2_KIND_ZERO_ALLOC,        /* zeroes, with a place for data */
+    QCOW2_KIND_NORMAL,            /* data */
     QCOW2_KIND_COMPRESSED,
 };
 
 struct qcow2_at {
     enum qcow2_kind kind;
-    bool copied;    /* nobody else refers to its cluster */
-    bool wrong;     /* it leads to a place where there can be none */
-    uint64_t bytes; /* of the disk are alike, and in a row */
-    uint64_t host;  /* of normal and zero-alloc: where the offset itself is */
+    bool copied;      /* nobody else refers to its cluster */
+    bool wrong;       /* it leads to a place where there can be none */
+    bool contradicts; /* its bits say what cannot be of some subcluster */
+    uint64_t bytes;   /* of the disk are alike, and in a row */
+    uint64_t host;    /* of all that have a place: where the offset itself is */
     struct qcow2_run packed; /* the compressed bytes of this cluster, at most */
 };
 
@@ -345,16 +363,27 @@ struct qcow2_at {
 void qcow2_l2_look(const struct qcow2 *s, const struct qcow2_table *t,
                    uint64_t offset, uint64_t bytes, struct qcow2_at *at);
 
+/* The same for what only asks where clusters are, and how many: @offset is the
+ * start of one, and its subclusters are not told apart. */
+void qcow2_l2_look_whole(const struct qcow2 *s, const struct qcow2_table *t,
+                         uint64_t offset, uint64_t bytes, struct qcow2_at *at);
+/* -EIO, and the image is corrupt: what was found cannot be followed. */
+int qcow2_l2_check(struct qcow2 *s, const struct qcow2_at *at);
+
 /* The table that describes guest @offset, pinned, to be changed: made if it is
  * missing, copied if it is shared. */
 int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
                           struct qcow2_table **tp) REQUIRES(s->meta);
 
 /*
- * Make whole clusters (or the end of the disk) in such a table @kind, which is
- * not COMPRESSED.  Kinds that have a place are at @host on.  Clusters that were
- * there before, if they are others, are free later.  -EIO: one of the old
- * clusters is not data; all is changed nonetheless.
+ * Make whole subclusters (or the end of the disk) in such a table @kind, which
+ * is not COMPRESSED.  Kinds that have a place are at @host on.  A cluster that
+ * gets another place takes all of its data there: the caller has copied what
+ * is not in these bytes.  A compressed cluster becomes one kind as a whole.
+ * UNALLOCATED_ALLOC gives a place, and changes nothing else.  Clusters that
+ * were there before, if they are others, or nothing is in them any more, are
+ * free later.  -EIO: one of the old clusters is not data; all is changed
+ * nonetheless.
  */
 int qcow2_l2_put(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
                  uint64_t bytes, enum qcow2_kind kind, uint64_t host)
@@ -370,22 +399,38 @@ bool qcow2_l2_is_table(const struct qcow2 *s, uint64_t entry);
 /* Take COPIED from all entries: what they lead to is shared. */
 void qcow2_l2_share(const struct qcow2 *s, struct qcow2_table *t);
 
-/* What the entry for guest @offset has that its kind does not have, or NULL. */
+/* What the entry for guest @offset has that its kind does not have, or NULL.
+ * *lost: subclusters, a bit each, of which nobody knows therefore what they
+ * are. */
 const char *qcow2_l2_odd(const struct qcow2 *s, const struct qcow2_table *t,
-                         uint64_t offset);
+                         uint64_t offset, uint32_t *lost);
+/* The subclusters of guest @offset's cluster that have data, a bit each; all
+ * if the entry does not say. */
+uint32_t qcow2_l2_data_parts(const struct qcow2 *s, const struct qcow2_table *t,
+                             uint64_t offset);
 
 /* Where in its table the entry for guest @offset begins, in bytes. */
 uint64_t qcow2_l2_place(const struct qcow2 *s, uint64_t offset);
 
-/* For a repair: make the entry for guest @offset in a table that no cache has
- * say what @at says.  Nothing is freed. */
+/* For a repair: change the entry for guest @offset, the start of a cluster, in
+ * a table that no cache has.  Nothing is freed. */
+
+/* It leads where @at says.  Subclusters stay as they are; one that contradicts
+ * itself reads as zeroes. */
 void qcow2_l2_mend(const struct qcow2 *s, struct qcow2_table *t,
                    uint64_t offset, const struct qcow2_at *at);
+/* What it leads to is lost, and reads as zeroes; also if it is empty.  Not of
+ * version 2. */
+void qcow2_l2_mend_zero(const struct qcow2 *s, struct qcow2_table *t,
+                        uint64_t offset);
+/* It leads to data at @host, all of it. */
+void qcow2_l2_mend_own(const struct qcow2 *s, struct qcow2_table *t,
+                       uint64_t offset, uint64_t host);
 
 /* Fill a table of a new image, for guest @offset on: each cluster of a disk of
- * @size bytes has the same place in the data file. */
-void qcow2_l2_fill(void *table, unsigned cluster_bits, uint64_t offset,
-                   uint64_t size);
+ * @size bytes is @kind, and has the same place in the data file. */
+void qcow2_l2_fill(const struct qcow2 *s, struct qcow2_table *t,
+                   uint64_t offset, uint64_t size, enum qcow2_kind kind);
 
 /* --- alloc.c --- */
 

@@ -125,9 +125,10 @@ static int mend_ref(const struct qcow2_ref *r, void *opaque)
         return 0;
     }
     if (r->wrong) {
-        f.how = r->bytes == 0            ? FIX_FLAGS
-                : qcow2_repair_is_raw(p) ? FIX_OWN
-                                         : FIX_ZERO;
+        bool lost = r->kept != UINT32_MAX;
+        f.how = lost && qcow2_repair_is_raw(p) ? FIX_OWN
+                : r->bytes == 0                ? FIX_FLAGS
+                                               : FIX_ZERO;
         f.to = r->guest;
         return add_l2_fix(p, &f);
     }
@@ -155,16 +156,15 @@ static int mend_table(const struct qcow2_ref *table, struct qcow2_table *t,
             qcow2_repair_zero_entry(p, t, f->offset, 1);
             continue;
         }
+        if (f->how == FIX_OWN) { /* its place in a raw data file */
+            qcow2_l2_mend_own(s, t, f->offset, f->to);
+            continue;
+        }
         qcow2_l2_look(s, t, f->offset, s->cluster_size, &at);
         if (f->how == FIX_MOVE) {
             at.host = f->to;
             at.packed.host = f->to;
             at.copied = false;
-        }
-        if (f->how == FIX_OWN) { /* its place in a raw data file */
-            at.kind = QCOW2_KIND_NORMAL;
-            at.host = f->to;
-            at.copied = true;
         }
         qcow2_l2_mend(s, t, f->offset, &at);
     }

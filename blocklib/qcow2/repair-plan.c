@@ -27,27 +27,43 @@ static void tell_lost(struct repair *p)
     p->lost_bytes = 0;
 }
 
-static void note_lost(struct repair *p, const struct qcow2_ref *r)
+static void note_lost_bytes(struct repair *p, uint32_t disk, uint64_t guest,
+                            uint64_t bytes)
 {
     uint64_t size = p->k->im.h.size;
 
     p->guest_changed = true;
-    if (r->disk != QCOW2_ACTIVE) {
+    if (disk != QCOW2_ACTIVE) {
         qcow2_check_tell(p->o, IMAGE_LOST,
                          "lost: %" PRIu64 " bytes at %" PRIu64
                          " of a snapshot read as zeroes",
-                         r->guest_bytes, r->guest);
+                         bytes, guest);
         return;
     }
-    if (r->guest >= size) {
+    if (guest >= size) {
         return;
     }
-    uint64_t bytes = min_u64(r->guest_bytes, size - r->guest);
-    if (p->lost_bytes == 0 || p->lost_from + p->lost_bytes != r->guest) {
+    if (p->lost_bytes == 0 || p->lost_from + p->lost_bytes != guest) {
         tell_lost(p);
-        p->lost_from = r->guest;
+        p->lost_from = guest;
     }
-    p->lost_bytes += bytes;
+    p->lost_bytes += min_u64(bytes, size - guest);
+}
+
+/* All that it was for, or those parts of it that are not kept. */
+static void note_lost(struct repair *p, const struct qcow2_ref *r)
+{
+    uint64_t part = r->guest_bytes / QCOW2_REF_PARTS;
+
+    if (r->kept == 0) {
+        note_lost_bytes(p, r->disk, r->guest, r->guest_bytes);
+        return;
+    }
+    for (unsigned i = 0; i < QCOW2_REF_PARTS; i++) {
+        if (!(r->kept >> i & 1)) {
+            note_lost_bytes(p, r->disk, r->guest + i * part, part);
+        }
+    }
 }
 
 /* --- 2. Plan --- */
@@ -109,9 +125,9 @@ static int plan_data(struct repair *p, const struct qcow2_ref *r)
     bool many = false;
 
     if (r->wrong) {
-        if (r->bytes > 0 && !qcow2_repair_is_raw(p)) {
+        if (!qcow2_repair_is_raw(p)) {
             note_lost(p, r);
-            p->zero_entries++;
+            p->zero_entries += r->bytes > 0;
         }
         return 0;
     }

@@ -92,8 +92,10 @@ void qcow2_repair_zero_entry(struct repair *p, struct qcow2_table *t,
     struct qcow2_at at = {.kind = QCOW2_KIND_UNALLOCATED};
 
     if (s->version >= 3) {
-        at.kind = QCOW2_KIND_ZERO_PLAIN;
-    } else if (qcow2_repair_needs_zeroes(p)) {
+        qcow2_l2_mend_zero(s, t, offset);
+        return;
+    }
+    if (qcow2_repair_needs_zeroes(p)) {
         at.kind = QCOW2_KIND_NORMAL;
         at.host = take_zero_cluster(p, times);
     }

@@ -42,16 +42,20 @@
  * is larger than a sector. */
 #define NOWHERE QCOW2_OFFSET_MASK
 
+/* A compressed cluster has no bits of subclusters, so it gets them: else
+ * nothing would say any more that there was data. */
 static int bar_ref(const struct qcow2_ref *r, void *opaque)
 {
     struct repair *p = opaque;
-    unsigned char be[8];
+    bool bits = r->owner == QCOW2_OWN_PACKED && p->k->im.shape.extended;
+    unsigned char be[16];
 
     if (!r->behind || r->entry == 0) {
         return 0;
     }
     store_be64(be, NOWHERE);
-    return node_pwrite(p->file, be, sizeof(be), r->entry, 0);
+    store_be64(be + 8, UINT32_MAX);
+    return node_pwrite(p->file, be, bits ? 16 : 8, r->entry, 0);
 }
 
 /* What leads behind the end must not lead into what is written there. */
@@ -196,8 +200,8 @@ static int flag_table(const struct qcow2_ref *table, struct qcow2_table *t,
         struct qcow2_at at;
 
         qcow2_l2_look(s, t, o, s->cluster_size, &at);
-        if ((at.kind == QCOW2_KIND_NORMAL ||
-             at.kind == QCOW2_KIND_ZERO_ALLOC) &&
+        if ((at.kind == QCOW2_KIND_NORMAL || at.kind == QCOW2_KIND_ZERO_ALLOC ||
+             at.kind == QCOW2_KIND_UNALLOCATED_ALLOC) &&
             !at.wrong && is_flag_wrong(f, at.host, at.copied)) {
             at.copied = !at.copied;
             qcow2_l2_mend(s, t, o, &at);

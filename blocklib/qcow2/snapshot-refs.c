@@ -26,12 +26,13 @@ static int look(const struct qcow2 *s, const struct qcow2_table *t,
 {
     struct qcow2_at at;
 
-    qcow2_l2_look(s, t, offset, bytes, &at);
+    qcow2_l2_look_whole(s, t, offset, bytes, &at);
     *alike = at.bytes;
     *run = (struct qcow2_run){at.host, at.bytes};
     switch (at.kind) {
     case QCOW2_KIND_NORMAL:
     case QCOW2_KIND_ZERO_ALLOC:
+    case QCOW2_KIND_UNALLOCATED_ALLOC:
         break;
     case QCOW2_KIND_COMPRESSED:
         *alike = min_u64(at.bytes, s->cluster_size);
@@ -127,7 +128,7 @@ int qcow2_refs_own(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
         struct qcow2_at at;
         uint64_t count = 0;
 
-        qcow2_l2_look(s, t, offset + done, s->cluster_size, &at);
+        qcow2_l2_look_whole(s, t, offset + done, s->cluster_size, &at);
         if (at.wrong || (at.kind != QCOW2_KIND_NORMAL &&
                          at.kind != QCOW2_KIND_ZERO_ALLOC)) {
             continue;

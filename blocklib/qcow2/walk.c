@@ -60,13 +60,7 @@ int qcow2_image_read(struct node *file, struct qcow2_image *im,
     }
     struct qcow2 *s = &im->shape;
     s->file = file;
-    s->version = im->h.version;
-    s->cluster_bits = im->h.cluster_bits;
-    s->cluster_size = UINT64_C(1) << im->h.cluster_bits;
-    s->l2_bits = qcow2_l2_bits(im->h.cluster_bits);
-    s->refcount_order = im->h.refcount_order;
-    s->refblock_bits = im->h.cluster_bits + 3 - im->h.refcount_order;
-    s->external = im->h.incompatible & QCOW2_INCOMPAT_DATA_FILE;
+    qcow2_take_shape(s, &im->h);
     return 0;
 }
 
@@ -247,6 +241,7 @@ static int tell_entry(struct walk *k, const struct user *u, uint32_t count,
     }
     int result = 0;
     r.times = 1;
+    r.kept = ~qcow2_l2_data_parts(s, &k->table, offset);
     for (uint32_t i = 0; result == 0 && i < count; i++) {
         r.guest = guest_of(k, u[i].index) + offset;
         r.disk = u[i].disk;
@@ -255,20 +250,26 @@ static int tell_entry(struct walk *k, const struct user *u, uint32_t count,
     return result;
 }
 
-/* Tell of an entry that has bits which its kind does not have. */
-static int tell_odd(struct walk *k, const struct user *u, uint64_t offset,
-                    const char *odd)
+/* Tell of an entry that has bits which its kind does not have; all of its
+ * users where something is lost by that. */
+static int tell_odd(struct walk *k, const struct user *u, uint32_t count,
+                    uint64_t offset, const char *odd, uint32_t lost)
 {
-    const struct qcow2_ref r = {
-        .owner = QCOW2_OWN_DATA,
-        .entry = u->host + qcow2_l2_place(&k->im->shape, offset),
-        .guest = guest_of(k, u->index) + offset,
-        .guest_bytes = k->im->shape.cluster_size,
-        .disk = u->disk,
-        .wrong = odd,
-    };
+    int result = 0;
 
-    return tell(k, &r);
+    for (uint32_t i = 0; result == 0 && i < (lost ? count : 1); i++) {
+        const struct qcow2_ref r = {
+            .owner = QCOW2_OWN_DATA,
+            .entry = u->host + qcow2_l2_place(&k->im->shape, offset),
+            .guest = guest_of(k, u[i].index) + offset,
+            .guest_bytes = k->im->shape.cluster_size,
+            .disk = u[i].disk,
+            .kept = ~lost,
+            .wrong = odd,
+        };
+        result = tell(k, &r);
+    }
+    return result;
 }
 
 /* All entries of the table that is in memory. */
@@ -280,12 +281,13 @@ static int walk_entries(struct walk *k, const struct user *u, uint32_t count)
     for (uint64_t at = 0; result == 0 && at < qcow2_l2_span(s);
          at += s->cluster_size) {
         struct qcow2_at e;
-        const char *odd = qcow2_l2_odd(s, &k->table, at);
+        uint32_t lost;
+        const char *odd = qcow2_l2_odd(s, &k->table, at, &lost);
 
         qcow2_l2_look(s, &k->table, guest_of(k, u->index) + at, s->cluster_size,
                       &e);
         if (odd) {
-            result = tell_odd(k, u, at, odd);
+            result = tell_odd(k, u, count, at, odd, lost);
         }
         if (result == 0 && e.kind != QCOW2_KIND_UNALLOCATED &&
             e.kind != QCOW2_KIND_ZERO_PLAIN) {

@@ -56,6 +56,9 @@ enum qcow2_owner {
 /* The active disk's L1 table; snapshots are 1, 2, ... */
 #define QCOW2_ACTIVE 0
 
+/* As many parts of what a reference is for may be lost each on its own. */
+#define QCOW2_REF_PARTS 32
+
 /* A reference. */
 struct qcow2_ref {
     enum qcow2_owner owner;
@@ -65,6 +68,8 @@ struct qcow2_ref {
                        it has none, or they are not known */
     uint64_t guest; /* of L2 tables and data: the disk's part that it is for */
     uint64_t guest_bytes;
+    uint32_t kept;     /* of what is wrong: the parts of these bytes, a bit
+                          each, that are as good as they were */
     uint32_t disk;     /* QCOW2_ACTIVE if that has it, else a snapshot */
     uint32_t times;    /* as many tables have this entry */
     bool copied;       /* it says that nobody else refers to it */

@@ -16,6 +16,17 @@
  * (node_clone), instead of from memory.
  * In an external data file a cluster has its place already; all the rest is
  * the same.
+ *
+ * Subclusters.  Head and tail are old data that would be lost otherwise:
+ *
+ *   the old cluster                      head begins, and tail ends
+ *   none                                 with the subcluster
+ *   our own, subcluster has no data      with the subcluster
+ *   our own, subcluster has data         with the request: there is none
+ *   shared                               with its first, and last, data
+ *   compressed                           with the cluster
+ *
+ * Without subclusters a cluster is one.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -38,11 +49,13 @@ struct input {
 struct piece {
     uint64_t offset; /* guest bytes of the request */
     uint64_t bytes;
-    uint64_t host; /* of the first cluster */
-    uint64_t clusters;
+    uint64_t host;          /* of the first byte of the request */
+    uint64_t head;          /* bytes before it that are written, too, */
+    uint64_t tail;          /* and behind it */
+    uint64_t clusters;      /* that were allocated for it */
     struct qcow2_table *l2; /* pinned, if entries are to be put in */
-    bool in_place;          /* allocated already, nothing changes */
-    bool reserved;          /* zero with space: no allocation */
+    bool placed;            /* there is a place already, and it is ours alone */
+    bool in_place;          /* and there is data: nothing changes */
     bool fresh;             /* reads as zeroes where it is not written */
 };
 
@@ -50,9 +63,13 @@ static bool is_in_place(const struct qcow2_at *at)
 {
     return at->copied && at->kind == QCOW2_KIND_NORMAL;
 }
-static bool is_reserved(const struct qcow2_at *at)
+
+/* Has it a place that nobody else refers to? */
+static bool is_placed(const struct qcow2_at *at)
 {
-    return at->copied && at->kind == QCOW2_KIND_ZERO_ALLOC;
+    return at->copied && (at->kind == QCOW2_KIND_NORMAL ||
+                          at->kind == QCOW2_KIND_ZERO_ALLOC ||
+                          at->kind == QCOW2_KIND_UNALLOCATED_ALLOC);
 }
 
 /* The number of bytes from @offset on, at most @max, that have no place, or lie
@@ -65,52 +82,120 @@ static uint64_t run_without_place(const struct qcow2 *s,
 
     for (uint64_t done = 0; done < max; done += at.bytes) {
         qcow2_l2_look(s, t, offset + done, max - done, &at);
-        if (is_in_place(&at) || is_reserved(&at)) {
+        if (is_placed(&at) || at.contradicts) {
             return done;
         }
     }
     return max;
 }
 
+/* Begin with the first subcluster of the request, which @at describes, and has
+ * a place: as much as lies in a row there. */
+static int plan_placed(struct qcow2 *s, struct qcow2_at *at, uint64_t end,
+                       struct piece *p) REQUIRES(s->meta)
+{
+    uint64_t start = align_down(p->offset, qcow2_sub_size(s));
+    struct qcow2_at first = *at;
+    uint64_t length = at->bytes;
+    struct qcow2_at next;
+
+    p->placed = p->in_place = true;
+    p->host = first.host + (p->offset - start);
+    for (;;) {
+        p->in_place &= is_in_place(at);
+        if (start + length >= end) {
+            break;
+        }
+        qcow2_l2_look(s, p->l2, start + length, end - start - length, &next);
+        if (!is_placed(&next) || next.wrong || next.contradicts ||
+            next.host != first.host + length) {
+            break;
+        }
+        length += next.bytes;
+        *at = next;
+    }
+    p->bytes = min_u64(p->bytes, start + length - p->offset);
+    p->head = is_in_place(&first) ? 0 : p->offset - start;
+    p->tail = is_in_place(at) ? 0 : start + length - (p->offset + p->bytes);
+    return s->external ? 0 : qcow2_overlap_check(s, 0, first.host, length);
+}
+
+/* Where do the bytes begin, or end (@up), that are written to a new cluster for
+ * a request that begins, or ends, at @at? */
+static uint64_t edge_of(const struct qcow2 *s, const struct qcow2_table *t,
+                        uint64_t at, bool up)
+{
+    uint64_t cluster = align_down(at - up, s->cluster_size);
+    uint64_t edge = up ? align_up(at, qcow2_sub_size(s))
+                       : align_down(at, qcow2_sub_size(s));
+    struct qcow2_at e;
+
+    for (uint64_t done = 0; done < s->cluster_size; done += e.bytes) {
+        uint64_t from = cluster + done;
+
+        qcow2_l2_look(s, t, from, s->cluster_size - done, &e);
+        if (e.kind == QCOW2_KIND_COMPRESSED || e.kind == QCOW2_KIND_NORMAL) {
+            edge = up ? max_u64(edge, from + e.bytes) : min_u64(edge, from);
+        }
+    }
+    return edge;
+}
+
+static int plan_new(struct qcow2 *s, uint64_t end, struct piece *p)
+    REQUIRES(s->meta)
+{
+    uint64_t start = align_down(p->offset, s->cluster_size);
+    uint64_t sub = align_down(p->offset, qcow2_sub_size(s));
+    uint64_t run = run_without_place(s, p->l2, sub, end - sub);
+
+    p->clusters = div_up(sub + run - start, s->cluster_size);
+    p->host = start; /* in a data file */
+    int r = s->external ? 0
+                        : qcow2_alloc(s, p->clusters, &p->host, &p->clusters,
+                                      &p->fresh);
+    if (r < 0) {
+        return r;
+    }
+    uint64_t room = start + (p->clusters << s->cluster_bits);
+    p->bytes = min_u64(p->bytes, room - p->offset);
+    p->host += qcow2_in_cluster(s, p->offset);
+    p->head = p->offset - edge_of(s, p->l2, p->offset, false);
+    p->tail = edge_of(s, p->l2, p->offset + p->bytes, true) -
+              (p->offset + p->bytes);
+    return 0;
+}
+
 /* Find or allocate the host clusters of the first piece of a request. */
 static int plan_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
                       struct piece *p) REQUIRES(s->meta)
 {
-    uint64_t start = align_down(offset, s->cluster_size);
-    uint64_t max = min_u64(align_up(offset + bytes, s->cluster_size) - start,
-                           qcow2_l2_rest(s, start));
+    uint64_t start = align_down(offset, qcow2_sub_size(s));
+    uint64_t end = min_u64(align_up(offset + bytes, qcow2_sub_size(s)),
+                           start + qcow2_l2_rest(s, start));
     struct qcow2_at at;
 
-    *p = (struct piece){.offset = offset};
+    *p = (struct piece){.offset = offset,
+                        .bytes = min_u64(bytes, end - offset)};
     int r = qcow2_l2_get_writable(s, offset, &p->l2);
     if (r < 0) {
         return r;
     }
-    qcow2_l2_look(s, p->l2, start, max, &at);
-    p->in_place = is_in_place(&at);
-    p->reserved = is_reserved(&at);
-    if (p->in_place || p->reserved) {
-        p->host = at.host;
-        p->clusters = at.bytes >> s->cluster_bits;
-        r = at.wrong      ? qcow2_corrupt_at(s, at.host, s->cluster_size,
-                                             "an L2 entry leads to no cluster")
-            : s->external ? 0
-                          : qcow2_overlap_check(s, 0, at.host, at.bytes);
+    qcow2_l2_look(s, p->l2, start, end - start, &at);
+    if (is_placed(&at) || at.contradicts) {
+        r = qcow2_l2_check(s, &at);
+        r = r < 0 ? r : plan_placed(s, &at, end, p);
     } else {
-        p->clusters = run_without_place(s, p->l2, start, max) >>
-                      s->cluster_bits;
-        p->host = start; /* in a data file */
-        r = s->external ? 0
-                        : qcow2_alloc(s, p->clusters, &p->host, &p->clusters,
-                                      &p->fresh);
+        r = plan_new(s, end, p);
     }
     if (r < 0) {
         qcow2_cache_put(s->l2, p->l2);
-        return r;
+    } else if (s->external) { /* the data file ends with the disk */
+        uint64_t after = p->offset + p->bytes;
+        uint64_t last = align_up(s->node->size, s->node->limits.align);
+
+        p->tail = min_u64(p->tail, max_u64(last, after) - after);
     }
-    p->bytes = min_u64(bytes,
-                       start + (p->clusters << s->cluster_bits) - offset);
-    return 0;
+    return r;
 }
 
 /* The old content of [@offset, @offset + @bytes), as the guest sees it;
@@ -143,45 +228,33 @@ static int read_old(struct qcow2 *s, uint64_t offset, uint64_t bytes, char *buf,
     return node_pread(s->node, buf, inside, offset, 0);
 }
 
-/* Bytes of the last cluster behind the request; a data file ends with the
- * disk. */
-static uint64_t tail_of(const struct qcow2 *s, const struct piece *p)
+/* Do head and tail of the piece read as zeroes as they are?  Encrypted zeroes
+ * are none. */
+static bool reads_as_zeroes(const struct qcow2 *s, const struct piece *p)
 {
-    uint64_t end = align_down(p->offset, s->cluster_size) +
-                   (p->clusters << s->cluster_bits);
-
-    if (s->external) {
-        end = min_u64(end, align_up(s->node->size, s->node->limits.align));
-    }
-    return end - (p->offset + p->bytes);
+    return !s->luks &&
+           (p->fresh ||
+            (s->external && qcow2_is_hole(s->data, p->host - p->head,
+                                          p->head + p->bytes + p->tail)));
 }
 
-/* Do the @bytes of the piece's clusters read as zeroes as they are?  Encrypted
- * zeroes are none. */
-static bool reads_as_zeroes(const struct qcow2 *s, const struct piece *p,
-                            uint64_t bytes)
-{
-    return !s->luks && (p->fresh || (s->external &&
-                                     qcow2_is_hole(s->data, p->host, bytes)));
-}
-
-/* One write of head, data and tail to the piece's host clusters. */
+/* One write of head, data and tail to the piece's place. */
 static int write_piece(struct qcow2 *s, const struct piece *p,
                        const struct iovec *iov, int cnt)
 {
-    uint64_t head = qcow2_in_cluster(s, p->offset);
-    uint64_t tail = tail_of(s, p);
+    uint64_t head = p->head;
+    uint64_t tail = p->tail;
     struct iovec v[IOV_MAX_INNER];
     bool head_zero = true;
     bool tail_zero = true;
     int n = 0;
     int r = 0;
 
-    if (p->in_place || (head == 0 && tail == 0)) {
+    if (head == 0 && tail == 0) {
         node_event(s->file, EVENT_WRITE_AIO);
-        return qcow2_write_data(s, p->host + head, p->bytes, iov, cnt, 0);
+        return qcow2_write_data(s, p->host, p->bytes, iov, cnt, 0);
     }
-    bool fresh = reads_as_zeroes(s, p, head + p->bytes + tail);
+    bool fresh = reads_as_zeroes(s, p);
     CLEANUP_FREE char *buf = buf_alloc(head + tail);
     if (!buf) {
         return -ENOMEM;
@@ -198,7 +271,7 @@ static int write_piece(struct qcow2 *s, const struct piece *p,
     /* A fresh cluster need not be filled with zeroes. */
     bool with_head = head > 0 && !(fresh && head_zero);
     bool with_tail = tail > 0 && !(fresh && tail_zero);
-    uint64_t from = p->host + (with_head ? 0 : head);
+    uint64_t from = p->host - (with_head ? head : 0);
     uint64_t len = p->bytes;
     if (with_head) {
         v[n++] = (struct iovec){buf, head};
@@ -230,11 +303,13 @@ static int fill_piece(struct qcow2 *s, const struct piece *p,
 }
 
 /* The data is there: let the L2 entries say so. */
-static int link_piece(struct qcow2 *s, const struct piece *p) REQUIRES(s->meta)
+static int link_piece(struct qcow2 *s, const struct piece *p,
+                      enum qcow2_kind kind) REQUIRES(s->meta)
 {
-    return qcow2_l2_put(s, p->l2, align_down(p->offset, s->cluster_size),
-                        p->clusters << s->cluster_bits, QCOW2_KIND_NORMAL,
-                        p->host);
+    uint64_t in_sub = p->offset & (qcow2_sub_size(s) - 1);
+
+    return qcow2_l2_put(s, p->l2, p->offset - in_sub, in_sub + p->bytes, kind,
+                        p->host - in_sub);
 }
 
 static int try_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
@@ -251,9 +326,9 @@ static int try_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
     r = fill_piece(s, &p, in, done);
     mutex_lock(&s->meta);
     if (r == 0 && !p.in_place) {
-        r = link_piece(s, &p);
-    } else if (r < 0 && !p.in_place && !p.reserved && !s->external) {
-        qcow2_alloc_undo(s, p.host, p.clusters);
+        r = link_piece(s, &p, QCOW2_KIND_NORMAL);
+    } else if (r < 0 && !p.placed && !s->external) {
+        qcow2_alloc_undo(s, align_down(p.host, s->cluster_size), p.clusters);
     }
     mutex_unlock(&s->meta);
     qcow2_cache_put(s->l2, p.l2);
@@ -314,15 +389,15 @@ int qcow2_clone(struct node *n, uint64_t offset, uint64_t bytes,
                : -EINVAL;
 }
 
-/* A place for the piece, with nothing in it yet: encrypted, that does not read
- * as zeroes. */
+/* A place for the piece, with nothing in it yet; but a raw data file has all.
+ * Encrypted, that does not read as zeroes. */
 static int link_reserved(struct qcow2 *s, const struct piece *p)
     REQUIRES(s->meta)
 {
-    return qcow2_l2_put(s, p->l2, align_down(p->offset, s->cluster_size),
-                        p->clusters << s->cluster_bits,
-                        s->luks ? QCOW2_KIND_ZERO_ALLOC : QCOW2_KIND_NORMAL,
-                        p->host);
+    return link_piece(s, p,
+                      s->extended && !s->raw ? QCOW2_KIND_UNALLOCATED_ALLOC
+                      : s->luks              ? QCOW2_KIND_ZERO_ALLOC
+                                             : QCOW2_KIND_NORMAL);
 }
 
 /* Allocate for the first piece without writing data; *done: its bytes. */
@@ -334,7 +409,7 @@ static int reserve_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
     mutex_lock(&s->meta);
     int r = plan_piece(s, offset, bytes, &p);
     if (r == 0) {
-        if (!p.in_place && !p.reserved) {
+        if (!p.placed) {
             r = link_reserved(s, &p);
         }
         qcow2_cache_put(s->l2, p.l2);

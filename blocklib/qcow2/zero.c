@@ -1,17 +1,24 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Making clusters read as zeroes, by their L2 entries alone.
+ * Making clusters, or subclusters, read as zeroes, by their L2 entries alone.
  *
  *   entry now          zero                 zero, may unmap     discard
  *   unallocated        ZERO                 ZERO                ZERO (*)
  *   normal, COPIED     host | ZERO          ZERO, host freed    the same
  *   other normal       ZERO, freed          ZERO, freed         the same
  *   compressed         ZERO, freed          ZERO, freed         the same
+ *   unallocated, with  host | ZERO          ZERO, host freed    the same (**)
+ *   a place
  *
  *   ("freed" in an external data file: discarded there)
  *
  *   (*) stays as it is without a backing file: a discard leaves open what is
  *       read afterwards.
+ *   (**) without a backing file: unallocated, host freed
+ *
+ * The subclusters of an entry have one host, which is freed when none of them
+ * has data any more.  A part of a compressed cluster cannot be made zeroes
+ * here: the core writes them.  A discard leaves it as it is.
  *
  * Zeroes that a user writes are stored, even where an unallocated cluster reads
  * as zeroes now: an image may be opened without the backing file that it names,
@@ -30,7 +37,8 @@
 
 struct zeroing {
     bool unmap;
-    bool fill; /* what is unallocated becomes ZERO */
+    bool fill;  /* what is unallocated becomes ZERO */
+    bool exact; /* nothing may stay as it is */
 };
 
 /* What a cluster of @kind becomes; false: it stays as it is. */
@@ -43,6 +51,13 @@ static bool becomes(const struct qcow2 *s, const struct zeroing *z,
         return false;
     case QCOW2_KIND_UNALLOCATED:
         return z->fill;
+    case QCOW2_KIND_UNALLOCATED_ALLOC:
+        if (!z->fill) {
+            *to = QCOW2_KIND_UNALLOCATED;
+        } else if (!z->unmap && at->copied) {
+            *to = QCOW2_KIND_ZERO_ALLOC;
+        }
+        return z->fill || z->unmap;
     case QCOW2_KIND_NORMAL:
     case QCOW2_KIND_ZERO_ALLOC:
         if (!z->unmap && at->copied && s->version >= 3) {
@@ -53,6 +68,33 @@ static bool becomes(const struct qcow2 *s, const struct zeroing *z,
         break;
     }
     return true;
+}
+
+/* Cut [*offset, *offset + *bytes), compressed clusters, to whole ones, which
+ * the last one of the disk always is.  False: nothing is left. */
+static bool cut_to_whole(const struct qcow2 *s, uint64_t *offset,
+                         uint64_t *bytes)
+{
+    uint64_t from = align_up(*offset, s->cluster_size);
+    uint64_t end = *offset + *bytes;
+    uint64_t to = end == s->node->size ? end : align_down(end, s->cluster_size);
+
+    *offset = from;
+    *bytes = from < to ? to - from : 0;
+    return *bytes > 0;
+}
+
+static void zero_run(struct qcow2 *s, const struct zeroing *z,
+                     struct qcow2_table *t, uint64_t offset,
+                     const struct qcow2_at *at) REQUIRES(s->meta)
+{
+    uint64_t bytes = at->bytes;
+    enum qcow2_kind to;
+
+    if (becomes(s, z, at, &to) && (at->kind != QCOW2_KIND_COMPRESSED ||
+                                   cut_to_whole(s, &offset, &bytes))) {
+        (void)qcow2_l2_put(s, t, offset, bytes, to, at->host);
+    }
 }
 
 /* Change the entries for the part of the range that one L2 table describes. */
@@ -71,15 +113,15 @@ static int zero_in_l2(struct qcow2 *s, const struct zeroing *z, uint64_t offset,
         return r;
     }
     for (uint64_t done = 0; done < bytes; done += at.bytes) {
-        enum qcow2_kind to;
-
         qcow2_l2_look(s, t, offset + done, bytes - done, &at);
-        if (becomes(s, z, &at, &to)) {
-            (void)qcow2_l2_put(s, t, offset + done, at.bytes, to, at.host);
+        if (at.contradicts) {
+            r = qcow2_l2_check(s, &at);
+            break;
         }
+        zero_run(s, z, t, offset + done, &at);
     }
     qcow2_cache_put(s->l2, t);
-    return 0;
+    return r;
 }
 
 /* Clip [@offset, @offset + *@bytes) to the data file; bytes behind its end read
@@ -114,18 +156,49 @@ static int zero_clusters(struct qcow2 *s, const struct zeroing *z,
     return r;
 }
 
+/* Is the boundary of a range at @offset inside of a compressed cluster?
+ * -errno. */
+static int cuts_packed(struct qcow2 *s, uint64_t offset)
+{
+    struct qcow2_table *t = NULL;
+    struct qcow2_at at;
+
+    if (qcow2_in_cluster(s, offset) == 0 || offset == s->node->size) {
+        return false;
+    }
+    int r = qcow2_l2_get(s, offset, false, &t);
+    if (r < 0 || !t) {
+        return r;
+    }
+    qcow2_l2_look(s, t, offset, 1, &at);
+    qcow2_cache_put(s->l2, t);
+    return at.kind == QCOW2_KIND_COMPRESSED;
+}
+
+/* Can all of the range be made zeroes here? */
+static int check_exact(struct qcow2 *s, uint64_t offset, uint64_t end)
+{
+    int r = cuts_packed(s, offset);
+
+    if (r == 0) {
+        r = cuts_packed(s, end);
+    }
+    return r > 0 ? -ENOTSUP : r;
+}
+
 static int zero_range(struct qcow2 *s, const struct zeroing *z, uint64_t offset,
                       uint64_t bytes)
 {
     struct range_req req;
     uint64_t end = offset + bytes;
-    int r = 0;
+    uint64_t start = align_down(offset, s->cluster_size);
 
     if (atomic_load(&s->corrupt)) {
         return -EIO;
     }
-    range_lock(&s->range, &req, offset, align_up(end, s->cluster_size) - offset,
+    range_lock(&s->range, &req, start, align_up(end, s->cluster_size) - start,
                true);
+    int r = z->exact ? check_exact(s, offset, end) : 0;
     while (offset < end && r == 0) {
         uint64_t len = min_u64(end - offset, qcow2_l2_rest(s, offset));
         r = zero_clusters(s, z, offset, len);
@@ -189,6 +262,7 @@ int qcow2_zero(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags)
     struct zeroing z = {
         .unmap = flags & REQ_MAY_UNMAP,
         .fill = true,
+        .exact = true,
     };
 
     if (!s->data) {
@@ -218,13 +292,13 @@ static int note_zero(const struct extent *e, void *opaque)
     return !*zero;
 }
 
-/* Make an unallocated cluster that reads as zeroes a ZERO one.  A request that
- * writes to it meanwhile would need the range lock. */
+/* Make an unallocated subcluster that reads as zeroes a ZERO one.  A request
+ * that writes to it meanwhile would need the range lock. */
 static int zero_unallocated(struct qcow2 *s, uint64_t start)
 {
     struct node *n = s->node;
     struct zeroing z = {.fill = true};
-    uint64_t length = min_u64(s->cluster_size, n->size - start);
+    uint64_t length = min_u64(qcow2_sub_size(s), n->size - start);
     struct mapping m;
     bool zero = false;
 
@@ -246,17 +320,18 @@ static int zero_unallocated(struct qcow2 *s, uint64_t start)
 int qcow2_zero_part(struct node *n, uint64_t offset, uint64_t bytes)
 {
     struct qcow2 *s = n->state;
-    uint64_t start = align_down(offset, s->cluster_size);
+    uint64_t start = align_down(offset, qcow2_sub_size(s));
     struct range_req req;
 
-    (void)bytes; /* the rest of the cluster is the same */
+    (void)bytes; /* the rest of the subcluster is the same */
     if (!s->data || s->raw || s->version < 3) {
         return -ENOTSUP;
     }
     if (atomic_load(&s->corrupt)) {
         return -EIO;
     }
-    range_lock(&s->range, &req, start, s->cluster_size, true);
+    range_lock(&s->range, &req, align_down(start, s->cluster_size),
+               s->cluster_size, true);
     int r = zero_unallocated(s, start);
     range_unlock(&s->range, &req);
     return r < 0 ? r : qcow2_relieve(s);

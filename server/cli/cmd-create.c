@@ -67,6 +67,7 @@ static const struct {
     {"preallocation", "off, metadata, falloc or full"},
     {"data_file", "file for the data; it is created, or emptied"},
     {"data_file_raw", "on: the data file is a raw image of the disk (off)"},
+    {"extended_l2", "on: a cluster has 32 parts, each known on its own (off)"},
     {"encrypt.format", "luks: encrypt the data"},
     {"encrypt.key-secret", "id of the secret with the passphrase (--object)"},
     {"encrypt.cipher-alg", "aes-128, aes-192 or aes-256 (aes-256)"},

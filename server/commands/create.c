@@ -55,6 +55,7 @@ static const struct qmp_arg qcow2_args[] = {
     QMP_OPT("lazy-refcounts", BOOL),
     QMP_OPT("refcount-bits", INT),
     QMP_OPT("compression-type", ENUM, .words = compression_words),
+    QMP_OPT("extended-l2", BOOL),
     QMP_LAST,
 };
 

@@ -9,7 +9,7 @@
 #include "../unit/qcow2-guest.h"
 #include "nbdelta/image.h"
 
-/* Clusters of the disk that are compared. */
+/* Units of the disk that are compared. */
 #define SHOWN 4096
 
 static int run_check(enum image_repair how, struct image_check *c)
@@ -36,15 +36,10 @@ static bool can_compare(void)
            !(load_be64(bytes_of_file + 72) & 4);
 }
 
-static bool is_compressed(const unsigned char *bytes, uint64_t cluster)
+/* The entry is there. */
+static bool is_compressed(const struct guest_image *g, uint64_t unit)
 {
-    const struct guest_image g = {bytes, used};
-    uint64_t per_table = guest_cluster_size(&g) / 8;
-    uint64_t table =
-        load_be64(bytes + load_be64(bytes + 40) + cluster / per_table * 8) &
-        UINT64_C(0x00fffffffffffe00);
-
-    return load_be64(bytes + table + cluster % per_table * 8) >> 62 & 1;
+    return load_be64(g->bytes + guest_entry(g, unit)) >> 62 & 1;
 }
 
 static void compare(const unsigned char *before, uint64_t end,
@@ -52,10 +47,10 @@ static void compare(const unsigned char *before, uint64_t end,
 {
     const struct guest_image old = {before, end};
     const struct guest_image new = {bytes_of_file, FILE_MAX};
-    uint64_t size = guest_cluster_size(&old);
-    uint64_t clusters = min_u64(load_be64(before + 24) / size, SHOWN);
+    uint64_t size = guest_unit_size(&old);
+    uint64_t units = min_u64(load_be64(before + 24) / size, SHOWN);
 
-    for (uint64_t i = 0; i < clusters; i++) {
+    for (uint64_t i = 0; i < units; i++) {
         uint64_t was = guest_look(&old, i);
         uint64_t is = guest_look(&new, i);
 
@@ -63,8 +58,8 @@ static void compare(const unsigned char *before, uint64_t end,
             check(is == GUEST_ZEROES || is == GUEST_NOTHING ||
                   c->corruptions > 0);
         } else if (was <= GUEST_ZEROES) {
-            check(is == was || is_compressed(before, i));
-        } else if (!is_compressed(before, i) && !guest_is_table(&old, was)) {
+            check(is == was || is_compressed(&old, i));
+        } else if (!is_compressed(&old, i) && !guest_is_table(&old, was)) {
             check(is > GUEST_UNREADABLE &&
                   memcmp(before + was, bytes_of_file + is, size) == 0);
         }

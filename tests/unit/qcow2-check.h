@@ -130,12 +130,28 @@ static void check_external(uint64_t entry, uint64_t guest, struct verdict *v)
     v->corruptions += entry >> 62 & 1;
 }
 
+/* Extended entries: the second word of one whose first is @entry. */
+static void check_bits(uint64_t entry, uint64_t word, bool external,
+                       struct verdict *v)
+{
+    bool cluster = (entry & UINT64_C(0x00fffffffffffe00)) != 0 ||
+                   (external && entry >> 63);
+    uint32_t alloc = (uint32_t)word;
+    uint32_t zero = (uint32_t)(word >> 32);
+
+    v->corruptions += entry & 1;
+    v->corruptions += entry >> 62 & 1 ? word != 0
+                      : cluster       ? (alloc & zero) != 0
+                                      : alloc != 0;
+}
+
 struct count {
     const struct image *i;
     uint32_t *refs;
     uint64_t clusters;
     unsigned bits;
     bool external;
+    bool extended;
     struct verdict v;
 };
 
@@ -168,6 +184,7 @@ static void count_disk(struct count *c, uint64_t l1, uint64_t l1_size,
 {
     const uint64_t mask = UINT64_C(0x00fffffffffffe00);
     uint64_t cluster = UINT64_C(1) << c->bits;
+    uint64_t stride = c->extended ? 16 : 8;
 
     count_run(c->refs, c->clusters, l1, l1_size * 8, c->bits);
     for (uint64_t a = 0; a < l1_size; a++) {
@@ -179,9 +196,13 @@ static void count_disk(struct count *c, uint64_t l1, uint64_t l1_size,
         if (active) {
             check_copied(c->i, e1, c->bits, &c->v);
         }
-        for (uint64_t b = 0; b < cluster / 8; b++) {
-            count_entry(c, image_be64(c->i, (e1 & mask) + b * 8),
-                        (a * (cluster / 8) + b) * cluster, active);
+        for (uint64_t b = 0; b < cluster / stride; b++) {
+            uint64_t at = (e1 & mask) + b * stride;
+            uint64_t e2 = image_be64(c->i, at);
+            if (c->extended) {
+                check_bits(e2, image_be64(c->i, at + 8), c->external, &c->v);
+            }
+            count_entry(c, e2, (a * (cluster / stride) + b) * cluster, active);
         }
     }
 }
@@ -230,7 +251,9 @@ static struct verdict check_image(const struct image *i)
                       .clusters = clusters,
                       .bits = bits,
                       .external = load_be32(i->bytes + 4) >= 3 &&
-                                  load_be64(i->bytes + 72) & 4};
+                                  load_be64(i->bytes + 72) & 4,
+                      .extended = load_be32(i->bytes + 4) >= 3 &&
+                                  load_be64(i->bytes + 72) & 16};
 
     ck_assert_ptr_nonnull(refs);
     count_run(refs, clusters, 0, cluster, bits);

@@ -349,6 +349,24 @@ START_TEST(an_encrypted_data_file_survives_power_cuts)
 }
 END_TEST
 
+START_TEST(subclusters_survive_power_cuts)
+{
+    seed = 9;
+    run_campaign("{\"size\": 2097152, \"cluster_size\": 16384, "
+                 "\"extended_l2\": true}",
+                 400, 60, _i);
+}
+END_TEST
+
+START_TEST(subclusters_in_a_data_file_survive_power_cuts)
+{
+    seed = 10;
+    run_campaign("{\"size\": 2097152, \"cluster_size\": 65536, "
+                 "\"extended_l2\": true, \"data_file\": \"guest.data\"}",
+                 300, 40, false);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("qcow2-crash");
@@ -364,6 +382,8 @@ int main(void)
     tcase_add_test(tc, a_raw_data_file_survives_power_cuts);
     tcase_add_loop_test(tc, an_encrypted_image_survives_power_cuts, 0, 2);
     tcase_add_loop_test(tc, an_encrypted_data_file_survives_power_cuts, 0, 2);
+    tcase_add_loop_test(tc, subclusters_survive_power_cuts, 0, 2);
+    tcase_add_test(tc, subclusters_in_a_data_file_survive_power_cuts);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);

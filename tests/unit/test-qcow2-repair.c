@@ -19,11 +19,12 @@
 #include "qcow2-guest.h"
 
 #define GUEST   (512 * KiB)
-#define CLUSTER 512
-#define SHOWN   (GUEST / CLUSTER)
+#define UNIT    512 /* a cluster, or a subcluster */
+#define SHOWN   (GUEST / UNIT)
 #define CRASHES 60
 
 static const uint64_t mask = UINT64_C(0x00fffffffffffe00);
+static uint64_t cluster; /* bytes */
 static uint64_t file_bytes;
 static uint64_t damaged_bytes; /* of the file before any repair */
 static bool over_another;      /* it names a backing file */
@@ -35,22 +36,22 @@ static void compare_guests(const unsigned char *before,
     const struct guest_image grown = {after, DISK_MAX};
     const struct guest_image is = {after, damaged_bytes};
 
-    for (uint64_t c = 0; c < SHOWN; c++) {
-        uint64_t old = guest_look(&was, c);
-        uint64_t new = guest_look(&grown, c);
+    for (uint64_t u = 0; u < SHOWN; u++) {
+        uint64_t old = guest_look(&was, u);
+        uint64_t new = guest_look(&grown, u);
         bool same = old == new;
 
         if (old == GUEST_UNREADABLE) {
-            same = guest_look(&is, c) == GUEST_UNREADABLE ||
+            same = guest_look(&is, u) == GUEST_UNREADABLE ||
                    new == GUEST_ZEROES ||
                    (new == GUEST_NOTHING && !over_another);
         } else if (old > GUEST_UNREADABLE && new > GUEST_UNREADABLE) {
             same = guest_is_table(&was, old) ||
-                   memcmp(before + old, after + new, CLUSTER) == 0;
+                   memcmp(before + old, after + new, UNIT) == 0;
         }
-        ck_assert_msg(
-            same, "%s: cluster %" PRIu64 " was 0x%" PRIx64 ", is 0x%" PRIx64,
-            when, c, old, new);
+        ck_assert_msg(same,
+                      "%s: unit %" PRIu64 " was 0x%" PRIx64 ", is 0x%" PRIx64,
+                      when, u, old, new);
     }
 }
 
@@ -60,13 +61,13 @@ static void write_some(void)
 {
     struct graph *g = graph_new();
     struct node *q = open_recorded(g, file_bytes);
-    unsigned char buf[8 * CLUSTER];
+    unsigned char buf[8 * UNIT];
     struct blk *b;
 
     ck_assert_int_eq(blk_new(g, q, PERM_ALL, PERM_ALL, "test", &b, NULL), 0);
     for (unsigned i = 0; i < 40; i++) {
-        uint64_t at = rnd(SHOWN - 8) * CLUSTER;
-        uint64_t bytes = (1 + rnd(8)) * CLUSTER;
+        uint64_t at = rnd(SHOWN - 8) * UNIT;
+        uint64_t bytes = (1 + rnd(8)) * UNIT;
 
         memset(buf, 1 + (int)i, sizeof(buf));
         ck_assert_int_eq(rnd(5) ? blk_pwrite(b, buf, bytes, at, 0)
@@ -99,9 +100,9 @@ static uint64_t pick_word(void)
     case 1:
         return table;
     case 2:
-        return is_here(block) ? block + rnd(CLUSTER / 8) * 8 : entry;
+        return is_here(block) ? block + rnd(512 / 8) * 8 : entry;
     default:
-        return is_here(l2) ? l2 + rnd(CLUSTER / 8) * 8 : entry;
+        return is_here(l2) ? l2 + rnd(512 / 8) * 8 : entry;
     }
 }
 
@@ -114,7 +115,7 @@ static void damage(void)
         load_be64(rec.disk + l1),
         load_be64(rec.disk + 48),
         UINT64_C(0x8000000000300000),
-        align_up(file_bytes, CLUSTER) + (1 + rnd(20)) * CLUSTER, /* behind */
+        align_up(file_bytes, cluster) + (1 + rnd(20)) * cluster, /* behind */
         UINT64_C(0x8000000000000001),
         UINT64_C(0x123),
     };
@@ -167,7 +168,7 @@ static void expect_sound(const unsigned char *damaged, const char *when)
     struct image_check c;
 
     rec_fail((struct fault){0});
-    file_bytes = align_up(rec.top, CLUSTER);
+    file_bytes = align_up(rec.top, cluster);
     ck_assert_int_eq(repair(&c), 0);
     ck_assert_msg(c.corruptions == 0 && c.leaks == 0, "%s: %s", when, last);
     compare_guests(damaged, rec.disk, when);
@@ -184,14 +185,19 @@ static void forget_log(void)
     rec.count = 0;
 }
 
-/* Make one damaged image; its bytes are to be freed. */
+/* Make one damaged image, every other one with subclusters; its bytes are to be
+ * freed. */
 static unsigned char *damaged_image(uint64_t number)
 {
     unsigned char *bytes = malloc(DISK_MAX);
 
     ck_assert_ptr_nonnull(bytes);
     seed = number * 7919 + 1;
-    file_bytes = load_new_image("{\"size\": 524288, \"cluster_size\": 512}");
+    cluster = number % 2 ? 16384 : 512;
+    file_bytes = load_new_image(
+        number % 2 ? "{\"size\": 524288, \"cluster_size\": 16384, "
+                     "\"extended_l2\": true}"
+                   : "{\"size\": 524288, \"cluster_size\": 512}");
     write_some();
     forget_log();
     over_another = rnd(2);

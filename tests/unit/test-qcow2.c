@@ -181,15 +181,22 @@ static void random_request(struct blk *b, unsigned char *model, uint64_t size,
     }
 }
 
-static void run_model(uint64_t cluster, unsigned refcount_bits, bool v2,
-                      enum setting setting)
+/* Of an image with subclusters. */
+#define EXTENDED 3
+
+static void run_model(uint64_t cluster, unsigned refcount_bits,
+                      unsigned version, enum setting setting)
 {
     bool backing = setting == BACKED || setting == DATA_FILE_BACKED;
     bool data = setting >= DATA_FILE;
     unsigned char *model = calloc(1, DISK);
     json_t *o = json_pack("{s:I, s:I, s:i, s:s}", "size", (json_int_t)DISK,
                           "cluster_size", (json_int_t)cluster, "refcount_bits",
-                          (int)refcount_bits, "compat", v2 ? "0.10" : "1.1");
+                          (int)refcount_bits, "compat",
+                          version == 2 ? "0.10" : "1.1");
+    if (version == EXTENDED) {
+        (void)json_object_set_new(o, "extended_l2", json_true());
+    }
     if (backing) {
         create("lower.raw", "raw",
                json_pack("{s:I}", "size", (json_int_t)LOWER));
@@ -239,23 +246,24 @@ static void run_model(uint64_t cluster, unsigned refcount_bits, bool v2,
 static const struct {
     uint64_t cluster;
     unsigned bits;
-    bool v2;
+    unsigned version; /* 0: as we like it */
 } shapes[] = {
-    {512, 16, false},   {512, 1, false},      {1024, 64, false},
-    {4096, 2, false},   {4096, 16, true},     {65536, 16, false},
-    {65536, 4, false},  {65536, 8, false},    {65536, 32, false},
-    {262144, 16, true}, {2097152, 16, false}, {2097152, 64, false},
+    {512, 16, 0},          {512, 1, 0},          {1024, 64, 0},
+    {4096, 2, 0},          {4096, 16, 2},        {65536, 16, 0},
+    {65536, 4, 0},         {65536, 8, 0},        {65536, 32, 0},
+    {262144, 16, 2},       {2097152, 16, 0},     {2097152, 64, 0},
+    {16384, 16, EXTENDED}, {65536, 2, EXTENDED}, {2097152, 16, EXTENDED},
 };
 
 START_TEST(random_requests_match_a_model)
 {
-    run_model(shapes[_i].cluster, shapes[_i].bits, shapes[_i].v2, ALONE);
+    run_model(shapes[_i].cluster, shapes[_i].bits, shapes[_i].version, ALONE);
 }
 END_TEST
 
 START_TEST(random_requests_over_a_shorter_backing_file_match_a_model)
 {
-    run_model(shapes[_i].cluster, shapes[_i].bits, shapes[_i].v2, BACKED);
+    run_model(shapes[_i].cluster, shapes[_i].bits, shapes[_i].version, BACKED);
 }
 END_TEST
 
@@ -264,7 +272,15 @@ START_TEST(random_requests_with_a_data_file_match_a_model)
 {
     static const uint64_t clusters[] = {512, 4096, 65536, 2097152};
 
-    run_model(clusters[_i / 3], 16, false, DATA_FILE + _i % 3);
+    run_model(clusters[_i / 3], 16, 0, DATA_FILE + _i % 3);
+}
+END_TEST
+
+START_TEST(random_requests_to_subclusters_in_a_data_file_match_a_model)
+{
+    static const uint64_t clusters[] = {16384, 65536};
+
+    run_model(clusters[_i / 3], 16, EXTENDED, DATA_FILE + _i % 3);
 }
 END_TEST
 
@@ -593,6 +609,19 @@ static void expect_header_refused(long at, uint64_t value, size_t len, int code,
     expect_refused(true, code, words);
 }
 
+/* Subclusters would be smaller than a sector. */
+static void expect_extended_refused(int cluster)
+{
+    unsigned char be[8];
+    (void)unlink("disk.qcow2");
+    create("disk.qcow2", "qcow2",
+           json_pack("{s:I, s:i}", "size", (json_int_t)(1 * MiB),
+                     "cluster_size", cluster));
+    store_be64(be, 16);
+    patch("disk.qcow2", 72, be, 8);
+    expect_refused(true, -EINVAL, "16 KiB");
+}
+
 START_TEST(bad_headers_are_refused_by_what_is_wrong)
 {
     expect_header_refused(4, 4, 4, -ENOTSUP, "version 4");
@@ -614,7 +643,7 @@ START_TEST(bad_headers_are_refused_by_what_is_wrong)
     expect_header_refused(104, 1, 1, -EINVAL, "contradict");
     expect_header_refused(72, 4, 8, -EINVAL, "'data-file' is required");
     expect_header_refused(88, 2, 8, -EINVAL, "requires a data file");
-    expect_header_refused(72, 16, 8, -ENOTSUP, "extended L2");
+    expect_extended_refused(8192);
     expect_header_refused(72, UINT64_C(1) << 40, 8, -ENOTSUP,
                           "Unsupported qcow2 feature(s)");
 }
@@ -793,6 +822,8 @@ int main(void)
         (int)ARRAY_SIZE(shapes));
     tcase_add_loop_test(tc, random_requests_with_a_data_file_match_a_model, 0,
                         12);
+    tcase_add_loop_test(
+        tc, random_requests_to_subclusters_in_a_data_file_match_a_model, 0, 6);
     tcase_add_test(tc, growing_keeps_data_and_hides_a_longer_backing_file);
     tcase_add_loop_test(
         tc, zeroes_are_stored_while_the_backing_file_is_not_open, 0, 8);
