@@ -194,7 +194,7 @@ static int check_backing(const struct plan *p, struct error **errp)
     return p->preallocation != PRE_OFF && !p->extended
                ? error_set(errp, EINVAL,
                            "Backing file and preallocation can only be used at "
-                           "the same time if extended_l2 is enabled")
+                           "the same time if extended_l2 is on")
                : 0;
 }
 

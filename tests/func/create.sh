@@ -33,6 +33,12 @@ is b.qcow2 '."format-specific".data."compression-type"' zstd
 is b.qcow2 '."format-specific".data."lazy-refcounts"' true
 qemu-img check -q b.qcow2
 
+nbdelta create -o extended_l2=on,cluster_size=16k x.qcow2 1M
+is x.qcow2 '."format-specific".data."extended-l2"' true
+is a.qcow2 '."format-specific".data."extended-l2"' false
+[ "$(nbdelta info x.qcow2 | grep 'extended l2: true')" ]
+qemu-img check -q x.qcow2
+
 nbdelta create -o compat=0.10,size=3M c.qcow2
 is c.qcow2 '."format-specific".data.compat' 0.10
 is c.qcow2 '."virtual-size"' 3145728

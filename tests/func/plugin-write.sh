@@ -59,6 +59,15 @@ fio --name=b --ioengine=nbd --uri="$uri" --rw=randrw --bs=4k --iodepth=8 \
 stop_plugin
 qemu-img check -q disk.qcow2
 
+# The same with subclusters, over a backing file.
+nbdelta create -o extended_l2=on -b disk.qcow2 -F qcow2 over.qcow2
+serve_plugin over.qcow2
+fio --name=b --ioengine=nbd --uri="$uri" --rw=randrw --bs=2k --iodepth=8 \
+    --numjobs=4 --size=12M --offset_increment=12M --io_size=2M \
+    --verify=crc32c --verify_fatal=1 --output=fio.out
+stop_plugin
+qemu-img check -q over.qcow2
+
 # Bits are those of writes, zeroes and trims; zeroes read as such.
 qemu-img bitmap --remove disk.qcow2 b1
 qemu-img bitmap --clear disk.qcow2 b0

@@ -177,7 +177,8 @@ def load_map(name, data_file):
         kind = [e['depth'], e['present']]
         if not data_file:
             kind += [e['data'], not e['data'] and e['zero'],
-                     e['offset'] - e['start'] if e['data'] else None]
+                     e['offset'] - e['start']
+                     if e['data'] and 'offset' in e else None]
         if runs and runs[-1][2] == kind:
             runs[-1][1] += e['length']
         else:

@@ -92,6 +92,7 @@ onto ', "cluster-size": 2097152, "refcount-bits": 1, "lazy-refcounts": true,
     '."cluster-size" == 2097152 and (."format-specific".data |
      ."refcount-bits" == 1 and ."lazy-refcounts" and
      ."compression-type" == "zstd")'
+onto ', "extended-l2": true' '."format-specific".data."extended-l2"'
 onto ', "preallocation": "metadata"' 'true'
 [ "$(qemu-img map --output json f.img | jq length)" -ge 1 ]
 onto ', "preallocation": "falloc"' '."actual-size" >= 8388608'
@@ -157,7 +158,8 @@ f "Different refcount widths than 16 bits require compatibility level 1.1 or \
 above (use version=v3 or greater)" '1024, "version": "v2", "refcount-bits": 8'
 f "Backing format cannot be used without backing file" \
     '1024, "backing-fmt": "raw"'
-f "Backing file and preallocation cannot be used at the same time" \
+f "Backing file and preallocation can only be used at the same time if \
+extended_l2 is on" \
     '1024, "backing-file": "x", "preallocation": "full"'
 refused "Driver does not support blockdev-create" \
     '{"job-id": "j", "options": {"driver": "raw"}}'
