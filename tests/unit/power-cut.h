@@ -334,11 +334,11 @@ static inline bool *durable_records(unsigned point)
     return sure;
 }
 
-static inline unsigned char *crashed_image(const unsigned char *before,
-                                           unsigned *cut)
+/* The power is cut after @point records. */
+static inline unsigned char *crashed_image_at(const unsigned char *before,
+                                              unsigned point)
 {
     unsigned char *disk = calloc(1, DISK_MAX);
-    unsigned point = (unsigned)rnd(rec.count + 1);
     CLEANUP_FREE bool *sure = durable_records(point);
 
     ck_assert_ptr_nonnull(disk);
@@ -349,8 +349,14 @@ static inline unsigned char *crashed_image(const unsigned char *before,
             memcpy(disk + r->offset, r->data, r->bytes);
         }
     }
-    *cut = point;
     return disk;
+}
+
+static inline unsigned char *crashed_image(const unsigned char *before,
+                                           unsigned *cut)
+{
+    *cut = (unsigned)rnd(rec.count + 1);
+    return crashed_image_at(before, *cut);
 }
 
 static inline void forget_records(void)

@@ -217,6 +217,29 @@ static void new_model(void)
 
 /* --- Power cuts --- */
 
+static void check_crash(const unsigned char *before, unsigned cut)
+{
+    CLEANUP_FREE unsigned char *disk = crashed_image_at(before, cut);
+
+    check_refs(disk, true, cut);
+    check_snapshots(disk, cut);
+}
+
+/* Cut the power at random, and where the header has just been written. */
+static void cut_power(const unsigned char *before, unsigned cuts)
+{
+    for (unsigned i = 0; i < cuts; i++) {
+        check_crash(before, (unsigned)rnd(rec.count + 1));
+    }
+    for (unsigned i = 0; i < rec.count; i++) {
+        const struct record *r = &rec.log[i];
+
+        for (unsigned k = 0; k < 4 && r->bytes > 0 && r->offset < 72; k++) {
+            check_crash(before, i + 1);
+        }
+    }
+}
+
 static void run_campaign(const char *options, unsigned requests, unsigned cuts)
 {
     new_model();
@@ -241,13 +264,7 @@ static void run_campaign(const char *options, unsigned requests, unsigned cuts)
         }
     }
     close_image();
-    for (unsigned i = 0; i < cuts; i++) {
-        unsigned cut;
-        CLEANUP_FREE unsigned char *disk = crashed_image(before, &cut);
-
-        check_refs(disk, true, cut);
-        check_snapshots(disk, cut);
-    }
+    cut_power(before, cuts);
     check_refs(rec.disk, false, rec.count);
     check_disk(rec.disk, &now, "the disk", rec.count);
     check_snapshots(rec.disk, rec.count);
