@@ -27,6 +27,7 @@ static const struct command {
     {"info", cmd_info, "show what an image or an export is"},
     {"check", cmd_check, "check the metadata of an image, or repair them"},
     {"compare", cmd_compare, "compare the content of two disks"},
+    {"resize", cmd_resize, "grow or shrink the disk of an image"},
     {"map", cmd_map, "show which ranges hold data or are dirty"},
     {"snapshot", cmd_snapshot, "list, make or apply internal snapshots"},
     {"bitmap", cmd_bitmap, "list or change the bitmaps of an image"},

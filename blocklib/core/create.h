@@ -27,6 +27,10 @@ int image_create_as(const struct driver_table *t, const char *filename,
  * are in no file are for the owner alone. */
 void node_access(const struct node *n, struct file_access *a);
 
+/* image_preallocate(), without a user: not in a request. */
+int node_preallocate(struct node *n, uint64_t offset, uint64_t bytes,
+                     unsigned how);
+
 /* Is the file of @n the one that was made?  -ESTALE, with @errp: @n has been
  * opened by its name since, which led elsewhere. */
 int node_check_made(const struct node *n, const struct file_make *how,

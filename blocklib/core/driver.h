@@ -187,6 +187,12 @@ struct driver_image {
      * @file's tree.  NULL: this format cannot be checked. */
     int (*check)(struct node *file, const struct image_check_options *o,
                  struct image_check *c, struct error **errp);
+
+    /* In a request: give room (enum image_room in image.h, not NONE) to a part
+     * of the disk that reads as zeroes.  NULL: the format has only its
+     * bytes. */
+    int (*make_room)(struct node *n, uint64_t offset, uint64_t bytes,
+                     unsigned how);
 };
 
 /* Bitmaps that an image keeps (core/dirty.h): all members are there. */

@@ -26,7 +26,12 @@
 
 #define HEADER_LENGTH 112
 
-enum preallocation { PRE_OFF, PRE_METADATA, PRE_FALLOC, PRE_FULL };
+enum preallocation { /* enum image_room */
+    PRE_OFF,
+    PRE_METADATA,
+    PRE_FALLOC,
+    PRE_FULL,
+};
 
 struct plan {
     /* Asked for. */
@@ -505,81 +510,6 @@ static int put_image(const struct plan *p, const struct image *im, put_fn *put,
 
 /* --- Preallocation, through the driver itself --- */
 
-/* Bytes that one request preallocates. */
-#define STEP (256 * MiB)
-
-/* Make the allocated clusters of [offset, offset + bytes) read as zeroes: the
- * file may have bytes there that are older than the image.  Zeroes are written
- * in fact, or the file is asked for them, and gives them space or need not. */
-static int fill_step(struct node *n, unsigned how, uint64_t offset,
-                     uint64_t bytes, const void *zeroes)
-{
-    struct node *file = node_child(n, CHILD_FILE);
-    int r = 0;
-
-    while (bytes > 0 && r == 0) {
-        struct mapping m;
-        uint64_t len = min_u64(bytes, how == PRE_FULL ? 1 * MiB : STEP);
-
-        r = node_map(n, offset, len, 0, &m);
-        if (r < 0) {
-            return r;
-        }
-        len = m.length;
-        bool placed = m.kind == MAP_DATA || m.host_zero ||
-                      (m.kind == MAP_UNALLOCATED && m.file);
-        if (m.kind == MAP_UNALLOCATED && placed && how == PRE_METADATA) {
-            r = 0; /* subclusters with a place: nobody reads there */
-        } else if (!placed) {
-            r = -EIO; /* another user changes the image */
-        } else if (how == PRE_FULL) {
-            r = node_pwrite(file, zeroes, len, m.host, 0);
-        } else {
-            r = node_zero(file, m.host, len,
-                          how == PRE_METADATA ? REQ_MAY_UNMAP : 0);
-        }
-        node_map_put(n, &m);
-        offset += len;
-        bytes -= len;
-    }
-    return r;
-}
-
-/* Version 2 has no clusters that read as zeroes, and never written ones of an
- * encrypted image do not: zeroes are written to the disk. */
-static int write_zeroes(struct node *n, uint64_t offset, uint64_t bytes,
-                        const void *zeroes)
-{
-    int r = 0;
-
-    for (uint64_t at = 0; at < bytes && r == 0; at += 1 * MiB) {
-        r = node_pwrite(n, zeroes, min_u64(bytes - at, 1 * MiB), offset + at,
-                        0);
-    }
-    return r;
-}
-
-static int preallocate_steps(struct node *n, unsigned how)
-{
-    const struct qcow2 *s = n->state;
-    CLEANUP_FREE char *zeroes = calloc(1, 1 * MiB);
-    int r = zeroes ? 0 : -ENOMEM;
-
-    for (uint64_t at = 0; at < n->size && r == 0; at += STEP) {
-        uint64_t len = min_u64(STEP, n->size - at);
-        struct tree *t = node_enter(n, false);
-
-        if (s->luks && s->version < 3) {
-            r = write_zeroes(n, at, len, zeroes);
-        } else {
-            r = qcow2_preallocate(n, at, len);
-            r = r < 0 ? r : fill_step(n, how, at, len, zeroes);
-        }
-        node_leave(t);
-    }
-    return r;
-}
-
 /* Make the file as long as the image in it.  Drained. */
 static int finish_node(struct node *n)
 {
@@ -642,7 +572,7 @@ static int preallocate(struct graph *g, json_t *file, const struct plan *p,
     if (r < 0) {
         return r;
     }
-    r = preallocate_steps(*np, p->preallocation);
+    r = node_preallocate(*np, 0, (*np)->size, p->preallocation);
     if (r == 0) {
         graph_lock(g);
         graph_drain(g, *np);

@@ -490,6 +490,7 @@ static const struct driver_image qcow2_image = {
     .format = qcow2_format,
     .change_backing = qcow2_change_backing,
     .check = qcow2_check,
+    .make_room = qcow2_make_room,
 };
 
 static const struct driver_bitmaps qcow2_bitmaps = {

@@ -658,4 +658,8 @@ void qcow2_give_back_end(struct qcow2 *s, uint64_t size);
  * clusters without writing their data (preallocation=metadata). */
 int qcow2_preallocate(struct node *n, uint64_t offset, uint64_t bytes);
 
+/* make-room.c */
+int qcow2_make_room(struct node *n, uint64_t offset, uint64_t bytes,
+                    unsigned how);
+
 #endif /* NBDELTA_QCOW2_QCOW2_H */

@@ -17,6 +17,7 @@ int cmd_points(int argc, char **argv);
 int cmd_prune(int argc, char **argv);
 int cmd_qmp(int argc, char **argv);
 int cmd_rebase(int argc, char **argv);
+int cmd_resize(int argc, char **argv);
 int cmd_restore(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
 int cmd_snapshot(int argc, char **argv);

@@ -77,6 +77,8 @@ server=
 
 nbdelta create disk.qcow2 1M
 run_page nbdelta-bitmap
+run_page nbdelta-resize
+nbdelta create disk.qcow2 1M
 
 qemu-img create -q -f qcow2 vda.qcow2 4M
 qemu-img create -q -f qcow2 vdb.qcow2 4M

@@ -140,6 +140,24 @@ int image_check(struct graph *g, struct node *file, const char *format,
                 const struct image_check_options *o, struct image_check *c,
                 struct error **errp);
 
+/* --- core/preallocate.c --- */
+
+/* What a part of a disk gets before it is written to. */
+enum image_room {
+    IMAGE_ROOM_NONE,
+    IMAGE_ROOM_METADATA, /* clusters of the image; not of raw */
+    IMAGE_ROOM_FALLOC,   /* and blocks of the file system */
+    IMAGE_ROOM_FULL,     /* and zeroes are written there */
+};
+
+/*
+ * Give room to [@offset, @offset + @bytes) of the disk of @b, which reads as
+ * zeroes and has just been made (blk_resize).  Needs PERM_WRITE.  Blocks; other
+ * requests go on.  -ENOTSUP; -ENOSPC, and a part of it may have room then.
+ */
+int image_preallocate(struct blk *b, uint64_t offset, uint64_t bytes,
+                      enum image_room how, struct error **errp);
+
 /* --- drivers/table.c --- */
 
 /* Option names that @format takes, NULL-terminated; NULL: no such format. */
