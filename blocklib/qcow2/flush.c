@@ -17,6 +17,7 @@
  */
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "qcow2/bitmaps.h"
 #include "qcow2/qcow2.h"
@@ -25,13 +26,14 @@
 /* Freed clusters are released, at the latest, when limbo has so many bytes. */
 #define LIMBO_MAX (64 * MiB)
 
-/* A piece of the L1 or the refcount table, and the header's fields for the
- * table if it has moved. */
+/* The sectors of the L1 or the refcount table that have changed, and the
+ * header's fields for the table if it has moved. */
 struct table_piece {
     enum node_event write_event;  /* before the piece is written */
     enum node_event switch_event; /* before the header's fields are */
-    unsigned char *copy;
+    unsigned char *copy;          /* of the sectors, one after the other */
     uint64_t table_offset;
+    uint64_t entries; /* of the whole table */
     struct qcow2_span span;
     bool moved;
     unsigned char field[12];
@@ -48,35 +50,61 @@ struct round {
     bool freed; /* something is in limbo */
 };
 
-static int take_piece(struct table_piece *p, uint64_t table_offset,
-                      struct qcow2_span *dirty, bool *moved)
+/* The end of a sector of the table, in entries. */
+static uint64_t sector_end(const struct table_piece *p, uint64_t sector)
 {
+    return min_u64((sector + 1) * QCOW2_SECTOR_ENTRIES, p->entries);
+}
+
+/* The first sector from @from on that has changed, or has not. */
+static uint64_t next_sector(const struct table_piece *p, uint64_t from,
+                            bool changed)
+{
+    uint64_t end = div_up(p->entries, QCOW2_SECTOR_ENTRIES);
+
+    while (from < end && qcow2_span_has(&p->span, from) != changed) {
+        bool skip = changed && from % 64 == 0 && !p->span.sectors[from / 64];
+        from += skip ? 64 : 1;
+    }
+    return min_u64(from, end);
+}
+
+/* Take what has changed of the table, without the bits @clear. */
+static int take_piece(struct table_piece *p, const _Atomic uint64_t *table,
+                      uint64_t clear, struct qcow2_span *dirty, bool *moved)
+{
+    unsigned char *to;
+
     if (qcow2_span_empty(dirty)) {
         return 0;
     }
-    p->copy = malloc((size_t)(dirty->to - dirty->from) * 8);
+    to = p->copy = malloc((size_t)dirty->count * QCOW2_SECTOR);
     if (!p->copy) {
         return -ENOMEM;
     }
-    p->table_offset = table_offset;
     p->span = *dirty;
     p->moved = *moved;
-    *dirty = (struct qcow2_span){0, 0};
+    memset(dirty, 0, sizeof(*dirty));
     *moved = false;
+    for (uint64_t i = next_sector(p, 0, true);
+         i * QCOW2_SECTOR_ENTRIES < p->entries;
+         i = next_sector(p, i + 1, true)) {
+        for (uint64_t e = i * QCOW2_SECTOR_ENTRIES; e < sector_end(p, i); e++) {
+            store_be64(to, atomic_load(&table[e]) & ~clear);
+            to += 8;
+        }
+    }
     return 0;
 }
 
-static int take_tables(struct qcow2 *s, struct round *w) REQUIRES(s->meta)
+static int take_reftable(struct qcow2 *s, struct table_piece *p)
+    REQUIRES(s->meta)
 {
-    struct table_piece *p = &w->reftable;
-    int r = take_piece(p, s->reftable_offset, &s->reftable_dirty,
-                       &s->reftable_moved);
-    if (r < 0) {
-        return r;
-    }
-    for (uint32_t i = p->span.from; i < p->span.to; i++) {
-        store_be64(p->copy + (i - p->span.from) * 8UL, s->reftable[i]);
-    }
+    p->table_offset = s->reftable_offset;
+    p->entries = s->reftable_size;
+    int r = take_piece(p, (const _Atomic uint64_t *)s->reftable, 0,
+                       &s->reftable_dirty, &s->reftable_moved);
+
     p->write_event = p->moved ? EVENT_REFBLOCK_ALLOC_WRITE_TABLE
                               : EVENT_REFBLOCK_ALLOC_HOOKUP;
     p->switch_event = EVENT_REFBLOCK_ALLOC_SWITCH_TABLE;
@@ -84,22 +112,22 @@ static int take_tables(struct qcow2 *s, struct round *w) REQUIRES(s->meta)
     store_be64(p->field, s->reftable_offset);
     store_be32(p->field + 8,
                (uint32_t)(s->reftable_size * UINT64_C(8) >> s->cluster_bits));
-    p = &w->l1;
-    r = take_piece(p, s->l1_offset, &s->l1_dirty, &s->l1_moved);
-    if (r < 0) {
-        return r;
-    }
-    for (uint32_t i = p->span.from; i < p->span.to; i++) {
-        uint64_t entry = atomic_load(&s->l1[i]);
-        store_be64(p->copy + (i - p->span.from) * 8UL,
-                   s->making ? entry & ~QCOW2_COPIED : entry);
-    }
+    return r;
+}
+
+static int take_l1(struct qcow2 *s, struct table_piece *p) REQUIRES(s->meta)
+{
+    p->table_offset = s->l1_offset;
+    p->entries = s->l1_size;
+    int r = take_piece(p, s->l1, s->making ? QCOW2_COPIED : 0, &s->l1_dirty,
+                       &s->l1_moved);
+
     p->write_event = p->moved ? EVENT_L1_GROW_WRITE_TABLE : EVENT_L1_UPDATE;
     p->switch_event = EVENT_L1_GROW_ACTIVATE_TABLE;
     p->field_offset = QCOW2_HDR_L1;
     store_be32(p->field, s->l1_size);
     store_be64(p->field + 4, s->l1_offset);
-    return 0;
+    return r;
 }
 
 static int collect(struct qcow2 *s, struct round *w) REQUIRES(s->meta)
@@ -113,7 +141,10 @@ static int collect(struct qcow2 *s, struct round *w) REQUIRES(s->meta)
         qcow2_l2_share(s, &copy); /* snapshot-make.c says why */
     }
     if (r == 0) {
-        r = take_tables(s, w);
+        r = take_reftable(s, &w->reftable);
+    }
+    if (r == 0) {
+        r = take_l1(s, &w->l1);
     }
     w->freed = s->freed_count > 0;
     s->freed_sealed = s->freed_count;
@@ -130,26 +161,47 @@ int qcow2_flush_file(struct qcow2 *s)
     return r;
 }
 
-/* Write the entries, except pages of zeroes where the file has a hole.  The
- * hole reads as they do, and the file may have no room for them. */
-static int write_entries(struct qcow2 *s, const struct table_piece *p)
+/* Write the bytes [@first, @end) of the table, except pages of zeroes where the
+ * file has a hole.  The hole reads as they do, and the file may have no room
+ * for them. */
+static int write_run(struct qcow2 *s, uint64_t table_offset, uint64_t first,
+                     uint64_t end, const unsigned char *copy)
 {
-    uint64_t first = p->span.from * UINT64_C(8);
-    uint64_t end = p->span.to * UINT64_C(8);
     uint64_t begun = first; /* what is to be written begins there */
     int r = 0;
 
     for (uint64_t at = first, next; at < end && r == 0; at = next) {
         next = min_u64(align_down(at, QCOW2_TABLE_PAGE) + QCOW2_TABLE_PAGE,
                        end);
-        bool skip = buf_is_zero(p->copy + (at - first), next - at) &&
-                    qcow2_is_hole(s->file, p->table_offset + at, next - at);
+        bool skip = buf_is_zero(copy + (at - first), next - at) &&
+                    qcow2_is_hole(s->file, table_offset + at, next - at);
         uint64_t to = skip ? at : next;
         if ((skip || next == end) && begun < to) {
-            r = node_pwrite(s->file, p->copy + (begun - first), to - begun,
-                            p->table_offset + begun, 0);
+            r = node_pwrite(s->file, copy + (begun - first), to - begun,
+                            table_offset + begun, 0);
         }
         begun = skip ? next : begun;
+    }
+    return r;
+}
+
+/* Write runs of sectors that have changed, lowest first. */
+static int write_entries(struct qcow2 *s, const struct table_piece *p)
+{
+    const unsigned char *copy = p->copy;
+    uint64_t bytes = p->entries * 8;
+    uint64_t to;
+    int r = 0;
+
+    for (uint64_t from = next_sector(p, 0, true);
+         from * QCOW2_SECTOR < bytes && r == 0;
+         from = next_sector(p, to, true)) {
+        to = next_sector(p, from, false);
+        uint64_t first = from * QCOW2_SECTOR;
+        uint64_t end = min_u64(to * QCOW2_SECTOR, bytes);
+
+        r = write_run(s, p->table_offset, first, end, copy);
+        copy += end - first;
     }
     return r;
 }
@@ -208,13 +260,18 @@ static int write_round(struct qcow2 *s, const struct round *w, bool to_disk)
     return r < 0 ? r : qcow2_flush_file(s);
 }
 
+/* The sectors differ still. */
 static void give_back(const struct table_piece *p, struct qcow2_span *dirty,
                       bool *moved)
 {
-    if (!qcow2_span_empty(&p->span)) {
-        qcow2_span_add(dirty, p->span.from, p->span.to);
-        *moved |= p->moved;
+    uint32_t count = 0;
+
+    for (unsigned i = 0; i < QCOW2_SECTOR_WORDS; i++) {
+        dirty->sectors[i] |= p->span.sectors[i];
+        count += (uint32_t)__builtin_popcountll(dirty->sectors[i]);
     }
+    dirty->count = count;
+    *moved |= p->moved;
 }
 
 /* After a success, clusters that were in limbo when the round was collected are

@@ -118,22 +118,34 @@ struct qcow2_header {
     char *data_file;   /* malloc()ed, or NULL */
 };
 
-/* Entries [from, to) of a table that differ from the disk; empty at first. */
+/* The sectors of a table that differ from the disk; none at first. */
+#define QCOW2_SECTOR         512
+#define QCOW2_SECTOR_ENTRIES (QCOW2_SECTOR / 8)
+#define QCOW2_SECTOR_WORDS   (QCOW2_MAX_L1_BYTES / QCOW2_SECTOR / 64)
 struct qcow2_span {
-    uint32_t from;
-    uint32_t to;
+    uint32_t count;
+    uint64_t sectors[QCOW2_SECTOR_WORDS]; /* a bit for each */
 };
 
 static inline bool qcow2_span_empty(const struct qcow2_span *p)
 {
-    return p->from >= p->to;
+    return p->count == 0;
 }
+static inline bool qcow2_span_has(const struct qcow2_span *p, uint64_t sector)
+{
+    return sector / 64 < QCOW2_SECTOR_WORDS &&
+           (p->sectors[sector / 64] >> sector % 64 & 1);
+}
+/* Entries [@from, @to) differ. */
 static inline void qcow2_span_add(struct qcow2_span *p, uint32_t from,
                                   uint32_t to)
 {
-    bool empty = qcow2_span_empty(p);
-    p->from = empty || from < p->from ? from : p->from;
-    p->to = empty || to > p->to ? to : p->to;
+    uint64_t end = div_up(to, QCOW2_SECTOR_ENTRIES);
+
+    for (uint64_t i = from / QCOW2_SECTOR_ENTRIES; i < end; i++) {
+        p->count += !qcow2_span_has(p, i);
+        p->sectors[i / 64] |= UINT64_C(1) << i % 64;
+    }
 }
 
 /* A run of clusters that nothing refers to any more, in memory: alloc.c. */

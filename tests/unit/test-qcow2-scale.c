@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Tables of the largest size: what is written to them costs by what has
+ * changed, however far apart that is.
+ */
+#define DISK_MAX (128 * MiB)
+
+#include "power-cut.h"
+
+#include <errno.h>
+
+#include "nbdelta/blk.h"
+#include "nbdelta/graph.h"
+
+/* The L1 table has 2^22 entries, 32 MiB: an L2 table is for 32 KiB. */
+#define GUEST    (128 * GiB)
+#define L2_SPAN  (32 * KiB)
+#define L1_BYTES (GUEST / L2_SPAN * 8)
+
+/* Bytes written to the L1 table since record @from. */
+static uint64_t l1_written(unsigned from)
+{
+    uint64_t l1 = load_be64(rec.disk + 40);
+    uint64_t bytes = 0;
+
+    for (unsigned i = from; i < rec.count; i++) {
+        const struct record *r = &rec.log[i];
+        if (r->offset + r->bytes > l1 && r->offset < l1 + L1_BYTES) {
+            bytes += r->bytes;
+        }
+    }
+    return bytes;
+}
+
+static uint64_t l1_entry(uint64_t index)
+{
+    return load_be64(rec.disk + load_be64(rec.disk + 40) + index * 8);
+}
+
+START_TEST(far_entries_of_the_l1_table_are_written_alone)
+{
+    const uint64_t last = GUEST / L2_SPAN - 1;
+    struct graph *g = graph_new();
+    struct blk *b;
+
+    uint64_t size =
+        load_new_image("{\"size\": 137438953472, \"cluster_size\": 512}");
+    ck_assert_uint_eq(load_be32(rec.disk + 36), L1_BYTES / 8);
+    struct node *n = open_recorded(g, DISK_MAX);
+    ck_assert_uint_lt(size, DISK_MAX / 2);
+    ck_assert_int_eq(
+        blk_new(g, n, PERM_READ | PERM_WRITE, PERM_ALL, "test", &b, NULL), 0);
+
+    unsigned from = rec.count;
+    const uint64_t at[] = {0, 1, 70, 1000000, last};
+    for (unsigned i = 0; i < 5; i++) {
+        ck_assert_uint_eq(l1_entry(at[i]), 0);
+        ck_assert_int_eq(blk_pwrite(b, "x", 1, at[i] * L2_SPAN, 0), 0);
+    }
+    ck_assert_int_eq(blk_flush(b), 0);
+    for (unsigned i = 0; i < 5; i++) {
+        ck_assert_uint_ne(l1_entry(at[i]), 0);
+    }
+    /* A page for the first entry in each of three, and the four sectors. */
+    ck_assert_uint_le(l1_written(from), UINT64_C(3) * 4096 + 4 * 512);
+
+    /* The same where a flush has failed: all of it is written by the next. */
+    from = rec.count;
+    ck_assert_int_eq(blk_pwrite(b, "x", 1, 5 * L2_SPAN, 0), 0);
+    ck_assert_int_eq(blk_pwrite(b, "x", 1, (last - 5) * L2_SPAN, 0), 0);
+    rec_fail((struct fault){FAULT_WRITE, 1, -EIO, false, true});
+    ck_assert_int_eq(blk_flush(b), -EIO);
+    rec_fail((struct fault){0});
+    ck_assert_int_eq(blk_pwrite(b, "x", 1, (last - 300) * L2_SPAN, 0), 0);
+    ck_assert_int_eq(blk_flush(b), 0);
+    ck_assert_uint_ne(l1_entry(5), 0);
+    ck_assert_uint_ne(l1_entry(last - 5), 0);
+    ck_assert_uint_ne(l1_entry(last - 300), 0);
+    ck_assert_uint_le(l1_written(from), 3 * 4096);
+    blk_free(b);
+    graph_free(g);
+    forget_records();
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("qcow2-scale");
+    TCase *tc = tcase_create("all");
+
+    tcase_set_timeout(tc, 300);
+    tcase_add_test(tc, far_entries_of_the_l1_table_are_written_alone);
+    suite_add_tcase(s, tc);
+    SRunner *sr = srunner_create(s);
+    srunner_run_all(sr, CK_ENV);
+    int failed = srunner_ntests_failed(sr);
+    srunner_free(sr);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
