@@ -27,10 +27,10 @@
 #define HEADER_LENGTH 112
 
 enum preallocation { /* enum image_room */
-    PRE_OFF,
-    PRE_METADATA,
-    PRE_FALLOC,
-    PRE_FULL,
+                     PRE_OFF,
+                     PRE_METADATA,
+                     PRE_FALLOC,
+                     PRE_FULL,
 };
 
 struct plan {

@@ -25,7 +25,7 @@ enum option_type {
     OPTION_OBJECT,  /* with `members` */
     OPTION_OBJECTS, /* an array of these */
     OPTION_ENUM_OR_OBJECT,
-    OPTION_UNION,   /* an object whose "type", one of `words`, decides */
+    OPTION_UNION, /* an object whose "type", one of `words`, decides */
 };
 
 struct option {
