@@ -178,6 +178,40 @@ START_TEST(an_entry_is_loaded_as_it_was_stored)
 }
 END_TEST
 
+static void *load_once(void *opaque)
+{
+    const struct qcow2 *shape = opaque;
+
+    atomic_store(&done, true);
+    return is_one(qcow2_entry_load(shape, &shared_table, 1))
+               ? NULL
+               : (void *)(uintptr_t) "an entry is of two moments";
+}
+
+/* The reader is given time to look between the two stores, and has to wait. */
+START_TEST(an_entry_that_is_being_stored_is_waited_for)
+{
+    struct qcow2 shape = {.extended = true};
+    _Atomic uint64_t words[4] = {0};
+    pthread_t thread;
+    void *failed;
+
+    shared_table.data = words;
+    qcow2_entry_store(&shape, &shared_table, 1, states[1]);
+    atomic_fetch_add(&shared_table.changes, 1);
+    atomic_store(&words[2], htobe64(states[2].word));
+    ck_assert_int_eq(pthread_create(&thread, NULL, load_once, &shape), 0);
+    while (!atomic_load(&done)) {
+        (void)usleep(1000);
+    }
+    (void)usleep(50000);
+    atomic_store(&words[3], htobe64((uint64_t)states[2].zero << 32));
+    atomic_fetch_add(&shared_table.changes, 1);
+    ck_assert_int_eq(pthread_join(thread, &failed), 0);
+    ck_assert_msg(!failed, "%s", (char *)failed);
+}
+END_TEST
+
 /* What the backing file has all over, and nobody writes. */
 #define BELOW 0xbb
 
@@ -690,6 +724,7 @@ int main(void)
 
     tcase_set_timeout(t, 300);
     tcase_add_test(t, an_entry_is_loaded_as_it_was_stored);
+    tcase_add_test(t, an_entry_that_is_being_stored_is_waited_for);
     tcase_add_test(t, readers_never_see_the_backing_file_where_the_guest_wrote);
     tcase_add_test(t, a_write_copies_no_more_than_its_subclusters);
     tcase_add_test(t, zeroes_and_discards_are_of_subclusters);
