@@ -114,7 +114,7 @@ static const struct action_ops internal_ops = {
     .free = internal_free,
 };
 
-int internal_snapshot_action(const struct internal_options *o,
+int snapshot_internal_action(const struct internal_options *o,
                              struct action **ap, struct error **errp)
 {
     struct internal *s;

@@ -74,7 +74,7 @@ static int change_snapshots(struct graph *g, struct request *q,
     q->open.writable = true;
     int r = image_open(g, &q->open, &o.node, errp);
     if (r == 0) {
-        r = internal_snapshot_action(&o, &a, errp);
+        r = snapshot_internal_action(&o, &a, errp);
     }
     if (r == 0) {
         r = action_run(g, a, errp);

@@ -219,7 +219,7 @@ static int make_internal(struct qmp_call *call, struct job_txn *txn,
         return error_set(errp, EACCES, "Device '%.200s' is read only", device);
     }
     return o.name[0] == '\0' ? error_set(errp, EINVAL, "Name is empty")
-                             : internal_snapshot_action(&o, ap, errp);
+                             : snapshot_internal_action(&o, ap, errp);
 }
 
 static int cmd_delete_internal(struct qmp_call *call, struct error **errp)
@@ -240,7 +240,7 @@ static int cmd_delete_internal(struct qmp_call *call, struct error **errp)
     if (!o.id && !o.name) {
         return error_set(errp, EINVAL, "Name or id must be provided");
     }
-    int r = internal_snapshot_action(&o, &a, errp);
+    int r = snapshot_internal_action(&o, &a, errp);
     return r < 0 ? r : action_run(call->daemon->graph, a, errp);
 }
 

@@ -108,7 +108,11 @@ nbdelta backup-begin --checkpoint \
     >/dev/null
 nbdelta backup --output=json "$qmp_sock" daemon.dir >report 2>said ||
     fail "another instant: $? $(cat said)"
-[ ! -e "daemon.dir/$pending.json" ] || fail "another instant: it counts"
+# Names run ahead of a clock that is slower than we are: the new point may have
+# the name of the one that has gone.
+[ ! -e "daemon.dir/$pending.json" ] ||
+    [ "$(jq -r .point report)" = "$pending" ] ||
+    fail "another instant: it counts"
 daemon_freeze now
 qemu-img compare -q "daemon.dir/vda/$(jq -r .point report).qcow2" now ||
     fail "another instant: not what it is now"

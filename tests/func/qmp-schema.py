@@ -69,6 +69,11 @@ MORE = {
     'blockdev-add.discard',
     'blockdev-reopen.options.discard',
     'blockdev-create.options.driver',
+    # The only format there is may be left out, and names its own members.
+    'blockdev-add(qcow2).encrypt.format',
+    'blockdev-add(qcow2).encrypt.key-secret',
+    'blockdev-reopen.options(qcow2).encrypt.format',
+    'blockdev-reopen.options(qcow2).encrypt.key-secret',
     # Several servers, and what one client may have of each.
     'block-export-add(nbd).bitmaps.context-name',
     'block-export-add(nbd).server',

@@ -5,9 +5,9 @@ set -eu -o pipefail
 
 prefixes='action actions backup bitmap bitmaps blk blkdebug buf cbw chain commit cond copy
     door driver edge error file format graph hbitmap image iov job jobfilter
-    jobs mutex node now options opts path point policy qcow2 range reopen
-    remote rwlock scratch size snapshot stats tell text thread throttle
-    tls transfer yank'
+    jobs kdf luks mutex node now options opts path point policy qcow2 range reopen
+    remote rwlock scratch secret sector size snapshot stats tell text thread
+    throttle tls toil transfer yank'
 
 # Names that the compiler's instrumentation adds start with "__".
 nm -g --defined-only "$BUILD/libnbdelta.a" |

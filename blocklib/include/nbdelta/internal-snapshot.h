@@ -46,7 +46,7 @@ struct internal_options {
  * image has an external data file.  -EACCES: it is read-only.  -EBUSY: another
  * change goes on, or the snapshot is in use.  -EINVAL: the name.
  */
-int internal_snapshot_action(const struct internal_options *o,
+int snapshot_internal_action(const struct internal_options *o,
                              struct action **ap, struct error **errp);
 
 #endif /* NBDELTA_INTERNAL_SNAPSHOT_H */
