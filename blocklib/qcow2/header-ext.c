@@ -10,9 +10,10 @@
  *                        which nobody looks at it
  *   it goes              autoclear bit 0, then its type says nothing
  *
- * Other programs may make an extension that lies across two sectors.  It is
- * first appended anew in one sector, with the same content.  A disk's new size
- * is in the first sector, and so is the extension, unless there was no room.
+ * Other programs may make an extension that lies across two sectors, or behind
+ * the first, which has the disk's size.  It is made anew in one sector, with
+ * the same content, before its content changes; and in the first sector before
+ * the size changes with it.  There it takes the place of the names of features.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -57,7 +58,7 @@ static void find_extensions(struct head *h)
         if (type == QCOW2_EXT_FEATURES) {
             h->names = at;
         }
-        if (type == QCOW2_EXT_FILLER && len == EXT_SIZE &&
+        if (type == QCOW2_EXT_FILLER && len == EXT_SIZE && !h->reuse &&
             in_one_sector(at, 8 + EXT_SIZE)) {
             h->reuse = at;
         }
@@ -105,25 +106,48 @@ static int move_name(struct head *h, uint64_t needed)
     return r;
 }
 
-/* Put the extension in place of the names of features, which nobody needs, in a
- * header without room.  Both are in one sector, so this happens at once. */
+/* Put the extension, and what says nothing, in place of the names of features,
+ * which nobody needs.  That changes the beginning of the names only, in one
+ * sector, so it happens at once. */
 static int replace_names(struct head *h, const struct qcow2_bitmaps_ext *x)
 {
     uint64_t at = h->names;
     uint64_t len = at ? align_up(load_be32(h->bytes + at + 4), 8) : 0;
+    uint64_t rest = at + 8 + EXT_SIZE;
 
-    if (len < EXT_SIZE + 8 || !in_one_sector(at, 8 + len)) {
+    if (len < EXT_SIZE + 8 || !in_one_sector(at, 8 + EXT_SIZE + 8)) {
         return -ENOSPC;
     }
-    memset(h->bytes + at, 0, 8 + len);
     store_be32(h->bytes + at, QCOW2_EXT_BITMAPS);
     store_be32(h->bytes + at + 4, EXT_SIZE);
     put_values(h, at + 8, x);
-    store_be32(h->bytes + at + 8 + EXT_SIZE, QCOW2_EXT_FILLER);
-    store_be32(h->bytes + at + 8 + EXT_SIZE + 4,
-               (uint32_t)(len - EXT_SIZE - 8));
+    store_be32(h->bytes + rest, QCOW2_EXT_FILLER);
+    store_be32(h->bytes + rest + 4, (uint32_t)(len - EXT_SIZE - 8));
     h->ext = at + 8;
-    return write_head(h, at, 8 + len);
+    h->names = 0;
+    return write_head(h, at, 8 + EXT_SIZE + 8);
+}
+
+static int reuse_dropped(struct head *h, const struct qcow2_bitmaps_ext *x)
+{
+    h->ext = h->reuse + 8;
+    put_values(h, h->ext, x);
+    store_be32(h->bytes + h->reuse, QCOW2_EXT_BITMAPS);
+    return write_head(h, h->reuse, 8 + EXT_SIZE);
+}
+
+static bool in_first_sector(uint64_t at)
+{
+    return at != 0 && at + EXT_SIZE <= SECTOR;
+}
+
+/* -ENOSPC: there is no room in the first sector. */
+static int put_first(struct head *h, const struct qcow2_bitmaps_ext *x)
+{
+    if (h->reuse && in_first_sector(h->reuse + 8)) {
+        return reuse_dropped(h, x);
+    }
+    return in_first_sector(h->names + 8 + 8) ? replace_names(h, x) : -ENOSPC;
 }
 
 /* Append the extension.  A filler that says nothing comes before it where that
@@ -134,10 +158,7 @@ static int append_extension(struct head *h, const struct qcow2_bitmaps_ext *x)
     uint64_t data = at + 8;
 
     if (h->reuse) {
-        h->ext = h->reuse + 8;
-        put_values(h, h->ext, x);
-        store_be32(h->bytes + h->reuse, QCOW2_EXT_BITMAPS);
-        return write_head(h, h->reuse, 8 + EXT_SIZE);
+        return reuse_dropped(h, x);
     }
     if (!in_one_sector(data, EXT_SIZE)) {
         data = align_up(data, SECTOR) + 8;
@@ -197,7 +218,8 @@ static int set_size(struct head *h, uint64_t size)
     return write_head(h, QCOW2_HDR_SIZE, 8);
 }
 
-/* Overwrite the extension in one write, with the size. */
+/* Overwrite the extension in one write, with the size: of one sector, if there
+ * was room for the extension in the first. */
 static int overwrite(struct head *h, const struct qcow2_bitmaps_ext *x,
                      uint64_t size)
 {
@@ -226,11 +248,18 @@ static int change_extension(struct head *h, const struct qcow2_bitmaps_ext *x,
     }
     bool fresh = !old || !in_one_sector(old, EXT_SIZE);
     bool same = valid && old; /* as before, at another place */
-    if (fresh) {
-        r = append_extension(h, same ? &h->s->bitmaps.ext : x);
-        if (r == 0 && old) {
-            r = drop_extension(h, old);
-        }
+    const struct qcow2_bitmaps_ext *now = same ? &h->s->bitmaps.ext : x;
+    bool moved = size != UINT64_MAX && !in_first_sector(old);
+    if (moved) {
+        r = put_first(h, now);
+        moved = r != -ENOSPC;
+        r = moved ? r : 0;
+    }
+    if (fresh && !moved) {
+        r = append_extension(h, now);
+    }
+    if (r == 0 && old && (fresh || moved)) {
+        r = drop_extension(h, old);
     }
     if (r == 0 && (!fresh || same || size != UINT64_MAX)) {
         r = overwrite(h, x, size);

@@ -123,3 +123,28 @@ qemu-img check -q disk
 serve disk0=disk
 refused lock disk +1M
 stop_server
+
+# Bitmaps change with the size at once: the extension that leads to them is in
+# the sector that has the size, wherever another program has put it.
+for options in compat=1.1 backing_file=none.qcow2,backing_fmt=qcow2; do
+    rm -f none.qcow2 disk
+    qemu-img create -q -f qcow2 none.qcow2 16M
+    qemu-img create -q -f qcow2 -o "$options" disk 16M
+    qemu-img bitmap --add disk b0
+    qemu-io -f qcow2 -c 'write 12M 1M' -c 'write 1M 64k' disk >out
+    for size in 8M 24M; do
+        nbdelta resize --shrink disk $size >out
+        head -c 512 disk | LC_ALL=C grep -aqP '\x23\x85\x28\x75' ||
+            fail "$options, $size: the extension is behind the first sector"
+        head -c 4096 disk | tail -c +513 | LC_ALL=C grep -aqP \
+            '\x23\x85\x28\x75' && fail "$options, $size: there are two"
+        qemu-img check -q disk
+        [ "$(qemu-img info --output=json disk |
+            jq -c '."format-specific".data.bitmaps | map([.name, .flags])')" \
+            = '[["b0",["auto"]]]' ] || fail "$options, $size: $(
+                qemu-img info disk)"
+    done
+    nbdelta map --bitmap b0 --output json disk | jq -ce 'map(select(.dirty) |
+        [.start, .length]) == [[1048576, 65536], [8388608, 16777216]]' >out ||
+        fail "$options: $(nbdelta map --bitmap b0 --output json disk)"
+done
