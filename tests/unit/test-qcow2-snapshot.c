@@ -40,7 +40,7 @@ static int change(struct node *n, enum internal_verb verb, const char *name)
 {
     const struct internal_options o = {.node = n, .verb = verb, .name = name};
     struct action *a;
-    int r = internal_snapshot_action(&o, &a, NULL);
+    int r = snapshot_internal_action(&o, &a, NULL);
 
     return r < 0 ? r : action_run(n->graph, a, NULL);
 }
