@@ -22,7 +22,7 @@ image() {
 start_guest() {
     fio --name=guest --ioengine=nbd --uri="$(uri_of guest)" --rw=randwrite \
         --bsrange=512-96k --bs_unaligned=0 --iodepth=4 --time_based \
-        --runtime=60 --rate_iops=400 --randrepeat=0 >fio.log 2>&1 &
+        --runtime=60 --rate_iops=200 --randrepeat=0 >fio.log 2>&1 &
     guest=$!
 }
 

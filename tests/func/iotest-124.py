@@ -354,7 +354,7 @@ def four_disks_under_fio():
                      '--rw=randwrite', '--bsrange=512-128k', '--bs_unaligned',
                      '--size=64M', '--iodepth=8', f'--randseed={i + 1}',
                      '--refill_buffers', '--time_based', '--runtime=600',
-                     '--rate=,8m'], stdout=subprocess.DEVNULL))
+                     '--rate_iops=,120'], stdout=subprocess.DEVNULL))
             for _ in range(4):
                 # Something is dirty everywhere: backups do not come for free.
                 while any(b['count'] == 0

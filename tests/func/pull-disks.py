@@ -120,9 +120,9 @@ def one_instant(paths):
 def fio(name):
     return subprocess.Popen(
         ['fio', '--name=w', '--ioengine=nbd', f'--uri={live(name)}',
-         '--rw=randwrite', '--bs=4k', '--iodepth=8', f'--offset={SIZE // 2}',
+         '--rw=randwrite', '--bs=16k', '--iodepth=8', f'--offset={SIZE // 2}',
          f'--size={SIZE // 2}', '--time_based', '--runtime=60',
-         '--randrepeat=0', '--rate_iops=2000'],
+         '--randrepeat=0', '--rate_iops=200'],
         stdout=subprocess.DEVNULL)
 
 
