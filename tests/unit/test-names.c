@@ -575,12 +575,12 @@ END_TEST
 
 START_TEST(drivers_are_listed_in_the_order_of_their_names)
 {
-    const char *const *names = graph_driver_names();
+    const char *const *drivers = graph_driver_names();
 
-    ck_assert_ptr_nonnull(names[0]);
-    for (size_t i = 0; names[i]; i++) {
-        ck_assert_ptr_nonnull(graph_driver_options(names[i]));
-        ck_assert(i == 0 || strcmp(names[i - 1], names[i]) < 0);
+    ck_assert_ptr_nonnull(drivers[0]);
+    for (size_t i = 0; drivers[i]; i++) {
+        ck_assert_ptr_nonnull(graph_driver_options(drivers[i]));
+        ck_assert(i == 0 || strcmp(drivers[i - 1], drivers[i]) < 0);
     }
     ck_assert_ptr_null(graph_driver_options("nosuch"));
 }
