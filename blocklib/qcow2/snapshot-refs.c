@@ -19,10 +19,10 @@
 typedef int ref_fn(struct qcow2 *s, uint64_t host, uint64_t bytes);
 
 /* What the entries at @offset lead to; without bytes: nothing.  *@alike: the
- * answer is for so many of @bytes.  -EIO: to where nothing can be. */
-static int look(const struct qcow2 *s, const struct qcow2_table *t,
-                uint64_t offset, uint64_t bytes, struct qcow2_run *run,
-                uint64_t *alike)
+ * answer is for so many of @bytes.  False: to where nothing can be. */
+static bool look(const struct qcow2 *s, const struct qcow2_table *t,
+                 uint64_t offset, uint64_t bytes, struct qcow2_run *run,
+                 uint64_t *alike)
 {
     struct qcow2_at at;
 
@@ -41,10 +41,9 @@ static int look(const struct qcow2 *s, const struct qcow2_table *t,
     case QCOW2_KIND_UNALLOCATED:
     case QCOW2_KIND_ZERO_PLAIN:
         run->bytes = 0;
-        return 0;
+        return true;
     }
-    return at.wrong || qcow2_overlap_others(s, 0, run->host, run->bytes) ? -EIO
-                                                                         : 0;
+    return !at.wrong && !qcow2_overlap_others(s, 0, run->host, run->bytes);
 }
 
 static int each_ref(struct qcow2 *s, const struct qcow2_table *t,
@@ -56,16 +55,16 @@ static int each_ref(struct qcow2 *s, const struct qcow2_table *t,
         struct qcow2_run run;
         uint64_t alike;
 
-        r = look(s, t, offset + *done, bytes - *done, &run, &alike);
-        if (r == 0 && run.bytes > 0) {
-            r = fn(s, run.host, run.bytes);
+        if (!look(s, t, offset + *done, bytes - *done, &run, &alike)) {
+            return qcow2_mark_corrupt(s);
         }
-        if (r < 0) {
+        r = run.bytes > 0 ? fn(s, run.host, run.bytes) : 0;
+        if (r < 0) { /* also -EIO of a refcount block: that is no corruption */
             break;
         }
         *done += alike;
     }
-    return r == -EIO ? qcow2_mark_corrupt(s) : r;
+    return r;
 }
 
 static int undo_ref(struct qcow2 *s, uint64_t host, uint64_t bytes)
@@ -153,7 +152,7 @@ static void count_table(struct qcow2 *s, struct qcow2_census *n,
     for (uint64_t at = 0, alike; at < qcow2_l2_span(s); at += alike) {
         struct qcow2_run run;
 
-        if (look(s, t, at, qcow2_l2_span(s) - at, &run, &alike) < 0) {
+        if (!look(s, t, at, qcow2_l2_span(s) - at, &run, &alike)) {
             continue; /* it will be found again, and told */
         }
         for (uint64_t c = run.host >> s->cluster_bits;

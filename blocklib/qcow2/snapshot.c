@@ -22,10 +22,12 @@
  *
  *   apply    begin  1  all references of the snapshot are counted once more
  *                   2  a new L1 table for the disk  -- flush --
- *            act    3  bitmaps that record get all bits; all metadata, as in
- * any flush 4  the header has the new L1 table and the snapshot's size, in one
- * write                 -- flush -- end    5  the old L1 table is free 6  all
- * references of the old disk are dropped
+ *            act    3  bitmaps that record get all bits
+ *                   4  all metadata, as in any flush
+ *                   5  the header has the new L1 table and the snapshot's size,
+ *                      in one write                 -- flush --
+ *            end    6  the old L1 table is free
+ *                   7  all references of the old disk are dropped
  *
  * Counts are never lower than what is on disk needs, so a crash at any point
  * leaks, at worst.  A change that fails takes back what it has counted.  If

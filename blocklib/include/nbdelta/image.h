@@ -18,9 +18,10 @@
  * @options: an object of creation options as qemu-img's -o takes them, values
  * as strings, booleans or numbers: size, backing_file, backing_fmt, compat,
  * cluster_size, refcount_bits, lazy_refcounts, compression_type,
- * preallocation, data_file, data_file_raw, extended_l2, and an object "encrypt" of format
- * ("luks"), key-secret, cipher-alg, cipher-mode, ivgen-alg, ivgen-hash-alg,
- * hash-alg, iter-time (milliseconds); for raw, size and preallocation.
+ * preallocation, data_file, data_file_raw, extended_l2, and an object "encrypt"
+ * of format ("luks"), key-secret, cipher-alg, cipher-mode, ivgen-alg,
+ * ivgen-hash-alg, hash-alg, iter-time (milliseconds); for raw, size and
+ * preallocation.
  * Without "size", the image has the size of the backing file.  A relative
  * backing_file is relative to @filename's directory, and is opened to check it,
  * unless "backing_unchecked" is true.  data_file is created, too, or emptied;

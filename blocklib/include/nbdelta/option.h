@@ -22,10 +22,10 @@ enum option_type {
     OPTION_ENUMS, /* an array of these */
     OPTION_NODE,  /* the name of a node, or the options of a new one */
     OPTION_NODE_OR_NULL,
-    OPTION_OBJECT,  /* with `members` */
-    OPTION_OBJECTS, /* an array of these */
-    OPTION_ENUM_OR_OBJECT,
-    OPTION_UNION, /* an object whose "type", one of `words`, decides */
+    OPTION_OBJECT,         /* with `members` */
+    OPTION_OBJECTS,        /* an array of these */
+    OPTION_ENUM_OR_OBJECT, /* one of `words`, or with `members` */
+    OPTION_UNION,          /* an object whose "type", one of `words`, decides */
 };
 
 struct option {
