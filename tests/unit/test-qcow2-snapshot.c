@@ -314,8 +314,11 @@ static bool run_failure(enum internal_verb verb, enum fault_kind kind,
                         unsigned k, bool done)
 {
     new_model();
-    uint64_t size =
-        load_new_image("{\"size\": 1048576, \"cluster_size\": 4096}");
+    /* Of small tables there are many, so all kinds of them are read late. */
+    uint64_t size = load_new_image(
+        kind == FAULT_READ ? "{\"size\": 1048576, \"cluster_size\": 512, "
+                             "\"refcount_bits\": 64}"
+                           : "{\"size\": 1048576, \"cluster_size\": 4096}");
     struct node *n = open_image(size);
 
     seed = 77;
