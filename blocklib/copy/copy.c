@@ -345,11 +345,11 @@ static uint64_t alike(const struct copy *c, const char *buf, uint64_t bytes,
 {
     uint64_t at = min_u64(c->cluster, bytes);
 
-    *zero = buf_is_zero(buf, at);
+    *zero = bytes_are_zero(buf, at);
     while (at < bytes) {
         uint64_t len = min_u64(c->cluster, bytes - at);
 
-        if (buf_is_zero(buf + at, len) != *zero) {
+        if (bytes_are_zero(buf + at, len) != *zero) {
             break;
         }
         at += len;

@@ -465,7 +465,7 @@ static bool shall_be_zeroed(const struct node *n, uint64_t end,
     bool zero = n->flags.detect_zeroes != DETECT_OFF && end <= n->size;
 
     for (int i = 0; i < cnt && zero; i++) {
-        zero = buf_is_zero(iov[i].iov_base, iov[i].iov_len);
+        zero = bytes_are_zero(iov[i].iov_base, iov[i].iov_len);
     }
     return zero;
 }

@@ -173,7 +173,7 @@ static int write_run(struct qcow2 *s, uint64_t table_offset, uint64_t first,
     for (uint64_t at = first, next; at < end && r == 0; at = next) {
         next = min_u64(align_down(at, QCOW2_TABLE_PAGE) + QCOW2_TABLE_PAGE,
                        end);
-        bool skip = buf_is_zero(copy + (at - first), next - at) &&
+        bool skip = bytes_are_zero(copy + (at - first), next - at) &&
                     qcow2_is_hole(s->file, table_offset + at, next - at);
         uint64_t to = skip ? at : next;
         if ((skip || next == end) && begun < to) {

@@ -94,7 +94,7 @@ int qcow2_keep_room(struct qcow2 *s, struct qcow2_table *t)
         return 0;
     }
     for (uint64_t at = 0; at < s->cluster_size && !maybe; at += SECTOR) {
-        maybe = buf_is_zero(bytes + at, SECTOR);
+        maybe = bytes_are_zero(bytes + at, SECTOR);
     }
     int r = maybe && has_hole(s->file, t->offset, s->cluster_size)
                 ? node_pwrite(s->file, bytes, s->cluster_size, t->offset, 0)

@@ -122,29 +122,6 @@ void iov_to_buf(const struct iovec *iov, int cnt, uint64_t offset, void *buf,
     }
 }
 
-/*
- * If the first 16 bytes are zero, and every byte equals the byte 16 before it,
- * all bytes are zero.  The overlap lets libc's memcmp do the work, which uses
- * the machine's vectors.  Data mostly differs from zero in the first bytes.
- */
-bool buf_is_zero(const void *buf, size_t bytes)
-{
-    const unsigned char *p = buf;
-    uint64_t head[2];
-
-    if (bytes < sizeof(head)) {
-        for (size_t i = 0; i < bytes; i++) {
-            if (p[i] != 0) {
-                return false;
-            }
-        }
-        return true;
-    }
-    memcpy(head, p, sizeof(head));
-    return (head[0] | head[1]) == 0 &&
-           memcmp(p, p + sizeof(head), bytes - sizeof(head)) == 0;
-}
-
 void *buf_alloc(size_t bytes)
 {
     void *buf;

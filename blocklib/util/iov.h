@@ -32,9 +32,6 @@ void iov_from_buf(const struct iovec *iov, int cnt, uint64_t offset,
 void iov_to_buf(const struct iovec *iov, int cnt, uint64_t offset, void *buf,
                 uint64_t bytes);
 
-/* Is every byte of @buf zero? */
-bool buf_is_zero(const void *buf, size_t bytes);
-
 /* Memory for data: aligned to 4096 so that O_DIRECT takes it; free() it. */
 void *buf_alloc(size_t bytes);
 

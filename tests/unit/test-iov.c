@@ -100,10 +100,10 @@ START_TEST(zero_is_seen_at_every_length_and_place)
         for (size_t len = 0; len < 150; len++) {
             memset(buf, 0xff, sizeof(buf));
             memset(buf + start, 0, len);
-            ck_assert(buf_is_zero(buf + start, len));
+            ck_assert(bytes_are_zero(buf + start, len));
             for (size_t i = 0; i < len; i++) {
                 buf[start + i] = 0x80;
-                ck_assert(!buf_is_zero(buf + start, len));
+                ck_assert(!bytes_are_zero(buf + start, len));
                 buf[start + i] = 0;
             }
         }
@@ -117,10 +117,10 @@ START_TEST(last_byte_of_a_large_buffer_counts)
 
     ck_assert_ptr_nonnull(buf);
     memset(buf, 0, MiB);
-    ck_assert(buf_is_zero(buf, MiB));
+    ck_assert(bytes_are_zero(buf, MiB));
     buf[MiB - 1] = 1;
-    ck_assert(!buf_is_zero(buf, MiB));
-    ck_assert(buf_is_zero(buf, MiB - 1));
+    ck_assert(!bytes_are_zero(buf, MiB));
+    ck_assert(bytes_are_zero(buf, MiB - 1));
 }
 END_TEST
 
@@ -129,7 +129,7 @@ START_TEST(repeated_data_is_not_zero)
     char buf[256];
 
     memset(buf, 'r', sizeof(buf));
-    ck_assert(!buf_is_zero(buf, sizeof(buf)));
+    ck_assert(!bytes_are_zero(buf, sizeof(buf)));
 }
 END_TEST
 

@@ -259,7 +259,7 @@ START_TEST(tables_in_holes_get_blocks_before_they_are_changed)
         stop(&x);
         for (uint64_t i = 0; i < SMALL_COUNT; i++) {
             if (small.there[i] &&
-                buf_is_zero(small.bytes + i * SMALL_BLOCK, SMALL_BLOCK)) {
+                bytes_are_zero(small.bytes + i * SMALL_BLOCK, SMALL_BLOCK)) {
                 small.there[i] = false;
                 small.used--;
             }

@@ -51,12 +51,28 @@ static inline bool range_inside(uint64_t offset, uint64_t bytes, uint64_t size)
     return bytes <= size && offset <= size - bytes;
 }
 
-static inline bool bytes_are_zero(const void *p, uint64_t bytes)
+/*
+ * Are there none but zeroes?  If the first 16 bytes are zero, and every byte
+ * equals the byte 16 before it, all are.  The overlap lets libc's memcmp do the
+ * work, which uses the machine's vectors.  Data mostly differs from zero in the
+ * first bytes.
+ */
+static inline bool bytes_are_zero(const void *buf, uint64_t bytes)
 {
-    const uint8_t *b = (const uint8_t *)p;
+    const unsigned char *p = (const unsigned char *)buf;
+    uint64_t head[2];
 
-    return bytes == 0 ||
-           (b[0] == 0 && memcmp(b, b + 1, (size_t)bytes - 1) == 0);
+    if (bytes < sizeof(head)) {
+        for (uint64_t i = 0; i < bytes; i++) {
+            if (p[i] != 0) {
+                return false;
+            }
+        }
+        return true;
+    }
+    memcpy(head, p, sizeof(head));
+    return (head[0] | head[1]) == 0 &&
+           memcmp(p, p + sizeof(head), (size_t)bytes - sizeof(head)) == 0;
 }
 
 /* Big-endian integers in unaligned memory. */
