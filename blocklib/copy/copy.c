@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The copy engine: its set, its workers, and how it moves a cluster.
+ * The copy engine: its set and its workers.  area.c says what is where, and
+ * move.c moves it.
  *
  *        guest's write                        workers, N threads
  *             |                                      |
@@ -39,7 +40,6 @@
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "core/dirty.h"
 #include "nbdelta/bytes.h"
@@ -54,10 +54,9 @@
 /* Bytes of a map that one look covers, so that drains do not wait. */
 #define SKIP_STEP (256 * MiB)
 
-/* Areas where nothing is read are larger than chunks, but have an end. */
-#define BELOW_MAX     (1 * GiB)
-#define ZERO_SKIP_MAX (1 * GiB)
-#define ZERO_FAST_MAX (64 * MiB)
+/* An area that the target has already is larger than a chunk, but has an end.
+ */
+#define BELOW_MAX (1 * GiB)
 
 /* With a limit of speed, a chunk is what goes through in this time. */
 #define SLICES_PER_SECOND 10
@@ -134,7 +133,7 @@ void copy_break_with(struct copy *c, int r, enum copy_side side)
     }
 }
 
-static int broken(struct copy *c, enum copy_side *side)
+int copy_check(struct copy *c, enum copy_side *side)
 {
     unsigned why = atomic_load(&c->broken);
 
@@ -154,365 +153,6 @@ void copy_break(struct copy *c)
     copy_break_with(c, -ECANCELED, COPY_READ);
 }
 
-/* --- What is where --- */
-
-/* A part of the set, all of one kind. */
-struct area {
-    uint64_t offset;
-    uint64_t bytes;
-    enum area_kind kind;
-};
-
-/* Do the first `layers` images decide what is in the extent?  (Zeroes that no
- * image has count as below the last image.) */
-static bool is_above(const struct copy *c, const struct extent *e)
-{
-    return e->depth < c->layers &&
-           ((e->flags & EXTENT_ALLOCATED) || !(e->flags & EXTENT_ZERO) ||
-            e->offset < c->zero_from);
-}
-
-/* The part of the source that begins at the first extent and is of one kind. */
-struct look {
-    const struct copy *copy;
-    const uint64_t *most; /* how far it is worth looking, by kind */
-    uint64_t bytes;       /* 0: nothing was seen yet */
-    enum area_kind kind;
-};
-
-static int look_at_extent(const struct extent *e, void *opaque)
-{
-    struct look *l = opaque;
-    enum area_kind kind = l->copy->merge && !is_above(l->copy, e) ? AREA_BELOW
-                          : e->flags & EXTENT_ZERO                ? AREA_ZERO
-                                                                  : AREA_DATA;
-
-    if (l->bytes > 0 && l->kind != kind) {
-        return 1;
-    }
-    l->kind = kind;
-    l->bytes += e->length;
-    return l->bytes >= l->most[kind];
-}
-
-static uint64_t zero_max(const struct copy *c)
-{
-    uint64_t most = c->target_zero                ? ZERO_SKIP_MAX
-                    : c->target->limits.fast_zero ? ZERO_FAST_MAX
-                                                  : 0;
-
-    return max_u64(most, c->chunk);
-}
-
-/* Ask the source what begins at @offset.  Not less than 0: done. */
-static int look(struct copy *c, uint64_t offset, uint64_t end, struct look *l)
-{
-    uint64_t far = max_u64(l->most[AREA_ZERO], l->most[AREA_DATA]);
-
-    if (c->merge) {
-        far = max_u64(far, l->most[AREA_BELOW]);
-    }
-    return node_extents(c->source, offset, min_u64(end - offset, far), 0,
-                        look_at_extent, l);
-}
-
-/*
- * The kind of the area that begins at @offset, a cluster's start, and its
- * length in whole clusters, at most to @end and at most so many bytes of each
- * kind.  A cluster that is partly zero is data.
- */
-static void cut_area(const struct copy *c, const struct look *l,
-                     uint64_t offset, uint64_t end, struct area *a)
-{
-    const uint64_t *most = l->most;
-    uint64_t enough = min_u64(end - offset, most[l->kind]);
-    uint64_t bytes = min_u64(l->bytes, enough);
-    uint64_t whole = offset + bytes == c->size ? bytes
-                                               : align_down(bytes, c->cluster);
-    *a = (struct area){offset, whole, l->kind};
-    if (c->merge && whole == 0) {
-        *a = (struct area){offset, min_u64(end - offset, c->cluster),
-                           AREA_MIXED};
-    } else if (!c->merge && (whole == 0 || l->kind == AREA_DATA)) {
-        *a = (struct area){offset,
-                           min_u64(align_up(bytes, c->cluster),
-                                   min_u64(end - offset, most[AREA_DATA])),
-                           AREA_DATA};
-    }
-}
-
-static int classify(struct copy *c, uint64_t offset, uint64_t end,
-                    const uint64_t most[AREA_KINDS], struct area *a)
-{
-    struct look l = {.copy = c, .most = most};
-    int r = look(c, offset, end, &l);
-
-    if (r < 0) {
-        return r;
-    }
-    cut_area(c, &l, offset, end, a);
-    return 0;
-}
-
-/*
- * The same for a worker.  The source may be far away, and tells of more than a
- * worker takes, so the rest serves for the next ones: what the set still has is
- * as it was (see 3. above), except where a copy is filled again (`merge`).
- */
-static int classify_next_locked(struct copy *c, uint64_t offset, uint64_t end,
-                                const uint64_t most[AREA_KINDS], struct area *a)
-    REQUIRES(c->claim_lock)
-{
-    struct look l = {.copy = c, .most = most};
-
-    if (!c->merge && offset >= c->known_from &&
-        offset + c->cluster <= c->known_end) {
-        l.kind = c->known_kind;
-        l.bytes = c->known_end - offset;
-    } else {
-        int r = look(c, offset, end, &l);
-        if (r < 0) {
-            return r;
-        }
-        c->known_from = offset;
-        c->known_end = offset + l.bytes;
-        c->known_kind = l.kind;
-    }
-    cut_area(c, &l, offset, end, a);
-    return 0;
-}
-
-/* --- Moving --- */
-
-/* Bytes that the target has behind a range that ends at @end. */
-static uint64_t past_of(const struct copy *c, uint64_t end)
-{
-    return end == c->size ? c->past : 0;
-}
-
-/* The range is in the target. */
-static int note_moved(struct copy *c, uint64_t offset, uint64_t bytes,
-                      const void *buf, enum copy_side *side)
-{
-    if (c->merge) {
-        return 0; /* the range may be part of a cluster: move_run notes it */
-    }
-    if (c->moved) {
-        *side = COPY_TELL;
-        int r = c->moved(c->moved_opaque, offset, bytes, buf);
-        if (r < 0) {
-            return r;
-        }
-    }
-    atomic_fetch_add(buf ? &c->counters.written : &c->counters.zeroed, bytes);
-    hbitmap_reset(c->todo, offset, bytes);
-    atomic_fetch_add(&c->done, bytes);
-    return 0;
-}
-
-static int move_zeroes(struct copy *c, uint64_t offset, uint64_t bytes,
-                       enum copy_side *side)
-{
-    if (!c->target_zero) {
-        *side = COPY_WRITE;
-        int r = node_zero(c->target, offset, bytes + past_of(c, offset + bytes),
-                          REQ_MAY_UNMAP);
-        if (r < 0) {
-            return r;
-        }
-    }
-    return note_moved(c, offset, bytes, NULL, side);
-}
-
-/* Write the bytes that were read.  @buf has room behind them for what the
- * target has past the end of the source. */
-static int write_data(struct copy *c, uint64_t offset, uint64_t bytes,
-                      char *buf, enum copy_side *side)
-{
-    uint64_t past = past_of(c, offset + bytes); /* less than a cluster */
-
-    memset(buf + bytes, 0, past);
-    *side = COPY_WRITE;
-    int r = c->compress
-                ? node_write_compressed(c->target, buf, bytes + past, offset)
-                : node_pwrite(c->target, buf, bytes + past, offset, 0);
-    return r < 0 ? r : note_moved(c, offset, bytes, buf, side);
-}
-
-/* Bytes of @buf, in whole clusters, that are all zeroes (*zero), or all not. */
-static uint64_t alike(const struct copy *c, const char *buf, uint64_t bytes,
-                      bool *zero)
-{
-    uint64_t at = min_u64(c->cluster, bytes);
-
-    *zero = bytes_are_zero(buf, at);
-    while (at < bytes) {
-        uint64_t len = min_u64(c->cluster, bytes - at);
-
-        if (bytes_are_zero(buf + at, len) != *zero) {
-            break;
-        }
-        at += len;
-    }
-    return at;
-}
-
-static int move_buffer(struct copy *c, uint64_t offset, uint64_t bytes,
-                       char *buf, enum copy_side *side)
-{
-    int r = 0;
-
-    for (uint64_t done = 0; r == 0 && done < bytes;) {
-        uint64_t at = offset + done;
-        uint64_t len = bytes - done;
-        bool zero = false;
-
-        if (c->find_zeroes) {
-            len = alike(c, buf + done, len, &zero);
-        }
-        r = zero ? move_zeroes(c, at, len, side)
-                 : write_data(c, at, len, buf + done, side);
-        done += len;
-    }
-    return r;
-}
-
-/* Have the whole clusters of the range share their bytes with the source, if
- * that works; *done: those that do. */
-static int share_data(struct copy *c, uint64_t offset, uint64_t bytes,
-                      const void *buf, uint64_t *done, enum copy_side *side)
-{
-    uint64_t whole = align_down(bytes, c->cluster);
-
-    if (whole == 0 || !is_aligned(offset, c->cluster) ||
-        !atomic_load(&c->share)) {
-        return 0;
-    }
-    int r = node_clone(c->target, offset, whole, c->source, offset);
-    if (r == -ENOTSUP) {
-        atomic_store(&c->share, false);
-    }
-    if (r < 0) {
-        return r == -ERESTART ? r : 0; /* reading or writing will fail, too */
-    }
-    *done = whole;
-    atomic_fetch_add(&c->counters.shared, whole);
-    return note_moved(c, offset, whole, buf, side);
-}
-
-static int move_data(struct copy *c, uint64_t offset, uint64_t bytes, void *buf,
-                     enum copy_side *side)
-{
-    uint64_t done = 0;
-    int shared = share_data(c, offset, bytes, buf, &done, side);
-
-    if (shared < 0) {
-        return shared;
-    }
-    while (done < bytes) {
-        uint64_t at = offset + done;
-        uint64_t len = min_u64(bytes - done, c->buffer_size);
-
-        *side = COPY_READ;
-        int r = node_pread(c->source, buf, len, at, 0);
-        if (r < 0) {
-            return r;
-        }
-        atomic_fetch_add(&c->counters.read, len);
-        r = move_buffer(c, at, len, buf, side);
-        if (r < 0) {
-            return r;
-        }
-        done += len;
-    }
-    return 0;
-}
-
-/* Move each piece of a mixed cluster by its own kind. */
-static int move_mixed(struct copy *c, uint64_t offset, uint64_t bytes,
-                      void *buf, enum copy_side *side)
-{
-    static const uint64_t most[AREA_KINDS] = {UINT64_MAX, UINT64_MAX,
-                                              UINT64_MAX};
-
-    for (uint64_t end = offset + bytes; offset < end;) {
-        struct look l = {.copy = c, .most = most};
-
-        *side = COPY_READ;
-        int r = node_extents(c->source, offset, end - offset, 0, look_at_extent,
-                             &l);
-        if (r >= 0) {
-            r = l.kind == AREA_ZERO   ? move_zeroes(c, offset, l.bytes, side)
-                : l.kind == AREA_DATA ? move_data(c, offset, l.bytes, buf, side)
-                                      : 0;
-        }
-        if (r < 0) {
-            return r;
-        }
-        offset += l.bytes;
-    }
-    return 0;
-}
-
-static int move_run(struct copy *c, enum area_kind kind, uint64_t offset,
-                    uint64_t bytes, void *buf, enum copy_side *side)
-{
-    int r = kind == AREA_DATA    ? move_data(c, offset, bytes, buf, side)
-            : kind == AREA_ZERO  ? move_zeroes(c, offset, bytes, side)
-            : kind == AREA_MIXED ? move_mixed(c, offset, bytes, buf, side)
-                                 : 0;
-    if (r == 0 && c->merge) {
-        hbitmap_reset(c->todo, offset, bytes);
-        atomic_fetch_add(&c->done, bytes);
-    }
-    return r;
-}
-
-/* Copy what the set has of @a.  Its range is locked. */
-static int move_area(struct copy *c, const struct area *a, void *buf,
-                     enum copy_side *side)
-{
-    uint64_t end = a->offset + a->bytes;
-    uint64_t start;
-    uint64_t bytes;
-    int r = broken(c, side);
-
-    for (uint64_t at = a->offset;
-         r == 0 && at < end &&
-         hbitmap_next_dirty(c->todo, at, end, &start, &bytes);
-         at = start + bytes) {
-        r = move_run(c, a->kind, start, bytes, buf, side);
-    }
-    return r;
-}
-
-int copy_range_locked(struct copy *c, uint64_t offset, uint64_t end, void *buf,
-                      enum copy_side *side)
-{
-    uint64_t start;
-    uint64_t bytes;
-
-    *side = COPY_READ;
-    if (end > node_size(c->source)) {
-        return -EIO; /* somebody has cut the source off */
-    }
-    while (offset < end &&
-           hbitmap_next_dirty(c->todo, offset, end, &start, &bytes)) {
-        const uint64_t most[AREA_KINDS] = {bytes, bytes, bytes};
-        struct area a;
-        int r = classify(c, start, start + bytes, most, &a);
-        if (r == 0) {
-            r = move_area(c, &a, buf, side);
-        }
-        if (r < 0) {
-            return r;
-        }
-        atomic_fetch_add(&c->counters.saved, a.bytes);
-        offset = a.offset + a.bytes;
-    }
-    return 0;
-}
-
 /* --- Workers --- */
 
 enum claim { CLAIM_DONE, CLAIM_AREA, CLAIM_WAIT };
@@ -529,7 +169,7 @@ static bool is_over_locked(const struct copy *c) REQUIRES(c->lock)
 static bool next_run_locked(const struct copy *c, uint64_t *start,
                             uint64_t *bytes) REQUIRES(c->claim_lock)
 {
-    uint64_t window = c->merge ? BELOW_MAX : zero_max(c);
+    uint64_t window = c->merge ? BELOW_MAX : copy_zero_max(c);
     uint64_t left = c->size - c->cursor;
 
     if (left == 0) {
@@ -547,7 +187,7 @@ static bool next_run_locked(const struct copy *c, uint64_t *start,
  */
 static int claim_locked(struct copy *c, struct area *a) REQUIRES(c->claim_lock)
 {
-    uint64_t most[AREA_KINDS] = {c->chunk, zero_max(c), BELOW_MAX};
+    uint64_t most[AREA_KINDS] = {c->chunk, copy_zero_max(c), BELOW_MAX};
     uint64_t start;
     uint64_t bytes;
 
@@ -569,7 +209,7 @@ static int claim_locked(struct copy *c, struct area *a) REQUIRES(c->claim_lock)
         most[AREA_DATA] = slice;
         most[AREA_ZERO] = slice;
     }
-    int r = classify_next_locked(c, start, start + bytes, most, a);
+    int r = copy_classify_next(c, start, start + bytes, most, a);
     if (r < 0) {
         return r;
     }
@@ -631,7 +271,7 @@ static int copy_one_area(struct copy *c, void *buf)
     mutex_unlock(&c->claim_lock);
     if (r == CLAIM_AREA) {
         range_lock(&c->in_hand, &req, a.offset, a.bytes, true);
-        int moved = move_area(c, &a, buf, &side);
+        int moved = copy_area(c, &a, buf, &side);
         range_unlock(&c->in_hand, &req);
         if (moved == -ERESTART) {
             give_back_claim(c, &a);
@@ -702,7 +342,7 @@ int copy_run(struct copy *c, enum copy_side *side)
     while (count > 0) {
         thread_join(threads[--count]);
     }
-    int r = broken(c, side);
+    int r = copy_check(c, side);
     mutex_lock(&c->lock);
     if (r == 0) {
         r = c->failed;
@@ -731,7 +371,7 @@ int copy_wait(struct copy *c, enum copy_side *side)
         cond_wait(&c->wake, &c->lock);
     }
     mutex_unlock(&c->lock);
-    int r = broken(c, side);
+    int r = copy_check(c, side);
     return r < 0 ? r : COPY_STOPPED;
 }
 
@@ -764,7 +404,7 @@ static int skip_extent(const struct extent *e, void *opaque)
 {
     struct skip *s = opaque;
 
-    if (is_above(s->c, e)) {
+    if (copy_is_above(s->c, e)) {
         skip_run(s);
         s->start = e->offset + e->length;
     }

@@ -81,14 +81,49 @@ struct copy {
     struct copy_counters counters;
 };
 
-/* --- copy.c, for guest.c and view.c --- */
+/* --- area.c --- */
+
+/* A part of the set, all of one kind. */
+struct area {
+    uint64_t offset;
+    uint64_t bytes;
+    enum area_kind kind;
+};
+
+/* Do the first `layers` images decide what is in the extent?  Zeroes that no
+ * image has count as below the last image. */
+bool copy_is_above(const struct copy *c, const struct extent *e);
+
+/* How large an area of zeroes may be. */
+uint64_t copy_zero_max(const struct copy *c);
+
+/* The area that begins at @offset, a cluster's start: whole clusters, at most
+ * to @end and at most so many bytes of each kind. */
+int copy_classify(struct copy *c, uint64_t offset, uint64_t end,
+                  const uint64_t most[AREA_KINDS], struct area *a);
+/* The same for a worker. */
+int copy_classify_next(struct copy *c, uint64_t offset, uint64_t end,
+                       const uint64_t most[AREA_KINDS], struct area *a)
+    REQUIRES(c->claim_lock);
+/* The same, not cut to clusters. */
+int copy_piece(struct copy *c, uint64_t offset, uint64_t end, struct area *a);
+
+/* --- move.c --- */
+
+/* Copy what the set has of @a.  Its range is locked. */
+int copy_area(struct copy *c, const struct area *a, void *buf,
+              enum copy_side *side);
+/* The same of [offset, end). */
+int copy_range_locked(struct copy *c, uint64_t offset, uint64_t end, void *buf,
+                      enum copy_side *side);
+
+/* --- copy.c --- */
+
+/* 0, or why the copy has failed, and on which @side. */
+int copy_check(struct copy *c, enum copy_side *side);
 
 void *copy_buffer_get(struct copy *c);           /* NULL: no memory */
 void copy_buffer_put(struct copy *c, void *buf); /* NULL is fine */
-
-/* Copy what the set has in [offset, end), a range that is locked. */
-int copy_range_locked(struct copy *c, uint64_t offset, uint64_t end, void *buf,
-                      enum copy_side *side);
 
 /* Break the copy for the reason @r; the first reason counts.  Wakes the threads
  * that wait, and calls the policy's `lost`. */
