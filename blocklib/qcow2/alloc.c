@@ -30,6 +30,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "qcow2/alloc.h"
 #include "qcow2/qcow2.h"
 
 #define COUNTS_AS_FREE "a cluster in use counts as free"

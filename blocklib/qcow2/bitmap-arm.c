@@ -38,6 +38,7 @@
 
 #include "nbdelta/cleanup.h"
 #include "nbdelta/thread.h"
+#include "qcow2/alloc.h"
 #include "qcow2/bitmaps.h"
 
 /* If arming is needed again within this time, more is armed at once. */

@@ -34,6 +34,7 @@
 #include <stdlib.h>
 
 #include "nbdelta/cleanup.h"
+#include "qcow2/alloc.h"
 #include "qcow2/bitmaps.h"
 
 #define QB(e) list_entry(e, struct qcow2_bitmap, in_image)

@@ -23,6 +23,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/text.h"
+#include "qcow2/alloc.h"
 #include "qcow2/bitmaps.h"
 #include "util/iov.h"
 

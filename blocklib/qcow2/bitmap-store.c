@@ -22,6 +22,7 @@
 
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "qcow2/alloc.h"
 #include "qcow2/bitmaps.h"
 #include "util/iov.h"
 

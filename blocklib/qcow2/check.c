@@ -14,6 +14,7 @@
  * What an entry says is told as it is read; the rest is told by clusters.
  */
 #include "qcow2/check.h"
+#include "qcow2/alloc.h"
 
 #include <errno.h>
 #include <inttypes.h>

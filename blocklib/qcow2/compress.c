@@ -13,6 +13,7 @@
 #include <zstd.h>
 
 #include "nbdelta/cleanup.h"
+#include "qcow2/l2.h"
 #include "qcow2/qcow2.h"
 #include "util/iov.h"
 

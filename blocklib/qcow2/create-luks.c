@@ -2,6 +2,7 @@
 /* The LUKS header of a new image: what a user asks for, how much room it takes,
  * and making it. */
 #include "qcow2/create-luks.h"
+#include "qcow2/encrypt.h"
 
 #include <errno.h>
 #include <stdlib.h>

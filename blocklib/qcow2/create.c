@@ -21,7 +21,9 @@
 #include "core/toil.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "qcow2/alloc.h"
 #include "qcow2/create-luks.h"
+#include "qcow2/l2.h"
 #include "qcow2/qcow2.h"
 
 #define HEADER_LENGTH 112

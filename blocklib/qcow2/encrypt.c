@@ -28,6 +28,7 @@
 #include "crypto/luks.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "qcow2/encrypt.h"
 #include "qcow2/qcow2.h"
 #include "util/iov.h"
 

@@ -19,7 +19,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "qcow2/alloc.h"
 #include "qcow2/bitmaps.h"
+#include "qcow2/l2.h"
 #include "qcow2/qcow2.h"
 #include "util/iov.h"
 

@@ -16,6 +16,7 @@
  * one that has all bits.
  */
 #include "qcow2/l2-entry.h"
+#include "qcow2/l2.h"
 
 #define SECTOR UINT64_C(512)
 

@@ -49,6 +49,7 @@
  */
 #include <sched.h>
 
+#include "qcow2/l2.h"
 #include "qcow2/qcow2.h"
 
 #define QCOW2_ENTRY_COMPRESSED (UINT64_C(1) << 62)

@@ -11,7 +11,9 @@
 #include <errno.h>
 #include <string.h>
 
+#include "qcow2/alloc.h"
 #include "qcow2/l2-entry.h"
+#include "qcow2/l2.h"
 
 static uint64_t index_of(const struct qcow2 *s, uint64_t offset)
 {

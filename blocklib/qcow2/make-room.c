@@ -65,8 +65,7 @@ int qcow2_make_room(struct node *n, uint64_t offset, uint64_t bytes,
         }
         bool placed = m.kind == MAP_DATA || m.host_zero ||
                       (m.kind == MAP_UNALLOCATED && m.file);
-        if (m.kind == MAP_UNALLOCATED && placed &&
-            how == IMAGE_ROOM_METADATA) {
+        if (m.kind == MAP_UNALLOCATED && placed && how == IMAGE_ROOM_METADATA) {
             r = 0; /* subclusters with a place: nobody reads there */
         } else {
             r = placed ? fill_run(&m, how, zeroes)

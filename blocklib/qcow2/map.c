@@ -22,6 +22,8 @@
 #include <errno.h>
 
 #include "nbdelta/graph.h"
+#include "qcow2/encrypt.h"
+#include "qcow2/l2.h"
 #include "qcow2/qcow2.h"
 
 unsigned qcow2_ticket_take(struct qcow2 *s)

@@ -12,6 +12,7 @@
  * are found again by the same clusters, which the allocator takes first.)
  */
 #include "qcow2/overlap.h"
+#include "qcow2/encrypt.h"
 
 #include <errno.h>
 #include <stdlib.h>

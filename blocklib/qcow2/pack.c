@@ -20,6 +20,8 @@
 #include <zstd.h>
 
 #include "nbdelta/cleanup.h"
+#include "qcow2/alloc.h"
+#include "qcow2/l2.h"
 #include "qcow2/qcow2.h"
 
 #define SECTOR UINT64_C(512)

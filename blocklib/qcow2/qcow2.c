@@ -3,6 +3,7 @@
 #include "qcow2/qcow2.h"
 #include "qcow2/bitmaps.h"
 #include "qcow2/check.h"
+#include "qcow2/encrypt.h"
 
 #include <errno.h>
 #include <inttypes.h>

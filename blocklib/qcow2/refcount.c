@@ -4,6 +4,7 @@
  * than a byte fill each byte from its least significant bit on; wider ones are
  * big-endian.
  */
+#include "qcow2/alloc.h"
 #include "qcow2/qcow2.h"
 
 uint64_t qcow2_refcount_load(const void *block, unsigned order, uint64_t index)

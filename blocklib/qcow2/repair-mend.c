@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Step 5 of a repair: entries get what the plan says.  Bitmaps come first, so
  * that they never miss what changes then. */
+#include "qcow2/l2.h"
 #include "qcow2/repair.h"
 
 #include <errno.h>

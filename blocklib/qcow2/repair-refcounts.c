@@ -16,6 +16,7 @@
 
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "qcow2/alloc.h"
 #include "qcow2/repair.h"
 
 /* --- The annex --- */

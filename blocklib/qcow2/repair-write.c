@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Step 3 of a repair: copies, and tables and clusters of zeroes, behind the end
  * of the image. */
+#include "qcow2/l2.h"
 #include "qcow2/repair.h"
 
 #include <errno.h>

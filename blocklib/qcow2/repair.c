@@ -28,6 +28,7 @@
  * freed: what seems to leak may be what it leads to.
  */
 #include "qcow2/repair.h"
+#include "qcow2/l2.h"
 
 #include <errno.h>
 #include <stdlib.h>

@@ -17,7 +17,9 @@
 
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "qcow2/alloc.h"
 #include "qcow2/bitmaps.h"
+#include "qcow2/encrypt.h"
 
 static int try_grow_l1(struct qcow2 *s, uint64_t needed)
 {

@@ -19,6 +19,7 @@
 #include <time.h>
 
 #include "nbdelta/cleanup.h"
+#include "qcow2/alloc.h"
 #include "qcow2/qcow2.h"
 #include "util/iov.h"
 

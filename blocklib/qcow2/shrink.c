@@ -19,6 +19,8 @@
 #include <string.h>
 
 #include "nbdelta/cleanup.h"
+#include "qcow2/alloc.h"
+#include "qcow2/l2.h"
 #include "qcow2/qcow2.h"
 
 /* Unlink the L2 tables from entry @first of the L1 table on. */

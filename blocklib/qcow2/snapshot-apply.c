@@ -18,6 +18,7 @@
 
 #include "core/dirty.h"
 #include "nbdelta/error.h"
+#include "qcow2/alloc.h"
 #include "qcow2/bitmaps.h"
 #include "qcow2/snapshot-change.h"
 

@@ -4,6 +4,7 @@
 
 /* Between snapshot.c, which says what comes when, and the files that do it. */
 #include "nbdelta/internal-snapshot.h"
+#include "qcow2/alloc.h"
 #include "qcow2/qcow2.h"
 
 /* A snapshot that is being made; meta lock. */

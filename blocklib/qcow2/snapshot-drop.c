@@ -14,6 +14,8 @@
  */
 #include <errno.h>
 
+#include "qcow2/alloc.h"
+#include "qcow2/l2.h"
 #include "qcow2/snapshot-change.h"
 
 /* Entries under one hold of the meta lock; tables in one step. */

@@ -23,6 +23,7 @@
 #include <string.h>
 
 #include "nbdelta/error.h"
+#include "qcow2/alloc.h"
 #include "qcow2/snapshot-change.h"
 
 /* Entries whose references are raised under one hold of the meta lock, and L2

@@ -12,7 +12,9 @@
  */
 #include <errno.h>
 
+#include "qcow2/alloc.h"
 #include "qcow2/census.h"
+#include "qcow2/l2.h"
 #include "qcow2/snapshot-change.h"
 
 /* Called for references that lie in a row. */

@@ -44,6 +44,7 @@
 
 #include "core/driver.h"
 #include "nbdelta/error.h"
+#include "qcow2/alloc.h"
 #include "qcow2/bitmaps.h"
 #include "qcow2/snapshot-change.h"
 

@@ -11,6 +11,7 @@
  * rounds.
  */
 #include "qcow2/walk.h"
+#include "qcow2/l2.h"
 
 #include <errno.h>
 #include <stdlib.h>

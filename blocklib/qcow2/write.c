@@ -33,6 +33,9 @@
 #include <string.h>
 
 #include "nbdelta/cleanup.h"
+#include "qcow2/alloc.h"
+#include "qcow2/encrypt.h"
+#include "qcow2/l2.h"
 #include "qcow2/qcow2.h"
 #include "util/iov.h"
 

@@ -33,6 +33,8 @@
  */
 #include <errno.h>
 
+#include "qcow2/alloc.h"
+#include "qcow2/l2.h"
 #include "qcow2/qcow2.h"
 
 struct zeroing {

@@ -19,6 +19,7 @@
 #define DISK_MAX (4 * MiB)
 #include "power-cut.h"
 #include "qcow2-check.h"
+#include "qcow2/l2.h"
 #include "qcow2/l2-entry.h"
 
 #define CLUSTER (16 * KiB)

@@ -21,6 +21,7 @@
 #include "nbdelta/graph.h"
 #include "nbdelta/image.h"
 #include "qcow2-check.h"
+#include "qcow2/alloc.h"
 #include "qcow2/qcow2.h"
 
 #define DISK  (3 * MiB + 512)
