@@ -51,7 +51,7 @@
  */
 #include <jansson.h>
 
-#include "nbdelta/internal-snapshot.h"
+#include "core/driver-tables.h"
 #include "nbdelta/types.h"
 
 struct copy;
@@ -126,131 +126,6 @@ struct mapping {
     bool coded;      /* with `host`: the bytes there are not those of the node:
                         driver.encode and decode */
     unsigned ticket; /* the driver's own, for map_put */
-};
-
-/*
- * Changing flags and options of an open node, as a step of several that succeed
- * or fail together (core/reopen.h).  A node that becomes writable comes after
- * its file child, any other node before it.
- */
-struct driver_reopen {
-    /* The driver's own options that may be changed; ends with NULL.  take takes
-     * some or all of them from @opts, and keeps them for the prepare that
-     * follows, or for abort.  Both NULL: there are none. */
-    const char *const *options;
-    int (*take)(struct node *n, struct opts *opts, struct error **errp);
-
-    /* Change from n->flags to *@to (read_only, direct, no_flush, unmap may
-     * differ), so that the change can be taken back. */
-    int (*prepare)(struct node *n, const struct node_flags *to,
-                   struct error **errp);
-
-    /* One of these follows, and cannot fail: abort also after a failure, or
-     * when it did not come to prepare.  NULL: nothing is left to do. */
-    void (*commit)(struct node *n);
-    void (*abort)(struct node *n);
-};
-
-/* Images of a format as files: what they look like, how they are made, which
- * other files they name.  Each member may be NULL. */
-struct image_check;
-struct image_check_options;
-
-struct driver_image {
-    /* Is a file that has @head at its beginning and @tail at its end such an
-     * image?  FORMAT_BYTES each (format.h), zeroes where the file is shorter.
-     * NULL: no file looks like one. */
-    bool (*probe)(const void *head, const void *tail);
-
-    /* Create an image; see image.h.  @opts is complete but not checked.  A
-     * graph that it opens the image with has the drivers @t. */
-    int (*create)(const struct driver_table *t, const char *filename,
-                  struct opts *opts, struct file_make *how,
-                  struct error **errp);
-    const char *const *create_options; /* of create; ends with NULL */
-
-    /* Write an empty image onto @file, an open node that the caller holds.  The
-     * options are those of create, except that nothing is rounded.  Not in a
-     * control section, and not in a request.  Durable when it returns 0.  The
-     * caller closes *opened, a node that the method has opened for this. */
-    int (*format)(struct graph *g, struct node *file, struct opts *opts,
-                  struct node **opened, struct error **errp);
-
-    /* Have the image, which is writable, name the file @name of format @fmt
-     * (or NULL) as its backing file; @name NULL: none.  Durable when it
-     * returns 0; at any moment the image names the old one or the new one.
-     * Updates image_backing.  NULL: images of this format name none. */
-    int (*change_backing)(struct node *n, const char *name, const char *fmt,
-                          struct error **errp);
-
-    /* image_check() of the image in @file, in a request of the only user of
-     * @file's tree.  NULL: this format cannot be checked. */
-    int (*check)(struct node *file, const struct image_check_options *o,
-                 struct image_check *c, struct error **errp);
-
-    /* In a request: give room (enum image_room in image.h, not NONE) to a part
-     * of the disk that reads as zeroes.  NULL: the format has only its
-     * bytes. */
-    int (*make_room)(struct node *n, uint64_t offset, uint64_t bytes,
-                     unsigned how);
-};
-
-/* Bitmaps that an image keeps (core/dirty.h): all members are there. */
-struct driver_bitmaps {
-    /* Drained.  Store the list of the node's bitmaps in the image, enabled or
-     * not, with at least the bits that they have.  Durable when it returns
-     * 0. */
-    int (*store)(struct node *n, struct error **errp);
-
-    /* In a request: store will come soon, so write ahead what it would
-     * write. */
-    int (*store_ahead)(struct node *n, bool more);
-
-    /* Can one more bitmap be stored? */
-    int (*check)(struct node *n, const char *name, uint64_t granularity,
-                 struct error **errp);
-
-    /* Drained.  The bits of a stored bitmap have become fewer. */
-    void (*relaxed)(struct node *n, struct bitmap *bm);
-
-    /* A stored bitmap is about to be freed, as it is. */
-    void (*gone)(struct bitmap *bm);
-
-    /* In a request, before the range is changed, after the bits of @bm were
-     * set: let a crash not lose them.  For an inconsistent bitmap that would
-     * record, say in the image that it is inconsistent.  -EAGAIN, only with
-     * @nowait: it has to wait. */
-    int (*arm)(struct node *n, struct bitmap *bm, uint64_t offset,
-               uint64_t bytes, bool nowait);
-
-    /* In a request, before data change while node->bitmaps_doubt is set: make
-     * the image have the bitmaps that memory has, with at least their bits;
-     * durable.  The driver sets the flag, in a drained section or here, and
-     * clears it. */
-    int (*heal)(struct node *n, bool nowait);
-};
-
-/*
- * Internal snapshots: a change in three parts.  begin and end are in a request,
- * and return 1 to be called once more, in another one; act and undo are
- * drained.  end comes after begin, whatever begin has returned; @done: act has
- * succeeded, and was not undone.  An error of end only wastes room.
- */
-struct internal_change {
-    enum internal_verb verb;
-    const char *id;   /* NULL: any */
-    const char *name; /* NULL: any, except of make */
-    bool only;
-    json_t *info; /* of remove: set by begin */
-    void *state;  /* the driver's own, from begin to end */
-};
-
-struct driver_snapshots {
-    int (*begin)(struct node *n, struct internal_change *c,
-                 struct error **errp);
-    int (*act)(struct node *n, struct internal_change *c, struct error **errp);
-    void (*undo)(struct node *n, struct internal_change *c);
-    int (*end)(struct node *n, struct internal_change *c, bool done);
 };
 
 typedef void bitmap_fn(const struct bitmap_info *info, void *opaque);
