@@ -149,8 +149,6 @@ static int compare(struct graph *g, struct request *q)
 
 static int take_option(struct request *q, struct graph *g, int code)
 {
-    CLEANUP_ERROR struct error *err = NULL;
-
     switch (code) {
     case 'f':
         q->disk[0].format = optarg;
@@ -165,9 +163,7 @@ static int take_option(struct request *q, struct graph *g, int code)
         q->disk[0].image_opts = q->disk[1].image_opts = true;
         break;
     case OPT_ALLOW_PATH:
-        return graph_allow_path(g, optarg, &err) < 0
-                   ? cli_usage(&command, "%s", error_message(err))
-                   : 0;
+        return image_allow_path(&command, g, optarg);
     case 's':
         q->compare.strict = true;
         break;

@@ -416,7 +416,6 @@ struct request {
 static int take_map_options(struct request *rq, struct graph *g, int argc,
                             char **argv)
 {
-    CLEANUP_ERROR struct error *err = NULL;
     int code;
 
     while ((code = cli_next(&command, argc, argv)) >= 0) {
@@ -439,8 +438,7 @@ static int take_map_options(struct request *rq, struct graph *g, int argc,
             }
             break;
         case OPT_ALLOW_PATH:
-            if (graph_allow_path(g, optarg, &err) < 0) {
-                (void)cli_error(command.name, err);
+            if (image_allow_path(&command, g, optarg) != 0) {
                 return CLI_BAD;
             }
             break;

@@ -155,15 +155,6 @@ static int rebase(struct graph *g, struct request *q, struct error **errp)
                                    q->backing_format, errp);
 }
 
-static int allow_path(struct graph *g, const char *dir)
-{
-    CLEANUP_ERROR struct error *err = NULL;
-
-    return graph_allow_path(g, dir, &err) < 0
-               ? cli_usage(&command, "%s", error_message(err))
-               : 0;
-}
-
 static int take_command_line(struct request *q, struct graph *g, int argc,
                              char **argv)
 {
@@ -184,7 +175,7 @@ static int take_command_line(struct request *q, struct graph *g, int argc,
             q->open.no_backing = true;
             break;
         case OPT_ALLOW_PATH:
-            if (allow_path(g, optarg) != 0) {
+            if (image_allow_path(&command, g, optarg) != 0) {
                 return CLI_BAD;
             }
             break;

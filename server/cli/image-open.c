@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <jansson.h>
 
+#include "cli/cli.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
@@ -79,4 +80,14 @@ int image_open(struct graph *g, const struct image_open *o, struct node **nodep,
                          error_message(why));
     }
     return r;
+}
+
+int image_allow_path(const struct cli_command *c, struct graph *g,
+                     const char *dir)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+
+    return graph_allow_path(g, dir, &err) < 0
+               ? cli_usage(c, "%s", error_message(err))
+               : 0;
 }

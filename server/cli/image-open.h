@@ -5,6 +5,7 @@
 /* Opening an image for a sub-command. */
 #include <stdbool.h>
 
+struct cli_command;
 struct error;
 struct graph;
 struct node;
@@ -24,5 +25,9 @@ struct image_open {
 
 int image_open(struct graph *g, const struct image_open *o, struct node **nodep,
                struct error **errp);
+
+/* --allow-path=@dir of a command: 0, or CLI_USAGE with the error printed. */
+int image_allow_path(const struct cli_command *c, struct graph *g,
+                     const char *dir);
 
 #endif /* NBDELTA_SERVER_CLI_IMAGE_OPEN_H */
