@@ -16,7 +16,7 @@ from pull_util import begin, connect, dirty, end, live, pull_into, refused
 
 NBDELTA = sys.argv[1]
 MIB = 1 << 20
-SIZE = 64 * MIB
+SIZE = 16 * MIB
 SLOT = 65536
 # The first half of a disk has a counter in each slot; fio has the other half.
 SLOTS = SIZE // 2 // SLOT
@@ -79,6 +79,7 @@ class Writer:
     def loop(self):
         while not self.stop:
             self.once()
+            time.sleep(0.002)  # the puller needs the interpreter, too
 
     def __enter__(self):
         self.stop = False
