@@ -32,7 +32,7 @@
 #include "qcow2/qcow2.h"
 #include "util/iov.h"
 
-#define CHUNK (1 * MiB)
+#define CHUNK (128 * KiB)
 
 /* An image takes so long to unlock at the most; QEMU's take 2 seconds for each
  * slot that is tried. */
@@ -357,15 +357,25 @@ json_t *qcow2_luks_describe(const struct qcow2 *s)
 
 /* --- Coding --- */
 
-static int decode_split_sector(struct sector_cipher *c, uint64_t sector,
-                               const struct iovec *iov, int cnt, uint64_t at)
-{
-    unsigned char buf[SECTOR_BYTES];
+/* A place in scattered bytes, which only moves on. */
+struct cursor {
+    const struct iovec *iov; /* the element that it is in */
+    uint64_t begin;          /* of that element */
+};
 
-    iov_to_buf(iov, cnt, at, buf, sizeof(buf));
-    int r = sector_decrypt(c, sector, buf, sizeof(buf));
-    iov_from_buf(iov, cnt, at, buf, sizeof(buf));
-    return r;
+/* The bytes of whole sectors, at most @bytes of them, that lie in one piece
+ * from @at on.  0: the sector there lies in several elements. */
+static uint64_t whole_sectors(struct cursor *c, uint64_t at, uint64_t bytes,
+                              char **p)
+{
+    while (at >= c->begin + c->iov->iov_len) {
+        c->begin += c->iov->iov_len;
+        c->iov++;
+    }
+    uint64_t inside = at - c->begin;
+
+    *p = (char *)c->iov->iov_base + inside;
+    return min_u64(align_down(c->iov->iov_len - inside, SECTOR_BYTES), bytes);
 }
 
 /* In the reader's buffer.  A sector that lies in several elements is taken out
@@ -375,53 +385,71 @@ int qcow2_decode(struct node *n, uint64_t host, const struct iovec *iov,
 {
     const struct qcow2 *s = n->state;
     struct sector_cipher *c = s->luks->cipher;
-    uint64_t at = 0;  /* decoded */
-    uint64_t end = 0; /* of the element */
+    struct cursor cursor = {.iov = iov};
+    uint64_t end = iov_bytes(iov, cnt);
     int r = 0;
 
-    for (int i = 0; i < cnt && r == 0; i++) {
-        uint64_t begin = end;
+    for (uint64_t at = 0; at < end && r == 0;) {
+        unsigned char split[SECTOR_BYTES];
+        char *p;
+        uint64_t len = whole_sectors(&cursor, at, end - at, &p);
 
-        end += iov[i].iov_len;
-        uint64_t whole = end > at ? align_down(end - at, SECTOR_BYTES) : 0;
-        if (whole > 0) {
-            r = sector_decrypt(c, (host + at) / SECTOR_BYTES,
-                               (char *)iov[i].iov_base + (at - begin), whole);
-            at += whole;
+        if (len > 0) {
+            r = sector_decrypt(c, (host + at) / SECTOR_BYTES, p, len);
+        } else {
+            len = SECTOR_BYTES;
+            iov_to_buf(iov, cnt, at, split, len);
+            r = sector_decrypt(c, (host + at) / SECTOR_BYTES, split, len);
+            iov_from_buf(iov, cnt, at, split, len);
         }
-        if (r == 0 && at < end) {
-            r = decode_split_sector(c, (host + at) / SECTOR_BYTES, iov, cnt,
-                                    at);
-            at += SECTOR_BYTES;
-        }
+        at += len;
     }
     return r;
 }
 
-static int encode(const struct qcow2 *s, uint64_t host, uint64_t bytes,
-                  const struct iovec *iov, int cnt, uint64_t at, void *to)
-{
-    struct sector_cipher *c = s->luks->cipher;
-    const void *from = to;
+/* What a write has from @from on goes to @host. */
+struct piece {
+    const struct iovec *iov;
+    int cnt;
+    uint64_t from;
+    uint64_t host;
+    uint64_t bytes;
+};
 
-    if (cnt == 1) {
-        from = (const char *)iov->iov_base + at;
-    } else {
-        iov_to_buf(iov, cnt, at, to, bytes);
+static int encode(struct sector_cipher *c, const struct piece *p,
+                  struct cursor *cursor, char *to)
+{
+    int r = 0;
+
+    for (uint64_t done = 0; done < p->bytes && r == 0;) {
+        char *from;
+        uint64_t at = p->from + done;
+        uint64_t len = whole_sectors(cursor, at, p->bytes - done, &from);
+
+        if (len == 0) {
+            len = SECTOR_BYTES;
+            from = to + done;
+            iov_to_buf(p->iov, p->cnt, at, from, len);
+        }
+        r = sector_encrypt(c, (p->host + done) / SECTOR_BYTES, from, to + done,
+                           len);
+        done += len;
     }
-    return sector_encrypt(c, host / SECTOR_BYTES, from, to, bytes);
+    return r;
 }
 
 static int write_encoded(struct qcow2 *s, uint64_t host, uint64_t bytes,
                          const struct iovec *iov, int cnt, unsigned flags)
 {
-    CLEANUP_FREE void *buf = buf_alloc(min_u64(bytes, CHUNK));
+    CLEANUP_FREE char *buf = buf_alloc(min_u64(bytes, CHUNK));
+    struct cursor cursor = {.iov = iov};
     int r = buf ? 0 : -ENOMEM;
 
     for (uint64_t at = 0; at < bytes && r == 0; at += CHUNK) {
         uint64_t len = min_u64(bytes - at, CHUNK);
+        const struct piece p = {iov, cnt, at, host + at, len};
 
-        r = encode(s, host + at, len, iov, cnt, at, buf);
+        r = encode(s->luks->cipher, &p, &cursor, buf);
         if (r == 0) {
             r = node_pwrite(s->data, buf, len, host + at, flags);
         }
