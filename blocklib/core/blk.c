@@ -98,6 +98,14 @@ bool blk_shows(const struct blk *b, const struct node *n)
     return same;
 }
 
+struct tree *blk_enter(struct blk *b, struct node **n)
+{
+    struct tree *t = edge_enter(&b->root, false);
+
+    *n = b->root.child;
+    return t;
+}
+
 struct bitmap *blk_bitmap_find(struct blk *b, const char *name)
 {
     struct tree *t = edge_enter(&b->root, false);

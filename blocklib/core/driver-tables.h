@@ -13,6 +13,7 @@ struct driver_table;
 struct file_make;
 struct node_flags;
 struct opts;
+struct snapshot_found; /* the driver's own */
 
 /*
  * Changing flags and options of an open node, as a step of several that succeed
@@ -137,6 +138,23 @@ struct driver_snapshots {
     int (*act)(struct node *n, struct internal_change *c, struct error **errp);
     void (*undo)(struct node *n, struct internal_change *c);
     int (*end)(struct node *n, struct internal_change *c, bool done);
+
+    /*
+     * A view is a node that shows a snapshot, for any number of users, and
+     * keeps it from being removed.  look, in a request, reads what a view of
+     * the snapshot @which needs; free *found with forget.  show, in a control
+     * section, has a reference to the view in *view; -EAGAIN: the snapshots of
+     * @n have changed since, so look again.
+     */
+    int (*look)(struct node *n, const char *which,
+                struct snapshot_found **found, struct error **errp);
+    int (*show)(struct node *n, struct snapshot_found *found,
+                struct node **view, struct error **errp);
+    void (*forget)(struct snapshot_found *found);
+
+    /* In a request: the bytes of the snapshot's disk.  Errors as of look. */
+    int (*measure)(struct node *n, const char *which, uint64_t *size,
+                   struct error **errp);
 };
 
 #endif /* NBDELTA_CORE_DRIVER_TABLES_H */

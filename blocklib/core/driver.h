@@ -186,6 +186,13 @@ struct driver {
      * they are in no file. */
     int (*fstat)(const struct node *n, struct stat *st);
 
+    /* Protocols: say to all others that have the file open that this node reads
+     * what @mark stands for, until it is closed; or ask whether one of them
+     * does (core/imagelock.h).  In a control section, or a request.  NULL:
+     * there are no marks. */
+    void (*hold_mark)(struct node *n, uint64_t mark);
+    bool (*has_mark)(struct node *n, uint64_t mark);
+
     /* Add "format-specific" and other members that only the format knows to
      * @info, an ImageInfo (node_image_info).  NULL: nothing to add. */
     void (*describe)(struct node *n, json_t *info);

@@ -77,4 +77,7 @@ void graph_begin_drain(struct tree *t);
 
 struct tree *edge_enter(struct edge *e, bool nowait);
 
+/* Enter a request of @b; *n is the node that it is attached to. */
+struct tree *blk_enter(struct blk *b, struct node **n);
+
 #endif /* NBDELTA_CORE_GRAPH_PRIV_H */

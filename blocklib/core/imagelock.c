@@ -12,6 +12,7 @@
 
 #define USED_BASE     100
 #define UNSHARED_BASE 200
+#define MARK_BASE     (INT64_C(1) << 62)
 
 enum { ACCESS_READ, ACCESS_WRITE, ACCESS_WRITE_UNCHANGED, ACCESS_RESIZE };
 
@@ -131,4 +132,14 @@ int image_lock(int fd, const char *filename, bool writable, struct error **errp)
         }
     }
     return 0;
+}
+
+int image_mark(int fd, uint64_t mark)
+{
+    return set_byte(fd, F_RDLCK, MARK_BASE + (off_t)mark);
+}
+
+bool image_is_marked(int fd, uint64_t mark)
+{
+    return probe_byte(fd, MARK_BASE + (off_t)mark) == -EAGAIN;
 }

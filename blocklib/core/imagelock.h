@@ -34,4 +34,14 @@ void image_lock_narrow(int fd);
  * same or more access.  So there is no conflict to look for. */
 int image_lock_again(int fd, bool writable);
 
+/*
+ * Marks, which QEMU does not know: each is a byte far behind what it locks.  An
+ * open file has a mark for what it reads, also without any other lock; a
+ * program that wants to change that asks whether another open file has it.
+ * @mark is below 2^61.  Where the file system has no such locks, there are no
+ * marks: an error of image_mark() changes nothing.
+ */
+int image_mark(int fd, uint64_t mark);
+bool image_is_marked(int fd, uint64_t mark);
+
 #endif /* NBDELTA_CORE_IMAGELOCK_H */

@@ -114,6 +114,9 @@ int file_reopen(struct node *n, const struct node_flags *to,
         return fd;
     }
     r = lock_again(n, to, before, fd, errp);
+    for (size_t i = 0; i < s->mark_count; i++) {
+        (void)image_mark(fd, s->marks[i]);
+    }
     s->fd = fd;
     if (r == 0) {
         r = file_find_alignment(s, to->direct, node_filename(n), errp);

@@ -249,6 +249,26 @@ static void file_close(struct node *n)
     mutex_destroy(&s->status_lock);
     mutex_destroy(&s->flush_lock);
     (void)close(s->fd);
+    free(s->marks);
+}
+
+static void file_hold_mark(struct node *n, uint64_t mark)
+{
+    struct file *s = n->state;
+    uint64_t *more = reallocarray(s->marks, s->mark_count + 1, sizeof(*more));
+
+    if (more) { /* else it is lost in a reopen */
+        s->marks = more;
+        s->marks[s->mark_count++] = mark;
+    }
+    (void)image_mark(s->fd, mark);
+}
+
+static bool file_has_mark(struct node *n, uint64_t mark)
+{
+    const struct file *s = n->state;
+
+    return image_is_marked(s->fd, mark);
 }
 
 static void file_limits(struct node *n, struct limits *lim)
@@ -707,6 +727,8 @@ static const struct driver_reopen reopen_methods = {
     .limits = file_limits,                 \
     .resize = file_resize,                 \
     .fstat = file_fstat,                   \
+    .hold_mark = file_hold_mark,           \
+    .has_mark = file_has_mark,             \
     .stats = file_stats,                   \
     .map = file_map,                       \
     .preadv = file_preadv,                 \

@@ -27,6 +27,8 @@ struct file {
     uint32_t align;             /* of O_DIRECT, else 1 */
     uint32_t zero_align;        /* what fallocate takes */
     struct file_before *before; /* while it is not sure that a reopen stays */
+    uint64_t *marks;            /* that it holds (core/imagelock.h) */
+    size_t mark_count;
 
     mutex_t flush_lock; /* one fdatasync at a time */
 

@@ -21,7 +21,18 @@
 #define REFBLOCKS_MAX (8 * MiB)
 #define REFBLOCKS_MIN 8 /* tables */
 
-static void state_free(struct qcow2 *s)
+void qcow2_state_init(struct qcow2 *s)
+{
+    range_lock_init(&s->range);
+    mutex_init(&s->flush_lock, LOCK_QCOW2_FLUSH, s);
+    mutex_init(&s->meta, LOCK_QCOW2_META, s);
+    mutex_init(&s->unpacked.lock, LOCK_QCOW2_UNPACKED, NULL);
+    list_init(&s->views);
+    qcow2_snapshots_changed(s);
+    qcow2_bitmaps_init(s);
+}
+
+void qcow2_state_free(struct qcow2 *s)
 {
     qcow2_bitmaps_free(s);
     qcow2_snapshots_free(&s->snapshots);
@@ -250,31 +261,56 @@ static int open_data(struct qcow2 *s, const struct qcow2_header *h,
     return r;
 }
 
-/* Take the snapshot with this id, or else with this name, for the disk. */
+/* Find the snapshot, and say that it is read: for others, who may remove it.
+ * That they have not done so before it was said is looked at once more. */
+static int hold_snapshot(struct qcow2 *s, const char *which,
+                         struct qcow2_snapshot *sn, struct error **errp)
+{
+    struct qcow2_header h;
+    struct qcow2_snapshots now;
+    int r = qcow2_snapshot_choose(&s->snapshots, which, sn, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    qcow2_snapshot_mark(s->file, sn->l1_offset);
+    r = qcow2_header_read(s->file, &h, errp);
+    if (r < 0) {
+        return r;
+    }
+    r = qcow2_snapshots_load(s->file, &h, &now, errp);
+    qcow2_header_release(&h);
+    if (r < 0) {
+        return r;
+    }
+    bool same = now.bytes == s->snapshots.bytes &&
+                memcmp(now.table, s->snapshots.table, now.bytes) == 0;
+    qcow2_snapshots_free(&now);
+    return same ? 0
+                : error_set(errp, EBUSY,
+                            "the image's snapshots have changed meanwhile: try "
+                            "again");
+}
+
+/* Take the snapshot that @which means for the disk. */
 static int show_snapshot(struct qcow2 *s, struct qcow2_header *h,
                          const char *which, struct error **errp)
 {
-    uint64_t span = qcow2_header_span(h);
     struct qcow2_snapshot sn;
-    int64_t i = qcow2_snapshot_find(&s->snapshots, which, NULL);
+    uint64_t size;
 
-    i = i < 0 ? qcow2_snapshot_find(&s->snapshots, NULL, which) : i;
-    if (i < 0) {
-        return error_set(errp, ENOENT, "there is no snapshot '%.200s'", which);
-    }
     if (!s->node->flags.read_only) {
         return error_set(errp, EACCES,
                          "a snapshot can only be opened read-only");
     }
-    qcow2_snapshot_get(&s->snapshots, (uint32_t)i, &sn);
-    uint64_t size = sn.disk_size == UINT64_MAX ? h->size : sn.disk_size;
+    int r = hold_snapshot(s, which, &sn, errp);
     s->cluster_size = UINT64_C(1) << h->cluster_bits;
-    if (!qcow2_snapshot_has_l1(s, &sn) || size > BLK_SIZE_MAX ||
-        div_up(size, span) > sn.l1_size) {
-        return error_set(errp, EUCLEAN,
-                         "the L1 table of the snapshot '%.200s' cannot be "
-                         "right: see 'nbdelta check'",
-                         which);
+    if (r == 0) {
+        r = qcow2_snapshot_shape(s, qcow2_header_span(h), h->size, &sn, &size,
+                                 errp);
+    }
+    if (r < 0) {
+        return r;
     }
     s->shows_snapshot = true;
     h->size = size;
@@ -355,15 +391,11 @@ static int qcow2_open(struct node *n, struct opts *opts, struct error **errp)
     }
     s->node = n;
     s->file = node_child(n, CHILD_FILE);
-    range_lock_init(&s->range);
-    mutex_init(&s->flush_lock, LOCK_QCOW2_FLUSH, s);
-    mutex_init(&s->meta, LOCK_QCOW2_META, s);
-    mutex_init(&s->unpacked.lock, LOCK_QCOW2_UNPACKED, NULL);
-    qcow2_bitmaps_init(s);
+    qcow2_state_init(s);
     r = qcow2_header_read(s->file, &h, errp);
     if (r < 0) {
         error_prefix(errp, "Could not open '%s': ", node_filename(s->file));
-        state_free(s);
+        qcow2_state_free(s);
         return r;
     }
     r = qcow2_luks_open(s, &h, opts, errp); /* it may have to begin again */
@@ -379,7 +411,7 @@ static int qcow2_open(struct node *n, struct opts *opts, struct error **errp)
     }
     if (r < 0) {
         error_prefix(errp, "Could not open '%s': ", node_filename(s->file));
-        state_free(s);
+        qcow2_state_free(s);
     }
     return r;
 }
@@ -411,10 +443,10 @@ static void qcow2_close(struct node *n)
         }
         qcow2_round_up_file(s);
     }
-    state_free(s);
+    qcow2_state_free(s);
 }
 
-static void qcow2_limits(struct node *n, struct limits *lim)
+void qcow2_limits(struct node *n, struct limits *lim)
 {
     const struct qcow2 *s = n->state;
 

@@ -153,6 +153,7 @@ struct qcow2 {
     struct qcow2_snapshots snapshots;
     bool shows_snapshot; /* set at open: not the disk as it is now */
     bool changing;       /* a snapshot is being made or removed; monitor lock */
+    uint64_t snapshots_serial; /* of the table; no other one has or had it */
 
     mutex_t flush_lock; /* one write-back at a time */
     mutex_t meta;
@@ -177,6 +178,7 @@ struct qcow2 {
                         cluster that has some; or at the end of one */
     uint64_t incompatible;
     struct qcow2_making *making; /* a snapshot, or NULL */
+    struct list views;           /* of its snapshots: snapshot-view.c */
 
     /* --- Atomic. --- */
     _Atomic uint64_t epoch;
@@ -287,6 +289,13 @@ int qcow2_read_compressed(struct node *n, uint64_t offset, uint64_t bytes,
 /* driver.write_compressed: pack.c. */
 int qcow2_write_compressed(struct node *n, uint64_t offset, uint64_t bytes,
                            const void *buf);
+
+/* --- qcow2.c --- */
+
+/* What each state needs, whatever the image is; and free all that it has. */
+void qcow2_state_init(struct qcow2 *s);
+void qcow2_state_free(struct qcow2 *s);
+void qcow2_limits(struct node *n, struct limits *lim);
 
 /* --- qcow2.c, for a reopen --- */
 

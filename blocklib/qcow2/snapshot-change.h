@@ -77,6 +77,16 @@ int qcow2_drop_disk(struct qcow2_change *c);
  * corrupt. */
 int qcow2_drop_check(struct qcow2 *s, uint64_t host);
 
+/* --- snapshot-view.c: of struct driver_snapshots --- */
+
+int qcow2_view_look(struct node *n, const char *which,
+                    struct snapshot_found **foundp, struct error **errp);
+int qcow2_view_show(struct node *n, struct snapshot_found *found,
+                    struct node **viewp, struct error **errp);
+void qcow2_view_forget(struct snapshot_found *found);
+int qcow2_view_measure(struct node *n, const char *which, uint64_t *size,
+                       struct error **errp);
+
 /* --- snapshot-apply.c --- */
 
 /* Can the disk become the snapshot? */

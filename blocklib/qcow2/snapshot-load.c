@@ -164,6 +164,40 @@ bool qcow2_snapshot_has_l1(const struct qcow2 *s,
            sn->l1_offset <= BLK_SIZE_MAX - bytes;
 }
 
+int qcow2_snapshot_choose(const struct qcow2_snapshots *t, const char *which,
+                          struct qcow2_snapshot *sn, struct error **errp)
+{
+    int64_t i = qcow2_snapshot_which(t, which);
+
+    if (i < 0) {
+        return i == -ENOMEM ? error_nomem(errp)
+               : i == -EINVAL
+                   ? error_set(errp, EINVAL,
+                               "'%.200s' is no list of "
+                               "snapshot.id=ID and "
+                               "snapshot.name=NAME",
+                               which)
+                   : error_set(errp, ENOENT, "there is no snapshot '%.200s'",
+                               which);
+    }
+    qcow2_snapshot_get(t, (uint32_t)i, sn);
+    return 0;
+}
+
+int qcow2_snapshot_shape(const struct qcow2 *s, uint64_t span, uint64_t now,
+                         const struct qcow2_snapshot *sn, uint64_t *size,
+                         struct error **errp)
+{
+    *size = sn->disk_size == UINT64_MAX ? now : sn->disk_size;
+    return !qcow2_snapshot_has_l1(s, sn) || *size > BLK_SIZE_MAX ||
+                   div_up(*size, span) > sn->l1_size
+               ? error_set(errp, EUCLEAN,
+                           "the L1 table of the snapshot '%.*s' cannot be "
+                           "right: see 'nbdelta check'",
+                           (int)min_u64(sn->name_len, 200), sn->name)
+               : 0;
+}
+
 /* --- Telling --- */
 
 static json_t *text_json(const char *bytes, uint32_t len)

@@ -105,6 +105,55 @@ int64_t qcow2_snapshot_find(const struct qcow2_snapshots *t, const char *id,
     return -ENOENT;
 }
 
+/* Copy the value at @from to @to, up to a single comma.  Returns what follows.
+ */
+static const char *take_value(const char *from, char *to)
+{
+    for (; *from && (*from != ',' || from[1] == ','); from++) {
+        from += *from == ',';
+        *to++ = *from;
+    }
+    *to = '\0';
+    return *from ? from + 1 : from;
+}
+
+static int64_t find_in_list(const struct qcow2_snapshots *t, const char *list,
+                            char *id, char *name)
+{
+    static const char id_key[] = "snapshot.id=";
+    static const char name_key[] = "snapshot.name=";
+    bool has_id = false;
+    bool has_name = false;
+
+    while (*list) {
+        if (strncmp(list, id_key, sizeof(id_key) - 1) == 0) {
+            list = take_value(list + sizeof(id_key) - 1, id);
+            has_id = true;
+        } else if (strncmp(list, name_key, sizeof(name_key) - 1) == 0) {
+            list = take_value(list + sizeof(name_key) - 1, name);
+            has_name = true;
+        } else {
+            return -EINVAL;
+        }
+    }
+    return qcow2_snapshot_find(t, has_id ? id : NULL, has_name ? name : NULL);
+}
+
+int64_t qcow2_snapshot_which(const struct qcow2_snapshots *t, const char *which)
+{
+    if (strncmp(which, "snapshot.", strlen("snapshot.")) != 0) {
+        int64_t i = qcow2_snapshot_find(t, which, NULL);
+
+        return i < 0 ? qcow2_snapshot_find(t, NULL, which) : i;
+    }
+    char *values = malloc(2 * (strlen(which) + 1));
+    int64_t i = values
+                    ? find_in_list(t, which, values, values + strlen(which) + 1)
+                    : -ENOMEM;
+    free(values);
+    return i;
+}
+
 /* --- Other tables --- */
 
 /* Our extra data: VM state, size of the disk, icount. */

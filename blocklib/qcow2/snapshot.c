@@ -152,6 +152,7 @@ static void swap_tables(struct qcow2_change *c)
 
     c->s->snapshots = c->after;
     c->after = had;
+    qcow2_snapshots_changed(c->s);
 }
 
 static int write_table(struct qcow2_change *c)
@@ -315,6 +316,36 @@ static int read_l1(struct qcow2_change *c, const struct qcow2_snapshot *sn,
                : 0;
 }
 
+static int check_shown(struct qcow2_change *c, struct error **errp)
+{
+    return qcow2_snapshot_shown(c->s, c->l1_offset)
+               ? error_set(errp, EBUSY,
+                           "the snapshot is in use: somebody reads it")
+               : 0;
+}
+
+static int change_failed(const struct qcow2 *s, int r, struct error **errp)
+{
+    return error_set(errp, -r, "cannot change the snapshots of '%s': %s",
+                     node_filename(s->node), strerror(-r));
+}
+
+/* Whether somebody reads the snapshot is asked when the header does not lead to
+ * it any more: a reader that comes later does not find it. */
+static int act_remove(struct qcow2_change *c, struct error **errp)
+{
+    int r = switch_table(c, &c->after);
+
+    if (r < 0) {
+        return change_failed(c->s, r, errp);
+    }
+    r = check_shown(c, errp);
+    if (r < 0 && switch_table(c, &c->s->snapshots) < 0) {
+        c->in_doubt = true;
+    }
+    return r;
+}
+
 static int begin_remove(struct qcow2_change *c, struct internal_change *what,
                         struct error **errp)
 {
@@ -324,6 +355,9 @@ static int begin_remove(struct qcow2_change *c, struct internal_change *what,
     qcow2_snapshot_get(&s->snapshots, c->index, &sn);
     what->info = qcow2_snapshot_describe(&sn);
     int r = read_l1(c, &sn, errp);
+    if (r == 0) {
+        r = check_shown(c, errp);
+    }
     if (r < 0) {
         return r;
     }
@@ -480,18 +514,20 @@ static int change_act(struct node *n, struct internal_change *what,
                       struct error **errp)
 {
     struct qcow2_change *c = what->state;
-    int r = c->verb == INTERNAL_MAKE    ? act_make(c)
-            : c->verb == INTERNAL_APPLY ? qcow2_apply_act(c)
-                                        : switch_table(c, &c->after);
+    int r;
+
+    (void)n;
+    if (c->verb == INTERNAL_REMOVE) {
+        r = act_remove(c, errp);
+    } else {
+        r = c->verb == INTERNAL_MAKE ? act_make(c) : qcow2_apply_act(c);
+        r = r < 0 ? change_failed(c->s, r, errp) : 0;
+    }
 
     if (r == 0 && c->verb != INTERNAL_APPLY) {
         swap_tables(c);
     }
-    return r < 0 ? error_set(errp, -r,
-                             "cannot change the snapshots of '%s': "
-                             "%s",
-                             node_filename(n), strerror(-r))
-                 : 0;
+    return r;
 }
 
 static void change_undo(struct node *n, struct internal_change *what)
@@ -508,7 +544,9 @@ static void change_undo(struct node *n, struct internal_change *what)
         return;
     }
     swap_tables(c);
-    if (c->verb == INTERNAL_MAKE) {
+    if (c->verb == INTERNAL_MAKE && qcow2_snapshot_shown(c->s, c->l1_offset)) {
+        c->in_doubt = true; /* so what it refers to stays as it is */
+    } else if (c->verb == INTERNAL_MAKE) {
         qcow2_make_undo(c);
     }
 }
@@ -577,4 +615,8 @@ const struct driver_snapshots qcow2_snapshot_methods = {
     .act = change_act,
     .undo = change_undo,
     .end = change_end,
+    .look = qcow2_view_look,
+    .show = qcow2_view_show,
+    .forget = qcow2_view_forget,
+    .measure = qcow2_view_measure,
 };

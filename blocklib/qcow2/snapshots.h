@@ -83,6 +83,15 @@ void qcow2_snapshot_get(const struct qcow2_snapshots *t, uint32_t i,
 int64_t qcow2_snapshot_find(const struct qcow2_snapshots *t, const char *id,
                             const char *name);
 
+/*
+ * The snapshot that @which means: an id, or else a name; or, as in QEMU, a list
+ * of "snapshot.id=ID" and "snapshot.name=NAME" with one or both of them, in
+ * which a comma that belongs to a value is doubled.  -ENOENT; -EINVAL: it
+ * begins as such a list, and is none; -ENOMEM.
+ */
+int64_t qcow2_snapshot_which(const struct qcow2_snapshots *t,
+                             const char *which);
+
 /* *after, which the caller frees, is @t and one entry more, or one less.
  * -ENOMEM, -EFBIG. */
 int qcow2_snapshots_with(const struct qcow2_snapshots *t,
@@ -115,6 +124,17 @@ int qcow2_snapshots_check(const struct qcow2_header *h,
 bool qcow2_snapshot_has_l1(const struct qcow2 *s,
                            const struct qcow2_snapshot *sn);
 
+/* The snapshot that @which means (qcow2_snapshot_which).  -ENOENT, -EINVAL. */
+int qcow2_snapshot_choose(const struct qcow2_snapshots *t, const char *which,
+                          struct qcow2_snapshot *sn, struct error **errp);
+
+/* *size: bytes of the snapshot's disk, in an image whose L2 tables describe
+ * @span bytes each and whose disk has @now.  -EUCLEAN: it has no L1 table that
+ * can be right. */
+int qcow2_snapshot_shape(const struct qcow2 *s, uint64_t span, uint64_t now,
+                         const struct qcow2_snapshot *sn, uint64_t *size,
+                         struct error **errp);
+
 /* --- snapshot.c --- */
 
 /* driver.snapshots */
@@ -125,5 +145,17 @@ json_t *qcow2_snapshots_describe(const struct qcow2_snapshots *t);
 
 /* SnapshotInfo of one; a new reference, or NULL. */
 json_t *qcow2_snapshot_describe(const struct qcow2_snapshot *sn);
+
+/* --- snapshot-view.c --- */
+
+/* The table is another one now.  Drained, or at open. */
+void qcow2_snapshots_changed(struct qcow2 *s);
+
+/* Say that @file is read as the snapshot with this L1 table, until the file is
+ * closed. */
+void qcow2_snapshot_mark(struct node *file, uint64_t l1_offset);
+/* Does a view of the disk show it, or does another open of the file, in
+ * whatever process, say so? */
+bool qcow2_snapshot_shown(struct qcow2 *s, uint64_t l1_offset);
 
 #endif /* NBDELTA_QCOW2_SNAPSHOTS_H */

@@ -204,8 +204,9 @@ static uint16_t transmission_flags(const struct conn *c, const struct export *e)
     unsigned flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH |
                      NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_CACHE;
 
-    /* Each connection has a view of its own. */
-    flags |= server_max(c->server) != 1 && !e->of ? NBD_FLAG_CAN_MULTI_CONN : 0;
+    flags |= server_max(c->server) != 1 && export_is_one_disk(e)
+                 ? NBD_FLAG_CAN_MULTI_CONN
+                 : 0;
     flags |= conn_may_write(c, e)
                  ? NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES |
                        NBD_FLAG_SEND_FAST_ZERO
@@ -389,7 +390,7 @@ static int option_info(struct conn *c, struct option *o)
         return handshake_error(c, o->type, NBD_REP_ERR_POLICY,
                                error_message(err));
     }
-    uint64_t size = blk_size(export_disk(e));
+    uint64_t size = export_size(e);
     if (o->type == NBD_OPT_INFO) {
         c->informed = e->serial;
     }

@@ -121,8 +121,8 @@ static int next_run(struct conn *c, const struct request *rq, bool nowait,
                     struct run *run)
 {
     *run = (struct run){.any = false};
-    /* The holes of a view have bytes, so they are read (dirty-view.c). */
-    if (rq->length > INLINE_MAX && !c->export->of) {
+    /* The holes of a dirty view have bytes, so they are read. */
+    if (rq->length > INLINE_MAX && !c->export->of_bitmap) {
         int r = blk_extents(c->export->blk, rq->offset, rq->length,
                             nowait ? REQ_NOWAIT : 0, extend_run, run);
         if (r == -EAGAIN && nowait) {

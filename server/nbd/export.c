@@ -14,9 +14,11 @@
 #include "nbd/proto.h"
 #include "nbdelta/bitmap.h"
 #include "nbdelta/blk.h"
+#include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
+#include "nbdelta/internal-snapshot.h"
 #include "nbdelta/kick.h"
 #include "nbdelta/thread.h"
 #include "net/tls-policy.h"
@@ -121,6 +123,7 @@ static void export_free(struct exports *s, struct export *e)
     }
     free(e->bitmaps);
     bitmap_unref(e->of_bitmap);
+    free(e->of_snapshot);
     blk_free(e->blk);
     share_unref(e->share);
     free(e->id);
@@ -315,8 +318,6 @@ void export_drop(struct exports *s, struct export *e)
 
 /* --- Views. --- */
 
-#define VIEW_MARK "@dirty="
-
 /* A bitmap that @e offers, with a reference, or NULL. */
 static struct bitmap *offered_bitmap(struct export *e, const char *name)
 {
@@ -329,23 +330,50 @@ static struct bitmap *offered_bitmap(struct export *e, const char *name)
     return e->all_bitmaps ? blk_bitmap_find(e->blk, name) : NULL;
 }
 
+static bool take_bitmap(struct export *view, const char *which)
+{
+    view->of_bitmap = offered_bitmap(view->of, which);
+    return view->of_bitmap;
+}
+
+static bool take_snapshot(struct export *view, const char *which)
+{
+    view->of_snapshot = strdup(which);
+    view->allocation_depth = view->of->allocation_depth;
+    return view->of_snapshot &&
+           blk_snapshot_size(view->of->blk, which, &view->of_size, NULL) == 0;
+}
+
+/* What follows the name of an export in that of a view, and what it takes from
+ * the rest.  False: there is no such view. */
+static const struct view_kind {
+    const char *mark;
+    bool (*take)(struct export *view, const char *which);
+} view_kinds[] = {
+    {"@dirty=", take_bitmap},
+    {"@snapshot=", take_snapshot},
+};
+
 /* A view @name of @of, or NULL.  Takes the reference to @of. */
 static struct export *view_alloc(struct exports *s, struct export *of,
-                                 const char *name, const char *bitmap)
+                                 const char *name, const struct view_kind *kind,
+                                 const char *which)
 {
-    struct bitmap *bm = offered_bitmap(of, bitmap);
-    struct export *e = bm ? calloc(1, sizeof(*e)) : NULL;
+    struct export *e = calloc(1, sizeof(*e));
 
-    if (!e || !(e->name = strdup(name))) {
-        free(e);
-        bitmap_unref(bm);
+    if (e) {
+        e->name = strdup(name);
+        e->of = of;
+        e->share = share_ref(of->share);
+    }
+    if (!e || !e->name || !kind->take(e, which)) {
+        if (e) {
+            export_free(s, e);
+        }
         export_unref(s, of);
         return NULL;
     }
     e->serial = atomic_fetch_add(&s->serials, 1) + 1;
-    e->of = of;
-    e->of_bitmap = bm;
-    e->share = share_ref(of->share);
     e->refs = 1;
     e->removed = true; /* nobody finds it */
     list_init(&e->in_set);
@@ -360,17 +388,30 @@ int export_open_view(struct exports *s, struct export *e, struct error **errp)
         user = NULL;
         return error_nomem(errp);
     }
-    int r = blk_dirty_view(s->daemon->graph, e->of->blk, e->of_bitmap,
-                           e->of->all_bitmaps, user, &e->blk, errp);
+    int r = e->of_snapshot
+                ? blk_snapshot_view(s->daemon->graph, e->of->blk,
+                                    e->of_snapshot, user, &e->blk, errp)
+                : blk_dirty_view(s->daemon->graph, e->of->blk, e->of_bitmap,
+                                 e->of->all_bitmaps, user, &e->blk, errp);
     if (r == 0) {
         export_publish(s, e);
     }
     return r;
 }
 
+bool export_is_one_disk(const struct export *e)
+{
+    return !e->of_bitmap; /* each has bits of its own */
+}
+
 struct blk *export_disk(const struct export *e)
 {
     return e->blk ? e->blk : e->of->blk;
+}
+
+uint64_t export_size(const struct export *e)
+{
+    return !e->blk && e->of_snapshot ? e->of_size : blk_size(export_disk(e));
 }
 
 /* --- Finding. --- */
@@ -403,20 +444,33 @@ static struct export *find_by_name(struct exports *s, uint64_t server,
     return found;
 }
 
+/* As exports_find(), for one kind of view. */
+static struct export *find_view(struct exports *s, uint64_t server,
+                                const char *name, const struct view_kind *kind,
+                                may_open_fn *may_open, void *opaque)
+{
+    struct export *e = NULL;
+
+    /* A name may have anything in it, also the mark. */
+    for (const char *p = name; !e && (p = strstr(p, kind->mark)); p++) {
+        struct export *of = find_by_name(s, server, name, (size_t)(p - name));
+
+        if (of && !may_open(of, opaque)) {
+            return of;
+        }
+        e = of ? view_alloc(s, of, name, kind, p + strlen(kind->mark)) : NULL;
+    }
+    return e;
+}
+
 struct export *exports_find(struct exports *s, uint64_t server,
                             const char *name, may_open_fn *may_open,
                             void *opaque)
 {
     struct export *e = find_by_name(s, server, name, strlen(name));
 
-    /* A name may have anything in it, also the mark. */
-    for (const char *p = name; !e && (p = strstr(p, VIEW_MARK)); p++) {
-        struct export *of = find_by_name(s, server, name, (size_t)(p - name));
-
-        if (of && !may_open(of, opaque)) {
-            return of;
-        }
-        e = of ? view_alloc(s, of, name, p + strlen(VIEW_MARK)) : NULL;
+    for (size_t i = 0; !e && i < ARRAY_SIZE(view_kinds); i++) {
+        e = find_view(s, server, name, &view_kinds[i], may_open, opaque);
     }
     return e;
 }

@@ -12,9 +12,11 @@
  * deletes it, under the monitor lock.
  *
  * NAME@dirty=BITMAP is a view of the export NAME: the ranges that BITMAP, which
- * NAME offers, has dirty.  It is not listed.  Only the client that has asked
- * for it finds it, and it goes with NAME.  A view has a node, and copies bits,
- * only after it was opened: a client that asks about one costs nothing.
+ * NAME offers, has dirty.  NAME@snapshot=SNAP is one, too: the disk as an
+ * internal snapshot of its image has it.  Views are not listed.  Only the
+ * client that has asked for one finds it, and it goes with NAME.  A view has a
+ * node, and copies bits or reads tables, only after it was opened: a client
+ * that asks about one costs nothing.
  */
 #include <jansson.h>
 
@@ -98,6 +100,8 @@ struct export
     uint64_t serial;           /* not 0; no other export has or had it */
     struct export *of;        /* what a view shows, with a reference; or NULL */
     struct bitmap *of_bitmap; /* with a reference, or NULL */
+    char *of_snapshot;        /* as blk_snapshot_view() takes it, or NULL */
+    uint64_t of_size;         /* bytes of the snapshot's disk */
 
     /* Set before clients can find the export: bitmaps that it holds and offers.
      */
@@ -161,12 +165,16 @@ typedef bool may_open_fn(const struct export *e, void *opaque);
 struct export *exports_find(struct exports *s, uint64_t server,
                             const char *name, may_open_fn *may_open,
                             void *opaque);
-/* Open a view, once; errors as of blk_dirty_view(). */
+/* Open a view, once; errors as of blk_dirty_view() and blk_snapshot_view(). */
 int export_open_view(struct exports *s, struct export *e, struct error **errp);
 
-/* The disk that @e shows, also when @e is a view that is not open: for its size
- * and the like. */
+/* Does each open of @e show the same at a time, also as a view? */
+bool export_is_one_disk(const struct export *e);
+
+/* The disk that @e shows, also when @e is a view that is not open: for its
+ * limits; and its size, in bytes. */
 struct blk *export_disk(const struct export *e);
+uint64_t export_size(const struct export *e);
 
 /* The export with this id, with a reference; NULL: there is none. */
 struct export *exports_find_id(struct exports *s, const char *id);

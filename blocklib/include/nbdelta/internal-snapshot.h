@@ -17,6 +17,7 @@
 #include "nbdelta/types.h"
 
 struct action;
+struct blk;
 
 enum internal_verb {
     INTERNAL_MAKE,
@@ -48,5 +49,29 @@ struct internal_options {
  */
 int snapshot_internal_action(const struct internal_options *o,
                              struct action **ap, struct error **errp);
+
+/* --- core/snapshot-view.c --- */
+
+/*
+ * A view shows a snapshot of the disk to which @b is attached, read-only: the
+ * disk itself, or what filters show of it.  @which is the snapshot's id, or
+ * else its name; or "snapshot.id=ID,snapshot.name=NAME", or one of these, where
+ * a comma in a value is doubled, as in QEMU.
+ *
+ * The snapshot cannot be removed while there is a view of it, and the disk can
+ * be written to all the time.  *viewp lives on its own until blk_free().
+ * Opening it reads the snapshot's L1 table, and holds back no request.  Views
+ * of one snapshot share their memory.
+ *
+ * -ENOENT: there is no such snapshot; -EINVAL: @which; -ENOTSUP: this disk has
+ * none; -EUCLEAN: it is damaged; -EDQUOT: views have too much memory.
+ */
+int blk_snapshot_view(struct graph *g, struct blk *b, const char *which,
+                      const char *user, struct blk **viewp,
+                      struct error **errp);
+
+/* The size of the disk that the view would show, in bytes.  The same errors. */
+int blk_snapshot_size(struct blk *b, const char *which, uint64_t *size,
+                      struct error **errp);
 
 #endif /* NBDELTA_INTERNAL_SNAPSHOT_H */
