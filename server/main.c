@@ -29,6 +29,7 @@ static const struct command {
     {"compare", cmd_compare, "compare the content of two disks"},
     {"resize", cmd_resize, "grow or shrink the disk of an image"},
     {"map", cmd_map, "show which ranges hold data or are dirty"},
+    {"measure", cmd_measure, "tell how large an image will be"},
     {"snapshot", cmd_snapshot, "list, make or apply internal snapshots"},
     {"bitmap", cmd_bitmap, "list or change the bitmaps of an image"},
     {"rebase", cmd_rebase, "give an image another backing file"},

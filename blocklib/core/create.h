@@ -23,6 +23,14 @@ int image_create_as(const struct driver_table *t, const char *filename,
                     const char *format, const json_t *options,
                     struct file_make *how, struct error **errp);
 
+struct blk;
+struct image_measure;
+
+/* image_measure(), with the drivers @t: measure.c. */
+int image_measure_with(const struct driver_table *t, const char *format,
+                       const json_t *options, struct blk *disk,
+                       struct image_measure *m, struct error **errp);
+
 /* Take away access that a user has not to all files that @n shows.  Bytes that
  * are in no file are for the owner alone. */
 void node_access(const struct node *n, struct file_access *a);

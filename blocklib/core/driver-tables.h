@@ -42,6 +42,8 @@ struct driver_reopen {
  * other files they name.  Each member may be NULL. */
 struct image_check;
 struct image_check_options;
+struct image_measure;
+struct measure_source;
 
 struct driver_image {
     /* Is a file that has @head at its beginning and @tail at its end such an
@@ -55,6 +57,11 @@ struct driver_image {
                   struct opts *opts, struct file_make *how,
                   struct error **errp);
     const char *const *create_options; /* of create; ends with NULL */
+
+    /* image_measure() of a new image with these options of create, with "size".
+     * It shall get the content of @source (core/measure.h), or none (NULL). */
+    int (*measure)(struct opts *opts, const struct measure_source *source,
+                   struct image_measure *m, struct error **errp);
 
     /* Write an empty image onto @file, an open node that the caller holds.  The
      * options are those of create, except that nothing is rounded.  Not in a

@@ -22,6 +22,7 @@
 #include "core/opts.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
+#include "nbdelta/image.h"
 #include "util/iov.h"
 
 /* So many bytes at each end go through pwritev: whole blocks, so that aligned
@@ -221,29 +222,54 @@ static uint64_t raw_size_over(const struct node *n, uint64_t below)
 
 static const char *const raw_create_options[] = {"size", "preallocation", NULL};
 
-static int raw_create(const struct driver_table *t, const char *filename,
-                      struct opts *opts, struct file_make *how,
-                      struct error **errp)
+static int take_creation(struct opts *opts, uint64_t *size,
+                         enum file_room *room, struct error **errp)
 {
-    (void)t;
     static const char *const words[] = {"off", "falloc", "full", NULL};
-    static const enum file_room room[] = {ROOM_NONE, ROOM_RESERVED,
-                                          ROOM_WRITTEN};
+    static const enum file_room rooms[] = {ROOM_NONE, ROOM_RESERVED,
+                                           ROOM_WRITTEN};
     unsigned preallocation = 0;
-    uint64_t size = 0;
     int r;
 
-    if ((r = opts_uint(opts, "size", BLK_SIZE_MAX, &size, errp)) < 0 ||
+    *size = 0;
+    if ((r = opts_uint(opts, "size", BLK_SIZE_MAX, size, errp)) < 0 ||
         (r = opts_enum(opts, "preallocation", words, &preallocation, errp)) <
             0 ||
         (r = opts_end(opts, "raw image creation", errp)) < 0) {
         return r;
     }
-    return file_create_plain(filename, size, room[preallocation], how, errp);
+    *room = rooms[preallocation];
+    return 0;
+}
+
+static int raw_create(const struct driver_table *t, const char *filename,
+                      struct opts *opts, struct file_make *how,
+                      struct error **errp)
+{
+    enum file_room room;
+    uint64_t size;
+    int r = take_creation(opts, &size, &room, errp);
+
+    (void)t;
+    return r < 0 ? r : file_create_plain(filename, size, room, how, errp);
+}
+
+/* Holes count, too. */
+static int raw_measure(struct opts *opts, const struct measure_source *source,
+                       struct image_measure *m, struct error **errp)
+{
+    enum file_room room;
+    uint64_t size;
+    int r = take_creation(opts, &size, &room, errp);
+
+    (void)source;
+    m->required = m->fully_allocated = align_up(size, 512);
+    return r;
 }
 
 static const struct driver_image raw_image = {
     .create = raw_create,
+    .measure = raw_measure,
     .create_options = raw_create_options,
 };
 

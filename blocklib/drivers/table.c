@@ -82,6 +82,12 @@ int image_create(const char *filename, const char *format,
     return image_create_with(NULL, filename, format, options, errp);
 }
 
+int image_measure(const char *format, const json_t *options, struct blk *disk,
+                  struct image_measure *m, struct error **errp)
+{
+    return image_measure_with(&table, format, options, disk, m, errp);
+}
+
 int image_track(const char *filename, const char *raw,
                 const struct image_track *how, struct error **errp)
 {

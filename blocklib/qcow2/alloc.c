@@ -151,8 +151,8 @@ static void drop_metadata(struct qcow2 *s, uint64_t cluster, uint64_t clusters)
  *
  * flush.c writes them before it points the header at the new table.
  */
-static int measure_reftable(const struct qcow2 *s, uint64_t needed,
-                            uint64_t *blocks, uint64_t *clusters)
+int qcow2_measure_reftable(const struct qcow2 *s, uint64_t needed,
+                           uint64_t *blocks, uint64_t *clusters)
 {
     uint64_t per_cluster = s->cluster_size / 8;
     uint64_t more = 1;
@@ -250,7 +250,7 @@ static int grow_reftable(struct qcow2 *s, uint64_t needed) REQUIRES(s->meta)
     uint64_t start = first << s->refblock_bits;
     uint64_t blocks;
     uint64_t clusters;
-    int r = measure_reftable(s, needed, &blocks, &clusters);
+    int r = qcow2_measure_reftable(s, needed, &blocks, &clusters);
     if (r < 0) {
         return r;
     }

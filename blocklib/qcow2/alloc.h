@@ -55,6 +55,12 @@ uint64_t qcow2_refcount_max(const struct qcow2 *s);
 int qcow2_refcount_get(struct qcow2 *s, uint64_t cluster, uint64_t *count)
     REQUIRES(s->meta);
 
+/* How large the refcount table becomes that has entry @needed - 1 and does not
+ * have it yet: *clusters, and *blocks that count these.  Of @s only its shape
+ * and reftable_size count.  -EFBIG: no image has such a table. */
+int qcow2_measure_reftable(const struct qcow2 *s, uint64_t needed,
+                           uint64_t *blocks, uint64_t *clusters);
+
 /* refcount.c: one entry of a block of 2^@order bit wide refcounts. */
 uint64_t qcow2_refcount_load(const void *block, unsigned order, uint64_t index);
 void qcow2_refcount_store(void *block, unsigned order, uint64_t index,

@@ -35,14 +35,14 @@ void qcow2_bitmap_free(struct qcow2_bitmap *qb)
     free(qb);
 }
 
-static uint64_t entry_size(uint64_t extra_len, uint64_t name_len)
+uint64_t qcow2_bitmap_entry_bytes(uint64_t extra_len, uint64_t name_len)
 {
     return align_up(QCOW2_BITMAP_ENTRY_SIZE + extra_len + name_len, 8);
 }
 
 uint64_t qcow2_bitmap_entry_size(const struct qcow2_bitmap *qb)
 {
-    return entry_size(qb->extra_len, qb->name_len);
+    return qcow2_bitmap_entry_bytes(qb->extra_len, qb->name_len);
 }
 
 /* A copy of @len bytes with a zero behind it. */
@@ -96,7 +96,7 @@ static int parse_entry(const unsigned char *at, uint64_t left, uint64_t *used,
     }
     uint32_t name_len = load_be16(at + 18);
     uint32_t extra_len = load_be32(at + 20);
-    *used = entry_size(extra_len, name_len);
+    *used = qcow2_bitmap_entry_bytes(extra_len, name_len);
     if (*used > left) {
         return -EINVAL;
     }

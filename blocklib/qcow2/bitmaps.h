@@ -100,6 +100,7 @@ uint64_t qcow2_bitmap_dir_size(struct qcow2_bitmap *const *dir,
                                uint32_t count); /* bytes */
 void qcow2_bitmap_dir_write(struct qcow2_bitmap *const *dir, uint32_t count,
                             unsigned char *to);
+uint64_t qcow2_bitmap_entry_bytes(uint64_t extra_len, uint64_t name_len);
 uint64_t qcow2_bitmap_entry_size(const struct qcow2_bitmap *qb); /* bytes */
 void qcow2_bitmap_free(struct qcow2_bitmap *qb); /* takes it off its list */
 

@@ -22,72 +22,11 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "qcow2/alloc.h"
-#include "qcow2/create-luks.h"
+#include "qcow2/create-plan.h"
 #include "qcow2/l2.h"
 #include "qcow2/qcow2.h"
 
 #define HEADER_LENGTH 112
-
-enum preallocation { /* enum image_room */
-                     PRE_OFF,
-                     PRE_METADATA,
-                     PRE_FALLOC,
-                     PRE_FULL,
-};
-
-struct plan {
-    /* Asked for. */
-    uint64_t size;
-    uint64_t cluster_size;
-    unsigned cluster_bits;
-    unsigned version;
-    unsigned refcount_order;
-    unsigned compression;
-    unsigned preallocation;
-    bool lazy;
-    bool extended; /* L2 entries, for subclusters */
-    bool exact;    /* the size is not to be rounded */
-    char *backing; /* as the image will have it, malloc()ed */
-    const char *backing_fmt;
-    const char *data_file; /* as it is made */
-    char *data_name;       /* as the image will have it, malloc()ed */
-    bool data_raw;
-    struct create_luks luks;
-    struct graph *secrets; /* has the secret for it, or NULL */
-    bool data_exists; /* and is not touched; then the image must not exist */
-
-    /* Worked out: clusters, in the order in which they lie. */
-    uint64_t l1_entries;
-    uint64_t reftable;
-    uint64_t refblocks;
-    uint64_t l1;
-    uint64_t luks_clusters;
-    uint64_t l2; /* all that the disk needs, or 0 */
-};
-
-const char *const qcow2_create_options[] = {
-    "size",
-    "backing_file",
-    "backing_fmt",
-    "compat",
-    "cluster_size",
-    "refcount_bits",
-    "lazy_refcounts",
-    "compression_type",
-    "preallocation",
-    "data_file",
-    "data_file_raw",
-    "extended_l2",
-    "encrypt.format",
-    "encrypt.key-secret",
-    "encrypt.cipher-alg",
-    "encrypt.cipher-mode",
-    "encrypt.ivgen-alg",
-    "encrypt.ivgen-hash-alg",
-    "encrypt.hash-alg",
-    "encrypt.iter-time",
-    NULL,
-};
 
 static const struct {
     unsigned char type;
@@ -104,231 +43,6 @@ static const struct {
     {2, 1, "raw external data"},
 };
 #define FEATURE_ENTRY 48
-
-/* --- What the user asked for --- */
-
-static int take_options(struct opts *o, struct plan *p, struct error **errp)
-{
-    static const char *const compat[] = {"0.10", "1.1", "v2", "v3", NULL};
-    static const char *const compression[] = {"zlib", "zstd", NULL};
-    static const char *const pre[] = {"off", "metadata", "falloc", "full",
-                                      NULL};
-    const char *backing = NULL;
-    uint64_t bits = 16;
-    unsigned version = 1;
-    int r;
-
-    p->cluster_size = 64 * KiB;
-    if ((r = opts_uint(o, "size", BLK_SIZE_MAX, &p->size, errp)) < 0 ||
-        (r = opts_uint(o, "cluster_size", UINT32_MAX, &p->cluster_size, errp)) <
-            0 ||
-        (r = opts_uint(o, "refcount_bits", 1024, &bits, errp)) < 0 ||
-        (r = opts_bool(o, "lazy_refcounts", &p->lazy, errp)) < 0 ||
-        (r = opts_bool(o, "extended_l2", &p->extended, errp)) < 0 ||
-        (r = opts_enum(o, "compat", compat, &version, errp)) < 0 ||
-        (r = opts_enum(o, "compression_type", compression, &p->compression,
-                       errp)) < 0 ||
-        (r = opts_enum(o, "preallocation", pre, &p->preallocation, errp)) < 0 ||
-        (r = opts_str(o, "backing_file", &backing, errp)) < 0 ||
-        (r = opts_str(o, "backing_fmt", &p->backing_fmt, errp)) < 0 ||
-        (r = opts_str(o, "data_file", &p->data_file, errp)) < 0 ||
-        (r = opts_bool(o, "data_file_raw", &p->data_raw, errp)) < 0 ||
-        (r = opts_bool(o, "data_file_exists", &p->data_exists, errp)) < 0 ||
-        (r = qcow2_create_luks_take(o, &p->luks, errp)) < 0 ||
-        (r = opts_end(o, "qcow2 image creation", errp)) < 0) {
-        return r;
-    }
-    p->version = version % 2 ? 3 : 2;
-    if (p->data_file && p->data_file[0] == '\0') {
-        p->data_file = NULL;
-    }
-    bool named = backing && backing[0] != '\0';
-    p->backing = named ? image_name_write(backing) : NULL;
-    p->data_name = p->data_file ? image_name_write(p->data_file) : NULL;
-    if ((named && !p->backing) || (p->data_file && !p->data_name)) {
-        return error_nomem(errp);
-    }
-    if (!is_pow2(bits) || bits > 64) {
-        return error_set(errp, EINVAL,
-                         "Refcount width must be a power of two "
-                         "and may not exceed 64 bits");
-    }
-    p->refcount_order = (unsigned)__builtin_ctzll(bits);
-    return 0;
-}
-
-/* Refuse what version 2 does not have. */
-static int check_old(const struct plan *p, struct error **errp)
-{
-    if (p->lazy) {
-        return error_set(errp, EINVAL,
-                         "Lazy refcounts only supported with compatibility "
-                         "level 1.1 and above (use version=v3 or greater)");
-    }
-    if (p->refcount_order != 4) {
-        return error_set(errp, EINVAL,
-                         "Different refcount widths than 16 bits require "
-                         "compatibility level 1.1 or above (use version=v3 or "
-                         "greater)");
-    }
-    if (p->compression != QCOW2_ZLIB) {
-        return error_set(errp, EINVAL,
-                         "Non-zlib compression type is only supported with "
-                         "compatibility level 1.1 and above (use version=v3 "
-                         "or greater)");
-    }
-    if (p->extended) {
-        return error_set(errp, EINVAL,
-                         "Extended L2 entries are only supported with "
-                         "compatibility level 1.1 and above (use version=v3 "
-                         "or greater)");
-    }
-    return 0;
-}
-
-static int check_backing(const struct plan *p, struct error **errp)
-{
-    if (!p->backing) {
-        return p->backing_fmt ? error_set(errp, EINVAL,
-                                          "Backing format cannot be used "
-                                          "without backing file")
-                              : 0;
-    }
-    if (strlen(p->backing) > QCOW2_MAX_BACKING_NAME) {
-        return error_set(errp, EINVAL, "Backing file name too long");
-    }
-    /* A subcluster can have a place, and show the backing file. */
-    return p->preallocation != PRE_OFF && !p->extended
-               ? error_set(errp, EINVAL,
-                           "Backing file and preallocation can only be used at "
-                           "the same time if extended_l2 is on")
-               : 0;
-}
-
-static int check_data_file(struct plan *p, struct error **errp)
-{
-    if (p->data_raw && !p->data_file) {
-        return error_set(errp, EINVAL, "data-file-raw requires data-file");
-    }
-    if (p->data_raw && p->backing) {
-        return error_set(errp, EINVAL,
-                         "Backing file and data-file-raw cannot "
-                         "be used at the same time");
-    }
-    if (p->data_file && p->version < 3) {
-        return error_set(errp, EINVAL,
-                         "External data files are only supported with "
-                         "compatibility level 1.1 and above (use version=v3 "
-                         "or greater)");
-    }
-    if (p->data_raw && p->luks.on) {
-        return error_set(errp, EINVAL,
-                         "Encryption and data-file-raw cannot be used at the "
-                         "same time");
-    }
-    if (p->luks.on && p->data_file && p->preallocation != PRE_OFF) {
-        return error_set(errp, EINVAL,
-                         "Encryption and preallocation cannot be used at the "
-                         "same time with data-file");
-    }
-    if (p->data_raw && p->preallocation == PRE_OFF) {
-        p->preallocation = PRE_METADATA; /* it is as the tables say */
-    }
-    return 0;
-}
-
-/* Guest bytes of an L2 table. */
-static uint64_t span_of(const struct plan *p)
-{
-    return p->cluster_size << qcow2_l2_bits(p->cluster_bits, p->extended);
-}
-
-static int check_options(struct plan *p, struct error **errp)
-{
-    if (p->exact && !is_aligned(p->size, 512)) {
-        return error_set(errp, EINVAL,
-                         "Image size must be a multiple of 512 bytes");
-    }
-    if (!is_pow2(p->cluster_size) ||
-        p->cluster_size < UINT64_C(1) << QCOW2_MIN_CLUSTER_BITS ||
-        p->cluster_size > UINT64_C(1) << QCOW2_MAX_CLUSTER_BITS) {
-        return error_set(errp, EINVAL,
-                         "Cluster size must be a power of two "
-                         "between 512 and 2048k");
-    }
-    p->cluster_bits = (unsigned)__builtin_ctzll(p->cluster_size);
-    if (p->extended && p->cluster_bits < QCOW2_MIN_EXTENDED_BITS) {
-        return error_set(errp, EINVAL,
-                         "Extended L2 entries are only supported with cluster "
-                         "sizes of at least 16384 bytes");
-    }
-    int r = p->version < 3 ? check_old(p, errp) : 0;
-    if (r < 0) {
-        return r;
-    }
-    r = check_data_file(p, errp);
-    if (r == 0) {
-        r = check_backing(p, errp);
-    }
-    if (r < 0) {
-        return r;
-    }
-    r = qcow2_create_luks_plan(&p->luks, errp);
-    if (r < 0) {
-        return r;
-    }
-    p->luks_clusters = div_up(qcow2_create_luks_bytes(&p->luks),
-                              p->cluster_size);
-    p->size = align_up(p->size, 512);
-    p->l1_entries = div_up(p->size, span_of(p));
-    if (p->l1_entries * 8 > QCOW2_MAX_L1_BYTES) {
-        return error_set(errp, EFBIG,
-                         "The image size is too large for this cluster size "
-                         "(try using a larger cluster size)");
-    }
-    if (p->data_file && p->preallocation != PRE_OFF) {
-        p->l2 = p->l1_entries;
-    }
-    p->l1_entries = max_u64(p->l1_entries, 1);
-    return 0;
-}
-
-static void lay_out(struct plan *p)
-{
-    uint64_t per_block = p->cluster_size * 8 >> p->refcount_order;
-    uint64_t old;
-
-    p->l1 = div_up(p->l1_entries * 8, p->cluster_size);
-    p->reftable = 1;
-    p->refblocks = 1;
-    do {
-        old = p->reftable + p->refblocks;
-        uint64_t all = 1 + p->reftable + p->refblocks + p->l1 +
-                       p->luks_clusters + p->l2;
-        p->refblocks = div_up(all, per_block);
-        p->reftable = div_up(p->refblocks * 8, p->cluster_size);
-    } while (p->reftable + p->refblocks != old);
-}
-
-static void drop_plan(struct plan *p)
-{
-    qcow2_create_luks_forget(&p->luks);
-    free(p->backing);
-    free(p->data_name);
-}
-
-static int plan_image(struct opts *opts, struct plan *p, struct error **errp)
-{
-    int r = take_options(opts, p, errp);
-
-    if (r == 0) {
-        r = check_options(p, errp);
-    }
-    if (r == 0) {
-        lay_out(p);
-    }
-    return r;
-}
 
 /* --- The header cluster --- */
 
@@ -354,12 +68,12 @@ static unsigned char *put_features(unsigned char *at)
     return put_extension(at, 0x6803f857, table, sizeof(table));
 }
 
-static uint64_t l1_offset(const struct plan *p)
+static uint64_t l1_offset(const struct create_plan *p)
 {
     return (1 + p->reftable + p->refblocks) * p->cluster_size;
 }
 
-static int fill_header(const struct plan *p, unsigned char *h,
+static int fill_header(const struct create_plan *p, unsigned char *h,
                        struct error **errp)
 {
     size_t length = p->version >= 3 ? HEADER_LENGTH : 72;
@@ -430,7 +144,8 @@ struct image {
     uint64_t len;
 };
 
-static int make_image(struct plan *p, struct image *im, struct error **errp)
+static int make_image(struct create_plan *p, struct image *im,
+                      struct error **errp)
 {
     uint64_t l1 = 1 + p->reftable + p->refblocks;
     uint64_t luks = l1 + p->l1;
@@ -472,7 +187,8 @@ typedef int put_fn(void *to, const void *bytes, uint64_t len, uint64_t offset);
 
 /* Write L2 tables that map each cluster to its guest offset in the data file.
  * Subclusters have a place, and no data; but a raw data file has all. */
-static int put_l2(const struct plan *p, uint64_t start, put_fn *put, void *to)
+static int put_l2(const struct create_plan *p, uint64_t start, put_fn *put,
+                  void *to)
 {
     enum qcow2_kind kind = p->extended && !p->data_raw
                                ? QCOW2_KIND_UNALLOCATED_ALLOC
@@ -491,14 +207,14 @@ static int put_l2(const struct plan *p, uint64_t start, put_fn *put, void *to)
     qcow2_take_shape(&shape, &h);
 
     for (uint64_t t = 0; t < p->l2 && r == 0; t++) {
-        qcow2_l2_fill(&shape, &l2, t * span_of(p), p->size, kind);
+        qcow2_l2_fill(&shape, &l2, t * create_plan_span(p), p->size, kind);
         r = put(to, table, p->cluster_size, start + t * p->cluster_size);
     }
     return r;
 }
 
-static int put_image(const struct plan *p, const struct image *im, put_fn *put,
-                     void *to, struct error **errp)
+static int put_image(const struct create_plan *p, const struct image *im,
+                     put_fn *put, void *to, struct error **errp)
 {
     int r = put(to, im->bytes, im->len, 0);
 
@@ -529,8 +245,9 @@ static int finish_node(struct node *n)
 }
 
 /* Open the new image, whose key is known. */
-static int open_new(struct graph *g, json_t *options, const struct plan *p,
-                    struct node **np, struct error **errp)
+static int open_new(struct graph *g, json_t *options,
+                    const struct create_plan *p, struct node **np,
+                    struct error **errp)
 {
     struct toil *key = p->luks.on ? qcow2_create_luks_known(&p->luks) : NULL;
     struct list toils;
@@ -560,9 +277,9 @@ static int open_new(struct graph *g, json_t *options, const struct plan *p,
 /* Preallocate in the image on @file, which describes the node as for
  * blockdev-add.  The caller closes *np when it is not NULL.  @how: the file has
  * just been made, or NULL. */
-static int preallocate(struct graph *g, json_t *file, const struct plan *p,
-                       const struct file_make *how, struct node **np,
-                       struct error **errp)
+static int preallocate(struct graph *g, json_t *file,
+                       const struct create_plan *p, const struct file_make *how,
+                       struct node **np, struct error **errp)
 {
     CLEANUP_JSON json_t *options = json_pack("{s:s, s:O}", "driver",
                                              driver_qcow2.name, "file", file);
@@ -586,7 +303,7 @@ static int preallocate(struct graph *g, json_t *file, const struct plan *p,
                  : 0;
 }
 
-static bool has_more(const struct plan *p)
+static bool has_more(const struct create_plan *p)
 {
     return p->preallocation != PRE_OFF && p->size > 0 && !p->data_file;
 }
@@ -599,8 +316,8 @@ static int put_to_file(void *to, const void *bytes, uint64_t len,
     return file_create_write(*(int *)to, bytes, len, offset);
 }
 
-static int make_data_file(const struct plan *p, const struct file_make *how,
-                          struct error **errp)
+static int make_data_file(const struct create_plan *p,
+                          const struct file_make *how, struct error **errp)
 {
     struct file_make data = {.access = how->access};
     enum file_room room = p->preallocation == PRE_FULL     ? ROOM_WRITTEN
@@ -613,8 +330,8 @@ static int make_data_file(const struct plan *p, const struct file_make *how,
 }
 
 static int preallocate_file(const struct driver_table *t, const char *filename,
-                            const struct plan *p, const struct file_make *how,
-                            struct error **errp)
+                            const struct create_plan *p,
+                            const struct file_make *how, struct error **errp)
 {
     CLEANUP_JSON json_t *file = options_of_file(filename);
     struct graph *g = graph_new_with(t);
@@ -632,7 +349,7 @@ static int preallocate_file(const struct driver_table *t, const char *filename,
 }
 
 static int write_file(const struct driver_table *t, const char *filename,
-                      const struct image *im, const struct plan *p,
+                      const struct image *im, const struct create_plan *p,
                       struct file_make *how, struct error **errp)
 {
     bool existed;
@@ -660,9 +377,9 @@ static int write_file(const struct driver_table *t, const char *filename,
 int qcow2_create(const struct driver_table *t, const char *filename,
                  struct opts *opts, struct file_make *how, struct error **errp)
 {
-    struct plan p = {.secrets = how->secrets};
+    struct create_plan p = {.secrets = how->secrets};
     struct image im = {0};
-    int r = plan_image(opts, &p, errp);
+    int r = create_plan_make(opts, &p, errp);
 
     if (r == 0) {
         r = make_image(&p, &im, errp);
@@ -671,7 +388,7 @@ int qcow2_create(const struct driver_table *t, const char *filename,
         r = write_file(t, filename, &im, &p, how, errp);
     }
     free(im.bytes);
-    drop_plan(&p);
+    create_plan_drop(&p);
     return r;
 }
 
@@ -683,8 +400,9 @@ static int put_to_node(void *to, const void *bytes, uint64_t len,
     return blk_pwrite(to, bytes, len, offset, 0);
 }
 
-static int write_node(struct graph *g, struct node *file, const struct plan *p,
-                      const struct image *im, struct error **errp)
+static int write_node(struct graph *g, struct node *file,
+                      const struct create_plan *p, const struct image *im,
+                      struct error **errp)
 {
     uint64_t end = im->len + (p->l2 << p->cluster_bits);
     struct blk *b;
@@ -714,9 +432,9 @@ int qcow2_format(struct graph *g, struct node *file, struct opts *opts,
                  struct node **opened, struct error **errp)
 {
     CLEANUP_JSON json_t *name = json_string(node_name(file));
-    struct plan p = {.exact = true, .secrets = g};
+    struct create_plan p = {.exact = true, .secrets = g};
     struct image im = {0};
-    int r = name ? plan_image(opts, &p, errp) : error_nomem(errp);
+    int r = name ? create_plan_make(opts, &p, errp) : error_nomem(errp);
 
     if (r == 0) {
         r = make_image(&p, &im, errp);
@@ -728,6 +446,6 @@ int qcow2_format(struct graph *g, struct node *file, struct opts *opts,
     if (r == 0 && has_more(&p)) {
         r = preallocate(g, name, &p, NULL, opened, errp);
     }
-    drop_plan(&p);
+    create_plan_drop(&p);
     return r;
 }

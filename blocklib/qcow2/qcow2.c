@@ -520,6 +520,7 @@ static const struct driver_image qcow2_image = {
     .probe = qcow2_probe,
     .create = qcow2_create,
     .create_options = qcow2_create_options,
+    .measure = qcow2_measure,
     .format = qcow2_format,
     .change_backing = qcow2_change_backing,
     .check = qcow2_check,

@@ -329,13 +329,15 @@ void qcow2_file_changed(struct node *n);
 int qcow2_change_backing(struct node *n, const char *name, const char *fmt,
                          struct error **errp);
 
-/* --- create.c, track.c, resize.c --- */
+/* --- create.c, measure.c, track.c, resize.c --- */
 
 int qcow2_create(const struct driver_table *t, const char *filename,
                  struct opts *opts, struct file_make *how, struct error **errp);
 int qcow2_format(struct graph *g, struct node *file, struct opts *opts,
                  struct node **opened, struct error **errp);
 extern const char *const qcow2_create_options[];
+int qcow2_measure(struct opts *opts, const struct measure_source *source,
+                  struct image_measure *m, struct error **errp);
 
 struct image_track;
 /* image_track, in a graph that has the drivers @t. */

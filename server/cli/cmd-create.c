@@ -9,13 +9,13 @@
 
 #include "cli/cli.h"
 #include "cli/commands.h"
+#include "cli/format-options.h"
 #include "cli/object-option.h"
 #include "cli/progress.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/image.h"
-#include "nbdelta/options.h"
 #include "nbdelta/size.h"
 #include "objects/object.h"
 
@@ -51,54 +51,6 @@ static const struct cli_command command = {
              "bitmaps that remember which blocks of the raw disk RAW change.\n",
     .options = option_table,
 };
-
-static const struct {
-    const char *name;
-    const char *help;
-} option_help[] = {
-    {"size", "size of the disk in bytes"},
-    {"backing_file", "what the image shows where nothing was written"},
-    {"backing_fmt", "format of the backing file: qcow2 or raw"},
-    {"compat", "version of the format: 0.10 or 1.1"},
-    {"cluster_size", "unit of allocation, 512 to 2M (64k)"},
-    {"refcount_bits", "width of a reference count, 1 to 64 (16)"},
-    {"lazy_refcounts", "on: update reference counts late (off)"},
-    {"compression_type", "of compressed clusters: zlib or zstd"},
-    {"preallocation", "off, metadata, falloc or full"},
-    {"data_file", "file for the data; it is created, or emptied"},
-    {"data_file_raw", "on: the data file is a raw image of the disk (off)"},
-    {"extended_l2", "on: a cluster has 32 parts, each known on its own (off)"},
-    {"encrypt.format", "luks: encrypt the data"},
-    {"encrypt.key-secret", "id of the secret with the passphrase (--object)"},
-    {"encrypt.cipher-alg", "aes-128, aes-192 or aes-256 (aes-256)"},
-    {"encrypt.cipher-mode", "xts or cbc (xts)"},
-    {"encrypt.ivgen-alg", "plain, plain64 or essiv (plain64)"},
-    {"encrypt.ivgen-hash-alg", "of essiv: sha256"},
-    {"encrypt.hash-alg", "of the passphrase: sha1, sha256, sha512... (sha256)"},
-    {"encrypt.iter-time", "milliseconds to try a passphrase (2000)"},
-    {NULL, NULL},
-};
-
-static int print_options(const char *format)
-{
-    const char *const *names = image_create_options(format);
-
-    if (!names) {
-        return cli_failed(command.name, "there is no format '%s' to create",
-                          format);
-    }
-    printf("Options of format '%s':\n", format);
-    for (; *names; names++) {
-        const char *help = "";
-        for (size_t i = 0; option_help[i].name; i++) {
-            if (strcmp(option_help[i].name, *names) == 0) {
-                help = option_help[i].help;
-            }
-        }
-        printf("  %-22s %s\n", *names, help);
-    }
-    return cli_finish(command.name);
-}
 
 /* --- Progress of preallocation: how much of the file takes space --- */
 
@@ -150,25 +102,6 @@ struct request {
     bool force;
 };
 
-/* Add the options of one -o to the options of the -o before. */
-static int add_options(struct request *rq, const char *text)
-{
-    CLEANUP_ERROR struct error *err = NULL;
-    CLEANUP_JSON json_t *more = NULL;
-
-    if (strcmp(text, "help") == 0 || strcmp(text, "?") == 0) {
-        rq->help = true;
-        return 0;
-    }
-    if (options_parse(text, NULL, &more, &err) < 0) {
-        return cli_error(command.name, err);
-    }
-    if (json_object_update(rq->options, more) < 0) {
-        return cli_failed(command.name, "no memory for options");
-    }
-    return 0;
-}
-
 static int add_option(struct request *rq, const char *key, const char *value)
 {
     if (json_object_set_new(rq->options, key, json_string(value)) < 0) {
@@ -219,7 +152,7 @@ static int take_file_and_size(struct request *rq, int argc, char **argv)
     int r = 0;
 
     if (rq->help) {
-        return print_options(rq->format);
+        return format_options_print(&command, rq->format);
     }
     if (rq->track) {
         return take_tracked(rq, argc, argv);
@@ -256,7 +189,7 @@ static int run_create(struct request *rq, int argc, char **argv)
             rq->format = optarg;
             break;
         case 'o':
-            r = add_options(rq, optarg);
+            r = format_options_add(&command, optarg, rq->options, &rq->help);
             break;
         case 'b':
             r = add_option(rq, "backing_file", optarg);

@@ -13,6 +13,7 @@ int cmd_check(int argc, char **argv);
 int cmd_compare(int argc, char **argv);
 int cmd_info(int argc, char **argv);
 int cmd_map(int argc, char **argv);
+int cmd_measure(int argc, char **argv);
 int cmd_points(int argc, char **argv);
 int cmd_prune(int argc, char **argv);
 int cmd_qmp(int argc, char **argv);

@@ -70,7 +70,8 @@ static int open_image(struct graph *g, const struct disk_arg *d,
         .format = d->format,
         .force_share = d->force_share,
         .image_opts = d->image_opts,
-        .no_bitmaps = true,
+        .no_bitmaps = !d->with_bitmaps,
+        .snapshot = d->snapshot,
     };
 
     graph_follow(g, FOLLOW_BESIDE);

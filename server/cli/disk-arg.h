@@ -20,10 +20,12 @@ struct error;
 struct disk_arg {
     /* Set by the caller. */
     const char *arg;
-    const char *format; /* of an image, or NULL: probed */
-    const char *disk;   /* of a point; NULL: its only one */
-    bool force_share;   /* of an image: while another process writes to it */
-    bool image_opts;    /* it is a list of options */
+    const char *format;   /* of an image, or NULL: probed */
+    const char *disk;     /* of a point; NULL: its only one */
+    bool force_share;     /* of an image: while another process writes to it */
+    const char *snapshot; /* of an image, by id or name; NULL: the disk */
+    bool image_opts;      /* it is a list of options */
+    bool with_bitmaps;    /* load those of an image */
 
     struct blk *blk; /* what disk_arg_open has opened, for reading */
 

@@ -141,6 +141,28 @@ int image_check(struct graph *g, struct node *file, const char *format,
                 const struct image_check_options *o, struct image_check *c,
                 struct error **errp);
 
+/* --- drivers/table.c, core/measure.c --- */
+
+/* Bytes of a file, or a block device, that is large enough. */
+struct image_measure {
+    uint64_t required;        /* for the disk as it is */
+    uint64_t fully_allocated; /* when all of it has been written */
+    bool has_bitmaps;
+    uint64_t bitmaps; /* for the source's persistent bitmaps, in addition */
+};
+
+/*
+ * How large will an image of @format be, with these creation options
+ * (image_create), to which the content of @disk is copied?  @disk NULL: it is
+ * empty, and the options have "size".  A backing file is not opened, and no
+ * secret is needed.  A data file is counted as if its data were in the image.
+ * Blocks: asks for the status of all of @disk.
+ *
+ * -EINVAL: an option is bad.  -ENOTSUP: a format that is not measured.  -EFBIG.
+ */
+int image_measure(const char *format, const json_t *options, struct blk *disk,
+                  struct image_measure *m, struct error **errp);
+
 /* --- core/preallocate.c --- */
 
 /* What a part of a disk gets before it is written to. */

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_SERVER_CLI_FORMAT_OPTIONS_H
+#define NBDELTA_SERVER_CLI_FORMAT_OPTIONS_H
+
+/* The option -o of sub-commands: what an image of some format shall be like. */
+#include <jansson.h>
+#include <stdbool.h>
+
+struct cli_command;
+
+/* Add what one -o has to the options of those before; "help" sets *help
+ * instead.  0, or an exit status with the error printed. */
+int format_options_add(const struct cli_command *c, const char *text,
+                       json_t *options, bool *help);
+
+/* Print what a new image of @format can be like: an exit status. */
+int format_options_print(const struct cli_command *c, const char *format);
+
+#endif /* NBDELTA_SERVER_CLI_FORMAT_OPTIONS_H */
