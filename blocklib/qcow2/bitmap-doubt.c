@@ -323,38 +323,46 @@ static int write_size(struct qcow2 *s, uint64_t size)
  * others write are written with it. */
 static int restore_header(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
 {
-    uint64_t size = s->bitmaps.size_doubt ? s->node->size : UINT64_MAX;
+    const struct qcow2_disk disk = {
+        .size = s->node->size,
+        .moves = s->bitmaps.l1_doubt,
+        .l1_size = s->l1_size,
+        .l1_offset = s->l1_offset,
+    };
+    const struct qcow2_disk *to = s->bitmaps.size_doubt ? &disk : NULL;
     int r = 0;
 
     if (s->bitmaps.header_doubt) {
         mutex_lock(&s->flush_lock);
         r = s->version < 3 ? write_size(s, s->node->size)
-                           : qcow2_set_bitmaps_ext(s, &s->bitmaps.ext, size);
+                           : qcow2_set_bitmaps_ext(s, &s->bitmaps.ext, to);
         mutex_unlock(&s->flush_lock);
     }
     if (r == 0) {
         s->bitmaps.header_doubt = false;
         s->bitmaps.size_doubt = false;
+        s->bitmaps.l1_doubt = false;
     }
     return r;
 }
 
-static int header_failed(struct qcow2 *s, bool size, int r)
+static int header_failed(struct qcow2 *s, const struct qcow2_disk *to, int r)
     REQUIRES(s->bitmaps.arm_lock)
 {
     s->bitmaps.header_doubt = true;
-    s->bitmaps.size_doubt |= size;
+    s->bitmaps.size_doubt |= to != NULL;
+    s->bitmaps.l1_doubt |= to && to->moves;
     qcow2_bitmap_doubt(s);
     (void)restore_header(s);
     return r;
 }
 
 int qcow2_switch_header(struct qcow2 *s, const struct qcow2_bitmaps_ext *x,
-                        uint64_t size)
+                        const struct qcow2_disk *to)
 {
-    int r = qcow2_set_bitmaps_ext(s, x, size);
+    int r = qcow2_set_bitmaps_ext(s, x, to);
 
-    return r < 0 ? header_failed(s, size != UINT64_MAX, r) : 0;
+    return r < 0 ? header_failed(s, to, r) : 0;
 }
 
 int qcow2_switch_size(struct qcow2 *s, uint64_t size)
@@ -363,7 +371,7 @@ int qcow2_switch_size(struct qcow2 *s, uint64_t size)
 
     if (r < 0) {
         mutex_lock(&s->bitmaps.arm_lock);
-        (void)header_failed(s, true, r);
+        (void)header_failed(s, &(struct qcow2_disk){.size = size}, r);
         mutex_unlock(&s->bitmaps.arm_lock);
     }
     return r;
@@ -373,6 +381,7 @@ void qcow2_bitmaps_sure(struct qcow2 *s)
 {
     s->bitmaps.header_doubt = false;
     s->bitmaps.size_doubt = false;
+    s->bitmaps.l1_doubt = false;
     /* A table that stays may lack bits that were armed without a flush. */
     atomic_store(&s->node->bitmaps_doubt,
                  s->bitmaps.process_only &&

@@ -30,8 +30,8 @@
 
 /* What the image shall say. */
 struct plan {
-    uint64_t size; /* of the disk */
-    bool resized;
+    uint64_t size;               /* of the disk */
+    const struct qcow2_disk *to; /* NULL: it stays as it is */
     uint32_t count;
     struct qcow2_bitmap **dir; /* in order; includes the ones in `fresh` */
     struct bitmap **bms;       /* the bitmaps that they are */
@@ -398,8 +398,8 @@ static int plan_bitmap(struct qcow2 *s, struct plan *p, struct bitmap *bm)
     struct qcow2_bitmap *qb = bm->stored;
     int r = 0;
 
-    if (!qb || (!qb->broken &&
-                (p->resized || bm->rewrite || atomic_load(&qb->voided)))) {
+    if (!qb ||
+        (!qb->broken && (p->to || bm->rewrite || atomic_load(&qb->voided)))) {
         r = plan_new(s, p, bm, &qb);
     }
     if (r < 0) {
@@ -409,7 +409,7 @@ static int plan_bitmap(struct qcow2 *s, struct plan *p, struct bitmap *bm)
     p->bms[p->count] = bm;
     p->old_flags[p->count] = qb->flags;
     p->count++;
-    if (qb->broken && p->resized) { /* it lacks what the disk grows */
+    if (qb->broken && p->to) { /* it lacks what the disk grows */
         qb->flags |= QCOW2_BITMAP_IN_USE;
     }
     if (!qb->broken) {
@@ -568,7 +568,7 @@ static int write_plan(struct qcow2 *s, struct plan *p)
 static int switch_to(struct qcow2 *s, struct plan *p)
     REQUIRES(s->bitmaps.arm_lock)
 {
-    int r = qcow2_switch_header(s, &p->ext, p->resized ? p->size : UINT64_MAX);
+    int r = qcow2_switch_header(s, &p->ext, p->to);
 
     if (r < 0) {
         keep_orphans(s, p);
@@ -585,7 +585,7 @@ static int store_directory(struct qcow2 *s, struct plan *p)
 {
     int healed = qcow2_heal(s);
 
-    if (!p->resized && !qcow2_needs_store(s)) {
+    if (!p->to && !qcow2_needs_store(s)) {
         return healed;
     }
     int r = write_plan(s, p);
@@ -624,9 +624,9 @@ int qcow2_store_ahead(struct node *n, bool more)
     return more || s->bitmaps.ext.count > 0 ? qcow2_flush(n) : 0;
 }
 
-int qcow2_bitmaps_resize(struct qcow2 *s, uint64_t size)
+int qcow2_bitmaps_resize(struct qcow2 *s, const struct qcow2_disk *to)
 {
-    struct plan p = {.size = size, .resized = true};
+    struct plan p = {.size = to->size, .to = to};
 
     mutex_lock(&s->bitmaps.arm_lock);
     int r = store_directory(s, &p);

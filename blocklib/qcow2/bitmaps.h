@@ -175,11 +175,11 @@ int qcow2_flush_file(struct qcow2 *s);
 /* Does the image need a new directory to have what memory has? */
 bool qcow2_needs_store(const struct qcow2 *s);
 
-/* Have the header lead to @x, and state a new size unless that is UINT64_MAX.
- * On failure the header is in doubt, and is restored from memory if
- * possible. */
+/* Have the header lead to @x, and state another disk unless that is NULL.  On
+ * failure the header is in doubt, and is restored from memory if possible. */
 int qcow2_switch_header(struct qcow2 *s, const struct qcow2_bitmaps_ext *x,
-                        uint64_t size) REQUIRES(s->bitmaps.arm_lock);
+                        const struct qcow2_disk *to)
+    REQUIRES(s->bitmaps.arm_lock);
 int qcow2_switch_size(struct qcow2 *s, uint64_t size);
 
 /* Call this when a directory that is sure and complete has been adopted. */
@@ -227,9 +227,9 @@ int qcow2_check_bitmaps_fit(struct node *n, uint64_t size, struct error **errp);
 void qcow2_bitmap_relaxed(struct node *n, struct bitmap *bm);
 void qcow2_bitmap_gone(struct bitmap *bm);
 
-/* Store bitmaps for a disk of @size bytes; bitmaps in memory are not shorter.
- * One write makes the new directory and the size count. */
-int qcow2_bitmaps_resize(struct qcow2 *s, uint64_t size);
+/* Store bitmaps for a disk of another size; bitmaps in memory are not shorter.
+ * One write makes the new directory and the disk count. */
+int qcow2_bitmaps_resize(struct qcow2 *s, const struct qcow2_disk *to);
 
 /* Write exact bits for all bitmaps, before the image is closed. */
 int qcow2_bitmaps_settle(struct qcow2 *s);
@@ -241,10 +241,10 @@ void qcow2_bitmap_slice(const struct qcow2 *s, const struct qcow2_bitmap *qb,
 
 /* --- header-ext.c --- */
 
-/* Make the extension @x count, with the disk's size if that changes (else
- * UINT64_MAX).  It is durable then.  A crash leaves the state before or
- * after. */
+/* Make the extension @x count, and with it what the header says of the disk if
+ * that changes (else NULL).  It is durable then.  A crash leaves the state
+ * before or after. */
 int qcow2_set_bitmaps_ext(struct qcow2 *s, const struct qcow2_bitmaps_ext *x,
-                          uint64_t size);
+                          const struct qcow2_disk *to);
 
 #endif /* NBDELTA_QCOW2_BITMAPS_H */

@@ -11,9 +11,10 @@
  *   it goes              autoclear bit 0, then its type says nothing
  *
  * Other programs may make an extension that lies across two sectors, or behind
- * the first, which has the disk's size.  It is made anew in one sector, with
+ * the first, which says what the disk is.  It is made anew in one sector, with
  * the same content, before its content changes; and in the first sector before
- * the size changes with it.  There it takes the place of the names of features.
+ * the disk's size or L1 table changes with it.  There it takes the place of the
+ * names of features.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -209,30 +210,30 @@ static int set_autoclear(struct head *h, bool on)
     return write_head(h, QCOW2_HDR_AUTOCLEAR, 8);
 }
 
-static int set_size(struct head *h, uint64_t size)
+static int set_disk(struct head *h, const struct qcow2_disk *to)
 {
-    if (size == UINT64_MAX) {
+    if (!to) {
         return 0;
     }
-    store_be64(h->bytes + QCOW2_HDR_SIZE, size);
-    return write_head(h, QCOW2_HDR_SIZE, 8);
+    qcow2_disk_put(to, h->bytes);
+    return write_head(h, QCOW2_HDR_SIZE, QCOW2_HDR_DISK_END - QCOW2_HDR_SIZE);
 }
 
-/* Overwrite the extension in one write, with the size: of one sector, if there
- * was room for the extension in the first. */
+/* Overwrite the extension in one write, with what is said of the disk: of one
+ * sector, if there was room for the extension in the first. */
 static int overwrite(struct head *h, const struct qcow2_bitmaps_ext *x,
-                     uint64_t size)
+                     const struct qcow2_disk *to)
 {
     put_values(h, h->ext, x);
-    if (size == UINT64_MAX) {
+    if (!to) {
         return write_head(h, h->ext, EXT_SIZE);
     }
-    store_be64(h->bytes + QCOW2_HDR_SIZE, size);
+    qcow2_disk_put(to, h->bytes);
     return write_head(h, QCOW2_HDR_SIZE, h->ext + EXT_SIZE - QCOW2_HDR_SIZE);
 }
 
 static int change_extension(struct head *h, const struct qcow2_bitmaps_ext *x,
-                            uint64_t size)
+                            const struct qcow2_disk *to)
 {
     uint64_t old = h->ext;
     bool valid = load_be64(h->bytes + QCOW2_HDR_AUTOCLEAR) &
@@ -244,12 +245,12 @@ static int change_extension(struct head *h, const struct qcow2_bitmaps_ext *x,
         if (r == 0 && old) {
             r = drop_extension(h, old);
         }
-        return r < 0 ? r : set_size(h, size);
+        return r < 0 ? r : set_disk(h, to);
     }
     bool fresh = !old || !in_one_sector(old, EXT_SIZE);
     bool same = valid && old; /* as before, at another place */
     const struct qcow2_bitmaps_ext *now = same ? &h->s->bitmaps.ext : x;
-    bool moved = size != UINT64_MAX && !in_first_sector(old);
+    bool moved = to && !in_first_sector(old);
     if (moved) {
         r = put_first(h, now);
         moved = r != -ENOSPC;
@@ -261,14 +262,14 @@ static int change_extension(struct head *h, const struct qcow2_bitmaps_ext *x,
     if (r == 0 && old && (fresh || moved)) {
         r = drop_extension(h, old);
     }
-    if (r == 0 && (!fresh || same || size != UINT64_MAX)) {
-        r = overwrite(h, x, size);
+    if (r == 0 && (!fresh || same || to)) {
+        r = overwrite(h, x, to);
     }
     return r < 0 ? r : set_autoclear(h, true);
 }
 
 int qcow2_set_bitmaps_ext(struct qcow2 *s, const struct qcow2_bitmaps_ext *x,
-                          uint64_t size)
+                          const struct qcow2_disk *to)
 {
     struct head h = {.s = s};
     CLEANUP_FREE unsigned char *bytes = calloc(1, s->cluster_size);
@@ -282,5 +283,5 @@ int qcow2_set_bitmaps_ext(struct qcow2 *s, const struct qcow2_bitmaps_ext *x,
         return r;
     }
     find_extensions(&h);
-    return change_extension(&h, x, size);
+    return change_extension(&h, x, to);
 }

@@ -440,3 +440,12 @@ int qcow2_header_read_any(struct node *file, struct qcow2_header *h,
 {
     return read_header(file, parse_any, h, errp);
 }
+
+void qcow2_disk_put(const struct qcow2_disk *d, unsigned char *header)
+{
+    store_be64(header + QCOW2_HDR_SIZE, d->size);
+    if (d->moves) {
+        store_be32(header + QCOW2_HDR_L1, d->l1_size);
+        store_be64(header + QCOW2_HDR_L1 + 4, d->l1_offset);
+    }
+}

@@ -70,6 +70,19 @@ struct qcow2_bitmaps_ext {
     uint64_t entry; /* where in the file the offset stands; 0: not known */
 };
 
+/* The part of the header that says what the disk is; it is in the first
+ * sector. */
+struct qcow2_disk {
+    uint64_t size;
+    bool moves; /* the L1 table is another one, too */
+    uint32_t l1_size;
+    uint64_t l1_offset;
+};
+
+/* Put it into @header, the first QCOW2_HDR_DISK_END bytes at least. */
+#define QCOW2_HDR_DISK_END 48
+void qcow2_disk_put(const struct qcow2_disk *d, unsigned char *header);
+
 /* A parsed header, in host byte order. */
 struct qcow2_header {
     uint32_t version;

@@ -92,7 +92,8 @@ struct qcow2_bitmaps {
     /* --- Guarded by arm_lock: doubt (bitmap-doubt.c). --- */
     bool entries_written;      /* some, since the last flush */
     bool header_doubt;         /* it may lead to another directory, */
-    bool size_doubt;           /* or have another size of the disk */
+    bool size_doubt;           /* or have another size of the disk, */
+    bool l1_doubt;             /* and another L1 table */
     struct qcow2_run *orphans; /* what states in doubt may lead to */
     size_t orphan_count;
     size_t orphan_room;

@@ -91,8 +91,9 @@ static int clear_end(struct qcow2 *s, uint64_t size)
 /* Make the size count, with bitmaps of that length if there are some. */
 static int switch_size(struct qcow2 *s, uint64_t size)
 {
-    return s->bitmaps.ext.count > 0 ? qcow2_bitmaps_resize(s, size)
-                                    : qcow2_switch_size(s, size);
+    return s->bitmaps.ext.count > 0
+               ? qcow2_bitmaps_resize(s, &(struct qcow2_disk){.size = size})
+               : qcow2_switch_size(s, size);
 }
 
 /* Shrink the disk; the L1 table stays as long as it is. */

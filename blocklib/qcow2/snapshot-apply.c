@@ -47,14 +47,13 @@ int qcow2_apply_check(struct qcow2_change *c, const struct qcow2_snapshot *sn,
                          "snapshots",
                          size);
     }
-    if (size != s->node->size && s->bitmaps.ext.count > 0) {
+    if (size == 0 && s->bitmaps.ext.count > 0) {
         return error_set(errp, ENOTSUP,
-                         "the snapshot is of a disk of %" PRIu64
-                         " bytes, which persistent bitmaps of the image do "
-                         "not fit: remove them",
-                         size);
+                         "the snapshot is of an empty disk, which can have no "
+                         "persistent bitmaps: remove them");
     }
-    return 0;
+    return size == s->node->size ? 0
+                                 : qcow2_check_bitmaps_fit(s->node, size, errp);
 }
 
 static uint64_t end_of(const struct qcow2_change *c)
@@ -160,20 +159,71 @@ int qcow2_apply_write(struct qcow2_change *c)
 
 /* --- The switch; drained --- */
 
-static int write_header(struct qcow2 *s, uint64_t size, uint32_t l1_size,
-                        uint64_t l1_offset)
+static int write_header(struct qcow2 *s, const struct qcow2_disk *to)
 {
-    unsigned char be[24]; /* with the kind of encryption between them */
-    int r = node_pread(s->file, be, sizeof(be), QCOW2_HDR_SIZE, 0);
+    unsigned char be[QCOW2_HDR_DISK_END]; /* with the kind of encryption */
+    int r = node_pread(s->file, be, sizeof(be), 0, 0);
 
     if (r < 0) {
         return r;
     }
-    store_be64(be, size);
-    store_be32(be + (QCOW2_HDR_L1 - QCOW2_HDR_SIZE), l1_size);
-    store_be64(be + (QCOW2_HDR_L1 - QCOW2_HDR_SIZE) + 4, l1_offset);
-    r = node_pwrite(s->file, be, sizeof(be), QCOW2_HDR_SIZE, 0);
+    qcow2_disk_put(to, be);
+    r = node_pwrite(s->file, be + QCOW2_HDR_SIZE, sizeof(be) - QCOW2_HDR_SIZE,
+                    QCOW2_HDR_SIZE, 0);
     return r < 0 ? r : qcow2_flush_file(s);
+}
+
+/* Nobody knows which disk the header leads to. */
+static void doubt_header(struct qcow2_change *c)
+{
+    c->in_doubt = true;
+    atomic_store(&c->s->corrupt, true); /* what is written could be lost */
+}
+
+static int switch_plain(struct qcow2_change *c, const struct qcow2_disk *to)
+{
+    struct qcow2 *s = c->s;
+    const struct qcow2_disk had = {s->node->size, true, s->l1_size,
+                                   s->l1_offset};
+    int r = write_header(s, to);
+
+    if (r < 0 && write_header(s, &had) < 0) {
+        doubt_header(c);
+    }
+    return r;
+}
+
+/* The same write leads to bitmaps of the other length. */
+static int switch_with_bitmaps(struct qcow2_change *c,
+                               const struct qcow2_disk *to)
+{
+    int r = qcow2_bitmaps_resize(c->s, to);
+
+    if (r < 0 && c->s->bitmaps.header_doubt) {
+        doubt_header(c);
+    }
+    return r;
+}
+
+/* Bitmaps in memory are never shorter than those in the image. */
+static int switch_disk(struct qcow2_change *c, const struct qcow2_disk *to)
+{
+    struct node *n = c->s->node;
+    uint64_t had = n->size;
+    int r = to->size > had ? bitmap_resize_all(n, had, to->size, NULL) : 0;
+
+    if (r < 0) {
+        return r;
+    }
+    r = to->size != had && c->s->bitmaps.ext.count > 0
+            ? switch_with_bitmaps(c, to)
+            : switch_plain(c, to);
+    if (r < 0 && to->size > had) {
+        (void)bitmap_resize_all(n, to->size, had, NULL);
+    } else if (r == 0 && to->size < had) {
+        (void)bitmap_resize_all(n, had, to->size, NULL);
+    }
+    return r;
 }
 
 /* The active disk has this table now.  Without memory, nothing guards it. */
@@ -224,11 +274,10 @@ int qcow2_apply_act(struct qcow2_change *c)
         r = qcow2_flush(n);
     }
     if (r == 0) {
-        r = write_header(s, c->new_size, c->l1_needed, c->new_l1_offset);
-        if (r < 0 && write_header(s, n->size, s->l1_size, s->l1_offset) < 0) {
-            c->in_doubt = true;
-            atomic_store(&s->corrupt, true); /* it could be lost */
-        }
+        const struct qcow2_disk to = {c->new_size, true, c->l1_needed,
+                                      c->new_l1_offset};
+
+        r = switch_disk(c, &to);
     }
     if (r == 0) {
         follow(c, l1, old);

@@ -25,7 +25,8 @@
  *            act    3  bitmaps that record get all bits
  *                   4  all metadata, as in any flush
  *                   5  the header has the new L1 table and the snapshot's size,
- *                      in one write                 -- flush --
+ *                      and leads to bitmaps of that length, in one write
+ *                      -- flush --
  *            end    6  the old L1 table is free
  *                   7  all references of the old disk are dropped
  *

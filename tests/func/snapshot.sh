@@ -217,8 +217,14 @@ same go.qcow2 one.raw
 nbdelta snapshot -d one go.qcow2
 clean go.qcow2
 same go.qcow2 one.raw
+qemu-img bitmap --add -g 512 q.qcow2 b
 nbdelta snapshot -a two q.qcow2
 clean q.qcow2
+[ "$(nbdelta map --bitmap b --output=json q.qcow2 |
+    jq -c 'map([.start, .length, .dirty])')" = '[[0,25165824,true]]' ]
+[ "$(qemu-img info --output=json q.qcow2 |
+    jq -c '."format-specific".data.bitmaps[0] | [.name, .flags]')" = \
+    '["b",["auto"]]' ]
 [ "$(nbdelta info --output=json q.qcow2 | jq '."virtual-size"')" = \
     $((24 << 20)) ]
 qemu-img compare q.qcow2 two.full >out

@@ -16,6 +16,7 @@
 
 #define DISK_MAX (8 * MiB)
 #include "nbdelta/action.h"
+#include "nbdelta/bitmap.h"
 #include "nbdelta/internal-snapshot.h"
 #include "power-cut.h"
 #include "qcow2-check.h"
@@ -197,9 +198,8 @@ static struct node *open_image(uint64_t size)
     graph = graph_new();
     struct node *n = open_recorded(graph, size);
 
-    ck_assert_int_eq(blk_new(graph, n, PERM_READ | PERM_WRITE, PERM_ALL, "test",
-                             &guest, NULL),
-                     0);
+    ck_assert_int_eq(
+        blk_new(graph, n, PERM_ALL, PERM_ALL, "test", &guest, NULL), 0);
     return n;
 }
 
@@ -363,6 +363,155 @@ START_TEST(a_request_that_fails_leaves_all_or_nothing)
 }
 END_TEST
 
+/* --- Snapshots of another size, and bitmaps --- */
+
+#define LARGE (5 * MiB) /* three clusters of bits, in place of one */
+
+static uint64_t disk_size(const unsigned char *disk)
+{
+    return load_be64(disk + 24);
+}
+
+/* The directory's only entry. */
+static const unsigned char *bitmap_entry(const unsigned char *disk)
+{
+    uint64_t at = load_be32(disk + 100);
+
+    while (load_be32(disk + at) != 0x23852875) {
+        ck_assert_uint_ne(load_be32(disk + at), 0);
+        at += 8 + align_up(load_be32(disk + at + 4), 8);
+    }
+    ck_assert_uint_eq(load_be32(disk + at + 8), 1);
+    return disk + load_be64(disk + at + 24);
+}
+
+/* The bitmap has the length of the disk, and all bits if that is @full. */
+static void check_bitmap(const unsigned char *disk, uint64_t full, unsigned cut)
+{
+    const unsigned char *e = bitmap_entry(disk);
+    const unsigned char *table = disk + load_be64(e);
+    uint64_t size = disk_size(disk);
+
+    ck_assert_msg(load_be32(e + 8) == div_up(size, 512 * 8 * 512),
+                  "%u clusters of bits for %" PRIu64 " bytes, cut at %u",
+                  load_be32(e + 8), size, cut);
+    for (uint64_t g = 0; g < size / 512 && size == full; g++) {
+        uint64_t slice = load_be64(table + g / 4096 * 8);
+
+        ck_assert_msg(slice == 1 || (slice > 1 &&
+                                     disk[slice + g % 4096 / 8] & 1U << g % 8),
+                      "bit %" PRIu64 " is not set, cut at %u", g, cut);
+    }
+}
+
+/* A disk of one size with a snapshot of the other, and a bitmap.  @before,
+ * unless NULL: the image as it was first. */
+static struct node *open_resized(bool large, unsigned char *before)
+{
+    new_model();
+    uint64_t bytes =
+        load_new_image(large ? "{\"size\": 5242880, \"cluster_size\": 512}"
+                             : "{\"size\": 1048576, \"cluster_size\": 512}");
+    if (before) {
+        memcpy(before, rec.disk, DISK_MAX);
+    }
+    struct node *n = open_image(bytes);
+    struct action *a;
+
+    for (unsigned i = 0; i < 6; i++) {
+        random_request(guest, i + 1);
+    }
+    ck_assert_int_eq(make_one(n), 0);
+    ck_assert_int_eq(blk_resize(guest, large ? GUEST : LARGE, NULL), 0);
+    ck_assert_int_eq(bitmap_add_action((struct bitmap_ref){n, "b"}, 512, true,
+                                       false, &a, NULL),
+                     0);
+    ck_assert_int_eq(action_run(graph, a, NULL), 0);
+    for (unsigned i = 6; i < 12; i++) {
+        random_request(guest, i + 1);
+    }
+    ck_assert_int_eq(blk_flush(guest), 0);
+    return n;
+}
+
+static void check_sizes(const unsigned char *disk, const struct disk *old,
+                        bool large, unsigned cut)
+{
+    uint64_t want = large ? LARGE : GUEST;
+
+    check_refs(disk, true, cut);
+    check_bitmap(disk, want, cut);
+    check_disk(disk, disk_size(disk) == want ? &kept[0] : old, "the disk", cut);
+}
+
+START_TEST(a_disk_and_its_bitmaps_get_the_size_of_a_snapshot_at_once)
+{
+    bool large = _i;
+
+    seed = 5 + (uint64_t)_i;
+    CLEANUP_FREE unsigned char *before = malloc(DISK_MAX);
+    struct node *n = open_resized(large, before);
+    struct disk old = now;
+    unsigned first = rec.count;
+    unsigned seen[2] = {0};
+
+    ck_assert_int_eq(change(n, INTERNAL_APPLY, "0"), 0);
+    ck_assert_uint_eq(blk_size(guest), large ? LARGE : GUEST);
+    close_image();
+    for (unsigned cut = first; cut <= rec.count; cut++) {
+        for (unsigned k = 0; k < 3; k++) {
+            CLEANUP_FREE unsigned char *disk = crashed_image_at(before, cut);
+
+            check_sizes(disk, &old, large, cut);
+            seen[disk_size(disk) == (large ? LARGE : GUEST)]++;
+        }
+    }
+    ck_assert_uint_gt(seen[0], 0);
+    ck_assert_uint_gt(seen[1], 0);
+    check_refs(rec.disk, false, rec.count);
+    check_sizes(rec.disk, &old, large, rec.count);
+    forget_records();
+}
+END_TEST
+
+/* Request @k fails while the snapshot is applied, and then it is done again. */
+static bool run_resize_failure(bool large, enum fault_kind kind, unsigned k,
+                               bool done)
+{
+    struct node *n = open_resized(large, NULL);
+
+    rec_fail((struct fault){
+        .kind = kind, .countdown = k, .error = -EIO, .done = done});
+    int r = change(n, INTERNAL_APPLY, "0");
+    bool failed = rec.fault.countdown == 0;
+    rec_fail((struct fault){0});
+    ck_assert_uint_eq(blk_size(guest), (r == 0) == large ? LARGE : GUEST);
+    ck_assert_uint_eq(disk_size(rec.disk), blk_size(guest));
+    if (r < 0) {
+        check_disk(rec.disk, &now, "the disk", 0);
+    }
+    random_request(guest, 100);
+    ck_assert_int_eq(change(n, INTERNAL_APPLY, "0"), 0);
+    close_image();
+    check_sizes(rec.disk, &now, large, 0);
+    forget_records();
+    return failed;
+}
+
+START_TEST(a_size_that_cannot_be_switched_is_the_old_one)
+{
+    bool large = _i & 1;
+    unsigned k = 1;
+
+    seed = 9;
+    while (run_resize_failure(large, _i & 2 ? FAULT_FLUSH : FAULT_WRITE, k,
+                              !large)) {
+        k++;
+    }
+    ck_assert_uint_gt(k, 3);
+}
+END_TEST
+
 /* --- Counts that do not fit --- */
 
 START_TEST(a_count_that_does_not_fit_is_found_before_anything_changes)
@@ -505,6 +654,10 @@ int main(void)
 
     add_case(s, "power-cut", snapshots_survive_power_cuts, 4);
     add_case(s, "failure", a_request_that_fails_leaves_all_or_nothing, 15);
+    add_case(s, "sizes",
+             a_disk_and_its_bitmaps_get_the_size_of_a_snapshot_at_once, 2);
+    add_case(s, "size-failure", a_size_that_cannot_be_switched_is_the_old_one,
+             4);
     add_case(s, "counts",
              a_count_that_does_not_fit_is_found_before_anything_changes, 1);
     add_case(s, "busy", a_snapshot_is_one_instant_of_a_busy_guest, 2);
