@@ -162,6 +162,8 @@ SERVER_SRC   := $(filter-out $(LIBVIRT_SRC),$(sort \
 MODULE_SRC   := $(if $(HAVE_LIBVIRT),$(LIBVIRT_SRC))
 PLUGIN_SRC   := $(sort $(wildcard plugin/*.c))
 UNIT_SRC     := $(sort $(wildcard tests/unit/test-*.c))
+# A part of each.
+MARK_SRC     := tests/unit/mark-point.c
 FUZZ_SRC     := $(sort $(wildcard tests/fuzz/fuzz-*.c))
 # Programs that functional tests use.
 TOOL_SRC     := $(sort $(wildcard tests/func/*.c))
@@ -169,7 +171,7 @@ FUNC_TESTS   := $(sort $(filter-out %/lib.sh,$(wildcard tests/func/*.sh)))
 MAN_PAGES    := $(sort $(wildcard man/*.1))
 MAN5_PAGES   := $(sort $(wildcard man/*.5))
 ALL_SRC := $(BLOCKLIB_SRC) $(SERVER_SRC) $(MODULE_SRC) $(PLUGIN_SRC) \
-    $(UNIT_SRC) $(FUZZ_SRC) $(TOOL_SRC)
+    $(UNIT_SRC) $(MARK_SRC) $(FUZZ_SRC) $(TOOL_SRC)
 
 obj = $(patsubst %.c,$(O)/%.o,$(1))
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(O)/%,$(UNIT_SRC))
@@ -251,8 +253,8 @@ $(LIBVIRT): $(call obj,$(LIBVIRT_SRC)) $(SERVERLIB) $(BLOCKLIB)
 	$(call link,-shared -Wl$(comma)--exclude-libs$(comma)ALL,jansson \
 	    $(LIBVIRT_PKGS))
 
-$(UNIT_TESTS): $(O)/%: $(O)/tests/unit/%.o $(BLOCKLIB)
-	$(call link,,check $(SERVER_PKGS))
+$(UNIT_TESTS): $(O)/%: $(O)/tests/unit/%.o $(call obj,$(MARK_SRC)) $(BLOCKLIB)
+	$(call link,-Wl$(comma)--wrap=_mark_point,check $(SERVER_PKGS))
 
 $(FUZZERS): $(O)/%: $(O)/tests/fuzz/%.o $(BLOCKLIB)
 	$(call link,$(FUZZ_LINK),$(SERVER_PKGS))
