@@ -17,6 +17,9 @@
 #include "core/node.h"
 #include "util/iov.h"
 
+/* No page of memory is smaller. */
+#define PAGE 4096
+
 struct qcow2_cache {
     /* Set at creation. */
     struct node *file;
@@ -304,73 +307,98 @@ static int by_offset(const void *a, const void *b)
                                                  : 0;
 }
 
-static size_t collect_locked(struct qcow2_cache *c, struct qcow2_dirty *list,
-                             size_t max) REQUIRES(c->lock)
-{
-    size_t count = 0;
-
-    for (size_t i = 0; i < c->buckets; i++) {
-        for (struct qcow2_table *t = c->hash[i]; t; t = t->hash_next) {
-            if (t->dirty && count < max) {
-                memcpy(list[count].copy, t->data, c->table_size);
-                list[count++].table = t;
-                pin_locked(t);
-                t->dirty = false;
-            }
-        }
-    }
-    c->dirty = 0;
-    return count;
-}
-
-int qcow2_cache_collect(struct qcow2_cache *c, struct qcow2_dirty **list,
-                        size_t *count)
+static size_t count_dirty(struct qcow2_cache *c)
 {
     mutex_lock(&c->lock);
-    size_t n = c->dirty;
-    struct qcow2_dirty *l = calloc(n + 1, sizeof(*l));
-    size_t ready = 0;
-    while (l && ready < n) {
-        l[ready].copy = buf_alloc(c->table_size);
-        if (!l[ready].copy) {
-            break;
-        }
-        ready++;
+    size_t dirty = c->dirty;
+    mutex_unlock(&c->lock);
+    return dirty;
+}
+
+/* Memory for @count copies, all of it there. */
+static int grow_set(const struct qcow2_cache *c, struct qcow2_dirty_set *set,
+                    size_t count)
+{
+    if (count <= set->room) {
+        return 0;
     }
-    if (!l || ready < n) {
-        mutex_unlock(&c->lock);
-        for (size_t i = 0; l && i < ready; i++) {
-            free(l[i].copy);
-        }
-        free(l);
+    struct qcow2_dirty *more = realloc(set->list, count * sizeof(*more));
+    if (!more) {
         return -ENOMEM;
     }
-    *count = collect_locked(c, l, n);
-    mutex_unlock(&c->lock);
-    qsort(l, *count, sizeof(*l), by_offset);
-    *list = l;
+    for (set->list = more; set->room < count; set->room++) {
+        char *copy = buf_alloc(c->table_size);
+
+        if (!copy) {
+            return -ENOMEM;
+        }
+        for (size_t at = 0; at < c->table_size; at += PAGE) {
+            *(volatile char *)(copy + at) = 0;
+        }
+        more[set->room].copy = copy;
+    }
     return 0;
 }
 
-int qcow2_cache_write(struct qcow2_cache *c, const struct qcow2_dirty *list,
-                      size_t count)
+void qcow2_cache_make_room(struct qcow2_cache *c, struct qcow2_dirty_set *set)
+{
+    (void)grow_set(c, set, count_dirty(c));
+}
+
+/* Take all dirty tables; there is room for them. */
+static void take_dirty(struct qcow2_cache *c, struct qcow2_dirty_set *set)
+{
+    mutex_lock(&c->lock);
+    for (size_t i = 0; i < c->buckets && c->dirty > 0; i++) {
+        for (struct qcow2_table *t = c->hash[i]; t; t = t->hash_next) {
+            if (t->dirty) {
+                set->list[set->count++].table = t;
+                pin_locked(t);
+                t->dirty = false;
+                c->dirty--;
+            }
+        }
+    }
+    mutex_unlock(&c->lock);
+}
+
+/* The meta lock keeps the number of dirty tables, and what is in them.  The
+ * cache's own is not held meanwhile, because all requests take that. */
+int qcow2_cache_collect(struct qcow2_cache *c, struct qcow2_dirty_set *set)
+{
+    int r = grow_set(c, set, count_dirty(c));
+
+    if (r < 0) {
+        return r;
+    }
+    take_dirty(c, set);
+    if (set->count > 0) {
+        qsort(set->list, set->count, sizeof(*set->list), by_offset);
+    }
+    for (size_t i = 0; i < set->count; i++) {
+        memcpy(set->list[i].copy, set->list[i].table->data, c->table_size);
+    }
+    return 0;
+}
+
+int qcow2_cache_write(struct qcow2_cache *c, const struct qcow2_dirty_set *set)
 {
     int r = 0;
 
-    for (size_t i = 0; i < count && r == 0; i++) {
+    for (size_t i = 0; i < set->count && r == 0; i++) {
         node_event(c->file, c->update_event);
-        r = node_pwrite(c->file, list[i].copy, c->table_size,
-                        list[i].table->offset, 0);
+        r = node_pwrite(c->file, set->list[i].copy, c->table_size,
+                        set->list[i].table->offset, 0);
     }
     return r;
 }
 
-void qcow2_cache_release(struct qcow2_cache *c, struct qcow2_dirty *list,
-                         size_t count, bool failed)
+void qcow2_cache_release(struct qcow2_cache *c, struct qcow2_dirty_set *set,
+                         bool failed)
 {
     mutex_lock(&c->lock);
-    for (size_t i = 0; i < count; i++) {
-        struct qcow2_table *t = list[i].table;
+    for (size_t i = 0; i < set->count; i++) {
+        struct qcow2_table *t = set->list[i].table;
         if (failed) {
             c->dirty += !t->dirty;
             t->dirty = true;
@@ -378,10 +406,11 @@ void qcow2_cache_release(struct qcow2_cache *c, struct qcow2_dirty *list,
         unpin_locked(c, t);
     }
     mutex_unlock(&c->lock);
-    for (size_t i = 0; i < count; i++) {
-        free(list[i].copy);
+    for (size_t i = 0; i < set->room; i++) {
+        free(set->list[i].copy);
     }
-    free(list);
+    free(set->list);
+    *set = (struct qcow2_dirty_set){0};
 }
 
 bool qcow2_cache_pressed(struct qcow2_cache *c)

@@ -62,20 +62,28 @@ void qcow2_cache_mark_dirty(struct qcow2_cache *c, struct qcow2_table *t);
 /* The table's cluster is free: forget it unwritten.  Nobody has it pinned. */
 void qcow2_cache_forget(struct qcow2_cache *c, uint64_t offset);
 
-/* Copies of all dirty tables, which are pinned and clean afterwards. */
+/* Copies of dirty tables.  What is zeroes is an empty set. */
 struct qcow2_dirty {
     struct qcow2_table *table;
     void *copy;
 };
-/* -ENOMEM: nothing has changed.  The caller holds the meta lock. */
-int qcow2_cache_collect(struct qcow2_cache *c, struct qcow2_dirty **list,
-                        size_t *count);
+struct qcow2_dirty_set {
+    struct qcow2_dirty *list;
+    size_t room;  /* elements that have memory for a copy */
+    size_t count; /* that have one */
+};
+/* Get memory for as many copies as are needed now, before the meta lock is
+ * taken: guests wait for that lock, and new memory takes longer than copying.
+ * A success is not needed. */
+void qcow2_cache_make_room(struct qcow2_cache *c, struct qcow2_dirty_set *set);
+/* Copy all dirty tables, which are pinned and clean afterwards.  -ENOMEM:
+ * nothing has changed.  The caller holds the meta lock. */
+int qcow2_cache_collect(struct qcow2_cache *c, struct qcow2_dirty_set *set);
 /* Write the copies, lowest offset first; stops at the first error. */
-int qcow2_cache_write(struct qcow2_cache *c, const struct qcow2_dirty *list,
-                      size_t count);
+int qcow2_cache_write(struct qcow2_cache *c, const struct qcow2_dirty_set *set);
 /* Unpin and free; @failed makes the tables dirty again. */
-void qcow2_cache_release(struct qcow2_cache *c, struct qcow2_dirty *list,
-                         size_t count, bool failed);
+void qcow2_cache_release(struct qcow2_cache *c, struct qcow2_dirty_set *set,
+                         bool failed);
 
 /* Are so many tables dirty that they should be written back? */
 bool qcow2_cache_pressed(struct qcow2_cache *c);

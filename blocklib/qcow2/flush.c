@@ -43,13 +43,12 @@ struct table_piece {
 };
 
 struct round {
-    struct qcow2_dirty *blocks;
-    size_t block_count;
-    struct qcow2_dirty *l2;
-    size_t l2_count;
+    struct qcow2_dirty_set blocks;
+    struct qcow2_dirty_set l2;
     struct table_piece reftable;
     struct table_piece l1;
-    bool freed; /* something is in limbo */
+    bool freed;  /* something is in limbo */
+    bool making; /* a snapshot */
 };
 
 /* The end of a sector of the table, in entries. */
@@ -134,14 +133,11 @@ static int take_l1(struct qcow2 *s, struct table_piece *p) REQUIRES(s->meta)
 
 static int collect(struct qcow2 *s, struct round *w) REQUIRES(s->meta)
 {
-    int r = qcow2_cache_collect(s->refblocks, &w->blocks, &w->block_count);
+    int r = qcow2_cache_collect(s->refblocks, &w->blocks);
     if (r == 0) {
-        r = qcow2_cache_collect(s->l2, &w->l2, &w->l2_count);
+        r = qcow2_cache_collect(s->l2, &w->l2);
     }
-    for (size_t i = 0; r == 0 && s->making && i < w->l2_count; i++) {
-        struct qcow2_table copy = {.data = w->l2[i].copy};
-        qcow2_l2_share(s, &copy); /* snapshot-make.c says why */
-    }
+    w->making = s->making;
     if (r == 0) {
         r = take_reftable(s, &w->reftable);
     }
@@ -231,6 +227,16 @@ static int write_table_piece(struct qcow2 *s, const struct table_piece *p)
     return r;
 }
 
+/* While a snapshot is made, tables are written without COPIED: snapshot-make.c
+ * says why. */
+static void share_copies(const struct qcow2 *s, const struct round *w)
+{
+    for (size_t i = 0; w->making && i < w->l2.count; i++) {
+        struct qcow2_table copy = {.data = w->l2.list[i].copy};
+        qcow2_l2_share(s, &copy);
+    }
+}
+
 static int write_round(struct qcow2 *s, const struct round *w, bool to_disk)
 {
     int r = s->external && s->data ? node_flush(s->data) : 0;
@@ -243,15 +249,15 @@ static int write_round(struct qcow2 *s, const struct round *w, bool to_disk)
                                 ? EVENT_REFBLOCK_ALLOC_WRITE_BLOCKS
                                 : EVENT_REFBLOCK_ALLOC_WRITE);
     }
-    r = qcow2_cache_write(s->refblocks, w->blocks, w->block_count);
+    r = qcow2_cache_write(s->refblocks, &w->blocks);
     if (r == 0) {
         r = write_table_piece(s, &w->reftable);
     }
-    if (r == 0 && (w->l2_count > 0 || !qcow2_span_empty(&w->l1.span))) {
+    if (r == 0 && (w->l2.count > 0 || !qcow2_span_empty(&w->l1.span))) {
         r = qcow2_flush_file(s);
     }
     if (r == 0) {
-        r = qcow2_cache_write(s->l2, w->l2, w->l2_count);
+        r = qcow2_cache_write(s->l2, &w->l2);
     }
     if (r == 0) {
         r = write_table_piece(s, &w->l1);
@@ -280,8 +286,8 @@ static void give_back(const struct table_piece *p, struct qcow2_span *dirty,
  * unlinked on disk.  After a failure everything is dirty again. */
 static void finish(struct qcow2 *s, struct round *w, size_t in_limbo, int r)
 {
-    qcow2_cache_release(s->refblocks, w->blocks, w->block_count, r < 0);
-    qcow2_cache_release(s->l2, w->l2, w->l2_count, r < 0);
+    qcow2_cache_release(s->refblocks, &w->blocks, r < 0);
+    qcow2_cache_release(s->l2, &w->l2, r < 0);
     mutex_lock(&s->meta);
     if (r < 0) {
         give_back(&w->reftable, &s->reftable_dirty, &s->reftable_moved);
@@ -300,11 +306,14 @@ static int flush_locked(struct qcow2 *s, bool to_disk) REQUIRES(s->flush_lock)
 {
     struct round w = {0};
 
+    qcow2_cache_make_room(s->refblocks, &w.blocks);
+    qcow2_cache_make_room(s->l2, &w.l2);
     mutex_lock(&s->meta);
     int r = collect(s, &w);
     size_t in_limbo = s->freed_count;
     mutex_unlock(&s->meta);
     if (r == 0) {
+        share_copies(s, &w);
         r = write_round(s, &w, to_disk);
     }
     finish(s, &w, in_limbo, r);
