@@ -151,8 +151,43 @@ change_bitmaps() {
     done
 }
 
+# snapshot.qcow2 by a QEMU that runs nothing: q-s-d makes no snapshots.
+start_qemu() {
+    qemu-system-x86_64 -M none -nodefaults -display none -S \
+        -blockdev "file,node-name=f,filename=$work/snapshot.qcow2,aio=io_uring" \
+        -blockdev qcow2,node-name=disk,file=f \
+        -qmp "unix:$work/qmp,server=on,wait=off" 2>/dev/null &
+    server=$!
+    wait_for qmp
+    "$nbdelta" qmp qmp nbd-server-start \
+        "{\"addr\": {\"type\": \"unix\", \"data\": {\"path\": \"$work/sock\"}}}"
+    "$nbdelta" qmp qmp block-export-add type=nbd id=e node-name=disk name= \
+        writable=true
+}
+
+# Milliseconds that a guest waits at the most for a write while an internal
+# snapshot is made.
+worst_write() {
+    local guest
+    fio --name=b --ioengine=nbd --uri="$uri" --rw=randwrite --bs=4k \
+        --iodepth=4 --size=256G --runtime=$((each + 3)) --time_based \
+        --output-format=json --output=fio.json >/dev/null &
+    guest=$!
+    sleep 1.5
+    "$nbdelta" qmp qmp blockdev-snapshot-internal-sync device=disk name=s \
+        >/dev/null
+    wait "$guest"
+    jq '.jobs[0].write.clat_ns.max / 1e6' fio.json
+}
+
 start_plain() {
     case $2 in
+    snapshot)
+        cp --sparse=always order.qcow2 snapshot.qcow2
+        if [ "$1" = qemu ]; then
+            start_qemu >/dev/null
+            return
+        fi ;;
     past) start_past "$1"; return ;;
     luks) start_luks "$1"; return ;;
     tls-*) start_tls "$1" "${2#tls-}"; return ;;
@@ -162,7 +197,7 @@ start_plain() {
     first) # nothing was written to it yet
         file=first.qcow2 format=qcow2
         qemu-img create -q -f qcow2 "$file" 10G ;;
-    large|order|shuffled) file=$2.qcow2 format=qcow2 ;;
+    large|order|shuffled|snapshot) file=$2.qcow2 format=qcow2 ;;
     esac
     case $1 in
     nbdelta)
@@ -306,6 +341,7 @@ measure() {
         else
             seconds qemu-img check -q "$3.qcow2"
         fi ;;
+    worst-write) worst_write ;;
     end)
         qemu-io -f raw "$uri" <touches >/dev/null
         seconds stop ;;
@@ -456,7 +492,13 @@ row "check of 4M clusters in order" check order nbdelta q-s-d
 cp --sparse=always order.qcow2 shuffled.qcow2
 python3 "$tests/shuffle-clusters.py" shuffled.qcow2
 row "check of 4M clusters, shuffled" check shuffled nbdelta
-rm order.qcow2 shuffled.qcow2
+rm shuffled.qcow2
+if command -v qemu-system-x86_64 >/dev/null; then
+    echo "Milliseconds (less is better)"
+    row "worst write while a snapshot is made" worst-write snapshot \
+        nbdelta qemu
+fi
+rm -f order.qcow2 snapshot.qcow2
 
 mkdir keys
 psktool -u user -p keys/keys.psk >/dev/null 2>&1
