@@ -101,6 +101,18 @@ void qcow2_census_clear(struct qcow2_census *c, uint64_t cluster)
     }
 }
 
+void qcow2_census_drop(struct qcow2_census *c, uint64_t cluster)
+{
+    if (cluster >= c->clusters || (c->state[cluster] & COUNT_MAX) == 0) {
+        return;
+    }
+    if ((c->state[cluster] & COUNT_MAX) == COUNT_MAX && c->more[cluster] > 0) {
+        c->more[cluster]--;
+    } else {
+        c->state[cluster]--;
+    }
+}
+
 uint64_t qcow2_census_count(const struct qcow2_census *c, uint64_t cluster)
 {
     if (cluster >= c->clusters) {

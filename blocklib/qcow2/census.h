@@ -34,6 +34,8 @@ uint64_t qcow2_census_size(const struct qcow2_census *c);
 void qcow2_census_add(struct qcow2_census *c, uint64_t cluster, uint32_t times,
                       unsigned flags);
 void qcow2_census_clear(struct qcow2_census *c, uint64_t cluster);
+/* One reference less, if there is one. */
+void qcow2_census_drop(struct qcow2_census *c, uint64_t cluster);
 
 uint64_t qcow2_census_count(const struct qcow2_census *c, uint64_t cluster);
 unsigned qcow2_census_flags(const struct qcow2_census *c, uint64_t cluster);

@@ -190,6 +190,10 @@ static int replace_entry(struct qcow2 *s, struct qcow2_table *t,
     if (!same && s->making) {
         qcow2_making_follow(s, align_down(offset, s->cluster_size), &was, &is);
     }
+    if (!same && s->counting) {
+        qcow2_counting_follow(s, align_down(offset, s->cluster_size), &was,
+                              &is);
+    }
     int r = same ? 0 : free_referred(s, &was);
     return r == -ENOMEM ? 0 : r; /* it leaks; no harm done */
 }
@@ -354,6 +358,21 @@ bool qcow2_l2_is_table(const struct qcow2 *s, uint64_t entry)
     return (others & ~shared) == 0;
 }
 
+/* The L1 entry has led to a table at @old, or to none (0). */
+static void tell_new_table(struct qcow2 *s, uint64_t index, uint64_t old,
+                           uint64_t host) REQUIRES(s->meta)
+{
+    const struct qcow2_run was = {old, old ? s->cluster_size : 0};
+    const struct qcow2_run is = {host, s->cluster_size};
+
+    if (s->making) {
+        qcow2_making_follow(s, index * qcow2_l2_span(s), &was, &is);
+    }
+    if (s->counting) {
+        qcow2_counting_follow(s, index * qcow2_l2_span(s), &was, &is);
+    }
+}
+
 int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
                           struct qcow2_table **tp)
 {
@@ -405,12 +424,8 @@ int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
         return r < 0 ? r : -ENOMEM;
     }
     atomic_store(&s->l1[index], host | QCOW2_COPIED);
-    if (s->making) {
-        const struct qcow2_run was = {old & QCOW2_OFFSET_MASK,
-                                      from ? s->cluster_size : 0};
-        const struct qcow2_run is = {host, s->cluster_size};
-
-        qcow2_making_follow(s, index * qcow2_l2_span(s), &was, &is);
+    if (s->making || s->counting) {
+        tell_new_table(s, index, from ? old & QCOW2_OFFSET_MASK : 0, host);
     }
     qcow2_span_add(&s->l1_dirty, (uint32_t)index, (uint32_t)index + 1);
     *tp = to;

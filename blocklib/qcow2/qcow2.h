@@ -178,8 +178,9 @@ struct qcow2 {
     uint64_t packed; /* host byte where the next compressed data may go, in a
                         cluster that has some; or at the end of one */
     uint64_t incompatible;
-    struct qcow2_making *making; /* a snapshot, or NULL */
-    struct list views;           /* of its snapshots: snapshot-view.c */
+    struct qcow2_making *making;     /* a snapshot, or NULL */
+    struct qcow2_counting *counting; /* references to clusters, or NULL */
+    struct list views;               /* of its snapshots: snapshot-view.c */
 
     /* --- Atomic. --- */
     _Atomic uint64_t epoch;
@@ -280,6 +281,13 @@ int qcow2_relieve(struct qcow2 *s);
 void qcow2_making_follow(struct qcow2 *s, uint64_t offset,
                          const struct qcow2_run *was,
                          const struct qcow2_run *is) REQUIRES(s->meta);
+
+/* --- snapshot-counts.c --- */
+
+/* The same, for `counting`. */
+void qcow2_counting_follow(struct qcow2 *s, uint64_t offset,
+                           const struct qcow2_run *was,
+                           const struct qcow2_run *is) REQUIRES(s->meta);
 
 /* --- compress.c --- */
 

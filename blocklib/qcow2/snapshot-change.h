@@ -13,6 +13,20 @@ struct qcow2_making {
     bool broken;     /* some are not: nobody can tell which */
 };
 
+/* References that are being counted: snapshot-counts.c. */
+struct qcow2_counting {
+    int step;
+    uint64_t l1_bytes; /* of all snapshots */
+    uint64_t *tables;  /* L2 tables of snapshots, sorted, */
+    size_t count;
+    size_t at;         /* and how many of them are counted */
+    uint64_t compared; /* clusters that have been compared */
+
+    /* --- meta lock --- */
+    struct qcow2_census *census;
+    uint64_t upto; /* guest bytes: all references of the disk below count */
+};
+
 /* A change that goes on: see snapshot.c. */
 struct qcow2_change {
     struct qcow2 *s;
@@ -27,8 +41,10 @@ struct qcow2_change {
     uint64_t l1_bytes;  /* and its room in the file; 0: there is none */
 
     struct qcow2_making making;
+    struct qcow2_counting counting;
     unsigned step;
     uint64_t next; /* guest byte up to which the step has come */
+    bool counted;  /* counts are high enough for a disk to be dropped */
     bool begun;    /* make: something has changed */
     bool in_doubt; /* the header may lead to either table */
 
@@ -56,6 +72,11 @@ int qcow2_ref_drop(struct qcow2 *s, uint64_t host, uint64_t bytes)
 int qcow2_refs_own(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
                    uint64_t bytes) REQUIRES(s->meta);
 
+/* Count them @times.  False: some lead to where nothing can be. */
+bool qcow2_refs_count(struct qcow2 *s, const struct qcow2_table *t,
+                      uint64_t offset, uint64_t bytes, uint32_t times,
+                      struct qcow2_census *n);
+
 /* Can every count be raised once more by what the active disk refers to?
  * Reads all tables if some count is high.  -EOVERFLOW. */
 int qcow2_refs_fit(struct qcow2 *s) EXCLUDES(s->meta);
@@ -67,6 +88,14 @@ int qcow2_make_begin(struct qcow2_change *c, struct error **errp);
 void qcow2_make_share(struct qcow2_change *c); /* at the instant; drained */
 void qcow2_make_undo(struct qcow2_change *c);  /* the same */
 int qcow2_make_abort(struct qcow2_change *c);
+
+/* --- snapshot-counts.c --- */
+
+/* Can a disk be dropped without harm for others?  Steps: 0: yes; 1: call it
+ * again.  -EUCLEAN: a count is too low.  Nothing changes. */
+int qcow2_counts_check(struct qcow2_change *c, struct error **errp);
+/* Free what it has taken.  May be called more than once. */
+void qcow2_counts_end(struct qcow2_change *c);
 
 /* --- snapshot-drop.c --- */
 

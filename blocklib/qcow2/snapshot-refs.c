@@ -146,24 +146,36 @@ int qcow2_refs_own(struct qcow2 *s, struct qcow2_table *t, uint64_t offset,
 
 /* --- Do they fit? --- */
 
-/* Count the references of one table, and its own. */
-static void count_table(struct qcow2 *s, struct qcow2_census *n,
-                        const struct qcow2_table *t)
+bool qcow2_refs_count(struct qcow2 *s, const struct qcow2_table *t,
+                      uint64_t offset, uint64_t bytes, uint32_t times,
+                      struct qcow2_census *n)
 {
-    qcow2_census_add(n, t->offset >> s->cluster_bits, 1, CENSUS_L2);
-    for (uint64_t at = 0, alike; at < qcow2_l2_span(s); at += alike) {
+    bool sound = true;
+
+    for (uint64_t done = 0, alike; done < bytes; done += alike) {
         struct qcow2_run run;
 
-        if (!look(s, t, at, qcow2_l2_span(s) - at, &run, &alike)) {
-            continue; /* it will be found again, and told */
+        if (!look(s, t, offset + done, bytes - done, &run, &alike)) {
+            sound = false;
+            continue;
         }
         for (uint64_t c = run.host >> s->cluster_bits;
              run.bytes > 0 &&
              c <= (run.host + run.bytes - 1) >> s->cluster_bits;
              c++) {
-            qcow2_census_add(n, c, 1, CENSUS_DATA);
+            qcow2_census_add(n, c, times, CENSUS_DATA);
         }
     }
+    return sound;
+}
+
+/* Count the references of one table, and its own. */
+static void count_table(struct qcow2 *s, struct qcow2_census *n,
+                        const struct qcow2_table *t)
+{
+    qcow2_census_add(n, t->offset >> s->cluster_bits, 1, CENSUS_L2);
+    /* What leads nowhere will be found again, and told. */
+    (void)qcow2_refs_count(s, t, 0, qcow2_l2_span(s), 1, n);
 }
 
 static int count_disk(struct qcow2 *s, struct qcow2_census *n)

@@ -14,13 +14,15 @@
  *                   6  COPIED goes from the L1 table in memory
  *            end    7  the old snapshot table is free
  *
- *   remove   begin  1  a snapshot table without the snapshot  -- flush --
+ *   remove   begin  0  counts are high enough (snapshot-counts.c)
+ *                   1  a snapshot table without the snapshot  -- flush --
  *            act    2  the header leads to it, in one write   -- flush --
  *            end    3  the old table and the snapshot's L1 table are free
  *                   4  all references of the snapshot are dropped; what the
  *                      disk has alone gets COPIED (snapshot-drop.c)
  *
- *   apply    begin  1  all references of the snapshot are counted once more
+ *   apply    begin  0  as above
+ *                   1  all references of the snapshot are counted once more
  *                   2  a new L1 table for the disk  -- flush --
  *            act    3  bitmaps that record get all bits
  *                   4  all metadata, as in any flush
@@ -347,22 +349,22 @@ static int act_remove(struct qcow2_change *c, struct error **errp)
     return r;
 }
 
-static int begin_remove(struct qcow2_change *c, struct internal_change *what,
+static int check_remove(struct qcow2_change *c, struct internal_change *what,
                         struct error **errp)
 {
-    struct qcow2 *s = c->s;
     struct qcow2_snapshot sn;
 
-    qcow2_snapshot_get(&s->snapshots, c->index, &sn);
+    qcow2_snapshot_get(&c->s->snapshots, c->index, &sn);
     what->info = qcow2_snapshot_describe(&sn);
     int r = read_l1(c, &sn, errp);
-    if (r == 0) {
-        r = check_shown(c, errp);
-    }
-    if (r < 0) {
-        return r;
-    }
-    r = qcow2_snapshots_without(&s->snapshots, c->index, &c->after);
+    return r < 0 ? r : check_shown(c, errp);
+}
+
+static int begin_remove(struct qcow2_change *c, struct error **errp)
+{
+    struct qcow2 *s = c->s;
+    int r = qcow2_snapshots_without(&s->snapshots, c->index, &c->after);
+
     if (r == 0) {
         r = take_room(c);
     }
@@ -393,23 +395,23 @@ static int apply_failed(const struct qcow2 *s, int r, struct error **errp)
                            node_filename(s->node), strerror(-r));
 }
 
-static int begin_apply(struct qcow2_change *c, struct error **errp)
+static int check_apply(struct qcow2_change *c, struct error **errp)
 {
-    struct qcow2 *s = c->s;
     struct qcow2_snapshot sn;
 
-    qcow2_snapshot_get(&s->snapshots, c->index, &sn);
+    qcow2_snapshot_get(&c->s->snapshots, c->index, &sn);
     int r = read_l1(c, &sn, errp);
-    if (r == 0) {
-        r = qcow2_apply_check(c, &sn, errp);
-    }
-    if (r < 0) {
-        return r;
-    }
+    return r < 0 ? r : qcow2_apply_check(c, &sn, errp);
+}
+
+/* A place for the new L1 table comes first. */
+static int begin_apply(struct qcow2_change *c, struct error **errp)
+{
     uint64_t bytes = max_u64(c->l1_needed * UINT64_C(8), 1);
-    r = take_table_room(s, QCOW2_META_L1, bytes, &c->new_l1_offset);
+    int r = take_table_room(c->s, QCOW2_META_L1, bytes, &c->new_l1_offset);
+
     if (r < 0) {
-        return apply_failed(s, r, errp);
+        return apply_failed(c->s, r, errp);
     }
     c->new_l1_bytes = bytes;
     return 1;
@@ -491,9 +493,25 @@ static int first_step(struct qcow2 *s, struct internal_change *what,
         return r < 0 ? r : 1;
     }
     r = find(c, what, errp);
-    return r < 0                           ? r
-           : what->verb == INTERNAL_REMOVE ? begin_remove(c, what, errp)
-                                           : begin_apply(c, errp);
+    if (r == 0) {
+        r = what->verb == INTERNAL_REMOVE ? check_remove(c, what, errp)
+                                          : check_apply(c, errp);
+    }
+    return r < 0 ? r : 1;
+}
+
+/* After the first step of what drops a disk. */
+static int go_on_dropping(struct qcow2_change *c, struct error **errp)
+{
+    if (!c->counted) {
+        int r = qcow2_counts_check(c, errp);
+
+        c->counted = r == 0;
+        return r < 0 ? r : 1;
+    }
+    return c->verb == INTERNAL_REMOVE ? begin_remove(c, errp)
+           : c->new_l1_bytes == 0     ? begin_apply(c, errp)
+                                      : go_on_applying(c, errp);
 }
 
 static int change_begin(struct node *n, struct internal_change *what,
@@ -504,8 +522,8 @@ static int change_begin(struct node *n, struct internal_change *what,
     if (!what->state) {
         return first_step(s, what, errp);
     }
-    if (what->verb == INTERNAL_APPLY) {
-        return go_on_applying(what->state, errp);
+    if (what->verb != INTERNAL_MAKE) {
+        return go_on_dropping(what->state, errp);
     }
     int r = qcow2_make_begin(what->state, errp);
     return r != 0 ? r : make_tables(what->state, what->name, errp);
@@ -596,9 +614,13 @@ static int end_some(struct qcow2_change *c, bool done)
 static int change_end(struct node *n, struct internal_change *what, bool done)
 {
     struct qcow2_change *c = what->state;
-    int r = c ? end_some(c, done) : 0;
 
-    if (r > 0 || !c) {
+    if (!c) {
+        return 0;
+    }
+    qcow2_counts_end(c);
+    int r = end_some(c, done);
+    if (r > 0) {
         return r;
     }
     /* The first flush releases what was freed, the second one writes that. */

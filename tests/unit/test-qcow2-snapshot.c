@@ -535,6 +535,111 @@ START_TEST(a_count_that_does_not_fit_is_found_before_anything_changes)
 }
 END_TEST
 
+/* --- Counts that are too low --- */
+
+/* The count of a cluster, of 16 bits in clusters of 4096 bytes. */
+static unsigned char *count_of(unsigned cluster)
+{
+    uint64_t table = load_be64(rec.disk + 48);
+
+    ck_assert_uint_lt(cluster, 2048);
+    return rec.disk + load_be64(rec.disk + table) + cluster * 2UL;
+}
+
+/* Dropping a disk would free what another one refers to. */
+static void check_refused(enum internal_verb verb)
+{
+    struct node *n = open_image(rec.top);
+    unsigned writes = rec.count;
+
+    ck_assert_int_eq(change(n, verb, "0"), -EUCLEAN);
+    for (unsigned i = writes; i < rec.count; i++) {
+        ck_assert_uint_eq(rec.log[i].bytes, 0);
+    }
+    close_image();
+}
+
+START_TEST(a_count_that_is_too_low_is_found_before_anything_changes)
+{
+    unsigned lowered = 0;
+
+    new_model();
+    seed = 3;
+    struct node *n = open_image(
+        load_new_image("{\"size\": 1048576, \"cluster_size\": 4096}"));
+    for (unsigned i = 0; i < 24; i++) {
+        random_request(guest, i + 1);
+        if (i % 8 == 7) {
+            ck_assert_int_eq(make_one(n), 0);
+        }
+    }
+    close_image();
+    for (unsigned c = 0; c < rec.top / 4096; c++) {
+        unsigned char *at = count_of(c);
+        unsigned had = load_be16(at);
+
+        if (had > 1 && ++lowered % 8 == 0) {
+            store_be16(at, (uint16_t)(had - 1));
+            check_refused(lowered % 16 ? INTERNAL_REMOVE : INTERNAL_APPLY);
+            store_be16(at, (uint16_t)had);
+        }
+    }
+    ck_assert_uint_gt(lowered, 32);
+    n = open_image(rec.top);
+    ck_assert_int_eq(change(n, INTERNAL_REMOVE, "0"), 0);
+    close_image();
+    check_refs(rec.disk, false, 0);
+    check_snapshots(rec.disk, 0);
+    forget_records();
+}
+END_TEST
+
+/* References that the guest changes while they are counted are followed. */
+START_TEST(a_guest_that_writes_meanwhile_makes_no_count_too_low)
+{
+    const struct driver_snapshots *d;
+    struct internal_change c = {.verb = INTERNAL_REMOVE, .name = "1"};
+    uint32_t stamp = 1;
+    int r;
+
+    new_model();
+    seed = 4;
+    struct node *n = open_image(
+        load_new_image("{\"size\": 1048576, \"cluster_size\": 512}"));
+    for (; stamp < 30; stamp++) {
+        random_request(guest, stamp);
+        if (stamp % 8 == 7) {
+            ck_assert_int_eq(make_one(n), 0);
+        }
+    }
+    d = n->drv->snapshots;
+    do {
+        struct tree *t = node_enter(n, false);
+        r = d->begin(n, &c, NULL);
+        node_leave(t);
+        for (unsigned i = 0; r > 0 && i < 4; i++) {
+            random_request(guest, stamp++);
+        }
+        /* The second flush writes what the first one has let go. */
+        ck_assert_int_eq(blk_flush(guest), 0);
+        ck_assert_int_eq(blk_flush(guest), 0);
+    } while (r > 0);
+    ck_assert_int_eq(r, 0);
+    do {
+        struct tree *t = node_enter(n, false);
+        r = d->end(n, &c, false);
+        node_leave(t);
+    } while (r > 0);
+    ck_assert_int_eq(r, 0);
+    json_decref(c.info);
+    close_image();
+    check_refs(rec.disk, false, 0);
+    check_disk(rec.disk, &now, "the disk", 0);
+    check_snapshots(rec.disk, 0);
+    forget_records();
+}
+END_TEST
+
 /* --- A guest that writes meanwhile --- */
 
 #define CLIENTS 2
@@ -660,6 +765,10 @@ int main(void)
              4);
     add_case(s, "counts",
              a_count_that_does_not_fit_is_found_before_anything_changes, 1);
+    add_case(s, "low-counts",
+             a_count_that_is_too_low_is_found_before_anything_changes, 1);
+    add_case(s, "counting",
+             a_guest_that_writes_meanwhile_makes_no_count_too_low, 1);
     add_case(s, "busy", a_snapshot_is_one_instant_of_a_busy_guest, 2);
     SRunner *sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);
