@@ -114,6 +114,40 @@ serve_refused "run 'nbdelta check -r all'" huge=huge.qcow2
 serve huge=huge.qcow2
 stop_server
 
+# An image on a device: the room for a repair is behind its last cluster, and
+# the device does not grow.
+no_counts() { # DEVICE: its image has no refcount table
+    printf '\0\0\0\0' | dd of="$1" bs=1 seek=56 conv=notrunc,fsync status=none
+}
+on_device() { # STATUS COMMAND...
+    local want=$1 rc
+    shift
+    rc=$(status "$@")
+    [ "$rc" = "$want" ] || fail "$*: $rc, not $want: $(cat out err)"
+}
+truncate -s 4M device.raw
+if [ "$(id -u)" = 0 ] && loop=$(losetup -f --show device.raw 2>/dev/null); then
+    at_exit losetup -d "$loop"
+    on_device 0 qemu-img create -q -f qcow2 "$loop" 64M
+    on_device 0 qemu-io -f qcow2 -c 'write -P 5 1M 1M' "$loop"
+    no_counts "$loop"
+    on_device 2 nbdelta check "$loop"
+    on_device 0 nbdelta check -r all "$loop"
+    on_device 0 nbdelta check "$loop"
+    on_device 0 qemu-img check -f qcow2 "$loop"
+    on_device 0 qemu-io -f qcow2 -c 'read -P 5 1M 1M' "$loop"
+    # Without room for it, it says so, and nothing has changed.
+    on_device 0 qemu-io -f qcow2 -c 'write -P 6 8M 2M' "$loop"
+    on_device 0 qemu-img check --output=json -f qcow2 "$loop"
+    truncate -s "$(jq '."image-end-offset"' out)" device.raw
+    losetup -c "$loop" || fail "losetup -c"
+    no_counts "$loop"
+    sha256sum "$loop" >sum
+    on_device 1 nbdelta check -r all "$loop"
+    grep -q 'No space left' err || fail "$(cat err)"
+    sha256sum --quiet -c sum || fail "a repair without room has written"
+fi
+
 # What cannot be checked, and what makes no sense.
 truncate -s 1M raw.img
 [ "$(status nbdelta check raw.img)" = 63 ]

@@ -259,11 +259,60 @@ def check(nbdelta, path):
     return ours.returncode, mended.returncode
 
 
+def snapshots(path):
+    """The names of the snapshots that qemu-img reads."""
+    info = json.loads(run('qemu-img', 'info', '--output=json', path,
+                          ok=[0]).stdout)
+    return [s['name'] for s in info.get('snapshots', [])]
+
+
+def cut_off_snapshots(nbdelta, path, how):
+    """An entry of the snapshot table cannot be read.  Without -r all nothing
+    is written.  Then the snapshots before it are all there are, and whole."""
+    run('qemu-img', 'create', '-q', '-f', 'qcow2', '-o', 'cluster_size=64k',
+        path, '1M', ok=[0])
+    for name in 'first', 'second':
+        run('qemu-io', '-c', 'write -P %d 0 256k' % ord(name[0]), path, ok=[0])
+        run('qemu-img', 'snapshot', '-c', name, path, ok=[0])
+    im = Image(path)
+    table = im.be64(64)
+    entry = table + (40 + im.be32(table + 36) + 7 +
+                     sum(struct.unpack_from('>HH', im.b, table + 12)) & ~7)
+    left = ['first']
+    if how == 'extra data':     # more than any entry has
+        struct.pack_into('>I', im.b, entry + 36, 0x7fffffff)
+    elif how == 'number':
+        struct.pack_into('>I', im.b, 60, 60000)
+        left.append('second')
+    else:
+        assert len(im.b) - entry < im.cluster, 'the table is not the last'
+        del im.b[entry + 20:]
+    with open(path, 'wb') as f:
+        f.write(im.b)
+    before = digest(path)
+    for args in [], ['-r', 'leaks']:
+        run(nbdelta, 'check', *args, path, ok=[2])
+        assert digest(path) == before, how
+    report = run(nbdelta, 'check', '-r', 'all', path, ok=[0]).stderr.decode()
+    words = 'the snapshot table ends after %d entries; ' % len(left)
+    assert words in report, (how, report)
+    assert snapshots(path) == left, how
+    run('qemu-img', 'check', path, ok=[0])
+    for name in left:
+        run('qemu-img', 'convert', '-l', name, '-O', 'raw', path, 'snap.raw',
+            ok=[0])
+        with open('snap.raw', 'rb') as f:
+            assert f.read(256 << 10) == name[:1].encode() * (256 << 10), name
+    os.unlink(path)
+
+
 def main():
     nbdelta, rounds = sys.argv[1], int(sys.argv[2])
     first = int(sys.argv[3]) if len(sys.argv) > 3 else 1
     with open('back.raw', 'wb') as f:
         f.write(b'back' * (1 << 20))
+    for how in 'extra data', 'number', 'end of the file':
+        cut_off_snapshots(nbdelta, 'image.qcow2', how)
     tally = {}
     for seed in range(first, first + rounds):
         rng = random.Random(seed)
