@@ -315,7 +315,8 @@ PEER_TESTS := backup-qemu bitmap-interop bitmaps-persistent check create \
     nbd-clients nbd-interop nbd-list nbd-node nbd-serve \
     nbd-node-backup nbd-node-tls nbd-online nbd-servers nbd-tls odd-sizes \
     plugin-* pull-others qcow2-matrix qcow2-overlap qmp-backup qmp-commit \
-    qmp-exports qmp-snapshot qsd-options source-qemu track trim vm-compat
+    qmp-exports qmp-snapshot qsd-options snapshot snapshot-view source-qemu \
+    track trim vm-compat
 peer_tests = $(if $(filter-out *,$(T)),$(T),$(PEER_TESTS))
 in_peers = tests/peers.sh '$(O)/$(PEERS)' $(PEERS)
 check-peers:

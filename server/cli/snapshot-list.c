@@ -30,7 +30,7 @@ static void print_one(const json_t *sn)
     char size[32];
     char date[32] = "?";
     char clock[48];
-    char icount[32] = "";
+    char icount[32] = "--";
     time_t when = (time_t)number(sn, "date-sec");
     uint64_t clock_sec = (uint64_t)number(sn, "vm-clock-sec");
     struct tm tm;

@@ -142,12 +142,17 @@ nbdelta check -q d.qcow2
 qemu-img check -q d.qcow2
 
 # Another process reads it, and has no locks.
+other=
+end_other() {
+    [ -z "$other" ] || kill "$other"
+    other=
+}
 nbdelta snapshot -c kept d.qcow2
 nbdelta serve -U other.sock --pidfile other.pid 'old=json:{"driver": "qcow2",
     "snapshot": "later", "read-only": true, "file": {"driver": "file",
     "filename": "d.qcow2", "locking": "off"}}' &
 other=$!
-at_exit kill "$other"
+at_exit end_other
 wait_until "the other server is ready" test -e other.pid
 old="nbd+unix:///old?socket=other.sock"
 refused "the snapshot is in use" nbdelta snapshot -d later d.qcow2
@@ -157,8 +162,9 @@ refused "the snapshot is in use" \
 qmp blockdev-snapshot-delete-internal-sync device=d name=kept >out
 qemu-io -f raw -c 'write -P 1 0 12M' "$(uri_of d)" >out
 qemu-img compare -f raw -F raw "$old" now.raw >out
-kill "$other"
-wait "$other" || true
+pid=$other
+end_other
+wait "$pid" || true
 qmp blockdev-snapshot-delete-internal-sync device=d name=later >out
 stop_server
 nbdelta check -q d.qcow2

@@ -31,7 +31,7 @@ write() { # IMAGE RAW COMMAND...
 }
 
 list() { # IMAGE: ids, names, sizes of the VM state, dates
-    tr -s ' ' <"$1" | sed -e 1,2d -e 's/ [0-9:.]* [0-9]* *$//'
+    tr -s ' ' <"$1" | sed -e 1,2d -e 's/ [0-9:.]* [-0-9]* *$//'
 }
 
 info() { # PROGRAM IMAGE
