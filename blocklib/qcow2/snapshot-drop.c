@@ -95,6 +95,8 @@ static int own_part(struct qcow2 *s, uint64_t index, struct qcow2_table *t,
     }
     if (r == 0 && at + part_of(s, at) == qcow2_l2_span(s) &&
         !(atomic_load(&s->l1[index]) & QCOW2_COPIED)) {
+        /* Memory may have COPIED from before a snapshot; the disk has not. */
+        qcow2_cache_mark_dirty(s->l2, t);
         atomic_fetch_or(&s->l1[index], QCOW2_COPIED);
         qcow2_span_add(&s->l1_dirty, (uint32_t)index, (uint32_t)index + 1);
     }

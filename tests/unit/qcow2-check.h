@@ -21,6 +21,8 @@ struct image {
 struct verdict {
     uint64_t corruptions; /* references that no refcount covers, bad COPIED */
     uint64_t leaks;       /* refcounts higher than references */
+    uint64_t unmarked;    /* one reference, and no COPIED; in order after a
+                             crash only */
 };
 
 static uint64_t image_be64(const struct image *i, uint64_t at)
@@ -81,9 +83,10 @@ static void check_copied(const struct image *i, uint64_t entry, unsigned bits,
 {
     uint64_t host = entry & UINT64_C(0x00fffffffffffe00);
     bool copied = entry >> 63;
-    if (copied && image_refcount(i, host >> bits) != 1) {
-        v->corruptions++;
-    }
+    bool alone = image_refcount(i, host >> bits) == 1;
+
+    v->corruptions += copied && !alone;
+    v->unmarked += alone && !copied;
 }
 
 /* What persistent bitmaps lead to, if they count. */

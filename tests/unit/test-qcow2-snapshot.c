@@ -186,6 +186,8 @@ static void check_refs(const unsigned char *disk, bool leaks, unsigned cut)
     ck_assert_msg(v.corruptions == 0, "%" PRIu64 " corruptions, cut at %u",
                   v.corruptions, cut);
     ck_assert_msg(leaks || v.leaks == 0, "%" PRIu64 " leaks", v.leaks);
+    ck_assert_msg(leaks || v.unmarked == 0, "%" PRIu64 " without COPIED",
+                  v.unmarked);
 }
 
 /* --- Opening --- */
@@ -640,6 +642,33 @@ START_TEST(a_guest_that_writes_meanwhile_makes_no_count_too_low)
 }
 END_TEST
 
+/* --- What the disk has alone again --- */
+
+/* Memory has COPIED from before the snapshot; the disk has it again, too. */
+START_TEST(a_disk_without_snapshots_has_its_clusters_alone)
+{
+    new_model();
+    uint64_t size =
+        load_new_image("{\"size\": 1048576, \"cluster_size\": 4096}");
+    struct node *n = open_image(size);
+
+    seed = 3;
+    for (unsigned i = 0; i < 6; i++) {
+        random_request(guest, i + 1);
+    }
+    ck_assert_int_eq(make_one(n), 0);
+    if (_i) {
+        random_request(guest, 7);
+        ck_assert_int_eq(apply_one(n), 0);
+    }
+    ck_assert_int_eq(remove_one(n), 0);
+    close_image();
+    check_refs(rec.disk, false, 0);
+    check_disk(rec.disk, &now, "the disk", 0);
+    forget_records();
+}
+END_TEST
+
 /* --- A guest that writes meanwhile --- */
 
 #define CLIENTS 2
@@ -769,6 +798,7 @@ int main(void)
              a_count_that_is_too_low_is_found_before_anything_changes, 1);
     add_case(s, "counting",
              a_guest_that_writes_meanwhile_makes_no_count_too_low, 1);
+    add_case(s, "alone", a_disk_without_snapshots_has_its_clusters_alone, 2);
     add_case(s, "busy", a_snapshot_is_one_instant_of_a_busy_guest, 2);
     SRunner *sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);
