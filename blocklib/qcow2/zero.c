@@ -10,7 +10,9 @@
  *   unallocated, with  host | ZERO          ZERO, host freed    the same (**)
  *   a place
  *
- *   ("freed" in an external data file: discarded there)
+ *   ("freed" in an external data file: discarded there, unless it is encrypted:
+ *   a reader that is on its way, and a crash before the entry is on disk, would
+ *   find a hole and decode that)
  *
  *   (*) stays as it is without a backing file: a discard leaves open what is
  *       read afterwards.
@@ -207,7 +209,7 @@ static int zero_range(struct qcow2 *s, const struct zeroing *z, uint64_t offset,
         if (r == 0 && offset + len < end) {
             node_request_changed();
         }
-        if (r == 0 && s->external && z->unmap) { /* nobody sees it any more */
+        if (r == 0 && s->external && z->unmap && !s->luks) {
             r = discard_data(s, offset, len);
         }
         if (r == 0) { /* a long range must not fill the memory */
