@@ -34,11 +34,13 @@ SHOWN = 0.2        # of the images at the end go to QEMU
 MOST = 2           # requests of a kind of one operation, in the short form,
 ENOUGH = 100       # and s after which it begins no other operation
 
-# name: cluster size, bytes of storage, granularities of the bitmaps b0 and b1
+# name: cluster size, bytes of storage, granularities of the bitmaps b0 and b1.
+# `sub` has subclusters, and a snapshot, s0.
 SHAPES = {
     '64k': (65536, 12 * MIB, 65536, 1 << 20),
     '4k': (4096, 4 * MIB, 4096, 65536),
     '512': (512, 4 * MIB, 512, 4096),
+    'sub': (16384, 8 * MIB, 16384, 65536),
 }
 
 
@@ -97,7 +99,9 @@ class Bench:
     def empty(self, shape, *options):
         cluster, room, *_ = SHAPES[shape]
         subprocess.run(['qemu-img', 'create', '-q', '-f', 'qcow2', '-o',
-                        f'cluster_size={cluster}', *options, 'new.qcow2',
+                        f'cluster_size={cluster}' +
+                        (',extended_l2=on' if shape == 'sub' else ''),
+                        *options, 'new.qcow2',
                         str(SIZE)], check=True)
         with open('new.qcow2', 'rb') as f:
             content = Content.of(f.read())
@@ -116,6 +120,8 @@ class Bench:
         w.write(MIB, 17)
         w.verbs(('add', 'd0', {'granularity': grains[0]}))
         w.verbs(('add', 'b1', {'granularity': grains[1]}))
+        if shape == 'sub':
+            w.internal('make', 's0')
         w.write(MIB + 4 * UNIT, 2)
         w.verbs(('disable', 'd0', {}))
         w.write(13 * MIB, 3)
@@ -309,6 +315,14 @@ class World:
                 self.ask('transaction', actions=asked)
 
         return self.command(change, run)
+
+    def internal(self, what, name):
+        """Make or remove an internal snapshot."""
+        verb = '' if what == 'make' else 'delete-'
+        return self.command(
+            lambda new: new[self.top].snapshot(what, name), lambda:
+            self.ask(f'blockdev-snapshot-{verb}internal-sync', device='vda',
+                     name=name))
 
     def resize(self, size):
         return self.command(lambda new: new[self.top].resize(size), lambda:
@@ -605,6 +619,29 @@ operation('grow-busy', lambda w: w.resize(24 * MIB), prepare=busy, single=True)
 operation('shrink', lambda w: w.resize(8 * MIB), prepare=busy, single=True)
 
 
+# --- Internal snapshots ---
+
+def with_internal(w):
+    """A snapshot, and what has changed since, in memory and on disk."""
+    w.internal('make', 's1')
+    w.write(MIB, 5)
+    w.write(2 * MIB + 3 * UNIT, 2, 'zero')
+    w.flush()
+    busy(w)
+
+
+operation('internal-make', lambda w: w.internal('make', 's1'), prepare=busy,
+          single=True)
+operation('internal-make-another', lambda w: w.internal('make', 's2'),
+          prepare=with_internal, single=True)
+operation('internal-remove', lambda w: w.internal('remove', 's1'),
+          prepare=with_internal, single=True)
+operation('internal-write', lambda w: (w.write(MIB, 9), w.write(2 * MIB, 8,
+                                                                'zero'),
+                                       w.write(7 * MIB + UNIT, 1), w.flush()),
+          prepare=with_internal)
+
+
 # --- The chain ---
 
 def overlay(w, name='o'):
@@ -899,6 +936,33 @@ def offline_repair(w):
 
     w.command(whole, lambda: tool(w, 'bitmap', 'repair', '--image-opts',
                                   w.options('d'), 'b0'))
+
+
+def left_with_internal(w):
+    """As a daemon leaves it that has ended."""
+    w.open()
+    with_internal(w)
+    w.close()
+    w.daemon = None
+    w.disks['d'].base = w.disks['d'].data.copy()
+    w.models['d'] = w.models['d'].settled()
+    w.models['d'].flushed(True)
+
+
+def offline_internal(letter, what, name):
+    def run(w):
+        image = 'json:' + json.dumps({
+            'driver': 'qcow2', 'discard': 'unmap', 'file': w.file('d')})
+        w.command(lambda new: new['d'].snapshot(what, name),
+                  lambda: tool(w, 'snapshot', letter, name, image))
+    return run
+
+
+for letter, what, name in (('-c', 'make', 's2'), ('-d', 'remove', 's1'),
+                           ('-a', 'apply', 's1')):
+    operation(f'offline-internal-{what}', offline_internal(letter, what, name),
+              prepare=left_with_internal, offline=True, single=True,
+              shapes=('64k', '4k', 'sub'))
 
 
 # --- On local files ---

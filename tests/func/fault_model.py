@@ -39,6 +39,21 @@ class Bitmap:
         return b
 
 
+class Snapshot:
+    """What a disk was when it was made."""
+
+    def __init__(self, disk):
+        self.size = disk.size
+        self.values = {u: v | disk.lost.get(u, set())
+                       for u, v in disk.now.items()}
+        self.unsure = False     # its command has failed, and yet it may count
+
+    def fork(self):
+        s = Snapshot.__new__(Snapshot)
+        s.__dict__.update(self.__dict__)
+        return s
+
+
 class Disk:
     """One image: values of units (absent: 0, or those of below)."""
 
@@ -49,6 +64,7 @@ class Disk:
         self.crashed = {u: {v} for u, v in dict(values).items()}
         self.lost = {}      # what a failed flush may have lost: unit: values
         self.bitmaps = {}
+        self.snapshots = {}
         self.below = below
 
     def fork(self):
@@ -57,6 +73,7 @@ class Disk:
         d.now, d.crashed = dict(self.now), dict(self.crashed)
         d.lost = dict(self.lost)
         d.bitmaps = {n: b.fork() for n, b in self.bitmaps.items()}
+        d.snapshots = {n: s.fork() for n, s in self.snapshots.items()}
         return d
 
     def values(self, unit, table=None):
@@ -141,6 +158,20 @@ class Disk:
                 bitmap.must |= source.must
                 bitmap.may |= spread(source.may, source.granularity)
 
+    def snapshot(self, what, name):
+        if what == 'make':
+            self.snapshots[name] = Snapshot(self)
+        elif what == 'remove':
+            del self.snapshots[name]
+        else:
+            snapshot = self.snapshots[name]
+            self.resize(snapshot.size)
+            self.now, self.lost = dict(snapshot.values), {}
+            self.crashed = dict(snapshot.values)
+            for bitmap in self.bitmaps.values():
+                if bitmap.enabled:
+                    bitmap.must = bitmap.may = set(range(self.size // UNIT))
+
     def widen(self, new):
         """The command that would have led to @new has failed: the old state,
         with no more bits than needed by either; what was to be new may be in
@@ -163,6 +194,10 @@ class Disk:
         for name, bitmap in self.bitmaps.items():
             if name not in new.bitmaps:
                 bitmap.gone = True
+        for name, snapshot in {**new.snapshots, **self.snapshots}.items():
+            if name not in self.snapshots or name not in new.snapshots:
+                self.snapshots[name] = snapshot.fork()
+                self.snapshots[name].unsure = True
 
     def settled(self):
         """What failed has no effect any more, once the server has stopped."""
@@ -191,7 +226,7 @@ def dirty_units(bitmap):
 
 
 class Image:
-    """A qcow2 image of 16-bit refcounts, uncompressed, without snapshots."""
+    """A qcow2 image of 16-bit refcounts, uncompressed, without a data file."""
 
     def __init__(self, data):
         self.data = data
@@ -200,7 +235,9 @@ class Image:
         self.size, = self.be('Q', 24)
         self.l1_size, self.l1 = self.be('LQ', 36)
         self.table, self.table_clusters = self.be('QL', 48)
-        self.entries = {}   # guest cluster: L2 entry
+        self.extended = self.be('Q', 72)[0] & 16
+        self.entries = {}   # guest cluster: L2 entry, and bits
+        self.snapshots = {} # name: size, entries
         self.refs = {}      # cluster: references
         self.directory = {} # name of a bitmap: where its entry is
         self.wrong = []
@@ -214,29 +251,56 @@ class Image:
                              (at + length - 1) // self.cluster + 1):
             self.refs[cluster] = self.refs.get(cluster, 0) + 1
 
+    def _disk(self, l1, l1_size, copied):
+        """What an L1 table leads to; @copied: where to add what may say so."""
+        words = 2 if self.extended else 1
+        per = self.cluster // 8 // words
+        entries = {}
+        self._count(l1, l1_size * 8)
+        for i, entry in enumerate(self.be(f'{l1_size}Q', l1)):
+            table = entry & MASK
+            if not table:
+                continue
+            self._count(table)
+            copied.append(entry)
+            if not any(self.data[table:table + self.cluster]):
+                continue
+            found = self.be(f'{per * words}Q', table)
+            for k in range(per):
+                e = found[k * words]
+                bits = found[k * words + 1] if words == 2 else 0
+                if e or bits:
+                    entries[i * per + k] = e, bits
+                if e & MASK:
+                    self._count(e & MASK)
+                    copied.append(e)
+        return entries
+
+    def _snapshots(self):
+        count, at = self.be('LQ', 60)
+        first = at
+        for _ in range(count):
+            l1, l1_size, id_size, name_size = self.be('QLHH', at)
+            extra, = self.be('L', at + 36)
+            size, = self.be('Q', at + 48)
+            name = at + 40 + extra + id_size
+            self.snapshots[self.data[name:name + name_size].decode()] = (
+                size, self._disk(l1, l1_size, []))
+            at += (40 + extra + id_size + name_size + 7) // 8 * 8
+        if count:
+            self._count(first, at - first)
+
     def _walk(self):
         per = self.cluster // 8
         self._count(0)
-        self._count(self.l1, self.l1_size * 8)
         self._count(self.table, self.table_clusters * self.cluster)
         blocks = self.be(f'{self.table_clusters * per}Q', self.table)
         for block in blocks:
             if block:
                 self._count(block)
         copied = []
-        for i, entry in enumerate(self.be(f'{self.l1_size}Q', self.l1)):
-            if not entry & MASK:
-                continue
-            self._count(entry & MASK)
-            copied.append(entry)
-            if not any(self.data[entry & MASK:(entry & MASK) + self.cluster]):
-                continue
-            for k, e in enumerate(self.be(f'{per}Q', entry & MASK)):
-                if e:
-                    self.entries[i * per + k] = e
-                if e & MASK:
-                    self._count(e & MASK)
-                    copied.append(e)
+        self.entries = self._disk(self.l1, self.l1_size, copied)
+        self._snapshots()
         self._bitmaps()
         counts = {}
         for cluster, refs in self.refs.items():
@@ -273,12 +337,17 @@ class Image:
                     self._count(e & MASK)
             entry += (24 + extra + name + 7) // 8 * 8
 
-    def sector(self, offset):
+    def sector(self, offset, entries=None):
         """Its byte, None if it is below, -1 if it is a mixture."""
-        entry = self.entries.get(offset // self.cluster, 0)
-        if entry & 1:
+        entries = self.entries if entries is None else entries
+        entry, bits = entries.get(offset // self.cluster, (0, 0))
+        zero, there = entry & 1, entry & MASK
+        if self.extended:
+            sub = offset % self.cluster * 32 // self.cluster
+            zero, there = bits >> (sub + 32) & 1, bits >> sub & 1
+        if zero:
             return 0
-        if not entry & MASK:
+        if not there:
             return None
         at = (entry & MASK) + offset % self.cluster
         data = self.data[at:at + SECTOR]
@@ -374,11 +443,32 @@ def judge(data, disk, how, targets=None, exact=True):
             wrong.append(f'bitmap {name} has flags {have.flags}')
         wrong += wrong_bits(name, want, have, disk, image,
                             exact and how == 'stopped', targets)
+    wrong += wrong_snapshots(image, disk)
     for name, want in disk.bitmaps.items():
         if name not in bitmaps and not want.ghost and not want.gone and \
                 name[0] != '@':
             wrong.append(f'bitmap {name} is not there')
     return wrong
+
+
+def wrong_snapshots(image, disk):
+    """What is wrong with the snapshots."""
+    for name, (size, entries) in image.snapshots.items():
+        want = disk.snapshots.get(name)
+        if want is None:
+            return [f'snapshot {name} should not be there']
+        if size != want.size:
+            return [f'snapshot {name} has {size} bytes, not {want.size}']
+        for unit in range(size // UNIT):
+            allowed = want.values.get(unit, {0})
+            for at in range(unit * UNIT, unit * UNIT + UNIT, SECTOR):
+                value = image.sector(at, entries) or 0
+                if value not in allowed and ANY not in allowed:
+                    return [f'snapshot {name} has {value} at {at:#x}, not of '
+                            f'{allowed}']
+    return [f'snapshot {name} is not there'
+            for name, want in disk.snapshots.items()
+            if name not in image.snapshots and not want.unsure]
 
 
 def marked(data):
