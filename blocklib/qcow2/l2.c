@@ -106,9 +106,12 @@ void qcow2_l2_look(const struct qcow2 *s, const struct qcow2_table *t,
 void qcow2_l2_look_whole(const struct qcow2 *s, const struct qcow2_table *t,
                          uint64_t offset, uint64_t bytes, struct qcow2_at *at)
 {
+    if (s->extended) { /* one by one: a run would be measured from each again */
+        bytes = min_u64(bytes, s->cluster_size);
+    }
     qcow2_l2_look(s, t, offset, bytes, at);
     if (s->extended) { /* as if the cluster were one */
-        at->bytes = min_u64(bytes, s->cluster_size);
+        at->bytes = bytes;
         at->kind = at->kind == QCOW2_KIND_ZERO_PLAIN ? QCOW2_KIND_UNALLOCATED
                    : at->kind == QCOW2_KIND_ZERO_ALLOC ||
                            at->kind == QCOW2_KIND_UNALLOCATED_ALLOC

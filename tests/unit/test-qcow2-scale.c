@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Tables of the largest size: what is written to them costs by what has
- * changed, however far apart that is.
+ * changed, however far apart that is, and a walk through them by their entries.
  */
 #define DISK_MAX (128 * MiB)
 
@@ -9,8 +9,10 @@
 
 #include <errno.h>
 
+#include "nbdelta/action.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/graph.h"
+#include "nbdelta/internal-snapshot.h"
 
 /* The L1 table has 2^22 entries, 32 MiB: an L2 table is for 32 KiB. */
 #define GUEST    (128 * GiB)
@@ -83,6 +85,42 @@ START_TEST(far_entries_of_the_l1_table_are_written_alone)
 }
 END_TEST
 
+static void change(struct node *n, enum internal_verb verb)
+{
+    const struct internal_options o = {.node = n, .verb = verb, .name = "s"};
+    struct action *a;
+
+    ck_assert_int_eq(snapshot_internal_action(&o, &a, NULL), 0);
+    ck_assert_int_eq(action_run(n->graph, a, NULL), 0);
+}
+
+/* 131072 entries each, which are all alike.  If each were compared with all
+ * that follow, this would take minutes. */
+START_TEST(a_snapshot_of_large_tables_looks_at_each_entry_once)
+{
+    const uint64_t span = 256 * GiB;
+    struct graph *g = graph_new();
+    struct blk *b;
+
+    uint64_t size = load_new_image(
+        "{\"size\": 2199023255552, \"cluster_size\": "
+        "2097152, \"extended_l2\": true}");
+    struct node *n = open_recorded(g, size);
+    ck_assert_int_eq(
+        blk_new(g, n, PERM_READ | PERM_WRITE, PERM_ALL, "test", &b, NULL), 0);
+    for (uint64_t i = 0; i < 8; i++) {
+        ck_assert_int_eq(blk_pwrite(b, "x", 1, i * span, 0), 0);
+    }
+    change(n, INTERNAL_MAKE);
+    ck_assert_int_eq(blk_pwrite(b, "y", 1, 0, 0), 0);
+    change(n, INTERNAL_APPLY);
+    change(n, INTERNAL_REMOVE);
+    blk_free(b);
+    graph_free(g);
+    forget_records();
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("qcow2-scale");
@@ -90,6 +128,7 @@ int main(void)
 
     tcase_set_timeout(tc, 300);
     tcase_add_test(tc, far_entries_of_the_l1_table_are_written_alone);
+    tcase_add_test(tc, a_snapshot_of_large_tables_looks_at_each_entry_once);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);
