@@ -224,6 +224,41 @@ static void note_difference(struct run *r, uint64_t cluster, uint64_t stored,
     }
 }
 
+static void tell_cluster(struct qcow2_check *k, uint64_t cluster,
+                         const char *what)
+{
+    char text[128];
+
+    k->corruptions++;
+    (void)snprintf(text, sizeof(text), "cluster %" PRIu64 " (0x%" PRIx64 ") %s",
+                   cluster, cluster << k->im.shape.cluster_bits, what);
+    tell(k, IMAGE_CORRUPT, text);
+}
+
+/* COPIED, held against the refcount, as QEMU does, and against the references.
+ * Where the refcount is too high, nobody can be told to be the only one. */
+static void look_at_flags(struct run *r, uint64_t cluster, uint64_t stored,
+                          uint64_t counted)
+{
+    struct qcow2_check *k = r->k;
+    unsigned flags = qcow2_census_flags(k->census, cluster);
+    bool several = (flags & CENSUS_COPIED) && counted != 1;
+    bool alone = (flags & CENSUS_SHARED) && counted == 1 && stored == 1;
+    bool claims = (flags & CENSUS_COPIED) && counted == 1 && stored > 1;
+
+    if (several || alone || claims) {
+        end_run(r);
+        k->flags |= several || alone;
+        k->claims += claims;
+        tell_cluster(k, cluster,
+                     several ? "has several references, and one of them says "
+                               "that it is the only one"
+                     : alone ? "has one reference, which does not say so"
+                             : "has a reference that says that it is the only "
+                               "one, and the refcount says something else");
+    }
+}
+
 static int compare_block(struct qcow2_refblock *b, void *opaque)
 {
     struct run *r = opaque;
@@ -238,6 +273,7 @@ static int compare_block(struct qcow2_refblock *b, void *opaque)
         if (stored != counted) {
             note_difference(r, cluster, stored, counted);
         }
+        look_at_flags(r, cluster, stored, counted);
         if (stored != 0 || counted != 0) {
             k->end = max_u64(k->end, cluster + 1);
         }
@@ -248,36 +284,12 @@ static int compare_block(struct qcow2_refblock *b, void *opaque)
     return is_stopped(k) ? -ECANCELED : 0;
 }
 
-/* --- Clusters: flags, and who has them --- */
-
-static void tell_cluster(struct qcow2_check *k, uint64_t cluster,
-                         const char *what)
-{
-    char text[128];
-
-    k->corruptions++;
-    (void)snprintf(text, sizeof(text), "cluster %" PRIu64 " (0x%" PRIx64 ") %s",
-                   cluster, cluster << k->im.shape.cluster_bits, what);
-    tell(k, IMAGE_CORRUPT, text);
-}
+/* --- Who has a cluster --- */
 
 static int look_at_clusters(struct qcow2_check *k)
 {
     for (uint64_t c = 0; c < k->end; c++) {
-        unsigned flags = qcow2_census_flags(k->census, c);
-        uint64_t count = flags ? qcow2_census_count(k->census, c) : 0;
-
-        if ((flags & CENSUS_COPIED) && count != 1) {
-            k->flags = true;
-            tell_cluster(k, c,
-                         "has several references, and one of them says "
-                         "that it is the only one");
-        }
-        if ((flags & CENSUS_SHARED) && count == 1) {
-            k->flags = true;
-            tell_cluster(k, c, "has one reference, which does not say so");
-        }
-        if (qcow2_census_clash(flags)) {
+        if (qcow2_census_clash(qcow2_census_flags(k->census, c))) {
             tell_cluster(k, c, "belongs to two that cannot share it");
         }
         if (c % STOP_EVERY == 0 && is_stopped(k)) {

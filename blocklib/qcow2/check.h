@@ -16,13 +16,15 @@ struct qcow2_check {
 
     uint64_t corruptions;
     uint64_t leaks;
-    bool unknown; /* a structure cannot be followed: what it leads to may be
-                     what seems to leak */
-    bool clash;   /* a cluster belongs to two that cannot share it */
-    bool low;     /* a refcount is lower than it has to be */
-    bool flags;   /* COPIED is wrong somewhere */
-    bool broken;  /* an entry leads nowhere, or contradicts itself */
-    uint64_t end; /* clusters up to the last that counts, */
+    uint64_t claims; /* of the corruptions: COPIED, where only the refcount is
+                        too high; they go with the leak */
+    bool unknown;    /* a structure cannot be followed: what it leads to may be
+                        what seems to leak */
+    bool clash;      /* a cluster belongs to two that cannot share it */
+    bool low;        /* a refcount is lower than it has to be */
+    bool flags;      /* COPIED is wrong somewhere */
+    bool broken;     /* an entry leads nowhere, or contradicts itself */
+    uint64_t end;    /* clusters up to the last that counts, */
     uint64_t referred; /* or that something refers to */
 
     struct image_check stats;

@@ -298,12 +298,14 @@ static int repair_all_structures(struct qcow2_check *k, struct node *file,
 static int repair(struct qcow2_check *k, struct node *file, struct error **errp)
 {
     bool all = k->o->repair == IMAGE_REPAIR_ALL;
+    /* A count that goes down to one leaves an entry that has to say so. */
+    bool flags = all || k->corruptions == k->claims;
     int r = all ? repair_all_structures(k, file, errp) : 0;
 
     if (r == 0) {
         r = repair_leaks(k, file, errp);
     }
-    if (r == 0 && all && k->flags) {
+    if (r == 0 && flags && k->flags) {
         r = repair_flags(k, file, errp);
         if (r == 0) {
             r = look_again(k, file, errp);
