@@ -205,7 +205,7 @@ static void plan_l1(struct repair *p, const struct qcow2_ref *r)
 
 static void plan_snapshots(struct repair *p, const struct qcow2_ref *r)
 {
-    if (r->wrong) {
+    if (r->wrong && p->snapshots > 0) {
         qcow2_check_tell(p->o, IMAGE_MENDED,
                          "the snapshot table ends after %" PRIu32
                          " entries; %" PRIu32 " that cannot be read are gone",

@@ -73,7 +73,7 @@ static int bar_entries(struct repair *p)
 static int switch_header(struct repair *p,
                          const struct qcow2_new_refcounts *new)
 {
-    unsigned char be[QCOW2_HDR_SNAPSHOTS + 4 - QCOW2_HDR_L1];
+    unsigned char be[QCOW2_HDR_SNAPSHOTS + 12 - QCOW2_HDR_L1];
     const struct qcow2_header *h = &p->k->im.h;
     int r = node_flush(p->file);
 
@@ -82,6 +82,8 @@ static int switch_header(struct repair *p,
     store_be64(be + (QCOW2_HDR_REFTABLE - QCOW2_HDR_L1), new->host);
     store_be32(be + (QCOW2_HDR_REFTABLE + 8 - QCOW2_HDR_L1), new->clusters);
     store_be32(be + (QCOW2_HDR_SNAPSHOTS - QCOW2_HDR_L1), p->snapshots);
+    store_be64(be + (QCOW2_HDR_SNAPSHOTS + 4 - QCOW2_HDR_L1),
+               p->snapshots ? h->snapshots_offset : 0);
     if (r == 0) {
         r = node_pwrite(p->file, be, sizeof(be), QCOW2_HDR_L1, 0);
     }

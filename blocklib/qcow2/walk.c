@@ -477,8 +477,11 @@ static int walk_snapshots(struct walk *k)
                           .times = 1};
     int result = 0;
 
-    if (h->snapshots == 0) {
-        return 0;
+    if (h->snapshots == 0) { /* QEMU opens no image with such a place */
+        r.wrong = qcow2_in_cluster(&k->im->shape, at) != 0 || at > BLK_SIZE_MAX
+                      ? NOT_ALIGNED
+                      : NULL;
+        return r.wrong ? tell(k, &r) : 0;
     }
     r.wrong = h->snapshots > QCOW2_SNAPSHOTS_MAX
                   ? TOO_LARGE
