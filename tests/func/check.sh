@@ -59,6 +59,31 @@ count leak.qcow2 30000 1
 [ "$(status nbdelta check -r all leak.qcow2)" = 0 ]
 cmp disk.qcow2 leak.qcow2
 
+# A count that is too high where an entry says that there is one reference, as
+# qemu-img sees it; and one that hides that COPIED is missing: it has it then.
+qemu-img create -q -f qcow2 high.qcow2 1M
+qemu-io -c 'write 0 256k' high.qcow2 >out
+cp high.qcow2 sound.qcow2
+count high.qcow2 5 2
+[ "$(status qemu-img check high.qcow2)" = 2 ]
+[ "$(status nbdelta check high.qcow2)" = 2 ] || fail "COPIED and 2: $(cat out)"
+[ "$(status nbdelta check -r leaks high.qcow2)" = 0 ] || fail "$(cat out err)"
+cmp high.qcow2 sound.qcow2
+qemu-img snapshot -c one high.qcow2
+dd if=/dev/zero of=high.qcow2 bs=1 seek=60 count=12 conv=notrunc status=none
+[ "$(status qemu-img check high.qcow2)" = 3 ]
+[ "$(status nbdelta check high.qcow2)" = 3 ] || fail "only leaks: $(cat out)"
+[ "$(status nbdelta check -r leaks high.qcow2)" = 0 ] || fail "$(cat out err)"
+[ "$(status qemu-img check high.qcow2)" = 0 ]
+
+# No snapshots, at a place where QEMU lets none be.
+cp sound.qcow2 place.qcow2
+printf '\1' | dd of=place.qcow2 bs=1 seek=71 conv=notrunc status=none
+[ "$(status qemu-img check place.qcow2)" = 1 ]
+[ "$(status nbdelta check place.qcow2)" = 2 ]
+[ "$(status nbdelta check -r all place.qcow2)" = 0 ]
+[ "$(status qemu-img check place.qcow2)" = 0 ]
+
 # An L1 entry that leads nowhere.
 cp disk.qcow2 bad.qcow2
 l1=$((16#$(hex bad.qcow2 40 8)))

@@ -6,8 +6,9 @@ check_campaign.py NBDELTA ROUNDS [SEED]   in an empty directory
 
   - check finds at least what qemu-img check finds, and writes nothing
   - after a repair, what could be read reads the same, except for ranges that
-    the report names, which read as zeroes
+    the report names, which read as zeroes; also in snapshots
   - a second repair finds nothing, and qemu-img finds nothing
+  - a repair of leaks leaves no more than qemu-img's
 
 What a guest sees is worked out here, from the bytes of the image.
 """
@@ -15,6 +16,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import struct
 import subprocess
 import sys
@@ -45,7 +47,10 @@ class Image:
         self.cluster = 1 << self.bits
         self.size = self.be64(24)
         self.version = self.be32(4)
-        self.per_table = self.cluster // 8
+        self.extended = self.version >= 3 and self.be64(72) & 16
+        self.stride = 16 if self.extended else 8
+        self.per_table = self.cluster // self.stride
+        self.part = self.cluster // (32 if self.extended else 1)
 
     def be32(self, at):
         return struct.unpack_from('>I', self.b, at)[0]
@@ -63,9 +68,30 @@ class Image:
     def word(self, at):
         return struct.unpack('>Q', self.take(at, 8))[0]
 
-    def tables(self):
+    def active(self):
+        return self.be64(40), self.be32(36), self.size
+
+    def snapshots(self):
+        """{name: (L1 table, entries, size)}, as far as they can be read."""
+        found = {}
+        at = self.be64(64)
+        if not self.placed(at, self.cluster):
+            return found
+        for _ in range(min(self.be32(60), 16)):
+            head = self.take(at, 64)
+            l1, n, id_size, name_size = struct.unpack_from('>QIHH', head)
+            extra, = struct.unpack_from('>I', head, 36)
+            if extra < 16 or extra > 1024 or id_size + name_size > 1024:
+                break
+            size, = struct.unpack_from('>Q', head, 48)
+            name = self.take(at + 40 + extra + id_size, name_size)
+            found[name] = l1, n, size
+            at += (40 + extra + id_size + name_size + 7) // 8 * 8
+        return found
+
+    def tables(self, disk=None):
         """(guest offset of the first byte, host) of each L2 table."""
-        l1, n = self.be64(40), self.be32(36)
+        l1, n, _ = disk or self.active()
         if not self.placed(l1, n * 8) or n * 8 > 32 << 20:
             return
         for i in range(n):
@@ -74,66 +100,91 @@ class Image:
             if host and self.placed(host, self.cluster):
                 yield i * self.per_table * self.cluster, host
 
-    def entries(self):
-        for guest, table in self.tables():
+    def entries(self, disk=None):
+        for guest, table in self.tables(disk):
             for i in range(self.per_table):
-                yield guest + i * self.cluster, self.word(table + i * 8), \
-                    table + i * 8
+                at = table + i * self.stride
+                yield guest + i * self.cluster, self.word(at), at
 
     def structures(self):
         """The clusters of tables: what a guest sees there is no data."""
         found = set()
-        l1, n = self.be64(40), self.be32(36)
         table, size = self.be64(48), self.be32(56) * self.cluster
-        for at, bytes_ in ((l1, n * 8), (table, size)):
+        places = [(table, size)] + [
+            (l1, n * 8) for l1, n, _ in [self.active(),
+                                         *self.snapshots().values()]]
+        for at, bytes_ in places:
             if not self.placed(at, bytes_) or bytes_ > 32 << 20:
                 continue
             found.update(range(at, at + bytes_, self.cluster))
             found.update(self.word(at + i) & MASK for i in range(0, bytes_, 8))
+        if self.be32(60):
+            found.add(self.be64(64))
         return found
 
-    def guest(self):
+    def unpack(self, e):
+        shift = 62 - (self.bits - 8)
+        host = e & ((1 << shift) - 1)
+        n = ((e >> shift) & ((1 << (62 - shift)) - 1)) + 1
+        if not self.placed(host & ~(self.cluster - 1), self.cluster):
+            return None
+        packed = self.take(host, n * 512 - host % 512)
+        try:
+            return zlib.decompressobj(-12).decompress(packed, self.cluster)
+        except zlib.error:
+            return b'bad:' + packed
+
+    def parts(self, guest, e, at, tables):
+        """(guest offset, bytes or None) of what the entry has itself."""
+        host = e & MASK
+        placed = self.placed(host, self.cluster)
+        bits = self.word(at + 8) if self.extended else 0
+        if e & COMPRESSED:
+            data = self.unpack(e)
+            for i in range(0, self.cluster, self.part):
+                yield guest + i, data and (
+                    data if data[:4] == b'bad:' else data[i:i + self.part])
+            return
+        for i in range(self.cluster // self.part):
+            if self.extended:
+                there, zero = bits >> i & 1, bits >> (i + 32) & 1
+            else:
+                zero = e & 1 and self.version >= 3
+                there = host and not zero
+            at = guest + i * self.part
+            if self.extended and there and zero:
+                yield at, None
+            elif zero:
+                yield at, (bytes(self.part) if self.extended or not host or
+                           placed else None)
+            elif there:
+                yield at, (None if not placed else
+                           b'table' if host in tables else
+                           self.take(host + i * self.part, self.part))
+
+    def guest(self, disk=None):
         """{guest offset: bytes, or None where nothing can be read}, of what
         the image has itself."""
-        seen = {}
+        disk = disk or self.active()
         tables = self.structures()
-        for guest, e, _ in self.entries():
-            if guest >= self.size:
-                continue
-            if e & COMPRESSED:
-                shift = 62 - (self.bits - 8)
-                host = e & ((1 << shift) - 1)
-                n = ((e >> shift) & ((1 << (62 - shift)) - 1)) + 1
-                if not self.placed(host & ~(self.cluster - 1), self.cluster):
-                    seen[guest] = None
-                    continue
-                packed = self.take(host, n * 512 - host % 512)
-                try:
-                    data = zlib.decompressobj(-12).decompress(packed,
-                                                              self.cluster)
-                except zlib.error:
-                    data = b'bad:' + packed
-                seen[guest] = data
-            elif e & 1 and self.version >= 3:
-                host = e & MASK
-                seen[guest] = (bytes(self.cluster)
-                               if not host or self.placed(host, self.cluster)
-                               else None)
-            elif e & MASK:
-                host = e & MASK
-                seen[guest] = (self.take(host, self.cluster)
-                               if self.placed(host, self.cluster) else None)
-                if host in tables:
-                    seen[guest] = b'table'
-        return seen
+        return {offset: data for guest, e, at in self.entries(disk)
+                for offset, data in self.parts(guest, e, at, tables)
+                if offset < disk[2]}
+
+    def pasts(self):
+        return {name: self.guest(disk)
+                for name, disk in self.snapshots().items()}
 
 
 def make(rng, path, back):
     """A small image with a bit of everything."""
-    bits = rng.choice([9, 10, 12, 16])
+    extended = rng.random() < .35
+    bits = rng.choice([14, 16] if extended else [9, 10, 12, 16])
     size = rng.choice([1, 2, 4]) << 20
-    compat = rng.choice(['1.1', '1.1', '0.10'])
+    compat = '1.1' if extended else rng.choice(['1.1', '1.1', '0.10'])
     options = 'compat=%s,cluster_size=%d' % (compat, 1 << bits)
+    if extended:
+        options += ',extended_l2=on'
     if compat == '1.1':
         options += ',refcount_bits=%d' % rng.choice([1, 8, 16, 16, 64])
     args = ['qemu-img', 'create', '-q', '-f', 'qcow2', '-o', options]
@@ -176,7 +227,12 @@ def damage(rng, path):
     blocks = [im.be64(table + i * 8) for i in range(8)]
     hosts = [l1, table] + [b for b in blocks if b] + \
         [h for _, h in im.tables()]
-    entries = [at for _, e, at in im.entries() if e]
+    disks = [im.active(), *im.snapshots().values()]
+    entries = [at for d in disks for _, e, at in im.entries(d)
+               if e or im.extended and im.word(at + 8)]
+    if im.extended:  # and their bits
+        entries += [at + 8 for at in entries]
+    pasts = [l1 + i * 8 for l1, n, _ in disks[1:] for i in range(n)]
     for _ in range(rng.choice([1, 1, 1, 2, 4])):
         how = rng.random()
         if how < .45 and entries:
@@ -186,7 +242,10 @@ def damage(rng, path):
         elif how < .75:
             at = table + rng.randrange(4) * 8
         elif how < .9 and blocks[0]:
-            at = blocks[0] + rng.randrange(im.cluster // 8) * 8
+            used = len(im.b) // im.cluster // 8 + 1
+            at = blocks[0] + rng.randrange(min(im.cluster // 8, used)) * 8
+        elif how < .92 and pasts:
+            at = rng.choice(pasts)
         elif how < .95:
             at = rng.choice(places)
         else:
@@ -200,7 +259,7 @@ def damage(rng, path):
             old ^ 1 << rng.randrange(64), 0, rng.getrandbits(64),
             (old & ~MASK) | host, host | COPIED, COPIED | len(im.b) + 65536,
             (len(im.b) // im.cluster + rng.randrange(1, 9)) * im.cluster,
-            old ^ COPIED, old ^ 1, COPIED, im.be64(rng.choice(entries))
+            old ^ COPIED, old ^ 1, COPIED, im.word(rng.choice(entries))
             if entries else 5])
         if at in (36, 56):
             struct.pack_into('>I', im.b, at, new & 0xff)
@@ -229,10 +288,16 @@ def check(nbdelta, path):
             ours.returncode, theirs.stderr.decode())
     if theirs.returncode == 3:
         assert ours.returncode in (2, 3), 'qemu-img found leaks'
-    seen = Image(path).guest()
+    seen, pasts = Image(path).guest(), Image(path).pasts()
+    shutil.copy(path, 'theirs.qcow2')
+    run('qemu-img', 'check', '-r', 'leaks', 'theirs.qcow2')
+    left = run('qemu-img', 'check', 'theirs.qcow2').returncode
     leaks = run(nbdelta, 'check', '-r', 'leaks', path, ok=[0, 2, 3])
-    assert (leaks.returncode == 2) == (ours.returncode == 2)
+    assert leaks.returncode != 2 or ours.returncode == 2, '-r leaks did harm'
+    assert left != 0 or leaks.returncode == 0 or ours.returncode == 2, \
+        'qemu-img mends these leaks'
     assert Image(path).guest() == seen, '-r leaks changed what a guest sees'
+    assert Image(path).pasts() == pasts, '-r leaks changed a snapshot'
     mended = run(nbdelta, 'check', '-r', 'all', '--output', 'json', path,
                  ok=[0, 2, 3])
     report = json.loads(mended.stdout)
@@ -248,6 +313,13 @@ def check(nbdelta, path):
             assert not got or not any(got), 'lost %#x is not zero' % guest
         elif data is not None and data != b'table':
             assert got == data, 'cluster %#x has changed' % guest
+    told = b'of a snapshot read as zeroes' in mended.stderr
+    for name, past in Image(path).pasts().items():
+        for guest, data in pasts.get(name, {}).items():
+            got = past.get(guest)
+            assert got == data or data in (None, b'table') or \
+                told and not any(got or b''), \
+                'snapshot %s, %#x has changed' % (name, guest)
     again = run(nbdelta, 'check', '-r', 'all', '--output', 'json', path,
                 ok=[0, 2, 3])
     more = json.loads(again.stdout)
