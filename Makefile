@@ -25,7 +25,8 @@
 #   make crash [ROUNDS=200] [SEED=N]
 #                             kill the server, and cut its power, again and
 #                             again while bitmaps change; kill a prune at
-#                             every step; back up a real guest, and kill it
+#                             every step; back up a real guest, and kill it;
+#                             change qcow2 images of all kinds
 #   make faults [SEED=N] [CASE='OPERATION/SHAPE/KIND-K/ERROR...']
 #                             have storage fail in each operation that changes
 #                             metadata, at each request, and check what is left;
@@ -381,6 +382,7 @@ crash: all $(TOOLS)
 	    LIBVIRT_CASES=all STEPS=all GUEST='$(abspath $(O))/guest' \
 	    TEST_TIMEOUT=7200 tests/run \
 	    tests/func/bitmap-kill.sh tests/func/bitmap-power.sh \
+	    tests/func/qcow2-campaign.sh \
 	    tests/func/pull-kill.sh tests/func/backup-kill.sh \
 	    tests/func/backup-libvirt-cases.sh \
 	    tests/func/prune.sh tests/func/prune-reflink.sh \
