@@ -15,6 +15,11 @@
  * the same content, before its content changes; and in the first sector before
  * the disk's size or L1 table changes with it.  There it takes the place of the
  * names of features.
+ *
+ * Between making it anew and dropping the old one there are two, and a crash,
+ * or a write that fails, may leave both.  The last one counts, for readers and
+ * for us.  The others go before anything else changes, so they never have other
+ * content than that one.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -30,6 +35,7 @@ struct head {
     struct qcow2 *s;
     unsigned char *bytes; /* the first cluster as it is on disk */
     uint64_t ext;         /* where the extension's data are, or 0 */
+    bool several;         /* there are others before it */
     uint64_t end;         /* where the end marker is */
     uint64_t names;       /* the extension with names of features, or 0 */
     uint64_t reuse;       /* one that was dropped, in one sector, or 0 */
@@ -64,6 +70,7 @@ static void find_extensions(struct head *h)
             h->reuse = at;
         }
         if (type == QCOW2_EXT_BITMAPS && len >= EXT_SIZE) {
+            h->several |= h->ext != 0;
             h->ext = at + 8;
         }
         at += 8 + align_up(len, 8);
@@ -197,6 +204,23 @@ static int drop_extension(struct head *h, uint64_t ext)
     return write_head(h, ext - 8, 4);
 }
 
+/* Drop those before the last one. */
+static int drop_others(struct head *h)
+{
+    int r = 0;
+
+    for (uint64_t at = load_be32(h->bytes + 100); r == 0 && at + 8 < h->ext;
+         at += 8 + align_up(load_be32(h->bytes + at + 4), 8)) {
+        if (load_be32(h->bytes + at) == QCOW2_EXT_BITMAPS) {
+            store_be32(h->bytes + at, QCOW2_EXT_FILLER);
+            r = node_pwrite(h->s->file, h->bytes + at, 4, at, 0);
+        }
+    }
+    h->several = false;
+    find_extensions(h);
+    return r < 0 ? r : qcow2_flush_file(h->s);
+}
+
 static int set_autoclear(struct head *h, bool on)
 {
     uint64_t bits = load_be64(h->bytes + QCOW2_HDR_AUTOCLEAR);
@@ -283,5 +307,6 @@ int qcow2_set_bitmaps_ext(struct qcow2 *s, const struct qcow2_bitmaps_ext *x,
         return r;
     }
     find_extensions(&h);
-    return change_extension(&h, x, to);
+    r = h.several ? drop_others(&h) : 0;
+    return r < 0 ? r : change_extension(&h, x, to);
 }
