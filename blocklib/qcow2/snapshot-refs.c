@@ -28,7 +28,12 @@ static bool look(const struct qcow2 *s, const struct qcow2_table *t,
 {
     struct qcow2_at at;
 
-    qcow2_l2_look_whole(s, t, offset, bytes, &at);
+    /* Compressed clusters are alike, and yet each has its own place: a run of
+     * them would be measured from each again. */
+    qcow2_l2_look_whole(s, t, offset, min_u64(bytes, s->cluster_size), &at);
+    if (at.kind != QCOW2_KIND_COMPRESSED) {
+        qcow2_l2_look_whole(s, t, offset, bytes, &at);
+    }
     *alike = at.bytes;
     *run = (struct qcow2_run){at.host, at.bytes};
     switch (at.kind) {
@@ -37,7 +42,6 @@ static bool look(const struct qcow2 *s, const struct qcow2_table *t,
     case QCOW2_KIND_UNALLOCATED_ALLOC:
         break;
     case QCOW2_KIND_COMPRESSED:
-        *alike = min_u64(at.bytes, s->cluster_size);
         *run = at.packed;
         break;
     case QCOW2_KIND_UNALLOCATED:
