@@ -484,17 +484,29 @@ static int tighten_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
     return r < 0 ? r : hook_up_cluster(s, qb, slice, host);
 }
 
-/* Is the region armed and quiet?  Looking clears the mark of a touch. */
-static bool is_due(struct qcow2_bitmap *qb, uint64_t i)
+static bool any_full(const struct qcow2_bitmap *qb, uint64_t first,
+                     uint64_t end)
 {
-    if (!bitmap_word_get(qb->armed, i)) {
-        return false;
+    for (uint64_t i = first; i < end; i++) {
+        if (is_full(qb, i)) {
+            return true;
+        }
     }
-    if (bitmap_word_get(qb->touched, i)) {
-        bitmap_word_clear(qb->touched, i);
-        return false;
+    return false;
+}
+
+/* The regions of [@first, @end) in a word of marks that are armed and quiet.
+ * Looking clears the mark of a touch. */
+static uint64_t quiet_regions(struct qcow2_bitmap *qb, uint64_t word,
+                              uint64_t first, uint64_t end)
+{
+    uint64_t armed = atomic_load(&qb->armed[word]) &
+                     bitmap_word_mask(word, first, end);
+    uint64_t touched = armed ? atomic_load(&qb->touched[word]) & armed : 0;
+    if (touched) {
+        atomic_fetch_and(&qb->touched[word], ~touched);
     }
-    return !is_full(qb, i);
+    return armed & ~touched;
 }
 
 static int tighten_in_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
@@ -504,16 +516,20 @@ static int tighten_in_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
     uint64_t first = slice << per;
     uint64_t end = min_u64((slice + 1) << per, qb->regions);
     bool has_cluster = qb->table[slice] > QCOW2_BITMAP_ONES;
-    uint64_t due = 0;
+    uint64_t all_quiet = 0;
     int r = 0;
 
-    for (uint64_t i = first; i < end && r == 0; i++) {
-        if (is_due(qb, i)) {
-            due++;
-            r = has_cluster ? tighten_region(s, qb, i) : 0;
+    for (uint64_t w = first / 64; w * 64 < end && r == 0; w++) {
+        uint64_t quiet = quiet_regions(qb, w, first, end);
+
+        all_quiet += (uint64_t)__builtin_popcountll(quiet);
+        for (; quiet && has_cluster && r == 0; quiet &= quiet - 1) {
+            uint64_t i = w * 64 + (uint64_t)__builtin_ctzll(quiet);
+            r = is_full(qb, i) ? 0 : tighten_region(s, qb, i);
         }
     }
-    if (r == 0 && due == end - first && qb->table[slice] == QCOW2_BITMAP_ONES) {
+    if (r == 0 && all_quiet == end - first &&
+        qb->table[slice] == QCOW2_BITMAP_ONES && !any_full(qb, first, end)) {
         r = tighten_slice(s, qb, slice, first, end);
     }
     return r;
@@ -531,19 +547,24 @@ int qcow2_bitmaps_sync(struct qcow2 *s)
     return r;
 }
 
+/* The arm lock is held for one slice at a time, because guests wait for it, and
+ * a drain waits for one slice only.  What is left comes with the next look. */
 static int tighten(struct qcow2 *s, struct qcow2_bitmap *qb)
-    REQUIRES(s->bitmaps.arm_lock)
 {
     int r = 0;
 
-    for (uint64_t i = 0; i < qb->table_size && r == 0; i++) {
-        if (bitmap_word_get(qb->stale, i)) {
-            r = tighten_in_slice(s, qb, i);
+    for (uint64_t i = 0;
+         i < qb->table_size && r == 0 && !node_is_draining(s->node); i++) {
+        if (!bitmap_word_get(qb->stale, i)) {
+            continue;
         }
+        mutex_lock(&s->bitmaps.arm_lock);
+        r = atomic_load(&qb->voided) ? 0 : tighten_in_slice(s, qb, i);
+        mutex_unlock(&s->bitmaps.arm_lock);
     }
-    if (qb->width > 0) {
-        qb->width--;
-    }
+    mutex_lock(&s->bitmaps.arm_lock);
+    qb->width -= qb->width > 0;
+    mutex_unlock(&s->bitmaps.arm_lock);
     return r;
 }
 
@@ -561,14 +582,14 @@ int qcow2_bitmaps_tighten(struct qcow2 *s)
     if (r == 0) {
         r = qcow2_bitmaps_sync(s);
     }
-    list_for_each (e, &s->bitmaps.list) {
+    mutex_unlock(&s->bitmaps.arm_lock);
+    list_for_each (e, &s->bitmaps.list) { /* it changes in drained sections */
         struct qcow2_bitmap *qb = list_entry(e, struct qcow2_bitmap, in_image);
 
         if (qb->bm && !qb->broken && !atomic_load(&qb->voided) && r == 0) {
             r = tighten(s, qb);
         }
     }
-    mutex_unlock(&s->bitmaps.arm_lock);
     node_leave(t);
     return r;
 }

@@ -71,6 +71,9 @@ struct qcow2_bitmap {
     uint32_t wanted;     /* flags that the image shall have; arm lock */
 
     uint64_t *table; /* if sound; host byte order; arm lock */
+    const struct qcow2_bitmap *heir_of; /* while a new directory is made: the
+                                           one whose clusters of bits it has,
+                                           too; arm lock */
 
     /* Not in quarantine.  Tree lock for what is not atomic. */
     unsigned region_bits; /* log2 of a region in bytes of disk; not more than
@@ -138,6 +141,15 @@ int qcow2_bitmap_marks(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t size);
 static inline bool bitmap_word_get(const bitmap_word *w, uint64_t i)
 {
     return atomic_load(&w[i / 64]) >> i % 64 & 1;
+}
+/* The bits of word @word that are in [@first, @end). */
+static inline uint64_t bitmap_word_mask(uint64_t word, uint64_t first,
+                                        uint64_t end)
+{
+    uint64_t mask = UINT64_MAX;
+
+    mask &= first > word * 64 ? UINT64_MAX << first % 64 : mask;
+    return end < (word + 1) * 64 ? mask & ~(UINT64_MAX << end % 64) : mask;
 }
 static inline void bitmap_word_set(bitmap_word *w, uint64_t i)
 {
