@@ -686,7 +686,7 @@ int hbitmap_resize(struct hbitmap *h, uint64_t size)
         if (!bigger) {
             return -ENOMEM;
         }
-        merge_words(bigger, h);
+        fill_words(bigger, h);
         struct hbitmap old = *h;
         *h = *bigger;
         *bigger = old;

@@ -14,6 +14,10 @@
  * in memory: bits that changed other than by writes (a merge, a clear) are in a
  * new table.  The flush before the header also makes durable what was written
  * before bits were cleared.
+ *
+ * When the disk changes its size, each bitmap gets a new table that keeps the
+ * clusters of the old one, except at the ends of the two disks.  Both tables
+ * lead to them until one of the two counts for certain.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -116,6 +120,17 @@ static void free_cluster(struct qcow2 *s, uint64_t entry)
     }
 }
 
+/* The same where the header may lead to another directory that has it, too. */
+static void free_shared(struct qcow2 *s, uint64_t entry)
+    REQUIRES(s->bitmaps.arm_lock)
+{
+    if (is_cluster(entry) && s->bitmaps.header_doubt) {
+        qcow2_orphan(s, entry, s->cluster_size);
+    } else {
+        free_cluster(s, entry);
+    }
+}
+
 /* --- Exact bits in place, for slices that have more in the image --- */
 
 /* Free the cluster of a new entry that nothing leads to. */
@@ -163,11 +178,11 @@ static bool is_new_entry(const struct qcow2_bitmap *qb, const uint64_t *fresh,
 
 /* The new table counts: memory takes it. */
 static void take_table(struct qcow2 *s, struct qcow2_bitmap *qb,
-                       const uint64_t *fresh)
+                       const uint64_t *fresh) REQUIRES(s->bitmaps.arm_lock)
 {
     for (uint32_t i = 0; i < qb->table_size; i++) {
         if (qb->table[i] != fresh[i]) {
-            free_cluster(s, qb->table[i]);
+            free_shared(s, qb->table[i]);
         }
         qb->table[i] = fresh[i];
         bitmap_word_clear(qb->doubt, i);
@@ -323,8 +338,47 @@ static int describe_bitmap(struct qcow2_bitmap *qb, const struct bitmap *bm)
     return 0;
 }
 
-/* Make a table with exact bits, in a place that nothing leads to yet.  A bitmap
- * in quarantine gets none. */
+/* Can the bits of a slice stay where the old table has them, when the disk gets
+ * @size?  Not those of the last granule of one of the two disks. */
+static bool stays(const struct qcow2 *s, const struct qcow2_bitmap *old,
+                  uint64_t slice, uint64_t size)
+{
+    uint64_t end = (slice + 1) << qcow2_slice_bits(s, old);
+    uint64_t last = old->granules - 1;
+
+    return slice < old->table_size && end <= size &&
+           end <= last << old->granularity_bits &&
+           !bitmap_word_get(old->doubt, slice) &&
+           !bitmap_word_get(old->unflushed, slice);
+}
+
+/* Take over a slice with what is known of it. */
+static void inherit_slice(const struct qcow2 *s, struct qcow2_bitmap *qb,
+                          uint64_t slice)
+{
+    const struct qcow2_bitmap *old = qb->heir_of;
+    unsigned per = qcow2_slice_bits(s, qb) - qb->region_bits;
+    uint64_t first = slice << per;
+    uint64_t end = (slice + 1) << per;
+
+    qb->table[slice] = old->table[slice];
+    if (!bitmap_word_get(old->stale, slice)) {
+        return; /* no region is armed */
+    }
+    bitmap_word_set(qb->stale, slice);
+    for (uint64_t w = first / 64; w * 64 < end; w++) {
+        uint64_t armed = atomic_load(&old->armed[w]) &
+                         bitmap_word_mask(w, first, end);
+
+        if (armed) {
+            atomic_fetch_or(&qb->armed[w], armed);
+            atomic_fetch_or(&qb->touched[w], armed);
+        }
+    }
+}
+
+/* Make a table, in a place that nothing leads to yet, with exact bits where it
+ * inherits none.  A bitmap in quarantine gets none. */
 static int make_table(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t size)
 {
     uint64_t slices = qcow2_slices(s, qb, size);
@@ -347,15 +401,29 @@ static int make_table(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t size)
         mutex_unlock(&s->meta);
     }
     for (uint64_t i = 0; r == 0 && i < slices && !qb->broken; i++) {
-        r = settle_slice(s, qb, i, buf, &qb->table[i]);
+        if (qb->heir_of && stays(s, qb->heir_of, i, size)) {
+            inherit_slice(s, qb, i);
+        } else {
+            r = settle_slice(s, qb, i, buf, &qb->table[i]);
+        }
     }
     return r < 0 ? r : qcow2_write_table(s, qb, qb->table);
+}
+
+/* The cluster of a slice that only this table leads to; else no cluster. */
+static uint64_t own_entry(const struct qcow2_bitmap *qb, uint64_t slice)
+{
+    const struct qcow2_bitmap *old = qb->heir_of;
+    bool shared = old && slice < old->table_size &&
+                  old->table[slice] == qb->table[slice];
+
+    return shared ? QCOW2_BITMAP_ZEROES : qb->table[slice];
 }
 
 static void free_table(struct qcow2 *s, const struct qcow2_bitmap *qb)
 {
     for (uint32_t i = 0; qb->table && i < qb->table_size; i++) {
-        free_cluster(s, qb->table[i]);
+        free_cluster(s, own_entry(qb, i));
     }
     free_bytes(s, qb->table_offset, qb->table_size * UINT64_C(8));
 }
@@ -372,6 +440,19 @@ static uint32_t count_persistent(const struct node *n)
     return count;
 }
 
+/* May a bitmap that only changes its length keep clusters of @bm's old table?
+ * Not if something may be lost that the old table has been given. */
+static bool may_inherit(const struct qcow2 *s, const struct plan *p,
+                        const struct bitmap *bm)
+{
+    const struct qcow2_bitmap *old = bm->stored;
+
+    return p->to && old && old->sound && !old->broken && !bm->rewrite &&
+           !atomic_load(&old->voided) && !atomic_load(&bm->inconsistent) &&
+           !atomic_load(&s->node->bitmaps_doubt) &&
+           !atomic_load(&s->bitmaps.flush_failed);
+}
+
 static int plan_new(struct qcow2 *s, struct plan *p, struct bitmap *bm,
                     struct qcow2_bitmap **qbp)
 {
@@ -384,6 +465,7 @@ static int plan_new(struct qcow2 *s, struct plan *p, struct bitmap *bm,
     int r = describe_bitmap(qb, bm);
     if (r == 0) {
         qb->bm = bm;
+        qb->heir_of = may_inherit(s, p, bm) ? bm->stored : NULL;
         r = make_table(s, qb, p->size);
         qb->bm = NULL;
     }
@@ -473,6 +555,19 @@ static int write_directory(struct qcow2 *s, struct plan *p)
     return node_pwrite(s->file, dir, bytes, p->ext.dir_offset, 0);
 }
 
+/* What the heir has is not its predecessor's any more. */
+static void hand_over(struct qcow2_bitmap *old, struct qcow2_bitmap *heir)
+{
+    for (uint32_t i = 0; i < min_u64(old->table_size, heir->table_size); i++) {
+        if (old->table[i] == heir->table[i]) {
+            old->table[i] = QCOW2_BITMAP_ZEROES;
+        }
+    }
+    heir->width = old->width;
+    heir->armed_at = old->armed_at;
+    heir->heir_of = NULL;
+}
+
 /* The new directory counts.  Free what only the old one led to.  A bitmap that
  * is not sound may lead to clusters of others, so its clusters leak. */
 static void adopt(struct qcow2 *s, struct plan *p)
@@ -492,6 +587,9 @@ static void adopt(struct qcow2 *s, struct plan *p)
         list_append(&s->bitmaps.list, &p->dir[i]->in_image);
         if (before && before != p->dir[i]) {
             before->bm = NULL;
+        }
+        if (p->dir[i]->heir_of) {
+            hand_over(before, p->dir[i]);
         }
         if (p->dir[i]->flags & QCOW2_BITMAP_IN_USE) {
             atomic_store(&p->dir[i]->voided, true);
@@ -539,7 +637,7 @@ static void keep_orphans(struct qcow2 *s, struct plan *p)
         const struct qcow2_bitmap *qb = QB(e);
 
         for (uint32_t i = 0; i < qb->table_size; i++) {
-            if (is_cluster(qb->table[i])) {
+            if (is_cluster(own_entry(qb, i))) {
                 qcow2_orphan(s, qb->table[i], s->cluster_size);
             }
         }
