@@ -32,6 +32,7 @@ static const struct command {
     {"measure", cmd_measure, "tell how large an image will be"},
     {"snapshot", cmd_snapshot, "list, make or apply internal snapshots"},
     {"bitmap", cmd_bitmap, "list or change the bitmaps of an image"},
+    {"amend", cmd_amend, "give an image other properties"},
     {"rebase", cmd_rebase, "give an image another backing file"},
     {"prune", cmd_prune, "remove points of a backup directory by rules"},
     {"qmp", cmd_qmp, "send a command to the monitor of a daemon"},

@@ -42,6 +42,7 @@ struct driver_reopen {
  * other files they name.  Each member may be NULL. */
 struct image_check;
 struct image_check_options;
+struct image_amend;
 struct image_measure;
 struct measure_source;
 
@@ -76,6 +77,11 @@ struct driver_image {
      * Updates image_backing.  NULL: images of this format name none. */
     int (*change_backing)(struct node *n, const char *name, const char *fmt,
                           struct error **errp);
+
+    /* image_amend() of an image that is writable and has no users; drained. */
+    int (*amend)(struct node *n, struct opts *opts,
+                 const struct image_amend *how, struct error **errp);
+    const char *const *amend_options; /* of amend; ends with NULL */
 
     /* image_check() of the image in @file, in a request of the only user of
      * @file's tree.  NULL: this format cannot be checked. */

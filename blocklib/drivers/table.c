@@ -94,6 +94,13 @@ int image_track(const char *filename, const char *raw,
     return qcow2_track(&table, filename, raw, how, errp);
 }
 
+const char *const *image_amend_options(const char *format)
+{
+    const struct driver *drv = driver_find(&table, format);
+
+    return drv && drv->image ? drv->image->amend_options : NULL;
+}
+
 const char *const *image_create_options(const char *format)
 {
     const struct driver *drv = driver_find(&table, format);

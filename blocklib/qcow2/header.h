@@ -60,6 +60,7 @@ enum qcow2_compression { QCOW2_ZLIB = 0, QCOW2_ZSTD = 1 };
 #define QCOW2_HDR_REFTABLE  48 /* offset 8, clusters 4: one write */
 #define QCOW2_HDR_SNAPSHOTS 60 /* number 4, offset 8 */
 #define QCOW2_HDR_INCOMPAT  72
+#define QCOW2_HDR_COMPAT    80
 #define QCOW2_HDR_AUTOCLEAR 88
 
 /* The bitmaps extension; count 0: there is none. */

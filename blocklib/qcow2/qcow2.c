@@ -523,6 +523,8 @@ static const struct driver_image qcow2_image = {
     .measure = qcow2_measure,
     .format = qcow2_format,
     .change_backing = qcow2_change_backing,
+    .amend = qcow2_amend,
+    .amend_options = qcow2_amend_options,
     .check = qcow2_check,
     .make_room = qcow2_make_room,
 };

@@ -338,6 +338,13 @@ void qcow2_file_changed(struct node *n);
 int qcow2_change_backing(struct node *n, const char *name, const char *fmt,
                          struct error **errp);
 
+/* --- amend.c --- */
+
+struct image_amend;
+int qcow2_amend(struct node *n, struct opts *opts,
+                const struct image_amend *how, struct error **errp);
+extern const char *const qcow2_amend_options[];
+
 /* --- create.c, measure.c, track.c, resize.c --- */
 
 int qcow2_create(const struct driver_table *t, const char *filename,

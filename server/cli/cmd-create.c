@@ -152,7 +152,8 @@ static int take_file_and_size(struct request *rq, int argc, char **argv)
     int r = 0;
 
     if (rq->help) {
-        return format_options_print(&command, rq->format);
+        return format_options_print(&command, rq->format,
+                                    image_create_options(rq->format));
     }
     if (rq->track) {
         return take_tracked(rq, argc, argv);

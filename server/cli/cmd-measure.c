@@ -198,7 +198,8 @@ static int run(struct graph *g, struct request *q, int argc, char **argv)
         return code == CLI_HELP ? EXIT_SUCCESS : CLI_USAGE;
     }
     if (q->help) {
-        return format_options_print(&command, q->format);
+        return format_options_print(&command, q->format,
+                                    image_create_options(q->format));
     }
     const char *wrong = find_contradiction(q, argc - optind);
     if (wrong) {

@@ -99,20 +99,6 @@ static int open_backing(struct graph *g, const struct request *q,
     return r < 0 ? r : blk_new(g, n, PERM_READ, PERM_ALL, "rebase", bp, errp);
 }
 
-/* An image that is its own backing file could never be opened again. */
-static int check_other(const struct request *q, const struct node *image,
-                       struct error **errp)
-{
-    CLEANUP_FREE char *path = image_backing_path(image, q->backing);
-    CLEANUP_FREE char *a = path ? realpath(path, NULL) : NULL;
-    CLEANUP_FREE char *b = realpath(q->open.image, NULL);
-
-    return a && b && strcmp(a, b) == 0
-               ? error_set(errp, EINVAL, "'%s' cannot be its own backing file",
-                           q->open.image)
-               : 0;
-}
-
 /* --- */
 
 static int copy(struct graph *g, struct request *q, struct node *image,
@@ -144,7 +130,7 @@ static int rebase(struct graph *g, struct request *q, struct error **errp)
     int r = image_open(g, &q->open, &image, errp);
 
     if (r == 0 && q->backing[0]) {
-        r = check_other(q, image, errp);
+        r = image_check_other(image, q->open.image, q->backing, errp);
     }
     if (r == 0 && !q->open.no_backing) {
         r = copy(g, q, image, errp);

@@ -4,6 +4,7 @@
 
 /* The sub-commands.  argv[0] is the command's own name; they return the exit
  * status (cli.h). */
+int cmd_amend(int argc, char **argv);
 int cmd_backup(int argc, char **argv);
 int cmd_backup_begin(int argc, char **argv);
 int cmd_backup_end(int argc, char **argv);

@@ -57,12 +57,12 @@ static const struct {
     {NULL, NULL},
 };
 
-int format_options_print(const struct cli_command *c, const char *format)
+int format_options_print(const struct cli_command *c, const char *format,
+                         const char *const *names)
 {
-    const char *const *names = image_create_options(format);
-
     if (!names) {
-        return cli_failed(c->name, "there is no format '%s' to create", format);
+        return cli_failed(c->name, "there is no format '%s' to %s", format,
+                          c->name);
     }
     printf("Options of format '%s':\n", format);
     for (; *names; names++) {

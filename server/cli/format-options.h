@@ -13,7 +13,9 @@ struct cli_command;
 int format_options_add(const struct cli_command *c, const char *text,
                        json_t *options, bool *help);
 
-/* Print what a new image of @format can be like: an exit status. */
-int format_options_print(const struct cli_command *c, const char *format);
+/* Print the options @names (ends with NULL; NULL: there are none) of images of
+ * @format: an exit status. */
+int format_options_print(const struct cli_command *c, const char *format,
+                         const char *const *names);
 
 #endif /* NBDELTA_SERVER_CLI_FORMAT_OPTIONS_H */

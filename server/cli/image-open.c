@@ -4,8 +4,11 @@
 
 #include <errno.h>
 #include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "cli/cli.h"
+#include "nbdelta/chain.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
@@ -80,6 +83,19 @@ int image_open(struct graph *g, const struct image_open *o, struct node **nodep,
                          error_message(why));
     }
     return r;
+}
+
+int image_check_other(const struct node *image, const char *filename,
+                      const char *backing, struct error **errp)
+{
+    CLEANUP_FREE char *path = image_backing_path(image, backing);
+    CLEANUP_FREE char *a = path ? realpath(path, NULL) : NULL;
+    CLEANUP_FREE char *b = realpath(filename, NULL);
+
+    return a && b && strcmp(a, b) == 0
+               ? error_set(errp, EINVAL, "'%s' cannot be its own backing file",
+                           filename)
+               : 0;
 }
 
 int image_allow_path(const struct cli_command *c, struct graph *g,

@@ -141,6 +141,36 @@ int image_check(struct graph *g, struct node *file, const char *format,
                 const struct image_check_options *o, struct image_check *c,
                 struct error **errp);
 
+/* --- core/amend.c, drivers/table.c --- */
+
+struct image_amend {
+    void (*progress)(double share, void *opaque); /* or NULL */
+    void *opaque;
+};
+
+/*
+ * Give an image, an open node without users, other properties.  @options are as
+ * of image_create: size (only larger), compat, backing_file and backing_fmt
+ * (names only: the caller knows that the content is the same), data_file (its
+ * name), data_file_raw ("off"), lazy_refcounts.  A new size, and compat=0.10,
+ * need the disk's data, so that a data file has to be open, and the key known.
+ * Drains, and blocks.
+ *
+ * Durable when this returns 0.  After a crash, or an error of the storage, the
+ * image has the old properties or all of the new ones, except for the size,
+ * which changes in a step of its own.  What the guest sees is the same.
+ *
+ * -EINVAL: an option is bad; -ENOTSUP: it cannot be changed, or version 2
+ * cannot have what is in the image: nothing has changed.  -EBUSY: a job works
+ * on it.
+ */
+int image_amend(struct graph *g, struct node *image, const json_t *options,
+                const struct image_amend *how, struct error **errp);
+
+/* Option names that image_amend takes, NULL-terminated; NULL: no such format,
+ * or its images cannot be amended. */
+const char *const *image_amend_options(const char *format);
+
 /* --- drivers/table.c, core/measure.c --- */
 
 /* Bytes of a file, or a block device, that is large enough. */
