@@ -27,7 +27,7 @@
 #include "backup/checkpoint.h"
 #include "backup/session-priv.h"
 #include "daemon.h"
-#include "log.h"
+#include "log/log.h"
 #include "nbd/export.h"
 #include "nbd/server.h"
 #include "nbdelta/action.h"

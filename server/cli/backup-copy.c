@@ -29,7 +29,7 @@
 #include <sys/statvfs.h>
 
 #include "cli/backup-audit.h"
-#include "log.h"
+#include "log/log.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"

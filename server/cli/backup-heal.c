@@ -7,7 +7,7 @@
 #include <poll.h>
 
 #include "cli/backup-priv.h"
-#include "log.h"
+#include "log/log.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"

@@ -3,7 +3,7 @@
 #include <errno.h>
 
 #include "cli/backup-priv.h"
-#include "log.h"
+#include "log/log.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "store/prune.h"

@@ -27,7 +27,7 @@
 #include <string.h>
 
 #include "cli/backup-priv.h"
-#include "log.h"
+#include "log/log.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "store/resume.h"

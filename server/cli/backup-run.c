@@ -10,7 +10,7 @@
 
 #include "cli/backup-priv.h"
 #include "cli/point-arg.h"
-#include "log.h"
+#include "log/log.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"

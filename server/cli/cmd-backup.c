@@ -12,7 +12,7 @@
 #include "cli/interrupt.h"
 #include "cli/keep-options.h"
 #include "cli/point-arg.h"
-#include "log.h"
+#include "log/log.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"

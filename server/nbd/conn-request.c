@@ -7,7 +7,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "log.h"
+#include "log/log.h"
 #include "nbd/conn.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "log.h"
+#include "log/log.h"
 #include "nbd/conn.h"
 #include "nbd/server.h"
 #include "nbdelta/error.h"

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "log.h"
+#include "log/log.h"
 #include "nbd/conn.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"

@@ -10,7 +10,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "log.h"
+#include "log/log.h"
 #include "nbd/server.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/kick.h"

@@ -20,7 +20,7 @@
  */
 #include <jansson.h>
 
-#include "log.h"
+#include "log/log.h"
 #include "nbd/pool.h"
 #include "nbdelta/job.h"
 #include "nbdelta/list.h"

@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 #include "daemon.h"
-#include "log.h"
+#include "log/log.h"
 #include "nbd/conn.h"
 #include "nbd/pool.h"
 #include "nbdelta/blk.h"

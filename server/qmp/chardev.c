@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "keyval.h"
-#include "log.h"
+#include "log/log.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/list.h"

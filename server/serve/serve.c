@@ -16,7 +16,7 @@
 #include "commands/table.h"
 #include "daemon.h"
 #include "keyval.h"
-#include "log.h"
+#include "log/log.h"
 #include "nbd/export.h"
 #include "nbd/server.h"
 #include "nbdelta/blk.h"

@@ -8,7 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "log.h"
+#include "log/log.h"
 
 static int out; /* where standard error can be read */
 static char said[1 << 20];

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Lines on standard error, never too many: see log.h. */
-#include "log.h"
+#include "log/log.h"
 
 #include <poll.h>
 #include <stdarg.h>
