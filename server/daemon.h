@@ -3,6 +3,7 @@
 #define NBDELTA_SERVER_DAEMON_H
 
 /* What `nbdelta serve` consists of. */
+#include <stdatomic.h>
 #include <stdbool.h>
 
 #include "nbdelta/thread.h"
@@ -34,6 +35,7 @@ struct daemon {
     bool vm_compat;          /* as an emulator, not as a storage daemon */
     bool exit_on_disconnect; /* when the last NBD client has gone */
     int quit_fd;             /* eventfd: readable once it shall stop */
+    _Atomic(const char *) quit_why; /* NULL: nobody has asked */
 
     /* Guarded by turn_lock: the command that has the monitor lock ("": none),
      * for texts to commands that wait for it. */
@@ -46,12 +48,13 @@ struct daemon {
 };
 
 /* Ask the main thread to stop everything in order.  Does not wait, so threads
- * that the main thread joins may call it, too.  Any locks may be held. */
-void daemon_ask_quit(struct daemon *d);
+ * that the main thread joins may call it, too.  Any locks may be held.  @why
+ * is for the log, and stays (NULL: nothing is told); the first one counts. */
+void daemon_ask_quit(struct daemon *d, const char *why);
 
-/* The same, and wait until exports and jobs have ended: so their last events
- * come before the reply to "quit".  Hold the monitor lock, which is given up
- * meanwhile. */
+/* The same for QMP's quit, and wait until exports and jobs have ended: so their
+ * last events come before the reply to "quit".  Hold the monitor lock, which is
+ * given up meanwhile. */
 void daemon_quit(struct daemon *d);
 
 /* Tell daemon_quit() that exports and jobs have ended.  Takes the monitor

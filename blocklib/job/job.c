@@ -27,6 +27,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -172,11 +173,25 @@ void job_add_error(const struct job *job, json_t *info)
 }
 
 /* The user who has cancelled a job knows that it fails. */
-static void tell_failure(const struct job *job)
+static void tell_end(const struct job *job)
 {
+    double seconds = job->begun_ns > 0
+                         ? (double)(now_ns() - job->begun_ns) / 1000000000
+                         : 0;
+
     if (job->ret < 0 && !job->cancelled) {
         tell_event(TELL_ERROR, "job '%.200s' (%s) failed: %s", job->id,
                    job->drv->type, error_text(job));
+    } else if (job->ret < 0) {
+        tell_event(TELL_INFO, "job '%.200s' (%s) was cancelled after %.1f s",
+                   job->id, job->drv->type, seconds);
+    } else if (job->drv->general) {
+        tell_event(TELL_INFO, "job '%.200s' (%s) has ended after %.1f s",
+                   job->id, job->drv->type, seconds);
+    } else {
+        tell_event(TELL_INFO,
+                   "job '%.200s' (%s) has ended: %" PRIu64 " bytes in %.1f s",
+                   job->id, job->drv->type, job->done, seconds);
     }
 }
 
@@ -266,9 +281,9 @@ static void conclude(struct jobs *j, struct job *job) REQUIRES(j->lock)
 
     assert(job->txn);
     note_failure(j, job);
-    tell_failure(job);
     take_sample(job);
     job->sampled = true;
+    tell_end(job);
     if (job->ret < 0 && drv->abort) {
         drv->abort(job);
     } else if (job->ret == 0 && drv->commit) {
@@ -590,6 +605,8 @@ void job_drop(struct jobs *j, struct job *job)
 /* Clients see what QEMU's drain at the start of a job shows them. */
 void job_begin(struct jobs *j, struct job *job)
 {
+    job->begun_ns = now_ns();
+    tell_event(TELL_INFO, "job '%.200s' (%s) begins", job->id, job->drv->type);
     set_status(j, job, JOB_STATUS_RUNNING);
     set_status(j, job, JOB_STATUS_PAUSED);
 }

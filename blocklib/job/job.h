@@ -74,6 +74,7 @@ struct job {
     bool retrying;  /* an error was ignored: run waits a little */
     bool is_ready;
     bool ending; /* completed, or cancelled without force: it ends by itself */
+    uint64_t begun_ns;  /* 0: not yet */
     uint64_t settle_ns; /* commands wait until then for the end or pause that a
                            command has asked for (jobs_settle); 0: none has */
     bool finished;      /* run and exit are done; ret is final, except for

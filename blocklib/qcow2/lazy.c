@@ -56,7 +56,7 @@ int qcow2_count_anew(struct node *file, struct qcow2_header *h,
     if (r < 0) {
         return r;
     }
-    tell_event(TELL_NOTE,
+    tell_event(TELL_INFO,
                "'%.200s' was not closed cleanly: its reference counts were "
                "counted anew (%" PRIu64 " corrected)",
                node_filename(file), c.corruptions_fixed + c.leaks_fixed);

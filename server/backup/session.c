@@ -218,6 +218,17 @@ static int not_incremental(const struct pull_disk *d, const char *since,
                      d->name, since, d->reason, names ? names : "unknown");
 }
 
+/* An increment was asked for. */
+static void tell_mode(const struct pull_disk *d, const char *since)
+{
+    if (since && d->reason) {
+        log_line(TELL_WARNING,
+                 "disk '%.200s' is backed up as a whole, not since '%.200s': "
+                 "%s",
+                 d->name, since, d->reason);
+    }
+}
+
 static int check_disks(const struct pulls *p, struct pull *s,
                        const struct pull_options *o, struct error **errp)
 {
@@ -231,6 +242,7 @@ static int check_disks(const struct pulls *p, struct pull *s,
         if (choose_mode(p, &s->disks[i], o->disks[i].since) < 0) {
             return error_nomem(errp);
         }
+        tell_mode(&s->disks[i], o->disks[i].since);
         if (o->incremental && !s->disks[i].since) {
             return not_incremental(&s->disks[i], o->disks[i].since, errp);
         }
@@ -599,7 +611,7 @@ int pulls_begin(struct pulls *p, const struct pull_options *o, json_t **reply,
     }
     list_append(&p->sessions, &s->link);
     pulls_wake(p); /* there is a new deadline */
-    log_line(TELL_NOTE, "backup '%.200s' begun, disks: %u", s->id, s->count);
+    log_line(TELL_INFO, "backup '%.200s' begun, disks: %u", s->id, s->count);
     *reply = pull_describe(s);
     return *reply ? 0 : error_nomem(errp);
 }
@@ -725,7 +737,7 @@ static void tell_end(struct pulls *p, const struct pull *s, const char *result)
                                           result);
 
     monitors_emit("BACKUP_ENDED", data, p->daemon->monitors);
-    log_line(strcmp(result, "success") == 0 ? TELL_NOTE : TELL_WARNING,
+    log_line(strcmp(result, "success") == 0 ? TELL_INFO : TELL_WARNING,
              "backup '%.200s' ended: %s", s->id, result);
 }
 

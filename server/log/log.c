@@ -1,24 +1,20 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Lines on standard error, never too many: see log.h. */
+/* Lines, never too many: see log.h. */
 #include "log/log.h"
 
-#include <poll.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <time.h>
-#include <unistd.h>
 
+#include "log/sink.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/text.h"
 #include "nbdelta/thread.h"
 
 /* Less than what a pipe takes in one piece. */
 #define TEXT_MAX 2048
-#define LINE_MAX (TEXT_MAX + 128)
 
 #define SECOND  UINT64_C(1000000000)
 #define EVERY_S 60
@@ -28,28 +24,10 @@
 #define PACE_NS (SECOND / 5)
 
 static mutex_t lock = MUTEX_STATIC(LOCK_LOG);
-/* Set before there are threads. */
-static const char *program = "nbdelta";
-static bool to_journal;
+static _Atomic(enum tell_level) most_told = TELL_INFO;
 
 static uint64_t full_at;    /* lock: when BURST lines may come at once again */
 static uint64_t lines_lost; /* lock */
-
-/* Is standard error the stream that systemd has made ("device:inode")?  It may
- * have been led elsewhere since. */
-static bool is_journal(void)
-{
-    const char *stream = getenv("JOURNAL_STREAM");
-    char own[64];
-    struct stat st;
-
-    if (!stream || fstat(STDERR_FILENO, &st) < 0) {
-        return false;
-    }
-    (void)snprintf(own, sizeof(own), "%ju:%ju", (uintmax_t)st.st_dev,
-                   (uintmax_t)st.st_ino);
-    return strcmp(stream, own) == 0;
-}
 
 static void hear(enum tell_level level, const char *text)
 {
@@ -58,38 +36,31 @@ static void hear(enum tell_level level, const char *text)
 
 void log_init(const char *name)
 {
-    program = name;
-    to_journal = is_journal();
+    sink_init(name);
     tell_to(hear);
 }
 
-/* False: it would have to wait, or cannot be written at all. */
-static bool write_line(enum tell_level level, const char *text) REQUIRES(lock)
+int log_to(const char *where, struct error **errp)
 {
-    char line[LINE_MAX];
-    char when[32] = "";
-    struct pollfd p = {.fd = STDERR_FILENO, .events = POLLOUT};
-    time_t now = time(NULL);
-    struct tm tm;
-    int n;
-
-    if (to_journal) {
-        n = snprintf(line, sizeof(line), "<%d>%s\n", (int)level, text);
-    } else {
-        if (gmtime_r(&now, &tm)) {
-            (void)strftime(when, sizeof(when), "%FT%TZ", &tm);
-        }
-        n = snprintf(line, sizeof(line), "%s: %s %s\n", program, when, text);
-    }
-    return poll(&p, 1, 0) == 1 && (p.revents & POLLOUT) &&
-           write(STDERR_FILENO, line, (size_t)n) == n;
+    mutex_lock(&lock);
+    int r = sink_open(where, errp);
+    mutex_unlock(&lock);
+    return r;
 }
 
-/* A bucket that holds BURST lines and fills again with time. */
-static bool take_token(uint64_t now) REQUIRES(lock)
+void log_up_to(enum tell_level most)
 {
+    atomic_store(&most_told, most);
+}
+
+/* A bucket that holds BURST lines and fills again with time.  Lines about what
+ * is in order take from its upper half only. */
+static bool take_token(enum tell_level level, uint64_t now) REQUIRES(lock)
+{
+    uint64_t lines = level >= TELL_INFO ? BURST / 2 : BURST;
+
     full_at = max_u64(full_at, now);
-    if (full_at - now > (BURST - 1) * PACE_NS) {
+    if (full_at - now > (lines - 1) * PACE_NS) {
         return false;
     }
     full_at += PACE_NS;
@@ -102,16 +73,16 @@ static void tell_line(enum tell_level level, char *text) REQUIRES(lock)
     char lost[64];
 
     text_make_printable(text);
-    if (!take_token(now_ns())) {
+    if (!take_token(level, now_ns())) {
         lines_lost++;
         return;
     }
     (void)snprintf(lost, sizeof(lost), "%ju lines were left out here",
                    (uintmax_t)lines_lost);
-    if (lines_lost > 0 && write_line(TELL_WARNING, lost)) {
+    if (lines_lost > 0 && sink_write(TELL_WARNING, lost)) {
         lines_lost = 0;
     }
-    if (lines_lost > 0 || !write_line(level, text)) {
+    if (lines_lost > 0 || !sink_write(level, text)) {
         lines_lost++;
     }
 }
@@ -121,6 +92,9 @@ void log_line(enum tell_level level, const char *fmt, ...)
     char text[TEXT_MAX];
     va_list ap;
 
+    if (level > atomic_load_explicit(&most_told, memory_order_relaxed)) {
+        return;
+    }
     va_start(ap, fmt);
     (void)vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
@@ -152,6 +126,9 @@ void log_seldom(struct log_limit *limit, enum tell_level level, const char *fmt,
     uint64_t quiet = 0;
     va_list ap;
 
+    if (level > atomic_load_explicit(&most_told, memory_order_relaxed)) {
+        return;
+    }
     mutex_lock(&lock);
     if (is_time_to_tell(limit, &quiet)) {
         (void)snprintf(more, sizeof(more), " (and %ju like it before)",

@@ -3,26 +3,34 @@
 #define NBDELTA_SERVER_LOG_H
 
 /*
- * The daemon's log: standard error
- * ================================
+ * The daemon's log
+ * ================
  *
- * The one door for what is told to nobody in particular.  An event is a line:
- *
- *     nbdelta: 2026-01-31T23:59:00Z job 'j0' (backup) failed: ...
- *     <3>job 'j0' (backup) failed: ...            (to the journal)
+ * The one door for what is told to nobody in particular.  An event is a line;
+ * sink.h says where it goes and how it looks there.
  *
  * Names from elsewhere may be in it: characters that are not printable (text.h)
- * become '?'.  Nothing here waits, so any locks may be held.  Lines that
- * standard error has no room for, and lines beyond a hundred at once, are only
- * counted; the next line tells their number.
+ * become '?'.  Nothing here waits, so any locks may be held.  Lines that do not
+ * find room where they go, and lines beyond a hundred at once, are only
+ * counted; the next line tells their number.  The last half of the hundred is
+ * kept for warnings and errors, so clients that come and go cannot hide one.
  */
 #include <stdint.h>
 
 #include "nbdelta/tell.h"
 
+struct error;
+
 /* Before there are threads: take @name, which stays, for the beginning of
- * lines, look where standard error leads, and listen to the library. */
+ * lines, and listen to the library.  Lines up to TELL_INFO go to standard
+ * error. */
 void log_init(const char *name);
+
+/* The same: lines go to @where (see sink_open). */
+int log_to(const char *where, struct error **errp);
+
+/* Leave out the lines above @most from now on. */
+void log_up_to(enum tell_level most);
 
 void log_line(enum tell_level level, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));

@@ -234,7 +234,7 @@ static void log_ignored_trim(const struct conn *c)
     struct export *e = logged_export(c);
 
     if (!blk_discards(e->blk)) {
-        log_seldom(&e->ignored, TELL_NOTE,
+        log_seldom(&e->ignored, TELL_INFO,
                    "export '%.200s': clients trim, and nothing is freed: its "
                    "node was opened without discard=unmap",
                    e->name);

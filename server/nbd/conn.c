@@ -3,7 +3,9 @@
 #include "nbd/conn.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -355,11 +357,34 @@ static void finish_replies(struct conn *c)
     conn_break(c);
 }
 
+static const char *export_shown(const struct conn *c)
+{
+    return c->view.of ? c->view.name : c->export->name;
+}
+
+/* The client, as the log names it. */
+static void tell_client(const struct conn *c, enum tell_level level,
+                        const char *what)
+{
+    const char *who = c->io.tls ? tls_identity(c->io.tls) : NULL;
+    char peer[PEER_TEXT];
+
+    log_line(level, "client %s%s%.200s%s %s",
+             peer_text(&c->peer, peer, PEER_TEXT), who ? " (" : "",
+             who ? who : "", who ? ")" : "", what);
+}
+
 static void transmission(struct conn *c)
 {
     static const struct timeval idle = {.tv_sec = IDLE_MS / 1000};
 
+    char what[512];
+    uint64_t begin = now_ns();
+
     (void)setsockopt(c->io.fd, SOL_SOCKET, SO_RCVTIMEO, &idle, sizeof(idle));
+    (void)snprintf(what, sizeof(what), "has come to export '%.400s'%s",
+                   export_shown(c), c->writable ? "" : ", read-only");
+    tell_client(c, TELL_INFO, what);
     server_enter(c->server, c);
     while (!conn_is_ending(c) && conn_requests(c)) {
         conn_throttle(c, 0);
@@ -380,7 +405,11 @@ static void transmission(struct conn *c)
     mutex_unlock(&c->lock);
     /* Do it before the client sees the end: a client that has seen the end
      * finds the export unused. */
+    (void)snprintf(what, sizeof(what),
+                   "has left export '%.400s' after %" PRIu64 " s",
+                   export_shown(c), (now_ns() - begin) / 1000000000);
     server_leave(c->server, c);
+    tell_client(c, TELL_INFO, what);
 }
 
 void *conn_thread(void *arg)
@@ -395,6 +424,7 @@ void *conn_thread(void *arg)
         transmission(c);
     } else {
         conn_flush(c); /* as far as the client takes it at once */
+        tell_client(c, TELL_DEBUG, "has gone without an export");
     }
     transport_end(&c->io);
     atomic_store(&c->finished, true);

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "daemon.h"
+#include "log/log.h"
 #include "nbd/proto.h"
 #include "nbdelta/bitmap.h"
 #include "nbdelta/blk.h"
@@ -303,12 +304,19 @@ int export_add_bitmap_as(struct exports *s, struct export *e, struct node *n,
     return 0;
 }
 
+void export_tell(const struct export *e)
+{
+    log_line(TELL_INFO, "export '%.200s' is there%s", e->name,
+             e->writable ? "" : ", read-only");
+}
+
 void export_publish(struct exports *s, struct export *e)
 {
     mutex_lock(&s->lock);
     e->idle_since = now_ns();
     list_append(&s->list, &e->in_set);
     mutex_unlock(&s->lock);
+    export_tell(e);
 }
 
 void export_drop(struct exports *s, struct export *e)
@@ -708,6 +716,7 @@ static void delete_export(struct exports *s, struct export *e)
     }
     CLEANUP_JSON json_t *data = json_pack("{s:s}", "id", e->id);
 
+    log_line(TELL_INFO, "export '%.200s' has gone", e->name);
     export_free(s, e);
     s->emit("BLOCK_EXPORT_DELETED", data, s->opaque);
 }

@@ -156,6 +156,9 @@ static inline int export_add_bitmap(struct exports *s, struct export *e,
 void export_publish(struct exports *s, struct export *e);
 void export_drop(struct exports *s, struct export *e);
 
+/* Tell the log that @e is there. */
+void export_tell(const struct export *e);
+
 /*
  * The export of @server with this name, with a reference; NULL: there is none.
  * A view is made anew each time, and is not open.  When @may_open says no of

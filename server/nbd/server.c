@@ -22,6 +22,7 @@
 #include "nbd/pool.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
+#include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/kick.h"
 #include "nbdelta/list.h"
@@ -248,6 +249,31 @@ bool server_allows(const struct server *s, const char *authz,
     return objects_allow(s->all->daemon->objects, authz, identity);
 }
 
+static const char *shown_name(const struct server *s)
+{
+    return s->id ? s->id : "";
+}
+
+static char *uri_of(const struct server *s, const char *name)
+    REQUIRES(s->all->lock)
+{
+    bool tls = tls_policy_mode(s->policy) == TLS_REQUIRE;
+    char *uri = NULL;
+
+    for (unsigned i = 0; !uri && i < s->listeners.count; i++) {
+        uri = address_uri(s->listeners.at[i].fd, tls, name);
+    }
+    return uri;
+}
+
+static void tell_listeners(const struct server *s) REQUIRES(s->all->lock)
+{
+    CLEANUP_FREE char *uri = uri_of(s, "");
+
+    log_line(TELL_INFO, "NBD server '%s' listens: %s", shown_name(s),
+             uri ? uri : "on a socket that has no URI");
+}
+
 int server_listen(struct server *s, const json_t *addr, struct error **errp)
 {
     struct listeners more = {.count = 0};
@@ -263,6 +289,9 @@ int server_listen(struct server *s, const json_t *addr, struct error **errp)
     for (unsigned i = 0; r == 0 && i < more.count; i++) {
         s->listeners.at[s->listeners.count++] = more.at[i];
     }
+    if (r == 0) {
+        tell_listeners(s);
+    }
     mutex_unlock(&s->all->lock);
     if (r < 0) {
         listeners_close(&more);
@@ -273,15 +302,19 @@ int server_listen(struct server *s, const json_t *addr, struct error **errp)
 
 char *server_uri(struct server *s, const char *name)
 {
-    bool tls = tls_policy_mode(s->policy) == TLS_REQUIRE;
-    char *uri = NULL;
-
     mutex_lock(&s->all->lock);
-    for (unsigned i = 0; !uri && i < s->listeners.count; i++) {
-        uri = address_uri(s->listeners.at[i].fd, tls, name);
-    }
+    char *uri = uri_of(s, name);
     mutex_unlock(&s->all->lock);
     return uri;
+}
+
+void servers_tell(struct servers *ss)
+{
+    mutex_lock(&ss->lock);
+    list_for_each (l, &ss->list) {
+        tell_listeners(server_at(l));
+    }
+    mutex_unlock(&ss->lock);
 }
 
 /* The server that @e names, with a reference, or NULL. */
@@ -440,11 +473,6 @@ static bool is_exhausted(const struct servers *ss) REQUIRES(ss->lock)
            max_u64((lim.rlim_cur - spare) / 2, CONNECTIONS_MIN);
 }
 
-static const char *shown_name(const struct server *s)
-{
-    return s->id ? s->id : "";
-}
-
 static void turn_away(struct server *s, const char *why)
 {
     log_seldom(&s->turned_away, TELL_WARNING,
@@ -477,7 +505,7 @@ static void start_conn(struct servers *ss, struct server *s, int fd)
 
     peer_of(fd, &peer);
     if (is_crowded(ss, s, &peer)) {
-        log_seldom(&s->crowded, TELL_NOTE,
+        log_seldom(&s->crowded, TELL_WARNING,
                    "NBD server '%s': a client is turned away: "
                    "max-connections-per-address is %u",
                    shown_name(s), s->max_per_address);
@@ -537,7 +565,7 @@ static void free_ended_connections(struct servers *ss)
     bool last = ss->used && ss->conn_count == 0;
     mutex_unlock(&ss->lock);
     if (last && ss->daemon->exit_on_disconnect) {
-        daemon_ask_quit(ss->daemon);
+        daemon_ask_quit(ss->daemon, "the last client has gone");
     }
     list_for_each_safe (l, &gone) {
         free_conn(list_entry(l, struct conn, in_server));
@@ -698,7 +726,7 @@ static void tell_waiting(struct server *s)
 
         if (poll(&p, 1, 0) > 0) {
             s->waited = true;
-            log_seldom(&s->waiting, TELL_NOTE,
+            log_seldom(&s->waiting, TELL_WARNING,
                        "NBD server '%s': clients wait until others have gone: "
                        "max-connections is %u",
                        shown_name(s), s->max);

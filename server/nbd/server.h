@@ -112,6 +112,9 @@ bool server_allows(const struct server *s, const char *authz,
  * of @s has a URI. */
 char *server_uri(struct server *s, const char *name);
 
+/* Tell the log on what the servers listen. */
+void servers_tell(struct servers *ss);
+
 /* A URI of @e. */
 char *servers_uri(struct servers *ss, const struct export *e);
 

@@ -2,7 +2,10 @@
 /* Who is at the other end of a socket: see peer.h. */
 #include "net/peer.h"
 
+#include <arpa/inet.h>
 #include <netinet/in.h>
+#include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -46,6 +49,31 @@ void peer_of(int fd, struct peer *p)
         return;
     }
     p->family = a.any.sa_family;
+}
+
+const char *peer_text(const struct peer *p, char *text, size_t size)
+{
+    uint32_t number;
+
+    memcpy(&number, p->id, sizeof(number));
+    switch (p->family) {
+    case AF_INET:
+    case AF_INET6:
+        if (inet_ntop(p->family, p->id, text, (socklen_t)size)) {
+            return text;
+        }
+        break;
+    case AF_UNIX:
+        (void)snprintf(text, size, "user %u", number);
+        return text;
+    case AF_VSOCK:
+        (void)snprintf(text, size, "CID %u", number);
+        return text;
+    default:
+        break;
+    }
+    (void)snprintf(text, size, "unknown");
+    return text;
 }
 
 bool peer_equal(const struct peer *a, const struct peer *b)

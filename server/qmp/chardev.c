@@ -204,7 +204,7 @@ static int wait_for_client(struct chardev *c, int stop_fd, struct error **errp)
         fds[i + 1] = (struct pollfd){.fd = c->listeners.at[i].fd,
                                      .events = POLLIN};
     }
-    log_line(TELL_NOTE, "chardev '%s': waiting for a client", c->id);
+    log_line(TELL_INFO, "chardev '%s': waiting for a client", c->id);
     while (poll(fds, c->listeners.count + 1, -1) < 0) {
         if (errno != EINTR) {
             return error_set(errp, errno, "cannot wait for a client: %s",

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "daemon.h"
+#include "log/log.h"
 #include "nbdelta/action.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
@@ -200,6 +201,17 @@ static int run_handler(struct qmp_call *call, const struct qmp_command *cmd,
     return r;
 }
 
+/* Arguments may be secrets. */
+static void tell_command(const struct qmp_command *cmd, int r,
+                         const struct error *err)
+{
+    log_line(TELL_DEBUG, "monitor: %s%s%s", cmd ? cmd->name : "no command",
+             r < 0 ? ": " : "",
+             r == 0 ? ""
+             : err  ? error_message(err)
+                    : strerror(-r));
+}
+
 json_t *qmp_dispatch(struct daemon *d, struct qmp_state *state, json_t *request)
 {
     CLEANUP_ERROR struct error *err = NULL;
@@ -220,6 +232,7 @@ json_t *qmp_dispatch(struct daemon *d, struct qmp_state *state, json_t *request)
         }
         r = none && reply ? run_handler(&call, cmd, &err) : error_nomem(&err);
     }
+    tell_command(cmd, r, err);
     if (r < 0) {
         json_decref(call.ret);
         return qmp_error_reply(id, call.class,

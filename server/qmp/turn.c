@@ -122,7 +122,8 @@ bool qmp_wait_lock(struct daemon *d, mutex_t *lock, const json_t *request,
     bool quit = name && strcmp(name, "quit") == 0;
 
     if (quit && !mutex_lock_ms(lock, QUIT_MS)) {
-        daemon_ask_quit(d); /* whatever has the lock ends then, somehow */
+        daemon_ask_quit(
+            d, "QMP's quit"); /* whatever has the lock ends then, somehow */
         mutex_lock(lock);
     } else if (!quit && !mutex_lock_ms(lock, LOCK_MS)) {
         tell_busy(d, errp);

@@ -57,14 +57,15 @@ int daemonize(int *ready, struct error **errp)
     return 0;
 }
 
-void daemonize_ready(int ready)
+void daemonize_ready(int ready, bool log_stays)
 {
     int null = ready >= 0 ? open("/dev/null", O_RDWR | O_CLOEXEC) : -1;
 
     if (ready < 0) {
         return;
     }
-    for (int fd = STDIN_FILENO; null >= 0 && fd <= STDERR_FILENO; fd++) {
+    int last = log_stays ? STDOUT_FILENO : STDERR_FILENO;
+    for (int fd = STDIN_FILENO; null >= 0 && fd <= last; fd++) {
         (void)dup2(null, fd);
     }
     if (null > STDERR_FILENO) {

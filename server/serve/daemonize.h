@@ -4,6 +4,8 @@
 
 /* Going to the background, before there are threads. */
 
+#include <stdbool.h>
+
 struct error;
 
 /*
@@ -13,8 +15,8 @@ struct error;
  */
 int daemonize(int *ready, struct error **errp);
 
-/* Let go of the terminal, and of the process that waits in daemonize().  Does
- * nothing if @ready < 0. */
-void daemonize_ready(int ready);
+/* Let go of the terminal (of standard error only unless @log_stays), and of the
+ * process that waits in daemonize().  Does nothing if @ready < 0. */
+void daemonize_ready(int ready, bool log_stays);
 
 #endif /* NBDELTA_SERVER_SERVE_DAEMONIZE_H */

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "cli/commands.h"
+#include "nbdelta/bytes.h"
 #include "qmp/version.h"
 #include "serve/stopper.h"
 
@@ -56,6 +57,10 @@ static const struct cli_option serve_options[] = {
      "end when the parent process ends"},
     {"print-uri", OPT_PRINT_URI, NULL,
      "print the URIs of the exports when ready"},
+    {"log", OPT_LOG, "WHERE",
+     "where events are told: stderr, syslog (with --daemonize), null, a file"},
+    {"log-level", OPT_LOG_LEVEL, "LEVEL",
+     "which ones, at most: error, warning, info (default), debug"},
     {"socket-mode", OPT_SOCKET_MODE, "MODE",
      "permissions of the socket of -U, as for chmod (600)"},
     {"stop-timeout", OPT_STOP_TIMEOUT, "SECONDS",
@@ -166,6 +171,30 @@ static int take_timeout(struct serve_config *cfg)
     return 0;
 }
 
+static int take_log_level(struct serve_config *cfg)
+{
+    static const struct {
+        const char *name;
+        enum tell_level level;
+    } levels[] = {
+        {"error", TELL_ERROR},
+        {"warning", TELL_WARNING},
+        {"info", TELL_INFO},
+        {"debug", TELL_DEBUG},
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(levels); i++) {
+        if (strcmp(optarg, levels[i].name) == 0) {
+            cfg->log_level = levels[i].level;
+            return 0;
+        }
+    }
+    return cli_usage(cfg->command,
+                     "--log-level is 'error', 'warning', 'info' or 'debug', "
+                     "not '%s'",
+                     optarg);
+}
+
 static const char *option_name(const struct serve_config *cfg, int code)
 {
     const struct cli_option *o = cfg->command->options;
@@ -245,6 +274,11 @@ static int take_serve_option(struct serve_config *cfg, int code)
         return take_follow(cfg);
     case OPT_STOP_TIMEOUT:
         return take_timeout(cfg);
+    case OPT_LOG:
+        cfg->log = optarg;
+        break;
+    case OPT_LOG_LEVEL:
+        return take_log_level(cfg);
     case OPT_VM_COMPAT:
         cfg->vm_compat = true;
         break;
@@ -353,6 +387,11 @@ int serve_parse(struct serve_config *cfg, bool storage_daemon, int argc,
     *status = code == CLI_HELP ? EXIT_SUCCESS : CLI_USAGE;
     if (code != CLI_END) {
         return -1;
+    }
+    if (cfg->log_level == 0) {
+        /* QEMU's programs say nothing while all is in order. */
+        cfg->log_level = storage_daemon || cfg->vm_compat ? TELL_WARNING
+                                                          : TELL_INFO;
     }
     *status = check_config(cfg);
     return *status == 0 ? 0 : -1;

@@ -7,6 +7,7 @@
 
 #include "cli/cli.h"
 #include "nbdelta/graph.h"
+#include "nbdelta/tell.h"
 
 enum serve_code {
     OPT_QMP = CLI_LONG,
@@ -21,6 +22,8 @@ enum serve_code {
     OPT_EXIT_WITH_PARENT,
     OPT_EXPORT,
     OPT_FOLLOW,
+    OPT_LOG,
+    OPT_LOG_LEVEL,
     OPT_MONITOR,
     OPT_NBD_SERVER,
     OPT_OBJECT,
@@ -60,6 +63,8 @@ struct serve_config {
     const char *overlay; /* a file, a directory, "temporary", or NULL */
     enum graph_follow follow;
     const char *pidfile;
+    const char *log;           /* as for log_to(), or NULL */
+    enum tell_level log_level; /* 0 while parsing: not given */
     bool daemonize;
     bool vm_compat;
     bool exit_on_disconnect;

@@ -225,7 +225,6 @@ static int make_stopper(struct serve *s, struct error **errp)
     const struct stopper_options o = {
         .daemon = &s->daemon,
         .signals = s->signals,
-        .command = s->config.command->name,
         .limit_s = s->config.stop_timeout,
         .last = remove_files,
         .opaque = s,
@@ -356,11 +355,48 @@ static int print_uris(struct serve *s, struct error **errp)
                : 0;
 }
 
+/* A daemon in the background has no standard error, unless it was asked to keep
+ * it.  What goes well is told when all has. */
+static int open_log(const struct serve_config *cfg, struct error **errp)
+{
+    log_up_to(cfg->log_level < TELL_WARNING ? cfg->log_level : TELL_WARNING);
+    return log_to(cfg->log         ? cfg->log
+                  : cfg->daemonize ? "syslog"
+                                   : "stderr",
+                  errp);
+}
+
+static int tell_export(struct export *e, void *opaque)
+{
+    (void)opaque;
+    export_tell(e);
+    return 0;
+}
+
+static void tell_start(struct serve *s)
+{
+    log_up_to(s->config.log_level);
+    servers_tell(s->daemon.servers);
+    for (unsigned i = 0; i < s->config.count; i++) {
+        if (s->config.items[i].code == OPT_QMP) {
+            log_line(TELL_INFO, "monitor listens: %.200s",
+                     s->config.items[i].arg);
+        }
+    }
+    (void)exports_each(s->daemon.exports, tell_export, NULL);
+    log_line(TELL_INFO, "nbdelta %s is ready, process %d", NBDELTA_VERSION,
+             (int)getpid());
+}
+
 /* Clients that come meanwhile wait in the queues of the sockets. */
 static int start_daemon(struct serve *s, struct error **errp)
 {
     int r = take_over(s, errp);
 
+    if (r < 0) {
+        return r;
+    }
+    r = open_log(&s->config, errp);
     if (r < 0) {
         return r;
     }
@@ -385,7 +421,9 @@ static int start_daemon(struct serve *s, struct error **errp)
         (s->config.print_uri && (r = print_uris(s, errp)) < 0)) {
         return r;
     }
-    daemonize_ready(s->ready);
+    tell_start(s);
+    daemonize_ready(s->ready,
+                    s->config.log && strcmp(s->config.log, "stderr") == 0);
     notify_tell(&s->notify, "READY=1");
     return 0;
 }
@@ -400,19 +438,15 @@ static void wait_for_quit(struct serve *s)
     }
 }
 
-struct flush {
-    const char *name;
-    int status;
-};
-
 static int flush_export(struct export *e, void *opaque)
 {
-    struct flush *f = opaque;
+    int *status = opaque;
     int r = e->writable ? blk_flush(e->blk) : 0;
 
     if (r < 0) {
-        f->status = cli_failed(f->name, "cannot flush '%s': %s", e->name,
-                               strerror(-r));
+        log_line(TELL_ERROR, "cannot flush '%.200s': %s", e->name,
+                 strerror(-r));
+        *status = EXIT_FAILURE;
     }
     return 0;
 }
@@ -425,9 +459,10 @@ static int flush_export(struct export *e, void *opaque)
 static int stop_daemon(struct serve *s)
 {
     struct daemon *d = &s->daemon;
-    struct flush flush = {s->config.command->name, EXIT_SUCCESS};
+    int status = EXIT_SUCCESS;
 
-    daemon_ask_quit(d); /* the stopper counts from here, whatever ends it */
+    /* The stopper counts from here, whatever ends it. */
+    daemon_ask_quit(d, NULL);
     unix_sockets_keep();
     if (d->graph) {
         graph_give_up(d->graph);
@@ -436,7 +471,7 @@ static int stop_daemon(struct serve *s)
         servers_stop(d->servers);
     }
     if (d->exports) {
-        (void)exports_each(d->exports, flush_export, &flush);
+        (void)exports_each(d->exports, flush_export, &status);
     }
     if (d->jobs && d->exports) {
         exports_remove_all(d->exports, 0);
@@ -473,7 +508,7 @@ static int stop_daemon(struct serve *s)
         graph_close_all(d->graph);
     }
     if (!stopper_free(s->stopper)) {
-        flush.status = EXIT_FAILURE;
+        status = EXIT_FAILURE;
     }
     graph_free(d->graph);
     corruptions_free(s->corruptions);
@@ -488,7 +523,7 @@ static int stop_daemon(struct serve *s)
     mutex_destroy(&d->turn_lock);
     cond_destroy(&d->ended);
     free(s->config.items);
-    return flush.status;
+    return status;
 }
 
 static int serve(bool storage_daemon, int argc, char **argv)
@@ -499,13 +534,13 @@ static int serve(bool storage_daemon, int argc, char **argv)
                       .daemon = {.quit_fd = -1},
                       .pidfile = PIDFILE_INIT};
     int status = EXIT_FAILURE;
+    bool ok = false;
 
     log_init(cli_program());
     cond_init(&s.daemon.ended);
     mutex_init(&s.daemon.turn_lock, LOCK_TURN, NULL);
     if (serve_parse(&s.config, storage_daemon, argc, argv, &status) == 0) {
-        bool ok = start_daemon(&s, &err) == 0;
-
+        ok = start_daemon(&s, &err) == 0;
         status = ok ? EXIT_SUCCESS : cli_error(s.config.command->name, err);
         if (ok) {
             wait_for_quit(&s);
@@ -513,7 +548,12 @@ static int serve(bool storage_daemon, int argc, char **argv)
         }
     }
     int stopped = stop_daemon(&s);
-    return status ? status : stopped;
+    if (!ok) {
+        return status;
+    }
+    log_line(TELL_INFO, "all is closed%s",
+             stopped ? "; what may be lost is told above" : "");
+    return stopped;
 }
 
 int cmd_serve(int argc, char **argv)

@@ -9,8 +9,8 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-#include "cli/cli.h"
 #include "daemon.h"
+#include "log/log.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/kick.h"
@@ -38,10 +38,10 @@ static void tell_given_up(const char *node, void *opaque)
     struct stopper *s = opaque;
 
     s->late = true;
-    (void)cli_failed(s->o.command,
-                     "gave up '%s': its storage does not answer, what it had "
-                     "not flushed may be lost",
-                     node);
+    log_line(TELL_ERROR,
+             "gave up '%s': its storage does not answer, what it had not "
+             "flushed may be lost",
+             node);
 }
 
 /* Is all closed, within @ms (-1: for ever)? */
@@ -53,6 +53,19 @@ static bool wait_until_closed(const struct stopper *s, int ms)
     while ((r = poll(&fd, 1, ms)) < 0 && errno == EINTR) {
     }
     return r > 0;
+}
+
+static void tell_signal(const struct stopper *s)
+{
+    struct signalfd_siginfo info;
+    const char *name = NULL;
+
+    if (read(s->o.signals, &info, sizeof(info)) == sizeof(info)) {
+        name = sigabbrev_np((int)info.ssi_signo);
+        log_line(TELL_INFO,
+                 "the end begins: signal SIG%s of process %u, user %u",
+                 name ? name : "?", info.ssi_pid, info.ssi_uid);
+    }
 }
 
 /* Wait until a signal or daemon_ask_quit() asks for the end.  False: all is
@@ -69,7 +82,10 @@ static bool wait_for_request(const struct stopper *s)
     while (poll(fds, 3, -1) < 0 && errno == EINTR) {
     }
     if (fds[0].revents) {
-        daemon_ask_quit(d);
+        daemon_ask_quit(d, "a signal");
+        tell_signal(s);
+    } else if (atomic_load(&d->quit_why)) {
+        log_line(TELL_INFO, "the end begins: %s", atomic_load(&d->quit_why));
     }
     return !fds[2].revents;
 }

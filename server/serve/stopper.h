@@ -33,7 +33,6 @@ struct stopper;
 struct stopper_options {
     struct daemon *daemon; /* its graph and quit_fd are there */
     int signals;           /* signalfd */
-    const char *command;   /* its name in texts on stderr */
     unsigned limit_s;      /* 0: none */
     /* Before the process ends from here: remove what others look at. */
     void (*last)(void *opaque);

@@ -8,7 +8,7 @@ set -eu -o pipefail
 
 truncate -s 1M disk.raw
 ulimit -n 128 # (128 - a quarter) / 2 connections
-serve disk=disk.raw --nbd-server \
+serve --log-level=warning disk=disk.raw --nbd-server \
     id=few,addr.type=unix,addr.path=few.sock,max-connections=2 2>log
 python - "$SRCDIR/tests/func" "$nbdelta" <<'END'
 import subprocess

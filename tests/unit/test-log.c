@@ -74,9 +74,9 @@ START_TEST(the_journal_has_levels_and_times_of_its_own)
     ck_assert_int_eq(setenv("JOURNAL_STREAM", stream, 1), 0);
     log_init("nbdelta");
     log_line(TELL_ERROR, "an error");
-    log_line(TELL_NOTE, "a note");
+    log_line(TELL_INFO, "a note");
     (void)lines();
-    ck_assert_str_eq(said, "<3>an error\n<5>a note\n");
+    ck_assert_str_eq(said, "<3>an error\n<6>a note\n");
 
     /* That was somebody else's. */
     ck_assert_int_eq(setenv("JOURNAL_STREAM", "1:1", 1), 0);
@@ -125,6 +125,31 @@ START_TEST(a_flood_is_cut_off_and_counted)
 }
 END_TEST
 
+START_TEST(what_is_in_order_cannot_hide_an_error)
+{
+    redirect();
+    for (int i = 0; i < 500; i++) {
+        log_line(TELL_INFO, "a client comes");
+    }
+    log_line(TELL_ERROR, "a disk is full");
+    ck_assert_uint_lt(lines(), 100);
+    ck_assert_ptr_nonnull(strstr(said, "Z a disk is full\n"));
+}
+END_TEST
+
+START_TEST(levels_above_the_limit_are_left_out)
+{
+    redirect();
+    log_line(TELL_DEBUG, "not by default");
+    log_up_to(TELL_WARNING);
+    log_line(TELL_INFO, "not asked for");
+    log_line(TELL_WARNING, "told");
+    log_up_to(TELL_INFO);
+    ck_assert_uint_eq(lines(), 1);
+    ck_assert_ptr_nonnull(strstr(said, "Z told\n"));
+}
+END_TEST
+
 /* Nobody reads the log, and yet its writer does not wait. */
 START_TEST(a_full_pipe_holds_nobody_up)
 {
@@ -155,6 +180,8 @@ int main(void)
     tcase_add_test(tc, the_journal_has_levels_and_times_of_its_own);
     tcase_add_test(tc, what_is_often_is_told_once_and_counted);
     tcase_add_test(tc, a_flood_is_cut_off_and_counted);
+    tcase_add_test(tc, what_is_in_order_cannot_hide_an_error);
+    tcase_add_test(tc, levels_above_the_limit_are_left_out);
     tcase_add_test(tc, a_full_pipe_holds_nobody_up);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);

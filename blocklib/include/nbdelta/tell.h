@@ -16,7 +16,8 @@
 enum tell_level {
     TELL_ERROR = 3,   /* something is lost, or does not work any more */
     TELL_WARNING = 4, /* somebody should look at it */
-    TELL_NOTE = 5,    /* nothing is wrong */
+    TELL_INFO = 6,    /* nothing is wrong */
+    TELL_DEBUG = 7,   /* what helps to find a fault of a client, or ours */
 };
 
 /* @text is one phrase, like the sentence of an error.  Names from elsewhere are
