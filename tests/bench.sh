@@ -197,10 +197,6 @@ start_plain() {
     first) # nothing was written to it yet
         file=first.qcow2 format=qcow2
         qemu-img create -q -f qcow2 "$file" 10G ;;
-    fresh) # nothing of it is its own yet; subclusters of 2 KiB
-        file=fresh.qcow2 format=qcow2
-        qemu-img create -q -f qcow2 -F qcow2 -b disk.qcow2 \
-            -o extended_l2=on fresh.qcow2 ;;
     large|order|shuffled|snapshot) file=$2.qcow2 format=qcow2 ;;
     esac
     case $1 in
@@ -260,17 +256,6 @@ first_touches() {
 allocate() {
     fio --name=b --ioengine=nbd --uri="$uri" --rw=randwrite --bs=64k \
         --iodepth=16 --size=10G --number_ios=16384 --output=fio.txt >/dev/null
-}
-
-# 4 KiB here and there in an overlay, each block once: seconds without those
-# that fio needs to start.
-fill_subclusters() {
-    local bytes
-    bytes=$(numfmt --from=iec "$size")
-    fio --name=b --ioengine=nbd --uri="$uri" --rw=randwrite --bs=4k \
-        --iodepth=16 --size="$bytes" --io_size=$((bytes / 4)) \
-        --output-format=json --output=fio.json >/dev/null
-    jq '.jobs[0].write.runtime / 1000' fio.json
 }
 
 count_flushes() {
@@ -335,7 +320,6 @@ measure() {
         # shellcheck disable=SC2086  # operation, block size, depth
         fio_cpu ${shape//:/ } ;;
     allocate) seconds allocate ;;
-    subclusters) fill_subclusters ;;
     cold) # what the server has read in is written to
         sync "disk.$3"
         dd if="disk.$3" iflag=nocache count=0 status=none
@@ -483,7 +467,6 @@ row "full backup of $size to qcow2" backup qcow2 nbdelta q-s-d
 row "full backup of $size to a remote disk" remote qcow2 nbdelta q-s-d
 
 row "1 GiB in new clusters, 64K, QD 16" allocate first nbdelta qemu-nbd q-s-d
-row "4K in new subclusters, QD 16" subclusters fresh nbdelta q-s-d
 
 # Bitmaps of disks that were never written to: `first` is made anew each time.
 row "2560 first touches of 10 GiB" touches first nbdelta nbdelta+1 nbdelta+4

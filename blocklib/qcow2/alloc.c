@@ -124,16 +124,12 @@ static int check_unused(struct qcow2 *s, uint64_t cluster, uint64_t clusters)
     REQUIRES(s->meta)
 {
     uint64_t end = max_u64(node_size(s->file), s->virgin) >> s->cluster_bits;
-    uint64_t host = cluster << s->cluster_bits;
-    uint64_t bytes = clusters << s->cluster_bits;
 
-    if (cluster > 2 * end + BEYOND_MAX) {
-        return qcow2_corrupt_at(s, host, s->cluster_size, TOO_FAR);
-    }
-    return s->bitmaps.stray_count > 0 &&
-                   qcow2_overlap_find(s, host, bytes) & QCOW2_META_STRAY
-               ? qcow2_overlap_corrupt(s, QCOW2_META_STRAY, host, bytes)
-               : qcow2_overlap_check(s, 0, host, bytes);
+    return cluster > 2 * end + BEYOND_MAX
+               ? qcow2_corrupt_at(s, cluster << s->cluster_bits,
+                                  s->cluster_size, TOO_FAR)
+               : qcow2_overlap_check(s, 0, cluster << s->cluster_bits,
+                                     clusters << s->cluster_bits);
 }
 
 static void drop_metadata(struct qcow2 *s, uint64_t cluster, uint64_t clusters)
@@ -347,16 +343,6 @@ static int check_full(struct qcow2 *s, uint64_t cluster) REQUIRES(s->meta)
     return qcow2_overlap_check(s, QCOW2_META_REFBLOCK, host, s->cluster_size);
 }
 
-/* Is it free, in a block @t, and no stray? */
-static bool is_free(const struct qcow2 *s, const struct qcow2_table *t,
-                    uint64_t cluster)
-{
-    return count_in(s, t, cluster) == 0 &&
-           (s->bitmaps.stray_count == 0 ||
-            !(qcow2_overlap_find(s, cluster << s->cluster_bits, 1) &
-              QCOW2_META_STRAY));
-}
-
 /* The length of the free run at @cluster, at most @want, within its block.  0:
  * *skip clusters from @cluster on are taken. */
 static uint64_t free_run(const struct qcow2 *s, const struct qcow2_table *t,
@@ -365,14 +351,14 @@ static uint64_t free_run(const struct qcow2 *s, const struct qcow2_table *t,
     uint64_t end = (cluster | (refs_per_block(s) - 1)) + 1;
     uint64_t at = cluster;
 
-    while (at < end && !is_free(s, t, at)) {
+    while (at < end && count_in(s, t, at) != 0) {
         at++;
     }
     *skip = at - cluster;
     if (*skip > 0) {
         return 0;
     }
-    while (at < end && at - cluster < want && is_free(s, t, at)) {
+    while (at < end && at - cluster < want && count_in(s, t, at) == 0) {
         at++;
     }
     return at - cluster;

@@ -112,34 +112,14 @@ static bool is_counted(struct qcow2 *s, const struct owner *o)
     return counted;
 }
 
-/* Nobody shall be given these clusters. */
-static int note_stray(struct qcow2 *s, const struct owner *o)
+static void find_clashes(struct qcow2 *s, struct owners *o)
 {
-    struct qcow2_bitmaps *b = &s->bitmaps;
-
-    if ((b->stray_count & (b->stray_count - 1)) == 0) { /* 0, 1, 2, 4, ... */
-        size_t room = b->stray_count ? b->stray_count * 2 : 1;
-        struct qcow2_run *more = realloc(b->strays, room * sizeof(*more));
-
-        if (!more) {
-            return -ENOMEM;
-        }
-        b->strays = more;
-    }
-    b->strays[b->stray_count++] = (struct qcow2_run){o->from, o->to - o->from};
-    return 0;
-}
-
-static int find_clashes(struct qcow2 *s, struct owners *o)
-{
-    int r = 0;
-
     if (o->count == 0) {
-        return 0;
+        return;
     }
     qsort(o->all, o->count, sizeof(*o->all), by_place);
     size_t widest = 0; /* of the owners before it, the one that ends last */
-    for (size_t i = 0; i < o->count && r == 0; i++) {
+    for (size_t i = 0; i < o->count; i++) {
         if (i > 0 && o->all[i].from < o->all[widest].to) {
             distrust(o->all[i].qb, "its clusters belong to others, too");
             distrust(o->all[widest].qb, "its clusters belong to others, too");
@@ -149,10 +129,8 @@ static int find_clashes(struct qcow2 *s, struct owners *o)
         }
         if (o->all[i].qb && !is_counted(s, &o->all[i])) {
             distrust(o->all[i].qb, "its clusters count as free");
-            r = note_stray(s, &o->all[i]);
         }
     }
-    return r;
 }
 
 /* --- One bitmap --- */
@@ -264,7 +242,7 @@ static int check_clusters(struct qcow2 *s, const struct qcow2_bitmaps_ext *x)
         }
     }
     if (r == 0) {
-        r = find_clashes(s, &o);
+        find_clashes(s, &o);
     }
     free(o.all);
     return r;
@@ -551,7 +529,6 @@ void qcow2_bitmaps_free(struct qcow2 *s)
 {
     forget_all(s);
     free(s->bitmaps.orphans);
-    free(s->bitmaps.strays);
     mutex_destroy(&s->bitmaps.arm_lock);
     mutex_destroy(&s->bitmaps.queue_lock);
 }

@@ -191,7 +191,6 @@ static const char *name_kinds(unsigned kinds)
         "a snapshot's L2 table",
         "a bitmap",
         "a second table",
-        "a bitmap in quarantine",
     };
 
     return kinds ? names[__builtin_ctz(kinds)] : "nothing";
@@ -298,26 +297,6 @@ static int cover_bitmap(struct qcow2 *s, const struct qcow2_bitmap *qb)
     for (uint32_t i = 0; r == 0 && i < qb->table_size; i++) {
         r = add_table(s, QCOW2_META_BITMAP,
                       qb->table[i] == QCOW2_BITMAP_ONES ? 0 : qb->table[i]);
-    }
-    return r;
-}
-
-/* So many clusters of bitmaps in quarantine are passed over, and not more: a
- * table may be as long as a file without data. */
-#define STRAYS_MAX (UINT64_C(1) << 19)
-
-static int add_strays(struct qcow2 *s) REQUIRES(s->meta)
-{
-    uint64_t left = STRAYS_MAX << s->cluster_bits;
-    int r = 0;
-
-    for (size_t i = 0; i < s->bitmaps.stray_count && r == 0; i++) {
-        const struct qcow2_run *at = &s->bitmaps.strays[i];
-        uint64_t bytes = min_u64(at->bytes, left);
-
-        left -= bytes;
-        r = bytes > 0 ? qcow2_overlap_add(s, QCOW2_META_STRAY, at->host, bytes)
-                      : 0;
     }
     return r;
 }
@@ -430,10 +409,7 @@ static int add_all(struct qcow2 *s) REQUIRES(s->meta)
     if (r == 0) {
         r = add_snapshots(s);
     }
-    if (r == 0) {
-        r = add_bitmaps(s);
-    }
-    return r < 0 ? r : add_strays(s);
+    return r < 0 ? r : add_bitmaps(s);
 }
 
 int qcow2_overlap_load(struct qcow2 *s)

@@ -36,9 +36,6 @@ enum qcow2_meta {
     QCOW2_META_INACTIVE_L2 = 1 << 7, /* and no active one, when it was opened */
     QCOW2_META_BITMAP = 1 << 8,      /* directory, table or bits */
     QCOW2_META_TWICE = 1 << 9, /* there are two tables of one kind in it */
-    /* A bitmap in quarantine leads to it, and it counts as free.  It is passed
-     * over when room is looked for, and nothing else asks. */
-    QCOW2_META_STRAY = 1 << 10,
 };
 
 /* The clusters that [@host, @host + @bytes) touches are @kind.  -ENOMEM: the

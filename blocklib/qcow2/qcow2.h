@@ -97,9 +97,6 @@ struct qcow2_bitmaps {
     struct qcow2_run *orphans; /* what states in doubt may lead to */
     size_t orphan_count;
     size_t orphan_room;
-    struct qcow2_run *strays; /* clusters that count as free, and bitmaps in
-                                 quarantine lead to them; set when loaded */
-    size_t stray_count;
 
     mutex_t queue_lock;
 

@@ -67,13 +67,13 @@ static int gather_l1(struct qcow2_counting *n, struct qcow2 *s,
                      const struct qcow2_snapshot *sn)
 {
     uint64_t bytes = sn->l1_size * UINT64_C(8);
+    CLEANUP_FREE uint64_t *l1 = malloc(bytes + 1);
 
     if (!qcow2_snapshot_has_l1(s, sn) ||
         n->l1_bytes + bytes > node_size(s->file)) {
         return -EUCLEAN; /* L1 tables are in the file, and not twice */
     }
     n->l1_bytes += bytes;
-    CLEANUP_FREE uint64_t *l1 = malloc(bytes + 1);
     uint64_t *more = realloc(n->tables,
                              (n->count + sn->l1_size + 1) * sizeof(*more));
     n->tables = more ? more : n->tables;
@@ -265,10 +265,9 @@ int qcow2_counts_check(struct qcow2_change *c, struct error **errp)
     if (r < 0) {
         return r == -EUCLEAN
                    ? error_set(errp, EUCLEAN,
-                               "the tables of '%s' contradict each other, or "
-                               "its reference counts are too low for what its "
-                               "disks refer to: run 'nbdelta check -r all' on "
-                               "the image",
+                               "the reference counts of '%s' are too low for "
+                               "what its disks refer to: run 'nbdelta check "
+                               "-r all' on the image",
                                node_filename(s->node))
                    : error_set(errp, -r,
                                "cannot count the references of '%s': %s",

@@ -89,7 +89,7 @@ static int amend(struct graph *g, struct request *q, struct error **errp)
     q->open.header_only = !needs_data(q->options);
     int r = image_open(g, &q->open, &n, errp);
     if (r == 0 && backing && backing[0] != '\0') {
-        r = image_check_other(n, backing, errp);
+        r = image_check_other(n, q->open.image, backing, errp);
     }
     if (r < 0) {
         return r;

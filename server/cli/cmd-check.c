@@ -11,13 +11,11 @@
 #include "cli/cli.h"
 #include "cli/commands.h"
 #include "cli/image-open.h"
-#include "cli/object-option.h"
 #include "cli/progress.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/image.h"
-#include "objects/object.h"
 
 /* A wrong command line is no corrupt image. */
 enum {
@@ -31,16 +29,13 @@ enum {
 /* So many findings are printed. */
 #define PRINTED_MAX 1000
 
-enum { OPT_OUTPUT = CLI_LONG, OPT_IMAGE_OPTS, OPT_OBJECT };
+enum { OPT_OUTPUT = CLI_LONG };
 
 static const struct cli_option option_table[] = {
     {"repair", 'r', "leaks|all", "repair what is wrong (nothing is written)"},
     {"format", 'f', "FORMAT", "format of the image (default: look at it)"},
     {"force-share", 'U', NULL,
      "check it even while another process writes to it"},
-    {"image-opts", OPT_IMAGE_OPTS, NULL,
-     "IMAGE is a list of options, as in QEMU's tools"},
-    {"object", OPT_OBJECT, OBJECT_OPTION_ARG, OBJECT_OPTION_HELP},
     {"progress", 'p', NULL, "show the progress, on a terminal"},
     {"quiet", 'q', NULL, "print nothing but errors"},
     {"output", OPT_OUTPUT, "human|json",
@@ -50,16 +45,14 @@ static const struct cli_option option_table[] = {
 
 static const struct cli_command command = {
     .name = "check",
-    .usage = "[-r leaks|all] [-f FORMAT] [-U] [-p] [-q] [--image-opts]\n"
-             "[--object OPTIONS] [--output human|json] IMAGE",
+    .usage = "[-r leaks|all] [-f FORMAT] [-U] [-p] [-q] "
+             "[--output human|json] IMAGE",
     .about = "Check whether the metadata of an image are sound.  With -r, "
              "repair them.\n",
     .options = option_table,
 };
 
 struct request {
-    struct graph *graph;
-    struct objects *objects; /* nothing needs them */
     struct image_open open;
     enum image_repair repair;
     bool json;
@@ -204,9 +197,9 @@ static int check(struct request *q, struct image_check *c, struct error **errp)
         .progress = note_share,
         .opaque = q,
     };
-    struct graph *g = q->graph;
+    struct graph *g = graph_new();
     struct node *file;
-    int r = open_file(g, q, &file, errp);
+    int r = g ? open_file(g, q, &file, errp) : error_nomem(errp);
 
     if (r == 0) {
         struct progress *bar = q->show_progress
@@ -216,6 +209,7 @@ static int check(struct request *q, struct image_check *c, struct error **errp)
         r = image_check(g, file, q->open.format, &o, c, errp);
         progress_stop(bar);
     }
+    graph_free(g);
     return r;
 }
 
@@ -235,11 +229,6 @@ static int take_option(struct request *q, int code)
     case 'U':
         q->open.force_share = true;
         return 0;
-    case OPT_IMAGE_OPTS:
-        q->open.image_opts = true;
-        return 0;
-    case OPT_OBJECT:
-        return object_option(&command, q->objects, optarg);
     case 'p':
         q->show_progress = true;
         return 0;
@@ -273,48 +262,34 @@ static int take_command_line(struct request *q, int argc, char **argv)
     return code;
 }
 
-static int run(struct request *q, int argc, char **argv)
+int cmd_check(int argc, char **argv)
 {
     CLEANUP_ERROR struct error *err = NULL;
     struct image_check c = {0};
-    int code = take_command_line(q, argc, argv);
+    struct request q = {.open = {0}};
+    int code = take_command_line(&q, argc, argv);
 
     if (code != CLI_END) {
         return code == CLI_HELP ? STATUS_CLEAN : STATUS_UNCHECKED;
     }
-    int r = check(q, &c, &err);
+    int r = check(&q, &c, &err);
     if (r < 0) {
         (void)cli_error(command.name, err);
+        json_decref(q.lost);
         return r == -ENOTSUP ? STATUS_UNSUPPORTED : STATUS_UNCHECKED;
     }
-    if (q->json) {
-        print_json(q, &c);
-    } else if (!q->quiet) {
-        print_human(q, &c);
+    if (q.json) {
+        print_json(&q, &c);
+    } else if (!q.quiet) {
+        print_human(&q, &c);
     }
-    if (q->open.force_share) {
+    if (q.open.force_share) {
         (void)fprintf(stderr, "Another process may write to the image: this "
                               "may be out of date.\n");
     }
+    json_decref(q.lost);
     return cli_finish(command.name) != 0 ? STATUS_UNCHECKED
            : c.corruptions               ? STATUS_CORRUPT
            : c.leaks                     ? STATUS_LEAKS
                                          : STATUS_CLEAN;
-}
-
-int cmd_check(int argc, char **argv)
-{
-    struct request q = {.graph = graph_new()};
-
-    q.objects = q.graph ? objects_new(q.graph) : NULL;
-    int status = STATUS_UNCHECKED;
-    if (q.objects) {
-        status = run(&q, argc, argv);
-    } else {
-        (void)cli_failed(command.name, "no memory");
-    }
-    objects_free(q.objects);
-    graph_free(q.graph);
-    json_decref(q.lost);
-    return status;
 }

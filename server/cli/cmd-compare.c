@@ -10,14 +10,12 @@
 #include "cli/commands.h"
 #include "cli/disk-arg.h"
 #include "cli/disk-compare.h"
-#include "cli/object-option.h"
 #include "cli/progress.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
-#include "objects/object.h"
 
 enum {
     STATUS_SAME = 0,
@@ -26,7 +24,7 @@ enum {
     STATUS_UNREAD = 4,
 };
 
-enum { OPT_DISK = CLI_LONG, OPT_IMAGE_OPTS, OPT_ALLOW_PATH, OPT_OBJECT };
+enum { OPT_DISK = CLI_LONG, OPT_IMAGE_OPTS, OPT_ALLOW_PATH };
 
 static const struct cli_option option_table[] = {
     {"format", 'f', "FORMAT",
@@ -41,7 +39,6 @@ static const struct cli_option option_table[] = {
      "open images even while another process writes to them"},
     {"allow-path", OPT_ALLOW_PATH, "DIR",
      "open backing files in DIR and below, too"},
-    {"object", OPT_OBJECT, OBJECT_OPTION_ARG, OBJECT_OPTION_HELP},
     {"progress", 'p', NULL, "show the progress, on a terminal"},
     {"quiet", 'q', NULL, "print nothing but errors"},
     {NULL, 0, NULL, NULL},
@@ -50,7 +47,7 @@ static const struct cli_option option_table[] = {
 static const struct cli_command command = {
     .name = "compare",
     .usage = "[-f FORMAT] [-F FORMAT] [--disk NAME] [--image-opts] [-s] [-U] "
-             "[-p] [-q]\n[--allow-path DIR] [--object OPTIONS] DISK1 DISK2",
+             "[-p] [-q]\n[--allow-path DIR] DISK1 DISK2",
     .about =
         "Compare the content of two disks.  Each is an image, the URI of an "
         "NBD export,\nor a point of a backup directory, DIR[@POINT].\n",
@@ -58,7 +55,6 @@ static const struct cli_command command = {
 };
 
 struct request {
-    struct objects *objects;
     struct disk_arg disk[2];
     struct disk_compare compare;
     bool quiet;
@@ -168,8 +164,6 @@ static int take_option(struct request *q, struct graph *g, int code)
         break;
     case OPT_ALLOW_PATH:
         return image_allow_path(&command, g, optarg);
-    case OPT_OBJECT:
-        return object_option(&command, q->objects, optarg);
     case 's':
         q->compare.strict = true;
         break;
@@ -211,12 +205,9 @@ int cmd_compare(int argc, char **argv)
 {
     struct request q = {.quiet = false};
     struct graph *g = graph_new();
+    int status = g ? run(g, &q, argc, argv)
+                   : cli_failed(command.name, "no memory");
 
-    q.objects = g ? objects_new(g) : NULL;
-    int status = q.objects ? run(g, &q, argc, argv)
-                           : cli_failed(command.name, "no memory");
-
-    objects_free(q.objects);
     graph_free(g);
     disk_arg_release(&q.disk[0]);
     disk_arg_release(&q.disk[1]);

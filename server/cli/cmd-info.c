@@ -12,19 +12,15 @@
 #include "cli/commands.h"
 #include "cli/image-open.h"
 #include "cli/nbd-client.h"
-#include "cli/object-option.h"
 #include "cli/snapshot-list.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/size.h"
 #include "nbdelta/text.h"
-#include "objects/object.h"
 
-#define OPT_OUTPUT     CLI_LONG
-#define OPT_SNAPSHOT   (CLI_LONG + 1)
-#define OPT_IMAGE_OPTS (CLI_LONG + 2)
-#define OPT_OBJECT     (CLI_LONG + 3)
+#define OPT_OUTPUT   CLI_LONG
+#define OPT_SNAPSHOT (CLI_LONG + 1)
 
 static const struct cli_option option_table[] = {
     {"format", 'f', "FORMAT", "format of the image (default: look at it)"},
@@ -32,9 +28,6 @@ static const struct cli_option option_table[] = {
      "open it even while another process writes to it"},
     {"snapshot", OPT_SNAPSHOT, "NAME",
      "of the image's snapshot with this id or name"},
-    {"image-opts", OPT_IMAGE_OPTS, NULL,
-     "IMAGE is a list of options, as in QEMU's tools"},
-    {"object", OPT_OBJECT, OBJECT_OPTION_ARG, OBJECT_OPTION_HELP},
     {"output", OPT_OUTPUT, "human|json",
      "print for people (default), or for programs"},
     {NULL, 0, NULL, NULL},
@@ -42,8 +35,8 @@ static const struct cli_option option_table[] = {
 
 static const struct cli_command command = {
     .name = "info",
-    .usage = "[-U] [-f FORMAT] [--snapshot NAME] [--image-opts]\n"
-             "[--object OPTIONS] [--output human|json] IMAGE|URI",
+    .usage = "[-U] [-f FORMAT] [--snapshot NAME] [--output human|json] "
+             "IMAGE|URI",
     .about = "Print the format, size and properties of a disk image, or what\n"
              "the NBD server at a URI offers.\n",
     .options = option_table,
@@ -183,16 +176,21 @@ static void print_image(const json_t *info)
 
 /* --- Images --- */
 
-static int query_image(struct graph *g, const struct image_open *o,
-                       json_t **info, struct error **errp)
+static int query_image(const struct image_open *o, json_t **info,
+                       struct error **errp)
 {
+    struct graph *g = graph_new();
     struct node *n;
-    int r = image_open(g, o, &n, errp);
 
+    if (!g) {
+        return error_nomem(errp);
+    }
+    int r = image_open(g, o, &n, errp);
     if (r == 0) {
         *info = node_image_info(g, n);
         r = *info ? 0 : error_nomem(errp);
     }
+    graph_free(g);
     return r;
 }
 
@@ -325,67 +323,23 @@ static void print_export(json_t *info)
 
 /* --- */
 
-struct request {
-    struct image_open open;
-    struct objects *objects; /* nothing needs them */
-    bool json;
-};
-
-static int take_option(struct request *q, int code)
-{
-    switch (code) {
-    case 'f':
-        q->open.format = optarg;
-        return 0;
-    case 'U':
-        q->open.force_share = true;
-        return 0;
-    case OPT_SNAPSHOT:
-        q->open.snapshot = optarg;
-        return 0;
-    case OPT_IMAGE_OPTS:
-        q->open.image_opts = true;
-        return 0;
-    case OPT_OBJECT:
-        return object_option(&command, q->objects, optarg);
-    default:
-        return cli_output_format(&command, optarg, &q->json);
-    }
-}
-
-static int print_info(struct graph *g, const struct request *q)
+int cmd_info(int argc, char **argv)
 {
     CLEANUP_ERROR struct error *err = NULL;
     CLEANUP_JSON json_t *info = NULL;
-    bool uri = !q->open.image_opts && client_is_uri(q->open.image);
-
-    if (uri && q->open.snapshot) {
-        return cli_usage(&command, "--snapshot is for images");
-    }
-    int r = uri ? export_info(q->open.image, &info, &err)
-                : query_image(g, &q->open, &info, &err);
-    if (r < 0) {
-        return cli_error(command.name, err);
-    }
-    if (q->json) {
-        cli_print_json(info);
-    } else if (uri) {
-        print_export(info);
-    } else {
-        print_image(info);
-    }
-    return cli_finish(command.name);
-}
-
-static int run(struct graph *g, struct request *q, int argc, char **argv)
-{
+    struct image_open o = {.header_only = true, .no_bitmaps = true};
+    bool json = false;
     int code;
 
     while ((code = cli_next(&command, argc, argv)) >= 0) {
-        int status = take_option(q, code);
-
-        if (status != 0) {
-            return status;
+        if (code == 'f') {
+            o.format = optarg;
+        } else if (code == 'U') {
+            o.force_share = true;
+        } else if (code == OPT_SNAPSHOT) {
+            o.snapshot = optarg;
+        } else if (cli_output_format(&command, optarg, &json) != 0) {
+            return CLI_USAGE;
         }
     }
     if (code != CLI_END) {
@@ -394,20 +348,22 @@ static int run(struct graph *g, struct request *q, int argc, char **argv)
     if (argc - optind != 1) {
         return cli_usage(&command, "give one image or URI");
     }
-    q->open.image = argv[optind];
-    return print_info(g, q);
-}
-
-int cmd_info(int argc, char **argv)
-{
-    struct request q = {.open = {.header_only = true, .no_bitmaps = true}};
-    struct graph *g = graph_new();
-
-    q.objects = g ? objects_new(g) : NULL;
-    int status = q.objects ? run(g, &q, argc, argv)
-                           : cli_failed(command.name, "no memory");
-
-    objects_free(q.objects);
-    graph_free(g);
-    return status;
+    o.image = argv[optind];
+    bool uri = client_is_uri(o.image);
+    if (uri && o.snapshot) {
+        return cli_usage(&command, "--snapshot is for images");
+    }
+    int r = uri ? export_info(o.image, &info, &err)
+                : query_image(&o, &info, &err);
+    if (r < 0) {
+        return cli_error(command.name, err);
+    }
+    if (json) {
+        cli_print_json(info);
+    } else if (uri) {
+        print_export(info);
+    } else {
+        print_image(info);
+    }
+    return cli_finish(command.name);
 }

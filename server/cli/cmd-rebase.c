@@ -21,7 +21,6 @@
 #include "cli/disk-rebase.h"
 #include "cli/image-open.h"
 #include "cli/nbd-client.h"
-#include "cli/object-option.h"
 #include "cli/progress.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/chain.h"
@@ -29,9 +28,8 @@
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/options.h"
-#include "objects/object.h"
 
-enum { OPT_ALLOW_PATH = CLI_LONG, OPT_IMAGE_OPTS, OPT_OBJECT };
+enum { OPT_ALLOW_PATH = CLI_LONG };
 
 static const struct cli_option option_table[] = {
     {"format", 'f', "FORMAT", "format of the image (default: look at it)"},
@@ -42,9 +40,6 @@ static const struct cli_option option_table[] = {
     {"unsafe", 'u', NULL, "change the name only: the content is the same"},
     {"allow-path", OPT_ALLOW_PATH, "DIR",
      "open backing files in DIR and below, too"},
-    {"image-opts", OPT_IMAGE_OPTS, NULL,
-     "IMAGE is a list of options, as in QEMU's tools"},
-    {"object", OPT_OBJECT, OBJECT_OPTION_ARG, OBJECT_OPTION_HELP},
     {"progress", 'p', NULL, "show the progress, on a terminal"},
     {"quiet", 'q', NULL, "print nothing but errors"},
     {NULL, 0, NULL, NULL},
@@ -52,10 +47,9 @@ static const struct cli_option option_table[] = {
 
 static const struct cli_command command = {
     .name = "rebase",
-    .usage = "[-f FORMAT] [--image-opts] [--object OPTIONS] [-u]\n"
-             "[--allow-path DIR] [-p] [-q] -b FILE -F FORMAT IMAGE\n"
-             "[-f FORMAT] [--image-opts] [--object OPTIONS] [-u]\n"
-             "[--allow-path DIR] [-p] [-q] -b '' IMAGE",
+    .usage = "[-f FORMAT] [-u] [--allow-path DIR] [-p] [-q] -b FILE -F FORMAT\n"
+             "IMAGE\n"
+             "[-f FORMAT] [-u] [--allow-path DIR] [-p] [-q] -b '' IMAGE",
     .about = "Give an image another backing file, or none.  What a guest sees\n"
              "stays the same: what the new one has not is copied to the\n"
              "image.  With -u only the name is changed.\n",
@@ -64,7 +58,6 @@ static const struct cli_command command = {
 
 struct request {
     struct image_open open;
-    struct objects *objects;
     const char *backing; /* NULL: not given */
     const char *backing_format;
     bool show_progress;
@@ -137,7 +130,7 @@ static int rebase(struct graph *g, struct request *q, struct error **errp)
     int r = image_open(g, &q->open, &image, errp);
 
     if (r == 0 && q->backing[0]) {
-        r = image_check_other(image, q->backing, errp);
+        r = image_check_other(image, q->open.image, q->backing, errp);
     }
     if (r == 0 && !q->open.no_backing) {
         r = copy(g, q, image, errp);
@@ -166,14 +159,6 @@ static int take_command_line(struct request *q, struct graph *g, int argc,
             break;
         case 'u':
             q->open.no_backing = true;
-            break;
-        case OPT_IMAGE_OPTS:
-            q->open.image_opts = true;
-            break;
-        case OPT_OBJECT:
-            if (object_option(&command, q->objects, optarg) != 0) {
-                return CLI_BAD;
-            }
             break;
         case OPT_ALLOW_PATH:
             if (image_allow_path(&command, g, optarg) != 0) {
@@ -205,27 +190,24 @@ static int take_command_line(struct request *q, struct graph *g, int argc,
     return code;
 }
 
-static int run(struct request *q, struct graph *g, int argc, char **argv)
+static int run(struct graph *g, int argc, char **argv)
 {
     CLEANUP_ERROR struct error *err = NULL;
-    int code = take_command_line(q, g, argc, argv);
+    struct request q = {.open.writable = true};
+    int code = take_command_line(&q, g, argc, argv);
 
     if (code != CLI_END) {
         return code == CLI_HELP ? EXIT_SUCCESS : CLI_USAGE;
     }
-    return rebase(g, q, &err) < 0 ? cli_error(command.name, err) : EXIT_SUCCESS;
+    return rebase(g, &q, &err) < 0 ? cli_error(command.name, err)
+                                   : EXIT_SUCCESS;
 }
 
 int cmd_rebase(int argc, char **argv)
 {
-    struct request q = {.open.writable = true};
     struct graph *g = graph_new();
+    int status = g ? run(g, argc, argv) : cli_failed(command.name, "no memory");
 
-    q.objects = g ? objects_new(g) : NULL;
-    int status = q.objects ? run(&q, g, argc, argv)
-                           : cli_failed(command.name, "no memory");
-
-    objects_free(q.objects);
     graph_free(g);
     return status;
 }

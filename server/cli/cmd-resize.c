@@ -11,7 +11,6 @@
 #include "cli/cli.h"
 #include "cli/commands.h"
 #include "cli/image-open.h"
-#include "cli/object-option.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
@@ -19,20 +18,13 @@
 #include "nbdelta/graph.h"
 #include "nbdelta/image.h"
 #include "nbdelta/size.h"
-#include "objects/object.h"
 
-enum {
-    OPT_SHRINK = CLI_LONG,
-    OPT_PREALLOCATION,
-    OPT_IMAGE_OPTS,
-    OPT_OBJECT,
-};
+enum { OPT_SHRINK = CLI_LONG, OPT_PREALLOCATION, OPT_IMAGE_OPTS };
 
 static const struct cli_option option_table[] = {
     {"format", 'f', "FORMAT", "format of the image (default: look at it)"},
     {"image-opts", OPT_IMAGE_OPTS, NULL,
      "IMAGE is a list of options, as in QEMU's tools"},
-    {"object", OPT_OBJECT, OBJECT_OPTION_ARG, OBJECT_OPTION_HELP},
     {"preallocation", OPT_PREALLOCATION, "MODE",
      "of what grows: off (default), metadata, falloc or full"},
     {"shrink", OPT_SHRINK, NULL, "let the disk lose its end"},
@@ -42,8 +34,8 @@ static const struct cli_option option_table[] = {
 
 static const struct cli_command command = {
     .name = "resize",
-    .usage = "[-f FORMAT] [--image-opts] [--object OPTIONS] [--shrink]\n"
-             "[--preallocation MODE] [-q] IMAGE [+|-]SIZE",
+    .usage = "[-f FORMAT] [--shrink] [--preallocation MODE] [-q] "
+             "IMAGE [+|-]SIZE",
     .about = "Grow or shrink the disk of an image that nobody uses.  SIZE is\n"
              "in bytes or has one of the suffixes k M G T P E; with a sign it\n"
              "is the difference.\n",
@@ -52,7 +44,6 @@ static const struct cli_command command = {
 
 struct request {
     struct image_open open;
-    struct objects *objects;
     enum image_room room;
     bool shrink;
     bool quiet;
@@ -131,15 +122,17 @@ static int resize_node(const struct request *q, struct graph *g, struct node *n,
     return r;
 }
 
-static int resize_image(const struct request *q, struct graph *g)
+static int resize_image(const struct request *q)
 {
     CLEANUP_ERROR struct error *err = NULL;
+    struct graph *g = graph_new();
     struct node *n;
-    int r = image_open(g, &q->open, &n, &err);
 
+    int r = g ? image_open(g, &q->open, &n, &err) : error_nomem(&err);
     if (r == 0) {
         r = resize_node(q, g, n, &err);
     }
+    graph_free(g);
     if (r < 0) {
         return cli_error(command.name, err);
     }
@@ -202,9 +195,6 @@ static int take_options(struct request *q, int argc, char **argv)
         case OPT_IMAGE_OPTS:
             q->open.image_opts = true;
             break;
-        case OPT_OBJECT:
-            r = object_option(&command, q->objects, optarg);
-            break;
         case OPT_PREALLOCATION:
             r = take_room(q, optarg);
             break;
@@ -221,15 +211,16 @@ static bool is_difference(const char *text)
     return text[0] == '-' && text[1] >= '0' && text[1] <= '9';
 }
 
-static int run(struct request *q, struct graph *g, int argc, char **argv)
+int cmd_resize(int argc, char **argv)
 {
+    struct request q = {.open = {.writable = true}};
     char *size = NULL;
 
     if (argc > 2 && is_difference(argv[argc - 1])) {
         size = argv[--argc];
         argv[argc] = NULL;
     }
-    int r = take_options(q, argc, argv);
+    int r = take_options(&q, argc, argv);
     if (r != 0) {
         return r < 0 ? EXIT_SUCCESS : r;
     }
@@ -241,20 +232,7 @@ static int run(struct request *q, struct graph *g, int argc, char **argv)
     if (argc != 1 || !size) {
         return cli_usage(&command, "an image and a size are needed");
     }
-    q->open.image = argv[0];
-    r = take_size(q, size);
-    return r != 0 ? r : resize_image(q, g);
-}
-
-int cmd_resize(int argc, char **argv)
-{
-    struct request q = {.open = {.writable = true}};
-    struct graph *g = graph_new();
-
-    q.objects = g ? objects_new(g) : NULL;
-    int status = q.objects ? run(&q, g, argc, argv)
-                           : cli_failed(command.name, "no memory");
-    objects_free(q.objects);
-    graph_free(g);
-    return status;
+    q.open.image = argv[0];
+    r = take_size(&q, size);
+    return r != 0 ? r : resize_image(&q);
 }

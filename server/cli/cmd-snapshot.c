@@ -8,16 +8,12 @@
 #include "cli/cli.h"
 #include "cli/commands.h"
 #include "cli/image-open.h"
-#include "cli/object-option.h"
 #include "cli/snapshot-list.h"
 #include "nbdelta/action.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/internal-snapshot.h"
-#include "objects/object.h"
-
-enum { OPT_IMAGE_OPTS = CLI_LONG, OPT_OBJECT };
 
 static const struct cli_option option_table[] = {
     {"list", 'l', NULL, "list the snapshots (default)"},
@@ -26,18 +22,14 @@ static const struct cli_option option_table[] = {
     {"apply", 'a', "NAME", "let the disk be the snapshot with this name or id"},
     {"format", 'f', "FORMAT", "format of the image (default: look at it)"},
     {"force-share", 'U', NULL, "list: even while another process writes"},
-    {"image-opts", OPT_IMAGE_OPTS, NULL,
-     "IMAGE is a list of options, as in QEMU's tools"},
-    {"object", OPT_OBJECT, OBJECT_OPTION_ARG, OBJECT_OPTION_HELP},
     {"quiet", 'q', NULL, "does nothing: there is no chatter"},
     {NULL, 0, NULL, NULL},
 };
 
 static const struct cli_command command = {
     .name = "snapshot",
-    .usage = "[-l] [-f FORMAT] [-U] [--image-opts] [--object OPTIONS] IMAGE\n"
-             "-c NAME|-d NAME|-a NAME [-f FORMAT] [--image-opts]\n"
-             "[--object OPTIONS] IMAGE",
+    .usage = "[-l] [-f FORMAT] [-U] IMAGE\n"
+             "-c NAME|-d NAME|-a NAME [-f FORMAT] IMAGE",
     .about = "List, make, remove or apply the internal snapshots of an image\n"
              "that no other process uses.\n",
     .options = option_table,
@@ -45,7 +37,6 @@ static const struct cli_command command = {
 
 struct request {
     struct image_open open;
-    struct objects *objects;
     int verb; /* the option's letter; 0: none was given */
     const char *name;
 };
@@ -107,11 +98,6 @@ static int take_option(struct request *q, int code)
     case 'U':
         q->open.force_share = true;
         return 0;
-    case OPT_IMAGE_OPTS:
-        q->open.image_opts = true;
-        return 0;
-    case OPT_OBJECT:
-        return object_option(&command, q->objects, optarg);
     case 'q':
         return 0;
     default:
@@ -147,29 +133,19 @@ static int take_command_line(struct request *q, int argc, char **argv)
     return code;
 }
 
-static int run(struct graph *g, struct request *q, int argc, char **argv)
+int cmd_snapshot(int argc, char **argv)
 {
     CLEANUP_ERROR struct error *err = NULL;
-    int code = take_command_line(q, argc, argv);
+    struct request q = {.open = {0}};
+    int code = take_command_line(&q, argc, argv);
 
     if (code != CLI_END) {
         return code == CLI_HELP ? EXIT_SUCCESS : CLI_USAGE;
     }
-    int r = q->verb == 'l' ? list_snapshots(g, q, &err)
-                           : change_snapshots(g, q, &err);
-    return r < 0 ? cli_error(command.name, err) : cli_finish(command.name);
-}
-
-int cmd_snapshot(int argc, char **argv)
-{
-    struct request q = {.open = {0}};
     struct graph *g = graph_new();
-
-    q.objects = g ? objects_new(g) : NULL;
-    int status = q.objects ? run(g, &q, argc, argv)
-                           : cli_failed(command.name, "no memory");
-
-    objects_free(q.objects);
+    int r = !g              ? error_nomem(&err)
+            : q.verb == 'l' ? list_snapshots(g, &q, &err)
+                            : change_snapshots(g, &q, &err);
     graph_free(g);
-    return status;
+    return r < 0 ? cli_error(command.name, err) : cli_finish(command.name);
 }

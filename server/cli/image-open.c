@@ -85,16 +85,16 @@ int image_open(struct graph *g, const struct image_open *o, struct node **nodep,
     return r;
 }
 
-int image_check_other(const struct node *image, const char *backing,
-                      struct error **errp)
+int image_check_other(const struct node *image, const char *filename,
+                      const char *backing, struct error **errp)
 {
     CLEANUP_FREE char *path = image_backing_path(image, backing);
     CLEANUP_FREE char *a = path ? realpath(path, NULL) : NULL;
-    CLEANUP_FREE char *b = realpath(node_filename(image), NULL);
+    CLEANUP_FREE char *b = realpath(filename, NULL);
 
     return a && b && strcmp(a, b) == 0
                ? error_set(errp, EINVAL, "'%s' cannot be its own backing file",
-                           node_filename(image))
+                           filename)
                : 0;
 }
 

@@ -26,11 +26,11 @@ struct image_open {
 int image_open(struct graph *g, const struct image_open *o, struct node **nodep,
                struct error **errp);
 
-/* May the image have the backing file @backing, as the image shall
+/* May the image at @filename have the backing file @backing, as the image shall
  * name it?  An image that is its own backing file could never be opened again:
  * -EINVAL. */
-int image_check_other(const struct node *image, const char *backing,
-                      struct error **errp);
+int image_check_other(const struct node *image, const char *filename,
+                      const char *backing, struct error **errp);
 
 /* --allow-path=@dir of a command: 0, or CLI_USAGE with the error printed. */
 int image_allow_path(const struct cli_command *c, struct graph *g,

@@ -254,8 +254,8 @@ static const char *shown_name(const struct server *s)
     return s->id ? s->id : "";
 }
 
+/* These two with the lock held. */
 static char *uri_of(const struct server *s, const char *name)
-    REQUIRES(s->all->lock)
 {
     bool tls = tls_policy_mode(s->policy) == TLS_REQUIRE;
     char *uri = NULL;
@@ -266,7 +266,7 @@ static char *uri_of(const struct server *s, const char *name)
     return uri;
 }
 
-static void tell_listeners(const struct server *s) REQUIRES(s->all->lock)
+static void tell_listeners(const struct server *s)
 {
     CLEANUP_FREE char *uri = uri_of(s, "");
 

@@ -204,7 +204,7 @@ static int wait_for_client(struct chardev *c, int stop_fd, struct error **errp)
         fds[i + 1] = (struct pollfd){.fd = c->listeners.at[i].fd,
                                      .events = POLLIN};
     }
-    log_line(TELL_INFO, "chardev '%s': waiting for a client", c->id);
+    log_line(TELL_WARNING, "chardev '%s': waiting for a client", c->id);
     while (poll(fds, c->listeners.count + 1, -1) < 0) {
         if (errno != EINTR) {
             return error_set(errp, errno, "cannot wait for a client: %s",
@@ -376,7 +376,7 @@ int chardevs_add(struct chardevs *s, const char *text, int stop_fd,
     return 0;
 }
 
-int chardevs_listen(struct chardevs *s, const char *path, struct chardev **cp,
+int chardevs_listen(struct chardevs *s, const json_t *addr, struct chardev **cp,
                     struct error **errp)
 {
     struct chardev *c = chardev_new(NULL);
@@ -384,12 +384,11 @@ int chardevs_listen(struct chardevs *s, const char *path, struct chardev **cp,
     if (!c) {
         return error_nomem(errp);
     }
-    int r = unix_socket_listen(&c->listeners.at[0], path, 0600, errp);
+    int r = address_listen(addr, 0600, &c->listeners, errp);
     if (r < 0) {
         chardev_free(c);
         return r;
     }
-    c->listeners.count = 1;
     c->listening = true;
     c->claimed = true;
     list_append(&s->list, &c->in_set);

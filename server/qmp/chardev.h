@@ -14,6 +14,7 @@
  * One thread uses the set until the monitors start.  From then on each device
  * belongs to its monitor.
  */
+#include <jansson.h>
 #include <stdbool.h>
 
 struct chardev;
@@ -46,8 +47,9 @@ void chardevs_free(struct chardevs *s);
 int chardevs_add(struct chardevs *s, const char *text, int stop_fd,
                  bool has_stdio, struct error **errp);
 
-/* Make a device that listens on a Unix socket, without an id, for one user. */
-int chardevs_listen(struct chardevs *s, const char *path, struct chardev **cp,
+/* Make a device that listens on a checked address (net/address.h), without an
+ * id, for one user. */
+int chardevs_listen(struct chardevs *s, const json_t *addr, struct chardev **cp,
                     struct error **errp);
 
 /* Take the device @id for its only user.  -ENOENT; -EBUSY: it has a user. */

@@ -380,13 +380,13 @@ static int check_room(const struct monitors *m, struct error **errp)
                : 0;
 }
 
-int monitors_listen(struct monitors *m, const char *path, struct error **errp)
+int monitors_listen(struct monitors *m, const json_t *addr, struct error **errp)
 {
     struct monitor *mon = &m->monitors[m->count];
     int r = check_room(m, errp);
 
     if (r == 0) {
-        r = chardevs_listen(m->chardevs, path, &mon->chardev, errp);
+        r = chardevs_listen(m->chardevs, addr, &mon->chardev, errp);
     }
     if (r == 0) {
         m->count++;

@@ -2,31 +2,53 @@
 #ifndef NBDELTA_SERVER_SERVE_NOTIFY_H
 #define NBDELTA_SERVER_SERVE_NOTIFY_H
 
-/* What systemd, or a program in its place, hands to a program that it starts:
- * sockets that listen already, and one on which to tell that it is ready. */
+/*
+ * The service manager is told how the daemon is
+ * =============================================
+ *
+ *     start         run                        end
+ *       |            |                          |
+ *     READY=1 ----> WATCHDOG=1, STATUS=  ----> STOPPING=1,
+ *                   now and then               EXTEND_TIMEOUT_USEC= now and
+ * then
+ *
+ * WATCHDOG=1 says that the monitor lock could be had, so that commands can be
+ * carried out.  Where it cannot be had for longer than WatchdogSec=, the
+ * service manager ends the daemon, if its unit says so.  The messages are those
+ * of sd_notify(3).  Nothing here waits for the service manager.
+ */
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
-struct error;
-
-/*
- * Sockets given to this process (LISTEN_PID, LISTEN_FDS): the numbers from
- * ACTIVATION_FIRST on.  Returns how many, 0 when there are none; -EINVAL: the
- * variables make no sense.  They leave the environment: to be called once,
- * before there are threads and before forking.
- */
-#define ACTIVATION_FIRST 3
-int activation_take(struct error **errp);
+struct daemon;
 
 struct notify {
     struct sockaddr_un addr;
-    socklen_t len; /* 0: nobody wants to know */
+    socklen_t len;        /* 0: nobody wants to know */
+    unsigned interval_ms; /* between two WATCHDOG=1; 0: none are wanted */
+
+    struct daemon *daemon;
+    int wake; /* a kick: the thread shall end */
+    atomic_bool leaving;
+    bool started;
+    pthread_t thread;
 };
 
-/* Look whom to tell (NOTIFY_SOCKET).  The variable leaves the environment. */
+/* Look whom to tell (NOTIFY_SOCKET, WATCHDOG_USEC).  The variables leave the
+ * environment: to be called before there are threads. */
 void notify_init(struct notify *n);
 
-/* Tell @state: "READY=1", "STOPPING=1". */
-void notify_tell(const struct notify *n, const char *state);
+/* Clients can connect to @d, and find all exports. */
+void notify_ready(struct notify *n, struct daemon *d);
+
+/* The end begins.  From now on nothing here looks at the daemon.  Nothing
+ * happens without notify_ready(). */
+void notify_stopping(struct notify *n);
+
+/* The process is about to end. */
+void notify_end(struct notify *n);
 
 #endif /* NBDELTA_SERVER_SERVE_NOTIFY_H */

@@ -34,6 +34,7 @@
 #include "process.h"
 #include "qmp/chardev.h"
 #include "qmp/monitor.h"
+#include "serve/activation.h"
 #include "serve/corruption.h"
 #include "serve/daemonize.h"
 #include "serve/images.h"
@@ -57,9 +58,9 @@ struct serve {
     struct stopper *stopper;
     struct corruptions *corruptions;
     struct notify notify;
-    int activated; /* sockets that were given */
-    int signals;   /* signalfd */
-    int ready;     /* of daemonize */
+    struct activation activation; /* sockets that were given */
+    int signals;                  /* signalfd */
+    int ready;                    /* of daemonize */
 };
 
 /* --- Options, in their order. --- */
@@ -85,6 +86,16 @@ static int run_as_command(struct daemon *d, const struct qmp_command *cmd,
     return r;
 }
 
+static int listen_for_monitors(struct serve *s, const char *path,
+                               struct error **errp)
+{
+    CLEANUP_JSON json_t *addr = json_pack("{s:s, s:s}", "type", "unix", "path",
+                                          path);
+
+    return addr ? monitors_listen(s->daemon.monitors, addr, errp)
+                : error_set(errp, EINVAL, "the address is not UTF-8 text");
+}
+
 static int do_option(struct serve *s, const struct serve_item *it,
                      struct error **errp)
 {
@@ -92,7 +103,7 @@ static int do_option(struct serve *s, const struct serve_item *it,
 
     switch (it->code) {
     case OPT_QMP:
-        return monitors_listen(d->monitors, it->arg, errp);
+        return listen_for_monitors(s, it->arg, errp);
     case OPT_MONITOR:
         return monitors_add(d->monitors, it->arg, errp);
     case OPT_CHARDEV:
@@ -234,19 +245,36 @@ static int make_stopper(struct serve *s, struct error **errp)
     return s->stopper ? 0 : -ENOMEM;
 }
 
-/* The sockets that were given. */
+/* How many sockets were given for NBD? */
+static int count_activated(const struct serve *s)
+{
+    int n = 0;
+
+    for (int i = 0; i < s->activation.count; i++) {
+        n += !activation_is_monitor(&s->activation, i);
+    }
+    return n;
+}
+
+/* Listen on the sockets that were given: for monitors (@server is NULL), or the
+ * others. */
 static int listen_activated(const struct serve *s, struct server *server,
                             struct error **errp)
 {
     int r = 0;
 
-    for (int i = 0; r == 0 && i < s->activated; i++) {
+    for (int i = 0; r == 0 && i < s->activation.count; i++) {
         char number[16];
 
+        if (activation_is_monitor(&s->activation, i) != !server) {
+            continue;
+        }
         (void)snprintf(number, sizeof(number), "%d", ACTIVATION_FIRST + i);
         CLEANUP_JSON json_t *addr = json_pack("{s:s, s:s}", "type", "fd", "str",
                                               number);
-        r = addr ? server_listen(server, addr, errp) : error_nomem(errp);
+        r = !addr    ? error_nomem(errp)
+            : server ? server_listen(server, addr, errp)
+                     : monitors_listen(s->daemon.monitors, addr, errp);
     }
     return r;
 }
@@ -276,11 +304,12 @@ static int listen_short(struct serve *s, struct error **errp)
     bool given = cfg->socket || cfg->address || cfg->port;
     struct server *server;
 
-    if (given && s->activated > 0) {
+    int activated = count_activated(s);
+    if (given && activated > 0) {
         return error_set(errp, EINVAL,
                          "-U, -i and -p go without socket activation");
     }
-    if (!given && s->activated == 0 && (!cfg->has_images || cfg->has_server)) {
+    if (!given && activated == 0 && (!cfg->has_images || cfg->has_server)) {
         return 0;
     }
     int r = tls_policy_load(cfg->tls, cfg->tls_certificates, cfg->tls_psk,
@@ -293,8 +322,8 @@ static int listen_short(struct serve *s, struct error **errp)
     if (r < 0) {
         return r;
     }
-    r = s->activated > 0 ? listen_activated(s, server, errp)
-                         : listen_given(cfg, server, errp);
+    r = activated > 0 ? listen_activated(s, server, errp)
+                      : listen_given(cfg, server, errp);
     server_unref(server);
     return r;
 }
@@ -328,9 +357,9 @@ static int take_over(struct serve *s, struct error **errp)
 {
     notify_init(&s->notify);
     if (!s->config.storage_daemon) {
-        s->activated = activation_take(errp);
-        if (s->activated < 0) {
-            return s->activated;
+        int r = activation_take(&s->activation, errp);
+        if (r < 0) {
+            return r;
         }
     }
     return s->config.exit_with_parent ? follow_parent(errp) : 0;
@@ -411,7 +440,9 @@ static int start_daemon(struct serve *s, struct error **errp)
     point_clean(NULL);
     if ((r = make_fds(s, errp)) < 0 || (r = make_parts(s, errp)) < 0 ||
         (r = make_stopper(s, errp)) < 0 || (r = listen_short(s, errp)) < 0 ||
-        (r = do_options(s, errp)) < 0 || (r = check_server(s, errp)) < 0 ||
+        (r = do_options(s, errp)) < 0 ||
+        (r = listen_activated(s, NULL, errp)) < 0 ||
+        (r = check_server(s, errp)) < 0 ||
         (r = exports_start(s->daemon.exports, errp)) < 0 ||
         (r = servers_start(s->daemon.servers, errp)) < 0 ||
         (r = pidfile_write(&s->pidfile, errp)) < 0) {
@@ -424,7 +455,7 @@ static int start_daemon(struct serve *s, struct error **errp)
     tell_start(s);
     daemonize_ready(s->ready,
                     s->config.log && strcmp(s->config.log, "stderr") == 0);
-    notify_tell(&s->notify, "READY=1");
+    notify_ready(&s->notify, &s->daemon);
     return 0;
 }
 
@@ -514,6 +545,8 @@ static int stop_daemon(struct serve *s)
     corruptions_free(s->corruptions);
     images_close(&s->images);
     remove_files(s);
+    notify_end(&s->notify);
+    activation_free(&s->activation);
     if (s->signals >= 0) {
         (void)close(s->signals);
     }
@@ -531,6 +564,7 @@ static int serve(bool storage_daemon, int argc, char **argv)
     CLEANUP_ERROR struct error *err = NULL;
     struct serve s = {.signals = -1,
                       .ready = -1,
+                      .notify = {.wake = -1},
                       .daemon = {.quit_fd = -1},
                       .pidfile = PIDFILE_INIT};
     int status = EXIT_FAILURE;
@@ -544,7 +578,7 @@ static int serve(bool storage_daemon, int argc, char **argv)
         status = ok ? EXIT_SUCCESS : cli_error(s.config.command->name, err);
         if (ok) {
             wait_for_quit(&s);
-            notify_tell(&s.notify, "STOPPING=1");
+            notify_stopping(&s.notify);
         }
     }
     int stopped = stop_daemon(&s);

@@ -636,10 +636,9 @@ operation('internal-make-another', lambda w: w.internal('make', 's2'),
           prepare=with_internal, single=True)
 operation('internal-remove', lambda w: w.internal('remove', 's1'),
           prepare=with_internal, single=True)
-# Without a flush: a guest's does not tell of one of our own that has failed.
 operation('internal-write', lambda w: (w.write(MIB, 9), w.write(2 * MIB, 8,
                                                                 'zero'),
-                                       w.write(7 * MIB + UNIT, 1)),
+                                       w.write(7 * MIB + UNIT, 1), w.flush()),
           prepare=with_internal)
 
 

@@ -115,12 +115,11 @@ class Disk:
 
     def flush_failed(self):
         """What was not on disk by now may be lost although a later flush
-        succeeds; then anything can be in the clusters that were for it.  Where
-        a snapshot shares the old ones, these are copies with what is beside."""
-        unsure = {u for u, v in self.crashed.items() if len(v) > 1}
-        for unit in spread(unsure, 65536) if self.snapshots else unsure:
-            self.lost[unit] = {ANY}
-            self.crashed[unit] = self.values(unit, self.crashed) | {ANY}
+        succeeds; then anything can be in the clusters that were for it."""
+        for unit, values in self.crashed.items():
+            if len(values) > 1:
+                self.lost[unit] = {ANY}
+                self.crashed[unit] = values | {ANY}
 
     # --- Commands ---
 

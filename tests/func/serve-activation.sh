@@ -100,13 +100,72 @@ for name in (os.getcwd() + "/notify.sock", f"\0nbdelta-test-{os.getpid()}"):
     p = subprocess.Popen(
         ["nbdelta", "serve", "-U", sys.argv[1], "-f", "raw", "a.raw"],
         env=os.environ | {"NOTIFY_SOCKET": name.replace("\0", "@")})
-    assert s.recv(100) == b"READY=1"
+    assert s.recv(200) == b"READY=1\nSTATUS=1 exports, 0 connections"
     c = socket.socket(socket.AF_UNIX)
     c.connect(sys.argv[1])
     p.terminate()
-    assert s.recv(100) == b"STOPPING=1"
+    assert s.recv(200).startswith(b"STOPPING=1\n")
+    assert s.recv(200).startswith(b"EXTEND_TIMEOUT_USEC=")
     assert p.wait() == 0
 END
+
+# The watchdog hears from it as long as commands can be carried out.
+python - "$sock" "$qmp_sock" <<'END'
+import os, socket, subprocess, sys
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+s.settimeout(60)
+s.bind("watch.sock")
+p = subprocess.Popen(
+    ["nbdelta", "serve", "-U", sys.argv[1], "--qmp", sys.argv[2], "-f", "raw",
+     "a.raw"],
+    env=os.environ | {"NOTIFY_SOCKET": os.path.abspath("watch.sock"),
+                      "WATCHDOG_USEC": "1000000"})
+assert s.recv(200).startswith(b"READY=1\n")
+for _ in range(2):
+    assert s.recv(200) == b"WATCHDOG=1\nSTATUS=1 exports, 0 connections"
+# A command has the monitor lock while it waits for a server that says nothing.
+silent = socket.socket(socket.AF_UNIX)
+silent.bind("silent.sock")
+silent.listen()
+q = subprocess.Popen(["nbdelta", "qmp", sys.argv[2], "blockdev-add",
+                      "driver=nbd", "node-name=n", "server.type=unix",
+                      "server.path=silent.sock"], stderr=subprocess.DEVNULL)
+while (said := s.recv(200)).startswith(b"WATCHDOG=1"):
+    assert q.poll() is None, said
+assert said == b"STATUS=1 exports, 0 connections; the monitor is busy", said
+silent.close()
+q.wait()
+while not s.recv(200).startswith(b"WATCHDOG=1"):
+    pass
+p.terminate()
+while not s.recv(200).startswith(b"STOPPING=1"):
+    pass
+assert p.wait() == 0
+END
+
+# A socket of the name qmp is a monitor's.
+activated 'LISTEN_PID=PID LISTEN_FDS=2 LISTEN_FDNAMES=nbd:qmp' a.raw >said &
+helper=$!
+monitor_answers() {
+    nbdelta qmp act1.sock query-status >/dev/null 2>&1
+}
+wait_until 'the monitor answers' monitor_answers
+is "$(nbdinfo --size "nbd+unix:///?socket=$PWD/act0.sock")" 4194304
+kill "$(head -n 1 said)"
+wait "$helper" || fail "it ended with $?"
+[ -S act1.sock ] || fail "a socket that was not its own was removed"
+rm act?.sock
+activated 'LISTEN_PID=PID LISTEN_FDS=2 LISTEN_FDNAMES=qmp:qmp' -U "$sock" \
+    --pidfile "$pidfile" a.raw >said &
+helper=$!
+ready() {
+    [ -s "$pidfile" ]
+}
+wait_until 'it is ready' ready
+is "$(nbdinfo --size "$uri")" 4194304
+nbdelta qmp act1.sock quit >/dev/null
+wait "$helper" || fail "it ended with $?"
+rm act?.sock
 
 # With its parent.
 cat >parent.sh <<'END'

@@ -404,27 +404,6 @@ START_TEST(the_image_opens_and_says_why)
 }
 END_TEST
 
-START_TEST(clusters_that_count_as_free_are_not_given_away)
-{
-    unsigned char before[CLUSTER];
-    unsigned char after[CLUSTER];
-
-    make();
-    bits_are_free();
-    uint64_t at = get64(table(0));
-    get(at, before, CLUSTER);
-    start();
-    for (unsigned i = 0; i < 20; i++) {
-        write_at((40 + i * UINT64_C(5)) * MiB);
-    }
-    stop();
-    get(at, after, CLUSTER);
-    ck_assert_mem_eq(before, after, CLUSTER);
-    ck_assert_uint_eq(get64(table(0)), at);
-    finish();
-}
-END_TEST
-
 START_TEST(what_has_missed_writes_is_not_trusted_once_it_is_sound)
 {
     make();
@@ -653,7 +632,6 @@ int main(void)
     int count = ARRAY_SIZE(ways);
 
     tcase_add_loop_test(tc, the_image_opens_and_says_why, 0, count);
-    tcase_add_test(tc, clusters_that_count_as_free_are_not_given_away);
     tcase_add_loop_test(
         tc, what_has_missed_writes_is_not_trusted_once_it_is_sound, 0, count);
     tcase_add_loop_test(tc, what_has_missed_nothing_is_trusted_once_it_is_sound,

