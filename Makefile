@@ -61,6 +61,8 @@ completiondir ?= $(datadir)/bash-completion/completions
 docdir        ?= $(datadir)/doc/nbdelta
 sysconfdir    ?= /etc
 unitdir       ?= $(prefix)/lib/systemd/system
+sysusersdir   ?= $(prefix)/lib/sysusers.d
+tmpfilesdir   ?= $(prefix)/lib/tmpfiles.d
 # Where nbdelta looks for its modules.
 moduledir     ?= $(libdir)/nbdelta
 plugindir     ?= $(shell $(PKG_CONFIG) nbdkit --variable=plugindir)
@@ -476,7 +478,8 @@ MAN1    := $(DESTDIR)$(mandir)/man1
 MAN5    := $(DESTDIR)$(mandir)/man5
 PLUGINS  = $(DESTDIR)$(plugindir)
 # These have paths in them.
-UNITS   := $(patsubst systemd/%.in,%,$(wildcard systemd/nbdelta-*.in))
+UNITS   := $(patsubst systemd/%.in,%,$(wildcard systemd/nbdelta*@*.in))
+CONFS   := backup.conf serve.conf
 CONF    := $(DESTDIR)$(sysconfdir)/nbdelta/backup
 FILL     = sed -e 's|@bindir@|$(bindir)|' -e 's|@sysconfdir@|$(sysconfdir)|'
 
@@ -497,8 +500,13 @@ install-files: | $(if $(filter install,$(MAKECMDGOALS)),all)
 	$(Q)set -e; for u in $(UNITS); do \
 	    $(FILL) systemd/$$u.in >$(DESTDIR)$(unitdir)/$$u; \
 	    chmod 644 $(DESTDIR)$(unitdir)/$$u; done; \
-	    $(FILL) systemd/backup.conf.in >$(DESTDIR)$(docdir)/backup.conf; \
-	    chmod 644 $(DESTDIR)$(docdir)/backup.conf
+	    for c in $(CONFS); do \
+	    $(FILL) systemd/$$c.in >$(DESTDIR)$(docdir)/$$c; \
+	    chmod 644 $(DESTDIR)$(docdir)/$$c; done
+	$(INSTALL) -D -m 644 systemd/nbdelta.sysusers \
+	    $(DESTDIR)$(sysusersdir)/nbdelta.conf
+	$(INSTALL) -D -m 644 systemd/nbdelta.tmpfiles \
+	    $(DESTDIR)$(tmpfilesdir)/nbdelta.conf
 
 uninstall:
 	rm -f $(DESTDIR)$(bindir)/nbdelta $(PLUGINS)/$(notdir $(PLUGIN)) \
@@ -507,7 +515,9 @@ uninstall:
 	    $(patsubst man/%,$(MAN5)/%,$(MAN5_PAGES)) \
 	    $(DESTDIR)$(completiondir)/nbdelta \
 	    $(addprefix $(DESTDIR)$(unitdir)/,$(UNITS)) \
-	    $(DESTDIR)$(docdir)/backup.conf
+	    $(addprefix $(DESTDIR)$(docdir)/,$(CONFS)) \
+	    $(DESTDIR)$(sysusersdir)/nbdelta.conf \
+	    $(DESTDIR)$(tmpfilesdir)/nbdelta.conf
 	rmdir --ignore-fail-on-non-empty -p $(CONF) 2>/dev/null || :
 
 clean:

@@ -23,11 +23,14 @@ plugins=$(pkg-config nbdkit --variable=plugindir)
     for page in "$SRCDIR"/man/*.5; do
         echo "./opt/nbd/share/man/man5/${page##*/}"
     done
-    for unit in "$SRCDIR"/systemd/nbdelta-*.in; do
+    for unit in "$SRCDIR"/systemd/nbdelta*@*.in; do
         unit=${unit##*/}
         echo "./opt/nbd/lib/systemd/system/${unit%.in}"
     done
+    echo ./opt/nbd/lib/sysusers.d/nbdelta.conf
+    echo ./opt/nbd/lib/tmpfiles.d/nbdelta.conf
     echo ./opt/nbd/share/doc/nbdelta/backup.conf
+    echo ./opt/nbd/share/doc/nbdelta/serve.conf
 } | sort >expected
 
 mk install-files

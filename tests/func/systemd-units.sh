@@ -1,11 +1,12 @@
 #!/bin/bash
 # The units for systemd are what systemd accepts, and their commands do what the
-# file of a backup says: a point, then what prune does; a part of verify.
+# file of a backup says: a point, then what prune does; a part of verify.  The
+# daemon's unit serves the disks of its file, on its own sockets or systemd's.
 set -eu -o pipefail
 
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"
-need systemd-analyze qemu-img qemu-io jq
+need systemd-analyze systemd-socket-activate qemu-img qemu-io nbdinfo jq
 
 mkdir conf
 make -s --no-print-directory -C "$SRCDIR" O="$BUILD" DESTDIR="$PWD/root" \
@@ -19,14 +20,16 @@ for unit in "$units"/*; do
 done
 cp root/usr/local/share/doc/nbdelta/backup.conf conf/nbdelta/backup/web.conf
 # Of other units, and of pages that are not installed, we know nothing.
-systemd-analyze verify --man=no ./nbdelta-*@web.* >verified 2>&1 ||
+systemd-analyze verify --man=no ./nbdelta*@web.* >verified 2>&1 ||
     fail "$(cat verified)"
-if grep nbdelta- verified; then
+if grep nbdelta verified; then
     fail "systemd does not like it"
 fi
 # 100 is no protection at all.
 systemd-analyze security --offline=true --threshold=45 --no-pager \
     ./nbdelta-*@web.service >exposed || fail "$(tail -n 3 exposed)"
+systemd-analyze security --offline=true --threshold=25 --no-pager \
+    ./nbdelta@web.service >exposed || fail "$(tail -n 3 exposed)"
 
 # What systemd would run, word by word: as systemd.service(5) expands it.
 cat >start.py <<'END'
@@ -67,7 +70,7 @@ for line in values('ExecStart'):
         sys.exit(status)
 END
 start() {
-    python start.py "$units/nbdelta-$1@.service" web >out 2>err
+    python start.py "$units/nbdelta${1:+-}$1@.service" web >out 2>err
 }
 
 count_points() {
@@ -115,3 +118,27 @@ if grep prune out; then
     fail "prune after a failure"
 fi
 rm conf/nbdelta/backup/web.conf
+
+# --- The daemon. ---
+
+sed -e "s|^DISKS=.*|DISKS=vda=$PWD/disk.qcow2|" -e "s|/run/nbdelta/NAME|$PWD|g" \
+    root/usr/local/share/doc/nbdelta/serve.conf >conf/nbdelta/web.conf
+start '' &
+server=$!
+answers() {
+    nbdelta qmp "$PWD/qmp.sock" query-status >/dev/null 2>&1
+}
+wait_until "the monitor answers" answers
+[ "$(nbdinfo --size "nbd+unix:///vda?socket=$PWD/nbd.sock")" = 33554432 ]
+nbdelta qmp "$PWD/qmp.sock" quit
+wait "$server" || fail "$(cat err)"
+server=
+
+systemd-socket-activate -l "$PWD/web.nbd" -l "$PWD/web.qmp" --fdname=nbd:qmp \
+    "$BUILD/nbdelta" serve "vda=$PWD/disk.qcow2" 2>activated &
+server=$!
+wait_until "it listens" test -S web.qmp
+[ "$(nbdinfo --size "nbd+unix:///vda?socket=$PWD/web.nbd")" = 33554432 ]
+nbdelta qmp "$PWD/web.qmp" quit
+wait "$server" || fail "$(cat activated)"
+server=
