@@ -407,8 +407,8 @@ static int qcow2_open(struct node *n, struct opts *opts, struct error **errp)
         r = r < 0 ? r
                   : open_with_header(s, &h, snapshot, l2_bytes, refcount_bytes,
                                      errp);
-        qcow2_header_release(&h);
     }
+    qcow2_header_release(&h);
     if (r < 0) {
         error_prefix(errp, "Could not open '%s': ", node_filename(s->file));
         qcow2_state_free(s);
