@@ -48,23 +48,23 @@ amend() { # OPTIONS WANTED-JQ
 
 qemu-img create -q -f qcow2 base 32M
 qemu-io -c 'write -q -P 9 0 32M' base
-for options in cluster_size=512 cluster_size=64k,lazy_refcounts=on; do
-    for backing in "" base; do
-        make $options ${backing:+-b "$backing" -F qcow2}
-        both lazy_refcounts=on
-        both lazy_refcounts=off,compat=v3
-        both compat=0.10
-        both compat=v2
-        # Data that is written now, and zeroes, are as they should be.
-        for image in disk before; do
-            qemu-io -c 'write -q -P 7 600k 1k' -c 'write -q -P 8 19M 4k' $image
-        done
-        both compat=1.1,lazy_refcounts=on
-        both size=20001k
-        qemu-io -c 'write -q -z 4M 4M' disk
-        cp disk before
-        both size=25M,compat=0.10
+for options in cluster_size=4k cluster_size=64k,lazy_refcounts=on; do
+    backing=
+    [ "$options" = cluster_size=4k ] || backing=base
+    make $options ${backing:+-b "$backing" -F qcow2}
+    both lazy_refcounts=on
+    both lazy_refcounts=off,compat=v3
+    both compat=0.10
+    both compat=v2
+    # Data that is written now, and zeroes, are as they should be.
+    for image in disk before; do
+        qemu-io -c 'write -q -P 7 600k 1k' -c 'write -q -P 8 19M 4k' $image
     done
+    both compat=1.1,lazy_refcounts=on
+    both size=20001k
+    qemu-io -c 'write -q -z 4M 4M' disk
+    cp disk before
+    both size=25M,compat=0.10
 done
 
 # Names of backing files.
