@@ -36,8 +36,8 @@ static int count_extent(const struct extent *e, void *opaque)
     return 0;
 }
 
-int measure_data(const struct measure_source *source, uint64_t unit,
-                 uint64_t *bytes, struct error **errp)
+int image_measure_data(const struct measure_source *source, uint64_t unit,
+                       uint64_t *bytes, struct error **errp)
 {
     struct count c = {.unit = unit};
     struct blk *b = source->disk;

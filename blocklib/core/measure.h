@@ -12,7 +12,7 @@ struct measure_source {
 };
 
 /* Bytes in units of @unit bytes that have data, in one layer or another. */
-int measure_data(const struct measure_source *source, uint64_t unit,
-                 uint64_t *bytes, struct error **errp);
+int image_measure_data(const struct measure_source *source, uint64_t unit,
+                       uint64_t *bytes, struct error **errp);
 
 #endif /* NBDELTA_CORE_MEASURE_H */

@@ -171,7 +171,7 @@ static int check_data_file(struct create_plan *p, struct error **errp)
 }
 
 /* Guest bytes of an L2 table. */
-uint64_t create_plan_span(const struct create_plan *p)
+uint64_t qcow2_plan_span(const struct create_plan *p)
 {
     return p->cluster_size << qcow2_l2_bits(p->cluster_bits, p->extended);
 }
@@ -213,7 +213,7 @@ static int check_options(struct create_plan *p, struct error **errp)
     p->luks_clusters = div_up(qcow2_create_luks_bytes(&p->luks),
                               p->cluster_size);
     p->size = align_up(p->size, 512);
-    p->l1_entries = div_up(p->size, create_plan_span(p));
+    p->l1_entries = div_up(p->size, qcow2_plan_span(p));
     if (p->l1_entries * 8 > QCOW2_MAX_L1_BYTES) {
         return error_set(errp, EFBIG,
                          "The image size is too large for this cluster size "
@@ -251,15 +251,15 @@ static void lay_out(struct create_plan *p)
     } while (p->reftable + p->refblocks != old);
 }
 
-void create_plan_drop(struct create_plan *p)
+void qcow2_plan_drop(struct create_plan *p)
 {
     qcow2_create_luks_forget(&p->luks);
     free(p->backing);
     free(p->data_name);
 }
 
-int create_plan_make(struct opts *opts, struct create_plan *p,
-                     struct error **errp)
+int qcow2_plan_make(struct opts *opts, struct create_plan *p,
+                    struct error **errp)
 {
     int r = take_options(opts, p, errp);
 
@@ -276,7 +276,7 @@ int create_plan_make(struct opts *opts, struct create_plan *p,
 
 /* A refcount table that grows leaves the old one behind.  Perhaps nothing comes
  * to lie there. */
-uint64_t create_plan_full(const struct create_plan *p)
+uint64_t qcow2_plan_full(const struct create_plan *p)
 {
     struct create_plan full = *p;
     struct qcow2 shape = {
@@ -289,7 +289,7 @@ uint64_t create_plan_full(const struct create_plan *p)
     uint64_t blocks = p->refblocks;
     uint64_t old;
 
-    full.l2 = div_up(p->size, create_plan_span(p));
+    full.l2 = div_up(p->size, qcow2_plan_span(p));
     full.data = div_up(p->size, p->cluster_size);
     do {
         uint64_t more = 0;

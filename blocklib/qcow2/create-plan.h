@@ -45,18 +45,18 @@ struct create_plan {
 };
 
 /* Guest bytes of an L2 table. */
-uint64_t create_plan_span(const struct create_plan *p);
+uint64_t qcow2_plan_span(const struct create_plan *p);
 
 /* Take the options of an image, and work out where everything will be.  @p has
  * zeroes, except for `exact` and `secrets`; it keeps pointers into @opts.
- * -EINVAL, -ENOTSUP: an option; -EFBIG.  Call create_plan_drop in any case. */
-int create_plan_make(struct opts *opts, struct create_plan *p,
-                     struct error **errp);
-void create_plan_drop(struct create_plan *p);
+ * -EINVAL, -ENOTSUP: an option; -EFBIG.  Call qcow2_plan_drop in any case. */
+int qcow2_plan_make(struct opts *opts, struct create_plan *p,
+                    struct error **errp);
+void qcow2_plan_drop(struct create_plan *p);
 
 /* Bytes of the file once all of the disk is written, with data clusters whether
  * there is a data file or not: as the driver does it, which grows the refcount
  * table meanwhile. */
-uint64_t create_plan_full(const struct create_plan *p);
+uint64_t qcow2_plan_full(const struct create_plan *p);
 
 #endif /* NBDELTA_QCOW2_CREATE_PLAN_H */

@@ -207,7 +207,7 @@ static int put_l2(const struct create_plan *p, uint64_t start, put_fn *put,
     qcow2_take_shape(&shape, &h);
 
     for (uint64_t t = 0; t < p->l2 && r == 0; t++) {
-        qcow2_l2_fill(&shape, &l2, t * create_plan_span(p), p->size, kind);
+        qcow2_l2_fill(&shape, &l2, t * qcow2_plan_span(p), p->size, kind);
         r = put(to, table, p->cluster_size, start + t * p->cluster_size);
     }
     return r;
@@ -379,7 +379,7 @@ int qcow2_create(const struct driver_table *t, const char *filename,
 {
     struct create_plan p = {.secrets = how->secrets};
     struct image im = {0};
-    int r = create_plan_make(opts, &p, errp);
+    int r = qcow2_plan_make(opts, &p, errp);
 
     if (r == 0) {
         r = make_image(&p, &im, errp);
@@ -388,7 +388,7 @@ int qcow2_create(const struct driver_table *t, const char *filename,
         r = write_file(t, filename, &im, &p, how, errp);
     }
     free(im.bytes);
-    create_plan_drop(&p);
+    qcow2_plan_drop(&p);
     return r;
 }
 
@@ -434,7 +434,7 @@ int qcow2_format(struct graph *g, struct node *file, struct opts *opts,
     CLEANUP_JSON json_t *name = json_string(node_name(file));
     struct create_plan p = {.exact = true, .secrets = g};
     struct image im = {0};
-    int r = name ? create_plan_make(opts, &p, errp) : error_nomem(errp);
+    int r = name ? qcow2_plan_make(opts, &p, errp) : error_nomem(errp);
 
     if (r == 0) {
         r = make_image(&p, &im, errp);
@@ -446,6 +446,6 @@ int qcow2_format(struct graph *g, struct node *file, struct opts *opts,
     if (r == 0 && has_more(&p)) {
         r = preallocate(g, name, &p, NULL, opened, errp);
     }
-    create_plan_drop(&p);
+    qcow2_plan_drop(&p);
     return r;
 }

@@ -46,9 +46,9 @@ static int measure_plan(const struct create_plan *p,
     if (written || (source && p->backing)) {
         data = all; /* nobody knows what the backing file has in common */
     } else if (source) {
-        r = measure_data(source, p->cluster_size, &data, errp);
+        r = image_measure_data(source, p->cluster_size, &data, errp);
     }
-    m->fully_allocated = create_plan_full(p);
+    m->fully_allocated = qcow2_plan_full(p);
     m->required = m->fully_allocated - all + data;
     m->has_bitmaps = source && source->keeps_bitmaps && p->version >= 3;
     if (m->has_bitmaps) {
@@ -61,11 +61,11 @@ int qcow2_measure(struct opts *opts, const struct measure_source *source,
                   struct image_measure *m, struct error **errp)
 {
     struct create_plan p = {.exact = false};
-    int r = create_plan_make(opts, &p, errp);
+    int r = qcow2_plan_make(opts, &p, errp);
 
     if (r == 0) {
         r = measure_plan(&p, source, m, errp);
     }
-    create_plan_drop(&p);
+    qcow2_plan_drop(&p);
     return r;
 }
