@@ -1,7 +1,7 @@
 #!/bin/bash
 # Random patterns through our server, read by QEMU, and the other way round,
-# over cluster size x refcount width x backing file x compression, and over
-# subclusters x data files x preallocation.  Each image passes qemu-img check
+# over pairs of cluster size, refcount width, backing file and compression, and
+# over subclusters x data files x preallocation.  Each image passes qemu-img check
 # and ours, and of subclusters qemu-img map says what our map does.
 #
 # One process, of QEMU or of ours, has all images, because what costs time is to
