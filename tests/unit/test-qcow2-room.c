@@ -8,6 +8,8 @@
 #include <inttypes.h>
 #include <stdio.h>
 
+#include "nbdelta/action.h"
+#include "nbdelta/internal-snapshot.h"
 #include "qcow2-check.h"
 #include "qcow2/qcow2.h"
 #include "small-disk.h"
@@ -370,6 +372,96 @@ START_TEST(a_resize_without_room_changes_nothing)
 }
 END_TEST
 
+static int change(struct session *x, enum internal_verb verb)
+{
+    const struct internal_options o = {
+        .node = blk_node(x->b), .verb = verb, .name = "s"};
+    struct action *a;
+    int r = snapshot_internal_action(&o, &a, NULL);
+
+    return r < 0 ? r : action_run(x->g, a, NULL);
+}
+
+/* The file has grown. */
+static void find_end(void)
+{
+    uint64_t end = SMALL_COUNT;
+
+    while (end > 0 && !small.there[end - 1]) {
+        end--;
+    }
+    file_size = max_u64(file_size, end * SMALL_BLOCK);
+}
+
+static uint32_t snapshot_count(void)
+{
+    return load_be32(small.bytes + 60);
+}
+
+/* A snapshot is made, gone back to and removed, where room ends anywhere: each
+ * step is done, or has changed nothing.  Between them the guest writes. */
+static void live_with_snapshot(const char *options, uint64_t room,
+                               unsigned *refused)
+{
+    static unsigned char then[DISK];
+
+    load(options, false);
+    small.capacity += room;
+    seed = 815;
+    struct session x = start();
+    for (unsigned i = 0; i < 12; i++) {
+        (void)one_request(x.b, i);
+    }
+    memcpy(then, model, DISK);
+    int r = change(&x, INTERNAL_MAKE);
+    ck_assert(r == 0 || r == -ENOSPC);
+    ck_assert_uint_eq(snapshot_count(), r == 0);
+    refused[INTERNAL_MAKE] += r < 0;
+    for (unsigned i = 0; i < 12; i++) {
+        (void)one_request(x.b, 100 + i);
+    }
+    if (r == 0 && room % 2) {
+        r = change(&x, INTERNAL_APPLY);
+        ck_assert(r == 0 || r == -ENOSPC);
+        refused[INTERNAL_APPLY] += r < 0;
+        if (r == 0) {
+            memcpy(model, then, DISK);
+        }
+        (void)one_request(x.b, 200);
+    }
+    expect_model(x.b, room);
+    if (snapshot_count() > 0 && room % 3) {
+        r = change(&x, INTERNAL_REMOVE);
+        ck_assert(r == 0 || r == -ENOSPC);
+        ck_assert_uint_eq(snapshot_count(), r < 0);
+    }
+    ck_assert_int_eq(blk_flush(x.b), 0);
+    stop(&x);
+    expect_sound(room);
+    find_end();
+    x = start();
+    expect_model(x.b, room);
+    stop(&x);
+}
+
+START_TEST(a_snapshot_without_room_changes_nothing)
+{
+    static const char *const options[] = {
+        "{\"size\": 2097152, \"cluster_size\": 512}",
+        "{\"size\": 2097152, \"cluster_size\": 4096}",
+        "{\"size\": 2097152, \"cluster_size\": 16384, \"extended_l2\": true}",
+    };
+
+    unsigned refused[INTERNAL_APPLY + 1] = {0};
+
+    for (uint64_t room = 0; room < 2000; room += 5 + room / 15) {
+        live_with_snapshot(options[_i], room, refused);
+    }
+    ck_assert_uint_gt(refused[INTERNAL_MAKE], 0);
+    ck_assert_uint_gt(refused[INTERNAL_APPLY], 0);
+}
+END_TEST
+
 /* A shrink whose k-th write or flush fails, then the guest writes on, and the
  * process is killed: nothing that is on disk leads to what was used anew. */
 START_TEST(a_shrink_that_fails_leaves_a_sound_image)
@@ -415,6 +507,7 @@ int main(void)
     tcase_add_loop_test(tc, a_compressed_write_without_room_ends, 0, 4);
     tcase_add_test(tc, a_resize_without_room_changes_nothing);
     tcase_add_test(tc, a_shrink_that_fails_leaves_a_sound_image);
+    tcase_add_loop_test(tc, a_snapshot_without_room_changes_nothing, 0, 3);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);
