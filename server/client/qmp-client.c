@@ -27,6 +27,9 @@
 /* A server that waits for TLS answers at once. */
 #define LOOK_MS 1000
 
+/* Bytes of events that are kept for one answer. */
+#define EVENTS_MAX (16 << 20)
+
 static void keep_message(json_t *value, const char *why, void *opaque)
 {
     struct qmp_client *c = opaque;
@@ -195,6 +198,7 @@ static int take_bytes(struct qmp_client *c, struct error **errp)
                    : error_set(errp, (int)-n, "cannot receive: %s",
                                strerror((int)-n));
     }
+    c->received += (uint64_t)n;
     qmp_parser_feed(c->parser, buf, (size_t)n);
     return 0;
 }
@@ -281,6 +285,7 @@ static bool is_reply(const struct qmp_client *c, const json_t *m)
 int qmp_client_reply(struct qmp_client *c, json_t **reply, struct error **errp)
 {
     uint64_t deadline = deadline_in(c->limit_ms);
+    uint64_t start = c->received;
 
     for (;;) {
         json_t *m = NULL;
@@ -290,6 +295,13 @@ int qmp_client_reply(struct qmp_client *c, json_t **reply, struct error **errp)
             return r < 0 ? r
                          : error_set(errp, ETIMEDOUT, "no answer within %d s",
                                      c->limit_ms / 1000);
+        }
+        if (json_object_get(m, "event") && c->received - start > EVENTS_MAX) {
+            json_decref(m);
+            return error_set(errp, EMSGSIZE,
+                             "more than %d MiB of events came instead of an "
+                             "answer",
+                             EVENTS_MAX >> 20);
         }
         if (json_object_get(m, "event")) {
             r = json_array_append_new(c->events, m);

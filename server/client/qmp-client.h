@@ -5,6 +5,7 @@
 /* The other end of QMP, for commands that talk to a daemon. */
 #include <jansson.h>
 #include <stdbool.h>
+#include <stdint.h>
 
 struct error;
 struct qmp_parser;
@@ -20,7 +21,8 @@ struct qmp_client {
     json_t *inbox;  /* array: parsed and not looked at yet */
     json_t *events; /* array: came before the reply that was waited for */
     bool garbage;
-    struct tls *tls; /* or NULL */
+    uint64_t received; /* bytes */
+    struct tls *tls;   /* or NULL */
 
     /* The caller may set these before anything is sent. */
     int limit_ms; /* most that is waited for one answer; -1: no limit */
@@ -71,7 +73,8 @@ int qmp_client_send(struct qmp_client *c, const char *command, json_t *args,
 
 /* Wait for the reply to the last command that was sent, a new reference; events
  * that come before it are kept in c->events, other replies are dropped.
- * -ETIMEDOUT: see limit_ms. */
+ * -ETIMEDOUT: see limit_ms; -EMSGSIZE: the other side sends events without
+ * end. */
 int qmp_client_reply(struct qmp_client *c, json_t **reply, struct error **errp);
 
 /* Send a command and wait for its reply. */
