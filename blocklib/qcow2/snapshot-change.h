@@ -10,7 +10,7 @@
 /* A snapshot that is being made; meta lock. */
 struct qcow2_making {
     uint64_t raised; /* guest bytes: all references below are counted twice */
-    bool broken;     /* some are not: nobody can tell which */
+    int broken;      /* -errno: some are not, and nobody can tell which */
 };
 
 /* References that are being counted: snapshot-counts.c. */
@@ -43,7 +43,7 @@ struct qcow2_change {
     struct qcow2_making making;
     struct qcow2_counting counting;
     unsigned step;
-    uint64_t next; /* guest byte up to which the step has come */
+    uint64_t next; /* guest byte, or L1 entry, up to which it has come */
     bool counted;  /* counts are high enough for a disk to be dropped */
     bool begun;    /* make: something has changed */
     bool in_doubt; /* the header may lead to either table */
@@ -54,6 +54,12 @@ struct qcow2_change {
     uint64_t new_l1_offset;
     uint64_t new_l1_bytes; /* 0: there is none */
 };
+
+/* --- snapshot.c --- */
+
+/* Returns @r, with a text for a failure. */
+int qcow2_change_failed(const struct qcow2_change *c, int r,
+                        struct error **errp);
 
 /* --- snapshot-refs.c: references of a disk, table by table. --- */
 
@@ -101,6 +107,10 @@ void qcow2_counts_end(struct qcow2_change *c);
 
 /* Drop the references of the disk of the L1 table `l1`.  1: call it again. */
 int qcow2_drop_disk(struct qcow2_change *c);
+
+/* Entry @index of the active disk's L1 table, and all entries that it leads to,
+ * get COPIED where nothing else has what they lead to. */
+int qcow2_own_entries(struct qcow2 *s, uint64_t index) EXCLUDES(s->meta);
 
 /* May an L2 table of a disk of the past be there?  -EIO: the image is
  * corrupt. */

@@ -125,7 +125,7 @@ static int own_table(struct qcow2 *s, uint64_t index, struct qcow2_table *t)
     return r;
 }
 
-static int own(struct qcow2 *s, uint64_t index)
+int qcow2_own_entries(struct qcow2 *s, uint64_t index)
 {
     uint64_t before;
     int r;
@@ -158,7 +158,7 @@ int qcow2_drop_disk(struct qcow2_change *c)
 
         r = host ? drop_table(s, host) : 0;
         if (r == 0 && host && index < s->l1_size) {
-            r = own(s, index);
+            r = qcow2_own_entries(s, index);
         }
     }
     if (r == 0) {

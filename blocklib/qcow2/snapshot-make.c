@@ -22,7 +22,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "nbdelta/error.h"
 #include "qcow2/alloc.h"
 #include "qcow2/snapshot-change.h"
 
@@ -42,9 +41,11 @@ void qcow2_making_follow(struct qcow2 *s, uint64_t offset,
     if (m->broken || offset >= m->raised) {
         return;
     }
-    if (is->bytes > 0 && qcow2_ref_add(s, is->host, is->bytes) < 0) {
-        m->broken = true; /* the snapshot will not be made */
-        return;
+    if (is->bytes > 0) {
+        m->broken = qcow2_ref_add(s, is->host, is->bytes);
+        if (m->broken < 0) {
+            return; /* the snapshot will not be made */
+        }
     }
     if (was->bytes > 0) {
         qcow2_ref_undo(s, was->host, was->bytes);
@@ -64,9 +65,9 @@ static int get_table(struct qcow2 *s, uint64_t offset, struct qcow2_table **tp)
 }
 
 /* Have the table written, with or without its flags. */
-static int touch_table(struct qcow2 *s, uint64_t offset)
+static int touch_table(struct qcow2 *s, uint64_t index)
 {
-    uint64_t index = offset / qcow2_l2_span(s);
+    uint64_t offset = index * qcow2_l2_span(s);
     uint64_t entry = atomic_load(&s->l1[index]);
     struct qcow2_table *t;
     int r = entry & QCOW2_COPIED ? get_table(s, offset, &t) : 0;
@@ -91,21 +92,22 @@ static int touch_table(struct qcow2 *s, uint64_t offset)
     return r;
 }
 
-/* Some tables more, up to the end of the disk.  1: there are others. */
-static int touch_tables(struct qcow2_change *c)
+/* Call @fn for some L1 entries more, up to the end of the disk.  1: there are
+ * others. */
+static int go_on(struct qcow2_change *c,
+                 int (*fn)(struct qcow2 *s, uint64_t index))
 {
     struct qcow2 *s = c->s;
     int r = 0;
 
-    for (unsigned n = 0; n < TABLES_AT_ONCE && c->next < disk_end(c) && r == 0;
+    for (unsigned n = 0; n < TABLES_AT_ONCE && c->next < c->l1_size && r == 0;
          n++) {
-        r = touch_table(s, c->next);
-        c->next += qcow2_l2_span(s);
+        r = fn(s, c->next++);
     }
     if (r == 0) {
         r = qcow2_relieve(s);
     }
-    return r < 0 ? r : c->next < disk_end(c);
+    return r < 0 ? r : c->next < c->l1_size;
 }
 
 /* Raise the references of a part of a table, and at its beginning the one to
@@ -146,7 +148,7 @@ static int raise_some(struct qcow2_change *c)
         return r;
     }
     mutex_lock(&s->meta);
-    r = m->broken ? -EIO : get_table(s, m->raised, &t);
+    r = m->broken < 0 ? m->broken : get_table(s, m->raised, &t);
     if (r == 0 && t) {
         r = raise_part(s, m, t, bytes);
         qcow2_cache_put(s->l2, t);
@@ -188,7 +190,7 @@ int qcow2_make_begin(struct qcow2_change *c, struct error **errp)
         s->making = &c->making;
         mutex_unlock(&s->meta);
         c->begun = true;
-        r = touch_tables(c);
+        r = go_on(c, touch_table);
         if (r == 0) {
             c->step = STEP_COUNTS;
             r = qcow2_flush(s->node);
@@ -205,14 +207,7 @@ int qcow2_make_begin(struct qcow2_change *c, struct error **errp)
     default:
         break;
     }
-    return r == -EOVERFLOW
-               ? error_set(errp, EOVERFLOW,
-                           "a reference count of '%s' would be larger than %d "
-                           "bits can tell",
-                           node_filename(s->node), 1 << s->refcount_order)
-           : r < 0 ? error_set(errp, -r, "cannot make a snapshot of '%s': %s",
-                               node_filename(s->node), strerror(-r))
-                   : r;
+    return qcow2_change_failed(c, r, errp);
 }
 
 /* --- The instant; drained --- */
@@ -254,7 +249,7 @@ static int lower_some(struct qcow2_change *c)
     struct qcow2_table *t = NULL;
 
     mutex_lock(&s->meta);
-    int r = m->broken ? -EIO : get_table(s, begin, &t);
+    int r = m->broken < 0 ? m->broken : get_table(s, begin, &t);
     if (r == 0 && t) {
         r = qcow2_refs_lower(s, t, m->raised - part, part);
         if (r == 0 && m->raised - part == begin) {
@@ -267,7 +262,7 @@ static int lower_some(struct qcow2_change *c)
     if (r == 0) {
         m->raised -= part;
     } else {
-        m->broken = true; /* the rest leaks */
+        m->broken = r; /* the rest leaks */
     }
     mutex_unlock(&s->meta);
     return r;
@@ -288,7 +283,7 @@ static int lower_tables(struct qcow2_change *c)
 }
 
 /* Nobody can tell which counts are too high.  So all is taken for shared, and
- * leaks. */
+ * qcow2_own_entries() finds what is not.  The rest leaks. */
 static void share_all(struct qcow2 *s) REQUIRES(s->meta)
 {
     for (uint32_t i = 0; i < s->l1_size; i++) {
@@ -303,20 +298,20 @@ int qcow2_make_abort(struct qcow2_change *c)
     if (!c->begun) {
         return 0;
     }
-    if (s->making && c->making.raised > 0 && !c->making.broken) {
+    if (s->making && c->making.raised > 0 && c->making.broken == 0) {
         (void)lower_tables(c);
         return 1;
     }
     if (s->making) {
         mutex_lock(&s->meta);
         s->making = NULL;
-        if (c->making.broken) {
+        if (c->making.broken < 0) {
             share_all(s);
         }
         mutex_unlock(&s->meta);
         c->next = 0;
     }
-    /* The flags that memory has kept go to the disk again. */
-    int r = touch_tables(c);
+    /* The flags that memory has kept, or has anew, go to the disk again. */
+    int r = go_on(c, c->making.broken < 0 ? qcow2_own_entries : touch_table);
     return r > 0 ? 1 : qcow2_flush(s->node);
 }

@@ -68,6 +68,25 @@ static void free_run(struct qcow2 *s, uint64_t host, uint64_t bytes)
     }
 }
 
+int qcow2_change_failed(const struct qcow2_change *c, int r,
+                        struct error **errp)
+{
+    static const char *const verbs[] = {[INTERNAL_MAKE] = "make",
+                                        [INTERNAL_REMOVE] = "remove",
+                                        [INTERNAL_APPLY] = "apply"};
+    const struct qcow2 *s = c->s;
+
+    return r >= 0 ? r
+           : r == -EOVERFLOW
+               ? error_set(errp, EOVERFLOW,
+                           "the reference counts of '%s' have %d bits, and "
+                           "cannot tell of one snapshot more",
+                           node_filename(s->node), 1 << s->refcount_order)
+               : error_set(errp, -r, "cannot %s a snapshot of '%s': %s",
+                           verbs[c->verb], node_filename(s->node),
+                           strerror(-r));
+}
+
 /* --- Room in the file --- */
 
 /* Clusters for a table of @kind. */
@@ -206,9 +225,7 @@ static int make_tables(struct qcow2_change *c, const char *name,
     if (r == 0) {
         r = qcow2_flush(s->node);
     }
-    return r < 0 ? error_set(errp, -r, "cannot make a snapshot of '%s': %s",
-                             node_filename(s->node), strerror(-r))
-                 : 0;
+    return qcow2_change_failed(c, r, errp);
 }
 
 static int check_make(struct qcow2_change *c,
@@ -228,14 +245,7 @@ static int check_make(struct qcow2_change *c,
         return error_nomem(errp);
     }
     int r = qcow2_refs_fit(s);
-    return r == -EOVERFLOW
-               ? error_set(errp, EOVERFLOW,
-                           "the reference counts of '%s' have %d bits, and "
-                           "cannot tell of one snapshot more",
-                           node_filename(s->node), 1 << s->refcount_order)
-           : r < 0 ? error_set(errp, -r, "cannot make a snapshot of '%s': %s",
-                               node_filename(s->node), strerror(-r))
-                   : 0;
+    return qcow2_change_failed(c, r, errp);
 }
 
 /* Write the L1 table of the snapshot, as it is now. */
@@ -262,7 +272,9 @@ static int act_make(struct qcow2_change *c)
 {
     struct qcow2 *s = c->s;
     struct timespec now;
-    int r = c->making.broken || s->l1_size != c->l1_size ? -EIO : 0;
+    int r = c->making.broken < 0       ? c->making.broken
+            : s->l1_size != c->l1_size ? -EIO
+                                       : 0;
 
     (void)clock_gettime(CLOCK_REALTIME, &now);
     qcow2_snapshot_date(&c->after, c->index, (uint32_t)now.tv_sec,
@@ -327,12 +339,6 @@ static int check_shown(struct qcow2_change *c, struct error **errp)
                : 0;
 }
 
-static int change_failed(const struct qcow2 *s, int r, struct error **errp)
-{
-    return error_set(errp, -r, "cannot change the snapshots of '%s': %s",
-                     node_filename(s->node), strerror(-r));
-}
-
 /* Whether somebody reads the snapshot is asked when the header does not lead to
  * it any more: a reader that comes later does not find it. */
 static int act_remove(struct qcow2_change *c, struct error **errp)
@@ -340,7 +346,7 @@ static int act_remove(struct qcow2_change *c, struct error **errp)
     int r = switch_table(c, &c->after);
 
     if (r < 0) {
-        return change_failed(c->s, r, errp);
+        return qcow2_change_failed(c, r, errp);
     }
     r = check_shown(c, errp);
     if (r < 0 && switch_table(c, &c->s->snapshots) < 0) {
@@ -377,23 +383,10 @@ static int begin_remove(struct qcow2_change *c, struct error **errp)
     if (r == 0) {
         r = qcow2_flush_file(s);
     }
-    return r < 0 ? error_set(errp, -r, "cannot remove a snapshot of '%s': %s",
-                             node_filename(s->node), strerror(-r))
-                 : 0;
+    return qcow2_change_failed(c, r, errp);
 }
 
 /* --- Apply --- */
-
-static int apply_failed(const struct qcow2 *s, int r, struct error **errp)
-{
-    return r == -EOVERFLOW
-               ? error_set(errp, EOVERFLOW,
-                           "a reference count of '%s' would be larger than %d "
-                           "bits can tell",
-                           node_filename(s->node), 1 << s->refcount_order)
-               : error_set(errp, -r, "cannot apply a snapshot of '%s': %s",
-                           node_filename(s->node), strerror(-r));
-}
 
 static int check_apply(struct qcow2_change *c, struct error **errp)
 {
@@ -411,7 +404,7 @@ static int begin_apply(struct qcow2_change *c, struct error **errp)
     int r = take_table_room(c->s, QCOW2_META_L1, bytes, &c->new_l1_offset);
 
     if (r < 0) {
-        return apply_failed(c->s, r, errp);
+        return qcow2_change_failed(c, r, errp);
     }
     c->new_l1_bytes = bytes;
     return 1;
@@ -422,7 +415,7 @@ static int go_on_applying(struct qcow2_change *c, struct error **errp)
     int r = qcow2_apply_raise(c);
 
     r = r == 0 ? qcow2_apply_write(c) : r;
-    return r < 0 ? apply_failed(c->s, r, errp) : r;
+    return qcow2_change_failed(c, r, errp);
 }
 
 /* --- The three parts --- */
@@ -540,7 +533,7 @@ static int change_act(struct node *n, struct internal_change *what,
         r = act_remove(c, errp);
     } else {
         r = c->verb == INTERNAL_MAKE ? act_make(c) : qcow2_apply_act(c);
-        r = r < 0 ? change_failed(c->s, r, errp) : 0;
+        r = qcow2_change_failed(c, r, errp);
     }
 
     if (r == 0 && c->verb != INTERNAL_APPLY) {
