@@ -34,9 +34,10 @@
 #   make bench                measure nbdelta beside qemu-nbd and nbdkit
 #   make packages             install the Debian packages of all of the above
 #   make install              DESTDIR=... prefix=/usr/local; moduledir= is where
-#                             nbdelta will look for its modules, sysconfdir=/etc
-#                             where the units for systemd look for their files
-#   make uninstall
+#                             nbdelta will look for its modules, sysconfdir=
+#                             where the units for systemd look for their files,
+#                             plugindir= where the plugin goes
+#   make uninstall            the same variables: take away what that brought
 #   make clean
 #
 # Variables: V=1 shows commands.  DEBUG=1 turns off optimisation.
@@ -59,13 +60,17 @@ datadir       ?= $(prefix)/share
 mandir        ?= $(datadir)/man
 completiondir ?= $(datadir)/bash-completion/completions
 docdir        ?= $(datadir)/doc/nbdelta
-sysconfdir    ?= /etc
+# A user's own prefix has its own.
+sysconfdir    ?= $(if $(filter-out /usr /usr/local,$(prefix)),$(prefix))/etc
 unitdir       ?= $(prefix)/lib/systemd/system
 sysusersdir   ?= $(prefix)/lib/sysusers.d
 tmpfilesdir   ?= $(prefix)/lib/tmpfiles.d
 # Where nbdelta looks for its modules.
 moduledir     ?= $(libdir)/nbdelta
-plugindir     ?= $(shell $(PKG_CONFIG) nbdkit --variable=plugindir)
+# nbdkit looks into one directory, below the prefix that it has itself.
+nbdkit_prefix  = $(shell $(PKG_CONFIG) nbdkit --variable=prefix 2>/dev/null)
+plugindir     ?= $(if $(filter $(nbdkit_prefix),$(prefix)),$(shell \
+    $(PKG_CONFIG) nbdkit --variable=plugindir),$(libdir)/nbdkit/plugins)
 
 PKG_CONFIG ?= pkg-config
 INSTALL    ?= install
@@ -81,13 +86,20 @@ hash  := \#
 O ?= build$(if $(SANITIZE),-$(subst $(comma),-,$(SANITIZE)))$(if \
     $(LOCKCHECK),-lockcheck)
 
+# A release has what Debian's packages are built with (dpkg-buildflags), of the
+# newest Debian that we know.
+MACHINE := $(shell $(CC) -dumpmachine 2>/dev/null)
+HARDEN := -D_FORTIFY_SOURCE=2 -fstack-protector-strong \
+    -fstack-clash-protection -Wformat -Werror=format-security \
+    $(if $(filter x86_64-%,$(MACHINE)),-fcf-protection) \
+    $(if $(filter aarch64-%,$(MACHINE)),-mbranch-protection=standard)
 ifneq ($(SANITIZE)$(DEBUG),)
 CFLAGS ?= $(if $(DEBUG),-O0 -g3,-O2 -g)
 else
-CFLAGS ?= -O2 -g -D_FORTIFY_SOURCE=2 -fstack-protector-strong
+CFLAGS ?= -O2 -g -ffile-prefix-map=$(CURDIR)=. $(HARDEN)
 endif
 WARN := -Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes \
-    -Wpointer-arith -Wwrite-strings -Wformat=2 -Wundef -Wcast-qual
+    -Wpointer-arith -Wwrite-strings -Wformat=2 -Wundef -Wcast-qual -Wdate-time
 SANITIZE_FLAGS := $(if $(SANITIZE),-fsanitize=$(SANITIZE) \
     -fno-sanitize-recover=all -fno-omit-frame-pointer)
 ND_CFLAGS := -std=gnu17 -D_GNU_SOURCE -fvisibility=hidden -fPIC -pthread \
@@ -508,6 +520,12 @@ install-files: | $(if $(filter install,$(MAKECMDGOALS)),all)
 	$(INSTALL) -D -m 644 systemd/nbdelta.tmpfiles \
 	    $(DESTDIR)$(tmpfilesdir)/nbdelta.conf
 
+INSTALL_DIRS = $(docdir) $(moduledir) $(sysconfdir)/nbdelta/backup $(bindir) \
+    $(mandir)/man1 $(mandir)/man5 $(completiondir) $(unitdir) $(sysusersdir) \
+    $(tmpfilesdir) $(plugindir)
+# The system keeps its directories when they are empty.
+EMPTIED := $(or $(DESTDIR),$(filter-out /usr /usr/local,$(prefix)))
+
 uninstall:
 	rm -f $(DESTDIR)$(bindir)/nbdelta $(PLUGINS)/$(notdir $(PLUGIN)) \
 	    $(DESTDIR)$(moduledir)/$(notdir $(LIBVIRT)) \
@@ -518,7 +536,13 @@ uninstall:
 	    $(addprefix $(DESTDIR)$(docdir)/,$(CONFS)) \
 	    $(DESTDIR)$(sysusersdir)/nbdelta.conf \
 	    $(DESTDIR)$(tmpfilesdir)/nbdelta.conf
-	rmdir --ignore-fail-on-non-empty -p $(CONF) 2>/dev/null || :
+	$(Q)for d in $(INSTALL_DIRS); do while [ "$$d" ]; do \
+	    case $$d in \
+	    */nbdelta|*/nbdelta/backup) ;; \
+	    '$(prefix)'|'$(prefix)'/*) [ '$(EMPTIED)' ] || break;; \
+	    *) [ '$(DESTDIR)' ] || break;; esac; \
+	    rmdir "$(DESTDIR)$$d" 2>/dev/null || break; \
+	    d=$${d%/*}; done; done
 
 clean:
 	rm -rf build build-*/ $(if $(filter-out build,$(O)),'$(O)')

@@ -1,6 +1,7 @@
 #!/bin/bash
-# make install puts the files where DESTDIR and prefix say; uninstall takes
-# them away.
+# make install puts the files where DESTDIR and prefix say, all of them below
+# the prefix of an ordinary user; uninstall takes them away.  What is built has
+# what Debian has its packages built with.
 set -eu -o pipefail
 
 # Without building: other tests run what is there.
@@ -9,10 +10,9 @@ mk() {
         DESTDIR="$PWD/root" prefix=/opt/nbd "$@"
 }
 
-plugins=$(pkg-config nbdkit --variable=plugindir)
 {
     echo ./opt/nbd/bin/nbdelta
-    echo "./${plugins#/}/nbdkit-nbdelta-plugin.so"
+    echo ./opt/nbd/lib/nbdkit/plugins/nbdkit-nbdelta-plugin.so
     if [ -e "$BUILD/nbdelta-source-libvirt.so" ]; then
         echo ./opt/nbd/lib/nbdelta/nbdelta-source-libvirt.so
     fi
@@ -40,7 +40,7 @@ cmp "$BUILD/nbdelta" root/opt/nbd/bin/nbdelta
 root/opt/nbd/bin/nbdelta --version |
     grep -F "$(sed -n 's/^VERSION := //p' "$SRCDIR/Makefile")"
 
-[ -d root/etc/nbdelta/backup ]
+[ -d root/opt/nbd/etc/nbdelta/backup ]
 [ "$(stat -c %a root/opt/nbd/lib/systemd/system/nbdelta-backup@.timer)" = 644 ]
 if grep -r '@[a-z]*dir@' root --include='*nbdelta-*@*' \
     --include=backup.conf; then
@@ -49,4 +49,66 @@ if grep -r '@[a-z]*dir@' root --include='*nbdelta-*@*' \
 fi
 
 mk uninstall
-[ -z "$(find root -type f)" ]
+[ -z "$(find root -mindepth 1)" ]
+
+# nbdkit's own prefix has nbdkit's own directory.
+system() {
+    make -s --no-print-directory -C "$SRCDIR" O="$BUILD" \
+        DESTDIR="$PWD/root" prefix=/usr "$@"
+}
+plugins=$(pkg-config nbdkit --variable=plugindir)
+system install-files
+[ -e "root$plugins/nbdkit-nbdelta-plugin.so" ]
+[ -d root/etc/nbdelta/backup ]
+touch root/etc/nbdelta/vda.conf
+system uninstall
+[ "$(find root -type f)" = root/etc/nbdelta/vda.conf ]
+
+# A user who may write nowhere else, and has other files there.  Root gets a
+# world that can be read only.
+user() {
+    local inner=(make -s --no-print-directory -C "$SRCDIR" O="$BUILD"
+        prefix="$PWD/home/.local" DESTDIR= "$@")
+    if [ "$(id -u)" -ne 0 ]; then
+        "${inner[@]}"
+        return
+    fi
+    # shellcheck disable=SC2016  # for the inner shell
+    unshare -m --propagation private -- sh -eu -c 'mount --bind home home
+        mount -o remount,ro,bind /
+        "$@"' sh "${inner[@]}"
+}
+if [ "$(id -u)" -ne 0 ] || unshare -m true 2>/dev/null; then
+    mkdir -p home/.local/bin
+    touch home/.local/bin/other
+    find home | sort >before
+    user install-files
+    home/.local/bin/nbdelta --version
+    [ -e home/.local/lib/nbdkit/plugins/nbdkit-nbdelta-plugin.so ]
+    user uninstall
+    find home | sort | diff before -
+fi
+
+flags=$(cat "$BUILD/.flags")
+if [ -z "${SANITIZE-}" ] && ! grep -q -e -O0 <<<"$flags" &&
+    command -v dpkg-buildflags >/dev/null; then
+    for kind in CFLAGS CPPFLAGS LDFLAGS; do
+        DEB_BUILD_MAINT_OPTIONS=hardening=+all dpkg-buildflags --get $kind |
+            tr ' ' '\n' |
+            sed -e 's/\(-prefix-map=\).*/\1/' -e 's/,-z,/ -z,/'
+    done | grep -v -e -Werror=implicit-function | while read -r wanted more; do
+        # Ours may come as one: -Wl,-z,relro,-z,now
+        if ! grep -q -F -e "$wanted" <<<"$flags" ||
+            ! grep -q -F -e "$more" <<<"$flags"; then
+            echo "dpkg-buildflags has $wanted $more, and these have not: $flags"
+            exit 1
+        fi
+    done
+fi
+for file in nbdelta nbdkit-nbdelta-plugin.so; do
+    readelf -hld "$BUILD/$file" >elf
+    grep -q GNU_RELRO elf
+    grep -qw -e BIND_NOW -e NOW elf
+    grep -q 'Type: *DYN' elf
+    grep -A1 GNU_STACK elf | grep -q 'RW  '
+done
