@@ -145,6 +145,13 @@ void bitmap_nest(struct node *n, const struct bitmap *changed)
     }
 }
 
+void bitmap_nest_again(struct node *n)
+{
+    static const struct bitmap nobody;
+
+    bitmap_nest(n, &nobody);
+}
+
 void bitmap_set_enabled(struct bitmap *bm, bool enabled)
 {
     bm->enabled = enabled;
@@ -208,4 +215,34 @@ int bitmap_mark_slow(struct node *n, uint64_t offset, uint64_t bytes,
         r = mark_nest(n, bm, offset, bytes, nowait);
     }
     return r;
+}
+
+/* --- Marking in two steps, in drained sections --- */
+
+int bitmap_mark_ahead(struct node *n, uint64_t offset, uint64_t bytes)
+{
+    int r = atomic_load(&n->bitmaps_doubt) ? n->drv->bitmaps->heal(n, false)
+                                           : 0;
+
+    list_for_each (at, &n->bitmaps) {
+        struct bitmap *bm = list_entry(at, struct bitmap, on_node);
+
+        if (r == 0 && (bm->enabled || bm->recorded) && bm->stored) {
+            r = n->drv->bitmaps->arm(n, bm, offset, bytes, false);
+        }
+    }
+    return r;
+}
+
+void bitmap_mark_bits(struct node *n, uint64_t offset, uint64_t bytes)
+{
+    list_for_each (at, &n->bitmaps) {
+        const struct bitmap *bm = list_entry(at, struct bitmap, on_node);
+        struct hbitmap *bits = bitmap_collecting(bm);
+        uint64_t here = bytes_inside_bitmap(bits, offset, bytes);
+
+        if (bm->enabled && here > 0) {
+            hbitmap_set(bits, offset, here);
+        }
+    }
 }

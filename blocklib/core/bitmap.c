@@ -218,7 +218,8 @@ struct bitmap *bitmap_find(struct node *n, const char *name)
 
 /* --- Size --- */
 
-static int resize_bits(struct bitmap *bm, uint64_t size)
+/* With @mark, what is new is dirty in a bitmap that records. */
+static int resize_bits(struct bitmap *bm, uint64_t size, bool mark)
 {
     rwlock_wrlock(&bm->lock);
     uint64_t old = hbitmap_size(bm->bits);
@@ -229,15 +230,11 @@ static int resize_bits(struct bitmap *bm, uint64_t size)
             (void)hbitmap_resize(bm->bits, old); /* cannot fail */
         }
     }
+    if (r == 0 && mark && bm->enabled && size > old) {
+        hbitmap_set_alone(bitmap_collecting(bm), old, size - old);
+    }
     rwlock_unlock(&bm->lock);
     return r;
-}
-
-static void mark_growth(struct bitmap *bm, uint64_t old, uint64_t size)
-{
-    if (bm->enabled && size > old) {
-        hbitmap_set(bitmap_collecting(bm), old, size - old);
-    }
 }
 
 /* Resize the bitmaps before @stop, which were resized, back to @old.  That
@@ -247,7 +244,7 @@ static void resize_back(struct node *n, const struct list *stop, uint64_t old)
     for (struct list *at = n->bitmaps.next; at != stop; at = at->next) {
         struct bitmap *bm = list_entry(at, struct bitmap, on_node);
         if (!atomic_load(&bm->inconsistent)) {
-            (void)resize_bits(bm, old);
+            (void)resize_bits(bm, old, false);
         }
     }
 }
@@ -257,17 +254,15 @@ int bitmap_resize_all(struct node *n, uint64_t old, uint64_t size,
 {
     list_for_each (at, &n->bitmaps) {
         struct bitmap *bm = list_entry(at, struct bitmap, on_node);
-        uint64_t had = hbitmap_size(bm->bits);
         if (atomic_load(&bm->inconsistent)) {
             continue;
         }
-        if (resize_bits(bm, size) < 0) {
+        if (resize_bits(bm, size, true) < 0) {
             resize_back(n, at, old);
             return error_nomem(errp);
         }
-        mark_growth(bm, had, size);
     }
-    bitmap_nest(n, NULL);
+    bitmap_nest_again(n); /* what is new is dirty in all that record */
     return 0;
 }
 
@@ -281,10 +276,9 @@ static int follow_growth(struct bitmap *bm, struct error **errp)
     uint64_t size = node_size(bm->node);
 
     if (size > had && !atomic_load(&bm->inconsistent)) {
-        if (resize_bits(bm, size) < 0) {
+        if (resize_bits(bm, size, true) < 0) {
             return error_nomem(errp);
         }
-        mark_growth(bm, had, size);
         bitmap_nest(bm->node, bm);
     }
     return 0;

@@ -117,6 +117,10 @@ struct hbitmap *bitmap_collecting(const struct bitmap *bm);
  * call this; the functions here do it themselves. */
 void bitmap_nest(struct node *n, const struct bitmap *changed);
 
+/* The same after a change that leaves all nests nests: the order of the bitmaps
+ * may be another.  What is nested is not compared. */
+void bitmap_nest_again(struct node *n);
+
 /* -EBUSY, -EINVAL (inconsistent), -ENOMEM. */
 int bitmap_freeze(struct bitmap *bm, struct error **errp);
 void bitmap_abdicate(struct bitmap *bm); /* the job succeeded */
@@ -135,6 +139,15 @@ int bitmap_store_ahead(struct node *n, bool more, struct error **errp);
  * in enabled bitmaps.  All of them are resized or, -ENOMEM, none. */
 int bitmap_resize_all(struct node *n, uint64_t old, uint64_t size,
                       struct error **errp);
+
+/*
+ * Mark a change of the range in two steps.  _ahead has persistent bitmaps ready
+ * for a crash, or gives -errno: the image cannot be written.  _bits sets the
+ * bits in all recording bitmaps, and cannot fail.  It is not needed for a range
+ * that the disk loses.
+ */
+int bitmap_mark_ahead(struct node *n, uint64_t offset, uint64_t bytes);
+void bitmap_mark_bits(struct node *n, uint64_t offset, uint64_t bytes);
 
 /* Free the bitmaps of a node that is being closed. */
 void bitmap_release_all(struct node *n);

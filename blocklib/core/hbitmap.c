@@ -39,6 +39,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "nbdelta/bytes.h"
 
@@ -51,6 +52,10 @@
  * untouched. */
 #define MAP_MIN (64 * KiB)
 
+/* Pages are asked for in pieces of so many bytes where all of them will be
+ * written. */
+#define POPULATE_MIN (256 * KiB)
+
 typedef _Atomic uint64_t word_t;
 
 struct hbitmap {
@@ -60,8 +65,10 @@ struct hbitmap {
 
     unsigned top;               /* the highest level, of one word */
     uint64_t words[LEVELS_MAX]; /* in each level */
-    word_t *level[LEVELS_MAX];  /* parts of one piece of memory */
-    size_t bytes;               /* its length */
+    word_t *level[LEVELS_MAX];  /* each in memory of its own, which moves when
+                                   it grows, and is not copied */
+    size_t bytes[LEVELS_MAX];   /* of this memory; what no word of the level is
+                                   in is zero */
 
     _Atomic uint64_t set_bits;
 
@@ -90,6 +97,69 @@ static void release_memory(void *p, size_t bytes)
     }
 }
 
+/* Zeroed memory of @to bytes with the @from bytes of @p in front, which is not
+ * there any more then.  NULL: there is none, and @p is as it was.  Pages of a
+ * mapping change their address, which costs nothing for those that were never
+ * touched. */
+static void *grown_memory(void *p, size_t from, size_t to)
+{
+    if (from >= MAP_MIN) {
+        void *moved = mremap(p, from, to, MREMAP_MAYMOVE);
+        return moved == MAP_FAILED ? NULL : moved;
+    }
+    void *fresh = zeroed_memory(to);
+    if (fresh && p) {
+        memcpy(fresh, p, from);
+        release_memory(p, from);
+    }
+    return fresh;
+}
+
+/* Give each level memory for so many granules.  -ENOMEM: some levels may have
+ * more memory than before, and that is all. */
+static int reserve(struct hbitmap *h, uint64_t granules)
+{
+    uint64_t words = granules;
+    unsigned level = 0;
+
+    do {
+        words = max_u64(div_up(words, WORD_BITS), 1);
+        if (words > SIZE_MAX / 2 / sizeof(word_t)) {
+            return -ENOMEM;
+        }
+        size_t bytes = (size_t)words * sizeof(word_t);
+        if (bytes > h->bytes[level]) {
+            void *p = grown_memory(h->level[level], h->bytes[level], bytes);
+            if (!p) {
+                return -ENOMEM;
+            }
+            h->level[level] = p;
+            h->bytes[level] = bytes;
+        }
+        level++;
+    } while (words > 1);
+    return 0;
+}
+
+/* Use the memory for so many granules that reserve() gave. */
+static void extend(struct hbitmap *h, uint64_t granules)
+{
+    unsigned had = h->top;
+    uint64_t words = max_u64(div_up(granules, WORD_BITS), 1);
+
+    h->words[0] = words;
+    h->top = 0;
+    while (words > 1) {
+        words = div_up(words, WORD_BITS);
+        h->words[++h->top] = words;
+    }
+    for (unsigned i = had; i < h->top; i++) {
+        if (atomic_load(&h->level[i][0]) != 0) {
+            atomic_store(&h->level[i + 1][0], 1);
+        }
+    }
+}
+
 struct hbitmap *hbitmap_new(uint64_t size, uint64_t granularity)
 {
     static _Atomic uint64_t serials;
@@ -103,38 +173,22 @@ struct hbitmap *hbitmap_new(uint64_t size, uint64_t granularity)
     h->size = size;
     h->shift = (unsigned)__builtin_ctzll(granularity);
     h->granules = div_up(size, granularity);
-
-    uint64_t words = max_u64(div_up(h->granules, WORD_BITS), 1);
-    uint64_t total = words;
-    h->words[0] = words;
-    while (words > 1) {
-        words = div_up(words, WORD_BITS);
-        h->words[++h->top] = words;
-        total += words;
-    }
-    if (total > SIZE_MAX / sizeof(word_t)) {
-        free(h);
+    if (reserve(h, h->granules) < 0) {
+        hbitmap_free(h);
         return NULL;
     }
-    h->bytes = (size_t)total * sizeof(word_t);
-    word_t *at = zeroed_memory(h->bytes);
-    if (!at) {
-        free(h);
-        return NULL;
-    }
-    for (unsigned i = 0; i <= h->top; i++) {
-        h->level[i] = at;
-        at += h->words[i];
-    }
+    extend(h, h->granules);
     return h;
 }
 
 void hbitmap_free(struct hbitmap *h)
 {
-    if (h) {
-        release_memory(h->level[0], h->bytes);
-        free(h);
+    for (unsigned i = 0; h && i < LEVELS_MAX; i++) {
+        if (h->level[i]) {
+            release_memory(h->level[i], h->bytes[i]);
+        }
     }
+    free(h);
 }
 
 uint64_t hbitmap_size(const struct hbitmap *h)
@@ -154,7 +208,12 @@ struct hbitmap_stamp hbitmap_stamp(const struct hbitmap *h)
 
 size_t hbitmap_bytes(const struct hbitmap *h)
 {
-    return h->bytes;
+    size_t sum = 0;
+
+    for (unsigned i = 0; i < LEVELS_MAX; i++) {
+        sum += h->bytes[i];
+    }
+    return sum;
 }
 
 /* --- Words --- */
@@ -415,15 +474,142 @@ void hbitmap_reset(struct hbitmap *h, uint64_t offset, uint64_t bytes)
     }
 }
 
+/* --- Where no other thread uses the bitmap --- */
+
+/* Zero the words [@from, the end of the memory) of a level.  Pages of a mapping
+ * are given back. */
+static void zero_words(struct hbitmap *h, unsigned level, uint64_t from)
+{
+    char *p = (char *)(uintptr_t)h->level[level];
+    size_t begin = (size_t)from * sizeof(word_t);
+    size_t end = h->bytes[level];
+
+    if (end >= MAP_MIN && begin < end) {
+        size_t page = (size_t)sysconf(_SC_PAGESIZE);
+        size_t whole = min_u64(align_up(begin, page), end);
+
+        if (whole < end &&
+            madvise(p + whole, end - whole, MADV_DONTNEED) == 0) {
+            end = whole;
+        }
+    }
+    if (begin < end) {
+        memset(p + begin, 0, end - begin);
+    }
+}
+
 void hbitmap_reset_all(struct hbitmap *h)
 {
-    /* A mapping gives its pages back and reads as zeroes again. */
-    if (h->bytes < MAP_MIN ||
-        madvise(h->level[0], h->bytes, MADV_DONTNEED) != 0) {
-        memset(h->level[0], 0, h->bytes);
+    for (unsigned i = 0; i <= h->top; i++) {
+        zero_words(h, i, 0);
     }
     atomic_store(&h->set_bits, 0);
     atomic_fetch_add(&h->resets, 1);
+}
+
+/* Set bits from @first on, in words that have some. */
+static uint64_t count_from(const struct hbitmap *h, uint64_t first)
+{
+    uint64_t n = 0;
+
+    for (uint64_t at = next_set(h, first, h->granules); at != NONE;) {
+        uint64_t i = at / WORD_BITS;
+        uint64_t word;
+
+        while (i < h->words[0] &&
+               (word = atomic_load_explicit(&h->level[0][i],
+                                            memory_order_relaxed)) != 0) {
+            if (i == first / WORD_BITS) {
+                word &= UINT64_MAX << first % WORD_BITS;
+            }
+            n += word == UINT64_MAX ? WORD_BITS : ones(word);
+            i++;
+        }
+        at = next_set(h, i * WORD_BITS, h->granules);
+    }
+    return n;
+}
+
+/* Reset all granules from @first on.  What is set there is counted; nothing
+ * else costs time. */
+static void cut_off(struct hbitmap *h, uint64_t first)
+{
+    uint64_t n = count_from(h, first);
+
+    if (n == 0) {
+        return;
+    }
+    uint64_t keep = first; /* bits of the level */
+    for (unsigned level = 0; level <= h->top; level++) {
+        word_t *word = &h->level[level][keep / WORD_BITS];
+
+        if (keep % WORD_BITS) {
+            *word &= ~(UINT64_MAX << keep % WORD_BITS);
+        }
+        zero_words(h, level, div_up(keep, WORD_BITS));
+        keep = div_up(keep, WORD_BITS);
+    }
+    if (first % WORD_BITS && h->level[0][first / WORD_BITS] == 0) {
+        lower_above(h, first / WORD_BITS);
+    }
+    atomic_fetch_sub(&h->set_bits, n);
+    atomic_fetch_add(&h->resets, 1);
+}
+
+/* Have the kernel make all pages of this memory at once, which takes a fraction
+ * of the time of one fault after the other. */
+static void populate(void *p, size_t bytes)
+{
+#ifdef MADV_POPULATE_WRITE
+    if (bytes >= POPULATE_MIN) {
+        size_t page = (size_t)sysconf(_SC_PAGESIZE);
+        uintptr_t from = align_up((uintptr_t)p, page);
+        uintptr_t end = align_down((uintptr_t)p + bytes, page);
+
+        (void)madvise((void *)from, end - from, MADV_POPULATE_WRITE);
+    }
+#else
+    (void)p;
+    (void)bytes;
+#endif
+}
+
+/* Set [@first, @last] of a level. */
+static void set_words(struct hbitmap *h, unsigned level, uint64_t first,
+                      uint64_t last)
+{
+    word_t *words = h->level[level];
+    uint64_t from = first / WORD_BITS;
+    uint64_t to = last / WORD_BITS;
+
+    words[from] |= mask_of(from, first, last);
+    if (from < to) {
+        words[to] |= mask_of(to, first, last);
+    }
+    if (from + 1 < to) {
+        size_t bytes = (size_t)(to - from - 1) * sizeof(word_t);
+        populate(&words[from + 1], bytes);
+        memset(&words[from + 1], 0xff, bytes);
+    }
+}
+
+void hbitmap_set_alone(struct hbitmap *h, uint64_t offset, uint64_t bytes)
+{
+    assert(range_inside(offset, bytes, h->size));
+    if (bytes == 0) {
+        return;
+    }
+    uint64_t first = offset >> h->shift;
+    uint64_t last = (offset + bytes - 1) >> h->shift;
+    uint64_t fresh = next_set(h, first, last + 1) == NONE
+                         ? last - first + 1
+                         : clear_bits(h, first, last);
+
+    atomic_fetch_add(&h->set_bits, fresh);
+    for (unsigned level = 0; level <= h->top; level++) {
+        set_words(h, level, first >> WORD_SHIFT * level,
+                  last >> WORD_SHIFT * level);
+    }
 }
 
 /* --- Several --- */
@@ -679,19 +865,13 @@ int hbitmap_resize(struct hbitmap *h, uint64_t size)
     uint64_t granules = div_up(size, hbitmap_granularity(h));
 
     if (granules < h->granules) {
-        reset_granules(h, granules, h->granules - 1);
+        cut_off(h, granules);
     }
     if (div_up(granules, WORD_BITS) > h->words[0]) {
-        struct hbitmap *bigger = hbitmap_new(size, hbitmap_granularity(h));
-        if (!bigger) {
+        if (reserve(h, granules) < 0) {
             return -ENOMEM;
         }
-        fill_words(bigger, h);
-        struct hbitmap old = *h;
-        *h = *bigger;
-        *bigger = old;
-        hbitmap_free(bigger);
-        return 0;
+        extend(h, granules);
     }
     h->size = size;
     h->granules = granules;

@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "core/hbitmap.h"
 #include "nbdelta/bytes.h"
@@ -442,6 +443,76 @@ START_TEST(resize_keeps_what_stays_and_adds_clean_space)
 }
 END_TEST
 
+static uint64_t page_faults(void)
+{
+    struct rusage u;
+
+    ck_assert_int_eq(getrusage(RUSAGE_SELF, &u), 0);
+    return (uint64_t)u.ru_minflt;
+}
+
+/* A bit in each of 8192 pages.  Growing copies none of them; what is cut off,
+ * and is clean, is not touched either. */
+START_TEST(resize_touches_no_page_that_stays)
+{
+    const uint64_t size = 16 * TiB;
+    const uint64_t step = 2 * GiB; /* a page of bits */
+    struct hbitmap *h = hbitmap_new(size, 64 * KiB);
+    uint64_t at;
+    uint64_t bytes;
+
+    for (uint64_t i = 0; i < size / 2; i += step) {
+        hbitmap_set(h, i, 1);
+    }
+    uint64_t before = page_faults();
+    ck_assert_int_eq(hbitmap_resize(h, size + GiB), 0);
+    ck_assert_int_eq(hbitmap_resize(h, 4 * size), 0);
+    ck_assert_int_eq(hbitmap_resize(h, size / 2 + 1), 0);
+    ck_assert_int_eq(hbitmap_resize(h, 4 * size), 0);
+    ck_assert_uint_lt(page_faults() - before, size / 2 / step / 8);
+    ck_assert_uint_eq(hbitmap_count(h), size / 2 / step * 64 * KiB);
+    for (uint64_t i = 0; i < size / 2; i += step) {
+        ck_assert(hbitmap_next_dirty(h, i ? i - 1 : 0, 4 * size, &at, &bytes));
+        ck_assert_uint_eq(at, i);
+        ck_assert_uint_eq(bytes, 64 * KiB);
+    }
+    ck_assert(!hbitmap_next_dirty(h, size / 2, 4 * size, &at, &bytes));
+    hbitmap_free(h);
+}
+END_TEST
+
+/* Ranges that begin and end inside of words, over what is set already. */
+START_TEST(setting_alone_is_setting)
+{
+    const uint64_t size = 512 * 300000;
+    struct hbitmap *a = hbitmap_new(size, 512);
+    struct hbitmap *b = hbitmap_new(size, 512);
+
+    seed = 7;
+    for (unsigned i = 0; i < 200; i++) {
+        uint64_t at = rnd() % size;
+        uint64_t most = i % 20 ? 100000 : size;
+        uint64_t bytes = rnd() % min_u64(most, size - at + 1);
+
+        hbitmap_set(a, at, bytes);
+        hbitmap_set_alone(b, at, bytes);
+        ck_assert_uint_eq(hbitmap_count(a), hbitmap_count(b));
+        ck_assert(hbitmap_covers(a, b) && hbitmap_covers(b, a));
+        if (i % 20 == 19) {
+            uint64_t cut = rnd() % size;
+            ck_assert_int_eq(hbitmap_resize(a, cut) | hbitmap_resize(b, cut),
+                             0);
+            ck_assert_int_eq(hbitmap_resize(a, size) | hbitmap_resize(b, size),
+                             0);
+            ck_assert_uint_eq(hbitmap_count(a), hbitmap_count(b));
+            ck_assert(hbitmap_covers(a, b) && hbitmap_covers(b, a));
+        }
+    }
+    hbitmap_free(a);
+    hbitmap_free(b);
+}
+END_TEST
+
 START_TEST(too_large_is_no_memory)
 {
     ck_assert_ptr_null(hbitmap_new(UINT64_MAX, 512));
@@ -720,6 +791,8 @@ int main(void)
     tcase_add_test(tc, search_crosses_levels);
     tcase_add_loop_test(tc, merge_is_a_union_across_granularities, 0, 64);
     tcase_add_loop_test(tc, resize_keeps_what_stays_and_adds_clean_space, 0, 6);
+    tcase_add_test(tc, resize_touches_no_page_that_stays);
+    tcase_add_test(tc, setting_alone_is_setting);
     tcase_add_test(tc, too_large_is_no_memory);
     suite_add_tcase(s, tc);
     tc = tcase_create("threads");
