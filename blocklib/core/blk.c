@@ -403,17 +403,33 @@ json_t *blk_query_stats(struct blk *b)
     return info;
 }
 
+/* Flush what guests have written, so that flushes are short while they are held
+ * up. */
+static int flush_ahead(struct blk *b, struct error **errp)
+{
+    int r = bitmap_store_ahead(b->root.child, false, errp);
+
+    if (r == 0 && (r = blk_flush(b)) < 0) {
+        r = error_set(errp, -r, "cannot flush '%s': %s",
+                      node_name(b->root.child), strerror(-r));
+    }
+    return r;
+}
+
 int blk_resize(struct blk *b, uint64_t size, struct error **errp)
 {
     if (!(b->root.perm & PERM_RESIZE)) {
         return error_set(errp, EPERM, "%s may not resize the disk",
                          b->root.user);
     }
+    int r = flush_ahead(b, errp);
+    if (r < 0) {
+        return r;
+    }
     graph_lock(b->graph);
     graph_drain(b->graph, b->root.child);
-    int r = size < node_size(b->root.child)
-                ? node_check_shrink(b->root.child, errp)
-                : node_check_jobs(b->root.child, errp);
+    r = size < node_size(b->root.child) ? node_check_shrink(b->root.child, errp)
+                                        : node_check_jobs(b->root.child, errp);
     if (r == 0) {
         r = node_resize(b->root.child, size, errp);
     }

@@ -96,21 +96,10 @@ static int switch_size(struct qcow2 *s, uint64_t size)
                : qcow2_switch_size(s, size);
 }
 
-/* Shrink the disk; the L1 table stays as long as it is. */
-static int cut_disk(struct qcow2 *s, uint64_t size, struct error **errp)
+static int cut_tables(struct qcow2 *s, uint64_t size, struct error **errp)
 {
-    /* Until the new size counts, the disk has its end, and that has changed. */
-    int r = bitmap_mark(s->node, size, s->node->size - size, 0);
+    int r = clear_end(s, size);
 
-    if (r == 0 && s->external && node_size(s->data) > size) {
-        r = node_resize(s->data, size, errp);
-        if (r < 0) {
-            return r;
-        }
-    }
-    if (r == 0) {
-        r = clear_end(s, size);
-    }
     if (r == 0) {
         r = qcow2_flush(s->node);
     }
@@ -120,6 +109,32 @@ static int cut_disk(struct qcow2 *s, uint64_t size, struct error **errp)
     return r < 0 ? error_set(errp, -r, "cannot shrink '%s': %s",
                              node_filename(s->node), strerror(-r))
                  : 0;
+}
+
+/*
+ * Shrink the disk; the L1 table stays as long as it is.  Until the new size
+ * counts, the disk has its end, and that has changed: the image says so before
+ * it does.  Memory need not say it for an end that goes, bit by bit.
+ */
+static int cut_disk(struct qcow2 *s, uint64_t size, struct error **errp)
+{
+    uint64_t end = s->node->size;
+    int r = bitmap_mark_ahead(s->node, size, end - size);
+
+    if (r < 0) {
+        return error_set(errp, -r, "cannot shrink '%s': %s",
+                         node_filename(s->node), strerror(-r));
+    }
+    if (s->external && node_size(s->data) > size) {
+        r = node_resize(s->data, size, errp);
+    }
+    if (r == 0) {
+        r = cut_tables(s, size, errp);
+    }
+    if (r < 0) { /* nobody knows how much of the end is as it was */
+        bitmap_mark_bits(s->node, size, end - size);
+    }
+    return r;
 }
 
 static int shrink(struct qcow2 *s, uint64_t size, struct error **errp)
