@@ -10,6 +10,7 @@
  *                                       one flush
  *                                       armed
  *   tightener not touched lately -> not armed -> exact bits, no flush
+ *             (bitmap-tighten.c)
  *
  *  1. A region is armed only after its ones are durable, and data are written
  *     only in armed regions: so the image never lacks a bit.  (With
@@ -43,8 +44,11 @@
 
 /* If arming is needed again within this time, more is armed at once. */
 #define OFTEN_NS  UINT64_C(500000000)
-#define QUIET_MS  2000 /* between two looks of the tightener */
 #define WIDTH_MAX 30
+
+/* A slice with more bytes of bits than this gets an entry "all ones" when all
+ * of it is armed: a guest waits for what is written here. */
+#define ONES_MAX (256 * KiB)
 
 struct arm_request {
     struct list link;
@@ -55,31 +59,27 @@ struct arm_request {
     int r;
 };
 
-struct tightener {
-    pthread_t thread;
-    struct qcow2 *s;
-    mutex_t lock;
-    cond_t wake;
-    bool stop; /* guarded by lock */
-};
+/* Set the marks of @mask in a word. */
+static void set_marks(bitmap_word *word, uint64_t mask)
+{
+    if (mask & ~atomic_load(word)) {
+        atomic_fetch_or(word, mask);
+    }
+}
 
+/* Touches what it looks at. */
 static bool all_armed(const struct qcow2_bitmap *qb, uint64_t first,
                       uint64_t last)
 {
-    for (uint64_t i = first; i <= last; i++) {
-        bitmap_word_set(qb->touched, i);
-        if (!bitmap_word_get(qb->armed, i)) {
+    for (uint64_t w = first / 64; w <= last / 64; w++) {
+        uint64_t mask = bitmap_word_mask(w, first, last + 1);
+
+        set_marks(&qb->touched[w], mask);
+        if (mask & ~atomic_load(&qb->armed[w])) {
             return false;
         }
     }
     return true;
-}
-
-/* Log2 of the number of regions of a slice. */
-static unsigned per_slice_bits(const struct qcow2 *s,
-                               const struct qcow2_bitmap *qb)
-{
-    return qcow2_slice_bits(s, qb) - qb->region_bits;
 }
 
 /* --- Writing ones --- */
@@ -107,9 +107,8 @@ static int write_ones(struct qcow2 *s, uint64_t host, uint64_t from,
     return node_pwrite(s->file, ones, bytes, host + from / 8, 0);
 }
 
-/* Make a cluster with these bits.  It counts, and nothing leads to it. */
-static int new_cluster(struct qcow2 *s, const unsigned char *bits,
-                       uint64_t *hostp) REQUIRES(s->bitmaps.arm_lock)
+int qcow2_bits_cluster(struct qcow2 *s, const unsigned char *bits,
+                       uint64_t *hostp)
 {
     uint64_t host = 0;
 
@@ -133,10 +132,8 @@ static int new_cluster(struct qcow2 *s, const unsigned char *bits,
     return 0;
 }
 
-/* Have the entry of a slice without a cluster lead to the cluster @host. */
-static int hook_up_cluster(struct qcow2 *s, struct qcow2_bitmap *qb,
-                           uint64_t slice, uint64_t host)
-    REQUIRES(s->bitmaps.arm_lock)
+int qcow2_hook_up_bits(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
+                       uint64_t host)
 {
     int r = qcow2_put_entry(s, qb, slice, host);
 
@@ -179,16 +176,18 @@ static int arm_in_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
         return 0;
     }
     if (qb->table[slice] != QCOW2_BITMAP_ZEROES) {
-        return write_ones(s, qb->table[slice], from, to);
+        return from == 0 && to == end && to / 8 > ONES_MAX
+                   ? qcow2_put_ones(s, qb, slice)
+                   : write_ones(s, qb->table[slice], from, to);
     }
     CLEANUP_FREE unsigned char *bits = (from == 0 && to == end) || !exact
                                            ? NULL
                                            : calloc(1, s->cluster_size);
     if (bits) {
         set_ones(bits, from, to);
-        int r = new_cluster(s, bits, &host);
+        int r = qcow2_bits_cluster(s, bits, &host);
         if (r == 0 || r == -ERESTART) {
-            return r < 0 ? r : hook_up_cluster(s, qb, slice, host);
+            return r < 0 ? r : qcow2_hook_up_bits(s, qb, slice, host);
         }
     }
     return qcow2_put_ones(s, qb, slice);
@@ -198,7 +197,7 @@ static int arm_in_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
 static int arm_regions(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t first,
                        uint64_t last, bool exact) REQUIRES(s->bitmaps.arm_lock)
 {
-    unsigned per = per_slice_bits(s, qb);
+    unsigned per = qcow2_regions_bits(s, qb);
     int r = 0;
 
     while (r == 0 && first <= last) {
@@ -218,7 +217,7 @@ static void widen(struct qcow2 *s, struct arm_request *q)
 {
     struct qcow2_bitmap *qb = q->qb;
     uint64_t now = now_ns();
-    unsigned most = per_slice_bits(s, qb);
+    unsigned most = qcow2_regions_bits(s, qb);
 
     if (now - qb->armed_at < OFTEN_NS && qb->width < most &&
         qb->width < WIDTH_MAX) {
@@ -247,16 +246,19 @@ static int arm_one(struct qcow2 *s, const struct arm_request *q, bool exact)
 static void set_armed(struct qcow2 *s, const struct arm_request *q)
 {
     struct qcow2_bitmap *qb = q->qb;
-    unsigned per = per_slice_bits(s, qb);
+    unsigned per = qcow2_regions_bits(s, qb);
 
     for (uint64_t slice = q->first >> per; slice <= q->last >> per; slice++) {
         bool all = qb->table[slice] == QCOW2_BITMAP_ONES;
         uint64_t first = slice << per;
         uint64_t end = min_u64((slice + 1) << per, qb->regions);
 
-        for (uint64_t i = all ? first : max_u64(first, q->first);
-             i < end && (all || i <= q->last); i++) {
-            bitmap_word_set(qb->armed, i);
+        if (!all) {
+            first = max_u64(first, q->first);
+            end = min_u64(end, q->last + 1);
+        }
+        for (uint64_t w = first / 64; w * 64 < end; w++) {
+            set_marks(&qb->armed[w], bitmap_word_mask(w, first, end));
         }
     }
 }
@@ -423,227 +425,12 @@ int qcow2_bitmap_arm(struct node *n, struct bitmap *bm, uint64_t offset,
     mutex_unlock(&s->bitmaps.queue_lock);
     /* The thread that has the lock serves all threads that wait for it.
      * Requests that came into the queue together leave it together. */
+    atomic_fetch_add(&s->bitmaps.waiting, 1);
     mutex_lock(&s->bitmaps.arm_lock);
+    atomic_fetch_sub(&s->bitmaps.waiting, 1);
     if (!q.done) {
         serve_queue(s);
     }
     mutex_unlock(&s->bitmaps.arm_lock);
     return q.r;
-}
-
-/* --- Tightening --- */
-
-/* Are all granules of the region dirty?  Then there is nothing to tighten. */
-static bool is_full(const struct qcow2_bitmap *qb, uint64_t region)
-{
-    uint64_t from = region << qb->region_bits;
-    uint64_t size = hbitmap_size(qb->bm->bits);
-    uint64_t end = min_u64(size, from + (UINT64_C(1) << qb->region_bits));
-    bool dirty = false;
-
-    return from < end && bitmap_run(qb->bm, from, end, &dirty) == end - from &&
-           dirty;
-}
-
-/* Write exact bits for one region, whose slice has a cluster. */
-static int tighten_region(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t i)
-    REQUIRES(s->bitmaps.arm_lock)
-{
-    unsigned shift = qb->region_bits - qb->granularity_bits;
-    uint64_t slice = i >> per_slice_bits(s, qb);
-    uint64_t first = i << shift;
-    uint64_t count = min_u64(UINT64_C(1) << shift, qb->granules - first);
-    CLEANUP_FREE unsigned char *bits = calloc(1, div_up(count, 8));
-
-    if (!bits) {
-        return -ENOMEM;
-    }
-    bitmap_word_clear(qb->armed, i);
-    bitmap_export(qb->bm, first, count, bits);
-    return node_pwrite(
-        s->file, bits, div_up(count, 8),
-        qb->table[slice] + (first - slice * s->cluster_size * 8) / 8, 0);
-}
-
-/* Write exact bits for a slice that is "all ones" because it got no cluster. */
-static int tighten_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
-                         uint64_t slice, uint64_t first, uint64_t end)
-    REQUIRES(s->bitmaps.arm_lock)
-{
-    CLEANUP_FREE unsigned char *bits = calloc(1, s->cluster_size);
-    uint64_t host;
-
-    if (!bits) {
-        return -ENOMEM;
-    }
-    for (uint64_t i = first; i < end; i++) {
-        bitmap_word_clear(qb->armed, i);
-    }
-    qcow2_bitmap_slice(s, qb, slice, bits);
-    int r = new_cluster(s, bits, &host);
-    return r < 0 ? r : hook_up_cluster(s, qb, slice, host);
-}
-
-static bool any_full(const struct qcow2_bitmap *qb, uint64_t first,
-                     uint64_t end)
-{
-    for (uint64_t i = first; i < end; i++) {
-        if (is_full(qb, i)) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/* The regions of [@first, @end) in a word of marks that are armed and quiet.
- * Looking clears the mark of a touch. */
-static uint64_t quiet_regions(struct qcow2_bitmap *qb, uint64_t word,
-                              uint64_t first, uint64_t end)
-{
-    uint64_t armed = atomic_load(&qb->armed[word]) &
-                     bitmap_word_mask(word, first, end);
-    uint64_t touched = armed ? atomic_load(&qb->touched[word]) & armed : 0;
-    if (touched) {
-        atomic_fetch_and(&qb->touched[word], ~touched);
-    }
-    return armed & ~touched;
-}
-
-static int tighten_in_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
-                            uint64_t slice) REQUIRES(s->bitmaps.arm_lock)
-{
-    unsigned per = per_slice_bits(s, qb);
-    uint64_t first = slice << per;
-    uint64_t end = min_u64((slice + 1) << per, qb->regions);
-    bool has_cluster = qb->table[slice] > QCOW2_BITMAP_ONES;
-    uint64_t all_quiet = 0;
-    int r = 0;
-
-    for (uint64_t w = first / 64; w * 64 < end && r == 0; w++) {
-        uint64_t quiet = quiet_regions(qb, w, first, end);
-
-        all_quiet += (uint64_t)__builtin_popcountll(quiet);
-        for (; quiet && has_cluster && r == 0; quiet &= quiet - 1) {
-            uint64_t i = w * 64 + (uint64_t)__builtin_ctzll(quiet);
-            r = is_full(qb, i) ? 0 : tighten_region(s, qb, i);
-        }
-    }
-    if (r == 0 && all_quiet == end - first &&
-        qb->table[slice] == QCOW2_BITMAP_ONES && !any_full(qb, first, end)) {
-        r = tighten_slice(s, qb, slice, first, end);
-    }
-    return r;
-}
-
-int qcow2_bitmaps_sync(struct qcow2 *s)
-{
-    if (!atomic_exchange(&s->bitmaps.relaxed, false)) {
-        return 0;
-    }
-    int r = qcow2_flush(s->node);
-    if (r < 0) {
-        atomic_store(&s->bitmaps.relaxed, true);
-    }
-    return r;
-}
-
-/* The arm lock is held for one slice at a time, because guests wait for it, and
- * a drain waits for one slice only.  What is left comes with the next look. */
-static int tighten(struct qcow2 *s, struct qcow2_bitmap *qb)
-{
-    int r = 0;
-
-    for (uint64_t i = 0;
-         i < qb->table_size && r == 0 && !node_is_draining(s->node); i++) {
-        if (!bitmap_word_get(qb->stale, i)) {
-            continue;
-        }
-        mutex_lock(&s->bitmaps.arm_lock);
-        r = atomic_load(&qb->voided) ? 0 : tighten_in_slice(s, qb, i);
-        mutex_unlock(&s->bitmaps.arm_lock);
-    }
-    mutex_lock(&s->bitmaps.arm_lock);
-    qb->width -= qb->width > 0;
-    mutex_unlock(&s->bitmaps.arm_lock);
-    return r;
-}
-
-int qcow2_bitmaps_tighten(struct qcow2 *s)
-{
-    /* Do not wait for a drain: it may be about to close the image. */
-    struct tree *t = node_enter(s->node, true);
-    int r = 0;
-
-    if (!t) {
-        return 0;
-    }
-    mutex_lock(&s->bitmaps.arm_lock);
-    r = qcow2_heal(s);
-    if (r == 0) {
-        r = qcow2_bitmaps_sync(s);
-    }
-    mutex_unlock(&s->bitmaps.arm_lock);
-    list_for_each (e, &s->bitmaps.list) { /* it changes in drained sections */
-        struct qcow2_bitmap *qb = list_entry(e, struct qcow2_bitmap, in_image);
-
-        if (qb->bm && !qb->broken && !atomic_load(&qb->voided) && r == 0) {
-            r = tighten(s, qb);
-        }
-    }
-    node_leave(t);
-    return r;
-}
-
-static void *tightener_thread(void *opaque)
-{
-    struct tightener *t = opaque;
-
-    mutex_lock(&t->lock);
-    while (!t->stop) {
-        (void)cond_wait_ms(&t->wake, &t->lock, QUIET_MS);
-        if (!t->stop) {
-            mutex_unlock(&t->lock);
-            (void)qcow2_bitmaps_tighten(t->s); /* a failure loses nothing */
-            mutex_lock(&t->lock);
-        }
-    }
-    mutex_unlock(&t->lock);
-    return NULL;
-}
-
-int qcow2_tightener_start(struct qcow2 *s)
-{
-    struct tightener *t = calloc(1, sizeof(*t));
-
-    if (!t) {
-        return -ENOMEM;
-    }
-    t->s = s;
-    mutex_init(&t->lock, LOCK_QCOW2_TIGHTENER, NULL);
-    cond_init(&t->wake);
-    int r = thread_start(&t->thread, "bitmaps", tightener_thread, t);
-    if (r < 0) {
-        free(t);
-        return r;
-    }
-    s->bitmaps.tightener = t;
-    return 0;
-}
-
-void qcow2_tightener_stop(struct qcow2 *s)
-{
-    struct tightener *t = s->bitmaps.tightener;
-
-    if (!t) {
-        return;
-    }
-    mutex_lock(&t->lock);
-    t->stop = true;
-    cond_signal(&t->wake);
-    mutex_unlock(&t->lock);
-    thread_join(t->thread);
-    mutex_destroy(&t->lock);
-    cond_destroy(&t->wake);
-    free(t);
-    s->bitmaps.tightener = NULL;
 }

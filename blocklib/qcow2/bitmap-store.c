@@ -686,7 +686,11 @@ static int store_directory(struct qcow2 *s, struct plan *p)
     if (!p->to && !qcow2_needs_store(s)) {
         return healed;
     }
-    int r = write_plan(s, p);
+    /* A slice whose entry may be lost is not inherited, but written anew. */
+    int r = p->to && s->bitmaps.entries_written ? qcow2_flush_entries(s) : 0;
+    if (r == 0) {
+        r = write_plan(s, p);
+    }
     if (r == 0) {
         r = switch_to(s, p);
     }
@@ -714,11 +718,12 @@ int qcow2_store_bitmaps(struct node *n, struct error **errp)
 }
 
 /* Flush what guests have written, so that a flush in the drained section is
- * short. */
+ * short.  The tightener makes way. */
 int qcow2_store_ahead(struct node *n, bool more)
 {
-    const struct qcow2 *s = n->state;
+    struct qcow2 *s = n->state;
 
+    atomic_fetch_add(&s->bitmaps.ahead, 1);
     return more || s->bitmaps.ext.count > 0 ? qcow2_flush(n) : 0;
 }
 

@@ -115,6 +115,12 @@ static inline unsigned qcow2_slice_bits(const struct qcow2 *s,
 {
     return qb->granularity_bits + s->cluster_bits + 3;
 }
+/* Log2 of the number of regions of a slice. */
+static inline unsigned qcow2_regions_bits(const struct qcow2 *s,
+                                          const struct qcow2_bitmap *qb)
+{
+    return qcow2_slice_bits(s, qb) - qb->region_bits;
+}
 /* Table entries for a disk of @size bytes. */
 static inline uint64_t qcow2_slices(const struct qcow2 *s,
                                     const struct qcow2_bitmap *qb,
@@ -215,6 +221,16 @@ int qcow2_bitmap_void(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock);
 
 int qcow2_bitmap_arm(struct node *n, struct bitmap *bm, uint64_t offset,
                      uint64_t bytes, bool nowait);
+
+/* Make a cluster with these bits, durably.  It counts, and nothing leads to
+ * it. */
+int qcow2_bits_cluster(struct qcow2 *s, const unsigned char *bits,
+                       uint64_t *hostp);
+/* Have the entry of a slice without a cluster lead to such a cluster. */
+int qcow2_hook_up_bits(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
+                       uint64_t host) REQUIRES(s->bitmaps.arm_lock);
+
+/* --- bitmap-tighten.c --- */
 
 /* Write exact bits for regions that have been quiet since the last call. */
 int qcow2_bitmaps_tighten(struct qcow2 *s);

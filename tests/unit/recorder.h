@@ -60,6 +60,7 @@ struct recorder {
     unsigned count;
     uint64_t top; /* nothing was written behind it */
     struct fault fault;
+    void (*before_write)(void); /* or NULL; set while no request runs */
 };
 
 static struct recorder rec;
@@ -118,6 +119,9 @@ static inline int rec_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     (void)n;
     (void)flags;
     ck_assert_uint_le(offset + bytes, DISK_MAX);
+    if (rec.before_write) {
+        rec.before_write();
+    }
     mutex_lock(&rec.lock);
     bool done;
     int error = rec_fault(FAULT_WRITE, &done);

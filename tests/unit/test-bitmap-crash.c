@@ -20,6 +20,7 @@
 #include <pthread.h>
 
 #include "bitmap-util.h"
+#include "core/dirty.h"
 #include "core/driver.h"
 #include "nbdelta/action.h"
 #include "nbdelta/bitmap.h"
@@ -609,6 +610,114 @@ START_TEST(a_disk_that_shrinks_loses_no_bit_before_it_is_smaller)
 }
 END_TEST
 
+static bool is_dirty(struct node *n, uint64_t offset)
+{
+    struct bitmap *bm = bitmap_find(n, names[0]);
+    bool dirty = false;
+
+    ck_assert_ptr_nonnull(bm);
+    (void)bitmap_run(bm, offset, offset + 1, &dirty);
+    bitmap_unref(bm);
+    return dirty;
+}
+
+/* From the k-th write on all fail.  Has the end changed then? */
+static bool shrink_in_vain(unsigned k)
+{
+    struct graph *g = graph_new();
+    struct blk *b;
+    char byte;
+
+    uint64_t size = load_new_image(shapes[0]);
+    struct node *n = open_recorded(g, size);
+    ck_assert_int_eq(blk_new(g, n, PERM_READ | PERM_WRITE | PERM_RESIZE,
+                             PERM_ALL, "test", &b, NULL),
+                     0);
+    ck_assert_int_eq(bitmap_add(g, n, names[0], 65536, true, false, NULL), 0);
+    ck_assert_int_eq(blk_pwrite(b, "x", 1, GUEST - 1, 0), 0);
+    ck_assert_int_eq(bitmap_clear(g, n, names[0], NULL), 0);
+    rec_fail((struct fault){FAULT_WRITE, k, -EIO, false, true});
+    int r = blk_resize(b, GUEST / 2, NULL);
+    rec_fail((struct fault){0});
+    bool changed = false;
+    if (r < 0) {
+        ck_assert_uint_eq(blk_size(b), GUEST);
+        ck_assert_int_eq(blk_pread(b, &byte, 1, GUEST - 1, 0), 0);
+        changed = byte != 'x';
+        ck_assert(!changed || is_dirty(n, GUEST - 1));
+    }
+    blk_free(b);
+    graph_free(g);
+    forget_records();
+    return changed;
+}
+
+START_TEST(a_disk_that_does_not_shrink_has_a_dirty_end)
+{
+    unsigned changed = 0;
+
+    for (unsigned k = 1; k <= 12; k++) {
+        changed += shrink_in_vain(k);
+    }
+    ck_assert_uint_gt(changed, 0);
+}
+END_TEST
+
+static struct blk *late; /* it writes while a slice is made exact */
+
+static void *write_late(void *opaque)
+{
+    (void)opaque;
+    ck_assert_int_eq(blk_pwrite(late, "y", 1, GUEST / 2, 0), 0);
+    return NULL;
+}
+
+static void let_it_write(void)
+{
+    pthread_t t;
+
+    rec.before_write = NULL;
+    ck_assert_int_eq(pthread_create(&t, NULL, write_late, NULL), 0);
+    ck_assert_int_eq(pthread_join(t, NULL), 0);
+}
+
+/* A guest arms a region between the look at the bits and the switch to a
+ * cluster with them.  The image as it is then has its bit. */
+START_TEST(a_slice_that_is_armed_meanwhile_stays_as_it_is)
+{
+    struct graph *g = graph_new();
+
+    uint64_t size = load_new_image(shapes[0]);
+    struct node *n = open_recorded(g, size);
+    ck_assert_int_eq(
+        blk_new(g, n, PERM_READ | PERM_WRITE, PERM_ALL, "test", &late, NULL),
+        0);
+    ck_assert_int_eq(bitmap_add(g, n, names[0], 65536, true, false, NULL), 0);
+    graph_lock(g);
+    graph_drain(g, n);
+    ck_assert_int_eq(bitmap_mark_ahead(n, 0, GUEST), 0);
+    graph_unlock(g);
+    ck_assert_int_eq(qcow2_bitmaps_tighten(n->state), 0); /* it was touched */
+    rec.before_write = let_it_write;
+    ck_assert_int_eq(qcow2_bitmaps_tighten(n->state), 0);
+    ck_assert_ptr_null(rec.before_write);
+    ck_assert(is_dirty(n, GUEST / 2));
+
+    unsigned char *disk = malloc(DISK_MAX); /* no write is lost */
+    ck_assert_ptr_nonnull(disk);
+    memcpy(disk, rec.disk, DISK_MAX);
+    blk_free(late);
+    graph_free(g);
+    memcpy(rec.disk, disk, DISK_MAX);
+    free(disk);
+    g = graph_new();
+    n = open_recorded(g, rec.top);
+    ck_assert(is_dirty(n, GUEST / 2));
+    graph_free(g);
+    forget_records();
+}
+END_TEST
+
 /* How often the first touches of @count far regions flush, with so many
  * bitmaps. */
 static unsigned count_flushes(const char *level, unsigned count,
@@ -667,6 +776,11 @@ int main(void)
     tc = tcase_create("shrink");
     tcase_set_timeout(tc, 300);
     tcase_add_test(tc, a_disk_that_shrinks_loses_no_bit_before_it_is_smaller);
+    tcase_add_test(tc, a_disk_that_does_not_shrink_has_a_dirty_end);
+    suite_add_tcase(s, tc);
+    tc = tcase_create("tighten");
+    tcase_set_timeout(tc, 300);
+    tcase_add_test(tc, a_slice_that_is_armed_meanwhile_stays_as_it_is);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);

@@ -1,0 +1,412 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Tightening: exact bits over the ones of armed regions that have been quiet.
+ * bitmap-arm.c numbers what has to hold.
+ *
+ *   slice with a cluster   regions that lie together, with one write
+ *   slice of "all ones"    disarm -- lock free: exact bits into a new cluster,
+ *                          flush -- no region armed meanwhile? hook it up
+ *
+ * Guests wait for the arm lock.  So it is held for one short write, and not
+ * taken again at once while a guest waits for it.  A drain waits for the slice
+ * that is at work: a look ends early when a drain has begun, or when somebody
+ * has told that one comes soon (qcow2_store_ahead).
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "nbdelta/cleanup.h"
+#include "nbdelta/thread.h"
+#include "qcow2/alloc.h"
+#include "qcow2/bitmaps.h"
+
+#define QUIET_MS  2000 /* between two looks */
+#define WRITE_MAX (64 * KiB)
+
+/* How long the arm lock is left to others. */
+#define PAUSE_NS 100000
+#define PAUSES   100
+
+struct tightener {
+    pthread_t thread;
+    struct qcow2 *s;
+    unsigned ahead; /* what it has seen of bitmaps.ahead */
+    mutex_t lock;
+    cond_t wake;
+    bool stop; /* guarded by lock */
+};
+
+/* One look at all that is armed. */
+struct look {
+    struct qcow2 *s;
+    unsigned ahead; /* bitmaps.ahead when it began */
+};
+
+/* Some regions: [first, end). */
+struct regions {
+    uint64_t first;
+    uint64_t end;
+};
+
+static struct regions regions_of(const struct qcow2 *s,
+                                 const struct qcow2_bitmap *qb, uint64_t slice)
+{
+    unsigned per = qcow2_regions_bits(s, qb);
+
+    return (struct regions){slice << per,
+                            min_u64((slice + 1) << per, qb->regions)};
+}
+
+static bool must_end(const struct look *k)
+{
+    return node_is_draining(k->s->node) ||
+           atomic_load(&k->s->bitmaps.ahead) != k->ahead;
+}
+
+static void take_arm_lock(struct qcow2 *s) ACQUIRES(s->bitmaps.arm_lock)
+{
+    const struct timespec pause = {0, PAUSE_NS};
+
+    for (unsigned i = 0; i < PAUSES && atomic_load(&s->bitmaps.waiting); i++) {
+        (void)nanosleep(&pause, NULL);
+    }
+    mutex_lock(&s->bitmaps.arm_lock);
+}
+
+/* Are all granules of the region dirty?  Then there is nothing to tighten. */
+static bool is_full(const struct qcow2_bitmap *qb, uint64_t region)
+{
+    uint64_t from = region << qb->region_bits;
+    uint64_t size = hbitmap_size(qb->bm->bits);
+    uint64_t end = min_u64(size, from + (UINT64_C(1) << qb->region_bits));
+    bool dirty = false;
+
+    return from < end && bitmap_run(qb->bm, from, end, &dirty) == end - from &&
+           dirty;
+}
+
+static void disarm(struct qcow2_bitmap *qb, struct regions r)
+{
+    for (uint64_t w = r.first / 64; w * 64 < r.end; w++) {
+        atomic_fetch_and(&qb->armed[w], ~bitmap_word_mask(w, r.first, r.end));
+    }
+}
+
+static bool any_armed(const struct qcow2_bitmap *qb, struct regions r)
+{
+    for (uint64_t w = r.first / 64; w * 64 < r.end; w++) {
+        if (atomic_load(&qb->armed[w]) & bitmap_word_mask(w, r.first, r.end)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool any_full(const struct qcow2_bitmap *qb, struct regions r)
+{
+    for (uint64_t i = r.first; i < r.end; i++) {
+        if (is_full(qb, i)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The regions in a word of marks that are armed and quiet.  Looking clears the
+ * mark of a touch. */
+static uint64_t quiet_regions(struct qcow2_bitmap *qb, uint64_t word,
+                              struct regions r)
+{
+    uint64_t armed = atomic_load(&qb->armed[word]) &
+                     bitmap_word_mask(word, r.first, r.end);
+    uint64_t touched = armed ? atomic_load(&qb->touched[word]) & armed : 0;
+    if (touched) {
+        atomic_fetch_and(&qb->touched[word], ~touched);
+    }
+    return armed & ~touched;
+}
+
+/* --- A slice with a cluster --- */
+
+/* Write exact bits for regions of one slice. */
+static int write_exact(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
+                       struct regions r) REQUIRES(s->bitmaps.arm_lock)
+{
+    unsigned shift = qb->region_bits - qb->granularity_bits;
+    uint64_t first = r.first << shift;
+    uint64_t count = min_u64((r.end - r.first) << shift, qb->granules - first);
+    CLEANUP_FREE unsigned char *bits = calloc(1, div_up(count, 8));
+
+    if (!bits) {
+        return -ENOMEM;
+    }
+    disarm(qb, r);
+    bitmap_export(qb->bm, first, count, bits);
+    return node_pwrite(
+        s->file, bits, div_up(count, 8),
+        qb->table[slice] + (first - slice * s->cluster_size * 8) / 8, 0);
+}
+
+/* Write exact bits for the quiet ones of some regions that have less than
+ * WRITE_MAX bytes, or are one word of marks. */
+static int tighten_regions(struct qcow2 *s, struct qcow2_bitmap *qb,
+                           uint64_t slice, struct regions part)
+    REQUIRES(s->bitmaps.arm_lock)
+{
+    struct regions run = {part.first, part.first};
+    int r = 0;
+
+    for (uint64_t w = part.first / 64; w * 64 < part.end && r == 0; w++) {
+        uint64_t quiet = quiet_regions(qb, w, part);
+
+        for (; quiet && r == 0; quiet &= quiet - 1) {
+            uint64_t i = w * 64 + (uint64_t)__builtin_ctzll(quiet);
+
+            if (is_full(qb, i)) {
+                continue;
+            }
+            if (i != run.end && run.first < run.end) {
+                r = write_exact(s, qb, slice, run);
+            }
+            run.first = i == run.end ? run.first : i;
+            run.end = i + 1;
+        }
+    }
+    return r == 0 && run.first < run.end ? write_exact(s, qb, slice, run) : r;
+}
+
+static bool has_cluster(const struct qcow2_bitmap *qb, uint64_t slice)
+{
+    return !atomic_load(&qb->voided) && qb->table[slice] > QCOW2_BITMAP_ONES;
+}
+
+static int tighten_cluster(const struct look *k, struct qcow2_bitmap *qb,
+                           uint64_t slice)
+{
+    struct qcow2 *s = k->s;
+    const struct regions all = regions_of(s, qb, slice);
+    unsigned shift = qb->region_bits - qb->granularity_bits;
+    uint64_t step = max_u64(WRITE_MAX * 8 >> shift, 64);
+    int r = 0;
+
+    for (struct regions part = all;
+         part.first < all.end && r == 0 && !must_end(k);
+         part.first = part.end) {
+        part.end = min_u64(align_down(part.first, step) + step, all.end);
+        take_arm_lock(s);
+        if (has_cluster(qb, slice)) {
+            r = tighten_regions(s, qb, slice, part);
+        }
+        mutex_unlock(&s->bitmaps.arm_lock);
+    }
+    return r;
+}
+
+/* --- A slice that is "all ones" because it got no cluster --- */
+
+static bool is_ones(const struct qcow2_bitmap *qb, uint64_t slice)
+{
+    return !atomic_load(&qb->voided) && qb->table[slice] == QCOW2_BITMAP_ONES &&
+           !bitmap_word_get(qb->doubt, slice);
+}
+
+/* Are all of the slice's regions armed and quiet, and is none full? */
+static bool is_quiet(struct qcow2_bitmap *qb, struct regions all)
+{
+    uint64_t quiet = 0;
+
+    for (uint64_t w = all.first / 64; w * 64 < all.end; w++) {
+        quiet += (uint64_t)__builtin_popcountll(quiet_regions(qb, w, all));
+    }
+    return quiet == all.end - all.first && !any_full(qb, all);
+}
+
+/* Disarm the slice if it is still "all ones". */
+static bool disarm_ones(struct qcow2 *s, struct qcow2_bitmap *qb,
+                        uint64_t slice)
+{
+    take_arm_lock(s);
+    bool ones = is_ones(qb, slice);
+    if (ones) {
+        disarm(qb, regions_of(s, qb, slice));
+    }
+    mutex_unlock(&s->bitmaps.arm_lock);
+    return ones;
+}
+
+/* Have the slice's entry lead to the cluster, unless a guest has come that
+ * relies on its ones. */
+static int replace_ones(struct qcow2 *s, struct qcow2_bitmap *qb,
+                        uint64_t slice, uint64_t host)
+{
+    int r = 0;
+
+    take_arm_lock(s);
+    if (is_ones(qb, slice) && !any_armed(qb, regions_of(s, qb, slice))) {
+        r = qcow2_hook_up_bits(s, qb, slice, host);
+    } else {
+        mutex_lock(&s->meta);
+        (void)qcow2_free_later(s, host, 1);
+        mutex_unlock(&s->meta);
+    }
+    mutex_unlock(&s->bitmaps.arm_lock);
+    return r;
+}
+
+static int tighten_ones(struct qcow2 *s, struct qcow2_bitmap *qb,
+                        uint64_t slice)
+{
+    CLEANUP_FREE unsigned char *bits = NULL;
+    uint64_t host;
+
+    if (!is_quiet(qb, regions_of(s, qb, slice))) {
+        return 0;
+    }
+    bits = calloc(1, s->cluster_size);
+    if (!bits) {
+        return -ENOMEM;
+    }
+    if (!disarm_ones(s, qb, slice)) {
+        return 0;
+    }
+    qcow2_bitmap_slice(s, qb, slice, bits);
+    int r = qcow2_bits_cluster(s, bits, &host);
+    return r < 0 ? r : replace_ones(s, qb, slice, host);
+}
+
+/* --- All --- */
+
+int qcow2_bitmaps_sync(struct qcow2 *s)
+{
+    if (!atomic_exchange(&s->bitmaps.relaxed, false)) {
+        return 0;
+    }
+    int r = qcow2_flush(s->node);
+    if (r < 0) {
+        atomic_store(&s->bitmaps.relaxed, true);
+    }
+    return r;
+}
+
+static int tighten_slice(const struct look *k, struct qcow2_bitmap *qb,
+                         uint64_t slice)
+{
+    struct qcow2 *s = k->s;
+
+    take_arm_lock(s);
+    bool cluster = has_cluster(qb, slice);
+    bool ones = is_ones(qb, slice);
+    mutex_unlock(&s->bitmaps.arm_lock);
+    return cluster ? tighten_cluster(k, qb, slice)
+           : ones  ? tighten_ones(s, qb, slice)
+                   : 0;
+}
+
+/* What is left when the look must end comes with the next one. */
+static int tighten(const struct look *k, struct qcow2_bitmap *qb)
+{
+    int r = 0;
+
+    for (uint64_t i = 0; i < qb->table_size && r == 0 && !must_end(k); i++) {
+        if (bitmap_word_get(qb->stale, i)) {
+            r = tighten_slice(k, qb, i);
+        }
+    }
+    mutex_lock(&k->s->bitmaps.arm_lock);
+    qb->width -= qb->width > 0;
+    mutex_unlock(&k->s->bitmaps.arm_lock);
+    return r;
+}
+
+int qcow2_bitmaps_tighten(struct qcow2 *s)
+{
+    const struct look k = {s, atomic_load(&s->bitmaps.ahead)};
+    /* Do not wait for a drain: it may be about to close the image. */
+    struct tree *t = node_enter(s->node, true);
+    int r = 0;
+
+    if (!t) {
+        return 0;
+    }
+    mutex_lock(&s->bitmaps.arm_lock);
+    r = qcow2_heal(s);
+    if (r == 0) {
+        r = qcow2_bitmaps_sync(s);
+    }
+    mutex_unlock(&s->bitmaps.arm_lock);
+    list_for_each (e, &s->bitmaps.list) { /* it changes in drained sections */
+        struct qcow2_bitmap *qb = list_entry(e, struct qcow2_bitmap, in_image);
+
+        if (qb->bm && !qb->broken && !atomic_load(&qb->voided) && r == 0) {
+            r = tighten(&k, qb);
+        }
+    }
+    node_leave(t);
+    return r;
+}
+
+/* Has a drained section come, or will one, since the last look? */
+static bool is_disturbed(struct tightener *t)
+{
+    unsigned ahead = atomic_load(&t->s->bitmaps.ahead);
+    bool disturbed = ahead != t->ahead;
+
+    t->ahead = ahead;
+    return disturbed;
+}
+
+static void *tightener_thread(void *opaque)
+{
+    struct tightener *t = opaque;
+
+    mutex_lock(&t->lock);
+    while (!t->stop) {
+        (void)cond_wait_ms(&t->wake, &t->lock, QUIET_MS);
+        if (!t->stop && !is_disturbed(t)) {
+            mutex_unlock(&t->lock);
+            (void)qcow2_bitmaps_tighten(t->s); /* a failure loses nothing */
+            mutex_lock(&t->lock);
+        }
+    }
+    mutex_unlock(&t->lock);
+    return NULL;
+}
+
+int qcow2_tightener_start(struct qcow2 *s)
+{
+    struct tightener *t = calloc(1, sizeof(*t));
+
+    if (!t) {
+        return -ENOMEM;
+    }
+    t->s = s;
+    t->ahead = atomic_load(&s->bitmaps.ahead);
+    mutex_init(&t->lock, LOCK_QCOW2_TIGHTENER, NULL);
+    cond_init(&t->wake);
+    int r = thread_start(&t->thread, "bitmaps", tightener_thread, t);
+    if (r < 0) {
+        free(t);
+        return r;
+    }
+    s->bitmaps.tightener = t;
+    return 0;
+}
+
+void qcow2_tightener_stop(struct qcow2 *s)
+{
+    struct tightener *t = s->bitmaps.tightener;
+
+    if (!t) {
+        return;
+    }
+    mutex_lock(&t->lock);
+    t->stop = true;
+    cond_signal(&t->wake);
+    mutex_unlock(&t->lock);
+    thread_join(t->thread);
+    mutex_destroy(&t->lock);
+    cond_destroy(&t->wake);
+    free(t);
+    s->bitmaps.tightener = NULL;
+}
