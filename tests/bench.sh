@@ -180,8 +180,37 @@ worst_write() {
     jq '.jobs[0].write.clat_ns.max / 1e6' fio.json
 }
 
+# Milliseconds that a guest waits at the most while four bitmaps of a disk of 16
+# TiB, with bits all over, are cleared, or while the disk grows and shrinks.
+worst_change() {
+    local guest i
+    wait_for qmp
+    change_bitmaps add 4 '"persistent": true, "granularity": 65536,'
+    qemu-io -f raw "$uri" <touches >/dev/null
+    sleep 5 # bits are made exact
+    fio --name=b --ioengine=nbd --uri="$uri" --rw=randrw --bs=4k --iodepth=4 \
+        --size=1G --runtime=$((each + 3)) --time_based \
+        --output-format=json --output=fio.json >/dev/null &
+    guest=$!
+    sleep 1.5
+    if [ "$1" = clear ]; then
+        change_bitmaps clear 4
+    else
+        for i in 1 -1; do
+            "$nbdelta" qmp qmp block_resize \
+                "{\"node-name\": \"disk\", \"size\": $(((16384 + i) << 30))}" \
+                >/dev/null
+        done
+    fi
+    wait "$guest"
+    jq '[.jobs[0] | .read, .write | .clat_ns.max] | max / 1e6' fio.json
+}
+
 start_plain() {
     case $2 in
+    huge)
+        rm -f huge.qcow2
+        qemu-img create -q -f qcow2 -o cluster_size=2M huge.qcow2 16T ;;
     snapshot)
         cp --sparse=always order.qcow2 snapshot.qcow2
         if [ "$1" = qemu ]; then
@@ -197,7 +226,7 @@ start_plain() {
     first) # nothing was written to it yet
         file=first.qcow2 format=qcow2
         qemu-img create -q -f qcow2 "$file" 10G ;;
-    large|order|shuffled|snapshot) file=$2.qcow2 format=qcow2 ;;
+    large|huge|order|shuffled|snapshot) file=$2.qcow2 format=qcow2 ;;
     esac
     case $1 in
     nbdelta)
@@ -342,6 +371,7 @@ measure() {
             seconds qemu-img check -q "$3.qcow2"
         fi ;;
     worst-write) worst_write ;;
+    worst-*) worst_change "${2#worst-}" ;;
     end)
         qemu-io -f raw "$uri" <touches >/dev/null
         seconds stop ;;
@@ -493,8 +523,12 @@ cp --sparse=always order.qcow2 shuffled.qcow2
 python3 "$tests/shuffle-clusters.py" shuffled.qcow2
 row "check of 4M clusters, shuffled" check shuffled nbdelta
 rm shuffled.qcow2
+echo "Milliseconds (less is better)"
+row "worst wait while bitmaps clear" worst-clear huge nbdelta q-s-d
+# q-s-d does not resize a disk that it exports.
+row "worst wait while the disk resizes" worst-resize huge nbdelta
+rm -f huge.qcow2
 if command -v qemu-system-x86_64 >/dev/null; then
-    echo "Milliseconds (less is better)"
     row "worst write while a snapshot is made" worst-write snapshot \
         nbdelta qemu
 fi
