@@ -230,12 +230,18 @@ VERSIONED := $(call obj,$(if $(SERVER_SRC)$(PLUGIN_SRC),$(shell \
     grep -l NBDELTA_VERSION $(SERVER_SRC) $(MODULE_SRC) $(PLUGIN_SRC))))
 $(VERSIONED): DEFS := -DNBDELTA_VERSION='"$(VERSION)"'
 $(VERSIONED): $(O)/.version
-$(O)/server/source/module.o: DEFS += -DNBDELTA_MODULES='"$(moduledir)"'
+# What --dump-config tells, and where modules are looked for.
+PATHS = -DNBDELTA_MODULES='"$(moduledir)"' -DNBDELTA_PREFIX='"$(prefix)"' \
+    -DNBDELTA_BINDIR='"$(bindir)"' -DNBDELTA_LIBDIR='"$(libdir)"' \
+    -DNBDELTA_MANDIR='"$(mandir)"' -DNBDELTA_PLUGINDIR='"$(plugindir)"' \
+    -DNBDELTA_SYSCONFDIR='"$(sysconfdir)"'
+KNOWS_PATHS := $(O)/server/source/module.o $(O)/server/cli/dump-config.o
+$(KNOWS_PATHS): DEFS += $(PATHS)
 
 # Rebuild when flags, version or the list of sources change.
 FLAGS := $(CC) $(CPPFLAGS) $(ND_CFLAGS) $(CFLAGS) $(ND_LDFLAGS) $(LDFLAGS)
 $(O)/.flags: WORDS = $(FLAGS)
-$(O)/.version: WORDS = $(VERSION) $(moduledir)
+$(O)/.version: WORDS = $(VERSION) $(PATHS)
 $(O)/.sources: WORDS = $(BLOCKLIB_SRC) $(SERVER_SRC) $(MODULE_SRC) $(PLUGIN_SRC)
 $(O)/.flags $(O)/.version $(O)/.sources: FORCE
 	@mkdir -p $(O); w='$(subst $(quote),$(quote)\$(quote)$(quote),$(WORDS))'; \
@@ -424,8 +430,7 @@ tool = @command -v $(1) >/dev/null || { echo "nbdelta: $(1) not found:" \
 check-locks:
 	$(call tool,clang,clang)
 	$(Q)clang $(INC_TESTS) $(LIBVIRT_CFLAGS) $(ND_CFLAGS) \
-	    -DNBDELTA_VERSION='""' -Wthread-safety -Werror -fsyntax-only \
-	    -DNBDELTA_MODULES='""' \
+	    -DNBDELTA_VERSION='""' -Wthread-safety -Werror -fsyntax-only $(PATHS) \
 	    $(BLOCKLIB_SRC) $(SERVER_SRC) $(MODULE_SRC) $(PLUGIN_SRC)
 
 # Included twice, which needs a guard; with the include paths of its users.
@@ -452,7 +457,7 @@ lint: check-layers
 	    -name '*.[ch]')
 	$(Q)printf '%s\n' $(LINT_SRC) | xargs -P $(JOBS) -I{} \
 	    clang-tidy --quiet {} -- $(INC_TESTS) $(LIBVIRT_CFLAGS) $(ND_CFLAGS) \
-	    -DNBDELTA_VERSION='""' -DNBDELTA_MODULES='""'
+	    -DNBDELTA_VERSION='""' $(PATHS)
 	$(Q)cppcheck -q --error-exitcode=1 --inline-suppr -j $(JOBS) \
 	    --std=c11 $(INC_TESTS) blocklib server plugin
 	$(Q)shellcheck -x tests/run .ci/run tests/*.sh tests/func/*.sh \
@@ -546,6 +551,10 @@ uninstall:
 
 clean:
 	rm -rf build build-*/ $(if $(filter-out build,$(O)),'$(O)')
+
+# NAME=VALUE of a variable.
+value-%:
+	@echo '$*=$($*)'
 
 help:
 	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile

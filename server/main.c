@@ -6,6 +6,7 @@
 
 #include "cli/cli.h"
 #include "cli/commands.h"
+#include "cli/dump-config.h"
 #include "nbdelta/bytes.h"
 #include "process.h"
 
@@ -51,8 +52,10 @@ static void print_commands(void)
     }
     printf("\n"
            "Options:\n"
-           "  -h, --help     print this text\n"
-           "      --version  print the version\n");
+           "  -h, --help         print this text\n"
+           "  -V, --version      print the version\n"
+           "      --dump-config  print how this program was built, KEY=VALUE "
+           "a line\n");
 }
 
 static const struct command *find_command(const char *name)
@@ -117,7 +120,10 @@ int main(int argc, char **argv)
         print_commands();
         return cli_finish("help");
     }
-    if (strcmp(name, "--version") == 0) {
+    if (strcmp(name, "--dump-config") == 0) {
+        return dump_config();
+    }
+    if (strcmp(name, "--version") == 0 || strcmp(name, "-V") == 0) {
         printf("nbdelta %s\n", NBDELTA_VERSION);
         return cli_finish("version");
     }

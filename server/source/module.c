@@ -29,14 +29,19 @@ static int check_module(void *module, const char *path,
     return 0;
 }
 
+const char *module_dir(void)
+{
+    const char *dir = secure_getenv("NBDELTA_MODULES");
+
+    return dir && *dir ? dir : NBDELTA_MODULES;
+}
+
 int module_load(const char *name, const struct source_ops **opsp,
                 struct error **errp)
 {
-    const char *dir = secure_getenv("NBDELTA_MODULES");
     CLEANUP_FREE char *path = NULL;
 
-    if (asprintf(&path, "%s/nbdelta-source-%s.so",
-                 dir && *dir ? dir : NBDELTA_MODULES, name) < 0) {
+    if (asprintf(&path, "%s/nbdelta-source-%s.so", module_dir(), name) < 0) {
         path = NULL;
         return error_nomem(errp);
     }

@@ -11,10 +11,14 @@
  * It is linked with copies of what it uses of nbdelta, and belongs to one
  * version.
  *
- * Modules are in $NBDELTA_MODULES, else where `make install` puts them.
+ * Modules are in one directory: $NBDELTA_MODULES, else where `make install`
+ * puts them.
  */
 struct error;
 struct source_ops;
+
+/* That directory.  It lives as long as the environment does. */
+const char *module_dir(void);
 
 /* The table of the module "nbdelta-source-@name.so", which stays until the
  * process ends.  -ENOTSUP: it is not there, cannot be loaded, or is of another

@@ -57,6 +57,16 @@ static const struct kind *kind_of(const char *what)
     return NULL;
 }
 
+const char *source_module_name(size_t i)
+{
+    for (size_t k = 0; k < ARRAY_SIZE(kinds); k++) {
+        if (kinds[k].module && i-- == 0) {
+            return kinds[k].module;
+        }
+    }
+    return NULL;
+}
+
 /* Choose s->ops, and what of *what the kind gets. */
 static int choose_kind(struct source *s, const char **what,
                        const struct source_options *o, struct error **errp)

@@ -157,6 +157,10 @@ struct source_ops {
 
 /* --- What callers use --- */
 
+/* The name of the @i-th kind that is a module, for module_load(); NULL: there
+ * are no more. */
+const char *source_module_name(size_t i);
+
 /*
  * @what: "libvirt:DOMAIN"; the path of a Unix socket, or "qmp://HOST:PORT",
  * where QEMU or nbdelta answers QMP; an NBD URI; else an image.  *sp is NULL

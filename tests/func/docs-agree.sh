@@ -51,14 +51,17 @@ compare() {
         differs "options of nbdelta $command: --help <, completion >"
 }
 
-# nbdelta itself has just these two.
-for option in --help --version; do
-    nbdelta "$option" >/dev/null
+# nbdelta itself has just these.
+for option in '-h --help' '-V --version' --dump-config; do
+    for form in $option; do
+        nbdelta "$form" >/dev/null
+    done
     man_options "$SRCDIR/man/nbdelta.1" | grep -qx -e "$option" ||
         differs "nbdelta.1 does not describe $option"
-    offered '' | grep -qx -e "$option" ||
+    offered '' | grep -qx -e "${option##* }" ||
         differs "the completion does not offer $option"
 done
+[ "$(nbdelta -V)" = "$(nbdelta --version)" ] || differs "-V and --version"
 
 commands=$(nbdelta --help | sed -n 's/^  \([a-z-]\{2,\}\)  *[^ ].*/\1/p')
 [ -n "$commands" ] || differs "nbdelta --help lists no commands"

@@ -40,6 +40,31 @@ cmp "$BUILD/nbdelta" root/opt/nbd/bin/nbdelta
 root/opt/nbd/bin/nbdelta --version |
     grep -F "$(sed -n 's/^VERSION := //p' "$SRCDIR/Makefile")"
 
+# It tells where it looks for its modules, and whether these are there.
+config() {
+    NBDELTA_MODULES=$1 root/opt/nbd/bin/nbdelta --dump-config >config
+    shift
+    printf '%s\n' "$@" | while read -r line; do
+        grep -qxF -e "$line" config || { cat config; exit 1; }
+    done
+}
+if [ -e "$BUILD/nbdelta-source-libvirt.so" ]; then
+    config "$PWD/root/opt/nbd/lib/nbdelta" module_libvirt=yes
+fi
+mkdir other
+echo "no module" >other/nbdelta-source-libvirt.so
+config "$PWD/other" "moduledir=$PWD/other" module_libvirt=no name=nbdelta \
+    "binary=$PWD/root/opt/nbd/bin/nbdelta"
+value() {
+    make -s --no-print-directory -C "$SRCDIR" O="$BUILD" "value-$1"
+}
+config '' "$(value prefix)" "$(value moduledir)" "$(value plugindir)" \
+    "$(value sysconfdir)" "$(value mandir)"
+sort -c config
+if grep -v -x '[a-z_]*=.*' config; then
+    exit 1
+fi
+
 [ -d root/opt/nbd/etc/nbdelta/backup ]
 [ "$(stat -c %a root/opt/nbd/lib/systemd/system/nbdelta-backup@.timer)" = 644 ]
 if grep -r '@[a-z]*dir@' root --include='*nbdelta-*@*' \
