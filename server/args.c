@@ -136,11 +136,13 @@ static int check_value(json_t *v, const struct qmp_arg *a,
     }
 }
 
-/* Check the arguments of @spec, in its order.  *known counts the arguments that
- * are there; *last becomes the row that ends the list. */
+/* Check the arguments of @spec that are there, in its order.  *known counts
+ * them; *last becomes the row that ends the list; *missing, if it is NULL, the
+ * first argument that has to be there and is not. */
 static int check_known(json_t *object, const struct qmp_arg *spec,
                        const struct path *at, size_t *known,
-                       const struct qmp_arg **last, struct error **errp)
+                       const struct qmp_arg **last,
+                       const struct qmp_arg **missing, struct error **errp)
 {
     const struct qmp_arg *a = spec;
 
@@ -154,9 +156,8 @@ static int check_known(json_t *object, const struct qmp_arg *spec,
                 return r;
             }
             ++*known;
-        } else if (!a->optional) {
-            return error_set(errp, EINVAL, "Parameter '%s%s' is missing",
-                             at->text, a->name);
+        } else if (!a->optional && !*missing) {
+            *missing = a;
         }
     }
     *last = a;
@@ -194,28 +195,22 @@ const struct qmp_arg *qmp_find_arg(const struct qmp_arg *spec,
                : NULL;
 }
 
-/* Errors come in the order of the table; then members are refused that the
- * table does not have. */
-static int check_members(json_t *object, const struct qmp_arg *spec,
+/* May there be members that are in no table?  With @missing, also those whose
+ * table nobody can tell, as the tag is not there. */
+static bool is_open(const json_t *object, const struct qmp_arg *last,
+                    const struct qmp_arg *missing)
+{
+    return last->type == QMP_REST || last->type == QMP_NODE ||
+           (missing && last->type == QMP_UNION &&
+            !json_object_get(object, last->name));
+}
+
+static int check_unknown(json_t *object, const struct qmp_arg *spec,
                          const struct path *at, struct error **errp)
 {
-    const struct qmp_arg *last = NULL;
-    size_t known = 0;
     const char *key;
     json_t *value;
 
-    if (!spec) {
-        return 0;
-    }
-    int r = check_known(object, spec, at, &known, &last, errp);
-    if (r == 0 && last->type == QMP_UNION) {
-        r = check_known(object, variant_of(object, last), at, &known, &last,
-                        errp);
-    }
-    if (r < 0 || last->type == QMP_REST || last->type == QMP_NODE ||
-        known == json_object_size(object)) {
-        return r;
-    }
     json_object_foreach (object, key, value) {
         if (!qmp_find_arg(spec, object, key)) {
             return error_set(errp, EINVAL, "Parameter '%s%.200s' is unexpected",
@@ -223,6 +218,36 @@ static int check_members(json_t *object, const struct qmp_arg *spec,
         }
     }
     return 0;
+}
+
+/* Values that do not fit come first, in the order of the table.  A member that
+ * the table does not have is told before one that is missing: it may be that
+ * one, misspelt. */
+static int check_members(json_t *object, const struct qmp_arg *spec,
+                         const struct path *at, struct error **errp)
+{
+    const struct qmp_arg *last = NULL;
+    const struct qmp_arg *missing = NULL;
+    size_t known = 0;
+
+    if (!spec) {
+        return 0;
+    }
+    int r = check_known(object, spec, at, &known, &last, &missing, errp);
+    if (r == 0 && last->type == QMP_UNION &&
+        json_object_get(object, last->name)) {
+        r = check_known(object, variant_of(object, last), at, &known, &last,
+                        &missing, errp);
+    }
+    if (r == 0 && !is_open(object, last, missing) &&
+        known != json_object_size(object)) {
+        r = check_unknown(object, spec, at, errp);
+    }
+    if (r == 0 && missing) {
+        r = error_set(errp, EINVAL, "Parameter '%s%s' is missing", at->text,
+                      missing->name);
+    }
+    return r;
 }
 
 int qmp_check_args(json_t *args, const struct qmp_arg *spec, const char *where,
