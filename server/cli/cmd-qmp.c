@@ -9,173 +9,15 @@
 
 #include "cli/cli.h"
 #include "cli/commands.h"
+#include "cli/qmp-args.h"
+#include "cli/qmp-help.h"
 #include "cli/qmp-wait.h"
 #include "client/qmp-client.h"
-#include "commands/table.h"
+#include "client/schema.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
-#include "nbdelta/options.h"
-#include "nbdelta/size.h"
-
-/* --- Arguments. --- */
-
-static json_t *convert_member(json_t *v, const struct qmp_arg *a);
-
-/* The value that a bare string most likely stands for, where no row tells. */
-static json_t *guess(const char *text)
-{
-    char *end;
-    long long n;
-
-    if (strcmp(text, "on") == 0 || strcmp(text, "true") == 0) {
-        return json_true();
-    }
-    if (strcmp(text, "off") == 0 || strcmp(text, "false") == 0) {
-        return json_false();
-    }
-    errno = 0;
-    n = strtoll(text, &end, 10);
-    if (errno == 0 && *end == '\0' && end != text &&
-        strchr("-0123456789", *text)) {
-        return json_integer(n);
-    }
-    return json_string(text);
-}
-
-/* A string that does not fit stays one: the other side says what it expects. */
-static json_t *convert_number(const char *text)
-{
-    uint64_t n;
-
-    if (size_parse(text, &n) == 0 && n <= INT64_MAX) {
-        return json_integer((json_int_t)n);
-    }
-    if (text[0] == '-' && size_parse(text + 1, &n) == 0 && n <= INT64_MAX) {
-        return json_integer(-(json_int_t)n);
-    }
-    return json_string(text);
-}
-
-static json_t *convert_string(const char *text, enum qmp_type type)
-{
-    switch (type) {
-    case QMP_BOOL:
-        if (strcmp(text, "on") == 0 || strcmp(text, "yes") == 0 ||
-            strcmp(text, "true") == 0) {
-            return json_true();
-        }
-        if (strcmp(text, "off") == 0 || strcmp(text, "no") == 0 ||
-            strcmp(text, "false") == 0) {
-            return json_false();
-        }
-        return json_string(text);
-    case QMP_INT:
-    case QMP_UINT32:
-    case QMP_SIZE:
-        return convert_number(text);
-    case QMP_ENUMS:
-    case QMP_STRS:
-    case QMP_STR_OR_OBJECT_ARRAY:
-        return json_pack("[s]", text);
-    case QMP_END:
-        return guess(text);
-    default:
-        return json_string(text);
-    }
-}
-
-/* A copy of @object with its strings turned into what @spec wants; NULL
- * spec: nothing is known.  NULL: no memory. */
-static json_t *convert_object(json_t *object, const struct qmp_arg *spec)
-{
-    static const struct qmp_arg unknown = QMP_LAST;
-    json_t *copy = json_object();
-    const char *key;
-    json_t *value;
-
-    json_object_foreach (object, key, value) {
-        const struct qmp_arg *a = qmp_find_arg(spec, object, key);
-
-        if (json_object_set_new(copy, key,
-                                convert_member(value, a ? a : &unknown)) < 0) {
-            json_decref(copy);
-            return NULL;
-        }
-    }
-    return copy;
-}
-
-static json_t *convert_member(json_t *v, const struct qmp_arg *a)
-{
-    if (json_is_string(v)) {
-        return convert_string(json_string_value(v), a->type);
-    }
-    if (json_is_object(v)) {
-        return convert_object(v, a->members);
-    }
-    return json_incref(v);
-}
-
-/* "key=value" words as one list; a comma within a word is only a comma. */
-static char *join_words(int argc, char **argv)
-{
-    size_t len = 1;
-    char *text;
-    char *out;
-
-    for (int i = 0; i < argc; i++) {
-        len += 2 * strlen(argv[i]) + 1;
-    }
-    text = malloc(len);
-    out = text;
-    for (int i = 0; text && i < argc; i++) {
-        if (i > 0) {
-            *out++ = ',';
-        }
-        for (const char *p = argv[i]; *p; p++) {
-            *out++ = *p;
-            if (*p == ',') {
-                *out++ = ',';
-            }
-        }
-    }
-    if (text) {
-        *out = '\0';
-    }
-    return text;
-}
-
-static int parse_arguments(const char *command, int argc, char **argv,
-                           json_t **args, struct error **errp)
-{
-    const struct qmp_command *known = qmp_find_command(command);
-    CLEANUP_JSON json_t *raw = NULL;
-    char *text;
-    int r;
-
-    if (argc == 1 && argv[0][0] == '{') {
-        return options_parse(argv[0], NULL, args, errp);
-    }
-    for (int i = 0; i < argc; i++) {
-        if (!strchr(argv[i], '=')) {
-            return error_set(errp, EINVAL,
-                             "'%s' is neither KEY=VALUE nor a JSON object",
-                             argv[i]);
-        }
-    }
-    text = join_words(argc, argv);
-    if (!text) {
-        return error_nomem(errp);
-    }
-    r = options_parse(text, NULL, &raw, errp);
-    free(text);
-    if (r < 0) {
-        return r;
-    }
-    *args = convert_object(raw, known ? known->args : NULL);
-    return *args ? 0 : error_nomem(errp);
-}
+#include "qmp/parse.h"
 
 /* --- The command. --- */
 
@@ -185,6 +27,7 @@ struct what {
     json_t *args;
     const char *wait_job; /* or NULL */
     bool wait;
+    bool quiet;
     bool detach; /* a signal leaves the jobs as they are */
     enum wait_until until;
 };
@@ -217,8 +60,48 @@ static int tell_no_reply(const struct what *o, int r, const struct error *err)
     return CLI_UNKNOWN;
 }
 
+/* A schema that takes longer is not worth the waiting. */
+#define HINT_MS 3000
+
+/* Tell what was misspelt, if that is why the command was refused.  Monitors
+ * tell a missing argument first, which can be the one that was misspelt. */
+static void hint(struct qmp_client *c, const struct what *o,
+                 const json_t *reply)
+{
+    const json_t *e = json_object_get(reply, "error");
+    const char *desc = json_string_value(json_object_get(e, "desc"));
+    const char *class = json_string_value(json_object_get(e, "class"));
+    struct schema s = SCHEMA_INIT;
+    const char *unknown = NULL;
+    struct nearest near;
+
+    if ((!class || strcmp(class, "CommandNotFound") != 0) &&
+        (!desc || strncmp(desc, "Parameter '", 11) != 0)) {
+        return;
+    }
+    c->limit_ms = HINT_MS;
+    if (schema_ask(&s, c, NULL) == 0 &&
+        qmp_help_misspelt(&s, o->command, o->args, &unknown, &near)) {
+        const char *what = unknown ? unknown : o->command;
+        const char *kind = unknown ? "argument" : "command";
+
+        if (near.best[0]) {
+            (void)cli_failed("qmp", "there is no %s '%s'; is '%s' meant?", kind,
+                             what, near.best);
+        } else {
+            (void)cli_failed("qmp",
+                             "there is no %s '%s' ('help%s%s' tells which "
+                             "there are)",
+                             kind, what, unknown ? " " : "",
+                             unknown ? o->command : "");
+        }
+    }
+    schema_free(&s);
+}
+
 /* Returns an exit status. */
-static int run_command(struct waiter *w, const struct what *o)
+static int run_command(struct qmp_client *c, struct waiter *w,
+                       const struct what *o)
 {
     CLEANUP_ERROR struct error *err = NULL;
     CLEANUP_JSON json_t *reply = NULL;
@@ -228,10 +111,13 @@ static int run_command(struct waiter *w, const struct what *o)
         return tell_no_reply(o, r, err);
     }
     if (cli_reply_failed("qmp", reply) != 0) {
+        hint(c, o, reply);
         return EXIT_FAILURE;
     }
-    cli_print_json(json_object_get(reply, "return"));
-    (void)fflush(stdout);
+    if (!o->quiet) {
+        cli_print_json(json_object_get(reply, "return"));
+        (void)fflush(stdout);
+    }
     if (o->wait && waiter_add_own(w, o->args) == 0) {
         return cli_failed("qmp", "'%s' has started no job to wait for",
                           o->command);
@@ -239,14 +125,18 @@ static int run_command(struct waiter *w, const struct what *o)
     return EXIT_SUCCESS;
 }
 
-static int run_with(struct waiter *w, const struct what *o)
+static int run_with(struct qmp_client *c, struct waiter *w,
+                    const struct what *o)
 {
     if (o->detach) {
         waiter_detach(w);
     }
+    if (o->quiet) {
+        waiter_hush(w);
+    }
     enum wait_until until = o->command && is_ending(o->command) ? WAIT_END
                                                                 : o->until;
-    int status = o->command ? run_command(w, o) : EXIT_SUCCESS;
+    int status = o->command ? run_command(c, w, o) : EXIT_SUCCESS;
 
     if (status == EXIT_SUCCESS && o->wait_job &&
         waiter_add(w, o->wait_job) < 0) {
@@ -272,12 +162,48 @@ static int run_connected(const struct what *o)
     if (r < 0) {
         (void)cli_error("qmp", err);
     } else {
-        status = run_with(w, o);
+        status = run_with(&c, w, o);
     }
     waiter_free(w);
     qmp_client_close(&c);
     return status;
 }
+
+/* --- Help. --- */
+
+static int print_help(const struct schema *s, const char *name)
+{
+    struct nearest near;
+    int r = name ? qmp_help_print(s, name, stdout, &near)
+                 : qmp_help_list(s, stdout);
+
+    if (r == -ENOENT) {
+        return cli_failed("qmp", "there is no command or event '%s'%s%s%s",
+                          name, near.best[0] ? "; is '" : "", near.best,
+                          near.best[0] ? "' meant?" : "");
+    }
+    return r < 0 ? cli_failed("qmp", "out of memory") : cli_finish("qmp");
+}
+
+/* @name: of a command or an event; NULL: all of them.  A monitor need not be
+ * one of ours, so its answers have limits. */
+static int run_help(const char *socket, const char *name)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    struct qmp_client c = QMP_CLIENT_INIT;
+    struct schema s = SCHEMA_INIT;
+    int status;
+
+    c.limits = &qmp_limits_known;
+    int r = qmp_client_open(&c, socket, &err);
+    r = r < 0 ? r : schema_ask(&s, &c, &err);
+    status = r < 0 ? cli_error("qmp", err) : print_help(&s, name);
+    schema_free(&s);
+    qmp_client_close(&c);
+    return status;
+}
+
+/* --- The command line. --- */
 
 enum {
     OPT_DETACH = CLI_LONG,
@@ -290,15 +216,20 @@ static const struct cli_option options[] = {
     {"wait-job", OPT_WAIT_JOB, "ID", "wait for a job that is there already"},
     {"detach-on-signal", OPT_DETACH, NULL,
      "when interrupted, leave the jobs of the command running"},
+    {"quiet", 'q', NULL, "print only errors"},
     {NULL, 0, NULL, NULL},
 };
 
 static const struct cli_command command_line = {
     .name = "qmp",
-    .usage = "SOCKET COMMAND [KEY=VALUE... | JSON] [--wait[=ready|end]]\n"
-             "SOCKET --wait-job ID [--wait[=ready|end]]",
+    .usage = "SOCKET COMMAND [KEY=VALUE... | JSON | -] [--wait[=ready|end]]\n"
+             "SOCKET --wait-job ID [--wait[=ready|end]]\n"
+             "SOCKET help [COMMAND | EVENT]",
     .about = "Send a command to the QMP monitor of a daemon and print what "
              "it returns.\n"
+             "-: its arguments are a JSON object on standard input.\n"
+             "help: the commands and events of this monitor, or what one takes "
+             "and returns.\n"
              "With --wait, print the last event of each job, too, and fail "
              "if a job failed.\nAn interrupt cancels the jobs that the command "
              "has started.\n",
@@ -335,6 +266,8 @@ int cmd_qmp(int argc, char **argv)
             o.wait_job = optarg;
         } else if (code == OPT_DETACH) {
             o.detach = true;
+        } else if (code == 'q') {
+            o.quiet = true;
         } else if (set_until(&o, optarg) != 0) {
             return CLI_USAGE;
         }
@@ -344,11 +277,18 @@ int cmd_qmp(int argc, char **argv)
     if (argc < 1 || (argc < 2 && !o.wait_job)) {
         return cli_usage(&command_line, "a socket and a command are needed");
     }
+    if (argc > 1 && strcmp(argv[1], "help") == 0) {
+        return argc > 3 || o.wait || o.wait_job || o.quiet
+                   ? cli_usage(&command_line, "help is of one command, and "
+                                              "has no options")
+                   : run_help(argv[0], argc > 2 ? argv[2] : NULL);
+    }
     o.socket = argv[0];
     o.command = argc > 1 ? argv[1] : NULL;
     o.wait = o.wait && !o.wait_job;
     if (argc > 2 &&
-        parse_arguments(argv[1], argc - 2, argv + 2, &o.args, &err) < 0) {
+        qmp_args_parse(argv[1], argc - 2, argv + 2, &o.args, &err) < 0) {
+        json_decref(o.args);
         return cli_error("qmp", err);
     }
     status = run_connected(&o);

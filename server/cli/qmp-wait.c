@@ -32,6 +32,7 @@ struct waiter {
     enum wait_until until;
     struct followed *jobs;
     unsigned count;
+    bool quiet;
     bool detach;    /* a signal leaves own jobs as they are */
     bool stopping;  /* a signal has come: own jobs are to be cancelled, or,
                        with detach, left */
@@ -52,6 +53,11 @@ struct waiter *waiter_new(struct qmp_client *c)
 void waiter_detach(struct waiter *w)
 {
     w->detach = true;
+}
+
+void waiter_hush(struct waiter *w)
+{
+    w->quiet = true;
 }
 
 void waiter_free(struct waiter *w)
@@ -438,7 +444,7 @@ static int come_as_far(struct waiter *w, struct error **errp)
     if (r < 0) {
         return r;
     }
-    p = progress_start(w->jobs[0].id, how_far, w);
+    p = w->quiet ? NULL : progress_start(w->jobs[0].id, how_far, w);
     r = follow_all(w, p != NULL, errp);
     progress_stop(p);
     return r < 0 || all_have_events(w) ? r : poll_jobs(w, errp);
@@ -457,12 +463,14 @@ static int report_end(const struct waiter *w, const struct followed *f)
     if (!last) {
         return cli_failed("qmp", "job '%s' ended without a result", f->id);
     }
-    cli_print_json(last);
+    if (!w->quiet) {
+        cli_print_json(last);
+    }
     if (f->event && event_is(f->event, "BLOCK_JOB_CANCELLED")) {
         (void)cli_failed("qmp", "job '%s': cancelled", f->id);
         return w->cancelled ? CLI_INTERRUPTED : EXIT_FAILURE;
     }
-    if (!f->ended && f->event) {
+    if (!f->ended && f->event && !w->quiet) {
         (void)cli_failed("qmp", "job '%s' is %s and goes on", f->id,
                          event_is(f->event, "BLOCK_JOB_READY") ? "ready"
                                                                : "pending");

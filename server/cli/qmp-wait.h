@@ -34,6 +34,10 @@ void waiter_free(struct waiter *w); /* NULL is fine */
  * command once it knows which they are. */
 void waiter_detach(struct waiter *w);
 
+/* From now on show no progress, and print how a job ended only when it failed.
+ */
+void waiter_hush(struct waiter *w);
+
 /*
  * Send @command and wait for its reply.  A signal is noted, and what the
  * command starts is cancelled later; the second one is -EINTR, as the first is

@@ -44,7 +44,8 @@ static int prepare(struct qmp_client *c, struct error **errp)
 {
     c->inbox = json_array();
     c->events = json_array();
-    c->parser = qmp_parser_new(&qmp_limits_reply, keep_message, c);
+    c->parser = qmp_parser_new(c->limits ? c->limits : &qmp_limits_reply,
+                               keep_message, c);
     return c->inbox && c->events && c->parser ? 0 : error_nomem(errp);
 }
 

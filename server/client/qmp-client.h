@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 struct error;
+struct qmp_limits;
 struct qmp_parser;
 struct tls;
 struct tls_keys;
@@ -24,7 +25,10 @@ struct qmp_client {
     uint64_t received; /* bytes */
     struct tls *tls;   /* or NULL */
 
-    /* The caller may set these before anything is sent. */
+    /* The caller may set these before anything is sent, the first one before
+     * the connection is opened. */
+    const struct qmp_limits *limits; /* of a message; NULL: those of our own
+                                        daemon (qmp/parse.h) */
     int limit_ms; /* most that is waited for one answer; -1: no limit */
     int stop_fd;  /* once it is readable, 5 s are the limit; -1: none */
     bool stopped; /* it is; written here */

@@ -17,6 +17,8 @@
 #   plugin_refused TEXT PARAMETER...    nbdkit does not start and says TEXT
 #   uri_of NAME             the URI of an export
 #   qmp COMMAND ...         `nbdelta qmp` to the server
+#   fake_monitor            start a monitor at fake.sock that says what ./answers
+#                           has (fake_monitor.py)
 #   mkimg FILE SIZE [SEED]  a raw image with areas of pseudo-random data
 #   at_exit COMMAND...      run it when the test ends
 #   wait_until WHAT COMMAND...  until COMMAND succeeds, for half a minute
@@ -196,6 +198,14 @@ uri_of() {
 
 qmp() {
     nbdelta qmp "$qmp_sock" "$@"
+}
+
+fake_monitor() {
+    rm -f fake.sock
+    PYTHONDONTWRITEBYTECODE=1 /usr/bin/python3 \
+        "$SRCDIR/tests/func/fake_monitor.py" fake.sock answers &
+    at_exit kill $!
+    wait_until "the monitor is there" test -S fake.sock
 }
 
 mkimg() {
