@@ -10,6 +10,10 @@
  * large, and kept until the end, because a thread may still look at it.  All
  * old tables together are smaller than the last.  (Slots of dropped clusters
  * are found again by the same clusters, which the allocator takes first.)
+ *
+ * An image can name more tables than there is memory for.  The set takes
+ * SLOTS_MAX; then it remembers no further cluster, and those are not looked
+ * after.  What guests' data depend on most goes in first.
  */
 #include "qcow2/overlap.h"
 #include "qcow2/encrypt.h"
@@ -23,6 +27,9 @@
 
 #define KIND_BITS 12
 #define KIND_MASK UINT64_C(0xfff)
+
+#define SLOTS_MIN 64
+#define SLOTS_MAX (UINT64_C(1) << 21) /* 16 MiB */
 
 struct qcow2_overlap {
     struct qcow2_overlap *before; /* the table that it has replaced */
@@ -81,15 +88,20 @@ static void insert_cluster(struct qcow2_overlap *o, uint64_t cluster,
 }
 
 /* A quarter stays unused, so that each search ends soon. */
+static bool has_room(const struct qcow2_overlap *o)
+{
+    return o->used < (o->mask + 1) / 4 * 3;
+}
+
 static int make_slots(struct qcow2 *s) REQUIRES(s->meta)
 {
     struct qcow2_overlap *o = atomic_load(&s->overlap);
-    uint64_t slots = o ? o->mask + 1 : 0;
+    uint64_t slots = o->mask + 1;
 
-    if (o && o->used < slots / 4 * 3) {
+    if (has_room(o) || slots == SLOTS_MAX) {
         return 0;
     }
-    struct qcow2_overlap *more = new_set(slots ? slots * 2 : 64);
+    struct qcow2_overlap *more = new_set(slots * 2);
     if (!more) {
         return -ENOMEM;
     }
@@ -116,7 +128,9 @@ static int add_cluster(struct qcow2 *s, unsigned kind, uint64_t cluster)
     uint64_t word;
     _Atomic uint64_t *at = find_slot(o, cluster, &word);
     if (!at) {
-        insert_cluster(o, cluster, kind);
+        if (has_room(o)) {
+            insert_cluster(o, cluster, kind);
+        }
         return 0;
     }
     unsigned twice = word & kind ? QCOW2_META_TWICE : 0;
@@ -385,6 +399,26 @@ static int add_snapshots(struct qcow2 *s) REQUIRES(s->meta)
     return r;
 }
 
+/* An empty set that need not grow for the tables that the image has now. */
+static int start_set(struct qcow2 *s) REQUIRES(s->meta)
+{
+    uint64_t tables = 0;
+    uint64_t slots = SLOTS_MIN;
+
+    for (uint32_t i = 0; i < s->l1_size; i++) {
+        tables += atomic_load(&s->l1[i]) != 0;
+    }
+    for (uint32_t i = 0; i < s->reftable_size; i++) {
+        tables += s->reftable[i] != 0;
+    }
+    while (slots / 4 * 3 < tables && slots < SLOTS_MAX) {
+        slots *= 2;
+    }
+    struct qcow2_overlap *o = new_set(slots);
+    atomic_store(&s->overlap, o);
+    return o ? 0 : -ENOMEM;
+}
+
 static int add_all(struct qcow2 *s) REQUIRES(s->meta)
 {
     int r = qcow2_overlap_add(s, QCOW2_META_HEADER, 0, s->cluster_size);
@@ -400,11 +434,11 @@ static int add_all(struct qcow2 *s) REQUIRES(s->meta)
         r = qcow2_overlap_add(s, QCOW2_META_REFTABLE, s->reftable_offset,
                               s->reftable_size * UINT64_C(8));
     }
-    for (uint32_t i = 0; i < s->l1_size && r == 0; i++) {
-        r = add_table(s, QCOW2_META_L2, atomic_load(&s->l1[i]));
-    }
     for (uint32_t i = 0; i < s->reftable_size && r == 0; i++) {
         r = add_table(s, QCOW2_META_REFBLOCK, s->reftable[i]);
+    }
+    for (uint32_t i = 0; i < s->l1_size && r == 0; i++) {
+        r = add_table(s, QCOW2_META_L2, atomic_load(&s->l1[i]));
     }
     if (r == 0) {
         r = add_snapshots(s);
@@ -416,7 +450,10 @@ int qcow2_overlap_load(struct qcow2 *s)
 {
     qcow2_overlap_free(s);
     mutex_lock(&s->meta);
-    int r = add_all(s);
+    int r = start_set(s);
+    if (r == 0) {
+        r = add_all(s);
+    }
     mutex_unlock(&s->meta);
     return r;
 }

@@ -54,21 +54,50 @@ void qcow2_state_free(struct qcow2 *s)
 
 /* --- Tables that are read whole --- */
 
-static int read_whole_table(struct qcow2 *s, const char *what, uint64_t offset,
-                            uint64_t entries, uint64_t *table,
+/* So many entries are read at once. */
+#define PIECE 8192
+
+struct whole_table {
+    const char *what;
+    uint64_t offset;
+    uint64_t entries;
+    void (*put)(struct qcow2 *s, uint64_t index, uint64_t entry);
+};
+
+static void put_l1_entry(struct qcow2 *s, uint64_t index, uint64_t entry)
+{
+    atomic_init(&s->l1[index], entry);
+}
+
+static void put_reftable_entry(struct qcow2 *s, uint64_t index, uint64_t entry)
+{
+    s->reftable[index] = entry;
+}
+
+/* Entries of zero are not put, so that their pages are not touched: a hostile
+ * image can claim the largest table, and have nothing in it. */
+static int read_whole_table(struct qcow2 *s, const struct whole_table *t,
                             struct error **errp)
 {
-    CLEANUP_FREE unsigned char *be = malloc(entries * 8 + 1);
+    CLEANUP_FREE unsigned char *be = malloc(PIECE * 8UL);
+
     if (!be) {
         return error_nomem(errp);
     }
-    int r = entries == 0 ? 0 : node_pread(s->file, be, entries * 8, offset, 0);
-    if (r < 0) {
-        return error_set(errp, -r, "cannot read the %s: %s", what,
-                         strerror(-r));
-    }
-    for (uint64_t i = 0; i < entries; i++) {
-        table[i] = load_be64(be + i * 8);
+    for (uint64_t i = 0; i < t->entries; i += PIECE) {
+        uint64_t some = min_u64(t->entries - i, PIECE);
+        int r = node_pread(s->file, be, some * 8, t->offset + i * 8, 0);
+
+        if (r < 0) {
+            return error_set(errp, -r, "cannot read the %s: %s", t->what,
+                             strerror(-r));
+        }
+        for (uint64_t e = 0; e < some; e++) {
+            uint64_t entry = load_be64(be + e * 8);
+            if (entry != 0) {
+                t->put(s, i + e, entry);
+            }
+        }
     }
     return 0;
 }
@@ -77,27 +106,27 @@ static int read_tables(struct qcow2 *s, const struct qcow2_header *h,
                        struct error **errp)
 {
     uint64_t entries = (uint64_t)h->reftable_clusters << s->cluster_bits >> 3;
-    CLEANUP_FREE uint64_t *l1 = calloc(h->l1_size + 1UL, sizeof(*l1));
+    const struct whole_table l1 = {"L1 table", h->l1_offset, h->l1_size,
+                                   put_l1_entry};
+    const struct whole_table reftable = {"reference count table",
+                                         h->reftable_offset, entries,
+                                         put_reftable_entry};
 
     s->l1 = calloc(h->l1_size + 1UL, sizeof(*s->l1));
     s->reftable = calloc(entries, sizeof(*s->reftable));
-    if (!l1 || !s->l1 || !s->reftable) {
+    if (!s->l1 || !s->reftable) {
         return error_nomem(errp);
     }
     s->l1_size = h->l1_size;
     s->l1_offset = h->l1_offset;
     s->reftable_size = (uint32_t)entries;
     s->reftable_offset = h->reftable_offset;
-    int r = read_whole_table(s, "L1 table", s->l1_offset, s->l1_size, l1, errp);
+    int r = read_whole_table(s, &l1, errp);
     if (r < 0) {
         return r;
     }
-    for (uint32_t i = 0; i < s->l1_size; i++) {
-        atomic_init(&s->l1[i], l1[i]);
-    }
     node_event(s->file, EVENT_REFTABLE_LOAD);
-    return read_whole_table(s, "reference count table", s->reftable_offset,
-                            entries, s->reftable, errp);
+    return read_whole_table(s, &reftable, errp);
 }
 
 /* --- Checks --- */
