@@ -37,6 +37,7 @@ static const struct command {
     {"rebase", cmd_rebase, "give an image another backing file"},
     {"prune", cmd_prune, "remove points of a backup directory by rules"},
     {"qmp", cmd_qmp, "send a command to the monitor of a daemon"},
+    {"events", cmd_events, "print the events of a monitor as they come"},
 };
 
 static void print_commands(void)

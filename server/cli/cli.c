@@ -226,13 +226,13 @@ int cli_usage(const struct cli_command *c, const char *fmt, ...)
 /* --- Output --- */
 
 /* As UTF-16 has it, for JSON. */
-static void print_escaped(uint32_t code)
+static void print_escaped(FILE *f, uint32_t code)
 {
     if (code > 0xffff) {
-        printf("\\u%04x", 0xd7c0 + (code >> 10));
+        (void)fprintf(f, "\\u%04x", 0xd7c0 + (code >> 10));
         code = 0xdc00 + (code & 0x3ff);
     }
-    printf("\\u%04x", code);
+    (void)fprintf(f, "\\u%04x", code);
 }
 
 /* Print a part of a text in JSON.  The part has whole characters.  Control
@@ -241,8 +241,8 @@ static int print_json_part(const char *text, size_t size, void *opaque)
 {
     const char *end = text + size;
     const char *plain = text; /* not printed yet, from there to @text */
+    FILE *f = opaque;
 
-    (void)opaque;
     while (text < end) {
         uint32_t code = 0;
         size_t len = text_char(text, &code);
@@ -251,20 +251,38 @@ static int print_json_part(const char *text, size_t size, void *opaque)
             text += len;
             continue;
         }
-        (void)fwrite(plain, 1, (size_t)(text - plain), stdout);
-        print_escaped(len > 0 ? code : 0xfffd);
+        (void)fwrite(plain, 1, (size_t)(text - plain), f);
+        print_escaped(f, len > 0 ? code : 0xfffd);
         text += len > 0 ? len : 1;
         plain = text;
     }
-    (void)fwrite(plain, 1, (size_t)(end - plain), stdout);
+    (void)fwrite(plain, 1, (size_t)(end - plain), f);
     return 0;
 }
 
 void cli_print_json(const json_t *j)
 {
-    (void)json_dump_callback(j, print_json_part, NULL,
+    (void)json_dump_callback(j, print_json_part, stdout,
                              JSON_INDENT(4) | JSON_ENCODE_ANY);
     putchar('\n');
+}
+
+char *cli_json_line(const json_t *j, size_t *len)
+{
+    char *text = NULL;
+    FILE *f = open_memstream(&text, len);
+
+    if (!f) {
+        return NULL;
+    }
+    int r = json_dump_callback(j, print_json_part, f,
+                               JSON_COMPACT | JSON_ENCODE_ANY);
+    (void)fputc('\n', f);
+    if (ferror(f) || fclose(f) != 0 || r < 0) {
+        free(text);
+        return NULL;
+    }
+    return text;
 }
 
 int cli_finish(const char *what)

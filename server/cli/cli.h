@@ -83,6 +83,9 @@ int cli_reply_failed(const char *what, const json_t *reply);
  * (text.h) become \u escapes. */
 void cli_print_json(const json_t *j);
 
+/* The same in one line, with its end; malloc()ed.  NULL: no memory. */
+char *cli_json_line(const json_t *j, size_t *len);
+
 /* Push out standard output: 0, or EXIT_FAILURE when it could not be written,
  * with the error printed. */
 int cli_finish(const char *what);

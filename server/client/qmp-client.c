@@ -6,6 +6,7 @@
 #include <limits.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -34,9 +35,12 @@ static void keep_message(json_t *value, const char *why, void *opaque)
 {
     struct qmp_client *c = opaque;
 
-    (void)why;
+    if (c->garbage) {
+        return; /* the first is told */
+    }
     if (!value || json_array_append(c->inbox, value) < 0) {
         c->garbage = true;
+        (void)snprintf(c->why, sizeof(c->why), "%s", why ? why : "no memory");
     }
 }
 
@@ -80,6 +84,14 @@ static int no_qmp(struct error **errp)
     return error_set(errp, EPROTO,
                      "the other side does not speak QMP (the socket for it is "
                      "that of --qmp)");
+}
+
+static int bad_json(const struct qmp_client *c, struct error **errp)
+{
+    return c->greeted ? error_set(errp, EPROTO,
+                                  "the other side sends no messages of QMP: %s",
+                                  c->why)
+                      : no_qmp(errp);
 }
 
 void qmp_client_close(struct qmp_client *c)
@@ -210,7 +222,7 @@ int qmp_client_receive(struct qmp_client *c, int timeout, json_t **message,
     uint64_t deadline = deadline_in(timeout);
 
     while (json_array_size(c->inbox) == 0) {
-        int r = c->garbage ? no_qmp(errp) : take_bytes(c, errp);
+        int r = c->garbage ? bad_json(c, errp) : take_bytes(c, errp);
 
         if (r == -EAGAIN) { /* TLS may have had something already */
             r = wait_socket(c, POLLIN, deadline, errp);
@@ -345,6 +357,7 @@ static int negotiate_qmp(struct qmp_client *c, int greet_ms, json_t **greeting,
     if (!json_object_get(*greeting, "QMP")) {
         return no_qmp(errp);
     }
+    c->greeted = true;
     r = qmp_client_request(c, "qmp_capabilities", NULL, &reply, errp);
     if (r < 0) {
         return r;

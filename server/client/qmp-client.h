@@ -21,7 +21,9 @@ struct qmp_client {
     struct qmp_parser *parser;
     json_t *inbox;  /* array: parsed and not looked at yet */
     json_t *events; /* array: came before the reply that was waited for */
+    bool greeted;
     bool garbage;
+    char why[96];      /* what was wrong with that */
     uint64_t received; /* bytes */
     struct tls *tls;   /* or NULL */
 

@@ -3,10 +3,9 @@
 
 fake_monitor.py SOCKET ANSWERS: ANSWERS is a JSON object; a command's member is
 what it returns, {"error": ...} a refusal; other commands are not there.  The
-member "after" is text that is sent once the client has negotiated, and again
-without end if there is a true member "endless"; after it the connection is
-closed if there is a true member "close".  The member "ignore" lists commands
-that are not answered."""
+member "after" is text that is sent once the client has negotiated, "endless" is
+sent then again and again; or the connection is closed if there is "close".  The
+member "ignore" lists commands that are not answered."""
 import json
 import os
 import socket
@@ -32,12 +31,11 @@ def serve(client, answers):
         if request['execute'] in answers.get('ignore', []):
             continue
         client.sendall(reply(answers, request['execute'], request['id']))
-        if request['execute'] == 'qmp_capabilities' and 'after' in answers:
-            text = answers['after'].encode('latin-1')
-            client.sendall(text)
-            while answers.get('endless'):
-                client.sendall(text)
-            if answers.get('close'):
+        if request['execute'] == 'qmp_capabilities':
+            client.sendall(answers.get('after', '').encode())
+            while 'endless' in answers:
+                client.sendall(answers['endless'].encode())
+            if 'close' in answers:
                 return
 
 

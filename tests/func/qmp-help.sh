@@ -32,7 +32,7 @@ while read -r name; do
     if [ -s err ] || grep -q 'not described' out; then
         fail "$name: $(cat out err)"
     fi
-done < <(listed Commands | awk 'NR % 9 == 4')
+done < <(listed Commands | awk 'NR % 20 == 4')
 
 qmp help block-dirty-bitmap-merge >out
 tells '^  target +string$'
@@ -136,13 +136,13 @@ print(json.dumps({'query-qmp-schema': [
       tag='e', variants=[{'case': 'x', 'type': '0'}, {'case': 'x', 'type': 'v'},
                          {'case': 'y', 'type': 'v'}, 1, {}]),
     o('v', [m('m', 'e')], tag='m', variants=[{'case': 'x', 'type': 'v'}]),
-    {'name': 'wide', 'meta-type': 'enum', 'values': ['w%d' % i for i in range(50000)]},
-] + [o('d%d' % i, [m('m', 'd%d' % (i + 1))]) for i in range(20000)]}))
+    {'name': 'wide', 'meta-type': 'enum', 'values': ['w%d' % i for i in range(5000)]},
+] + [o('d%d' % i, [m('m', 'd%d' % (i + 1))]) for i in range(3000)]}))
 END
 python hostile.py >answers
 for name in c n t; do
     nbdelta qmp fake.sock help "$name" >"out.$name" 2>&1 || fail "$(cat "out.$name")"
-    [ "$(wc -c <"out.$name")" -lt 2000000 ] || fail "$name: $(wc -c <"out.$name") bytes"
+    [ "$(wc -c <"out.$name")" -lt 500000 ] || fail "$name: $(wc -c <"out.$name") bytes"
 done
 nbdelta qmp fake.sock help >list
 grep -q '^  E?\[2J' list || fail "$(cat list)"
@@ -152,9 +152,7 @@ fi
 grep -q '^  w2 *one of many words (see w above)' out.c || fail "$(head -c 3000 out.c)"
 
 # Events instead of a schema.
-answer <<<'{"query-qmp-schema": {"error": {"class": "X", "desc": "y"}},
-    "after": "{\"event\": \"X\", \"data\": \"0123456789abcdef0123456789\"}\n",
-    "endless": true}'
+answer <<<'{"endless": "{\"event\": \"X\", \"data\": \"0123456789abcdef\"}\n"}'
 refused 'MiB of events came instead' fake.sock help
 
 if command -v qemu-system-x86_64 >/dev/null; then
