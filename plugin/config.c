@@ -34,7 +34,11 @@ const char config_help[] =
     "                          may be repeated.\n"
     "bitmap-durability=<WHAT>  What bitmaps survive: power (default: a power\n"
     "                          cut) or process (a kill).\n"
-    "The export NAME@dirty=BITMAP has data where the bitmap is dirty.";
+    "passphrase=<SECRET>       Unlock encrypted images; -: ask for it, +FILE: "
+    "read\n"
+    "                          it from a file, -FD: from a descriptor.\n"
+    "The export NAME@dirty=BITMAP has data where the bitmap is dirty,\n"
+    "NAME@snapshot=SNAP the disk as a snapshot in the image has it.";
 
 /* --- Words --- */
 
@@ -69,6 +73,10 @@ static const struct {
     {"dirty", "write bitmap=NAME"},
     {"persistent", "bitmaps of bitmap= always are"},
     {"granularity", "make the bitmap by 'nbdelta bitmap add -g SIZE'"},
+    {"snapshot", "ask for the export NAME@snapshot=SNAP"},
+    {"key-secret", "write passphrase=+FILE"},
+    {"encrypt.key-secret", "write passphrase=+FILE"},
+    {"secret", "write passphrase=+FILE"},
 };
 
 static int unknown_parameter(const char *key, struct error **errp)
@@ -212,6 +220,18 @@ int config_take(struct config *c, const char *key, const char *value,
     return unknown_parameter(key, errp);
 }
 
+int config_take_passphrase(struct config *c, char *passphrase,
+                           struct error **errp)
+{
+    if (c->passphrase) {
+        explicit_bzero(passphrase, strlen(passphrase));
+        free(passphrase);
+        return error_set(errp, EINVAL, "passphrase= is given twice");
+    }
+    c->passphrase = passphrase;
+    return 0;
+}
+
 /* --- Sources --- */
 
 /* Paths in options are made absolute, as nbdkit changes its directory. */
@@ -330,6 +350,7 @@ static int add_file(struct config *c, const char *text, struct error **errp)
         return r;
     }
     r = add_source(c, o, text, len, errp);
+    c->sources[c->source_count - 1].is_file = true;
     c->sources[c->source_count - 1].no_backing = c->backing == 0;
     return r < 0 ? r : add_parameters(c, o, errp);
 }
@@ -457,5 +478,9 @@ void config_free(struct config *c)
     free(c->cache);
     free(c->discard);
     free(c->durability);
+    if (c->passphrase) {
+        explicit_bzero(c->passphrase, strlen(c->passphrase));
+        free(c->passphrase);
+    }
     config_init(c);
 }

@@ -14,6 +14,7 @@ struct error;
 struct source {
     char *name;      /* of the export and of the node; unique */
     json_t *options; /* as graph_open takes them; paths in it are absolute */
+    bool is_file;    /* of file=, so that other parameters count */
     bool no_backing; /* backing=off was given for it */
 };
 
@@ -37,6 +38,7 @@ struct config {
     char *cache;
     char *discard;
     char *durability;
+    char *passphrase;
     int backing; /* -1: not at all */
     int direct;
 };
@@ -52,5 +54,10 @@ void config_free(struct config *c);
 int config_take(struct config *c, const char *key, const char *value,
                 struct error **errp);
 int config_complete(struct config *c, struct error **errp);
+
+/* The passphrase of encrypted images, whichever way nbdkit got it.  It is
+ * taken, and overwritten when it is freed. */
+int config_take_passphrase(struct config *c, char *passphrase,
+                           struct error **errp);
 
 #endif /* NBDELTA_PLUGIN_CONFIG_H */

@@ -13,8 +13,14 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
+#include "nbdelta/internal-snapshot.h"
+#include "nbdelta/secret.h"
 
-#define VIEW_MARK "@dirty="
+#define DIRTY_MARK    "@dirty="
+#define SNAPSHOT_MARK "@snapshot="
+
+/* The secret with the passphrase of all images. */
+#define SECRET_ID "passphrase"
 
 static enum graph_follow follow_of(const struct config *c)
 {
@@ -48,6 +54,10 @@ int disks_new(const struct config *c, struct disks **dsp, struct error **errp)
     graph_follow(ds->graph, follow_of(c));
     for (unsigned i = 0; i < c->allowed.count && r == 0; i++) {
         r = graph_allow_path(ds->graph, c->allowed.at[i], errp);
+    }
+    if (r == 0 && c->passphrase) {
+        r = secret_create(ds->graph, SECRET_ID, c->passphrase,
+                          strlen(c->passphrase), errp);
     }
     if (r < 0) {
         disks_free(ds);
@@ -112,28 +122,54 @@ static int need_bitmap(struct disks *ds, const struct disk *d, const char *name,
 
 /* --- Opening and closing --- */
 
+/* Options that not every format knows, unless the user gave them. */
+static int add_special(const struct disks *ds, const struct source *s,
+                       json_t *o)
+{
+    if (s->no_backing && !json_object_get(o, "backing") &&
+        json_object_set_new(o, "backing", json_null()) < 0) {
+        return -ENOMEM;
+    }
+    if (ds->config->passphrase && s->is_file &&
+        !json_object_get(o, "encrypt") &&
+        json_object_set_new(o, "encrypt",
+                            json_pack("{s:s}", "key-secret", SECRET_ID)) < 0) {
+        return -ENOMEM;
+    }
+    return 0;
+}
+
 static int open_disk_node(struct disks *ds, struct disk *d, bool writable,
-                          bool no_backing, struct error **errp)
+                          bool special, struct error **errp)
 {
     CLEANUP_JSON json_t *o = json_deep_copy(d->source->options);
 
     if (!o ||
         (!writable && json_object_set_new(o, "read-only", json_true()) < 0) ||
-        (no_backing && !json_object_get(o, "backing") &&
-         json_object_set_new(o, "backing", json_null()) < 0)) {
+        (special && add_special(ds, d->source, o) < 0)) {
         return error_nomem(errp);
     }
     return graph_open(ds->graph, o, &d->node, errp);
 }
 
-/* Images of a format without backing files refuse the option. */
+/* A format that does not know special options refuses them.  It is opened
+ * without them then.  Where that is wrong, too, the first error is the one that
+ * tells what is. */
 static int open_source(struct disks *ds, struct disk *d, bool writable,
                        struct error **errp)
 {
-    bool no_backing = d->source->no_backing;
-    int r = no_backing ? open_disk_node(ds, d, writable, true, NULL) : -EINVAL;
+    CLEANUP_ERROR struct error *first = NULL;
+    CLEANUP_ERROR struct error *second = NULL;
+    int r = open_disk_node(ds, d, writable, true, &first);
 
-    return r == -EINVAL ? open_disk_node(ds, d, writable, false, errp) : r;
+    if (r == -EINVAL) {
+        r = open_disk_node(ds, d, writable, false, &second);
+    }
+    if (r < 0) {
+        const struct error *err = second && r != -EINVAL ? second : first;
+        return error_set(errp, -r, "%s", error_message(err));
+    }
+    return 0;
 }
 
 static void close_disk(struct disks *ds, struct disk *d)
@@ -256,29 +292,46 @@ static int enter_disk(struct disks *ds, struct disk *d, bool readonly,
     return r;
 }
 
-/* @o, which is a disk, becomes a view of that disk. */
-static int become_view(struct disks *ds, struct opened *o, const char *name,
-                       const char *bitmap, struct error **errp)
+static bool is_mark(const char *text, const char *mark)
 {
-    CLEANUP_FREE char *user = NULL;
+    return strncmp(text, mark, strlen(mark)) == 0;
+}
+
+static int dirty_view(struct disks *ds, const struct opened *o,
+                      const char *bitmap, const char *user, struct blk **viewp,
+                      struct error **errp)
+{
     struct bitmap *bm = blk_bitmap_find(o->blk, bitmap);
-    struct blk *view;
-    int r;
 
     if (!bm) {
         return error_set(errp, ENOENT, "'%s' has no bitmap '%s'",
                          o->disk->source->name, bitmap);
     }
+    int r = blk_dirty_view(ds->graph, o->blk, bm, true, user, viewp, errp);
+    bitmap_unref(bm);
+    return r;
+}
+
+/* @o, which is a disk, becomes the view of that disk that @mark begins. */
+static int become_view(struct disks *ds, struct opened *o, const char *name,
+                       const char *mark, struct error **errp)
+{
+    bool dirty = is_mark(mark, DIRTY_MARK);
+    const char *which = strchr(mark, '=') + 1;
+    CLEANUP_FREE char *user = NULL;
+    struct blk *view;
+
     if (asprintf(&user, "export '%s'", name) < 0) {
         user = NULL;
-        r = error_nomem(errp);
-    } else {
-        r = blk_dirty_view(ds->graph, o->blk, bm, true, user, &view, errp);
+        return error_nomem(errp);
     }
-    bitmap_unref(bm);
+    int r = dirty ? dirty_view(ds, o, which, user, &view, errp)
+                  : blk_snapshot_view(ds->graph, o->blk, which, user, &view,
+                                      errp);
     if (r == 0) {
         o->blk = view;
-        o->bitmap = bitmap;
+        o->bitmap = dirty ? which : NULL;
+        o->snapshot = dirty ? NULL : which;
         o->writable = false;
     }
     return r;
@@ -300,9 +353,9 @@ int disks_enter(struct disks *ds, const char *name, bool readonly,
                 struct opened **op, struct error **errp)
 {
     struct disk *d = find_disk(ds, name, strlen(name));
-    const char *mark = d ? NULL : strstr(name, VIEW_MARK);
+    const char *mark = d ? NULL : strchr(name, '@'); /* no disk's name has it */
 
-    if (mark) { /* names of disks have no '@' */
+    if (mark && (is_mark(mark, DIRTY_MARK) || is_mark(mark, SNAPSHOT_MARK))) {
         d = find_disk(ds, name, (size_t)(mark - name));
     }
     if (!d) {
@@ -325,7 +378,7 @@ int disks_enter(struct disks *ds, const char *name, bool readonly,
         return r;
     }
     if (mark) {
-        r = become_view(ds, o, name, mark + strlen(VIEW_MARK), errp);
+        r = become_view(ds, o, name, mark, errp);
     }
     if (r < 0) {
         disks_leave(ds, o);
@@ -337,7 +390,7 @@ int disks_enter(struct disks *ds, const char *name, bool readonly,
 
 void disks_leave(struct disks *ds, struct opened *o)
 {
-    if (o->bitmap) {
+    if (o->bitmap || o->snapshot) {
         blk_free(o->blk);
     }
     mutex_lock(&ds->lock);
@@ -365,7 +418,7 @@ static int each_view(struct blk *b, const char *disk, export_fn *fn,
         CLEANUP_FREE char *name = NULL;
 
         if (r == 0 && bm && bitmap_readable(bm)) {
-            if (asprintf(&name, "%s" VIEW_MARK "%s", disk, bitmap) < 0) {
+            if (asprintf(&name, "%s" DIRTY_MARK "%s", disk, bitmap) < 0) {
                 name = NULL;
                 r = -ENOMEM;
             } else {

@@ -57,14 +57,16 @@ struct opened {
     struct disk *disk;
     struct blk *blk;
     bool writable;
-    const char *bitmap; /* it is a view, of this one; or NULL */
+    const char *bitmap;   /* it is a view, of this one; or NULL */
+    const char *snapshot; /* the same */
 };
 
 /*
  * Open the export @name.  A disk's name ("": the first disk's) opens the disk;
  * NAME@dirty=BITMAP opens a view that has the status of a bitmap
- * (blk_dirty_view()).  @readonly: the client will not write.  -ENOENT: there is
- * no such export; -EINVAL: the bitmap is inconsistent.  End *op by
+ * (blk_dirty_view()), NAME@snapshot=SNAP one of the disk as it was
+ * (blk_snapshot_view()).  @readonly: the client will not write.  -ENOENT: there
+ * is no such export; -EINVAL: the bitmap is inconsistent.  End *op by
  * disks_leave(); @name must live up to then.
  */
 int disks_enter(struct disks *ds, const char *name, bool readonly,

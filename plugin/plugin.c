@@ -57,11 +57,27 @@ static void plugin_unload(void)
     config_free(&config);
 }
 
+/* nbdkit reads it: it knows the ways to give one. */
+static int take_passphrase(const char *value)
+{
+    struct error *err = NULL;
+    char *passphrase;
+
+    if (nbdkit_read_password(value, &passphrase) < 0) {
+        return -1; /* it has said why */
+    }
+    int r = config_take_passphrase(&config, passphrase, &err);
+    return told(r, err);
+}
+
 static int plugin_config(const char *key, const char *value)
 {
     struct error *err = NULL;
-    int r = config_take(&config, key, value, &err);
 
+    if (strcmp(key, "passphrase") == 0) {
+        return take_passphrase(value);
+    }
+    int r = config_take(&config, key, value, &err);
     return told(r, err);
 }
 
@@ -175,7 +191,9 @@ static const char *plugin_export_description(void *handle)
 {
     const struct opened *o = handle;
 
-    return o->bitmap ? nbdkit_printf_intern(VIEW_TEXT, o->bitmap) : NULL;
+    return o->snapshot ? nbdkit_printf_intern("the snapshot '%s'", o->snapshot)
+           : o->bitmap ? nbdkit_printf_intern(VIEW_TEXT, o->bitmap)
+                       : NULL;
 }
 
 static int plugin_block_size(void *handle, uint32_t *minimum,
@@ -209,7 +227,7 @@ static int plugin_can_trim(void *handle)
     return lim.unmap;
 }
 
-/* Each client has a view of its own. */
+/* Each client has bits of its own. */
 static int plugin_can_multi_conn(void *handle)
 {
     const struct opened *o = handle;

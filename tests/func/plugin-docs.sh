@@ -13,7 +13,7 @@ nbdkit "$plugin" --help | sed -n '/^plugin: nbdelta/,$p' |
 awk '/^\.SH / { on = $0 == ".SH PARAMETERS" } on' "$manual" | grep -A1 '^\.TP' |
     sed -n -e 's/\\//g' -e 's/^\.B[RI]* \([a-z-]*\)=.*/\1/p' | sort >page
 sed -n -e 's/.*strcmp(key, "\([a-z-]*\)") == 0.*/\1/p' \
-    "$SRCDIR/plugin/config.c" | sort >code
+    "$SRCDIR/plugin/config.c" "$SRCDIR/plugin/plugin.c" | sort >code
 [ "$(wc -l <help)" -ge 10 ] || fail "--help lists $(wc -l <help) parameters"
 diff help page || fail "--help <, man page >"
 diff help code || fail "--help <, code >"
