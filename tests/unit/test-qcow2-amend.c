@@ -5,48 +5,16 @@
  * header then has all of the old properties or all of the new ones, and the
  * guest's disk is the same.
  */
-#include <check.h>
-#include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
+#include "sector-cut.h"
 
-#include "core/graph.h"
 #include "nbdelta/blk.h"
-#include "nbdelta/bytes.h"
-#include "nbdelta/cleanup.h"
-#include "nbdelta/error.h"
-#include "nbdelta/image.h"
-#include "qcow2/qcow2.h"
-#include "util/iov.h"
 
-#define SECTOR   512
-#define DISK_MAX (1 * MiB)
-#define HEAD_MAX (64 * KiB)
-#define GUEST    (256 * KiB)
-#define CUTS     20
+#define GUEST (256 * KiB)
 
 static struct {
-    unsigned char *disk; /* as it is */
-    unsigned char *safe; /* as it was at the last flush */
-    size_t cluster;
     char *from; /* properties */
     char *to;
-    unsigned writes;
-    unsigned fail_at; /* this write fails, and is done or not; 0: none does */
-    bool fail_done;
-    unsigned long cuts;
-} rec;
-
-static uint64_t seed;
-static uint64_t rnd(uint64_t below)
-{
-    seed ^= seed << 13;
-    seed ^= seed >> 7;
-    seed ^= seed << 17;
-    return seed % below;
-}
+} change;
 
 /* --- What a header says --- */
 
@@ -60,7 +28,7 @@ static char *properties_of(const unsigned char *head)
     struct qcow2_header h;
     struct error *err = NULL;
     char *text;
-    int r = qcow2_header_parse(head, rec.cluster, &h, &err);
+    int r = qcow2_header_parse(head, cut.cluster, &h, &err);
 
     ck_assert_msg(r == 0, "%s", error_message(err));
     ck_assert_int_gt(
@@ -79,66 +47,10 @@ static void check_head(const unsigned char *head)
 {
     CLEANUP_FREE char *now = properties_of(head);
 
-    ck_assert_msg(strcmp(now, rec.from) == 0 || !rec.to ||
-                      strcmp(now, rec.to) == 0,
-                  "'%s' is neither '%s' nor '%s'", now, rec.from, rec.to);
+    ck_assert_msg(strcmp(now, change.from) == 0 || !change.to ||
+                      strcmp(now, change.to) == 0,
+                  "'%s' is neither '%s' nor '%s'", now, change.from, change.to);
 }
-
-/* Any sectors of the first cluster that differ are there or not. */
-static void cut_power(void)
-{
-    static unsigned char head[HEAD_MAX];
-
-    for (int i = 0; i < CUTS; i++) {
-        for (size_t at = 0; at < rec.cluster; at += SECTOR) {
-            memcpy(head + at, (rnd(2) ? rec.disk : rec.safe) + at, SECTOR);
-        }
-        check_head(head);
-        rec.cuts++;
-    }
-}
-
-/* --- The file --- */
-
-static int rec_preadv(struct node *n, uint64_t offset, uint64_t bytes,
-                      const struct iovec *iov, int cnt, unsigned flags)
-{
-    (void)n;
-    (void)flags;
-    iov_from_buf(iov, cnt, 0, rec.disk + offset, bytes);
-    return 0;
-}
-
-static int rec_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
-                       const struct iovec *iov, int cnt, unsigned flags)
-{
-    bool fails = ++rec.writes == rec.fail_at;
-
-    (void)n;
-    (void)flags;
-    if (!fails || rec.fail_done) {
-        iov_to_buf(iov, cnt, 0, rec.disk + offset, bytes);
-    }
-    if (offset < rec.cluster) {
-        cut_power();
-    }
-    return fails ? -EIO : 0;
-}
-
-static int rec_flush(struct node *n)
-{
-    (void)n;
-    memcpy(rec.safe, rec.disk, DISK_MAX);
-    return 0;
-}
-
-static const struct driver recorder_driver = {
-    .name = "recorder",
-    .is_protocol = true,
-    .preadv = rec_preadv,
-    .pwritev = rec_pwritev,
-    .flush = rec_flush,
-};
 
 static void load_new_image(size_t cluster, const char *backing)
 {
@@ -146,53 +58,20 @@ static void load_new_image(size_t cluster, const char *backing)
         json_pack("{s:s, s:I, s:s, s:s, s:b}", "size", "256k", "cluster_size",
                   (json_int_t)cluster, "backing_file", backing, "backing_fmt",
                   "qcow2", "backing_unchecked", 1);
-    struct stat st;
 
     if (backing[0] == '\0') {
         (void)json_object_del(o, "backing_file");
         (void)json_object_del(o, "backing_fmt");
     }
-    ck_assert_int_eq(image_create("new.qcow2", "qcow2", o, NULL), 0);
-    memset(&rec, 0, sizeof(rec));
-    rec.disk = calloc(1, DISK_MAX);
-    rec.safe = calloc(1, DISK_MAX);
-    ck_assert(rec.disk && rec.safe);
-    FILE *f = fopen("new.qcow2", "rb");
-    ck_assert_ptr_nonnull(f);
-    ck_assert_int_eq(fstat(fileno(f), &st), 0);
-    ck_assert_uint_eq(fread(rec.disk, 1, (size_t)st.st_size, f), st.st_size);
-    (void)fclose(f);
-    (void)unlink("new.qcow2");
-    memcpy(rec.safe, rec.disk, DISK_MAX);
-    rec.cluster = cluster;
-    seed = 42;
+    cut_load(o, cluster, check_head);
+    change.from = change.to = NULL;
 }
 
 static void drop_image(void)
 {
-    free(rec.disk);
-    free(rec.safe);
-    free(rec.from);
-    free(rec.to);
-}
-
-static struct node *open_image(struct graph *g)
-{
-    struct node *file;
-    struct node like = {.size = DISK_MAX};
-    struct node *n;
-    struct error *err = NULL;
-
-    graph_lock(g);
-    ck_assert_int_eq(node_new(g, &recorder_driver, "file", &like, &file, NULL),
-                     0);
-    file->monitor_owned = true;
-    graph_unlock(g);
-    CLEANUP_JSON json_t *o = json_pack("{s:s, s:s, s:n}", "driver", "qcow2",
-                                       "file", "file", "backing");
-    int r = graph_open(g, o, &n, &err);
-    ck_assert_msg(r == 0, "%s", error_message(err));
-    return n;
+    cut_drop();
+    free(change.from);
+    free(change.to);
 }
 
 /* Ones, zeroes over a part of them, zeroes where nothing was. */
@@ -204,7 +83,8 @@ static void write_guest(void)
 
     memset(ones, 1, sizeof(ones));
     ck_assert_int_eq(
-        blk_new(g, open_image(g), PERM_WRITE, PERM_ALL, "test", &b, NULL), 0);
+        blk_new(g, cut_open_image(g), PERM_WRITE, PERM_ALL, "test", &b, NULL),
+        0);
     ck_assert_int_eq(blk_pwrite(b, ones, sizeof(ones), 0, 0), 0);
     ck_assert_int_eq(blk_zero(b, 64 * KiB, 32 * KiB, 0), 0);
     ck_assert_int_eq(blk_zero(b, 192 * KiB, 64 * KiB, 0), 0);
@@ -219,7 +99,7 @@ static void check_guest(void)
     struct graph *g = graph_new();
     struct image_check c;
     struct image_check_options all = {.repair = IMAGE_REPAIR_NONE};
-    struct node *n = open_image(g);
+    struct node *n = cut_open_image(g);
     struct blk *b;
 
     ck_assert_int_eq(blk_new(g, n, PERM_READ, PERM_ALL, "test", &b, NULL), 0);
@@ -234,12 +114,7 @@ static void check_guest(void)
     graph_free(g);
 
     g = graph_new();
-    struct node like = {.size = DISK_MAX};
-    graph_lock(g);
-    ck_assert_int_eq(node_new(g, &recorder_driver, "file", &like, &n, NULL), 0);
-    n->monitor_owned = true;
-    graph_unlock(g);
-    int r = image_check(g, n, "qcow2", &all, &c, NULL);
+    int r = image_check(g, cut_open_file(g), "qcow2", &all, &c, NULL);
     ck_assert_int_eq(r, 0);
     ck_assert_uint_eq(c.corruptions, 0);
     graph_free(g);
@@ -251,14 +126,14 @@ static int amend(const char *options)
     CLEANUP_JSON json_t *o = json_loads(options, 0, NULL);
     CLEANUP_ERROR struct error *err = NULL;
     struct graph *g = graph_new();
-    struct node *n = open_image(g);
+    struct node *n = cut_open_image(g);
 
-    free(rec.from);
-    rec.from = properties_of(rec.safe);
+    free(change.from);
+    change.from = properties_of(cut.safe);
     ck_assert_ptr_nonnull(o);
     int r = image_amend(g, n, o, &how, &err);
     if (r == 0) {
-        memcpy(rec.disk, rec.safe, rec.cluster); /* it is durable */
+        memcpy(cut.disk, cut.safe, cut.cluster); /* it is durable */
     }
     graph_free(g);
     return r;
@@ -295,15 +170,15 @@ static int try_step(size_t i)
     unsigned char *disk = malloc(DISK_MAX);
     unsigned char *safe = malloc(DISK_MAX);
 
-    memcpy(disk, rec.disk, DISK_MAX);
-    memcpy(safe, rec.safe, DISK_MAX);
-    free(rec.to);
-    rec.to = NULL; /* anything that can be read */
-    rec.writes = 0;
+    memcpy(disk, cut.disk, DISK_MAX);
+    memcpy(safe, cut.safe, DISK_MAX);
+    free(change.to);
+    change.to = NULL; /* anything that can be read */
+    cut.writes = 0;
     int r = amend(steps[i].options);
-    rec.to = r == 0 ? properties_of(rec.safe) : strdup(rec.from);
-    memcpy(rec.disk, disk, DISK_MAX);
-    memcpy(rec.safe, safe, DISK_MAX);
+    change.to = r == 0 ? properties_of(cut.safe) : strdup(change.from);
+    memcpy(cut.disk, disk, DISK_MAX);
+    memcpy(cut.safe, safe, DISK_MAX);
     free(disk);
     free(safe);
     return r;
@@ -323,12 +198,12 @@ START_TEST(a_cut_leaves_the_old_properties_or_the_new)
             /* Only where there is little room may it be refused. */
             ck_assert_msg(r == 0 || (r == -ENOSPC && cluster <= 1024),
                           "step %zu: %d", i, r);
-            ck_assert_msg(r < 0 || strstr(rec.to, steps[i].wanted),
-                          "step %zu: %s", i, rec.to);
+            ck_assert_msg(r < 0 || strstr(change.to, steps[i].wanted),
+                          "step %zu: %s", i, change.to);
             check_guest();
         }
     }
-    ck_assert_uint_gt(rec.cuts, 100);
+    ck_assert_uint_gt(cut.count, 100);
     drop_image();
 }
 END_TEST
@@ -341,23 +216,23 @@ START_TEST(a_write_that_fails_leaves_the_old_properties_or_the_new)
         load_new_image(cluster, i % 2 ? "" : "base");
         write_guest();
         unsigned char *before = malloc(DISK_MAX);
-        memcpy(before, rec.disk, DISK_MAX);
+        memcpy(before, cut.disk, DISK_MAX);
         int possible = try_step(i);
-        unsigned writes = rec.writes;
+        unsigned writes = cut.writes;
         for (unsigned k = 1; k <= writes; k += 1 + writes / 8) {
-            memcpy(rec.disk, before, DISK_MAX);
-            memcpy(rec.safe, before, DISK_MAX);
-            rec.writes = 0;
-            rec.fail_at = k;
-            rec.fail_done = _i % 2;
+            memcpy(cut.disk, before, DISK_MAX);
+            memcpy(cut.safe, before, DISK_MAX);
+            cut.writes = 0;
+            cut.fail_at = k;
+            cut.fail_done = _i % 2;
             (void)amend(steps[i].options);
-            rec.fail_at = 0;
-            memcpy(rec.safe, rec.disk, DISK_MAX);
-            check_head(rec.disk);
+            cut.fail_at = 0;
+            memcpy(cut.safe, cut.disk, DISK_MAX);
+            check_head(cut.disk);
             check_guest();
             /* And then it can be done, if it could. */
-            free(rec.from);
-            rec.from = properties_of(rec.safe);
+            free(change.from);
+            change.from = properties_of(cut.safe);
             ck_assert_int_eq(amend(steps[i].options), possible);
             check_guest();
         }

@@ -5,47 +5,14 @@
  * header is then valid and names the old file or the new one, each with its
  * own format or with none.
  */
-#include <check.h>
-#include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-
-#include "core/graph.h"
-#include "nbdelta/bytes.h"
-#include "nbdelta/cleanup.h"
-#include "nbdelta/error.h"
-#include "nbdelta/image.h"
-#include "qcow2/qcow2.h"
-#include "util/iov.h"
-
-#define SECTOR   512
-#define DISK_MAX (8 * MiB)
-#define HEAD_MAX (64 * KiB)
-#define CUTS     40
+#include "sector-cut.h"
 
 struct names {
     const char *file;
     const char *fmt;
 };
 
-static struct {
-    unsigned char *disk; /* as it is */
-    unsigned char *safe; /* as it was at the last flush */
-    struct names from, to;
-    size_t cluster;
-    unsigned long cuts;
-} rec;
-
-static uint64_t seed = 42;
-static uint64_t rnd(uint64_t below)
-{
-    seed ^= seed << 13;
-    seed ^= seed >> 7;
-    seed ^= seed << 17;
-    return seed % below;
-}
+static struct names from, to;
 
 static bool equal(const char *a, const char *b)
 {
@@ -56,65 +23,18 @@ static void check_header(const unsigned char *head)
 {
     struct qcow2_header h;
     struct error *err = NULL;
-    int r = qcow2_header_parse(head, rec.cluster, &h, &err);
+    int r = qcow2_header_parse(head, cut.cluster, &h, &err);
 
     ck_assert_msg(r == 0, "%s", error_message(err));
-    bool old = equal(h.backing, rec.from.file);
-    bool new = equal(h.backing, rec.to.file);
+    bool old = equal(h.backing, from.file);
+    bool new = equal(h.backing, to.file);
     ck_assert_msg(old || new, "names '%s'", h.backing ? h.backing : "nothing");
     ck_assert_msg(!h.backing || !h.backing_fmt ||
-                      (old && equal(h.backing_fmt, rec.from.fmt)) ||
-                      (new &&equal(h.backing_fmt, rec.to.fmt)),
+                      (old && equal(h.backing_fmt, from.fmt)) ||
+                      (new &&equal(h.backing_fmt, to.fmt)),
                   "'%s' with format '%s'", h.backing, h.backing_fmt);
     qcow2_header_release(&h);
 }
-
-static void cut_power(void)
-{
-    static unsigned char head[HEAD_MAX];
-
-    for (int i = 0; i < CUTS; i++) {
-        for (size_t at = 0; at < rec.cluster; at += SECTOR) {
-            memcpy(head + at, (rnd(2) ? rec.disk : rec.safe) + at, SECTOR);
-        }
-        check_header(head);
-        rec.cuts++;
-    }
-}
-
-static int rec_preadv(struct node *n, uint64_t offset, uint64_t bytes,
-                      const struct iovec *iov, int cnt, unsigned flags)
-{
-    (void)n;
-    (void)flags;
-    iov_from_buf(iov, cnt, 0, rec.disk + offset, bytes);
-    return 0;
-}
-
-static int rec_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
-                       const struct iovec *iov, int cnt, unsigned flags)
-{
-    (void)n;
-    (void)flags;
-    iov_to_buf(iov, cnt, 0, rec.disk + offset, bytes);
-    cut_power();
-    return 0;
-}
-
-static int rec_flush(struct node *n)
-{
-    (void)n;
-    memcpy(rec.safe, rec.disk, DISK_MAX);
-    return 0;
-}
-
-static const struct driver recorder_driver = {
-    .name = "recorder",
-    .is_protocol = true,
-    .preadv = rec_preadv,
-    .pwritev = rec_pwritev,
-    .flush = rec_flush,
-};
 
 static void load_new_image(size_t cluster, const char *compat,
                            struct names names)
@@ -123,52 +43,23 @@ static void load_new_image(size_t cluster, const char *compat,
         "{s:s, s:I, s:s, s:s, s:s, s:b}", "size", "1M", "cluster_size",
         (json_int_t)cluster, "compat", compat, "backing_file", names.file,
         "backing_fmt", names.fmt, "backing_unchecked", 1);
-    struct stat st;
 
-    ck_assert_int_eq(image_create("new.qcow2", "qcow2", o, NULL), 0);
-    rec.disk = calloc(1, DISK_MAX);
-    rec.safe = calloc(1, DISK_MAX);
-    FILE *f = fopen("new.qcow2", "rb");
-    ck_assert_ptr_nonnull(f);
-    ck_assert_int_eq(fstat(fileno(f), &st), 0);
-    ck_assert_uint_eq(fread(rec.disk, 1, (size_t)st.st_size, f), st.st_size);
-    (void)fclose(f);
-    memcpy(rec.safe, rec.disk, DISK_MAX);
-    rec.cluster = cluster;
-    rec.from = names;
+    cut_load(o, cluster, check_header);
+    from = names;
 }
 
-static struct node *open_image(struct graph *g)
+static int change(struct graph *g, struct node *n, struct names names)
 {
-    struct node *file;
-    struct node like = {.size = DISK_MAX};
-    struct node *n;
-    struct error *err = NULL;
-
-    graph_lock(g);
-    ck_assert_int_eq(node_new(g, &recorder_driver, "file", &like, &file, NULL),
-                     0);
-    file->monitor_owned = true;
-    graph_unlock(g);
-    CLEANUP_JSON json_t *o = json_pack("{s:s, s:s, s:n}", "driver", "qcow2",
-                                       "file", "file", "backing");
-    int r = graph_open(g, o, &n, &err);
-    ck_assert_msg(r == 0, "%s", error_message(err));
-    return n;
-}
-
-static int change(struct graph *g, struct node *n, struct names to)
-{
-    rec.to = to;
+    to = names;
     graph_lock(g);
     graph_drain(g, n);
-    int r = n->drv->image->change_backing(n, to.file, to.fmt, NULL);
+    int r = n->drv->image->change_backing(n, names.file, names.fmt, NULL);
     graph_unlock(g);
     if (r == 0) {
-        rec.from = to;
-        check_header(rec.safe); /* durable */
-        ck_assert(equal(n->image_backing, to.file));
-        ck_assert(equal(n->image_backing_fmt, to.fmt));
+        from = names;
+        check_header(cut.safe); /* durable */
+        ck_assert(equal(n->image_backing, names.file));
+        ck_assert(equal(n->image_backing_fmt, names.fmt));
     }
     return r;
 }
@@ -196,7 +87,7 @@ START_TEST(a_cut_leaves_the_old_name_or_the_new)
 
     load_new_image(images[_i].cluster, images[_i].compat,
                    (struct names){"a.qcow2", "qcow2"});
-    struct node *n = open_image(g);
+    struct node *n = cut_open_image(g);
     for (size_t round = 0; round < 3; round++) {
         for (size_t i = 0; i < ARRAY_SIZE(steps); i++) {
             int r = change(g, n, steps[i]);
@@ -206,10 +97,9 @@ START_TEST(a_cut_leaves_the_old_name_or_the_new)
                           "step %zu: %d", i, r);
         }
     }
-    ck_assert_uint_gt(rec.cuts, 1000);
+    ck_assert_uint_gt(cut.count, 1000);
     graph_free(g);
-    free(rec.disk);
-    free(rec.safe);
+    cut_drop();
 }
 END_TEST
 
@@ -221,15 +111,14 @@ START_TEST(what_is_too_long_is_refused)
     memset(name, 'x', sizeof(name) - 1);
     name[sizeof(name) - 1] = '\0';
     load_new_image(65536, "1.1", (struct names){"a.qcow2", "qcow2"});
-    struct node *n = open_image(g);
+    struct node *n = cut_open_image(g);
     ck_assert_int_eq(change(g, n, (struct names){name, "raw"}), -EINVAL);
     name[1023] = '\0';
     ck_assert_int_eq(change(g, n, (struct names){name, "a-format-of-16-b"}),
                      -EINVAL);
     ck_assert_int_eq(change(g, n, (struct names){name, "raw"}), 0);
     graph_free(g);
-    free(rec.disk);
-    free(rec.safe);
+    cut_drop();
 }
 END_TEST
 
