@@ -38,6 +38,7 @@ static const struct command {
     {"prune", cmd_prune, "remove points of a backup directory by rules"},
     {"qmp", cmd_qmp, "send a command to the monitor of a daemon"},
     {"events", cmd_events, "print the events of a monitor as they come"},
+    {"metrics", cmd_metrics, "print what a monitor tells, for Prometheus"},
 };
 
 static void print_commands(void)

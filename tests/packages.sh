@@ -25,7 +25,7 @@ packages_of() {
         echo debootstrap ;;
     dev)
         echo clang clang-format clang-tidy cppcheck libclang-rt-14-dev \
-            nbd-client shellcheck valgrind ;;
+            nbd-client prometheus shellcheck valgrind ;;
     *)
         echo "usage: tests/packages.sh build|test|bench|peers|dev..." >&2
         return 2 ;;

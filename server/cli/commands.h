@@ -16,6 +16,7 @@ int cmd_events(int argc, char **argv);
 int cmd_info(int argc, char **argv);
 int cmd_map(int argc, char **argv);
 int cmd_measure(int argc, char **argv);
+int cmd_metrics(int argc, char **argv);
 int cmd_points(int argc, char **argv);
 int cmd_prune(int argc, char **argv);
 int cmd_qmp(int argc, char **argv);

@@ -93,30 +93,12 @@ check 0 '' --metrics all.prom "$name"
 [ ! -s out ] || fail "not quiet: $(cat out)"
 [ "$(stat -c %a quiet.prom)" = 644 ] || fail 'the mode is of the umask'
 cmp all.prom quiet.prom
-python - all.prom "$name" <<'END'
-import re, sys
-text = open(sys.argv[1], encoding="utf-8", newline="").read()
-assert text.endswith("\n")
-values, described, closed, last = {}, {}, set(), None
-for line in text[:-1].split("\n"):
-    m = re.fullmatch(r"# (HELP|TYPE) ([a-z_:][a-z0-9_:]*) (.+)", line)
-    if m:
-        described.setdefault(m[2], []).append(m[1])
-        assert m[1] == "HELP" or m[3] == "gauge", line
-        continue
-    m = re.fullmatch(r'([a-z_:][a-z0-9_:]*)\{((?:[a-z_]+="(?:[^"\\]|\\["\\n])*",?'
-                     r')*)\} ([0-9.e+-]+)', line)
-    assert m, line
-    assert described.get(m[1]) == ["HELP", "TYPE"], line
-    # All samples of a name stand together.
-    if last != m[1]:
-        closed.add(last)
-    assert m[1] not in closed, line
-    last = m[1]
-    labels = {k: re.sub(r"\\(.)", lambda e: {"n": "\n"}.get(e[1], e[1]), v)
-              for k, v in re.findall(r'([a-z_]+)="((?:[^"\\]|\\.)*)"', m[2])}
-    assert labels.pop("directory") == sys.argv[2], labels
-    values[m[1].removeprefix("nbdelta_backup_"), labels.get("disk")] = float(m[3])
+PYTHONPATH=$SRCDIR/tests/func python - all.prom "$name" <<'END'
+import sys
+import prom_text
+values = {(name, dict(labels).get("disk")): value for (name, labels), value in
+          prom_text.values(sys.argv[1], "nbdelta_backup_",
+                           ("directory", sys.argv[2])).items()}
 assert values["readable", None] == 1 and values["points", None] == 3
 assert values["damages", None] == values["unreadable_points", None] == 0
 assert values["disk_full", "vda"] == 0 and values["disk_full", "vdb"] == 1
@@ -126,6 +108,9 @@ assert (values["latest_point_timestamp_seconds", None] -
         values["oldest_point_timestamp_seconds", None]) == 172800
 assert values["verified_timestamp_seconds", None] > 1.7e9
 END
+if command -v promtool >/dev/null; then
+    promtool check metrics <all.prom || fail 'promtool does not like it'
+fi
 grep -q '^nbdelta_backup_readable{directory="nowhere"} 0$' \
     <(nbdelta points --metrics no.prom nowhere 2>err || cat no.prom) ||
     fail "$(cat no.prom err)"
