@@ -48,6 +48,14 @@ void stats_begin(struct stats_timer *t, unsigned flags)
     t->start_ns = t->weight > 0 ? now_ns() : 0;
 }
 
+static unsigned bin_of(uint64_t ns)
+{
+    unsigned bits = ns == 0 ? 0 : 64 - (unsigned)__builtin_clzll(ns);
+
+    /* STATS_NS(i) is the first number with 13 + 2 * i bits. */
+    return bits < 13 ? 0 : (unsigned)min_u64((bits - 11) / 2, STATS_BINS - 1);
+}
+
 void stats_end(struct stats *s, enum stats_op op, uint64_t bytes,
                const struct stats_timer *t, int r)
 {
@@ -67,6 +75,9 @@ void stats_end(struct stats *s, enum stats_op op, uint64_t bytes,
     if (t->weight > 0) {
         now = now_ns();
         count(&c->ns, (now - t->start_ns) * t->weight);
+        if (r >= 0) {
+            count(&c->bins[bin_of(now - t->start_ns)], t->weight);
+        }
     } else {
         now = about_now_ns();
     }
@@ -130,6 +141,32 @@ static void describe_op(const struct stats *s, enum stats_op op,
     put_counter(o, "invalid_", name, "_operations", sum.invalid);
 }
 
+/* BlockLatencyHistogramInfo. */
+static void describe_latency(const struct stats *s, enum stats_op op,
+                             const char *name, json_t *o)
+{
+    json_t *boundaries = json_array();
+    json_t *bins = json_array();
+    char key[40];
+
+    for (unsigned b = 0; b < STATS_BINS; b++) {
+        uint64_t sum = 0;
+
+        for (unsigned i = 0; i < STATS_SHARDS; i++) {
+            sum += get(&s->shard[i].op[op].bins[b]);
+        }
+        if (b < STATS_BINS - 1) {
+            (void)json_array_append_new(boundaries,
+                                        json_integer((json_int_t)STATS_NS(b)));
+        }
+        (void)json_array_append_new(bins, json_integer((json_int_t)sum));
+    }
+    (void)snprintf(key, sizeof(key), "%s_latency_histogram", name);
+    (void)json_object_set_new(
+        o, key,
+        json_pack("{s:o, s:o}", "boundaries", boundaries, "bins", bins));
+}
+
 static uint64_t last_access(const struct stats *s)
 {
     uint64_t last = 0;
@@ -150,6 +187,9 @@ static json_t *counters(const struct stats *s, bool device, uint64_t highest)
 
     for (unsigned op = 0; op < STATS_OPS; op++) {
         describe_op(s, op, names[op], o);
+        if (s && op != STATS_UNMAP) { /* QEMU has none of it */
+            describe_latency(s, op, names[op], o);
+        }
     }
     put_counter(o, "", "wr_highest_offset", "", highest);
     if (last > 0) {

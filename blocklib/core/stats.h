@@ -29,6 +29,11 @@ enum stats_op {
     STATS_NONE = STATS_OPS, /* not counted */
 };
 
+/* Requests by the time they took: bin i has those below STATS_NS(i), the last
+ * one has the others (17 s and more). */
+#define STATS_BINS  13
+#define STATS_NS(i) (UINT64_C(1) << (12 + 2 * (i)))
+
 /* Any thread, atomic; readers add up all shards. */
 struct stats_count {
     _Atomic uint64_t done;
@@ -36,6 +41,8 @@ struct stats_count {
     _Atomic uint64_t ns;
     _Atomic uint64_t failed;
     _Atomic uint64_t invalid;
+    _Atomic uint64_t bins[STATS_BINS]; /* of those whose time was taken; what
+                                          stands for more counts as so many */
 };
 
 struct stats {

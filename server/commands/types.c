@@ -248,6 +248,15 @@ static const struct qmp_arg timed_members[] = {
     QMP_LAST,
 };
 
+/* QEMU's are there after block-latency-histogram-set; ours always. */
+static const struct qmp_arg histogram_members[] = {
+    QMP_ARG("boundaries", ANY),
+    QMP_ARG("bins", ANY),
+    QMP_LAST,
+};
+#define HISTOGRAM(op) \
+    QMP_OPT(op "_latency_histogram", OBJECT, .members = histogram_members)
+
 static const struct qmp_arg counter_members[] = {
     BYTE_COUNTERS("rd"),
     BYTE_COUNTERS("wr"),
@@ -258,6 +267,9 @@ static const struct qmp_arg counter_members[] = {
     QMP_ARG("account_invalid", BOOL),
     QMP_ARG("account_failed", BOOL),
     QMP_ARG("timed_stats", OBJECTS, .members = timed_members),
+    HISTOGRAM("rd"),
+    HISTOGRAM("wr"),
+    HISTOGRAM("flush"),
     QMP_LAST,
 };
 

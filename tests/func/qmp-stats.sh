@@ -69,6 +69,18 @@ jq -e '.[0].stats | .rd_total_time_ns > 0 and .wr_total_time_ns > 0 and
     .rd_merged + .wr_merged + .unmap_merged == 0' stats >/dev/null ||
     fail "times: $(jq -c . stats)"
 
+# Latencies: of writes and flushes each one, of reads from memory about all.
+jq -e '.[0].stats | def counted: .bins | add;
+    (.wr_latency_histogram | counted) == 3 and
+    (.flush_latency_histogram | counted) == 2 and
+    (.rd_latency_histogram | counted) > 40 and
+    (.rd_latency_histogram | counted) < 200 and
+    (has("unmap_latency_histogram") | not) and
+    all(.rd_latency_histogram, .wr_latency_histogram, .flush_latency_histogram;
+        (.boundaries | length) + 1 == (.bins | length) and
+        .boundaries[0] == 4096 and .boundaries == (.boundaries | unique))' \
+    stats >/dev/null || fail "latencies: $(jq -c . stats)"
+
 # What is below: the file, and the backing chain.
 jq -e '.[0] | ."node-name" == "disk" and
     .parent."node-name" == "top-file" and
