@@ -318,7 +318,7 @@ static int flush_target(struct transfer *t)
     struct tree *tree = node_enter(t->join, false);
 
     node_unwanted = copy_given_up(t->copy);
-    int r = node_flush(node_child(t->join, CHILD_TARGET));
+    int r = edge_flush(t->join->child[CHILD_TARGET]);
     node_unwanted = NULL;
     node_leave(tree);
     return r;

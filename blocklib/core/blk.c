@@ -178,6 +178,7 @@ struct request {
     const struct iovec *iov;
     int iovcnt;
     struct told *told;
+    struct edge *root; /* of a flush */
 
     struct node *node;
 };
@@ -325,12 +326,16 @@ int blk_discard(struct blk *b, uint64_t offset, uint64_t bytes)
 
 static int do_flush(const struct request *q)
 {
-    return node_flush(q->node);
+    return edge_flush(q->root);
 }
 
 int blk_flush(struct blk *b)
 {
-    struct request q = {.work = do_flush, .op = STATS_FLUSH};
+    struct request q = {
+        .work = do_flush,
+        .op = STATS_FLUSH,
+        .root = &b->root,
+    };
 
     return carry_out(b, &q);
 }
@@ -403,13 +408,20 @@ json_t *blk_query_stats(struct blk *b)
     return info;
 }
 
+static int do_flush_ahead(const struct request *q)
+{
+    return node_flush(q->node);
+}
+
 /* Flush what guests have written, so that flushes are short while they are held
- * up. */
+ * up.  The guest that the user stands for learns of a failure from its own next
+ * flush. */
 static int flush_ahead(struct blk *b, struct error **errp)
 {
+    struct request q = {.work = do_flush_ahead, .op = STATS_FLUSH};
     int r = bitmap_store_ahead(b->root.child, false, errp);
 
-    if (r == 0 && (r = blk_flush(b)) < 0) {
+    if (r == 0 && (r = carry_out(b, &q)) < 0) {
         r = error_set(errp, -r, "cannot flush '%s': %s",
                       node_name(b->root.child), strerror(-r));
     }

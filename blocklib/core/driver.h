@@ -29,7 +29,8 @@
  *    limits.zero_align (or the end of the node), of any length;
  *  - iov describes exactly `bytes` bytes, in at most IOV_MAX_INNER parts;
  *  - only flags listed in flags_write and flags_zero are passed; FUA that a
- *    driver does not list becomes a flush after the write;
+ *    driver does not list becomes a flush after the write (in a driver that
+ *    lists it, see flush_begin() in core/flush.h);
  *  - the children exist and stay attached until the method returns;
  *  - dirty bits of the node are set already.
  *

@@ -373,6 +373,7 @@ int node_alloc(struct graph *g, const struct driver *drv, const char *name,
     list_init(&n->parents);
     list_init(&n->bitmaps);
     range_lock_init(&n->rmw);
+    flushes_init(&n->flushes);
     atomic_init(&n->tree, t);
     list_append(&t->nodes, &n->in_tree);
     list_append(&g->nodes, &n->in_graph);
@@ -437,6 +438,7 @@ void node_unref(struct node *n)
         tree_recycle(n->graph, t);
     }
     range_lock_destroy(&n->rmw);
+    flushes_destroy(&n->flushes);
     json_decref(n->options);
     free(n->name);
     free(n->state);
@@ -468,6 +470,7 @@ int edge_link(struct edge *e, struct error **errp)
         graph_drain(child->graph, child);
     }
     list_append(&child->parents, &e->on_child);
+    edge_begin_flushes(e);
     atomic_store(&e->tree, atomic_load(&child->tree));
     node_ref(child);
     node_hand_down_perms(child);
@@ -660,6 +663,7 @@ void node_replace(struct node *from, struct node *to)
         }
         list_remove(at);
         list_append(&to->parents, at);
+        edge_move_flushes(e, to);
         __atomic_store_n(&e->child, to, __ATOMIC_RELEASE); /* see blk_node */
         node_ref(to);
         assert(from->refs > 1);

@@ -493,9 +493,10 @@ int node_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     if (flush && (flags & REQ_NOWAIT)) {
         return -EAGAIN;
     }
+    uint64_t failures = flush_failures(n);
     r = node_write_unmarked(n, offset, bytes, iov, cnt,
                             flush ? flags & ~(unsigned)REQ_FUA : flags);
-    return r == 0 && flush ? node_flush(n) : r;
+    return r == 0 && flush ? node_flush_since(n, failures) : r;
 }
 
 int node_write_compressed(struct node *n, const void *buf, uint64_t bytes,
@@ -513,28 +514,6 @@ int node_write_compressed(struct node *n, const void *buf, uint64_t bytes,
 }
 
 /* --- The rest --- */
-
-int node_flush(struct node *n)
-{
-    struct node *child = node_child(n, CHILD_FILE);
-
-    if (n->flags.read_only && !n->drv->is_filter) {
-        return 0;
-    }
-    if (child && !n->drv->is_filter) {
-        node_event(child, EVENT_FLUSH_TO_OS);
-    }
-    if (n->drv->flush) {
-        return n->drv->flush(n);
-    }
-    if (!child) {
-        return 0;
-    }
-    if (!n->drv->is_filter && !n->flags.no_flush) {
-        node_event(child, EVENT_FLUSH_TO_DISK);
-    }
-    return node_flush(child);
-}
 
 int node_prefetch(struct node *n, uint64_t offset, uint64_t bytes)
 {

@@ -13,6 +13,7 @@
 #include <stdatomic.h>
 
 #include "core/driver.h"
+#include "core/flush.h"
 #include "core/rangelock.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/graph.h"
@@ -50,6 +51,7 @@ struct edge {
     bool inherits;        /* the child was opened by the parent's options */
     struct list on_child; /* in child->parents */
     struct tree *_Atomic tree; /* of a blk: the child's */
+    flush_mark seen;           /* what the owner was told (flush.h) */
 };
 
 /* What becomes of a write of nothing but zeroes. */
@@ -124,6 +126,7 @@ struct node {
 
     /* --- Own lock. --- */
     struct range_lock rmw; /* requests while limits.align > 1 */
+    struct flushes flushes;
 
     /* --- Atomic. --- */
     _Atomic uint64_t size;
@@ -249,6 +252,7 @@ int node_clone(struct node *n, uint64_t offset, uint64_t bytes,
 int node_discard(struct node *n, uint64_t offset, uint64_t bytes);
 /* node_discard() in spite of the node's discard option. */
 int node_give_back(struct node *n, uint64_t offset, uint64_t bytes);
+/* For a caller who has no edge of its own; others: edge_flush(). */
 int node_flush(struct node *n);
 int node_prefetch(struct node *n, uint64_t offset, uint64_t bytes);
 

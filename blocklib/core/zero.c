@@ -131,6 +131,7 @@ static int zero_split(struct node *n, uint64_t offset, uint64_t bytes,
 
 int node_zero(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags)
 {
+    uint64_t failures = flush_failures(n);
     int r;
 
     if (n->flags.read_only) {
@@ -160,7 +161,7 @@ int node_zero(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags)
     } else {
         r = zero_mapped(n, offset, bytes, flags);
     }
-    return r == 0 && fua ? node_flush(n) : r;
+    return r == 0 && fua ? node_flush_since(n, failures) : r;
 }
 
 static int discard(struct node *n, uint64_t offset, uint64_t bytes,

@@ -317,6 +317,18 @@ static int remote_flush(struct node *n)
                : remote_request(r, issue_flush, NULL);
 }
 
+/* Storage tells once that it has lost something.  So a write with FUA that
+ * fails may be a flush that has failed. */
+static int write_fua(struct node *n, struct request *q)
+{
+    struct flush_run run;
+
+    flush_begin(n, &run);
+    int c = remote_request(n->state, issue_write, q);
+    flush_end(n, &run, c);
+    return c;
+}
+
 static int remote_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
                           const struct iovec *iov, int cnt, unsigned flags)
 {
@@ -341,7 +353,7 @@ static int remote_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     if (bounce) {
         iov_to_buf(iov, cnt, 0, bounce, q.bytes);
     }
-    int c = remote_request(r, issue_write, &q);
+    int c = q.flags ? write_fua(n, &q) : remote_request(r, issue_write, &q);
     return c == 0 && fua && !r->info.can_fua ? remote_flush(n) : c;
 }
 

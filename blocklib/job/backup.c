@@ -113,8 +113,8 @@ static int flush_target(struct backup *b)
 
     node_unwanted = copy_given_up(b->copy);
     do {
-        struct tree *t = node_enter(b->target, false);
-        r = node_flush(b->target);
+        struct tree *t = node_enter(b->filter, false);
+        r = edge_flush(b->filter->child[CHILD_TARGET]);
         node_leave(t);
     } while (r == -ERESTART);
     node_unwanted = NULL;

@@ -153,12 +153,14 @@ static bool wait_for_verb(struct commit *c, bool *stop)
 static int become_ready(struct commit *c)
 {
     int r = blk_flush(c->to);
-
-    if (r < 0) {
-        return commit_failed(c, COPY_WRITE, r);
-    }
     struct jobs *j = c->job.jobs;
+
     mutex_lock(&j->lock);
+    if (r < 0) { /* what was copied may be lost: a second try cannot tell */
+        (void)job_retries(j, &c->job, ON_ERROR_REPORT, false, r);
+        mutex_unlock(&j->lock);
+        return r;
+    }
     if (!c->job.cancelled) {
         job_ready(j, &c->job);
         c->ready = true;
@@ -230,7 +232,7 @@ static int copy_last_bits(struct commit *c)
     if (r == 0) {
         r = copy_run_drained(c->copy, &side);
     }
-    return r < 0 ? r : node_flush(c->base);
+    return r < 0 ? r : node_flush_since(c->base, c->failures);
 }
 
 /* Rename the backing file of all images that have @n, or a filter above it, as
@@ -280,7 +282,7 @@ static int end_below(struct commit *c)
     CLEANUP_FREE char *name = c->backing_file
                                   ? strdup(c->backing_file)
                                   : chain_backing_name(c->base, NULL);
-    int r = name ? node_flush(c->base) : -ENOENT;
+    int r = name ? node_flush_since(c->base, c->failures) : -ENOENT;
 
     if (r == 0) {
         r = rename_backing(c, c->top, name);

@@ -31,6 +31,7 @@ struct commit {
     struct copy *copy;    /* from top to base */
     struct blk *from;     /* filter, for the permissions; NULL: released */
     struct blk *to;       /* base */
+    uint64_t failures;    /* flushes of base that failed, at the start */
     struct bitmap *dirty; /* of top, when active */
 
     /* The job's thread, and then prepare. */

@@ -235,6 +235,36 @@ START_TEST(what_cannot_be_flushed_was_not_copied)
 }
 END_TEST
 
+/* What storage has told another user of the target is not told twice. */
+START_TEST(a_flush_of_another_user_that_fails_fails_the_job)
+{
+    struct blk *other;
+    struct world w;
+
+    begin(&w);
+    make_dirty(&w);
+    trap_gate(trap_of(w.src), true);
+    (void)start(&w,
+                (struct backup_options){.bitmap = "m",
+                                        .sync = SYNC_BITMAP,
+                                        .bitmap_mode = BITMAP_ON_SUCCESS},
+                NULL);
+    trap_wait(trap_of(w.src), 1);
+    ck_assert_int_eq(
+        blk_new(w.g, w.dst, PERM_READ, PERM_ALL, "other", &other, NULL), 0);
+    trap_of(w.dst)->flush_error = -EIO;
+    ck_assert_int_eq(blk_flush(other), -EIO);
+    trap_of(w.dst)->flush_error = 0;
+    ck_assert_int_eq(blk_flush(other), 0);
+    blk_free(other);
+    trap_gate(trap_of(w.src), false);
+    wait_for_jobs(w.j);
+    ck_assert_str_eq(last_str(&w.rec, "error"), "Input/output error");
+    ck_assert_uint_eq(dirty_bytes(&w), DIRTY);
+    end(&w);
+}
+END_TEST
+
 /* When a part has been copied. */
 static uint64_t cancel_backup(struct world *w)
 {
@@ -701,6 +731,7 @@ int main(void)
         a_failure_keeps_what_was_not_copied,
         always_gives_up_what_was_copied_before_a_cancel,
         what_cannot_be_flushed_was_not_copied,
+        a_flush_of_another_user_that_fails_fails_the_job,
         always_keeps_what_a_cancel_leaves_unflushed,
         bits_that_come_back_hide_no_writes_from_others,
         top_copies_the_own_layer_alone,

@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef NBDELTA_CORE_FLUSH_H
+#define NBDELTA_CORE_FLUSH_H
+
+/*
+ * Flushes that failed, and who was told (flush.c has the picture)
+ * ===============================================================
+ *
+ * Each node counts the flushes of it that failed.  Each edge, of a parent or of
+ * a user, knows up to which of them its owner was told.
+ */
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "nbdelta/list.h"
+#include "nbdelta/thread.h"
+
+struct edge;
+struct node;
+
+/* How many flushes failed, times 4096, and the errno of the last one.  It grows
+ * with each failure. */
+typedef _Atomic uint64_t flush_mark;
+
+#define FLUSH_NONE (UINT64_C(1) << 12) /* no flush failed yet */
+#define FLUSH_OWED UINT64_C(0)         /* seen: something has to be told */
+
+/* Of a node. */
+struct flushes {
+    mutex_t lock;
+    cond_t ended;
+    uint64_t begun;      /* number of the last one that began; lock */
+    struct list running; /* of struct flush_run, oldest first; lock */
+    flush_mark failed;   /* the lock, for a change */
+    flush_mark told;     /* the last of these that any owner was told */
+};
+
+/* One that is under way. */
+struct flush_run {
+    struct list link;
+    uint64_t number;
+};
+
+void flushes_init(struct flushes *f);
+void flushes_destroy(struct flushes *f);
+
+/* A count to compare with later: it differs if a flush of @n has failed. */
+uint64_t flush_failures(const struct node *n);
+
+/* Flush, and fail with the error of any flush of @n that has failed since
+ * flush_failures() gave @since.  Blocks. */
+int node_flush_since(struct node *n, uint64_t since);
+
+/* Flush the child for the owner of the edge.  It fails, once, too, if a flush
+ * of another caller has failed.  Blocks. */
+int edge_flush(struct edge *e);
+
+/* For a driver: call the two around a request that is no flush and whose error
+ * may be one that storage tells no second time (FUA).  flush_end() waits as
+ * flushes do. */
+void flush_begin(struct node *n, struct flush_run *run);
+void flush_end(struct node *n, struct flush_run *run, int r);
+
+/* Control lock, drained if a request could use the edge. */
+
+/* The edge is new.  It starts with what nobody was told. */
+void edge_begin_flushes(struct edge *e);
+/* Its child becomes another one: what is owed stays owed. */
+void edge_move_flushes(struct edge *e, const struct node *to);
+
+#endif /* NBDELTA_CORE_FLUSH_H */
