@@ -189,6 +189,8 @@ int qcow2_flush_entries(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock);
 void qcow2_flush_failed(struct qcow2 *s);
 /* Flush the image's file; reports a failure to qcow2_flush_failed(). */
 int qcow2_flush_file(struct qcow2 *s);
+/* The files are other nodes, or are new. */
+void qcow2_files_changed(struct qcow2 *s);
 
 /* Does the image need a new directory to have what memory has? */
 bool qcow2_needs_store(const struct qcow2 *s);

@@ -21,12 +21,16 @@
 
 #include "qcow2/alloc.h"
 #include "qcow2/bitmaps.h"
+#include "qcow2/copied.h"
 #include "qcow2/l2.h"
 #include "qcow2/qcow2.h"
 #include "util/iov.h"
 
 /* Freed clusters are released, at the latest, when limbo has so many bytes. */
 #define LIMBO_MAX (64 * MiB)
+
+/* How often a round is tried that finds that something has to be mended. */
+#define TRIES 8
 
 /* The sectors of the L1 or the refcount table that have changed, and the
  * header's fields for the table if it has moved. */
@@ -47,8 +51,9 @@ struct round {
     struct qcow2_dirty_set l2;
     struct table_piece reftable;
     struct table_piece l1;
-    bool freed;  /* something is in limbo */
-    bool making; /* a snapshot */
+    size_t copied; /* notes of copied.c */
+    bool freed;    /* something is in limbo */
+    bool making;   /* a snapshot */
 };
 
 /* The end of a sector of the table, in entries. */
@@ -144,19 +149,56 @@ static int collect(struct qcow2 *s, struct round *w) REQUIRES(s->meta)
     if (r == 0) {
         r = take_l1(s, &w->l1);
     }
+    w->copied = s->copied.count;
     w->freed = s->freed_count > 0;
     s->freed_sealed = s->freed_count;
     return r;
 }
 
-int qcow2_flush_file(struct qcow2 *s)
+/* Flush one of the two files.  *@known: its failures that we have acted upon.
+ * One that another user of the file was told is one for us, too. */
+static int flush_one(struct qcow2 *s, struct node *n, flush_mark *known)
 {
-    int r = node_flush(s->file);
+    int r = node_flush_since(n, atomic_load(known));
 
     if (r < 0) {
+        atomic_store(known, flush_failures(n));
         qcow2_flush_failed(s);
+        qcow2_copied_lost(s);
     }
     return r;
+}
+
+int qcow2_flush_file(struct qcow2 *s)
+{
+    return flush_one(s, s->file, &s->file_failed);
+}
+
+/* The new file may have failures that nobody was told, or the old one may have
+ * had them. */
+static void files_changed(struct qcow2 *s, const struct edge *e,
+                          flush_mark *known)
+{
+    uint64_t failed = flush_failures(e->child);
+
+    atomic_store(known, failed);
+    if (failed != atomic_load(&e->seen)) {
+        qcow2_flush_failed(s);
+        qcow2_copied_lost(s);
+    }
+}
+
+void qcow2_files_changed(struct qcow2 *s)
+{
+    files_changed(s, s->node->child[CHILD_FILE], &s->file_failed);
+    if (s->external && s->data) {
+        files_changed(s, s->node->child[CHILD_DATA], &s->data_failed);
+    }
+}
+
+static int flush_data(struct qcow2 *s)
+{
+    return s->external && s->data ? flush_one(s, s->data, &s->data_failed) : 0;
 }
 
 /* Write the bytes [@first, @end) of the table, except pages of zeroes where the
@@ -239,8 +281,11 @@ static void share_copies(const struct qcow2 *s, const struct round *w)
 
 static int write_round(struct qcow2 *s, const struct round *w, bool to_disk)
 {
-    int r = s->external && s->data ? node_flush(s->data) : 0;
+    int r = flush_data(s);
 
+    if (r == 0 && w->copied > 0 && qcow2_copied_are_lost(s)) {
+        r = -EINPROGRESS;
+    }
     if (r < 0) {
         return r;
     }
@@ -293,6 +338,7 @@ static void finish(struct qcow2 *s, struct round *w, size_t in_limbo, int r)
         give_back(&w->reftable, &s->reftable_dirty, &s->reftable_moved);
         give_back(&w->l1, &s->l1_dirty, &s->l1_moved);
     } else {
+        qcow2_copied_durable(s, w->copied);
         for (size_t i = 0; i < in_limbo; i++) {
             s->freed[i].durable = true;
         }
@@ -320,12 +366,20 @@ static int flush_locked(struct qcow2 *s, bool to_disk) REQUIRES(s->flush_lock)
     return r == 0 && w.freed ? qcow2_release_freed(s) : r;
 }
 
+/* Something may be lost after it was mended, and before the round. */
 static int flush(struct qcow2 *s, bool to_disk)
 {
-    mutex_lock(&s->flush_lock);
-    int r = flush_locked(s, to_disk);
-    mutex_unlock(&s->flush_lock);
-    return r;
+    int r = -EINPROGRESS;
+
+    for (unsigned i = 0; i < TRIES && r == -EINPROGRESS; i++) {
+        r = qcow2_copied_mend(s);
+        if (r == 0) {
+            mutex_lock(&s->flush_lock);
+            r = flush_locked(s, to_disk);
+            mutex_unlock(&s->flush_lock);
+        }
+    }
+    return r == -EINPROGRESS ? -EIO : r;
 }
 
 int qcow2_flush(struct node *n)
@@ -341,9 +395,10 @@ int qcow2_flush_to_disk(struct node *n)
 int qcow2_relieve(struct qcow2 *s)
 {
     mutex_lock(&s->meta);
-    bool limbo = s->freed_clusters << s->cluster_bits > LIMBO_MAX;
+    bool many = s->freed_clusters << s->cluster_bits > LIMBO_MAX ||
+                qcow2_copied_many(s);
     mutex_unlock(&s->meta);
-    if (limbo || qcow2_cache_pressed(s->l2) ||
+    if (many || qcow2_cache_pressed(s->l2) ||
         qcow2_cache_pressed(s->refblocks)) {
         return qcow2_flush(s->node);
     }

@@ -113,7 +113,7 @@ static int fill_mapping(struct qcow2 *s, const struct qcow2_at *at,
     if (!(flags & MAP_WRITE)) {
         return 0;
     }
-    if (m->kind != MAP_DATA || !at->copied) {
+    if (m->kind != MAP_DATA || !at->copied || atomic_load(&s->copied.mending)) {
         m->kind = MAP_OPAQUE;
     }
     return m->kind == MAP_DATA && !s->external

@@ -3,6 +3,7 @@
 #include "qcow2/qcow2.h"
 #include "qcow2/bitmaps.h"
 #include "qcow2/check.h"
+#include "qcow2/copied.h"
 #include "qcow2/encrypt.h"
 
 #include <errno.h>
@@ -28,6 +29,7 @@ void qcow2_state_init(struct qcow2 *s)
     mutex_init(&s->meta, LOCK_QCOW2_META, s);
     mutex_init(&s->unpacked.lock, LOCK_QCOW2_UNPACKED, NULL);
     list_init(&s->views);
+    qcow2_copied_init(s);
     qcow2_snapshots_changed(s);
     qcow2_bitmaps_init(s);
 }
@@ -37,6 +39,7 @@ void qcow2_state_free(struct qcow2 *s)
     qcow2_bitmaps_free(s);
     qcow2_snapshots_free(&s->snapshots);
     qcow2_overlap_free(s);
+    qcow2_copied_free(s);
     qcow2_luks_free(s);
     qcow2_cache_free(s->l2);
     qcow2_cache_free(s->refblocks);
@@ -433,9 +436,10 @@ static int qcow2_open(struct node *n, struct opts *opts, struct error **errp)
     }
     if (r == 0) {
         r = open_data(s, &h, opts, errp);
-        r = r < 0 ? r
-                  : open_with_header(s, &h, snapshot, l2_bytes, refcount_bytes,
-                                     errp);
+    }
+    if (r == 0) {
+        qcow2_files_changed(s);
+        r = open_with_header(s, &h, snapshot, l2_bytes, refcount_bytes, errp);
     }
     qcow2_header_release(&h);
     if (r < 0) {

@@ -19,7 +19,8 @@
  * Metadata lives in write-back caches (cache.c).  flush.c writes it in the
  * order that keeps invariant 1 (see there).
  *
- * Locks: flush_lock, then meta, then the locks inside of the caches.
+ * Locks: copied.lock, flush_lock, then meta, then the locks inside of the
+ * caches.
  *   range  (guest clusters) held while the mapping of a range is changed
  *   meta   held while L1, L2, refcounts are changed; no data I/O under it
  * Readers take none of them: they pin an L2 table and load its entries
@@ -119,6 +120,27 @@ struct qcow2_unpacked {
     unsigned char *cluster;
 };
 
+/* A part of the guest's disk. */
+struct qcow2_copy {
+    uint64_t offset;
+    uint64_t bytes;
+};
+
+/* Old data in new clusters: copied.c. */
+struct qcow2_copied {
+    mutex_t lock; /* one mends; before flush_lock */
+
+    /* --- Guarded by meta. --- */
+    struct qcow2_copy *list; /* oldest first */
+    size_t count;
+    size_t room;
+
+    /* --- Atomic. --- */
+    _Atomic uint64_t losses; /* how often all of it may have been lost, */
+    _Atomic uint64_t mended; /* and up to which of these it was mended */
+    _Atomic bool mending;    /* map() gives no place to overwrite */
+};
+
 struct qcow2 {
     /* --- Set at open. --- */
     struct node *node;
@@ -189,10 +211,13 @@ struct qcow2 {
     _Atomic uint64_t users[2]; /* extents in hand, by parity of the epoch */
     _Atomic uint64_t released; /* clusters that became free out of limbo */
     _Atomic bool corrupt;      /* no more writes */
+    flush_mark file_failed;    /* flushes of file, as far as we know of them */
+    flush_mark data_failed;    /* the same of an external data file */
     struct qcow2_overlap *_Atomic overlap; /* NULL while read-only */
     _Atomic unsigned overlap_checked;      /* enum qcow2_meta: the option */
 
     struct qcow2_bitmaps bitmaps;
+    struct qcow2_copied copied;
     struct qcow2_unpacked unpacked;
     struct qcow2_luks *luks; /* set at open; NULL: it is not encrypted */
 };

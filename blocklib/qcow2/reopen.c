@@ -183,6 +183,7 @@ void qcow2_file_changed(struct node *n)
 
     s->file = node_child(n, CHILD_FILE);
     s->data = s->external ? node_child(n, CHILD_DATA) : s->file;
+    qcow2_files_changed(s);
     s->file_grows_zero = s->file->limits.grows_zero;
     qcow2_cache_set_file(s->l2, s->file);
     qcow2_cache_set_file(s->refblocks, s->file);

@@ -34,6 +34,7 @@
 
 #include "nbdelta/cleanup.h"
 #include "qcow2/alloc.h"
+#include "qcow2/copied.h"
 #include "qcow2/encrypt.h"
 #include "qcow2/l2.h"
 #include "qcow2/qcow2.h"
@@ -52,9 +53,12 @@ struct input {
 struct piece {
     uint64_t offset; /* guest bytes of the request */
     uint64_t bytes;
-    uint64_t host;          /* of the first byte of the request */
-    uint64_t head;          /* bytes before it that are written, too, */
-    uint64_t tail;          /* and behind it */
+    uint64_t host;  /* of the first byte of the request */
+    uint64_t head;  /* bytes before it that are written, too, */
+    uint64_t tail;  /* and behind it */
+    bool with_head; /* these have been written */
+    bool with_tail;
+    uint64_t losses;        /* when it was planned: copied.h */
     uint64_t clusters;      /* that were allocated for it */
     struct qcow2_table *l2; /* pinned, if entries are to be put in */
     bool placed;            /* there is a place already, and it is ours alone */
@@ -178,7 +182,8 @@ static int plan_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
     struct qcow2_at at;
 
     *p = (struct piece){.offset = offset,
-                        .bytes = min_u64(bytes, end - offset)};
+                        .bytes = min_u64(bytes, end - offset),
+                        .losses = qcow2_copied_losses(s)};
     int r = qcow2_l2_get_writable(s, offset, &p->l2);
     if (r < 0) {
         return r;
@@ -242,7 +247,7 @@ static bool reads_as_zeroes(const struct qcow2 *s, const struct piece *p)
 }
 
 /* One write of head, data and tail to the piece's place. */
-static int write_piece(struct qcow2 *s, const struct piece *p,
+static int write_piece(struct qcow2 *s, struct piece *p,
                        const struct iovec *iov, int cnt)
 {
     uint64_t head = p->head;
@@ -272,29 +277,29 @@ static int write_piece(struct qcow2 *s, const struct piece *p,
         return r;
     }
     /* A fresh cluster need not be filled with zeroes. */
-    bool with_head = head > 0 && !(fresh && head_zero);
-    bool with_tail = tail > 0 && !(fresh && tail_zero);
-    uint64_t from = p->host - (with_head ? head : 0);
+    p->with_head = head > 0 && !(fresh && head_zero);
+    p->with_tail = tail > 0 && !(fresh && tail_zero);
+    uint64_t from = p->host - (p->with_head ? head : 0);
     uint64_t len = p->bytes;
-    if (with_head) {
+    if (p->with_head) {
         v[n++] = (struct iovec){buf, head};
         len += head;
     }
     memcpy(v + n, iov, (size_t)cnt * sizeof(*iov));
     n += cnt;
-    if (with_tail) {
+    if (p->with_tail) {
         v[n++] = (struct iovec){buf + head, tail};
         len += tail;
     }
     node_event(s->file, EVENT_WRITE_AIO);
-    if (with_head || with_tail) {
+    if (p->with_head || p->with_tail) {
         node_event(s->file, EVENT_COW_WRITE);
     }
     return qcow2_write_data(s, from, len, v, n, 0);
 }
 
-static int fill_piece(struct qcow2 *s, const struct piece *p,
-                      const struct input *in, uint64_t done)
+static int fill_piece(struct qcow2 *s, struct piece *p, const struct input *in,
+                      uint64_t done)
 {
     struct iovec part[IOV_MAX_INNER];
 
@@ -315,6 +320,34 @@ static int link_piece(struct qcow2 *s, const struct piece *p,
                         p->host - in_sub);
 }
 
+/* The old data beside the request are where no entry leads yet. */
+static int note_copies(struct qcow2 *s, const struct piece *p) REQUIRES(s->meta)
+{
+    int r = qcow2_copied_note(s, p->offset - p->head,
+                              p->with_head ? p->head : 0, p->losses);
+
+    return r < 0 ? r
+                 : qcow2_copied_note(s, p->offset + p->bytes,
+                                     p->with_tail ? p->tail : 0, p->losses);
+}
+
+/* @r: of writing the data. */
+static int end_piece(struct qcow2 *s, const struct piece *p, int r)
+    REQUIRES(s->meta)
+{
+    if (r == 0 && p->in_place) {
+        return 0;
+    }
+    r = r < 0 ? r : note_copies(s, p);
+    if (r == 0) {
+        return link_piece(s, p, QCOW2_KIND_NORMAL);
+    }
+    if (!p->placed && !s->external) {
+        qcow2_alloc_undo(s, align_down(p->host, s->cluster_size), p->clusters);
+    }
+    return r;
+}
+
 static int try_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
                      const struct input *in, uint64_t done, uint64_t *written)
 {
@@ -328,11 +361,7 @@ static int try_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
     }
     r = fill_piece(s, &p, in, done);
     mutex_lock(&s->meta);
-    if (r == 0 && !p.in_place) {
-        r = link_piece(s, &p, QCOW2_KIND_NORMAL);
-    } else if (r < 0 && !p.placed && !s->external) {
-        qcow2_alloc_undo(s, align_down(p.host, s->cluster_size), p.clusters);
-    }
+    r = end_piece(s, &p, r);
     mutex_unlock(&s->meta);
     qcow2_cache_put(s->l2, p.l2);
     *written = p.bytes;
