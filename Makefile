@@ -185,6 +185,7 @@ TOOL_SRC     := $(sort $(wildcard tests/func/*.c))
 FUNC_TESTS   := $(sort $(filter-out %/lib.sh,$(wildcard tests/func/*.sh)))
 MAN_PAGES    := $(sort $(wildcard man/*.1))
 MAN5_PAGES   := $(sort $(wildcard man/*.5))
+MAN7_PAGES   := $(sort $(wildcard man/*.7))
 ALL_SRC := $(BLOCKLIB_SRC) $(SERVER_SRC) $(MODULE_SRC) $(PLUGIN_SRC) \
     $(UNIT_SRC) $(MARK_SRC) $(FUZZ_SRC) $(TOOL_SRC)
 
@@ -493,6 +494,7 @@ fuzz: fuzzers
 
 MAN1    := $(DESTDIR)$(mandir)/man1
 MAN5    := $(DESTDIR)$(mandir)/man5
+MAN7    := $(DESTDIR)$(mandir)/man7
 PLUGINS  = $(DESTDIR)$(plugindir)
 # These have paths in them.
 UNITS   := $(patsubst systemd/%.in,%,$(wildcard systemd/nbdelta*@*.in))
@@ -511,6 +513,8 @@ install-files: | $(if $(filter install,$(MAKECMDGOALS)),all)
 	$(INSTALL) -m 644 $(MAN_PAGES) $(MAN1)
 	$(INSTALL) -d -m 755 $(MAN5)
 	$(INSTALL) -m 644 $(MAN5_PAGES) $(MAN5)
+	$(INSTALL) -d -m 755 $(MAN7)
+	$(INSTALL) -m 644 $(MAN7_PAGES) $(MAN7)
 	$(INSTALL) -D -m 644 man/nbdelta.bash-completion \
 	    $(DESTDIR)$(completiondir)/nbdelta
 	$(INSTALL) -d -m 755 $(DESTDIR)$(unitdir) $(DESTDIR)$(docdir) $(CONF)
@@ -526,7 +530,7 @@ install-files: | $(if $(filter install,$(MAKECMDGOALS)),all)
 	    $(DESTDIR)$(tmpfilesdir)/nbdelta.conf
 
 INSTALL_DIRS = $(docdir) $(moduledir) $(sysconfdir)/nbdelta/backup $(bindir) \
-    $(mandir)/man1 $(mandir)/man5 $(completiondir) $(unitdir) $(sysusersdir) \
+    $(mandir)/man1 $(mandir)/man5 $(mandir)/man7 $(completiondir) $(unitdir) $(sysusersdir) \
     $(tmpfilesdir) $(plugindir)
 # The system keeps its directories when they are empty.
 EMPTIED := $(or $(DESTDIR),$(filter-out /usr /usr/local,$(prefix)))
@@ -536,6 +540,7 @@ uninstall:
 	    $(DESTDIR)$(moduledir)/$(notdir $(LIBVIRT)) \
 	    $(patsubst man/%,$(MAN1)/%,$(MAN_PAGES)) \
 	    $(patsubst man/%,$(MAN5)/%,$(MAN5_PAGES)) \
+	    $(patsubst man/%,$(MAN7)/%,$(MAN7_PAGES)) \
 	    $(DESTDIR)$(completiondir)/nbdelta \
 	    $(addprefix $(DESTDIR)$(unitdir)/,$(UNITS)) \
 	    $(addprefix $(DESTDIR)$(docdir)/,$(CONFS)) \

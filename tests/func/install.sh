@@ -23,6 +23,9 @@ mk() {
     for page in "$SRCDIR"/man/*.5; do
         echo "./opt/nbd/share/man/man5/${page##*/}"
     done
+    for page in "$SRCDIR"/man/*.7; do
+        echo "./opt/nbd/share/man/man7/${page##*/}"
+    done
     for unit in "$SRCDIR"/systemd/nbdelta*@*.in; do
         unit=${unit##*/}
         echo "./opt/nbd/lib/systemd/system/${unit%.in}"

@@ -3,7 +3,7 @@
 set -eu -o pipefail
 
 failed=
-for page in "$SRCDIR"/man/*.[15]; do
+for page in "$SRCDIR"/man/*.[157]; do
     groff -man -ww -z "$page" 2>warnings
     if [ -s warnings ]; then
         cat warnings
