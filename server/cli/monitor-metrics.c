@@ -34,6 +34,7 @@ const char *const monitor_metrics_queries[] = {
     "query-jobs",
     "query-block-exports",
     "query-backups",
+    "query-nbd-clients",
     NULL,
 };
 
@@ -456,12 +457,42 @@ static const struct row export_rows[] = {
     {{"export_shutting_down", PROM_GAUGE, "1: the export takes no clients."},
      "shutting-down",
      FLAG},
+};
+static const struct group exports = {export_labels, false, export_rows,
+                                     ARRAY_SIZE(export_rows)};
+
+/* --- NBD servers of nbdelta. --- */
+
+static const struct label client_labels[] = {{"export", "id"}, {NULL, NULL}};
+static const struct row client_rows[] = {
     {{"export_clients", PROM_GAUGE, "Clients that use the export."},
      "clients",
      NUMBER},
 };
-static const struct group exports = {export_labels, false, export_rows,
-                                     ARRAY_SIZE(export_rows)};
+static const struct group clients = {client_labels, false, client_rows,
+                                     ARRAY_SIZE(client_rows)};
+
+static const struct label server_labels[] = {{"server", "server"},
+                                             {NULL, NULL}};
+static const struct row server_rows[] = {
+    {{"server_clients", PROM_GAUGE, "Connections to the NBD server."},
+     "clients",
+     NUMBER},
+    {{"server_limit_clients", PROM_GAUGE,
+      "The most connections at once; others wait."},
+     "max-connections",
+     LIMIT},
+    {{"server_limit_clients_per_address", PROM_GAUGE,
+      "The most connections from one address; others are turned away."},
+     "max-connections-per-address",
+     LIMIT},
+    {{"server_turned_away_clients_total", PROM_COUNTER,
+      "Clients that were turned away, by a limit or for want of resources."},
+     "turned-away",
+     NUMBER},
+};
+static const struct group servers = {server_labels, true, server_rows,
+                                     ARRAY_SIZE(server_rows)};
 
 /* --- Backups that clients pull. --- */
 
@@ -607,6 +638,8 @@ int monitor_metrics_write(FILE *f, const struct monitor_answers *a)
     put_group(&p, &statuses, job_list);
     put_group(&p, &block_jobs, json_object_get(a->returns, "query-block-jobs"));
     put_group(&p, &exports, json_object_get(a->returns, "query-block-exports"));
+    put_group(&p, &clients, at(a->returns, "query-nbd-clients.exports"));
+    put_group(&p, &servers, at(a->returns, "query-nbd-clients.servers"));
     put_group(&p, &backups, backup_list);
     put_group(&p, &pulls, pull_list);
     put_delays(&p, pull_list);

@@ -364,6 +364,15 @@ static int cmd_query_exports(struct qmp_call *call, struct error **errp)
     return call->ret ? 0 : error_nomem(errp);
 }
 
+static int cmd_query_clients(struct qmp_call *call, struct error **errp)
+{
+    json_t *servers = servers_query(call->daemon->servers);
+    json_t *exports = exports_query_clients(call->daemon->exports);
+
+    call->ret = json_pack("{s:o, s:o}", "servers", servers, "exports", exports);
+    return call->ret ? 0 : error_nomem(errp);
+}
+
 /* --- The table. --- */
 
 static const char *const modes[] = {"safe", "hard", NULL};
@@ -457,6 +466,27 @@ static const struct qmp_arg info_members[] = {
 static const struct qmp_arg exports_type = QMP_ARG("", OBJECTS,
                                                    .members = info_members);
 
+static const struct qmp_arg server_members[] = {
+    QMP_OPT("server", STR),
+    QMP_ARG("clients", INT),
+    QMP_ARG("turned-away", INT),
+    QMP_OPT("max-connections", INT),
+    QMP_OPT("max-connections-per-address", INT),
+    QMP_LAST,
+};
+static const struct qmp_arg export_clients_members[] = {
+    QMP_ARG("id", STR),
+    QMP_ARG("clients", INT),
+    QMP_LAST,
+};
+static const struct qmp_arg clients_members[] = {
+    QMP_ARG("servers", OBJECTS, .members = server_members),
+    QMP_ARG("exports", OBJECTS, .members = export_clients_members),
+    QMP_LAST,
+};
+static const struct qmp_arg clients_type = QMP_ARG("", OBJECT,
+                                                   .members = clients_members);
+
 const struct qmp_command qmp_nbd_server_option =
     QMP_COMMAND("nbd-server", option_server, option_args);
 
@@ -469,5 +499,7 @@ const struct qmp_command qmp_export_commands[] = {
     QMP_COMMAND("nbd-server-stop", cmd_server_stop, stop_args),
     QMP_COMMAND("query-block-exports", cmd_query_exports, NULL,
                 .ret = &exports_type),
+    QMP_COMMAND("query-nbd-clients", cmd_query_clients, NULL,
+                .ret = &clients_type),
     QMP_COMMANDS_END,
 };

@@ -611,6 +611,31 @@ json_t *exports_query(struct exports *s)
     return list;
 }
 
+static int append_clients(struct export *e, void *opaque)
+{
+    const struct query *q = opaque;
+
+    mutex_lock(&q->set->lock);
+    unsigned clients = e->refs - (e->removed ? 0 : 1);
+    mutex_unlock(&q->set->lock);
+    return e->of ? 0
+                 : json_array_insert_new(q->list, 0,
+                                         json_pack("{s:s, s:i}", "id", e->id,
+                                                   "clients", (int)clients));
+}
+
+json_t *exports_query_clients(struct exports *s)
+{
+    json_t *list = json_array();
+    struct query q = {s, list};
+
+    if (!list || visit_all(s, true, append_clients, &q) < 0) {
+        json_decref(list);
+        return NULL;
+    }
+    return list;
+}
+
 /* --- Removing. --- */
 
 static void export_unref_locked(struct exports *s, struct export *e)

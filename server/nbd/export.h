@@ -194,6 +194,9 @@ void exports_remove_all(struct exports *s, uint64_t server);
 /* Is the name taken in @server? */
 bool exports_has_name(struct exports *s, uint64_t server, const char *name);
 
+/* An array of {"id", "clients"} for all exports.  NULL: no memory. */
+json_t *exports_query_clients(struct exports *s);
+
 /* How many connections use the export @id, 0 if it is not there; and for how
  * many nanoseconds none has used it (UINT64_MAX: none can any more). */
 unsigned exports_clients(struct exports *s, const char *id);

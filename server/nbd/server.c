@@ -60,7 +60,8 @@ struct server {
     unsigned refs; /* of the list, of each connection, of callers */
     struct listeners listeners;
     unsigned conn_count;
-    bool waited; /* the log has it that clients wait */
+    uint64_t turned_away_count; /* clients */
+    bool waited;                /* the log has it that clients wait */
 
     /* Guarded by the log. */
     struct log_limit waiting;
@@ -317,6 +318,36 @@ void servers_tell(struct servers *ss)
     mutex_unlock(&ss->lock);
 }
 
+/* A limit of 0 is none. */
+static int add_limit(json_t *o, const char *key, unsigned limit)
+{
+    return limit > 0 ? json_object_set_new(o, key, json_integer(limit)) : 0;
+}
+
+json_t *servers_query(struct servers *ss)
+{
+    json_t *all = json_array();
+    int r = all ? 0 : -1;
+
+    mutex_lock(&ss->lock);
+    list_for_each (l, &ss->list) {
+        const struct server *s = server_at(l);
+        json_t *o = json_pack("{s:i, s:I, s:s*}", "clients", (int)s->conn_count,
+                              "turned-away", (json_int_t)s->turned_away_count,
+                              "server", s->id);
+
+        r |= add_limit(o, "max-connections", s->max);
+        r |= add_limit(o, "max-connections-per-address", s->max_per_address);
+        r |= json_array_append_new(all, o);
+    }
+    mutex_unlock(&ss->lock);
+    if (r < 0) {
+        json_decref(all);
+        return NULL;
+    }
+    return all;
+}
+
 /* The server that @e names, with a reference, or NULL. */
 static struct server *server_of(struct servers *ss, const struct export *e)
 {
@@ -475,6 +506,7 @@ static bool is_exhausted(const struct servers *ss) REQUIRES(ss->lock)
 
 static void turn_away(struct server *s, const char *why)
 {
+    s->turned_away_count++;
     log_seldom(&s->turned_away, TELL_WARNING,
                "NBD server '%s': a client is turned away: %s", shown_name(s),
                why);
@@ -505,6 +537,7 @@ static void start_conn(struct servers *ss, struct server *s, int fd)
 
     peer_of(fd, &peer);
     if (is_crowded(ss, s, &peer)) {
+        s->turned_away_count++;
         log_seldom(&s->crowded, TELL_WARNING,
                    "NBD server '%s': a client is turned away: "
                    "max-connections-per-address is %u",

@@ -115,6 +115,11 @@ char *server_uri(struct server *s, const char *name);
 /* Tell the log on what the servers listen. */
 void servers_tell(struct servers *ss);
 
+/* An array of {"server"?, "clients", "turned-away", "max-connections"?,
+ * "max-connections-per-address"?} for the servers that run.  NULL: no memory.
+ */
+json_t *servers_query(struct servers *ss);
+
 /* A URI of @e. */
 char *servers_uri(struct servers *ss, const struct export *e);
 

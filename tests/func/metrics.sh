@@ -95,6 +95,9 @@ has out.prom "$qmp_sock" \
     'one("pull_lost", backup="b1") == 0' \
     'one("pull_guest_delay_seconds_count", backup="b1") >= 0' \
     'one("backup_expires_seconds", backup="b1") > 80000' \
+    'one("export_clients", export="vda") >= 0' \
+    'len(some("server_clients")) == 1' \
+    'some("server_turned_away_clients_total") == [0]' \
     'not some("job_progress_current")'
 qmp -q blockdev-add driver=null-co node-name=target size=1M
 qmp -q blockdev-backup device=bad target=target sync=full job-id=j speed=4096
@@ -106,6 +109,41 @@ has all.prom "$qmp_sock" \
     'one("job_status", job="j", status="running") == 1' \
     'one("job_limit_bytes_per_second", job="j") == 4096' \
     'one("job_failed", job="j") == 0'
+stop_server
+
+# Clients, and their limits.
+nbdelta serve --qmp "$qmp_sock" --pidfile "$pidfile" --nbd-server \
+    "id=s1,addr.type=unix,addr.path=$sock,max-connections-per-address=2" \
+    --nbd-server "id=s2,addr.type=unix,addr.path=s2.sock,max-connections=9" \
+    --blockdev driver=null-co,node-name=n,size=1M \
+    --export nbd,id=e1,node-name=n,server=s1 \
+    --export nbd,id=e2,node-name=n,server=s2 &
+server=$!
+wait_until "the server is ready" server_ready
+python - "$sock" "$qmp_sock" "$nbdelta" <<'END'
+import subprocess, sys, nbd
+uri = 'nbd+unix:///n?socket=' + sys.argv[1]
+clients = [nbd.NBD(), nbd.NBD()]
+for h in clients:
+    h.connect_uri(uri)
+try:
+    nbd.NBD().connect_uri(uri)
+    raise SystemExit('the third is let in')
+except nbd.Error:
+    pass
+subprocess.run([sys.argv[3], 'metrics', sys.argv[2], '-o', 'out.prom'], check=True)
+for h in clients:
+    h.shutdown()
+END
+has out.prom "$qmp_sock" \
+    'one("export_clients", export="e1") == 2' \
+    'one("export_clients", export="e2") == 0' \
+    'one("export_shutting_down", export="e1", server="s1") == 0' \
+    'one("server_clients", server="s1") == 2' \
+    'one("server_clients", server="s2") == 0' \
+    'one("server_turned_away_clients_total", server="s1") == 1' \
+    'one("server_limit_clients", server="s2") == 9' \
+    'one("server_limit_clients_per_address", server="s1") == 2'
 stop_server
 
 # --- The file; a monitor that does not answer. ---
