@@ -52,7 +52,7 @@ struct server {
     unsigned max;             /* connections; 0: any number */
     unsigned max_per_address; /* connections from one address; 0: any number */
     unsigned handshake_s;
-    mode_t socket_mode;
+    struct socket_access access;
     struct tls_policy *policy;
 
     struct list in_all; /* while it runs */
@@ -174,7 +174,7 @@ static struct server *server_alloc(struct servers *ss,
     s->max = o->max;
     s->max_per_address = o->max_per_address;
     s->handshake_s = o->handshake_s ? o->handshake_s : HANDSHAKE_S;
-    s->socket_mode = o->socket_mode ? o->socket_mode : 0600;
+    s->access = o->access;
     s->policy = tls_policy_ref(o->policy);
     s->running = true;
     s->refs = 2;
@@ -278,7 +278,7 @@ static void tell_listeners(const struct server *s)
 int server_listen(struct server *s, const json_t *addr, struct error **errp)
 {
     struct listeners more = {.count = 0};
-    int r = address_listen(addr, s->socket_mode, &more, errp);
+    int r = address_listen(addr, &s->access, &more, errp);
 
     /* A name may take its time to be found: not under the lock. */
     mutex_lock(&s->all->lock);

@@ -16,6 +16,8 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "net/unix-socket.h"
+
 struct conn;
 struct daemon;
 struct error;
@@ -56,14 +58,14 @@ void servers_end_export(struct servers *ss, const struct export *e);
 #define HANDSHAKE_FOREVER UINT32_MAX
 
 struct server_options {
-    const char *id;            /* NULL: the one without a name */
-    unsigned max;              /* connections at once, others wait; 0: as many
-                                  as there are descriptors for */
-    unsigned max_per_address;  /* from one address, others are closed; 0: any
-                                  number */
-    unsigned handshake_s;      /* 0: HANDSHAKE_S */
-    mode_t socket_mode;        /* of Unix sockets; 0: 0600 */
-    struct tls_policy *policy; /* NULL: no TLS */
+    const char *id;              /* NULL: the one without a name */
+    unsigned max;                /* connections at once, others wait; 0: as many
+                                    as there are descriptors for */
+    unsigned max_per_address;    /* from one address, others are closed; 0: any
+                                    number */
+    unsigned handshake_s;        /* 0: HANDSHAKE_S */
+    struct socket_access access; /* to Unix sockets */
+    struct tls_policy *policy;   /* NULL: no TLS */
 };
 
 /* Make a server that runs from now on, without a socket yet; *sp has a

@@ -21,7 +21,8 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 
-#define BACKLOG 128
+#define BACKLOG        128
+#define FREE_PORT_TRIES 16
 
 static const char *const types[] = {"inet", "unix", "vsock", "fd", NULL};
 
@@ -205,6 +206,27 @@ static int resolve(const json_t *addr, const char *port, bool passive,
     return 0;
 }
 
+/* The port of the first of the sockets, where the system has chosen it. */
+static void follow_port(struct addrinfo *ai, const struct listeners *l,
+                        unsigned first)
+{
+    struct sockaddr_storage a;
+    socklen_t len = sizeof(a);
+
+    if (l->count == first ||
+        getsockname(l->at[first].fd, (struct sockaddr *)&a, &len) < 0) {
+        return;
+    }
+    in_port_t port = a.ss_family == AF_INET6
+                         ? ((const struct sockaddr_in6 *)&a)->sin6_port
+                         : ((const struct sockaddr_in *)&a)->sin_port;
+    if (ai->ai_family == AF_INET6) {
+        ((struct sockaddr_in6 *)ai->ai_addr)->sin6_port = port;
+    } else if (ai->ai_family == AF_INET) {
+        ((struct sockaddr_in *)ai->ai_addr)->sin_port = port;
+    }
+}
+
 static int listen_inet(const json_t *addr, const char *port,
                        struct listeners *l, struct error **errp)
 {
@@ -218,6 +240,7 @@ static int listen_inet(const json_t *addr, const char *port,
         return r;
     }
     for (struct addrinfo *ai = list; ai; ai = ai->ai_next) {
+        follow_port(ai, l, before);
         r = listen_tcp(l, ai, !list->ai_next, errp);
         last = r < 0 ? r : last;
         if (r < 0 && !is_lacking(r)) {
@@ -242,6 +265,13 @@ static int listen_range(const json_t *addr, struct listeners *l,
     const char *port = member_str(addr, "port");
     json_int_t to = json_integer_value(json_object_get(addr, "to"));
     int r = listen_inet(addr, port, l, errp);
+
+    /* A port that is free at one address may be taken at the next one. */
+    for (int i = 0; r == -EADDRINUSE && strcmp(port, "0") == 0 &&
+                    i < FREE_PORT_TRIES;
+         i++) {
+        r = listen_inet(addr, port, l, errp);
+    }
 
     for (json_int_t n = strtol(port, NULL, 10) + 1;
          r == -EADDRINUSE && n <= to && n <= UINT16_MAX; n++) {
@@ -307,8 +337,8 @@ static int listen_vsock(const json_t *addr, struct listeners *l,
 
 /* --- All kinds. --- */
 
-int address_listen(const json_t *addr, mode_t mode, struct listeners *l,
-                   struct error **errp)
+int address_listen(const json_t *addr, const struct socket_access *access,
+                   struct listeners *l, struct error **errp)
 {
     struct unix_socket u = {.fd = -1};
     int r;
@@ -320,7 +350,7 @@ int address_listen(const json_t *addr, mode_t mode, struct listeners *l,
         return listen_vsock(addr, l, errp);
     }
     r = address_is(addr, "unix")
-            ? unix_socket_listen(&u, member_str(addr, "path"), mode, errp)
+            ? unix_socket_listen(&u, member_str(addr, "path"), access, errp)
             : take_fd(member_str(addr, "str"), true, &u.fd, errp);
     if (r == 0 && (r = add_listener(l, &u, errp)) < 0) {
         unix_socket_close(&u);

@@ -34,9 +34,10 @@ struct listeners {
 };
 
 /* Add the sockets that listen on the checked @addr to @l, all or none.  The
- * file of a Unix socket has @mode. */
-int address_listen(const json_t *addr, mode_t mode, struct listeners *l,
-                   struct error **errp);
+ * file of a Unix socket has @access, and NULL is for the user alone.  Several
+ * addresses of one host have one port, also when that is 0: any free one. */
+int address_listen(const json_t *addr, const struct socket_access *access,
+                   struct listeners *l, struct error **errp);
 void listeners_close(struct listeners *l); /* all, and remove their files */
 
 /* Connect to the checked @addr; *fdp is close-on-exec and blocking.  Waits for

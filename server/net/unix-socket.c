@@ -89,6 +89,11 @@ static bool is_stale(const char *path, const struct sockaddr_un *addr)
            errno == ECONNREFUSED;
 }
 
+static mode_t mode_of(const struct socket_access *a)
+{
+    return a && a->mode ? a->mode : 0600;
+}
+
 static int bind_path(int fd, const char *path, mode_t mode,
                      const struct sockaddr_un *addr)
 {
@@ -106,7 +111,23 @@ static int bind_path(int fd, const char *path, mode_t mode,
         (void)unlink(path);
         r = bind(fd, sa, sizeof(*addr));
     }
-    return r < 0 || chmod(path, mode) < 0 ? -errno : 0;
+    return r < 0 ? -errno : 0;
+}
+
+/* Nobody can connect yet, because nobody listens. */
+static int admit(const char *path, const struct socket_access *access,
+                 struct error **errp)
+{
+    if (access && access->has_group &&
+        lchown(path, (uid_t)-1, access->group) < 0) {
+        return error_set(errp, errno,
+                         "cannot give the socket '%s' to group %u: %s", path,
+                         (unsigned)access->group, strerror(errno));
+    }
+    return chmod(path, mode_of(access)) < 0
+               ? error_set(errp, errno, "cannot change the mode of '%s': %s",
+                           path, strerror(errno))
+               : 0;
 }
 
 /* Why @path is taken, for an error text. */
@@ -119,7 +140,27 @@ static const char *in_the_way(const char *path)
                : " (another process listens on it)";
 }
 
-int unix_socket_listen(struct unix_socket *u, const char *path, mode_t mode,
+/* Make the file of the bound socket @fd one that clients can connect to. */
+static int open_door(struct unix_socket *u, int fd, const char *path,
+                     const struct socket_access *access, struct error **errp)
+{
+    int r = admit(path, access, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    u->file = file_new(path);
+    if (!u->file || listen(fd, BACKLOG) < 0) {
+        r = u->file ? -errno : -ENOMEM;
+        file_free(u->file);
+        return error_set(errp, -r, "cannot listen on '%s': %s", path,
+                         strerror(-r));
+    }
+    return 0;
+}
+
+int unix_socket_listen(struct unix_socket *u, const char *path,
+                       const struct socket_access *access,
                        struct error **errp)
 {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
@@ -136,19 +177,16 @@ int unix_socket_listen(struct unix_socket *u, const char *path, mode_t mode,
         return error_set(errp, errno, "cannot make a socket: %s",
                          strerror(errno));
     }
-    int r = bind_path(fd, path, mode, &addr);
+    int r = bind_path(fd, path, mode_of(access), &addr);
     if (r < 0) {
         return error_set(errp, -r, "cannot bind the socket '%s': %s%s", path,
                          strerror(-r),
                          r == -EADDRINUSE ? in_the_way(path) : "");
     }
-    u->file = file_new(path);
-    if (!u->file || listen(fd, BACKLOG) < 0) {
-        r = u->file ? -errno : -ENOMEM;
-        file_free(u->file);
+    r = open_door(u, fd, path, access, errp);
+    if (r < 0) {
         (void)unlink(path);
-        return error_set(errp, -r, "cannot listen on '%s': %s", path,
-                         strerror(-r));
+        return r;
     }
     u->fd = fd;
     fd = -1;

@@ -3,6 +3,7 @@
 #define NBDELTA_SERVER_NET_UNIX_SOCKET_H
 
 /* Unix sockets that listen, of the NBD server and of the monitor. */
+#include <stdbool.h>
 #include <sys/types.h>
 
 struct error;
@@ -13,11 +14,21 @@ struct unix_socket {
     struct socket_file *file; /* NULL: another family, or an inherited socket */
 };
 
+/* Who may connect to a socket: those who may write to its file. */
+struct socket_access {
+    mode_t mode;    /* of the file; 0: 0600 */
+    bool has_group; /* the file belongs to @group, else to the process's */
+    gid_t group;
+};
+
 /*
- * Listen at @path, with @mode from the first moment.  A socket that is there is
- * replaced only if nobody listens on it; else -EADDRINUSE.
+ * Listen at @path.  @access (NULL: the user alone) holds before the first
+ * client can connect.  A socket that is there is replaced only if nobody
+ * listens on it; else -EADDRINUSE.  -EPERM: the group is not the process's to
+ * give.
  */
-int unix_socket_listen(struct unix_socket *u, const char *path, mode_t mode,
+int unix_socket_listen(struct unix_socket *u, const char *path,
+                       const struct socket_access *access,
                        struct error **errp);
 
 /* Close @u, and remove its file if that is still the file that @u has made. */

@@ -261,7 +261,7 @@ static int find_tls(const struct objects *objects, struct chardev *c,
 static int open_listening(struct chardev *c, const json_t *o,
                           const json_t *addr, int stop_fd, struct error **errp)
 {
-    int r = address_listen(addr, 0600, &c->listeners, errp);
+    int r = address_listen(addr, NULL, &c->listeners, errp);
 
     c->listening = true;
     return r == 0 && flag_or(o, "wait", true)
@@ -376,7 +376,8 @@ int chardevs_add(struct chardevs *s, const char *text, int stop_fd,
     return 0;
 }
 
-int chardevs_listen(struct chardevs *s, const json_t *addr, struct chardev **cp,
+int chardevs_listen(struct chardevs *s, const json_t *addr,
+                    const struct socket_access *access, struct chardev **cp,
                     struct error **errp)
 {
     struct chardev *c = chardev_new(NULL);
@@ -384,7 +385,7 @@ int chardevs_listen(struct chardevs *s, const json_t *addr, struct chardev **cp,
     if (!c) {
         return error_nomem(errp);
     }
-    int r = address_listen(addr, 0600, &c->listeners, errp);
+    int r = address_listen(addr, access, &c->listeners, errp);
     if (r < 0) {
         chardev_free(c);
         return r;

@@ -20,6 +20,7 @@
 struct chardev;
 struct chardevs;
 struct error;
+struct socket_access;
 struct listeners;
 struct objects;
 struct tls;
@@ -48,8 +49,9 @@ int chardevs_add(struct chardevs *s, const char *text, int stop_fd,
                  bool has_stdio, struct error **errp);
 
 /* Make a device that listens on a checked address (net/address.h), without an
- * id, for one user. */
-int chardevs_listen(struct chardevs *s, const json_t *addr, struct chardev **cp,
+ * id, for one user.  @access is for address_listen(). */
+int chardevs_listen(struct chardevs *s, const json_t *addr,
+                    const struct socket_access *access, struct chardev **cp,
                     struct error **errp);
 
 /* Take the device @id for its only user.  -ENOENT; -EBUSY: it has a user. */

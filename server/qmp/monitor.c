@@ -380,13 +380,14 @@ static int check_room(const struct monitors *m, struct error **errp)
                : 0;
 }
 
-int monitors_listen(struct monitors *m, const json_t *addr, struct error **errp)
+int monitors_listen(struct monitors *m, const json_t *addr,
+                    const struct socket_access *access, struct error **errp)
 {
     struct monitor *mon = &m->monitors[m->count];
     int r = check_room(m, errp);
 
     if (r == 0) {
-        r = chardevs_listen(m->chardevs, addr, &mon->chardev, errp);
+        r = chardevs_listen(m->chardevs, addr, access, &mon->chardev, errp);
     }
     if (r == 0) {
         m->count++;

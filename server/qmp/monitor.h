@@ -8,15 +8,16 @@
 struct chardevs;
 struct daemon;
 struct error;
+struct socket_access;
 struct monitors;
 
 struct monitors *monitors_new(struct daemon *d, struct chardevs *chardevs);
 
 /* Add a monitor that listens on a checked address (net/address.h).  A Unix
- * socket has mode 0600.  A socket that is there is replaced only if nobody
- * listens on it. */
+ * socket has @access; NULL: for the user alone.  A socket that is there is
+ * replaced only if nobody listens on it. */
 int monitors_listen(struct monitors *m, const json_t *addr,
-                    struct error **errp);
+                    const struct socket_access *access, struct error **errp);
 
 /* Add a monitor from the text of an option:
  * "[chardev=]ID[,mode=control][,pretty=on][,role=backup,disks.0=NAME...]". */

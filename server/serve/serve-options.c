@@ -4,6 +4,8 @@
 
 #include <ctype.h>
 #include <getopt.h>
+#include <grp.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,7 +37,7 @@
 static const struct cli_option serve_options[] = {
     {"unix", 'U', "SOCKET", "listen on a Unix socket"},
     {"address", 'i', "ADDR", "listen on this address (localhost)"},
-    {"port", 'p', "PORT", "listen on this TCP port (10809)"},
+    {"port", 'p', "PORT", "listen on this TCP port (10809; 0: any free one)"},
     {"read-only", 'r', NULL, "open images read-only; clients cannot write"},
     {"tls", OPT_TLS, "MODE", "off, on, or require (default if there are keys)"},
     {"tls-certificates", OPT_TLS_CERTIFICATES, "DIR",
@@ -63,6 +65,8 @@ static const struct cli_option serve_options[] = {
      "which ones, at most: error, warning, info (default), debug"},
     {"socket-mode", OPT_SOCKET_MODE, "MODE",
      "permissions of the socket of -U, as for chmod (600)"},
+    {"socket-group", OPT_SOCKET_GROUP, "GROUP",
+     "group of the sockets of -U and --qmp, which may then connect"},
     {"stop-timeout", OPT_STOP_TIMEOUT, "SECONDS",
      "how long to wait at the end for storage that hangs (60; 0: for ever)"},
     {"vm-compat", OPT_VM_COMPAT, NULL,
@@ -124,8 +128,8 @@ static int check_port(const struct serve_config *cfg)
     char *end;
     long n = strtol(text, &end, 10);
 
-    if (!isdigit((unsigned char)text[0]) || *end || n < 1 || n > 65535) {
-        return cli_usage(cfg->command, "'%s' is not a port (1 to 65535)", text);
+    if (!isdigit((unsigned char)text[0]) || *end || n > 65535) {
+        return cli_usage(cfg->command, "'%s' is not a port (0 to 65535)", text);
     }
     return 0;
 }
@@ -138,7 +142,23 @@ static int take_mode(struct serve_config *cfg)
     if (!isdigit((unsigned char)optarg[0]) || *end || mode > 0777) {
         return cli_usage(cfg->command, "'%s' is not a mode (0 to 777)", optarg);
     }
-    cfg->socket_mode = (unsigned)mode;
+    cfg->access.mode = (mode_t)mode;
+    cfg->has_mode = true;
+    return 0;
+}
+
+/* A name, or a number. */
+static int take_group(struct serve_config *cfg)
+{
+    const struct group *g = getgrnam(optarg);
+    char *end;
+    unsigned long n = strtoul(optarg, &end, 10);
+
+    if (!g && (!isdigit((unsigned char)optarg[0]) || *end || n >= UINT32_MAX)) {
+        return cli_usage(cfg->command, "there is no group '%s'", optarg);
+    }
+    cfg->access.group = g ? g->gr_gid : (gid_t)n;
+    cfg->access.has_group = true;
     return 0;
 }
 
@@ -270,6 +290,8 @@ static int take_serve_option(struct serve_config *cfg, int code)
         break;
     case OPT_SOCKET_MODE:
         return take_mode(cfg);
+    case OPT_SOCKET_GROUP:
+        return take_group(cfg);
     case OPT_FOLLOW:
         return take_follow(cfg);
     case OPT_STOP_TIMEOUT:
@@ -362,7 +384,6 @@ int serve_parse(struct serve_config *cfg, bool storage_daemon, int argc,
 
     cfg->command = storage_daemon ? &daemon_command : &serve_command;
     cfg->storage_daemon = storage_daemon;
-    cfg->socket_mode = 0600;
     cfg->stop_timeout = STOP_SECONDS;
     cfg->items = calloc((size_t)argc, sizeof(*cfg->items));
     if (!cfg->items) {
@@ -392,6 +413,9 @@ int serve_parse(struct serve_config *cfg, bool storage_daemon, int argc,
         /* QEMU's programs say nothing while all is in order. */
         cfg->log_level = storage_daemon || cfg->vm_compat ? TELL_WARNING
                                                           : TELL_INFO;
+    }
+    if (!cfg->has_mode && cfg->access.has_group) {
+        cfg->access.mode = 0660;
     }
     *status = check_config(cfg);
     return *status == 0 ? 0 : -1;

@@ -8,6 +8,7 @@
 #include "cli/cli.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/tell.h"
+#include "net/unix-socket.h"
 
 enum serve_code {
     OPT_QMP = CLI_LONG,
@@ -29,6 +30,7 @@ enum serve_code {
     OPT_OBJECT,
     OPT_OVERLAY,
     OPT_PRINT_URI,
+    OPT_SOCKET_GROUP,
     OPT_SOCKET_MODE,
     OPT_STOP_TIMEOUT,
     OPT_TLS,
@@ -70,8 +72,9 @@ struct serve_config {
     bool exit_on_disconnect;
     bool exit_with_parent;
     bool print_uri;
-    unsigned socket_mode;  /* of the socket of -U */
-    unsigned stop_timeout; /* seconds; 0: none */
+    struct socket_access access; /* to the socket of -U */
+    bool has_mode;               /* it was given */
+    unsigned stop_timeout;       /* seconds; 0: none */
     bool has_drives;
     bool has_images;
     bool has_server; /* --nbd-server is among the items */

@@ -91,8 +91,15 @@ static int listen_for_monitors(struct serve *s, const char *path,
 {
     CLEANUP_JSON json_t *addr = json_pack("{s:s, s:s}", "type", "unix", "path",
                                           path);
+    struct socket_access access = {.mode = 0600};
 
-    return addr ? monitors_listen(s->daemon.monitors, addr, errp)
+    /* A monitor does what the daemon's user can do: it is for people who were
+     * named, and never for everybody. */
+    if (s->config.access.has_group) {
+        access = s->config.access;
+        access.mode &= 0770;
+    }
+    return addr ? monitors_listen(s->daemon.monitors, addr, &access, errp)
                 : error_set(errp, EINVAL, "the address is not UTF-8 text");
 }
 
@@ -274,7 +281,7 @@ static int listen_activated(const struct serve *s, struct server *server,
                                               number);
         r = !addr    ? error_nomem(errp)
             : server ? server_listen(server, addr, errp)
-                     : monitors_listen(s->daemon.monitors, addr, errp);
+                     : monitors_listen(s->daemon.monitors, addr, NULL, errp);
     }
     return r;
 }
@@ -300,7 +307,7 @@ static int listen_short(struct serve *s, struct error **errp)
 {
     const struct serve_config *cfg = &s->config;
     struct server_options o = {.max = CONNECTIONS_MAX,
-                               .socket_mode = cfg->socket_mode};
+                               .access = cfg->access};
     bool given = cfg->socket || cfg->address || cfg->port;
     struct server *server;
 

@@ -227,6 +227,52 @@ for mode in 8 1777 rw ''; do
     is "$rc" 2
 done
 
+# Sockets of -U and of monitors for a group, and none of these for all others.
+group=$(id -G | tr ' ' '\n' | tail -n 1)
+if [ "$(id -u)" -eq 0 ]; then
+    group=65534
+fi
+# group_sockets MODES OPTION...
+group_sockets() {
+    local modes=$1
+    shift
+    serve --socket-group "$group" --qmp group.qmp "$@" -f raw a.raw
+    is "$(stat -c '%g %a' "$sock" group.qmp | xargs)" "$modes"
+    stop_server
+}
+group_sockets "$group 660 $group 660"
+group_sockets "$group 666 $group 660" --socket-mode 666
+group_sockets "$group 640 $group 640" --socket-mode 640
+serve --socket-mode 666 --qmp group.qmp -f raw a.raw
+is "$(stat -c '%a' "$sock" group.qmp | xargs)" "666 600"
+stop_server
+for name in no-such-group '' -1 4294967295; do
+    rc=0
+    nbdelta serve -U s --socket-group="$name" -f raw a.raw 2>err || rc=$?
+    is "$rc $(head -n 1 err)" "2 nbdelta: serve: there is no group '$name'"
+done
+if [ "$(id -u)" -eq 0 ]; then
+    mkdir -m 777 open
+    rc=0
+    setpriv --reuid=65534 --regid=65534 --clear-groups "$BUILD/nbdelta" serve \
+        -U open/s --socket-group 0 driver=mem,size=1M 2>err || rc=$?
+    is "$rc" 1
+    grep -q "cannot give the socket 'open/s' to group 0: " err ||
+        fail "$(cat err)"
+    [ ! -e open/s ] || fail "a socket is left"
+fi
+
+# A free port: the same one at each address, which the URIs tell.
+for i in 1 2; do
+    nbdelta serve -p 0 --print-uri --daemonize --pidfile "$pidfile.$i" \
+        driver=mem,size=4M >uris
+    at_exit kill "$(cat "$pidfile.$i")"
+    ports=$(sed 's|.*:\([0-9]*\)/disk0$|\1|' uris | sort -u)
+    [[ $ports =~ ^[1-9][0-9]*$ ]] || fail "$(cat uris)"
+    is "$(nbdinfo --size "nbd://localhost:$ports/disk0")" 4194304
+    is "$(nbdinfo --size "$(head -n 1 uris)")" 4194304
+done
+
 # Sockets of virtual machines: as far as this kernel has them.
 serve_refused "Failed to parse cid 'x'" -f raw a.raw \
     --nbd-server addr.type=vsock,addr.cid=x,addr.port=1
