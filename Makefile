@@ -38,6 +38,12 @@
 #                             where the units for systemd look for their files,
 #                             plugindir= where the plugin goes
 #   make uninstall            the same variables: take away what that brought
+#   make dist                 the sources, in $(O)/nbdelta-VERSION.tar.gz: the
+#                             same commit gives the same bytes
+#   make deb                  Debian packages, in $(O)/deb
+#   make check-packages       build them in trees of Debian 12 and 13, look at
+#                             them, install, use and purge them in fresh trees
+#                             (needs root; RELEASES='trixie' takes that one)
 #   make clean
 #
 # Variables: V=1 shows commands.  DEBUG=1 turns off optimisation.
@@ -134,7 +140,7 @@ LIBVIRT_PKGS := libvirt libxml-2.0
 # These goals build nothing themselves; check and demo install what is
 # missing before they start the make that looks.
 NO_LOOKUP := check check-peers check-iotests demo bench packages clean help uninstall \
-    install-files
+    install-files dist deb check-packages
 goals := $(filter-out $(NO_LOOKUP),$(or $(MAKECMDGOALS),all))
 
 name = $(firstword $(subst :, ,$(1)))
@@ -235,7 +241,7 @@ $(VERSIONED): $(O)/.version
 PATHS = -DNBDELTA_MODULES='"$(moduledir)"' -DNBDELTA_PREFIX='"$(prefix)"' \
     -DNBDELTA_BINDIR='"$(bindir)"' -DNBDELTA_LIBDIR='"$(libdir)"' \
     -DNBDELTA_MANDIR='"$(mandir)"' -DNBDELTA_PLUGINDIR='"$(plugindir)"' \
-    -DNBDELTA_SYSCONFDIR='"$(sysconfdir)"'
+    -DNBDELTA_DOCDIR='"$(docdir)"' -DNBDELTA_SYSCONFDIR='"$(sysconfdir)"'
 KNOWS_PATHS := $(O)/server/source/module.o $(O)/server/cli/dump-config.o
 $(KNOWS_PATHS): DEFS += $(PATHS)
 
@@ -462,7 +468,9 @@ lint: check-layers
 	$(Q)cppcheck -q --error-exitcode=1 --inline-suppr -j $(JOBS) \
 	    --std=c11 $(INC_TESTS) blocklib server plugin
 	$(Q)shellcheck -x tests/run .ci/run tests/*.sh tests/func/*.sh \
-	    tests/iotests/run tests/iotests/qemu tests/iotests/qemu-nbd
+	    tests/iotests/run tests/iotests/qemu tests/iotests/qemu-nbd \
+	    packaging/*.sh packaging/debian/tests/readme \
+	    packaging/debian/tests/installed
 	$(Q)shellcheck -s bash man/nbdelta.bash-completion
 
 #--- fuzzing --------------------------------------------------------------
@@ -553,6 +561,28 @@ uninstall:
 	    *) [ '$(DESTDIR)' ] || break;; esac; \
 	    rmdir "$(DESTDIR)$$d" 2>/dev/null || break; \
 	    d=$${d%/*}; done; done
+
+#--- packages -------------------------------------------------------------
+
+DIST := nbdelta-$(VERSION)
+RELEASES ?= bookworm trixie
+
+.PHONY: dist deb check-packages
+dist:
+	$(call say,DIST,$(O)/$(DIST).tar.gz)packaging/dist.sh '$(DIST)' \
+	    '$(O)/$(DIST).tar.gz'
+
+deb: dist
+	$(Q)tests/packages.sh build deb
+	$(Q)packaging/deb.sh '$(O)/$(DIST).tar.gz' '$(VERSION)' '$(O)/deb'
+
+check-packages: dist
+	$(Q)tests/packages.sh peers
+	$(Q)for r in $(RELEASES); do \
+	    packaging/check-packages.sh '$(abspath $(O))/$(DIST).tar.gz' \
+	        '$(VERSION)' $$r '$(abspath $(O))/packages/'$$r || exit 1; done
+
+#--- the rest -------------------------------------------------------------
 
 clean:
 	rm -rf build build-*/ $(if $(filter-out build,$(O)),'$(O)')

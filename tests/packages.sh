@@ -2,7 +2,7 @@
 # tests/packages.sh GROUP...    install the missing Debian packages of groups
 #
 # Groups: build (compile), test (make check, demo), bench (more for make bench),
-# peers (make check-peers), dev (the rest).
+# peers (make check-peers), deb (make deb), dev (the rest).
 # With everything there it does nothing and needs neither root nor network.
 set -eu -o pipefail
 
@@ -11,7 +11,7 @@ packages_of() {
     build)
         echo gcc libc6-dev make pkgconf libjansson-dev zlib1g-dev libzstd-dev \
             libgnutls28-dev nettle-dev libnbd-dev nbdkit-plugin-dev libvirt-dev \
-            libxml2-dev ;;
+            libxml2-dev check ;;
     test)
         echo btrfs-progs check e2fsprogs fio fuse3 gnutls-bin groff-base \
             iproute2 jq \
@@ -23,11 +23,13 @@ packages_of() {
         echo virtnbdbackup ;;
     peers)
         echo debootstrap ;;
+    deb)
+        echo build-essential check debhelper dh-apparmor lintian ;;
     dev)
         echo clang clang-format clang-tidy cppcheck libclang-rt-14-dev \
             nbd-client prometheus shellcheck valgrind ;;
     *)
-        echo "usage: tests/packages.sh build|test|bench|peers|dev..." >&2
+        echo "usage: tests/packages.sh build|test|bench|peers|deb|dev..." >&2
         return 2 ;;
     esac
 }

@@ -42,7 +42,7 @@ mirror() {
 }
 
 make_tree() {
-    local from script=/usr/share/debootstrap/scripts/$release part=$dir/part
+    local conf from script=/usr/share/debootstrap/scripts/$release part=$dir/part
     from=$(mirror)
     [ -n "$from" ] || skip "no Debian mirror in the sources of apt"
     # An older debootstrap does not know the name of a newer release.
@@ -52,10 +52,14 @@ make_tree() {
     debootstrap --variant=minbase "$release" "$part" "$from" "$script" \
         >"$dir/debootstrap.log" 2>&1 ||
         skip "debootstrap: $(tail -n 1 "$dir/debootstrap.log")"
-    # What this machine needs to reach the mirror, the tree needs, too.
+    # What this machine needs to reach the mirror, the tree needs, too.  Files
+    # of packages come with these.
     cp /etc/resolv.conf "$part/etc/resolv.conf" 2>/dev/null || true
     grep -l '^Acquire' /etc/apt/apt.conf.d/* 2>/dev/null |
-        xargs -r cp -t "$part/etc/apt/apt.conf.d/"
+        while read -r conf; do
+            dpkg-query -S "$conf" >/dev/null 2>&1 ||
+                cp "$conf" "$part/etc/apt/apt.conf.d/"
+        done
     printf '#!/bin/sh\nexit 101\n' >"$part/usr/sbin/policy-rc.d"
     chmod +x "$part/usr/sbin/policy-rc.d"
     mv "$part" "$root"

@@ -74,6 +74,7 @@ int dump_config(void)
     say_binary();
     say("bindir", NBDELTA_BINDIR);
     say("deflate", "yes");
+    say("docdir", NBDELTA_DOCDIR);
     say_words("drivers", graph_driver_names());
     say("host_cpu", u.machine);
     say("host_os", u.sysname);

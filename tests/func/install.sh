@@ -1,7 +1,8 @@
 #!/bin/bash
 # make install puts the files where DESTDIR and prefix say, all of them below
 # the prefix of an ordinary user; uninstall takes them away.  What is built has
-# what Debian has its packages built with.
+# what Debian has its packages built with.  make dist gives the same bytes each
+# time, also from what it has made; packages are of the Makefile's version.
 set -eu -o pipefail
 
 # Without building: other tests run what is there.
@@ -140,3 +141,23 @@ for file in nbdelta nbdkit-nbdelta-plugin.so; do
     grep -q 'Type: *DYN' elf
     grep -A1 GNU_STACK elf | grep -q 'RW  '
 done
+
+# The same archive for everybody: another umask, other times of
+# files, another folder without git.
+version=$(value VERSION)
+version=${version#*=}
+dist() {
+    make -s --no-print-directory -C "$1" O="$PWD/$2" dist >"$2.log" 2>&1 ||
+        { cat "$2.log"; exit 1; }
+    sha256sum <"$2/nbdelta-$version.tar.gz"
+}
+first=$(dist "$SRCDIR" one)
+[ "$(umask 077; dist "$SRCDIR" two)" = "$first" ]
+tar -xf "one/nbdelta-$version.tar.gz"
+echo CC=none >"nbdelta-$version/config.mak"
+mkdir "nbdelta-$version/build"
+echo built >"nbdelta-$version/build/nbdelta"
+[ "$(umask 077; dist "$PWD/nbdelta-$version" three)" = "$first" ]
+grep -q "^nbdelta ($version-" "$SRCDIR/packaging/debian/changelog"
+grep -q "^Version: *$version\$" "$SRCDIR/packaging/rpm/nbdelta.spec"
+grep -q "^nbdelta $version\b" "$SRCDIR/NEWS"

@@ -15,16 +15,9 @@ stop_daemons() {
 }
 at_exit stop_daemons
 
-# Every block of commands, except the ones that build, or need a domain of
-# libvirt (backup-libvirt.py runs these).  The TCP port may be taken by others,
-# and the plugin is not installed: these words are replaced.
-awk '/^```$/ { on = !on; block = ""; if (!on) print ""; next }
-     on && block == "" && / libvirt:/ { block = "libvirt" }
-     on && block == "" { block = /^make / ? "build" : "run" }
-     on && block == "run"' "$SRCDIR/README.md" |
-    sed -e 's|-i 0\.0\.0\.0|-U tls.sock|' \
-        -e 's|nbds://alice@localhost/vda?|nbds+unix://alice@/vda?socket=tls.sock\&|' \
-        -e "s|nbdkit -U - nbdelta|nbdkit -U - $plugin|" >commands
+# The plugin is not installed.
+"$SRCDIR/tests/readme-commands.sh" "$SRCDIR/README.md" |
+    sed -e "s|nbdkit -U - nbdelta|nbdkit -U - $plugin|" >commands
 [ "$(grep -c '^nbdelta ' commands)" -ge 30 ] || fail "where are the commands?"
 
 # As they are pasted: one after the other, whatever is on standard input.
