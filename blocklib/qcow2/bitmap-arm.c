@@ -263,6 +263,23 @@ static void set_armed(struct qcow2 *s, const struct arm_request *q)
     }
 }
 
+uint64_t qcow2_armed_bytes(const struct qcow2 *s)
+{
+    uint64_t bytes = 0;
+
+    list_for_each (e, &s->bitmaps.list) { /* it changes in control sections */
+        const struct qcow2_bitmap *qb = list_entry(e, struct qcow2_bitmap,
+                                                   in_image);
+
+        for (uint64_t w = 0; qb->armed && w * 64 < qb->regions; w++) {
+            uint64_t word = atomic_load(&qb->armed[w]);
+
+            bytes += (uint64_t)__builtin_popcountll(word) << qb->region_bits;
+        }
+    }
+    return bytes;
+}
+
 /* Arm all requests of @batch with one flush.  If the flush fails, none of them
  * is sure. */
 static int arm_batch(struct qcow2 *s, const struct list *batch, bool exact)

@@ -221,6 +221,9 @@ int qcow2_bitmap_void(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock);
 
 /* --- bitmap-arm.c --- */
 
+/* Bytes of disk in armed regions, of each bitmap; the control lock. */
+uint64_t qcow2_armed_bytes(const struct qcow2 *s);
+
 int qcow2_bitmap_arm(struct node *n, struct bitmap *bm, uint64_t offset,
                      uint64_t bytes, bool nowait);
 

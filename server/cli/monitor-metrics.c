@@ -248,6 +248,10 @@ static const struct row disk_rows[] = {
     {{"disk_idle_seconds", PROM_GAUGE, "How long there was no request."},
      "stats.idle_time_ns",
      NANOSECONDS},
+    {{"disk_armed_bytes", PROM_GAUGE,
+      "Regions that a crash makes dirty in bitmaps, for each of these."},
+     "driver-specific.armed-bytes",
+     NUMBER},
 };
 static const struct group disks = {disk_labels, true, disk_rows,
                                    ARRAY_SIZE(disk_rows)};

@@ -273,15 +273,20 @@ static const struct qmp_arg counter_members[] = {
     QMP_LAST,
 };
 
-static const char *const own_words[] = {"file", NULL};
+static const char *const own_words[] = {"file", "qcow2", NULL};
 static const struct qmp_arg file_members[] = {
     QMP_ARG("discard-nb-ok", INT),
     QMP_ARG("discard-nb-failed", INT),
     QMP_ARG("discard-bytes-ok", INT),
     QMP_LAST,
 };
+static const struct qmp_arg armed_members[] = {
+    QMP_ARG("armed-bytes", INT),
+    QMP_LAST,
+};
 static const struct qmp_variant own_variants[] = {
     {"file", file_members},
+    {"qcow2", armed_members},
     {NULL, NULL},
 };
 static const struct qmp_arg own_members[] = {

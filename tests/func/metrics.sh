@@ -86,6 +86,8 @@ has out.prom "$qmp_sock" \
     'one("disk_errors_total", device="vda", operation="write") == 0' \
     'one("bitmap_dirty_bytes", node="vda", bitmap="d\"i\\sk") == 131072' \
     'one("bitmap_persistent", bitmap="d\"i\\sk") == 1' \
+    'one("disk_armed_bytes", device="vda") in (0, 4 << 20)' \
+    'not some("disk_armed_bytes", device="bad")' \
     'one("node_size_bytes", node="vda", driver="qcow2") == 1 << 26' \
     'one("node_corrupt", node="vda") == 0' \
     'one("export_shutting_down", export="vda") == 0' \
@@ -109,6 +111,12 @@ has all.prom "$qmp_sock" \
     'one("job_status", job="j", status="running") == 1' \
     'one("job_limit_bytes_per_second", job="j") == 4096' \
     'one("job_failed", job="j") == 0'
+armed() {
+    qemu-io -f raw -c 'write 1M 64k' "$(uri_of vda)" >out
+    nbdelta metrics "$qmp_sock" | grep -q \
+        '^nbdelta_disk_armed_bytes{.*device="vda".*} 4194304$'
+}
+wait_until 'a region is armed' armed # it is not for long
 stop_server
 
 # Clients, and their limits.

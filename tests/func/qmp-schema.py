@@ -139,7 +139,7 @@ def compare(ours, theirs):
         other = {m['name']: m for m in b['members']}
         for name, m in mine.items():
             where = f'{at}.{name}'
-            if where in MORE:
+            if where in MORE or where.endswith('(qcow2).armed-bytes'):
                 continue
             o = other.get(name)
             if not o:
