@@ -1,11 +1,14 @@
 # The schema of the daemon, held against itself, against replies and events,
-# and against another program's.  argv: a QMP socket, qemu-storage-daemon or ''.
+# against the man pages, and against another program's.  argv: a QMP socket, the
+# directory of the pages, qemu-storage-daemon or ''.
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 
+import qmp_page
 from qmp_schema import Schema
 
 
@@ -111,11 +114,54 @@ for driver, options in NODE_MORE.items():
         MORE.add(f'blockdev-reopen.options({driver}).{option}')
 
 
+# What QEMU has, and its storage daemon has not.
+MACHINE = {'DEVICE_DELETED', 'SHUTDOWN', 'cont', 'device_add', 'device_del',
+           'eject', 'human-monitor-command', 'query-kvm', 'query-name',
+           'query-status', 'query-tpm', 'query-tpm-models', 'query-tpm-types',
+           'query-uuid', 'query-yank', 'stop', 'yank'}
+
+
+def plain(member):
+    """A member without the cases in which it is there."""
+    return re.sub(r'\([\w-]+\)', '', member)
+
+
+class Pages:
+    def __init__(self, schema, man):
+        self.reference = qmp_page.read_page(f'{man}/nbdelta-qmp-ref.7')
+        self.nodes = qmp_page.read_page(f'{man}/nbdelta-disks.7')
+        wrong = [*qmp_page.check_reference(schema, self.reference),
+                 *qmp_page.check_nodes(schema, self.nodes)]
+        assert not wrong, '\n'.join(wrong)
+        self.names = qmp_page.of_nbdelta(f'{man}/nbdelta-qmp-ref.7')
+        self.ours = qmp_page.marked(self.reference, self.nodes)
+        assert len(self.ours) > 15, self.ours
+
+    def check_names(self, ours, theirs):
+        """The sections OF NBDELTA have what no QEMU has."""
+        names = {*ours.of('command'), *ours.of('event')}
+        assert names - set(theirs.by_name) == self.names | MACHINE, \
+            (names - set(theirs.by_name)) ^ (self.names | MACHINE)
+
+    def check_ours(self, absent):
+        """What they call ours is what QEMU has not."""
+        wrong = {plain(m) for m in self.ours} - {plain(m) for m in MORE}
+        assert not wrong, f'the pages call these ours: {wrong}'
+        for where in absent:
+            command, member = re.match(r'([\w-]+)[^.]*\.(.*)', where).groups()
+            described = self.reference[command][2 if 'returns' in where else 1]
+            if described and command not in ('blockdev-reopen', 'transaction'):
+                assert plain(where) in {plain(m) for m in self.ours}, \
+                    f'QEMU has no {where}, {member} is not marked'
+
+
 def compare(ours, theirs):
-    """What we say of a command that both have is what they say."""
+    """What we say of a command that both have is what they say.  Returns the
+    members that they have not."""
     common = set(ours.of('command')) & set(theirs.of('command'))
     assert len(common) > 30, common
     problems = []
+    absent = set()
 
     def both(a, b, at, depth):
         if a['meta-type'] == 'array' and b['meta-type'] == 'array':
@@ -137,11 +183,16 @@ def compare(ours, theirs):
                      f'{at}({v["case"]})', depth)
         mine = {m['name']: m for m in a['members']}
         other = {m['name']: m for m in b['members']}
+        in_cases = {m['name'] for case in cases.values()
+                    for m in theirs.by_name[case]['members']}
         for name, m in mine.items():
             where = f'{at}.{name}'
+            o = other.get(name)
+            if not o and name not in in_cases:
+                absent.add(where)
             if where in MORE or where.endswith('(qcow2).armed-bytes'):
                 continue
-            o = other.get(name)
+                continue
             if not o:
                 problems.append(f'{where}: QEMU has none')
             elif 'default' in m and 'default' not in o:
@@ -173,6 +224,7 @@ def compare(ours, theirs):
         both(ours.by_name[e['arg-type']],
              theirs.by_name[theirs.by_name[name]['arg-type']], name, 0)
     assert not problems, '\n'.join(problems)
+    return absent
 
 
 def schema_of(program):
@@ -317,5 +369,10 @@ assert len(names) >= 4, names
 
 m.schema = None
 each_option(m, schema)
-if sys.argv[2]:
-    compare(schema, schema_of(sys.argv[2]))
+pages = Pages(schema, sys.argv[2])
+absent = ()
+if sys.argv[3]:
+    other = schema_of(sys.argv[3])
+    absent = compare(schema, other)
+    pages.check_names(schema, other)
+pages.check_ours(absent)

@@ -1,6 +1,7 @@
 #!/bin/bash
 # query-qmp-schema is complete, describes what is returned and emitted, and
-# agrees with the schema of QEMU's storage daemon.
+# agrees with the schema of QEMU's storage daemon.  The man pages have each
+# command, argument and event of it.
 set -eu -o pipefail
 # shellcheck source=tests/func/lib.sh
 . "$SRCDIR/tests/func/lib.sh"
@@ -11,7 +12,7 @@ qemu-img create -q -f qcow2 -b base.raw -F raw top.qcow2
 truncate -s 1M free.raw
 serve disk=top.qcow2
 theirs=$(command -v qemu-storage-daemon || true)
-python "$SRCDIR/tests/func/qmp-schema.py" "$qmp_sock" "$theirs"
+python "$SRCDIR/tests/func/qmp-schema.py" "$qmp_sock" "$SRCDIR/man" "$theirs"
 
 # tests/run gets to see all of that.
 for said in '"ret-type": "query-block"' '"arg-type": "JOB_STATUS_CHANGE"'; do
