@@ -1,6 +1,7 @@
 #!/bin/bash
 # --help, the man pages and the completion have the same sub-commands, each with
-# the same options.
+# the same options.  The pages have their sections in one order, and name pages
+# that are there.
 set -eu -o pipefail
 
 PATH=$BUILD:$PATH
@@ -76,5 +77,38 @@ for page in "$SRCDIR"/man/nbdelta-*.1; do
     command=${page##*/nbdelta-}
     grep -qx "${command%.1}" <<<"$commands" ||
         differs "$page: --help does not list this command"
+done
+
+# README and nbdelta(1) lead to each page; no page leads to one that is not there.
+named() {
+    sed -e 's/\\-/-/g' -e 's/^\.BR "*\([a-z-]*\)"* *(\([157]\)).*/\1(\2)/' "$1" |
+        grep -oE 'nb[a-z]*(-[a-z]+)*\([157]\)' | grep -E '^(nbdelta|nbdkit-nbd)' |
+        sort -u
+}
+pages=$(for page in "$SRCDIR"/man/*.[157]; do
+    page=${page##*/}
+    echo "${page%.*}(${page##*.})"
+done | sort)
+for page in "$SRCDIR"/man/*.[157] "$SRCDIR/README.md"; do
+    comm -23 <(named "$page") <(echo "$pages") >lost
+    [ ! -s lost ] || differs "$page: there is no $(cat lost)"
+done
+comm -13 <(named "$SRCDIR/README.md") <(echo "$pages") >lost
+[ ! -s lost ] || differs "README.md does not name $(cat lost)"
+comm -13 <(named "$SRCDIR/man/nbdelta.1") <(echo "$pages") |
+    grep -vxF 'nbdelta(1)' >lost || true
+[ ! -s lost ] || differs "nbdelta.1 does not name $(cat lost)"
+
+# The order of libguestfs' pages: what one looks for first comes first.
+for page in "$SRCDIR"/man/*.[157]; do
+    sections=$(sed -n 's/^\.SH //p' "$page" | tr '\n' ';')
+    [[ $sections =~ ^NAME\;(SYNOPSIS\;)?DESCRIPTION\; &&
+        $sections =~ \;SEE\ ALSO\;AUTHORS\;LICENSE\;$ ]] ||
+        differs "$page: sections $sections"
+    case $sections in
+    *';EXAMPLES;'*)
+        [[ $sections =~ \;DESCRIPTION\;(COMMANDS\;)?EXAMPLES\; ]] ||
+            differs "$page: EXAMPLES come late in $sections" ;;
+    esac
 done
 [ -z "$failed" ]

@@ -64,7 +64,7 @@ paste() {
 sections=()
 while IFS= read -r section; do
     case $section in
-    NAME | DESCRIPTION | 'SEE ALSO') ;;
+    NAME | DESCRIPTION | 'SEE ALSO' | AUTHORS | LICENSE) ;;
     *LIBVIRT | *VIRTNBDBACKUP*) ;; # recipes-libvirt.sh
     'ONE FILE'*)
         # The filter needs a plugin that it can load.
