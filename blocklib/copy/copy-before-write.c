@@ -335,6 +335,16 @@ static void cbw_close(struct node *n)
     }
 }
 
+/* How long guests wait for copies: QEMU tells no such thing. */
+static void cbw_stats(struct node *n, json_t *own)
+{
+    const struct cbw *s = n->state;
+
+    if (s->copy) {
+        (void)json_object_set_new(own, "delay", copy_query_delay(s->copy));
+    }
+}
+
 const struct driver driver_cbw = {
     .name = "copy-before-write",
     .options = cbw_options,
@@ -344,6 +354,7 @@ const struct driver driver_cbw = {
     .flags_zero = REQ_MAY_UNMAP,
     .open = cbw_open,
     .close = cbw_close,
+    .stats = cbw_stats,
     .child_perms = cbw_child_perms,
     .file_changed = set_ends,
     .resize = cbw_resize,

@@ -263,6 +263,11 @@ void copy_tell_view(const struct copy *c, bitmap_fn *tell, void *opaque);
 
 const struct copy_counters *copy_counters(const struct copy *c);
 
+/* A new reference to the histogram of guests' writes that had to wait, in the
+ * form of query-blockstats: {"boundaries", "bins", "max-ns", "total-ns"}, in
+ * nanoseconds. */
+json_t *copy_query_delay(const struct copy *c);
+
 /* Bytes that views may still read. */
 uint64_t copy_visible(const struct copy *c);
 

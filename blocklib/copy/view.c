@@ -223,3 +223,23 @@ const struct copy_counters *copy_counters(const struct copy *c)
 {
     return &c->counters;
 }
+
+json_t *copy_query_delay(const struct copy *c)
+{
+    const struct copy_counters *k = &c->counters;
+    json_t *boundaries = json_array();
+    json_t *bins = json_array();
+
+    for (unsigned i = 0; i < COPY_BUCKETS; i++) {
+        uint64_t waits = atomic_load(&k->waits[i]);
+
+        if (i < COPY_BUCKETS - 1) {
+            (void)json_array_append_new(boundaries,
+                                        json_integer(INT64_C(1000) << i));
+        }
+        (void)json_array_append_new(bins, json_integer((json_int_t)waits));
+    }
+    return json_pack("{s:o, s:o, s:I, s:I}", "boundaries", boundaries, "bins",
+                     bins, "max-ns", (json_int_t)atomic_load(&k->wait_max_ns),
+                     "total-ns", (json_int_t)atomic_load(&k->wait_ns));
+}

@@ -434,23 +434,6 @@ static json_t *query_scratch(const struct point *p)
     return o;
 }
 
-static json_t *query_delay(const struct copy_counters *k)
-{
-    json_t *boundaries = json_array();
-    json_t *bins = json_array();
-
-    for (unsigned i = 0; i < COPY_BUCKETS; i++) {
-        if (i < COPY_BUCKETS - 1) {
-            (void)json_array_append_new(boundaries,
-                                        integer(UINT64_C(1000) << i));
-        }
-        (void)json_array_append_new(bins, integer(atomic_load(&k->waits[i])));
-    }
-    return json_pack("{s:o, s:o, s:o, s:o}", "boundaries", boundaries, "bins",
-                     bins, "max-ns", integer(atomic_load(&k->wait_max_ns)),
-                     "total-ns", integer(atomic_load(&k->wait_ns)));
-}
-
 json_t *point_query(const struct point *p)
 {
     const struct copy_counters *k = copy_counters(p->copy);
@@ -466,7 +449,7 @@ json_t *point_query(const struct point *p)
     if (why) {
         (void)json_object_set_new(o, "lost", json_string(why));
     }
-    (void)json_object_set_new(o, "delay", query_delay(k));
+    (void)json_object_set_new(o, "delay", copy_query_delay(p->copy));
     return o;
 }
 

@@ -35,6 +35,11 @@ static int request(struct qmp_client *c, const char *command, json_t **reply,
     CLEANUP_JSON json_t *flat = NULL;
     int r;
 
+    if (strcmp(command, MONITOR_METRICS_NODES) == 0) {
+        CLEANUP_JSON json_t *all = json_pack("{s:b}", "query-nodes", 1);
+
+        return qmp_client_request(c, "query-blockstats", all, reply, errp);
+    }
     if (strcmp(command, "query-named-block-nodes") == 0) {
         flat = json_pack("{s:b}", "flat", 1);
     }

@@ -25,17 +25,10 @@
 #include "nbdelta/cleanup.h"
 
 const char *const monitor_metrics_queries[] = {
-    "query-version",
-    "query-name",
-    "query-block",
-    "query-blockstats",
-    "query-named-block-nodes",
-    "query-block-jobs",
-    "query-jobs",
-    "query-block-exports",
-    "query-backups",
-    "query-nbd-clients",
-    NULL,
+    "query-version",     "query-name",          "query-block",
+    "query-blockstats",  MONITOR_METRICS_NODES, "query-named-block-nodes",
+    "query-block-jobs",  "query-jobs",          "query-block-exports",
+    "query-nbd-clients", "query-backups",       NULL,
 };
 
 /* --- Items. --- */
@@ -547,7 +540,7 @@ static const struct row pull_rows[] = {
 static const struct group pulls = {pull_labels, false, pull_rows,
                                    ARRAY_SIZE(pull_rows)};
 
-static const struct prom_family delay = {
+static const struct prom_family pull_delay = {
     "pull_guest_delay_seconds", PROM_HISTOGRAM,
     "How long guests' writes waited for a copy."};
 
@@ -566,17 +559,38 @@ static const struct row backup_rows[] = {
 static const struct group backups = {backup_labels, false, backup_rows,
                                      ARRAY_SIZE(backup_rows)};
 
-static void put_delays(struct prom *p, const json_t *list)
+/* --- Backups, by jobs or by clients, as guests feel them. --- */
+
+static const struct label filter_labels[] = {
+    {"filter", "node-name"}, {"node", "parent.node-name"}, {NULL, NULL}};
+static const struct row filter_rows[] = {
+    {{"guest_delay_max_seconds", PROM_GAUGE,
+      "The longest that a guest's write has waited for a copy."},
+     "driver-specific.delay.max-ns",
+     NANOSECONDS},
+};
+static const struct group filters = {filter_labels, false, filter_rows,
+                                     ARRAY_SIZE(filter_rows)};
+static const struct prom_family filter_delay = {
+    "guest_delay_seconds", PROM_HISTOGRAM,
+    "How long guests' writes waited for a copy."};
+
+/* The histogram is at @path of the items. */
+static void put_delays(struct prom *p, const struct prom_family *family,
+                       const struct group *g, const char *path,
+                       const json_t *list)
 {
     struct prom_label labels[LABELS_MAX + 1];
     size_t i;
     json_t *item;
 
-    prom_begin(p, &delay);
+    prom_begin(p, family);
     json_array_foreach (list, i, item) {
-        if (fill_labels(&pulls, item, labels)) {
-            prom_histogram(p, labels, at(item, "disk.delay"),
-                           json_number_value(at(item, "disk.delay.total-ns")));
+        const json_t *found = at(item, path);
+        const json_t *sum = json_object_get(found, "total-ns");
+
+        if (fill_labels(g, item, labels)) {
+            prom_histogram(p, labels, found, json_number_value(sum));
         }
     }
 }
@@ -627,6 +641,8 @@ int monitor_metrics_write(FILE *f, const struct monitor_answers *a)
     const json_t *node_list = json_object_get(a->returns,
                                               "query-named-block-nodes");
     const json_t *job_list = json_object_get(a->returns, "query-jobs");
+    const json_t *stats_list = json_object_get(a->returns,
+                                               MONITOR_METRICS_NODES);
     const json_t *backup_list = json_object_get(a->returns, "query-backups");
     CLEANUP_JSON json_t *bitmap_list = flatten(node_list, "node-name",
                                                "dirty-bitmaps", "bitmap");
@@ -646,7 +662,10 @@ int monitor_metrics_write(FILE *f, const struct monitor_answers *a)
     put_group(&p, &servers, at(a->returns, "query-nbd-clients.servers"));
     put_group(&p, &backups, backup_list);
     put_group(&p, &pulls, pull_list);
-    put_delays(&p, pull_list);
+    put_delays(&p, &pull_delay, &pulls, "disk.delay", pull_list);
+    put_group(&p, &filters, stats_list);
+    put_delays(&p, &filter_delay, &filters, "driver-specific.delay",
+               stats_list);
     int r = prom_end(&p);
     return bitmap_list && pull_list ? r : -ENOMEM;
 }

@@ -6,7 +6,9 @@
 #include <jansson.h>
 #include <stdio.h>
 
-/* The commands to ask, as an array that ends with NULL. */
+/* The commands to ask, as an array that ends with NULL.  One of them stands for
+ * query-blockstats of all nodes. */
+#define MONITOR_METRICS_NODES "query-blockstats query-nodes=on"
 extern const char *const monitor_metrics_queries[];
 
 struct monitor_answers {

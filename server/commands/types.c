@@ -273,7 +273,8 @@ static const struct qmp_arg counter_members[] = {
     QMP_LAST,
 };
 
-static const char *const own_words[] = {"file", "qcow2", NULL};
+static const char *const own_words[] = {"copy-before-write", "file", "qcow2",
+                                        NULL};
 static const struct qmp_arg file_members[] = {
     QMP_ARG("discard-nb-ok", INT),
     QMP_ARG("discard-nb-failed", INT),
@@ -284,7 +285,19 @@ static const struct qmp_arg armed_members[] = {
     QMP_ARG("armed-bytes", INT),
     QMP_LAST,
 };
+static const struct qmp_arg delay_members[] = {
+    QMP_ARG("boundaries", ANY),
+    QMP_ARG("bins", ANY),
+    QMP_ARG("max-ns", INT),
+    QMP_ARG("total-ns", INT),
+    QMP_LAST,
+};
+static const struct qmp_arg cbw_members[] = {
+    QMP_OPT("delay", OBJECT, .members = delay_members),
+    QMP_LAST,
+};
 static const struct qmp_variant own_variants[] = {
+    {"copy-before-write", cbw_members},
     {"file", file_members},
     {"qcow2", armed_members},
     {NULL, NULL},

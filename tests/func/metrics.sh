@@ -110,7 +110,10 @@ has all.prom "$qmp_sock" \
     'one("job_progress_target", job="j", type="backup") >= 0' \
     'one("job_status", job="j", status="running") == 1' \
     'one("job_limit_bytes_per_second", job="j") == 4096' \
-    'one("job_failed", job="j") == 0'
+    'one("job_failed", job="j") == 0' \
+    'one("guest_delay_seconds_count", node="bad") >= 0' \
+    'one("guest_delay_seconds_count", node="vda") > 0' \
+    'one("guest_delay_max_seconds", node="vda") > 0'
 armed() {
     qemu-io -f raw -c 'write 1M 64k' "$(uri_of vda)" >out
     nbdelta metrics "$qmp_sock" | grep -q \

@@ -190,8 +190,8 @@ def compare(ours, theirs):
             o = other.get(name)
             if not o and name not in in_cases:
                 absent.add(where)
-            if where in MORE or where.endswith('(qcow2).armed-bytes'):
-                continue
+            if where in MORE or where.endswith(
+                    ('(qcow2).armed-bytes', '(copy-before-write).delay')):
                 continue
             if not o:
                 problems.append(f'{where}: QEMU has none')
