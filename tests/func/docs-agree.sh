@@ -80,35 +80,35 @@ for page in "$SRCDIR"/man/nbdelta-*.1; do
 done
 
 # README and nbdelta(1) lead to each page; no page leads to one that is not there.
-named() {
-    sed -e 's/\\-/-/g' -e 's/^\.BR "*\([a-z-]*\)"* *(\([157]\)).*/\1(\2)/' "$1" |
-        grep -oE 'nb[a-z]*(-[a-z]+)*\([157]\)' | grep -E '^(nbdelta|nbdkit-nbd)' |
-        sort -u
-}
 pages=$(for page in "$SRCDIR"/man/*.[157]; do
     page=${page##*/}
     echo "${page%.*}(${page##*.})"
 done | sort)
-for page in "$SRCDIR"/man/*.[157] "$SRCDIR/README.md"; do
-    comm -23 <(named "$page") <(echo "$pages") >lost
-    [ ! -s lost ] || differs "$page: there is no $(cat lost)"
+awk '{ gsub(/\\-/, "-"); sub(/^\.BR "?/, ""); sub(/"? \(/, "(") }
+    { while (match($0, /(nbdelta|nbdkit-nbd)[a-z-]*\([157]\)/)) {
+        print FILENAME, substr($0, RSTART, RLENGTH)
+        $0 = substr($0, RSTART + RLENGTH)
+    } }' "$SRCDIR"/man/*.[157] "$SRCDIR/README.md" >named
+cut -d' ' -f2 named | sort -u >all
+comm -23 all <(echo "$pages") >lost
+[ ! -s lost ] || differs "there is no such page: $(grep -Ff lost named)"
+for guide in README.md man/nbdelta.1; do
+    sed -n "s|^$SRCDIR/$guide ||p" named | sort -u >all
+    comm -13 all <(echo "$pages") | grep -vxF 'nbdelta(1)' >lost || true
+    [ ! -s lost ] || differs "$guide does not name $(cat lost)"
 done
-comm -13 <(named "$SRCDIR/README.md") <(echo "$pages") >lost
-[ ! -s lost ] || differs "README.md does not name $(cat lost)"
-comm -13 <(named "$SRCDIR/man/nbdelta.1") <(echo "$pages") |
-    grep -vxF 'nbdelta(1)' >lost || true
-[ ! -s lost ] || differs "nbdelta.1 does not name $(cat lost)"
 
 # The order of libguestfs' pages: what one looks for first comes first.
-for page in "$SRCDIR"/man/*.[157]; do
-    sections=$(sed -n 's/^\.SH //p' "$page" | tr '\n' ';')
+awk '/^\.SH / { all[FILENAME] = all[FILENAME] substr($0, 5) ";" }
+    END { for (page in all) print page ":" all[page] }' \
+    "$SRCDIR"/man/*.[157] >sections
+[ "$(wc -l <sections)" = "$(wc -l <<<"$pages")" ] || differs "sections"
+while IFS=: read -r page sections; do
     [[ $sections =~ ^NAME\;(SYNOPSIS\;)?DESCRIPTION\; &&
         $sections =~ \;SEE\ ALSO\;AUTHORS\;LICENSE\;$ ]] ||
         differs "$page: sections $sections"
-    case $sections in
-    *';EXAMPLES;'*)
-        [[ $sections =~ \;DESCRIPTION\;(COMMANDS\;)?EXAMPLES\; ]] ||
-            differs "$page: EXAMPLES come late in $sections" ;;
-    esac
-done
+    [[ $sections != *';EXAMPLES;'* ||
+        $sections =~ \;DESCRIPTION\;(COMMANDS\;)?EXAMPLES\; ]] ||
+        differs "$page: EXAMPLES come late in $sections"
+done <sections
 [ -z "$failed" ]
