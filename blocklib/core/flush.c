@@ -78,11 +78,11 @@ static bool is_failure(int r)
     return r < 0 && r != -ERESTART && r != -EAGAIN;
 }
 
-static void count_failure(struct node *n, int r) REQUIRES(n->flushes.lock)
+static void count_failure(struct flushes *f, int r) REQUIRES(f->lock)
 {
-    uint64_t next = (atomic_load(&n->flushes.failed) | ERRNO_MASK) + 1;
+    uint64_t next = (atomic_load(&f->failed) | ERRNO_MASK) + 1;
 
-    atomic_store(&n->flushes.failed, next | ((uint64_t)-r & ERRNO_MASK));
+    atomic_store(&f->failed, next | ((uint64_t)-r & ERRNO_MASK));
 }
 
 static void raise_to(flush_mark *count, uint64_t to)
@@ -125,7 +125,7 @@ void flush_end(struct node *n, struct flush_run *run, int r)
     list_remove(&run->link);
     cond_broadcast(&f->ended);
     if (is_failure(r)) {
-        count_failure(n, r);
+        count_failure(f, r);
     }
     for (uint64_t last = f->begun;
          r == 0 && is_running(f, last) && !node_is_unwanted();) {
@@ -152,12 +152,13 @@ static bool has_news(const struct node *n)
 /* A flush has come back from the children with @r. */
 static int take_news(struct node *n, int r)
 {
+    struct flushes *f = &n->flushes;
     uint64_t failed[COVERED] = {0};
 
     if (r == 0 ? !has_news(n) : !is_failure(r)) {
         return r;
     }
-    mutex_lock(&n->flushes.lock);
+    mutex_lock(&f->lock);
     for (unsigned i = 0; i < COVERED; i++) {
         const struct edge *e = n->child[covered[i]];
 
@@ -167,14 +168,14 @@ static int take_news(struct node *n, int r)
         }
     }
     if (r < 0) { /* else another flush of this node was told */
-        count_failure(n, r);
+        count_failure(f, r);
     }
     for (unsigned i = 0; i < COVERED; i++) {
         if (n->child[covered[i]]) {
             has_seen(n->child[covered[i]], failed[i]);
         }
     }
-    mutex_unlock(&n->flushes.lock);
+    mutex_unlock(&f->lock);
     return r;
 }
 
