@@ -79,7 +79,8 @@ for page in "$SRCDIR"/man/nbdelta-*.1; do
         differs "$page: --help does not list this command"
 done
 
-# README and nbdelta(1) lead to each page; no page leads to one that is not there.
+# README and nbdelta(1) lead to each page; no page leads to one that is not
+# there.
 pages=$(for page in "$SRCDIR"/man/*.[157]; do
     page=${page##*/}
     echo "${page%.*}(${page##*.})"
@@ -103,12 +104,12 @@ awk '/^\.SH / { all[FILENAME] = all[FILENAME] substr($0, 5) ";" }
     END { for (page in all) print page ":" all[page] }' \
     "$SRCDIR"/man/*.[157] >sections
 [ "$(wc -l <sections)" = "$(wc -l <<<"$pages")" ] || differs "sections"
-while IFS=: read -r page sections; do
-    [[ $sections =~ ^NAME\;(SYNOPSIS\;)?DESCRIPTION\; &&
-        $sections =~ \;SEE\ ALSO\;AUTHORS\;LICENSE\;$ ]] ||
-        differs "$page: sections $sections"
-    [[ $sections != *';EXAMPLES;'* ||
-        $sections =~ \;DESCRIPTION\;(COMMANDS\;)?EXAMPLES\; ]] ||
-        differs "$page: EXAMPLES come late in $sections"
+while IFS=: read -r page titles; do
+    [[ $titles =~ ^NAME\;(SYNOPSIS\;)?DESCRIPTION\; &&
+        $titles =~ \;SEE\ ALSO\;AUTHORS\;LICENSE\;$ ]] ||
+        differs "$page: sections $titles"
+    [[ $titles != *';EXAMPLES;'* ||
+        $titles =~ \;DESCRIPTION\;(COMMANDS\;)?EXAMPLES\; ]] ||
+        differs "$page: EXAMPLES come late in $titles"
 done <sections
 [ -z "$failed" ]
