@@ -30,7 +30,7 @@
  *  - iov describes exactly `bytes` bytes, in at most IOV_MAX_INNER parts;
  *  - only flags listed in flags_write and flags_zero are passed; FUA that a
  *    driver does not list becomes a flush after the write (in a driver that
- *    lists it, see flush_begin() in core/flush.h);
+ *    lists it, see node_flush_begin() in core/flush.h);
  *  - the children exist and stay attached until the method returns;
  *  - dirty bits of the node are set already.
  *

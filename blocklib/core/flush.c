@@ -47,7 +47,7 @@ static const unsigned covered[] = {CHILD_FILE, CHILD_DATA};
 
 #define COVERED (sizeof(covered) / sizeof(covered[0]))
 
-void flushes_init(struct flushes *f)
+void node_flushes_init(struct flushes *f)
 {
     mutex_init(&f->lock, LOCK_FLUSHES, NULL);
     cond_init(&f->ended);
@@ -56,13 +56,13 @@ void flushes_init(struct flushes *f)
     atomic_init(&f->told, FLUSH_NONE);
 }
 
-void flushes_destroy(struct flushes *f)
+void node_flushes_destroy(struct flushes *f)
 {
     mutex_destroy(&f->lock);
     cond_destroy(&f->ended);
 }
 
-uint64_t flush_failures(const struct node *n)
+uint64_t node_flush_failures(const struct node *n)
 {
     return atomic_load(&n->flushes.failed);
 }
@@ -101,7 +101,7 @@ static void has_seen(struct edge *e, uint64_t failed)
 
 /* --- In storage --- */
 
-void flush_begin(struct node *n, struct flush_run *run)
+void node_flush_begin(struct node *n, struct flush_run *run)
 {
     struct flushes *f = &n->flushes;
 
@@ -117,7 +117,7 @@ static bool is_running(const struct flushes *f, uint64_t last)
            list_entry(f->running.next, struct flush_run, link)->number <= last;
 }
 
-void flush_end(struct node *n, struct flush_run *run, int r)
+void node_flush_end(struct node *n, struct flush_run *run, int r)
 {
     struct flushes *f = &n->flushes;
 
@@ -142,7 +142,7 @@ static bool has_news(const struct node *n)
     for (unsigned i = 0; i < COVERED; i++) {
         const struct edge *e = n->child[covered[i]];
 
-        if (e && flush_failures(e->child) != atomic_load(&e->seen)) {
+        if (e && node_flush_failures(e->child) != atomic_load(&e->seen)) {
             return true;
         }
     }
@@ -162,7 +162,7 @@ static int take_news(struct node *n, int r)
     for (unsigned i = 0; i < COVERED; i++) {
         const struct edge *e = n->child[covered[i]];
 
-        failed[i] = e ? flush_failures(e->child) : 0;
+        failed[i] = e ? node_flush_failures(e->child) : 0;
         if (r == 0 && e && failed[i] != atomic_load(&e->seen)) {
             r = error_of(failed[i]);
         }
@@ -208,16 +208,16 @@ int node_flush(struct node *n)
     if (!n->drv->is_protocol) {
         return take_news(n, pass_on(n));
     }
-    flush_begin(n, &run);
+    node_flush_begin(n, &run);
     int r = pass_on(n);
-    flush_end(n, &run, r);
+    node_flush_end(n, &run, r);
     return r;
 }
 
 int node_flush_since(struct node *n, uint64_t since)
 {
     int r = node_flush(n);
-    uint64_t failed = flush_failures(n);
+    uint64_t failed = node_flush_failures(n);
 
     return r == 0 && failed != since ? error_of(failed) : r;
 }
@@ -228,7 +228,7 @@ int edge_flush(struct edge *e)
 {
     uint64_t seen = atomic_load(&e->seen);
     int r = node_flush(e->child);
-    uint64_t failed = flush_failures(e->child);
+    uint64_t failed = node_flush_failures(e->child);
 
     if (failed != seen && (r == 0 || is_failure(r))) {
         has_seen(e, failed);
@@ -245,7 +245,7 @@ void edge_begin_flushes(struct edge *e)
 /* Would a flush for the owner of the edge tell something old? */
 static bool is_owed(const struct edge *e)
 {
-    bool owed = flush_failures(e->child) != atomic_load(&e->seen);
+    bool owed = node_flush_failures(e->child) != atomic_load(&e->seen);
 
     for (unsigned i = 0; i < COVERED && !owed; i++) {
         const struct edge *below = e->child->child[covered[i]];

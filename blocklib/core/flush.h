@@ -42,14 +42,14 @@ struct flush_run {
     uint64_t number;
 };
 
-void flushes_init(struct flushes *f);
-void flushes_destroy(struct flushes *f);
+void node_flushes_init(struct flushes *f);
+void node_flushes_destroy(struct flushes *f);
 
 /* A count to compare with later: it differs if a flush of @n has failed. */
-uint64_t flush_failures(const struct node *n);
+uint64_t node_flush_failures(const struct node *n);
 
 /* Flush, and fail with the error of any flush of @n that has failed since
- * flush_failures() gave @since.  Blocks. */
+ * node_flush_failures() gave @since.  Blocks. */
 int node_flush_since(struct node *n, uint64_t since);
 
 /* Flush the child for the owner of the edge.  It fails, once, too, if a flush
@@ -57,10 +57,10 @@ int node_flush_since(struct node *n, uint64_t since);
 int edge_flush(struct edge *e);
 
 /* For a driver: call the two around a request that is no flush and whose error
- * may be one that storage tells no second time (FUA).  flush_end() waits as
- * flushes do. */
-void flush_begin(struct node *n, struct flush_run *run);
-void flush_end(struct node *n, struct flush_run *run, int r);
+ * may be one that storage tells no second time (FUA).  node_flush_end() waits
+ * as flushes do. */
+void node_flush_begin(struct node *n, struct flush_run *run);
+void node_flush_end(struct node *n, struct flush_run *run, int r);
 
 /* Control lock, drained if a request could use the edge. */
 

@@ -373,7 +373,7 @@ int node_alloc(struct graph *g, const struct driver *drv, const char *name,
     list_init(&n->parents);
     list_init(&n->bitmaps);
     range_lock_init(&n->rmw);
-    flushes_init(&n->flushes);
+    node_flushes_init(&n->flushes);
     atomic_init(&n->tree, t);
     list_append(&t->nodes, &n->in_tree);
     list_append(&g->nodes, &n->in_graph);
@@ -438,7 +438,7 @@ void node_unref(struct node *n)
         tree_recycle(n->graph, t);
     }
     range_lock_destroy(&n->rmw);
-    flushes_destroy(&n->flushes);
+    node_flushes_destroy(&n->flushes);
     json_decref(n->options);
     free(n->name);
     free(n->state);

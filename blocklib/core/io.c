@@ -493,7 +493,7 @@ int node_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     if (flush && (flags & REQ_NOWAIT)) {
         return -EAGAIN;
     }
-    uint64_t failures = flush_failures(n);
+    uint64_t failures = node_flush_failures(n);
     r = node_write_unmarked(n, offset, bytes, iov, cnt,
                             flush ? flags & ~(unsigned)REQ_FUA : flags);
     return r == 0 && flush ? node_flush_since(n, failures) : r;

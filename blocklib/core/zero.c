@@ -131,7 +131,7 @@ static int zero_split(struct node *n, uint64_t offset, uint64_t bytes,
 
 int node_zero(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags)
 {
-    uint64_t failures = flush_failures(n);
+    uint64_t failures = node_flush_failures(n);
     int r;
 
     if (n->flags.read_only) {

@@ -323,9 +323,9 @@ static int write_fua(struct node *n, struct request *q)
 {
     struct flush_run run;
 
-    flush_begin(n, &run);
+    node_flush_begin(n, &run);
     int c = remote_request(n->state, issue_write, q);
-    flush_end(n, &run, c);
+    node_flush_end(n, &run, c);
     return c;
 }
 

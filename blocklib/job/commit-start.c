@@ -254,7 +254,7 @@ static int attach_users(struct commit *c, struct error **errp)
     int r = blk_new(c->graph, c->base, PERM_READ | PERM_WRITE | grow, PERM_READ,
                     "an unnamed block device", &c->to, errp);
 
-    c->failures = flush_failures(c->base);
+    c->failures = node_flush_failures(c->base);
     return r < 0 ? r
                  : blk_new(c->graph, c->filter, PERM_READ, PERM_ALL,
                            "an unnamed block device", &c->from, errp);

@@ -162,7 +162,7 @@ static int flush_one(struct qcow2 *s, struct node *n, flush_mark *known)
     int r = node_flush_since(n, atomic_load(known));
 
     if (r < 0) {
-        atomic_store(known, flush_failures(n));
+        atomic_store(known, node_flush_failures(n));
         qcow2_flush_failed(s);
         qcow2_copied_lost(s);
     }
@@ -179,7 +179,7 @@ int qcow2_flush_file(struct qcow2 *s)
 static void files_changed(struct qcow2 *s, const struct edge *e,
                           flush_mark *known)
 {
-    uint64_t failed = flush_failures(e->child);
+    uint64_t failed = node_flush_failures(e->child);
 
     atomic_store(known, failed);
     if (failed != atomic_load(&e->seen)) {

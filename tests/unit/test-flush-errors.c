@@ -397,9 +397,9 @@ static int led_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     if (!(flags & REQ_FUA)) {
         return 0;
     }
-    flush_begin(n, &run);
+    node_flush_begin(n, &run);
     int r = led_error();
-    flush_end(n, &run, r);
+    node_flush_end(n, &run, r);
     return r;
 }
 
