@@ -136,12 +136,12 @@ rm events
 limited 0 '' --timeout 1
 limited 1 'MiB of events came instead' --until OTHER
 
-# Nobody reads the pipe.
+# Nobody reads the pipe any further.
 mkfifo pipe
 exec 9<>pipe
 nbdelta events fake.sock >pipe 2>err &
 watcher=$!
-sleep 0.3
+read -r _ <&9
 kill -TERM "$watcher"
 ended 4
 exec 9<&-
