@@ -138,7 +138,7 @@ static int read_tables(struct qcow2 *s, const struct qcow2_header *h,
 int qcow2_check_writable(const struct qcow2_header *h, struct error **errp)
 {
     if (h->incompatible & QCOW2_INCOMPAT_CORRUPT) {
-        return error_set(errp, EACCES,
+        return error_set(errp, EUCLEAN,
                          "qcow2: Image is corrupt; cannot be opened "
                          "read/write");
     }

@@ -9,7 +9,7 @@
 #include <sys/stat.h>
 
 #include "cli/backup-priv.h"
-#include "cli/point-arg.h"
+#include "cli/cli.h"
 #include "log/log.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
@@ -381,9 +381,9 @@ int backup_run(const struct backup_options *o, json_t **report,
     }
     bool fell_back = r.fell_back;
     close_rest(&r);
-    return result < 0   ? point_exit_of(result)
-           : pruned < 0 ? point_exit_of(pruned)
-           : fell_back  ? POINT_FELL_BACK
+    return result < 0   ? cli_status(result)
+           : pruned < 0 ? cli_status(pruned)
+           : fell_back  ? CLI_PARTLY
                         : EXIT_SUCCESS;
 }
 
@@ -396,5 +396,5 @@ int backup_forget(const struct backup_options *o, struct error **errp)
     result = result < 0 ? result : run_forget_all(&r, errp);
     close_source(&r, true);
     close_rest(&r);
-    return result < 0 ? point_exit_of(result) : EXIT_SUCCESS;
+    return result < 0 ? cli_status(result) : EXIT_SUCCESS;
 }

@@ -172,6 +172,23 @@ __attribute__((format(printf, 2, 0))) static void print_error(const char *what,
     (void)cli_error(what, err);
 }
 
+int cli_status(int r)
+{
+    switch (-r) {
+    case EUCLEAN:
+        return CLI_DAMAGED;
+    case EBUSY:
+    case EAGAIN:
+        return CLI_LOCKED;
+    case ENOENT:
+        return CLI_NONE;
+    case ECANCELED:
+        return CLI_INTERRUPTED;
+    default:
+        return EXIT_FAILURE;
+    }
+}
+
 int cli_error(const char *what, const struct error *err)
 {
     CLEANUP_FREE char *shown = text_printable(what);
@@ -183,7 +200,7 @@ int cli_error(const char *what, const struct error *err)
         fprintf(stderr, "nbdelta: %s: %s\n", shown ? shown : "?",
                 error_message(err));
     }
-    return EXIT_FAILURE;
+    return cli_status(-error_code(err));
 }
 
 int cli_failed(const char *what, const char *fmt, ...)

@@ -5,11 +5,8 @@
 /*
  * What all sub-commands share: options, errors, output.
  *
- * Exit status: 0; EXIT_FAILURE (1) when the work failed; CLI_USAGE (2) when the
- * command line makes no sense; from 3 on, what the command's page tells.
- * Commands that talk to a daemon have two more.  CLI_INTERRUPTED: a signal
- * came, and what the command had begun there is undone.  CLI_UNKNOWN: the
- * command cannot tell how that ends.
+ * Exit statuses are one table for all commands, in nbdelta(1).  `check` and
+ * `compare` keep those of qemu-img and have CLI_LOCKED beside them.
  */
 #include <jansson.h>
 #include <stdbool.h>
@@ -17,9 +14,20 @@
 
 struct error;
 
-#define CLI_USAGE       2
-#define CLI_INTERRUPTED 4
-#define CLI_UNKNOWN     5
+/* Beside EXIT_SUCCESS and EXIT_FAILURE, which is all other reasons. */
+enum {
+    CLI_USAGE = 2,       /* the command line makes no sense */
+    CLI_PARTLY = 3,      /* done, but not as it was asked for */
+    CLI_DAMAGED = 4,     /* an image, a backup directory or a bitmap is */
+    CLI_LOCKED = 5,      /* somebody else uses it */
+    CLI_NONE = 6,        /* it is not there */
+    CLI_INTERRUPTED = 7, /* a signal came; what had begun is undone, or can be
+                            gone on with */
+    CLI_UNKNOWN = 8,     /* the daemon goes on; nobody knows how that ends */
+};
+
+/* The status for -errno of a function that has failed. */
+int cli_status(int r);
 
 /*
  * One option.  The table is the only place that names it: --help and the
@@ -62,7 +70,8 @@ enum {
  */
 int cli_next(const struct cli_command *c, int argc, char **argv);
 
-/* Print `nbdelta: WHAT: why` and return EXIT_FAILURE. */
+/* Print `nbdelta: WHAT: why` and return the status for the error's code;
+ * cli_failed returns EXIT_FAILURE. */
 int cli_error(const char *what, const struct error *err);
 int cli_failed(const char *what, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));

@@ -16,7 +16,6 @@
 #include "nbdelta/size.h"
 #include "nbdelta/text.h"
 
-#define EXIT_FULL 3 /* of backup-begin: it has begun, but not as asked for */
 
 enum {
     OPT_CHECKPOINT = CLI_LONG,
@@ -373,7 +372,7 @@ static void print_checkpoints(struct qmp_client *c)
     fputs(json_array_size(list) > 0 ? "\n" : " none\n", stderr);
 }
 
-/* EXIT_FULL when a disk is not exported as it was asked for; says which. */
+/* CLI_PARTLY when a disk is not exported as it was asked for; says which. */
 static int check_modes(struct qmp_client *c, const json_t *args,
                        const json_t *begun)
 {
@@ -394,10 +393,10 @@ static int check_modes(struct qmp_client *c, const json_t *args,
                              "'%s' is exported as a whole, and not since '%s': "
                              "%s",
                              node ? node : "?", since, reason ? reason : "?");
-            status = EXIT_FULL;
+            status = CLI_PARTLY;
         }
     }
-    if (status == EXIT_FULL) {
+    if (status == CLI_PARTLY) {
         print_checkpoints(c);
     }
     return status;
@@ -441,7 +440,7 @@ int cmd_backup_begin(int argc, char **argv)
         status = check_modes(&c, args, begun);
     }
     qmp_client_close(&c);
-    return status == 0 || status == EXIT_FULL
+    return status == 0 || status == CLI_PARTLY
                ? (cli_finish("backup-begin") == 0 ? status : EXIT_FAILURE)
                : status;
 }

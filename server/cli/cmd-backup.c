@@ -11,7 +11,6 @@
 #include "cli/commands.h"
 #include "cli/interrupt.h"
 #include "cli/keep-options.h"
-#include "cli/point-arg.h"
 #include "log/log.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
@@ -432,7 +431,7 @@ int cmd_backup(int argc, char **argv)
     status = run(&q, &report, &err);
     if (report) {
         print_report(&q, report);
-        if (status == POINT_FELL_BACK && !q.o.dry_run) {
+        if (status == CLI_PARTLY && !q.o.dry_run) {
             tell_fallback(report);
         }
     } else if (status != EXIT_SUCCESS) {

@@ -27,13 +27,6 @@
 #include "nbdelta/text.h"
 #include "objects/object.h"
 
-/* Exit statuses that only this command has. */
-enum {
-    EXIT_INCONSISTENT = 3,
-    EXIT_NO_BITMAP = 4, /* or, of add: there is one */
-    EXIT_IN_USE = 5,
-};
-
 enum verb {
     VERB_ADD = CLI_LONG,
     VERB_REMOVE,
@@ -202,12 +195,12 @@ static int list_bitmaps(const struct request *rq, struct node *n)
         if (!lists_name(&list, rq->names[i])) {
             (void)cli_failed(command.name, "Dirty bitmap '%s' not found",
                              rq->names[i]);
-            return EXIT_NO_BITMAP;
+            return CLI_NONE;
         }
     }
     bool inconsistent = print_wanted(rq, &list);
     int status = cli_finish(command.name);
-    return status == 0 && inconsistent ? EXIT_INCONSISTENT : status;
+    return status == 0 && inconsistent ? CLI_DAMAGED : status;
 }
 
 /* --- Changing --- */
@@ -292,13 +285,13 @@ static bool meets_inconsistent(const struct request *rq, struct node *n,
 static int exit_status(const struct request *rq, struct node *n,
                        struct node *source, int r)
 {
-    if (r == -ENOENT || r == -EEXIST) {
-        return EXIT_NO_BITMAP;
+    if (r == -ENOENT || r == -EEXIST) { /* of add: there is one */
+        return CLI_NONE;
     }
     if (r == -EINVAL && rq->verb != VERB_REPAIR &&
         (meets_inconsistent(rq, n, true, source == n) ||
          meets_inconsistent(rq, source, false, true))) {
-        return EXIT_INCONSISTENT;
+        return CLI_DAMAGED;
     }
     return EXIT_FAILURE;
 }
@@ -358,12 +351,6 @@ static int repair(struct request *rq, struct node *n)
 
 /* --- The command line --- */
 
-static int bad_open(int r, const struct error *err)
-{
-    (void)cli_error(command.name, err);
-    return r == -EAGAIN ? EXIT_IN_USE : EXIT_FAILURE;
-}
-
 static int run_steps(struct request *rq)
 {
     CLEANUP_ERROR struct error *err = NULL;
@@ -373,13 +360,13 @@ static int run_steps(struct request *rq)
     rq->image.writable = rq->verb != VERB_LIST;
     int r = image_open(rq->graph, &rq->image, &n, &err);
     if (r < 0) {
-        return bad_open(r, err);
+        return cli_error(command.name, err);
     }
     source = n;
     if (rq->source.image) {
         r = image_open(rq->graph, &rq->source, &source, &err);
         if (r < 0) {
-            return bad_open(r, err);
+            return cli_error(command.name, err);
         }
     }
     return rq->verb == VERB_LIST     ? list_bitmaps(rq, n)

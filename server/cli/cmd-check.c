@@ -274,9 +274,11 @@ int cmd_check(int argc, char **argv)
     }
     int r = check(&q, &c, &err);
     if (r < 0) {
-        (void)cli_error(command.name, err);
+        int status = cli_error(command.name, err);
         json_decref(q.lost);
-        return r == -ENOTSUP ? STATUS_UNSUPPORTED : STATUS_UNCHECKED;
+        return r == -ENOTSUP          ? STATUS_UNSUPPORTED
+               : status == CLI_LOCKED ? CLI_LOCKED
+                                      : STATUS_UNCHECKED;
     }
     if (q.json) {
         print_json(&q, &c);

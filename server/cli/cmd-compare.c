@@ -138,9 +138,11 @@ static int compare(struct graph *g, struct request *q)
     int r = disk_arg_open(g, command.name, &q->disk[0], &err);
 
     r = r < 0 ? r : disk_arg_open(g, command.name, &q->disk[1], &err);
-    int status = r < 0 ? STATUS_UNOPENED : compare_open(q);
-    if (r < 0) {
-        (void)cli_error(command.name, err);
+    int status;
+    if (r == 0) {
+        status = compare_open(q);
+    } else if ((status = cli_error(command.name, err)) != CLI_LOCKED) {
+        status = STATUS_UNOPENED;
     }
     disk_arg_close(&q->disk[0]);
     disk_arg_close(&q->disk[1]);

@@ -110,9 +110,11 @@ static int write_out(const char *output, struct monitor_answers *a)
     CLEANUP_ERROR struct error *err = NULL;
 
     if (output) {
-        return prom_to_file(output, write_all, a, &err) < 0
-                   ? cli_error("metrics", err)
-                   : EXIT_SUCCESS;
+        if (prom_to_file(output, write_all, a, &err) == 0) {
+            return EXIT_SUCCESS;
+        }
+        (void)cli_error("metrics", err); /* whatever the folder lacks */
+        return EXIT_FAILURE;
     }
     int r = monitor_metrics_write(stdout, a);
     if (r < 0) {

@@ -200,7 +200,7 @@ static int print_points(const struct store *s, const struct store_point *only,
         cli_print_json(all);
     }
     int r = cli_finish(command.name);
-    return r == 0 && l.damaged ? POINT_DAMAGED : r;
+    return r == 0 && l.damaged ? CLI_DAMAGED : r;
 }
 
 /* --- For monitors --- */

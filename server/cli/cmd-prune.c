@@ -16,7 +16,6 @@
 #include "cli/cli.h"
 #include "cli/commands.h"
 #include "cli/keep-options.h"
-#include "cli/point-arg.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
@@ -176,7 +175,7 @@ static int run_prune(const struct request *rq, const char *dir)
                         : prune(s, &rq->rules, &err);
     }
     if (r < 0) {
-        return point_status(command.name, r, err);
+        return cli_error(command.name, err);
     }
     return cli_finish(command.name);
 }

@@ -152,18 +152,13 @@ static int run_connected(const struct what *o)
     CLEANUP_ERROR struct error *err = NULL;
     struct qmp_client c = QMP_CLIENT_INIT;
     struct waiter *w = waiter_new(&c);
-    int status = EXIT_FAILURE;
     int r = w ? qmp_client_open(&c, o->socket, &err) : error_nomem(&err);
 
     if (r == 0) {
         (void)json_array_clear(c.events); /* of others */
         r = qmp_client_mind(&c, &err);
     }
-    if (r < 0) {
-        (void)cli_error("qmp", err);
-    } else {
-        status = run_with(&c, w, o);
-    }
+    int status = r < 0 ? cli_error("qmp", err) : run_with(&c, w, o);
     waiter_free(w);
     qmp_client_close(&c);
     return status;

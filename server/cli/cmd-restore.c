@@ -11,7 +11,6 @@
 
 #include "cli/cli.h"
 #include "cli/commands.h"
-#include "cli/point-arg.h"
 #include "cli/progress.h"
 #include "cli/restore-target.h"
 #include "nbdelta/cleanup.h"
@@ -106,7 +105,7 @@ static void watch_signals(void)
 
 static int status_of(int r)
 {
-    return r == -ENOENT || r == -EINVAL ? POINT_NONE : point_exit_of(r);
+    return r == -ENOENT || r == -EINVAL ? CLI_NONE : cli_status(r);
 }
 
 static int find_point(struct request *rq, const char *arg)
@@ -120,8 +119,7 @@ static int find_point(struct request *rq, const char *arg)
     }
     int r = store_open(dir, STORE_READ, command.name, &rq->store, &err);
     if (r < 0) {
-        (void)cli_error(command.name, err);
-        return r == -EBUSY ? POINT_BUSY : EXIT_FAILURE;
+        return cli_error(command.name, err);
     }
     r = store_find_point(rq->store, word, &rq->point, &err);
     if (r < 0) {
@@ -178,7 +176,7 @@ static int take_disk(struct request *rq, const char *arg)
     if (!d) {
         (void)cli_failed(command.name, "point %s has no disk '%.*s'",
                          rq->point->name, (int)strcspn(arg, "="), arg);
-        return POINT_NONE;
+        return CLI_NONE;
     }
     return *equals ? add_part(rq, d, equals)
                    : cli_usage(&command, "'%s': which target?", arg);
@@ -217,8 +215,7 @@ static int open_targets(struct request *rq)
         };
         int r = target_open(rq->graph, &p->target, &err);
         if (r < 0) {
-            (void)cli_error(command.name, err);
-            return r == -EBUSY ? POINT_BUSY : EXIT_FAILURE;
+            return cli_error(command.name, err);
         }
     }
     return 0;
@@ -285,7 +282,7 @@ static int restore_part(struct request *rq, struct part *p)
         atomic_load(&rq->result.written) > 0) {
         (void)cli_failed(command.name, "'%s' was overwritten in part", p->name);
     }
-    return r == 0 ? 0 : point_exit_of(r);
+    return r == 0 ? 0 : cli_status(r);
 }
 
 /* Damage does not end a partial restore; all else does. */
@@ -299,7 +296,7 @@ static int restore_parts(struct request *rq)
     for (unsigned i = 0; i < rq->count; i++) {
         atomic_store(&rq->result.written, 0);
         int status = restore_part(rq, &rq->parts[i]);
-        if (status != 0 && (status != POINT_DAMAGED || !rq->partial)) {
+        if (status != 0 && (status != CLI_DAMAGED || !rq->partial)) {
             return status;
         }
         worst = status ? status : worst;

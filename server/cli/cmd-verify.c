@@ -191,7 +191,7 @@ static int verify(struct store *s, const struct store_point *point,
     }
     status = cli_finish(command.name) != 0 ? EXIT_FAILURE : status;
     if (r < 0) {
-        int failed = point_status(command.name, r, err);
+        int failed = cli_error(command.name, err);
         status = status ? status : failed;
     }
     return status;

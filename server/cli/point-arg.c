@@ -9,19 +9,6 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 
-int point_exit_of(int r)
-{
-    return r == -EUCLEAN                 ? POINT_DAMAGED
-           : r == -EBUSY || r == -EAGAIN ? POINT_BUSY
-                                         : EXIT_FAILURE;
-}
-
-int point_status(const char *command, int r, const struct error *err)
-{
-    (void)cli_error(command, err);
-    return point_exit_of(r);
-}
-
 int point_arg_open(const char *command, const char *arg, struct store **sp,
                    const struct store_point **point)
 {
@@ -33,7 +20,7 @@ int point_arg_open(const char *command, const char *arg, struct store **sp,
     int r = point_name_split(arg, &dir, &word, &err);
     r = r < 0 ? r : store_open(dir, STORE_READ, command, sp, &err);
     if (r < 0) {
-        return point_status(command, r, err);
+        return cli_error(command, err);
     }
     r = word ? store_find_point(*sp, word, point, &err) : 0;
     if (r == 0) {
@@ -41,6 +28,6 @@ int point_arg_open(const char *command, const char *arg, struct store **sp,
     }
     store_close(*sp);
     *sp = NULL;
-    int status = point_status(command, r, err);
-    return r == -ENOENT || r == -EINVAL ? POINT_NONE : status;
+    int status = cli_error(command, err);
+    return r == -ENOENT || r == -EINVAL ? CLI_NONE : status;
 }

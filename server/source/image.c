@@ -69,7 +69,7 @@ static int open_image(struct source *s, const char *what,
     /* A file that may only be read keeps no checkpoint, but can be copied. */
     CLEANUP_ERROR struct error *err = NULL;
     int r = open_node(s, what, o->format, false, &i->node, &err);
-    if (r == -EACCES || r == -EROFS || r == -EPERM) {
+    if (r == -EACCES || r == -EROFS || r == -EPERM || r == -EUCLEAN) {
         r = open_node(s, what, o->format, true, &i->node, &err);
     }
     if (r < 0) {

@@ -54,7 +54,7 @@ wait_until "all other disks are done" others_done
 kill -INT "$run"
 rc=0
 wait "$run" || rc=$?
-[ "$rc" = 1 ] || fail "interrupted: $rc"
+[ "$rc" = 7 ] || fail "interrupted: $rc"
 [ -z "$(point slow)" ] || fail "there is a point"
 is_clean "interrupted" slow
 stop_server

@@ -40,8 +40,9 @@ still_ms() {
     awk '$1 == "freeze" && !f { f = $2 } $1 == "thaw" && !t { t = $2 }
         END { printf "%d\n", (t - f) * 1000 }' "$1/state"
 }
+# failed FOLDER WHY [STATUS]
 failed() {
-    [ "$(cat "$1/rc")" = 1 ] || fail "$1: $(cat "$1/rc"), $(cat "$1/said")"
+    [ "$(cat "$1/rc")" = "${3-1}" ] || fail "$1: $(cat "$1/rc"), $(cat "$1/said")"
     grep -q "$2" "$1/said" || fail "$1: $(cat "$1/said")"
     [ -z "$(find "$1/dir" -name '*.json' ! -name nbdelta.json)" ] ||
         fail "$1: a point"
@@ -104,7 +105,7 @@ wait_until "killed: thawed" is_thawed killed
 
 # Nobody is there.
 backup nobody disk.qcow2 dir
-failed nobody "cannot connect"
+failed nobody "cannot connect" 6
 
 # Ctrl-C while no answer comes.
 (cd interrupted && exec "$nbdelta" backup --freeze=ga.sock disk.qcow2 dir) \
@@ -114,7 +115,7 @@ wait_until "interrupted: it is asked" test -s interrupted/state
 kill -INT "$run"
 rc=0
 wait "$run" || rc=$?
-[ "$rc" = 1 ] || fail "interrupted: $rc"
+[ "$rc" = 7 ] || fail "interrupted: $rc"
 commands interrupted "freeze thaw "
 [ "$(still_ms interrupted)" -lt 9000 ] || fail "interrupted: $(still_ms interrupted)"
 

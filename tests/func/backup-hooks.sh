@@ -96,7 +96,7 @@ start
 kill -INT "$run"
 rc=0
 wait "$run" || rc=$?
-[ "$rc" = 1 ] || fail "interrupted: $rc, $(cat said)"
+[ "$rc" = 7 ] || fail "interrupted: $rc, $(cat said)"
 grep -q "interrupted" said || fail "$(cat said)"
 logged "before failed"
 

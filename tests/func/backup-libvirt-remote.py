@@ -188,7 +188,7 @@ def cut(v, files, b, sshd):
     increment(b, files)
     run, pid = slow(v, b)
     run.p.send_signal(signal.SIGINT)
-    assert run.wait().status == 1
+    assert run.wait().status == 7
     b.clean()
     increment(b, files)
 

@@ -206,7 +206,7 @@ def main():
             '--tls-certificates', 'appliance', what, 'dir')
         assert admin.ask('checkpoint-list') == []
         assert 'vdb' in run(*backup, 'appliance', '--disk', 'vdb', what, 'dir',
-                            status=1)
+                            status=6)
         run(*backup, 'pki', '--timeout', '2', what, 'other', status=1)
 
         role = Role(qmp, 'appliance')

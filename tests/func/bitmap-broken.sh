@@ -65,7 +65,7 @@ way() {
         stop_server
         rc=0
         nbdelta bitmap list disk.qcow2 >listed || rc=$?
-        [ "$rc" -eq 3 ] || fail "$why: list ends with $rc"
+        [ "$rc" -eq 4 ] || fail "$why: list ends with $rc"
         nbdelta bitmap $verb disk.qcow2 "$name" >/dev/null
         nbdelta bitmap list disk.qcow2 >listed ||
             fail "$why, after $verb: $(cat listed)"

@@ -116,17 +116,17 @@ nbdelta bitmap remove words.qcow2 x y z
 # --- All or nothing, and what a script is told. ---
 
 nbdelta bitmap add words.qcow2 x
-refused 4 "Bitmap already exists: x" add words.qcow2 v x
-refused 4 "Dirty bitmap 'w' not found" remove words.qcow2 x w
-refused 4 "Dirty bitmap 'w' not found" list words.qcow2 w
-refused 4 "Dirty bitmap 'w' not found" --clear --merge w words.qcow2 x
-refused 4 "Dirty bitmap 'x' not found" merge -b other.qcow2 words.qcow2 x x
+refused 6 "Bitmap already exists: x" add words.qcow2 v x
+refused 6 "Dirty bitmap 'w' not found" remove words.qcow2 x w
+refused 6 "Dirty bitmap 'w' not found" list words.qcow2 w
+refused 6 "Dirty bitmap 'w' not found" --clear --merge w words.qcow2 x
+refused 6 "Dirty bitmap 'x' not found" merge -b other.qcow2 words.qcow2 x x
 refused 1 "not inconsistent" repair words.qcow2 x
 refused 1 "power of 2" add -g 3k words.qcow2 y
 refused 1 "at most 2 GiB" add -g 4G words.qcow2 y
 refused 1 "Bitmap name cannot be empty" add words.qcow2 ''
 refused 1 "Bitmap name too long" add words.qcow2 "$(printf 'x%.0s' {1..1024})"
-refused 1 "No such file" list nothing.img
+refused 6 "No such file" list nothing.img
 refused 2 "Need at least one" words.qcow2 x
 refused 2 "Need at least one" --output json
 refused 2 "granularity only supported with --add" --clear -g 64k words.qcow2 x
@@ -181,14 +181,14 @@ exec 3>&-
 nbdelta bitmap --add --remove killed.qcow2 new
 rc=0
 nbdelta bitmap list --output json killed.qcow2 >listed || rc=$?
-[ "$rc" = 3 ] || fail "listing inconsistent ones: $rc"
+[ "$rc" = 4 ] || fail "listing inconsistent ones: $rc"
 jq -e 'all(.[] | select(.name != "off"); .inconsistent and
     (."inconsistent-reason" | contains("in use")))' listed >/dev/null
-nbdelta bitmap list killed.qcow2 >listed || [ $? = 3 ]
+nbdelta bitmap list killed.qcow2 >listed || [ $? = 4 ]
 grep -q 'inconsistent  *one: it is marked as in use' listed
-refused 3 "is inconsistent and cannot be used" clear killed.qcow2 one
-refused 3 "is inconsistent and cannot be used" --add --merge one killed.qcow2 n
-refused 4 "already exists" add killed.qcow2 one
+refused 4 "is inconsistent and cannot be used" clear killed.qcow2 one
+refused 4 "is inconsistent and cannot be used" --add --merge one killed.qcow2 n
+refused 6 "already exists" add killed.qcow2 one
 nbdelta bitmap repair killed.qcow2 one >out
 grep -q "one: repaired: everything is dirty" out
 [ "$(dirty killed.qcow2 one)" = '[[0,67108864]]' ]

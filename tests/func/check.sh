@@ -190,7 +190,7 @@ for ((i = 0; i < 100; i++)); do
     [ "$(status nbdelta check disk.qcow2)" = 0 ] || break
     sleep 0.1
 done
-[ "$(status nbdelta check disk.qcow2)" = 1 ]
+[ "$(status nbdelta check disk.qcow2)" = 5 ]
 [ "$(status nbdelta check -U disk.qcow2)" = 0 ]
 grep -q 'out of date' err
 kill "$user"

@@ -100,7 +100,7 @@ uri=$(uri_of vda)
 [ "$(status nbdelta compare "$uri" "$uri")" = 0 ]
 [ "$(status nbdelta compare a.qcow2 "$uri")" = 1 ]
 grep -qx 'Content mismatch at offset 0!' out
-[ "$(status nbdelta compare b.qcow2 "$uri")" = 2 ] # it is in use
+[ "$(status nbdelta compare b.qcow2 "$uri")" = 5 ] # it is in use
 [ "$(status nbdelta compare -U b.qcow2 "$uri")" = 0 ]
 stop_server
 

@@ -94,7 +94,7 @@ refused 2 "'-f' needs an argument" x 1M -f
 refused 1 "nosuch" -f nosuch x 1M
 refused 1 "bogus" -o bogus=1 x 1M
 refused 1 'Cluster size' -o cluster_size=3000 x 1M
-refused 1 'nosuch' -b nosuch -F qcow2 x
+refused 6 'nosuch' -b nosuch -F qcow2 x
 refused 1 'format' -b a.qcow2 x
-refused 1 'nodir' nodir/x.qcow2 1M
+refused 6 'nodir' nodir/x.qcow2 1M
 [ ! -e x ]

@@ -66,14 +66,14 @@ ends 0 '' nbdelta events "$qmp_sock" --timeout 0.1
 [ ! -s out ] || fail "$(cat out)"
 ends 3 "'JOB_STATUS_CHANGE' has not come" nbdelta events --timeout=0.1 \
     --until=JOB_STATUS_CHANGE "$qmp_sock"
-ends 1 "no event 'BLOCK_JOB_COMPLETE'; is 'BLOCK_JOB_COMPLETED' meant?" \
+ends 6 "no event 'BLOCK_JOB_COMPLETE'; is 'BLOCK_JOB_COMPLETED' meant?" \
     nbdelta events --until BLOCK_JOB_COMPLETE "$qmp_sock"
 for words in '' 'a b' '--timeout -1 a' '--timeout nan a' '--timeout 1x a' \
     '--timeout 1e99 a' '--bad a'; do
     # shellcheck disable=SC2086  # words
     ends 2 "Try 'nbdelta events --help'" nbdelta events $words
 done
-ends 1 'No such file' nbdelta events no.sock
+ends 6 'No such file' nbdelta events no.sock
 ends 1 'does not speak QMP' nbdelta events "$sock"
 
 # --- A signal, the reader, the daemon. ---
@@ -81,12 +81,12 @@ ends 1 'does not speak QMP' nbdelta events "$sock"
 watch "$qmp_sock"
 poke
 kill -TERM "$watcher"
-ended 4
+ended 7
 grep -q 'interrupted (Terminated)' err || fail "$(cat err)"
 jq -es 'length > 0' events >/dev/null || fail "not whole lines: $(cat events)"
 
 # The reader goes, and no event comes that would tell.
-ends 4 '' bash -c 'nbdelta events "$1" | true; exit "${PIPESTATUS[0]}"' _ \
+ends 7 '' bash -c 'nbdelta events "$1" | true; exit "${PIPESTATUS[0]}"' _ \
     "$qmp_sock"
 
 watch "$qmp_sock"
@@ -128,7 +128,7 @@ answer '{endless: ("{\"event\": \"E\", \"data\": \"" + "x" * 5000 + "\"}")}'
 watch fake.sock
 wait_until 'events come' some_lines
 kill -TERM "$watcher"
-ended 4
+ended 7
 tail -n 1 events | grep -q '}$' || fail 'half a line'
 jq -e .event < <(tail -n 1 events) >/dev/null || fail 'half a line'
 ends 1 'cannot write' bash -c 'nbdelta events fake.sock >/dev/full'
@@ -143,7 +143,7 @@ nbdelta events fake.sock >pipe 2>err &
 watcher=$!
 read -r _ <&9
 kill -TERM "$watcher"
-ended 4
+ended 7
 exec 9<&-
 
 # One that does not answer.

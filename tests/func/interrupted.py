@@ -17,7 +17,7 @@ from qmp_daemon import Daemon
 NBDELTA = sys.argv[1]
 HERE = os.getcwd()
 M = 1 << 20
-INTERRUPTED, UNKNOWN, FULL = 4, 5, 3
+INTERRUPTED, UNKNOWN, FULL = 7, 8, 3
 
 
 def qemu(*words):
@@ -255,7 +255,7 @@ def several(d):
     run('qmp', 'qmp.sock', 'block-job-set-speed', 'device=t3', 'speed=0')
     assert 'BLOCK_JOB_COMPLETED' in run(
         'qmp', 'qmp.sock', 'job-resume', 'id=t3', '--wait')[0]
-    run('qmp', 'qmp.sock', '--wait-job', 't3', status=1)
+    run('qmp', 'qmp.sock', '--wait-job', 't3', status=6)
     run('qmp', 'qmp.sock', 'query-jobs', '--wait', status=1)
 
 

@@ -171,7 +171,7 @@ refused 1 'Cluster size must be' --size 1G -O qcow2 -o cluster_size=3k
 refused 1 'too large' --size 3T -O qcow2 -o cluster_size=512
 refused 1 'encrypt.key-secret' --size 1G -O qcow2 -o encrypt.format=luks
 refused 1 "option 'colour'" --size 1G -O qcow2 -o colour=red
-refused 1 'No such file' -O qcow2 none.qcow2
-refused 1 'snapshot' -O qcow2 -l none base.qcow2
+refused 6 'No such file' -O qcow2 none.qcow2
+refused 6 'snapshot' -O qcow2 -l none base.qcow2
 nbdelta measure -O qcow2 -o help >out
 grep -q cluster_size out

@@ -74,8 +74,8 @@ status 6 nbdelta verify dir@2025
 says err "no point '2025'"
 status 6 nbdelta verify dir@latest~3
 status 6 nbdelta verify dir@typo
-status 1 nbdelta points nowhere
-status 1 nbdelta verify .
+status 6 nbdelta points nowhere
+status 6 nbdelta verify .
 says err 'not a backup directory'
 for words in '' 'dir dir' '--part 0/3 dir' '--part 4/3 dir' '--part 1 dir' \
     '--part 1/3x dir' '--quick --part 1/2 dir' '--output xml dir'; do

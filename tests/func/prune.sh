@@ -198,8 +198,8 @@ status 2 nbdelta prune --keep-last 1
 status 2 nbdelta prune --keep-last 1 dir dir
 status 2 nbdelta prune --keep-last 0 dir
 status 2 nbdelta prune --keep-within 3w dir
-status 1 nbdelta prune --keep-last 1 nowhere
-status 1 nbdelta prune --keep-last 1 .
+status 6 nbdelta prune --keep-last 1 nowhere
+status 6 nbdelta prune --keep-last 1 .
 says err 'not a backup directory'
 flock dir/lock sh -c 'touch held; while [ -e held ]; do sleep 0.1; done' &
 holder=$!
