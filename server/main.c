@@ -7,6 +7,7 @@
 #include "cli/cli.h"
 #include "cli/commands.h"
 #include "cli/dump-config.h"
+#include "cli/nearest.h"
 #include "nbdelta/bytes.h"
 #include "process.h"
 
@@ -72,7 +73,15 @@ static const struct command *find_command(const char *name)
 
 static int tell_unknown(const char *what, const char *name)
 {
-    (void)cli_failed(name, "there is no such %s", what);
+    struct nearest near;
+
+    nearest_begin(&near, name);
+    for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
+        nearest_try(&near, commands[i].name);
+    }
+    (void)cli_failed(name, "there is no such %s%s%s%s", what,
+                     near.best[0] ? "; is '" : "", near.best,
+                     near.best[0] ? "' meant?" : "");
     fprintf(stderr, "Try 'nbdelta --help'.\n");
     return CLI_USAGE;
 }

@@ -405,9 +405,11 @@ static int check_storable(struct node *n, const char *name,
                           uint64_t granularity, struct error **errp)
 {
     if (!n->drv->bitmaps) {
-        return error_set(errp, ENOTSUP,
-                         "Can't store persistent bitmaps to %s: %s",
-                         node_name(n), strerror(ENOTSUP));
+        const char *id = node_name(n);
+
+        return error_set(
+            errp, ENOTSUP, "Can't store persistent bitmaps to %s: %s",
+            id[0] == '#' ? node_filename(n) : id, strerror(ENOTSUP));
     }
     if (n->flags.read_only) {
         return error_set(errp, EACCES, "Block node is read-only: '%s'",

@@ -2,9 +2,12 @@
 /* Image locks: shared OFD locks on the bytes that QEMU locks. */
 #include "core/imagelock.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "nbdelta/bytes.h"
@@ -45,13 +48,37 @@ static int probe_byte(int fd, off_t byte)
     return l.l_type == F_UNLCK ? 0 : -EAGAIN;
 }
 
-static int lock_conflict(const char *filename, const char *kind,
+/* Has this process the file open by another descriptor, too?  False when it
+ * cannot be found out. */
+static bool is_open_twice(int fd)
+{
+    DIR *all = opendir("/proc/self/fd");
+    const struct dirent *e;
+    struct stat mine;
+    struct stat st;
+    bool twice = false;
+
+    while (all && !twice && fstat(fd, &mine) == 0 && (e = readdir(all))) {
+        int other = e->d_name[0] == '.' ? fd : atoi(e->d_name);
+
+        twice = other != fd && fstat(other, &st) == 0 &&
+                st.st_dev == mine.st_dev && st.st_ino == mine.st_ino;
+    }
+    if (all) {
+        (void)closedir(all);
+    }
+    return twice;
+}
+
+static int lock_conflict(int fd, const char *filename, const char *kind,
                          unsigned access, struct error **errp)
 {
     return error_set(errp, EAGAIN,
                      "Failed to get %s\"%s\" lock: is another process using "
-                     "the image '%s'?",
-                     kind, names[access], filename);
+                     "the image '%s'?%s",
+                     kind, names[access], filename,
+                     is_open_twice(fd) ? " (this process has it open already)"
+                                       : "");
 }
 
 static int no_locks(const char *filename, int r, struct error **errp)
@@ -119,13 +146,13 @@ int image_lock(int fd, const char *filename, bool writable, struct error **errp)
     for (unsigned i = 0; i < ARRAY_SIZE(names); i++) {
         r = used & 1U << i ? probe_byte(fd, UNSHARED_BASE + (off_t)i) : 0;
         if (r == -EAGAIN) {
-            return lock_conflict(filename, "", i, errp);
+            return lock_conflict(fd, filename, "", i, errp);
         }
         if (r == 0 && (unshared & 1U << i)) {
             r = probe_byte(fd, USED_BASE + (off_t)i);
         }
         if (r == -EAGAIN) {
-            return lock_conflict(filename, "shared ", i, errp);
+            return lock_conflict(fd, filename, "shared ", i, errp);
         }
         if (r < 0) {
             return no_locks(filename, r, errp);

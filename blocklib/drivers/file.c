@@ -123,6 +123,19 @@ int file_check_writable(int fd, const char *filename, struct error **errp)
     return 0;
 }
 
+/* Names of files that are not there, and may be meant otherwise. */
+static const char *hint_for(const char *filename)
+{
+    const char *port = strrchr(filename, ':');
+
+    if (strstr(filename, "://")) {
+        return " (no URIs are opened except those of NBD)";
+    }
+    return port && port[1] && port[strspn(port + 1, "0123456789") + 1] == '\0'
+               ? " (an NBD server is nbd://HOST:PORT)"
+               : "";
+}
+
 /* Find the file, and check its type before it is opened: opening a device of
  * another kind may have an effect on it. */
 static int find_at_door(struct node *n, const char *filename, struct door *d,
@@ -135,8 +148,9 @@ static int find_at_door(struct node *n, const char *filename, struct door *d,
                         &n->only_read, errp);
     } else {
         r = door_find(d, filename);
-        r = r < 0 ? error_set(errp, -r, "Could not open '%s': %s", filename,
-                              strerror(-r))
+        r = r < 0 ? error_set(errp, -r, "Could not open '%s': %s%s", filename,
+                              strerror(-r),
+                              r == -ENOENT ? hint_for(filename) : "")
                   : 0;
     }
     if (r < 0) {
@@ -170,6 +184,8 @@ static int open_fd(struct node *n, const char *filename, struct error **errp)
                          code == EINVAL && n->flags.direct
                              ? " (the file system may not support "
                                "cache.direct=on)"
+                         : code == EACCES && !n->flags.read_only
+                             ? " (for writing; it may be open to reading)"
                              : "");
     }
     if (fstat(s->fd, &st) < 0) {

@@ -57,7 +57,8 @@ static int suffix_shift(const char *p)
     if (c == '\0') {
         return 0;
     }
-    if (p[1] != '\0') {
+    bool has_unit = c != 'b' && c != 'B' && strcmp(p + 1, "iB") == 0;
+    if (p[1] != '\0' && !has_unit) {
         return -1;
     }
     if (c >= 'a' && c <= 'z') {

@@ -147,6 +147,12 @@ int cli_next(const struct cli_command *c, int argc, char **argv)
     return CLI_BAD;
 }
 
+int cli_no_size(const struct cli_command *c, const char *text)
+{
+    return cli_usage(c, "'%s' is not a size: write bytes, or 64k, 512M, 1.5G",
+                     text);
+}
+
 int cli_output_format(const struct cli_command *c, const char *text, bool *json)
 {
     *json = strcmp(text, "json") == 0;

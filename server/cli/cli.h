@@ -80,6 +80,9 @@ int cli_failed(const char *what, const char *fmt, ...)
 int cli_usage(const struct cli_command *c, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 
+/* The same for @text, where a size is wanted. */
+int cli_no_size(const struct cli_command *c, const char *text);
+
 /* Parse the argument of --output into *json. */
 int cli_output_format(const struct cli_command *c, const char *text,
                       bool *json);

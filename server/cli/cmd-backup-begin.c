@@ -150,7 +150,7 @@ static int set_scratch(json_t *args, const char *text, struct error **errp)
     }
     r = size_parse(size, &quota);
     if (r < 0 || quota > INT64_MAX) {
-        return error_set(errp, EINVAL, "'%s' is not a size", size);
+        return error_set(errp, EINVAL, "'%s' is not a size: write bytes, or 512M, 1.5G", size);
     }
     (void)json_object_set_new(scratch, "quota",
                               json_integer((json_int_t)quota));

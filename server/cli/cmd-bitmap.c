@@ -473,7 +473,7 @@ static int take_bitmap_option(struct request *rq, int code)
     switch (code) {
     case 'g':
         if (size_parse(optarg, &rq->granularity) < 0 || rq->granularity == 0) {
-            return cli_usage(&command, "'%s' is not a size", optarg);
+            return cli_no_size(&command, optarg);
         }
         return 0;
     case 'b':

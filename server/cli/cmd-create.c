@@ -169,7 +169,7 @@ static int take_file_and_size(struct request *rq, int argc, char **argv)
     if (argc == 2) {
         uint64_t size;
         if (size_parse(argv[1], &size) < 0) {
-            return cli_usage(&command, "'%s' is not a size", argv[1]);
+            return cli_no_size(&command, argv[1]);
         }
         r = add_option(rq, "size", argv[1]);
     } else if (!json_object_get(rq->options, "size") &&

@@ -126,7 +126,7 @@ static int take_size(struct request *q, const char *text)
     uint64_t size;
 
     if (size_parse(text, &size) < 0) {
-        return cli_usage(&command, "'%s' is not a size", text);
+        return cli_no_size(&command, text);
     }
     q->sized = true;
     return json_object_set_new(q->options, "size", json_string(text)) < 0

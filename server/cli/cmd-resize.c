@@ -173,7 +173,7 @@ static int take_size(struct request *q, const char *text)
     return *number >= '0' && *number <= '9' &&
                    size_parse(number, &q->amount) == 0
                ? 0
-               : cli_usage(&command, "'%s' is not a size", text);
+               : cli_no_size(&command, text);
 }
 
 static int take_options(struct request *q, int argc, char **argv)

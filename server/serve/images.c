@@ -260,6 +260,12 @@ static int open_disk(struct images *im, const struct disk *d,
         graph_follow(im->graph, d->follow);
         r = r < 0 ? r : graph_open(im->graph, d->options, &n, errp);
         graph_follow(im->graph, im->follow);
+        if (r == -EEXIST) {
+            r = error_set(errp, EEXIST,
+                          "two disks have the name '%s': give one of them "
+                          "another, NAME=IMAGE",
+                          d->id);
+        }
     }
     return r < 0 ? r : export_image(im, n, d->id, d->name, errp);
 }
@@ -456,7 +462,16 @@ int images_open(struct images *im, const char *arg, struct error **errp)
         return open_directory(im, dir, word, given, errp);
     }
     (void)snprintf(number, sizeof(number), "disk%u", im->count++);
-    return open_image(im, given ? given : number, image, errp);
+    int r = open_image(im, given ? given : number, image, errp);
+    if (r == -ENOENT && !given && errp && strchr(image, '=') &&
+        !options_spelled_out(image)) {
+        r = error_set(
+            errp, ENOENT,
+            "%s (the NAME of NAME=IMAGE begins with a letter, and has "
+            "letters, digits, '-', '.' and '_')",
+            error_message(*errp));
+    }
+    return r;
 }
 
 void images_close(struct images *im)

@@ -141,7 +141,7 @@ stop_server
 # --- What is refused ---
 serve_refused "no point '2025'" -U "$sock" dir@2025
 serve_refused 'not a backup directory' -U "$sock" .
-serve_refused "Duplicate nodes with node-name='vda'" -U "$sock" dir dir@latest~1
+serve_refused "two disks have the name 'vda'" -U "$sock" dir dir@latest~1
 echo root:secret >secret
 hostile() { # TEXT: dir is refused, and read nowhere else
     serve_refused "$1" -U "$sock" dir

@@ -38,6 +38,8 @@ START_TEST(decimal_with_suffixes)
     ck_assert_uint_eq(parsed("2T"), 2 * TiB);
     ck_assert_uint_eq(parsed("1P"), KiB * TiB);
     ck_assert_uint_eq(parsed("1e"), MiB * TiB);
+    ck_assert_uint_eq(parsed("64KiB"), 64 * KiB);
+    ck_assert_uint_eq(parsed("1.5GiB"), 1536 * MiB);
 }
 END_TEST
 

@@ -45,7 +45,10 @@ int error_set(struct error **errp, int errnum, const char *fmt, ...)
 /* Make the error for a lack of memory; returns -ENOMEM. */
 static inline int error_nomem(struct error **errp)
 {
-    return error_set(errp, ENOMEM, "Out of memory");
+    return error_set(errp, ENOMEM, "%s",
+                     errno == EMFILE || errno == ENFILE
+                         ? "no file descriptor is left (see ulimit -n)"
+                         : "Out of memory");
 }
 
 /* Put context in front of the sentence: "cannot open 'a.qcow2': " and then the

@@ -8,8 +8,8 @@
 
 /*
  * Parse a size as qemu-img takes it: decimal digits, an optional fraction,
- * and one of b k M G T P E (powers of 1024, either case); 0x... without a
- * suffix is hexadecimal.  The result is in bytes.
+ * and one of b k M G T P E (powers of 1024, either case), also as KiB, MiB and
+ * so on; 0x... without a suffix is hexadecimal.  The result is in bytes.
  * Returns 0, -EINVAL if @text is no size, or -ERANGE for more than INT64_MAX.
  */
 int size_parse(const char *text, uint64_t *bytes);
