@@ -266,7 +266,8 @@ static int make_writable(struct disks *ds, struct disk *d, struct error **errp)
         d->stays_read_only = !d->writable; /* its options say so */
         return 0;
     }
-    d->stays_read_only = r == -EACCES || r == -EPERM || r == -EROFS;
+    d->stays_read_only = r == -EACCES || r == -EPERM || r == -EROFS ||
+                         r == -EUCLEAN; /* it is marked as corrupt */
     int again = open_disk(ds, d, false, errp);
     if (again < 0 || d->stays_read_only) {
         return again;

@@ -83,3 +83,11 @@ stop_plugin
 serve_plugin elsewhere/over.qcow2 backing=off
 [ "$(our_map)" = "0 $((8 << 20)) 3" ]
 stop_plugin
+
+# An image that is marked as corrupt is read, and not written to.
+qemu-img create -q -f qcow2 bad.qcow2 1M
+printf '\002' | dd of=bad.qcow2 bs=1 seek=79 conv=notrunc status=none
+nbdkit_options=()
+serve_plugin bad.qcow2
+nbdinfo --is read-only "$uri"
+stop_plugin

@@ -672,7 +672,7 @@ START_TEST(images_that_cannot_be_written_right_open_read_only)
         int code;
         const char *words;
     } t[] = {
-        {79, 2, -EACCES, "corrupt"},
+        {79, 2, -EUCLEAN, "corrupt"},
         {63, 1, -EUCLEAN, "internal snapshots"},
     };
     for (size_t i = 0; i < ARRAY_SIZE(t); i++) {
@@ -709,7 +709,7 @@ START_TEST(a_cluster_that_claims_to_be_metadata_is_never_written)
     ck_assert_int_eq(blk_pwrite(b, buf, 512, 0, 0), -EIO);
     blk_free(b);
     graph_free(g);
-    expect_refused(false, -EACCES, "corrupt");
+    expect_refused(false, -EUCLEAN, "corrupt");
 }
 END_TEST
 
