@@ -5,6 +5,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -48,37 +49,58 @@ static int probe_byte(int fd, off_t byte)
     return l.l_type == F_UNLCK ? 0 : -EAGAIN;
 }
 
-/* Has this process the file open by another descriptor, too?  False when it
- * cannot be found out. */
-static bool is_open_twice(int fd)
+/* Has this descriptor a lock on @byte?  False when it cannot be found out. */
+static bool has_lock(int fd, off_t byte)
+{
+    char path[40];
+    char line[200];
+    long long first;
+    bool found = false;
+
+    (void)snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+    FILE *f = fopen(path, "re");
+    while (f && !found && fgets(line, sizeof(line), f)) {
+        found = sscanf(line, "lock: %*s OFDLCK %*s %*s %*s %*s %lld", &first) ==
+                    1 &&
+                first == byte;
+    }
+    if (f) {
+        (void)fclose(f);
+    }
+    return found;
+}
+
+/* Has another descriptor of this process a lock on @byte of the file? */
+static bool is_held_by_us(int fd, off_t byte)
 {
     DIR *all = opendir("/proc/self/fd");
     const struct dirent *e;
     struct stat mine;
     struct stat st;
-    bool twice = false;
+    bool ours = false;
 
-    while (all && !twice && fstat(fd, &mine) == 0 && (e = readdir(all))) {
+    while (all && !ours && fstat(fd, &mine) == 0 && (e = readdir(all))) {
         int other = e->d_name[0] == '.' ? fd : atoi(e->d_name);
 
-        twice = other != fd && fstat(other, &st) == 0 &&
-                st.st_dev == mine.st_dev && st.st_ino == mine.st_ino;
+        ours = other != fd && fstat(other, &st) == 0 &&
+               st.st_dev == mine.st_dev && st.st_ino == mine.st_ino &&
+               has_lock(other, byte);
     }
     if (all) {
         (void)closedir(all);
     }
-    return twice;
+    return ours;
 }
 
-static int lock_conflict(int fd, const char *filename, const char *kind,
-                         unsigned access, struct error **errp)
+static int lock_conflict(int fd, off_t byte, const char *filename,
+                         const char *kind, unsigned access, struct error **errp)
 {
-    return error_set(errp, EAGAIN,
-                     "Failed to get %s\"%s\" lock: is another process using "
-                     "the image '%s'?%s",
-                     kind, names[access], filename,
-                     is_open_twice(fd) ? " (this process has it open already)"
-                                       : "");
+    return error_set(
+        errp, EAGAIN,
+        "Failed to get %s\"%s\" lock: is another process using "
+        "the image '%s'?%s",
+        kind, names[access], filename,
+        is_held_by_us(fd, byte) ? " (this process has it open already)" : "");
 }
 
 static int no_locks(const char *filename, int r, struct error **errp)
@@ -146,13 +168,15 @@ int image_lock(int fd, const char *filename, bool writable, struct error **errp)
     for (unsigned i = 0; i < ARRAY_SIZE(names); i++) {
         r = used & 1U << i ? probe_byte(fd, UNSHARED_BASE + (off_t)i) : 0;
         if (r == -EAGAIN) {
-            return lock_conflict(fd, filename, "", i, errp);
+            return lock_conflict(fd, UNSHARED_BASE + (off_t)i, filename, "", i,
+                                 errp);
         }
         if (r == 0 && (unshared & 1U << i)) {
             r = probe_byte(fd, USED_BASE + (off_t)i);
         }
         if (r == -EAGAIN) {
-            return lock_conflict(fd, filename, "shared ", i, errp);
+            return lock_conflict(fd, USED_BASE + (off_t)i, filename, "shared ",
+                                 i, errp);
         }
         if (r < 0) {
             return no_locks(filename, r, errp);

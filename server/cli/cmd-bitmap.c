@@ -285,7 +285,7 @@ static bool meets_inconsistent(const struct request *rq, struct node *n,
 static int exit_status(const struct request *rq, struct node *n,
                        struct node *source, int r)
 {
-    if (r == -ENOENT || r == -EEXIST) { /* of add: there is one */
+    if (r == -ENOENT) {
         return CLI_NONE;
     }
     if (r == -EINVAL && rq->verb != VERB_REPAIR &&

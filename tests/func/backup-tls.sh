@@ -46,7 +46,8 @@ refused() {
     timeout 60 nbdelta backup --timeout 1 --nbd far "$@" \
         "qmp://127.0.0.1:$port" nothing >out 2>&1 || status=$?
     # 5: to a client that does not speak TLS the monitor says nothing.
-    [ "$status" = 1 ] || [ "$status:$#" = 5:0 ] ||
+    # 6: the keys, or the user, are not there.
+    [ "$status" = 1 ] || [ "$status" = 6 ] || [ "$status:$#" = 5:0 ] ||
         fail "$*: ended with $status: $(cat out)"
 }
 

@@ -116,7 +116,7 @@ nbdelta bitmap remove words.qcow2 x y z
 # --- All or nothing, and what a script is told. ---
 
 nbdelta bitmap add words.qcow2 x
-refused 6 "Bitmap already exists: x" add words.qcow2 v x
+refused 1 "Bitmap already exists: x" add words.qcow2 v x
 refused 6 "Dirty bitmap 'w' not found" remove words.qcow2 x w
 refused 6 "Dirty bitmap 'w' not found" list words.qcow2 w
 refused 6 "Dirty bitmap 'w' not found" --clear --merge w words.qcow2 x
@@ -188,7 +188,7 @@ nbdelta bitmap list killed.qcow2 >listed || [ $? = 4 ]
 grep -q 'inconsistent  *one: it is marked as in use' listed
 refused 4 "is inconsistent and cannot be used" clear killed.qcow2 one
 refused 4 "is inconsistent and cannot be used" --add --merge one killed.qcow2 n
-refused 6 "already exists" add killed.qcow2 one
+refused 1 "already exists" add killed.qcow2 one
 nbdelta bitmap repair killed.qcow2 one >out
 grep -q "one: repaired: everything is dirty" out
 [ "$(dirty killed.qcow2 one)" = '[[0,67108864]]' ]

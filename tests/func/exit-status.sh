@@ -110,7 +110,7 @@ ends 6 bitmap list a.qcow2 nosuch
 ends 6 map --bitmap nosuch a.qcow2
 ends 6 map --snapshot nosuch a.qcow2
 ends 0 bitmap add a.qcow2 there
-ends 6 bitmap add a.qcow2 there
+ends 1 bitmap add a.qcow2 there
 ends 0 bitmap remove a.qcow2 there
 
 # An image that is marked as corrupt is not written to.

@@ -987,7 +987,7 @@ def faulty(bench, where, *argv):
         [bench.offline, *argv], capture_output=True, text=True, timeout=60,
         check=False, env={**os.environ, 'FAULTY_COUNTS': 'counts',
                           **({'FAULTY': where} if where else {})})
-    if done.returncode not in (0, 1, 4, -9) or 'Sanitizer' in done.stderr:
+    if done.returncode not in (0, 1, 4, 6, -9) or 'Sanitizer' in done.stderr:
         raise Wrong(f'{argv} ended with {done.returncode}: {done.stderr}')
     return done.returncode == 0, done.returncode == -9
 

@@ -331,7 +331,7 @@ def opening_waits():
         r = subprocess.run(["nbdelta", "map", disk + str(seconds)],
                            stderr=subprocess.PIPE, timeout=60)
         took = time.monotonic() - begin
-        assert r.returncode == 1 and b"Failed to connect" in r.stderr, r
+        assert r.returncode == 6 and b"Failed to connect" in r.stderr, r
         assert seconds <= took < seconds + 10, took
     p = subprocess.Popen(["nbdelta", "map", disk + "60"],
                          stdout=subprocess.DEVNULL)

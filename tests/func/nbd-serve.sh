@@ -20,7 +20,7 @@ usage 'image' -U s
 usage 'no option' --nosuch a.raw
 usage 'needs an argument' a.raw -U
 usage '-U' -U s -p 10809 a.raw
-usage 'port' -p 0 a.raw
+usage 'port' -p -1 a.raw
 usage 'port' -p 65536 a.raw
 usage 'port' -p 12x a.raw
 nbdelta serve --help | grep -q -e --pidfile

@@ -62,6 +62,6 @@ refused 2 'more than an address' backup-begin "$qmp_sock" \
     --listen nbds://localhost
 refused 1 'Cannot find' backup-begin "$qmp_sock" --disk c
 refused 1 'no/such' backup-begin "$qmp_sock" --scratch no/such
-refused 1 'cannot connect' backup-begin no.sock
+refused 6 'cannot connect' backup-begin no.sock
 [ "$(qmp query-backups)" = '[]' ]
 stop_server

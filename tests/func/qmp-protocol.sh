@@ -115,7 +115,8 @@ if nbdelta qmp qmp.sock foo 2>err; then
     exit 1
 fi
 is "$(cat err)" \
-    "nbdelta: qmp: CommandNotFound: The command foo has not been found"
+    "nbdelta: qmp: CommandNotFound: The command foo has not been found
+nbdelta: qmp: there is no command 'foo' ('help' tells which there are)"
 if nbdelta qmp qmp.sock query-version a 2>err; then
     exit 1
 fi
