@@ -160,9 +160,11 @@ static int open_source(struct disks *ds, struct disk *d, bool writable,
 {
     CLEANUP_ERROR struct error *first = NULL;
     CLEANUP_ERROR struct error *second = NULL;
+    bool special = d->source->no_backing ||
+                   (ds->config->passphrase && d->source->is_file);
     int r = open_disk_node(ds, d, writable, true, &first);
 
-    if (r == -EINVAL) {
+    if (r == -EINVAL && special) {
         r = open_disk_node(ds, d, writable, false, &second);
     }
     if (r < 0) {

@@ -301,7 +301,8 @@ char *cli_json_line(const json_t *j, size_t *len)
     int r = json_dump_callback(j, print_json_part, f,
                                JSON_COMPACT | JSON_ENCODE_ANY);
     (void)fputc('\n', f);
-    if (ferror(f) || fclose(f) != 0 || r < 0) {
+    bool failed = r < 0 || ferror(f);
+    if (fclose(f) != 0 || failed) {
         free(text);
         return NULL;
     }

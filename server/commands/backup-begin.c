@@ -9,6 +9,7 @@
 #include "backup/session.h"
 #include "commands/role.h"
 #include "commands/table.h"
+#include "commands/types.h"
 #include "daemon.h"
 #include "disk.h"
 #include "nbd/export.h"
@@ -237,13 +238,6 @@ static const struct qmp_arg usage_members[] = {
     QMP_ARG("where", ENUM, .words = where_words),
     QMP_LAST,
 };
-static const struct qmp_arg delay_members[] = {
-    QMP_ARG("boundaries", ANY),
-    QMP_ARG("bins", ANY),
-    QMP_ARG("max-ns", INT),
-    QMP_ARG("total-ns", INT),
-    QMP_LAST,
-};
 
 static const struct qmp_arg queried_disk[] = {
     DISK_MEMBERS,
@@ -254,7 +248,7 @@ static const struct qmp_arg queried_disk[] = {
     QMP_ARG("discarded", SIZE),
     QMP_ARG("left", SIZE),
     QMP_OPT("lost", STR),
-    QMP_ARG("delay", OBJECT, .members = delay_members),
+    QMP_ARG("delay", OBJECT, .members = qmp_delay_members),
     QMP_LAST,
 };
 

@@ -285,7 +285,7 @@ static const struct qmp_arg armed_members[] = {
     QMP_ARG("armed-bytes", INT),
     QMP_LAST,
 };
-static const struct qmp_arg delay_members[] = {
+const struct qmp_arg qmp_delay_members[] = {
     QMP_ARG("boundaries", ANY),
     QMP_ARG("bins", ANY),
     QMP_ARG("max-ns", INT),
@@ -293,7 +293,7 @@ static const struct qmp_arg delay_members[] = {
     QMP_LAST,
 };
 static const struct qmp_arg cbw_members[] = {
-    QMP_OPT("delay", OBJECT, .members = delay_members),
+    QMP_OPT("delay", OBJECT, .members = qmp_delay_members),
     QMP_LAST,
 };
 static const struct qmp_variant own_variants[] = {

@@ -22,6 +22,9 @@ extern const struct qmp_arg qmp_graph_type;      /* XDbgBlockGraph */
 extern const struct qmp_arg qmp_schema_type;     /* SchemaInfo array */
 extern const struct qmp_arg qmp_snapshot_type;   /* SnapshotInfo */
 
+/* How long guests waited for copies (the members of "delay"). */
+extern const struct qmp_arg qmp_delay_members[];
+
 /* JobStatus. */
 extern const char *const qmp_job_status_words[];
 

@@ -260,7 +260,8 @@ static int open_disk(struct images *im, const struct disk *d,
         graph_follow(im->graph, d->follow);
         r = r < 0 ? r : graph_open(im->graph, d->options, &n, errp);
         graph_follow(im->graph, im->follow);
-        if (r == -EEXIST) {
+        /* A node in the options of the image can have a name twice, too. */
+        if (r == -EEXIST && errp && strstr(error_message(*errp), d->id)) {
             r = error_set(errp, EEXIST,
                           "two disks have the name '%s': give one of them "
                           "another, NAME=IMAGE",
