@@ -277,7 +277,7 @@ static int export_info(const char *uri, json_t **infop, struct error **errp)
     if (nbd_aio_is_negotiating(h)) {
         (void)nbd_opt_list_meta_context(h, each);
     }
-    r = client_go(h, NULL, errp);
+    r = client_go(h, NULL, NULL, errp);
     if (r == 0) {
         const char *protocol = nbd_get_protocol(h);
         char *name = nbd_get_export_name(h);

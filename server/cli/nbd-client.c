@@ -96,18 +96,26 @@ static int no_such_export(struct nbd_handle *h, struct error **errp)
                      wanted ? wanted : "", names.text);
 }
 
-int client_go(struct nbd_handle *h, const char *context, struct error **errp)
+static int check_context(struct nbd_handle *h, const char *context,
+                         struct error **errp)
 {
-    if (context && nbd_add_meta_context(h, context) < 0) {
+    return context && nbd_can_meta_context(h, context) != 1
+               ? error_set(errp, ENOENT,
+                           "the export has no metadata context '%s'", context)
+               : 0;
+}
+
+int client_go(struct nbd_handle *h, const char *context, const char *other,
+              struct error **errp)
+{
+    if ((context && nbd_add_meta_context(h, context) < 0) ||
+        (other && nbd_add_meta_context(h, other) < 0)) {
         return libnbd_failed(errp);
     }
     /* A server of the old style leaves nothing to negotiate. */
     if (nbd_aio_is_negotiating(h) && nbd_opt_go(h) < 0) {
         return no_such_export(h, errp);
     }
-    if (context && nbd_can_meta_context(h, context) != 1) {
-        return error_set(errp, ENOENT,
-                         "the export has no metadata context '%s'", context);
-    }
-    return 0;
+    int r = check_context(h, context, errp);
+    return r < 0 ? r : check_context(h, other, errp);
 }

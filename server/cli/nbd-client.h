@@ -17,8 +17,10 @@ bool client_is_uri(const char *text);
  */
 int client_connect(const char *uri, struct nbd_handle **h, struct error **errp);
 
-/* Open the export that the URI names, with the metadata context @context or
- * none (NULL).  -ENOENT: the server has no such export, or no such context. */
-int client_go(struct nbd_handle *h, const char *context, struct error **errp);
+/* Open the export that the URI names, with the metadata contexts @context and
+ * @other; each can be NULL.  -ENOENT: the server has no such export, or no such
+ * context. */
+int client_go(struct nbd_handle *h, const char *context, const char *other,
+              struct error **errp);
 
 #endif /* NBDELTA_SERVER_CLI_NBD_CLIENT_H */
