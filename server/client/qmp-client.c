@@ -58,6 +58,7 @@ static int dial_socket(struct qmp_client *c, const char *path, int limit_ms,
                        struct error **errp)
 {
     const struct timeval limit = {.tv_sec = limit_ms < 0 ? 0 : limit_ms / 1000};
+    const int on = 1;
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
 
     if (strlen(path) >= sizeof(addr.sun_path)) {
@@ -69,6 +70,7 @@ static int dial_socket(struct qmp_client *c, const char *path, int limit_ms,
     c->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (c->fd >= 0) {
         (void)setsockopt(c->fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+        (void)setsockopt(c->fd, SOL_SOCKET, SO_PASSCRED, &on, sizeof(on));
     }
     if (c->fd < 0 ||
         connect(c->fd, (const struct sockaddr *)&addr, sizeof(addr)) < 0) {
@@ -193,12 +195,44 @@ static int wait_socket(struct qmp_client *c, short events, uint64_t deadline,
 
 /* --- Bytes. --- */
 
+/* Whose bytes come first?  The kernel says who has sent them: SO_PEERCRED tells
+ * of the process that has called listen(), which may be systemd. */
+static void learn_peer(struct qmp_client *c)
+{
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(struct ucred))];
+    } control;
+    char byte;
+    struct iovec iov = {&byte, 1};
+    struct msghdr msg = {.msg_iov = &iov,
+                         .msg_iovlen = 1,
+                         .msg_control = &control,
+                         .msg_controllen = sizeof(control)};
+    struct ucred sender;
+
+    if (recvmsg(c->fd, &msg, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC) <= 0) {
+        return;
+    }
+    const struct cmsghdr *m = CMSG_FIRSTHDR(&msg);
+    if (m && m->cmsg_level == SOL_SOCKET && m->cmsg_type == SCM_CREDENTIALS &&
+        m->cmsg_len == CMSG_LEN(sizeof(sender))) {
+        memcpy(&sender, CMSG_DATA(m), sizeof(sender));
+        c->peer = sender.pid;
+        c->peer_uid = sender.uid;
+    }
+}
+
 /* Take what is there.  0, or an error. */
 static int take_bytes(struct qmp_client *c, struct error **errp)
 {
     char buf[65536];
     struct iovec iov = {buf, sizeof(buf)};
     struct transport t = {c->fd, c->tls};
+
+    if (c->received == 0) {
+        learn_peer(c);
+    }
     ssize_t n = transport_receive(&t, &iov, 1, false);
 
     if (n == 0 || n == -ECONNRESET) {

@@ -6,6 +6,7 @@
 #include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 struct error;
 struct qmp_limits;
@@ -26,6 +27,9 @@ struct qmp_client {
     char why[96];      /* what was wrong with that */
     uint64_t received; /* bytes */
     struct tls *tls;   /* or NULL */
+    pid_t peer;        /* the process that has greeted by a Unix socket; 0: not
+                          known */
+    uid_t peer_uid;    /* its real user */
 
     /* The caller may set these before anything is sent, the first one before
      * the connection is opened. */

@@ -6,8 +6,9 @@
  *   open    query-backups: sessions that a killed run of this directory has
  *           left are ended as failed, except the one that is to be adopted,
  *           which is renewed; query-block: the disks
- *   begin   backup-begin, on a server of its own in a private directory, or,
- *           from another host, on one that the daemon has
+ *   begin   backup-begin, on a server of its own in a private directory (of
+ *           TMPDIR, or beside the monitor's socket where the daemon has another
+ *           TMPDIR), or, from another host, on one that the daemon has
  *           a session that was adopted: query-backups has all that backup-begin
  *           has said
  *   end     backup-end: the new checkpoint becomes durable, or is forgotten
@@ -39,11 +40,13 @@
 struct daemon_source {
     struct frozen frozen;
     char *id;
-    char *server;  /* id of a server of the daemon, or NULL */
+    char *server;  /* id of a server of the daemon, "": the one without an id,
+                      or NULL */
     char *scratch; /* or NULL */
     uint64_t quota;
     uid_t owner; /* the daemon's user, if it is on this host */
     bool local;
+    char *beside; /* the monitor's socket, or NULL: private_dir_beside() */
     struct private_dir dir;
     char *session;    /* NULL: none */
     char *checkpoint; /* the session's, or NULL */
@@ -54,6 +57,21 @@ struct daemon_source {
 static const char *string_at(const json_t *object, const char *key)
 {
     return json_string_value(json_object_get(object, key));
+}
+
+/* Where its directory may be: @i counts from 0; NULL: nowhere else. */
+static const char *place(const struct daemon_source *d, int i)
+{
+    return i == 0 ? private_dir_for_sockets() : i == 1 ? d->beside : NULL;
+}
+
+static void sweep_dirs(const struct daemon_source *d)
+{
+    const char *parent;
+
+    for (int i = 0; d->local && (parent = place(d, i)) != NULL; i++) {
+        private_dir_sweep(parent, d->id, d->owner);
+    }
 }
 
 /* --- Open --- */
@@ -230,18 +248,18 @@ static int open_daemon(struct source *s, const char *what,
     struct daemon_source *d = calloc(1, sizeof(*d));
     pid_t pid;
 
-    (void)what;
     s->opaque = d;
     if (!d || copy_options(d, o) < 0) {
         return error_nomem(errp);
     }
     d->local = talk_peer(s->talk, &pid, &d->owner) == 0;
+    d->beside = d->local ? private_dir_beside(what) : NULL;
     int r = frozen_init(&d->frozen, o, errp);
     if (r < 0 || (r = settle_sessions(s, o->adopt, o->adopt_done, errp)) < 0) {
         return r;
     }
-    if (d->local && !s->adopted) {
-        private_dir_sweep(private_dir_for_sockets(), d->id, d->owner);
+    if (!s->adopted) {
+        sweep_dirs(d);
     }
     return list_disks(s, errp);
 }
@@ -302,7 +320,8 @@ static json_t *begin_arguments(const struct source *s, const char *checkpoint)
         drop_export_names(disks);
     }
     json_t *args = json_pack("{s:o, s:s*, s:s*, s:i}", "disks", disks,
-                             "checkpoint", checkpoint, "server", d->server,
+                             "checkpoint", checkpoint, "server",
+                             d->server && *d->server ? d->server : NULL,
                              "expire", EXPIRE_S);
     if (args && d->dir.path) {
         CLEANUP_FREE char *path = NULL;
@@ -390,9 +409,7 @@ static void undo_begin(struct source *s)
     talk_undo(s->talk);
     (void)settle_sessions(s, NULL, false, NULL);
     forget_session(d);
-    if (d->local) {
-        private_dir_sweep(private_dir_for_sockets(), d->id, d->owner);
-    }
+    sweep_dirs(d);
 }
 
 /* An identity also says how the disks were wanted. */
@@ -464,9 +481,12 @@ static void take_dir(struct daemon_source *d, const json_t *session)
     CLEANUP_FREE char *dir = path ? strdup(path) : NULL;
     char *slash = dir ? strrchr(dir, '/') : NULL;
     if (slash) {
+        const char *parent;
+
         *slash = '\0';
-        (void)private_dir_take(&d->dir, private_dir_for_sockets(), d->id,
-                               d->owner, dir);
+        for (int i = 0; !d->dir.path && (parent = place(d, i)) != NULL; i++) {
+            (void)private_dir_take(&d->dir, parent, d->id, d->owner, dir);
+        }
     }
 }
 
@@ -495,11 +515,47 @@ static int begin_adopted(struct source *s, const char *checkpoint,
                            : take_disks(s, session, errp);
 }
 
-static int make_dir(struct daemon_source *d, struct error **errp)
+static int begin_in(struct source *s, const char *checkpoint,
+                    const char *parent, struct error **errp)
 {
-    int r = private_dir_make(&d->dir, private_dir_for_sockets(), d->id, errp);
+    struct daemon_source *d = s->opaque;
+    int r = private_dir_make(&d->dir, parent, d->id, errp);
 
-    return r < 0 ? r : private_dir_give(&d->dir, d->owner, errp);
+    r = r < 0 ? r : private_dir_give(&d->dir, d->owner, errp);
+    return r < 0 ? r : begin_session(s, checkpoint, errp);
+}
+
+static bool cannot_listen(const struct source *s, int r)
+{
+    return r == -EREMOTEIO &&
+           talk_refused(s->talk, NULL, "cannot bind the socket");
+}
+
+/* A daemon may have a /tmp of its own, and see others read-only. */
+static int begin_local(struct source *s, const char *checkpoint,
+                       struct error **errp)
+{
+    struct daemon_source *d = s->opaque;
+    CLEANUP_ERROR struct error *first = NULL;
+    CLEANUP_ERROR struct error *second = NULL;
+    int r = begin_in(s, checkpoint, place(d, 0), &first);
+
+    if (!cannot_listen(s, r)) {
+        return r < 0 ? error_set(errp, -r, "%s", error_message(first)) : r;
+    }
+    private_dir_remove(&d->dir);
+    if (place(d, 1)) {
+        r = begin_in(s, checkpoint, place(d, 1), &second);
+    }
+    if (r < 0 && second && d->dir.path && !cannot_listen(s, r)) {
+        return error_set(errp, -r, "%s", error_message(second));
+    }
+    return r < 0 ? error_set(errp, -r,
+                             "%s (the daemon may have another TMPDIR than this "
+                             "command: set it to a directory that both have, "
+                             "or name a server of the daemon, with --nbd)",
+                             error_message(first))
+                 : r;
 }
 
 static int begin_daemon(struct source *s, const char *checkpoint,
@@ -519,8 +575,8 @@ static int begin_daemon(struct source *s, const char *checkpoint,
     if (s->adopted) {
         r = begin_adopted(s, checkpoint, errp);
     } else {
-        r = d->local && !d->server ? make_dir(d, errp) : 0;
-        r = r < 0 ? r : begin_session(s, checkpoint, errp);
+        r = d->local && !d->server ? begin_local(s, checkpoint, errp)
+                                   : begin_session(s, checkpoint, errp);
     }
     if (r < 0) {
         undo_begin(s);
@@ -671,6 +727,7 @@ static void close_daemon(struct source *s)
         free(d->id);
         free(d->server);
         free(d->scratch);
+        free(d->beside);
         free(d);
     }
 }

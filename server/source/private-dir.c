@@ -92,6 +92,19 @@ const char *private_dir_for_sockets(void)
     return dir && *dir && strlen(dir) <= SOCKET_DIR_MAX ? dir : "/tmp";
 }
 
+char *private_dir_beside(const char *socket)
+{
+    CLEANUP_FREE char *real = realpath(socket, NULL);
+    CLEANUP_FREE char *other = realpath(private_dir_for_sockets(), NULL);
+    char *slash = real ? strrchr(real, '/') : NULL;
+
+    if (!slash || slash == real || slash - real > SOCKET_DIR_MAX) {
+        return NULL;
+    }
+    *slash = '\0';
+    return other && strcmp(other, real) == 0 ? NULL : strdup(real);
+}
+
 const char *private_dir_for_files(void)
 {
     const char *dir = getenv("TMPDIR");

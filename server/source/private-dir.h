@@ -33,8 +33,10 @@ int private_dir_take(struct private_dir *d, const char *parent, const char *id,
                      uid_t owner, const char *path);
 
 /* $TMPDIR, or where that is not set or is too long for a socket's path, /tmp.
- * $TMPDIR or /var/tmp, for files. */
+ * The directory of @socket, for a process that has another /tmp: a new string;
+ * NULL: it is the same one, or is too long.  $TMPDIR or /var/tmp, for files. */
 const char *private_dir_for_sockets(void);
+char *private_dir_beside(const char *socket);
 const char *private_dir_for_files(void);
 
 /* Remove it, and what is in it. */

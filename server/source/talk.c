@@ -251,8 +251,14 @@ int talk_peer(const struct talk *t, pid_t *pid, uid_t *uid)
     struct ucred peer;
     socklen_t len = sizeof(peer);
 
-    if (t->host || !t->open ||
-        getsockopt(t->client.fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0) {
+    if (t->host || !t->open) {
+        return -ENOTSUP;
+    }
+    if (t->client.peer > 0) {
+        peer.pid = t->client.peer;
+        peer.uid = t->client.peer_uid;
+    } else if (getsockopt(t->client.fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) <
+               0) {
         return -ENOTSUP;
     }
     *pid = peer.pid;

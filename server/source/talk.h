@@ -30,7 +30,7 @@ const char *talk_version(const struct talk *t);
 /* The host of qmp://HOST:PORT; NULL: a Unix socket. */
 const char *talk_host(const struct talk *t);
 
-/* The process that listens on the Unix socket, and the user that it runs as
+/* The process that answers on the Unix socket, and the user that it runs as
  * now: it may have changed that since.  -ENOTSUP: none. */
 int talk_peer(const struct talk *t, pid_t *pid, uid_t *uid);
 

@@ -142,3 +142,57 @@ wait_until "it listens" test -S web.qmp
 nbdelta qmp "$PWD/web.qmp" quit
 wait "$server" || fail "$(cat activated)"
 server=
+
+# As the units do it: another process, of root, has called listen(); another
+# user, a /tmp of its own.  A backup meets the daemon beside the monitor's socket.
+if [ "$(id -u)" -ne 0 ] || ! unshare -m true 2>/dev/null; then
+    exit 0
+fi
+run=$(mktemp -d /tmp/nbdelta-run.XXXXXX) # a socket's path is short
+at_exit rm -rf "$run"
+chmod 755 "$run"
+mkdir -m 1777 "$run/tmp"
+export TMPDIR=$run/tmp
+qemu-img create -q -f qcow2 "$run/vda.qcow2" 16M
+chown 65534:65534 "$run/vda.qcow2"
+cp "$BUILD/nbdelta" "$run/nbdelta"
+# shut_in COMMANDS DISK: the daemon, in a mount namespace with these mounts
+shut_in() {
+    # shellcheck disable=SC2016  # for the inner shell
+    systemd-socket-activate -l "$run/web.nbd" -l "$run/web.qmp" \
+        --fdname=nbd:qmp unshare -m --propagation private -- bash -eu -c '
+            mount --bind "$1" "$1"
+            mount -t tmpfs -o mode=1777 tmpfs "$1/tmp"
+            eval "$2"
+            (LISTEN_PID=$BASHPID exec setpriv --reuid=65534 --regid=65534 \
+                --clear-groups "$1/nbdelta" serve "$3")
+            ' bash "$run" "$1" "$2" 2>activated &
+    server=$!
+    wait_until "it listens" test -S "$run/web.qmp"
+}
+let_out() {
+    nbdelta qmp "$run/web.qmp" quit
+    wait "$server" || fail "$(cat activated)"
+    server=
+    [ -z "$(find "$run" -mindepth 1 -name 'nbdelta-*')" ] ||
+        fail "$(find "$run")"
+    rm -f "$run"/web.*
+}
+shut_in : "vda=$run/vda.qcow2"
+for nbd in '' '' --nbd=; do
+    nbdelta backup ${nbd:+"$nbd"} "$run/web.qmp" private ||
+        fail "$(cat activated)"
+done
+[ "$(nbdelta points --output json private | jq '.points | length')" = 3 ]
+let_out
+
+# Where both have no directory that it may write to, the message says more.
+# shellcheck disable=SC2016  # for the inner shell
+shut_in 'mount -o remount,ro,bind "$1"' vda=driver=mem,size=1M
+if nbdelta backup "$run/web.qmp" shut 2>err; then
+    fail "a directory that only one of them has"
+fi
+grep -q 'cannot bind the socket .*another TMPDIR.* --nbd)' err ||
+    fail "$(cat err)"
+nbdelta backup --nbd= "$run/web.qmp" shut || fail "$(cat activated)"
+let_out
