@@ -13,6 +13,9 @@
 #include "cli/commands.h"
 #include "cli/point-arg.h"
 #include "cli/points-check.h"
+#include "cli/points-tree.h"
+#include "cli/terminal.h"
+#include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/size.h"
@@ -30,8 +33,8 @@ enum {
 };
 
 static const struct cli_option option_table[] = {
-    {"output", OPT_OUTPUT, "human|json",
-     "print for people (default), or for programs"},
+    {"output", OPT_OUTPUT, "human|json|tree",
+     "print for people (default), for programs, or draw the chains"},
     {"check", OPT_CHECK, NULL,
      "print one line, and exit, as plugins of Nagios do"},
     {"max-age", OPT_MAX_AGE, "AGE",
@@ -45,7 +48,7 @@ static const struct cli_option option_table[] = {
 
 static const struct cli_command command = {
     .name = "points",
-    .usage = "[--output human|json] DIR[@POINT]\n"
+    .usage = "[--output human|json|tree] DIR[@POINT]\n"
              "--check [--max-age AGE] [--max-verify-age AGE] [--metrics FILE] "
              "DIR\n"
              "--metrics FILE DIR",
@@ -203,6 +206,31 @@ static int print_points(const struct store *s, const struct store_point *only,
     return r == 0 && l.damaged ? CLI_DAMAGED : r;
 }
 
+static bool has_unreadable(const struct store *s)
+{
+    bool found = false;
+
+    for (unsigned i = 0; i < store_count(s) && !found; i++) {
+        found = !store_point(s, i)->manifest;
+    }
+    return found || (store_pending(s) && !store_pending(s)->manifest);
+}
+
+static int draw_points(struct store *s, const struct store_point *only)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    char name[POINT_NAME_MAX];
+
+    if (only) { /* it can move while the tree is drawn */
+        memcpy(name, only->name, sizeof(name));
+    }
+    if (points_tree(s, only ? name : NULL, terminal_utf8(), stdout, &err) < 0) {
+        return cli_error(command.name, err);
+    }
+    int r = cli_finish(command.name);
+    return r == 0 && !only && has_unreadable(s) ? CLI_DAMAGED : r;
+}
+
 /* --- For monitors --- */
 
 struct request {
@@ -273,6 +301,22 @@ static int only_metrics(const struct request *rq, const char *dir)
 
 /* --- The command line --- */
 
+enum form { FORM_HUMAN, FORM_JSON, FORM_TREE };
+
+static int take_form(const char *text, enum form *form)
+{
+    static const char *const words[] = {"human", "json", "tree"};
+
+    for (size_t i = 0; i < ARRAY_SIZE(words); i++) {
+        if (strcmp(text, words[i]) == 0) {
+            *form = (enum form)i;
+            return 0;
+        }
+    }
+    return cli_usage(&command, "--output must be human, json or tree, not '%s'",
+                     text);
+}
+
 static int take_options(struct request *rq, int argc, char **argv)
 {
     int code;
@@ -329,7 +373,7 @@ int cmd_points(int argc, char **argv)
     CLEANUP_STORE struct store *s = NULL;
     const struct store_point *only = NULL;
     struct request rq = {.output = NULL};
-    bool json = false;
+    enum form form = FORM_HUMAN;
     int code = take_options(&rq, argc, argv);
 
     if (code != CLI_END) {
@@ -341,11 +385,15 @@ int cmd_points(int argc, char **argv)
     }
     int r = check_usage(&rq, argc - optind);
     if (r == 0 && rq.output) {
-        r = cli_output_format(&command, rq.output, &json);
+        r = take_form(rq.output, &form);
     }
     if (r != 0 || rq.metrics) {
         return r ? r : only_metrics(&rq, argv[optind]);
     }
     r = point_arg_open(command.name, argv[optind], &s, &only);
-    return r != 0 ? r : print_points(s, only, json);
+    if (r != 0) {
+        return r;
+    }
+    return form == FORM_TREE ? draw_points(s, only)
+                             : print_points(s, only, form == FORM_JSON);
 }

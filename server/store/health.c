@@ -40,8 +40,7 @@ static void note(struct store_health *h, const char *point, const char *what)
     }
 }
 
-/* Since when is a journal there?  0: there is none. */
-static int64_t journal_since(const struct store *s)
+int64_t store_pruning(const struct store *s)
 {
     struct stat st;
 
@@ -50,23 +49,31 @@ static int64_t journal_since(const struct store *s)
                : later(st.st_mtime, 1);
 }
 
+/* Is the file there?  Add what it takes. */
 static int look_for_file(struct store *s, const char *disk, const char *point,
-                         const char *ending, struct error **errp)
+                         const char *ending, uint64_t *bytes,
+                         struct error **errp)
 {
     CLEANUP_CLOSE int fd = -1;
+    struct stat st;
+    int r = store_open_file(s, disk, point, ending, &fd, NULL, errp);
 
-    return store_open_file(s, disk, point, ending, &fd, NULL, errp);
+    if (r == 0 && fstat(fd, &st) == 0) {
+        *bytes += (uint64_t)st.st_blocks * 512;
+    }
+    return r;
 }
 
-/* Are its files there, and what they were made over? */
-static int look_for_disk(struct store *s, const char *point,
-                         const struct manifest_disk *d, struct error **errp)
+int store_look_disk(struct store *s, const char *point,
+                    const struct manifest_disk *d, uint64_t *bytes,
+                    struct error **errp)
 {
     const struct manifest_disk *parent = NULL;
-    int r = store_parent(s, d, &parent, errp);
 
-    r = r < 0 ? r : look_for_file(s, d->name, point, "qcow2", errp);
-    return r < 0 ? r : look_for_file(s, d->name, point, "sums", errp);
+    *bytes = 0;
+    int r = look_for_file(s, d->name, point, "qcow2", bytes, errp);
+    r = r < 0 ? r : look_for_file(s, d->name, point, "sums", bytes, errp);
+    return r < 0 ? r : store_parent(s, d, &parent, errp);
 }
 
 static void look_at_files(struct store *s, const struct store_point *p,
@@ -74,8 +81,10 @@ static void look_at_files(struct store *s, const struct store_point *p,
 {
     for (unsigned i = 0; i < p->manifest->count; i++) {
         CLEANUP_ERROR struct error *why = NULL;
+        uint64_t bytes;
 
-        if (look_for_disk(s, p->name, &p->manifest->disks[i], &why) < 0) {
+        if (store_look_disk(s, p->name, &p->manifest->disks[i], &bytes, &why) <
+            0) {
             h->incomplete++;
             note(h, p->name, error_message(why));
             return;
@@ -119,7 +128,7 @@ static void look_at_point(struct store *s, const struct store_point *p,
 
 static void look(struct store *s, struct store_health *h)
 {
-    *h = (struct store_health){.pruning = journal_since(s)};
+    *h = (struct store_health){.pruning = store_pruning(s)};
     h->pending = store_pending(s) != NULL;
     for (unsigned i = 0; i < store_count(s); i++) {
         look_at_point(s, store_point(s, i), h);

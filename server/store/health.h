@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 struct error;
+struct manifest_disk;
 struct store;
 
 /* Instants are seconds since 1970; 0: there is none. */
@@ -36,5 +37,18 @@ struct store_health {
  * reading a directory.
  */
 int store_look(struct store *s, struct store_health *h, struct error **errp);
+
+/* Since when has a prune not ended, or been killed?  0: there is none.  Files
+ * and manifests need not agree meanwhile. */
+int64_t store_pruning(const struct store *s);
+
+/*
+ * Are the files of a disk of @point there, and what they were made over?
+ * *bytes: what the files take on the storage, also after an error.  -EUCLEAN:
+ * the parent is missing, or another; -ENOENT and others: a file is.
+ */
+int store_look_disk(struct store *s, const char *point,
+                    const struct manifest_disk *d, uint64_t *bytes,
+                    struct error **errp);
 
 #endif /* NBDELTA_SERVER_STORE_HEALTH_H */

@@ -60,6 +60,56 @@ says out '2026-11-28T02:30:00Z  vda'
 says out 'increment  -'
 says out 'resized'
 
+# The chains, drawn: a full copy and what is over it are one line.
+# tree WANTED [WORD...]: what stands before and behind the times.
+tree() {
+    local wanted=$1
+    shift
+    status 0 nbdelta points --output tree "$@"
+    sed -n 's/^\(vd.\), .*/\1/p
+        s/^  \(..\) 2026-11-\(..\)T[^ ]*  \([a-z]*\) .*B  \([^2]*\).*/\1\2 \3 \4/p' \
+        out | sed 's/ *$//' | diff <(echo "$wanted") - || fail "the tree is another"
+}
+never='never verified'
+LC_ALL=C tree "vda
+,-27 full verified
+|-28 increment verified
+\`-29 increment verified
+vdb
+,-27 full verified
+\`-28 increment verified
+--29 full verified" dir
+says out '; resized'
+grep -qE '^  --.*full +1.[0-9]+ MiB +1.5 MiB  verified 20' out ||
+    fail "no sizes: $(cat out)"
+bytes=$(du -cB1 dir/vd?/*.qcow2 dir/vd?/*.sums |
+    awk 'END { printf "%.2f", $1 / 1048576 }' | sed 's/\.*0*$//')
+says out "dir: 3 points, $bytes MiB on the storage"
+LC_ALL=C.UTF-8 tree "vda
+┌─27 full verified
+└─28 increment verified
+vdb
+┌─27 full verified
+└─28 increment verified" dir@latest~1
+mv dir/vda/$two.qcow2 outside.qcow2
+mv dir/$two.verified two.verified
+LC_ALL=C tree "vda
+,-27 full verified
+|-28 increment MISSING: disk 'vda': cannot open '
+\`-29 increment NEEDS one that is damaged or missing
+vdb
+,-27 full verified
+\`-28 increment $never
+--29 full verified" dir
+says out "MISSING: disk 'vda': cannot open '$two.qcow2': No such file"
+echo '{}' >dir/prune.json
+status 0 nbdelta points --output tree dir
+says out 'a prune works on it'
+rm dir/prune.json
+mv outside.qcow2 dir/vda/$two.qcow2
+mv two.verified dir/$two.verified
+status 2 nbdelta points --output xml dir
+
 # Points, by any of their names.
 for word in latest~1 2026-11-28 20261128 2026-11-28T02:30:00Z; do
     status 0 nbdelta points --output json "dir@$word"
@@ -98,6 +148,14 @@ jq -e '.damage == [{"point": "'$one'", "disk": "vda", "offset": 0,
     >jq.out || fail "$(cat out)"
 status 0 nbdelta points dir
 says out DAMAGED
+LC_ALL=C tree "vda
+,-27 full DAMAGED; new-disk
+|-28 increment NEEDS one that is damaged or missing
+\`-29 increment NEEDS one that is damaged or missing
+vdb
+,-27 full verified
+\`-28 increment verified
+--29 full verified" dir
 flip dir/vda/$one.qcow2 $((host + 70000))
 for part in 1 2 3; do
     status 0 nbdelta verify --part $part/3 dir
@@ -141,6 +199,8 @@ says out "$three: "
 status 4 nbdelta verify dir@latest
 status 4 nbdelta points dir
 says out 'cannot be used'
+status 4 nbdelta points --output tree dir
+says out '2026-11-29T02:30:00Z  cannot be used: '
 status 4 nbdelta points --output json dir
 jq -e '.points[2].error' out >jq.out || fail "$(cat out)"
 flip dir/$three.json 300
