@@ -11,6 +11,7 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/image.h"
 #include "nbdelta/options.h"
 #include "nbdelta/text.h"
 
@@ -343,9 +344,11 @@ static int add_file(struct config *c, const char *text, struct error **errp)
 {
     size_t len = source_name_length(text);
     json_t *o;
-    int r = options_from_image(text + (len > 0 ? len + 1 : 0), c->format, &o,
-                               errp);
+    int r = image_check_format(c->format, errp);
 
+    r = r < 0 ? r
+              : options_from_image(text + (len > 0 ? len + 1 : 0), c->format,
+                                   &o, errp);
     if (r < 0) {
         return r;
     }

@@ -6,7 +6,9 @@
  * this file names a driver.  A driver that is built only where its library is
  * available stands in an #if of its own: here, and nowhere else.
  */
+#include <errno.h>
 #include <pthread.h>
+#include <stdio.h>
 
 #include "core/create.h"
 #include "core/driver.h"
@@ -66,14 +68,50 @@ const struct option *graph_driver_options(const char *driver)
     return drv ? drv->options : NULL;
 }
 
+/* --- Formats --- */
+
+/* " (formats are qcow2 and raw)": the drivers that can make an image. */
+static void list_formats(char *text, size_t size)
+{
+    size_t at = 0;
+
+    text[0] = '\0';
+    for (size_t i = 0; drivers[i] && at < size; i++) {
+        if (drivers[i]->image && drivers[i]->image->create) {
+            int len = snprintf(text + at, size - at, "%s%s",
+                               at == 0 ? " (formats are " : " and ",
+                               drivers[i]->name);
+            at += len > 0 ? (size_t)len : 0;
+        }
+    }
+    if (at > 0 && at < size) {
+        (void)snprintf(text + at, size - at, ")");
+    }
+}
+
+int image_check_format(const char *format, struct error **errp)
+{
+    char formats[80];
+
+    if (!format || driver_find(&table, format)) {
+        return 0;
+    }
+    list_formats(formats, sizeof(formats));
+    return error_set(errp, EINVAL, "Unknown file format '%s'%s", format,
+                     formats);
+}
+
 /* --- Creating images --- */
 
 int image_create_with(struct graph *g, const char *filename, const char *format,
                       const json_t *options, struct error **errp)
 {
     struct file_make how = {.access = FILE_ACCESS_ANY, .secrets = g};
+    int r = image_check_format(format, errp);
 
-    return image_create_as(&table, filename, format, options, &how, errp);
+    return r < 0
+               ? r
+               : image_create_as(&table, filename, format, options, &how, errp);
 }
 
 int image_create(const char *filename, const char *format,
@@ -85,7 +123,10 @@ int image_create(const char *filename, const char *format,
 int image_measure(const char *format, const json_t *options, struct blk *disk,
                   struct image_measure *m, struct error **errp)
 {
-    return image_measure_with(&table, format, options, disk, m, errp);
+    int r = image_check_format(format, errp);
+
+    return r < 0 ? r
+                 : image_measure_with(&table, format, options, disk, m, errp);
 }
 
 int image_track(const char *filename, const char *raw,

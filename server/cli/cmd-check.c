@@ -186,7 +186,8 @@ static int open_file(struct graph *g, struct request *q, struct node **file,
     o.format = "raw";
     o.writable = q->repair != IMAGE_REPAIR_NONE;
     o.bytes_only = true;
-    return image_open(g, &o, file, errp);
+    int r = image_check_format(q->open.format, errp);
+    return r < 0 ? r : image_open(g, &o, file, errp);
 }
 
 static int check(struct request *q, struct image_check *c, struct error **errp)

@@ -60,6 +60,11 @@ static const struct {
 int format_options_print(const struct cli_command *c, const char *format,
                          const char *const *names)
 {
+    CLEANUP_ERROR struct error *err = NULL;
+
+    if (image_check_format(format, &err) < 0) {
+        return cli_error(c->name, err);
+    }
     if (!names) {
         return cli_failed(c->name, "there is no format '%s' to %s", format,
                           c->name);

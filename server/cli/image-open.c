@@ -12,6 +12,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
+#include "nbdelta/image.h"
 #include "nbdelta/options.h"
 
 /* Of "raw" over a file: the file.  Else as it is. */
@@ -34,10 +35,13 @@ static int open_once(struct graph *g, const struct image_open *o,
                      bool no_backing, struct node **nodep, struct error **errp)
 {
     CLEANUP_JSON json_t *options = NULL;
-    int r = o->image_opts
+    int r = image_check_format(o->format, errp);
+
+    if (r == 0) {
+        r = o->image_opts
                 ? options_parse(o->image, NULL, &options, errp)
                 : options_from_image(o->image, o->format, &options, errp);
-
+    }
     if (r < 0) {
         return r;
     }

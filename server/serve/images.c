@@ -309,7 +309,9 @@ static int open_image(struct images *im, const char *name, const char *image,
     CLEANUP_FREE char *real = options_spelled_out(image)
                                   ? NULL
                                   : realpath(image, NULL);
-    int r = options_from_image(image, im->format, &options, errp);
+    int r = image_check_format(im->format, errp);
+
+    r = r < 0 ? r : options_from_image(image, im->format, &options, errp);
     struct disk d = {
         .id = name,
         .name = name,

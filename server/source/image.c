@@ -17,6 +17,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
+#include "nbdelta/image.h"
 #include "nbdelta/options.h"
 #include "source/source.h"
 
@@ -31,8 +32,9 @@ static int open_node(struct source *s, const char *what, const char *format,
                      bool read_only, struct node **np, struct error **errp)
 {
     CLEANUP_JSON json_t *options = NULL;
-    int r = options_from_image(what, format, &options, errp);
+    int r = image_check_format(format, errp);
 
+    r = r < 0 ? r : options_from_image(what, format, &options, errp);
     if (r == 0 && json_object_set_new(options, "read-only",
                                       json_boolean(read_only)) < 0) {
         r = error_nomem(errp);

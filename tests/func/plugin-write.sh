@@ -213,7 +213,7 @@ plugin_refused "cache= is given twice" cache=none cache=none a.qcow2
 plugin_refused "cache=none and direct=off contradict each other" \
     cache=none direct=off a.qcow2
 plugin_refused "format= has no value" format= a.qcow2
-plugin_refused "Unknown driver 'vmdk'" format=vmdk a.qcow2
+plugin_refused "Unknown file format 'vmdk' (formats are qcow2 and raw)" format=vmdk a.qcow2
 plugin_refused "backing=maybe makes no sense: write one of off, on" \
     backing=maybe a.qcow2
 plugin_refused "discard= is for images of file=: write 'discard' into" \

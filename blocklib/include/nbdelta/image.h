@@ -34,6 +34,10 @@
 int image_create(const char *filename, const char *format,
                  const json_t *options, struct error **errp);
 
+/* Is there a driver of this name?  NULL is fine.  -EINVAL: no; the text names
+ * the formats that images have. */
+int image_check_format(const char *format, struct error **errp);
+
 /* The same, with the secrets of @g (nbdelta/secret.h), which "encrypt" names.
  */
 int image_create_with(struct graph *g, const char *filename, const char *format,
