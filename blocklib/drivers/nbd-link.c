@@ -35,6 +35,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/kick.h"
+#include "nbdelta/remote.h"
 #include "nbdelta/tls-creds.h"
 
 #define MS UINT64_C(1000000) /* nanoseconds */
@@ -60,29 +61,10 @@
 
 /* --- What libnbd says --- */
 
-/* The part of @why behind the name of a function of @library that it begins
- * with; or NULL. */
-static const char *behind(const char *why, const char *library)
-{
-    const char *colon = strstr(why, ": ");
-
-    return colon && strncmp(why, library, strlen(library)) == 0 ? colon + 2
-                                                                : NULL;
-}
-
 /* libnbd's last error in this thread, as errno and text. */
 static int failed(struct error **errp)
 {
-    int code = nbd_get_errno();
-    const char *why = nbd_get_error();
-
-    why = why ? why : "the server closed the connection";
-    why = behind(why, "nbd_") ? behind(why, "nbd_") : why;
-    code = code > 0 ? code : EIO;
-    return behind(why, "gnutls_")
-               ? error_set(errp, code, "TLS handshake failed: %s",
-                           behind(why, "gnutls_"))
-               : error_set(errp, code, "%s", why);
+    return remote_error(nbd_get_errno(), nbd_get_error(), errp);
 }
 
 static uint32_t block_size(struct nbd_handle *h, int which)

@@ -11,6 +11,7 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/remote.h"
 
 bool client_is_uri(const char *text)
 {
@@ -29,11 +30,21 @@ bool client_is_uri(const char *text)
 
 static int libnbd_failed(struct error **errp)
 {
-    int errnum = nbd_get_errno();
-    const char *why = nbd_get_error();
+    return remote_error(nbd_get_errno(), nbd_get_error(), errp);
+}
 
-    return error_set(errp, errnum > 0 ? errnum : EIO, "%s",
-                     why ? why : "libnbd: unknown error");
+/* nbd_connect_uri() forgets why a server was not good enough. */
+static int connect_uri(struct nbd_handle *h, const char *uri)
+{
+    int r = nbd_aio_connect_uri(h, uri);
+
+    while (r >= 0 && nbd_aio_is_connecting(h) == 1) {
+        r = nbd_poll(h, -1);
+    }
+    return r >= 0 &&
+                   (nbd_aio_is_negotiating(h) == 1 || nbd_aio_is_ready(h) == 1)
+               ? 0
+               : -1;
 }
 
 int client_connect(const char *uri, struct nbd_handle **hp, struct error **errp)
@@ -46,7 +57,7 @@ int client_connect(const char *uri, struct nbd_handle **hp, struct error **errp)
     /* The user's own URI may name files with keys. */
     if (nbd_set_uri_allow_local_file(h, true) < 0 ||
         nbd_set_full_info(h, true) < 0 || nbd_set_opt_mode(h, true) < 0 ||
-        nbd_connect_uri(h, uri) < 0) {
+        connect_uri(h, uri) < 0) {
         int r = libnbd_failed(errp);
         error_prefix(errp, "cannot connect to '%s': ", uri);
         nbd_close(h);
@@ -80,20 +91,26 @@ static int note_export_name(void *opaque, const char *name,
     return 0;
 }
 
-static int no_such_export(struct nbd_handle *h, struct error **errp)
+/* The server does not give the export. */
+static int no_export(struct nbd_handle *h, struct error **errp)
 {
     struct names names = {.used = 0};
     CLEANUP_FREE char *wanted = nbd_get_export_name(h);
+    CLEANUP_ERROR struct error *why = NULL;
     nbd_list_callback list = {.callback = note_export_name,
                               .user_data = &names};
+    int r = libnbd_failed(&why);
 
-    if (!nbd_aio_is_negotiating(h) || nbd_opt_list(h, list) < 0 ||
-        names.used == 0) {
-        return libnbd_failed(errp);
+    if (nbd_aio_is_negotiating(h) == 1 && nbd_opt_list(h, list) < 0 &&
+        r == -ENOTSUP && nbd_get_errno() == ENOTSUP &&
+        nbd_get_tls_negotiated(h) == 0) {
+        return remote_demands_tls(errp); /* it refuses whatever is asked */
     }
-    return error_set(errp, ENOENT,
-                     "the server does not give export '%s'; it has %s",
-                     wanted ? wanted : "", names.text);
+    return names.used > 0
+               ? error_set(errp, ENOENT,
+                           "the server does not give export '%s'; it has %s",
+                           wanted ? wanted : "", names.text)
+               : error_set(errp, -r, "%s", error_message(why));
 }
 
 static int check_context(struct nbd_handle *h, const char *context,
@@ -114,7 +131,7 @@ int client_go(struct nbd_handle *h, const char *context, const char *other,
     }
     /* A server of the old style leaves nothing to negotiate. */
     if (nbd_aio_is_negotiating(h) && nbd_opt_go(h) < 0) {
-        return no_such_export(h, errp);
+        return no_export(h, errp);
     }
     int r = check_context(h, context, errp);
     return r < 0 ? r : check_context(h, other, errp);

@@ -16,6 +16,13 @@ truncate -s 1M r.raw
 sock=$PWD/nbd.sock
 qmp_sock=$PWD/qmp.sock
 serve --log-level=error vda=d.qcow2
+# Another daemon, with keys.
+qemu-img create -q -f qcow2 t.qcow2 1M
+echo "alice:$(printf '%064d' 1)" >key.psk
+echo "alice:$(printf '%064d' 2)" >other.psk
+nbdelta serve --log=null --daemonize -U "$PWD/tls.sock" --qmp "$PWD/tls.qmp" \
+    --tls-psk key.psk vdt=t.qcow2
+at_exit nbdelta qmp --quiet "$PWD/tls.qmp" quit
 find . | sort >../before
 
 NOBODY() {
