@@ -109,6 +109,14 @@ static int read_cluster(struct qcow2 *s, const struct qcow2_run *packed,
     return 0;
 }
 
+int qcow2_read_packed(struct qcow2 *s, const struct qcow2_run *packed,
+                      uint64_t in_cluster, uint64_t bytes, void *buf)
+{
+    struct iovec v = {buf, bytes};
+
+    return read_cluster(s, packed, in_cluster, bytes, &v, 1, 0);
+}
+
 int qcow2_read_compressed(struct node *n, uint64_t offset, uint64_t bytes,
                           const struct iovec *iov, int cnt, unsigned flags)
 {

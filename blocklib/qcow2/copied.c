@@ -1,226 +1,296 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Old data in new clusters, and flushes that fail.
+ * Old data in new clusters, and flushes that fail: what is noted.
  *
  *   old cluster   |aaaaaaaa|      durable; the entry on disk leads there
  *   new cluster   |aaaaGGaa|      G: the guest's, a: copied (write.c)
  *
- * When a flush fails, storage may have lost the new cluster.  The guest is
- * told, and writes G again, in place.  Nobody but us knows that a has to be
- * written again, too.  The entry must not lead there on disk before that.
+ * When a flush fails, storage may have lost the new cluster, and may even read
+ * as it did before.  The guest is told, and writes G again, in place.  Nobody
+ * but us knows that a has to be copied again, too (copied-mend.c).  The entry
+ * must not lead there on disk before that.
  *
- *  1. What was copied is noted before the entry changes in memory, and until a
- *     round of flush.c has succeeded that began after that.
- *  2. A flush of the file or the data file that fails may have lost all that is
- *     noted, or was copied by then.  No round succeeds then before all of it is
- *     mended.
- *  3. Mending writes what the new cluster reads as, to the same place.  That
- *     needs no room.  Meanwhile the guest's writes do not go past the range
- *     lock: map() has no place for them to overwrite (`mending`), and
- *     writes that have one already are waited for (tickets).
- *  4. The caller may hold a range, or a write may hang.  Then mending gives up
- *     soon, and the flush fails.
+ *  1. What was copied is noted with where it came from, before the entry
+ *     changes in memory, and until a round of flush.c has succeeded that began
+ *     after that.  The old cluster keeps its bytes so long: it belongs to a
+ *     snapshot, or is in limbo, which the same round ends (alloc.c).  The new
+ *     one is not reused so long, for the same reason.
+ *  2. The guest overwrites a in place:  |aaaaGGGa|.  These bytes are cut out of
+ *     the note before that, and are the guest's to write again.
+ *  3. Notes are in the order of copying.  A copy of a copy comes after it.
+ *
+ * Writes in place take no lock where nothing is noted.  A slot has the number
+ * of the newest note of its clusters; numbers grow, and those up to `gone` have
+ * ended:
+ *
+ *   slots  | 7 | 0 | 9 |      list  | 6 | 7 | 8 | 9 |      gone: 5
+ *            |                        ^   |
+ *            +----------------------- | --+ older
  */
 #include "qcow2/copied.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-#include "nbdelta/cleanup.h"
-#include "qcow2/bitmaps.h"
 #include "qcow2/l2.h"
-#include "util/iov.h"
 
 /* Write back when so much is noted. */
-#define MANY 131072
-/* The longest wait for writes of the guest. */
-#define PATIENCE_MS 2000
+#define MANY  32768
+#define SLOTS 4096 /* a power of two */
+
+/* Notes for what two clusters at most need: one for each subcluster. */
+#define AT_ONCE (2 * 32 + 2)
 
 void qcow2_copied_init(struct qcow2 *s)
 {
-    mutex_init(&s->copied.lock, LOCK_QCOW2_MEND, s);
+    mutex_init(&s->copied.lock, LOCK_QCOW2_COPIED, s);
+}
+
+static void free_more(struct qcow2_copied *c, struct qcow2_copy *note)
+{
+    while (note->more) {
+        struct qcow2_copy *next = note->more->more;
+
+        free(note->more);
+        note->more = next;
+        c->cuts--;
+    }
 }
 
 void qcow2_copied_free(struct qcow2 *s)
 {
-    mutex_destroy(&s->copied.lock);
-    free(s->copied.list);
+    struct qcow2_copied *c = &s->copied;
+
+    for (size_t i = 0; i < atomic_load(&c->count); i++) {
+        free_more(c, &c->list[i]);
+    }
+    mutex_destroy(&c->lock);
+    free(c->list);
+    free(c->slots);
 }
 
-int qcow2_copied_note(struct qcow2 *s, uint64_t offset, uint64_t bytes,
-                      uint64_t losses)
+static _Atomic uint64_t *slot_of(const struct qcow2 *s, uint64_t cluster)
+{
+    return &s->copied.slots[cluster & (SLOTS - 1)];
+}
+
+int qcow2_copied_reserve(struct qcow2 *s)
+{
+    struct qcow2_copied *c = &s->copied;
+    int r = 0;
+
+    mutex_lock(&c->lock);
+    size_t needed = atomic_load(&c->count) + AT_ONCE;
+    if (!c->slots) {
+        c->slots = calloc(SLOTS, sizeof(*c->slots));
+    }
+    if (needed > c->room) {
+        size_t room = max_u64(needed, 2 * c->room);
+        struct qcow2_copy *more = realloc(c->list, room * sizeof(*more));
+
+        c->room = more ? room : c->room;
+        c->list = more ? more : c->list;
+    }
+    if (!c->slots || needed > c->room) {
+        r = -ENOMEM;
+    }
+    mutex_unlock(&c->lock);
+    return r;
+}
+
+/* Where do the bytes from copy->offset on come from, and how many do? */
+static void find_source(const struct qcow2 *s, const struct qcow2_table *t,
+                        struct qcow2_copy *copy)
+{
+    uint64_t size = s->node->size;
+    struct qcow2_at at;
+
+    if (copy->offset >= size) {
+        copy->source = QCOW2_FROM_ZEROES;
+        return;
+    }
+    copy->bytes = min_u64(copy->bytes, size - copy->offset);
+    qcow2_l2_look(s, t, copy->offset, copy->bytes, &at);
+    copy->bytes = at.bytes;
+    switch (at.kind) {
+    case QCOW2_KIND_UNALLOCATED:
+    case QCOW2_KIND_UNALLOCATED_ALLOC:
+        copy->source = node_child(s->node, CHILD_BACKING) ? QCOW2_FROM_BACKING
+                                                          : QCOW2_FROM_ZEROES;
+        break;
+    case QCOW2_KIND_ZERO_PLAIN:
+    case QCOW2_KIND_ZERO_ALLOC:
+        copy->source = QCOW2_FROM_ZEROES;
+        break;
+    case QCOW2_KIND_NORMAL:
+        copy->source = QCOW2_FROM_PLACE;
+        copy->from = (struct qcow2_run){at.host, at.bytes};
+        break;
+    case QCOW2_KIND_COMPRESSED:
+        copy->source = QCOW2_FROM_PACKED;
+        copy->from = at.packed;
+        break;
+    }
+}
+
+static void add(struct qcow2 *s, const struct qcow2_copy *copy)
+{
+    struct qcow2_copied *c = &s->copied;
+    _Atomic uint64_t *slot = slot_of(s, copy->host >> s->cluster_bits);
+
+    mutex_lock(&c->lock);
+    size_t count = atomic_load(&c->count);
+    c->list[count] = *copy;
+    c->list[count].older = atomic_load(slot);
+    atomic_store(&c->count, count + 1);
+    atomic_store(slot, atomic_load(&c->gone) + count + 1);
+    mutex_unlock(&c->lock);
+}
+
+void qcow2_copied_note(struct qcow2 *s, const struct qcow2_table *t,
+                       uint64_t offset, uint64_t bytes, uint64_t host,
+                       uint64_t losses)
+{
+    struct qcow2_copy copy;
+
+    for (uint64_t done = 0; done < bytes; done += copy.bytes) {
+        copy = (struct qcow2_copy){
+            .offset = offset + done,
+            .host = host + done,
+            .bytes = bytes - done,
+        };
+        find_source(s, t, &copy);
+        add(s, &copy);
+    }
+    if (bytes > 0 && losses != qcow2_copied_losses(s)) {
+        qcow2_copied_lost(s); /* the others may be mended already */
+    }
+}
+
+/* --- Overwriting --- */
+
+static void skip(struct qcow2_copy *p, uint64_t bytes)
+{
+    if (bytes == p->bytes) { /* it stays in its cluster */
+        p->bytes = 0;
+        return;
+    }
+    p->offset += bytes;
+    p->host += bytes;
+    p->bytes -= bytes;
+    if (p->source == QCOW2_FROM_PLACE) {
+        p->from.host += bytes;
+    }
+}
+
+/* Cut [@from, @end) of the data file out of a piece. */
+static void cut_piece(struct qcow2_copied *c, struct qcow2_copy *p,
+                      uint64_t from, uint64_t end) REQUIRES(c->lock)
+{
+    uint64_t p_end = p->host + p->bytes;
+
+    if (end <= p->host || from >= p_end) {
+        return;
+    }
+    if (from <= p->host) {
+        skip(p, min_u64(end, p_end) - p->host);
+    } else if (end >= p_end) {
+        p->bytes = from - p->host;
+    } else {
+        struct qcow2_copy *rest = c->cuts < MANY ? malloc(sizeof(*rest)) : NULL;
+
+        if (!rest) {
+            p->source = QCOW2_FROM_ITSELF;
+            return;
+        }
+        *rest = *p;
+        skip(rest, end - p->host);
+        p->bytes = from - p->host;
+        p->more = rest;
+        c->cuts++;
+    }
+}
+
+static void cut_note(struct qcow2_copied *c, struct qcow2_copy *note,
+                     uint64_t from, uint64_t end) REQUIRES(c->lock)
+{
+    struct qcow2_copy *next;
+
+    for (struct qcow2_copy *p = note; p; p = next) {
+        next = p->more;
+        cut_piece(c, p, from, end);
+    }
+}
+
+/* In the notes of one cluster. */
+static void cut_cluster(struct qcow2 *s, uint64_t cluster, uint64_t from,
+                        uint64_t end)
 {
     struct qcow2_copied *c = &s->copied;
 
-    if (bytes == 0) {
-        return 0;
+    mutex_lock(&c->lock);
+    uint64_t gone = atomic_load(&c->gone);
+    uint64_t number = atomic_load(slot_of(s, cluster));
+    while (number > gone) {
+        struct qcow2_copy *note = &c->list[number - gone - 1];
+
+        cut_note(c, note, from, end);
+        number = note->older;
     }
-    if (c->count == c->room) {
-        size_t room = c->room ? c->room * 2 : 64;
-        struct qcow2_copy *more = realloc(c->list, room * sizeof(*more));
-        if (!more) {
-            return -ENOMEM;
-        }
-        c->list = more;
-        c->room = room;
-    }
-    c->list[c->count++] = (struct qcow2_copy){offset, bytes};
-    if (losses != qcow2_copied_losses(s)) {
-        qcow2_copied_lost(s); /* the others may be mended already */
-    }
-    return 0;
+    mutex_unlock(&c->lock);
 }
+
+static void cut_all(struct qcow2_copied *c, uint64_t from, uint64_t end)
+{
+    mutex_lock(&c->lock);
+    for (size_t i = 0; i < atomic_load(&c->count); i++) {
+        cut_note(c, &c->list[i], from, end);
+    }
+    mutex_unlock(&c->lock);
+}
+
+void qcow2_copied_overwrite(struct qcow2 *s, uint64_t host, uint64_t bytes)
+{
+    struct qcow2_copied *c = &s->copied;
+
+    if (atomic_load(&c->count) == 0 || bytes == 0) {
+        return;
+    }
+    uint64_t first = host >> s->cluster_bits;
+    uint64_t last = (host + bytes - 1) >> s->cluster_bits;
+    if (last - first >= SLOTS) {
+        cut_all(c, host, host + bytes);
+        return;
+    }
+    for (uint64_t i = first; i <= last; i++) {
+        if (atomic_load(slot_of(s, i)) > atomic_load(&c->gone)) {
+            cut_cluster(s, i, host, host + bytes);
+        }
+    }
+}
+
+/* --- Ending --- */
 
 bool qcow2_copied_many(const struct qcow2 *s)
 {
-    return s->copied.count > MANY;
+    return atomic_load(&s->copied.count) > MANY;
 }
 
 void qcow2_copied_durable(struct qcow2 *s, size_t count)
 {
     struct qcow2_copied *c = &s->copied;
 
-    if (count > 0) {
-        c->count -= count;
-        memmove(c->list, c->list + count, c->count * sizeof(*c->list));
+    if (count == 0) {
+        return;
     }
-}
-
-/* --- Mending --- */
-
-static void rest(uint64_t *waited)
-{
-    struct timespec ms = {.tv_nsec = 1000000};
-
-    (void)nanosleep(&ms, NULL);
-    ++*waited;
-}
-
-/* Until no write is under way that began before `mending`. */
-static int wait_for_writes(struct qcow2 *s, uint64_t *waited)
-{
-    for (unsigned turns = 0; turns < 2;) {
-        mutex_lock(&s->meta);
-        uint64_t next = atomic_load(&s->epoch) + 1;
-        bool calm = atomic_load(&s->users[next & 1]) == 0;
-        if (calm) {
-            atomic_store(&s->epoch, next);
-        }
-        mutex_unlock(&s->meta);
-        turns += calm;
-        if (!calm && *waited >= PATIENCE_MS) {
-            return -EIO;
-        }
-        if (!calm) {
-            rest(waited);
-        }
+    mutex_lock(&c->lock);
+    size_t left = atomic_load(&c->count) - count;
+    for (size_t i = 0; i < count; i++) {
+        free_more(c, &c->list[i]);
     }
-    return 0;
-}
-
-/* What is at @offset now, and for how many of @bytes; NORMAL, or nothing that
- * was copied. */
-static int look_up(struct qcow2 *s, uint64_t offset, uint64_t bytes,
-                   struct qcow2_at *at)
-{
-    struct qcow2_table *t = NULL;
-
-    *at = (struct qcow2_at){.kind = QCOW2_KIND_UNALLOCATED, .bytes = bytes};
-    if (offset / qcow2_l2_span(s) >= s->l1_size) {
-        return 0;
-    }
-    int r = qcow2_l2_get(s, offset, false, &t);
-    if (r < 0 || !t) {
-        return r;
-    }
-    qcow2_l2_look(s, t, offset, bytes, at);
-    qcow2_cache_put(s->l2, t);
-    return qcow2_l2_check(s, at);
-}
-
-static int write_same(struct qcow2 *s, uint64_t host, uint64_t bytes)
-{
-    CLEANUP_FREE char *buf = buf_alloc(bytes);
-
-    if (!buf) {
-        return -ENOMEM;
-    }
-    int r = node_pread(s->data, buf, bytes, host, 0);
-    return r < 0 ? r : node_pwrite(s->data, buf, bytes, host, 0);
-}
-
-/* Encrypted or not: the bytes are taken as they lie there. */
-static int mend_locked(struct qcow2 *s, const struct qcow2_copy *c)
-{
-    struct qcow2_at at;
-    int r = 0;
-
-    for (uint64_t done = 0; done < c->bytes && r == 0; done += at.bytes) {
-        r = look_up(s, c->offset + done, c->bytes - done, &at);
-        if (r == 0 && at.kind == QCOW2_KIND_NORMAL) {
-            r = write_same(s, at.host, at.bytes);
-        }
-    }
-    return r;
-}
-
-static int mend_one(struct qcow2 *s, const struct qcow2_copy *c,
-                    uint64_t *waited)
-{
-    struct range_req req;
-
-    while (!range_trylock(&s->range, &req, c->offset, c->bytes, true)) {
-        if (*waited >= PATIENCE_MS) {
-            return -EIO;
-        }
-        rest(waited);
-    }
-    int r = mend_locked(s, c);
-    range_unlock(&s->range, &req);
-    return r;
-}
-
-static int mend_all(struct qcow2 *s, const struct qcow2_copy *list,
-                    size_t count)
-{
-    uint64_t waited = 0;
-
-    atomic_store(&s->copied.mending, true);
-    int r = wait_for_writes(s, &waited);
-    for (size_t i = 0; i < count && r == 0; i++) {
-        r = mend_one(s, &list[i], &waited);
-    }
-    atomic_store(&s->copied.mending, false);
-    return r;
-}
-
-static int mend(struct qcow2 *s) REQUIRES(s->copied.lock)
-{
-    uint64_t losses = qcow2_copied_losses(s);
-
-    mutex_lock(&s->meta);
-    size_t count = s->copied.count;
-    CLEANUP_FREE struct qcow2_copy *list = malloc((count + 1) * sizeof(*list));
-    if (list && count > 0) {
-        memcpy(list, s->copied.list, count * sizeof(*list));
-    }
-    mutex_unlock(&s->meta);
-    int r = !list ? -ENOMEM : count > 0 ? mend_all(s, list, count) : 0;
-    if (r == 0) {
-        atomic_store(&s->copied.mended, losses);
-    }
-    return r;
-}
-
-int qcow2_copied_mend(struct qcow2 *s)
-{
-    if (!qcow2_copied_are_lost(s)) {
-        return 0;
-    }
-    mutex_lock(&s->copied.lock);
-    int r = qcow2_copied_are_lost(s) ? mend(s) : 0;
-    mutex_unlock(&s->copied.lock);
-    return r;
+    memmove(c->list, c->list + count, left * sizeof(*c->list));
+    atomic_store(&c->count, left);
+    atomic_fetch_add(&c->gone, count);
+    mutex_unlock(&c->lock);
 }

@@ -279,12 +279,25 @@ static void share_copies(const struct qcow2 *s, const struct round *w)
     }
 }
 
+static int check_copies(struct qcow2 *s, const struct round *w)
+{
+    return w->copied > 0 && qcow2_copied_are_lost(s) ? -EINPROGRESS : 0;
+}
+
+/* Another user's flush may have failed meanwhile. */
+static int flush_copies(struct qcow2 *s, const struct round *w)
+{
+    int r = qcow2_flush_file(s);
+
+    return r < 0 ? r : check_copies(s, w);
+}
+
 static int write_round(struct qcow2 *s, const struct round *w, bool to_disk)
 {
     int r = flush_data(s);
 
-    if (r == 0 && w->copied > 0 && qcow2_copied_are_lost(s)) {
-        r = -EINPROGRESS;
+    if (r == 0) {
+        r = check_copies(s, w);
     }
     if (r < 0) {
         return r;
@@ -299,7 +312,7 @@ static int write_round(struct qcow2 *s, const struct round *w, bool to_disk)
         r = write_table_piece(s, &w->reftable);
     }
     if (r == 0 && (w->l2.count > 0 || !qcow2_span_empty(&w->l1.span))) {
-        r = qcow2_flush_file(s);
+        r = flush_copies(s, w);
     }
     if (r == 0) {
         r = qcow2_cache_write(s->l2, &w->l2);
@@ -310,7 +323,7 @@ static int write_round(struct qcow2 *s, const struct round *w, bool to_disk)
     if (r == 0 && to_disk) {
         node_event(s->file, EVENT_FLUSH_TO_DISK);
     }
-    return r < 0 ? r : qcow2_flush_file(s);
+    return r < 0 ? r : flush_copies(s, w);
 }
 
 /* The sectors differ still. */
@@ -330,6 +343,7 @@ static void give_back(const struct table_piece *p, struct qcow2_span *dirty,
 /* After a success, clusters that were in limbo when the round was collected are
  * unlinked on disk.  After a failure everything is dirty again. */
 static void finish(struct qcow2 *s, struct round *w, size_t in_limbo, int r)
+    REQUIRES(s->flush_lock)
 {
     qcow2_cache_release(s->refblocks, &w->blocks, r < 0);
     qcow2_cache_release(s->l2, &w->l2, r < 0);
@@ -366,19 +380,21 @@ static int flush_locked(struct qcow2 *s, bool to_disk) REQUIRES(s->flush_lock)
     return r == 0 && w.freed ? qcow2_release_freed(s) : r;
 }
 
-/* Something may be lost after it was mended, and before the round. */
+/* Something may be lost after it was mended, and before the round.  After a
+ * failure guests are not to see it, as far as storage lets us. */
 static int flush(struct qcow2 *s, bool to_disk)
 {
     int r = -EINPROGRESS;
 
+    mutex_lock(&s->flush_lock);
     for (unsigned i = 0; i < TRIES && r == -EINPROGRESS; i++) {
         r = qcow2_copied_mend(s);
-        if (r == 0) {
-            mutex_lock(&s->flush_lock);
-            r = flush_locked(s, to_disk);
-            mutex_unlock(&s->flush_lock);
-        }
+        r = r < 0 ? r : flush_locked(s, to_disk);
     }
+    if (r < 0) {
+        (void)qcow2_copied_mend(s);
+    }
+    mutex_unlock(&s->flush_lock);
     return r == -EINPROGRESS ? -EIO : r;
 }
 

@@ -22,6 +22,7 @@
 #include <errno.h>
 
 #include "nbdelta/graph.h"
+#include "qcow2/copied.h"
 #include "qcow2/encrypt.h"
 #include "qcow2/l2.h"
 #include "qcow2/qcow2.h"
@@ -116,9 +117,11 @@ static int fill_mapping(struct qcow2 *s, const struct qcow2_at *at,
     if (m->kind != MAP_DATA || !at->copied || atomic_load(&s->copied.mending)) {
         m->kind = MAP_OPAQUE;
     }
-    return m->kind == MAP_DATA && !s->external
-               ? qcow2_overlap_check(s, 0, m->host, m->length)
-               : 0;
+    if (m->kind != MAP_DATA) {
+        return 0;
+    }
+    qcow2_copied_overwrite(s, m->host, m->length);
+    return s->external ? 0 : qcow2_overlap_check(s, 0, m->host, m->length);
 }
 
 /* Fill in *m from the L2 table, or from the fact that there is none. */

@@ -19,8 +19,8 @@
  * Metadata lives in write-back caches (cache.c).  flush.c writes it in the
  * order that keeps invariant 1 (see there).
  *
- * Locks: copied.lock, flush_lock, then meta, then the locks inside of the
- * caches.
+ * Locks: flush_lock, then meta, then the locks inside of the caches, then
+ * copied.lock.
  *   range  (guest clusters) held while the mapping of a range is changed
  *   meta   held while L1, L2, refcounts are changed; no data I/O under it
  * Readers take none of them: they pin an L2 table and load its entries
@@ -120,20 +120,41 @@ struct qcow2_unpacked {
     unsigned char *cluster;
 };
 
-/* A part of the guest's disk. */
+/* Where old data in a new cluster came from. */
+enum qcow2_source {
+    QCOW2_FROM_ZEROES,
+    QCOW2_FROM_BACKING, /* the same guest bytes */
+    QCOW2_FROM_PLACE,
+    QCOW2_FROM_PACKED, /* a compressed cluster */
+    QCOW2_FROM_ITSELF, /* nobody knows any more */
+};
+
+/* Old data in a new cluster, in a row. */
 struct qcow2_copy {
-    uint64_t offset;
+    uint64_t offset; /* guest bytes */
+    uint64_t host;   /* their new place */
     uint64_t bytes;
+    enum qcow2_source source;
+    struct qcow2_run from;   /* a place, or the compressed bytes */
+    struct qcow2_copy *more; /* what was behind bytes that were overwritten */
+    uint64_t older;          /* copied.c: the note before it in its slot */
 };
 
 /* Old data in new clusters: copied.c. */
 struct qcow2_copied {
-    mutex_t lock; /* one mends; before flush_lock */
+    mutex_t lock; /* taken last */
 
-    /* --- Guarded by meta. --- */
+    /* --- Guarded by lock. --- */
     struct qcow2_copy *list; /* oldest first */
-    size_t count;
     size_t room;
+    size_t cuts; /* pieces in the lists of `more` */
+
+    /* --- Set when the first is noted. --- */
+    _Atomic uint64_t *slots; /* the newest note of the slot's clusters */
+
+    /* --- Atomic; changed under lock. --- */
+    _Atomic size_t count;
+    _Atomic uint64_t gone; /* notes that were there before list[0] */
 
     /* --- Atomic. --- */
     _Atomic uint64_t losses; /* how often all of it may have been lost, */
@@ -319,6 +340,9 @@ void qcow2_counting_follow(struct qcow2 *s, uint64_t offset,
 /* --- compress.c --- */
 
 /* preadv of OPAQUE extents. */
+/* Bytes, from @in_cluster on, of the cluster that is compressed at @packed. */
+int qcow2_read_packed(struct qcow2 *s, const struct qcow2_run *packed,
+                      uint64_t in_cluster, uint64_t bytes, void *buf);
 int qcow2_read_compressed(struct node *n, uint64_t offset, uint64_t bytes,
                           const struct iovec *iov, int iovcnt, unsigned flags);
 

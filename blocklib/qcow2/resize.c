@@ -19,6 +19,7 @@
 #include "nbdelta/error.h"
 #include "qcow2/alloc.h"
 #include "qcow2/bitmaps.h"
+#include "qcow2/copied.h"
 #include "qcow2/encrypt.h"
 
 static int try_grow_l1(struct qcow2 *s, uint64_t needed)
@@ -126,6 +127,7 @@ static int cut_disk(struct qcow2 *s, uint64_t size, struct error **errp)
                          node_filename(s->node), strerror(-r));
     }
     if (s->external && node_size(s->data) > size) {
+        qcow2_copied_overwrite(s, size, node_size(s->data) - size);
         r = node_resize(s->data, size, errp);
     }
     if (r == 0) {
@@ -162,6 +164,7 @@ static int grow_coded_data(struct qcow2 *s, uint64_t size, struct error **errp)
     if (r == 0 && node_size(s->data) < size) {
         r = node_resize(s->data, size, errp);
     }
+    qcow2_copied_overwrite(s, from, len);
     if (r == 0 && len > 0 &&
         (r = qcow2_write_data(s, from, len, &v, 1, 0)) < 0) {
         r = error_set(errp, -r, "cannot write zeroes at the end of '%s': %s",
@@ -186,6 +189,7 @@ static int grow_data(struct qcow2 *s, uint64_t size, struct error **errp)
         return grow_coded_data(s, size, errp);
     }
     if (!s->raw && from < to) {
+        qcow2_copied_overwrite(s, from, to - from);
         r = node_zero(s->data, from, to - from, 0);
     }
     if (r < 0) {

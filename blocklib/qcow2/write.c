@@ -303,6 +303,10 @@ static int fill_piece(struct qcow2 *s, struct piece *p, const struct input *in,
 {
     struct iovec part[IOV_MAX_INNER];
 
+    if (p->placed) {
+        qcow2_copied_overwrite(s, p->host - p->head,
+                               p->head + p->bytes + p->tail);
+    }
     if (in->from) {
         return node_clone(s->data, p->host, p->bytes, in->from, in->at + done);
     }
@@ -323,12 +327,19 @@ static int link_piece(struct qcow2 *s, const struct piece *p,
 /* The old data beside the request are where no entry leads yet. */
 static int note_copies(struct qcow2 *s, const struct piece *p) REQUIRES(s->meta)
 {
-    int r = qcow2_copied_note(s, p->offset - p->head,
-                              p->with_head ? p->head : 0, p->losses);
-
-    return r < 0 ? r
-                 : qcow2_copied_note(s, p->offset + p->bytes,
-                                     p->with_tail ? p->tail : 0, p->losses);
+    if (!p->with_head && !p->with_tail) {
+        return 0;
+    }
+    int r = qcow2_copied_reserve(s);
+    if (r < 0) {
+        return r;
+    }
+    qcow2_copied_note(s, p->l2, p->offset - p->head, p->with_head ? p->head : 0,
+                      p->host - p->head, p->losses);
+    qcow2_copied_note(s, p->l2, p->offset + p->bytes,
+                      p->with_tail ? p->tail : 0, p->host + p->bytes,
+                      p->losses);
+    return 0;
 }
 
 /* @r: of writing the data. */

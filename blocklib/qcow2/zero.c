@@ -36,6 +36,7 @@
 #include <errno.h>
 
 #include "qcow2/alloc.h"
+#include "qcow2/copied.h"
 #include "qcow2/l2.h"
 #include "qcow2/qcow2.h"
 
@@ -139,11 +140,14 @@ static bool clip_to_data(const struct qcow2 *s, uint64_t offset,
     return *bytes > 0;
 }
 
+/* With the clusters locked. */
 static int discard_data(struct qcow2 *s, uint64_t offset, uint64_t bytes)
 {
-    return clip_to_data(s, offset, &bytes)
-               ? node_discard(s->data, offset, bytes)
-               : 0;
+    if (!clip_to_data(s, offset, &bytes)) {
+        return 0;
+    }
+    qcow2_copied_overwrite(s, offset, bytes);
+    return node_discard(s->data, offset, bytes);
 }
 
 static int zero_clusters(struct qcow2 *s, const struct zeroing *z,
@@ -190,18 +194,25 @@ static int check_exact(struct qcow2 *s, uint64_t offset, uint64_t end)
     return r > 0 ? -ENOTSUP : r;
 }
 
+static void lock_clusters(struct qcow2 *s, struct range_req *req,
+                          uint64_t offset, uint64_t bytes)
+{
+    uint64_t start = align_down(offset, s->cluster_size);
+
+    range_lock(&s->range, req, start,
+               align_up(offset + bytes, s->cluster_size) - start, true);
+}
+
 static int zero_range(struct qcow2 *s, const struct zeroing *z, uint64_t offset,
                       uint64_t bytes)
 {
     struct range_req req;
     uint64_t end = offset + bytes;
-    uint64_t start = align_down(offset, s->cluster_size);
 
     if (atomic_load(&s->corrupt)) {
         return -EIO;
     }
-    range_lock(&s->range, &req, start, align_up(end, s->cluster_size) - start,
-               true);
+    lock_clusters(s, &req, offset, bytes);
     int r = z->exact ? check_exact(s, offset, end) : 0;
     while (offset < end && r == 0) {
         uint64_t len = min_u64(end - offset, qcow2_l2_rest(s, offset));
@@ -245,6 +256,7 @@ static int zero_raw(struct qcow2 *s, uint64_t offset, uint64_t bytes,
                     unsigned flags)
 {
     unsigned fast = s->data->limits.fast_zero ? REQ_NO_FALLBACK : 0;
+    struct range_req req;
 
     if (atomic_load(&s->corrupt)) {
         return -EIO;
@@ -255,9 +267,14 @@ static int zero_raw(struct qcow2 *s, uint64_t offset, uint64_t bytes,
             return r < 0 ? r : -ENOTSUP;
         }
     }
-    return clip_to_data(s, offset, &bytes)
-               ? node_zero(s->data, offset, bytes, flags | fast)
-               : 0;
+    if (!clip_to_data(s, offset, &bytes)) {
+        return 0;
+    }
+    lock_clusters(s, &req, offset, bytes);
+    qcow2_copied_overwrite(s, offset, bytes);
+    int r = node_zero(s->data, offset, bytes, flags | fast);
+    range_unlock(&s->range, &req);
+    return r;
 }
 
 int qcow2_zero(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags)
@@ -334,8 +351,7 @@ int qcow2_zero_part(struct node *n, uint64_t offset, uint64_t bytes)
     if (atomic_load(&s->corrupt)) {
         return -EIO;
     }
-    range_lock(&s->range, &req, align_down(start, s->cluster_size),
-               s->cluster_size, true);
+    lock_clusters(s, &req, start, 1);
     int r = zero_unallocated(s, start);
     range_unlock(&s->range, &req);
     return r < 0 ? r : qcow2_relieve(s);
@@ -348,12 +364,16 @@ int qcow2_discard(struct node *n, uint64_t offset, uint64_t bytes)
         .unmap = true,
         .fill = node_may_have_backing(n),
     };
+    struct range_req req;
 
     if (!s->data) {
         return -ENOMEDIUM;
     }
     if (s->raw) {
-        return discard_data(s, offset, bytes);
+        lock_clusters(s, &req, offset, bytes);
+        int r = discard_data(s, offset, bytes);
+        range_unlock(&s->range, &req);
+        return r;
     }
     if (s->version < 3 && z.fill) {
         return 0;

@@ -178,6 +178,8 @@ static inline void forget_records(void)
         free(rec.log[i].data);
     }
     free(rec.disk);
+    free(rec.flushed);
+    rec.flushed = NULL;
     mutex_destroy(&rec.lock);
 }
 

@@ -61,6 +61,9 @@ struct recorder {
     uint64_t top; /* nothing was written behind it */
     struct fault fault;
     void (*before_write)(void); /* or NULL; set while no request runs */
+    unsigned char *flushed; /* or NULL.  Else a flush that fails makes the disk
+                               read as it was at the last one that did not */
+    bool keeps;             /* no: it reads as it is */
 };
 
 static struct recorder rec;
@@ -142,6 +145,11 @@ static inline int flush_at(uint64_t offset)
     mutex_lock(&rec.lock);
     bool done;
     int error = rec_fault(FAULT_FLUSH, &done);
+    if (rec.flushed && done) {
+        memcpy(rec.flushed, rec.disk, DISK_MAX);
+    } else if (rec.flushed && !rec.keeps) {
+        memcpy(rec.disk, rec.flushed, DISK_MAX);
+    }
     *next_record() = (struct record){.offset = offset, .failed = !done};
     mutex_unlock(&rec.lock);
     return error;

@@ -5,7 +5,8 @@
  *   campaign   each flush of each operation fails, once, and loses what was
  *              written before it.  Each guest is told, once; then it writes
  *              again what it had written since its last flush, and nothing is
- *              lost: neither that, nor what we had copied beside it
+ *              lost: neither that, nor what we had copied beside it.  Storage
+ *              reads as if it had lost nothing, or as it was before
  *   rules      who is told when flushes run side by side, when users come and
  *              go, and when nodes are put above others
  */
@@ -290,11 +291,33 @@ static void check_cut(const struct op *op, unsigned k)
     }
 }
 
+/* What the guests see; @all, or what they need not write again. */
+static void check_reads(const struct op *op, unsigned k, bool all)
+{
+    static const uint64_t own[] = {9, 12, 301, 430};
+    static unsigned char bytes[UNITS * UNIT];
+
+    ck_assert_int_eq(blk_pread(w.guest[0], bytes, sizeof(bytes), 0, 0), 0);
+    for (uint64_t u = 0; u < UNITS; u++) {
+        bool is_own = u == own[0] || u == own[1] || u == own[2] || u == own[3];
+        uint32_t has = load_be32(bytes + u * UNIT);
+
+        ck_assert_msg((is_own && !all) || has == w.unit[u],
+                      "%s, flush %u fails: unit %" PRIu64
+                      " reads as %u, not %u",
+                      op->name, k, u, has, w.unit[u]);
+    }
+}
+
 /* Was there a flush @k? */
 static bool run_one(const struct op *op, const char *shape, unsigned k,
-                    int error)
+                    int error, bool forgets)
 {
     set_up(shape);
+    if (forgets) {
+        rec.flushed = malloc(DISK_MAX);
+        memcpy(rec.flushed, w.before, DISK_MAX);
+    }
     rec_fail((struct fault){FAULT_FLUSH, k, error, false, false});
     int said = op->run();
     bool hit = rec.fault.countdown == 0;
@@ -306,10 +329,12 @@ static bool run_one(const struct op *op, const char *shape, unsigned k,
                       "%s, flush %u of it fails (%d): guest %u's flush says %d",
                       op->name, k, error, i, r);
     }
+    check_reads(op, k, false);
     write_all();
     for (unsigned i = 0; i < 4; i++) { /* once, and not for ever */
         ck_assert_int_eq(blk_flush(w.guest[i % 2]), 0);
     }
+    check_reads(op, k, true);
     check_cut(op, k);
     tear_down();
     return hit;
@@ -318,11 +343,13 @@ static bool run_one(const struct op *op, const char *shape, unsigned k,
 START_TEST(each_guest_is_told_of_each_flush_that_fails)
 {
     const struct op *op = &ops[(unsigned)_i % OPS];
-    const char *shape = shapes[(unsigned)_i / OPS];
+    unsigned mode = (unsigned)_i / OPS;
+    const char *shape = shapes[mode % SHAPES];
+    bool forgets = mode > 0;
     unsigned k = 1;
 
     seed = 1 + (uint64_t)_i;
-    while (run_one(op, shape, k, k % 2 ? -EIO : -ENOSPC)) {
+    while (run_one(op, shape, k, k % 2 ? -EIO : -ENOSPC, forgets)) {
         k++;
         ck_assert_uint_lt(k, 100);
     }
@@ -588,7 +615,7 @@ int main(void)
 
     tcase_set_timeout(tc, 300);
     tcase_add_loop_test(tc, each_guest_is_told_of_each_flush_that_fails, 0,
-                        (int)(OPS * SHAPES));
+                        (int)(OPS * (SHAPES + 1)));
     suite_add_tcase(s, tc);
     tcase_add_test(rules, a_flush_waits_for_others_that_may_have_its_error);
     tcase_add_test(rules, an_error_that_nobody_was_told_is_for_the_next_user);
