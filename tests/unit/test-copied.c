@@ -9,7 +9,7 @@
  * has changed.  Then it writes the same again.  What was flushed is there after
  * kill -9.  Where storage has forgotten nothing, nothing at all has changed.
  */
-#define DISK_MAX (2 * MiB)
+#define DISK_MAX (4 * MiB)
 
 #include <errno.h>
 #include <inttypes.h>
@@ -47,7 +47,7 @@ static const struct shape {
 };
 
 #define SHAPES ((int)(sizeof(shapes) / sizeof(shapes[0])))
-#define SEEDS  5
+#define SEEDS  4
 
 struct op {
     uint64_t offset;
