@@ -154,7 +154,9 @@ class World:
         self.targets = {}     # of jobs that succeeded: disk: values of units
         self.repeats = []     # what failed, to be tried once more
         self.maybe = None     # models, if what failed was done all the same
-        self.value = 0
+        # Not those of the template: only so does the model see that a unit
+        # was written, and may be lost, in its new place.
+        self.value = 0 if name == 'template' else 20
         self.exact = True     # there is room for exact bits
         self.handle = None
         self.daemon = None
