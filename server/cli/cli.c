@@ -17,6 +17,7 @@
 #define OPTIONS_MAX 99 /* of one command */
 
 static const char *program; /* NULL: nbdelta */
+static const char *error_mark = "";
 
 void cli_set_program(const char *name)
 {
@@ -195,15 +196,20 @@ int cli_status(int r)
     }
 }
 
+void cli_mark_errors(const char *mark)
+{
+    error_mark = mark;
+}
+
 int cli_error(const char *what, const struct error *err)
 {
     CLEANUP_FREE char *shown = text_printable(what);
 
     (void)fflush(stdout);
     if (program) {
-        fprintf(stderr, "%s: %s\n", program, error_message(err));
+        fprintf(stderr, "%s%s: %s\n", error_mark, program, error_message(err));
     } else {
-        fprintf(stderr, "nbdelta: %s: %s\n", shown ? shown : "?",
+        fprintf(stderr, "%snbdelta: %s: %s\n", error_mark, shown ? shown : "?",
                 error_message(err));
     }
     return cli_status(-error_code(err));

@@ -73,6 +73,9 @@ int cli_next(const struct cli_command *c, int argc, char **argv);
 /* Print `nbdelta: WHAT: why` and return the status for the error's code;
  * cli_failed returns EXIT_FAILURE. */
 int cli_error(const char *what, const struct error *err);
+
+/* What stands before each of these lines; stays.  Default: "". */
+void cli_mark_errors(const char *mark);
 int cli_failed(const char *what, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 

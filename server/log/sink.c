@@ -29,7 +29,7 @@ static const char *path; /* of the file */
 
 /* Is standard error the stream that systemd has made ("device:inode")?  It may
  * have been led elsewhere since. */
-static bool is_journal(void)
+bool sink_is_journal(void)
 {
     const char *stream = getenv("JOURNAL_STREAM");
     char own[64];
@@ -46,7 +46,7 @@ static bool is_journal(void)
 void sink_init(const char *name)
 {
     program = name;
-    to = is_journal() ? TO_JOURNAL : TO_STDERR;
+    to = sink_is_journal() ? TO_JOURNAL : TO_STDERR;
 }
 
 /* O_NONBLOCK: a FIFO that nobody reads is an error, not a wait. */

@@ -31,6 +31,9 @@ void sink_init(const char *program);
  * -errno of opening the file. */
 int sink_open(const char *where, struct error **errp);
 
+/* Does systemd read standard error, so that a line may begin with its level? */
+bool sink_is_journal(void);
+
 /* Does not wait, except for a file on storage that hangs.  False: nobody takes
  * lines at the moment. */
 bool sink_write(enum tell_level level, const char *text);

@@ -17,6 +17,7 @@
 #include "daemon.h"
 #include "keyval.h"
 #include "log/log.h"
+#include "log/sink.h"
 #include "nbd/export.h"
 #include "nbd/server.h"
 #include "nbdelta/blk.h"
@@ -306,8 +307,7 @@ static int listen_given(const struct serve_config *cfg, struct server *server,
 static int listen_short(struct serve *s, struct error **errp)
 {
     const struct serve_config *cfg = &s->config;
-    struct server_options o = {.max = CONNECTIONS_MAX,
-                               .access = cfg->access};
+    struct server_options o = {.max = CONNECTIONS_MAX, .access = cfg->access};
     bool given = cfg->socket || cfg->address || cfg->port;
     struct server *server;
 
@@ -578,6 +578,7 @@ static int serve(bool storage_daemon, int argc, char **argv)
     bool ok = false;
 
     log_init(cli_program());
+    cli_mark_errors(sink_is_journal() ? "<3>" : "");
     cond_init(&s.daemon.ended);
     mutex_init(&s.daemon.turn_lock, LOCK_TURN, NULL);
     if (serve_parse(&s.config, storage_daemon, argc, argv, &status) == 0) {

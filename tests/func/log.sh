@@ -40,6 +40,15 @@ told "client user $(id -u) has left export 'used' after [0-9]+ s"
 told "the end begins: signal SIGTERM of process [0-9]+, user $(id -u)"
 told "export 'used' has gone"
 told "all is closed"
+
+# systemd reads levels: a start that fails is an error.
+: >journal
+for word in gone.qcow2 --gone; do
+    JOURNAL_STREAM=$(stat -c %d:%i journal) nbdelta serve -U "$sock" $word \
+        2>journal && fail "$word is served"
+    head -n 1 journal | grep -q "^<3>nbdelta: serve: .*$word" ||
+        fail "$(cat journal)"
+done
 python - <<'END'
 import struct
 with open('used.qcow2', 'r+b') as f:
