@@ -44,6 +44,9 @@
 #   make check-packages       build them in trees of Debian 12 and 13, look at
 #                             them, install, use and purge them in fresh trees
 #                             (needs root; RELEASES='trixie' takes that one)
+#   make check-systemd        install in trees of Debian 12 and 13, and have their
+#                             systemd run the units, in namespaces of its own
+#                             (needs root; RELEASES= as above)
 #   make clean
 #
 # Variables: V=1 shows commands.  DEBUG=1 turns off optimisation.
@@ -140,7 +143,7 @@ LIBVIRT_PKGS := libvirt libxml-2.0
 # These goals build nothing themselves; check and demo install what is
 # missing before they start the make that looks.
 NO_LOOKUP := check check-peers check-iotests demo bench packages clean help uninstall \
-    install-files dist deb check-packages
+    install-files dist deb check-packages check-systemd
 goals := $(filter-out $(NO_LOOKUP),$(or $(MAKECMDGOALS),all))
 
 name = $(firstword $(subst :, ,$(1)))
@@ -480,7 +483,7 @@ FUZZ_CFLAGS := -O1 -g -fsanitize=fuzzer-no-link,address,undefined \
     -fno-sanitize-recover=all
 .PHONY: fuzz fuzzers fuzzers-run
 fuzzers:
-	$(call tool,clang,clang libclang-rt-14-dev)
+	$(call tool,clang,clang libclang-rt-dev)
 	$(Q)+$(SUBMAKE) O='$(FO)' CC=clang SANITIZE= FUZZ_LINK=-fsanitize=fuzzer \
 	    CFLAGS='$(FUZZ_CFLAGS)' LDFLAGS='-fsanitize=address,undefined' \
 	    fuzzers-run
@@ -581,6 +584,12 @@ check-packages: dist
 	$(Q)for r in $(RELEASES); do \
 	    packaging/check-packages.sh '$(abspath $(O))/$(DIST).tar.gz' \
 	        '$(VERSION)' $$r '$(abspath $(O))/packages/'$$r || exit 1; done
+
+.PHONY: check-systemd
+check-systemd:
+	$(Q)tests/packages.sh peers
+	$(Q)for r in $(RELEASES); do packaging/check-systemd.sh \
+	    '$(abspath $(O))/systemd/'$$r $$r || exit 1; done
 
 #--- the rest -------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 # tests/packages.sh GROUP...    install the missing Debian packages of groups
 #
 # Groups: build (compile), test (make check, demo), bench (more for make bench),
-# peers (make check-peers), deb (make deb), dev (the rest).
+# peers (make check-peers), deb (make deb), units (make check-systemd), dev (the
+# rest).
 # With everything there it does nothing and needs neither root nor network.
 set -eu -o pipefail
 
@@ -25,11 +26,13 @@ packages_of() {
         echo debootstrap ;;
     deb)
         echo build-essential check debhelper dh-apparmor lintian ;;
+    units)
+        echo dbus jq libnbd-bin systemd systemd-sysv ;;
     dev)
-        echo clang clang-format clang-tidy cppcheck libclang-rt-14-dev \
+        echo clang clang-format clang-tidy cppcheck libclang-rt-dev \
             nbd-client prometheus shellcheck valgrind ;;
     *)
-        echo "usage: tests/packages.sh build|test|bench|peers|deb|dev..." >&2
+        echo "usage: tests/packages.sh build|test|bench|peers|deb|units|dev..." >&2
         return 2 ;;
     esac
 }
