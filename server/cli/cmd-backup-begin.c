@@ -10,6 +10,7 @@
 #include "cli/cli.h"
 #include "cli/commands.h"
 #include "client/qmp-client.h"
+#include "client/target-names.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/options.h"
@@ -281,6 +282,7 @@ static int begin_talk(struct qmp_client *c, const char *socket,
     if (r == 0) {
         r = qmp_client_mind(c, errp);
     }
+    r = r < 0 ? r : target_names_resolve(c, command, args, errp);
     return r < 0 ? r : qmp_client_send(c, command, args, errp);
 }
 

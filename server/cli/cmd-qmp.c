@@ -14,6 +14,7 @@
 #include "cli/qmp-wait.h"
 #include "client/qmp-client.h"
 #include "client/schema.h"
+#include "client/target-names.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
@@ -105,8 +106,12 @@ static int run_command(struct qmp_client *c, struct waiter *w,
 {
     CLEANUP_ERROR struct error *err = NULL;
     CLEANUP_JSON json_t *reply = NULL;
-    int r = waiter_run(w, o->command, o->args, o->wait, &reply, &err);
+    int r = target_names_resolve(c, o->command, o->args, &err);
 
+    if (r < 0) {
+        return cli_error("qmp", err);
+    }
+    r = waiter_run(w, o->command, o->args, o->wait, &reply, &err);
     if (r < 0) {
         return tell_no_reply(o, r, err);
     }

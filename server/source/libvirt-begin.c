@@ -16,6 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "client/target-names.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "source/libvirt-priv.h"
@@ -159,9 +160,13 @@ static bool may_give(const struct libvirt_source *l)
 static int choose_scratch(struct source *s, struct error **errp)
 {
     struct libvirt_source *l = s->opaque;
-    const char *parent = l->scratch  ? l->scratch
-                         : l->remote ? SCRATCH_DIR
-                                     : private_dir_for_files();
+    CLEANUP_FREE char *given = l->scratch && !l->remote
+                                   ? target_name_absolute(l->scratch)
+                                   : NULL;
+    const char *parent = given        ? given
+                         : l->scratch ? l->scratch
+                         : l->remote  ? SCRATCH_DIR
+                                      : private_dir_for_files();
     bool own = !l->remote && may_give(l);
     int r = adopt_make_word(l->word, errp);
 

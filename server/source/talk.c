@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 
 #include "client/qmp-client.h"
+#include "client/target-names.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/text.h"
@@ -308,6 +309,7 @@ int talk_ask(struct talk *t, const char *command, json_t *args, json_t **ret,
                     : dial(t, errp);
         t->gone = r < 0;
     }
+    r = r < 0 ? r : target_names_resolve(&t->client, command, mine, errp);
     r = r < 0 ? r : exchange(t, command, mine, &reply, errp);
     if (r < 0) {
         return r;

@@ -45,6 +45,30 @@ limit='.quota == 1048576 and ."keep-free" == null' begun_with \
     --scratch .,quota=1M
 limit='.quota == null and ."keep-free" == null' begun_with --scratch .,quota=0
 
+# Relative names count from the directory of those who give them, not from that
+# of the daemon.  Where both are the same, names stay as they are.
+mkdir -p there/own
+cd there
+qmp --wait drive-backup device=a sync=full target=./copy.qcow2 format=qcow2 \
+    >/dev/null
+qmp transaction - <<'END' >/dev/null
+{"actions": [{"type": "drive-backup", "data": {"device": "b", "job-id": "j",
+    "sync": "full", "target": "more.qcow2", "format": "qcow2"}}]}
+END
+nbdelta qmp "$qmp_sock" --wait-job j >/dev/null || [ -e more.qcow2 ]
+qemu-img compare -q -U copy.qcow2 ../a.qcow2
+qmp blockdev-add driver=qcow2 node-name=t file.driver=file \
+    file.filename=copy.qcow2 >/dev/null
+qmp blockdev-del node-name=t >/dev/null
+begun_with --scratch own --listen 'nbd+unix:///?socket=own/nbd.sock'
+nbdelta backup --scratch own "$qmp_sock" points >/dev/null
+cd ..
+rm -r there
+qmp blockdev-add driver=file node-name=t filename=b.raw >/dev/null
+[ "$(qmp query-named-block-nodes |
+    jq -r '.[] | select(."node-name" == "t").file')" = b.raw ]
+qmp blockdev-del node-name=t >/dev/null
+
 refused() {
     local status=$1 text=$2 rc=0
     shift 2
