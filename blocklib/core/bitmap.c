@@ -579,54 +579,65 @@ uint64_t bitmap_count(const struct bitmap *bm)
     return count;
 }
 
-/* As hbitmap_run(), for the union of bits and successor. */
-static uint64_t run_of_both(const struct bitmap *bm, uint64_t offset,
-                            uint64_t end, bool *dirty)
+/* Bytes from @inside, the end of the bits, to @end are dirty: append them to
+ * @count runs that have come as far as @inside. */
+static size_t add_behind(uint64_t inside, uint64_t end, bool dirty,
+                         uint64_t *lengths, size_t count, size_t max)
 {
-    for (uint64_t at = offset; at < end;) {
-        bool a;
-        bool b;
-        uint64_t la = hbitmap_run(bm->bits, at, end, &a);
-        uint64_t lb = hbitmap_run(bm->successor, at, end, &b);
+    bool last = dirty == (count % 2 == 1);
 
-        if (at == offset) {
-            *dirty = a || b;
-        } else if (*dirty != (a || b)) {
-            return at - offset;
-        }
-        if (a && b) {
-            at += max_u64(la, lb);
-        } else if (a || b) {
-            at += a ? la : lb;
-        } else {
-            at += min_u64(la, lb);
-        }
+    if (last) {
+        lengths[count - 1] += end - inside;
+    } else if (count < max) {
+        lengths[count++] = end - inside;
     }
-    return end - offset;
+    return count;
 }
 
-static uint64_t run_locked(const struct bitmap *bm, uint64_t offset,
-                           uint64_t end, bool *dirty)
+static size_t runs_locked(const struct bitmap *bm, uint64_t offset,
+                          uint64_t end, bool *dirty, uint64_t *lengths,
+                          size_t max) REQUIRES_SHARED(bm->lock)
 {
     uint64_t size = hbitmap_size(bm->bits);
 
     if (offset >= size) {
         *dirty = true;
-        return end - offset;
+        lengths[0] = end - offset;
+        return 1;
     }
-    end = min_u64(end, size);
-    return bm->successor ? run_of_both(bm, offset, end, dirty)
-                         : hbitmap_run(bm->bits, offset, end, dirty);
+    uint64_t inside = min_u64(end, size);
+    size_t count = hbitmap_runs(bm->bits, bm->successor, offset, inside, dirty,
+                                lengths, max);
+    uint64_t at = offset;
+    for (size_t i = 0; inside < end && i < count; i++) {
+        at += lengths[i];
+    }
+    return at == inside && inside < end
+               ? add_behind(inside, end, *dirty, lengths, count, max)
+               : count;
+}
+
+size_t bitmap_runs(const struct bitmap *bm, uint64_t offset, uint64_t end,
+                   bool nowait, bool *dirty, uint64_t *lengths, size_t max)
+{
+    struct bitmap *locked = (struct bitmap *)(uintptr_t)bm;
+
+    if (!nowait) {
+        rwlock_rdlock(&locked->lock);
+    } else if (!rwlock_tryrdlock(&locked->lock)) {
+        return 0;
+    }
+    size_t count = runs_locked(locked, offset, end, dirty, lengths, max);
+    rwlock_unlock(&locked->lock);
+    return count;
 }
 
 uint64_t bitmap_run(const struct bitmap *bm, uint64_t offset, uint64_t end,
                     bool *dirty)
 {
-    struct bitmap *locked = (struct bitmap *)(uintptr_t)bm;
+    uint64_t length;
 
-    rwlock_rdlock(&locked->lock);
-    uint64_t length = run_locked(bm, offset, end, dirty);
-    rwlock_unlock(&locked->lock);
+    (void)bitmap_runs(bm, offset, end, false, dirty, &length, 1);
     return length;
 }
 

@@ -30,23 +30,16 @@
  * The counter is raised before bits are set and lowered after they are reset,
  * so that it never says less than there is.
  */
-#include "core/hbitmap.h"
-
 #include <assert.h>
 #include <endian.h>
 #include <errno.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "core/hbitmap-priv.h"
 #include "nbdelta/bytes.h"
-
-#define WORD_SHIFT 6
-#define WORD_BITS  (1U << WORD_SHIFT)
-#define LEVELS_MAX 11 /* for 2^64 bits */
-#define NONE       UINT64_MAX
 
 /* Memory of at least so many bytes comes straight from the kernel: zero and
  * untouched. */
@@ -55,26 +48,6 @@
 /* Pages are asked for in pieces of so many bytes where all of them will be
  * written. */
 #define POPULATE_MIN (256 * KiB)
-
-typedef _Atomic uint64_t word_t;
-
-struct hbitmap {
-    uint64_t size;
-    uint64_t granules; /* bits of level 0 in use; all others are 0 */
-    unsigned shift;    /* log2 of the granularity */
-
-    unsigned top;               /* the highest level, of one word */
-    uint64_t words[LEVELS_MAX]; /* in each level */
-    word_t *level[LEVELS_MAX];  /* each in memory of its own, which moves when
-                                   it grows, and is not copied */
-    size_t bytes[LEVELS_MAX];   /* of this memory; what no word of the level is
-                                   in is zero */
-
-    _Atomic uint64_t set_bits;
-
-    uint64_t serial; /* no other bitmap has or had it */
-    _Atomic uint64_t resets;
-};
 
 /* --- Memory --- */
 
@@ -311,11 +284,10 @@ static void lower_above(struct hbitmap *h, uint64_t i)
 
 /* --- Searching --- */
 
-/*
- * The first set bit in [@from, @limit) of level 0, or NONE: to the right in
- * a word, up when it has no more, down where there may be something.
- */
-static uint64_t next_set(const struct hbitmap *h, uint64_t from, uint64_t limit)
+/* To the right in a word, up when it has no more, down where there may be
+ * something. */
+uint64_t hbitmap_next_set(const struct hbitmap *h, uint64_t from,
+                          uint64_t limit)
 {
     unsigned level = 0;
     uint64_t at = from;
@@ -400,7 +372,7 @@ uint64_t hbitmap_run(const struct hbitmap *h, uint64_t offset, uint64_t end,
 
     *dirty = get_bit(h, first);
     uint64_t change = *dirty ? next_clear(h, first + 1, limit)
-                             : next_set(h, first + 1, limit);
+                             : hbitmap_next_set(h, first + 1, limit);
     return run_end(h, change, end) - offset;
 }
 
@@ -409,7 +381,7 @@ bool hbitmap_next_dirty(const struct hbitmap *h, uint64_t offset, uint64_t end,
 {
     assert(offset < end && end <= h->size);
     uint64_t limit = ((end - 1) >> h->shift) + 1;
-    uint64_t first = next_set(h, offset >> h->shift, limit);
+    uint64_t first = hbitmap_next_set(h, offset >> h->shift, limit);
 
     if (first == NONE) {
         return false;
@@ -441,7 +413,7 @@ static void reset_granules(struct hbitmap *h, uint64_t first, uint64_t last)
 {
     uint64_t n = 0;
 
-    for (uint64_t at = next_set(h, first, last + 1); at != NONE;) {
+    for (uint64_t at = hbitmap_next_set(h, first, last + 1); at != NONE;) {
         uint64_t i = at / WORD_BITS;
         uint64_t mask = mask_of(i, first, last);
         uint64_t old = atomic_fetch_and(&h->level[0][i], ~mask);
@@ -450,7 +422,7 @@ static void reset_granules(struct hbitmap *h, uint64_t first, uint64_t last)
         if ((old & ~mask) == 0) {
             lower_above(h, i);
         }
-        at = next_set(h, (i + 1) * WORD_BITS, last + 1);
+        at = hbitmap_next_set(h, (i + 1) * WORD_BITS, last + 1);
     }
     if (n > 0) {
         atomic_fetch_sub(&h->set_bits, n);
@@ -512,7 +484,7 @@ static uint64_t count_from(const struct hbitmap *h, uint64_t first)
 {
     uint64_t n = 0;
 
-    for (uint64_t at = next_set(h, first, h->granules); at != NONE;) {
+    for (uint64_t at = hbitmap_next_set(h, first, h->granules); at != NONE;) {
         uint64_t i = at / WORD_BITS;
         uint64_t word;
 
@@ -525,7 +497,7 @@ static uint64_t count_from(const struct hbitmap *h, uint64_t first)
             n += word == UINT64_MAX ? WORD_BITS : ones(word);
             i++;
         }
-        at = next_set(h, i * WORD_BITS, h->granules);
+        at = hbitmap_next_set(h, i * WORD_BITS, h->granules);
     }
     return n;
 }
@@ -601,7 +573,7 @@ void hbitmap_set_alone(struct hbitmap *h, uint64_t offset, uint64_t bytes)
     }
     uint64_t first = offset >> h->shift;
     uint64_t last = (offset + bytes - 1) >> h->shift;
-    uint64_t fresh = next_set(h, first, last + 1) == NONE
+    uint64_t fresh = hbitmap_next_set(h, first, last + 1) == NONE
                          ? last - first + 1
                          : clear_bits(h, first, last);
 
@@ -627,8 +599,8 @@ static bool scan_next(struct scan *s, uint64_t *i, uint64_t *word)
 
     do {
         if (s->there == 0) {
-            uint64_t at = next_set(h, s->block * WORD_BITS * WORD_BITS,
-                                   h->granules);
+            uint64_t at = hbitmap_next_set(h, s->block * WORD_BITS * WORD_BITS,
+                                           h->granules);
             if (at == NONE) {
                 return false;
             }
@@ -824,8 +796,8 @@ void hbitmap_or_in(const struct hbitmap *h, uint64_t first, uint64_t count,
     uint64_t end = first + count;
 
     assert(first % 8 == 0 && end <= h->granules);
-    for (uint64_t at = next_set(h, first, end); at != NONE;
-         at = next_set(h, align_up(at + 1, 8), end)) {
+    for (uint64_t at = hbitmap_next_set(h, first, end); at != NONE;
+         at = hbitmap_next_set(h, align_up(at + 1, 8), end)) {
         uint64_t byte = at / 8;
         uint64_t word = atomic_load(&h->level[0][at / WORD_BITS]);
         unsigned bits = (unsigned)(word >> byte % 8 * 8) & 0xff;

@@ -10,12 +10,12 @@
  * level below and says "something may be set there".  Setting a bit that
  * is set costs one load.  The number of set bits is kept.
  *
- * _set, _get, _count, _run, _next_dirty and _merge may run in any number of
- * threads with each other: bits that a set has made when it returns are found
- * by all calls that begin later.  _reset may run beside them too: a bit that is
- * set and reset at once ends up as either, no other bit suffers; only while it
- * runs may a search overlook bits within 64 granules that are set just then.
- * For all other functions, no other thread may use the bitmap.
+ * _set, _get, _count, _run, _runs, _next_dirty and _merge may run in any number
+ * of threads with each other: bits that a set has made when it returns are
+ * found by all calls that begin later.  _reset may run beside them too: a bit
+ * that is set and reset at once ends up as either, no other bit suffers; only
+ * while it runs may a search overlook bits within 64 granules that are set just
+ * then. For all other functions, no other thread may use the bitmap.
  */
 #include <stdbool.h>
 #include <stddef.h>
@@ -62,6 +62,17 @@ bool hbitmap_covers(const struct hbitmap *outer, const struct hbitmap *inner);
  */
 uint64_t hbitmap_run(const struct hbitmap *h, uint64_t offset, uint64_t end,
                      bool *dirty);
+
+/*
+ * The runs from @offset (< @end <= size) on, of what is dirty in @h or in @more
+ * (NULL: there is no more; else of the same size and granularity): to @end, or
+ * until there are @max (> 0) of them.  *dirty: is the first one?  The states
+ * take turns.  Puts the length of each in bytes into @lengths, the last one cut
+ * at @end, and returns how many there are.
+ */
+size_t hbitmap_runs(const struct hbitmap *h, const struct hbitmap *more,
+                    uint64_t offset, uint64_t end, bool *dirty,
+                    uint64_t *lengths, size_t max);
 
 /* The next dirty area in [@offset, @end): false when there is none; else
  * *start >= offset and *bytes > 0, cut at the ends. */

@@ -10,6 +10,9 @@
 /* The most bytes in a reply. */
 #define REPLY_BYTES (1 * MiB)
 
+/* A bitmap is asked for so many runs at once. */
+#define RUNS_AT_ONCE 512
+
 struct runs {
     enum context_kind kind;
     bool extended;   /* descriptors have 64-bit fields */
@@ -58,21 +61,22 @@ static int append_extent(const struct extent *ext, void *opaque)
     return append_run(rs, ext->length, flags) ? 0 : 1;
 }
 
-static int bitmap_runs(struct conn *c, const struct context *ctx,
-                       const struct request *rq, struct runs *rs)
+static int append_bitmap(struct conn *c, const struct context *ctx,
+                         const struct request *rq, struct runs *rs)
 {
+    const uint64_t end = rq->offset + rq->length;
     struct bitmap *bm = ctx->bitmap;
-    uint64_t at = rq->offset;
-    uint64_t end = rq->offset + rq->length;
+    uint64_t lengths[RUNS_AT_ONCE];
+    bool dirty;
 
-    while (at < end) {
-        bool dirty;
-        uint64_t n = bitmap_run(bm, at, end, &dirty);
+    for (uint64_t at = rq->offset; at < end && rs->count < rs->max;) {
+        size_t n = bitmap_runs(bm, at, end, false, &dirty, lengths,
+                               min_u64(RUNS_AT_ONCE, rs->max - rs->count));
 
-        if (!append_run(rs, n, dirty ? NBD_STATE_DIRTY : 0)) {
-            break;
+        for (size_t i = 0; i < n; i++, dirty = !dirty) {
+            (void)append_run(rs, lengths[i], dirty ? NBD_STATE_DIRTY : 0);
+            at += lengths[i];
         }
-        at += n;
     }
     /* In this order: a bitmap that is off its node collects nothing; nor does
      * one on which an image has been put. */
@@ -107,7 +111,7 @@ static int context_chunk(struct conn *c, const struct context *ctx,
                  ? 1
                  : (unsigned)((room - chunk_size(c) - before) / rs.stride);
     if (ctx->kind == CONTEXT_BITMAP) {
-        r = bitmap_runs(c, ctx, rq, &rs);
+        r = append_bitmap(c, ctx, rq, &rs);
     } else {
         r = blk_extents(c->export->blk, rq->offset, rq->length, 0,
                         append_extent, &rs);

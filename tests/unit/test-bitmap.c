@@ -91,6 +91,27 @@ static bool dirty_at(const struct bitmap *bm, uint64_t offset)
     return dirty;
 }
 
+/* Do many runs at once say what they say one by one? */
+static void same_at_once(const struct bitmap *bm, uint64_t from, uint64_t end,
+                         size_t most)
+{
+    uint64_t lengths[50];
+    bool first;
+    bool dirty;
+
+    while (from < end) {
+        size_t count = bitmap_runs(bm, from, end, true, &first, lengths, most);
+        ck_assert_uint_gt(count, 0);
+        for (size_t i = 0; i < count; i++, first = !first) {
+            ck_assert_uint_eq(lengths[i], bitmap_run(bm, from, end, &dirty));
+            ck_assert_int_eq(first, dirty);
+            from += lengths[i];
+        }
+        ck_assert(count == most || from == end);
+    }
+    ck_assert_uint_eq(from, end);
+}
+
 /* Exactly the granules of [@offset, @offset + @bytes) are dirty. */
 static void only(const char *name, uint64_t offset, uint64_t bytes)
 {
@@ -594,6 +615,16 @@ START_TEST(runs_of_a_frozen_bitmap_are_those_of_the_union)
         ck_assert(at == SIZE || want[at / 4096] != dirty);
     }
     ck_assert_uint_eq(at, SIZE);
+    for (size_t most = 1; most <= 50; most += 7) {
+        same_at_once(bm, 0, SIZE, most);
+        same_at_once(bm, 12345, SIZE - 1, most);
+        same_at_once(bm, 12345, SIZE + 100 * KiB, most); /* it has shrunk */
+    }
+    rwlock_wrlock(&bm->lock);
+    uint64_t length;
+    bool dirty;
+    ck_assert_uint_eq(bitmap_runs(bm, 0, SIZE, true, &dirty, &length, 1), 0);
+    rwlock_unlock(&bm->lock);
     bitmap_unref(bm);
     ck_assert_int_eq(control("b", ABDICATE, NULL), 0);
 }
@@ -700,6 +731,15 @@ START_TEST(past_the_end_everything_is_dirty)
     ck_assert(!dirty);
     ck_assert_uint_eq(bitmap_run(bm, SIZE / 2, SIZE, &dirty), SIZE / 2);
     ck_assert(dirty);
+    for (size_t most = 1; most < 4; most++) {
+        same_at_once(bm, 0, SIZE, most);
+        same_at_once(bm, SIZE / 2 + 1, SIZE, most);
+    }
+    put(SIZE / 2 - 1, 1); /* it joins what is past the end */
+    uint64_t dirty_from = SIZE / 2 - bitmap_granularity(bm);
+    ck_assert_uint_eq(bitmap_run(bm, dirty_from, SIZE, &dirty),
+                      SIZE - dirty_from);
+    same_at_once(bm, 0, SIZE, 2);
     bitmap_unref(bm);
 }
 END_TEST

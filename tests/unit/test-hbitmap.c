@@ -117,6 +117,42 @@ static uint64_t model_run(const struct model *m, uint64_t offset, uint64_t end,
 
 /* --- Comparing --- */
 
+/* Look at @most runs from @offset on; returns where they end. */
+static uint64_t same_some_runs(const struct hbitmap *h,
+                               const struct hbitmap *more,
+                               const struct model *m, uint64_t offset,
+                               uint64_t end, size_t most)
+{
+    uint64_t lengths[70];
+    bool is;
+    bool shall;
+
+    ck_assert_uint_lt(most, ARRAY_SIZE(lengths));
+    lengths[most] = 4711;
+    size_t count = hbitmap_runs(h, more, offset, end, &is, lengths, most);
+    ck_assert_uint_ge(count, 1);
+    ck_assert_uint_le(count, most);
+    ck_assert_uint_eq(lengths[most], 4711);
+    for (size_t i = 0; i < count; i++, is = !is) {
+        ck_assert_uint_eq(lengths[i], model_run(m, offset, end, &shall));
+        ck_assert_int_eq(is, shall);
+        offset += lengths[i];
+    }
+    ck_assert(count == most || offset == end);
+    return offset;
+}
+
+static void same_runs(const struct hbitmap *h, const struct hbitmap *more,
+                      const struct model *m, size_t most)
+{
+    uint64_t at = 0;
+
+    while (at < m->size) {
+        at = same_some_runs(h, more, m, at, m->size, most);
+    }
+    ck_assert_uint_eq(at, m->size);
+}
+
 static void same_around(const struct hbitmap *h, const struct model *m,
                         uint64_t offset, uint64_t end)
 {
@@ -131,6 +167,8 @@ static void same_around(const struct hbitmap *h, const struct model *m,
     ck_assert_int_eq(is, shall);
     ck_assert_uint_eq(got, want);
     ck_assert_int_eq(hbitmap_get(h, offset), shall);
+
+    (void)same_some_runs(h, NULL, m, offset, end, 3);
 
     uint64_t start = 0;
     uint64_t bytes = 0;
@@ -148,11 +186,13 @@ static void same_around(const struct hbitmap *h, const struct model *m,
     }
 }
 
-/* Every area and every gap, by both ways of walking. */
+/* Every area and every gap, by all ways of walking. */
 static void same(const struct hbitmap *h, const struct model *m)
 {
     uint64_t at = 0;
 
+    same_runs(h, NULL, m, 1);
+    same_runs(h, NULL, m, 64);
     ck_assert_uint_eq(hbitmap_size(h), m->size);
     ck_assert_uint_eq(hbitmap_granularity(h), m->granularity);
     ck_assert_uint_eq(hbitmap_count(h), model_count(m));
@@ -402,9 +442,16 @@ START_TEST(merge_is_a_union_across_granularities)
             ck_assert(hbitmap_get(more, at));
             hbitmap_free(more);
         }
+        struct hbitmap *before = hbitmap_copy(dst);
         hbitmap_merge(dst, src);
         merge_model(&model, &other);
         same(dst, &model);
+        if (dst_shift == src_shift) {
+            same_runs(before, src, &model, 1);
+            same_runs(before, src, &model, 64);
+            same_runs(src, before, &model, 64);
+        }
+        hbitmap_free(before);
         same(src, &other);
         hbitmap_merge(dst, copy);
         same(dst, &model);

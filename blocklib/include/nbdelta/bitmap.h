@@ -128,6 +128,16 @@ uint64_t bitmap_run(const struct bitmap *bm, uint64_t offset, uint64_t end,
                     bool *dirty);
 
 /*
+ * The same for many runs at once: to @end, or until there are @max (> 0).
+ * *dirty: is the first one?  The states take turns.  Puts the length of each
+ * into @lengths, and returns how many there are.  What changes bitmaps waits
+ * meanwhile, so ask for some hundreds at most.  With @nowait, 0: the bitmap is
+ * just being changed, and the call would have to wait.
+ */
+size_t bitmap_runs(const struct bitmap *bm, uint64_t offset, uint64_t end,
+                   bool nowait, bool *dirty, uint64_t *lengths, size_t max);
+
+/*
  * The bits of @bm as bytes: the first granule is the lowest bit of the first
  * byte.  *len, in bytes, is a multiple of 8 and at least 8.  The caller frees
  * the result; NULL: no memory.
