@@ -123,11 +123,14 @@ json_t *blk_bitmap_names(struct blk *b)
     return names;
 }
 
-bool blk_bitmap_is_own(struct blk *b, const struct bitmap *bm)
+int blk_bitmap_is_own(struct blk *b, const struct bitmap *bm, bool nowait)
 {
-    struct tree *t = edge_enter(&b->root, false);
-    bool own = bitmap_is_of_disk(b->root.child, bm);
+    struct tree *t = edge_enter(&b->root, nowait);
 
+    if (!t) {
+        return -EAGAIN;
+    }
+    bool own = bitmap_is_of_disk(b->root.child, bm);
     node_leave(t);
     return own;
 }

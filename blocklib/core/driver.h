@@ -263,7 +263,8 @@ struct driver {
                       void *opaque);
 
     /* For filters that look at requests: a user asks for the range's status.
-     * NULL: the question passes. */
+     * Not called for a question that must not wait, because it may be asked
+     * once more.  NULL: the question passes. */
     int (*status)(struct node *n, uint64_t offset, uint64_t bytes);
 
     /* A parent tells what it is about to do (event.h).  NULL: nothing

@@ -118,7 +118,9 @@ static int walk_node(const struct walk *w, struct node *n, uint64_t offset,
                      uint64_t bytes, uint64_t shift, unsigned depth)
 {
     for (; n->drv->is_filter; n = node_child(n, CHILD_FILE)) {
-        int r = n->drv->status ? n->drv->status(n, offset, bytes) : 0;
+        int r = !n->drv->status         ? 0
+                : w->flags & MAP_NOWAIT ? -EAGAIN /* it sees each one once */
+                                        : n->drv->status(n, offset, bytes);
         if (r < 0) {
             return r;
         }

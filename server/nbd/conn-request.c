@@ -385,6 +385,18 @@ static enum step read_request(struct conn *c, struct request *rq)
     return r == 0 ? STEP_ON : submit(c, rq);
 }
 
+/* Room is taken for the longest reply. */
+static enum step status_request(struct conn *c, const struct request *rq)
+{
+    conn_throttle(c, request_bytes(rq));
+    if (!conn_take_room(c, request_bytes(rq)) || conn_is_ending(c)) {
+        return STEP_END;
+    }
+    int r = conn_status(c, rq, true);
+    conn_give_back_room(c); /* what is to be sent counts by itself */
+    return r == 0 ? STEP_ON : submit(c, rq);
+}
+
 static uint64_t all_contexts(const struct conn *c)
 {
     return c->context_count == 0 ? 0 : UINT64_MAX >> (64 - c->context_count);
@@ -431,7 +443,7 @@ static enum step filtered_status(struct conn *c, struct request *rq)
                          ? check_request(c, rq, &why)
                          : NBD_EINVAL;
     c->input_at += head_size(c) + payload;
-    return error ? answer_at_once(c, rq, 0, error, why) : submit(c, rq);
+    return error ? answer_at_once(c, rq, 0, error, why) : status_request(c, rq);
 }
 
 /* Parse the header at the front of the input.  False: it is no request. */
@@ -486,7 +498,9 @@ static enum step one_request(struct conn *c)
     if (error || (rq.type == NBD_CMD_READ && rq.length == 0)) {
         return answer_at_once(c, &rq, payload, error, why);
     }
-    return rq.type == NBD_CMD_READ ? read_request(c, &rq) : submit(c, &rq);
+    return rq.type == NBD_CMD_READ           ? read_request(c, &rq)
+           : rq.type == NBD_CMD_BLOCK_STATUS ? status_request(c, &rq)
+                                             : submit(c, &rq);
 }
 
 bool conn_requests(struct conn *c)

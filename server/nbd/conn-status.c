@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Block status: for each context a chunk of runs of equal flags. */
 #include <errno.h>
+#include <string.h>
 
 #include "nbd/conn.h"
 #include "nbdelta/bitmap.h"
@@ -62,7 +63,7 @@ static int append_extent(const struct extent *ext, void *opaque)
 }
 
 static int append_bitmap(struct conn *c, const struct context *ctx,
-                         const struct request *rq, struct runs *rs)
+                         const struct request *rq, bool nowait, struct runs *rs)
 {
     const uint64_t end = rq->offset + rq->length;
     struct bitmap *bm = ctx->bitmap;
@@ -70,9 +71,12 @@ static int append_bitmap(struct conn *c, const struct context *ctx,
     bool dirty;
 
     for (uint64_t at = rq->offset; at < end && rs->count < rs->max;) {
-        size_t n = bitmap_runs(bm, at, end, false, &dirty, lengths,
+        size_t n = bitmap_runs(bm, at, end, nowait, &dirty, lengths,
                                min_u64(RUNS_AT_ONCE, rs->max - rs->count));
 
+        if (n == 0) {
+            return -EAGAIN;
+        }
         for (size_t i = 0; i < n; i++, dirty = !dirty) {
             (void)append_run(rs, lengths[i], dirty ? NBD_STATE_DIRTY : 0);
             at += lengths[i];
@@ -80,16 +84,17 @@ static int append_bitmap(struct conn *c, const struct context *ctx,
     }
     /* In this order: a bitmap that is off its node collects nothing; nor does
      * one on which an image has been put. */
-    return bitmap_removed(bm) || !bitmap_readable(bm) ||
-                   (ctx->own && !blk_bitmap_is_own(c->export->blk, bm))
-               ? -EINVAL
-               : 0;
+    if (bitmap_removed(bm) || !bitmap_readable(bm)) {
+        return -EINVAL;
+    }
+    int own = ctx->own ? blk_bitmap_is_own(c->export->blk, bm, nowait) : 1;
+    return own > 0 ? 0 : own < 0 ? own : -EINVAL;
 }
 
 /* Make the chunk of one of @count contexts in the segment *sp. */
 static int context_chunk(struct conn *c, const struct context *ctx,
                          const struct request *rq, unsigned count, bool last,
-                         struct segment **sp)
+                         bool nowait, struct segment **sp)
 {
     const uint32_t before = c->extended ? 8 : 4; /* the descriptors */
     struct segment *s = segment_new(c, SEGMENT_LARGE);
@@ -111,10 +116,10 @@ static int context_chunk(struct conn *c, const struct context *ctx,
                  ? 1
                  : (unsigned)((room - chunk_size(c) - before) / rs.stride);
     if (ctx->kind == CONTEXT_BITMAP) {
-        r = append_bitmap(c, ctx, rq, &rs);
+        r = append_bitmap(c, ctx, rq, nowait, &rs);
     } else {
-        r = blk_extents(c->export->blk, rq->offset, rq->length, 0,
-                        append_extent, &rs);
+        r = blk_extents(c->export->blk, rq->offset, rq->length,
+                        nowait ? REQ_NOWAIT : 0, append_extent, &rs);
     }
     if (r < 0) {
         return r;
@@ -132,26 +137,64 @@ static int context_chunk(struct conn *c, const struct context *ctx,
     return 0;
 }
 
-void conn_status(struct conn *c, const struct request *rq)
+/* A chunk for each of the contexts, the last one marked as such. */
+static int all_chunks(struct conn *c, const struct request *rq, bool nowait,
+                      struct list *chunks)
 {
     unsigned count = (unsigned)__builtin_popcountll(rq->contexts);
+    int r = 0;
+
+    for (uint64_t left = rq->contexts; r == 0 && left != 0; left &= left - 1) {
+        struct context *ctx = &c->contexts[__builtin_ctzll(left)];
+        struct segment *s = NULL;
+
+        r = context_chunk(c, ctx, rq, count, (left & (left - 1)) == 0, nowait,
+                          &s);
+        if (s) {
+            list_append(chunks, &s->link);
+        }
+    }
+    return r;
+}
+
+/* Copy a short reply into the batch, so that it does not hold its segments. */
+static bool batch_chunks(struct conn *c, struct list *chunks)
+{
+    size_t bytes = 0;
+
+    list_for_each (at, chunks) {
+        const struct segment *s = list_entry(at, struct segment, link);
+        bytes += s->tail - s->head;
+    }
+    char *p = bytes <= INLINE_MAX ? batch_room(c, bytes) : NULL;
+    if (!p) {
+        return false;
+    }
+    list_for_each (at, chunks) {
+        struct segment *s = list_entry(at, struct segment, link);
+        memcpy(p, segment_at(s, s->head), s->tail - s->head);
+        p += s->tail - s->head;
+    }
+    batch_use(c, bytes);
+    segments_free(c, chunks);
+    return true;
+}
+
+int conn_status(struct conn *c, const struct request *rq, bool nowait)
+{
     struct list chunks;
 
     list_init(&chunks);
-    for (uint64_t left = rq->contexts; left != 0; left &= left - 1) {
-        struct context *ctx = &c->contexts[__builtin_ctzll(left)];
-        struct segment *s = NULL;
-        int r = context_chunk(c, ctx, rq, count, (left & (left - 1)) == 0, &s);
-
-        if (s) {
-            list_append(&chunks, &s->link);
+    int r = all_chunks(c, rq, nowait, &chunks);
+    if (r < 0) {
+        segments_free(c, &chunks);
+        if (r == -EAGAIN && nowait) {
+            return r;
         }
-        if (r < 0) {
-            segments_free(c, &chunks);
-            conn_reply_result(c, rq, r, false);
-            return;
-        }
+        conn_reply_result(c, rq, r, nowait);
+    } else if (!nowait || !batch_chunks(c, &chunks)) {
+        conn_queue_list(c, &chunks);
+        conn_push(c);
     }
-    conn_queue_list(c, &chunks);
-    conn_push(c);
+    return 0;
 }

@@ -303,7 +303,7 @@ static void request_work(struct work *w)
         (void)conn_read(c, &rest, false);
         break;
     case NBD_CMD_BLOCK_STATUS:
-        conn_status(c, r);
+        (void)conn_status(c, r, false);
         break;
     default:
         if (r->type == NBD_CMD_TRIM) {

@@ -36,7 +36,7 @@
  * conn-tls.c        STARTTLS, and which exports a client may open
  * conn-request.c    requests: parse, check, serve at once or hand over
  * conn-work.c       requests in a worker: all that may block
- * conn-read.c       reads;  conn-status.c  block status
+ * conn-read.c       reads;  conn-status.c  block status: either in both threads
  * conn-reply.c      segments, replies, sending
  */
 #include <pthread.h>
@@ -363,8 +363,9 @@ size_t read_head_size(const struct conn *c);
 
 /* --- conn-status.c --- */
 
-/* Serve block status: in a worker, because it may block. */
-void conn_status(struct conn *c, const struct request *rq);
+/* Serve block status.  With @nowait, which is for the connection's thread,
+ * -EAGAIN: it would have to wait, and has to go to the pool.  Else 0. */
+int conn_status(struct conn *c, const struct request *rq, bool nowait);
 
 /* --- conn-reply.c --- */
 

@@ -196,11 +196,12 @@ struct node *bitmap_below(struct graph *g, struct node *n, const char *name);
  *
  * blk_bitmap_find: the bitmap of this name, as by bitmap_find.
  * blk_bitmap_names: the names of all, a new array; NULL: no memory.
- * blk_bitmap_is_own: is @bm one of them?
+ * blk_bitmap_is_own: is @bm one of them?  1 or 0; with @nowait, -EAGAIN: it
+ * would have to wait for a drain.
  */
 struct bitmap *blk_bitmap_find(struct blk *b, const char *name);
 json_t *blk_bitmap_names(struct blk *b);
-bool blk_bitmap_is_own(struct blk *b, const struct bitmap *bm);
+int blk_bitmap_is_own(struct blk *b, const struct bitmap *bm, bool nowait);
 
 /* --- drivers/dirty-view.c --- */
 
