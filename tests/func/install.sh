@@ -93,6 +93,37 @@ touch root/etc/nbdelta/vda.conf
 system uninstall
 [ "$(find root -type f)" = root/etc/nbdelta/vda.conf ]
 
+# Each file is in one package of rpm, and each line of these has a file.
+spec=$SRCDIR/packaging/rpm/nbdelta.spec
+system install-files libdir=/usr/lib64 plugindir=/usr/lib64/nbdkit/plugins
+for file in LICENSE README.md NEWS SECURITY.md; do
+    [ -s "$SRCDIR/$file" ]
+done
+sed -n '/^%files/,/^%changelog/p' "$spec" |
+    sed -n -e 's/^%dir //' -e 's/%{name}/nbdelta/g' \
+        -e 's|%{_unitdir}|/usr/lib/systemd/system|' \
+        -e 's|%{_sysusersdir}|/usr/lib/sysusers.d|' \
+        -e 's|%{_tmpfilesdir}|/usr/lib/tmpfiles.d|' \
+        -e 's|%{nbdkit_plugindir}|/usr/lib64/nbdkit/plugins|' \
+        -e 's|%{_libdir}|/usr/lib64|' -e 's|%{_bindir}|/usr/bin|' \
+        -e 's|%{_docdir}|/usr/share/doc|' -e 's|%{_mandir}|/usr/share/man|' \
+        -e 's|%{_datadir}|/usr/share|' -e 's|%{_sysconfdir}|/etc|' \
+        -e '/^[%/]/p' | grep -v -x '%\(files\|license\|doc\|changelog\).*' >lines
+if [ ! -e "$BUILD/nbdelta-source-libvirt.so" ]; then
+    sed -i '/lib64.nbdelta/d' lines
+fi
+while read -r line; do
+    # shellcheck disable=SC2086  # a pattern
+    ls -d root$line
+done <lines | sort >packaged
+{
+    find root -type f ! -name vda.conf
+    echo root/etc/nbdelta
+    echo root/etc/nbdelta/backup
+    [ ! -e root/usr/lib64/nbdelta ] || echo root/usr/lib64/nbdelta
+} | sort | diff - packaged
+system uninstall libdir=/usr/lib64 plugindir=/usr/lib64/nbdkit/plugins
+
 # A user who may write nowhere else, and has other files there.  Root gets a
 # world that can be read only.
 user() {
