@@ -160,15 +160,11 @@ static int run(struct graph *g, struct request *q, int argc, char **argv)
 
 int cmd_amend(int argc, char **argv)
 {
-    struct request q = {.options = json_object()};
-    struct graph *g = graph_new();
+    CLEANUP_GRAPH struct graph *g = graph_new();
+    CLEANUP_OBJECTS struct objects *objects = objects_new(g);
+    CLEANUP_JSON json_t *options = json_object();
+    struct request q = {.objects = objects, .options = options};
 
-    q.objects = g ? objects_new(g) : NULL;
-    int status = q.objects && q.options ? run(g, &q, argc, argv)
-                                        : cli_failed(command.name, "no memory");
-
-    objects_free(q.objects);
-    graph_free(g);
-    json_decref(q.options);
-    return status;
+    return objects && options ? run(g, &q, argc, argv)
+                              : cli_failed(command.name, "no memory");
 }

@@ -524,19 +524,18 @@ static int run_bitmap(struct request *rq, int argc, char **argv)
 
 int cmd_bitmap(int argc, char **argv)
 {
+    CLEANUP_GRAPH struct graph *g = graph_new();
+    CLEANUP_OBJECTS struct objects *objects = objects_new(g);
     struct request rq = {
         .image = {.header_only = true},
         .source = {.header_only = true},
         .verb = VERB_LIST,
-        .graph = graph_new(),
+        .graph = g,
+        .objects = objects,
     };
-    int status;
+    int status = objects ? run_bitmap(&rq, argc, argv)
+                         : cli_failed(command.name, "no memory");
 
-    rq.objects = rq.graph ? objects_new(rq.graph) : NULL;
-    status = rq.objects ? run_bitmap(&rq, argc, argv)
-                        : cli_failed(command.name, "no memory");
-    objects_free(rq.objects);
-    graph_free(rq.graph);
     free(rq.steps);
     return status;
 }

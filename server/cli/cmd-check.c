@@ -198,7 +198,7 @@ static int check(struct request *q, struct image_check *c, struct error **errp)
         .progress = note_share,
         .opaque = q,
     };
-    struct graph *g = graph_new();
+    CLEANUP_GRAPH struct graph *g = graph_new();
     struct node *file;
     int r = g ? open_file(g, q, &file, errp) : error_nomem(errp);
 
@@ -210,7 +210,6 @@ static int check(struct request *q, struct image_check *c, struct error **errp)
         r = image_check(g, file, q->open.format, &o, c, errp);
         progress_stop(bar);
     }
-    graph_free(g);
     return r;
 }
 

@@ -219,18 +219,16 @@ static int run_create(struct request *rq, int argc, char **argv)
 
 int cmd_create(int argc, char **argv)
 {
+    CLEANUP_GRAPH struct graph *g = graph_new();
+    CLEANUP_OBJECTS struct objects *objects = objects_new(g);
+    CLEANUP_JSON json_t *options = json_object();
     struct request rq = {
         .format = "qcow2",
-        .options = json_object(),
-        .graph = graph_new(),
+        .options = options,
+        .graph = g,
+        .objects = objects,
     };
 
-    rq.objects = rq.graph ? objects_new(rq.graph) : NULL;
-    int r = rq.options && rq.objects
-                ? run_create(&rq, argc, argv)
-                : cli_failed(command.name, "no memory for options");
-    objects_free(rq.objects);
-    graph_free(rq.graph);
-    json_decref(rq.options);
-    return r;
+    return objects && options ? run_create(&rq, argc, argv)
+                              : cli_failed(command.name, "no memory");
 }

@@ -179,7 +179,7 @@ static void print_image(const json_t *info)
 static int query_image(const struct image_open *o, json_t **info,
                        struct error **errp)
 {
-    struct graph *g = graph_new();
+    CLEANUP_GRAPH struct graph *g = graph_new();
     struct node *n;
 
     if (!g) {
@@ -190,7 +190,6 @@ static int query_image(const struct image_open *o, json_t **info,
         *info = node_image_info(g, n);
         r = *info ? 0 : error_nomem(errp);
     }
-    graph_free(g);
     return r;
 }
 

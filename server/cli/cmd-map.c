@@ -393,15 +393,12 @@ static int run_map(struct request *rq, struct graph *g, int argc, char **argv)
 
 int cmd_map(int argc, char **argv)
 {
-    struct request rq = {.objects = NULL};
-    struct graph *g = graph_new();
-
-    rq.objects = g ? objects_new(g) : NULL;
-    int r = rq.objects ? run_map(&rq, g, argc, argv)
-                       : cli_failed(command.name, "no memory");
+    CLEANUP_GRAPH struct graph *g = graph_new();
+    CLEANUP_OBJECTS struct objects *objects = objects_new(g);
+    struct request rq = {.objects = objects};
+    int r = objects ? run_map(&rq, g, argc, argv)
+                    : cli_failed(command.name, "no memory");
 
     map_release(&rq.map);
-    objects_free(rq.objects);
-    graph_free(g);
     return r;
 }

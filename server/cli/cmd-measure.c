@@ -209,22 +209,23 @@ static int run(struct graph *g, struct request *q, int argc, char **argv)
     return measure(g, q);
 }
 
+static int measure_disk(struct request *q, int argc, char **argv)
+{
+    CLEANUP_GRAPH struct graph *g = graph_new();
+    CLEANUP_OBJECTS struct objects *objects = objects_new(g);
+    CLEANUP_JSON json_t *options = json_object();
+
+    q->objects = objects;
+    q->options = options;
+    return objects && options ? run(g, q, argc, argv)
+                              : cli_failed(command.name, "no memory");
+}
+
 int cmd_measure(int argc, char **argv)
 {
-    struct request q = {
-        .disk = {.with_bitmaps = true},
-        .format = "raw",
-        .options = json_object(),
-    };
-    struct graph *g = graph_new();
+    struct request q = {.disk = {.with_bitmaps = true}, .format = "raw"};
+    int status = measure_disk(&q, argc, argv);
 
-    q.objects = g ? objects_new(g) : NULL;
-    int status = q.objects && q.options ? run(g, &q, argc, argv)
-                                        : cli_failed(command.name, "no memory");
-
-    objects_free(q.objects);
-    graph_free(g);
     disk_arg_release(&q.disk);
-    json_decref(q.options);
     return status;
 }

@@ -205,9 +205,7 @@ static int run(struct graph *g, int argc, char **argv)
 
 int cmd_rebase(int argc, char **argv)
 {
-    struct graph *g = graph_new();
-    int status = g ? run(g, argc, argv) : cli_failed(command.name, "no memory");
+    CLEANUP_GRAPH struct graph *g = graph_new();
 
-    graph_free(g);
-    return status;
+    return g ? run(g, argc, argv) : cli_failed(command.name, "no memory");
 }

@@ -316,7 +316,7 @@ static const struct kind *kind_of(const char *type)
 
 struct objects *objects_new(struct graph *g)
 {
-    struct objects *s = calloc(1, sizeof(*s));
+    struct objects *s = g ? calloc(1, sizeof(*s)) : NULL;
 
     if (!s) {
         return NULL;

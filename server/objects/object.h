@@ -20,8 +20,14 @@ struct tls_keys;
 /* Arguments of object-add. */
 extern const struct qmp_arg object_args[];
 
-struct objects *objects_new(struct graph *g); /* NULL: no memory */
-void objects_free(struct objects *s);         /* NULL is fine */
+/* NULL: no memory, or @g is NULL. */
+struct objects *objects_new(struct graph *g);
+void objects_free(struct objects *s); /* NULL is fine */
+static inline void objects_cleanup(struct objects **s)
+{
+    objects_free(*s);
+}
+#define CLEANUP_OBJECTS __attribute__((cleanup(objects_cleanup)))
 
 /* Add an object with the checked @props, or delete one.  -EEXIST: the id is
  * taken.  Throttle groups and TLS credentials are made in the graph, and

@@ -27,6 +27,11 @@ struct graph *graph_new(void);
  * Free all blks before.  NULL is fine. */
 void graph_close_all(struct graph *g);
 void graph_free(struct graph *g);
+static inline void graph_cleanup(struct graph **g)
+{
+    graph_free(*g);
+}
+#define CLEANUP_GRAPH __attribute__((cleanup(graph_cleanup)))
 
 /* --- core/policy.c --- */
 
