@@ -78,7 +78,15 @@ struct group {
     const struct row *rows;
     size_t count;
 };
+#define GROUP(l, r, o)               \
+    {                                \
+        (l), (o), (r), ARRAY_SIZE(r) \
+    }
 #define LABELS_MAX 6
+
+/* Of backups by jobs and by clients alike. */
+#define DELAY_HELP     "How long guests' writes waited for a copy."
+#define DELAY_MAX_HELP "The longest that a guest's write has waited for a copy."
 
 static bool fill_labels(const struct group *g, const json_t *item,
                         struct prom_label labels[LABELS_MAX + 1])
@@ -246,8 +254,7 @@ static const struct row disk_rows[] = {
      "driver-specific.armed-bytes",
      NUMBER},
 };
-static const struct group disks = {disk_labels, true, disk_rows,
-                                   ARRAY_SIZE(disk_rows)};
+static const struct group disks = GROUP(disk_labels, disk_rows, true);
 
 static const struct prom_family latency = {
     "disk_latency_seconds", PROM_HISTOGRAM, "How long single requests took."};
@@ -353,8 +360,7 @@ static const struct row device_rows[] = {
      "inserted.iops_wr",
      LIMIT},
 };
-static const struct group devices = {device_labels, true, device_rows,
-                                     ARRAY_SIZE(device_rows)};
+static const struct group devices = GROUP(device_labels, device_rows, true);
 
 /* --- Nodes and bitmaps. --- */
 
@@ -374,8 +380,7 @@ static const struct row node_rows[] = {
      "ro",
      FLAG},
 };
-static const struct group nodes = {node_labels, false, node_rows,
-                                   ARRAY_SIZE(node_rows)};
+static const struct group nodes = GROUP(node_labels, node_rows, false);
 
 static const struct label bitmap_labels[] = {
     {"bitmap", "bitmap.name"}, {"node", "node-name"}, {NULL, NULL}};
@@ -399,8 +404,7 @@ static const struct row bitmap_rows[] = {
      "bitmap.inconsistent",
      FLAG},
 };
-static const struct group bitmaps = {bitmap_labels, false, bitmap_rows,
-                                     ARRAY_SIZE(bitmap_rows)};
+static const struct group bitmaps = GROUP(bitmap_labels, bitmap_rows, false);
 
 /* --- Jobs and exports. --- */
 
@@ -417,8 +421,7 @@ static const struct row job_rows[] = {
      NUMBER},
     {{"job_failed", PROM_GAUGE, "1: the job has an error."}, "error", PRESENT},
 };
-static const struct group jobs = {job_labels, false, job_rows,
-                                  ARRAY_SIZE(job_rows)};
+static const struct group jobs = GROUP(job_labels, job_rows, false);
 
 static const struct label status_labels[] = {
     {"job", "id"}, {"type", "type"}, {"status", "status"}, {NULL, NULL}};
@@ -427,8 +430,7 @@ static const struct row status_rows[] = {
      "status",
      PRESENT},
 };
-static const struct group statuses = {status_labels, false, status_rows,
-                                      ARRAY_SIZE(status_rows)};
+static const struct group statuses = GROUP(status_labels, status_rows, false);
 
 static const struct label block_job_labels[] = {
     {"job", "device"}, {"type", "type"}, {NULL, NULL}};
@@ -442,8 +444,8 @@ static const struct row block_job_rows[] = {
      "io-status",
      NOT_OK},
 };
-static const struct group block_jobs = {block_job_labels, false, block_job_rows,
-                                        ARRAY_SIZE(block_job_rows)};
+static const struct group block_jobs = GROUP(block_job_labels, block_job_rows,
+                                             false);
 
 static const struct label export_labels[] = {{"export", "id"},
                                              {"node", "node-name"},
@@ -455,8 +457,7 @@ static const struct row export_rows[] = {
      "shutting-down",
      FLAG},
 };
-static const struct group exports = {export_labels, false, export_rows,
-                                     ARRAY_SIZE(export_rows)};
+static const struct group exports = GROUP(export_labels, export_rows, false);
 
 /* --- NBD servers of nbdelta. --- */
 
@@ -466,8 +467,7 @@ static const struct row client_rows[] = {
      "clients",
      NUMBER},
 };
-static const struct group clients = {client_labels, false, client_rows,
-                                     ARRAY_SIZE(client_rows)};
+static const struct group clients = GROUP(client_labels, client_rows, false);
 
 static const struct label server_labels[] = {{"server", "server"},
                                              {NULL, NULL}};
@@ -488,8 +488,7 @@ static const struct row server_rows[] = {
      "turned-away",
      NUMBER},
 };
-static const struct group servers = {server_labels, true, server_rows,
-                                     ARRAY_SIZE(server_rows)};
+static const struct group servers = GROUP(server_labels, server_rows, true);
 
 /* --- Backups that clients pull. --- */
 
@@ -532,17 +531,14 @@ static const struct row pull_rows[] = {
     {{"pull_lost", PROM_GAUGE, "1: the backup of this disk is of no use."},
      "disk.lost",
      PRESENT},
-    {{"pull_guest_delay_max_seconds", PROM_GAUGE,
-      "The longest that a guest's write has waited for a copy."},
+    {{"pull_guest_delay_max_seconds", PROM_GAUGE, DELAY_MAX_HELP},
      "disk.delay.max-ns",
      NANOSECONDS},
 };
-static const struct group pulls = {pull_labels, false, pull_rows,
-                                   ARRAY_SIZE(pull_rows)};
+static const struct group pulls = GROUP(pull_labels, pull_rows, false);
 
-static const struct prom_family pull_delay = {
-    "pull_guest_delay_seconds", PROM_HISTOGRAM,
-    "How long guests' writes waited for a copy."};
+static const struct prom_family pull_delay = {"pull_guest_delay_seconds",
+                                              PROM_HISTOGRAM, DELAY_HELP};
 
 static const struct label backup_labels[] = {
     {"backup", "id"}, {"checkpoint", "checkpoint"}, {NULL, NULL}};
@@ -556,24 +552,20 @@ static const struct row backup_rows[] = {
      "drained-us",
      MICROSECONDS},
 };
-static const struct group backups = {backup_labels, false, backup_rows,
-                                     ARRAY_SIZE(backup_rows)};
+static const struct group backups = GROUP(backup_labels, backup_rows, false);
 
 /* --- Backups, by jobs or by clients, as guests feel them. --- */
 
 static const struct label filter_labels[] = {
     {"filter", "node-name"}, {"node", "parent.node-name"}, {NULL, NULL}};
 static const struct row filter_rows[] = {
-    {{"guest_delay_max_seconds", PROM_GAUGE,
-      "The longest that a guest's write has waited for a copy."},
+    {{"guest_delay_max_seconds", PROM_GAUGE, DELAY_MAX_HELP},
      "driver-specific.delay.max-ns",
      NANOSECONDS},
 };
-static const struct group filters = {filter_labels, false, filter_rows,
-                                     ARRAY_SIZE(filter_rows)};
-static const struct prom_family filter_delay = {
-    "guest_delay_seconds", PROM_HISTOGRAM,
-    "How long guests' writes waited for a copy."};
+static const struct group filters = GROUP(filter_labels, filter_rows, false);
+static const struct prom_family filter_delay = {"guest_delay_seconds",
+                                                PROM_HISTOGRAM, DELAY_HELP};
 
 /* The histogram is at @path of the items. */
 static void put_delays(struct prom *p, const struct prom_family *family,
