@@ -67,7 +67,9 @@ bindir        ?= $(prefix)/bin
 libdir        ?= $(prefix)/lib
 datadir       ?= $(prefix)/share
 mandir        ?= $(datadir)/man
-completiondir ?= $(datadir)/bash-completion/completions
+bashcompdir   ?= $(datadir)/bash-completion/completions
+zshcompdir    ?= $(datadir)/zsh/site-functions
+fishcompdir   ?= $(datadir)/fish/vendor_completions.d
 docdir        ?= $(datadir)/doc/nbdelta
 # A user's own prefix has its own.
 sysconfdir    ?= $(if $(filter-out /usr /usr/local,$(prefix)),$(prefix))/etc
@@ -474,7 +476,7 @@ lint: check-layers
 	    tests/iotests/run tests/iotests/qemu tests/iotests/qemu-nbd \
 	    packaging/*.sh packaging/debian/tests/readme \
 	    packaging/debian/tests/installed
-	$(Q)shellcheck -s bash man/nbdelta.bash-completion
+	$(Q)shellcheck -s bash completion/nbdelta.bash
 
 #--- fuzzing --------------------------------------------------------------
 
@@ -526,8 +528,12 @@ install-files: | $(if $(filter install,$(MAKECMDGOALS)),all)
 	$(INSTALL) -m 644 $(MAN5_PAGES) $(MAN5)
 	$(INSTALL) -d -m 755 $(MAN7)
 	$(INSTALL) -m 644 $(MAN7_PAGES) $(MAN7)
-	$(INSTALL) -D -m 644 man/nbdelta.bash-completion \
-	    $(DESTDIR)$(completiondir)/nbdelta
+	$(INSTALL) -D -m 644 completion/nbdelta.bash \
+	    $(DESTDIR)$(bashcompdir)/nbdelta
+	$(INSTALL) -D -m 644 completion/_nbdelta \
+	    $(DESTDIR)$(zshcompdir)/_nbdelta
+	$(INSTALL) -D -m 644 completion/nbdelta.fish \
+	    $(DESTDIR)$(fishcompdir)/nbdelta.fish
 	$(INSTALL) -d -m 755 $(DESTDIR)$(unitdir) $(DESTDIR)$(docdir) $(CONF)
 	$(Q)set -e; for u in $(UNITS); do \
 	    $(FILL) systemd/$$u.in >$(DESTDIR)$(unitdir)/$$u; \
@@ -541,8 +547,9 @@ install-files: | $(if $(filter install,$(MAKECMDGOALS)),all)
 	    $(DESTDIR)$(tmpfilesdir)/nbdelta.conf
 
 INSTALL_DIRS = $(docdir) $(moduledir) $(sysconfdir)/nbdelta/backup $(bindir) \
-    $(mandir)/man1 $(mandir)/man5 $(mandir)/man7 $(completiondir) $(unitdir) $(sysusersdir) \
-    $(tmpfilesdir) $(plugindir)
+    $(mandir)/man1 $(mandir)/man5 $(mandir)/man7 $(bashcompdir) \
+    $(zshcompdir) $(fishcompdir) $(unitdir) $(sysusersdir) $(tmpfilesdir) \
+    $(plugindir)
 # The system keeps its directories when they are empty.
 EMPTIED := $(or $(DESTDIR),$(filter-out /usr /usr/local,$(prefix)))
 
@@ -552,7 +559,9 @@ uninstall:
 	    $(patsubst man/%,$(MAN1)/%,$(MAN_PAGES)) \
 	    $(patsubst man/%,$(MAN5)/%,$(MAN5_PAGES)) \
 	    $(patsubst man/%,$(MAN7)/%,$(MAN7_PAGES)) \
-	    $(DESTDIR)$(completiondir)/nbdelta \
+	    $(DESTDIR)$(bashcompdir)/nbdelta \
+	    $(DESTDIR)$(zshcompdir)/_nbdelta \
+	    $(DESTDIR)$(fishcompdir)/nbdelta.fish \
 	    $(addprefix $(DESTDIR)$(unitdir)/,$(UNITS)) \
 	    $(addprefix $(DESTDIR)$(docdir)/,$(CONFS)) \
 	    $(DESTDIR)$(sysusersdir)/nbdelta.conf \

@@ -8,14 +8,10 @@
 #include "cli/commands.h"
 #include "cli/dump-config.h"
 #include "cli/nearest.h"
-#include "nbdelta/bytes.h"
+#include "complete/complete.h"
 #include "process.h"
 
-static const struct command {
-    const char *name;
-    int (*run)(int argc, char **argv);
-    const char *about;
-} commands[] = {
+static const struct sub_command commands[] = {
     {"serve", cmd_serve, "serve disk images over NBD"},
     {"backup", cmd_backup,
      "copy disks into a directory: all, then what changed"},
@@ -40,32 +36,41 @@ static const struct command {
     {"qmp", cmd_qmp, "send a command to the monitor of a daemon"},
     {"events", cmd_events, "print the events of a monitor as they come"},
     {"metrics", cmd_metrics, "print what a monitor tells, for Prometheus"},
+    {NULL, NULL, NULL},
+};
+
+enum { OPT_DUMP_CONFIG = CLI_LONG, OPT_COMPLETE };
+
+/* Only one of these is given, and first. */
+static const struct cli_option options[] = {
+    {"version", 'V', NULL, "print the version"},
+    {"dump-config", OPT_DUMP_CONFIG, NULL,
+     "print how this program was built, KEY=VALUE a line"},
+    {"complete", OPT_COMPLETE, "[=bash]",
+     "print what can stand for the last WORD, for shells"},
+    {NULL, 0, NULL, NULL},
 };
 
 static void print_commands(void)
 {
     printf("Usage: nbdelta COMMAND [ARGUMENT...]\n"
            "       nbdelta COMMAND --help\n"
+           "       nbdelta --complete WORD...\n"
            "\n"
            "Storage daemon and backup tool for disk images.\n"
            "\n"
            "Commands:\n");
-    for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
-        printf("  %-12s %s\n", commands[i].name, commands[i].about);
+    for (const struct sub_command *c = commands; c->name; c++) {
+        printf("  %-12s %s\n", c->name, c->about);
     }
-    printf("\n"
-           "Options:\n"
-           "  -h, --help         print this text\n"
-           "  -V, --version      print the version\n"
-           "      --dump-config  print how this program was built, KEY=VALUE "
-           "a line\n");
+    cli_print_options(options);
 }
 
-static const struct command *find_command(const char *name)
+static const struct sub_command *find_command(const char *name)
 {
-    for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
-        if (strcmp(commands[i].name, name) == 0) {
-            return &commands[i];
+    for (const struct sub_command *c = commands; c->name; c++) {
+        if (strcmp(c->name, name) == 0) {
+            return c;
         }
     }
     return NULL;
@@ -76,8 +81,8 @@ static int tell_unknown(const char *what, const char *name)
     struct nearest near;
 
     nearest_begin(&near, name);
-    for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
-        nearest_try(&near, commands[i].name);
+    for (const struct sub_command *c = commands; c->name; c++) {
+        nearest_try(&near, c->name);
     }
     (void)cli_failed(name, "there is no such %s%s%s%s", what,
                      near.best[0] ? "; is '" : "", near.best,
@@ -95,7 +100,7 @@ static int cmd_help(int argc, char **argv)
         print_commands();
         return cli_finish("help");
     }
-    const struct command *c = find_command(argv[1]);
+    const struct sub_command *c = find_command(argv[1]);
     if (!c) {
         return tell_unknown("command", argv[1]);
     }
@@ -131,6 +136,9 @@ int main(int argc, char **argv)
         print_commands();
         return cli_finish("help");
     }
+    if (strncmp(name, "--complete", 10) == 0) {
+        return complete(argc - 1, argv + 1, commands, options);
+    }
     if (strcmp(name, "--dump-config") == 0) {
         return dump_config();
     }
@@ -138,7 +146,7 @@ int main(int argc, char **argv)
         printf("nbdelta %s\n", NBDELTA_VERSION);
         return cli_finish("version");
     }
-    const struct command *c = find_command(name);
+    const struct sub_command *c = find_command(name);
     if (!c) {
         return tell_unknown(name[0] == '-' ? "option" : "command", name);
     }

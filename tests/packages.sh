@@ -14,12 +14,12 @@ packages_of() {
             libgnutls28-dev nettle-dev libnbd-dev nbdkit-plugin-dev libvirt-dev \
             libxml2-dev check ;;
     test)
-        echo btrfs-progs check e2fsprogs fio fuse3 gnutls-bin groff-base \
+        echo btrfs-progs check e2fsprogs fio fish fuse3 gnutls-bin groff-base \
             iproute2 jq \
             libnbd-bin libvirt-clients libvirt-daemon \
             libvirt-daemon-driver-qemu nbdkit openssh-client openssh-server \
             procps python3-libnbd qemu-system-common qemu-system-x86 \
-            qemu-utils rsync socat openssl xfsprogs ;;
+            qemu-utils rsync socat openssl xfsprogs zsh ;;
     bench)
         echo virtnbdbackup ;;
     peers)

@@ -18,6 +18,7 @@
 
 static const char *program; /* NULL: nbdelta */
 static const char *error_mark = "";
+static void (*give_help)(const struct cli_command *c); /* NULL: print it */
 
 void cli_set_program(const char *name)
 {
@@ -27,6 +28,11 @@ void cli_set_program(const char *name)
 const char *cli_program(void)
 {
     return program ? program : "nbdelta";
+}
+
+void cli_give_help(void (*fn)(const struct cli_command *c))
+{
+    give_help = fn;
 }
 
 static bool has_letter(const struct cli_option *o)
@@ -56,6 +62,15 @@ static void help_line(const struct cli_option *o)
     printf("%*s%s\n", HELP_INDENT - width, "", o->help);
 }
 
+void cli_print_options(const struct cli_option *options)
+{
+    printf("\nOptions:\n");
+    for (const struct cli_option *o = options; o->name; o++) {
+        help_line(o);
+    }
+    help_line(&(struct cli_option){"help", 'h', NULL, "print this text"});
+}
+
 static void print_command_help(const struct cli_command *c)
 {
     const char *form = c->usage;
@@ -68,11 +83,8 @@ static void print_command_help(const struct cli_command *c)
         form += len + (form[len] == '\n');
         lead = "";
     }
-    printf("\n%s\nOptions:\n", c->about);
-    for (const struct cli_option *o = c->options; o->name; o++) {
-        help_line(o);
-    }
-    help_line(&(struct cli_option){"help", 'h', NULL, "print this text"});
+    printf("\n%s", c->about);
+    cli_print_options(c->options);
 }
 
 /* --- Parsing --- */
@@ -124,7 +136,7 @@ int cli_next(const struct cli_command *c, int argc, char **argv)
     opterr = 0;
     int code = getopt_long(argc, argv, shorts, longs, NULL);
     if (code == 'h') {
-        print_command_help(c);
+        (give_help ? give_help : print_command_help)(c);
         return CLI_HELP;
     }
     if (code != '?' && code != ':') {

@@ -48,6 +48,13 @@ struct cli_command {
     const char *about; /* what it does; lines end with \n */
     const struct cli_option *options; /* without --help, which all have */
     bool in_order; /* arguments come from cli_next, too, in their place */
+    /*
+     * What its arguments are, for completion: a kind for each (a row of
+     * complete/kinds.c, or words in lower case), or more with '|' between them.
+     * "..." behind the last one: and so on.  In brackets: words that may stand
+     * there or not.  NULL: there are none.
+     */
+    const char *operands;
 };
 
 /* The code of an argument that comes in its place. */
@@ -69,6 +76,12 @@ enum {
  * arguments may be mixed.
  */
 int cli_next(const struct cli_command *c, int argc, char **argv);
+
+/* Print the options of a table, and --help, as --help has them. */
+void cli_print_options(const struct cli_option *options);
+
+/* From now on --help of a command prints nothing, but calls @fn. */
+void cli_give_help(void (*fn)(const struct cli_command *c));
 
 /* Print `nbdelta: WHAT: why` and return the status for the error's code;
  * cli_failed returns EXIT_FAILURE. */

@@ -40,6 +40,7 @@ static const struct cli_command command = {
     .about = "Give an image that nobody uses other properties.  What a guest\n"
              "sees stays the same.\n",
     .options = option_table,
+    .operands = "IMAGE",
 };
 
 struct request {

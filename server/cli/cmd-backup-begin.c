@@ -69,6 +69,7 @@ static const struct cli_command begin_command = {
         "instant,\nand export them for clients to pull, with what has changed "
         "since a checkpoint.\n",
     .options = begin_options,
+    .operands = "SOCKET",
 };
 
 static const struct cli_option end_options[] = {
@@ -85,6 +86,7 @@ static const struct cli_command end_command = {
     .about = "End the backup ID.  Its exports go.  Its checkpoint stays, "
              "unless the backup\nfailed.\n",
     .options = end_options,
+    .operands = "SOCKET BACKUP",
 };
 
 /* --- Arguments --- */

@@ -82,7 +82,7 @@ static const struct cli_option option_table[] = {
     {"output", OPT_OUTPUT, "human|json", "print what was done as JSON (human)"},
     {"progress", OPT_PROGRESS, "json", "print a JSON line a second on stderr"},
     {"format", 'f', "FORMAT", "format of SOURCE, if it is an image"},
-    {"bitmap", OPT_BITMAP, "NAME",
+    {"bitmap", OPT_BITMAP, "BITMAP",
      "bitmap of SOURCE, if it is an NBD URI, that tells what has changed"},
     {"instant", OPT_INSTANT, "WORD",
      "SOURCE, if it is an NBD URI, has the same bytes while this is the same"},
@@ -113,6 +113,7 @@ static const struct cli_command command = {
         "libvirt (libvirt:NAME), a QMP socket of nbdelta or of QEMU,\n"
         "qmp://HOST:PORT, an NBD URI, or an image that nobody uses.\n",
     .options = option_table,
+    .operands = "IMAGE|URI|libvirt:|qmp:// DIR",
 };
 
 static int take_compression(const char *text, struct backup_options *o)

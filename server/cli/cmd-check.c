@@ -50,6 +50,7 @@ static const struct cli_command command = {
     .about = "Check whether the metadata of an image are sound.  With -r, "
              "repair them.\n",
     .options = option_table,
+    .operands = "IMAGE",
 };
 
 struct request {

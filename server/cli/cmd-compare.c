@@ -31,7 +31,7 @@ static const struct cli_option option_table[] = {
      "format of the first image (default: look at it)"},
     {"second-format", 'F', "FORMAT",
      "format of the second image (default: look at it)"},
-    {"disk", OPT_DISK, "NAME", "the disk of a point that has more than one"},
+    {"disk", OPT_DISK, "DISK", "the disk of a point that has more than one"},
     {"image-opts", OPT_IMAGE_OPTS, NULL,
      "images are lists of options, as in driver=qcow2,file.filename=a"},
     {"strict", 's', NULL, "sizes, and places of data and holes, count, too"},
@@ -46,12 +46,13 @@ static const struct cli_option option_table[] = {
 
 static const struct cli_command command = {
     .name = "compare",
-    .usage = "[-f FORMAT] [-F FORMAT] [--disk NAME] [--image-opts] [-s] [-U] "
+    .usage = "[-f FORMAT] [-F FORMAT] [--disk DISK] [--image-opts] [-s] [-U] "
              "[-p] [-q]\n[--allow-path DIR] DISK1 DISK2",
     .about =
         "Compare the content of two disks.  Each is an image, the URI of an "
         "NBD export,\nor a point of a backup directory, DIR[@POINT].\n",
     .options = option_table,
+    .operands = "IMAGE|URI|DIR[@POINT]...",
 };
 
 struct request {

@@ -50,6 +50,7 @@ static const struct cli_command command = {
              "With --track, FILE is a new qcow2 image without data.  It has\n"
              "bitmaps that remember which blocks of the raw disk RAW change.\n",
     .options = option_table,
+    .operands = "FILE SIZE",
 };
 
 /* --- Progress of preallocation: how much of the file takes space --- */

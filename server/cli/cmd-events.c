@@ -290,6 +290,7 @@ static const struct cli_command command_line = {
         "come.\n"
         "Exit status 3: the event of --until has not come in time.\n",
     .options = options,
+    .operands = "SOCKET",
 };
 
 /* 0, or CLI_USAGE. */

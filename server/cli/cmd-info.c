@@ -26,7 +26,7 @@ static const struct cli_option option_table[] = {
     {"format", 'f', "FORMAT", "format of the image (default: look at it)"},
     {"force-share", 'U', NULL,
      "open it even while another process writes to it"},
-    {"snapshot", OPT_SNAPSHOT, "NAME",
+    {"snapshot", OPT_SNAPSHOT, "SNAPSHOT",
      "of the image's snapshot with this id or name"},
     {"output", OPT_OUTPUT, "human|json",
      "print for people (default), or for programs"},
@@ -35,11 +35,12 @@ static const struct cli_option option_table[] = {
 
 static const struct cli_command command = {
     .name = "info",
-    .usage = "[-U] [-f FORMAT] [--snapshot NAME] [--output human|json] "
+    .usage = "[-U] [-f FORMAT] [--snapshot SNAPSHOT] [--output human|json] "
              "IMAGE|URI",
     .about = "Print the format, size and properties of a disk image, or what\n"
              "the NBD server at a URI offers.\n",
     .options = option_table,
+    .operands = "IMAGE|URI",
 };
 
 /* --- For people --- */

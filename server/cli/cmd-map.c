@@ -41,8 +41,8 @@ static const struct cli_option option_table[] = {
     {"format", 'f', "FORMAT", "format of the image (default: look at it)"},
     {"force-share", 'U', NULL,
      "open it even while another process writes to it"},
-    {"bitmap", OPT_BITMAP, "NAME", "print what is dirty in this bitmap"},
-    {"snapshot", OPT_SNAPSHOT, "NAME",
+    {"bitmap", OPT_BITMAP, "BITMAP", "print what is dirty in this bitmap"},
+    {"snapshot", OPT_SNAPSHOT, "SNAPSHOT",
      "of the image's snapshot with this id or name"},
     {"allow-path", OPT_ALLOW_PATH, "DIR",
      "open backing files in DIR and below, too"},
@@ -55,16 +55,17 @@ static const struct cli_option option_table[] = {
 
 static const struct cli_command command = {
     .name = "map",
-    .usage = "[-U] [-f FORMAT] [--bitmap NAME|--snapshot NAME] "
+    .usage = "[-U] [-f FORMAT] [--bitmap BITMAP|--snapshot SNAPSHOT] "
              "[--allow-path DIR] [--object OPTIONS] "
              "[--output human|json] IMAGE\n"
-             "[--bitmap NAME] [--output human|json] URI\n"
+             "[--bitmap BITMAP] [--output human|json] URI\n"
              "--output picture|ansi|svg [--rows N] ... IMAGE|URI",
     .about = "Print which ranges of a disk hold data, read as zeroes, or are\n"
              "dirty in a bitmap.\n"
              "As a picture: ansi has colours, svg is a file, and picture has\n"
              "colours on a terminal, without NO_COLOR.\n",
     .options = option_table,
+    .operands = "IMAGE|URI",
 };
 
 /* --- Images --- */

@@ -36,8 +36,9 @@ static const struct cli_option option_table[] = {
      "options of the new image; '-o help' lists them"},
     {"size", OPT_SIZE, "SIZE", "of an empty disk with so many bytes"},
     {"format", 'f', "FORMAT", "format of the image (default: look at it)"},
-    {"snapshot", 'l', "NAME", "of the image's snapshot with this id or name"},
-    {"disk", OPT_DISK, "NAME", "the disk of a point that has more than one"},
+    {"snapshot", 'l', "SNAPSHOT",
+     "of the image's snapshot with this id or name"},
+    {"disk", OPT_DISK, "DISK", "the disk of a point that has more than one"},
     {"image-opts", OPT_IMAGE_OPTS, NULL,
      "DISK is a list of options, as in QEMU's tools"},
     {"force-share", 'U', NULL,
@@ -54,14 +55,15 @@ static const struct cli_command command = {
     .name = "measure",
     .usage = "[-O FORMAT] [-o KEY=VALUE,...] [--object OPTIONS]\n"
              "[--output human|json] --size SIZE\n"
-             "[-O FORMAT] [-o KEY=VALUE,...] [-f FORMAT] [-l NAME] [-U]\n"
-             "[--disk NAME] [--image-opts] [--allow-path DIR] "
+             "[-O FORMAT] [-o KEY=VALUE,...] [-f FORMAT] [-l SNAPSHOT] [-U]\n"
+             "[--disk DISK] [--image-opts] [--allow-path DIR] "
              "[--object OPTIONS]\n[--output human|json] DISK",
     .about = "Print how large a file, or a block device, has to be for a new\n"
              "image: of an empty disk, or with the content of DISK.  That is\n"
              "an image, the URI of an NBD export, or a point of a backup\n"
              "directory, DIR[@POINT].\n",
     .options = option_table,
+    .operands = "IMAGE|URI|DIR[@POINT]",
 };
 
 struct request {

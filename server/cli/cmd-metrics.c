@@ -154,6 +154,7 @@ static const struct cli_command command_line = {
     .about = "Print what a QMP monitor tells of disks, bitmaps, jobs and "
              "backups\nin Prometheus' text format.\n",
     .options = options,
+    .operands = "SOCKET",
 };
 
 int cmd_metrics(int argc, char **argv)

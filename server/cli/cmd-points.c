@@ -56,6 +56,7 @@ static const struct cli_command command = {
              "was copied as a whole, and when they were verified.  Or tell\n"
              "monitors how it is.\n",
     .options = option_table,
+    .operands = "DIR[@POINT]",
 };
 
 /* --- For people --- */

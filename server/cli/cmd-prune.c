@@ -41,6 +41,7 @@ static const struct cli_command command = {
              "count.  N is a number or 'unlimited'.  The latest point always\n"
              "stays.\n",
     .options = option_table,
+    .operands = "DIR",
 };
 
 /* --- What would go --- */

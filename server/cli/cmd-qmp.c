@@ -213,7 +213,7 @@ enum {
 static const struct cli_option options[] = {
     {"wait", 'w', "[=ready|end]",
      "wait for the jobs that the command starts, until they are ready or end"},
-    {"wait-job", OPT_WAIT_JOB, "ID", "wait for a job that is there already"},
+    {"wait-job", OPT_WAIT_JOB, "JOB", "wait for a job that is there already"},
     {"detach-on-signal", OPT_DETACH, NULL,
      "when interrupted, leave the jobs of the command running"},
     {"quiet", 'q', NULL, "print only errors"},
@@ -223,7 +223,7 @@ static const struct cli_option options[] = {
 static const struct cli_command command_line = {
     .name = "qmp",
     .usage = "SOCKET COMMAND [KEY=VALUE... | JSON | -] [--wait[=ready|end]]\n"
-             "SOCKET --wait-job ID [--wait[=ready|end]]\n"
+             "SOCKET --wait-job JOB [--wait[=ready|end]]\n"
              "SOCKET help [COMMAND | EVENT]",
     .about = "Send a command to the QMP monitor of a daemon and print what "
              "it returns.\n"
@@ -234,6 +234,7 @@ static const struct cli_command command_line = {
              "if a job failed.\nAn interrupt cancels the jobs that the command "
              "has started.\n",
     .options = options,
+    .operands = "SOCKET MONITOR-COMMAND MONITOR-ARGUMENT...",
 };
 
 /* 0, or CLI_USAGE. */

@@ -54,6 +54,7 @@ static const struct cli_command command = {
              "stays the same: what the new one has not is copied to the\n"
              "image.  With -u only the name is changed.\n",
     .options = option_table,
+    .operands = "IMAGE",
 };
 
 struct request {

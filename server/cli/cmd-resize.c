@@ -25,7 +25,7 @@ static const struct cli_option option_table[] = {
     {"format", 'f', "FORMAT", "format of the image (default: look at it)"},
     {"image-opts", OPT_IMAGE_OPTS, NULL,
      "IMAGE is a list of options, as in QEMU's tools"},
-    {"preallocation", OPT_PREALLOCATION, "MODE",
+    {"preallocation", OPT_PREALLOCATION, "off|metadata|falloc|full",
      "of what grows: off (default), metadata, falloc or full"},
     {"shrink", OPT_SHRINK, NULL, "let the disk lose its end"},
     {"quiet", 'q', NULL, "print nothing but errors"},
@@ -34,12 +34,14 @@ static const struct cli_option option_table[] = {
 
 static const struct cli_command command = {
     .name = "resize",
-    .usage = "[-f FORMAT] [--shrink] [--preallocation MODE] [-q] "
+    .usage = "[-f FORMAT] [--shrink] [--preallocation "
+             "off|metadata|falloc|full] [-q] "
              "IMAGE [+|-]SIZE",
     .about = "Grow or shrink the disk of an image that nobody uses.  SIZE is\n"
              "in bytes or has one of the suffixes k M G T P E; with a sign it\n"
              "is the difference.\n",
     .options = option_table,
+    .operands = "IMAGE SIZE",
 };
 
 struct request {

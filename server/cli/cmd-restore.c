@@ -43,6 +43,7 @@ static const struct cli_command command = {
              "is verified.  Only what differs is written to a target that is\n"
              "there already.\n",
     .options = option_table,
+    .operands = "DIR[@POINT] DISK[=TARGET]...",
 };
 
 /* Requests in flight to a server far away. */

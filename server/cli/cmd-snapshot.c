@@ -18,8 +18,9 @@
 static const struct cli_option option_table[] = {
     {"list", 'l', NULL, "list the snapshots (default)"},
     {"create", 'c', "NAME", "make a snapshot of the disk as it is"},
-    {"delete", 'd', "NAME", "remove the first snapshot of this name"},
-    {"apply", 'a', "NAME", "let the disk be the snapshot with this name or id"},
+    {"delete", 'd', "SNAPSHOT", "remove the first snapshot of this name"},
+    {"apply", 'a', "SNAPSHOT",
+     "let the disk be the snapshot with this name or id"},
     {"format", 'f', "FORMAT", "format of the image (default: look at it)"},
     {"force-share", 'U', NULL, "list: even while another process writes"},
     {"quiet", 'q', NULL, "does nothing: there is no chatter"},
@@ -29,10 +30,11 @@ static const struct cli_option option_table[] = {
 static const struct cli_command command = {
     .name = "snapshot",
     .usage = "[-l] [-f FORMAT] [-U] IMAGE\n"
-             "-c NAME|-d NAME|-a NAME [-f FORMAT] IMAGE",
+             "-c NAME|-d SNAPSHOT|-a SNAPSHOT [-f FORMAT] IMAGE",
     .about = "List, make, remove or apply the internal snapshots of an image\n"
              "that no other process uses.\n",
     .options = option_table,
+    .operands = "IMAGE",
 };
 
 struct request {

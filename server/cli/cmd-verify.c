@@ -46,6 +46,7 @@ static const struct cli_command command = {
              "were made when they were written.  With @POINT: of that point\n"
              "and of all that it needs.\n",
     .options = option_table,
+    .operands = "DIR[@POINT]",
 };
 
 static _Atomic bool stopped;

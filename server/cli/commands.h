@@ -2,6 +2,13 @@
 #ifndef NBDELTA_SERVER_CLI_COMMANDS_H
 #define NBDELTA_SERVER_CLI_COMMANDS_H
 
+/* A row of the list of sub-commands, which ends with a NULL name. */
+struct sub_command {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *about; /* a line */
+};
+
 /* The sub-commands.  argv[0] is the command's own name; they return the exit
  * status (cli.h). */
 int cmd_amend(int argc, char **argv);

@@ -8,20 +8,21 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/remote.h"
 
+const char *const client_uri_schemes[] = {
+    "nbd://",       "nbds://",       "nbd+unix://", "nbds+unix://",
+    "nbd+vsock://", "nbds+vsock://", NULL,
+};
+
 bool client_is_uri(const char *text)
 {
-    static const char *const schemes[] = {
-        "nbd://",       "nbds://",      "nbd+unix://",
-        "nbds+unix://", "nbd+vsock://", "nbds+vsock://",
-    };
+    const char *const *scheme = client_uri_schemes;
 
-    for (size_t i = 0; i < ARRAY_SIZE(schemes); i++) {
-        if (strncmp(text, schemes[i], strlen(schemes[i])) == 0) {
+    for (; *scheme; scheme++) {
+        if (strncmp(text, *scheme, strlen(*scheme)) == 0) {
             return true;
         }
     }

@@ -8,6 +8,9 @@
 struct error;
 struct nbd_handle;
 
+/* How NBD URIs begin; ends with NULL. */
+extern const char *const client_uri_schemes[];
+
 /* Is @text an NBD URI, not the name of a file? */
 bool client_is_uri(const char *text);
 

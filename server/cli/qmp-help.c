@@ -97,22 +97,11 @@ static void put_place(struct page *p, const char *place)
 
 /* --- Types. --- */
 
-static const char *enum_word(const json_t *item)
-{
-    return json_is_string(item) ? json_string_value(item)
-                                : member_str(item, "name");
-}
-
-/* Newer monitors have "members", with features; older ones "values" alone. */
 static void put_enum(struct page *p, const json_t *e, const char *place)
 {
-    const json_t *list = json_object_get(e, "members");
+    const json_t *list = schema_words(e);
     size_t i;
     json_t *item;
-
-    if (!json_is_array(list)) {
-        list = json_object_get(e, "values");
-    }
     size_t n = json_array_size(list);
     const char *known = n > FEW_WORDS ? told_at(p, member_str(e, "name"), place)
                                       : NULL;
@@ -122,7 +111,7 @@ static void put_enum(struct page *p, const json_t *e, const char *place)
         return;
     }
     json_array_foreach (list, i, item) {
-        const char *word = enum_word(item);
+        const char *word = schema_word(item);
 
         put_word(p, word ? word : "?", separator(i, n));
     }

@@ -132,25 +132,54 @@ void schema_each_member(const struct schema *s, const json_t *object,
     }
 }
 
-struct wanted {
-    const char *name;
-    bool found;
-};
-
-static void compare_name(const char *name, void *opaque)
+static const json_t *find_in_list(const json_t *object, const char *name)
 {
-    struct wanted *w = opaque;
+    const json_t *list = json_object_get(object, "members");
+    size_t i;
+    json_t *member;
 
-    w->found |= strcmp(name, w->name) == 0;
+    json_array_foreach (list, i, member) {
+        const char *is = member_str(member, "name");
+
+        if (is && strcmp(is, name) == 0) {
+            return member;
+        }
+    }
+    return NULL;
+}
+
+const json_t *schema_member(const struct schema *s, const json_t *object,
+                            const json_t *args, const char *name)
+{
+    const json_t *found = NULL;
+
+    for (int i = 0; object && !found && i < VARIANTS_MAX; i++) {
+        found = find_in_list(object, name);
+        object = variant_of(s, object, args);
+    }
+    return found;
 }
 
 bool schema_has_member(const struct schema *s, const json_t *object,
                        const json_t *args, const char *name)
 {
-    struct wanted w = {name, false};
+    return schema_member(s, object, args, name) != NULL;
+}
 
-    schema_each_member(s, object, args, compare_name, &w);
-    return w.found;
+/* --- Words. --- */
+
+/* Newer monitors have "members", with features; older ones "values" alone. */
+const json_t *schema_words(const json_t *entry)
+{
+    const json_t *list = json_object_get(entry, "members");
+
+    return json_is_array(list) ? list : json_object_get(entry, "values");
+}
+
+const char *schema_word(const json_t *item)
+{
+    return json_is_string(item) ? json_string_value(item)
+                                : member_str(item, "name");
 }
 
 bool schema_has_feature(const json_t *entry, const char *name)

@@ -59,6 +59,15 @@ void schema_each_member(const struct schema *s, const json_t *object,
                         void (*fn)(const char *name, void *opaque),
                         void *opaque);
 
+/* The member @name of @object, a SchemaInfoObjectMember, or NULL.  Borrowed. */
+const json_t *schema_member(const struct schema *s, const json_t *object,
+                            const json_t *args, const char *name);
+
+/* The words of the enumeration @entry, an array (or something else, or NULL);
+ * and the word that an item of it is, or NULL.  Borrowed. */
+const json_t *schema_words(const json_t *entry);
+const char *schema_word(const json_t *item);
+
 /* Is the feature @name ("deprecated", "unstable") among those of @entry? */
 bool schema_has_feature(const json_t *entry, const char *name);
 

@@ -39,7 +39,8 @@ static const struct cli_option serve_options[] = {
     {"address", 'i', "ADDR", "listen on this address (localhost)"},
     {"port", 'p', "PORT", "listen on this TCP port (10809; 0: any free one)"},
     {"read-only", 'r', NULL, "open images read-only; clients cannot write"},
-    {"tls", OPT_TLS, "MODE", "off, on, or require (default if there are keys)"},
+    {"tls", OPT_TLS, "off|on|require",
+     "use TLS (default: require if there are keys, else off)"},
     {"tls-certificates", OPT_TLS_CERTIFICATES, "DIR",
      "use TLS with the certificates in DIR"},
     {"tls-psk", OPT_TLS_PSK, "FILE", "use TLS with the users' keys in FILE"},
@@ -51,18 +52,18 @@ static const struct cli_option serve_options[] = {
     {"qmp", OPT_QMP, "SOCKET", "listen for QMP clients on a Unix socket"},
     {"allow-path", OPT_ALLOW_PATH, "PATH",
      "let images name files in PATH and below, too"},
-    {"follow", OPT_FOLLOW, "WHAT",
-     "files that images may name: none, data, beside (default)"},
+    {"follow", OPT_FOLLOW, "none|data|beside",
+     "files that images may name (beside)"},
     {"exit-on-disconnect", OPT_EXIT_ON_DISCONNECT, NULL,
      "end when the last client has gone, as qemu-nbd does"},
     {"exit-with-parent", OPT_EXIT_WITH_PARENT, NULL,
      "end when the parent process ends"},
     {"print-uri", OPT_PRINT_URI, NULL,
      "print the URIs of the exports when ready"},
-    {"log", OPT_LOG, "WHERE",
-     "where events are told: stderr, syslog (with --daemonize), null, a file"},
-    {"log-level", OPT_LOG_LEVEL, "LEVEL",
-     "which ones, at most: error, warning, info (default), debug"},
+    {"log", OPT_LOG, "stderr|syslog|null|FILE",
+     "where events are told (stderr; with --daemonize: syslog)"},
+    {"log-level", OPT_LOG_LEVEL, "error|warning|info|debug",
+     "which ones, at most (info)"},
     {"socket-mode", OPT_SOCKET_MODE, "MODE",
      "permissions of the socket of -U, as for chmod (600)"},
     {"socket-group", OPT_SOCKET_GROUP, "GROUP",
@@ -81,12 +82,12 @@ static const struct cli_option serve_options[] = {
 
 static const struct cli_command serve_command = {
     .name = "serve",
-    .usage =
-        "[-U SOCKET | -i ADDR -p PORT] [-r] [-f FORMAT] [--qmp SOCKET] "
-        "[--pidfile FILE]\n"
-        "[--overlay FILE|temporary] [--allow-path PATH]... [--follow WHAT] "
-        "[--daemonize]\n"
-        "[OPTION...] [NAME=]{IMAGE | DIR[@POINT]}...",
+    .usage = "[-U SOCKET | -i ADDR -p PORT] [-r] [-f FORMAT] [--qmp SOCKET] "
+             "[--pidfile FILE]\n"
+             "[--overlay FILE|temporary] [--allow-path PATH]... [--follow "
+             "none|data|beside] "
+             "[--daemonize]\n"
+             "[OPTION...] [NAME=]{IMAGE | DIR[@POINT]}...",
     .about =
         "Serve disk images to NBD clients until SIGTERM, SIGINT or QMP's "
         "quit.\n"
@@ -105,6 +106,7 @@ static const struct cli_command serve_command = {
         "one of them, no image has to be given.\n",
     .options = serve_options,
     .in_order = true,
+    .operands = "NAME=IMAGE...",
 };
 
 static const struct cli_option daemon_options[] = {

@@ -29,14 +29,7 @@ man_options() {
 
 # What the completion offers after "nbdelta $1" for "--".
 offered() {
-    bash -c '. "$1"
-        if [ "$2" ]; then
-            COMP_WORDS=(nbdelta "$2" --) COMP_CWORD=2
-        else
-            COMP_WORDS=(nbdelta --) COMP_CWORD=1
-        fi
-        _nbdelta; printf "%s\n" "${COMPREPLY[@]}"' \
-        _ "$SRCDIR/man/nbdelta.bash-completion" "$1" | sort
+    nbdelta --complete ${1:+"$1"} -- | cut -f1 | sort
 }
 
 compare() {
@@ -53,15 +46,20 @@ compare() {
 }
 
 # nbdelta itself has just these.
-for option in '-h --help' '-V --version' --dump-config; do
+for option in '-h --help' '-V --version' --dump-config --complete; do
     for form in $option; do
-        nbdelta "$form" >/dev/null
+        nbdelta "$form" "$form" >/dev/null
     done
     man_options "$SRCDIR/man/nbdelta.1" | grep -qx -e "$option" ||
         differs "nbdelta.1 does not describe $option"
     offered '' | grep -qx -e "${option##* }" ||
         differs "the completion does not offer $option"
 done
+diff <(offered '') <(nbdelta --help | grep -o -e '--[a-z-]*' | sort -u) ||
+    differs "options of nbdelta: --help >, completion <"
+diff <(nbdelta --complete '' | cut -f1 | grep -v -e ^- -e '^help$') \
+    <(nbdelta --help | sed -n 's/^  \([a-z-]\{2,\}\)  *[^ ].*/\1/p') ||
+    differs "commands: --help >, completion <"
 [ "$(nbdelta -V)" = "$(nbdelta --version)" ] || differs "-V and --version"
 
 commands=$(nbdelta --help | sed -n 's/^  \([a-z-]\{2,\}\)  *[^ ].*/\1/p')

@@ -18,6 +18,8 @@ mk() {
         echo ./opt/nbd/lib/nbdelta/nbdelta-source-libvirt.so
     fi
     echo ./opt/nbd/share/bash-completion/completions/nbdelta
+    echo ./opt/nbd/share/zsh/site-functions/_nbdelta
+    echo ./opt/nbd/share/fish/vendor_completions.d/nbdelta.fish
     for page in "$SRCDIR"/man/*.1; do
         echo "./opt/nbd/share/man/man1/${page##*/}"
     done
