@@ -209,6 +209,13 @@ struct driver {
                struct mapping *m);
     void (*map_put)(struct node *n, struct mapping *m); /* or NULL */
 
+    /* As map, for the ranges that follow one another from @offset on: at most
+     * *count (> 0), and as many as it takes no further look to tell.  Fills in
+     * them and *count (> 0).  They are put back as one, the first.  NULL: map
+     * is asked for each. */
+    int (*map_many)(struct node *n, uint64_t offset, uint64_t bytes,
+                    unsigned flags, struct mapping *m, unsigned *count);
+
     int (*preadv)(struct node *n, uint64_t offset, uint64_t bytes,
                   const struct iovec *iov, int iovcnt, unsigned flags);
 

@@ -9,6 +9,10 @@
 #include "core/node.h"
 #include "nbdelta/bytes.h"
 
+/* So many mappings are looked up at once.  They are on the stack, once for each
+ * layer. */
+#define MAPPINGS_MAX 16
+
 struct walk {
     extent_fn *fn;
     void *opaque;
@@ -114,9 +118,41 @@ static int emit(const struct walk *w, struct node *n, const struct mapping *m,
     return w->fn(&e, w->opaque);
 }
 
+/* Tell of a mapping, or ask the node that it leads to.  A guard may make it
+ * shorter. */
+static int tell_mapping(const struct walk *w, struct node *n, struct mapping *m,
+                        uint64_t offset, uint64_t shift, unsigned depth)
+{
+    if (m->kind == MAP_UNALLOCATED) {
+        return n->guard ? walk_guarded(w, n, offset, &m->length, shift, depth)
+                        : walk_below(w, n, offset, m->length, shift, depth);
+    }
+    if (m->kind == MAP_DATA && m->file && !m->coded && !n->drv->is_protocol &&
+        (!n->drv->has_backing || m->file == node_child(n, CHILD_DATA))) {
+        /* The node is a plain window on its file, which knows its holes. */
+        return walk_node(w, m->file, m->host, m->length,
+                         shift + offset - m->host, depth);
+    }
+    return emit(w, n, m, offset, shift, depth);
+}
+
+/* Under a guard there is one mapping: what was looked up before the others were
+ * told of may not be true any more. */
+static int map_some(struct node *n, uint64_t offset, uint64_t bytes,
+                    unsigned flags, struct mapping *m, unsigned *count)
+{
+    if (n->drv->map_many && !n->guard) {
+        return n->drv->map_many(n, offset, bytes, flags, m, count);
+    }
+    *count = 1;
+    return node_map(n, offset, bytes, flags, m);
+}
+
 static int walk_node(const struct walk *w, struct node *n, uint64_t offset,
                      uint64_t bytes, uint64_t shift, unsigned depth)
 {
+    unsigned want = 1; /* callers may have enough of the first one */
+
     for (; n->drv->is_filter; n = node_child(n, CHILD_FILE)) {
         int r = !n->drv->status         ? 0
                 : w->flags & MAP_NOWAIT ? -EAGAIN /* it sees each one once */
@@ -126,31 +162,22 @@ static int walk_node(const struct walk *w, struct node *n, uint64_t offset,
         }
     }
     while (bytes > 0) {
-        struct mapping m;
-        int r = node_map(n, offset, bytes, w->flags | MAP_STATUS, &m);
+        struct mapping m[MAPPINGS_MAX];
+        unsigned count = want;
+        int r = map_some(n, offset, bytes, w->flags | MAP_STATUS, m, &count);
         if (r < 0) {
             return r;
         }
-        if (m.kind == MAP_UNALLOCATED && n->guard) {
-            r = walk_guarded(w, n, offset, &m.length, shift, depth);
-        } else if (m.kind == MAP_UNALLOCATED) {
-            r = walk_below(w, n, offset, m.length, shift, depth);
-        } else if (m.kind == MAP_DATA && m.file && !m.coded &&
-                   !n->drv->is_protocol &&
-                   (!n->drv->has_backing ||
-                    m.file == node_child(n, CHILD_DATA))) {
-            /* The node is a plain window on its file, which knows its holes. */
-            r = walk_node(w, m.file, m.host, m.length, shift + offset - m.host,
-                          depth);
-        } else {
-            r = emit(w, n, &m, offset, shift, depth);
+        for (unsigned i = 0; i < count && r == 0; i++) {
+            r = tell_mapping(w, n, &m[i], offset, shift, depth);
+            offset += m[i].length;
+            bytes -= m[i].length;
         }
-        node_map_put(n, &m);
+        node_map_put(n, m);
         if (r != 0) {
             return r;
         }
-        offset += m.length;
-        bytes -= m.length;
+        want = MAPPINGS_MAX;
     }
     return 0;
 }

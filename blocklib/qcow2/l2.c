@@ -83,6 +83,31 @@ static uint64_t run_length(const struct qcow2 *s, const struct qcow2_table *t,
     return length;
 }
 
+/* run_length() of entries of one word, which are clusters: all that such an
+ * entry says of a place is in the word. */
+static uint64_t run_of_words(const struct qcow2 *s, const struct qcow2_table *t,
+                             uint64_t offset, uint64_t enough,
+                             struct qcow2_entry first, enum qcow2_kind kind)
+{
+    bool placed = !qcow2_entry_packed(first) &&
+                  qcow2_entry_has_cluster(s, first);
+    uint64_t step = placed ? s->cluster_size : 0;
+    uint64_t index = index_of(s, offset);
+    uint64_t length = s->cluster_size;
+
+    for (uint64_t follows = first.word; length < enough;) {
+        struct qcow2_entry next = qcow2_entry_load(s, t, ++index);
+
+        follows += step;
+        if (next.word != follows &&
+            (placed || qcow2_entry_kind(s, next, 0) != kind)) {
+            break;
+        }
+        length += s->cluster_size;
+    }
+    return length;
+}
+
 void qcow2_l2_look(const struct qcow2 *s, const struct qcow2_table *t,
                    uint64_t offset, uint64_t bytes, struct qcow2_at *at)
 {
@@ -91,12 +116,14 @@ void qcow2_l2_look(const struct qcow2 *s, const struct qcow2_table *t,
     uint64_t in_sub = offset & (qcow2_sub_size(s) - 1);
 
     bytes = min_u64(bytes, qcow2_l2_rest(s, offset));
+    uint64_t length = s->extended
+                          ? run_length(s, t, offset, in_sub + bytes, e, kind)
+                          : run_of_words(s, t, offset, in_sub + bytes, e, kind);
     at->kind = kind;
     at->copied = e.word & QCOW2_COPIED;
     at->wrong = is_wrong(s, e, offset);
     at->contradicts = qcow2_entry_contradictions(s, e) != 0;
-    at->bytes = min_u64(
-        bytes, run_length(s, t, offset, in_sub + bytes, e, kind) - in_sub);
+    at->bytes = min_u64(bytes, length - in_sub);
     at->host = qcow2_entry_host(e) + qcow2_in_cluster(s, offset);
     if (kind == QCOW2_KIND_COMPRESSED) {
         at->packed = qcow2_entry_packed_run(s, e);

@@ -124,9 +124,36 @@ static int fill_mapping(struct qcow2 *s, const struct qcow2_at *at,
     return s->external ? 0 : qcow2_overlap_check(s, 0, m->host, m->length);
 }
 
-/* Fill in *m from the L2 table, or from the fact that there is none. */
+/* Fill in mappings from the L2 table @t, which is pinned: to the end of the
+ * range or of the table, or until there are *count.  What is wrong behind the
+ * first one is found by who asks for that. */
+static int look_in_table(struct qcow2 *s, const struct qcow2_table *t, bool own,
+                         uint64_t offset, uint64_t bytes, unsigned flags,
+                         struct mapping *m, unsigned *count)
+{
+    const unsigned most = *count;
+    int r = 0;
+
+    bytes = min_u64(bytes, qcow2_l2_rest(s, offset));
+    for (*count = 0; *count < most && bytes > 0; (*count)++) {
+        struct qcow2_at at;
+
+        qcow2_l2_look(s, t, offset, bytes, &at);
+        at.copied &= own;
+        m[*count] = (struct mapping){.kind = MAP_DATA};
+        r = fill_mapping(s, &at, flags, &m[*count]);
+        if (r < 0) {
+            break;
+        }
+        offset += at.bytes;
+        bytes -= at.bytes;
+    }
+    return *count > 0 ? 0 : r;
+}
+
+/* Fill in mappings from the L2 table, or from the fact that there is none. */
 static int look_up(struct qcow2 *s, uint64_t offset, uint64_t bytes,
-                   unsigned flags, struct mapping *m)
+                   unsigned flags, struct mapping *m, unsigned *count)
 {
     /* It is looked at before the table: it comes at any time, and goes only
      * while the tree is drained. */
@@ -137,31 +164,42 @@ static int look_up(struct qcow2 *s, uint64_t offset, uint64_t bytes,
         return r;
     }
     if (!t) {
-        m->kind = flags & MAP_WRITE ? MAP_OPAQUE : MAP_UNALLOCATED;
-        m->length = unallocated_run(s, offset, bytes);
+        *m = (struct mapping){
+            .kind = flags & MAP_WRITE ? MAP_OPAQUE : MAP_UNALLOCATED,
+            .length = unallocated_run(s, offset, bytes),
+        };
+        *count = 1;
         return 0;
     }
-    struct qcow2_at at;
-    qcow2_l2_look(s, t, offset, bytes, &at);
+    r = look_in_table(s, t, own, offset, bytes, flags, m, count);
     qcow2_cache_put(s->l2, t);
-    at.copied &= own;
-    return fill_mapping(s, &at, flags, m);
+    return r;
 }
 
-int qcow2_map(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags,
-              struct mapping *m)
+int qcow2_map_many(struct node *n, uint64_t offset, uint64_t bytes,
+                   unsigned flags, struct mapping *m, unsigned *count)
 {
     struct qcow2 *s = n->state;
 
     if ((flags & MAP_WRITE) && atomic_load(&s->corrupt)) {
         return -EIO;
     }
-    m->ticket = qcow2_ticket_take(s);
-    int r = look_up(s, offset, bytes, flags, m);
+    unsigned ticket = qcow2_ticket_take(s);
+    int r = look_up(s, offset, bytes, flags, m, count);
     if (r < 0) {
-        qcow2_ticket_drop(s, m->ticket);
+        qcow2_ticket_drop(s, ticket);
+        return r;
     }
-    return r;
+    m->ticket = ticket;
+    return 0;
+}
+
+int qcow2_map(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags,
+              struct mapping *m)
+{
+    unsigned one = 1;
+
+    return qcow2_map_many(n, offset, bytes, flags, m, &one);
 }
 
 void qcow2_map_put(struct node *n, struct mapping *m)

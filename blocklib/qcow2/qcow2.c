@@ -597,6 +597,7 @@ const struct driver driver_qcow2 = {
     .describe = qcow2_describe,
     .stats = qcow2_stats,
     .map = qcow2_map,
+    .map_many = qcow2_map_many,
     .map_put = qcow2_map_put,
     .preadv = qcow2_read_compressed,
     .decode = qcow2_decode,

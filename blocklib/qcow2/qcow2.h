@@ -269,6 +269,9 @@ static inline uint64_t qcow2_in_cluster(const struct qcow2 *s, uint64_t offset)
 
 /* --- map.c --- */
 
+/* Under one ticket, and with one look for the table. */
+int qcow2_map_many(struct node *n, uint64_t offset, uint64_t bytes,
+                   unsigned flags, struct mapping *m, unsigned *count);
 int qcow2_map(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags,
               struct mapping *m);
 void qcow2_map_put(struct node *n, struct mapping *m);

@@ -135,6 +135,7 @@ static const struct driver driver_snapshot_view = {
     .file_changed = view_file_changed,
     .limits = qcow2_limits,
     .map = qcow2_map,
+    .map_many = qcow2_map_many,
     .map_put = qcow2_map_put,
     .preadv = qcow2_read_compressed,
     .decode = qcow2_decode,
