@@ -167,7 +167,7 @@ ifneq ($(goals),)
         $(call missing,the library '$(call name,$(p))',$(call package,$(p))))))
   endif
   ifneq ($(lacking),)
-    $(error packages are missing ('make check' and 'make demo' install them))
+    $(error packages are missing ('tests/packages.sh build' installs all that a build needs; 'make check' and 'make demo' do, too))
   endif
   pkg_libs = $(shell $(PKG_CONFIG) --libs $(1))
   # Modules are built where their libraries are.

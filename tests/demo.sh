@@ -63,7 +63,8 @@ incremental() {
 
 say "1. A qcow2 disk of 1 GiB, served over NBD"
 "$nbdelta" create -f qcow2 disk.qcow2 $size
-"$nbdelta" serve -U nbd.sock --qmp qmp.sock --pidfile pid $disk=disk.qcow2 &
+"$nbdelta" serve --log-level=warning -U nbd.sock --qmp qmp.sock \
+    --pidfile pid $disk=disk.qcow2 &
 server=$!
 for _ in $(seq 200); do
     [ -e pid ] && break

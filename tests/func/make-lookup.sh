@@ -24,7 +24,7 @@ if mk all >message 2>&1; then
 fi
 grep -qx "nbdelta: the library 'libnbd' not found: install the Debian package\
  'libnbd-dev'" message
-grep -q "'make check' and 'make demo' install them" message
+grep -q "'tests/packages.sh build' installs all" message
 [ "$(grep -c 'not found' message)" -eq 1 ]
 
 if mk PKG_CONFIG=no-such-program all >message 2>&1; then
