@@ -7,7 +7,7 @@
  *     legend: a square, the word, the size, the share
  *
  * It names no other file, has no script, and is readable without its colours:
- * kinds differ in brightness, what is dirty is hatched.
+ * kinds differ in brightness, what is dirty is hatched over its kind.
  */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -47,13 +47,12 @@ static const char style[] =
     ".partly { fill: url(#sparse) }\n"
     "</style>\n"
     "<defs>\n"
-    "<pattern id=\"dense\" width=\"3\" height=\"3\" "
+    "<pattern id=\"dense\" width=\"4\" height=\"4\" "
     "patternUnits=\"userSpaceOnUse\" patternTransform=\"rotate(45)\">"
-    "<rect width=\"3\" height=\"3\" fill=\"#c4161c\"/>"
-    "<rect width=\"1\" height=\"3\" fill=\"#5c0206\"/></pattern>\n"
-    "<pattern id=\"sparse\" width=\"4\" height=\"4\" "
+    "<rect width=\"3\" height=\"4\" fill=\"#c4161c\"/></pattern>\n"
+    "<pattern id=\"sparse\" width=\"5\" height=\"5\" "
     "patternUnits=\"userSpaceOnUse\" patternTransform=\"rotate(45)\">"
-    "<rect width=\"2\" height=\"4\" fill=\"#c4161c\"/></pattern>\n"
+    "<rect width=\"2\" height=\"5\" fill=\"#c4161c\"/></pattern>\n"
     "</defs>\n";
 
 /* XML has no U+FFFE and U+FFFF; text_printable has replaced control
