@@ -319,6 +319,11 @@ static const char *handshake_failure(struct tls *t, int r)
     if (t->why) {
         return t->why;
     }
+    if (r == GNUTLS_E_UNEXPECTED_PACKET ||
+        r == GNUTLS_E_UNEXPECTED_PACKET_LENGTH ||
+        r == GNUTLS_E_UNSUPPORTED_VERSION_PACKET) {
+        return "what the other side sends is not TLS";
+    }
     mutex_lock(&t->lock);
     text = r == GNUTLS_E_FATAL_ALERT_RECEIVED
                ? gnutls_alert_get_name(gnutls_alert_get(t->session))

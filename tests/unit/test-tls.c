@@ -375,6 +375,7 @@ START_TEST(garbage_instead_of_a_handshake)
     ck_assert_int_gt(send(fds[1], buf, sizeof(buf), 0), 0);
     ck_assert_int_eq(tls_handshake(server, &err), -EPROTO);
     ck_assert_ptr_nonnull(strstr(error_message(err), "TLS handshake failed: "));
+    ck_assert(_i > 0 || strstr(error_message(err), "sends is not TLS"));
     error_free(err);
     /* An alert, and no more. */
     ck_assert_int_le(recv(fds[1], buf, sizeof(buf), 0), 7);
