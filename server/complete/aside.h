@@ -6,11 +6,14 @@
 
 struct offers;
 
-/* The most that a shell waits for an image, a monitor, a server. */
-#define ASIDE_MS 700
+/* The most that a shell waits for an image, a monitor, a server; another number
+ * of milliseconds, up to ASIDE_MS_MAX, is in NBDELTA_COMPLETE_TIMEOUT. */
+#define ASIDE_MS     700
+#define ASIDE_MS_MAX 60000
+int aside_ms(void);
 
 /*
- * Call @ask in a child process, and offer what it has offered after ASIDE_MS
+ * Call @ask in a child process, and offer what it has offered after aside_ms()
  * at the latest.  The child is killed then; nobody waits for its end, because
  * storage that hangs would not let it end.  What it prints to standard output
  * and standard error goes nowhere.

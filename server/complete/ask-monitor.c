@@ -34,7 +34,7 @@ static bool talk_to(struct qmp_client *c, const struct ask_monitor *m)
     struct stat st;
 
     c->limits = &qmp_limits_known;
-    c->limit_ms = ASIDE_MS;
+    c->limit_ms = aside_ms();
     return path && stat(path, &st) == 0 && S_ISSOCK(st.st_mode) &&
            qmp_client_open(c, path, NULL) == 0;
 }

@@ -19,7 +19,8 @@ struct reader {
     struct line *l;
     char *word; /* its bytes so far */
     size_t len;
-    bool begun; /* perhaps with quotes alone */
+    bool begun;   /* perhaps with quotes alone */
+    size_t piece; /* behind its last break; a quote that is open is one, too */
 };
 
 static void take_byte(struct reader *r, char c)
@@ -32,6 +33,7 @@ static void begin_word(struct reader *r)
 {
     r->len = 0;
     r->begun = false;
+    r->piece = 0;
     r->l->skip = 0;
     r->l->tilde = false;
     r->l->unknown = false;
@@ -58,6 +60,7 @@ static const char *take_quoted(struct reader *r, const char *p)
 
     if (*p == l->quote) {
         l->quote = '\0';
+        l->skip = r->piece;
     } else if (l->quote == '"' && *p == '\\' && p[1] &&
                strchr("$`\"\\", p[1])) {
         take_byte(r, *++p);
@@ -87,7 +90,7 @@ static const char *take_plain(struct reader *r, const char *p,
         l->tilde |= *p == '~' && !r->begun;
         take_byte(r, *p);
         if (strchr(breaks, *p)) {
-            l->skip = r->len;
+            l->skip = r->piece = r->len;
         }
     }
     return p + 1;

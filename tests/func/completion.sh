@@ -47,6 +47,9 @@ has() {
         fail "nbdelta --complete $*: does not offer $wanted"
 }
 
+# A busy machine may take its time to answer.
+export NBDELTA_COMPLETE_TIMEOUT=60000
+
 names=('two words' "o'clock" 'q"t' '$(touch evil)' '`touch evil`' ';touch evil'
     '!!' '~' 'naïve' '*' 'b=c:d@e')
 nbdelta create disk.qcow2 16M
@@ -171,6 +174,18 @@ offers "$id" backup-end "$qmp_sock" ''
 offers 'plain' backup-end "$qmp_sock" "$id" --drop pl
 nbdelta backup-end "$qmp_sock" "$id" --failed
 
+if command -v qemu-storage-daemon >/dev/null; then
+    qemu-storage-daemon \
+        --chardev socket,id=m,path=qemu.sock,server=on,wait=off \
+        --monitor chardev=m &
+    qemu=$!
+    at_exit kill $qemu
+    wait_until "QEMU's monitor" test -S qemu.sock
+    offers 'block-export-add' qmp qemu.sock block-export-a
+    offers 'addr.data.abstract=|addr.data.path=|addr.data.tight=' \
+        qmp qemu.sock nbd-server-start addr.type=unix addr.data.
+fi
+
 # What a monitor says is not trusted, nor waited for.
 jq -n '{"query-named-block-nodes": [{"node-name": "good"},
     {"node-name": "bad\u001b[1m"}, {"node-name": "bad\nx"}, {"node-name": 1}, 2],
@@ -181,6 +196,8 @@ jq -n '{"query-named-block-nodes": [{"node-name": "good"},
 fake_monitor
 offers 'good' backup-begin fake.sock --disk ''
 offers 'again.again.again.' qmp fake.sock c again.again.
+# Only what does not answer is given up soon.
+export NBDELTA_COMPLETE_TIMEOUT=2000
 offers '' qmp fake.sock --wait-job ''
 python3 - <<'END' &
 import socket, time
@@ -197,6 +214,7 @@ SECONDS=0
 offers 'help' qmp hung.sock ''
 offers '' map 'nbd+unix:///?socket=hung.sock' --bitmap ''
 [ $SECONDS -lt 30 ] || fail "the shell waited for $SECONDS s"
+export NBDELTA_COMPLETE_TIMEOUT=60000
 stop_server
 
 compare_offers
@@ -207,7 +225,7 @@ lines=('nbdelta ser' 'nbdelta info --outp' 'nbdelta info --output=j'
     'nbdelta map disk.qcow2 --bitmap=tw' 'nbdelta map disk.qcow2 --bitmap "two w'
     "nbdelta map disk.qcow2 --bitmap '\$" 'nbdelta map disk.qcow2 --bitmap \`'
     'nbdelta map disk.qcow2 --bitmap \;' 'nbdelta map disk.qcow2 --bitmap b=c'
-    "nbdelta map disk.qcow2 --bitmap 'o" 'nbdelta map disk.qcow2 --bitmap 0'
+    'nbdelta map disk.qcow2 --bitmap=t"wo"' "nbdelta map disk.qcow2 --bitmap 'o" 'nbdelta map disk.qcow2 --bitmap 0'
     'nbdelta info nbd+u' 'nbdelta map xx' 'nbdelta serve vda=x' 'nbdelta prune di')
 cat >expected <<'END'
 nbdelta serve |
@@ -222,6 +240,7 @@ nbdelta map disk.qcow2 --bitmap '$(touch evil)' |
 nbdelta map disk.qcow2 --bitmap \`touch\ evil\` |
 nbdelta map disk.qcow2 --bitmap \;touch\ evil |
 nbdelta map disk.qcow2 --bitmap b=c:d@e |
+nbdelta map disk.qcow2 --bitmap=two\ words |
 nbdelta map disk.qcow2 --bitmap 'o'\''clock' |
 nbdelta map disk.qcow2 --bitmap 0|
 nbdelta info nbd+unix://|
