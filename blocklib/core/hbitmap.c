@@ -31,7 +31,6 @@
  * so that it never says less than there is.
  */
 #include <assert.h>
-#include <endian.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,12 +40,8 @@
 #include "core/hbitmap-priv.h"
 #include "nbdelta/bytes.h"
 
-/* Memory of at least so many bytes comes straight from the kernel: zero and
- * untouched. */
-#define MAP_MIN (64 * KiB)
-
-/* Pages are asked for in pieces of so many bytes where all of them will be
- * written. */
+/* Pages of at least so many bytes that will be written are asked for at once.
+ */
 #define POPULATE_MIN (256 * KiB)
 
 /* --- Memory --- */
@@ -528,16 +523,15 @@ static void cut_off(struct hbitmap *h, uint64_t first)
     atomic_fetch_add(&h->resets, 1);
 }
 
-/* Have the kernel make all pages of this memory at once, which takes a fraction
- * of the time of one fault after the other. */
-static void populate(void *p, size_t bytes)
+/* One fault after the other takes several times as long. */
+void hbitmap_populate(void *p, size_t bytes)
 {
 #ifdef MADV_POPULATE_WRITE
-    if (bytes >= POPULATE_MIN) {
-        size_t page = (size_t)sysconf(_SC_PAGESIZE);
-        uintptr_t from = align_up((uintptr_t)p, page);
-        uintptr_t end = align_down((uintptr_t)p + bytes, page);
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    uintptr_t from = align_up((uintptr_t)p, page);
+    uintptr_t end = align_down((uintptr_t)p + bytes, page);
 
+    if (from < end) {
         (void)madvise((void *)from, end - from, MADV_POPULATE_WRITE);
     }
 #else
@@ -560,7 +554,9 @@ static void set_words(struct hbitmap *h, unsigned level, uint64_t first,
     }
     if (from + 1 < to) {
         size_t bytes = (size_t)(to - from - 1) * sizeof(word_t);
-        populate(&words[from + 1], bytes);
+        if (bytes >= POPULATE_MIN) {
+            hbitmap_populate((void *)(uintptr_t)&words[from + 1], bytes);
+        }
         memset(&words[from + 1], 0xff, bytes);
     }
 }
@@ -581,6 +577,22 @@ void hbitmap_set_alone(struct hbitmap *h, uint64_t offset, uint64_t bytes)
     for (unsigned level = 0; level <= h->top; level++) {
         set_words(h, level, first >> WORD_SHIFT * level,
                   last >> WORD_SHIFT * level);
+    }
+}
+
+void hbitmap_add_alone(struct hbitmap *h, unsigned level, uint64_t i,
+                       uint64_t bits)
+{
+    bool had = false;
+
+    for (; !had && level <= h->top; level++) {
+        word_t *word = &h->level[level][i];
+        uint64_t old = atomic_load_explicit(word, memory_order_relaxed);
+
+        atomic_store_explicit(word, old | bits, memory_order_relaxed);
+        had = old != 0;
+        bits = UINT64_C(1) << i % WORD_BITS;
+        i /= WORD_BITS;
     }
 }
 
@@ -706,30 +718,13 @@ bool hbitmap_covers(const struct hbitmap *outer, const struct hbitmap *inner)
     return true;
 }
 
-/* Add bits where no other thread uses the bitmap.  Was any bit of the word
- * set? */
-static bool add_to_word(struct hbitmap *h, unsigned level, uint64_t i,
-                        uint64_t bits)
-{
-    word_t *word = &h->level[level][i];
-    uint64_t old = atomic_load_explicit(word, memory_order_relaxed);
-
-    atomic_store_explicit(word, old | bits, memory_order_relaxed);
-    return old != 0;
-}
-
 /* As merge_word; returns how many bits are new. */
 static uint64_t put_word(struct hbitmap *h, uint64_t i, uint64_t bits)
 {
     uint64_t fresh = bits & ~atomic_load_explicit(&h->level[0][i],
                                                   memory_order_relaxed);
-    bool had = add_to_word(h, 0, i, bits);
 
-    for (unsigned level = 1; !had && level <= h->top; level++) {
-        uint64_t bit = UINT64_C(1) << i % WORD_BITS;
-        i /= WORD_BITS;
-        had = add_to_word(h, level, i, bit);
-    }
+    hbitmap_add_alone(h, 0, i, bits);
     return ones(fresh);
 }
 
@@ -787,49 +782,6 @@ struct hbitmap *hbitmap_copy(const struct hbitmap *h)
 uint64_t hbitmap_granules(const struct hbitmap *h)
 {
     return h->granules;
-}
-
-void hbitmap_or_in(const struct hbitmap *h, uint64_t first, uint64_t count,
-                   void *buf)
-{
-    unsigned char *to = buf;
-    uint64_t end = first + count;
-
-    assert(first % 8 == 0 && end <= h->granules);
-    for (uint64_t at = hbitmap_next_set(h, first, end); at != NONE;
-         at = hbitmap_next_set(h, align_up(at + 1, 8), end)) {
-        uint64_t byte = at / 8;
-        uint64_t word = atomic_load(&h->level[0][at / WORD_BITS]);
-        unsigned bits = (unsigned)(word >> byte % 8 * 8) & 0xff;
-        if (end < (byte + 1) * 8) {
-            bits &= (1U << (end - byte * 8)) - 1;
-        }
-        to[byte - first / 8] |= (unsigned char)bits;
-    }
-}
-
-void hbitmap_import(struct hbitmap *h, uint64_t first, uint64_t count,
-                    const void *buf)
-{
-    const unsigned char *from = buf;
-    uint64_t fresh = 0;
-
-    assert(first % WORD_BITS == 0 && first + count <= h->granules);
-    for (uint64_t at = 0; at < count; at += WORD_BITS) {
-        uint64_t here = min_u64(WORD_BITS, count - at);
-        uint64_t bits = 0;
-
-        if (here == WORD_BITS) {
-            memcpy(&bits, from + at / 8, sizeof(bits));
-        } else {
-            memcpy(&bits, from + at / 8, div_up(here, 8));
-        }
-        bits = le64toh(bits) & (UINT64_MAX >> (WORD_BITS - here));
-        if (bits) {
-            fresh += put_word(h, (first + at) / WORD_BITS, bits);
-        }
-    }
-    atomic_fetch_add(&h->set_bits, fresh);
 }
 
 int hbitmap_resize(struct hbitmap *h, uint64_t size)

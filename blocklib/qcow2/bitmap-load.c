@@ -36,6 +36,10 @@
  * without having them in the file; see ones_max(). */
 #define ONES_MAX (2 * GiB)
 
+/* Bits are taken in so many bytes at a time: those of a huge page, and whole
+ * clusters. */
+#define LOAD_BYTES (2 * MiB)
+
 /* --- Which bitmap or table owns a cluster --- */
 
 struct owner {
@@ -347,27 +351,44 @@ int qcow2_bitmap_marks(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t size)
     return -ENOMEM;
 }
 
-/* Load the bits of one slice, which @entry leads to. */
-static int load_slice(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
-                      unsigned char *buf)
+/* Bring the first @bytes of a slice's bits into @buf.  *any: some may be ones.
+ */
+static int read_slice(struct qcow2 *s, const struct qcow2_bitmap *qb,
+                      uint64_t slice, unsigned char *buf, size_t bytes,
+                      bool *any)
 {
-    struct hbitmap *bits = qb->bm->bits;
-    uint64_t per_slice = s->cluster_size * 8;
-    uint64_t first = slice * per_slice;
-    uint64_t count = min_u64(per_slice, hbitmap_granules(bits) - first);
     uint64_t entry = qb->table[slice];
 
     if (entry == QCOW2_BITMAP_ZEROES) {
+        memset(buf, 0, bytes);
         return 0;
     }
+    *any = true;
     if (entry == QCOW2_BITMAP_ONES) {
-        uint64_t from = first << qb->granularity_bits;
-        uint64_t bytes = count << qb->granularity_bits;
-        hbitmap_set(bits, from, min_u64(bytes, s->node->size - from));
+        memset(buf, 0xff, bytes);
         return 0;
     }
-    int r = node_pread(s->file, buf, div_up(count, 8), entry, 0);
-    if (r == 0) {
+    return node_pread(s->file, buf, bytes, entry, 0);
+}
+
+/* Load the bits of *slice and of those behind it, as many as fit in @room
+ * bytes. */
+static int load_slices(struct qcow2 *s, const struct qcow2_bitmap *qb,
+                       uint64_t *slice, unsigned char *buf, size_t room)
+{
+    struct hbitmap *bits = qb->bm->bits;
+    uint64_t first = *slice * s->cluster_size * 8;
+    uint64_t left = hbitmap_granules(bits) - first;
+    uint64_t count = min_u64(left, room * UINT64_C(8));
+    size_t bytes = (size_t)div_up(count, 8);
+    bool any = false;
+    int r = 0;
+
+    for (size_t at = 0; r == 0 && at < bytes; at += s->cluster_size) {
+        r = read_slice(s, qb, (*slice)++, buf + at,
+                       min_u64(bytes - at, s->cluster_size), &any);
+    }
+    if (r == 0 && any) {
         hbitmap_import(bits, first, count, buf);
     }
     return r;
@@ -375,11 +396,13 @@ static int load_slice(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
 
 static int load_bits(struct qcow2 *s, struct qcow2_bitmap *qb)
 {
-    CLEANUP_FREE unsigned char *buf = buf_alloc(s->cluster_size);
+    uint64_t all = qb->table_size * (uint64_t)s->cluster_size;
+    size_t room = max_u64(min_u64(all, LOAD_BYTES), s->cluster_size);
+    CLEANUP_FREE unsigned char *buf = buf_alloc(room);
     int r = buf ? 0 : -ENOMEM;
 
-    for (uint64_t i = 0; r == 0 && i < qb->table_size; i++) {
-        r = load_slice(s, qb, i, buf);
+    for (uint64_t slice = 0; r == 0 && slice < qb->table_size;) {
+        r = load_slices(s, qb, &slice, buf, room);
     }
     if (r < 0 && r != -ENOMEM) {
         hbitmap_reset_all(qb->bm->bits);

@@ -560,6 +560,85 @@ START_TEST(setting_alone_is_setting)
 }
 END_TEST
 
+/* Random bytes: pages without a bit, with some, and full ones; in pieces, into
+ * a bitmap that is empty or has bits, which are taken out again. */
+START_TEST(bytes_are_taken_in_and_given_out)
+{
+    static const uint64_t counts[] = {
+        1, 63, 65, 4096, 70001, 1 << 20, (4 * MiB + 32 * KiB) * 8 + 77};
+    uint64_t granules = counts[_i % 7];
+    uint64_t piece = _i % 3 == 0   ? 64
+                     : _i % 3 == 1 ? 64 * KiB * 8
+                                   : 2 * MiB * 8;
+    bool had = _i / 7;
+    size_t len = (size_t)div_up(granules, 8);
+    unsigned char *bytes = calloc(1, len);
+    unsigned char *back = calloc(1, len);
+    struct hbitmap *h = hbitmap_new(granules * 512, 512);
+    struct hbitmap *want = hbitmap_new(granules * 512, 512);
+
+    seed = 99 + (uint64_t)_i;
+    ck_assert(bytes && back && h && want);
+    for (size_t at = 0; at < len; at += 4096) {
+        uint64_t kind = at < 3 * MiB ? 1 : rnd() % 3; /* huge pages' too */
+        for (size_t k = 0; k < (kind == 1 ? 3 : kind * 2048); k++) {
+            size_t to = at + (kind == 1 ? rnd() % 4096 : k * 2);
+            bytes[min_u64(to, len - 1)] = (unsigned char)rnd();
+        }
+    }
+    for (uint64_t i = 0; i < granules; i++) {
+        if (bytes[i / 8] >> i % 8 & 1) {
+            hbitmap_set(want, i * 512, 512);
+        }
+    }
+    for (unsigned k = 0; had && k < 50; k++) {
+        uint64_t i = rnd() % granules;
+        hbitmap_set(h, i * 512, 512);
+        hbitmap_set(want, i * 512, 512);
+    }
+    if (granules % 8) { /* what is behind the end is not taken in */
+        bytes[len - 1] |= (unsigned char)(0xff << granules % 8);
+    }
+    for (uint64_t at = 0; at < granules; at += piece) {
+        hbitmap_import(h, at, min_u64(piece, granules - at), bytes + at / 8);
+    }
+    ck_assert_uint_eq(hbitmap_count(h), hbitmap_count(want));
+    ck_assert(hbitmap_covers(h, want));
+    ck_assert(hbitmap_covers(want, h));
+    hbitmap_or_in(h, 0, granules, back);
+    for (uint64_t i = 0; i < granules; i++) {
+        ck_assert_int_eq(back[i / 8] >> i % 8 & 1, hbitmap_get(want, i * 512));
+    }
+    hbitmap_reset(h, 0, granules * 512); /* by search: all levels are there */
+    ck_assert_uint_eq(hbitmap_count(h), 0);
+    hbitmap_free(h);
+    hbitmap_free(want);
+    free(bytes);
+    free(back);
+}
+END_TEST
+
+START_TEST(pages_without_bits_are_not_touched_by_taking_in)
+{
+    static unsigned char bytes[4 * MiB];
+    uint64_t granules = sizeof(bytes) * UINT64_C(8);
+    struct hbitmap *h = hbitmap_new(granules * 512, 512);
+
+    for (size_t at = 0; at < sizeof(bytes); at += 256 * KiB) {
+        bytes[at] = 1;
+    }
+    hbitmap_import(h, 0, granules, bytes); /* all other pages are there now */
+    ck_assert_uint_eq(hbitmap_count(h), 16 * 512);
+    hbitmap_free(h);
+    h = hbitmap_new(granules * 512, 512);
+    uint64_t before = page_faults();
+    hbitmap_import(h, 0, granules, bytes);
+    ck_assert_uint_le(page_faults() - before, 16 + 20);
+    ck_assert_uint_eq(hbitmap_count(h), 16 * 512);
+    hbitmap_free(h);
+}
+END_TEST
+
 START_TEST(too_large_is_no_memory)
 {
     ck_assert_ptr_null(hbitmap_new(UINT64_MAX, 512));
@@ -840,6 +919,8 @@ int main(void)
     tcase_add_loop_test(tc, resize_keeps_what_stays_and_adds_clean_space, 0, 6);
     tcase_add_test(tc, resize_touches_no_page_that_stays);
     tcase_add_test(tc, setting_alone_is_setting);
+    tcase_add_loop_test(tc, bytes_are_taken_in_and_given_out, 0, 14);
+    tcase_add_test(tc, pages_without_bits_are_not_touched_by_taking_in);
     tcase_add_test(tc, too_large_is_no_memory);
     suite_add_tcase(s, tc);
     tc = tcase_create("threads");
