@@ -49,8 +49,14 @@ void offer(struct offers *o, const char *text, const char *about)
         return;
     }
     if (o->count >= OFFERS_MAX || !*text || strlen(text) > OFFER_WORD_MAX ||
-        strncmp(text, rest, strlen(rest)) != 0 || !is_plain(text) ||
-        asprintf(&word, "%.*s%s", (int)o->head, o->typed, text) < 0) {
+        strncmp(text, rest, strlen(rest)) != 0) {
+        return;
+    }
+    if (asprintf(&word, "%.*s%s", (int)o->head, o->typed, text) < 0) {
+        word = NULL;
+        return;
+    }
+    if (!is_plain(word)) { /* perhaps the user has typed a line end */
         return;
     }
     if (o->line) {

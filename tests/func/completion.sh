@@ -188,7 +188,8 @@ fi
 
 # What a monitor says is not trusted, nor waited for.
 jq -n '{"query-named-block-nodes": [{"node-name": "good"},
-    {"node-name": "bad\u001b[1m"}, {"node-name": "bad\nx"}, {"node-name": 1}, 2],
+    {"node-name": "bad\u001b[1m"}, {"node-name": "bad\nx"},
+    {"node-name": 1}, 2],
     "query-qmp-schema": [{"name": "c", "meta-type": "command", "arg-type": "1"},
     {"name": "1", "meta-type": "object", "members":
         [{"name": "again", "type": "1"}, {"name": "es\u001bc", "type": "9"}]}],
@@ -222,11 +223,14 @@ compare_offers
 # Real shells, on a terminal.
 lines=('nbdelta ser' 'nbdelta info --outp' 'nbdelta info --output=j'
     'nbdelta info --output j' 'nbdelta map di' 'nbdelta map d'
-    'nbdelta map disk.qcow2 --bitmap=tw' 'nbdelta map disk.qcow2 --bitmap "two w'
+    'nbdelta map disk.qcow2 --bitmap=tw'
+    'nbdelta map disk.qcow2 --bitmap "two w'
     "nbdelta map disk.qcow2 --bitmap '\$" 'nbdelta map disk.qcow2 --bitmap \`'
     'nbdelta map disk.qcow2 --bitmap \;' 'nbdelta map disk.qcow2 --bitmap b=c'
-    'nbdelta map disk.qcow2 --bitmap=t"wo"' "nbdelta map disk.qcow2 --bitmap 'o" 'nbdelta map disk.qcow2 --bitmap 0'
-    'nbdelta info nbd+u' 'nbdelta map xx' 'nbdelta serve vda=x' 'nbdelta prune di')
+    'nbdelta map disk.qcow2 --bitmap=t"wo"'
+    "nbdelta map disk.qcow2 --bitmap 'o" 'nbdelta map disk.qcow2 --bitmap 0'
+    'nbdelta info nbd+u' 'nbdelta map xx' 'nbdelta serve vda=x'
+    'nbdelta prune di')
 cat >expected <<'END'
 nbdelta serve |
 nbdelta info --output |
@@ -258,7 +262,10 @@ compinit -u -D
 END
 seen=
 for shell in bash zsh; do
-    command -v $shell >/dev/null || { echo "$shell is not installed"; continue; }
+    if ! command -v $shell >/dev/null; then
+        echo "$shell is not installed"
+        continue
+    fi
     seen="$seen $shell"
     python "$SRCDIR/tests/func/shell_tab.py" $shell "./$shell.rc" \
         "${lines[@]}" >got

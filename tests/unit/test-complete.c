@@ -283,6 +283,11 @@ START_TEST(names_that_do_more_than_be_read_are_left_out)
     }
     offer(&p.o, "good", "a\nb\x1b[1m");
     printed_is(&p, "good\ta?b?[1m\n");
+    begin(&p, "a\nb=");
+    p.o.head = 4;
+    offer(&p.o, "good", NULL);
+    offer_files(&p.o);
+    printed_is(&p, "");
 }
 END_TEST
 
