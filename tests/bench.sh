@@ -226,20 +226,24 @@ start_plain() {
     first) # nothing was written to it yet
         file=first.qcow2 format=qcow2
         qemu-img create -q -f qcow2 "$file" 10G ;;
-    large|huge|order|shuffled|snapshot) file=$2.qcow2 format=qcow2 ;;
+    large|huge|order|shuffled|snapshot|dense|holes|empty)
+        file=$2.qcow2 format=qcow2 ;;
     esac
+    local bitmap=
+    [ "$2" != dense ] || bitmap=b0
     case $1 in
     nbdelta)
         "$nbdelta" serve -U sock -f "$format" --qmp qmp disk="$file" & ;;
     qemu-nbd)
         qemu-nbd -t -e 0 -f "$format" --cache writeback -k "$work/sock" \
-            "$file" & ;;
+            ${bitmap:+--bitmap "$bitmap"} "$file" & ;;
     q-s-d)
+        local export=type=nbd,id=e,node-name=disk,name=,writable=on
         qemu-storage-daemon \
             --blockdev driver=file,node-name=f,filename="$file",aio=io_uring \
             --blockdev driver="$format",node-name=disk,file=f \
             --nbd-server addr.type=unix,addr.path="$work/sock" \
-            --export type=nbd,id=e,node-name=disk,name=,writable=on \
+            --export "$export${bitmap:+,bitmaps.0=$bitmap}" \
             --chardev socket,id=c,path="$work/qmp",server=on,wait=off \
             --monitor chardev=c & ;;
     nbdkit) nbdkit -f -U sock file "$file" & ;;
@@ -358,11 +362,14 @@ measure() {
     flushes) count_flushes ;;
     load)
         stop
-        if [ "$1" = nbdelta ]; then
-            seconds "$nbdelta" info large.qcow2
+        if [ "$1" = nbdelta ]; then # `info` looks at no bits
+            seconds "$nbdelta" bitmap list "$3.qcow2"
         else
-            seconds qemu-img info large.qcow2
+            seconds qemu-img info "$3.qcow2"
         fi ;;
+    list:*) # the first time, tables are read in
+        ./bench-status sock '' "${2#list:}" >/dev/null
+        ./bench-status sock '' "${2#list:}" | cut -d ' ' -f 1 ;;
     check)
         stop
         if [ "$1" = nbdelta ]; then
@@ -401,7 +408,8 @@ measure() {
     esac
 }
 
-# row TITLE WHAT FORMAT CANDIDATE...: the first candidate is ours.
+# row TITLE WHAT FORMAT CANDIDATE...: the first candidate is ours.  With `goal`
+# set, that is what its ratio to the best of the others shall be.
 row() {
     local title=$1 what=$2 format=$3 who round
     shift 3
@@ -437,6 +445,7 @@ row() {
         awk -v a="$(cat "median.$1")" -v b="$(cat "median.$who")" \
             -v who="$who" 'BEGIN { printf " %s %.2f", who, a / b }'
     done
+    [ -z "${goal-}" ] || printf ' (goal: %s)' "$goal"
     echo
 }
 
@@ -513,8 +522,24 @@ for ((i = 0; i < 512; i++)); do
     echo "write -q $((i * 32 + 5))G 4k"
 done >touches
 qemu-io -f qcow2 large.qcow2 <touches >/dev/null
-row "info of a bitmap of 16 TiB" load large nbdelta q-s-d
+goal='<= 0.6' row "load a bitmap of 16 TiB, few bits" load large nbdelta q-s-d
 row "stop after touches all over it" end large nbdelta q-s-d
+cp --sparse=always large.qcow2 dense.qcow2
+python3 "$tests/bench-images.py" dense dense.qcow2
+goal='<= 0.6' row "load a bitmap of 16 TiB, dense" load dense nbdelta q-s-d
+
+# Listing, by a client that costs next to nothing.
+${CC:-cc} -O2 -o bench-status "$tests/bench-status.c"
+goal='<= 0.35' row "list 5.3M extents of that bitmap" \
+    list:qemu:dirty-bitmap:b0 dense nbdelta qemu-nbd q-s-d
+rm dense.qcow2
+qemu-img create -q -f qcow2 holes.qcow2 64G
+python3 "$tests/bench-images.py" holes holes.qcow2
+goal='<= 0.25' row "block status of 1M extents" list:base:allocation holes \
+    nbdelta qemu-nbd q-s-d
+qemu-img create -q -f qcow2 empty.qcow2 16T
+goal='<= 0.4' row "block status of empty 16 TiB" list:base:allocation empty \
+    nbdelta qemu-nbd q-s-d
 
 # 4M clusters.  Shuffled, they take qemu-img 7.2 more than eight minutes.
 qemu-img create -q -f qcow2 -o preallocation=metadata order.qcow2 256G
