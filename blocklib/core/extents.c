@@ -65,14 +65,15 @@ static int take_first(const struct extent *e, void *opaque)
     return 1;
 }
 
-/* As walk_below(), for the first part of the range that is alike.  The caller
- * looks again at the rest of the range, beginning with the node's own map. */
-static int walk_guarded(const struct walk *w, struct node *n, uint64_t offset,
-                        uint64_t *bytes, uint64_t shift, unsigned depth)
+/* As walk_below(), for the first part of the range that is alike.  The guard
+ * was asked before the map was: the range is @held, or not.  The caller looks
+ * again at the rest of the range, beginning with the guard. */
+static int walk_guarded(const struct walk *w, struct node *n, bool held,
+                        uint64_t offset, uint64_t *bytes, uint64_t shift,
+                        unsigned depth)
 {
     struct first f = {.any = false};
     struct walk look = {take_first, &f, w->flags};
-    bool held = node_guard(n, offset, bytes);
 
     if (*bytes == 0) {
         return -EIO;
@@ -120,12 +121,14 @@ static int emit(const struct walk *w, struct node *n, const struct mapping *m,
 
 /* Tell of a mapping, or ask the node that it leads to.  A guard may make it
  * shorter. */
-static int tell_mapping(const struct walk *w, struct node *n, struct mapping *m,
-                        uint64_t offset, uint64_t shift, unsigned depth)
+static int tell_mapping(const struct walk *w, struct node *n, bool held,
+                        struct mapping *m, uint64_t offset, uint64_t shift,
+                        unsigned depth)
 {
     if (m->kind == MAP_UNALLOCATED) {
-        return n->guard ? walk_guarded(w, n, offset, &m->length, shift, depth)
-                        : walk_below(w, n, offset, m->length, shift, depth);
+        return n->guard
+                   ? walk_guarded(w, n, held, offset, &m->length, shift, depth)
+                   : walk_below(w, n, offset, m->length, shift, depth);
     }
     if (m->kind == MAP_DATA && m->file && !m->coded && !n->drv->is_protocol &&
         (!n->drv->has_backing || m->file == node_child(n, CHILD_DATA))) {
@@ -164,12 +167,17 @@ static int walk_node(const struct walk *w, struct node *n, uint64_t offset,
     while (bytes > 0) {
         struct mapping m[MAPPINGS_MAX];
         unsigned count = want;
+        uint64_t alike = bytes;
+        bool held = node_guard(n, offset, &alike);
         int r = map_some(n, offset, bytes, w->flags | MAP_STATUS, m, &count);
         if (r < 0) {
             return r;
         }
+        if (n->guard && m[0].kind == MAP_UNALLOCATED) {
+            m[0].length = min_u64(m[0].length, alike);
+        }
         for (unsigned i = 0; i < count && r == 0; i++) {
-            r = tell_mapping(w, n, &m[i], offset, shift, depth);
+            r = tell_mapping(w, n, held, &m[i], offset, shift, depth);
             offset += m[i].length;
             bytes -= m[i].length;
         }

@@ -167,13 +167,18 @@ static int read_mapped(struct node *n, uint64_t offset, uint64_t bytes,
     for (uint64_t done = 0; done < bytes;) {
         struct iovec part[IOV_MAX_INNER];
         struct mapping m;
+        uint64_t alike = bytes - done;
+        bool held = node_guard(n, offset + done, &alike);
         int r = node_map(n, offset + done, bytes - done,
                          flags & REQ_NOWAIT ? MAP_NOWAIT : 0, &m);
         if (r < 0) {
             return r;
         }
-        bool held = m.kind == MAP_UNALLOCATED && n->guard &&
-                    node_guard(n, offset + done, &m.length);
+        if (m.kind == MAP_UNALLOCATED) {
+            m.length = min_u64(m.length, alike);
+        } else {
+            held = false;
+        }
         if (m.length == 0) {
             r = -EIO;
         } else if (m.length == bytes) {

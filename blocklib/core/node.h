@@ -74,7 +74,7 @@ struct node_flags {
  * node is about to change.  A range is *held* if the backing node has not
  * changed it yet; it will be copied up before it changes.  So bytes that were
  * held before and after they were read are true.  Bytes that are not held any
- * more are in the node itself by then.
+ * more are in the node itself by then: ask first, and then the node's map.
  */
 struct read_guard {
     /* Is @offset held, and for how many bytes, at most to @end, is the answer
