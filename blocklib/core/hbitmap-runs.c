@@ -15,21 +15,30 @@
 #include "core/hbitmap-priv.h"
 #include "nbdelta/bytes.h"
 
-static uint64_t load(const struct hbitmap *h, const struct hbitmap *more,
-                     uint64_t i)
+static inline uint64_t load(const struct hbitmap *h, const struct hbitmap *more,
+                            unsigned level, uint64_t i)
 {
-    uint64_t word = atomic_load(&h->level[0][i]);
+    uint64_t word = atomic_load(&h->level[level][i]);
 
-    return more ? word | atomic_load(&more->level[0][i]) : word;
+    return more ? word | atomic_load(&more->level[level][i]) : word;
 }
 
-/* The first word from @i on that has a bit before granule @limit; one behind
- * @limit if there is none. */
+/* The first word from @i on that may have a bit before granule @limit; one
+ * behind @limit if there is none.  As a rule it is under the same word of
+ * level 1. */
 static uint64_t next_word(const struct hbitmap *h, const struct hbitmap *more,
                           uint64_t i, uint64_t limit)
 {
+    if (i * WORD_BITS >= limit) {
+        return i;
+    }
+    uint64_t there = h->top == 0 ? 0
+                                 : load(h, more, 1, i / WORD_BITS) &
+                                       UINT64_MAX << i % WORD_BITS;
+    if (there != 0) {
+        return align_down(i, WORD_BITS) + (uint64_t)__builtin_ctzll(there);
+    }
     uint64_t at = hbitmap_next_set(h, i * WORD_BITS, limit);
-
     if (more) {
         at = min_u64(at, hbitmap_next_set(more, i * WORD_BITS, limit));
     }
@@ -45,7 +54,7 @@ size_t hbitmap_runs(const struct hbitmap *h, const struct hbitmap *more,
     const uint64_t first = offset >> h->shift;
     const uint64_t limit = ((end - 1) >> h->shift) + 1;
     uint64_t i = first / WORD_BITS;
-    uint64_t word = load(h, more, i);
+    uint64_t word = load(h, more, 0, i);
     uint64_t ends = (word ^ word << 1) & UINT64_MAX << first % WORD_BITS << 1;
     uint64_t from = offset;
     size_t count = 0;
@@ -66,7 +75,7 @@ size_t hbitmap_runs(const struct hbitmap *h, const struct hbitmap *more,
         uint64_t last = word >> (WORD_BITS - 1);
         i = last ? i + 1 : next_word(h, more, i + 1, limit);
         if (i * WORD_BITS < limit) {
-            word = load(h, more, i);
+            word = load(h, more, 0, i);
             ends = word ^ (word << 1 | last);
         }
     }

@@ -25,6 +25,17 @@ struct runs {
     uint32_t flags;
 };
 
+static inline void put_run(const struct runs *rs)
+{
+    if (rs->extended) {
+        store_be64(rs->at, rs->length);
+        store_be64(rs->at + 8, rs->flags);
+    } else { /* a run is no longer than the request */
+        store_be32(rs->at, (uint32_t)rs->length);
+        store_be32(rs->at + 4, rs->flags);
+    }
+}
+
 /* Append a run, or make the last one longer.  False: there is no room. */
 static bool append_run(struct runs *rs, uint64_t length, uint32_t flags)
 {
@@ -38,14 +49,23 @@ static bool append_run(struct runs *rs, uint64_t length, uint32_t flags)
         rs->length = length;
         rs->flags = flags;
     }
-    if (rs->extended) {
-        store_be64(rs->at, rs->length);
-        store_be64(rs->at + 8, rs->flags);
-    } else { /* a run is no longer than the request */
-        store_be32(rs->at, (uint32_t)rs->length);
-        store_be32(rs->at + 4, rs->flags);
-    }
+    put_run(rs);
     return true;
+}
+
+/* Append @count runs of a bitmap, for which there is room, and whose states
+ * take turns. */
+static void append_turns(struct runs *rs, const uint64_t *lengths, size_t count,
+                         bool dirty)
+{
+    (void)append_run(rs, lengths[0], dirty ? NBD_STATE_DIRTY : 0);
+    for (size_t i = 1; i < count; i++) {
+        rs->flags ^= NBD_STATE_DIRTY;
+        rs->length = lengths[i];
+        rs->at += rs->stride;
+        put_run(rs);
+    }
+    rs->count += (unsigned)(count - 1);
 }
 
 static int append_extent(const struct extent *ext, void *opaque)
@@ -77,8 +97,8 @@ static int append_bitmap(struct conn *c, const struct context *ctx,
         if (n == 0) {
             return -EAGAIN;
         }
-        for (size_t i = 0; i < n; i++, dirty = !dirty) {
-            (void)append_run(rs, lengths[i], dirty ? NBD_STATE_DIRTY : 0);
+        append_turns(rs, lengths, n, dirty);
+        for (size_t i = 0; i < n; i++) {
             at += lengths[i];
         }
     }
