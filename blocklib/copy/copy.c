@@ -612,6 +612,7 @@ struct copy *copy_new(const struct copy_options *o)
     c->burst = o->burst;
     c->policy = o->policy;
     c->find_zeroes = o->find_zeroes;
+    c->quick = o->quick;
     c->moved = o->moved;
     c->moved_opaque = o->moved_opaque;
     c->share = o->share && !o->moved && !o->compress;

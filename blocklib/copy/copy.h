@@ -81,6 +81,8 @@ struct copy_options {
                    except what they have, to the byte */
     struct copy_policy policy;
 
+    bool quick; /* the target is a scratch, which reads as zeroes and often
+                   takes data without waiting */
     bool share; /* have files share whole clusters of data where the file system
                    can, and read nothing.  Not with `moved` and `compress` */
     bool find_zeroes; /* clusters of zeroes that were read as data are written

@@ -2,8 +2,9 @@
 /*
  * The guest's side of the copy engine: what happens before a write.
  *
- * Without a limit of time the guest's own thread copies.  With a limit it posts
- * an errand, because I/O that has begun cannot be given up:
+ * The guest's own thread copies what needs no waiting: from the page cache into
+ * a scratch's memory.  Without a limit of time it copies all else, too.  With a
+ * limit it posts an errand, because I/O that has begun cannot be given up:
  *
  *      guest                               errand threads
  *        post ------------------> queue --> take the range, copy
@@ -82,6 +83,22 @@ static int copy_here(struct copy *c, uint64_t offset, uint64_t end,
     }
     range_lock(&c->in_hand, &req, offset, end - offset, true);
     int r = copy_range_locked(c, offset, end, buf, side);
+    range_unlock(&c->in_hand, &req);
+    copy_buffer_put(c, buf);
+    return r;
+}
+
+/* The same, except that nothing is waited for: -EAGAIN. */
+static int copy_now(struct copy *c, uint64_t offset, uint64_t end)
+{
+    struct range_req req;
+
+    if (!c->quick || end - offset > c->buffer_size ||
+        !range_trylock(&c->in_hand, &req, offset, end - offset, true)) {
+        return -EAGAIN;
+    }
+    void *buf = copy_buffer_get(c);
+    int r = buf ? copy_range_now(c, offset, end, buf) : -EAGAIN;
     range_unlock(&c->in_hand, &req);
     copy_buffer_put(c, buf);
     return r;
@@ -334,19 +351,22 @@ int copy_before_write(struct copy *c, uint64_t offset, uint64_t bytes,
         hbitmap_set(c->written, from, end - from);
         return 0;
     }
-    if (flags & REQ_NOWAIT) {
-        return -EAGAIN;
-    }
-    enum copy_side side;
+    enum copy_side side = COPY_READ;
     uint64_t begin = now_ns();
     uint64_t deadline = begin + c->policy.max_wait_ms * 1000000;
     enum node_progress progress = node_progress;
     if (progress == PROGRESS_UNTOUCHED) { /* it stays so after the copy */
         node_progress = PROGRESS_NONE;
     }
-    int r = c->errands ? copy_in_time(c, from, end, deadline, &side)
+    int r = copy_now(c, from, end);
+    if (r < 0 && !(flags & REQ_NOWAIT)) {
+        r = c->errands ? copy_in_time(c, from, end, deadline, &side)
                        : copy_here(c, from, end, &side);
+    }
     node_progress = progress;
+    if (r < 0 && (flags & REQ_NOWAIT)) {
+        return -EAGAIN;
+    }
 
     count_wait(&c->counters, now_ns() - begin);
     if (r == 0) {

@@ -214,6 +214,32 @@ int copy_area(struct copy *c, const struct area *a, void *buf,
     return r;
 }
 
+int copy_range_now(struct copy *c, uint64_t offset, uint64_t end, void *buf)
+{
+    enum copy_side side;
+    uint64_t start;
+    uint64_t bytes;
+    int r = copy_check(c, &side);
+
+    if (end > node_size(c->source)) {
+        return -EAGAIN; /* waiting, one learns why */
+    }
+    while (r == 0 && offset < end &&
+           hbitmap_next_dirty(c->todo, offset, end, &start, &bytes)) {
+        r = node_pread(c->source, buf, bytes, start, REQ_NOWAIT);
+        bool zero = r == 0 && bytes_are_zero(buf, bytes);
+        if (r == 0 && !zero) {
+            r = node_pwrite(c->target, buf, bytes, start, REQ_NOWAIT);
+        }
+        if (r == 0) {
+            atomic_fetch_add(&c->counters.saved, bytes);
+            r = note_moved(c, start, bytes, zero ? NULL : buf, &side);
+        }
+        offset = start + bytes;
+    }
+    return r;
+}
+
 int copy_range_locked(struct copy *c, uint64_t offset, uint64_t end, void *buf,
                       enum copy_side *side)
 {

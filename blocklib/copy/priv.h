@@ -28,6 +28,7 @@ struct copy {
     uint64_t burst;
     struct copy_policy policy;
     bool find_zeroes; /* see copy_options */
+    bool quick;       /* see copy_options */
     int (*moved)(void *opaque, uint64_t offset, uint64_t bytes,
                  const void *buf);
     void *moved_opaque;
@@ -116,6 +117,10 @@ int copy_area(struct copy *c, const struct area *a, void *buf,
 /* The same of [offset, end). */
 int copy_range_locked(struct copy *c, uint64_t offset, uint64_t end, void *buf,
                       enum copy_side *side);
+
+/* The same as far as nothing has to be waited for, else -EAGAIN.  For `quick`
+ * copies. */
+int copy_range_now(struct copy *c, uint64_t offset, uint64_t end, void *buf);
 
 /* --- copy.c --- */
 

@@ -2,88 +2,91 @@
 /*
  * scratch: temporary space, in memory first, then in a file that has no name.
  *
- *      unit (64 KiB)    0     1     2     3     4
- *      stored           1     0     1     1     0     bitmap; 0: zeroes
- *      place            *           1     *
- *                       |           |     |
- *                     memory        |   memory
- *      file       slot 0, slot 1 <--+
+ *      unit (4 KiB)     0  1  2 ..  15 | 16 ..  31 | 32 ..  47
+ *      group              a table      |   a run   |  nothing
+ *      place            *     1        |  7 .. 22  |
+ *                       |     |        |
+ *                    memory   |        |
+ *      file       slot 0, slot 1, ... 7 .. 22, ...
  *
- * A unit stays where it was first put until it is discarded; then its place is
- * free again.  The file has no more slots than were needed at once, so a disk
- * may be larger than any file that the file system can have.
+ * Units are put into memory, which never blocks.  When half of it is used, a
+ * thread moves the oldest units to slots of the file, many in one write.  A
+ * group of which all units are in slots in a row needs no table.
  *
- *  1. `stored` and a unit's place are changed under the unit's lock, held
- *     exclusively.  Reading holds it shared.
+ *  1. A group and the places of its units are changed under the group's lock,
+ *     held exclusively.  Reading holds it shared.
  *  2. `bytes` counts the units that are stored, and is raised before a unit is
  *     stored.  It is never more than the quota.
- *  3. A caller that takes a slot takes its size from `allowance` first.  When
- *     that is used up, the file system is asked how much is free beyond what is
- *     to be kept free.  So all scratch files that are on one file system, and
- *     all else that is written there, share its room.
+ *  3. What the thread has in hand (`busy`) does not change: a unit that is
+ *     changed or dropped meanwhile leaves its old bytes to the thread (`gone`).
+ *  4. When there is no memory left, or no thread, a unit goes to the file at
+ *     once, and errors are the caller's.  The thread's own errors are nobody's:
+ *     the units stay where they are.
  *
  * The file is made together with the node, so that a bad directory is found out
- * at once and not when the memory is full.  It is unlinked from the start
- * (O_TMPFILE).  On a file system that cannot do that, it has a name for a
- * moment.  A crash in that moment leaves the file behind, without a lock, for
- * scratch_clean.
+ * at once and not when the memory is full.
  */
 #include "copy/scratch.h"
 
-#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/stat.h>
-#include <sys/statvfs.h>
-#include <unistd.h>
 
-#include "core/create-file.h"
-#include "core/hbitmap.h"
+#include "copy/scratch-file.h"
 #include "nbdelta/bytes.h"
-#include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "util/iov.h"
 
-#define UNIT        (64 * KiB)
-#define LEAF_UNITS  4096 /* 256 MiB */
+#define UNIT        SCRATCH_UNIT
+#define GROUP_UNITS 16
+#define GROUP       (GROUP_UNITS * UNIT)
+#define LEAF_GROUPS 4096 /* 256 MiB */
 #define LOCKS       64
-#define ALLOWANCE   (16 * MiB) /* the most that is taken between two looks */
-#define DIR_DEFAULT "/var/tmp"
-#define NAME_PREFIX ".nbdelta-scratch-"
+#define SPILLED     64   /* units that the thread moves at once */
+#define AGAIN_MS    1000 /* after the thread has failed */
 
-/* Where a unit is: 0, a pointer to its memory, or its slot * 2 + 1. */
+/* Where a unit is: 0, its piece of memory, or its slot * 2 + 1. */
 typedef uintptr_t place_t;
+
+struct piece {
+    struct list link; /* guarded by memory_lock; the oldest first */
+    uint64_t unit;
+    bool busy; /* guarded by memory_lock */
+    bool gone; /* the same: the unit is not here any more */
+    char data[UNIT];
+};
+
+struct table {
+    place_t place[GROUP_UNITS];
+};
+
+/* Where a group is: 0, its table, or its first slot * 2 + 1. */
+typedef uintptr_t group_t;
 
 struct scratch {
     /* Set by scratch_new. */
     bool ready;
-    int fd;
+    struct scratch_file file;
     uint64_t quota;
     uint64_t memory;
-    uint64_t kept_free; /* of the file system; 0: there is no such limit */
     uint64_t leaves_count;
 
-    rwlock_t locks[LOCKS]; /* unit i has locks[i % LOCKS] */
-    /* Guarded by the unit's lock; the bits are atomic. */
-    place_t *_Atomic *leaves; /* each of LEAF_UNITS places, or NULL */
-    struct hbitmap *stored;
+    rwlock_t locks[LOCKS]; /* group i has locks[i % LOCKS] */
+    /* Guarded by the group's lock. */
+    group_t *_Atomic *leaves; /* each of LEAF_GROUPS groups, or NULL */
 
-    mutex_t slots_lock; /* after a unit's lock */
-    /* Guarded by slots_lock. */
-    uint64_t slots; /* in the file */
-    uint64_t *free_slots;
-    size_t free_count;
-    size_t free_room;
+    mutex_t memory_lock; /* after a group's lock */
+    /* Guarded by memory_lock. */
+    struct list pieces; /* that the thread does not have */
+    cond_t wake;
+    bool end;
+    bool has_thread;
+    pthread_t thread;
 
     /* Atomic. */
     _Atomic uint64_t bytes;
     _Atomic uint64_t in_memory; /* of these bytes */
-    _Atomic uint64_t allowance; /* bytes that slots may take before a look */
     _Atomic bool in_file;
     _Atomic bool quota_was_hit;
 };
@@ -98,21 +101,57 @@ struct part {
 
 /* --- Places --- */
 
-static place_t place_of(const struct scratch *s, uint64_t unit)
+static struct piece *piece_at(place_t place)
 {
-    const place_t *leaf = atomic_load(&s->leaves[unit / LEAF_UNITS]);
-
-    return leaf ? leaf[unit % LEAF_UNITS] : 0;
+    return place & 1 ? NULL : (struct piece *)place;
 }
 
-/* Threads may need units of one leaf at the same time.  NULL: no memory. */
-static place_t *place_for(struct scratch *s, uint64_t unit)
+static uint64_t slot_at(uintptr_t place)
 {
-    place_t *_Atomic *at = &s->leaves[unit / LEAF_UNITS];
-    place_t *leaf = atomic_load(at);
+    return place >> 1;
+}
+
+static uintptr_t in_slot(uint64_t slot)
+{
+    return (uintptr_t)slot * 2 + 1;
+}
+
+static struct table *table_at(group_t group)
+{
+    return group & 1 ? NULL : (struct table *)group;
+}
+
+/* NULL: nothing of its leaf is stored. */
+static group_t *group_of(const struct scratch *s, uint64_t group)
+{
+    group_t *leaf = atomic_load(&s->leaves[group / LEAF_GROUPS]);
+
+    return leaf ? &leaf[group % LEAF_GROUPS] : NULL;
+}
+
+/* The place of a unit in its group. */
+static place_t place_in(const group_t *group, uint64_t unit)
+{
+    const struct table *t = group ? table_at(*group) : NULL;
+
+    return t                 ? t->place[unit % GROUP_UNITS]
+           : group && *group ? in_slot(slot_at(*group) + unit % GROUP_UNITS)
+                             : 0;
+}
+
+static place_t place_of(const struct scratch *s, uint64_t unit)
+{
+    return place_in(group_of(s, unit / GROUP_UNITS), unit);
+}
+
+/* Threads may need groups of one leaf at the same time.  NULL: no memory. */
+static group_t *group_for(struct scratch *s, uint64_t group)
+{
+    group_t *_Atomic *at = &s->leaves[group / LEAF_GROUPS];
+    group_t *leaf = atomic_load(at);
 
     if (!leaf) {
-        place_t *fresh = calloc(LEAF_UNITS, sizeof(*fresh));
+        group_t *fresh = calloc(LEAF_GROUPS, sizeof(*fresh));
         if (!fresh) {
             return NULL;
         }
@@ -122,18 +161,47 @@ static place_t *place_for(struct scratch *s, uint64_t unit)
             free(fresh);
         }
     }
-    return &leaf[unit % LEAF_UNITS];
+    return &leaf[group % LEAF_GROUPS];
 }
 
-static char *memory_at(place_t place)
+/* The unit's place, to be changed.  NULL: no memory. */
+static place_t *place_for(struct scratch *s, uint64_t unit)
 {
-    return place & 1 ? NULL : (char *)place;
+    group_t *group = group_for(s, unit / GROUP_UNITS);
+
+    if (group && !table_at(*group)) {
+        struct table *t = calloc(1, sizeof(*t));
+        if (!t) {
+            return NULL;
+        }
+        for (unsigned i = 0; i < GROUP_UNITS; i++) {
+            t->place[i] = place_in(group, i);
+        }
+        *group = (group_t)t;
+    }
+    return group ? &table_at(*group)->place[unit % GROUP_UNITS] : NULL;
 }
 
-static uint64_t slot_at(place_t place)
+/* A table that says nothing, or no more than where the first unit is, goes. */
+static void tidy_group(struct scratch *s, uint64_t unit)
 {
-    return place >> 1;
+    group_t *group = group_of(s, unit / GROUP_UNITS);
+    struct table *t = table_at(*group);
+    place_t first = t->place[0];
+    bool row = first & 1;
+    bool empty = first == 0;
+
+    for (unsigned i = 1; i < GROUP_UNITS && (row || empty); i++) {
+        empty &= t->place[i] == 0;
+        row &= t->place[i] == in_slot(slot_at(first) + i);
+    }
+    if (empty || row) {
+        *group = first;
+        free(t);
+    }
 }
+
+/* --- Memory --- */
 
 /* Add a unit to a sum, if it stays within @most. */
 static bool reserve(_Atomic uint64_t *sum, uint64_t most)
@@ -148,236 +216,362 @@ static bool reserve(_Atomic uint64_t *sum, uint64_t most)
     return true;
 }
 
-/* What is free in the file system beyond what is to be kept free. */
-static uint64_t room_of(const struct scratch *s)
+static bool is_pressed(const struct scratch *s)
 {
-    struct statvfs fs;
-
-    if (fstatvfs(s->fd, &fs) < 0) {
-        return 0;
-    }
-    uint64_t free = (uint64_t)fs.f_bavail * fs.f_frsize;
-    return free > s->kept_free ? free - s->kept_free : 0;
+    return atomic_load(&s->in_memory) > s->memory / 2;
 }
 
-/* May the file have one more slot?  Threads that look at the same time may
- * each take an allowance. */
-static bool take_allowance(struct scratch *s)
-{
-    uint64_t left = atomic_load(&s->allowance);
+static void *spill_thread(void *opaque);
 
-    if (s->kept_free == 0) {
-        return true;
-    }
-    do {
-        if (left < UNIT) {
-            uint64_t room = min_u64(room_of(s), ALLOWANCE);
-            if (room < UNIT) {
-                return false;
-            }
-            atomic_store(&s->allowance, room);
-            left = room;
+static void add_piece(struct scratch *s, struct piece *p)
+{
+    mutex_lock(&s->memory_lock);
+    list_append(&s->pieces, &p->link);
+    if (is_pressed(s)) {
+        if (!s->has_thread) {
+            s->has_thread = thread_start(&s->thread, "scratch", spill_thread,
+                                         s) == 0;
         }
-    } while (!atomic_compare_exchange_weak(&s->allowance, &left, left - UNIT));
+        cond_signal(&s->wake);
+    }
+    mutex_unlock(&s->memory_lock);
+}
+
+/* NULL: there is no room in memory. */
+static struct piece *piece_new(struct scratch *s, uint64_t unit)
+{
+    if (!reserve(&s->in_memory, s->memory)) {
+        return NULL;
+    }
+    struct piece *p = malloc(sizeof(*p));
+    if (!p) {
+        atomic_fetch_sub(&s->in_memory, UNIT);
+        return NULL;
+    }
+    p->unit = unit;
+    p->busy = p->gone = false;
+    return p;
+}
+
+static void piece_free(struct scratch *s, struct piece *p)
+{
+    free(p);
+    atomic_fetch_sub(&s->in_memory, UNIT);
+}
+
+/* The unit is not in this piece any more. */
+static void leave_piece(struct scratch *s, struct piece *p)
+{
+    mutex_lock(&s->memory_lock);
+    bool busy = p->busy;
+    p->gone = true;
+    if (!busy) {
+        list_remove(&p->link);
+    }
+    mutex_unlock(&s->memory_lock);
+    if (!busy) {
+        piece_free(s, p);
+    }
+}
+
+/* --- The thread --- */
+
+/* Take the oldest pieces. */
+static int take_pieces(struct scratch *s, struct piece **taken)
+    REQUIRES(s->memory_lock)
+{
+    int count = 0;
+
+    while (count < SPILLED && !list_empty(&s->pieces)) {
+        struct piece *p = list_entry(s->pieces.next, struct piece, link);
+
+        list_remove(&p->link);
+        p->busy = true;
+        taken[count++] = p;
+    }
+    return count;
+}
+
+/* The unit is in a slot now, if it is still what the piece has. */
+static void place_piece(struct scratch *s, struct piece *p, uint64_t slot)
+    NO_LOCK_ANALYSIS
+{
+    rwlock_t *lock = &s->locks[p->unit / GROUP_UNITS % LOCKS];
+
+    rwlock_wrlock(lock);
+    mutex_lock(&s->memory_lock);
+    bool gone = p->gone;
+    mutex_unlock(&s->memory_lock);
+    if (!gone) {
+        *place_for(s, p->unit) = in_slot(slot); /* it has a table */
+        tidy_group(s, p->unit);
+    }
+    rwlock_unlock(lock);
+    if (gone) {
+        scratch_slots_free(&s->file, slot, 1);
+    }
+    piece_free(s, p);
+}
+
+/* They stay in memory. */
+static void return_pieces(struct scratch *s, struct piece **taken, int count)
+{
+    for (int i = count - 1; i >= 0; i--) {
+        struct piece *p = taken[i];
+
+        mutex_lock(&s->memory_lock);
+        p->busy = false;
+        bool gone = p->gone;
+        if (!gone) {
+            list_insert_before(s->pieces.next, &p->link);
+        }
+        mutex_unlock(&s->memory_lock);
+        if (gone) {
+            piece_free(s, p);
+        }
+    }
+}
+
+static bool spill(struct scratch *s, struct piece **taken, int count)
+{
+    struct iovec v[SPILLED];
+    uint64_t slot;
+    int done = 0;
+
+    while (done < count) {
+        int n = (int)scratch_slots_take(&s->file, (uint64_t)(count - done),
+                                        &slot);
+        for (int i = 0; i < n; i++) {
+            v[i] = (struct iovec){taken[done + i]->data, UNIT};
+        }
+        if (n > 0) {
+            atomic_store(&s->in_file, true);
+        }
+        if (n == 0 || scratch_file_writev(&s->file, v, n, slot * UNIT) < 0) {
+            if (n > 0) {
+                scratch_slots_free(&s->file, slot, (uint64_t)n);
+            }
+            return_pieces(s, taken + done, count - done);
+            return false;
+        }
+        for (int i = 0; i < n; i++) {
+            place_piece(s, taken[done + i], slot + (uint64_t)i);
+        }
+        done += n;
+    }
     return true;
 }
 
-/* 0: there is no room for it. */
-static place_t slot_new(struct scratch *s)
+static void *spill_thread(void *opaque)
 {
-    if (!take_allowance(s)) {
-        return 0;
-    }
-    mutex_lock(&s->slots_lock);
-    uint64_t slot = s->free_count > 0 ? s->free_slots[--s->free_count]
-                                      : s->slots++;
-    mutex_unlock(&s->slots_lock);
-    return (place_t)slot * 2 + 1;
-}
+    struct scratch *s = opaque;
+    struct piece *taken[SPILLED];
 
-/* Without memory for the list, the slot is never used again. */
-static void slot_free(struct scratch *s, uint64_t slot)
-{
-    (void)fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                    (off_t)(slot * UNIT), UNIT);
-    mutex_lock(&s->slots_lock);
-    if (s->free_count == s->free_room) {
-        size_t room = s->free_room * 2 + 64;
-        uint64_t *more = realloc(s->free_slots, room * sizeof(*more));
-        if (more) {
-            s->free_slots = more;
-            s->free_room = room;
-        }
-    }
-    if (s->free_count < s->free_room) {
-        s->free_slots[s->free_count++] = slot;
-    }
-    mutex_unlock(&s->slots_lock);
-}
-
-/* Memory, or a slot when that has run out.  0: there is no room. */
-static place_t place_new(struct scratch *s)
-{
-    if (reserve(&s->in_memory, s->memory)) {
-        char *p = calloc(1, UNIT);
-        if (p) {
-            return (place_t)p;
-        }
-        atomic_fetch_sub(&s->in_memory, UNIT);
-    }
-    return slot_new(s);
-}
-
-static void place_free(struct scratch *s, place_t place)
-{
-    char *memory = memory_at(place);
-
-    if (memory) {
-        free(memory);
-        atomic_fetch_sub(&s->in_memory, UNIT);
-    } else {
-        slot_free(s, slot_at(place));
-    }
-}
-
-/* --- The file --- */
-
-static int read_scratch_file(const struct scratch *s, char *buf, uint64_t bytes,
-                             uint64_t offset)
-{
-    while (bytes > 0) {
-        ssize_t n = pread(s->fd, buf, bytes, (off_t)offset);
-        if (n < 0 && errno == EINTR) {
+    mutex_lock(&s->memory_lock);
+    while (!s->end) {
+        int count = is_pressed(s) ? take_pieces(s, taken) : 0;
+        if (count == 0) {
+            cond_wait(&s->wake, &s->memory_lock);
             continue;
         }
-        if (n <= 0) {
-            return n < 0 ? -errno : -EIO;
+        mutex_unlock(&s->memory_lock);
+        bool good = spill(s, taken, count);
+        mutex_lock(&s->memory_lock);
+        if (!good && !s->end) {
+            (void)cond_wait_ms(&s->wake, &s->memory_lock, AGAIN_MS);
         }
-        buf += n;
-        offset += (uint64_t)n;
-        bytes -= (uint64_t)n;
     }
-    return 0;
+    mutex_unlock(&s->memory_lock);
+    return NULL;
 }
 
-/* Move @bytes between the iov, from @done on, and @offset of the file. */
-static int move(struct scratch *s, bool write, const struct iovec *iov, int cnt,
-                uint64_t done, uint64_t bytes, uint64_t offset)
-{
-    struct iovec v[IOV_MAX_INNER];
-    int parts = iov_slice(v, iov, cnt, done, bytes);
-    int r = 0;
+/* --- One unit; hold its group's lock --- */
 
-    for (int i = 0; i < parts && r == 0; i++) {
-        r = write
-                ? file_create_write(s->fd, v[i].iov_base, v[i].iov_len, offset)
-                : read_scratch_file(s, v[i].iov_base, v[i].iov_len, offset);
-        offset += v[i].iov_len;
-    }
-    return r;
-}
-
-/* --- One unit; hold its lock --- */
-
-static int read_scratch_part(struct scratch *s, const struct part *p,
-                             const struct iovec *iov, int cnt, uint64_t done)
+static int read_part(struct scratch *s, const struct part *p,
+                     const struct iovec *iov, int cnt, uint64_t done,
+                     bool nowait)
 {
     place_t place = place_of(s, p->unit);
+    const struct piece *piece = piece_at(place);
+    char buf[UNIT];
 
     if (place == 0) {
         iov_fill(iov, cnt, done, 0, p->bytes);
         return 0;
     }
-    const char *memory = memory_at(place);
-    if (memory) {
-        iov_from_buf(iov, cnt, done, memory + p->offset, p->bytes);
+    if (piece) {
+        iov_from_buf(iov, cnt, done, piece->data + p->offset, p->bytes);
         return 0;
     }
-    return move(s, false, iov, cnt, done, p->bytes,
-                slot_at(place) * UNIT + p->offset);
-}
-
-/* A slot that is used again may have old data in it. */
-static int clear_slot(struct scratch *s, uint64_t slot)
-{
-    static const char zeroes[UNIT];
-
-    return file_create_write(s->fd, zeroes, UNIT, slot * UNIT);
-}
-
-static int put(struct scratch *s, place_t place, bool fresh,
-               const struct part *p, const struct iovec *iov, int cnt,
-               uint64_t done)
-{
-    char *memory = memory_at(place);
-    int r = 0;
-
-    if (memory) {
-        iov_to_buf(iov, cnt, done, memory + p->offset, p->bytes);
-        return 0;
+    if (nowait) {
+        return -EAGAIN;
     }
+    int r = scratch_file_read(&s->file, buf, p->bytes,
+                              slot_at(place) * UNIT + p->offset);
+    if (r == 0) {
+        iov_from_buf(iov, cnt, done, buf, p->bytes);
+    }
+    return r;
+}
+
+/* The bytes of the part, or zeroes (iov NULL). */
+static void take_bytes(char *to, const struct part *p, const struct iovec *iov,
+                       int cnt, uint64_t done)
+{
+    if (iov) {
+        iov_to_buf(iov, cnt, done, to, p->bytes);
+    } else {
+        memset(to, 0, p->bytes);
+    }
+}
+
+static int write_slot(struct scratch *s, uint64_t slot, char *buf,
+                      uint64_t offset, uint64_t bytes)
+{
+    const struct iovec v = {buf, bytes};
+
     atomic_store(&s->in_file, true);
-    if (fresh && !p->whole) {
-        r = clear_slot(s, slot_at(place));
-    }
-    return r < 0 ? r
-                 : move(s, true, iov, cnt, done, p->bytes,
-                        slot_at(place) * UNIT + p->offset);
+    return scratch_file_writev(&s->file, &v, 1, slot * UNIT + offset);
 }
 
-static int write_fresh(struct scratch *s, const struct part *p,
-                       const struct iovec *iov, int cnt, uint64_t done)
+/* Change a unit that is in memory; the thread may be reading it. */
+static int write_piece(struct scratch *s, struct piece *old,
+                       const struct part *p, const struct iovec *iov, int cnt,
+                       uint64_t done)
+{
+    mutex_lock(&s->memory_lock);
+    bool busy = old->busy;
+    if (!busy) {
+        list_remove(&old->link); /* the thread does not begin it now */
+    }
+    mutex_unlock(&s->memory_lock);
+    if (!busy) {
+        take_bytes(old->data + p->offset, p, iov, cnt, done);
+        add_piece(s, old);
+        return 0;
+    }
+    struct piece *new = malloc(sizeof(*new));
+    if (!new) {
+        return -ENOMEM;
+    }
+    atomic_fetch_add(&s->in_memory, UNIT); /* one of them goes soon */
+    memcpy(new->data, old->data, UNIT);
+    new->unit = p->unit;
+    new->busy = new->gone = false;
+    take_bytes(new->data + p->offset, p, iov, cnt, done);
+    *place_for(s, p->unit) = (place_t) new;
+    leave_piece(s, old);
+    add_piece(s, new);
+    return 0;
+}
+
+static int write_stored(struct scratch *s, place_t place, const struct part *p,
+                        const struct iovec *iov, int cnt, uint64_t done,
+                        bool nowait)
+{
+    struct piece *piece = piece_at(place);
+    char buf[UNIT];
+
+    if (piece) {
+        return write_piece(s, piece, p, iov, cnt, done);
+    }
+    if (nowait) {
+        return -EAGAIN;
+    }
+    take_bytes(buf, p, iov, cnt, done);
+    return write_slot(s, slot_at(place), buf, p->offset, p->bytes);
+}
+
+/* Put a new unit into a slot at once. */
+static int write_new_slot(struct scratch *s, place_t *at, const struct part *p,
+                          const struct iovec *iov, int cnt, uint64_t done)
+{
+    char buf[UNIT] = {0};
+    uint64_t slot;
+
+    if (scratch_slots_take(&s->file, 1, &slot) == 0) {
+        atomic_store(&s->quota_was_hit, true);
+        return -ENOSPC;
+    }
+    take_bytes(buf + p->offset, p, iov, cnt, done);
+    int r = write_slot(s, slot, buf, 0, UNIT);
+    if (r < 0) {
+        scratch_slots_free(&s->file, slot, 1);
+        return r;
+    }
+    *at = in_slot(slot);
+    tidy_group(s, p->unit);
+    return 0;
+}
+
+static int write_new(struct scratch *s, const struct part *p,
+                     const struct iovec *iov, int cnt, uint64_t done,
+                     bool nowait)
 {
     place_t *at = place_for(s, p->unit);
+    struct piece *piece = at ? piece_new(s, p->unit) : NULL;
 
     if (!at) {
         return -ENOMEM;
+    }
+    if (!piece) {
+        int r = nowait ? -EAGAIN : write_new_slot(s, at, p, iov, cnt, done);
+        if (r < 0) {
+            tidy_group(s, p->unit);
+        }
+        return r;
+    }
+    if (!p->whole) {
+        memset(piece->data, 0, UNIT);
+    }
+    take_bytes(piece->data + p->offset, p, iov, cnt, done);
+    *at = (place_t)piece;
+    add_piece(s, piece);
+    return 0;
+}
+
+static int write_part(struct scratch *s, const struct part *p,
+                      const struct iovec *iov, int cnt, uint64_t done,
+                      bool nowait)
+{
+    place_t place = place_of(s, p->unit);
+
+    if (place) {
+        return write_stored(s, place, p, iov, cnt, done, nowait);
     }
     bool room = reserve(&s->bytes, s->quota);
     atomic_store(&s->quota_was_hit, !room);
     if (!room) {
         return -ENOSPC;
     }
-    place_t place = place_new(s);
-    int r = place ? put(s, place, true, p, iov, cnt, done) : -ENOSPC;
+    int r = write_new(s, p, iov, cnt, done, nowait);
     if (r < 0) {
-        if (place) {
-            place_free(s, place);
-        } else {
-            atomic_store(&s->quota_was_hit, true);
-        }
         atomic_fetch_sub(&s->bytes, UNIT);
-        return r;
     }
-    *at = place;
-    hbitmap_set(s->stored, p->unit * UNIT, 1);
-    return 0;
-}
-
-static int write_part(struct scratch *s, const struct part *p,
-                      const struct iovec *iov, int cnt, uint64_t done)
-{
-    place_t place = place_of(s, p->unit);
-
-    return place ? put(s, place, false, p, iov, cnt, done)
-                 : write_fresh(s, p, iov, cnt, done);
+    return r;
 }
 
 static int zero_part(struct scratch *s, const struct part *p)
 {
-    static const char zeroes[UNIT];
-    struct iovec v = {(void *)(uintptr_t)zeroes, p->bytes};
     place_t place = place_of(s, p->unit);
 
     if (!place) {
         return 0;
     }
     if (!p->whole) {
-        return put(s, place, false, p, &v, 1, 0);
+        return write_stored(s, place, p, NULL, 0, 0, false);
     }
-    hbitmap_reset(s->stored, p->unit * UNIT, 1);
-    *place_for(s, p->unit) = 0;
-    place_free(s, place);
+    place_t *at = place_for(s, p->unit);
+    if (!at) {
+        return -ENOMEM;
+    }
+    *at = 0;
+    tidy_group(s, p->unit);
+    if (piece_at(place)) {
+        leave_piece(s, piece_at(place));
+    } else {
+        scratch_slots_free(&s->file, slot_at(place), 1);
+    }
     atomic_fetch_sub(&s->bytes, UNIT);
     return 0;
 }
@@ -387,37 +581,52 @@ static int zero_part(struct scratch *s, const struct part *p)
 enum what { READ, WRITE, ZERO };
 
 static int do_part(struct scratch *s, enum what what, const struct part *p,
-                   const struct iovec *iov, int cnt, uint64_t done)
+                   const struct iovec *iov, int cnt, uint64_t done, bool nowait)
     NO_LOCK_ANALYSIS
 {
-    rwlock_t *lock = &s->locks[p->unit % LOCKS];
+    rwlock_t *lock = &s->locks[p->unit / GROUP_UNITS % LOCKS];
     int r;
 
     if (what == READ) {
         rwlock_rdlock(lock);
-        r = read_scratch_part(s, p, iov, cnt, done);
+        r = read_part(s, p, iov, cnt, done, nowait);
     } else {
         rwlock_wrlock(lock);
-        r = what == WRITE ? write_part(s, p, iov, cnt, done) : zero_part(s, p);
+        r = what == WRITE ? write_part(s, p, iov, cnt, done, nowait)
+                          : zero_part(s, p);
     }
     rwlock_unlock(lock);
     return r;
 }
 
-static int each_part(struct node *n, enum what what, uint64_t offset,
-                     uint64_t bytes, const struct iovec *iov, int cnt)
+/* Bytes from @offset on of which nothing is stored, as far as that can be seen
+ * at a glance. */
+static uint64_t empty_run(const struct scratch *s, uint64_t offset)
 {
+    uint64_t leaf = offset / (LEAF_GROUPS * GROUP);
+
+    return atomic_load(&s->leaves[leaf])
+               ? 0
+               : (leaf + 1) * LEAF_GROUPS * GROUP - offset;
+}
+
+static int each_part(struct node *n, enum what what, uint64_t offset,
+                     uint64_t bytes, const struct iovec *iov, int cnt,
+                     bool nowait)
+{
+    struct scratch *s = n->state;
     uint64_t size = n->size;
     int r = 0;
 
     for (uint64_t done = 0; done < bytes && r == 0;) {
         uint64_t at = offset + done;
         struct part p = {.unit = at / UNIT, .offset = at % UNIT};
+        uint64_t skip = what == ZERO ? empty_run(s, at) : 0;
 
         p.bytes = min_u64(bytes - done, UNIT - p.offset);
         p.whole = p.offset == 0 && (p.bytes == UNIT || at + p.bytes == size);
-        r = do_part(n->state, what, &p, iov, cnt, done);
-        done += p.bytes;
+        r = skip > 0 ? 0 : do_part(s, what, &p, iov, cnt, done, nowait);
+        done += max_u64(skip, p.bytes);
     }
     return r;
 }
@@ -425,41 +634,66 @@ static int each_part(struct node *n, enum what what, uint64_t offset,
 static int scratch_preadv(struct node *n, uint64_t offset, uint64_t bytes,
                           const struct iovec *iov, int cnt, unsigned flags)
 {
-    const struct scratch *s = n->state;
-
-    if ((flags & REQ_NOWAIT) && atomic_load(&s->in_file)) {
-        return -EAGAIN;
-    }
-    return each_part(n, READ, offset, bytes, iov, cnt);
+    return each_part(n, READ, offset, bytes, iov, cnt, flags & REQ_NOWAIT);
 }
 
 static int scratch_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
                            const struct iovec *iov, int cnt, unsigned flags)
 {
-    (void)flags;
-    return each_part(n, WRITE, offset, bytes, iov, cnt);
+    return each_part(n, WRITE, offset, bytes, iov, cnt, flags & REQ_NOWAIT);
 }
 
 static int scratch_zero(struct node *n, uint64_t offset, uint64_t bytes,
                         unsigned flags)
 {
     (void)flags;
-    return each_part(n, ZERO, offset, bytes, NULL, 0);
+    return each_part(n, ZERO, offset, bytes, NULL, 0, false);
 }
 
 static int scratch_discard(struct node *n, uint64_t offset, uint64_t bytes)
 {
-    return each_part(n, ZERO, offset, bytes, NULL, 0);
+    return each_part(n, ZERO, offset, bytes, NULL, 0, false);
+}
+
+/* Is the unit at @offset stored, and how far are units of its group the same,
+ * at most to @end? */
+static uint64_t run_in_group(struct scratch *s, uint64_t offset, uint64_t end,
+                             bool *stored) NO_LOCK_ANALYSIS
+{
+    uint64_t unit = offset / UNIT;
+    rwlock_t *lock = &s->locks[unit / GROUP_UNITS % LOCKS];
+
+    rwlock_rdlock(lock);
+    *stored = place_of(s, unit) != 0;
+    do {
+        unit++;
+    } while (unit % GROUP_UNITS != 0 && unit * UNIT < end &&
+             (place_of(s, unit) != 0) == *stored);
+    rwlock_unlock(lock);
+    return min_u64(unit * UNIT, end) - offset;
 }
 
 static int scratch_map(struct node *n, uint64_t offset, uint64_t bytes,
                        unsigned flags, struct mapping *m)
 {
-    const struct scratch *s = n->state;
+    struct scratch *s = n->state;
+    uint64_t end = offset + bytes;
     bool stored = false;
 
     (void)flags;
-    m->length = hbitmap_run(s->stored, offset, offset + bytes, &stored);
+    m->length = 0;
+    while (m->length < bytes) {
+        uint64_t at = offset + m->length;
+        uint64_t empty = min_u64(empty_run(s, at), end - at);
+        bool next = false;
+        uint64_t run = empty ? empty : run_in_group(s, at, end, &next);
+
+        if (m->length > 0 && next != stored) {
+            break;
+        }
+        stored = next;
+        m->length += run;
+    }
     m->kind = stored ? MAP_DATA : MAP_ZERO;
     m->file = n;
     m->host = offset;
@@ -482,6 +716,16 @@ static void scratch_limits(struct node *n, struct limits *lim)
     lim->zero_unmaps = true;
 }
 
+static void free_group(group_t group)
+{
+    struct table *t = table_at(group);
+
+    for (unsigned i = 0; t && i < GROUP_UNITS; i++) {
+        free(piece_at(t->place[i]));
+    }
+    free(t);
+}
+
 static void scratch_close(struct node *n)
 {
     struct scratch *s = n->state;
@@ -489,21 +733,28 @@ static void scratch_close(struct node *n)
     if (!s->ready) {
         return;
     }
+    mutex_lock(&s->memory_lock);
+    s->end = true;
+    cond_signal(&s->wake);
+    bool has_thread = s->has_thread;
+    mutex_unlock(&s->memory_lock);
+    if (has_thread) {
+        thread_join(s->thread);
+    }
     for (uint64_t i = 0; i < s->leaves_count; i++) {
-        place_t *leaf = s->leaves[i];
-        for (unsigned k = 0; leaf && k < LEAF_UNITS; k++) {
-            free(memory_at(leaf[k]));
+        group_t *leaf = s->leaves[i];
+        for (unsigned k = 0; leaf && k < LEAF_GROUPS; k++) {
+            free_group(leaf[k]);
         }
         free(leaf);
     }
     free(s->leaves);
-    hbitmap_free(s->stored);
-    free(s->free_slots);
-    mutex_destroy(&s->slots_lock);
+    cond_destroy(&s->wake);
+    mutex_destroy(&s->memory_lock);
     for (unsigned i = 0; i < LOCKS; i++) {
         rwlock_destroy(&s->locks[i]);
     }
-    (void)close(s->fd);
+    scratch_file_close(&s->file);
 }
 
 static const struct driver driver_scratch = {
@@ -522,113 +773,28 @@ static const struct driver driver_scratch = {
     .flush = scratch_flush,
 };
 
-/* --- Making the file --- */
-
-static const char *dir_or_default(const char *dir)
-{
-    const char *tmp = getenv("TMPDIR");
-
-    return dir ? dir : tmp && tmp[0] ? tmp : DIR_DEFAULT;
-}
-
-/* For file systems without O_TMPFILE.  Between opening and locking, the file
- * has no lock, and another process's scratch_clean may unlink it first.  That
- * does no harm. */
-static int open_and_unlink(const char *dir)
-{
-    CLEANUP_FREE char *name = NULL;
-
-    if (asprintf(&name, "%s/" NAME_PREFIX "XXXXXX", dir) < 0) {
-        name = NULL;
-        return -ENOMEM;
-    }
-    int fd = mkostemp(name, O_CLOEXEC);
-    if (fd < 0) {
-        return -errno;
-    }
-    (void)flock(fd, LOCK_EX | LOCK_NB);
-    (void)unlink(name);
-    return fd;
-}
-
-static int open_scratch_file(const char *dir)
-{
-    int fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-
-    if (fd < 0 && (errno == EOPNOTSUPP || errno == EISDIR)) {
-        return open_and_unlink(dir);
-    }
-    return fd < 0 ? -errno : fd;
-}
-
-static void clean_one(int dir, const char *name)
-{
-    struct stat st;
-    int fd = openat(dir, name, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-
-    if (fd < 0) {
-        return;
-    }
-    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_uid == geteuid() &&
-        flock(fd, LOCK_EX | LOCK_NB) == 0) {
-        (void)unlinkat(dir, name, 0);
-    }
-    (void)close(fd);
-}
-
-void scratch_clean(const char *dir)
-{
-    DIR *d = opendir(dir_or_default(dir));
-    const struct dirent *e;
-
-    while (d && (e = readdir(d))) {
-        if (strncmp(e->d_name, NAME_PREFIX, strlen(NAME_PREFIX)) == 0) {
-            clean_one(dirfd(d), e->d_name);
-        }
-    }
-    if (d) {
-        (void)closedir(d);
-    }
-}
-
 /* --- Making one --- */
-
-/* How much of the file system the file has to leave free. */
-static uint64_t choose_kept_free(const struct scratch *s)
-{
-    struct statvfs fs;
-
-    if (fstatvfs(s->fd, &fs) < 0) {
-        return 0;
-    }
-    return min_u64((uint64_t)fs.f_blocks * fs.f_frsize / 10,
-                   (uint64_t)fs.f_bavail * fs.f_frsize / 2);
-}
 
 static int set_up_scratch(struct node *n, const struct scratch_options *o,
                           struct error **errp)
 {
     struct scratch *s = n->state;
-    const char *dir = dir_or_default(o->dir);
+    int r = scratch_file_open(&s->file, o->dir, o->keep_free, errp);
 
-    s->fd = open_scratch_file(dir);
-    if (s->fd < 0) {
-        return error_set(errp, -s->fd, "cannot make a scratch file in '%s': %s",
-                         dir, strerror(-s->fd));
+    if (r < 0) {
+        return r;
     }
     s->quota = o->quota ? o->quota : UINT64_MAX - UNIT;
     s->memory = o->memory;
-    s->kept_free = o->keep_free ? choose_kept_free(s) : 0;
-    s->leaves_count = div_up(n->size, UNIT * LEAF_UNITS);
+    s->leaves_count = div_up(n->size, LEAF_GROUPS * GROUP);
     s->leaves = calloc(s->leaves_count + 1, sizeof(*s->leaves));
-    s->stored = hbitmap_new(n->size, UNIT);
-    if (!s->leaves || !s->stored) {
-        free(s->leaves);
-        hbitmap_free(s->stored);
-        (void)close(s->fd);
+    if (!s->leaves) {
+        scratch_file_close(&s->file);
         return error_nomem(errp);
     }
-    mutex_init(&s->slots_lock, LOCK_SCRATCH_SLOTS, NULL);
+    mutex_init(&s->memory_lock, LOCK_SCRATCH_MEMORY, NULL);
+    cond_init(&s->wake);
+    list_init(&s->pieces);
     for (unsigned i = 0; i < LOCKS; i++) {
         rwlock_init(&s->locks[i], LOCK_SCRATCH_UNIT, NULL);
     }
@@ -665,6 +831,6 @@ void scratch_usage(const struct node *n, struct scratch_usage *u)
         .bytes = atomic_load(&s->bytes),
         .in_file = atomic_load(&s->in_file),
         .quota_was_hit = atomic_load(&s->quota_was_hit),
-        .kept_free = s->kept_free,
+        .kept_free = s->file.kept_free,
     };
 }

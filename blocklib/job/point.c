@@ -29,6 +29,9 @@
 #include "nbdelta/graph.h"
 #include "nbdelta/tell.h"
 
+/* Clusters that the copy engine knows of a point, at most. */
+#define CLUSTERS_MAX (UINT64_C(1) << 26)
+
 /* Bytes that one point keeps in memory before it needs its file. */
 #define MEMORY_MAX (16 * MiB)
 
@@ -132,6 +135,17 @@ static void add_early(struct point_start *s)
     }
 }
 
+/* As small as what guests write, so that they wait for no more than that. */
+static uint64_t cluster_for(const struct node *scratch)
+{
+    uint64_t cluster = scratch->limits.pref;
+
+    while (node_size(scratch) / cluster > CLUSTERS_MAX) {
+        cluster *= 2;
+    }
+    return cluster;
+}
+
 static int make_point_copy(struct point_start *s, struct error **errp)
 {
     struct point *p = s->p;
@@ -139,7 +153,8 @@ static int make_point_copy(struct point_start *s, struct error **errp)
     unsigned delay = o->max_delay_ms ? o->max_delay_ms : POINT_DELAY_MS;
     const struct copy_options c = {
         .size = node_size(o->node),
-        .cluster = copy_cluster_for(p->scratch),
+        .cluster = cluster_for(p->scratch),
+        .quick = true,
         .target_zero = true,
         .policy =
             {

@@ -39,6 +39,14 @@ static inline void trap_gate(struct trap *t, bool closed)
     mutex_unlock(&t->lock);
 }
 
+static inline bool trap_is_closed(struct trap *t)
+{
+    mutex_lock(&t->lock);
+    bool closed = t->closed;
+    mutex_unlock(&t->lock);
+    return closed;
+}
+
 /* Until @count requests stand at the gate. */
 static inline void trap_wait(struct trap *t, int count)
 {
@@ -68,6 +76,9 @@ static inline int trap_preadv(struct node *n, uint64_t offset, uint64_t bytes,
 {
     struct trap *t = n->state;
 
+    if ((flags & REQ_NOWAIT) && trap_is_closed(t)) {
+        return -EAGAIN;
+    }
     t->reads++;
     trap_pass(t);
     return t->read_error ? t->read_error

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Scratch space against a model in memory. */
+#include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "../unit/job-util.h"
 #include "copy/scratch.h"
 
-#define UNIT (64 * KiB)
+#define UNIT UINT64_C(4096)
 #define SIZE (16 * UNIT + 1000) /* the last unit is a partial one */
 
 static struct graph *g;
@@ -195,6 +198,53 @@ START_TEST(threads_share_memory_and_slots)
 }
 END_TEST
 
+static int put_now(int byte, uint64_t offset)
+{
+    char buf[UNIT];
+
+    memset(buf, byte, sizeof(buf));
+    struct tree *t = node_enter(s, false);
+    int r = node_pwrite(s, buf, sizeof(buf), offset, REQ_NOWAIT);
+    node_leave(t);
+    return r;
+}
+
+/* The file cannot grow, so nothing leaves the memory. */
+START_TEST(what_cannot_go_to_the_file_stays_in_memory)
+{
+    char *model = calloc(1, SIZE);
+    struct rlimit old;
+
+    setup(0, 4 * UNIT);
+    ck_assert_int_eq(getrlimit(RLIMIT_FSIZE, &old), 0);
+    (void)signal(SIGXFSZ, SIG_IGN);
+    const struct rlimit none = {0, old.rlim_max};
+    ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &none), 0);
+    for (int i = 0; i < 4; i++) {
+        ck_assert_int_eq(put_now('a' + i, (uint64_t)i * 2 * UNIT), 0);
+        memset(model + (uint64_t)i * 2 * UNIT, 'a' + i, UNIT);
+    }
+    ck_assert_int_eq(put_now('x', UNIT), -EAGAIN);
+    ck_assert_int_eq(put('x', UNIT, UNIT), -EFBIG);
+    ck_is(model);
+    ck_assert_uint_eq(usage().bytes, 4 * UNIT);
+    ck_assert_int_eq(drop(UNIT, 0, true), 0);
+    memset(model, 0, UNIT);
+    int r;
+    while ((r = put_now('y', 3 * UNIT)) == -EAGAIN) {
+        (void)usleep(1000); /* the thread was trying again */
+    }
+    ck_assert_int_eq(r, 0);
+    memset(model + 3 * UNIT, 'y', UNIT);
+    ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &old), 0);
+    ck_assert_int_eq(put('z', UNIT, UNIT), 0);
+    memset(model + UNIT, 'z', UNIT);
+    ck_is(model);
+    teardown();
+    free(model);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -202,6 +252,7 @@ int main(void)
         the_quota_is_never_passed,
         status_tells_what_is_stored,
         threads_share_memory_and_slots,
+        what_cannot_go_to_the_file_stays_in_memory,
     };
     return run_suite("scratch", tests, ARRAY_SIZE(tests));
 }
