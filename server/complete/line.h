@@ -31,9 +31,9 @@ struct line {
     bool tilde;   /* it begins with a ~ that bash would expand */
     bool unknown; /* it has a $ or ` in it: only bash knows what it will be */
 };
-#define LINE_INIT \
-    {             \
-        NULL      \
+#define LINE_INIT     \
+    {                 \
+        .words = NULL \
     }
 
 /* Split @text.  @breaks are bash's COMP_WORDBREAKS.  -ENOMEM, -E2BIG.  Whatever

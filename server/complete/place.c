@@ -64,7 +64,7 @@ static struct word read_long(const struct cli_command *c, const char *text)
 
 static struct word read_letters(const struct cli_command *c, const char *text)
 {
-    struct word w = {NULL};
+    struct word w = {.option = NULL};
 
     for (; *text; text++) {
         w.option = find_letter(c, *text);
@@ -112,7 +112,7 @@ static void find_last(struct place *p, const char *text,
         return;
     }
     struct word w = is_option(text) ? read_word(p->command, text)
-                                    : (struct word){NULL};
+                                    : (struct word){.option = NULL};
     if (w.option && w.value && w.option->arg) {
         p->option = w.option;
         p->head = (size_t)(w.value - text);
