@@ -32,7 +32,7 @@ SIZE = 16 * MIB
 PATIENCE = 20      # s, for a connection that comes back
 SHOWN = 0.2        # of the images at the end go to QEMU
 MOST = 2           # requests of a kind of one operation, in the short form,
-ENOUGH = 100       # and s after which it begins no other operation
+ENOUGH = 70        # and s after which it begins no other operation
 
 # name: cluster size, bytes of storage, granularities of the bitmaps b0 and b1.
 # `sub` has subclusters, and a snapshot, s0.

@@ -47,7 +47,7 @@ static const struct shape {
 };
 
 #define SHAPES ((int)(sizeof(shapes) / sizeof(shapes[0])))
-#define SEEDS  4
+#define SEEDS  3
 
 struct op {
     uint64_t offset;
