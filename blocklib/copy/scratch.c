@@ -637,6 +637,8 @@ static int scratch_preadv(struct node *n, uint64_t offset, uint64_t bytes,
     return each_part(n, READ, offset, bytes, iov, cnt, flags & REQ_NOWAIT);
 }
 
+/* What must not wait may be put in part.  Only the copy engine writes here, and
+ * puts the same bytes again. */
 static int scratch_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
                            const struct iovec *iov, int cnt, unsigned flags)
 {
