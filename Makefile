@@ -435,7 +435,7 @@ bench:
 	$(Q)+$(SUBMAKE) bench-run
 
 bench-run: all
-	$(Q)$(FOR_TESTS) tests/bench.sh
+	$(Q)$(FOR_TESTS) tests/bench/bench.sh
 
 #--- checks of the source -------------------------------------------------
 
@@ -476,7 +476,7 @@ lint: check-layers
 	    -DNBDELTA_VERSION='""' $(PATHS)
 	$(Q)cppcheck -q --error-exitcode=1 --inline-suppr -j $(JOBS) \
 	    --std=c11 $(INC_TESTS) blocklib server plugin
-	$(Q)shellcheck -x tests/run .ci/run tests/*.sh tests/func/*.sh \
+	$(Q)shellcheck -x tests/run .ci/run tests/*.sh tests/func/*.sh tests/bench/*.sh \
 	    tests/iotests/run tests/iotests/qemu tests/iotests/qemu-nbd \
 	    packaging/*.sh packaging/debian/tests/readme \
 	    packaging/debian/tests/installed

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """bench.sh's rows about a QEMU without libvirt: seconds, less is better.
 
-    bench-qemu.py SIZE ROUNDS
+    qemu_rows.py SIZE ROUNDS
 
 One disk of SIZE bytes, all data, then parts of it written again.  Candidates
 take turns.  blockdev-backup is QEMU's own job, into qcow2 files: full, then
@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 
-sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)) + '/func')
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)) + '/../func')
 # pylint: disable=wrong-import-position
 from bench_rows import fill, quiet, row, seconds, writes
 from source_driver import Qemu

@@ -3,7 +3,7 @@
  * For bench.sh: list all of a metadata context, one request at a time, as a
  * backup program does, with nothing of a client's own costs.
  *
- *   bench-status SOCKET EXPORT CONTEXT
+ *   nbd-status SOCKET EXPORT CONTEXT
  *
  * It prints the seconds, and how many extents there were: neighbours that are
  * alike count as one, also across replies, so all servers have the same number.
@@ -31,7 +31,7 @@ static char buffer[8 << 20];
 
 static void fail(const char *what)
 {
-    (void)fprintf(stderr, "bench-status: %s\n", what);
+    (void)fprintf(stderr, "nbd-status: %s\n", what);
     exit(1);
 }
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """bench.sh's rows about domains of libvirt: seconds, less is better.
 
-    bench-libvirt.py SIZE ROUNDS
+    libvirt_rows.py SIZE ROUNDS
 
 One disk of SIZE bytes, all data, then parts of it written again.  Candidates
 take turns.  virtnbdbackup is Debian's; it refuses a domain that has
@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 
-sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)) + '/func')
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)) + '/../func')
 # pylint: disable=wrong-import-position
 from bench_rows import fill, quiet, row, seconds, writes
 from libvirt_backup import HERE, NBDELTA, Backups, with_libvirt

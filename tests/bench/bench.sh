@@ -4,13 +4,13 @@
 # the median, with the least and the most.
 #
 #   BUILD=build [ROUNDS=3] [SECONDS_EACH=2] [SIZE=1G] [ROWS='plugin*'] \
-#       tests/bench.sh
+#       tests/bench/bench.sh
 set -eu -o pipefail
 PATH=/usr/bin:$PATH
 
 BUILD=$(realpath "${BUILD:?}")
 export BUILD
-tests=$(realpath "${0%/*}")
+here=$(realpath "${0%/*}")
 nbdelta=$BUILD/nbdelta
 plugin=$BUILD/nbdkit-nbdelta-plugin.so
 rounds=${ROUNDS:-3}
@@ -368,8 +368,8 @@ measure() {
             seconds qemu-img info "$3.qcow2"
         fi ;;
     list:*) # the first time, tables are read in
-        ./bench-status sock '' "${2#list:}" >/dev/null
-        ./bench-status sock '' "${2#list:}" | cut -d ' ' -f 1 ;;
+        ./nbd-status sock '' "${2#list:}" >/dev/null
+        ./nbd-status sock '' "${2#list:}" | cut -d ' ' -f 1 ;;
     check)
         stop
         if [ "$1" = nbdelta ]; then
@@ -525,16 +525,16 @@ qemu-io -f qcow2 large.qcow2 <touches >/dev/null
 goal='<= 0.6' row "load a bitmap of 16 TiB, few bits" load large nbdelta q-s-d
 row "stop after touches all over it" end large nbdelta q-s-d
 cp --sparse=always large.qcow2 dense.qcow2
-python3 "$tests/bench-images.py" dense dense.qcow2
+python3 "$here/images.py" dense dense.qcow2
 goal='<= 0.6' row "load a bitmap of 16 TiB, dense" load dense nbdelta q-s-d
 
 # Listing, by a client that costs next to nothing.
-${CC:-cc} -O2 -o bench-status "$tests/bench-status.c"
+${CC:-cc} -O2 -o nbd-status "$here/nbd-status.c"
 goal='<= 0.35' row "list 5.3M extents of that bitmap" \
     list:qemu:dirty-bitmap:b0 dense nbdelta qemu-nbd q-s-d
 rm dense.qcow2
 qemu-img create -q -f qcow2 holes.qcow2 64G
-python3 "$tests/bench-images.py" holes holes.qcow2
+python3 "$here/images.py" holes holes.qcow2
 goal='<= 0.25' row "block status of 1M extents" list:base:allocation holes \
     nbdelta qemu-nbd q-s-d
 qemu-img create -q -f qcow2 empty.qcow2 16T
@@ -545,7 +545,7 @@ goal='<= 0.4' row "block status of empty 16 TiB" list:base:allocation empty \
 qemu-img create -q -f qcow2 -o preallocation=metadata order.qcow2 256G
 row "check of 4M clusters in order" check order nbdelta q-s-d
 cp --sparse=always order.qcow2 shuffled.qcow2
-python3 "$tests/shuffle-clusters.py" shuffled.qcow2
+python3 "$here/shuffle-clusters.py" shuffled.qcow2
 row "check of 4M clusters, shuffled" check shuffled nbdelta
 rm shuffled.qcow2
 echo "Milliseconds (less is better)"
@@ -594,7 +594,7 @@ if [[ 'QEMU: backups' == ${ROWS-*} ]]; then
     mkdir qemu
     cd qemu
     PYTHONDONTWRITEBYTECODE=1 /usr/bin/python3 \
-        "$tests/bench-qemu.py" "$(numfmt --from=iec "$size")" "$rounds"
+        "$here/qemu_rows.py" "$(numfmt --from=iec "$size")" "$rounds"
     cd ..
 fi
 
@@ -606,7 +606,7 @@ if [[ 'libvirt: backups' == ${ROWS-*} ]] && [ "$(id -u)" -eq 0 ] &&
     mkdir libvirt
     cd libvirt
     NBDELTA_MODULES=$BUILD PYTHONDONTWRITEBYTECODE=1 /usr/bin/python3 \
-        "$tests/bench-libvirt.py" "$(numfmt --from=iec "$size")" "$rounds" ||
+        "$here/libvirt_rows.py" "$(numfmt --from=iec "$size")" "$rounds" ||
         [ $? -eq 77 ]
     cd ..
 fi
