@@ -197,17 +197,22 @@ MARK_SRC     := tests/unit/mark-point.c
 FUZZ_SRC     := $(sort $(wildcard tests/fuzz/fuzz-*.c))
 # Programs that functional tests use.
 TOOL_SRC     := $(sort $(wildcard tests/func/*.c))
+# Programs that measure: two, and what they share.
+BENCH_SRC    := $(sort $(wildcard tests/bench/*.c))
 FUNC_TESTS   := $(sort $(filter-out %/lib.sh,$(wildcard tests/func/*.sh)))
 MAN_PAGES    := $(sort $(wildcard man/*.1))
 MAN5_PAGES   := $(sort $(wildcard man/*.5))
 MAN7_PAGES   := $(sort $(wildcard man/*.7))
 ALL_SRC := $(BLOCKLIB_SRC) $(SERVER_SRC) $(MODULE_SRC) $(PLUGIN_SRC) \
-    $(UNIT_SRC) $(MARK_SRC) $(FUZZ_SRC) $(TOOL_SRC)
+    $(UNIT_SRC) $(MARK_SRC) $(FUZZ_SRC) $(TOOL_SRC) $(BENCH_SRC)
 
 obj = $(patsubst %.c,$(O)/%.o,$(1))
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(O)/%,$(UNIT_SRC))
 FUZZERS    := $(patsubst tests/fuzz/%.c,$(O)/%,$(FUZZ_SRC))
 TOOLS      := $(patsubst %.c,$(O)/%,$(TOOL_SRC))
+NBD_LOAD   := $(O)/tests/bench/nbd-load
+NBD_STATUS := $(O)/tests/bench/nbd-status
+BENCH_TOOLS := $(NBD_LOAD) $(NBD_STATUS)
 
 CARELESS   := $(O)/tests/func/careless
 FAULTY     := $(O)/tests/func/faulty
@@ -299,6 +304,15 @@ $(FUZZERS): $(O)/%: $(O)/tests/fuzz/%.o $(BLOCKLIB)
 $(filter-out $(CARELESS) $(FAULTY),$(TOOLS)): $(O)/%: $(O)/%.o $(BLOCKLIB)
 	$(call link,,$(SERVER_PKGS))
 $(O)/tests/func/source-tool: $(SERVERLIB)
+
+# These need nothing of ours, and no library.
+link_bench = $(call say,LD,$@)$(CC) $(ND_LDFLAGS) $(LDFLAGS) -o $@ \
+    $(filter %.o,$^)
+$(NBD_LOAD): $(call obj,$(filter %/nbd-load.c %/nbd-raw.c \
+    tests/bench/load-%,$(BENCH_SRC)))
+	$(link_bench)
+$(NBD_STATUS): $(call obj,$(filter %/nbd-status.c %/nbd-raw.c,$(BENCH_SRC)))
+	$(link_bench)
 
 # It makes what only the server can.
 $(O)/tests/func/make-point: $(SERVERLIB)
@@ -434,7 +448,7 @@ bench:
 	$(Q)tests/packages.sh build test bench
 	$(Q)+$(SUBMAKE) bench-run
 
-bench-run: all
+bench-run: all $(BENCH_TOOLS)
 	$(Q)$(FOR_TESTS) tests/bench/bench.sh
 
 #--- checks of the source -------------------------------------------------

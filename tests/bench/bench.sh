@@ -368,8 +368,8 @@ measure() {
             seconds qemu-img info "$3.qcow2"
         fi ;;
     list:*) # the first time, tables are read in
-        ./nbd-status sock '' "${2#list:}" >/dev/null
-        ./nbd-status sock '' "${2#list:}" | cut -d ' ' -f 1 ;;
+        "$BUILD/tests/bench/nbd-status" sock '' "${2#list:}" >/dev/null
+        "$BUILD/tests/bench/nbd-status" sock '' "${2#list:}" | cut -d ' ' -f 1 ;;
     check)
         stop
         if [ "$1" = nbdelta ]; then
@@ -529,7 +529,6 @@ python3 "$here/images.py" dense dense.qcow2
 goal='<= 0.6' row "load a bitmap of 16 TiB, dense" load dense nbdelta q-s-d
 
 # Listing, by a client that costs next to nothing.
-${CC:-cc} -O2 -o nbd-status "$here/nbd-status.c"
 goal='<= 0.35' row "list 5.3M extents of that bitmap" \
     list:qemu:dirty-bitmap:b0 dense nbdelta qemu-nbd q-s-d
 rm dense.qcow2
