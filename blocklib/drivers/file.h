@@ -14,8 +14,9 @@ struct run {
 
 /* A reader that goes through the file: drivers/file-ahead.c. */
 struct ahead {
-    _Atomic uint64_t next; /* where it will go on */
-    _Atomic uint64_t upto; /* what is asked for ends here */
+    _Atomic uint64_t begin; /* where the stream began */
+    _Atomic uint64_t next;  /* where it will go on */
+    _Atomic uint64_t upto;  /* what is asked for ends here */
     _Atomic unsigned streak;
 };
 

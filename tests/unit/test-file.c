@@ -724,6 +724,14 @@ static bool make_cold_file(void)
     return !in_memory(0) && !in_memory(4 * MiB + FAR);
 }
 
+static bool becomes_resident(uint64_t offset)
+{
+    for (unsigned i = 0; i < 5000 && !in_memory(offset); i++) {
+        (void)usleep(1000);
+    }
+    return in_memory(offset);
+}
+
 static void read_some(uint64_t offset, uint64_t step)
 {
     char buf[4096];
@@ -741,13 +749,27 @@ START_TEST(who_reads_in_order_is_read_ahead_for)
     }
     start("driver=file,filename=" NAME);
     read_some(4 * MiB, 4096);
-    bool there = false;
-    for (unsigned i = 0; i < 5000 && !there; i++) {
-        there = in_memory(4 * MiB + FAR);
-        (void)usleep(1000);
-    }
-    ck_assert(there);
+    ck_assert(becomes_resident(4 * MiB + FAR));
     ck_assert(!in_memory(6 * MiB)); /* not all of it */
+    stop();
+}
+END_TEST
+
+/* The window grows with the stream, and is small again in another place. */
+START_TEST(who_reads_on_is_read_ahead_for_further)
+{
+    if (!make_cold_file()) {
+        return;
+    }
+    start("driver=file,filename=" NAME);
+    for (uint64_t at = 0; at < 2 * MiB; at += 64 * KiB) {
+        expect_byte(1, 64 * KiB, at);
+    }
+    ck_assert(becomes_resident(4 * MiB - 512 * KiB));
+    ck_assert(!in_memory(5 * MiB));
+    read_some(6 * MiB, 4096);
+    ck_assert(becomes_resident(6 * MiB + FAR));
+    ck_assert(!in_memory(8 * MiB - 8192));
     stop();
 }
 END_TEST
@@ -790,6 +812,7 @@ int main(void)
     tcase_add_test(tc, image_locks_keep_two_writers_apart);
     tcase_add_test(tc, a_new_image_that_cannot_be_made_leaves_no_file);
     tcase_add_test(tc, who_reads_in_order_is_read_ahead_for);
+    tcase_add_test(tc, who_reads_on_is_read_ahead_for_further);
     tcase_add_test(tc, who_reads_here_and_there_gets_what_he_asked_for);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
