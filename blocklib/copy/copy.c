@@ -611,6 +611,7 @@ struct copy *copy_new(const struct copy_options *o)
     c->merge = o->merge;
     c->burst = o->burst;
     c->policy = o->policy;
+    c->uncached = o->uncached;
     c->find_zeroes = o->find_zeroes;
     c->quick = o->quick;
     c->moved = o->moved;

@@ -85,6 +85,8 @@ struct copy_options {
                    takes data without waiting */
     bool share; /* have files share whole clusters of data where the file system
                    can, and read nothing.  Not with `moved` and `compress` */
+    bool uncached; /* the target is not read soon: what is written need not stay
+                      in the page cache */
     bool find_zeroes; /* clusters of zeroes that were read as data are written
                          as zeroes; not with `merge` */
     /* Workers call it after they have moved a range: once for each range that

@@ -68,7 +68,8 @@ static int write_data(struct copy *c, uint64_t offset, uint64_t bytes,
     *side = COPY_WRITE;
     int r = c->compress
                 ? node_write_compressed(c->target, buf, bytes + past, offset)
-                : node_pwrite(c->target, buf, bytes + past, offset, 0);
+                : node_pwrite(c->target, buf, bytes + past, offset,
+                              c->uncached ? REQ_UNCACHED : 0);
     return r < 0 ? r : note_moved(c, offset, bytes, buf, side);
 }
 

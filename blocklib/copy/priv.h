@@ -27,6 +27,7 @@ struct copy {
     bool merge;
     uint64_t burst;
     struct copy_policy policy;
+    bool uncached;    /* see copy_options */
     bool find_zeroes; /* see copy_options */
     bool quick;       /* see copy_options */
     int (*moved)(void *opaque, uint64_t offset, uint64_t bytes,

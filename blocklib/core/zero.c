@@ -113,7 +113,7 @@ static int zero_split(struct node *n, uint64_t offset, uint64_t bytes,
     if (from >= to) {
         return zero_partial(n, offset, bytes);
     }
-    unsigned dropped = REQ_FUA | REQ_NOWAIT |
+    unsigned dropped = REQ_FUA | REQ_NOWAIT | REQ_UNCACHED |
                        (~n->drv->flags_zero & REQ_NO_FALLBACK);
     int r = n->drv->zero(n, from, to - from, flags & ~dropped);
     if (r == -ENOTSUP && !(flags & REQ_NO_FALLBACK)) {

@@ -117,6 +117,7 @@ int file_reopen(struct node *n, const struct node_flags *to,
     for (size_t i = 0; i < s->mark_count; i++) {
         (void)image_mark(fd, s->marks[i]);
     }
+    file_uncached_end(s);
     s->fd = fd;
     if (r == 0) {
         r = file_find_alignment(s, to->direct, node_filename(n), errp);

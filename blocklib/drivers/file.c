@@ -238,6 +238,7 @@ static int file_open(struct node *n, struct opts *opts, struct error **errp)
     bool locking = false;
 
     s->fd = -1;
+    s->uncached_fd = UNCACHED_UNKNOWN;
     int r = take_file_options(n, opts, &filename, &locking, errp);
     if (r == 0) {
         r = open_fd(n, filename, errp);
@@ -264,6 +265,7 @@ static void file_close(struct node *n)
 
     mutex_destroy(&s->status_lock);
     mutex_destroy(&s->flush_lock);
+    file_uncached_end(s);
     (void)close(s->fd);
     free(s->marks);
 }
@@ -300,9 +302,7 @@ static void file_limits(struct node *n, struct limits *lim)
 
 /* --- Reading and writing --- */
 
-/* Drop @done bytes from the front of (*iov, *cnt), which is the caller's own
- * copy. */
-static void advance(struct iovec **iov, int *cnt, size_t done)
+void file_advance(struct iovec **iov, int *cnt, size_t done)
 {
     while (*cnt > 0 && done >= (*iov)->iov_len) {
         done -= (*iov)->iov_len;
@@ -347,7 +347,7 @@ static int file_preadv(struct node *n, uint64_t offset, uint64_t bytes,
             return nowait && would_wait(s, errno) ? -EAGAIN : -errno;
         }
         done += (uint64_t)got;
-        advance(&at, &cnt, (size_t)got);
+        file_advance(&at, &cnt, (size_t)got);
         /* The end of the file; maybe inside of a block of O_DIRECT. */
         if (got == 0 || !is_aligned((uint64_t)got, s->align)) {
             iov_fill(at, cnt, 0, 0, bytes - done);
@@ -364,11 +364,9 @@ static void count_change(struct file *s)
     atomic_fetch_add(&s->changes, 1);
 }
 
-/* The errno of a write.  A limit on the size of files (RLIMIT_FSIZE, or the
- * file system's limit) is a lack of room to the writer. */
-static int write_error(void)
+int file_write_error(int code)
 {
-    return errno == EFBIG ? -ENOSPC : -errno;
+    return code == EFBIG ? -ENOSPC : -code;
 }
 
 static ssize_t write_some(struct file *s, const struct iovec *iov, int cnt,
@@ -382,7 +380,7 @@ static ssize_t write_some(struct file *s, const struct iovec *iov, int cnt,
     if (put == 0) {
         return -EIO;
     }
-    return put < 0 ? write_error() : put;
+    return put < 0 ? file_write_error(errno) : put;
 }
 
 static int write_all(struct file *s, const struct iovec *iov, int cnt,
@@ -403,7 +401,7 @@ static int write_all(struct file *s, const struct iovec *iov, int cnt,
             return (int)put;
         }
         done += (uint64_t)put;
-        advance(&at, &cnt, (size_t)put);
+        file_advance(&at, &cnt, (size_t)put);
     }
     return 0;
 }
@@ -420,7 +418,12 @@ static int file_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     if (sync && atomic_load(&s->broken)) {
         return -EIO;
     }
-    int r = write_all(s, iov, cnt, offset, bytes, sync);
+    int r = (flags & REQ_UNCACHED) && !sync
+                ? file_write_uncached(n, offset, bytes, iov, cnt)
+                : -ENOTSUP;
+    if (r == -ENOTSUP) {
+        r = write_all(s, iov, cnt, offset, bytes, sync);
+    }
     count_change(s);
     return r;
 }
@@ -489,7 +492,7 @@ static int space(struct file *s, int mode, uint64_t offset, uint64_t bytes,
     }
     do {
         r = fallocate(s->fd, mode, (off_t)offset, (off_t)bytes) < 0
-                ? write_error()
+                ? file_write_error(errno)
                 : 0;
     } while (r == -EINTR);
     count_change(s);
@@ -628,7 +631,7 @@ static int file_clone(struct node *n, uint64_t offset, uint64_t bytes,
     };
     int r;
     do {
-        r = ioctl(s->fd, FICLONERANGE, &range) < 0 ? write_error() : 0;
+        r = ioctl(s->fd, FICLONERANGE, &range) < 0 ? file_write_error(errno) : 0;
     } while (r == -EINTR);
     count_change(s);
     if (r == -EOPNOTSUPP || r == -ENOTTY || r == -EXDEV) {

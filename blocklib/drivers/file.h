@@ -2,7 +2,7 @@
 #ifndef NBDELTA_DRIVERS_FILE_H
 #define NBDELTA_DRIVERS_FILE_H
 
-/* Between file.c, drivers/file-ahead.c and drivers/file-reopen.c. */
+/* Between file.c and the files drivers/file-*.c. */
 #include "core/node.h"
 
 /* Bytes of the file that are all data or all a hole. */
@@ -47,10 +47,22 @@ struct file {
     _Atomic bool no_nowait;
     _Atomic bool no_clone;
     struct ahead ahead;
+    _Atomic int uncached_fd; /* drivers/file-uncached.c; or one of: */
+#define UNCACHED_UNKNOWN (-1)
+#define UNCACHED_NEVER   (-2)
     _Atomic uint64_t discards; /* and how much by them */
     _Atomic uint64_t discarded;
     _Atomic uint64_t discards_failed;
 };
+
+/* Drop @done bytes from the front of (*iov, *cnt), which is the caller's own
+ * copy. */
+void file_advance(struct iovec **iov, int *cnt, size_t done);
+
+/* The error that @code, the errno of a write, stands for.  A limit on the size
+ * of files (RLIMIT_FSIZE, or the file system's limit) is a lack of room to the
+ * writer. */
+int file_write_error(int code);
 
 /* Find the alignment that O_DIRECT (if @direct) and fallocate want for
  * s->fd. */
@@ -69,6 +81,14 @@ void file_advise(const struct node *n);
 /* Note that the range was read.  @waited: it may not have been in memory. */
 void file_was_read(struct node *n, uint64_t offset, uint64_t bytes,
                    bool waited);
+
+/* Write the range past the page cache.  -ENOTSUP: that is not possible or not
+ * worth it, and the caller writes all of it; others: the write has failed. */
+int file_write_uncached(struct node *n, uint64_t offset, uint64_t bytes,
+                        const struct iovec *iov, int cnt);
+
+/* Before s->fd is closed or becomes another one; no request is in the node. */
+void file_uncached_end(struct file *s);
 
 int file_reopen(struct node *n, const struct node_flags *to,
                 struct error **errp);

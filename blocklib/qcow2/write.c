@@ -45,6 +45,7 @@
 struct input {
     const struct iovec *iov;
     int cnt;
+    unsigned flags; /* REQ_UNCACHED, or 0 */
     struct node *from;
     uint64_t at;
 };
@@ -248,7 +249,7 @@ static bool reads_as_zeroes(const struct qcow2 *s, const struct piece *p)
 
 /* One write of head, data and tail to the piece's place. */
 static int write_piece(struct qcow2 *s, struct piece *p,
-                       const struct iovec *iov, int cnt)
+                       const struct iovec *iov, int cnt, unsigned flags)
 {
     uint64_t head = p->head;
     uint64_t tail = p->tail;
@@ -260,7 +261,7 @@ static int write_piece(struct qcow2 *s, struct piece *p,
 
     if (head == 0 && tail == 0) {
         node_event(s->file, EVENT_WRITE_AIO);
-        return qcow2_write_data(s, p->host, p->bytes, iov, cnt, 0);
+        return qcow2_write_data(s, p->host, p->bytes, iov, cnt, flags);
     }
     bool fresh = reads_as_zeroes(s, p);
     CLEANUP_FREE char *buf = buf_alloc(head + tail);
@@ -295,7 +296,7 @@ static int write_piece(struct qcow2 *s, struct piece *p,
     if (p->with_head || p->with_tail) {
         node_event(s->file, EVENT_COW_WRITE);
     }
-    return qcow2_write_data(s, from, len, v, n, 0);
+    return qcow2_write_data(s, from, len, v, n, flags);
 }
 
 static int fill_piece(struct qcow2 *s, struct piece *p, const struct input *in,
@@ -311,7 +312,7 @@ static int fill_piece(struct qcow2 *s, struct piece *p, const struct input *in,
         return node_clone(s->data, p->host, p->bytes, in->from, in->at + done);
     }
     int parts = iov_slice(part, in->iov, in->cnt, done, p->bytes);
-    return write_piece(s, p, part, parts);
+    return write_piece(s, p, part, parts, in->flags);
 }
 
 /* The data is there: let the L2 entries say so. */
@@ -413,7 +414,8 @@ static int write_input(struct node *n, uint64_t offset, uint64_t bytes,
 int qcow2_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
                   const struct iovec *iov, int cnt, unsigned flags)
 {
-    const struct input in = {.iov = iov, .cnt = cnt};
+    const struct input in = {
+        .iov = iov, .cnt = cnt, .flags = flags & REQ_UNCACHED};
 
     return flags & REQ_NOWAIT ? -EAGAIN : write_input(n, offset, bytes, &in);
 }

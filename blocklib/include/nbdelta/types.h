@@ -22,6 +22,8 @@ enum req_flags {
     REQ_MAY_UNMAP = 1 << 1,   /* zero: may deallocate */
     REQ_NO_FALLBACK = 1 << 2, /* zero: fail with -ENOTSUP rather than write */
     REQ_NOWAIT = 1 << 3,      /* -EAGAIN when the answer is not in memory */
+    REQ_UNCACHED = 1 << 4,    /* write: the bytes are not read soon, and may go
+                                 past the page cache */
 };
 
 /* The facts of a range of a node, over all layers below it. */
