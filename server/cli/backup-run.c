@@ -252,7 +252,7 @@ static int name_point(struct run *r, struct error **errp)
     if (r->resume) {
         memcpy(r->point, r->resume_point, sizeof(r->point));
     } else {
-        result = store_new_name(r->store, r->point, errp);
+        result = store_new_name(r->store, r->resume_point, r->point, errp);
     }
     run_name_checkpoint(r, r->point, r->checkpoint);
     return result;

@@ -294,19 +294,23 @@ int store_find_point(const struct store *s, const char *word,
     return 0;
 }
 
-int store_new_name(const struct store *s, char *name, struct error **errp)
+static const char *later(const char *a, const char *b)
+{
+    return strcmp(a, b) > 0 ? a : b;
+}
+
+int store_new_name(const struct store *s, const char *used, char *name,
+                   struct error **errp)
 {
     const struct store_point *last = store_latest(s);
-    const char *after = last ? last->name : NULL;
+    const char *after = later(later(last ? last->name : "", s->pending.name),
+                              used);
 
-    if (s->pending.name[0] && (!after || strcmp(s->pending.name, after) > 0)) {
-        after = s->pending.name;
-    }
-    return point_name_make(time(NULL), after, name) == 0
+    return point_name_make(time(NULL), after[0] ? after : NULL, name) == 0
                ? 0
                : error_set(errp, ERANGE,
                            "there is no name for a point after %s",
-                           after ? after : "now");
+                           after[0] ? after : "now");
 }
 
 /* The old manifest is kept: callers may have pointers into it. */

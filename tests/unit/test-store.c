@@ -211,11 +211,13 @@ START_TEST(test_points_in_order)
         0);
     ck_assert_ptr_eq(parent, &p->manifest->disks[0]);
 
-    ck_assert_int_eq(store_new_name(s, name, NULL), 0);
+    ck_assert_int_eq(store_new_name(s, "", name, NULL), 0);
     ck_assert_int_gt(strcmp(name, POINT3), 0);
     add_point(s, "29991231T000000Z", "vda", NULL);
-    ck_assert_int_eq(store_new_name(s, name, NULL), 0);
+    ck_assert_int_eq(store_new_name(s, "", name, NULL), 0);
     ck_assert_str_eq(name, "29991231T000001Z");
+    ck_assert_int_eq(store_new_name(s, "29991231T000007Z", name, NULL), 0);
+    ck_assert_str_eq(name, "29991231T000008Z");
 }
 END_TEST
 
