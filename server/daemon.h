@@ -34,6 +34,7 @@ struct daemon {
     struct io_tasks *io_tasks;         /* vm/qemu-io.h */
     bool vm_compat;          /* as an emulator, not as a storage daemon */
     bool exit_on_disconnect; /* when the last NBD client has gone */
+    unsigned poll_max;       /* microseconds that NBD clients are polled for */
     int quit_fd;             /* eventfd: readable once it shall stop */
     _Atomic(const char *) quit_why; /* NULL: nobody has asked */
 

@@ -393,6 +393,7 @@ static const struct kind {
     {"IMAGE", images},
     {"JOB", jobs},
     {"KEY=VALUE,...", format_options},
+    {"MICROSECONDS", nothing},
     {"MONITOR-ARGUMENT", arguments},
     {"MONITOR-COMMAND", commands},
     {"MODE", nothing},

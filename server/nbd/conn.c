@@ -268,14 +268,14 @@ void conn_give_back_room(struct conn *c)
 
 /*
  * When the connection is alone no other thread has anything to send.  Then a
- * plain blocking receive is enough (the socket has a time limit), and that is
- * one system call.  Otherwise this thread has to send, too, what others have
- * left.
+ * plain blocking receive is enough (the socket has a time limit).  Otherwise
+ * this thread has to send, too, what others have left.
  */
 ssize_t conn_receive(struct conn *c, struct iovec *iov, int cnt)
 {
     while (!conn_is_ending(c)) {
-        ssize_t n = transport_receive(&c->io, iov, cnt, c->alone);
+        ssize_t n = c->alone ? conn_receive_alone(c, iov, cnt)
+                             : transport_receive(&c->io, iov, cnt, false);
         if (n == -EINTR) {
             continue;
         }
@@ -374,6 +374,19 @@ static void tell_client(const struct conn *c, enum tell_level level,
              who ? who : "", who ? ")" : "", what);
 }
 
+static void tell_spins(const struct conn *c)
+{
+    char what[128];
+
+    if (c->spin.spins > 0) {
+        (void)snprintf(what, sizeof(what),
+                       "was polled for %" PRIu64 " times, %" PRIu64
+                       " of them in vain",
+                       c->spin.spins, c->spin.misses);
+        tell_client(c, TELL_DEBUG, what);
+    }
+}
+
 static void transmission(struct conn *c)
 {
     static const struct timeval idle = {.tv_sec = IDLE_MS / 1000};
@@ -410,6 +423,7 @@ static void transmission(struct conn *c)
                    export_shown(c), (now_ns() - begin) / 1000000000);
     server_leave(c->server, c);
     tell_client(c, TELL_INFO, what);
+    tell_spins(c);
 }
 
 void *conn_thread(void *arg)

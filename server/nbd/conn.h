@@ -35,6 +35,7 @@
  * conn-context.c    the options about metadata contexts
  * conn-tls.c        STARTTLS, and which exports a client may open
  * conn-request.c    requests: parse, check, serve at once or hand over
+ * conn-spin.c       waiting for a client alone
  * conn-work.c       requests in a worker: all that may block
  * conn-read.c       reads;  conn-status.c  block status: either in both threads
  * conn-reply.c      segments, replies, sending
@@ -47,6 +48,7 @@
 #include "nbd/proto.h"
 #include "nbd/room.h"
 #include "nbd/server.h"
+#include "nbd/spin.h"
 #include "nbdelta/thread.h"
 #include "nbdelta/types.h"
 #include "net/pages.h"
@@ -176,7 +178,10 @@ struct conn {
     uint64_t deadline;     /* of the handshake; 0: it is over */
     unsigned options;      /* that the client has sent, and that count */
     uint32_t skipped;      /* bytes of options too long to be read */
-    uint64_t informed;     /* serial of the export of the INFO just before */
+    struct spin spin;
+    bool has_slept;    /* since the last spin */
+    long switches;     /* of its thread, when it looked last */
+    uint64_t informed; /* serial of the export of the INFO just before */
 
     /* Guarded by lock. */
     mutex_t lock;
@@ -262,6 +267,11 @@ void conn_account_locked(struct conn *c, bool moved) REQUIRES(c->lock);
  * room, or gives this back. */
 bool conn_take_room(struct conn *c, size_t bytes) EXCLUDES(c->lock);
 void conn_give_back_room(struct conn *c) EXCLUDES(c->lock);
+
+/* --- conn-spin.c --- */
+
+/* As conn_receive(), for a connection that is alone; and -EINTR. */
+ssize_t conn_receive_alone(struct conn *c, struct iovec *iov, int cnt);
 
 /* --- conn-handshake.c --- */
 

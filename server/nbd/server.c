@@ -20,6 +20,7 @@
 #include "log/log.h"
 #include "nbd/conn.h"
 #include "nbd/pool.h"
+#include "nbd/spin.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
@@ -75,6 +76,7 @@ struct servers {
     struct exports *exports;
     struct pool *pool;
     struct room *room;
+    struct spinners spinners;
     int wake; /* a kick for the accepting thread */
     bool started;
     pthread_t thread;
@@ -102,6 +104,7 @@ struct servers *servers_new(struct daemon *d)
     ss->exports = d->exports;
     ss->pool = pool_new(WORKERS);
     ss->room = room_new(ROOM_MAX);
+    ss->spinners.limit = d->poll_max * UINT64_C(1000);
     ss->serials = SERVER_UNNAMED;
     ss->wake = kick_new();
     list_init(&ss->list);
@@ -227,6 +230,11 @@ uint64_t server_serial(const struct server *s)
 struct room *server_room(const struct server *s)
 {
     return s->all->room;
+}
+
+struct spinners *server_spinners(const struct server *s)
+{
+    return &s->all->spinners;
 }
 
 unsigned server_max(const struct server *s)

@@ -25,6 +25,7 @@ struct export;
 struct room;
 struct server;
 struct servers;
+struct spinners;
 struct tls_policy;
 
 /* The servers of @d, with its exports.  NULL: no memory. */
@@ -93,6 +94,9 @@ uint64_t server_serial(const struct server *s);
 
 /* The room that all servers share. */
 struct room *server_room(const struct server *s);
+
+/* The connections, of all servers, that spin. */
+struct spinners *server_spinners(const struct server *s);
 
 unsigned server_max(const struct server *s);
 unsigned server_handshake_s(const struct server *s);

@@ -15,6 +15,10 @@
 #include "qmp/version.h"
 #include "serve/stopper.h"
 
+/* Microseconds that a client is polled for at a time. */
+#define POLL_MAX       100
+#define POLL_MAX_LIMIT 10000
+
 #define DAEMON_OPTIONS                                                         \
     {"blockdev", OPT_BLOCKDEV, "OPTIONS",                                      \
      "open a node, as blockdev-add does"},                                     \
@@ -58,6 +62,8 @@ static const struct cli_option serve_options[] = {
      "end when the last client has gone, as qemu-nbd does"},
     {"exit-with-parent", OPT_EXIT_WITH_PARENT, NULL,
      "end when the parent process ends"},
+    {"poll-max", OPT_POLL_MAX, "MICROSECONDS",
+     "how long to poll a busy client before the server sleeps (100; 0: never)"},
     {"print-uri", OPT_PRINT_URI, NULL,
      "print the URIs of the exports when ready"},
     {"log", OPT_LOG, "stderr|syslog|null|FILE",
@@ -193,6 +199,20 @@ static int take_timeout(struct serve_config *cfg)
     return 0;
 }
 
+static int take_poll_max(struct serve_config *cfg)
+{
+    char *end;
+    unsigned long n = strtoul(optarg, &end, 10);
+
+    if (!isdigit((unsigned char)optarg[0]) || *end || n > POLL_MAX_LIMIT) {
+        return cli_usage(cfg->command,
+                         "'%s' is no number of microseconds (0 to %d)", optarg,
+                         POLL_MAX_LIMIT);
+    }
+    cfg->poll_max = (unsigned)n;
+    return 0;
+}
+
 static int take_log_level(struct serve_config *cfg)
 {
     static const struct {
@@ -298,6 +318,8 @@ static int take_serve_option(struct serve_config *cfg, int code)
         return take_follow(cfg);
     case OPT_STOP_TIMEOUT:
         return take_timeout(cfg);
+    case OPT_POLL_MAX:
+        return take_poll_max(cfg);
     case OPT_LOG:
         cfg->log = optarg;
         break;
@@ -387,6 +409,7 @@ int serve_parse(struct serve_config *cfg, bool storage_daemon, int argc,
     cfg->command = storage_daemon ? &daemon_command : &serve_command;
     cfg->storage_daemon = storage_daemon;
     cfg->stop_timeout = STOP_SECONDS;
+    cfg->poll_max = POLL_MAX;
     cfg->items = calloc((size_t)argc, sizeof(*cfg->items));
     if (!cfg->items) {
         *status = cli_failed(cfg->command->name, "no memory");

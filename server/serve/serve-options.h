@@ -29,6 +29,7 @@ enum serve_code {
     OPT_NBD_SERVER,
     OPT_OBJECT,
     OPT_OVERLAY,
+    OPT_POLL_MAX,
     OPT_PRINT_URI,
     OPT_SOCKET_GROUP,
     OPT_SOCKET_MODE,
@@ -75,6 +76,7 @@ struct serve_config {
     struct socket_access access; /* to the socket of -U */
     bool has_mode;               /* it was given */
     unsigned stop_timeout;       /* seconds; 0: none */
+    unsigned poll_max;           /* microseconds; 0: never */
     bool has_drives;
     bool has_images;
     bool has_server; /* --nbd-server is among the items */

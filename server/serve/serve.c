@@ -205,6 +205,7 @@ static int make_parts(struct serve *s, struct error **errp)
     d->devices = devices_new();
     d->io_tasks = io_tasks_new();
     d->vm_compat = s->config.vm_compat;
+    d->poll_max = s->config.poll_max;
     d->exit_on_disconnect = s->config.exit_on_disconnect;
     s->chardevs = chardevs_new(d->objects);
     d->monitors = s->chardevs ? monitors_new(d, s->chardevs) : NULL;
