@@ -31,7 +31,23 @@
 #                             have storage fail in each operation that changes
 #                             metadata, at each request, and check what is left;
 #                             CASE='clear resize' runs these operations
-#   make bench                measure nbdelta beside qemu-nbd and nbdkit
+#   make bench                measure nbdelta beside its peers: a table, and what
+#                             goals are met; W='read-* start' measures these
+#                             rows, W=list lists all, QUICK=1 only sees that it
+#                             works, JSON=FILE keeps all results, PEERS=13 takes
+#                             the peers of Debian 13 (needs root); SIZE=4G of
+#                             disks, ROUNDS=5
+#   make bench-check          the same, and fail when a row misses its goal by
+#                             more than the spread; RESULTS=FILE looks at what
+#                             JSON= has kept
+#   make bench-compare A=REV B=REV
+#                             build two revisions, and measure one beside the
+#                             other; W= and so on as above
+#   make bench-instructions   compare what a request of each hot path costs, in
+#                             instructions, with tests/bench/instructions.json;
+#                             UPDATE=1 writes that
+#   make bench-chart RESULTS=FILE
+#                             draw tests/bench/chart.svg
 #   make packages             install the Debian packages of all of the above
 #   make install              DESTDIR=... prefix=/usr/local; moduledir= is where
 #                             nbdelta will look for its modules, sysconfdir=
@@ -148,7 +164,7 @@ LIBVIRT_PKGS := libvirt libxml-2.0
 
 # These goals build nothing themselves; check and demo install what is
 # missing before they start the make that looks.
-NO_LOOKUP := check check-peers check-iotests demo bench packages clean help uninstall \
+NO_LOOKUP := check check-peers check-iotests demo bench bench-check bench-compare bench-chart packages clean help uninstall \
     install-files dist deb check-packages check-systemd
 goals := $(filter-out $(NO_LOOKUP),$(or $(MAKECMDGOALS),all))
 
@@ -197,7 +213,7 @@ MARK_SRC     := tests/unit/mark-point.c
 FUZZ_SRC     := $(sort $(wildcard tests/fuzz/fuzz-*.c))
 # Programs that functional tests use.
 TOOL_SRC     := $(sort $(wildcard tests/func/*.c))
-# Programs that measure: two, and what they share.
+# Programs that measure: three, and what they share.
 BENCH_SRC    := $(sort $(wildcard tests/bench/*.c))
 FUNC_TESTS   := $(sort $(filter-out %/lib.sh,$(wildcard tests/func/*.sh)))
 MAN_PAGES    := $(sort $(wildcard man/*.1))
@@ -212,7 +228,8 @@ FUZZERS    := $(patsubst tests/fuzz/%.c,$(O)/%,$(FUZZ_SRC))
 TOOLS      := $(patsubst %.c,$(O)/%,$(TOOL_SRC))
 NBD_LOAD   := $(O)/tests/bench/nbd-load
 NBD_STATUS := $(O)/tests/bench/nbd-status
-BENCH_TOOLS := $(NBD_LOAD) $(NBD_STATUS)
+NBD_START  := $(O)/tests/bench/nbd-start
+BENCH_TOOLS := $(NBD_LOAD) $(NBD_STATUS) $(NBD_START)
 
 CARELESS   := $(O)/tests/func/careless
 FAULTY     := $(O)/tests/func/faulty
@@ -311,7 +328,7 @@ link_bench = $(call say,LD,$@)$(CC) $(ND_LDFLAGS) $(LDFLAGS) -o $@ \
 $(NBD_LOAD): $(call obj,$(filter %/nbd-load.c %/nbd-raw.c \
     tests/bench/load-%,$(BENCH_SRC)))
 	$(link_bench)
-$(NBD_STATUS): $(call obj,$(filter %/nbd-status.c %/nbd-raw.c,$(BENCH_SRC)))
+$(NBD_STATUS) $(NBD_START): $(O)/%: $(O)/%.o $(O)/tests/bench/nbd-raw.o
 	$(link_bench)
 
 # It makes what only the server can.
@@ -344,7 +361,7 @@ FOR_TESTS = BUILD='$(abspath $(O))' SRCDIR='$(CURDIR)' CC='$(CC)' \
 # A make of its own, which looks for the packages that are there by now.
 SUBMAKE = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
 
-.PHONY: check check-run check-peers check-iotests check-iotests-run check-valgrind demo crash faults stress demo-run bench bench-run packages \
+.PHONY: check check-run check-peers check-iotests check-iotests-run check-valgrind demo crash faults stress demo-run bench bench-check bench-compare packages \
         FORCE
 check:
 	$(Q)tests/packages.sh build test
@@ -394,7 +411,7 @@ ifeq ($(PICKED),)
 $(error no test has a name like '$(T)')
 endif
 # A few unit tests do not need the programs.
-check-run: $(if $(filter %.sh,$(PICKED)),all $(TOOLS))
+check-run: $(if $(filter %.sh,$(PICKED)),all $(TOOLS) $(BENCH_TOOLS))
 check-run: $(filter $(UNIT_TESTS),$(PICKED))
 check-valgrind: $(filter $(UNIT_TESTS),$(PICKED))
 endif
@@ -444,12 +461,35 @@ faults: all $(TOOLS)
 	$(Q)$(FOR_TESTS) SEED='$(SEED)' FAULTS_CASES='$(or $(CASE),all)' \
 	    TEST_TIMEOUT=14400 tests/run tests/func/faults.sh
 
-bench:
-	$(Q)tests/packages.sh build test bench
-	$(Q)+$(SUBMAKE) bench-run
+# What is asked of tests/bench/bench.py, in words of make.
+W ?= *
+# PEERS=13: another Debian's peers, in a tree that stays in the output directory.
+BENCH_TREE := $(if $(filter command,$(origin PEERS)),$(if \
+    $(filter 13,$(PEERS)),trixie,$(PEERS)))
+bench_words = --rows '$(W)' $(if $(QUICK),--quick) $(if $(SIZE),--size $(SIZE)) \
+    $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(JSON),--json '$(JSON)') \
+    $(if $(BENCH_TREE),--tree '$(abspath $(O))/$(BENCH_TREE)/root')
+BENCH = $(FOR_TESTS) PYTHONDONTWRITEBYTECODE=1 /usr/bin/python3 tests/bench
+bench bench-check bench-compare:
+	$(Q)tests/packages.sh build test bench $(if $(BENCH_TREE),peers)
+	$(Q)$(if $(BENCH_TREE),tests/bench/tree.sh '$(O)/$(BENCH_TREE)' \
+	    '$(BENCH_TREE)')
+	$(Q)+$(SUBMAKE) $@-run
 
+.PHONY: bench-run bench-check-run bench-compare-run bench-instructions \
+    bench-chart
 bench-run: all $(BENCH_TOOLS)
-	$(Q)$(FOR_TESTS) tests/bench/bench.sh
+	$(Q)$(BENCH)/bench.py run $(bench_words)
+bench-check-run: all $(BENCH_TOOLS)
+	$(Q)$(BENCH)/bench.py $(if $(RESULTS),judge --results '$(RESULTS)',check \
+	    $(bench_words))
+bench-compare-run: $(BENCH_TOOLS)
+	$(Q)$(BENCH)/bench.py compare --a '$(A)' --b '$(B)' $(bench_words)
+bench-instructions: all $(BENCH_TOOLS)
+	$(call tool,valgrind,valgrind)
+	$(Q)$(BENCH)/instructions.py $(if $(UPDATE),update,check)
+bench-chart:
+	$(Q)$(BENCH)/chart.py '$(RESULTS)' >tests/bench/chart.svg
 
 #--- checks of the source -------------------------------------------------
 

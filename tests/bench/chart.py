@@ -1,0 +1,81 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""An SVG chart of a file of results.
+
+    chart.py RESULTS.json >CHART.svg
+
+One group for each row of PICTURE that has a result: a bar for each candidate,
+as long as its value is of the row's largest, and the value beside it.
+"""
+import sys
+from xml.sax.saxutils import escape
+
+import report
+from lab import own
+
+PICTURE = ['read-4k-qd64-raw', 'read-4k-qd64-qcow2', 'read-4k-qd1-raw',
+           'write-4k-qd64-qcow2', 'alloc-4k', 'alloc-64k', 'stream-read-qcow2',
+           'tls-x509-1m', 'direct-read-4k-qd64-raw', 'first-touch-begin',
+           'backup-full', 'backup-inc-10', 'block-status-1m', 'list-bitmap']
+WIDTH, LABEL, BAR, LINE, GAP, TOP = 760, 150, 420, 17, 34, 52
+OURS, THEIRS = '#1f6feb', '#9aa4af'
+
+
+def text(x, y, words, **style):
+    more = ''.join(f' {k.replace("_", "-")}="{v}"' for k, v in style.items())
+    return f'<text x="{x}" y="{y}"{more}>{escape(words)}</text>'
+
+
+def group(row, y):
+    """The lines of a row, and where the next one begins."""
+    told = row['candidates']
+    most = max(m['value']['median'] for m in told.values())
+    better = 'less is better' if row['better'] == 'less' else 'more is better'
+    out = [text(8, y, f'{row["title"]} ({row["unit"]}, {better})',
+                font_weight='600')]
+    for who, metrics in told.items():
+        y += LINE
+        value = metrics['value']
+        length = max(1, round(BAR * value['median'] / most, 1))
+        out += [text(LABEL - 8, y + 4, who, text_anchor='end'),
+                f'<rect x="{LABEL}" y="{y - 6}" width="{length}" height="11" '
+                f'fill="{OURS if own(who) else THEIRS}"/>',
+                text(LABEL + length + 6, y + 4,
+                     report.number(value['median']))]
+    return out, y + GAP
+
+
+def chart(document):
+    rows = {r['key']: r for r in document['rows'] if 'candidates' in r}
+    body, y = [], TOP + 18
+    for key in PICTURE:
+        if key in rows:
+            lines, y = group(rows[key], y)
+            body += lines
+    machine, peers = document['machine'], document['peers']
+    head = [text(8, 20, 'nbdelta and its peers', font_size='16',
+                 font_weight='600'),
+            text(8, 38, f'{document["time"][:10]}, {machine["commit"][:12]}, '
+                 f'{machine["cpus"]} CPUs ({machine["cpu"]}), Linux '
+                 f'{machine["kernel"].split("-")[0]}, '
+                 f'{document["size"] >> 20} MiB disks, medians of '
+                 f'{document["rounds"]} rounds', fill='#57606a'),
+            text(8, 54, '; '.join(short(v) for k, v in peers.items()
+                                  if k in ('q-s-d', 'qemu-nbd', 'nbdkit')),
+                 fill='#57606a')]
+    return '\n'.join([
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y}" '
+        f'viewBox="0 0 {WIDTH} {y}" font-family="sans-serif" font-size="12" '
+        'fill="#1f2328">',
+        '<!-- SPDX-License-Identifier: BSD-3-Clause -->',
+        f'<rect width="{WIDTH}" height="{y}" fill="#ffffff"/>',
+        *head, *body, '</svg>', ''])
+
+
+def short(version):
+    """Without Debian's revision, and without a path."""
+    return version.partition(' (')[0].rpartition('/')[2]
+
+
+if __name__ == '__main__':
+    sys.stdout.write(chart(report.load(sys.argv[1])))
