@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The copy engine: its set and its workers.  area.c says what is where, and
- * move.c moves it.
+ * The copy engine: its workers.  fill.c fills the set, area.c says what is
+ * where, and move.c moves it.
  *
  *        guest's write                        workers, N threads
  *             |                                      |
@@ -9,20 +9,19 @@
  *             |                                      |
  *             +---> range lock (exclusive) <---------+
  *                          |
- *            bit still set? read, write, reset the bit
+ *            still in `todo`? read, write, take it out
  *                          |
  *                source ------> target
  *
  * What keeps the point in time whole:
  *
- *  1. A bit of `todo` is reset only after its cluster has been read and
- *     written, or is not wanted.  Bits are never set again.  So a clear bit
- *     means that nobody needs the old data, and a guest may look at the bit
- *     without any lock.
- *  2. A cluster is copied only under the range lock.  Its bit is looked at
- *     after the lock was taken.  A guest that finds the bit set waits there
- *     for a worker that has the cluster in hand.
- *  3. A cluster whose bit is set has not changed since the point in time.
+ *  1. A cluster is taken out of `todo` only after it has been read and
+ *     written, or is not wanted.  It never comes back.  So where it is not in
+ *     `todo` nobody needs the old data, and a guest may look without any lock.
+ *  2. A cluster is copied only under the range lock.  `todo` is looked at after
+ *     the lock was taken.  A guest that finds the cluster in it waits there for
+ *     a worker that has the cluster in hand.
+ *  3. A cluster that is in `todo` has not changed since the point in time.
  *     What node_extents says of it is therefore true at any time, with or
  *     without the range lock.
  *  4. When a copy before a write fails, the write fails, or `broken` is set
@@ -51,9 +50,6 @@
 #define BUFFER_MAX      (2 * MiB)
 #define BUFFERS_KEPT    16
 
-/* Bytes of a map that one look covers, so that drains do not wait. */
-#define SKIP_STEP (256 * MiB)
-
 /* An area that the target has already is larger than a chunk, but has an end.
  */
 #define BELOW_MAX (1 * GiB)
@@ -65,7 +61,7 @@ bool copy_next(const struct copy *c, uint64_t offset, uint64_t *start,
                uint64_t *bytes)
 {
     return offset < c->size &&
-           hbitmap_next_dirty(c->todo, offset, c->size, start, bytes);
+           copy_set_next(&c->todo, offset, c->size, start, bytes);
 }
 
 bool copy_is_done(const struct copy *c)
@@ -175,10 +171,9 @@ static bool next_run_locked(const struct copy *c, uint64_t *start,
     if (left == 0) {
         return false;
     }
-    return (window < left &&
-            hbitmap_next_dirty(c->todo, c->cursor, c->cursor + window, start,
-                               bytes)) ||
-           hbitmap_next_dirty(c->todo, c->cursor, c->size, start, bytes);
+    return (window < left && copy_set_next(&c->todo, c->cursor,
+                                           c->cursor + window, start, bytes)) ||
+           copy_set_next(&c->todo, c->cursor, c->size, start, bytes);
 }
 
 /*
@@ -316,7 +311,7 @@ static void *copy_worker(void *opaque)
 
 static unsigned workers_wanted(const struct copy *c)
 {
-    uint64_t chunks = div_up(hbitmap_count(c->todo), c->chunk);
+    uint64_t chunks = div_up(copy_left(c), c->chunk);
     return (unsigned)max_u64(1, min_u64(chunks, c->max_workers));
 }
 
@@ -375,96 +370,6 @@ int copy_wait(struct copy *c, enum copy_side *side)
     return r < 0 ? r : COPY_STOPPED;
 }
 
-/* --- Skipping --- */
-
-struct skip {
-    struct copy *c;
-    uint64_t start; /* of what the images below decide, up to end */
-    uint64_t end;
-};
-
-/* Skip the whole clusters of [start, end). */
-static void skip_run(struct skip *s)
-{
-    struct copy *c = s->c;
-    uint64_t from = align_up(s->start, c->cluster);
-    uint64_t end = s->end == c->size ? s->end : align_down(s->end, c->cluster);
-    uint64_t start;
-    uint64_t bytes;
-
-    while (from < end &&
-           hbitmap_next_dirty(c->todo, from, end, &start, &bytes)) {
-        hbitmap_reset(c->todo, start, bytes);
-        atomic_fetch_sub(&c->total, bytes);
-        from = start + bytes;
-    }
-}
-
-static int skip_extent(const struct extent *e, void *opaque)
-{
-    struct skip *s = opaque;
-
-    if (copy_is_above(s->c, e)) {
-        skip_run(s);
-        s->start = e->offset + e->length;
-    }
-    s->end = e->offset + e->length;
-    return 0;
-}
-
-/* Inside a request of the tree. */
-static int skip_some(struct copy *c, uint64_t offset, uint64_t bytes)
-{
-    struct skip s = {.c = c, .start = offset, .end = offset};
-    struct range_req req;
-
-    range_lock(&c->in_hand, &req, offset, bytes, true);
-    int r = node_extents(c->source, offset, bytes, 0, skip_extent, &s);
-    if (r == 0) {
-        skip_run(&s);
-    }
-    range_unlock(&c->in_hand, &req);
-    return r;
-}
-
-int copy_skip_below(struct copy *c)
-{
-    uint64_t most = max_u64(SKIP_STEP, c->cluster);
-    int r = 0;
-
-    while (r == 0 && c->skip_cursor < c->size) {
-        uint64_t bytes = min_u64(most, c->size - c->skip_cursor);
-
-        mutex_lock(&c->lock);
-        bool stop = c->stop;
-        mutex_unlock(&c->lock);
-        if (stop) {
-            return COPY_STOPPED;
-        }
-        struct tree *t = node_enter(c->inside, false);
-        r = skip_some(c, c->skip_cursor, bytes);
-        node_leave(t);
-        c->skip_cursor += r == 0 ? bytes : 0;
-        r = r == -ERESTART ? 0 : r;
-    }
-    return r;
-}
-
-/* The disk may have changed its size since. */
-void copy_merge_left(const struct copy *c, struct bitmap *bm)
-{
-    uint64_t size = min_u64(hbitmap_size(bm->bits), c->size);
-    uint64_t start;
-    uint64_t len;
-
-    for (uint64_t at = 0;
-         at < size && hbitmap_next_dirty(c->todo, at, size, &start, &len);
-         at = start + len) {
-        hbitmap_set(bm->bits, start, len);
-    }
-    bitmap_nest(bm->node, bm);
-}
-
 /* --- Control --- */
 
 void copy_give_up(struct copy *c)
@@ -514,7 +419,7 @@ static uint64_t held_run(const void *opaque, uint64_t offset, uint64_t end,
     if (offset >= c->size) {
         return end - offset;
     }
-    return hbitmap_run(c->todo, offset, min_u64(end, c->size), held);
+    return copy_set_run(&c->todo, offset, min_u64(end, c->size), held);
 }
 
 const struct read_guard *copy_guard(const struct copy *c)
@@ -528,41 +433,6 @@ void copy_set_ends(struct copy *c, struct node *inside, struct node *source,
     c->inside = inside;
     c->source = source;
     c->target = target;
-}
-
-/* Bytes in the set: the last cluster of the disk may be a partial one. */
-static uint64_t count_todo(const struct copy *c)
-{
-    uint64_t past = align_up(c->size, c->cluster) - c->size;
-    bool last = past > 0 && hbitmap_get(c->todo, c->size - 1);
-
-    return hbitmap_count(c->todo) - (last ? past : 0);
-}
-
-void copy_add(struct copy *c, uint64_t offset, uint64_t bytes)
-{
-    if (bytes > 0) {
-        hbitmap_set(c->todo, offset, bytes);
-        atomic_store(&c->total, count_todo(c));
-    }
-}
-
-void copy_add_bits(struct copy *c, const struct hbitmap *bits)
-{
-    if (c->size > 0) {
-        hbitmap_fill(c->todo, bits);
-        atomic_store(&c->total, count_todo(c));
-    }
-}
-
-void copy_refill(struct copy *c, struct hbitmap *bits)
-{
-    hbitmap_free(c->todo);
-    c->todo = bits;
-    c->size = hbitmap_size(bits);
-    c->target_zero = false; /* the target has been written to */
-    c->zero_from = UINT64_MAX;
-    atomic_fetch_add(&c->total, count_todo(c));
 }
 
 #define CLUSTER_MIN (64 * KiB)
@@ -586,12 +456,14 @@ uint64_t copy_cluster(const struct copy *c)
 struct copy *copy_new(const struct copy_options *o)
 {
     struct copy *c = calloc(1, sizeof(*c));
-    struct hbitmap *todo = hbitmap_new(o->size, o->cluster);
+    struct copy_set todo = {hbitmap_new(o->size, o->cluster),
+                            hbitmap_new(o->size, o->cluster)};
     struct hbitmap *written = hbitmap_new(o->size, o->cluster);
 
-    if (!c || !todo || !written) {
+    if (!c || !todo.base || !todo.gone || !written) {
         free(c);
-        hbitmap_free(todo);
+        hbitmap_free(todo.base);
+        hbitmap_free(todo.gone);
         hbitmap_free(written);
         return NULL;
     }
@@ -646,9 +518,10 @@ void copy_free(struct copy *c)
         c->pool = b->next;
         free(b);
     }
-    hbitmap_free(c->todo);
+    hbitmap_free(c->todo.base);
+    hbitmap_free(c->todo.gone);
+    hbitmap_free(c->visible.gone);
     hbitmap_free(c->written);
-    hbitmap_free(c->visible);
     range_lock_destroy(&c->in_hand);
     mutex_destroy(&c->claim_lock);
     mutex_destroy(&c->lock);

@@ -119,7 +119,7 @@ struct copy_counters {
 /* copy_stop has ended copy_run; there may be more to do. */
 #define COPY_STOPPED 1
 
-/* --- copy.c --- */
+/* --- copy.c, fill.c --- */
 
 /* The unit of copying for a target: its cluster size, at least 64 KiB, as in
  * QEMU. */
@@ -135,6 +135,10 @@ uint64_t copy_cluster(const struct copy *c);
  * Before anything is copied.  @bits has the size of the copy. */
 void copy_add(struct copy *c, uint64_t offset, uint64_t bytes);
 void copy_add_bits(struct copy *c, const struct hbitmap *bits);
+
+/* The same for a set that is empty: it takes over @bits.  Costs nothing where
+ * their granules are not smaller than clusters.  There may be views already. */
+void copy_take_bits(struct copy *c, struct hbitmap *bits);
 
 /* The guard for a target that leaves to the source what was not copied yet. */
 const struct read_guard *copy_guard(const struct copy *c);
@@ -240,10 +244,6 @@ void copy_settle(struct copy *c);
 
 /* Let views read what is in the set now.  -ENOMEM. */
 int copy_show(struct copy *c);
-
-/* Put what @bits has dirty into the set, and let views read that, too.  Before
- * anything is copied. */
-void copy_show_more(struct copy *c, const struct hbitmap *bits);
 
 /* The policy's lost_errno: the point in time is lost.  -EACCES: a part of the
  * range was not in the set, or is discarded. */

@@ -347,7 +347,7 @@ int copy_before_write(struct copy *c, uint64_t offset, uint64_t bytes,
     if (from >= end || atomic_load(&c->broken)) {
         return 0;
     }
-    if (!hbitmap_next_dirty(c->todo, from, end, &start, &len)) {
+    if (!copy_set_next(&c->todo, from, end, &start, &len)) {
         hbitmap_set(c->written, from, end - from);
         return 0;
     }

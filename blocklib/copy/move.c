@@ -38,7 +38,7 @@ static int note_moved(struct copy *c, uint64_t offset, uint64_t bytes,
         }
     }
     atomic_fetch_add(buf ? &c->counters.written : &c->counters.zeroed, bytes);
-    hbitmap_reset(c->todo, offset, bytes);
+    copy_set_take(&c->todo, offset, bytes);
     atomic_fetch_add(&c->done, bytes);
     return 0;
 }
@@ -192,7 +192,7 @@ static int move_run(struct copy *c, enum area_kind kind, uint64_t offset,
             : kind == AREA_MIXED ? move_mixed(c, offset, bytes, buf, side)
                                  : 0;
     if (r == 0 && c->merge) {
-        hbitmap_reset(c->todo, offset, bytes);
+        copy_set_take(&c->todo, offset, bytes);
         atomic_fetch_add(&c->done, bytes);
     }
     return r;
@@ -208,7 +208,7 @@ int copy_area(struct copy *c, const struct area *a, void *buf,
 
     for (uint64_t at = a->offset;
          r == 0 && at < end &&
-         hbitmap_next_dirty(c->todo, at, end, &start, &bytes);
+         copy_set_next(&c->todo, at, end, &start, &bytes);
          at = start + bytes) {
         r = move_run(c, a->kind, start, bytes, buf, side);
     }
@@ -226,7 +226,7 @@ int copy_range_now(struct copy *c, uint64_t offset, uint64_t end, void *buf)
         return -EAGAIN; /* waiting, one learns why */
     }
     while (r == 0 && offset < end &&
-           hbitmap_next_dirty(c->todo, offset, end, &start, &bytes)) {
+           copy_set_next(&c->todo, offset, end, &start, &bytes)) {
         r = node_pread(c->source, buf, bytes, start, REQ_NOWAIT);
         bool zero = r == 0 && bytes_are_zero(buf, bytes);
         if (r == 0 && !zero) {
@@ -252,7 +252,7 @@ int copy_range_locked(struct copy *c, uint64_t offset, uint64_t end, void *buf,
         return -EIO; /* somebody has cut the source off */
     }
     while (offset < end &&
-           hbitmap_next_dirty(c->todo, offset, end, &start, &bytes)) {
+           copy_set_next(&c->todo, offset, end, &start, &bytes)) {
         const uint64_t most[AREA_KINDS] = {bytes, bytes, bytes};
         struct area a;
         int r = copy_classify(c, start, start + bytes, most, &a);

@@ -4,6 +4,7 @@
 
 /* What copy.c (workers), guest.c (writes) and view.c (reads) share. */
 #include "copy/copy.h"
+#include "copy/set.h"
 #include "core/rangelock.h"
 
 enum area_kind {
@@ -40,10 +41,11 @@ struct copy {
     struct node *target;
     uint64_t size;
     uint64_t zero_from;
-    struct hbitmap *todo;
+    struct copy_set todo;
+    struct copy_set visible; /* what a view may read; has the base of todo */
+    bool shown;              /* there are views */
     struct hbitmap *written; /* where guests have written to a copy that is
                                 not broken */
-    struct hbitmap *visible; /* what a view may read; NULL: there is none */
 
     struct range_lock in_hand;
     struct read_guard guard; /* set by copy_new */
@@ -122,6 +124,11 @@ int copy_range_locked(struct copy *c, uint64_t offset, uint64_t end, void *buf,
 /* The same as far as nothing has to be waited for, else -EAGAIN.  For `quick`
  * copies. */
 int copy_range_now(struct copy *c, uint64_t offset, uint64_t end, void *buf);
+
+/* --- fill.c --- */
+
+/* Bytes in the set: the last cluster of the disk may be a partial one. */
+uint64_t copy_left(const struct copy *c);
 
 /* --- copy.c --- */
 

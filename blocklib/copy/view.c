@@ -8,8 +8,8 @@
  *
  * A reader holds up nobody.  A cluster that was to do before it was read from
  * FILE, and is to do afterwards, had not changed meanwhile (invariant 3 in
- * copy.c).  A cluster that is not to do any more is in TARGET by now.  Bits are
- * never set again, so trying again ends.  A reader sees that a point in time is
+ * copy.c).  A cluster that is not to do any more is in TARGET by now.  None
+ * comes back, so trying again ends.  A reader sees that a point in time is
  * broken before it can read the guest's write.
  */
 #include <errno.h>
@@ -35,15 +35,15 @@ static int find_part(const struct copy *c, uint64_t offset, uint64_t *bytes,
     if (atomic_load(&c->broken)) {
         return lost_error(c);
     }
-    if (offset >= c->size || !c->visible) {
+    if (offset >= c->size || !c->shown) {
         return -EACCES;
     }
     uint64_t end = offset + min_u64(*bytes, c->size - offset);
-    uint64_t len = hbitmap_run(c->visible, offset, end, &visible);
+    uint64_t len = copy_set_run(&c->visible, offset, end, &visible);
     if (!visible) {
         return -EACCES;
     }
-    *bytes = hbitmap_run(c->todo, offset, offset + len, held);
+    *bytes = copy_set_run(&c->todo, offset, offset + len, held);
     return 0;
 }
 
@@ -147,10 +147,9 @@ static void forget_locked(struct copy *c, uint64_t from, uint64_t end)
     uint64_t start;
     uint64_t len;
 
-    while (from < end &&
-           hbitmap_next_dirty(c->visible, from, end, &start, &len)) {
-        hbitmap_reset(c->visible, start, len);
-        hbitmap_reset(c->todo, start, len);
+    while (from < end && copy_set_next(&c->visible, from, end, &start, &len)) {
+        copy_set_take(&c->visible, start, len);
+        copy_set_take(&c->todo, start, len);
         atomic_fetch_add(&c->counters.discarded, len);
         from = start + len;
     }
@@ -165,7 +164,7 @@ int copy_view_discard(struct copy *c, uint64_t offset, uint64_t bytes)
     if (end < c->size) {
         end = align_down(end, c->cluster);
     }
-    if (from >= end || !c->visible) {
+    if (from >= end || !c->shown) {
         return 0;
     }
     range_lock(&c->in_hand, &req, from, end - from, true);
@@ -188,35 +187,33 @@ static void tell_bits(const struct copy *c, uint64_t count, bitmap_fn *tell,
 
 void copy_tell_todo(const struct copy *c, bitmap_fn *tell, void *opaque)
 {
-    tell_bits(c, hbitmap_count(c->todo), tell, opaque);
+    tell_bits(c, copy_set_count(&c->todo, c->size, c->cluster), tell, opaque);
 }
 
 void copy_tell_view(const struct copy *c, bitmap_fn *tell, void *opaque)
 {
-    tell_bits(c,
-              c->visible ? hbitmap_count(c->visible)
-                         : align_up(c->size, c->cluster),
+    tell_bits(c, c->shown ? copy_visible(c) : align_up(c->size, c->cluster),
               tell, opaque);
     tell_bits(c, hbitmap_count(c->written), tell, opaque);
 }
 
 int copy_show(struct copy *c)
 {
-    c->visible = hbitmap_copy(c->todo);
-    return c->visible ? 0 : -ENOMEM;
-}
-
-void copy_show_more(struct copy *c, const struct hbitmap *bits)
-{
-    copy_add_bits(c, bits);
-    if (c->size > 0) {
-        hbitmap_merge(c->visible, bits);
+    if (!c->todo.gone) {
+        c->todo.gone = hbitmap_new(c->size, c->cluster);
     }
+    c->visible.gone = hbitmap_new(c->size, c->cluster);
+    if (!c->todo.gone || !c->visible.gone) {
+        return -ENOMEM;
+    }
+    c->visible.base = c->todo.base;
+    c->shown = true;
+    return 0;
 }
 
 uint64_t copy_visible(const struct copy *c)
 {
-    return c->visible ? hbitmap_count(c->visible) : 0;
+    return c->shown ? copy_set_count(&c->visible, c->size, c->cluster) : 0;
 }
 
 const struct copy_counters *copy_counters(const struct copy *c)

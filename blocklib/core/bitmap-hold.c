@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Bitmaps that a user outside of jobs holds for a while: exports. */
+/* Bitmaps that a user outside of jobs holds for a while: exports.  Copies of
+ * their bits. */
 #include <errno.h>
 #include <stdatomic.h>
 
@@ -76,4 +77,15 @@ bool bitmap_enabled(const struct bitmap *bm)
 struct node *bitmap_node(const struct bitmap *bm)
 {
     return bm->node;
+}
+
+struct hbitmap *bitmap_share_bits(struct bitmap *bm)
+{
+    rwlock_wrlock(&bm->lock); /* readers may be where the bits are */
+    struct hbitmap *bits = hbitmap_share(bm->bits);
+    if (bits && bm->successor) {
+        hbitmap_fill(bits, bm->successor);
+    }
+    rwlock_unlock(&bm->lock);
+    return bits;
 }

@@ -145,7 +145,7 @@ int bitmap_attach_broken(struct node *n, const char *name, uint64_t granularity,
 
 /* --- Looking up, and what forbids a change --- */
 
-static bool is_busy(const struct bitmap *bm)
+bool bitmap_is_busy(const struct bitmap *bm)
 {
     return bm->users > 0 || bm->successor;
 }
@@ -157,7 +157,7 @@ static const char *name_of(const struct bitmap *bm)
 
 static int check_busy(const struct bitmap *bm, struct error **errp)
 {
-    if (is_busy(bm)) {
+    if (bitmap_is_busy(bm)) {
         return error_set(errp, EBUSY,
                          "Bitmap '%s' is currently in use by another "
                          "operation and cannot be used",
@@ -523,30 +523,6 @@ struct hbitmap *bitmap_swap_bits(struct bitmap *bm, struct hbitmap *bits)
     return old;
 }
 
-int bitmap_merge_locked(struct hbitmap *bits, struct bitmap *src,
-                        struct error **errp)
-{
-    int r = check_usable(src, errp);
-
-    if (r == 0) {
-        r = follow_growth(src, errp);
-    }
-    if (r < 0) {
-        return r;
-    }
-    uint64_t to = hbitmap_size(bits);
-    uint64_t from = hbitmap_size(src->bits);
-    if (to != from) {
-        return error_set(errp, EINVAL,
-                         "Bitmaps are of different sizes (destination size "
-                         "is %" PRIu64 ", source size is %" PRIu64
-                         ") and can't be merged",
-                         to, from);
-    }
-    hbitmap_merge(bits, src->bits);
-    return 0;
-}
-
 /* --- Reading --- */
 
 const char *bitmap_name(const struct bitmap *bm)
@@ -665,146 +641,7 @@ void *bitmap_bytes(const struct bitmap *bm, size_t *len)
     return bytes;
 }
 
-/* The dirty bytes that follow_growth() will add. */
-static uint64_t growth(const struct bitmap *bm, const struct hbitmap *bits)
-{
-    uint64_t size = node_size(bm->node);
-    uint64_t had = hbitmap_size(bits);
-
-    if (!bm->enabled || size <= had) {
-        return 0;
-    }
-    return align_up(size, bm->granularity) - align_up(had, bm->granularity);
-}
-
-/* --- Lists of all bitmaps --- */
-
-/* A list that is being filled. */
-struct filling {
-    struct bitmap_list *list;
-    size_t room;
-    bool failed; /* no memory */
-};
-
-static void add_info(const struct bitmap_info *info, void *opaque)
-{
-    struct filling *f = opaque;
-    struct bitmap_list *list = f->list;
-
-    if (list->count == f->room) {
-        size_t room = f->room * 2 + 4;
-        struct bitmap_info *more = reallocarray(list->at, room, sizeof(*more));
-        if (!more) {
-            f->failed = true;
-            return;
-        }
-        list->at = more;
-        f->room = room;
-    }
-    struct bitmap_info *to = &list->at[list->count++];
-    *to = *info;
-    to->name = info->name ? text_as_utf8(info->name) : NULL;
-    f->failed |= info->name && !to->name;
-}
-
-/* As in QEMU, a successor shows before the frozen bitmap. */
-static void list_bitmap(struct filling *f, const struct bitmap *bm)
-{
-    uint64_t grown = growth(bm, bitmap_collecting(bm));
-    struct bitmap_info info = {
-        .granularity = bm->granularity,
-        .recording = bm->enabled,
-        .persistent = bm->persistent,
-    };
-
-    if (bm->successor) {
-        info.count = hbitmap_count(bm->successor) + grown;
-        add_info(&info, f);
-        grown = 0;
-    }
-    info.count = hbitmap_count(bm->bits) + grown;
-    info.busy = is_busy(bm);
-    info.inconsistent = atomic_load(&bm->inconsistent);
-    info.why = info.inconsistent ? bm->why : NULL;
-    info.name = bm->name;
-    add_info(&info, f);
-}
-
-/* Add the bits of the copy engine; in QEMU they are bitmaps without names, and
- * the oldest. */
-static void add_bits(struct filling *f, const struct node *n)
-{
-    if (n->drv->tell_bits) {
-        n->drv->tell_bits(n, false, add_info, f);
-    }
-    list_for_each (at, &n->parents) {
-        const struct edge *e = list_entry(at, struct edge, on_child);
-        const struct node *p = e->parent;
-        if (p && p->drv->tell_bits && e == p->child[CHILD_FILE]) {
-            p->drv->tell_bits(p, true, add_info, f);
-        }
-    }
-}
-
-int bitmaps_get(struct node *n, struct bitmap_list *list)
-{
-    struct filling f = {.list = list};
-
-    *list = (struct bitmap_list){NULL, 0};
-    graph_lock(n->graph); /* for its parents */
-    struct tree *t = node_enter(n, false);
-    add_bits(&f, n);
-    for (struct list *at = n->bitmaps.prev; at != &n->bitmaps; at = at->prev) {
-        list_bitmap(&f, list_entry(at, struct bitmap, on_node));
-    }
-    node_leave(t);
-    graph_unlock(n->graph);
-    if (f.failed) {
-        bitmaps_free(list);
-    }
-    return f.failed ? -ENOMEM : 0;
-}
-
-void bitmaps_free(struct bitmap_list *list)
-{
-    for (size_t i = 0; i < list->count; i++) {
-        free(list->at[i].name);
-    }
-    free(list->at);
-    *list = (struct bitmap_list){NULL, 0};
-}
-
-json_t *bitmap_info_json(const struct bitmap_info *info)
-{
-    json_t *o = json_pack("{s:b, s:b, s:b, s:I, s:I, s:s*}", "recording",
-                          (int)info->recording, "persistent",
-                          (int)info->persistent, "busy", (int)info->busy,
-                          "granularity", (json_int_t)info->granularity, "count",
-                          (json_int_t)info->count, "name", info->name);
-
-    if (o && info->inconsistent) {
-        (void)json_object_set_new(o, "inconsistent", json_true());
-        (void)json_object_set_new(o, "inconsistent-reason",
-                                  json_string(info->why));
-    }
-    return o;
-}
-
-json_t *bitmap_query(struct node *n)
-{
-    CLEANUP_BITMAPS struct bitmap_list list;
-    json_t *all = json_array();
-    int r = bitmaps_get(n, &list);
-
-    for (size_t i = 0; i < list.count && r == 0; i++) {
-        r = json_array_append_new(all, bitmap_info_json(&list.at[i]));
-    }
-    if (r < 0) {
-        json_decref(all);
-        return NULL;
-    }
-    return all;
-}
+/* --- Of a disk --- */
 
 /* The next node that has bitmaps of the disk, or NULL. */
 static struct node *next_of_disk(const struct node *n)

@@ -98,16 +98,18 @@ void bitmap_put_back(struct bitmap *bm, struct node *n, struct list *after);
 /* Exchange the bitmap's bits; returns the old ones. */
 struct hbitmap *bitmap_swap_bits(struct bitmap *bm, struct hbitmap *bits);
 
-/* Add the bits of @src to @bits, which no bitmap has yet.  -EBUSY; -EINVAL:
- * inconsistent, or of another size. */
-int bitmap_merge_locked(struct hbitmap *bits, struct bitmap *src,
-                        struct error **errp);
+/* A copy of what the bitmap has, also of what it has collected while it is
+ * frozen.  The two share memory (hbitmap_share).  NULL: no memory. */
+struct hbitmap *bitmap_share_bits(struct bitmap *bm);
 
 /* Let bitmap_store() store this bitmap, too.  -ENOTSUP, -EACCES, -EINVAL: it
  * cannot. */
 int bitmap_make_persistent(struct bitmap *bm, struct error **errp);
 
 void bitmap_set_enabled(struct bitmap *bm, bool enabled);
+
+/* Does an operation use it? */
+bool bitmap_is_busy(const struct bitmap *bm);
 
 /* The bits that writes set. */
 struct hbitmap *bitmap_collecting(const struct bitmap *bm);

@@ -37,7 +37,7 @@ void hbitmap_or_in(const struct hbitmap *h, uint64_t first, uint64_t count,
     for (uint64_t at = hbitmap_next_set(h, first, end); at != NONE;
          at = hbitmap_next_set(h, align_up(at + 1, 8), end)) {
         uint64_t byte = at / 8;
-        uint64_t word = atomic_load(&h->level[0][at / WORD_BITS]);
+        uint64_t word = atomic_load(word_of(h, at / WORD_BITS));
         unsigned bits = (unsigned)(word >> byte % 8 * 8) & 0xff;
         if (end < (byte + 1) * 8) {
             bits &= (1U << (end - byte * 8)) - 1;
@@ -106,7 +106,7 @@ static uint64_t add_words(struct hbitmap *h, uint64_t i, const uint64_t *words,
     uint64_t fresh = 0;
 
     for (unsigned k = 0; k < count; k++) {
-        uint64_t new = words[k] & ~atomic_load_explicit(&h->level[0][i + k],
+        uint64_t new = words[k] & ~atomic_load_explicit(word_of(h, i + k),
                                                         memory_order_relaxed);
         if (new) {
             fresh += count_ones(&new, 1);
@@ -124,7 +124,7 @@ static uint64_t store_words(struct hbitmap *h, uint64_t i,
 
     for (unsigned k = 0; k < count; k++) {
         if (words[k]) {
-            atomic_store_explicit(&h->level[0][i + k], words[k],
+            atomic_store_explicit(own_word(h, i + k), words[k],
                                   memory_order_relaxed);
             there |= UINT64_C(1) << (i + k) % WORD_BITS;
         }

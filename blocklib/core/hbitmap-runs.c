@@ -18,9 +18,10 @@
 static inline uint64_t load(const struct hbitmap *h, const struct hbitmap *more,
                             unsigned level, uint64_t i)
 {
-    uint64_t word = atomic_load(&h->level[level][i]);
+    uint64_t word = atomic_load(level == 0 ? word_of(h, i)
+                                           : &h->level[level][i]);
 
-    return more ? word | atomic_load(&more->level[level][i]) : word;
+    return more ? word | load(more, NULL, level, i) : word;
 }
 
 /* The first word from @i on that may have a bit before granule @limit; one

@@ -46,7 +46,12 @@
 
 /* --- Memory --- */
 
-static void *zeroed_memory(size_t bytes)
+static uint64_t load_word(const struct hbitmap *h, unsigned level, uint64_t i)
+{
+    return atomic_load(level == 0 ? word_of(h, i) : &h->level[level][i]);
+}
+
+void *hbitmap_memory(size_t bytes)
 {
     if (bytes < MAP_MIN) {
         return calloc(1, bytes);
@@ -56,9 +61,9 @@ static void *zeroed_memory(size_t bytes)
     return p == MAP_FAILED ? NULL : p;
 }
 
-static void release_memory(void *p, size_t bytes)
+void hbitmap_release(void *p, size_t bytes)
 {
-    if (bytes < MAP_MIN) {
+    if (!p || bytes < MAP_MIN) {
         free(p);
     } else {
         (void)munmap(p, bytes);
@@ -75,10 +80,10 @@ static void *grown_memory(void *p, size_t from, size_t to)
         void *moved = mremap(p, from, to, MREMAP_MAYMOVE);
         return moved == MAP_FAILED ? NULL : moved;
     }
-    void *fresh = zeroed_memory(to);
+    void *fresh = hbitmap_memory(to);
     if (fresh && p) {
         memcpy(fresh, p, from);
-        release_memory(p, from);
+        hbitmap_release(p, from);
     }
     return fresh;
 }
@@ -106,7 +111,7 @@ static int reserve(struct hbitmap *h, uint64_t granules)
         }
         level++;
     } while (words > 1);
-    return 0;
+    return h->shared ? hbitmap_grow_shared(h, div_up(granules, WORD_BITS)) : 0;
 }
 
 /* Use the memory for so many granules that reserve() gave. */
@@ -122,7 +127,7 @@ static void extend(struct hbitmap *h, uint64_t granules)
         h->words[++h->top] = words;
     }
     for (unsigned i = had; i < h->top; i++) {
-        if (atomic_load(&h->level[i][0]) != 0) {
+        if (load_word(h, i, 0) != 0) {
             atomic_store(&h->level[i + 1][0], 1);
         }
     }
@@ -137,6 +142,7 @@ struct hbitmap *hbitmap_new(uint64_t size, uint64_t granularity)
     if (!h) {
         return NULL;
     }
+    mutex_init(&h->own_lock, LOCK_HBITMAP, NULL);
     h->serial = atomic_fetch_add(&serials, 1);
     h->size = size;
     h->shift = (unsigned)__builtin_ctzll(granularity);
@@ -151,11 +157,14 @@ struct hbitmap *hbitmap_new(uint64_t size, uint64_t granularity)
 
 void hbitmap_free(struct hbitmap *h)
 {
-    for (unsigned i = 0; h && i < LEVELS_MAX; i++) {
-        if (h->level[i]) {
-            release_memory(h->level[i], h->bytes[i]);
-        }
+    if (!h) {
+        return;
     }
+    for (unsigned i = 0; i < LEVELS_MAX; i++) {
+        hbitmap_release(h->level[i], h->bytes[i]);
+    }
+    hbitmap_drop_stores(h);
+    mutex_destroy(&h->own_lock);
     free(h);
 }
 
@@ -200,11 +209,6 @@ static uint64_t mask_of(uint64_t word, uint64_t first, uint64_t last)
     return mask;
 }
 
-static uint64_t ones(uint64_t word)
-{
-    return (uint64_t)__builtin_popcountll(word);
-}
-
 /* Bits of [@first, @last] of level 0 that are clear. */
 static uint64_t clear_bits(const struct hbitmap *h, uint64_t first,
                            uint64_t last)
@@ -213,9 +217,9 @@ static uint64_t clear_bits(const struct hbitmap *h, uint64_t first,
 
     for (uint64_t i = first / WORD_BITS; i <= last / WORD_BITS; i++) {
         uint64_t missing = mask_of(i, first, last) &
-                           ~atomic_load(&h->level[0][i]);
+                           ~atomic_load(word_of(h, i));
         if (missing) {
-            n += ones(missing);
+            n += bits_in_word(missing);
         }
     }
     return n;
@@ -228,10 +232,10 @@ static uint64_t set_range(struct hbitmap *h, unsigned level, uint64_t first,
     uint64_t n = 0;
 
     for (uint64_t i = first / WORD_BITS; i <= last / WORD_BITS; i++) {
-        word_t *word = &h->level[level][i];
         uint64_t mask = mask_of(i, first, last);
-        if (mask & ~atomic_load(word)) {
-            n += ones(mask & ~atomic_fetch_or(word, mask));
+        if (mask & ~load_word(h, level, i)) {
+            word_t *word = level == 0 ? own_word(h, i) : &h->level[level][i];
+            n += bits_in_word(mask & ~atomic_fetch_or(word, mask));
         }
     }
     return n;
@@ -266,7 +270,7 @@ static void lower_above(struct hbitmap *h, uint64_t i)
         uint64_t left =
             atomic_fetch_and(&h->level[level + 1][i / WORD_BITS], ~bit) & ~bit;
 
-        if (atomic_load(&h->level[level][i]) != 0) {
+        if (load_word(h, level, i) != 0) {
             raise_above(h, level, i * WORD_BITS, i * WORD_BITS);
             return;
         }
@@ -292,7 +296,7 @@ uint64_t hbitmap_next_set(const struct hbitmap *h, uint64_t from,
             at << WORD_SHIFT * level >= limit) {
             return NONE;
         }
-        uint64_t word = atomic_load(&h->level[level][at / WORD_BITS]) &
+        uint64_t word = load_word(h, level, at / WORD_BITS) &
                         UINT64_MAX << at % WORD_BITS;
         if (word == 0 && level == h->top) {
             return NONE;
@@ -318,7 +322,7 @@ static uint64_t next_clear(const struct hbitmap *h, uint64_t from,
     uint64_t at = from;
 
     while (at < limit) {
-        uint64_t word = ~atomic_load(&h->level[0][at / WORD_BITS]) &
+        uint64_t word = ~atomic_load(word_of(h, at / WORD_BITS)) &
                         UINT64_MAX << at % WORD_BITS;
         at = align_down(at, WORD_BITS);
         if (word != 0) {
@@ -331,7 +335,7 @@ static uint64_t next_clear(const struct hbitmap *h, uint64_t from,
 
 static bool get_bit(const struct hbitmap *h, uint64_t i)
 {
-    return atomic_load(&h->level[0][i / WORD_BITS]) >> i % WORD_BITS & 1;
+    return atomic_load(word_of(h, i / WORD_BITS)) >> i % WORD_BITS & 1;
 }
 
 bool hbitmap_get(const struct hbitmap *h, uint64_t offset)
@@ -352,8 +356,7 @@ uint64_t hbitmap_count(const struct hbitmap *h)
     return atomic_load(&h->set_bits) << h->shift;
 }
 
-/* Where granule @i begins, or @end if that comes first. */
-static uint64_t run_end(const struct hbitmap *h, uint64_t i, uint64_t end)
+uint64_t hbitmap_run_end(const struct hbitmap *h, uint64_t i, uint64_t end)
 {
     return i > (end - 1) >> h->shift ? end : i << h->shift;
 }
@@ -368,7 +371,7 @@ uint64_t hbitmap_run(const struct hbitmap *h, uint64_t offset, uint64_t end,
     *dirty = get_bit(h, first);
     uint64_t change = *dirty ? next_clear(h, first + 1, limit)
                              : hbitmap_next_set(h, first + 1, limit);
-    return run_end(h, change, end) - offset;
+    return hbitmap_run_end(h, change, end) - offset;
 }
 
 bool hbitmap_next_dirty(const struct hbitmap *h, uint64_t offset, uint64_t end,
@@ -382,7 +385,7 @@ bool hbitmap_next_dirty(const struct hbitmap *h, uint64_t offset, uint64_t end,
         return false;
     }
     *start = max_u64(first << h->shift, offset);
-    *bytes = run_end(h, next_clear(h, first + 1, limit), end) - *start;
+    *bytes = hbitmap_run_end(h, next_clear(h, first + 1, limit), end) - *start;
     return true;
 }
 
@@ -411,10 +414,11 @@ static void reset_granules(struct hbitmap *h, uint64_t first, uint64_t last)
     for (uint64_t at = hbitmap_next_set(h, first, last + 1); at != NONE;) {
         uint64_t i = at / WORD_BITS;
         uint64_t mask = mask_of(i, first, last);
-        uint64_t old = atomic_fetch_and(&h->level[0][i], ~mask);
+        uint64_t old = atomic_fetch_and(own_word(h, i), ~mask);
 
-        n += ones(old & mask);
+        n += bits_in_word(old & mask);
         if ((old & ~mask) == 0) {
+            atomic_store(&h->emptied, true);
             lower_above(h, i);
         }
         at = hbitmap_next_set(h, (i + 1) * WORD_BITS, last + 1);
@@ -422,6 +426,23 @@ static void reset_granules(struct hbitmap *h, uint64_t first, uint64_t last)
     if (n > 0) {
         atomic_fetch_sub(&h->set_bits, n);
         atomic_fetch_add(&h->resets, 1);
+    }
+}
+
+void hbitmap_add_word(struct hbitmap *h, uint64_t i, uint64_t bits)
+{
+    uint64_t expected = bits_in_word(bits & ~atomic_load(word_of(h, i)));
+    uint64_t at = i * WORD_BITS;
+
+    if (expected > 0) {
+        atomic_fetch_add(&h->set_bits, expected);
+        raise_ahead(h, at, at);
+        uint64_t old = atomic_fetch_or(own_word(h, i), bits);
+        raise_above(h, 0, at, at);
+        uint64_t got = bits_in_word(bits & ~old);
+        if (got != expected) {
+            atomic_fetch_add(&h->set_bits, got - expected);
+        }
     }
 }
 
@@ -467,6 +488,8 @@ static void zero_words(struct hbitmap *h, unsigned level, uint64_t from)
 
 void hbitmap_reset_all(struct hbitmap *h)
 {
+    hbitmap_disown(h, 0);
+    hbitmap_drop_stores(h);
     for (unsigned i = 0; i <= h->top; i++) {
         zero_words(h, i, 0);
     }
@@ -484,12 +507,12 @@ static uint64_t count_from(const struct hbitmap *h, uint64_t first)
         uint64_t word;
 
         while (i < h->words[0] &&
-               (word = atomic_load_explicit(&h->level[0][i],
+               (word = atomic_load_explicit(word_of(h, i),
                                             memory_order_relaxed)) != 0) {
             if (i == first / WORD_BITS) {
                 word &= UINT64_MAX << first % WORD_BITS;
             }
-            n += word == UINT64_MAX ? WORD_BITS : ones(word);
+            n += word == UINT64_MAX ? WORD_BITS : bits_in_word(word);
             i++;
         }
         at = hbitmap_next_set(h, i * WORD_BITS, h->granules);
@@ -506,6 +529,11 @@ static void cut_off(struct hbitmap *h, uint64_t first)
     if (n == 0) {
         return;
     }
+    if (first % (LEAF_WORDS * WORD_BITS)) {
+        (void)own_word(h, first / WORD_BITS);
+    }
+    hbitmap_disown(h, div_up(first, LEAF_WORDS * WORD_BITS));
+    atomic_store(&h->emptied, true);
     uint64_t keep = first; /* bits of the level */
     for (unsigned level = 0; level <= h->top; level++) {
         word_t *word = &h->level[level][keep / WORD_BITS];
@@ -548,6 +576,9 @@ static void set_words(struct hbitmap *h, unsigned level, uint64_t first,
     uint64_t from = first / WORD_BITS;
     uint64_t to = last / WORD_BITS;
 
+    if (level == 0) {
+        hbitmap_overwrite(h, from, to);
+    }
     words[from] |= mask_of(from, first, last);
     if (from < to) {
         words[to] |= mask_of(to, first, last);
@@ -586,7 +617,7 @@ void hbitmap_add_alone(struct hbitmap *h, unsigned level, uint64_t i,
     bool had = false;
 
     for (; !had && level <= h->top; level++) {
-        word_t *word = &h->level[level][i];
+        word_t *word = level == 0 ? own_word(h, i) : &h->level[level][i];
         uint64_t old = atomic_load_explicit(word, memory_order_relaxed);
 
         atomic_store_explicit(word, old | bits, memory_order_relaxed);
@@ -596,188 +627,7 @@ void hbitmap_add_alone(struct hbitmap *h, unsigned level, uint64_t i,
     }
 }
 
-/* --- Several --- */
-
-/* Words of level 0 that have bits, from the left to the right. */
-struct scan {
-    const struct hbitmap *h;
-    uint64_t block; /* of 64 words: the next one */
-    uint64_t there; /* words of the last one that may have some */
-};
-
-static bool scan_next(struct scan *s, uint64_t *i, uint64_t *word)
-{
-    const struct hbitmap *h = s->h;
-
-    do {
-        if (s->there == 0) {
-            uint64_t at = hbitmap_next_set(h, s->block * WORD_BITS * WORD_BITS,
-                                           h->granules);
-            if (at == NONE) {
-                return false;
-            }
-            s->block = at / WORD_BITS / WORD_BITS;
-            s->there = h->top == 0 ? 1 : atomic_load(&h->level[1][s->block]);
-            s->block++;
-        }
-        *i = (s->block - 1) * WORD_BITS + (uint64_t)__builtin_ctzll(s->there);
-        *word = atomic_load(&h->level[0][*i]);
-        s->there &= s->there - 1;
-    } while (*word == 0);
-    return true;
-}
-
-/* Add @bits to word @i of level 0. */
-static void merge_word(struct hbitmap *h, uint64_t i, uint64_t bits)
-{
-    uint64_t expected = ones(bits & ~atomic_load(&h->level[0][i]));
-    uint64_t at = i * WORD_BITS;
-
-    if (expected > 0) {
-        atomic_fetch_add(&h->set_bits, expected);
-        raise_ahead(h, at, at);
-        uint64_t old = atomic_fetch_or(&h->level[0][i], bits);
-        raise_above(h, 0, at, at);
-        uint64_t got = ones(bits & ~old);
-        if (got != expected) {
-            atomic_fetch_add(&h->set_bits, got - expected);
-        }
-    }
-}
-
-/* Equal granularity: word by word, where @src has something. */
-static void merge_words(struct hbitmap *dst, const struct hbitmap *src)
-{
-    struct scan scan = {.h = src};
-    uint64_t word;
-
-    for (uint64_t i; scan_next(&scan, &i, &word);) {
-        merge_word(dst, i, word);
-    }
-}
-
-void hbitmap_merge(struct hbitmap *dst, const struct hbitmap *src)
-{
-    uint64_t start;
-    uint64_t bytes;
-
-    assert(dst->size == src->size);
-    if (dst->shift == src->shift) {
-        merge_words(dst, src);
-        return;
-    }
-    for (uint64_t at = 0;
-         at < src->size &&
-         hbitmap_next_dirty(src, at, src->size, &start, &bytes);) {
-        hbitmap_set(dst, start, bytes);
-        /* The rest of the last granule of @dst is dirty already. */
-        uint64_t end = start + bytes;
-        at = run_end(dst, ((end - 1) >> dst->shift) + 1, src->size);
-    }
-}
-
-/* Equal granularity, word by word. */
-static bool covers_words(const struct hbitmap *outer,
-                         const struct hbitmap *inner)
-{
-    struct scan scan = {.h = inner};
-    uint64_t word;
-
-    for (uint64_t i; scan_next(&scan, &i, &word);) {
-        if (word & ~atomic_load(&outer->level[0][i])) {
-            return false;
-        }
-    }
-    return true;
-}
-
-bool hbitmap_covers(const struct hbitmap *outer, const struct hbitmap *inner)
-{
-    uint64_t had = atomic_load(&outer->set_bits);
-    uint64_t asked = atomic_load(&inner->set_bits);
-    uint64_t start;
-    uint64_t bytes;
-
-    if (outer->size != inner->size) {
-        return false;
-    }
-    if (asked == 0 || had == outer->granules) {
-        return true;
-    }
-    if (outer->shift == inner->shift) {
-        return asked <= had && covers_words(outer, inner);
-    }
-    for (uint64_t at = 0;
-         at < inner->size &&
-         hbitmap_next_dirty(inner, at, inner->size, &start, &bytes);
-         at = start + bytes) {
-        if (!hbitmap_all_set(outer, start, bytes)) {
-            return false;
-        }
-    }
-    return true;
-}
-
-/* As merge_word; returns how many bits are new. */
-static uint64_t put_word(struct hbitmap *h, uint64_t i, uint64_t bits)
-{
-    uint64_t fresh = bits & ~atomic_load_explicit(&h->level[0][i],
-                                                  memory_order_relaxed);
-
-    hbitmap_add_alone(h, 0, i, bits);
-    return ones(fresh);
-}
-
-/* Copy words.  The upper levels are made anew, because those of @src may change
- * meanwhile. */
-static void fill_words(struct hbitmap *dst, const struct hbitmap *src)
-{
-    struct scan scan = {.h = src};
-    uint64_t count = 0;
-    uint64_t word;
-
-    for (uint64_t i; scan_next(&scan, &i, &word);) {
-        count += put_word(dst, i, word);
-    }
-    atomic_store(&dst->set_bits, count);
-}
-
-void hbitmap_fill(struct hbitmap *dst, const struct hbitmap *src)
-{
-    assert(dst->size == src->size);
-    if (dst->shift == src->shift && atomic_load(&dst->set_bits) == 0) {
-        fill_words(dst, src);
-    } else {
-        hbitmap_merge(dst, src);
-    }
-}
-
-void hbitmap_catch_up(struct hbitmap *dst, const struct hbitmap *src,
-                      struct hbitmap *more)
-{
-    struct scan scan = {.h = src};
-    uint64_t word;
-
-    assert(dst->size == src->size && dst->size == more->size &&
-           dst->shift == src->shift && dst->shift == more->shift);
-    for (uint64_t i; scan_next(&scan, &i, &word);) {
-        word &= ~atomic_load(&dst->level[0][i]);
-        if (word != 0) {
-            merge_word(dst, i, word);
-            merge_word(more, i, word);
-        }
-    }
-}
-
-struct hbitmap *hbitmap_copy(const struct hbitmap *h)
-{
-    struct hbitmap *copy = hbitmap_new(h->size, hbitmap_granularity(h));
-
-    if (copy) {
-        hbitmap_fill(copy, h);
-    }
-    return copy;
-}
+/* --- Size --- */
 
 uint64_t hbitmap_granules(const struct hbitmap *h)
 {

@@ -86,11 +86,6 @@ void hbitmap_merge(struct hbitmap *dst, const struct hbitmap *src);
 /* As hbitmap_merge(), where no other thread uses @dst yet: much faster. */
 void hbitmap_fill(struct hbitmap *dst, const struct hbitmap *src);
 
-/* As hbitmap_merge(), of equal granularity.  Bits that are new in @dst become
- * dirty in @more, too. */
-void hbitmap_catch_up(struct hbitmap *dst, const struct hbitmap *src,
-                      struct hbitmap *more);
-
 /*
  * While two stamps of a bitmap are equal, nothing was reset between them: bits
  * were added at most, so with as many bits as then it has the same ones.  No
@@ -108,6 +103,13 @@ size_t hbitmap_bytes(const struct hbitmap *h);
 /* A copy with the same granularity, or NULL.  Bits of @h may be set meanwhile:
  * they are in it or not; hbitmap_count(copy) is exact. */
 struct hbitmap *hbitmap_copy(const struct hbitmap *h);
+
+/*
+ * The same where no other thread uses @h: the two share their bits, page by
+ * page, until one of them changes a page.  So it takes hardly any time or
+ * memory, and the copy is exact.  Afterwards each is used like any other.
+ */
+struct hbitmap *hbitmap_share(struct hbitmap *h);
 
 uint64_t hbitmap_granules(const struct hbitmap *h); /* bits, set or not */
 

@@ -366,6 +366,17 @@ static void backup_start_drain(struct action *a)
     graph_drain(s->b->graph, s->o.source);
 }
 
+static int take_bits(struct backup *b, struct bitmap *bm, struct error **errp)
+{
+    struct hbitmap *bits = bitmap_share_bits(bm);
+
+    if (!bits) {
+        return error_nomem(errp);
+    }
+    copy_take_bits(b->copy, bits);
+    return 0;
+}
+
 /* Make the point in time. */
 static int arm_backup(struct backup *b, const struct backup_options *o,
                       struct error **errp)
@@ -386,12 +397,14 @@ static int arm_backup(struct backup *b, const struct backup_options *o,
         if (r < 0) {
             return r;
         }
-        if (o->sync == SYNC_BITMAP) {
-            copy_add_bits(b->copy, bm->bits);
-        }
     }
-    r = cbw_insert(b->graph, o->source, b->target, b->copy, o->filter_node_name,
-                   &b->filter, errp);
+    if (bm && o->sync == SYNC_BITMAP) {
+        r = take_bits(b, bm, errp);
+    }
+    if (r == 0) {
+        r = cbw_insert(b->graph, o->source, b->target, b->copy,
+                       o->filter_node_name, &b->filter, errp);
+    }
     if (r < 0) {
         if (bm) {
             bitmap_reclaim(bm);

@@ -13,6 +13,7 @@
  *   merge     grown bits for the old ones    the old ones    free the others
  */
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 
 #include "core/dirty.h"
@@ -450,24 +451,51 @@ int bitmap_persist_action(struct bitmap_ref ref, struct action **ap,
 
 /* --- merge --- */
 
+/* Add the bits of a bitmap to @bits, which no bitmap has yet. */
+static int add_source(struct hbitmap **bits, struct bitmap *src,
+                      struct error **errp)
+{
+    uint64_t to = hbitmap_size(*bits);
+    uint64_t from = hbitmap_size(src->bits);
+
+    if (to != from) {
+        return error_set(errp, EINVAL,
+                         "Bitmaps are of different sizes (destination size "
+                         "is %" PRIu64 ", source size is %" PRIu64
+                         ") and can't be merged",
+                         to, from);
+    }
+    if (hbitmap_count(*bits) > 0 ||
+        hbitmap_granularity(*bits) != src->granularity) {
+        hbitmap_fill(*bits, src->bits);
+        return 0;
+    }
+    struct hbitmap *shared = bitmap_share_bits(src);
+    if (!shared) {
+        return error_nomem(errp);
+    }
+    hbitmap_free(*bits);
+    *bits = shared;
+    return 0;
+}
+
 /* The bitmap's own bits with the bits of all sources replace the old bits. */
 static int merge_act(struct action *a, struct error **errp)
 {
     struct change *c = change_of(a);
     int r = look_up_bitmap(c, errp);
-    struct hbitmap *bits = r < 0 ? NULL : bits_like(c, errp);
+    struct hbitmap *bits = r < 0 ? NULL : bitmap_share_bits(c->bm);
 
     if (!bits) {
-        return r < 0 ? r : -ENOMEM;
+        return r < 0 ? r : error_nomem(errp);
     }
-    hbitmap_fill(bits, c->bm->bits);
     for (size_t i = 0; r == 0 && i < c->source_count; i++) {
         struct bitmap *src;
 
         r = bitmap_lookup(c->sources[i].node, c->sources[i].name,
-                          BITMAP_USE_ANY, &src, errp);
+                          BITMAP_USE_READ, &src, errp);
         if (r == 0) {
-            r = bitmap_merge_locked(bits, src, errp);
+            r = add_source(&bits, src, errp);
         }
     }
     if (r < 0) {

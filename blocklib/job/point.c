@@ -2,10 +2,10 @@
 /*
  * Points in time: copy-before-write into scratch, and a node to read it by.
  *
- *   prepare   makes the scratch, its file and the copy engine; copies the bits
- *             of `since`, which takes a while for large disks
- *   act       the instant, drained: adds bits that came since then, puts the
- *             filter below all users of the node, and snapshot-access above it
+ *   prepare   makes the scratch, its file and the copy engine
+ *   act       the instant, drained: takes the bits of `since`, which it shares
+ *             with the bitmap, puts the filter below all users of the node, and
+ *             snapshot-access above it
  *   undo, end the same backwards
  *
  * Several points of one node stack up.  The filter of the newest point is next
@@ -30,7 +30,7 @@
 #include "nbdelta/tell.h"
 
 /* Clusters that the copy engine knows of a point, at most. */
-#define CLUSTERS_MAX (UINT64_C(1) << 26)
+#define CLUSTERS_MAX (UINT64_C(1) << 34)
 
 /* Bytes that one point keeps in memory before it needs its file. */
 #define MEMORY_MAX (16 * MiB)
@@ -99,40 +99,11 @@ struct point_start {
     struct point_options o;
     struct point *p; /* ours until commit */
     bool committed;
-
-    /* With `since`: the bitmap, with a reference, and the bits that it had
-     * before the instant.  The copy engine has these bits.  NULL: not yet. */
-    struct bitmap *bm;
-    struct hbitmap *bits;
 };
 
 static struct point_start *point_start_of(struct action *a)
 {
     return list_entry(a, struct point_start, action);
-}
-
-/* A copy of the bitmap's bits, with the bits of writes during a job that uses
- * it.  NULL: no memory. */
-static struct hbitmap *bits_of(struct bitmap *bm)
-{
-    rwlock_rdlock(&bm->lock);
-    struct hbitmap *bits = hbitmap_copy(bm->bits);
-    if (bits && bm->successor) {
-        hbitmap_merge(bits, bm->successor);
-    }
-    rwlock_unlock(&bm->lock);
-    return bits;
-}
-
-/* Add the bits that `since` has before the instant.  If that fails, act looks
- * again, and reports the error. */
-static void add_early(struct point_start *s)
-{
-    s->bm = bitmap_find(s->o.node, s->o.since);
-    s->bits = s->bm ? bits_of(s->bm) : NULL;
-    if (s->bits && hbitmap_size(s->bits) == copy_size(s->p->copy)) {
-        copy_add_bits(s->p->copy, s->bits);
-    }
 }
 
 /* As small as what guests write, so that they wait for no more than that. */
@@ -172,9 +143,6 @@ static int make_point_copy(struct point_start *s, struct error **errp)
     if (!p->copy) {
         return error_nomem(errp);
     }
-    if (o->since) {
-        add_early(s);
-    }
     if (!o->since || o->whole) {
         copy_add(p->copy, 0, c.size);
     }
@@ -210,51 +178,14 @@ static int add_context_bitmap(struct point *p, const char *name,
                               struct hbitmap *bits, struct error **errp)
 {
     struct bitmap *bm;
-    int r = name ? bitmap_add_locked(p->access, name, hbitmap_granularity(bits),
-                                     false, true, &bm, errp)
-                 : 0;
+    int r = bitmap_add_locked(p->access, name, hbitmap_granularity(bits), false,
+                              true, &bm, errp);
 
-    if (name && r == 0) {
+    if (r == 0) {
         bits = bitmap_swap_bits(bm, bits);
     }
     hbitmap_free(bits);
     return r;
-}
-
-/* Add the bits that the bitmap has got by now.  Bits that it has lost meanwhile
- * stay: they are more than is needed, never less. */
-static int add_late_bits(struct point_start *s, struct error **errp)
-{
-    struct hbitmap *more = hbitmap_new(hbitmap_size(s->bits),
-                                       hbitmap_granularity(s->bits));
-
-    if (!more) {
-        return error_nomem(errp);
-    }
-    hbitmap_catch_up(s->bits, s->bm->bits, more);
-    if (s->bm->successor) {
-        hbitmap_catch_up(s->bits, s->bm->successor, more);
-    }
-    copy_show_more(s->p->copy, more);
-    hbitmap_free(more);
-    return 0;
-}
-
-/* Take the bits of a bitmap that is not the one of before. */
-static int take_bits_anew(struct point_start *s, struct bitmap *bm,
-                          struct error **errp)
-{
-    hbitmap_free(s->bits);
-    s->bits = bits_of(bm);
-    if (!s->bits) {
-        return error_nomem(errp);
-    }
-    if (hbitmap_size(s->bits) != copy_size(s->p->copy)) {
-        return error_set(errp, EBUSY, "Bitmap '%s' is of another size",
-                         s->o.since);
-    }
-    copy_show_more(s->p->copy, s->bits);
-    return 0;
 }
 
 static int take_since(struct point_start *s, struct error **errp)
@@ -270,14 +201,22 @@ static int take_since(struct point_start *s, struct error **errp)
                          "Bitmap '%s' is inconsistent and cannot be used",
                          s->o.since);
     }
-    bool same = bm == s->bm && s->bits &&
-                hbitmap_size(s->bits) == hbitmap_size(bm->bits);
-    r = same ? add_late_bits(s, errp) : take_bits_anew(s, bm, errp);
-    if (r == 0) {
-        r = add_context_bitmap(s->p, s->o.context, s->bits, errp);
-        s->bits = NULL;
+    if (hbitmap_size(bm->bits) != copy_size(s->p->copy)) {
+        return error_set(errp, EBUSY, "Bitmap '%s' is of another size",
+                         s->o.since);
     }
-    return r;
+    struct hbitmap *bits = bitmap_share_bits(bm);
+    struct hbitmap *context = bits && s->o.context ? hbitmap_share(bits) : NULL;
+    if (!bits || (s->o.context && !context)) {
+        hbitmap_free(bits);
+        return error_nomem(errp);
+    }
+    if (s->o.whole) { /* the set has all already */
+        hbitmap_free(bits);
+    } else {
+        copy_take_bits(s->p->copy, bits);
+    }
+    return context ? add_context_bitmap(s->p, s->o.context, context, errp) : 0;
 }
 
 static int make_access(struct point *p, struct error **errp)
@@ -372,8 +311,6 @@ static void point_start_free(struct action *a)
     if (!s->committed) {
         point_free(s->p);
     }
-    hbitmap_free(s->bits);
-    bitmap_unref(s->bm);
     free(s);
 }
 

@@ -83,6 +83,7 @@ enum lock_rank {
     LOCK_RANGE,
     LOCK_COPY_POOL,
     LOCK_ERRANDS,
+    LOCK_HBITMAP,
 
     /* The server's. */
     LOCK_STOPPER,
