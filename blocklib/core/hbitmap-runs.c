@@ -46,6 +46,22 @@ static uint64_t next_word(const struct hbitmap *h, const struct hbitmap *more,
     return at / WORD_BITS;
 }
 
+/* All runs that end in a word at @ends, where there is room for 64. */
+static inline size_t put_runs(uint64_t ends, uint64_t at, unsigned shift,
+                              uint64_t *from, uint64_t *lengths)
+{
+    uint64_t before = *from;
+    size_t count = 0;
+
+    for (; ends != 0; ends &= ends - 1) {
+        uint64_t end = (at + (uint64_t)__builtin_ctzll(ends)) << shift;
+        lengths[count++] = end - before;
+        before = end;
+    }
+    *from = before;
+    return count;
+}
+
 size_t hbitmap_runs(const struct hbitmap *h, const struct hbitmap *more,
                     uint64_t offset, uint64_t end, bool *dirty,
                     uint64_t *lengths, size_t max)
@@ -62,6 +78,11 @@ size_t hbitmap_runs(const struct hbitmap *h, const struct hbitmap *more,
 
     *dirty = word >> first % WORD_BITS & 1;
     while (i * WORD_BITS < limit) {
+        if ((i + 1) * WORD_BITS <= limit && max - count > WORD_BITS) {
+            count += put_runs(ends, i * WORD_BITS, h->shift, &from,
+                              &lengths[count]);
+            ends = 0;
+        }
         for (; ends != 0; ends &= ends - 1) {
             uint64_t at = i * WORD_BITS + (uint64_t)__builtin_ctzll(ends);
             if (at >= limit) {

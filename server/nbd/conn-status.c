@@ -54,18 +54,31 @@ static bool append_run(struct runs *rs, uint64_t length, uint32_t flags)
 }
 
 /* Append @count runs of a bitmap, for which there is room, and whose states
- * take turns. */
-static void append_turns(struct runs *rs, const uint64_t *lengths, size_t count,
-                         bool dirty)
+ * take turns.  Returns how many bytes they are. */
+static uint64_t append_turns(struct runs *rs, const uint64_t *lengths,
+                             size_t count, bool dirty)
 {
+    uint64_t sum = lengths[0];
+    char *at;
+
     (void)append_run(rs, lengths[0], dirty ? NBD_STATE_DIRTY : 0);
+    at = rs->at;
     for (size_t i = 1; i < count; i++) {
-        rs->flags ^= NBD_STATE_DIRTY;
-        rs->length = lengths[i];
-        rs->at += rs->stride;
-        put_run(rs);
+        dirty = !dirty;
+        at += rs->stride;
+        sum += lengths[i];
+        if (rs->extended) {
+            store_be64(at, lengths[i]);
+            store_be64(at + 8, dirty ? NBD_STATE_DIRTY : 0);
+        } else { /* both fields at once */
+            store_be64(at, lengths[i] << 32 | (dirty ? NBD_STATE_DIRTY : 0));
+        }
     }
+    rs->at = at;
+    rs->length = lengths[count - 1];
+    rs->flags = dirty ? NBD_STATE_DIRTY : 0;
     rs->count += (unsigned)(count - 1);
+    return sum;
 }
 
 static int append_extent(const struct extent *ext, void *opaque)
@@ -97,10 +110,7 @@ static int append_bitmap(struct conn *c, const struct context *ctx,
         if (n == 0) {
             return -EAGAIN;
         }
-        append_turns(rs, lengths, n, dirty);
-        for (size_t i = 0; i < n; i++) {
-            at += lengths[i];
-        }
+        at += append_turns(rs, lengths, n, dirty);
     }
     /* In this order: a bitmap that is off its node collects nothing; nor does
      * one on which an image has been put. */
