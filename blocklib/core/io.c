@@ -240,12 +240,12 @@ static void put_pieces(struct node *n, struct pieces *p)
     }
 }
 
-/* Map the range in pieces.  -EAGAIN: a piece needs the driver's pwritev, or
- * there are too many. */
+/* Map the range in pieces.  -EAGAIN: there are too many.  -ENOTSUP: there is a
+ * piece that only the driver's pwritev can write. */
 static int map_pieces(struct node *n, uint64_t offset, uint64_t bytes,
                       struct pieces *p)
 {
-    *p = (struct pieces){.count = 0};
+    p->count = 0;
     while (bytes > 0) {
         struct mapping *m = &p->at[p->count];
         int r = p->count == PIECES_MAX
@@ -253,7 +253,7 @@ static int map_pieces(struct node *n, uint64_t offset, uint64_t bytes,
                     : node_map(n, offset, bytes, MAP_WRITE | MAP_NOWAIT, m);
         if (r == 0) {
             p->count++;
-            r = m->kind == MAP_DATA ? 0 : -EAGAIN;
+            r = m->kind == MAP_DATA ? 0 : -ENOTSUP;
         }
         if (r < 0) {
             put_pieces(n, p);
@@ -280,10 +280,18 @@ static int write_data(struct node *n, const struct mapping *m,
                : node_pwritev(m->file, m->host, m->length, iov, cnt, flags);
 }
 
+static int write_opaque(struct node *n, uint64_t offset, uint64_t bytes,
+                        const struct iovec *iov, int cnt, unsigned flags)
+{
+    return n->drv->pwritev ? n->drv->pwritev(n, offset, bytes, iov, cnt, flags)
+                           : -EPERM;
+}
+
 /*
  * Write without waiting.  All of the range is mapped before a byte of it moves.
  * Only for the first piece may the node below answer -EAGAIN: after that the
- * request has changed something, and has to be completed.
+ * request has changed something, and has to be completed.  Where a piece is the
+ * driver's, the driver gets all of the range, and does the same.
  */
 static int write_mapped_nowait(struct node *n, uint64_t offset, uint64_t bytes,
                                const struct iovec *iov, int cnt, unsigned flags)
@@ -292,6 +300,9 @@ static int write_mapped_nowait(struct node *n, uint64_t offset, uint64_t bytes,
     uint64_t done = 0;
     int r = map_pieces(n, offset, bytes, &p);
 
+    if (r == -ENOTSUP) {
+        return write_opaque(n, offset, bytes, iov, cnt, flags);
+    }
     for (unsigned i = 0; r == 0 && i < p.count; i++) {
         const struct mapping *m = &p.at[i];
         struct iovec part[IOV_MAX_INNER];
@@ -330,9 +341,7 @@ static int write_mapped(struct node *n, uint64_t offset, uint64_t bytes,
             node_map_put(n, &m);
         } else {
             node_map_put(n, &m);
-            r = n->drv->pwritev ? n->drv->pwritev(n, offset + done, m.length, v,
-                                                  parts, flags)
-                                : -EPERM;
+            r = write_opaque(n, offset + done, m.length, v, parts, flags);
         }
         if (r < 0) {
             return r;

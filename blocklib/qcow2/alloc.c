@@ -88,12 +88,21 @@ static uint64_t count_in(const struct qcow2 *s, const struct qcow2_table *t,
                                cluster & (refs_per_block(s) - 1));
 }
 
+static void set_run(struct qcow2 *s, struct qcow2_table *t, uint64_t cluster,
+                    uint64_t clusters, uint64_t count) REQUIRES(s->meta)
+{
+    uint64_t first = cluster & (refs_per_block(s) - 1);
+
+    for (uint64_t i = 0; i < clusters; i++) {
+        qcow2_refcount_store(t->data, s->refcount_order, first + i, count);
+    }
+    qcow2_cache_mark_dirty(s->refblocks, t);
+}
+
 static void set_in(struct qcow2 *s, struct qcow2_table *t, uint64_t cluster,
                    uint64_t count) REQUIRES(s->meta)
 {
-    qcow2_refcount_store(t->data, s->refcount_order,
-                         cluster & (refs_per_block(s) - 1), count);
-    qcow2_cache_mark_dirty(s->refblocks, t);
+    set_run(s, t, cluster, 1, count);
 }
 
 int qcow2_refcount_get(struct qcow2 *s, uint64_t cluster, uint64_t *count)
@@ -425,9 +434,7 @@ static int set_some(struct qcow2 *s, uint64_t cluster, uint64_t clusters,
         }
         uint64_t end = (at | (refs_per_block(s) - 1)) + 1;
         uint64_t len = min_u64(clusters - *done, end - at);
-        for (uint64_t i = 0; i < len; i++) {
-            set_in(s, t, at + i, count);
-        }
+        set_run(s, t, at, len, count);
         qcow2_cache_put(s->refblocks, t);
         *done += len;
     }
@@ -448,6 +455,25 @@ static int take_run(struct qcow2 *s, uint64_t cluster, uint64_t clusters)
     return r;
 }
 
+/* Hand out a run of free clusters, of @want, that was found. */
+static int hand_out(struct qcow2 *s, uint64_t start, uint64_t run,
+                    uint64_t want, uint64_t *host, bool *fresh)
+    REQUIRES(s->meta)
+{
+    int r = take_run(s, start, run);
+
+    if (r < 0) {
+        return r;
+    }
+    if (start == s->free_hint || run == want) {
+        s->free_hint = start + run;
+    }
+    *host = start << s->cluster_bits;
+    *fresh = s->file_grows_zero && *host >= s->virgin;
+    s->virgin = max_u64(s->virgin, *host + (run << s->cluster_bits));
+    return 0;
+}
+
 int qcow2_alloc(struct qcow2 *s, uint64_t want, uint64_t *host, uint64_t *got,
                 bool *fresh)
 {
@@ -455,21 +481,57 @@ int qcow2_alloc(struct qcow2 *s, uint64_t want, uint64_t *host, uint64_t *got,
 
     node_event(s->file, EVENT_CLUSTER_ALLOC);
     int r = find_free(s, s->free_hint, want, SEARCH_MAX, &start, got);
-    if (r == 0) {
-        r = take_run(s, start, *got);
-    } else if (r == -EINPROGRESS) {
+    if (r == -EINPROGRESS) {
         s->free_hint = start; /* there is none below */
     }
+    return r < 0 ? r : hand_out(s, start, *got, want, host, fresh);
+}
+
+/* The block that counts @cluster, pinned, if it is in memory, and can be
+ * changed there without further ado. */
+static int block_get_ready(struct qcow2 *s, uint64_t cluster,
+                           struct qcow2_table **tp) REQUIRES(s->meta)
+{
+    uint64_t index = cluster >> s->refblock_bits;
+    uint64_t host = index < s->reftable_size
+                        ? s->reftable[index] & QCOW2_OFFSET_MASK
+                        : 0;
+
+    if (host == 0 || qcow2_in_cluster(s, host) != 0 ||
+        qcow2_cache_get(s->refblocks, host, true, tp) < 0) {
+        return -EAGAIN;
+    }
+    if (!(*tp)->has_room) {
+        qcow2_cache_put(s->refblocks, *tp);
+        return -EAGAIN;
+    }
+    return 0;
+}
+
+int qcow2_alloc_nowait(struct qcow2 *s, uint64_t want, uint64_t *host,
+                       uint64_t *got, bool *fresh)
+{
+    uint64_t start = s->free_hint;
+    struct qcow2_table *t;
+    uint64_t skip;
+    int r = block_get_ready(s, start, &t);
+
     if (r < 0) {
         return r;
     }
-    if (start == s->free_hint || *got == want) {
-        s->free_hint = start + *got;
+    *got = free_run(s, t, start, want, &skip);
+    if (*got == 0 && (start + skip) % refs_per_block(s) != 0) {
+        start += skip;
+        *got = free_run(s, t, start, want, &skip);
     }
-    *host = start << s->cluster_bits;
-    *fresh = s->file_grows_zero && *host >= s->virgin;
-    s->virgin = max_u64(s->virgin, *host + (*got << s->cluster_bits));
-    return 0;
+    if (*got == 0) {
+        r = -EAGAIN;
+    } else {
+        r = check_unused(s, start, *got);
+        r = r < 0 ? r : hand_out(s, start, *got, want, host, fresh);
+    }
+    qcow2_cache_put(s->refblocks, t);
+    return r;
 }
 
 /* Find room behind the last block, at *index, for blocks that count themselves
@@ -597,6 +659,15 @@ void qcow2_alloc_undo(struct qcow2 *s, uint64_t host, uint64_t clusters)
         s->free_hint = min_u64(s->free_hint, first);
     }
     drop_metadata(s, first, done);
+}
+
+void qcow2_alloc_undo_unwritten(struct qcow2 *s, uint64_t host,
+                                uint64_t clusters, bool fresh)
+{
+    qcow2_alloc_undo(s, host, clusters);
+    if (fresh && s->virgin == host + (clusters << s->cluster_bits)) {
+        s->virgin = host;
+    }
 }
 
 uint64_t qcow2_refcount_max(const struct qcow2 *s)

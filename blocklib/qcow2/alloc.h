@@ -15,6 +15,10 @@
  */
 int qcow2_alloc(struct qcow2 *s, uint64_t want, uint64_t *host, uint64_t *got,
                 bool *fresh) REQUIRES(s->meta);
+/* As qcow2_alloc(), of what a refcount block in memory says.  -EAGAIN: that is
+ * not enough, and nothing has changed. */
+int qcow2_alloc_nowait(struct qcow2 *s, uint64_t want, uint64_t *host,
+                       uint64_t *got, bool *fresh) REQUIRES(s->meta);
 /* Allocate exactly @count in a row, for metadata of @kind (enum qcow2_meta).
  * Only the search for an L2 table's one cluster may end with -EINPROGRESS. */
 int qcow2_alloc_exact(struct qcow2 *s, unsigned kind, uint64_t count,
@@ -22,6 +26,11 @@ int qcow2_alloc_exact(struct qcow2 *s, unsigned kind, uint64_t count,
 
 /* Take back an allocation that nothing has referred to, on disk or here. */
 void qcow2_alloc_undo(struct qcow2 *s, uint64_t host, uint64_t clusters)
+    REQUIRES(s->meta);
+/* The same of data clusters in which no byte was written: if they were @fresh,
+ * they are again. */
+void qcow2_alloc_undo_unwritten(struct qcow2 *s, uint64_t host,
+                                uint64_t clusters, bool fresh)
     REQUIRES(s->meta);
 
 /* A reference to these clusters is gone from memory: drop their refcount as

@@ -408,15 +408,17 @@ int qcow2_flush_to_disk(struct node *n)
     return flush(n->state, !n->flags.no_flush);
 }
 
+bool qcow2_is_pressed(struct qcow2 *s)
+{
+    return s->freed_clusters << s->cluster_bits > LIMBO_MAX ||
+           qcow2_copied_many(s) || qcow2_cache_pressed(s->l2) ||
+           qcow2_cache_pressed(s->refblocks);
+}
+
 int qcow2_relieve(struct qcow2 *s)
 {
     mutex_lock(&s->meta);
-    bool many = s->freed_clusters << s->cluster_bits > LIMBO_MAX ||
-                qcow2_copied_many(s);
+    bool pressed = qcow2_is_pressed(s);
     mutex_unlock(&s->meta);
-    if (many || qcow2_cache_pressed(s->l2) ||
-        qcow2_cache_pressed(s->refblocks)) {
-        return qcow2_flush(s->node);
-    }
-    return 0;
+    return pressed ? qcow2_flush(s->node) : 0;
 }

@@ -461,3 +461,19 @@ int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
     *tp = to;
     return 0;
 }
+
+int qcow2_l2_get_ready(struct qcow2 *s, uint64_t offset,
+                       struct qcow2_table **tp)
+{
+    uint64_t entry = atomic_load(&s->l1[offset / qcow2_l2_span(s)]);
+    int r = entry & QCOW2_COPIED ? qcow2_l2_get(s, offset, true, tp) : -EAGAIN;
+
+    if (r < 0 || !*tp) {
+        return -EAGAIN;
+    }
+    if (!(*tp)->has_room || !qcow2_l2_is_table(s, entry)) {
+        qcow2_cache_put(s->l2, *tp);
+        return -EAGAIN;
+    }
+    return 0;
+}

@@ -43,6 +43,11 @@ int qcow2_l2_check(struct qcow2 *s, const struct qcow2_at *at);
 int qcow2_l2_get_writable(struct qcow2 *s, uint64_t offset,
                           struct qcow2_table **tp) REQUIRES(s->meta);
 
+/* The same where the table is in memory, and can be changed there without
+ * further ado; else -EAGAIN. */
+int qcow2_l2_get_ready(struct qcow2 *s, uint64_t offset,
+                       struct qcow2_table **tp) REQUIRES(s->meta);
+
 /*
  * Make whole subclusters (or the end of the disk) in such a table @kind, which
  * is not COMPRESSED.  Kinds that have a place are at @host on.  A cluster that

@@ -323,6 +323,7 @@ int qcow2_flush_to_disk(struct node *n);
 /* Write back if too much is dirty or waits to be freed.  Call this after a
  * change, without locks. */
 int qcow2_relieve(struct qcow2 *s);
+bool qcow2_is_pressed(struct qcow2 *s) REQUIRES(s->meta);
 
 /* --- snapshot-make.c --- */
 

@@ -220,6 +220,39 @@ bool mutex_lock_ms(mutex_t *m, uint64_t ms) NO_LOCK_ANALYSIS
     return true;
 }
 
+/* How often mutex_trylock() tries, and how long it waits in between. */
+#define TRIES  50
+#define PAUSES 10
+
+static void pause_briefly(void)
+{
+    for (unsigned i = 0; i < PAUSES; i++) {
+#if defined(__x86_64__) || defined(__i386__)
+        __builtin_ia32_pause();
+#else
+        atomic_signal_fence(memory_order_seq_cst);
+#endif
+    }
+}
+
+bool mutex_trylock(mutex_t *m) NO_LOCK_ANALYSIS
+{
+    int err = EBUSY;
+
+    for (unsigned i = 0; i < TRIES && err == EBUSY; i++) {
+        if (i > 0) {
+            pause_briefly();
+        }
+        err = pthread_mutex_trylock(&m->pm);
+    }
+    if (err == EBUSY) {
+        return false;
+    }
+    MUST(err);
+    LOCK_AFTER(m, false);
+    return true;
+}
+
 void mutex_unlock(mutex_t *m) NO_LOCK_ANALYSIS
 {
     LOCK_GONE(m);

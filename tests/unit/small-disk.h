@@ -35,6 +35,8 @@ struct small {
     void (*on_read)(void);  /* the same without it */
     void (*on_discard)(uint64_t offset, uint64_t bytes);
     unsigned fail_at; /* so many writes and flushes from now fails; 0: none */
+    unsigned shy_at;  /* so many reads and writes from now is answered -EAGAIN
+                         if it must not wait; 0: none */
 };
 
 static struct small small;
@@ -44,13 +46,23 @@ static inline bool small_fails(void)
     return small.fail_at > 0 && --small.fail_at == 0;
 }
 
+static inline bool small_is_shy(unsigned flags)
+{
+    return small.shy_at > 0 && --small.shy_at == 0 && (flags & REQ_NOWAIT);
+}
+
 static inline int small_preadv(struct node *n, uint64_t offset, uint64_t bytes,
                                const struct iovec *iov, int cnt, unsigned flags)
 {
     (void)n;
-    (void)flags;
     if (small.on_read) {
         small.on_read();
+    }
+    mutex_lock(&small.lock);
+    bool shy = small_is_shy(flags);
+    mutex_unlock(&small.lock);
+    if (shy) {
+        return -EAGAIN;
     }
     iov_fill(iov, cnt, 0, 0, bytes);
     if (offset < SMALL_MAX) {
@@ -85,8 +97,11 @@ static inline int small_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     uint64_t done = 0;
 
     (void)n;
-    (void)flags;
     mutex_lock(&small.lock);
+    if (small_is_shy(flags)) {
+        mutex_unlock(&small.lock);
+        return -EAGAIN;
+    }
     if (small.on_write) {
         small.on_write();
     }

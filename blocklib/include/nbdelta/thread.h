@@ -165,6 +165,9 @@ void mutex_lock(mutex_t *m) TSA(acquire_capability(*m));
 /* False when @ms milliseconds (monotonic) have passed without it. */
 bool mutex_lock_ms(mutex_t *m, uint64_t ms)
     TSA(try_acquire_capability(true, *m));
+/* For locks that are held for a moment, as a rule: false when it is not free
+ * within some microseconds, in which the thread does not sleep. */
+bool mutex_trylock(mutex_t *m) TSA(try_acquire_capability(true, *m));
 void mutex_unlock(mutex_t *m) TSA(release_capability(*m));
 
 /* The caller holds it, which clang cannot see through a callback. */
