@@ -46,7 +46,7 @@
 #   make bench-instructions   compare what a request of each hot path costs, in
 #                             instructions, with tests/bench/instructions.json;
 #                             UPDATE=1 writes that
-#   make bench-chart RESULTS=FILE
+#   make bench-chart RESULTS='FILE...'
 #                             draw tests/bench/chart.svg
 #   make packages             install the Debian packages of all of the above
 #   make install              DESTDIR=... prefix=/usr/local; moduledir= is where
@@ -489,7 +489,7 @@ bench-instructions: all $(BENCH_TOOLS)
 	$(call tool,valgrind,valgrind)
 	$(Q)$(BENCH)/instructions.py $(if $(UPDATE),update,check)
 bench-chart:
-	$(Q)$(BENCH)/chart.py '$(RESULTS)' >tests/bench/chart.svg
+	$(Q)$(BENCH)/chart.py $(RESULTS) >tests/bench/chart.svg
 
 #--- checks of the source -------------------------------------------------
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Measure nbdelta beside its peers, in one run: only ratios count.
 
-    rows_*.py   the rows: what is measured, who takes part, what the goal is
+    rows_*.py   the rows: what is measured, its candidates, what the goal is
     measure.py  rounds: turns, the page cache, what others do meanwhile
     peers.py    servers; qmp.py, lab.py, images.py, craft.py: what these need
     goals.py    medians, ratios, verdicts; report.py: for people; chart.py: SVG
@@ -21,7 +21,7 @@ import goals
 import machine
 import measure
 import report
-from lab import Failed, Lab, Programs
+from lab import Failed, Lab, Missing, Programs
 from qmp import Refused
 
 HERE = os.path.dirname(os.path.realpath(__file__))
@@ -76,6 +76,8 @@ def measure_row(lab, row, options):
     try:
         repeats = 0 if options.quick else measure.REPEATS
         result = measure.measure(lab, row, options.rounds, repeats)
+    except Missing as e:
+        result = measure.Result(row, missing=str(e))
     except (Failed, Refused, OSError, AssertionError) as e:
         if os.environ.get('BENCH_DEBUG'):
             traceback.print_exc()

@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""An SVG chart of a file of results.
+"""An SVG chart of files of results.
 
-    chart.py RESULTS.json >CHART.svg
+    chart.py RESULTS.json... >CHART.svg
 
 One group for each row of PICTURE that has a result: a bar for each candidate,
 as long as its value is of the row's largest, and the value beside it.
@@ -78,4 +78,6 @@ def short(version):
 
 
 if __name__ == '__main__':
-    sys.stdout.write(chart(report.load(sys.argv[1])))
+    documents = [report.load(path) for path in sys.argv[1:]]
+    sys.stdout.write(chart({**documents[0], 'rows': [
+        r for d in documents for r in d['rows']]}))

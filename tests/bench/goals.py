@@ -9,8 +9,8 @@ import statistics
 
 from lab import own
 
-METRICS = {'cpu_us': 'CPU', 'p99_us': 'p99', 'p50_us': 'p50', 'max_us': 'worst',
-           'rss_mib': 'RSS', 'stall_ms': 'stall'}
+METRICS = {'cpu_us': 'CPU', 'p50_us': 'p50', 'p99_us': 'p99',
+           'max_us': 'worst', 'rss_mib': 'RSS', 'stall_ms': 'stall'}
 
 
 def values(result, who, metric='value'):
@@ -70,21 +70,39 @@ def judge(result, goal):
             'verdict': verdict}
 
 
+def pairs(result):
+    """In a comparison of builds: the second one's to the first one's, of each
+    candidate, by rounds."""
+    there = names(result)
+    told = []
+    for first in (w for w in there if '@A' in w):
+        second = first.replace('@A', '@B')
+        for metric in ('value', 'cpu_us', 'p99_us'):
+            numbers = [r[second][metric] / r[first][metric]
+                       for r in result.rounds
+                       if second in r and r[first].get(metric)]
+            if numbers:
+                told.append({'metric': metric, 'ours': second, 'of': first,
+                             **summary(numbers)})
+    return told
+
+
 def as_json(result):
     """For the file of results: all rounds, and what follows from them."""
     row = result.row
     told = {'key': row.key, 'title': row.title, 'unit': row.unit,
             'better': row.better, 'without': result.without,
             'disturbed': result.disturbed}
-    if result.failed:
-        return {**told, 'failed': result.failed}
+    for why in ('failed', 'missing'):
+        if getattr(result, why):
+            return {**told, why: getattr(result, why)}
     told['candidates'] = {}
     for who in names(result):
         told['candidates'][who] = {
             metric: summary(values(result, who, metric))
-            for metric in ('value', *METRICS) if values(result, who, metric)}
+            for metric in ('value', *METRICS, 'own_cpu_us')
+            if values(result, who, metric)}
     told['goals'] = [j for j in (judge(result, g) for g in row.goals) if j]
-    if not row.goals:
-        told['goals'] = []
+    told['pairs'] = pairs(result)
     told['rounds'] = result.rounds
     return told

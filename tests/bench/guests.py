@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from lab import Failed, own
+from lab import Failed, Missing, own
 from peers import Server, kind
 
 HERE = os.path.dirname(os.path.realpath(__file__))
@@ -52,14 +52,18 @@ class QemuGuest:
             'virtio-blk-pci,drive=vda,id=vda,share-rw=on'], None,
             lab.path('own.sock'))
         self.ask = self.server.ask
-        if share:
-            self.ask('block-dirty-bitmap-add', node='vda', name='own')
-            for who in own_names(lab):
-                self.backup(who)
-            self.job('full.qcow2', None, sync='full')
 
     def __enter__(self):
-        return self
+        try:
+            if self.share:
+                self.ask('block-dirty-bitmap-add', node='vda', name='own')
+                for who in own_names(self.lab):
+                    self.backup(who)
+                self.job('full.qcow2', None, sync='full')
+            return self
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __exit__(self, *what):
         self.server.stop()
@@ -155,15 +159,19 @@ class LibvirtGuest:
             [sys.executable, HERE + '/libvirt_guest.py', str(lab.size)],
             cwd=self.dir, env=env, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, text=True)
-        self.tell(do='start')
-        if share:
-            for who in own_names(lab):
-                self.full(who)
-            if lab.programs.has('virtnbdbackup'):
-                self.full('virtnbdbackup')
 
     def __enter__(self):
-        return self
+        try:
+            self.tell(do='start')
+            names = own_names(self.lab) if self.share else []
+            if names and self.lab.programs.has('virtnbdbackup'):
+                names.append('virtnbdbackup')
+            for who in names:
+                self.full(who)
+            return self
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __exit__(self, *what):
         self.process.stdin.close()
@@ -175,6 +183,8 @@ class LibvirtGuest:
         self.process.stdin.write(json.dumps(what) + '\n')
         self.process.stdin.flush()
         line = self.process.stdout.readline()
+        if not line and self.process.wait() == 77:
+            raise Missing('it needs root, and mounts of its own for libvirt')
         if not line:
             raise Failed('libvirt: the helper has ended')
         answer = json.loads(line)

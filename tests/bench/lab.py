@@ -27,6 +27,16 @@ class Failed(Exception):
     """A measurement has no result."""
 
 
+class Missing(Failed):
+    """It cannot be made on this machine."""
+
+
+def package_of(name):
+    """In words: what to install for a program."""
+    package = PACKAGES.get(PROGRAM_OF.get(name, name))
+    return f'{name} (Debian package {package})' if package else name
+
+
 class Programs:
     """@builds: {'': the build, or names of several: their directories}.  @tree:
     another release's files, whose programs are the peers; they are started by
@@ -73,17 +83,22 @@ class Programs:
     def version(self, kind):
         if kind == 'nbdelta':
             words = self.nbdelta(self.own_name()) + ['--version']
+        elif kind in CLIENTS:
+            words = [kind, '--version']
         else:
             words = (self.in_tree(kind) or ['false']) + ['--version']
         done = subprocess.run(words, stdout=subprocess.PIPE, text=True,
                               stderr=subprocess.DEVNULL, check=False)
-        return done.stdout.partition('\n')[0]
+        told = done.stdout.partition('\n')[0]
+        return told if told[:1].isalpha() else f'{kind} {told}'
 
     def own_name(self):
         build = next(iter(self.builds))
         return f'nbdelta@{build}' if build else 'nbdelta'
 
 
+# They measure, or are always this machine's.
+CLIENTS = ('nbdcopy', 'virtnbdbackup')
 # Candidates that are another program's jobs.
 PROGRAM_OF = {'convert': 'qemu-img', 'blockdev-backup': 'qemu',
               'qemu-job': 'q-s-d'}

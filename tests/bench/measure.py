@@ -14,7 +14,7 @@ import os
 import time
 
 import machine
-from lab import own
+from lab import Missing, own, package_of
 from peers import kind
 
 OTHERS = 0.10
@@ -67,6 +67,7 @@ class Result:
     rounds: list = field(default_factory=list)  # of {who: sample}
     without: list = field(default_factory=list)  # candidates that are missing
     failed: str = ''
+    missing: str = ''             # what it needs, and is not here
     disturbed: int = 0            # rounds that others disturbed in the end
 
 
@@ -118,8 +119,8 @@ def measure(lab, row, rounds, repeats=REPEATS):
                     if '' in lab.programs.builds else [])
     missing = [n for n in row.needs if not lab.programs.has(n)]
     if missing or not any(own(w) for w in names):
-        result.failed = 'needs ' + ', '.join(missing or row.who[:1])
-        return result
+        raise Missing('it needs ' + ', '.join(map(package_of,
+                                                  missing or row.who[:1])))
     with (row.state or (lambda lab: nullcontext()))(lab) as state:
         number = 0
         for _ in range(min(rounds, row.rounds or rounds)):

@@ -4,6 +4,7 @@ import json
 import sys
 
 from goals import METRICS
+from lab import package_of
 
 VERDICTS = {'met': 'met', 'close': 'within the spread', 'missed': 'MISSED'}
 
@@ -43,16 +44,22 @@ def print_row(row, out=None):
     out = out or sys.stdout
     print(f'{row["key"]}: {row["title"]}; {row["unit"]}, {row["better"]} is '
           'better', file=out)
-    if 'failed' in row:
-        print(f'    no result: {row["failed"]}', file=out, flush=True)
-        return
+    for why, words in (('failed', 'no result'), ('missing', 'left out')):
+        if why in row:
+            print(f'    {words}: {row[why]}', file=out, flush=True)
+            return
     for who, metrics in row['candidates'].items():
         print(candidate_line(who, metrics, len(row['rounds'])), file=out)
     for goal in row['goals']:
         print(goal_line(goal), file=out)
-    if row.get('without'):
-        print(f'    without {", ".join(row["without"])}: not installed',
+    for pair in row['pairs']:
+        what = METRICS.get(pair['metric'], row['unit'])
+        print(f'    {pair["ours"]}: {what} {number(pair["median"])} of '
+              f'{pair["of"]} ({number(pair["min"])}-{number(pair["max"])})',
               file=out)
+    if row.get('without'):
+        print(f'    without {", ".join(map(package_of, row["without"]))}: not '
+              'installed', file=out)
     if row.get('disturbed'):
         print(f'    {row["disturbed"]} of {len(row["rounds"])} rounds: others '
               'took CPU meanwhile', file=out)
@@ -100,8 +107,8 @@ def print_summary(document, out=None):
 
 
 def check(document):
-    """The exit status of a check: 1 where a goal is missed, 2 where a row that
-    has peers or goals has no result."""
+    """The exit status of a check: 1 where a goal is missed, 2 where a row has
+    failed.  What is not installed is no failure."""
     found = verdicts(document)
     return 1 if found['missed'] else 2 if found['failed'] else 0
 
