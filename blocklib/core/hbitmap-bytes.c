@@ -72,7 +72,7 @@ __attribute__((target("popcnt"))) static uint64_t count_by_popcnt(
 }
 #endif
 
-static uint64_t count_ones(const uint64_t *words, unsigned count)
+uint64_t hbitmap_count_ones(const uint64_t *words, unsigned count)
 {
 #ifdef __x86_64__
     if (__builtin_cpu_supports("popcnt")) {
@@ -109,7 +109,7 @@ static uint64_t add_words(struct hbitmap *h, uint64_t i, const uint64_t *words,
         uint64_t new = words[k] & ~atomic_load_explicit(word_of(h, i + k),
                                                         memory_order_relaxed);
         if (new) {
-            fresh += count_ones(&new, 1);
+            fresh += hbitmap_count_ones(&new, 1);
             hbitmap_add_alone(h, 0, i + k, new);
         }
     }
@@ -133,7 +133,7 @@ static uint64_t store_words(struct hbitmap *h, uint64_t i,
         return 0;
     }
     hbitmap_add_alone(h, 1, i / WORD_BITS, there);
-    return count_ones(words, count);
+    return hbitmap_count_ones(words, count);
 }
 
 static bool has_bits(const unsigned char *from, size_t bytes)

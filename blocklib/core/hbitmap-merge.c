@@ -12,29 +12,24 @@
 /* Words of level 0 that have bits, from the left to the right. */
 struct scan {
     const struct hbitmap *h;
-    uint64_t block; /* of 64 words: the next one */
-    uint64_t there; /* words of the last one that may have some */
+    uint64_t block; /* of 64 words */
+    uint64_t there; /* its words that may have some, and were not looked at */
 };
 
-static bool scan_next(struct scan *s, uint64_t *i, uint64_t *word)
+/* The first block from s->block on that may have bits. */
+static bool scan_block(struct scan *s)
 {
     const struct hbitmap *h = s->h;
+    uint64_t at = hbitmap_next_set(h, s->block * WORD_BITS * WORD_BITS,
+                                   h->granules);
 
-    do {
-        if (s->there == 0) {
-            uint64_t at = hbitmap_next_set(h, s->block * WORD_BITS * WORD_BITS,
-                                           h->granules);
-            if (at == NONE) {
-                return false;
-            }
-            s->block = at / WORD_BITS / WORD_BITS;
-            s->there = h->top == 0 ? 1 : atomic_load(&h->level[1][s->block]);
-            s->block++;
-        }
-        *i = (s->block - 1) * WORD_BITS + (uint64_t)__builtin_ctzll(s->there);
-        *word = atomic_load(word_of(h, *i));
-        s->there &= s->there - 1;
-    } while (*word == 0);
+    if (at == NONE) {
+        return false;
+    }
+    uint64_t found = UINT64_C(1) << at / WORD_BITS % WORD_BITS;
+
+    s->block = at / WORD_BITS / WORD_BITS;
+    s->there = h->top == 0 ? 1 : atomic_load(&h->level[1][s->block]) | found;
     return true;
 }
 
@@ -43,6 +38,20 @@ static void scan_behind(struct scan *s, uint64_t i)
 {
     s->block = i / WORD_BITS;
     s->there = 0;
+}
+
+static bool scan_next(struct scan *s, uint64_t *i, uint64_t *word)
+{
+    do {
+        if (s->there == 0 && !scan_block(s)) {
+            return false;
+        }
+        *i = s->block * WORD_BITS + (uint64_t)__builtin_ctzll(s->there);
+        *word = atomic_load(word_of(s->h, *i));
+        s->there &= s->there - 1;
+        s->block += s->there == 0;
+    } while (*word == 0);
+    return true;
 }
 
 /* Equal granularity: word by word, where @src has something. */
@@ -120,31 +129,51 @@ bool hbitmap_covers(const struct hbitmap *outer, const struct hbitmap *inner)
     return true;
 }
 
-/* As hbitmap_add_word(), alone; returns how many bits are new. */
-static uint64_t put_word(struct hbitmap *h, uint64_t i, uint64_t bits)
+/* Add the words of a block at which @there has bits; returns how many bits are
+ * new.  A block lies in one leaf, which is left alone if nothing is new. */
+static uint64_t fill_block(struct hbitmap *dst, const struct hbitmap *src,
+                           uint64_t block, uint64_t there)
 {
-    uint64_t fresh = bits &
-                     ~atomic_load_explicit(word_of(h, i), memory_order_relaxed);
+    const word_t *from = word_of(src, block * WORD_BITS);
+    const word_t *old = word_of(dst, block * WORD_BITS);
+    uint64_t fresh[WORD_BITS];
+    unsigned count = 0;
+    uint64_t touched = 0;
 
-    if (fresh) {
-        hbitmap_add_alone(h, 0, i, fresh);
+    for (; there != 0; there &= there - 1) {
+        unsigned k = (unsigned)__builtin_ctzll(there);
+        uint64_t had = atomic_load_explicit(&old[k], memory_order_relaxed);
+        uint64_t new = atomic_load(&from[k]) & ~had;
+
+        if (new) {
+            word_t *to = own_word(dst, block * WORD_BITS);
+            atomic_store_explicit(&to[k], had | new, memory_order_relaxed);
+            old = to;
+            fresh[count++] = new;
+            touched |= UINT64_C(1) << k;
+        }
     }
-    return bits_in_word(fresh);
+    if (touched) {
+        hbitmap_add_alone(dst, 1, block, touched);
+    }
+    return hbitmap_count_ones(fresh, count);
 }
 
-/* Add words.  The upper levels are made anew, because those of @src may change
- * meanwhile. */
+/* Equal granularity.  The upper levels are made anew, because those of @src may
+ * change meanwhile.  What the two share need not be read. */
 static void fill_words(struct hbitmap *dst, const struct hbitmap *src)
 {
     struct scan scan = {.h = src};
     uint64_t count = 0;
-    uint64_t word;
 
-    for (uint64_t i; scan_next(&scan, &i, &word);) {
+    while (scan_block(&scan)) {
+        uint64_t i = scan.block * WORD_BITS;
+
         if (word_of(dst, i) == word_of(src, i)) {
             scan_behind(&scan, align_up(i + 1, LEAF_WORDS));
         } else {
-            count += put_word(dst, i, word);
+            count += fill_block(dst, src, scan.block, scan.there);
+            scan_behind(&scan, i + WORD_BITS);
         }
     }
     atomic_fetch_add(&dst->set_bits, count);
@@ -153,7 +182,7 @@ static void fill_words(struct hbitmap *dst, const struct hbitmap *src)
 void hbitmap_fill(struct hbitmap *dst, const struct hbitmap *src)
 {
     assert(dst->size == src->size);
-    if (dst->shift == src->shift) {
+    if (dst->shift == src->shift && dst->top > 0) {
         fill_words(dst, src);
     } else {
         hbitmap_merge(dst, src);

@@ -465,15 +465,16 @@ static int add_source(struct hbitmap **bits, struct bitmap *src,
                          ") and can't be merged",
                          to, from);
     }
-    if (hbitmap_count(*bits) > 0 ||
+    if (hbitmap_count(*bits) >= hbitmap_count(src->bits) ||
         hbitmap_granularity(*bits) != src->granularity) {
         hbitmap_fill(*bits, src->bits);
         return 0;
     }
-    struct hbitmap *shared = bitmap_share_bits(src);
+    struct hbitmap *shared = bitmap_share_bits(src); /* of which most stays */
     if (!shared) {
         return error_nomem(errp);
     }
+    hbitmap_fill(shared, *bits);
     hbitmap_free(*bits);
     *bits = shared;
     return 0;
