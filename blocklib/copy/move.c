@@ -207,8 +207,7 @@ int copy_area(struct copy *c, const struct area *a, void *buf,
     int r = copy_check(c, side);
 
     for (uint64_t at = a->offset;
-         r == 0 && at < end &&
-         copy_set_next(&c->todo, at, end, &start, &bytes);
+         r == 0 && at < end && copy_set_next(&c->todo, at, end, &start, &bytes);
          at = start + bytes) {
         r = move_run(c, a->kind, start, bytes, buf, side);
     }
