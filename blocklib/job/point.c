@@ -29,8 +29,8 @@
 #include "nbdelta/graph.h"
 #include "nbdelta/tell.h"
 
-/* Clusters that the copy engine knows of a point, at most. */
-#define CLUSTERS_MAX (UINT64_C(1) << 34)
+/* The largest cluster that is tried. */
+#define CLUSTER_MAX (1 * MiB)
 
 /* Bytes that one point keeps in memory before it needs its file. */
 #define MEMORY_MAX (16 * MiB)
@@ -106,15 +106,19 @@ static struct point_start *point_start_of(struct action *a)
     return list_entry(a, struct point_start, action);
 }
 
-/* As small as what guests write, so that they wait for no more than that. */
-static uint64_t cluster_for(const struct node *scratch)
+/* NULL: no memory. */
+static struct copy *try_copy(const struct copy_options *o, bool whole)
 {
-    uint64_t cluster = scratch->limits.pref;
+    struct copy *c = copy_new(o);
 
-    while (node_size(scratch) / cluster > CLUSTERS_MAX) {
-        cluster *= 2;
+    if (c && whole) {
+        copy_add(c, 0, o->size);
     }
-    return cluster;
+    if (c && copy_show(c) < 0) {
+        copy_free(c);
+        c = NULL;
+    }
+    return c;
 }
 
 static int make_point_copy(struct point_start *s, struct error **errp)
@@ -122,9 +126,9 @@ static int make_point_copy(struct point_start *s, struct error **errp)
     struct point *p = s->p;
     const struct point_options *o = &s->o;
     unsigned delay = o->max_delay_ms ? o->max_delay_ms : POINT_DELAY_MS;
-    const struct copy_options c = {
+    struct copy_options c = {
         .size = node_size(o->node),
-        .cluster = cluster_for(p->scratch),
+        .cluster = p->scratch->limits.pref,
         .quick = true,
         .target_zero = true,
         .policy =
@@ -139,14 +143,14 @@ static int make_point_copy(struct point_start *s, struct error **errp)
             },
     };
 
-    p->copy = copy_new(&c);
-    if (!p->copy) {
-        return error_nomem(errp);
+    /* As small as what guests write, so that they wait for no more than that:
+     * memory for the sets is hardly used.  It is refused where the kernel
+     * promises no more than it has. */
+    while (!p->copy && c.cluster <= CLUSTER_MAX) {
+        p->copy = try_copy(&c, !o->since || o->whole);
+        c.cluster *= 2;
     }
-    if (!o->since || o->whole) {
-        copy_add(p->copy, 0, c.size);
-    }
-    return copy_show(p->copy) < 0 ? error_nomem(errp) : 0;
+    return p->copy ? 0 : error_nomem(errp);
 }
 
 static int point_start_prepare(struct action *a, struct error **errp)
