@@ -118,6 +118,7 @@ int file_reopen(struct node *n, const struct node_flags *to,
         (void)image_mark(fd, s->marks[i]);
     }
     file_uncached_end(s);
+    file_grow_end(n);
     s->fd = fd;
     if (r == 0) {
         r = file_find_alignment(s, to->direct, node_filename(n), errp);
@@ -140,6 +141,7 @@ void file_reopen_commit(struct node *n)
         free(s->before);
         s->before = NULL;
         file_advise(n);
+        file_grow_begin(n, n->size);
     }
 }
 
@@ -151,5 +153,6 @@ void file_reopen_abort(struct node *n)
         (void)close(s->fd);
         take_back(s, s->before);
         s->before = NULL;
+        file_grow_begin(n, n->size);
     }
 }

@@ -254,6 +254,7 @@ static int file_open(struct node *n, struct opts *opts, struct error **errp)
     }
     s->locked = locking;
     file_advise(n);
+    file_grow_begin(n, n->size);
     mutex_init(&s->flush_lock, LOCK_FILE_FLUSH, NULL);
     mutex_init(&s->status_lock, LOCK_FILE_STATUS, NULL);
     return 0;
@@ -266,6 +267,7 @@ static void file_close(struct node *n)
     mutex_destroy(&s->status_lock);
     mutex_destroy(&s->flush_lock);
     file_uncached_end(s);
+    file_grow_end(n);
     (void)close(s->fd);
     free(s->marks);
 }
@@ -422,6 +424,7 @@ static int file_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
                 ? file_write_uncached(n, offset, bytes, iov, cnt)
                 : -ENOTSUP;
     if (r == -ENOTSUP) {
+        file_grows(n, offset, bytes);
         r = write_all(s, iov, cnt, offset, bytes, sync);
     }
     count_change(s);
@@ -596,11 +599,13 @@ static int file_resize(struct node *n, uint64_t size, struct error **errp)
     if (!s->regular) {
         return resize_device(n, size, errp);
     }
+    file_grow_end(n);
     if (ftruncate(s->fd, (off_t)size) < 0) {
         return error_set(errp, errno,
                          "cannot change the size of '%s' to %" PRIu64 ": %s",
                          node_filename(n), size, strerror(errno));
     }
+    file_grow_begin(n, size);
     count_change(s);
     return 0;
 }

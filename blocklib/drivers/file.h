@@ -20,6 +20,15 @@ struct ahead {
     _Atomic unsigned streak;
 };
 
+/* How the file grows: drivers/file-grow.c. */
+struct growth {
+    _Atomic bool able;
+    _Atomic uint64_t base;  /* where the window begins */
+    _Atomic uint64_t added; /* bytes written behind that */
+    _Atomic uint64_t step;  /* what was reserved at once last; 0: holes came */
+    _Atomic uint64_t upto;  /* what is reserved ends there; 0: nothing is */
+};
+
 struct file {
     /* Set at open; changed by a reopen, which has drained the tree. */
     int fd;
@@ -47,6 +56,7 @@ struct file {
     _Atomic bool no_nowait;
     _Atomic bool no_clone;
     struct ahead ahead;
+    struct growth growth;
     _Atomic int uncached_fd; /* drivers/file-uncached.c; or one of: */
 #define UNCACHED_UNKNOWN (-1)
 #define UNCACHED_NEVER   (-2)
@@ -81,6 +91,13 @@ void file_advise(const struct node *n);
 /* Note that the range was read.  @waited: it may not have been in memory. */
 void file_was_read(struct node *n, uint64_t offset, uint64_t bytes,
                    bool waited);
+
+/* The range is about to be written by way of the page cache. */
+void file_grows(struct node *n, uint64_t offset, uint64_t bytes);
+/* Begin to look at it, with the flags as they are, and @size; and give back what
+ * was reserved, before any of these changes.  No request is in the node. */
+void file_grow_begin(struct node *n, uint64_t size);
+void file_grow_end(struct node *n);
 
 /* Write the range past the page cache.  -ENOTSUP: that is not possible or not
  * worth it, and the caller writes all of it; others: the write has failed. */
