@@ -182,6 +182,35 @@ static void take_input(struct conn *c, struct segment *s, size_t want)
     c->input_at += n;
 }
 
+/* How much of what is behind a payload is received with it.  It is the next
+ * request's, and moved once more if that is large, too. */
+#define BEHIND_MAX ((size_t)4 << 10)
+
+/* Replies in the batch are sent before the thread waits for a payload, and
+ * whenever so many bytes of payloads have come. */
+#define REPLY_EVERY ((size_t)256 << 10)
+
+/* Receive a part of a payload. */
+static bool receive_part(struct conn *c, struct iovec *iov, int cnt,
+                         size_t *got)
+{
+    ssize_t n = c->unanswered < REPLY_EVERY
+                    ? transport_receive(&c->io, iov, cnt, false)
+                    : -EAGAIN;
+
+    if (n > 0) {
+        *got = (size_t)n;
+    } else {
+        c->unanswered = 0;
+        conn_flush(c);
+        if (!receive_payload(c, iov, cnt, got)) {
+            return false;
+        }
+    }
+    c->unanswered += *got;
+    return true;
+}
+
 /* Fill @s up to @want bytes.  With @more, receive the bytes behind them into
  * the input buffer. */
 static bool fill_segment(struct conn *c, struct segment *s, size_t want,
@@ -191,11 +220,11 @@ static bool fill_segment(struct conn *c, struct segment *s, size_t want,
     while (s->tail - SEGMENT_PAYLOAD < want) {
         size_t left = want - (s->tail - SEGMENT_PAYLOAD);
         struct iovec iov[2] = {{segment_at(s, s->tail), left},
-                               {c->input, INPUT_SIZE}};
+                               {c->input, BEHIND_MAX}};
         size_t n;
 
         c->input_at = c->input_end = 0;
-        if (!receive_payload(c, iov, more ? 2 : 1, &n)) {
+        if (!receive_part(c, iov, more ? 2 : 1, &n)) {
             return false;
         }
         s->tail += (uint32_t)min_u64(n, left);
@@ -241,9 +270,6 @@ static bool receive_write(struct conn *c, const struct request *rq)
     r = conn_is_ending(c) ? NULL : request_new(c, rq);
     if (!r) {
         return false;
-    }
-    if (input_left(c) < rq->length) {
-        conn_flush(c);
     }
     for (uint64_t left = rq->length; left > 0;) {
         size_t part = min_u64(left, PIECE_SIZE);

@@ -173,6 +173,7 @@ struct conn {
     size_t input_at;
     size_t input_end;
     struct segment *batch; /* replies of requests served at once */
+    size_t unanswered;     /* bytes of payloads that came since it was sent */
     bool alone;            /* nothing is in the pool, nothing to be sent */
     bool hung_up;          /* its client is gone, and sees no reply */
     uint64_t deadline;     /* of the handshake; 0: it is over */
