@@ -60,7 +60,7 @@ static void same(const struct member *m)
 
         for (size_t i = 0; i < count; i++, dirty = !dirty) {
             ck_assert_ptr_null(
-                memchr(&m->bits[at / UNIT], !dirty, lengths[i] / UNIT));
+                memchr(&m->bits[at / UNIT], dirty ? 0 : 1, lengths[i] / UNIT));
             at += lengths[i];
         }
     }
@@ -222,12 +222,14 @@ END_TEST
 static uint64_t resident(void)
 {
     FILE *f = fopen("/proc/self/statm", "r");
-    unsigned long pages = 0;
+    char text[128];
+    char *second;
 
     ck_assert_ptr_nonnull(f);
-    ck_assert_int_eq(fscanf(f, "%*u %lu", &pages), 1);
+    ck_assert_ptr_nonnull(fgets(text, sizeof(text), f));
     (void)fclose(f);
-    return pages * (uint64_t)sysconf(_SC_PAGESIZE);
+    (void)strtoul(text, &second, 10);
+    return strtoul(second, NULL, 10) * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
 /* Each night a backup shares the bits for a while, and guests write. */
@@ -264,6 +266,7 @@ END_TEST
 /* --- Threads --- */
 
 #define THREADS 3
+#define STEP    (UINT64_C(31) * THREADS)
 
 static struct hbitmap *live;
 static struct hbitmap *frozen;
@@ -279,7 +282,7 @@ static void *set_own(void *arg)
 {
     const struct setter *s = arg;
 
-    for (uint64_t i = s->index; i < GRANULES; i += 31 * THREADS) {
+    for (uint64_t i = s->index; i < GRANULES; i += STEP) {
         hbitmap_set(live, i * UNIT, UNIT);
         ck_assert(hbitmap_get(live, i * UNIT));
     }
@@ -313,7 +316,7 @@ START_TEST(bits_set_after_the_copy_are_not_in_it_and_none_is_lost)
     pthread_t readers[2];
 
     live = hbitmap_new(GRANULES * UNIT, UNIT);
-    for (uint64_t i = 30; i < GRANULES - 1; i += 31 * THREADS) {
+    for (uint64_t i = 30; i < GRANULES - 1; i += STEP) {
         hbitmap_set(live, i * UNIT, UNIT);
     }
     uint64_t before = hbitmap_count(live) / UNIT;
@@ -324,7 +327,7 @@ START_TEST(bits_set_after_the_copy_are_not_in_it_and_none_is_lost)
     uint64_t expected = before;
     for (unsigned i = 0; i < THREADS; i++) {
         setters[i].index = i;
-        expected += div_up(GRANULES - i, 31 * THREADS);
+        expected += div_up(GRANULES - i, STEP);
         ck_assert_int_eq(
             thread_start(&setters[i].thread, "set", set_own, &setters[i]), 0);
     }
@@ -337,7 +340,7 @@ START_TEST(bits_set_after_the_copy_are_not_in_it_and_none_is_lost)
     ck_assert_uint_eq(hbitmap_count(live), expected * UNIT);
     ck_assert_uint_eq(hbitmap_count(frozen), before * UNIT);
     for (uint64_t i = 0; i < GRANULES; i++) {
-        uint64_t which = i % (31 * THREADS);
+        uint64_t which = i % STEP;
         bool old = which == 30 && i < GRANULES - 1;
         ck_assert_int_eq(hbitmap_get(live, i * UNIT), old || which < THREADS);
         ck_assert_int_eq(hbitmap_get(frozen, i * UNIT), old);
