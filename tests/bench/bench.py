@@ -97,9 +97,9 @@ def run(options, builds):
         for row in rows:
             document['rows'].append(measure_row(lab, row, options))
             report.print_row(document['rows'][-1])
+            if options.json:  # a run that is cut off keeps what it has
+                report.save(document, options.json)
         report.print_summary(document)
-        if options.json:
-            report.save(document, options.json)
         return document
     finally:
         lab.close()

@@ -57,9 +57,9 @@ def chart(document):
                  font_weight='600'),
             text(8, 38, f'{document["time"][:10]}, {machine["commit"][:12]}, '
                  f'{machine["cpus"]} CPUs ({machine["cpu"]}), Linux '
-                 f'{machine["kernel"].split("-")[0]}, '
-                 f'{document["size"] >> 20} MiB disks, medians of '
-                 f'{document["rounds"]} rounds', fill='#57606a'),
+                 f'{machine["kernel"].split("-")[0]}, disks of '
+                 f'{document["sizes"]} GiB, medians of {document["rounds"]} '
+                 'rounds', fill='#57606a'),
             text(8, 54, '; '.join(short(v) for k, v in peers.items()
                                   if k in ('q-s-d', 'qemu-nbd', 'nbdkit')),
                  fill='#57606a')]
@@ -77,7 +77,12 @@ def short(version):
     return version.partition(' (')[0].rpartition('/')[2]
 
 
+def main(documents):
+    sizes = sorted({d['size'] for d in documents})
+    sys.stdout.write(chart({
+        **documents[0], 'rows': [r for d in documents for r in d['rows']],
+        'sizes': ' and '.join(f'{s / (1 << 30):g}' for s in sizes)}))
+
+
 if __name__ == '__main__':
-    documents = [report.load(path) for path in sys.argv[1:]]
-    sys.stdout.write(chart({**documents[0], 'rows': [
-        r for d in documents for r in d['rows']]}))
+    main([report.load(path) for path in sys.argv[1:]])

@@ -335,7 +335,8 @@ def begin_end(lab, who, _):
 
 def begin_rows():
     return [Row('begin-end-64t', 'backup-begin and -end on 64 TiB, '
-                "incremental: time, memory, a guest's worst stall", 's',
+                'incremental, while a guest writes: time, memory, its worst '
+                'stall', 's',
                 ['nbdelta'],
                 begin_end, 'less',
                 [Goal(0.3, of='absolute'), Goal(40, 'rss_mib', of='absolute'),

@@ -127,7 +127,7 @@ tree.parse('chart.svg')
 END
 
 # The client: what it writes it finds again, and each piece is touched once.
-load="$BUILD/tests/bench/nbd-load -s $sock"
+load="timeout 20 $BUILD/tests/bench/nbd-load -s $sock"
 qemu-img create -q -f qcow2 disk.qcow2 16M
 serve disk.qcow2
 $load -p write -1 -b 64K -d 16 -o - >out.json
