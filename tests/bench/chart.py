@@ -28,7 +28,8 @@ def text(x, y, words, **style):
 
 def group(row, y):
     """The lines of a row, and where the next one begins."""
-    told = row['candidates']
+    told = {who: m for who, m in row['candidates'].items()
+            if not who.endswith('+without')}  # where nothing goes on
     most = max(m['value']['median'] for m in told.values())
     better = 'less is better' if row['better'] == 'less' else 'more is better'
     out = [text(8, y, f'{row["title"]} ({row["unit"]}, {better})',
@@ -47,7 +48,7 @@ def group(row, y):
 
 def chart(document):
     rows = {r['key']: r for r in document['rows'] if 'candidates' in r}
-    body, y = [], TOP + 18
+    body, y = [], TOP + 28
     for key in PICTURE:
         if key in rows:
             lines, y = group(rows[key], y)
