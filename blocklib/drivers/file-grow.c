@@ -5,8 +5,8 @@
  * ext4 takes each new block of a file by itself, which is a third of what a
  * write to the page cache costs.  Blocks that are reserved already cost it
  * nothing.  So a file that grows without holes, as an image does whose clusters
- * are filled, gets blocks behind its end, in steps that double while that goes
- * on:
+ * are filled, gets blocks behind its end: as many as have come without holes,
+ * up to 64 MiB at a time:
  *
  *     | data                    | reserved          |
  *     |              base..added|                   upto
@@ -103,9 +103,9 @@ static void look_back(struct file *s, uint64_t base, uint64_t end)
     struct growth *w = &s->growth;
     uint64_t added = atomic_exchange(&w->added, 0);
     bool dense = added >= (end - base) / 8 * 7;
-    uint64_t step = min_u64(2 * atomic_load(&w->step), STEP_MAX);
+    uint64_t step = min_u64(atomic_load(&w->step) + (end - base), STEP_MAX);
 
-    step = dense ? max_u64(step, WINDOW) : 0;
+    step = dense ? step : 0;
     atomic_store(&w->step, step);
     uint64_t from = max_u64(atomic_load(&w->upto), end);
     if (from < end + step / 2) {

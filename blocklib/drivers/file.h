@@ -25,7 +25,7 @@ struct growth {
     _Atomic bool able;
     _Atomic uint64_t base;  /* where the window begins */
     _Atomic uint64_t added; /* bytes written behind that */
-    _Atomic uint64_t step;  /* what was reserved at once last; 0: holes came */
+    _Atomic uint64_t step;  /* what to reserve at once; 0: holes came last */
     _Atomic uint64_t upto;  /* what is reserved ends there; 0: nothing is */
 };
 

@@ -105,6 +105,7 @@ START_TEST(without_holes)
     ck_assert_uint_lt(size, (CLUSTERS + 16) * CLUSTER);
     if (is_ext4()) {
         ck_assert_uint_gt(blocks(), size + MiB);
+        ck_assert_uint_lt(blocks(), 2 * size + MiB);
     }
     compare(CLUSTER);
     stop();
