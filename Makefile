@@ -157,7 +157,10 @@ PKGS := jansson:libjansson-dev zlib:zlib1g-dev libzstd:libzstd-dev \
     gnutls:libgnutls28-dev nettle:nettle-dev libnbd:libnbd-dev nbdkit:nbdkit-plugin-dev \
     check:check
 
-LIB_PKGS    := jansson zlib libzstd libnbd gnutls nettle
+# Without liburing threads do all I/O.
+HAVE_URING  := $(shell $(PKG_CONFIG) --exists liburing 2>/dev/null && echo yes)
+LIB_PKGS    := jansson zlib libzstd libnbd gnutls nettle \
+    $(if $(HAVE_URING),liburing)
 SERVER_PKGS := $(LIB_PKGS)
 PLUGIN_PKGS := $(LIB_PKGS)
 LIBVIRT_PKGS := libvirt libxml-2.0
@@ -195,7 +198,7 @@ ifneq ($(goals),)
     HAVE_LIBVIRT := yes
     LIBVIRT_CFLAGS := $(shell $(PKG_CONFIG) --cflags $(LIBVIRT_PKGS))
   endif
-  ND_CFLAGS += $(shell $(PKG_CONFIG) --cflags \
+  ND_CFLAGS += $(if $(HAVE_URING),-DHAVE_LIBURING) $(shell $(PKG_CONFIG) --cflags \
       $(foreach p,$(PKGS),$(call name,$(p))))
 endif
 

@@ -12,7 +12,7 @@ packages_of() {
     build)
         echo gcc libc6-dev make pkgconf libjansson-dev zlib1g-dev libzstd-dev \
             libgnutls28-dev nettle-dev libnbd-dev nbdkit-plugin-dev libvirt-dev \
-            libxml2-dev check ;;
+            libxml2-dev liburing-dev check ;;
     test)
         echo btrfs-progs check e2fsprogs fio fish fuse3 gnutls-bin groff-base \
             iproute2 jq \

@@ -8,19 +8,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/blk-priv.h"
 #include "core/blocker.h"
 #include "core/dirty.h"
-#include "core/graph-priv.h"
-#include "core/stats.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
 #include "util/iov.h"
-
-struct blk {
-    struct graph *graph;
-    struct edge root; /* child changes under the tree lock */
-    struct stats stats;
-};
 
 int blk_new(struct graph *g, struct node *n, unsigned perm, unsigned shared,
             const char *user, struct blk **blkp, struct error **errp)

@@ -38,6 +38,29 @@ struct driver_reopen {
     void (*abort)(struct node *n);
 };
 
+/* Bytes that are being moved: what is left of them. */
+struct moving {
+    bool write;
+    void *buf;
+    uint64_t bytes;
+    uint64_t offset; /* in the file */
+};
+
+enum { MOVE_MORE = 1 };
+
+/* Protocols whose bytes are moved by way of a descriptor, without a thread that
+ * waits (core/flights.c). */
+struct driver_flight {
+    /* The descriptor, for a read or a @write of any length now; or -EAGAIN:
+     * preadv and pwritev do it better.  It stays until `end`. */
+    int (*begin)(struct node *n, bool write);
+
+    /* The kernel has moved @moved bytes, or failed (-errno).  MOVE_MORE: @t
+     * has what is left to be done.  Else 0 or -errno, as of preadv or
+     * pwritev. */
+    int (*end)(struct node *n, struct moving *t, int moved);
+};
+
 /* Images of a format as files: what they look like, how they are made, which
  * other files they name.  Each member may be NULL. */
 struct image_check;

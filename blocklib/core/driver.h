@@ -151,6 +151,7 @@ struct driver {
     const struct driver_image *image;
     const struct driver_bitmaps *bitmaps;
     const struct driver_snapshots *snapshots;
+    const struct driver_flight *flight; /* NULL: threads do all I/O */
 
     /* --- Control path: one thread, no I/O in flight. --- */
 

@@ -28,6 +28,7 @@
 #include "core/graph.h"
 #include "core/imagelock.h"
 #include "core/opts.h"
+#include "core/ring.h"
 #include "drivers/file.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
@@ -203,6 +204,7 @@ static int open_fd(struct node *n, const char *filename, struct error **errp)
 
 static const char *const lock_words[] = {"auto", "on", "off", NULL};
 static const char *const aio_words[] = {"threads", "native", "io_uring", NULL};
+enum { AIO_THREADS, AIO_NATIVE, AIO_URING, AIO_UNSAID };
 
 static const struct option file_options[] = {
     OPTION("filename", STR, .required = true),
@@ -211,12 +213,27 @@ static const struct option file_options[] = {
     OPTIONS_END,
 };
 
+/* QEMU refuses "io_uring" where it cannot be had, too. */
+static int choose_aio(struct file *s, unsigned aio, struct error **errp)
+{
+    int r = aio == AIO_URING ? ring_test() : 0;
+
+    if (r < 0) {
+        return error_set(errp, -r,
+                         "aio=io_uring cannot be had here: %s (without aio= it "
+                         "is used where it can be had)",
+                         strerror(-r));
+    }
+    s->flies = aio != AIO_THREADS;
+    return 0;
+}
+
 static int take_file_options(struct node *n, struct opts *opts,
                              const char **filename, bool *locking,
                              struct error **errp)
 {
     unsigned lock = 0;
-    unsigned aio = 0; /* taken for QEMU's sake: all I/O is synchronous here */
+    unsigned aio = AIO_UNSAID;
     int r;
 
     if ((r = opts_str(opts, "filename", filename, errp)) < 0 ||
@@ -228,7 +245,7 @@ static int take_file_options(struct node *n, struct opts *opts,
         return error_set(errp, EINVAL, "Parameter 'filename' is missing");
     }
     *locking = n->flags.locking && !n->flags.force_share && lock != 2;
-    return 0;
+    return choose_aio(n->state, aio, errp);
 }
 
 static int file_open(struct node *n, struct opts *opts, struct error **errp)
@@ -335,7 +352,7 @@ static int file_preadv(struct node *n, uint64_t offset, uint64_t bytes,
     struct iovec copy[IOV_MAX_INNER];
     struct iovec *at = copy;
 
-    if (nowait && (s->align > 1 || atomic_load(&s->no_nowait))) {
+    if (nowait && (s->align > 1 || file_waits_always(s))) {
         return -EAGAIN;
     }
     memcpy(copy, iov, (size_t)cnt * sizeof(*iov));
@@ -358,12 +375,6 @@ static int file_preadv(struct node *n, uint64_t offset, uint64_t bytes,
     }
     file_was_read(n, offset, bytes, !nowait);
     return 0;
-}
-
-/* Count a change, even a failed one: that may have been done in part. */
-static void count_change(struct file *s)
-{
-    atomic_fetch_add(&s->changes, 1);
 }
 
 int file_write_error(int code)
@@ -427,7 +438,7 @@ static int file_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
         file_grows(n, offset, bytes);
         r = write_all(s, iov, cnt, offset, bytes, sync);
     }
-    count_change(s);
+    file_count_change(s);
     return r;
 }
 
@@ -498,7 +509,7 @@ static int space(struct file *s, int mode, uint64_t offset, uint64_t bytes,
                 ? file_write_error(errno)
                 : 0;
     } while (r == -EINTR);
-    count_change(s);
+    file_count_change(s);
     if (r == -EOPNOTSUPP || r == -ENOSYS || r == -ENODEV) {
         atomic_store(lacking, true);
         return -ENOTSUP;
@@ -532,7 +543,7 @@ static int trim_device(struct file *s, uint64_t offset, uint64_t bytes)
     uint64_t range[2] = {offset, bytes};
     int r = ioctl(s->fd, BLKDISCARD, range) < 0 ? -errno : 0;
 
-    count_change(s);
+    file_count_change(s);
     return r;
 }
 
@@ -606,7 +617,7 @@ static int file_resize(struct node *n, uint64_t size, struct error **errp)
                          node_filename(n), size, strerror(errno));
     }
     file_grow_begin(n, size);
-    count_change(s);
+    file_count_change(s);
     return 0;
 }
 
@@ -636,9 +647,10 @@ static int file_clone(struct node *n, uint64_t offset, uint64_t bytes,
     };
     int r;
     do {
-        r = ioctl(s->fd, FICLONERANGE, &range) < 0 ? file_write_error(errno) : 0;
+        r = ioctl(s->fd, FICLONERANGE, &range) < 0 ? file_write_error(errno)
+                                                   : 0;
     } while (r == -EINTR);
-    count_change(s);
+    file_count_change(s);
     if (r == -EOPNOTSUPP || r == -ENOTTY || r == -EXDEV) {
         atomic_store(&s->no_clone, true);
         return -ENOTSUP;
@@ -748,6 +760,7 @@ static const struct driver_reopen reopen_methods = {
     .open = file_open,                     \
     .close = file_close,                   \
     .reopen = &reopen_methods,             \
+    .flight = &file_flight,                \
     .limits = file_limits,                 \
     .resize = file_resize,                 \
     .fstat = file_fstat,                   \

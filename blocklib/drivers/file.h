@@ -2,7 +2,7 @@
 #ifndef NBDELTA_DRIVERS_FILE_H
 #define NBDELTA_DRIVERS_FILE_H
 
-/* Between file.c and the files drivers/file-*.c. */
+/* Between file.c and drivers/file-*.c. */
 #include "core/node.h"
 
 /* Bytes of the file that are all data or all a hole. */
@@ -36,6 +36,7 @@ struct file {
     bool locked;                /* nobody else writes to the file */
     uint32_t align;             /* of O_DIRECT, else 1 */
     uint32_t zero_align;        /* what fallocate takes */
+    bool flies;                 /* I/O may do without threads */
     struct file_before *before; /* while it is not sure that a reopen stays */
     uint64_t *marks;            /* that it holds (core/imagelock.h) */
     size_t mark_count;
@@ -84,6 +85,21 @@ int file_find_alignment(struct file *s, bool direct, const char *filename,
 int file_check_writable(int fd, const char *filename, struct error **errp);
 
 int file_flush(struct node *n);
+
+/* Count a change that is complete; also a failed one, which may have been done
+ * in part. */
+static inline void file_count_change(struct file *s)
+{
+    atomic_fetch_add(&s->changes, 1);
+}
+
+/* The file system cannot tell whether a read would have to wait. */
+static inline bool file_waits_always(const struct file *s)
+{
+    return atomic_load(&s->no_nowait);
+}
+
+extern const struct driver_flight file_flight;
 
 /* Tell the kernel how s->fd is used.  Set n->flags and s->align before. */
 void file_advise(const struct node *n);

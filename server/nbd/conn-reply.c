@@ -97,6 +97,9 @@ void conn_trim(struct conn *c)
 {
     segment_free(c, c->batch);
     c->batch = NULL;
+    flights_free(c->flights);
+    c->flights = NULL;
+    c->refusals = 0;
     transport_trim(&c->io);
     mutex_lock(&c->lock);
     for (unsigned i = 0; i < SEGMENT_CLASSES; i++) {
@@ -164,10 +167,10 @@ static size_t put_reply(const struct conn *c, char *p, const struct request *rq,
 
 char *batch_room(struct conn *c, size_t n)
 {
-    if (c->batch && c->batch->size - c->batch->tail < n) {
+    while (c->batch && c->batch->size - c->batch->tail < n) {
         conn_queue_batch(c);
         conn_push(c);
-        conn_throttle(c, 0);
+        conn_throttle(c, 0); /* replies of flights may begin another one */
     }
     if (!c->batch) {
         c->batch = segment_new(c, SEGMENT_LARGE);

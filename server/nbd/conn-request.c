@@ -290,7 +290,7 @@ static bool receive_write(struct conn *c, const struct request *rq)
     if (try_write(c, rq, segment_at(first, first->head))) {
         request_free(r);
         take_in(c, 0);
-    } else {
+    } else if (!conn_fly(c, r)) {
         request_submit(r);
     }
     return true;
@@ -367,7 +367,9 @@ static enum step submit(struct conn *c, const struct request *rq)
     if (!r) {
         return STEP_END;
     }
-    request_submit(r);
+    if (!conn_fly(c, r)) {
+        request_submit(r);
+    }
     return STEP_ON;
 }
 

@@ -59,15 +59,48 @@ size_t request_bytes(const struct request *rq)
     }
 }
 
+static void count_locked(struct conn *c, const struct request *r)
+    REQUIRES(c->lock)
+{
+    c->executing++;
+    c->held += request_bytes(r);
+    c->intake = c->granted = 0; /* they were for this request */
+    conn_account_locked(c, false);
+}
+
+static void uncount_locked(struct conn *c, struct request *r) REQUIRES(c->lock)
+{
+    c->held -= request_bytes(r);
+    conn_account_locked(c, false);
+    c->executing--;
+    list_append(&c->free_requests, &r->link);
+}
+
+void request_count(struct request *r)
+{
+    struct conn *c = r->conn;
+
+    mutex_lock(&c->lock);
+    count_locked(c, r);
+    mutex_unlock(&c->lock);
+}
+
+void request_uncount(struct request *r)
+{
+    struct conn *c = r->conn;
+
+    segments_free(c, &r->payload);
+    mutex_lock(&c->lock);
+    uncount_locked(c, r);
+    mutex_unlock(&c->lock);
+}
+
 void request_submit(struct request *r)
 {
     struct conn *c = r->conn;
 
     mutex_lock(&c->lock);
-    c->executing++;
-    c->held += request_bytes(r);
-    c->intake = c->granted = 0; /* they were for this request */
-    conn_account_locked(c, false);
+    count_locked(c, r);
     bool now = c->working < WORKERS_MAX;
     if (now) {
         c->working++;
@@ -91,10 +124,7 @@ static void request_done(struct request *r)
 
     segments_free(c, &r->payload);
     mutex_lock(&c->lock);
-    c->held -= request_bytes(r);
-    conn_account_locked(c, false);
-    c->executing--;
-    list_append(&c->free_requests, &r->link);
+    uncount_locked(c, r);
     if (!list_empty(&c->pending)) {
         next = list_entry(c->pending.next, struct request, link);
         list_remove(&next->link);
@@ -298,6 +328,9 @@ static void request_work(struct work *w)
     struct request rest = *r;
     int ret;
 
+    if (pthread_equal(pthread_self(), c->self)) { /* the pool has no thread */
+        conn_land_all(c);
+    }
     switch (r->type) {
     case NBD_CMD_READ:
         (void)conn_read(c, &rest, false);

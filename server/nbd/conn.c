@@ -126,8 +126,10 @@ int conn_time_left(const struct conn *c)
 
 bool conn_wait(struct conn *c, bool input, int ms)
 {
-    struct pollfd fds[2] = {{.fd = c->io.fd},
-                            {.fd = c->wake, .events = POLLIN}};
+    int until = conn_take_off(c, ms);
+    struct pollfd fds[3] = {{.fd = c->io.fd},
+                            {.fd = c->wake, .events = POLLIN},
+                            {.fd = conn_flights_fd(c), .events = POLLIN}};
 
     mutex_lock(&c->lock);
     bool stalled = c->stalled && !c->broken;
@@ -137,12 +139,17 @@ bool conn_wait(struct conn *c, bool input, int ms)
     if (c->hung_up && !input) {
         fds[0].fd = -1; /* the end would be reported over and over */
     }
-    int r = poll(fds, 2, ms);
+    int r = poll(fds, 3, until);
     if (r <= 0) {
-        return r < 0;
+        return r < 0 || until != ms;
     }
     if (fds[1].revents) {
         kick_clear(c->wake);
+    }
+    if (fds[2].revents) {
+        conn_land(c);
+        conn_queue_batch(c);
+        conn_push(c);
     }
     if (fds[0].revents & (POLLHUP | POLLERR | POLLNVAL)) {
         c->hung_up = true;
@@ -165,8 +172,12 @@ static bool is_alone(struct conn *c)
     return alone;
 }
 
+/* Also for what is in flight: a client that never pauses must not keep it from
+ * beginning, or from ending. */
 void conn_flush(struct conn *c)
 {
+    (void)conn_take_off(c, -1);
+    conn_land(c);
     conn_queue_batch(c);
     conn_push(c);
     c->alone = is_alone(c);

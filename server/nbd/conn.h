@@ -15,7 +15,9 @@
  *
  * The thread takes all requests that one recv brought, serves what has its
  * data in memory (REQ_NOWAIT) straight into the batch, and sends that with
- * one sendmsg.  The rest goes to the worker pool.
+ * one sendmsg.  What has to wait for storage, and is simple, goes to the kernel
+ * (io_uring); the thread replies when it has ended.  The rest goes to the
+ * worker pool.
  *
  * Nobody except the connection's own thread waits for its client.  A thread
  * that has a reply appends it to `out` and, unless another thread is sending,
@@ -35,6 +37,7 @@
  * conn-context.c    the options about metadata contexts
  * conn-tls.c        STARTTLS, and which exports a client may open
  * conn-request.c    requests: parse, check, serve at once or hand over
+ * conn-flight.c     requests in flight: the kernel has them
  * conn-spin.c       waiting for a client alone
  * conn-work.c       requests in a worker: all that may block
  * conn-read.c       reads;  conn-status.c  block status: either in both threads
@@ -49,6 +52,7 @@
 #include "nbd/room.h"
 #include "nbd/server.h"
 #include "nbd/spin.h"
+#include "nbdelta/flights.h"
 #include "nbdelta/thread.h"
 #include "nbdelta/types.h"
 #include "net/pages.h"
@@ -172,13 +176,15 @@ struct conn {
     char *input;    /* INPUT_SIZE, or NULL while idle */
     size_t input_at;
     size_t input_end;
-    struct segment *batch; /* replies of requests served at once */
-    size_t unanswered;     /* bytes of payloads that came since it was sent */
-    bool alone;            /* nothing is in the pool, nothing to be sent */
-    bool hung_up;          /* its client is gone, and sees no reply */
-    uint64_t deadline;     /* of the handshake; 0: it is over */
-    unsigned options;      /* that the client has sent, and that count */
-    uint32_t skipped;      /* bytes of options too long to be read */
+    struct segment *batch;   /* replies of requests served at once */
+    size_t unanswered;       /* bytes of payloads that came since it was sent */
+    struct flights *flights; /* or NULL, while idle or where there are none */
+    unsigned refusals;       /* in a row, of requests that might have flown */
+    bool alone;              /* nothing is in the pool, nothing to be sent */
+    bool hung_up;            /* its client is gone, and sees no reply */
+    uint64_t deadline;       /* of the handshake; 0: it is over */
+    unsigned options;        /* that the client has sent, and that count */
+    uint32_t skipped;        /* bytes of options too long to be read */
     struct spin spin;
     bool has_slept;    /* since the last spin */
     long switches;     /* of its thread, when it looked last */
@@ -191,9 +197,9 @@ struct conn {
     bool sending;       /* a thread is sending */
     bool stalled;       /* the socket took no more: its own thread polls */
     bool broken;        /* nothing can be sent any more */
-    unsigned executing; /* requests handed over and not finished */
+    unsigned executing; /* requests handed over, or in flight */
     unsigned working;   /* of these, requests in the hands of the pool */
-    size_t held;        /* bytes of requests handed over */
+    size_t held;        /* bytes of these */
     size_t intake;      /* bytes that have come of an incomplete payload */
     size_t granted;     /* room that was given, and is not in these yet */
     size_t moved;       /* bytes sent since the room was told */
@@ -337,6 +343,25 @@ void conn_forget_contexts(struct conn *c);
  * ends. */
 bool conn_requests(struct conn *c);
 
+/* --- conn-flight.c: in the connection's own thread. --- */
+
+/* Begin a request that would have to wait.  False: it cannot be, and is for the
+ * pool. */
+bool conn_fly(struct conn *c, struct request *r) EXCLUDES(c->lock);
+
+/* Queue the replies of all that has ended. */
+void conn_land(struct conn *c) EXCLUDES(c->lock);
+
+/* Wait until nothing is in flight: before anything that may block. */
+void conn_land_all(struct conn *c) EXCLUDES(c->lock);
+
+/* Hand over to the kernel what was begun.  How long to wait at the most before
+ * trying again, of @ms. */
+int conn_take_off(struct conn *c, int ms);
+
+/* Readable when conn_land() has something to do; or -1. */
+int conn_flights_fd(const struct conn *c);
+
 /* --- conn-work.c --- */
 
 /* A request object like @like; NULL: no memory. */
@@ -349,6 +374,10 @@ size_t request_bytes(const struct request *rq);
 
 /* Hand @r over to the pool. */
 void request_submit(struct request *r);
+
+/* The connection has @r in flight; or it has replied to it, and frees it. */
+void request_count(struct request *r);
+void request_uncount(struct request *r);
 
 /* The log's words for the command of @rq. */
 const char *request_name(const struct request *rq);

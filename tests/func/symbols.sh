@@ -4,9 +4,9 @@
 set -eu -o pipefail
 
 prefixes='action actions backup bitmap bitmaps blk blkdebug buf cbw chain commit cond copy
-    door driver edge error file format graph hbitmap image iov job jobfilter
+    door driver edge error file flights format graph hbitmap image iov job jobfilter
     jobs kdf luks mutex node now options opts path point policy qcow2 range reopen
-    remote rwlock scratch secret sector size snapshot stats tell text thread
+    remote ring rwlock scratch secret sector size snapshot stats tell text thread
     throttle tls toil transfer yank'
 
 # Names that the compiler's instrumentation adds start with "__".
