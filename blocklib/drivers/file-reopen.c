@@ -117,7 +117,7 @@ int file_reopen(struct node *n, const struct node_flags *to,
     for (size_t i = 0; i < s->mark_count; i++) {
         (void)image_mark(fd, s->marks[i]);
     }
-    file_uncached_end(s);
+    file_uncached_close(s);
     file_grow_end(n);
     s->fd = fd;
     if (r == 0) {

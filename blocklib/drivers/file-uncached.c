@@ -16,9 +16,14 @@
  *
  * Only file systems that tell their alignment (STATX_DIOALIGN) are written to
  * in this way.  They are local.  A network file system would have its server
- * commit each write by itself.  Small writes are better off in the page cache,
- * which makes large ones of them: each write that makes a file longer waits for
- * the one before.
+ * commit each write by itself.
+ *
+ * The kernel has one write at a time make a file longer or fill its holes, and
+ * those that wait for that keep a CPU busy.  So writers wait here, and the
+ * first one takes along those whose ranges adjoin its own:
+ *
+ *     file:      ...[ B ][ A ][ D ]......[ C ]
+ *     waiting:   A C D B                  A makes one write of B, A and D
  */
 #include "drivers/file.h"
 
@@ -32,10 +37,26 @@
 #include "nbdelta/bytes.h"
 #include "util/iov.h"
 
-#define LARGE (256 * KiB)
+#define LARGE (64 * KiB)
+
+/* Of one write. */
+#define TURN_BYTES_MAX (4 * MiB)
+#define TURN_IOV_MAX   64
 
 /* Whole pages, so that none is written both ways at once. */
 #define PAGE 4096
+
+/* A writer's range, on its stack. */
+struct turn {
+    struct list in; /* the file's list, then that of the one who writes */
+    cond_t wake;
+    uint64_t offset;
+    uint64_t bytes;
+    const struct iovec *iov;
+    int cnt;
+    bool done;
+    int result;
+};
 
 static bool can_be_direct(int fd)
 {
@@ -63,13 +84,13 @@ static int open_direct(const struct node *n)
 static int direct_fd(struct node *n)
 {
     struct file *s = n->state;
-    int fd = atomic_load(&s->uncached_fd);
+    int fd = atomic_load(&s->uncached.fd);
 
     if (fd != UNCACHED_UNKNOWN) {
         return fd;
     }
     int mine = open_direct(n);
-    if (atomic_compare_exchange_strong(&s->uncached_fd, &fd, mine)) {
+    if (atomic_compare_exchange_strong(&s->uncached.fd, &fd, mine)) {
         return mine;
     }
     if (mine >= 0) {
@@ -78,13 +99,30 @@ static int direct_fd(struct node *n)
     return fd;
 }
 
-void file_uncached_end(struct file *s)
+void file_uncached_close(struct file *s)
 {
-    int fd = atomic_exchange(&s->uncached_fd, UNCACHED_UNKNOWN);
+    int fd = atomic_exchange(&s->uncached.fd, UNCACHED_UNKNOWN);
 
     if (fd >= 0) {
         (void)close(fd);
     }
+}
+
+void file_uncached_init(struct file *s)
+{
+    struct uncached *u = &s->uncached;
+
+    atomic_store(&u->fd, UNCACHED_UNKNOWN);
+    mutex_init(&u->lock, LOCK_FILE_UNCACHED, NULL);
+    mutex_lock(&u->lock);
+    list_init(&u->waiting);
+    mutex_unlock(&u->lock);
+}
+
+void file_uncached_destroy(struct file *s)
+{
+    file_uncached_close(s);
+    mutex_destroy(&s->uncached.lock);
 }
 
 static bool is_worth_it(uint64_t offset, uint64_t bytes,
@@ -95,22 +133,15 @@ static bool is_worth_it(uint64_t offset, uint64_t bytes,
     for (int i = 0; i < cnt; i++) {
         all |= (uintptr_t)iov[i].iov_base | iov[i].iov_len;
     }
-    return bytes >= LARGE && is_aligned(offset | bytes | all, PAGE);
+    return bytes >= LARGE && cnt <= TURN_IOV_MAX && is_aligned(offset | bytes | all, PAGE);
 }
 
-int file_write_uncached(struct node *n, uint64_t offset, uint64_t bytes,
-                        const struct iovec *iov, int cnt)
+/* Write all of @v, which is the caller's own copy. */
+static int write_direct(int fd, struct iovec *v, int cnt, uint64_t offset,
+                        uint64_t bytes)
 {
-    struct iovec copy[IOV_MAX_INNER];
-    struct iovec *at = copy;
-    int fd = is_worth_it(offset, bytes, iov, cnt) ? direct_fd(n) : -1;
-
-    if (fd < 0) {
-        return -ENOTSUP;
-    }
-    memcpy(copy, iov, (size_t)cnt * sizeof(*iov));
     for (uint64_t done = 0; done < bytes;) {
-        ssize_t put = pwritev(fd, at, cnt, (off_t)(offset + done));
+        ssize_t put = pwritev(fd, v, cnt, (off_t)(offset + done));
         if (put < 0 && errno == EINTR) {
             continue;
         }
@@ -121,7 +152,131 @@ int file_write_uncached(struct node *n, uint64_t offset, uint64_t bytes,
             return put < 0 ? file_write_error(errno) : -EIO;
         }
         done += (uint64_t)put;
-        file_advance(&at, &cnt, (size_t)put);
+        file_advance(&v, &cnt, (size_t)put);
     }
     return 0;
+}
+
+static struct turn *turn_at(struct list *l)
+{
+    return list_entry(l, struct turn, in);
+}
+
+/* One that waits, and adjoins [@from, @end); or NULL. */
+static struct turn *find_neighbour(struct uncached *u, uint64_t from,
+                                   uint64_t end) REQUIRES(u->lock)
+{
+    for (struct list *l = u->waiting.next; l != &u->waiting; l = l->next) {
+        struct turn *t = turn_at(l);
+
+        if (t->offset == end || t->offset + t->bytes == from) {
+            return t;
+        }
+    }
+    return NULL;
+}
+
+/* Take @first and all that can go with it from the waiting, in the order of
+ * their offsets. */
+static void take_group(struct uncached *u, struct turn *first,
+                       struct list *group) REQUIRES(u->lock)
+{
+    uint64_t from = first->offset;
+    uint64_t end = from + first->bytes;
+    struct turn *t = first;
+    int cnt = 0;
+
+    list_init(group);
+    while (t && cnt + t->cnt <= TURN_IOV_MAX &&
+           (t == first || end - from + t->bytes <= TURN_BYTES_MAX)) {
+        list_remove(&t->in);
+        list_insert_before(t->offset < from ? group->next : group, &t->in);
+        from = min_u64(from, t->offset);
+        end = max_u64(end, t->offset + t->bytes);
+        cnt += t->cnt;
+        t = find_neighbour(u, from, end);
+    }
+}
+
+static int write_group(int fd, const struct list *group)
+{
+    struct iovec v[TURN_IOV_MAX];
+    uint64_t bytes = 0;
+    int cnt = 0;
+
+    for (struct list *l = group->next; l != group; l = l->next) {
+        const struct turn *t = turn_at(l);
+
+        memcpy(v + cnt, t->iov, (size_t)t->cnt * sizeof(*v));
+        cnt += t->cnt;
+        bytes += t->bytes;
+    }
+    return write_direct(fd, v, cnt, turn_at(group->next)->offset, bytes);
+}
+
+/* Whoever has failed in company tries alone, so that each has its own result.
+ */
+static void write_turns(int fd, struct list *group)
+{
+    bool one = group->next->next == group;
+    int r = write_group(fd, group);
+
+    for (struct list *l = group->next; l != group; l = l->next) {
+        struct turn *t = turn_at(l);
+        struct iovec v[TURN_IOV_MAX];
+
+        t->result = r;
+        if (r < 0 && !one) {
+            memcpy(v, t->iov, (size_t)t->cnt * sizeof(*v));
+            t->result = write_direct(fd, v, t->cnt, t->offset, t->bytes);
+        }
+    }
+}
+
+/* The one whose turn is first writes for all that it takes along. */
+static int wait_and_write(struct uncached *u, int fd, struct turn *me)
+{
+    struct list group;
+
+    mutex_lock(&u->lock);
+    list_append(&u->waiting, &me->in);
+    while (!me->done && (u->busy || u->waiting.next != &me->in)) {
+        cond_wait(&me->wake, &u->lock);
+    }
+    if (!me->done) {
+        u->busy = true;
+        take_group(u, me, &group);
+        mutex_unlock(&u->lock);
+        write_turns(fd, &group);
+        mutex_lock(&u->lock);
+        u->busy = false;
+        while (!list_empty(&group)) {
+            struct turn *t = turn_at(group.next);
+            list_remove(&t->in);
+            t->done = true;
+            cond_signal(&t->wake); /* it goes when we unlock */
+        }
+        if (!list_empty(&u->waiting)) {
+            cond_signal(&turn_at(u->waiting.next)->wake);
+        }
+    }
+    mutex_unlock(&u->lock);
+    return me->result;
+}
+
+int file_write_uncached(struct node *n, uint64_t offset, uint64_t bytes,
+                        const struct iovec *iov, int cnt)
+{
+    struct file *s = n->state;
+    int fd = is_worth_it(offset, bytes, iov, cnt) ? direct_fd(n) : -1;
+
+    if (fd < 0) {
+        return -ENOTSUP;
+    }
+    struct turn me = {
+        .offset = offset, .bytes = bytes, .iov = iov, .cnt = cnt};
+    cond_init(&me.wake);
+    int r = wait_and_write(&s->uncached, fd, &me);
+    cond_destroy(&me.wake);
+    return r;
 }

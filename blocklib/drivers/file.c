@@ -255,7 +255,6 @@ static int file_open(struct node *n, struct opts *opts, struct error **errp)
     bool locking = false;
 
     s->fd = -1;
-    s->uncached_fd = UNCACHED_UNKNOWN;
     int r = take_file_options(n, opts, &filename, &locking, errp);
     if (r == 0) {
         r = open_fd(n, filename, errp);
@@ -274,6 +273,7 @@ static int file_open(struct node *n, struct opts *opts, struct error **errp)
     file_grow_begin(n, n->size);
     mutex_init(&s->flush_lock, LOCK_FILE_FLUSH, NULL);
     mutex_init(&s->status_lock, LOCK_FILE_STATUS, NULL);
+    file_uncached_init(s);
     return 0;
 }
 
@@ -283,7 +283,7 @@ static void file_close(struct node *n)
 
     mutex_destroy(&s->status_lock);
     mutex_destroy(&s->flush_lock);
-    file_uncached_end(s);
+    file_uncached_destroy(s);
     file_grow_end(n);
     (void)close(s->fd);
     free(s->marks);

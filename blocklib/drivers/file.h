@@ -4,6 +4,7 @@
 
 /* Between file.c and drivers/file-*.c. */
 #include "core/node.h"
+#include "nbdelta/list.h"
 
 /* Bytes of the file that are all data or all a hole. */
 struct run {
@@ -27,6 +28,17 @@ struct growth {
     _Atomic uint64_t added; /* bytes written behind that */
     _Atomic uint64_t step;  /* what to reserve at once; 0: holes came last */
     _Atomic uint64_t upto;  /* what is reserved ends there; 0: nothing is */
+};
+
+/* Writes past the page cache: drivers/file-uncached.c. */
+struct uncached {
+    _Atomic int fd; /* with O_DIRECT; or one of these */
+#define UNCACHED_UNKNOWN (-1)
+#define UNCACHED_NEVER   (-2)
+
+    mutex_t lock;
+    struct list waiting GUARDED_BY(lock);
+    bool busy GUARDED_BY(lock); /* one of them writes */
 };
 
 struct file {
@@ -58,9 +70,7 @@ struct file {
     _Atomic bool no_clone;
     struct ahead ahead;
     struct growth growth;
-    _Atomic int uncached_fd; /* drivers/file-uncached.c; or one of: */
-#define UNCACHED_UNKNOWN (-1)
-#define UNCACHED_NEVER   (-2)
+    struct uncached uncached;
     _Atomic uint64_t discards; /* and how much by them */
     _Atomic uint64_t discarded;
     _Atomic uint64_t discards_failed;
@@ -120,8 +130,10 @@ void file_grow_end(struct node *n);
 int file_write_uncached(struct node *n, uint64_t offset, uint64_t bytes,
                         const struct iovec *iov, int cnt);
 
-/* Before s->fd is closed or becomes another one; no request is in the node. */
-void file_uncached_end(struct file *s);
+void file_uncached_init(struct file *s);
+void file_uncached_destroy(struct file *s);
+/* Before s->fd becomes another one.  No request is in the node. */
+void file_uncached_close(struct file *s);
 
 int file_reopen(struct node *n, const struct node_flags *to,
                 struct error **errp);

@@ -7,6 +7,7 @@
 #include <check.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -118,7 +119,7 @@ START_TEST(large_writes_leave_nothing_in_memory)
     start(FILE_NODE, SIZE);
     put(1, SIZE, 0, REQ_UNCACHED);
     ck_assert_uint_eq(pages_in_memory(SIZE), 0);
-    put(2, 64 * KiB, MiB, REQ_UNCACHED); /* a small one is kept */
+    put(2, 16 * KiB, MiB, REQ_UNCACHED); /* a small one is kept */
     ck_assert_uint_gt(pages_in_memory(SIZE), 0);
     put(3, MiB, MiB, REQ_UNCACHED); /* what was kept is not true any more */
     ck_assert_uint_eq(pages_in_memory(SIZE), 0);
@@ -227,6 +228,83 @@ START_TEST(no_descriptor_is_left)
 }
 END_TEST
 
+/* Writers that wait for one another write what adjoins at once. */
+#define PIECE   (64 * KiB)
+#define WRITERS 8
+
+struct writer {
+    unsigned first; /* it writes this piece, and each WRITERS-th after it */
+    unsigned room;  /* pieces that the file has room for */
+};
+
+static void *write_pieces(void *opaque)
+{
+    const struct writer *w = opaque;
+    CLEANUP_FREE char *buf = filled(0, PIECE);
+
+    for (unsigned i = w->first; i < SIZE / PIECE; i += WRITERS) {
+        struct tree *t = node_enter(n, false);
+        memset(buf, (int)i + 1, PIECE);
+        int r = node_pwrite(n, buf, PIECE, i * PIECE, REQ_UNCACHED);
+        node_leave(t);
+        if (r != (i < w->room ? 0 : -ENOSPC)) {
+            ck_abort_msg("piece %u: %d", i, r);
+        }
+    }
+    return NULL;
+}
+
+static void write_side_by_side(unsigned room)
+{
+    struct writer w[WRITERS];
+    pthread_t threads[WRITERS];
+
+    for (unsigned i = 0; i < WRITERS; i++) {
+        w[i] = (struct writer){i, room};
+        ck_assert_int_eq(thread_start(&threads[i], "t", write_pieces, &w[i]),
+                         0);
+    }
+    for (unsigned i = 0; i < WRITERS; i++) {
+        thread_join(threads[i]);
+    }
+    for (unsigned i = 0; i < min_u64(room, SIZE / PIECE); i++) {
+        expect((char)(i + 1), PIECE, i * PIECE);
+    }
+}
+
+START_TEST(writers_side_by_side_write_what_is_theirs)
+{
+    start(FILE_NODE, 0);
+    n->growable = true;
+    for (unsigned i = 0; i < 10; i++) {
+        write_side_by_side(UINT_MAX);
+        ck_assert_int_eq(blk_resize(b, i * PIECE, NULL), 0);
+    }
+    stop();
+}
+END_TEST
+
+/* Of those that are written at once, only those that have no room fail. */
+START_TEST(each_writer_has_its_own_error)
+{
+    struct rlimit old;
+    struct rlimit small = {SIZE - 9 * PIECE, 0};
+
+    start(FILE_NODE, 0);
+    n->growable = true;
+    ck_assert_int_eq(getrlimit(RLIMIT_FSIZE, &old), 0);
+    small.rlim_max = old.rlim_max;
+    ck_assert_ptr_ne(signal(SIGXFSZ, SIG_IGN), SIG_ERR);
+    ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &small), 0);
+    for (unsigned i = 0; i < 10; i++) {
+        write_side_by_side(SIZE / PIECE - 9);
+        ck_assert_int_eq(blk_resize(b, i * PIECE, NULL), 0);
+    }
+    ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &old), 0);
+    stop();
+}
+END_TEST
+
 START_TEST(no_room_is_told)
 {
     struct rlimit old;
@@ -258,6 +336,8 @@ int main(void)
     tcase_add_test(t, large_writes_leave_nothing_in_memory);
     tcase_add_loop_test(t, all_ways_of_writing_agree, 0, 3);
     tcase_add_test(t, no_descriptor_is_left);
+    tcase_add_test(t, writers_side_by_side_write_what_is_theirs);
+    tcase_add_test(t, each_writer_has_its_own_error);
     tcase_add_test(t, no_room_is_told);
     suite_add_tcase(suite, t);
     SRunner *runner = srunner_create(suite);
