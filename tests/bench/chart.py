@@ -5,7 +5,8 @@
     chart.py RESULTS.json... >CHART.svg
 
 One group for each row of PICTURE that has a result: a bar for each candidate,
-as long as its value is of the row's largest, and the value beside it.
+as long as its value is of the row's largest, and the value beside it.  Of a row
+that is in several files, the last one counts.
 """
 import sys
 from xml.sax.saxutils import escape
@@ -56,7 +57,7 @@ def chart(document):
     machine, peers = document['machine'], document['peers']
     head = [text(8, 20, 'nbdelta and its peers', font_size='16',
                  font_weight='600'),
-            text(8, 38, f'{document["time"][:10]}, {machine["commit"][:12]}, '
+            text(8, 38, f'{document["time"][:10]}, {document["commits"]}, '
                  f'{machine["cpus"]} CPUs ({machine["cpu"]}), Linux '
                  f'{machine["kernel"].split("-")[0]}, disks of '
                  f'{document["sizes"]} GiB, medians of {document["rounds"]} '
@@ -80,8 +81,10 @@ def short(version):
 
 def main(documents):
     sizes = sorted({d['size'] for d in documents})
+    commits = dict.fromkeys(d['machine']['commit'][:8] for d in documents)
     sys.stdout.write(chart({
         **documents[0], 'rows': [r for d in documents for r in d['rows']],
+        'commits': ' and '.join(commits),
         'sizes': ' and '.join(f'{s / (1 << 30):g}' for s in sizes)}))
 
 
