@@ -157,10 +157,10 @@ PKGS := jansson:libjansson-dev zlib:zlib1g-dev libzstd:libzstd-dev \
     gnutls:libgnutls28-dev nettle:nettle-dev libnbd:libnbd-dev nbdkit:nbdkit-plugin-dev \
     check:check
 
-# Without liburing threads do all I/O.
+# Without liburing threads do all I/O.  libnbd and gnutls are loaded when they
+# are first used (blocklib/lazy).
 HAVE_URING  := $(shell $(PKG_CONFIG) --exists liburing 2>/dev/null && echo yes)
-LIB_PKGS    := jansson zlib libzstd libnbd gnutls nettle \
-    $(if $(HAVE_URING),liburing)
+LIB_PKGS    := jansson zlib libzstd nettle $(if $(HAVE_URING),liburing)
 SERVER_PKGS := $(LIB_PKGS)
 PLUGIN_PKGS := $(LIB_PKGS)
 LIBVIRT_PKGS := libvirt libxml-2.0
@@ -240,6 +240,9 @@ FAULTY     := $(O)/tests/func/faulty
 SERVER    := $(O)/nbdelta
 PLUGIN    := $(O)/nbdkit-nbdelta-plugin.so
 LIBVIRT   := $(O)/nbdelta-source-libvirt.so
+# Linked with the libraries that are loaded late, for tools that look at what a
+# package needs.
+NEEDS     := $(O)/nbdelta-needs.so
 MODULES   := $(if $(HAVE_LIBVIRT),$(LIBVIRT))
 BLOCKLIB  := $(O)/libnbdelta.a
 # The server without main(), for tests and fuzzers that look inside it.
@@ -253,7 +256,7 @@ INSIDE := $(if $(UNIT_SRC)$(FUZZ_SRC),$(shell grep -l \
 .PHONY: all
 .DELETE_ON_ERROR:
 .SUFFIXES:
-all: $(SERVER) $(PLUGIN) $(MODULES) $(BLOCKLIB)
+all: $(SERVER) $(PLUGIN) $(MODULES) $(BLOCKLIB) $(NEEDS)
 
 #--- rules ----------------------------------------------------------------
 
@@ -310,13 +313,18 @@ $(SERVER): $(O)/server/main.o $(SERVERLIB) $(BLOCKLIB)
 $(PLUGIN): $(call obj,$(PLUGIN_SRC)) $(BLOCKLIB)
 	$(call link,-shared -Wl$(comma)--exclude-libs$(comma)ALL,$(PLUGIN_PKGS))
 
+$(NEEDS):
+	@mkdir -p $(@D)
+	$(call say,LD,$@)$(CC) -shared $(LDFLAGS) -Wl$(comma)--no-as-needed \
+	    -o $@ $(call pkg_libs,libnbd gnutls)
+
 # With copies of what it uses of the server.
 $(LIBVIRT): $(call obj,$(LIBVIRT_SRC)) $(SERVERLIB) $(BLOCKLIB)
 	$(call link,-shared -Wl$(comma)--exclude-libs$(comma)ALL,jansson \
 	    $(LIBVIRT_PKGS))
 
 $(UNIT_TESTS): $(O)/%: $(O)/tests/unit/%.o $(call obj,$(MARK_SRC)) $(BLOCKLIB)
-	$(call link,-Wl$(comma)--wrap=_mark_point,check $(SERVER_PKGS))
+	$(call link,-Wl$(comma)--wrap=_mark_point,check gnutls $(SERVER_PKGS))
 
 $(FUZZERS): $(O)/%: $(O)/tests/fuzz/%.o $(BLOCKLIB)
 	$(call link,$(FUZZ_LINK),$(SERVER_PKGS))

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* nbdelta: find the sub-command and run it. */
+#include <gnutls/gnutls.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -149,6 +150,12 @@ int main(int argc, char **argv)
     const struct sub_command *c = find_command(name);
     if (!c) {
         return tell_unknown(name[0] == '-' ? "option" : "command", name);
+    }
+    /* A command that looks at backups must not take a hash that cannot be
+     * computed for one that is wrong.  Only a daemon has to start fast. */
+    if (c->run != cmd_serve && !gnutls_check_version(NULL)) {
+        return cli_failed(name, "%s",
+                          gnutls_strerror(GNUTLS_E_UNIMPLEMENTED_FEATURE));
     }
     return c->run(argc - 1, argv + 1);
 }

@@ -84,8 +84,10 @@ static int decode_base64(char *text, size_t *len, struct error **errp)
     gnutls_datum_t coded = {(unsigned char *)text, (unsigned)*len};
     gnutls_datum_t plain;
 
-    if (gnutls_base64_decode2(&coded, &plain) < 0) {
-        return error_set(errp, EINVAL, "the secret is not base64");
+    int r = gnutls_base64_decode2(&coded, &plain);
+    if (r < 0) {
+        return error_set(errp, EINVAL, "the secret is not base64: %s",
+                         gnutls_strerror(r));
     }
     explicit_bzero(text, SECRET_MAX);
     memcpy(text, plain.data, plain.size);
