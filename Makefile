@@ -324,7 +324,8 @@ $(LIBVIRT): $(call obj,$(LIBVIRT_SRC)) $(SERVERLIB) $(BLOCKLIB)
 	    $(LIBVIRT_PKGS))
 
 $(UNIT_TESTS): $(O)/%: $(O)/tests/unit/%.o $(call obj,$(MARK_SRC)) $(BLOCKLIB)
-	$(call link,-Wl$(comma)--wrap=_mark_point,check gnutls $(SERVER_PKGS))
+	$(call link,-Wl$(comma)--wrap=_mark_point,check gnutls libnbd \
+	    $(SERVER_PKGS))
 
 $(FUZZERS): $(O)/%: $(O)/tests/fuzz/%.o $(BLOCKLIB)
 	$(call link,$(FUZZ_LINK),$(SERVER_PKGS))
