@@ -246,6 +246,11 @@ START_TEST(what_is_not_simple_is_refused)
     refused(0, 128 * KiB, BLOCK);
     refused(1, 128 * KiB, BLOCK);
     stop();
+    start("driver=blkdebug,image.driver=file,image.cache.direct=on,"
+          "image.filename=" NAME);
+    refused(0, 128 * KiB, BLOCK);
+    refused(1, 128 * KiB, BLOCK);
+    stop();
     start("driver=qcow2,detect-zeroes=on,file.driver=file,"
           "file.cache.direct=on,file.filename=" NAME);
     refused(1, 128 * KiB, BLOCK);
@@ -342,6 +347,7 @@ START_TEST(what_is_done_in_part_goes_on)
     ck_assert_int_eq(bufs[99], 5);
     ck_assert_int_eq(bufs[100], 0);
     ck_assert_int_eq(bufs[3 * BLOCK - 1], 0);
+    ck_assert_int_eq(file_flight.end(file, &r, -EIO), -EIO);
     stop();
 }
 END_TEST
