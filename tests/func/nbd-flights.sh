@@ -10,6 +10,13 @@ truncate -s 8M probe
 dd if=probe of=/dev/null bs=4k count=1 iflag=direct status=none 2>/dev/null ||
     skip "this file system has no O_DIRECT"
 
+# Built without liburing, or the kernel has none.
+why='aio=io_uring cannot be had here: \(Function not\|Operation not permitted\)'
+if ! nbdelta map driver=file,filename=probe,aio=io_uring >/dev/null 2>err; then
+    grep -q "$why" err || fail "$(cat err)"
+    skip "$(cat err)"
+fi
+
 # An option that cannot be had is an error; nothing asked for is none.
 without=$BUILD/tests/func/without-rings
 if "$without" true; then
