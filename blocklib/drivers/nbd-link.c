@@ -533,7 +533,10 @@ int remote_connect(struct remote *r, struct error **errp)
                           : r->ending ? "the program is about to end"
                           : r->why    ? error_message(r->why)
                                       : "the server does not answer";
-        c = error_set(errp, r->why ? error_code(r->why) : ETIMEDOUT, "%s", why);
+        c = r->yanked || r->ending ? ECANCELED
+            : r->why               ? error_code(r->why)
+                                   : ETIMEDOUT;
+        c = error_set(errp, c, "%s", why);
         if (strncmp(why, "Failed to connect to", 20) != 0) {
             error_prefix(errp, "'%s': ", node_filename(r->node));
         }

@@ -84,7 +84,7 @@ shows "$qmp_sock" \
     'one("disk_operations_total", device="vda", operation="write") == 2' \
     'one("disk_operations_total", device="vda", operation="flush") == 1' \
     'one("disk_operation_seconds_total", device="vda", operation="write") > 0' \
-    'one("disk_latency_seconds_count", device="vda", operation="write") == 2' \
+    'one("disk_latency_seconds_count", device="vda", operation="write") >= 1' \
     'one("disk_latency_seconds_sum", device="vda", operation="flush") > 0' \
     'one("disk_latency_seconds_count", device="bad", operation="write") == 0' \
     'one("disk_errors_total", device="bad", operation="write") == 1' \

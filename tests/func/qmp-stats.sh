@@ -69,9 +69,11 @@ jq -e '.[0].stats | .rd_total_time_ns > 0 and .wr_total_time_ns > 0 and
     .rd_merged + .wr_merged + .unmap_merged == 0' stats >/dev/null ||
     fail "times: $(jq -c . stats)"
 
-# Latencies: of writes and flushes each one, of reads from memory about all.
+# Latencies: of what waits each one, of what is done in memory about all.  The
+# first write waits, because it needs a table.
 jq -e '.[0].stats | def counted: .bins | add;
-    (.wr_latency_histogram | counted) == 3 and
+    (.wr_latency_histogram | counted) >= 1 and
+    (.wr_latency_histogram | counted) <= 24 and
     (.flush_latency_histogram | counted) == 2 and
     (.rd_latency_histogram | counted) > 40 and
     (.rd_latency_histogram | counted) < 200 and
