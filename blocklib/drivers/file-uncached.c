@@ -133,7 +133,8 @@ static bool is_worth_it(uint64_t offset, uint64_t bytes,
     for (int i = 0; i < cnt; i++) {
         all |= (uintptr_t)iov[i].iov_base | iov[i].iov_len;
     }
-    return bytes >= LARGE && cnt <= TURN_IOV_MAX && is_aligned(offset | bytes | all, PAGE);
+    return bytes >= LARGE && cnt <= TURN_IOV_MAX &&
+           is_aligned(offset | bytes | all, PAGE);
 }
 
 /* Write all of @v, which is the caller's own copy. */
@@ -273,8 +274,7 @@ int file_write_uncached(struct node *n, uint64_t offset, uint64_t bytes,
     if (fd < 0) {
         return -ENOTSUP;
     }
-    struct turn me = {
-        .offset = offset, .bytes = bytes, .iov = iov, .cnt = cnt};
+    struct turn me = {.offset = offset, .bytes = bytes, .iov = iov, .cnt = cnt};
     cond_init(&me.wake);
     int r = wait_and_write(&s->uncached, fd, &me);
     cond_destroy(&me.wake);

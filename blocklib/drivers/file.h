@@ -120,8 +120,9 @@ void file_was_read(struct node *n, uint64_t offset, uint64_t bytes,
 
 /* The range is about to be written by way of the page cache. */
 void file_grows(struct node *n, uint64_t offset, uint64_t bytes);
-/* Begin to look at it, with the flags as they are, and @size; and give back what
- * was reserved, before any of these changes.  No request is in the node. */
+/* Begin to look at it, with the flags as they are, and @size; and give back
+ * what was reserved, before any of these changes.  No request is in the node.
+ */
 void file_grow_begin(struct node *n, uint64_t size);
 void file_grow_end(struct node *n);
 

@@ -17,7 +17,6 @@
 #include "nbdelta/size.h"
 #include "nbdelta/text.h"
 
-
 enum {
     OPT_CHECKPOINT = CLI_LONG,
     OPT_DISCARD,
@@ -153,7 +152,9 @@ static int set_scratch(json_t *args, const char *text, struct error **errp)
     }
     r = size_parse(size, &quota);
     if (r < 0 || quota > INT64_MAX) {
-        return error_set(errp, EINVAL, "'%s' is not a size: write bytes, or 512M, 1.5G", size);
+        return error_set(errp, EINVAL,
+                         "'%s' is not a size: write bytes, or 512M, 1.5G",
+                         size);
     }
     (void)json_object_set_new(scratch, "quota",
                               json_integer((json_int_t)quota));

@@ -78,7 +78,8 @@ static const struct cli_command command = {
              "Exit status 3: a bitmap is inconsistent; 4: there is no such\n"
              "bitmap (add: there is one already); 5: the image is in use.\n",
     .options = option_table,
-    .operands = "[list|add|remove|clear|enable|disable|merge|repair] IMAGE BITMAP...",
+    .operands =
+        "[list|add|remove|clear|enable|disable|merge|repair] IMAGE BITMAP...",
 };
 
 static const struct {

@@ -21,7 +21,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 
-#define BACKLOG        128
+#define BACKLOG         128
 #define FREE_PORT_TRIES 16
 
 static const char *const types[] = {"inet", "unix", "vsock", "fd", NULL};
@@ -267,8 +267,8 @@ static int listen_range(const json_t *addr, struct listeners *l,
     int r = listen_inet(addr, port, l, errp);
 
     /* A port that is free at one address may be taken at the next one. */
-    for (int i = 0; r == -EADDRINUSE && strcmp(port, "0") == 0 &&
-                    i < FREE_PORT_TRIES;
+    for (int i = 0;
+         r == -EADDRINUSE && strcmp(port, "0") == 0 && i < FREE_PORT_TRIES;
          i++) {
         r = listen_inet(addr, port, l, errp);
     }

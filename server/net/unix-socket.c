@@ -160,8 +160,7 @@ static int open_door(struct unix_socket *u, int fd, const char *path,
 }
 
 int unix_socket_listen(struct unix_socket *u, const char *path,
-                       const struct socket_access *access,
-                       struct error **errp)
+                       const struct socket_access *access, struct error **errp)
 {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
     CLEANUP_CLOSE int fd = -1;

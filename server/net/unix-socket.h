@@ -28,8 +28,7 @@ struct socket_access {
  * give.
  */
 int unix_socket_listen(struct unix_socket *u, const char *path,
-                       const struct socket_access *access,
-                       struct error **errp);
+                       const struct socket_access *access, struct error **errp);
 
 /* Close @u, and remove its file if that is still the file that @u has made. */
 void unix_socket_close(struct unix_socket *u);

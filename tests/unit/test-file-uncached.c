@@ -24,8 +24,8 @@
 #include "nbdelta/options.h"
 #include "nbdelta/thread.h"
 
-#define NAME "disk.img"
-#define SIZE (4 * MiB)
+#define NAME      "disk.img"
+#define SIZE      (4 * MiB)
 #define FILE_NODE "driver=file,filename=" NAME
 
 static struct graph *g;

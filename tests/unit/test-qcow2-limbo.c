@@ -18,8 +18,8 @@
 #include <check.h>
 
 #include "qcow2-check.h"
-#include "qcow2/l2.h"
 #include "qcow2/alloc.h"
+#include "qcow2/l2.h"
 #include "qcow2/qcow2.h"
 #include "small-disk.h"
 

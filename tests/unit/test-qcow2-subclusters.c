@@ -19,8 +19,8 @@
 #define DISK_MAX (4 * MiB)
 #include "power-cut.h"
 #include "qcow2-check.h"
-#include "qcow2/l2.h"
 #include "qcow2/l2-entry.h"
+#include "qcow2/l2.h"
 
 #define CLUSTER (16 * KiB)
 #define SUB     UINT64_C(512)
