@@ -53,7 +53,9 @@ round() {
     "${kind}_freeze" second
     status=0
     nbdelta backup --output=json "$source" "$dir" >report 2>said || status=$?
-    [ $status = 0 ] && [ ! -s said ] || fail "$kind, $when: $status $(cat said)"
+    if [ $status != 0 ] || [ -s said ]; then
+        fail "$kind, $when: $status $(cat said)"
+    fi
     now=$(jq -r .point report)
     qemu-img compare -q "$dir/vda/$killed.qcow2" first ||
         fail "$kind, $when: $killed is not what was frozen"

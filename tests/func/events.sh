@@ -21,6 +21,7 @@ ends() {
 }
 # watch ARG...: `nbdelta events ARG...` in the background, which is connected.
 watch() {
+    # shellcheck disable=SC2094  # the other 'events' is a word
     timeout 60 nbdelta events "$@" >events 2>err &
     watcher=$!
 }
@@ -86,6 +87,7 @@ grep -q 'interrupted (Terminated)' err || fail "$(cat err)"
 jq -es 'length > 0' events >/dev/null || fail "not whole lines: $(cat events)"
 
 # The reader goes, and no event comes that would tell.
+# shellcheck disable=SC2016  # for bash -c to expand
 ends 7 '' bash -c 'nbdelta events "$1" | true; exit "${PIPESTATUS[0]}"' _ \
     "$qmp_sock"
 
@@ -106,6 +108,7 @@ limit=1000000
 limited() {
     local status=$1 text=$2
     shift 2
+    # shellcheck disable=SC2016  # for bash -c to expand
     ends "$status" "$text" bash -c 'ulimit -v "$1"; shift; "$@"' _ "$limit" \
         nbdelta events fake.sock "$@"
 }

@@ -44,8 +44,8 @@ refused() { # TEXT OPTIONS... IMAGE SIZE
 
 for options in qcow2: qcow2:cluster_size=4k,refcount_bits=1 \
     qcow2:cluster_size=2M raw:; do
-    format=${options%%:*} how=${options#*:}
-    qemu-img create -q -f "$format" ${how:+-o "$how"} disk 20M
+    format=${options%%:*} wanted=${options#*:}
+    qemu-img create -q -f "$format" ${wanted:+-o "$wanted"} disk 20M
     qemu-io -f "$format" -c 'write -q -P 1 0 1M' -c 'write -q -P 2 7M 64k' \
         -c 'write -q -P 3 17M 3M' disk
     f=(-f "$format")

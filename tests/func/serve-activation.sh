@@ -176,9 +176,6 @@ mkfifo hold
 bash parent.sh "$sock" "$pidfile" <hold &
 parent=$!
 exec 3>hold
-ready() {
-    [ -s "$pidfile" ]
-}
 wait_until 'the server is ready' ready
 orphan=$(cat "$pidfile")
 nbdinfo --size "$uri" >out
