@@ -28,6 +28,7 @@
  */
 #include "copy/scratch.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -341,6 +342,7 @@ static bool spill(struct scratch *s, struct piece **taken, int count)
     while (done < count) {
         int n = (int)scratch_slots_take(&s->file, (uint64_t)(count - done),
                                         &slot);
+        assert(n <= count - done);
         for (int i = 0; i < n; i++) {
             v[i] = (struct iovec){taken[done + i]->data, UNIT};
         }

@@ -54,15 +54,15 @@ static bool has_lock(int fd, off_t byte)
 {
     char path[40];
     char line[200];
-    long long first;
     bool found = false;
 
     (void)snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
     FILE *f = fopen(path, "re");
     while (f && !found && fgets(line, sizeof(line), f)) {
-        found = sscanf(line, "lock: %*s OFDLCK %*s %*s %*s %*s %lld", &first) ==
-                    1 &&
-                first == byte;
+        int at = 0; /* of the first byte that is locked */
+
+        (void)sscanf(line, "lock: %*s OFDLCK %*s %*s %*s %*s %n", &at);
+        found = at > 0 && strtoll(line + at, NULL, 10) == byte;
     }
     if (f) {
         (void)fclose(f);
@@ -80,7 +80,7 @@ static bool is_held_by_us(int fd, off_t byte)
     bool ours = false;
 
     while (all && !ours && fstat(fd, &mine) == 0 && (e = readdir(all))) {
-        int other = e->d_name[0] == '.' ? fd : atoi(e->d_name);
+        int other = e->d_name[0] == '.' ? fd : (int)strtol(e->d_name, NULL, 10);
 
         ours = other != fd && fstat(other, &st) == 0 &&
                st.st_dev == mine.st_dev && st.st_ino == mine.st_ino &&

@@ -161,7 +161,7 @@ void graph_salvage(struct graph *g, uint64_t limit_ns,
     struct closer *c = calloc(room + 1, sizeof(*c));
     size_t count = c ? start_closers(g, c) : 0;
     while (!all_done(c, count) && now_ns() < end) {
-        struct timespec pause = {0, 20 * 1000000};
+        struct timespec pause = {0, 20 * 1000000L};
         (void)nanosleep(&pause, NULL);
     }
     for (size_t i = 0; i < count; i++) {

@@ -69,7 +69,7 @@ static int show(struct graph *g, struct blk *b, struct snapshot_found *found,
 int blk_snapshot_view(struct graph *g, struct blk *b, const char *which,
                       const char *user, struct blk **viewp, struct error **errp)
 {
-    struct node *n;
+    struct node *n = NULL;
     int r;
 
     do {

@@ -240,7 +240,9 @@ int luks_parse(const unsigned char bytes[LUKS_HEADER_BYTES], uint64_t room,
     copy_name(h->hash_name, bytes + AT_HASH, LUKS_NAME_MAX);
     copy_name(h->uuid, bytes + AT_UUID, LUKS_UUID_MAX);
     for (char *c = h->uuid; *c; c++) { /* it is shown */
-        *c = *c < 0x20 || *c > 0x7e ? '?' : *c;
+        if (*c < 0x20 || *c > 0x7e) {
+            *c = '?';
+        }
     }
     h->spec.key_bytes = load_be32(bytes + AT_KEY_BYTES);
     memcpy(h->digest, bytes + AT_DIGEST, LUKS_DIGEST);
@@ -252,7 +254,7 @@ int luks_parse(const unsigned char bytes[LUKS_HEADER_BYTES], uint64_t room,
                       "the LUKS header has a digest of no iterations");
     }
     for (unsigned i = 0; i < LUKS_SLOTS && r == 0; i++) {
-        r = parse_slot(h, i, bytes + AT_SLOTS + i * SLOT_BYTES, room,
+        r = parse_slot(h, i, bytes + AT_SLOTS + (size_t)i * SLOT_BYTES, room,
                        &h->slots[i], errp);
     }
     return r < 0 ? r : check_overlaps(h, errp);

@@ -587,9 +587,9 @@ static void adopt(struct qcow2 *s, struct plan *p)
         list_append(&s->bitmaps.list, &p->dir[i]->in_image);
         if (before && before != p->dir[i]) {
             before->bm = NULL;
-        }
-        if (p->dir[i]->heir_of) {
-            hand_over(before, p->dir[i]);
+            if (p->dir[i]->heir_of) { /* that is @before */
+                hand_over(before, p->dir[i]);
+            }
         }
         if (p->dir[i]->flags & QCOW2_BITMAP_IN_USE) {
             atomic_store(&p->dir[i]->voided, true);

@@ -158,7 +158,7 @@ static int look_up(struct qcow2 *s, uint64_t offset, uint64_t bytes,
     /* It is looked at before the table: it comes at any time, and goes only
      * while the tree is drained. */
     bool own = atomic_load(&s->l1[offset / qcow2_l2_span(s)]) & QCOW2_COPIED;
-    struct qcow2_table *t;
+    struct qcow2_table *t = NULL;
     int r = qcow2_l2_get(s, offset, flags & MAP_NOWAIT, &t);
     if (r < 0) {
         return r;

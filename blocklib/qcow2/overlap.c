@@ -345,7 +345,7 @@ static int add_bitmaps(struct qcow2 *s) REQUIRES(s->meta)
 static int add_inactive_l2(struct qcow2 *s, const struct qcow2_snapshot *sn,
                            uint64_t *left) REQUIRES(s->meta)
 {
-    CLEANUP_FREE unsigned char *be = malloc(ENTRIES * 8);
+    CLEANUP_FREE unsigned char *be = malloc((size_t)ENTRIES * 8);
     uint32_t entries = (uint32_t)min_u64(sn->l1_size, *left);
     int r = be ? 0 : -ENOMEM;
 

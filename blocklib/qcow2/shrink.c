@@ -217,7 +217,7 @@ void qcow2_give_back(struct qcow2 *s, bool on)
 
 void qcow2_give_back_end(struct qcow2 *s, uint64_t size)
 {
-    bool empty;
+    bool empty = false;
 
     mutex_lock(&s->meta);
     int r = drop_l2_tables(s, div_up(size, qcow2_l2_span(s)));

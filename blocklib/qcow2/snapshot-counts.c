@@ -80,7 +80,8 @@ static int gather_l1(struct qcow2_counting *n, struct qcow2 *s,
     if (!l1 || !more) {
         return -ENOMEM;
     }
-    int r = bytes == 0 ? 0 : node_pread(s->file, l1, bytes, sn->l1_offset, 0);
+    int r = sn->l1_size == 0 ? 0
+                             : node_pread(s->file, l1, bytes, sn->l1_offset, 0);
     for (uint32_t i = 0; r == 0 && i < sn->l1_size; i++) {
         uint64_t host = be64toh(l1[i]) & QCOW2_OFFSET_MASK;
 

@@ -45,20 +45,11 @@ static void parse_extra(const unsigned char *extra, uint64_t len,
     }
 }
 
-int qcow2_snapshot_parse(const unsigned char *bytes, uint64_t len,
-                         struct qcow2_snapshot *sn)
+/* All of it is there. */
+static void parse(const unsigned char *bytes, struct qcow2_snapshot *sn)
 {
-    if (len < QCOW2_SNAPSHOT_HEAD) {
-        return -EAGAIN;
-    }
-    uint64_t size = qcow2_snapshot_size(bytes);
     uint64_t extra = load_be32(bytes + 36);
-    if (size == 0) {
-        return -EFBIG;
-    }
-    if (real_size(bytes) > len) {
-        return -EAGAIN;
-    }
+
     *sn = (struct qcow2_snapshot){
         .l1_offset = load_be64(bytes + QCOW2_SNAPSHOT_L1_OFFSET_AT),
         .l1_size = load_be32(bytes + 8),
@@ -71,18 +62,32 @@ int qcow2_snapshot_parse(const unsigned char *bytes, uint64_t len,
         .id = (const char *)bytes + QCOW2_SNAPSHOT_HEAD + extra,
         .id_len = load_be16(bytes + 12),
         .name_len = load_be16(bytes + 14),
-        .bytes = size,
+        .bytes = qcow2_snapshot_size(bytes),
     };
     sn->name = sn->id + sn->id_len;
     parse_extra(bytes + QCOW2_SNAPSHOT_HEAD, extra, sn);
+}
+
+int qcow2_snapshot_parse(const unsigned char *bytes, uint64_t len,
+                         struct qcow2_snapshot *sn)
+{
+    if (len < QCOW2_SNAPSHOT_HEAD) {
+        return -EAGAIN;
+    }
+    if (qcow2_snapshot_size(bytes) == 0) {
+        return -EFBIG;
+    }
+    if (real_size(bytes) > len) {
+        return -EAGAIN;
+    }
+    parse(bytes, sn);
     return 0;
 }
 
 void qcow2_snapshot_get(const struct qcow2_snapshots *t, uint32_t i,
                         struct qcow2_snapshot *sn)
 {
-    /* It was parsed when it came here. */
-    (void)qcow2_snapshot_parse(t->table + t->at[i], t->bytes - t->at[i], sn);
+    parse(t->table + t->at[i], sn); /* it was checked when it came here */
 }
 
 static bool is_text(const char *bytes, uint32_t len, const char *text)

@@ -266,6 +266,7 @@ static int run(struct watch *w, const char *socket)
     r = r < 0 ? r : follow(w, &err);
     int status = exit_status(w, r, err);
     qmp_client_close(&c);
+    w->qmp = NULL;
     return status;
 }
 

@@ -220,7 +220,7 @@ static bool has_unreadable(const struct store *s)
 static int draw_points(struct store *s, const struct store_point *only)
 {
     CLEANUP_ERROR struct error *err = NULL;
-    char name[POINT_NAME_MAX];
+    char name[POINT_NAME_MAX] = "";
 
     if (only) { /* it can move while the tree is drawn */
         memcpy(name, only->name, sizeof(name));

@@ -173,7 +173,7 @@ static int run_connected(const struct what *o)
 
 static int print_help(const struct schema *s, const char *name)
 {
-    struct nearest near;
+    struct nearest near = {.word = name};
     int r = name ? qmp_help_print(s, name, stdout, &near)
                  : qmp_help_list(s, stdout);
 

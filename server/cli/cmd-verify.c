@@ -163,7 +163,7 @@ static double done_of(void *opaque)
 /* --- The command --- */
 
 static int verify(struct store *s, const struct store_point *point,
-                  struct verify_options *o, bool json, bool progress_json)
+                  struct verify_options o, bool json, bool progress_json)
 {
     CLEANUP_ERROR struct error *err = NULL;
     CLEANUP_JSON json_t *damage = json ? json_array() : NULL;
@@ -171,16 +171,16 @@ static int verify(struct store *s, const struct store_point *point,
     struct verify_result result = {.files = 0};
     struct verify_progress progress = {.done = 0};
 
-    o->progress = &progress;
-    o->stop = &stopped;
-    o->on_damage = on_damage;
-    o->opaque = &out;
+    o.progress = &progress;
+    o.stop = &stopped;
+    o.on_damage = on_damage;
+    o.opaque = &out;
     catch_signals();
     struct progress *shown = progress_json
                                  ? progress_start_json(bytes_of, &progress)
                                  : progress_start("verify", done_of, &progress);
-    int r = point ? verify_point(s, point->name, true, o, &result, &err)
-                  : verify_all(s, o, &result, &err);
+    int r = point ? verify_point(s, point->name, true, &o, &result, &err)
+                  : verify_all(s, &o, &result, &err);
     progress_stop(shown);
     int status = 0;
     if (r == 0 || r == -EUCLEAN) {
@@ -269,5 +269,5 @@ int cmd_verify(int argc, char **argv)
         return cli_usage(&command, "--quick reads no part");
     }
     int r = point_arg_open(command.name, argv[optind], &s, &point);
-    return r != 0 ? r : verify(s, point, &o, json, progress_json);
+    return r != 0 ? r : verify(s, point, o, json, progress_json);
 }

@@ -89,10 +89,8 @@ static uint64_t met(struct round *r)
 
 static int add_run(struct runs *s, uint64_t end, unsigned flags)
 {
-    struct run *last = s->count ? &s->run[s->count - 1] : NULL;
-
-    if (last && last->flags == flags) {
-        last->end = end;
+    if (s->count > 0 && s->run[s->count - 1].flags == flags) {
+        s->run[s->count - 1].end = end;
         return 0;
     }
     if (s->count == RUNS_MAX) {

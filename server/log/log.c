@@ -15,6 +15,7 @@
 
 /* Less than what a pipe takes in one piece. */
 #define TEXT_MAX 2048
+#define MORE_MAX 64 /* of that: how often it was not told */
 
 #define SECOND  UINT64_C(1000000000)
 #define EVERY_S 60
@@ -122,7 +123,6 @@ void log_seldom(struct log_limit *limit, enum tell_level level, const char *fmt,
                 ...)
 {
     char text[TEXT_MAX];
-    char more[64];
     uint64_t quiet = 0;
     va_list ap;
 
@@ -131,13 +131,14 @@ void log_seldom(struct log_limit *limit, enum tell_level level, const char *fmt,
     }
     mutex_lock(&lock);
     if (is_time_to_tell(limit, &quiet)) {
-        (void)snprintf(more, sizeof(more), " (and %ju like it before)",
-                       (uintmax_t)quiet);
         va_start(ap, fmt);
-        (void)vsnprintf(text, sizeof(text) - sizeof(more), fmt, ap);
+        (void)vsnprintf(text, TEXT_MAX - MORE_MAX, fmt, ap);
         va_end(ap);
         if (quiet > 0) {
-            strcat(text, more);
+            size_t len = strlen(text);
+
+            (void)snprintf(text + len, sizeof(text) - len,
+                           " (and %ju like it before)", (uintmax_t)quiet);
         }
         tell_line(level, text);
     }

@@ -22,9 +22,9 @@
 
 struct error;
 
-/* Lines go to standard error, and begin with @program, which stays.  Looks
+/* Lines go to standard error, and begin with @name, which stays.  Looks
  * where standard error leads now. */
-void sink_init(const char *program);
+void sink_init(const char *name);
 
 /* Lines go to @where from now on: "stderr", "syslog", "null", or else a file,
  * which is made (mode 0640) and opened here.  On an error all stays as it was:

@@ -50,7 +50,7 @@ void spin_end(struct spin *s, uint64_t limit, uint64_t now)
     s->spins += s->spinning;
     s->misses += s->spinning && s->missed;
     if (s->missed) {
-        s->price = (uint32_t)min_u64(2 * price_of(s), SPIN_PRICE_MAX);
+        s->price = (uint32_t)min_u64(UINT64_C(2) * price_of(s), SPIN_PRICE_MAX);
         s->paid = 0;
     } else if (s->spinning) {
         s->price = (uint32_t)max_u64(price_of(s) - 1, SPIN_PRICE_MIN);

@@ -213,6 +213,7 @@ static void follow_port(struct addrinfo *ai, const struct listeners *l,
     struct sockaddr_storage a;
     socklen_t len = sizeof(a);
 
+    memset(&a, 0, sizeof(a));
     if (l->count == first ||
         getsockname(l->at[first].fd, (struct sockaddr *)&a, &len) < 0) {
         return;

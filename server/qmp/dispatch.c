@@ -99,7 +99,7 @@ int qmp_check_request(json_t *request, struct qmp_call *call,
     int r = check_envelope(request, call->state->oob, &name, &oob, errp);
 
     call->class = QMP_GENERIC_ERROR;
-    if (r < 0 || !name) {
+    if (r < 0) {
         return r;
     }
     call->class = QMP_COMMAND_NOT_FOUND;
@@ -222,7 +222,7 @@ json_t *qmp_dispatch(struct daemon *d, struct qmp_state *state, json_t *request)
     const struct qmp_command *cmd = NULL;
     int r = qmp_check_request(request, &call, &cmd, &err);
 
-    if (r == 0 && cmd) {
+    if (r == 0) {
         if (!call.args) {
             call.args = none;
         }

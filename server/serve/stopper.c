@@ -160,8 +160,10 @@ bool stopper_free(struct stopper *s)
     s->done = true;
     bool ending = s->ending;
     mutex_unlock(&s->lock);
-    while (ending) {
-        (void)pause();
+    if (ending) {
+        for (;;) {
+            (void)pause(); /* the thread ends the process */
+        }
     }
     kick_raise(s->done_fd);
     thread_join(s->thread);

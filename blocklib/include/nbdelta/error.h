@@ -38,10 +38,6 @@ struct error;
 int error_set(struct error **errp, int errnum, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
-#ifdef __clang_analyzer__ /* it cannot see that the result is negative */
-#define error_set(...) (error_set(__VA_ARGS__), -1)
-#endif
-
 /* Make the error for a lack of memory; returns -ENOMEM. */
 static inline int error_nomem(struct error **errp)
 {
@@ -50,6 +46,11 @@ static inline int error_nomem(struct error **errp)
                          ? "no file descriptor is left (see ulimit -n)"
                          : "Out of memory");
 }
+
+#ifdef __clang_analyzer__ /* it cannot see that the results are negative */
+#define error_set(...)   (error_set(__VA_ARGS__), -1)
+#define error_nomem(...) (error_nomem(__VA_ARGS__), -1)
+#endif
 
 /* Put context in front of the sentence: "cannot open 'a.qcow2': " and then the
  * old one. */

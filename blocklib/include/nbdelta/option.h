@@ -38,9 +38,9 @@ struct option {
                                           for words[i] */
 };
 
-#define OPTION(n, t, ...)                                          \
-    {                                                              \
-        .name = (n), .type = OPTION_##t __VA_OPT__(, ) __VA_ARGS__ \
+#define OPTION(n, t, ...)                            \
+    {                                                \
+        .name = (n), .type = OPTION_##t, __VA_ARGS__ \
     }
 #define OPTIONS_END \
     {               \
