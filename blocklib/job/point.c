@@ -32,6 +32,9 @@
 /* The largest cluster that is tried. */
 #define CLUSTER_MAX (1 * MiB)
 
+/* Units of a point: 128 MiB of bits for each of its sets, at the most. */
+#define UNITS_MAX (UINT64_C(1) << 30)
+
 /* Bytes that one point keeps in memory before it needs its file. */
 #define MEMORY_MAX (16 * MiB)
 
@@ -143,9 +146,13 @@ static int make_point_copy(struct point_start *s, struct error **errp)
             },
     };
 
-    /* As small as what guests write, so that they wait for no more than that:
-     * memory for the sets is hardly used.  It is refused where the kernel
-     * promises no more than it has. */
+    /* As small as what guests write, so that they wait for no more than that.
+     * A begin uses hardly any memory for the sets, but guests that write all
+     * over the disk can have them use all of it. */
+    while (c.cluster < CLUSTER_MAX && c.size / c.cluster > UNITS_MAX) {
+        c.cluster *= 2;
+    }
+    /* It is refused where the kernel promises no more than it has. */
     while (!p->copy && c.cluster <= CLUSTER_MAX) {
         p->copy = try_copy(&c, !o->since || o->whole);
         c.cluster *= 2;
