@@ -303,8 +303,9 @@ int store_new_name(const struct store *s, const char *used, char *name,
                    struct error **errp)
 {
     const struct store_point *last = store_latest(s);
+    const char *gone = later(s->dropped, used);
     const char *after = later(later(last ? last->name : "", s->pending.name),
-                              used);
+                              gone);
 
     return point_name_make(time(NULL), after[0] ? after : NULL, name) == 0
                ? 0
@@ -493,6 +494,7 @@ int store_drop_pending(struct store *s, struct error **errp)
     if (r < 0) {
         return r;
     }
+    memcpy(s->dropped, s->pending.name, sizeof(s->dropped));
     clear_point(&s->pending);
     return store_clean(s, NULL, errp);
 }

@@ -107,8 +107,9 @@ int store_find_point(const struct store *s, const char *word,
 /* Read all manifests again. */
 int store_reload(struct store *s, struct error **errp);
 
-/* The name of a point that is made now: later than all points, and than @used,
- * the name of one that was given up ("": none). */
+/* The name of a point that is made now: later than all points, than a pending
+ * one that was dropped, and than @used, the name of one that was given up ("":
+ * none). */
 int store_new_name(const struct store *s, const char *used, char *name,
                    struct error **errp);
 

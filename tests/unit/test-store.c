@@ -282,6 +282,14 @@ START_TEST(test_pending)
     ck_assert(exists(at("dir/vda/" POINT1 ".qcow2")));
     ck_assert_int_eq(store_drop_pending(s, NULL), 0);
 
+    /* Nor does another one get its name, as the clock goes. */
+    char name[POINT_NAME_MAX];
+    put(at("dir/29991231T000000Z.json.pending"), "{", 1);
+    ck_assert_int_eq(store_reload(s, NULL), 0);
+    ck_assert_int_eq(store_drop_pending(s, NULL), 0);
+    ck_assert_int_eq(store_new_name(s, "", name, NULL), 0);
+    ck_assert_str_eq(name, "29991231T000001Z");
+
     /* One that nobody can read goes, too. */
     put(at("dir/" POINT2 ".json.pending"), "{", 1);
     ck_assert_int_eq(store_reload(s, NULL), 0);
