@@ -181,6 +181,7 @@ def signals(d):
         held.wait()
         p.send_signal(signal.SIGINT)
         assert 'is cancelled' in p.stderr.readline()
+        until('it runs', lambda: 'vda' in jobs(d))
         p.send_signal(signal.SIGTERM)
         assert 'is not known' in end(p, UNKNOWN)[1]
     assert 'vda' in jobs(d)
