@@ -24,7 +24,7 @@ struct store {
 
     unsigned count;
     struct store_point *points;
-    struct store_point pending; /* its name is "": there is none */
+    struct store_point pending;   /* its name is "": there is none */
     char dropped[POINT_NAME_MAX]; /* the pending one that was; or "" */
     unsigned retireds;
     struct manifest **retired; /* by store_refresh */
