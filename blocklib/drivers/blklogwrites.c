@@ -386,9 +386,25 @@ static void logwrites_limits(struct node *n, struct limits *lim)
     lim->max_transfer -= lim->max_transfer % lim->align;
 }
 
+/* What is cut off reads as zeroes when the file grows again.  The format of the
+ * log has no better word for that than a discard. */
 static int logwrites_resize(struct node *n, uint64_t size, struct error **errp)
 {
-    return node_resize(node_child(n, CHILD_FILE), size, errp);
+    struct logwrites *s = n->state;
+    struct node *file = node_child(n, CHILD_FILE);
+    uint64_t old = node_size(file);
+    uint64_t from = align_up(size, s->sector);
+    int r = 0;
+
+    rwlock_rdlock(&s->order);
+    if (from < old) {
+        r = record(s, &(struct entry){from, old - from, LOG_DISCARD, NULL, 0});
+    }
+    r = r < 0 ? error_set(errp, -r, "cannot write to the log '%s': %s",
+                          node_filename(s->log), strerror(-r))
+              : node_resize(file, size, errp);
+    rwlock_unlock(&s->order);
+    return r;
 }
 
 const struct driver driver_logwrites = {

@@ -111,3 +111,21 @@ refused "Invalid length in log entry 0" ,file.log-append=on
 truncate -s 4096 ours.log
 printf '\20' | dd of=ours.log bs=1 seek=23 conv=notrunc status=none
 refused "Log entry 0 lies behind the end of the log" ,file.log-append=on
+
+# A file that is cut: what comes back reads as zeroes, also when played back.
+fresh
+serve "disk0=$(options ours)"
+qemu-io -f raw "$(uri_of disk0)" -c 'write -q -P 9 0 2M' >/dev/null
+qmp block_resize device=disk0 size=1M >/dev/null
+qmp block_resize device=disk0 size=2M >/dev/null
+stop_server
+python - "$SRCDIR/tests/func" <<'END'
+import sys
+sys.path.insert(0, sys.argv[1])
+import writelog
+
+disk = bytearray(2 << 20)
+for e in writelog.read('ours.log'):
+    writelog.put(disk, e)
+assert disk == b'\x09' * (1 << 20) + bytes(1 << 20)
+END

@@ -46,9 +46,11 @@ def read(path):
 
 def put(disk, entry):
     """Do to @disk, a bytearray, what was written."""
+    end = entry.offset + entry.length
+    if entry.flags & DISCARD and end >= len(disk):  # the file was cut there
+        disk[entry.offset:] = bytes(max(0, len(disk) - entry.offset))
     if entry.data is None:
         return
-    end = entry.offset + entry.length
     if len(disk) < end:
         disk.extend(bytes(end - len(disk)))
     disk[entry.offset:end] = entry.data
