@@ -23,7 +23,8 @@ usage '-U' -U s -p 10809 a.raw
 usage 'port' -p -1 a.raw
 usage 'port' -p 65536 a.raw
 usage 'port' -p 12x a.raw
-nbdelta serve --help | grep -q -e --pidfile
+nbdelta serve --help >help
+grep -q -e --pidfile help
 
 # What cannot work: one line, status 1, nothing left.
 refused() {

@@ -61,7 +61,8 @@ fi
 # Only QEMU's options then, and its manner of speaking.
 ./qemu-storage-daemon --version >out
 grep -q '^qemu-storage-daemon version 7\.' out
-./qemu-storage-daemon --help | grep -q -e --nbd-server
+./qemu-storage-daemon --help >help
+grep -q -e --nbd-server help
 for bad in "-U s" "--qmp s" disk.raw; do
     # shellcheck disable=SC2086
     if ./qemu-storage-daemon $bad >out 2>&1; then

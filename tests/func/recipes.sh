@@ -30,18 +30,23 @@ points() {
     find "$1" -maxdepth 1 -name '*Z.json' | wc -l
 }
 
+# As soon as the daemon, which was told to quit, has let go of them.
+same() {
+    wait_until "$1 is $2" qemu-img compare -q "$1" "$2" 2>err
+}
+
 look() {
     case $1 in
     *'EACH NIGHT') [ "$(points backups)" = 1 ] ;;
     *'OF QEMU') [ "$(points guest)" = 2 ] ;;
     'MANY DISKS'*)
-        qemu-img compare -q vda.1.qcow2 vda.qcow2
-        qemu-img compare -q vdb.1.qcow2 vdb.qcow2 ;;
+        same vda.1.qcow2 vda.qcow2
+        same vdb.1.qcow2 vdb.qcow2 ;;
     *'ANOTHER HOST')
         wait_until "the daemon has ended" test ! -e serve.pid
         [ "$(points backups)" = 1 ] ;;
     'BACK FROM'*)
-        qemu-img compare -q new.qcow2 disk.qcow2 ;;
+        same new.qcow2 disk.qcow2 ;;
     'ONE FILE'*) [ "$(cat hosts.found)" = '192.0.2.1 web' ] ;;
     'AFTER A CRASH' | 'A RAW DISK')
         [ "$(points backups)" = 2 ]
