@@ -66,8 +66,8 @@ is larger.qcow2 '."virtual-size"' 2147483648
 nbdelta create b.qcow2 64k
 is b.qcow2 '."virtual-size"' 65536
 
-nbdelta create -o help >help
-grep -q '^  cluster_size ' help
+nbdelta create -o help >offers
+grep -q '^  cluster_size ' offers
 nbdelta create -o help -f raw >raw-help
 grep -q '^  preallocation ' raw-help
 if grep -q '^  cluster_size ' raw-help; then
