@@ -184,17 +184,12 @@ grep -q 'does not support checks' err
 [ "$(status nbdelta check)" = 1 ]
 
 # An image in use.
-qemu-io -c 'sleep 60000' disk.qcow2 >/dev/null 2>&1 &
-user=$!
-for ((i = 0; i < 100; i++)); do
-    [ "$(status nbdelta check disk.qcow2)" = 0 ] || break
-    sleep 0.1
-done
+hold_image disk.qcow2
 [ "$(status nbdelta check disk.qcow2)" = 5 ]
 [ "$(status nbdelta check -U disk.qcow2)" = 0 ]
 grep -q 'out of date' err
-kill "$user"
-wait "$user" || true
+kill "$holder"
+wait "$holder" || true
 
 mkdir campaign
 cd campaign

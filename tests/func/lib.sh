@@ -20,6 +20,8 @@
 #   fake_monitor            start a monitor at fake.sock that says what ./answers
 #                           has (fake_monitor.py)
 #   mkimg FILE SIZE [SEED]  a raw image with areas of pseudo-random data
+#   hold_image QEMU_IO_ARG...   a qemu-io that has an image open until the test
+#                           ends; sets holder
 #   at_exit COMMAND...      run it when the test ends
 #   wait_until WHAT COMMAND...  until COMMAND succeeds, for half a minute
 #   python FILE ARG...      the interpreter that has libnbd
@@ -74,6 +76,10 @@ on_exit() {
 trap on_exit EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
+# The command that ends a test under "set -e" may have said nothing itself.
+set -E
+trap 'printf "%s:%s: %s: status %s\n" "${BASH_SOURCE[0]##*/}" "$LINENO" \
+    "$BASH_COMMAND" "$?" >&2' ERR
 
 wait_until() {
     local what=$1 tries
@@ -85,6 +91,15 @@ wait_until() {
         sleep 0.05
     done
     fail "not after 30 s: $what"
+}
+
+hold_image() {
+    stdbuf -oL qemu-io "$@" -c 'read 0 512' -c 'sleep 100000' >holder.out 2>&1 &
+    holder=$!
+    at_exit kill "$holder"
+    # It is asked, not the image: whoever tries the image's lock takes it.
+    wait_until "qemu-io has opened its image" test -s holder.out
+    kill -0 "$holder" || fail "$(cat holder.out)"
 }
 
 server_ready() {

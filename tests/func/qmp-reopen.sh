@@ -128,14 +128,12 @@ no_jobs() {
 }
 
 ! locked hd0.qcow2 || fail "hd0.qcow2 is locked for writing"
-qemu-io -r -f qcow2 hd0.qcow2 -c 'sleep 100000' >/dev/null &
-reader=$!
-at_exit kill "$reader"
-wait_until "the reader has its lock" cannot_write hd0.qcow2
+hold_image -r -f qcow2 hd0.qcow2
+cannot_write hd0.qcow2 || fail "a reader does not keep writers away"
 refused "Failed to get \"write\" lock: is another process using the image '$PWD/hd0.qcow2'?" \
     "$(node hd0 hd0.qcow2)"
-kill "$reader"
-wait "$reader" 2>/dev/null || true
+kill "$holder"
+wait "$holder" 2>/dev/null || true
 reopen "$(node hd0 hd0.qcow2)"
 read_only hd0 false
 locked hd0.qcow2 || fail "hd0.qcow2 is not locked for writing"
