@@ -10,6 +10,9 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 
+const char *const qmp_deprecated[] = {"deprecated", NULL};
+const char *const qmp_unstable[] = {"unstable", NULL};
+
 /* Where we are, for texts: "x-perf.", "bitmaps[0].".  What does not fit is
  * cut off: the table has only short names. */
 struct path {
@@ -127,6 +130,16 @@ static int check_value(json_t *v, const struct qmp_arg *a,
     case QMP_STR_OR_OBJECT_ARRAY:
     case QMP_STRS:
         return check_array(v, a, at, errp);
+    case QMP_STR_OR_NULL:
+        return json_is_string(v) || json_is_null(v)
+                   ? 0
+                   : bad_type(at, a->name, "StrOrNull", errp);
+    case QMP_NODE_REF:
+        return json_is_string(v) || json_is_object(v)
+                   ? 0
+                   : bad_type(at, a->name, "BlockdevRef", errp);
+    case QMP_NUMBER:
+    case QMP_INTS:
     case QMP_ANY:
         return 0;
     case QMP_UINT32:

@@ -35,8 +35,16 @@ enum qmp_type {
     QMP_ENUMS,               /* array of words */
     QMP_STR_OR_OBJECT_ARRAY, /* each a string, or an object of members */
     QMP_STRS,                /* array of strings */
+    QMP_STR_OR_NULL,
+    QMP_NODE_REF, /* a node's name, or an object that the handler checks */
+    QMP_NUMBER,   /* these are in replies only */
+    QMP_INTS,
     QMP_ANY,
 };
+
+/* What QEMU's schema has as "features", for .features of rows. */
+extern const char *const qmp_deprecated[];
+extern const char *const qmp_unstable[];
 
 struct qmp_arg {
     const char *name;
@@ -47,6 +55,7 @@ struct qmp_arg {
     const struct qmp_arg *members;        /* a list */
     const struct qmp_arg *shown;          /* shown by the schema only */
     const char *type_name;                /* in texts, where QEMU has one */
+    const char *const *features;          /* as words */
     const struct qmp_variant *variants;   /* ends with a NULL name */
 };
 

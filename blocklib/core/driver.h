@@ -134,6 +134,7 @@ typedef void bitmap_fn(const struct bitmap_info *info, void *opaque);
 struct driver {
     const char *name;             /* the word in "driver": "..." */
     const struct option *options; /* all that open takes, and "backing" */
+    const char *const *features;  /* of these, in QEMU's schema; or NULL */
     bool is_filter;
     bool is_protocol;
     bool has_backing; /* the images of this format can name a backing file */

@@ -19,6 +19,8 @@ struct opts {
     bool described;
 };
 
+const char *const option_unstable[] = {"unstable", NULL};
+
 #define PART_MAX 128 /* bytes of one part of a key, with the NUL */
 
 struct opts *opts_new(const json_t *object)

@@ -199,7 +199,7 @@ const struct option remote_node_options[] = {
     OPTION("tls-hostname", STR),
     OPTION("tls-psk-file", STR),
     OPTION("tls-username", STR),
-    OPTION("x-dirty-bitmap", STR),
+    OPTION("x-dirty-bitmap", STR, .features = option_unstable),
     OPTIONS_END,
 };
 

@@ -68,6 +68,13 @@ const struct option *graph_driver_options(const char *driver)
     return drv ? drv->options : NULL;
 }
 
+const char *const *graph_driver_features(const char *driver)
+{
+    const struct driver *drv = driver_find(&table, driver);
+
+    return drv ? drv->features : NULL;
+}
+
 /* --- Formats --- */
 
 /* " (formats are qcow2 and raw)": the drivers that can make an image. */

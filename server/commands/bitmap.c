@@ -225,6 +225,6 @@ const struct qmp_command qmp_bitmap_commands[] = {
     QMP_ACTION("block-dirty-bitmap-merge", merge_bitmaps, merge_args),
     QMP_ACTION("block-dirty-bitmap-remove", remove_bitmap, bitmap_args),
     QMP_COMMAND("x-debug-block-dirty-bitmap-sha256", cmd_sha256, bitmap_args,
-                .ret = &sha256_type),
+                .ret = &sha256_type, .features = qmp_unstable),
     QMP_COMMANDS_END,
 };

@@ -269,7 +269,7 @@ static int cmd_resize(struct qmp_call *call, struct error **errp)
 /* --- Media. --- */
 
 static const struct qmp_arg eject_args[] = {
-    QMP_OPT("device", STR),
+    QMP_OPT("device", STR, .features = qmp_deprecated),
     QMP_OPT("id", STR),
     QMP_OPT("force", BOOL),
     QMP_LAST,
@@ -338,6 +338,6 @@ const struct qmp_command qmp_block_commands[] = {
     QMP_COMMAND("query-named-block-nodes", cmd_query_nodes, nodes_args,
                 .ret = &qmp_nodes_type),
     QMP_COMMAND("x-debug-query-block-graph", cmd_query_graph, NULL,
-                .ret = &qmp_graph_type),
+                .ret = &qmp_graph_type, .features = qmp_unstable),
     QMP_COMMANDS_END,
 };

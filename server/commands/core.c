@@ -160,10 +160,12 @@ static const struct qmp_arg uuid_members[] = {
 static const struct qmp_arg uuid_type = QMP_ARG("", OBJECT,
                                                 .members = uuid_members);
 
+static const char *const status_words[] = {"running", NULL};
+
 static const struct qmp_arg status_members[] = {
     QMP_ARG("running", BOOL),
     QMP_ARG("singlestep", BOOL),
-    QMP_ARG("status", STR),
+    QMP_ARG("status", ENUM, .words = status_words),
     QMP_LAST,
 };
 static const struct qmp_arg status_type = QMP_ARG("", OBJECT,

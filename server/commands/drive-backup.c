@@ -37,7 +37,8 @@ static const struct qmp_arg perf_args[] = {
         QMP_OPT("on-target-error", ENUM, .words = qmp_on_error_words),     \
         QMP_OPT("auto-finalize", BOOL), QMP_OPT("auto-dismiss", BOOL),     \
         QMP_OPT("filter-node-name", STR), QMP_OPT("cbw-timeout", UINT32),  \
-        QMP_OPT("x-perf", OBJECT, .members = perf_args)
+        QMP_OPT("x-perf", OBJECT, .members = perf_args,                    \
+                .features = qmp_unstable)
 
 static const struct qmp_arg drive_backup_args[] = {
     COMMON_ARGS,
@@ -250,6 +251,7 @@ static int blockdev_backup(struct qmp_call *call, struct job_txn *txn,
 const struct qmp_command qmp_backup_commands[] = {
     QMP_ACTION("blockdev-backup", blockdev_backup, blockdev_backup_args,
                .is_job = true),
-    QMP_ACTION("drive-backup", drive_backup, drive_backup_args, .is_job = true),
+    QMP_ACTION("drive-backup", drive_backup, drive_backup_args, .is_job = true,
+               .features = qmp_deprecated),
     QMP_COMMANDS_END,
 };

@@ -17,9 +17,10 @@ static const struct qmp_arg status_members[] = {
     QMP_LAST,
 };
 
-#define JOB_MEMBERS                                                    \
-    QMP_ARG("type", STR), QMP_ARG("device", STR), QMP_ARG("len", INT), \
-        QMP_ARG("offset", INT), QMP_ARG("speed", INT)
+#define JOB_MEMBERS                                                          \
+    QMP_ARG("type", ENUM, .words = qmp_job_type_words),                      \
+        QMP_ARG("device", STR), QMP_ARG("len", INT), QMP_ARG("offset", INT), \
+        QMP_ARG("speed", INT)
 
 static const struct qmp_arg job_members[] = {JOB_MEMBERS, QMP_LAST};
 
@@ -47,7 +48,7 @@ static const struct qmp_arg corrupted_members[] = {
 };
 
 static const struct qmp_arg pending_members[] = {
-    QMP_ARG("type", STR),
+    QMP_ARG("type", ENUM, .words = qmp_job_type_words),
     QMP_ARG("id", STR),
     QMP_LAST,
 };
@@ -58,9 +59,12 @@ static const struct qmp_arg deleted_members[] = {
     QMP_LAST,
 };
 
+/* Nothing else ends us: there is no guest. */
+static const char *const shutdown_words[] = {"host-qmp-quit", NULL};
+
 static const struct qmp_arg shutdown_members[] = {
     QMP_ARG("guest", BOOL),
-    QMP_ARG("reason", STR),
+    QMP_ARG("reason", ENUM, .words = shutdown_words),
     QMP_LAST,
 };
 

@@ -493,8 +493,10 @@ const struct qmp_command qmp_nbd_server_option =
 const struct qmp_command qmp_export_commands[] = {
     QMP_COMMAND("block-export-add", cmd_export_add, export_add_args),
     QMP_COMMAND("block-export-del", cmd_export_del, export_del_args),
-    QMP_COMMAND("nbd-server-add", cmd_server_add, server_add_args),
-    QMP_COMMAND("nbd-server-remove", cmd_server_remove, server_remove_args),
+    QMP_COMMAND("nbd-server-add", cmd_server_add, server_add_args,
+                .features = qmp_deprecated),
+    QMP_COMMAND("nbd-server-remove", cmd_server_remove, server_remove_args,
+                .features = qmp_deprecated),
     QMP_COMMAND("nbd-server-start", cmd_server_start, start_args),
     QMP_COMMAND("nbd-server-stop", cmd_server_stop, stop_args),
     QMP_COMMAND("query-block-exports", cmd_query_exports, NULL,

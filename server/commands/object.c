@@ -36,7 +36,7 @@ static int cmd_set_iothread(struct qmp_call *call, struct error **errp)
 
 static const struct qmp_arg iothread_args[] = {
     QMP_ARG("node-name", STR),
-    QMP_ARG("iothread", ANY),
+    QMP_ARG("iothread", STR_OR_NULL),
     QMP_OPT("force", BOOL),
     QMP_LAST,
 };
@@ -44,6 +44,7 @@ static const struct qmp_arg iothread_args[] = {
 const struct qmp_command qmp_object_commands[] = {
     QMP_COMMAND("object-add", cmd_object_add, object_args),
     QMP_COMMAND("object-del", cmd_object_del, del_args),
-    QMP_COMMAND("x-blockdev-set-iothread", cmd_set_iothread, iothread_args),
+    QMP_COMMAND("x-blockdev-set-iothread", cmd_set_iothread, iothread_args,
+                .features = qmp_unstable),
     QMP_COMMANDS_END,
 };

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "commands/schema-priv.h"
 #include "commands/table.h"
 #include "commands/types.h"
 #include "nbdelta/cleanup.h"
@@ -19,26 +20,24 @@
 #include "nbdelta/graph.h"
 #include "nbdelta/option.h"
 
-struct schema {
-    json_t *users; /* commands and events */
-    json_t *types;
-    json_t *names; /* what describes a type -> its name */
-    unsigned count;
-    bool failed; /* no memory */
-};
-
-struct type_name {
-    char text[32];
-};
-
-static void append(struct schema *s, json_t *list, json_t *item)
+void schema_append(struct schema *s, json_t *list, json_t *item)
 {
     s->failed |= json_array_append_new(list, item) < 0;
 }
 
-/* The name of the type that @what describes, in the role @kind, or a new one.
- * True: it is new. */
-static bool name_type(struct schema *s, char kind, const void *what,
+json_t *schema_with_features(struct schema *s, json_t *item,
+                             const char *const *features)
+{
+    json_t *list = features ? json_array() : NULL;
+
+    for (; features && *features; features++) {
+        schema_append(s, list, json_string(*features));
+    }
+    s->failed |= list && json_object_set_new(item, "features", list) < 0;
+    return item;
+}
+
+bool schema_name_type(struct schema *s, char kind, const void *what,
                       struct type_name *n)
 {
     char key[32];
@@ -67,49 +66,47 @@ static bool is_first_of_name(struct schema *s, const char *name)
 static void type_of(struct schema *s, const struct qmp_arg *a,
                     struct type_name *n);
 
-static void builtin(struct schema *s, const char *name, const char *json_type,
+void schema_builtin(struct schema *s, const char *name, const char *json_type,
                     struct type_name *n)
 {
     (void)snprintf(n->text, sizeof(n->text), "%s", name);
     if (is_first_of_name(s, name)) {
-        append(s, s->types,
-               json_pack("{s:s, s:s, s:s}", "name", name, "meta-type",
-                         "builtin", "json-type", json_type));
+        schema_append(s, s->types,
+                      json_pack("{s:s, s:s, s:s}", "name", name, "meta-type",
+                                "builtin", "json-type", json_type));
     }
 }
 
-static void array_of(struct schema *s, struct type_name *n)
+void schema_array_of(struct schema *s, struct type_name *n)
 {
     struct type_name element = *n;
 
     (void)snprintf(n->text, sizeof(n->text), "[%.28s]", element.text);
     if (is_first_of_name(s, n->text)) {
-        append(s, s->types,
-               json_pack("{s:s, s:s, s:s}", "name", n->text, "meta-type",
-                         "array", "element-type", element.text));
+        schema_append(s, s->types,
+                      json_pack("{s:s, s:s, s:s}", "name", n->text, "meta-type",
+                                "array", "element-type", element.text));
     }
 }
 
-static void enum_of(struct schema *s, const char *const *words,
+void schema_enum_of(struct schema *s, const char *const *words,
                     struct type_name *n)
 {
-    if (!name_type(s, 'e', words, n)) {
+    if (!schema_name_type(s, 'e', words, n)) {
         return;
     }
     json_t *members = json_array();
     json_t *values = json_array();
 
     for (; *words; words++) {
-        append(s, members, json_pack("{s:s}", "name", *words));
-        append(s, values, json_string(*words));
+        schema_append(s, members, json_pack("{s:s}", "name", *words));
+        schema_append(s, values, json_string(*words));
     }
-    append(s, s->types,
-           json_pack("{s:s, s:s, s:o, s:o}", "name", n->text, "meta-type",
-                     "enum", "members", members, "values", values));
+    schema_append(s, s->types,
+                  json_pack("{s:s, s:s, s:o, s:o}", "name", n->text,
+                            "meta-type", "enum", "members", members, "values",
+                            values));
 }
-
-static void object_of(struct schema *s, const struct qmp_arg *spec,
-                      struct type_name *n);
 
 static const char *const *words_of(const struct qmp_arg *a)
 {
@@ -138,8 +135,9 @@ static void add_variants(struct schema *s, const struct qmp_arg *spec,
     for (const char *const *w = words_of(tag); *w; w++) {
         struct type_name n = {""};
 
-        object_of(s, members_of(u, *w), &n);
-        append(s, list, json_pack("{s:s, s:s}", "case", *w, "type", n.text));
+        schema_object_of(s, members_of(u, *w), &n);
+        schema_append(s, list,
+                      json_pack("{s:s, s:s}", "case", *w, "type", n.text));
     }
     s->failed |= json_object_set_new(object, "tag", json_string(u->name)) < 0 ||
                  json_object_set_new(object, "variants", list) < 0;
@@ -164,16 +162,17 @@ static int add_action_case(const struct qmp_command *c, void *opaque)
     if (!c->action) {
         return 0;
     }
-    object_of(s, c->args, &args);
-    (void)name_type(s, 't', c, &whole);
-    append(s, s->types,
-           json_pack("{s:s, s:s, s:[{s:s, s:s}]}", "name", whole.text,
-                     "meta-type", "object", "members", "name", "data", "type",
-                     args.text));
-    append(s, as->members, json_pack("{s:s}", "name", c->name));
-    append(s, as->values, json_string(c->name));
-    append(s, as->cases,
-           json_pack("{s:s, s:s}", "case", c->name, "type", whole.text));
+    schema_object_of(s, c->args, &args);
+    (void)schema_name_type(s, 't', c, &whole);
+    schema_append(s, s->types,
+                  json_pack("{s:s, s:s, s:[{s:s, s:s}]}", "name", whole.text,
+                            "meta-type", "object", "members", "name", "data",
+                            "type", args.text));
+    json_t *word = json_pack("{s:s}", "name", c->name);
+    schema_append(s, as->members, schema_with_features(s, word, c->features));
+    schema_append(s, as->values, json_string(c->name));
+    schema_append(s, as->cases,
+                  json_pack("{s:s, s:s}", "case", c->name, "type", whole.text));
     return 0;
 }
 
@@ -184,16 +183,18 @@ static void action_of(struct schema *s, const struct qmp_arg *key,
     struct actions as = {s, json_array(), json_array(), json_array()};
     struct type_name type = {""};
 
-    (void)name_type(s, 'e', key, &type);
+    (void)schema_name_type(s, 'e', key, &type);
     (void)qmp_each_command(add_action_case, &as);
     (void)add_action_case(&qmp_abort_action, &as);
-    append(s, s->types,
-           json_pack("{s:s, s:s, s:o, s:o}", "name", type.text, "meta-type",
-                     "enum", "members", as.members, "values", as.values));
-    append(s, s->types,
-           json_pack("{s:s, s:s, s:[{s:s, s:s}], s:s, s:o}", "name", n->text,
-                     "meta-type", "object", "members", "name", "type", "type",
-                     type.text, "tag", "type", "variants", as.cases));
+    schema_append(s, s->types,
+                  json_pack("{s:s, s:s, s:o, s:o}", "name", type.text,
+                            "meta-type", "enum", "members", as.members,
+                            "values", as.values));
+    schema_append(s, s->types,
+                  json_pack("{s:s, s:s, s:[{s:s, s:s}], s:s, s:o}", "name",
+                            n->text, "meta-type", "object", "members", "name",
+                            "type", "type", type.text, "tag", "type",
+                            "variants", as.cases));
 }
 
 static enum qmp_type last_type(const struct qmp_arg *spec)
@@ -204,191 +205,16 @@ static enum qmp_type last_type(const struct qmp_arg *spec)
     return spec->type;
 }
 
-/* --- Nodes: from what their drivers take (option.h). --- */
-
-static void options_of(struct schema *s, const struct option *table,
-                       struct type_name *n);
-
-static void add_option_members(struct schema *s, const struct option *o,
-                               json_t *members);
-
-/* Alternatives are told by their types alone. */
-static void add_alternative(struct schema *s, json_t *list, const char *type)
-{
-    append(s, list, json_pack("{s:s}", "type", type));
-}
-
-/* BlockdevRef, or BlockdevRefOrNull. */
-static void node_ref_of(struct schema *s, bool or_null, struct type_name *n)
-{
-    static const char kinds[2];
-    struct type_name t = {""};
-
-    if (!name_type(s, 'r', &kinds[or_null], n)) {
-        return;
-    }
-    json_t *list = json_array();
-    object_of(s, qmp_node_args, &t);
-    add_alternative(s, list, t.text);
-    builtin(s, "str", "string", &t);
-    add_alternative(s, list, t.text);
-    if (or_null) {
-        builtin(s, "null", "null", &t);
-        add_alternative(s, list, t.text);
-    }
-    append(s, s->types,
-           json_pack("{s:s, s:s, s:o}", "name", n->text, "meta-type",
-                     "alternate", "members", list));
-}
-
-static void option_union_of(struct schema *s, const struct option *o,
-                            struct type_name *n)
-{
-    if (!name_type(s, 'u', o, n)) {
-        return;
-    }
-    struct type_name tag = {""};
-    json_t *cases = json_array();
-    json_t *members = json_array();
-
-    enum_of(s, o->words, &tag);
-    append(s, members,
-           json_pack("{s:s, s:s}", "name", "type", "type", tag.text));
-    add_option_members(s, o->members, members);
-    for (unsigned i = 0; o->words[i]; i++) {
-        struct type_name t = {""};
-
-        options_of(s, o->cases[i], &t);
-        append(s, cases,
-               json_pack("{s:s, s:s}", "case", o->words[i], "type", t.text));
-    }
-    append(s, s->types,
-           json_pack("{s:s, s:s, s:o, s:s, s:o}", "name", n->text, "meta-type",
-                     "object", "members", members, "tag", "type", "variants",
-                     cases));
-}
-
-/* One of the words, or an object of the members. */
-static void enum_or_object_of(struct schema *s, const struct option *o,
-                              struct type_name *n)
-{
-    struct type_name words = {""};
-    struct type_name object = {""};
-
-    if (name_type(s, 'w', o, n)) {
-        enum_of(s, o->words, &words);
-        options_of(s, o->members, &object);
-        append(s, s->types,
-               json_pack("{s:s, s:s, s:[{s:s}, {s:s}]}", "name", n->text,
-                         "meta-type", "alternate", "members", "type",
-                         object.text, "type", words.text));
-    }
-}
-
-static void option_type_of(struct schema *s, const struct option *o,
-                           struct type_name *n)
-{
-    switch (o->type) {
-    case OPTION_STR:
-        builtin(s, "str", "string", n);
-        break;
-    case OPTION_BOOL:
-        builtin(s, "bool", "boolean", n);
-        break;
-    case OPTION_UINT:
-        builtin(s, "int", "int", n);
-        break;
-    case OPTION_ENUM:
-    case OPTION_ENUMS:
-        enum_of(s, o->words, n);
-        break;
-    case OPTION_OBJECT:
-    case OPTION_OBJECTS:
-        options_of(s, o->members, n);
-        break;
-    case OPTION_UNION:
-        option_union_of(s, o, n);
-        break;
-    case OPTION_ENUM_OR_OBJECT:
-        enum_or_object_of(s, o, n);
-        break;
-    case OPTION_NODE:
-    case OPTION_NODE_OR_NULL:
-    default:
-        node_ref_of(s, o->type == OPTION_NODE_OR_NULL, n);
-        break;
-    }
-    if (o->type == OPTION_ENUMS || o->type == OPTION_OBJECTS) {
-        array_of(s, n);
-    }
-}
-
-static void add_option_members(struct schema *s, const struct option *o,
-                               json_t *members)
-{
-    for (; o && o->name; o++) {
-        struct type_name t = {""};
-
-        option_type_of(s, o, &t);
-        json_t *member = json_pack("{s:s, s:s}", "name", o->name, "type",
-                                   t.text);
-        if (!o->required) {
-            s->failed |= json_object_set_new(member, "default", json_null()) <
-                         0;
-        }
-        append(s, members, member);
-    }
-}
-
-/* The options of one driver, or the members of one option. */
-static void options_of(struct schema *s, const struct option *table,
-                       struct type_name *n)
-{
-    static const struct option none[] = {OPTIONS_END};
-    const struct option *o = table ? table : none;
-
-    if (name_type(s, 'n', o, n)) {
-        json_t *members = json_array();
-
-        add_option_members(s, o, members);
-        append(s, s->types,
-               json_pack("{s:s, s:s, s:o}", "name", n->text, "meta-type",
-                         "object", "members", members));
-    }
-}
-
-/* @key: the rows that describe a node. */
-static void node_options_of(struct schema *s, const struct qmp_arg *key,
-                            struct type_name *n)
-{
-    json_t *members = json_array();
-    json_t *cases = json_array();
-    struct type_name t = {""};
-
-    enum_of(s, words_of(key), &t);
-    append(s, members,
-           json_pack("{s:s, s:s}", "name", key->name, "type", t.text));
-    add_option_members(s, graph_node_options, members);
-    for (const char *const *w = words_of(key); *w; w++) {
-        options_of(s, graph_driver_options(*w), &t);
-        append(s, cases, json_pack("{s:s, s:s}", "case", *w, "type", t.text));
-    }
-    append(s, s->types,
-           json_pack("{s:s, s:s, s:o, s:s, s:o}", "name", n->text, "meta-type",
-                     "object", "members", members, "tag", key->name, "variants",
-                     cases));
-}
-
 /* --- Objects. --- */
 
 /* @spec NULL: without members. */
-static void object_of(struct schema *s, const struct qmp_arg *spec,
+void schema_object_of(struct schema *s, const struct qmp_arg *spec,
                       struct type_name *n)
 {
     static const struct qmp_arg none[] = {QMP_LAST};
     const struct qmp_arg *a = spec ? spec : none;
 
-    if (!name_type(s, 'o', qmp_is_last(a) ? none : a, n)) {
+    if (!schema_name_type(s, 'o', qmp_is_last(a) ? none : a, n)) {
         return;
     }
     if (last_type(a) == QMP_ACTION) {
@@ -396,7 +222,7 @@ static void object_of(struct schema *s, const struct qmp_arg *spec,
         return;
     }
     if (last_type(a) == QMP_NODE) {
-        node_options_of(s, a, n);
+        schema_node_options_of(s, a, n);
         return;
     }
     json_t *members = json_array();
@@ -413,12 +239,12 @@ static void object_of(struct schema *s, const struct qmp_arg *spec,
             s->failed |= json_object_set_new(member, "default", json_null()) <
                          0;
         }
-        append(s, members, member);
+        schema_append(s, members, schema_with_features(s, member, a->features));
     }
     if (a->type == QMP_UNION) {
         add_variants(s, spec, a, object);
     }
-    append(s, s->types, object);
+    schema_append(s, s->types, object);
 }
 
 /* A string, or an object of @spec. */
@@ -428,13 +254,29 @@ static void alternate_of(struct schema *s, const struct qmp_arg *spec,
     struct type_name text = {""};
     struct type_name object = {""};
 
-    if (name_type(s, 'a', spec, n)) {
-        builtin(s, "str", "string", &text);
-        object_of(s, spec, &object);
-        append(s, s->types,
-               json_pack("{s:s, s:s, s:[{s:s}, {s:s}]}", "name", n->text,
-                         "meta-type", "alternate", "members", "type", text.text,
-                         "type", object.text));
+    if (schema_name_type(s, 'a', spec, n)) {
+        schema_builtin(s, "str", "string", &text);
+        schema_object_of(s, spec, &object);
+        schema_append(s, s->types,
+                      json_pack("{s:s, s:s, s:[{s:s}, {s:s}]}", "name", n->text,
+                                "meta-type", "alternate", "members", "type",
+                                text.text, "type", object.text));
+    }
+}
+
+static void str_or_null_of(struct schema *s, struct type_name *n)
+{
+    static const char kind;
+    struct type_name text = {""};
+    struct type_name null = {""};
+
+    if (schema_name_type(s, 's', &kind, n)) {
+        schema_builtin(s, "str", "string", &text);
+        schema_builtin(s, "null", "null", &null);
+        schema_append(s, s->types,
+                      json_pack("{s:s, s:s, s:[{s:s}, {s:s}]}", "name", n->text,
+                                "meta-type", "alternate", "members", "type",
+                                text.text, "type", null.text));
     }
 }
 
@@ -446,34 +288,46 @@ static void type_of(struct schema *s, const struct qmp_arg *a,
     switch (a->type) {
     case QMP_STR:
     case QMP_STRS:
-        builtin(s, "str", "string", n);
+        schema_builtin(s, "str", "string", n);
         break;
     case QMP_INT:
     case QMP_UINT32:
     case QMP_SIZE:
-        builtin(s, "int", "int", n);
+        schema_builtin(s, "int", "int", n);
+        break;
+    case QMP_INTS:
+        schema_builtin(s, "int", "int", n);
+        break;
+    case QMP_NUMBER:
+        schema_builtin(s, "number", "number", n);
         break;
     case QMP_BOOL:
-        builtin(s, "bool", "boolean", n);
+        schema_builtin(s, "bool", "boolean", n);
         break;
     case QMP_ENUM:
     case QMP_ENUMS:
-        enum_of(s, words_of(a), n);
+        schema_enum_of(s, words_of(a), n);
+        break;
+    case QMP_STR_OR_NULL:
+        str_or_null_of(s, n);
+        break;
+    case QMP_NODE_REF:
+        schema_node_ref_of(s, false, n);
         break;
     case QMP_STR_OR_OBJECT_ARRAY:
         alternate_of(s, a->members, n);
         break;
     default:
         if ((a->type == QMP_OBJECT || a->type == QMP_OBJECTS) && members) {
-            object_of(s, members, n);
+            schema_object_of(s, members, n);
         } else {
-            builtin(s, "any", "value", n);
+            schema_builtin(s, "any", "value", n);
         }
         break;
     }
     if (a->type == QMP_STRS || a->type == QMP_ENUMS || a->type == QMP_OBJECTS ||
-        a->type == QMP_STR_OR_OBJECT_ARRAY) {
-        array_of(s, n);
+        a->type == QMP_INTS || a->type == QMP_STR_OR_OBJECT_ARRAY) {
+        schema_array_of(s, n);
     }
 }
 
@@ -483,15 +337,19 @@ static int describe_command(const struct qmp_command *c, void *opaque)
     struct type_name arg = {""};
     struct type_name ret = {""};
 
-    object_of(s, c->args, &arg);
+    schema_object_of(s, c->args, &arg);
     if (c->ret) {
         type_of(s, c->ret, &ret);
     } else {
-        object_of(s, NULL, &ret);
+        schema_object_of(s, NULL, &ret);
     }
-    append(s, s->users,
-           json_pack("{s:s, s:s, s:s, s:s}", "name", c->name, "meta-type",
-                     "command", "arg-type", arg.text, "ret-type", ret.text));
+    json_t *command = json_pack("{s:s, s:s, s:s, s:s}", "name", c->name,
+                                "meta-type", "command", "arg-type", arg.text,
+                                "ret-type", ret.text);
+    if (c->lockless && command) {
+        s->failed |= json_object_set_new(command, "allow-oob", json_true()) < 0;
+    }
+    schema_append(s, s->users, schema_with_features(s, command, c->features));
     return 0;
 }
 
@@ -500,10 +358,10 @@ static void add_events(struct schema *s)
     for (const struct qmp_event *e = qmp_events; e->name; e++) {
         struct type_name arg = {""};
 
-        object_of(s, e->data, &arg);
-        append(s, s->users,
-               json_pack("{s:s, s:s, s:s}", "name", e->name, "meta-type",
-                         "event", "arg-type", arg.text));
+        schema_object_of(s, e->data, &arg);
+        schema_append(s, s->users,
+                      json_pack("{s:s, s:s, s:s}", "name", e->name, "meta-type",
+                                "event", "arg-type", arg.text));
     }
 }
 

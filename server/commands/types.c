@@ -12,9 +12,11 @@ const char *const qmp_job_status_words[] = {
 };
 static const char *const io_status_words[] = {"ok", "failed", "nospace", NULL};
 
+const char *const qmp_job_type_words[] = {"commit", "backup", "create", NULL};
+
 static const struct qmp_arg job_members[] = {
     QMP_ARG("id", STR),
-    QMP_ARG("type", STR),
+    QMP_ARG("type", ENUM, .words = qmp_job_type_words),
     QMP_ARG("status", ENUM, .words = qmp_job_status_words),
     QMP_ARG("current-progress", INT),
     QMP_ARG("total-progress", INT),
@@ -25,7 +27,7 @@ const struct qmp_arg qmp_jobs_type = QMP_ARG("", OBJECTS,
                                              .members = job_members);
 
 static const struct qmp_arg block_job_members[] = {
-    QMP_ARG("type", STR),
+    QMP_ARG("type", ENUM, .words = qmp_job_type_words),
     QMP_ARG("device", STR),
     QMP_ARG("len", INT),
     QMP_ARG("offset", INT),
@@ -186,6 +188,8 @@ static const struct qmp_arg cache_members[] = {
     QMP_LAST,
 };
 
+static const char *const detect_words[] = {"off", "on", "unmap", NULL};
+
 static const struct qmp_arg node_members[] = {
     QMP_ARG("file", STR),
     QMP_OPT("node-name", STR),
@@ -194,7 +198,7 @@ static const struct qmp_arg node_members[] = {
     QMP_OPT("backing_file", STR),
     QMP_ARG("backing_file_depth", INT),
     QMP_ARG("encrypted", BOOL),
-    QMP_ARG("detect_zeroes", STR),
+    QMP_ARG("detect_zeroes", ENUM, .words = detect_words),
     QMP_ARG("bps", INT),
     QMP_ARG("bps_rd", INT),
     QMP_ARG("bps_wr", INT),
@@ -243,15 +247,15 @@ static const struct qmp_arg timed_members[] = {
     LATENCY("rd"),
     LATENCY("wr"),
     LATENCY("flush"),
-    QMP_ARG("avg_rd_queue_depth", ANY),
-    QMP_ARG("avg_wr_queue_depth", ANY),
+    QMP_ARG("avg_rd_queue_depth", NUMBER),
+    QMP_ARG("avg_wr_queue_depth", NUMBER),
     QMP_LAST,
 };
 
 /* QEMU's are there after block-latency-histogram-set; ours always. */
 static const struct qmp_arg histogram_members[] = {
-    QMP_ARG("boundaries", ANY),
-    QMP_ARG("bins", ANY),
+    QMP_ARG("boundaries", INTS),
+    QMP_ARG("bins", INTS),
     QMP_LAST,
 };
 #define HISTOGRAM(op) \
@@ -286,8 +290,8 @@ static const struct qmp_arg armed_members[] = {
     QMP_LAST,
 };
 const struct qmp_arg qmp_delay_members[] = {
-    QMP_ARG("boundaries", ANY),
-    QMP_ARG("bins", ANY),
+    QMP_ARG("boundaries", INTS),
+    QMP_ARG("bins", INTS),
     QMP_ARG("max-ns", INT),
     QMP_ARG("total-ns", INT),
     QMP_LAST,
@@ -353,17 +357,21 @@ static const char *const meta_types[] = {"builtin", "enum",      "array",
                                          "object",  "alternate", "command",
                                          "event",   NULL};
 
+static const char *const json_types[] = {"string",  "number", "int",
+                                         "boolean", "null",   "object",
+                                         "array",   "value",  NULL};
 static const struct qmp_arg builtin_members[] = {
-    QMP_ARG("json-type", STR),
+    QMP_ARG("json-type", ENUM, .words = json_types),
     QMP_LAST,
 };
 static const struct qmp_arg name_members[] = {
     QMP_ARG("name", STR),
+    QMP_OPT("features", STRS),
     QMP_LAST,
 };
 static const struct qmp_arg enum_members[] = {
     QMP_ARG("members", OBJECTS, .members = name_members),
-    QMP_ARG("values", STRS),
+    QMP_ARG("values", STRS, .features = qmp_deprecated),
     QMP_LAST,
 };
 static const struct qmp_arg array_members[] = {
@@ -374,6 +382,7 @@ static const struct qmp_arg member_members[] = {
     QMP_ARG("name", STR),
     QMP_ARG("type", STR),
     QMP_OPT("default", ANY),
+    QMP_OPT("features", STRS),
     QMP_LAST,
 };
 static const struct qmp_arg variant_members[] = {
@@ -398,6 +407,7 @@ static const struct qmp_arg alternate_members[] = {
 static const struct qmp_arg command_members[] = {
     QMP_ARG("arg-type", STR),
     QMP_ARG("ret-type", STR),
+    QMP_OPT("allow-oob", BOOL),
     QMP_LAST,
 };
 static const struct qmp_arg event_members[] = {
@@ -413,6 +423,7 @@ static const struct qmp_variant schema_variants[] = {
 static const struct qmp_arg schema_members[] = {
     QMP_ARG("name", STR),
     QMP_ARG("meta-type", ENUM, .words = meta_types),
+    QMP_OPT("features", STRS),
     QMP_VARIANTS("meta-type", schema_variants),
 };
 const struct qmp_arg qmp_schema_type = QMP_ARG("", OBJECTS,

@@ -25,7 +25,8 @@ extern const struct qmp_arg qmp_snapshot_type;   /* SnapshotInfo */
 /* How long guests waited for copies (the members of "delay"). */
 extern const struct qmp_arg qmp_delay_members[];
 
-/* JobStatus. */
+/* JobType, and JobStatus. */
+extern const char *const qmp_job_type_words[];
 extern const char *const qmp_job_status_words[];
 
 /* BlockdevOnError, and what a word of it, or NULL, means for a job. */

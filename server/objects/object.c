@@ -55,20 +55,21 @@ static const struct qmp_arg iothread_args[] = {
 
 /* The options of one kind of limit: steady, in bursts, and for how many
  * seconds. */
-#define LIMIT(prefix, what)                                      \
-    QMP_OPT(prefix what, INT), QMP_OPT(prefix what "-max", INT), \
-        QMP_OPT(prefix what "-max-length", INT)
-#define LIMITS(prefix)                                           \
-    LIMIT(prefix, "bps-total"), LIMIT(prefix, "bps-read"),       \
-        LIMIT(prefix, "bps-write"), LIMIT(prefix, "iops-total"), \
-        LIMIT(prefix, "iops-read"), LIMIT(prefix, "iops-write"), \
-        QMP_OPT(prefix "iops-size", INT)
+#define ROW(name, f) QMP_OPT(name, INT, .features = (f))
+#define LIMIT(prefix, what, f)                       \
+    ROW(prefix what, f), ROW(prefix what "-max", f), \
+        ROW(prefix what "-max-length", f)
+#define LIMITS(prefix, f)                                              \
+    LIMIT(prefix, "bps-total", f), LIMIT(prefix, "bps-read", f),       \
+        LIMIT(prefix, "bps-write", f), LIMIT(prefix, "iops-total", f), \
+        LIMIT(prefix, "iops-read", f), LIMIT(prefix, "iops-write", f), \
+        ROW(prefix "iops-size", f)
 
-static const struct qmp_arg limits_args[] = {LIMITS(""), QMP_LAST};
+static const struct qmp_arg limits_args[] = {LIMITS("", NULL), QMP_LAST};
 
 static const struct qmp_arg throttle_args[] = {
     QMP_OPT("limits", OBJECT, .members = limits_args),
-    LIMITS("x-"),
+    LIMITS("x-", qmp_unstable),
     QMP_LAST,
 };
 

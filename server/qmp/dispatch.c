@@ -120,6 +120,10 @@ int qmp_check_request(json_t *request, struct qmp_call *call,
                          name);
     }
     call->class = QMP_GENERIC_ERROR;
+    if (oob && !(*cmd)->lockless) {
+        return error_set(errp, EINVAL, "The command %s does not support OOB",
+                         (*cmd)->name);
+    }
     if (!qmp_may_run(call->state, *cmd)) {
         return error_set(errp, EPERM,
                          "The command %s is not for clients of a monitor with "

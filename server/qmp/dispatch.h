@@ -62,7 +62,8 @@ struct qmp_command {
     qmp_fn *fn;                 /* NULL: run the action, alone */
     const struct qmp_arg *args; /* NULL: none */
 
-    const struct qmp_arg *ret; /* of the result; NULL: an empty object */
+    const struct qmp_arg *ret;   /* of the result; NULL: an empty object */
+    const char *const *features; /* args.h; NULL: none */
 
     /* Commands that may be part of a transaction. */
     qmp_action_fn *action;

@@ -102,6 +102,8 @@ START_TEST(negotiation_comes_first_and_once)
     ck_assert(v.not_found);
     v = judged("{'exec-oob':'query-version'}", oob);
     ck_assert_str_eq(v.text, "");
+    v = judged("{'exec-oob':'query-jobs'}", oob);
+    ck_assert_str_eq(v.text, "The command query-jobs does not support OOB");
     v = judged("{'exec-oob':'query-version','execute':'quit'}", oob);
     ck_assert_str_eq(v.text,
                      "QMP input member 'exec-oob' clashes with 'execute'");

@@ -36,7 +36,11 @@ struct option {
     const struct option *members;
     const struct option *const *cases; /* of a union: cases[i] has the members
                                           for words[i] */
+    const char *const *features;       /* of QEMU's schema; ends with NULL */
 };
+
+/* What QEMU may change, for `features`. */
+extern const char *const option_unstable[];
 
 #define OPTION(n, t, ...)                            \
     {                                                \
@@ -52,5 +56,9 @@ extern const struct option graph_node_options[];
 
 /* The options of a driver; @driver is one of graph_driver_names(). */
 const struct option *graph_driver_options(const char *driver);
+
+/* What QEMU's schema has as "features" of the driver's options as a whole;
+ * NULL: nothing. */
+const char *const *graph_driver_features(const char *driver);
 
 #endif /* NBDELTA_OPTION_H */
