@@ -32,9 +32,12 @@ struct graph {
     bool without_data;
     bool without_bitmaps;
 
-    /* Set before the first open: graph_on_corruption(). */
+    /* Set before the first open: graph_on_corruption(),
+     * graph_on_threshold(). */
     corruption_fn *on_corruption; /* or NULL */
     void *corruption_opaque;
+    threshold_fn *on_threshold; /* or NULL */
+    void *threshold_opaque;
 
     struct tls_creds_set tls_creds; /* has a lock of its own */
     struct secret_set secrets;      /* so has this */

@@ -130,7 +130,9 @@ struct node {
 
     /* --- Atomic. --- */
     _Atomic uint64_t size;
-    _Atomic uint64_t highest; /* end of what was ever written */
+    _Atomic uint64_t highest;   /* end of what was ever written */
+    _Atomic uint64_t threshold; /* tell of a write past it; 0: of none */
+    _Atomic uint64_t noted;     /* see threshold.c */
     struct tree *_Atomic tree;
     _Atomic bool bitmaps_doubt; /* what the image says of its bitmaps may not
                                    do: no data change before the driver has
@@ -283,14 +285,12 @@ void node_follow_size(struct node *n);
  * has the same size. */
 int node_check_shrink(const struct node *n, struct error **errp);
 
-/* Note that a write up to @end is about to happen. */
+/* Note that a write up to @end is about to happen (threshold.c). */
+void node_note_write_past(struct node *n, uint64_t end);
 static inline void node_note_write(struct node *n, uint64_t end)
 {
-    uint64_t old = atomic_load_explicit(&n->highest, memory_order_relaxed);
-
-    while (old < end && !atomic_compare_exchange_weak_explicit(
-                            &n->highest, &old, end, memory_order_relaxed,
-                            memory_order_relaxed)) {
+    if (end > atomic_load_explicit(&n->noted, memory_order_relaxed)) {
+        node_note_write_past(n, end);
     }
 }
 

@@ -47,6 +47,24 @@ static const struct qmp_arg corrupted_members[] = {
     QMP_LAST,
 };
 
+static const struct qmp_arg io_error_members[] = {
+    QMP_ARG("qom-path", STR),
+    QMP_ARG("device", STR),
+    QMP_OPT("node-name", STR),
+    QMP_ARG("operation", ENUM, .words = operations),
+    QMP_ARG("action", ENUM, .words = actions),
+    QMP_OPT("nospace", BOOL),
+    QMP_ARG("reason", STR),
+    QMP_LAST,
+};
+
+static const struct qmp_arg threshold_members[] = {
+    QMP_ARG("node-name", STR),
+    QMP_ARG("amount-exceeded", INT),
+    QMP_ARG("write-threshold", INT),
+    QMP_LAST,
+};
+
 static const struct qmp_arg pending_members[] = {
     QMP_ARG("type", ENUM, .words = qmp_job_type_words),
     QMP_ARG("id", STR),
@@ -89,11 +107,13 @@ const struct qmp_event qmp_events[] = {
     {"BACKUP_SNAPSHOT_LOST", lost_members},
     {"BLOCK_EXPORT_DELETED", export_members},
     {"BLOCK_IMAGE_CORRUPTED", corrupted_members},
+    {"BLOCK_IO_ERROR", io_error_members},
     {"BLOCK_JOB_CANCELLED", job_members},
     {"BLOCK_JOB_COMPLETED", completed_members},
     {"BLOCK_JOB_ERROR", error_members},
     {"BLOCK_JOB_PENDING", pending_members},
     {"BLOCK_JOB_READY", job_members},
+    {"BLOCK_WRITE_THRESHOLD", threshold_members},
     {"DEVICE_DELETED", deleted_members},
     {"JOB_STATUS_CHANGE", status_members},
     {"SHUTDOWN", shutdown_members},

@@ -30,6 +30,18 @@ static int cmd_blockdev_del(struct qmp_call *call, struct error **errp)
     return graph_close(call->daemon->graph, n, errp);
 }
 
+static int cmd_set_threshold(struct qmp_call *call, struct error **errp)
+{
+    const char *name = qmp_str(call, "node-name");
+    struct node *n = graph_find(call->daemon->graph, name);
+
+    if (!n) {
+        return error_set(errp, ENODEV, "Device '%.200s' not found", name);
+    }
+    node_set_threshold(n, (uint64_t)qmp_int(call, "write-threshold", 0));
+    return 0;
+}
+
 /* What else there is depends on the driver, which checks it. */
 const struct qmp_arg qmp_node_args[] = {
     QMP_ARG("driver", ENUM, .words_of = graph_driver_names),
@@ -42,7 +54,14 @@ static const struct qmp_arg del_args[] = {
     QMP_LAST,
 };
 
+static const struct qmp_arg threshold_args[] = {
+    QMP_ARG("node-name", STR),
+    QMP_ARG("write-threshold", INT),
+    QMP_LAST,
+};
+
 const struct qmp_command qmp_node_commands[] = {
+    QMP_COMMAND("block-set-write-threshold", cmd_set_threshold, threshold_args),
     QMP_COMMAND("blockdev-add", cmd_blockdev_add, qmp_node_args),
     QMP_COMMAND("blockdev-del", cmd_blockdev_del, del_args,
                 .drains = QMP_DRAINS_NAMED),

@@ -224,6 +224,25 @@ static void log_io_error(struct conn *c, const struct request *rq, int r)
                e->name, request_name(rq), rq->offset, rq->length, strerror(-r));
 }
 
+/* QEMU tells of the reads and writes of a guest; all that changes the disk or
+ * makes changes durable counts as a write. */
+static void tell_io_error(const struct conn *c, const struct request *rq, int r)
+{
+    switch (rq->type) {
+    case NBD_CMD_READ:
+        export_tell_error(c->exports, logged_export(c), true, -r);
+        return;
+    case NBD_CMD_WRITE:
+    case NBD_CMD_WRITE_ZEROES:
+    case NBD_CMD_TRIM:
+    case NBD_CMD_FLUSH:
+        export_tell_error(c->exports, logged_export(c), false, -r);
+        return;
+    default:
+        return;
+    }
+}
+
 void conn_reply_result(struct conn *c, const struct request *rq, int r,
                        bool batch)
 {
@@ -232,6 +251,7 @@ void conn_reply_result(struct conn *c, const struct request *rq, int r,
 
     if (is_io_error(r)) {
         log_io_error(c, rq, r);
+        tell_io_error(c, rq, r);
     }
     if (r == -ENOTSUP && (rq->flags & NBD_CMD_FLAG_FAST_ZERO) &&
         rq->type == NBD_CMD_WRITE_ZEROES) {

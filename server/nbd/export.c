@@ -33,6 +33,8 @@ struct exports {
     struct daemon *daemon;
     job_event_fn *emit;
     void *opaque;
+    export_error_fn *on_error; /* or NULL */
+    void *error_opaque;
     int gone_fd; /* a kick: an export waits for exports_collect */
     cond_t collected;
     pthread_t thread; /* the collector */
@@ -63,6 +65,20 @@ struct exports *exports_new(struct daemon *d, job_event_fn *emit, void *opaque)
     cond_init(&s->collected);
     list_init(&s->list);
     return s;
+}
+
+void exports_on_error(struct exports *s, export_error_fn *fn, void *opaque)
+{
+    s->on_error = fn;
+    s->error_opaque = opaque;
+}
+
+void export_tell_error(const struct exports *s, const struct export *e,
+                       bool is_read, int error)
+{
+    if (s->on_error && !e->of_backup) {
+        s->on_error(e, is_read, error, s->error_opaque);
+    }
 }
 
 /* --- Rules. --- */

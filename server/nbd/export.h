@@ -129,6 +129,15 @@ struct export
 struct exports *exports_new(struct daemon *d, job_event_fn *emit, void *opaque);
 void exports_free(struct exports *s); /* no connection is left; NULL is fine */
 
+/* Call @fn when storage fails a client's request to @e, a disk, with @error
+ * (positive).  It is called from any thread, with any locks, and must not wait.
+ * Set it before there are clients. */
+typedef void export_error_fn(const struct export *e, bool is_read, int error,
+                             void *opaque);
+void exports_on_error(struct exports *s, export_error_fn *fn, void *opaque);
+void export_tell_error(const struct exports *s, const struct export *e,
+                       bool is_read, int error);
+
 /* -EEXIST: there is an export with this id. */
 int exports_check_id(struct exports *s, const char *id, struct error **errp);
 

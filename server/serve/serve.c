@@ -36,7 +36,7 @@
 #include "qmp/chardev.h"
 #include "qmp/monitor.h"
 #include "serve/activation.h"
-#include "serve/corruption.h"
+#include "serve/notices.h"
 #include "serve/daemonize.h"
 #include "serve/images.h"
 #include "serve/notify.h"
@@ -57,7 +57,7 @@ struct serve {
     struct daemon daemon;
     struct chardevs *chardevs;
     struct stopper *stopper;
-    struct corruptions *corruptions;
+    struct notices *notices;
     struct notify notify;
     struct activation activation; /* sockets that were given */
     int signals;                  /* signalfd */
@@ -198,7 +198,6 @@ static int make_parts(struct serve *s, struct error **errp)
     d->graph = graph_new();
     if (d->graph) {
         graph_follow(d->graph, s->config.follow);
-        s->corruptions = corruptions_new(d);
     }
     d->service = &qmp_service;
     d->objects = objects_new(d->graph);
@@ -215,9 +214,10 @@ static int make_parts(struct serve *s, struct error **errp)
     d->jobs = d->graph && d->monitors
                   ? jobs_new(d->graph, monitors_emit, d->monitors)
                   : NULL;
+    s->notices = d->exports ? notices_new(d) : NULL;
     d->servers = d->exports ? servers_new(d) : NULL;
     d->pulls = pulls_new(d);
-    if (!s->corruptions || !d->objects || !d->devices || !d->io_tasks ||
+    if (!s->notices || !d->objects || !d->devices || !d->io_tasks ||
         !d->jobs || !d->servers || !d->pulls) {
         return error_nomem(errp);
     }
@@ -229,7 +229,7 @@ static int make_parts(struct serve *s, struct error **errp)
         .read_only = s->config.read_only,
         .follow = s->config.follow,
     };
-    return corruptions_start(s->corruptions, errp);
+    return notices_start(s->notices, errp);
 }
 
 static void remove_files(void *opaque)
@@ -525,8 +525,8 @@ static int stop_daemon(struct serve *s)
         jobs_shutdown(d->jobs);
         daemon_ended(d);
     }
-    if (s->corruptions) {
-        corruptions_stop(s->corruptions);
+    if (s->notices) {
+        notices_stop(s->notices);
     }
     if (d->monitors) {
         monitors_stop(d->monitors);
@@ -550,7 +550,7 @@ static int stop_daemon(struct serve *s)
         status = EXIT_FAILURE;
     }
     graph_free(d->graph);
-    corruptions_free(s->corruptions);
+    notices_free(s->notices);
     images_close(&s->images);
     remove_files(s);
     notify_end(&s->notify);

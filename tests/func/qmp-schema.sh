@@ -22,7 +22,7 @@ done
 
 # What can be emitted is described.
 grep -rhoE '"((BACKUP|BLOCK|JOB|DEVICE|NODE)_[A-Z_]+|SHUTDOWN)"' "$SRCDIR"/blocklib/*/*.c \
-    "$SRCDIR"/server/{nbd/export,backup/session,backup/watch,commands/core,commands/device,serve/corruption}.c | tr -d '"' | sort -u >emitted
+    "$SRCDIR"/server/{nbd/export,backup/session,backup/watch,commands/core,commands/device,serve/notices}.c | tr -d '"' | sort -u >emitted
 [ -s emitted ]
 qmp query-qmp-schema | jq -r '.[] | select(."meta-type" == "event").name' |
     sort >described

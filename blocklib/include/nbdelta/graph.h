@@ -81,6 +81,22 @@ struct corruption {
 typedef void corruption_fn(const struct corruption *c, void *opaque);
 void graph_on_corruption(struct graph *g, corruption_fn *fn, void *opaque);
 
+/* --- core/threshold.c --- */
+
+/*
+ * Tell, once, of the next write to @n that ends past the offset @threshold
+ * (bytes); 0: of none.  A node below an image is written where the image puts
+ * its clusters, so this says that the image has grown.  Takes no lock, and
+ * waits for nothing.
+ */
+void node_set_threshold(struct node *n, uint64_t threshold);
+
+/* Call @fn when a write goes @exceeded bytes past the threshold of the node
+ * named @node.  The rules are those of graph_on_corruption. */
+typedef void threshold_fn(const char *node, uint64_t threshold,
+                          uint64_t exceeded, void *opaque);
+void graph_on_threshold(struct graph *g, threshold_fn *fn, void *opaque);
+
 /* --- core/open.c --- */
 
 /*

@@ -110,7 +110,7 @@ enum lock_rank {
 
     /* With any lock held. */
     LOCK_TLS_CREDS,
-    LOCK_CORRUPTIONS,
+    LOCK_NOTICES,
     LOCK_SECRETS,
     LOCK_LOG,
     LOCK_TEST, /* of tests */
