@@ -19,7 +19,7 @@ enum qmp_type {
     /* These end a list of arguments. */
     QMP_END,
     QMP_REST,   /* there may be others, which the handler checks */
-    QMP_NODE,   /* the same, and they are options of a node (option.h) */
+    QMP_NODE,   /* the others are options of a node (args-node.h) */
     QMP_ACTION, /* part of a transaction: the handler knows the data of a type
                  */
     QMP_UNION,  /* one of variants, as the member of this name says */
@@ -36,7 +36,7 @@ enum qmp_type {
     QMP_STR_OR_OBJECT_ARRAY, /* each a string, or an object of members */
     QMP_STRS,                /* array of strings */
     QMP_STR_OR_NULL,
-    QMP_NODE_REF, /* a node's name, or an object that the handler checks */
+    QMP_NODE_REF, /* a node's name, or the options of a new one */
     QMP_NUMBER,   /* these are in replies only */
     QMP_INTS,
     QMP_ANY,

@@ -8,29 +8,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "keyval-node.h"
 #include "log/log.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/options.h"
-#include "nbdelta/size.h"
 
 static int convert_members(json_t *object, const struct qmp_arg *spec,
                            struct error **errp);
-
-static int to_bool(const char *text, const char *name, json_t **v,
-                   struct error **errp)
-{
-    bool on = strcmp(text, "on") == 0 || strcmp(text, "yes") == 0 ||
-              strcmp(text, "true") == 0 || strcmp(text, "y") == 0;
-
-    if (!on && strcmp(text, "off") != 0 && strcmp(text, "no") != 0 &&
-        strcmp(text, "false") != 0 && strcmp(text, "n") != 0) {
-        return error_set(errp, EINVAL, "Parameter '%s' expects 'on' or 'off'",
-                         name);
-    }
-    *v = json_boolean(on);
-    return 0;
-}
 
 static int to_integer(const char *text, const struct qmp_arg *a, json_t **v,
                       struct error **errp)
@@ -44,18 +29,6 @@ static int to_integer(const char *text, const struct qmp_arg *a, json_t **v,
                          a->type == QMP_UINT32 ? "uint32_t" : "integer");
     }
     *v = json_integer(n);
-    return 0;
-}
-
-static int to_size(const char *text, const char *name, json_t **v,
-                   struct error **errp)
-{
-    uint64_t n;
-
-    if (size_parse(text, &n) < 0) {
-        return error_set(errp, EINVAL, "Parameter '%s' expects a size", name);
-    }
-    *v = json_integer((json_int_t)n);
     return 0;
 }
 
@@ -83,16 +56,17 @@ static int convert(json_t *old, const struct qmp_arg *a, json_t **v,
         return convert_array(old, a->members, errp);
     }
     if (!text) {
-        return convert_members(old, a->members, errp);
+        return a->type == QMP_NODE_REF ? keyval_convert_node(old, errp)
+                                       : convert_members(old, a->members, errp);
     }
     switch (a->type) {
     case QMP_BOOL:
-        return to_bool(text, a->name, v, errp);
+        return keyval_to_bool(text, a->name, v, errp);
     case QMP_INT:
     case QMP_UINT32:
         return to_integer(text, a, v, errp);
     case QMP_SIZE:
-        return to_size(text, a->name, v, errp);
+        return keyval_to_size(text, a->name, v, errp);
     default:
         return 0;
     }
@@ -127,7 +101,7 @@ static int convert_members(json_t *object, const struct qmp_arg *spec,
             }
         }
     }
-    return 0;
+    return a->type == QMP_NODE ? keyval_convert_node(object, errp) : 0;
 }
 
 /* --- The short form. --- */

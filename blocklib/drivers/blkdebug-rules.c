@@ -77,19 +77,18 @@ static int take_int(struct opts *o, const char *key, int max, int *val,
 static int take_event(struct opts *o, struct blkdebug_rule *rule,
                       struct error **errp)
 {
-    const char *name = NULL;
-    int r = opts_str(o, "event", &name, errp);
+    CLEANUP_JSON json_t *value = opts_take(o, "event");
+    const char *name = json_string_value(value);
 
-    if (r < 0) {
-        return r;
-    }
-    if (!name) {
+    if (!value) {
         return error_set(errp, EINVAL, "Missing event name for rule");
     }
-    r = blkdebug_event_find(name);
+    /* There are too many words for a list of them, as opts_enum() has it. */
+    int r = name ? blkdebug_event_find(name) : -EINVAL;
     if (r < 0) {
         return error_set(errp, EINVAL,
-                         "Parameter 'event' does not accept value '%s'", name);
+                         "Parameter 'event' does not accept value '%s'",
+                         name ? name : "");
     }
     rule->event = (enum node_event)r;
     return take_int(o, "state", INT_MAX, &rule->state, errp);
@@ -106,7 +105,7 @@ static const char *const iotype_words[] = {
 };
 
 const struct option blkdebug_inject_options[] = {
-    OPTION("event", STR, .required = true),
+    OPTION("event", ENUM, .required = true, .words = event_names),
     OPTION("errno", UINT),
     OPTION("immediately", BOOL),
     OPTION("iotype", ENUM, .words = iotype_words),
@@ -117,8 +116,8 @@ const struct option blkdebug_inject_options[] = {
 };
 
 const struct option blkdebug_state_options[] = {
-    OPTION("event", STR, .required = true),
-    OPTION("new_state", UINT),
+    OPTION("event", ENUM, .required = true, .words = event_names),
+    OPTION("new_state", UINT, .required = true),
     OPTION("state", UINT),
     OPTIONS_END,
 };

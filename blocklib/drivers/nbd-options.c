@@ -3,6 +3,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -95,24 +96,33 @@ static int take_unix(struct opts *opts, struct remote_address *a,
     return a->host ? 0 : missing("server.path", errp);
 }
 
+/* Numbers of sockets are strings, as in QEMU. */
+static int take_u32(struct opts *opts, const char *key, uint32_t *val,
+                    struct error **errp)
+{
+    const char *text = NULL;
+    char *end = NULL;
+    int r = opts_str(opts, key, &text, errp);
+
+    if (r < 0 || !text) {
+        return r < 0 ? r : missing(key, errp);
+    }
+    unsigned long long n = strtoull(text, &end, 10);
+    if (!isdigit((unsigned char)text[0]) || *end || n > UINT32_MAX) {
+        return error_set(errp, EINVAL,
+                         "option '%s' must be a number up to %" PRIu32, key,
+                         UINT32_MAX);
+    }
+    *val = (uint32_t)n;
+    return 0;
+}
+
 static int take_vsock(struct opts *opts, struct remote_address *a,
                       struct error **errp)
 {
-    bool has_cid = opts_has(opts, "server.cid");
-    bool has_port = opts_has(opts, "server.port");
-    uint64_t cid = 0;
-    uint64_t port = 0;
-    int r;
+    int r = take_u32(opts, "server.cid", &a->cid, errp);
 
-    if ((r = opts_uint(opts, "server.cid", UINT32_MAX, &cid, errp)) < 0 ||
-        (r = opts_uint(opts, "server.port", UINT32_MAX, &port, errp)) < 0) {
-        return r;
-    }
-    a->cid = (uint32_t)cid;
-    a->vport = (uint32_t)port;
-    return has_cid && has_port
-               ? 0
-               : missing(has_cid ? "server.port" : "server.cid", errp);
+    return r < 0 ? r : take_u32(opts, "server.port", &a->vport, errp);
 }
 
 static int take_fd(struct opts *opts, struct remote_address *a,
@@ -167,8 +177,8 @@ static const struct option unix_options[] = {
 };
 
 static const struct option vsock_options[] = {
-    OPTION("cid", UINT, .required = true),
-    OPTION("port", UINT, .required = true),
+    OPTION("cid", STR, .required = true),
+    OPTION("port", STR, .required = true),
     OPTIONS_END,
 };
 

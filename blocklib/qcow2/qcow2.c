@@ -165,7 +165,7 @@ static const struct option qcow2_options[] = {
     OPTION("l2-cache-size", UINT),
     OPTION("lazy-refcounts", BOOL),
     OPTION("overlap-check", ENUM_OR_OBJECT, .words = qcow2_overlap_words,
-           .members = qcow2_overlap_members),
+           .members = qcow2_overlap_members, .type_name = "Qcow2OverlapChecks"),
     OPTION("pass-discard-other", BOOL),
     OPTION("pass-discard-request", BOOL),
     OPTION("pass-discard-snapshot", BOOL),

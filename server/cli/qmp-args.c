@@ -8,8 +8,11 @@
 #include <unistd.h>
 
 #include "commands/table.h"
+#include "keyval-node.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/graph.h"
+#include "nbdelta/option.h"
 #include "nbdelta/options.h"
 #include "nbdelta/size.h"
 
@@ -80,11 +83,56 @@ static json_t *convert_string(const char *text, enum qmp_type type)
     }
 }
 
+static bool describes_node(const struct qmp_arg *spec)
+{
+    while (spec && !qmp_is_last(spec)) {
+        spec++;
+    }
+    return spec && spec->type == QMP_NODE;
+}
+
+static bool has_option(const struct option *o, const char *key)
+{
+    while (o && o->name && strcmp(o->name, key) != 0) {
+        o++;
+    }
+    return o && o->name;
+}
+
+/* The options of a node; those that we do not know are guessed at. */
+static json_t *convert_node(json_t *object)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    static const struct qmp_arg unknown = QMP_LAST;
+    const char *driver = member_str(object, "driver");
+    const struct option *own = driver ? graph_driver_options(driver) : NULL;
+    json_t *copy = json_deep_copy(object);
+    const char *key;
+    json_t *value;
+
+    /* The other side says what is wrong with what stays as it is. */
+    (void)keyval_convert_node(copy, &err);
+    json_object_foreach (object, key, value) {
+        if (copy && strcmp(key, "driver") != 0 && !has_option(own, key) &&
+            !has_option(graph_node_options, key) &&
+            json_object_set_new(copy, key, convert_member(value, &unknown)) <
+                0) {
+            json_decref(copy);
+            return NULL;
+        }
+    }
+    return copy;
+}
+
 /* A copy of @object with its strings turned into what @spec wants; NULL
  * spec: nothing is known.  NULL: no memory. */
 static json_t *convert_object(json_t *object, const struct qmp_arg *spec)
 {
     static const struct qmp_arg unknown = QMP_LAST;
+
+    if (describes_node(spec)) {
+        return convert_node(object);
+    }
     json_t *copy = json_object();
     const char *key;
     json_t *value;
@@ -101,13 +149,36 @@ static json_t *convert_object(json_t *object, const struct qmp_arg *spec)
     return copy;
 }
 
+static json_t *convert_nodes(json_t *array)
+{
+    json_t *copy = json_array();
+    json_t *item;
+    size_t i;
+
+    json_array_foreach (array, i, item) {
+        if (json_array_append_new(copy, json_is_object(item)
+                                            ? convert_node(item)
+                                            : json_incref(item)) < 0) {
+            json_decref(copy);
+            return NULL;
+        }
+    }
+    return copy;
+}
+
 static json_t *convert_member(json_t *v, const struct qmp_arg *a)
 {
     if (json_is_string(v)) {
         return convert_string(json_string_value(v), a->type);
     }
+    if (json_is_object(v) && a->type == QMP_NODE_REF) {
+        return convert_node(v);
+    }
     if (json_is_object(v)) {
         return convert_object(v, a->members);
+    }
+    if (json_is_array(v) && describes_node(a->members)) {
+        return convert_nodes(v);
     }
     return json_incref(v);
 }

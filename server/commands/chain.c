@@ -175,7 +175,7 @@ static int cmd_commit(struct qmp_call *call, struct error **errp)
 }
 
 static const struct qmp_arg reopen_args[] = {
-    QMP_ARG("options", OBJECTS, .shown = qmp_node_args),
+    QMP_ARG("options", OBJECTS, .members = qmp_node_args),
     QMP_LAST,
 };
 

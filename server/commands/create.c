@@ -42,8 +42,8 @@ static const struct qmp_arg encrypt_args[] = {
 };
 
 static const struct qmp_arg qcow2_args[] = {
-    QMP_ARG("file", ANY),
-    QMP_OPT("data-file", ANY),
+    QMP_ARG("file", NODE_REF),
+    QMP_OPT("data-file", NODE_REF),
     QMP_OPT("data-file-raw", BOOL),
     QMP_ARG("size", SIZE),
     QMP_OPT("version", ENUM, .words = version_words),
@@ -104,18 +104,6 @@ static json_t *image_options(json_t *args)
     return options;
 }
 
-static int check_ref(const json_t *args, const char *key, struct error **errp)
-{
-    const json_t *ref = json_object_get(args, key);
-
-    return ref && !json_is_string(ref) && !json_is_object(ref)
-               ? error_set(errp, EINVAL,
-                           "Invalid parameter type for 'options.%s', expected: "
-                           "BlockdevRef",
-                           key)
-               : 0;
-}
-
 static int cmd_create(struct qmp_call *call, struct error **errp)
     REQUIRES(call->daemon->jobs->lock)
 {
@@ -134,13 +122,6 @@ static int cmd_create(struct qmp_call *call, struct error **errp)
     if (!is_file && strcmp(driver, "qcow2") != 0) {
         return error_set(errp, EINVAL,
                          "Driver does not support blockdev-create");
-    }
-    int r = check_ref(args, "file", errp);
-    if (r == 0) {
-        r = check_ref(args, "data-file", errp);
-    }
-    if (r < 0) {
-        return r;
     }
     return options ? job_create_image(call->daemon->jobs, &o, errp)
                    : error_nomem(errp);

@@ -111,8 +111,6 @@ NODE_MORE = {
     'nbd': ('connections', 'host', 'path', 'port', 'server', 'tls',
             'tls-certificates', 'tls-psk-file', 'tls-username'),
     'qcow2': ('bitmap-durability', 'snapshot'),
-    # It may be left out here.
-    'blkdebug': ('set-state.new_state',),
 }
 for driver, options in NODE_MORE.items():
     for option in options:
