@@ -3,6 +3,7 @@
 #define NBDELTA_CORE_GRAPH_PRIV_H
 
 /* Between graph.c, open.c, policy.c and blk.c. */
+#include "core/fdset.h"
 #include "core/graph.h"
 #include "core/secret.h"
 #include "core/tls-creds.h"
@@ -42,6 +43,7 @@ struct graph {
     struct tls_creds_set tls_creds; /* has a lock of its own */
     struct secret_set secrets;      /* so has this */
     struct yank_set yanks;          /* and this */
+    struct fdset_table fdsets;      /* and this */
 };
 
 /* A node with a name and nothing else: refs is 1, not opened. */

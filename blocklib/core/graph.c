@@ -846,6 +846,7 @@ struct graph *graph_new_with(const struct driver_table *t)
         tls_creds_set_init(&g->tls_creds);
         secret_set_init(&g->secrets);
         yank_set_init(&g->yanks);
+        fdset_table_init(&g->fdsets);
     }
     return g;
 }
@@ -893,6 +894,7 @@ void graph_free(struct graph *g)
     tls_creds_set_destroy(&g->tls_creds);
     secret_set_destroy(&g->secrets);
     yank_set_destroy(&g->yanks);
+    fdset_table_destroy(&g->fdsets);
     mutex_destroy(&g->lock);
     free(g);
 }

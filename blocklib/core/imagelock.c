@@ -147,6 +147,18 @@ void image_lock_narrow(int fd)
     }
 }
 
+void image_unlock(int fd)
+{
+    const struct flock rest = {
+        .l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = MARK_BASE};
+
+    for (unsigned i = 0; i < ARRAY_SIZE(names); i++) {
+        (void)set_byte(fd, F_UNLCK, USED_BASE + (off_t)i);
+        (void)set_byte(fd, F_UNLCK, UNSHARED_BASE + (off_t)i);
+    }
+    (void)fcntl(fd, F_OFD_SETLK, &rest);
+}
+
 int image_lock_widen(int fd, const char *filename, struct error **errp)
 {
     int r = image_lock(fd, filename, true, errp);

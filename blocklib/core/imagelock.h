@@ -30,6 +30,10 @@ int image_lock(int fd, const char *filename, bool writable,
 int image_lock_widen(int fd, const char *filename, struct error **errp);
 void image_lock_narrow(int fd);
 
+/* Drop what image_lock() and image_mark() have locked, where @fd is not the
+ * last descriptor of its open file. */
+void image_unlock(int fd);
+
 /* Lock @fd, another open of a file that the caller has locked already with the
  * same or more access.  So there is no conflict to look for. */
 int image_lock_again(int fd, bool writable);

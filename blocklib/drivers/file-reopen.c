@@ -17,18 +17,21 @@
 #include <unistd.h>
 
 #include "core/door.h"
+#include "core/fdset.h"
 #include "core/imagelock.h"
 #include "nbdelta/error.h"
 
 struct file_before {
     int fd;
+    struct fdset_use *use; /* of fd */
     uint32_t align;
     uint32_t zero_align;
     bool widened; /* the lock of fd, for the new one's sake */
 };
 
-static int open_again(const struct node *n, const struct node_flags *to,
-                      struct error **errp)
+/* *use: what a descriptor of a set is of, or NULL. */
+static int open_again(struct node *n, const struct node_flags *to,
+                      struct fdset_use **use, struct error **errp)
 {
     const struct file *s = n->state;
     int flags = (to->read_only ? O_RDONLY : O_RDWR) |
@@ -41,14 +44,20 @@ static int open_again(const struct node *n, const struct node_flags *to,
                          "allows more)",
                          node_filename(n));
     }
-    int fd = fstat(s->fd, &d.st) < 0 ? -errno : door_open(&d, flags);
+    *use = NULL;
+    int fd = s->use ? fdset_dup(n->graph, n->filename, flags, use, errp)
+             : fstat(s->fd, &d.st) < 0 ? -errno
+                                       : door_open(&d, flags);
+    if (fd < 0 && s->use) {
+        return fd;
+    }
     if (fd < 0) {
         return error_set(errp, -fd, "Could not open '%s': %s", node_filename(n),
                          strerror(-fd));
     }
     int r = to->read_only ? 0 : file_check_writable(fd, node_filename(n), errp);
     if (r < 0) {
-        (void)close(fd);
+        file_close_fd(n, fd, *use);
         return r;
     }
     return fd;
@@ -77,9 +86,27 @@ static int lock_again(struct node *n, const struct node_flags *to,
     return r;
 }
 
-static void take_back(struct file *s, struct file_before *before)
+/* O_DIRECT belongs to the open file, which both may be of. */
+static void restore_direct(const struct node *n)
 {
+    const struct file *s = n->state;
+    int has = s->use ? fcntl(s->fd, F_GETFL) : -1;
+
+    if (has >= 0) {
+        (void)fcntl(s->fd, F_SETFL,
+                    (has & ~O_DIRECT) | (n->flags.direct ? O_DIRECT : 0));
+    }
+}
+
+/* Close what was opened, and have the old one again. */
+static void take_back(struct node *n, struct file_before *before)
+{
+    struct file *s = n->state;
+
+    file_close_fd(n, s->fd, s->use);
     s->fd = before->fd;
+    s->use = before->use;
+    restore_direct(n);
     s->align = before->align;
     s->zero_align = before->zero_align;
     if (before->widened) {
@@ -107,8 +134,10 @@ int file_reopen(struct node *n, const struct node_flags *to,
     if (!before) {
         return error_nomem(errp);
     }
-    *before = (struct file_before){s->fd, s->align, s->zero_align, false};
-    int fd = open_again(n, to, errp);
+    struct fdset_use *use;
+    *before = (struct file_before){s->fd, s->use, s->align, s->zero_align,
+                                   false};
+    int fd = open_again(n, to, &use, errp);
     if (fd < 0) {
         free(before);
         return fd;
@@ -120,12 +149,12 @@ int file_reopen(struct node *n, const struct node_flags *to,
     file_uncached_close(s);
     file_grow_end(n);
     s->fd = fd;
+    s->use = use;
     if (r == 0) {
         r = file_find_alignment(s, to->direct, node_filename(n), errp);
     }
     if (r < 0) {
-        take_back(s, before);
-        (void)close(fd);
+        take_back(n, before);
         return r;
     }
     s->before = before;
@@ -137,7 +166,7 @@ void file_reopen_commit(struct node *n)
     struct file *s = n->state;
 
     if (s->before) {
-        (void)close(s->before->fd);
+        file_close_fd(n, s->before->fd, s->before->use);
         free(s->before);
         s->before = NULL;
         file_advise(n);
@@ -150,8 +179,7 @@ void file_reopen_abort(struct node *n)
     struct file *s = n->state;
 
     if (s->before) {
-        (void)close(s->fd);
-        take_back(s, s->before);
+        take_back(n, s->before);
         s->before = NULL;
         file_grow_begin(n, n->size);
     }

@@ -25,6 +25,7 @@
 #include <linux/fs.h>
 
 #include "core/door.h"
+#include "core/fdset.h"
 #include "core/graph.h"
 #include "core/imagelock.h"
 #include "core/opts.h"
@@ -164,30 +165,63 @@ static int find_at_door(struct node *n, const char *filename, struct door *d,
     return r;
 }
 
-static int open_fd(struct node *n, const char *filename, struct error **errp)
+/* Take a descriptor out of a set. */
+static int open_of_set(struct node *n, const char *filename, int direct,
+                       struct error **errp)
 {
     struct file *s = n->state;
-    int flags = (n->flags.read_only ? O_RDONLY : O_RDWR) |
-                (n->flags.direct ? O_DIRECT : 0);
-    struct door d;
     struct stat st;
+
+    s->fd = fdset_dup(n->graph, filename,
+                      (n->flags.read_only ? O_RDONLY : O_RDWR) | direct,
+                      &s->use, errp);
+    if (s->fd == -EACCES && n->flags.auto_read_only && !n->flags.read_only) {
+        s->fd = fdset_dup(n->graph, filename, O_RDONLY | direct, &s->use, errp);
+        n->flags.read_only = s->fd >= 0;
+    }
+    if (s->fd < 0) {
+        return s->fd;
+    }
+    return fstat(s->fd, &st) < 0 ? -errno : check_kind(n, &st, filename, errp);
+}
+
+static int open_file(struct node *n, const char *filename, int direct,
+                     struct error **errp)
+{
+    struct file *s = n->state;
+    struct door d;
     int r = find_at_door(n, filename, &d, errp);
 
     if (r < 0) {
         return r;
     }
-    s->fd = door_open(&d, flags);
+    s->fd = door_open(&d, (n->flags.read_only ? O_RDONLY : O_RDWR) | direct);
     door_close(&d);
     if (s->fd < 0) {
         int code = -s->fd;
-        return error_set(errp, code, "Could not open '%s': %s%s", filename,
-                         strerror(code),
-                         code == EINVAL && n->flags.direct
-                             ? " (the file system may not support "
-                               "cache.direct=on)"
-                         : code == EACCES && !n->flags.read_only
-                             ? " (for writing; it may be open to reading)"
-                             : "");
+        return error_set(
+            errp, code, "Could not open '%s': %s%s", filename, strerror(code),
+            code == EINVAL && direct ? " (the file system may not support "
+                                       "cache.direct=on)"
+            : code == EACCES && !n->flags.read_only
+                ? " (for writing; it may be open to reading)"
+                : "");
+    }
+    return 0;
+}
+
+static int open_fd(struct node *n, const char *filename, struct error **errp)
+{
+    struct file *s = n->state;
+    int direct = n->flags.direct ? O_DIRECT : 0;
+    struct stat st;
+    /* An image's name for another means no set. */
+    int r = !n->named && fdset_is_name(filename)
+                ? open_of_set(n, filename, direct, errp)
+                : open_file(n, filename, direct, errp);
+
+    if (r < 0) {
+        return r;
     }
     if (fstat(s->fd, &st) < 0) {
         return error_set(errp, errno, "cannot look at '%s': %s", filename,
@@ -200,6 +234,15 @@ static int open_fd(struct node *n, const char *filename, struct error **errp)
         return r;
     }
     return find_size(n, filename, &st, errp);
+}
+
+/* A duplicate has the locks of its open file, which the user has, too. */
+void file_close_fd(struct node *n, int fd, struct fdset_use *use)
+{
+    if (use && fdset_put(n->graph, use)) {
+        image_unlock(fd);
+    }
+    (void)close(fd);
 }
 
 static const char *const lock_words[] = {"auto", "on", "off", NULL};
@@ -264,7 +307,7 @@ static int file_open(struct node *n, struct opts *opts, struct error **errp)
     }
     if (r < 0) {
         if (s->fd >= 0) {
-            (void)close(s->fd);
+            file_close_fd(n, s->fd, s->use);
         }
         return r;
     }
@@ -285,7 +328,7 @@ static void file_close(struct node *n)
     mutex_destroy(&s->flush_lock);
     file_uncached_destroy(s);
     file_grow_end(n);
-    (void)close(s->fd);
+    file_close_fd(n, s->fd, s->use);
     free(s->marks);
 }
 

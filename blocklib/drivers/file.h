@@ -50,6 +50,7 @@ struct file {
     uint32_t zero_align;        /* what fallocate takes */
     bool flies;                 /* I/O may do without threads */
     struct file_before *before; /* while it is not sure that a reopen stays */
+    struct fdset_use *use;      /* of a set (core/fdset.h), or NULL */
     uint64_t *marks;            /* that it holds (core/imagelock.h) */
     size_t mark_count;
 
@@ -93,6 +94,10 @@ int file_find_alignment(struct file *s, bool direct, const char *filename,
 /* -EACCES when @fd is a block device that is read-only: such a one can be
  * opened for writing all the same. */
 int file_check_writable(int fd, const char *filename, struct error **errp);
+
+/* Close @fd, an open file of @n, and give back @use, which it is of (or NULL).
+ */
+void file_close_fd(struct node *n, int fd, struct fdset_use *use);
 
 int file_flush(struct node *n);
 

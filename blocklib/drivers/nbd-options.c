@@ -16,6 +16,7 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/fdname.h"
 #include "nbdelta/tls-creds.h"
 
 #define NAME_MAX_BYTES 4096 /* of an export or a context, in the protocol */
@@ -129,9 +130,6 @@ static int take_fd(struct opts *opts, struct remote_address *a,
                    struct error **errp)
 {
     const char *text = NULL;
-    char *end = NULL;
-    int type = 0;
-    socklen_t len = sizeof(type);
     int r = opts_str(opts, "server.str", &text, errp);
 
     if (r < 0) {
@@ -140,19 +138,14 @@ static int take_fd(struct opts *opts, struct remote_address *a,
     if (!text) {
         return missing("server.str", errp);
     }
-    long n = strtol(text, &end, 10);
-    if (!isdigit((unsigned char)text[0]) || *end || n > INT32_MAX) {
-        return error_set(errp, EINVAL, "'%s' is not the number of a descriptor",
-                         text);
+    a->fd = fd_named_socket(text, true, errp);
+    if (a->fd < 0) {
+        return a->fd;
     }
-    if (getsockopt((int)n, SOL_SOCKET, SO_TYPE, &type, &len) < 0) {
-        return error_set(errp, EINVAL, "File descriptor '%s' is not a socket",
-                         text);
-    }
-    a->fd = fcntl((int)n, F_DUPFD_CLOEXEC, 3);
-    int flags = a->fd < 0 ? -1 : fcntl(a->fd, F_GETFL);
+    int flags = fcntl(a->fd, F_GETFL);
     if (flags < 0 || fcntl(a->fd, F_SETFL, flags | O_NONBLOCK) < 0) {
-        return error_set(errp, errno, "descriptor %ld: %s", n, strerror(errno));
+        return error_set(errp, errno, "descriptor '%s': %s", text,
+                         strerror(errno));
     }
     return 0;
 }

@@ -27,6 +27,7 @@ extern const struct qmp_command qmp_chain_commands[];
 extern const struct qmp_command qmp_create_commands[];
 extern const struct qmp_command qmp_device_commands[];
 extern const struct qmp_command qmp_export_commands[];
+extern const struct qmp_command qmp_fd_commands[];
 extern const struct qmp_command qmp_hmp_commands[];
 extern const struct qmp_command qmp_node_commands[];
 extern const struct qmp_command qmp_object_commands[];

@@ -20,6 +20,7 @@
 
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/fdname.h"
 
 #define BACKLOG         128
 #define FREE_PORT_TRIES 16
@@ -93,38 +94,42 @@ static bool address_is(const json_t *addr, const char *type)
     return strcmp(member_str(addr, "type"), type) == 0;
 }
 
-/* --- Inherited descriptors. --- */
+/* --- Descriptors that are there. --- */
 
-/* Take an inherited descriptor.  It has to be a socket that listens, or,
- * without @listening, one that does not. */
-static int take_fd(const char *text, bool listening, int *fdp,
-                   struct error **errp)
+/* Make @fd fit for its use.  It has to be a socket that listens, or, without
+ * @listening, one that does not. */
+static int prepare_fd(int fd, const char *text, bool listening,
+                      struct error **errp)
 {
     int accepts = 0;
     socklen_t len = sizeof(accepts);
-    char *end;
-    long n = strtol(text, &end, 10);
 
-    if (!isdigit((unsigned char)text[0]) || *end || n > INT32_MAX) {
-        return error_set(errp, EINVAL, "'%s' is not the number of a descriptor",
-                         text);
-    }
-    if (getsockopt((int)n, SOL_SOCKET, SO_ACCEPTCONN, &accepts, &len) < 0) {
-        return error_set(errp, errno, "descriptor %ld is not a socket: %s", n,
-                         strerror(errno));
-    }
+    (void)getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &accepts, &len);
     if ((accepts != 0) != listening) {
-        return error_set(errp, EINVAL, "the socket %ld %s", n,
+        return error_set(errp, EINVAL, "the socket '%s' %s", text,
                          listening ? "does not listen" : "listens");
     }
-    int flags = fcntl((int)n, F_GETFL);
-    if (flags < 0 || fcntl((int)n, F_SETFD, FD_CLOEXEC) < 0 ||
-        fcntl((int)n, F_SETFL,
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) < 0 ||
+        fcntl(fd, F_SETFL,
               listening ? flags | O_NONBLOCK : flags & ~O_NONBLOCK) < 0) {
-        return error_set(errp, errno, "descriptor %ld: %s", n, strerror(errno));
+        return error_set(errp, errno, "descriptor '%s': %s", text,
+                         strerror(errno));
     }
-    *fdp = (int)n;
     return 0;
+}
+
+static int take_fd(const char *text, bool listening, int *fdp,
+                   struct error **errp)
+{
+    int fd = fd_named_socket(text, false, errp);
+    int r = fd < 0 ? fd : prepare_fd(fd, text, listening, errp);
+
+    if (fd >= 0 && r < 0 && !isdigit((unsigned char)text[0])) {
+        (void)close(fd); /* a number is not ours, then */
+    }
+    *fdp = fd;
+    return r;
 }
 
 /* --- TCP. --- */

@@ -16,6 +16,7 @@
 
 struct action;
 struct daemon;
+struct fd_names;
 struct job_txn;
 struct qmp_role;
 
@@ -31,6 +32,8 @@ struct qmp_state {
     const struct qmp_role *role; /* NULL: all commands are there for it */
     bool negotiated;
     bool oob;
+    struct fd_names *names; /* of descriptors that it has passed; or NULL */
+    int received;           /* one that has come with the input, or -1 */
 };
 
 struct qmp_call {

@@ -14,6 +14,7 @@
 #include "log/log.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/fdname.h"
 #include "nbdelta/job.h"
 #include "nbdelta/kick.h"
 #include "nbdelta/thread.h"
@@ -25,6 +26,9 @@
 #include "qmp/version.h"
 
 #define INPUT_SIZE 65536
+/* Descriptors that may come with one piece of input: one is kept, as in QEMU.
+ * The kernel closes further ones. */
+#define RECEIVE_FDS 16
 /* Bytes.  Requests wait while more than OUT_PAUSE is to be sent.  The session
  * is dropped when events make it more than OUT_MAX. */
 #define OUT_PAUSE ((size_t)256 << 10)
@@ -193,13 +197,49 @@ static ssize_t channel_send(const struct channel *ch, char *data, size_t len)
     return n < 0 ? -errno : n;
 }
 
-static ssize_t channel_receive(const struct channel *ch, char *data, size_t len)
+/* As recv().  Descriptors that come along take the place of the one before. */
+static ssize_t receive_with_fds(int sock, char *data, size_t len, int *received)
+{
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(RECEIVE_FDS * sizeof(int))];
+    } control;
+    struct iovec iov = {data, len};
+    struct msghdr m = {.msg_iov = &iov,
+                       .msg_iovlen = 1,
+                       .msg_control = control.bytes,
+                       .msg_controllen = sizeof(control.bytes)};
+    ssize_t n = recvmsg(sock, &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+
+    for (struct cmsghdr *c = n < 0 ? NULL : CMSG_FIRSTHDR(&m); c;
+         c = CMSG_NXTHDR(&m, c)) {
+        size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) {
+            continue;
+        }
+        for (size_t i = 0; i < count; i++) {
+            int fd;
+
+            memcpy(&fd, CMSG_DATA(c) + i * sizeof(fd), sizeof(fd));
+            int other = i == 0 ? *received : fd;
+            *received = i == 0 ? fd : *received;
+            if (other >= 0) {
+                (void)close(other);
+            }
+        }
+    }
+    return n;
+}
+
+static ssize_t channel_receive(const struct channel *ch, char *data, size_t len,
+                               int *received)
 {
     if (ch->tls) {
         const struct iovec iov = {data, len};
         return tls_receive(ch->tls, &iov, 1, false);
     }
-    ssize_t n = recv(ch->in, data, len, MSG_DONTWAIT);
+    ssize_t n = receive_with_fds(ch->in, data, len, received);
     if (n < 0 && errno == ENOTSOCK) {
         n = read(ch->in, data, len); /* it can be read */
     }
@@ -244,6 +284,7 @@ static void refuse(struct session *s, const json_t *request, const char *why)
 static void run_and_reply(struct session *s, json_t *request)
 {
     queue_reply(s, qmp_dispatch(s->daemon, &s->state, request));
+    fd_names_settle(s->state.names);
 }
 
 /* Run @request under the monitor lock.  Events that it causes come before its
@@ -285,7 +326,8 @@ static void on_request(json_t *value, const char *why, void *opaque)
  * the session is over. */
 static bool receive_input(struct session *s)
 {
-    ssize_t n = channel_receive(&s->ch, s->input, INPUT_SIZE);
+    ssize_t n = channel_receive(&s->ch, s->input, INPUT_SIZE,
+                                &s->state.received);
 
     if (n < 0) {
         return is_transient(n);
@@ -422,6 +464,7 @@ static void *session_thread(void *arg)
 {
     struct session *s = arg;
 
+    fd_names_use(s->state.names);
     if (!s->ch.tls || admit_tls_peer(s)) {
         if (peer_is_vetted(s)) {
             qmp_parser_set_limits(s->parser, &qmp_limits_known);
@@ -455,6 +498,8 @@ struct session *session_new(struct daemon *d, const struct channel *ch,
     }
     s->daemon = d;
     s->ch = *ch;
+    s->state.received = -1;
+    s->state.names = fd_names_new();
     s->state.role = role;
     s->pretty = pretty;
     s->owner = wake;
@@ -462,7 +507,7 @@ struct session *session_new(struct daemon *d, const struct channel *ch,
     s->wake = kick_new();
     s->parser = qmp_parser_new(&qmp_limits_stranger, on_request, s);
     s->input = malloc(INPUT_SIZE);
-    if (s->wake < 0 || !s->parser || !s->input) {
+    if (s->wake < 0 || !s->parser || !s->input || !s->state.names) {
         session_free(s);
         return NULL;
     }
@@ -501,6 +546,10 @@ void session_free(struct session *s)
         thread_join(s->thread);
     }
     qmp_parser_free(s->parser);
+    fd_names_free(s->state.names);
+    if (s->state.received >= 0) {
+        (void)close(s->state.received);
+    }
     mutex_destroy(&s->lock);
     free(s->input);
     free(s->out.data);

@@ -82,6 +82,8 @@ static const struct cli_option serve_options[] = {
      "open a disk as QEMU's -drive does (--vm-compat)"},
     {"device", OPT_DEVICE, "OPTIONS",
      "give a drive another name (--vm-compat)"},
+    {"add-fd", OPT_ADD_FD, "OPTIONS",
+     "put an inherited descriptor into a set (--vm-compat)"},
     DAEMON_OPTIONS,
     {NULL, 0, NULL, NULL},
 };
@@ -256,7 +258,8 @@ static void add_item(struct serve_config *cfg, int code)
     };
     cfg->has_images |= code == CLI_ARGUMENT;
     cfg->has_server |= code == OPT_NBD_SERVER;
-    cfg->has_drives |= code == OPT_DRIVE || code == OPT_DEVICE;
+    cfg->has_drives |= code == OPT_DRIVE || code == OPT_DEVICE ||
+                       code == OPT_ADD_FD;
 }
 
 /* 0: go on. */
@@ -371,7 +374,8 @@ static int check_config(const struct serve_config *cfg)
                                : 0;
     }
     if (cfg->has_drives && !cfg->vm_compat) {
-        return cli_usage(cfg->command, "--drive and --device need --vm-compat");
+        return cli_usage(cfg->command,
+                         "--drive, --device and --add-fd need --vm-compat");
     }
     if (cfg->count == 0 && !cfg->vm_compat) {
         return cli_usage(cfg->command, "give at least one image");

@@ -13,6 +13,7 @@
 enum serve_code {
     OPT_QMP = CLI_LONG,
     OPT_PIDFILE,
+    OPT_ADD_FD,
     OPT_ALLOW_PATH,
     OPT_BLOCKDEV,
     OPT_CHARDEV,

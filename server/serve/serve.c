@@ -36,9 +36,10 @@
 #include "qmp/chardev.h"
 #include "qmp/monitor.h"
 #include "serve/activation.h"
-#include "serve/notices.h"
+#include "serve/add-fd.h"
 #include "serve/daemonize.h"
 #include "serve/images.h"
+#include "serve/notices.h"
 #include "serve/notify.h"
 #include "serve/pidfile.h"
 #include "serve/serve-options.h"
@@ -72,7 +73,7 @@ static int run_as_command(struct daemon *d, const struct qmp_command *cmd,
                           const char *text, const char *implied,
                           struct error **errp)
 {
-    struct qmp_state state = {.negotiated = true};
+    struct qmp_state state = {.negotiated = true, .received = -1};
     struct qmp_call call = {.daemon = d, .state = &state};
     int r = keyval_parse(text, implied, cmd->args, &call.args, errp);
 
@@ -132,6 +133,8 @@ static int do_option(struct serve *s, const struct serve_item *it,
         return devices_add_drive(d, it->arg, errp);
     case OPT_DEVICE:
         return devices_add_device(d, it->arg, errp);
+    case OPT_ADD_FD:
+        return add_fd_option(d->graph, it->arg, errp);
     case OPT_ALLOW_PATH:
         return graph_allow_path(d->graph, it->arg, errp);
     default:
@@ -151,11 +154,13 @@ static void name_option_in_error(const struct serve_item *it,
 }
 
 /* Before the first image is opened it must be known which files images may
- * name; and a client that can connect to the socket of --qmp finds all images
- * open. */
+ * name, and which descriptors there are; and a client that can connect to the
+ * socket of --qmp finds all images open. */
 static int pass_of(const struct serve_item *it)
 {
-    return it->code == OPT_ALLOW_PATH ? 0 : it->code == OPT_QMP ? 2 : 1;
+    return it->code == OPT_ALLOW_PATH || it->code == OPT_ADD_FD ? 0
+           : it->code == OPT_QMP                                ? 2
+                                                                : 1;
 }
 
 static int do_options(struct serve *s, struct error **errp)

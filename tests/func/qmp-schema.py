@@ -119,10 +119,11 @@ for driver, options in NODE_MORE.items():
 
 
 # What QEMU has, and its storage daemon has not.
-MACHINE = {'DEVICE_DELETED', 'SHUTDOWN', 'cont', 'device_add', 'device_del',
-           'eject', 'human-monitor-command', 'query-kvm', 'query-name',
+MACHINE = {'DEVICE_DELETED', 'SHUTDOWN', 'add-fd', 'closefd', 'cont',
+           'device_add', 'device_del', 'eject', 'getfd',
+           'human-monitor-command', 'query-fdsets', 'query-kvm', 'query-name',
            'query-status', 'query-tpm', 'query-tpm-models', 'query-tpm-types',
-           'query-uuid', 'query-yank', 'stop', 'yank'}
+           'query-uuid', 'query-yank', 'remove-fd', 'stop', 'yank'}
 
 
 def plain(member):

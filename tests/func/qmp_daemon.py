@@ -57,10 +57,13 @@ class Daemon:
         assert line, 'the monitor has ended'
         return json.loads(line)
 
+    def send(self, data):
+        self.socket.sendall(data)
+
     def ask(self, command, **arguments):
         arguments = {k.replace('_', '-'): v for k, v in arguments.items()}
-        self.socket.sendall(json.dumps(
-            {'execute': command, 'arguments': arguments}).encode())
+        self.send(json.dumps({'execute': command,
+                              'arguments': arguments}).encode())
         while True:
             message = self.receive()
             if 'event' in message:

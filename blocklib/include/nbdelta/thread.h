@@ -112,6 +112,7 @@ enum lock_rank {
     LOCK_TLS_CREDS,
     LOCK_NOTICES,
     LOCK_SECRETS,
+    LOCK_FDSETS,
     LOCK_LOG,
     LOCK_TEST, /* of tests */
 };
