@@ -118,14 +118,15 @@ int copy_piece(struct copy *c, uint64_t offset, uint64_t end, struct area *a)
 /*
  * The same for a worker.  The source may be far away, and tells of more than a
  * worker takes, so the rest serves for the next ones: what the set still has is
- * as it was (see 3. above), except where a copy is filled again (`merge`).
+ * as it was (see 3. above), except where a copy is filled again (`merge`,
+ * `changing`).
  */
 int copy_classify_next(struct copy *c, uint64_t offset, uint64_t end,
                        const uint64_t most[AREA_KINDS], struct area *a)
 {
     struct look l = {.copy = c, .most = most};
 
-    if (!c->merge && offset >= c->known_from &&
+    if (!c->merge && !c->changing && offset >= c->known_from &&
         offset + c->cluster <= c->known_end) {
         l.kind = c->known_kind;
         l.bytes = c->known_end - offset;

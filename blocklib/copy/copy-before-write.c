@@ -138,25 +138,10 @@ static void cbw_tell_bits(const struct node *n, bool of_child, bitmap_fn *tell,
 
 /* --- With options --- */
 
-/* Would a write to @top be one to @n? */
-static bool writes_to(const struct node *top, const struct node *n)
-{
-    if (top == n) {
-        return true;
-    }
-    for (unsigned i = 0; i < CHILD_MAX; i++) {
-        if (i != CHILD_BACKING && top->child[i] &&
-            writes_to(top->child[i]->child, n)) {
-            return true;
-        }
-    }
-    return false;
-}
-
 static int check_target(const struct node *source, const struct node *target,
                         struct error **errp)
 {
-    if (writes_to(target, source)) {
+    if (node_writes_to(target, source)) {
         return error_set(errp, ENOTSUP,
                          "Node '%s' is part of the chain of the target '%s'",
                          node_name(source), node_name(target));

@@ -29,7 +29,7 @@
  *
  * A copy that is filled again (copy_refill) keeps no point in time: what its
  * set has may change until it is copied.  Its caller fills it again because of
- * that.
+ * that, or both.c notes what changed.
  *
  * Workers enter the tree for each chunk, so that a drain waits for no more
  * than what they have in hand.
@@ -155,7 +155,8 @@ enum claim { CLAIM_DONE, CLAIM_AREA, CLAIM_WAIT };
 
 static bool is_over_locked(const struct copy *c) REQUIRES(c->lock)
 {
-    return c->stop || c->failed || atomic_load(&c->broken);
+    return c->stop || c->failed || atomic_load(&c->broken) ||
+           atomic_load(&c->both_failed);
 }
 
 /*
@@ -343,6 +344,11 @@ int copy_run(struct copy *c, enum copy_side *side)
         r = c->failed;
         *side = r < 0 ? c->failed_side : *side;
     }
+    int both = atomic_load(&c->both_failed);
+    if (r == 0 && both < 0) {
+        r = copy_both_failed(c);
+        *side = COPY_WRITE;
+    }
     /* A caller of copy_stop gets COPY_STOPPED, also when the set is empty by
      * now. */
     bool stopped = c->stop;
@@ -481,6 +487,9 @@ struct copy *copy_new(const struct copy_options *o)
     c->layers = o->layers;
     c->zero_from = o->zero_from;
     c->merge = o->merge;
+    c->changing = o->changing;
+    c->keep_space = o->keep_space;
+    c->whole = o->whole;
     c->burst = o->burst;
     c->policy = o->policy;
     c->uncached = o->uncached;
@@ -493,6 +502,7 @@ struct copy *copy_new(const struct copy_options *o)
     c->written = written;
     c->guard = (struct read_guard){held_run, c};
     range_lock_init(&c->in_hand);
+    range_lock_init(&c->both);
     mutex_init(&c->claim_lock, LOCK_COPY_CLAIM, c);
     mutex_init(&c->lock, LOCK_COPY, c);
     cond_init(&c->wake);
@@ -522,7 +532,9 @@ void copy_free(struct copy *c)
     hbitmap_free(c->todo.gone);
     hbitmap_free(c->visible.gone);
     hbitmap_free(c->written);
+    hbitmap_free(c->late);
     range_lock_destroy(&c->in_hand);
+    range_lock_destroy(&c->both);
     mutex_destroy(&c->claim_lock);
     mutex_destroy(&c->lock);
     cond_destroy(&c->wake);

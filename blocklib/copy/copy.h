@@ -87,6 +87,12 @@ struct copy_options {
                    can, and read nothing.  Not with `moved` and `compress` */
     bool uncached; /* the target is not read soon: what is written need not stay
                       in the page cache */
+    bool changing; /* the source goes on changing without copy_before_write:
+                      the caller notes what changes, and fills the set with
+                      that (copy_refill) */
+    bool keep_space;  /* zeroes need not free space in the target */
+    bool whole;       /* parts of clusters cannot be written to the target: it
+                         has the rest of them only when they were copied */
     bool find_zeroes; /* clusters of zeroes that were read as data are written
                          as zeroes; not with `merge` */
     /* Workers call it after they have moved a range: once for each range that
@@ -233,6 +239,36 @@ void copy_hurry(struct copy *c);
 
 /* The tree is drained: wait for copies that guests have not waited for. */
 void copy_settle(struct copy *c);
+
+/*
+ * --- both.c ---
+ *
+ * Guests' writes that go to both ends, for copies that are `changing`.  Bits
+ * are *late* where the source has changed and the target has not followed: its
+ * write failed, or the cluster was to be copied anyway.
+ */
+
+/* Begin it: what is late now.  It takes over @late, whose granularity is the
+ * copy's cluster.  Drained. */
+void copy_begin_both(struct copy *c, struct hbitmap *late);
+
+/* Exchange the late bits; returns the old ones.  Drained, and with the set
+ * empty.  If there was nothing late, the ends are synced from now on. */
+struct hbitmap *copy_swap_late(struct copy *c, struct hbitmap *late);
+
+/* Have all requests until now gone to both ends, with nothing left to copy? */
+bool copy_is_synced(const struct copy *c);
+
+/* A write to the target has failed since the last call: -errno, or 0.  Until it
+ * is called, writes go to the source alone. */
+int copy_both_failed(struct copy *c);
+
+/* Change the source, and then the target.  In a request; flags as of the
+ * driver's methods.  Fails only if the source does.  @iov NULL: zeroes. */
+int copy_write_both(struct copy *c, uint64_t offset, uint64_t bytes,
+                    const struct iovec *iov, int iovcnt, unsigned flags);
+/* The range of the source is discarded, and late. */
+int copy_discard_both(struct copy *c, uint64_t offset, uint64_t bytes);
 
 /*
  * --- view.c ---

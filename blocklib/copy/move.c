@@ -49,7 +49,7 @@ static int move_zeroes(struct copy *c, uint64_t offset, uint64_t bytes,
     if (!c->target_zero) {
         *side = COPY_WRITE;
         int r = node_zero(c->target, offset, bytes + past_of(c, offset + bytes),
-                          REQ_MAY_UNMAP);
+                          c->keep_space ? 0 : REQ_MAY_UNMAP);
         if (r < 0) {
             return r;
         }

@@ -26,6 +26,9 @@ struct copy {
     bool compress;
     unsigned layers; /* see copy_options */
     bool merge;
+    bool keep_space; /* see copy_options */
+    bool whole;      /* see copy_options */
+    bool changing;   /* see copy_options */
     uint64_t burst;
     struct copy_policy policy;
     bool uncached;    /* see copy_options */
@@ -44,10 +47,13 @@ struct copy {
     struct copy_set todo;
     struct copy_set visible; /* what a view may read; has the base of todo */
     bool shown;              /* there are views */
+    struct hbitmap *late;    /* see copy_swap_late; NULL: guests' writes do not
+                                go to both ends */
     struct hbitmap *written; /* where guests have written to a copy that is
                                 not broken */
 
     struct range_lock in_hand;
+    struct range_lock both;  /* guests' writes that go to both ends; first */
     struct read_guard guard; /* set by copy_new */
 
     /* After the tree lock, before `lock`.  Held while the source is asked what
@@ -79,6 +85,8 @@ struct copy {
     /* Atomic. */
     _Atomic unsigned broken; /* see copy_break_with */
     _Atomic bool given_up;
+    _Atomic bool synced;     /* see copy_is_synced */
+    _Atomic int both_failed; /* see copy_both_failed */
     _Atomic bool share; /* see copy_options; until it turns out not to work */
     _Atomic uint64_t done;
     _Atomic uint64_t total; /* put into the set, less what was skipped */

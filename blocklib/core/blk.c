@@ -83,6 +83,16 @@ struct node *blk_disk(const struct blk *b)
     return n;
 }
 
+struct node *node_shown(struct graph *g, struct node *n)
+{
+    graph_lock(g);
+    while (n->implicit) {
+        n = node_child(n, CHILD_FILE);
+    }
+    graph_unlock(g);
+    return n;
+}
+
 bool blk_shows(const struct blk *b, const struct node *n)
 {
     graph_lock(b->graph);

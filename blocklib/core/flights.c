@@ -232,7 +232,7 @@ static int begin_write(struct flight *f, struct node *n, uint64_t offset)
         }
         node_note_write(n, offset + f->bytes);
         if (n->drv->is_filter) {
-            if (n->drv->pwritev) {
+            if (!node_passes_writes(n)) {
                 return -EAGAIN;
             }
             n = node_child(n, CHILD_FILE);

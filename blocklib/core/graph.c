@@ -737,6 +737,20 @@ bool node_is_below(const struct node *top, const struct node *n)
     return false;
 }
 
+bool node_writes_to(const struct node *top, const struct node *n)
+{
+    if (top == n) {
+        return true;
+    }
+    for (unsigned i = 0; i < CHILD_MAX; i++) {
+        if (i != CHILD_BACKING && top->child[i] &&
+            node_writes_to(top->child[i]->child, n)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 void node_refresh_limits(struct node *n)
 {
     struct node *file = node_child(n, CHILD_FILE);

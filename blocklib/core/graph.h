@@ -79,6 +79,9 @@ void graph_wake_waiting(struct graph *g, struct node *n);
 /* Is @n below @top, or @top itself? */
 bool node_is_below(const struct node *top, const struct node *n);
 
+/* Would a write to @top be one to @n? */
+bool node_writes_to(const struct node *top, const struct node *n);
+
 /* --- policy.c --- */
 
 struct door;

@@ -499,7 +499,7 @@ int node_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
         return r;
     }
     node_note_write(n, offset + bytes);
-    if (n->drv->is_filter && !n->drv->pwritev) {
+    if (node_passes_writes(n)) {
         return node_pwritev(node_child(n, CHILD_FILE), offset, bytes, iov, cnt,
                             flags);
     }

@@ -99,15 +99,18 @@ struct node {
     char *image_backing_fmt;
     bool growable;             /* protocol: writes past the end extend it */
     bool probed;               /* the format was guessed from the content */
+    bool implicit;             /* a job's filter that the user gave no name */
     bool only_read;            /* protocol: an image names it, and must not have
                                   it written to (policy.c) */
     struct node *preopened;    /* during open: the file child, for probing */
     const struct named *named; /* during open: what names the file */
 
     /* --- Tree lock. --- */
-    struct edge *child[CHILD_MAX];  /* NULL where there is none */
-    struct list bitmaps;            /* of struct bitmap.on_node (dirty.h) */
-    struct bitmap *recording;       /* the first bitmap that records */
+    struct edge *child[CHILD_MAX]; /* NULL where there is none */
+    struct list bitmaps;           /* of struct bitmap.on_node (dirty.h) */
+    struct bitmap *recording;      /* the first bitmap that records */
+    bool blind; /* a filter that does not look at writes now: they pass, as if
+                   its driver had no methods for them */
     const struct read_guard *guard; /* or NULL */
 
     /* --- Control lock. --- */
@@ -150,6 +153,12 @@ void node_leave(struct tree *t);
 static inline bool node_is_draining(const struct node *n)
 {
     return atomic_load(&atomic_load(&n->tree)->draining) > 0;
+}
+
+/* A filter whose driver does not want to see what changes the disk. */
+static inline bool node_passes_writes(const struct node *n)
+{
+    return n->drv->is_filter && (n->blind || !n->drv->pwritev);
 }
 
 /*

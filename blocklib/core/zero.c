@@ -148,7 +148,7 @@ int node_zero(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags)
         return r;
     }
     node_note_write(n, offset + bytes);
-    if (n->drv->is_filter && !n->drv->pwritev && !n->drv->zero) {
+    if (node_passes_writes(n) && (n->blind || !n->drv->zero)) {
         return node_zero(node_child(n, CHILD_FILE), offset, bytes, flags);
     }
     bool fua = flags & REQ_FUA;
@@ -201,7 +201,7 @@ static int discard(struct node *n, uint64_t offset, uint64_t bytes, bool always)
     if (r < 0) {
         return r;
     }
-    if (n->drv->is_filter && !n->drv->discard) {
+    if (n->drv->is_filter && (n->blind || !n->drv->discard)) {
         return discard(node_child(n, CHILD_FILE), offset, bytes, always);
     }
     if (!n->flags.unmap && !always) {

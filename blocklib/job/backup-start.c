@@ -10,20 +10,14 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "copy/copy-before-write.h"
 #include "core/blocker.h"
-#include "core/chain.h"
-#include "core/create.h"
 #include "core/graph.h"
-#include "core/remote-name.h"
+#include "job/target.h"
 #include "nbdelta/action.h"
 #include "nbdelta/bytes.h"
-#include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
-#include "nbdelta/image.h"
-#include "nbdelta/options.h"
 
 /* --- Checks that change nothing --- */
 
@@ -56,13 +50,6 @@ static int check_bitmap_early(struct graph *g, const struct backup_options *o,
     int r = check_bitmap_locked(o, &bm, errp);
     graph_unlock(g);
     return r;
-}
-
-/* NULL: the format of an existing file is probed. */
-static const char *target_format(const struct backup_options *o)
-{
-    return o->format || o->existing ? o->format
-                                    : chain_backing_format(o->source);
 }
 
 static int check_backup_options(struct jobs *j, const char *id,
@@ -100,131 +87,6 @@ static int check_no_other_job(struct graph *g, const struct backup_options *o,
 /* Images have whole sectors, disks in files may have any size. */
 #define SECTOR 512
 
-/* The node that the target shall leave reads to, or NULL. */
-static struct node *backing_for(struct graph *g, const struct backup_options *o)
-{
-    if (o->sync == SYNC_NONE) {
-        return o->source;
-    }
-    if (o->sync != SYNC_TOP) {
-        return NULL;
-    }
-    graph_lock(g);
-    struct node *backing = node_child(node_skip_filters(o->source),
-                                      CHILD_BACKING);
-    graph_unlock(g);
-    return backing;
-}
-
-/* An export is there already.  Make an image in it, unless it is raw. */
-static int create_remote(struct graph *g, const struct backup_options *o,
-                         const json_t *options, struct error **errp)
-{
-    CLEANUP_JSON json_t *file = json_pack("{s:s}", "filename", o->target_file);
-    const char *format = target_format(o);
-    struct image_nodes left;
-
-    if (strcmp(format, "raw") == 0) {
-        return 0;
-    }
-    int r = file ? image_format(g, format, file, options, &left, errp)
-                 : error_set(errp, EINVAL, "the target's name is not UTF-8");
-    if (file) {
-        image_release(g, &left);
-    }
-    return r;
-}
-
-/* A device or an export is not a file: it may have been written before. */
-static bool is_file(const char *name)
-{
-    struct stat st;
-
-    return !remote_is_name(name) && stat(name, &st) == 0 && S_ISREG(st.st_mode);
-}
-
-/* *zero: the target has zeroes of its own where nothing is written to it. */
-static int create_target(struct graph *g, const struct backup_options *o,
-                         const struct node *backing, bool *zero,
-                         struct file_make *how, struct error **errp)
-{
-    uint64_t size = node_size(o->source);
-    bool raw = strcmp(target_format(o), "raw") == 0;
-    CLEANUP_JSON json_t *options = json_pack(
-        "{s:I}", "size", (json_int_t)(raw ? size : align_up(size, SECTOR)));
-    int r = options ? 0 : -1;
-
-    CLEANUP_FREE char *name = backing ? chain_backing_name(backing, errp)
-                                      : NULL;
-
-    if (backing && !name) {
-        return -EINVAL;
-    }
-    if (r == 0 && backing) {
-        r = json_object_set_new(options, "backing_file", json_string(name)) |
-            json_object_set_new(options, "backing_fmt",
-                                json_string(chain_backing_format(backing)));
-    }
-    if (r < 0) {
-        return error_nomem(errp);
-    }
-    bool remote = remote_is_name(o->target_file);
-    graph_lock(g);
-    node_access(o->source, &how->access);
-    graph_unlock(g);
-    r = remote ? create_remote(g, o, options, errp)
-               : image_create_as(graph_drivers(g), o->target_file,
-                                 target_format(o), options, how, errp);
-
-    /* A target whose unwritten parts show something else, now or after a change
-     * of its backing file, has to have its zeroes stored. */
-    *zero = r == 0 && o->sync == SYNC_FULL && (!raw || is_file(o->target_file));
-    return r;
-}
-
-/* Set a key, as the source has it, unless the user has spelled it out. */
-static int set_default_option(json_t *options, const char *key, json_t *value)
-{
-    if (json_object_get(options, key)) {
-        json_decref(value);
-        return 0;
-    }
-    return json_object_set_new(options, key, value);
-}
-
-/* @backing: a node that the image names, because we have made it so, or the
- * source.  @made: the file, if we have made it. */
-static int open_target(struct backup *b, const struct backup_options *o,
-                       const struct node *backing, const struct file_make *made,
-                       struct error **errp)
-{
-    CLEANUP_JSON json_t *options = NULL;
-    const struct node_flags *flags = &o->source->flags;
-    int r = options_from_image(o->target_file, target_format(o), &options,
-                               errp);
-
-    if (r < 0) {
-        return r;
-    }
-    json_t *cache = json_pack("{s:b, s:b}", "direct", (int)flags->direct,
-                              "no-flush", (int)flags->no_flush);
-    if (set_default_option(options, "discard", json_string("unmap")) < 0 ||
-        set_default_option(options, "cache", cache) < 0) {
-        return error_nomem(errp);
-    }
-    if (backing && json_object_set_new(options, "backing",
-                                       json_string(node_name(backing))) < 0) {
-        return error_nomem(errp);
-    }
-    graph_lock(b->graph);
-    r = graph_open_locked(b->graph, options, &b->target, errp);
-    if (r == 0 && made) {
-        r = node_check_made(b->target, made, errp);
-    }
-    graph_unlock(b->graph);
-    return r;
-}
-
 static int get_target(struct backup *b, const struct backup_options *o,
                       struct error **errp)
 {
@@ -235,19 +97,15 @@ static int get_target(struct backup *b, const struct backup_options *o,
         b->target = o->target;
         return 0;
     }
-    struct file_make made = {.access = FILE_ACCESS_ANY};
-    struct node *backing = backing_for(b->graph, o);
-    bool local = !o->existing && !remote_is_name(o->target_file);
-    if (!o->existing) {
-        int r = create_target(b->graph, o, backing, &b->target_zero, &made,
-                              errp);
-        if (r < 0) {
-            return r;
-        }
-    } else if (o->sync != SYNC_NONE) {
-        backing = NULL; /* open the backing file that the image names */
-    }
-    return open_target(b, o, backing, local ? &made : NULL, errp);
+    const struct target_options t = {
+        .source = o->source,
+        .sync = o->sync,
+        .file = o->target_file,
+        .format = o->format,
+        .existing = o->existing,
+    };
+
+    return job_target_open(b->graph, &t, &b->target, &b->target_zero, errp);
 }
 
 /* --- The start: an action --- */

@@ -217,9 +217,12 @@ static int make_commit_copy(struct commit *c, struct error **errp)
     };
 
     c->copy = copy_new(&o);
-    c->dirty = c->active ? bitmap_new_anonymous(c->top, COMMIT_GRANULARITY)
-                         : NULL;
-    if (!c->copy || (c->active && !c->dirty)) {
+    c->follow.copy = c->copy;
+    c->follow.source = c->top;
+    c->follow.dirty = c->active
+                          ? bitmap_new_anonymous(c->top, COMMIT_GRANULARITY)
+                          : NULL;
+    if (!c->copy || (c->active && !c->follow.dirty)) {
         return error_nomem(errp);
     }
     copy_add(c->copy, 0, o.size);
@@ -295,10 +298,10 @@ static struct commit *commit_new(struct jobs *j, const struct commit_options *o,
     }
     c->graph = jobs_graph(j);
     c->active = active;
-    c->on_error = o->on_error;
+    c->follow.on_error[COPY_READ] = o->on_error;
+    c->follow.on_error[COPY_WRITE] = o->on_error;
     c->backing_file = o->backing_file ? strdup(o->backing_file) : NULL;
-    mutex_init(&c->lock, LOCK_COMMIT, NULL);
-    cond_init(&c->wake);
+    commit_follow(c);
     if (o->backing_file && !c->backing_file) {
         commit_driver.free(&c->job);
         return NULL;

@@ -9,14 +9,10 @@
  *      ...        | read
  *      base    <--'  write
  *
- * The copy engine copies (copy/copy.h).  This file decides what its set has,
- * and when.  Below the active layer nothing changes meanwhile: the set is the
- * whole disk, once.  The active layer has a dirty bitmap.  The set begins as
- * what there is to copy.  When it is empty, it becomes what the bitmap has, and
- * the bitmap is clean then.  Bits are taken in a drained section, while no
- * request is in flight.  So the data under a bit that is taken can be read, and
- * a later write sets a new bit.  When there is little to take, the job is
- * ready.  The last bits are copied in the drained section that ends the job.
+ * The copy engine copies (copy/copy.h).  This file decides what its set has.
+ * Below the active layer nothing changes meanwhile: the set is the whole disk,
+ * once.  The active layer is followed (follow.h): the set begins as what there
+ * is to copy, and has what guests have written afterwards.
  *
  * Nobody sees through top what is written to base: there, one of the layers
  * that are copied decides.  So a job that fails has changed nothing except the
@@ -40,29 +36,12 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 
-/* A pass that finds no more bytes than this makes the job ready, or is its last
- * one. */
-#define LITTLE (4 * MiB)
-
-/* How often a job that is ready looks for new writes. */
-#define SYNC_MS 100
-
 static struct commit *commit_of(struct job *job)
 {
     return list_entry(job, struct commit, job);
 }
 
-/* --- Passes --- */
-
-static int commit_failed(struct commit *c, enum copy_side side, int r)
-{
-    struct jobs *j = c->job.jobs;
-
-    mutex_lock(&j->lock);
-    bool again = job_retries(j, &c->job, c->on_error, side == COPY_READ, r);
-    mutex_unlock(&j->lock);
-    return again ? JOB_STOPPED : r;
-}
+/* --- The work --- */
 
 static int grow_base(struct commit *c)
 {
@@ -74,7 +53,7 @@ static int grow_base(struct commit *c)
         r = node_resize(c->base, node_size(c->top), NULL);
     }
     graph_unlock(c->graph);
-    return r < 0 ? commit_failed(c, COPY_WRITE, r) : 0;
+    return r < 0 ? follow_failed(&c->follow, COPY_WRITE, r) : 0;
 }
 
 /* Find out what there is to copy of the active layer. */
@@ -86,114 +65,37 @@ static int look_around(struct commit *c)
         return JOB_STOPPED;
     }
     if (r < 0) {
-        return commit_failed(c, COPY_READ, r);
+        return follow_failed(&c->follow, COPY_READ, r);
     }
     atomic_store(&c->looked, true);
     return 0;
 }
 
-/* Copy what the set has. */
-static int copy_set(struct commit *c)
+static int flush_base(struct follow *f)
 {
-    enum copy_side side = COPY_READ;
-    int r = copy_run(c->copy, &side);
+    struct commit *c = list_entry(f, struct commit, follow);
 
-    if (r == COPY_STOPPED) {
-        return JOB_STOPPED;
-    }
-    return r < 0 ? commit_failed(c, side, r) : 0;
+    return blk_flush(c->to);
 }
 
-/* Make the set what was written since the last call: *found bytes.  In a
- * control section. */
-static int take_bits(struct commit *c, uint64_t *found)
+/* A resize of top itself comes past the filter. */
+static int follow_size(struct follow *f)
 {
-    graph_drain(c->graph, c->top);
-    struct hbitmap *empty = hbitmap_new(node_size(c->top), COMMIT_GRANULARITY);
-    if (!empty) {
-        return -ENOMEM;
-    }
-    struct hbitmap *bits = bitmap_swap_bits(c->dirty, empty);
-    *found = hbitmap_count(bits);
-    copy_refill(c->copy, bits);
-    /* A resize of top itself comes past the filter. */
+    struct commit *c = list_entry(f, struct commit, follow);
+
     return node_size(c->base) < node_size(c->top)
                ? node_resize(c->base, node_size(c->top), NULL)
                : 0;
 }
 
-/* Copy what is to do.  If there is nothing, take bits first: *found bytes. */
-static int next_pass(struct commit *c, uint64_t *found)
+void commit_follow(struct commit *c)
 {
-    *found = UINT64_MAX;
-    if (copy_is_done(c->copy)) {
-        graph_lock(c->graph);
-        int r = take_bits(c, found);
-        graph_unlock(c->graph);
-        if (r < 0) {
-            return r;
-        }
-    }
-    return copy_set(c);
-}
-
-/* Wait a little for a verb.  True: the job shall end. */
-static bool wait_for_verb(struct commit *c, bool *stop)
-{
-    mutex_lock(&c->lock);
-    if (!c->complete && !c->end && !c->stop) {
-        (void)cond_wait_ms(&c->wake, &c->lock, SYNC_MS);
-    }
-    bool end = c->complete || c->end;
-    *stop = c->stop;
-    mutex_unlock(&c->lock);
-    return end;
-}
-
-static int become_ready(struct commit *c)
-{
-    int r = blk_flush(c->to);
-    struct jobs *j = c->job.jobs;
-
-    mutex_lock(&j->lock);
-    if (r < 0) { /* what was copied may be lost: a second try cannot tell */
-        (void)job_retries(j, &c->job, ON_ERROR_REPORT, false, r);
-        mutex_unlock(&j->lock);
-        return r;
-    }
-    if (!c->job.cancelled) {
-        job_ready(j, &c->job);
-        c->ready = true;
-    }
-    mutex_unlock(&j->lock);
-    return c->ready ? 0 : JOB_STOPPED;
-}
-
-static int keep_up(struct commit *c)
-{
-    bool stop = false;
-    bool end = false;
-
-    while (!stop) {
-        uint64_t found;
-        int r = next_pass(c, &found);
-        if (r != 0) {
-            return r;
-        }
-        if (found > LITTLE) {
-            continue;
-        }
-        if (!c->ready) {
-            r = become_ready(c);
-            if (r != 0) {
-                return r;
-            }
-        } else if (end) {
-            return 0;
-        }
-        end = wait_for_verb(c, &stop);
-    }
-    return JOB_STOPPED;
+    c->follow.job = &c->job;
+    c->follow.graph = c->graph;
+    c->follow.granularity = COMMIT_GRANULARITY;
+    c->follow.flush = flush_base;
+    c->follow.sized = follow_size;
+    follow_init(&c->follow);
 }
 
 static int commit_run(struct job *job)
@@ -202,12 +104,12 @@ static int commit_run(struct job *job)
     int r = grow_base(c);
 
     if (r == 0 && !c->active) {
-        return copy_set(c);
+        return follow_copy_set(&c->follow);
     }
     if (r == 0 && !atomic_load(&c->looked)) {
         r = look_around(c);
     }
-    return r == 0 ? keep_up(c) : r;
+    return r == 0 ? follow_run(&c->follow) : r;
 }
 
 /* --- The end --- */
@@ -221,19 +123,6 @@ static void release_users(struct commit *c)
 }
 
 /* From here down to commit_prepare: in a drained section. */
-
-/* Copy what was written since the last pass. */
-static int copy_last_bits(struct commit *c)
-{
-    enum copy_side side;
-    uint64_t found;
-    int r = take_bits(c, &found);
-
-    if (r == 0) {
-        r = copy_run_drained(c->copy, &side);
-    }
-    return r < 0 ? r : node_flush_since(c->base, c->failures);
-}
 
 /* Rename the backing file of all images that have @n, or a filter above it, as
  * their backing node. */
@@ -292,9 +181,12 @@ static int end_below(struct commit *c)
 
 static int end_active(struct commit *c)
 {
-    int r = copy_last_bits(c);
+    int r = follow_last(&c->follow);
 
-    if (r < 0 || !c->complete) {
+    if (r == 0) {
+        r = node_flush_since(c->base, c->failures);
+    }
+    if (r < 0 || !c->follow.complete) {
         return r;
     }
     r = switch_to_base(c);
@@ -323,9 +215,9 @@ void commit_disarm(struct commit *c)
     if (c->base) {
         graph_drain(c->graph, c->base);
     }
-    if (c->dirty) {
-        bitmap_drop(c->dirty);
-        c->dirty = NULL;
+    if (c->follow.dirty) {
+        bitmap_drop(c->follow.dirty);
+        c->follow.dirty = NULL;
     }
     if (c->filter) {
         jobfilter_remove(c->filter);
@@ -352,13 +244,7 @@ static void commit_clean(struct job *job)
 
 static void commit_kick(struct job *job, bool stop)
 {
-    struct commit *c = commit_of(job);
-
-    copy_stop(c->copy, stop);
-    mutex_lock(&c->lock);
-    c->stop = stop;
-    cond_broadcast(&c->wake);
-    mutex_unlock(&c->lock);
+    follow_kick(&commit_of(job)->follow, stop);
 }
 
 static void commit_set_speed(struct job *job, uint64_t speed)
@@ -366,24 +252,16 @@ static void commit_set_speed(struct job *job, uint64_t speed)
     copy_set_speed(commit_of(job)->copy, speed);
 }
 
-static void ask_for_end(struct commit *c, bool *how)
-{
-    mutex_lock(&c->lock);
-    *how = true;
-    cond_broadcast(&c->wake);
-    mutex_unlock(&c->lock);
-}
-
 static int commit_complete(struct job *job, struct error **errp)
 {
     struct commit *c = commit_of(job);
 
-    if (!c->ready) {
+    if (!c->follow.ready) {
         return error_set(errp, EPERM,
                          "The active block job '%s' cannot be completed",
                          job->id);
     }
-    ask_for_end(c, &c->complete);
+    follow_ask_for_end(&c->follow, true);
     return 0;
 }
 
@@ -392,10 +270,10 @@ static bool commit_cancel(struct job *job)
 {
     struct commit *c = commit_of(job);
 
-    if (c->ready) {
-        ask_for_end(c, &c->end);
+    if (c->follow.ready) {
+        follow_ask_for_end(&c->follow, false);
     }
-    return !c->ready;
+    return !c->follow.ready;
 }
 
 static void commit_progress(struct job *job, uint64_t *done, uint64_t *total)
@@ -413,8 +291,7 @@ static void commit_free(struct job *job)
     struct commit *c = commit_of(job);
 
     copy_free(c->copy);
-    cond_destroy(&c->wake);
-    mutex_destroy(&c->lock);
+    follow_destroy(&c->follow);
     free(c->backing_file);
     free(c->nodes);
     free(c);

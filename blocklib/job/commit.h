@@ -4,12 +4,11 @@
 
 /* What commit.c (the work) and commit-start.c (the start) share. */
 #include "copy/copy.h"
-#include "core/dirty.h"
 #include "core/node.h"
+#include "job/follow.h"
 #include "job/job.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/chain.h"
-#include "nbdelta/thread.h"
 
 /* The granularity of the dirty bitmap, and the copy's cluster. */
 #define COMMIT_GRANULARITY (64 * KiB)
@@ -20,7 +19,6 @@ struct commit {
     /* Set before the start. */
     struct graph *graph;
     bool active;
-    enum job_on_error on_error;
     char *backing_file;  /* for the image above top, or NULL */
     struct node **nodes; /* the nodes that are blocked and referenced */
     size_t node_count;
@@ -32,22 +30,16 @@ struct commit {
     struct blk *from;     /* filter, for the permissions; NULL: released */
     struct blk *to;       /* base */
     uint64_t failures;    /* flushes of base that failed, at the start */
-    struct bitmap *dirty; /* of top, when active */
-
-    /* The job's thread, and then prepare. */
-    bool ready;
-
-    mutex_t lock;
-    cond_t wake;
-    bool stop;     /* GUARDED_BY(lock) */
-    bool complete; /* switch over to base */
-    bool end;      /* end as it is */
+    struct follow follow; /* of top, when active */
 
     /* Atomic. */
     _Atomic bool looked; /* active: what there is to copy is known */
 };
 
 extern const struct job_driver commit_driver;
+
+/* Fill in c->follow, except what it follows. */
+void commit_follow(struct commit *c);
 
 /* Undo all that arming did, in a control section or not.  Hold the monitor
  * lock. */

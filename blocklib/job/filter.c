@@ -40,6 +40,7 @@ int jobfilter_insert(const struct driver *drv, struct node *n, const char *name,
     if (r < 0) {
         return r;
     }
+    filter->implicit = !name;
     r = node_attach(filter, CHILD_FILE, n, "file", PERM_READ, PERM_ALL, errp);
     if (r < 0) {
         node_unref(filter);

@@ -602,17 +602,25 @@ void job_drop(struct jobs *j, struct job *job)
     job_forget(j, job);
 }
 
-/* Clients see what QEMU's drain at the start of a job shows them. */
-void job_begin(struct jobs *j, struct job *job)
+static void note_begin(struct job *job)
 {
     job->begun_ns = now_ns();
     tell_event(TELL_INFO, "job '%.200s' (%s) begins", job->id, job->drv->type);
+}
+
+/* Clients see what QEMU's drain at the start of a job shows them. */
+void job_begin(struct jobs *j, struct job *job)
+{
+    note_begin(job);
     set_status(j, job, JOB_STATUS_RUNNING);
     set_status(j, job, JOB_STATUS_PAUSED);
 }
 
 void job_go(struct jobs *j, struct job *job)
 {
+    if (job->begun_ns == 0) {
+        note_begin(job);
+    }
     set_status(j, job, JOB_STATUS_RUNNING);
 }
 

@@ -45,6 +45,7 @@ enum job_verb {
     JOB_VERB_COMPLETE,
     JOB_VERB_FINALIZE,
     JOB_VERB_DISMISS,
+    JOB_VERB_CHANGE,
 };
 
 /* Returned by run when kick or job_retries has stopped it.  run is called again
@@ -123,6 +124,11 @@ struct job_driver {
      * a way to end; the job then ends by itself. */
     int (*complete)(struct job *job, struct error **errp);
     bool (*cancel)(struct job *job);
+
+    /* Under the lock: block-job-change.  NULL: there is nothing to change. */
+    int (*change)(struct job *job, bool write_blocking, struct error **errp);
+    /* Add what only this type has to @info, a BlockJobInfo. */
+    void (*describe)(struct job *job, json_t *info);
 
     /* Does the job work on @n?  Under the lock; NULL: it uses no node. */
     bool (*uses)(struct job *job, const struct node *n);

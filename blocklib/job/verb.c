@@ -10,6 +10,7 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/mirror.h"
 
 /* How long commands wait for what an earlier command has asked a job for. */
 #define SETTLE_NS UINT64_C(2000000000)
@@ -29,6 +30,8 @@ static const struct {
     [JOB_VERB_COMPLETE] = {"complete", S(READY) | S(STANDBY)},
     [JOB_VERB_FINALIZE] = {"finalize", S(PENDING)},
     [JOB_VERB_DISMISS] = {"dismiss", S(CONCLUDED)},
+    [JOB_VERB_CHANGE] = {"change",
+                         S(RUNNING) | S(PAUSED) | S(READY) | S(STANDBY)},
 };
 
 /* --- Settling --- */
@@ -257,6 +260,20 @@ int job_set_speed(struct jobs *j, const char *id, uint64_t speed,
     return r;
 }
 
+int job_change_mirror(struct jobs *j, const char *id, bool write_blocking,
+                      struct error **errp)
+{
+    struct job *job;
+    int r = find_job_for_verb(j, id, JOB_VERB_CHANGE, &job, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    return job->drv->change
+               ? job->drv->change(job, write_blocking, errp)
+               : error_set(errp, ENOTSUP, "Job type does not support change");
+}
+
 /* --- Queries --- */
 
 json_t *jobs_query(struct jobs *j)
@@ -302,6 +319,9 @@ json_t *jobs_query_block(struct jobs *j)
             (int)!job->manual_dismiss, "len", (json_int_t)total, "ready",
             (int)(job->status == JOB_STATUS_READY), "type", job->drv->type,
             "device", job->id, "speed", (json_int_t)job->speed);
+        if (info && job->drv->describe) {
+            job->drv->describe(job, info);
+        }
         job_add_error(job, info);
         (void)json_array_append_new(list, info);
     }

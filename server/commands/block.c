@@ -55,7 +55,8 @@ static int collect_device(const char *id, struct blk *b, const char *qdev,
                           void *opaque)
 {
     struct collect *c = opaque;
-    json_t *inserted = b ? node_query(c->daemon->graph, blk_node(b)) : NULL;
+    struct graph *g = c->daemon->graph;
+    json_t *inserted = b ? node_query(g, node_shown(g, blk_node(b))) : NULL;
 
     return json_array_append_new(
         c->list, json_pack("{s:s, s:s*, s:b, s:b, s:o*, s:s}", "device", id,
@@ -81,6 +82,7 @@ static int cmd_query_block(struct qmp_call *call, struct error **errp)
     json_array_foreach (c.list, i, name) {
         struct node *n = disk_find_node(d, json_string_value(name), NULL);
 
+        n = n ? node_shown(d->graph, n) : NULL;
         if (r == 0 && n) {
             r = json_array_append_new(
                 devices, json_pack("{s:O, s:b, s:b, s:o, s:s}", "device", name,

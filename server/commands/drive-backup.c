@@ -199,16 +199,6 @@ static int common_options(struct qmp_call *call, struct backup_options *o,
     return perf_options(json_object_get(call->args, "x-perf"), o, errp);
 }
 
-static bool known_format(const char *name)
-{
-    const char *const *names = graph_driver_names();
-
-    while (*names && strcmp(*names, name) != 0) {
-        names++;
-    }
-    return *names != NULL;
-}
-
 static int drive_backup(struct qmp_call *call, struct job_txn *txn,
                         struct action **ap, struct error **errp)
     REQUIRES(call->daemon->jobs->lock)
@@ -221,16 +211,9 @@ static int drive_backup(struct qmp_call *call, struct job_txn *txn,
         return r;
     }
     o.target_file = qmp_str(call, "target");
-    o.format = qmp_str(call, "format");
-    if (o.format && strcmp(o.format, "file") == 0) {
-        o.format = "raw"; /* the same bytes */
-    }
     o.existing = mode && strcmp(mode, "existing") == 0;
-    if (o.format && !known_format(o.format)) {
-        return error_set(errp, EINVAL, "Unknown file format '%.200s'",
-                         o.format);
-    }
-    return backup_action(call->daemon->jobs, &o, txn, ap, errp);
+    r = qmp_format_value(qmp_str(call, "format"), &o.format, errp);
+    return r < 0 ? r : backup_action(call->daemon->jobs, &o, txn, ap, errp);
 }
 
 static int blockdev_backup(struct qmp_call *call, struct job_txn *txn,

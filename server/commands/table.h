@@ -29,6 +29,7 @@ extern const struct qmp_command qmp_device_commands[];
 extern const struct qmp_command qmp_export_commands[];
 extern const struct qmp_command qmp_fd_commands[];
 extern const struct qmp_command qmp_hmp_commands[];
+extern const struct qmp_command qmp_mirror_commands[];
 extern const struct qmp_command qmp_node_commands[];
 extern const struct qmp_command qmp_object_commands[];
 extern const struct qmp_command qmp_pull_commands[];

@@ -2,7 +2,11 @@
 /* The rows that describe what queries return: see types.h. */
 #include "commands/types.h"
 
+#include <errno.h>
 #include <string.h>
+
+#include "nbdelta/error.h"
+#include "nbdelta/graph.h"
 
 /* --- Jobs. --- */
 
@@ -40,6 +44,7 @@ static const struct qmp_arg block_job_members[] = {
     QMP_ARG("auto-finalize", BOOL),
     QMP_ARG("auto-dismiss", BOOL),
     QMP_OPT("error", STR),
+    QMP_OPT("actively-synced", BOOL),
     QMP_LAST,
 };
 const struct qmp_arg qmp_block_jobs_type =
@@ -58,6 +63,20 @@ enum job_on_error qmp_on_error_value(const char *word)
     }
     /* "auto" is up to the device, and there is none. */
     return strcmp(word, "stop") == 0 ? ON_ERROR_STOP : ON_ERROR_ENOSPC;
+}
+
+int qmp_format_value(const char *word, const char **format, struct error **errp)
+{
+    const char *const *names = graph_driver_names();
+
+    *format = word && strcmp(word, "file") == 0 ? "raw" /* the same bytes */
+                                                : word;
+    while (word && *names && strcmp(*names, word) != 0) {
+        names++;
+    }
+    return *names
+               ? 0
+               : error_set(errp, EINVAL, "Unknown file format '%.200s'", word);
 }
 
 /* --- Nodes. --- */

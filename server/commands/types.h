@@ -33,4 +33,9 @@ extern const char *const qmp_job_status_words[];
 extern const char *const qmp_on_error_words[];
 enum job_on_error qmp_on_error_value(const char *word);
 
+/* The format of a file that a job shall make, or open: *format is @word, or
+ * NULL for none.  -EINVAL: there is no such format. */
+int qmp_format_value(const char *word, const char **format,
+                     struct error **errp);
+
 #endif /* NBDELTA_SERVER_COMMANDS_TYPES_H */

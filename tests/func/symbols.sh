@@ -4,8 +4,8 @@
 set -eu -o pipefail
 
 prefixes='action actions backup bitmap bitmaps blk blkdebug buf cbw chain commit cond copy
-    door driver edge error file flights format graph hbitmap image iov job jobfilter
-    jobs kdf lazy luks mutex node now options opts path point policy qcow2 range reopen
+    door driver edge error file flights follow format graph hbitmap image iov job jobfilter
+    jobs kdf lazy luks mirror mutex node now options opts path point policy qcow2 range reopen
     remote ring rwlock scratch secret sector size snapshot stats tell text thread
     throttle tls toil transfer yank'
 

@@ -55,6 +55,10 @@ struct node *blk_node(const struct blk *b);
  * Takes the control lock. */
 struct node *blk_disk(const struct blk *b);
 
+/* The node that a user knows as the disk @n: below filters of mirrors and
+ * commits to which nobody has given a name.  Takes the control lock. */
+struct node *node_shown(struct graph *g, struct node *n);
+
 /* Does @b show the disk of @n: are both, filters above them left out, the same
  * node?  Takes the control lock. */
 bool blk_shows(const struct blk *b, const struct node *n);
