@@ -86,7 +86,7 @@ refused "Cannot change the option 'force-share'" \
     "$(node hd0 hd0.qcow2 "$ro | .\"force-share\" = true")"
 refused "Invalid parameter type for 'file', expected: BlockdevRef" \
     "$(node hd0 hd0.qcow2 "$ro | .file = null")"
-refused "Option 'filename' cannot be reset to its default value" \
+refused "Parameter 'options[0].file' is missing" \
     "$(node hd0 hd0.qcow2 "$ro | del(.file)")"
 refused "backing is missing for 'over'" "$(node over over.qcow2)"
 refused "Cannot find device='' nor node-name='no'" \
