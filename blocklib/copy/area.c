@@ -16,6 +16,9 @@
 
 bool copy_is_above(const struct copy *c, const struct extent *e)
 {
+    if (c->copies_up) {
+        return copy_up_wants(&c->up, e);
+    }
     return e->depth < c->layers &&
            ((e->flags & EXTENT_ALLOCATED) || !(e->flags & EXTENT_ZERO) ||
             e->offset < c->zero_from);

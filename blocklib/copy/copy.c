@@ -196,6 +196,7 @@ static int claim_locked(struct copy *c, struct area *a) REQUIRES(c->claim_lock)
     if (over || !next_run_locked(c, &start, &bytes)) {
         return CLAIM_DONE;
     }
+    *a = (struct area){start, min_u64(bytes, c->chunk), AREA_DATA};
     if (speed) {
         if (now < next_ns) {
             return CLAIM_WAIT;
@@ -233,12 +234,14 @@ static void give_back_claim(struct copy *c, const struct area *a)
     mutex_unlock(&c->claim_lock);
 }
 
-static void note_worker_failure(struct copy *c, int r, enum copy_side side)
+static void note_worker_failure(struct copy *c, int r, enum copy_side side,
+                                const struct area *a)
 {
     mutex_lock(&c->lock);
     if (!c->failed) {
         c->failed = r;
         c->failed_side = side;
+        c->failed_at = (struct range){a->offset, a->bytes};
         cond_broadcast(&c->wake);
     }
     mutex_unlock(&c->lock);
@@ -260,7 +263,7 @@ static int copy_one_area(struct copy *c, void *buf)
 {
     enum copy_side side = COPY_READ;
     struct range_req req;
-    struct area a;
+    struct area a = {0};
 
     mutex_lock(&c->claim_lock);
     int r = claim_locked(c, &a);
@@ -281,19 +284,20 @@ static int copy_one_area(struct copy *c, void *buf)
         return CLAIM_DONE;
     }
     if (r < 0) {
-        note_worker_failure(c, r, side);
+        note_worker_failure(c, r, side, &a);
     }
     return r;
 }
 
 static void *copy_worker(void *opaque)
 {
+    static const struct area nothing;
     struct copy *c = opaque;
     void *buf = copy_buffer_get(c);
     int r = CLAIM_AREA;
 
     if (!buf) {
-        note_worker_failure(c, -ENOMEM, COPY_READ);
+        note_worker_failure(c, -ENOMEM, COPY_READ, &nothing);
         return NULL;
     }
     node_unwanted = &c->given_up;
@@ -354,6 +358,25 @@ int copy_run(struct copy *c, enum copy_side *side)
     bool stopped = c->stop;
     mutex_unlock(&c->lock);
     return r < 0 || (copy_is_done(c) && !stopped) ? r : COPY_STOPPED;
+}
+
+bool copy_skip_failed(struct copy *c)
+{
+    uint64_t start;
+    uint64_t bytes;
+
+    mutex_lock(&c->lock);
+    const struct range at = c->failed_at;
+    c->failed_at.bytes = 0;
+    mutex_unlock(&c->lock);
+    const uint64_t end = at.offset + at.bytes;
+    for (uint64_t from = at.offset;
+         from < end && copy_set_next(&c->todo, from, end, &start, &bytes);
+         from = start + bytes) {
+        copy_set_take(&c->todo, start, bytes);
+        atomic_fetch_add(&c->done, bytes);
+    }
+    return at.bytes > 0;
 }
 
 int copy_run_drained(struct copy *c, enum copy_side *side)
@@ -490,6 +513,8 @@ struct copy *copy_new(const struct copy_options *o)
     c->changing = o->changing;
     c->keep_space = o->keep_space;
     c->whole = o->whole;
+    c->copies_up = o->up != NULL;
+    c->up = o->up ? *o->up : c->up;
     c->burst = o->burst;
     c->policy = o->policy;
     c->uncached = o->uncached;

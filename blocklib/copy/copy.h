@@ -24,6 +24,9 @@
  *     the ends are there; guests' writes copy what the set still has
  *   images that are merged (commit): the set has all that the layers above the
  *     target decide (`layers`, `merge`); no guest's write copies anything
+ *   images that are copied up (stream): the set is the whole disk, and a part is
+ *     done where the top image has it, or is given it (`up`); what a guest
+ *     writes meanwhile stays (core/copy-up.h)
  *   a disk that goes on changing (commit of the active layer): the same, and
  *     whenever the set is empty it is filled with what a dirty bitmap has by
  *     then (copy_refill)
@@ -32,6 +35,7 @@
  * copy_set_ends (copy/copy-before-write.h does it for its filter), copy_run as
  * often as it takes, copy_free.
  */
+#include "core/copy-up.h"
 #include "core/hbitmap.h"
 #include "core/node.h"
 
@@ -79,6 +83,10 @@ struct copy_options {
     uint64_t zero_from;
     bool merge; /* the target is the image below them: nothing is written to it
                    except what they have, to the byte */
+    /* With `merge`, for a target that is the source: what the images below it
+     * have is copied up (core/copy-up.h), as far down as this says.  NULL: the
+     * target is another node.  `layers` and `zero_from` do not count. */
+    const struct copy_up_scope *up;
     struct copy_policy policy;
 
     bool quick; /* the target is a scratch, which reads as zeroes and often
@@ -94,7 +102,7 @@ struct copy_options {
     bool whole;       /* parts of clusters cannot be written to the target: it
                          has the rest of them only when they were copied */
     bool find_zeroes; /* clusters of zeroes that were read as data are written
-                         as zeroes; not with `merge` */
+                         as zeroes; with `merge` only if `up` */
     /* Workers call it after they have moved a range: once for each range that
      * leaves the set, cut at the end of the source.  @buf NULL: zeroes.  When
      * it fails, the copy fails (COPY_TELL).  Not with `merge`.  May be NULL. */
@@ -169,6 +177,10 @@ int copy_run(struct copy *c, enum copy_side *side);
 /* The same in a control section that has drained the ends.  This thread copies
  * alone, and no speed limit counts. */
 int copy_run_drained(struct copy *c, enum copy_side *side);
+
+/* After a failure of copy_run: take the part on which it has failed out of the
+ * set, as if it were done.  False: no part is to blame. */
+bool copy_skip_failed(struct copy *c);
 
 /*
  * Take out of the set what the source's first `layers` images leave to the

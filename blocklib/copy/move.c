@@ -46,6 +46,10 @@ static int note_moved(struct copy *c, uint64_t offset, uint64_t bytes,
 static int move_zeroes(struct copy *c, uint64_t offset, uint64_t bytes,
                        enum copy_side *side)
 {
+    if (c->copies_up) {
+        *side = COPY_WRITE;
+        return node_copy_up(c->target, offset, bytes, NULL);
+    }
     if (!c->target_zero) {
         *side = COPY_WRITE;
         int r = node_zero(c->target, offset, bytes + past_of(c, offset + bytes),
@@ -64,8 +68,11 @@ static int write_data(struct copy *c, uint64_t offset, uint64_t bytes,
 {
     uint64_t past = past_of(c, offset + bytes); /* less than a cluster */
 
-    memset(buf + bytes, 0, past);
     *side = COPY_WRITE;
+    if (c->copies_up) {
+        return node_copy_up(c->target, offset, bytes, buf);
+    }
+    memset(buf + bytes, 0, past);
     int r = c->compress
                 ? node_write_compressed(c->target, buf, bytes + past, offset)
                 : node_pwrite(c->target, buf, bytes + past, offset,

@@ -7,6 +7,12 @@
 #include "copy/set.h"
 #include "core/rangelock.h"
 
+/* A part of the disk. */
+struct range {
+    uint64_t offset;
+    uint64_t bytes;
+};
+
 enum area_kind {
     AREA_DATA,
     AREA_ZERO,
@@ -29,6 +35,8 @@ struct copy {
     bool keep_space; /* see copy_options */
     bool whole;      /* see copy_options */
     bool changing;   /* see copy_options */
+    bool copies_up; /* `up` of copy_options was given */
+    struct copy_up_scope up;
     uint64_t burst;
     struct copy_policy policy;
     bool uncached;    /* see copy_options */
@@ -74,6 +82,7 @@ struct copy {
     bool stop;
     int failed; /* a worker's first failure */
     enum copy_side failed_side;
+    struct range failed_at; /* what the worker had in hand */
 
     struct errands *errands; /* guest.c; NULL: guests' threads copy */
 

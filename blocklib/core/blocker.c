@@ -5,6 +5,7 @@
 #include <assert.h>
 #include <errno.h>
 
+#include "core/chain.h"
 #include "nbdelta/error.h"
 
 void node_block(struct node *n, const char *type)
@@ -28,6 +29,18 @@ int node_check_jobs(const struct node *n, struct error **errp)
                          node_name(n), n->job_type);
     }
     return 0;
+}
+
+int chain_check_jobs(const struct node *from, const struct node *below,
+                     struct error **errp)
+{
+    int r = 0;
+
+    for (const struct node *n = from; r == 0 && n && n != below;
+         n = chain_next(n)) {
+        r = node_check_jobs(n, errp);
+    }
+    return r;
 }
 
 int node_check_unblocked(const struct node *n, struct error **errp)

@@ -16,6 +16,11 @@ void node_unblock(struct node *n);
 /* -EBUSY with QEMU's text: a job works on @n. */
 int node_check_jobs(const struct node *n, struct error **errp);
 
+/* The same for all nodes from @from down to the one above @below (NULL: to the
+ * last one). */
+int chain_check_jobs(const struct node *from, const struct node *below,
+                     struct error **errp);
+
 /* As node_check_jobs(), and -EBUSY if @n is a backing node. */
 int node_check_unblocked(const struct node *n, struct error **errp);
 

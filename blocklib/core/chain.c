@@ -10,6 +10,7 @@
 
 #include "core/blocker.h"
 #include "core/format.h"
+#include "core/graph-priv.h"
 #include "core/graph.h"
 #include "core/image-name.h"
 #include "core/reopen.h"
@@ -145,6 +146,26 @@ struct node *chain_find_file(struct node *top, const char *name)
         n = backing;
     }
     return NULL;
+}
+
+int chain_set_backing(struct node *n, struct node *backing,
+                      struct error **errp)
+{
+    struct edge *old = node_take_child(n, CHILD_BACKING);
+    int r = backing ? node_attach(n, CHILD_BACKING, backing, "backing",
+                                  old->perm, old->shared, errp)
+                    : 0;
+
+    if (r < 0) {
+        node_put_child(n, CHILD_BACKING, old);
+        return r;
+    }
+    if (backing) {
+        n->child[CHILD_BACKING]->inherits = old->inherits &&
+                                            !backing->monitor_owned;
+    }
+    edge_free(old);
+    return 0;
 }
 
 int chain_set_backing_name(struct node *n, const char *name, const char *fmt,

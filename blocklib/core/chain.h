@@ -35,6 +35,12 @@ struct node *chain_find_file(struct node *top, const char *name);
 char *chain_backing_name(const struct node *n, struct error **errp);
 const char *chain_backing_format(const struct node *n);
 
+/* Exchange the backing node of @n, which has one, for @backing (NULL: none).
+ * The caller knows that nobody who reads sees a change.  When it fails, @n has
+ * the old one.  @n and @backing are drained. */
+int chain_set_backing(struct node *n, struct node *backing,
+                      struct error **errp);
+
 /* Write @name and @fmt (or NULL) into the image of @n, which may be read-only:
  * then it is writable for that time.  Its tree is drained. */
 int chain_set_backing_name(struct node *n, const char *name, const char *fmt,

@@ -249,6 +249,13 @@ struct driver {
     int (*write_compressed)(struct node *n, uint64_t offset, uint64_t bytes,
                             const void *buf);
 
+    /* Write @buf (NULL: zeroes) where the node leaves the range to its backing
+     * node, and nowhere else: copy-up.h.  The range is aligned to nothing.  The
+     * bytes can be read there already, so they are no data that the user has to
+     * write again when a flush fails.  NULL: nothing is ever left to one. */
+    int (*copy_up)(struct node *n, uint64_t offset, uint64_t bytes,
+                   const void *buf);
+
     /* As pwritev, of what @from, a protocol, has @at, without moving a byte
      * (node_clone).  The range is aligned to nothing.  -ENOTSUP: this driver
      * and @from have no way.  NULL: there never is one. */

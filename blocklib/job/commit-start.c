@@ -115,18 +115,6 @@ static int check_active(const struct commit_options *o, struct plan *p,
     return 0;
 }
 
-/* Does no job use the nodes from @from down to @to? */
-static int check_chain_free(struct node *from, const struct node *to,
-                            struct error **errp)
-{
-    for (struct node *n = from;; n = chain_next(n)) {
-        int r = node_check_jobs(n, errp);
-        if (r < 0 || n == to) {
-            return r;
-        }
-    }
-}
-
 /* Does no node use it, but only devices, exports and the like? */
 static bool is_root_of_chain(const struct node *n)
 {
@@ -148,7 +136,7 @@ static int make_plan(const struct commit_options *o, struct plan *p,
         return error_set(errp, EINVAL, "Need a root block node");
     }
     if ((r = find_top(o, p, errp)) < 0 || (r = find_base(o, p, errp)) < 0 ||
-        (r = check_chain_free(p->top, p->base, errp)) < 0) {
+        (r = chain_check_jobs(p->top, chain_next(p->base), errp)) < 0) {
         return r;
     }
     if (p->top == p->base) {
@@ -160,7 +148,7 @@ static int make_plan(const struct commit_options *o, struct plan *p,
                          "Invalid files for merge: top and base are the same");
     }
     /* The image above top is changed, too. */
-    return r < 0 || p->active ? r : check_chain_free(p->root, p->top, errp);
+    return r < 0 || p->active ? r : chain_check_jobs(p->root, p->top, errp);
 }
 
 /* --- Arming --- */

@@ -4,15 +4,14 @@
 
 #include <errno.h>
 
+#include "core/blocker.h"
 #include "nbdelta/error.h"
 
 static int refuse_resize(struct node *n, uint64_t size, struct error **errp)
 {
     (void)size;
-    return error_set(errp, EBUSY,
-                     "Node '%s' is busy: block device is in use by block job: "
-                     "commit",
-                     node_name(node_child(n, CHILD_FILE)));
+    int r = node_check_jobs(node_child(n, CHILD_FILE), errp);
+    return r < 0 ? r : -EBUSY;
 }
 
 const struct driver driver_commit_top = {
@@ -25,6 +24,16 @@ const struct driver driver_commit_top = {
 
 const struct driver driver_mirror_top = {
     .name = "mirror_top",
+    .is_filter = true,
+    .flags_write = REQ_FUA,
+    .flags_zero = REQ_MAY_UNMAP,
+    .resize = refuse_resize,
+};
+
+/* As QEMU's, which also copies up what guests read.  Here they need not wait for
+ * that: the job gets there anyway. */
+const struct driver driver_stream_top = {
+    .name = "copy-on-read",
     .is_filter = true,
     .flags_write = REQ_FUA,
     .flags_zero = REQ_MAY_UNMAP,

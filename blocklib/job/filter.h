@@ -14,6 +14,7 @@
 
 extern const struct driver driver_commit_top; /* into a backing node */
 extern const struct driver driver_mirror_top; /* out of an active layer */
+extern const struct driver driver_stream_top; /* into an image, from below */
 
 /*
  * Insert a filter of @drv above @n.  The users of @n use the filter then.  The

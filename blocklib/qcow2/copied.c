@@ -39,8 +39,10 @@
 #define MANY  32768
 #define SLOTS 4096 /* a power of two */
 
-/* Notes for what two clusters at most need: one for each subcluster. */
-#define AT_ONCE (2 * 32 + 2)
+/* Notes for what a cluster needs at most: one for each subcluster, or for the
+ * cluster, and one for what is behind the disk's end. */
+#define FOR_PARTS (32 + 1)
+#define FOR_WHOLE (1 + 1)
 
 void qcow2_copied_init(struct qcow2 *s)
 {
@@ -75,22 +77,23 @@ static _Atomic uint64_t *slot_of(const struct qcow2 *s, uint64_t cluster)
     return &s->copied.slots[cluster & (SLOTS - 1)];
 }
 
-int qcow2_copied_reserve(struct qcow2 *s)
+int qcow2_copied_reserve(struct qcow2 *s, uint64_t clusters)
 {
     struct qcow2_copied *c = &s->copied;
+    uint64_t more = clusters * (s->extended ? FOR_PARTS : FOR_WHOLE);
     int r = 0;
 
     mutex_lock(&c->lock);
-    size_t needed = atomic_load(&c->count) + AT_ONCE;
+    size_t needed = atomic_load(&c->count) + more;
     if (!c->slots) {
         c->slots = calloc(SLOTS, sizeof(*c->slots));
     }
     if (needed > c->room) {
         size_t room = max_u64(needed, 2 * c->room);
-        struct qcow2_copy *more = realloc(c->list, room * sizeof(*more));
+        struct qcow2_copy *list = realloc(c->list, room * sizeof(*list));
 
-        c->room = more ? room : c->room;
-        c->list = more ? more : c->list;
+        c->room = list ? room : c->room;
+        c->list = list ? list : c->list;
     }
     if (!c->slots || needed > c->room) {
         r = -ENOMEM;

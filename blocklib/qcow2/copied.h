@@ -17,8 +17,8 @@ static inline uint64_t qcow2_copied_losses(const struct qcow2 *s)
     return atomic_load(&s->copied.losses);
 }
 
-/* Make room for what two clusters at most need.  -ENOMEM. */
-int qcow2_copied_reserve(struct qcow2 *s) REQUIRES(s->meta);
+/* Make room for what so many clusters need at most.  -ENOMEM. */
+int qcow2_copied_reserve(struct qcow2 *s, uint64_t clusters) REQUIRES(s->meta);
 
 /* Guest bytes, in one cluster, were copied to @host, which an entry in memory
  * is about to lead to.  @t: their table, as it is before that.  None: nothing

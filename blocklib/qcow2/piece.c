@@ -348,22 +348,37 @@ int qcow2_piece_link(struct qcow2 *s, const struct qcow2_piece *p,
                         p->host - in_sub);
 }
 
-/* The old data beside the request are where no entry leads yet. */
+/* Note a run of old data cluster by cluster. */
+static void note_run(struct qcow2 *s, const struct qcow2_piece *p,
+                     uint64_t offset, uint64_t bytes, uint64_t host)
+    REQUIRES(s->meta)
+{
+    for (uint64_t done = 0, len; done < bytes; done += len) {
+        len = min_u64(bytes - done,
+                      s->cluster_size - qcow2_in_cluster(s, offset + done));
+        qcow2_copied_note(s, p->l2, offset + done, len, host + done, p->losses);
+    }
+}
+
+/* The old data of the piece are where no entry leads yet. */
 static int note_copies(struct qcow2 *s, const struct qcow2_piece *p)
     REQUIRES(s->meta)
 {
-    if (!p->with_head && !p->with_tail) {
+    uint64_t all = qcow2_in_cluster(s, p->offset) + p->bytes;
+
+    if (!p->with_head && !p->with_tail && !p->copied_up) {
         return 0;
     }
-    int r = qcow2_copied_reserve(s);
+    int r = qcow2_copied_reserve(
+        s, p->copied_up ? div_up(all, s->cluster_size) + 1 : 2);
     if (r < 0) {
         return r;
     }
-    qcow2_copied_note(s, p->l2, p->offset - p->head, p->with_head ? p->head : 0,
-                      p->host - p->head, p->losses);
-    qcow2_copied_note(s, p->l2, p->offset + p->bytes,
-                      p->with_tail ? p->tail : 0, p->host + p->bytes,
-                      p->losses);
+    note_run(s, p, p->offset - p->head, p->with_head ? p->head : 0,
+             p->host - p->head);
+    note_run(s, p, p->offset, p->copied_up ? p->bytes : 0, p->host);
+    note_run(s, p, p->offset + p->bytes, p->with_tail ? p->tail : 0,
+             p->host + p->bytes);
     return 0;
 }
 

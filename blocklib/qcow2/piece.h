@@ -23,6 +23,7 @@ struct qcow2_piece {
     bool placed;            /* there is a place already, and it is ours alone */
     bool in_place;          /* and there is data: nothing changes */
     bool fresh;             /* reads as zeroes where it is not written */
+    bool copied_up;         /* what the request writes is old data, too */
 };
 
 /*

@@ -603,6 +603,7 @@ const struct driver driver_qcow2 = {
     .decode = qcow2_decode,
     .write_coded = qcow2_write_coded,
     .pwritev = qcow2_pwritev,
+    .copy_up = qcow2_copy_up,
     .clone = qcow2_clone,
     .zero = qcow2_zero,
     .zero_part = qcow2_zero_part,

@@ -312,6 +312,13 @@ int qcow2_discard(struct node *n, uint64_t offset, uint64_t bytes);
 /* Free whole clusters (or the end of the disk), because the disk will end
  * before them.  What they read as is undefined. */
 int qcow2_cut_off(struct qcow2 *s, uint64_t offset, uint64_t bytes);
+/* Make whole subclusters (or the end of the disk) zeroes, in clusters that the
+ * caller has locked, and has found unallocated: copy-up.c. */
+int qcow2_zero_copied_up(struct qcow2 *s, uint64_t offset, uint64_t bytes);
+
+/* driver.copy_up: copy-up.c. */
+int qcow2_copy_up(struct node *n, uint64_t offset, uint64_t bytes,
+                  const void *buf);
 
 /* --- flush.c --- */
 

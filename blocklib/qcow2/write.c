@@ -28,6 +28,7 @@ struct input {
     unsigned flags; /* REQ_UNCACHED, or 0 */
     struct node *from;
     uint64_t at;
+    bool copied_up; /* the guest sees these bytes there already */
 };
 
 static int fill_piece(struct qcow2 *s, struct qcow2_piece *p,
@@ -80,6 +81,7 @@ static int try_piece(struct qcow2 *s, uint64_t offset, uint64_t bytes,
     if (r < 0) {
         return r;
     }
+    p.copied_up = in->copied_up;
     r = fill_piece(s, &p, in, done);
     mutex_lock(&s->meta);
     r = qcow2_piece_end(s, &p, r);
@@ -96,13 +98,32 @@ int qcow2_check_data(const struct qcow2 *s)
                                           : 0;
 }
 
+/* With the clusters locked. */
+static int write_locked(struct qcow2 *s, uint64_t offset, uint64_t bytes,
+                        const struct input *in)
+{
+    uint64_t written = 0;
+    int r = 0;
+
+    for (uint64_t done = 0; done < bytes && r == 0; done += written) {
+        uint64_t seen = atomic_load(&s->released);
+
+        do {
+            r = try_piece(s, offset + done, bytes - done, in, done, &written);
+        } while (qcow2_try_again(s, &r, &seen));
+        if (r == 0 && done + written < bytes && !in->copied_up) {
+            node_request_changed();
+        }
+    }
+    return r;
+}
+
 static int write_input(struct node *n, uint64_t offset, uint64_t bytes,
                        const struct input *in)
 {
     struct qcow2 *s = n->state;
     uint64_t start = align_down(offset, s->cluster_size);
     struct range_req req;
-    uint64_t written = 0;
     int r = qcow2_check_data(s);
 
     if (r < 0) {
@@ -110,18 +131,18 @@ static int write_input(struct node *n, uint64_t offset, uint64_t bytes,
     }
     range_lock(&s->range, &req, start,
                align_up(offset + bytes, s->cluster_size) - start, true);
-    for (uint64_t done = 0; done < bytes && r == 0; done += written) {
-        uint64_t seen = atomic_load(&s->released);
-
-        do {
-            r = try_piece(s, offset + done, bytes - done, in, done, &written);
-        } while (qcow2_try_again(s, &r, &seen));
-        if (r == 0 && done + written < bytes) {
-            node_request_changed();
-        }
-    }
+    r = write_locked(s, offset, bytes, in);
     range_unlock(&s->range, &req);
     return r < 0 ? r : qcow2_relieve(s);
+}
+
+int qcow2_write_copied_up(struct qcow2 *s, uint64_t offset, uint64_t bytes,
+                          const void *buf)
+{
+    const struct iovec v = {(void *)(uintptr_t)buf, bytes};
+    const struct input in = {.iov = &v, .cnt = 1, .copied_up = true};
+
+    return write_locked(s, offset, bytes, &in);
 }
 
 int qcow2_pwritev(struct node *n, uint64_t offset, uint64_t bytes,

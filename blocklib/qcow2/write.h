@@ -9,6 +9,11 @@
  * image is corrupt. */
 int qcow2_check_data(const struct qcow2 *s);
 
+/* Write what the guest sees there already, to clusters that the caller has
+ * locked, and has found unallocated: copy-up.c. */
+int qcow2_write_copied_up(struct qcow2 *s, uint64_t offset, uint64_t bytes,
+                          const void *buf);
+
 /*
  * As pwritev with REQ_NOWAIT (driver.h): all of the range, pieces that are to
  * be overwritten in place, too.  -EAGAIN has changed nothing.

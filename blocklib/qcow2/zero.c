@@ -338,6 +338,18 @@ static int zero_unallocated(struct qcow2 *s, uint64_t start)
     return zero ? zero_clusters(s, &z, start, length) : -ENOTSUP;
 }
 
+int qcow2_zero_copied_up(struct qcow2 *s, uint64_t offset, uint64_t bytes)
+{
+    const struct zeroing z = {.fill = true};
+    int r = 0;
+
+    for (uint64_t done = 0, len; done < bytes && r == 0; done += len) {
+        len = min_u64(bytes - done, qcow2_l2_rest(s, offset + done));
+        r = zero_clusters(s, &z, offset + done, len);
+    }
+    return r;
+}
+
 int qcow2_zero_part(struct node *n, uint64_t offset, uint64_t bytes)
 {
     struct qcow2 *s = n->state;

@@ -48,6 +48,23 @@ static const struct qmp_arg commit_args[] = {
     QMP_OPT("top-node", STR),
     QMP_OPT("top", STR, .features = qmp_deprecated),
     QMP_OPT("backing-file", STR),
+    QMP_OPT("backing-mask-protocol", BOOL),
+    QMP_OPT("speed", INT),
+    QMP_OPT("on-error", ENUM, .words = qmp_on_error_words),
+    QMP_OPT("filter-node-name", STR),
+    QMP_OPT("auto-finalize", BOOL),
+    QMP_OPT("auto-dismiss", BOOL),
+    QMP_LAST,
+};
+
+static const struct qmp_arg stream_args[] = {
+    QMP_OPT("job-id", STR),
+    QMP_ARG("device", STR),
+    QMP_OPT("base", STR),
+    QMP_OPT("base-node", STR),
+    QMP_OPT("backing-file", STR),
+    QMP_OPT("backing-mask-protocol", BOOL),
+    QMP_OPT("bottom", STR),
     QMP_OPT("speed", INT),
     QMP_OPT("on-error", ENUM, .words = qmp_on_error_words),
     QMP_OPT("filter-node-name", STR),
@@ -139,6 +156,7 @@ static int find_arg(struct qmp_call *call, const char *key, struct node **np,
     return name && !*np ? -ENODEV : 0;
 }
 
+/* "backing-mask-protocol" changes nothing here, as in block-stream. */
 static int cmd_commit(struct qmp_call *call, struct error **errp)
     REQUIRES(call->daemon->jobs->lock)
 {
@@ -172,6 +190,58 @@ static int cmd_commit(struct qmp_call *call, struct error **errp)
                          "Parameter 'speed' expects a non-negative value");
     }
     return job_commit(call->daemon->jobs, &o, errp);
+}
+
+static int check_one_base(const struct stream_options *o, struct error **errp)
+{
+    const char *one = o->base ? "base" : "bottom";
+    const char *other = o->base_node_name ? "base-node" : "bottom";
+
+    if (!!o->base + !!o->base_node_name + !!o->bottom_name > 1) {
+        return error_set(errp, EINVAL,
+                         "'%s' and '%s' cannot be specified at the same time",
+                         one, other);
+    }
+    return 0;
+}
+
+/* "backing-mask-protocol" changes nothing: an image never names a protocol as
+ * the format of its backing file. */
+static int cmd_stream(struct qmp_call *call, struct error **errp)
+    REQUIRES(call->daemon->jobs->lock)
+{
+    int64_t speed = qmp_int(call, "speed", 0);
+    struct stream_options o = {
+        .job_id = qmp_str(call, "job-id"),
+        .device = qmp_str(call, "device"),
+        .base = qmp_str(call, "base"),
+        .base_node_name = qmp_str(call, "base-node"),
+        .bottom_name = qmp_str(call, "bottom"),
+        .backing_file = qmp_str(call, "backing-file"),
+        .filter_node_name = qmp_str(call, "filter-node-name"),
+        .on_error = qmp_on_error_value(qmp_str(call, "on-error")),
+        .speed = (uint64_t)speed,
+        .manual_finalize = !qmp_bool(call, "auto-finalize", true),
+        .manual_dismiss = !qmp_bool(call, "auto-dismiss", true),
+    };
+    int r = check_one_base(&o, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    o.node = find_device_or_node(call, o.device, o.device, errp);
+    if (!o.node) {
+        return -ENODEV;
+    }
+    if ((r = find_arg(call, "base-node", &o.base_node, errp)) < 0 ||
+        (r = find_arg(call, "bottom", &o.bottom, errp)) < 0) {
+        return r;
+    }
+    if (speed < 0) {
+        return error_set(errp, EINVAL,
+                         "Parameter 'speed' expects a non-negative value");
+    }
+    return job_stream(call->daemon->jobs, &o, errp);
 }
 
 static const struct qmp_arg reopen_args[] = {
@@ -246,6 +316,8 @@ static int cmd_delete_internal(struct qmp_call *call, struct error **errp)
 
 const struct qmp_command qmp_chain_commands[] = {
     QMP_COMMAND("block-commit", cmd_commit, commit_args,
+                .drains = QMP_DRAINS_NAMED),
+    QMP_COMMAND("block-stream", cmd_stream, stream_args,
                 .drains = QMP_DRAINS_NAMED),
     QMP_COMMAND("blockdev-reopen", cmd_reopen, reopen_args,
                 .drains = QMP_DRAINS_NAMED),

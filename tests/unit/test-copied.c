@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Old data that is copied beside a guest's writes, and storage that forgets:
+ * Old data that is copied beside a guest's writes, or copied up from the
+ * backing file without any, and storage that forgets:
  * a flush fails, and all that was written since the last good one reads as it
  * was before (qcow2/copied.c).
  *
@@ -15,6 +16,7 @@
 #include <inttypes.h>
 
 #include "bitmap-util.h"
+#include "core/copy-up.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/internal-snapshot.h"
 #include "power-cut.h"
@@ -168,6 +170,24 @@ static int run_op(const struct op *op)
                      : blk_zero(w.b, op->offset, op->bytes, op->flags);
 }
 
+/* Give the image a part of what it leaves to its backing file. */
+static void copy_some_up(void)
+{
+    static unsigned char bytes[SIZE];
+    uint64_t offset = rnd(SIZE / w.shape->unit) * w.shape->unit;
+    uint64_t most = min_u64(SIZE - offset, 40000) / w.shape->unit;
+    uint64_t len = (1 + rnd(most)) * w.shape->unit;
+    bool zero = true;
+
+    ck_assert_int_eq(blk_pread(w.b, bytes, len, offset, 0), 0);
+    for (uint64_t i = 0; i < len; i++) {
+        zero = zero && bytes[i] == 0;
+    }
+    struct tree *t = node_enter(w.n, false);
+    ck_assert_int_eq(node_copy_up(w.n, offset, len, zero ? NULL : bytes), 0);
+    node_leave(t);
+}
+
 static void run_some(void)
 {
     for (uint64_t n = 1 + rnd(OPS); n > 0; n--) {
@@ -184,6 +204,9 @@ static void run_some(void)
             .flags = rnd(2) ? REQ_MAY_UNMAP : 0,
         };
         ck_assert_int_eq(run_op(op), 0);
+        if (rnd(2)) {
+            copy_some_up();
+        }
     }
 }
 

@@ -69,4 +69,39 @@ struct commit_options {
 int job_commit(struct jobs *j, const struct commit_options *o,
                struct error **errp) REQUIRES(j->lock);
 
+/* What block-stream takes.  Strings may be NULL.  At most one of base, base_node
+ * and bottom is given. */
+struct stream_options {
+    const char *job_id;         /* NULL: @device */
+    struct node *node;          /* the image that gets the data */
+    const char *device;         /* the name that the user wrote for it */
+    struct node *base_node;     /* becomes its backing node; or NULL */
+    const char *base_node_name; /* as the user wrote it */
+    const char *base;           /* the same by file name */
+    struct node *bottom;        /* the lowest image to copy from; or NULL */
+    const char *bottom_name;    /* as the user wrote it */
+    const char *backing_file;   /* what the image shall name; NULL: the file of
+                                   the base */
+    const char *filter_node_name; /* NULL: generated */
+    enum job_on_error on_error;
+    uint64_t speed; /* bytes a second, 0: unlimited */
+    bool manual_finalize;
+    bool manual_dismiss;
+};
+
+/*
+ * Start a job of type "stream": it copies up into @node what the images below
+ * have, down to the one above the base, or to the last one.  Then, once all of
+ * it is durable, the image names the base as its backing file, and the nodes
+ * between are dropped.  Nobody who reads sees a change at any time.  A job that
+ * ends in another way leaves the chain as it was.  With ON_ERROR_IGNORE the job
+ * goes on behind what cannot be copied, and fails at the end.
+ *
+ * Returns when the job runs; drains.  Error texts are QEMU's.  -EINVAL: the
+ * nodes are not in one chain; -EBUSY: another job works on one of the nodes, or
+ * a user writes to one of the images that are copied from.
+ */
+int job_stream(struct jobs *j, const struct stream_options *o,
+               struct error **errp) REQUIRES(j->lock);
+
 #endif /* NBDELTA_CHAIN_H */
