@@ -24,8 +24,8 @@
  *     the ends are there; guests' writes copy what the set still has
  *   images that are merged (commit): the set has all that the layers above the
  *     target decide (`layers`, `merge`); no guest's write copies anything
- *   images that are copied up (stream): the set is the whole disk, and a part is
- *     done where the top image has it, or is given it (`up`); what a guest
+ *   images that are copied up (stream): the set is the whole disk, and a part
+ * is done where the top image has it, or is given it (`up`); what a guest
  *     writes meanwhile stays (core/copy-up.h)
  *   a disk that goes on changing (commit of the active layer): the same, and
  *     whenever the set is empty it is filled with what a dirty bitmap has by

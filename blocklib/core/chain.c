@@ -148,8 +148,7 @@ struct node *chain_find_file(struct node *top, const char *name)
     return NULL;
 }
 
-int chain_set_backing(struct node *n, struct node *backing,
-                      struct error **errp)
+int chain_set_backing(struct node *n, struct node *backing, struct error **errp)
 {
     struct edge *old = node_take_child(n, CHILD_BACKING);
     int r = backing ? node_attach(n, CHILD_BACKING, backing, "backing",

@@ -33,6 +33,5 @@ int node_copy_up(struct node *n, uint64_t offset, uint64_t bytes,
     if (!n->drv->copy_up) {
         return 0; /* it leaves nothing to others */
     }
-    return n->flags.read_only ? -EPERM
-                              : n->drv->copy_up(n, offset, bytes, buf);
+    return n->flags.read_only ? -EPERM : n->drv->copy_up(n, offset, bytes, buf);
 }

@@ -315,6 +315,7 @@ extern const struct driver driver_null_co;
 extern const struct driver driver_raw;
 extern const struct driver driver_qcow2;
 extern const struct driver driver_cbw;
+extern const struct driver driver_copy_on_read;
 extern const struct driver driver_blkdebug;
 extern const struct driver driver_snapshot_access;
 extern const struct driver driver_logwrites;

@@ -30,8 +30,8 @@ const struct driver driver_mirror_top = {
     .resize = refuse_resize,
 };
 
-/* As QEMU's, which also copies up what guests read.  Here they need not wait for
- * that: the job gets there anyway. */
+/* As QEMU's, which also copies up what guests read.  Here they need not wait
+ * for that: the job gets there anyway. */
 const struct driver driver_stream_top = {
     .name = "copy-on-read",
     .is_filter = true,

@@ -6,8 +6,8 @@
  *   top is made writable | the filter is inserted above top | all nodes that
  *   take part are blocked for others | the job gets users on them
  *
- * Base takes no part: other jobs may exchange it for a node that reads the same.
- * So the job remembers the node above it.
+ * Base takes no part: other jobs may exchange it for a node that reads the
+ * same. So the job remembers the node above it.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -36,10 +36,10 @@ static int find_base(const struct stream_options *o, struct plan *p,
 {
     if (o->base) {
         p->base = chain_find_file(p->top, o->base);
-        return p->base ? 0
-                       : error_set(errp, ENOENT,
-                                   "Can't find '%s' in the backing chain",
-                                   o->base);
+        return p->base
+                   ? 0
+                   : error_set(errp, ENOENT,
+                               "Can't find '%s' in the backing chain", o->base);
     }
     if (o->base_node) {
         p->base = o->base_node;

@@ -16,10 +16,10 @@
  * Nobody who reads top sees a change before the end or after it.  So a job that
  * fails has changed nothing, and what it has copied saves work the next time.
  *
- * The end, in a drained section, in this order: top is flushed, so that all data
- * are durable in it; the image names base (durable, and in a crash the old name
- * or the new one); base becomes its backing node, and the nodes between are
- * dropped.
+ * The end, in a drained section, in this order: top is flushed, so that all
+ * data are durable in it; the image names base (durable, and in a crash the old
+ * name or the new one); base becomes its backing node, and the nodes between
+ * are dropped.
  */
 #include "job/stream.h"
 
@@ -128,9 +128,8 @@ static int switch_to_base(struct stream *s)
     }
     int r = node_flush_since(image, s->failures);
     if (r == 0) {
-        r = chain_set_backing_name(image, name,
-                                   base ? chain_backing_format(base) : NULL,
-                                   NULL);
+        r = chain_set_backing_name(
+            image, name, base ? chain_backing_format(base) : NULL, NULL);
     }
     if (r < 0 || base == node_child(image, CHILD_BACKING)) {
         return r;

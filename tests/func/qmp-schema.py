@@ -105,6 +105,8 @@ LATER = {
     'block-job-change',
     'query-block-jobs returns.actively-synced',
     'BLOCK_IO_ERROR.qom-path',
+    'block-commit.backing-mask-protocol',
+    'block-stream.backing-mask-protocol',
 }
 
 
@@ -254,6 +256,7 @@ NODES = {
     'blkdebug': {'image': 'below'},
     'blklogwrites': {'file': 'below', 'log': 'log'},
     'copy-before-write': {'file': 'below', 'target': 'target'},
+    'copy-on-read': {'file': 'below'},
     'file': {'filename': 'free.raw'},
     'host_device': {'filename': '/dev/null'},
     'mem': {'size': 65536},

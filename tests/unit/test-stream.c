@@ -96,14 +96,15 @@ static void chain_new(const char *options_of_top)
     low = image_new("low", "base", SIZE / 2, json_object());
     fill(low, 8192, 'l', 100000);
     fill(low, 300000, 0, 300000);
-    mid = image_new("mid", "low", SIZE, json_pack("{s:i}", "cluster_size", 512));
+    mid = image_new("mid", "low", SIZE,
+                    json_pack("{s:i}", "cluster_size", 512));
     fill(mid, 90001, 'm', 70000);
     fill(mid, SIZE - 70000, 0, 3000);
     fill(mid, SIZE - 65536, 'M', 512);
     top = image_new("top", "mid", SIZE, json_loads(options_of_top, 0, NULL));
-    ck_assert_int_eq(blk_new(g, top, PERM_READ | PERM_WRITE, PERM_ALL, "test",
-                             &user, NULL),
-                     0);
+    ck_assert_int_eq(
+        blk_new(g, top, PERM_READ | PERM_WRITE, PERM_ALL, "test", &user, NULL),
+        0);
     put(50000, 't', 100);
 }
 
@@ -224,8 +225,7 @@ START_TEST(what_base_has_is_left_there)
     ck_assert_int_eq(start(&o, NULL), 0);
     wait_for_event(j, &rec, "j:null");
     ck_assert_ptr_eq(node_backing(top), low);
-    ck_assert_int_eq(
-        blk_extents(user, 0, SIZE, 0, count_own, &own), 0);
+    ck_assert_int_eq(blk_extents(user, 0, SIZE, 0, count_own, &own), 0);
     /* Clusters: 0; 1 and 2 of mid; the last but one and what is before it; and
      * zeroes, where low is too short. */
     ck_assert_uint_lt(own, SIZE / 2 + 6 * 65536);
@@ -268,9 +268,9 @@ START_TEST(no_bitmap_is_told)
     ck_assert_int_eq(start(&o, NULL), 0);
     wait_for_event(j, &rec, "j:null");
     json_t *list = bitmap_query(top);
-    ck_assert_int_eq(json_integer_value(json_object_get(
-                         json_array_get(list, 0), "count")),
-                     0);
+    ck_assert_int_eq(
+        json_integer_value(json_object_get(json_array_get(list, 0), "count")),
+        0);
     json_decref(list);
     teardown();
 }
@@ -341,13 +341,13 @@ START_TEST(a_write_while_base_is_read_is_not_overwritten)
     struct trap *t = trap_of(base);
 
     blk_free(user);
-    ck_assert_int_eq(blk_new(g, solo, PERM_READ | PERM_WRITE, PERM_ALL, "test",
-                             &user, NULL),
-                     0);
+    ck_assert_int_eq(
+        blk_new(g, solo, PERM_READ | PERM_WRITE, PERM_ALL, "test", &user, NULL),
+        0);
     char *before = all();
     trap_gate(t, true);
     ck_assert_int_eq(start(&o, NULL), 0);
-    trap_wait(t, 4); /* all of it is on its way */
+    trap_wait(t, 4);          /* all of it is on its way */
     put(3 * MiB, 'n', 65536); /* whole clusters: base is not asked */
     put(1 * MiB, 'o', 131072);
     ck_assert_int_eq(blk_zero(user, 3 * MiB + 65536, 65536, REQ_MAY_UNMAP), 0);

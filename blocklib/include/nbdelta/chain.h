@@ -69,8 +69,8 @@ struct commit_options {
 int job_commit(struct jobs *j, const struct commit_options *o,
                struct error **errp) REQUIRES(j->lock);
 
-/* What block-stream takes.  Strings may be NULL.  At most one of base, base_node
- * and bottom is given. */
+/* What block-stream takes.  Strings may be NULL.  At most one of base,
+ * base_node and bottom is given. */
 struct stream_options {
     const char *job_id;         /* NULL: @device */
     struct node *node;          /* the image that gets the data */
