@@ -11,6 +11,7 @@
 #include "core/blk-priv.h"
 #include "core/blocker.h"
 #include "core/dirty.h"
+#include "core/throttle-group.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
 #include "util/iov.h"
@@ -51,6 +52,9 @@ void blk_free(struct blk *b)
     if (b) {
         graph_lock(b->graph);
         edge_unlink(&b->root);
+        if (b->root.throttle) {
+            throttle_group_put(b->root.throttle);
+        }
         graph_unlock(b->graph);
         free(b->root.user);
         free(b);
@@ -196,6 +200,17 @@ static int check_request(const struct blk *b, const struct request *q)
                                                                : 0;
 }
 
+/* Wait for the turn of a read or write, where its user has limits. */
+static int take_turn(const struct blk *b, const struct request *q)
+{
+    bool moves = q->op == STATS_READ || q->op == STATS_WRITE;
+
+    return moves && b->root.throttle
+               ? throttle_group_wait(b->root.throttle, q->node,
+                                     q->op == STATS_WRITE, q->bytes, q->flags)
+               : 0;
+}
+
 /*
  * Enter the tree, find the node, check the range, do the request, and count its
  * end.  A request that has to make room for a drain (-ERESTART) leaves the tree
@@ -206,6 +221,7 @@ static int check_request(const struct blk *b, const struct request *q)
 static int carry_out(struct blk *b, struct request *q)
 {
     struct stats_timer timer;
+    bool had_turn = false;
     bool refused;
     int r;
 
@@ -219,6 +235,10 @@ static int carry_out(struct blk *b, struct request *q)
         q->node = b->root.child;
         r = check_request(b, q);
         refused = r < 0;
+        if (r == 0 && !had_turn) {
+            r = take_turn(b, q);
+            had_turn = true;
+        }
         if (r == 0 && (q->bytes > 0 || q->op == STATS_FLUSH)) {
             r = q->work(q);
         }

@@ -297,7 +297,7 @@ static int begin(struct flights *fs, struct flight *f, unsigned perm,
 {
     struct node *n = f->blk->root.child;
 
-    if ((f->blk->root.perm & perm) != perm ||
+    if ((f->blk->root.perm & perm) != perm || f->blk->root.throttle ||
         !range_inside(offset, f->bytes, n->size)) {
         return -EAGAIN;
     }

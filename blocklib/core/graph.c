@@ -137,6 +137,18 @@ static bool is_private(const struct graph *g, const struct tree *t)
     return t->born_in == g->section;
 }
 
+/* Let the users' requests go on that wait for their turn. */
+static void kick_users(const struct node *n)
+{
+    list_for_each (at, &n->parents) {
+        const struct edge *e = list_entry(at, struct edge, on_child);
+
+        if (e->throttle) {
+            throttle_group_kick(e->throttle);
+        }
+    }
+}
+
 void graph_begin_drain(struct tree *t)
 {
     atomic_fetch_add(&t->draining, 1);
@@ -145,6 +157,7 @@ void graph_begin_drain(struct tree *t)
         if (n->opened && n->drv->drain) {
             n->drv->drain(n);
         }
+        kick_users(n);
     }
 }
 
@@ -717,6 +730,13 @@ void graph_give_up(struct graph *g)
     graph_lock(g);
     list_for_each (at, &g->nodes) {
         struct node *n = list_entry(at, struct node, in_graph);
+        list_for_each (e, &n->parents) {
+            struct throttle_group *t =
+                list_entry(e, struct edge, on_child)->throttle;
+            if (t) {
+                throttle_group_release(t);
+            }
+        }
         if (n->opened && n->drv->cancel) {
             n->drv->cancel(n);
         }

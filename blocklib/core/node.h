@@ -52,6 +52,8 @@ struct edge {
     struct list on_child; /* in child->parents */
     struct tree *_Atomic tree; /* of a blk: the child's */
     flush_mark seen;           /* what the owner was told (flush.h) */
+    struct throttle_group *throttle; /* of a blk, or NULL: changes in a drained
+                                        tree */
 };
 
 /* What becomes of a write of nothing but zeroes. */

@@ -24,6 +24,7 @@ struct throttle_group {
     /* Control lock. */
     struct list in_graph;
     unsigned users;
+    bool implicit; /* it goes with its last user */
 
     _Atomic bool limited; /* is there any limit at all? */
 
@@ -97,8 +98,8 @@ void throttle_group_kick(struct throttle_group *t)
     mutex_unlock(&t->lock);
 }
 
-static void set_config(struct throttle_group *t,
-                       const struct throttle_config *c)
+void throttle_group_set(struct throttle_group *t,
+                        const struct throttle_config *c)
 {
     mutex_lock(&t->lock);
     throttle_start(&t->state, c, t->now());
@@ -167,6 +168,14 @@ static int take_throttle_limits(struct opts *o, const char *prefix,
                       errp);
 }
 
+static void set_defaults(struct throttle_config *c)
+{
+    *c = (struct throttle_config){0};
+    for (int i = 0; i < THROTTLE_BUCKETS; i++) {
+        c->limit[i].length = 1;
+    }
+}
+
 /* Read the members of @limits into *c. */
 static int read_limits(const json_t *limits, struct throttle_config *c,
                        struct error **errp)
@@ -186,6 +195,14 @@ static int read_limits(const json_t *limits, struct throttle_config *c,
     return r;
 }
 
+int throttle_read(const json_t *limits, struct throttle_config *c,
+                  struct error **errp)
+{
+    set_defaults(c);
+    int r = read_limits(limits, c, errp);
+    return r < 0 ? r : throttle_check(c, errp);
+}
+
 static int read_group(struct opts *o, const char **id,
                       struct throttle_config *c, struct error **errp)
 {
@@ -193,10 +210,7 @@ static int read_group(struct opts *o, const char **id,
     unsigned type = 0;
     int r;
 
-    *c = (struct throttle_config){0};
-    for (int i = 0; i < THROTTLE_BUCKETS; i++) {
-        c->limit[i].length = 1;
-    }
+    set_defaults(c);
     if ((r = opts_enum(o, "qom-type", types, &type, errp)) < 0 ||
         (r = opts_str(o, "id", id, errp)) < 0 ||
         (r = take_throttle_limits(o, "x-", c, errp)) < 0) {
@@ -228,19 +242,17 @@ static struct throttle_group *find_group(struct graph *g, const char *name)
     return NULL;
 }
 
+struct throttle_group *throttle_group_ref(struct throttle_group *t)
+{
+    t->users++;
+    return t;
+}
+
 struct throttle_group *throttle_group_get(struct graph *g, const char *name)
 {
     struct throttle_group *t = find_group(g, name);
 
-    if (t) {
-        t->users++;
-    }
-    return t;
-}
-
-void throttle_group_put(struct throttle_group *t)
-{
-    t->users--;
+    return t ? throttle_group_ref(t) : NULL;
 }
 
 static void group_free(struct throttle_group *t)
@@ -252,11 +264,43 @@ static void group_free(struct throttle_group *t)
     free(t);
 }
 
+void throttle_group_put(struct throttle_group *t)
+{
+    if (--t->users == 0 && t->implicit) {
+        group_free(t);
+    }
+}
+
+const char *throttle_group_name(const struct throttle_group *t)
+{
+    return t->name;
+}
+
 void throttle_groups_free(struct list *groups)
 {
     list_for_each_safe (at, groups) {
         group_free(list_entry(at, struct throttle_group, in_graph));
     }
+}
+
+static struct throttle_group *group_new(struct graph *g, const char *name)
+{
+    struct throttle_group *t = calloc(1, sizeof(*t));
+    char *copy = strdup(name);
+
+    if (!t || !copy) {
+        free(t);
+        free(copy);
+        return NULL;
+    }
+    t->name = copy;
+    t->now = now_ns;
+    mutex_init(&t->lock, LOCK_THROTTLE, NULL);
+    cond_init(&t->moved);
+    list_init(&t->queue[0]);
+    list_init(&t->queue[1]);
+    list_append(&g->throttle_groups, &t->in_graph);
+    return t;
 }
 
 static int add_group(struct graph *g, const char *name,
@@ -268,22 +312,29 @@ static int add_group(struct graph *g, const char *name,
                          "(type 'container')",
                          name);
     }
-    struct throttle_group *t = calloc(1, sizeof(*t));
-    char *copy = strdup(name);
-    if (!t || !copy) {
-        free(t);
-        free(copy);
+    struct throttle_group *t = group_new(g, name);
+    if (!t) {
         return error_nomem(errp);
     }
-    t->name = copy;
-    t->now = now_ns;
-    mutex_init(&t->lock, LOCK_THROTTLE, NULL);
-    cond_init(&t->moved);
-    list_init(&t->queue[0]);
-    list_init(&t->queue[1]);
-    list_append(&g->throttle_groups, &t->in_graph);
-    set_config(t, c);
+    throttle_group_set(t, c);
     return 0;
+}
+
+struct throttle_group *throttle_group_get_new(struct graph *g, const char *name)
+{
+    struct throttle_group *t = find_group(g, name);
+
+    if (!t && (t = group_new(g, name))) {
+        struct throttle_config none;
+
+        set_defaults(&none);
+        t->implicit = true;
+        throttle_group_set(t, &none);
+    }
+    if (t) {
+        t->users++;
+    }
+    return t;
 }
 
 int throttle_group_create(struct graph *g, const json_t *properties,
@@ -328,7 +379,7 @@ static int change(struct graph *g, const char *name, const json_t *limits,
         r = throttle_check(&c, errp);
     }
     if (r == 0) {
-        set_config(t, &c);
+        throttle_group_set(t, &c);
     }
     return r;
 }
@@ -370,22 +421,33 @@ static void put_value(json_t *out, const char *name, const char *suffix,
     (void)json_object_set_new(out, key, json_integer((json_int_t)value));
 }
 
+static json_t *describe(const struct throttle_group *t)
+{
+    const struct throttle_config *c = &t->state.config;
+    json_t *out = json_object();
+
+    for (int i = 0; i < THROTTLE_BUCKETS; i++) {
+        put_value(out, limit_names[i], "", c->limit[i].avg);
+        put_value(out, limit_names[i], "-max", c->limit[i].max);
+        put_value(out, limit_names[i], "-max-length", c->limit[i].length);
+    }
+    put_value(out, "iops-size", "", c->iops_size);
+    return out;
+}
+
+json_t *throttle_group_info(const struct throttle_group *t)
+{
+    json_t *info = describe(t);
+
+    (void)json_object_set_new(info, "group", json_string(t->name));
+    return info;
+}
+
 json_t *throttle_group_query(struct graph *g, const char *name)
 {
-    json_t *out = NULL;
-
     graph_lock(g);
     const struct throttle_group *t = find_group(g, name);
-    if (t) {
-        const struct throttle_config *c = &t->state.config;
-        out = json_object();
-        for (int i = 0; i < THROTTLE_BUCKETS; i++) {
-            put_value(out, limit_names[i], "", c->limit[i].avg);
-            put_value(out, limit_names[i], "-max", c->limit[i].max);
-            put_value(out, limit_names[i], "-max-length", c->limit[i].length);
-        }
-        put_value(out, "iops-size", "", c->iops_size);
-    }
+    json_t *out = t ? describe(t) : NULL;
     graph_unlock(g);
     return out;
 }

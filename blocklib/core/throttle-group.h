@@ -11,7 +11,26 @@ struct throttle_group;
 
 /* Control section: a group with a reference for a node, or NULL. */
 struct throttle_group *throttle_group_get(struct graph *g, const char *name);
+struct throttle_group *throttle_group_ref(struct throttle_group *t);
 void throttle_group_put(struct throttle_group *t);
+
+/* The same as the first, but a group that is not there is made, without limits,
+ * and goes with its last reference.  NULL: no memory. */
+struct throttle_group *throttle_group_get_new(struct graph *g,
+                                              const char *name);
+
+const char *throttle_group_name(const struct throttle_group *t);
+
+/* Read limits that are an object, without a group: the ones that are not there
+ * are none.  -EINVAL: they are wrong. */
+int throttle_read(const json_t *limits, struct throttle_config *c,
+                  struct error **errp);
+
+/* Control section: have these limits, which are valid, from now on; and tell
+ * them, with the name as "group". */
+void throttle_group_set(struct throttle_group *t,
+                        const struct throttle_config *c);
+json_t *throttle_group_info(const struct throttle_group *t);
 
 /*
  * In a request of @n: wait until it may go, in the order of arrival in its

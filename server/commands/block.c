@@ -6,6 +6,7 @@
 
 #include "commands/role.h"
 #include "commands/table.h"
+#include "commands/throttle.h"
 #include "commands/types.h"
 #include "daemon.h"
 #include "disk.h"
@@ -51,12 +52,21 @@ static int collect_name(struct export *e, void *opaque)
     return json_array_append_new(c->list, json_string(e->name));
 }
 
+/* What a device shows: the node, and its limits. */
+static json_t *inserted_of(struct daemon *d, struct blk *b)
+{
+    json_t *info = node_query(d->graph, node_shown(d->graph, blk_node(b)));
+    CLEANUP_JSON json_t *limits = blk_query_throttle(b);
+
+    throttle_show(info, limits);
+    return info;
+}
+
 static int collect_device(const char *id, struct blk *b, const char *qdev,
                           void *opaque)
 {
     struct collect *c = opaque;
-    struct graph *g = c->daemon->graph;
-    json_t *inserted = b ? node_query(g, node_shown(g, blk_node(b))) : NULL;
+    json_t *inserted = b ? inserted_of(c->daemon, b) : NULL;
 
     return json_array_append_new(
         c->list, json_pack("{s:s, s:s*, s:b, s:b, s:o*, s:s}", "device", id,
@@ -64,8 +74,35 @@ static int collect_device(const char *id, struct blk *b, const char *qdev,
                            "inserted", inserted, "type", "unknown"));
 }
 
-/* Collect the names first: node_query() takes locks that come before the lock
- * of the exports. */
+struct limits_of {
+    const char *name;
+    json_t *limits;
+};
+
+static int find_limits(struct export *e, void *opaque)
+{
+    struct limits_of *l = opaque;
+
+    if (e->of_backup || strcmp(e->name, l->name) != 0) {
+        return 0;
+    }
+    l->limits = blk_query_throttle(export_disk(e));
+    return 1;
+}
+
+/* Exports of one name have the same limits. */
+static json_t *inserted_of_export(struct daemon *d, const char *name,
+                                  struct node *n)
+{
+    struct limits_of l = {name, NULL};
+    json_t *info = node_query(d->graph, n);
+
+    (void)exports_each(d->exports, find_limits, &l);
+    throttle_show(info, l.limits);
+    json_decref(l.limits);
+    return info;
+}
+
 static int cmd_query_block(struct qmp_call *call, struct error **errp)
 {
     struct daemon *d = call->daemon;
@@ -85,9 +122,11 @@ static int cmd_query_block(struct qmp_call *call, struct error **errp)
         n = n ? node_shown(d->graph, n) : NULL;
         if (r == 0 && n) {
             r = json_array_append_new(
-                devices, json_pack("{s:O, s:b, s:b, s:o, s:s}", "device", name,
-                                   "locked", 0, "removable", 0, "inserted",
-                                   node_query(d->graph, n), "type", "unknown"));
+                devices,
+                json_pack("{s:O, s:O, s:b, s:b, s:o, s:s}", "device", name,
+                          "qdev", name, "locked", 0, "removable", 0, "inserted",
+                          inserted_of_export(d, json_string_value(name), n),
+                          "type", "unknown"));
         }
     }
     json_decref(c.list);
@@ -292,47 +331,10 @@ static int cmd_eject(struct qmp_call *call, struct error **errp)
     return r;
 }
 
-/* The disk of a device is the one property that can be set. */
-static int cmd_qom_set(struct qmp_call *call, struct error **errp)
-{
-    const char *path = qmp_str(call, "path");
-    const char *property = qmp_str(call, "property");
-    const char *value = json_string_value(json_object_get(call->args, "value"));
-    const char *name = path;
-    struct daemon *d = call->daemon;
-
-    if (strncmp(path, QDEV_PATH, strlen(QDEV_PATH)) == 0) {
-        name += strlen(QDEV_PATH);
-    }
-    if (strcmp(property, "drive") != 0) {
-        return error_set(errp, EINVAL, "Property '%.100s.%.100s' not found",
-                         name, property);
-    }
-    struct node *n = value ? disk_find_device(d, value, NULL) : NULL;
-    if (!n) {
-        return error_set(errp, ENODEV,
-                         "Property '%.100s.drive' can't find value '%.200s'",
-                         name, value ? value : "");
-    }
-    int r = devices_set_disk(d, name, n, errp);
-    if (r == -ENODEV) {
-        call->class = QMP_DEVICE_NOT_FOUND;
-    }
-    return r;
-}
-
-static const struct qmp_arg qom_set_args[] = {
-    QMP_ARG("path", STR),
-    QMP_ARG("property", STR),
-    QMP_ARG("value", ANY),
-    QMP_LAST,
-};
-
 const struct qmp_command qmp_block_commands[] = {
     QMP_COMMAND("block_resize", cmd_resize, resize_args,
                 .drains = QMP_DRAINS_NAMED),
     QMP_COMMAND("eject", cmd_eject, eject_args, .drains = QMP_DRAINS_NAMED),
-    QMP_COMMAND("qom-set", cmd_qom_set, qom_set_args),
     QMP_COMMAND("query-block", cmd_query_block, NULL, .ret = &qmp_block_type,
                 .backup = &role_block),
     QMP_COMMAND("query-blockstats", cmd_query_stats, stats_args,

@@ -103,8 +103,13 @@ static int qemu_io(struct qmp_call *call, const char *name, bool qdev,
                             "node-name='%.200s'\r\n",
                      name);
     }
-    struct io_request *q = io_prepare(d->io_tasks, d->jobs, d->graph, n,
-                                      command);
+    CLEANUP_ERROR struct error *err = NULL;
+    struct io_request *q = NULL;
+    const struct io_context c = {d->io_tasks, d->jobs, d->graph};
+    struct blk *device = d->devices ? devices_find(d->devices, name) : NULL;
+    if (io_prepare(&c, n, device, command, &q, &err) < 0) {
+        return reply(call, errp, "%s\r\n", error_message(err));
+    }
     if (q) {
         mutex_unlock(&call->daemon->jobs->lock);
         io_perform(q);

@@ -11,12 +11,13 @@
 #include "nbdelta/bytes.h"
 
 static const struct qmp_command *const tables[] = {
-    qmp_backup_commands, qmp_bitmap_commands,      qmp_block_commands,
-    qmp_chain_commands,  qmp_core_commands,        qmp_create_commands,
-    qmp_device_commands, qmp_export_commands,      qmp_fd_commands,
-    qmp_hmp_commands,    qmp_job_commands,         qmp_mirror_commands,
-    qmp_node_commands,   qmp_object_commands,      qmp_pull_commands,
-    qmp_schema_commands, qmp_transaction_commands, qmp_yank_commands,
+    qmp_backup_commands,      qmp_bitmap_commands, qmp_block_commands,
+    qmp_chain_commands,       qmp_core_commands,   qmp_create_commands,
+    qmp_device_commands,      qmp_export_commands, qmp_fd_commands,
+    qmp_hmp_commands,         qmp_job_commands,    qmp_mirror_commands,
+    qmp_node_commands,        qmp_object_commands, qmp_pull_commands,
+    qmp_qom_commands,         qmp_schema_commands, qmp_throttle_commands,
+    qmp_transaction_commands, qmp_yank_commands,
 };
 
 int qmp_each_command(int (*fn)(const struct qmp_command *c, void *opaque),

@@ -33,10 +33,12 @@ extern const struct qmp_command qmp_mirror_commands[];
 extern const struct qmp_command qmp_node_commands[];
 extern const struct qmp_command qmp_object_commands[];
 extern const struct qmp_command qmp_pull_commands[];
+extern const struct qmp_command qmp_qom_commands[];
 extern const struct qmp_command qmp_job_commands[];
 extern const struct qmp_command qmp_core_commands[];
 extern const struct qmp_command qmp_schema_commands[];
 extern const struct qmp_command qmp_abort_action; /* no command */
+extern const struct qmp_command qmp_throttle_commands[];
 extern const struct qmp_command qmp_transaction_commands[];
 extern const struct qmp_command qmp_yank_commands[];
 

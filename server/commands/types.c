@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "commands/throttle.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 
@@ -16,8 +17,8 @@ const char *const qmp_job_status_words[] = {
 };
 static const char *const io_status_words[] = {"ok", "failed", "nospace", NULL};
 
-const char *const qmp_job_type_words[] = {"commit", "stream", "backup", "mirror",
-                                          "create", NULL};
+const char *const qmp_job_type_words[] = {"commit", "stream", "backup",
+                                          "mirror", "create", NULL};
 
 static const struct qmp_arg job_members[] = {
     QMP_ARG("id", STR),
@@ -225,6 +226,7 @@ static const struct qmp_arg node_members[] = {
     QMP_ARG("iops", INT),
     QMP_ARG("iops_rd", INT),
     QMP_ARG("iops_wr", INT),
+    THROTTLE_MEMBERS,
     QMP_ARG("image", OBJECT, .members = image_members),
     QMP_ARG("cache", OBJECT, .members = cache_members),
     QMP_ARG("write_threshold", INT),

@@ -96,7 +96,7 @@ static const struct qmp_arg x509_args[] = {
     QMP_LAST,
 };
 
-static const struct qmp_variant variants[] = {
+const struct qmp_variant objects_types[] = {
     {"authz-list", authz_list_args},
     {"authz-listfile", authz_listfile_args},
     {"authz-simple", authz_simple_args},
@@ -112,7 +112,7 @@ static const struct qmp_variant variants[] = {
 const struct qmp_arg object_args[] = {
     QMP_ARG("qom-type", ENUM, .words = types),
     QMP_ARG("id", STR),
-    QMP_VARIANTS("qom-type", variants),
+    QMP_VARIANTS("qom-type", objects_types),
 };
 
 /* --- TLS credentials. --- */
@@ -385,6 +385,34 @@ int objects_del(struct objects *s, const char *id, struct error **errp)
     return json_object_del(s->by_id, id) < 0
                ? error_set(errp, ENOENT, "object '%.200s' not found", id)
                : 0;
+}
+
+json_t *objects_all(const struct objects *s)
+{
+    return s->by_id;
+}
+
+const struct qmp_variant *objects_find_type(const char *type)
+{
+    const struct qmp_variant *v = objects_types;
+
+    while (v->name && strcmp(v->name, type) != 0) {
+        v++;
+    }
+    return v->name ? v : NULL;
+}
+
+const struct qmp_arg *objects_find_property(const char *type, const char *name)
+{
+    const struct qmp_variant *v = objects_find_type(type);
+
+    for (const struct qmp_arg *a = v ? v->members : NULL; a && !qmp_is_last(a);
+         a++) {
+        if (strcmp(a->name, name) == 0) {
+            return a;
+        }
+    }
+    return NULL;
 }
 
 const char *objects_type(const struct objects *s, const char *id)

@@ -38,6 +38,16 @@ int objects_del(struct objects *s, const char *id, struct error **errp);
 /* The type of the object @id ("secret"), or NULL. */
 const char *objects_type(const struct objects *s, const char *id);
 
+/* All of them, in the order in which they were made: an object of their
+ * properties ("qom-type" and "id" among these) by their ids; borrowed. */
+json_t *objects_all(const struct objects *s);
+
+/* The types: their names, and rows for their properties.  NULL: there is no
+ * such type, or property. */
+extern const struct qmp_variant objects_types[];
+const struct qmp_variant *objects_find_type(const char *type);
+const struct qmp_arg *objects_find_property(const char *type, const char *name);
+
 /* The loaded keys of the TLS credentials @id, for a server or a client, with a
  * reference.  -ENOENT; -EINVAL: @id is another object, or for the other end. */
 int objects_tls_keys(const struct objects *s, const char *id, bool server,

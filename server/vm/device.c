@@ -20,6 +20,7 @@
 #include "nbdelta/job.h"
 #include "nbdelta/list.h"
 #include "nbdelta/options.h"
+#include "nbdelta/size.h"
 
 struct device {
     struct list in_devices;
@@ -83,6 +84,11 @@ struct blk *devices_find(const struct devices *d, const char *name)
     const struct device *dev = find_device(d, name);
 
     return dev ? dev->blk : NULL;
+}
+
+bool devices_has(const struct devices *d, const char *name)
+{
+    return find_device(d, name) != NULL;
 }
 
 int devices_each(const struct devices *d,
@@ -262,6 +268,77 @@ static int add_backend(struct daemon *d, char *id, bool bare, struct node *n,
     return 0;
 }
 
+/* Users that have come to the disk since it was asked for keep it open. */
+static void take_out(struct daemon *d, struct device *dev)
+{
+    if (dev->blk) {
+        struct node *n = blk_node(dev->blk);
+
+        blk_free(dev->blk);
+        dev->blk = NULL;
+        graph_forget(d->graph, n);
+    }
+}
+
+/* throttling.iops-total=... and the like, of which *limits becomes what
+ * blk_set_throttle() takes, and *group the group (malloc()ed) or NULL. */
+static int take_limits(json_t *o, json_t **limits, char **group,
+                       struct error **errp)
+{
+    CLEANUP_JSON json_t *given = json_incref(json_object_get(o, "throttling"));
+    const char *key;
+    json_t *value;
+
+    (void)json_object_del(o, "throttling");
+    *group = given ? take_text(given, "group") : NULL;
+    *limits = json_object();
+    json_object_foreach (given, key, value) {
+        const char *text = json_string_value(value);
+        uint64_t n;
+
+        if (!text || size_parse(text, &n) < 0 || n > INT64_MAX) {
+            return error_set(errp, EINVAL,
+                             "Parameter 'throttling.%.100s' expects a number",
+                             key);
+        }
+        (void)json_object_set_new(*limits, key, json_integer((json_int_t)n));
+    }
+    return *limits ? 0 : error_nomem(errp);
+}
+
+/* Open the drive that @o describes, with the name @id, which becomes its. */
+static int open_drive(struct daemon *d, json_t *o, char *id,
+                      struct error **errp)
+{
+    CLEANUP_JSON json_t *limits = NULL;
+    CLEANUP_FREE char *group = NULL;
+    struct node *n = NULL;
+    int r = take_limits(o, &limits, &group, errp);
+
+    if (r == 0) {
+        r = node_options(o, errp);
+    }
+    if (r == 0) {
+        r = graph_open(d->graph, o, &n, errp);
+    }
+    if (r < 0) {
+        free(id);
+        return r;
+    }
+    r = add_backend(d, id, false, n, errp);
+    if (r < 0) {
+        graph_forget(d->graph, n);
+        return r;
+    }
+    struct device *dev = DEVICE(d->devices->list.prev);
+    r = blk_set_throttle(dev->blk, group ? group : dev->id, limits, errp);
+    if (r < 0) {
+        take_out(d, dev);
+        device_free(dev);
+    }
+    return r;
+}
+
 int devices_add_drive(struct daemon *d, const char *text, struct error **errp)
 {
     static const struct qmp_arg booleans[] = {
@@ -272,7 +349,6 @@ int devices_add_drive(struct daemon *d, const char *text, struct error **errp)
     };
     CLEANUP_JSON json_t *o = NULL;
     CLEANUP_FREE char *full = keyval_spell_out(text, "file", booleans);
-    struct node *n = NULL;
     int r = full ? options_parse(full, "file", &o, errp) : error_nomem(errp);
 
     if (r < 0) {
@@ -287,21 +363,10 @@ int devices_add_drive(struct daemon *d, const char *text, struct error **errp)
     }
     if (find_device(d->devices, id)) {
         r = error_set(errp, EEXIST, "Duplicate ID '%s' for drive", id);
-    } else {
-        r = node_options(o, errp);
-    }
-    if (r == 0) {
-        r = graph_open(d->graph, o, &n, errp);
-    }
-    if (r < 0) {
         free(id);
         return r;
     }
-    r = add_backend(d, id, false, n, errp);
-    if (r < 0) {
-        graph_forget(d->graph, n);
-    }
-    return r;
+    return open_drive(d, o, id, errp);
 }
 
 /* --- Taking a disk out --- */
@@ -357,18 +422,6 @@ static int check_take_out(struct daemon *d, const struct device *dev,
     return dev->blk ? graph_check_close(d->graph, blk_node(dev->blk),
                                         1 + exports, errp)
                     : 0;
-}
-
-/* Users that have come to the disk since it was asked for keep it open. */
-static void take_out(struct daemon *d, struct device *dev)
-{
-    if (dev->blk) {
-        struct node *n = blk_node(dev->blk);
-
-        blk_free(dev->blk);
-        dev->blk = NULL;
-        graph_forget(d->graph, n);
-    }
 }
 
 int devices_eject(struct daemon *d, const char *name, struct error **errp)

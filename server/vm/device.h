@@ -8,6 +8,7 @@
  * the monitor lock for all functions except devices_free().
  */
 #include <jansson.h>
+#include <stdbool.h>
 
 struct blk;
 struct daemon;
@@ -55,6 +56,9 @@ int devices_set_disk(struct daemon *d, const char *name, struct node *n,
 /* The disk of the backend or device @name; NULL: there is no such, or it has no
  * disk.  The disk's node changes when another is inserted above it. */
 struct blk *devices_find(const struct devices *d, const char *name);
+
+/* Is there such a backend or device, with a disk or without? */
+bool devices_has(const struct devices *d, const char *name);
 
 /* Visit their names, oldest first; as exports_each.  @id is "" of a device on
  * a node. */

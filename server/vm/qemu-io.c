@@ -541,34 +541,35 @@ static int attach_request(struct io_request *q, struct node *n,
     return blk_new(q->g, n, perms_of(op), PERM_ALL, "qemu-io", &q->blk, errp);
 }
 
-struct io_request *io_prepare(struct io_tasks *t, struct jobs *jobs,
-                              struct graph *g, struct node *n,
-                              const char *command)
+int io_prepare(const struct io_context *c, struct node *n, struct blk *device,
+               const char *command, struct io_request **qp, struct error **errp)
 {
     CLEANUP_ERROR struct error *err = NULL;
     struct io_request *q = calloc(1, sizeof(*q));
-    int r = -ENOMEM;
-    bool done = false;
 
-    if (q) {
-        q->tasks = t;
-        q->jobs = jobs;
-        q->g = g;
-        r = io_parse(command, &q->args, &err);
-        done = r < 0 || do_at_once(n, &q->args);
-        if (!done) {
-            r = attach_request(q, n, &err);
-        }
+    *qp = NULL;
+    if (!q) {
+        return error_nomem(errp);
     }
+    q->tasks = c->tasks;
+    q->jobs = c->jobs;
+    q->g = c->graph;
+    int r = io_parse(command, &q->args, &err);
+    bool done = r < 0 || do_at_once(n, &q->args);
     if (r < 0) {
         printf("%s\n", err ? error_message(err) : strerror(-r));
     }
     (void)fflush(stdout);
-    if (q && (done || r < 0)) {
+    r = done ? 0 : attach_request(q, n, errp);
+    if (done || r < 0) {
         request_free(q);
-        q = NULL;
+        return r;
     }
-    return q;
+    if (device && q->blk) {
+        blk_share_throttle(q->blk, device);
+    }
+    *qp = q;
+    return 0;
 }
 
 struct io_tasks *io_tasks_new(void)

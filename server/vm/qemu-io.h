@@ -4,6 +4,8 @@
 
 /* Commands of qemu-io, as a monitor of QEMU takes them: what a guest does to
  * its disk, for tests. */
+struct blk;
+struct error;
 struct graph;
 struct io_request;
 struct io_tasks;
@@ -15,14 +17,22 @@ struct io_tasks *io_tasks_new(void); /* NULL: no memory */
 /* Wait for requests in flight, then free; NULL is fine. */
 void io_tasks_free(struct io_tasks *t);
 
+struct io_context {
+    struct io_tasks *tasks;
+    struct jobs *jobs;
+    struct graph *graph;
+};
+
 /*
- * Parse @command, and attach to @n if it needs I/O; attaching lets requests go
- * on that are held up there.  Hold the monitor lock, so that @n stays.  NULL:
- * nothing is left to do; errors are printed on standard output.
+ * Parse @command, and attach to @n if it needs I/O, with the limits of @device
+ * (or NULL); attaching lets requests go on that are held up there.  Hold the
+ * monitor lock, so that @n stays.  *qp NULL: nothing is left to do; what the
+ * command says is printed on standard output.  An error says why it cannot
+ * attach.
  */
-struct io_request *io_prepare(struct io_tasks *t, struct jobs *jobs,
-                              struct graph *g, struct node *n,
-                              const char *command);
+int io_prepare(const struct io_context *c, struct node *n, struct blk *device,
+               const char *command, struct io_request **qp,
+               struct error **errp);
 
 /*
  * Do what @q says and free @q.  Results and errors go to standard output, in

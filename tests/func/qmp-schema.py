@@ -123,7 +123,8 @@ for driver, options in NODE_MORE.items():
 
 
 # What QEMU has, and its storage daemon has not.
-MACHINE = {'DEVICE_DELETED', 'SHUTDOWN', 'add-fd', 'closefd', 'cont',
+MACHINE = {'DEVICE_DELETED', 'SHUTDOWN', 'add-fd',
+           'block_set_io_throttle', 'closefd', 'cont',
            'device_add', 'device_del', 'eject', 'getfd',
            'human-monitor-command', 'query-fdsets', 'query-kvm', 'query-name',
            'query-status', 'query-tpm', 'query-tpm-models', 'query-tpm-types',

@@ -63,6 +63,23 @@ struct node *node_shown(struct graph *g, struct node *n);
  * node?  Takes the control lock. */
 bool blk_shows(const struct blk *b, const struct node *n);
 
+/*
+ * Limit the reads and writes (zeroes among them) of @b, together with all that
+ * use the group @group (nbdelta/throttle.h), which is made where there is none.
+ * @group NULL: the one it has, which there is.  @limits are those of a group;
+ * the ones that are not named are none, and with none at all @b leaves its
+ * group.  Takes the control lock and drains the disk.  -EINVAL: bad limits.
+ */
+int blk_set_throttle(struct blk *b, const char *group, const json_t *limits,
+                     struct error **errp);
+
+/* Put @b into the group of @of, if that has one.  Takes the control lock. */
+void blk_share_throttle(struct blk *b, const struct blk *of);
+
+/* All limits of its group, and "group"; NULL: there are none. */
+json_t *blk_query_throttle(struct blk *b);
+bool blk_is_throttled(struct blk *b);
+
 /* In bytes. */
 uint64_t blk_size(const struct blk *b);
 
