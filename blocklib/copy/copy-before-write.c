@@ -35,6 +35,7 @@
 struct cbw {
     struct copy *copy; /* tree lock; NULL: not yet, or not any more */
     bool by_job;       /* the copy is a job's; set once n is in place */
+    bool discards;     /* the copy discards what it has of the file child */
 };
 
 static void set_ends(struct node *n)
@@ -122,17 +123,17 @@ static void cbw_child_perms(const struct node *n, struct perms *p)
     if (p->used || s->by_job) {
         p->shared &= PERM_READ;
     }
+    if (s->discards) {
+        p->perm |= PERM_WRITE;
+    }
 }
 
-static void cbw_tell_bits(const struct node *n, bool of_child, bitmap_fn *tell,
-                          void *opaque)
+static void cbw_tell_bits(const struct node *n, bitmap_fn *tell, void *opaque)
 {
     const struct cbw *s = n->state;
 
-    if (of_child) {
-        copy_tell_todo(s->copy, tell, opaque);
-    } else {
-        copy_tell_view(s->copy, tell, opaque);
+    if (s->copy) {
+        copy_tell_bits(s->copy, tell, opaque);
     }
 }
 
@@ -191,6 +192,7 @@ static const struct option cbw_options[] = {
     OPTION("target", NODE, .required = true),
     OPTION("bitmap", OBJECT, .members = bitmap_options),
     OPTION("cbw-timeout", UINT),
+    OPTION("min-cluster-size", UINT),
     OPTION("on-cbw-error", ENUM, .words = on_error_words),
     OPTIONS_END,
 };
@@ -250,12 +252,13 @@ static int take_policy(struct opts *opts, struct copy_policy *p,
 }
 
 static int make_own_copy(struct node *n, const struct copy_policy *policy,
-                         const struct bitmap *bm, struct error **errp)
+                         uint64_t cluster, const struct bitmap *bm,
+                         struct error **errp)
 {
     struct cbw *s = n->state;
     struct copy_options o = {
         .size = node_size(n),
-        .cluster = copy_cluster_for(node_child(n, CHILD_TARGET)),
+        .cluster = cluster,
         .policy = *policy,
     };
 
@@ -282,6 +285,8 @@ static int make_own_copy(struct node *n, const struct copy_policy *policy,
 static int cbw_open(struct node *n, struct opts *opts, struct error **errp)
 {
     struct copy_policy policy;
+    uint64_t least = 0;
+    uint64_t cluster;
     struct bitmap *bm;
     int r;
 
@@ -304,10 +309,13 @@ static int cbw_open(struct node *n, struct opts *opts, struct error **errp)
     }
     if ((r = check_target(file, target, errp)) < 0 ||
         (r = take_bitmap(n, opts, &bm, errp)) < 0 ||
-        (r = take_policy(opts, &policy, errp)) < 0) {
+        (r = take_policy(opts, &policy, errp)) < 0 ||
+        (r = opts_uint(opts, "min-cluster-size", UINT64_MAX, &least, errp)) <
+            0 ||
+        (r = copy_choose_cluster(target, least, &cluster, errp)) < 0) {
         return r;
     }
-    return make_own_copy(n, &policy, bm, errp);
+    return make_own_copy(n, &policy, cluster, bm, errp);
 }
 
 static void cbw_close(struct node *n)
@@ -365,6 +373,7 @@ static int insert_above(struct node *n, struct node *source, struct copy *copy,
     }
     s->copy = copy;
     s->by_job = true;
+    s->discards = copy_discards_source(copy);
     node_refresh_limits(n);
     node_replace(source, n);
     r = node_check_perms(n, errp);

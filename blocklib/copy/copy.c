@@ -37,11 +37,13 @@
 #include "copy/priv.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 
 #include "core/dirty.h"
 #include "nbdelta/bytes.h"
+#include "nbdelta/error.h"
 #include "util/iov.h"
 
 #define WORKERS_DEFAULT 8
@@ -472,6 +474,23 @@ uint64_t copy_cluster_for(const struct node *target)
     return is_pow2(pref) ? max_u64(pref, CLUSTER_MIN) : CLUSTER_MIN;
 }
 
+int copy_choose_cluster(const struct node *target, uint64_t least,
+                        uint64_t *cluster, struct error **errp)
+{
+    if (least > INT64_MAX) {
+        return error_set(errp, EINVAL,
+                         "min-cluster-size too large: %" PRIu64 " > %" PRId64,
+                         least, INT64_MAX);
+    }
+    if (least > 0 && !is_pow2(least)) {
+        return error_set(errp, EINVAL,
+                         "Cannot create block-copy-state: min-cluster-size "
+                         "needs to be a power of 2");
+    }
+    *cluster = max_u64(copy_cluster_for(target), least);
+    return 0;
+}
+
 uint64_t copy_size(const struct copy *c)
 {
     return c->size;
@@ -480,6 +499,11 @@ uint64_t copy_size(const struct copy *c)
 uint64_t copy_cluster(const struct copy *c)
 {
     return c->cluster;
+}
+
+bool copy_discards_source(const struct copy *c)
+{
+    return c->discard_source;
 }
 
 struct copy *copy_new(const struct copy_options *o)
@@ -520,6 +544,7 @@ struct copy *copy_new(const struct copy_options *o)
     c->uncached = o->uncached;
     c->find_zeroes = o->find_zeroes;
     c->quick = o->quick;
+    c->discard_source = o->discard_source;
     c->moved = o->moved;
     c->moved_opaque = o->moved_opaque;
     c->share = o->share && !o->moved && !o->compress;

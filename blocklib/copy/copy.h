@@ -101,6 +101,8 @@ struct copy_options {
     bool keep_space;  /* zeroes need not free space in the target */
     bool whole;       /* parts of clusters cannot be written to the target: it
                          has the rest of them only when they were copied */
+    bool discard_source; /* what was copied is not needed in the source any
+                            more; where its node takes discards */
     bool find_zeroes; /* clusters of zeroes that were read as data are written
                          as zeroes; with `merge` only if `up` */
     /* Workers call it after they have moved a range: once for each range that
@@ -138,12 +140,17 @@ struct copy_counters {
 /* The unit of copying for a target: its cluster size, at least 64 KiB, as in
  * QEMU. */
 uint64_t copy_cluster_for(const struct node *target);
+/* The same, and at least @least (0: no matter); -EINVAL: that is no power of
+ * two. */
+int copy_choose_cluster(const struct node *target, uint64_t least,
+                        uint64_t *cluster, struct error **errp);
 
 struct copy *copy_new(const struct copy_options *o); /* NULL: no memory */
 void copy_free(struct copy *c);                      /* NULL is fine */
 
 uint64_t copy_size(const struct copy *c);
 uint64_t copy_cluster(const struct copy *c);
+bool copy_discards_source(const struct copy *c);
 
 /* Put a range, or what @bits has dirty, into the set, rounded out to clusters.
  * Before anything is copied.  @bits has the size of the copy. */
@@ -306,12 +313,9 @@ int copy_view_map(struct copy *c, uint64_t offset, uint64_t bytes,
  * and their space in the target is free. */
 int copy_view_discard(struct copy *c, uint64_t offset, uint64_t bytes);
 
-/*
- * Tell what QEMU shows of a copy among bitmaps.  copy_tell_todo: what is to do.
- * copy_tell_view: what views may read, and where guests have written since.
- */
-void copy_tell_todo(const struct copy *c, bitmap_fn *tell, void *opaque);
-void copy_tell_view(const struct copy *c, bitmap_fn *tell, void *opaque);
+/* Tell what QEMU shows of a copy among bitmaps: what views may read, where
+ * guests have written since, and what is to do. */
+void copy_tell_bits(const struct copy *c, bitmap_fn *tell, void *opaque);
 
 const struct copy_counters *copy_counters(const struct copy *c);
 

@@ -336,6 +336,21 @@ static void count_wait(struct copy_counters *k, uint64_t ns)
     }
 }
 
+/* What was copied a moment ago may not be discarded yet (discard_source). */
+static int await_discard(struct copy *c, uint64_t from, uint64_t end,
+                         unsigned flags)
+{
+    struct range_req req;
+
+    if (!(flags & REQ_NOWAIT)) {
+        range_lock(&c->in_hand, &req, from, end - from, true);
+    } else if (!range_trylock(&c->in_hand, &req, from, end - from, true)) {
+        return -EAGAIN;
+    }
+    range_unlock(&c->in_hand, &req);
+    return 0;
+}
+
 int copy_before_write(struct copy *c, uint64_t offset, uint64_t bytes,
                       unsigned flags)
 {
@@ -349,7 +364,7 @@ int copy_before_write(struct copy *c, uint64_t offset, uint64_t bytes,
     }
     if (!copy_set_next(&c->todo, from, end, &start, &len)) {
         hbitmap_set(c->written, from, end - from);
-        return 0;
+        return c->discard_source ? await_discard(c, from, end, flags) : 0;
     }
     enum copy_side side = COPY_READ;
     uint64_t begin = now_ns();

@@ -217,6 +217,12 @@ int copy_area(struct copy *c, const struct area *a, void *buf,
          r == 0 && at < end && copy_set_next(&c->todo, at, end, &start, &bytes);
          at = start + bytes) {
         r = move_run(c, a->kind, start, bytes, buf, side);
+        if (r == 0 && c->discard_source) {
+            /* A guest that writes here waits for the range lock, because the
+             * range must not be discarded after it was written.  A discard is a
+             * hint, so its failure is none of the copy. */
+            (void)node_discard(c->source, start, bytes);
+        }
     }
     return r;
 }

@@ -39,9 +39,10 @@ struct copy {
     struct copy_up_scope up;
     uint64_t burst;
     struct copy_policy policy;
-    bool uncached;    /* see copy_options */
-    bool find_zeroes; /* see copy_options */
-    bool quick;       /* see copy_options */
+    bool uncached;       /* see copy_options */
+    bool find_zeroes;    /* see copy_options */
+    bool quick;          /* see copy_options */
+    bool discard_source; /* see copy_options */
     int (*moved)(void *opaque, uint64_t offset, uint64_t bytes,
                  const void *buf);
     void *moved_opaque;

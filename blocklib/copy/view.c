@@ -185,16 +185,12 @@ static void tell_bits(const struct copy *c, uint64_t count, bitmap_fn *tell,
     tell(&info, opaque);
 }
 
-void copy_tell_todo(const struct copy *c, bitmap_fn *tell, void *opaque)
-{
-    tell_bits(c, copy_set_count(&c->todo, c->size, c->cluster), tell, opaque);
-}
-
-void copy_tell_view(const struct copy *c, bitmap_fn *tell, void *opaque)
+void copy_tell_bits(const struct copy *c, bitmap_fn *tell, void *opaque)
 {
     tell_bits(c, c->shown ? copy_visible(c) : align_up(c->size, c->cluster),
               tell, opaque);
     tell_bits(c, hbitmap_count(c->written), tell, opaque);
+    tell_bits(c, copy_set_count(&c->todo, c->size, c->cluster), tell, opaque);
 }
 
 int copy_show(struct copy *c)

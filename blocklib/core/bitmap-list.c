@@ -78,14 +78,7 @@ static void list_bitmap(struct filling *f, const struct bitmap *bm)
 static void add_bits(struct filling *f, const struct node *n)
 {
     if (n->drv->tell_bits) {
-        n->drv->tell_bits(n, false, add_info, f);
-    }
-    list_for_each (at, &n->parents) {
-        const struct edge *e = list_entry(at, struct edge, on_child);
-        const struct node *p = e->parent;
-        if (p && p->drv->tell_bits && e == p->child[CHILD_FILE]) {
-            p->drv->tell_bits(p, true, add_info, f);
-        }
+        n->drv->tell_bits(n, add_info, f);
     }
 }
 
@@ -94,14 +87,12 @@ int bitmaps_get(struct node *n, struct bitmap_list *list)
     struct filling f = {.list = list};
 
     *list = (struct bitmap_list){NULL, 0};
-    graph_lock(n->graph); /* for its parents */
     struct tree *t = node_enter(n, false);
     add_bits(&f, n);
     for (struct list *at = n->bitmaps.prev; at != &n->bitmaps; at = at->prev) {
         list_bitmap(&f, list_entry(at, struct bitmap, on_node));
     }
     node_leave(t);
-    graph_unlock(n->graph);
     if (f.failed) {
         bitmaps_free(list);
     }

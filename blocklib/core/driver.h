@@ -273,10 +273,9 @@ struct driver {
      * that read it (copy/copy.h).  NULL: there is none. */
     struct copy *(*snapshot)(const struct node *n);
 
-    /* Call @tell for the bits that the node keeps for itself or, with
-     * @of_child, for its file child: bitmaps without names.  NULL: none. */
-    void (*tell_bits)(const struct node *n, bool of_child, bitmap_fn *tell,
-                      void *opaque);
+    /* Call @tell for the bits that the node keeps for itself: bitmaps without
+     * names.  NULL: none. */
+    void (*tell_bits)(const struct node *n, bitmap_fn *tell, void *opaque);
 
     /* For filters that look at requests: a user asks for the range's status.
      * Not called for a question that must not wait, because it may be asked

@@ -138,7 +138,6 @@ static int make_backup_copy(struct backup *b, const struct backup_options *o,
 {
     struct copy_options c = {
         .size = node_size(o->source),
-        .cluster = copy_cluster_for(b->target),
         .past = node_size(b->target) - node_size(o->source),
         .compress = o->compress,
         .target_zero = b->target_zero,
@@ -146,6 +145,7 @@ static int make_backup_copy(struct backup *b, const struct backup_options *o,
         .uncached = o->sync != SYNC_NONE,
         .max_workers = o->max_workers,
         .max_chunk = o->max_chunk,
+        .discard_source = o->discard_source,
         .policy = {.max_wait_ms = o->max_wait_ms},
     };
 
@@ -157,6 +157,10 @@ static int make_backup_copy(struct backup *b, const struct backup_options *o,
     if (!sizes_agree(o->source, b->target)) {
         return error_set(errp, EINVAL,
                          "Source and target image have different sizes");
+    }
+    int r = copy_choose_cluster(b->target, o->min_cluster, &c.cluster, errp);
+    if (r < 0) {
+        return r;
     }
     if (o->max_chunk && o->max_chunk < c.cluster) {
         return error_set(errp, EINVAL,

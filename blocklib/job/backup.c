@@ -9,7 +9,7 @@
  *   job's thread
  *     sync=top: take out of the set what the source's layer does not have
  *     copy until the set is empty; sync=none: only guests' writes copy
- *     flush the target
+ *     flush the source and the target
  *   under the monitor lock, with all others of the transaction
  *     success: the frozen bitmap gives way to its successor
  *     failure: the two become one again
@@ -19,7 +19,8 @@
  *     remove the filter, close the target
  *
  *  1. Bits of a bitmap are given up only after what they stand for is durable
- *     in the target.
+ *     in the target, and the point in time in the source: no power cut leaves
+ *     a disk that is older than its backup, of which bits would know nothing.
  *  2. The target is closed, its image lock released, before anybody can see
  *     the job's end.
  *  3. A guest's write never fails because of a backup (copy-before-write.c).
@@ -107,17 +108,24 @@ void backup_close_target(struct backup *b)
 }
 
 /* Ends at once when the job is given up. */
-static int flush_target(struct backup *b)
+static int flush_child(struct backup *b, unsigned child)
 {
     int r;
 
     node_unwanted = copy_given_up(b->copy);
     do {
         struct tree *t = node_enter(b->filter, false);
-        r = edge_flush(b->filter->child[CHILD_TARGET]);
+        r = edge_flush(b->filter->child[child]);
         node_leave(t);
     } while (r == -ERESTART);
     node_unwanted = NULL;
+    return r;
+}
+
+static int flush_target(struct backup *b)
+{
+    int r = flush_child(b, CHILD_TARGET);
+
     b->durable = r == 0;
     return r;
 }
@@ -136,10 +144,15 @@ static int backup_exit(struct job *job, int r)
         }
         return r;
     }
-    r = flush_target(b);
+    enum copy_side side = COPY_READ;
+    r = flush_child(b, CHILD_FILE);
+    if (r == 0) {
+        side = COPY_WRITE;
+        r = flush_target(b);
+    }
     if (r < 0) {
         mutex_lock(&j->lock);
-        (void)job_retries(j, &b->job, ON_ERROR_REPORT, false, r);
+        (void)job_retries(j, &b->job, ON_ERROR_REPORT, side == COPY_READ, r);
         mutex_unlock(&j->lock);
     }
     return r;

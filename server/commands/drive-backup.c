@@ -23,6 +23,7 @@ static const struct qmp_arg perf_args[] = {
     QMP_OPT("use-copy-range", BOOL),
     QMP_OPT("max-workers", INT),
     QMP_OPT("max-chunk", INT),
+    QMP_OPT("min-cluster-size", SIZE),
     QMP_LAST,
 };
 
@@ -36,7 +37,8 @@ static const struct qmp_arg perf_args[] = {
         QMP_OPT("on-source-error", ENUM, .words = qmp_on_error_words),     \
         QMP_OPT("on-target-error", ENUM, .words = qmp_on_error_words),     \
         QMP_OPT("auto-finalize", BOOL), QMP_OPT("auto-dismiss", BOOL),     \
-        QMP_OPT("filter-node-name", STR), QMP_OPT("cbw-timeout", UINT32),  \
+        QMP_OPT("filter-node-name", STR), QMP_OPT("discard-source", BOOL), \
+        QMP_OPT("cbw-timeout", UINT32),                                    \
         QMP_OPT("x-perf", OBJECT, .members = perf_args,                    \
                 .features = qmp_unstable)
 
@@ -160,6 +162,8 @@ static int perf_options(const json_t *perf, struct backup_options *o,
         }
         o->max_chunk = (uint64_t)json_integer_value(chunk);
     }
+    o->min_cluster =
+        (uint64_t)json_integer_value(json_object_get(perf, "min-cluster-size"));
     return 0;
 }
 
@@ -181,6 +185,7 @@ static int common_options(struct qmp_call *call, struct backup_options *o,
         .manual_finalize = !qmp_bool(call, "auto-finalize", true),
         .manual_dismiss = !qmp_bool(call, "auto-dismiss", true),
         .filter_node_name = qmp_str(call, "filter-node-name"),
+        .discard_source = qmp_bool(call, "discard-source", false),
         .max_wait_ms = (uint64_t)qmp_int(call, "cbw-timeout",
                                          BACKUP_WAIT_MS / 1000) *
                        1000,

@@ -98,6 +98,9 @@ struct backup_options {
     const char *filter_node_name; /* or NULL */
     unsigned max_workers;         /* 0: default */
     uint64_t max_chunk;           /* bytes, 0: default */
+    uint64_t min_cluster;         /* bytes copied as one, at least; a power of
+                                     two, or 0 */
+    bool discard_source;          /* discard in the source what was copied */
     uint64_t max_wait_ms; /* how long a guest's write waits for a copy; then
                              the job fails and the write goes on; 0: no
                              limit */
