@@ -31,6 +31,7 @@
 #include "core/graph.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/tell.h"
 
 static struct mirror *mirror_of(struct job *job)
 {
@@ -129,9 +130,11 @@ static int pivot(struct mirror *m)
                         "no longer be guaranteed that doing so would not "
                         "lead to an abrupt change of visible data",
                         node_name(replaced), node_name(m->target));
-    if (r < 0) {
-        m->job.error = err;
-        return r;
+    if (r < 0) { /* QEMU's job tells no more than that, either */
+        tell_event(TELL_ERROR, "job '%.200s' (mirror) cannot change over: %s",
+                   m->job.id, error_message(err));
+        error_free(err);
+        return -EPERM;
     }
     node_replace(replaced, m->target);
     mirror_top_remove(m->filter);
