@@ -31,6 +31,7 @@ struct graph {
     size_t allowed_count;
     enum graph_follow follow;
     bool without_data;
+    bool without_backing; /* of this section: graph_open_alone */
     bool without_bitmaps;
 
     /* Set before the first open: graph_on_corruption(),

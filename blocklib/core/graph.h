@@ -21,6 +21,12 @@ const struct driver_table *graph_drivers(const struct graph *g);
  * a node, and then its children, when the last reference goes. */
 int graph_open_locked(struct graph *g, const json_t *options,
                       struct node **nodep, struct error **errp);
+/* The same, without the backing file that the image names. */
+int graph_open_alone(struct graph *g, const json_t *options,
+                     struct node **nodep, struct error **errp);
+/* Open the backing file that the image names, where none is open, and attach
+ * it.  Drained. */
+int node_open_backing(struct node *n, struct error **errp);
 void node_ref(struct node *n);
 void node_unref(struct node *n);
 

@@ -213,7 +213,8 @@ static int open_backing(struct node *n, struct opts *opts, struct error **errp)
     CLEANUP_JSON json_t *value = opts_take(opts, "backing");
     struct node *backing;
 
-    if (json_is_null(value) || (!given && !n->image_backing)) {
+    bool left = n->graph->without_backing && !given;
+    if (json_is_null(value) || left || (!given && !n->image_backing)) {
         return 0;
     }
     if (!given || completes_backing(n, value)) {
@@ -243,6 +244,16 @@ static int open_backing(struct node *n, struct opts *opts, struct error **errp)
         n->child[CHILD_BACKING]->inherits = !backing->monitor_owned;
     }
     node_unref(backing);
+    return r;
+}
+
+int node_open_backing(struct node *n, struct error **errp)
+{
+    CLEANUP_JSON json_t *none = json_object();
+    struct opts *opts = none ? opts_new(none) : NULL;
+    int r = opts ? open_backing(n, opts, errp) : error_nomem(errp);
+
+    opts_free(opts);
     return r;
 }
 
@@ -497,6 +508,15 @@ int graph_open_locked(struct graph *g, const json_t *options,
         return error_set(errp, EINVAL, "options must be a JSON object");
     }
     return open_node(&ctx, options, nodep, errp);
+}
+
+int graph_open_alone(struct graph *g, const json_t *options,
+                     struct node **nodep, struct error **errp)
+{
+    g->without_backing = true;
+    int r = graph_open_locked(g, options, nodep, errp);
+    g->without_backing = false;
+    return r;
 }
 
 static int open_with_toils(struct graph *g, const json_t *options,

@@ -200,6 +200,7 @@ static int make_copy(struct mirror *m, const struct mirror_options *o,
     if (o->sync != SYNC_NONE) {
         copy_add(m->copy, 0, c.size);
     }
+    m->opens_backing = o->existing && c.whole;
     m->follow.copy = m->copy;
     m->follow.source = m->source;
     m->follow.granularity = cluster;
@@ -235,6 +236,7 @@ static int get_target(struct mirror *m, const struct mirror_options *o,
         .file = o->target_file,
         .format = o->format,
         .existing = o->existing,
+        .alone = true,
         .node_name = o->node_name,
     };
 

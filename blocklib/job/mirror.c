@@ -155,6 +155,9 @@ static int mirror_prepare(struct job *job)
         r = node_flush_since(m->target, m->failures);
     }
     node_unwanted = NULL;
+    if (r == 0 && m->opens_backing) {
+        r = node_open_backing(node_skip_filters(m->target), &job->error);
+    }
     if (r == 0 && m->follow.complete) {
         r = pivot(m);
     }

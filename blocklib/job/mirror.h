@@ -18,6 +18,8 @@ struct mirror {
     struct follow follow; /* of the source */
     bool top;             /* copy what the source's own layer has */
     bool sizes_differ;    /* the job shall fail */
+    bool opens_backing;   /* the target gets the backing file that it names in
+                             the end: others may make it meanwhile */
     char *replaces;       /* or NULL: the source */
     uint64_t failures;    /* flushes of the target that failed, at the start */
 

@@ -146,7 +146,8 @@ static int open_target(struct graph *g, const struct target_options *o,
         return error_nomem(errp);
     }
     graph_lock(g);
-    r = graph_open_locked(g, options, nodep, errp);
+    r = o->alone ? graph_open_alone(g, options, nodep, errp)
+                 : graph_open_locked(g, options, nodep, errp);
     if (r == 0 && made) {
         r = node_check_made(*nodep, made, errp);
     }
@@ -155,7 +156,7 @@ static int open_target(struct graph *g, const struct target_options *o,
 }
 
 int job_target_open(struct graph *g, const struct target_options *o,
-                struct node **nodep, bool *zero, struct error **errp)
+                    struct node **nodep, bool *zero, struct error **errp)
 {
     *zero = false;
     struct file_make made = {.access = FILE_ACCESS_ANY};

@@ -14,6 +14,8 @@ struct target_options {
     const char *format;    /* or NULL: that of the source; of an existing file
                               it is probed */
     bool existing;         /* mode=existing: do not create the file */
+    bool alone;            /* do not open the backing file that an existing
+                              file names */
     const char *node_name; /* or NULL: generated */
 };
 
@@ -23,6 +25,6 @@ struct target_options {
  * control lock, and does I/O.  -EEXIST: the name of the node is taken.
  */
 int job_target_open(struct graph *g, const struct target_options *o,
-                struct node **nodep, bool *zero, struct error **errp);
+                    struct node **nodep, bool *zero, struct error **errp);
 
 #endif /* NBDELTA_JOB_TARGET_H */

@@ -49,7 +49,9 @@ class Writers:
     """Clients that write, zero and trim, each where no other does, and know what
     has to be there."""
 
-    def __init__(self, count=3, seed=1):
+    def __init__(self, count=3, seed=1, durable=False):
+        self.durable = durable      # only what was flushed is known
+        self.pending = {}           # by thread: what may be either
         self.stop = False
         self.errors = []
         self.known = {}     # offset of 4 KiB: the byte
@@ -72,11 +74,14 @@ class Writers:
                 at = slot * step + r.randrange((step - length) // (4 * K) + 1
                                                ) * 4 * K
                 byte = r.randrange(256)
+                self.pending[i] = range(at, at + length, 4 * K)
                 if byte == 0:
                     h.zero(length, at)
                 else:
                     h.pwrite(bytes([byte]) * length, at)
-                for k in range(at, at + length, 4 * K):
+                if self.durable:
+                    h.flush()
+                for k in self.pending.pop(i):
                     self.known[k] = byte
                 self.rounds[i] += 1
                 if self.rounds[i] % 50 == 0:
@@ -92,18 +97,19 @@ class Writers:
             assert not self.errors, self.errors
             time.sleep(0.005)
 
-    def end(self):
+    def end(self, killed=False):
         self.stop = True
         for t in self.threads:
             t.join()
-        assert not self.errors, self.errors
+        assert killed or not self.errors, self.errors
 
     def check(self, name, fmt='qcow2'):
         img('convert', '-U', '-f', fmt, '-O', 'raw', name, 'seen.raw')
         with open('seen.raw', 'rb') as f:
             disk = f.read()
+        either = {at for part in self.pending.values() for at in part}
         for at, byte in self.known.items():
-            assert disk[at:at + 4 * K] == bytes([byte]) * 4 * K, (name, at)
+            assert at in either or disk[at:at + 4 * K] == bytes([byte]) * 4 * K, (name, at)
         return disk
 
 
@@ -283,6 +289,186 @@ def drive(program):
         d.ask('block-job-cancel', device='j')
         d.event('BLOCK_JOB_COMPLETED', device='j')
         same('disk.img', 'new.img', fb='raw')
+
+
+def later(program):
+    """An existing target gets its backing file in the end: another makes it
+    meanwhile."""
+    for mode in ('background', 'write-blocking'):
+        make_images()
+        img('create', '-q', '-f', 'qcow2', '-b', 'copy.img', '-F', 'qcow2',
+            '-u', 'new.img', str(SIZE))
+        with daemon(program) as d:
+            w = Writers()
+            d.ask('drive-mirror', job_id='j', device='disk', sync='top',
+                  target='new.img', mode='existing', format='qcow2',
+                  copy_mode=mode)
+            d.event('BLOCK_JOB_READY', device='j')
+            w.go_on()
+            d.ask('block-job-complete', device='j')
+            assert d.event('BLOCK_JOB_COMPLETED')['error']
+            w.go_on()
+            img('convert', '-O', 'qcow2', 'base.img', 'copy.img')
+            d.ask('drive-mirror', job_id='j', device='disk', sync='top',
+                  target='new.img', mode='existing', format='qcow2',
+                  copy_mode=mode)
+            d.event('BLOCK_JOB_READY', device='j')
+            w.go_on()
+            d.ask('block-job-complete', device='j')
+            assert 'error' not in d.event('BLOCK_JOB_COMPLETED')
+            w.go_on()
+            w.end()
+        w.check('new.img')
+        img('check', '-q', 'new.img')
+
+
+# --- Errors -------------------------------------------------------------------
+
+def failing(name, event, k, error, last='', **more):
+    """A node of which the k-th request of a kind fails, once; @last: of which
+    the first one fails after k requests of another kind."""
+    return node(name, **{'file': {
+        'driver': 'blkdebug',
+        'image': {'driver': 'file', 'filename': name + '.img'},
+        'set-state': [{'event': event, 'state': i, 'new_state': i + 1}
+                      for i in range(1, k + (last != ''))],
+        'inject-error': [{'event': last or event, 'state': k + (last != ''),
+                          'errno': error, 'once': True}]}, **more})
+
+
+def with_failing(program, source=None, target=None):
+    make_images()
+    img('create', '-q', '-f', 'qcow2', 't.img', str(SIZE))
+    arguments = []
+    for n in (node('base', **{'read-only': True}),
+              {**(source or node('disk')), 'backing': 'base'},
+              target or node('t')):
+        arguments += ['--blockdev', json.dumps(n)]
+    return Daemon(program, *arguments, '--export',
+                  'nbd,id=exp,node-name=disk,name=d,writable=on')
+
+
+ASK = dict(job_id='j', device='disk', target='t', sync='full')
+
+
+def errors(program):
+    """An I/O error on either side, and what the user has asked for then."""
+    for side, event, error, policy in (
+            ('source', 'read_aio', 5, 'report'),
+            ('source', 'read_aio', 5, 'ignore'),
+            ('source', 'read_aio', 5, 'stop'),
+            ('target', 'write_aio', 28, 'report'),
+            ('target', 'write_aio', 28, 'enospc'),
+            ('target', 'write_aio', 5, 'enospc'),
+            ('target', 'write_aio', 5, 'stop')):
+        bad = failing('disk' if side == 'source' else 't', event, 4, error)
+        with with_failing(program, **{side: bad}) as d:
+            # No clients: a guest's own request would have the error.
+            d.ask('blockdev-mirror', **ASK,
+                  **{f'on_{side}_error': policy})
+            e = d.event('BLOCK_JOB_ERROR')
+            action = policy if policy != 'enospc' else \
+                'stop' if error == 28 else 'report'
+            assert e == {'device': 'j', 'action': action, 'operation':
+                         'read' if side == 'source' else 'write'}, e
+            if action == 'report':
+                assert 'error' in d.event('BLOCK_JOB_COMPLETED')
+                continue
+            if action == 'stop':
+                d.event('JOB_STATUS_CHANGE', status='paused')
+                assert job(d)['io-status'] == ('nospace' if error == 28
+                                               else 'failed')
+                d.ask('block-job-resume', device='j')
+            d.event('BLOCK_JOB_READY')
+            w = Writers()
+            w.go_on()
+            d.ask('block-job-complete', device='j')
+            assert 'error' not in d.event('BLOCK_JOB_COMPLETED')
+            w.go_on()
+            w.end()
+        w.check('t.img')
+
+
+def late(program):
+    """A write to both of which the second fails: the guest does not notice."""
+    for policy, verb in (('report', None), ('ignore', 'complete'),
+                         ('stop', 'complete'), ('stop', 'cancel'),
+                         ('stop', 'force')):
+        bad = failing('t', 'flush_to_disk', 1, 28, last='write_aio')
+        with with_failing(program, target=bad) as d:
+            d.ask('blockdev-mirror', **ASK, copy_mode='write-blocking',
+                  on_target_error=policy)
+            d.event('BLOCK_JOB_READY')
+            w = Writers()
+            e = d.event('BLOCK_JOB_ERROR')
+            assert e['action'] == policy and e['operation'] == 'write', e
+            w.go_on()
+            if policy == 'stop':
+                d.event('JOB_STATUS_CHANGE', status='standby')
+                assert not job(d)['actively-synced']
+                if verb != 'force':
+                    d.ask('block-job-resume', device='j')
+            if verb == 'force':
+                d.ask('block-job-cancel', device='j', force=True)
+                d.event('BLOCK_JOB_CANCELLED')
+            else:
+                if verb:
+                    while not job(d)['ready']:
+                        time.sleep(0.01)
+                    d.ask('block-job-' + verb, device='j')
+                e = d.event('BLOCK_JOB_COMPLETED')
+                assert ('error' in e) == (verb is None), e
+            w.go_on()
+            w.end()
+        w.check('t.img' if verb == 'complete' else 'disk.img')
+
+
+def flushes(program):
+    """The target cannot be flushed: at ready, ahead of the end, in the end."""
+    for k in (1, 2, 3):
+        bad = failing('t', 'flush_to_disk', k, 5)
+        with with_failing(program, target=bad) as d:
+            w = Writers()
+            d.ask('blockdev-mirror', **ASK, on_target_error='stop')
+            if k > 1:
+                d.event('BLOCK_JOB_READY')
+                w.go_on()
+                d.ask('block-job-complete', device='j')
+            assert 'error' in d.event('BLOCK_JOB_COMPLETED'), k
+            w.go_on()
+            d.ask('blockdev-del', node_name='t')
+            w.end()
+        w.check('disk.img')
+
+
+def kill(program):
+    """kill -9 at any time: the source has all, or the target."""
+    for n in range(8):
+        mode = ('background', 'write-blocking')[n % 2]
+        phase = ('begin', 'ready', 'pivot', 'after')[n // 2]
+        with with_failing(program) as d:
+            w = Writers(durable=True)
+            d.ask('blockdev-mirror', **ASK, copy_mode=mode)
+            if phase != 'begin':
+                d.event('BLOCK_JOB_READY')
+                w.go_on(10)
+            if phase in ('pivot', 'after'):
+                d.ask('block-job-complete', device='j')
+            if phase == 'after':
+                d.event('BLOCK_JOB_COMPLETED')
+                w.go_on(10)
+            d.process.kill()
+            d.process.wait()
+            w.end(killed=True)
+        try:
+            w.check('disk.img' if phase != 'after' else 't.img')
+        except AssertionError:
+            assert phase == 'pivot'
+            w.check('t.img')
+        os.unlink('pid')
+        for name in ('disk.img', 't.img'):
+            rc = subprocess.run(['qemu-img', 'check', '-q', name]).returncode
+            assert rc in (0, 3), (phase, name, rc)
 
 
 # --- What is refused ------------------------------------------------------------
