@@ -316,6 +316,7 @@ extern const struct driver driver_qcow2;
 extern const struct driver driver_cbw;
 extern const struct driver driver_copy_on_read;
 extern const struct driver driver_blkdebug;
+extern const struct driver driver_compress;
 extern const struct driver driver_snapshot_access;
 extern const struct driver driver_logwrites;
 extern const struct driver driver_throttle;

@@ -22,6 +22,7 @@
 static const struct driver *const drivers[] = {
     &driver_blkdebug,
     &driver_logwrites,
+    &driver_compress,
     &driver_cbw,
     &driver_copy_on_read,
     &driver_file,

@@ -261,6 +261,10 @@ def schema_of(program):
 NODES = {
     'blkdebug': {'image': 'below'},
     'blklogwrites': {'file': 'below', 'log': 'log'},
+    'compress': {'file': {'driver': 'qcow2', 'read-only': True,
+                          'file': {'driver': 'file', 'filename': 'top.qcow2',
+                                   'locking': 'off', 'read-only': True}},
+                 'read-only': True},
     'copy-before-write': {'file': 'below', 'target': 'target'},
     'copy-on-read': {'file': 'below'},
     'file': {'filename': 'free.raw'},
