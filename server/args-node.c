@@ -128,11 +128,23 @@ static int check_items(json_t *v, const struct option *o, const char *where,
             break;
         }
         (void)snprintf(name, sizeof(name), "%.50s[%zu]", o->name, i);
-        r = o->type == OPTION_ENUMS
-                ? check_word(item, o->words, where, name, &index, errp)
+        r = o->type == OPTION_ENUMS /* nor does QEMU say which word it is */
+                ? check_word(item, o->words, where,
+                             json_is_string(item) ? "null" : name, &index, errp)
                 : check_members(item, o, where, name, errp);
     }
     return r;
+}
+
+static int check_number(const json_t *v, const struct option *o,
+                        const char *where, struct error **errp)
+{
+    if (json_is_integer(v)) {
+        return 0;
+    }
+    return o->type_name ? error_set(errp, EINVAL, "Parameter '%s%s' expects %s",
+                                    where, o->name, o->type_name)
+                        : bad_type(where, o->name, "integer", errp);
 }
 
 /* Options for the backing file that an image names have no driver: the image
@@ -161,8 +173,7 @@ static int check_value(json_t *v, const struct option *o, const char *where,
         return json_is_boolean(v) ? 0
                                   : bad_type(where, o->name, "boolean", errp);
     case OPTION_UINT:
-        return json_is_integer(v) ? 0
-                                  : bad_type(where, o->name, "integer", errp);
+        return check_number(v, o, where, errp);
     case OPTION_ENUM:
         return check_word(v, o->words, where, o->name, &index, errp);
     case OPTION_ENUM_OR_OBJECT:

@@ -94,6 +94,14 @@ struct node *disk_find_device(struct daemon *d, const char *name,
                   errp);
 }
 
+const char *disk_job_id(struct daemon *d, const char *id, const char *device)
+{
+    if (id) {
+        return id;
+    }
+    return find_exported(d, device) ? device : "";
+}
+
 bool disk_has_bitmap(struct node *n, const char *name)
 {
     struct bitmap *bm = bitmap_find(n, name);

@@ -27,6 +27,10 @@ struct node *disk_find_node(struct daemon *d, const char *name,
 struct node *disk_find_device(struct daemon *d, const char *name,
                               struct error **errp);
 
+/* The id of a job of @device that was given @id, or none (NULL): then a disk's
+ * is its name, and that of a node alone is "", which no job can have. */
+const char *disk_job_id(struct daemon *d, const char *id, const char *device);
+
 /* Nodes whose names are keys of @names (an object), and the nodes of exports,
  * devices and jobs of such names; with @exports also of all disks that clients
  * can open.  Their names become keys of @nodes.  Hold the monitor lock. */

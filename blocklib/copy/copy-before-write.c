@@ -191,8 +191,8 @@ static const struct option cbw_options[] = {
     OPTION("file", NODE, .required = true),
     OPTION("target", NODE, .required = true),
     OPTION("bitmap", OBJECT, .members = bitmap_options),
-    OPTION("cbw-timeout", UINT),
-    OPTION("min-cluster-size", UINT),
+    OPTION("cbw-timeout", UINT, .type_name = "uint64"),
+    OPTION("min-cluster-size", UINT, .type_name = "uint64"),
     OPTION("on-cbw-error", ENUM, .words = on_error_words),
     OPTIONS_END,
 };

@@ -44,8 +44,7 @@ static int resize_driver(struct node *n, uint64_t size, struct error **errp)
     }
     if (!n->drv->resize) {
         return error_set(errp, ENOTSUP,
-                         "Image format driver '%s' does not support resize",
-                         node_driver(n));
+                         "Image format driver does not support resize");
     }
     return n->drv->resize(n, size, errp);
 }

@@ -306,8 +306,8 @@ static const struct option log_options[] = {
     OPTION("file", NODE, .required = true),
     OPTION("log", NODE, .required = true),
     OPTION("log-append", BOOL),
-    OPTION("log-sector-size", UINT),
-    OPTION("log-super-update-interval", UINT),
+    OPTION("log-sector-size", UINT, .type_name = "uint64"),
+    OPTION("log-super-update-interval", UINT, .type_name = "uint64"),
     OPTIONS_END,
 };
 

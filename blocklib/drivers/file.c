@@ -103,7 +103,13 @@ static int check_kind(const struct node *n, const struct stat *st,
                       const char *filename, struct error **errp)
 {
     if (n->drv == &driver_host_device && !S_ISBLK(st->st_mode)) {
-        return error_set(errp, EINVAL, "'%s' is no block device", filename);
+        return S_ISCHR(st->st_mode)
+                   ? error_set(errp, EINVAL, "'%s' is no block device",
+                               filename)
+                   : error_set(errp, EINVAL,
+                               "'host_device' driver requires '%s' to be "
+                               "either a character or block device",
+                               filename);
     }
     if (!S_ISREG(st->st_mode) && !S_ISBLK(st->st_mode)) {
         return error_set(errp, EINVAL,
@@ -284,8 +290,13 @@ static int take_file_options(struct node *n, struct opts *opts,
         (r = opts_enum(opts, "aio", aio_words, &aio, errp)) < 0) {
         return r;
     }
-    if (!*filename) {
-        return error_set(errp, EINVAL, "Parameter 'filename' is missing");
+    if (!*filename || !**filename) {
+        return *filename
+                   ? error_set(errp, EINVAL,
+                               "The '%s' block driver requires a file "
+                               "name",
+                               n->drv->name)
+                   : error_set(errp, EINVAL, "Parameter 'filename' is missing");
     }
     *locking = n->flags.locking && !n->flags.force_share && lock != 2;
     return choose_aio(n->state, aio, errp);

@@ -18,7 +18,7 @@ struct null {
 };
 
 static const struct option null_options[] = {
-    OPTION("latency-ns", UINT),
+    OPTION("latency-ns", UINT, .type_name = "uint64"),
     OPTION("read-zeroes", BOOL),
     OPTION("size", UINT),
     OPTIONS_END,

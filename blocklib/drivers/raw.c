@@ -206,8 +206,7 @@ static int raw_resize(struct node *n, uint64_t size, struct error **errp)
     const struct raw *s = n->state;
 
     if (s->fixed) {
-        return error_set(errp, ENOTSUP,
-                         "a raw node with a fixed size cannot be resized");
+        return error_set(errp, ENOTSUP, "Cannot resize fixed-size raw disks");
     }
     return node_resize(node_child(n, CHILD_FILE), s->offset + size, errp);
 }

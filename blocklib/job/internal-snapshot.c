@@ -120,10 +120,11 @@ int snapshot_internal_action(const struct internal_options *o,
     struct internal *s;
 
     if (!o->node->drv->snapshots) {
-        return error_set(errp, ENOTSUP,
-                         "Block format '%s' used by '%s' does not support "
-                         "internal snapshots",
-                         o->node->drv->name, node_name(o->node));
+        return error_set(
+            errp, ENOTSUP,
+            "Block format '%s' used by device '%s' does not support "
+            "internal snapshots",
+            o->node->drv->name, node_name(o->node));
     }
     s = calloc(1, sizeof(*s));
     if (!s) {

@@ -162,7 +162,8 @@ static int cmd_commit(struct qmp_call *call, struct error **errp)
 {
     int64_t speed = qmp_int(call, "speed", 0);
     struct commit_options o = {
-        .job_id = qmp_str(call, "job-id"),
+        .job_id = disk_job_id(call->daemon, qmp_str(call, "job-id"),
+                              qmp_str(call, "device")),
         .device = qmp_str(call, "device"),
         .top = qmp_str(call, "top"),
         .base = qmp_str(call, "base"),
@@ -212,7 +213,8 @@ static int cmd_stream(struct qmp_call *call, struct error **errp)
 {
     int64_t speed = qmp_int(call, "speed", 0);
     struct stream_options o = {
-        .job_id = qmp_str(call, "job-id"),
+        .job_id = disk_job_id(call->daemon, qmp_str(call, "job-id"),
+                              qmp_str(call, "device")),
         .device = qmp_str(call, "device"),
         .base = qmp_str(call, "base"),
         .base_node_name = qmp_str(call, "base-node"),

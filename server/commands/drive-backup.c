@@ -172,7 +172,8 @@ static int common_options(struct qmp_call *call, struct backup_options *o,
 {
     int64_t speed = qmp_int(call, "speed", 0);
     *o = (struct backup_options){
-        .job_id = qmp_str(call, "job-id"),
+        .job_id = disk_job_id(call->daemon, qmp_str(call, "job-id"),
+                              qmp_str(call, "device")),
         .device = qmp_str(call, "device"),
         .source = disk_find_node(call->daemon, qmp_str(call, "device"), errp),
         .sync = sync_value(qmp_str(call, "sync")),

@@ -72,7 +72,8 @@ static int common_options(struct qmp_call *call, struct mirror_options *o,
     int64_t buffer = qmp_int(call, "buf-size", 0);
 
     *o = (struct mirror_options){
-        .job_id = qmp_str(call, "job-id"),
+        .job_id = disk_job_id(call->daemon, qmp_str(call, "job-id"),
+                              qmp_str(call, "device")),
         .device = qmp_str(call, "device"),
         .source = disk_find_device(call->daemon, qmp_str(call, "device"), errp),
         .replaces = qmp_str(call, "replaces"),

@@ -1,11 +1,31 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Nodes come and go. */
 #include <errno.h>
+#include <string.h>
 
 #include "commands/table.h"
 #include "daemon.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
+
+/* QEMU's limit.  Disks of the command line may have longer names, so the graph
+ * takes them. */
+#define NAME_MAX_ 31
+
+static int check_names(json_t *options, struct error **errp)
+{
+    const char *name = member_str(options, "node-name");
+    const char *key;
+    json_t *value;
+    int r = name && strlen(name) > NAME_MAX_
+                ? error_set(errp, EINVAL, "Node name too long")
+                : 0;
+
+    json_object_foreach (options, key, value) {
+        r = r == 0 && json_is_object(value) ? check_names(value, errp) : r;
+    }
+    return r;
+}
 
 static int cmd_blockdev_add(struct qmp_call *call, struct error **errp)
 {
@@ -15,7 +35,8 @@ static int cmd_blockdev_add(struct qmp_call *call, struct error **errp)
         return error_set(errp, EINVAL,
                          "'node-name' must be specified for the root node");
     }
-    return graph_open(call->daemon->graph, call->args, &n, errp);
+    int r = check_names(call->args, errp);
+    return r < 0 ? r : graph_open(call->daemon->graph, call->args, &n, errp);
 }
 
 static int cmd_blockdev_del(struct qmp_call *call, struct error **errp)
@@ -56,7 +77,7 @@ static const struct qmp_arg del_args[] = {
 
 static const struct qmp_arg threshold_args[] = {
     QMP_ARG("node-name", STR),
-    QMP_ARG("write-threshold", INT),
+    QMP_ARG("write-threshold", SIZE),
     QMP_LAST,
 };
 

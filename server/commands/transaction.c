@@ -85,10 +85,9 @@ static int check_action(json_t *item, size_t i, bool grouped,
     char where[64];
 
     if (!c) {
-        return error_set(
-            errp, EINVAL,
-            "Parameter 'actions[%zu].type' does not accept value '%.200s'", i,
-            json_string_value(json_object_get(item, "type")));
+        return error_set(errp, EINVAL,
+                         "Parameter 'type' does not accept value '%.200s'",
+                         json_string_value(json_object_get(item, "type")));
     }
     if (grouped && !c->is_job) {
         return error_set(errp, EINVAL,

@@ -28,7 +28,7 @@ refused() {
     shift
     serve_refused "$text" -U s "$@"
 }
-refused 'is no block device' driver=host_device,filename="$PWD/file"
+refused 'to be either a character or block device' driver=host_device,filename="$PWD/file"
 refused 'nosuch' driver=host_device,filename="$PWD/nosuch"
 refused 'no block device' driver=host_device,filename=/dev/null
 serve "vda=driver=raw,file.driver=host_device,file.filename=$dev"

@@ -78,7 +78,7 @@ refused "Dirty bitmap 'none' not found" '{}' "$(change clear vda b)" \
 refused "Parameter 'actions[1].data.name' is missing" '{}' \
     "$(change clear vda b)" '{"type": "block-dirty-bitmap-add",
     "data": {"node": "vda"}}'
-refused "Parameter 'actions[0].type' does not accept value 'quit'" '{}' \
+refused "Parameter 'type' does not accept value 'quit'" '{}' \
     '{"type": "quit", "data": {}}'
 refused "Action 'block-dirty-bitmap-clear' does not support transaction \
 property completion-mode = grouped" '{"completion-mode": "grouped"}' \

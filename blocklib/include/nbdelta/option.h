@@ -32,7 +32,8 @@ struct option {
     const char *name; /* NULL: the end of a table */
     enum option_type type;
     bool required;
-    const char *type_name;    /* of ENUM_OR_OBJECT, in texts: QEMU's */
+    const char *type_name;    /* of ENUM_OR_OBJECT, in texts: QEMU's; of UINT,
+                                 where QEMU has no signed integer: "uint64" */
     const char *const *words; /* ends with NULL */
     const struct option *members;
     const struct option *const *cases; /* of a union: cases[i] has the members
