@@ -161,6 +161,7 @@ static const struct option qcow2_options[] = {
     OPTION("bitmap-durability", ENUM, .words = durability_words),
     OPTION("cache-size", UINT),
     OPTION("data-file", NODE),
+    OPTION("discard-no-unref", BOOL),
     OPTION("encrypt", OBJECT, .members = qcow2_encrypt_options),
     OPTION("l2-cache-size", UINT),
     OPTION("lazy-refcounts", BOOL),
@@ -175,7 +176,7 @@ static const struct option qcow2_options[] = {
 };
 
 int qcow2_take_options(struct opts *o, uint64_t *l2_bytes,
-                       uint64_t *refcount_bytes, unsigned *overlap,
+                       uint64_t *refcount_bytes, unsigned *overlap, bool *keep,
                        struct error **errp)
 {
     uint64_t total = 0;
@@ -188,6 +189,7 @@ int qcow2_take_options(struct opts *o, uint64_t *l2_bytes,
         (r = opts_uint(o, "refcount-cache-size", INT64_MAX, refcount_bytes,
                        errp)) < 0 ||
         (r = opts_bool(o, "lazy-refcounts", &ignored, errp)) < 0 ||
+        (r = opts_bool(o, "discard-no-unref", keep, errp)) < 0 ||
         (r = opts_bool(o, "pass-discard-request", &ignored, errp)) < 0 ||
         (r = opts_bool(o, "pass-discard-snapshot", &ignored, errp)) < 0 ||
         (r = opts_bool(o, "pass-discard-other", &ignored, errp)) < 0 ||
@@ -206,6 +208,15 @@ int qcow2_take_options(struct opts *o, uint64_t *l2_bytes,
         *l2_bytes = total > *refcount_bytes ? total - *refcount_bytes : 0;
     }
     return 0;
+}
+
+int qcow2_check_keep(const struct qcow2 *s, bool keep, struct error **errp)
+{
+    return keep && s->version < 3
+               ? error_set(errp, EINVAL,
+                           "discard-no-unref is only supported since qcow2 "
+                           "version 3")
+               : 0;
 }
 
 int qcow2_make_caches(struct qcow2 *s, uint64_t l2_bytes,
@@ -378,7 +389,10 @@ static int open_with_header(struct qcow2 *s, struct qcow2_header *h,
         return r;
     }
     take_header(s, h);
-    r = read_tables(s, h, errp);
+    r = qcow2_check_keep(s, atomic_load(&s->keep_clusters), errp);
+    if (r == 0) {
+        r = read_tables(s, h, errp);
+    }
     if (r == 0) {
         r = qcow2_make_caches(s, l2_bytes, refcount_bytes, errp);
     }
@@ -403,10 +417,12 @@ static int qcow2_open(struct node *n, struct opts *opts, struct error **errp)
     unsigned level = 0;
     unsigned overlap;
     const char *snapshot = NULL;
+    bool keep = false;
 
     int r = qcow2_take_options(opts, &l2_bytes, &refcount_bytes, &overlap,
-                               errp);
+                               &keep, errp);
     atomic_init(&s->overlap_checked, overlap);
+    atomic_init(&s->keep_clusters, keep);
     if (r == 0) {
         r = opts_enum(opts, "bitmap-durability", durability_words, &level,
                       errp);

@@ -236,6 +236,7 @@ struct qcow2 {
     flush_mark data_failed;    /* the same of an external data file */
     struct qcow2_overlap *_Atomic overlap; /* NULL while read-only */
     _Atomic unsigned overlap_checked;      /* enum qcow2_meta: the option */
+    _Atomic bool keep_clusters;            /* the option discard-no-unref */
 
     struct qcow2_bitmaps bitmaps;
     struct qcow2_copied copied;
@@ -371,10 +372,12 @@ void qcow2_limits(struct node *n, struct limits *lim);
 /* --- qcow2.c, for a reopen --- */
 
 /* Take the driver's own options.  *l2_bytes, *refcount_bytes: 0 if not given.
- * *overlap: enum qcow2_meta. */
+ * *overlap: enum qcow2_meta.  *keep: discard-no-unref, which the image has to
+ * allow (qcow2_check_keep, -EINVAL). */
 int qcow2_take_options(struct opts *o, uint64_t *l2_bytes,
-                       uint64_t *refcount_bytes, unsigned *overlap,
+                       uint64_t *refcount_bytes, unsigned *overlap, bool *keep,
                        struct error **errp);
+int qcow2_check_keep(const struct qcow2 *s, bool keep, struct error **errp);
 int qcow2_make_caches(struct qcow2 *s, uint64_t l2_bytes,
                       uint64_t refcount_bytes, struct error **errp);
 

@@ -14,15 +14,18 @@ struct qcow2_wanted {
     uint64_t l2_bytes;
     uint64_t refcount_bytes;
     unsigned overlap;       /* kinds that are looked at: overlap.h */
+    bool keep;              /* discard-no-unref */
     struct qcow2_cache *l2; /* the other caches; NULL: they stay */
     struct qcow2_cache *refblocks;
     bool swapped; /* these are the old ones */
 };
 
 const char *const qcow2_reopen_options[] = {
-    "cache-size",         "l2-cache-size",         "refcount-cache-size",
-    "lazy-refcounts",     "overlap-check",         "pass-discard-request",
-    "pass-discard-other", "pass-discard-snapshot", NULL,
+    "cache-size",          "l2-cache-size",
+    "refcount-cache-size", "lazy-refcounts",
+    "overlap-check",       "pass-discard-request",
+    "pass-discard-other",  "pass-discard-snapshot",
+    "discard-no-unref",    NULL,
 };
 
 int qcow2_reopen_take(struct node *n, struct opts *opts, struct error **errp)
@@ -37,8 +40,10 @@ int qcow2_reopen_take(struct node *n, struct opts *opts, struct error **errp)
         return error_nomem(errp);
     }
     s->wanted = w;
-    return qcow2_take_options(opts, &w->l2_bytes, &w->refcount_bytes,
-                              &w->overlap, errp);
+    w->keep = false;
+    int r = qcow2_take_options(opts, &w->l2_bytes, &w->refcount_bytes,
+                               &w->overlap, &w->keep, errp);
+    return r < 0 ? r : qcow2_check_keep(s, w->keep, errp);
 }
 
 /* Write all metadata to the file. */
@@ -102,8 +107,15 @@ static int begin_writing(struct qcow2 *s, struct error **errp)
 
 static void swap_caches(struct qcow2 *s, struct qcow2_wanted *w)
 {
-    struct qcow2_wanted had = {s->l2_bytes, s->refcount_bytes, w->overlap,
-                               s->l2,       s->refblocks,      !w->swapped};
+    struct qcow2_wanted had = {
+        .l2_bytes = s->l2_bytes,
+        .refcount_bytes = s->refcount_bytes,
+        .overlap = w->overlap,
+        .keep = w->keep,
+        .l2 = s->l2,
+        .refblocks = s->refblocks,
+        .swapped = !w->swapped,
+    };
 
     s->l2_bytes = w->l2_bytes;
     s->refcount_bytes = w->refcount_bytes;
@@ -163,6 +175,7 @@ void qcow2_reopen_commit(struct node *n)
 
     if (s->wanted) {
         atomic_store(&s->overlap_checked, s->wanted->overlap);
+        atomic_store(&s->keep_clusters, s->wanted->keep);
     }
     forget_wanted(s);
 }

@@ -22,6 +22,13 @@
  * has data any more.  A part of a compressed cluster cannot be made zeroes
  * here: the core writes them.  A discard leaves it as it is.
  *
+ * With the option discard-no-unref ("may unmap" and "discard") a cluster that
+ * is COPIED keeps its host, as if nothing might be unmapped, and its bytes are
+ * discarded there.  That comes after the entry has changed, with the clusters
+ * locked, so it hits nothing that is written later.  A crash before the entry
+ * is on disk leaves old data or zeroes, as any discard may.  The bytes of an
+ * encrypted image stay: such a crash would leave neither.
+ *
  * Zeroes that a user writes are stored, even where an unallocated cluster reads
  * as zeroes now: an image may be opened without the backing file that it names,
  * and may get one later.  Whether there is a backing *node* says nothing about
@@ -42,6 +49,7 @@
 
 struct zeroing {
     bool unmap;
+    bool keep;  /* in spite of unmap: clusters, not what is in them */
     bool fill;  /* what is unallocated becomes ZERO */
     bool exact; /* nothing may stay as it is */
 };
@@ -50,6 +58,8 @@ struct zeroing {
 static bool becomes(const struct qcow2 *s, const struct zeroing *z,
                     const struct qcow2_at *at, enum qcow2_kind *to)
 {
+    bool keeps = at->copied && (!z->unmap || z->keep);
+
     *to = s->version >= 3 ? QCOW2_KIND_ZERO_PLAIN : QCOW2_KIND_UNALLOCATED;
     switch (at->kind) {
     case QCOW2_KIND_ZERO_PLAIN:
@@ -59,13 +69,13 @@ static bool becomes(const struct qcow2 *s, const struct zeroing *z,
     case QCOW2_KIND_UNALLOCATED_ALLOC:
         if (!z->fill) {
             *to = QCOW2_KIND_UNALLOCATED;
-        } else if (!z->unmap && at->copied) {
+        } else if (keeps) {
             *to = QCOW2_KIND_ZERO_ALLOC;
         }
-        return z->fill || z->unmap;
+        return z->fill || (z->unmap && !keeps);
     case QCOW2_KIND_NORMAL:
     case QCOW2_KIND_ZERO_ALLOC:
-        if (!z->unmap && at->copied && s->version >= 3) {
+        if (keeps && s->version >= 3) {
             *to = QCOW2_KIND_ZERO_ALLOC;
         }
         return at->kind != *to;
@@ -150,6 +160,32 @@ static int discard_data(struct qcow2 *s, uint64_t offset, uint64_t bytes)
     return node_discard(s->data, offset, bytes);
 }
 
+/* Discard what is in the clusters that zeroes have kept.  With the clusters
+ * locked.  A discard that fails is no failure of the zeroes. */
+static int discard_kept(struct qcow2 *s, uint64_t offset, uint64_t bytes)
+{
+    struct qcow2_table *t = NULL;
+    struct qcow2_at at;
+    int r = qcow2_l2_get(s, offset, false, &t);
+
+    if (r < 0 || !t) {
+        return r;
+    }
+    for (uint64_t done = 0; done < bytes && r == 0; done += at.bytes) {
+        qcow2_l2_look(s, t, offset + done, bytes - done, &at);
+        if (at.kind != QCOW2_KIND_ZERO_ALLOC || !at.copied || at.wrong ||
+            at.contradicts) {
+            continue;
+        }
+        r = qcow2_overlap_check(s, 0, at.host, at.bytes);
+        if (r == 0) {
+            (void)node_discard(s->data, at.host, at.bytes);
+        }
+    }
+    qcow2_cache_put(s->l2, t);
+    return r;
+}
+
 static int zero_clusters(struct qcow2 *s, const struct zeroing *z,
                          uint64_t offset, uint64_t bytes)
 {
@@ -222,6 +258,8 @@ static int zero_range(struct qcow2 *s, const struct zeroing *z, uint64_t offset,
         }
         if (r == 0 && s->external && z->unmap && !s->luks) {
             r = discard_data(s, offset, len);
+        } else if (r == 0 && z->unmap && z->keep && !s->luks) {
+            r = discard_kept(s, offset, len);
         }
         if (r == 0) { /* a long range must not fill the memory */
             r = qcow2_relieve(s);
@@ -282,6 +320,7 @@ int qcow2_zero(struct node *n, uint64_t offset, uint64_t bytes, unsigned flags)
     struct qcow2 *s = n->state;
     struct zeroing z = {
         .unmap = flags & REQ_MAY_UNMAP,
+        .keep = atomic_load(&s->keep_clusters),
         .fill = true,
         .exact = true,
     };
@@ -374,6 +413,7 @@ int qcow2_discard(struct node *n, uint64_t offset, uint64_t bytes)
     struct qcow2 *s = n->state;
     struct zeroing z = {
         .unmap = true,
+        .keep = atomic_load(&s->keep_clusters),
         .fill = node_may_have_backing(n),
     };
     struct range_req req;

@@ -107,7 +107,9 @@ LATER = {
     'BLOCK_IO_ERROR.qom-path',
     'block-commit.backing-mask-protocol',
     'block-stream.backing-mask-protocol',
+    'blockdev-add.discard-no-unref',
     'blockdev-add.min-cluster-size',
+    'blockdev-reopen.options.discard-no-unref',
     'blockdev-reopen.options.min-cluster-size',
     *(f'{c}.{m}' for m in ('discard-source', 'x-perf.min-cluster-size')
       for c in ('blockdev-backup', 'drive-backup',
