@@ -242,16 +242,41 @@ void edge_begin_flushes(struct edge *e)
     atomic_store(&e->seen, atomic_load(&e->child->flushes.told));
 }
 
-/* Would a flush for the owner of the edge tell something old? */
-static bool is_owed(const struct edge *e)
+static bool is_owed(const struct edge *e);
+
+/* Would a flush of the node tell of something below it that failed? */
+static bool owes(const struct node *n)
 {
-    bool owed = node_flush_failures(e->child) != atomic_load(&e->seen);
+    bool owed = false;
 
     for (unsigned i = 0; i < COVERED && !owed; i++) {
-        const struct edge *below = e->child->child[covered[i]];
+        const struct edge *below = n->child[covered[i]];
         owed = below && is_owed(below);
     }
     return owed;
+}
+
+/* Would a flush for the owner of the edge tell something old? */
+static bool is_owed(const struct edge *e)
+{
+    return node_flush_failures(e->child) != atomic_load(&e->seen) ||
+           owes(e->child);
+}
+
+bool node_flush_has_failed(const struct node *n, uint64_t since)
+{
+    return node_flush_failures(n) != since || owes(n);
+}
+
+bool node_has_fua(const struct node *n)
+{
+    bool own = n->drv->flags_write & REQ_FUA;
+
+    if (!n->drv->is_filter) {
+        return own;
+    }
+    const struct node *child = node_child(n, CHILD_FILE);
+    return (own || !n->drv->pwritev) && child && node_has_fua(child);
 }
 
 void edge_move_flushes(struct edge *e, const struct node *to)

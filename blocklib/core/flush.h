@@ -52,6 +52,14 @@ uint64_t node_flush_failures(const struct node *n);
  * node_flush_failures() gave @since.  Blocks. */
 int node_flush_since(struct node *n, uint64_t since);
 
+/* Has a flush of @n failed since then?  Or one of a node below, of which a
+ * flush of @n would tell? */
+bool node_flush_has_failed(const struct node *n, uint64_t since);
+
+/* Does a write with REQ_FUA make durable what it writes, and nothing else?
+ * Where it does not it is a flush. */
+bool node_has_fua(const struct node *n);
+
 /* Flush the child for the owner of the edge.  It fails, once, too, if a flush
  * of another caller has failed.  Blocks. */
 int edge_flush(struct edge *e);

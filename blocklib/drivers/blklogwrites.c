@@ -9,9 +9,10 @@
  *
  * An entry is in the log before the file changes, so every change that may be
  * on the disk is in the log.  A flush runs alone: changes whose entries come
- * before its own had completed when it began, and it covers them.  Entries are
- * written one after another, data first; so the log's length at any moment
- * tells what was done by then.
+ * before its own had completed when it began, and it covers them.  A write with
+ * FUA runs alone, too, and has two entries: one as any write, and one with the
+ * flag when it is durable.  Entries are written one after another, data first;
+ * so the log's length at any moment tells what was done by then.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -169,6 +170,24 @@ static int record(struct logwrites *s, const struct entry *e)
 
 /* --- Requests --- */
 
+static int write_fua(struct node *n, struct entry e)
+{
+    struct logwrites *s = n->state;
+
+    rwlock_wrlock(&s->order);
+    int r = record(s, &e);
+    if (r == 0) {
+        r = node_pwritev(node_child(n, CHILD_FILE), e.offset, e.bytes, e.iov,
+                         e.iovcnt, REQ_FUA);
+    }
+    if (r == 0) {
+        e.flags = LOG_FUA;
+        r = record(s, &e);
+    }
+    rwlock_unlock(&s->order);
+    return r;
+}
+
 static int logwrites_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
                              const struct iovec *iov, int cnt, unsigned flags)
 {
@@ -176,6 +195,9 @@ static int logwrites_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
 
     if (flags & REQ_NOWAIT) {
         return -EAGAIN;
+    }
+    if (flags & REQ_FUA) {
+        return write_fua(n, (struct entry){offset, bytes, 0, iov, cnt});
     }
     rwlock_rdlock(&s->order);
     int r = record(s, &(struct entry){offset, bytes, 0, iov, cnt});
@@ -412,6 +434,7 @@ const struct driver driver_logwrites = {
     .options = log_options,
     .is_filter = true,
     .state_size = sizeof(struct logwrites),
+    .flags_write = REQ_FUA,
     .flags_zero = REQ_MAY_UNMAP,
     .open = logwrites_open,
     .close = logwrites_close,

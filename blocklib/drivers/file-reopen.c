@@ -147,6 +147,7 @@ int file_reopen(struct node *n, const struct node_flags *to,
         (void)image_mark(fd, s->marks[i]);
     }
     file_uncached_close(s);
+    file_sync_close(s);
     file_grow_end(n);
     s->fd = fd;
     s->use = use;

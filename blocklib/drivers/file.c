@@ -328,6 +328,7 @@ static int file_open(struct node *n, struct opts *opts, struct error **errp)
     mutex_init(&s->flush_lock, LOCK_FILE_FLUSH, NULL);
     mutex_init(&s->status_lock, LOCK_FILE_STATUS, NULL);
     file_uncached_init(s);
+    file_sync_init(s);
     return 0;
 }
 
@@ -338,6 +339,7 @@ static void file_close(struct node *n)
     mutex_destroy(&s->status_lock);
     mutex_destroy(&s->flush_lock);
     file_uncached_destroy(s);
+    file_sync_destroy(s);
     file_grow_end(n);
     file_close_fd(n, s->fd, s->use);
     free(s->marks);
@@ -436,13 +438,13 @@ int file_write_error(int code)
     return code == EFBIG ? -ENOSPC : -code;
 }
 
-static ssize_t write_some(struct file *s, const struct iovec *iov, int cnt,
-                          uint64_t offset, bool sync)
+ssize_t file_write_some(int fd, const struct iovec *iov, int cnt,
+                        uint64_t offset, int flags)
 {
     ssize_t put;
 
     do {
-        put = pwritev2(s->fd, iov, cnt, (off_t)offset, sync ? RWF_DSYNC : 0);
+        put = pwritev2(fd, iov, cnt, (off_t)offset, flags);
     } while (put < 0 && errno == EINTR);
     if (put == 0) {
         return -EIO;
@@ -451,20 +453,15 @@ static ssize_t write_some(struct file *s, const struct iovec *iov, int cnt,
 }
 
 static int write_all(struct file *s, const struct iovec *iov, int cnt,
-                     uint64_t offset, uint64_t bytes, bool sync)
+                     uint64_t offset, uint64_t bytes)
 {
     struct iovec copy[IOV_MAX_INNER];
     struct iovec *at = copy;
 
     memcpy(copy, iov, (size_t)cnt * sizeof(*iov));
     for (uint64_t done = 0; done < bytes;) {
-        ssize_t put = write_some(s, at, cnt, offset + done, sync);
+        ssize_t put = file_write_some(s->fd, at, cnt, offset + done, 0);
         if (put < 0) {
-            /* Was it not the write that failed but the writing back, of
-             * this or of older data?  No fdatasync would tell. */
-            if (sync && write_some(s, at, cnt, offset + done, false) > 0) {
-                atomic_store(&s->broken, true);
-            }
             return (int)put;
         }
         done += (uint64_t)put;
@@ -490,7 +487,8 @@ static int file_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
                 : -ENOTSUP;
     if (r == -ENOTSUP) {
         file_grows(n, offset, bytes);
-        r = write_all(s, iov, cnt, offset, bytes, sync);
+        r = sync ? file_write_sync(n, offset, bytes, iov, cnt)
+                 : write_all(s, iov, cnt, offset, bytes);
     }
     file_count_change(s);
     return r;

@@ -41,6 +41,18 @@ struct uncached {
     bool busy GUARDED_BY(lock); /* one of them writes */
 };
 
+/* Writes that are durable at once: drivers/file-sync.c. */
+struct sync {
+    _Atomic int fd; /* of their own, or one of these */
+#define SYNC_UNKNOWN (-1)
+#define SYNC_NONE    (-2)
+
+    mutex_t lock;
+    cond_t ended;
+    uint64_t begun GUARDED_BY(lock);      /* number of the last one */
+    struct list running GUARDED_BY(lock); /* oldest first */
+};
+
 struct file {
     /* Set at open; changed by a reopen, which has drained the tree. */
     int fd;
@@ -72,6 +84,7 @@ struct file {
     struct ahead ahead;
     struct growth growth;
     struct uncached uncached;
+    struct sync sync;
     _Atomic uint64_t discards; /* and how much by them */
     _Atomic uint64_t discarded;
     _Atomic uint64_t discards_failed;
@@ -140,6 +153,19 @@ void file_uncached_init(struct file *s);
 void file_uncached_destroy(struct file *s);
 /* Before s->fd becomes another one.  No request is in the node. */
 void file_uncached_close(struct file *s);
+
+/* pwritev2(2), once; bytes, more than none, or an error. */
+ssize_t file_write_some(int fd, const struct iovec *iov, int cnt,
+                        uint64_t offset, int flags);
+
+/* Write the range durably, whatever else of the file is not. */
+int file_write_sync(struct node *n, uint64_t offset, uint64_t bytes,
+                    const struct iovec *iov, int cnt);
+
+void file_sync_init(struct file *s);
+void file_sync_destroy(struct file *s);
+/* Before s->fd becomes another one.  No request is in the node. */
+void file_sync_close(struct file *s);
 
 int file_reopen(struct node *n, const struct node_flags *to,
                 struct error **errp);

@@ -59,7 +59,7 @@ def put(disk, entry):
 def cuts(base, entries, rng):
     """Yield (cut, disk, what) for each prefix of the log: with all that was
     written, and with a random part of what was not flushed yet.  What is
-    yielded is for the moment."""
+    yielded is for the moment.  A write with FUA is there, in its turn."""
     durable = bytearray(base)
     everything = bytearray(base)
     pending = []
@@ -69,7 +69,7 @@ def cuts(base, entries, rng):
             disk = bytearray(durable)
             share = rng.choice([0.1, 0.5, 0.9])
             for entry in pending:
-                if rng.random() < share:
+                if entry.flags & FUA or rng.random() < share:
                     put(disk, entry)
             yield cut, disk, 'some'
         if cut == len(entries):
