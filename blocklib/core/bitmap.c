@@ -60,6 +60,7 @@ static struct bitmap *bitmap_new(struct node *n, const char *name,
     bm->granularity = granularity;
     bm->bits = bits;
     bm->enabled = true;
+    bm->since_ns = now_ns();
     rwlock_init(&bm->lock, LOCK_BITMAP, NULL);
     atomic_init(&bm->refs, 1);
     bm->node = n;
@@ -336,6 +337,7 @@ int bitmap_freeze(struct bitmap *bm, struct error **errp)
 /* Tell the format that the bitmap has fewer bits than before. */
 static void relaxed(struct bitmap *bm)
 {
+    bm->since_ns = now_ns();
     if (bm->stored) {
         bm->node->drv->bitmaps->relaxed(bm->node, bm);
     }

@@ -27,12 +27,14 @@ struct bitmap {
     struct list on_node;
     bool enabled; /* also when frozen: does the successor collect? */
     bool persistent;
-    bool loaded;     /* it was in the image when that was opened */
-    bool rewrite;    /* its bits in the image have to become these */
-    void *stored;    /* the driver's, when it is in the image already */
-    const char *why; /* it is inconsistent; a constant text, or NULL */
-    bool recorded;   /* it is inconsistent, and was enabled before */
-    unsigned users;  /* operations that keep it busy */
+    bool loaded;       /* it was in the image when that was opened */
+    bool rewrite;      /* its bits in the image have to become these */
+    void *stored;      /* the driver's, when it is in the image already */
+    const char *why;   /* it is inconsistent; a constant text, or NULL */
+    bool recorded;     /* it is inconsistent, and was enabled before */
+    unsigned users;    /* operations that keep it busy */
+    uint64_t since_ns; /* when it was made, or had bits taken away; it has all
+                          changes since */
 
     /* Tree lock: nests of recording bitmaps (core/bitmap-mark.c). */
     struct bitmap *outer; /* has all bits of this one; or NULL */

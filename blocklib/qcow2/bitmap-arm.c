@@ -6,8 +6,7 @@
  *   writer    set the exact bit -> armed? -> write data
  *                                   no: queue, with all other bitmaps that
  *                                       record; then under the arm lock
- *                                       ones for all that is queued
- *                                       one flush
+ *                                       ones for all that is queued, durably
  *                                       armed
  *   tightener not touched lately -> not armed -> exact bits, no flush
  *             (bitmap-tighten.c)
@@ -29,6 +28,10 @@
  *  6. What could not be written, or flushed, is not armed; entries are in doubt
  *     then (bitmap-doubt.c).
  *
+ * Ones are written through (through.c) for some requests, as a flush takes as
+ * long as all that guests have written.  Where there are many, or the file can
+ * only be flushed, one flush covers them.
+ *
  * How much is armed at once doubles while arming is frequent, up to a slice,
  * which is one table entry; what is armed too much is paid after a crash
  * only, by a larger increment.
@@ -45,6 +48,9 @@
 /* If arming is needed again within this time, more is armed at once. */
 #define OFTEN_NS  UINT64_C(500000000)
 #define WIDTH_MAX 30
+
+/* So many requests of a batch at most are written through. */
+#define THROUGH_MAX 16
 
 /* A slice with more bytes of bits than this gets an entry "all ones" when all
  * of it is armed: a guest waits for what is written here. */
@@ -95,7 +101,7 @@ static void set_ones(unsigned char *bits, uint64_t from, uint64_t to)
 
 /* Write such ones to the image. */
 static int write_ones(struct qcow2 *s, uint64_t host, uint64_t from,
-                      uint64_t to)
+                      uint64_t to) REQUIRES(s->bitmaps.arm_lock)
 {
     uint64_t bytes = div_up(to, 8) - from / 8;
     CLEANUP_FREE unsigned char *ones = calloc(1, bytes);
@@ -104,7 +110,23 @@ static int write_ones(struct qcow2 *s, uint64_t host, uint64_t from,
         return -ENOMEM;
     }
     set_ones(ones, 0, to - from);
-    return node_pwrite(s->file, ones, bytes, host + from / 8, 0);
+    return s->bitmaps.through
+               ? qcow2_write_through(s, ones, bytes, host + from / 8)
+               : node_pwrite(s->file, ones, bytes, host + from / 8, 0);
+}
+
+/* Write a cluster of bits, and make it durable with its refcount. */
+static int write_cluster(struct qcow2 *s, const unsigned char *bits,
+                         uint64_t host)
+{
+    const struct qcow2_run run = {host, s->cluster_size};
+
+    if (!qcow2_can_write_through(s)) {
+        int r = node_pwrite(s->file, bits, s->cluster_size, host, 0);
+        return r < 0 ? r : qcow2_flush(s->node);
+    }
+    int r = qcow2_write_through(s, bits, s->cluster_size, host);
+    return r < 0 ? r : qcow2_counts_through(s, &run, 1);
 }
 
 int qcow2_bits_cluster(struct qcow2 *s, const unsigned char *bits,
@@ -118,10 +140,7 @@ int qcow2_bits_cluster(struct qcow2 *s, const unsigned char *bits,
     if (r < 0) {
         return r;
     }
-    r = node_pwrite(s->file, bits, s->cluster_size, host, 0);
-    if (r == 0) {
-        r = qcow2_flush(s->node); /* the refcount, and the bits */
-    }
+    r = write_cluster(s, bits, host);
     if (r < 0) {
         mutex_lock(&s->meta);
         (void)qcow2_free_later(s, host, 1);
@@ -280,6 +299,46 @@ uint64_t qcow2_armed_bytes(const struct qcow2 *s)
     return bytes;
 }
 
+/* Arm the regions of one request, without a flush. */
+static int arm_through(struct qcow2 *s, struct arm_request *q)
+    REQUIRES(s->bitmaps.arm_lock)
+{
+    widen(s, q);
+    int r = arm_regions(s, q->qb, q->first, q->last, true);
+    if (r < 0 && r != -ERESTART) {
+        r = arm_regions(s, q->qb, q->first, q->last, false);
+    }
+    if (r == 0) {
+        set_armed(s, q);
+    }
+    return r;
+}
+
+/* Serve some requests of @batch each for itself.  What is armed of one is armed
+ * for the next, so the same range is written once.  The others stay in
+ * @batch. */
+static void serve_through(struct qcow2 *s, struct list *batch)
+    REQUIRES(s->bitmaps.arm_lock)
+{
+    unsigned left = THROUGH_MAX;
+
+    if (!qcow2_entries_begin(s, true)) {
+        return;
+    }
+    list_for_each_safe (e, batch) {
+        struct arm_request *q = list_entry(e, struct arm_request, link);
+        bool nothing = needs_nothing(q);
+
+        if (nothing || left > 0) {
+            left -= !nothing;
+            q->r = nothing ? 0 : arm_through(s, q);
+            list_remove(e);
+            q->done = true;
+        }
+    }
+    (void)qcow2_flush_entries(s);
+}
+
 /* Arm all requests of @batch with one flush.  If the flush fails, none of them
  * is sure. */
 static int arm_batch(struct qcow2 *s, const struct list *batch, bool exact)
@@ -287,7 +346,7 @@ static int arm_batch(struct qcow2 *s, const struct list *batch, bool exact)
 {
     int first = 0;
 
-    qcow2_entries_begin(s);
+    (void)qcow2_entries_begin(s, false);
     list_for_each (e, batch) {
         struct arm_request *q = list_entry(e, struct arm_request, link);
 
@@ -303,8 +362,32 @@ static int arm_batch(struct qcow2 *s, const struct list *batch, bool exact)
     return first < 0 ? first : r;
 }
 
-/* Serve all requests that are queued.  After a failure they are tried once
- * more, in the way that needs the least of the image. */
+/* Serve requests with one flush.  After a failure they are tried once more, in
+ * the way that needs the least of the image. */
+static void serve_flushed(struct qcow2 *s, struct list *batch)
+    REQUIRES(s->bitmaps.arm_lock)
+{
+    list_for_each (e, batch) {
+        struct arm_request *q = list_entry(e, struct arm_request, link);
+        if (!needs_nothing(q)) {
+            widen(s, q);
+        }
+    }
+    int r = arm_batch(s, batch, true);
+    if (r < 0 && r != -ERESTART) {
+        (void)arm_batch(s, batch, false);
+    }
+    list_for_each_safe (e, batch) {
+        struct arm_request *q = list_entry(e, struct arm_request, link);
+        if (q->r == 0) {
+            set_armed(s, q);
+        }
+        list_remove(e);
+        q->done = true;
+    }
+}
+
+/* Serve all requests that are queued. */
 static void serve_queue(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
 {
     struct list batch;
@@ -317,27 +400,13 @@ static void serve_queue(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
         list_append(&batch, e);
     }
     mutex_unlock(&s->bitmaps.queue_lock);
-    list_for_each (e, &batch) {
-        struct arm_request *q = list_entry(e, struct arm_request, link);
-        if (!needs_nothing(q)) {
-            widen(s, q);
-        }
-    }
     if (!s->bitmaps.tightener) {
         /* Without one, it is the close that tightens. */
         (void)qcow2_tightener_start(s);
     }
-    int r = arm_batch(s, &batch, true);
-    if (r < 0 && r != -ERESTART) {
-        (void)arm_batch(s, &batch, false);
-    }
-    list_for_each_safe (e, &batch) {
-        struct arm_request *q = list_entry(e, struct arm_request, link);
-        if (q->r == 0) {
-            set_armed(s, q);
-        }
-        list_remove(e);
-        q->done = true;
+    serve_through(s, &batch);
+    if (!list_empty(&batch)) {
+        serve_flushed(s, &batch);
     }
 }
 

@@ -114,10 +114,17 @@ int qcow2_put_entry(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
 {
     unsigned char be[8];
 
+    uint64_t at = qb->table_offset + slice * 8;
+    bool through = s->bitmaps.through;
+
     store_be64(be, entry);
-    int r = node_pwrite(s->file, be, sizeof(be), qb->table_offset + slice * 8,
-                        0);
+    int r = through ? qcow2_write_through(s, be, sizeof(be), at)
+                    : node_pwrite(s->file, be, sizeof(be), at, 0);
     wrote_entry(s, qb, slice, r);
+    if (r == 0 && through) {
+        bitmap_word_clear(qb->unflushed, slice);
+        bitmap_word_clear(qb->doubt, slice);
+    }
     if (r == 0) {
         qb->table[slice] = entry;
     }
@@ -136,7 +143,8 @@ int qcow2_put_ones(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice)
 {
     uint64_t old = qb->table[slice];
 
-    if (old == QCOW2_BITMAP_ONES && bitmap_word_get(qb->unflushed, slice)) {
+    if (old == QCOW2_BITMAP_ONES && !s->bitmaps.through &&
+        bitmap_word_get(qb->unflushed, slice)) {
         return 0;
     }
     int r = qcow2_put_entry(s, qb, slice, QCOW2_BITMAP_ONES);
@@ -218,9 +226,12 @@ static void notice_failure(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
     }
 }
 
-void qcow2_entries_begin(struct qcow2 *s)
+bool qcow2_entries_begin(struct qcow2 *s, bool through)
 {
     notice_failure(s);
+    s->bitmaps.through = through && !s->bitmaps.process_only &&
+                         qcow2_can_write_through(s);
+    return s->bitmaps.through;
 }
 
 /* Of two concurrent flushes, only one may be told of an error that concerns
@@ -236,6 +247,11 @@ static int flush_alone(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
 
 int qcow2_flush_entries(struct qcow2 *s)
 {
+    if (s->bitmaps.through) { /* there is nothing to flush */
+        s->bitmaps.through = false;
+        free_orphans(s);
+        return 0;
+    }
     int r = s->bitmaps.process_only ? 0 : flush_alone(s);
 
     if (r == 0 && atomic_load(&s->bitmaps.flush_failed)) {
@@ -334,8 +350,9 @@ static int restore_header(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
 
     if (s->bitmaps.header_doubt) {
         mutex_lock(&s->flush_lock);
-        r = s->version < 3 ? write_size(s, s->node->size)
-                           : qcow2_set_bitmaps_ext(s, &s->bitmaps.ext, to);
+        r = s->version < 3
+                ? write_size(s, s->node->size)
+                : qcow2_set_bitmaps_ext(s, &s->bitmaps.ext, to, false);
         mutex_unlock(&s->flush_lock);
     }
     if (r == 0) {
@@ -358,9 +375,9 @@ static int header_failed(struct qcow2 *s, const struct qcow2_disk *to, int r)
 }
 
 int qcow2_switch_header(struct qcow2 *s, const struct qcow2_bitmaps_ext *x,
-                        const struct qcow2_disk *to)
+                        const struct qcow2_disk *to, bool through)
 {
-    int r = qcow2_set_bitmaps_ext(s, x, to);
+    int r = qcow2_set_bitmaps_ext(s, x, to, through);
 
     return r < 0 ? header_failed(s, to, r) : 0;
 }

@@ -8,6 +8,9 @@
  *   -- flush --
  *   the old directory, and what only it led to, are free
  *
+ * Where the directory differs by new bitmaps only, no flush is needed: all that
+ * is new is written through (bitmap-fresh.c), and guests wait for less.
+ *
  * A crash leaves one of the two directories.  So may a failure: then memory has
  * the old one, and the header is in doubt until it leads there again
  * (bitmap-doubt.c).  A bitmap that stays never has fewer bits in the image than
@@ -41,6 +44,8 @@ struct plan {
     struct bitmap **bms;       /* the bitmaps that they are */
     uint32_t *old_flags;
     struct list fresh; /* bitmaps with a new table */
+    bool through;      /* all that is new is written through */
+    bool counts;       /* and counts durably, as far as it has been made */
     struct qcow2_bitmaps_ext ext;
 };
 
@@ -60,10 +65,8 @@ void qcow2_bitmap_slice(const struct qcow2 *s, const struct qcow2_bitmap *qb,
     bitmap_export(qb->bm, first, count, buf);
 }
 
-/* The table entry that says these bits without a cluster; else any other value.
- * Bits that are all alike are found without looking at each of them. */
-static uint64_t plain_entry(const struct qcow2 *s,
-                            const struct qcow2_bitmap *qb, uint64_t slice)
+uint64_t qcow2_plain_entry(const struct qcow2 *s, const struct qcow2_bitmap *qb,
+                           uint64_t slice)
 {
     uint64_t bytes = UINT64_C(1) << qcow2_slice_bits(s, qb);
     uint64_t from = slice * bytes;
@@ -89,7 +92,7 @@ static int settle_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
 {
     int r = 0;
 
-    uint64_t plain = plain_entry(s, qb, slice);
+    uint64_t plain = qcow2_plain_entry(s, qb, slice);
     if (!is_cluster(plain)) {
         *entry = plain;
         return 0;
@@ -257,11 +260,12 @@ static int settle_bitmap(struct qcow2 *s, struct qcow2_bitmap *qb,
 static int settle_all(struct qcow2 *s, unsigned char *buf)
     REQUIRES(s->bitmaps.arm_lock)
 {
+    qcow2_reserve_drop(s);
     (void)qcow2_heal(s); /* it adds only, so it may come first */
     int r = qcow2_bitmaps_sync(s);
     int stored = 0;
 
-    qcow2_entries_begin(s);
+    (void)qcow2_entries_begin(s, false);
     if (r == 0) {
         struct plan p = {.size = s->node->size};
         stored = store_directory(s, &p);
@@ -454,7 +458,7 @@ static bool may_inherit(const struct qcow2 *s, const struct plan *p,
 }
 
 static int plan_new(struct qcow2 *s, struct plan *p, struct bitmap *bm,
-                    struct qcow2_bitmap **qbp)
+                    struct qcow2_bitmap **qbp) REQUIRES(s->bitmaps.arm_lock)
 {
     struct qcow2_bitmap *qb = calloc(1, sizeof(*qb));
 
@@ -466,7 +470,10 @@ static int plan_new(struct qcow2 *s, struct plan *p, struct bitmap *bm,
     if (r == 0) {
         qb->bm = bm;
         qb->heir_of = may_inherit(s, p, bm) ? bm->stored : NULL;
-        r = make_table(s, qb, p->size);
+        bool counts = true;
+        r = p->through ? qcow2_make_fresh_table(s, qb, &counts)
+                       : make_table(s, qb, p->size);
+        p->counts &= counts;
         qb->bm = NULL;
     }
     *qbp = qb;
@@ -476,6 +483,7 @@ static int plan_new(struct qcow2 *s, struct plan *p, struct bitmap *bm,
 /* Give the bitmap its place in the directory, and a new table if the old one
  * does not fit. */
 static int plan_bitmap(struct qcow2 *s, struct plan *p, struct bitmap *bm)
+    REQUIRES(s->bitmaps.arm_lock)
 {
     struct qcow2_bitmap *qb = bm->stored;
     int r = 0;
@@ -502,6 +510,7 @@ static int plan_bitmap(struct qcow2 *s, struct plan *p, struct bitmap *bm)
 }
 
 static int plan_directory(struct qcow2 *s, struct plan *p)
+    REQUIRES(s->bitmaps.arm_lock)
 {
     uint32_t count = count_persistent(s->node);
     int r = 0;
@@ -528,6 +537,7 @@ static int plan_directory(struct qcow2 *s, struct plan *p)
 
 /* Write the new directory to where nothing leads yet. */
 static int write_directory(struct qcow2 *s, struct plan *p)
+    REQUIRES(s->bitmaps.arm_lock)
 {
     uint64_t bytes = qcow2_bitmap_dir_size(p->dir, p->count);
 
@@ -542,17 +552,42 @@ static int write_directory(struct qcow2 *s, struct plan *p)
         return -ENOMEM;
     }
     qcow2_bitmap_dir_write(p->dir, p->count, dir);
-    mutex_lock(&s->meta);
-    int r = qcow2_alloc_exact(s, QCOW2_META_BITMAP,
-                              div_up(bytes, s->cluster_size),
-                              &p->ext.dir_offset);
-    mutex_unlock(&s->meta);
+    bool counts;
+    int r = qcow2_fresh_clusters(s, div_up(bytes, s->cluster_size),
+                                 &p->ext.dir_offset, &counts);
     if (r < 0) {
         return r;
     }
+    p->counts &= counts;
     p->ext.count = p->count;
     p->ext.dir_size = bytes;
-    return node_pwrite(s->file, dir, bytes, p->ext.dir_offset, 0);
+    return p->through ? qcow2_write_through(s, dir, bytes, p->ext.dir_offset)
+                      : node_pwrite(s->file, dir, bytes, p->ext.dir_offset, 0);
+}
+
+/* What is new is durable, except that it counts. */
+static int count_through(struct qcow2 *s, const struct plan *p)
+{
+    size_t count = 0;
+
+    if (p->counts) {
+        return 0;
+    }
+    list_for_each (e, &p->fresh) {
+        count++;
+    }
+    CLEANUP_FREE struct qcow2_run *runs = calloc(count + 1, sizeof(*runs));
+    if (!runs) {
+        return -ENOMEM;
+    }
+    count = 0;
+    list_for_each (e, &p->fresh) {
+        runs[count++] = qcow2_fresh_run(s, QB(e));
+    }
+    if (p->count > 0) {
+        runs[count++] = (struct qcow2_run){p->ext.dir_offset, p->ext.dir_size};
+    }
+    return qcow2_counts_through(s, runs, count);
 }
 
 /* What the heir has is not its predecessor's any more. */
@@ -648,6 +683,7 @@ static void keep_orphans(struct qcow2 *s, struct plan *p)
 }
 
 static int write_plan(struct qcow2 *s, struct plan *p)
+    REQUIRES(s->bitmaps.arm_lock)
 {
     int r = plan_directory(s, p);
 
@@ -655,7 +691,7 @@ static int write_plan(struct qcow2 *s, struct plan *p)
         r = write_directory(s, p);
     }
     if (r == 0) {
-        r = qcow2_flush(s->node);
+        r = p->through ? count_through(s, p) : qcow2_flush(s->node);
     }
     if (r < 0) {
         give_up(s, p);
@@ -666,7 +702,7 @@ static int write_plan(struct qcow2 *s, struct plan *p)
 static int switch_to(struct qcow2 *s, struct plan *p)
     REQUIRES(s->bitmaps.arm_lock)
 {
-    int r = qcow2_switch_header(s, &p->ext, p->to);
+    int r = qcow2_switch_header(s, &p->ext, p->to, p->through);
 
     if (r < 0) {
         keep_orphans(s, p);
@@ -686,6 +722,8 @@ static int store_directory(struct qcow2 *s, struct plan *p)
     if (!p->to && !qcow2_needs_store(s)) {
         return healed;
     }
+    p->through = !p->to && qcow2_store_is_fresh(s);
+    p->counts = true;
     /* A slice whose entry may be lost is not inherited, but written anew. */
     int r = p->to && s->bitmaps.entries_written ? qcow2_flush_entries(s) : 0;
     if (r == 0) {
@@ -710,6 +748,7 @@ int qcow2_store_bitmaps(struct node *n, struct error **errp)
     if (r < 0) { /* it may have been to undo what had been stored */
         qcow2_bitmap_doubt(s);
     }
+    qcow2_reserve_drop(s);
     mutex_unlock(&s->bitmaps.arm_lock);
 
     return r < 0 ? error_set(errp, -r, "cannot store the bitmaps of '%s': %s",
@@ -723,8 +762,21 @@ int qcow2_store_ahead(struct node *n, bool more)
 {
     struct qcow2 *s = n->state;
 
+    uint64_t begin = now_ns();
+
     atomic_fetch_add(&s->bitmaps.ahead, 1);
-    return more || s->bitmaps.ext.count > 0 ? qcow2_flush(n) : 0;
+    if (!more && s->bitmaps.ext.count == 0) {
+        return 0;
+    }
+    if (more) {
+        qcow2_reserve_take(s);
+    }
+    int r = qcow2_flush(n);
+    if (r == 0) {
+        atomic_store(&s->bitmaps.ahead_ns, begin);
+        qcow2_reserve_flushed(s);
+    }
+    return r;
 }
 
 int qcow2_bitmaps_resize(struct qcow2 *s, const struct qcow2_disk *to)

@@ -244,7 +244,11 @@ static int replace_ones(struct qcow2 *s, struct qcow2_bitmap *qb,
 
     take_arm_lock(s);
     if (is_ones(qb, slice) && !any_armed(qb, regions_of(s, qb, slice))) {
+        bool through = qcow2_entries_begin(s, true);
         r = qcow2_hook_up_bits(s, qb, slice, host);
+        if (through) { /* else some flush will come */
+            (void)qcow2_flush_entries(s);
+        }
     } else {
         mutex_lock(&s->meta);
         (void)qcow2_free_later(s, host, 1);

@@ -181,8 +181,10 @@ int qcow2_write_table(struct qcow2 *s, const struct qcow2_bitmap *qb,
                       const uint64_t *table);
 
 /* Entries put after _begin are covered by the next _flush, which flushes them
- * as far as bitmap-durability wants it. */
-void qcow2_entries_begin(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock);
+ * as far as bitmap-durability wants it.  @through: each is durable, or in
+ * doubt, when it has been put (through.c), if that is possible: true. */
+bool qcow2_entries_begin(struct qcow2 *s, bool through)
+    REQUIRES(s->bitmaps.arm_lock);
 int qcow2_flush_entries(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock);
 
 /* A flush of another caller has failed.  Takes no lock. */
@@ -195,10 +197,11 @@ void qcow2_files_changed(struct qcow2 *s);
 /* Does the image need a new directory to have what memory has? */
 bool qcow2_needs_store(const struct qcow2 *s);
 
-/* Have the header lead to @x, and state another disk unless that is NULL.  On
- * failure the header is in doubt, and is restored from memory if possible. */
+/* Have the header lead to @x, and state another disk unless that is NULL.
+ * @through: as of qcow2_set_bitmaps_ext().  On failure the header is in doubt,
+ * and is restored from memory if possible. */
 int qcow2_switch_header(struct qcow2 *s, const struct qcow2_bitmaps_ext *x,
-                        const struct qcow2_disk *to)
+                        const struct qcow2_disk *to, bool through)
     REQUIRES(s->bitmaps.arm_lock);
 int qcow2_switch_size(struct qcow2 *s, uint64_t size);
 
@@ -272,12 +275,56 @@ int qcow2_bitmaps_settle(struct qcow2 *s);
 void qcow2_bitmap_slice(const struct qcow2 *s, const struct qcow2_bitmap *qb,
                         uint64_t slice, unsigned char *buf);
 
+/* The table entry that says the bits of a slice without a cluster; else any
+ * other value.  Bits that are all alike are found without looking at each of
+ * them. */
+uint64_t qcow2_plain_entry(const struct qcow2 *s, const struct qcow2_bitmap *qb,
+                           uint64_t slice);
+
+/* --- bitmap-fresh.c: drained. --- */
+
+/* Does the directory lack new bitmaps only, which can be stored without a
+ * flush? */
+bool qcow2_store_is_fresh(const struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock);
+
+/* Make the table of a bitmap that is new, and its clusters of bits, and write
+ * them through.  *counts: they count durably. */
+int qcow2_make_fresh_table(struct qcow2 *s, struct qcow2_bitmap *qb,
+                           bool *counts) REQUIRES(s->bitmaps.arm_lock);
+
+/* Allocate and write what such a store will need.  It is sure if a flush
+ * succeeds after that.  What is not needed is given back by _drop. */
+void qcow2_reserve_take(struct qcow2 *s) EXCLUDES(s->bitmaps.arm_lock);
+void qcow2_reserve_flushed(struct qcow2 *s) EXCLUDES(s->bitmaps.arm_lock);
+void qcow2_reserve_drop(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock);
+
+/* Clusters of the reserve, or new ones; *counts says that they do durably. */
+int qcow2_fresh_clusters(struct qcow2 *s, uint64_t count, uint64_t *host,
+                         bool *counts) REQUIRES(s->bitmaps.arm_lock);
+
+/* Where the clusters of such a bitmap are. */
+struct qcow2_run qcow2_fresh_run(const struct qcow2 *s,
+                                 const struct qcow2_bitmap *qb);
+
 /* --- header-ext.c --- */
 
 /* Make the extension @x count, and with it what the header says of the disk if
  * that changes (else NULL).  It is durable then.  A crash leaves the state
- * before or after. */
+ * before or after.  @through: without a flush, because what it leads to is
+ * durable (through.c). */
 int qcow2_set_bitmaps_ext(struct qcow2 *s, const struct qcow2_bitmaps_ext *x,
-                          const struct qcow2_disk *to);
+                          const struct qcow2_disk *to, bool through);
+
+/* --- through.c --- */
+
+bool qcow2_can_write_through(const struct qcow2 *s);
+
+/* Write metadata that are durable then, without a flush of anything else. */
+int qcow2_write_through(struct qcow2 *s, const void *buf, uint64_t bytes,
+                        uint64_t host);
+
+/* Make durable that these clusters count, which were allocated. */
+int qcow2_counts_through(struct qcow2 *s, const struct qcow2_run *runs,
+                         size_t count) EXCLUDES(s->flush_lock);
 
 #endif /* NBDELTA_QCOW2_BITMAPS_H */

@@ -40,6 +40,7 @@ struct head {
     uint64_t names;       /* the extension with names of features, or 0 */
     uint64_t reuse;       /* one that was dropped, in one sector, or 0 */
     uint64_t limit;       /* extensions lie before it */
+    bool through;
 };
 
 static bool in_one_sector(uint64_t from, uint64_t len)
@@ -80,6 +81,9 @@ static void find_extensions(struct head *h)
 
 static int write_head(struct head *h, uint64_t from, uint64_t len)
 {
+    if (h->through) {
+        return qcow2_write_through(h->s, h->bytes + from, len, from);
+    }
     int r = node_pwrite(h->s->file, h->bytes + from, len, from, 0);
 
     return r < 0 ? r : qcow2_flush_file(h->s);
@@ -293,9 +297,9 @@ static int change_extension(struct head *h, const struct qcow2_bitmaps_ext *x,
 }
 
 int qcow2_set_bitmaps_ext(struct qcow2 *s, const struct qcow2_bitmaps_ext *x,
-                          const struct qcow2_disk *to)
+                          const struct qcow2_disk *to, bool through)
 {
-    struct head h = {.s = s};
+    struct head h = {.s = s, .through = through};
     CLEANUP_FREE unsigned char *bytes = calloc(1, s->cluster_size);
 
     if (!bytes) {

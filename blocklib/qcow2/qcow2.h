@@ -92,12 +92,17 @@ struct qcow2_bitmaps {
 
     /* --- Guarded by arm_lock: doubt (bitmap-doubt.c). --- */
     bool entries_written;      /* some, since the last flush */
+    bool through;              /* qcow2_entries_begin() */
     bool header_doubt;         /* it may lead to another directory, */
     bool size_doubt;           /* or have another size of the disk, */
     bool l1_doubt;             /* and another L1 table */
     struct qcow2_run *orphans; /* what states in doubt may lead to */
     size_t orphan_count;
     size_t orphan_room;
+
+    /* --- Guarded by arm_lock. --- */
+    struct qcow2_run reserve; /* clusters that count durably (bitmap-fresh.c) */
+    bool reserve_sure;
 
     mutex_t queue_lock;
 
@@ -109,6 +114,7 @@ struct qcow2_bitmaps {
     _Atomic unsigned waiting;  /* requests that wait for arm_lock */
     _Atomic unsigned ahead;    /* how often a drained section was announced */
     _Atomic bool flush_failed; /* since the flag was last looked at */
+    _Atomic uint64_t ahead_ns; /* what was written before is durable */
 };
 
 /* The last cluster that was unpacked: compress.c. */

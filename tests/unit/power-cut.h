@@ -4,7 +4,8 @@
 
 /*
  * Images as a power cut may leave them: all writes of a recorder before some
- * flush are there, and of what follows it an arbitrary subset.
+ * flush are there, and those with FUA, and of what follows it an arbitrary
+ * subset.
  */
 #include "recorder.h"
 
@@ -101,7 +102,7 @@ static inline struct node *open_recorded_with(struct graph *g, uint64_t size,
         (void)json_object_set_new(o, key, json_string(value));
     }
     ck_assert_int_eq(graph_open(g, mem, &like, NULL), 0);
-    struct node *n = new_recorder(g, &recorder_driver, "rec", like);
+    struct node *n = new_recorder(g, rec_driver(), "rec", like);
     if (rec.has_data) {
         data = new_recorder(g, &data_recorder_driver, "rec-data", like);
     }
@@ -134,6 +135,7 @@ static inline bool *durable_records(unsigned point)
     ck_assert_ptr_nonnull(sure);
     for (unsigned i = 0; i < point; i++) {
         const struct record *flush = &rec.log[i];
+        sure[i] |= flush->fua;
         unsigned *first = &from[is_data(flush)];
 
         if (flush->bytes > 0) {

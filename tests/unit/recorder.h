@@ -8,6 +8,9 @@
  * Two files can be recorded in one log: what is at DATA_AT of the disk is the
  * second one, a data file, with flushes of its own.
  *
+ * The first file can honour FUA (rec.fua): what is written so is there.  Such a
+ * write is a flush of its own, too, which can fail.
+ *
  * A request can be made to fail (rec_fail).  What was written before a flush
  * that has failed may be lost although a later one succeeds.
  */
@@ -18,6 +21,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "core/flush.h"
 #include "core/graph.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
@@ -37,6 +41,7 @@ struct record {
     uint64_t bytes; /* 0: a flush, of the file at that offset */
     unsigned char *data;
     bool failed; /* a flush, that was not done */
+    bool fua;    /* it is durable */
 };
 
 enum fault_kind { FAULT_WRITE, FAULT_FLUSH, FAULT_READ };
@@ -56,6 +61,8 @@ struct recorder {
     bool garbage;  /* what was never written does not read as zeroes */
     bool has_data; /* there are two files */
     bool encrypted;
+    bool fua;
+    unsigned fuas; /* such writes */
     struct record log[LOG_MAX];
     unsigned count;
     uint64_t top; /* nothing was written behind it */
@@ -116,11 +123,23 @@ static inline struct record *next_record(void)
     return &rec.log[rec.count++];
 }
 
-static inline int rec_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
-                              const struct iovec *iov, int cnt, unsigned flags)
+/* The write is to be durable.  Returns what its flush has to return. */
+static inline int make_durable(struct record *r)
 {
-    (void)n;
-    (void)flags;
+    int error = rec_fault(FAULT_FLUSH, &r->fua);
+
+    rec.fuas++;
+    if (rec.flushed && r->fua) {
+        memcpy(rec.flushed + r->offset, r->data, r->bytes);
+    } else if (rec.flushed && !rec.keeps) {
+        memcpy(rec.disk, rec.flushed, DISK_MAX);
+    }
+    return error;
+}
+
+static inline int rec_write(uint64_t offset, uint64_t bytes,
+                            const struct iovec *iov, int cnt, unsigned flags)
+{
     ck_assert_uint_le(offset + bytes, DISK_MAX);
     if (rec.before_write) {
         rec.before_write();
@@ -130,14 +149,32 @@ static inline int rec_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     int error = rec_fault(FAULT_WRITE, &done);
     if (done) {
         struct record *r = next_record();
-        *r = (struct record){offset, bytes, malloc(bytes), false};
+        *r = (struct record){offset, bytes, malloc(bytes), false, false};
         ck_assert_ptr_nonnull(r->data);
         iov_to_buf(iov, cnt, 0, r->data, bytes);
         memcpy(rec.disk + offset, r->data, bytes);
         rec.top = max_u64(rec.top, offset + bytes);
+        if (flags & REQ_FUA) {
+            int lost = make_durable(r);
+            error = error < 0 ? error : lost;
+        }
     }
     mutex_unlock(&rec.lock);
     return error;
+}
+
+static inline int rec_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
+                              const struct iovec *iov, int cnt, unsigned flags)
+{
+    struct flush_run run;
+
+    if (!(flags & REQ_FUA)) {
+        return rec_write(offset, bytes, iov, cnt, flags);
+    }
+    node_flush_begin(n, &run);
+    int r = rec_write(offset, bytes, iov, cnt, flags);
+    node_flush_end(n, &run, r);
+    return r;
 }
 
 static inline int flush_at(uint64_t offset)
@@ -204,5 +241,20 @@ static const struct driver recorder_driver = {
     .pwritev = rec_pwritev,
     .flush = rec_flush,
 };
+
+static const struct driver fua_recorder_driver = {
+    .name = "fua-recorder",
+    .is_protocol = true,
+    .flags_write = REQ_FUA,
+    .limits = rec_limits,
+    .preadv = rec_preadv,
+    .pwritev = rec_pwritev,
+    .flush = rec_flush,
+};
+
+static inline const struct driver *rec_driver(void)
+{
+    return rec.fua ? &fua_recorder_driver : &recorder_driver;
+}
 
 #endif /* NBDELTA_TESTS_RECORDER_H */

@@ -229,9 +229,40 @@ static void backup(struct graph *g, struct node *n, struct blk *b,
     freeze(g, n, name, success ? 1 : 2);
 }
 
+static const uint64_t granularities[] = {512, 4096, 65536, 1 << 20};
+
+/* As the checkpoint of a backup: it is in memory for a while. */
+static void add_late(struct graph *g, struct node *n, struct blk *b,
+                     unsigned name, uint32_t stamp)
+{
+    const struct bitmap_ref ref = {n, names[name]};
+    struct action *a;
+
+    int r = bitmap_add(g, n, names[name], granularities[name], false, false,
+                       NULL);
+    ck_good(r);
+    if (r < 0) {
+        return;
+    }
+    begin_life(name);
+    struct life *l = alive[name];
+    l->from = UINT_MAX;
+    for (unsigned i = (unsigned)rnd(3); i > 0; i--) {
+        write_slot(b, (unsigned)rnd(SLOTS), stamp);
+    }
+    ck_assert_int_eq(bitmap_persist_action(ref, &a, NULL), 0);
+    r = action_run(g, a, NULL);
+    ck_good(r);
+    if (r == 0) {
+        l->from = log_length();
+    } else {
+        alive[name] = NULL;
+        ck_assert_int_eq(bitmap_remove(g, n, names[name], NULL), 0);
+    }
+}
+
 static void change_life(struct graph *g, struct node *n, unsigned name)
 {
-    static const uint64_t granularities[] = {512, 4096, 65536, 1 << 20};
     struct life *before = alive[name];
     unsigned what = (unsigned)rnd(3);
     int r;
@@ -286,6 +317,10 @@ static void random_command(struct graph *g, struct node *n, struct blk *b,
 
     switch (rnd(4)) {
     case 0:
+        if (!alive[name]) {
+            add_late(g, n, b, name, stamp);
+        }
+        break;
     case 1:
         change_life(g, n, name);
         break;
@@ -551,6 +586,7 @@ static const char *const shapes[] = {
 START_TEST(no_power_cut_loses_a_bit)
 {
     seed = 11 + (unsigned)_i;
+    rec.fua = _i % 2;
     ck_assert_uint_eq(run_campaign(shapes[_i % 3], 20, true), 0);
 }
 END_TEST
@@ -558,6 +594,7 @@ END_TEST
 START_TEST(nor_does_storage_that_fails)
 {
     seed = 1001 + (unsigned)_i;
+    rec.fua = _i % 2 == 0;
     faults = true;
     ck_assert_uint_eq(run_campaign(shapes[_i % 3], 8, true), 0);
     faults = false;
@@ -567,6 +604,7 @@ END_TEST
 START_TEST(without_arming_bits_are_lost)
 {
     seed = 11 + (unsigned)_i;
+    rec.fua = _i % 2;
     ck_assert_uint_gt(run_campaign(shapes[_i % 3], 10, false), 0);
 }
 END_TEST
@@ -762,6 +800,91 @@ START_TEST(arming_flushes_seldom_and_with_process_never)
 }
 END_TEST
 
+/* Guests wait for what they have written, then. */
+START_TEST(storage_with_fua_is_not_flushed_to_arm)
+{
+    rec.fua = true;
+    ck_assert_uint_eq(count_flushes("power", 900, 1), 0);
+    ck_assert_uint_eq(count_flushes("power", 900, 16), 0);
+}
+END_TEST
+
+START_TEST(nor_while_guests_wait_for_a_new_bitmap)
+{
+    struct graph *g = graph_new();
+    unsigned last_flush = 0;
+    unsigned first_fua = UINT_MAX;
+    unsigned fuas = 0;
+    struct action *a;
+    struct blk *b;
+
+    rec.fua = true;
+    uint64_t size = load_new_image(shapes[0]);
+    struct node *n = open_recorded(g, size);
+    ck_assert_int_eq(
+        blk_new(g, n, PERM_READ | PERM_WRITE, PERM_ALL, "test", &b, NULL), 0);
+    ck_assert_int_eq(bitmap_add(g, n, "old", 65536, true, false, NULL), 0);
+    ck_assert_int_eq(bitmap_add(g, n, "new", 65536, false, false, NULL), 0);
+    ck_assert_int_eq(blk_pwrite(b, "x", 1, 5 * SLOT, 0), 0);
+    ck_assert_int_eq(
+        bitmap_persist_action((struct bitmap_ref){n, "new"}, &a, NULL), 0);
+    unsigned from = rec.count;
+    ck_assert_int_eq(action_run(g, a, NULL), 0);
+    for (unsigned i = from; i < rec.count; i++) {
+        if (rec.log[i].bytes == 0) {
+            last_flush = i;
+        } else if (rec.log[i].fua) {
+            first_fua = min_u64(first_fua, i);
+            fuas++;
+        }
+    }
+    /* The bits with the table, the directory, the header. */
+    ck_assert_uint_ge(fuas, 3);
+    ck_assert_uint_gt(first_fua, last_flush);
+    /* It begins armed where the old one is. */
+    from = rec.count;
+    ck_assert_int_eq(blk_pwrite(b, "x", 1, 5 * SLOT + 512, 0), 0);
+    ck_assert_uint_eq(rec.count, from + 1);
+    blk_free(b);
+    graph_free(g);
+    forget_records();
+}
+END_TEST
+
+/* A power cut that takes back what was written before it began would be a
+ * change that it does not have. */
+START_TEST(what_is_older_than_a_bitmap_is_durable_before_it_counts)
+{
+    struct graph *g = graph_new();
+    struct bitmap *bm;
+    bool flushed = false;
+    struct blk *b;
+
+    rec.fua = true;
+    uint64_t size = load_new_image(shapes[0]);
+    struct node *n = open_recorded(g, size);
+    ck_assert_int_eq(
+        blk_new(g, n, PERM_READ | PERM_WRITE, PERM_ALL, "test", &b, NULL), 0);
+    ck_assert_int_eq(blk_pwrite(b, "x", 1, 5 * SLOT, 0), 0);
+    ck_assert_int_eq(bitmap_store_ahead(n, true, NULL), 0);
+    ck_assert_int_eq(blk_pwrite(b, "y", 1, 5 * SLOT, 0), 0);
+    unsigned from = rec.count;
+    graph_lock(g);
+    graph_drain(g, n);
+    ck_assert_int_eq(bitmap_add_locked(n, "a", 65536, true, false, &bm, NULL),
+                     0);
+    ck_assert_int_eq(bitmap_store(n, NULL), 0);
+    graph_unlock(g);
+    for (unsigned i = from; i < rec.count; i++) {
+        flushed |= rec.log[i].bytes == 0;
+    }
+    ck_assert(flushed);
+    blk_free(b);
+    graph_free(g);
+    forget_records();
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("bitmap-crash");
@@ -772,6 +895,9 @@ int main(void)
     tcase_add_loop_test(tc, nor_does_storage_that_fails, 0, 3);
     tcase_add_loop_test(tc, without_arming_bits_are_lost, 0, 3);
     tcase_add_test(tc, arming_flushes_seldom_and_with_process_never);
+    tcase_add_test(tc, storage_with_fua_is_not_flushed_to_arm);
+    tcase_add_test(tc, nor_while_guests_wait_for_a_new_bitmap);
+    tcase_add_test(tc, what_is_older_than_a_bitmap_is_durable_before_it_counts);
     suite_add_tcase(s, tc);
     tc = tcase_create("shrink");
     tcase_set_timeout(tc, 300);

@@ -77,11 +77,12 @@ static int faulty_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
                           const struct iovec *iov, int cnt, unsigned flags)
 {
     if (!fails(WRITES)) {
-        return rec_pwritev(n, offset, bytes, iov, cnt, flags);
+        return rec_write(offset, bytes, iov, cnt, flags);
     }
     if (storage.error == EIO && rnd(2)) {
-        (void)rec_pwritev(n, offset, bytes, iov, cnt, flags);
+        (void)rec_write(offset, bytes, iov, cnt, 0);
     }
+    (void)n;
     return -storage.error;
 }
 
@@ -92,18 +93,41 @@ static void put_record(unsigned char *disk, const struct record *r)
     }
 }
 
-static int faulty_flush(struct node *n)
+static int flush_all(bool lost)
 {
-    bool lost = fails(FLUSHES);
-
     for (unsigned i = storage.sealed; i < rec.count; i++) {
-        if (!lost || rnd(2)) {
+        if (!lost || rec.log[i].fua || rnd(2)) {
             put_record(storage.durable, &rec.log[i]);
         }
     }
-    (void)n;
     storage.sealed = rec.count;
     return lost ? -storage.error : 0;
+}
+
+static int faulty_flush(struct node *n)
+{
+    (void)n;
+    return flush_all(fails(FLUSHES));
+}
+
+/* With FUA a write is a flush of its own.  An error that it meets may be one of
+ * what was written before, too. */
+static int faulty_fua_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
+                              const struct iovec *iov, int cnt, unsigned flags)
+{
+    struct flush_run run;
+
+    if (!(flags & REQ_FUA)) {
+        return faulty_pwritev(n, offset, bytes, iov, cnt, flags);
+    }
+    node_flush_begin(n, &run);
+    bool lost = fails(FLUSHES);
+    int r = faulty_pwritev(n, offset, bytes, iov, cnt, lost ? 0 : flags);
+    if (lost) {
+        r = flush_all(true);
+    }
+    node_flush_end(n, &run, r);
+    return r;
 }
 
 static const struct driver faulty_driver = {
@@ -112,6 +136,16 @@ static const struct driver faulty_driver = {
     .limits = rec_limits,
     .preadv = rec_preadv,
     .pwritev = faulty_pwritev,
+    .flush = faulty_flush,
+};
+
+static const struct driver faulty_fua_driver = {
+    .name = "faulty-fua",
+    .is_protocol = true,
+    .flags_write = REQ_FUA,
+    .limits = rec_limits,
+    .preadv = rec_preadv,
+    .pwritev = faulty_fua_pwritev,
     .flush = faulty_flush,
 };
 
@@ -125,7 +159,8 @@ static struct node *open_faulty(struct graph *g)
     struct node *q;
 
     ck_assert_int_eq(graph_open(g, mem, &like, NULL), 0);
-    struct node *n = new_recorder(g, &faulty_driver, "rec", like);
+    struct node *n = new_recorder(
+        g, rec.fua ? &faulty_fua_driver : &faulty_driver, "rec", like);
     ck_assert_int_eq(graph_open(g, o, &q, NULL), 0);
     drop(g, n);
     return q;
@@ -187,6 +222,26 @@ static int op_add(struct world *w)
 {
     cleared(2, true);
     int r = bitmap_add(w->g, w->n, names[2], GRANULE, true, false, NULL);
+    models[2].there = r == 0;
+    models[2].gone = r < 0;
+    return r;
+}
+
+/* As the checkpoint of a backup: it is in memory for a while. */
+static int op_persist(struct world *w)
+{
+    const struct bitmap_ref ref = {w->n, names[2]};
+    struct action *a;
+
+    cleared(2, true);
+    int r = bitmap_add(w->g, w->n, names[2], GRANULE, false, false, NULL);
+    if (r == 0) {
+        r = guest_writes(w->b, 41) ? 0 : -EIO;
+    }
+    if (r == 0) {
+        ck_assert_int_eq(bitmap_persist_action(ref, &a, NULL), 0);
+        r = action_run(w->g, a, NULL);
+    }
     models[2].there = r == 0;
     models[2].gone = r < 0;
     return r;
@@ -316,11 +371,15 @@ static const struct op {
     const char *name;
     int (*run)(struct world *w);
 } ops[] = {
-    {"write", op_write},   {"clear", op_clear},     {"add", op_add},
-    {"remove", op_remove}, {"disable", op_disable}, {"enable", op_enable},
-    {"merge", op_merge},   {"grow", op_grow},       {"shrink", op_shrink},
-    {"undo", op_undo},     {"tighten", op_tighten}, {"settle", op_settle},
+    {"write", op_write},     {"tighten", op_tighten}, {"persist", op_persist},
+    {"clear", op_clear},     {"add", op_add},         {"remove", op_remove},
+    {"disable", op_disable}, {"enable", op_enable},   {"merge", op_merge},
+    {"grow", op_grow},       {"shrink", op_shrink},   {"undo", op_undo},
+    {"settle", op_settle},
 };
+
+#define OPS     (sizeof(ops) / sizeof(ops[0]))
+#define OPS_FUA 3 /* the first ones: nothing else writes with FUA */
 
 /* --- Reading an image --- */
 
@@ -440,7 +499,7 @@ static unsigned char *image_after(struct world *w, enum end end)
     if (end == CUT) {
         memcpy(disk, storage.durable, DISK_MAX);
         for (unsigned i = storage.sealed; i < rec.count; i++) {
-            if (rnd(2)) {
+            if (rec.log[i].fua || rnd(2)) {
                 put_record(disk, &rec.log[i]);
             }
         }
@@ -535,7 +594,9 @@ static bool is_lost(const struct failure *f, enum end end, bool goes_on)
 
 START_TEST(what_fails_loses_no_bit)
 {
-    const struct op *op = &ops[_i];
+    const struct op *op = &ops[(unsigned)_i % OPS];
+
+    rec.fua = (unsigned)_i >= OPS;
 
     for (unsigned i = 0; i < sizeof(faults) / sizeof(faults[0]); i++) {
         const struct failure *f = &faults[i];
@@ -568,8 +629,7 @@ int main(void)
     TCase *tc = tcase_create("faults");
 
     tcase_set_timeout(tc, 600);
-    tcase_add_loop_test(tc, what_fails_loses_no_bit, 0,
-                        (int)(sizeof(ops) / sizeof(ops[0])));
+    tcase_add_loop_test(tc, what_fails_loses_no_bit, 0, (int)(OPS + OPS_FUA));
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);

@@ -285,6 +285,7 @@ static void flush(void)
 START_TEST(storage_that_forgets_costs_nothing_but_what_a_guest_is_told)
 {
     seed = 1 + (uint64_t)_i;
+    rec.fua = _i / SHAPES % 2;
     begin(&shapes[_i % SHAPES]);
     for (unsigned round = 0; round < ROUNDS; round++) {
         run_some();

@@ -349,6 +349,7 @@ START_TEST(each_guest_is_told_of_each_flush_that_fails)
     unsigned k = 1;
 
     seed = 1 + (uint64_t)_i;
+    rec.fua = _i % 2;
     while (run_one(op, shape, k, k % 2 ? -EIO : -ENOSPC, forgets)) {
         k++;
         ck_assert_uint_lt(k, 100);
