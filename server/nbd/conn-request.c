@@ -533,6 +533,9 @@ static enum step one_request(struct conn *c)
 
 bool conn_requests(struct conn *c)
 {
+    const size_t part = spin_part(&c->spin, input_left(c) / head_size(c));
+    size_t done = 0;
+
     while (input_left(c) >= head_size(c)) {
         if (conn_is_ending(c)) {
             return false;
@@ -540,6 +543,11 @@ bool conn_requests(struct conn *c)
         enum step step = one_request(c);
         if (step != STEP_ON) {
             return step == STEP_WAIT;
+        }
+        if (++done == part) {
+            conn_queue_batch(c);
+            conn_push(c);
+            done = 0;
         }
     }
     return true;

@@ -13,12 +13,17 @@ static uint32_t price_of(const struct spin *s)
     return s->price > 0 ? s->price : SPIN_PRICE_MIN;
 }
 
+static bool pays(const struct spin *s)
+{
+    return s->paid >= price_of(s);
+}
+
 bool spin_begin(struct spin *s, uint64_t limit, uint64_t now)
 {
     s->began = now;
     s->end = now + min_u64(limit, max_u64(WINDOW * s->mean, SPIN_SHORTEST));
     s->missed = false;
-    s->spinning = s->paid >= price_of(s) && now - s->asleep < SPIN_STRETCH_NS;
+    s->spinning = pays(s) && now - s->asleep < SPIN_STRETCH_NS;
     return s->spinning;
 }
 
@@ -61,6 +66,13 @@ void spin_end(struct spin *s, uint64_t limit, uint64_t now)
         s->asleep = now;
     }
     s->spinning = s->missed = false;
+}
+
+size_t spin_part(const struct spin *s, size_t requests)
+{
+    bool fits = requests >= SPIN_PART_MIN && requests <= SPIN_PART_MAX;
+
+    return fits && pays(s) ? SPIN_PART : 0;
 }
 
 bool spinners_enter(struct spinners *all)

@@ -28,11 +28,17 @@
  * sleeps: others that want its processor, and that sched_yield() does not reach
  * (those of other cgroups), need not wait for longer than that.
  *
+ * A client that waits for replies at once, with a processor of its own, is also
+ * the one that gains when it gets the first replies of a batch while the others
+ * are made.  So a short batch is replied to in parts, as long as spinning pays.
+ * A long one is not: its client has enough to do meanwhile.
+ *
  * All of this is arithmetic, with the time as an argument.  conn-spin.c does
  * it.  Times are in nanoseconds; a struct of zeroes is a new connection's.
  */
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #define SPIN_PRICE_MIN  4
@@ -65,6 +71,13 @@ void spin_refuse(struct spin *s);
 
 /* The wait that has begun is over.  @limit: as for spin_begin(). */
 void spin_end(struct spin *s, uint64_t limit, uint64_t now);
+
+/* @requests have come at once.  After how many of them shall replies be sent?
+ * 0: when all are done. */
+#define SPIN_PART     8
+#define SPIN_PART_MIN 12
+#define SPIN_PART_MAX 31
+size_t spin_part(const struct spin *s, size_t requests);
 
 /* --- The threads that spin. --- */
 

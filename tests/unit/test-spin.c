@@ -160,6 +160,20 @@ START_TEST(a_refused_spin_is_not_tried_each_time)
 END_TEST
 
 /* Whatever a client does: each spin in vain has been paid for. */
+START_TEST(short_batches_are_parted_while_spinning_pays)
+{
+    ck_assert_uint_eq(spin_part(&s, SPIN_PART_MIN), 0);
+    sleep_through(SPIN_PRICE_MIN, 20 * US);
+    (void)wait_for_request(20 * US, false);
+    ck_assert_uint_eq(spin_part(&s, SPIN_PART_MIN - 1), 0);
+    ck_assert_uint_eq(spin_part(&s, SPIN_PART_MIN), SPIN_PART);
+    ck_assert_uint_eq(spin_part(&s, SPIN_PART_MAX), SPIN_PART);
+    ck_assert_uint_eq(spin_part(&s, SPIN_PART_MAX + 1), 0);
+    (void)wait_for_request(20 * US, true);
+    ck_assert_uint_eq(spin_part(&s, SPIN_PART_MIN), 0);
+}
+END_TEST
+
 START_TEST(misses_are_few)
 {
     uint64_t paid = 0, in_vain = 0, worst = 1;
@@ -212,6 +226,7 @@ int main(void)
     tcase_add_test(tc, it_sleeps_now_and_then);
     tcase_add_test(tc, without_a_limit_it_never_spins);
     tcase_add_test(tc, a_refused_spin_is_not_tried_each_time);
+    tcase_add_test(tc, short_batches_are_parted_while_spinning_pays);
     tcase_add_test(tc, misses_are_few);
     tcase_add_test(tc, fewer_spin_than_there_are_processors);
     suite_add_tcase(suite, tc);
