@@ -11,7 +11,7 @@
 
 /* So many mappings are looked up at once.  They are on the stack, once for each
  * layer. */
-#define MAPPINGS_MAX 16
+#define MAPPINGS_MAX 32
 
 struct walk {
     extent_fn *fn;

@@ -20,12 +20,6 @@
 
 #define SECTOR UINT64_C(512)
 
-static bool has_place(enum qcow2_kind kind)
-{
-    return kind == QCOW2_KIND_NORMAL || kind == QCOW2_KIND_ZERO_ALLOC ||
-           kind == QCOW2_KIND_UNALLOCATED_ALLOC;
-}
-
 static bool is_zero(enum qcow2_kind kind)
 {
     return kind == QCOW2_KIND_ZERO_ALLOC || kind == QCOW2_KIND_ZERO_PLAIN;
@@ -74,7 +68,7 @@ static struct qcow2_entry put_extended(const struct qcow2 *s,
     }
     new.alloc |= kind == QCOW2_KIND_NORMAL ? mask : 0;
     new.zero |= is_zero(kind) ? mask : 0;
-    if (has_place(kind)) {
+    if (qcow2_kind_has_place(kind)) {
         new.word = host | QCOW2_COPIED;
     } else if (!qcow2_entry_has_cluster(s, old) || new.alloc == 0) {
         new.word = 0;
@@ -91,7 +85,7 @@ struct qcow2_entry qcow2_entry_put(const struct qcow2 *s,
     if (s->extended) {
         return put_extended(s, old, mask, kind, host);
     }
-    new.word = has_place(kind) ? host | QCOW2_COPIED : 0;
+    new.word = qcow2_kind_has_place(kind) ? host | QCOW2_COPIED : 0;
     new.word |= is_zero(kind) ? QCOW2_ENTRY_ZERO : 0;
     return new;
 }

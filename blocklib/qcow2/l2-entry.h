@@ -145,26 +145,47 @@ static inline bool qcow2_entry_has_cluster(const struct qcow2 *s,
     return !qcow2_entry_packed(e) && (qcow2_entry_host(e) != 0 || first);
 }
 
+static inline bool qcow2_kind_has_place(enum qcow2_kind kind)
+{
+    return kind == QCOW2_KIND_NORMAL || kind == QCOW2_KIND_ZERO_ALLOC ||
+           kind == QCOW2_KIND_UNALLOCATED_ALLOC;
+}
+
+static inline enum qcow2_kind qcow2_kind_of(bool packed, bool zero,
+                                            bool cluster)
+{
+    return packed    ? QCOW2_KIND_COMPRESSED
+           : zero    ? cluster ? QCOW2_KIND_ZERO_ALLOC : QCOW2_KIND_ZERO_PLAIN
+           : cluster ? QCOW2_KIND_NORMAL
+                     : QCOW2_KIND_UNALLOCATED;
+}
+
+/* What an entry of one word says.  @external, @zeroes (from version 3 on): of
+ * the image, for a caller that looks at many. */
+static inline enum qcow2_kind qcow2_word_kind(uint64_t word, bool external,
+                                              bool zeroes)
+{
+    bool zero = word & QCOW2_ENTRY_ZERO;
+
+    return qcow2_kind_of(word & QCOW2_ENTRY_COMPRESSED, zeroes && zero,
+                         (word & QCOW2_OFFSET_MASK) ||
+                             (external && (word & QCOW2_COPIED) && !zero));
+}
+
 /* What subcluster @sub is; of an entry that is not extended there is one. */
 static inline enum qcow2_kind qcow2_entry_kind(const struct qcow2 *s,
                                                struct qcow2_entry e,
                                                unsigned sub)
 {
-    bool cluster = qcow2_entry_has_cluster(s, e);
-    bool zero = s->extended ? e.zero >> sub & 1
-                            : s->version >= 3 && (e.word & QCOW2_ENTRY_ZERO);
-
-    if (qcow2_entry_packed(e)) {
-        return QCOW2_KIND_COMPRESSED;
+    if (!s->extended) {
+        return qcow2_word_kind(e.word, s->external, s->version >= 3);
     }
-    if (zero) {
-        return cluster ? QCOW2_KIND_ZERO_ALLOC : QCOW2_KIND_ZERO_PLAIN;
-    }
-    if (!cluster) {
-        return QCOW2_KIND_UNALLOCATED;
-    }
-    return s->extended && !(e.alloc >> sub & 1) ? QCOW2_KIND_UNALLOCATED_ALLOC
-                                                : QCOW2_KIND_NORMAL;
+    enum qcow2_kind kind = qcow2_kind_of(qcow2_entry_packed(e),
+                                         e.zero >> sub & 1,
+                                         qcow2_entry_has_cluster(s, e));
+    return kind == QCOW2_KIND_NORMAL && !(e.alloc >> sub & 1)
+               ? QCOW2_KIND_UNALLOCATED_ALLOC
+               : kind;
 }
 
 /* How many subclusters from @sub on, which is @kind, are as it is. */

@@ -32,18 +32,16 @@ static unsigned subs(const struct qcow2 *s)
 
 /* --- Looking --- */
 
-/* Does the entry for @offset lead to a place where no cluster can be? */
-static bool is_wrong(const struct qcow2 *s, struct qcow2_entry e,
-                     uint64_t offset)
+/* Does the entry for @offset, which is @kind, lead to a place where no cluster
+ * can be? */
+static inline bool is_wrong(const struct qcow2 *s, uint64_t host,
+                            enum qcow2_kind kind, uint64_t offset)
 {
-    uint64_t host = qcow2_entry_host(e);
-
-    if (qcow2_entry_packed(e)) { /* a data file has none */
-        return s->external;
+    if (qcow2_kind_has_place(kind)) {
+        return s->external ? host != align_down(offset, s->cluster_size)
+                           : qcow2_in_cluster(s, host) != 0;
     }
-    return qcow2_entry_has_cluster(s, e) &&
-           (s->external ? host != align_down(offset, s->cluster_size)
-                        : qcow2_in_cluster(s, host) != 0);
+    return kind == QCOW2_KIND_COMPRESSED && s->external; /* it has none */
 }
 
 /* How many subclusters of @next continue the run of @kind that began in @first,
@@ -83,51 +81,110 @@ static uint64_t run_length(const struct qcow2 *s, const struct qcow2_table *t,
     return length;
 }
 
-/* run_length() of entries of one word, which are clusters: all that such an
- * entry says of a place is in the word. */
-static uint64_t run_of_words(const struct qcow2 *s, const struct qcow2_table *t,
-                             uint64_t offset, uint64_t enough,
-                             struct qcow2_entry first, enum qcow2_kind kind)
+static inline uint64_t word_at(const struct qcow2_table *t, uint64_t index)
 {
-    bool placed = !qcow2_entry_packed(first) &&
-                  qcow2_entry_has_cluster(s, first);
-    uint64_t step = placed ? s->cluster_size : 0;
+    const _Atomic uint64_t *words = t->data;
+
+    return be64toh(atomic_load_explicit(&words[index], memory_order_acquire));
+}
+
+/* qcow2_l2_look_many() for entries of one word, which are clusters: all that
+ * such an entry says of a place is in the word.  Each entry is worked out once.
+ */
+static unsigned look_at_words(const struct qcow2 *s,
+                              const struct qcow2_table *t, uint64_t offset,
+                              uint64_t bytes, struct qcow2_at *at,
+                              unsigned most)
+{
+    const uint64_t cluster = s->cluster_size;
+    const bool external = s->external;
+    const bool zeroes = s->version >= 3;
     uint64_t index = index_of(s, offset);
-    uint64_t length = s->cluster_size;
+    uint64_t inside = qcow2_in_cluster(s, offset);
+    uint64_t word = word_at(t, index);
+    enum qcow2_kind kind = qcow2_word_kind(word, external, zeroes);
 
-    for (uint64_t follows = first.word; length < enough;) {
-        struct qcow2_entry next = qcow2_entry_load(s, t, ++index);
+    for (unsigned n = 0;;) {
+        bool placed = qcow2_kind_has_place(kind);
+        uint64_t length = cluster - inside;
+        uint64_t host = word & QCOW2_OFFSET_MASK;
+        uint64_t next = word;
+        enum qcow2_kind other = kind;
 
-        follows += step;
-        if (next.word != follows &&
-            (placed || qcow2_entry_kind(s, next, 0) != kind)) {
-            break;
+        for (uint64_t follows = word; length < bytes; length += cluster) {
+            next = word_at(t, ++index);
+            follows += placed ? cluster : 0;
+            if (next != follows) {
+                other = qcow2_word_kind(next, external, zeroes);
+                if (placed || other != kind) {
+                    break;
+                }
+            }
         }
-        length += s->cluster_size;
+        at[n] = (struct qcow2_at){
+            .kind = kind,
+            .copied = word & QCOW2_COPIED,
+            .wrong = is_wrong(s, host, kind, offset),
+            .bytes = min_u64(length, bytes),
+            .host = host + inside,
+        };
+        if (kind == QCOW2_KIND_COMPRESSED) {
+            at[n].packed = qcow2_entry_packed_run(s, qcow2_entry_of(word, 0));
+        }
+        if (++n == most || length >= bytes) {
+            return n;
+        }
+        offset += length;
+        bytes -= length;
+        inside = 0;
+        word = next;
+        kind = other;
     }
-    return length;
+}
+
+static void look_at_parts(const struct qcow2 *s, const struct qcow2_table *t,
+                          uint64_t offset, uint64_t bytes, struct qcow2_at *at)
+{
+    struct qcow2_entry e = qcow2_entry_load(s, t, index_of(s, offset));
+    enum qcow2_kind kind = qcow2_entry_kind(s, e, sub_of(s, offset));
+    uint64_t in_sub = offset & (qcow2_sub_size(s) - 1);
+    uint64_t length = run_length(s, t, offset, in_sub + bytes, e, kind);
+
+    *at = (struct qcow2_at){
+        .kind = kind,
+        .copied = e.word & QCOW2_COPIED,
+        .wrong = is_wrong(s, qcow2_entry_host(e), kind, offset),
+        .contradicts = qcow2_entry_contradictions(s, e) != 0,
+        .bytes = min_u64(bytes, length - in_sub),
+        .host = qcow2_entry_host(e) + qcow2_in_cluster(s, offset),
+    };
+    if (kind == QCOW2_KIND_COMPRESSED) {
+        at->packed = qcow2_entry_packed_run(s, e);
+    }
+}
+
+unsigned qcow2_l2_look_many(const struct qcow2 *s, const struct qcow2_table *t,
+                            uint64_t offset, uint64_t bytes,
+                            struct qcow2_at *at, unsigned most)
+{
+    unsigned n = 0;
+
+    bytes = min_u64(bytes, qcow2_l2_rest(s, offset));
+    if (!s->extended) {
+        return look_at_words(s, t, offset, bytes, at, most);
+    }
+    do {
+        look_at_parts(s, t, offset, bytes, &at[n]);
+        offset += at[n].bytes;
+        bytes -= at[n].bytes;
+    } while (++n < most && bytes > 0);
+    return n;
 }
 
 void qcow2_l2_look(const struct qcow2 *s, const struct qcow2_table *t,
                    uint64_t offset, uint64_t bytes, struct qcow2_at *at)
 {
-    struct qcow2_entry e = qcow2_entry_load(s, t, index_of(s, offset));
-    enum qcow2_kind kind = qcow2_entry_kind(s, e, sub_of(s, offset));
-    uint64_t in_sub = offset & (qcow2_sub_size(s) - 1);
-
-    bytes = min_u64(bytes, qcow2_l2_rest(s, offset));
-    uint64_t length = s->extended
-                          ? run_length(s, t, offset, in_sub + bytes, e, kind)
-                          : run_of_words(s, t, offset, in_sub + bytes, e, kind);
-    at->kind = kind;
-    at->copied = e.word & QCOW2_COPIED;
-    at->wrong = is_wrong(s, e, offset);
-    at->contradicts = qcow2_entry_contradictions(s, e) != 0;
-    at->bytes = min_u64(bytes, length - in_sub);
-    at->host = qcow2_entry_host(e) + qcow2_in_cluster(s, offset);
-    if (kind == QCOW2_KIND_COMPRESSED) {
-        at->packed = qcow2_entry_packed_run(s, e);
-    }
+    (void)qcow2_l2_look_many(s, t, offset, bytes, at, 1);
 }
 
 void qcow2_l2_look_whole(const struct qcow2 *s, const struct qcow2_table *t,

@@ -31,8 +31,14 @@ struct qcow2_at {
 void qcow2_l2_look(const struct qcow2 *s, const struct qcow2_table *t,
                    uint64_t offset, uint64_t bytes, struct qcow2_at *at);
 
-/* The same for what only asks where clusters are, and how many: @offset is the
- * start of one, and its subclusters are not told apart. */
+/* The same for @bytes (not 0) one after the other, at most @most times. Returns
+ * how many. */
+unsigned qcow2_l2_look_many(const struct qcow2 *s, const struct qcow2_table *t,
+                            uint64_t offset, uint64_t bytes,
+                            struct qcow2_at *at, unsigned most);
+
+/* As qcow2_l2_look() for what only asks where clusters are, and how many:
+ * @offset is the start of one, and its subclusters are not told apart. */
 void qcow2_l2_look_whole(const struct qcow2 *s, const struct qcow2_table *t,
                          uint64_t offset, uint64_t bytes, struct qcow2_at *at);
 /* -EIO, and the image is corrupt: what was found cannot be followed. */

@@ -70,13 +70,14 @@ static uint64_t unallocated_run(const struct qcow2 *s, uint64_t offset,
     return min_u64(bytes, end - offset);
 }
 
-static int fill_mapping(struct qcow2 *s, const struct qcow2_at *at,
+/* @own: nobody else refers to the table. */
+static int fill_mapping(struct qcow2 *s, const struct qcow2_at *at, bool own,
                         unsigned flags, struct mapping *m)
 {
-    int r = qcow2_l2_check(s, at);
-    if (r < 0) {
-        return r;
+    if (at->wrong || at->contradicts) {
+        return qcow2_l2_check(s, at);
     }
+    *m = (struct mapping){.kind = MAP_DATA};
     m->length = at->bytes;
     switch (at->kind) {
     case QCOW2_KIND_UNALLOCATED_ALLOC:
@@ -114,7 +115,8 @@ static int fill_mapping(struct qcow2 *s, const struct qcow2_at *at,
     if (!(flags & MAP_WRITE)) {
         return 0;
     }
-    if (m->kind != MAP_DATA || !at->copied || atomic_load(&s->copied.mending)) {
+    if (m->kind != MAP_DATA || !own || !at->copied ||
+        atomic_load(&s->copied.mending)) {
         m->kind = MAP_OPAQUE;
     }
     if (m->kind != MAP_DATA) {
@@ -124,6 +126,9 @@ static int fill_mapping(struct qcow2 *s, const struct qcow2_at *at,
     return s->external ? 0 : qcow2_overlap_check(s, 0, m->host, m->length);
 }
 
+/* So many are looked up at once; they are on the stack. */
+#define MAPPINGS_AT_ONCE 32
+
 /* Fill in mappings from the L2 table @t, which is pinned: to the end of the
  * range or of the table, or until there are *count.  What is wrong behind the
  * first one is found by who asks for that. */
@@ -131,22 +136,16 @@ static int look_in_table(struct qcow2 *s, const struct qcow2_table *t, bool own,
                          uint64_t offset, uint64_t bytes, unsigned flags,
                          struct mapping *m, unsigned *count)
 {
-    const unsigned most = *count;
+    struct qcow2_at at[MAPPINGS_AT_ONCE];
+    unsigned n = *count < MAPPINGS_AT_ONCE ? *count : MAPPINGS_AT_ONCE;
     int r = 0;
 
-    bytes = min_u64(bytes, qcow2_l2_rest(s, offset));
-    for (*count = 0; *count < most && bytes > 0; (*count)++) {
-        struct qcow2_at at;
-
-        qcow2_l2_look(s, t, offset, bytes, &at);
-        at.copied &= own;
-        m[*count] = (struct mapping){.kind = MAP_DATA};
-        r = fill_mapping(s, &at, flags, &m[*count]);
+    n = qcow2_l2_look_many(s, t, offset, bytes, at, n);
+    for (*count = 0; *count < n; (*count)++) {
+        r = fill_mapping(s, &at[*count], own, flags, &m[*count]);
         if (r < 0) {
             break;
         }
-        offset += at.bytes;
-        bytes -= at.bytes;
     }
     return *count > 0 ? 0 : r;
 }

@@ -25,14 +25,14 @@ struct runs {
     uint32_t flags;
 };
 
-static inline void put_run(const struct runs *rs)
+static inline void put_run(char *at, bool extended, uint64_t length,
+                           uint32_t flags)
 {
-    if (rs->extended) {
-        store_be64(rs->at, rs->length);
-        store_be64(rs->at + 8, rs->flags);
-    } else { /* a run is no longer than the request */
-        store_be32(rs->at, (uint32_t)rs->length);
-        store_be32(rs->at + 4, rs->flags);
+    if (extended) {
+        store_be64(at, length);
+        store_be64(at + 8, flags);
+    } else { /* both fields at once: a run is no longer than the request */
+        store_be64(at, length << 32 | flags);
     }
 }
 
@@ -40,7 +40,7 @@ static inline void put_run(const struct runs *rs)
 static bool append_run(struct runs *rs, uint64_t length, uint32_t flags)
 {
     if (rs->count > 0 && rs->flags == flags) {
-        rs->length += length;
+        length = rs->length += length;
     } else if (rs->count == rs->max) {
         return false;
     } else {
@@ -49,7 +49,7 @@ static bool append_run(struct runs *rs, uint64_t length, uint32_t flags)
         rs->length = length;
         rs->flags = flags;
     }
-    put_run(rs);
+    put_run(rs->at, rs->extended, length, flags);
     return true;
 }
 
@@ -67,12 +67,7 @@ static uint64_t append_turns(struct runs *rs, const uint64_t *lengths,
         dirty = !dirty;
         at += rs->stride;
         sum += lengths[i];
-        if (rs->extended) {
-            store_be64(at, lengths[i]);
-            store_be64(at + 8, dirty ? NBD_STATE_DIRTY : 0);
-        } else { /* both fields at once */
-            store_be64(at, lengths[i] << 32 | (dirty ? NBD_STATE_DIRTY : 0));
-        }
+        put_run(at, rs->extended, lengths[i], dirty ? NBD_STATE_DIRTY : 0);
     }
     rs->at = at;
     rs->length = lengths[count - 1];
