@@ -140,6 +140,7 @@ bool conn_wait(struct conn *c, bool input, int ms)
         fds[0].fd = -1; /* the end would be reported over and over */
     }
     int r = poll(fds, 3, until);
+    c->readable = r > 0 && (fds[0].revents & POLLIN);
     if (r <= 0) {
         return r < 0 || until != ms;
     }
@@ -284,9 +285,11 @@ void conn_give_back_room(struct conn *c)
  */
 ssize_t conn_receive(struct conn *c, struct iovec *iov, int cnt)
 {
+    c->readable = true; /* nobody knows */
     while (!conn_is_ending(c)) {
-        ssize_t n = c->alone ? conn_receive_alone(c, iov, cnt)
-                             : transport_receive(&c->io, iov, cnt, false);
+        ssize_t n = c->alone      ? conn_receive_alone(c, iov, cnt)
+                    : c->readable ? transport_receive(&c->io, iov, cnt, false)
+                                  : -EAGAIN;
         if (n == -EINTR) {
             continue;
         }

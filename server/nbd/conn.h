@@ -181,6 +181,7 @@ struct conn {
     struct flights *flights; /* or NULL, while idle or where there are none */
     unsigned refusals;       /* in a row, of requests that might have flown */
     bool alone;              /* nothing is in the pool, nothing to be sent */
+    bool readable;           /* as far as its last poll has seen */
     bool hung_up;            /* its client is gone, and sees no reply */
     uint64_t deadline;       /* of the handshake; 0: it is over */
     unsigned options;        /* that the client has sent, and that count */
