@@ -14,6 +14,7 @@
 #include "nbdelta/graph.h"
 #include "nbdelta/internal-snapshot.h"
 #include "nbdelta/snapshot.h"
+#include "vm/formatting.h"
 
 static const char *const mode_words[] = {"existing", "absolute-paths", NULL};
 
@@ -109,7 +110,12 @@ static int snapshot_sync(struct qmp_call *call, struct job_txn *txn,
     (void)txn;
     o.needs_name = name != NULL;
     o.node = find_device_or_node(call, qmp_str(call, "device"), name, errp);
-    return o.node ? snapshot_action(&o, ap, errp) : -ENODEV;
+    int r = o.node ? snapshot_action(&o, ap, errp) : -ENODEV;
+    if (r == 0 && !o.existing) {
+        vm_tell_formatting(call->daemon, o.overlay_file, o.format, o.node,
+                           o.node);
+    }
+    return r;
 }
 
 static int snapshot(struct qmp_call *call, struct job_txn *txn,

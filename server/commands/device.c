@@ -63,9 +63,24 @@ static int cmd_device_del(struct qmp_call *call, struct error **errp)
     return r;
 }
 
+/* There is nothing that would begin anew. */
+static int cmd_reset(struct qmp_call *call, struct error **errp)
+{
+    struct daemon *d = call->daemon;
+    CLEANUP_JSON json_t *data = json_pack("{s:b, s:s}", "guest", 0, "reason",
+                                          "host-qmp-system-reset");
+    int r = data ? need_vm(d, errp) : error_nomem(errp);
+
+    if (r == 0) {
+        monitors_emit("RESET", data, d->monitors);
+    }
+    return r;
+}
+
 const struct qmp_command qmp_device_commands[] = {
     QMP_COMMAND("device_add", cmd_device_add, add_args),
     QMP_COMMAND("device_del", cmd_device_del, del_args,
                 .drains = QMP_DRAINS_NAMED),
+    QMP_COMMAND("system_reset", cmd_reset, NULL),
     QMP_COMMANDS_END,
 };

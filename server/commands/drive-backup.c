@@ -12,6 +12,7 @@
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/job.h"
+#include "vm/formatting.h"
 
 static const char *const sync_words[] = {"top",         "full",   "none",
                                          "incremental", "bitmap", NULL};
@@ -219,7 +220,16 @@ static int drive_backup(struct qmp_call *call, struct job_txn *txn,
     o.target_file = qmp_str(call, "target");
     o.existing = mode && strcmp(mode, "existing") == 0;
     r = qmp_format_value(qmp_str(call, "format"), &o.format, errp);
-    return r < 0 ? r : backup_action(call->daemon->jobs, &o, txn, ap, errp);
+    r = r < 0 ? r : backup_action(call->daemon->jobs, &o, txn, ap, errp);
+    if (r == 0 && !o.existing) {
+        vm_tell_formatting(call->daemon, o.target_file,
+                           o.format ? o.format : node_driver(o.source),
+                           o.source,
+                           o.sync == SYNC_TOP    ? node_backing(o.source)
+                           : o.sync == SYNC_NONE ? o.source
+                                                 : NULL);
+    }
+    return r;
 }
 
 static int blockdev_backup(struct qmp_call *call, struct job_txn *txn,

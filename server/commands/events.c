@@ -86,6 +86,14 @@ static const struct qmp_arg shutdown_members[] = {
     QMP_LAST,
 };
 
+static const char *const reset_words[] = {"host-qmp-system-reset", NULL};
+
+static const struct qmp_arg reset_members[] = {
+    QMP_ARG("guest", BOOL),
+    QMP_ARG("reason", ENUM, .words = reset_words),
+    QMP_LAST,
+};
+
 static const char *const results[] = {"success", "failed", "expired",
                                       "shutdown", NULL};
 
@@ -116,6 +124,7 @@ const struct qmp_event qmp_events[] = {
     {"BLOCK_WRITE_THRESHOLD", threshold_members},
     {"DEVICE_DELETED", deleted_members},
     {"JOB_STATUS_CHANGE", status_members},
+    {"RESET", reset_members},
     {"SHUTDOWN", shutdown_members},
     {NULL, NULL},
 };

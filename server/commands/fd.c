@@ -131,8 +131,8 @@ static const struct qmp_arg fdsets_type = QMP_ARG("", OBJECTS,
 
 const struct qmp_command qmp_fd_commands[] = {
     QMP_COMMAND("add-fd", cmd_add_fd, add_args, .ret = &added_type),
-    QMP_COMMAND("closefd", cmd_closefd, name_args, .lockless = true),
-    QMP_COMMAND("getfd", cmd_getfd, name_args, .lockless = true),
+    QMP_COMMAND("closefd", cmd_closefd, name_args),
+    QMP_COMMAND("getfd", cmd_getfd, name_args),
     QMP_COMMAND("query-fdsets", cmd_query_fdsets, NULL, .ret = &fdsets_type),
     QMP_COMMAND("remove-fd", cmd_remove_fd, remove_args),
     QMP_COMMANDS_END,

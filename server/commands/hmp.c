@@ -2,7 +2,8 @@
 /*
  * human-monitor-command: the commands of QEMU's human monitor that tests of its
  * block layer need: `qemu-io [-d] DEVICE "COMMAND"`, `drive_add 0 OPTIONS`,
- * `drive_del ID`.
+ * `drive_del ID`, `block_resize`, `info block`, `info block-jobs`,
+ * `drive_backup`, `system_reset`, `help`.
  */
 #include <ctype.h>
 #include <errno.h>
@@ -11,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "commands/hmp-info.h"
 #include "commands/table.h"
 #include "daemon.h"
 #include "disk.h"
@@ -72,12 +74,13 @@ static int reply(struct qmp_call *call, struct error **errp, const char *fmt,
 static int reply(struct qmp_call *call, struct error **errp, const char *fmt,
                  ...)
 {
-    char text[400];
+    char text[1000];
     va_list ap;
 
     va_start(ap, fmt);
     (void)vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
+    json_decref(call->ret);
     call->ret = json_string(text);
     return call->ret ? 0 : error_nomem(errp);
 }
@@ -161,6 +164,111 @@ static int drive(struct qmp_call *call, bool add, const char *what,
     return reply(call, errp, "%s", add ? "OK\r\n" : "");
 }
 
+/* Run a command of QMP.  *value (or NULL): what it returns; a new reference.
+ * Its error is told as the human monitor does. */
+static int run_qmp(struct qmp_call *call, const char *name, json_t *arguments,
+                   json_t **value, struct error **errp)
+    REQUIRES(call->daemon->jobs->lock)
+{
+    CLEANUP_JSON json_t *request = json_pack("{s:s, s:o*}", "execute", name,
+                                             "arguments", arguments);
+    CLEANUP_JSON json_t *result =
+        request ? qmp_dispatch(call->daemon, call->state, request) : NULL;
+    const char *error = member_str(json_object_get(result, "error"), "desc");
+
+    if (!result) {
+        return error_nomem(errp);
+    }
+    if (value) {
+        *value = json_incref(json_object_get(result, "return"));
+    }
+    return error ? reply(call, errp, "Error: %s\r\n", error)
+                 : reply(call, errp, "%s", "");
+}
+
+static int info(struct qmp_call *call, const char *what, const char *name,
+                struct error **errp) REQUIRES(call->daemon->jobs->lock)
+{
+    bool jobs = strcmp(what, "block-jobs") == 0;
+    CLEANUP_JSON json_t *value = NULL;
+
+    if (!jobs && strcmp(what, "block") != 0) {
+        return reply(call, errp, "unknown command: 'info %.200s'\r\n", what);
+    }
+    int r = run_qmp(call, jobs ? "query-block-jobs" : "query-block", NULL,
+                    &value, errp);
+    if (r < 0 || !value) {
+        return r;
+    }
+    CLEANUP_FREE char *text = jobs ? hmp_info_jobs(value)
+                                   : hmp_info_block(value, name);
+    json_decref(call->ret);
+    call->ret = text ? json_string(text) : NULL;
+    return call->ret ? 0 : error_nomem(errp);
+}
+
+/* drive_backup [-n] [-f] [-c] DEVICE TARGET [FORMAT] */
+static int backup(struct qmp_call *call, char **words, int count,
+                  struct error **errp) REQUIRES(call->daemon->jobs->lock)
+{
+    bool reuse = false;
+    bool full = false;
+    bool compress = false;
+    int at = 1;
+
+    for (; at < count && words[at][0] == '-'; at++) {
+        for (const char *p = words[at] + 1; *p; p++) {
+            reuse |= *p == 'n';
+            full |= *p == 'f';
+            compress |= *p == 'c';
+        }
+    }
+    if (count - at < 2 || count - at > 3) {
+        return reply(call, errp,
+                     "drive_backup: usage: drive_backup [-n] [-f] [-c] device "
+                     "target [format]\r\n");
+    }
+    return run_qmp(call, "drive-backup",
+                   json_pack("{s:s, s:s, s:s, s:s, s:b, s:s*}", "device",
+                             words[at], "target", words[at + 1], "sync",
+                             full ? "full" : "top", "mode",
+                             reuse ? "existing" : "absolute-paths", "compress",
+                             (int)compress, "format",
+                             count - at == 3 ? words[at + 2] : NULL),
+                   NULL, errp);
+}
+
+static int help(struct qmp_call *call, struct error **errp)
+{
+    return reply(call, errp, "%s",
+                 "block_resize device size\r\n"
+                 "drive_add bus options\r\n"
+                 "drive_backup [-n] [-f] [-c] device target [format]\r\n"
+                 "drive_del id\r\n"
+                 "help\r\n"
+                 "info block [name]\r\n"
+                 "info block-jobs\r\n"
+                 "qemu-io [-d] device \"command\"\r\n"
+                 "quit\r\n"
+                 "system_reset\r\n");
+}
+
+/* The commands that are others of QMP.  1: it is none of these. */
+static int other(struct qmp_call *call, char **words, int count,
+                 struct error **errp) REQUIRES(call->daemon->jobs->lock)
+{
+    if (strcmp(words[0], "info") == 0 && count >= 2) {
+        return info(call, words[1], count > 2 ? words[2] : NULL, errp);
+    }
+    if (strcmp(words[0], "drive_backup") == 0) {
+        return backup(call, words, count, errp);
+    }
+    if (strcmp(words[0], "system_reset") == 0) {
+        return run_qmp(call, "system_reset", NULL, NULL, errp);
+    }
+    return strcmp(words[0], "help") == 0 ? help(call, errp) : 1;
+}
+
 static int cmd_human(struct qmp_call *call, struct error **errp)
     REQUIRES(call->daemon->jobs->lock)
 {
@@ -182,6 +290,10 @@ static int cmd_human(struct qmp_call *call, struct error **errp)
     if (call->daemon->devices && count == 2 &&
         strcmp(words[0], "drive_del") == 0) {
         return drive(call, false, words[1], errp);
+    }
+    int r = other(call, words, count, errp);
+    if (r <= 0) {
+        return r;
     }
     if (strcmp(words[0], "qemu-io") != 0) {
         return reply(call, errp, "unknown command: '%.200s'\r\n", words[0]);

@@ -10,7 +10,9 @@
 #include "daemon.h"
 #include "disk.h"
 #include "nbdelta/error.h"
+#include "nbdelta/graph.h"
 #include "nbdelta/job.h"
+#include "vm/formatting.h"
 
 static const char *const sync_words[] = {"top",         "full",   "none",
                                          "incremental", "bitmap", NULL};
@@ -125,7 +127,16 @@ static int cmd_drive_mirror(struct qmp_call *call, struct error **errp)
                          "a node-name must be provided when replacing a named "
                          "node of the graph");
     }
-    return job_mirror(call->daemon->jobs, &o, errp);
+    r = job_mirror(call->daemon->jobs, &o, errp);
+    if (r == 0 && !o.existing) {
+        vm_tell_formatting(call->daemon, o.target_file,
+                           o.format ? o.format : node_driver(o.source),
+                           o.source,
+                           o.sync == SYNC_TOP    ? node_backing(o.source)
+                           : o.sync == SYNC_NONE ? o.source
+                                                 : NULL);
+    }
+    return r;
 }
 
 static int cmd_blockdev_mirror(struct qmp_call *call, struct error **errp)

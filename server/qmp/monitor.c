@@ -47,7 +47,7 @@ struct monitor {
     struct monitors *all;
     struct chardev *chardev;
     struct qmp_role *role; /* or NULL */
-    bool pretty;
+    enum session_mode mode;
     bool connected; /* does not listen: it has a session */
     unsigned sessions;
     uint64_t retry_at; /* when to connect again, if it does */
@@ -108,7 +108,7 @@ void monitors_emit(const char *name, json_t *data, void *opaque)
 static void add_session(struct monitors *m, struct monitor *mon,
                         const struct channel *ch)
 {
-    struct session *s = session_new(m->daemon, ch, mon->role, mon->pretty,
+    struct session *s = session_new(m->daemon, ch, mon->role, mon->mode,
                                     m->wake);
     struct link *link = s ? calloc(1, sizeof(*link)) : NULL;
 
@@ -442,16 +442,20 @@ int monitors_add(struct monitors *m, const char *text, struct error **errp)
         return r;
     }
     const char *mode = member_str(o, "mode");
-    if (mode && strcmp(mode, "readline") == 0) {
+    bool human = mode && strcmp(mode, "readline") == 0;
+    if (human && (!m->daemon->vm_compat || json_object_get(o, "role"))) {
         return error_set(errp, ENOTSUP,
-                         "there is no monitor for people (mode=readline), only "
-                         "mode=control");
+                         "a monitor for people (mode=readline) is there with "
+                         "--vm-compat only, and has no role");
     }
     r = chardevs_claim(m->chardevs, member_str(o, "chardev"), &mon->chardev,
                        errp);
     r = r < 0 ? r : take_role(mon, o, errp);
     if (r == 0) {
-        mon->pretty = json_is_true(json_object_get(o, "pretty"));
+        mon->mode = human ? SESSION_HUMAN
+                    : json_is_true(json_object_get(o, "pretty"))
+                        ? SESSION_PRETTY
+                        : SESSION_QMP;
         m->count++;
     }
     return r;

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -21,7 +22,9 @@
 #include "net/tls.h"
 #include "objects/object.h"
 #include "qmp/dispatch.h"
+#include "qmp/human.h"
 #include "qmp/parse.h"
+#include "qmp/pretty.h"
 #include "qmp/turn.h"
 #include "qmp/version.h"
 
@@ -35,6 +38,7 @@
 #define OUT_MAX   ((size_t)16 << 20)
 /* A pipe or terminal that is ready takes so many bytes without waiting. */
 #define WRITE_MAX 4096
+#define ECHO_NS   UINT64_C(1000000000)
 /* How long the handshake of TLS may take. */
 #define HANDSHAKE_NS UINT64_C(10000000000)
 
@@ -48,7 +52,7 @@ struct session {
     /* Set at creation. */
     struct daemon *daemon;
     struct channel ch;
-    bool pretty;
+    enum session_mode mode;
     int owner; /* a kick, raised at the end */
     int wake;  /* a kick: there is something in out, or stop */
     bool started;
@@ -63,7 +67,8 @@ struct session {
 
     /* Its own thread's; the role is set at creation. */
     struct qmp_state state;
-    struct qmp_parser *parser;
+    struct qmp_parser *parser; /* or */
+    struct human *human;
     struct buffer sending;
     size_t sent;
     char *input;
@@ -98,38 +103,10 @@ static bool buffer_append(struct buffer *b, const char *data, size_t len)
     return true;
 }
 
-/* @message on many lines, each of which ends as a line of QMP does. */
-static char *pretty_text(const json_t *message, size_t *len)
+/* @text NULL: there was no memory for it.  A session that cannot get its reply
+ * ends. */
+static void queue_text(struct session *s, const char *text, size_t len)
 {
-    CLEANUP_FREE char *text = json_dumps(message,
-                                         JSON_ENSURE_ASCII | JSON_INDENT(4));
-    size_t n = text ? strlen(text) : 0;
-    char *lines = text ? malloc(2 * n + 2) : NULL;
-    size_t at = 0;
-
-    if (!lines) {
-        return NULL;
-    }
-    for (size_t i = 0; i <= n; i++) {
-        if (text[i] == '\n' || i == n) {
-            lines[at++] = '\r';
-            lines[at++] = '\n';
-        } else {
-            lines[at++] = text[i];
-        }
-    }
-    *len = at;
-    return lines;
-}
-
-/* A session that cannot get its reply ends. */
-static void queue_message(struct session *s, const json_t *message)
-{
-    size_t len = 0;
-    CLEANUP_FREE char *text = !message    ? NULL
-                              : s->pretty ? pretty_text(message, &len)
-                                          : qmp_to_text(message, &len);
-
     mutex_lock(&s->lock);
     if (!text || s->out.len > OUT_MAX || !buffer_append(&s->out, text, len)) {
         s->overrun = true;
@@ -138,9 +115,26 @@ static void queue_message(struct session *s, const json_t *message)
     kick_raise(s->wake);
 }
 
+static void queue_message(struct session *s, const json_t *message)
+{
+    size_t len = 0;
+    CLEANUP_FREE char *text = !message ? NULL
+                              : s->mode == SESSION_PRETTY
+                                  ? qmp_to_pretty(message, &len)
+                                  : qmp_to_text(message, &len);
+
+    queue_text(s, text, len);
+}
+
 static void queue_reply(struct session *s, json_t *message)
 {
-    queue_message(s, message);
+    CLEANUP_FREE char *text = s->human ? human_text(message) : NULL;
+
+    if (text) {
+        queue_text(s, text, strlen(text));
+    } else if (!s->human) {
+        queue_message(s, message);
+    }
     json_decref(message);
 }
 
@@ -319,7 +313,51 @@ static void on_request(json_t *value, const char *why, void *opaque)
     } else {
         run_in_turn(s, value);
     }
-    atomic_store(&s->listens, s->state.negotiated);
+    atomic_store(&s->listens, s->state.negotiated && !s->human);
+}
+
+/* Send what is queued before a command of people begins: what it prints itself
+ * may go to the same terminal.  Waits a second at most. */
+static void send_echo(struct session *s)
+{
+    struct pollfd p = {.fd = s->ch.out, .events = POLLOUT};
+    uint64_t end = now_ns() + ECHO_NS;
+
+    while (take_output(s) > 0 && now_ns() < end && send_some(s)) {
+        (void)poll(&p, 1, 10);
+    }
+}
+
+/* A line of a person: it comes back, and what it has asked for follows. */
+static void on_line(struct session *s, const char *line)
+{
+    json_t *request = human_request(line);
+
+    queue_text(s, line, strlen(line));
+    queue_text(s, "\r\n", 2);
+    if (request) {
+        send_echo(s);
+        on_request(request, NULL, s);
+        json_decref(request);
+    }
+    queue_text(s, HUMAN_PROMPT, strlen(HUMAN_PROMPT));
+}
+
+/* Take of the input what makes one request, and run that. */
+static void feed(struct session *s)
+{
+    const char *from = s->input + s->input_used;
+    size_t len = s->input_len - s->input_used;
+    bool whole = false;
+
+    if (!s->human) {
+        s->input_used += qmp_parser_feed_one(s->parser, from, len);
+        return;
+    }
+    s->input_used += human_feed(s->human, from, len, &whole);
+    if (whole) {
+        on_line(s, s->human->line);
+    }
 }
 
 /* Receive into the input buffer.  The channel can be read, or is TLS.  False:
@@ -367,8 +405,7 @@ static bool session_turn(struct session *s)
         }
         timeout = 50;
     } else if (input && room) {
-        s->input_used += qmp_parser_feed_one(
-            s->parser, s->input + s->input_used, s->input_len - s->input_used);
+        feed(s);
         return true;
     }
     if (!input && room && !deadline && !s->eof) {
@@ -483,8 +520,20 @@ static void *session_thread(void *arg)
     return NULL;
 }
 
+static void greet_human(struct session *s)
+{
+    CLEANUP_FREE char *text = NULL;
+    int len = asprintf(
+        &text,
+        "QEMU %s monitor - type 'help' for more information\r\n" HUMAN_PROMPT,
+        qmp_like_version);
+
+    queue_text(s, len < 0 ? NULL : text, len < 0 ? 0 : (size_t)len);
+}
+
 struct session *session_new(struct daemon *d, const struct channel *ch,
-                            const struct qmp_role *role, bool pretty, int wake)
+                            const struct qmp_role *role, enum session_mode mode,
+                            int wake)
 {
     struct session *s = calloc(1, sizeof(*s));
 
@@ -501,15 +550,22 @@ struct session *session_new(struct daemon *d, const struct channel *ch,
     s->state.received = -1;
     s->state.names = fd_names_new();
     s->state.role = role;
-    s->pretty = pretty;
+    s->mode = mode;
     s->owner = wake;
     mutex_init(&s->lock, LOCK_SESSION, NULL);
     s->wake = kick_new();
     s->parser = qmp_parser_new(&qmp_limits_stranger, on_request, s);
     s->input = malloc(INPUT_SIZE);
-    if (s->wake < 0 || !s->parser || !s->input || !s->state.names) {
+    s->human = mode == SESSION_HUMAN ? calloc(1, sizeof(*s->human)) : NULL;
+    if (s->wake < 0 || !s->parser || !s->input || !s->state.names ||
+        (mode == SESSION_HUMAN && !s->human)) {
         session_free(s);
         return NULL;
+    }
+    if (s->human) {
+        s->state.negotiated = true;
+        greet_human(s);
+        return s;
     }
     queue_reply(s, json_pack("{s:{s:o, s:[s]}}", "QMP", "version",
                              qmp_version(), "capabilities", "oob"));
@@ -551,6 +607,7 @@ void session_free(struct session *s)
         (void)close(s->state.received);
     }
     mutex_destroy(&s->lock);
+    free(s->human);
     free(s->input);
     free(s->out.data);
     free(s->sending.data);

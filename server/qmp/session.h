@@ -28,8 +28,10 @@ struct session;
  * raised when the session has ended.  @role (or NULL) stays until then.  NULL:
  * no memory; @ch is closed then.
  */
+enum session_mode { SESSION_QMP, SESSION_PRETTY, SESSION_HUMAN };
 struct session *session_new(struct daemon *d, const struct channel *ch,
-                            const struct qmp_role *role, bool pretty, int wake);
+                            const struct qmp_role *role, enum session_mode mode,
+                            int wake);
 
 /* Begin to read and write.  After an error only session_free() may follow. */
 int session_start(struct session *s);

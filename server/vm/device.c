@@ -173,6 +173,11 @@ static int set_file(json_t **op, const char *file, const char *format,
 
     if (format && strcmp(format, "blkdebug") == 0) {
         image = json_pack("{s:s, s:s}", "driver", format, "filename", file);
+    } else if (format && strcmp(format, "nbd") == 0) {
+        r = options_from_image(file, "raw", &image, errp);
+        json_t *protocol = json_incref(json_object_get(image, "file"));
+        json_decref(image);
+        image = protocol; /* the node of the protocol alone */
     } else {
         r = options_from_image(file, format, &image, errp);
     }

@@ -130,12 +130,13 @@ for driver, options in NODE_MORE.items():
 
 
 # What QEMU has, and its storage daemon has not.
-MACHINE = {'DEVICE_DELETED', 'SHUTDOWN', 'add-fd',
+MACHINE = {'DEVICE_DELETED', 'RESET', 'SHUTDOWN', 'add-fd',
            'block_set_io_throttle', 'closefd', 'cont',
            'device_add', 'device_del', 'eject', 'getfd',
            'human-monitor-command', 'query-fdsets', 'query-kvm', 'query-name',
            'query-status', 'query-tpm', 'query-tpm-models', 'query-tpm-types',
-           'query-uuid', 'query-yank', 'remove-fd', 'stop', 'yank'}
+           'query-uuid', 'query-yank', 'remove-fd', 'stop',
+           'system_reset', 'yank'}
 
 
 def plain(member):
@@ -237,8 +238,8 @@ def compare(ours, theirs):
     for name, e in ours.of('event').items():
         if name not in theirs.by_name:
             # Of virtual machines, and our own.
-            assert name in ('SHUTDOWN', 'DEVICE_DELETED', 'BACKUP_ENDED',
-                            'BACKUP_SNAPSHOT_LOST'), name
+            assert name in ('RESET', 'SHUTDOWN', 'DEVICE_DELETED',
+                            'BACKUP_ENDED', 'BACKUP_SNAPSHOT_LOST'), name
             continue
         both(ours.by_name[e['arg-type']],
              theirs.by_name[theirs.by_name[name]['arg-type']], name, 0)

@@ -21,7 +21,7 @@ for said in '"ret-type": "query-block"' '"arg-type": "JOB_STATUS_CHANGE"'; do
 done
 
 # What can be emitted is described.
-grep -rhoE '"((BACKUP|BLOCK|JOB|DEVICE|NODE)_[A-Z_]+|SHUTDOWN)"' "$SRCDIR"/blocklib/*/*.c \
+grep -rhoE '"((BACKUP|BLOCK|JOB|DEVICE|NODE)_[A-Z_]+|RESET|SHUTDOWN)"' "$SRCDIR"/blocklib/*/*.c \
     "$SRCDIR"/server/{nbd/export,backup/session,backup/watch,commands/core,commands/device,serve/notices}.c | tr -d '"' | sort -u >emitted
 [ -s emitted ]
 qmp query-qmp-schema | jq -r '.[] | select(."meta-type" == "event").name' |

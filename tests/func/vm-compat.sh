@@ -261,6 +261,15 @@ stdbuf -oL qemu-io -f qcow2 "${args[@]}" b.qcow2 >expected 2>&1 || true
     printf '%s\n' '4 MiB' \
         'Could not resume request: No such file or directory'
 } >expected.same
+# What QEMU says when a snapshot makes an image.
+grep '^Formatting' out >formatting
+image="fmt=qcow2 cluster_size=65536 extended_l2=off compression_type=zlib"
+image+=" size=4194304 backing_file=e.qcow2 backing_fmt=qcow2"
+image+=" lazy_refcounts=off refcount_bits=16"
+[ "$(head -n 1 formatting)" = "Formatting 'f.qcow2', $image" ] ||
+    fail "$(cat formatting)"
+[ "$(wc -l <formatting)" = 2 ] || fail "$(cat formatting)"
+sed -i '/^Formatting/d' out
 same out >out.same
 diff -u expected.same out.same || fail "not what qemu-io prints"
 qemu-img compare -q a.qcow2 b.qcow2 || fail "not what qemu-io writes"
