@@ -164,6 +164,8 @@ LIB_PKGS    := jansson zlib libzstd nettle $(if $(HAVE_URING),liburing)
 SERVER_PKGS := $(LIB_PKGS)
 PLUGIN_PKGS := $(LIB_PKGS)
 LIBVIRT_PKGS := libvirt libxml-2.0
+# Ceph's libraries have no files for pkg-config.
+RBD_LIBS := -lrbd -lrados
 
 # These goals build nothing themselves; check and demo install what is
 # missing before they start the make that looks.
@@ -198,17 +200,20 @@ ifneq ($(goals),)
     HAVE_LIBVIRT := yes
     LIBVIRT_CFLAGS := $(shell $(PKG_CONFIG) --cflags $(LIBVIRT_PKGS))
   endif
+  HAVE_RBD := $(shell echo '$(hash)include <rbd/librbd.h>' | \
+      $(CC) $(CPPFLAGS) $(CFLAGS) -E - >/dev/null 2>&1 && echo yes)
   ND_CFLAGS += $(if $(HAVE_URING),-DHAVE_LIBURING) $(shell $(PKG_CONFIG) --cflags \
       $(foreach p,$(PKGS),$(call name,$(p))))
 endif
 
 #--- what is built from what ----------------------------------------------
 
-BLOCKLIB_SRC := $(sort $(wildcard blocklib/*/*.c))
+RBD_SRC      := $(sort $(wildcard blocklib/ceph/*.c))
+BLOCKLIB_SRC := $(filter-out $(RBD_SRC),$(sort $(wildcard blocklib/*/*.c)))
 LIBVIRT_SRC  := $(sort $(wildcard server/source/libvirt*.c))
 SERVER_SRC   := $(filter-out $(LIBVIRT_SRC),$(sort \
     $(wildcard server/*.c server/*/*.c)))
-MODULE_SRC   := $(if $(HAVE_LIBVIRT),$(LIBVIRT_SRC))
+MODULE_SRC   := $(if $(HAVE_LIBVIRT),$(LIBVIRT_SRC)) $(if $(HAVE_RBD),$(RBD_SRC))
 PLUGIN_SRC   := $(sort $(wildcard plugin/*.c))
 UNIT_SRC     := $(sort $(wildcard tests/unit/test-*.c))
 # A part of each.
@@ -240,10 +245,11 @@ FAULTY     := $(O)/tests/func/faulty
 SERVER    := $(O)/nbdelta
 PLUGIN    := $(O)/nbdkit-nbdelta-plugin.so
 LIBVIRT   := $(O)/nbdelta-source-libvirt.so
+RBD       := $(O)/nbdelta-block-rbd.so
 # Linked with the libraries that are loaded late, for tools that look at what a
 # package needs.
 NEEDS     := $(O)/nbdelta-needs.so
-MODULES   := $(if $(HAVE_LIBVIRT),$(LIBVIRT))
+MODULES   := $(if $(HAVE_LIBVIRT),$(LIBVIRT)) $(if $(HAVE_RBD),$(RBD))
 BLOCKLIB  := $(O)/libnbdelta.a
 # The server without main(), for tests and fuzzers that look inside it.
 SERVERLIB := $(O)/libserver.a
@@ -263,15 +269,16 @@ all: $(SERVER) $(PLUGIN) $(MODULES) $(BLOCKLIB) $(NEEDS)
 Q := $(if $(V),,@)
 say = $(if $(V),,@printf '  %-7s %s\n' $(1) $(2);)
 
-$(call obj,$(BLOCKLIB_SRC)): INC := $(INC_PRIVATE)
+$(call obj,$(BLOCKLIB_SRC) $(RBD_SRC)): INC := $(INC_PRIVATE)
 $(call obj,$(SERVER_SRC)): INC := $(INC_SERVER)
-$(call obj,$(MODULE_SRC)): INC := $(INC_SERVER) $(LIBVIRT_CFLAGS)
+$(call obj,$(LIBVIRT_SRC)): INC := $(INC_SERVER) $(LIBVIRT_CFLAGS)
 $(call obj,$(PLUGIN_SRC)): INC := $(INC_PUBLIC)
 $(call obj,$(UNIT_SRC) $(FUZZ_SRC) $(TOOL_SRC)): INC := $(INC_TESTS)
 
 # Only these objects know the version, so a new one does not rebuild the rest.
 VERSIONED := $(call obj,$(if $(SERVER_SRC)$(PLUGIN_SRC),$(shell \
-    grep -l NBDELTA_VERSION $(SERVER_SRC) $(MODULE_SRC) $(PLUGIN_SRC))))
+    grep -l NBDELTA_VERSION $(BLOCKLIB_SRC) $(SERVER_SRC) $(MODULE_SRC) \
+    $(PLUGIN_SRC))))
 $(VERSIONED): DEFS := -DNBDELTA_VERSION='"$(VERSION)"'
 $(VERSIONED): $(O)/.version
 # What --dump-config tells, and where modules are looked for.
@@ -279,7 +286,7 @@ PATHS = -DNBDELTA_MODULES='"$(moduledir)"' -DNBDELTA_PREFIX='"$(prefix)"' \
     -DNBDELTA_BINDIR='"$(bindir)"' -DNBDELTA_LIBDIR='"$(libdir)"' \
     -DNBDELTA_MANDIR='"$(mandir)"' -DNBDELTA_PLUGINDIR='"$(plugindir)"' \
     -DNBDELTA_DOCDIR='"$(docdir)"' -DNBDELTA_SYSCONFDIR='"$(sysconfdir)"'
-KNOWS_PATHS := $(O)/server/source/module.o $(O)/server/cli/dump-config.o
+KNOWS_PATHS := $(O)/blocklib/util/module.o $(O)/server/cli/dump-config.o
 $(KNOWS_PATHS): DEFS += $(PATHS)
 
 # Rebuild when flags, version or the list of sources change.
@@ -322,6 +329,10 @@ $(NEEDS):
 $(LIBVIRT): $(call obj,$(LIBVIRT_SRC)) $(SERVERLIB) $(BLOCKLIB)
 	$(call link,-shared -Wl$(comma)--exclude-libs$(comma)ALL,jansson \
 	    $(LIBVIRT_PKGS))
+
+$(RBD): $(call obj,$(RBD_SRC)) $(BLOCKLIB)
+	$(call link,-shared -Wl$(comma)--exclude-libs$(comma)ALL,jansson) \
+	    $(RBD_LIBS)
 
 $(UNIT_TESTS): $(O)/%: $(O)/tests/unit/%.o $(call obj,$(MARK_SRC)) $(BLOCKLIB)
 	$(call link,-Wl$(comma)--wrap=_mark_point,check gnutls libnbd \
@@ -377,6 +388,7 @@ SUBMAKE = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS
         FORCE
 check:
 	$(Q)tests/packages.sh build test
+	$(Q)tests/packages.sh ceph || echo 'Tests with a cluster of Ceph are skipped.'
 	$(Q)+$(SUBMAKE) check-run
 	$(Q)$(if $(filter-out *,$(T))$(SANITIZE)$(LOCKCHECK),,+$(SUBMAKE) \
 	    check-run LOCKCHECK=1 O='$(O)-lockcheck' T='$(LOCK_TESTS)')
@@ -521,7 +533,8 @@ one_header = printf '$(hash)include "%s"\n' $$h $$h | \
 check-headers:
 	$(Q)for h in blocklib/include/nbdelta/*.h; do \
 	    $(call one_header,$(INC_PUBLIC)); done
-	$(Q)for h in $$(find blocklib -name '*.h' ! -path '*/include/*'); do \
+	$(Q)for h in $$(find blocklib -name '*.h' ! -path '*/include/*' \
+	    $(if $(HAVE_RBD),,! -path blocklib/ceph/priv.h)); do \
 	    $(call one_header,$(INC_PRIVATE)); done
 	$(Q)for h in $$(find server plugin -name '*.h'); do \
 	    $(call one_header,$(INC_SERVER)); done
@@ -591,7 +604,7 @@ install: all install-files
 install-files: | $(if $(filter install,$(MAKECMDGOALS)),all)
 	$(INSTALL) -D -m 755 $(SERVER) $(DESTDIR)$(bindir)/nbdelta
 	$(INSTALL) -D -m 755 $(PLUGIN) $(PLUGINS)/$(notdir $(PLUGIN))
-	$(Q)for m in $(LIBVIRT); do [ ! -e $$m ] || \
+	$(Q)for m in $(LIBVIRT) $(RBD); do [ ! -e $$m ] || \
 	    $(INSTALL) -D -m 755 $$m $(DESTDIR)$(moduledir)/$${m##*/}; done
 	$(INSTALL) -d -m 755 $(MAN1)
 	$(INSTALL) -m 644 $(MAN_PAGES) $(MAN1)
@@ -627,6 +640,7 @@ EMPTIED := $(or $(DESTDIR),$(filter-out /usr /usr/local,$(prefix)))
 uninstall:
 	rm -f $(DESTDIR)$(bindir)/nbdelta $(PLUGINS)/$(notdir $(PLUGIN)) \
 	    $(DESTDIR)$(moduledir)/$(notdir $(LIBVIRT)) \
+	    $(DESTDIR)$(moduledir)/$(notdir $(RBD)) \
 	    $(patsubst man/%,$(MAN1)/%,$(MAN_PAGES)) \
 	    $(patsubst man/%,$(MAN5)/%,$(MAN5_PAGES)) \
 	    $(patsubst man/%,$(MAN7)/%,$(MAN7_PAGES)) \

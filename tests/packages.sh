@@ -1,7 +1,8 @@
 #!/bin/bash
 # tests/packages.sh GROUP...    install the missing Debian packages of groups
 #
-# Groups: build (compile), test (make check, demo), bench (more for make bench),
+# Groups: build (compile), test (make check, demo), ceph (make check, too: where
+# they cannot be had, its tests are skipped), bench (more for make bench),
 # peers (make check-peers), deb (make deb), units (make check-systemd), dev (the
 # rest).
 # With everything there it does nothing and needs neither root nor network.
@@ -12,7 +13,7 @@ packages_of() {
     build)
         echo gcc libc6-dev make pkgconf libjansson-dev zlib1g-dev libzstd-dev \
             libgnutls28-dev nettle-dev libnbd-dev nbdkit-plugin-dev libvirt-dev \
-            libxml2-dev liburing-dev check ;;
+            libxml2-dev librados-dev librbd-dev liburing-dev check ;;
     test)
         echo btrfs-progs check e2fsprogs fio fish fuse3 gnutls-bin groff-base \
             iproute2 jq \
@@ -20,6 +21,8 @@ packages_of() {
             libvirt-daemon-driver-qemu nbdkit openssh-client openssh-server \
             procps python3-libnbd qemu-system-common qemu-system-x86 \
             qemu-utils rsync socat openssl xfsprogs zsh ;;
+    ceph)
+        echo ceph-common ceph-mon ceph-osd qemu-block-extra ;;
     bench)
         echo virtnbdbackup ;;
     peers)
@@ -32,7 +35,7 @@ packages_of() {
         echo clang clang-format clang-tidy cppcheck libclang-rt-dev \
             nbd-client prometheus shellcheck valgrind ;;
     *)
-        echo "usage: tests/packages.sh build|test|bench|peers|deb|units|dev..." >&2
+        echo "usage: tests/packages.sh build|test|ceph|bench|peers|deb|units|dev..." >&2
         return 2 ;;
     esac
 }

@@ -12,6 +12,7 @@
 #include "core/graph-priv.h"
 #include "core/open.h"
 #include "core/opts.h"
+#include "core/rbd-name.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
@@ -66,11 +67,12 @@ static int measure_backing(const struct driver_table *t, const char *filename,
     const struct driver *drv = driver_find(t, fmt);
 
     CLEANUP_FREE char *path = path_beside(filename, backing);
-    CLEANUP_JSON json_t *options = path
-                                       ? json_pack("{s:b,s:b,s:o}", "read-only",
-                                                   1, "force-share", 1, "file",
-                                                   options_of_file(path))
-                                       : NULL;
+    json_t *file = rbd_is_name(backing)
+                       ? json_pack("{s:s}", "filename", backing)
+                   : path ? options_of_file(path)
+                          : NULL;
+    CLEANUP_JSON json_t *options = json_pack("{s:b,s:b,s:o}", "read-only", 1,
+                                             "force-share", 1, "file", file);
     struct graph *g = graph_new_with(t);
     struct node *n;
     int r;
@@ -144,6 +146,66 @@ int image_create_as(const struct driver_table *t, const char *filename,
                : image_make(t, filename, format, options, how, errp);
 }
 
+/* --- Images of which the name is no file's --- */
+
+static int make_rbd(const struct driver_table *t, const char *filename,
+                    json_t *size, struct file_make *how, struct error **errp)
+{
+    CLEANUP_JSON json_t *options = json_pack("{s:O}", "size", size);
+
+    return options ? image_make(t, filename, "rbd", options, how, errp)
+                   : error_nomem(errp);
+}
+
+/* Put the format into the image, which grows by what is written. */
+static int format_rbd(const struct driver_table *t, const char *filename,
+                      const char *format, const json_t *options,
+                      struct error **errp)
+{
+    CLEANUP_JSON json_t *file = json_pack("{s:s, s:s}", "driver", "rbd",
+                                          "filename", filename);
+    struct graph *g = graph_new_with(t);
+    struct image_nodes left;
+
+    if (!file || !g) {
+        graph_free(g);
+        return error_nomem(errp);
+    }
+    int r = image_format(g, format, file, options, &left, errp);
+    image_release(g, &left);
+    graph_free(g);
+    return r;
+}
+
+static int make_in_rbd(const struct driver_table *t, const char *filename,
+                       const char *format, json_t *options,
+                       struct file_make *how, struct error **errp)
+{
+    bool raw = strcmp(format, "raw") == 0;
+    CLEANUP_JSON json_t *none = json_integer(0);
+    json_t *size = raw ? json_object_get(options, "size") : none;
+    const char *preallocation =
+        json_string_value(json_object_get(options, "preallocation"));
+
+    const char *key;
+    json_t *value;
+
+    json_object_foreach (options, key, value) {
+        (void)value;
+        if (raw && strcmp(key, "size") != 0 &&
+            strcmp(key, "preallocation") != 0) {
+            return error_set(errp, EINVAL,
+                             "raw image creation does not take the option '%s'",
+                             key);
+        }
+    }
+    if (raw && preallocation && strcmp(preallocation, "off") != 0) {
+        return error_set(errp, ENOTSUP, "images of Ceph have no preallocation");
+    }
+    int r = make_rbd(t, filename, size, how, errp);
+    return r < 0 || raw ? r : format_rbd(t, filename, format, options, errp);
+}
+
 int image_make(const struct driver_table *t, const char *filename,
                const char *format, const json_t *options, struct file_make *how,
                struct error **errp)
@@ -159,6 +221,9 @@ int image_make(const struct driver_table *t, const char *filename,
     int r = complete_options(t, filename, complete, &how->access, errp);
     if (r < 0) {
         return r;
+    }
+    if (rbd_is_name(filename) && strcmp(format, "rbd") != 0) {
+        return make_in_rbd(t, filename, format, complete, how, errp);
     }
     struct opts *opts = opts_new(complete);
     if (!opts) {

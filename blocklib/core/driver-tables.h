@@ -44,20 +44,33 @@ struct moving {
     void *buf;
     uint64_t bytes;
     uint64_t offset; /* in the file */
+
+    /* For launch: call it when they have been moved, in any thread.  @moved is
+     * for `end`.  It does not wait. */
+    void (*landed)(struct moving *t, int moved);
+    void *room; /* FLIGHT_ROOM bytes for the driver's own use */
 };
+
+#define FLIGHT_ROOM 128
 
 enum { MOVE_MORE = 1 };
 
-/* Protocols whose bytes are moved by way of a descriptor, without a thread that
- * waits (core/flights.c). */
+/* Protocols whose bytes are moved without a thread that waits
+ * (core/flights.c): by the kernel, by way of a descriptor, or (launch) by
+ * something else that calls back. */
 struct driver_flight {
+    /* Begin to move the bytes of @t, which stays until `landed` was called.
+     * -EAGAIN, and any other error: it has not begun, and preadv and pwritev
+     * do it.  NULL: the kernel moves them, see `begin`.  Does not wait. */
+    int (*launch)(struct node *n, struct moving *t);
+
     /* The descriptor, for a read or a @write of any length now; or -EAGAIN:
      * preadv and pwritev do it better.  It stays until `end`. */
     int (*begin)(struct node *n, bool write);
 
-    /* The kernel has moved @moved bytes, or failed (-errno).  MOVE_MORE: @t
-     * has what is left to be done.  Else 0 or -errno, as of preadv or
-     * pwritev. */
+    /* @moved bytes were moved, or it failed (-errno).  MOVE_MORE, not after
+     * launch: @t has what is left to be done.  Else 0 or -errno, as of preadv
+     * or pwritev. */
     int (*end)(struct node *n, struct moving *t, int moved);
 };
 

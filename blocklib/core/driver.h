@@ -185,6 +185,11 @@ struct driver {
      * that.  NULL: the size is fixed. */
     int (*resize)(struct node *n, uint64_t size, struct error **errp);
 
+    /* Protocols of which others may change the size: ask for it.  -EAGAIN: it
+     * is as this node has made it.  Called in no section, and in no request;
+     * it blocks.  NULL: nobody does. */
+    int (*size_there)(struct node *n, uint64_t *size);
+
     /* Protocols: stat(2) of the file that has the bytes.  0 or -errno; NULL:
      * they are in no file. */
     int (*fstat)(const struct node *n, struct stat *st);
@@ -312,6 +317,7 @@ extern const struct driver driver_mem;
 extern const struct driver driver_nbd;
 extern const struct driver driver_null_co;
 extern const struct driver driver_raw;
+extern const struct driver driver_rbd;
 extern const struct driver driver_qcow2;
 extern const struct driver driver_cbw;
 extern const struct driver driver_copy_on_read;

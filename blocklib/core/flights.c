@@ -24,13 +24,19 @@
 #include "nbdelta/flights.h"
 
 #include <errno.h>
+#include <poll.h>
+#include <stdalign.h>
+#include <stddef.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "core/blk-priv.h"
 #include "core/dirty.h"
 #include "core/event.h"
 #include "core/ring.h"
 #include "nbdelta/bytes.h"
+#include "nbdelta/kick.h"
+#include "nbdelta/thread.h"
 
 /* Something that a layer keeps until the end. */
 struct hold {
@@ -45,6 +51,9 @@ struct hold {
 /* Requests that go through more layers do not fly. */
 #define HOLDS_MAX 8
 
+/* The kernel did not take all: try again after so many milliseconds. */
+#define AGAIN_MS 5
+
 struct flight {
     struct list link; /* while it is free */
     struct blk *blk;
@@ -56,6 +65,12 @@ struct flight {
     struct moving moving;
     struct hold holds[HOLDS_MAX];
     unsigned held;
+
+    /* Of one that something else than the kernel moves. */
+    struct flights *of;
+    struct list on_landed;
+    int moved;
+    alignas(max_align_t) char room[FLIGHT_ROOM];
 };
 
 struct flights {
@@ -63,6 +78,13 @@ struct flights {
     struct tree *tree; /* entered while count > 0 */
     unsigned count;
     struct list free;
+
+    /* Of flights that something else than the kernel moves. */
+    unsigned launched; /* a part of count */
+    int kick;          /* raised when `landed` becomes longer than nothing; -1
+                          before the first one */
+    mutex_t lock;
+    struct list landed; /* lock */
 };
 
 struct flights *flights_new(void)
@@ -71,6 +93,9 @@ struct flights *flights_new(void)
 
     if (fs) {
         list_init(&fs->free);
+        list_init(&fs->landed);
+        mutex_init(&fs->lock, LOCK_FLIGHTS, NULL);
+        fs->kick = -1;
     }
     return fs;
 }
@@ -82,6 +107,10 @@ void flights_free(struct flights *fs)
             free(list_entry(at, struct flight, link));
         }
         ring_free(fs->ring);
+        if (fs->kick >= 0) {
+            (void)close(fs->kick);
+        }
+        mutex_destroy(&fs->lock);
         free(fs);
     }
 }
@@ -155,6 +184,9 @@ static int begin_in_file(struct flight *f, struct node *n, uint64_t offset)
     }
     f->file = n;
     f->moving.offset = offset;
+    if (n->drv->flight->launch) {
+        return 0;
+    }
     f->fd = n->drv->flight->begin(n, f->moving.write);
     return f->fd < 0 ? -EAGAIN : 0;
 }
@@ -291,6 +323,51 @@ static void queue(struct flights *fs, struct flight *f, bool blocking)
     ring_queue(fs->ring, &op, f);
 }
 
+/* In a thread of whatever has moved the bytes. */
+static void flight_landed(struct moving *t, int moved)
+{
+    struct flight *f = list_entry(t, struct flight, moving);
+    struct flights *fs = f->of;
+
+    f->moved = moved;
+    /* The list may be freed as soon as somebody has found the last flight. */
+    mutex_lock(&fs->lock);
+    bool first = list_empty(&fs->landed);
+    list_append(&fs->landed, &f->on_landed);
+    if (first) {
+        kick_raise(fs->kick);
+    }
+    mutex_unlock(&fs->lock);
+}
+
+static int launch(struct flights *fs, struct flight *f)
+{
+    if (fs->kick < 0 && (fs->kick = kick_new()) < 0) {
+        return -EAGAIN;
+    }
+    f->of = fs;
+    f->moving.landed = flight_landed;
+    f->moving.room = f->room;
+    if (f->file->drv->flight->launch(f->file, &f->moving) < 0) {
+        return -EAGAIN;
+    }
+    fs->launched++;
+    return 0;
+}
+
+/* Have the bytes moved. */
+static int take_off(struct flights *fs, struct flight *f)
+{
+    if (f->file->drv->flight->launch) {
+        return launch(fs, f);
+    }
+    if (!fs->ring && !(fs->ring = ring_new())) {
+        return -EAGAIN;
+    }
+    queue(fs, f, false);
+    return 0;
+}
+
 /* In the tree. */
 static int begin(struct flights *fs, struct flight *f, unsigned perm,
                  uint64_t offset)
@@ -304,15 +381,14 @@ static int begin(struct flights *fs, struct flight *f, unsigned perm,
     stats_begin(&f->timer, 0);
     int r = f->moving.write ? begin_write(f, n, offset)
                             : begin_read(f, n, offset);
-    if (r == 0 && !fs->ring && !(fs->ring = ring_new())) {
-        r = -EAGAIN;
+    if (r == 0) {
+        r = take_off(fs, f);
     }
     if (r < 0) {
         let_go(f);
         return -EAGAIN;
     }
     fs->count++;
-    queue(fs, f, false);
     return 0;
 }
 
@@ -330,7 +406,7 @@ static int fly(struct flights *fs, struct blk *b, bool write, void *buf,
     f->opaque = opaque;
     f->bytes = bytes;
     f->held = 0;
-    f->moving = (struct moving){write, buf, bytes, 0};
+    f->moving = (struct moving){.write = write, .buf = buf, .bytes = bytes};
     if (enter(fs, b)) {
         r = begin(fs, f, write ? PERM_WRITE : PERM_READ, offset);
         leave(fs);
@@ -367,7 +443,12 @@ bool flights_submit(struct flights *fs)
 
 int flights_fd(const struct flights *fs)
 {
-    return fs->count > 0 ? ring_fd(fs->ring) : -1;
+    return fs->count > fs->launched ? ring_fd(fs->ring) : -1;
+}
+
+int flights_kick_fd(const struct flights *fs)
+{
+    return fs->launched > 0 ? fs->kick : -1;
 }
 
 static void land(struct flights *fs, struct flight *f, int r)
@@ -380,12 +461,36 @@ static void land(struct flights *fs, struct flight *f, int r)
     leave(fs);
 }
 
+static struct flight *next_landed(struct flights *fs)
+{
+    struct flight *f = NULL;
+
+    mutex_lock(&fs->lock);
+    if (!list_empty(&fs->landed)) {
+        f = list_entry(fs->landed.next, struct flight, on_landed);
+        list_remove(&f->on_landed);
+        if (list_empty(&fs->landed)) {
+            kick_clear(fs->kick);
+        }
+    }
+    mutex_unlock(&fs->lock);
+    return f;
+}
+
 bool flights_next(struct flights *fs, void **opaque, int *result)
 {
+    struct flight *l = fs->launched > 0 ? next_landed(fs) : NULL;
     void *token;
     int moved;
 
-    while (fs->count > 0 && ring_next(fs->ring, &token, &moved)) {
+    if (l) {
+        fs->launched--;
+        *opaque = l->opaque;
+        *result = l->file->drv->flight->end(l->file, &l->moving, l->moved);
+        land(fs, l, *result);
+        return true;
+    }
+    while (fs->count > fs->launched && ring_next(fs->ring, &token, &moved)) {
         struct flight *f = token;
         int r = f->file->drv->flight->end(f->file, &f->moving, moved);
 
@@ -403,5 +508,13 @@ bool flights_next(struct flights *fs, void **opaque, int *result)
 
 void flights_wait(struct flights *fs)
 {
-    ring_wait(fs->ring);
+    if (fs->launched == 0) {
+        ring_wait(fs->ring);
+        return;
+    }
+    bool ring = fs->count > fs->launched;
+    struct pollfd fds[2] = {{.fd = fs->kick, .events = POLLIN},
+                            {.fd = flights_fd(fs), .events = POLLIN}};
+    bool all = !ring || ring_submit(fs->ring);
+    (void)poll(fds, 2, all ? -1 : AGAIN_MS);
 }

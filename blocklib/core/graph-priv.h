@@ -35,11 +35,13 @@ struct graph {
     bool without_bitmaps;
 
     /* Set before the first open: graph_on_corruption(),
-     * graph_on_threshold(). */
+     * graph_on_threshold(), graph_on_size(). */
     corruption_fn *on_corruption; /* or NULL */
     void *corruption_opaque;
     threshold_fn *on_threshold; /* or NULL */
     void *threshold_opaque;
+    size_fn *on_size; /* or NULL */
+    void *size_opaque;
 
     struct tls_creds_set tls_creds; /* has a lock of its own */
     struct secret_set secrets;      /* so has this */

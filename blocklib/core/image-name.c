@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include "core/graph.h"
+#include "core/rbd-name.h"
 #include "core/remote-name.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
@@ -42,7 +43,7 @@ static const char *strip(const char *name)
 static bool is_foreign(const char *name)
 {
     return begins_with(name, JSON) || strstr(name, "://") ||
-           remote_is_name(name);
+           remote_is_name(name) || rbd_is_name(name);
 }
 
 char *image_name_path(const char *named, const char *image)

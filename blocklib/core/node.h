@@ -305,6 +305,9 @@ static inline void node_note_write(struct node *n, uint64_t end)
     }
 }
 
+/* For drivers: tell whom graph_on_size() has named, with any locks. */
+void node_tell_size(const struct node *n);
+
 /* For drivers: tell whom graph_on_corruption() has named. */
 void node_tell_corruption(const struct node *n, const struct corruption *c);
 

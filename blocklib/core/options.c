@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "core/opts.h"
+#include "core/rbd-name.h"
 #include "core/remote-name.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
@@ -377,7 +378,8 @@ int options_from_image(const char *text, const char *format, json_t **options,
         return error_set(errp, EINVAL, "the file name '%s' is not UTF-8 text",
                          text);
     }
-    object = has_prefix(text, "blkdebug:") || remote_is_name(text)
+    object = has_prefix(text, "blkdebug:") || remote_is_name(text) ||
+                     rbd_is_name(text)
                  ? json_pack("{s:{s:O}}", "file", "filename", name)
                  : json_pack("{s:o}", "file", options_of_file(text));
     if (!object || (format && json_object_set_new(object, "driver",

@@ -55,7 +55,8 @@ int opts_end(struct opts *o, const char *what, struct error **errp);
  * blkdebug; the name of a remote export (core/remote-name.h), or for driver
  * nbd, which takes it as "uri", too.  Else @options themselves.  A new
  * reference.  Names from images come with another driver, so they are not
- * looked into.
+ * looked into.  So is "rbd:POOL/IMAGE..." (core/rbd-name.h), or the name for
+ * driver rbd.
  */
 int options_expand(const json_t *options, json_t **full, struct error **errp);
 

@@ -5,6 +5,7 @@
 
 #include "core/format.h"
 #include "core/opts.h"
+#include "core/rbd-name.h"
 #include "core/remote-name.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
@@ -72,6 +73,38 @@ static int expand_remote(const json_t *options, const char *key, json_t **full,
     return 0;
 }
 
+/* The same for an image of Ceph.  What the options say beside the name has to
+ * be something else. */
+static int expand_rbd(const json_t *options, json_t **full, struct error **errp)
+{
+    const char *name = json_string_value(json_object_get(options, "filename"));
+    CLEANUP_JSON json_t *copy = json_copy((json_t *)(uintptr_t)options);
+    CLEANUP_JSON json_t *named = NULL;
+    const char *key;
+    json_t *value;
+    int r = rbd_name_parse(name, &named, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    json_object_foreach (named, key, value) {
+        (void)value;
+        if (json_object_get(options, key)) {
+            return error_set(errp, EINVAL,
+                             "Option '%s' cannot be used with a file name that "
+                             "has it, too",
+                             key);
+        }
+    }
+    if (json_object_del(copy, "filename") < 0 ||
+        json_object_set_new(copy, "driver", json_string("rbd")) < 0 ||
+        json_object_update(copy, named) < 0) {
+        return error_nomem(errp);
+    }
+    *full = json_incref(copy);
+    return 0;
+}
+
 json_t *options_of_file(const char *path)
 {
     return json_pack("{s:s, s:s}", "driver", PROTOCOL_OF_FILES, "filename",
@@ -97,6 +130,10 @@ int options_expand(const json_t *options, json_t **full, struct error **errp)
         }
         *full = json_incref(copy);
         return 0;
+    }
+    if (name &&
+        (driver ? word && strcmp(word, "rbd") == 0 : rbd_is_name(name))) {
+        return expand_rbd(options, full, errp);
     }
     bool remote = driver ? word && strcmp(word, "nbd") == 0
                          : name && remote_is_name(name);

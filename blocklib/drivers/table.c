@@ -32,6 +32,7 @@ static const struct driver *const drivers[] = {
     &driver_null_co,
     &driver_qcow2,
     &driver_raw,
+    &driver_rbd,
     &driver_snapshot_access,
     &driver_throttle,
     NULL,
@@ -86,7 +87,8 @@ static void list_formats(char *text, size_t size)
 
     text[0] = '\0';
     for (size_t i = 0; drivers[i] && at < size; i++) {
-        if (drivers[i]->image && drivers[i]->image->create) {
+        if (!drivers[i]->is_protocol && drivers[i]->image &&
+            drivers[i]->image->create) {
             int len = snprintf(text + at, size - at, "%s%s",
                                at == 0 ? " (formats are " : " and ",
                                drivers[i]->name);

@@ -20,6 +20,7 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
+#include "nbdelta/module.h"
 #include "source/module.h"
 #include "source/source.h"
 
@@ -56,14 +57,19 @@ static void say_words(const char *key, const char *const *words)
 static void say_modules(void)
 {
     const char *name;
+    const void *rbd;
 
     for (size_t i = 0; (name = source_module_name(i)); i++) {
         const struct source_ops *ops;
         char key[64];
 
         (void)snprintf(key, sizeof(key), "module_%s", name);
-        say(key, module_load(name, &ops, NULL) == 0 ? "yes" : "no");
+        say(key, source_module_load(name, &ops, NULL) == 0 ? "yes" : "no");
     }
+    say("module_rbd", module_load("nbdelta-block-rbd", "rbd", NBDELTA_VERSION,
+                                  &rbd, NULL) == 0
+                          ? "yes"
+                          : "no");
 }
 
 int dump_config(void)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* blockdev-create: images, and the files for them. */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "commands/table.h"
@@ -59,9 +60,46 @@ static const struct qmp_arg qcow2_args[] = {
     QMP_LAST,
 };
 
+static const char *const auth_words[] = {"cephx", "none", NULL};
+static const char *const rbd_luks_words[] = {"luks", "luks2", NULL};
+
+static const struct qmp_arg rbd_server_args[] = {
+    QMP_ARG("host", STR),
+    QMP_ARG("port", STR),
+    QMP_LAST,
+};
+
+static const struct qmp_arg rbd_encrypt_args[] = {
+    QMP_ARG("format", ENUM, .words = rbd_luks_words),
+    QMP_ARG("key-secret", STR),
+    QMP_LAST,
+};
+
+static const struct qmp_arg rbd_location_args[] = {
+    QMP_ARG("pool", STR),
+    QMP_OPT("namespace", STR),
+    QMP_ARG("image", STR),
+    QMP_OPT("conf", STR),
+    QMP_OPT("snapshot", STR),
+    QMP_OPT("encrypt", OBJECT, .members = rbd_encrypt_args),
+    QMP_OPT("user", STR),
+    QMP_OPT("auth-client-required", ENUMS, .words = auth_words),
+    QMP_OPT("key-secret", STR),
+    QMP_OPT("server", OBJECTS, .members = rbd_server_args),
+    QMP_LAST,
+};
+
+static const struct qmp_arg rbd_args[] = {
+    QMP_ARG("location", OBJECT, .members = rbd_location_args),
+    QMP_ARG("size", SIZE),
+    QMP_OPT("cluster-size", SIZE),
+    QMP_LAST,
+};
+
 static const struct qmp_variant image_variants[] = {
     {"file", file_args},
     {"qcow2", qcow2_args},
+    {"rbd", rbd_args},
     {NULL, NULL},
 };
 
@@ -88,7 +126,7 @@ static json_t *image_options(json_t *args)
                                                                      : key);
 
         if (strcmp(key, "driver") == 0 || strcmp(key, "file") == 0 ||
-            strcmp(key, "filename") == 0) {
+            strcmp(key, "filename") == 0 || strcmp(key, "location") == 0) {
             continue;
         }
         for (char *p = name; p && *p; p++) {
@@ -104,6 +142,17 @@ static json_t *image_options(json_t *args)
     return options;
 }
 
+/* The name of an image of Ceph; NULL: it is none, or there is no memory. */
+static char *location_name(const json_t *args)
+{
+    const json_t *location = json_object_get(args, "location");
+    CLEANUP_FREE char *text = location ? json_dumps(location, JSON_COMPACT)
+                                       : NULL;
+    char *name;
+
+    return text && asprintf(&name, "json:%s", text) >= 0 ? name : NULL;
+}
+
 static int cmd_create(struct qmp_call *call, struct error **errp)
     REQUIRES(call->daemon->jobs->lock)
 {
@@ -111,15 +160,18 @@ static int cmd_create(struct qmp_call *call, struct error **errp)
     const char *driver = json_string_value(json_object_get(args, "driver"));
     bool is_file = strcmp(driver, "file") == 0;
     CLEANUP_JSON json_t *options = image_options(args);
+    CLEANUP_FREE char *location = location_name(args);
+    const char *filename = json_string_value(json_object_get(args, "filename"));
     struct image_options o = {
         .job_id = qmp_str(call, "job-id"),
         .format = is_file ? "raw" : driver,
-        .filename = json_string_value(json_object_get(args, "filename")),
+        .filename = location ? location : filename,
         .file = json_object_get(args, "file"),
         .options = options,
     };
 
-    if (!is_file && strcmp(driver, "qcow2") != 0) {
+    if (!is_file && strcmp(driver, "qcow2") != 0 &&
+        strcmp(driver, "rbd") != 0) {
         return error_set(errp, EINVAL,
                          "Driver does not support blockdev-create");
     }

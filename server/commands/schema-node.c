@@ -130,6 +130,9 @@ static void add_option_members(struct schema *s, const struct option *o,
     for (; o && o->name; o++) {
         struct type_name t = {""};
 
+        if (o->hidden) {
+            continue;
+        }
         option_type_of(s, o, &t);
         json_t *member = json_pack("{s:s, s:s}", "name", o->name, "type",
                                    t.text);

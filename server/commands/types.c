@@ -151,10 +151,21 @@ static const struct qmp_arg nbd_wrapper[] = {
     QMP_LAST,
 };
 
-static const char *const specific_words[] = {"nbd", "qcow2", NULL};
+static const char *const rbd_luks_words[] = {"luks", "luks2", NULL};
+static const struct qmp_arg rbd_members[] = {
+    QMP_OPT("encryption-format", ENUM, .words = rbd_luks_words),
+    QMP_LAST,
+};
+static const struct qmp_arg rbd_wrapper[] = {
+    QMP_ARG("data", OBJECT, .members = rbd_members),
+    QMP_LAST,
+};
+
+static const char *const specific_words[] = {"nbd", "qcow2", "rbd", NULL};
 static const struct qmp_variant specific_variants[] = {
     {"nbd", nbd_wrapper},
     {"qcow2", qcow2_wrapper},
+    {"rbd", rbd_wrapper},
     {NULL, NULL},
 };
 static const struct qmp_arg specific_members[] = {

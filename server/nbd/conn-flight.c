@@ -122,6 +122,11 @@ int conn_take_off(struct conn *c, int ms)
     return all || (ms >= 0 && ms < AGAIN_MS) ? ms : AGAIN_MS;
 }
 
+int conn_flights_kick_fd(const struct conn *c)
+{
+    return c->flights ? flights_kick_fd(c->flights) : -1;
+}
+
 int conn_flights_fd(const struct conn *c)
 {
     return c->flights ? flights_fd(c->flights) : -1;

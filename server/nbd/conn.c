@@ -127,9 +127,10 @@ int conn_time_left(const struct conn *c)
 bool conn_wait(struct conn *c, bool input, int ms)
 {
     int until = conn_take_off(c, ms);
-    struct pollfd fds[3] = {{.fd = c->io.fd},
+    struct pollfd fds[4] = {{.fd = c->io.fd},
                             {.fd = c->wake, .events = POLLIN},
-                            {.fd = conn_flights_fd(c), .events = POLLIN}};
+                            {.fd = conn_flights_fd(c), .events = POLLIN},
+                            {.fd = conn_flights_kick_fd(c), .events = POLLIN}};
 
     mutex_lock(&c->lock);
     bool stalled = c->stalled && !c->broken;
@@ -139,7 +140,7 @@ bool conn_wait(struct conn *c, bool input, int ms)
     if (c->hung_up && !input) {
         fds[0].fd = -1; /* the end would be reported over and over */
     }
-    int r = poll(fds, 3, until);
+    int r = poll(fds, 4, until);
     c->readable = r > 0 && (fds[0].revents & POLLIN);
     if (r <= 0) {
         return r < 0 || until != ms;
@@ -147,7 +148,7 @@ bool conn_wait(struct conn *c, bool input, int ms)
     if (fds[1].revents) {
         kick_clear(c->wake);
     }
-    if (fds[2].revents) {
+    if (fds[2].revents || fds[3].revents) {
         conn_land(c);
         conn_queue_batch(c);
         conn_push(c);

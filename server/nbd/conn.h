@@ -362,6 +362,7 @@ int conn_take_off(struct conn *c, int ms);
 
 /* Readable when conn_land() has something to do; or -1. */
 int conn_flights_fd(const struct conn *c);
+int conn_flights_kick_fd(const struct conn *c);
 
 /* --- conn-work.c --- */
 

@@ -245,14 +245,14 @@ static int add_secret(struct objects *s, const json_t *props,
                       struct error **errp)
 {
     char *text = NULL;
+    size_t len = 0;
     int r = secret_check(props, errp);
 
     if (r == 0) {
-        r = secret_text(props, &text, errp);
+        r = secret_bytes(props, &text, &len, errp);
     }
     if (r == 0) {
-        r = secret_create(s->graph, member_str(props, "id"), text, strlen(text),
-                          errp);
+        r = secret_create(s->graph, member_str(props, "id"), text, len, errp);
     }
     secret_free(text);
     return r;

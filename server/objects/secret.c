@@ -97,7 +97,8 @@ static int decode_base64(char *text, size_t *len, struct error **errp)
     return 0;
 }
 
-int secret_text(const json_t *props, char **text, struct error **errp)
+int secret_bytes(const json_t *props, char **bytes, size_t *count,
+                 struct error **errp)
 {
     const char *data = member_str(props, "data");
     const char *format = member_str(props, "format");
@@ -112,15 +113,26 @@ int secret_text(const json_t *props, char **text, struct error **errp)
     if (r == 0 && format && strcmp(format, "base64") == 0) {
         r = decode_base64(buf, &len, errp);
     }
-    if (r == 0 && strlen(buf) != len) {
-        r = error_set(errp, EINVAL, "there is a NUL in the secret");
-    }
     if (r < 0) {
         secret_free(buf);
         return r;
     }
-    *text = buf;
+    *bytes = buf;
+    *count = len;
     return 0;
+}
+
+int secret_text(const json_t *props, char **text, struct error **errp)
+{
+    size_t len = 0;
+    int r = secret_bytes(props, text, &len, errp);
+
+    if (r == 0 && strlen(*text) != len) {
+        secret_free(*text);
+        *text = NULL;
+        r = error_set(errp, EINVAL, "there is a NUL in the secret");
+    }
+    return r;
 }
 
 void secret_free(char *text)

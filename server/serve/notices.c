@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "daemon.h"
+#include "log/log.h"
 #include "nbd/export.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
@@ -37,6 +38,10 @@
 #define WAITING_MAX 1000
 
 #define LIMIT_NS UINT64_C(1000000000)
+
+/* No event: an image may have another size now. */
+#define SIZE_CHANGED "size changed"
+#define SETTLE_NS    UINT64_C(5000000000)
 
 /* An export of which an error was told less than a second ago. */
 struct limit {
@@ -101,6 +106,12 @@ static void take_threshold(const char *node, uint64_t threshold,
                            "BLOCK_WRITE_THRESHOLD", "data", "node-name", node,
                            "amount-exceeded", (json_int_t)exceeded,
                            "write-threshold", (json_int_t)threshold));
+}
+
+static void take_size(const char *node, void *opaque)
+{
+    take(opaque, json_pack("{s:s, s:{s:s}}", "event", SIZE_CHANGED, "data",
+                           "node-name", node));
 }
 
 /* As QEMU tells of a device that is in no tree of objects, and that hands
@@ -200,6 +211,22 @@ static void begin_limit(struct notices *s, const char *export)
     }
 }
 
+static void follow_size(struct notices *s, const char *node)
+{
+    struct daemon *d = s->daemon;
+    CLEANUP_ERROR struct error *err = NULL;
+    int r = graph_settle(d->graph, node, SETTLE_NS, &err);
+
+    if (r == 0) {
+        mutex_lock(&d->jobs->lock);
+        r = graph_follow_size(d->graph, node, &err);
+        mutex_unlock(&d->jobs->lock);
+    }
+    if (r < 0) {
+        log_line(TELL_WARNING, "%s", error_message(err));
+    }
+}
+
 static void send_notice(struct notices *s, const json_t *notice)
 {
     const char *event = json_string_value(json_object_get(notice, "event"));
@@ -207,6 +234,10 @@ static void send_notice(struct notices *s, const json_t *notice)
     json_t *data = json_object_get(notice, "data");
     struct limit *l = export ? find_limit(s, export) : NULL;
 
+    if (strcmp(event, SIZE_CHANGED) == 0) {
+        follow_size(s, json_string_value(json_object_get(data, "node-name")));
+        return;
+    }
     if (l) {
         json_decref(l->held);
         l->held = json_incref(data);
@@ -307,6 +338,7 @@ struct notices *notices_new(struct daemon *d)
     }
     graph_on_corruption(d->graph, take_corruption, s);
     graph_on_threshold(d->graph, take_threshold, s);
+    graph_on_size(d->graph, take_size, s);
     exports_on_error(d->exports, take_io_error, s);
     return s;
 }

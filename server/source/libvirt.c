@@ -32,11 +32,11 @@
 
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/module.h"
 #include "nbdelta/thread.h"
 #include "source/adopt.h"
 #include "source/libvirt-priv.h"
 #include "source/libvirt-tunnel.h"
-#include "source/module.h"
 #include "source/source.h"
 
 #define LIMIT_S 60
@@ -466,7 +466,7 @@ static void close_libvirt(struct source *s)
     free(l);
 }
 
-SOURCE_MODULE(NBDELTA_VERSION) = {
+static const struct source_ops functions = {
     .name = "libvirt",
     .open = open_libvirt,
     .begin = begin_libvirt,
@@ -479,3 +479,5 @@ SOURCE_MODULE(NBDELTA_VERSION) = {
     .identity = identity_of_instant,
     .close = close_libvirt,
 };
+
+MODULE(NBDELTA_VERSION, &functions);

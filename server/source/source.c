@@ -87,7 +87,7 @@ static int choose_kind(struct source *s, const char **what,
     if (k) {
         *what += k->keep_prefix ? 0 : strlen(k->prefix);
         s->ops = k->ops;
-        return k->ops ? 0 : module_load(k->module, &s->ops, errp);
+        return k->ops ? 0 : source_module_load(k->module, &s->ops, errp);
     }
     if (!talk_is_monitor(*what)) {
         s->ops = &source_image;
@@ -116,7 +116,7 @@ static void serve_guard(const void *opaque, int fd)
     const struct guarded *g = opaque;
     const struct source_ops *ops = NULL;
 
-    if (module_load(g->kind->module, &ops, NULL) == 0 && ops->guard) {
+    if (source_module_load(g->kind->module, &ops, NULL) == 0 && ops->guard) {
         ops->guard(g->what, g->o, fd);
     }
 }

@@ -157,8 +157,8 @@ struct source_ops {
 
 /* --- What callers use --- */
 
-/* The name of the @i-th kind that is a module, for module_load(); NULL: there
- * are no more. */
+/* The name of the @i-th kind that is a module, for source_module_load(); NULL:
+ * there are no more. */
 const char *source_module_name(size_t i);
 
 /*

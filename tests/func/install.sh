@@ -17,6 +17,9 @@ mk() {
     if [ -e "$BUILD/nbdelta-source-libvirt.so" ]; then
         echo ./opt/nbd/lib/nbdelta/nbdelta-source-libvirt.so
     fi
+    if [ -e "$BUILD/nbdelta-block-rbd.so" ]; then
+        echo ./opt/nbd/lib/nbdelta/nbdelta-block-rbd.so
+    fi
     echo ./opt/nbd/share/bash-completion/completions/nbdelta
     echo ./opt/nbd/share/zsh/site-functions/_nbdelta
     echo ./opt/nbd/share/fish/vendor_completions.d/nbdelta.fish

@@ -22,7 +22,7 @@ ASKED = {
     'blockdev-add/arg-type/+qcow2/backing/+qcow2/encrypt': True,
     'blockdev-add/arg-type/+qcow2/encrypt/format/^luks': True,
     'blockdev-add/arg-type/+qcow2/file/+nbd/server/+unix/path': True,
-    'blockdev-add/arg-type/+rbd/encrypt': False,
+    'blockdev-add/arg-type/+rbd/encrypt': True,
     'blockdev-add/arg-type/detect-zeroes': True,
     'blockdev-add/arg-type/discard': True,
     'blockdev-add/arg-type/driver/^host_device': True,

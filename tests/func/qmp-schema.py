@@ -77,6 +77,10 @@ MORE = {
     'blockdev-add(qcow2).encrypt.key-secret',
     'blockdev-reopen.options(qcow2).encrypt.format',
     'blockdev-reopen.options(qcow2).encrypt.key-secret',
+    # Both formats have the same members.
+    'blockdev-add(rbd).encrypt.key-secret',
+    'blockdev-create.options(rbd).location.encrypt.key-secret',
+    'blockdev-reopen.options(rbd).encrypt.key-secret',
     # Several servers, and what one client may have of each.
     'block-export-add(nbd).bitmaps.context-name',
     'block-export-add(nbd).server',
@@ -279,6 +283,7 @@ NODES = {
                        'locking': 'off', 'read-only': True},
               'read-only': True},
     'raw': {'file': 'below'},
+    'rbd': {'pool': 'rbd', 'image': 'x', 'conf': '/nonexistent'},
     'snapshot-access': {'file': 'below'},
     'throttle': {'file': 'below', 'throttle-group': 'group'},
 }

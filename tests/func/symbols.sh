@@ -5,7 +5,7 @@ set -eu -o pipefail
 
 prefixes='action actions backup bitmap bitmaps blk blkdebug buf cbw chain commit cond copy
     door driver edge error file flights follow format graph hbitmap image iov job jobfilter
-    jobs kdf lazy luks mirror mutex node now options opts path point policy qcow2 range reopen
+    jobs kdf lazy luks mirror module mutex node now option options opts path point policy qcow2 range rbd reopen
     remote ring rwlock scratch secret sector size snapshot stats tell text thread
     throttle tls toil transfer yank'
 
@@ -31,8 +31,9 @@ nm -D --defined-only "$BUILD/nbdkit-nbdelta-plugin.so" |
     awk 'NF == 3 && $3 !~ /^__/ { print $3 }' >exported
 diff <(echo plugin_init) exported
 
-if [ -e "$BUILD/nbdelta-source-libvirt.so" ]; then
-    nm -D --defined-only "$BUILD/nbdelta-source-libvirt.so" |
+for module in "$BUILD"/nbdelta-source-*.so "$BUILD"/nbdelta-block-*.so; do
+    [ -e "$module" ] || continue
+    nm -D --defined-only "$module" |
         awk 'NF == 3 && $3 !~ /^__/ { print $3 }' | sort >exported
-    diff <(printf '%s\n' source_module source_module_version) exported
-fi
+    diff <(printf '%s\n' nbdelta_module nbdelta_module_version) exported
+done

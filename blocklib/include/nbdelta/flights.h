@@ -17,9 +17,9 @@
  *
  * While anything is in flight the thread is inside the disk: nobody can drain
  * it before all has ended, and all ends only by flights_next().  So the thread
- * calls it whenever flights_fd() is readable, whatever else it waits for; and
- * calls nothing of blocklib that may block (only what takes REQ_NOWAIT).  A
- * drain that waits has new requests refused.
+ * calls it whenever flights_fd() or flights_kick_fd() is readable, whatever
+ * else it waits for; and calls nothing of blocklib that may block (only what
+ * takes REQ_NOWAIT).  A drain that waits has new requests refused.
  */
 #include "nbdelta/types.h"
 
@@ -52,6 +52,9 @@ bool flights_submit(struct flights *fs);
 /* Readable while flights_next() has something to tell.  -1: nothing is in
  * flight. */
 int flights_fd(const struct flights *fs);
+/* The same for what something else than the kernel carries out: look at
+ * both. */
+int flights_kick_fd(const struct flights *fs);
 
 /* One that has ended: its @opaque, and 0 or -errno as of blk_pread() or
  * blk_pwrite().  False: none has. */

@@ -97,6 +97,19 @@ typedef void threshold_fn(const char *node, uint64_t threshold,
                           uint64_t exceeded, void *opaque);
 void graph_on_threshold(struct graph *g, threshold_fn *fn, void *opaque);
 
+/* --- core/follow.c --- */
+
+/* Call @fn when another client may have changed the size of the image of the
+ * node named @node.  The rules are those of graph_on_corruption. */
+typedef void size_fn(const char *node, void *opaque);
+void graph_on_size(struct graph *g, size_fn *fn, void *opaque);
+
+/* Have that node, and the ones above that show it, have the size of the image.
+ * Nothing happens when they have, or the node has gone.  -EBUSY: a job works on
+ * it, and it keeps the old size.  Not in a control section; it drains, so
+ * graph_settle() first; it blocks for as long as the image's storage does. */
+int graph_follow_size(struct graph *g, const char *name, struct error **errp);
+
 /* --- core/open.c --- */
 
 /*

@@ -32,6 +32,7 @@ struct option {
     const char *name; /* NULL: the end of a table */
     enum option_type type;
     bool required;
+    bool hidden;              /* not told: a name makes it (core/rbd-name.h) */
     const char *type_name;    /* of ENUM_OR_OBJECT, in texts: QEMU's; of UINT,
                                  where QEMU has no signed integer: "uint64" */
     const char *const *words; /* ends with NULL */

@@ -1,0 +1,35 @@
+# A cluster for functional tests; to be sourced after lib.sh.
+# shellcheck shell=bash
+#
+#   need_ceph           start a cluster, which ends with the test; or skip it.
+#                       Sets cluster and CEPH_CONF
+#   rbd_of IMAGE        the name of an image in its pool
+#   ceph_daemon VERB mon|osd    "kill" or "run" it
+
+need_ceph() {
+    local rc=0
+    [ -e "$BUILD/nbdelta-block-rbd.so" ] ||
+        skip "built without librbd-dev: there is no module for rbd"
+    need ceph rbd
+    cluster=$PWD/ceph
+    at_exit end_ceph
+    "$SRCDIR/tests/mini-ceph.sh" start "$cluster" >ceph.out 2>&1 || rc=$?
+    [ "$rc" -ne 77 ] || skip "$(tail -n 1 ceph.out)"
+    [ "$rc" -eq 0 ] || fail "no cluster: $(cat ceph.out)"
+    export CEPH_CONF=$cluster/ceph.conf
+    qemu-img info "$(rbd_of none)" >ceph.out 2>&1 || :
+    ! grep -q 'Unknown protocol' ceph.out ||
+        skip "QEMU has no driver rbd (Debian's package qemu-block-extra)"
+}
+
+# A server that is left would wait for its cluster.
+end_ceph() {
+    if [ -n "$server" ]; then
+        kill_server
+    fi
+    "$SRCDIR/tests/mini-ceph.sh" stop "$cluster"
+}
+
+rbd_of() { printf 'rbd:rbd/%s:conf=%s' "$1" "$CEPH_CONF"; }
+
+ceph_daemon() { "$SRCDIR/tests/mini-ceph.sh" "$1" "$cluster" "$2"; }
