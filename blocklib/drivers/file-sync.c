@@ -118,27 +118,35 @@ static bool is_running(const struct sync *y, uint64_t last) REQUIRES(y->lock)
            list_entry(y->running.next, struct sync_run, link)->number <= last;
 }
 
-int file_write_sync(struct node *n, uint64_t offset, uint64_t bytes,
-                    const struct iovec *iov, int cnt)
+static void begin_run(struct sync *y, struct sync_run *run)
 {
-    struct file *s = n->state;
-    struct sync *y = &s->sync;
-    struct sync_run run;
-    int fd = sync_fd(n);
-
     mutex_lock(&y->lock);
-    run.number = ++y->begun;
-    list_append(&y->running, &run.link);
+    run->number = ++y->begun;
+    list_append(&y->running, &run->link);
     mutex_unlock(&y->lock);
+}
 
-    int r = write_range(s, fd, iov, cnt, offset, bytes);
-
+/* After a success, wait for the others that had begun by now. */
+static void end_run(struct sync *y, struct sync_run *run, int r)
+{
     mutex_lock(&y->lock);
-    list_remove(&run.link);
+    list_remove(&run->link);
     cond_broadcast(&y->ended);
     for (uint64_t last = y->begun; r == 0 && is_running(y, last);) {
         cond_wait(&y->ended, &y->lock);
     }
     mutex_unlock(&y->lock);
+}
+
+int file_write_sync(struct node *n, uint64_t offset, uint64_t bytes,
+                    const struct iovec *iov, int cnt)
+{
+    struct file *s = n->state;
+    struct sync_run run;
+    int fd = sync_fd(n);
+
+    begin_run(&s->sync, &run);
+    int r = write_range(s, fd, iov, cnt, offset, bytes);
+    end_run(&s->sync, &run, r);
     return r == 0 && atomic_load(&s->broken) ? -EIO : r;
 }
