@@ -36,8 +36,9 @@ def table():
     import rows_growth
     import rows_io
     import rows_meta
+    import rows_mirror
     rows = []
-    for module in (rows_io, rows_meta, rows_backup, rows_growth):
+    for module in (rows_io, rows_meta, rows_backup, rows_mirror, rows_growth):
         rows += module.all_rows()
     assert len({r.key for r in rows}) == len(rows)
     return rows

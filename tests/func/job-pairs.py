@@ -244,6 +244,11 @@ def commit(name, top, base, **more):
                base_node=base, **more)
 
 
+def mirror(name, target, **more):
+    return ask('blockdev-mirror', job_id=name, device='disk', target=target,
+               sync='full', **more)
+
+
 def cbw(name, of, target):
     return ask('blockdev-add', driver='copy-before-write', node_name=name,
                file=of, target=target)
@@ -277,6 +282,11 @@ FIRST = {
     'commit active': commit('j', 'disk', 'mid', speed=SLOW),
     'commit ready': then(commit('j', 'disk', 'mid'),
                          event('BLOCK_JOB_READY')),
+    'mirror': mirror('j', 't', speed=SLOW),
+    'mirror ready': then(mirror('j', 't'), event('BLOCK_JOB_READY')),
+    'mirror blocking': then(
+        mirror('j', 't', **{'copy-mode': 'write-blocking'}),
+        event('BLOCK_JOB_READY')),
     'filter': cbw('f', 'disk', 't'),
     'create': World.create,
     'dirty view': World.view,
@@ -293,6 +303,8 @@ SECOND = {
     'pull': World.pull,
     'commit below': commit('k', 'mid', 'base'),
     'commit active': commit('k', 'disk', 'mid'),
+    'mirror': mirror('k', 'u'),
+    'mirror to t': mirror('k', 't'),
     'snapshot': ask('blockdev-snapshot', node='disk', overlay='over'),
     'snapshot, transaction': ask('transaction', actions=[
         {'type': 'block-dirty-bitmap-add', 'data': {
@@ -572,7 +584,7 @@ RIGHT = {
 # --- The end of it, and what must be true then ------------------------------
 
 # What takes a guest's writes to another image, what changes bits by itself.
-ELSEWHERE = ('commit', 'snapshot', 'reopen', 'grow', 'eject')
+ELSEWHERE = ('commit', 'mirror', 'snapshot', 'reopen', 'grow', 'eject')
 TOUCHED = {'bitmap remove': {'b'}, 'bitmap clear': {'b'},
            'bitmap disable': {'b'}, 'bitmap merge from': {'c'},
            'bitmap merge into': {'b'}}

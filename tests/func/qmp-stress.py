@@ -182,6 +182,27 @@ def blockdev_backup(r):
     return 'blockdev-backup', a
 
 
+def mirror(r):
+    a = {'job-id': job(r), 'device': disk(r),
+         'sync': r.choice(['full', 'full', 'top', 'none'])}
+    maybe(r, a, copy_mode=r.choice(['background', 'write-blocking']),
+          granularity=r.choice([512, 65536, 1 << 20]), buf_size=1 << 16,
+          on_target_error=r.choice(['report', 'stop', 'ignore']))
+    maybe(r, a, speed=r.choice([0, 65536, 1 << 22]),
+          auto_dismiss=flag(r), auto_finalize=flag(r))
+    if flag(r):
+        a['target'] = 'n' + str(r.randrange(4))
+        return 'blockdev-mirror', a
+    a['target'] = f't{r.randrange(6)}.img'
+    return 'drive-mirror', maybe(r, a, format='qcow2', mode='existing',
+                                 node_name='n' + str(r.randrange(4)))
+
+
+def job_change(r):
+    return 'block-job-change', {'id': job(r), 'type': 'mirror', 'copy-mode':
+                                r.choice(['background', 'write-blocking'])}
+
+
 def bitmap_add(r):
     return 'block-dirty-bitmap-add', maybe(
         r, {'node': node(r), 'name': bitmap(r)}, persistent=flag(r),
@@ -346,6 +367,7 @@ def bad_arguments(r):
 
 
 COMMANDS = [(6, drive_backup), (4, blockdev_backup), (6, bitmap_add),
+            (6, mirror), (2, job_change),
             (8, bitmap_verb), (4, bitmap_merge), (2, snapshot),
             (2, blockdev_snapshot), (8, transaction), (6, blockdev_add),
             (6, blockdev_del), (3, blockdev_create), (4, reopen), (4, commit),
