@@ -354,7 +354,8 @@ REFUSED = {
         'in use by block job: backup': [
             'backup to t', 'del t', 'eject'],
         'Need a root block node': [
-            'commit below', 'commit active', 'change-backing-file'],
+            'commit below', 'commit active', 'change-backing-file', 'mirror',
+            'mirror to t'],
         'Permission conflict on node': [
             'grow', 'grow t', 'writable export', 'writable export of t'],
         "Read-only block node 'disk' cannot support read-write users": [
@@ -373,7 +374,8 @@ REFUSED = {
         'in use by block job: backup': [
             'backup to t', 'del t', 'eject'],
         'Need a root block node': [
-            'commit below', 'commit active', 'change-backing-file'],
+            'commit below', 'commit active', 'change-backing-file', 'mirror',
+            'mirror to t'],
         'Permission conflict on node': [
             'grow', 'grow t', 'writable export', 'writable export of t'],
         "Read-only block node 'disk' cannot support read-write users": [
@@ -389,7 +391,8 @@ REFUSED = {
         'in use by block job: backup': [
             'backup to t', 'del t', 'eject'],
         'Need a root block node': [
-            'commit below', 'commit active', 'change-backing-file'],
+            'commit below', 'commit active', 'change-backing-file', 'mirror',
+            'mirror to t'],
         'Permission conflict on node': [
             'grow', 'grow t', 'writable export', 'writable export of t'],
         "Read-only block node 'disk' cannot support read-write users": [
@@ -405,7 +408,8 @@ REFUSED = {
         'in use by block job: commit': [
             'backup full', 'backup incremental', 'drive-backup top',
             'backup to t', 'backup of mid', 'pull', 'snapshot',
-            'snapshot, transaction', 'grow', 'change-backing-file', 'eject'],
+            'snapshot, transaction', 'grow', 'change-backing-file', 'eject',
+            'mirror', 'mirror to t'],
         'Need a root block node': [
             'commit below', 'commit active'],
         'Cannot replace implicit backing child of disk': [
@@ -421,7 +425,7 @@ REFUSED = {
         'in use by block job: commit': [
             'backup full', 'backup incremental', 'drive-backup top',
             'backup to t', 'backup of mid', 'pull', 'snapshot',
-            'snapshot, transaction', 'grow', 'eject'],
+            'snapshot, transaction', 'grow', 'eject', 'mirror', 'mirror to t'],
         'Need a root block node': [
             'commit below', 'commit active', 'change-backing-file'],
         "Read-only block node 'disk' cannot support read-write users": [
@@ -440,7 +444,8 @@ REFUSED = {
         'in use by block job: backup': [
             'backup to t', 'del t', 'eject'],
         'Need a root block node': [
-            'commit below', 'commit active', 'change-backing-file'],
+            'commit below', 'commit active', 'change-backing-file', 'mirror',
+            'mirror to t'],
         'Permission conflict on node': [
             'grow', 'grow t', 'writable export', 'writable export of t'],
         "Read-only block node 'disk' cannot support read-write users": [
@@ -456,7 +461,8 @@ REFUSED = {
         'in use by block job: backup': [
             'backup to t', 'del t', 'eject'],
         'Need a root block node': [
-            'commit below', 'commit active', 'change-backing-file'],
+            'commit below', 'commit active', 'change-backing-file', 'mirror',
+            'mirror to t'],
         'Permission conflict on node': [
             'grow', 'grow t', 'writable export', 'writable export of t'],
         "Read-only block node 'disk' cannot support read-write users": [
@@ -476,7 +482,8 @@ REFUSED = {
         'in use by block job: backup': [
             'eject'],
         'Need a root block node': [
-            'commit below', 'commit active', 'change-backing-file'],
+            'commit below', 'commit active', 'change-backing-file', 'mirror',
+            'mirror to t'],
         'Permission conflict on node': [
             'grow', 'writable export'],
         "Read-only block node 'disk' cannot support read-write users": [
@@ -490,7 +497,7 @@ REFUSED = {
         'in use by block job: commit': [
             'backup full', 'backup incremental', 'drive-backup top',
             'backup to t', 'backup of mid', 'pull', 'snapshot',
-            'snapshot, transaction', 'grow', 'eject'],
+            'snapshot, transaction', 'grow', 'eject', 'mirror', 'mirror to t'],
         'Need a root block node': [
             'commit below', 'commit active', 'change-backing-file'],
         "Read-only block node 'disk' cannot support read-write users": [
@@ -502,11 +509,62 @@ REFUSED = {
         "cannot accept command verb 'dismiss'": [
             'dismiss'],
     },
+    'mirror': {
+        'in use by block job: mirror': [
+            'backup full', 'backup incremental', 'drive-backup top',
+            'backup to t', 'pull', 'mirror', 'mirror to t', 'snapshot',
+            'snapshot, transaction', 'grow', 'del t', 'eject'],
+        'Need a root block node': [
+            'commit below', 'commit active', 'change-backing-file'],
+        'Permission conflict on node': [
+            'grow t', 'writable export of t'],
+        "Read-only block node 'disk' cannot support read-write users": [
+            'reopen, read-only'],
+        "cannot accept command verb 'complete'": [
+            'complete'],
+        "cannot accept command verb 'finalize'": [
+            'finalize'],
+        "cannot accept command verb 'dismiss'": [
+            'dismiss'],
+    },
+    'mirror ready': {
+        'in use by block job: mirror': [
+            'backup full', 'backup incremental', 'drive-backup top',
+            'backup to t', 'pull', 'mirror', 'mirror to t', 'snapshot',
+            'snapshot, transaction', 'grow', 'del t', 'eject'],
+        'Need a root block node': [
+            'commit below', 'commit active', 'change-backing-file'],
+        'Permission conflict on node': [
+            'grow t', 'writable export of t'],
+        "Read-only block node 'disk' cannot support read-write users": [
+            'reopen, read-only'],
+        "cannot accept command verb 'finalize'": [
+            'finalize'],
+        "cannot accept command verb 'dismiss'": [
+            'dismiss'],
+    },
+    'mirror blocking': {
+        'in use by block job: mirror': [
+            'backup full', 'backup incremental', 'drive-backup top',
+            'backup to t', 'pull', 'mirror', 'mirror to t', 'snapshot',
+            'snapshot, transaction', 'del t', 'eject'],
+        'Need a root block node': [
+            'commit below', 'commit active', 'change-backing-file'],
+        'Permission conflict on node': [
+            'grow', 'grow t', 'writable export of t', 'writable export'],
+        "Read-only block node 'disk' cannot support read-write users": [
+            'reopen, read-only'],
+        "cannot accept command verb 'finalize'": [
+            'finalize'],
+        "cannot accept command verb 'dismiss'": [
+            'dismiss'],
+    },
     'filter': {
         'Permission conflict on node': [
             'backup to t', 'grow t', 'writable export of t'],
         'Need a root block node': [
-            'commit below', 'commit active', 'change-backing-file'],
+            'commit below', 'commit active', 'change-backing-file', 'mirror',
+            'mirror to t'],
         'Block device t is in use': [
             'del t'],
         'Block device disk is in use': [
@@ -519,6 +577,8 @@ REFUSED = {
             'cancel', 'cancel by force'],
     },
     'create': {
+        'Permission conflict on node': [
+            'mirror to t'],
         "Read-only block node 'disk' cannot support read-write users": [
             'reopen, read-only'],
         "cannot accept command verb 'complete'": [
@@ -558,7 +618,8 @@ REFUSED = {
         "Cannot find device='disk' nor node-name='disk'": [
             'backup full', 'backup incremental', 'drive-backup top',
             'backup to t', 'pull', 'snapshot', 'snapshot, transaction',
-            'filter', 'change-backing-file', 'bitmap add'],
+            'filter', 'change-backing-file', 'bitmap add', 'mirror',
+            'mirror to t'],
         "Device 'disk' not found": [
             'commit below', 'commit active'],
         "Cannot find device='' nor node-name='disk'": [
@@ -578,7 +639,7 @@ REFUSED = {
 # What is gone through when all pairs would take too long (PAIRS=all).
 RIGHT = {
     'backup full', 'pull', 'commit below', 'commit active', 'snapshot', 'filter',
-    'bitmap merge into', 'complete', 'cancel', 'eject',
+    'bitmap merge into', 'complete', 'cancel', 'eject', 'mirror',
 }
 
 # --- The end of it, and what must be true then ------------------------------
