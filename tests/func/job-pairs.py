@@ -577,8 +577,6 @@ REFUSED = {
             'cancel', 'cancel by force'],
     },
     'create': {
-        'Permission conflict on node': [
-            'mirror to t'],
         "Read-only block node 'disk' cannot support read-write users": [
             'reopen, read-only'],
         "cannot accept command verb 'complete'": [
@@ -589,7 +587,9 @@ REFUSED = {
             'finalize'],
         "cannot accept command verb 'dismiss'": [
             'dismiss'],
-        # It drains t, which lets throttled writes pass: it comes last.
+        # They drain t, which lets throttled writes pass: they come last.
+        'Permission conflict on node': [
+            'mirror to t'],
         'Block device t is in use': [
             'del t'],
     },
