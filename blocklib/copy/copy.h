@@ -98,9 +98,9 @@ struct copy_options {
     bool changing; /* the source goes on changing without copy_before_write:
                       the caller notes what changes, and fills the set with
                       that (copy_refill) */
-    bool keep_space;  /* zeroes need not free space in the target */
-    bool whole;       /* parts of clusters cannot be written to the target: it
-                         has the rest of them only when they were copied */
+    bool keep_space; /* zeroes need not free space in the target */
+    bool whole;      /* parts of clusters cannot be written to the target: it
+                        has the rest of them only when they were copied */
     bool discard_source; /* what was copied is not needed in the source any
                             more; where its node takes discards */
     bool find_zeroes; /* clusters of zeroes that were read as data are written

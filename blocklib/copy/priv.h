@@ -35,7 +35,7 @@ struct copy {
     bool keep_space; /* see copy_options */
     bool whole;      /* see copy_options */
     bool changing;   /* see copy_options */
-    bool copies_up; /* `up` of copy_options was given */
+    bool copies_up;  /* `up` of copy_options was given */
     struct copy_up_scope up;
     uint64_t burst;
     struct copy_policy policy;

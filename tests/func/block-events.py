@@ -24,7 +24,7 @@ def client(name, *commands, sock='nbd.sock'):
     return p.stdout.decode()
 
 
-class Peer:
+class Peer(Daemon):
     """QEMU's storage daemon."""
 
     def __init__(self, *arguments):
@@ -38,10 +38,6 @@ class Peer:
         self.events = []
         assert 'QMP' in self.receive()
         self.ask('qmp_capabilities')
-
-    receive = Daemon.receive
-    ask = Daemon.ask
-    event = Daemon.event
 
     def end(self):
         self.ask('quit')
