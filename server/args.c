@@ -132,6 +132,13 @@ static int check_value(json_t *v, const struct qmp_arg *a,
     case QMP_STR_OR_OBJECT_ARRAY:
     case QMP_STRS:
         return check_array(v, a, at, errp);
+    case QMP_NEW_NODE:
+        if (!json_is_string(v)) {
+            return bad_type(at, a->name, "string", errp);
+        }
+        return json_string_length(v) <= QMP_NODE_NAME_MAX
+                   ? 0
+                   : error_set(errp, EINVAL, "Node name too long");
     case QMP_STR_OR_NULL:
         return json_is_string(v) || json_is_null(v)
                    ? 0

@@ -36,6 +36,7 @@ enum qmp_type {
     QMP_STR_OR_OBJECT_ARRAY, /* each a string, or an object of members */
     QMP_STRS,                /* array of strings */
     QMP_STR_OR_NULL,
+    QMP_NEW_NODE, /* the name that a node is given */
     QMP_NODE_REF, /* a node's name, or the options of a new one */
     QMP_NUMBER,   /* these are in replies only */
     QMP_INTS,
@@ -45,6 +46,10 @@ enum qmp_type {
 /* What QEMU's schema has as "features", for .features of rows. */
 extern const char *const qmp_deprecated[];
 extern const char *const qmp_unstable[];
+
+/* Bytes of the name of a node that a command makes: QEMU's limit.  The graph
+ * takes longer ones, for disks of the command line. */
+#define QMP_NODE_NAME_MAX 31
 
 struct qmp_arg {
     const char *name;

@@ -38,8 +38,8 @@ static const struct qmp_arg perf_args[] = {
         QMP_OPT("on-source-error", ENUM, .words = qmp_on_error_words),     \
         QMP_OPT("on-target-error", ENUM, .words = qmp_on_error_words),     \
         QMP_OPT("auto-finalize", BOOL), QMP_OPT("auto-dismiss", BOOL),     \
-        QMP_OPT("filter-node-name", STR), QMP_OPT("discard-source", BOOL), \
-        QMP_OPT("cbw-timeout", UINT32),                                    \
+        QMP_OPT("filter-node-name", NEW_NODE),                             \
+        QMP_OPT("discard-source", BOOL), QMP_OPT("cbw-timeout", UINT32),   \
         QMP_OPT("x-perf", OBJECT, .members = perf_args,                    \
                 .features = qmp_unstable)
 

@@ -42,7 +42,7 @@ static const struct qmp_arg drive_mirror_args[] = {
 
 static const struct qmp_arg blockdev_mirror_args[] = {
     COMMON_ARGS,
-    QMP_OPT("filter-node-name", STR),
+    QMP_OPT("filter-node-name", NEW_NODE),
     QMP_LAST,
 };
 

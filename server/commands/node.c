@@ -8,16 +8,12 @@
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 
-/* QEMU's limit.  Disks of the command line may have longer names, so the graph
- * takes them. */
-#define NAME_MAX_ 31
-
 static int check_names(json_t *options, struct error **errp)
 {
     const char *name = member_str(options, "node-name");
     const char *key;
     json_t *value;
-    int r = name && strlen(name) > NAME_MAX_
+    int r = name && strlen(name) > QMP_NODE_NAME_MAX
                 ? error_set(errp, EINVAL, "Node name too long")
                 : 0;
 

@@ -287,6 +287,7 @@ static void type_of(struct schema *s, const struct qmp_arg *a,
 
     switch (a->type) {
     case QMP_STR:
+    case QMP_NEW_NODE:
     case QMP_STRS:
         schema_builtin(s, "str", "string", n);
         break;
