@@ -82,10 +82,8 @@ static int cmd_query_commands(struct qmp_call *call, struct error **errp)
 
 static int cmd_query_status(struct qmp_call *call, struct error **errp)
 {
-    return return_value(call,
-                        json_pack("{s:s, s:b, s:b}", "status", "running",
-                                  "singlestep", 0, "running", 1),
-                        errp);
+    return return_value(
+        call, json_pack("{s:s, s:b}", "status", "running", "running", 1), errp);
 }
 
 static int cmd_query_name(struct qmp_call *call, struct error **errp)
@@ -164,7 +162,6 @@ static const char *const status_words[] = {"running", NULL};
 
 static const struct qmp_arg status_members[] = {
     QMP_ARG("running", BOOL),
-    QMP_ARG("singlestep", BOOL),
     QMP_ARG("status", ENUM, .words = status_words),
     QMP_LAST,
 };
