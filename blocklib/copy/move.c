@@ -48,7 +48,7 @@ static int move_zeroes(struct copy *c, uint64_t offset, uint64_t bytes,
 {
     if (c->copies_up) {
         *side = COPY_WRITE;
-        return node_copy_up(c->target, offset, bytes, NULL);
+        return node_copy_up(c->target, offset, bytes, NULL, 0);
     }
     if (!c->target_zero) {
         *side = COPY_WRITE;
@@ -70,7 +70,8 @@ static int write_data(struct copy *c, uint64_t offset, uint64_t bytes,
 
     *side = COPY_WRITE;
     if (c->copies_up) {
-        return node_copy_up(c->target, offset, bytes, buf);
+        return node_copy_up(c->target, offset, bytes, buf,
+                            c->uncached ? REQ_UNCACHED : 0);
     }
     memset(buf + bytes, 0, past);
     int r = c->compress

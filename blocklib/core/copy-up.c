@@ -26,12 +26,37 @@ bool copy_up_wants(const struct copy_up_scope *s, const struct extent *e)
     return s->all || (e->depth + 1 < s->layers && e->offset < s->hidden);
 }
 
+/* Of a plain window on another node (raw). */
+static int copy_up_below(struct node *n, uint64_t offset, uint64_t bytes,
+                         const char *buf, unsigned flags)
+{
+    struct mapping m;
+    int r = 0;
+
+    for (uint64_t done = 0; done < bytes && r == 0; done += m.length) {
+        r = node_map(n, offset + done, bytes - done, 0, &m);
+        if (r < 0) {
+            return r;
+        }
+        if (m.kind == MAP_DATA) {
+            r = node_copy_up(m.file, m.host, m.length, buf ? buf + done : NULL,
+                             flags);
+        }
+        node_map_put(n, &m);
+    }
+    return r;
+}
+
 int node_copy_up(struct node *n, uint64_t offset, uint64_t bytes,
-                 const void *buf)
+                 const void *buf, unsigned flags)
 {
     n = node_skip_filters(n);
-    if (!n->drv->copy_up) {
+    if (n->drv->is_protocol) {
         return 0; /* it leaves nothing to others */
     }
-    return n->flags.read_only ? -EPERM : n->drv->copy_up(n, offset, bytes, buf);
+    if (n->flags.read_only) {
+        return -EPERM;
+    }
+    return n->drv->copy_up ? n->drv->copy_up(n, offset, bytes, buf, flags)
+                           : copy_up_below(n, offset, bytes, buf, flags);
 }

@@ -34,11 +34,12 @@ bool copy_up_wants(const struct copy_up_scope *s, const struct extent *e);
 /*
  * Copy up the part of the range that @n, or what it filters, leaves to its
  * backing node at this moment.  @buf: what can be read there, NULL: zeroes.
- * What the image has, or is given meanwhile, stays as it is.  Blocks.  -EPERM:
+ * What the image has, or is given meanwhile, stays as it is.  @flags:
+ * REQ_UNCACHED, or 0.  Blocks.  -EPERM:
  * the image is read-only.  -ENOSPC, -EIO and others: of the storage; nobody
  * sees a change then, either.
  */
 int node_copy_up(struct node *n, uint64_t offset, uint64_t bytes,
-                 const void *buf);
+                 const void *buf, unsigned flags);
 
 #endif /* NBDELTA_CORE_COPY_UP_H */

@@ -257,9 +257,9 @@ struct driver {
     /* Write @buf (NULL: zeroes) where the node leaves the range to its backing
      * node, and nowhere else: copy-up.h.  The range is aligned to nothing.  The
      * bytes can be read there already, so they are no data that the user has to
-     * write again when a flush fails.  NULL: nothing is ever left to one. */
+     * write again when a flush fails.  NULL: it never has a backing node. */
     int (*copy_up)(struct node *n, uint64_t offset, uint64_t bytes,
-                   const void *buf);
+                   const void *buf, unsigned flags);
 
     /* As pwritev, of what @from, a protocol, has @at, without moving a byte
      * (node_clone).  The range is aligned to nothing.  -ENOTSUP: this driver

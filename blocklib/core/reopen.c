@@ -60,6 +60,14 @@ int reopen_add_one(struct reopen *set, struct node *n,
 static int add_with_children(struct reopen *set, struct node *n,
                              const struct node_flags *to, struct error **errp);
 
+/* Do a child's own options say that it is read-only, whatever its parent is? */
+static bool stays_read_only(const struct node *child,
+                            const struct node_flags *to)
+{
+    return !to->read_only && child->options &&
+           json_is_true(json_object_get(child->options, "read-only"));
+}
+
 /* Add steps for the children that inherit. */
 static int add_children(struct reopen *set, struct node *n,
                         const struct node_flags *to, struct error **errp)
@@ -68,7 +76,9 @@ static int add_children(struct reopen *set, struct node *n,
 
     for (size_t i = 0; i < ARRAY_SIZE(written) && r == 0; i++) {
         const struct edge *e = n->child[written[i]];
-        r = e && e->inherits ? add_with_children(set, e->child, to, errp) : 0;
+        r = e && e->inherits && !stays_read_only(e->child, to)
+                ? add_with_children(set, e->child, to, errp)
+                : 0;
     }
     return r;
 }

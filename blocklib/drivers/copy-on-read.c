@@ -91,7 +91,7 @@ static int read_up(struct node *n, uint64_t offset, uint64_t bytes,
     int r = node_pread(file, buf, end - start, start, 0);
     if (r == 0) {
         bool zero = bytes_are_zero(buf, end - start);
-        r = node_copy_up(file, start, end - start, zero ? NULL : buf);
+        r = node_copy_up(file, start, end - start, zero ? NULL : buf, 0);
     }
     if (r == 0) {
         iov_from_buf(iov, cnt, at, buf + (offset - start), bytes);

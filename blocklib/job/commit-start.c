@@ -126,6 +126,17 @@ static bool is_root_of_chain(const struct node *n)
     return n->job_count == 0;
 }
 
+/* The image whose backing node is top, or leads to it. */
+static struct node *image_above(const struct plan *p)
+{
+    struct node *n = node_skip_filters(p->root);
+
+    while (node_skip_filters(chain_next(n)) != node_skip_filters(p->top)) {
+        n = node_skip_filters(chain_next(n));
+    }
+    return n;
+}
+
 static int make_plan(const struct commit_options *o, struct plan *p,
                      struct error **errp)
 {
@@ -148,7 +159,7 @@ static int make_plan(const struct commit_options *o, struct plan *p,
                          "Invalid files for merge: top and base are the same");
     }
     /* The image above top is changed, too. */
-    return r < 0 || p->active ? r : chain_check_jobs(p->root, p->top, errp);
+    return r < 0 || p->active ? r : node_check_jobs(image_above(p), errp);
 }
 
 /* --- Arming --- */
@@ -178,19 +189,19 @@ static int block_node(struct commit *c, struct node *n)
     return 0;
 }
 
-/* Block the nodes from the root down, or from the filter above top if the job
- * changes nothing above top. */
+/* Block the nodes from the filter above top down, and the root. */
 static int block_chain(struct commit *c, const struct plan *p,
                        struct error **errp)
 {
-    for (struct node *n = p->active ? c->filter : p->root;; n = chain_next(n)) {
-        if (block_node(c, n) < 0) {
-            return error_nomem(errp);
-        }
+    int r = p->active ? 0 : block_node(c, p->root);
+
+    for (struct node *n = c->filter; r == 0; n = chain_next(n)) {
+        r = block_node(c, n);
         if (n == p->base) {
-            return 0;
+            break;
         }
     }
+    return r < 0 ? error_nomem(errp) : 0;
 }
 
 static int make_commit_copy(struct commit *c, struct error **errp)

@@ -88,6 +88,27 @@ static int find_overlay(struct plan *p, struct error **errp)
     return 0;
 }
 
+/* Does no other job work on the nodes, or end by taking one of them away? */
+static int check_chain(const struct plan *p, struct error **errp)
+{
+    const struct node *above = NULL;
+    const struct node *filter = NULL;
+
+    for (struct node *n = p->top; n && n != p->base; n = chain_next(n)) {
+        bool goes = n->drv == &driver_commit_top || n->drv == &driver_mirror_top;
+        int r = goes && above ? 0 : node_check_jobs(n, errp);
+
+        if (r < 0) {
+            return r;
+        }
+        filter = goes && !filter ? n : filter;
+        above = n;
+    }
+    return filter ? error_set(errp, EPERM, "Cannot freeze '%s' link to '%s'",
+                              "backing", node_name(filter))
+                  : 0;
+}
+
 static int make_plan(const struct stream_options *o, struct plan *p,
                      struct error **errp)
 {
@@ -95,7 +116,7 @@ static int make_plan(const struct stream_options *o, struct plan *p,
 
     *p = (struct plan){.top = o->node};
     if ((r = find_base(o, p, errp)) < 0 ||
-        (r = chain_check_jobs(p->top, p->base, errp)) < 0) {
+        (r = check_chain(p, errp)) < 0) {
         return r;
     }
     if (o->backing_file && (o->bottom || !p->base)) {
@@ -136,6 +157,7 @@ static int make_stream_copy(struct stream *s, const struct plan *p,
         .merge = true,
         .up = &up,
         .find_zeroes = true,
+        .uncached = true,
     };
 
     s->copy = copy_new(&o);

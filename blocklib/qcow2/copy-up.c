@@ -42,7 +42,7 @@ static int write_zeroes(struct qcow2 *s, uint64_t offset, uint64_t bytes)
     }
     for (uint64_t done = 0; done < bytes && r == 0; done += chunk) {
         r = qcow2_write_copied_up(s, offset + done,
-                                  min_u64(bytes - done, chunk), zeroes);
+                                  min_u64(bytes - done, chunk), zeroes, 0);
     }
     return r;
 }
@@ -66,7 +66,7 @@ static int zero_run(struct qcow2 *s, uint64_t offset, uint64_t bytes)
 
 /* With the clusters locked. */
 static int copy_locked(struct qcow2 *s, uint64_t offset, uint64_t bytes,
-                       const char *buf)
+                       const char *buf, unsigned flags)
 {
     struct mapping m;
     int r = 0;
@@ -79,7 +79,7 @@ static int copy_locked(struct qcow2 *s, uint64_t offset, uint64_t bytes,
         qcow2_map_put(s->node, &m);
         if (m.kind == MAP_UNALLOCATED) {
             r = buf ? qcow2_write_copied_up(s, offset + done, m.length,
-                                            buf + done)
+                                            buf + done, flags)
                     : zero_run(s, offset + done, m.length);
         }
     }
@@ -87,7 +87,7 @@ static int copy_locked(struct qcow2 *s, uint64_t offset, uint64_t bytes,
 }
 
 int qcow2_copy_up(struct node *n, uint64_t offset, uint64_t bytes,
-                  const void *buf)
+                  const void *buf, unsigned flags)
 {
     struct qcow2 *s = n->state;
     int r = qcow2_check_data(s);
@@ -101,7 +101,7 @@ int qcow2_copy_up(struct node *n, uint64_t offset, uint64_t bytes,
                    align_up(offset + done + len, s->cluster_size) - start,
                    true);
         r = copy_locked(s, offset + done, len,
-                        buf ? (const char *)buf + done : NULL);
+                        buf ? (const char *)buf + done : NULL, flags);
         range_unlock(&s->range, &req);
         r = r < 0 ? r : qcow2_relieve(s);
     }

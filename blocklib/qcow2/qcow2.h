@@ -325,7 +325,7 @@ int qcow2_zero_copied_up(struct qcow2 *s, uint64_t offset, uint64_t bytes);
 
 /* driver.copy_up: copy-up.c. */
 int qcow2_copy_up(struct node *n, uint64_t offset, uint64_t bytes,
-                  const void *buf);
+                  const void *buf, unsigned flags);
 
 /* --- flush.c --- */
 

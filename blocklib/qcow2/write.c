@@ -137,10 +137,11 @@ static int write_input(struct node *n, uint64_t offset, uint64_t bytes,
 }
 
 int qcow2_write_copied_up(struct qcow2 *s, uint64_t offset, uint64_t bytes,
-                          const void *buf)
+                          const void *buf, unsigned flags)
 {
     const struct iovec v = {(void *)(uintptr_t)buf, bytes};
-    const struct input in = {.iov = &v, .cnt = 1, .copied_up = true};
+    const struct input in = {
+        .iov = &v, .cnt = 1, .flags = flags, .copied_up = true};
 
     return write_locked(s, offset, bytes, &in);
 }

@@ -12,7 +12,7 @@ int qcow2_check_data(const struct qcow2 *s);
 /* Write what the guest sees there already, to clusters that the caller has
  * locked, and has found unallocated: copy-up.c. */
 int qcow2_write_copied_up(struct qcow2 *s, uint64_t offset, uint64_t bytes,
-                          const void *buf);
+                          const void *buf, unsigned flags);
 
 /*
  * As pwritev with REQ_NOWAIT (driver.h): all of the range, pieces that are to

@@ -184,7 +184,7 @@ static void copy_some_up(void)
         zero = zero && bytes[i] == 0;
     }
     struct tree *t = node_enter(w.n, false);
-    ck_assert_int_eq(node_copy_up(w.n, offset, len, zero ? NULL : bytes), 0);
+    ck_assert_int_eq(node_copy_up(w.n, offset, len, zero ? NULL : bytes, 0), 0);
     node_leave(t);
 }
 
