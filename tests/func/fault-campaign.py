@@ -749,6 +749,39 @@ def commit(w, **more):
 operation('commit-active', commit, prepare=with_overlay)
 
 
+def brought_up(models, source, target, sure):
+    """What a stream has done, or may do: where nothing was there may be what is
+    below, and in the end it is.  Zeroes below may be nothing there, too."""
+    disk = models[target]
+    for unit in range(disk.size // UNIT):
+        below = models[source].values(unit)
+        for table in (disk.now, disk.crashed):
+            values = disk.values(unit, table)
+            if None in values:
+                gone = {None} if sure and 0 not in below else set()
+                table[unit] = values - gone | below
+
+
+def stream(w):
+    """The overlay gets the rest.  No disk changes by that."""
+    def run():
+        w.daemon.events.clear()
+        w.ask('block-stream', job_id='j', device='o')
+        w.job_ends()
+
+    brought_up(w.models, 'd', 'o', False)
+    try:
+        run()
+    except Failed:
+        w.repeats.append(lambda: stream(w))
+        return False
+    brought_up(w.models, 'd', 'o', True)
+    return True
+
+
+operation('stream', stream, prepare=with_overlay)
+
+
 # --- Backups ---
 
 def target(w, name='t'):

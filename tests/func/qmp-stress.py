@@ -249,7 +249,7 @@ def transaction(r):
 def options(r, name=None):
     o = {'driver': r.choice(['null-co', 'qcow2', 'raw', 'mem', 'mem', 'mem',
                              'blkdebug', 'throttle', 'file',
-                             'copy-before-write'])}
+                             'copy-before-write', 'copy-on-read'])}
     if name:
         o['node-name'] = name
     below = r.choice([node(r), {'driver': 'file',
@@ -302,6 +302,16 @@ def commit(r):
     if r.random() < 0.3:
         maybe(r, a, top_node=node(r), base_node=disk(r))
     return 'block-commit', maybe(r, a, speed=r.choice([0, 1 << 20]),
+                                 auto_dismiss=flag(r), auto_finalize=flag(r))
+
+
+def stream(r):
+    a = {'job-id': job(r), 'device': disk(r) if flag(r) else node(r)}
+    if r.random() < 0.3:
+        maybe(r, a, base_node=node(r), bottom=node(r))
+    return 'block-stream', maybe(r, a, speed=r.choice([0, 1 << 20]),
+                                 on_error=r.choice(['report', 'ignore',
+                                                    'stop']),
                                  auto_dismiss=flag(r), auto_finalize=flag(r))
 
 
@@ -371,6 +381,7 @@ COMMANDS = [(6, drive_backup), (4, blockdev_backup), (6, bitmap_add),
             (8, bitmap_verb), (4, bitmap_merge), (2, snapshot),
             (2, blockdev_snapshot), (8, transaction), (6, blockdev_add),
             (6, blockdev_del), (3, blockdev_create), (4, reopen), (4, commit),
+            (3, stream),
             (2, resize), (16, job_verb), (4, export_add), (4, export_del),
             (2, throttle_object), (6, query), (2, checksum),
             (6, bad_arguments)]
