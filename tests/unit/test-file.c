@@ -324,7 +324,7 @@ START_TEST(raw_is_a_window_on_its_file)
     char buf[16];
     ck_assert_int_eq(blk_pwrite(b, buf, 1, 5000, 0), -EINVAL);
     ck_assert_int_eq(blk_resize(b, 6000, &err), -ENOTSUP);
-    ck_assert_ptr_nonnull(strstr(error_message(err), "fixed size"));
+    ck_assert_ptr_nonnull(strstr(error_message(err), "fixed-size"));
     stop();
     start(PLAIN);
     expect_byte(0, 1000, 0);
