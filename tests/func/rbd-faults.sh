@@ -77,4 +77,4 @@ kill_server
 serve --blockdev "driver=rbd,node-name=a,pool=rbd,image=a,conf=$CEPH_CONF" \
     --export type=nbd,id=a,node-name=a,name=a,writable=on
 io -r -c 'read -q -P 7 0 4M' -c 'read -q -P 5 20M 4M'
-stop_server
+kill_server # its flush would wait as a write does
