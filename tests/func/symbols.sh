@@ -1,13 +1,16 @@
 #!/bin/bash
 # The library defines no global name outside of our prefixes, and nothing in
-# libnbd's name space, except for what stands in for its functions; plugin and modules export their entry points alone.
+# libnbd's name space, except for what stands in for its functions; plugin and
+# modules export their entry points alone.
 set -eu -o pipefail
 
-prefixes='action actions backup bitmap bitmaps blk blkdebug buf cbw chain commit cond copy
-    door driver edge error file flights follow format graph hbitmap image iov job jobfilter
-    jobs kdf lazy luks mirror module mutex node now option options opts path point policy qcow2 range rbd reopen
-    remote ring rwlock scratch secret sector size snapshot stats tell text thread
-    throttle tls toil transfer yank'
+prefixes='action actions backup bitmap bitmaps blk blkdebug buf cbw chain
+    commit cond copy door driver edge error fd fdset file flights follow
+    format graph hbitmap image iov job jobfilter jobs kdf lazy luks
+    mirror module mutex node now option options opts path point policy
+    qcow2 range rbd reopen remote ring rwlock scratch secret sector size
+    snapshot stats stream tell text thread throttle tls toil transfer
+    yank'
 
 # Names that the compiler's instrumentation adds start with "__".
 nm -A -g --defined-only "$BUILD/libnbdelta.a" |

@@ -297,6 +297,8 @@ START_TEST(a_node_needs_a_group_that_is_there)
         open_text("driver=throttle,file.driver=mem,file.size=1M", &n, &err),
         -EINVAL);
     ck_assert_str_eq(error_message(err), "Please specify a throttle group");
+    error_free(err);
+    err = NULL;
     ck_assert_int_eq(open_text("driver=throttle,throttle-group=x,"
                                "file.driver=mem,file.size=1M",
                                &n, &err),
