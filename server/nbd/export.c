@@ -722,14 +722,15 @@ void exports_remove_all(struct exports *s, uint64_t server)
     mutex_unlock(&s->lock);
 }
 
-/* An export that nobody uses; from now on nobody begins to visit it.  NULL:
+/* The newest export that nobody uses; from now on nobody begins to visit it.
+ * Exports that go together go from the last to the first, as in QEMU.  NULL:
  * there is none. */
 static struct export *take_unused(struct exports *s)
 {
     struct export *gone = NULL;
 
     mutex_lock(&s->lock);
-    list_for_each (l, &s->list) {
+    list_for_each_reverse (l, &s->list) {
         struct export *e = list_entry(l, struct export, in_set);
 
         if (e->refs == 0 && e->visits == 0 && !e->stuck && !e->ending) {

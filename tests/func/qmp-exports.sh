@@ -226,3 +226,16 @@ qmp blockdev-snapshot node=vda overlay=over
 qmp block-dirty-bitmap-add node=over name=two
 is "$(contexts vda)" '["base:allocation","qemu:allocation-depth","@two"]'
 stop_server
+
+# Exports that go together go from the newest to the oldest, as in QEMU.
+add='{"execute": "block-export-add", "arguments": {"type": "nbd", "node-name":
+    "n", "id": "ID", "name": "ID"}}'
+ids='select(.event == "BLOCK_EXPORT_DELETED").data.id'
+printf '%s\n' '{"execute": "qmp_capabilities"}' "${add//ID/a}" "${add//ID/b}" \
+    "${add//ID/c}" '{"execute": "nbd-server-stop"}' \
+    '{"execute": "query-version", "id": 1}' "{\"execute\": \"nbd-server-start\",
+    \"arguments\": $unix}}" "${add//ID/d}" "${add//ID/e}" \
+    '{"execute": "quit"}' >commands
+nbdelta serve --chardev stdio,id=m --monitor m --blockdev null-co,node-name=n \
+    --nbd-server addr.type=unix,addr.path="$sock" <commands >out
+is "$(jq -r "$ids" out | tr '\n' ' ')" 'c b a e d '

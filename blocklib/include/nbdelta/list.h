@@ -45,6 +45,10 @@ static inline void list_remove(struct list *e)
 #define list_for_each(pos, l) \
     for (struct list *pos = (l)->next; pos != (l); pos = pos->next)
 
+/* From the last to the first. */
+#define list_for_each_reverse(pos, l) \
+    for (struct list *pos = (l)->prev; pos != (l); pos = pos->prev)
+
 /* @pos may be removed in the body. */
 #define list_for_each_safe(pos, l)                                          \
     for (struct list *pos = (l)->next, *pos##_next = pos->next; pos != (l); \
