@@ -313,9 +313,12 @@ int blk_pwrite(struct blk *b, const void *buf, uint64_t bytes, uint64_t offset,
     return blk_pwritev(b, &v, 1, offset, flags);
 }
 
+/* As in QEMU, a disk that ignores discards keeps its space also for zeroes. */
 static int do_zero(const struct request *q)
 {
-    return node_zero(q->node, q->offset, q->bytes, q->flags);
+    unsigned kept = q->node->flags.unmap ? 0 : REQ_MAY_UNMAP;
+
+    return node_zero(q->node, q->offset, q->bytes, q->flags & ~kept);
 }
 
 int blk_zero(struct blk *b, uint64_t offset, uint64_t bytes, unsigned flags)

@@ -21,6 +21,7 @@
 #include "nbdelta/list.h"
 #include "nbdelta/options.h"
 #include "nbdelta/size.h"
+#include "vm/drive-words.h"
 
 struct device {
     struct list in_devices;
@@ -169,19 +170,18 @@ static int set_file(json_t **op, const char *file, const char *format,
                     struct error **errp)
 {
     CLEANUP_JSON json_t *image = NULL;
+    CLEANUP_JSON json_t *given = json_incref(json_object_get(*op, "file"));
     int r = 0;
 
     if (format && strcmp(format, "blkdebug") == 0) {
         image = json_pack("{s:s, s:s}", "driver", format, "filename", file);
-    } else if (format && strcmp(format, "nbd") == 0) {
-        r = options_from_image(file, "raw", &image, errp);
-        json_t *protocol = json_incref(json_object_get(image, "file"));
-        json_decref(image);
-        image = protocol; /* the node of the protocol alone */
     } else {
         r = options_from_image(file, format, &image, errp);
     }
-
+    if (r == 0 && image && json_is_object(given)) {
+        (void)json_object_del(*op, "file");
+        r = drive_words_merge(image, given, errp);
+    }
     if (r < 0) {
         return r;
     }
@@ -205,15 +205,16 @@ static int set_read_only(json_t *o, const char *text, struct error **errp)
 }
 
 /* From what -drive takes to what graph_open does. */
-static int node_options(json_t *o, struct error **errp)
+static int node_options(json_t *o, const char *name, struct error **errp)
 {
-    CLEANUP_FREE char *file = take_text(o, "file");
+    CLEANUP_FREE char *text = name ? NULL : take_text(o, "file");
     CLEANUP_FREE char *format = take_text(o, "format");
     CLEANUP_FREE char *driver = take_text(o, "driver");
     CLEANUP_FREE char *cache = take_text(o, "cache");
     CLEANUP_FREE char *readonly = take_text(o, "readonly");
     CLEANUP_FREE char *read_only = take_text(o, "read-only");
     const char *outer = driver ? driver : format;
+    const char *file = name ? name : text;
     static const char *const ignored[] = {
         "if", "media", "aio", "index", "snapshot", "werror", "rerror"};
     int r = 0;
@@ -311,8 +312,9 @@ static int take_limits(json_t *o, json_t **limits, char **group,
     return *limits ? 0 : error_nomem(errp);
 }
 
-/* Open the drive that @o describes, with the name @id, which becomes its. */
-static int open_drive(struct daemon *d, json_t *o, char *id,
+/* Open the drive that @o and @file (NULL: none) describe, with the name @id,
+ * which becomes its. */
+static int open_drive(struct daemon *d, json_t *o, const char *file, char *id,
                       struct error **errp)
 {
     CLEANUP_JSON json_t *limits = NULL;
@@ -321,7 +323,7 @@ static int open_drive(struct daemon *d, json_t *o, char *id,
     int r = take_limits(o, &limits, &group, errp);
 
     if (r == 0) {
-        r = node_options(o, errp);
+        r = node_options(o, file, errp);
     }
     if (r == 0) {
         r = graph_open(d->graph, o, &n, errp);
@@ -354,7 +356,8 @@ int devices_add_drive(struct daemon *d, const char *text, struct error **errp)
     };
     CLEANUP_JSON json_t *o = NULL;
     CLEANUP_FREE char *full = keyval_spell_out(text, "file", booleans);
-    int r = full ? options_parse(full, "file", &o, errp) : error_nomem(errp);
+    CLEANUP_FREE char *file = NULL;
+    int r = full ? drive_words_parse(full, &file, &o, errp) : error_nomem(errp);
 
     if (r < 0) {
         return r;
@@ -371,7 +374,7 @@ int devices_add_drive(struct daemon *d, const char *text, struct error **errp)
         free(id);
         return r;
     }
-    return open_drive(d, o, id, errp);
+    return open_drive(d, o, file, id, errp);
 }
 
 /* --- Taking a disk out --- */
