@@ -162,6 +162,13 @@ static int check_overlay(const struct snapshot *s, struct error **errp)
 {
     const struct node *n = s->overlay;
 
+    if (n != s->o.node && node_is_below(s->o.node, n) && n->drv->has_backing &&
+        !n->child[CHILD_BACKING]) {
+        return error_set(errp, EINVAL,
+                         "Making '%s' a backing child of '%s' would create a "
+                         "cycle",
+                         node_name(s->o.node), node_name(n));
+    }
     if (!list_empty(&n->parents)) {
         return error_set(errp, EBUSY, "The overlay is already in use");
     }
