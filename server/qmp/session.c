@@ -332,6 +332,8 @@ static void send_echo(struct session *s)
 static void on_line(struct session *s, const char *line)
 {
     json_t *request = human_request(line);
+    const char *command = member_str(request, "execute");
+    bool quits = command && strcmp(command, "quit") == 0;
 
     queue_text(s, line, strlen(line));
     queue_text(s, "\r\n", 2);
@@ -340,7 +342,9 @@ static void on_line(struct session *s, const char *line)
         on_request(request, NULL, s);
         json_decref(request);
     }
-    queue_text(s, HUMAN_PROMPT, strlen(HUMAN_PROMPT));
+    if (!quits) {
+        queue_text(s, HUMAN_PROMPT, strlen(HUMAN_PROMPT));
+    }
 }
 
 /* Take of the input what makes one request, and run that. */
