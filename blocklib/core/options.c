@@ -378,6 +378,11 @@ int options_from_image(const char *text, const char *format, json_t **options,
         return error_set(errp, EINVAL, "the file name '%s' is not UTF-8 text",
                          text);
     }
+    if (format && strcmp(format, "nbd") == 0 && remote_is_name(text)) {
+        /* The node of the protocol alone. */
+        *options = json_pack("{s:O}", "filename", name);
+        return *options ? 0 : error_nomem(errp);
+    }
     object = has_prefix(text, "blkdebug:") || remote_is_name(text) ||
                      rbd_is_name(text)
                  ? json_pack("{s:{s:O}}", "file", "filename", name)
