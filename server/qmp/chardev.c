@@ -143,7 +143,7 @@ static const struct qmp_variant variants[] = {
     {"stdio", stdio_args}, {NULL, NULL},
 };
 
-static const struct qmp_arg chardev_args[] = {
+const struct qmp_arg chardev_args[] = {
     QMP_ARG("backend", ENUM, .words = backends),
     QMP_ARG("id", STR),
     QMP_VARIANTS("backend", variants),

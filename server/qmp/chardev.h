@@ -17,6 +17,8 @@
 #include <jansson.h>
 #include <stdbool.h>
 
+#include "args.h"
+
 struct chardev;
 struct chardevs;
 struct error;
@@ -33,6 +35,9 @@ struct channel {
     const char *authz; /* authorization of the other end, or NULL; the string
                           is the device's */
 };
+
+/* The options of --chardev: the backend, the id, those of each backend. */
+extern const struct qmp_arg chardev_args[];
 
 /* An empty set, which finds TLS credentials in @objects.  NULL: no memory. */
 struct chardevs *chardevs_new(const struct objects *objects);

@@ -13,6 +13,7 @@
 #include "cli/commands.h"
 #include "nbdelta/bytes.h"
 #include "qmp/version.h"
+#include "serve/option-help.h"
 #include "serve/stopper.h"
 
 /* Microseconds that a client is polled for at a time. */
@@ -423,6 +424,10 @@ int serve_parse(struct serve_config *cfg, bool storage_daemon, int argc,
         if (code == 'V') {
             print_version(storage_daemon);
             *status = cli_finish(cfg->command->name);
+            return -1;
+        }
+        if (code != CLI_ARGUMENT && optarg &&
+            option_help(cfg, code, option_name(cfg, code), optarg, status)) {
             return -1;
         }
         *status = take_serve_option(cfg, code);

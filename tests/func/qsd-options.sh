@@ -183,3 +183,28 @@ serve_refused "JSON" --blockdev '{"driver": '
 serve_refused "expects 'on' or 'off'" -U "$sock" \
     --blockdev null-co,node-name=a --export nbd,id=x,node-name=a,writable=1
 [ ! -e "$sock" ]
+
+# Help as the value of an option.
+for program in "nbdelta serve" ./qemu-storage-daemon; do
+    $program --object help >out
+    is "$(head -n 2 out | tr '\n' ' ')" 'List of user creatable objects:   authz-list '
+    grep -qx '  throttle-group' out
+    $program --object throttle-group,help >out
+    is "$(head -n 2 out | tr '\n' ' ')" \
+        'throttle-group options:   limits.bps-total=<int> '
+    $program --object iothread,id=a,help >out
+    grep -qx '  poll-max-ns=<int>' out
+    $program --object 'tls-creds-psk,?' >out
+    grep -qx '  endpoint=<client|server>' out
+    $program --chardev help >out
+    is "$(tr '\n' ' ' <out)" \
+        'Available chardev backend types:    file   null   socket   stdio '
+    $program --chardev socket,help >out
+    grep -qx '  wait=<bool>' out
+done
+for option in blockdev export nbd-server monitor; do
+    if ./qemu-storage-daemon --$option help >out 2>&1; then
+        fail "--$option has help"
+    fi
+    is "$(cat out)" "qemu-storage-daemon: --$option help: Help is not available for this option"
+done
