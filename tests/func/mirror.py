@@ -560,4 +560,5 @@ def main():
         globals()[part](program)
 
 
-main()
+if __name__ == '__main__':
+    main()
