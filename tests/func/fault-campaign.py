@@ -847,6 +847,59 @@ operation('backup-full', lambda w: backup(w, None, 'success', 'full'),
           prepare=lambda w: (busy(w), target(w)), shapes=('64k', '4k'))
 
 
+# --- Mirrors ---
+
+def image_target(w):
+    busy(w)
+    w.disks['t'] = w.storage.add('t', w.bench.empty(w.shape))
+    w.add('t', 'qcow2', 't')
+
+
+def mirror(w, mode):
+    """Guests write while it runs, and when it is ready; then they have the
+    target, which is on disk, and the source is closed."""
+    def run():
+        w.daemon.events.clear()
+        w.ask('blockdev-mirror', job_id='j', device='vda', target='t',
+              sync='full', copy_mode=mode)
+        w.write(2 * MIB, 1)
+        ready = w.status_of('j', 'ready', 'null') == 'ready'
+        if ready:
+            w.write(FAR, 1)
+            try:
+                w.ask('job-complete', id='j')
+            except Failed:  # it has failed meanwhile
+                pass
+        else:
+            w.daemon.events.append({'event': 'JOB_STATUS_CHANGE',
+                                    'data': {'id': 'j', 'status': 'null'}})
+        w.job_ends()
+
+    try:
+        run()
+    except Failed:
+        w.repeats.append(lambda: mirror(w, mode))
+        return False
+    source = w.models['d']
+    w.models['t'] = Disk(SIZE)
+    for unit, values in source.now.items():
+        values = values | source.lost.get(unit, set())
+        w.models['t'].now[unit] = values
+        w.models['t'].crashed[unit] = values
+    w.top = 't'
+    w.ask('blockdev-del', node_name='vda')
+    if w.fault.hit:     # of a disk that failed, and is not used any more,
+        del w.models['d']               # nothing is asked
+    else:
+        source.flushed(True)
+    return True
+
+
+for mode in 'background', 'write-blocking':
+    operation(f'mirror-{mode}', lambda w, m=mode: mirror(w, m),
+              prepare=image_target, shapes=('64k', '4k'))
+
+
 def pull(w, success=True):
     def begin():
         w.ask('backup-begin', disks=[{'node': 'vda', 'since': 'b0'}],
