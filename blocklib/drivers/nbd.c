@@ -318,14 +318,20 @@ static int remote_flush(struct node *n)
 }
 
 /* Storage tells once that it has lost something.  So a write with FUA that
- * fails may be a flush that has failed. */
+ * fails may be a flush that has failed.  If there is no room, that may be said
+ * of these bytes or of what was written before.  The server writes these first,
+ * so if they fail without FUA, too, nothing was flushed. */
 static int write_fua(struct node *n, struct request *q)
 {
+    struct request plain = *q;
     struct flush_run run;
 
+    plain.flags = 0;
     node_flush_begin(n, &run);
     int c = remote_request(n->state, issue_write, q);
-    node_flush_end(n, &run, c);
+    bool no_flush = c == -ENOSPC &&
+                    remote_request(n->state, issue_write, &plain) == -ENOSPC;
+    node_flush_end(n, &run, no_flush ? -EAGAIN : c);
     return c;
 }
 
