@@ -830,9 +830,9 @@ def backup(w, mode, end, sync='bitmap'):
     if not good:  # it comes back in the job's own granularity
         bitmap.may = fault_model.spread(bitmap.may, 65536)
     if good:
-        w.targets['t'] = {
-            u: values.get(u, 0) for u in (at_start.bitmaps['b0'].must if mode
-                                          else values)}
+        copied = at_start.bitmaps['b0'].must if mode else values
+        w.targets['t'] = {u: values.get(u, 0) for u in copied
+                          if u in values or u not in at_start.now}
     elif end == 'success':
         w.repeats.append(lambda: backup(w, mode, end, sync))
     return good
