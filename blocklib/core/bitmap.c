@@ -499,6 +499,16 @@ int bitmap_store_ahead(struct node *n, bool more, struct error **errp)
     return 0;
 }
 
+void bitmap_store_behind(struct node *n)
+{
+    struct tree *t = node_enter(n, false);
+
+    if (n->drv->bitmaps && !n->flags.read_only) {
+        (void)n->drv->bitmaps->store_behind(n);
+    }
+    node_leave(t);
+}
+
 struct list *bitmap_take_off(struct bitmap *bm)
 {
     struct list *after = bm->on_node.prev;

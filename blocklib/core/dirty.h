@@ -139,6 +139,11 @@ int bitmap_store(struct node *n, struct error **errp);
  * be written. */
 int bitmap_store_ahead(struct node *n, bool more, struct error **errp);
 
+/* After bitmap_store(), when guests are not held up any more: what it has
+ * freed is free in the image, too.  Until then a crash leaks clusters.  Blocks
+ * as a flush does. */
+void bitmap_store_behind(struct node *n);
+
 /* The node changes its size from @old to @size: new granules become dirty
  * in enabled bitmaps.  All of them are resized or, -ENOMEM, none. */
 int bitmap_resize_all(struct node *n, uint64_t old, uint64_t size,

@@ -142,6 +142,10 @@ struct driver_bitmaps {
      * write. */
     int (*store_ahead)(struct node *n, bool more);
 
+    /* In a request, after a drained section: do what store has left over,
+     * because nothing depends on it. */
+    int (*store_behind)(struct node *n);
+
     /* Can one more bitmap be stored? */
     int (*check)(struct node *n, const char *name, uint64_t granularity,
                  struct error **errp);

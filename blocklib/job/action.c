@@ -169,6 +169,22 @@ static int write_ahead(struct list *list, struct error **errp)
     return crew_result(&c, errp);
 }
 
+static void store_behind(struct task *t)
+{
+    bitmap_store_behind(t->n);
+}
+
+/* The rest of it, when guests go on. */
+static void write_behind(struct list *list)
+{
+    struct crew c = {.work = store_behind};
+
+    if (gather(&c, list) == 0) {
+        crew_run(&c);
+        (void)crew_result(&c, NULL);
+    }
+}
+
 static void store(struct task *t)
 {
     t->r = bitmap_store(t->n, &t->err);
@@ -233,6 +249,7 @@ static int act_drained(struct graph *g, struct list *list, uint64_t *drained_ns,
     if (drained_ns) {
         *drained_ns = now_ns() - begin;
     }
+    write_behind(list);
     return r;
 }
 

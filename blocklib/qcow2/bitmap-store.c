@@ -732,6 +732,7 @@ static int store_directory(struct qcow2 *s, struct plan *p)
     if (r == 0) {
         r = switch_to(s, p);
     }
+    s->bitmaps.behind |= p->through;
     free(p->dir);
     free(p->bms);
     free(p->old_flags);
@@ -777,6 +778,19 @@ int qcow2_store_ahead(struct node *n, bool more)
         qcow2_reserve_flushed(s);
     }
     return r;
+}
+
+/* Only a flush writes that the old directory, and what is left of the reserve,
+ * is free. */
+int qcow2_store_behind(struct node *n)
+{
+    struct qcow2 *s = n->state;
+
+    mutex_lock(&s->bitmaps.arm_lock);
+    bool behind = s->bitmaps.behind;
+    s->bitmaps.behind = false;
+    mutex_unlock(&s->bitmaps.arm_lock);
+    return behind ? qcow2_flush(n) : 0;
 }
 
 int qcow2_bitmaps_resize(struct qcow2 *s, const struct qcow2_disk *to)

@@ -254,6 +254,7 @@ void qcow2_tightener_stop(struct qcow2 *s);
 
 int qcow2_store_bitmaps(struct node *n, struct error **errp);
 int qcow2_store_ahead(struct node *n, bool more);
+int qcow2_store_behind(struct node *n);
 int qcow2_check_bitmap(struct node *n, const char *name, uint64_t granularity,
                        struct error **errp);
 /* Has it more bits than the format, or other readers of it, allow? */

@@ -589,6 +589,7 @@ static const struct driver_image qcow2_image = {
 static const struct driver_bitmaps qcow2_bitmaps = {
     .store = qcow2_store_bitmaps,
     .store_ahead = qcow2_store_ahead,
+    .store_behind = qcow2_store_behind,
     .check = qcow2_check_bitmap,
     .relaxed = qcow2_bitmap_relaxed,
     .gone = qcow2_bitmap_gone,

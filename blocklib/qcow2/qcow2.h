@@ -103,6 +103,7 @@ struct qcow2_bitmaps {
     /* --- Guarded by arm_lock. --- */
     struct qcow2_run reserve; /* clusters that count durably (bitmap-fresh.c) */
     bool reserve_sure;
+    bool behind; /* a directory was stored without a flush */
 
     mutex_t queue_lock;
 

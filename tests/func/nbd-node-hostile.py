@@ -418,7 +418,10 @@ class Monitor:
             {"execute": command, "arguments": arguments}).encode())
 
     def reply(self):
-        return json.loads(self.lines.readline())
+        answer = {"event": None}
+        while "event" in answer:
+            answer = json.loads(self.lines.readline())
+        return answer
 
     def ask(self, command, **arguments):
         self.send(command, **arguments)
