@@ -115,7 +115,7 @@ for name in 'x', 'y':
 c.send({'execute': 'nbd-server-stop'})
 for each in clients:
     ids = [each.recv()['data']['id'] for _ in range(2)]
-    assert ids == ['x', 'y'], ids
+    assert ids == ['y', 'x'], ids  # the newest first
 assert c.recv() == {'return': {}}
 quit(p, c)
 assert all(each.ended() for each in clients[1:])
