@@ -50,8 +50,8 @@ struct edge {
     bool may_grow;        /* wants PERM_RESIZE where it wants PERM_WRITE */
     bool inherits;        /* the child was opened by the parent's options */
     struct list on_child; /* in child->parents */
-    struct tree *_Atomic tree; /* of a blk: the child's */
-    flush_mark seen;           /* what the owner was told (flush.h) */
+    struct tree *_Atomic tree;       /* of a blk: the child's */
+    flush_mark seen;                 /* what the owner was told (flush.h) */
     struct throttle_group *throttle; /* of a blk, or NULL: changes in a drained
                                         tree */
 };

@@ -20,22 +20,14 @@
 #include "qcow2/qcow2.h"
 
 static const struct driver *const drivers[] = {
-    &driver_blkdebug,
-    &driver_logwrites,
-    &driver_compress,
-    &driver_cbw,
-    &driver_copy_on_read,
-    &driver_file,
-    &driver_host_device,
-    &driver_mem,
-    &driver_nbd,
-    &driver_null_co,
-    &driver_qcow2,
-    &driver_raw,
-    &driver_rbd,
-    &driver_snapshot_access,
-    &driver_throttle,
-    NULL,
+    &driver_blkdebug,     &driver_logwrites,
+    &driver_compress,     &driver_cbw,
+    &driver_copy_on_read, &driver_file,
+    &driver_host_device,  &driver_mem,
+    &driver_nbd,          &driver_null_co,
+    &driver_qcow2,        &driver_raw,
+    &driver_rbd,          &driver_snapshot_access,
+    &driver_throttle,     NULL,
 };
 
 static const struct driver_table table = {drivers};

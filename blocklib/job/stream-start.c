@@ -95,7 +95,8 @@ static int check_chain(const struct plan *p, struct error **errp)
     const struct node *filter = NULL;
 
     for (struct node *n = p->top; n && n != p->base; n = chain_next(n)) {
-        bool goes = n->drv == &driver_commit_top || n->drv == &driver_mirror_top;
+        bool goes = n->drv == &driver_commit_top ||
+                    n->drv == &driver_mirror_top;
         int r = goes && above ? 0 : node_check_jobs(n, errp);
 
         if (r < 0) {
@@ -115,8 +116,7 @@ static int make_plan(const struct stream_options *o, struct plan *p,
     int r;
 
     *p = (struct plan){.top = o->node};
-    if ((r = find_base(o, p, errp)) < 0 ||
-        (r = check_chain(p, errp)) < 0) {
+    if ((r = find_base(o, p, errp)) < 0 || (r = check_chain(p, errp)) < 0) {
         return r;
     }
     if (o->backing_file && (o->bottom || !p->base)) {

@@ -222,8 +222,8 @@ static int make_parts(struct serve *s, struct error **errp)
     s->notices = d->exports ? notices_new(d) : NULL;
     d->servers = d->exports ? servers_new(d) : NULL;
     d->pulls = pulls_new(d);
-    if (!s->notices || !d->objects || !d->devices || !d->io_tasks ||
-        !d->jobs || !d->servers || !d->pulls) {
+    if (!s->notices || !d->objects || !d->devices || !d->io_tasks || !d->jobs ||
+        !d->servers || !d->pulls) {
         return error_nomem(errp);
     }
     s->images = (struct images){
