@@ -94,12 +94,24 @@ static int wait_for(struct watch *w, int fd, short events, int timeout,
 /* POLLOUT means that a pipe has room for so many bytes. */
 #define PIECE 4096
 
+/* A signal that comes in the middle of a line ends it only if the rest would
+ * have to wait for the reader. */
 static int write_all(struct watch *w, const char *text, size_t len,
                      struct error **errp)
 {
-    while (len > 0) {
-        int r = wait_for(w, STDOUT_FILENO, POLLOUT, ms_left(w), errp);
+    int stopped = 0;
 
+    while (len > 0) {
+        int r = wait_for(w, STDOUT_FILENO, POLLOUT, stopped ? 0 : ms_left(w),
+                         errp);
+
+        if (r == -EINTR) {
+            stopped = r;
+            continue;
+        }
+        if (r == 0 && stopped) {
+            return stopped;
+        }
         if (r == 0) {
             return error_set(errp, ETIMEDOUT, "nobody takes the output");
         }
@@ -120,7 +132,7 @@ static int write_all(struct watch *w, const char *text, size_t len,
             len -= (size_t)n;
         }
     }
-    return 0;
+    return stopped;
 }
 
 /* Messages that are no events are replies that nobody waits for. */
