@@ -238,7 +238,7 @@ static int take_passphrase(struct graph *g, struct opts *opts,
     }
     p->luks = format == 0 ? CEPH_LUKS1 : CEPH_LUKS2;
     p->passphrase = malloc(secret.len + 1);
-    if (p->passphrase) {
+    if (p->passphrase && secret.bytes) {
         memcpy(p->passphrase, secret.bytes, secret.len);
         p->passphrase[secret.len] = '\0';
         p->passphrase_len = secret.len;

@@ -88,6 +88,37 @@ static inline uint64_t word_at(const struct qcow2_table *t, uint64_t index)
     return be64toh(atomic_load_explicit(&words[index], memory_order_acquire));
 }
 
+/* A walk along entries of one word. */
+struct words {
+    const struct qcow2_table *t;
+    uint64_t index;
+    uint64_t word;
+    enum qcow2_kind kind;
+    bool external;
+    bool zeroes;
+};
+
+/* Go on to the first entry that does not continue this one, @bytes from the
+ * start at most; @length: up to the next entry.  Returns how far that is. */
+static inline uint64_t next_word(struct words *w, uint64_t cluster,
+                                 uint64_t length, uint64_t bytes)
+{
+    const enum qcow2_kind kind = w->kind;
+    const bool placed = qcow2_kind_has_place(kind);
+
+    for (uint64_t follows = w->word; length < bytes; length += cluster) {
+        w->word = word_at(w->t, ++w->index);
+        follows += placed ? cluster : 0;
+        if (w->word != follows) {
+            w->kind = qcow2_word_kind(w->word, w->external, w->zeroes);
+            if (placed || w->kind != kind) {
+                break;
+            }
+        }
+    }
+    return length;
+}
+
 /* qcow2_l2_look_many() for entries of one word, which are clusters: all that
  * such an entry says of a place is in the word.  Each entry is worked out once.
  */
@@ -96,31 +127,21 @@ static unsigned look_at_words(const struct qcow2 *s,
                               uint64_t bytes, struct qcow2_at *at,
                               unsigned most)
 {
-    const uint64_t cluster = s->cluster_size;
-    const bool external = s->external;
-    const bool zeroes = s->version >= 3;
-    uint64_t index = index_of(s, offset);
+    struct words w = {.t = t,
+                      .index = index_of(s, offset),
+                      .external = s->external,
+                      .zeroes = s->version >= 3};
     uint64_t inside = qcow2_in_cluster(s, offset);
-    uint64_t word = word_at(t, index);
-    enum qcow2_kind kind = qcow2_word_kind(word, external, zeroes);
 
+    w.word = word_at(t, w.index);
+    w.kind = qcow2_word_kind(w.word, w.external, w.zeroes);
     for (unsigned n = 0;;) {
-        bool placed = qcow2_kind_has_place(kind);
-        uint64_t length = cluster - inside;
-        uint64_t host = word & QCOW2_OFFSET_MASK;
-        uint64_t next = word;
-        enum qcow2_kind other = kind;
+        const uint64_t word = w.word;
+        const enum qcow2_kind kind = w.kind;
+        const uint64_t host = word & QCOW2_OFFSET_MASK;
+        uint64_t length = next_word(&w, s->cluster_size,
+                                    s->cluster_size - inside, bytes);
 
-        for (uint64_t follows = word; length < bytes; length += cluster) {
-            next = word_at(t, ++index);
-            follows += placed ? cluster : 0;
-            if (next != follows) {
-                other = qcow2_word_kind(next, external, zeroes);
-                if (placed || other != kind) {
-                    break;
-                }
-            }
-        }
         at[n] = (struct qcow2_at){
             .kind = kind,
             .copied = word & QCOW2_COPIED,
@@ -137,8 +158,6 @@ static unsigned look_at_words(const struct qcow2 *s,
         offset += length;
         bytes -= length;
         inside = 0;
-        word = next;
-        kind = other;
     }
 }
 

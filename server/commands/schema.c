@@ -294,8 +294,6 @@ static void type_of(struct schema *s, const struct qmp_arg *a,
     case QMP_INT:
     case QMP_UINT32:
     case QMP_SIZE:
-        schema_builtin(s, "int", "int", n);
-        break;
     case QMP_INTS:
         schema_builtin(s, "int", "int", n);
         break;

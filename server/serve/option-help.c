@@ -80,7 +80,8 @@ static const struct qmp_variant *find_variant(const struct qmp_variant *v,
 {
     size_t len = strcspn(arg, ",");
 
-    while (v->name && (strlen(v->name) != len || strncmp(v->name, arg, len))) {
+    while (v->name &&
+           (strlen(v->name) != len || strncmp(v->name, arg, len) != 0)) {
         v++;
     }
     return v->name ? v : NULL;
@@ -119,7 +120,7 @@ bool option_help(const struct serve_config *cfg, int code, const char *name,
     bool other = code == OPT_BLOCKDEV || code == OPT_EXPORT ||
                  code == OPT_NBD_SERVER || code == OPT_MONITOR;
 
-    if ((!helps && !other) || arg[0] == '{' || !asks_for_help(arg)) {
+    if (!arg || (!helps && !other) || arg[0] == '{' || !asks_for_help(arg)) {
         return false;
     }
     if (other) {

@@ -7,8 +7,8 @@
 
 #include "serve/serve-options.h"
 
-/* Does @arg of the option @code (serve-options.h) ask for help?  Then *status
- * is what to exit with, after printing it. */
+/* Does @arg (NULL: none) of the option @code (serve-options.h) ask for help?
+ * Then *status is what to exit with, after printing it. */
 bool option_help(const struct serve_config *cfg, int code, const char *name,
                  const char *arg, int *status);
 

@@ -426,7 +426,7 @@ int serve_parse(struct serve_config *cfg, bool storage_daemon, int argc,
             *status = cli_finish(cfg->command->name);
             return -1;
         }
-        if (code != CLI_ARGUMENT && optarg &&
+        if (code != CLI_ARGUMENT &&
             option_help(cfg, code, option_name(cfg, code), optarg, status)) {
             return -1;
         }
