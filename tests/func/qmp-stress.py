@@ -663,8 +663,15 @@ def guarded(f, number):
 # --- The end: all goes, and nothing is left ---
 
 def resources():
-    return (len(os.listdir(f'/proc/{PID}/fd')),
-            len(os.listdir(f'/proc/{PID}/task')))
+    """Descriptors of files here, other ones, and threads."""
+    links = []
+    for fd in os.listdir(f'/proc/{PID}/fd'):
+        try:
+            links.append(os.readlink(f'/proc/{PID}/fd/{fd}'))
+        except FileNotFoundError:
+            pass
+    here = sum(link.startswith(os.getcwd() + '/') for link in links)
+    return (here, len(links) - here, len(os.listdir(f'/proc/{PID}/task')))
 
 
 def files_of(client):
@@ -673,11 +680,18 @@ def files_of(client):
     return sum(n['drv'] == 'file' for n in nodes)
 
 
+# A file node has one descriptor, and opens one more for writes past the page
+# cache and one for writes with FUA when they come.
+DESCRIPTORS = 3
+
+
 def settled(client):
     """What is there is by the nodes, and a pool of threads."""
-    files, threads = resources()
-    more = files_of(client) - before_files
-    return files <= before[0] + 2 * more and threads <= before[1] + POOL + more
+    here, others, threads = resources()
+    files = files_of(client)
+    more = files - before_files
+    return (here <= before[0] - before_files + DESCRIPTORS * files and
+            others <= before[1] + more and threads <= before[2] + POOL + more)
 
 
 def wait_for(what, condition):
@@ -734,7 +748,12 @@ if not failures:
         wait_for('no jobs', lambda: jobs_end(client))
         nodes_go(client)
         Keeper().check()
-        wait_for('files and threads are given back', lambda: settled(client))
+        try:
+            wait_for('files and threads are given back',
+                     lambda: settled(client))
+        except AssertionError:
+            print(before, before_files, resources(), files_of(client))
+            raise
     except Exception as e:
         failures.append(f'the end: {type(e).__name__} {e}')
 for f in failures:
