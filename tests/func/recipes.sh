@@ -49,8 +49,8 @@ look() {
         same new.qcow2 disk.qcow2 ;;
     *'AT ONCE')
         same new.qcow2 lost.raw
-        qemu-img info --output json new.qcow2 >info
-        jq -e 'has("backing-filename") | not' info >out ;;
+        qemu-img info --output json new.qcow2 >info.json
+        jq -e 'has("backing-filename") | not' info.json >out ;;
     'ONE FILE'*) [ "$(cat hosts.found)" = '192.0.2.1 web' ] ;;
     'AFTER A CRASH' | 'A RAW DISK')
         [ "$(points backups)" = 2 ]
