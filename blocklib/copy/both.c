@@ -17,12 +17,12 @@
  *
  *  1. A worker does not copy a cluster while a guest writes to it, and the
  *     other way round.  So the target has what the source has, or the cluster
- * is in the set, or late.
+ *     is in the set, or late.
  *  2. Writes that overlap take turns, so both ends get them in one order.
  *     Others in the same cluster do not wait for each other: none of them makes
  *     a cluster clean.
  *  3. A write that is left alone because its cluster is in the set makes it
- * late all the same: a worker may have asked before what is there.
+ *     late all the same: a worker may have asked before what is there.
  *
  * A write to the target that fails, or that a drain interrupts, is late.  The
  * guest has its success: the source has it.

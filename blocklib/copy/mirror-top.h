@@ -26,15 +26,15 @@
  * Insert the filter above @source.  All users of @source use the filter then.
  * @copy copies from now on.  It drains @source and @target, which become one
  * tree.  @name NULL: a generated node name.  The two are blocked for other
- * jobs. On success the caller owns *filterp until mirror_top_remove(), and
+ * jobs.  On success the caller owns *filterp until mirror_top_remove(), and
  * keeps a reference to both ends so long.
  */
 int mirror_top_insert(struct node *source, struct node *target,
                       struct copy *copy, const char *name,
                       struct node **filterp, struct error **errp);
 
-/* From now on guests' writes go to both ends; @late: where the ends may differ
- * and what is not in the set of the copy.  Takes over @late on success. -EBUSY:
+/* From now on guests' writes go to both ends.  Takes over @late on success:
+ * where the ends may differ, and what is not in the set of the copy.  -EBUSY:
  * somebody writes to the source past the filter.  Drained. */
 int mirror_top_block_writes(struct node *filter, struct hbitmap *late,
                             struct error **errp);

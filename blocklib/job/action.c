@@ -230,6 +230,7 @@ static int act_drained(struct graph *g, struct list *list, uint64_t *drained_ns,
         if (drained_ns) {
             *drained_ns = 0;
         }
+        write_behind(list);
         return r;
     }
     graph_lock(g);

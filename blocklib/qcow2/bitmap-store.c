@@ -787,10 +787,14 @@ int qcow2_store_behind(struct node *n)
     struct qcow2 *s = n->state;
 
     mutex_lock(&s->bitmaps.arm_lock);
-    bool behind = s->bitmaps.behind;
-    s->bitmaps.behind = false;
+    bool behind = s->bitmaps.behind || s->bitmaps.reserve.bytes > 0;
+    qcow2_reserve_drop(s); /* if nothing was stored in the end */
     mutex_unlock(&s->bitmaps.arm_lock);
-    return behind ? qcow2_flush(n) : 0;
+    int r = behind ? qcow2_flush(n) : 0;
+    mutex_lock(&s->bitmaps.arm_lock);
+    s->bitmaps.behind = r < 0; /* the next one tries again */
+    mutex_unlock(&s->bitmaps.arm_lock);
+    return r;
 }
 
 int qcow2_bitmaps_resize(struct qcow2 *s, const struct qcow2_disk *to)

@@ -10,7 +10,7 @@
  *  1. An unallocated cluster is written by nobody without the range lock.  So
  *     what is found unallocated under the lock has not been written by a guest
  *     since the caller has read the backing file, and is not until it is
- * linked.
+ *     linked.
  *  2. The caller reads before that, without the lock: a backing file that is
  *     slow holds up no guest's write.
  *  3. A guest that has flushed long ago knows nothing of the new place.  So the
