@@ -70,7 +70,7 @@ qemu-io -f qcow2 disk.qcow2 -c 'write -P 4 20M 64k' >/dev/null
 change_behind 21 z
 qemu-nbd -r -t -e 10 -f qcow2 -B mine -k "$PWD/qemu.sock" disk.qcow2 &
 at_exit kill $!
-wait_until "qemu-nbd listens" test -S qemu.sock
+wait_until "qemu-nbd listens" listens "$PWD/qemu.sock"
 run 4 --new-source --audit=100 --bitmap=mine \
     "nbd+unix:///?socket=$PWD/qemu.sock" --disk=disk
 grep -q "no bitmap saw: at 22020096+65536" said || fail "$(cat said)"

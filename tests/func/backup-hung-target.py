@@ -9,6 +9,7 @@ import time
 
 import nbd
 
+import listener
 from qmp_daemon import Daemon
 
 M = 1 << 20
@@ -24,9 +25,7 @@ def server():
     p = subprocess.Popen(['qemu-nbd', '-t', '-e', '8', '-f', 'raw', '-k',
                           os.path.abspath('target.sock'), 'target.img'])
     try:
-        while not os.path.exists('target.sock'):
-            assert p.poll() is None
-            time.sleep(0.02)
+        assert listener.wait('target.sock', p)
         yield p
     finally:
         p.kill()

@@ -92,7 +92,7 @@ stop_server
 # An export of somebody else.
 nbdkit -f -U "$PWD/kit.sock" memory 1000001 &
 at_exit kill $!
-wait_until "nbdkit listens" test -S kit.sock
+wait_until "nbdkit listens" listens "$PWD/kit.sock"
 kit="nbd+unix:///?socket=$PWD/kit.sock"
 nbdcopy disk.raw "$kit"
 run 0 nbdelta backup "$kit" kit

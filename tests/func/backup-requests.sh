@@ -7,10 +7,10 @@ set -eu -o pipefail
 need nbdkit
 
 head -c 16M /dev/urandom >disk.raw
-nbdkit -f -U source.sock --filter=log file disk.raw logfile=log 2>nbdkit.log &
+nbdkit -f -U "$PWD/source.sock" --filter=log file disk.raw logfile=log 2>nbdkit.log &
 nbdkit=$!
 at_exit sh -c "kill $nbdkit 2>/dev/null || :"
-wait_until 'nbdkit listens' test -S source.sock
+wait_until 'nbdkit listens' listens "$PWD/source.sock"
 nbdelta backup "nbd+unix:///?socket=$PWD/source.sock" dir
 nbdelta verify dir
 

@@ -147,9 +147,9 @@ start_vm() {
     qemu-system-x86_64 -machine none -nodefaults -display none -S \
         -blockdev "qcow2,node-name=disk0,file.driver=file,$(:
             )file.filename=vm.qcow2" \
-        -qmp unix:vm.qmp,server=on,wait=off &
+        -qmp "unix:$PWD/vm.qmp,server=on,wait=off" &
     vm=$!
-    wait_until "the machine has a monitor" test -S vm.qmp
+    wait_until "the machine has a monitor" listens "$PWD/vm.qmp"
 }
 stop_vm() {
     if [ -n "$vm" ]; then

@@ -176,11 +176,11 @@ nbdelta backup-end "$qmp_sock" "$id" --failed
 
 if command -v qemu-storage-daemon >/dev/null; then
     qemu-storage-daemon \
-        --chardev socket,id=m,path=qemu.sock,server=on,wait=off \
+        --chardev socket,id=m,path="$PWD/qemu.sock",server=on,wait=off \
         --monitor chardev=m &
     qemu=$!
     at_exit kill $qemu
-    wait_until "QEMU's monitor" test -S qemu.sock
+    wait_until "QEMU's monitor" listens "$PWD/qemu.sock"
     offers 'block-export-add' qmp qemu.sock block-export-a
     offers 'addr.data.abstract=|addr.data.path=|addr.data.tight=' \
         qmp qemu.sock nbd-server-start addr.type=unix addr.data.
@@ -200,16 +200,16 @@ offers 'again.again.again.' qmp fake.sock c again.again.
 # Only what does not answer is given up soon.
 export NBDELTA_COMPLETE_TIMEOUT=2000
 offers '' qmp fake.sock --wait-job ''
-python3 - <<'END' &
-import socket, time
+python3 - "$PWD/hung.sock" <<'END' &
+import socket, sys, time
 with socket.socket(socket.AF_UNIX) as s:
-    s.bind("hung.sock")
+    s.bind(sys.argv[1])
     s.listen()
     time.sleep(600)
 END
 hung=$!
 at_exit kill $hung
-wait_until "a server that hangs" test -S hung.sock
+wait_until "a server that hangs" listens "$PWD/hung.sock"
 # A shell has the answer when the pipe is closed, which a child would keep open.
 SECONDS=0
 offers 'help' qmp hung.sock ''

@@ -7,7 +7,6 @@ member "after" is text that is sent once the client has negotiated, "endless" is
 sent then again and again; or the connection is closed if there is "close".  The
 member "ignore" lists commands that are not answered."""
 import json
-import os
 import socket
 import sys
 
@@ -41,9 +40,8 @@ def serve(client, answers):
 
 def main(path, answers):
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path + '.new')
+    listener.bind(path)
     listener.listen()
-    os.rename(path + '.new', path)  # now it can be connected to
     while True:
         client, _ = listener.accept()
         with client:

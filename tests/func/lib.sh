@@ -24,6 +24,7 @@
 #                           ends; sets holder
 #   at_exit COMMAND...      run it when the test ends
 #   wait_until WHAT COMMAND...  until COMMAND succeeds, for half a minute
+#   listens PATH            does a server listen at PATH, as it was bound?
 #   python FILE ARG...      the interpreter that has libnbd
 #   make_pki DIR            a CA, the server "localhost" and the client "alice"
 #   make_cert DIR NAME LINE...  NAME-cert.pem and its key, from template lines
@@ -91,6 +92,11 @@ wait_until() {
         sleep 0.05
     done
     fail "not after 30 s: $what"
+}
+
+# It has a line once the server listens; the socket's file is there before.
+listens() {
+    grep -q "^[^ ]* [^ ]* [^ ]* 00010000 .* $1\$" /proc/net/unix
 }
 
 hold_image() {
@@ -218,9 +224,9 @@ qmp() {
 fake_monitor() {
     rm -f fake.sock
     PYTHONDONTWRITEBYTECODE=1 /usr/bin/python3 \
-        "$SRCDIR/tests/func/fake_monitor.py" fake.sock answers &
+        "$SRCDIR/tests/func/fake_monitor.py" "$PWD/fake.sock" answers &
     at_exit kill $!
-    wait_until "the monitor is there" test -S fake.sock
+    wait_until "the monitor is there" listens "$PWD/fake.sock"
 }
 
 mkimg() {

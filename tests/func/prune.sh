@@ -227,7 +227,7 @@ fresh
 qemu-nbd -r -t -f qcow2 -k "$PWD/other.sock" "dir/vda/${points[0]}.qcow2" &
 other=$!
 at_exit sh -c "kill $other 2>/dev/null || :"
-wait_until "qemu-nbd listens" test -S other.sock
+wait_until "qemu-nbd listens" listens "$PWD/other.sock"
 status 5 nbdelta prune --keep-last 9 dir
 has dir 0 1 2 3 4 5 6 7 8 9
 kill $other

@@ -68,7 +68,7 @@ qemu-img create -q -f qcow2 busy.qcow2 20M
 qemu-nbd -t -f qcow2 -k "$PWD/busy.sock" busy.qcow2 &
 busy=$!
 at_exit kill $busy
-wait_until "qemu-nbd listens" test -S busy.sock
+wait_until "qemu-nbd listens" listens "$PWD/busy.sock"
 restore 5 'lock' --force dir vda=busy.qcow2
 
 # --- NBD ---
@@ -76,7 +76,7 @@ truncate -s 20M remote.raw
 qemu-nbd -t -f raw -k "$PWD/remote.sock" remote.raw &
 remote=$!
 at_exit kill $remote
-wait_until "qemu-nbd listens" test -S remote.sock
+wait_until "qemu-nbd listens" listens "$PWD/remote.sock"
 remote_uri="nbd+unix:///?socket=$PWD/remote.sock"
 restore 0 '' dir@$t1 "vda=$remote_uri"
 is raw remote.raw one.raw

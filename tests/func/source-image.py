@@ -7,8 +7,8 @@ import json
 import os
 import signal
 import subprocess
-import time
 
+import listener
 from source_driver import MIB, Source, ranges, same
 
 ID = '0123456789abcdef0123456789abcdef'
@@ -139,9 +139,7 @@ class Server:
                                    os.path.abspath('nbd.sock'), '-t', '-e', '8',
                                    '-f', 'qcow2', '-x', 'vda', '-B', 'b',
                                    'vda.qcow2'])
-        while not os.path.exists('nbd.sock'):
-            assert self.p.poll() is None
-            time.sleep(0.05)
+        assert listener.wait('nbd.sock', self.p)
         return f"nbd+unix:///vda?socket={os.path.abspath('nbd.sock')}"
 
     def __exit__(self, *why):

@@ -7,8 +7,8 @@ import os
 import signal
 import subprocess
 import tempfile
-import time
 
+import listener
 from source_driver import MIB, Source, ranges, same
 
 NBDELTA = os.environ['BUILD'] + '/nbdelta'
@@ -40,11 +40,8 @@ def start(*options):
     p = subprocess.Popen([NBDELTA, 'serve', '-U', 'nbd.sock', '--qmp',
                           'qmp.sock', 'vda=vda.qcow2', 'vdb=vdb.qcow2',
                           'vdc=vdc.raw', *options], stderr=subprocess.DEVNULL)
-    for _ in range(300):
-        if os.path.exists('qmp.sock'):
-            return p
-        time.sleep(0.1)
-    raise AssertionError('the daemon has not started')
+    assert listener.wait('qmp.sock', p)
+    return p
 
 
 def stop(p):

@@ -5,8 +5,8 @@ import json
 import os
 import random
 import subprocess
-import time
 
+import listener
 from source_driver import MIB, Source, ranges, same
 
 NBDELTA = os.environ['BUILD'] + '/nbdelta'
@@ -25,10 +25,8 @@ def start():
              'wait=off,tls-creds=t', '--monitor', 'c', '--nbd-server',
              f'id=far,addr.type=inet,addr.host=0.0.0.0,addr.port={nbd},'
              'tls-creds=t', 'vda=vda.qcow2'], stderr=subprocess.PIPE)
-        while p.poll() is None:
-            if os.path.exists('qmp.sock'):
-                return p, qmp
-            time.sleep(0.05)
+        if listener.wait('qmp.sock', p):
+            return p, qmp
         why = p.stderr.read()
         assert b'in use' in why, why
     raise AssertionError('no free port')

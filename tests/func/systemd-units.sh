@@ -137,7 +137,7 @@ server=
 systemd-socket-activate -l "$PWD/web.nbd" -l "$PWD/web.qmp" --fdname=nbd:qmp \
     "$BUILD/nbdelta" serve "vda=$PWD/disk.qcow2" 2>activated &
 server=$!
-wait_until "it listens" test -S web.qmp
+wait_until "it listens" listens "$PWD/web.qmp"
 [ "$(nbdinfo --size "nbd+unix:///vda?socket=$PWD/web.nbd")" = 33554432 ]
 nbdelta qmp "$PWD/web.qmp" quit
 wait "$server" || fail "$(cat activated)"
@@ -168,7 +168,7 @@ shut_in() {
                 --clear-groups "$1/nbdelta" serve "$3")
             ' bash "$run" "$1" "$2" 2>activated &
     server=$!
-    wait_until "it listens" test -S "$run/web.qmp"
+    wait_until "it listens" listens "$run/web.qmp"
 }
 let_out() {
     nbdelta qmp "$run/web.qmp" quit

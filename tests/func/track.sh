@@ -144,7 +144,7 @@ while read -r line <&3; do
     *' &')
         eval "$line"
         server=$!
-        wait_until "the server is ready" test -S "$qmp_sock"
+        wait_until "the server is ready" listens "$qmp_sock"
         ;;
     *) eval "$line" >/dev/null ;;
     esac

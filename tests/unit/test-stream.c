@@ -442,6 +442,7 @@ START_TEST(others_are_kept_off)
     blk_free(b);
     trap_gate(t, true);
     ck_assert_int_eq(start(&o, NULL), 0);
+    trap_wait(t, 1);
     ck_assert_int_eq(blk_new(g, low, PERM_WRITE, PERM_ALL, "w", &b, &err),
                      -EBUSY);
     ck_assert_ptr_nonnull(strstr(error_message(err), "stream job 'j'"));
@@ -464,15 +465,16 @@ START_TEST(two_at_once_in_one_chain)
     chain_new("{}");
     struct stream_options upper = options(top);
     struct stream_options lower = options(low);
-    struct trap *t = trap_of(base);
     char *before = all();
 
     upper.bottom = mid;
     lower.job_id = "k";
-    trap_gate(t, true);
+    lower.speed = 65536; /* the start of the other one drains the chain */
     ck_assert_int_eq(start(&lower, NULL), 0);
     ck_assert_int_eq(start(&upper, NULL), 0);
-    trap_gate(t, false);
+    mutex_lock(&j->lock);
+    ck_assert_int_eq(job_set_speed(j, "k", 0, NULL), 0);
+    mutex_unlock(&j->lock);
     wait_for_jobs(j);
     ck_assert_ptr_eq(node_backing(top), low);
     ck_assert_ptr_null(node_backing(low));
