@@ -75,12 +75,32 @@ struct ceph_extent {
     bool zero; /* nothing is stored there */
 };
 
+/* A snapshot of an image, by its name. */
+struct ceph_snapshot {
+    uint64_t id;   /* later ones have larger ids */
+    uint64_t size; /* of the image then */
+    char *name;
+};
+
+/* May a diff be told by whole objects, from object maps alone? */
+enum ceph_maps {
+    CEPH_MAPS_NONE,    /* the image has none, or librbd goes wrong with them */
+    CEPH_MAPS_INVALID, /* one of them is marked so */
+    CEPH_MAPS_VALID,
+};
+
+/* A range differs.  Not 0: enough, and the diff returns that. */
+typedef int ceph_diff_fn(uint64_t offset, uint64_t bytes, void *opaque);
+
 struct ceph_module {
     /* -EROFS with a place that is not read-only: only reading is allowed.
      * Errors have QEMU's texts. */
     int (*open)(const struct ceph_place *p, struct ceph_image **imagep,
                 struct error **errp);
     void (*close)(struct ceph_image *i);
+
+    /* One more close is needed.  The first one ends `watch`. */
+    void (*ref)(struct ceph_image *i);
 
     int (*create)(const struct ceph_place *p, uint64_t size,
                   uint64_t object_size, struct error **errp);
@@ -106,6 +126,36 @@ struct ceph_module {
     /* Call @fn, in a thread of librbd, when another client has changed the
      * image's header, its size for one.  Once, and until close. */
     int (*watch)(struct ceph_image *i, void (*fn)(void *opaque), void *opaque);
+
+    /* --- Snapshots --- */
+
+    /* Has the cluster a monitor that answers, and the image's header a place?
+     * Else the others would wait. */
+    int (*ready)(struct ceph_image *i);
+
+    /* All that was written and acknowledged before is in it, by whichever
+     * client.  The owner of the exclusive lock is asked to make it. */
+    int (*snapshot_create)(struct ceph_image *i, const char *name);
+    int (*snapshot_remove)(struct ceph_image *i, const char *name);
+    int (*snapshot_rename)(struct ceph_image *i, const char *from,
+                           const char *to);
+
+    /* Those that users make, the oldest first.  snapshots_free(*list). */
+    int (*snapshots)(struct ceph_image *i, struct ceph_snapshot **list,
+                     size_t *count);
+    void (*snapshots_free)(struct ceph_snapshot *list, size_t count);
+
+    /* Ranges in which the image differs from what it was at the snapshot @from
+     * (NULL: from nothing).  With @whole, of whole objects: see maps. */
+    int (*diff)(struct ceph_image *i, const char *from, uint64_t offset,
+                uint64_t bytes, bool whole, ceph_diff_fn *fn, void *opaque);
+    int (*maps)(struct ceph_image *i, const char *from, enum ceph_maps *maps);
+
+    /* The number by which the cluster knows this connection, and whether the
+     * one of a number has the image open (1, 0): one that has died does for
+     * half a minute. */
+    uint64_t (*client)(struct ceph_image *i);
+    int (*has_client)(struct ceph_image *i, uint64_t client);
 };
 
 /* What the module has to be found by. */

@@ -203,6 +203,16 @@ void cluster_give_up(struct cluster *c)
     (void)pthread_mutex_unlock(&lock);
 }
 
+int cluster_ready(struct cluster *c)
+{
+    return rados_wait_for_latest_osdmap(c->rados);
+}
+
+uint64_t cluster_client(struct cluster *c)
+{
+    return rados_get_instance_id(c->rados);
+}
+
 /* --- Pools --- */
 
 static int check_namespace(rados_ioctx_t io, const char *name,

@@ -59,7 +59,7 @@ static int one(uint64_t offset, size_t bytes, int exists, void *arg)
     return add(w, offset, true) && add(w, offset + bytes, false) ? 0 : ENOUGH;
 }
 
-static bool is_clone(struct ceph_image *i)
+bool image_is_clone(struct ceph_image *i)
 {
     rbd_linked_image_spec_t parent;
     rbd_snap_spec_t snap;
@@ -83,7 +83,7 @@ static bool map_is_valid(struct ceph_image *i)
            rbd_get_flags(i->rbd, &flags) == 0 &&
            (features & RBD_FEATURE_FAST_DIFF) &&
            !(features & RBD_FEATURE_STRIPINGV2) && !(flags & invalid) &&
-           !is_clone(i);
+           !image_is_clone(i);
 }
 
 int image_extents(struct ceph_image *i, uint64_t offset, uint64_t bytes,

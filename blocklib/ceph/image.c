@@ -78,6 +78,7 @@ static int image_open(const struct ceph_place *p, struct ceph_image **imagep,
     if (!i) {
         return error_nomem(errp);
     }
+    i->refs = 1;
     int r = cluster_get(p, &i->cluster, errp);
     if (r < 0) {
         free(i);
@@ -101,11 +102,20 @@ static void image_close(struct ceph_image *i)
 {
     if (i->watched) {
         (void)rbd_update_unwatch(i->rbd, i->watch);
+        i->watched = false;
+    }
+    if (atomic_fetch_sub(&i->refs, 1) > 1) {
+        return;
     }
     (void)rbd_close(i->rbd);
     rados_ioctx_destroy(i->io);
     cluster_put(i->cluster);
     free(i);
+}
+
+static void image_ref(struct ceph_image *i)
+{
+    (void)atomic_fetch_add(&i->refs, 1);
 }
 
 /* --- Making --- */
@@ -175,6 +185,7 @@ static int image_watch(struct ceph_image *i, void (*fn)(void *opaque),
 static const struct ceph_module functions = {
     .open = image_open,
     .close = image_close,
+    .ref = image_ref,
     .create = image_create,
     .object_size = image_object_size,
     .read_only = image_read_only,
@@ -184,6 +195,16 @@ static const struct ceph_module functions = {
     .request = image_request,
     .extents = image_extents,
     .watch = image_watch,
+    .ready = image_ready,
+    .snapshot_create = image_snapshot_create,
+    .snapshot_remove = image_snapshot_remove,
+    .snapshot_rename = image_snapshot_rename,
+    .snapshots = image_snapshots,
+    .snapshots_free = image_snapshots_free,
+    .diff = image_diff,
+    .maps = image_maps,
+    .client = image_client,
+    .has_client = image_has_client,
 };
 
 MODULE(NBDELTA_VERSION, &functions);

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <rados/librados.h>
 #include <rbd/librbd.h>
+#include <stdatomic.h>
 
 #include "ceph/ceph.h"
 
@@ -21,11 +22,18 @@ void cluster_put(struct cluster *c);
  * it. */
 void cluster_give_up(struct cluster *c);
 
+/* Wait until a monitor has answered. */
+int cluster_ready(struct cluster *c);
+
+/* The number of this connection there. */
+uint64_t cluster_client(struct cluster *c);
+
 /* The pool and namespace of @p. */
 int cluster_pool(struct cluster *c, const struct ceph_place *p,
                  rados_ioctx_t *io, struct error **errp);
 
 struct ceph_image {
+    _Atomic unsigned refs;
     struct cluster *cluster;
     rados_ioctx_t io;
     rbd_image_t rbd;
@@ -40,6 +48,20 @@ struct ceph_image {
 
 int image_extents(struct ceph_image *i, uint64_t offset, uint64_t bytes,
                   struct ceph_extent *e, unsigned *count);
+bool image_is_clone(struct ceph_image *i);
+int image_ready(struct ceph_image *i);
+int image_snapshot_create(struct ceph_image *i, const char *name);
+int image_snapshot_remove(struct ceph_image *i, const char *name);
+int image_snapshot_rename(struct ceph_image *i, const char *from,
+                          const char *to);
+int image_snapshots(struct ceph_image *i, struct ceph_snapshot **list,
+                    size_t *count);
+void image_snapshots_free(struct ceph_snapshot *list, size_t count);
+int image_diff(struct ceph_image *i, const char *from, uint64_t offset,
+               uint64_t bytes, bool whole, ceph_diff_fn *fn, void *opaque);
+int image_maps(struct ceph_image *i, const char *from, enum ceph_maps *maps);
+uint64_t image_client(struct ceph_image *i);
+int image_has_client(struct ceph_image *i, uint64_t client);
 int image_submit(struct ceph_image *i, struct ceph_request *q);
 int64_t image_request(struct ceph_image *i, struct ceph_request *q);
 

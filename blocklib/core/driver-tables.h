@@ -7,6 +7,7 @@
 #include <jansson.h>
 
 #include "nbdelta/internal-snapshot.h"
+#include "nbdelta/storage-snapshot.h"
 #include "nbdelta/types.h"
 
 struct driver_table;
@@ -208,6 +209,41 @@ struct driver_snapshots {
     /* In a request: the bytes of the snapshot's disk.  Errors as of look. */
     int (*measure)(struct node *n, const char *which, uint64_t *size,
                    struct error **errp);
+};
+
+/*
+ * Snapshots that the storage makes (nbdelta/storage-snapshot.h has the rules).
+ * The methods wait no longer than is said there, also while the storage hangs:
+ * take is called in a drained section.
+ */
+struct driver_storage {
+    /* Can a snapshot of the image be made by way of this node? */
+    bool (*possible)(const struct node *n);
+
+    /* Not in a section: does the storage answer? */
+    int (*ready)(struct node *n, struct error **errp);
+
+    /* Of all nodes or, after an error, of none. */
+    int (*take)(const struct storage_ref *refs, unsigned count,
+                struct error **errp);
+    int (*remove)(struct node *n, const char *name, struct error **errp);
+    int (*rename)(struct node *n, const char *from, const char *to,
+                  struct error **errp);
+    int (*list)(struct node *n, struct storage_snapshots *list,
+                struct error **errp);
+
+    /* The ranges may overlap what is past the end of either. */
+    int (*diff)(struct node *n, const char *from, storage_diff_fn *fn,
+                void *opaque, enum storage_diff_how *how, struct error **errp);
+
+    /* A number for this connection, and whether the one of a number is there:
+     * 1, 0 or -errno. */
+    uint64_t (*client)(const struct node *n);
+    int (*has_client)(struct node *n, uint64_t client, struct error **errp);
+
+    /* Change @options, those of @n, into ones of a node that reads the
+     * snapshot. */
+    int (*show)(json_t *options, const char *name);
 };
 
 #endif /* NBDELTA_CORE_DRIVER_TABLES_H */

@@ -147,11 +147,13 @@ struct driver {
     unsigned flags_zero;
 
     /* NULL reopen: nothing depends on the flags.  NULL image: no file is such
-     * an image.  NULL bitmaps, snapshots: there is no place for them. */
+     * an image.  NULL bitmaps, snapshots, storage: there is no place for
+     * them. */
     const struct driver_reopen *reopen;
     const struct driver_image *image;
     const struct driver_bitmaps *bitmaps;
     const struct driver_snapshots *snapshots;
+    const struct driver_storage *storage;
     const struct driver_flight *flight; /* NULL: threads do all I/O */
 
     /* --- Control path: one thread, no I/O in flight. --- */
@@ -184,6 +186,10 @@ struct driver {
      * space reads as zeroes, or shows the backing node: the core hides
      * that.  NULL: the size is fixed. */
     int (*resize)(struct node *n, uint64_t size, struct error **errp);
+
+    /* Formats: the child of which the node shows all bytes, as they are, and no
+     * others, or NULL.  NULL: there is none. */
+    const struct node *(*shows_all)(const struct node *n);
 
     /* Protocols of which others may change the size: ask for it.  -EAGAIN: it
      * is as this node has made it.  Called in no section, and in no request;

@@ -72,6 +72,13 @@ static int raw_open(struct node *n, struct opts *opts, struct error **errp)
     return 0;
 }
 
+static const struct node *raw_shows_all(const struct node *n)
+{
+    const struct raw *s = n->state;
+
+    return s->offset == 0 && !s->fixed ? node_child(n, CHILD_FILE) : NULL;
+}
+
 static void raw_close(struct node *n)
 {
     struct raw *s = n->state;
@@ -280,6 +287,7 @@ const struct driver driver_raw = {
     .open = raw_open,
     .close = raw_close,
     .limits = raw_limits,
+    .shows_all = raw_shows_all,
     .size_over = raw_size_over,
     .resize = raw_resize,
     .image = &raw_image,

@@ -378,6 +378,7 @@ const struct driver driver_rbd = {
     .image = &rbd_image_methods,
     .reopen = &reopen_methods,
     .flight = &rbd_flight,
+    .storage = &rbd_storage,
     .open = rbd_node_open,
     .close = rbd_node_close,
     .limits = rbd_limits,

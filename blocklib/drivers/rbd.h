@@ -6,6 +6,7 @@
 #include "ceph/ceph.h"
 #include "core/node.h"
 #include "nbdelta/option.h"
+#include "nbdelta/storage-snapshot.h"
 #include "nbdelta/thread.h"
 
 struct file_make;
@@ -50,6 +51,74 @@ extern const struct driver_flight rbd_flight;
 
 /* What a request has returned, as errors of requests are told. */
 int rbd_result(struct node *n, int64_t r);
+
+/* --- Calls with a limit (rbd-call.c) --- */
+
+/* Seconds for one call: of what changes or looks, and of a part of a diff. */
+#define RBD_CALL_S 10
+#define RBD_DIFF_S 60
+
+struct rbd_extent {
+    uint64_t offset;
+    uint64_t bytes;
+};
+
+/* A call of the module that may never return, in a thread of its own. */
+struct rbd_call {
+    /* What to do, with these arguments.  The strings are copies. */
+    int (*work)(struct rbd_call *c);
+    void (*late)(struct rbd_call *c); /* in its thread: it has succeeded, and
+                                         nobody waits any more; or NULL */
+    const struct ceph_module *m;
+    struct ceph_image *image;
+    char *name;
+    char *to;
+    uint64_t offset;
+    uint64_t bytes;
+    uint64_t client;
+    bool whole;
+
+    /* Results, which are the caller's to read when it has ended. */
+    struct ceph_snapshot *list;
+    size_t list_count;
+    struct rbd_extent *extents;
+    size_t extent_count;
+    size_t extent_room;
+    enum ceph_maps maps;
+
+    mutex_t lock;
+    cond_t ended_cond;
+
+    /* Guarded by lock. */
+    unsigned refs; /* the caller and the thread */
+    bool ended;
+    bool given_up;
+    int result;
+};
+
+/* NULL: no memory.  @name and @to may be NULL. */
+struct rbd_call *rbd_call_new(struct node *n, int (*work)(struct rbd_call *c),
+                              const char *name, const char *to);
+void rbd_call_free(struct rbd_call *c); /* NULL is fine */
+
+/* Begin, and wait until now_ns() is @until: what `work` has returned, or
+ * -ETIMEDOUT, and it goes on.  A call is begun once. */
+int rbd_call_begin(struct rbd_call *c);
+int rbd_call_wait(struct rbd_call *c, uint64_t until);
+
+/* Both. */
+int rbd_call_run(struct rbd_call *c, unsigned seconds);
+
+/* --- Snapshots (rbd-snapshot.c, rbd-diff.c) --- */
+
+extern const struct driver_storage rbd_storage;
+
+/* The error @r of something that was done to @n, in words: @what, then why. */
+int rbd_error(struct node *n, int r, const char *what, const char *name,
+              struct error **errp);
+
+int rbd_diff(struct node *n, const char *from, storage_diff_fn *fn,
+             void *opaque, enum storage_diff_how *how, struct error **errp);
 
 /* --- New images (rbd-create.c) --- */
 
