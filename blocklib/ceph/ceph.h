@@ -105,6 +105,10 @@ struct ceph_module {
     int (*create)(const struct ceph_place *p, uint64_t size,
                   uint64_t object_size, struct error **errp);
 
+    /* -ENOENT; -EBUSY: somebody has it open, also a client that died less than
+     * 30 s ago; -ENOTEMPTY: it has snapshots. */
+    int (*remove)(const struct ceph_place *p, struct error **errp);
+
     uint64_t (*object_size)(const struct ceph_image *i);
     bool (*read_only)(const struct ceph_image *i);
     int (*size)(struct ceph_image *i, uint64_t *size);
@@ -126,6 +130,9 @@ struct ceph_module {
     /* Call @fn, in a thread of librbd, when another client has changed the
      * image's header, its size for one.  Once, and until close. */
     int (*watch)(struct ceph_image *i, void (*fn)(void *opaque), void *opaque);
+
+    /* -EBUSY: somebody else has the image open, and not just for reading. */
+    int (*check_alone)(struct ceph_image *i, struct error **errp);
 
     /* --- Snapshots --- */
 

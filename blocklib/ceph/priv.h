@@ -62,6 +62,13 @@ int image_diff(struct ceph_image *i, const char *from, uint64_t offset,
 int image_maps(struct ceph_image *i, const char *from, enum ceph_maps *maps);
 uint64_t image_client(struct ceph_image *i);
 int image_has_client(struct ceph_image *i, uint64_t client);
+/* Clients that have the image open, and not just for reading: one that has died
+ * does for 30 s.  rbd_watchers_list_cleanup() and free(*list). */
+int image_watchers(struct ceph_image *i, rbd_image_watcher_t **list,
+                   size_t *count);
+int image_check_alone(struct ceph_image *i, struct error **errp);
+int image_erase(const struct ceph_place *p, struct error **errp);
+
 int image_submit(struct ceph_image *i, struct ceph_request *q);
 int64_t image_request(struct ceph_image *i, struct ceph_request *q);
 

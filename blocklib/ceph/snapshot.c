@@ -249,8 +249,8 @@ uint64_t image_client(struct ceph_image *i)
     return cluster_client(i->cluster);
 }
 
-static int get_watchers(struct ceph_image *i, rbd_image_watcher_t **list,
-                        size_t *count)
+int image_watchers(struct ceph_image *i, rbd_image_watcher_t **list,
+                   size_t *count)
 {
     int r;
 
@@ -272,7 +272,7 @@ int image_has_client(struct ceph_image *i, uint64_t client)
 {
     rbd_image_watcher_t *list;
     size_t count;
-    int r = get_watchers(i, &list, &count);
+    int r = image_watchers(i, &list, &count);
 
     if (r < 0) {
         return (int)image_result(i, r);

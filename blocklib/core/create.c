@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/chain.h"
 #include "core/create.h"
@@ -203,7 +204,26 @@ static int make_in_rbd(const struct driver_table *t, const char *filename,
         return error_set(errp, ENOTSUP, "images of Ceph have no preallocation");
     }
     int r = make_rbd(t, filename, size, how, errp);
-    return r < 0 || raw ? r : format_rbd(t, filename, format, options, errp);
+    if (r < 0 || raw) {
+        return r;
+    }
+    r = format_rbd(t, filename, format, options, errp);
+    if (r < 0) {
+        (void)image_remove_with(t, filename, NULL);
+    }
+    return r;
+}
+
+int image_remove_with(const struct driver_table *t, const char *filename,
+                      struct error **errp)
+{
+    if (rbd_is_name(filename)) {
+        return driver_find(t, "rbd")->image->remove(filename, errp);
+    }
+    return unlink(filename) < 0
+               ? error_set(errp, errno, "cannot remove '%s': %s", filename,
+                           strerror(errno))
+               : 0;
 }
 
 int image_make(const struct driver_table *t, const char *filename,

@@ -26,6 +26,10 @@ int image_create_as(const struct driver_table *t, const char *filename,
 struct blk;
 struct image_measure;
 
+/* image_remove(), with the drivers @t. */
+int image_remove_with(const struct driver_table *t, const char *filename,
+                      struct error **errp);
+
 /* image_measure(), with the drivers @t: measure.c. */
 int image_measure_with(const struct driver_table *t, const char *format,
                        const json_t *options, struct blk *disk,

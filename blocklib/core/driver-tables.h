@@ -96,6 +96,10 @@ struct driver_image {
                   struct error **errp);
     const char *const *create_options; /* of create; ends with NULL */
 
+    /* Protocols: remove what create has made (image_remove()).  NULL: it is a
+     * file. */
+    int (*remove)(const char *filename, struct error **errp);
+
     /* image_measure() of a new image with these options of create, with "size".
      * It shall get the content of @source (core/measure.h), or none (NULL). */
     int (*measure)(struct opts *opts, const struct measure_source *source,

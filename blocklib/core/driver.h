@@ -196,6 +196,11 @@ struct driver {
      * it blocks.  NULL: nobody does. */
     int (*size_there)(struct node *n, uint64_t *size);
 
+    /* Protocols without locks: -EBUSY, with a text, while another client has
+     * the bytes open, and not just for reading.  Called in no request; it
+     * blocks.  NULL: the open has asked. */
+    int (*check_alone)(struct node *n, struct error **errp);
+
     /* Protocols: stat(2) of the file that has the bytes.  0 or -errno; NULL:
      * they are in no file. */
     int (*fstat)(const struct node *n, struct stat *st);

@@ -395,6 +395,11 @@ int options_from_image(const char *text, const char *format, json_t **options,
     return 0;
 }
 
+bool options_names_rbd(const char *text)
+{
+    return rbd_is_name(text);
+}
+
 int options_from_nbd_name(const char *text, json_t **options,
                           struct error **errp)
 {

@@ -38,6 +38,18 @@ bool node_disk_bytes(struct graph *g, const struct node *n, uint64_t *bytes)
     return known;
 }
 
+int node_check_alone(struct node *n, struct error **errp)
+{
+    int r = n->drv->check_alone ? n->drv->check_alone(n, errp) : 0;
+
+    for (unsigned i = 0; r == 0 && i < CHILD_MAX; i++) {
+        struct node *child = i != CHILD_BACKING ? node_child(n, i) : NULL;
+
+        r = child ? node_check_alone(child, errp) : 0;
+    }
+    return r;
+}
+
 uint32_t node_cluster_size(const struct node *n)
 {
     return n->cluster_size;

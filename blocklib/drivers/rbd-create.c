@@ -95,7 +95,24 @@ static int rbd_create_image(const struct driver_table *t, const char *filename,
     return r;
 }
 
+static int rbd_remove_image(const char *filename, struct error **errp)
+{
+    struct ceph_place p = {.cache = true};
+    const struct ceph_module *m;
+    int r = rbd_module(&m, errp);
+
+    if (r == 0) {
+        r = find_place(NULL, filename, &p, errp);
+    }
+    if (r == 0) {
+        r = m->remove(&p, errp);
+    }
+    rbd_place_free(&p);
+    return r;
+}
+
 const struct driver_image rbd_image_methods = {
     .create = rbd_create_image,
     .create_options = create_options,
+    .remove = rbd_remove_image,
 };

@@ -296,6 +296,13 @@ static int rbd_size_there(struct node *n, uint64_t *size)
     return r;
 }
 
+static int rbd_check_alone(struct node *n, struct error **errp)
+{
+    struct rbd *s = n->state;
+
+    return s->m->check_alone(s->image, errp);
+}
+
 /* --- Status --- */
 
 static void fill_in(struct node *n, uint64_t offset, uint64_t bytes, bool zero,
@@ -384,6 +391,7 @@ const struct driver driver_rbd = {
     .limits = rbd_limits,
     .resize = rbd_resize,
     .size_there = rbd_size_there,
+    .check_alone = rbd_check_alone,
     .describe = rbd_describe,
     .map = rbd_map,
     .map_many = rbd_map_many,

@@ -123,6 +123,11 @@ int image_create(const char *filename, const char *format,
     return image_create_with(NULL, filename, format, options, errp);
 }
 
+int image_remove(const char *filename, struct error **errp)
+{
+    return image_remove_with(&table, filename, errp);
+}
+
 int image_measure(const char *format, const json_t *options, struct blk *disk,
                   struct image_measure *m, struct error **errp)
 {

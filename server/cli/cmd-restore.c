@@ -36,12 +36,14 @@ static const struct cli_command command = {
     .usage = "[--partial] [--force] [-f FORMAT] [--progress=json] "
              "DIR[@POINT]\n"
              "[DISK[=TARGET]]...",
-    .about = "Restore disks as they were at POINT (default: latest) from the\n"
-             "backup directory DIR; all disks if none is named.  TARGET is a\n"
-             "file, qcow2 if its name ends in .qcow2 and else raw, a block\n"
-             "device, or an NBD URI (default: DISK.qcow2).  All that is read\n"
-             "is verified.  Only what differs is written to a target that is\n"
-             "there already.\n",
+    .about =
+        "Restore disks as they were at POINT (default: latest) from the\n"
+        "backup directory DIR; all disks if none is named.  TARGET is a\n"
+        "file, qcow2 if its name ends in .qcow2 and else raw, a block\n"
+        "device, an NBD URI, or an image of Ceph (rbd:POOL/IMAGE), which\n"
+        "is made if it is not there (default: DISK.qcow2).  All that is\n"
+        "read is verified.  Only what differs is written to a target that\n"
+        "is there already.\n",
     .options = option_table,
     .operands = "DIR[@POINT] DISK[=TARGET]...",
 };

@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cli/cli.h"
 #include "cli/nbd-client.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
@@ -133,32 +134,38 @@ static int check_outside(const struct restore_target *t, struct error **errp)
 struct look {
     struct blk *blk;
     char *buf;
+    uint64_t offset; /* of what is said to be data */
+    uint64_t bytes;
     bool data; /* something was found */
 };
 
-/* Read what is said to be data: a device says so of everything. */
+/* Ends the walk at the first range that is said to be data: a device says so of
+ * everything. */
 static int look_at(const struct extent *e, void *opaque)
 {
     struct look *l = opaque;
 
     if (!(e->flags & EXTENT_ZERO)) {
-        l->data = true;
+        l->offset = e->offset;
+        l->bytes = e->length;
         return 1;
     }
     return 0;
 }
 
-static int look_at_part(struct look *l, uint64_t at, uint64_t bytes)
+/* Read it, and look whether it is zeroes. */
+static int look_at_data(struct look *l)
 {
-    int r;
+    uint64_t end = l->offset + l->bytes;
+    int r = 0;
 
-    l->data = false;
-    r = blk_extents(l->blk, at, bytes, 0, look_at, l);
-    if (r < 0 || !l->data) {
-        return r;
+    for (uint64_t at = l->offset; r == 0 && at < end && !l->data;
+         at += LOOK_BYTES) {
+        uint64_t bytes = min_u64(LOOK_BYTES, end - at);
+
+        r = blk_pread(l->blk, l->buf, bytes, at, 0);
+        l->data = l->buf[0] || memcmp(l->buf, l->buf + 1, bytes - 1) != 0;
     }
-    r = blk_pread(l->blk, l->buf, bytes, at, 0);
-    l->data = l->buf[0] || memcmp(l->buf, l->buf + 1, bytes - 1) != 0;
     return r;
 }
 
@@ -167,13 +174,18 @@ static int find_empty(struct restore_target *t)
     CLEANUP_FREE char *buf = malloc(LOOK_BYTES);
     struct look l = {.blk = t->blk, .buf = buf};
     uint64_t size = blk_size(t->blk);
-    int r = buf ? 0 : -ENOMEM;
+    int r = buf ? 1 : -ENOMEM;
 
-    for (uint64_t at = 0; r == 0 && at < size && !l.data; at += LOOK_BYTES) {
-        r = look_at_part(&l, at, min_u64(LOOK_BYTES, size - at));
+    for (uint64_t at = 0; r > 0 && at < size && !l.data;
+         at = l.offset + l.bytes) {
+        r = blk_extents(l.blk, at, size - at, 0, look_at, &l);
+        if (r > 0) {
+            int read = look_at_data(&l);
+            r = read < 0 ? read : r;
+        }
     }
-    t->empty = r == 0 && !l.data;
-    return r;
+    t->empty = r >= 0 && !l.data;
+    return r < 0 ? r : 0;
 }
 
 static int check_empty(struct restore_target *t, struct error **errp)
@@ -194,12 +206,18 @@ static int check_empty(struct restore_target *t, struct error **errp)
 
 /* --- Opening --- */
 
-static int create_file(struct restore_target *t, struct error **errp)
+/* Of a file that is made here. */
+static json_t *create_options(const struct restore_target *t)
 {
     bool raw = strcmp(format_of(t), "raw") == 0;
-    CLEANUP_JSON json_t *options =
-        json_pack("{s:I}", "size",
-                  (json_int_t)(raw ? t->size : align_up(t->size, SECTOR)));
+
+    return json_pack("{s:I}", "size",
+                     (json_int_t)(raw ? t->size : align_up(t->size, SECTOR)));
+}
+
+static int create_file(struct restore_target *t, struct error **errp)
+{
+    CLEANUP_JSON json_t *options = create_options(t);
 
     if (!options) {
         return error_nomem(errp);
@@ -245,6 +263,33 @@ static int open_node(struct graph *g, struct restore_target *t,
     return r == -EAGAIN ? -EBUSY : r;
 }
 
+/* An image that is not there is made.  Nobody else may have it open: of its own
+ * lock the cluster takes away what one client has, and gives it to the next. */
+static int open_ceph(struct graph *g, struct restore_target *t,
+                     struct error **errp)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    CLEANUP_JSON json_t *options = create_options(t);
+    int r = options ? open_node(g, t, &err) : -ENOMEM;
+
+    if (r == -ENOENT) {
+        r = image_create(t->name, format_of(t), options, errp);
+        if (r < 0) {
+            return r;
+        }
+        t->created = true;
+        r = open_node(g, t, errp);
+    } else if (r < 0) {
+        return err ? error_set(errp, -r, "%s", error_message(err))
+                   : error_nomem(errp);
+    }
+    r = r < 0 ? r : node_check_alone(t->node, errp);
+    if (r < 0) {
+        error_prefix(errp, "'%s': ", t->name);
+    }
+    return r;
+}
+
 static int check_size(const struct restore_target *t, bool exact,
                       struct error **errp)
 {
@@ -263,6 +308,12 @@ static int open_any(struct graph *g, struct restore_target *t,
 {
     bool remote = client_is_uri(t->name);
     struct stat st;
+
+    if (options_names_rbd(t->name)) {
+        int r = open_ceph(g, t, errp);
+        r = r < 0 ? r : check_size(t, true, errp);
+        return r < 0 ? r : check_empty(t, errp);
+    }
     int r = remote ? 0 : check_outside(t, errp);
 
     if (r < 0) {
@@ -317,6 +368,12 @@ void target_close(struct graph *g, struct restore_target *t, bool kept)
         t->alone = -1;
     }
     if (t->created && !kept) {
-        (void)unlink(t->name);
+        CLEANUP_ERROR struct error *err = NULL;
+
+        if (image_remove(t->name, &err) < 0) {
+            (void)cli_failed("restore",
+                             "'%s' is left, with a part of the disk: %s",
+                             t->name, error_message(err));
+        }
     }
 }

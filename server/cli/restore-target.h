@@ -3,7 +3,8 @@
 #define NBDELTA_SERVER_CLI_RESTORE_TARGET_H
 
 /*
- * Where a disk is restored to: a qcow2 or raw file, a block device, an NBD URI.
+ * Where a disk is restored to: a qcow2 or raw file, a block device, an NBD URI,
+ * an image of Ceph.
  *
  * Everything that speaks against it is found before a byte of it changes.
  */
@@ -26,7 +27,7 @@ struct restore_target {
     /* What target_open has found. */
     struct node *node;
     struct blk *blk;
-    bool created; /* the file is new */
+    bool created; /* the file, or image, is new */
     bool empty;   /* it reads as zeroes */
     bool remote;  /* it is an NBD export */
     int alone;    /* descriptor that keeps a device from being mounted; or -1 */
@@ -34,9 +35,10 @@ struct restore_target {
 
 /*
  * Create or open it.  -EBUSY: it is in use: a process has its lock, it is
- * mounted, or the file of a loop device.  -EEXIST: it is not empty, and nothing
- * was forced.  -EINVAL: it is inside of the backup directory, or has another
- * size (devices and exports may be larger).
+ * mounted, or the file of a loop device, or a client of its cluster has it
+ * open.  -EEXIST: it is not empty, and nothing was forced.  -EINVAL: it is
+ * inside of the backup directory, or has another size (devices and exports may
+ * be larger).
  */
 int target_open(struct graph *g, struct restore_target *t, struct error **errp);
 

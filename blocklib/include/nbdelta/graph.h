@@ -231,6 +231,11 @@ bool node_disk_bytes(struct graph *g, const struct node *n, uint64_t *bytes);
  * Lives as long as the node. */
 const char *node_filename(const struct node *n);
 
+/* Is nobody else at the bytes of @n?  Locks of files say so when they are
+ * opened; this asks storage that has none.  -EBUSY: somebody has them open, and
+ * not just for reading.  Nobody changes the graph meanwhile.  Blocks. */
+int node_check_alone(struct node *n, struct error **errp);
+
 /* The backing node, or NULL. */
 struct node *node_backing(const struct node *n);
 

@@ -43,6 +43,10 @@ int image_check_format(const char *format, struct error **errp);
 int image_create_with(struct graph *g, const char *filename, const char *format,
                       const json_t *options, struct error **errp);
 
+/* Remove an image that image_create() has made.  -ENOENT; -EBUSY: an image of
+ * Ceph that somebody has open; others. */
+int image_remove(const char *filename, struct error **errp);
+
 /* --- core/create.c --- */
 
 /*

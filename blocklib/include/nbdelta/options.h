@@ -41,6 +41,9 @@ int options_from_image(const char *text, const char *format, json_t **options,
 /* Are they spelled out, as above, and no file name? */
 bool options_spelled_out(const char *text);
 
+/* Is it the name of an image of Ceph (rbd:POOL/IMAGE...)? */
+bool options_names_rbd(const char *text);
+
 /* Take apart the name of an export of another server, as an image may have one
  * (nbd://..., nbd+unix:///..., nbd:unix:...).  *options is a new object with
  * "server", a SocketAddress, and with "export", "tls" and others if the name
