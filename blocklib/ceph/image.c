@@ -167,8 +167,9 @@ static int image_resize(struct ceph_image *i, uint64_t size)
 
 static void header_changed(void *arg)
 {
-    const struct ceph_image *i = arg;
+    struct ceph_image *i = arg;
 
+    taken_over(i);
     i->changed(i->opaque);
 }
 
@@ -177,6 +178,7 @@ static int image_watch(struct ceph_image *i, void (*fn)(void *opaque),
 {
     i->changed = fn;
     i->opaque = opaque;
+    handed_over(i);
     int r = rbd_update_watch(i->rbd, &i->watch, header_changed, i);
     i->watched = r == 0;
     return r;

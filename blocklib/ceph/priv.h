@@ -46,6 +46,21 @@ struct ceph_image {
     void *opaque;
 };
 
+/*
+ * librbd's threads see all that a thread of ours has written before it called
+ * librbd, and what orders the two is librbd's.  ThreadSanitizer, which does not
+ * see that, is told: handed_over() before the call, taken_over() in the
+ * callback.
+ */
+#ifdef __SANITIZE_THREAD__
+#include <sanitizer/tsan_interface.h>
+#define handed_over(what) __tsan_release(what)
+#define taken_over(what)  __tsan_acquire(what)
+#else
+#define handed_over(what) ((void)(what))
+#define taken_over(what)  ((void)(what))
+#endif
+
 int image_extents(struct ceph_image *i, uint64_t offset, uint64_t bytes,
                   struct ceph_extent *e, unsigned *count);
 bool image_is_clone(struct ceph_image *i);

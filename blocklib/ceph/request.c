@@ -28,6 +28,7 @@ static void ended(rbd_completion_t c, void *arg)
     struct ceph_request *q = arg;
     int64_t r = rbd_aio_get_return_value(c);
 
+    taken_over(q);
     rbd_aio_release(c);
     q->done(q, image_result(q->image, r));
 }
@@ -37,6 +38,7 @@ int image_submit(struct ceph_image *i, struct ceph_request *q)
     rbd_completion_t c;
 
     q->image = i;
+    handed_over(q);
     int r = rbd_aio_create_completion(q, ended, &c);
 
     if (r == 0 && (r = begin(i, q, c)) < 0) {

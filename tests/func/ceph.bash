@@ -6,6 +6,11 @@
 #   rbd_of IMAGE        the name of an image in its pool
 #   ceph_daemon VERB mon|osd    "kill" or "run" it
 
+# LeakSanitizer crashes in the thread-local memory of a library that is loaded
+# late, and big (GCC 12; "Tracer caught signal 11").
+export LSAN_OPTIONS="use_tls=0:${LSAN_OPTIONS-}"
+export TSAN_OPTIONS="suppressions=$SRCDIR/tests/tsan-ceph.supp:${TSAN_OPTIONS-}"
+
 need_ceph() {
     local rc=0
     [ -e "$BUILD/nbdelta-block-rbd.so" ] ||
