@@ -70,7 +70,8 @@ static bool has_lock(int fd, off_t byte)
     return found;
 }
 
-/* Has another descriptor of this process a lock on @byte of the file? */
+/* Has another descriptor of this process a lock on @byte of the file?  Others
+ * are looked at by their names: their owners may close them meanwhile. */
 static bool is_held_by_us(int fd, off_t byte)
 {
     DIR *all = opendir("/proc/self/fd");
@@ -82,7 +83,7 @@ static bool is_held_by_us(int fd, off_t byte)
     while (all && !ours && fstat(fd, &mine) == 0 && (e = readdir(all))) {
         int other = e->d_name[0] == '.' ? fd : (int)strtol(e->d_name, NULL, 10);
 
-        ours = other != fd && fstat(other, &st) == 0 &&
+        ours = other != fd && fstatat(dirfd(all), e->d_name, &st, 0) == 0 &&
                st.st_dev == mine.st_dev && st.st_ino == mine.st_ino &&
                has_lock(other, byte);
     }
