@@ -3,6 +3,7 @@
 #include "disk.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "daemon.h"
@@ -50,7 +51,7 @@ static int match_image(struct export *e, void *opaque)
     struct find_export *f = opaque;
 
     if (e->is_default && strcmp(e->id, f->name) == 0) {
-        f->node = blk_disk(e->blk);
+        f->node = blk_disk_named(e->blk, f->name);
         return 1;
     }
     return 0;
@@ -92,6 +93,57 @@ struct node *disk_find_device(struct daemon *d, const char *name,
 {
     return either(find_exported(d, name), graph_find(d->graph, name), name,
                   errp);
+}
+
+/* --- A device gets another node --- */
+
+struct movers {
+    const char *name;
+    const struct node *to;
+    struct blk **users;
+    unsigned count;
+    struct error **errp;
+};
+
+static int collect_mover(struct export *e, void *opaque)
+{
+    struct movers *m = opaque;
+
+    if (e->of_backup || strcmp(e->name, m->name) != 0) {
+        return 0;
+    }
+    if (node_size(m->to) != blk_size(e->blk)) {
+        return error_set(m->errp, EINVAL,
+                         "Node '%.200s' has another size than export '%.200s', "
+                         "and clients know that",
+                         node_name(m->to), e->name);
+    }
+    struct blk **more = realloc(m->users, (m->count + 1) * sizeof(*more));
+    if (!more) {
+        return error_nomem(m->errp);
+    }
+    m->users = more;
+    more[m->count++] = e->blk;
+    return 0;
+}
+
+int disk_set_node(struct daemon *d, const char *name, struct node *n,
+                  struct error **errp)
+{
+    struct movers m = {.name = name, .to = n, .errp = errp};
+
+    if (d->devices && devices_has(d->devices, name)) {
+        return devices_set_disk(d, name, n, errp);
+    }
+    int r = exports_each(d->exports, collect_mover, &m);
+    if (r == 0 && m.count == 0) {
+        r = error_set(errp, ENODEV, "Device '%.200s' not found", name);
+    }
+    if (r == 0) {
+        r = blk_move(m.users, m.count, n, errp);
+    }
+    free(m.users);
+    return r;
 }
 
 const char *disk_job_id(struct daemon *d, const char *id, const char *device)

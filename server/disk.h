@@ -17,8 +17,9 @@
 struct daemon;
 
 /* The node that a user calls @name: an image of the command line, a node's
- * name, or an export's.  The first is wherever its clients are now: a backup of
- * it has what they write.  NULL and QEMU's text when there is none. */
+ * name, or an export's.  The first is wherever its clients are now, below
+ * filters that somebody has hung above it: a backup of it has what they write.
+ * NULL and QEMU's text when there is none. */
 struct node *disk_find_node(struct daemon *d, const char *name,
                             struct error **errp);
 
@@ -26,6 +27,13 @@ struct node *disk_find_node(struct daemon *d, const char *name,
  * attached to now comes before a node of that name. */
 struct node *disk_find_device(struct daemon *d, const char *name,
                               struct error **errp);
+
+/* Let the device @name, or all exports of that name, be on @n from now on
+ * (QEMU's property "drive").  -ENODEV: there is no such device; -EINVAL: @n has
+ * another size than an export; otherwise as blk_move().  Hold the monitor lock.
+ */
+int disk_set_node(struct daemon *d, const char *name, struct node *n,
+                  struct error **errp);
 
 /* The id of a job of @device that was given @id, or none (NULL): then a disk's
  * is its name, and that of a node alone is "", which no job can have. */

@@ -87,6 +87,21 @@ struct node *blk_disk(const struct blk *b)
     return n;
 }
 
+struct node *blk_disk_named(const struct blk *b, const char *name)
+{
+    graph_lock(b->graph);
+    struct node *n = b->root.child;
+    while (strcmp(n->name, name) != 0 && n->drv->is_filter &&
+           node_child(n, CHILD_FILE)) {
+        n = node_child(n, CHILD_FILE);
+    }
+    if (strcmp(n->name, name) != 0) {
+        n = node_skip_job_filters(b->root.child);
+    }
+    graph_unlock(b->graph);
+    return n;
+}
+
 struct node *node_shown(struct graph *g, struct node *n)
 {
     graph_lock(g);

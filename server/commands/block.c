@@ -103,6 +103,20 @@ static json_t *inserted_of_export(struct daemon *d, const char *name,
     return info;
 }
 
+static int match_disk(const char *id, struct blk *b, const char *qdev,
+                      void *opaque)
+{
+    (void)id;
+    (void)qdev;
+    return b && blk_shows(b, opaque);
+}
+
+/* An export of a device's disk is another way to it, and no device. */
+static bool is_of_device(const struct daemon *d, struct node *n)
+{
+    return d->devices && devices_each(d->devices, match_disk, n) != 0;
+}
+
 static int cmd_query_block(struct qmp_call *call, struct error **errp)
 {
     struct daemon *d = call->daemon;
@@ -117,10 +131,10 @@ static int cmd_query_block(struct qmp_call *call, struct error **errp)
         r = devices_each(d->devices, collect_device, &backends);
     }
     json_array_foreach (c.list, i, name) {
-        struct node *n = disk_find_node(d, json_string_value(name), NULL);
+        struct node *n = disk_find_device(d, json_string_value(name), NULL);
 
         n = n ? node_shown(d->graph, n) : NULL;
-        if (r == 0 && n) {
+        if (r == 0 && n && !is_of_device(d, n)) {
             r = json_array_append_new(
                 devices,
                 json_pack("{s:O, s:O, s:b, s:b, s:o, s:s}", "device", name,

@@ -4,7 +4,8 @@
  *
  *     /                    holds nothing but
  *       objects/ID         what object-add and --object have made
- *     /machine/peripheral  has the devices of --vm-compat, for qom-set alone
+ *     /machine/peripheral  has the devices of --vm-compat, for qom-set alone;
+ *                          exports are devices, too (disk_set_node())
  *
  * The properties of an object are the rows of its type (objects/object.h).
  */
@@ -17,6 +18,7 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/graph.h"
 #include "nbdelta/throttle.h"
 #include "objects/object.h"
 #include "vm/device.h"
@@ -364,13 +366,16 @@ static int set_of_device(struct qmp_call *call, const char *name,
     if (strcmp(property, "drive") != 0) {
         return no_property(name, property, errp);
     }
-    struct node *n = value ? disk_find_device(d, value, NULL) : NULL;
+    struct node *n = value ? graph_find(d->graph, value) : NULL;
+    if (!n && value) {
+        n = disk_find_device(d, value, NULL);
+    }
     if (!n) {
         return error_set(errp, ENODEV,
                          "Property '%.100s.drive' can't find value '%.200s'",
                          name, value ? value : "");
     }
-    int r = devices_set_disk(d, name, n, errp);
+    int r = disk_set_node(d, name, n, errp);
     if (r == -ENODEV) {
         call->class = QMP_DEVICE_NOT_FOUND;
     }
@@ -452,6 +457,6 @@ const struct qmp_command qmp_qom_commands[] = {
                 .ret = &properties_type),
     QMP_COMMAND("qom-list-types", cmd_list_types, types_args,
                 .ret = &types_type),
-    QMP_COMMAND("qom-set", cmd_set, set_args),
+    QMP_COMMAND("qom-set", cmd_set, set_args, .drains = QMP_DRAINS_NAMED),
     QMP_COMMANDS_END,
 };

@@ -44,6 +44,15 @@ int blk_new(struct graph *g, struct node *n, unsigned perm, unsigned shared,
  * fine. */
 void blk_free(struct blk *b);
 
+/*
+ * Move @count users to @to, all of them or none, between two requests of each.
+ * Takes the control lock and drains; a disk that is left is flushed.  -EBUSY: a
+ * job's filter would be left, or permissions are in conflict; -EACCES: a user
+ * writes, and @to is read-only; other errors are the flush's.
+ */
+int blk_move(struct blk *const *users, unsigned count, struct node *to,
+             struct error **errp);
+
 /* As graph_settle, for the node to which @b is attached.  False: @limit_ns have
  * passed. */
 bool blk_settle(struct blk *b, uint64_t limit_ns);
@@ -54,6 +63,10 @@ struct node *blk_node(const struct blk *b);
 /* The same, below filters that jobs have put in between: the disk's own node.
  * Takes the control lock. */
 struct node *blk_disk(const struct blk *b);
+
+/* The same, or the node @name, if only filters are above it: what was hung
+ * above a disk has not taken its name.  Takes the control lock. */
+struct node *blk_disk_named(const struct blk *b, const char *name);
 
 /* The node that a user knows as the disk @n: below filters of mirrors and
  * commits to which nobody has given a name.  Takes the control lock. */
