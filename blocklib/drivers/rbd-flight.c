@@ -39,6 +39,9 @@ static int rbd_flight_launch(struct node *n, struct moving *t)
         .iov = {t->buf, t->bytes},
         .moving = t,
     };
+    if (t->write) {
+        rbd_will_write(s);
+    }
     return s->m->submit(s->image, &f->q) < 0 ? -EAGAIN : 0;
 }
 

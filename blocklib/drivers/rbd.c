@@ -213,6 +213,7 @@ static int rbd_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     if (n->growable && offset + bytes > n->size) {
         r = grow_to(s, offset + bytes);
     }
+    rbd_will_write(s);
     return rbd_result(n, r < 0 ? r : s->m->request(s->image, &q));
 }
 
@@ -224,6 +225,7 @@ static int in_parts(struct node *n, enum ceph_op op, uint64_t offset,
     uint64_t part = OBJECTS_MAX * s->object_size;
     int r = 0;
 
+    rbd_will_write(s);
     while (r == 0 && offset < end) {
         uint64_t to = min_u64(end, align_down(offset, part) + part);
         struct ceph_request q = {
@@ -258,12 +260,14 @@ static int rbd_discard(struct node *n, uint64_t offset, uint64_t bytes)
     return in_parts(n, CEPH_DISCARD, offset, bytes);
 }
 
+/* A flush needs the exclusive lock, and waits 30 s for that of a client that
+ * has died.  So there is none where there is nothing to flush. */
 static int rbd_flush(struct node *n)
 {
     struct rbd *s = n->state;
     struct ceph_request q = {.op = CEPH_FLUSH};
 
-    return n->flags.no_flush || n->flags.read_only
+    return n->flags.no_flush || !atomic_load(&s->written)
                ? 0
                : rbd_result(n, s->m->request(s->image, &q));
 }

@@ -24,6 +24,7 @@ struct rbd {
 
     /* Atomic. */
     _Atomic bool told_of_loss; /* of the right to write */
+    _Atomic bool written;      /* a change has begun: there may be a flush */
 };
 
 /* --- Options (rbd-options.c) --- */
@@ -48,6 +49,14 @@ int rbd_open_image(struct node *n, struct ceph_place *p,
 /* --- Requests in flight (rbd-flight.c) --- */
 
 extern const struct driver_flight rbd_flight;
+
+/* Before a request that changes the image. */
+static inline void rbd_will_write(struct rbd *s)
+{
+    if (!atomic_load_explicit(&s->written, memory_order_relaxed)) {
+        atomic_store(&s->written, true);
+    }
+}
 
 /* What a request has returned, as errors of requests are told. */
 int rbd_result(struct node *n, int64_t r);

@@ -71,10 +71,15 @@ qmp blockdev-add driver=rbd node-name=a pool=rbd image=a conf="$CEPH_CONF" >out
 qmp block-export-add type=nbd id=a node-name=a name=a writable=true >out
 io -c 'read -q -P 5 20M 4M' -c 'write -q -P 7 0 4M' -c flush
 
-# After kill -9 of the daemon the next one has what was flushed.  (A write would
-# wait for half a minute, until the cluster knows that the lock's owner is dead.)
+# After kill -9 of the daemon the next one has what was flushed.  Its flush does
+# not wait for the lock of the dead client, because it has written nothing.  (A
+# write would wait for half a minute, until the cluster knows that the lock's
+# owner is dead.)
 kill_server
+rbd lock ls --format json a >dead.lock
+jq -e 'length == 1' dead.lock >out || fail "no lock: $(cat dead.lock)"
 serve --blockdev "driver=rbd,node-name=a,pool=rbd,image=a,conf=$CEPH_CONF" \
     --export type=nbd,id=a,node-name=a,name=a,writable=on
-io -r -c 'read -q -P 7 0 4M' -c 'read -q -P 5 20M 4M'
-kill_server # its flush would wait as a write does
+io -c 'read -q -P 7 0 4M' -c 'read -q -P 5 20M 4M' -c flush
+stop_server
+rbd lock ls --format json a | diff dead.lock - || fail "it has taken the lock"
