@@ -131,6 +131,7 @@ bluestore block size = 8589934592
 osd memory target = 1073741824
 osd class update on start = true
 osd fast shutdown = true
+osd heartbeat interval = 1
 osd heartbeat grace = 10
 END
 }

@@ -245,5 +245,10 @@ int cluster_pool(struct cluster *c, const struct ceph_place *p,
         return r;
     }
     rados_ioctx_set_namespace(*io, p->namespace);
+    /* In a pool that is full a request may try: it fails, or needs no room.
+     * The cache has acknowledged what it writes, so that waits for room. */
+    if (!p->cache) {
+        rados_set_pool_full_try(*io);
+    }
     return 0;
 }

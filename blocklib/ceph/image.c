@@ -133,6 +133,7 @@ static int image_create(const struct ceph_place *p, uint64_t size,
     }
     r = cluster_pool(c, p, &io, errp);
     if (r == 0) {
+        rados_set_pool_full_try(io);
         r = rbd_create(io, p->image, size, &order);
         if (r < 0) {
             (void)error_set(errp, -r, "error rbd create: %s", strerror(-r));

@@ -162,6 +162,9 @@ int rbd_result(struct node *n, int64_t r)
         tell_of_loss(n);
         return -EIO;
     }
+    if (r == -EDQUOT) { /* the pool's quota */
+        return -ENOSPC;
+    }
     return r < 0 ? (int)r : 0;
 }
 
