@@ -45,9 +45,12 @@
 #include "qcow2/alloc.h"
 #include "qcow2/bitmaps.h"
 
-/* If arming is needed again within this time, more is armed at once. */
+/* If arming is needed again within this time, more is armed at once.  The first
+ * time in a slice that has a cluster it is a block of bits at most: all that is
+ * armed there has to be written once more to be exact. */
 #define OFTEN_NS  UINT64_C(500000000)
 #define WIDTH_MAX 30
+#define BLOCK     (4 * KiB)
 
 /* So many requests of a batch at most are written through. */
 #define THROUGH_MAX 16
@@ -231,6 +234,32 @@ static int arm_regions(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t first,
 
 /* --- Requests --- */
 
+bool qcow2_any_armed(const struct qcow2_bitmap *qb,
+                     struct qcow2_regions regions)
+{
+    for (uint64_t w = regions.first / 64; w * 64 < regions.end; w++) {
+        if (atomic_load(&qb->armed[w]) &
+            bitmap_word_mask(w, regions.first, regions.end)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* How many regions may be armed for a request that begins in @first. */
+static uint64_t most_regions(const struct qcow2 *s,
+                             const struct qcow2_bitmap *qb, uint64_t first)
+{
+    uint64_t slice = first >> qcow2_regions_bits(s, qb);
+    bool begins = qb->table[slice] > QCOW2_BITMAP_ONES &&
+                  !qcow2_any_armed(qb, qcow2_regions_of(s, qb, slice));
+
+    return begins
+               ? max_u64(BLOCK * 8 >> (qb->region_bits - qb->granularity_bits),
+                         1)
+               : UINT64_MAX;
+}
+
 /* Arm more than was asked for, if arming has been frequent lately. */
 static void widen(struct qcow2 *s, struct arm_request *q)
 {
@@ -243,7 +272,8 @@ static void widen(struct qcow2 *s, struct arm_request *q)
         qb->width++;
     }
     qb->armed_at = now;
-    uint64_t step = UINT64_C(1) << qb->width;
+    uint64_t step = min_u64(UINT64_C(1) << qb->width,
+                            most_regions(s, qb, q->first));
     q->first = align_down(q->first, step);
     q->last = min_u64(align_up(q->last + 1, step), qb->regions) - 1;
 }
@@ -299,6 +329,16 @@ uint64_t qcow2_armed_bytes(const struct qcow2 *s)
     return bytes;
 }
 
+/* The request has failed, so what it has written is not armed. */
+static void mark_failed(struct qcow2 *s, const struct arm_request *q)
+{
+    unsigned per = qcow2_regions_bits(s, q->qb);
+
+    for (uint64_t i = q->first >> per; i <= q->last >> per; i++) {
+        qcow2_mark_stale(q->qb, i);
+    }
+}
+
 /* Arm the regions of one request, without a flush. */
 static int arm_through(struct qcow2 *s, struct arm_request *q)
     REQUIRES(s->bitmaps.arm_lock)
@@ -310,6 +350,8 @@ static int arm_through(struct qcow2 *s, struct arm_request *q)
     }
     if (r == 0) {
         set_armed(s, q);
+    } else {
+        mark_failed(s, q);
     }
     return r;
 }
@@ -381,6 +423,8 @@ static void serve_flushed(struct qcow2 *s, struct list *batch)
         struct arm_request *q = list_entry(e, struct arm_request, link);
         if (q->r == 0) {
             set_armed(s, q);
+        } else {
+            mark_failed(s, q);
         }
         list_remove(e);
         q->done = true;

@@ -30,6 +30,7 @@ void qcow2_bitmap_free(struct qcow2_bitmap *qb)
     free(qb->armed);
     free(qb->touched);
     free(qb->stale);
+    free(qb->loose);
     free(qb->doubt);
     free(qb->unflushed);
     free(qb);

@@ -216,9 +216,22 @@ void qcow2_flush_failed(struct qcow2 *s)
     }
 }
 
+/* Exact bits that were written may be lost. */
+static void loosen_all(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
+{
+    list_for_each (e, &s->bitmaps.list) {
+        struct qcow2_bitmap *qb = QB(e);
+
+        for (uint64_t i = 0; qb->doubt && i <= qb->table_size / 64; i++) {
+            atomic_fetch_or(&qb->loose[i], atomic_load(&qb->stale[i]));
+        }
+    }
+}
+
 static void notice_failure(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock)
 {
     if (atomic_exchange(&s->bitmaps.flush_failed, false)) {
+        loosen_all(s);
         entries_flushed(s, false);
         if (s->bitmaps.process_only) {
             disarm_all(s);
@@ -458,7 +471,7 @@ static int fill_table(struct qcow2 *s, struct qcow2_bitmap *qb)
             continue;
         }
         wrote_entry(s, qb, i, r);
-        bitmap_word_set(qb->stale, i);
+        qcow2_mark_stale(qb, i);
         if (r == 0) {
             forget_cluster(s, qb->table[i]);
             qb->table[i] = fresh[i];

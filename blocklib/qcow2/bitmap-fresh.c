@@ -220,7 +220,7 @@ static void plan_entries(const struct qcow2 *s, struct qcow2_bitmap *qb,
         }
         --*count;
         qb->table[i] = QCOW2_BITMAP_ONES;
-        bitmap_word_set(qb->stale, i);
+        qcow2_mark_stale(qb, i);
         uint64_t end = min_u64((i + 1) << per, qb->regions);
         for (uint64_t k = i << per; k < end; k++) {
             bitmap_word_set(qb->armed, k);

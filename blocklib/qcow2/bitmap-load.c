@@ -341,9 +341,11 @@ int qcow2_bitmap_marks(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t size)
     qb->armed = calloc(regions / 64 + 1, sizeof(*qb->armed));
     qb->touched = calloc(regions / 64 + 1, sizeof(*qb->touched));
     qb->stale = calloc(slices / 64 + 1, sizeof(*qb->stale));
+    qb->loose = calloc(slices / 64 + 1, sizeof(*qb->loose));
     qb->doubt = calloc(slices / 64 + 1, sizeof(*qb->doubt));
     qb->unflushed = calloc(slices / 64 + 1, sizeof(*qb->unflushed));
-    if (qb->armed && qb->touched && qb->stale && qb->doubt && qb->unflushed) {
+    if (qb->armed && qb->touched && qb->stale && qb->loose && qb->doubt &&
+        qb->unflushed) {
         return 0;
     }
     free(qb->doubt); /* it has no marks, then */

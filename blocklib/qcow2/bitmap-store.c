@@ -49,62 +49,9 @@ struct plan {
     struct qcow2_bitmaps_ext ext;
 };
 
-static int store_directory(struct qcow2 *s, struct plan *p)
-    REQUIRES(s->bitmaps.arm_lock);
-
-/* --- Slices --- */
-
-void qcow2_bitmap_slice(const struct qcow2 *s, const struct qcow2_bitmap *qb,
-                        uint64_t slice, unsigned char *buf)
-{
-    uint64_t per_slice = s->cluster_size * 8;
-    uint64_t first = slice * per_slice;
-    uint64_t count = min_u64(per_slice, qb->granules - first);
-
-    memset(buf, 0, s->cluster_size);
-    bitmap_export(qb->bm, first, count, buf);
-}
-
-uint64_t qcow2_plain_entry(const struct qcow2 *s, const struct qcow2_bitmap *qb,
-                           uint64_t slice)
-{
-    uint64_t bytes = UINT64_C(1) << qcow2_slice_bits(s, qb);
-    uint64_t from = slice * bytes;
-    uint64_t size = min_u64(hbitmap_size(qb->bm->bits),
-                            qb->granules << qb->granularity_bits);
-    uint64_t end = min_u64(from + bytes, size);
-    bool dirty = false;
-
-    if (bitmap_run(qb->bm, from, end, &dirty) < end - from) {
-        return s->cluster_size;
-    }
-    return dirty ? QCOW2_BITMAP_ONES : QCOW2_BITMAP_ZEROES;
-}
-
 static bool is_cluster(uint64_t entry)
 {
     return entry > QCOW2_BITMAP_ONES;
-}
-
-/* Write exact bits of a slice; *entry is what its table entry shall be. */
-static int settle_slice(struct qcow2 *s, struct qcow2_bitmap *qb,
-                        uint64_t slice, unsigned char *buf, uint64_t *entry)
-{
-    int r = 0;
-
-    uint64_t plain = qcow2_plain_entry(s, qb, slice);
-    if (!is_cluster(plain)) {
-        *entry = plain;
-        return 0;
-    }
-    qcow2_bitmap_slice(s, qb, slice, buf);
-    *entry = qb->table[slice];
-    if (!is_cluster(*entry)) {
-        mutex_lock(&s->meta);
-        r = qcow2_alloc_exact(s, QCOW2_META_BITMAP, 1, entry);
-        mutex_unlock(&s->meta);
-    }
-    return r < 0 ? r : node_pwrite(s->file, buf, s->cluster_size, *entry, 0);
 }
 
 static void free_bytes(struct qcow2 *s, uint64_t host, uint64_t bytes)
@@ -116,179 +63,20 @@ static void free_bytes(struct qcow2 *s, uint64_t host, uint64_t bytes)
     }
 }
 
-static void free_cluster(struct qcow2 *s, uint64_t entry)
+void qcow2_free_bits(struct qcow2 *s, uint64_t entry)
 {
     if (is_cluster(entry)) {
         free_bytes(s, entry, s->cluster_size);
     }
 }
 
-/* The same where the header may lead to another directory that has it, too. */
-static void free_shared(struct qcow2 *s, uint64_t entry)
-    REQUIRES(s->bitmaps.arm_lock)
+void qcow2_free_shared_bits(struct qcow2 *s, uint64_t entry)
 {
     if (is_cluster(entry) && s->bitmaps.header_doubt) {
         qcow2_orphan(s, entry, s->cluster_size);
     } else {
-        free_cluster(s, entry);
+        qcow2_free_bits(s, entry);
     }
-}
-
-/* --- Exact bits in place, for slices that have more in the image --- */
-
-/* Free the cluster of a new entry that nothing leads to. */
-static void drop_entry(struct qcow2 *s, const struct qcow2_bitmap *qb,
-                       uint64_t slice, uint64_t entry)
-{
-    if (entry != qb->table[slice]) {
-        free_cluster(s, entry);
-    }
-}
-
-/* Plan the table that the bitmap shall have.  A slice for whose bits there is
- * no room stays stale, with "all ones". */
-static int plan_table(struct qcow2 *s, struct qcow2_bitmap *qb,
-                      unsigned char *buf, uint64_t *fresh)
-{
-    int r = 0;
-
-    for (uint32_t i = 0; i < qb->table_size; i++) {
-        fresh[i] = qb->table[i];
-        if (r < 0 || !bitmap_word_get(qb->stale, i)) {
-            continue;
-        }
-        bitmap_word_clear(qb->stale, i);
-        r = settle_slice(s, qb, i, buf, &fresh[i]);
-        if (r < 0) {
-            bitmap_word_set(qb->stale, i);
-        }
-        if (r == -ENOSPC) {
-            drop_entry(s, qb, i, fresh[i]);
-            fresh[i] = QCOW2_BITMAP_ONES;
-            r = 0;
-        }
-    }
-    return r;
-}
-
-static bool is_new_entry(const struct qcow2_bitmap *qb, const uint64_t *fresh,
-                         uint64_t slice)
-{
-    return fresh[slice] != qb->table[slice] ||
-           bitmap_word_get(qb->doubt, slice) ||
-           bitmap_word_get(qb->unflushed, slice);
-}
-
-/* The new table counts: memory takes it. */
-static void take_table(struct qcow2 *s, struct qcow2_bitmap *qb,
-                       const uint64_t *fresh) REQUIRES(s->bitmaps.arm_lock)
-{
-    for (uint32_t i = 0; i < qb->table_size; i++) {
-        if (qb->table[i] != fresh[i]) {
-            free_shared(s, qb->table[i]);
-        }
-        qb->table[i] = fresh[i];
-        bitmap_word_clear(qb->doubt, i);
-        bitmap_word_clear(qb->unflushed, i);
-    }
-}
-
-/* Nobody knows which table is in the image, so both stay. */
-static void doubt_table(struct qcow2 *s, struct qcow2_bitmap *qb,
-                        const uint64_t *fresh) REQUIRES(s->bitmaps.arm_lock)
-{
-    for (uint32_t i = 0; i < qb->table_size; i++) {
-        if (is_new_entry(qb, fresh, i)) {
-            bitmap_word_set(qb->doubt, i);
-            bitmap_word_set(qb->stale, i);
-            if (fresh[i] != qb->table[i] && is_cluster(fresh[i])) {
-                qcow2_orphan(s, fresh[i], s->cluster_size);
-            }
-        }
-    }
-}
-
-static int settle_table(struct qcow2 *s, struct qcow2_bitmap *qb,
-                        const uint64_t *fresh) REQUIRES(s->bitmaps.arm_lock)
-{
-    int r = qcow2_flush(s->node);
-
-    if (r < 0) { /* nothing leads to what is new */
-        for (uint32_t i = 0; i < qb->table_size; i++) {
-            drop_entry(s, qb, i, fresh[i]);
-            bitmap_word_set(qb->stale, i);
-        }
-        return r;
-    }
-    r = qcow2_write_table(s, qb, fresh);
-    if (r == 0) {
-        r = qcow2_flush_file(s);
-    }
-    if (r < 0) {
-        doubt_table(s, qb, fresh);
-    } else {
-        take_table(s, qb, fresh);
-    }
-    return r;
-}
-
-static int settle_bitmap(struct qcow2 *s, struct qcow2_bitmap *qb,
-                         unsigned char *buf) REQUIRES(s->bitmaps.arm_lock)
-{
-    CLEANUP_FREE uint64_t *fresh =
-        malloc((qb->table_size + UINT64_C(1)) * sizeof(*fresh));
-
-    if (!fresh) {
-        return -ENOMEM;
-    }
-    int r = plan_table(s, qb, buf, fresh);
-    for (uint64_t i = 0; i <= qb->regions / 64; i++) {
-        atomic_store(&qb->armed[i], 0);
-    }
-    bool changed = false;
-    for (uint32_t i = 0; i < qb->table_size; i++) {
-        changed |= is_new_entry(qb, fresh, i);
-        if (r < 0) {
-            drop_entry(s, qb, i, fresh[i]);
-            bitmap_word_set(qb->stale, i);
-        }
-    }
-    return r == 0 && changed ? settle_table(s, qb, fresh) : r;
-}
-
-/* Store first what only a new directory can say; then write the bits. */
-static int settle_all(struct qcow2 *s, unsigned char *buf)
-    REQUIRES(s->bitmaps.arm_lock)
-{
-    qcow2_reserve_drop(s);
-    (void)qcow2_heal(s); /* it adds only, so it may come first */
-    int r = qcow2_bitmaps_sync(s);
-    int stored = 0;
-
-    (void)qcow2_entries_begin(s, false);
-    if (r == 0) {
-        struct plan p = {.size = s->node->size};
-        stored = store_directory(s, &p);
-    }
-    list_for_each (e, &s->bitmaps.list) {
-        if (r == 0 && QB(e)->bm && !QB(e)->broken) {
-            r = settle_bitmap(s, QB(e), buf);
-        }
-    }
-    return r < 0 ? r : stored;
-}
-
-int qcow2_bitmaps_settle(struct qcow2 *s)
-{
-    CLEANUP_FREE unsigned char *buf = buf_alloc(s->cluster_size);
-
-    if (!buf) {
-        return -ENOMEM;
-    }
-    mutex_lock(&s->bitmaps.arm_lock);
-    int r = settle_all(s, buf);
-    mutex_unlock(&s->bitmaps.arm_lock);
-    return r;
 }
 
 void qcow2_bitmap_relaxed(struct node *n, struct bitmap *bm)
@@ -298,7 +86,7 @@ void qcow2_bitmap_relaxed(struct node *n, struct bitmap *bm)
 
     atomic_store(&s->bitmaps.relaxed, true);
     for (uint32_t i = 0; qb && !qb->broken && i < qb->table_size; i++) {
-        bitmap_word_set(qb->stale, i);
+        qcow2_mark_stale(qb, i);
     }
 }
 
@@ -370,6 +158,9 @@ static void inherit_slice(const struct qcow2 *s, struct qcow2_bitmap *qb,
         return; /* no region is armed */
     }
     bitmap_word_set(qb->stale, slice);
+    if (bitmap_word_get(old->loose, slice)) {
+        bitmap_word_set(qb->loose, slice);
+    }
     for (uint64_t w = first / 64; w * 64 < end; w++) {
         uint64_t armed = atomic_load(&old->armed[w]) &
                          bitmap_word_mask(w, first, end);
@@ -386,12 +177,12 @@ static void inherit_slice(const struct qcow2 *s, struct qcow2_bitmap *qb,
 static int make_table(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t size)
 {
     uint64_t slices = qcow2_slices(s, qb, size);
-    CLEANUP_FREE unsigned char *buf = buf_alloc(s->cluster_size);
+    CLEANUP_FREE uint64_t *none = calloc(slices + 1, sizeof(*none));
     int r;
 
     free(qb->table);
     qb->table = calloc(slices + 1, sizeof(*qb->table));
-    if (!buf || !qb->table) {
+    if (!none || !qb->table) {
         return -ENOMEM;
     }
     r = qcow2_bitmap_marks(s, qb, size);
@@ -408,8 +199,11 @@ static int make_table(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t size)
         if (qb->heir_of && stays(s, qb->heir_of, i, size)) {
             inherit_slice(s, qb, i);
         } else {
-            r = settle_slice(s, qb, i, buf, &qb->table[i]);
+            qb->table[i] = QCOW2_BITMAP_ANEW;
         }
+    }
+    if (r == 0 && !qb->broken) {
+        r = qcow2_settle_slices(s, qb, none, qb->table, qb->table_size, false);
     }
     return r < 0 ? r : qcow2_write_table(s, qb, qb->table);
 }
@@ -427,7 +221,7 @@ static uint64_t own_entry(const struct qcow2_bitmap *qb, uint64_t slice)
 static void free_table(struct qcow2 *s, const struct qcow2_bitmap *qb)
 {
     for (uint32_t i = 0; qb->table && i < qb->table_size; i++) {
-        free_cluster(s, own_entry(qb, i));
+        qcow2_free_bits(s, own_entry(qb, i));
     }
     free_bytes(s, qb->table_offset, qb->table_size * UINT64_C(8));
 }
@@ -737,6 +531,13 @@ static int store_directory(struct qcow2 *s, struct plan *p)
     free(p->bms);
     free(p->old_flags);
     return r;
+}
+
+int qcow2_store_directory(struct qcow2 *s)
+{
+    struct plan p = {.size = s->node->size};
+
+    return store_directory(s, &p);
 }
 
 int qcow2_store_bitmaps(struct node *n, struct error **errp)

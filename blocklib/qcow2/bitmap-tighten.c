@@ -43,21 +43,6 @@ struct look {
     unsigned ahead; /* bitmaps.ahead when it began */
 };
 
-/* Some regions: [first, end). */
-struct regions {
-    uint64_t first;
-    uint64_t end;
-};
-
-static struct regions regions_of(const struct qcow2 *s,
-                                 const struct qcow2_bitmap *qb, uint64_t slice)
-{
-    unsigned per = qcow2_regions_bits(s, qb);
-
-    return (struct regions){slice << per,
-                            min_u64((slice + 1) << per, qb->regions)};
-}
-
 static bool must_end(const struct look *k)
 {
     return node_is_draining(k->s->node) ||
@@ -86,24 +71,14 @@ static bool is_full(const struct qcow2_bitmap *qb, uint64_t region)
            dirty;
 }
 
-static void disarm(struct qcow2_bitmap *qb, struct regions r)
+static void disarm(struct qcow2_bitmap *qb, struct qcow2_regions r)
 {
     for (uint64_t w = r.first / 64; w * 64 < r.end; w++) {
         atomic_fetch_and(&qb->armed[w], ~bitmap_word_mask(w, r.first, r.end));
     }
 }
 
-static bool any_armed(const struct qcow2_bitmap *qb, struct regions r)
-{
-    for (uint64_t w = r.first / 64; w * 64 < r.end; w++) {
-        if (atomic_load(&qb->armed[w]) & bitmap_word_mask(w, r.first, r.end)) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static bool any_full(const struct qcow2_bitmap *qb, struct regions r)
+static bool any_full(const struct qcow2_bitmap *qb, struct qcow2_regions r)
 {
     for (uint64_t i = r.first; i < r.end; i++) {
         if (is_full(qb, i)) {
@@ -116,7 +91,7 @@ static bool any_full(const struct qcow2_bitmap *qb, struct regions r)
 /* The regions in a word of marks that are armed and quiet.  Looking clears the
  * mark of a touch. */
 static uint64_t quiet_regions(struct qcow2_bitmap *qb, uint64_t word,
-                              struct regions r)
+                              struct qcow2_regions r)
 {
     uint64_t armed = atomic_load(&qb->armed[word]) &
                      bitmap_word_mask(word, r.first, r.end);
@@ -131,30 +106,23 @@ static uint64_t quiet_regions(struct qcow2_bitmap *qb, uint64_t word,
 
 /* Write exact bits for regions of one slice. */
 static int write_exact(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
-                       struct regions r) REQUIRES(s->bitmaps.arm_lock)
+                       struct qcow2_regions r) REQUIRES(s->bitmaps.arm_lock)
 {
-    unsigned shift = qb->region_bits - qb->granularity_bits;
-    uint64_t first = r.first << shift;
-    uint64_t count = min_u64((r.end - r.first) << shift, qb->granules - first);
-    CLEANUP_FREE unsigned char *bits = calloc(1, div_up(count, 8));
-
-    if (!bits) {
-        return -ENOMEM;
-    }
     disarm(qb, r);
-    bitmap_export(qb->bm, first, count, bits);
-    return node_pwrite(
-        s->file, bits, div_up(count, 8),
-        qb->table[slice] + (first - slice * s->cluster_size * 8) / 8, 0);
+    int ret = qcow2_write_exact(s, qb, slice, qb->table[slice], r);
+    if (ret < 0) { /* some of them may have ones still */
+        qcow2_mark_stale(qb, slice);
+    }
+    return ret;
 }
 
 /* Write exact bits for the quiet ones of some regions that have less than
  * WRITE_MAX bytes, or are one word of marks. */
 static int tighten_regions(struct qcow2 *s, struct qcow2_bitmap *qb,
-                           uint64_t slice, struct regions part)
+                           uint64_t slice, struct qcow2_regions part)
     REQUIRES(s->bitmaps.arm_lock)
 {
-    struct regions run = {part.first, part.first};
+    struct qcow2_regions run = {part.first, part.first};
     int r = 0;
 
     for (uint64_t w = part.first / 64; w * 64 < part.end && r == 0; w++) {
@@ -185,12 +153,12 @@ static int tighten_cluster(const struct look *k, struct qcow2_bitmap *qb,
                            uint64_t slice)
 {
     struct qcow2 *s = k->s;
-    const struct regions all = regions_of(s, qb, slice);
+    const struct qcow2_regions all = qcow2_regions_of(s, qb, slice);
     unsigned shift = qb->region_bits - qb->granularity_bits;
     uint64_t step = max_u64(WRITE_MAX * 8 >> shift, 64);
     int r = 0;
 
-    for (struct regions part = all;
+    for (struct qcow2_regions part = all;
          part.first < all.end && r == 0 && !must_end(k);
          part.first = part.end) {
         part.end = min_u64(align_down(part.first, step) + step, all.end);
@@ -212,7 +180,7 @@ static bool is_ones(const struct qcow2_bitmap *qb, uint64_t slice)
 }
 
 /* Are all of the slice's regions armed and quiet, and is none full? */
-static bool is_quiet(struct qcow2_bitmap *qb, struct regions all)
+static bool is_quiet(struct qcow2_bitmap *qb, struct qcow2_regions all)
 {
     uint64_t quiet = 0;
 
@@ -229,7 +197,7 @@ static bool disarm_ones(struct qcow2 *s, struct qcow2_bitmap *qb,
     take_arm_lock(s);
     bool ones = is_ones(qb, slice);
     if (ones) {
-        disarm(qb, regions_of(s, qb, slice));
+        disarm(qb, qcow2_regions_of(s, qb, slice));
     }
     mutex_unlock(&s->bitmaps.arm_lock);
     return ones;
@@ -243,7 +211,8 @@ static int replace_ones(struct qcow2 *s, struct qcow2_bitmap *qb,
     int r = 0;
 
     take_arm_lock(s);
-    if (is_ones(qb, slice) && !any_armed(qb, regions_of(s, qb, slice))) {
+    if (is_ones(qb, slice) &&
+        !qcow2_any_armed(qb, qcow2_regions_of(s, qb, slice))) {
         bool through = qcow2_entries_begin(s, true);
         r = qcow2_hook_up_bits(s, qb, slice, host);
         if (through) { /* else some flush will come */
@@ -264,7 +233,7 @@ static int tighten_ones(struct qcow2 *s, struct qcow2_bitmap *qb,
     CLEANUP_FREE unsigned char *bits = NULL;
     uint64_t host;
 
-    if (!is_quiet(qb, regions_of(s, qb, slice))) {
+    if (!is_quiet(qb, qcow2_regions_of(s, qb, slice))) {
         return 0;
     }
     bits = calloc(1, s->cluster_size);

@@ -23,6 +23,7 @@
  *            | region | region | (4 MiB) ...       |
  *   a region is armed: all its bits are ones in the image, durably
  *   a slice is stale:  the image may have more bits than memory
+ *   a slice is loose:  it is stale, and not in its armed regions alone
  *   a slice is in doubt: the image may have another table entry than memory
  */
 #include <jansson.h>
@@ -44,6 +45,9 @@
 /* Table entries without a cluster. */
 #define QCOW2_BITMAP_ZEROES UINT64_C(0)
 #define QCOW2_BITMAP_ONES   UINT64_C(1)
+
+/* In a table that is being made: to be found (qcow2_settle_slices). */
+#define QCOW2_BITMAP_ANEW UINT64_MAX
 
 typedef _Atomic uint64_t bitmap_word;
 
@@ -83,6 +87,7 @@ struct qcow2_bitmap {
     bitmap_word *armed;     /* a bit a region */
     bitmap_word *touched;   /* since the last look of the tightener */
     bitmap_word *stale;     /* a bit a slice */
+    bitmap_word *loose;     /* a bit a slice; goes with stale */
     bitmap_word *doubt;     /* a bit a slice; arm lock */
     bitmap_word *unflushed; /* a bit a slice: its entry was written and may be
                                lost; arm lock */
@@ -120,6 +125,19 @@ static inline unsigned qcow2_regions_bits(const struct qcow2 *s,
                                           const struct qcow2_bitmap *qb)
 {
     return qcow2_slice_bits(s, qb) - qb->region_bits;
+}
+/* Some regions: [first, end). */
+struct qcow2_regions {
+    uint64_t first;
+    uint64_t end;
+};
+static inline struct qcow2_regions qcow2_regions_of(
+    const struct qcow2 *s, const struct qcow2_bitmap *qb, uint64_t slice)
+{
+    unsigned per = qcow2_regions_bits(s, qb);
+
+    return (struct qcow2_regions){slice << per,
+                                  min_u64((slice + 1) << per, qb->regions)};
 }
 /* Table entries for a disk of @size bytes. */
 static inline uint64_t qcow2_slices(const struct qcow2 *s,
@@ -227,6 +245,9 @@ int qcow2_bitmap_void(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock);
 /* Bytes of disk in armed regions, of each bitmap; the control lock. */
 uint64_t qcow2_armed_bytes(const struct qcow2 *s);
 
+bool qcow2_any_armed(const struct qcow2_bitmap *qb,
+                     struct qcow2_regions regions);
+
 int qcow2_bitmap_arm(struct node *n, struct bitmap *bm, uint64_t offset,
                      uint64_t bytes, bool nowait);
 
@@ -268,8 +289,38 @@ void qcow2_bitmap_gone(struct bitmap *bm);
  * One write makes the new directory and the disk count. */
 int qcow2_bitmaps_resize(struct qcow2 *s, const struct qcow2_disk *to);
 
-/* Write exact bits for all bitmaps, before the image is closed. */
+/* Store what only a new directory can say. */
+int qcow2_store_directory(struct qcow2 *s) REQUIRES(s->bitmaps.arm_lock);
+
+/* Free the cluster that a table entry leads to, if there is one; _shared: of an
+ * entry that a directory may have to which the header may lead, too. */
+void qcow2_free_bits(struct qcow2 *s, uint64_t entry);
+void qcow2_free_shared_bits(struct qcow2 *s, uint64_t entry)
+    REQUIRES(s->bitmaps.arm_lock);
+
+/* --- bitmap-settle.c --- */
+
+/* Write exact bits for all bitmaps, before the image is closed; drained. */
 int qcow2_bitmaps_settle(struct qcow2 *s);
+
+/*
+ * Find the entries of @table that are "anew", and write their exact bits where
+ * these need a cluster: the one of @old, whose bits may become more exact at
+ * once, or a new one that nothing leads to.  Drained.  @ones: a slice without
+ * room gets "all ones" and stays stale; else that is -ENOSPC.  On failure no
+ * entry is "anew": some are new, the others as in @old.
+ */
+int qcow2_settle_slices(struct qcow2 *s, struct qcow2_bitmap *qb,
+                        const uint64_t *old, uint64_t *table, uint32_t count,
+                        bool ones);
+
+/* The image may have more bits of the slice than memory, anywhere. */
+void qcow2_mark_stale(struct qcow2_bitmap *qb, uint64_t slice);
+
+/* Write exact bits of regions of a slice into its cluster at @host. */
+int qcow2_write_exact(struct qcow2 *s, const struct qcow2_bitmap *qb,
+                      uint64_t slice, uint64_t host,
+                      struct qcow2_regions regions);
 
 /* Copy the exact bits of one slice to @buf, a cluster; zeroes behind the
  * end. */
