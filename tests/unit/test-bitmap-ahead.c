@@ -1,0 +1,316 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * What a store of new bitmaps does ahead of the drained section, and behind it:
+ * clusters that it has reserved go back where nothing is stored in the end, and
+ * a flush behind it that fails is tried again by the next one.  What the image
+ * has then is looked at as kill -9 leaves it.  And what a clean end has to
+ * write of a bitmap that was there.
+ */
+#include <check.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "bitmap-util.h"
+#include "core/graph.h"
+#include "nbdelta/action.h"
+#include "nbdelta/blk.h"
+#include "nbdelta/bytes.h"
+#include "nbdelta/cleanup.h"
+#include "nbdelta/error.h"
+#include "nbdelta/image.h"
+#include "qcow2/bitmaps.h"
+
+#define DISKS 2
+
+static struct graph *g;
+static struct node *disks[DISKS];
+
+/* By disk: flushes that succeed before one fails; negative: all do. */
+static _Atomic int left[DISKS] = {-1, -1};
+static _Atomic bool failed;
+static _Atomic uint64_t written; /* bytes */
+
+static int counted_flush(struct node *n)
+{
+    int i = n->name[strlen("count")] - '0';
+
+    if (left[i] >= 0 && left[i]-- == 0) {
+        failed = true;
+        return -EIO;
+    }
+    return node_flush(node_child(n, CHILD_FILE));
+}
+
+static int pass_preadv(struct node *n, uint64_t offset, uint64_t bytes,
+                       const struct iovec *iov, int cnt, unsigned flags)
+{
+    return node_preadv(node_child(n, CHILD_FILE), offset, bytes, iov, cnt,
+                       flags);
+}
+
+static int pass_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
+                        const struct iovec *iov, int cnt, unsigned flags)
+{
+    written += bytes;
+    return node_pwritev(node_child(n, CHILD_FILE), offset, bytes, iov, cnt,
+                        flags);
+}
+
+static const struct driver counting_driver = {
+    .name = "counting",
+    .is_filter = true,
+    .flags_write = REQ_FUA,
+    .preadv = pass_preadv,
+    .pwritev = pass_pwritev,
+    .flush = counted_flush,
+};
+
+static const char *file_of(unsigned i)
+{
+    static const char *const files[DISKS] = {"d0.qcow2", "d1.qcow2"};
+    return files[i];
+}
+
+static struct node *open_again(unsigned i)
+{
+    char name[16];
+    struct node *like;
+    struct node *n;
+    struct node *q;
+
+    (void)snprintf(name, sizeof(name), "count%u", i);
+    CLEANUP_JSON json_t *o = json_pack("{s:s, s:s}", "driver", "file",
+                                       "filename", file_of(i));
+    CLEANUP_JSON json_t *qo = json_pack("{s:s, s:s}", "driver", "qcow2", "file",
+                                        name);
+    ck_assert_int_eq(graph_open(g, o, &like, NULL), 0);
+    graph_lock(g);
+    ck_assert_int_eq(node_new(g, &counting_driver, name, like, &n, NULL), 0);
+    ck_assert_int_eq(node_attach(n, CHILD_FILE, like, "file",
+                                 PERM_READ | PERM_WRITE, PERM_ALL, NULL),
+                     0);
+    node_refresh_limits(n);
+    n->monitor_owned = true;
+    graph_unlock(g);
+    ck_assert_int_eq(graph_open(g, qo, &q, NULL), 0);
+    return q;
+}
+
+static struct node *open_disk(unsigned i, int64_t size)
+{
+    CLEANUP_JSON json_t *o = json_pack("{s:I}", "size", size);
+
+    ck_assert_int_eq(image_create(file_of(i), "qcow2", o, NULL), 0);
+    /* Room for what bitmaps need, as filters do not grow. */
+    ck_assert_int_eq(truncate(file_of(i), 4 << 20), 0);
+    return open_again(i);
+}
+
+static void write_at(unsigned disk, uint64_t offset)
+{
+    struct blk *b;
+
+    ck_assert_int_eq(blk_new(g, disks[disk], PERM_READ | PERM_WRITE, PERM_ALL,
+                             "test", &b, NULL),
+                     0);
+    ck_assert_int_eq(blk_pwrite(b, "x", 1, offset, 0), 0);
+    blk_free(b);
+}
+
+/* Disks with a bitmap each, in memory, that has a bit. */
+static void begin(void)
+{
+    g = graph_new();
+    for (unsigned i = 0; i < DISKS; i++) {
+        disks[i] = open_disk(i, 64 << 20);
+        ck_assert_int_eq(bitmap_add(g, disks[i], "b", 0, false, false, NULL),
+                         0);
+        write_at(i, 8 << 20);
+    }
+}
+
+static void end(void)
+{
+    graph_free(g);
+    for (unsigned i = 0; i < DISKS; i++) {
+        (void)unlink(file_of(i));
+    }
+}
+
+/* One transaction makes the bitmaps of @count disks persistent. */
+static int persist(unsigned count)
+{
+    struct list list;
+    struct action *a;
+
+    list_init(&list);
+    for (unsigned i = 0; i < count; i++) {
+        struct bitmap_ref ref = {disks[i], "b"};
+
+        ck_assert_int_eq(bitmap_persist_action(ref, &a, NULL), 0);
+        list_append(&list, &a->link);
+    }
+    return actions_run(g, &list, NULL);
+}
+
+static const struct qcow2 *state(unsigned i)
+{
+    return disks[i]->state;
+}
+
+static void copy_file(const char *from, const char *to)
+{
+    int in = open(from, O_RDONLY);
+    int out = open(to, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    char buf[65536];
+    ssize_t len;
+
+    ck_assert(in >= 0 && out >= 0);
+    while ((len = read(in, buf, sizeof(buf))) > 0) {
+        ck_assert_int_eq(write(out, buf, (size_t)len), len);
+    }
+    (void)close(in);
+    (void)close(out);
+}
+
+/* Clusters that the image leaks if we are killed now. */
+static uint64_t leaks(unsigned i)
+{
+    CLEANUP_JSON json_t *o = json_pack("{s:s, s:s, s:b}", "driver", "file",
+                                       "filename", "killed.qcow2", "read-only",
+                                       1);
+    const struct image_check_options how = {0};
+    struct graph *other = graph_new();
+    struct image_check c;
+    struct node *n;
+
+    copy_file(file_of(i), "killed.qcow2");
+    ck_assert_int_eq(graph_open(other, o, &n, NULL), 0);
+    ck_assert_int_eq(image_check(other, n, "qcow2", &how, &c, NULL), 0);
+    ck_assert_uint_eq(c.corruptions, 0);
+    graph_free(other);
+    (void)unlink("killed.qcow2");
+    return c.leaks;
+}
+
+/* The second disk's flush ahead fails, when the first one has its reserve. */
+START_TEST(a_reserve_that_is_not_used_goes_back)
+{
+    begin();
+    left[1] = 0;
+    ck_assert_int_eq(persist(2), -EIO);
+    left[1] = -1;
+    for (unsigned i = 0; i < DISKS; i++) {
+        ck_assert_uint_eq(state(i)->bitmaps.reserve.bytes, 0);
+    }
+    ck_assert_uint_eq(leaks(0), 0);
+    ck_assert_int_eq(persist(2), 0);
+    ck_assert_uint_eq(leaks(0), 0);
+    ck_assert_uint_eq(leaks(1), 0);
+    end();
+}
+END_TEST
+
+/* The first flushes are ahead, and fail the transaction.  The others are
+ * behind: nothing is flushed while guests wait. */
+START_TEST(a_flush_behind_that_fails_is_tried_again)
+{
+    unsigned ahead = 0;
+    unsigned behind = 0;
+
+    for (int k = 0;; k++) {
+        begin();
+        failed = false;
+        left[0] = k;
+        int r = persist(1);
+        left[0] = -1;
+        if (!failed) {
+            end();
+            break;
+        }
+        ck_assert_int_eq(r, behind == 0 && r < 0 ? -EIO : 0);
+        ck_assert_uint_eq(state(0)->bitmaps.reserve.bytes, 0);
+        if (r < 0) {
+            ahead++;
+            ck_assert_int_eq(persist(1), 0);
+        } else {
+            behind++;
+            ck_assert(state(0)->bitmaps.behind);
+            ck_assert_int_eq(bitmap_enable(g, disks[0], "b", true, NULL), 0);
+        }
+        ck_assert(!state(0)->bitmaps.behind);
+        ck_assert_uint_eq(leaks(0), 0);
+        end();
+    }
+    ck_assert_uint_gt(ahead, 0);
+    ck_assert_uint_gt(behind, 0);
+}
+END_TEST
+
+static bool is_dirty(uint64_t offset)
+{
+    const struct bitmap *bm = bitmap_find(disks[0], "b");
+
+    return hbitmap_get(bm->bits, offset);
+}
+
+/* Bits of 4 GiB, in one cluster that is there: two places of it are armed, and
+ * one more that is tightened before the end. */
+START_TEST(a_clean_end_writes_what_was_armed)
+{
+    const uint64_t gib = UINT64_C(1) << 30;
+
+    g = graph_new();
+    disks[0] = open_disk(0, (int64_t)(4 * gib));
+    ck_assert_int_eq(bitmap_add(g, disks[0], "b", 65536, true, false, NULL), 0);
+    write_at(0, 2 * gib);
+    graph_free(g);
+    g = graph_new();
+    disks[0] = open_again(0);
+    write_at(0, gib);
+    for (int i = 0; i < 3; i++) {
+        ck_assert_int_eq(qcow2_bitmaps_tighten(disks[0]->state), 0);
+    }
+    write_at(0, 0);
+    write_at(0, 3 * gib);
+    struct blk *b;
+    ck_assert_int_eq(blk_new(g, disks[0], PERM_READ | PERM_WRITE, PERM_ALL,
+                             "test", &b, NULL),
+                     0);
+    ck_assert_int_eq(blk_flush(b), 0);
+    blk_free(b);
+    written = 0;
+    graph_free(g);
+    ck_assert_uint_gt(written, 0);
+    ck_assert_uint_le(written, 4096);
+    g = graph_new();
+    disks[0] = open_again(0);
+    for (unsigned i = 0; i < 4; i++) {
+        ck_assert(is_dirty(i * gib));
+        ck_assert(!is_dirty(i * gib + 65536));
+    }
+    graph_free(g);
+    (void)unlink(file_of(0));
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("bitmap-ahead");
+    TCase *tc = tcase_create("ahead");
+
+    tcase_set_timeout(tc, 60);
+    tcase_add_test(tc, a_reserve_that_is_not_used_goes_back);
+    tcase_add_test(tc, a_flush_behind_that_fails_is_tried_again);
+    tcase_add_test(tc, a_clean_end_writes_what_was_armed);
+    suite_add_tcase(s, tc);
+    SRunner *sr = srunner_create(s);
+    srunner_run_all(sr, CK_ENV);
+    int bad = srunner_ntests_failed(sr);
+    srunner_free(sr);
+    return bad ? EXIT_FAILURE : EXIT_SUCCESS;
+}
