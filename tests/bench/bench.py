@@ -33,6 +33,7 @@ QUICK = {'size': 512 << 20, 'rounds': 1, 'seconds': 0.5}
 def table():
     # pylint: disable=import-outside-toplevel
     import rows_backup
+    import rows_ceph
     import rows_chain
     import rows_growth
     import rows_io
@@ -40,7 +41,7 @@ def table():
     import rows_mirror
     rows = []
     for module in (rows_io, rows_meta, rows_backup, rows_chain, rows_mirror,
-                   rows_growth):
+                   rows_growth, rows_ceph):
         rows += module.all_rows()
     assert len({r.key for r in rows}) == len(rows)
     return rows

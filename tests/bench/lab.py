@@ -18,7 +18,8 @@ PACKAGES = {
     'q-s-d': 'qemu-system-common', 'qemu': 'qemu-system-x86',
     'nbdcopy': 'libnbd-bin', 'certtool': 'gnutls-bin', 'psktool': 'gnutls-bin',
     'virtnbdbackup': 'virtnbdbackup', 'libvirt': 'libvirt-daemon',
-    'valgrind': 'valgrind', 'qemu-io': 'qemu-utils', 'strace': 'strace'}
+    'valgrind': 'valgrind', 'qemu-io': 'qemu-utils', 'strace': 'strace',
+    'rbd': 'ceph-common'}
 COMMANDS = {'q-s-d': 'qemu-storage-daemon', 'qemu': 'qemu-system-x86_64',
             'libvirt': 'libvirtd'}
 

@@ -24,6 +24,7 @@ class Disk:
     bitmap: str = ''              # its dirty bitmap is exported
     luks: bool = False
     tls: str = ''                 # x509 or psk
+    ceph: str = ''                # it is an image there: the configuration
     allow: list = field(default_factory=list)  # where its backing files are
 
 
@@ -109,6 +110,9 @@ class Server:
 
 def file_options(disk, name='f', path=None):
     direct = ',cache.direct=on' if disk.direct else ''
+    if disk.ceph:
+        return (f'driver=rbd,node-name={name},pool=rbd,image={disk.path},'
+                f'conf={disk.ceph}{direct}')
     return (f'driver=file,node-name={name},filename={path or disk.path},'
             f'aio=io_uring{direct}')
 
