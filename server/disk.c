@@ -173,7 +173,7 @@ struct search {
 
 static bool is_mentioned(const struct search *s, const char *name)
 {
-    return json_object_get(s->names, name) != NULL;
+    return !s->names || json_object_get(s->names, name) != NULL;
 }
 
 static void note_node(const struct search *s, const struct node *n)
@@ -227,7 +227,9 @@ void disk_find_nodes(struct daemon *d, const json_t *names, bool exports,
 {
     struct search s = {d, names, exports, nodes};
 
-    (void)exports_each(d->exports, search_export, &s);
+    if (names) {
+        (void)exports_each(d->exports, search_export, &s);
+    }
     (void)graph_each(d->graph, note_used_node, &s);
     note_devices(&s);
 }

@@ -39,9 +39,10 @@ int disk_set_node(struct daemon *d, const char *name, struct node *n,
  * is its name, and that of a node alone is "", which no job can have. */
 const char *disk_job_id(struct daemon *d, const char *id, const char *device);
 
-/* Nodes whose names are keys of @names (an object), and the nodes of exports,
- * devices and jobs of such names; with @exports also of all disks that clients
- * can open.  Their names become keys of @nodes.  Hold the monitor lock. */
+/* Nodes whose names are keys of @names (an object; NULL: all nodes), and the
+ * nodes of exports, devices and jobs of such names; with @exports also of all
+ * disks that clients can open.  Their names become keys of @nodes.  Hold the
+ * monitor lock. */
 void disk_find_nodes(struct daemon *d, const json_t *names, bool exports,
                      json_t *nodes);
 

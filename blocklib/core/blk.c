@@ -32,10 +32,14 @@ int blk_new(struct graph *g, struct node *n, unsigned perm, unsigned shared,
         .child = n,
         .role = "root",
         .user = who,
-        .perm = perm,
+        .perm = perm & PERM_ALL,
         .shared = shared,
+        .gives_up = perm & PERM_GIVES_UP,
     };
     graph_lock(g);
+    if (n->flags.inactive) {
+        edge_give_up(&b->root);
+    }
     int r = edge_link(&b->root, errp);
     graph_unlock(g);
     if (r < 0) {
@@ -204,13 +208,21 @@ struct request {
     int iovcnt;
     struct told *told;
     struct edge *root; /* of a flush */
+    bool inside;       /* no client has asked for it */
 
     struct node *node;
 };
 
+/* Clients of an inactive node can read, and nothing else. */
+static bool is_open_to(const struct request *q)
+{
+    return !q->node->flags.inactive || q->op == STATS_READ || q->inside;
+}
+
 static int check_request(const struct blk *b, const struct request *q)
 {
     return (b->root.perm & q->perm) != q->perm                 ? -EPERM
+           : !is_open_to(q)                                    ? -EPERM
            : !range_inside(q->offset, q->bytes, q->node->size) ? -EINVAL
                                                                : 0;
 }
@@ -462,7 +474,8 @@ static int do_flush_ahead(const struct request *q)
  * flush. */
 static int flush_ahead(struct blk *b, struct error **errp)
 {
-    struct request q = {.work = do_flush_ahead, .op = STATS_FLUSH};
+    struct request q = {
+        .work = do_flush_ahead, .op = STATS_FLUSH, .inside = true};
     int r = bitmap_store_ahead(b->root.child, false, errp);
 
     if (r == 0 && (r = carry_out(b, &q)) < 0) {

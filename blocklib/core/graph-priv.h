@@ -60,6 +60,11 @@ struct node *graph_find_locked(struct graph *g, const char *name);
 int edge_check(const struct edge *e, const struct node *child, unsigned perm,
                struct error **errp);
 
+/* Let go of what an inactive node does not give, or have it again: only of a
+ * user that does without it. */
+void edge_give_up(struct edge *e);
+void edge_have_again(struct edge *e);
+
 /* Does @n pass the permissions that users want on to its file child
  * (graph.h)? */
 static inline bool node_passes_perms(const struct node *n)

@@ -403,6 +403,7 @@ int node_new(struct graph *g, const struct driver *drv, const char *name,
         return r;
     }
     n->flags = like->flags;
+    node_flags_set_active(&n->flags, true);
     n->size = node_size(like);
     n->filename = strdup(node_filename(like));
     if (!n->filename) {
@@ -522,6 +523,11 @@ int node_attach(struct node *n, unsigned index, struct node *child,
     if (node_is_below(child, n)) {
         return error_set(errp, EINVAL,
                          "Making '%s' a %s child of '%s' would create a cycle",
+                         child->name, role, n->name);
+    }
+    if (child->flags.inactive && !n->flags.inactive) {
+        return error_set(errp, EPERM,
+                         "Inactive '%s' can't be a %s child of active '%s'",
                          child->name, role, n->name);
     }
     if (index == CHILD_BACKING) {
@@ -850,7 +856,12 @@ uint64_t node_size(const struct node *n)
 
 bool node_read_only(const struct node *n)
 {
-    return n->flags.read_only;
+    return node_flags_read_only(&n->flags);
+}
+
+bool node_active(const struct node *n)
+{
+    return !n->flags.inactive;
 }
 
 const char *node_filename(const struct node *n)

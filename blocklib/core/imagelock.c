@@ -148,6 +148,17 @@ void image_lock_narrow(int fd)
     }
 }
 
+void image_lock_idle(int fd)
+{
+    (void)set_byte(fd, F_RDLCK, USED_BASE + ACCESS_READ);
+    for (unsigned i = 0; i < ARRAY_SIZE(names); i++) {
+        if (i != ACCESS_READ) {
+            (void)set_byte(fd, F_UNLCK, USED_BASE + (off_t)i);
+        }
+        (void)set_byte(fd, F_UNLCK, UNSHARED_BASE + (off_t)i);
+    }
+}
+
 void image_unlock(int fd)
 {
     const struct flock rest = {

@@ -30,6 +30,10 @@ int image_lock(int fd, const char *filename, bool writable,
 int image_lock_widen(int fd, const char *filename, struct error **errp);
 void image_lock_narrow(int fd);
 
+/* Hold what the reader of an image needs that others may write to, and nothing
+ * else that image_lock() locks.  Errors are of no account. */
+void image_lock_idle(int fd);
+
 /* Drop what image_lock() and image_mark() have locked, where @fd is not the
  * last descriptor of its open file. */
 void image_unlock(int fd);

@@ -48,6 +48,9 @@ struct edge {
     unsigned perm;        /* enum perm */
     unsigned shared;      /* enum perm */
     bool may_grow;        /* wants PERM_RESIZE where it wants PERM_WRITE */
+    bool gives_up;        /* of a blk: does without what an inactive node has
+                             not, and has it again when the node is active */
+    unsigned given_up;    /* enum perm: what that is now */
     bool inherits;        /* the child was opened by the parent's options */
     struct list on_child; /* in child->parents */
     struct tree *_Atomic tree;       /* of a blk: the child's */
@@ -69,7 +72,30 @@ struct node_flags {
     uint8_t detect_zeroes; /* enum detect_zeroes; not inherited */
     bool force_share;      /* do not take image locks that conflict */
     bool locking;          /* file: take image locks at all */
+    bool inactive;         /* another process may write to the image
+                              (core/activity.c); implies read_only */
+    bool writes_later;     /* inactive, and writable when it is active */
 };
+
+/* Does the node, or will it when it is active, refuse to be written to? */
+static inline bool node_flags_read_only(const struct node_flags *f)
+{
+    return f->read_only && !f->writes_later;
+}
+static inline void node_flags_set_read_only(struct node_flags *f)
+{
+    f->read_only = true;
+    f->writes_later = false;
+}
+/* What it writes when it is active stays as it is. */
+static inline void node_flags_set_active(struct node_flags *f, bool active)
+{
+    bool writes = !node_flags_read_only(f);
+
+    f->inactive = !active;
+    f->writes_later = writes && !active;
+    f->read_only = !writes || !active;
+}
 
 /*
  * A guard for reads that a node leaves to its backing node, while the backing

@@ -85,13 +85,15 @@ static int attach_opened(struct node *n, unsigned index, struct node *child,
     unsigned perm = PERM_READ;
 
     if ((n->drv->is_filter || n->flags.auto_read_only) && index == CHILD_FILE &&
-        child->flags.read_only) {
-        n->flags.read_only = true; /* no more than what it filters */
+        node_read_only(child)) {
+        /* no more than what it filters */
+        node_flags_set_read_only(&n->flags);
     }
     if (!n->flags.read_only) {
         perm |= PERM_WRITE | (grow ? PERM_RESIZE : 0);
     }
-    int r = node_attach(n, index, child, key, perm, PERM_READ, errp);
+    int r = node_attach(n, index, child, key, perm,
+                        n->flags.inactive ? PERM_ALL : PERM_READ, errp);
     if (r == 0) {
         n->child[index]->may_grow = grow;
         n->child[index]->inherits = !child->monitor_owned;
@@ -231,7 +233,7 @@ static int open_backing(struct node *n, struct opts *opts, struct error **errp)
             return r;
         }
     }
-    ctx.inherited.read_only = true;
+    node_flags_set_read_only(&ctx.inherited);
     int r = open_or_find(&ctx, value, "backing", &backing, errp);
     if (r < 0) {
         if (n->open_depth == 0) { /* once, not once for each layer */
@@ -270,6 +272,7 @@ static const struct option cache_options[] = {
 };
 const struct option graph_node_options[] = {
     OPTION("node-name", STR),
+    OPTION("active", BOOL),
     OPTION("auto-read-only", BOOL),
     OPTION("cache", OBJECT, .members = cache_options),
     OPTION("detect-zeroes", ENUM, .words = detect_words),
@@ -283,9 +286,13 @@ int node_take_flags(struct opts *o, struct node_flags *f, struct error **errp)
 {
     unsigned discard = f->unmap ? 2 : 0;
     unsigned detect = DETECT_OFF;
+    bool active = !f->inactive;
     int r;
 
-    if ((r = opts_bool(o, "read-only", &f->read_only, errp)) < 0 ||
+    f->read_only = node_flags_read_only(f);
+    f->writes_later = false;
+    if ((r = opts_bool(o, "active", &active, errp)) < 0 ||
+        (r = opts_bool(o, "read-only", &f->read_only, errp)) < 0 ||
         (r = opts_bool(o, "auto-read-only", &f->auto_read_only, errp)) < 0 ||
         (r = opts_bool(o, "force-share", &f->force_share, errp)) < 0 ||
         (r = opts_bool(o, "cache.direct", &f->direct, errp)) < 0 ||
@@ -306,6 +313,7 @@ int node_take_flags(struct opts *o, struct node_flags *f, struct error **errp)
                          "force-share=on can only be used with read-only "
                          "images");
     }
+    node_flags_set_active(f, active);
     return 0;
 }
 

@@ -19,6 +19,8 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
 
+#define PERM_CHANGES ((unsigned)PERM_WRITE | PERM_RESIZE)
+
 static const struct {
     unsigned perm;
     const char *name;
@@ -93,8 +95,15 @@ static struct perms passed_on(const struct node *n, const struct edge *e,
 static int check_perms(const struct edge *e, const struct node *child,
                        const struct perms *p, struct error **errp)
 {
-    if ((p->perm & (PERM_WRITE | PERM_RESIZE)) && child->flags.read_only) {
+    if ((p->perm & PERM_CHANGES) && node_flags_read_only(&child->flags)) {
         return error_set(errp, EACCES, "Block node is read-only");
+    }
+    if ((p->perm & PERM_CHANGES) && child->flags.inactive) {
+        char list[60];
+
+        list_names(p->perm & PERM_CHANGES, list, sizeof(list));
+        return error_set(errp, EPERM,
+                         "Permission '%s' unavailable on inactive node", list);
     }
     list_for_each (at, &child->parents) {
         const struct edge *other = list_entry(at, struct edge, on_child);
@@ -155,4 +164,18 @@ void edge_inherit_perms(struct edge *e)
 
     e->perm = p.perm;
     e->shared = p.shared;
+}
+
+void edge_give_up(struct edge *e)
+{
+    if (e->gives_up) {
+        e->given_up |= e->perm & PERM_CHANGES;
+        e->perm &= ~PERM_CHANGES;
+    }
+}
+
+void edge_have_again(struct edge *e)
+{
+    e->perm |= e->given_up;
+    e->given_up = 0;
 }

@@ -136,15 +136,17 @@ static json_t *device_info(struct node *n)
     static const char *const detect[] = {"off", "on", "unmap"};
     struct node *backing = node_child(n, CHILD_BACKING);
     json_t *info = json_pack(
-        "{s:i, s:s, s:o, s:i, s:b, s:s, s:I, s:s, s:i, s:i, s:I, s:b, s:i, "
+        "{s:i, s:s, s:o, s:i, s:b, s:b, s:s, s:I, s:s, s:i, s:i, s:I, s:b, "
+        "s:i, "
         "s:i, s:{s:b, s:b, s:b}, s:s}",
         "iops_rd", 0, "detect_zeroes", detect[n->flags.detect_zeroes], "image",
-        image_chain(n), "iops_wr", 0, "ro", (int)n->flags.read_only,
-        "node-name", n->name, "backing_file_depth", backing_depth(n), "drv",
-        node_driver(n), "iops", 0, "bps_wr", 0, "write_threshold",
-        (json_int_t)atomic_load(&n->threshold), "encrypted", 0, "bps", 0,
-        "bps_rd", 0, "cache", "no-flush", (int)n->flags.no_flush, "direct",
-        (int)n->flags.direct, "writeback", 1, "file", node_filename(n));
+        image_chain(n), "iops_wr", 0, "ro", (int)node_read_only(n), "active",
+        (int)node_active(n), "node-name", n->name, "backing_file_depth",
+        backing_depth(n), "drv", node_driver(n), "iops", 0, "bps_wr", 0,
+        "write_threshold", (json_int_t)atomic_load(&n->threshold), "encrypted",
+        0, "bps", 0, "bps_rd", 0, "cache", "no-flush", (int)n->flags.no_flush,
+        "direct", (int)n->flags.direct, "writeback", 1, "file",
+        node_filename(n));
 
     if (json_is_true(
             json_object_get(json_object_get(info, "image"), "encrypted"))) {

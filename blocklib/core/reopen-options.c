@@ -257,6 +257,7 @@ static int read_flags(struct node *n, const json_t *options,
     if (r == 0 && flags->force_share != n->flags.force_share) {
         r = cannot_change("", "force-share", errp);
     }
+    node_flags_set_active(flags, node_active(n));
     return r;
 }
 
@@ -318,7 +319,7 @@ static int read_backing(struct work *w, struct node *n, const json_t *options,
     if (!value && !keep && (n->child[CHILD_BACKING] || n->image_backing)) {
         return error_set(errp, EINVAL, "backing is missing for '%s'", n->name);
     }
-    below.read_only = true;
+    node_flags_set_read_only(&below);
     return read_child(w, n, CHILD_BACKING, "backing", value, keep, &below,
                       errp);
 }

@@ -84,11 +84,14 @@ int file_find_alignment(struct file *s, bool direct, const char *filename,
     return 0;
 }
 
-static int find_size(struct node *n, const char *filename,
-                     const struct stat *st, struct error **errp)
+int file_find_size(struct node *n, const char *filename, struct error **errp)
 {
-    struct file *s = n->state;
-    off_t size = s->regular ? st->st_size : lseek(s->fd, 0, SEEK_END);
+    const struct file *s = n->state;
+    struct stat st;
+    bool found = fstat(s->fd, &st) == 0;
+    off_t size = found && s->regular ? st.st_size
+                 : found             ? lseek(s->fd, 0, SEEK_END)
+                                     : -1;
 
     if (size < 0 || (uint64_t)size > BLK_SIZE_MAX) {
         int code = size < 0 ? errno : EFBIG;
@@ -239,7 +242,7 @@ static int open_fd(struct node *n, const char *filename, struct error **errp)
         (r = file_find_alignment(s, n->flags.direct, filename, errp)) < 0) {
         return r;
     }
-    return find_size(n, filename, &st, errp);
+    return file_find_size(n, filename, errp);
 }
 
 /* A duplicate has the locks of its open file, which the user has, too. */
@@ -313,7 +316,9 @@ static int file_open(struct node *n, struct opts *opts, struct error **errp)
     if (r == 0) {
         r = open_fd(n, filename, errp);
     }
-    if (r == 0 && locking) {
+    if (r == 0 && locking && n->flags.inactive) {
+        image_lock_idle(s->fd);
+    } else if (r == 0 && locking) {
         r = image_lock(s->fd, filename, !n->flags.read_only, errp);
     }
     if (r < 0) {
@@ -751,14 +756,15 @@ static bool recall(struct file *s, uint64_t offset, struct run *run)
     return stands && run->start <= offset && offset < run->end;
 }
 
-static bool find_run(struct file *s, uint64_t offset, struct run *run)
+static bool find_run(const struct node *n, uint64_t offset, struct run *run)
 {
+    struct file *s = n->state;
     uint64_t changes = atomic_load(&s->changes);
 
     if (!ask_kernel(s, offset, run)) {
         return false;
     }
-    if (s->locked) {
+    if (s->locked && !n->flags.inactive) {
         mutex_lock(&s->status_lock);
         s->last = *run;
         s->last_changes = changes;
@@ -778,7 +784,7 @@ static int file_map(struct node *n, uint64_t offset, uint64_t bytes,
         if (flags & MAP_NOWAIT) {
             return -EAGAIN;
         }
-        if (!find_run(s, offset, &run)) { /* data is always a true answer */
+        if (!find_run(n, offset, &run)) { /* data is always a true answer */
             run = (struct run){.start = offset, .end = UINT64_MAX};
         }
     }

@@ -104,6 +104,9 @@ int file_write_error(int code);
 int file_find_alignment(struct file *s, bool direct, const char *filename,
                         struct error **errp);
 
+/* Have n->size be that of s->fd. */
+int file_find_size(struct node *n, const char *filename, struct error **errp);
+
 /* -EACCES when @fd is a block device that is read-only: such a one can be
  * opened for writing all the same. */
 int file_check_writable(int fd, const char *filename, struct error **errp);

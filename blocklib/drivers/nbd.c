@@ -34,13 +34,13 @@
 static int apply_read_only(struct node *n, const struct remote_info *i,
                            struct error **errp)
 {
-    if (!i->read_only || n->flags.read_only) {
+    if (!i->read_only || node_read_only(n)) {
         return 0;
     }
     if (!n->flags.auto_read_only) {
         return error_set(errp, EACCES, "NBD export is read-only");
     }
-    n->flags.read_only = true;
+    node_flags_set_read_only(&n->flags);
     return 0;
 }
 

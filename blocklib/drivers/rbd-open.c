@@ -175,7 +175,7 @@ static bool toil_fits(const struct toil *t, const void *opaque)
                                             struct open_toil, toil);
     const struct node *n = opaque;
 
-    return ot->o->image && ot->o->place.read_only == n->flags.read_only &&
+    return ot->o->image && ot->o->place.read_only == node_read_only(n) &&
            ot->o->place.cache == !n->flags.direct &&
            json_equal(ot->options, n->options);
 }

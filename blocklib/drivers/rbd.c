@@ -38,13 +38,13 @@
 static int apply_read_only(struct node *n, const struct ceph_place *p,
                            struct error **errp)
 {
-    if (!p->snapshot || n->flags.read_only) {
+    if (!p->snapshot || node_read_only(n)) {
         return 0;
     }
     if (!n->flags.auto_read_only) {
         return error_set(errp, EACCES, "rbd snapshots are read-only");
     }
-    n->flags.read_only = true;
+    node_flags_set_read_only(&n->flags);
     return 0;
 }
 
@@ -63,7 +63,7 @@ static int open_place(struct node *n, struct ceph_place *p, struct error **errp)
     if (r < 0) {
         return r;
     }
-    p->read_only = n->flags.read_only;
+    p->read_only = node_read_only(n);
     p->cache = !n->flags.direct;
     s->luks = p->luks;
     r = rbd_open_image(n, p, &s->image, errp);

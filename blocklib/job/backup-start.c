@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "copy/copy-before-write.h"
+#include "core/activity.h"
 #include "core/blocker.h"
 #include "core/graph.h"
 #include "job/target.h"
@@ -69,6 +70,19 @@ static int check_backup_options(struct jobs *j, const char *id,
     return r;
 }
 
+static int check_activity(const struct backup_options *o, struct error **errp)
+{
+    int r = node_check_filter(o->source, "file", o->filter_node_name, errp);
+
+    if (r == 0 && o->target) {
+        r = node_check_filter(o->target, "target", o->filter_node_name, errp);
+    }
+    if (r < 0) {
+        error_prefix(errp, "Could not create node: ");
+    }
+    return r;
+}
+
 /* A job that exchanges nodes (a commit) would lead guests past the filter. */
 static int check_no_other_job(struct graph *g, const struct backup_options *o,
                               struct error **errp)
@@ -77,6 +91,9 @@ static int check_no_other_job(struct graph *g, const struct backup_options *o,
     int r = node_check_jobs(o->source, errp);
     if (r == 0 && o->target) {
         r = node_check_jobs(o->target, errp);
+    }
+    if (r == 0) {
+        r = check_activity(o, errp);
     }
     graph_unlock(g);
     return r;

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/activity.h"
 #include "core/blocker.h"
 #include "core/chain.h"
 #include "core/graph.h"
@@ -153,7 +154,10 @@ static int make_plan(const struct commit_options *o, struct plan *p,
     if (p->top == p->base) {
         return error_set(errp, EINVAL, "cannot commit an image into itself");
     }
-    r = check_active(o, p, errp);
+    r = node_check_filter(p->top, "backing", o->filter_node_name, errp);
+    if (r == 0) {
+        r = check_active(o, p, errp);
+    }
     if (r == 0 && node_skip_filters(p->top) == node_skip_filters(p->base)) {
         return error_set(errp, EINVAL,
                          "Invalid files for merge: top and base are the same");

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "copy/mirror-top.h"
+#include "core/activity.h"
 #include "core/blocker.h"
 #include "core/chain.h"
 #include "core/graph-priv.h"
@@ -61,9 +62,12 @@ static int check_source(const struct mirror_options *o, struct error **errp)
 {
     int r = node_check_jobs(o->source, errp);
 
-    return r == 0 && has_parents(o->source)
-               ? error_set(errp, EINVAL, "Need a root block node")
-               : r;
+    if (r == 0 && has_parents(o->source)) {
+        return error_set(errp, EINVAL, "Need a root block node");
+    }
+    return r < 0 ? r
+                 : node_check_filter(o->source, "backing", o->filter_node_name,
+                                     errp);
 }
 
 static int check_target(const struct mirror_options *o, struct error **errp)
@@ -83,6 +87,10 @@ static int check_target(const struct mirror_options *o, struct error **errp)
         return error_set(errp, EINVAL,
                          "Node '%s' is part of the chain of the target '%s'",
                          node_name(source), node_name(target));
+    }
+    if (!node_active(target)) {
+        return error_set(errp, EPERM,
+                         "Permission 'write' unavailable on inactive node");
     }
     return node_check_jobs(target, errp);
 }

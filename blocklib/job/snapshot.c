@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "core/activity.h"
 #include "core/blocker.h"
 #include "core/chain.h"
 #include "core/create.h"
@@ -20,6 +21,7 @@ struct snapshot {
     struct snapshot_options o;
     struct graph *graph;
     struct node *overlay; /* with a reference, once it is there */
+    bool put_to_rest;     /* it was active, and is not any more */
 };
 
 static struct snapshot *snapshot_of(struct action *a)
@@ -186,6 +188,25 @@ static int check_overlay(const struct snapshot *s, struct error **errp)
     return 0;
 }
 
+/* A disk that is inactive stays so, as QEMU's callers expect: they need not
+ * know that it is. */
+static int match_activity(struct snapshot *s, struct error **errp)
+{
+    if (node_active(s->o.node) || !node_active(s->overlay)) {
+        return 0;
+    }
+    int r = node_set_active(s->overlay, false, errp);
+    s->put_to_rest = r == 0;
+    return r;
+}
+
+static void have_activity_back(struct snapshot *s)
+{
+    if (s->put_to_rest) {
+        (void)node_set_active(s->overlay, true, NULL);
+    }
+}
+
 static int snapshot_act(struct action *a, struct error **errp)
 {
     struct snapshot *s = snapshot_of(a);
@@ -198,14 +219,16 @@ static int snapshot_act(struct action *a, struct error **errp)
     if (!n->flags.read_only && node_flush(n) < 0) {
         return error_set(errp, EIO, "An IO error has occurred");
     }
-    if ((r = check_overlay(s, errp)) < 0 ||
+    if ((r = check_overlay(s, errp)) < 0 || (r = match_activity(s, errp)) < 0 ||
         (r = node_attach(s->overlay, CHILD_BACKING, n, "backing", PERM_READ,
                          PERM_ALL, errp)) < 0) {
+        have_activity_back(s);
         return r;
     }
     r = node_check_replace(n, s->overlay, errp);
     if (r < 0) {
         node_detach(s->overlay, CHILD_BACKING);
+        have_activity_back(s);
         return r;
     }
     node_ref(n); /* for commit or undo */
@@ -221,6 +244,7 @@ static void snapshot_undo(struct action *a)
     node_replace(s->overlay, s->o.node);
     node_refresh_above(s->o.node);
     node_detach(s->overlay, CHILD_BACKING);
+    have_activity_back(s);
     node_unref(s->o.node);
 }
 

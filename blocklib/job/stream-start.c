@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/activity.h"
 #include "core/blocker.h"
 #include "core/chain.h"
 #include "core/copy-up.h"
@@ -124,7 +125,14 @@ static int make_plan(const struct stream_options *o, struct plan *p,
                          "backing file specified, but streaming the entire "
                          "chain");
     }
-    return find_overlay(p, errp);
+    if ((r = find_overlay(p, errp)) < 0) {
+        return r;
+    }
+    r = node_check_filter(p->top, "file", o->filter_node_name, errp);
+    if (r < 0) {
+        error_prefix(errp, "Could not create node: ");
+    }
+    return r;
 }
 
 /* --- Arming --- */

@@ -396,7 +396,7 @@ static int open_with_header(struct qcow2 *s, struct qcow2_header *h,
     if (r == 0) {
         r = qcow2_make_caches(s, l2_bytes, refcount_bytes, errp);
     }
-    if (r == 0) {
+    if (r == 0 && (!s->node->flags.inactive || s->asleep)) {
         r = qcow2_bitmaps_load(s, h, errp);
     }
     if (r == 0 && writable && qcow2_overlap_load(s) < 0) {
@@ -406,6 +406,13 @@ static int open_with_header(struct qcow2 *s, struct qcow2_header *h,
         r = qcow2_clear_autoclear(s, h, errp);
     }
     return r;
+}
+
+int qcow2_read_all(struct qcow2 *s, struct qcow2_header *h,
+                   const struct qcow2 *old, struct error **errp)
+{
+    return open_with_header(s, h, NULL, old->l2_bytes, old->refcount_bytes,
+                            errp);
 }
 
 static int qcow2_open(struct node *n, struct opts *opts, struct error **errp)

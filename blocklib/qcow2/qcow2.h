@@ -194,6 +194,8 @@ struct qcow2 {
     uint64_t l2_bytes; /* options, 0: default */
     uint64_t refcount_bytes;
     struct qcow2_wanted *wanted; /* by the reopen that goes on, or NULL */
+    struct qcow2_asleep *asleep; /* what the node had before this state, while
+                                    that may not stay; or NULL (wake.c) */
 
     struct qcow2_cache *l2;
     struct qcow2_cache *refblocks;
@@ -404,6 +406,23 @@ void qcow2_reopen_abort(struct node *n);
 extern const char *const qcow2_reopen_options[];
 int qcow2_reopen_take(struct node *n, struct opts *opts, struct error **errp);
 void qcow2_file_changed(struct node *n);
+
+/* --- wake.c, and what it needs of qcow2.c --- */
+
+/* May the image be inactive?  It has been put away. */
+int qcow2_check_rest(struct qcow2 *s, struct error **errp);
+/* Take the persistent bitmaps off the node; the image keeps them. */
+void qcow2_bitmaps_leave(struct qcow2 *s);
+
+/* Read the image anew, as read-only, for a node that becomes active, and
+ * @writable after that.  One of the other two follows, also after a failure. */
+int qcow2_wake(struct node *n, bool writable, struct error **errp);
+void qcow2_wake_commit(struct node *n);
+void qcow2_wake_abort(struct node *n);
+
+/* Fill in @s as an open does, with the options of @old. */
+int qcow2_read_all(struct qcow2 *s, struct qcow2_header *h,
+                   const struct qcow2 *old, struct error **errp);
 
 /* --- backing.c --- */
 

@@ -156,12 +156,18 @@ int qcow2_reopen(struct node *n, const struct node_flags *to,
                  struct error **errp)
 {
     struct qcow2 *s = n->state;
-    int r = 0;
+    int r = n->flags.inactive && !to->inactive && !s->shows_snapshot
+                ? qcow2_wake(n, !to->read_only, errp)
+                : 0;
 
-    if (to->read_only && !n->flags.read_only) {
+    s = n->state;
+    if (r == 0 && to->read_only && !n->flags.read_only) {
         r = put_away(s, errp);
-    } else if (!to->read_only && n->flags.read_only) {
+    } else if (r == 0 && !to->read_only && n->flags.read_only) {
         r = begin_writing(s, errp);
+    }
+    if (r == 0 && to->inactive && !n->flags.inactive) {
+        r = qcow2_check_rest(s, errp);
     }
     if (r == 0 && s->wanted) {
         r = change_caches(s, s->wanted, errp);
@@ -178,6 +184,10 @@ void qcow2_reopen_commit(struct node *n)
         atomic_store(&s->keep_clusters, s->wanted->keep);
     }
     forget_wanted(s);
+    qcow2_wake_commit(n);
+    if (n->flags.inactive) {
+        qcow2_bitmaps_leave(s);
+    }
 }
 
 void qcow2_reopen_abort(struct node *n)
@@ -188,6 +198,7 @@ void qcow2_reopen_abort(struct node *n)
         swap_caches(s, s->wanted);
     }
     forget_wanted(s);
+    qcow2_wake_abort(n);
 }
 
 void qcow2_file_changed(struct node *n)

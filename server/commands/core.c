@@ -7,6 +7,7 @@
 #include "daemon.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/graph.h"
 #include "qmp/monitor.h"
 #include "qmp/version.h"
 
@@ -51,12 +52,18 @@ static int cmd_quit(struct qmp_call *call, struct error **errp)
     return 0;
 }
 
-/* There is no guest that would stop or go on. */
-static int cmd_stop_or_cont(struct qmp_call *call, struct error **errp)
+/* There is no guest that would stop, */
+static int cmd_stop(struct qmp_call *call, struct error **errp)
 {
     (void)call;
     (void)errp;
     return 0;
+}
+
+/* or go on; as far as that gives it its disks, it does. */
+static int cmd_cont(struct qmp_call *call, struct error **errp)
+{
+    return graph_set_active(call->daemon->graph, NULL, true, errp);
 }
 
 static int cmd_query_version(struct qmp_call *call, struct error **errp)
@@ -185,8 +192,8 @@ static const struct qmp_arg version_type = QMP_ARG("", OBJECT,
 const struct qmp_command qmp_core_commands[] = {
     QMP_COMMAND("qmp_capabilities", cmd_capabilities, capabilities_args,
                 .lockless = true, .backup = &role_as_it_is),
-    QMP_COMMAND("cont", cmd_stop_or_cont, NULL, .lockless = true),
-    QMP_COMMAND("stop", cmd_stop_or_cont, NULL, .lockless = true),
+    QMP_COMMAND("cont", cmd_cont, NULL),
+    QMP_COMMAND("stop", cmd_stop, NULL, .lockless = true),
     QMP_COMMAND("query-commands", cmd_query_commands, NULL,
                 .ret = &commands_type, .lockless = true,
                 .backup = &role_commands),

@@ -229,6 +229,22 @@ static int add_export_to(struct qmp_call *call, const char *id,
     return r < 0 ? r : describe_export(call->daemon, o, bitmaps, errp);
 }
 
+/* How long a node that hangs may hold up what activates it. */
+#define ACTIVATE_NS UINT64_C(2000000000)
+
+/* Clients find a disk that can be written to, if they may. */
+static int activate(struct daemon *d, const struct export_options *o,
+                    struct error **errp)
+{
+    const char *name = node_name(o->node);
+
+    if (o->allow_inactive || node_active(o->node)) {
+        return 0;
+    }
+    int r = graph_settle(d->graph, name, ACTIVATE_NS, errp);
+    return r < 0 ? r : graph_set_active(d->graph, name, true, errp);
+}
+
 static int cmd_export_add(struct qmp_call *call, struct error **errp)
 {
     struct daemon *d = call->daemon;
@@ -244,6 +260,7 @@ static int cmd_export_add(struct qmp_call *call, struct error **errp)
         .allocation_depth = qmp_bool(call, "allocation-depth", false),
         .authz = qmp_str(call, "tls-authz"),
         .authz_writable = qmp_str(call, "tls-authz-writable"),
+        .allow_inactive = qmp_bool(call, "allow-inactive", false),
     };
 
     if (!text_is_id(o.id)) {
@@ -262,6 +279,7 @@ static int cmd_export_add(struct qmp_call *call, struct error **errp)
                          "Cannot export read-only node as writable");
     }
     r = check_iothread(call, errp);
+    r = r < 0 ? r : activate(d, &o, errp);
     return r < 0 ? r
                  : add_export_to(call, qmp_str(call, "server"), &o,
                                  json_object_get(call->args, "bitmaps"), errp);
@@ -291,6 +309,7 @@ static int cmd_server_add(struct qmp_call *call, struct error **errp)
     }
     o.writable = qmp_bool(call, "writable", false) && !node_read_only(o.node);
     int r = exports_check_id(d->exports, o.id, errp);
+    r = r < 0 ? r : activate(d, &o, errp);
     return r < 0 ? r : add_export_to(call, NULL, &o, bitmaps, errp);
 }
 
@@ -432,6 +451,7 @@ static const struct qmp_variant export_variants[] = {
 static const struct qmp_arg export_add_args[] = {
     QMP_ARG("type", ENUM, .words = types),
     QMP_ARG("id", STR),
+    QMP_OPT("allow-inactive", BOOL),
     QMP_OPT("fixed-iothread", BOOL),
     QMP_OPT("iothread", STR),
     QMP_ARG("node-name", STR),

@@ -47,6 +47,12 @@ static int cmd_blockdev_del(struct qmp_call *call, struct error **errp)
     return graph_close(call->daemon->graph, n, errp);
 }
 
+static int cmd_set_active(struct qmp_call *call, struct error **errp)
+{
+    return graph_set_active(call->daemon->graph, qmp_str(call, "node-name"),
+                            qmp_bool(call, "active", true), errp);
+}
+
 static int cmd_set_threshold(struct qmp_call *call, struct error **errp)
 {
     const char *name = qmp_str(call, "node-name");
@@ -71,6 +77,12 @@ static const struct qmp_arg del_args[] = {
     QMP_LAST,
 };
 
+static const struct qmp_arg active_args[] = {
+    QMP_OPT("node-name", STR),
+    QMP_ARG("active", BOOL),
+    QMP_LAST,
+};
+
 static const struct qmp_arg threshold_args[] = {
     QMP_ARG("node-name", STR),
     QMP_ARG("write-threshold", SIZE),
@@ -82,5 +94,7 @@ const struct qmp_command qmp_node_commands[] = {
     QMP_COMMAND("blockdev-add", cmd_blockdev_add, qmp_node_args),
     QMP_COMMAND("blockdev-del", cmd_blockdev_del, del_args,
                 .drains = QMP_DRAINS_NAMED),
+    QMP_COMMAND("blockdev-set-active", cmd_set_active, active_args,
+                .drains = QMP_DRAINS_NODES),
     QMP_COMMANDS_END,
 };

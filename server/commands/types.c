@@ -225,6 +225,7 @@ static const char *const detect_words[] = {"off", "on", "unmap", NULL};
 static const struct qmp_arg node_members[] = {
     QMP_ARG("file", STR),
     QMP_OPT("node-name", STR),
+    QMP_ARG("active", BOOL),
     QMP_ARG("ro", BOOL),
     QMP_ARG("drv", STR),
     QMP_OPT("backing_file", STR),

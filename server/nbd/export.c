@@ -221,17 +221,18 @@ static int check_name(struct exports *s, uint64_t server, const char *name,
                : 0;
 }
 
-static int attach_disk(struct graph *g, struct export *e, struct node *n,
-                       struct error **errp)
+static int attach_disk(struct graph *g, struct export *e,
+                       const struct export_options *o, struct error **errp)
 {
     CLEANUP_FREE char *user = NULL;
-    unsigned perm = PERM_READ | (e->writable ? PERM_WRITE : 0);
+    unsigned perm = PERM_READ | (e->writable ? PERM_WRITE : 0) |
+                    (o->allow_inactive ? PERM_GIVES_UP : 0);
 
     if (asprintf(&user, "export '%s'", e->name) < 0) {
         user = NULL;
         return error_nomem(errp);
     }
-    return blk_new(g, n, perm, PERM_ALL, user, &e->blk, errp);
+    return blk_new(g, o->node, perm, PERM_ALL, user, &e->blk, errp);
 }
 
 int export_new(struct exports *s, const struct export_options *o,
@@ -263,7 +264,7 @@ int export_new(struct exports *s, const struct export_options *o,
     r = !e->id || !e->name || !e->share || !e->description != !o->description ||
                 !e->server_id != !o->server_id || set_rules(e, o) < 0
             ? error_nomem(errp)
-            : attach_disk(s->daemon->graph, e, o->node, errp);
+            : attach_disk(s->daemon->graph, e, o, errp);
     if (r < 0) {
         export_free(s, e);
         return r;

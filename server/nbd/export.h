@@ -68,6 +68,7 @@ struct export_options {
     bool all_bitmaps;      /* offer the bitmaps that the node has then */
     bool is_default;       /* answers to the name "", too, if it is first */
     bool of_backup;        /* not a disk: no command takes it for a device */
+    bool allow_inactive;   /* clients may only read while the node is */
     const char *authz;     /* authorization to open it; NULL: for all */
     const char *authz_writable; /* and to write, beside that */
     /* In place of these two, if there are any: the rules of the export that it

@@ -77,7 +77,12 @@ struct qmp_command {
     /* What a command waits for (qmp/turn.h).  Actions drain the nodes that
      * they name. */
     bool lockless; /* it uses nothing that the monitor lock guards */
-    enum { QMP_DRAINS_NONE, QMP_DRAINS_NAMED, QMP_DRAINS_ALL } drains;
+    enum {
+        QMP_DRAINS_NONE,
+        QMP_DRAINS_NAMED,
+        QMP_DRAINS_NODES, /* that are named; where none is, all there are */
+        QMP_DRAINS_ALL,   /* that are named, and of exports */
+    } drains;
 };
 
 /* Rows of the table: a command, or a command that is an action, too. */
@@ -98,9 +103,9 @@ struct qmp_command {
 struct qmp_service {
     const struct qmp_command *(*find_command)(const char *name);
 
-    /* Find the nodes that @names (keys of an object) mention and, with
-     * @exports, the nodes of all that clients can open.  Their names become
-     * keys of @nodes.  Hold the monitor lock. */
+    /* Find the nodes that @names (keys of an object; NULL: all) mention and,
+     * with @exports, the nodes of all that clients can open.  Their names
+     * become keys of @nodes.  Hold the monitor lock. */
     void (*find_nodes)(struct daemon *d, const json_t *names, bool exports,
                        json_t *nodes);
 };

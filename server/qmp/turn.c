@@ -83,7 +83,8 @@ int qmp_wait_nodes(struct daemon *d, const struct qmp_state *state,
     if (!qmp_wait_lock(d, &d->jobs->lock, request, errp)) {
         return -ETIMEDOUT;
     }
-    d->service->find_nodes(d, names, exports, nodes);
+    bool all = c->drains == QMP_DRAINS_NODES && json_object_size(names) == 0;
+    d->service->find_nodes(d, all ? NULL : names, exports, nodes);
     qmp_end_turn(d);
     mutex_unlock(&d->jobs->lock);
     json_object_foreach (nodes, node, value) {

@@ -485,7 +485,8 @@ static void wait_for_quit(struct serve *s)
 static int flush_export(struct export *e, void *opaque)
 {
     int *status = opaque;
-    int r = e->writable ? blk_flush(e->blk) : 0;
+    bool writes = e->writable && node_active(blk_node(e->blk));
+    int r = writes ? blk_flush(e->blk) : 0;
 
     if (r < 0) {
         log_line(TELL_ERROR, "cannot flush '%.200s': %s", e->name,

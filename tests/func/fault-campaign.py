@@ -950,6 +950,17 @@ def reopen(w):
     w.command(lambda new: None, lambda: to(False))
 
 
+@operation('inactive', prepare=lambda w: (busy(w), w.withdraw()))
+def inactive(w):
+    def to(active):
+        w.ask('blockdev-set-active', **{'node-name': 'vda', 'active': active})
+
+    w.command(lambda new: None, lambda: to(False))
+    if w.repeats:  # it is to be active in the end
+        w.repeats.pop()
+    w.command(lambda new: None, lambda: to(True))
+
+
 def file_node(w):
     """The name of the node below."""
     graph = w.ask('x-debug-query-block-graph')
@@ -1225,7 +1236,7 @@ def go(w, op, fault):
             w.close()
         w.judge('stopped' if calm else 'killed')
         return
-    if op.name == 'reopen':
+    if op.name in ('reopen', 'inactive'):
         w.repeat()
         w.export()
     elif op.name in ('grow', 'grow-busy', 'shrink'):

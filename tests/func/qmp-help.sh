@@ -28,7 +28,7 @@ for meta in command event; do
 done
 while read -r name; do
     qmp help "$name" >out 2>err
-    tells "^$name\$"
+    tells "^$name( \(deprecated\))?\$"
     if [ -s err ] || grep -q 'not described' out; then
         fail "$name: $(cat out err)"
     fi

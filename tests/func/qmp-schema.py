@@ -107,10 +107,16 @@ MORE = {
 # What QEMU has had since 7.2, up to 10: "command.argument".
 LATER = {
     'block-job-change',
+    'blockdev-set-active',
     'query-block-jobs returns.actively-synced',
     'BLOCK_IO_ERROR.qom-path',
     'block-commit.backing-mask-protocol',
     'block-stream.backing-mask-protocol',
+    'block-export-add.allow-inactive',
+    'query-block returns.inserted.active',
+    'query-named-block-nodes returns.active',
+    'blockdev-add.active',
+    'blockdev-reopen.options.active',
     'blockdev-add.discard-no-unref',
     'blockdev-add.min-cluster-size',
     'blockdev-reopen.options.discard-no-unref',

@@ -28,6 +28,10 @@ enum perm {
     PERM_WRITE = 1 << 1,
     PERM_RESIZE = 1 << 2,
     PERM_ALL = (1 << 3) - 1,
+
+    /* Among the permissions that a user needs: it does without PERM_WRITE and
+     * PERM_RESIZE while the node is inactive. */
+    PERM_GIVES_UP = 1 << 3,
 };
 
 /*

@@ -114,10 +114,10 @@ int graph_follow_size(struct graph *g, const char *name, struct error **errp);
 
 /*
  * Open a tree of nodes from options of blockdev-add's shape.  Keys of every
- * node: driver, node-name, read-only, auto-read-only, discard, cache.direct,
- * cache.no-flush, detect-zeroes, force-share.  A child is an object, the name
- * of an existing node or, for a backing file that shall not be opened, null.
- * The new node *nodep belongs to the graph until graph_close().
+ * node: driver, node-name, active, read-only, auto-read-only, discard,
+ * cache.direct, cache.no-flush, detect-zeroes, force-share.  A child is an
+ * object, the name of an existing node or, for a backing file that shall not be
+ * opened, null. The new node *nodep belongs to the graph until graph_close().
  *
  * -EINVAL: a bad option; it is named in @errp.  -EEXIST: the node name is
  * taken.  -EAGAIN: another process holds the image's lock.  -EACCES, -ENOENT
@@ -153,6 +153,24 @@ void graph_forget(struct graph *g, struct node *n);
  * changed; -EBUSY, -EACCES: permissions.
  */
 int graph_reopen(struct graph *g, const json_t *list, struct error **errp);
+
+/* --- core/activity.c --- */
+
+/*
+ * Have the node @name (NULL: all nodes), with its children, be inactive, so
+ * that another process may write to its image; or active again.  An inactive
+ * node is read-only, and its files have no locks; what it had in memory is
+ * durable, and its persistent bitmaps are in the image and not on the node.
+ * When it is active it has read the image anew.  Children that have another
+ * active parent stay active.
+ *
+ * All nodes change, or none.  Drains, so it blocks.  -EPERM: an active parent,
+ * or a user that needs to write (and was not made with PERM_GIVES_UP); -EBUSY:
+ * a bitmap is in use; -EAGAIN: another process has the image's lock; other
+ * errors come from what is written back or read.
+ */
+int graph_set_active(struct graph *g, const char *name, bool active,
+                     struct error **errp);
 
 /* --- core/graph.c, core/yank.c, core/salvage.c --- */
 
@@ -218,7 +236,9 @@ int graph_settle_match(struct graph *g, node_match_fn *fn, void *opaque,
 const char *node_name(const struct node *n);
 const char *node_driver(const struct node *n); /* "qcow2", "file", ... */
 uint64_t node_size(const struct node *n);      /* bytes */
-bool node_read_only(const struct node *n);
+bool node_read_only(const struct node *n);     /* also while it is inactive: is
+                                                  it, when it is active? */
+bool node_active(const struct node *n);
 
 /* The cluster size of the image, in bytes; 0: the format has no clusters. */
 uint32_t node_cluster_size(const struct node *n);
