@@ -304,7 +304,7 @@ static void *copy_worker(void *opaque)
     }
     node_unwanted = &c->given_up;
     while (r > CLAIM_DONE) {
-        struct tree *t = node_enter(c->inside, false);
+        struct tree *t = node_enter(atomic_load(&c->inside), false);
         r = copy_one_area(c, buf);
         node_leave(t);
         if (r == CLAIM_WAIT) {
@@ -461,7 +461,7 @@ const struct read_guard *copy_guard(const struct copy *c)
 void copy_set_ends(struct copy *c, struct node *inside, struct node *source,
                    struct node *target)
 {
-    c->inside = inside;
+    atomic_store(&c->inside, inside);
     c->source = source;
     c->target = target;
 }

@@ -157,7 +157,7 @@ int copy_skip_below(struct copy *c)
         if (stop) {
             return COPY_STOPPED;
         }
-        struct tree *t = node_enter(c->inside, false);
+        struct tree *t = node_enter(atomic_load(&c->inside), false);
         r = skip_some(c, c->skip_cursor, bytes);
         node_leave(t);
         c->skip_cursor += r == 0 ? bytes : 0;

@@ -48,7 +48,7 @@ struct copy {
     void *moved_opaque;
 
     /* Tree lock; the bits are atomic. */
-    struct node *inside; /* see copy_set_ends; workers read it outside */
+    struct node *_Atomic inside; /* see copy_set_ends; workers read it outside */
     struct node *source;
     struct node *target;
     uint64_t size;
