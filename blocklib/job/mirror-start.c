@@ -58,16 +58,13 @@ static bool has_parents(const struct node *n)
     return false;
 }
 
+/* A job is a parent in QEMU, so what it says of jobs is the same. */
 static int check_source(const struct mirror_options *o, struct error **errp)
 {
-    int r = node_check_jobs(o->source, errp);
-
-    if (r == 0 && has_parents(o->source)) {
-        return error_set(errp, EINVAL, "Need a root block node");
-    }
-    return r < 0 ? r
-                 : node_check_filter(o->source, "backing", o->filter_node_name,
-                                     errp);
+    return has_parents(o->source) || node_check_jobs(o->source, NULL) < 0
+               ? error_set(errp, EINVAL, "Need a root block node")
+               : node_check_filter(o->source, "backing", o->filter_node_name,
+                                   errp);
 }
 
 static int check_target(const struct mirror_options *o, struct error **errp)

@@ -249,6 +249,10 @@ def mirror(name, target, **more):
                sync='full', **more)
 
 
+def stream(name, **more):
+    return ask('block-stream', job_id=name, device='disk', **more)
+
+
 def cbw(name, of, target):
     return ask('blockdev-add', driver='copy-before-write', node_name=name,
                file=of, target=target)
@@ -287,6 +291,8 @@ FIRST = {
     'mirror blocking': then(
         mirror('j', 't', **{'copy-mode': 'write-blocking'}),
         event('BLOCK_JOB_READY')),
+    'stream': stream('j', speed=SLOW),
+    'stream paused': then(stream('j', speed=SLOW), ask('job-pause', id='j')),
     'filter': cbw('f', 'disk', 't'),
     'create': World.create,
     'dirty view': World.view,
@@ -305,6 +311,7 @@ SECOND = {
     'commit active': commit('k', 'disk', 'mid'),
     'mirror': mirror('k', 'u'),
     'mirror to t': mirror('k', 't'),
+    'stream': stream('k'),
     'snapshot': ask('blockdev-snapshot', node='disk', overlay='over'),
     'snapshot, transaction': ask('transaction', actions=[
         {'type': 'block-dirty-bitmap-add', 'data': {
@@ -409,9 +416,9 @@ REFUSED = {
             'backup full', 'backup incremental', 'drive-backup top',
             'backup to t', 'backup of mid', 'pull', 'snapshot',
             'snapshot, transaction', 'grow', 'change-backing-file', 'eject',
-            'mirror', 'mirror to t'],
+            'stream'],
         'Need a root block node': [
-            'commit below', 'commit active'],
+            'commit below', 'commit active', 'mirror', 'mirror to t'],
         'Cannot replace implicit backing child of disk': [
             'reopen, read-only', 'reopen, backing'],
         "cannot accept command verb 'complete'": [
@@ -425,9 +432,10 @@ REFUSED = {
         'in use by block job: commit': [
             'backup full', 'backup incremental', 'drive-backup top',
             'backup to t', 'backup of mid', 'pull', 'snapshot',
-            'snapshot, transaction', 'grow', 'eject', 'mirror', 'mirror to t'],
+            'snapshot, transaction', 'grow', 'eject', 'stream'],
         'Need a root block node': [
-            'commit below', 'commit active', 'change-backing-file'],
+            'commit below', 'commit active', 'change-backing-file', 'mirror',
+            'mirror to t'],
         "Read-only block node 'disk' cannot support read-write users": [
             'reopen, read-only'],
         "Cannot change frozen 'backing' link from 'disk' to 'mid'": [
@@ -497,9 +505,10 @@ REFUSED = {
         'in use by block job: commit': [
             'backup full', 'backup incremental', 'drive-backup top',
             'backup to t', 'backup of mid', 'pull', 'snapshot',
-            'snapshot, transaction', 'grow', 'eject', 'mirror', 'mirror to t'],
+            'snapshot, transaction', 'grow', 'eject', 'stream'],
         'Need a root block node': [
-            'commit below', 'commit active', 'change-backing-file'],
+            'commit below', 'commit active', 'change-backing-file', 'mirror',
+            'mirror to t'],
         "Read-only block node 'disk' cannot support read-write users": [
             'reopen, read-only'],
         "Cannot change frozen 'backing' link from 'disk' to 'mid'": [
@@ -512,10 +521,11 @@ REFUSED = {
     'mirror': {
         'in use by block job: mirror': [
             'backup full', 'backup incremental', 'drive-backup top',
-            'backup to t', 'pull', 'mirror', 'mirror to t', 'snapshot',
+            'backup to t', 'pull', 'stream', 'snapshot',
             'snapshot, transaction', 'grow', 'del t', 'eject'],
         'Need a root block node': [
-            'commit below', 'commit active', 'change-backing-file'],
+            'commit below', 'commit active', 'change-backing-file', 'mirror',
+            'mirror to t'],
         'Permission conflict on node': [
             'grow t', 'writable export of t'],
         "Read-only block node 'disk' cannot support read-write users": [
@@ -530,10 +540,11 @@ REFUSED = {
     'mirror ready': {
         'in use by block job: mirror': [
             'backup full', 'backup incremental', 'drive-backup top',
-            'backup to t', 'pull', 'mirror', 'mirror to t', 'snapshot',
+            'backup to t', 'pull', 'stream', 'snapshot',
             'snapshot, transaction', 'grow', 'del t', 'eject'],
         'Need a root block node': [
-            'commit below', 'commit active', 'change-backing-file'],
+            'commit below', 'commit active', 'change-backing-file', 'mirror',
+            'mirror to t'],
         'Permission conflict on node': [
             'grow t', 'writable export of t'],
         "Read-only block node 'disk' cannot support read-write users": [
@@ -546,14 +557,61 @@ REFUSED = {
     'mirror blocking': {
         'in use by block job: mirror': [
             'backup full', 'backup incremental', 'drive-backup top',
-            'backup to t', 'pull', 'mirror', 'mirror to t', 'snapshot',
+            'backup to t', 'pull', 'stream', 'snapshot',
             'snapshot, transaction', 'del t', 'eject'],
         'Need a root block node': [
-            'commit below', 'commit active', 'change-backing-file'],
+            'commit below', 'commit active', 'change-backing-file', 'mirror',
+            'mirror to t'],
         'Permission conflict on node': [
             'grow', 'grow t', 'writable export of t', 'writable export'],
         "Read-only block node 'disk' cannot support read-write users": [
             'reopen, read-only'],
+        "cannot accept command verb 'finalize'": [
+            'finalize'],
+        "cannot accept command verb 'dismiss'": [
+            'dismiss'],
+    },
+    'stream': {
+        'in use by block job: stream': [
+            'backup full', 'backup incremental', 'drive-backup top',
+            'backup to t', 'backup of mid', 'pull', 'stream', 'snapshot',
+            'snapshot, transaction', 'eject'],
+        'Need a root block node': [
+            'commit below', 'commit active', 'change-backing-file', 'mirror',
+            'mirror to t'],
+        'Permission conflict on node': [
+            'grow'],
+        "Read-only block node 'disk' cannot support read-write users": [
+            'reopen, read-only'],
+        "Cannot change frozen 'backing' link from 'disk' to 'mid'": [
+            'reopen, backing'],
+        "cannot accept command verb 'complete'": [
+            'complete'],
+        "cannot accept command verb 'finalize'": [
+            'finalize'],
+        "cannot accept command verb 'dismiss'": [
+            'dismiss'],
+    },
+    'stream paused': {
+        'in use by block job: stream': [
+            'backup full', 'backup incremental', 'drive-backup top',
+            'backup to t', 'backup of mid', 'pull', 'stream', 'snapshot',
+            'snapshot, transaction', 'eject'],
+        'Need a root block node': [
+            'commit below', 'commit active', 'change-backing-file', 'mirror',
+            'mirror to t'],
+        'Permission conflict on node': [
+            'grow'],
+        "Read-only block node 'disk' cannot support read-write users": [
+            'reopen, read-only'],
+        "Cannot change frozen 'backing' link from 'disk' to 'mid'": [
+            'reopen, backing'],
+        'Job is already paused': [
+            'pause'],
+        "The block job for device 'j' is currently paused": [
+            'cancel'],
+        "cannot accept command verb 'complete'": [
+            'complete'],
         "cannot accept command verb 'finalize'": [
             'finalize'],
         "cannot accept command verb 'dismiss'": [
@@ -619,7 +677,7 @@ REFUSED = {
             'backup full', 'backup incremental', 'drive-backup top',
             'backup to t', 'pull', 'snapshot', 'snapshot, transaction',
             'filter', 'change-backing-file', 'bitmap add', 'mirror',
-            'mirror to t'],
+            'mirror to t', 'stream'],
         "Device 'disk' not found": [
             'commit below', 'commit active'],
         "Cannot find device='' nor node-name='disk'": [
@@ -639,7 +697,7 @@ REFUSED = {
 # What is gone through when all pairs would take too long (PAIRS=all).
 RIGHT = {
     'backup full', 'pull', 'commit below', 'commit active', 'snapshot', 'filter',
-    'bitmap merge into', 'complete', 'cancel', 'eject', 'mirror',
+    'bitmap merge into', 'complete', 'cancel', 'eject', 'mirror', 'stream',
 }
 
 # --- The end of it, and what must be true then ------------------------------
