@@ -47,8 +47,9 @@ struct copy {
                  const void *buf);
     void *moved_opaque;
 
-    /* Tree lock; the bits are atomic. */
-    struct node *_Atomic inside; /* see copy_set_ends; workers read it outside */
+    /* Tree lock; the bits are atomic.  Workers look at @inside before they
+     * enter the tree (copy_set_ends()). */
+    struct node *_Atomic inside;
     struct node *source;
     struct node *target;
     uint64_t size;

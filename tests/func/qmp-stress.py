@@ -315,6 +315,11 @@ def stream(r):
                                  auto_dismiss=flag(r), auto_finalize=flag(r))
 
 
+def hang(r):
+    """A filter, or what has the size of the disk."""
+    return 'qom-set', {'path': disk(r), 'property': 'drive', 'value': node(r)}
+
+
 def resize(r):
     return 'block_resize', {'node-name': node(r),
                             'size': r.choice([8 << 20, 64 << 20, 65 << 20,
@@ -381,7 +386,7 @@ COMMANDS = [(6, drive_backup), (4, blockdev_backup), (6, bitmap_add),
             (8, bitmap_verb), (4, bitmap_merge), (2, snapshot),
             (2, blockdev_snapshot), (8, transaction), (6, blockdev_add),
             (6, blockdev_del), (3, blockdev_create), (4, reopen), (4, commit),
-            (3, stream),
+            (3, stream), (3, hang),
             (2, resize), (16, job_verb), (4, export_add), (4, export_del),
             (2, throttle_object), (6, query), (2, checksum),
             (6, bad_arguments)]
@@ -713,6 +718,9 @@ def jobs_end(client):
 
 def nodes_go(client):
     """A node goes when nothing above it is there any more."""
+    for name in DISKS:
+        client.ask('qom-set', {'path': name, 'property': 'drive',
+                               'value': name})
     for x in client.ask('query-block-exports')['return']:
         if x['id'] not in DISKS + [KEPT]:
             client.ask('block-export-del', {'id': x['id'], 'mode': 'hard'})
