@@ -195,6 +195,14 @@ bool copy_skip_failed(struct copy *c);
  */
 int copy_skip_below(struct copy *c);
 
+/*
+ * Look whether the target reads as zeroes: then `target_zero` holds.  The set
+ * is one of all that the source has, nothing of it is in the target yet, and
+ * nobody else writes there.  What cannot be read has something.  0;
+ * COPY_STOPPED: call it again.
+ */
+int copy_look_at_target(struct copy *c);
+
 /* Is nothing left to do? */
 bool copy_is_done(const struct copy *c);
 

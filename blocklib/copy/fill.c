@@ -143,6 +143,14 @@ static int skip_some(struct copy *c, uint64_t offset, uint64_t bytes)
     return r;
 }
 
+static bool is_stopped(struct copy *c)
+{
+    mutex_lock(&c->lock);
+    bool stop = c->stop;
+    mutex_unlock(&c->lock);
+    return stop;
+}
+
 int copy_skip_below(struct copy *c)
 {
     uint64_t most = max_u64(SKIP_STEP, c->cluster);
@@ -151,10 +159,7 @@ int copy_skip_below(struct copy *c)
     while (r == 0 && c->skip_cursor < c->size) {
         uint64_t bytes = min_u64(most, c->size - c->skip_cursor);
 
-        mutex_lock(&c->lock);
-        bool stop = c->stop;
-        mutex_unlock(&c->lock);
-        if (stop) {
+        if (is_stopped(c)) {
             return COPY_STOPPED;
         }
         struct tree *t = node_enter(atomic_load(&c->inside), false);
@@ -164,6 +169,35 @@ int copy_skip_below(struct copy *c)
         r = r == -ERESTART ? 0 : r;
     }
     return r;
+}
+
+static int find_data(const struct extent *e, void *opaque)
+{
+    (void)opaque;
+    return e->flags & EXTENT_ZERO ? 0 : 1;
+}
+
+int copy_look_at_target(struct copy *c)
+{
+    uint64_t at = 0;
+    int r = 0;
+
+    while (r == 0 && at < c->size && !c->target_zero) {
+        uint64_t bytes = min_u64(SKIP_STEP, c->size - at);
+
+        if (is_stopped(c)) {
+            return COPY_STOPPED;
+        }
+        node_unwanted = &c->given_up;
+        struct tree *t = node_enter(atomic_load(&c->inside), false);
+        r = node_extents(c->target, at, bytes, 0, find_data, NULL);
+        at += r == 0 ? bytes : 0;
+        c->target_zero = r == 0 && at == c->size;
+        node_leave(t);
+        node_unwanted = NULL;
+        r = r == -ERESTART ? 0 : r;
+    }
+    return 0;
 }
 
 /* The disk may have changed its size since. */

@@ -166,6 +166,14 @@ static uint64_t pick_cluster(const struct mirror_options *o,
     return needs_whole_clusters(target) ? max_u64(unit, cluster) : unit;
 }
 
+/* Where nobody has asked for space, and zeroes are the target's own. */
+static bool may_be_blank(const struct mirror_options *o,
+                         const struct node *target)
+{
+    return o->sync == SYNC_FULL && !o->keep_space &&
+           !node_may_have_backing(node_skip_filters(target));
+}
+
 static bool sizes_agree(const struct node *source, const struct node *target)
 {
     uint64_t size = node_size(source);
@@ -205,6 +213,7 @@ static int make_copy(struct mirror *m, const struct mirror_options *o,
     if (o->sync != SYNC_NONE) {
         copy_add(m->copy, 0, c.size);
     }
+    m->maybe_blank = may_be_blank(o, m->target);
     m->opens_backing = o->existing && c.whole;
     m->follow.copy = m->copy;
     m->follow.source = m->source;

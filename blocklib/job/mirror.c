@@ -40,10 +40,13 @@ static struct mirror *mirror_of(struct job *job)
 
 /* --- The work --- */
 
-/* Leave out what the images below the source's own layer have. */
+/* Leave out what the images below the source's own layer have, and zeroes of a
+ * target that is blank. */
 static int look_around(struct mirror *m)
 {
-    int r = m->top ? copy_skip_below(m->copy) : 0;
+    int r = m->top           ? copy_skip_below(m->copy)
+            : m->maybe_blank ? copy_look_at_target(m->copy)
+                             : 0;
 
     if (r == COPY_STOPPED) {
         return JOB_STOPPED;

@@ -18,6 +18,7 @@ struct mirror {
     struct follow follow; /* of the source */
     bool top;             /* copy what the source's own layer has */
     bool sizes_differ;    /* the job shall fail */
+    bool maybe_blank;     /* if the target is, zeroes are left out */
     bool opens_backing;   /* the target gets the backing file that it names in
                              the end: others may make it meanwhile */
     char *replaces;       /* or NULL: the source */
