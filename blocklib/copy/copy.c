@@ -204,7 +204,8 @@ static int claim_locked(struct copy *c, struct area *a) REQUIRES(c->claim_lock)
             return CLAIM_WAIT;
         }
         uint64_t slice = align_down(speed / SLICES_PER_SECOND, c->cluster);
-        slice = min_u64(c->chunk, max_u64(slice, c->cluster));
+        slice = max_u64(slice, max_u64(c->step, c->cluster));
+        slice = min_u64(c->chunk, slice);
         most[AREA_DATA] = slice;
         most[AREA_ZERO] = slice;
     }
@@ -540,6 +541,7 @@ struct copy *copy_new(const struct copy_options *o)
     c->copies_up = o->up != NULL;
     c->up = o->up ? *o->up : c->up;
     c->burst = o->burst;
+    c->step = o->step;
     c->policy = o->policy;
     c->uncached = o->uncached;
     c->find_zeroes = o->find_zeroes;

@@ -74,6 +74,8 @@ struct copy_options {
     unsigned max_workers; /* 0: default */
     uint64_t max_chunk;   /* most that a worker moves at once, 0: default */
     uint64_t burst;       /* bytes that are moved before the speed counts */
+    uint64_t step;        /* least that is moved at once with a speed; 0: what
+                             a tenth of a second allows */
 
     /* For copies of the upper images of a chain: only so many images, from the
      * source on, have what is wanted (copy_skip_below).  From @zero_from on the

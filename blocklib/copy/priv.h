@@ -38,6 +38,7 @@ struct copy {
     bool copies_up;  /* `up` of copy_options was given */
     struct copy_up_scope up;
     uint64_t burst;
+    uint64_t step;
     struct copy_policy policy;
     bool uncached;       /* see copy_options */
     bool find_zeroes;    /* see copy_options */

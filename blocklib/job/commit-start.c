@@ -24,6 +24,10 @@
 /* Bytes of the active layer that are copied before the speed counts. */
 #define ACTIVE_BURST (16 * MiB)
 
+/* With a speed, what lies below is copied in steps of so many bytes: callers
+ * that expect QEMU find its `offset` after the first one. */
+#define COMMIT_STEP (512 * KiB)
+
 struct plan {
     struct node *root;
     struct node *top;
@@ -217,6 +221,7 @@ static int make_commit_copy(struct commit *c, struct error **errp)
         .layers = layers(c->top, c->base),
         .zero_from = node_size(c->base), /* base will grow from here */
         .burst = c->active ? ACTIVE_BURST : 0,
+        .step = c->active ? 0 : COMMIT_STEP,
     };
 
     c->copy = copy_new(&o);

@@ -21,7 +21,11 @@
 #include "core/graph.h"
 #include "job/filter.h"
 #include "job/stream.h"
+#include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
+
+/* With a speed, data are copied in steps of so many bytes, as in QEMU. */
+#define STREAM_STEP (512 * KiB)
 
 struct plan {
     struct node *top;
@@ -165,6 +169,7 @@ static int make_stream_copy(struct stream *s, const struct plan *p,
         .merge = true,
         .up = &up,
         .find_zeroes = true,
+        .step = STREAM_STEP,
         .uncached = true,
     };
 

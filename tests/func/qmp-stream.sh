@@ -215,3 +215,25 @@ stop_server
 qemu-img rebase -u -b '' top.qcow2
 rm base.img mid.qcow2 low.qcow2
 is_whole top.qcow2
+
+# --- A speed, which is kept in steps of 512 KiB. ---
+
+begun() {
+    qmp query-jobs | jq -e '.[0]."current-progress" > 0' >/dev/null
+}
+
+qemu-img create -q -f raw base.img 4M
+qemu-img create -q -f qcow2 -b base.img -F raw mid.qcow2
+qemu-io -c 'write -q -P 7 0 4M' mid.qcow2
+qemu-img create -q -f qcow2 -b mid.qcow2 -F qcow2 low.qcow2
+serve disk=low.qcow2
+for job in block-stream 'block-commit top=mid.qcow2'; do
+    # shellcheck disable=SC2086  # words
+    qmp $job device=disk job-id=j speed=1
+    wait_until "$job has begun" begun
+    [ "$(qmp query-jobs | jq '.[0]."current-progress"')" = 524288 ] ||
+        fail "$job: $(qmp query-jobs)"
+    qmp block-job-cancel device=j
+    wait_until "the job is gone" no_jobs
+done
+stop_server
