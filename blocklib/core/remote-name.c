@@ -249,7 +249,8 @@ static int parse_old(const struct name *nm, json_t *server)
                             json_string(export + strlen(OLD_EXPORT))) < 0) {
         return bad(nm, "is not UTF-8 text");
     }
-    if (strncmp(p, "unix:", 5) != 0) {
+    /* In "unix:exportname=" the colon belongs to what follows, as in QEMU. */
+    if (len < 5 || strncmp(p, "unix:", 5) != 0) {
         return parse_host_port(p, len, nm->text, server, nm->errp);
     }
     return json_object_set_new(server, "type", json_string("unix")) |

@@ -56,6 +56,7 @@ START_TEST(names_stand_for_options)
 END_TEST
 
 static const char *const bad[] = {
+    "nbd:unix:exportname=x",
     "nbd://",
     "nbd:///x",
     "nbd://h:1/x?socket=/a",
