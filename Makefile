@@ -403,12 +403,12 @@ LOCK_TESTS := test-backup test-bitmap-disks test-copy test-job test-point \
 # qsd-compare is not among these: QEMU 10 deletes exports in another order.
 PEERS := trixie
 PEER_TESTS := backup-qemu bitmap-interop bitmaps-persistent check create \
-    data-file events fleecing foreign-formats info iotest-124 map metrics \
-    nbd-bitmaps nbd-clients nbd-interop nbd-list nbd-node nbd-serve \
-    nbd-node-backup nbd-node-tls nbd-online nbd-servers nbd-tls odd-sizes \
-    plugin-* pull-others qcow2-matrix qcow2-overlap qmp-backup qmp-commit \
-    qmp-exports qmp-help qmp-snapshot qsd-options snapshot snapshot-view source-qemu \
-    track trim vm-compat
+    data-file events fleecing foreign-formats info iotest-124 libvirt-disks \
+    map metrics mirror nbd-bitmaps nbd-clients nbd-interop nbd-list nbd-node \
+    nbd-node-backup nbd-node-tls nbd-online nbd-serve nbd-servers nbd-tls \
+    odd-sizes plugin-* pull-others qcow2-matrix qcow2-overlap qmp-backup \
+    qmp-commit qmp-exports qmp-help qmp-snapshot qmp-stream qsd-options \
+    snapshot snapshot-view source-libvirt source-qemu track trim vm-compat
 peer_tests = $(if $(filter-out *,$(T)),$(T),$(PEER_TESTS))
 in_peers = tests/peers.sh '$(O)/$(PEERS)' $(PEERS)
 check-peers:

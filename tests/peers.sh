@@ -74,6 +74,8 @@ if [ -z "${PEERS_INSIDE-}" ]; then
         "$0" "$dir" "$release" "$@"
 fi
 unset PEERS_INSIDE
+# Tests that have mounts of their own need a / that is a mount.
+mount --bind "$root" "$root"
 mkdir -p "$root$here"
 mount --bind "$here" "$root$here"
 for m in proc dev sys; do
