@@ -24,6 +24,11 @@
  *
  *     file:      ...[ B ][ A ][ D ]......[ C ]
  *     waiting:   A C D B                  A makes one write of B, A and D
+ *
+ * A write by way of the page cache, such as a guest's, waits for these in the
+ * kernel, and the kernel may let the next one pass it.  So while there are
+ * such writes, ours are small, and each one waits until none of these is under
+ * way, for a moment at most.
  */
 #include "drivers/file.h"
 
@@ -42,6 +47,12 @@
 /* Of one write. */
 #define TURN_BYTES_MAX (4 * MiB)
 #define TURN_IOV_MAX   64
+
+/* Where others write: bytes of one write (0.2 ms here), for how many writes
+ * after the last one of the others, and for how long one gives way. */
+#define POLITE_BYTES (256 * KiB)
+#define POLITE_TURNS 16
+#define POLITE_MS    1
 
 /* Whole pages, so that none is written both ways at once. */
 #define PAGE 4096
@@ -114,6 +125,7 @@ void file_uncached_init(struct file *s)
 
     atomic_store(&u->fd, UNCACHED_UNKNOWN);
     mutex_init(&u->lock, LOCK_FILE_UNCACHED, NULL);
+    cond_init(&u->none);
     mutex_lock(&u->lock);
     list_init(&u->waiting);
     mutex_unlock(&u->lock);
@@ -122,6 +134,7 @@ void file_uncached_init(struct file *s)
 void file_uncached_destroy(struct file *s)
 {
     file_uncached_close(s);
+    cond_destroy(&s->uncached.none);
     mutex_destroy(&s->uncached.lock);
 }
 
@@ -137,12 +150,79 @@ static bool is_worth_it(uint64_t offset, uint64_t bytes,
            is_aligned(offset | bytes | all, PAGE);
 }
 
+bool file_uncached_meet(struct file *s)
+{
+    struct uncached *u = &s->uncached;
+
+    if (atomic_load_explicit(&u->fd, memory_order_relaxed) < 0) {
+        return false;
+    }
+    atomic_store(&u->company, POLITE_TURNS);
+    atomic_fetch_add(&u->others, 1);
+    return true;
+}
+
+void file_uncached_part(struct file *s)
+{
+    struct uncached *u = &s->uncached;
+
+    if (atomic_fetch_sub(&u->others, 1) == 1 && atomic_load(&u->gives_way)) {
+        mutex_lock(&u->lock);
+        cond_signal(&u->none);
+        mutex_unlock(&u->lock);
+    }
+}
+
+static bool in_company(const struct uncached *u)
+{
+    return atomic_load(&u->company) > 0;
+}
+
+/* The one that writes lets others go first. */
+static void give_way(struct uncached *u)
+{
+    atomic_fetch_sub(&u->company, 1); /* only we count down */
+    if (atomic_load(&u->others) == 0) {
+        return;
+    }
+    mutex_lock(&u->lock);
+    atomic_store(&u->gives_way, true);
+    if (atomic_load(&u->others) > 0) {
+        (void)cond_wait_ms(&u->none, &u->lock, POLITE_MS);
+    }
+    atomic_store(&u->gives_way, false);
+    mutex_unlock(&u->lock);
+}
+
+/* pwritev(2) of at most @most bytes. */
+static ssize_t write_some(int fd, struct iovec *v, int cnt, uint64_t offset,
+                          uint64_t most)
+{
+    uint64_t bytes = 0;
+    int n = 0;
+
+    while (n < cnt && bytes < most) {
+        bytes += v[n++].iov_len;
+    }
+    uint64_t over = bytes > most ? bytes - most : 0;
+    v[n - 1].iov_len -= over;
+    ssize_t put = pwritev(fd, v, n, (off_t)offset);
+    v[n - 1].iov_len += over;
+    return put;
+}
+
 /* Write all of @v, which is the caller's own copy. */
-static int write_direct(int fd, struct iovec *v, int cnt, uint64_t offset,
-                        uint64_t bytes)
+static int write_direct(struct uncached *u, int fd, struct iovec *v, int cnt,
+                        uint64_t offset, uint64_t bytes)
 {
     for (uint64_t done = 0; done < bytes;) {
-        ssize_t put = pwritev(fd, v, cnt, (off_t)(offset + done));
+        uint64_t most = bytes;
+
+        if (in_company(u)) {
+            give_way(u);
+            most = POLITE_BYTES;
+        }
+        ssize_t put = write_some(fd, v, cnt, offset + done, most);
         if (put < 0 && errno == EINTR) {
             continue;
         }
@@ -199,7 +279,7 @@ static void take_group(struct uncached *u, struct turn *first,
     }
 }
 
-static int write_group(int fd, const struct list *group)
+static int write_group(struct uncached *u, int fd, const struct list *group)
 {
     struct iovec v[TURN_IOV_MAX];
     uint64_t bytes = 0;
@@ -212,15 +292,15 @@ static int write_group(int fd, const struct list *group)
         cnt += t->cnt;
         bytes += t->bytes;
     }
-    return write_direct(fd, v, cnt, turn_at(group->next)->offset, bytes);
+    return write_direct(u, fd, v, cnt, turn_at(group->next)->offset, bytes);
 }
 
 /* Whoever has failed in company tries alone, so that each has its own result.
  */
-static void write_turns(int fd, struct list *group)
+static void write_turns(struct uncached *u, int fd, struct list *group)
 {
     bool one = group->next->next == group;
-    int r = write_group(fd, group);
+    int r = write_group(u, fd, group);
 
     for (struct list *l = group->next; l != group; l = l->next) {
         struct turn *t = turn_at(l);
@@ -229,7 +309,7 @@ static void write_turns(int fd, struct list *group)
         t->result = r;
         if (r < 0 && !one) {
             memcpy(v, t->iov, (size_t)t->cnt * sizeof(*v));
-            t->result = write_direct(fd, v, t->cnt, t->offset, t->bytes);
+            t->result = write_direct(u, fd, v, t->cnt, t->offset, t->bytes);
         }
     }
 }
@@ -248,7 +328,7 @@ static int wait_and_write(struct uncached *u, int fd, struct turn *me)
         u->busy = true;
         take_group(u, me, &group);
         mutex_unlock(&u->lock);
-        write_turns(fd, &group);
+        write_turns(u, fd, &group);
         mutex_lock(&u->lock);
         u->busy = false;
         while (!list_empty(&group)) {

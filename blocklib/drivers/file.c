@@ -491,9 +491,13 @@ static int file_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
                 ? file_write_uncached(n, offset, bytes, iov, cnt)
                 : -ENOTSUP;
     if (r == -ENOTSUP) {
+        bool met = file_uncached_meet(s);
         file_grows(n, offset, bytes);
         r = sync ? file_write_sync(n, offset, bytes, iov, cnt)
                  : write_all(s, iov, cnt, offset, bytes);
+        if (met) {
+            file_uncached_part(s);
+        }
     }
     file_count_change(s);
     return r;

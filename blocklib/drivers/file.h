@@ -39,6 +39,12 @@ struct uncached {
     mutex_t lock;
     struct list waiting GUARDED_BY(lock);
     bool busy GUARDED_BY(lock); /* one of them writes */
+
+    /* Writes by way of the page cache. */
+    _Atomic unsigned others;  /* under way */
+    _Atomic unsigned company; /* so many more writes shall expect some */
+    _Atomic bool gives_way;   /* `busy`, and waits until there are no others */
+    cond_t none;
 };
 
 /* Writes that are durable at once: drivers/file-sync.c. */
@@ -151,6 +157,10 @@ void file_grow_end(struct node *n);
  * worth it, and the caller writes all of it; others: the write has failed. */
 int file_write_uncached(struct node *n, uint64_t offset, uint64_t bytes,
                         const struct iovec *iov, int cnt);
+
+/* A write by way of the page cache begins, and ends if that returned true. */
+bool file_uncached_meet(struct file *s);
+void file_uncached_part(struct file *s);
 
 void file_uncached_init(struct file *s);
 void file_uncached_destroy(struct file *s);

@@ -8,12 +8,16 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <semaphore.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "core/node.h"
@@ -328,6 +332,113 @@ START_TEST(no_room_is_told)
 }
 END_TEST
 
+/* --- Beside writes by way of the page cache --- */
+
+/* What the kernel is asked for: the largest write past the page cache.  One by
+ * way of it hangs while `hangs`. */
+static _Atomic uint64_t largest;
+static _Atomic bool hangs;
+static sem_t has_hung;
+static sem_t goes_on;
+
+ssize_t pwritev(int fd, const struct iovec *v, int cnt, off_t offset)
+{
+    uint64_t bytes = 0;
+
+    for (int i = 0; i < cnt; i++) {
+        bytes += v[i].iov_len;
+    }
+    atomic_store(&largest, max_u64(atomic_load(&largest), bytes));
+    return syscall(SYS_pwritev, fd, v, cnt, offset, 0);
+}
+
+ssize_t pwritev2(int fd, const struct iovec *v, int cnt, off_t offset, int how)
+{
+    if (atomic_exchange(&hangs, false)) {
+        (void)sem_post(&has_hung);
+        (void)sem_wait(&goes_on);
+    }
+    return syscall(SYS_pwritev2, fd, v, cnt, offset, 0, how);
+}
+
+static uint64_t largest_of(char c, uint64_t bytes, uint64_t offset)
+{
+    atomic_store(&largest, 0);
+    put(c, bytes, offset, REQ_UNCACHED);
+    expect(c, bytes, offset);
+    return atomic_load(&largest);
+}
+
+/* The kernel lets a guest's write wait for one of these: so they are small for
+ * a while after one has been seen. */
+START_TEST(small_where_others_write)
+{
+    start(FILE_NODE, SIZE);
+    if (can_uncached()) {
+        ck_assert_uint_ge(largest_of(1, SIZE, 0), MiB);
+        put(2, 4 * KiB, 0, 0);
+        ck_assert_uint_eq(largest_of(3, 2 * MiB, MiB), 256 * KiB);
+        expect(2, 4 * KiB, 0);
+        ck_assert_uint_eq(largest_of(4, 2 * MiB, 0), 256 * KiB);
+        ck_assert_uint_ge(largest_of(5, 2 * MiB, 0), MiB);
+    }
+    stop();
+}
+END_TEST
+
+static void *write_small(void *opaque)
+{
+    (void)opaque;
+    for (uint64_t at = 0; at < MiB; at += 4 * KiB) {
+        put(7, 4 * KiB, at, 0);
+    }
+    return NULL;
+}
+
+START_TEST(both_kinds_at_once)
+{
+    uint64_t at[3];
+    pthread_t threads[4];
+
+    start(FILE_NODE, SIZE);
+    put(1, SIZE, 0, REQ_UNCACHED);
+    ck_assert_int_eq(thread_start(&threads[3], "t", write_small, NULL), 0);
+    for (unsigned i = 0; i < 3; i++) {
+        at[i] = (i + 1) * MiB;
+        ck_assert_int_eq(thread_start(&threads[i], "t", write_some, &at[i]), 0);
+    }
+    for (unsigned i = 0; i < 4; i++) {
+        thread_join(threads[i]);
+    }
+    expect(7, MiB, 0);
+    for (unsigned i = 0; i < 3; i++) {
+        expect((char)(2 + i), MiB, at[i]);
+    }
+    stop();
+}
+END_TEST
+
+/* Way is given for a moment, not until the other one has ended. */
+START_TEST(one_that_hangs_holds_up_nobody)
+{
+    pthread_t thread;
+
+    start(FILE_NODE, SIZE);
+    put(1, SIZE, 0, REQ_UNCACHED);
+    ck_assert_int_eq(sem_init(&has_hung, 0, 0), 0);
+    ck_assert_int_eq(sem_init(&goes_on, 0, 0), 0);
+    atomic_store(&hangs, true);
+    ck_assert_int_eq(thread_start(&thread, "t", write_small, NULL), 0);
+    (void)sem_wait(&has_hung);
+    put(3, 2 * MiB, 2 * MiB, REQ_UNCACHED);
+    expect(3, 2 * MiB, 2 * MiB);
+    (void)sem_post(&goes_on);
+    thread_join(thread);
+    expect(7, MiB, 0);
+    stop();
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("file-uncached");
@@ -338,6 +449,9 @@ int main(void)
     tcase_add_test(t, no_descriptor_is_left);
     tcase_add_test(t, writers_side_by_side_write_what_is_theirs);
     tcase_add_test(t, each_writer_has_its_own_error);
+    tcase_add_test(t, small_where_others_write);
+    tcase_add_test(t, both_kinds_at_once);
+    tcase_add_test(t, one_that_hangs_holds_up_nobody);
     tcase_add_test(t, no_room_is_told);
     suite_add_tcase(suite, t);
     SRunner *runner = srunner_create(suite);
