@@ -200,6 +200,8 @@ static int check_unchanged(const struct node *n, const char *key,
         same = strcmp(text, n->drv->name) == 0;
     } else if (text && strcmp(key, "node-name") == 0) {
         same = strcmp(text, n->name) == 0;
+    } else if (!old && strcmp(key, "active") == 0) {
+        same = json_is_true(value); /* the default */
     }
     return same ? 0 : cannot_change("", key, errp);
 }

@@ -80,6 +80,19 @@ refused "Permission 'resize' unavailable on inactive node" \
     block_resize '{"node-name": "disk", "size": 16777216}'
 refused "Inactive 'disk' can't be a file child of active 'top'" \
     blockdev-add '{"driver": "raw", "node-name": "top", "file": "disk"}'
+# A reopen leaves it as it is.
+reopen() {
+    qmp blockdev-reopen "{\"options\": [{\"driver\": \"qcow2\",
+        \"node-name\": \"disk\", \"file\": \"file\"$1}]}"
+}
+reopen ''
+reopen ', "active": true'
+if reopen ', "active": false' 2>err; then
+    fail "a reopen that says active=false is not refused"
+fi
+grep -q "Cannot change the option 'active'" err || fail "$(cat err)"
+is disk "[false,false,$size,\"\"]"
+io_fails 'Operation not permitted' "$uri" 'write 0 64k'
 refused "Block node is read-only: 'disk'" block-dirty-bitmap-add \
     '{"node": "disk", "name": "new", "persistent": true}'
 
