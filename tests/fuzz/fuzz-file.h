@@ -5,6 +5,7 @@
 /* A protocol driver for fuzzers: a file in memory that is never larger than
  * FILE_MAX, and is not written to by what only reads. */
 #include <errno.h>
+#include <limits.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,12 +23,22 @@
 
 static unsigned char *bytes_of_file; /* FILE_MAX, zeroes past the end */
 static uint64_t used;                /* what may not be zero */
+static unsigned long writes_left = ULONG_MAX; /* the ones after that are lost */
 
 static void check(bool ok)
 {
     if (!ok) {
         abort();
     }
+}
+
+static bool is_lost(void)
+{
+    if (writes_left == 0) {
+        return true;
+    }
+    writes_left -= writes_left != ULONG_MAX;
+    return false;
 }
 
 static int fuzz_preadv(struct node *n, uint64_t offset, uint64_t bytes,
@@ -54,6 +65,9 @@ static int fuzz_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
     if (!range_inside(offset, bytes, FILE_MAX)) {
         return -ENOSPC;
     }
+    if (is_lost()) {
+        return 0;
+    }
     iov_to_buf(iov, cnt, 0, bytes_of_file + offset, bytes);
     used = max_u64(used, offset + bytes);
     return 0;
@@ -66,6 +80,9 @@ static int fuzz_zero(struct node *n, uint64_t offset, uint64_t bytes,
     check(!node_read_only(n));
     if (!range_inside(offset, bytes, FILE_MAX)) {
         return -ENOSPC;
+    }
+    if (is_lost()) {
+        return 0;
     }
     memset(bytes_of_file + offset, 0, bytes);
     return 0;
