@@ -101,7 +101,8 @@ static int image_open(const struct ceph_place *p, struct ceph_image **imagep,
 static void image_close(struct ceph_image *i)
 {
     if (i->watched) {
-        (void)rbd_update_unwatch(i->rbd, i->watch);
+        (void)rbd_update_unwatch(i->rbd, i->watch); /* waits for the callback */
+        taken_over(i);
         i->watched = false;
     }
     if (atomic_fetch_sub(&i->refs, 1) > 1) {
@@ -172,6 +173,7 @@ static void header_changed(void *arg)
 
     taken_over(i);
     i->changed(i->opaque);
+    handed_over(i);
 }
 
 static int image_watch(struct ceph_image *i, void (*fn)(void *opaque),

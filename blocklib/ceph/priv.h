@@ -48,9 +48,9 @@ struct ceph_image {
 
 /*
  * librbd's threads see all that a thread of ours has written before it called
- * librbd, and what orders the two is librbd's.  ThreadSanitizer, which does not
- * see that, is told: handed_over() before the call, taken_over() in the
- * callback.
+ * librbd, and the other way when librbd's call returns: librbd orders the two.
+ * ThreadSanitizer, which does not see that, is told: handed_over() before the
+ * call or at the end of a callback, taken_over() on the other side.
  */
 #ifdef __SANITIZE_THREAD__
 #include <sanitizer/tsan_interface.h>
