@@ -189,6 +189,7 @@ void blk_get_limits(const struct blk *b, struct blk_limits *lim)
         .pref = l->pref,
         .max_transfer = l->max_transfer,
         .fast_zero = l->fast_zero,
+        .far = l->far,
         .unmap = l->zero_unmaps && b->root.child->flags.unmap,
     };
     node_leave(t);

@@ -85,6 +85,7 @@ struct limits {
     bool zero_unmaps;      /* zero with REQ_MAY_UNMAP, discard: free space */
     bool grows_zero;       /* protocol: bytes past the end, once written
                               around, read as zeroes */
+    bool far;              /* each answer is a round trip to a cluster */
 };
 
 /* What a node does with a child, and lets others do; enum perm. */

@@ -382,7 +382,7 @@ int node_alloc(struct graph *g, const struct driver *drv, const char *name,
     n->name = copy;
     n->state = state;
     n->refs = 1;
-    n->limits = (struct limits){1, 1, 1 * GiB, 4096, false, false, false};
+    n->limits = (struct limits){1, 1, 1 * GiB, 4096, .far = false};
     list_init(&n->parents);
     list_init(&n->bitmaps);
     range_lock_init(&n->rmw);
@@ -780,7 +780,7 @@ bool node_writes_to(const struct node *top, const struct node *n)
 void node_refresh_limits(struct node *n)
 {
     struct node *file = node_child(n, CHILD_FILE);
-    struct limits l = {1, 1, 1 * GiB, 4096, false, false, false};
+    struct limits l = {1, 1, 1 * GiB, 4096, .far = false};
 
     if (!file && !n->drv->is_protocol) {
         return; /* it gets another child, or the old one back */

@@ -93,6 +93,7 @@ static void raw_limits(struct node *n, struct limits *lim)
     lim->pref = below->pref;
     lim->fast_zero = below->fast_zero;
     lim->zero_unmaps = below->zero_unmaps;
+    lim->far = below->far;
 }
 
 /* The offset where the last watched bytes begin. */

@@ -137,6 +137,7 @@ static void rbd_limits(struct node *n, struct limits *lim)
     lim->fast_zero = true;
     lim->zero_unmaps = true;
     lim->grows_zero = true;
+    lim->far = true;
 }
 
 /* --- Requests --- */

@@ -4,8 +4,9 @@
  *
  * Structured replies go out piece by piece, so that sending and reading
  * overlap.  A range that is known to be a hole is not read: the reply says that
- * it is one.  A reply in one piece (simple, or DF) cannot take back its header
- * when a later part fails: all of it is read first.
+ * it is one.  Storage that is far away is not asked for holes, and is asked for
+ * more at once (FAR_SIZE).  A reply in one piece (simple, or DF) cannot take
+ * back its header when a later part fails: all of it is read first.
  */
 #include <errno.h>
 
@@ -15,6 +16,9 @@
 
 /* A hole of fewer bytes is sent as data. */
 #define HOLE_MIN 4096
+
+/* What one request to storage that is far away reads. */
+#define FAR_SIZE (4 * PIECE_SIZE)
 
 size_t read_head_size(const struct conn *c)
 {
@@ -54,21 +58,62 @@ static int read_piece(struct conn *c, uint64_t offset, uint32_t bytes,
     return 0;
 }
 
+/* Segments with @bytes, at most FAR_SIZE, read by one request; in the list
+ * after a failure, too. */
+static int read_far(struct conn *c, uint64_t offset, uint32_t bytes,
+                    struct list *pieces)
+{
+    struct iovec iov[FAR_SIZE / PIECE_SIZE];
+    int n = 0;
+
+    for (uint32_t left = bytes; left > 0; n++) {
+        uint32_t part = (uint32_t)min_u64(left, PIECE_SIZE);
+        struct segment *s = segment_new(c, SEGMENT_LARGE);
+
+        if (!s) {
+            return -ENOMEM;
+        }
+        s->head = SEGMENT_PAYLOAD;
+        s->tail = SEGMENT_PAYLOAD + part;
+        iov[n] = (struct iovec){segment_at(s, s->head), part};
+        list_append(pieces, &s->link);
+        left -= part;
+    }
+    return blk_preadv(c->export->blk, iov, n, offset, 0);
+}
+
+/* Nobody asks in the connection's thread, which does not wait. */
+static bool is_far(const struct conn *c, const struct request *rq, bool nowait)
+{
+    struct blk_limits lim = {0};
+
+    if (!nowait && rq->length > INLINE_MAX) {
+        blk_get_limits(c->export->blk, &lim);
+    }
+    return lim.far;
+}
+
 /* --- In one piece. --- */
 
 static int read_pieces(struct conn *c, const struct request *rq, bool nowait,
                        struct list *pieces)
 {
-    for (uint64_t done = 0; done < rq->length;) {
-        uint32_t part = (uint32_t)min_u64(rq->length - done, PIECE_SIZE);
-        struct segment *s = NULL;
-        int r = read_piece(c, rq->offset + done, part, nowait, &s);
+    bool far = is_far(c, rq, nowait);
+    uint32_t part;
 
+    for (uint64_t done = 0; done < rq->length; done += part) {
+        struct segment *s = NULL;
+
+        part = (uint32_t)min_u64(rq->length - done,
+                                 far ? FAR_SIZE : PIECE_SIZE);
+        int r = far ? read_far(c, rq->offset + done, part, pieces)
+                    : read_piece(c, rq->offset + done, part, nowait, &s);
         if (r < 0) {
             return r;
         }
-        list_append(pieces, &s->link);
-        done += part;
+        if (s) {
+            list_append(pieces, &s->link);
+        }
     }
     return 0;
 }
@@ -168,6 +213,42 @@ static int send_data(struct conn *c, const struct request *rq, uint32_t bytes,
     return 0;
 }
 
+static int send_far(struct conn *c, const struct request *rq, uint32_t bytes)
+{
+    struct list pieces;
+
+    list_init(&pieces);
+    int r = read_far(c, rq->offset, bytes, &pieces);
+    if (r < 0) {
+        segments_free(c, &pieces);
+        return r;
+    }
+    struct segment *first = list_entry(pieces.next, struct segment, link);
+    first->head -= (uint32_t)read_head_size(c);
+    put_read_head(c, segment_at(first, first->head), rq, bytes,
+                  bytes == rq->length);
+    conn_queue_list(c, &pieces);
+    conn_push(c);
+    return 0;
+}
+
+/* Take what has been sent off *rq. */
+static int read_from_afar(struct conn *c, struct request *rq)
+{
+    int r = 0;
+
+    while (r == 0 && rq->length > 0) {
+        uint32_t bytes = (uint32_t)min_u64(rq->length, FAR_SIZE);
+
+        r = send_far(c, rq, bytes);
+        if (r == 0) {
+            rq->offset += bytes;
+            rq->length -= bytes;
+        }
+    }
+    return r;
+}
+
 /* Take what has been sent off *rq. */
 static int read_runs(struct conn *c, struct request *rq, bool nowait)
 {
@@ -212,8 +293,9 @@ size_t conn_read_room(const struct conn *c, const struct request *rq)
 
 int conn_read(struct conn *c, struct request *rq, bool nowait)
 {
-    int r = is_divided(c, rq) ? read_runs(c, rq, nowait)
-                              : read_whole(c, rq, nowait);
+    int r = !is_divided(c, rq)      ? read_whole(c, rq, nowait)
+            : is_far(c, rq, nowait) ? read_from_afar(c, rq)
+                                    : read_runs(c, rq, nowait);
 
     if (r == -EAGAIN && nowait) {
         return r;

@@ -64,6 +64,33 @@ io -r "$(rbd_of a)" -c 'read -q -P 1 0 12288' -c 'read -q -P 3 12345 4321' \
     -c 'read -q -P 2 4095k 3M' -c 'read -q -P 4 40M 512'
 qemu-img convert -q -f raw -O raw "$(rbd_of a)" a.raw
 same "$(uri_of a)" a.raw
+# Long reads, in each form of reply.
+python - "$sock" a.raw <<'END'
+import os
+import struct
+import sys
+sys.path.insert(0, os.environ['SRCDIR'] + '/tests/func')
+from nbd_raw import DF, READ, Client
+with open(sys.argv[2], 'rb') as f:
+    disk = f.read()
+for at, length in (0, 5 << 20), (12345, (3 << 20) + 777), (39 << 20, 9 << 20):
+    wanted = disk[at:at + length]
+    for flags in 0, DF:
+        c = Client(sys.argv[1]).go('a')
+        c.send(READ, at, length, flags)
+        error, chunks = c.result()
+        assert error == 0 and (len(chunks) == 1 or not flags)
+        got = bytearray(length)
+        for kind, payload in chunks:
+            assert kind == 1, kind
+            begin = struct.unpack('>Q', payload[:8])[0] - at
+            got[begin:begin + len(payload) - 8] = payload[8:]
+        assert got == wanted, (at, length, flags)
+    c = Client(sys.argv[1]).go('a', structured=False)
+    c.send(READ, at, length)
+    assert c.message()[1] == 0
+    assert c.recv(length) == wanted, (at, length)
+END
 # Zeroes and discards give objects back.
 io "$(uri_of a)" -c 'write -q -z 5M 100k' -c 'read -q -P 0 5M 100k' \
     -c 'read -q -P 2 5220k 1k' -c 'write -q -P 5 20M 8M' -c flush

@@ -106,6 +106,7 @@ struct blk_limits {        /* bytes */
     uint32_t max_transfer; /* requests up to this size need no splitting */
     bool fast_zero;        /* REQ_NO_FALLBACK zeroes can succeed */
     bool unmap;            /* discards free space */
+    bool far;              /* each request, for status too, is a round trip */
 };
 /* Are discards passed on (discard=unmap), or ignored? */
 bool blk_discards(const struct blk *b);
