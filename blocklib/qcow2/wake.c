@@ -49,11 +49,12 @@ void qcow2_bitmaps_leave(struct qcow2 *s)
     while (!list_empty(&s->bitmaps.list)) {
         struct qcow2_bitmap *qb = list_entry(s->bitmaps.list.next,
                                              struct qcow2_bitmap, in_image);
-        if (qb->bm) {
-            qb->bm->stored = NULL;
-            bitmap_drop(qb->bm);
+        struct bitmap *bm = qb->bm;
+
+        qcow2_bitmap_free(qb); /* bm is stored nowhere, then */
+        if (bm) {
+            bitmap_drop(bm);
         }
-        qcow2_bitmap_free(qb);
     }
     bitmap_nest(s->node, NULL);
 }
