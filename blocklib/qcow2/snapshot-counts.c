@@ -67,12 +67,12 @@ static int gather_l1(struct qcow2_counting *n, struct qcow2 *s,
                      const struct qcow2_snapshot *sn)
 {
     uint64_t bytes = sn->l1_size * UINT64_C(8);
-    CLEANUP_FREE uint64_t *l1 = malloc(bytes + 1);
 
     if (!qcow2_snapshot_has_l1(s, sn) ||
         n->l1_bytes + bytes > node_size(s->file)) {
         return -EUCLEAN; /* L1 tables are in the file, and not twice */
     }
+    CLEANUP_FREE uint64_t *l1 = malloc(bytes + 1);
     n->l1_bytes += bytes;
     uint64_t *more = realloc(n->tables,
                              (n->count + sn->l1_size + 1) * sizeof(*more));
