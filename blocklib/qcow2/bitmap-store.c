@@ -510,6 +510,7 @@ static int switch_to(struct qcow2 *s, struct plan *p)
 /* Heal in place first what is in doubt from earlier, because a new directory
  * may fail. */
 static int store_directory(struct qcow2 *s, struct plan *p)
+    REQUIRES(s->bitmaps.arm_lock)
 {
     int healed = qcow2_heal(s);
 
