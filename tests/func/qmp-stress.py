@@ -694,7 +694,7 @@ def settled(client):
     """What is there is by the nodes, and a pool of threads."""
     here, others, threads = resources()
     files = files_of(client)
-    more = files - before_files
+    more = max(files - before_files, 0)     # a stream has let go of one
     return (here <= before[0] - before_files + DESCRIPTORS * files and
             others <= before[1] + more and threads <= before[2] + POOL + more)
 
