@@ -259,6 +259,7 @@ static int make_own_copy(struct node *n, const struct copy_policy *policy,
     struct copy_options o = {
         .size = node_size(n),
         .cluster = cluster,
+        .quick = true,
         .policy = *policy,
     };
 

@@ -91,8 +91,10 @@ struct copy_options {
     const struct copy_up_scope *up;
     struct copy_policy policy;
 
-    bool quick; /* the target is a scratch, which reads as zeroes and often
-                   takes data without waiting */
+    bool quick; /* guests' threads copy what needs no waiting: data go from the
+                   source to the target as they are, whole clusters at a time.
+                   Not with `compress`, `layers`, `merge`, `moved` and
+                   `discard_source` */
     bool share; /* have files share whole clusters of data where the file system
                    can, and read nothing.  Not with `moved` and `compress` */
     bool uncached; /* the target is not read soon: what is written need not stay

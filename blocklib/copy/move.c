@@ -242,7 +242,9 @@ int copy_range_now(struct copy *c, uint64_t offset, uint64_t end, void *buf)
            copy_set_next(&c->todo, offset, end, &start, &bytes)) {
         r = node_pread(c->source, buf, bytes, start, REQ_NOWAIT);
         bool zero = r == 0 && bytes_are_zero(buf, bytes);
-        if (r == 0 && !zero) {
+        if (zero && !c->target_zero) {
+            r = -EAGAIN; /* zeroing may wait */
+        } else if (r == 0 && !zero) {
             r = node_pwrite(c->target, buf, bytes, start, REQ_NOWAIT);
         }
         if (r == 0) {
