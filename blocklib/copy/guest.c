@@ -3,8 +3,9 @@
  * The guest's side of the copy engine: what happens before a write.
  *
  * The guest's own thread copies what needs no waiting: from the page cache into
- * a scratch's memory.  Without a limit of time it copies all else, too.  With a
- * limit it posts an errand, because I/O that has begun cannot be given up:
+ * a scratch's memory, or into that of the target.  Without a limit of time it
+ * copies all else, too.  With a limit it posts an errand, because I/O that has
+ * begun cannot be given up:
  *
  *      guest                               errand threads
  *        post ------------------> queue --> take the range, copy
