@@ -18,7 +18,7 @@
 #define HOLE_MIN 4096
 
 /* What one request to storage that is far away reads. */
-#define FAR_SIZE (4 * PIECE_SIZE)
+#define FAR_SIZE (UINT32_C(1) << 20)
 
 size_t read_head_size(const struct conn *c)
 {
