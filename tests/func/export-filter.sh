@@ -32,6 +32,9 @@ add() { # NODE FILE
 
 # One client all the time: its connection is never cut.
 coproc client { exec qemu-io -f raw "nbd+unix:///vda?socket=$sock" 2>&1; }
+# The shell forgets it when the client has ended.
+# shellcheck disable=SC2154  # of coproc
+client_pid=$client_PID
 ask() { # a command of qemu-io
     local line
     echo "$*" >&"${client[1]}"
@@ -96,8 +99,7 @@ ask write -P 5 0 64k
 hang vda
 ask read -P 4 0 64k
 echo quit >&"${client[1]}"
-# shellcheck disable=SC2154  # of coproc
-wait "$client_PID" || fail "the client has failed"
+wait "$client_pid" || fail "the client has failed"
 stop_server
 qemu-io -r -f qcow2 -c 'read -P 5 0 64k' twin.qcow2 >out
 ! grep -q failed out || fail "the other disk lacks what was written"
