@@ -59,6 +59,11 @@ struct hbitmap *copy_swap_late(struct copy *c, struct hbitmap *late)
     return old;
 }
 
+struct hbitmap *copy_share_late(struct copy *c)
+{
+    return hbitmap_share(c->late);
+}
+
 bool copy_is_synced(const struct copy *c)
 {
     return atomic_load(&c->synced);

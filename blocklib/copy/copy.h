@@ -287,6 +287,9 @@ void copy_begin_both(struct copy *c, struct hbitmap *late);
  * empty.  If there was nothing late, the ends are synced from now on. */
 struct hbitmap *copy_swap_late(struct copy *c, struct hbitmap *late);
 
+/* A copy of the late bits; NULL: no memory.  Drained. */
+struct hbitmap *copy_share_late(struct copy *c);
+
 /* Have all requests until now gone to both ends, with nothing left to copy? */
 bool copy_is_synced(const struct copy *c);
 

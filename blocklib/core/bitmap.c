@@ -420,11 +420,10 @@ static int check_storable(struct node *n, const char *name,
     return n->drv->bitmaps->check(n, name, granularity, errp);
 }
 
-int bitmap_add_locked(struct node *n, const char *name, uint64_t granularity,
-                      bool persistent, bool disabled, struct bitmap **bmp,
-                      struct error **errp)
+int bitmap_check_add(struct node *n, const char *name, uint64_t *granularity,
+                     bool persistent, struct error **errp)
 {
-    int r = check_new(name, granularity, errp);
+    int r = check_new(name, *granularity, errp);
 
     if (r < 0) {
         return r;
@@ -432,14 +431,20 @@ int bitmap_add_locked(struct node *n, const char *name, uint64_t granularity,
     if (find_bitmap(n, name)) {
         return error_set(errp, EEXIST, "Bitmap already exists: %s", name);
     }
-    if (granularity == 0) {
-        granularity = default_granularity(n);
+    if (*granularity == 0) {
+        *granularity = default_granularity(n);
     }
-    if (persistent) {
-        r = check_storable(n, name, granularity, errp);
-        if (r < 0) {
-            return r;
-        }
+    return persistent ? check_storable(n, name, *granularity, errp) : 0;
+}
+
+int bitmap_add_locked(struct node *n, const char *name, uint64_t granularity,
+                      bool persistent, bool disabled, struct bitmap **bmp,
+                      struct error **errp)
+{
+    int r = bitmap_check_add(n, name, &granularity, persistent, errp);
+
+    if (r < 0) {
+        return r;
     }
     struct bitmap *bm = bitmap_new(n, name, granularity, node_size(n));
     if (!bm) {
@@ -449,6 +454,26 @@ int bitmap_add_locked(struct node *n, const char *name, uint64_t granularity,
     bitmap_set_enabled(bm, !disabled);
     *bmp = bm;
     return 0;
+}
+
+int bitmap_add_with_bits(struct node *n, const char *name, struct hbitmap *bits,
+                         bool persistent, bool disabled, struct bitmap **bmp,
+                         struct error **errp)
+{
+    if (hbitmap_size(bits) != node_size(n)) {
+        return error_set(errp, EINVAL,
+                         "Bitmaps are of different sizes (destination size "
+                         "is %" PRIu64 ", source size is %" PRIu64
+                         ") and can't be merged",
+                         node_size(n), hbitmap_size(bits));
+    }
+    int r = bitmap_add_locked(n, name, hbitmap_granularity(bits), persistent,
+                              disabled, bmp, errp);
+    if (r == 0) {
+        hbitmap_free(bitmap_swap_bits(*bmp, bits));
+        n->bitmaps_changed |= persistent;
+    }
+    return r;
 }
 
 bool node_keeps_bitmaps(const struct node *n)

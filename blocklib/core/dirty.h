@@ -85,10 +85,21 @@ int bitmap_attach_broken(struct node *n, const char *name, uint64_t granularity,
 int bitmap_lookup(struct node *n, const char *name, enum bitmap_use use,
                   struct bitmap **bmp, struct error **errp);
 
+/* May such a bitmap be added?  0, or the error that adding it would have.  Puts
+ * a granularity where *granularity is 0.  A control section does. */
+int bitmap_check_add(struct node *n, const char *name, uint64_t *granularity,
+                     bool persistent, struct error **errp);
+
 /* As bitmap_add(), in a control section. */
 int bitmap_add_locked(struct node *n, const char *name, uint64_t granularity,
                       bool persistent, bool disabled, struct bitmap **bmp,
                       struct error **errp);
+
+/* Add a bitmap that begins with @bits, and takes them over after success.
+ * -EINVAL: they have another size than the disk. */
+int bitmap_add_with_bits(struct node *n, const char *name, struct hbitmap *bits,
+                         bool persistent, bool disabled, struct bitmap **bmp,
+                         struct error **errp);
 
 /* Take the bitmap off its node, and put it back where it was (@after: what came
  * before it then).  In between it belongs to the caller, which may

@@ -217,6 +217,19 @@ int follow_last(struct follow *f)
     return r < 0 ? r : copy_run_drained(f->copy, &side);
 }
 
+struct hbitmap *follow_share_bits(struct follow *f)
+{
+    return f->dirty ? bitmap_share_bits(f->dirty) : copy_share_late(f->copy);
+}
+
+bool follow_completes(struct follow *f)
+{
+    mutex_lock(&f->lock);
+    bool completes = f->complete;
+    mutex_unlock(&f->lock);
+    return completes;
+}
+
 void follow_kick(struct follow *f, bool stop)
 {
     copy_stop(f->copy, stop);

@@ -70,6 +70,13 @@ int follow_failed(struct follow *f, enum copy_side side, int r);
  * pass. */
 int follow_last(struct follow *f);
 
+/* What was written since the last pass, as a copy of the bits; NULL: no memory.
+ * In a drained section. */
+struct hbitmap *follow_share_bits(struct follow *f);
+
+/* Has a verb asked for users to be led to the target? */
+bool follow_completes(struct follow *f);
+
 /* Verbs, under the monitor lock. */
 void follow_kick(struct follow *f, bool stop);
 void follow_ask_for_end(struct follow *f, bool complete);

@@ -280,6 +280,9 @@ static int arm(struct mirror *m, const struct mirror_options *o,
     }
     graph_lock(m->graph);
     r = make_copy(m, o, zero, errp);
+    if (r == 0 && o->bitmaps) {
+        r = mirror_bitmaps_begin(m, errp);
+    }
     if (r == 0) {
         r = arm_locked(m, o, errp);
     }

@@ -15,7 +15,8 @@
  * The end is one drained section, in this order: the last bits are copied, the
  * target is flushed, and, unless the job is only to end, users of the source
  * are led to the target.  So the two are equal at that instant, and a failure
- * before it leaves users with the source.
+ * before it leaves users with the source.  Bitmaps that come along are the
+ * target's before users are (mirror-bitmaps.c).
  */
 #include "job/mirror.h"
 
@@ -69,7 +70,12 @@ static int mirror_run(struct job *job)
     /* What has failed before the job was stopped is late, and tried again. */
     (void)copy_both_failed(m->copy);
     int r = atomic_load(&m->looked) ? 0 : look_around(m);
-    return r == 0 ? follow_run(&m->follow) : r;
+    if (r == 0) {
+        r = follow_run(&m->follow);
+    }
+    return r == 0 && m->bitmaps.on && follow_completes(&m->follow)
+               ? mirror_bitmaps_ready(m)
+               : r;
 }
 
 /* Ends at once when the job is given up. */
@@ -146,6 +152,27 @@ static int pivot(struct mirror *m)
     return 0;
 }
 
+/* A verb that has come too late to have the far end's bitmaps looked at, after
+ * one that leaves users where they are, changes nothing. */
+static bool shall_pivot(const struct mirror *m)
+{
+    return m->follow.complete && (!m->bitmaps.far || m->bitmaps.known);
+}
+
+/* The ends are equal. */
+static int change_over(struct mirror *m)
+{
+    int r = m->bitmaps.on ? mirror_bitmaps_add(m, &m->job.error) : 0;
+
+    if (r == 0) {
+        r = pivot(m);
+        if (r < 0 && m->bitmaps.on) {
+            mirror_bitmaps_undo(m);
+        }
+    }
+    return r;
+}
+
 static int mirror_prepare(struct job *job)
 {
     struct mirror *m = mirror_of(job);
@@ -161,8 +188,8 @@ static int mirror_prepare(struct job *job)
     if (r == 0 && m->opens_backing) {
         r = node_open_backing(node_skip_filters(m->target), &job->error);
     }
-    if (r == 0 && m->follow.complete) {
-        r = pivot(m);
+    if (r == 0 && shall_pivot(m)) {
+        r = change_over(m);
     }
     graph_unlock(m->graph);
     return r;
@@ -192,6 +219,7 @@ void mirror_disarm(struct mirror *m)
         node_unblock(m->to_replace);
     }
     drop_node(&m->to_replace);
+    drop_node(&m->bitmaps.far);
     drop_node(&m->target);
     drop_node(&m->source);
     graph_unlock(m->graph);
@@ -199,7 +227,10 @@ void mirror_disarm(struct mirror *m)
 
 static void mirror_clean(struct job *job)
 {
-    mirror_disarm(mirror_of(job));
+    struct mirror *m = mirror_of(job);
+
+    mirror_bitmaps_end(m);
+    mirror_disarm(m);
 }
 
 /* --- Verbs --- */

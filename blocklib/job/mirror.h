@@ -7,6 +7,7 @@
 #include "core/node.h"
 #include "job/follow.h"
 #include "job/job.h"
+#include "job/mirror-bitmaps.h"
 #include "nbdelta/mirror.h"
 
 struct mirror {
@@ -23,6 +24,8 @@ struct mirror {
                              the end: others may make it meanwhile */
     char *replaces;       /* or NULL: the source */
     uint64_t failures;    /* flushes of the target that failed, at the start */
+
+    struct mirror_bitmaps bitmaps;
 
     /* References; control lock. */
     struct node *source;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Changes of dirty bitmaps, alone or in a transaction. */
+/* Changes of dirty bitmaps, alone or in a transaction; and bitmaps that come
+ * from another host. */
 #include <errno.h>
 #include <gnutls/crypto.h>
 #include <stdio.h>
@@ -12,6 +13,7 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "nbdelta/fetch.h"
 #include "nbdelta/graph.h"
 
 #define SHA256_BYTES 32
@@ -169,6 +171,40 @@ static int merge_bitmaps(struct qmp_call *call, struct job_txn *txn,
     return r < 0 ? r : bitmap_merge_action(target, refs, count, ap, errp);
 }
 
+/* --- From another host --- */
+
+static const struct qmp_arg fetch_args[] = {
+    QMP_ARG("job-id", STR),         QMP_ARG("node", STR),
+    QMP_ARG("source", STR),         QMP_ARG("bitmaps", STRS),
+    QMP_OPT("granularity", UINT32), QMP_LAST,
+};
+
+static int cmd_fetch(struct qmp_call *call, struct error **errp)
+    REQUIRES(call->daemon->jobs->lock)
+{
+    const json_t *list = json_object_get(call->args, "bitmaps");
+    size_t count = json_array_size(list);
+    CLEANUP_FREE const char **names = calloc(count + 1, sizeof(*names));
+    struct fetch_options o = {
+        .job_id = qmp_str(call, "job-id"),
+        .node = disk_find_node(call->daemon, qmp_str(call, "node"), errp),
+        .names = names,
+        .count = count,
+        .granularity = (uint64_t)qmp_int(call, "granularity", 0),
+    };
+
+    if (!names) {
+        return error_nomem(errp);
+    }
+    for (size_t i = 0; i < count; i++) {
+        names[i] = json_string_value(json_array_get(list, i));
+    }
+    o.source = o.node
+                   ? disk_find_node(call->daemon, qmp_str(call, "source"), errp)
+                   : NULL;
+    return o.source ? job_fetch_bitmaps(call->daemon->jobs, &o, errp) : -ENODEV;
+}
+
 /* --- What its bits are, in short --- */
 
 static int hash_bits(struct qmp_call *call, const struct bitmap *bm,
@@ -222,6 +258,8 @@ const struct qmp_command qmp_bitmap_commands[] = {
     QMP_ACTION("block-dirty-bitmap-clear", clear_bitmap, bitmap_args),
     QMP_ACTION("block-dirty-bitmap-disable", disable_bitmap, bitmap_args),
     QMP_ACTION("block-dirty-bitmap-enable", enable_bitmap, bitmap_args),
+    QMP_COMMAND("block-dirty-bitmap-fetch", cmd_fetch, fetch_args,
+                .drains = QMP_DRAINS_NAMED),
     QMP_ACTION("block-dirty-bitmap-merge", merge_bitmaps, merge_args),
     QMP_ACTION("block-dirty-bitmap-remove", remove_bitmap, bitmap_args),
     QMP_COMMAND("x-debug-block-dirty-bitmap-sha256", cmd_sha256, bitmap_args,

@@ -29,7 +29,8 @@ static const char *const copy_mode_words[] = {"background", "write-blocking",
         QMP_OPT("on-source-error", ENUM, .words = qmp_on_error_words),        \
         QMP_OPT("on-target-error", ENUM, .words = qmp_on_error_words),        \
         QMP_OPT("copy-mode", ENUM, .words = copy_mode_words),                 \
-        QMP_OPT("auto-finalize", BOOL), QMP_OPT("auto-dismiss", BOOL)
+        QMP_OPT("bitmaps", BOOL), QMP_OPT("auto-finalize", BOOL),             \
+        QMP_OPT("auto-dismiss", BOOL)
 
 static const struct qmp_arg drive_mirror_args[] = {
     COMMON_ARGS,
@@ -80,6 +81,7 @@ static int common_options(struct qmp_call *call, struct mirror_options *o,
         .source = disk_find_device(call->daemon, qmp_str(call, "device"), errp),
         .replaces = qmp_str(call, "replaces"),
         .write_blocking = is_write_blocking(call),
+        .bitmaps = qmp_bool(call, "bitmaps", false),
         .granularity = (uint64_t)qmp_int(call, "granularity", 0),
         .buffer_bytes = (uint64_t)buffer,
         .on_source_error = qmp_on_error_value(qmp_str(call, "on-source-error")),

@@ -17,8 +17,8 @@ const char *const qmp_job_status_words[] = {
 };
 static const char *const io_status_words[] = {"ok", "failed", "nospace", NULL};
 
-const char *const qmp_job_type_words[] = {"commit", "stream", "backup",
-                                          "mirror", "create", NULL};
+const char *const qmp_job_type_words[] = {
+    "commit", "stream", "backup", "mirror", "create", "fetch", NULL};
 
 static const struct qmp_arg job_members[] = {
     QMP_ARG("id", STR),

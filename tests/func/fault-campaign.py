@@ -855,13 +855,13 @@ def image_target(w):
     w.add('t', 'qcow2', 't')
 
 
-def mirror(w, mode):
+def mirror(w, mode, bitmaps=False):
     """Guests write while it runs, and when it is ready; then they have the
     target, which is on disk, and the source is closed."""
     def run():
         w.daemon.events.clear()
         w.ask('blockdev-mirror', job_id='j', device='vda', target='t',
-              sync='full', copy_mode=mode)
+              sync='full', copy_mode=mode, bitmaps=bitmaps)
         w.write(2 * MIB, 1)
         ready = w.status_of('j', 'ready', 'null') == 'ready'
         if ready:
@@ -878,7 +878,7 @@ def mirror(w, mode):
     try:
         run()
     except Failed:
-        w.repeats.append(lambda: mirror(w, mode))
+        w.repeats.append(lambda: mirror(w, mode, bitmaps))
         return False
     source = w.models['d']
     w.models['t'] = Disk(SIZE)
@@ -886,6 +886,9 @@ def mirror(w, mode):
         values = values | source.lost.get(unit, set())
         w.models['t'].now[unit] = values
         w.models['t'].crashed[unit] = values
+    if bitmaps:
+        w.models['t'].bitmaps = {n: b.fork() for n, b in
+                                 source.bitmaps.items()}
     w.top = 't'
     w.ask('blockdev-del', node_name='vda')
     if w.fault.hit:     # of a disk that failed, and is not used any more,
@@ -898,6 +901,8 @@ def mirror(w, mode):
 for mode in 'background', 'write-blocking':
     operation(f'mirror-{mode}', lambda w, m=mode: mirror(w, m),
               prepare=image_target, shapes=('64k', '4k'))
+operation('mirror-bitmaps', lambda w: mirror(w, 'background', True),
+          prepare=image_target, shapes=('64k', '4k'))
 
 
 def pull(w, success=True):

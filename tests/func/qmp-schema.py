@@ -96,12 +96,19 @@ MORE = {
     # How long a guest waits for the target of a backup.
     'blockdev-backup.cbw-timeout',
     'drive-backup.cbw-timeout',
+    # Bitmaps that come along.
+    'blockdev-mirror.bitmaps',
+    'drive-mirror.bitmaps',
     'transaction.actions(blockdev-backup).data.cbw-timeout',
     'transaction.actions(drive-backup).data.cbw-timeout',
     # Why a bitmap cannot be used.
     'query-block returns.inserted.dirty-bitmaps.inconsistent-reason',
     'query-named-block-nodes returns.dirty-bitmaps.inconsistent-reason',
 }
+
+
+# Types of jobs that QEMU has not.
+JOBS = {'fetch'}
 
 
 # What QEMU has had since 7.2, up to 10: "command.argument".
@@ -197,6 +204,8 @@ def compare(ours, theirs):
                         theirs.by_name[b['element-type']], at, depth)
         if a['meta-type'] == 'enum' and b['meta-type'] == 'enum':
             more = set(a['values']) - set(b['values'])
+            if 'mirror' in a['values']:
+                more -= JOBS
             if at.endswith('.format-specific.type'):
                 more.discard('nbd')     # QEMU's nbd nodes tell nothing
             if more:

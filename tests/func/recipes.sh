@@ -17,7 +17,7 @@ script() {
 # A script that fails leaves daemons behind.
 stop_daemons() {
     local socket pid
-    for socket in */q*.sock */*.qmp; do
+    for socket in */q*.sock */*/q.sock */*.qmp; do
         [ ! -S "$socket" ] || nbdelta qmp -q "$socket" quit
     done
     for pid in */*.pid; do
@@ -42,6 +42,10 @@ look() {
     'MANY DISKS'*)
         same vda.1.qcow2 vda.qcow2
         same vdb.1.qcow2 vdb.qcow2 ;;
+    *'THAT MOVES'*)
+        [ "$(points backups)" = 2 ]
+        jq -se '.[1].disks[0].kind == "increment"' backups/*Z.json >out
+        same here/disk.qcow2 there/disk.qcow2 ;;
     *'ANOTHER HOST')
         wait_until "the daemon has ended" test ! -e serve.pid
         [ "$(points backups)" = 1 ] ;;

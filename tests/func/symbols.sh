@@ -5,11 +5,11 @@
 set -eu -o pipefail
 
 prefixes='action actions backup bitmap bitmaps blk blkdebug buf cbw chain
-    commit cond copy door driver edge error fd fdset file flights follow
+    commit cond copy door driver edge error far fd fdset file flights follow
     format graph hbitmap image iov job jobfilter jobs kdf lazy luks
     mirror module mutex node now option options opts path point policy
     qcow2 range rbd reopen remote ring rwlock scratch secret sector size
-    snapshot stats stream tell text thread throttle tls toil transfer
+    snapshot stats storage stream tell text thread throttle tls toil transfer
     yank'
 
 # Names that the compiler's instrumentation adds start with "__".

@@ -23,6 +23,7 @@ struct mirror_options {
     bool existing;
     bool keep_space;       /* zeroes need not free space in the target */
     bool write_blocking;   /* guests' writes go to both */
+    bool bitmaps;          /* the disk's bitmaps come along: see below */
     uint64_t granularity;  /* of what is copied again: a power of two from 512
                               to 64 MiB; 0: the target's cluster size, at least
                               4 KiB and at most 64 KiB, or 64 KiB */
@@ -34,6 +35,18 @@ struct mirror_options {
     bool manual_finalize;
     bool manual_dismiss;
 };
+
+/*
+ * With `bitmaps`, users are led to a target that has the bitmaps of the disk,
+ * each with all bits that it has here, durably; or the job does not end so.
+ * The bitmaps here stay as they are, and so do those that nobody can trust.
+ *
+ * A target that is an image gets them from the job at that instant, after the
+ * data are durable.  A target that is an NBD export has to have the persistent
+ * ones before job_complete (nbdelta/fetch.h): the job asks its server.  If they
+ * are not there, or lack changes, on_target_error says whether the job fails,
+ * or waits to be resumed, and then asks again.
+ */
 
 /*
  * Start a job of type "mirror".  It copies the source to the target, while
@@ -51,7 +64,8 @@ struct mirror_options {
  * Returns when the job runs; drains, and makes or opens the target.  Error
  * texts are QEMU's.  Errors of sizes are the job's.  -EBUSY: another job works
  * on one of the nodes, or the target has other users; -EINVAL: the two are not
- * two disks.
+ * two disks; with `bitmaps`, -EEXIST: the target has one of that name; -ENOTSUP
+ * and others: it cannot store them.
  */
 int job_mirror(struct jobs *j, const struct mirror_options *o,
                struct error **errp) REQUIRES(j->lock);
