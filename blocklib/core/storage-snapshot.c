@@ -10,6 +10,7 @@
  */
 #include "nbdelta/storage-snapshot.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -178,26 +179,47 @@ void storage_owner(const struct node *n, char text[STORAGE_OWNER_MAX])
                    pid, start_of(pid), client);
 }
 
-int storage_owner_lives(struct node *n, const char *text, struct error **errp)
-{
-    const struct driver_storage *drv = find(&n, errp);
-    uint32_t where;
+struct owner {
+    uint64_t machine;
     uint64_t pid;
     uint64_t start;
     uint64_t client;
+};
+
+static bool read_owner(const char *text, struct owner *o)
+{
+    uint64_t *const parts[] = {&o->machine, &o->pid, &o->start, &o->client};
+
+    for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++) {
+        char *end;
+
+        errno = 0;
+        *parts[i] = strtoull(text, &end, i == 0 ? 16 : 10);
+        if (errno != 0 || end == text || !isxdigit((unsigned char)*text) ||
+            *end != (i == 3 ? '\0' : '-')) {
+            return false;
+        }
+        text = end + 1;
+    }
+    return true;
+}
+
+int storage_owner_lives(struct node *n, const char *text, struct error **errp)
+{
+    const struct driver_storage *drv = find(&n, errp);
+    struct owner o;
 
     if (!drv) {
         return -ENOTSUP;
     }
-    if (sscanf(text, "%8" SCNx32 "-%" SCNu64 "-%" SCNu64 "-%" SCNu64, &where,
-               &pid, &start, &client) != 4) {
+    if (!read_owner(text, &o)) {
         return error_set(errp, EINVAL, "'%.200s' is the name of no process",
                          text);
     }
-    if (where == machine()) {
-        return start > 0 && start_of(pid) == start;
+    if (o.machine == machine()) {
+        return o.start > 0 && start_of(o.pid) == o.start;
     }
-    return drv->has_client(n, client, errp);
+    return drv->has_client(n, o.client, errp);
 }
 
 /* --- Reading --- */

@@ -33,7 +33,7 @@ static int add_extent(uint64_t offset, uint64_t bytes, void *opaque)
         last->bytes += bytes;
         return 0;
     }
-    if (c->extent_count == c->extent_room) {
+    if (!c->extents || c->extent_count == c->extent_room) {
         size_t room = c->extent_room > 0 ? 2 * c->extent_room : 64;
         struct rbd_extent *more = realloc(c->extents, room * sizeof(*more));
 

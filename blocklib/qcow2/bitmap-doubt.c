@@ -456,8 +456,8 @@ static uint32_t flags_for(const struct qcow2_bitmap *qb)
 static int fill_table(struct qcow2 *s, struct qcow2_bitmap *qb)
     REQUIRES(s->bitmaps.arm_lock)
 {
-    CLEANUP_FREE uint64_t *fresh =
-        malloc((qb->table_size + UINT64_C(1)) * sizeof(*fresh));
+    CLEANUP_FREE uint64_t *fresh = calloc(qb->table_size + UINT64_C(1),
+                                          sizeof(*fresh));
 
     if (!fresh) {
         return -ENOMEM;

@@ -341,24 +341,25 @@ static _Atomic bool hangs;
 static sem_t has_hung;
 static sem_t goes_on;
 
-ssize_t pwritev(int fd, const struct iovec *v, int cnt, off_t offset)
+ssize_t pwritev(int fd, const struct iovec *iov, int cnt, off_t offset)
 {
     uint64_t bytes = 0;
 
     for (int i = 0; i < cnt; i++) {
-        bytes += v[i].iov_len;
+        bytes += iov[i].iov_len;
     }
     atomic_store(&largest, max_u64(atomic_load(&largest), bytes));
-    return syscall(SYS_pwritev, fd, v, cnt, offset, 0);
+    return syscall(SYS_pwritev, fd, iov, cnt, offset, 0);
 }
 
-ssize_t pwritev2(int fd, const struct iovec *v, int cnt, off_t offset, int how)
+ssize_t pwritev2(int fd, const struct iovec *iov, int cnt, off_t offset,
+                 int flags)
 {
     if (atomic_exchange(&hangs, false)) {
         (void)sem_post(&has_hung);
         (void)sem_wait(&goes_on);
     }
-    return syscall(SYS_pwritev2, fd, v, cnt, offset, 0, how);
+    return syscall(SYS_pwritev2, fd, iov, cnt, offset, 0, flags);
 }
 
 static uint64_t largest_of(char c, uint64_t bytes, uint64_t offset)

@@ -228,8 +228,8 @@ START_TEST(what_base_has_is_left_there)
     ck_assert_int_eq(blk_extents(user, 0, SIZE, 0, count_own, &own), 0);
     /* Clusters: 0; 1 and 2 of mid; the last but one and what is before it; and
      * zeroes, where low is too short. */
-    ck_assert_uint_lt(own, SIZE / 2 + 6 * 65536);
-    ck_assert_uint_ge(own, 3 * 65536);
+    ck_assert_uint_lt(own, SIZE / 2 + 384 * KiB);
+    ck_assert_uint_ge(own, 192 * KiB);
     teardown();
 }
 END_TEST

@@ -3,10 +3,8 @@
 #define NBDELTA_FETCH_H
 
 /* Bitmaps that move to another host with their disk: this host fetches them. */
-#include "nbdelta/thread.h"
+#include "nbdelta/job.h"
 #include "nbdelta/types.h"
-
-struct jobs;
 
 /* What block-dirty-bitmap-fetch takes. */
 struct fetch_options {
