@@ -341,25 +341,25 @@ static _Atomic bool hangs;
 static sem_t has_hung;
 static sem_t goes_on;
 
-ssize_t pwritev(int fd, const struct iovec *iov, int cnt, off_t offset)
+ssize_t pwritev(int fd, const struct iovec *iovec, int count, off_t offset)
 {
     uint64_t bytes = 0;
 
-    for (int i = 0; i < cnt; i++) {
-        bytes += iov[i].iov_len;
+    for (int i = 0; i < count; i++) {
+        bytes += iovec[i].iov_len;
     }
     atomic_store(&largest, max_u64(atomic_load(&largest), bytes));
-    return syscall(SYS_pwritev, fd, iov, cnt, offset, 0);
+    return syscall(SYS_pwritev, fd, iovec, count, offset, 0);
 }
 
-ssize_t pwritev2(int fd, const struct iovec *iov, int cnt, off_t offset,
+ssize_t pwritev2(int fd, const struct iovec *iodev, int count, off_t offset,
                  int flags)
 {
     if (atomic_exchange(&hangs, false)) {
         (void)sem_post(&has_hung);
         (void)sem_wait(&goes_on);
     }
-    return syscall(SYS_pwritev2, fd, iov, cnt, offset, 0, flags);
+    return syscall(SYS_pwritev2, fd, iodev, count, offset, 0, flags);
 }
 
 static uint64_t largest_of(char c, uint64_t bytes, uint64_t offset)
