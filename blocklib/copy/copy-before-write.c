@@ -259,7 +259,8 @@ static int make_own_copy(struct node *n, const struct copy_policy *policy,
     struct copy_options o = {
         .size = node_size(n),
         .cluster = cluster,
-        .quick = true,
+        /* A file takes data at once until its file system hangs. */
+        .quick = policy->max_wait_ms == 0,
         .policy = *policy,
     };
 

@@ -228,6 +228,25 @@ int copy_area(struct copy *c, const struct area *a, void *buf,
     return r;
 }
 
+/* Are the first clusters of a run zeroes, or data?  Cuts the run where it is
+ * the other one. */
+static bool starts_with_zeroes(const struct copy *c, const char *buf,
+                               uint64_t *bytes)
+{
+    uint64_t at = min_u64(c->cluster, *bytes);
+    bool zero = bytes_are_zero(buf, at);
+    uint64_t part;
+
+    for (; at < *bytes; at += part) {
+        part = min_u64(c->cluster, *bytes - at);
+        if (bytes_are_zero(buf + at, part) != zero) {
+            break;
+        }
+    }
+    *bytes = at;
+    return zero;
+}
+
 int copy_range_now(struct copy *c, uint64_t offset, uint64_t end, void *buf)
 {
     enum copy_side side;
@@ -241,7 +260,7 @@ int copy_range_now(struct copy *c, uint64_t offset, uint64_t end, void *buf)
     while (r == 0 && offset < end &&
            copy_set_next(&c->todo, offset, end, &start, &bytes)) {
         r = node_pread(c->source, buf, bytes, start, REQ_NOWAIT);
-        bool zero = r == 0 && bytes_are_zero(buf, bytes);
+        bool zero = r == 0 && starts_with_zeroes(c, buf, &bytes);
         if (zero && !c->target_zero) {
             r = -EAGAIN; /* zeroing may wait */
         } else if (r == 0 && !zero) {
