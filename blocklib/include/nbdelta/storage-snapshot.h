@@ -45,8 +45,8 @@ struct storage_ref {
 /*
  * An action (action.h) whose act makes a snapshot of each node, at one instant:
  * no request of this process's users is under way.  Other clients may write
- * between two of the snapshots.  Undone, they are removed.  One that the storage
- * makes after the limit is removed then.  A copy of the names is taken.
+ * between two of the snapshots.  Undone, they are removed.  One that the
+ * storage makes after the limit is removed then.  A copy of the names is taken.
  * -EEXIST.
  */
 int storage_take_action(struct graph *g, const struct storage_ref *refs,
