@@ -16,6 +16,7 @@
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
 #include "nbdelta/option.h"
+#include "wide.h"
 
 struct level {
     const char *where; /* "file.", comes before names */
@@ -225,6 +226,12 @@ static int check_unknown(json_t *object, const struct level *l,
     return 0;
 }
 
+/* QEMU's uint64, which not all of its integers are. */
+static bool is_unsigned(const struct option *o)
+{
+    return o->type == OPTION_UINT && o->type_name;
+}
+
 static int check_level(json_t *object, const struct level *l,
                        struct error **errp)
 {
@@ -234,7 +241,8 @@ static int check_level(json_t *object, const struct level *l,
     for (size_t i = 0; i < 2; i++) {
         for (const struct option *o = l->tables[i]; r == 0 && o && o->name;
              o++) {
-            json_t *v = json_object_get(object, o->name);
+            json_t *v = is_unsigned(o) ? wide_to_bits(object, o->name)
+                                       : json_object_get(object, o->name);
 
             r = v ? check_value(v, o, l->where, errp) : 0;
             lacks = !v && o->required && !lacks ? o : lacks;

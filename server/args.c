@@ -10,6 +10,7 @@
 #include "args-node.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+#include "wide.h"
 
 const char *const qmp_deprecated[] = {"deprecated", NULL};
 const char *const qmp_unstable[] = {"unstable", NULL};
@@ -55,17 +56,11 @@ static int check_unsigned(const json_t *v, const struct qmp_arg *a,
         return error_set(errp, EINVAL, "Parameter '%s%s' expects uint64",
                          at->text, a->name);
     }
-    if (a->type == QMP_UINT32 &&
-        (json_integer_value(v) < 0 || json_integer_value(v) > UINT32_MAX)) {
-        return error_set(errp, EINVAL, "Parameter '%s%s' expects uint32_t",
-                         at->text, a->name);
-    }
-    if (json_integer_value(v) < 0) {
-        return error_set(errp, EINVAL,
-                         "Parameter '%s%s' expects a non-negative value",
-                         at->text, a->name);
-    }
-    return 0;
+    return a->type == QMP_UINT32 && (json_integer_value(v) < 0 ||
+                                     json_integer_value(v) > UINT32_MAX)
+               ? error_set(errp, EINVAL, "Parameter '%s%s' expects uint32_t",
+                           at->text, a->name)
+               : 0;
 }
 
 static int check_array(const json_t *v, const struct qmp_arg *a,
@@ -156,6 +151,11 @@ static int check_value(json_t *v, const struct qmp_arg *a,
     }
 }
 
+static bool is_unsigned(const struct qmp_arg *a)
+{
+    return a->type == QMP_SIZE || a->type == QMP_UINT32;
+}
+
 /* Check the arguments of @spec that are there, in its order.  *known counts
  * them; *last becomes the row that ends the list; *missing, if it is NULL, the
  * first argument that has to be there and is not. */
@@ -167,7 +167,8 @@ static int check_known(json_t *object, const struct qmp_arg *spec,
     const struct qmp_arg *a = spec;
 
     for (; !qmp_is_last(a); a++) {
-        json_t *v = json_object_get(object, a->name);
+        json_t *v = is_unsigned(a) ? wide_to_bits(object, a->name)
+                                   : json_object_get(object, a->name);
 
         if (v) {
             int r = check_value(v, a, at, errp);

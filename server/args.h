@@ -27,7 +27,8 @@ enum qmp_type {
     QMP_STR,
     QMP_INT, /* int64 */
     QMP_UINT32,
-    QMP_SIZE, /* uint64, which JSON carries up to INT64_MAX here */
+    QMP_SIZE, /* uint64.  As in QEMU, an int64 stands for one of the same bits:
+                 past INT64_MAX that is what the handler sees. */
     QMP_BOOL,
     QMP_ENUM,                /* one of words */
     QMP_OBJECT,              /* members; any object if there are none */
@@ -109,7 +110,7 @@ const struct qmp_arg *qmp_find_arg(const struct qmp_arg *spec,
                                    const json_t *object, const char *key);
 
 /* Check @args (NULL: none given) against @spec.  @where, "" at the top, comes
- * before names in texts. */
+ * before names in texts.  Wide integers (wide.h) become what a handler sees. */
 int qmp_check_args(json_t *args, const struct qmp_arg *spec, const char *where,
                    struct error **errp);
 

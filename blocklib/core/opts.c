@@ -259,7 +259,7 @@ int opts_uint(struct opts *o, const char *key, uint64_t max, uint64_t *val,
     if (text) {
         r = size_parse(text, &n);
     } else if (json_is_integer(value)) {
-        r = json_integer_value(value) < 0 ? -ERANGE : 0;
+        r = 0; /* one below zero is greater than most @max */
         n = (uint64_t)json_integer_value(value);
     } else {
         r = -EINVAL;

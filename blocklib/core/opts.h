@@ -33,8 +33,10 @@ void opts_describe(struct opts *o, const struct option *common,
 int opts_str(struct opts *o, const char *key, const char **val,
              struct error **errp); /* *val lives as long as @o */
 int opts_bool(struct opts *o, const char *key, bool *val, struct error **errp);
+
+/* With size suffixes.  An int64 stands for the uint64 of the same bits. */
 int opts_uint(struct opts *o, const char *key, uint64_t max, uint64_t *val,
-              struct error **errp); /* with size suffixes */
+              struct error **errp);
 
 /* One of @words (NULL-terminated); *val becomes its index. */
 int opts_enum(struct opts *o, const char *key, const char *const *words,

@@ -101,12 +101,17 @@ static int cmd_begin(struct qmp_call *call, struct error **errp)
 {
     const json_t *list = json_object_get(call->args, "disks");
     const json_t *scratch = json_object_get(call->args, "scratch");
+    json_int_t quota = json_integer_value(json_object_get(scratch, "quota"));
     const char *limit = qmp_str(call, "on-limit");
     const char *checkpoint = qmp_str(call, "checkpoint");
     const struct qmp_role *role = call->state->role;
 
     if (checkpoint && checkpoint[0] == '\0') {
         return error_set(errp, EINVAL, "Checkpoint name cannot be empty");
+    }
+    if (quota < 0) {
+        return error_set(errp, EINVAL,
+                         "Parameter 'scratch.quota' must be less than 2^63");
     }
     CLEANUP_FREE struct disks *disks = calloc(1, sizeof(*disks));
     if (!disks) {
@@ -123,8 +128,7 @@ static int cmd_begin(struct qmp_call *call, struct error **errp)
         .listen = json_object_get(call->args, "listen"),
         .server = qmp_str(call, "server"),
         .scratch = json_string_value(json_object_get(scratch, "dir")),
-        .quota =
-            (uint64_t)json_integer_value(json_object_get(scratch, "quota")),
+        .quota = (uint64_t)quota,
         .keep_free = !json_object_get(scratch, "quota"),
         .expire = (uint64_t)qmp_int(call, "expire", PULL_EXPIRE_S),
         .max_delay_ms = (unsigned)qmp_int(call, "max-delay-ms", 0),

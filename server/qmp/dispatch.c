@@ -14,6 +14,7 @@
 #include "nbdelta/error.h"
 #include "nbdelta/job.h"
 #include "qmp/record.h"
+#include "wide.h"
 
 /* --- Arguments of a call. --- */
 
@@ -171,7 +172,7 @@ json_t *qmp_error_reply(const json_t *id, enum qmp_class class,
     CLEANUP_JSON json_t *reply = json_object();
 
     if (!reply || !text ||
-        (id && json_object_set_new(reply, "id", json_deep_copy(id)) < 0) ||
+        (id && json_object_set_new(reply, "id", wide_copy(id)) < 0) ||
         json_object_set_new(
             reply, "error",
             json_pack("{s:s, s:O}", "class", names[class], "desc", text)) < 0) {
@@ -247,7 +248,7 @@ json_t *qmp_dispatch(struct daemon *d, struct qmp_state *state, json_t *request)
     }
     qmp_record("ret-type", cmd->name, call.ret);
     if (json_object_set_new(reply, "return", call.ret) < 0 ||
-        (id && json_object_set_new(reply, "id", json_deep_copy(id)) < 0)) {
+        (id && json_object_set_new(reply, "id", wide_copy(id)) < 0)) {
         return NULL;
     }
     return json_incref(reply);
@@ -265,6 +266,7 @@ char *qmp_to_text(const json_t *message, size_t *len)
         free(text);
         return NULL;
     }
+    n = wide_write(text, n);
     memcpy(text + n, "\r\n", 3);
     *len = n + 2;
     return text;

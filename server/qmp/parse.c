@@ -8,9 +8,10 @@
  * The lexer is a state machine over bytes, so that a message may be split
  * anywhere.  Tokens are appended to the text of the current message as
  * strict JSON: strings in single quotes get double ones, \' becomes ', and
- * integers that do not fit become real numbers.  The message ends when no
- * brace and no bracket is open, or more are closed than were open.  The text
- * then goes to jansson, which judges the grammar.
+ * integers that do not fit become real numbers (wide.h knows those up to
+ * 2^64 - 1).  The message ends when no brace and no bracket is open, or more
+ * are closed than were open.  The text then goes to jansson, which judges the
+ * grammar.
  *
  * A byte that fits no token ends the message, too.  The lexer then skips to
  * the next byte that looks like structure: a bracket, a comma, a colon or
@@ -23,6 +24,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "wide.h"
 
 enum lex_state {
     LEX_START,
@@ -77,6 +80,8 @@ struct qmp_parser {
     struct text text;
     size_t tokens;
     size_t charged; /* to the budget */
+    size_t reals;   /* in the text so far */
+    struct wide_list wide;
     long braces;
     long brackets;
     bool bad_word; /* JSON does not have word[] */
@@ -133,6 +138,7 @@ void qmp_parser_free(struct qmp_parser *p)
 {
     if (p) {
         release_budget(p);
+        wide_clear(&p->wide);
         free(p->text.buf);
         free(p);
     }
@@ -147,6 +153,8 @@ static void reset_message(struct qmp_parser *p)
     }
     p->text.len = 0;
     p->tokens = 0;
+    p->reals = 0;
+    wide_clear(&p->wide);
     p->braces = 0;
     p->brackets = 0;
     p->bad_word = false;
@@ -216,6 +224,23 @@ static void report_stray(struct qmp_parser *p, unsigned char c)
     deliver_error(p, why);
 }
 
+/* Deliver @value, which is used up.  The parser may begin anew meanwhile. */
+static void deliver_value(struct qmp_parser *p, json_t *value)
+{
+    struct wide_list wide = p->wide;
+
+    p->wide = (struct wide_list){NULL, 0, 0};
+    reset_message(p);
+    p->delivered = true;
+    wide_bind(&wide, value);
+    wide_use(&wide);
+    p->fn(value, NULL, p->opaque);
+    wide_use(NULL);
+    wide_clear(&wide);
+    json_decref(value);
+    release_budget(p);
+}
+
 static void parse_message(struct qmp_parser *p)
 {
     json_error_t err;
@@ -247,11 +272,7 @@ static void parse_message(struct qmp_parser *p)
         }
         return;
     }
-    reset_message(p);
-    p->delivered = true;
-    p->fn(value, NULL, p->opaque);
-    json_decref(value);
-    release_budget(p);
+    deliver_value(p, value);
 }
 
 /* The token that ends the text is complete; @kind is its first byte. */
@@ -289,20 +310,49 @@ static void end_token(struct qmp_parser *p, char kind)
     parse_message(p);
 }
 
+/* The integer that ends the text is no int64.  False: it was too much. */
+static bool end_long_integer(struct qmp_parser *p)
+{
+    const char *digits = p->text.buf + p->token;
+    uint64_t n;
+
+    errno = 0;
+    n = strtoull(digits, NULL, 10);
+    if (errno != ERANGE && digits[0] != '-' &&
+        (!charge_budget(p, WIDE_BYTES) || !wide_add(&p->wide, p->reals, n))) {
+        p->state = LEX_RECOVERY;
+        deliver_error(p, "Out of memory");
+        return false;
+    }
+    p->reals++;
+    p->text.len--; /* the '\0' */
+    return text_add(p, '.') && text_add(p, '0');
+}
+
+/* False: the message was too much. */
+static bool end_integer(struct qmp_parser *p)
+{
+    if (p->text.len - p->token <= 18) {
+        return true;
+    }
+    if (!text_add(p, '\0')) {
+        return false;
+    }
+    errno = 0;
+    (void)strtoll(p->text.buf + p->token, NULL, 10);
+    if (errno == ERANGE) {
+        return end_long_integer(p);
+    }
+    p->text.len--;
+    return true;
+}
+
 static void end_number(struct qmp_parser *p)
 {
-    bool integer = p->state == LEX_ZERO || p->state == LEX_DIGITS;
-
-    if (integer && p->text.len - p->token > 18) {
-        if (!text_add(p, '\0')) {
-            return;
-        }
-        errno = 0;
-        (void)strtoll(p->text.buf + p->token, NULL, 10);
-        p->text.len--;
-        if (errno == ERANGE && (!text_add(p, '.') || !text_add(p, '0'))) {
-            return;
-        }
+    if (p->state != LEX_ZERO && p->state != LEX_DIGITS) {
+        p->reals++;
+    } else if (!end_integer(p)) {
+        return;
     }
     end_token(p, '0');
 }

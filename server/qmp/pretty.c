@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "nbdelta/cleanup.h"
+#include "wide.h"
 
 /* Write @text, which has an indent of 4, to @f. */
 static void write_lines(FILE *f, const char *text)
@@ -48,6 +49,7 @@ char *qmp_to_pretty(const json_t *message, size_t *len)
     if (!f) {
         return NULL;
     }
+    text[wide_write(text, strlen(text))] = '\0';
     write_lines(f, text);
     if (fclose(f) != 0) {
         free(lines);

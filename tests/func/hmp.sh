@@ -67,7 +67,8 @@ serve_refused 'with --vm-compat only' --chardev stdio,id=c \
     --monitor chardev=c,mode=readline
 
 printf '%s\n' '{"execute": "qmp_capabilities"}' '{"execute": "query-jobs"}' \
-    '{"execute": "system_reset"}' '{"execute": "quit", "id": "{}\"[]"}' |
+    '{"execute": "system_reset", "id": [18446744073709551615]}' \
+    '{"execute": "quit", "id": "{}\"[]"}' |
     nbdelta serve --vm-compat --chardev stdio,id=c \
         --monitor chardev=c,pretty=on | tr -d '\r' >out
 grep -A 3 'return' out | head -n 7 >some
@@ -81,5 +82,6 @@ cat >expected <<'END'
 }
 END
 diff -u expected some || fail "not as QEMU writes it"
+grep -q '^        18446744073709551615$' out || fail "an id: $(cat out)"
 grep -qF '"{}\"[]"' out || fail "a string has changed: $(cat out)"
 grep -qF '"event": "RESET"' out || fail "no event: $(cat out)"

@@ -371,6 +371,10 @@ def without_room_the_snapshot_goes_not_the_write():
         for i in range(0, SIZE, MIB):
             h.pwrite(b'1' * MIB, i)
         end(daemon, begin(daemon, 'a', checkpoint='c1'))
+        for quota in -1, 1 << 63:
+            refused(daemon, 'less than 2^63', 'backup-begin',
+                    disks=[{'node': 'a'}],
+                    scratch={'dir': '.', 'quota': quota})
         begun = begin(daemon, 'a', checkpoint='c2',
                       scratch={'dir': '.', 'quota': 4 * MIB})
         for i in range(0, SIZE, MIB):

@@ -7,6 +7,7 @@
 
 #include "nbdelta/cleanup.h"
 #include "qmp/parse.h"
+#include "wide.h"
 
 /* What the parser has delivered: values as JSON, errors as text after '!',
  * separated by newlines. */
@@ -28,6 +29,7 @@ static void add_line(struct seen *s, const char *prefix, const char *line)
 static void on_value(json_t *value, const char *why, void *opaque)
 {
     struct seen *s = opaque;
+    CLEANUP_JSON json_t *copy = wide_copy(value);
     CLEANUP_FREE char *text = NULL;
 
     if (!value) {
@@ -36,8 +38,9 @@ static void on_value(json_t *value, const char *why, void *opaque)
         return;
     }
     s->values++;
-    text = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT);
+    text = json_dumps(copy, JSON_ENCODE_ANY | JSON_COMPACT);
     ck_assert_ptr_nonnull(text);
+    text[wide_write(text, strlen(text))] = '\0';
     add_line(s, "", text);
 }
 
@@ -103,8 +106,53 @@ START_TEST(integers_that_do_not_fit_are_real)
 {
     gives("[9223372036854775807,-9223372036854775808]",
           "[9223372036854775807,-9223372036854775808]");
-    gives("[9223372036854775808]", "[9.2233720368547758e18]");
+    gives("[18446744073709551616]", "[1.8446744073709552e19]");
+    gives("[-9223372036854775809]", "[-9.2233720368547758e18]");
     gives("[1234567890123456789012]", "[1.2345678901234568e21]");
+}
+END_TEST
+
+/* jansson has none of these. */
+START_TEST(wide_integers_stay_what_they_are)
+{
+    gives("9223372036854775808 ", "9223372036854775808");
+    gives("[9223372036854775807,9223372036854775808,18446744073709551615]",
+          "[9223372036854775807,9223372036854775808,18446744073709551615]");
+    gives("[18446744073709551614,1.8446744073709552e19,18446744073709551614]",
+          "[18446744073709551614,1.8446744073709552e19,18446744073709551614]");
+    gives("{'b':1.5,'a':[{'x':9223372036854775809,'d':[2.5]},'9'],"
+          "'c':9223372036854775810,'0':-1}{'a':1e19}",
+          "{\"b\":1.5,\"a\":[{\"x\":9223372036854775809,\"d\":[2.5]},\"9\"],"
+          "\"c\":9223372036854775810,\"0\":-1}\n{\"a\":1e19}");
+    /* What another message has had is forgotten, also when that was wrong. */
+    gives("[18446744073709551615,}{'a':1e19}",
+          "!JSON parse error, unexpected token near '}'\n{\"a\":1e19}");
+    gives("[18446744073709551615,@ [1e19]",
+          "!JSON parse error, stray '@'\n[1e19]");
+    /* Strings are not taken for what marks them. */
+    gives("[18446744073709551615,'\\\\u00001','\\\"\\\\u00001']",
+          "[18446744073709551615,\"\\\\u00001\",\"\\\"\\\\u00001\"]");
+}
+END_TEST
+
+START_TEST(wide_integers_become_bits_where_they_are_wanted)
+{
+    json_t *o;
+    struct wide_list l = {NULL, 0, 0};
+
+    ck_assert(wide_add(&l, 1, UINT64_MAX));
+    o = json_pack("{s:f, s:f}", "a", 1.8446744073709552e19, "b",
+                  1.8446744073709552e19);
+    ck_assert_ptr_nonnull(o);
+    wide_bind(&l, o);
+    wide_use(&l);
+    ck_assert(json_is_real(wide_to_bits(o, "a")));
+    ck_assert_int_eq(json_integer_value(wide_to_bits(o, "b")), -1);
+    ck_assert_int_eq(json_integer_value(json_object_get(o, "b")), -1);
+    ck_assert_ptr_null(wide_to_bits(o, "c"));
+    wide_use(NULL);
+    wide_clear(&l);
+    json_decref(o);
 }
 END_TEST
 
@@ -287,6 +335,8 @@ int main(void)
     tcase_add_test(tc, quotes_of_either_kind);
     tcase_add_test(tc, brackets_in_strings_do_not_count);
     tcase_add_test(tc, integers_that_do_not_fit_are_real);
+    tcase_add_test(tc, wide_integers_stay_what_they_are);
+    tcase_add_test(tc, wide_integers_become_bits_where_they_are_wanted);
     tcase_add_test(tc, after_a_bad_message_comes_the_next);
     tcase_add_test(tc, after_a_stray_byte_structure_is_looked_for);
     tcase_add_test(tc, bad_utf8_is_refused);
