@@ -118,18 +118,15 @@ static int check_replaces(const struct mirror_options *o, struct error **errp)
     return node_check_jobs(n, errp);
 }
 
+/* As in QEMU, the nodes come first, and the job's id last. */
 static int check_options(struct jobs *j, const char *id,
                          const struct mirror_options *o, struct error **errp)
     REQUIRES(j->lock)
 {
-    int r = job_check_id(j, id, errp);
-
+    graph_lock(jobs_graph(j));
+    int r = check_source(o, errp);
     if (r == 0) {
         r = check_granularity(o->granularity, errp);
-    }
-    graph_lock(jobs_graph(j));
-    if (r == 0) {
-        r = check_source(o, errp);
     }
     if (r == 0 && o->target) {
         r = check_target(o, errp);
@@ -138,7 +135,7 @@ static int check_options(struct jobs *j, const char *id,
         r = check_replaces(o, errp);
     }
     graph_unlock(jobs_graph(j));
-    return r;
+    return r < 0 ? r : job_check_id(j, id, errp);
 }
 
 /* --- The copy --- */
