@@ -8,6 +8,7 @@ import time
 
 from libvirt_backup import NBDELTA, command, until, with_libvirt
 from source_driver import Source
+from stopped import stop
 
 ID = 'a1b2c3'
 
@@ -69,7 +70,7 @@ def killed(g):
 def hangs(g):
     s = g.source()
     begin = time.monotonic()
-    s.p.send_signal(signal.SIGSTOP)
+    stop(s.p.pid)
     # A freeze finds something when they were thawed.
     until('they are thawed', lambda: g.count('domfsfreeze') > 0)
     assert 8 < time.monotonic() - begin, 'it has not waited'

@@ -2,7 +2,6 @@
 """qemu-nbd, stopped by a signal, is a server that does not answer."""
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ import nbd
 
 import listener
 from qmp_daemon import Daemon
+from stopped import stop
 
 M = 1 << 20
 SIZE = 32 * M
@@ -68,7 +68,7 @@ def gone(d):
 def write_waits(d, h, target):
     with server() as p:
         start(d, target, **{'cbw-timeout': LIMIT})
-        p.send_signal(signal.SIGSTOP)
+        stop(p.pid)
         begin = time.monotonic()
         h.pwrite(b'x' * 65536, SIZE - M)
         took = time.monotonic() - begin
@@ -82,7 +82,7 @@ def write_waits(d, h, target):
 def forced(d, h, target):
     with server() as p:
         start(d, target)
-        p.send_signal(signal.SIGSTOP)
+        stop(p.pid)
         time.sleep(0.2)                     # a worker stands there
         d.ask('block-job-cancel', device='j', force=True)
         d.event('BLOCK_JOB_CANCELLED', device='j')

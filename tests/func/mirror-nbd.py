@@ -13,6 +13,7 @@ import time
 
 from mirror import M, SIZE, Writers, img, job, make_images, node, same
 from qmp_daemon import Daemon
+from stopped import stop
 
 ASK = dict(job_id='j', device='disk', target='t', sync='full')
 MODES = 'background', 'write-blocking'
@@ -61,7 +62,10 @@ class Far:
         self.process.wait()
 
     def hang(self, does=True):
-        os.kill(self.process.pid, signal.SIGSTOP if does else signal.SIGCONT)
+        if does:
+            stop(self.process.pid)
+        else:
+            os.kill(self.process.pid, signal.SIGCONT)
 
 
 def begin(program):

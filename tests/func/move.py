@@ -18,6 +18,7 @@ import sys
 import nbd
 
 from qmp_daemon import Daemon, QmpError
+from stopped import stop
 
 K = 1 << 10
 M = 1 << 20
@@ -299,7 +300,7 @@ def meanwhile():
     """What is written while bitmaps are fetched is in all of them."""
     a, b, g = two_hosts()
     ready(a, g)
-    a.d.process.send_signal(signal.SIGSTOP)
+    stop(a.d.process.pid)
     begin_fetch(b)
     h = b.connect()
     h.pwrite(b'x' * G, 150 * G)
@@ -378,7 +379,7 @@ def come_to(phase, a, b, g):
     if phase == 'ready':
         return
     if phase == 'fetching':     # a does not answer: b waits for it
-        a.d.process.send_signal(signal.SIGSTOP)
+        stop(a.d.process.pid)
         begin_fetch(b)
         return
     assert fetch(b) is None

@@ -10,6 +10,7 @@ import time
 
 from libvirt_daemon import Libvirt, private
 from source_driver import MIB, Source, ranges, same
+from stopped import stop
 
 ID = 'a1b2c3'
 SIZE = 16 * MIB
@@ -366,7 +367,7 @@ def daemon_dies(v, files):
 def qemu_hangs(v, _):
     s = source(v, timeout='2')
     pid = v.pid('vm')
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     try:
         begin = time.monotonic()
         answer = s.ask('begin', 'nbdelta-31', 'vda=nbdelta-30')

@@ -11,6 +11,7 @@ import tempfile
 import time
 
 from source_driver import MIB, Qemu, Source, ranges, same
+from stopped import stop
 
 ID = '0123456789abcdef0123456789abcdef'
 OTHER = 'f' * 32
@@ -195,7 +196,7 @@ def a_busy_monitor_says_so_soon():
             assert time.monotonic() - before < 8
             s.p.stdin.close()
             s.ended(1)
-        qemu.p.send_signal(signal.SIGSTOP)
+        stop(qemu.p.pid)
         s = Source('qemu.sock', OTHER)
         assert 'does not answer within 5 s' in s.opened['error'], s.opened
         s.p.stdin.close()
@@ -278,9 +279,9 @@ def a_qemu_that_hangs_holds_nobody_up():
             s = Source('qemu.sock', ID, timeout=2)
             if begun:
                 s.begin(C1)
-                qemu.p.send_signal(signal.SIGSTOP)
+                stop(qemu.p.pid)
             else:
-                qemu.p.send_signal(signal.SIGSTOP)
+                stop(qemu.p.pid)
                 s.send('begin', C1)
                 time.sleep(0.2)
             before = time.monotonic()
