@@ -61,6 +61,24 @@ static int tell_no_reply(const struct what *o, int r, const struct error *err)
     return CLI_UNKNOWN;
 }
 
+/* The daemon closes the connection when all images are closed, as QEMU does.
+ * Until then another one could not open them. */
+static int wait_for_end(struct qmp_client *c)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    json_t *message = NULL;
+    int r;
+
+    while ((r = qmp_client_receive(c, -1, &message, &err)) > 0) {
+        json_decref(message);
+    }
+    if (r != -EINTR) {
+        return EXIT_SUCCESS;
+    }
+    (void)cli_failed("qmp", "interrupted: the daemon may be ending still");
+    return CLI_UNKNOWN;
+}
+
 /* A schema that takes longer is not worth the waiting. */
 #define HINT_MS 3000
 
@@ -122,6 +140,9 @@ static int run_command(struct qmp_client *c, struct waiter *w,
     if (!o->quiet) {
         cli_print_json(json_object_get(reply, "return"));
         (void)fflush(stdout);
+    }
+    if (strcmp(o->command, "quit") == 0) {
+        return wait_for_end(c);
     }
     if (o->wait && waiter_add_own(w, o->args) == 0) {
         return cli_failed("qmp", "'%s' has started no job to wait for",

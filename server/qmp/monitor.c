@@ -140,8 +140,13 @@ static void retry_later(struct monitor *mon)
     mon->retry_at = now_ns() + chardev_reconnect(mon->chardev) * SECOND;
 }
 
-/* Free the sessions that have ended, or, with @all, wait for each. */
-static void free_ended_sessions(struct monitors *m, bool all)
+static void free_link(struct link *link)
+{
+    session_free(link->session);
+    free(link);
+}
+
+static void free_ended_sessions(struct monitors *m)
 {
     struct list gone;
 
@@ -150,7 +155,7 @@ static void free_ended_sessions(struct monitors *m, bool all)
     list_for_each_safe (l, &m->links) {
         struct link *link = list_entry(l, struct link, in_monitors);
 
-        if (all || session_finished(link->session)) {
+        if (session_finished(link->session)) {
             list_remove(l);
             list_append(&gone, l);
         }
@@ -160,11 +165,10 @@ static void free_ended_sessions(struct monitors *m, bool all)
         struct link *link = list_entry(l, struct link, in_monitors);
         struct monitor *mon = link->monitor;
 
-        session_free(link->session);
+        free_link(link);
         mon->connected = false;
         mon->sessions--;
         retry_later(mon);
-        free(link);
     }
 }
 
@@ -327,7 +331,7 @@ static void *monitors_thread(void *arg)
     while (!atomic_load(&m->stopping)) {
         bool rest = false;
 
-        free_ended_sessions(m, false);
+        free_ended_sessions(m);
         nfds_t n = fill_poll_set(m, fds, MONITORS_MAX + LISTENERS_MAX);
         if (poll(fds, n, ms_until_due(m)) < 0) {
             continue;
@@ -499,12 +503,17 @@ void monitors_stop(struct monitors *m)
                      deadline);
     }
     mutex_unlock(&m->lock);
-    free_ended_sessions(m, true);
+    list_for_each (l, &m->links) {
+        session_wait(list_entry(l, struct link, in_monitors)->session);
+    }
 }
 
 void monitors_free(struct monitors *m)
 {
     if (m) {
+        list_for_each_safe (l, &m->links) {
+            free_link(list_entry(l, struct link, in_monitors));
+        }
         for (unsigned i = 0; i < m->count; i++) {
             qmp_role_free(m->monitors[i].role);
         }

@@ -33,8 +33,13 @@ int monitors_start(struct monitors *m, struct error **errp);
 void monitors_emit(const char *name, json_t *data, void *opaque);
 
 /* Let no more sessions begin, send the replies and events that are queued, for
- * a bounded time, and end all sessions. */
+ * a bounded time, and end all sessions.  Their connections stay. */
 void monitors_stop(struct monitors *m);
+
+/*
+ * Close the connections.  A client takes that for the end of the daemon, as
+ * QEMU's clients do, and opens its images next.  So they are closed before.
+ */
 void monitors_free(struct monitors *m);
 
 #endif /* NBDELTA_SERVER_QMP_MONITOR_H */

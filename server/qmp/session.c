@@ -513,12 +513,6 @@ static void *session_thread(void *arg)
         while (session_turn(s)) {
         }
     }
-    if (s->ch.tls) {
-        tls_end(s->ch.tls, false);
-    }
-    if (s->ch.in == s->ch.out) {
-        (void)shutdown(s->ch.out, SHUT_RDWR);
-    }
     atomic_store(&s->finished, true);
     kick_raise(s->owner);
     return NULL;
@@ -600,10 +594,22 @@ void session_stop(struct session *s, uint64_t deadline)
     kick_raise(s->wake);
 }
 
-void session_free(struct session *s)
+void session_wait(struct session *s)
 {
     if (s->started) {
         thread_join(s->thread);
+        s->started = false;
+    }
+}
+
+void session_free(struct session *s)
+{
+    session_wait(s);
+    if (s->ch.tls) {
+        tls_end(s->ch.tls, false);
+    }
+    if (s->ch.in == s->ch.out) {
+        (void)shutdown(s->ch.out, SHUT_RDWR);
     }
     qmp_parser_free(s->parser);
     fd_names_free(s->state.names);

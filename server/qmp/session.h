@@ -49,7 +49,12 @@ bool session_negotiated(const struct session *s);
  * and to end. */
 void session_stop(struct session *s, uint64_t deadline);
 
-/* Wait for the end of @s, if it was started, and free it. */
+/* Wait until the thread of @s, if it was started, has ended.  The connection
+ * stays until session_free(). */
+void session_wait(struct session *s);
+
+/* Wait for the end of @s, if it was started, close its connection and free it.
+ */
 void session_free(struct session *s);
 
 #endif /* NBDELTA_SERVER_QMP_SESSION_H */

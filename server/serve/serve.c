@@ -499,7 +499,8 @@ static int flush_export(struct export *e, void *opaque)
 /*
  * The order follows what uses what.  A monitor's command may look at jobs and
  * exports, so monitors are stopped before these are freed.  Monitors tell how
- * jobs ended, so they are stopped after jobs have ended.
+ * jobs ended, so they are stopped after jobs have ended.  Their connections end
+ * last: a client that sees the end may open the images at once.
  */
 static int stop_daemon(struct serve *s)
 {
@@ -542,7 +543,6 @@ static int stop_daemon(struct serve *s)
     }
     servers_free(d->servers);
     jobs_free(d->jobs);
-    monitors_free(d->monitors);
     pulls_free(d->pulls);
     chardevs_free(s->chardevs);
     exports_free(d->exports);
@@ -559,6 +559,7 @@ static int stop_daemon(struct serve *s)
     notices_free(s->notices);
     images_close(&s->images);
     remove_files(s);
+    monitors_free(d->monitors);
     notify_end(&s->notify);
     activation_free(&s->activation);
     if (s->signals >= 0) {

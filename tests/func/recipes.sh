@@ -30,9 +30,8 @@ points() {
     find "$1" -maxdepth 1 -name '*Z.json' | wc -l
 }
 
-# As soon as the daemon, which was told to quit, has let go of them.
 same() {
-    wait_until "$1 is $2" qemu-img compare -q "$1" "$2" 2>err
+    qemu-img compare -q "$1" "$2" || fail "$1 is not $2"
 }
 
 look() {
