@@ -10,7 +10,8 @@
  *
  * Reads and status come from the copy engine, which knows where each block is
  * (copy/view.c).  A discard tells the engine that a block is not needed any
- * more.  The node wants no permissions: what it reads is not what others write.
+ * more.  Above a snapshot of the storage there is no engine (`plain`).  The
+ * node wants no permissions: what it reads is not what others write.
  */
 #include "copy/snapshot-access.h"
 
@@ -23,6 +24,7 @@
 #include "nbdelta/error.h"
 
 struct access {
+    bool plain; /* set before there are requests */
     bool ended; /* tree lock */
 };
 
@@ -53,11 +55,33 @@ void snapshot_access_end(struct node *n)
     s->ended = true;
 }
 
+void snapshot_access_plain(struct node *n)
+{
+    struct access *s = n->state;
+
+    s->plain = true;
+}
+
+/* Of a node that is plain: that below it, or NULL when it has ended. */
+static struct node *shown(const struct node *n)
+{
+    const struct access *s = n->state;
+
+    return s->plain && !s->ended ? node_child(n, CHILD_FILE) : NULL;
+}
+
 static int access_map(struct node *n, uint64_t offset, uint64_t bytes,
                       unsigned flags, struct mapping *m)
 {
     struct copy *c = copy_of(n);
 
+    if (shown(n)) {
+        m->kind = MAP_DATA;
+        m->length = bytes;
+        m->file = shown(n);
+        m->host = offset;
+        return 0;
+    }
     if ((flags & MAP_STATUS) && c) {
         return copy_view_map(c, offset, bytes, flags, m);
     }
@@ -91,6 +115,9 @@ static int access_discard(struct node *n, uint64_t offset, uint64_t bytes)
 {
     struct copy *c = copy_of(n);
 
+    if (shown(n)) {
+        return 0;
+    }
     return c ? copy_view_discard(c, offset, bytes) : nothing_kept(n);
 }
 

@@ -12,4 +12,8 @@ struct node;
  */
 void snapshot_access_end(struct node *n);
 
+/* The node below @n is of that instant itself: @n shows it, and takes discards,
+ * which do nothing.  Nobody uses @n yet. */
+void snapshot_access_plain(struct node *n);
+
 #endif /* NBDELTA_COPY_SNAPSHOT_ACCESS_H */

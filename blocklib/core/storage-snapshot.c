@@ -42,6 +42,20 @@ bool storage_has_snapshots(const struct node *n)
     return storage_below(n) != NULL;
 }
 
+bool storage_is_shown(struct graph *g, const struct node *n)
+{
+    bool shown = false;
+
+    graph_lock(g);
+    list_for_each (at, &n->parents) {
+        const struct node *p = list_entry(at, struct edge, on_child)->parent;
+
+        shown |= p && p->drv->shows_all && p->drv->shows_all(p) == n;
+    }
+    graph_unlock(g);
+    return shown;
+}
+
 /* *np becomes the node that makes them.  NULL, with @errp: there is none. */
 static const struct driver_storage *find(struct node **np, struct error **errp)
 {

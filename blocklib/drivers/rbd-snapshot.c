@@ -22,15 +22,17 @@
 int rbd_error(struct node *n, int r, const char *what, const char *name,
               struct error **errp)
 {
-    bool out = r == -ESHUTDOWN;
-    const char *why = out ? "the cluster has put this connection on its "
-                            "blocklist"
-                      : r == -ETIMEDOUT
-                          ? "the cluster, or the client that has the image's "
-                            "exclusive lock, does not answer"
-                          : strerror(-r);
+    const char *why = strerror(-r);
 
-    r = rbd_result(n, r);
+    if (r == -ESHUTDOWN) {
+        why = "the cluster has put this connection on its blocklist";
+        r = rbd_result(n, r); /* as requests fail */
+    } else if (r == -ETIMEDOUT) {
+        why = "the cluster, or the client that has the image's exclusive "
+              "lock, does not answer";
+    } else if (r == -EBUSY) {
+        why = "it is protected, or has clones";
+    }
     return error_set(errp, -r, "cannot %s%s%s%s of '%.400s': %s", what,
                      name ? " '" : "", name ? name : "", name ? "'" : "",
                      node_filename(n), why);

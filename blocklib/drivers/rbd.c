@@ -142,25 +142,29 @@ static void rbd_limits(struct node *n, struct limits *lim)
 
 /* --- Requests --- */
 
-/* A connection that its cluster has shut out cannot change anything any more,
- * and another one may have what it had: reading it would be wrong, too. */
-static void tell_of_loss(struct node *n)
+static void tell_of_loss(struct node *n, const char *what)
 {
     struct rbd *s = n->state;
 
     if (!atomic_exchange(&s->told_of_loss, true)) {
-        tell_event(TELL_ERROR,
-                   "node '%s': the cluster has put this connection on its "
-                   "blocklist ('ceph osd blocklist ls'): all requests fail "
-                   "until the node is closed and opened again",
-                   node_name(n));
+        tell_event(TELL_ERROR, "node '%s': %s", node_name(n), what);
     }
 }
 
 int rbd_result(struct node *n, int64_t r)
 {
+    /* A connection that its cluster has shut out cannot change anything any
+     * more, and another one may have what it had: reading it would be wrong,
+     * too. */
     if (r == -ESHUTDOWN) {
-        tell_of_loss(n);
+        tell_of_loss(n, "the cluster has put this connection on its blocklist "
+                        "('ceph osd blocklist ls'): all requests fail until "
+                        "the node is closed and opened again");
+        return -EIO;
+    }
+    if (r == -ENOENT) {
+        tell_of_loss(n, "somebody has removed the image, or the snapshot that "
+                        "it shows: requests fail");
         return -EIO;
     }
     if (r == -EDQUOT) { /* the pool's quota */

@@ -23,7 +23,7 @@ struct rbd {
     uint64_t size;     /* grow_lock: as we know it, of the image */
 
     /* Atomic. */
-    _Atomic bool told_of_loss; /* of the right to write */
+    _Atomic bool told_of_loss; /* of the right to use it, or of the image */
     _Atomic bool written;      /* a change has begun: there may be a flush */
 };
 

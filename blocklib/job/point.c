@@ -23,6 +23,7 @@
 #include "copy/snapshot-access.h"
 #include "core/dirty.h"
 #include "core/graph.h"
+#include "job/point-priv.h"
 #include "nbdelta/action.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/error.h"
@@ -37,24 +38,6 @@
 
 /* Bytes that one point keeps in memory before it needs its file. */
 #define MEMORY_MAX (16 * MiB)
-
-struct point {
-    /* Set by prepare. */
-    struct graph *graph;
-    struct copy *copy;
-    uint64_t quota;
-    void (*lost)(void *opaque);
-    void *opaque;
-
-    /* References; control lock. */
-    struct node *source;
-    struct node *scratch;
-    struct node *filter; /* NULL: not in place */
-    struct node *access;
-
-    /* Atomic. */
-    const char *_Atomic why; /* NULL: whole; a constant text */
-};
 
 /* --- Losing it --- */
 
@@ -184,9 +167,8 @@ static void point_start_drain(struct action *a)
     graph_drain(s->graph, s->o.node);
 }
 
-/* Give @bits to a new context bitmap, or free them. */
-static int add_context_bitmap(struct point *p, const char *name,
-                              struct hbitmap *bits, struct error **errp)
+int point_add_context(struct point *p, const char *name, struct hbitmap *bits,
+                      struct error **errp)
 {
     struct bitmap *bm;
     int r = bitmap_add_locked(p->access, name, hbitmap_granularity(bits), false,
@@ -227,10 +209,10 @@ static int take_since(struct point_start *s, struct error **errp)
     } else {
         copy_take_bits(s->p->copy, bits);
     }
-    return context ? add_context_bitmap(s->p, s->o.context, context, errp) : 0;
+    return context ? point_add_context(s->p, s->o.context, context, errp) : 0;
 }
 
-static int make_access(struct point *p, struct error **errp)
+int point_make_access(struct point *p, struct node *below, struct error **errp)
 {
     struct node *n;
     int r = node_new(p->graph, &driver_snapshot_access, NULL, p->source, &n,
@@ -240,7 +222,7 @@ static int make_access(struct point *p, struct error **errp)
         return r;
     }
     n->flags = (struct node_flags){.unmap = true};
-    r = node_attach(n, CHILD_FILE, p->filter, "file", 0, PERM_ALL, errp);
+    r = node_attach(n, CHILD_FILE, below, "file", 0, PERM_ALL, errp);
     if (r < 0) {
         node_unref(n);
         return r;
@@ -250,8 +232,7 @@ static int make_access(struct point *p, struct error **errp)
     return 0;
 }
 
-/* Undo all that act has done, or the part that it has done. */
-static void take_down(struct point *p)
+void point_take_down(struct point *p)
 {
     if (p->access) {
         snapshot_access_end(p->access); /* it may have other users by now */
@@ -261,6 +242,10 @@ static void take_down(struct point *p)
     if (p->filter) {
         cbw_remove(p->filter);
         p->filter = NULL;
+    }
+    if (p->view) {
+        node_unref(p->view);
+        p->view = NULL;
     }
     if (p->source) {
         node_unref(p->source);
@@ -282,20 +267,20 @@ static int point_start_act(struct action *a, struct error **errp)
     if (r == 0) {
         node_ref(s->o.node);
         p->source = s->o.node;
-        r = make_access(p, errp);
+        r = point_make_access(p, p->filter, errp);
     }
     if (r == 0 && s->o.since) {
         r = take_since(s, errp);
     }
     if (r < 0) {
-        take_down(p);
+        point_take_down(p);
     }
     return r;
 }
 
 static void point_start_undo(struct action *a)
 {
-    take_down(point_start_of(a)->p);
+    point_take_down(point_start_of(a)->p);
 }
 
 static void point_start_commit(struct action *a)
@@ -303,15 +288,18 @@ static void point_start_commit(struct action *a)
     point_start_of(a)->committed = true;
 }
 
-static void point_free(struct point *p)
+void point_free(struct point *p)
 {
     graph_lock(p->graph);
-    take_down(p);
+    point_take_down(p);
     if (p->scratch) {
         node_unref(p->scratch);
     }
     graph_unlock(p->graph);
-    copy_free(p->copy);
+    if (p->copy) {
+        copy_free(p->copy);
+    }
+    point_free_stored(p);
     free(p);
 }
 
@@ -399,6 +387,9 @@ static json_t *query_scratch(const struct point *p)
 
 json_t *point_query(const struct point *p)
 {
+    if (p->snapshot) {
+        return point_query_stored(p);
+    }
     const struct copy_counters *k = copy_counters(p->copy);
     const char *why = point_lost_why(p);
     json_t *o = json_object();
@@ -417,6 +408,15 @@ json_t *point_query(const struct point *p)
 }
 
 /* --- End --- */
+
+void point_stop(struct point *p)
+{
+    if (p && p->access) {
+        graph_lock(p->graph);
+        snapshot_access_end(p->access);
+        graph_unlock(p->graph);
+    }
+}
 
 void point_end(struct point *p)
 {

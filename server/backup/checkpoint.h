@@ -7,9 +7,10 @@
  * ===========
  *
  * A checkpoint is an instant.  Each disk that was part of it has a persistent,
- * enabled bitmap of its name, which collects changes from that instant on.
- * Nothing else is stored: no register of checkpoints could disagree with the
- * images.  Hold the monitor lock for all of these functions.
+ * enabled bitmap of its name, which collects changes from that instant on; or,
+ * where the storage makes snapshots, one of that instant (stored.h).  Nothing
+ * else is stored: no register of checkpoints could disagree with the images.
+ * Hold the monitor lock for all of these functions.
  */
 #include <jansson.h>
 #include <stdbool.h>
@@ -24,7 +25,8 @@ json_t *checkpoints_query(struct daemon *d);
 
 /* Remove the checkpoint @name from the nodes that the array @nodes names (NULL:
  * from all nodes that have it).  After an error it is removed from none of
- * them.  -ENOENT; -EBUSY; -EPERM: an image is read-only. */
+ * them; only snapshots go one after the other, before that.  -ENOENT; -EBUSY:
+ * also if somebody has protected a snapshot; -EPERM: an image is read-only. */
 int checkpoint_delete(struct daemon *d, const char *name, const json_t *nodes,
                       struct error **errp);
 
@@ -35,9 +37,10 @@ char *checkpoint_names(struct node *n);
 /* Has @n the checkpoint @name?  One that cannot be used counts, too. */
 bool checkpoint_exists(struct node *n, const char *name);
 
-/* NULL: it can be told what has changed on @n since the checkpoint @name.
- * Otherwise a word for the reason why not ("no-checkpoint"). */
-const char *checkpoint_missing(struct daemon *d, struct node *n,
-                               const char *name);
+/* *why: NULL if it can be told what has changed on @n since the checkpoint
+ * @name; otherwise a word for the reason why not ("no-checkpoint").  *bitmap:
+ * it is a bitmap, and no snapshot.  -errno: the storage cannot be asked. */
+int checkpoint_missing(struct daemon *d, struct node *n, const char *name,
+                       const char **why, bool *bitmap, struct error **errp);
 
 #endif /* NBDELTA_SERVER_BACKUP_CHECKPOINT_H */

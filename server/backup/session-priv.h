@@ -10,6 +10,7 @@
 #include "backup/session.h"
 #include "nbd/export.h"
 #include "nbdelta/list.h"
+#include "nbdelta/thread.h"
 
 struct tls_policy;
 
@@ -34,6 +35,13 @@ struct pull_disk {
     struct bitmap *fresh;      /* the new checkpoint's, held; or NULL */
     bool has_fresh;
     bool told; /* that its point in time was lost */
+
+    /* Of a disk whose storage makes snapshots (stored.h). */
+    bool stored;
+    bool since_bitmap; /* `since` is a bitmap all the same */
+    bool taken;        /* the snapshot is there */
+    bool kept;         /* it has become the checkpoint */
+    char *snapshot;    /* its name while the backup goes on */
 };
 
 struct pull {
@@ -50,7 +58,8 @@ struct pull {
     char *server_id; /* of one that runs, if it has a name */
     bool own_server;
     bool discard;
-    bool ending;
+    bool beginning; /* the monitor lock is given up meanwhile; `ending`, too */
+    bool ending;    /* nobody finds it */
     unsigned count;
     struct pull_disk disks[];
 };
@@ -61,6 +70,8 @@ struct pulls {
     pthread_t thread;
     bool started;
     _Atomic bool stopping;
+
+    cond_t begun; /* no session is `beginning` any more */
 
     /* Monitor lock. */
     struct list sessions; /* oldest first */

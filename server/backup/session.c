@@ -26,6 +26,7 @@
 
 #include "backup/checkpoint.h"
 #include "backup/session-priv.h"
+#include "backup/stored.h"
 #include "daemon.h"
 #include "log/log.h"
 #include "nbd/export.h"
@@ -39,6 +40,7 @@
 #include "nbdelta/graph.h"
 #include "nbdelta/job.h"
 #include "nbdelta/point.h"
+#include "nbdelta/storage-snapshot.h"
 #include "net/tls-policy.h"
 #include "qmp/monitor.h"
 
@@ -54,6 +56,7 @@ static void session_free(struct pull *s)
         free(d->export_id);
         free(d->export);
         free(d->uri);
+        free(d->snapshot);
         export_rules_free(&d->rules);
     }
     list_remove(&s->link);
@@ -124,6 +127,7 @@ static struct pull *session_new(struct pulls *p, const struct pull_options *o)
     for (unsigned i = 0; r == 0 && i < o->count; i++) {
         struct node *n = point_source(p->daemon->graph, o->disks[i].node);
         s->disks[i].node = n;
+        s->disks[i].stored = storage_has_snapshots(n);
         r = name_disk(p, &s->disks[i]);
     }
     if (r < 0) {
@@ -145,7 +149,8 @@ static bool is_pending(const struct pulls *p, const struct node *n,
             continue;
         }
         for (unsigned i = 0; i < s->count; i++) {
-            if (s->disks[i].fresh && s->disks[i].node == n) {
+            const struct pull_disk *d = &s->disks[i];
+            if ((d->fresh || d->taken) && d->node == n) {
                 return true;
             }
         }
@@ -155,14 +160,20 @@ static bool is_pending(const struct pulls *p, const struct node *n,
 
 /* Decide whether it can be told what has changed since @since. */
 static int choose_mode(const struct pulls *p, struct pull_disk *d,
-                       const char *since)
+                       const char *since, struct error **errp)
 {
+    int r = 0;
+
     if (since) {
-        d->reason = is_pending(p, d->node, since)
-                        ? "checkpoint-pending"
-                        : checkpoint_missing(p->daemon, d->node, since);
+        d->reason = is_pending(p, d->node, since) ? "checkpoint-pending" : NULL;
+        r = d->reason ? 0
+                      : checkpoint_missing(p->daemon, d->node, since,
+                                           &d->reason, &d->since_bitmap, errp);
     }
-    return since && !d->reason ? copy_name(&d->since, since) : 0;
+    if (r == 0 && since && !d->reason && copy_name(&d->since, since) < 0) {
+        r = error_nomem(errp);
+    }
+    return r;
 }
 
 /* How many sessions have the disk?  Sessions that are ending count, too. */
@@ -239,8 +250,9 @@ static int check_disks(const struct pulls *p, struct pull *s,
             return r;
         }
         s->disks[i].whole = o->disks[i].whole;
-        if (choose_mode(p, &s->disks[i], o->disks[i].since) < 0) {
-            return error_nomem(errp);
+        r = choose_mode(p, &s->disks[i], o->disks[i].since, errp);
+        if (r < 0) {
+            return r;
         }
         tell_mode(&s->disks[i], o->disks[i].since);
         if (o->incremental && !s->disks[i].since) {
@@ -309,11 +321,16 @@ static int take_instant(struct pulls *p, struct pull *s,
             d->context = NULL;
             r = error_nomem(errp);
         }
-        r = r < 0 ? r : add_point(p, d, o, &actions, errp);
+        if (r == 0 && !d->stored) {
+            r = add_point(p, d, o, &actions, errp);
+        }
     }
     for (unsigned i = 0; r == 0 && s->checkpoint && i < s->count; i++) {
-        r = add_fresh(s, &s->disks[i], &actions, errp);
+        if (!s->disks[i].stored) {
+            r = add_fresh(s, &s->disks[i], &actions, errp);
+        }
     }
+    r = r < 0 ? r : stored_add(p, s, &actions, errp);
     if (r < 0) {
         actions_cancel(&actions);
     } else {
@@ -324,6 +341,9 @@ static int take_instant(struct pulls *p, struct pull *s,
             s->disks[i].point = NULL;
             s->disks[i].has_fresh = false;
         }
+    }
+    for (unsigned i = 0; r == 0 && i < s->count; i++) {
+        s->disks[i].taken = s->disks[i].stored;
     }
     return r;
 }
@@ -366,10 +386,16 @@ static void remove_fresh(struct pulls *p, struct pull *s)
     }
 }
 
+/* A snapshot goes when nobody reads it any more, and its disk is still there.
+ */
 static void end_points(struct pull *s)
 {
     for (unsigned i = 0; i < s->count; i++) {
-        point_end(s->disks[i].point); /* NULL is fine */
+        point_stop(s->disks[i].point); /* NULL is fine */
+    }
+    stored_drop(s);
+    for (unsigned i = 0; i < s->count; i++) {
+        point_end(s->disks[i].point);
         s->disks[i].point = NULL;
     }
 }
@@ -517,7 +543,8 @@ static uint64_t estimate(struct pulls *p, const struct pull_disk *d)
     struct bitmap *bm = d->context
                             ? bitmap_find(point_node(d->point), d->context)
                             : NULL;
-    uint64_t bytes = bm ? min_u64(bitmap_count(bm), node_size(d->node))
+    uint64_t size = node_size(point_node(d->point));
+    uint64_t bytes = bm ? min_u64(bitmap_count(bm), size)
                         : allocated(p->daemon->graph, d->node);
 
     bitmap_unref(bm);
@@ -536,8 +563,9 @@ json_t *pull_describe_disk(const struct pull_disk *d)
     }
     return json_pack("{s:s, s:s, s:s*, s:s*, s:I, s:I, s:s, s:s*}", "node",
                      d->name, "export", d->export, "uri", d->uri, "context",
-                     context, "size", (json_int_t)node_size(d->node),
-                     "estimate", (json_int_t)d->estimate, "mode",
+                     context, "size",
+                     (json_int_t)node_size(point_node(d->point)), "estimate",
+                     (json_int_t)d->estimate, "mode",
                      d->since ? "incremental" : "full", "reason", d->reason);
 }
 
@@ -573,6 +601,42 @@ static int export_all(struct pulls *p, struct pull *s,
     return r;
 }
 
+/* Whatever it takes, nobody else waits for it. */
+static int open_stored(struct pulls *p, struct pull *s,
+                       const struct pull_options *o, struct error **errp)
+{
+    mutex_t *lock = &p->daemon->jobs->lock;
+    bool any = false;
+
+    for (unsigned i = 0; i < s->count; i++) {
+        any |= s->disks[i].stored;
+    }
+    if (!any) {
+        return 0;
+    }
+    s->beginning = true;
+    s->ending = true;
+    list_append(&p->sessions, &s->link);
+    mutex_unlock(lock);
+    int r = stored_open(s, errp);
+    mutex_lock(lock);
+    list_remove(&s->link);
+    list_init(&s->link);
+    s->ending = false;
+    s->beginning = false;
+    cond_broadcast(&p->begun);
+    if (r == 0 && atomic_load(&p->stopping)) {
+        r = error_set(errp, ESHUTDOWN, "The daemon is about to end");
+    }
+    /* The server may be another one by now, or none. */
+    if (r == 0 && !s->own_server) {
+        server_unref(s->server);
+        s->server = server_find(p->daemon->servers, o->server, errp);
+        r = s->server ? pull_check_rules(s, errp) : -ENOENT;
+    }
+    return r;
+}
+
 static int begin_session(struct pulls *p, struct pull *s,
                          const struct pull_options *o, struct error **errp)
 {
@@ -580,11 +644,13 @@ static int begin_session(struct pulls *p, struct pull *s,
 
     if (r < 0 || (r = pull_gather_rules(p, s, o->authz, errp)) < 0 ||
         (r = choose_server(p, s, o, errp)) < 0 ||
+        (r = stored_prepare(p, s, errp)) < 0 ||
         (r = take_instant(p, s, o, errp)) < 0) {
         return r;
     }
     hold_fresh(p, s);
-    r = export_all(p, s, o, errp);
+    r = open_stored(p, s, o, errp);
+    r = r < 0 ? r : export_all(p, s, o, errp);
     if (r < 0) {
         remove_fresh(p, s);
         remove_exports(p, s);
@@ -623,12 +689,16 @@ static bool can_drop(const struct pulls *p, struct node *n, const char *name)
     return checkpoint_exists(n, name) && !is_pending(p, n, name);
 }
 
-static int check_success(const struct pulls *p, const struct pull *s,
+static int check_success(const struct pulls *p, struct pull *s,
                          const json_t *drop, struct error **errp)
 {
     size_t i;
     json_t *item;
+    int r = stored_check(s, errp);
 
+    if (r < 0) {
+        return r;
+    }
     for (unsigned k = 0; k < s->count; k++) {
         const char *why = point_lost_why(s->disks[k].point);
         if (why) {
@@ -810,8 +880,9 @@ int pulls_end(struct pulls *p, const char *id, bool success, const json_t *drop,
         return 0;
     }
     int r = check_success(p, s, drop, errp);
-    if (r == 0) {
-        r = persist_fresh(p, s, errp);
+    r = r < 0 ? r : stored_keep(s, errp);
+    if (r == 0 && (r = persist_fresh(p, s, errp)) < 0) {
+        stored_back(s);
     }
     if (r < 0) {
         return r;

@@ -219,8 +219,10 @@ struct pulls *pulls_new(struct daemon *d)
     }
     p->daemon = d;
     list_init(&p->sessions);
+    cond_init(&p->begun);
     p->wake = kick_new();
     if (p->wake < 0) {
+        cond_destroy(&p->begun);
         free(p);
         return NULL;
     }
@@ -237,6 +239,16 @@ static struct pull *first_open(const struct pulls *p)
     return NULL;
 }
 
+static bool is_beginning(const struct pulls *p)
+{
+    list_for_each (at, &p->sessions) {
+        if (pull_of(at)->beginning) {
+            return true;
+        }
+    }
+    return false;
+}
+
 void pulls_stop(struct pulls *p)
 {
     struct jobs *j = p->daemon->jobs;
@@ -250,6 +262,9 @@ void pulls_stop(struct pulls *p)
         thread_join(p->thread);
     }
     mutex_lock(&j->lock);
+    while (is_beginning(p)) {
+        cond_wait(&p->begun, &j->lock);
+    }
     struct pull *s;
     while ((s = first_open(p))) { /* each time anew: the lock is given up */
         pull_fail(p, s, "shutdown");
@@ -261,6 +276,7 @@ void pulls_free(struct pulls *p)
 {
     if (p) {
         (void)close(p->wake);
+        cond_destroy(&p->begun);
         free(p);
     }
 }

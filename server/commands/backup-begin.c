@@ -234,7 +234,7 @@ static const struct qmp_arg delete_args[] = {
 static const struct qmp_arg begun_disk[] = {DISK_MEMBERS, QMP_LAST};
 
 /* What point_query() tells. */
-static const char *const where_words[] = {"memory", "file", NULL};
+static const char *const where_words[] = {"memory", "file", "storage", NULL};
 static const struct qmp_arg usage_members[] = {
     QMP_ARG("bytes", SIZE),
     QMP_OPT("quota", SIZE),
@@ -251,8 +251,9 @@ static const struct qmp_arg queried_disk[] = {
     QMP_ARG("pulled", SIZE),
     QMP_ARG("discarded", SIZE),
     QMP_ARG("left", SIZE),
+    QMP_OPT("snapshot", STR),
     QMP_OPT("lost", STR),
-    QMP_ARG("delay", OBJECT, .members = qmp_delay_members),
+    QMP_OPT("delay", OBJECT, .members = qmp_delay_members),
     QMP_LAST,
 };
 
@@ -282,8 +283,10 @@ static const struct qmp_arg queried_type = QMP_ARG("", OBJECTS,
 static const struct qmp_arg checkpoint_disk[] = {
     QMP_ARG("node", STR),
     QMP_ARG("devices", STRS),
-    QMP_ARG("granularity", INT),
-    QMP_ARG("count", INT),
+    QMP_OPT("granularity", INT),
+    QMP_OPT("count", INT),
+    QMP_OPT("snapshot", STR),
+    QMP_OPT("snapshot-id", INT),
     QMP_ARG("persistent", BOOL),
     QMP_ARG("busy", BOOL),
     QMP_ARG("inconsistent", BOOL),

@@ -23,6 +23,7 @@
  */
 #include <jansson.h>
 
+#include "nbdelta/storage-snapshot.h"
 #include "nbdelta/types.h"
 
 struct action;
@@ -69,22 +70,61 @@ struct node *point_source(struct graph *g, struct node *n);
 int point_action(struct graph *g, const struct point_options *o,
                  struct point **pp, struct action **ap, struct error **errp);
 
+/*
+ * A point that is a snapshot of the storage (storage-snapshot.h) instead: it
+ * costs guests nothing, and needs no scratch.  Three steps:
+ *
+ *   point_stored_action   with the others: takes the bits of `bitmap`
+ *   storage_take_action   the same: makes the snapshot
+ *   point_stored_open     afterwards: opens it, and finds out what differs
+ *
+ * The snapshot is the caller's to name and to remove, after point_end().
+ */
+struct point_stored_options {
+    struct node *node;
+    const char *snapshot; /* its name */
+    const char *since;    /* a snapshot: `context` has what differs from it */
+    const char *bitmap;   /* or a bitmap: `context` has what it has; or NULL */
+    const char *context;  /* as in point_options */
+};
+
+/* As point_action().  The strings are copied. */
+int point_stored_action(struct graph *g, const struct point_stored_options *o,
+                        struct point **pp, struct action **ap,
+                        struct error **errp);
+
+/* Blocks for as long as a diff takes; call it with no lock, neither the
+ * monitor lock.  After an error there is nothing but point_end().  *how: see
+ * storage_diff(), of `since`. */
+int point_stored_open(struct point *p, enum storage_diff_how *how,
+                      struct error **errp);
+
+/* Ask whether the snapshot of @p is still there.  If not, the point is lost
+ * ("snapshot-removed"), and what was read may be wrong; that is 0, too, as for
+ * other points.  -errno: it cannot be asked. */
+int point_check(struct point *p, struct error **errp);
+
 /* The node by which the point is read; it has the size that the source had.
  * Discards give up blocks; all writes fail.  It lives until point_end(). */
 struct node *point_node(const struct point *p);
 
 /* NULL: it is whole; else why it was lost: "quota" (or keep_free), "no-space",
- * "timeout", "read-error" (of the node), "scratch-error". */
+ * "timeout", "read-error" (of the node), "scratch-error", "snapshot-removed"
+ * (see point_check()). */
 const char *point_lost_why(const struct point *p);
 
 /*
  * A new reference to {"scratch": {"bytes", "quota"?, "keep-free"?, "where":
- * "memory"|"file"}, "copied", "pulled", "discarded", "left": bytes,
+ * "memory"|"file"|"storage"}, "copied", "pulled", "discarded", "left": bytes,
  * "lost": why?, "delay": {"boundaries", "bins", "max-ns", "total-ns"}}.
  * "delay" is a histogram of guests' writes that had to wait for a copy, in the
  * form of query-blockstats, in nanoseconds.
  */
 json_t *point_query(const struct point *p);
+
+/* Users of point_node() get -EIO from now on; point_end() follows.  Drains.
+ * NULL is fine. */
+void point_stop(struct point *p);
 
 /* End @p and free it.  A job or an export that still uses point_node() gets
  * -EIO.  Drains, so it blocks.  Hold the monitor lock, if there is one.  NULL

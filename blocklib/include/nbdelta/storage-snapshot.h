@@ -35,6 +35,10 @@ struct action;
  * encrypted by librbd, and for a raw node that shows all of one. */
 bool storage_has_snapshots(const struct node *n);
 
+/* Is there a node above that shows all of @n, as raw does?  Takes the control
+ * lock. */
+bool storage_is_shown(struct graph *g, const struct node *n);
+
 /* --- Making and removing --- */
 
 struct storage_ref {
@@ -103,7 +107,9 @@ int storage_owner_lives(struct node *n, const char *text, struct error **errp);
 
 /* --- Reading --- */
 
-/* Open a node that reads the snapshot.  It belongs to the graph, as one of
+/* Open a node that reads the snapshot.  When somebody removes that, reads may
+ * give zeroes for a moment before they fail: what was read is true if the
+ * snapshot's id is in the list still.  It belongs to the graph, as one of
  * graph_open() does, and has a generated name.  Not under the control lock.
  * Errors are those of graph_open(). */
 int storage_view(struct graph *g, struct node *n, const char *name,
