@@ -101,15 +101,18 @@ static void *open_thread(void *arg)
 static bool wait_for_end(struct opening *o, bool (*stop)(void *opaque),
                          void *opaque)
 {
-    unsigned waited = 0;
+    bool ended = false;
 
-    mutex_lock(&o->lock);
-    while (!o->ended && waited < OPEN_MS && !stop(opaque)) {
-        (void)cond_wait_ms(&o->ended_cond, &o->lock, LOOK_MS);
-        waited += LOOK_MS;
+    for (unsigned waited = 0;
+         !ended && waited < OPEN_MS && !stop(opaque); /* that takes a lock */
+         waited += LOOK_MS) {
+        mutex_lock(&o->lock);
+        if (!o->ended) {
+            (void)cond_wait_ms(&o->ended_cond, &o->lock, LOOK_MS);
+        }
+        ended = o->ended;
+        mutex_unlock(&o->lock);
     }
-    bool ended = o->ended;
-    mutex_unlock(&o->lock);
     return ended;
 }
 
