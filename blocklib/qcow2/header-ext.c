@@ -98,16 +98,23 @@ static void put_values(struct head *h, uint64_t at,
     store_be64(h->bytes + at + 16, x->dir_offset);
 }
 
-/* The backing file's name is behind the extensions: make room before it. */
-static int move_name(struct head *h, uint64_t needed)
+/* The backing file's name is behind the extensions.  Where can it go, to make
+ * room before it?  0: nowhere. */
+static uint64_t place_for_name(const struct head *h, uint64_t needed)
 {
     uint64_t name = load_be64(h->bytes + 8);
     uint64_t len = load_be32(h->bytes + 16);
     uint64_t to = align_up(max_u64(needed, name + len), 8);
 
-    if (name == 0 || name != h->limit || to + len > h->s->cluster_size) {
-        return -ENOSPC;
-    }
+    return name == 0 || name != h->limit || to + len > h->s->cluster_size ? 0
+                                                                          : to;
+}
+
+static int move_name(struct head *h, uint64_t to)
+{
+    uint64_t name = load_be64(h->bytes + 8);
+    uint64_t len = load_be32(h->bytes + 16);
+
     memcpy(h->bytes + to, h->bytes + name, len);
     int r = write_head(h, to, len);
     if (r == 0) {
@@ -118,18 +125,24 @@ static int move_name(struct head *h, uint64_t needed)
     return r;
 }
 
+/* Bytes of the names of features, if the extension has room there. */
+static uint64_t room_of_names(const struct head *h)
+{
+    uint64_t at = h->names;
+    uint64_t len = at ? align_up(load_be32(h->bytes + at + 4), 8) : 0;
+
+    return len < EXT_SIZE + 8 || !in_one_sector(at, 8 + EXT_SIZE + 8) ? 0 : len;
+}
+
 /* Put the extension, and what says nothing, in place of the names of features,
  * which nobody needs.  That changes the beginning of the names only, in one
  * sector, so it happens at once. */
 static int replace_names(struct head *h, const struct qcow2_bitmaps_ext *x)
 {
     uint64_t at = h->names;
-    uint64_t len = at ? align_up(load_be32(h->bytes + at + 4), 8) : 0;
+    uint64_t len = room_of_names(h);
     uint64_t rest = at + 8 + EXT_SIZE;
 
-    if (len < EXT_SIZE + 8 || !in_one_sector(at, 8 + EXT_SIZE + 8)) {
-        return -ENOSPC;
-    }
     store_be32(h->bytes + at, QCOW2_EXT_BITMAPS);
     store_be32(h->bytes + at + 4, EXT_SIZE);
     put_values(h, at + 8, x);
@@ -153,13 +166,22 @@ static bool in_first_sector(uint64_t at)
     return at != 0 && at + EXT_SIZE <= SECTOR;
 }
 
-/* -ENOSPC: there is no room in the first sector. */
+static bool can_reuse_first(const struct head *h)
+{
+    return h->reuse && in_first_sector(h->reuse + 8);
+}
+
+/* Is there room in the first sector?  Storage says -ENOSPC for other reasons,
+ * so that is asked before anything is written. */
+static bool can_put_first(const struct head *h)
+{
+    return can_reuse_first(h) ||
+           (room_of_names(h) > 0 && in_first_sector(h->names + 8 + 8));
+}
+
 static int put_first(struct head *h, const struct qcow2_bitmaps_ext *x)
 {
-    if (h->reuse && in_first_sector(h->reuse + 8)) {
-        return reuse_dropped(h, x);
-    }
-    return in_first_sector(h->names + 8 + 8) ? replace_names(h, x) : -ENOSPC;
+    return can_reuse_first(h) ? reuse_dropped(h, x) : replace_names(h, x);
 }
 
 /* Append the extension.  A filler that says nothing comes before it where that
@@ -176,9 +198,13 @@ static int append_extension(struct head *h, const struct qcow2_bitmaps_ext *x)
         data = align_up(data, SECTOR) + 8;
     }
     if (data + EXT_SIZE + 8 > h->limit) {
-        int r = move_name(h, data + EXT_SIZE + 8);
+        uint64_t to = place_for_name(h, data + EXT_SIZE + 8);
+        if (to == 0) {
+            return room_of_names(h) > 0 ? replace_names(h, x) : -ENOSPC;
+        }
+        int r = move_name(h, to);
         if (r < 0) {
-            return r == -ENOSPC ? replace_names(h, x) : r;
+            return r;
         }
     }
     memset(h->bytes + at + 8, 0, data + EXT_SIZE + 8 - (at + 8));
@@ -278,13 +304,10 @@ static int change_extension(struct head *h, const struct qcow2_bitmaps_ext *x,
     bool fresh = !old || !in_one_sector(old, EXT_SIZE);
     bool same = valid && old; /* as before, at another place */
     const struct qcow2_bitmaps_ext *now = same ? &h->s->bitmaps.ext : x;
-    bool moved = to && !in_first_sector(old);
+    bool moved = to && !in_first_sector(old) && can_put_first(h);
     if (moved) {
         r = put_first(h, now);
-        moved = r != -ENOSPC;
-        r = moved ? r : 0;
-    }
-    if (fresh && !moved) {
+    } else if (fresh) {
         r = append_extension(h, now);
     }
     if (r == 0 && old && (fresh || moved)) {

@@ -389,19 +389,30 @@ struct entry {
     uint64_t at;
 };
 
-static struct entry find_entry(const unsigned char *disk, const char *name)
+/* The next extension of that kind from @at on, or 0. */
+static uint64_t find_extension(const unsigned char *disk, uint64_t at,
+                               uint32_t kind)
 {
-    uint64_t at = load_be32(disk + 100);
-
-    if (!(load_be64(disk + 88) & 1)) {
-        return (struct entry){0};
-    }
-    while (load_be32(disk + at) != 0x23852875) {
-        if (load_be32(disk + at) == 0) {
-            return (struct entry){0};
+    while (load_be32(disk + at) != kind) {
+        if (load_be32(disk + at) == QCOW2_EXT_END) {
+            return 0;
         }
         at += 8 + align_up(load_be32(disk + at + 4), 8);
     }
+    return at;
+}
+
+/* Of several that say the same, any one. */
+static struct entry find_entry(const unsigned char *disk, const char *name)
+{
+    uint64_t at = find_extension(disk, load_be32(disk + 100),
+                                 QCOW2_EXT_BITMAPS);
+    uint64_t other = at ? find_extension(disk, at + 32, QCOW2_EXT_BITMAPS) : 0;
+
+    if (at == 0 || !(load_be64(disk + 88) & 1)) {
+        return (struct entry){0};
+    }
+    ck_assert(other == 0 || memcmp(disk + at, disk + other, 32) == 0);
     uint32_t count = load_be32(disk + at + 8);
     uint64_t entry = load_be64(disk + at + 24);
     for (uint32_t i = 0; i < count; i++) {
@@ -465,13 +476,17 @@ static const char *judge(const unsigned char *disk, unsigned name, bool closed)
 
 enum end { KILL, CUT, CLOSE, ENDS };
 
+/* In larger clusters the extension that leads to bitmaps is behind the names of
+ * features, and so behind the first sector. */
+static const char *layout = "{\"size\": 50331648, \"cluster_size\": 512}";
+
 static void set_up(struct world *w)
 {
     memset(models, 0, sizeof(models));
     disk_size = 48 * SLOT;
     w->g = graph_new();
     rec.garbage = false;
-    (void)load_new_image("{\"size\": 50331648, \"cluster_size\": 512}");
+    (void)load_new_image(layout);
     memset(&storage, 0, sizeof(storage));
     storage.durable = malloc(DISK_MAX);
     memcpy(storage.durable, rec.disk, DISK_MAX);
@@ -623,6 +638,26 @@ START_TEST(what_fails_loses_no_bit)
 }
 END_TEST
 
+/* Without room the storage fails a flush, while the first sector has room. */
+START_TEST(a_full_storage_is_no_full_sector)
+{
+    static const struct failure full = {FLUSHES, false, ENOSPC, false};
+    static const struct op resizes[] = {{"grow", op_grow},
+                                        {"shrink", op_shrink}};
+
+    layout = "{\"size\": 50331648, \"cluster_size\": 4096}";
+    rec.fua = _i / 2;
+    for (unsigned k = 1, hit = 1; hit; k++) {
+        hit = 0;
+        for (enum end end = KILL; end < ENDS; end++) {
+            seed = 1000 * k + end + 1;
+            hit |= try_one(&resizes[_i % 2], &full, k, end, true);
+        }
+        ck_assert_uint_lt(k, 200);
+    }
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("bitmap-faults");
@@ -630,6 +665,10 @@ int main(void)
 
     tcase_set_timeout(tc, 600);
     tcase_add_loop_test(tc, what_fails_loses_no_bit, 0, (int)(OPS + OPS_FUA));
+    suite_add_tcase(s, tc);
+    tc = tcase_create("full");
+    tcase_set_timeout(tc, 600);
+    tcase_add_loop_test(tc, a_full_storage_is_no_full_sector, 0, 4);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);
