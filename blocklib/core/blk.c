@@ -467,7 +467,7 @@ json_t *blk_query_stats(struct blk *b)
 
 static int do_flush_ahead(const struct request *q)
 {
-    return node_flush(q->node);
+    return node_flush_ahead(q->node, node_flush, NULL);
 }
 
 /* Flush what guests have written, so that flushes are short while they are held

@@ -56,6 +56,16 @@ int node_flush_since(struct node *n, uint64_t since);
  * flush of @n would tell? */
 bool node_flush_has_failed(const struct node *n, uint64_t since);
 
+/*
+ * Before guests are held up for something that flushes: flush, with @flush,
+ * until a flush is short, or is no shorter for the ones before it.  What a
+ * guest writes during one is left for the next.  In a request; blocks for up to
+ * four times as long as one flush does.  *began: when the last one began that
+ * has succeeded; NULL is fine.  -errno: the first one that has failed.
+ */
+int node_flush_ahead(struct node *n, int (*flush)(struct node *n),
+                     uint64_t *began);
+
 /* Does a write with REQ_FUA make durable what it writes, and nothing else?
  * Where it does not it is a flush. */
 bool node_has_fua(const struct node *n);

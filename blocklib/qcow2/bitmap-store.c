@@ -27,6 +27,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/flush.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "qcow2/alloc.h"
@@ -564,8 +565,7 @@ int qcow2_store_bitmaps(struct node *n, struct error **errp)
 int qcow2_store_ahead(struct node *n, bool more)
 {
     struct qcow2 *s = n->state;
-
-    uint64_t begin = now_ns();
+    uint64_t begin = 0;
 
     atomic_fetch_add(&s->bitmaps.ahead, 1);
     if (!more && s->bitmaps.ext.count == 0) {
@@ -574,7 +574,7 @@ int qcow2_store_ahead(struct node *n, bool more)
     if (more) {
         qcow2_reserve_take(s);
     }
-    int r = qcow2_flush(n);
+    int r = node_flush_ahead(n, qcow2_flush, &begin);
     if (r == 0) {
         atomic_store(&s->bitmaps.ahead_ns, begin);
         qcow2_reserve_flushed(s);
