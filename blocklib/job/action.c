@@ -46,7 +46,7 @@ static int act_all(struct list *list, struct error **errp)
 
 struct task {
     struct node *n;
-    bool more; /* the node will have one more bitmap to store */
+    enum action_bitmaps what;
     int r;
     struct error *err;
 };
@@ -101,7 +101,9 @@ static void merge_tasks(struct crew *c)
     qsort(c->tasks, c->count, sizeof(*c->tasks), by_node);
     for (size_t i = 0; i < c->count; i++) {
         if (kept > 0 && c->tasks[kept - 1].n == c->tasks[i].n) {
-            c->tasks[kept - 1].more |= c->tasks[i].more;
+            if (c->tasks[kept - 1].what < c->tasks[i].what) {
+                c->tasks[kept - 1].what = c->tasks[i].what;
+            }
         } else {
             c->tasks[kept++] = c->tasks[i];
         }
@@ -123,11 +125,11 @@ static int gather(struct crew *c, struct list *list)
     }
     list_for_each (at, list) {
         struct action *a = action_of(at);
-        bool more = false;
-        struct node *n = a->ops->changes ? a->ops->changes(a, &more) : NULL;
+        enum action_bitmaps what = ACTION_OTHER_BITS;
+        struct node *n = a->ops->changes ? a->ops->changes(a, &what) : NULL;
 
         if (n) {
-            c->tasks[c->count++] = (struct task){.n = n, .more = more};
+            c->tasks[c->count++] = (struct task){.n = n, .what = what};
         }
     }
     merge_tasks(c);
@@ -136,7 +138,10 @@ static int gather(struct crew *c, struct list *list)
 
 static void store_ahead(struct task *t)
 {
-    t->r = bitmap_store_ahead(t->n, t->more, &t->err);
+    t->r = t->what == ACTION_FEWER_BITS
+               ? 0 /* nothing is stored in the section */
+               : bitmap_store_ahead(t->n, t->what == ACTION_MORE_BITMAPS,
+                                    &t->err);
 }
 
 /* The error of the first task that has failed.  Frees the tasks. */

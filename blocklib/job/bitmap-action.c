@@ -92,11 +92,11 @@ static struct change *change_new(struct bitmap_ref ref,
     return c;
 }
 
-static struct node *changes(struct action *a, bool *more)
+static struct node *changes(struct action *a, enum action_bitmaps *what)
 {
     const struct change *c = change_of(a);
 
-    *more = c->persistent;
+    *what = c->persistent ? ACTION_MORE_BITMAPS : ACTION_OTHER_BITS;
     return c->ref.node;
 }
 
@@ -322,8 +322,14 @@ static void swap_bits(struct change *c, struct hbitmap *bits)
     c->was_rewrite = c->bm->rewrite;
     c->stored = c->bm->stored;
     c->spare = bitmap_swap_bits(c->bm, bits);
-    c->bm->rewrite = true;
     note_bitmap_change(c);
+}
+
+/* Guests wait for no write: the image may have more bits than memory. */
+static struct node *clear_changes(struct action *a, enum action_bitmaps *what)
+{
+    *what = ACTION_FEWER_BITS;
+    return change_of(a)->ref.node;
 }
 
 static int clear_act(struct action *a, struct error **errp)
@@ -353,7 +359,7 @@ static const struct action_ops clear_ops = {
     .drain = drain,
     .act = clear_act,
     .undo = bits_undo,
-    .changes = changes,
+    .changes = clear_changes,
     .free = change_free,
 };
 
@@ -504,6 +510,7 @@ static int merge_act(struct action *a, struct error **errp)
         return r;
     }
     swap_bits(c, bits);
+    c->bm->rewrite = true;
     return 0;
 }
 

@@ -130,9 +130,9 @@ static void fetched_undo(struct action *a)
     bitmap_drop(b->bm);
 }
 
-static struct node *fetched_changes(struct action *a, bool *more)
+static struct node *fetched_changes(struct action *a, enum action_bitmaps *what)
 {
-    *more = true;
+    *what = ACTION_MORE_BITMAPS;
     return fetched_of(a)->fetch->node;
 }
 

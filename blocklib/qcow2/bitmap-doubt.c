@@ -109,22 +109,35 @@ static void wrote_entry(struct qcow2 *s, struct qcow2_bitmap *qb,
     s->bitmaps.entries_written = true;
 }
 
+/* They are one write, of a sector at most. */
+static int put_entries(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t first,
+                       unsigned count, uint64_t entry)
+    REQUIRES(s->bitmaps.arm_lock)
+{
+    unsigned char be[QCOW2_ENTRIES_MAX * 8];
+    uint64_t at = qb->table_offset + first * 8;
+    bool through = s->bitmaps.through;
+
+    for (unsigned i = 0; i < count; i++) {
+        store_be64(be + i * 8UL, entry);
+    }
+    int r = through ? qcow2_write_through(s, be, count * 8UL, at)
+                    : node_pwrite(s->file, be, count * 8UL, at, 0);
+    for (uint64_t i = first; i < first + count; i++) {
+        wrote_entry(s, qb, i, r);
+        if (r == 0 && through) {
+            bitmap_word_clear(qb->unflushed, i);
+            bitmap_word_clear(qb->doubt, i);
+        }
+    }
+    return r;
+}
+
 int qcow2_put_entry(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
                     uint64_t entry)
 {
-    unsigned char be[8];
+    int r = put_entries(s, qb, slice, 1, entry);
 
-    uint64_t at = qb->table_offset + slice * 8;
-    bool through = s->bitmaps.through;
-
-    store_be64(be, entry);
-    int r = through ? qcow2_write_through(s, be, sizeof(be), at)
-                    : node_pwrite(s->file, be, sizeof(be), at, 0);
-    wrote_entry(s, qb, slice, r);
-    if (r == 0 && through) {
-        bitmap_word_clear(qb->unflushed, slice);
-        bitmap_word_clear(qb->doubt, slice);
-    }
     if (r == 0) {
         qb->table[slice] = entry;
     }
@@ -150,6 +163,18 @@ int qcow2_put_ones(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice)
     int r = qcow2_put_entry(s, qb, slice, QCOW2_BITMAP_ONES);
     if (r == 0) {
         forget_cluster(s, old);
+    }
+    return r;
+}
+
+int qcow2_put_zeroes(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t first,
+                     unsigned count)
+{
+    int r = put_entries(s, qb, first, count, QCOW2_BITMAP_ZEROES);
+
+    for (uint64_t i = first; r == 0 && i < first + count; i++) {
+        forget_cluster(s, qb->table[i]);
+        qb->table[i] = QCOW2_BITMAP_ZEROES;
     }
     return r;
 }

@@ -59,7 +59,7 @@ void qcow2_mark_stale(struct qcow2_bitmap *qb, uint64_t slice)
     bitmap_word_set(qb->stale, slice);
 }
 
-static void mark_exact(struct qcow2_bitmap *qb, uint64_t slice)
+void qcow2_mark_exact(struct qcow2_bitmap *qb, uint64_t slice)
 {
     bitmap_word_clear(qb->stale, slice);
     bitmap_word_clear(qb->loose, slice);
@@ -244,7 +244,7 @@ static int settle_slice(struct sink *k, uint32_t slice)
 
     if (r == 0) {
         k->table[slice] = host;
-        mark_exact(k->qb, slice);
+        qcow2_mark_exact(k->qb, slice);
         r = in_part ? write_armed(k->s, k->qb, slice, host)
                     : hold_slice(k, slice, host);
     } else {
@@ -272,7 +272,7 @@ static void settle_plain(struct sink *k, uint32_t count)
             k->to_come += !is_cluster(k->old[i]);
         } else {
             k->table[i] = entry;
-            mark_exact(k->qb, i);
+            qcow2_mark_exact(k->qb, i);
         }
     }
 }

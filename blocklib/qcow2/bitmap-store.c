@@ -582,12 +582,13 @@ int qcow2_store_ahead(struct node *n, bool more)
     return r;
 }
 
-/* Only a flush writes that the old directory, and what is left of the reserve,
- * is free. */
+/* Bits that went go from the image.  And only a flush writes that the old
+ * directory, and what is left of the reserve, is free. */
 int qcow2_store_behind(struct node *n)
 {
     struct qcow2 *s = n->state;
 
+    qcow2_bitmaps_relax(s);
     mutex_lock(&s->bitmaps.arm_lock);
     bool behind = s->bitmaps.behind || s->bitmaps.reserve.bytes > 0;
     qcow2_reserve_drop(s); /* if nothing was stored in the end */

@@ -3,7 +3,8 @@
  * Tightening: exact bits over the ones of armed regions that have been quiet.
  * bitmap-arm.c numbers what has to hold.
  *
- *   slice with a cluster   regions that lie together, with one write
+ *   slice with a cluster   regions that lie together, with one write; also
+ *                          those that are not armed, if it is loose
  *   slice of "all ones"    disarm -- lock free: exact bits into a new cluster,
  *                          flush -- no region armed meanwhile? hook it up
  *
@@ -37,19 +38,13 @@ struct tightener {
     bool stop; /* guarded by lock */
 };
 
-/* One look at all that is armed. */
-struct look {
-    struct qcow2 *s;
-    unsigned ahead; /* bitmaps.ahead when it began */
-};
-
-static bool must_end(const struct look *k)
+bool qcow2_look_ends(const struct qcow2_look *k)
 {
     return node_is_draining(k->s->node) ||
            atomic_load(&k->s->bitmaps.ahead) != k->ahead;
 }
 
-static void take_arm_lock(struct qcow2 *s) ACQUIRES(s->bitmaps.arm_lock)
+void qcow2_take_arm_lock(struct qcow2 *s)
 {
     const struct timespec pause = {0, PAUSE_NS};
 
@@ -71,7 +66,7 @@ static bool is_full(const struct qcow2_bitmap *qb, uint64_t region)
            dirty;
 }
 
-static void disarm(struct qcow2_bitmap *qb, struct qcow2_regions r)
+void qcow2_disarm(struct qcow2_bitmap *qb, struct qcow2_regions r)
 {
     for (uint64_t w = r.first / 64; w * 64 < r.end; w++) {
         atomic_fetch_and(&qb->armed[w], ~bitmap_word_mask(w, r.first, r.end));
@@ -86,6 +81,14 @@ static bool any_full(const struct qcow2_bitmap *qb, struct qcow2_regions r)
         }
     }
     return false;
+}
+
+/* The regions in a word of marks that are not armed. */
+static uint64_t unarmed_regions(const struct qcow2_bitmap *qb, uint64_t word,
+                                struct qcow2_regions r)
+{
+    return ~atomic_load(&qb->armed[word]) &
+           bitmap_word_mask(word, r.first, r.end);
 }
 
 /* The regions in a word of marks that are armed and quiet.  Looking clears the
@@ -108,7 +111,7 @@ static uint64_t quiet_regions(struct qcow2_bitmap *qb, uint64_t word,
 static int write_exact(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
                        struct qcow2_regions r) REQUIRES(s->bitmaps.arm_lock)
 {
-    disarm(qb, r);
+    qcow2_disarm(qb, r);
     int ret = qcow2_write_exact(s, qb, slice, qb->table[slice], r);
     if (ret < 0) { /* some of them may have ones still */
         qcow2_mark_stale(qb, slice);
@@ -116,18 +119,21 @@ static int write_exact(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
     return ret;
 }
 
-/* Write exact bits for the quiet ones of some regions that have less than
- * WRITE_MAX bytes, or are one word of marks. */
-static int tighten_regions(struct qcow2 *s, struct qcow2_bitmap *qb,
-                           uint64_t slice, struct qcow2_regions part)
+/* Write exact bits for the quiet ones of some regions, and if the slice is
+ * @loose for all that are not armed.  The regions have less than WRITE_MAX
+ * bytes, or are one word of marks. */
+static int tighten_regions(struct qcow2 *s, const struct qcow2_look *k,
+                           struct qcow2_bitmap *qb, uint64_t slice, bool loose,
+                           struct qcow2_regions part)
     REQUIRES(s->bitmaps.arm_lock)
 {
     struct qcow2_regions run = {part.first, part.first};
     int r = 0;
 
     for (uint64_t w = part.first / 64; w * 64 < part.end && r == 0; w++) {
-        uint64_t quiet = quiet_regions(qb, w, part);
+        uint64_t quiet = k->quiet ? quiet_regions(qb, w, part) : 0;
 
+        quiet |= loose ? unarmed_regions(qb, w, part) : 0;
         for (; quiet && r == 0; quiet &= quiet - 1) {
             uint64_t i = w * 64 + (uint64_t)__builtin_ctzll(quiet);
 
@@ -149,24 +155,29 @@ static bool has_cluster(const struct qcow2_bitmap *qb, uint64_t slice)
     return !atomic_load(&qb->voided) && qb->table[slice] > QCOW2_BITMAP_ONES;
 }
 
-static int tighten_cluster(const struct look *k, struct qcow2_bitmap *qb,
-                           uint64_t slice)
+/* A loose slice is not loose any more when each of its regions is armed, or has
+ * exact bits. */
+static int tighten_cluster(const struct qcow2_look *k, struct qcow2_bitmap *qb,
+                           uint64_t slice, bool loose)
 {
     struct qcow2 *s = k->s;
     const struct qcow2_regions all = qcow2_regions_of(s, qb, slice);
     unsigned shift = qb->region_bits - qb->granularity_bits;
     uint64_t step = max_u64(WRITE_MAX * 8 >> shift, 64);
+    struct qcow2_regions part = all;
     int r = 0;
 
-    for (struct qcow2_regions part = all;
-         part.first < all.end && r == 0 && !must_end(k);
+    for (; part.first < all.end && r == 0 && !qcow2_look_ends(k);
          part.first = part.end) {
         part.end = min_u64(align_down(part.first, step) + step, all.end);
-        take_arm_lock(s);
+        qcow2_take_arm_lock(s);
         if (has_cluster(qb, slice)) {
-            r = tighten_regions(s, qb, slice, part);
+            r = tighten_regions(s, k, qb, slice, loose, part);
         }
         mutex_unlock(&s->bitmaps.arm_lock);
+    }
+    if (loose && part.first < all.end) { /* a failure has left it so, too */
+        qcow2_mark_stale(qb, slice);
     }
     return r;
 }
@@ -194,10 +205,10 @@ static bool is_quiet(struct qcow2_bitmap *qb, struct qcow2_regions all)
 static bool disarm_ones(struct qcow2 *s, struct qcow2_bitmap *qb,
                         uint64_t slice)
 {
-    take_arm_lock(s);
+    qcow2_take_arm_lock(s);
     bool ones = is_ones(qb, slice);
     if (ones) {
-        disarm(qb, qcow2_regions_of(s, qb, slice));
+        qcow2_disarm(qb, qcow2_regions_of(s, qb, slice));
     }
     mutex_unlock(&s->bitmaps.arm_lock);
     return ones;
@@ -210,7 +221,7 @@ static int replace_ones(struct qcow2 *s, struct qcow2_bitmap *qb,
 {
     int r = 0;
 
-    take_arm_lock(s);
+    qcow2_take_arm_lock(s);
     if (is_ones(qb, slice) &&
         !qcow2_any_armed(qb, qcow2_regions_of(s, qb, slice))) {
         bool through = qcow2_entries_begin(s, true);
@@ -250,73 +261,123 @@ static int tighten_ones(struct qcow2 *s, struct qcow2_bitmap *qb,
 
 /* --- All --- */
 
+/* The mark stays until it is done: nobody else shall go on before that. */
 int qcow2_bitmaps_sync(struct qcow2 *s)
 {
-    if (!atomic_exchange(&s->bitmaps.relaxed, false)) {
-        return 0;
-    }
-    int r = qcow2_flush(s->node);
-    if (r < 0) {
-        atomic_store(&s->bitmaps.relaxed, true);
+    int r = atomic_load(&s->bitmaps.relaxed) ? qcow2_flush(s->node) : 0;
+
+    if (r == 0) {
+        atomic_store(&s->bitmaps.relaxed, false);
     }
     return r;
 }
 
-static int tighten_slice(const struct look *k, struct qcow2_bitmap *qb,
+static int tighten_slice(const struct qcow2_look *k, struct qcow2_bitmap *qb,
                          uint64_t slice)
 {
     struct qcow2 *s = k->s;
 
-    take_arm_lock(s);
+    qcow2_take_arm_lock(s);
     bool cluster = has_cluster(qb, slice);
     bool ones = is_ones(qb, slice);
+    bool loose = cluster && bitmap_word_get(qb->loose, slice);
+    if (loose) { /* what fails from now on makes it so again */
+        bitmap_word_clear(qb->loose, slice);
+    }
     mutex_unlock(&s->bitmaps.arm_lock);
-    return cluster ? tighten_cluster(k, qb, slice)
-           : ones  ? tighten_ones(s, qb, slice)
-                   : 0;
+    return cluster && (loose || k->quiet) ? tighten_cluster(k, qb, slice, loose)
+           : ones && k->quiet             ? tighten_ones(s, qb, slice)
+                                          : 0;
 }
 
 /* What is left when the look must end comes with the next one. */
-static int tighten(const struct look *k, struct qcow2_bitmap *qb)
+static int tighten(const struct qcow2_look *k, struct qcow2_bitmap *qb)
 {
-    int r = 0;
+    int r = qcow2_empty_slices(k, qb);
 
-    for (uint64_t i = 0; i < qb->table_size && r == 0 && !must_end(k); i++) {
+    for (uint64_t i = 0; i < qb->table_size && r == 0 && !qcow2_look_ends(k);
+         i++) {
         if (bitmap_word_get(qb->stale, i)) {
             r = tighten_slice(k, qb, i);
         }
     }
-    mutex_lock(&k->s->bitmaps.arm_lock);
-    qb->width -= qb->width > 0;
-    mutex_unlock(&k->s->bitmaps.arm_lock);
     return r;
 }
 
-int qcow2_bitmaps_tighten(struct qcow2 *s)
+static void narrow(struct qcow2 *s, struct qcow2_bitmap *qb)
 {
-    const struct look k = {s, atomic_load(&s->bitmaps.ahead)};
-    /* Do not wait for a drain: it may be about to close the image. */
-    struct tree *t = node_enter(s->node, true);
-    int r = 0;
-
-    if (!t) {
-        return 0;
-    }
     mutex_lock(&s->bitmaps.arm_lock);
-    r = qcow2_heal(s);
-    if (r == 0) {
+    qb->width -= qb->width > 0;
+    mutex_unlock(&s->bitmaps.arm_lock);
+}
+
+/* In a request. */
+static int tighten_all(struct qcow2 *s, bool quiet)
+{
+    const struct qcow2_look k = {s, atomic_load(&s->bitmaps.ahead), quiet};
+
+    mutex_lock(&s->bitmaps.arm_lock);
+    int r = qcow2_heal(s);
+    mutex_unlock(&s->bitmaps.arm_lock);
+    if (r == 0) { /* without the lock: guests wait for that */
         r = qcow2_bitmaps_sync(s);
     }
-    mutex_unlock(&s->bitmaps.arm_lock);
     list_for_each (e, &s->bitmaps.list) { /* it changes in drained sections */
         struct qcow2_bitmap *qb = list_entry(e, struct qcow2_bitmap, in_image);
 
         if (qb->bm && !qb->broken && !atomic_load(&qb->voided) && r == 0) {
             r = tighten(&k, qb);
+            if (quiet) {
+                narrow(s, qb);
+            }
         }
     }
-    node_leave(t);
     return r;
+}
+
+int qcow2_bitmaps_tighten(struct qcow2 *s)
+{
+    /* Another thread may be at it: a second flush would hold up the drain that
+     * comes next.  And do not wait for a drain: it may be about to close the
+     * image. */
+    bool busy = atomic_load(&s->bitmaps.relaxing) > 0;
+    struct tree *t = busy ? NULL : node_enter(s->node, true);
+    int r = t ? tighten_all(s, true) : 0;
+
+    if (t) {
+        node_leave(t);
+    }
+    return r;
+}
+
+static bool any_loose(const struct qcow2 *s)
+{
+    list_for_each (e, &s->bitmaps.list) {
+        const struct qcow2_bitmap *qb = list_entry(e, struct qcow2_bitmap,
+                                                   in_image);
+
+        for (uint64_t w = 0; qb->loose && w * 64 < qb->table_size; w++) {
+            if (atomic_load(&qb->loose[w])) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+void qcow2_bitmaps_relax(struct qcow2 *s)
+{
+    if (!any_loose(s)) {
+        return;
+    }
+    atomic_fetch_add(&s->bitmaps.relaxing, 1);
+    (void)tighten_all(s, false);
+    atomic_fetch_sub(&s->bitmaps.relaxing, 1);
+    mutex_lock(&s->bitmaps.arm_lock);
+    if (any_loose(s) && !s->bitmaps.tightener && !s->bitmaps.closing) {
+        (void)qcow2_tightener_start(s);
+    }
+    mutex_unlock(&s->bitmaps.arm_lock);
 }
 
 /* Has a drained section come, or will one, since the last look? */

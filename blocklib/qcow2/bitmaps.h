@@ -195,6 +195,10 @@ int qcow2_put_entry(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
  * orphan. */
 int qcow2_put_ones(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice)
     REQUIRES(s->bitmaps.arm_lock);
+/* Write "zeroes" for some slices, up to QCOW2_ENTRIES_MAX, in the same way. */
+#define QCOW2_ENTRIES_MAX 64
+int qcow2_put_zeroes(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t first,
+                     unsigned count) REQUIRES(s->bitmaps.arm_lock);
 int qcow2_write_table(struct qcow2 *s, const struct qcow2_bitmap *qb,
                       const uint64_t *table);
 
@@ -261,11 +265,39 @@ int qcow2_hook_up_bits(struct qcow2 *s, struct qcow2_bitmap *qb, uint64_t slice,
 
 /* --- bitmap-tighten.c --- */
 
-/* Write exact bits for regions that have been quiet since the last call. */
+/* Write exact bits for regions that have been quiet since the last call, and
+ * what qcow2_bitmaps_relax() does. */
 int qcow2_bitmaps_tighten(struct qcow2 *s);
 
-/* Make durable what was written before bits were cleared. */
+/* Bits went from memory: have them go from the image, too, except in regions
+ * that are armed beside bits that are there.  In a request; blocks as a flush
+ * does.  What fails, or makes room for a drain, is done by the tightener. */
+void qcow2_bitmaps_relax(struct qcow2 *s) EXCLUDES(s->bitmaps.arm_lock);
+
+/* Make durable what was written before bits were cleared.  No bits go
+ * meanwhile. */
 int qcow2_bitmaps_sync(struct qcow2 *s);
+
+/* One look at what the image has too much. */
+struct qcow2_look {
+    struct qcow2 *s;
+    unsigned ahead; /* bitmaps.ahead when it began */
+    bool quiet;     /* it writes armed regions that have been quiet, too */
+};
+
+/* Shall it end, because guests are about to be held up? */
+bool qcow2_look_ends(const struct qcow2_look *k);
+
+/* Lock it, when no guest waits for it, or has waited long enough. */
+void qcow2_take_arm_lock(struct qcow2 *s) ACQUIRES(s->bitmaps.arm_lock);
+
+/* Arm lock, or drained. */
+void qcow2_disarm(struct qcow2_bitmap *qb, struct qcow2_regions r);
+
+/* --- bitmap-empty.c --- */
+
+/* Have loose slices without bits go from the image. */
+int qcow2_empty_slices(const struct qcow2_look *k, struct qcow2_bitmap *qb);
 
 /* Call qcow2_bitmaps_tighten() now and then while the image is open. */
 int qcow2_tightener_start(struct qcow2 *s);
@@ -314,8 +346,10 @@ int qcow2_settle_slices(struct qcow2 *s, struct qcow2_bitmap *qb,
                         const uint64_t *old, uint64_t *table, uint32_t count,
                         bool ones);
 
-/* The image may have more bits of the slice than memory, anywhere. */
+/* The image may have more bits of the slice than memory, anywhere; it has the
+ * same ones. */
 void qcow2_mark_stale(struct qcow2_bitmap *qb, uint64_t slice);
+void qcow2_mark_exact(struct qcow2_bitmap *qb, uint64_t slice);
 
 /* Write exact bits of regions of a slice into its cluster at @host. */
 int qcow2_write_exact(struct qcow2 *s, const struct qcow2_bitmap *qb,

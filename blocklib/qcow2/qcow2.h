@@ -112,6 +112,7 @@ struct qcow2_bitmaps {
 
     /* --- Atomic. --- */
     _Atomic bool relaxed;      /* bits went; see qcow2_bitmaps_sync */
+    _Atomic unsigned relaxing; /* calls of qcow2_bitmaps_relax */
     _Atomic unsigned waiting;  /* requests that wait for arm_lock */
     _Atomic unsigned ahead;    /* how often a drained section was announced */
     _Atomic bool flush_failed; /* since the flag was last looked at */

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * What a store of new bitmaps does ahead of the drained section, and behind it:
- * clusters that it has reserved go back where nothing is stored in the end, and
- * a flush behind it that fails is tried again by the next one.  What the image
- * has then is looked at as kill -9 leaves it.  And what a clean end has to
- * write of a bitmap that was there.
+ * What is done ahead of the drained section that changes bitmaps, and behind
+ * it. Clusters that a store has reserved go back where nothing is stored in the
+ * end, and a flush behind it that fails is tried again by the next one.  Bits
+ * that are cleared go from the image behind the section, in which nothing is
+ * written. What guests write during a long flush ahead is flushed ahead, too.
+ * What the image has then is looked at as kill -9 leaves it.  And what a clean
+ * end has to write of a bitmap that was there.
  */
 #include <check.h>
 #include <errno.h>
@@ -12,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "bitmap-util.h"
@@ -33,11 +36,31 @@ static struct node *disks[DISKS];
 static _Atomic int left[DISKS] = {-1, -1};
 static _Atomic bool failed;
 static _Atomic uint64_t written; /* bytes */
+static _Atomic unsigned waited;  /* writes and flushes in drained sections */
+
+/* Flushes until one takes long, during which a guest writes; negative: none. */
+static _Atomic int until_long = -1;
+static _Atomic bool unflushed;       /* what it has written */
+static _Atomic bool flushed_drained; /* in a drained section */
+
+static void have_guest_write(const struct node *n)
+{
+    static const struct timespec long_flush = {0, 60000000};
+
+    flushed_drained |= unflushed && node_is_draining(n);
+    unflushed = false;
+    if (until_long >= 0 && until_long-- == 0 && !node_is_draining(n)) {
+        (void)nanosleep(&long_flush, NULL);
+        unflushed = true;
+    }
+}
 
 static int counted_flush(struct node *n)
 {
     int i = n->name[strlen("count")] - '0';
 
+    waited += node_is_draining(n);
+    have_guest_write(n);
     if (left[i] >= 0 && left[i]-- == 0) {
         failed = true;
         return -EIO;
@@ -56,6 +79,7 @@ static int pass_pwritev(struct node *n, uint64_t offset, uint64_t bytes,
                         const struct iovec *iov, int cnt, unsigned flags)
 {
     written += bytes;
+    waited += node_is_draining(n);
     return node_pwritev(node_child(n, CHILD_FILE), offset, bytes, iov, cnt,
                         flags);
 }
@@ -197,6 +221,27 @@ static uint64_t leaks(unsigned i)
     return c.leaks;
 }
 
+/* Is there a bit for @offset in the image that kill -9 leaves? */
+static bool is_dirty_killed(uint64_t offset)
+{
+    CLEANUP_JSON json_t *o =
+        json_pack("{s:s, s:{s:s, s:s}, s:b}", "driver", "qcow2", "file",
+                  "driver", "file", "filename", "killed.qcow2", "read-only", 1);
+    struct graph *other = graph_new();
+    struct node *n;
+
+    copy_file(file_of(0), "killed.qcow2");
+    ck_assert_int_eq(graph_open(other, o, &n, NULL), 0);
+    struct bitmap *bm = bitmap_find(n, "b");
+    ck_assert_ptr_nonnull(bm);
+    ck_assert(bitmap_readable(bm));
+    bool dirty = hbitmap_get(bm->bits, offset);
+    bitmap_unref(bm);
+    graph_free(other);
+    (void)unlink("killed.qcow2");
+    return dirty;
+}
+
 /* The second disk's flush ahead fails, when the first one has its reserve. */
 START_TEST(a_reserve_that_is_not_used_goes_back)
 {
@@ -215,8 +260,8 @@ START_TEST(a_reserve_that_is_not_used_goes_back)
 }
 END_TEST
 
-/* The first flushes are ahead, and fail the transaction.  The others are
- * behind: nothing is flushed while guests wait. */
+/* Those ahead fail the transaction; how many there are depends on how long they
+ * take.  The others are behind: nothing is flushed while guests wait. */
 START_TEST(a_flush_behind_that_fails_is_tried_again)
 {
     unsigned ahead = 0;
@@ -232,7 +277,7 @@ START_TEST(a_flush_behind_that_fails_is_tried_again)
             end();
             break;
         }
-        ck_assert_int_eq(r, behind == 0 && r < 0 ? -EIO : 0);
+        ck_assert(r == 0 || r == -EIO);
         ck_assert_uint_eq(state(0)->bitmaps.reserve.bytes, 0);
         if (r < 0) {
             ahead++;
@@ -250,6 +295,125 @@ START_TEST(a_flush_behind_that_fails_is_tried_again)
     ck_assert_uint_gt(behind, 0);
 }
 END_TEST
+
+/* --- Clearing --- */
+
+/* 16 slices of 256 MiB; bits in three of them. */
+static const uint64_t written_to[] = {0, GiB / 4 + MiB, 5 * GiB / 4};
+
+static void begin_slices(void)
+{
+    g = graph_new();
+    disks[0] = open_disk(0, (int64_t)(4 * GiB));
+    ck_assert_int_eq(bitmap_add(g, disks[0], "b", 512, true, false, NULL), 0);
+    for (unsigned i = 0; i < ARRAY_SIZE(written_to); i++) {
+        write_at(0, written_to[i]);
+    }
+}
+
+static void end_slices(void)
+{
+    graph_free(g);
+    (void)unlink(file_of(0));
+}
+
+static unsigned dirty_killed(void)
+{
+    unsigned count = 0;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(written_to); i++) {
+        count += is_dirty_killed(written_to[i]);
+    }
+    return count;
+}
+
+START_TEST(guests_wait_for_no_write_of_a_clear)
+{
+    begin_slices();
+    ck_assert_uint_eq(dirty_killed(), ARRAY_SIZE(written_to));
+    waited = 0;
+    ck_assert_int_eq(bitmap_clear(g, disks[0], "b", NULL), 0);
+    ck_assert_uint_eq(waited, 0);
+    ck_assert_uint_eq(dirty_killed(), 0);
+    write_at(0, written_to[1]); /* it was armed before */
+    ck_assert_uint_eq(dirty_killed(), 1);
+    ck_assert(is_dirty_killed(written_to[1]));
+    end_slices();
+}
+END_TEST
+
+/* What was written before is not durable, so the bits stay. */
+START_TEST(bits_stay_while_the_flush_behind_a_clear_fails)
+{
+    begin_slices();
+    left[0] = 0;
+    ck_assert_int_eq(bitmap_clear(g, disks[0], "b", NULL), 0);
+    ck_assert_int_eq(left[0], -1);
+    ck_assert_uint_eq(dirty_killed(), ARRAY_SIZE(written_to));
+    ck_assert_ptr_nonnull(state(0)->bitmaps.tightener);
+    ck_assert_int_eq(qcow2_bitmaps_tighten(disks[0]->state), 0);
+    ck_assert_uint_eq(dirty_killed(), 0);
+    end_slices();
+}
+END_TEST
+
+/* A guest writes before the image has followed.  Nothing was armed before. */
+START_TEST(what_is_written_after_a_clear_stays)
+{
+    struct bitmap *bm;
+
+    begin_slices();
+    graph_free(g);
+    g = graph_new();
+    disks[0] = open_again(0);
+    graph_lock(g);
+    graph_drain(g, disks[0]);
+    ck_assert_int_eq(bitmap_lookup(disks[0], "b", BITMAP_USE_CHANGE, &bm, NULL),
+                     0);
+    hbitmap_free(bitmap_swap_bits(bm, hbitmap_new(4 * GiB, 512)));
+    graph_unlock(g);
+    write_at(0, GiB / 8);
+    bitmap_store_behind(disks[0]);
+    ck_assert(is_dirty_killed(GiB / 8));
+    ck_assert_uint_eq(dirty_killed(), 0);
+    end_slices();
+}
+END_TEST
+
+/* --- Long flushes --- */
+
+static int resize(uint64_t size)
+{
+    struct blk *b;
+
+    ck_assert_int_eq(
+        blk_new(g, disks[0], PERM_RESIZE, PERM_ALL, "test", &b, NULL), 0);
+    int r = blk_resize(b, size, NULL);
+    blk_free(b);
+    return r;
+}
+
+/* Each of the flushes ahead takes long. */
+START_TEST(what_is_written_during_a_long_flush_is_flushed_ahead)
+{
+    g = graph_new();
+    disks[0] = open_disk(0, 64 << 20);
+    ck_assert_int_eq(bitmap_add(g, disks[0], "b", 0, true, false, NULL), 0);
+    for (int k = 0; k < 2; k++) {
+        until_long = k;
+        ck_assert_int_eq(resize((uint64_t)(65 + k) << 20), 0);
+        ck_assert_int_eq(until_long, -1);
+        ck_assert(!flushed_drained);
+    }
+    until_long = 0;
+    ck_assert_int_eq(bitmap_enable(g, disks[0], "b", false, NULL), 0);
+    ck_assert_int_eq(until_long, -1);
+    ck_assert(!flushed_drained);
+    end_slices();
+}
+END_TEST
+
+/* --- A clean end --- */
 
 static bool is_dirty(uint64_t offset)
 {
@@ -306,6 +470,10 @@ int main(void)
     tcase_set_timeout(tc, 60);
     tcase_add_test(tc, a_reserve_that_is_not_used_goes_back);
     tcase_add_test(tc, a_flush_behind_that_fails_is_tried_again);
+    tcase_add_test(tc, guests_wait_for_no_write_of_a_clear);
+    tcase_add_test(tc, bits_stay_while_the_flush_behind_a_clear_fails);
+    tcase_add_test(tc, what_is_written_after_a_clear_stays);
+    tcase_add_test(tc, what_is_written_during_a_long_flush_is_flushed_ahead);
     tcase_add_test(tc, a_clean_end_writes_what_was_armed);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);

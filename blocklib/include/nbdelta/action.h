@@ -12,6 +12,7 @@
  *     drain each
  *     act each, in order    -- one fails --> undo the others, backwards
  *     bitmaps are stored    -- the same
+ *   bits that went go from the images, too
  *   commit each, then finish each  | abort each
  *   free each
  *
@@ -29,6 +30,13 @@ struct action {
     bool prepared;    /* prepare was called */
 };
 
+/* What an action changes of a node's bitmaps, as far as the image has them. */
+enum action_bitmaps {
+    ACTION_FEWER_BITS,   /* they go from the image after the section */
+    ACTION_OTHER_BITS,   /* they are stored in it */
+    ACTION_MORE_BITMAPS, /* and there is one bitmap more */
+};
+
 /* The caller of actions_run holds the monitor lock, where there is one (job.h);
  * so all members are called under it.  Members may be NULL, except free. */
 struct action_ops {
@@ -43,13 +51,14 @@ struct action_ops {
      * and has changed nothing. */
     int (*act)(struct action *a, struct error **errp);
 
-    /* At any time: the node whose bitmaps the action changes, or NULL.  *more:
-     * the image will have to store one bitmap more than before.  When act has
-     * set the node's bitmaps_changed, its bitmaps are stored in the same
+    /* At any time: the node whose bitmaps the action changes, or NULL.  When act
+     * has set the node's bitmaps_changed, its bitmaps are stored in the same
      * section, after all acts, and are durable then.  When storing fails, all
      * acts are undone and the bitmaps are stored once more; a second failure is
-     * not reported. */
-    struct node *(*changes)(struct action *a, bool *more);
+     * not reported.  Bits that went have gone from the image, too, when
+     * actions_run() returns.  Until then, and where the image could not be
+     * written, a crash brings them back. */
+    struct node *(*changes)(struct action *a, enum action_bitmaps *what);
 
     /* In the same section, only after act has succeeded: its exact inverse. */
     void (*undo)(struct action *a);
