@@ -122,7 +122,7 @@ int main(int argc, char **argv)
         return EXIT_FAILURE; /* and nobody to tell why */
     }
     if (is_called(argv[0], STORAGE_DAEMON)) {
-        return cmd_storage_daemon(argc, argv);
+        process_end(cmd_storage_daemon(argc, argv));
     }
     if (argc < 2) {
         fprintf(stderr, "nbdelta: a command is missing: "
@@ -157,5 +157,5 @@ int main(int argc, char **argv)
         return cli_failed(name, "%s",
                           gnutls_strerror(GNUTLS_E_UNIMPLEMENTED_FEATURE));
     }
-    return c->run(argc - 1, argv + 1);
+    process_end(c->run(argc - 1, argv + 1));
 }

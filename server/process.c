@@ -1,13 +1,16 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Descriptors and signals that a process inherits: see process.h. */
+/* What a process inherits, and its end: see process.h. */
 #include "process.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include "nbdelta/bytes.h"
+#include "nbdelta/module.h"
 
 /* Put something harmless at @fd, which is the lowest that is free. */
 static bool fill_descriptor(int fd)
@@ -42,6 +45,15 @@ bool process_begin(void)
     (void)signal(SIGXFSZ, SIG_IGN);
     raise_limit();
     return true;
+}
+
+void process_end(int status)
+{
+    if (module_entered()) {
+        (void)fflush(NULL);
+        _exit(status);
+    }
+    exit(status);
 }
 
 static bool is_ignored(int sig)

@@ -16,6 +16,10 @@
  */
 bool process_begin(void);
 
+/* End it: orderly, or at once where a call of a library still goes on that
+ * nobody waits for.  What was printed is out in both cases. */
+_Noreturn void process_end(int status);
+
 /* The signal that tells that the parent has gone: one that nobody else sends,
  * so that it can be received whatever is blocked. */
 #define PROCESS_ORPHANED SIGRTMIN

@@ -99,8 +99,9 @@ struct ceph_module {
                 struct error **errp);
     void (*close)(struct ceph_image *i);
 
-    /* One more close is needed.  The first one ends `watch`. */
+    /* The image stays open until unref, too.  Close ends `watch` at once. */
     void (*ref)(struct ceph_image *i);
+    void (*unref)(struct ceph_image *i);
 
     int (*create)(const struct ceph_place *p, uint64_t size,
                   uint64_t object_size, struct error **errp);

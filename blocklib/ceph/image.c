@@ -98,13 +98,8 @@ static int image_open(const struct ceph_place *p, struct ceph_image **imagep,
     return 0;
 }
 
-static void image_close(struct ceph_image *i)
+static void image_unref(struct ceph_image *i)
 {
-    if (i->watched) {
-        (void)rbd_update_unwatch(i->rbd, i->watch); /* waits for the callback */
-        taken_over(i);
-        i->watched = false;
-    }
     if (atomic_fetch_sub(&i->refs, 1) > 1) {
         return;
     }
@@ -112,6 +107,16 @@ static void image_close(struct ceph_image *i)
     rados_ioctx_destroy(i->io);
     cluster_put(i->cluster);
     free(i);
+}
+
+static void image_close(struct ceph_image *i)
+{
+    if (i->watched) {
+        (void)rbd_update_unwatch(i->rbd, i->watch); /* waits for the callback */
+        taken_over(i);
+        i->watched = false;
+    }
+    image_unref(i);
 }
 
 static void image_ref(struct ceph_image *i)
@@ -191,6 +196,7 @@ static const struct ceph_module functions = {
     .open = image_open,
     .close = image_close,
     .ref = image_ref,
+    .unref = image_unref,
     .create = image_create,
     .remove = image_erase,
     .object_size = image_object_size,

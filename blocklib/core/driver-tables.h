@@ -235,6 +235,8 @@ struct driver_storage {
                   struct error **errp);
     int (*list)(struct node *n, struct storage_snapshots *list,
                 struct error **errp);
+    /* Has all ended that has returned -ETIMEDOUT?  Does not wait. */
+    bool (*settled)(const struct node *n);
 
     /* The ranges may overlap what is past the end of either. */
     int (*diff)(struct node *n, const char *from, storage_diff_fn *fn,

@@ -400,6 +400,24 @@ bool options_names_rbd(const char *text)
     return rbd_is_name(text);
 }
 
+int options_from_rbd_name(const char *text, json_t **options,
+                          struct error **errp)
+{
+    int r = rbd_name_parse(text, options, errp);
+
+    if (r == 0 &&
+        json_object_set_new(*options, "driver", json_string("rbd")) < 0) {
+        json_decref(*options);
+        r = error_nomem(errp);
+    }
+    return r;
+}
+
+char *options_to_rbd_name(const json_t *options)
+{
+    return rbd_name_of(options);
+}
+
 int options_from_nbd_name(const char *text, json_t **options,
                           struct error **errp)
 {

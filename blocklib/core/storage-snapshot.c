@@ -106,6 +106,13 @@ int storage_snapshots_get(struct node *n, struct storage_snapshots *list,
     return drv ? drv->list(n, list, errp) : -ENOTSUP;
 }
 
+bool storage_settled(const struct node *n)
+{
+    const struct node *at = storage_below(n);
+
+    return !at || at->drv->storage->settled(at);
+}
+
 void storage_snapshots_free(struct storage_snapshots *list)
 {
     for (size_t i = 0; i < list->count; i++) {

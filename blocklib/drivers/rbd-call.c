@@ -11,11 +11,45 @@
  * reference to the image, which so outlives its node.
  */
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "drivers/rbd.h"
 #include "nbdelta/bytes.h"
+#include "nbdelta/module.h"
+
+/* --- Calls that are late --- */
+
+/* It outlives the node while there are calls. */
+struct rbd_late {
+    _Atomic unsigned refs;
+    _Atomic unsigned calls;
+};
+
+struct rbd_late *rbd_late_new(void)
+{
+    struct rbd_late *l = calloc(1, sizeof(*l));
+
+    if (l) {
+        atomic_init(&l->refs, 1);
+    }
+    return l;
+}
+
+void rbd_late_put(struct rbd_late *l)
+{
+    if (l && atomic_fetch_sub(&l->refs, 1) == 1) {
+        free(l);
+    }
+}
+
+bool rbd_late_any(const struct rbd_late *l)
+{
+    return atomic_load(&l->calls) > 0;
+}
+
+/* --- Calls --- */
 
 struct rbd_call *rbd_call_new(struct node *n, int (*work)(struct rbd_call *c),
                               const char *name, const char *to)
@@ -31,6 +65,7 @@ struct rbd_call *rbd_call_new(struct node *n, int (*work)(struct rbd_call *c),
     c->image = s->image;
     c->name = name ? strdup(name) : NULL;
     c->to = to ? strdup(to) : NULL;
+    c->count = s->late;
     c->refs = 1;
     if ((name && !c->name) || (to && !c->to)) {
         free(c->name);
@@ -39,6 +74,7 @@ struct rbd_call *rbd_call_new(struct node *n, int (*work)(struct rbd_call *c),
         return NULL;
     }
     c->m->ref(c->image);
+    atomic_fetch_add(&c->count->refs, 1);
     mutex_init(&c->lock, LOCK_RBD, NULL);
     cond_init(&c->ended_cond);
     return c;
@@ -58,7 +94,8 @@ void rbd_call_free(struct rbd_call *c)
     if (c->list) {
         c->m->snapshots_free(c->list, c->list_count);
     }
-    c->m->close(c->image);
+    c->m->unref(c->image);
+    rbd_late_put(c->count);
     cond_destroy(&c->ended_cond);
     mutex_destroy(&c->lock);
     free(c->extents);
@@ -81,7 +118,11 @@ static void *call_thread(void *arg)
     if (given_up && r == 0 && c->late) {
         c->late(c);
     }
+    if (given_up) {
+        atomic_fetch_sub(&c->count->calls, 1);
+    }
     rbd_call_free(c);
+    module_leave();
     return NULL;
 }
 
@@ -90,9 +131,11 @@ int rbd_call_begin(struct rbd_call *c)
     pthread_t thread;
 
     c->refs++; /* there is no thread yet */
+    module_enter();
     int r = thread_start(&thread, "rbd-call", call_thread, c);
     if (r < 0) {
         c->refs--;
+        module_leave();
         return r;
     }
     (void)pthread_detach(thread);
@@ -109,6 +152,7 @@ int rbd_call_wait(struct rbd_call *c, uint64_t until)
                            div_up(until - now, 1000000));
     }
     c->given_up = !c->ended;
+    atomic_fetch_add(&c->count->calls, c->given_up);
     int r = c->ended ? c->result : -ETIMEDOUT;
     mutex_unlock(&c->lock);
     return r;

@@ -94,6 +94,7 @@ static void *open_thread(void *arg)
     cond_broadcast(&o->ended_cond);
     mutex_unlock(&o->lock);
     opening_put(o);
+    module_leave();
     return NULL;
 }
 
@@ -122,9 +123,11 @@ static int opening_run(struct opening *o, bool (*stop)(void *opaque),
     pthread_t thread;
 
     o->refs++; /* there is no thread yet */
+    module_enter();
     int r = thread_start(&thread, "rbd-open", open_thread, o);
     if (r < 0) {
         o->refs--;
+        module_leave();
         return error_set(errp, -r, "cannot start a thread: %s", strerror(-r));
     }
     (void)pthread_detach(thread);
@@ -135,6 +138,7 @@ static int opening_run(struct opening *o, bool (*stop)(void *opaque),
                          o->place.pool, o->place.image);
     }
     if (o->result < 0 && errp) {
+        error_free(*errp); /* that it takes seconds */
         *errp = o->error;
         o->error = NULL;
     }

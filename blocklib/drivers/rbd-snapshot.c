@@ -147,7 +147,9 @@ static void remove_all(struct taking *t)
                                  : NULL;
 
         if (c) {
-            (void)rbd_call_begin(c); /* nobody waits for it */
+            if (rbd_call_begin(c) == 0) {
+                (void)rbd_call_wait(c, 0); /* nobody waits for it */
+            }
             rbd_call_free(c);
         }
     }
@@ -228,6 +230,13 @@ static int rbd_list(struct node *n, struct storage_snapshots *list,
     return r < 0 ? rbd_error(n, r, "list the snapshots", NULL, errp) : 0;
 }
 
+static bool rbd_settled(const struct node *n)
+{
+    const struct rbd *s = n->state;
+
+    return !rbd_late_any(s->late);
+}
+
 static uint64_t rbd_client(const struct node *n)
 {
     const struct rbd *s = n->state;
@@ -262,6 +271,7 @@ const struct driver_storage rbd_storage = {
     .remove = rbd_remove,
     .rename = rbd_rename,
     .list = rbd_list,
+    .settled = rbd_settled,
     .diff = rbd_diff,
     .client = rbd_client,
     .has_client = rbd_has_client,

@@ -99,10 +99,15 @@ static int rbd_node_open(struct node *n, struct opts *opts, struct error **errp)
         r = n->filename ? rbd_module(&s->m, errp) : error_nomem(errp);
     }
     if (r == 0) {
+        s->late = rbd_late_new();
+        r = s->late ? 0 : error_nomem(errp);
+    }
+    if (r == 0) {
         mutex_init(&s->grow_lock, LOCK_RBD_GROW, NULL);
         r = open_place(n, &p, errp);
         if (r < 0) {
             mutex_destroy(&s->grow_lock);
+            rbd_late_put(s->late);
         }
     }
     rbd_place_free(&p);
@@ -114,6 +119,7 @@ static void rbd_node_close(struct node *n)
     struct rbd *s = n->state;
 
     s->m->close(s->image);
+    rbd_late_put(s->late);
     mutex_destroy(&s->grow_lock);
 }
 

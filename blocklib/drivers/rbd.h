@@ -12,10 +12,13 @@
 struct file_make;
 struct opts;
 
+struct rbd_late;
+
 struct rbd {
     struct node *node;
     const struct ceph_module *m;
     struct ceph_image *image;
+    struct rbd_late *late;
     uint64_t object_size;
     enum ceph_luks luks;
 
@@ -80,6 +83,7 @@ struct rbd_call {
                                          nobody waits any more; or NULL */
     const struct ceph_module *m;
     struct ceph_image *image;
+    struct rbd_late *count;
     char *name;
     char *to;
     uint64_t offset;
@@ -104,6 +108,11 @@ struct rbd_call {
     bool given_up;
     int result;
 };
+
+/* How many calls go on that nobody waits for any more.  NULL: no memory. */
+struct rbd_late *rbd_late_new(void);
+void rbd_late_put(struct rbd_late *l); /* NULL is fine */
+bool rbd_late_any(const struct rbd_late *l);
 
 /* NULL: no memory.  @name and @to may be NULL. */
 struct rbd_call *rbd_call_new(struct node *n, int (*work)(struct rbd_call *c),

@@ -4,12 +4,30 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
+
+static _Atomic unsigned inside;
+
+void module_enter(void)
+{
+    atomic_fetch_add(&inside, 1);
+}
+
+void module_leave(void)
+{
+    atomic_fetch_sub(&inside, 1);
+}
+
+bool module_entered(void)
+{
+    return atomic_load(&inside) > 0;
+}
 
 const char *module_dir(void)
 {

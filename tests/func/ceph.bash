@@ -8,7 +8,7 @@
 
 # LeakSanitizer crashes in the thread-local memory of a library that is loaded
 # late, and big (GCC 12; "Tracer caught signal 11").
-export LSAN_OPTIONS="use_tls=0:${LSAN_OPTIONS-}"
+export LSAN_OPTIONS="use_tls=0:print_suppressions=0:${LSAN_OPTIONS-}"
 export TSAN_OPTIONS="suppressions=$SRCDIR/tests/tsan-ceph.supp:${TSAN_OPTIONS-}"
 
 need_ceph() {

@@ -14,6 +14,8 @@
  * Modules are in one directory: $NBDELTA_MODULES, else where `make install`
  * puts them.
  */
+#include <stdbool.h>
+
 struct error;
 
 /* That directory.  It lives as long as the environment does. */
@@ -24,6 +26,15 @@ const char *module_dir(void);
  * not there, cannot be loaded, or is of another version.  Blocks. */
 int module_load(const char *name, const char *what, const char *version,
                 const void **table, struct error **errp);
+
+/* A thread that nobody waits for is in a call of a library, from one to the
+ * other.  Any thread. */
+void module_enter(void);
+void module_leave(void);
+
+/* Is any there?  Then the process must not clear up when it ends (exit()):
+ * libraries would take away what the call still uses. */
+bool module_entered(void);
 
 /* The module's own side: MODULE(NBDELTA_VERSION, &functions); */
 #define MODULE_EXPORT __attribute__((visibility("default")))

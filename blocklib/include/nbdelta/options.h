@@ -44,6 +44,15 @@ bool options_spelled_out(const char *text);
 /* Is it the name of an image of Ceph (rbd:POOL/IMAGE...)? */
 bool options_names_rbd(const char *text);
 
+/* The options of a node that such a name stands for: *options is a new object
+ * with "driver", "pool", "image" and what else the name has.  -EINVAL. */
+int options_from_rbd_name(const char *text, json_t **options,
+                          struct error **errp);
+
+/* The name that stands for these options, without any secret; malloc()ed, or
+ * NULL: no memory. */
+char *options_to_rbd_name(const json_t *options);
+
 /* Take apart the name of an export of another server, as an image may have one
  * (nbd://..., nbd+unix:///..., nbd:unix:...).  *options is a new object with
  * "server", a SocketAddress, and with "export", "tls" and others if the name

@@ -15,12 +15,12 @@
  * does.  So their names have to say whose they are; a name is UTF-8, and has no
  * '@' and no '/'.  Sizes and offsets are bytes.
  *
- * All functions except storage_has_snapshots() and storage_owner() ask the
- * storage.  They block for 10 s at the most (a diff: 60 s without progress),
- * and fail then with -ETIMEDOUT: nothing is known about a change.  Call them in
- * no request and in no control section.  They may be called by any thread while
- * the node is there.  -ENOTSUP: the storage makes no snapshots.  -EIO: the
- * storage has shut us out.
+ * All functions except storage_has_snapshots(), storage_settled() and
+ * storage_owner() ask the storage.  They block for 10 s at the most (a diff:
+ * 60 s without progress), and fail then with -ETIMEDOUT: nothing is known about
+ * a change.  Call them in no request and in no control section.  They may be
+ * called by any thread while the node is there.  -ENOTSUP: the storage makes no
+ * snapshots.  -EIO: the storage has shut us out.
  */
 #include <stdbool.h>
 #include <stddef.h>
@@ -68,6 +68,11 @@ int storage_remove(struct node *n, const char *name, struct error **errp);
 /* Views go on.  0 also if it is done already.  -ENOENT; -EEXIST. */
 int storage_rename(struct node *n, const char *from, const char *to,
                    struct error **errp);
+
+/* Has all ended, and been undone where it came too late, that has returned
+ * -ETIMEDOUT for @n?  Before that the same names are not to be used again.
+ * Does not wait. */
+bool storage_settled(const struct node *n);
 
 /* --- Looking --- */
 
