@@ -126,7 +126,7 @@ static int list_snapshots(struct listing *l, struct node *n)
         l->silent = true;
     }
     for (size_t i = 0; i < list.count && r == 0; i++) {
-        CLEANUP_FREE char *name = stored_checkpoint(list.at[i].name);
+        CLEANUP_FREE char *name = storage_checkpoint_of(list.at[i].name);
         r = name ? list_stored(l, n, name, &list.at[i]) : 0;
     }
     return r;
@@ -230,7 +230,7 @@ static bool has_stored(const struct storage_snapshots *list, const char *name)
     bool found = false;
 
     for (size_t i = 0; i < list->count; i++) {
-        CLEANUP_FREE char *is = stored_checkpoint(list->at[i].name);
+        CLEANUP_FREE char *is = storage_checkpoint_of(list->at[i].name);
 
         found |= is && (!name || strcmp(is, name) == 0);
     }
@@ -279,7 +279,7 @@ char *checkpoint_names(struct node *n)
     }
     (void)stored_list(n, &stored, NULL);
     for (size_t i = 0; i < stored.count; i++) {
-        CLEANUP_FREE char *name = stored_checkpoint(stored.at[i].name);
+        CLEANUP_FREE char *name = storage_checkpoint_of(stored.at[i].name);
 
         if (f && name && count++ < NAMES_MAX) {
             (void)fprintf(f, "%s'%s'", count > 1 ? ", " : "", name);

@@ -2,7 +2,6 @@
 /* Checkpoints and points in time that the storage keeps: see stored.h. */
 #include "backup/stored.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,79 +16,8 @@
 #include "nbdelta/graph.h"
 #include "nbdelta/point.h"
 #include "nbdelta/storage-snapshot.h"
-#include "nbdelta/text.h"
 
-#define CHECKPOINT "nbdelta.checkpoint."
-#define BACKUP     "nbdelta.backup."
-
-/* --- Names --- */
-
-static bool is_plain(unsigned char c)
-{
-    return c >= 0x80 || isalnum(c) || (c && strchr("-_.+,", c));
-}
-
-char *stored_name(const char *checkpoint)
-{
-    char *name = NULL;
-    size_t size;
-    FILE *f = open_memstream(&name, &size);
-
-    if (!f) {
-        return NULL;
-    }
-    (void)fputs(CHECKPOINT, f);
-    for (const char *c = checkpoint; *c; c++) {
-        (void)fprintf(f, is_plain((unsigned char)*c) ? "%c" : "%%%02X",
-                      (unsigned char)*c);
-    }
-    if (fclose(f) != 0) {
-        free(name);
-        return NULL;
-    }
-    return name;
-}
-
-/* What %XX stands for there, or -1. */
-static int code_of(const char *text)
-{
-    char digits[3] = "";
-
-    if (!isxdigit((unsigned char)text[0]) ||
-        !isxdigit((unsigned char)text[1])) {
-        return -1;
-    }
-    memcpy(digits, text, 2);
-    return (int)strtoul(digits, NULL, 16);
-}
-
-/* Only names that stored_name() gives are ours: no other is found by the
- * checkpoint's name. */
-char *stored_checkpoint(const char *snapshot)
-{
-    size_t prefix = strlen(CHECKPOINT);
-    char *name = strncmp(snapshot, CHECKPOINT, prefix) == 0
-                     ? strdup(snapshot + prefix)
-                     : NULL;
-    char *to = name;
-
-    for (const char *c = name; c && *c; c++) {
-        int code = *c == '%' ? code_of(c + 1) : -1;
-
-        c += code < 0 ? 0 : 2;
-        *(unsigned char *)to++ = (unsigned char)(code < 0 ? *c : code);
-    }
-    if (to) {
-        *to = '\0';
-    }
-    CLEANUP_FREE char *text = name && name[0] ? text_as_utf8(name) : NULL;
-    CLEANUP_FREE char *again = text ? stored_name(text) : NULL;
-    if (!again || strcmp(again, snapshot) != 0) {
-        free(name);
-        return NULL;
-    }
-    return name;
-}
+#define BACKUP "nbdelta.backup."
 
 /* --- Checkpoints of a node --- */
 
@@ -103,7 +31,7 @@ int stored_list(struct node *n, struct storage_snapshots *list,
 int stored_has(struct node *n, const char *checkpoint, struct error **errp)
 {
     CLEANUP_STORAGE struct storage_snapshots list = {0};
-    CLEANUP_FREE char *name = stored_name(checkpoint);
+    CLEANUP_FREE char *name = storage_checkpoint_name(checkpoint);
 
     if (!name) {
         return error_nomem(errp);
@@ -114,7 +42,7 @@ int stored_has(struct node *n, const char *checkpoint, struct error **errp)
 
 int stored_remove(struct node *n, const char *checkpoint, struct error **errp)
 {
-    CLEANUP_FREE char *name = stored_name(checkpoint);
+    CLEANUP_FREE char *name = storage_checkpoint_name(checkpoint);
 
     return name ? storage_remove(n, name, errp) : error_nomem(errp);
 }
@@ -191,8 +119,9 @@ static int prepare_disk(struct pulls *p, const struct pull *s,
                         struct pull_disk *d, struct error **errp)
 {
     CLEANUP_STORAGE struct storage_snapshots list = {0};
-    CLEANUP_FREE char *fresh = s->checkpoint ? stored_name(s->checkpoint)
-                                             : NULL;
+    CLEANUP_FREE char *fresh = s->checkpoint
+                                   ? storage_checkpoint_name(s->checkpoint)
+                                   : NULL;
     char own[STORAGE_OWNER_MAX];
 
     storage_owner(d->node, own);
@@ -229,7 +158,7 @@ static int add_point(struct pulls *p, struct pull_disk *d, struct list *actions,
                      struct error **errp)
 {
     CLEANUP_FREE char *since = d->since && !d->since_bitmap
-                                   ? stored_name(d->since)
+                                   ? storage_checkpoint_name(d->since)
                                    : NULL;
     const struct point_stored_options o = {
         .node = d->node,
@@ -325,7 +254,9 @@ static int rename_one(struct pull_disk *d, const char *from, const char *to,
 
 void stored_back(struct pull *s)
 {
-    CLEANUP_FREE char *name = s->checkpoint ? stored_name(s->checkpoint) : NULL;
+    CLEANUP_FREE char *name = s->checkpoint
+                                  ? storage_checkpoint_name(s->checkpoint)
+                                  : NULL;
 
     for (unsigned i = 0; name && i < s->count; i++) {
         struct pull_disk *d = &s->disks[i];
@@ -341,7 +272,9 @@ void stored_back(struct pull *s)
 
 int stored_keep(struct pull *s, struct error **errp)
 {
-    CLEANUP_FREE char *name = s->checkpoint ? stored_name(s->checkpoint) : NULL;
+    CLEANUP_FREE char *name = s->checkpoint
+                                  ? storage_checkpoint_name(s->checkpoint)
+                                  : NULL;
     int r = s->checkpoint && !name ? error_nomem(errp) : 0;
 
     for (unsigned i = 0; r == 0 && name && i < s->count; i++) {

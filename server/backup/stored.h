@@ -11,11 +11,11 @@
  *   nbdelta.backup.OWNER.INSTANT    a backup goes on: OWNER is the daemon (see
  *                                   storage_owner()), INSTANT the session's
  *   nbdelta.checkpoint.NAME         it ended with success: the checkpoint NAME
+ *                                   (see storage_checkpoint_name())
  *
  * A rename turns the first into the second.  The first kind is of no use when
- * its daemon has ended, and the next backup of the disk removes it.  In NAME,
- * bytes that mean something to Ceph's tools are %XX.  Hold the monitor lock for
- * all of these functions, except for stored_open().
+ * its daemon has ended, and the next backup of the disk removes it.  Hold the
+ * monitor lock for all of these functions, except for stored_open().
  */
 #include <stdbool.h>
 
@@ -29,12 +29,6 @@ struct pulls;
 struct storage_snapshots;
 
 /* --- Checkpoints of a node --- */
-
-/* The snapshot's name for the checkpoint; NULL: no memory. */
-char *stored_name(const char *checkpoint);
-
-/* The checkpoint that the snapshot of this name is, or NULL; free it. */
-char *stored_checkpoint(const char *snapshot);
 
 /* The snapshots of @n.  None, and 0, if its storage makes none. */
 int stored_list(struct node *n, struct storage_snapshots *list,

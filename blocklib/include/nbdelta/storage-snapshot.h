@@ -39,6 +39,21 @@ bool storage_has_snapshots(const struct node *n);
  * lock. */
 bool storage_is_shown(struct graph *g, const struct node *n);
 
+/* --- Names of checkpoints --- */
+
+/*
+ * A snapshot that is the checkpoint NAME is called nbdelta.checkpoint.NAME,
+ * whoever has made it, so that all find it.  In NAME, bytes that mean something
+ * to Ceph's tools are %XX.
+ */
+
+/* The snapshot's name for the checkpoint; free it.  NULL: no memory. */
+char *storage_checkpoint_name(const char *checkpoint);
+
+/* The checkpoint that the snapshot of this name is; free it.  NULL: none, or no
+ * memory. */
+char *storage_checkpoint_of(const char *snapshot);
+
 /* --- Making and removing --- */
 
 struct storage_ref {

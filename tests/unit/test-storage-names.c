@@ -3,14 +3,14 @@
 #include <check.h>
 #include <stdlib.h>
 
-#include "backup/stored.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
+#include "nbdelta/storage-snapshot.h"
 
 static void check_both(const char *checkpoint, const char *snapshot)
 {
-    CLEANUP_FREE char *name = stored_name(checkpoint);
-    CLEANUP_FREE char *back = stored_checkpoint(snapshot);
+    CLEANUP_FREE char *name = storage_checkpoint_name(checkpoint);
+    CLEANUP_FREE char *back = storage_checkpoint_of(snapshot);
 
     ck_assert_str_eq(name, snapshot);
     ck_assert_ptr_nonnull(back);
@@ -54,7 +54,7 @@ START_TEST(test_no_names)
     };
 
     for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
-        CLEANUP_FREE char *name = stored_checkpoint(names[i]);
+        CLEANUP_FREE char *name = storage_checkpoint_of(names[i]);
 
         ck_assert_msg(!name, "'%s' is '%s'", names[i], name);
     }
@@ -63,7 +63,7 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("stored");
+    Suite *suite = suite_create("storage-names");
     TCase *tc = tcase_create("names");
 
     tcase_add_test(tc, test_names);
