@@ -57,7 +57,7 @@ static char **make_environment(const struct run *r, const char *when,
 {
     const char *const values[ARRAY_SIZE(names)] = {
         when, r->point, r->store ? store_path(r->store) : r->o->directory,
-        r->o->source, why};
+        r->o->source_name, why};
     size_t count = 0;
     size_t n = 0;
 

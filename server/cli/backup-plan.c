@@ -90,6 +90,11 @@ int run_choose_disks(struct run *r, struct error **errp)
             r->disks[r->count++] = d;
         }
     }
+    if (r->count > MANIFEST_DISKS) {
+        return error_set(errp, EINVAL,
+                         "a directory has %d disks at most, and these are %u",
+                         MANIFEST_DISKS, r->count);
+    }
     return r->count > 0 ? ask_for_whole(r, errp)
                         : error_set(errp, ENOENT, "the source has no disk");
 }
@@ -126,14 +131,12 @@ int run_make_plan(struct run *r, struct error **errp)
 {
     for (unsigned i = 0; i < r->count; i++) {
         const struct source_disk *d = r->disks[i];
-        bool has_map = d->dirty || d->bitmap;
-
         r->plan[i].name = d->name;
         r->plan[i].size = d->size;
         r->plan[i].image = d->image;
-        r->plan[i].no_map = has_map     ? NULL
-                            : d->reason ? d->reason
-                                        : "no-checkpoint";
+        r->plan[i].no_map = source_has_map(d) ? NULL
+                            : d->reason       ? d->reason
+                                              : "no-checkpoint";
     }
     int result = make_plan(r, errp);
     for (unsigned i = 0; result == 0 && i < r->count; i++) {

@@ -13,7 +13,7 @@ int run_fill_manifest(const struct run *r, struct manifest *m)
     m->time = (int64_t)time(NULL);
     (void)snprintf(m->name, sizeof(m->name), "%s", r->point);
     (void)snprintf(m->id, sizeof(m->id), "%s", store_id(r->store));
-    m->source = run_name_source(r->o->source);
+    m->source = run_name_source(r->o->source_name);
     m->program = strdup("nbdelta " NBDELTA_VERSION);
     if (r->source->version) {
         m->source_version = strdup(r->source->version);

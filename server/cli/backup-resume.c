@@ -54,10 +54,11 @@ static json_t *options(const struct backup_options *o)
     for (unsigned i = 0; i < o->disk_count; i++) {
         (void)json_array_append_new(disks, json_string(o->disks[i]));
     }
-    return json_pack(
-        "{s:s, s:o, s:b, s:b, s:s, s:s*}", "source", o->source, "disks", disks,
-        "full", (int)o->full, "audit", (int)(o->audit > 0), "compression",
-        o->compression ? o->compression : "none", "format", o->how.format);
+    return json_pack("{s:s, s:o, s:b, s:b, s:s, s:s*}", "source",
+                     o->source_name, "disks", disks, "full", (int)o->full,
+                     "audit", (int)(o->audit > 0), "compression",
+                     o->compression ? o->compression : "none", "format",
+                     o->how.format);
 }
 
 static void forget_resume(struct run *r)

@@ -37,7 +37,8 @@
 struct error;
 
 struct backup_options {
-    const char *source; /* as the user gave it */
+    const char *source;      /* as the user gave it */
+    const char *source_name; /* the same without secrets: for what is kept */
     const char *directory;
     const char *const *disks; /* wanted ones; NULL: all */
     unsigned disk_count;

@@ -101,7 +101,7 @@ int run_check_source(struct run *r, bool has_checkpoint, struct error **errp)
     if (r->o->new_source || has_checkpoint || !m || !m->source) {
         return 0;
     }
-    CLEANUP_FREE char *now = run_name_source(r->o->source);
+    CLEANUP_FREE char *now = run_name_source(r->o->source_name);
     if (!now) {
         return error_nomem(errp);
     }

@@ -18,6 +18,7 @@
 #include "nbdelta/error.h"
 #include "nbdelta/size.h"
 #include "source/agent.h"
+#include "source/rbd-names.h"
 #include "source/source.h"
 
 #define DISKS_MAX 1000
@@ -106,14 +107,15 @@ static const struct cli_option option_table[] = {
 
 static const struct cli_command command = {
     .name = "backup",
-    .usage = "[OPTION...] SOURCE DIR",
+    .usage = "[OPTION...] SOURCE... DIR",
     .about =
         "Make a point in the backup directory DIR: the first time everything,\n"
         "then what has changed since the last point.  SOURCE is a domain of\n"
         "libvirt (libvirt:NAME), a QMP socket of nbdelta or of QEMU,\n"
-        "qmp://HOST:PORT, an NBD URI, or an image that nobody uses.\n",
+        "qmp://HOST:PORT, an NBD URI, an image that nobody uses, or one or\n"
+        "more images of Ceph ([NAME=]rbd:POOL/IMAGE), in use or not.\n",
     .options = option_table,
-    .operands = "IMAGE|URI|libvirt:|qmp:// DIR",
+    .operands = "IMAGE|URI|libvirt:|qmp://|rbd: DIR|rbd:...",
 };
 
 static int take_compression(const char *text, struct backup_options *o)
@@ -172,6 +174,8 @@ struct request {
     struct backup_options o;
     const char *disks[DISKS_MAX];
     const char *agent; /* its socket, or NULL */
+    char *text;        /* of images of Ceph, or NULL */
+    char *name;        /* the same without secrets */
     bool forget;
     bool json;
 };
@@ -304,6 +308,34 @@ static int check_together(const struct backup_options *o)
     return why ? cli_usage(&command, "%s", why) : 0;
 }
 
+/* One source; or several images of Ceph, which become the text of one. */
+static int take_sources(struct request *q, char **given, int count)
+{
+    int ceph = 0;
+
+    while (ceph < count && rbd_source_is(given[ceph])) {
+        ceph++;
+    }
+    if (ceph == 0 && count == 1) {
+        q->o.source = q->o.source_name = given[0];
+        return 0;
+    }
+    if (ceph < count) {
+        return cli_usage(&command,
+                         "there can be several sources only where all are "
+                         "images of Ceph, and '%s' is none",
+                         given[ceph]);
+    }
+    if (count > DISKS_MAX) {
+        return cli_usage(&command,
+                         "a directory has %d disks at most, and these are %d",
+                         DISKS_MAX, count);
+    }
+    q->o.source = q->text = rbd_source_join(given, (unsigned)count);
+    q->o.source_name = q->name = q->text ? rbd_source_plain(q->text) : NULL;
+    return q->name ? 0 : cli_failed(command.name, "no memory");
+}
+
 /* CLI_END: go on; else the exit status. */
 static int take_command_line(struct request *q, int argc, char **argv)
 {
@@ -318,14 +350,14 @@ static int take_command_line(struct request *q, int argc, char **argv)
             return status;
         }
     }
-    if (argc - optind != 2) {
+    if (argc - optind < 2) {
         return cli_usage(&command, "a source and a directory are needed");
     }
-    if ((code = check_together(&q->o)) != 0) {
+    if ((code = check_together(&q->o)) != 0 ||
+        (code = take_sources(q, argv + optind, argc - optind - 1)) != 0) {
         return code;
     }
-    q->o.source = argv[optind];
-    q->o.directory = argv[optind + 1];
+    q->o.directory = argv[argc - 1];
     q->o.disks = q->disks;
     if (q->o.hook_timeout_s == 0) {
         q->o.hook_timeout_s = 3600;
@@ -438,5 +470,7 @@ int cmd_backup(int argc, char **argv)
     } else if (status != EXIT_SUCCESS) {
         (void)cli_error(command.name, err);
     }
+    free(q.text);
+    free(q.name);
     return cli_finish(command.name) != 0 ? EXIT_FAILURE : status;
 }

@@ -26,6 +26,11 @@ struct source_disk *source_add_disk(struct source *s, const char *name,
     return &more[s->count++];
 }
 
+bool source_has_map(const struct source_disk *d)
+{
+    return d->dirty || d->bitmap || d->told;
+}
+
 struct source_disk *source_find(const struct source *s, const char *name)
 {
     for (unsigned i = 0; i < s->count; i++) {

@@ -5,6 +5,7 @@
  *   "libvirt:DOMAIN"          a module, loaded when it is asked for
  *   a socket, or "qmp://..."  who greets there?  nbdelta, or QEMU
  *   "nbd://..." and the like  nbd
+ *   [NAME=]"rbd:..."          rbd, or with another format than raw: image
  *   anything else             image
  */
 #include "source/source.h"
@@ -23,6 +24,7 @@
 #include "nbdelta/thread.h"
 #include "source/agent.h"
 #include "source/module.h"
+#include "source/rbd-names.h"
 #include "source/talk.h"
 
 /* --- Kinds --- */
@@ -47,8 +49,13 @@ static const struct kind kinds[] = {
     {"nbds+vsock://", true, &source_nbd, NULL},
 };
 
+static const struct kind of_ceph = {"rbd:", true, &source_rbd, NULL};
+
 static const struct kind *kind_of(const char *what)
 {
+    if (rbd_source_is(what)) {
+        return &of_ceph;
+    }
     for (size_t i = 0; i < ARRAY_SIZE(kinds); i++) {
         if (strncmp(what, kinds[i].prefix, strlen(kinds[i].prefix)) == 0) {
             return &kinds[i];
@@ -73,6 +80,9 @@ static int choose_kind(struct source *s, const char **what,
 {
     const struct kind *k = kind_of(*what);
 
+    if (k == &of_ceph && o->format && strcmp(o->format, "raw") != 0) {
+        k = NULL;
+    }
     if (o->instant && (!k || k->ops != &source_nbd)) {
         return error_set(errp, EINVAL,
                          "a word for the instant is for an NBD URI: '%s' tells "
@@ -208,6 +218,7 @@ void source_reset_disks(struct source *s)
         d->options = NULL;
         d->dirty = NULL;
         d->bitmap = NULL;
+        d->told = false;
         d->reason = NULL;
         d->checkpoint = false;
     }
@@ -398,6 +409,11 @@ static int walk_view(struct source *s, const struct source_disk *d,
     return r;
 }
 
+static int tell_walk(uint64_t offset, uint64_t bytes, void *opaque)
+{
+    return add_range(opaque, offset, bytes);
+}
+
 static int walk_bitmap(const struct source_disk *d, struct walk *w)
 {
     uint64_t at = 0;
@@ -419,6 +435,7 @@ int source_each_dirty(struct source *s, const struct source_disk *disk,
     struct walk w = {.fn = fn, .opaque = opaque};
     int r = disk->dirty    ? walk_view(s, disk, &w, errp)
             : disk->bitmap ? walk_bitmap(disk, &w)
+            : disk->told   ? s->ops->each_dirty(s, disk, tell_walk, &w, errp)
                            : add_range(&w, 0, disk->size);
 
     return r == 0 ? tell_range(&w) : r;

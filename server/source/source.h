@@ -89,9 +89,10 @@ struct source_disk {
                               with `whole` */
     json_t *dirty;         /* opens a node with x-dirty-bitmap; or NULL */
     struct bitmap *bitmap; /* or what is dirty, in a bitmap that is here */
-    const char *reason;    /* why neither is there although `since` was given;
-                              or why there is no new checkpoint.  Static; NULL */
-    bool checkpoint;       /* it is part of the new checkpoint */
+    bool told;             /* or ops->each_dirty tells it */
+    const char *reason; /* why none of them is there although `since` was given;
+                           or why there is no new checkpoint.  Static; NULL */
+    bool checkpoint;    /* it is part of the new checkpoint */
 };
 
 /*
@@ -136,7 +137,7 @@ typedef int source_checkpoint_fn(const char *name,
  * and close.  Callers use the functions below.
  */
 struct source_ops {
-    const char *name; /* "image", "nbd", "qemu", "nbdelta", "libvirt" */
+    const char *name; /* "image", "nbd", "rbd", "qemu", "nbdelta", "libvirt" */
 
     /* Fill s->opaque and s->disks.  After a failure close is called. */
     int (*open)(struct source *s, const char *what,
@@ -152,6 +153,11 @@ struct source_ops {
     /* Be the guard (guard.h) of @what's guest, in a process of its own. */
     void (*guard)(const char *what, const struct source_options *o, int fd);
     json_t *(*identity)(struct source *s);
+    /* Of a disk that is `told`; as source_each_dirty(), and neighbours need not
+     * come as one. */
+    int (*each_dirty)(struct source *s, const struct source_disk *disk,
+                      int (*fn)(uint64_t offset, uint64_t bytes, void *opaque),
+                      void *opaque, struct error **errp);
     void (*close)(struct source *s);
 };
 
@@ -163,9 +169,10 @@ const char *source_module_name(size_t i);
 
 /*
  * @what: "libvirt:DOMAIN"; the path of a Unix socket, or "qmp://HOST:PORT",
- * where QEMU or nbdelta answers QMP; an NBD URI; else an image.  *sp is NULL
- * after a failure.  -EBUSY: a monitor that answers nobody; -EAGAIN: an image
- * that another process uses; -EPROTO; -ENOTSUP; others.
+ * where QEMU or nbdelta answers QMP; an NBD URI; images of Ceph (rbd-names.h);
+ * else an image.  *sp is NULL after a failure.  -EBUSY: a monitor that answers
+ * nobody; -EAGAIN: an image that another process uses; -EPROTO; -ENOTSUP;
+ * others.
  */
 int source_open(const char *what, const struct source_options *o,
                 struct source **sp, struct error **errp);
@@ -235,6 +242,9 @@ int source_freeze(struct source *s, bool on, struct error **errp);
  */
 json_t *source_identity(struct source *s);
 
+/* Does anything say what has changed in @d since `since`? */
+bool source_has_map(const struct source_disk *d);
+
 /* The disk of that name, or NULL. */
 struct source_disk *source_find(const struct source *s, const char *name);
 
@@ -251,6 +261,7 @@ int source_each_dirty(struct source *s, const struct source_disk *disk,
 
 extern const struct source_ops source_image;
 extern const struct source_ops source_nbd;
+extern const struct source_ops source_rbd;
 extern const struct source_ops source_qemu;
 extern const struct source_ops source_nbdelta;
 

@@ -109,6 +109,8 @@ offers 'FILES:nbd+unix:///x?socket=' info 'nbd+unix:///x?socket='
 offers 'DIRS:vda=|FILES:vda=' serve vda=
 offers '' resize disk.qcow2 ''
 offers 'FILES:|libvirt:' backup lib
+offers 'FILES:|rbd:' backup rb
+offers 'DIRS:|rbd:' backup rbd:vms/web rb
 nbdelta --complete >/dev/null && fail "no word was missed"
 nbdelta --complete=ksh x >/dev/null && fail "there is no such shell"
 

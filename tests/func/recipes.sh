@@ -78,6 +78,7 @@ while IFS= read -r section; do
     case $section in
     NAME | DESCRIPTION | 'SEE ALSO' | AUTHORS | LICENSE) ;;
     *LIBVIRT | *VIRTNBDBACKUP*) ;; # recipes-libvirt.sh
+    *CEPH) ;;                      # rbd-backup.sh
     'ONE FILE'*)
         # The filter needs a plugin that it can load.
         if [ -z "${SANITIZE-}" ] && command -v nbdkit >/dev/null; then
