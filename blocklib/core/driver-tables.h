@@ -134,6 +134,14 @@ struct driver_image {
      * bytes. */
     int (*make_room)(struct node *n, uint64_t offset, uint64_t bytes,
                      unsigned how);
+
+    /* Drained: leave the range, whole clusters or up to the end of the disk, to
+     * the backing node, which has its content durably.  1: something was there.
+     * leave_end, in a request after that: make it durable, and give the room
+     * back.  NULL: the format has no backing files.  -ENOTSUP: this image has
+     * none. */
+    int (*leave_range)(struct node *n, uint64_t offset, uint64_t bytes);
+    int (*leave_end)(struct node *n);
 };
 
 /* Bitmaps that an image keeps (core/dirty.h): all members are there. */

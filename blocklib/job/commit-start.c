@@ -317,34 +317,33 @@ static struct commit *commit_new(struct jobs *j, const struct commit_options *o,
     return c;
 }
 
-int job_commit(struct jobs *j, const struct commit_options *o,
-               struct error **errp)
+/* Start the job.  *cp: the caller has no reference. */
+static int start_commit(struct jobs *j, const struct commit_options *o,
+                        const struct plan *p, bool empties, struct commit **cp,
+                        struct error **errp) REQUIRES(j->lock)
 {
-    struct job_options job = {
+    const struct job_options job = {
         .id = o->job_id ? o->job_id : o->device,
         .manual_finalize = o->manual_finalize,
         .manual_dismiss = o->manual_dismiss,
+        .internal = empties,
         .speed = o->speed,
     };
-    struct graph *g = jobs_graph(j);
-    struct plan p;
+    struct commit *c = *cp = commit_new(j, o, p->active);
 
-    graph_lock(g);
-    int r = make_plan(o, &p, errp);
-    graph_unlock(g);
-    if (r < 0) {
-        return r;
-    }
-    struct commit *c = commit_new(j, o, p.active);
     if (!c) {
         return error_nomem(errp);
     }
-    r = job_create(j, &c->job, &commit_driver, &job, errp);
+    int r = job_create(j, &c->job, &commit_driver, &job, errp);
     if (r < 0) {
         commit_driver.free(&c->job);
         return r;
     }
-    r = arm_commit(c, o, &p, errp);
+    if (empties) {
+        c->empties = true;
+        follow_ask_for_end(&c->follow, false); /* nobody else will */
+    }
+    r = arm_commit(c, o, p, errp);
     if (r == 0) {
         r = begin_commit(j, c, errp);
     }
@@ -352,5 +351,57 @@ int job_commit(struct jobs *j, const struct commit_options *o,
         commit_disarm(c);
         job_unref(j, &c->job);
     }
+    return r;
+}
+
+int job_commit(struct jobs *j, const struct commit_options *o,
+               struct error **errp)
+{
+    struct graph *g = jobs_graph(j);
+    struct commit *c;
+    struct plan p;
+
+    graph_lock(g);
+    int r = make_plan(o, &p, errp);
+    graph_unlock(g);
+    return r < 0 ? r : start_commit(j, o, &p, false, &c, errp);
+}
+
+/* The image, and what is right below it. */
+static int plan_emptying(struct commit_options *o, struct plan *p,
+                         struct error **errp)
+{
+    o->base_node = node_child(o->root, CHILD_BACKING);
+    if (!o->base_node) {
+        return error_set(errp, ENOTSUP, "'%s' has no backing file",
+                         node_name(o->root));
+    }
+    if (o->root->flags.read_only) {
+        return error_set(errp, EPERM, "Block node is read-only");
+    }
+    int r = chain_check_jobs(o->root, chain_next(o->base_node), errp);
+    return r < 0 ? r : make_plan(o, p, errp);
+}
+
+int job_commit_and_empty(struct jobs *j, struct node *image, const char *device,
+                         struct error **errp)
+{
+    struct commit_options o = {.root = image, .device = device};
+    struct graph *g = jobs_graph(j);
+    struct commit *c;
+    struct plan p;
+
+    graph_lock(g);
+    int r = plan_emptying(&o, &p, errp);
+    graph_unlock(g);
+    if (r == 0) {
+        r = start_commit(j, &o, &p, true, &c, errp);
+    }
+    if (r < 0) {
+        return r;
+    }
+    c->job.refs++;
+    r = job_wait(j, &c->job, errp);
+    job_unref(j, &c->job);
     return r;
 }

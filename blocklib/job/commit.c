@@ -18,6 +18,9 @@
  * that are copied decides.  So a job that fails has changed nothing except the
  * content of base.
  *
+ * A command may ask for a commit that empties the active layer instead of
+ * leading its users away (commit-empty.c).
+ *
  * The end, below the active layer, in this order: base is flushed, the image
  * above top names base (durable), the nodes between are dropped.
  */
@@ -109,7 +112,10 @@ static int commit_run(struct job *job)
     if (r == 0 && !atomic_load(&c->looked)) {
         r = look_around(c);
     }
-    return r == 0 ? follow_run(&c->follow) : r;
+    if (r == 0) {
+        r = follow_run(&c->follow);
+    }
+    return r == 0 && c->empties ? commit_empty(c) : r;
 }
 
 /* --- The end --- */
@@ -200,6 +206,9 @@ static int commit_prepare(struct job *job)
 {
     struct commit *c = commit_of(job);
 
+    if (c->empties) { /* all is done */
+        return 0;
+    }
     release_users(c);
     graph_lock(c->graph);
     graph_drain(c->graph, c->top);

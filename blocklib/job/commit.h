@@ -19,6 +19,7 @@ struct commit {
     /* Set before the start. */
     struct graph *graph;
     bool active;
+    bool empties;        /* top, which keeps its users (commit-empty.c) */
     char *backing_file;  /* for the image above top, or NULL */
     struct node **nodes; /* the nodes that are blocked and referenced */
     size_t node_count;
@@ -40,6 +41,9 @@ extern const struct job_driver commit_driver;
 
 /* Fill in c->follow, except what it follows. */
 void commit_follow(struct commit *c);
+
+/* After follow_run: the end of a commit that empties top.  As run of a job. */
+int commit_empty(struct commit *c);
 
 /* Undo all that arming did, in a control section or not.  Hold the monitor
  * lock. */

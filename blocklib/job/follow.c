@@ -230,6 +230,14 @@ bool follow_completes(struct follow *f)
     return completes;
 }
 
+bool follow_is_stopped(struct follow *f)
+{
+    mutex_lock(&f->lock);
+    bool stop = f->stop;
+    mutex_unlock(&f->lock);
+    return stop;
+}
+
 void follow_kick(struct follow *f, bool stop)
 {
     copy_stop(f->copy, stop);

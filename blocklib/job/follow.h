@@ -74,6 +74,9 @@ int follow_last(struct follow *f);
  * In a drained section. */
 struct hbitmap *follow_share_bits(struct follow *f);
 
+/* Shall run return? */
+bool follow_is_stopped(struct follow *f);
+
 /* Has a verb asked for users to be led to the target? */
 bool follow_completes(struct follow *f);
 

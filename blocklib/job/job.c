@@ -72,17 +72,17 @@ static const unsigned transitions[JOB_STATUS_MAX] = {
 
 /* --- Events --- */
 
-/* Takes over @data.  NULL: there was no memory for it, and the event is
- * lost. */
-static void send_event(struct jobs *j, const char *name, json_t *data)
-    REQUIRES(j->lock)
+/* Tell clients of @job.  Takes over @data.  NULL: there was no memory for it,
+ * and the event is lost. */
+static void send_event(struct jobs *j, const struct job *job, const char *name,
+                       json_t *data) REQUIRES(j->lock)
 {
     const struct jobs_private *p = j->p;
 
-    if (data) {
+    if (data && !job->internal) {
         p->emit(name, data, p->opaque);
-        json_decref(data);
     }
+    json_decref(data);
 }
 
 static void set_status(struct jobs *j, struct job *job, enum job_status status)
@@ -90,7 +90,7 @@ static void set_status(struct jobs *j, struct job *job, enum job_status status)
 {
     assert(transitions[job->status] & (1U << status));
     job->status = status;
-    send_event(j, "JOB_STATUS_CHANGE",
+    send_event(j, job, "JOB_STATUS_CHANGE",
                json_pack("{s:s, s:s}", "status", job_status_names[status], "id",
                          job->id));
 }
@@ -116,7 +116,7 @@ bool job_retries(struct jobs *j, struct job *job, enum job_on_error on_error,
     bool stops = stops_on(on_error, r);
     bool ignores = on_error == ON_ERROR_IGNORE;
 
-    send_event(j, "BLOCK_JOB_ERROR",
+    send_event(j, job, "BLOCK_JOB_ERROR",
                json_pack("{s:s, s:s, s:s}", "device", job->id, "operation",
                          is_read ? "read" : "write", "action",
                          stops     ? "stop"
@@ -157,7 +157,7 @@ void job_ready(struct jobs *j, struct job *job)
     job->is_ready = true;
     set_status(j, job, JOB_STATUS_READY);
     take_sample(job);
-    send_event(j, "BLOCK_JOB_READY", job_data(job));
+    send_event(j, job, "BLOCK_JOB_READY", job_data(job));
 }
 
 static const char *error_text(const struct job *job)
@@ -200,11 +200,11 @@ static void emit_end(struct jobs *j, struct job *job) REQUIRES(j->lock)
     json_t *data = job_data(job);
 
     if (job->cancelled) {
-        send_event(j, "BLOCK_JOB_CANCELLED", data);
+        send_event(j, job, "BLOCK_JOB_CANCELLED", data);
         return;
     }
     job_add_error(job, data);
-    send_event(j, "BLOCK_JOB_COMPLETED", data);
+    send_event(j, job, "BLOCK_JOB_COMPLETED", data);
 }
 
 /* --- Transactions --- */
@@ -383,7 +383,7 @@ static void txn_wait(struct jobs *j, struct job *job, struct job_txn *txn)
         set_status(j, other, JOB_STATUS_PENDING);
         if (other->manual_finalize) {
             manual = true;
-            send_event(j, "BLOCK_JOB_PENDING",
+            send_event(j, other, "BLOCK_JOB_PENDING",
                        json_pack("{s:s, s:s}", "type", other->drv->type, "id",
                                  other->id));
         }
@@ -521,11 +521,19 @@ struct job *job_find(struct jobs *j, const char *id)
 {
     list_for_each (at, &j->p->jobs) {
         struct job *job = list_entry(at, struct job, in_jobs);
-        if (strcmp(job->id, id) == 0) {
+        if (!job->internal && strcmp(job->id, id) == 0) {
             return job;
         }
     }
     return NULL;
+}
+
+static int check_open(struct jobs *j, const char *id, struct error **errp)
+    REQUIRES(j->lock)
+{
+    return j->p->closing ? error_set(errp, ESHUTDOWN,
+                                     "job '%s' cannot start: shutting down", id)
+                         : 0;
 }
 
 int job_check_id(struct jobs *j, const char *id, struct error **errp)
@@ -536,18 +544,15 @@ int job_check_id(struct jobs *j, const char *id, struct error **errp)
     if (job_find(j, id)) {
         return error_set(errp, EEXIST, "Job ID '%s' already in use", id);
     }
-    if (j->p->closing) {
-        return error_set(errp, ESHUTDOWN,
-                         "job '%s' cannot start: shutting down", id);
-    }
-    return 0;
+    return check_open(j, id, errp);
 }
 
 int job_create(struct jobs *j, struct job *job, const struct job_driver *drv,
                const struct job_options *o, struct error **errp)
 {
     join_done_threads(j);
-    int r = job_check_id(j, o->id, errp);
+    int r = o->internal ? check_open(j, o->id, errp)
+                        : job_check_id(j, o->id, errp);
     if (r < 0) {
         return r;
     }
@@ -559,6 +564,7 @@ int job_create(struct jobs *j, struct job *job, const struct job_driver *drv,
     job->jobs = j;
     job->manual_finalize = o->manual_finalize;
     job->manual_dismiss = o->manual_dismiss;
+    job->internal = o->internal;
     job->speed = o->speed;
     job->io_status = "ok";
     job->refs = 1;
@@ -573,7 +579,8 @@ int job_enlist(struct jobs *j, struct job *job, struct job_txn *txn,
                struct error **errp)
 {
     struct jobs_private *p = j->p;
-    int r = job_check_id(j, job->id, errp);
+    int r = job->internal ? check_open(j, job->id, errp)
+                          : job_check_id(j, job->id, errp);
 
     if (r < 0) {
         return r;
@@ -624,6 +631,14 @@ void job_go(struct jobs *j, struct job *job)
     set_status(j, job, JOB_STATUS_RUNNING);
 }
 
+int job_wait(struct jobs *j, struct job *job, struct error **errp)
+{
+    while (job->status != JOB_STATUS_NULL) {
+        cond_wait(&j->p->changed, &j->lock);
+    }
+    return job->ret < 0 ? error_set(errp, -job->ret, "%s", error_text(job)) : 0;
+}
+
 /* --- All jobs --- */
 
 struct jobs *jobs_new(struct graph *g, job_event_fn *emit, void *opaque)
@@ -662,7 +677,11 @@ static bool shut_down_one(struct jobs *j) REQUIRES(j->lock)
             return true;
         }
         if (!job->cancelled && job->status != JOB_STATUS_ABORTING) {
-            (void)job_cancel(j, job->id, true, NULL);
+            if (job->internal) { /* no verb finds it */
+                job_cancel_async(j, job);
+            } else {
+                (void)job_cancel(j, job->id, true, NULL);
+            }
             return true;
         }
     }

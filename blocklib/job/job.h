@@ -59,6 +59,8 @@ struct job {
     char *id;
     bool manual_finalize;
     bool manual_dismiss;
+    bool internal; /* a command waits for it (job_wait): clients see nothing of
+                      it, and its id is for the log only */
     pthread_t thread;
 
     /* Guarded by jobs->lock. */
@@ -142,6 +144,7 @@ struct job_options {
     const char *id;
     bool manual_finalize;
     bool manual_dismiss;
+    bool internal; /* the id may be any text, and need not be unique */
     uint64_t speed;
 };
 
@@ -151,7 +154,8 @@ struct job_options {
 int job_check_id(struct jobs *j, const char *id, struct error **errp)
     REQUIRES(j->lock);
 
-/* Fill in @job, zeroed memory.  -ENOMEM, or what job_check_id says. */
+/* Fill in @job, zeroed memory.  -ENOMEM, or what job_check_id says.  An
+ * internal job ends by itself, or with the process. */
 int job_create(struct jobs *j, struct job *job, const struct job_driver *drv,
                const struct job_options *o, struct error **errp)
     REQUIRES(j->lock);
@@ -173,6 +177,12 @@ void job_begin(struct jobs *j, struct job *job) REQUIRES(j->lock);
 void job_go(struct jobs *j, struct job *job) REQUIRES(j->lock);
 
 void job_unref(struct jobs *j, struct job *job) REQUIRES(j->lock);
+
+/* Wait until the job, one that dismisses itself, is gone.  Returns its result;
+ * @errp has its text.  The caller has a reference.  Gives up the lock
+ * meanwhile. */
+int job_wait(struct jobs *j, struct job *job, struct error **errp)
+    REQUIRES(j->lock);
 
 /*
  * After an I/O error -@r of run: emit BLOCK_JOB_ERROR and decide by @on_error

@@ -137,7 +137,8 @@ void jobs_cancel_on(struct jobs *j, const struct node *n)
     list_for_each (at, &j->p->jobs) {
         struct job *job = list_entry(at, struct job, in_jobs);
 
-        if (!job->cancelled && job->drv->uses && job->drv->uses(job, n)) {
+        if (!job->internal && !job->cancelled && job->drv->uses &&
+            job->drv->uses(job, n)) {
             (void)json_array_append_new(ids, json_string(job->id));
         }
     }
@@ -285,6 +286,9 @@ json_t *jobs_query(struct jobs *j)
         uint64_t done;
         uint64_t total;
 
+        if (job->internal) {
+            continue;
+        }
         job_get_progress(job, &done, &total);
         json_t *info = json_pack(
             "{s:I, s:s, s:I, s:s, s:s}", "current-progress", (json_int_t)done,
@@ -305,7 +309,7 @@ json_t *jobs_query_block(struct jobs *j)
         uint64_t done;
         uint64_t total;
 
-        if (job->drv->general) {
+        if (job->drv->general || job->internal) {
             continue;
         }
         job_get_progress(job, &done, &total);

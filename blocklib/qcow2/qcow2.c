@@ -591,6 +591,8 @@ static const struct driver_image qcow2_image = {
     .amend_options = qcow2_amend_options,
     .check = qcow2_check,
     .make_room = qcow2_make_room,
+    .leave_range = qcow2_leave_range,
+    .leave_end = qcow2_leave_end,
 };
 
 static const struct driver_bitmaps qcow2_bitmaps = {

@@ -460,6 +460,9 @@ int qcow2_resize(struct node *n, uint64_t size, struct error **errp);
 void qcow2_give_back(struct qcow2 *s, bool on);
 /* The disk has @size bytes now, and had more. */
 void qcow2_give_back_end(struct qcow2 *s, uint64_t size);
+/* Flush until limbo is empty; *empty: it is.  Requests in hand may keep
+ * clusters there. */
+int qcow2_empty_limbo(struct qcow2 *s, bool *empty);
 
 /* Map all unallocated clusters of [@offset, @offset + @bytes) to new host
  * clusters without writing their data (preallocation=metadata). */
@@ -468,5 +471,9 @@ int qcow2_preallocate(struct node *n, uint64_t offset, uint64_t bytes);
 /* make-room.c */
 int qcow2_make_room(struct node *n, uint64_t offset, uint64_t bytes,
                     unsigned how);
+
+/* leave.c */
+int qcow2_leave_range(struct node *n, uint64_t offset, uint64_t bytes);
+int qcow2_leave_end(struct node *n);
 
 #endif /* NBDELTA_QCOW2_QCOW2_H */

@@ -68,8 +68,7 @@ static int last_in_block(struct qcow2 *s, uint64_t index, bool but_own,
     return r;
 }
 
-/* Flush until limbo is empty. */
-static int empty_limbo(struct qcow2 *s, bool *empty)
+int qcow2_empty_limbo(struct qcow2 *s, bool *empty)
 {
     int r = 0;
 
@@ -157,7 +156,7 @@ static int drop_refblocks(struct qcow2 *s, bool *empty)
     int r = unlink_blocks(s);
     mutex_unlock(&s->meta);
     if (r == 0) {
-        r = empty_limbo(s, empty);
+        r = qcow2_empty_limbo(s, empty);
     }
     if (r < 0) {
         mutex_lock(&s->meta);
@@ -223,7 +222,7 @@ void qcow2_give_back_end(struct qcow2 *s, uint64_t size)
     int r = drop_l2_tables(s, div_up(size, qcow2_l2_span(s)));
     mutex_unlock(&s->meta);
     if (r == 0) {
-        r = empty_limbo(s, &empty);
+        r = qcow2_empty_limbo(s, &empty);
     }
     if (r == 0 && empty) {
         r = drop_refblocks(s, &empty);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * human-monitor-command: the commands of QEMU's human monitor that tests of its
- * block layer need: `qemu-io [-d] DEVICE "COMMAND"`, `drive_add 0 OPTIONS`,
- * `drive_del ID`, `block_resize`, `info block`, `info block-jobs`,
- * `drive_backup`, `system_reset`, `help`.
+ * block layer need: `commit DEVICE|all`, `qemu-io [-d] DEVICE "COMMAND"`,
+ * `drive_add 0 OPTIONS`, `drive_del ID`, `block_resize`, `info block`, `info
+ * block-jobs`, `drive_backup`, `system_reset`, `help`.
  */
 #include <ctype.h>
 #include <errno.h>
@@ -18,6 +18,7 @@
 #include "disk.h"
 #include "nbdelta/blk.h"
 #include "nbdelta/bytes.h"
+#include "nbdelta/chain.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
@@ -238,10 +239,74 @@ static int backup(struct qmp_call *call, char **words, int count,
                    NULL, errp);
 }
 
+/* @device: what the user has said.  QEMU says no more than what the errno
+ * means; where that is vague, the reason stands before it. */
+static int commit_failed(struct qmp_call *call, const char *device, int r,
+                         const struct error *err, struct error **errp)
+{
+    bool plain = r == -ENOTSUP || r == -EBUSY;
+
+    return reply(call, errp, "%.400s%s'commit' error for '%.200s': %s\r\n",
+                 plain ? "" : error_message(err), plain ? "" : "\r\n", device,
+                 strerror(-r));
+}
+
+/* The image that users of @n know, below filters of jobs. */
+static int commit_node(struct qmp_call *call, struct node *n, const char *name,
+                       struct error **errp) REQUIRES(call->daemon->jobs->lock)
+{
+    return job_commit_and_empty(call->daemon->jobs,
+                                node_shown(call->daemon->graph, n), name, errp);
+}
+
+/* All disks whose images have backing files, until one fails. */
+static int commit_all(struct qmp_call *call, struct error **errp)
+    REQUIRES(call->daemon->jobs->lock)
+{
+    CLEANUP_JSON json_t *disks = NULL;
+    size_t i;
+    json_t *disk;
+    int r = run_qmp(call, "query-block", NULL, &disks, errp);
+
+    json_array_foreach (disks, i, disk) {
+        const json_t *inserted = json_object_get(disk, "inserted");
+        const char *name = member_str(inserted, "node-name");
+        struct node *n = name ? graph_find(call->daemon->graph, name) : NULL;
+        CLEANUP_ERROR struct error *err = NULL;
+
+        if (r < 0 || !n || !node_backing(n)) {
+            continue;
+        }
+        int failed = commit_node(call, n, name, &err);
+        if (failed < 0) {
+            return commit_failed(call, "all", failed, err, errp);
+        }
+    }
+    return r;
+}
+
+static int commit(struct qmp_call *call, const char *device,
+                  struct error **errp) REQUIRES(call->daemon->jobs->lock)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+
+    if (strcmp(device, "all") == 0) {
+        return commit_all(call, errp);
+    }
+    struct node *n = disk_find_device(call->daemon, device, NULL);
+    if (!n) {
+        return reply(call, errp, "Device '%.200s' not found\r\n", device);
+    }
+    int r = commit_node(call, n, device, &err);
+    return r < 0 ? commit_failed(call, device, r, err, errp)
+                 : reply(call, errp, "%s", "");
+}
+
 static int help(struct qmp_call *call, struct error **errp)
 {
     return reply(call, errp, "%s",
                  "block_resize device size\r\n"
+                 "commit device|all\r\n"
                  "drive_add bus options\r\n"
                  "drive_backup [-n] [-f] [-c] device target [format]\r\n"
                  "drive_del id\r\n"
@@ -259,6 +324,9 @@ static int other(struct qmp_call *call, char **words, int count,
 {
     if (strcmp(words[0], "info") == 0 && count >= 2) {
         return info(call, words[1], count > 2 ? words[2] : NULL, errp);
+    }
+    if (strcmp(words[0], "commit") == 0 && count == 2) {
+        return commit(call, words[1], errp);
     }
     if (strcmp(words[0], "drive_backup") == 0) {
         return backup(call, words, count, errp);

@@ -151,6 +151,7 @@ class World:
         self.files = {}       # images that are local files, by name
         self.top = 'd'        # what the guest writes to
         self.nodes = []       # to be closed, the last first
+        self.seen = {}        # by the guest, of 'o' over 'd': values of units
         self.targets = {}     # of jobs that succeeded: disk: values of units
         self.repeats = []     # what failed, to be tried once more
         self.maybe = None     # models, if what failed was done all the same
@@ -372,6 +373,9 @@ class World:
                 for text in fault_model.judge(images[name].used(), model, how,
                                               has, self.exact):
                     wrong.append(f'{name}, {how}: {text}')
+        if self.seen and 'o' in images:
+            wrong += fault_model.judge_below(images['o'].used(),
+                                             images['d'].used(), self.seen)
         for name, values in self.targets.items():
             for unit, value in values.items():
                 if name in images and not has(name, unit, value):
@@ -747,6 +751,30 @@ def commit(w, **more):
 
 
 operation('commit-active', commit, prepare=with_overlay)
+
+
+def emptied(models, sure):
+    """What was in the overlay is below, and need not be in the overlay."""
+    for unit in models['o'].now:
+        for table in models['o'].now, models['o'].crashed:
+            table[unit] = {None} if sure else \
+                models['o'].values(unit, table) | {None}
+        if sure:
+            models['o'].lost.pop(unit, None)
+
+
+@operation('commit-empty', prepare=lambda w: (with_overlay(w), w.flush()))
+def commit_empty(w):
+    """Wherever a cluster is at any time, the guest reads it."""
+    seen = {u: v | w.models['o'].crashed.get(u, v)
+            for u, v in w.models['o'].now.items()}
+    w.seen.update({u: v for u, v in seen.items() if None not in v})
+    text = w.ask('human-monitor-command', **{'command-line': 'commit o'})
+    brought_down(w.models, 'o', 'd', not text)
+    emptied(w.models, not text)
+    if text:
+        w.repeats.append(lambda: commit_empty(w))
+    return not text
 
 
 def brought_up(models, source, target, sure):

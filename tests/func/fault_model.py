@@ -451,6 +451,17 @@ def judge(data, disk, how, targets=None, exact=True):
     return wrong
 
 
+def judge_below(over, base, seen):
+    """Of units that the overlay leaves to its base, what is wrong there."""
+    over, base = Image(over), Image(base)
+    for unit, values in seen.items():
+        for at in range(unit * UNIT, unit * UNIT + UNIT, SECTOR):
+            if over.sector(at) is None and (base.sector(at) or 0) not in values:
+                return [f'the guest finds {base.sector(at)} below at '
+                        f'{unit * UNIT:#x}, not of {values}']
+    return []
+
+
 def wrong_snapshots(image, disk):
     """What is wrong with the snapshots."""
     for name, (size, entries) in image.snapshots.items():

@@ -69,6 +69,23 @@ struct commit_options {
 int job_commit(struct jobs *j, const struct commit_options *o,
                struct error **errp) REQUIRES(j->lock);
 
+/*
+ * Write the content of @image into its backing node, and empty @image: what was
+ * in it is read from below then.  The backing node has the disk as it was at
+ * one instant during the call; what guests write after that stays in @image,
+ * and their requests go on.  @device is a name for the log.  No client sees a
+ * job.
+ *
+ * Returns when all of it is durable; gives up the monitor lock meanwhile. After
+ * an error, or a crash, @image reads as before, and has been emptied in part or
+ * not at all.  The clusters of an external data file keep their room.
+ * -ENOTSUP: there is no backing node; -EPERM: @image is read-only; -EBUSY: a
+ * job works on one of the two, or somebody else writes to the backing node;
+ * -ECANCELED: the process ends; others come from the storage.
+ */
+int job_commit_and_empty(struct jobs *j, struct node *image, const char *device,
+                         struct error **errp) REQUIRES(j->lock);
+
 /* What block-stream takes.  Strings may be NULL.  At most one of base,
  * base_node and bottom is given. */
 struct stream_options {
