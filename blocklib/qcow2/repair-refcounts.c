@@ -71,8 +71,7 @@ static uint64_t count_of(const struct builder *b, uint64_t cluster,
     const struct qcow2 *s = &b->k->im.shape;
 
     if (cluster >= b->a->first) {
-        return cluster < annex_end(b->a) ? b->a->counts[cluster - b->a->first]
-                                         : 0;
+        return b->a->counts[cluster - b->a->first];
     }
     uint64_t stored = qcow2_refcount_load(b->before, s->refcount_order, index);
     uint64_t counted = qcow2_census_count(b->k->census, cluster);
@@ -82,9 +81,10 @@ static uint64_t count_of(const struct builder *b, uint64_t cluster,
 static int build_block(struct builder *b, uint64_t index, uint64_t host)
 {
     const struct qcow2 *s = &b->k->im.shape;
-    uint64_t each = UINT64_C(1) << s->refblock_bits;
+    uint64_t first = index << s->refblock_bits;
+    uint64_t count = min_u64(UINT64_C(1) << s->refblock_bits,
+                             annex_end(b->a) - first);
     uint64_t old = index < b->old_count ? b->old[index] : 0;
-
     int r = 0;
 
     if (old == 0 || qcow2_in_cluster(s, old) != 0) {
@@ -96,9 +96,9 @@ static int build_block(struct builder *b, uint64_t index, uint64_t host)
         return r;
     }
     memset(b->block, 0, s->cluster_size);
-    for (uint64_t i = 0; i < each; i++) {
+    for (uint64_t i = 0; i < count; i++) {
         qcow2_refcount_store(b->block, s->refcount_order, i,
-                             count_of(b, index * each + i, i));
+                             count_of(b, first + i, i));
     }
     store_be64(&b->table[index], host);
     return node_pwrite(b->k->im.file, b->block, s->cluster_size, host, 0);

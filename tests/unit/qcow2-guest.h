@@ -96,32 +96,44 @@ static inline uint64_t guest_look(const struct guest_image *g, uint64_t unit)
                                      : GUEST_UNREADABLE;
 }
 
-/* Is the cluster of @host a table, or does the header say so?  What a guest
- * sees there is no data, and a repair may change it. */
-static inline bool guest_is_table(const struct guest_image *g, uint64_t host)
+/* How many tables say that the cluster of @host is theirs, or a table that they
+ * name? */
+static inline unsigned guest_claims(const struct guest_image *g, uint64_t host)
 {
     uint64_t size = guest_cluster_size(g);
     const uint64_t table[2] = {load_be64(g->bytes + 40),
                                load_be64(g->bytes + 48)};
     const uint64_t words[2] = {load_be32(g->bytes + 36),
                                load_be32(g->bytes + 56) * size / 8};
+    unsigned claims = 0;
 
     host = align_down(host, size);
     for (unsigned t = 0; t < 2; t++) {
         if (!guest_is_place(g, table[t])) {
             continue;
         }
-        if (host >= table[t] && host < table[t] + words[t] * 8) {
-            return true;
-        }
+        claims += host >= table[t] && host < table[t] + words[t] * 8;
         for (uint64_t i = 0; i < words[t] && table[t] + i * 8 < g->end; i++) {
-            if ((load_be64(g->bytes + table[t] + i * 8) & GUEST_PLACE) ==
-                host) {
-                return true;
-            }
+            claims += (load_be64(g->bytes + table[t] + i * 8) & GUEST_PLACE) ==
+                      host;
         }
     }
-    return false;
+    return claims;
+}
+
+/* Is the cluster of @host a table, or does the header say so?  What a guest
+ * sees there is no data, and a repair may change it. */
+static inline bool guest_is_table(const struct guest_image *g, uint64_t host)
+{
+    return guest_claims(g, host) > 0;
+}
+
+/* Does the entry for @unit stand in a cluster that is another table, too? */
+static inline bool guest_is_disputed(const struct guest_image *g, uint64_t unit)
+{
+    uint64_t at = guest_entry(g, unit);
+
+    return at > GUEST_UNREADABLE && guest_claims(g, at) > 1;
 }
 
 #endif /* NBDELTA_TESTS_QCOW2_GUEST_H */
