@@ -161,20 +161,26 @@ void graph_begin_drain(struct tree *t)
     }
 }
 
+/* The tree's lock is held for writing now. */
+static void note_drained(struct graph *g, struct tree *t)
+{
+    list_for_each (at, &t->nodes) {
+        struct node *n = list_entry(at, struct node, in_tree);
+        if (n->opened && n->drv->drained) {
+            n->drv->drained(n);
+        }
+    }
+    t->drained = true;
+    t->next_drained = g->drained;
+    g->drained = t;
+}
+
 static void drain_tree(struct graph *g, struct tree *t) NO_LOCK_ANALYSIS
 {
     if (!t->drained && !is_private(g, t)) {
         graph_begin_drain(t);
         rwlock_wrlock(&t->lock);
-        list_for_each (at, &t->nodes) {
-            struct node *n = list_entry(at, struct node, in_tree);
-            if (n->opened && n->drv->drained) {
-                n->drv->drained(n);
-            }
-        }
-        t->drained = true;
-        t->next_drained = g->drained;
-        g->drained = t;
+        note_drained(g, t);
     }
 }
 
@@ -191,6 +197,8 @@ static void drain_tree(struct graph *g, struct tree *t) NO_LOCK_ANALYSIS
 #define TRY_MIN_MS 100
 /* How long to wait while another thread tries. */
 #define OTHERS_MS 5
+/* The longest that a section waits where it need not. */
+#define SECTION_MS 20
 
 /* Could the tree be drained within @ms, since graph_begin_drain()?  One thread
  * tries at a time. */
@@ -249,6 +257,10 @@ int graph_settle_match(struct graph *g, node_match_fn *fn, void *opaque,
         if (!t || (mine && try_drain(t, ms))) {
             return 0;
         }
+        if (node_is_unwanted()) {
+            return error_set(errp, ECANCELED, "nobody waits for node '%s'",
+                             name);
+        }
         if (now_ns() - begin >= limit_ns) {
             return error_set(errp, ETIMEDOUT,
                              "Node '%s' does not come to rest: requests have "
@@ -277,6 +289,42 @@ int graph_settle(struct graph *g, const char *name, uint64_t limit_ns,
 void graph_drain(struct graph *g, struct node *n)
 {
     drain_tree(g, atomic_load(&n->tree));
+}
+
+/* As a section that drains, but it ends soon where the tree does not come to
+ * rest. */
+static bool lock_drained_soon(struct graph *g, const struct node *n)
+    NO_LOCK_ANALYSIS
+{
+    graph_lock(g);
+    struct tree *t = atomic_load(&n->tree);
+
+    graph_begin_drain(t);
+    if (rwlock_wrlock_ms(&t->lock, SECTION_MS)) {
+        note_drained(g, t);
+        return true;
+    }
+    atomic_fetch_sub(&t->draining, 1);
+    graph_unlock(g);
+    return false;
+}
+
+static bool is_node(const struct node *n, void *opaque)
+{
+    return n == opaque;
+}
+
+int graph_lock_drained(struct graph *g, struct node *n)
+{
+    if (lock_drained_soon(g, n)) {
+        return 0;
+    }
+    int r = graph_settle_match(g, is_node, n, UINT64_MAX, NULL);
+    if (r == 0) {
+        graph_lock(g);
+        graph_drain(g, n);
+    }
+    return r;
 }
 
 void graph_unlock(struct graph *g) NO_LOCK_ANALYSIS

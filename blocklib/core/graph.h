@@ -82,6 +82,14 @@ void node_set_growable(struct node *n, bool growable);
  * nothing. */
 void graph_wake_waiting(struct graph *g, struct node *n);
 
+/*
+ * graph_lock() and graph_drain(), for threads that nobody else has to wait for:
+ * requests that hang in @n's tree hold up the caller, and no other section.
+ * The caller has a reference to @n.  -ECANCELED: no section has begun, because
+ * node_is_unwanted().
+ */
+int graph_lock_drained(struct graph *g, struct node *n);
+
 /* Is @n below @top, or @top itself? */
 bool node_is_below(const struct node *top, const struct node *n);
 

@@ -24,9 +24,12 @@
 
 static int reach_instant(struct commit *c)
 {
-    graph_lock(c->graph);
-    graph_drain(c->graph, c->top);
-    int r = follow_last(&c->follow);
+    int r = graph_lock_drained(c->graph, c->top);
+
+    if (r < 0) {
+        return r;
+    }
+    r = follow_last(&c->follow);
     graph_unlock(c->graph);
     return r < 0 ? r : blk_flush(c->to);
 }
@@ -65,12 +68,15 @@ static int leave_clean(struct commit *c, const struct hbitmap *bits,
 /* Guests may have made the disk smaller since. */
 static int leave_piece(struct commit *c, uint64_t offset, uint64_t piece)
 {
-    graph_lock(c->graph);
-    graph_drain(c->graph, c->top);
+    int r = graph_lock_drained(c->graph, c->top);
+
+    if (r < 0) {
+        return r;
+    }
     uint64_t end = min_u64(offset + piece, node_size(c->top));
     struct hbitmap *bits = bitmap_share_bits(c->follow.dirty);
-    int r = bits ? 0 : -ENOMEM;
 
+    r = bits ? 0 : -ENOMEM;
     if (r == 0 && offset < end) {
         r = leave_clean(c, bits, offset, end);
     }

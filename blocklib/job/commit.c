@@ -48,11 +48,14 @@ static struct commit *commit_of(struct job *job)
 
 static int grow_base(struct commit *c)
 {
-    int r = 0;
-
     graph_lock(c->graph);
+    bool shorter = node_size(c->base) < node_size(c->top);
+    graph_unlock(c->graph);
+    int r = shorter ? graph_lock_drained(c->graph, c->base) : 0;
+    if (r < 0 || !shorter) {
+        return r;
+    }
     if (node_size(c->base) < node_size(c->top)) { /* only we may resize it */
-        graph_drain(c->graph, c->base);
         r = node_resize(c->base, node_size(c->top), NULL);
     }
     graph_unlock(c->graph);

@@ -75,10 +75,9 @@ static int copy_timed(struct follow *f)
 }
 
 /* Make the set what was written since the last call: *found bytes.  In a
- * control section. */
+ * drained section. */
 static int take_bits(struct follow *f, uint64_t *found)
 {
-    graph_drain(f->graph, f->source);
     struct hbitmap *bits = hbitmap_new(node_size(f->source), f->granularity);
     if (!bits) {
         return -ENOMEM;
@@ -99,6 +98,16 @@ static bool has_bits(const struct follow *f)
     return has;
 }
 
+/* Begin a drained section.  The target may hang, and the source's tree with it:
+ * only this thread waits then, and not when the job is given up. */
+static int lock_source(struct follow *f)
+{
+    node_unwanted = copy_given_up(f->copy);
+    int r = graph_lock_drained(f->graph, f->source);
+    node_unwanted = NULL;
+    return r == -ECANCELED ? JOB_STOPPED : r;
+}
+
 /* Copy what is to do.  If there is nothing, take bits first: *found bytes. */
 static int next_pass(struct follow *f, uint64_t *found)
 {
@@ -108,9 +117,12 @@ static int next_pass(struct follow *f, uint64_t *found)
             *found = 0;
             return 0;
         }
-        graph_lock(f->graph);
         uint64_t begin = now_ns();
-        int r = take_bits(f, found);
+        int r = lock_source(f);
+        if (r != 0) {
+            return r;
+        }
+        r = take_bits(f, found);
         f->drained_ns = now_ns() - begin;
         graph_unlock(f->graph);
         if (r < 0) {
@@ -212,6 +224,7 @@ int follow_last(struct follow *f)
 {
     enum copy_side side;
     uint64_t found;
+    graph_drain(f->graph, f->source);
     int r = take_bits(f, &found);
 
     return r < 0 ? r : copy_run_drained(f->copy, &side);

@@ -29,6 +29,9 @@
 
 #define WORDS_MAX 8
 
+/* How long a command waits for a disk that does not come to rest. */
+#define SETTLE_NS UINT64_C(30000000000)
+
 static const struct qmp_arg hmp_args[] = {
     QMP_ARG("command-line", STR),
     QMP_OPT("cpu-index", INT),
@@ -122,12 +125,36 @@ static int qemu_io(struct qmp_call *call, const char *name, bool qdev,
     return reply(call, errp, "%s", "");
 }
 
+/* The disk @name, once it can be drained: others need not wait for its storage.
+ * Gives up the monitor lock meanwhile.  NULL with @errp. */
+static struct node *settled(struct qmp_call *call, const char *name,
+                            struct error **errp)
+    REQUIRES(call->daemon->jobs->lock)
+{
+    struct daemon *d = call->daemon;
+    const struct node *n = disk_find_device(d, name, errp);
+    CLEANUP_FREE char *node = n ? strdup(node_name(n)) : NULL;
+
+    if (!n) {
+        return NULL;
+    }
+    if (!node) {
+        (void)error_nomem(errp);
+        return NULL;
+    }
+    mutex_unlock(&d->jobs->lock);
+    int r = graph_settle(d->graph, node, SETTLE_NS, errp);
+    mutex_lock(&d->jobs->lock);
+    return r < 0 ? NULL : disk_find_device(d, name, errp);
+}
+
 /* block_resize DEVICE SIZE, in MiB unless there is a suffix. */
 static int block_resize(struct qmp_call *call, const char *name,
                         const char *text, struct error **errp)
+    REQUIRES(call->daemon->jobs->lock)
 {
     CLEANUP_ERROR struct error *err = NULL;
-    struct node *n = disk_find_device(call->daemon, name, &err);
+    struct node *n = settled(call, name, &err);
     size_t len = strlen(text);
     bool bare = len > 0 && isdigit((unsigned char)text[len - 1]);
     uint64_t size = 0;
@@ -153,9 +180,13 @@ static int block_resize(struct qmp_call *call, const char *name,
 }
 
 static int drive(struct qmp_call *call, bool add, const char *what,
-                 struct error **errp)
+                 struct error **errp) REQUIRES(call->daemon->jobs->lock)
 {
     CLEANUP_ERROR struct error *err = NULL;
+    if (!add && disk_find_device(call->daemon, what, NULL) &&
+        !settled(call, what, &err)) {
+        return reply(call, errp, "Error: %s\r\n", error_message(err));
+    }
     int r = add ? devices_add_drive(call->daemon, what, &err)
                 : devices_delete_drive(call->daemon, what, &err);
 
@@ -277,6 +308,10 @@ static int commit_all(struct qmp_call *call, struct error **errp)
         if (r < 0 || !n || !node_backing(n)) {
             continue;
         }
+        n = settled(call, name, &err);
+        if (!n) {
+            return commit_failed(call, "all", -ETIMEDOUT, err, errp);
+        }
         int failed = commit_node(call, n, name, &err);
         if (failed < 0) {
             return commit_failed(call, "all", failed, err, errp);
@@ -293,9 +328,12 @@ static int commit(struct qmp_call *call, const char *device,
     if (strcmp(device, "all") == 0) {
         return commit_all(call, errp);
     }
-    struct node *n = disk_find_device(call->daemon, device, NULL);
-    if (!n) {
+    if (!disk_find_device(call->daemon, device, NULL)) {
         return reply(call, errp, "Device '%.200s' not found\r\n", device);
+    }
+    struct node *n = settled(call, device, &err);
+    if (!n) {
+        return commit_failed(call, device, -ETIMEDOUT, err, errp);
     }
     int r = commit_node(call, n, device, &err);
     return r < 0 ? commit_failed(call, device, r, err, errp)

@@ -349,6 +349,44 @@ def an_open_that_waits_can_be_ended(far):
     assert p.wait(SOON) == 7
 
 
+def a_mirror_whose_target_hangs_holds_up_nobody(far):
+    """A guest's write waits for the target, and the job wants to look at what
+    another one has changed."""
+    subprocess.run(['qemu-img', 'create', '-q', '-f', 'qcow2', 'two.qcow2',
+                    '16M'], check=True)
+    two = ('--blockdev', 'driver=qcow2,node-name=two,discard=unmap,'
+           'file.driver=file,file.filename=two.qcow2', *export('two'))
+    with start(far, *two) as d:
+        d.ask('block-export-del', id='far')
+        d.ask('blockdev-mirror', device='two', target='far', sync='full',
+              copy_mode='write-blocking', job_id='j')
+        d.event('BLOCK_JOB_READY')
+        far.hold(WRITE)
+        far.held = 0
+        h = client('two')
+        for i in range(8):
+            h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(64 * K)),
+                         i * 64 * K)
+        while far.held == 0:
+            time.sleep(0.02)
+        late = client('two')
+        late.aio_trim(64 * K, 8 * M)  # it is not sent to the target
+        time.sleep(0.3)               # the job looks each 0.1 s
+        others_go_on()
+        w = Behind('human-monitor-command',
+                   **{'command-line': 'block_resize two 16M'})
+        assert w.waits()
+        others_go_on()
+        s = Session()
+        in_time(lambda: s.ask('block-job-cancel', device='j', force=True))
+        others_go_on()
+        d.event('BLOCK_JOB_CANCELLED', device='j')
+        far.go_on()
+        w.end()
+        del late
+        ends(d)
+
+
 def main():
     far = Stalling(os.getcwd() + '/far.sock', 16 * M)
     only = sys.argv[1:]
@@ -359,12 +397,13 @@ def main():
                  an_export_goes_while_another_of_its_disk_hangs,
                  the_end_has_a_limit,
                  storage_that_is_no_server,
-                 an_open_that_waits_can_be_ended):
+                 an_open_that_waits_can_be_ended,
+                 a_mirror_whose_target_hangs_holds_up_nobody):
         if only and test.__name__ not in only:
             continue
         print(test.__name__, flush=True)
         test(far)
-        for f in ('ok.qcow2', 'qmp.sock', 'nbd.sock'):
+        for f in ('ok.qcow2', 'two.qcow2', 'qmp.sock', 'nbd.sock'):
             if os.path.exists(f):
                 os.unlink(f)
 
