@@ -417,9 +417,12 @@ END_TEST
 
 static bool is_dirty(uint64_t offset)
 {
-    const struct bitmap *bm = bitmap_find(disks[0], "b");
+    struct bitmap *bm = bitmap_find(disks[0], "b");
 
-    return hbitmap_get(bm->bits, offset);
+    ck_assert_ptr_nonnull(bm);
+    bool dirty = hbitmap_get(bm->bits, offset);
+    bitmap_unref(bm);
+    return dirty;
 }
 
 /* Bits of 4 GiB, in one cluster that is there: two places of it are armed, and
