@@ -241,7 +241,7 @@ def worst_snapshot(lab, who, _):
 def worst_rows():
     return [
         Row('worst-clear', 'worst wait of a guest while bitmaps clear', 'ms',
-            BOTH, make_worst('clear'), 'less', needs=['qemu-io']),
+            BOTH, make_worst('clear'), 'less', [Goal(1.0)], needs=['qemu-io']),
         # q-s-d does not resize a disk that it exports.
         Row('worst-resize', 'worst wait of a guest while the disk resizes',
             'ms', ['nbdelta'], make_worst('resize'), 'less',
