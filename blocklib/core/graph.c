@@ -368,6 +368,20 @@ struct node *graph_find(struct graph *g, const char *name)
     return n;
 }
 
+void graph_ref(struct graph *g, struct node *n)
+{
+    graph_lock(g);
+    node_ref(n);
+    graph_unlock(g);
+}
+
+void graph_unref(struct graph *g, struct node *n)
+{
+    graph_lock(g);
+    node_unref(n);
+    graph_unlock(g);
+}
+
 int graph_each(struct graph *g, int (*fn)(struct node *n, void *opaque),
                void *opaque)
 {

@@ -20,7 +20,6 @@
 
 #include "core/graph.h"
 #include "core/node.h"
-#include "core/storage.h"
 #include "nbdelta/bytes.h"
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"

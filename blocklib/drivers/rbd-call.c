@@ -19,6 +19,8 @@
 #include "nbdelta/bytes.h"
 #include "nbdelta/module.h"
 
+#define CLOSE_NS UINT64_C(1000000000)
+
 /* --- Calls that are late --- */
 
 /* It outlives the node while there are calls. */
@@ -94,7 +96,9 @@ void rbd_call_free(struct rbd_call *c)
     if (c->list) {
         c->m->snapshots_free(c->list, c->list_count);
     }
-    c->m->unref(c->image);
+    if (c->image) {
+        c->m->unref(c->image);
+    }
     rbd_late_put(c->count);
     cond_destroy(&c->ended_cond);
     mutex_destroy(&c->lock);
@@ -164,4 +168,27 @@ int rbd_call_run(struct rbd_call *c, unsigned seconds)
 
     return r < 0 ? r
                  : rbd_call_wait(c, now_ns() + seconds * UINT64_C(1000000000));
+}
+
+static int do_close(struct rbd_call *c)
+{
+    struct ceph_image *image = c->image;
+
+    c->image = NULL;
+    c->m->unref(image);
+    c->m->close(image);
+    return 0;
+}
+
+void rbd_close_soon(struct node *n)
+{
+    const struct rbd *s = n->state;
+    struct rbd_call *c = rbd_call_new(n, do_close, NULL, NULL);
+
+    if (c && rbd_call_begin(c) == 0) {
+        (void)rbd_call_wait(c, now_ns() + CLOSE_NS);
+    } else {
+        s->m->close(s->image);
+    }
+    rbd_call_free(c);
 }

@@ -66,6 +66,7 @@ static int open_place(struct node *n, struct ceph_place *p, struct error **errp)
     p->read_only = node_read_only(n);
     p->cache = !n->flags.direct;
     s->luks = p->luks;
+    s->fixed = p->snapshot != NULL; /* it is taken by the next */
     r = rbd_open_image(n, p, &s->image, errp);
     if (r < 0) {
         return r;
@@ -79,7 +80,7 @@ static int open_place(struct node *n, struct ceph_place *p, struct error **errp)
     s->size = size;
     n->size = size;
     n->cluster_size = (uint32_t)s->object_size;
-    if (s->m->watch(s->image, header_changed, n) < 0) {
+    if (!s->fixed && s->m->watch(s->image, header_changed, n) < 0) {
         tell_event(TELL_WARNING,
                    "node '%s' is not told when its image gets another size",
                    node_name(n));
@@ -118,7 +119,11 @@ static void rbd_node_close(struct node *n)
 {
     struct rbd *s = n->state;
 
-    s->m->close(s->image);
+    if (s->fixed) {
+        rbd_close_soon(n);
+    } else {
+        s->m->close(s->image);
+    }
     rbd_late_put(s->late);
     mutex_destroy(&s->grow_lock);
 }

@@ -21,6 +21,7 @@ struct rbd {
     struct rbd_late *late;
     uint64_t object_size;
     enum ceph_luks luks;
+    bool fixed; /* it is a snapshot: nothing changes it, and nothing is told */
 
     mutex_t grow_lock; /* held while the image grows */
     uint64_t size;     /* grow_lock: as we know it, of the image */
@@ -126,6 +127,10 @@ int rbd_call_wait(struct rbd_call *c, uint64_t until);
 
 /* Both. */
 int rbd_call_run(struct rbd_call *c, unsigned seconds);
+
+/* Close the image of @n, which is `fixed`.  If the cluster does not answer
+ * within a second the end comes later: somebody has locks. */
+void rbd_close_soon(struct node *n);
 
 /* --- Snapshots (rbd-snapshot.c, rbd-diff.c) --- */
 

@@ -33,7 +33,9 @@ struct point {
     struct node *scratch;
     struct node *filter; /* NULL: not in place */
     struct node *access;
-    struct node *view; /* of a storage snapshot: what access reads; or NULL */
+    /* Of a storage snapshot: whose it is, and what access reads; or NULL. */
+    struct node *storage;
+    struct node *view;
 
     /* Atomic. */
     const char *_Atomic why; /* NULL: whole; a constant text */

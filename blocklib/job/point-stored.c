@@ -120,7 +120,17 @@ int point_stored_action(struct graph *g, const struct point_stored_options *o,
     p->source = point_source(g, o->node);
     graph_lock(g);
     node_ref(p->source);
+    p->storage = storage_below(p->source);
+    if (p->storage) {
+        node_ref(p->storage);
+    }
     graph_unlock(g);
+    if (!p->storage) {
+        stored_free(&s->action);
+        return error_set(errp, ENOTSUP,
+                         "the storage of node '%s' makes no snapshots",
+                         node_name(o->node));
+    }
     if (copy_text(&p->snapshot, o->snapshot) < 0 ||
         copy_text(&p->since, o->since) < 0 ||
         copy_text(&p->bitmap, o->bitmap) < 0 ||
@@ -139,7 +149,7 @@ int point_stored_action(struct graph *g, const struct point_stored_options *o,
 static int find_id(struct point *p, struct error **errp)
 {
     CLEANUP_STORAGE struct storage_snapshots list = {0};
-    int r = storage_snapshots_get(p->source, &list, errp);
+    int r = storage_snapshots_get(p->storage, &list, errp);
     const struct storage_snapshot *s =
         r == 0 ? storage_snapshot_find(&list, p->snapshot) : NULL;
 
@@ -155,7 +165,7 @@ static int find_id(struct point *p, struct error **errp)
 static int open_view(struct point *p, struct error **errp)
 {
     struct node *view;
-    int r = storage_view(p->graph, p->source, p->snapshot, &view, errp);
+    int r = storage_view(p->graph, p->storage, p->snapshot, &view, errp);
 
     if (r < 0) {
         return r;
@@ -225,26 +235,26 @@ int point_stored_open(struct point *p, enum storage_diff_how *how,
 
 /* --- The rest --- */
 
-int point_check(struct point *p, struct error **errp)
+const char *point_snapshot(const struct point *p,
+                           const struct storage_snapshots *list)
 {
-    CLEANUP_STORAGE struct storage_snapshots list = {0};
-    int r = p->snapshot ? storage_snapshots_get(p->source, &list, errp) : 0;
-
-    if (r < 0 || !p->snapshot) {
-        return r;
-    }
-    for (size_t i = 0; i < list.count; i++) {
-        if (list.at[i].id == p->id) {
-            return 0;
+    for (size_t i = 0; i < list->count; i++) {
+        if (list->at[i].id == p->id) {
+            return list->at[i].name;
         }
     }
-    if (!atomic_exchange(&p->why, "snapshot-removed")) {
+    return NULL;
+}
+
+void point_check(struct point *p, const struct storage_snapshots *list)
+{
+    if (!point_snapshot(p, list) &&
+        !atomic_exchange(&p->why, "snapshot-removed")) {
         tell_event(TELL_ERROR,
                    "a point in time of node '%.200s' is lost: somebody has "
                    "removed the snapshot '%.200s'",
                    node_name(p->source), p->snapshot);
     }
-    return 0;
 }
 
 json_t *point_query_stored(const struct point *p)

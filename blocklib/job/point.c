@@ -247,6 +247,10 @@ void point_take_down(struct point *p)
         node_unref(p->view);
         p->view = NULL;
     }
+    if (p->storage) {
+        node_unref(p->storage);
+        p->storage = NULL;
+    }
     if (p->source) {
         node_unref(p->source);
         p->source = NULL;

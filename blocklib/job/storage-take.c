@@ -11,7 +11,6 @@
 #include <string.h>
 
 #include "core/graph.h"
-#include "core/storage.h"
 #include "nbdelta/action.h"
 #include "nbdelta/error.h"
 #include "nbdelta/storage-snapshot.h"

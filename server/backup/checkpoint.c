@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backup/look.h"
 #include "backup/stored.h"
 #include "daemon.h"
 #include "disk.h"
@@ -39,7 +40,7 @@ static bool is_checkpoint(const struct node *n, const struct bitmap_info *b)
 struct listing {
     struct daemon *daemon;
     json_t *all; /* checkpoints by their names */
-    bool silent; /* storage was asked, and did not answer */
+    struct look look;
 };
 
 struct devices {
@@ -110,24 +111,12 @@ static int list_stored(const struct listing *l, const struct node *n,
 
 static int list_snapshots(struct listing *l, struct node *n)
 {
-    CLEANUP_STORAGE struct storage_snapshots list = {0};
-    struct error *err = NULL;
+    const struct storage_snapshots *list = look_of(&l->look, n);
     int r = 0;
 
-    /* Nothing is known of storage that does not answer, and all commands would
-     * wait for each of its disks. */
-    if (l->silent || storage_is_shown(l->daemon->graph, n)) {
-        return 0;
-    }
-    if (stored_list(n, &list, &err) < 0) {
-        log_line(TELL_WARNING, "checkpoints of disk '%.200s': %.400s",
-                 node_name(n), error_message(err));
-        error_free(err);
-        l->silent = true;
-    }
-    for (size_t i = 0; i < list.count && r == 0; i++) {
-        CLEANUP_FREE char *name = storage_checkpoint_of(list.at[i].name);
-        r = name ? list_stored(l, n, name, &list.at[i]) : 0;
+    for (size_t i = 0; list && i < list->count && r == 0; i++) {
+        CLEANUP_FREE char *name = storage_checkpoint_of(list->at[i].name);
+        r = name ? list_stored(l, n, name, &list->at[i]) : 0;
     }
     return r;
 }
@@ -174,32 +163,65 @@ static int by_age(const void *a, const void *b)
     return x == y ? 0 : x > y ? -1 : 1;
 }
 
-json_t *checkpoints_query(struct daemon *d)
+static int add_storing(struct node *n, void *opaque)
 {
-    CLEANUP_JSON json_t *all = json_object();
+    struct look *l = opaque;
+
+    return storage_has_snapshots(n) && !storage_is_shown(l->daemon->graph, n)
+               ? look_add(l, n, NULL)
+               : 0;
+}
+
+/* Nothing is told of storage that does not answer. */
+static int look_at_all(struct look *l)
+{
+    CLEANUP_ERROR struct error *err = NULL;
+    int r = graph_each(l->daemon->graph, add_storing, l);
+
+    if (r == 0 && look_ask(l, &err) < 0) {
+        log_line(TELL_WARNING, "checkpoints are not listed: %.400s",
+                 error_message(err));
+    }
+    return r;
+}
+
+static json_t *sorted_list(const json_t *all)
+{
+    CLEANUP_FREE json_t **sorted = calloc(json_object_size(all) + 1,
+                                          sizeof(*sorted));
     json_t *list = json_array();
-    struct listing listing = {d, all, false};
-    CLEANUP_FREE json_t **sorted = NULL;
     size_t count = 0;
     const char *name;
     json_t *entry;
-    int r = all && list ? graph_each(d->graph, list_checkpoints, &listing) : -1;
 
-    sorted = calloc(json_object_size(all) + 1, sizeof(*sorted));
-    if (r == 0 && sorted) {
-        json_object_foreach (all, name, entry) {
-            sorted[count++] = entry;
-        }
-        qsort(sorted, count, sizeof(json_t *), by_age);
-    }
-    for (size_t i = 0; r == 0 && i < count; i++) {
-        r = json_array_append(list, sorted[i]);
-    }
-    if (r != 0 || !sorted) {
+    if (!sorted || !list) {
         json_decref(list);
         return NULL;
     }
+    json_object_foreach ((json_t *)(uintptr_t)all, name, entry) {
+        sorted[count++] = entry;
+    }
+    qsort(sorted, count, sizeof(json_t *), by_age);
+    for (size_t i = 0; i < count; i++) {
+        if (json_array_append(list, sorted[i]) < 0) {
+            json_decref(list);
+            return NULL;
+        }
+    }
     return list;
+}
+
+json_t *checkpoints_query(struct daemon *d)
+{
+    CLEANUP_JSON json_t *all = json_object();
+    struct listing listing = {d, all, {.daemon = d}};
+    int r = all ? look_at_all(&listing.look) : -ENOMEM;
+
+    if (r == 0) {
+        r = graph_each(d->graph, list_checkpoints, &listing);
+    }
+    look_free(&listing.look);
+    return r == 0 ? sorted_list(all) : NULL;
 }
 
 /* --- Looking for one. --- */
@@ -224,46 +246,28 @@ static const char *bitmap_missing(struct node *n, const char *name)
     return why;
 }
 
-/* Is one of the snapshots the checkpoint @name, or (NULL) any one? */
-static bool has_stored(const struct storage_snapshots *list, const char *name)
+const char *checkpoint_missing(struct daemon *d, struct node *n,
+                               const char *name,
+                               const struct storage_snapshots *stored,
+                               bool *bitmap)
 {
-    bool found = false;
+    const char *why = bitmap_missing(n, name);
 
-    for (size_t i = 0; i < list->count; i++) {
-        CLEANUP_FREE char *is = storage_checkpoint_of(list->at[i].name);
-
-        found |= is && (!name || strcmp(is, name) == 0);
+    *bitmap = !why;
+    if (!why || stored_has(stored, name)) {
+        return NULL;
     }
-    return found;
+    if (strcmp(why, "new-disk") == 0 && stored_has(stored, NULL)) {
+        why = "no-checkpoint";
+    }
+    return strncmp(why, "bitmap-", 7) != 0 && bitmap_below(d->graph, n, name)
+               ? "base-bitmap"
+               : why;
 }
 
-int checkpoint_missing(struct daemon *d, struct node *n, const char *name,
-                       const char **why, bool *bitmap, struct error **errp)
-{
-    CLEANUP_STORAGE struct storage_snapshots list = {0};
-
-    *why = bitmap_missing(n, name);
-    *bitmap = *why == NULL;
-    if (*bitmap) {
-        return 0;
-    }
-    int r = stored_list(n, &list, errp);
-    if (has_stored(&list, name)) {
-        *why = NULL;
-    } else if (strcmp(*why, "new-disk") == 0 && has_stored(&list, NULL)) {
-        *why = "no-checkpoint";
-    }
-    if (*why && strncmp(*why, "bitmap-", 7) != 0 &&
-        bitmap_below(d->graph, n, name)) {
-        *why = "base-bitmap";
-    }
-    return r;
-}
-
-char *checkpoint_names(struct node *n)
+char *checkpoint_names(struct node *n, const struct storage_snapshots *stored)
 {
     CLEANUP_BITMAPS struct bitmap_list list;
-    CLEANUP_STORAGE struct storage_snapshots stored = {0};
     char *text = NULL;
     size_t size = 0;
     FILE *f = open_memstream(&text, &size);
@@ -277,9 +281,8 @@ char *checkpoint_names(struct node *n)
             (void)fprintf(f, "%s'%s'", count > 1 ? ", " : "", b->name);
         }
     }
-    (void)stored_list(n, &stored, NULL);
-    for (size_t i = 0; i < stored.count; i++) {
-        CLEANUP_FREE char *name = storage_checkpoint_of(stored.at[i].name);
+    for (size_t i = 0; stored && i < stored->count; i++) {
+        CLEANUP_FREE char *name = storage_checkpoint_of(stored->at[i].name);
 
         if (f && name && count++ < NAMES_MAX) {
             (void)fprintf(f, "%s'%s'", count > 1 ? ", " : "", name);
@@ -311,82 +314,129 @@ static bool is_bitmap(struct node *n, const char *name)
     return found;
 }
 
-bool checkpoint_exists(struct node *n, const char *name)
+bool checkpoint_exists(struct node *n, const char *name,
+                       const struct storage_snapshots *stored)
 {
-    return is_bitmap(n, name) || stored_has(n, name, NULL) == 1;
+    return is_bitmap(n, name) || stored_has(stored, name);
 }
 
 /* --- Removing. --- */
 
 struct removal {
-    struct daemon *daemon;
     const char *name;
-    const json_t *nodes; /* NULL: all that have it */
-    struct list actions; /* for bitmaps */
-    bool removed;        /* a snapshot */
-    struct error **errp;
+    struct look look; /* where it may be */
 };
 
-static int remove_bitmap(struct node *n, struct removal *rm)
-{
-    struct action *a;
-    int r = bitmap_remove_action((struct bitmap_ref){n, rm->name}, &a,
-                                 rm->errp);
-
-    return r < 0 ? r : actions_add(&rm->actions, a, rm->errp);
-}
-
-/* Snapshots go at once, before bitmaps do. */
-static int remove_from(struct node *n, void *opaque)
+static int add_having(struct node *n, void *opaque)
 {
     struct removal *rm = opaque;
-    bool bitmap = is_bitmap(n, rm->name);
-    int r = 0;
 
-    if (rm->nodes || !storage_is_shown(rm->daemon->graph, n)) {
-        r = stored_has(n, rm->name, rm->errp);
-    }
-    if (r == 1) {
-        rm->removed = true;
-        r = stored_remove(n, rm->name, rm->errp);
-    } else if (r == 0 && !bitmap && rm->nodes) {
-        r = error_set(rm->errp, ENOENT, "Node '%s' has no checkpoint '%s'",
-                      node_name(n), rm->name);
-    }
-    return r == 0 && bitmap ? remove_bitmap(n, rm) : r;
+    return is_bitmap(n, rm->name) ? look_add(&rm->look, n, NULL)
+                                  : add_storing(n, &rm->look);
 }
 
-static int remove_from_named(struct removal *rm)
+static int add_named(struct removal *rm, const json_t *nodes,
+                     struct error **errp)
 {
+    struct daemon *d = rm->look.daemon;
     size_t i;
     json_t *item;
     int r = 0;
 
-    json_array_foreach (rm->nodes, i, item) {
+    json_array_foreach (nodes, i, item) {
         const char *name = json_string_value(item);
-        struct node *n = graph_find(rm->daemon->graph,
-                                    name); /* as the list has it */
-        n = n ? n : disk_find_node(rm->daemon, name, rm->errp);
-        r = r < 0 ? r : n ? remove_from(n, rm) : -ENODEV;
+        struct node *n = graph_find(d->graph, name); /* as the list has it */
+        n = n ? n : disk_find_node(d, name, errp);
+        if (!n) {
+            return -ENODEV;
+        }
+        if (r == 0 && !look_of(&rm->look, n)) {
+            r = look_add(&rm->look, n, errp);
+        }
     }
     return r;
+}
+
+/* All of them have it, or (if they were not @named) any. */
+static int check_there(const struct removal *rm, bool named,
+                       struct error **errp)
+{
+    bool any = false;
+
+    for (size_t i = 0; i < rm->look.count; i++) {
+        const struct looked *k = &rm->look.at[i];
+
+        if (checkpoint_exists(k->node, rm->name, &k->list)) {
+            any = true;
+        } else if (named) {
+            return error_set(errp, ENOENT, "Node '%s' has no checkpoint '%s'",
+                             node_name(k->node), rm->name);
+        }
+    }
+    return any ? 0
+               : error_set(errp, ENOENT, "There is no checkpoint '%s'",
+                           rm->name);
+}
+
+static int remove_stored(const struct removal *rm, struct error **errp)
+{
+    bool any = false;
+    int r = 0;
+
+    for (size_t i = 0; i < rm->look.count; i++) {
+        any |= stored_has(&rm->look.at[i].list, rm->name);
+    }
+    if (!any) {
+        return 0;
+    }
+    look_begin(rm->look.daemon);
+    for (size_t i = 0; r == 0 && i < rm->look.count; i++) {
+        const struct looked *k = &rm->look.at[i];
+
+        r = stored_has(&k->list, rm->name)
+                ? stored_remove(k->storage, rm->name, errp)
+                : 0;
+    }
+    r = r < 0 ? r : look_settle(&rm->look, errp);
+    look_end(rm->look.daemon);
+    return r;
+}
+
+static int remove_bitmaps(const struct removal *rm, struct error **errp)
+{
+    struct list actions;
+    int r = 0;
+
+    list_init(&actions);
+    for (size_t i = 0; r == 0 && i < rm->look.count; i++) {
+        struct node *n = rm->look.at[i].node;
+        struct action *a;
+
+        if (is_bitmap(n, rm->name)) {
+            r = bitmap_remove_action((struct bitmap_ref){n, rm->name}, &a,
+                                     errp);
+            r = r < 0 ? r : actions_add(&actions, a, errp);
+        }
+    }
+    if (r < 0) {
+        actions_cancel(&actions);
+        return r;
+    }
+    return actions_run(rm->look.daemon->graph, &actions, errp);
 }
 
 int checkpoint_delete(struct daemon *d, const char *name, const json_t *nodes,
                       struct error **errp)
 {
-    struct removal rm = {
-        .daemon = d, .name = name, .nodes = nodes, .errp = errp};
+    struct removal rm = {name, {.daemon = d}};
+    int r = nodes ? add_named(&rm, nodes, errp)
+                  : graph_each(d->graph, add_having, &rm);
 
-    list_init(&rm.actions);
-    int r = nodes ? remove_from_named(&rm)
-                  : graph_each(d->graph, remove_from, &rm);
-    if (r == 0 && !rm.removed && list_empty(&rm.actions)) {
-        r = error_set(errp, ENOENT, "There is no checkpoint '%s'", name);
+    if (r == 0 && (r = look_ask(&rm.look, errp)) == 0 &&
+        (r = check_there(&rm, nodes, errp)) == 0 &&
+        (r = remove_stored(&rm, errp)) == 0) {
+        r = remove_bitmaps(&rm, errp);
     }
-    if (r < 0) {
-        actions_cancel(&rm.actions);
-        return r;
-    }
-    return actions_run(d->graph, &rm.actions, errp);
+    look_free(&rm.look);
+    return r;
 }

@@ -7,6 +7,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "backup/look.h"
 #include "backup/session.h"
 #include "nbd/export.h"
 #include "nbdelta/list.h"
@@ -37,6 +38,7 @@ struct pull_disk {
     bool told; /* that its point in time was lost */
 
     /* Of a disk whose storage makes snapshots (stored.h). */
+    struct node *storage; /* the node that makes them; as long as `look` */
     bool stored;
     bool since_bitmap; /* `since` is a bitmap all the same */
     bool taken;        /* the snapshot is there */
@@ -58,8 +60,10 @@ struct pull {
     char *server_id; /* of one that runs, if it has a name */
     bool own_server;
     bool discard;
-    bool beginning; /* the monitor lock is given up meanwhile; `ending`, too */
-    bool ending;    /* nobody finds it */
+    bool away;   /* storage is asked for it, so the monitor lock is given up
+                    now and then.  Nobody else changes it. */
+    bool ending; /* nobody finds it */
+    struct look look; /* references to its nodes if any is `stored` */
     unsigned count;
     struct pull_disk disks[];
 };
@@ -71,7 +75,7 @@ struct pulls {
     bool started;
     _Atomic bool stopping;
 
-    cond_t begun; /* no session is `beginning` any more */
+    cond_t back; /* a session is `away` no more */
 
     /* Monitor lock. */
     struct list sessions; /* oldest first */

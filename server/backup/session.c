@@ -46,7 +46,7 @@
 
 /* --- Life of a session's memory --- */
 
-static void session_free(struct pull *s)
+static void session_free(struct pulls *p, struct pull *s)
 {
     for (unsigned i = 0; i < s->count; i++) {
         struct pull_disk *d = &s->disks[i];
@@ -60,6 +60,8 @@ static void session_free(struct pull *s)
         export_rules_free(&d->rules);
     }
     list_remove(&s->link);
+    cond_broadcast(&p->back);
+    look_free(&s->look);
     free(s->id);
     free(s->checkpoint);
     free(s->server_id);
@@ -112,6 +114,8 @@ static struct pull *session_new(struct pulls *p, const struct pull_options *o)
         return NULL;
     }
     list_init(&s->link);
+    s->look = *o->look;
+    *o->look = (struct look){0};
     int r = choose_instant(s);
     s->expire_ns = o->expire * NS;
     s->renewed_at = now_ns();
@@ -131,10 +135,37 @@ static struct pull *session_new(struct pulls *p, const struct pull_options *o)
         r = name_disk(p, &s->disks[i]);
     }
     if (r < 0) {
-        session_free(s);
+        session_free(p, s);
         return NULL;
     }
     return s;
+}
+
+/* --- Without the monitor lock --- */
+
+/* What has to be asked of storage for @s takes its time. */
+static void go_away(struct pulls *p, struct pull *s)
+{
+    s->away = true;
+    look_begin(p->daemon);
+}
+
+/* And others may change it again. */
+static void is_back(struct pulls *p, struct pull *s)
+{
+    s->away = false;
+    cond_broadcast(&p->back);
+    pulls_wake(p);
+}
+
+static bool has_stored(const struct pull *s)
+{
+    for (unsigned i = 0; i < s->count; i++) {
+        if (s->disks[i].stored) {
+            return true;
+        }
+    }
+    return false;
 }
 
 /* --- Checks --- */
@@ -159,21 +190,20 @@ static bool is_pending(const struct pulls *p, const struct node *n,
 }
 
 /* Decide whether it can be told what has changed since @since. */
-static int choose_mode(const struct pulls *p, struct pull_disk *d,
-                       const char *since, struct error **errp)
+static int choose_mode(const struct pulls *p, const struct pull *s,
+                       struct pull_disk *d, const char *since,
+                       struct error **errp)
 {
-    int r = 0;
-
     if (since) {
-        d->reason = is_pending(p, d->node, since) ? "checkpoint-pending" : NULL;
-        r = d->reason ? 0
-                      : checkpoint_missing(p->daemon, d->node, since,
-                                           &d->reason, &d->since_bitmap, errp);
+        d->reason = is_pending(p, d->node, since)
+                        ? "checkpoint-pending"
+                        : checkpoint_missing(p->daemon, d->node, since,
+                                             look_of(&s->look, d->node),
+                                             &d->since_bitmap);
     }
-    if (r == 0 && since && !d->reason && copy_name(&d->since, since) < 0) {
-        r = error_nomem(errp);
-    }
-    return r;
+    return since && !d->reason && copy_name(&d->since, since) < 0
+               ? error_nomem(errp)
+               : 0;
 }
 
 /* How many sessions have the disk?  Sessions that are ending count, too. */
@@ -213,10 +243,11 @@ static int check_disk(const struct pulls *p, const struct pull *s, unsigned i,
 }
 
 /* The error when the disk cannot be exported incrementally. */
-static int not_incremental(const struct pull_disk *d, const char *since,
-                           struct error **errp)
+static int not_incremental(const struct pull *s, const struct pull_disk *d,
+                           const char *since, struct error **errp)
 {
-    CLEANUP_FREE char *names = since ? checkpoint_names(d->node) : NULL;
+    CLEANUP_FREE char *names =
+        since ? checkpoint_names(d->node, look_of(&s->look, d->node)) : NULL;
 
     if (!since) {
         return error_set(errp, EINVAL,
@@ -250,13 +281,13 @@ static int check_disks(const struct pulls *p, struct pull *s,
             return r;
         }
         s->disks[i].whole = o->disks[i].whole;
-        r = choose_mode(p, &s->disks[i], o->disks[i].since, errp);
+        r = choose_mode(p, s, &s->disks[i], o->disks[i].since, errp);
         if (r < 0) {
             return r;
         }
         tell_mode(&s->disks[i], o->disks[i].since);
         if (o->incremental && !s->disks[i].since) {
-            return not_incremental(&s->disks[i], o->disks[i].since, errp);
+            return not_incremental(s, &s->disks[i], o->disks[i].since, errp);
         }
     }
     return 0;
@@ -388,12 +419,16 @@ static void remove_fresh(struct pulls *p, struct pull *s)
 
 /* A snapshot goes when nobody reads it any more, and its disk is still there.
  */
-static void end_points(struct pull *s)
+static void end_points(struct pulls *p, struct pull *s)
 {
     for (unsigned i = 0; i < s->count; i++) {
         point_stop(s->disks[i].point); /* NULL is fine */
     }
-    stored_drop(s);
+    if (has_stored(s)) {
+        go_away(p, s);
+        stored_drop(s);
+        look_end(p->daemon);
+    }
     for (unsigned i = 0; i < s->count; i++) {
         point_end(s->disks[i].point);
         s->disks[i].point = NULL;
@@ -605,26 +640,12 @@ static int export_all(struct pulls *p, struct pull *s,
 static int open_stored(struct pulls *p, struct pull *s,
                        const struct pull_options *o, struct error **errp)
 {
-    mutex_t *lock = &p->daemon->jobs->lock;
-    bool any = false;
-
-    for (unsigned i = 0; i < s->count; i++) {
-        any |= s->disks[i].stored;
-    }
-    if (!any) {
+    if (!has_stored(s)) {
         return 0;
     }
-    s->beginning = true;
-    s->ending = true;
-    list_append(&p->sessions, &s->link);
-    mutex_unlock(lock);
+    go_away(p, s);
     int r = stored_open(s, errp);
-    mutex_lock(lock);
-    list_remove(&s->link);
-    list_init(&s->link);
-    s->ending = false;
-    s->beginning = false;
-    cond_broadcast(&p->begun);
+    look_end(p->daemon);
     if (r == 0 && atomic_load(&p->stopping)) {
         r = error_set(errp, ESHUTDOWN, "The daemon is about to end");
     }
@@ -644,19 +665,24 @@ static int begin_session(struct pulls *p, struct pull *s,
 
     if (r < 0 || (r = pull_gather_rules(p, s, o->authz, errp)) < 0 ||
         (r = choose_server(p, s, o, errp)) < 0 ||
-        (r = stored_prepare(p, s, errp)) < 0 ||
+        (r = stored_prepare(s, errp)) < 0 ||
         (r = take_instant(p, s, o, errp)) < 0) {
         return r;
     }
+    s->ending = true; /* there is nothing to be found yet */
+    list_append(&p->sessions, &s->link);
     hold_fresh(p, s);
     r = open_stored(p, s, o, errp);
     r = r < 0 ? r : export_all(p, s, o, errp);
     if (r < 0) {
         remove_fresh(p, s);
         remove_exports(p, s);
-        end_points(s);
+        end_points(p, s);
+        return r;
     }
-    return r;
+    s->ending = false;
+    is_back(p, s);
+    return 0;
 }
 
 int pulls_begin(struct pulls *p, const struct pull_options *o, json_t **reply,
@@ -671,12 +697,10 @@ int pulls_begin(struct pulls *p, const struct pull_options *o, json_t **reply,
     if (r < 0) {
         if (s) {
             leave_server(s);
-            session_free(s);
+            session_free(p, s);
         }
         return r;
     }
-    list_append(&p->sessions, &s->link);
-    pulls_wake(p); /* there is a new deadline */
     log_line(TELL_INFO, "backup '%.200s' begun, disks: %u", s->id, s->count);
     *reply = pull_describe(s);
     return *reply ? 0 : error_nomem(errp);
@@ -684,9 +708,11 @@ int pulls_begin(struct pulls *p, const struct pull_options *o, json_t **reply,
 
 /* --- End --- */
 
-static bool can_drop(const struct pulls *p, struct node *n, const char *name)
+static bool can_drop(const struct pulls *p, const struct pull *s,
+                     struct node *n, const char *name)
 {
-    return checkpoint_exists(n, name) && !is_pending(p, n, name);
+    return checkpoint_exists(n, name, look_of(&s->look, n)) &&
+           !is_pending(p, n, name);
 }
 
 static int check_success(const struct pulls *p, struct pull *s,
@@ -694,13 +720,17 @@ static int check_success(const struct pulls *p, struct pull *s,
 {
     size_t i;
     json_t *item;
-    int r = stored_check(s, errp);
+    int r = look_ask(&s->look, errp);
 
     if (r < 0) {
         return r;
     }
     for (unsigned k = 0; k < s->count; k++) {
-        const char *why = point_lost_why(s->disks[k].point);
+        struct pull_disk *d = &s->disks[k];
+        if (d->stored) {
+            point_check(d->point, look_of(&s->look, d->node));
+        }
+        const char *why = point_lost_why(d->point);
         if (why) {
             return error_set(errp, EIO,
                              "The point in time of '%s' was lost (%s): the "
@@ -717,7 +747,7 @@ static int check_success(const struct pulls *p, struct pull *s,
             return error_set(errp, EINVAL, "'%s' is the new checkpoint", name);
         }
         for (unsigned k = 0; k < s->count; k++) {
-            found |= can_drop(p, s->disks[k].node, name);
+            found |= can_drop(p, s, s->disks[k].node, name);
             pending |= is_pending(p, s->disks[k].node, name);
         }
         /* One that is gone is what was asked for: else a script that was
@@ -789,7 +819,7 @@ static void drop_old(struct pulls *p, const struct pull *s, const json_t *drop)
         CLEANUP_JSON json_t *nodes = json_array();
         for (unsigned k = 0; k < s->count; k++) {
             const struct node *n = s->disks[k].node;
-            if (can_drop(p, s->disks[k].node, name)) {
+            if (can_drop(p, s, s->disks[k].node, name)) {
                 (void)json_array_append_new(nodes, json_string(node_name(n)));
             }
         }
@@ -817,9 +847,9 @@ static void finish_session(struct pulls *p, struct pull *s, const char *result)
     s->ending = true;
     remove_exports(p, s);
     leave_server(s);
-    end_points(s);
+    end_points(p, s);
     tell_end(p, s, result);
-    session_free(s);
+    session_free(p, s);
 }
 
 void pull_fail(struct pulls *p, struct pull *s, const char *result)
@@ -867,11 +897,55 @@ void pulls_name_nodes(const struct pulls *p, const char *id, json_t *names)
     }
 }
 
+/* The snapshots become checkpoints, or are again what they were. */
+static int keep_stored(struct pulls *p, struct pull *s, struct error **errp)
+{
+    if (!has_stored(s)) {
+        return 0;
+    }
+    go_away(p, s);
+    int r = stored_keep(s, errp);
+    if (r == 0 && (r = look_settle(&s->look, errp)) < 0) {
+        stored_back(s);
+    }
+    look_end(p->daemon);
+    return r;
+}
+
+static void unkeep_stored(struct pulls *p, struct pull *s)
+{
+    go_away(p, s);
+    stored_back(s);
+    look_end(p->daemon);
+}
+
+static int end_with_success(struct pulls *p, struct pull *s, const json_t *drop,
+                            struct error **errp)
+{
+    int r = check_success(p, s, drop, errp);
+
+    if (r < 0 || (r = keep_stored(p, s, errp)) < 0) {
+        return r;
+    }
+    r = persist_fresh(p, s, errp);
+    if (r < 0) {
+        unkeep_stored(p, s);
+        return r;
+    }
+    drop_old(p, s, drop);
+    finish_session(p, s, "success");
+    return 0;
+}
+
 int pulls_end(struct pulls *p, const char *id, bool success, const json_t *drop,
               struct error **errp)
 {
-    struct pull *s = pull_find(p, id);
+    struct pull *s;
 
+    mutex_is_held(&p->daemon->jobs->lock);
+    while ((s = pull_find(p, id)) && s->away) {
+        cond_wait(&p->back, &p->daemon->jobs->lock);
+    }
     if (!s) {
         return error_set(errp, ENOENT, "There is no backup '%.200s'", id);
     }
@@ -879,15 +953,10 @@ int pulls_end(struct pulls *p, const char *id, bool success, const json_t *drop,
         pull_fail(p, s, "failed");
         return 0;
     }
-    int r = check_success(p, s, drop, errp);
-    r = r < 0 ? r : stored_keep(s, errp);
-    if (r == 0 && (r = persist_fresh(p, s, errp)) < 0) {
-        stored_back(s);
-    }
+    s->away = true; /* others see it, and leave it alone, until the end */
+    int r = end_with_success(p, s, drop, errp);
     if (r < 0) {
-        return r;
+        is_back(p, s);
     }
-    drop_old(p, s, drop);
-    finish_session(p, s, "success");
-    return 0;
+    return r;
 }

@@ -27,6 +27,7 @@
 #include "nbdelta/types.h"
 
 struct daemon;
+struct look;
 struct pulls;
 
 /* Each backup costs memory and scratch, and a copy for writes of the guest. */
@@ -44,6 +45,7 @@ struct pull_disk_options {
 struct pull_options {
     const struct pull_disk_options *disks;
     unsigned count;
+    struct look *look;      /* of pulls_look(); taken */
     const char *checkpoint; /* the new one, or NULL */
     const json_t *listen; /* checked address of a server of its own, or NULL */
     const char *server;   /* or the id of a running server; NULL: unnamed */
@@ -70,15 +72,25 @@ void pulls_free(struct pulls *p); /* after pulls_stop; NULL is fine */
 
 /* --- Hold the monitor lock for all of these. --- */
 
+/* Ask the storage of disks, if it makes snapshots, before a session begins, and
+ * remove what dead daemons have left there.  The monitor lock is given up
+ * meanwhile, so the disks are to be found anew afterwards.  look_free(@l) also
+ * after a failure. */
+int pulls_look(struct pulls *p, const struct pull_disk_options *disks,
+               unsigned count, struct look *l, struct error **errp);
+
 /* Begin a session.  *reply, a new reference, is what backup-begin returns.
- * After an error everything is as it was. */
+ * After an error everything is as it was.  The monitor lock is given up where
+ * there are storage snapshots.  -EBUSY: the disk is another node than
+ * pulls_look() has seen. */
 int pulls_begin(struct pulls *p, const struct pull_options *o, json_t **reply,
                 struct error **errp);
 
 /*
  * End the session @id.  Clients that are still connected are disconnected.
  * @drop has names of checkpoints, or is NULL.  Waits until the session's
- * exports are gone; the monitor lock is given up meanwhile.  -ENOENT.  The
+ * exports are gone, and for storage; the monitor lock is given up meanwhile.
+ * -ENOENT.  The
  * session goes on when the new checkpoint cannot be stored, and when @success
  * is claimed although a point in time was lost.
  */

@@ -21,23 +21,16 @@
 
 /* --- Checkpoints of a node --- */
 
-int stored_list(struct node *n, struct storage_snapshots *list,
-                struct error **errp)
+bool stored_has(const struct storage_snapshots *list, const char *checkpoint)
 {
-    *list = (struct storage_snapshots){0};
-    return storage_has_snapshots(n) ? storage_snapshots_get(n, list, errp) : 0;
-}
+    for (size_t i = 0; list && i < list->count; i++) {
+        CLEANUP_FREE char *is = storage_checkpoint_of(list->at[i].name);
 
-int stored_has(struct node *n, const char *checkpoint, struct error **errp)
-{
-    CLEANUP_STORAGE struct storage_snapshots list = {0};
-    CLEANUP_FREE char *name = storage_checkpoint_name(checkpoint);
-
-    if (!name) {
-        return error_nomem(errp);
+        if (is && (!checkpoint || strcmp(is, checkpoint) == 0)) {
+            return true;
+        }
     }
-    int r = stored_list(n, &list, errp);
-    return r < 0 ? r : storage_snapshot_find(&list, name) != NULL;
+    return false;
 }
 
 int stored_remove(struct node *n, const char *checkpoint, struct error **errp)
@@ -64,91 +57,142 @@ static bool is_of_session(const struct pulls *p, const char *snapshot)
     return false;
 }
 
-/* Is nobody there any more whose backup it could be? */
-static bool is_left_over(const struct pulls *p, struct node *n,
-                         const char *snapshot)
+/* Those that may have been left, by this process or another one: no backup of
+ * ours has them. */
+static struct storage_ref *candidates(const struct pulls *p,
+                                      const struct look *l, size_t *count)
 {
-    char own[STORAGE_OWNER_MAX];
-    size_t prefix = strlen(BACKUP);
+    struct storage_ref *found;
+    size_t room = 1;
 
-    if (strncmp(snapshot, BACKUP, prefix) != 0) {
-        return false;
+    *count = 0;
+    for (size_t i = 0; i < l->count; i++) {
+        room += l->at[i].list.count;
     }
-    CLEANUP_FREE char *owner = strdup(snapshot + prefix);
-    char *dot = owner ? strchr(owner, '.') : NULL;
-    if (!dot) {
-        return false;
+    found = calloc(room, sizeof(*found));
+    for (size_t i = 0; found && i < l->count; i++) {
+        for (size_t k = 0; k < l->at[i].list.count; k++) {
+            const char *name = l->at[i].list.at[k].name;
+
+            if (strncmp(name, BACKUP, strlen(BACKUP)) == 0 &&
+                !is_of_session(p, name)) {
+                found[(*count)++] = (struct storage_ref){l->at[i].storage,
+                                                         name};
+            }
+        }
     }
-    *dot = '\0';
-    storage_owner(n, own);
-    /* One of ours may be there under another connection. */
-    size_t process = (size_t)(strrchr(own, '-') - own) + 1;
-    return strncmp(owner, own, process) == 0
-               ? !is_of_session(p, snapshot)
-               : storage_owner_lives(n, owner, NULL) == 0;
+    return found;
 }
 
-static void remove_left_over(const struct pulls *p, struct node *n,
-                             const struct storage_snapshots *list)
+/* Is nobody there any more whose backup it could be?  1, 0 or -errno. */
+static int is_left_over(const struct storage_ref *s)
 {
-    for (size_t i = 0; i < list->count; i++) {
-        const char *name = list->at[i].name;
-        struct error *err = NULL;
+    char own[STORAGE_OWNER_MAX];
+    CLEANUP_FREE char *owner = strdup(s->name + strlen(BACKUP));
+    char *dot = owner ? strchr(owner, '.') : NULL;
 
-        if (!is_left_over(p, n, name)) {
+    if (!dot) {
+        return 0;
+    }
+    *dot = '\0';
+    storage_owner(s->node, own);
+    /* One of ours may be there under another connection. */
+    size_t process = (size_t)(strrchr(own, '-') - own) + 1;
+    if (strncmp(owner, own, process) == 0) {
+        return 1;
+    }
+    int r = storage_owner_lives(s->node, owner, NULL);
+    return r < 0 ? r : !r;
+}
+
+static void remove_left_over(const struct storage_ref *refs, size_t count)
+{
+    int r = 0;
+
+    for (size_t i = 0; i < count && r != -ETIMEDOUT; i++) {
+        CLEANUP_ERROR struct error *err = NULL;
+
+        r = is_left_over(&refs[i]);
+        if (r != 1) {
             continue;
         }
-        if (storage_remove(n, name, &err) < 0) {
+        r = storage_remove(refs[i].node, refs[i].name, &err);
+        if (r < 0 && r != -ENOENT) {
             log_line(TELL_WARNING,
-                     "a snapshot that a backup has left stays: "
-                     "%.400s",
+                     "a snapshot that a backup has left stays: %.400s",
                      error_message(err));
-        } else {
+        } else if (r == 0) {
             log_line(TELL_INFO,
-                     "disk '%.200s': the snapshot '%.200s' that a backup has "
+                     "'%.400s': the snapshot '%.200s' that a backup has "
                      "left is removed",
-                     node_name(n), name);
+                     node_filename(refs[i].node), refs[i].name);
         }
-        error_free(err);
     }
+}
+
+int pulls_look(struct pulls *p, const struct pull_disk_options *disks,
+               unsigned count, struct look *l, struct error **errp)
+{
+    struct graph *g = p->daemon->graph;
+    bool any = false;
+    int r = 0;
+
+    *l = (struct look){.daemon = p->daemon};
+    for (unsigned i = 0; i < count; i++) {
+        any |= storage_has_snapshots(point_source(g, disks[i].node));
+    }
+    for (unsigned i = 0; any && r == 0 && i < count; i++) {
+        r = look_add(l, point_source(g, disks[i].node), errp);
+    }
+    if (r < 0 || !any || (r = look_ask(l, errp)) < 0) {
+        return r;
+    }
+    size_t found;
+    CLEANUP_FREE struct storage_ref *refs = candidates(p, l, &found);
+
+    look_begin(p->daemon);
+    if (refs) {
+        remove_left_over(refs, found);
+    }
+    r = look_settle(l, errp);
+    look_end(p->daemon);
+    return r;
 }
 
 /* --- Begin --- */
 
-static int prepare_disk(struct pulls *p, const struct pull *s,
-                        struct pull_disk *d, struct error **errp)
+static int prepare_disk(const struct pull *s, struct pull_disk *d,
+                        struct error **errp)
 {
-    CLEANUP_STORAGE struct storage_snapshots list = {0};
-    CLEANUP_FREE char *fresh = s->checkpoint
-                                   ? storage_checkpoint_name(s->checkpoint)
-                                   : NULL;
+    const struct looked *k = look_find(&s->look, d->node);
     char own[STORAGE_OWNER_MAX];
 
-    storage_owner(d->node, own);
-    if ((s->checkpoint && !fresh) ||
-        asprintf(&d->snapshot, BACKUP "%s.%s", own, s->instant) < 0) {
+    if (!k || !k->storage) {
+        return error_set(errp, EBUSY,
+                         "'%s' is another node since a moment ago: try again",
+                         d->name);
+    }
+    d->storage = k->storage;
+    storage_owner(d->storage, own);
+    if (asprintf(&d->snapshot, BACKUP "%s.%s", own, s->instant) < 0) {
+        d->snapshot = NULL;
         return error_nomem(errp);
     }
-    int r = storage_snapshots_get(d->node, &list, errp);
-    if (r < 0) {
-        return r;
-    }
-    remove_left_over(p, d->node, &list);
-    return fresh && storage_snapshot_find(&list, fresh)
+    return s->checkpoint && stored_has(&k->list, s->checkpoint)
                ? error_set(errp, EEXIST,
-                           "'%s' has the checkpoint '%s' already: it is the "
-                           "snapshot '%s'",
-                           d->name, s->checkpoint, fresh)
+                           "'%s' has the checkpoint '%s' already: it is a "
+                           "snapshot of the image",
+                           d->name, s->checkpoint)
                : 0;
 }
 
-int stored_prepare(struct pulls *p, struct pull *s, struct error **errp)
+int stored_prepare(struct pull *s, struct error **errp)
 {
     int r = 0;
 
     for (unsigned i = 0; r == 0 && i < s->count; i++) {
         if (s->disks[i].stored) {
-            r = prepare_disk(p, s, &s->disks[i], errp);
+            r = prepare_disk(s, &s->disks[i], errp);
         }
     }
     return r;
@@ -188,7 +232,7 @@ int stored_add(struct pulls *p, struct pull *s, struct list *actions,
         struct pull_disk *d = &s->disks[i];
 
         if (d->stored) {
-            refs[count++] = (struct storage_ref){d->node, d->snapshot};
+            refs[count++] = (struct storage_ref){d->storage, d->snapshot};
             r = add_point(p, d, actions, errp);
         }
     }
@@ -228,23 +272,11 @@ int stored_open(struct pull *s, struct error **errp)
 
 /* --- End --- */
 
-int stored_check(struct pull *s, struct error **errp)
-{
-    for (unsigned i = 0; i < s->count; i++) {
-        int r = s->disks[i].stored ? point_check(s->disks[i].point, errp) : 0;
-
-        if (r < 0) {
-            return r;
-        }
-    }
-    return 0;
-}
-
 /* Give the snapshot of @d another name. */
 static int rename_one(struct pull_disk *d, const char *from, const char *to,
                       bool kept, struct error **errp)
 {
-    int r = storage_rename(d->node, from, to, errp);
+    int r = storage_rename(d->storage, from, to, errp);
 
     if (r == 0) {
         d->kept = kept;
@@ -290,34 +322,41 @@ int stored_keep(struct pull *s, struct error **errp)
     return r;
 }
 
-/* *silent: the storage does not answer.  It is not asked again, as everybody
- * waits meanwhile. */
-static void drop_one(const struct pull_disk *d, bool *silent)
+/* A rename that has timed out may have been done after all.  So the snapshot is
+ * found by its number, too. */
+static int remove_snapshot(const struct pull_disk *d, struct error **errp)
 {
-    struct error *err = NULL;
-    int r = *silent ? error_set(&err, ETIMEDOUT, "a snapshot is left")
-                    : storage_remove(d->node, d->snapshot, &err);
+    CLEANUP_STORAGE struct storage_snapshots list = {0};
+    const char *name;
+    int r = storage_remove(d->storage, d->snapshot, errp);
 
-    *silent |= r == -ETIMEDOUT;
-    if (r < 0 && r != -ENOENT) {
-        log_line(TELL_WARNING,
-                 "disk '%.200s': %.400s; the next backup of the disk removes "
-                 "it",
-                 d->name, error_message(err));
+    if (r != -ENOENT || storage_snapshots_get(d->storage, &list, NULL) < 0 ||
+        !(name = point_snapshot(d->point, &list))) {
+        return r;
     }
-    error_free(err);
+    return storage_remove(d->storage, name, errp);
 }
 
 void stored_drop(struct pull *s)
 {
-    bool silent = false;
+    int r = 0;
 
     for (unsigned i = 0; i < s->count; i++) {
         struct pull_disk *d = &s->disks[i];
+        CLEANUP_ERROR struct error *err = NULL;
 
-        if (d->taken && !d->kept) {
-            drop_one(d, &silent);
-            d->taken = false;
+        if (!d->taken || d->kept) {
+            continue;
         }
+        /* Storage that does not answer is not asked again. */
+        r = r == -ETIMEDOUT ? error_set(&err, ETIMEDOUT, "a snapshot is left")
+                            : remove_snapshot(d, &err);
+        if (r < 0 && r != -ENOENT) {
+            log_line(TELL_WARNING,
+                     "disk '%.200s': %.400s; the next backup of the disk "
+                     "removes it",
+                     d->name, error_message(err));
+        }
+        d->taken = false;
     }
 }

@@ -14,8 +14,10 @@
  *                                   (see storage_checkpoint_name())
  *
  * A rename turns the first into the second.  The first kind is of no use when
- * its daemon has ended, and the next backup of the disk removes it.  Hold the
- * monitor lock for all of these functions, except for stored_open().
+ * its daemon has ended, and the next backup of the disk removes it.
+ *
+ * Storage may be slow, or hang, so it is asked without the monitor lock (see
+ * look.h).
  */
 #include <stdbool.h>
 
@@ -24,40 +26,36 @@
 struct action;
 struct list;
 struct pull;
-struct pull_disk;
 struct pulls;
 struct storage_snapshots;
 
-/* --- Checkpoints of a node --- */
+/* --- Checkpoints of a node.  With any locks. --- */
 
-/* The snapshots of @n.  None, and 0, if its storage makes none. */
-int stored_list(struct node *n, struct storage_snapshots *list,
-                struct error **errp);
+/* Is one of the snapshots (NULL: none) the checkpoint?  @checkpoint may be
+ * NULL, for any. */
+bool stored_has(const struct storage_snapshots *list, const char *checkpoint);
 
-/* 1: @n has the checkpoint as a snapshot; 0, or -errno. */
-int stored_has(struct node *n, const char *checkpoint, struct error **errp);
-
-/* -ENOENT; -EBUSY: somebody has protected it. */
+/* -ENOENT; -EBUSY: somebody has protected it.  Without the monitor lock. */
 int stored_remove(struct node *n, const char *checkpoint, struct error **errp);
 
 /* --- A session's disks for which `stored` is set --- */
 
-/* Before the instant: remove what dead daemons have left, choose the name, and
- * see that the new checkpoint is not there yet.  -EEXIST. */
-int stored_prepare(struct pulls *p, struct pull *s, struct error **errp);
+/* Before the instant, with the monitor lock: choose the snapshots' names, and
+ * see that the new checkpoint is not there yet.  -EEXIST; -EBUSY: pulls_look()
+ * has not seen the disk. */
+int stored_prepare(struct pull *s, struct error **errp);
 
 /* Add what takes part in the instant to @actions. */
 int stored_add(struct pulls *p, struct pull *s, struct list *actions,
                struct error **errp);
 
-/* After it: open the points.  Without the monitor lock. */
+/* --- The same, while the session is away: without the monitor lock --- */
+
+/* After the instant: open the points. */
 int stored_open(struct pull *s, struct error **errp);
 
-/* The end.  check, before a success: ask whether the snapshots are there;
- * point_lost_why() tells.  keep: they become checkpoints, all or none.  back:
- * the reverse.  drop: they go, unless they were kept; when nobody reads
- * them. */
-int stored_check(struct pull *s, struct error **errp);
+/* The end.  keep: the snapshots become checkpoints, all or none.  back: the
+ * reverse.  drop: they go, unless they were kept; when nobody reads them. */
 int stored_keep(struct pull *s, struct error **errp);
 void stored_back(struct pull *s);
 void stored_drop(struct pull *s);

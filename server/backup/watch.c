@@ -124,7 +124,7 @@ static uint64_t look_at_sessions(struct pulls *p, char **id)
 
     list_for_each (at, &p->sessions) {
         struct pull *s = pull_of(at);
-        if (s->ending) {
+        if (s->ending || s->away) {
             continue;
         }
         tell_lost(p, s);
@@ -161,6 +161,9 @@ static void expire(struct pulls *p, const char *id)
 
     mutex_lock(&p->daemon->jobs->lock);
     struct pull *s = pull_find(p, id);
+    if (s && s->away) {
+        s = NULL; /* it is looked at again when it is back */
+    }
     if (s && !calm) {
         s->stuck_until = now_ns() + RETRY_NS;
     } else if (s && time_to_expiry(p, s) == 0) {
@@ -219,10 +222,10 @@ struct pulls *pulls_new(struct daemon *d)
     }
     p->daemon = d;
     list_init(&p->sessions);
-    cond_init(&p->begun);
+    cond_init(&p->back);
     p->wake = kick_new();
     if (p->wake < 0) {
-        cond_destroy(&p->begun);
+        cond_destroy(&p->back);
         free(p);
         return NULL;
     }
@@ -239,10 +242,10 @@ static struct pull *first_open(const struct pulls *p)
     return NULL;
 }
 
-static bool is_beginning(const struct pulls *p)
+static bool any_away(const struct pulls *p)
 {
     list_for_each (at, &p->sessions) {
-        if (pull_of(at)->beginning) {
+        if (pull_of(at)->away) {
             return true;
         }
     }
@@ -262,12 +265,16 @@ void pulls_stop(struct pulls *p)
         thread_join(p->thread);
     }
     mutex_lock(&j->lock);
-    while (is_beginning(p)) {
-        cond_wait(&p->begun, &j->lock);
-    }
-    struct pull *s;
-    while ((s = first_open(p))) { /* each time anew: the lock is given up */
-        pull_fail(p, s, "shutdown");
+    for (;;) { /* each time anew: the lock is given up */
+        struct pull *s = first_open(p);
+
+        if (any_away(p)) {
+            cond_wait(&p->back, &j->lock);
+        } else if (s) {
+            pull_fail(p, s, "shutdown");
+        } else {
+            break;
+        }
     }
     mutex_unlock(&j->lock);
 }
@@ -276,7 +283,7 @@ void pulls_free(struct pulls *p)
 {
     if (p) {
         (void)close(p->wake);
-        cond_destroy(&p->begun);
+        cond_destroy(&p->back);
         free(p);
     }
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "backup/checkpoint.h"
+#include "backup/look.h"
 #include "backup/session.h"
 #include "commands/role.h"
 #include "commands/table.h"
@@ -117,13 +118,20 @@ static int cmd_begin(struct qmp_call *call, struct error **errp)
     if (!disks) {
         return error_nomem(errp);
     }
+    struct pulls *pulls = call->daemon->pulls;
+    struct look look = {0};
     int r = fill_disks(call, list, disks, errp);
-    if (r < 0) {
+    if (r == 0) {
+        r = pulls_look(pulls, disks->at, (unsigned)disks->count, &look, errp);
+    }
+    if (r < 0 || (r = fill_disks(call, list, disks, errp)) < 0) {
+        look_free(&look);
         return r;
     }
     const struct pull_options o = {
         .disks = disks->at,
         .count = (unsigned)disks->count,
+        .look = &look,
         .checkpoint = checkpoint,
         .listen = json_object_get(call->args, "listen"),
         .server = qmp_str(call, "server"),
@@ -139,7 +147,9 @@ static int cmd_begin(struct qmp_call *call, struct error **errp)
         .authz = role ? role->authz : NULL,
         .incremental = qmp_bool(call, "require-incremental", false),
     };
-    return pulls_begin(call->daemon->pulls, &o, &call->ret, errp);
+    r = pulls_begin(pulls, &o, &call->ret, errp);
+    look_free(&look);
+    return r;
 }
 
 static int cmd_end(struct qmp_call *call, struct error **errp)

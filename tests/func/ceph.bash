@@ -5,6 +5,9 @@
 #                       Sets cluster and CEPH_CONF
 #   rbd_of IMAGE        the name of an image in its pool
 #   ceph_daemon VERB mon|osd    "kill" or "run" it
+#   quick_locks, slow_locks     locks of a client that is killed, and that begins
+#                       after this, are free after 3 s; or 30 s again, because one
+#                       that is slow loses its locks, too
 
 # LeakSanitizer crashes in the thread-local memory of a library that is loaded
 # late, and big (GCC 12; "Tracer caught signal 11").
@@ -38,3 +41,6 @@ end_ceph() {
 rbd_of() { printf 'rbd:rbd/%s:conf=%s' "$1" "$CEPH_CONF"; }
 
 ceph_daemon() { "$SRCDIR/tests/mini-ceph.sh" "$1" "$cluster" "$2"; }
+
+quick_locks() { ceph config set osd osd_client_watch_timeout 3; }
+slow_locks() { ceph config rm osd osd_client_watch_timeout; }

@@ -55,8 +55,6 @@ diff_is_true() { # DISK FROM TO
         fail "dirty: $(cat ours); rbd: $(cat theirs)"
 }
 
-# A killed client's lock is free after this many seconds; the default is 30.
-ceph config set osd osd_client_watch_timeout 3
 rbd create --size 64M a
 rbd create --size 32M b
 nbdelta create -f qcow2 q.qcow2 32M
@@ -106,8 +104,15 @@ done <ours
 same then.raw all.raw
 end --failed
 snapshots_are a nbdelta.checkpoint.mon
-# Resized: what is new differs.
+# Resized: what is new differs.  A point keeps its size.
+qmp block_resize device=a size=72M >out
+begin --disk a
 qmp block_resize device=a size=80M >out
+qmp query-backups >query
+jq -e '.[0].disks[0].size == 75497472' query >out || fail "$(cat query)"
+nbdinfo --size "$(point a)" >out
+[ "$(cat out)" = 75497472 ] || fail "$(cat out)"
+end --failed
 io a -c 'write -q -P 6 79M 4096' -c flush
 begin --disk a,since=mon
 dirty a >ours
@@ -229,12 +234,14 @@ begin --disk a --expire 1
 wait_until "it has expired" snapshots_are a nbdelta.checkpoint.fri \
     nbdelta.checkpoint.zero
 begin --disk a --checkpoint no
+quick_locks
 stop_server
 snapshots_are a nbdelta.checkpoint.fri nbdelta.checkpoint.zero
 # What a killed daemon leaves is found by the next one; others' stay.
 serve_all
 begin --disk a --disk b --checkpoint no
 kill_server
+slow_locks
 pending a >out
 pending b >out
 rbd snap create --no-progress a@nbdelta.backup.00000001-1-1-999999.dead

@@ -201,6 +201,12 @@ void graph_salvage(struct graph *g, uint64_t limit_ns,
  * Hold the monitor lock (job.h) unless something else rules that out. */
 struct node *graph_find(struct graph *g, const char *name);
 
+/* A reference keeps the node open, whatever else happens to it; meanwhile
+ * graph_close() says that it is in use.  Take the first one while something
+ * else keeps it. */
+void graph_ref(struct graph *g, struct node *n);
+void graph_unref(struct graph *g, struct node *n);
+
 /* Visit all nodes, oldest first; non-zero from @fn stops and is returned.
  * No lock is held during @fn, and the same rule as for graph_find holds. */
 int graph_each(struct graph *g, int (*fn)(struct node *n, void *opaque),

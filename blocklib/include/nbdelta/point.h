@@ -99,10 +99,14 @@ int point_stored_action(struct graph *g, const struct point_stored_options *o,
 int point_stored_open(struct point *p, enum storage_diff_how *how,
                       struct error **errp);
 
-/* Ask whether the snapshot of @p is still there.  If not, the point is lost
- * ("snapshot-removed"), and what was read may be wrong; that is 0, too, as for
- * other points.  -errno: it cannot be asked. */
-int point_check(struct point *p, struct error **errp);
+/* The name that the snapshot of @p has in @list, which was asked of its
+ * storage; NULL: it is not there. */
+const char *point_snapshot(const struct point *p,
+                           const struct storage_snapshots *list);
+
+/* If it is not there, the point is lost ("snapshot-removed"), and what was read
+ * may be wrong. */
+void point_check(struct point *p, const struct storage_snapshots *list);
 
 /* The node by which the point is read; it has the size that the source had.
  * Discards give up blocks; all writes fail.  It lives until point_end(). */

@@ -15,12 +15,12 @@
  * does.  So their names have to say whose they are; a name is UTF-8, and has no
  * '@' and no '/'.  Sizes and offsets are bytes.
  *
- * All functions except storage_has_snapshots(), storage_settled() and
- * storage_owner() ask the storage.  They block for 10 s at the most (a diff:
- * 60 s without progress), and fail then with -ETIMEDOUT: nothing is known about
- * a change.  Call them in no request and in no control section.  They may be
- * called by any thread while the node is there.  -ENOTSUP: the storage makes no
- * snapshots.  -EIO: the storage has shut us out.
+ * The functions under "Making and removing", "Looking" and "Reading" ask the
+ * storage, and so does storage_owner_lives().  They block for 10 s at the most
+ * (a diff: 60 s without progress), and fail then with -ETIMEDOUT: nothing is
+ * known about a change.  Call them in no request and in no control section.
+ * They may be called by any thread while the node is there.  -ENOTSUP: the
+ * storage makes no snapshots.  -EIO: the storage has shut us out.
  */
 #include <stdbool.h>
 #include <stddef.h>
@@ -34,6 +34,11 @@ struct action;
  * and no others?  True for an rbd node that can be written to and is not
  * encrypted by librbd, and for a raw node that shows all of one. */
 bool storage_has_snapshots(const struct node *n);
+
+/* The node that makes them, @n or the one below; NULL: there is none.  What is
+ * below can change, except in a control section, or with the monitor lock; ask
+ * this one at other times. */
+struct node *storage_below(const struct node *n);
 
 /* Is there a node above that shows all of @n, as raw does?  Takes the control
  * lock. */
