@@ -388,7 +388,7 @@ int job_commit_and_empty(struct jobs *j, struct node *image, const char *device,
 {
     struct commit_options o = {.root = image, .device = device};
     struct graph *g = jobs_graph(j);
-    struct commit *c;
+    struct commit *c = NULL;
     struct plan p;
 
     graph_lock(g);
