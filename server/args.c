@@ -56,10 +56,11 @@ static int check_unsigned(const json_t *v, const struct qmp_arg *a,
         return error_set(errp, EINVAL, "Parameter '%s%s' expects uint64",
                          at->text, a->name);
     }
+    /* Of a number that is out of range QEMU does not say where it stands. */
     return a->type == QMP_UINT32 && (json_integer_value(v) < 0 ||
                                      json_integer_value(v) > UINT32_MAX)
-               ? error_set(errp, EINVAL, "Parameter '%s%s' expects uint32_t",
-                           at->text, a->name)
+               ? error_set(errp, EINVAL, "Parameter '%s' expects uint32_t",
+                           a->name)
                : 0;
 }
 
@@ -156,13 +157,12 @@ static bool is_unsigned(const struct qmp_arg *a)
     return a->type == QMP_SIZE || a->type == QMP_UINT32;
 }
 
-/* Check the arguments of @spec that are there, in its order.  *known counts
- * them; *last becomes the row that ends the list; *missing, if it is NULL, the
- * first argument that has to be there and is not. */
+/* Check the arguments of @spec in its order, which is QEMU's: the first that is
+ * wrong, or is not there, is told of.  *known counts the ones that are there;
+ * *last becomes the row that ends the list. */
 static int check_known(json_t *object, const struct qmp_arg *spec,
                        const struct path *at, size_t *known,
-                       const struct qmp_arg **last,
-                       const struct qmp_arg **missing, struct error **errp)
+                       const struct qmp_arg **last, struct error **errp)
 {
     const struct qmp_arg *a = spec;
 
@@ -177,8 +177,9 @@ static int check_known(json_t *object, const struct qmp_arg *spec,
                 return r;
             }
             ++*known;
-        } else if (!a->optional && !*missing) {
-            *missing = a;
+        } else if (!a->optional) {
+            return error_set(errp, EINVAL, "Parameter '%s%s' is missing",
+                             at->text, a->name);
         }
     }
     *last = a;
@@ -216,15 +217,6 @@ const struct qmp_arg *qmp_find_arg(const struct qmp_arg *spec,
                : NULL;
 }
 
-/* May there be members that are in no table?  With @missing, also those whose
- * table nobody can tell, as the tag is not there. */
-static bool is_open(const json_t *object, const struct qmp_arg *last,
-                    const struct qmp_arg *missing)
-{
-    return last->type == QMP_REST || (missing && last->type == QMP_UNION &&
-                                      !json_object_get(object, last->name));
-}
-
 static int check_unknown(json_t *object, const struct qmp_arg *spec,
                          const struct path *at, struct error **errp)
 {
@@ -240,35 +232,27 @@ static int check_unknown(json_t *object, const struct qmp_arg *spec,
     return 0;
 }
 
-/* Values that do not fit come first, in the order of the table.  A member that
- * the table does not have is told before one that is missing: it may be that
- * one, misspelt. */
+/* Members that the table does not have come last. */
 static int check_members(json_t *object, const struct qmp_arg *spec,
                          const struct path *at, struct error **errp)
 {
     const struct qmp_arg *last = NULL;
-    const struct qmp_arg *missing = NULL;
     size_t known = 0;
 
     if (!spec) {
         return 0;
     }
-    int r = check_known(object, spec, at, &known, &last, &missing, errp);
+    int r = check_known(object, spec, at, &known, &last, errp);
     if (r == 0 && last->type == QMP_UNION &&
         json_object_get(object, last->name)) {
         r = check_known(object, variant_of(object, last), at, &known, &last,
-                        &missing, errp);
+                        errp);
     }
     if (r == 0 && last->type == QMP_NODE) {
         return args_check_node(object, at->text, errp);
     }
-    if (r == 0 && !is_open(object, last, missing) &&
-        known != json_object_size(object)) {
+    if (r == 0 && last->type != QMP_REST && known != json_object_size(object)) {
         r = check_unknown(object, spec, at, errp);
-    }
-    if (r == 0 && missing) {
-        r = error_set(errp, EINVAL, "Parameter '%s%s' is missing", at->text,
-                      missing->name);
     }
     return r;
 }

@@ -240,6 +240,23 @@ int opts_bool(struct opts *o, const char *key, bool *val, struct error **errp)
     return error_set(errp, EINVAL, "option '%s' must be 'on' or 'off'", key);
 }
 
+/* QEMU names no limits: what is below zero is out of the range of any type. */
+static int out_of_range(const char *key, const json_t *value, uint64_t max,
+                        struct error **errp)
+{
+    if (max == UINT32_MAX) {
+        return error_set(errp, EINVAL, "Parameter '%s' expects uint32_t", key);
+    }
+    if (json_integer_value(value) < 0) {
+        return error_set(errp, EINVAL,
+                         "Value '%" JSON_INTEGER_FORMAT
+                         "' is out of range for parameter '%s'",
+                         json_integer_value(value), key);
+    }
+    return error_set(errp, EINVAL, "option '%s' must be between 0 and %" PRIu64,
+                     key, max);
+}
+
 int opts_uint(struct opts *o, const char *key, uint64_t max, uint64_t *val,
               struct error **errp)
 {
@@ -268,9 +285,7 @@ int opts_uint(struct opts *o, const char *key, uint64_t max, uint64_t *val,
         return error_set(errp, EINVAL, "option '%s' must be a number", key);
     }
     if (r < 0 || n > max) {
-        return error_set(errp, EINVAL,
-                         "option '%s' must be between 0 and %" PRIu64, key,
-                         max);
+        return out_of_range(key, value, max, errp);
     }
     *val = n;
     return 0;

@@ -145,7 +145,11 @@ static int take_value(struct opts *o, const char *prefix, const char *name,
     char key[40];
 
     (void)snprintf(key, sizeof(key), "%s%s%s", prefix, name, suffix);
-    return opts_uint(o, key, max, val, errp);
+    int r = opts_uint(o, key, max, val, errp);
+
+    return r == 0 && prefix[0] && *val > INT64_MAX
+               ? error_set(errp, EINVAL, "Property values cannot be negative")
+               : r;
 }
 
 static int take_throttle_limits(struct opts *o, const char *prefix,
@@ -155,9 +159,9 @@ static int take_throttle_limits(struct opts *o, const char *prefix,
         struct throttle_limit *l = &c->limit[i];
         const char *name = limit_names[i];
         int r;
-        if ((r = take_value(o, prefix, name, "", INT64_MAX, &l->avg, errp)) <
+        if ((r = take_value(o, prefix, name, "", UINT64_MAX, &l->avg, errp)) <
                 0 ||
-            (r = take_value(o, prefix, name, "-max", INT64_MAX, &l->max,
+            (r = take_value(o, prefix, name, "-max", UINT64_MAX, &l->max,
                             errp)) < 0 ||
             (r = take_value(o, prefix, name, "-max-length", UINT_MAX,
                             &l->length, errp)) < 0) {

@@ -21,8 +21,8 @@
 
 #define NAME_MAX_BYTES 4096 /* of an export or a context, in the protocol */
 #define SECOND         UINT64_C(1000000000)
-/* A week: a longer delay would be for ever. */
-#define DELAY_MAX 604800
+/* In seconds, for ever. */
+#define DELAY_MAX UINT32_MAX
 
 /* A copy of a string option; NULL stays when it is absent. */
 static int take_string(struct opts *opts, const char *key, char **copy,

@@ -31,10 +31,13 @@ static int null_open(struct node *n, struct opts *opts, struct error **errp)
     int r;
 
     if ((r = opts_uint(opts, "size", BLK_SIZE_MAX, &size, errp)) < 0 ||
-        (r = opts_uint(opts, "latency-ns", INT64_MAX, &s->latency_ns, errp)) <
+        (r = opts_uint(opts, "latency-ns", UINT64_MAX, &s->latency_ns, errp)) <
             0 ||
         (r = opts_bool(opts, "read-zeroes", &s->read_zeroes, errp)) < 0) {
         return r;
+    }
+    if (s->latency_ns > INT64_MAX) {
+        return error_set(errp, EINVAL, "latency-ns is invalid");
     }
     n->size = size;
     return 0;

@@ -56,15 +56,16 @@ static int raw_open(struct node *n, struct opts *opts, struct error **errp)
     uint64_t all = node_size(node_child(n, CHILD_FILE));
     if (s->offset > all) {
         return error_set(errp, EINVAL,
-                         "the offset %" PRIu64
-                         " is larger than the file (%" PRIu64 " bytes)",
+                         "Offset (%" PRIu64 ") cannot be greater than size of "
+                         "the containing file (%" PRIu64 ")",
                          s->offset, all);
     }
     s->fixed = size != UINT64_MAX;
     if (s->fixed && size > all - s->offset) {
         return error_set(errp, EINVAL,
-                         "offset %" PRIu64 " and size %" PRIu64
-                         " exceed the file (%" PRIu64 " bytes)",
+                         "The sum of offset (%" PRIu64 ") and size (%" PRIu64
+                         ") has to be smaller or equal to the  actual size of "
+                         "the containing file (%" PRIu64 ")",
                          s->offset, size, all);
     }
     n->size = s->fixed ? size : all - s->offset;
@@ -239,11 +240,15 @@ static int take_creation(struct opts *opts, uint64_t *size,
     int r;
 
     *size = 0;
-    if ((r = opts_uint(opts, "size", BLK_SIZE_MAX, size, errp)) < 0 ||
+    if ((r = opts_uint(opts, "size", UINT64_MAX, size, errp)) < 0 ||
         (r = opts_enum(opts, "preallocation", words, &preallocation, errp)) <
             0 ||
         (r = opts_end(opts, "raw image creation", errp)) < 0) {
         return r;
+    }
+    if (*size > BLK_SIZE_MAX) { /* ftruncate would say that */
+        r = *size > INT64_MAX ? EINVAL : EFBIG;
+        return error_set(errp, r, "Could not resize file: %s", strerror(r));
     }
     *room = rooms[preallocation];
     return 0;

@@ -4,6 +4,7 @@
 #include "qcow2/create-plan.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -52,7 +53,7 @@ static int take_options(struct opts *o, struct create_plan *p,
     int r;
 
     p->cluster_size = 64 * KiB;
-    if ((r = opts_uint(o, "size", BLK_SIZE_MAX, &p->size, errp)) < 0 ||
+    if ((r = opts_uint(o, "size", UINT64_MAX, &p->size, errp)) < 0 ||
         (r = opts_uint(o, "cluster_size", UINT32_MAX, &p->cluster_size, errp)) <
             0 ||
         (r = opts_uint(o, "refcount_bits", 1024, &bits, errp)) < 0 ||
@@ -181,6 +182,17 @@ static int check_options(struct create_plan *p, struct error **errp)
     if (p->exact && !is_aligned(p->size, 512)) {
         return error_set(errp, EINVAL,
                          "Image size must be a multiple of 512 bytes");
+    }
+    if (p->size > INT64_MAX) {
+        return error_set(errp, EINVAL,
+                         "Could not resize image: Image size cannot be "
+                         "negative");
+    }
+    if (p->size > BLK_SIZE_MAX) {
+        return error_set(errp, EFBIG,
+                         "Could not resize image: offset(%" PRIu64
+                         ") exceeds maximum(%" PRIu64 ")",
+                         p->size, BLK_SIZE_MAX);
     }
     if (!is_pow2(p->cluster_size) ||
         p->cluster_size < UINT64_C(1) << QCOW2_MIN_CLUSTER_BITS ||

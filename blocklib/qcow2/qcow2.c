@@ -196,6 +196,11 @@ int qcow2_take_options(struct opts *o, uint64_t *l2_bytes,
         (r = qcow2_overlap_take(o, overlap, errp)) < 0) {
         return r;
     }
+    if (total > 0 && *l2_bytes > 0 && *refcount_bytes > 0) {
+        return error_set(errp, EINVAL,
+                         "cache-size, l2-cache-size and refcount-cache-size "
+                         "may not be set at the same time");
+    }
     if (total > 0 && *l2_bytes > total) {
         return error_set(errp, EINVAL,
                          "l2-cache-size may not exceed cache-size");

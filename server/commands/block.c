@@ -300,10 +300,11 @@ static int cmd_resize(struct qmp_call *call, struct error **errp)
 
     if (device) {
         n = disk_find_node(call->daemon, device, NULL);
-    } else if (name) {
+    }
+    if (!n && name) {
         n = graph_find(call->daemon->graph, name);
     }
-    if (!n || (device && name)) {
+    if (!n) {
         return error_set(errp, ENODEV,
                          "Cannot find device='%.200s' nor node-name='%.200s'",
                          device ? device : "", name ? name : "");

@@ -398,12 +398,12 @@ static const char *const modes[] = {"safe", "hard", NULL};
 static const char *const types[] = {"nbd", NULL};
 
 static const struct qmp_arg start_args[] = {
-    QMP_OPT("id", STR),
     QMP_OPT("handshake-max-seconds", UINT32),
-    QMP_ARG("addr", OBJECT, .members = address_legacy_args),
     QMP_OPT("tls-creds", STR),
     QMP_OPT("tls-authz", STR),
     QMP_OPT("max-connections", UINT32),
+    QMP_ARG("addr", OBJECT, .members = address_legacy_args),
+    QMP_OPT("id", STR),
     QMP_OPT("max-connections-per-address", UINT32),
     QMP_LAST,
 };

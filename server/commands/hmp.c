@@ -142,9 +142,9 @@ static struct node *settled(struct qmp_call *call, const char *name,
         (void)error_nomem(errp);
         return NULL;
     }
-    mutex_unlock(&d->jobs->lock);
+    mutex_unlock(&call->daemon->jobs->lock);
     int r = graph_settle(d->graph, node, SETTLE_NS, errp);
-    mutex_lock(&d->jobs->lock);
+    mutex_lock(&call->daemon->jobs->lock);
     return r < 0 ? NULL : disk_find_device(d, name, errp);
 }
 

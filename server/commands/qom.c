@@ -364,6 +364,11 @@ static int set_of_device(struct qmp_call *call, const char *name,
         name += strlen(QDEV_PATH);
     }
     if (strcmp(property, "drive") != 0) {
+        if (!d->devices || !devices_has(d->devices, name)) {
+            call->class = QMP_DEVICE_NOT_FOUND;
+            return error_set(errp, ENODEV, "Device '%.200s' not found",
+                             qmp_str(call, "path"));
+        }
         return no_property(name, property, errp);
     }
     struct node *n = value ? graph_find(d->graph, value) : NULL;

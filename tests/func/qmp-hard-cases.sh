@@ -25,7 +25,7 @@ refused() {
 }
 
 # It aborts on these.
-refused "option 'size' must be between 0 and 9223372036853727232" blockdev-add \
+refused "Value '-1' is out of range for parameter 'size'" blockdev-add \
     '{"driver": "null-co", "node-name": "n", "size": -1}'
 [ "$(qmp blockdev-reopen '{"options": []}')" = '{}' ] || fail "reopen of none"
 qmp block-dirty-bitmap-add node=disk name=b0 >/dev/null

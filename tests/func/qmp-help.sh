@@ -68,7 +68,7 @@ refused "help is of one command" "$qmp_sock" help a b
 refused "help is of one command" --quiet "$qmp_sock" help
 refused "no command 'Query_jbos'; is 'query-jobs' meant" "$qmp_sock" Query_jbos
 refused "'help' tells which" "$qmp_sock" zzz
-refused "Parameter 'nod' is unexpected" "$qmp_sock" block-dirty-bitmap-add \
+refused "Parameter 'node' is missing" "$qmp_sock" block-dirty-bitmap-add \
     name=b nod=vda
 tells "no argument 'nod'; is 'node' meant"
 refused "'help query-jobs' tells which" "$qmp_sock" query-jobs zzz=1

@@ -139,10 +139,12 @@ START_TEST(arguments_missing_and_unexpected)
     args_say(add, "{'node':'n','name':'b'}", "");
     args_say(add, "{'node':'n'}", "Parameter 'name' is missing");
     args_say(add, "{'name':'n'}", "Parameter 'node' is missing");
-    /* It may be the one that is missing, misspelt. */
-    args_say(add, "{'name':'n','nod':1}", "Parameter 'nod' is unexpected");
-    args_say(add, "{'name':1,'nod':1}",
+    /* In the order of the table; what it does not have comes last. */
+    args_say(add, "{'name':'n','nod':1}", "Parameter 'node' is missing");
+    args_say(add, "{'name':1,'nod':1}", "Parameter 'node' is missing");
+    args_say(add, "{'node':'n','name':1,'x':1}",
              "Invalid parameter type for 'name', expected: string");
+    args_say(add, "{'node':'n','persistent':1}", "Parameter 'name' is missing");
     args_say(add, "{'node':'n','name':'b','x':1}",
              "Parameter 'x' is unexpected");
     args_say("query-version", "{'a':1}", "Parameter 'a' is unexpected");
