@@ -317,7 +317,7 @@ static int prepare_copy(struct copy_job *c, struct error **errp)
     if (c->plan->kind == DISK_FULL) {
         r = add_range(0, c->disk->size, c);
     } else {
-        r = source_each_dirty(c->source, c->disk, add_range, c, errp);
+        r = source_each_dirty(c->source, c->disk, c->from, add_range, c, errp);
     }
     return r < 0 ? r : measure_set(c, errp);
 }
@@ -369,11 +369,9 @@ int copy_prepare(struct copy_job *c, struct error **errp)
     mutex_init(&c->lock, LOCK_COPY_JOB, NULL);
     cond_init(&c->wake);
     c->ready = true;
-    int r = store_add_disk(c->store, c->disk->name, errp);
+    int r = graph_open(c->graph, c->disk->options, &c->from, errp);
 
-    if (r < 0 ||
-        (r = graph_open(c->graph, c->disk->options, &c->from, errp)) < 0 ||
-        (r = make_target(c, errp)) < 0) {
+    if (r < 0 || (r = make_target(c, errp)) < 0) {
         return r;
     }
     if (c->plan->kind == DISK_COMPARED) {
@@ -396,6 +394,21 @@ static void end_compare(struct copy_job *c)
     }
     c->compare = NULL;
     c->sink = NULL;
+}
+
+/* In the order in which they need each other. */
+static void close_nodes(struct copy_job *c)
+{
+    end_compare(c);
+    blk_free(c->file);
+    if (c->to) {
+        graph_forget(c->graph, c->to);
+    }
+    if (c->from) {
+        graph_forget(c->graph, c->from);
+    }
+    c->file = NULL;
+    c->to = c->from = NULL;
 }
 
 /* The parent is damaged: nothing is put over it. */
@@ -542,26 +555,12 @@ int copy_carry_out(struct copy_job *c, struct error **errp)
         struct transfer_progress p;
         copy_job_progress(c, &p);
         c->progress.read = p.read;
+        close_nodes(c); /* there may be many disks */
     }
     return r;
 }
 
 /* --- The end --- */
-
-/* In the order in which they need each other. */
-static void close_nodes(struct copy_job *c)
-{
-    end_compare(c);
-    blk_free(c->file);
-    if (c->to) {
-        graph_forget(c->graph, c->to);
-    }
-    if (c->from) {
-        graph_forget(c->graph, c->from);
-    }
-    c->file = NULL;
-    c->to = c->from = NULL;
-}
 
 /* The next run does not put anything over it either, and verify looks. */
 static void note_damage(struct copy_job *c)

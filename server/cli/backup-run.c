@@ -15,7 +15,39 @@
 #include "nbdelta/cleanup.h"
 #include "nbdelta/error.h"
 #include "nbdelta/graph.h"
+#include "source/side-by-side.h"
 #include "store/prune.h"
+
+/* --- All disks, a few at once --- */
+
+struct each {
+    struct run *r;
+    int (*fn)(struct copy_job *c, struct error **errp);
+};
+
+static int do_one(void *opaque, unsigned i, struct error **errp)
+{
+    const struct each *e = opaque;
+    struct copy_job *c = &e->r->copies[i];
+    int result = e->fn(c, errp);
+
+    if (result < 0) {
+        error_prefix(errp, "disk '%s': ", c->disk->name);
+    }
+    return result;
+}
+
+/* Most of it is waiting for storage.  The first error. */
+static int each_copy(struct run *r,
+                     int (*fn)(struct copy_job *c, struct error **errp),
+                     struct error **errp)
+{
+    struct each e = {r, fn};
+    const struct side_by_side all = {
+        .count = r->count, .fn = do_one, .opaque = &e, .stop_fd = -1};
+
+    return side_by_side_run(&all, errp);
+}
 
 /* --- What is to be copied --- */
 
@@ -35,13 +67,13 @@ static int prepare_copies(struct run *r, struct error **errp)
         c->no_fallback = r->o->no_fallback;
         c->audit = r->o->audit;
         c->resume = r->resume && run_may_resume(r, c);
-        int result = copy_prepare(c, errp);
+        int result = store_add_disk(r->store, c->disk->name, errp);
         if (result < 0) {
             error_prefix(errp, "disk '%s': ", c->disk->name);
             return result;
         }
     }
-    return 0;
+    return each_copy(r, copy_prepare, errp);
 }
 
 static int check_room(struct run *r, struct error **errp)
@@ -72,19 +104,19 @@ static int put_pending(struct run *r, struct error **errp)
 {
     struct manifest *m = manifest_new();
 
+    int result = each_copy(r, copy_finish, errp);
+    if (result < 0) {
+        manifest_free(m);
+        return result;
+    }
     for (unsigned i = 0; i < r->count; i++) {
-        int result = copy_finish(&r->copies[i], errp);
-        if (result < 0) {
-            manifest_free(m);
-            return result;
-        }
         r->fell_back |= plan_fell_back(&r->plan[i]);
     }
     if (!m || run_fill_manifest(r, m) < 0) {
         manifest_free(m);
         return error_nomem(errp);
     }
-    int result = put_definition(r, m, errp);
+    result = put_definition(r, m, errp);
     if (result < 0) {
         manifest_free(m);
         return result;

@@ -181,24 +181,22 @@ static int open_rbd(struct source *s, const char *what,
 
 /* --- What has changed --- */
 
-static int each_dirty_rbd(struct source *s, const struct source_disk *d,
-                          int (*fn)(uint64_t offset, uint64_t bytes,
-                                    void *opaque),
-                          void *opaque, struct error **errp)
+/* How @view differs from the checkpoint before. */
+static int tell_diff(struct source *s, const struct source_disk *d,
+                     struct node *view,
+                     int (*fn)(uint64_t offset, uint64_t bytes, void *opaque),
+                     void *opaque, struct error **errp)
 {
     const struct rbd_source *x = s->opaque;
-    unsigned i = (unsigned)(d - s->disks);
-    CLEANUP_ERROR struct error *err = NULL;
-    enum storage_diff_how how = STORAGE_DIFF_FAST;
-    struct node *view;
     CLEANUP_FREE char *before = storage_checkpoint_name(d->since);
-    int r = before ? graph_open(s->graph, d->options, &view, errp)
-                   : error_nomem(errp);
+    CLEANUP_ERROR struct error *err = NULL;
+    unsigned i = (unsigned)(d - s->disks);
+    enum storage_diff_how how = STORAGE_DIFF_FAST;
 
-    if (r < 0) {
-        return r;
+    if (!before) {
+        return error_nomem(errp);
     }
-    r = storage_diff(view, before, fn, opaque, &how, &err);
+    int r = storage_diff(view, before, fn, opaque, &how, &err);
     if (r == 0 || r == -ENOENT) {
         r = rbd_check_snapshot(s, i, before, x->disks[i].since, errp);
     } else if (err) {
@@ -211,7 +209,25 @@ static int each_dirty_rbd(struct source *s, const struct source_disk *d,
                  "rebuild' of the image and of its snapshots mends that)",
                  d->name);
     }
-    graph_forget(s->graph, view);
+    return r;
+}
+
+static int each_dirty_rbd(struct source *s, const struct source_disk *d,
+                          struct node *n,
+                          int (*fn)(uint64_t offset, uint64_t bytes,
+                                    void *opaque),
+                          void *opaque, struct error **errp)
+{
+    struct node *view = n;
+    int r = n ? 0 : graph_open(s->graph, d->options, &view, errp);
+
+    if (r < 0) {
+        return r;
+    }
+    r = tell_diff(s, d, view, fn, opaque, errp);
+    if (!n) {
+        graph_forget(s->graph, view);
+    }
     return r;
 }
 

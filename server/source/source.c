@@ -430,12 +430,13 @@ static int walk_bitmap(const struct source_disk *d, struct walk *w)
 }
 
 int source_each_dirty(struct source *s, const struct source_disk *disk,
-                      source_range_fn *fn, void *opaque, struct error **errp)
+                      struct node *n, source_range_fn *fn, void *opaque,
+                      struct error **errp)
 {
     struct walk w = {.fn = fn, .opaque = opaque};
     int r = disk->dirty    ? walk_view(s, disk, &w, errp)
             : disk->bitmap ? walk_bitmap(disk, &w)
-            : disk->told   ? s->ops->each_dirty(s, disk, tell_walk, &w, errp)
+            : disk->told   ? s->ops->each_dirty(s, disk, n, tell_walk, &w, errp)
                            : add_range(&w, 0, disk->size);
 
     return r == 0 ? tell_range(&w) : r;

@@ -22,7 +22,8 @@
  * else that a source makes at the other side is named after `id`
  * ("nbdelta-ID-..."), so that the next run of the same directory finds it.
  *
- * All functions block, and are called by one thread at a time.  None waits for
+ * All functions block, and are called by one thread at a time, except that
+ * source_each_dirty() may be called for several disks at once.  None waits for
  * the other side longer than `timeout_s` for one answer; a monitor that does
  * not greet within 5 s is busy.
  */
@@ -33,6 +34,7 @@
 struct bitmap;
 struct error;
 struct graph;
+struct node;
 struct agent;
 struct source;
 struct source_ops;
@@ -156,6 +158,7 @@ struct source_ops {
     /* Of a disk that is `told`; as source_each_dirty(), and neighbours need not
      * come as one. */
     int (*each_dirty)(struct source *s, const struct source_disk *disk,
+                      struct node *n,
                       int (*fn)(uint64_t offset, uint64_t bytes, void *opaque),
                       void *opaque, struct error **errp);
     void (*close)(struct source *s);
@@ -251,11 +254,13 @@ struct source_disk *source_find(const struct source *s, const char *name);
 /*
  * Tell @fn of all dirty ranges of @disk, in order, between begin and end; of
  * the whole disk, if nobody knows what has changed.  Neighbours may come as
- * one.  Non-zero from @fn ends that and is returned.
+ * one.  Non-zero from @fn ends that and is returned.  @n: a node that was
+ * opened with disk->options, which spares opening another one; or NULL.
  */
 typedef int source_range_fn(uint64_t offset, uint64_t bytes, void *opaque);
 int source_each_dirty(struct source *s, const struct source_disk *disk,
-                      source_range_fn *fn, void *opaque, struct error **errp);
+                      struct node *n, source_range_fn *fn, void *opaque,
+                      struct error **errp);
 
 /* --- What kinds use --- */
 

@@ -64,7 +64,7 @@ static json_t *describe_disk(struct source *s, const struct source_disk *d)
     json_t *ranges = json_array();
     int r = d->skip || !s->begun
                 ? 0
-                : source_each_dirty(s, d, add_range, ranges, &err);
+                : source_each_dirty(s, d, NULL, add_range, ranges, &err);
 
     return json_pack("{s:s, s:I, s:b, s:s*, s:O*, s:O*, s:b, s:o, s:s*}",
                      "name", d->name, "size", (json_int_t)d->size, "skip",
