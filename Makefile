@@ -31,6 +31,7 @@
 #                             have storage fail in each operation that changes
 #                             metadata, at each request, and check what is left;
 #                             CASE='clear resize' runs these operations
+#   make many [IMAGES=500]    back up so many images of Ceph in one run
 #   make bench                measure nbdelta beside its peers: a table, and what
 #                             goals are met; W='read-* start' measures these
 #                             rows, W=list lists all, QUICK=1 only sees that it
@@ -384,7 +385,7 @@ FOR_TESTS = BUILD='$(abspath $(O))' SRCDIR='$(CURDIR)' CC='$(CC)' \
 # A make of its own, which looks for the packages that are there by now.
 SUBMAKE = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
 
-.PHONY: check check-run check-peers check-iotests check-iotests-run check-valgrind demo crash faults stress demo-run bench bench-check bench-compare packages \
+.PHONY: check check-run check-peers check-iotests check-iotests-run check-valgrind demo crash faults many stress demo-run bench bench-check bench-compare packages \
         FORCE
 check:
 	$(Q)tests/packages.sh build test
@@ -484,6 +485,11 @@ crash: all $(TOOLS)
 faults: all $(TOOLS)
 	$(Q)$(FOR_TESTS) SEED='$(SEED)' FAULTS_CASES='$(or $(CASE),all)' \
 	    TEST_TIMEOUT=14400 tests/run tests/func/faults.sh
+
+# The same of this one.
+many: all $(TOOLS)
+	$(Q)$(FOR_TESTS) RBD_IMAGES='$(or $(IMAGES),500)' TEST_TIMEOUT=7200 \
+	    tests/run tests/func/rbd-many.sh
 
 # What is asked of tests/bench/bench.py, in words of make.
 W ?= *
