@@ -138,6 +138,8 @@ struct driver {
     const char *const *features;  /* of these, in QEMU's schema; or NULL */
     bool is_filter;
     bool is_protocol;
+    bool no_room;     /* what it has takes none anywhere */
+    bool no_details;  /* a protocol that knows nothing of what has its bytes */
     bool has_backing; /* the images of this format can name a backing file */
     bool passive; /* nothing but reads of the user on top, which has it alone:
                      it comes and goes without a drain of what is below */

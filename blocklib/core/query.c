@@ -16,6 +16,9 @@ static bool add_disk_bytes(const struct node *n, uint64_t *sum)
     struct stat st;
     bool known = false;
 
+    if (n->drv->no_room) {
+        return true;
+    }
     if (n->drv->fstat) {
         known = n->drv->fstat(n, &st) == 0;
         *sum += known ? (uint64_t)st.st_blocks * 512 : 0;
@@ -72,6 +75,19 @@ static void add_backing(struct node *n, json_t *info)
     }
 }
 
+/* QEMU tells of an image whether it was closed in order only if what has its
+ * bytes knows more than their number. */
+static bool has_details(const struct node *n)
+{
+    const struct node *file;
+
+    n = node_skip_filters((struct node *)(uintptr_t)n);
+    while (!n->drv->has_backing && (file = node_child(n, CHILD_FILE))) {
+        n = node_skip_filters((struct node *)(uintptr_t)file);
+    }
+    return !n->drv->no_details;
+}
+
 static json_t *image_info(struct node *n)
 {
     json_t *info = json_pack("{s:I, s:s, s:s}", "virtual-size",
@@ -82,14 +98,14 @@ static json_t *image_info(struct node *n)
     if (!info) {
         info = json_object(); /* a file name that is not UTF-8 */
     }
-    if (n->cluster_size > 0) {
-        (void)json_object_set_new(info, "cluster-size",
-                                  json_integer(n->cluster_size));
+    uint32_t cluster = node_skip_filters(n)->cluster_size;
+    if (cluster > 0) {
+        (void)json_object_set_new(info, "cluster-size", json_integer(cluster));
     }
     if (n->drv->describe) {
         n->drv->describe(n, info);
     }
-    if (!json_object_get(info, "dirty-flag")) {
+    if (!json_object_get(info, "dirty-flag") && has_details(n)) {
         (void)json_object_set_new(info, "dirty-flag", json_false());
     }
     if (add_disk_bytes(n, &on_disk)) {
@@ -108,24 +124,36 @@ json_t *node_image_info(struct graph *g, struct node *n)
     return info;
 }
 
+/* What a filter filters, or an image's backing node; filters that no user has
+ * put there are not counted. */
+static struct node *next_image(const struct node *n)
+{
+    struct node *below = node_child(n, n->drv->is_filter ? CHILD_FILE
+                                                         : CHILD_BACKING);
+
+    while (below && below->implicit) {
+        below = node_child(below, CHILD_FILE);
+    }
+    return below;
+}
+
 /* ImageInfo with the chain below it, as BlockDeviceInfo has it. */
 static json_t *image_chain(struct node *n)
 {
     json_t *info = image_info(n);
-    struct node *backing = node_skip_filters(node_backing(n));
+    struct node *below = next_image(n);
 
-    if (info && backing) {
-        (void)json_object_set_new(info, "backing-image", image_chain(backing));
+    if (info && below) {
+        (void)json_object_set_new(info, "backing-image", image_chain(below));
     }
     return info;
 }
 
 static json_int_t backing_depth(struct node *n)
 {
-    json_int_t depth = -1;
+    json_int_t depth = 0;
 
-    for (n = node_skip_filters(n); n;
-         n = node_skip_filters(node_child(n, CHILD_BACKING))) {
+    while ((n = next_image(n))) {
         depth++;
     }
     return depth;

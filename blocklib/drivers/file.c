@@ -814,6 +814,13 @@ static const struct driver_reopen reopen_methods = {
 };
 
 /* clang-format off */
+static void file_describe(struct node *n, json_t *info)
+{
+    (void)n;
+    (void)json_object_set_new(info, "format-specific",
+                              json_pack("{s:s, s:{}}", "type", "file", "data"));
+}
+
 #define METHODS                            \
     .is_protocol = true,                   \
     .options = file_options,               \
@@ -826,6 +833,7 @@ static const struct driver_reopen reopen_methods = {
     .limits = file_limits,                 \
     .resize = file_resize,                 \
     .fstat = file_fstat,                   \
+    .describe = file_describe,             \
     .hold_mark = file_hold_mark,           \
     .has_mark = file_has_mark,             \
     .stats = file_stats,                   \

@@ -574,6 +574,7 @@ const struct driver driver_nbd = {
     .name = "nbd",
     .options = remote_node_options,
     .is_protocol = true,
+    .no_details = true,
     .state_size = sizeof(struct remote),
     .flags_write = REQ_FUA,
     .flags_zero = REQ_MAY_UNMAP | REQ_NO_FALLBACK,

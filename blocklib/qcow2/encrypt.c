@@ -346,13 +346,13 @@ json_t *qcow2_luks_describe(const struct qcow2 *s)
     struct luks_names names;
 
     luks_name(h, &names);
-    return json_pack("{s:s, s:s*, s:s, s:s, s:s, s:s, s:s, s:o*, s:I, s:I}",
-                     "ivgen-alg", names.iv, "ivgen-hash-alg", names.iv_hash,
-                     "hash-alg", h->hash->name, "cipher-alg", names.cipher,
-                     "uuid", h->uuid, "format", "luks", "cipher-mode",
-                     names.mode, "slots", describe_slots(h), "payload-offset",
-                     (json_int_t)luks_bytes(h), "master-key-iters",
-                     (json_int_t)h->digest_iterations);
+    return json_pack(
+        "{s:s, s:s*, s:s, s:s, s:s, s:s, s:s, s:o*, s:b, s:I, s:I}",
+        "ivgen-alg", names.iv, "ivgen-hash-alg", names.iv_hash, "hash-alg",
+        h->hash->name, "cipher-alg", names.cipher, "uuid", h->uuid, "format",
+        "luks", "cipher-mode", names.mode, "slots", describe_slots(h),
+        "detached-header", 0, "payload-offset", (json_int_t)luks_bytes(h),
+        "master-key-iters", (json_int_t)h->digest_iterations);
 }
 
 /* --- Coding --- */

@@ -166,6 +166,8 @@ static int cmd_query_nodes(struct qmp_call *call, struct error **errp)
         if (qmp_bool(call, "flat", false)) {
             (void)json_object_del(json_object_get(info, "image"),
                                   "backing-image");
+            (void)json_object_set_new(info, "backing_file_depth",
+                                      json_integer(0));
         }
     }
     return return_list(call, c.list, r, errp);

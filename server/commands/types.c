@@ -105,6 +105,7 @@ static const struct qmp_arg luks_members[] = {
     QMP_ARG("ivgen-alg", STR),
     QMP_OPT("ivgen-hash-alg", STR),
     QMP_ARG("hash-alg", STR),
+    QMP_ARG("detached-header", BOOL),
     QMP_ARG("payload-offset", INT),
     QMP_ARG("master-key-iters", INT),
     QMP_ARG("uuid", STR),
@@ -161,12 +162,17 @@ static const struct qmp_arg rbd_wrapper[] = {
     QMP_LAST,
 };
 
-static const char *const specific_words[] = {"nbd", "qcow2", "rbd", NULL};
+static const struct qmp_arg no_members[] = {QMP_LAST};
+static const struct qmp_arg file_wrapper[] = {
+    QMP_ARG("data", OBJECT, .members = no_members),
+    QMP_LAST,
+};
+
+static const char *const specific_words[] = {"file", "nbd", "qcow2", "rbd",
+                                             NULL};
 static const struct qmp_variant specific_variants[] = {
-    {"nbd", nbd_wrapper},
-    {"qcow2", qcow2_wrapper},
-    {"rbd", rbd_wrapper},
-    {NULL, NULL},
+    {"file", file_wrapper}, {"nbd", nbd_wrapper}, {"qcow2", qcow2_wrapper},
+    {"rbd", rbd_wrapper},   {NULL, NULL},
 };
 static const struct qmp_arg specific_members[] = {
     QMP_ARG("type", ENUM, .words = specific_words),
