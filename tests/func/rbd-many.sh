@@ -10,6 +10,7 @@ set -eu -o pipefail
 . "$SRCDIR/tests/func/ceph.bash"
 need jq qemu-img
 need_ceph
+python -c "import rados, rbd" 2>out || skip "python3-rbd is not there"
 images=${RBD_IMAGES:-24}
 many() { python "$SRCDIR/tests/func/rbd_many.py" "$images" "$@"; }
 
@@ -59,7 +60,7 @@ backup increment 0
 # Killed while it copies; the next run goes on with that.
 many change 2
 killed=$(point)
-nbdelta backup --rate=64k "${all[@]}" dir >out 2>&1 &
+nbdelta backup --rate=4k "${all[@]}" dir >out 2>&1 &
 run=$!
 begun() { [ -e dir/resume.json ] && compgen -G 'dir/i0/*.part' >out; }
 wait_until "a copy has begun" begun
