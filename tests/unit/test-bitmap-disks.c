@@ -56,7 +56,8 @@ static int meeting_flush(struct node *n)
         return -EIO;
     }
     /* How many there are outside depends on how long they take. */
-    bool *met = &meet.met[atoi(n->name + strlen("meet"))][!node_is_draining(n)];
+    unsigned disk = (unsigned)strtoul(n->name + strlen("meet"), NULL, 10);
+    bool *met = &meet.met[disk][!node_is_draining(n)];
     mutex_lock(&meet.lock);
     if (meet.on && !*met) {
         *met = true;
