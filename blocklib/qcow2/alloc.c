@@ -119,6 +119,41 @@ int qcow2_refcount_get(struct qcow2 *s, uint64_t cluster, uint64_t *count)
     return 0;
 }
 
+/* Are all counts of the 8 bytes zero that end before @end's? */
+static bool no_counts_before(const struct qcow2 *s, const struct qcow2_table *t,
+                             uint64_t end)
+{
+    uint64_t bit = ((end - 1) & (refs_per_block(s) - 1)) << s->refcount_order;
+    uint64_t word;
+
+    memcpy(&word, (const char *)t->data + bit / 64 * 8, sizeof(word));
+    return word == 0;
+}
+
+int qcow2_refcount_last(struct qcow2 *s, uint64_t first, uint64_t *end)
+{
+    const uint64_t per = UINT64_C(64) >> s->refcount_order;
+    struct qcow2_table *t;
+    int r = block_get(s, first, &t);
+
+    if (r < 0 || !t) {
+        *end = first;
+        return r;
+    }
+    while (*end > first) {
+        if (*end % per == 0 && *end - first >= per &&
+            no_counts_before(s, t, *end)) {
+            *end -= per;
+        } else if (count_in(s, t, *end - 1) > 0) {
+            break;
+        } else {
+            --*end;
+        }
+    }
+    qcow2_cache_put(s->refblocks, t);
+    return 0;
+}
+
 /* The clusters in use may end so many clusters behind the end of the file: they
  * were counted before a crash, and not written. */
 #define BEYOND_MAX 65536

@@ -63,6 +63,10 @@ uint64_t qcow2_refcount_max(const struct qcow2 *s);
 /* The refcount of a cluster. */
 int qcow2_refcount_get(struct qcow2 *s, uint64_t cluster, uint64_t *count)
     REQUIRES(s->meta);
+/* Lower *@end to one behind the last cluster in [@first, *end) that has a
+ * refcount, or to @first.  They are of one refcount block. */
+int qcow2_refcount_last(struct qcow2 *s, uint64_t first, uint64_t *end)
+    REQUIRES(s->meta);
 
 /* How large the refcount table becomes that has entry @needed - 1 and does not
  * have it yet: *clusters, and *blocks that count these.  Of @s only its shape

@@ -55,16 +55,19 @@ static int last_in_block(struct qcow2 *s, uint64_t index, bool but_own,
 {
     uint64_t own = (s->reftable[index] & QCOW2_OFFSET_MASK) >> s->cluster_bits;
     uint64_t first = index << s->refblock_bits;
-    int r = 0;
+    uint64_t end = first + (UINT64_C(1) << s->refblock_bits);
+    uint64_t count = 0;
+    int r = qcow2_refcount_last(s, first, &end);
 
-    *found = false;
-    for (uint64_t c = first + (UINT64_C(1) << s->refblock_bits);
-         c-- > first && r == 0 && !*found;) {
-        uint64_t count = 0;
-        r = qcow2_refcount_get(s, c, &count);
-        *found = count > 0 && !(but_own && c == own && count == 1);
-        *last = c;
+    if (r == 0 && but_own && end > first && end - 1 == own) {
+        r = qcow2_refcount_get(s, own, &count);
+        if (r == 0 && count == 1) {
+            end = own;
+            r = qcow2_refcount_last(s, first, &end);
+        }
     }
+    *found = end > first;
+    *last = end - 1;
     return r;
 }
 
