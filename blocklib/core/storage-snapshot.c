@@ -72,6 +72,13 @@ static const struct driver_storage *find(struct node **np, struct error **errp)
 
 /* --- Changing and listing --- */
 
+int storage_ready(struct node *n, struct error **errp)
+{
+    const struct driver_storage *drv = find(&n, errp);
+
+    return drv ? drv->ready(n, errp) : -ENOTSUP;
+}
+
 int storage_remove(struct node *n, const char *name, struct error **errp)
 {
     const struct driver_storage *drv = find(&n, errp);

@@ -154,7 +154,11 @@ int pulls_look(struct pulls *p, const struct pull_disk_options *disks,
     if (refs) {
         remove_left_over(refs, found);
     }
-    r = look_settle(l, errp);
+    for (size_t i = 0; r == 0 && i < l->count; i++) {
+        struct node *n = l->at[i].storage;
+        r = n ? storage_ready(n, errp) : 0;
+    }
+    r = r < 0 ? r : look_settle(l, errp);
     look_end(p->daemon);
     return r;
 }

@@ -33,7 +33,15 @@ has_pending() { # IMAGE
     rbd snap ls --format json "$1" | jq -r '.[].name' >snaps
     grep '^nbdelta\.backup\.' snaps
 }
-signal_cluster() { kill "-$1" "$(cat ceph/mon.pid)" "$(cat ceph/osd.pid)"; }
+# An OSD that was stopped for long may never go on (its leases are over).
+hang_cluster() {
+    kill -STOP "$(cat ceph/mon.pid)"
+    ceph_daemon kill osd
+}
+wake_cluster() {
+    kill -CONT "$(cat ceph/mon.pid)"
+    ceph_daemon run osd
+}
 
 for disk in a b c d; do
     rbd create --size 16M $disk
@@ -52,7 +60,7 @@ begin --disk b --checkpoint given-up
 given_up=$id
 begin --disk c --checkpoint failed
 failed=$id
-signal_cluster STOP
+hang_cluster
 # All at once, because each of them waits until it has been too long.
 pids=()
 refused "does not answer" end "$retried" &
@@ -74,7 +82,7 @@ jq -e --arg a "$retried" --arg b "$given_up" \
 for pid in "${pids[@]}"; do
     wait "$pid" || fail "$(cat refused.out server.log)"
 done
-signal_cluster CONT
+wake_cluster
 # What came too late was done all the same.
 wait_until "a's is renamed" snapshots_are a nbdelta.checkpoint.retried
 wait_until "b's is renamed" snapshots_are b nbdelta.checkpoint.given-up
@@ -133,7 +141,9 @@ wait_until "writes fail" shut_out
 refused "blocklist" end "$id"
 end "$id" --failed
 has_pending d >out || fail "who has removed it?"
-stop_server
+kill -TERM "$server"
+wait "$server" || [ $? -eq 1 ] # it may tell of what it could not flush
+server=
 serve_all
 begin --disk d --checkpoint out
 [ "$(has_pending d | wc -l)" = 1 ] || fail "left: $(cat snaps)"

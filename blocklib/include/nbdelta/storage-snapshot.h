@@ -66,6 +66,10 @@ struct storage_ref {
     const char *name;
 };
 
+/* Would a snapshot be made now, or would guests wait until the storage answers?
+ * 0, or -errno.  The action below asks that, too; who has locks asks before. */
+int storage_ready(struct node *n, struct error **errp);
+
 /*
  * An action (action.h) whose act makes a snapshot of each node, at one instant:
  * no request of this process's users is under way.  Other clients may write
