@@ -8,7 +8,7 @@ need qemu-img jq
 
 truncate -s 1M base.raw
 qemu-img create -q -f qcow2 -b base.raw -F raw top.qcow2
-qemu-img create -q -f qcow2 --object secret,id=s,data=x \
+nbdelta create --object secret,id=s,data=x \
     -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 l.qcow2 1M
 nbdelta serve --qmp "$qmp_sock" --pidfile "$pidfile" \
     --object secret,id=s,data=x --object throttle-group,id=g \
