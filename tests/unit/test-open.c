@@ -62,7 +62,7 @@ START_TEST(bad_options_are_refused_by_name)
     expect_refused("driver=raw,file.driver=mem,file.size=1M,file.x.y=1",
                    -EINVAL, "'x");
     expect_refused("driver=raw,offset=2M,file.driver=mem,file.size=1M", -EINVAL,
-                   "offset");
+                   "Offset");
     expect_refused("missing.img", -ENOENT, "missing.img");
 }
 END_TEST

@@ -132,9 +132,11 @@ START_TEST(what_is_wrong_is_named)
     fails("one,size=1,inner.n=x", spec, "Parameter 'n' expects integer");
     fails("one,size=1,inner.n=1,inner.on=1", spec,
           "Parameter 'on' expects 'on' or 'off'");
-    fails("one,size=1,inner.x=1", spec, "Parameter 'inner.x' is unexpected");
+    fails("one,size=1,inner.n=1,inner.x=1", spec,
+          "Parameter 'inner.x' is unexpected");
     fails("one,size=1,inner.on=on", spec, "Parameter 'inner.n' is missing");
-    fails("one,sice=1", spec, "Parameter 'sice' is unexpected");
+    fails("one,sice=1", spec, "Parameter 'size' is missing");
+    fails("one,size=1,sice=1", spec, "Parameter 'sice' is unexpected");
     fails("two,list.0.n=1,list.0.x=2", spec,
           "Parameter 'list[0].x' is unexpected");
     /* What another variant has. */
